@@ -1,1 +1,18 @@
+//! Train, sample and evaluate denoising diffusion models.
+//!
+//! The parts, each on those before it: [`nn`] (layers, modes), [`models`] (networks), [`diffusion`] (formulations, which give a
+//! [`Denoiser`](diffusion::Denoiser)), [`sampler`] (noise to data), [`train`] (trainer, moving average, checkpoints, run folder).
+//! [`data`], [`noise`], [`interop`] and [`report`] serve them. `ARCHITECTURE.md` in the repository says why.
 
+pub mod data;
+pub mod diffusion;
+pub mod generate;
+pub mod interop;
+pub mod model_file;
+pub mod models;
+pub mod nn;
+pub mod noise;
+pub mod recipe;
+pub mod report;
+pub mod sampler;
+pub mod train;

@@ -1,0 +1,257 @@
+//! Softmax attention in blocks of keys with a running maximum and sum (Milakov & Gimelshein 2018, Rabe & Staats 2021,
+//! Dao et al. 2022): the matrix of scores never exists as a whole.
+
+use super::pack::{MemoryLayout, key_rows, panels_of_rows, panels_of_transpose};
+use super::{AttentionShape, KEY, QUERY, VALUE};
+use crate::gemm::{AddTo, PANEL, ROWS, RowPointers, dense_pointers, rows_times_panels};
+use crate::par::{Scratch, Shared, for_each_task, task_range};
+use crate::simd::{Isa, LANES, exp, simd_fn};
+
+/// Queries of a block of scores.
+pub(super) const QUERIES: usize = 48;
+/// Keys of a block of scores, a multiple of [`PANEL`].
+pub(super) const KEYS: usize = 128;
+
+/// out[b, i, h, :] = sum over keys j of softmax_j(q_i . k_j / sqrt(head_dim)) v_j
+///
+/// `qkv` is `[batch, positions, 3, heads, head_dim]`, `memory` is `[2, heads, memory, head_dim]` (keys, values), `out` is
+/// `[batch, positions, heads, head_dim]`. `lse`, `[batch, heads, positions]`, receives the logarithm of each softmax's
+/// denominator, which [`super::attention_backward`] needs.
+pub fn attention_forward(
+    shape: &AttentionShape,
+    qkv: &[f32],
+    memory: &[f32],
+    out: &mut [f32],
+    lse: &mut [f32],
+) {
+    forward_with(Isa::detect(), shape, qkv, memory, out, lse);
+}
+
+pub(super) fn forward_with(
+    isa: Isa,
+    shape: &AttentionShape,
+    qkv: &[f32],
+    memory: &[f32],
+    out: &mut [f32],
+    lse: &mut [f32],
+) {
+    shape.check(qkv.len(), memory.len(), out.len());
+    assert_eq!(lse.len(), shape.lse_len(), "length of lse of {shape:?}");
+    let (keys, padded) = (shape.keys(), shape.padded_dim());
+    let pairs = shape.batch * shape.heads;
+    let key_len = keys.next_multiple_of(PANEL) * shape.head_dim;
+    let value_len = keys * padded;
+
+    // Keys as panels of their transpose; values as panels of rows, block by block.
+    let (mut packed_keys, mut packed_values) = (
+        Scratch::new(pairs * key_len),
+        Scratch::new(pairs * value_len),
+    );
+    let (all_keys, all_values) = (
+        Shared::new(&mut packed_keys),
+        Shared::new(&mut packed_values),
+    );
+    for_each_task(pairs, |pair| {
+        let (image, head) = (pair / shape.heads, pair % shape.heads);
+        // SAFETY: every task has its own head of its own image.
+        let (key_panels, value_panels) = unsafe {
+            (
+                all_keys.part(pair * key_len..(pair + 1) * key_len),
+                all_values.part(pair * value_len..(pair + 1) * value_len),
+            )
+        };
+        let rows = key_rows(
+            shape,
+            qkv,
+            memory,
+            MemoryLayout::RowsOfChannels,
+            image,
+            KEY,
+            head,
+        );
+        panels_of_transpose(&rows, padded, shape.head_dim, keys, key_panels);
+        drop(rows);
+        let rows = key_rows(
+            shape,
+            qkv,
+            memory,
+            MemoryLayout::RowsOfChannels,
+            image,
+            VALUE,
+            head,
+        );
+        for (rows, panels) in rows
+            .chunks(KEYS * padded)
+            .zip(value_panels.chunks_mut(KEYS * padded))
+        {
+            panels_of_rows(rows, padded, rows.len() / padded, panels);
+        }
+    });
+
+    let blocks = shape.positions.div_ceil(QUERIES);
+    let (out, lse) = (Shared::new(out), Shared::new(lse));
+    for_each_task(pairs * blocks, |task| {
+        let (pair, queries) = (
+            task / blocks,
+            task_range(task % blocks, QUERIES, shape.positions),
+        );
+        let (image, head) = (pair / shape.heads, pair % shape.heads);
+        let key_panels = &packed_keys[pair * key_len..(pair + 1) * key_len];
+        let value_panels = &packed_values[pair * value_len..(pair + 1) * value_len];
+        let state = block(
+            isa,
+            shape,
+            &query_pointers(shape, qkv, image, head, queries.clone()),
+            queries.len(),
+            key_panels,
+            value_panels,
+        );
+        for (i, query) in queries.enumerate() {
+            // SAFETY: every task has its own queries.
+            let (out, lse) = unsafe {
+                let at = shape.output_at(image, query, head);
+                let row = pair * shape.positions + query;
+                (out.part(at..at + shape.head_dim), lse.part(row..row + 1))
+            };
+            let inverse = 1.0 / state.sums[i];
+            for (out, sum) in out.iter_mut().zip(&state.out[i * padded..]) {
+                *out = sum * inverse;
+            }
+            lse[0] = state.maxima[i] + state.sums[i].ln();
+        }
+    });
+}
+
+/// Pointers to the rows of a block of queries.
+fn query_pointers(
+    shape: &AttentionShape,
+    qkv: &[f32],
+    image: usize,
+    head: usize,
+    queries: std::ops::Range<usize>,
+) -> Vec<RowPointers> {
+    let stride = 3 * shape.heads * shape.head_dim;
+    dense_pointers(
+        &qkv[shape.qkv_at(image, queries.start, QUERY, head)..],
+        stride,
+        queries.len(),
+    )
+}
+
+/// What streaming over the keys carries, per query.
+struct Running {
+    maxima: [f32; QUERIES],
+    sums: [f32; QUERIES],
+    /// `[QUERIES, padded_dim]`: the weighted sum of values so far.
+    out: Scratch,
+}
+
+/// Streams over all keys for one block of queries.
+fn block(
+    isa: Isa,
+    shape: &AttentionShape,
+    queries: &[RowPointers],
+    count: usize,
+    key_panels: &[f32],
+    value_panels: &[f32],
+) -> Running {
+    let (dim, padded, keys) = (shape.head_dim, shape.padded_dim(), shape.keys());
+    let scale = 1.0 / (dim as f32).sqrt();
+    let mut state = Running {
+        maxima: [f32::NEG_INFINITY; QUERIES],
+        sums: [0.0; QUERIES],
+        out: Scratch::zeroed(QUERIES * padded),
+    };
+    let mut scores = Scratch::new(QUERIES * KEYS);
+    let score_rows = dense_pointers(&scores, KEYS, count);
+    debug_assert_eq!(queries.len(), count.div_ceil(ROWS));
+    for first in (0..keys).step_by(KEYS) {
+        let len = KEYS.min(keys - first);
+        let key_panels = &key_panels[first * dim..][..len.next_multiple_of(PANEL) * dim];
+        let value_panels = &value_panels[first * padded..][..len * padded];
+        // SAFETY: the pointers lead to rows of `head_dim` queries and `KEYS` scores.
+        unsafe {
+            rows_times_panels(
+                isa,
+                queries,
+                1,
+                dim,
+                count,
+                key_panels,
+                len,
+                AddTo::Nothing,
+                scores.as_mut_ptr(),
+                KEYS,
+            );
+            for i in 0..count {
+                let out = &mut state.out[i * padded..(i + 1) * padded];
+                let row = &mut scores[i * KEYS..][..len];
+                softmax_step(
+                    isa,
+                    row,
+                    scale,
+                    &mut state.maxima[i],
+                    &mut state.sums[i],
+                    out,
+                );
+            }
+            let out = state.out.as_mut_ptr();
+            rows_times_panels(
+                isa,
+                &score_rows,
+                1,
+                len,
+                count,
+                value_panels,
+                padded,
+                AddTo::Destination,
+                out,
+                padded,
+            );
+        }
+    }
+    state
+}
+
+simd_fn! {
+    /// Takes one more block of scores into a running softmax: with m the new maximum of `scale` times the scores,
+    /// scores = e^(scale scores - m), and `sum` and `out` are carried over from the old maximum to the new one.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    unsafe fn softmax_step<S>(scores: &mut [f32], scale: f32, maximum: &mut f32, sum: &mut f32, out: &mut [f32]) {
+        let len = scores.len();
+        let p = scores.as_mut_ptr();
+        let mut largest = S::splat(f32::NEG_INFINITY);
+        let mut k = 0;
+        while k + LANES <= len {
+            largest = S::max(S::load(p.add(k)), largest);
+            k += LANES;
+        }
+        // A NaN score is skipped here or not, and comes out of the exponential in either case.
+        let mut new = S::max_lane(largest);
+        for &score in &scores[k..] {
+            new = new.max(score);
+        }
+        new = maximum.max(new * scale);
+        let mut total = S::splat(0.0);
+        let mut k = 0;
+        while k < len {
+            let n = (len - k).min(LANES);
+            let shifted = S::fma(S::load_n(p.add(k), n), S::splat(scale), S::splat(-new));
+            S::store_n(p.add(k), exp::<S>(shifted), n);
+            // Lanes beyond the end are zero when read back.
+            total = S::add(total, S::load_n(p.add(k), n));
+            k += LANES;
+        }
+        let carry = if *maximum == f32::NEG_INFINITY { 0.0 } else { (*maximum - new).exp() };
+        *maximum = new;
+        *sum = *sum * carry + S::sum(total);
+        let mut k = 0;
+        while k < out.len() {
+            let at = out.as_mut_ptr().add(k);
+            S::store(at, S::mul(S::load(at), S::splat(carry)));
+            k += LANES;
+        }
+    }
+}

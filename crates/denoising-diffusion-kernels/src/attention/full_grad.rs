@@ -1,0 +1,308 @@
+//! Gradient of softmax attention, block by block from the saved log-sum-exp (Dao et al. 2022, algorithm 4).
+//!
+//! With P = exp(S / sqrt(d) - lse), S = Q K^T and D_i = dO_i . O_i:
+//! dV = P^T dO, dP = dO V^T, dS = P (dP - D) / sqrt(d), dQ = dS K, dK = dS^T Q.
+
+use super::full::{KEYS, QUERIES};
+use super::pack::{
+    MemoryLayout, head_rows, key_rows, output_rows, panels_of_rows, panels_of_transpose,
+};
+use super::{AttentionShape, KEY, QUERY, VALUE, sum_batch};
+use crate::gemm::{AddTo, PANEL, dense_pointers, outer_sum, rows_times_panels, tile_heights};
+use crate::par::{Scratch, Shared, for_each_task, task_range};
+use crate::simd::{Isa, LANES, exp, simd_fn};
+
+/// `dqkv` and `dmemory` from `dout`, the gradient of [`super::attention_forward`]'s output, and that call's inputs and results.
+///
+/// Lengths as in the forward pass; `dout` like `out`, `dqkv` like `qkv`, `dmemory` like `memory`.
+#[allow(
+    clippy::too_many_arguments,
+    reason = "inputs, results and gradients of one layer"
+)]
+pub fn attention_backward(
+    shape: &AttentionShape,
+    qkv: &[f32],
+    memory: &[f32],
+    out: &[f32],
+    lse: &[f32],
+    dout: &[f32],
+    dqkv: &mut [f32],
+    dmemory: &mut [f32],
+) {
+    backward_with(
+        Isa::detect(),
+        shape,
+        qkv,
+        memory,
+        out,
+        lse,
+        dout,
+        dqkv,
+        dmemory,
+    );
+}
+
+#[allow(
+    clippy::too_many_arguments,
+    reason = "the public function's, and the instruction set"
+)]
+pub(super) fn backward_with(
+    isa: Isa,
+    shape: &AttentionShape,
+    qkv: &[f32],
+    memory: &[f32],
+    out: &[f32],
+    lse: &[f32],
+    dout: &[f32],
+    dqkv: &mut [f32],
+    dmemory: &mut [f32],
+) {
+    shape.check(qkv.len(), memory.len(), out.len());
+    shape.check(dqkv.len(), dmemory.len(), dout.len());
+    assert_eq!(lse.len(), shape.lse_len(), "length of lse of {shape:?}");
+    let (dim, padded, positions) = (shape.head_dim, shape.padded_dim(), shape.positions);
+    let layout = MemoryLayout::RowsOfChannels;
+    let mut memory_parts = Scratch::zeroed(shape.batch * shape.memory_len());
+    let (dqkv, parts) = (Shared::new(dqkv), Shared::new(&mut memory_parts));
+    for_each_task(shape.batch * shape.heads, |pair| {
+        let (image, head) = (pair / shape.heads, pair % shape.heads);
+        let inputs = Head::new(shape, qkv, memory, out, dout, image, head);
+        let grads = inputs.grads(isa, shape, &lse[pair * positions..(pair + 1) * positions]);
+        for (part, rows) in [
+            (QUERY, &grads.queries[..]),
+            (KEY, &grads.keys[shape.memory * padded..]),
+            (VALUE, &grads.values[shape.memory * padded..]),
+        ] {
+            for position in 0..positions {
+                let at = shape.qkv_at(image, position, part, head);
+                // SAFETY: every task has its own head of its own image.
+                unsafe { dqkv.part(at..at + dim) }
+                    .copy_from_slice(&rows[position * padded..][..dim]);
+            }
+        }
+        for (part, rows) in [(0, &grads.keys), (1, &grads.values)] {
+            for row in 0..shape.memory {
+                let at = image * shape.memory_len() + layout.at(shape, part, head, row, 0);
+                // SAFETY: as above.
+                unsafe { parts.part(at..at + dim) }.copy_from_slice(&rows[row * padded..][..dim]);
+            }
+        }
+    });
+    sum_batch(&memory_parts, dmemory);
+}
+
+/// One head's inputs in scratch memory, rows of `padded_dim`.
+struct Head {
+    queries: Scratch,
+    keys: Scratch,
+    values: Scratch,
+    dout: Scratch,
+    /// D, the dot product of each row of dout and out.
+    dots: Vec<f32>,
+}
+
+/// One head's gradients, rows of `padded_dim`; keys and values with three spare rows at most per block.
+struct HeadGrads {
+    queries: Scratch,
+    keys: Scratch,
+    values: Scratch,
+}
+
+impl Head {
+    fn new(
+        shape: &AttentionShape,
+        qkv: &[f32],
+        memory: &[f32],
+        out: &[f32],
+        dout: &[f32],
+        image: usize,
+        head: usize,
+    ) -> Self {
+        let keys = |part| {
+            key_rows(
+                shape,
+                qkv,
+                memory,
+                MemoryLayout::RowsOfChannels,
+                image,
+                part,
+                head,
+            )
+        };
+        let dots = (0..shape.positions)
+            .map(|position| {
+                let at = shape.output_at(image, position, head);
+                let rows = out[at..at + shape.head_dim]
+                    .iter()
+                    .zip(&dout[at..at + shape.head_dim]);
+                rows.map(|(&o, &d)| f64::from(o) * f64::from(d))
+                    .sum::<f64>() as f32
+            })
+            .collect();
+        Self {
+            queries: head_rows(shape, qkv, image, QUERY, head),
+            keys: keys(KEY),
+            values: keys(VALUE),
+            dout: output_rows(shape, dout, image, head),
+            dots,
+        }
+    }
+
+    fn grads(&self, isa: Isa, shape: &AttentionShape, lse: &[f32]) -> HeadGrads {
+        let (dim, padded, keys) = (shape.head_dim, shape.padded_dim(), shape.keys());
+        let scale = 1.0 / (dim as f32).sqrt();
+        let spare = 3 * padded;
+        let mut grads = HeadGrads {
+            queries: Scratch::zeroed(shape.positions * padded),
+            keys: Scratch::zeroed(keys * padded + spare),
+            values: Scratch::zeroed(keys * padded + spare),
+        };
+        let mut key_columns = Scratch::new(KEYS * dim);
+        let mut value_columns = Scratch::new(KEYS * dim);
+        let mut key_panels = Scratch::new(KEYS * padded);
+        // Rows hold P (or dS) of a block, zeros up to a full panel.
+        let (mut p, mut ds) = (Scratch::new(QUERIES * KEYS), Scratch::new(QUERIES * KEYS));
+        for block in 0..keys.div_ceil(KEYS) {
+            let range = task_range(block, KEYS, keys);
+            let len = range.len();
+            let rows = range.start * padded..range.end * padded;
+            panels_of_transpose(&self.keys[rows.clone()], padded, dim, len, &mut key_columns);
+            panels_of_transpose(
+                &self.values[rows.clone()],
+                padded,
+                dim,
+                len,
+                &mut value_columns,
+            );
+            panels_of_rows(&self.keys[rows.clone()], padded, len, &mut key_panels);
+            for queries in (0..shape.positions.div_ceil(QUERIES))
+                .map(|b| task_range(b, QUERIES, shape.positions))
+            {
+                let count = queries.len();
+                let q = &self.queries[queries.start * padded..queries.end * padded];
+                let dout = &self.dout[queries.start * padded..queries.end * padded];
+                let width = len.next_multiple_of(PANEL);
+                let offsets: Vec<usize> = (0..count).map(|i| i * padded).collect();
+                // SAFETY: all matrices are scratch memory of the sizes given, owned by this call.
+                unsafe {
+                    let (q_rows, dout_rows) = (
+                        dense_pointers(q, padded, count),
+                        dense_pointers(dout, padded, count),
+                    );
+                    let (p_at, ds_at) = (p.as_mut_ptr(), ds.as_mut_ptr());
+                    rows_times_panels(
+                        isa,
+                        &q_rows,
+                        1,
+                        dim,
+                        count,
+                        &key_columns,
+                        width,
+                        AddTo::Nothing,
+                        p_at,
+                        KEYS,
+                    );
+                    rows_times_panels(
+                        isa,
+                        &dout_rows,
+                        1,
+                        dim,
+                        count,
+                        &value_columns,
+                        width,
+                        AddTo::Nothing,
+                        ds_at,
+                        KEYS,
+                    );
+                    for i in 0..count {
+                        let (p, ds) = (&mut p[i * KEYS..][..width], &mut ds[i * KEYS..][..width]);
+                        let query = queries.start + i;
+                        softmax_grad(isa, p, ds, scale, lse[query], self.dots[query]);
+                        p[len..].fill(0.0);
+                        ds[len..].fill(0.0);
+                    }
+                    let ds_rows = dense_pointers(&ds, KEYS, count);
+                    let dq = grads.queries[queries.start * padded..].as_mut_ptr();
+                    rows_times_panels(
+                        isa,
+                        &ds_rows,
+                        1,
+                        len,
+                        count,
+                        &key_panels,
+                        padded,
+                        AddTo::Destination,
+                        dq,
+                        padded,
+                    );
+                    let dv = &mut grads.values[rows.start..];
+                    sum_transposed(isa, &p, dout, &offsets, len, padded, dv);
+                    sum_transposed(
+                        isa,
+                        &ds,
+                        q,
+                        &offsets,
+                        len,
+                        padded,
+                        &mut grads.keys[rows.start..],
+                    );
+                }
+            }
+        }
+        grads
+    }
+}
+
+/// target[k, :] += sum over rows i of weights[i, k] rows[i, :], for k < `len`.
+///
+/// # Safety
+/// `weights` is `[rows, KEYS]` with zeros from `len` up to a full panel; `rows` is `[rows, padded]`; `target` has room for three rows
+/// more than `len`.
+unsafe fn sum_transposed(
+    isa: Isa,
+    weights: &[f32],
+    rows: &[f32],
+    offsets: &[usize],
+    len: usize,
+    padded: usize,
+    target: &mut [f32],
+) {
+    let mut start = 0;
+    for height in tile_heights(len) {
+        assert!((start + height) * padded <= target.len());
+        for panel in (0..padded).step_by(PANEL) {
+            let dst = target[start * padded + panel..].as_mut_ptr();
+            // SAFETY: the caller's.
+            unsafe {
+                outer_sum(
+                    isa,
+                    height,
+                    &weights[start..],
+                    KEYS,
+                    rows[panel..].as_ptr(),
+                    offsets,
+                    dst,
+                    padded,
+                );
+            }
+        }
+        start += height;
+    }
+}
+
+simd_fn! {
+    /// scores becomes p = e^(scale scores - lse), dp becomes p (dp - dot) scale.
+    ///
+    /// # Safety
+    /// As [`Simd`]; both have the same length, a multiple of eight.
+    unsafe fn softmax_grad<S>(scores: &mut [f32], dp: &mut [f32], scale: f32, lse: f32, dot: f32) {
+        let mut k = 0;
+        while k < scores.len() {
+            let (s, d) = (scores.as_mut_ptr().add(k), dp.as_mut_ptr().add(k));
+            let p = exp::<S>(S::fma(S::load(s), S::splat(scale), S::splat(-lse)));
+            S::store(s, p);
+            S::store(d, S::mul(S::mul(p, S::splat(scale)), S::sub(S::load(d), S::splat(dot))));
+            k += LANES;
+        }
+    }
+}

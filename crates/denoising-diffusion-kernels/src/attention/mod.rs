@@ -1,0 +1,113 @@
+//! Multi-head attention over positions with memory key/values, full and linear, and the gradients.
+//!
+//! `qkv` is `[batch, positions, 3, heads, head_dim]`: queries, keys, values. Memory keys and values stand before the keys and
+//! values of the positions. The projections before and after are convolutions and not here.
+
+mod full;
+mod full_grad;
+mod linear;
+mod linear_grad;
+mod pack;
+#[cfg(test)]
+mod tests;
+
+pub use full::attention_forward;
+pub use full_grad::attention_backward;
+pub use linear::linear_attention_forward;
+pub use linear_grad::linear_attention_backward;
+
+use crate::gemm::PANEL;
+
+/// Sizes of an attention layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// Images.
+    pub batch: usize,
+    /// Height times width.
+    pub positions: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Channels of a head.
+    pub head_dim: usize,
+    /// Memory keys and values per head.
+    pub memory: usize,
+}
+
+/// Index of queries, keys and values in a row of `qkv`.
+const QUERY: usize = 0;
+const KEY: usize = 1;
+const VALUE: usize = 2;
+
+impl AttentionShape {
+    /// Values of `qkv`.
+    pub fn qkv_len(&self) -> usize {
+        3 * self.output_len()
+    }
+
+    /// Values of the output.
+    pub fn output_len(&self) -> usize {
+        self.batch * self.positions * self.heads * self.head_dim
+    }
+
+    /// Values of the memory, keys and values together.
+    pub fn memory_len(&self) -> usize {
+        2 * self.heads * self.memory * self.head_dim
+    }
+
+    /// Values of the log-sum-exp that full attention saves.
+    pub fn lse_len(&self) -> usize {
+        self.batch * self.heads * self.positions
+    }
+
+    /// Keys of a head: memory and positions.
+    fn keys(&self) -> usize {
+        self.memory + self.positions
+    }
+
+    /// Head width in scratch memory.
+    fn padded_dim(&self) -> usize {
+        self.head_dim.next_multiple_of(PANEL)
+    }
+
+    /// Where queries, keys or values (`part`) of a position and head begin in `qkv`.
+    fn qkv_at(&self, image: usize, position: usize, part: usize, head: usize) -> usize {
+        (((image * self.positions + position) * 3 + part) * self.heads + head) * self.head_dim
+    }
+
+    /// Where a position and head begin in the output.
+    fn output_at(&self, image: usize, position: usize, head: usize) -> usize {
+        ((image * self.positions + position) * self.heads + head) * self.head_dim
+    }
+
+    fn check(&self, qkv: usize, memory: usize, output: usize) {
+        let sizes = [self.batch, self.positions, self.heads, self.head_dim];
+        assert!(
+            sizes.iter().all(|&size| size > 0),
+            "a size of {self:?} is 0"
+        );
+        assert_eq!(qkv, self.qkv_len(), "length of qkv of {self:?}");
+        assert_eq!(
+            memory,
+            self.memory_len(),
+            "length of the memory of {self:?}"
+        );
+        assert_eq!(
+            output,
+            self.output_len(),
+            "length of the output of {self:?}"
+        );
+    }
+}
+
+/// dst = sum over the batch of the rows of `parts`, in order.
+fn sum_batch(parts: &[f32], dst: &mut [f32]) {
+    dst.fill(0.0);
+    if dst.is_empty() {
+        return;
+    }
+    for part in parts.chunks_exact(dst.len()) {
+        for (sum, &value) in dst.iter_mut().zip(part) {
+            *sum += value;
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Every convolution kernel against plain f64 loops.
+
+use super::*;
+use crate::testing::{assert_close, one_and_two_threads_agree, random};
+use proptest::prelude::*;
+
+/// Calls `f(x index, weight index, y index)` for every product of the definition.
+fn each_product(s: &Conv2dShape, mut f: impl FnMut(usize, usize, usize)) {
+    let (rows, columns) = (s.out_height(), s.out_width());
+    for b in 0..s.batch {
+        for (i, j) in (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))) {
+            for (u, v) in (0..s.kernel[0]).flat_map(|u| (0..s.kernel[1]).map(move |v| (u, v))) {
+                let (row, column) = (i * s.stride + u, j * s.stride + v);
+                if row < s.padding || column < s.padding {
+                    continue;
+                }
+                let (row, column) = (row - s.padding, column - s.padding);
+                if row >= s.height || column >= s.width {
+                    continue;
+                }
+                for o in 0..s.out_channels {
+                    for c in 0..s.in_channels {
+                        f(
+                            ((b * s.height + row) * s.width + column) * s.in_channels + c,
+                            ((o * s.in_channels + c) * s.kernel[0] + u) * s.kernel[1] + v,
+                            ((b * rows + i) * columns + j) * s.out_channels + o,
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn product(a: f32, b: f32) -> f64 {
+    f64::from(a) * f64::from(b)
+}
+
+/// Checks all four kernels on one shape, both instruction sets and both algorithms.
+fn check(s: &Conv2dShape, seed: u64) {
+    s.validate().unwrap();
+    let x = random(s.input_len(), seed);
+    let weight = random(s.weight_len(), seed ^ 1);
+    let bias = random(s.out_channels, seed ^ 2);
+    let dy = random(s.output_len(), seed ^ 3);
+    let mut y64: Vec<f64> = (0..s.output_len())
+        .map(|at| bias[at % s.out_channels].into())
+        .collect();
+    let (mut dx64, mut dweight64) = (vec![0.0; x.len()], vec![0.0; weight.len()]);
+    each_product(s, |at_x, at_w, at_y| {
+        y64[at_y] += product(x[at_x], weight[at_w]);
+        dx64[at_x] += product(dy[at_y], weight[at_w]);
+        dweight64[at_w] += product(dy[at_y], x[at_x]);
+    });
+    for isa in Isa::all() {
+        for (algorithm, tolerance) in [(ConvAlgorithm::Direct, 2e-6), (ConvAlgorithm::Auto, 2e-5)] {
+            let (mut y, mut dx, mut dweight) = (
+                vec![7.0; y64.len()],
+                vec![7.0; x.len()],
+                vec![7.0; weight.len()],
+            );
+            forward_with(isa, s, algorithm, &x, &weight, Some(&bias), &mut y);
+            input_grad_with(isa, s, algorithm, &dy, &weight, &mut dx);
+            weight_grad_with(isa, s, algorithm, &x, &dy, &mut dweight);
+            assert_close(&y, &y64, tolerance);
+            assert_close(&dx, &dx64, tolerance);
+            assert_close(&dweight, &dweight64, tolerance);
+        }
+    }
+    let mut dbias = vec![7.0; s.out_channels];
+    bias_grad(&dy, s.out_channels, &mut dbias);
+    let mut dbias64 = vec![0.0; s.out_channels];
+    for (at, &d) in dy.iter().enumerate() {
+        dbias64[at % s.out_channels] += f64::from(d);
+    }
+    assert_close(&dbias, &dbias64, 1e-6);
+}
+
+fn same(
+    batch: usize,
+    side: usize,
+    in_channels: usize,
+    out_channels: usize,
+    kernel: usize,
+) -> Conv2dShape {
+    Conv2dShape {
+        batch,
+        height: side,
+        width: side,
+        in_channels,
+        out_channels,
+        kernel: [kernel; 2],
+        stride: 1,
+        padding: kernel / 2,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn any_shape_agrees_with_f64(
+        (batch, height, width) in (1usize..5, 1usize..17, 1usize..17),
+        (in_channels, out_channels) in (1usize..70, 1usize..70),
+        (kh, kw, stride, padding) in (1usize..5, 1usize..5, 1usize..4, 0usize..4),
+        seed: u64,
+    ) {
+        let kernel = [kh.min(height + 2 * padding), kw.min(width + 2 * padding)];
+        check(&Conv2dShape { batch, height, width, in_channels, out_channels, kernel, stride, padding }, seed);
+    }
+
+    #[test]
+    fn three_by_three_agrees_with_f64(
+        (batch, height, width) in (1usize..4, 1usize..17, 1usize..17),
+        (in_channels, out_channels) in (1usize..70, 1usize..70),
+        padding in 0usize..3,
+        seed: u64,
+    ) {
+        let kernel = [3, 3];
+        prop_assume!(height + 2 * padding >= 3 && width + 2 * padding >= 3);
+        check(&Conv2dShape { batch, height, width, in_channels, out_channels, kernel, stride: 1, padding }, seed);
+    }
+}
+
+#[test]
+fn shapes_of_the_networks_agree_with_f64() {
+    for shape in [
+        same(2, 12, 3, 64, 7),
+        same(3, 9, 64, 3, 1),
+        same(2, 7, 128, 200, 3),
+        same(5, 4, 140, 70, 1),
+    ] {
+        check(&shape, 5);
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_threads() {
+    for s in [
+        same(3, 16, 33, 70, 3),
+        same(4, 20, 3, 20, 7),
+        same(4, 20, 40, 50, 1),
+        same(2, 4, 80, 90, 3),
+    ] {
+        let (x, weight, dy) = (
+            random(s.input_len(), 1),
+            random(s.weight_len(), 2),
+            random(s.output_len(), 3),
+        );
+        for algorithm in [ConvAlgorithm::Auto, ConvAlgorithm::Direct] {
+            one_and_two_threads_agree(|| {
+                let (mut y, mut dx, mut dweight) = (dy.clone(), x.clone(), weight.clone());
+                let mut dbias = vec![0.0; s.out_channels];
+                conv2d_forward(&s, algorithm, &x, &weight, None, &mut y);
+                conv2d_input_grad(&s, algorithm, &dy, &weight, &mut dx);
+                conv2d_weight_grad(&s, algorithm, &x, &dy, &mut dweight);
+                bias_grad(&dy, s.out_channels, &mut dbias);
+                [y, dx, dweight, dbias].concat()
+            });
+        }
+    }
+}
+
+#[test]
+fn nan_and_infinity_propagate() {
+    let s = same(1, 8, 20, 20, 3);
+    let (weight, dy) = (random(s.weight_len(), 2), random(s.output_len(), 3));
+    for bad in [f32::NAN, f32::INFINITY] {
+        for algorithm in [ConvAlgorithm::Auto, ConvAlgorithm::Direct] {
+            let mut x = random(s.input_len(), 1);
+            x[(3 * 8 + 3) * 20] = bad;
+            let (mut y, mut dweight) = (vec![0.0; s.output_len()], vec![0.0; s.weight_len()]);
+            conv2d_forward(&s, algorithm, &x, &weight, None, &mut y);
+            conv2d_weight_grad(&s, algorithm, &x, &dy, &mut dweight);
+            assert!(y[(3 * 8 + 3) * 20..][..20].iter().all(|v| !v.is_finite()));
+            assert!(dweight[..9].iter().all(|v| !v.is_finite()));
+        }
+    }
+}
+
+#[test]
+fn impossible_shapes_are_named() {
+    let good = same(1, 4, 2, 2, 3);
+    assert_eq!(good.validate(), Ok(()));
+    assert_eq!(
+        Conv2dShape { stride: 0, ..good }.validate(),
+        Err(ShapeError::Zero("stride"))
+    );
+    let error = Conv2dShape {
+        width: 2,
+        padding: 0,
+        ..good
+    }
+    .validate()
+    .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "a kernel of 3 does not fit into 2 columns plus 0 on each side"
+    );
+}

@@ -1,0 +1,234 @@
+//! Eight-lane f32 arithmetic in two versions, and the run-time choice between them.
+//!
+//! A kernel is written once, with [`simd_fn!`], over a type parameter `S: Simd`; the macro compiles it
+//! for AVX2 + FMA (`std::arch`) and as plain Rust, and picks by [`Isa`]. The plain version rounds products before adding
+//! them, the AVX2 version does not, so the two agree to rounding and not to the bit.
+//!
+//! This is not a general vector library: it has the operations that the kernels need.
+
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub(crate) use portable::Portable;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::Avx2;
+
+/// Lanes of a vector.
+pub(crate) const LANES: usize = 8;
+
+/// The instruction set that a kernel runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Isa {
+    /// Plain Rust, any machine.
+    Portable,
+    /// x86-64 with AVX2 and FMA. Only made where the CPU has both.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+}
+
+impl Isa {
+    /// The fastest version that this CPU can run.
+    pub(crate) fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            return Isa::Avx2;
+        }
+        Isa::Portable
+    }
+
+    /// Every version that this CPU can run.
+    #[cfg(test)]
+    pub(crate) fn all() -> Vec<Self> {
+        let mut all = vec![Isa::Portable];
+        if Isa::detect() != Isa::Portable {
+            all.push(Isa::detect());
+        }
+        all
+    }
+}
+
+/// Vector operations on [`LANES`] f32 values.
+///
+/// # Safety
+/// The CPU must have the instructions of the implementation; pointers must be valid for eight (or `n`) values.
+/// `min(a, b)` is `a < b ? a : b` and `max` likewise, so a NaN in the second argument comes out.
+pub(crate) trait Simd: Copy {
+    type V: Copy;
+    unsafe fn splat(x: f32) -> Self::V;
+    unsafe fn load(p: *const f32) -> Self::V;
+    unsafe fn store(p: *mut f32, v: Self::V);
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
+    /// a * b + c
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sqrt(a: Self::V) -> Self::V;
+    /// Nearest integer, ties to even.
+    unsafe fn round(a: Self::V) -> Self::V;
+    /// 2^a for integers a in -126..=127.
+    unsafe fn exp2_int(a: Self::V) -> Self::V;
+
+    /// The first `n` (1..=8) values, zeros behind them.
+    #[inline(always)]
+    unsafe fn load_n(p: *const f32, n: usize) -> Self::V {
+        if n >= LANES {
+            return unsafe { Self::load(p) };
+        }
+        let mut lanes = [0.0f32; LANES];
+        unsafe {
+            std::ptr::copy_nonoverlapping(p, lanes.as_mut_ptr(), n);
+            Self::load(lanes.as_ptr())
+        }
+    }
+
+    /// Stores the first `n` (1..=8) values.
+    #[inline(always)]
+    unsafe fn store_n(p: *mut f32, v: Self::V, n: usize) {
+        if n >= LANES {
+            return unsafe { Self::store(p, v) };
+        }
+        let mut lanes = [0.0f32; LANES];
+        unsafe {
+            Self::store(lanes.as_mut_ptr(), v);
+            std::ptr::copy_nonoverlapping(lanes.as_ptr(), p, n);
+        }
+    }
+
+    /// Sum of the lanes, in a fixed order.
+    #[inline(always)]
+    unsafe fn sum(v: Self::V) -> f32 {
+        let mut l = [0.0f32; LANES];
+        unsafe { Self::store(l.as_mut_ptr(), v) };
+        ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
+    }
+
+    /// Largest lane that is a number.
+    #[inline(always)]
+    unsafe fn max_lane(v: Self::V) -> f32 {
+        let mut l = [0.0f32; LANES];
+        unsafe { Self::store(l.as_mut_ptr(), v) };
+        l.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+}
+
+/// e^x to a relative error below 2e-7 (subnormal results: to their own spacing).
+///
+/// x = n ln 2 + r with |r| <= ln 2 / 2; a polynomial of degree 7 gives e^r; 2^n is applied in two halves so that
+/// overflow ends in infinity and underflow in zero. NaN comes out as NaN.
+///
+/// # Safety
+/// As [`Simd`].
+#[inline(always)]
+pub(crate) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
+    unsafe {
+        // The bounds lie beyond overflow and underflow; the order of arguments lets a NaN through.
+        let x = S::max(S::splat(-104.0), S::min(S::splat(89.0), x));
+        let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
+        // ln 2 in two parts; n times the first is exact, as it has nine significant bits.
+        let r = S::fma(n, S::splat(-0.693_359_4), x);
+        let r = S::fma(n, S::splat(2.121_944_4e-4), r);
+        let mut p = S::splat(1.0 / 5040.0);
+        for c in [
+            1.0 / 720.0,
+            1.0 / 120.0,
+            1.0 / 24.0,
+            1.0 / 6.0,
+            0.5,
+            1.0,
+            1.0,
+        ] {
+            p = S::fma(p, r, S::splat(c));
+        }
+        let half = S::round(S::mul(n, S::splat(0.5)));
+        let rest = S::sub(n, half);
+        S::mul(S::mul(p, S::exp2_int(half)), S::exp2_int(rest))
+    }
+}
+
+/// 1 / (1 + e^-x).
+///
+/// # Safety
+/// As [`Simd`].
+#[inline(always)]
+pub(crate) unsafe fn sigmoid<S: Simd>(x: S::V) -> S::V {
+    unsafe {
+        let e = exp::<S>(S::sub(S::splat(0.0), x));
+        S::div(S::splat(1.0), S::add(S::splat(1.0), e))
+    }
+}
+
+/// Defines `fn name(isa: Isa, args...)` whose body is compiled once per instruction set, with `S` the chosen [`Simd`].
+/// The body is an unsafe context; arguments must be plain names.
+macro_rules! simd_fn {
+    ($(#[$meta:meta])* $vis:vis unsafe fn $name:ident<S>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments, reason = "strides and sizes of plain memory")]
+        $vis unsafe fn $name(isa: $crate::simd::Isa, $($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            #[allow(clippy::too_many_arguments, reason = "strides and sizes of plain memory")]
+            unsafe fn body<S: $crate::simd::Simd>($($arg: $ty),*) $(-> $ret)? {
+                #[allow(unused_unsafe, reason = "bodies without intrinsics")]
+                unsafe { $body }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            #[allow(clippy::too_many_arguments, reason = "strides and sizes of plain memory")]
+            unsafe fn avx2($($arg: $ty),*) $(-> $ret)? {
+                unsafe { body::<$crate::simd::Avx2>($($arg),*) }
+            }
+            match isa {
+                $crate::simd::Isa::Portable => unsafe { body::<$crate::simd::Portable>($($arg),*) },
+                // SAFETY: `Isa::Avx2` is only made after the CPU was asked.
+                #[cfg(target_arch = "x86_64")]
+                $crate::simd::Isa::Avx2 => unsafe { avx2($($arg),*) },
+            }
+        }
+    };
+}
+pub(crate) use simd_fn;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    simd_fn! {
+        unsafe fn exp_lanes<S>(x: &[f32; LANES], y: &mut [f32; LANES]) {
+            S::store(y.as_mut_ptr(), exp::<S>(S::load(x.as_ptr())));
+        }
+    }
+
+    fn exp_all(isa: Isa, x: f32) -> f32 {
+        let mut y = [0.0; LANES];
+        // SAFETY: `isa` is one that this machine runs.
+        unsafe { exp_lanes(isa, &[x; LANES], &mut y) };
+        y[0]
+    }
+
+    #[test]
+    fn exp_is_accurate_and_keeps_the_special_values() {
+        for isa in Isa::all() {
+            let mut worst = 0.0f64;
+            for i in 0..200_000 {
+                let x = -87.0 + i as f32 * (175.5 / 200_000.0);
+                let exact = f64::from(x).exp();
+                worst = worst.max((f64::from(exp_all(isa, x)) - exact).abs() / exact);
+            }
+            assert!(worst < 2e-7, "{isa:?}: relative error {worst:e}");
+            assert_eq!(exp_all(isa, 0.0), 1.0);
+            assert_eq!(exp_all(isa, f32::INFINITY), f32::INFINITY);
+            assert_eq!(exp_all(isa, 1000.0), f32::INFINITY);
+            assert_eq!(exp_all(isa, f32::NEG_INFINITY), 0.0);
+            assert_eq!(exp_all(isa, -1000.0), 0.0);
+            assert!(exp_all(isa, f32::NAN).is_nan());
+            let subnormal = exp_all(isa, -95.0);
+            assert!(
+                (f64::from(subnormal) - (-95.0f64).exp()).abs() < 2e-45,
+                "{subnormal:e}"
+            );
+        }
+    }
+}

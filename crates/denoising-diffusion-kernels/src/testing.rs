@@ -1,0 +1,46 @@
+//! What the tests of several modules share.
+
+/// Uniform values in -1..1, from a seed (splitmix64).
+pub(crate) fn random(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ 0x1234_5678_9abc_def1;
+    (0..len)
+        .map(|_| {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = state;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^= z >> 31;
+            ((z >> 40) as f32 / (1u64 << 23) as f32) - 1.0
+        })
+        .collect()
+}
+
+/// Panics unless every value is within `tolerance` of the exact one, relative to the larger of 1 and the largest exact value.
+#[track_caller]
+pub(crate) fn assert_close(values: &[f32], exact: &[f64], tolerance: f64) {
+    assert_eq!(values.len(), exact.len());
+    let scale = exact.iter().fold(1.0f64, |m, x| m.max(x.abs()));
+    for (i, (&value, &want)) in values.iter().zip(exact).enumerate() {
+        let error = (f64::from(value) - want).abs() / scale;
+        assert!(
+            error <= tolerance,
+            "value {i}: {value} instead of {want}, error {error:e} of scale {scale}"
+        );
+    }
+}
+
+/// Panics unless `f` gives the same bits in pools of one, two and three threads.
+#[track_caller]
+pub(crate) fn one_and_two_threads_agree(f: impl Fn() -> Vec<f32> + Sync) {
+    let bits = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
+        pool.install(|| f().iter().map(|x| x.to_bits()).collect::<Vec<_>>())
+    };
+    let one = bits(1);
+    assert!(!one.is_empty());
+    assert!(one == bits(2), "two threads differ from one");
+    assert!(one == bits(3), "three threads differ from one");
+}

@@ -1,0 +1,435 @@
+//! What a user may say about data: the configuration's keys and the small types behind them.
+//!
+//! Every type here reads the same text from a recipe and from a command-line flag. Whether the
+//! settings fit a particular source is decided when the source is opened, not here.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::DataError;
+
+/// Largest accepted image side, in pixels.
+const MAX_SIDE: usize = 65_535;
+
+/// Shape of one image: `[channels, height, width]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ImageShape {
+    /// Number of channels, at least 1.
+    pub channels: usize,
+    /// Height in pixels.
+    pub height: usize,
+    /// Width in pixels.
+    pub width: usize,
+}
+
+impl ImageShape {
+    /// Number of values of one image: channels x height x width.
+    pub fn len(&self) -> usize {
+        self.channels * self.height * self.width
+    }
+
+    /// True if an image of this shape has no values.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Height and width without the channels.
+    pub fn size(&self) -> ImageSize {
+        ImageSize { height: self.height, width: self.width }
+    }
+}
+
+/// Writes `3x64x48`: channels x height x width.
+impl fmt::Display for ImageShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.channels, self.size().full())
+    }
+}
+
+/// Height and width in pixels. Text form: `28` (square) or `28x20` (height x width).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ImageSize {
+    /// Height in pixels, 1 to 65,535.
+    pub height: usize,
+    /// Width in pixels, 1 to 65,535.
+    pub width: usize,
+}
+
+impl ImageSize {
+    const EXPECTED: &'static str =
+        "an image size: a number such as 28, or height x width such as \"28x20\" (1 to 65535)";
+
+    /// A size with equal sides.
+    pub fn square(side: usize) -> Self {
+        Self { height: side, width: side }
+    }
+
+    /// Always `height x width`, also for squares: for messages and tables.
+    pub(crate) fn full(&self) -> String {
+        format!("{}x{}", self.height, self.width)
+    }
+}
+
+impl fmt::Display for ImageSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.height == self.width {
+            write!(f, "{}", self.height)
+        } else {
+            write!(f, "{}x{}", self.height, self.width)
+        }
+    }
+}
+
+/// A setting's text that could not be read: what came and what was expected.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{found}` is not {expected}")]
+pub struct ParseSettingError {
+    /// The text that came.
+    pub found: String,
+    /// What the setting accepts, in words.
+    pub expected: &'static str,
+}
+
+impl FromStr for ImageSize {
+    type Err = ParseSettingError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let side = |part: &str| part.parse().ok().filter(|s| (1..=MAX_SIDE).contains(s));
+        let size = match text.split_once('x') {
+            None => side(text).map(Self::square),
+            Some((height, width)) => side(height).zip(side(width)).map(|(height, width)| Self { height, width }),
+        };
+        size.ok_or_else(|| ParseSettingError { found: text.to_owned(), expected: Self::EXPECTED })
+    }
+}
+
+impl Serialize for ImageSize {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.height == self.width {
+            serializer.serialize_u64(self.height as u64)
+        } else {
+            serializer.collect_str(self)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for ImageSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(IntOrText::new(Self::EXPECTED))
+    }
+}
+
+/// How many channels the images get. Text form: `auto` or the number.
+///
+/// For image files 1 is grey, 2 grey with alpha, 3 RGB, 4 RGBA. Colour becomes grey by ITU-R 601
+/// luma; transparency that is not kept is composited on white. An array must already have the number of
+/// channels that is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ChannelPolicy {
+    /// As in the data, which then must agree from image to image.
+    #[default]
+    Auto,
+    /// Exactly this many.
+    Exact(usize),
+}
+
+impl ChannelPolicy {
+    const EXPECTED: &'static str = "a number of channels: auto, 1, 2, 3, ...";
+}
+
+impl fmt::Display for ChannelPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Exact(channels) => write!(f, "{channels}"),
+        }
+    }
+}
+
+impl FromStr for ChannelPolicy {
+    type Err = ParseSettingError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match (text, text.parse()) {
+            ("auto", _) => Ok(Self::Auto),
+            (_, Ok(channels @ 1..=MAX_SIDE)) => Ok(Self::Exact(channels)),
+            _ => Err(ParseSettingError { found: text.to_owned(), expected: Self::EXPECTED }),
+        }
+    }
+}
+
+impl Serialize for ChannelPolicy {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::Exact(channels) => serializer.serialize_u64(*channels as u64),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for ChannelPolicy {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(IntOrText::new(Self::EXPECTED))
+    }
+}
+
+/// Reads a value that a recipe may write as an integer or as text, through its `FromStr`.
+struct IntOrText<T> {
+    expected: &'static str,
+    value: PhantomData<T>,
+}
+
+impl<T> IntOrText<T> {
+    fn new(expected: &'static str) -> Self {
+        Self { expected, value: PhantomData }
+    }
+}
+
+impl<T: FromStr<Err = ParseSettingError>> Visitor<'_> for IntOrText<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.expected)
+    }
+
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<T, E> {
+        self.visit_str(&value.to_string())
+    }
+
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<T, E> {
+        self.visit_str(&value.to_string())
+    }
+
+    fn visit_str<E: de::Error>(self, value: &str) -> Result<T, E> {
+        value.parse().map_err(E::custom)
+    }
+}
+
+/// An enum whose variants are written as one lower-case word, in recipes and on the command line.
+macro_rules! keyword_enum {
+    (
+        $(#[$meta:meta])*
+        pub enum $name:ident: $expected:literal { $($(#[$variant_meta:meta])* $variant:ident = $word:literal),* $(,)? }
+    ) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+        pub enum $name {
+            $($(#[$variant_meta])* #[serde(rename = $word)] $variant),*
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self { $(Self::$variant => $word),* })
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = ParseSettingError;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                match text {
+                    $($word => Ok(Self::$variant),)*
+                    _ => Err(ParseSettingError { found: text.to_owned(), expected: $expected }),
+                }
+            }
+        }
+    };
+}
+
+keyword_enum! {
+    /// How an image of another size is brought to the training size.
+    pub enum ResizePolicy: "a resize policy: crop, stretch or pad" {
+        /// Scale until the image just covers the size, keep the centre.
+        #[default]
+        Crop = "crop",
+        /// Scale each axis on its own; the aspect ratio changes.
+        Stretch = "stretch",
+        /// Scale until the image just fits, centre it, fill the rest with zeros (black or transparent).
+        Pad = "pad",
+    }
+}
+
+keyword_enum! {
+    /// Whether half of the training images are mirrored left to right.
+    pub enum Flip: "a flip policy: auto, on or off" {
+        /// On, except for the embedded digits, which mirroring makes unreadable.
+        #[default]
+        Auto = "auto",
+        /// Mirror with probability one half.
+        On = "on",
+        /// Never mirror.
+        Off = "off",
+    }
+}
+
+keyword_enum! {
+    /// Whether decoded images of a folder stay in memory. Arrays always do.
+    pub enum CachePolicy: "a cache policy: auto, on or off" {
+        /// Keep them if all together fit in `cache_mib`.
+        #[default]
+        Auto = "auto",
+        /// Keep them whatever they take.
+        On = "on",
+        /// Decode again in every epoch.
+        Off = "off",
+    }
+}
+
+keyword_enum! {
+    /// How thoroughly the files of a folder are checked before training.
+    pub enum Verify: "a check of the files: full or header" {
+        /// Decode every file once, so that no broken file can stop a run later.
+        #[default]
+        Full = "full",
+        /// Read headers only: quick for very large folders; a broken body is then an error in the run.
+        Header = "header",
+    }
+}
+
+/// Everything that decides which images are trained on and how they are prepared.
+///
+/// Field names are the keys of a recipe's data table and, in kebab-case, the command line's flags.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// Folder, IDX, `.npy` or `.npz` file. None or `digits`: the embedded digits; a folder of that name
+    /// is reached as `./digits`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// Training size. None: the size of the data, if all images share one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_size: Option<ImageSize>,
+    /// Number of channels.
+    pub channels: ChannelPolicy,
+    /// How images of another size are fitted.
+    pub resize: ResizePolicy,
+    /// Horizontal mirroring of training images.
+    pub flip: Flip,
+    /// Fraction of the images held out for evaluation, in [0, 1); at most 1000 images.
+    pub held_out: f64,
+    /// Whether decoded files stay in memory.
+    pub cache: CachePolicy,
+    /// Limit of [`CachePolicy::Auto`], MiB.
+    pub cache_mib: usize,
+    /// Threads that read and decode; 0 chooses.
+    pub workers: usize,
+    /// Largest fraction of broken files, in [0, 1], that is skipped rather than an error.
+    pub max_broken: f64,
+    /// How files are checked before training.
+    pub verify: Verify,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            path: None,
+            image_size: None,
+            channels: ChannelPolicy::Auto,
+            resize: ResizePolicy::Crop,
+            flip: Flip::Auto,
+            held_out: 0.05,
+            cache: CachePolicy::Auto,
+            cache_mib: 1024,
+            workers: 0,
+            max_broken: 0.01,
+            verify: Verify::Full,
+        }
+    }
+}
+
+impl DataConfig {
+    /// Checks what can be checked without looking at the data.
+    ///
+    /// # Errors
+    /// [`DataError::Setting`] naming the key.
+    pub fn validate(&self) -> Result<(), DataError> {
+        if !(0.0..1.0).contains(&self.held_out) {
+            return Err(DataError::Setting {
+                key: "held_out",
+                value: self.held_out.to_string(),
+                expected: "a fraction of at least 0 and less than 1",
+            });
+        }
+        if !(0.0..=1.0).contains(&self.max_broken) {
+            return Err(DataError::Setting {
+                key: "max_broken",
+                value: self.max_broken.to_string(),
+                expected: "a fraction from 0 to 1",
+            });
+        }
+        Ok(())
+    }
+
+    /// Number of threads that read and decode files.
+    pub(super) fn worker_count(&self) -> usize {
+        match self.workers {
+            0 => std::thread::available_parallelism().map_or(1, |n| n.get().min(8)),
+            n => n,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_read_and_print() {
+        for (text, height, width) in [("28", 28, 28), ("28x20", 28, 20), ("7x7", 7, 7)] {
+            let size: ImageSize = text.parse().unwrap();
+            assert_eq!((size.height, size.width), (height, width));
+            assert_eq!(size.to_string().parse::<ImageSize>().unwrap(), size);
+        }
+        for text in ["", "0", "28x", "x20", "-3", "28x0", "1.5", "70000", "2x3x4"] {
+            let error = text.parse::<ImageSize>().unwrap_err();
+            assert!(error.to_string().contains("28x20"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_recipe_reads_integers_and_text_and_survives_a_round_trip() {
+        let read = |json: &str| serde_json::from_str::<DataConfig>(json);
+        let config =
+            read(r#"{"image_size": "28x20", "channels": 3, "resize": "pad", "flip": "off", "cache": "on"}"#).unwrap();
+        assert_eq!(config.image_size.unwrap().width, 20);
+        assert_eq!(config.channels, ChannelPolicy::Exact(3));
+        assert_eq!(config.resize, ResizePolicy::Pad);
+        let text = serde_json::to_string(&config).unwrap();
+        assert_eq!(read(&text).unwrap(), config);
+        assert_eq!(read(r#"{"image_size": 28}"#).unwrap().image_size, Some(ImageSize::square(28)));
+        assert_eq!(read("{}").unwrap(), DataConfig::default());
+    }
+
+    #[test]
+    fn a_wrong_recipe_says_what_is_accepted() {
+        for (json, expected) in [
+            (r#"{"image_sizes": 28}"#, "image_sizes"),
+            (r#"{"image_size": 0}"#, "28x20"),
+            (r#"{"image_size": 1.5}"#, "28x20"),
+            (r#"{"channels": "two"}"#, "auto"),
+            (r#"{"channels": -1}"#, "auto"),
+            (r#"{"flip": "yes"}"#, "off"),
+            (r#"{"resize": "zoom"}"#, "stretch"),
+        ] {
+            let error = serde_json::from_str::<DataConfig>(json).unwrap_err();
+            let text = error.to_string().to_lowercase();
+            assert!(text.contains(expected), "{json}: {error}");
+        }
+    }
+
+    #[test]
+    fn fractions_are_checked() {
+        for held_out in [-0.1, 1.0, f64::NAN] {
+            let config = DataConfig { held_out, ..DataConfig::default() };
+            assert!(config.validate().unwrap_err().to_string().contains("held_out"));
+        }
+        let config = DataConfig { max_broken: 1.5, ..DataConfig::default() };
+        assert!(config.validate().unwrap_err().to_string().contains("max_broken"));
+        DataConfig::default().validate().unwrap();
+    }
+}

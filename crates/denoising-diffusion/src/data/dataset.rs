@@ -1,0 +1,391 @@
+//! A set of images of one shape, whatever they are stored in.
+//!
+//! Opening a source reads and checks all of it, decides the one shape that images get, and computes a
+//! digest by which a resumed run notices other data. Order, batches and mirroring are not decided here.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use super::array::{self, ArraySource, Labels};
+use super::config::{CachePolicy, ChannelPolicy, DataConfig, Flip, ImageShape, ImageSize};
+use super::folder::{self, ImageFile, Prepare, Scan};
+use super::order::{Mirror, split_permutation};
+use super::raster::Samples;
+use super::{DataError, Subset, Summary, decode, digits, idx, resize};
+
+/// Most images that are ever held out.
+const MAX_HELD_OUT: usize = 1000;
+
+/// Fewest images of which some are held out.
+const MIN_TO_SPLIT: usize = 40;
+
+/// Called while files are checked, from any thread: how many of how many are done.
+pub type ScanProgress<'a> = &'a (dyn Fn(usize, usize) + Sync);
+
+/// One image as it is trained on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Image {
+    /// `[channels, height, width]`.
+    pub shape: ImageShape,
+    /// `[c, h, w]`, in [0, 1].
+    pub pixels: Vec<f32>,
+    /// Class, an index into [`Dataset::class_names`].
+    pub label: Option<u32>,
+}
+
+/// A finite, indexed set of images of one shape.
+#[derive(Debug)]
+pub struct Dataset {
+    shape: ImageShape,
+    len: usize,
+    store: Store,
+    labels: Option<Labels>,
+    digest: String,
+    summary: Summary,
+    natural_flip: Flip,
+}
+
+/// Where the values are; everything in memory is prepared, channels last.
+#[derive(Debug)]
+enum Store {
+    /// `[n, h, w, c]`.
+    Array(Samples),
+    /// `[h, w, c]` each; depths may differ.
+    Cached(Vec<Samples>),
+    Files {
+        root: PathBuf,
+        files: Vec<ImageFile>,
+        prepare: Prepare,
+    },
+}
+
+/// A source after reading, before any demand that it can be trained on.
+enum Source {
+    Folder(PathBuf, Scan),
+    Array(ArraySource),
+}
+
+impl Source {
+    fn read(config: &DataConfig, progress: ScanProgress<'_>) -> Result<Self, DataError> {
+        config.validate()?;
+        let path = match &config.path {
+            None => return Ok(Self::Array(digits::load()?)),
+            Some(path) if path.as_os_str() == digits::NAME => {
+                return Ok(Self::Array(digits::load()?));
+            }
+            Some(path) => path.as_path(),
+        };
+        let meta = std::fs::metadata(path).map_err(|e| DataError::io("open", path, e))?;
+        if meta.is_dir() {
+            let scan = folder::scan(path, config, progress)?;
+            return Ok(Self::Folder(path.to_path_buf(), scan));
+        }
+        let source = match &first_bytes(path)?[..] {
+            [0x93, b'N', b'U', b'M', ..] => array::load_npy(path, config.channels),
+            [b'P', b'K', ..] => array::load_npz(path, config.channels),
+            [0x1f, 0x8b, ..] | [0, 0, _, _] => idx::load(path),
+            other => Err(DataError::UnknownFormat { path: path.to_path_buf(), first_bytes: format!("{other:02x?}") }),
+        };
+        source.map(Self::Array)
+    }
+}
+
+fn first_bytes(path: &Path) -> Result<Vec<u8>, DataError> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(4).read_to_end(&mut bytes))
+        .map_err(|e| DataError::io("read", path, e))?;
+    Ok(bytes)
+}
+
+/// Describes a source without demanding that it can be trained on: mixed sizes and any number of
+/// broken files are reported, not refused.
+///
+/// # Errors
+/// A source that cannot be read at all.
+pub fn inspect(config: &DataConfig) -> Result<Summary, DataError> {
+    inspect_with_progress(config, &|_, _| {})
+}
+
+/// [`inspect`], telling how many files are checked.
+///
+/// # Errors
+/// As [`inspect`].
+pub fn inspect_with_progress(config: &DataConfig, progress: ScanProgress<'_>) -> Result<Summary, DataError> {
+    let config = DataConfig { cache: CachePolicy::Off, ..config.clone() };
+    Ok(match Source::read(&config, progress)? {
+        Source::Folder(root, scan) => {
+            refuse_empty(&root, &scan)?;
+            let shape = common_shape(&root, &scan, &config).ok();
+            Summary::of_folder(&root, &scan, shape)
+        }
+        Source::Array(source) => Summary::of_array(&source, config.image_size),
+    })
+}
+
+impl Dataset {
+    /// Opens and checks a source.
+    ///
+    /// # Errors
+    /// No such source, an empty one, too many broken files, images of several sizes or channels where
+    /// the configuration names none, or values that cannot be images.
+    pub fn open(config: &DataConfig) -> Result<Self, DataError> {
+        Self::open_with_progress(config, &|_, _| {})
+    }
+
+    /// [`Dataset::open`], telling how many files are checked.
+    ///
+    /// # Errors
+    /// As [`Dataset::open`].
+    pub fn open_with_progress(config: &DataConfig, progress: ScanProgress<'_>) -> Result<Self, DataError> {
+        match Source::read(config, progress)? {
+            Source::Folder(root, scan) => Self::from_folder(root, scan, config),
+            Source::Array(source) => Self::from_array(source, config),
+        }
+    }
+
+    fn from_folder(root: PathBuf, scan: Scan, config: &DataConfig) -> Result<Self, DataError> {
+        refuse_empty(&root, &scan)?;
+        let total = scan.files.len() + scan.broken.len();
+        let allowed = config.max_broken * total as f64;
+        if scan.files.is_empty() || scan.broken.len() as f64 > allowed + 1e-9 {
+            return Err(DataError::TooManyBroken { broken: scan.broken, total, limit: config.max_broken });
+        }
+        let shape = common_shape(&root, &scan, config)?;
+        let summary = Summary::of_folder(&root, &scan, Some(shape));
+        let labels = folder::classes(&scan.files).map(|(of_image, names)| Labels { of_image, names });
+        let digest = folder_digest(&scan.files);
+        Ok(Self {
+            shape,
+            len: scan.files.len(),
+            store: match scan.cache {
+                Some(rasters) => Store::Cached(rasters.into_iter().map(|r| r.samples).collect()),
+                None => Store::Files { root, files: scan.files, prepare: Prepare::new(config) },
+            },
+            labels,
+            digest,
+            summary,
+            natural_flip: Flip::On,
+        })
+    }
+
+    fn from_array(source: ArraySource, config: &DataConfig) -> Result<Self, DataError> {
+        if source.count == 0 || source.shape.is_empty() {
+            let found = format!("{} of shape {}", source.count, source.shape);
+            return Err(DataError::format(&source.path, "at least one image", found));
+        }
+        match config.channels {
+            ChannelPolicy::Exact(expected) if expected != source.shape.channels => {
+                return Err(DataError::Channels {
+                    path: source.path,
+                    expected,
+                    found: source.shape.channels.to_string(),
+                });
+            }
+            _ => {}
+        }
+        let digest = array_digest(&source);
+        let summary = Summary::of_array(&source, config.image_size);
+        let size = config.image_size.unwrap_or(source.shape.size());
+        let (samples, shape) = resize::fit_array(source.samples, source.shape, size, config.resize);
+        Ok(Self {
+            shape,
+            len: source.count,
+            store: Store::Array(samples),
+            labels: source.labels,
+            digest,
+            summary,
+            natural_flip: if source.path.as_os_str() == digits::NAME { Flip::Off } else { Flip::On },
+        })
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Never true: opening an empty source is an error.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Shape of every image.
+    pub fn shape(&self) -> ImageShape {
+        self.shape
+    }
+
+    /// Class of each image, if the source has classes.
+    pub fn labels(&self) -> Option<&[u32]> {
+        self.labels.as_ref().map(|labels| &labels.of_image[..])
+    }
+
+    /// Name of each class, if the source has classes.
+    pub fn class_names(&self) -> Option<&[String]> {
+        self.labels.as_ref().map(|labels| &labels.names[..])
+    }
+
+    /// Counts and kinds, for people.
+    pub fn summary(&self) -> &Summary {
+        &self.summary
+    }
+
+    /// SHA-256, in hexadecimal, of what the data is: for a folder the paths and lengths of its usable files,
+    /// for an array its shape, values and labels. Preparation (size, channels) is not part of it.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// Whether images are mirrored under [`Flip::Auto`]: [`Flip::Off`] for the digits, else [`Flip::On`].
+    pub fn natural_flip(&self) -> Flip {
+        self.natural_flip
+    }
+
+    /// Whether every image is in memory, decoded and prepared.
+    pub fn is_in_memory(&self) -> bool {
+        !matches!(self.store, Store::Files { .. })
+    }
+
+    /// One image, never mirrored.
+    ///
+    /// # Errors
+    /// An index past the end, or a file that is no longer what it was.
+    pub fn get(&self, index: usize) -> Result<Image, DataError> {
+        let mut pixels = vec![0.0; self.shape.len()];
+        self.write_image(index, Mirror::Keep, &mut pixels)?;
+        Ok(Image { shape: self.shape, pixels, label: self.labels().map(|labels| labels[index]) })
+    }
+
+    /// Writes one image as `[c, h, w]` in [0, 1].
+    pub(super) fn write_image(&self, index: usize, mirror: Mirror, out: &mut [f32]) -> Result<(), DataError> {
+        let past_the_end = DataError::IndexOutOfRange { index, len: self.len };
+        match &self.store {
+            _ if index >= self.len => return Err(past_the_end),
+            Store::Array(samples) => {
+                samples.write_unit(index * self.shape.len(), self.shape, mirror, out);
+            }
+            Store::Cached(images) => images[index].write_unit(0, self.shape, mirror, out),
+            Store::Files { root, files, prepare } => {
+                let file = &files[index];
+                let path = root.join(&file.path);
+                let raster = match decode::decode(&path) {
+                    Ok(raster) => raster,
+                    Err(reason) => return Err(DataError::Decode { path, reason }),
+                };
+                if raster.shape != file.probe.shape {
+                    return Err(DataError::Changed { path, expected: file.probe.shape, found: raster.shape });
+                }
+                let prepared = prepare.apply(raster);
+                prepared.samples.write_unit(0, self.shape, mirror, out);
+            }
+        }
+        Ok(())
+    }
+
+    /// Divides the images into (training, held out) by `seed`. `fraction` is in [0, 1); at most 1000
+    /// images are held out, and none of fewer than 40. Both parts keep the order of the data.
+    pub fn split_held_out(self: &Arc<Self>, fraction: f64, seed: u64) -> (Subset, Subset) {
+        let count = if self.len < MIN_TO_SPLIT {
+            0
+        } else {
+            // A float outside the range saturates; the training part keeps at least one image.
+            ((self.len as f64 * fraction).round() as usize).min(MAX_HELD_OUT).min(self.len - 1)
+        };
+        let mut order = split_permutation(seed, self.len);
+        let mut training = order.split_off(count);
+        training.sort_unstable();
+        order.sort_unstable();
+        (Subset::of(self.clone(), training), Subset::of(self.clone(), order))
+    }
+}
+
+fn refuse_empty(root: &Path, scan: &Scan) -> Result<(), DataError> {
+    if scan.files.is_empty() && scan.broken.is_empty() {
+        return Err(DataError::NoImages {
+            path: root.to_path_buf(),
+            other_files: scan.other_files,
+            array: scan.array.clone(),
+        });
+    }
+    Ok(())
+}
+
+/// The shape that all images of a folder get.
+fn common_shape(root: &Path, scan: &Scan, config: &DataConfig) -> Result<ImageShape, DataError> {
+    let channels = match config.channels {
+        ChannelPolicy::Exact(channels @ 1..=4) => channels,
+        ChannelPolicy::Exact(expected) => {
+            return Err(DataError::Channels {
+                path: root.to_path_buf(),
+                expected,
+                found: "image files, which give 1 to 4".into(),
+            });
+        }
+        ChannelPolicy::Auto => uniform(&scan.files, |file| file.probe.shape.channels)
+            .map_err(|(file, found, common)| DataError::MixedChannels { path: root.join(&file.path), found, common })?,
+    };
+    let ImageSize { height, width } = match config.image_size {
+        Some(size) => size,
+        None => uniform(&scan.files, |file| file.probe.shape.size())
+            .map_err(|(file, found, common)| DataError::MixedSizes { path: root.join(&file.path), found, common })?,
+    };
+    Ok(ImageShape { channels, height, width })
+}
+
+/// The value of `key` that all files share; otherwise the first file that differs from most, its value and theirs.
+/// `files` is not empty.
+fn uniform<K: Copy + Ord + Default>(
+    files: &[ImageFile],
+    key: impl Fn(&ImageFile) -> K,
+) -> Result<K, (&ImageFile, K, K)> {
+    let mut counts = BTreeMap::new();
+    for file in files {
+        *counts.entry(key(file)).or_insert(0usize) += 1;
+    }
+    let common = counts.into_iter().max_by_key(|(_, count)| *count);
+    let common = common.map(|(value, _)| value).unwrap_or_default();
+    match files.iter().find(|file| key(file) != common) {
+        None => Ok(common),
+        Some(file) => Err((file, key(file), common)),
+    }
+}
+
+fn folder_digest(files: &[ImageFile]) -> String {
+    let mut hash = Sha256::new();
+    hash.update(b"folder");
+    for file in files {
+        for part in file.path.components() {
+            hash.update(part.as_os_str().as_encoded_bytes());
+            hash.update(b"/");
+        }
+        hash.update(b"\0");
+        hash.update(file.bytes.to_le_bytes());
+    }
+    hex(hash)
+}
+
+fn array_digest(source: &ArraySource) -> String {
+    let ImageShape { channels, height, width } = source.shape;
+    let mut hash = Sha256::new();
+    hash.update(b"array");
+    for side in [source.count, channels, height, width] {
+        hash.update((side as u64).to_le_bytes());
+    }
+    match &source.samples {
+        Samples::U8(v) => hash.update(v),
+        Samples::U16(v) => v.iter().for_each(|v| hash.update(v.to_le_bytes())),
+        Samples::F32(v) => v.iter().for_each(|v| hash.update(v.to_le_bytes())),
+    }
+    for label in source.labels.iter().flat_map(|labels| &labels.of_image) {
+        hash.update(label.to_le_bytes());
+    }
+    hex(hash)
+}
+
+fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+}

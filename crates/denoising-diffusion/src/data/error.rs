@@ -1,0 +1,294 @@
+//! What can go wrong with data, in the terms of whoever brought the data.
+//!
+//! Each variant carries what was expected and what came; [`DataError::hint`] says what to do about it.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::{ImageShape, ImageSize};
+
+/// A file that looks like an image by its name and could not be used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Broken {
+    /// Path relative to the data folder.
+    pub path: PathBuf,
+    /// Why, in words.
+    pub reason: String,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.reason)
+    }
+}
+
+/// An error of opening, reading or ordering data.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// A setting outside its range.
+    #[error("`{key}` is {value}; expected {expected}")]
+    Setting {
+        /// Configuration key.
+        key: &'static str,
+        /// The value that came.
+        value: String,
+        /// What is accepted, in words.
+        expected: &'static str,
+    },
+    /// Nothing at this path.
+    #[error("no data at {}: no such file or folder", path.display())]
+    NotFound {
+        /// The path asked for.
+        path: PathBuf,
+    },
+    /// The operating system refused.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was attempted, for example `read`.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A folder without a single image.
+    #[error("no images in {} ({other_files} other files)", path.display())]
+    NoImages {
+        /// The folder.
+        path: PathBuf,
+        /// Number of visible files that are no images by their names.
+        other_files: usize,
+        /// An array file in the folder that was probably meant.
+        array: Option<PathBuf>,
+    },
+    /// A file that is no known kind of data.
+    #[error(
+        "{} is neither IDX, .npy nor .npz (first bytes {first_bytes})", path.display()
+    )]
+    UnknownFormat {
+        /// The file.
+        path: PathBuf,
+        /// Its first bytes in hexadecimal.
+        first_bytes: String,
+    },
+    /// More broken files than allowed.
+    #[error(
+        "{} of {total} image files are broken ({:.1} %, at most {:.1} % allowed): {}",
+        broken.len(), 100.0 * broken.len() as f64 / *total as f64, 100.0 * limit, shortened(broken)
+    )]
+    TooManyBroken {
+        /// Every broken file.
+        broken: Vec<Broken>,
+        /// Number of image files by name, broken ones included.
+        total: usize,
+        /// Allowed fraction.
+        limit: f64,
+    },
+    /// Images of several sizes and no training size.
+    #[error(
+        "images differ in size: {} is {} (height x width), most are {}",
+        path.display(), found.full(), common.full()
+    )]
+    MixedSizes {
+        /// First image of another size.
+        path: PathBuf,
+        /// Its size.
+        found: ImageSize,
+        /// The most frequent size.
+        common: ImageSize,
+    },
+    /// Images with several numbers of channels and none asked for.
+    #[error(
+        "images differ in channels: {} has {found}, most have {common}", path.display()
+    )]
+    MixedChannels {
+        /// First image with another number.
+        path: PathBuf,
+        /// Its number of channels.
+        found: usize,
+        /// The most frequent number.
+        common: usize,
+    },
+    /// A number of channels that the source cannot give.
+    #[error("channels = {expected} asked for, but {} has {found}", path.display())]
+    Channels {
+        /// The source.
+        path: PathBuf,
+        /// What was asked for.
+        expected: usize,
+        /// What it has, in words.
+        found: String,
+    },
+    /// A file that was readable at the scan and no longer is.
+    #[error("cannot decode {}: {reason}", path.display())]
+    Decode {
+        /// The file.
+        path: PathBuf,
+        /// Why, in words.
+        reason: String,
+    },
+    /// A file whose size or channels are no longer those of the scan.
+    #[error("{} changed while in use: expected {expected}, found {found} (channels x height x width)", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// Shape at the scan.
+        expected: ImageShape,
+        /// Shape now.
+        found: ImageShape,
+    },
+    /// An array file that breaks its format, or holds what cannot be images.
+    #[error("{}: expected {expected}, found {found}", path.display())]
+    Format {
+        /// The file (and the array within a `.npz`).
+        path: PathBuf,
+        /// What was expected.
+        expected: String,
+        /// What came.
+        found: String,
+    },
+    /// A file that ends before its header says.
+    #[error("{} is truncated: its header promises {expected} bytes of values, found {found}", path.display())]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// Bytes promised by the header.
+        expected: u64,
+        /// Bytes present.
+        found: u64,
+    },
+    /// Float values outside both accepted ranges.
+    #[error("{}: values range from {min} to {max}; expected [0, 1] or [-1, 1]", path.display())]
+    ValueRange {
+        /// The file.
+        path: PathBuf,
+        /// Smallest value.
+        min: f32,
+        /// Largest value.
+        max: f32,
+    },
+    /// NaN or infinity.
+    #[error("{}: value {value} of image {image} is not a finite number", path.display())]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// Index of the image.
+        image: usize,
+        /// The value.
+        value: f32,
+    },
+    /// A labels array that does not belong to the images.
+    #[error("{} has {labels} labels for {images} images", path.display())]
+    LabelCount {
+        /// The labels' file.
+        path: PathBuf,
+        /// Number of labels.
+        labels: usize,
+        /// Number of images.
+        images: usize,
+    },
+    /// An index past the end.
+    #[error("image {index} asked for, but the data has {len} images")]
+    IndexOutOfRange {
+        /// The index.
+        index: usize,
+        /// Number of images.
+        len: usize,
+    },
+    /// A batch that the data cannot fill without repeating an image.
+    #[error("batch_size is {batch_size}, but the data has only {images} images")]
+    BatchTooLarge {
+        /// Images per batch.
+        batch_size: usize,
+        /// Images in the training set.
+        images: usize,
+    },
+    /// Batch numbers are used up.
+    #[error("batch {0} is the last that can be numbered")]
+    OutOfBatches(u64),
+    /// Code of a loader thread panicked.
+    #[error("a loader thread failed at batch {batch}: {message}")]
+    Worker {
+        /// The batch it worked on.
+        batch: u64,
+        /// The panic's message.
+        message: String,
+    },
+    /// No thread could be started.
+    #[error("cannot start a loader thread")]
+    Thread(#[source] io::Error),
+}
+
+/// The first few broken files, and how many more there are.
+fn shortened(broken: &[Broken]) -> String {
+    const SHOWN: usize = 3;
+    let mut text = broken.iter().take(SHOWN).map(Broken::to_string).collect::<Vec<_>>().join("; ");
+    if broken.len() > SHOWN {
+        text.push_str(&format!("; and {} more", broken.len() - SHOWN));
+    }
+    text
+}
+
+impl DataError {
+    /// Wraps an operating system error, giving a missing path its own variant.
+    pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        let path = path.to_path_buf();
+        match source.kind() {
+            io::ErrorKind::NotFound => Self::NotFound { path },
+            _ => Self::Io { action, path, source },
+        }
+    }
+
+    pub(super) fn format(path: &Path, expected: impl Into<String>, found: impl Into<String>) -> Self {
+        Self::Format { path: path.to_path_buf(), expected: expected.into(), found: found.into() }
+    }
+
+    /// What the user can do about it, if there is something.
+    pub fn hint(&self) -> Option<String> {
+        let text = match self {
+            Self::NotFound { .. } => {
+                "give a folder of images, an IDX, .npy or .npz file, or `digits` for the embedded set".into()
+            }
+            Self::NoImages {
+                array: Some(file), ..
+            } => format!("to train on that array, give the file itself: {}", file.display()),
+            Self::NoImages { .. } | Self::UnknownFormat { .. } => {
+                "accepted are folders with png, jpg, jpeg, bmp, webp, tif or tiff files, IDX files (also .gz), .npy and .npz".into()
+            }
+            Self::TooManyBroken { .. } => {
+                "`ddpm inspect` lists every broken file; remove or repair them, or raise --max-broken".into()
+            }
+            Self::MixedSizes { common, .. } if common.height.max(common.width) > 256 => {
+                "give the training size, for example --image-size 128; --resize crop, stretch or pad says how".into()
+            }
+            Self::MixedSizes { common, .. } => format!(
+                "give the training size, for example --image-size {common}; --resize crop, stretch or pad says how"
+            ),
+            Self::MixedChannels { common, .. } => format!(
+                "give the number of channels, for example --channels {} (1 grey, 3 RGB; transparency is composited on white)",
+                common.max(&3)
+            ),
+            Self::Channels { .. } => {
+                "leave out --channels to take what the data has".into()
+            }
+            Self::Decode { .. } => {
+                "with --verify full every file is decoded before training starts".into()
+            }
+            Self::Changed { .. } => "leave the data unchanged during a run".into(),
+            Self::Truncated { .. } => "the file is probably an interrupted copy or download; fetch it again".into(),
+            Self::ValueRange { max, .. } if *max > 1.0 && *max <= 255.0 => {
+                "scale the values to [0, 1] (divide by 255?) or store them as uint8".into()
+            }
+            Self::ValueRange { .. } => "scale the values to [0, 1] or [-1, 1]".into(),
+            Self::BatchTooLarge { images, .. } => {
+                format!("use --batch-size {images} or less, or --held-out 0 to train on every image")
+            }
+            _ => return None,
+        };
+        Some(text)
+    }
+}

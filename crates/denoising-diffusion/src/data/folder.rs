@@ -1,0 +1,242 @@
+//! Folders of image files: which files there are, and which of them can be used.
+//!
+//! Decides nothing about training: sizes and channels may differ here. Decoding itself is in `decode`.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::config::{CachePolicy, ChannelPolicy, DataConfig, Verify};
+use super::dataset::ScanProgress;
+use super::decode::{self, Probe};
+use super::raster::Raster;
+use super::{Broken, DataError, ImageSize, ResizePolicy, resize};
+
+const EXTENSIONS: [&str; 7] = ["png", "jpg", "jpeg", "bmp", "webp", "tif", "tiff"];
+
+/// A usable image file.
+#[derive(Clone, Debug)]
+pub(super) struct ImageFile {
+    /// Relative to the folder.
+    pub(super) path: PathBuf,
+    pub(super) bytes: u64,
+    pub(super) probe: Probe,
+}
+
+/// Everything known about a folder after looking at each of its files.
+#[derive(Debug)]
+pub(super) struct Scan {
+    /// Sorted by path.
+    pub(super) files: Vec<ImageFile>,
+    /// Sorted by path.
+    pub(super) broken: Vec<Broken>,
+    pub(super) other_files: usize,
+    /// Largest IDX or NumPy file in the folder, for a hint.
+    pub(super) array: Option<PathBuf>,
+    /// Prepared images in the order of `files`, if they are kept.
+    pub(super) cache: Option<Vec<Raster>>,
+}
+
+/// How a decoded image is prepared for training.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Prepare {
+    pub(super) channels: ChannelPolicy,
+    pub(super) size: Option<ImageSize>,
+    pub(super) resize: ResizePolicy,
+}
+
+impl Prepare {
+    pub(super) fn new(config: &DataConfig) -> Self {
+        Self { channels: config.channels, size: config.image_size, resize: config.resize }
+    }
+
+    /// Converts channels, then fits the size.
+    pub(super) fn apply(&self, raster: Raster) -> Raster {
+        let raster = match self.channels {
+            ChannelPolicy::Auto => raster,
+            ChannelPolicy::Exact(channels) => raster.with_channels(channels),
+        };
+        match self.size {
+            None => raster,
+            Some(size) => resize::fit(raster, size, self.resize),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Listing {
+    /// Relative path and length in bytes.
+    images: Vec<(PathBuf, u64)>,
+    other_files: usize,
+    /// Length in bytes and path of the largest array file.
+    array: Option<(u64, PathBuf)>,
+}
+
+/// Finds every image file under `root` and checks it.
+///
+/// # Errors
+/// A folder that cannot be read; a file's own failure is no error but an entry in `broken`.
+pub(super) fn scan(root: &Path, config: &DataConfig, progress: ScanProgress<'_>) -> Result<Scan, DataError> {
+    let mut listing = Listing::default();
+    list(root, Path::new(""), &mut HashSet::new(), &mut listing)?;
+    listing.images.sort();
+    let checked = check(root, &listing.images, config, progress);
+    let (mut files, mut broken, mut cache) = (Vec::new(), Vec::new(), Some(Vec::new()));
+    for ((path, bytes), result) in listing.images.into_iter().zip(checked) {
+        match result {
+            Ok((probe, raster)) => {
+                files.push(ImageFile { path, bytes, probe });
+                match (raster, &mut cache) {
+                    (Some(raster), Some(cache)) => cache.push(raster),
+                    _ => cache = None,
+                }
+            }
+            Err(reason) => broken.push(Broken { path, reason }),
+        }
+    }
+    Ok(Scan { files, broken, other_files: listing.other_files, array: listing.array.map(|(_, path)| path), cache })
+}
+
+/// Lists `root/below` and its subfolders. Links are followed; `above` holds the folders on the way
+/// down, so that a link to one of them ends there.
+fn list(root: &Path, below: &Path, above: &mut HashSet<PathBuf>, listing: &mut Listing) -> Result<(), DataError> {
+    let folder = root.join(below);
+    let canonical = folder.canonicalize().map_err(|e| DataError::io("read", &folder, e))?;
+    if !above.insert(canonical.clone()) {
+        return Ok(());
+    }
+    let entries = std::fs::read_dir(&folder).map_err(|e| DataError::io("read", &folder, e))?;
+    for entry in entries {
+        let name = entry.map_err(|e| DataError::io("read", &folder, e))?.file_name();
+        if name.as_encoded_bytes().starts_with(b".") {
+            continue;
+        }
+        let relative = below.join(&name);
+        let path = root.join(&relative);
+        let is_image = is_image_name(&relative);
+        match std::fs::metadata(&path) {
+            Ok(meta) if meta.is_dir() => list(root, &relative, above, listing)?,
+            Ok(meta) if is_image => listing.images.push((relative, meta.len())),
+            // A dangling link with an image's name: reported as broken when it is opened.
+            Err(_) if is_image => listing.images.push((relative, 0)),
+            meta => {
+                listing.other_files += 1;
+                if is_array_name(&relative) {
+                    let found = (meta.map_or(0, |meta| meta.len()), path);
+                    listing.array = listing.array.take().max(Some(found));
+                }
+            }
+        }
+    }
+    above.remove(&canonical);
+    Ok(())
+}
+
+fn is_image_name(path: &Path) -> bool {
+    let extension = path.extension().and_then(OsStr::to_str);
+    extension.is_some_and(|e| EXTENSIONS.iter().any(|known| e.eq_ignore_ascii_case(known)))
+}
+
+fn is_array_name(path: &Path) -> bool {
+    let name = path.to_string_lossy().to_ascii_lowercase();
+    name.ends_with(".npy") || name.ends_with(".npz") || name.contains("images-idx3")
+}
+
+type Checked = Result<(Probe, Option<Raster>), String>;
+
+/// Checks every file, on several threads; results in the order of `files`.
+fn check(root: &Path, files: &[(PathBuf, u64)], config: &DataConfig, progress: ScanProgress<'_>) -> Vec<Checked> {
+    let checker = Checker::new(root, config);
+    let next = AtomicUsize::new(0);
+    let results = Mutex::new(Vec::with_capacity(files.len()));
+    let work = || {
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            let Some((path, _)) = files.get(i) else {
+                return;
+            };
+            let result = checker.check(path);
+            let mut results = results.lock().unwrap_or_else(|e| e.into_inner());
+            results.push((i, result));
+            progress(results.len(), files.len());
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..config.worker_count().min(files.len()) {
+            // This thread works too, so a thread that cannot be started only costs time.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, work);
+        }
+        work();
+    });
+    let mut results = results.into_inner().unwrap_or_else(|e| e.into_inner());
+    results.sort_by_key(|(i, _)| *i);
+    results.into_iter().map(|(_, result)| result).collect()
+}
+
+/// Checks single files, and keeps what it decodes while the cache has room.
+struct Checker<'a> {
+    root: &'a Path,
+    verify: Verify,
+    prepare: Prepare,
+    /// Bytes that the cache may take; `None` keeps nothing.
+    limit: Option<usize>,
+    kept: AtomicUsize,
+    full: AtomicBool,
+}
+
+impl<'a> Checker<'a> {
+    fn new(root: &'a Path, config: &DataConfig) -> Self {
+        Self {
+            root,
+            verify: config.verify,
+            prepare: Prepare::new(config),
+            limit: match config.cache {
+                CachePolicy::Off => None,
+                CachePolicy::On => Some(usize::MAX),
+                CachePolicy::Auto => Some(config.cache_mib.saturating_mul(1 << 20)),
+            },
+            kept: AtomicUsize::new(0),
+            full: AtomicBool::new(false),
+        }
+    }
+
+    fn check(&self, file: &Path) -> Checked {
+        let path = self.root.join(file);
+        let probe = decode::probe(&path)?;
+        if self.verify == Verify::Header {
+            return Ok((probe, None));
+        }
+        let raster = decode::decode(&path)?;
+        let Some(limit) = self.limit else {
+            return Ok((probe, None));
+        };
+        if self.full.load(Ordering::Relaxed) {
+            return Ok((probe, None));
+        }
+        let raster = self.prepare.apply(raster);
+        let bytes = raster.samples.bytes();
+        if self.kept.fetch_add(bytes, Ordering::Relaxed) + bytes > limit {
+            self.full.store(true, Ordering::Relaxed);
+            return Ok((probe, None));
+        }
+        Ok((probe, Some(raster)))
+    }
+}
+
+/// Class of each file: the name of the folder that it lies in. `None` if some file lies in the root.
+///
+/// Returns the label of each file and the sorted names.
+pub(super) fn classes(files: &[ImageFile]) -> Option<(Vec<u32>, Vec<String>)> {
+    let parents = files
+        .iter()
+        .map(|file| Some(file.path.parent()?.file_name()?.to_string_lossy()))
+        .collect::<Option<Vec<_>>>()?;
+    let mut names: Vec<String> = parents.iter().map(|name| name.to_string()).collect();
+    names.sort();
+    names.dedup();
+    let label = |name: &str| names.partition_point(|n| n.as_str() < name) as u32;
+    let labels = parents.iter().map(|name| label(name)).collect();
+    (!names.is_empty()).then_some((labels, names))
+}

@@ -1,0 +1,39 @@
+//! Data: where training images come from, how they become tensors, and in which order.
+//!
+//! A [`Dataset`] is a finite, indexed set of images of one shape, read from a folder of image files,
+//! an IDX file (`.gz` too), a `.npy` or `.npz` array, or the embedded `digits`. [`inspect`] describes a
+//! source without demanding that it can be trained on. A [`Subset`] is a dataset seen through a list of indices; a
+//! [`Loader`] turns a subset into an endless, deterministic sequence of batches, decoded by worker
+//! threads ahead of the consumer.
+//!
+//! Pixels leave this module as `f32` in [0, 1], channels first. The map to [-1, 1] belongs to the
+//! formulation, noise to its own streams; tensors and devices are not known here.
+
+mod array;
+mod config;
+mod dataset;
+mod decode;
+mod digits;
+mod error;
+mod folder;
+mod idx;
+mod loader;
+pub mod npy;
+mod order;
+mod prefetch;
+mod raster;
+mod resample;
+mod resize;
+mod subset;
+mod summary;
+#[cfg(test)]
+mod tests;
+
+pub use config::{
+    CachePolicy, ChannelPolicy, DataConfig, Flip, ImageShape, ImageSize, ParseSettingError, ResizePolicy, Verify,
+};
+pub use dataset::{Dataset, Image, ScanProgress, inspect, inspect_with_progress};
+pub use error::{Broken, DataError};
+pub use loader::{Batch, Loader, LoaderConfig};
+pub use subset::{Batches, Subset};
+pub use summary::Summary;

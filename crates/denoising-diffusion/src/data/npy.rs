@@ -1,0 +1,368 @@
+//! NumPy's `.npy` format: reading arrays of numbers, writing float32.
+//!
+//! Format: <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>. Versions 1 to 3, both byte
+//! orders, C and Fortran order (converted to C order). Structured, complex, text and object arrays are
+//! refused; nothing is ever unpickled. Archives (`.npz`) are opened in `array`.
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Read, Write};
+use std::path::Path;
+
+use super::DataError;
+use super::decode::read_limited;
+
+const MAGIC: &[u8; 6] = b"\x93NUMPY";
+
+/// Longest header accepted, in bytes; NumPy's own default limit.
+const MAX_HEADER: u64 = 10_000;
+
+/// Kind and width of an element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Unsigned,
+    Signed,
+    Float,
+}
+
+/// What an array's header says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Header {
+    descr: String,
+    kind: Kind,
+    /// Bytes per element.
+    width: usize,
+    big_endian: bool,
+    fortran: bool,
+    shape: Vec<usize>,
+}
+
+/// Values of an array, in C order.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Values {
+    U8(Vec<u8>),
+    /// Any other integer type.
+    Int(Vec<i64>),
+    /// float32, or float64 rounded to it.
+    F32(Vec<f32>),
+}
+
+/// An array in C order.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct NpyArray {
+    pub(super) shape: Vec<usize>,
+    /// NumPy's name of the element type, such as `<f4`.
+    pub(super) descr: String,
+    pub(super) values: Values,
+}
+
+/// Reads a float32 array: its shape and its values in C order.
+///
+/// # Errors
+/// No such file, no `.npy` file, another element type than float32, or fewer values than promised.
+pub fn read_npy_f32(path: &Path) -> Result<(Vec<usize>, Vec<f32>), DataError> {
+    let file = File::open(path).map_err(|e| DataError::io("open", path, e))?;
+    let mut reader = BufReader::new(file);
+    let header = read_header(&mut reader, path)?;
+    if (header.kind, header.width) != (Kind::Float, 4) {
+        return Err(DataError::format(
+            path,
+            "float32 values (numpy: `array.astype(np.float32)`)",
+            format!("dtype `{}`", header.descr),
+        ));
+    }
+    let array = read_values(header, reader, path)?;
+    match array.values {
+        Values::F32(values) => Ok((array.shape, values)),
+        _ => Err(DataError::format(path, "float32 values", array.descr)),
+    }
+}
+
+/// Writes `values` (C order) as a float32 `.npy` file, over an existing one.
+///
+/// # Errors
+/// `shape` and `values` disagree, or the file cannot be written.
+pub fn write_npy_f32(path: &Path, shape: &[usize], values: &[f32]) -> Result<(), DataError> {
+    let count: usize = shape.iter().product();
+    if count != values.len() {
+        return Err(DataError::format(
+            path,
+            format!("{count} values for shape {shape:?}"),
+            format!("{} values", values.len()),
+        ));
+    }
+    let write = || -> std::io::Result<()> {
+        let mut file = BufWriter::new(File::create(path)?);
+        file.write_all(&f32_header(shape))?;
+        for value in values {
+            file.write_all(&value.to_le_bytes())?;
+        }
+        file.into_inner()?.sync_all()
+    };
+    write().map_err(|e| DataError::io("write", path, e))
+}
+
+/// Header of version 1.0, padded so that values start at a multiple of 64 bytes.
+fn f32_header(shape: &[usize]) -> Vec<u8> {
+    let sides: String = shape.iter().map(|side| format!("{side}, ")).collect();
+    let mut dict = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({sides}), }}");
+    let prefix = MAGIC.len() + 4;
+    let padded = (prefix + dict.len() + 1).next_multiple_of(64);
+    dict.push_str(&" ".repeat(padded - prefix - dict.len() - 1));
+    dict.push('\n');
+    let mut header = MAGIC.to_vec();
+    header.extend([1, 0]);
+    header.extend((dict.len() as u16).to_le_bytes());
+    header.extend(dict.as_bytes());
+    header
+}
+
+/// Reads an array of any accepted type. `path` is for messages.
+pub(super) fn read_npy(mut reader: impl Read, path: &Path) -> Result<NpyArray, DataError> {
+    let header = read_header(&mut reader, path)?;
+    read_values(header, reader, path)
+}
+
+fn read_header(reader: &mut impl Read, path: &Path) -> Result<Header, DataError> {
+    let found = |text: &str| DataError::format(path, "a .npy header", text);
+    let io = |e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::UnexpectedEof => found("the end of the file"),
+        _ => DataError::io("read", path, e),
+    };
+    let mut start = [0; 8];
+    reader.read_exact(&mut start).map_err(io)?;
+    if &start[..6] != MAGIC {
+        return Err(found("other first bytes than \\x93NUMPY"));
+    }
+    let length = match start[6] {
+        1 => {
+            let mut bytes = [0; 2];
+            reader.read_exact(&mut bytes).map_err(io)?;
+            u64::from(u16::from_le_bytes(bytes))
+        }
+        2 | 3 => {
+            let mut bytes = [0; 4];
+            reader.read_exact(&mut bytes).map_err(io)?;
+            u64::from(u32::from_le_bytes(bytes))
+        }
+        version => return Err(found(&format!("format version {version}"))),
+    };
+    if length > MAX_HEADER {
+        return Err(found(&format!("a header of {length} bytes")));
+    }
+    let mut text = vec![0; length as usize];
+    reader.read_exact(&mut text).map_err(io)?;
+    parse_header(&String::from_utf8_lossy(&text)).map_err(|reason| found(&reason))
+}
+
+/// Reads the three keys of the header's dict; NumPy writes nothing else.
+fn parse_header(text: &str) -> Result<Header, String> {
+    let value = |key: &str| {
+        let (_, rest) = text.split_once(&format!("'{key}'")).ok_or(format!("no key `{key}`"))?;
+        let (_, rest) = rest.split_once(':').ok_or(format!("no value of `{key}`"))?;
+        Ok::<_, String>(rest.trim_start())
+    };
+    let descr = value("descr")?
+        .strip_prefix('\'')
+        .and_then(|rest| rest.split_once('\''))
+        .map(|(descr, _)| descr.to_owned())
+        .ok_or("a structured dtype")?;
+    let fortran = match value("fortran_order")? {
+        v if v.starts_with("True") => true,
+        v if v.starts_with("False") => false,
+        _ => return Err("`fortran_order` neither True nor False".into()),
+    };
+    let shape = value("shape")?
+        .strip_prefix('(')
+        .and_then(|rest| rest.split_once(')'))
+        .map(|(sides, _)| sides.split(',').map(str::trim).filter(|s| !s.is_empty()))
+        .ok_or("no tuple in `shape`")?
+        .map(|side| side.parse().map_err(|_| format!("`{side}` in `shape`")))
+        .collect::<Result<Vec<usize>, _>>()?;
+    let unsupported = || format!("dtype `{descr}` (accepted: integers, float32, float64)");
+    let (order, rest) = descr.split_at_checked(1).ok_or_else(unsupported)?;
+    let (kind, width) = match rest {
+        "u1" | "u2" | "u4" | "u8" => (Kind::Unsigned, &rest[1..]),
+        "i1" | "i2" | "i4" | "i8" => (Kind::Signed, &rest[1..]),
+        "f4" | "f8" => (Kind::Float, &rest[1..]),
+        _ => return Err(unsupported()),
+    };
+    let width = width.parse().map_err(|_| unsupported())?;
+    let big_endian = match order {
+        ">" => true,
+        "<" | "|" | "=" => false,
+        _ => return Err(unsupported()),
+    };
+    Ok(Header { descr, kind, width, big_endian, fortran, shape })
+}
+
+fn read_values(header: Header, reader: impl Read, path: &Path) -> Result<NpyArray, DataError> {
+    let count = header
+        .shape
+        .iter()
+        .try_fold(header.width, |n, &side| n.checked_mul(side))
+        .filter(|&bytes| isize::try_from(bytes).is_ok())
+        .ok_or_else(|| DataError::format(path, "an array that memory can hold", format!("shape {:?}", header.shape)))?;
+    let (bytes, _) = read_limited(reader, count as u64).map_err(|e| DataError::io("read", path, e))?;
+    if bytes.len() < count {
+        return Err(DataError::Truncated {
+            path: path.to_path_buf(),
+            expected: count as u64,
+            found: bytes.len() as u64,
+        });
+    }
+    let shape = &header.shape;
+    let values = match header.kind {
+        Kind::Unsigned if header.width == 1 => Values::U8(c_order(bytes, shape, header.fortran)),
+        Kind::Float => {
+            let values = elements(&bytes, &header, |bits| match header.width {
+                4 => f32::from_bits(bits as u32),
+                _ => f64::from_bits(bits) as f32,
+            });
+            Values::F32(c_order(values, shape, header.fortran))
+        }
+        Kind::Unsigned | Kind::Signed => {
+            let unused = 64 - 8 * header.width as u32;
+            let values = elements(&bytes, &header, |bits| match header.kind {
+                Kind::Signed => (bits << unused) as i64 >> unused,
+                _ => i64::try_from(bits).unwrap_or(i64::MAX),
+            });
+            Values::Int(c_order(values, shape, header.fortran))
+        }
+    };
+    Ok(NpyArray { shape: header.shape, descr: header.descr, values })
+}
+
+/// Converts each element from its bits, given in the low end of a `u64`.
+fn elements<T>(bytes: &[u8], header: &Header, convert: impl Fn(u64) -> T) -> Vec<T> {
+    bytes
+        .chunks_exact(header.width)
+        .map(|element| {
+            let push = |bits: u64, byte: &u8| bits << 8 | u64::from(*byte);
+            convert(if header.big_endian { element.iter().fold(0, push) } else { element.iter().rev().fold(0, push) })
+        })
+        .collect()
+}
+
+/// Reorders values whose first axis varies fastest so that the last one does.
+fn c_order<T: Copy>(values: Vec<T>, shape: &[usize], fortran: bool) -> Vec<T> {
+    if !fortran {
+        return values;
+    }
+    let mut strides = Vec::with_capacity(shape.len());
+    let mut stride = 1;
+    for &side in shape {
+        strides.push(stride);
+        stride *= side;
+    }
+    let mut index = vec![0; shape.len()];
+    let mut out = Vec::with_capacity(values.len());
+    while out.len() < values.len() {
+        out.push(values[index.iter().zip(&strides).map(|(i, s)| i * s).sum::<usize>()]);
+        for axis in (0..shape.len()).rev() {
+            index[axis] += 1;
+            if index[axis] < shape[axis] {
+                break;
+            }
+            index[axis] = 0;
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A file as NumPy writes it.
+    fn file(descr: &str, fortran: &str, shape: &str, values: &[u8]) -> Vec<u8> {
+        let dict = format!("{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}, }}\n");
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend((dict.len() as u16).to_le_bytes());
+        bytes.extend(dict.as_bytes());
+        bytes.extend(values);
+        bytes
+    }
+
+    fn read(bytes: &[u8]) -> Result<NpyArray, DataError> {
+        read_npy(bytes, Path::new("x.npy"))
+    }
+
+    #[test]
+    fn element_types_are_read() {
+        let array = read(&file("'|u1'", "False", "(3,)", &[0, 128, 255])).unwrap();
+        assert_eq!(array.values, Values::U8(vec![0, 128, 255]));
+        let array = read(&file("'>i2'", "False", "(2,)", &[0xff, 0xfe, 1, 0])).unwrap();
+        assert_eq!(array.values, Values::Int(vec![-2, 256]));
+        let array = read(&file("'<u4'", "False", "(1,)", &[255; 4])).unwrap();
+        assert_eq!(array.values, Values::Int(vec![u32::MAX.into()]));
+        let array = read(&file("'<f8'", "False", "(1, 1)", &0.25f64.to_le_bytes())).unwrap();
+        assert_eq!(array.values, Values::F32(vec![0.25]));
+        let array = read(&file("'>f4'", "False", "()", &(-3.5f32).to_be_bytes())).unwrap();
+        assert_eq!((array.shape, array.values), (vec![], Values::F32(vec![-3.5])));
+    }
+
+    #[test]
+    fn fortran_order_becomes_c_order() {
+        // numpy: np.asfortranarray(np.arange(6, dtype="u1").reshape(1, 2, 3)).tobytes("A")
+        let array = read(&file("'|u1'", "True", "(1, 2, 3)", &[0, 3, 1, 4, 2, 5])).unwrap();
+        assert_eq!(array.values, Values::U8(vec![0, 1, 2, 3, 4, 5]));
+    }
+
+    #[test]
+    fn bad_files_say_what_is_wrong() {
+        let huge = format!("({0}, {0}, {0})", u32::MAX);
+        let cases = [
+            (file("'<f4'", "False", "(2, 3)", &[0; 20]), "promises 24 bytes of values, found 20"),
+            (file("'<f4'", "False", &huge, &[]), "memory can hold"),
+            (file("'<f4'", "False", "(1000000000000,)", &[]), "truncated"),
+            (file("'<c8'", "False", "(1,)", &[0; 8]), "dtype `<c8`"),
+            (file("'|O'", "False", "(1,)", &[0; 8]), "dtype `|O`"),
+            (file("''", "False", "(1,)", &[]), "dtype ``"),
+            (file("[('a', '<f4')]", "False", "(1,)", &[0; 4]), "structured"),
+            (file("'<f4'", "Maybe", "(1,)", &[0; 4]), "fortran_order"),
+            (file("'<f4'", "False", "(-1,)", &[0; 4]), "`-1` in `shape`"),
+            (b"\x93NUMPY\x09\x00".to_vec(), "version 9"),
+            (b"\x93NUM".to_vec(), "end of the file"),
+            (b"P5 8 8 255 not an array".to_vec(), "NUMPY"),
+        ];
+        for (bytes, expected) in cases {
+            let error = read(&bytes).unwrap_err().to_string();
+            assert!(error.contains(expected), "`{expected}` not in `{error}`");
+        }
+    }
+
+    #[test]
+    fn float32_is_demanded_where_it_matters() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.npy");
+        std::fs::write(&path, file("'<f8'", "False", "(1,)", &[0; 8])).unwrap();
+        let error = read_npy_f32(&path).unwrap_err().to_string();
+        assert!(error.contains("float32") && error.contains("`<f8`"), "{error}");
+        let error = read_npy_f32(&folder.path().join("none.npy")).unwrap_err();
+        assert!(matches!(error, DataError::NotFound { .. }));
+        let error = write_npy_f32(&path, &[2, 2], &[0.0; 3]).unwrap_err().to_string();
+        assert!(error.contains("4 values"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn written_arrays_read_back_bit_for_bit(
+            shape in prop::collection::vec(0usize..5, 0..5), seed: u32,
+        ) {
+            let count: usize = shape.iter().product();
+            let values: Vec<f32> = (0..count as u32)
+                .map(|i| f32::from_bits(i.wrapping_mul(2_654_435_761).wrapping_add(seed)))
+                .collect();
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("x.npy");
+            write_npy_f32(&path, &shape, &values).unwrap();
+            let (read_shape, read) = read_npy_f32(&path).unwrap();
+            prop_assert_eq!(read_shape, shape);
+            let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            prop_assert_eq!(bits(&read), bits(&values));
+            let header = std::fs::metadata(&path).unwrap().len() as usize - 4 * count;
+            prop_assert_eq!(header % 64, 0);
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! A dataset seen through a list of indices, and a plain pass over it in order.
+//!
+//! Training and held-out parts are subsets of one dataset. The pass here is for evaluation: each image
+//! once, in order, never mirrored. The endless shuffled order for training is in `loader`.
+
+use std::sync::Arc;
+
+use super::loader::Batch;
+use super::order::Mirror;
+use super::prefetch::Prefetcher;
+use super::{DataError, Dataset};
+
+/// Some images of a dataset, in a fixed order. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Subset {
+    dataset: Arc<Dataset>,
+    indices: Arc<[usize]>,
+}
+
+impl From<Arc<Dataset>> for Subset {
+    /// All images, in the order of the data.
+    fn from(dataset: Arc<Dataset>) -> Self {
+        let indices = (0..dataset.len()).collect();
+        Self { dataset, indices }
+    }
+}
+
+impl Subset {
+    /// `indices` are valid for `dataset`.
+    pub(super) fn of(dataset: Arc<Dataset>, indices: Vec<usize>) -> Self {
+        Self { dataset, indices: indices.into() }
+    }
+
+    /// The first `count` images of this subset, or all if it has fewer.
+    pub fn first(&self, count: usize) -> Self {
+        let count = count.min(self.len());
+        Self::of(self.dataset.clone(), self.indices[..count].to_vec())
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.indices.len()
+    }
+
+    /// True if there are none, as in the held-out part of little data.
+    pub fn is_empty(&self) -> bool {
+        self.indices.is_empty()
+    }
+
+    /// The dataset that this is a part of.
+    pub fn dataset(&self) -> &Arc<Dataset> {
+        &self.dataset
+    }
+
+    /// Indices into the dataset.
+    pub fn indices(&self) -> &[usize] {
+        &self.indices
+    }
+
+    /// Each image once, in order, `batch_size` at a time; the last batch may be smaller. Files are decoded
+    /// ahead by worker threads.
+    ///
+    /// # Errors
+    /// A `batch_size` of 0, or no thread can be started.
+    pub fn batches(&self, batch_size: usize) -> Result<Batches, DataError> {
+        check_batch_size(batch_size)?;
+        let subset = self.clone();
+        let count = self.len().div_ceil(batch_size) as u64;
+        let prefetcher = Prefetcher::start(self.worker_count(0), 0..count, move |k| {
+            let start = k as usize * batch_size;
+            let end = (start + batch_size).min(subset.len());
+            let images = subset.indices[start..end].iter().map(|&index| (index, Mirror::Keep));
+            subset.batch(k, images.collect())
+        })?;
+        Ok(Batches { prefetcher })
+    }
+
+    /// Threads for a pass: `asked_for`, or as many as the source is worth.
+    pub(super) fn worker_count(&self, asked_for: usize) -> usize {
+        match asked_for {
+            0 if self.dataset.is_in_memory() => 1,
+            0 => std::thread::available_parallelism().map_or(1, |n| n.get().min(8)),
+            n => n,
+        }
+    }
+
+    /// Reads the given images of the dataset into one batch.
+    pub(super) fn batch(&self, index: u64, images: Vec<(usize, Mirror)>) -> Result<Batch, DataError> {
+        let len = self.dataset.shape().len();
+        let mut pixels = vec![0.0; images.len() * len];
+        for (&(image, mirror), out) in images.iter().zip(pixels.chunks_exact_mut(len)) {
+            self.dataset.write_image(image, mirror, out)?;
+        }
+        let indices: Vec<usize> = images.into_iter().map(|(image, _)| image).collect();
+        let labels = self.dataset.labels().map(|labels| indices.iter().map(|&image| labels[image]).collect());
+        Ok(Batch { index, images: pixels, labels, indices })
+    }
+}
+
+pub(super) fn check_batch_size(batch_size: usize) -> Result<(), DataError> {
+    if batch_size == 0 {
+        return Err(DataError::Setting { key: "batch_size", value: "0".into(), expected: "at least 1 image" });
+    }
+    Ok(())
+}
+
+/// One pass over a [`Subset`]; an iterator of batches.
+#[derive(Debug)]
+pub struct Batches {
+    prefetcher: Prefetcher<Batch>,
+}
+
+impl Iterator for Batches {
+    type Item = Result<Batch, DataError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.prefetcher.next()
+    }
+}

@@ -1,0 +1,181 @@
+//! What is in a source, counted: for `ddpm inspect` and the lines printed before training.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::array::ArraySource;
+use super::folder::{self, Scan};
+use super::raster::Samples;
+use super::{Broken, ImageShape, ImageSize};
+
+/// How many images share a property.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Tally<T> {
+    /// The property.
+    pub value: T,
+    /// Number of images that have it.
+    pub images: usize,
+}
+
+/// Counts and kinds of a source. Displays as aligned lines.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// Path, or `digits`.
+    pub source: String,
+    /// What it is, in words.
+    pub kind: String,
+    /// Number of usable images.
+    pub images: usize,
+    /// Shape as trained on; none if images differ and the configuration names no size or channels.
+    pub shape: Option<ImageShape>,
+    /// Images per class, in the order of labels; empty without classes.
+    pub classes: Vec<Tally<String>>,
+    /// Images per stored size, most frequent first.
+    pub sizes: Vec<Tally<ImageSize>>,
+    /// Images per stored number of channels, most frequent first.
+    pub channels: Vec<Tally<usize>>,
+    /// Images per stored number of bits per value, most frequent first.
+    pub bits: Vec<Tally<u32>>,
+    /// Range of an array's values and what it is read as.
+    pub values: Option<String>,
+    /// Files that look like images by name and are skipped.
+    pub broken: Vec<Broken>,
+    /// Number of other visible files in the folder.
+    pub other_files: usize,
+}
+
+impl Summary {
+    pub(super) fn of_folder(root: &Path, scan: &Scan, shape: Option<ImageShape>) -> Self {
+        let shapes = || scan.files.iter().map(|file| file.probe.shape);
+        let (labels, names) = folder::classes(&scan.files).unwrap_or_default();
+        Self {
+            source: root.display().to_string(),
+            kind: "image folder".into(),
+            images: scan.files.len(),
+            shape,
+            classes: per_class(&labels, &names),
+            sizes: tally(shapes().map(|shape| shape.size())),
+            channels: tally(shapes().map(|shape| shape.channels)),
+            bits: tally(scan.files.iter().map(|file| file.probe.bits)),
+            values: None,
+            broken: scan.broken.clone(),
+            other_files: scan.other_files,
+        }
+    }
+
+    pub(super) fn of_array(source: &ArraySource, size: Option<ImageSize>) -> Self {
+        let ImageSize { height, width } = size.unwrap_or(source.shape.size());
+        let bits = match source.samples {
+            Samples::U8(_) => 8,
+            Samples::U16(_) => 16,
+            Samples::F32(_) => 32,
+        };
+        let all = source.count;
+        Self {
+            source: source.path.display().to_string(),
+            kind: source.kind.into(),
+            images: all,
+            shape: Some(ImageShape { channels: source.shape.channels, height, width }),
+            classes: source
+                .labels
+                .as_ref()
+                .map(|labels| per_class(&labels.of_image, &labels.names))
+                .unwrap_or_default(),
+            sizes: vec![Tally { value: source.shape.size(), images: all }],
+            channels: vec![Tally { value: source.shape.channels, images: all }],
+            bits: vec![Tally { value: bits, images: all }],
+            values: Some(source.values.clone()),
+            broken: Vec::new(),
+            other_files: 0,
+        }
+    }
+}
+
+fn per_class(labels: &[u32], names: &[String]) -> Vec<Tally<String>> {
+    let mut counts = vec![0; names.len()];
+    for &label in labels {
+        counts[label as usize] += 1;
+    }
+    let names = names.iter().cloned();
+    names.zip(counts).map(|(value, images)| Tally { value, images }).collect()
+}
+
+/// Counts equal values; most frequent first, then by value.
+fn tally<T: Ord>(values: impl Iterator<Item = T>) -> Vec<Tally<T>> {
+    let mut counts = BTreeMap::new();
+    for value in values {
+        *counts.entry(value).or_insert(0) += 1;
+    }
+    let mut tallies: Vec<_> = counts.into_iter().map(|(value, images)| Tally { value, images }).collect();
+    tallies.sort_by_key(|tally| std::cmp::Reverse(tally.images));
+    tallies
+}
+
+/// Most entries of one kind that are written out.
+const SHOWN: usize = 12;
+
+/// `a 10, b 7, c 3`, or only `a` if every image has it.
+fn list<T>(tallies: &[Tally<T>], show: impl Fn(&T) -> String) -> String {
+    if let [only] = tallies {
+        return show(&only.value);
+    }
+    let mut parts: Vec<String> =
+        tallies.iter().take(SHOWN).map(|tally| format!("{} ({})", show(&tally.value), tally.images)).collect();
+    if tallies.len() > SHOWN {
+        parts.push(format!("and {} more", tallies.len() - SHOWN));
+    }
+    parts.join(", ")
+}
+
+fn channels_name(channels: &usize) -> String {
+    match channels {
+        1 => "1 grey".into(),
+        2 => "2 grey-alpha".into(),
+        3 => "3 RGB".into(),
+        4 => "4 RGBA".into(),
+        n => n.to_string(),
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "source     {} ({})", self.source, self.kind)?;
+        write!(f, "images     {}", self.images)?;
+        if !self.broken.is_empty() {
+            write!(f, " ({} broken files skipped)", self.broken.len())?;
+        }
+        if self.other_files > 0 {
+            write!(f, " ({} other files ignored)", self.other_files)?;
+        }
+        writeln!(f)?;
+        let stored = list(&self.sizes, ImageSize::full);
+        writeln!(f, "size       {stored} (height x width)")?;
+        match self.kind.as_str() {
+            "image folder" => {
+                writeln!(f, "channels   {}", list(&self.channels, channels_name))?;
+            }
+            _ => writeln!(f, "channels   {}", list(&self.channels, usize::to_string))?,
+        }
+        writeln!(f, "bit depth  {}", list(&self.bits, u32::to_string))?;
+        if let Some(values) = &self.values {
+            writeln!(f, "values     {values}")?;
+        }
+        match self.shape {
+            Some(shape) => writeln!(f, "trained as {shape} (channels x height x width)")?,
+            None => writeln!(f, "trained as (images differ: give --image-size or --channels)")?,
+        }
+        if self.classes.is_empty() {
+            writeln!(f, "classes    none")?;
+        } else {
+            let names = list(&self.classes, String::clone);
+            writeln!(f, "classes    {}: {names}", self.classes.len())?;
+        }
+        for broken in &self.broken {
+            writeln!(f, "broken     {broken}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,120 @@
+//! Immiscible diffusion (Li et al. 2024): the noise of a batch is handed out so that the sum of the distances between data and noise
+//! is least.
+
+use rayon::prelude::*;
+
+/// For each of `b` rows of `x` (each `size` long) the row of `noise` that it is given, the sum of Euclidean distances being
+/// least over all permutations.
+pub fn least_distance_assignment(x: &[f32], noise: &[f32], size: usize) -> Vec<usize> {
+    let rows = |values: &'_ [f32]| values.len() / size.max(1);
+    let b = rows(x);
+    let mut cost = vec![0.0_f64; b * b];
+    cost.par_chunks_mut(b.max(1)).zip(x.par_chunks(size.max(1))).for_each(|(costs, row)| {
+        for (cost, other) in costs.iter_mut().zip(noise.chunks(size)) {
+            *cost = distance(row, other);
+        }
+    });
+    assign(&cost, b)
+}
+
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(&a, &b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
+}
+
+/// The linear assignment problem on a square cost matrix (row-major, `n` by `n`), by shortest augmenting paths with
+/// potentials: the Hungarian method in the O(n^3) form of Jonker and Volgenant. Returns the column of each row.
+fn assign(cost: &[f64], n: usize) -> Vec<usize> {
+    const FREE: usize = usize::MAX;
+    let (mut row_potential, mut col_potential) = (vec![0.0; n], vec![0.0; n]);
+    let mut row_of_col = vec![FREE; n];
+    for start in 0..n {
+        // Dijkstra over columns from row `start`, on costs reduced by the potentials.
+        let mut shortest = vec![f64::INFINITY; n];
+        let mut previous = vec![FREE; n]; // the column before each column on its path
+        let mut done = vec![false; n];
+        let (mut row, mut last_col) = (start, FREE);
+        let end = loop {
+            let mut nearest = FREE;
+            let so_far = if last_col == FREE { 0.0 } else { shortest[last_col] };
+            for col in (0..n).filter(|&col| !done[col]) {
+                let reduced = so_far + cost[row * n + col] - row_potential[row] - col_potential[col];
+                if reduced < shortest[col] {
+                    shortest[col] = reduced;
+                    previous[col] = last_col;
+                }
+                if nearest == FREE || shortest[col] < shortest[nearest] {
+                    nearest = col;
+                }
+            }
+            done[nearest] = true;
+            if row_of_col[nearest] == FREE {
+                break nearest;
+            }
+            (row, last_col) = (row_of_col[nearest], nearest);
+        };
+        row_potential[start] += shortest[end];
+        for col in (0..n).filter(|&col| done[col] && col != end) {
+            let slack = shortest[end] - shortest[col];
+            col_potential[col] -= slack;
+            row_potential[row_of_col[col]] += slack;
+        }
+        // Along the path each column takes the row of the column before it.
+        let mut col = end;
+        while previous[col] != FREE {
+            row_of_col[col] = row_of_col[previous[col]];
+            col = previous[col];
+        }
+        row_of_col[col] = start;
+    }
+    let mut col_of_row = vec![0; n];
+    for (col, &row) in row_of_col.iter().enumerate() {
+        col_of_row[row] = col;
+    }
+    col_of_row
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn total(cost: &[f64], n: usize, columns: &[usize]) -> f64 {
+        columns.iter().enumerate().map(|(row, col)| cost[row * n + col]).sum()
+    }
+
+    fn least_by_trying_all(cost: &[f64], n: usize, row: usize, used: &mut Vec<bool>) -> f64 {
+        if row == n {
+            return 0.0;
+        }
+        let mut best = f64::INFINITY;
+        for col in 0..n {
+            if !used[col] {
+                used[col] = true;
+                best = best.min(cost[row * n + col] + least_by_trying_all(cost, n, row + 1, used));
+                used[col] = false;
+            }
+        }
+        best
+    }
+
+    proptest! {
+        #[test]
+        fn assignment_is_a_permutation_of_least_cost(
+            (n, cost) in (1_usize..7).prop_flat_map(|n| (Just(n), prop::collection::vec(-5.0_f64..5.0, n * n)))
+        ) {
+            let columns = assign(&cost, n);
+            let mut sorted = columns.clone();
+            sorted.sort_unstable();
+            prop_assert_eq!(sorted, (0..n).collect::<Vec<_>>());
+            let least = least_by_trying_all(&cost, n, 0, &mut vec![false; n]);
+            prop_assert!((total(&cost, n, &columns) - least).abs() < 1e-9);
+        }
+    }
+
+    #[test]
+    fn each_image_takes_the_noise_next_to_it() {
+        let x = [0.0, 0.0, 10.0, 10.0, -10.0, 10.0];
+        let noise = [-9.0, 9.0, 1.0, 1.0, 9.0, 9.0];
+        assert_eq!(least_distance_assignment(&x, &noise, 2), [1, 2, 0]);
+    }
+}

@@ -1,0 +1,84 @@
+//! Files that survive a crash: written beside their place, synced to the device, then renamed into it.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::error::InteropError;
+
+/// Writes a file so that `path` holds either what it held before or everything that `fill` wrote, whatever happens in
+/// between. The folder must exist. On an error (a full disk, say) the old file is untouched and nothing is left behind.
+pub fn write_atomically(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), InteropError> {
+    let temporary = temporary_beside(path).map_err(InteropError::io("write", path))?;
+    let written = fill_and_sync(&temporary, fill).and_then(|()| fs::rename(&temporary, path));
+    written.map_err(|source| {
+        // The first error is the one to tell; a temporary file that cannot be removed either is only litter.
+        let _ = fs::remove_file(&temporary);
+        InteropError::io("write", path)(source)
+    })?;
+    sync_folder(path).map_err(InteropError::io("write", path))
+}
+
+fn temporary_beside(path: &Path) -> io::Result<PathBuf> {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"))?;
+    let mut temporary = OsString::from(".");
+    temporary.push(name);
+    temporary.push(format!(".{}-{}.tmp", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
+    Ok(path.with_file_name(temporary))
+}
+
+fn fill_and_sync(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let mut writer = BufWriter::with_capacity(1 << 20, File::create_new(path)?);
+    fill(&mut writer)?;
+    writer.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+}
+
+/// A rename is durable once its folder is; only Unix lets a folder be synced.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    if cfg!(unix) {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(folder)?.sync_all()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replaces_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        for text in [&b"first, and longer"[..], b"second"] {
+            write_atomically(&path, |out| out.write_all(text)).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), text);
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        fs::write(&path, "old").unwrap();
+        let full = |out: &mut dyn Write| {
+            out.write_all(b"new")?;
+            Err(io::Error::new(io::ErrorKind::StorageFull, "no space left"))
+        };
+        let error = write_atomically(&path, full).unwrap_err();
+        assert!(error.hint().unwrap().contains("space left"));
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_missing_folder_is_named() {
+        let error = write_atomically(Path::new("/nowhere/at/all/file"), |_| Ok(())).unwrap_err();
+        assert!(error.to_string().contains("/nowhere/at/all/file"));
+        assert!(write_atomically(Path::new("/"), |_| Ok(())).is_err());
+    }
+}

@@ -1,0 +1,145 @@
+//! What can go wrong between a file and a network's weights.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use crate::diffusion::config::GaussianConfigError;
+use crate::models::unet_config::UnetConfigError;
+
+/// Why weights could not be read, written or understood. Each variant carries what was expected and what came;
+/// [`hint`](Self::hint) says what to do about it.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum InteropError {
+    #[error("cannot {action} {}", path.display())]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+    /// The file is not what its format demands: cut off, altered, or of another kind.
+    #[error("{} cannot be read as a {format} file: {what}", path.display())]
+    Damaged { path: PathBuf, format: &'static str, what: String },
+    #[error("tensor `{name}` in {} has element type {found}; expected one of {expected}", path.display())]
+    ElementType { path: PathBuf, name: String, found: String, expected: &'static str },
+    /// An integer that `f32` would change.
+    #[error("tensor `{name}` in {} holds the integer {value}, which 32-bit floats cannot hold exactly", path.display())]
+    Integer { path: PathBuf, name: String, value: i128 },
+    /// Small files can declare huge tensors (an expanded view repeats its elements).
+    #[error(
+        "the tensors of {} declare {bytes} bytes, more than the {limit} that a file of its size can hold",
+        path.display()
+    )]
+    TooLarge { path: PathBuf, bytes: u64, limit: u64 },
+    #[error("a tensor of shape {shape:?} needs {expected} values, got {got}")]
+    ValueCount { shape: Vec<usize>, expected: usize, got: usize },
+    #[error("tensor `{name}` (shape {expected:?}) is missing")]
+    Missing { name: String, expected: Vec<usize> },
+    #[error("tensor `{name}` must have shape {expected:?}, got {got:?}")]
+    Shape { name: String, expected: Vec<usize>, got: Vec<usize> },
+    /// Tensors that a U-Net does not have; at most five are named.
+    #[error("{count} {} to no part of a U-Net: {}", belong(*count), names.join(", "))]
+    Unknown { count: usize, names: Vec<String> },
+    #[error("the name `{0}` is reserved in safetensors files")]
+    ReservedName(String),
+    /// Nothing in the file looks like the reference's U-Net; at most five of its keys are named.
+    #[error(
+        "{} holds no U-Net of denoising-diffusion-pytorch: {} Expected `init_conv.weight` and the rest of a U-Net at the \
+         top, under `model.`, or in the `model` and `ema` of a Trainer checkpoint", path.display(), found(*count, keys)
+    )]
+    NotUnet { path: PathBuf, count: usize, keys: Vec<String> },
+    #[error("{} has no {wanted} weights; it has {available}", path.display())]
+    NoSuchWeights { path: PathBuf, wanted: &'static str, available: String },
+    /// Tensors that contradict each other or fit no configuration.
+    #[error("the tensors describe no U-Net: {0}")]
+    NoConfiguration(String),
+    #[error("the tensors describe a U-Net that is not allowed")]
+    Unet(#[from] UnetConfigError),
+    #[error("the schedule's tables describe a diffusion that is not allowed")]
+    Diffusion(#[from] GaussianConfigError),
+}
+
+/// How many names an error spells out.
+pub(super) const NAMED: usize = 5;
+
+impl InteropError {
+    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Io { action, path, source }
+    }
+
+    pub(super) fn damaged(path: &Path, format: &'static str, what: impl Into<String>) -> Self {
+        Self::Damaged { path: path.to_path_buf(), format, what: shortened(what.into()) }
+    }
+
+    /// What a user can do, where there is something to do.
+    pub fn hint(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Io { action: "write", .. } => "check that the folder exists, is writable and has space left",
+            Self::Io { .. } => "check the path and its permissions",
+            Self::Damaged { .. } => {
+                "the copy or download may have been cut off: fetch the file again, or use an earlier one"
+            }
+            Self::ElementType { .. } => "convert the tensors to float32 before saving them",
+            Self::TooLarge { .. } => "save contiguous copies of the tensors, not expanded views",
+            Self::NotUnet { .. } => {
+                "give a checkpoint of the package's Trainer, or a state dict of its GaussianDiffusion or Unet"
+            }
+            Self::NoSuchWeights { .. } => "choose other weights with --weights",
+            Self::Missing { .. } | Self::Unknown { .. } | Self::Shape { .. } | Self::NoConfiguration(_) => {
+                "the network may come from another package, or from a version before 1.9 or with changed code"
+            }
+            Self::Diffusion(_) | Self::Unet(_) => "give the configuration by flags",
+            Self::Integer { .. } | Self::ValueCount { .. } | Self::ReservedName(_) => return None,
+        })
+    }
+}
+
+fn belong(count: usize) -> &'static str {
+    if count == 1 { "tensor belongs" } else { "tensors belong" }
+}
+
+fn found(count: usize, keys: &[String]) -> String {
+    if keys.is_empty() {
+        return "it is empty.".to_string();
+    }
+    let named: Vec<String> = keys.iter().map(|key| format!("`{key}`")).collect();
+    let more = count.saturating_sub(keys.len());
+    let rest = if more == 0 { String::new() } else { format!(" and {more} more") };
+    format!("it has {}{rest}.", named.join(", "))
+}
+
+/// Parsers quote the file in their messages; a hostile file makes such a message as long as itself.
+fn shortened(text: String) -> String {
+    const LONGEST: usize = 300;
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{} ...", &text[..end]),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_name_what_came_and_what_was_expected() {
+        let error = InteropError::NotUnet {
+            path: "a.pt".into(),
+            count: 7,
+            keys: vec!["epoch".into(), "state_dict.conv1.weight".into()],
+        };
+        let text = error.to_string();
+        assert!(text.contains("`epoch`, `state_dict.conv1.weight` and 5 more"), "{text}");
+        assert!(text.contains("`init_conv.weight`"), "{text}");
+        assert!(error.hint().unwrap().contains("Trainer"));
+
+        let error = InteropError::Unknown { count: 1, names: vec!["a.b".into()] };
+        assert_eq!(error.to_string(), "1 tensor belongs to no part of a U-Net: a.b");
+    }
+
+    #[test]
+    fn long_parser_messages_are_cut_between_characters() {
+        let error = InteropError::damaged(Path::new("x"), "safetensors", "\u{e9}".repeat(1000));
+        assert!(error.to_string().chars().count() < 400);
+        assert!(error.to_string().ends_with(" ..."));
+    }
+}

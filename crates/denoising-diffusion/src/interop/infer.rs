@@ -1,0 +1,244 @@
+//! Tells the configuration of the reference's U-Net from the shapes of its tensors. Not here: the schedule's tables
+//! (`infer_diffusion.rs`), and finding the network in a file (`reference.rs`).
+
+use std::collections::BTreeSet;
+
+use super::error::InteropError;
+use super::infer_diffusion::infer_diffusion;
+use super::names::{reference_layout, refuse_unknown};
+use super::state_dict::StateDict;
+use crate::diffusion::config::GaussianConfig;
+use crate::models::unet_config::{PerStage, UnetConfig};
+
+/// What the tensors of a reference checkpoint tell.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Inferred {
+    /// Fits the tensors exactly: every parameter is there in its shape, and none is left over.
+    pub unet: UnetConfig,
+    /// `None` if the file has no schedule tables.
+    pub diffusion: Option<GaussianConfig>,
+    /// The stored noise schedule if no named one gives it; `diffusion.beta_schedule` and its parameters then mean nothing.
+    pub betas: Option<Vec<f64>>,
+    /// Configuration keys that no tensor tells and that hold their defaults.
+    pub assumed: Vec<&'static str>,
+    /// What was inferred from what, and what remains open, in sentences.
+    pub notes: Vec<String>,
+}
+
+/// Sides above this are no layer's; the bound keeps products of sides within `usize`.
+const WIDEST: usize = 1 << 20;
+
+/// Infers the configuration from a U-Net's tensors (the reference's names, no prefix) and, where there are any, the tables that
+/// `GaussianDiffusion` keeps (`betas`, `loss_weight`).
+///
+/// # Errors
+/// Tensors that are no U-Net of the reference, with the first one that does not fit; tables that are no schedule.
+pub fn infer(unet: &StateDict, tables: &StateDict) -> Result<Inferred, InteropError> {
+    let mut notes = Vec::new();
+    let mut assumed = vec!["dropout"];
+    let config = infer_unet(unet, &mut notes)?;
+    if !config.fourier_time() {
+        assumed.push("sinusoidal_pos_emb_theta");
+    }
+    notes.push(format!(
+        "no tensor tells {}: taken as {} (dropout matters for training only)",
+        assumed.join(" and "),
+        if config.fourier_time() { "0".to_string() } else { format!("0 and {}", config.sinusoidal_pos_emb_theta) }
+    ));
+    let mut inferred = Inferred { unet: config, diffusion: None, betas: None, assumed, notes };
+    infer_diffusion(tables, &mut inferred)?;
+    Ok(inferred)
+}
+
+fn infer_unet(state: &StateDict, notes: &mut Vec<String>) -> Result<UnetConfig, InteropError> {
+    let [first, in_channels, ..] = shape::<4>(state, "init_conv.weight")?;
+    let [out_channels, ..] = shape::<4>(state, "final_conv.weight")?;
+    let [time_dim, _] = shape::<2>(state, "time_mlp.3.weight")?;
+    let dim = time_dim / 4;
+    if dim == 0 || time_dim % 4 != 0 {
+        return Err(no_configuration(format!(
+            "the time embedding is {time_dim} wide, which is not 4 times a base width"
+        )));
+    }
+    let mut config = UnetConfig { dim, init_dim: (first != dim).then_some(first), ..UnetConfig::default() };
+    notes.push(format!("dim {dim}: a quarter of the time embedding's width (time_mlp.3.weight)"));
+    infer_time(state, &mut config, notes)?;
+    infer_stages(state, &mut config)?;
+    infer_channels(in_channels, out_channels, &mut config, notes);
+    check_fit(state, &config)?;
+    Ok(config)
+}
+
+fn infer_time(state: &StateDict, config: &mut UnetConfig, notes: &mut Vec<String>) -> Result<(), InteropError> {
+    if state.contains("time_mlp.0.weights") {
+        let [frequencies] = shape::<1>(state, "time_mlp.0.weights")?;
+        config.learned_sinusoidal_cond = true;
+        config.learned_sinusoidal_dim = frequencies * 2;
+        notes.push(
+            "Fourier time embedding (time_mlp.0.weights): whether its frequencies were learned or random cannot be told; both \
+             compute the same, and learned_sinusoidal_cond is assumed"
+                .to_string(),
+        );
+    }
+    Ok(())
+}
+
+/// Widths and attention of the stages, outermost first.
+fn infer_stages(state: &StateDict, config: &mut UnetConfig) -> Result<(), InteropError> {
+    let stages = (0..).take_while(|i| state.contains(&format!("downs.{i}.0.block1.proj.weight"))).count();
+    let (mut mults, mut full, mut heads, mut dim_heads) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for i in 0..stages {
+        let conv = if i + 1 == stages { format!("downs.{i}.3.weight") } else { format!("downs.{i}.3.1.weight") };
+        let [width, ..] = shape::<4>(state, &conv)?;
+        if width % config.dim != 0 {
+            return Err(no_configuration(format!(
+                "stage {i} is {width} wide (`{conv}`), which is no multiple of the base width {}",
+                config.dim
+            )));
+        }
+        mults.push(width / config.dim);
+        let is_full = state.contains(&format!("downs.{i}.2.to_out.weight"));
+        let [_, head_count, a, b] = shape::<4>(state, &format!("downs.{i}.2.mem_kv"))?;
+        full.push(is_full);
+        heads.push(head_count);
+        // [2, heads, memory, dim_head] in softmax attention, [2, heads, dim_head, memory] in linear attention.
+        dim_heads.push(if is_full { b } else { a });
+    }
+    let innermost_only = full.iter().enumerate().all(|(i, &is_full)| is_full == (i + 1 == stages));
+    config.dim_mults = mults;
+    config.full_attn = (!innermost_only).then(|| one_or_each(full));
+    config.attn_heads = one_or_each(heads);
+    config.attn_dim_head = one_or_each(dim_heads);
+    Ok(())
+}
+
+fn one_or_each<T: Clone + PartialEq>(values: Vec<T>) -> PerStage<T> {
+    match &values[..] {
+        [first, rest @ ..] if rest.iter().all(|value| value == first) => PerStage::All(first.clone()),
+        _ => PerStage::Each(values),
+    }
+}
+
+/// Only the numbers of channels going in and out are known; the likeliest options that give them are taken.
+fn infer_channels(input: usize, output: usize, config: &mut UnetConfig, notes: &mut Vec<String>) {
+    let note = if input == output {
+        config.channels = input;
+        format!(
+            "{input} channels in and out: taken as plain; self_condition together with learned_variance on half as many \
+             channels would look the same"
+        )
+    } else if input == output * 2 {
+        config.channels = output;
+        config.self_condition = true;
+        format!("self_condition: {input} channels in, {output} out")
+    } else if output == input * 2 {
+        config.channels = input;
+        config.learned_variance = true;
+        format!("learned_variance: {input} channels in, {output} out; out_dim {output} would look the same")
+    } else {
+        config.channels = input;
+        config.out_dim = Some(output);
+        format!(
+            "channels {input} and out_dim {output}: taken from init_conv and final_conv; self_condition cannot be told"
+        )
+    };
+    notes.push(note);
+}
+
+/// Inference looks at few tensors; this holds the result against all of them.
+fn check_fit(state: &StateDict, config: &UnetConfig) -> Result<(), InteropError> {
+    let layout = reference_layout(config)?;
+    for parameter in &layout {
+        state.require(&parameter.reference, &parameter.reference_shape)?;
+    }
+    let known: BTreeSet<&str> = layout.iter().map(|p| p.reference.as_str()).collect();
+    let unknown: Vec<&str> = state.names().filter(|name| !known.contains(name)).collect();
+    refuse_unknown(&unknown)
+}
+
+/// The shape of a tensor that must have `N` axes of plausible size.
+fn shape<const N: usize>(state: &StateDict, name: &str) -> Result<[usize; N], InteropError> {
+    let tensor = state.get(name).ok_or_else(|| no_configuration(format!("tensor `{name}` is missing")))?;
+    let axes: [usize; N] = tensor.shape.as_slice().try_into().map_err(|_| {
+        no_configuration(format!("tensor `{name}` has shape {:?}; a U-Net for images has {N} axes there", tensor.shape))
+    })?;
+    match axes.iter().find(|&&side| side == 0 || side > WIDEST) {
+        Some(side) => Err(no_configuration(format!("tensor `{name}` has a side of {side}; expected 1 to {WIDEST}"))),
+        None => Ok(axes),
+    }
+}
+
+fn no_configuration(what: String) -> InteropError {
+    InteropError::NoConfiguration(what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::TensorData;
+    use super::*;
+
+    fn state(config: &UnetConfig) -> StateDict {
+        let layout = reference_layout(config).unwrap();
+        let zeros = |shape: &[usize]| TensorData::new(shape, vec![0.0; shape.iter().product()]).unwrap();
+        layout.into_iter().map(|p| (p.reference, zeros(&p.reference_shape))).collect()
+    }
+
+    fn inferred(config: &UnetConfig) -> Inferred {
+        infer(&state(config), &StateDict::new()).unwrap()
+    }
+
+    fn small() -> UnetConfig {
+        UnetConfig { dim: 4, dim_mults: vec![1, 3], channels: 2, ..UnetConfig::default() }
+    }
+
+    #[test]
+    fn configurations_come_back_from_their_shapes() {
+        for config in [
+            UnetConfig { dim: 8, ..UnetConfig::default() },
+            small(),
+            UnetConfig { dim_mults: vec![2], init_dim: Some(6), ..small() },
+            UnetConfig { self_condition: true, ..small() },
+            UnetConfig { learned_variance: true, ..small() },
+            UnetConfig { out_dim: Some(5), ..small() },
+            UnetConfig { learned_sinusoidal_cond: true, learned_sinusoidal_dim: 6, ..small() },
+            UnetConfig { full_attn: Some(PerStage::All(false)), ..small() },
+            UnetConfig { full_attn: Some(PerStage::All(true)), ..small() },
+            UnetConfig { full_attn: Some(PerStage::Each(vec![true, false])), ..small() },
+            UnetConfig { attn_heads: PerStage::Each(vec![1, 4]), attn_dim_head: PerStage::Each(vec![4, 7]), ..small() },
+        ] {
+            let found = inferred(&config);
+            assert_eq!(found.unet, config);
+            assert_eq!((found.diffusion, found.betas), (None, None));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_told_is_said() {
+        let found = inferred(&UnetConfig { random_fourier_features: true, ..small() });
+        assert!(
+            found.unet.learned_sinusoidal_cond && found.notes.iter().any(|note| note.contains("learned or random"))
+        );
+        assert_eq!(found.assumed, ["dropout"]);
+        assert_eq!(inferred(&small()).assumed, ["dropout", "sinusoidal_pos_emb_theta"]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let refused = |change: &dyn Fn(&mut StateDict)| {
+            let mut state = state(&small());
+            change(&mut state);
+            infer(&state, &StateDict::new()).unwrap_err().to_string()
+        };
+        let zeros = |shape: &[usize]| TensorData::new(shape, vec![0.0; shape.iter().product()]).unwrap();
+        let text = refused(&|state| drop(state.remove("time_mlp.3.weight")));
+        assert!(text.contains("`time_mlp.3.weight` is missing"), "{text}");
+        let text = refused(&|state| drop(state.insert("init_conv.weight", zeros(&[4, 2, 7]))));
+        assert!(text.contains("4 axes"), "{text}");
+        let text = refused(&|state| drop(state.insert("ups.0.3.1.bias", zeros(&[5]))));
+        assert!(text.contains("`ups.0.3.1.bias` must have shape [4], got [5]"), "{text}");
+        let text = refused(&|state| drop(state.insert("extra", zeros(&[5]))));
+        assert!(text.contains("extra"), "{text}");
+        let text = refused(&|state| drop(state.insert("downs.0.2.mem_kv", zeros(&[2, 1 << 40, 0, 1]))));
+        assert!(text.contains("expected 1 to"), "{text}");
+    }
+}

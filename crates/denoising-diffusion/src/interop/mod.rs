@@ -1,0 +1,28 @@
+//! Weights from and to the outside: safetensors files, the reference's PyTorch checkpoints, and its names for a U-Net's
+//! parameters. Everything here works on plain `f32` arrays.
+//!
+//! Not here: networks, devices, our own checkpoint folders (they use [`read_safetensors`] and [`write_safetensors`]).
+//!
+//! A reference checkpoint becomes one of ours in three steps:
+//! [`ReferenceCheckpoint::open`] finds the networks in a file, [`infer`] tells their configuration from the tensors' shapes
+//! and the schedule's tables, and [`to_ours`] renames the parameters. [`to_reference`] goes back.
+
+mod atomic;
+mod dtype;
+mod error;
+mod infer;
+mod infer_diffusion;
+mod names;
+mod pt;
+mod reference;
+mod safetensors_file;
+mod state_dict;
+
+pub use atomic::write_atomically;
+pub use error::InteropError;
+pub use infer::{Inferred, infer};
+pub use names::{ParameterName, reference_layout, to_ours, to_reference};
+pub use pt::PtFile;
+pub use reference::{ReferenceCheckpoint, ReferenceKind, ReferenceWeights, Which};
+pub use safetensors_file::{Metadata, read_safetensors, write_safetensors};
+pub use state_dict::{StateDict, TensorData};

@@ -1,0 +1,351 @@
+//! The reference's names and shapes of a U-Net's parameters beside ours. Not here: files, and telling a configuration from
+//! tensors (`infer.rs`).
+//!
+//! All layouts are PyTorch's, except that RMSNorm's gain `g` is `[c]` here and `[1, c, 1, 1]` there.
+
+use std::collections::BTreeSet;
+
+use super::error::{InteropError, NAMED};
+use super::state_dict::{StateDict, TensorData};
+use crate::models::unet_config::{Stage, UnetConfig, UnetConfigError};
+
+/// Memory keys and values per attention head; a constant of the reference.
+const MEMORY: usize = 4;
+
+/// One parameter of a U-Net under both names, with both shapes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParameterName {
+    pub ours: String,
+    pub our_shape: Vec<usize>,
+    pub reference: String,
+    pub reference_shape: Vec<usize>,
+}
+
+/// Renames a U-Net's state dict from the reference's names to ours. Needs no configuration: every name stands for itself.
+///
+/// # Errors
+/// Tensors that a U-Net does not have (at most five are named), and gains of another shape than `[1, c, 1, 1]`.
+pub fn to_ours(reference: &StateDict) -> Result<StateDict, InteropError> {
+    let unknown: Vec<&str> = reference.names().filter(|name| our_name(name).is_none()).collect();
+    refuse_unknown(&unknown)?;
+    let mut ours = StateDict::new();
+    for (name, tensor) in reference.iter() {
+        let Some(our_name) = our_name(name) else { continue };
+        let tensor = if our_name.ends_with(".g") { flat_gain(name, tensor)? } else { tensor.clone() };
+        if ours.insert(our_name.as_str(), tensor).is_some() {
+            return Err(InteropError::NoConfiguration(format!("two tensors stand for `{our_name}`, one is `{name}`")));
+        }
+    }
+    Ok(ours)
+}
+
+/// Renames the parameters of the configured U-Net from our names to those that the reference's `load_state_dict` expects.
+///
+/// # Errors
+/// A parameter that is missing or has another shape, tensors that the network does not have, a configuration without network.
+pub fn to_reference(ours: &StateDict, config: &UnetConfig) -> Result<StateDict, InteropError> {
+    let layout = reference_layout(config)?;
+    let known: BTreeSet<&str> = layout.iter().map(|p| p.ours.as_str()).collect();
+    let unknown: Vec<&str> = ours.names().filter(|name| !known.contains(name)).collect();
+    refuse_unknown(&unknown)?;
+    layout
+        .into_iter()
+        .map(|p| Ok((p.reference, ours.require(&p.ours, &p.our_shape)?.clone().reshaped(p.reference_shape)?)))
+        .collect()
+}
+
+/// Every parameter of the configured U-Net, in the order of its layers.
+pub fn reference_layout(config: &UnetConfig) -> Result<Vec<ParameterName>, UnetConfigError> {
+    let stages = config.stages()?;
+    let mut layout = Layout { time_dim: config.time_dim(), parameters: Vec::new() };
+    let first = config.first_dim();
+    layout.conv("init_conv", "init_conv", config.in_channels(), first, 7);
+    layout.time_mlp(config);
+    for (i, stage) in stages.iter().enumerate() {
+        layout.down(i, stage);
+    }
+    if let Some(last) = stages.last() {
+        let innermost = Stage { full_attn: true, ..*last };
+        layout.residual("mid_block1", "mid_block1", last.dim_out, last.dim_out);
+        layout.attention("mid_attn", "mid_attn", &innermost, last.dim_out);
+        layout.residual("mid_block2", "mid_block2", last.dim_out, last.dim_out);
+    }
+    for (i, stage) in stages.iter().rev().enumerate() {
+        layout.up(i, stage, if i + 1 == stages.len() { "3" } else { "3.1" });
+    }
+    layout.residual("final_res_block", "final_res_block", first * 2, first);
+    layout.conv("final_conv", "final_conv", first, config.out_channels(), 1);
+    Ok(layout.parameters)
+}
+
+pub(super) fn refuse_unknown(unknown: &[&str]) -> Result<(), InteropError> {
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let names = unknown.iter().take(NAMED).map(|name| name.to_string()).collect();
+    Err(InteropError::Unknown { count: unknown.len(), names })
+}
+
+fn flat_gain(name: &str, tensor: &TensorData) -> Result<TensorData, InteropError> {
+    match tensor.shape[..] {
+        [1, c, 1, 1] => tensor.clone().reshaped([c]),
+        _ => Err(InteropError::Shape {
+            name: name.to_string(),
+            expected: vec![1, tensor.values.len(), 1, 1],
+            got: tensor.shape.clone(),
+        }),
+    }
+}
+
+/// Our name for a reference name, if it is one of a U-Net.
+fn our_name(reference: &str) -> Option<String> {
+    let parts: Vec<&str> = reference.split('.').collect();
+    match parts[..] {
+        ["init_conv" | "final_conv", "weight" | "bias"] => Some(reference.to_string()),
+        ["time_mlp", "0", "weights"] => Some("time_mlp.embed.weights".to_string()),
+        ["time_mlp", "1", leaf @ ("weight" | "bias")] => Some(format!("time_mlp.linear1.{leaf}")),
+        ["time_mlp", "3", leaf @ ("weight" | "bias")] => Some(format!("time_mlp.linear2.{leaf}")),
+        [block @ ("mid_block1" | "mid_block2" | "final_res_block"), ref rest @ ..] => {
+            Some(format!("{block}.{}", our_residual(rest)?))
+        }
+        ["mid_attn", ref rest @ ..] => Some(format!("mid_attn.{}", our_attention(rest)?)),
+        [side @ ("downs" | "ups"), index, part, ref rest @ ..] if is_index(index) => {
+            Some(format!("{side}.{index}.{}", our_stage_part(part, rest)?))
+        }
+        _ => None,
+    }
+}
+
+/// Digits only and no leading zero, so that two spellings cannot mean one stage.
+fn is_index(text: &str) -> bool {
+    text.parse::<usize>().is_ok_and(|index| index.to_string() == text)
+}
+
+fn our_stage_part(part: &str, rest: &[&str]) -> Option<String> {
+    match (part, rest) {
+        ("0", rest) => Some(format!("block1.{}", our_residual(rest)?)),
+        ("1", rest) => Some(format!("block2.{}", our_residual(rest)?)),
+        ("2", rest) => Some(format!("attn.{}", our_attention(rest)?)),
+        // Behind a rearrangement or an upsampling where the size changes, bare in the last stage.
+        ("3", ["1", leaf @ ("weight" | "bias")] | [leaf @ ("weight" | "bias")]) => {
+            Some(format!("resample.conv.{leaf}"))
+        }
+        _ => None,
+    }
+}
+
+fn our_residual(rest: &[&str]) -> Option<String> {
+    match rest {
+        ["mlp", "1", leaf @ ("weight" | "bias")] => Some(format!("mlp.{leaf}")),
+        ["block1" | "block2", "proj", "weight" | "bias"]
+        | ["block1" | "block2", "norm", "g"]
+        | ["res_conv", "weight" | "bias"] => Some(rest.join(".")),
+        _ => None,
+    }
+}
+
+fn our_attention(rest: &[&str]) -> Option<String> {
+    match rest {
+        ["norm", "g"] | ["mem_kv"] | ["to_qkv", "weight"] | ["to_out", "weight" | "bias"] => Some(rest.join(".")),
+        ["to_out", "0", leaf @ ("weight" | "bias")] => Some(format!("to_out.{leaf}")),
+        ["to_out", "1", "g"] => Some("out_norm.g".to_string()),
+        _ => None,
+    }
+}
+
+/// Collects parameters layer by layer; `ours` and `reference` are the layer's names on both sides.
+struct Layout {
+    time_dim: usize,
+    parameters: Vec<ParameterName>,
+}
+
+impl Layout {
+    fn add(&mut self, ours: String, our_shape: &[usize], reference: String, reference_shape: &[usize]) {
+        let (our_shape, reference_shape) = (our_shape.to_vec(), reference_shape.to_vec());
+        self.parameters.push(ParameterName { ours, our_shape, reference, reference_shape });
+    }
+
+    fn same(&mut self, ours: &str, reference: &str, leaf: &str, shape: &[usize]) {
+        self.add(format!("{ours}.{leaf}"), shape, format!("{reference}.{leaf}"), shape);
+    }
+
+    fn conv(&mut self, ours: &str, reference: &str, dim_in: usize, dim_out: usize, kernel: usize) {
+        self.same(ours, reference, "weight", &[dim_out, dim_in, kernel, kernel]);
+        self.same(ours, reference, "bias", &[dim_out]);
+    }
+
+    fn linear(&mut self, ours: &str, reference: &str, dim_in: usize, dim_out: usize) {
+        self.same(ours, reference, "weight", &[dim_out, dim_in]);
+        self.same(ours, reference, "bias", &[dim_out]);
+    }
+
+    fn gain(&mut self, ours: &str, reference: &str, dim: usize) {
+        self.add(format!("{ours}.g"), &[dim], format!("{reference}.g"), &[1, dim, 1, 1]);
+    }
+
+    fn time_mlp(&mut self, config: &UnetConfig) {
+        let embedded = if config.fourier_time() {
+            let frequencies = config.learned_sinusoidal_dim / 2;
+            self.same("time_mlp.embed", "time_mlp.0", "weights", &[frequencies]);
+            config.learned_sinusoidal_dim + 1
+        } else {
+            config.dim
+        };
+        self.linear("time_mlp.linear1", "time_mlp.1", embedded, self.time_dim);
+        self.linear("time_mlp.linear2", "time_mlp.3", self.time_dim, self.time_dim);
+    }
+
+    fn down(&mut self, index: usize, stage: &Stage) {
+        let path = format!("downs.{index}");
+        self.blocks(&path, stage, stage.dim_in, stage.dim_in);
+        let ours = format!("{path}.resample.conv");
+        if stage.is_last {
+            self.conv(&ours, &format!("{path}.3"), stage.dim_in, stage.dim_out, 3);
+        } else {
+            // Space to depth turns 2x2 pixels into channels before a 1x1 convolution.
+            self.conv(&ours, &format!("{path}.3.1"), stage.dim_in * 4, stage.dim_out, 1);
+        }
+    }
+
+    /// `conv` is the reference's name of the convolution that ends the stage.
+    fn up(&mut self, index: usize, stage: &Stage, conv: &str) {
+        let path = format!("ups.{index}");
+        self.blocks(&path, stage, stage.dim_out + stage.dim_in, stage.dim_out);
+        self.conv(&format!("{path}.resample.conv"), &format!("{path}.{conv}"), stage.dim_out, stage.dim_in, 3);
+    }
+
+    fn blocks(&mut self, path: &str, stage: &Stage, dim_in: usize, dim: usize) {
+        self.residual(&format!("{path}.block1"), &format!("{path}.0"), dim_in, dim);
+        self.residual(&format!("{path}.block2"), &format!("{path}.1"), dim_in, dim);
+        self.attention(&format!("{path}.attn"), &format!("{path}.2"), stage, dim);
+    }
+
+    fn residual(&mut self, ours: &str, reference: &str, dim_in: usize, dim_out: usize) {
+        self.linear(&format!("{ours}.mlp"), &format!("{reference}.mlp.1"), self.time_dim, dim_out * 2);
+        for (block, dim) in [("block1", dim_in), ("block2", dim_out)] {
+            let (ours, reference) = (format!("{ours}.{block}"), format!("{reference}.{block}"));
+            self.conv(&format!("{ours}.proj"), &format!("{reference}.proj"), dim, dim_out, 3);
+            self.gain(&format!("{ours}.norm"), &format!("{reference}.norm"), dim_out);
+        }
+        if dim_in != dim_out {
+            self.conv(&format!("{ours}.res_conv"), &format!("{reference}.res_conv"), dim_in, dim_out, 1);
+        }
+    }
+
+    fn attention(&mut self, ours: &str, reference: &str, stage: &Stage, dim: usize) {
+        let (heads, dim_head) = (stage.heads, stage.dim_head);
+        let hidden = heads * dim_head;
+        self.gain(&format!("{ours}.norm"), &format!("{reference}.norm"), dim);
+        self.same(&format!("{ours}.to_qkv"), &format!("{reference}.to_qkv"), "weight", &[hidden * 3, dim, 1, 1]);
+        let to_out = format!("{ours}.to_out");
+        if stage.full_attn {
+            self.same(ours, reference, "mem_kv", &[2, heads, MEMORY, dim_head]);
+            self.conv(&to_out, &format!("{reference}.to_out"), hidden, dim, 1);
+        } else {
+            self.same(ours, reference, "mem_kv", &[2, heads, dim_head, MEMORY]);
+            self.conv(&to_out, &format!("{reference}.to_out.0"), hidden, dim, 1);
+            self.gain(&format!("{ours}.out_norm"), &format!("{reference}.to_out.1"), dim);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::unet_config::PerStage;
+
+    fn configs() -> Vec<UnetConfig> {
+        let small = UnetConfig { dim: 4, dim_mults: vec![1, 2], channels: 1, ..UnetConfig::default() };
+        vec![
+            UnetConfig { dim: 8, ..UnetConfig::default() },
+            UnetConfig { dim_mults: vec![1], ..small.clone() },
+            UnetConfig { random_fourier_features: true, learned_variance: true, ..small.clone() },
+            UnetConfig { init_dim: Some(6), out_dim: Some(5), self_condition: true, ..small.clone() },
+            UnetConfig { full_attn: Some(PerStage::Each(vec![true, false])), ..small.clone() },
+            UnetConfig { attn_heads: PerStage::Each(vec![1, 3]), attn_dim_head: PerStage::All(5), ..small },
+        ]
+    }
+
+    /// Every value occurs once, so that a swap shows.
+    fn reference_state(config: &UnetConfig) -> StateDict {
+        let mut next = 0u16;
+        let mut tensor = |shape: &[usize]| {
+            let values = (0..shape.iter().product()).map(|_| {
+                next = next.wrapping_add(1);
+                f32::from(next)
+            });
+            TensorData::new(shape, values.collect()).unwrap()
+        };
+        let layout = reference_layout(config).unwrap();
+        layout.into_iter().map(|p| (p.reference, tensor(&p.reference_shape))).collect()
+    }
+
+    #[test]
+    fn there_and_back_changes_nothing() {
+        for config in configs() {
+            let reference = reference_state(&config);
+            let ours = to_ours(&reference).unwrap();
+            assert_eq!(ours.len(), reference.len());
+            assert_eq!(to_reference(&ours, &config).unwrap(), reference, "{config:?}");
+        }
+    }
+
+    #[test]
+    fn both_directions_agree_on_names_and_shapes() {
+        for config in configs() {
+            let ours = to_ours(&reference_state(&config)).unwrap();
+            let layout = reference_layout(&config).unwrap();
+            assert_eq!(layout.len(), ours.len());
+            for p in layout {
+                assert_eq!(our_name(&p.reference).as_deref(), Some(p.ours.as_str()));
+                ours.require(&p.ours, &p.our_shape).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_few_names_by_hand() {
+        for (reference, ours) in [
+            ("time_mlp.0.weights", Some("time_mlp.embed.weights")),
+            ("time_mlp.3.bias", Some("time_mlp.linear2.bias")),
+            ("downs.0.0.mlp.1.weight", Some("downs.0.block1.mlp.weight")),
+            ("downs.1.1.block2.norm.g", Some("downs.1.block2.block2.norm.g")),
+            ("downs.0.2.to_out.1.g", Some("downs.0.attn.out_norm.g")),
+            ("downs.0.2.to_out.0.bias", Some("downs.0.attn.to_out.bias")),
+            ("ups.0.3.1.weight", Some("ups.0.resample.conv.weight")),
+            ("ups.12.3.weight", Some("ups.12.resample.conv.weight")),
+            ("mid_attn.to_out.weight", Some("mid_attn.to_out.weight")),
+            ("ups.0.3.2.weight", None),
+            ("ups.00.3.weight", None),
+            ("downs.0.4.weight", None),
+            ("downs.0.0.block1.norm.weight", None),
+            ("model.init_conv.weight", None),
+        ] {
+            assert_eq!(our_name(reference).as_deref(), ours, "{reference}");
+        }
+    }
+
+    #[test]
+    fn unknown_tensors_are_named_up_to_five() {
+        let mut state = reference_state(&configs()[1]);
+        for i in 0..7 {
+            state.insert(format!("conv{i}.weight"), TensorData::new([1], vec![0.0]).unwrap());
+        }
+        let text = to_ours(&state).unwrap_err().to_string();
+        assert!(text.starts_with("7 tensors belong"), "{text}");
+        assert!(text.contains("conv0.weight, conv1.weight, conv2.weight, conv3.weight, conv4.weight"), "{text}");
+        assert!(!text.contains("conv5"), "{text}");
+    }
+
+    #[test]
+    fn another_configuration_is_refused() {
+        let [wide, single, ..] = &configs()[..] else { unreachable!() };
+        let ours = to_ours(&reference_state(single)).unwrap();
+        assert!(to_reference(&ours, wide).is_err());
+        let wider = UnetConfig { dim: 6, ..single.clone() };
+        assert!(matches!(to_reference(&ours, &wider).unwrap_err(), InteropError::Shape { .. }));
+        let mut doubled = reference_state(single);
+        doubled.insert("downs.0.3.1.weight", TensorData::new([1], vec![0.0]).unwrap());
+        assert!(matches!(to_ours(&doubled).unwrap_err(), InteropError::NoConfiguration(_)));
+    }
+}

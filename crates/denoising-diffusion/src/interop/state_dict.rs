@@ -1,0 +1,191 @@
+//! Named `f32` tensors, in the order of their names. Not here: files, and what the names mean.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map;
+
+use super::error::InteropError;
+
+/// A tensor on the host: `values` in row-major order, as many as the product of `shape` (1 for a scalar, shape `[]`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct TensorData {
+    pub shape: Vec<usize>,
+    pub values: Vec<f32>,
+}
+
+impl TensorData {
+    /// Refuses values that do not fill the shape.
+    pub fn new(shape: impl Into<Vec<usize>>, values: Vec<f32>) -> Result<Self, InteropError> {
+        let tensor = Self { shape: shape.into(), values };
+        tensor.check()?;
+        Ok(tensor)
+    }
+
+    /// The same values under another shape of the same size.
+    pub fn reshaped(self, shape: impl Into<Vec<usize>>) -> Result<Self, InteropError> {
+        Self::new(shape, self.values)
+    }
+
+    /// The fields are public, so whoever depends on their agreement checks it.
+    pub(super) fn check(&self) -> Result<(), InteropError> {
+        let expected = element_count(&self.shape).unwrap_or(usize::MAX);
+        if expected == self.values.len() {
+            return Ok(());
+        }
+        Err(InteropError::ValueCount { shape: self.shape.clone(), expected, got: self.values.len() })
+    }
+}
+
+/// The product of a shape, unless it overflows.
+pub(super) fn element_count(shape: &[usize]) -> Option<usize> {
+    shape.iter().try_fold(1usize, |product, &side| product.checked_mul(side))
+}
+
+/// Tensors by name, as PyTorch's `state_dict()`; iterates in sorted order of names, so files made of it are reproducible.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StateDict {
+    tensors: BTreeMap<String, TensorData>,
+}
+
+impl StateDict {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a tensor, giving back the one that had this name.
+    pub fn insert(&mut self, name: impl Into<String>, tensor: TensorData) -> Option<TensorData> {
+        self.tensors.insert(name.into(), tensor)
+    }
+
+    pub fn get(&self, name: &str) -> Option<&TensorData> {
+        self.tensors.get(name)
+    }
+
+    pub fn remove(&mut self, name: &str) -> Option<TensorData> {
+        self.tensors.remove(name)
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// The tensor of this name and shape; errors name what was expected and what is there.
+    pub fn require(&self, name: &str, shape: &[usize]) -> Result<&TensorData, InteropError> {
+        let Some(tensor) = self.get(name) else {
+            return Err(InteropError::Missing { name: name.to_string(), expected: shape.to_vec() });
+        };
+        if tensor.shape != shape {
+            return Err(InteropError::Shape {
+                name: name.to_string(),
+                expected: shape.to_vec(),
+                got: tensor.shape.clone(),
+            });
+        }
+        Ok(tensor)
+    }
+
+    /// The tensors whose names start with `prefix`, without it. Give the dot too: `"model."`.
+    pub fn strip_prefix(&self, prefix: &str) -> Self {
+        self.iter()
+            .filter_map(|(name, tensor)| Some((name.strip_prefix(prefix)?.to_string(), tensor.clone())))
+            .collect()
+    }
+
+    /// All tensors, their names prefixed.
+    pub fn with_prefix(self, prefix: &str) -> Self {
+        self.tensors.into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor)).collect()
+    }
+
+    /// Adds all tensors of `other`; on equal names those of `other` stay.
+    pub fn merge(&mut self, other: Self) {
+        self.tensors.extend(other.tensors);
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &TensorData)> {
+        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Number of tensors.
+    pub fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
+    }
+
+    /// Number of values in all tensors together.
+    pub fn value_count(&self) -> usize {
+        self.tensors.values().map(|tensor| tensor.values.len()).sum()
+    }
+
+    /// Names of the tensors that hold a NaN or an infinity.
+    pub fn non_finite(&self) -> Vec<&str> {
+        self.iter().filter(|(_, tensor)| tensor.values.iter().any(|x| !x.is_finite())).map(|(name, _)| name).collect()
+    }
+}
+
+impl FromIterator<(String, TensorData)> for StateDict {
+    fn from_iter<I: IntoIterator<Item = (String, TensorData)>>(tensors: I) -> Self {
+        Self { tensors: tensors.into_iter().collect() }
+    }
+}
+
+impl IntoIterator for StateDict {
+    type Item = (String, TensorData);
+    type IntoIter = btree_map::IntoIter<String, TensorData>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.tensors.into_iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(shape: &[usize], value: f32) -> TensorData {
+        TensorData::new(shape, vec![value; shape.iter().product()]).unwrap()
+    }
+
+    #[test]
+    fn require_names_expected_and_got() {
+        let state: StateDict = [("a.weight".to_string(), tensor(&[2, 3], 0.0))].into_iter().collect();
+        assert!(state.require("a.weight", &[2, 3]).is_ok());
+        let wrong = state.require("a.weight", &[3, 2]).unwrap_err().to_string();
+        assert_eq!(wrong, "tensor `a.weight` must have shape [3, 2], got [2, 3]");
+        let missing = state.require("a.bias", &[3]).unwrap_err().to_string();
+        assert_eq!(missing, "tensor `a.bias` (shape [3]) is missing");
+    }
+
+    #[test]
+    fn prefixes_come_off_and_go_on() {
+        let state: StateDict = [("model.a".to_string(), tensor(&[1], 1.0)), ("betas".to_string(), tensor(&[2], 2.0))]
+            .into_iter()
+            .collect();
+        let inner = state.strip_prefix("model.");
+        assert_eq!(inner.names().collect::<Vec<_>>(), ["a"]);
+        assert_eq!(inner.with_prefix("model.").names().collect::<Vec<_>>(), ["model.a"]);
+    }
+
+    #[test]
+    fn non_finite_tensors_are_named() {
+        let mut state = StateDict::new();
+        state.insert("good", tensor(&[2], 1.0));
+        state.insert("nan", tensor(&[], f32::NAN));
+        state.insert("inf", tensor(&[3], f32::NEG_INFINITY));
+        assert_eq!(state.non_finite(), ["inf", "nan"]);
+        assert_eq!(state.value_count(), 6);
+    }
+
+    #[test]
+    fn values_must_fill_the_shape() {
+        assert!(TensorData::new([2, 2], vec![0.0; 3]).unwrap_err().to_string().contains("needs 4 values, got 3"));
+        assert!(TensorData::new([usize::MAX, 2], vec![]).is_err());
+        assert!(tensor(&[2, 3], 0.0).reshaped([1, 6, 1]).is_ok());
+        assert!(tensor(&[2, 3], 0.0).reshaped([5]).is_err());
+    }
+}

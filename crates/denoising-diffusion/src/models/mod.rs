@@ -1,0 +1,55 @@
+//! Networks, one readable page each, and the trait that makes a network trainable here. A network knows nothing of schedules,
+//! losses or samplers.
+
+mod unet;
+pub mod unet_config;
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use thiserror::Error;
+
+pub use unet::{StageAttention, TimeEmbedding, TimeMlp, Unet, UnetStage};
+pub use unet_config::{PerStage, UnetConfig, UnetConfigError};
+
+/// What a network is given: a batch of noisy data, its noise levels, and what else it is to know. `D` is the rank of the data's
+/// batch: 3 for sequences, 4 for images, 5 for volumes.
+#[derive(Clone, Debug)]
+pub struct NetworkInput<const D: usize> {
+    /// `[b, c, ...]`
+    pub x: Tensor<D>,
+    /// `[b]`, the noise level as the formulation numbers it (Gaussian diffusion: t).
+    pub time: Tensor<1>,
+    /// `[b, c, ...]`, an earlier estimate of the clean data, if the network takes one and there is one.
+    pub x_self_cond: Option<Tensor<D>>,
+}
+
+/// A size that a network cannot work on, and which ones it can.
+#[derive(Clone, Debug, PartialEq, Error)]
+#[error("{0}")]
+pub struct SizeError(pub String);
+
+/// A network that can be trained to denoise. Derive Burn's `Module` and implement this; see `examples/custom_network.rs`.
+/// Layers take their mode from Burn: as in training on an autodiff device, as in evaluation in a copy made by
+/// [`eval`](crate::nn::EvalMode::eval).
+pub trait Network<const D: usize>: Module {
+    /// `[b, channels, ...] -> [b, out_channels, ...]`
+    fn forward(&self, input: NetworkInput<D>) -> Tensor<D>;
+
+    /// Channels of the data.
+    fn channels(&self) -> usize;
+
+    /// Channels of the output.
+    fn out_channels(&self) -> usize {
+        self.channels()
+    }
+
+    /// Whether the network uses [`NetworkInput::x_self_cond`].
+    fn self_condition(&self) -> bool {
+        false
+    }
+
+    /// Refuses sizes (all dimensions after the channels) that the network cannot work on.
+    fn check_size(&self, _size: &[usize]) -> Result<(), SizeError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,211 @@
+//! The U-Net of Ho et al. 2020 as the reference shapes it: residual blocks with RMS normalisation, linear attention at the
+//! outer stages, softmax attention within.
+
+use burn::module::Module;
+use burn::tensor::{Tensor, activation};
+
+use super::unet_config::{Stage, UnetConfig, UnetConfigError};
+use super::{Network, NetworkInput, SizeError};
+use crate::nn::{
+    Attention, Conv2d, FourierPosEmb, FourierWeights, Init, Linear, LinearAttention, Resample, Resampling, ResnetBlock,
+    SinusoidalPosEmb, ops,
+};
+
+/// A U-Net for images.
+#[derive(Module, Debug)]
+pub struct Unet {
+    pub init_conv: Conv2d,
+    pub time_mlp: TimeMlp,
+    pub downs: Vec<UnetStage>,
+    pub mid_block1: ResnetBlock,
+    pub mid_attn: Attention,
+    pub mid_block2: ResnetBlock,
+    pub ups: Vec<UnetStage>,
+    pub final_res_block: ResnetBlock,
+    pub final_conv: Conv2d,
+    #[module(skip)]
+    config: UnetConfig,
+}
+
+/// One resolution: two residual blocks, attention, and the way to the next resolution.
+#[derive(Module, Debug)]
+pub struct UnetStage {
+    pub block1: ResnetBlock,
+    pub block2: ResnetBlock,
+    pub attn: StageAttention,
+    pub resample: Resample,
+}
+
+/// The attention of a stage.
+#[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)] // a handful of them exist
+pub enum StageAttention {
+    Softmax(Attention),
+    Linear(LinearAttention),
+}
+
+/// The noise level's way into the network: embedding, linear, GELU, linear.
+#[derive(Module, Debug)]
+pub struct TimeMlp {
+    pub embed: TimeEmbedding,
+    pub linear1: Linear,
+    pub linear2: Linear,
+}
+
+/// How the noise level is embedded.
+#[derive(Module, Debug)]
+pub enum TimeEmbedding {
+    Sinusoidal(SinusoidalPosEmb),
+    Fourier(FourierPosEmb),
+}
+
+impl Unet {
+    /// Draws a network's weights; `init` says from which seed, and on which device.
+    pub fn new(config: &UnetConfig, init: &mut Init) -> Result<Self, UnetConfigError> {
+        let stages = config.stages()?;
+        let (time_dim, first_dim) = (config.time_dim(), config.first_dim());
+        let block = |init: &mut Init, dim_in, dim_out| ResnetBlock::new(init, dim_in, dim_out, time_dim, config.dropout);
+
+        let init_conv = Conv2d::new(init, config.in_channels(), first_dim, 7);
+        let time_mlp = TimeMlp::new(init, config);
+
+        let downs = stages.iter().map(|s| UnetStage {
+            block1: block(init, s.dim_in, s.dim_in),
+            block2: block(init, s.dim_in, s.dim_in),
+            attn: StageAttention::new(init, s.dim_in, s),
+            resample: Resample::new(init, s.dim_in, s.dim_out, if s.is_last { Resampling::Keep } else { Resampling::Halve }),
+        });
+        let downs = downs.collect();
+
+        let inner = stages[stages.len() - 1];
+        let mid_block1 = block(init, inner.dim_out, inner.dim_out);
+        let mid_attn = Attention::new(init, inner.dim_out, inner.heads, inner.dim_head);
+        let mid_block2 = block(init, inner.dim_out, inner.dim_out);
+
+        let ups = stages.iter().enumerate().rev().map(|(i, s)| UnetStage {
+            block1: block(init, s.dim_out + s.dim_in, s.dim_out),
+            block2: block(init, s.dim_out + s.dim_in, s.dim_out),
+            attn: StageAttention::new(init, s.dim_out, s),
+            resample: Resample::new(init, s.dim_out, s.dim_in, if i == 0 { Resampling::Keep } else { Resampling::Double }),
+        });
+        let ups = ups.collect();
+
+        Ok(Self {
+            init_conv,
+            time_mlp,
+            downs,
+            mid_block1,
+            mid_attn,
+            mid_block2,
+            ups,
+            final_res_block: block(init, 2 * first_dim, first_dim),
+            final_conv: Conv2d::new(init, first_dim, config.out_channels(), 1),
+            config: config.clone(),
+        })
+    }
+
+    /// The options that this network was made from.
+    pub fn config(&self) -> &UnetConfig {
+        &self.config
+    }
+}
+
+impl Network<4> for Unet {
+    fn forward(&self, input: NetworkInput<4>) -> Tensor<4> {
+        let NetworkInput { x, time, x_self_cond } = input;
+        let x = match (self.config.self_condition, x_self_cond) {
+            (false, _) => x,
+            (true, Some(x_self_cond)) => Tensor::cat(vec![x_self_cond, x], 1),
+            (true, None) => Tensor::cat(vec![x.zeros_like(), x], 1),
+        };
+        let x = self.init_conv.forward(ops::to_nhwc(x)); // [b, h, w, c] from here on
+        let t = self.time_mlp.forward(time); // [b, 4 dim]
+        let first = x.clone();
+
+        let mut x = x;
+        let mut skips = Vec::with_capacity(2 * self.downs.len());
+        for stage in &self.downs {
+            x = stage.block1.forward(x, t.clone());
+            skips.push(x.clone());
+            x = stage.block2.forward(x, t.clone());
+            x = stage.attn.forward(x.clone()) + x;
+            skips.push(x.clone());
+            x = stage.resample.forward(x);
+        }
+
+        x = self.mid_block1.forward(x, t.clone());
+        x = self.mid_attn.forward(x.clone()) + x;
+        x = self.mid_block2.forward(x, t.clone());
+
+        let mut skips = skips.into_iter().rev();
+        let mut with_skip = |x| Tensor::cat(std::iter::once(x).chain(skips.next()).collect(), 3);
+        for stage in &self.ups {
+            x = stage.block1.forward(with_skip(x), t.clone());
+            x = stage.block2.forward(with_skip(x), t.clone());
+            x = stage.attn.forward(x.clone()) + x;
+            x = stage.resample.forward(x);
+        }
+
+        x = self.final_res_block.forward(Tensor::cat(vec![x, first], 3), t);
+        ops::to_nchw(self.final_conv.forward(x))
+    }
+
+    fn channels(&self) -> usize {
+        self.config.channels
+    }
+
+    fn out_channels(&self) -> usize {
+        self.config.out_channels()
+    }
+
+    fn self_condition(&self) -> bool {
+        self.config.self_condition
+    }
+
+    fn check_size(&self, size: &[usize]) -> Result<(), SizeError> {
+        self.config.check_size(size[0], size[1]).map_err(|error| SizeError(error.to_string()))
+    }
+}
+
+impl StageAttention {
+    fn new(init: &mut Init, dim: usize, stage: &Stage) -> Self {
+        if stage.full_attn {
+            Self::Softmax(Attention::new(init, dim, stage.heads, stage.dim_head))
+        } else {
+            Self::Linear(LinearAttention::new(init, dim, stage.heads, stage.dim_head))
+        }
+    }
+
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        match self {
+            Self::Softmax(attention) => attention.forward(x),
+            Self::Linear(attention) => attention.forward(x),
+        }
+    }
+}
+
+impl TimeMlp {
+    fn new(init: &mut Init, config: &UnetConfig) -> Self {
+        let kind = if config.random_fourier_features { FourierWeights::Fixed } else { FourierWeights::Learned };
+        let (embed, dim) = if config.fourier_time() {
+            let dim = config.learned_sinusoidal_dim;
+            (TimeEmbedding::Fourier(FourierPosEmb::new(init, dim, kind)), dim + 1)
+        } else {
+            let embed = SinusoidalPosEmb::new(config.dim, config.sinusoidal_pos_emb_theta);
+            (TimeEmbedding::Sinusoidal(embed), config.dim)
+        };
+        Self {
+            embed,
+            linear1: Linear::new(init, dim, config.time_dim()),
+            linear2: Linear::new(init, config.time_dim(), config.time_dim()),
+        }
+    }
+
+    fn forward(&self, time: Tensor<1>) -> Tensor<2> {
+        let embedded = match &self.embed {
+            TimeEmbedding::Sinusoidal(embed) => embed.forward(time),
+            TimeEmbedding::Fourier(embed) => embed.forward(time),
+        };
+        self.linear2.forward(activation::gelu(self.linear1.forward(embedded)))
+    }
+}

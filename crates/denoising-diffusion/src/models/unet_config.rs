@@ -1,0 +1,272 @@
+//! What a U-Net looks like: its options, their defaults and the checks that come before any weight is made.
+//! Not here: the network itself (`unet.rs`).
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// One value for all stages, or one value per stage (outermost first).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum PerStage<T> {
+    All(T),
+    Each(Vec<T>),
+}
+
+impl<T: Clone> PerStage<T> {
+    /// The values of `stages` stages, or `None` if a list of another length was given.
+    pub fn resolve(&self, stages: usize) -> Option<Vec<T>> {
+        match self {
+            PerStage::All(value) => Some(vec![value.clone(); stages]),
+            PerStage::Each(values) => (values.len() == stages).then(|| values.clone()),
+        }
+    }
+
+    fn given(&self) -> usize {
+        match self {
+            PerStage::All(_) => 1,
+            PerStage::Each(values) => values.len(),
+        }
+    }
+}
+
+/// Options of [`Unet`](super::Unet). `Default` is the reference's default with `dim = 64`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UnetConfig {
+    /// Base width; stage `i` has `dim * dim_mults[i]` channels.
+    pub dim: usize,
+    /// Width after the first 7x7 convolution; `dim` if absent.
+    pub init_dim: Option<usize>,
+    /// Channels of the output; `channels`, twice that with `learned_variance`, if absent.
+    pub out_dim: Option<usize>,
+    /// Width of each stage as a multiple of `dim`; every stage but the last halves both sides.
+    pub dim_mults: Vec<usize>,
+    /// Channels of the data.
+    pub channels: usize,
+    /// Whether the network also takes an earlier estimate of the clean data (Chen et al. 2022, "Analog Bits").
+    pub self_condition: bool,
+    /// Whether the output has a second half that parameterises the variance.
+    pub learned_variance: bool,
+    /// Time embedding by learned Fourier frequencies in place of fixed sinusoids.
+    pub learned_sinusoidal_cond: bool,
+    /// Time embedding by fixed random Fourier frequencies; wins over `learned_sinusoidal_cond`.
+    pub random_fourier_features: bool,
+    /// Number of Fourier features (even) of the two options above.
+    pub learned_sinusoidal_dim: usize,
+    /// Base of the sinusoidal embedding's geometric frequencies.
+    pub sinusoidal_pos_emb_theta: f64,
+    /// Dropout probability after the first block of each residual block, in train behaviour only.
+    pub dropout: f64,
+    /// Width of an attention head, for all stages or per stage.
+    pub attn_dim_head: PerStage<usize>,
+    /// Number of attention heads, for all stages or per stage.
+    pub attn_heads: PerStage<usize>,
+    /// Softmax attention (`true`) or linear attention (`false`), for all stages or per stage; absent: softmax in the
+    /// innermost stage only. `false` means none: the middle block keeps its attention in any case.
+    pub full_attn: Option<PerStage<bool>>,
+}
+
+impl Default for UnetConfig {
+    fn default() -> Self {
+        Self {
+            dim: 64,
+            init_dim: None,
+            out_dim: None,
+            dim_mults: vec![1, 2, 4, 8],
+            channels: 3,
+            self_condition: false,
+            learned_variance: false,
+            learned_sinusoidal_cond: false,
+            random_fourier_features: false,
+            learned_sinusoidal_dim: 16,
+            sinusoidal_pos_emb_theta: 10_000.0,
+            dropout: 0.0,
+            attn_dim_head: PerStage::All(32),
+            attn_heads: PerStage::All(4),
+            full_attn: None,
+        }
+    }
+}
+
+/// Why a [`UnetConfig`] describes no network, or none for the size of the data.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum UnetConfigError {
+    #[error("`{key}` must be at least {least}, got {got}")]
+    TooSmall { key: &'static str, least: usize, got: usize },
+    #[error("`dim_mults` must name at least one stage")]
+    NoStages,
+    #[error("`{key}` has {got} values for {stages} stages: give one value, or one per stage")]
+    PerStage { key: &'static str, stages: usize, got: usize },
+    #[error("`learned_sinusoidal_dim` must be even, got {0}")]
+    OddFourierDim(usize),
+    #[error("`dim` must be even (half of the time embedding is sines, half cosines) and at least 4, got {0}")]
+    BadDim(usize),
+    #[error("`dropout` must lie in [0, 1), got {0}")]
+    Dropout(f64),
+    #[error("`sinusoidal_pos_emb_theta` must be a number above 1, got {0}")]
+    Theta(f64),
+    #[error(
+        "a network of {stages} stages halves both sides {} times, so they must be multiples of {factor}; \
+         {height}x{width} is not: the nearest sizes that work are {}", stages - 1, nearest.join(" and ")
+    )]
+    Size { height: usize, width: usize, stages: usize, factor: usize, nearest: Vec<String> },
+}
+
+/// The configuration of one stage, all options resolved.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Stage {
+    pub dim_in: usize,
+    pub dim_out: usize,
+    pub full_attn: bool,
+    pub heads: usize,
+    pub dim_head: usize,
+    pub is_last: bool,
+}
+
+impl UnetConfig {
+    /// Channels of the network's output.
+    pub fn out_channels(&self) -> usize {
+        self.out_dim.unwrap_or(self.channels * if self.learned_variance { 2 } else { 1 })
+    }
+
+    /// Channels that the first convolution sees.
+    pub fn in_channels(&self) -> usize {
+        self.channels * if self.self_condition { 2 } else { 1 }
+    }
+
+    /// Channels after the first convolution.
+    pub fn first_dim(&self) -> usize {
+        self.init_dim.unwrap_or(self.dim)
+    }
+
+    /// Width of the time embedding.
+    pub fn time_dim(&self) -> usize {
+        self.dim * 4
+    }
+
+    /// Whether time is embedded by Fourier features rather than by sinusoids.
+    pub fn fourier_time(&self) -> bool {
+        self.learned_sinusoidal_cond || self.random_fourier_features
+    }
+
+    /// Both sides of the data must be multiples of this.
+    pub fn downsample_factor(&self) -> usize {
+        1 << (self.dim_mults.len() - 1)
+    }
+
+    /// The stages, outermost first, or what is wrong with the options.
+    pub fn stages(&self) -> Result<Vec<Stage>, UnetConfigError> {
+        self.check_scalars()?;
+        let n = self.dim_mults.len();
+        let innermost_only = PerStage::Each((0..n).map(|i| i + 1 == n).collect());
+        let full_attn = per_stage("full_attn", self.full_attn.as_ref().unwrap_or(&innermost_only), n)?;
+        let heads = per_stage("attn_heads", &self.attn_heads, n)?;
+        let dim_head = per_stage("attn_dim_head", &self.attn_dim_head, n)?;
+        for (key, values) in [("attn_heads", &heads), ("attn_dim_head", &dim_head), ("dim_mults", &self.dim_mults)] {
+            at_least_one(key, values.iter().copied().min().unwrap_or(0))?;
+        }
+        let dims: Vec<usize> =
+            std::iter::once(self.first_dim()).chain(self.dim_mults.iter().map(|m| self.dim * m)).collect();
+        Ok((0..n)
+            .map(|i| Stage {
+                dim_in: dims[i],
+                dim_out: dims[i + 1],
+                full_attn: full_attn[i],
+                heads: heads[i],
+                dim_head: dim_head[i],
+                is_last: i + 1 == n,
+            })
+            .collect())
+    }
+
+    fn check_scalars(&self) -> Result<(), UnetConfigError> {
+        if self.dim_mults.is_empty() {
+            return Err(UnetConfigError::NoStages);
+        }
+        at_least_one("dim", self.dim)?;
+        if self.dim < 4 || self.dim % 2 != 0 {
+            return Err(UnetConfigError::BadDim(self.dim));
+        }
+        at_least_one("channels", self.channels)?;
+        at_least_one("init_dim", self.first_dim())?;
+        at_least_one("out_dim", self.out_channels())?;
+        at_least_one("learned_sinusoidal_dim", self.learned_sinusoidal_dim)?;
+        if self.learned_sinusoidal_dim % 2 != 0 {
+            return Err(UnetConfigError::OddFourierDim(self.learned_sinusoidal_dim));
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(UnetConfigError::Dropout(self.dropout));
+        }
+        if !(self.sinusoidal_pos_emb_theta > 1.0 && self.sinusoidal_pos_emb_theta.is_finite()) {
+            return Err(UnetConfigError::Theta(self.sinusoidal_pos_emb_theta));
+        }
+        Ok(())
+    }
+
+    /// Refuses sizes that the network cannot halve often enough, naming the nearest ones that it can.
+    pub fn check_size(&self, height: usize, width: usize) -> Result<(), UnetConfigError> {
+        let factor = self.downsample_factor();
+        if height > 0 && width > 0 && height % factor == 0 && width % factor == 0 {
+            return Ok(());
+        }
+        let down = |side: usize| (side / factor).max(1) * factor;
+        let up = |side: usize| side.div_ceil(factor).max(1) * factor;
+        let mut nearest = vec![
+            format!("{}x{}", down(height), down(width)),
+            format!("{}x{}", up(height), up(width)),
+        ];
+        nearest.dedup();
+        let stages = self.dim_mults.len();
+        Err(UnetConfigError::Size { height, width, stages, factor, nearest })
+    }
+}
+
+fn per_stage<T: Clone>(key: &'static str, value: &PerStage<T>, stages: usize) -> Result<Vec<T>, UnetConfigError> {
+    value.resolve(stages).ok_or(UnetConfigError::PerStage { key, stages, got: value.given() })
+}
+
+fn at_least_one(key: &'static str, got: usize) -> Result<(), UnetConfigError> {
+    if got == 0 { Err(UnetConfigError::TooSmall { key, least: 1, got }) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_has_softmax_attention_innermost_only() {
+        let stages = UnetConfig::default().stages().unwrap();
+        assert_eq!(stages.iter().map(|s| s.full_attn).collect::<Vec<_>>(), [false, false, false, true]);
+        assert_eq!(stages.iter().map(|s| (s.dim_in, s.dim_out)).collect::<Vec<_>>(), [
+            (64, 64),
+            (64, 128),
+            (128, 256),
+            (256, 512)
+        ]);
+    }
+
+    #[test]
+    fn full_attn_false_means_none() {
+        let config = UnetConfig { full_attn: Some(PerStage::All(false)), ..Default::default() };
+        assert!(config.stages().unwrap().iter().all(|s| !s.full_attn));
+    }
+
+    #[test]
+    fn size_error_names_neighbours() {
+        let error = UnetConfig::default().check_size(30, 32).unwrap_err().to_string();
+        assert!(error.contains("24x32") && error.contains("32x32") && error.contains("multiples of 8"), "{error}");
+        assert!(UnetConfig::default().check_size(24, 40).is_ok());
+        assert!(UnetConfig::default().check_size(0, 8).is_err());
+    }
+
+    #[test]
+    fn wrong_options_are_named() {
+        let bad = |config: UnetConfig| config.stages().unwrap_err().to_string();
+        assert!(bad(UnetConfig { dim: 0, ..Default::default() }).contains("`dim`"));
+        assert!(bad(UnetConfig { dropout: 1.0, ..Default::default() }).contains("`dropout`"));
+        assert!(
+            bad(UnetConfig { attn_heads: PerStage::Each(vec![1, 2]), ..Default::default() }).contains("`attn_heads`")
+        );
+        assert!(bad(UnetConfig { dim_mults: vec![], ..Default::default() }).contains("`dim_mults`"));
+    }
+}

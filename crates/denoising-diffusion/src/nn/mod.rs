@@ -1,0 +1,25 @@
+//! Layers, channels-last, one file per layer; the operations behind them (`ops`); modes of behaviour (`mode`); and a network's
+//! parameters by name (`params`). Layers are narrow on purpose: a faster operation replaces a slower one inside `ops`, and no
+//! network notices.
+
+mod attention;
+mod block;
+mod conv;
+mod embedding;
+mod init;
+mod linear;
+mod mode;
+mod norm;
+pub mod ops;
+pub mod params;
+mod resample;
+
+pub use attention::{Attention, LinearAttention};
+pub use block::{Block, ResnetBlock};
+pub use conv::Conv2d;
+pub use embedding::{FourierPosEmb, FourierWeights, SinusoidalPosEmb};
+pub use init::Init;
+pub use linear::Linear;
+pub use mode::{Eval, EvalMode, TrainNoGrad};
+pub use norm::RmsNorm;
+pub use resample::{Resample, Resampling};

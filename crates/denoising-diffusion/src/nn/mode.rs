@@ -1,0 +1,57 @@
+//! Mode is two independent questions: does a layer behave as in training, and are gradients recorded? The four answers are types
+//! and functions here, so that none of them can be forgotten:
+//!
+//! | | no gradient | gradient |
+//! |---|---|---|
+//! | train behaviour | [`TrainNoGrad::of`] | the network itself, on an autodiff device |
+//! | eval behaviour | [`EvalMode::eval`] with plain inputs | [`EvalMode::eval`] with inputs that require gradients |
+//!
+//! Whatever samples or measures takes `&Eval<M>`. Only [`EvalMode::eval`] makes one, and it makes a copy: nothing has to be
+//! switched back, whatever happens to the copy.
+
+use std::ops::Deref;
+
+use burn::module::Module;
+
+/// A copy of a network in eval behaviour: dropout is off, batch statistics are the stored ones, no parameter records gradients.
+/// Gradients with respect to an input are still available: call it on `x.autodiff().require_grad()`.
+#[derive(Clone, Debug)]
+pub struct Eval<M>(M);
+
+impl<M> Deref for Eval<M> {
+    type Target = M;
+
+    fn deref(&self) -> &M {
+        &self.0
+    }
+}
+
+/// The only way to an [`Eval`].
+pub trait EvalMode: Module {
+    /// A copy in eval behaviour. The original keeps its mode, weights and statistics.
+    fn eval(&self) -> Eval<Self> {
+        Eval(self.valid())
+    }
+}
+
+impl<M: Module> EvalMode for M {}
+
+/// A copy of a network in train behaviour that records no gradients: the first pass of self-conditioning. Batch statistics that
+/// it updates are the network's own, as in training.
+#[derive(Clone, Debug)]
+pub struct TrainNoGrad<M>(M);
+
+impl<M: Module> TrainNoGrad<M> {
+    /// Inputs must lie on the network's (autodiff) device for layers to behave as in training.
+    pub fn of(model: &M) -> Self {
+        Self(model.clone().no_grad())
+    }
+}
+
+impl<M> Deref for TrainNoGrad<M> {
+    type Target = M;
+
+    fn deref(&self) -> &M {
+        &self.0
+    }
+}

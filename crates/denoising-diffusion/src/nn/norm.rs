@@ -1,0 +1,31 @@
+//! Root-mean-square normalisation over channels, with what follows it in a U-Net block.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+
+use super::{Init, ops};
+
+/// `y = x / max(|x|_2, 1e-12) * sqrt(c) * g` over the last dimension (Zhang and Sennrich 2019, without their mean's epsilon, as
+/// the reference computes it).
+#[derive(Module, Debug)]
+pub struct RmsNorm {
+    /// `[c]`
+    pub g: Param<Tensor<1>>,
+}
+
+impl RmsNorm {
+    pub fn new(init: &mut Init, dim: usize) -> Self {
+        Self { g: init.ones([dim]) }
+    }
+
+    /// `[b, h, w, c] -> [b, h, w, c]`
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        ops::rms_norm(x, self.g.val())
+    }
+
+    /// `silu(norm(x) * (scale + 1) + shift)` with scale and shift the halves of `scale_shift` `[b, 2 c]`; without it,
+    /// `silu(norm(x))`.
+    pub fn forward_silu(&self, x: Tensor<4>, scale_shift: Option<Tensor<2>>) -> Tensor<4> {
+        ops::rms_norm_silu(x, self.g.val(), scale_shift)
+    }
+}

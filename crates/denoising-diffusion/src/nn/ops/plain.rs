@@ -1,0 +1,85 @@
+//! Every op in plain tensor operations: what backends without kernels of ours run, and what tests hold the kernels to.
+
+use burn::tensor::module::conv2d as conv2d_nchw;
+use burn::tensor::ops::ConvOptions;
+use burn::tensor::{Tensor, activation};
+
+/// Channels last to channels first.
+pub fn to_nchw(x: Tensor<4>) -> Tensor<4> {
+    x.permute([0, 3, 1, 2])
+}
+
+/// Channels first to channels last.
+pub fn to_nhwc(x: Tensor<4>) -> Tensor<4> {
+    x.permute([0, 2, 3, 1])
+}
+
+/// See [`super::conv2d`].
+pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tensor<4> {
+    let [_, _, kh, kw] = weight.dims();
+    let options = ConvOptions::new([1, 1], [kh / 2, kw / 2], [1, 1], 1);
+    to_nhwc(conv2d_nchw(to_nchw(x), weight, bias, options))
+}
+
+/// See [`super::rms_norm`].
+pub fn rms_norm(x: Tensor<4>, g: Tensor<1>) -> Tensor<4> {
+    let channels = g.dims()[0];
+    let norm = x.clone().square().sum_dim(3).sqrt().clamp_min(1e-12);
+    x / norm * (g * (channels as f64).sqrt()).unsqueeze()
+}
+
+/// See [`super::rms_norm_silu`].
+pub fn rms_norm_silu(x: Tensor<4>, g: Tensor<1>, scale_shift: Option<Tensor<2>>) -> Tensor<4> {
+    let [b, _, _, c] = x.dims();
+    let y = rms_norm(x, g);
+    activation::silu(match scale_shift {
+        None => y,
+        Some(scale_shift) => {
+            let scale = scale_shift.clone().narrow(1, 0, c).reshape([b, 1, 1, c]);
+            let shift = scale_shift.narrow(1, c, c).reshape([b, 1, 1, c]);
+            y * (scale + 1.0) + shift
+        }
+    })
+}
+
+/// See [`super::attention`].
+pub fn attention(qkv: Tensor<3>, mem_kv: Tensor<4>) -> Tensor<3> {
+    let [b, n, _] = qkv.dims();
+    let [_, heads, m, d] = mem_kv.dims();
+    let [q, k, v] = split_heads(qkv, heads, d); // [b, heads, n, d]
+    let memory = |i: usize| mem_kv.clone().narrow(0, i, 1).expand([b, heads, m, d]);
+    let k = Tensor::cat(vec![memory(0), k], 2);
+    let v = Tensor::cat(vec![memory(1), v], 2);
+    // One block of queries at a time: the whole n x n matrix never exists.
+    let block = query_block(n);
+    let outputs = (0..n).step_by(block).map(|start| {
+        let q = q.clone().narrow(2, start, block.min(n - start)) * (d as f64).powf(-0.5);
+        activation::softmax(q.matmul(k.clone().swap_dims(2, 3)), 3).matmul(v.clone())
+    });
+    let out = Tensor::cat(outputs.collect(), 2);
+    out.swap_dims(1, 2).reshape([b, n, heads * d])
+}
+
+/// Queries per block: all of them up to 1024, so that a block's scores stay within a few MB per head.
+fn query_block(n: usize) -> usize {
+    if n <= 1024 { n } else { 256 }
+}
+
+/// See [`super::linear_attention`].
+pub fn linear_attention(qkv: Tensor<3>, mem_kv: Tensor<4>) -> Tensor<3> {
+    let [b, n, _] = qkv.dims();
+    let [_, heads, d, m] = mem_kv.dims();
+    let [q, k, v] = split_heads(qkv, heads, d); // [b, heads, n, d]
+    let memory = |i: usize| mem_kv.clone().narrow(0, i, 1).swap_dims(2, 3).expand([b, heads, m, d]);
+    let k = Tensor::cat(vec![memory(0), k], 2);
+    let v = Tensor::cat(vec![memory(1), v], 2);
+    let q = activation::softmax(q, 3) * (d as f64).powf(-0.5);
+    let context = activation::softmax(k, 2).swap_dims(2, 3).matmul(v); // [b, heads, d, d]
+    q.matmul(context).swap_dims(1, 2).reshape([b, n, heads * d])
+}
+
+/// `[b, n, 3 * heads * d]` to q, k and v, each `[b, heads, n, d]`.
+fn split_heads(qkv: Tensor<3>, heads: usize, d: usize) -> [Tensor<4>; 3] {
+    let [b, n, _] = qkv.dims();
+    [0, 1, 2].map(|i| qkv.clone().narrow(2, i * heads * d, heads * d).reshape([b, n, heads, d]).swap_dims(1, 2))
+}

@@ -1,0 +1,203 @@
+//! Counter-based random streams: every number is a function of (seed, purpose, index, part), drawn on the host, so that noise
+//! never depends on batch size, thread count, device or how often a run was resumed. Philox4x32-10 (Salmon et al. 2011, "Parallel
+//! random numbers: as easy as 1, 2, 3") under normal numbers by Box and Muller.
+//!
+//! Not here: Burn's own generator. It is process-global and serves dropout alone, reseeded at every step.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use rayon::prelude::*;
+
+/// What a stream is for. Streams of different purposes never share a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u64)]
+pub enum Purpose {
+    /// Initial weights; index: the parameter's place in the network.
+    Init = 1,
+    /// The noise level of a training example; index: its number since the start of training.
+    TrainTime = 2,
+    /// The noise of a training example; index as above.
+    TrainNoise = 3,
+    /// The offset noise of a training example; index as above.
+    OffsetNoise = 4,
+    /// The coin of self-conditioning; index: the number of the batch.
+    SelfCondition = 5,
+    /// x_T of a sample; index: the sample's number.
+    SampleInit = 6,
+    /// Noise added while sampling; index: the sample's number, part: the step.
+    SampleStep = 7,
+    /// Seeds of Burn's generator (dropout); index: the number of the batch.
+    Dropout = 8,
+    /// Noise levels and noise of held-out examples; index: the example, part: 0 level, 1 noise.
+    HeldOut = 9,
+}
+
+/// One stream of random numbers.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    key: [u32; 2],
+    index: u64,
+    part: u32,
+    block: u32,
+    buffer: [u32; 4],
+    used: usize,
+}
+
+impl Stream {
+    /// The stream of (seed, purpose, index, part).
+    pub fn new(seed: u64, purpose: Purpose, index: u64, part: u32) -> Self {
+        let key = mix(seed ^ mix(purpose as u64));
+        Self { key: [key as u32, (key >> 32) as u32], index, part, block: 0, buffer: [0; 4], used: 4 }
+    }
+
+    /// 32 random bits.
+    pub fn next_u32(&mut self) -> u32 {
+        if self.used == 4 {
+            let counter = [self.block, self.part, self.index as u32, (self.index >> 32) as u32];
+            self.buffer = philox4x32_10(counter, self.key);
+            self.block += 1;
+            self.used = 0;
+        }
+        self.used += 1;
+        self.buffer[self.used - 1]
+    }
+
+    /// 64 random bits.
+    pub fn next_u64(&mut self) -> u64 {
+        u64::from(self.next_u32()) | u64::from(self.next_u32()) << 32
+    }
+
+    /// Uniform in the open interval (0, 1), never 0 or 1.
+    pub fn uniform(&mut self) -> f64 {
+        (f64::from(self.next_u32()) + 0.5) / 4_294_967_296.0
+    }
+
+    /// Uniform in 0..n (n at most 2^32; the bias is below n / 2^64).
+    pub fn below(&mut self, n: usize) -> usize {
+        ((u128::from(self.next_u64()) * n as u128) >> 64) as usize
+    }
+
+    /// Fills `out` with standard normal numbers.
+    pub fn fill_normal(&mut self, out: &mut [f32]) {
+        for pair in out.chunks_mut(2) {
+            let radius = (-2.0 * self.uniform().ln()).sqrt();
+            let (sin, cos) = (std::f64::consts::TAU * self.uniform()).sin_cos();
+            pair[0] = (radius * cos) as f32;
+            if let Some(second) = pair.get_mut(1) {
+                *second = (radius * sin) as f32;
+            }
+        }
+    }
+}
+
+/// Standard normal noise for a batch `[b, ...]` of shape `dims`: example `i` from the stream (seed, purpose, first + i, part).
+pub fn normal_batch<const D: usize>(
+    seed: u64,
+    purpose: Purpose,
+    indices: impl IndexedIndices,
+    part: u32,
+    dims: [usize; D],
+    device: &Device,
+) -> Tensor<D> {
+    let size: usize = dims[1..].iter().product();
+    let mut values = vec![0.0_f32; dims[0] * size];
+    values.par_chunks_mut(size.max(1)).enumerate().for_each(|(i, chunk)| {
+        Stream::new(seed, purpose, indices.index(i), part).fill_normal(chunk);
+    });
+    Tensor::from_data(TensorData::new(values, dims), device)
+}
+
+/// Which stream the `i`-th example of a batch takes: consecutive ones from a first, or listed ones.
+pub trait IndexedIndices: Sync {
+    fn index(&self, i: usize) -> u64;
+}
+
+impl IndexedIndices for u64 {
+    fn index(&self, i: usize) -> u64 {
+        self + i as u64
+    }
+}
+
+impl IndexedIndices for &[u64] {
+    fn index(&self, i: usize) -> u64 {
+        self[i]
+    }
+}
+
+/// A well-mixed function of 64 bits (the finaliser of SplitMix64, Steele et al. 2014).
+pub fn mix(z: u64) -> u64 {
+    let z = z.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+    for _ in 0..10 {
+        let a = u64::from(counter[0]) * 0xD251_1F53;
+        let b = u64::from(counter[2]) * 0xCD9E_8D57;
+        counter = [(b >> 32) as u32 ^ counter[1] ^ key[0], b as u32, (a >> 32) as u32 ^ counter[3] ^ key[1], a as u32];
+        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+    }
+    counter
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Known answers of Random123's kat_vectors, philox4x32 10.
+    #[test]
+    fn philox_known_answers() {
+        assert_eq!(philox4x32_10([0; 4], [0; 2]), [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]);
+        assert_eq!(philox4x32_10([u32::MAX; 4], [u32::MAX; 2]), [0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd]);
+        assert_eq!(
+            philox4x32_10([0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344], [0xa4093822, 0x299f31d0]),
+            [0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1]
+        );
+    }
+
+    #[test]
+    fn normal_numbers_have_the_moments_of_the_normal() {
+        let mut values = vec![0.0; 200_001];
+        Stream::new(7, Purpose::TrainNoise, 3, 0).fill_normal(&mut values);
+        let n = values.len() as f64;
+        let moment = |k: i32| values.iter().map(|&v| f64::from(v).powi(k)).sum::<f64>() / n;
+        assert!(moment(1).abs() < 0.01 && (moment(2) - 1.0).abs() < 0.02, "{} {}", moment(1), moment(2));
+        assert!(moment(3).abs() < 0.05 && (moment(4) - 3.0).abs() < 0.1, "{} {}", moment(3), moment(4));
+    }
+
+    #[test]
+    fn noise_of_an_example_does_not_depend_on_the_batch() {
+        let device = Device::flex();
+        let draw = |first: u64, b: usize| {
+            normal_batch::<2>(1, Purpose::SampleInit, first, 0, [b, 5], &device).into_data().to_vec::<f32>().unwrap()
+        };
+        let whole = draw(0, 6);
+        assert_eq!(whole[10..20], draw(2, 2));
+        assert_ne!(whole[0..5], whole[5..10]);
+    }
+
+    #[test]
+    fn streams_differ_by_seed_purpose_index_and_part() {
+        let first = |seed, purpose, index, part| Stream::new(seed, purpose, index, part).next_u64();
+        let base = first(1, Purpose::Init, 1, 1);
+        for other in [
+            first(2, Purpose::Init, 1, 1),
+            first(1, Purpose::TrainTime, 1, 1),
+            first(1, Purpose::Init, 2, 1),
+            first(1, Purpose::Init, 1, 2),
+        ] {
+            assert_ne!(base, other);
+        }
+    }
+
+    #[test]
+    fn below_covers_its_range_evenly() {
+        let mut stream = Stream::new(0, Purpose::TrainTime, 0, 0);
+        let mut counts = [0; 10];
+        for _ in 0..10_000 {
+            counts[stream.below(10)] += 1;
+        }
+        assert!(counts.iter().all(|&c| (850..1150).contains(&c)), "{counts:?}");
+    }
+}

@@ -1,0 +1,143 @@
+//! A recipe: everything that decides a training run, as a TOML file says it. Sections group the keys for readers; no two sections
+//! share a key, so that a command line can name every key without its section.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::data::{DataConfig, DataError, ImageShape};
+use crate::diffusion::{GaussianConfig, GaussianConfigError};
+use crate::models::{UnetConfig, UnetConfigError};
+use crate::sampler::{SampleConfig, SampleConfigError};
+use crate::train::{EmaConfig, TrainConfig, TrainConfigError};
+
+/// The parts of a training run. `Default` is the reference's defaults.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Recipe {
+    pub data: DataConfig,
+    /// Its `channels` follow the data and are no key of a recipe.
+    pub unet: UnetConfig,
+    pub diffusion: GaussianConfig,
+    pub train: TrainConfig,
+    pub ema: EmaConfig,
+    pub sample: SampleConfig,
+}
+
+/// Why a recipe describes no run.
+#[derive(Debug, Error)]
+pub enum RecipeError {
+    #[error("the recipe is not valid TOML, or a key or value is not what it should be")]
+    Toml(#[from] toml::de::Error),
+    #[error("`unet.channels` follows the data: set `channels` in the section [data]")]
+    UnetChannels,
+    #[error(
+        "`learned_sinusoidal_cond` and `random_fourier_features` are made for continuous noise levels; Gaussian diffusion \
+         numbers its levels 0..T"
+    )]
+    FourierTime,
+    #[error("the network gives {got} channels where Gaussian diffusion needs those of the data, {expected}: unset `{key}`")]
+    OutChannels { key: &'static str, expected: usize, got: usize },
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error(transparent)]
+    Unet(#[from] UnetConfigError),
+    #[error(transparent)]
+    Diffusion(#[from] GaussianConfigError),
+    #[error(transparent)]
+    Train(#[from] TrainConfigError),
+    #[error(transparent)]
+    Sample(#[from] SampleConfigError),
+}
+
+impl Recipe {
+    /// Reads a recipe; what it does not name has the default.
+    pub fn from_toml(text: &str) -> Result<Self, RecipeError> {
+        let table: toml::Table = toml::from_str(text)?;
+        if table.get("unet").and_then(|unet| unet.get("channels")).is_some() {
+            return Err(RecipeError::UnetChannels);
+        }
+        Ok(toml::from_str(text)?)
+    }
+
+    /// The whole recipe as [`from_toml`](Self::from_toml) reads it, every key spelled out that has a value.
+    pub fn to_toml(&self) -> String {
+        let mut table = toml::Table::try_from(self).expect("a recipe holds numbers, words and lists");
+        if let Some(toml::Value::Table(unet)) = table.get_mut("unet") {
+            unet.remove("channels");
+        }
+        toml::to_string(&table).expect("a table of tables")
+    }
+
+    /// Checks all that can be checked without the data.
+    pub fn validate(&self) -> Result<(), RecipeError> {
+        self.data.validate()?;
+        self.unet.stages()?;
+        self.diffusion.validate()?;
+        self.train.validate()?;
+        self.ema.validate()?;
+        self.sample.validate(self.diffusion.timesteps)?;
+        if self.unet.fourier_time() {
+            return Err(RecipeError::FourierTime);
+        }
+        Ok(())
+    }
+
+    /// The network's options for data of a shape, checked against it.
+    pub fn unet_for(&self, shape: ImageShape) -> Result<UnetConfig, RecipeError> {
+        let unet = UnetConfig { channels: shape.channels, ..self.unet.clone() };
+        unet.check_size(shape.height, shape.width)?;
+        if unet.out_channels() != unet.channels {
+            let key = if unet.out_dim.is_some() { "out_dim" } else { "learned_variance" };
+            return Err(RecipeError::OutChannels { key, expected: unet.channels, got: unet.out_channels() });
+        }
+        Ok(unet)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn toml_round_trip_keeps_everything() {
+        let mut recipe = Recipe::default();
+        recipe.data.image_size = Some("28x20".parse().unwrap());
+        recipe.unet.dim_mults = vec![1, 2];
+        recipe.train.max_grad_norm = f64::INFINITY;
+        recipe.sample.sampling_timesteps = Some(7);
+        assert_eq!(Recipe::from_toml(&recipe.to_toml()).unwrap(), recipe);
+    }
+
+    #[test]
+    fn unknown_keys_are_named() {
+        for (text, key) in [("[train]\nstepz = 1", "stepz"), ("[trian]\nsteps = 1", "trian"), ("[train]\nlr = \"fast\"", "lr")] {
+            let error = Recipe::from_toml(text).unwrap_err();
+            let RecipeError::Toml(cause) = error else { panic!("{error}") };
+            assert!(cause.to_string().contains(key), "{cause}");
+        }
+        assert!(matches!(Recipe::from_toml("[unet]\nchannels = 3"), Err(RecipeError::UnetChannels)));
+    }
+
+    #[test]
+    fn no_two_sections_share_a_key() {
+        let serde_json::Value::Object(sections) = serde_json::to_value(Recipe::default()).unwrap() else { panic!() };
+        let keys = sections.iter().flat_map(|(section, keys)| {
+            keys.as_object().unwrap().keys().filter(move |key| !(section == "unet" && *key == "channels"))
+        });
+        let mut seen = std::collections::HashSet::new();
+        for key in keys {
+            assert!(seen.insert(key.clone()), "{key} stands in two sections");
+        }
+    }
+
+    #[test]
+    fn combinations_without_sense_are_refused() {
+        let mut recipe = Recipe::default();
+        recipe.unet.random_fourier_features = true;
+        assert!(matches!(recipe.validate(), Err(RecipeError::FourierTime)));
+        let mut recipe = Recipe::default();
+        recipe.unet.learned_variance = true;
+        let shape = ImageShape { channels: 3, height: 32, width: 32 };
+        assert!(matches!(recipe.unet_for(shape), Err(RecipeError::OutChannels { key: "learned_variance", .. })));
+    }
+}

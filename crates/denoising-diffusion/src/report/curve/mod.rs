@@ -1,0 +1,192 @@
+//! Loss curves as SVG and PNG: faint points as measured, a smoothed line over them, on white.
+//!
+//! [`layout`] turns series into a list of shapes with [`axis`]' ticks; [`svg`] and [`raster`] write that same
+//! list, so that both files show the same picture. It is drawn here rather than by a plotting crate because it takes
+//! fewer dependencies (an anti-aliasing rasteriser and a font parser) and keeps positions below one pixel, which
+//! noisy curves need. Other kinds of plots are not made here.
+
+mod axis;
+mod layout;
+mod raster;
+mod scene;
+mod svg;
+mod text;
+
+use std::path::Path;
+
+use super::{ReportError, atomic};
+
+/// The smallest curve in pixels: less has no room for labels.
+const MIN_SIZE: [u32; 2] = [320, 240];
+/// The largest side in pixels.
+const MAX_SIDE: u32 = 8192;
+
+/// A named sequence of points.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Series {
+    /// For the legend.
+    pub name: String,
+    /// (x, y) by ascending x. Points that are not finite, or not above zero on a logarithmic axis, are left out.
+    pub points: Vec<(f64, f64)>,
+}
+
+/// How the y axis divides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum YScale {
+    /// Equal differences take equal space.
+    Linear,
+    /// Equal ratios take equal space; what is not above zero is left out.
+    #[default]
+    Log,
+}
+
+/// Which line is drawn over the points.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Smoothing {
+    /// An exponential moving average over about a fiftieth of the series' points; series of fewer than 100
+    /// points are joined as they are.
+    #[default]
+    Auto,
+    /// An exponential moving average with this decay, in `[0, 1)`:
+    /// m_i = (1 - beta) sum_{j <= i} beta^(i - j) y_j / (1 - beta^(i + 1)), as Adam corrects its bias.
+    Ema(f64),
+    /// The points are joined as they are.
+    None,
+}
+
+/// What is written around a curve and how large it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CurveOptions {
+    /// Above the curve; empty for none.
+    pub title: String,
+    /// Below the x axis.
+    pub x_label: String,
+    /// Beside the y axis.
+    pub y_label: String,
+    /// Division of the y axis.
+    pub y_scale: YScale,
+    /// The line over the points.
+    pub smoothing: Smoothing,
+    /// Width and height in SVG units. A PNG has twice as many pixels on a side.
+    pub size: [u32; 2],
+}
+
+impl Default for CurveOptions {
+    fn default() -> Self {
+        Self {
+            title: String::new(),
+            x_label: "step".to_owned(),
+            y_label: "loss".to_owned(),
+            y_scale: YScale::default(),
+            smoothing: Smoothing::default(),
+            size: [860, 520],
+        }
+    }
+}
+
+/// Draws `series` as an SVG; its text is in DejaVu Sans or what the viewer has instead.
+///
+/// The file appears whole or not at all; parent folders are created. The y axis covers the lines and the middle 99 % of the
+/// points, so that a few outliers do not flatten the rest; points beyond it are not drawn.
+///
+/// # Errors
+/// No point can be drawn, a size out of range, or what the file system refuses.
+pub fn save_curve_svg(
+    path: impl AsRef<Path>,
+    series: &[Series],
+    options: &CurveOptions,
+) -> Result<(), ReportError> {
+    let scene = layout::scene(series, options)?;
+    atomic::write(path.as_ref(), svg::write(&scene).as_bytes())
+}
+
+/// Draws `series` as a PNG with twice as many pixels on a side as `options.size` says; otherwise as [`save_curve_svg`].
+///
+/// # Errors
+/// No point can be drawn, a size out of range, or what the file system refuses.
+pub fn save_curve_png(
+    path: impl AsRef<Path>,
+    series: &[Series],
+    options: &CurveOptions,
+) -> Result<(), ReportError> {
+    let scene = layout::scene(series, options)?;
+    super::grid::write_png(path.as_ref(), &raster::draw(&scene)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn descent(count: usize) -> Vec<(f64, f64)> {
+        (1..=count)
+            .map(|i| (i as f64, 0.02 + (-(i as f64) / 50.0).exp()))
+            .collect()
+    }
+
+    #[test]
+    fn both_files_show_the_curve() {
+        let folder = tempfile::tempdir().unwrap();
+        let series = [Series {
+            name: "train".into(),
+            points: descent(400),
+        }];
+        let options = CurveOptions {
+            title: "Loss".into(),
+            ..Default::default()
+        };
+        let (svg, png) = (
+            folder.path().join("a/loss.svg"),
+            folder.path().join("b/loss.png"),
+        );
+        save_curve_svg(&svg, &series, &options).unwrap();
+        save_curve_png(&png, &series, &options).unwrap();
+        let svg = std::fs::read_to_string(svg).unwrap();
+        assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));
+        assert!(svg.contains(">train</text>") && svg.contains(">Loss</text>"));
+        let png = image::open(png).unwrap().into_rgb8();
+        assert_eq!(png.dimensions(), (1720, 1040));
+        assert_eq!(png.get_pixel(0, 0).0, [255; 3]);
+        let blue = png
+            .pixels()
+            .filter(|pixel| pixel.0 == [0x00, 0x72, 0xb2])
+            .count();
+        assert!(blue > 3000, "{blue} pixels have the line's colour");
+    }
+
+    #[test]
+    fn refuses_what_cannot_be_drawn() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("loss.svg");
+        let series = [Series {
+            name: "train".into(),
+            points: vec![(1.0, f64::NAN), (2.0, -1.0)],
+        }];
+        let error = save_curve_svg(&path, &series, &CurveOptions::default()).unwrap_err();
+        assert!(matches!(
+            error,
+            ReportError::NoPoints {
+                given: 2,
+                scale: "logarithmic"
+            }
+        ));
+        assert!(
+            error
+                .to_string()
+                .ends_with("they must be finite and above zero"),
+            "{error}"
+        );
+        let linear = CurveOptions {
+            y_scale: YScale::Linear,
+            ..Default::default()
+        };
+        save_curve_svg(&path, &series, &linear).unwrap();
+        let small = CurveOptions {
+            size: [10, 10],
+            ..linear
+        };
+        assert!(matches!(
+            save_curve_png(&path, &series, &small),
+            Err(ReportError::CurveSize { .. })
+        ));
+    }
+}

@@ -1,0 +1,248 @@
+//! How noise becomes images: a sequence of grids as an animated GIF.
+//!
+//! Which steps exist is the sampler's business; this chooses an even selection of them, because a thousand frames
+//! show no more than a hundred.
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use gif::{Encoder, Frame, Repeat};
+
+use super::grid::{Planes, Raster};
+use super::{GridOptions, ImageBatch, ReportError, atomic};
+
+/// The most frames of an animation.
+pub const MAX_FRAMES: usize = 100;
+/// How long the last frame stays, in hundredths of a second.
+const HOLD_CS: u16 = 200;
+/// What the frames before the last one should take together, in hundredths of a second.
+const MOTION_CS: usize = 500;
+/// Limits of a frame's time in hundredths of a second: viewers slow down what is faster.
+const FRAME_CS: [usize; 2] = [4, 25];
+/// NeuQuant's sampling factor: 1 is best and slowest, 30 the other way round.
+const QUANTISER_SPEED: i32 = 10;
+
+/// Collects the states of a sampling run and writes them as an animated GIF, repeated for ever.
+///
+/// At most [`MAX_FRAMES`] of the run's steps are kept, evenly spaced, the first and the last among them. The motion
+/// takes about five seconds, then the last frame is held for two. Grey grids keep their 256 levels exactly; coloured
+/// ones get a palette of 256 colours per frame.
+///
+/// ```no_run
+/// use denoising_diffusion::report::{GridOptions, ImageBatch, ReportError, TrajectoryGif};
+///
+/// # fn state(step: usize) -> Result<ImageBatch, ReportError> { unimplemented!() }
+/// let mut gif = TrajectoryGif::new(250, GridOptions::default());
+/// for step in 0..250 {
+///     if gif.wants(step) {
+///         gif.push(step, &state(step)?)?;
+///     }
+/// }
+/// gif.save("trajectory.gif")?;
+/// # Ok::<(), ReportError>(())
+/// ```
+pub struct TrajectoryGif {
+    steps: usize,
+    options: GridOptions,
+    shape: Option<[usize; 4]>,
+    frames: Vec<Planes>,
+}
+
+impl TrajectoryGif {
+    /// For a run that shows `steps` states, counted from 0.
+    pub fn new(steps: usize, options: GridOptions) -> Self {
+        Self {
+            steps,
+            options,
+            shape: None,
+            frames: Vec::new(),
+        }
+    }
+
+    /// Whether the state of `step` is among those kept. Ask before copying images from a device.
+    pub fn wants(&self, step: usize) -> bool {
+        if self.steps <= MAX_FRAMES {
+            return step < self.steps;
+        }
+        // Frame i shows step round(i (steps - 1) / (MAX_FRAMES - 1)); look whether some i gives this step.
+        let (last_step, last_frame) = (self.steps - 1, MAX_FRAMES - 1);
+        let shown = |frame: usize| (2 * frame * last_step + last_frame) / (2 * last_frame);
+        let near = step.saturating_mul(last_frame) / last_step;
+        (near..=near + 1).any(|frame| frame <= last_frame && shown(frame) == step)
+    }
+
+    /// Takes the state of `step`; one that is not [wanted](Self::wants) is ignored.
+    ///
+    /// Pixels outside `[0, 1]`, as noisy states have them, are clamped.
+    ///
+    /// # Errors
+    /// A malformed batch, a pixel that is not finite, or images of another shape than those before.
+    pub fn push(&mut self, step: usize, images: &ImageBatch) -> Result<(), ReportError> {
+        if !self.wants(step) {
+            return Ok(());
+        }
+        let expected = *self.shape.get_or_insert(images.shape);
+        if images.shape != expected {
+            return Err(ReportError::FrameShape {
+                frame: step,
+                expected,
+                actual: images.shape,
+            });
+        }
+        self.frames.push(Planes::quantise(images)?);
+        Ok(())
+    }
+
+    /// Frames kept so far.
+    pub fn frames(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// Writes the animation; the file appears whole or not at all, parent folders are created.
+    ///
+    /// # Errors
+    /// No frame was kept, the grid is too large, or what the file system refuses.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<(), ReportError> {
+        let path = path.as_ref();
+        let failed = |source| ReportError::Gif {
+            path: path.to_owned(),
+            source,
+        };
+        let Some((last, motion)) = self.frames.split_last() else {
+            return Err(ReportError::NoFrames);
+        };
+        let delay = (MOTION_CS / motion.len().max(1)).clamp(FRAME_CS[0], FRAME_CS[1]) as u16;
+        let last = last.grid(self.options)?;
+        let greys: Vec<u8> = (0..=255).flat_map(|level| [level; 3]).collect();
+        let palette: &[u8] = if last.channels == 1 { &greys } else { &[] };
+        let mut bytes = Vec::new();
+        // A grid has at most u16::MAX pixels on a side.
+        let mut encoder = Encoder::new(&mut bytes, last.width as u16, last.height as u16, palette)
+            .map_err(failed)?;
+        encoder.set_repeat(Repeat::Infinite).map_err(failed)?;
+        for planes in motion {
+            encoder
+                .write_frame(&frame(planes.grid(self.options)?, delay))
+                .map_err(failed)?;
+        }
+        encoder.write_frame(&frame(last, HOLD_CS)).map_err(failed)?;
+        drop(encoder);
+        atomic::write(path, &bytes)
+    }
+}
+
+/// A grey grid's levels are indices into the animation's palette of greys; a coloured one brings its own palette.
+fn frame(grid: Raster, delay: u16) -> Frame<'static> {
+    let (width, height) = (grid.width as u16, grid.height as u16);
+    let frame = if grid.channels == 1 {
+        Frame {
+            width,
+            height,
+            buffer: Cow::Owned(grid.pixels),
+            ..Frame::default()
+        }
+    } else {
+        Frame::from_rgb_speed(width, height, &grid.pixels, QUANTISER_SPEED)
+    };
+    Frame { delay, ..frame }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn decode(path: &Path) -> (usize, usize, Vec<(u16, Vec<u8>)>) {
+        let mut options = gif::DecodeOptions::new();
+        options.set_color_output(gif::ColorOutput::RGBA);
+        let mut decoder = options
+            .read_info(std::fs::File::open(path).unwrap())
+            .unwrap();
+        let size = (decoder.width().into(), decoder.height().into());
+        let mut frames = Vec::new();
+        while let Some(frame) = decoder.read_next_frame().unwrap() {
+            frames.push((frame.delay, frame.buffer.to_vec()));
+        }
+        (size.0, size.1, frames)
+    }
+
+    fn record(steps: usize, channels: usize) -> (tempfile::TempDir, TrajectoryGif) {
+        let mut gif = TrajectoryGif::new(steps, GridOptions::default());
+        for step in 0..steps {
+            let level = |i: usize| ((i * 7 + step) % 97) as f32 / 96.0;
+            let images =
+                ImageBatch::new([3, channels, 4, 4], (0..48 * channels).map(level).collect())
+                    .unwrap();
+            gif.push(step, &images).unwrap();
+        }
+        (tempfile::tempdir().unwrap(), gif)
+    }
+
+    #[test]
+    fn a_long_run_is_subsampled_and_its_end_is_held() {
+        let (folder, gif) = record(1000, 1);
+        assert_eq!(gif.frames(), MAX_FRAMES);
+        let path = folder.path().join("deep/trajectory.gif");
+        gif.save(&path).unwrap();
+        let (width, height, frames) = decode(&path);
+        let expected = gif.frames[99].grid(GridOptions::default()).unwrap();
+        assert_eq!((width, height), (expected.width, expected.height));
+        assert_eq!(frames.len(), MAX_FRAMES);
+        assert!(frames[..99].iter().all(|frame| frame.0 == 5));
+        assert_eq!(frames[99].0, 200);
+        let greys: Vec<u8> = frames[99].1.chunks_exact(4).map(|rgba| rgba[0]).collect();
+        assert_eq!(greys, expected.pixels, "greys are exact");
+    }
+
+    #[test]
+    fn colours_come_close() {
+        let (folder, gif) = record(3, 3);
+        let path = folder.path().join("trajectory.gif");
+        gif.save(&path).unwrap();
+        let (_, _, frames) = decode(&path);
+        assert_eq!(
+            frames.iter().map(|frame| frame.0).collect::<Vec<_>>(),
+            [25, 25, 200]
+        );
+        for (frame, planes) in frames.iter().zip(&gif.frames) {
+            let grid = planes.grid(GridOptions::default()).unwrap();
+            let drawn = frame.1.chunks_exact(4).flat_map(|rgba| &rgba[..3]);
+            assert!(drawn.zip(&grid.pixels).all(|(&a, &b)| a.abs_diff(b) <= 8));
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_no_animation() {
+        let gif = TrajectoryGif::new(10, GridOptions::default());
+        assert!(matches!(
+            gif.save("never-written.gif"),
+            Err(ReportError::NoFrames)
+        ));
+        let (_folder, mut gif) = record(2, 1);
+        let other = ImageBatch::new([2, 1, 4, 4], vec![0.0; 32]).unwrap();
+        assert!(matches!(
+            gif.push(1, &other),
+            Err(ReportError::FrameShape { frame: 1, .. })
+        ));
+        let broken = ImageBatch::new([3, 1, 4, 4], vec![f32::INFINITY; 48]).unwrap();
+        assert!(matches!(
+            gif.push(1, &broken),
+            Err(ReportError::NonFinitePixel { .. })
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn an_even_selection_with_both_ends(steps in 1_usize..5000) {
+            let gif = TrajectoryGif::new(steps, GridOptions::default());
+            let kept: Vec<usize> = (0..steps + 3).filter(|&step| gif.wants(step)).collect();
+            prop_assert_eq!(kept.len(), steps.min(MAX_FRAMES));
+            prop_assert_eq!(kept[0], 0);
+            prop_assert_eq!(kept[kept.len() - 1], steps - 1);
+            let gaps: Vec<usize> = kept.windows(2).map(|pair| pair[1] - pair[0]).collect();
+            if let (Some(least), Some(most)) = (gaps.iter().min(), gaps.iter().max()) {
+                prop_assert!(most - least <= 1);
+            }
+        }
+    }
+}

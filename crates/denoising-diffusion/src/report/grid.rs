@@ -1,0 +1,584 @@
+//! Image batches as PNG: one grid to look at, or one file per image at native size.
+//!
+//! A pixel x becomes the byte floor(clamp(255 x + 0.5, 0, 255)), as torchvision's `save_image` does it.
+//! Colour by number of channels:
+//!
+//! | channels | grid | single files |
+//! |---|---|---|
+//! | 1 | grey | grey |
+//! | 2 | grey and alpha, composited on white | grey with alpha |
+//! | 3 | RGB | RGB |
+//! | 4 | RGBA, composited on white | RGBA |
+//! | 5 and more | one grey plane per channel, side by side in one cell | the same |
+//!
+//! Reading images is `data`'s business.
+
+use std::io::Cursor;
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
+
+use super::{ImageBatch, ReportError, atomic};
+
+/// Images are magnified until their shorter side has this many pixels.
+const COMFORTABLE_SIDE: usize = 64;
+/// Magnification stops before a side of the grid exceeds this many pixels.
+const MAGNIFIED_GRID_SIDE: usize = 2048;
+/// The largest side of a grid in pixels: what a GIF can hold.
+const MAX_SIDE: usize = u16::MAX as usize;
+/// The largest area of a grid in pixels.
+const MAX_PIXELS: usize = 1 << 28;
+
+/// How large an image is drawn in a grid.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scale {
+    /// The smallest whole factor that makes the shorter side at least 64 pixels (8 x 8 is drawn at 64 x 64, 28 x 28
+    /// at 84 x 84, 32 x 32 at 64 x 64, 64 x 64 and larger as they are), but not so large that a side of the grid
+    /// exceeds 2048 pixels.
+    #[default]
+    Auto,
+    /// This factor; nearest neighbour.
+    Factor(NonZeroUsize),
+}
+
+/// How a grid is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GridOptions {
+    /// Images in a row; `None` chooses (see [`columns_for`]).
+    pub columns: Option<NonZeroUsize>,
+    /// Pixels between the images and around the grid.
+    pub padding: usize,
+    /// Magnification.
+    pub scale: Scale,
+    /// Grey level of the padding and of cells without an image.
+    pub background: u8,
+}
+
+impl Default for GridOptions {
+    fn default() -> Self {
+        Self {
+            columns: None,
+            padding: 2,
+            scale: Scale::Auto,
+            background: 0,
+        }
+    }
+}
+
+/// Columns of a pleasing grid of `count` images: about square, rather wide than high, with few empty cells.
+///
+/// From ceil(sqrt(count)) upwards it minimises 2 x (empty cells) + (columns - rows), and of equals takes the one with fewer
+/// empty cells: 10 images stand in 5 x 2, 32 in 8 x 4, 25 in 5 x 5, 7 in 4 + 3.
+pub fn columns_for(count: usize) -> usize {
+    let square = (1..).find(|side| side * side >= count).unwrap_or(1);
+    let cost = |columns: usize| {
+        let rows = count.div_ceil(columns);
+        let empty = columns * rows - count;
+        (2 * empty + columns.abs_diff(rows), empty)
+    };
+    (square..=2 * square)
+        .min_by_key(|&columns| cost(columns))
+        .unwrap_or(square)
+}
+
+/// Writes `images` as one PNG.
+///
+/// The file appears whole or not at all; parent folders are created.
+///
+/// # Errors
+/// A malformed batch, a pixel that is not finite, a grid that is too large, or what the file system refuses.
+pub fn save_grid(
+    path: impl AsRef<Path>,
+    images: &ImageBatch,
+    options: GridOptions,
+) -> Result<(), ReportError> {
+    let path = path.as_ref();
+    let grid = Planes::quantise(images)?.grid(options)?;
+    write_png(path, &grid)
+}
+
+/// Writes each image at its native size: `000000.png` and so on in `folder`, counted from `start_index`.
+///
+/// Each file appears whole or not at all. Nothing is written when a pixel of any image is not finite.
+///
+/// # Errors
+/// A malformed batch, a pixel that is not finite, or what the file system refuses.
+pub fn save_images(
+    folder: impl AsRef<Path>,
+    images: &ImageBatch,
+    start_index: usize,
+) -> Result<(), ReportError> {
+    let planes = Planes::quantise(images)?;
+    for index in 0..images.shape[0] {
+        let path = folder
+            .as_ref()
+            .join(format!("{:06}.png", start_index + index));
+        write_png(&path, &planes.native(index))?;
+    }
+    Ok(())
+}
+
+/// The layout of a grid in pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Geometry {
+    pub columns: usize,
+    pub scale: usize,
+    /// Width and height of a magnified cell, without padding.
+    pub cell: [usize; 2],
+    pub padding: usize,
+    /// Width and height of the grid.
+    pub size: [usize; 2],
+}
+
+impl Geometry {
+    /// `cell` is the width and height of one image before magnification.
+    pub fn new(count: usize, cell: [usize; 2], options: GridOptions) -> Result<Self, ReportError> {
+        let columns = options
+            .columns
+            .map_or_else(|| columns_for(count), |columns| columns.get().min(count));
+        let rows = count.div_ceil(columns);
+        // Saturating: an absurd size is reported by the check below, not wrapped into a small one.
+        let side = |cells: usize, pixels: usize, scale: usize| {
+            let pitch = pixels.saturating_mul(scale).saturating_add(options.padding);
+            cells.saturating_mul(pitch).saturating_add(options.padding)
+        };
+        let size_at = |scale: usize| [side(columns, cell[0], scale), side(rows, cell[1], scale)];
+        let scale = match options.scale {
+            Scale::Factor(factor) => factor.get(),
+            Scale::Auto => {
+                let comfortable = COMFORTABLE_SIDE.div_ceil(cell[0].min(cell[1]));
+                let fits = |scale: &usize| {
+                    size_at(*scale)
+                        .iter()
+                        .all(|&side| side <= MAGNIFIED_GRID_SIDE)
+                };
+                (1..=comfortable).rev().find(fits).unwrap_or(1)
+            }
+        };
+        let [width, height] = size_at(scale);
+        if width.max(height) > MAX_SIDE || width * height > MAX_PIXELS {
+            return Err(ReportError::GridTooLarge {
+                width,
+                height,
+                max_side: MAX_SIDE,
+                max_pixels: MAX_PIXELS,
+            });
+        }
+        let cell = [cell[0] * scale, cell[1] * scale];
+        Ok(Self {
+            columns,
+            scale,
+            cell,
+            padding: options.padding,
+            size: [width, height],
+        })
+    }
+
+    /// Column and row of the top left pixel of image `index`.
+    pub fn origin(&self, index: usize) -> [usize; 2] {
+        let place = |cell: usize, pixels: usize| self.padding + cell * (pixels + self.padding);
+        [
+            place(index % self.columns, self.cell[0]),
+            place(index / self.columns, self.cell[1]),
+        ]
+    }
+}
+
+/// Interleaved 8-bit pixels, `[height, width, channels]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Raster {
+    pub width: usize,
+    pub height: usize,
+    pub channels: usize,
+    pub pixels: Vec<u8>,
+}
+
+/// A quantised batch, still planar: `[n, c, h, w]`.
+pub(super) struct Planes {
+    shape: [usize; 4],
+    bytes: Vec<u8>,
+}
+
+impl Planes {
+    /// Quantises a batch; the first pixel that is not finite is an error.
+    pub fn quantise(images: &ImageBatch) -> Result<Self, ReportError> {
+        images.validate()?;
+        let shape @ [_, c, h, w] = images.shape;
+        if let Some(at) = images.data.iter().position(|x| !x.is_finite()) {
+            return Err(ReportError::NonFinitePixel {
+                image: at / (c * h * w),
+                channel: at / (h * w) % c,
+                row: at / w % h,
+                column: at % w,
+                value: images.data[at],
+            });
+        }
+        // The cast truncates, which is floor here.
+        let bytes = images
+            .data
+            .iter()
+            .map(|x| (x * 255.0 + 0.5).clamp(0.0, 255.0) as u8)
+            .collect();
+        Ok(Self { shape, bytes })
+    }
+
+    /// Width and height of an image as drawn, before magnification.
+    fn cell(&self) -> [usize; 2] {
+        let [_, c, h, w] = self.shape;
+        [if c > 4 { c * w } else { w }, h]
+    }
+
+    /// Image `index` at its native size with its own channels.
+    fn native(&self, index: usize) -> Raster {
+        let [_, c, h, w] = self.shape;
+        let image = &self.bytes[index * c * h * w..(index + 1) * c * h * w];
+        let [width, height] = self.cell();
+        let channels = if c > 4 { 1 } else { c };
+        let mut pixels = Vec::with_capacity(c * h * w);
+        for y in 0..h {
+            if c > 4 {
+                // One row of each plane after the other: the planes stand side by side.
+                pixels.extend(
+                    (0..c).flat_map(|plane| &image[(plane * h + y) * w..(plane * h + y + 1) * w]),
+                );
+            } else {
+                pixels.extend(
+                    (0..w).flat_map(|x| (0..c).map(move |plane| image[(plane * h + y) * w + x])),
+                );
+            }
+        }
+        Raster {
+            width,
+            height,
+            channels,
+            pixels,
+        }
+    }
+
+    /// All images in one raster of 1 (grey) or 3 (RGB) channels.
+    pub fn grid(&self, options: GridOptions) -> Result<Raster, ReportError> {
+        let geometry = Geometry::new(self.shape[0], self.cell(), options)?;
+        let [width, height] = geometry.size;
+        let channels = if matches!(self.shape[1], 3 | 4) { 3 } else { 1 };
+        let mut grid = Raster {
+            width,
+            height,
+            channels,
+            pixels: vec![options.background; width * height * channels],
+        };
+        for index in 0..self.shape[0] {
+            let image = self.native(index).composited_on_white();
+            grid.paste(&image, geometry.origin(index), geometry.scale);
+        }
+        Ok(grid)
+    }
+}
+
+impl Raster {
+    /// Without alpha: a (c - 255) + 255 in units of 1/255, rounded.
+    fn composited_on_white(self) -> Self {
+        if !matches!(self.channels, 2 | 4) {
+            return self;
+        }
+        let colours = self.channels - 1;
+        let over_white = |pixel: &[u8]| {
+            let alpha = u32::from(pixel[colours]);
+            let blend =
+                move |c: u8| ((u32::from(c) * alpha + 255 * (255 - alpha) + 127) / 255) as u8;
+            pixel[..colours]
+                .iter()
+                .map(|&c| blend(c))
+                .collect::<Vec<u8>>()
+        };
+        let pixels = self
+            .pixels
+            .chunks_exact(self.channels)
+            .flat_map(over_white)
+            .collect();
+        Self {
+            channels: colours,
+            pixels,
+            ..self
+        }
+    }
+
+    /// Draws `image`, magnified, with its top left corner at `origin`; both have the same channels.
+    fn paste(&mut self, image: &Raster, origin: [usize; 2], scale: usize) {
+        let row_len = image.width * scale * self.channels;
+        for y in 0..image.height * scale {
+            let source = &image.pixels[y / scale * image.width * image.channels..]
+                [..image.width * image.channels];
+            let at = ((origin[1] + y) * self.width + origin[0]) * self.channels;
+            let target = &mut self.pixels[at..at + row_len];
+            for (x, pixel) in target.chunks_exact_mut(self.channels).enumerate() {
+                pixel.copy_from_slice(&source[x / scale * self.channels..][..self.channels]);
+            }
+        }
+    }
+}
+
+/// Encodes and writes; 1 to 4 channels are grey, grey with alpha, RGB, RGBA.
+pub(super) fn write_png(path: &Path, raster: &Raster) -> Result<(), ReportError> {
+    let colour = match raster.channels {
+        1 => ExtendedColorType::L8,
+        2 => ExtendedColorType::La8,
+        3 => ExtendedColorType::Rgb8,
+        _ => ExtendedColorType::Rgba8,
+    };
+    let failed = |source| ReportError::Png {
+        path: path.to_owned(),
+        source,
+    };
+    let side = |pixels: usize| {
+        u32::try_from(pixels).map_err(|_| {
+            failed(image::ImageError::Limits(
+                image::error::LimitError::from_kind(image::error::LimitErrorKind::DimensionError),
+            ))
+        })
+    };
+    let (width, height) = (side(raster.width)?, side(raster.height)?);
+    let mut bytes = Cursor::new(Vec::new());
+    PngEncoder::new(&mut bytes)
+        .write_image(&raster.pixels, width, height, colour)
+        .map_err(failed)?;
+    atomic::write(path, bytes.get_ref())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn batch(shape: [usize; 4], pixel: impl Fn(usize) -> f32) -> ImageBatch {
+        ImageBatch::new(shape, (0..shape.iter().product()).map(pixel).collect()).unwrap()
+    }
+
+    #[test]
+    fn columns_make_pleasing_grids() {
+        let expected = [
+            (1, 1),
+            (2, 2),
+            (3, 3),
+            (4, 2),
+            (5, 3),
+            (6, 3),
+            (7, 4),
+            (8, 4),
+            (9, 3),
+            (10, 5),
+            (12, 4),
+            (13, 5),
+            (16, 4),
+            (20, 5),
+            (25, 5),
+            (32, 8),
+            (50, 10),
+            (64, 8),
+            (100, 10),
+        ];
+        for (count, columns) in expected {
+            assert_eq!(columns_for(count), columns, "{count} images");
+        }
+    }
+
+    #[test]
+    fn quantises_like_torchvision() {
+        // torch.tensor(x).mul(255).add_(0.5).clamp_(0, 255).to(torch.uint8)
+        let images =
+            ImageBatch::new([1, 1, 1, 7], vec![-0.5, 0.0, 0.0019, 0.002, 0.5, 1.0, 1.5]).unwrap();
+        assert_eq!(
+            Planes::quantise(&images).unwrap().bytes,
+            [0, 0, 0, 1, 128, 255, 255]
+        );
+    }
+
+    #[test]
+    fn small_images_are_magnified_and_large_grids_are_not() {
+        let scale = |count, cell| {
+            Geometry::new(count, cell, GridOptions::default())
+                .unwrap()
+                .scale
+        };
+        assert_eq!(scale(25, [8, 8]), 8);
+        assert_eq!(scale(25, [28, 28]), 3);
+        assert_eq!(scale(25, [32, 32]), 2);
+        assert_eq!(scale(25, [64, 64]), 1);
+        assert_eq!(scale(25, [20, 28]), 4);
+        assert_eq!(scale(10_000, [8, 8]), 2);
+        assert_eq!(scale(10_000, [32, 32]), 1);
+    }
+
+    #[test]
+    fn colour_by_channels() {
+        let cases: [(usize, &[u8]); 5] = [
+            (1, &[51]),
+            // (51 x 102 + 255 x 153) / 255
+            (1, &[173]),
+            (3, &[51, 102, 153]),
+            // (c x 204 + 255 x 51) / 255
+            (3, &[92, 133, 173]),
+            (1, &[51, 102, 153, 204, 255]),
+        ];
+        for (channels, (drawn, expected)) in (1..).zip(cases) {
+            let images = batch([1, channels, 1, 1], |plane| (plane + 1) as f32 / 5.0);
+            let options = GridOptions {
+                padding: 0,
+                scale: Scale::Factor(NonZeroUsize::MIN),
+                ..Default::default()
+            };
+            let grid = Planes::quantise(&images).unwrap().grid(options).unwrap();
+            assert_eq!(grid.channels, drawn);
+            assert_eq!(grid.pixels, expected, "{channels} channels");
+        }
+    }
+
+    #[test]
+    fn a_grid_on_disk_has_the_pixels() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("samples/grid.png");
+        let images = batch([3, 3, 2, 2], |i| i as f32 / 35.0);
+        let two = NonZeroUsize::new(2);
+        let options = GridOptions {
+            columns: two,
+            scale: Scale::Factor(two.unwrap()),
+            padding: 1,
+            background: 9,
+        };
+        save_grid(&path, &images, options).unwrap();
+        let png = image::open(&path).unwrap().into_rgb8();
+        // Two columns and rows of 4-pixel cells with 1 pixel between and around.
+        assert_eq!(png.dimensions(), (11, 11));
+        assert_eq!(png.get_pixel(0, 0).0, [9, 9, 9]);
+        assert_eq!(
+            png.get_pixel(10, 10).0,
+            [9, 9, 9],
+            "the fourth cell is empty"
+        );
+        let level = |i: usize| (i as f32 / 35.0 * 255.0 + 0.5) as u8;
+        // Image 1, row 1, column 0 covers rows 3..5 and columns 6..8.
+        assert_eq!(
+            png.get_pixel(7, 4).0,
+            [level(12 + 2), level(12 + 6), level(12 + 10)]
+        );
+        // Image 2, row 0, column 1 covers rows 6..8 and columns 3..5.
+        assert_eq!(
+            png.get_pixel(3, 6).0,
+            [level(24 + 1), level(24 + 5), level(24 + 9)]
+        );
+    }
+
+    #[test]
+    fn single_files_are_native() {
+        let folder = tempfile::tempdir().unwrap();
+        for channels in 1..=5 {
+            let images = batch([2, channels, 3, 2], |i| i as f32 / 59.0);
+            let target = folder.path().join(channels.to_string());
+            save_images(&target, &images, 41).unwrap();
+            assert_eq!(std::fs::read_dir(&target).unwrap().count(), 2);
+            let png = image::open(target.join("000042.png")).unwrap();
+            let expected = if channels == 5 {
+                (10, 3, 1)
+            } else {
+                (2, 3, channels as u8)
+            };
+            assert_eq!(
+                (png.width(), png.height(), png.color().channel_count()),
+                expected
+            );
+            assert_eq!(
+                png.into_bytes(),
+                Planes::quantise(&images).unwrap().native(1).pixels
+            );
+        }
+    }
+
+    #[test]
+    fn a_pixel_that_is_not_finite_is_named_and_nothing_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut images = batch([2, 3, 4, 5], |_| 0.5);
+        images.data[60 + 2 * 20 + 3 * 5 + 1] = f32::NAN;
+        let error = save_images(folder.path(), &images, 0).unwrap_err();
+        assert!(matches!(
+            error,
+            ReportError::NonFinitePixel {
+                image: 1,
+                channel: 2,
+                row: 3,
+                column: 1,
+                ..
+            }
+        ));
+        assert!(
+            save_grid(
+                folder.path().join("grid.png"),
+                &images,
+                GridOptions::default()
+            )
+            .is_err()
+        );
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn an_absurd_grid_is_refused() {
+        let options = GridOptions {
+            padding: usize::MAX,
+            ..Default::default()
+        };
+        assert!(matches!(
+            Geometry::new(4, [8, 8], options),
+            Err(ReportError::GridTooLarge { .. })
+        ));
+        let options = GridOptions {
+            columns: NonZeroUsize::new(70_000),
+            ..Default::default()
+        };
+        assert!(matches!(
+            Geometry::new(70_000, [8, 8], options),
+            Err(ReportError::GridTooLarge { .. })
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn every_image_stands_where_the_geometry_says(
+            count in 1_usize..30,
+            channels in 1_usize..6,
+            height in 1_usize..6,
+            width in 1_usize..6,
+            columns in proptest::option::of(1_usize..12),
+            padding in 0_usize..4,
+            factor in 1_usize..4,
+        ) {
+            let images = batch([count, channels, height, width], |i| (i * 37 % 256) as f32 / 255.0);
+            let options = GridOptions {
+                columns: columns.and_then(NonZeroUsize::new),
+                padding,
+                scale: Scale::Factor(NonZeroUsize::new(factor).unwrap()),
+                background: 77,
+            };
+            let planes = Planes::quantise(&images).unwrap();
+            let grid = planes.grid(options).unwrap();
+            let geometry = Geometry::new(count, planes.cell(), options).unwrap();
+            prop_assert_eq!([grid.width, grid.height], geometry.size);
+            let mut free = vec![true; grid.width * grid.height];
+            for index in 0..count {
+                let image = planes.native(index).composited_on_white();
+                let [left, top] = geometry.origin(index);
+                for (y, x) in (0..geometry.cell[1]).flat_map(|y| (0..geometry.cell[0]).map(move |x| (y, x))) {
+                    let at = (top + y) * grid.width + left + x;
+                    prop_assert!(left + x < grid.width && std::mem::take(&mut free[at]), "images overlap");
+                    let source = y / factor * image.width + x / factor;
+                    prop_assert_eq!(
+                        &grid.pixels[at * grid.channels..][..grid.channels],
+                        &image.pixels[source * image.channels..][..image.channels]
+                    );
+                }
+            }
+            for at in (0..free.len()).filter(|&at| free[at]) {
+                prop_assert!(grid.pixels[at * grid.channels..][..grid.channels].iter().all(|&c| c == 77));
+            }
+        }
+    }
+}

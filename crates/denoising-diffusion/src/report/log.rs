@@ -1,0 +1,656 @@
+//! The truth about a run: `log.jsonl`, one JSON object per line, appended and never edited.
+//!
+//! Every record has a `kind` and a `step`; steps never decrease. A training run that is resumed at step s first cuts the
+//! log back to the records of steps up to s, so that the log of a run that was killed and resumed equals that of a run
+//! that was not, except for the field `images_per_s`, which is measured. For this to hold every record of step s
+//! must be written (and [synced](RunLog::sync)) before the checkpoint of step s appears.
+//!
+//! Numbers are written with as many digits as give the same `f64` back. JSON has no numbers that are not finite: the
+//! records here write them as the strings `"NaN"`, `"inf"` and `"-inf"` (see [`number`]); a record type of your
+//! own that does not use [`number`] gets `null` from `serde_json`.
+//!
+//! Drawing the log is `report::curve`'s business.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{ReportError, atomic};
+
+/// A line of the log: an object whose `kind` names the variant in snake case.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Record {
+    /// The run begins.
+    Start(StartRecord),
+    /// A training step.
+    Step(StepRecord),
+    /// The loss on data that is not trained on.
+    HeldOut(HeldOutRecord),
+    /// A step that changed nothing, because something was not finite.
+    Skipped(SkipRecord),
+    /// Samples were drawn.
+    Samples(SamplesRecord),
+    /// A checkpoint is about to be written.
+    Checkpoint(CheckpointRecord),
+}
+
+/// What a run starts from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StartRecord {
+    /// 0.
+    pub step: u64,
+    /// Version of this library.
+    pub version: String,
+    /// Seed of all random streams.
+    pub seed: u64,
+    /// Trained parameters of the network.
+    pub parameters: u64,
+    /// Images trained on.
+    pub images: u64,
+    /// The device, in words.
+    pub device: String,
+}
+
+/// A training step that changed the weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// Steps done, this one included.
+    pub step: u64,
+    /// Training loss, averaged over the step's images.
+    #[serde(with = "number")]
+    pub loss: f64,
+    /// Global L2 norm of the gradient before clipping.
+    #[serde(with = "number")]
+    pub grad_norm: f64,
+    /// Learning rate of this step.
+    #[serde(with = "number")]
+    pub lr: f64,
+    /// Decay that the EMA used.
+    #[serde(with = "number")]
+    pub ema_decay: f64,
+    /// Images trained on per second of wall-clock time; differs between runs.
+    #[serde(with = "number")]
+    pub images_per_s: f64,
+}
+
+/// The loss on data that is not trained on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HeldOutRecord {
+    /// Steps done.
+    pub step: u64,
+    /// Mean loss.
+    #[serde(with = "number")]
+    pub held_out_loss: f64,
+    /// Mean loss for t in each quarter of the noise levels, least noise first.
+    #[serde(with = "number::quarters")]
+    pub held_out_loss_by_quarter: [f64; 4],
+}
+
+/// A step that changed neither weights nor optimizer nor EMA.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SkipRecord {
+    /// Number of the step that was skipped.
+    pub step: u64,
+    /// Steps skipped in this run so far, this one included.
+    pub skipped: u64,
+    /// Name of the first tensor with a value that is not finite.
+    pub tensor: String,
+    /// What was not finite.
+    pub reason: SkipReason,
+}
+
+/// What was not finite in a step that was skipped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SkipReason {
+    /// The loss.
+    NonFiniteLoss,
+    /// The loss was finite, a gradient was not.
+    NonFiniteGradient,
+}
+
+/// Samples that were drawn during training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SamplesRecord {
+    /// Steps done.
+    pub step: u64,
+    /// Number of images.
+    pub count: u64,
+    /// The grid, relative to the run's folder.
+    pub file: String,
+}
+
+/// A checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CheckpointRecord {
+    /// Steps done.
+    pub step: u64,
+    /// Its folder, relative to the run's.
+    pub folder: String,
+}
+
+/// `#[serde(with = "number")]`: an `f64` as a JSON number, or as `"NaN"`, `"inf"`, `"-inf"`.
+pub mod number {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Number {
+        Finite(f64),
+        Named(String),
+    }
+
+    impl Number {
+        fn write(value: f64) -> Self {
+            if value.is_finite() {
+                Self::Finite(value)
+            } else {
+                Self::Named(value.to_string())
+            }
+        }
+
+        fn read<E: Error>(self) -> Result<f64, E> {
+            match self {
+                Self::Finite(value) => Ok(value),
+                Self::Named(name) => super::named_number(&name).ok_or_else(|| {
+                    E::custom(format!(
+                        "expected a number, \"NaN\", \"inf\" or \"-inf\", got \"{name}\""
+                    ))
+                }),
+            }
+        }
+    }
+
+    /// For serde.
+    pub fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        Number::write(*value).serialize(serializer)
+    }
+
+    /// For serde.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        Number::deserialize(deserializer)?.read()
+    }
+
+    /// `#[serde(with = "number::quarters")]`: the same for `[f64; 4]`.
+    pub mod quarters {
+        use super::{Deserialize, Deserializer, Number, Serialize, Serializer};
+
+        /// For serde.
+        pub fn serialize<S: Serializer>(
+            values: &[f64; 4],
+            serializer: S,
+        ) -> Result<S::Ok, S::Error> {
+            values.map(Number::write).serialize(serializer)
+        }
+
+        /// For serde.
+        pub fn deserialize<'de, D: Deserializer<'de>>(
+            deserializer: D,
+        ) -> Result<[f64; 4], D::Error> {
+            let [a, b, c, d] = <[Number; 4]>::deserialize(deserializer)?;
+            Ok([a.read()?, b.read()?, c.read()?, d.read()?])
+        }
+    }
+}
+
+fn named_number(name: &str) -> Option<f64> {
+    match name {
+        "NaN" => Some(f64::NAN),
+        "inf" => Some(f64::INFINITY),
+        "-inf" => Some(f64::NEG_INFINITY),
+        _ => None,
+    }
+}
+
+/// The log of a run, open for appending. One writer at a time.
+#[derive(Debug)]
+pub struct RunLog {
+    path: PathBuf,
+    file: File,
+    /// Length in bytes of the whole lines.
+    len: u64,
+}
+
+/// What [`RunLog::open_for_resume`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resumed {
+    /// Records kept.
+    pub kept: usize,
+    /// Whole records of later steps that were removed.
+    pub removed: usize,
+    /// Whether the last line was incomplete, as a killed process leaves it; it was removed.
+    pub torn: bool,
+    /// Step of the last record kept. When it is below the step resumed from, lines were lost.
+    pub last_step: Option<u64>,
+}
+
+impl RunLog {
+    /// Starts a log; parent folders are created.
+    ///
+    /// # Errors
+    /// The file exists (a log is never overwritten), or what the file system refuses.
+    pub fn create(path: impl AsRef<Path>) -> Result<Self, ReportError> {
+        let path = path.as_ref();
+        atomic::create_parent(path)?;
+        let file = File::create_new(path).map_err(ReportError::io("create", path))?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            len: 0,
+        })
+    }
+
+    /// Opens the log of a run that continues after `step`: a torn last line and the records of later steps are removed.
+    ///
+    /// # Errors
+    /// The file cannot be opened or cut, or a line other than a torn last one is no record; the file is unchanged then.
+    pub fn open_for_resume(
+        path: impl AsRef<Path>,
+        step: u64,
+    ) -> Result<(Self, Resumed), ReportError> {
+        let path = path.as_ref();
+        let Parsed {
+            records,
+            torn,
+            ends_in_newline,
+        } = Parsed::read(path)?;
+        let kept = records
+            .iter()
+            .position(|record| record.step > step)
+            .unwrap_or(records.len());
+        let end = records[..kept].last().map_or(0, |record| record.end);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path)
+            .map_err(ReportError::io("open", path))?;
+        file.set_len(end)
+            .map_err(ReportError::io("shorten", path))?;
+        let mut log = Self {
+            path: path.to_owned(),
+            file,
+            len: end,
+        };
+        if kept > 0 && kept == records.len() && !torn && !ends_in_newline {
+            // The record is whole, only its line is not.
+            log.write_line(b"\n")?;
+        }
+        let resumed = Resumed {
+            kept,
+            removed: records.len() - kept,
+            torn,
+            last_step: records[..kept].last().map(|record| record.step),
+        };
+        Ok((log, resumed))
+    }
+
+    /// Appends `record` as one line and hands it to the operating system. A line is written whole or not at all.
+    ///
+    /// # Errors
+    /// `record` is no JSON object with a whole number under `step`, or what the file system refuses.
+    pub fn append(&mut self, record: &impl Serialize) -> Result<(), ReportError> {
+        let described = |record: String| ReportError::LogRecord { record };
+        let value = serde_json::to_value(record).map_err(|error| described(error.to_string()))?;
+        if step_of(&value).is_none() {
+            return Err(described(value.to_string()));
+        }
+        self.write_line(format!("{value}\n").as_bytes())
+    }
+
+    /// Waits until the lines are on the device.
+    ///
+    /// # Errors
+    /// What the file system refuses.
+    pub fn sync(&self) -> Result<(), ReportError> {
+        self.file
+            .sync_data()
+            .map_err(ReportError::io("sync", &self.path))
+    }
+
+    fn write_line(&mut self, line: &[u8]) -> Result<(), ReportError> {
+        let len = self.len;
+        let written = self
+            .file
+            .seek(SeekFrom::Start(len))
+            .and_then(|_| self.file.write_all(line));
+        written.map_err(|source| {
+            // Half a line (a full disk) must not become the beginning of the next one.
+            let _ = self.file.set_len(len);
+            ReportError::io("append to", &self.path)(source)
+        })?;
+        self.len += line.len() as u64;
+        Ok(())
+    }
+}
+
+/// All records of a log; a torn last line is left out, so that the log of a running process can be read.
+///
+/// # Errors
+/// The file cannot be read, or a line other than a torn last one is no record.
+pub fn read(path: impl AsRef<Path>) -> Result<Vec<Value>, ReportError> {
+    let parsed = Parsed::read(path.as_ref())?;
+    Ok(parsed
+        .records
+        .into_iter()
+        .map(|record| record.value)
+        .collect())
+}
+
+/// The points (step, `field`) of all records of a `kind`, for a curve; `"NaN"`, `"inf"` and `"-inf"` are read as numbers.
+///
+/// ```
+/// use denoising_diffusion::report::log;
+///
+/// let records = [serde_json::json!({"kind": "step", "step": 7, "loss": 0.25})];
+/// assert_eq!(log::points(&records, "step", "loss"), [(7.0, 0.25)]);
+/// ```
+pub fn points(records: &[Value], kind: &str, field: &str) -> Vec<(f64, f64)> {
+    let point = |record: &Value| {
+        let value = record.get(field)?;
+        let y = value
+            .as_f64()
+            .or_else(|| value.as_str().and_then(named_number))?;
+        Some((step_of(record)? as f64, y))
+    };
+    let of_kind = |record: &&Value| record.get("kind").and_then(Value::as_str) == Some(kind);
+    records.iter().filter(of_kind).filter_map(point).collect()
+}
+
+fn step_of(record: &Value) -> Option<u64> {
+    record.get("step").and_then(Value::as_u64)
+}
+
+struct ParsedRecord {
+    step: u64,
+    value: Value,
+    /// Where its line ends, in bytes from the start of the file.
+    end: u64,
+}
+
+struct Parsed {
+    records: Vec<ParsedRecord>,
+    torn: bool,
+    ends_in_newline: bool,
+}
+
+impl Parsed {
+    fn read(path: &Path) -> Result<Self, ReportError> {
+        let bytes = std::fs::read(path).map_err(ReportError::io("read", path))?;
+        let mut parsed = Self {
+            records: Vec::new(),
+            torn: false,
+            ends_in_newline: bytes.ends_with(b"\n"),
+        };
+        let mut end = 0;
+        for (index, line) in bytes.split_inclusive(|&byte| byte == b'\n').enumerate() {
+            end += line.len() as u64;
+            match parse_line(line) {
+                Ok((step, value)) => parsed.records.push(ParsedRecord { step, value, end }),
+                // Only the last line can lack its end.
+                Err(_) if !line.ends_with(b"\n") => parsed.torn = true,
+                Err(reason) => {
+                    return Err(ReportError::LogLine {
+                        path: path.to_owned(),
+                        line: index + 1,
+                        reason,
+                    });
+                }
+            }
+        }
+        Ok(parsed)
+    }
+}
+
+fn parse_line(line: &[u8]) -> Result<(u64, Value), String> {
+    let value: Value =
+        serde_json::from_slice(line).map_err(|error| format!("not JSON: {error}"))?;
+    let step = step_of(&value).ok_or("not an object with a whole number under \"step\"")?;
+    Ok((step, value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn step(step: u64) -> Record {
+        let loss = 1.0 / (step as f64 + 3.0);
+        Record::Step(StepRecord {
+            step,
+            loss,
+            grad_norm: 0.1 + loss,
+            lr: 8e-5,
+            ema_decay: 0.995,
+            images_per_s: 12.5,
+        })
+    }
+
+    /// A log of `steps` steps with a held-out record every third step.
+    fn write_log(path: &Path, steps: u64) {
+        let mut log = RunLog::create(path).unwrap();
+        continue_log(&mut log, 1..=steps);
+    }
+
+    fn continue_log(log: &mut RunLog, steps: std::ops::RangeInclusive<u64>) {
+        for at in steps {
+            log.append(&step(at)).unwrap();
+            if at % 3 == 0 {
+                log.append(&Record::HeldOut(HeldOutRecord {
+                    step: at,
+                    held_out_loss: 0.25,
+                    held_out_loss_by_quarter: [0.1, 0.2, f64::NAN, f64::NEG_INFINITY],
+                }))
+                .unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn lines_read_as_documented() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run/log.jsonl");
+        let records = [
+            Record::Start(StartRecord {
+                step: 0,
+                version: "0.1.0".into(),
+                seed: 7,
+                parameters: 1000,
+                images: 5620,
+                device: "cpu".into(),
+            }),
+            Record::Step(StepRecord {
+                step: 1,
+                loss: f64::from(0.1_f32),
+                grad_norm: f64::INFINITY,
+                lr: 0.1 + 0.2,
+                ema_decay: 0.0,
+                images_per_s: 5e-324,
+            }),
+            Record::Skipped(SkipRecord {
+                step: 2,
+                skipped: 1,
+                tensor: "downs.0.weight".into(),
+                reason: SkipReason::NonFiniteGradient,
+            }),
+            Record::Samples(SamplesRecord {
+                step: 2,
+                count: 25,
+                file: "samples/000002.png".into(),
+            }),
+            Record::Checkpoint(CheckpointRecord {
+                step: 2,
+                folder: "checkpoints/step-00000002".into(),
+            }),
+        ];
+        let mut log = RunLog::create(&path).unwrap();
+        for record in &records {
+            log.append(record).unwrap();
+        }
+        log.sync().unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines[1],
+            r#"{"kind":"step","step":1,"loss":0.10000000149011612,"grad_norm":"inf","lr":0.30000000000000004,"ema_decay":0.0,"images_per_s":5e-324}"#
+        );
+        assert_eq!(
+            lines[2],
+            r#"{"kind":"skipped","step":2,"skipped":1,"tensor":"downs.0.weight","reason":"non_finite_gradient"}"#
+        );
+        let back: Vec<Record> = read(&path)
+            .unwrap()
+            .into_iter()
+            .map(|value| serde_json::from_value(value).unwrap())
+            .collect();
+        assert_eq!(back, records);
+        assert!(matches!(
+            RunLog::create(&path),
+            Err(ReportError::Io {
+                action: "create",
+                ..
+            })
+        ));
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_come_back() {
+        let record = HeldOutRecord {
+            step: 3,
+            held_out_loss: f64::NAN,
+            held_out_loss_by_quarter: [f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 1.5],
+        };
+        let value = serde_json::to_value(Record::HeldOut(record)).unwrap();
+        assert_eq!(value["held_out_loss"], "NaN");
+        assert_eq!(
+            value["held_out_loss_by_quarter"],
+            json!(["inf", "-inf", "NaN", 1.5])
+        );
+        let Record::HeldOut(back) = serde_json::from_value(value).unwrap() else {
+            panic!("another kind")
+        };
+        assert!(back.held_out_loss.is_nan() && back.held_out_loss_by_quarter[2].is_nan());
+        assert_eq!(
+            back.held_out_loss_by_quarter[..2],
+            [f64::INFINITY, f64::NEG_INFINITY]
+        );
+        let wrong =
+            json!({"step": 1, "held_out_loss": "much", "held_out_loss_by_quarter": [0, 0, 0, 0]});
+        assert!(serde_json::from_value::<HeldOutRecord>(wrong).is_err());
+    }
+
+    #[test]
+    fn a_record_needs_a_step() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.jsonl");
+        let mut log = RunLog::create(&path).unwrap();
+        for wrong in [
+            json!({"loss": 1.0}),
+            json!({"step": -1}),
+            json!(3),
+            json!({"step": 1.5}),
+        ] {
+            assert!(matches!(
+                log.append(&wrong),
+                Err(ReportError::LogRecord { .. })
+            ));
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), b"");
+    }
+
+    #[test]
+    fn a_broken_line_in_the_middle_is_named_and_nothing_is_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.jsonl");
+        let text = "{\"step\":1}\n{\"ste\n{\"step\":3}\n";
+        std::fs::write(&path, text).unwrap();
+        assert!(matches!(
+            read(&path),
+            Err(ReportError::LogLine { line: 2, .. })
+        ));
+        assert!(matches!(
+            RunLog::open_for_resume(&path, 1),
+            Err(ReportError::LogLine { line: 2, .. })
+        ));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+    }
+
+    #[test]
+    fn resuming_beyond_the_log_shows() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.jsonl");
+        write_log(&path, 4);
+        let (_, resumed) = RunLog::open_for_resume(&path, 9).unwrap();
+        assert_eq!(
+            resumed,
+            Resumed {
+                kept: 5,
+                removed: 0,
+                torn: false,
+                last_step: Some(4)
+            }
+        );
+    }
+
+    #[test]
+    fn points_of_a_kind() {
+        let records = [
+            json!({"kind": "step", "step": 1, "loss": 0.5}),
+            json!({"kind": "held_out", "step": 1, "loss": 9.0}),
+            json!({"kind": "step", "step": 2, "loss": "inf"}),
+            json!({"kind": "step", "step": 3}),
+        ];
+        assert_eq!(
+            points(&records, "step", "loss"),
+            [(1.0, 0.5), (2.0, f64::INFINITY)]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn killed_anywhere_and_resumed_equals_uninterrupted(total in 1_u64..12, at in 0_u64..12, cut in 0_usize..4000) {
+            let folder = tempfile::tempdir().unwrap();
+            let (whole, resumed) = (folder.path().join("whole.jsonl"), folder.path().join("resumed.jsonl"));
+            write_log(&whole, total);
+            let expected = std::fs::read(&whole).unwrap();
+            let at = at.min(total);
+            // The checkpoint of step `at` exists, so its lines do; the process died some bytes later.
+            write_log(&resumed, at);
+            let least = std::fs::read(&resumed).unwrap().len();
+            let cut = least + cut % (expected.len() - least + 1);
+            std::fs::write(&resumed, &expected[..cut]).unwrap();
+            let (mut log, found) = RunLog::open_for_resume(&resumed, at).unwrap();
+            prop_assert_eq!(found.last_step, (at > 0).then_some(at));
+            continue_log(&mut log, at + 1..=total);
+            prop_assert_eq!(std::fs::read(&resumed).unwrap(), expected);
+        }
+
+        #[test]
+        fn a_lost_newline_loses_no_record(total in 1_u64..8) {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("log.jsonl");
+            write_log(&path, total);
+            let expected = std::fs::read(&path).unwrap();
+            std::fs::write(&path, &expected[..expected.len() - 1]).unwrap();
+            let (_, found) = RunLog::open_for_resume(&path, total).unwrap();
+            prop_assert!(!found.torn);
+            prop_assert_eq!(std::fs::read(&path).unwrap(), expected);
+        }
+
+        #[test]
+        fn finite_numbers_come_back_bit_for_bit(bits in any::<u64>()) {
+            let value = f64::from_bits(bits);
+            prop_assume!(value.is_finite());
+            let mut record = match step(1) { Record::Step(record) => record, _ => unreachable!() };
+            record.loss = value;
+            let line = serde_json::to_string(&Record::Step(record)).unwrap();
+            let Record::Step(back) = serde_json::from_str(&line).unwrap() else { panic!("another kind") };
+            prop_assert_eq!(back.loss.to_bits(), bits);
+        }
+    }
+}

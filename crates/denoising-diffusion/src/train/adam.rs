@@ -1,0 +1,187 @@
+//! Adam with clipping by the global norm, its state keyed by the parameters' names.
+
+use std::collections::BTreeMap;
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use denoising_diffusion_kernels::optim::AdamStep;
+use serde::{Deserialize, Serialize};
+
+use super::sweep;
+use crate::interop::StateDict;
+use crate::nn::params::{self, MapTensor, ParamsError, Role, VisitTensor};
+
+/// Options of [`Adam`] (Kingma and Ba 2015); `Default` is the reference's.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AdamConfig {
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    /// Gradients are scaled down so that the norm of all of them together is at most this.
+    pub max_grad_norm: f64,
+}
+
+/// Gradients of one backward pass, or the sum of several, flat, in the order of the network's fields.
+#[derive(Debug, Default)]
+pub struct NamedGradients(Vec<(String, Tensor<1>)>);
+
+/// The norm of all gradients together, before clipping.
+#[derive(Clone, Debug, PartialEq)]
+pub enum GradNorm {
+    Finite(f64),
+    /// The first tensor whose gradient is not finite.
+    NonFinite { tensor: String },
+}
+
+impl NamedGradients {
+    /// The gradients of a loss with respect to the trainable tensors of `model`; a tensor without one has none.
+    pub fn of<M: Module>(model: &M, loss: Tensor<1>) -> Self {
+        struct Collect(burn::tensor::Gradients, NamedGradients);
+        impl VisitTensor for Collect {
+            fn visit<const D: usize>(&mut self, name: &str, role: Role, tensor: &Tensor<D>) {
+                if role == Role::Trainable
+                    && let Some(gradient) = tensor.grad_remove(&mut self.0)
+                {
+                    let size = gradient.dims().iter().product::<usize>();
+                    self.1.0.push((name.to_string(), gradient.reshape([size])));
+                }
+            }
+        }
+        let mut collect = Collect(loss.backward(), Self::default());
+        params::visit(model, &mut collect);
+        collect.1
+    }
+
+    /// The sum with the gradients of another pass of the same network.
+    pub fn add(self, other: Self) -> Self {
+        if self.0.is_empty() {
+            return other;
+        }
+        let sum = self.0.into_iter().zip(other.0).map(|((name, a), (_, b))| (name, a + b));
+        Self(sum.collect())
+    }
+
+    /// The norm of all gradients together.
+    pub fn norm(&self) -> GradNorm {
+        let mut sum = 0.0;
+        for (name, gradient) in &self.0 {
+            let squared = sweep::squared_norm(gradient);
+            if !squared.is_finite() {
+                return GradNorm::NonFinite { tensor: name.clone() };
+            }
+            sum += squared;
+        }
+        GradNorm::Finite(sum.sqrt())
+    }
+
+    /// Name and gradient of each tensor.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor<1>)> {
+        self.0.iter().map(|(name, gradient)| (name.as_str(), gradient))
+    }
+}
+
+/// Both moments of each parameter, and how many steps they have seen.
+#[derive(Clone, Debug)]
+pub struct Adam {
+    config: AdamConfig,
+    moments: BTreeMap<String, [Tensor<1>; 2]>,
+    steps: u64,
+}
+
+impl Adam {
+    pub fn new(config: AdamConfig) -> Self {
+        Self { config, moments: BTreeMap::new(), steps: 0 }
+    }
+
+    /// One step; `norm` is the gradients' norm before clipping. As in PyTorch's `clip_grad_norm_`, the factor is
+    /// `max_grad_norm / (norm + 1e-6)`, at most 1.
+    pub fn step<M: Module>(&mut self, model: M, gradients: NamedGradients, norm: f64, lr: f64) -> M {
+        self.steps += 1;
+        let step = AdamStep {
+            lr,
+            beta1: self.config.beta1,
+            beta2: self.config.beta2,
+            eps: self.config.eps,
+            step: self.steps,
+            grad_scale: (self.config.max_grad_norm / (norm + 1e-6)).min(1.0),
+        };
+        struct Sweep<'a> {
+            moments: &'a mut BTreeMap<String, [Tensor<1>; 2]>,
+            gradients: std::iter::Peekable<std::vec::IntoIter<(String, Tensor<1>)>>,
+            step: AdamStep,
+        }
+        impl MapTensor for Sweep<'_> {
+            fn map<const D: usize>(&mut self, name: &str, _: Role, tensor: Tensor<D>) -> Tensor<D> {
+                let Some((_, gradient)) = self.gradients.next_if(|(of, _)| of == name) else { return tensor };
+                let (dims, device) = (tensor.dims(), tensor.device());
+                let size = dims.iter().product::<usize>();
+                let [m, v] = self.moments.remove(name).unwrap_or_else(|| [(); 2].map(|()| zeros(size, &device)));
+                let [w, m, v] = sweep::adam(&self.step, [tensor.reshape([size]), m, v], gradient);
+                self.moments.insert(name.to_string(), [m, v]);
+                w.reshape(dims)
+            }
+        }
+        let gradients = gradients.0.into_iter().peekable();
+        params::map(model, &mut Sweep { moments: &mut self.moments, gradients, step })
+    }
+
+    /// The number of steps made.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Both moments as `<name>.exp_avg` and `<name>.exp_avg_sq`, flat.
+    pub fn to_state_dict(&self) -> StateDict {
+        let mut state = StateDict::default();
+        for (name, [m, v]) in &self.moments {
+            state.insert(format!("{name}.exp_avg"), params::host_tensor(m.clone()));
+            state.insert(format!("{name}.exp_avg_sq"), params::host_tensor(v.clone()));
+        }
+        state
+    }
+
+    /// The state after `steps` steps, written by [`to_state_dict`](Self::to_state_dict) for the same `model`; every trainable tensor must have both
+    /// moments, and nothing else may be there.
+    pub fn from_state_dict<M: Module>(
+        config: AdamConfig,
+        steps: u64,
+        state: &StateDict,
+        model: &M,
+        device: &Device,
+    ) -> Result<Self, ParamsError> {
+        struct Expected(Vec<(String, usize)>);
+        impl VisitTensor for Expected {
+            fn visit<const D: usize>(&mut self, name: &str, role: Role, tensor: &Tensor<D>) {
+                if role == Role::Trainable {
+                    self.0.push((name.to_string(), tensor.dims().iter().product()));
+                }
+            }
+        }
+        let mut adam = Self { steps, ..Self::new(config) };
+        if steps == 0 {
+            return Ok(adam);
+        }
+        let mut expected = Expected(Vec::new());
+        params::visit(model, &mut expected);
+        let read = |name: String, size: usize| {
+            let Some(host) = state.get(&name) else { return Err(ParamsError::Missing { name }) };
+            if host.shape != [size] {
+                return Err(ParamsError::Shape { name, expected: vec![size], got: host.shape.clone() });
+            }
+            Ok(Tensor::from_floats(host.values.as_slice(), device))
+        };
+        for (name, size) in expected.0 {
+            let moments = [read(format!("{name}.exp_avg"), size)?, read(format!("{name}.exp_avg_sq"), size)?];
+            adam.moments.insert(name, moments);
+        }
+        if state.names().count() == 2 * adam.moments.len() {
+            return Ok(adam);
+        }
+        let known = |name: &str| name.rsplit_once(".exp_avg").is_some_and(|(of, _)| adam.moments.contains_key(of));
+        Err(ParamsError::Surplus { names: state.names().filter(|name| !known(name)).map(str::to_string).collect() })
+    }
+}
+
+fn zeros(size: usize, device: &Device) -> Tensor<1> {
+    Tensor::zeros([size], device)
+}

@@ -1,0 +1,144 @@
+//! The options of a training run that are no part of data, network or formulation, and their checks.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::adam::AdamConfig;
+use super::ema::EmaConfig;
+use super::lr::LrSchedule;
+
+/// Options of a [`Trainer`](super::Trainer) and the run around it; `Default` is the reference's default.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Images per backward pass.
+    pub batch_size: usize,
+    /// Backward passes per optimizer step.
+    pub accumulate: usize,
+    pub lr: f64,
+    pub lr_schedule: LrSchedule,
+    pub warmup_steps: u64,
+    pub adam_beta1: f64,
+    pub adam_beta2: f64,
+    pub adam_eps: f64,
+    /// Gradients are scaled down so that the norm of all of them together is at most this.
+    pub max_grad_norm: f64,
+    /// Seeds weights, data order, noise levels, noise and samples.
+    pub seed: u64,
+    /// Steps between checkpoints.
+    pub save_every: u64,
+    /// Steps between sample grids; absent: with every checkpoint.
+    pub sample_every: Option<u64>,
+    /// Steps between measurements of the held-out loss; absent: with every checkpoint.
+    pub held_out_every: Option<u64>,
+    /// Steps between lines of the log.
+    pub log_every: u64,
+    /// Checkpoints kept: the latest so many, and those that contain a file named `keep`.
+    pub keep: usize,
+    /// Every checkpoint whose step is a multiple of this is marked with a file named `keep`.
+    pub keep_every: Option<u64>,
+    /// So many steps in a row without a finite loss and gradient end the run.
+    pub max_skipped: u64,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            steps: 100_000,
+            batch_size: 16,
+            accumulate: 1,
+            lr: 1e-4,
+            lr_schedule: LrSchedule::Constant,
+            warmup_steps: 0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.99,
+            adam_eps: 1e-8,
+            max_grad_norm: 1.0,
+            seed: 0,
+            save_every: 1000,
+            sample_every: None,
+            held_out_every: None,
+            log_every: 10,
+            keep: 3,
+            keep_every: None,
+            max_skipped: 10,
+        }
+    }
+}
+
+/// Why options make no training run.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum TrainConfigError {
+    #[error("`{key}` must be at least 1, got 0")]
+    Zero { key: &'static str },
+    #[error("`{key}` must be {expected}, got {got}")]
+    Value { key: &'static str, expected: &'static str, got: f64 },
+    #[error("`warmup_steps` ({warmup}) must be at least 1 for `lr_schedule = \"inverse_sqrt\"`: the decay begins there")]
+    InverseSqrtNeedsWarmup { warmup: u64 },
+}
+
+impl TrainConfig {
+    /// Options of the optimizer.
+    pub fn adam(&self) -> AdamConfig {
+        let Self { adam_beta1: beta1, adam_beta2: beta2, adam_eps: eps, max_grad_norm, .. } = *self;
+        AdamConfig { beta1, beta2, eps, max_grad_norm }
+    }
+
+    /// Steps between sample grids.
+    pub fn sample_interval(&self) -> u64 {
+        self.sample_every.unwrap_or(self.save_every)
+    }
+
+    /// Steps between measurements of the held-out loss.
+    pub fn held_out_interval(&self) -> u64 {
+        self.held_out_every.unwrap_or(self.save_every)
+    }
+
+    pub fn validate(&self) -> Result<(), TrainConfigError> {
+        let counts = [
+            ("steps", self.steps),
+            ("batch_size", self.batch_size as u64),
+            ("accumulate", self.accumulate as u64),
+            ("save_every", self.save_every),
+            ("sample_every", self.sample_interval()),
+            ("held_out_every", self.held_out_interval()),
+            ("log_every", self.log_every),
+            ("keep", self.keep as u64),
+            ("keep_every", self.keep_every.unwrap_or(1)),
+            ("max_skipped", self.max_skipped),
+        ];
+        for (key, value) in counts {
+            not_zero(key, value)?;
+        }
+        let positive = |x: f64| x > 0.0 && x.is_finite();
+        value(positive(self.lr), "lr", "a finite number above 0", self.lr)?;
+        value((0.0..1.0).contains(&self.adam_beta1), "adam_beta1", "in [0, 1)", self.adam_beta1)?;
+        value((0.0..1.0).contains(&self.adam_beta2), "adam_beta2", "in [0, 1)", self.adam_beta2)?;
+        value(positive(self.adam_eps), "adam_eps", "a finite number above 0", self.adam_eps)?;
+        value(self.max_grad_norm > 0.0, "max_grad_norm", "above 0 (`inf` clips nothing)", self.max_grad_norm)?;
+        if self.lr_schedule == LrSchedule::InverseSqrt && self.warmup_steps == 0 {
+            return Err(TrainConfigError::InverseSqrtNeedsWarmup { warmup: 0 });
+        }
+        Ok(())
+    }
+}
+
+impl EmaConfig {
+    pub fn validate(&self) -> Result<(), TrainConfigError> {
+        not_zero("ema_update_every", self.ema_update_every)?;
+        value((0.0..=1.0).contains(&self.ema_decay), "ema_decay", "in [0, 1]", self.ema_decay)?;
+        value((0.0..=1.0).contains(&self.ema_min_value), "ema_min_value", "in [0, 1]", self.ema_min_value)?;
+        value(self.ema_inv_gamma > 0.0, "ema_inv_gamma", "above 0", self.ema_inv_gamma)?;
+        value(self.ema_power >= 0.0, "ema_power", "at least 0", self.ema_power)
+    }
+}
+
+fn not_zero(key: &'static str, value: u64) -> Result<(), TrainConfigError> {
+    if value == 0 { Err(TrainConfigError::Zero { key }) } else { Ok(()) }
+}
+
+fn value(ok: bool, key: &'static str, expected: &'static str, got: f64) -> Result<(), TrainConfigError> {
+    if ok { Ok(()) } else { Err(TrainConfigError::Value { key, expected, got }) }
+}

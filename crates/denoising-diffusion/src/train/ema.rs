@@ -1,0 +1,218 @@
+//! The exponential moving average of a network, in storage of its own.
+
+use std::collections::BTreeMap;
+
+use burn::module::Module;
+use burn::tensor::{Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+use super::sweep;
+use crate::interop::StateDict;
+use crate::nn::params::{self, MapTensor, ParamsError, Role, VisitTensor};
+use crate::nn::{Eval, EvalMode};
+
+/// What becomes of floating-point buffers (running statistics); integer buffers are always copied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BufferPolicy {
+    /// The average takes the network's present ones: they are averages already.
+    #[default]
+    Copy,
+    /// They are averaged like weights, as ema-pytorch does.
+    Lerp,
+}
+
+/// Options of [`Ema`]; `Default` is what the reference's Trainer uses.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EmaConfig {
+    /// The largest decay.
+    pub ema_decay: f64,
+    /// An update happens at every so many calls.
+    pub ema_update_every: u64,
+    /// Up to this call an update is a copy.
+    pub ema_update_after_step: u64,
+    pub ema_inv_gamma: f64,
+    pub ema_power: f64,
+    /// The smallest decay after copying has ended.
+    pub ema_min_value: f64,
+    pub ema_buffers: BufferPolicy,
+}
+
+impl Default for EmaConfig {
+    fn default() -> Self {
+        Self {
+            ema_decay: 0.995,
+            ema_update_every: 10,
+            ema_update_after_step: 100,
+            ema_inv_gamma: 1.0,
+            ema_power: 2.0 / 3.0,
+            ema_min_value: 0.0,
+            ema_buffers: BufferPolicy::Copy,
+        }
+    }
+}
+
+/// What call number `call` (0-based) does.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Update {
+    Nothing,
+    Copy,
+    Lerp { decay: f64 },
+}
+
+impl EmaConfig {
+    /// The decay at call number `call` (0-based): `1 - (1 + e / inv_gamma)^-power` with `e = call - update_after_step`,
+    /// between `min_value` and `decay`; 0 while e <= 0.
+    pub fn decay_at(&self, call: u64) -> f64 {
+        let after = call.saturating_sub(self.ema_update_after_step) as f64;
+        if after <= 0.0 {
+            return 0.0;
+        }
+        let decay = 1.0 - (1.0 + after / self.ema_inv_gamma).powf(-self.ema_power);
+        decay.max(self.ema_min_value).min(self.ema_decay)
+    }
+
+    fn update_at(&self, call: u64) -> Update {
+        match call {
+            0 => Update::Copy,
+            _ if call % self.ema_update_every != 0 => Update::Nothing,
+            _ if call <= self.ema_update_after_step => Update::Copy,
+            _ => Update::Lerp { decay: self.decay_at(call) },
+        }
+    }
+}
+
+/// A moving average of a network's weights. Its network is in eval behaviour from the start and shares no storage with the
+/// one in training.
+#[derive(Clone, Debug)]
+pub struct Ema<M> {
+    /// Taken out only while an update replaces it.
+    average: Option<M>,
+    config: EmaConfig,
+    calls: u64,
+}
+
+impl<M: Module> Ema<M> {
+    /// An average that starts as a copy of `model`.
+    pub fn new(model: &M, config: EmaConfig) -> Self {
+        struct DeepCopy;
+        impl MapTensor for DeepCopy {
+            fn map<const D: usize>(&mut self, _: &str, _: Role, tensor: Tensor<D>) -> Tensor<D> {
+                deep_copy(&tensor)
+            }
+        }
+        Self { average: Some(params::map(model.valid(), &mut DeepCopy)), config, calls: 0 }
+    }
+
+    /// To be called after every step of the optimizer.
+    pub fn update(&mut self, model: &M) {
+        let call = self.calls;
+        self.calls += 1;
+        let weight = match self.config.update_at(call) {
+            Update::Nothing => return,
+            Update::Copy => None,
+            Update::Lerp { decay } => Some(1.0 - decay),
+        };
+        let mut towards = Towards { online: online_tensors(model), weight, buffers: self.config.ema_buffers };
+        self.average = self.average.take().map(|average| params::map(average, &mut towards));
+    }
+
+    /// The decay that the latest call used, or would have used had it been due.
+    pub fn decay(&self) -> f64 {
+        self.config.decay_at(self.calls.saturating_sub(1))
+    }
+
+    /// The number of calls of [`update`](Self::update).
+    pub fn calls(&self) -> u64 {
+        self.calls
+    }
+
+    /// The averaged network, ready to sample or to be measured.
+    pub fn eval(&self) -> Eval<M> {
+        self.average().eval()
+    }
+
+    /// The averaged weights.
+    pub fn to_state_dict(&self) -> StateDict {
+        params::to_state_dict(self.average())
+    }
+
+    /// The average as it was after `calls` calls.
+    pub fn restore(&mut self, state: &StateDict, calls: u64) -> Result<(), ParamsError> {
+        self.average = Some(params::load_state_dict(self.average().clone(), state)?);
+        self.calls = calls;
+        Ok(())
+    }
+
+    fn average(&self) -> &M {
+        self.average.as_ref().expect("an update puts the average back")
+    }
+}
+
+/// The tensors of the network in training, plain and flat, by name.
+fn online_tensors<M: Module>(model: &M) -> BTreeMap<String, (Role, Tensor<1>)> {
+    struct Collect(BTreeMap<String, (Role, Tensor<1>)>);
+    impl VisitTensor for Collect {
+        fn visit<const D: usize>(&mut self, name: &str, role: Role, tensor: &Tensor<D>) {
+            let plain = if tensor.is_autodiff() { tensor.clone().inner() } else { tensor.clone() };
+            let size = plain.dims().iter().product::<usize>();
+            self.0.insert(name.to_string(), (role, plain.reshape([size])));
+        }
+    }
+    // Running statistics that wait for their thread are flushed by `valid`.
+    let _ = model.valid();
+    let mut collect = Collect(BTreeMap::new());
+    params::visit(model, &mut collect);
+    collect.0
+}
+
+/// Moves the average towards the tensors of the network in training.
+struct Towards {
+    online: BTreeMap<String, (Role, Tensor<1>)>,
+    /// `1 - decay`, or `None` to copy.
+    weight: Option<f64>,
+    buffers: BufferPolicy,
+}
+
+impl MapTensor for Towards {
+    fn map<const D: usize>(&mut self, name: &str, _: Role, average: Tensor<D>) -> Tensor<D> {
+        let Some((role, online)) = self.online.remove(name) else { return average };
+        let dims = average.dims();
+        let copied = role == Role::Buffer && self.buffers == BufferPolicy::Copy;
+        match self.weight.filter(|_| !copied) {
+            Some(weight) => sweep::lerp(average.reshape([online.dims()[0]]), online, weight).reshape(dims),
+            None => deep_copy(&online.reshape(dims)),
+        }
+    }
+}
+
+/// The same values in storage of their own.
+fn deep_copy<const D: usize>(tensor: &Tensor<D>) -> Tensor<D> {
+    Tensor::from_data(TensorData::new(params::host_values(tensor.clone()), tensor.dims()), &tensor.device())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decay_follows_the_published_sequence() {
+        let config = EmaConfig::default();
+        for (call, decay) in [(110, 0.79782), (120, 0.868623), (200, 0.953891), (1100, 0.990007)] {
+            assert!((config.decay_at(call) - decay).abs() < 1e-6, "{call}: {}", config.decay_at(call));
+        }
+        assert!(config.decay_at(2920) < 0.995);
+        assert_eq!(config.decay_at(2930), 0.995);
+    }
+
+    #[test]
+    fn copies_until_update_after_step_then_lerps_when_due() {
+        let config = EmaConfig::default();
+        assert_eq!(config.update_at(0), Update::Copy);
+        assert_eq!(config.update_at(5), Update::Nothing);
+        assert_eq!(config.update_at(100), Update::Copy);
+        assert_eq!(config.update_at(101), Update::Nothing);
+        assert!(matches!(config.update_at(110), Update::Lerp { decay } if decay > 0.79));
+    }
+}

@@ -1,0 +1,55 @@
+//! Learning-rate schedules.
+
+use serde::{Deserialize, Serialize};
+
+/// How the learning rate changes after warm-up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LrSchedule {
+    /// It stays.
+    #[default]
+    Constant,
+    /// Half a cosine down to 0 at the last step.
+    Cosine,
+    /// `lr / sqrt(max(step / warmup, 1))` (Karras et al. 2023, "Analyzing and improving the training dynamics", eq. 67), with
+    /// `warmup_steps` the step at which the decay begins.
+    InverseSqrt,
+}
+
+/// The learning rate of `step` (1-based) of `steps`: linear from `lr / warmup` to `lr` over the first `warmup` steps, then as the
+/// schedule says.
+pub fn learning_rate(schedule: LrSchedule, lr: f64, warmup: u64, steps: u64, step: u64) -> f64 {
+    if step <= warmup {
+        return lr * step as f64 / warmup as f64;
+    }
+    match schedule {
+        LrSchedule::Constant => lr,
+        LrSchedule::Cosine => {
+            let done = (step - warmup) as f64 / (steps.saturating_sub(warmup)).max(1) as f64;
+            lr * 0.5 * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos())
+        }
+        LrSchedule::InverseSqrt => lr / (step as f64 / warmup.max(1) as f64).max(1.0).sqrt(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warm_up_is_linear_and_joins_the_schedule() {
+        for schedule in [LrSchedule::Constant, LrSchedule::Cosine, LrSchedule::InverseSqrt] {
+            assert_eq!(learning_rate(schedule, 1.0, 10, 110, 1), 0.1);
+            assert_eq!(learning_rate(schedule, 1.0, 10, 110, 10), 1.0);
+            assert!((learning_rate(schedule, 1.0, 10, 110, 11) - 1.0).abs() < 0.05);
+        }
+    }
+
+    #[test]
+    fn ends_are_as_described() {
+        assert_eq!(learning_rate(LrSchedule::Constant, 0.5, 0, 100, 100), 0.5);
+        assert!(learning_rate(LrSchedule::Cosine, 1.0, 10, 110, 110).abs() < 1e-15);
+        assert!((learning_rate(LrSchedule::Cosine, 1.0, 10, 110, 60) - 0.5).abs() < 1e-12);
+        assert!((learning_rate(LrSchedule::InverseSqrt, 1.0, 25, 100, 100) - 0.5).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,21 @@
+//! Training: one step ([`Trainer`]), what surrounds it in a run folder ([`Run`]), and the parts they are made of. Not here: which
+//! loss, which network, which sampler.
+
+mod adam;
+mod checkpoint;
+mod config;
+mod ema;
+mod held_out;
+mod lr;
+mod run;
+mod sweep;
+mod trainer;
+
+pub use adam::{Adam, AdamConfig, GradNorm, NamedGradients};
+pub use checkpoint::{CheckpointError, CheckpointState, Checkpoints, Rejected};
+pub use config::{TrainConfig, TrainConfigError};
+pub use ema::{BufferPolicy, Ema, EmaConfig};
+pub use held_out::{HeldOutLoss, held_out_loss};
+pub use lr::{LrSchedule, learning_rate};
+pub use run::{Event, Outcome, Run, RunError, RunSetup, StopSignal};
+pub use trainer::{NonFinite, NonFiniteKind, StepReport, TrainError, Trainer, TrainerState};

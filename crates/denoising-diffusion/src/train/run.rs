@@ -1,0 +1,403 @@
+//! A run folder: training in a loop, with log, held-out loss, sample grids, loss curve and checkpoints.
+//!
+//!     RUN/config.toml  log.jsonl  loss.svg  loss.png  samples/step-00001000.png  checkpoints/step-00001000/
+//!
+//! Everything is written before the checkpoint of the same step, and a resumed run cuts the log back to its checkpoint: whenever the
+//! process dies, going on gives what an uninterrupted run would have given.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use burn::tensor::{Tensor, TensorData};
+use thiserror::Error;
+
+use super::checkpoint::{CheckpointError, CheckpointState, Checkpoints, Rejected, read_state};
+use super::held_out::{HeldOutLoss, held_out_loss};
+use super::trainer::{NonFinite, NonFiniteKind, StepReport, TrainError, Trainer};
+use crate::data::{Batch, DataError, Flip, ImageShape, Loader, LoaderConfig, Subset};
+use crate::generate::{GenerateError, Progress, Request, generate};
+use crate::model_file::ModelCard;
+use crate::models::Network;
+use crate::nn::params::{ParamsError, num_trainable};
+use crate::report::log::{
+    CheckpointRecord, HeldOutRecord, Record, RunLog, SamplesRecord, SkipReason, SkipRecord, StartRecord, StepRecord,
+};
+use crate::report::{CurveOptions, GridOptions, ReportError, Series, log, save_curve_png, save_curve_svg, save_grid};
+use crate::sampler::SampleConfig;
+
+/// At most so many held-out images are measured each time, in batches of the training size.
+const HELD_OUT_IMAGES: usize = 512;
+
+/// What a run needs beside its trainer.
+#[derive(Clone, Debug)]
+pub struct RunSetup {
+    /// The run folder.
+    pub dir: PathBuf,
+    /// The resolved configuration, written to `config.toml`.
+    pub config_toml: String,
+    /// What exported weights say of themselves; step and decay are filled in.
+    pub card: ModelCard,
+    pub sample: SampleConfig,
+    pub train: Subset,
+    pub held_out: Subset,
+    pub flip: Flip,
+    /// Threads that decode; 0 chooses.
+    pub workers: usize,
+    /// The device in words, for the log.
+    pub device_name: String,
+}
+
+/// Asks a run to stop: it finishes its step, writes a checkpoint and returns.
+#[derive(Clone, Debug, Default)]
+pub struct StopSignal(Arc<AtomicBool>);
+
+impl StopSignal {
+    pub fn request(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    pub fn is_requested(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// What happens during a run, for whoever shows it.
+#[derive(Debug)]
+pub enum Event<'a> {
+    Step { report: &'a StepReport, images_per_s: f64 },
+    Skipped { report: &'a StepReport, cause: &'a NonFinite, skipped: u64 },
+    HeldOut { step: u64, loss: &'a HeldOutLoss },
+    Sampling { step: usize, steps: usize, images_done: usize },
+    Samples { step: u64, path: &'a Path },
+    Checkpoint { step: u64, path: &'a Path },
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All steps were made.
+    Finished,
+    /// It was asked to stop, and its state is saved.
+    Stopped,
+}
+
+/// Why a run ended early.
+#[derive(Debug, Error)]
+pub enum RunError {
+    #[error("{path} exists already; a run never overwrites another one")]
+    Exists { path: PathBuf },
+    #[error("cannot {action} {path}")]
+    Io { action: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("{path} has no checkpoint to go on from")]
+    NothingToResume { path: PathBuf },
+    #[error("the data is not what this run was trained on: its digest is {got}, the checkpoint names {expected}")]
+    OtherData { expected: String, got: String },
+    #[error("the checkpoint was made with seed {expected}, not {got}")]
+    OtherSeed { expected: u64, got: u64 },
+    #[error("the checkpoint does not fit the network")]
+    Weights(#[from] ParamsError),
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error(transparent)]
+    Training(#[from] TrainError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Report(#[from] ReportError),
+    #[error("no samples could be drawn")]
+    Samples(#[source] GenerateError),
+}
+
+/// A run in progress.
+#[derive(Debug)]
+pub struct Run<M> {
+    trainer: Trainer<M>,
+    setup: RunSetup,
+    loader: Loader,
+    log: RunLog,
+    checkpoints: Checkpoints,
+}
+
+impl<M: Network<4>> Run<M> {
+    /// Starts a run in a folder that does not exist yet, or is empty.
+    pub fn create(trainer: Trainer<M>, setup: RunSetup) -> Result<Self, RunError> {
+        let dir = setup.dir.clone();
+        if dir.read_dir().is_ok_and(|mut entries| entries.next().is_some()) || dir.is_file() {
+            return Err(RunError::Exists { path: dir });
+        }
+        let loader = open_loader(&trainer, &setup)?;
+        std::fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
+        let config = dir.join("config.toml");
+        std::fs::write(&config, &setup.config_toml).map_err(io_error("write", &config))?;
+        let mut log = RunLog::create(dir.join("log.jsonl"))?;
+        log.append(&Record::Start(StartRecord {
+            step: 0,
+            version: setup.card.version.clone(),
+            seed: trainer.config().seed,
+            parameters: num_trainable(trainer.model()) as u64,
+            images: setup.train.len() as u64,
+            device: setup.device_name.clone(),
+        }))?;
+        let checkpoints = Checkpoints::new(dir.join("checkpoints"));
+        Ok(Self { trainer, setup, loader, log, checkpoints })
+    }
+
+    /// Goes on from the latest checkpoint that is whole. `trainer` is fresh, made from the run's own configuration. Also returns
+    /// the checkpoints that were passed over because they are damaged.
+    pub fn resume(mut trainer: Trainer<M>, setup: RunSetup) -> Result<(Self, Vec<Rejected>), RunError> {
+        let checkpoints = Checkpoints::new(setup.dir.join("checkpoints"));
+        let Some((info, path, rejected)) = checkpoints.latest()? else {
+            return Err(RunError::NothingToResume { path: setup.dir.clone() });
+        };
+        let (got, expected) = (setup.train.dataset().digest().to_string(), info.data_digest.clone());
+        if got != expected {
+            return Err(RunError::OtherData { expected, got });
+        }
+        if trainer.config().seed != info.seed {
+            return Err(RunError::OtherSeed { expected: info.seed, got: trainer.config().seed });
+        }
+        trainer.restore(&read_state(&path, &info)?)?;
+        let loader = open_loader(&trainer, &setup)?;
+        let (log, _) = RunLog::open_for_resume(setup.dir.join("log.jsonl"), info.step)?;
+        Ok((Self { trainer, setup, loader, log, checkpoints }, rejected))
+    }
+
+    pub fn trainer(&self) -> &Trainer<M> {
+        &self.trainer
+    }
+
+    /// Trains until all steps are made or `stop` asks for an end; in both cases, and if training fails, the state is saved.
+    pub fn train(&mut self, stop: &StopSignal, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, RunError> {
+        let steps = self.trainer.config().steps;
+        let mut pace = Pace::start();
+        while self.trainer.step_count() < steps {
+            if stop.is_requested() {
+                self.save(on_event)?;
+                return Ok(Outcome::Stopped);
+            }
+            let report = self.one_step()?;
+            let images_per_s = pace.images_per_s(self.images_per_step());
+            self.record_step(&report, images_per_s, on_event)?;
+            if let Err(error) = self.trainer.check_progress(&report) {
+                self.save(on_event)?;
+                return Err(error.into());
+            }
+            if self.periodic(report.step, stop, on_event)? {
+                pace = Pace::start();
+            }
+        }
+        self.draw_curve()?;
+        Ok(Outcome::Finished)
+    }
+
+    fn images_per_step(&self) -> usize {
+        self.trainer.config().batch_size * self.trainer.config().accumulate
+    }
+
+    fn one_step(&mut self) -> Result<StepReport, RunError> {
+        let shape = self.setup.train.dataset().shape();
+        let device = self.trainer.device();
+        let batches = (0..self.trainer.config().accumulate)
+            .map(|_| Ok(to_tensor(self.loader.next_batch()?, shape, &device)))
+            .collect::<Result<Vec<_>, DataError>>()?;
+        Ok(self.trainer.step(batches))
+    }
+
+    fn record_step(
+        &mut self,
+        report: &StepReport,
+        images_per_s: f64,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), RunError> {
+        let step = report.step;
+        if let Some(cause) = &report.skipped {
+            let skipped = self.trainer.skipped();
+            let tensor = cause.tensor.clone();
+            let reason = match cause.kind {
+                NonFiniteKind::Loss => SkipReason::NonFiniteLoss,
+                NonFiniteKind::Gradient => SkipReason::NonFiniteGradient,
+            };
+            self.log.append(&Record::Skipped(SkipRecord { step, skipped, tensor, reason }))?;
+            on_event(Event::Skipped { report, cause, skipped });
+            return Ok(());
+        }
+        let config = self.trainer.config();
+        if step % config.log_every == 0 || step == config.steps {
+            let StepReport { loss, grad_norm, lr, ema_decay, .. } = *report;
+            self.log.append(&Record::Step(StepRecord { step, loss, grad_norm, lr, ema_decay, images_per_s }))?;
+        }
+        on_event(Event::Step { report, images_per_s });
+        Ok(())
+    }
+
+    /// Held-out loss, samples and checkpoint, each when due; true if anything was.
+    fn periodic(
+        &mut self,
+        step: u64,
+        stop: &StopSignal,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<bool, RunError> {
+        let config = self.trainer.config();
+        let last = step == config.steps;
+        let due = |interval: u64| step % interval == 0 || last;
+        let (held_out, samples, save) =
+            (due(config.held_out_interval()), due(config.sample_interval()), due(config.save_every));
+        if held_out {
+            self.measure_held_out(step, on_event)?;
+        }
+        if samples {
+            self.draw_samples(step, stop, on_event)?;
+        }
+        if save {
+            self.save(on_event)?;
+        }
+        Ok(held_out || samples || save)
+    }
+
+    fn measure_held_out(&mut self, step: u64, on_event: &mut dyn FnMut(Event<'_>)) -> Result<(), RunError> {
+        let some = self.setup.held_out.first(HELD_OUT_IMAGES);
+        if some.is_empty() {
+            return Ok(());
+        }
+        let (shape, device) = (some.dataset().shape(), self.trainer.device());
+        let batches = some.batches(self.trainer.config().batch_size)?.collect::<Result<Vec<_>, _>>()?;
+        let images = batches.into_iter().map(|batch| to_tensor(batch, shape, &device));
+        let seed = self.trainer.config().seed;
+        let eval = self.trainer.ema().eval();
+        if let Some(loss) = held_out_loss(&eval, self.trainer.diffusion(), images, seed, &device) {
+            let HeldOutLoss { mean: held_out_loss, by_quarter: held_out_loss_by_quarter, .. } = loss;
+            self.log.append(&Record::HeldOut(HeldOutRecord { step, held_out_loss, held_out_loss_by_quarter }))?;
+            on_event(Event::HeldOut { step, loss: &loss });
+        }
+        Ok(())
+    }
+
+    /// A grid from the averaged network; the same noise every time. A request to stop gives the grid up.
+    fn draw_samples(
+        &mut self,
+        step: u64,
+        stop: &StopSignal,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), RunError> {
+        let ImageShape { channels, height, width } = self.setup.train.dataset().shape();
+        let request = Request {
+            sample: &self.setup.sample,
+            seed: self.trainer.config().seed,
+            count: self.setup.sample.num_samples,
+            shape: [channels, height, width],
+            init_noise: None,
+        };
+        let mut progress = |at: &Progress<'_>| {
+            on_event(Event::Sampling { step: at.step, steps: at.steps, images_done: at.images_done });
+            if stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let eval = self.trainer.ema().eval();
+        let device = self.trainer.device();
+        let images = match generate(&eval, self.trainer.diffusion(), &request, &device, &mut progress) {
+            Ok(images) => images,
+            Err(GenerateError::Interrupted(_)) => return Ok(()),
+            Err(error) => return Err(RunError::Samples(error)),
+        };
+        let file = format!("samples/step-{step:08}.png");
+        let path = self.setup.dir.join(&file);
+        save_grid(&path, &images, GridOptions::default())?;
+        self.log.append(&Record::Samples(SamplesRecord { step, count: request.count as u64, file }))?;
+        on_event(Event::Samples { step, path: &path });
+        Ok(())
+    }
+
+    fn save(&mut self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<(), RunError> {
+        let state = self.trainer.state();
+        let step = state.step;
+        let config = self.trainer.config();
+        let periodic = step % config.save_every == 0 || step == config.steps;
+        if periodic {
+            let folder = format!("checkpoints/step-{step:08}");
+            self.log.append(&Record::Checkpoint(CheckpointRecord { step, folder }))?;
+        }
+        self.log.sync()?;
+        let info = CheckpointState {
+            version: self.setup.card.version.clone(),
+            step,
+            skipped: state.skipped,
+            skipped_in_a_row: state.skipped_in_a_row,
+            adam_steps: state.adam_steps,
+            ema_calls: state.ema_calls,
+            seed: config.seed,
+            data_digest: self.setup.train.dataset().digest().to_string(),
+        };
+        let card = ModelCard { step, ema_decay: self.trainer.ema().decay(), ..self.setup.card.clone() };
+        let path = self.checkpoints.save(&state, &info, &card)?;
+        if config.keep_every.is_some_and(|every| step % every == 0) {
+            self.checkpoints.mark(step)?;
+        }
+        self.checkpoints.prune(config.keep)?;
+        self.draw_curve()?;
+        on_event(Event::Checkpoint { step, path: &path });
+        Ok(())
+    }
+
+    /// The loss curve, from the log. A run too short for a curve has none.
+    fn draw_curve(&self) -> Result<(), RunError> {
+        let records = log::read(self.setup.dir.join("log.jsonl"))?;
+        let series = |name: &str, kind: &str, field: &str| Series {
+            name: name.to_string(),
+            points: log::points(&records, kind, field),
+        };
+        let mut curves = vec![series("training loss", "step", "loss"), series("held-out loss", "held_out", "held_out_loss")];
+        curves.retain(|curve| curve.points.iter().any(|(_, y)| y.is_finite() && *y > 0.0));
+        if curves.is_empty() {
+            return Ok(());
+        }
+        let options = CurveOptions::default();
+        save_curve_svg(self.setup.dir.join("loss.svg"), &curves, &options)?;
+        save_curve_png(self.setup.dir.join("loss.png"), &curves, &options)?;
+        Ok(())
+    }
+}
+
+fn open_loader<M>(trainer: &Trainer<M>, setup: &RunSetup) -> Result<Loader, DataError> {
+    let config = trainer.config();
+    let loader = LoaderConfig {
+        batch_size: config.batch_size,
+        seed: config.seed,
+        flip: setup.flip,
+        workers: setup.workers,
+    };
+    let first = trainer.step_count() * config.accumulate as u64;
+    Loader::start_at(setup.train.clone(), loader, first)
+}
+
+fn to_tensor(batch: Batch, shape: ImageShape, device: &burn::tensor::Device) -> Tensor<4> {
+    let dims = [batch.indices.len(), shape.channels, shape.height, shape.width];
+    Tensor::from_data(TensorData::new(batch.images, dims), device)
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> RunError {
+    let path = path.to_owned();
+    move |source| RunError::Io { action, path, source }
+}
+
+/// Images per second, smoothed over the last steps.
+#[derive(Debug)]
+struct Pace {
+    last: Instant,
+    seconds_per_step: Option<f64>,
+}
+
+impl Pace {
+    fn start() -> Self {
+        Self { last: Instant::now(), seconds_per_step: None }
+    }
+
+    fn images_per_s(&mut self, images: usize) -> f64 {
+        let seconds = self.last.elapsed().as_secs_f64();
+        self.last = Instant::now();
+        let smoothed = self.seconds_per_step.map_or(seconds, |before| 0.9 * before + 0.1 * seconds);
+        self.seconds_per_step = Some(smoothed);
+        images as f64 / smoothed
+    }
+}

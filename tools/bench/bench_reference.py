@@ -1,0 +1,130 @@
+"""Times the reference, denoising-diffusion-pytorch 2.3.4, round by round.
+
+Prints one JSON line when ready; then runs one round for each line read from stdin and prints one JSON line
+{"train_step_ms", "forward_ms", "peak_rss_mib"}: medians over the round, and the process's peak so far.
+A train step is forward, backward, clip_grad_norm_(1.0), Adam and EMA.update(), as in the reference's Trainer; a forward is the
+U-Net in eval mode under inference_mode. Inputs are made beforehand; decoding images is not timed.
+
+--torch eager is what the reference's Trainer runs. --torch best adds channels_last, fused Adam and torch.compile, each
+only if it works here; the ready line says which did.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import sys
+import time
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+import torch
+from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+from ema_pytorch import EMA
+
+# name -> (Unet keywords, image side, batch)
+CONFIGS = {
+    "s": (dict(dim=32, dim_mults=(1, 2, 4), channels=1), 28, 32),
+    "m": (dict(dim=64, dim_mults=(1, 2, 4, 8), channels=3), 32, 16),
+}
+LEARNING_RATE = 1e-4
+ADAM_BETAS = (0.9, 0.99)
+
+
+class Subject:
+    """The network, its optimizer and one batch."""
+
+    def __init__(self, config, mode):
+        torch.manual_seed(0)
+        kwargs, side, self.batch = CONFIGS[config]
+        self.unet = Unet(**kwargs)
+        self.diffusion = GaussianDiffusion(self.unet, image_size=side)
+        self.images = torch.rand(self.batch, kwargs["channels"], side, side)
+        self.times = torch.randint(0, 1000, (self.batch,))
+        self.works = []
+        if mode == "best":
+            self.diffusion = self.diffusion.to(memory_format=torch.channels_last)
+            self.images = self.images.contiguous(memory_format=torch.channels_last)
+            self.works.append("channels_last")
+        self.optimizer = self.adam(mode)
+        self.ema = EMA(self.diffusion, beta=0.995, update_every=10)
+        self.loss, self.network = self.diffusion, self.unet
+        if mode == "best":
+            self.compile()
+
+    def adam(self, mode):
+        options = dict(lr=LEARNING_RATE, betas=ADAM_BETAS)
+        if mode == "best":
+            try:
+                optimizer = torch.optim.Adam(self.diffusion.parameters(), fused=True, **options)
+                self.works.append("fused Adam")
+                return optimizer
+            except (RuntimeError, ValueError) as e:
+                print(f"no fused Adam: {e}", file=sys.stderr)
+        return torch.optim.Adam(self.diffusion.parameters(), **options)
+
+    def compile(self):
+        eager = self.loss, self.network
+        try:
+            self.loss, self.network = torch.compile(self.diffusion), torch.compile(self.unet)
+            self.train_step()
+            self.forward()
+            self.works.append("torch.compile")
+        except Exception as e:  # whatever a missing or broken compiler raises
+            print(f"no torch.compile: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}", file=sys.stderr)
+            self.loss, self.network = eager
+            self.optimizer.zero_grad()
+
+    def train_step(self):
+        self.diffusion.train()
+        loss = self.loss(self.images)
+        loss.item()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.diffusion.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update()
+
+    def forward(self):
+        self.unet.eval()
+        with torch.inference_mode():
+            self.network(self.images, self.times)
+
+
+def median_ms(run, warmup, repeats):
+    for _ in range(warmup):
+        run()
+    found = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        found.append((time.perf_counter() - start) * 1e3)
+    return statistics.median(found)
+
+
+def say(value):
+    print(json.dumps(value), flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Times the reference; one round for each line on stdin.")
+    parser.add_argument("--config", choices=CONFIGS, default="s")
+    parser.add_argument("--torch", choices=["eager", "best"], default="eager")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5, help="train steps, and forward passes, in a round")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    subject = Subject(args.config, args.torch)
+    median_ms(subject.train_step, 1, 1)
+    say({"ready": args.config, "batch": subject.batch, "torch": torch.__version__, "mode": args.torch, "with": subject.works})
+    for _ in sys.stdin:
+        # The first of each kind in a round pays for the switch of shape, mode and cache.
+        train, forward = median_ms(subject.train_step, 1, args.repeats), median_ms(subject.forward, 1, args.repeats)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        say({"train_step_ms": round(train, 3), "forward_ms": round(forward, 3), "peak_rss_mib": round(peak, 1)})
+
+
+if __name__ == "__main__":
+    main()
