@@ -1,1 +1,67 @@
-fn main() {}
+//! `ddpm`: train, sample and inspect denoising diffusion models. Arguments become a validated plan, the plan becomes calls of the
+//! library. No mathematics here.
+//!
+//! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (after a checkpoint).
+
+mod commands;
+mod failure;
+mod interrupt;
+mod machine;
+mod output;
+mod plan;
+mod recipe_flags;
+mod recipes;
+mod weights;
+
+use std::panic::{self, AssertUnwindSafe};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+
+use clap::{Parser, Subcommand};
+
+use commands::{bench, sample, train};
+use failure::{Failure, Result};
+
+/// Train, sample and inspect denoising diffusion models.
+#[derive(Debug, Parser)]
+#[command(name = "ddpm", version, max_term_width = 120, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Train(Box<train::TrainArgs>),
+    Sample(sample::SampleArgs),
+    Bench(bench::BenchArgs),
+}
+
+fn main() -> ExitCode {
+    let Cli { command } = Cli::parse();
+    let result = without_panic(|| match command {
+        Command::Train(args) => train::run(&args),
+        Command::Sample(args) => sample::run(&args),
+        Command::Bench(args) => bench::run(&args),
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+/// A panic is a defect of ours; the user gets one line all the same, and what is on disk is left as it is.
+fn without_panic(work: impl FnOnce() -> Result) -> Result {
+    let seen = Arc::new(Mutex::new(None));
+    let hook = seen.clone();
+    panic::set_hook(Box::new(move |info| {
+        if let Ok(mut seen) = hook.lock() {
+            seen.get_or_insert_with(|| info.to_string().replace('\n', " "));
+        }
+    }));
+    panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        let what = seen.lock().ok().and_then(|mut seen| seen.take()).unwrap_or_default();
+        Err(Failure::failed(format!("internal: {what}"))
+            .hint("this is a defect of the program; please report it with the command that shows it"))
+    })
+}

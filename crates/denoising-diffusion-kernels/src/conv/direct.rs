@@ -27,7 +27,7 @@ const MIN_TASKS: usize = 16;
 const MIN_POINTER_CHANNELS: usize = 16;
 
 /// A convolution seen from its destination pixels.
-struct Gather<'a> {
+pub(super) struct Gather<'a> {
     direction: Direction,
     shape: &'a Conv2dShape,
     source: &'a [f32],
@@ -38,7 +38,7 @@ struct Gather<'a> {
 }
 
 impl<'a> Gather<'a> {
-    fn new(direction: Direction, shape: &'a Conv2dShape, source: &'a [f32]) -> Self {
+    pub(super) fn new(direction: Direction, shape: &'a Conv2dShape, source: &'a [f32]) -> Self {
         let input = ([shape.height, shape.width], shape.in_channels);
         let output = ([shape.out_height(), shape.out_width()], shape.out_channels);
         let (from, to) = match direction {
@@ -56,7 +56,7 @@ impl<'a> Gather<'a> {
         }
     }
 
-    fn target_pixels(&self) -> usize {
+    pub(super) fn target_pixels(&self) -> usize {
         self.shape.batch * self.target_size[0] * self.target_size[1]
     }
 
@@ -103,38 +103,85 @@ impl<'a> Gather<'a> {
         }
     }
 
+    /// Whether each target pixel is made of the source pixel at the same place alone.
+    pub(super) fn is_pointwise(&self) -> bool {
+        self.shape.taps() == 1 && self.shape.stride == 1 && self.shape.padding == 0
+    }
+
     /// Pointers for `pixels`, `[tiles, taps]`; the last pixel fills up the last tile.
     fn pointers(&self, pixels: std::ops::Range<usize>, zeros: &[f32]) -> Vec<RowPointers> {
+        if self.is_pointwise() {
+            let channels = self.source_channels;
+            return dense_pointers(
+                &self.source[pixels.start * channels..],
+                channels,
+                pixels.len(),
+            );
+        }
         let taps = self.shape.taps();
         let mut pointers = vec![[zeros.as_ptr(); ROWS]; pixels.len().div_ceil(ROWS) * taps];
         for (tile, set) in pointers.chunks_exact_mut(taps).enumerate() {
-            for lane in 0..ROWS {
-                let pixel = (pixels.start + tile * ROWS + lane).min(pixels.end - 1);
-                self.visit(pixel, |tap, channels| {
-                    if let Some(channels) = channels {
-                        set[tap][lane] = channels.as_ptr();
-                    }
+            let first = pixels.start + tile * ROWS;
+            for (lane, pixel) in (first..first + ROWS).enumerate() {
+                self.visit(pixel.min(pixels.end - 1), |tap, channels| {
+                    set[tap][lane] = channels.map_or(zeros.as_ptr(), <[f32]>::as_ptr);
                 });
             }
         }
         pointers
     }
 
-    /// Patches of `pixels`, `[pixels, taps * channels]`.
-    fn patches(&self, pixels: std::ops::Range<usize>) -> Scratch {
+    /// Patches of `pixels`, in rows of `stride` values of which `taps * channels` are filled, `[pixels, taps, channels]`.
+    pub(super) fn patches(&self, pixels: std::ops::Range<usize>, stride: usize) -> Scratch {
         let channels = self.source_channels;
-        let depth = self.shape.taps() * channels;
-        let mut patches = Scratch::new(pixels.len() * depth);
-        for (pixel, patch) in pixels.zip(patches.chunks_exact_mut(depth)) {
-            self.visit(pixel, |tap, values| {
-                let patch = &mut patch[tap * channels..][..channels];
-                match values {
-                    Some(values) => patch.copy_from_slice(values),
-                    None => patch.fill(0.0),
-                }
-            });
+        let mut patches = Scratch::zeroed(pixels.len() * stride);
+        for (pixel, patch) in pixels.zip(patches.chunks_exact_mut(stride)) {
+            match self.direction {
+                Direction::Forward => self.copy_rows(pixel, patch),
+                Direction::InputGrad => self.visit(pixel, |tap, values| {
+                    if let Some(values) = values {
+                        patch[tap * channels..][..channels].copy_from_slice(values);
+                    }
+                }),
+            }
         }
         patches
+    }
+
+    /// The patch of a pixel of y, by rows of x, in which all columns of the kernel are neighbours; outside stays as it is.
+    fn copy_rows(&self, pixel: usize, patch: &mut [f32]) {
+        let Conv2dShape {
+            height,
+            width,
+            in_channels,
+            kernel,
+            stride,
+            padding,
+            ..
+        } = *self.shape;
+        let [rows, columns] = self.target_size;
+        let (image, i, j) = (
+            pixel / (rows * columns),
+            pixel / columns % rows,
+            pixel % columns,
+        );
+        let left = (padding).saturating_sub(j * stride);
+        let right = kernel[1].min((width + padding).saturating_sub(j * stride));
+        for (u, patch) in patch
+            .chunks_exact_mut(kernel[1] * in_channels)
+            .take(kernel[0])
+            .enumerate()
+        {
+            let row = (i * stride + u)
+                .checked_sub(padding)
+                .filter(|&row| row < height);
+            if let Some(row) = row.filter(|_| left < right) {
+                let at =
+                    ((image * height + row) * width + j * stride + left - padding) * in_channels;
+                let len = (right - left) * in_channels;
+                patch[left * in_channels..][..len].copy_from_slice(&self.source[at..at + len]);
+            }
+        }
     }
 
     /// The weight as panels `[target channels / 16, taps * source channels, 16]`, filled up with zeros.
@@ -149,18 +196,24 @@ impl<'a> Gather<'a> {
         for_each_task(panels, |panel| {
             // SAFETY: every task has its own panel.
             let packed = unsafe { out.part(panel * depth * PANEL..(panel + 1) * depth * PANEL) };
+            // Whole lines are written at a time, as those of different kernel positions collide in the cache.
+            let mut lines = vec![[0.0f32; PANEL]; taps];
             for from in 0..self.source_channels {
-                for lane in 0..PANEL {
-                    let to = panel * PANEL + lane;
+                for (lane, to) in (panel * PANEL..self.target_channels)
+                    .take(PANEL)
+                    .enumerate()
+                {
                     let at = match self.direction {
                         Direction::Forward => (to * inputs + from) * taps,
                         Direction::InputGrad => (from * inputs + to) * taps,
                     };
-                    let inside = to < self.target_channels;
-                    for tap in 0..taps {
-                        packed[(tap * self.source_channels + from) * PANEL + lane] =
-                            if inside { weight[at + tap] } else { 0.0 };
+                    for (line, &value) in lines.iter_mut().zip(&weight[at..at + taps]) {
+                        line[lane] = value;
                     }
+                }
+                for (tap, line) in lines.iter().enumerate() {
+                    packed[(tap * self.source_channels + from) * PANEL..][..PANEL]
+                        .copy_from_slice(line);
                 }
             }
         });
@@ -225,7 +278,7 @@ pub(super) fn convolve(
                 );
             }
         } else {
-            let patches = gather.patches(rows);
+            let patches = gather.patches(rows, depth);
             let pointers = dense_pointers(&patches, depth, count);
             unsafe {
                 rows_times_panels(

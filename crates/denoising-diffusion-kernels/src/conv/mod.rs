@@ -8,9 +8,11 @@
 //! with zeros outside x. No groups, no dilation, no transposed convolution.
 
 mod direct;
+mod patch_grad;
 #[cfg(test)]
 mod tests;
 mod weight_grad;
+mod winograd;
 
 use crate::par::{ELEMENTS_PER_TASK, Scratch, Shared, for_each_task, task_range};
 use crate::simd::Isa;
@@ -64,6 +66,12 @@ pub enum ConvAlgorithm {
     Auto,
     /// Products and sums only, for the smallest rounding error.
     Direct,
+}
+
+impl ConvAlgorithm {
+    fn wants_winograd(self, shape: &Conv2dShape) -> bool {
+        self == ConvAlgorithm::Auto && winograd::applies(shape) && winograd::pays(shape)
+    }
 }
 
 impl Conv2dShape {
@@ -220,7 +228,7 @@ pub fn bias_grad(dy: &[f32], channels: usize, dbias: &mut [f32]) {
 fn forward_with(
     isa: Isa,
     shape: &Conv2dShape,
-    _algorithm: ConvAlgorithm,
+    algorithm: ConvAlgorithm,
     x: &[f32],
     weight: &[f32],
     bias: Option<&[f32]>,
@@ -234,37 +242,57 @@ fn forward_with(
             "length of the bias of {shape:?}"
         );
     }
-    direct::convolve(isa, direct::Direction::Forward, shape, x, weight, bias, y);
+    if algorithm.wants_winograd(shape) {
+        winograd::convolve(isa, direct::Direction::Forward, shape, x, weight, bias, y);
+    } else {
+        direct::convolve(isa, direct::Direction::Forward, shape, x, weight, bias, y);
+    }
 }
 
 fn input_grad_with(
     isa: Isa,
     shape: &Conv2dShape,
-    _algorithm: ConvAlgorithm,
+    algorithm: ConvAlgorithm,
     dy: &[f32],
     weight: &[f32],
     dx: &mut [f32],
 ) {
     shape.check(dx.len(), weight.len(), dy.len());
-    direct::convolve(
-        isa,
-        direct::Direction::InputGrad,
-        shape,
-        dy,
-        weight,
-        None,
-        dx,
-    );
+    if algorithm.wants_winograd(shape) {
+        winograd::convolve(
+            isa,
+            direct::Direction::InputGrad,
+            shape,
+            dy,
+            weight,
+            None,
+            dx,
+        );
+    } else {
+        direct::convolve(
+            isa,
+            direct::Direction::InputGrad,
+            shape,
+            dy,
+            weight,
+            None,
+            dx,
+        );
+    }
 }
 
 fn weight_grad_with(
     isa: Isa,
     shape: &Conv2dShape,
-    _algorithm: ConvAlgorithm,
+    algorithm: ConvAlgorithm,
     x: &[f32],
     dy: &[f32],
     dweight: &mut [f32],
 ) {
     shape.check(x.len(), dweight.len(), dy.len());
-    weight_grad::weight_grad(isa, shape, x, dy, dweight);
+    if algorithm.wants_winograd(shape) {
+        winograd::weight_grad(isa, shape, x, dy, dweight);
+    } else {
+        weight_grad::weight_grad(isa, shape, x, dy, dweight);
+    }
 }

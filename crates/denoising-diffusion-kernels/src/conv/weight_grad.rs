@@ -1,17 +1,17 @@
 //! Weight gradient: dweight[o, c, u, v] = sum over pixels p of dy[p, o] x[p shifted by (u, v), c].
 //!
 //! x is packed once into padded panels of sixteen channels, `[panels, batch, rows, columns, 16]`, where every kernel position is a
-//! constant shift; dy into tiles of six or four channels, `[tiles, pixels, height]`. Both then stream through
-//! [`outer_sum`]. Inputs of fewer than sixteen channels become patches first, and the kernel 1 x 1.
+//! constant shift; then [`outer_sum`] streams through it and dy. Kernels of one position and inputs of few channels take the
+//! path in [`super::patch_grad`].
 
 use crate::gemm::{PANEL, outer_sum, tile_heights};
 use crate::par::{Scratch, Shared, for_each_task, task_range};
 use crate::simd::Isa;
 
-use super::Conv2dShape;
+use super::{Conv2dShape, patch_grad};
 
-/// Pixels whose panel of x (16 KiB) stays in the first-level cache.
-const PIXELS_PER_CHUNK: usize = 256;
+/// Pixels whose panel of x (8 KiB) stays in the first-level cache.
+const PIXELS_PER_CHUNK: usize = 128;
 /// Output channels that a task covers.
 const CHANNELS_PER_TASK: usize = 64;
 /// Tasks wanted at least, by splitting the sum over pixels where the weight is small.
@@ -22,20 +22,43 @@ struct Panels {
     values: Scratch,
     /// Values of one panel.
     panel_len: usize,
-    /// Input channels, or rows of a patch.
-    channels: usize,
     /// Shift of each kernel position, in values.
     shifts: Vec<usize>,
     /// Where each output pixel begins, in values.
     offsets: Vec<usize>,
 }
 
-/// One tile of output channels of the packed dy.
-#[derive(Clone, Copy)]
-struct Tile {
-    /// First channel, counting the spare rows of earlier tiles.
-    start: usize,
-    height: usize,
+/// dy with rows as long as the tiles of [`tile_heights`] want them.
+pub(super) struct TiledRows<'a> {
+    borrowed: &'a [f32],
+    copied: Option<Scratch>,
+    /// Values of a row.
+    pub(super) stride: usize,
+}
+
+impl<'a> TiledRows<'a> {
+    /// Copies `rows` of `channels` values, filled up with zeros, if the tiles need more than `channels`.
+    pub(super) fn new(rows: &'a [f32], channels: usize, needed: usize) -> Self {
+        let copied = (needed > channels).then(|| {
+            let mut copy = Scratch::zeroed(rows.len() / channels * needed);
+            for (to, from) in copy
+                .chunks_exact_mut(needed)
+                .zip(rows.chunks_exact(channels))
+            {
+                to[..channels].copy_from_slice(from);
+            }
+            copy
+        });
+        Self {
+            borrowed: rows,
+            copied,
+            stride: needed.max(channels),
+        }
+    }
+
+    pub(super) fn values(&self) -> &[f32] {
+        self.copied.as_deref().unwrap_or(self.borrowed)
+    }
 }
 
 pub(super) fn weight_grad(
@@ -45,32 +68,21 @@ pub(super) fn weight_grad(
     dy: &[f32],
     dweight: &mut [f32],
 ) {
+    if shape.taps() == 1 || shape.in_channels < PANEL {
+        return patch_grad::weight_grad(isa, shape, x, dy, dweight);
+    }
+    let (inputs, outputs) = (shape.in_channels, shape.out_channels);
     let pixels = shape.batch * shape.out_height() * shape.out_width();
-    let panels = if shape.in_channels < PANEL && shape.taps() > 1 {
-        patches(shape, x)
-    } else {
-        padded(shape, x)
-    };
-    let mut start = 0;
-    let tiles: Vec<Tile> = (0..shape.out_channels.div_ceil(CHANNELS_PER_TASK))
-        .flat_map(|group| {
-            tile_heights(task_range(group, CHANNELS_PER_TASK, shape.out_channels).len())
-        })
-        .map(|height| {
-            start += height;
-            Tile {
-                start: start - height,
-                height,
-            }
-        })
-        .collect();
-    let packed_dy = pack_tiles(shape, dy, &tiles);
+    let panels = padded(shape, x);
+    let groups = outputs.div_ceil(CHANNELS_PER_TASK);
+    let heights = |group| tile_heights(task_range(group, CHANNELS_PER_TASK, outputs).len());
+    // Only the last group can have spare rows.
+    let rows = (groups - 1) * CHANNELS_PER_TASK + heights(groups - 1).iter().sum::<usize>();
+    let dy = TiledRows::new(dy, outputs, rows);
 
-    let taps = panels.shifts.len();
+    let taps = shape.taps();
     let row_len = taps * PANEL;
-    let rows = start;
-    let panel_count = panels.channels.div_ceil(PANEL);
-    let groups = shape.out_channels.div_ceil(CHANNELS_PER_TASK);
+    let panel_count = inputs.div_ceil(PANEL);
     let chunks = pixels.div_ceil(PIXELS_PER_CHUNK);
     let chunks_per_task = chunks.div_ceil(chunks.min(MIN_TASKS.div_ceil(panel_count * groups)));
     let splits = chunks.div_ceil(chunks_per_task);
@@ -84,47 +96,25 @@ pub(super) fn weight_grad(
             task / groups % panel_count,
             task % groups,
         );
-        let first = group * CHANNELS_PER_TASK;
-        let tiles = tiles
-            .iter()
-            .filter(|tile| tile.start / CHANNELS_PER_TASK == group);
+        let heights = heights(group);
         let dst = (split * panel_count + panel) * rows;
         for chunk in task_range(split, chunks_per_task, chunks) {
             let chunk = task_range(chunk, PIXELS_PER_CHUNK, pixels);
             let offsets = &panels.offsets[chunk.clone()];
             for (tap, shift) in panels.shifts.iter().enumerate() {
                 let x = panels.values[panel * panels.panel_len + shift..].as_ptr();
-                for tile in tiles.clone() {
-                    debug_assert!(tile.start >= first);
-                    let a = &packed_dy[tile.start * pixels + chunk.start * tile.height..];
-                    let dst = out.at((dst + tile.start) * row_len + tap * PANEL);
-                    // SAFETY: `padded` and `patches` make room for all offsets plus shifts; a task alone writes its split,
-                    // panel and group.
-                    unsafe {
-                        outer_sum(
-                            isa,
-                            tile.height,
-                            &a[..offsets.len() * tile.height],
-                            tile.height,
-                            x,
-                            offsets,
-                            dst,
-                            row_len,
-                        )
-                    };
+                let mut start = group * CHANNELS_PER_TASK;
+                for &height in &heights {
+                    let a = &dy.values()[chunk.start * dy.stride + start..];
+                    let dst = out.at((dst + start) * row_len + tap * PANEL);
+                    // SAFETY: `padded` makes room for all offsets plus shifts; a task alone writes its split, panel and group.
+                    unsafe { outer_sum(isa, height, a, dy.stride, x, offsets, dst, row_len) };
+                    start += height;
                 }
             }
         }
     });
-    reduce(
-        &sums,
-        splits,
-        panel_count,
-        rows,
-        taps,
-        panels.channels,
-        dweight,
-    );
+    reduce(&sums, splits, panel_count, rows, taps, inputs, dweight);
 }
 
 /// dweight[o, c, tap] = sum over splits of sums[split, c / 16, o, tap, c % 16]
@@ -211,86 +201,7 @@ fn padded(shape: &Conv2dShape, x: &[f32]) -> Panels {
     Panels {
         values,
         panel_len,
-        channels: in_channels,
         shifts,
         offsets,
     }
-}
-
-/// Patches of all output pixels, each in the weight's order (channel, kernel row, kernel column), `[panels, pixels, 16]`.
-fn patches(shape: &Conv2dShape, x: &[f32]) -> Panels {
-    let Conv2dShape {
-        batch,
-        height,
-        width,
-        in_channels,
-        kernel,
-        stride,
-        padding,
-        ..
-    } = *shape;
-    let (out_height, out_width) = (shape.out_height(), shape.out_width());
-    let pixels = batch * out_height * out_width;
-    let channels = in_channels * shape.taps();
-    let panels = channels.div_ceil(PANEL);
-    let panel_len = pixels * PANEL;
-    let mut values = Scratch::new(panels * panel_len);
-    let out = Shared::new(&mut values);
-    let rows = batch * out_height;
-    for_each_task(panels * rows, |task| {
-        let (panel, image, i) = (task / rows, task % rows / out_height, task % out_height);
-        // SAFETY: every task has its own row of pixels of its own panel.
-        let target = unsafe { out.part(task * out_width * PANEL..(task + 1) * out_width * PANEL) };
-        for lane in 0..PANEL {
-            let k = panel * PANEL + lane;
-            let (c, u, v) = (k / shape.taps(), k / kernel[1] % kernel[0], k % kernel[1]);
-            let row = (i * stride + u)
-                .checked_sub(padding)
-                .filter(|&row| row < height && k < channels);
-            for (j, target) in target.chunks_exact_mut(PANEL).enumerate() {
-                let column = (j * stride + v)
-                    .checked_sub(padding)
-                    .filter(|&column| column < width);
-                target[lane] = match row.zip(column) {
-                    Some((row, column)) => {
-                        x[((image * height + row) * width + column) * in_channels + c]
-                    }
-                    None => 0.0,
-                };
-            }
-        }
-    });
-    Panels {
-        values,
-        panel_len,
-        channels,
-        shifts: vec![0],
-        offsets: (0..pixels).map(|p| p * PANEL).collect(),
-    }
-}
-
-/// dy as `[tiles, pixels, height]`, filled up with zeros.
-fn pack_tiles(shape: &Conv2dShape, dy: &[f32], tiles: &[Tile]) -> Scratch {
-    let channels = shape.out_channels;
-    let pixels = dy.len() / channels;
-    let rows = tiles.iter().map(|tile| tile.height).sum::<usize>();
-    let mut packed = Scratch::new(rows * pixels);
-    let out = Shared::new(&mut packed);
-    for_each_task(pixels.div_ceil(PIXELS_PER_CHUNK), |task| {
-        let chunk = task_range(task, PIXELS_PER_CHUNK, pixels);
-        for tile in tiles {
-            let Tile { start, height } = *tile;
-            let inside = channels.saturating_sub(start).min(height);
-            // SAFETY: every task has its own pixels.
-            let target = unsafe {
-                out.part(start * pixels + chunk.start * height..start * pixels + chunk.end * height)
-            };
-            let source = dy[chunk.start * channels..chunk.end * channels].chunks_exact(channels);
-            for (target, source) in target.chunks_exact_mut(height).zip(source) {
-                target[..inside].copy_from_slice(&source[start..start + inside]);
-                target[inside..].fill(0.0);
-            }
-        }
-    });
-    packed
 }

@@ -36,4 +36,4 @@ pub use dataset::{Dataset, Image, ScanProgress, inspect, inspect_with_progress};
 pub use error::{Broken, DataError};
 pub use loader::{Batch, Loader, LoaderConfig};
 pub use subset::{Batches, Subset};
-pub use summary::Summary;
+pub use summary::{Summary, Tally};

@@ -85,7 +85,7 @@ impl InteropError {
             }
             Self::NoSuchWeights { .. } => "choose other weights with --weights",
             Self::Missing { .. } | Self::Unknown { .. } | Self::Shape { .. } | Self::NoConfiguration(_) => {
-                "the network may come from another package, or from a version before 1.9 or with changed code"
+                "the network may come from another package, an old version, or changed code"
             }
             Self::Diffusion(_) | Self::Unet(_) => "give the configuration by flags",
             Self::Integer { .. } | Self::ValueCount { .. } | Self::ReservedName(_) => return None,

@@ -55,7 +55,7 @@ fn infer_unet(state: &StateDict, notes: &mut Vec<String>) -> Result<UnetConfig, 
     let [out_channels, ..] = shape::<4>(state, "final_conv.weight")?;
     let [time_dim, _] = shape::<2>(state, "time_mlp.3.weight")?;
     let dim = time_dim / 4;
-    if dim == 0 || time_dim % 4 != 0 {
+    if dim == 0 || !time_dim.is_multiple_of(4) {
         return Err(no_configuration(format!(
             "the time embedding is {time_dim} wide, which is not 4 times a base width"
         )));
@@ -90,7 +90,7 @@ fn infer_stages(state: &StateDict, config: &mut UnetConfig) -> Result<(), Intero
     for i in 0..stages {
         let conv = if i + 1 == stages { format!("downs.{i}.3.weight") } else { format!("downs.{i}.3.1.weight") };
         let [width, ..] = shape::<4>(state, &conv)?;
-        if width % config.dim != 0 {
+        if !width.is_multiple_of(config.dim) {
             return Err(no_configuration(format!(
                 "stage {i} is {width} wide (`{conv}`), which is no multiple of the base width {}",
                 config.dim
@@ -123,10 +123,8 @@ fn one_or_each<T: Clone + PartialEq>(values: Vec<T>) -> PerStage<T> {
 fn infer_channels(input: usize, output: usize, config: &mut UnetConfig, notes: &mut Vec<String>) {
     let note = if input == output {
         config.channels = input;
-        format!(
-            "{input} channels in and out: taken as plain; self_condition together with learned_variance on half as many \
-             channels would look the same"
-        )
+        let other = "; self_condition together with learned_variance on half as many would look the same";
+        format!("channels {input}, in and out{}", if input.is_multiple_of(2) { other } else { "" })
     } else if input == output * 2 {
         config.channels = output;
         config.self_condition = true;

@@ -135,7 +135,8 @@ fn fit_sigmoid(bar: &[f64]) -> Option<(f64, f64)> {
         let step = |numerator: f64| (numerator / determinant).clamp(-0.5, 0.5);
         let (d_start, d_end) = (step(r0 * b1 - r1 * b0), step(a0 * r1 - a1 * r0));
         (start, end) = (start - d_start, end - d_end);
-        if !(start < end) {
+        let plausible = start < end;
+        if !plausible {
             return None;
         }
     }
@@ -167,7 +168,7 @@ fn infer_objective(tables: &StateDict, betas: &[f64], config: &mut GaussianConfi
             config.min_snr_loss_weight = weighting.is_some();
             config.min_snr_gamma = weighting.unwrap_or(config.min_snr_gamma);
             let weighted = weighting.map_or(String::new(), |gamma| format!(" with min-SNR weighting, gamma {gamma}"));
-            inferred.notes.push(format!("objective {objective:?}{weighted} gives the table `loss_weight`"));
+            inferred.notes.push(format!("objective {}{weighted} gives the table `loss_weight`", name(objective)));
         }
         None => {
             inferred.assumed.extend(["objective", "min_snr_loss_weight"]);
@@ -175,6 +176,14 @@ fn infer_objective(tables: &StateDict, betas: &[f64], config: &mut GaussianConfi
                 .notes
                 .push("no objective gives the table `loss_weight`: the objective is a guess (the default)".to_string());
         }
+    }
+}
+
+fn name(objective: Objective) -> &'static str {
+    match objective {
+        Objective::PredNoise => "pred_noise",
+        Objective::PredX0 => "pred_x0",
+        Objective::PredV => "pred_v",
     }
 }
 
@@ -232,12 +241,11 @@ mod tests {
     }
 
     fn tables_of(config: &GaussianConfig) -> StateDict {
-        let tables = schedule::Tables::new(config);
-        tables_from(&tables)
+        tables_from(&schedule::Tables::new(config))
     }
 
-    fn tables_from(tables_: &schedule::Tables) -> StateDict {
-        tables(&tables_.betas, &tables_.loss_weight)
+    fn tables_from(computed: &schedule::Tables) -> StateDict {
+        tables(&computed.betas, &computed.loss_weight)
     }
 
     /// Tables computed by the reference, for its three schedules with and without parameters, three objectives, with and without
@@ -258,8 +266,7 @@ mod tests {
         ] {
             for objective in [Objective::PredNoise, Objective::PredX0, Objective::PredV] {
                 for weighting in ["plain", "min_snr"] {
-                    let name = serde_json::to_value(objective).unwrap();
-                    let key = format!("{set}.loss_weight.{}.{weighting}", name.as_str().unwrap());
+                    let key = format!("{set}.loss_weight.{}.{weighting}", name(objective));
                     let mut tables = StateDict::new();
                     tables.insert("betas", golden.get(&format!("{set}.betas")).unwrap().clone());
                     tables.insert("loss_weight", golden.get(&key).unwrap().clone());
@@ -312,8 +319,8 @@ mod tests {
     #[test]
     fn another_schedule_is_kept_as_it_is() {
         let betas: Vec<f64> = (0..40).map(|t| 0.01 + 0.002 * f64::from(t * t % 17)).collect();
-        let tables_ = schedule::Tables::from_betas(betas.clone(), &GaussianConfig::default());
-        let found = inferred(&tables_from(&tables_)).unwrap();
+        let computed = schedule::Tables::from_betas(betas.clone(), &GaussianConfig::default());
+        let found = inferred(&tables_from(&computed)).unwrap();
         let kept = found.betas.unwrap();
         assert!(kept.iter().zip(&betas).all(|(a, b)| (a - b).abs() < 1e-8) && kept.len() == 40);
         assert_eq!(found.diffusion.unwrap().objective, Objective::PredV);

@@ -195,7 +195,7 @@ mod tests {
     fn calls_are_data() {
         let file = PtFile::open(&file("call.pt")).unwrap();
         assert_eq!(file.int("step"), None);
-        assert_eq!(file.read(|name| Some(name)).unwrap().len(), 1);
+        assert_eq!(file.read(Some).unwrap().len(), 1);
         assert!(!Path::new("executed").exists());
     }
 
@@ -213,14 +213,14 @@ mod tests {
     #[test]
     fn a_view_that_repeats_one_element_into_a_gigabyte_is_refused() {
         let file = PtFile::open(&file("expanded.pt")).unwrap();
-        let error = file.read(|name| Some(name)).unwrap_err();
+        let error = file.read(Some).unwrap_err();
         assert!(matches!(error, InteropError::TooLarge { bytes: 1_073_741_824, .. }), "{error}");
     }
 
     /// Reads all of a file, whatever is in it; true if that worked.
     fn read_all(bytes: &[u8], path: &Path) -> bool {
         fs::write(path, bytes).unwrap();
-        PtFile::open(path).and_then(|file| file.read(|name| Some(name))).is_ok()
+        PtFile::open(path).and_then(|file| file.read(Some)).is_ok()
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Safetensors files (<https://huggingface.co/docs/safetensors>): read into `f32`, written as `f32`, whole and reproducible.
 //! Not here: what the tensors are for.
 //!
-//! The format has no checksum, so ours carry one in the metadata entry `content_sha256`. It covers names, types, shapes, values
-//! and the other metadata, not their place in the file; files without the entry are read unchecked.
+//! The format has no checksum, so ours carry one in the metadata entry `content_sha256`. It covers names, types, shapes,
+//! values and the other metadata, not their place in the file; files without the entry are read unchecked.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -55,7 +55,8 @@ pub fn read_safetensors(path: &Path) -> Result<(StateDict, Metadata), InteropErr
             path,
             FORMAT,
             format!(
-                "its contents do not match the checksum in its metadata (`{CHECKSUM}`): it was altered after it was written"
+                "its contents do not match the checksum in its metadata: it was altered after it was written (whoever \
+                 changes tensors on purpose drops `{CHECKSUM}`)"
             ),
         )),
         _ => Ok((state, metadata)),

@@ -32,7 +32,8 @@ impl Init {
 
     fn parameter<const D: usize>(&self, values: Vec<f32>, shape: [usize; D]) -> Param<Tensor<D>> {
         let tensor = Tensor::from_data(TensorData::new(values, shape), &self.device);
-        Param::initialized(ParamId::new(), tensor.require_grad())
+        let trainable = self.device.is_autodiff();
+        Param::initialized(ParamId::new(), if trainable { tensor.require_grad() } else { tensor })
     }
 
     /// Uniform in `[-1/sqrt(fan_in), 1/sqrt(fan_in)]`: PyTorch's default of linear and convolution layers, weight and bias.

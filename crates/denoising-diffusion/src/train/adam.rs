@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Gradients, Tensor};
 use denoising_diffusion_kernels::optim::AdamStep;
 use serde::{Deserialize, Serialize};
 
@@ -34,20 +34,21 @@ pub enum GradNorm {
 }
 
 impl NamedGradients {
-    /// The gradients of a loss with respect to the trainable tensors of `model`; a tensor without one has none.
-    pub fn of<M: Module>(model: &M, loss: Tensor<1>) -> Self {
-        struct Collect(burn::tensor::Gradients, NamedGradients);
-        impl VisitTensor for Collect {
+    /// The gradients with respect to the trainable tensors of `model`, taken out of those of a backward pass; a tensor that the
+    /// loss does not depend on has none.
+    pub fn take<M: Module>(model: &M, gradients: &mut Gradients) -> Self {
+        struct Collect<'a>(&'a mut Gradients, NamedGradients);
+        impl VisitTensor for Collect<'_> {
             fn visit<const D: usize>(&mut self, name: &str, role: Role, tensor: &Tensor<D>) {
                 if role == Role::Trainable
-                    && let Some(gradient) = tensor.grad_remove(&mut self.0)
+                    && let Some(gradient) = tensor.grad_remove(self.0)
                 {
                     let size = gradient.dims().iter().product::<usize>();
                     self.1.0.push((name.to_string(), gradient.reshape([size])));
                 }
             }
         }
-        let mut collect = Collect(loss.backward(), Self::default());
+        let mut collect = Collect(gradients, Self::default());
         params::visit(model, &mut collect);
         collect.1
     }

@@ -228,7 +228,7 @@ impl<M> Trainer<M> {
         if !value.is_finite() {
             return Err(self.blame(images));
         }
-        Ok((value, NamedGradients::of(self.model(), loss)))
+        Ok((value, NamedGradients::take(self.model(), &mut loss.backward())))
     }
 
     /// What made a loss non-finite: the images, a weight, or neither.

@@ -1,0 +1,183 @@
+//! `ddpm bench`: how long a training step and a forward pass take, with the trainer's own step. Not here: comparing with others.
+
+use std::time::Instant;
+
+use burn::tensor::{Tensor, TensorData};
+use clap::{Args, ValueEnum};
+use denoising_diffusion::diffusion::{GaussianConfig, GaussianDiffusion};
+use denoising_diffusion::models::{Network, NetworkInput, Unet, UnetConfig};
+use denoising_diffusion::nn::params::host_values;
+use denoising_diffusion::nn::{EvalMode, Init};
+use denoising_diffusion::noise::{Purpose, Stream};
+use denoising_diffusion::train::{EmaConfig, TrainConfig, Trainer};
+use serde_json::json;
+
+use crate::failure::{Failure, Result};
+use crate::machine::{Machine, MachineArgs};
+use crate::output::{self, Rows, note, thousands};
+use crate::plan;
+
+/// Timed training steps, and forward passes, in a round; each after one that is not timed.
+const REPEATS: usize = 5;
+
+/// Measure training and forward passes.
+#[derive(Args, Debug)]
+pub struct BenchArgs {
+    /// s: dim 32, mults 1,2,4, 32 images of 1x28x28; m: dim 64, mults 1,2,4,8, 16 images of 3x32x32
+    #[arg(long)]
+    config: Config,
+    /// Rounds; the result is the median over rounds of the median within each
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Config {
+    S,
+    M,
+}
+
+impl Config {
+    /// Network, side of the images in pixels, batch.
+    fn parts(self) -> (UnetConfig, usize, usize) {
+        match self {
+            Self::S => (UnetConfig { dim: 32, dim_mults: vec![1, 2, 4], channels: 1, ..UnetConfig::default() }, 28, 32),
+            Self::M => (UnetConfig { dim: 64, dim_mults: vec![1, 2, 4, 8], channels: 3, ..UnetConfig::default() }, 32, 16),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::S => "s",
+            Self::M => "m",
+        }
+    }
+}
+
+/// Medians of a round, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+struct Round {
+    train_step: f64,
+    forward: f64,
+}
+
+pub fn run(args: &BenchArgs) -> Result {
+    let machine = args.machine.start()?;
+    let (unet, _, batch) = args.config.parts();
+    let mut subject = Subject::new(args.config, &machine)?;
+    let mut rounds = Vec::new();
+    for number in 1..=args.rounds {
+        let round = subject.round()?;
+        note(format!("round {number}: train step {:.1} ms, forward {:.1} ms", round.train_step, round.forward));
+        rounds.push(round);
+    }
+    let train_step = median(rounds.iter().map(|round| round.train_step).collect());
+    let forward = median(rounds.iter().map(|round| round.forward).collect());
+    let images_per_s = batch as f64 / train_step * 1e3;
+    let peak = peak_rss_mib();
+    if args.json {
+        return output::json(&json!({
+            "config": args.config.name(),
+            "train_step_ms": train_step,
+            "forward_ms": forward,
+            "images_per_s": images_per_s,
+            "peak_rss_mib": peak,
+            "parameters": plan::parameters(&unet)?,
+            "batch": batch,
+            "threads": machine.threads,
+            "device": machine.name,
+            "rounds": rounds.iter().map(|round| json!({ "train_step_ms": round.train_step, "forward_ms": round.forward }))
+                .collect::<Vec<_>>(),
+        }));
+    }
+    let mut rows = Rows::default();
+    rows.row("configuration", format!("{}, {} parameters, batch {batch}", args.config.name(), thousands(plan::parameters(&unet)?)))
+        .row("device", format!("{}, {} threads", machine.name, machine.threads))
+        .row("train step", format!("{train_step:.1} ms"))
+        .row("forward", format!("{forward:.1} ms"))
+        .row("training", format!("{images_per_s:.1} images/s"));
+    if let Some(peak) = peak {
+        rows.row("peak memory", format!("{peak:.0} MiB"));
+    }
+    output::result(rows.aligned())
+}
+
+/// What is measured: a network in training, and one batch.
+struct Subject {
+    trainer: Trainer<Unet>,
+    images: Tensor<4>,
+    times: Tensor<1>,
+}
+
+impl Subject {
+    fn new(config: Config, machine: &Machine) -> Result<Self> {
+        let (unet, side, batch) = config.parts();
+        let device = &machine.device;
+        let diffusion = GaussianDiffusion::new(&GaussianConfig::default())?;
+        let network = Unet::new(&unet, &mut Init::new(0, &device.clone().autodiff()))?;
+        let mut stream = Stream::new(0, Purpose::SampleInit, 0, 0);
+        let dims = [batch, unet.channels, side, side];
+        let pixels: Vec<f32> = (0..dims.iter().product()).map(|_| stream.uniform() as f32).collect();
+        let times: Vec<f32> = (0..batch).map(|i| (i * 1000 / batch) as f32).collect();
+        Ok(Self {
+            trainer: Trainer::new(network, diffusion, TrainConfig::default(), EmaConfig::default(), device),
+            images: Tensor::from_data(TensorData::new(pixels, dims), device),
+            times: Tensor::from_data(TensorData::new(times, [batch]), device),
+        })
+    }
+
+    fn round(&mut self) -> Result<Round> {
+        let train_step = median_ms(|| self.trainer.step(vec![self.images.clone()]).skipped.is_none())?;
+        let model = self.trainer.model().eval();
+        let forward = median_ms(|| {
+            let input = NetworkInput { x: self.images.clone(), time: self.times.clone(), x_self_cond: None };
+            host_values(model.forward(input)).iter().all(|value| value.is_finite())
+        })?;
+        Ok(Round { train_step, forward })
+    }
+}
+
+/// The median time of `work`, which says whether it came to a finite result.
+fn median_ms(mut work: impl FnMut() -> bool) -> Result<f64> {
+    let mut times = Vec::with_capacity(REPEATS);
+    for repeat in 0..=REPEATS {
+        let start = Instant::now();
+        if !work() {
+            return Err(Failure::failed("a result was not finite: the measurement means nothing"));
+        }
+        if repeat > 0 {
+            times.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    Ok(median(times))
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }
+}
+
+/// The largest resident memory of this process so far, MiB; Linux alone tells it.
+fn peak_rss_mib() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib / 1024.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::median;
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), 2.5);
+    }
+}

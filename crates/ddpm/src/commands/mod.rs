@@ -1,0 +1,5 @@
+//! One file per command: typed arguments in, library calls, results out.
+
+pub mod bench;
+pub mod sample;
+pub mod train;

@@ -1,0 +1,329 @@
+//! `ddpm sample`: weights, a sampler, and images in a file.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use burn::tensor::Tensor;
+use clap::{Args, ValueEnum};
+use denoising_diffusion::data::npy::{read_npy_f32, write_npy_f32};
+use denoising_diffusion::diffusion::GaussianDiffusion;
+use denoising_diffusion::generate::{GenerateError, Progress as At, Request, generate};
+use denoising_diffusion::model_file::{ModelCard, NetworkConfig};
+use denoising_diffusion::nn::params::host_values;
+use denoising_diffusion::report::{
+    GridOptions, ImageBatch, Progress, Status, StderrProgress, Task, TrajectoryGif, save_grid, save_images,
+};
+use denoising_diffusion::sampler::{PosteriorVariance, SampleConfig, SamplerKind};
+use denoising_diffusion::train::StopSignal;
+use serde_json::json;
+
+use crate::failure::{Failure, FailureExt, Result};
+use crate::interrupt::stop_on_ctrl_c;
+use crate::machine::MachineArgs;
+use crate::output::{self, Rows, note};
+use crate::plan::word;
+use crate::recipe_flags::UntoldFlags;
+use crate::weights::{Found, WeightsArg};
+
+/// Draw images from a trained network.
+///
+/// The same seed gives the same images, whatever the batch size and the number of threads.
+#[derive(Args, Debug)]
+pub struct SampleArgs {
+    /// Run folder (its latest whole checkpoint), checkpoint's folder, .safetensors file, or .pt file of the reference
+    target: PathBuf,
+    /// Number of images [default: as in the run's recipe, else 25]
+    #[arg(short = 'n', long, value_name = "N")]
+    num_samples: Option<usize>,
+    /// Solver [default: as in the run's recipe, else ddim]
+    #[arg(long)]
+    sampler: Option<SamplerArg>,
+    /// Evaluations of the network per image [default: T for ddpm, at most 100 for ddim]
+    #[arg(long, visible_alias = "steps", value_name = "N")]
+    sampling_timesteps: Option<usize>,
+    /// Noise of ddim, 0 (none) to 1 (as ancestral sampling) [default: 0]
+    #[arg(long, visible_alias = "ddim-sampling-eta", value_name = "X")]
+    eta: Option<f64>,
+    /// Variance of the steps of ddpm [default: small]
+    #[arg(long, visible_alias = "posterior-variance")]
+    variance: Option<VarianceArg>,
+    /// Seed of the noise
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Images per batch; changes nothing but speed and memory [default: 64]
+    #[arg(long, visible_alias = "sample-batch-size", value_name = "N")]
+    batch_size: Option<usize>,
+    /// Start from this noise: a float32 .npy file of shape [n, channels, height, width]
+    #[arg(long, value_name = "NPY")]
+    init_noise: Option<PathBuf>,
+    /// Which weights to use [default: ema]
+    #[arg(long)]
+    weights: Option<WeightsArg>,
+    /// Grid (.png), folder of images (ends in /), or float32 array in [0, 1] (.npy) [default: samples.png, which is replaced]
+    #[arg(long, value_name = "FILE|DIR/")]
+    out: Option<PathBuf>,
+    /// Also write how noise becomes images, as an animated GIF
+    #[arg(long, value_name = "GIF")]
+    trajectory: Option<PathBuf>,
+    /// Replace what --out and --trajectory name
+    #[arg(long)]
+    force: bool,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    machine: MachineArgs,
+    #[command(flatten)]
+    untold: UntoldFlags,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum SamplerArg {
+    /// Ancestral sampling.
+    Ddpm,
+    /// Denoising diffusion implicit models.
+    Ddim,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum VarianceArg {
+    Small,
+    Large,
+}
+
+/// Where images go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Out {
+    Grid(PathBuf),
+    Folder(PathBuf),
+    Array(PathBuf),
+}
+
+pub fn run(args: &SampleArgs) -> Result {
+    let out = Out::of(args.out.as_deref())?;
+    out.refuse_existing(args.out.is_some() && !args.force)?;
+    if let Some(gif) = &args.trajectory {
+        refuse_file(gif, !args.force)?;
+    }
+    let found = Found::open(&args.target, args.weights)?;
+    let path = found.path.clone();
+    let mut sample = sample_config(args, found.recipe.as_ref().map(|recipe| &recipe.sample));
+    let file = found.into_model(&args.untold)?;
+    let shape = check(&file.card, &path)?;
+    let init_noise = args.init_noise.as_deref().map(|noise| read_noise(noise, args.num_samples, shape)).transpose()?;
+    if let Some(noise) = &init_noise {
+        sample.num_samples = noise.len() / shape.iter().product::<usize>();
+    }
+    sample.validate(file.card.diffusion.timesteps).or_usage()?;
+
+    let machine = args.machine.start()?;
+    let diffusion = file.card.diffusion()?;
+    let model = file.unet(&path, &machine.device)?;
+    let request =
+        Request { sample: &sample, seed: args.seed, count: sample.num_samples, shape, init_noise: init_noise.as_deref() };
+    let steps = sample.steps(file.card.diffusion.timesteps);
+    note(format!("{} images of {} by {}, {steps} steps, from {}", request.count, file.card.image, word(&sample.sampler), path.display()));
+    let stop = stop_on_ctrl_c("giving up")?;
+    let started = Instant::now();
+    let mut watch = Watch::new(&sample, steps, args.trajectory.is_some(), stop);
+    let images = generate(&model, &diffusion, &request, &machine.device, &mut |at| watch.see(at, &diffusion));
+    watch.progress.finish();
+    let images = match images {
+        Err(GenerateError::Interrupted(_)) => return Err(Failure::interrupted()),
+        images => images?,
+    };
+    let seconds = started.elapsed().as_secs_f64();
+    out.write(&images)?;
+    if let Some(gif) = &args.trajectory {
+        watch.frames.save(gif, shape)?;
+    }
+    report(args, &out, &file.card, &request, seconds)
+}
+
+fn sample_config(args: &SampleArgs, run: Option<&SampleConfig>) -> SampleConfig {
+    let mut config = run.cloned().unwrap_or_default();
+    if let Some(sampler) = args.sampler {
+        let sampler = match sampler {
+            SamplerArg::Ddpm => SamplerKind::Ddpm,
+            SamplerArg::Ddim => SamplerKind::Ddim,
+        };
+        if sampler != config.sampler {
+            // The run's other settings belong to its own sampler.
+            let SampleConfig { num_samples, sample_batch_size, .. } = config;
+            config = SampleConfig { sampler, num_samples, sample_batch_size, ..SampleConfig::default() };
+        }
+    }
+    config.num_samples = args.num_samples.unwrap_or(config.num_samples);
+    config.sample_batch_size = args.batch_size.unwrap_or(config.sample_batch_size);
+    config.sampling_timesteps = args.sampling_timesteps.or(config.sampling_timesteps);
+    config.ddim_sampling_eta = args.eta.unwrap_or(config.ddim_sampling_eta);
+    config.posterior_variance = match args.variance {
+        Some(VarianceArg::Small) => PosteriorVariance::Small,
+        Some(VarianceArg::Large) => PosteriorVariance::Large,
+        None => config.posterior_variance,
+    };
+    config
+}
+
+/// Checks that the network can draw images of the card's size; their shape `[c, h, w]`.
+fn check(card: &ModelCard, path: &Path) -> Result<[usize; 3]> {
+    let image = card.image;
+    if let NetworkConfig::Unet(unet) = &card.network {
+        unet.check_size(image.height, image.width).or_usage()?;
+        if unet.out_channels() != unet.channels {
+            let (out, channels) = (unet.out_channels(), unet.channels);
+            return Err(Failure::failed(format!(
+                "the network in {} gives {out} channels for images of {channels}; these samplers need as many as the images have",
+                path.display()
+            )));
+        }
+    }
+    Ok([image.channels, image.height, image.width])
+}
+
+/// x_T of every image.
+fn read_noise(path: &Path, count: Option<usize>, [c, h, w]: [usize; 3]) -> Result<Vec<f32>> {
+    let (got, values) = read_npy_f32(path)?;
+    let n = count.map_or("n".to_string(), |n| n.to_string());
+    let fits = matches!(got[..], [n, gc, gh, gw] if n > 0 && count.is_none_or(|count| count == n) && [gc, gh, gw] == [c, h, w]);
+    if fits {
+        return Ok(values);
+    }
+    Err(Failure::usage(format!(
+        "--init-noise {}: expected an array of shape [{n}, {c}, {h}, {w}] (images, channels, height, width), got {got:?}",
+        path.display()
+    )))
+}
+
+impl Out {
+    fn of(path: Option<&Path>) -> Result<Self> {
+        let Some(path) = path else { return Ok(Self::Grid("samples.png".into())) };
+        let owned = path.to_path_buf();
+        if path.is_dir() || path.to_string_lossy().ends_with(['/', '\\']) {
+            return Ok(Self::Folder(owned));
+        }
+        match path.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase).as_deref() {
+            Some("png") => Ok(Self::Grid(owned)),
+            Some("npy") => Ok(Self::Array(owned)),
+            _ => Err(Failure::usage(format!("--out {}: not known what to write", path.display()))
+                .hint("end it in .png for a grid, in / for a folder of images, or in .npy for an array")),
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Grid(path) | Self::Folder(path) | Self::Array(path) => path,
+        }
+    }
+
+    fn refuse_existing(&self, refuse: bool) -> Result {
+        match self {
+            Self::Grid(path) | Self::Array(path) => refuse_file(path, refuse),
+            Self::Folder(path) => {
+                let taken = path.read_dir().is_ok_and(|mut entries| entries.next().is_some());
+                if taken && refuse { Err(exists(path)) } else { Ok(()) }
+            }
+        }
+    }
+
+    fn write(&self, images: &ImageBatch) -> Result {
+        match self {
+            Self::Grid(path) => save_grid(path, images, GridOptions::default())?,
+            Self::Folder(path) => save_images(path, images, 0)?,
+            Self::Array(path) => {
+                if let Some(folder) = path.parent() {
+                    std::fs::create_dir_all(folder).context(format!("cannot create {}", folder.display()))?;
+                }
+                write_npy_f32(path, &images.shape, &images.data)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+pub fn refuse_file(path: &Path, refuse: bool) -> Result {
+    if refuse && path.exists() { Err(exists(path)) } else { Ok(()) }
+}
+
+fn exists(path: &Path) -> Failure {
+    Failure::usage(format!("{} exists already", path.display())).hint("replace it with --force, or choose another name")
+}
+
+/// The states of all images by step; batches come one after the other.
+struct Frames {
+    gif: Option<TrajectoryGif>,
+    states: BTreeMap<usize, Vec<f32>>,
+}
+
+impl Frames {
+    fn take(&mut self, step: usize, x: &Tensor<4>, diffusion: &GaussianDiffusion) {
+        if self.gif.as_ref().is_some_and(|gif| gif.wants(step)) {
+            self.states.entry(step).or_default().extend(host_values(diffusion.unnormalize(x.clone())));
+        }
+    }
+
+    fn save(self, path: &Path, [c, h, w]: [usize; 3]) -> Result {
+        let Some(mut gif) = self.gif else { return Ok(()) };
+        for (step, data) in self.states {
+            let n = data.len() / (c * h * w);
+            gif.push(step, &ImageBatch::new([n, c, h, w], data)?)?;
+        }
+        Ok(gif.save(path)?)
+    }
+}
+
+/// Shows how far sampling is, and collects the trajectory.
+struct Watch {
+    progress: StderrProgress,
+    frames: Frames,
+    batch_size: usize,
+    stop: StopSignal,
+}
+
+impl Watch {
+    fn new(sample: &SampleConfig, steps: usize, trajectory: bool, stop: StopSignal) -> Self {
+        let batches = sample.num_samples.div_ceil(sample.sample_batch_size);
+        Self {
+            progress: StderrProgress::new(Task::Sample, 0, (batches * steps) as u64),
+            frames: Frames {
+                gif: trajectory.then(|| TrajectoryGif::new(steps, GridOptions::default())),
+                states: BTreeMap::new(),
+            },
+            batch_size: sample.sample_batch_size,
+            stop,
+        }
+    }
+
+    fn see(&mut self, at: &At<'_>, diffusion: &GaussianDiffusion) -> ControlFlow<()> {
+        let step = (at.images_done / self.batch_size * at.steps + at.step) as u64;
+        self.progress.update(Status { step, ..Status::default() });
+        self.frames.take(at.step - 1, at.x, diffusion);
+        if self.stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+fn report(args: &SampleArgs, out: &Out, card: &ModelCard, request: &Request<'_>, seconds: f64) -> Result {
+    let steps = request.sample.steps(card.diffusion.timesteps);
+    if args.json {
+        return output::json(&json!({
+            "out": out.path(),
+            "trajectory": args.trajectory,
+            "images": request.count,
+            "shape": request.shape,
+            "sampler": request.sample.sampler,
+            "steps": steps,
+            "seed": args.seed,
+            "weights": card.weights,
+            "step": card.step,
+            "seconds": seconds,
+        }));
+    }
+    let mut rows = Rows::default();
+    rows.row("samples", out.path().display());
+    if let Some(gif) = &args.trajectory {
+        rows.row("trajectory", gif.display());
+    }
+    output::result(rows.aligned())
+}

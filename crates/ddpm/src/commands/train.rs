@@ -1,0 +1,264 @@
+//! `ddpm train`: a recipe, flags over it, a plan, and the run.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::Args;
+use denoising_diffusion::diffusion::GaussianDiffusion;
+use denoising_diffusion::interop::write_atomically;
+use denoising_diffusion::model_file::{ModelCard, NetworkConfig, WeightsKind};
+use denoising_diffusion::models::Unet;
+use denoising_diffusion::nn::Init;
+use denoising_diffusion::recipe::Recipe;
+use denoising_diffusion::report::{Progress, Status, StderrProgress, Task};
+use denoising_diffusion::train::{Checkpoints, Event, HeldOutLoss, Outcome, Run, RunError, RunSetup, Trainer};
+use serde_json::json;
+
+use crate::failure::{Failure, FailureExt, Result, chain};
+use crate::interrupt::stop_on_ctrl_c;
+use crate::machine::MachineArgs;
+use crate::output::{self, Rows, note};
+use crate::plan::{self, Plan};
+use crate::recipe_flags::RecipeFlags;
+use crate::recipes;
+
+/// Train a network.
+///
+/// Without DATA and --config it trains on the embedded handwritten digits, by the embedded recipe `digits`. Settings are the
+/// defaults shown below, then what the recipe names, then the flags.
+#[derive(Args, Debug)]
+pub struct TrainArgs {
+    /// Folder of images (a folder per class is fine), IDX file (.gz too), .npy or .npz file, or `digits`
+    data: Option<PathBuf>,
+    /// Recipe: a TOML file, or the name of an embedded one (digits, fashion-mnist)
+    #[arg(long, value_name = "RECIPE")]
+    config: Option<String>,
+    /// Go on with the run in this folder, from its latest whole checkpoint
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "out"])]
+    resume: Option<PathBuf>,
+    /// Run folder, which must not exist or be empty [default: runs/DATA-NNN]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Print what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    machine: MachineArgs,
+    #[command(flatten)]
+    recipe: RecipeFlags,
+}
+
+pub fn run(args: &TrainArgs) -> Result {
+    let (recipe, dir) = settings(args)?;
+    let machine = if args.dry_run { args.machine.describe() } else { args.machine.start()? };
+    let plan = Plan::new(recipe, machine, dir)?;
+    if args.dry_run {
+        return if args.json { output::json(&plan.json()) } else { output::result(plan.rows().aligned()) };
+    }
+    note(plan.rows().aligned());
+    train(&plan, args)
+}
+
+/// The resolved recipe and the run folder.
+fn settings(args: &TrainArgs) -> Result<(Recipe, PathBuf)> {
+    let mut recipe = match (&args.resume, &args.config) {
+        (Some(run), _) => recipes::of_run(run)?,
+        (None, Some(name)) => recipes::load(name)?,
+        (None, None) if args.data.is_none() => recipes::load(recipes::DEFAULT)?,
+        (None, None) => Recipe::default(),
+    };
+    if args.resume.is_some()
+        && let Some(flag) = args.recipe.fixed()
+    {
+        return Err(Failure::usage(format!("{} cannot be given with --resume: it would not be the same run", flag.name()))
+            .hint("start another run, without --resume"));
+    }
+    if let Some(data) = &args.data {
+        recipe.data.path = Some(data.clone());
+    }
+    // The run folder's configuration must mean the same from everywhere.
+    if let Some(path) = recipe.data.path.as_mut().filter(|path| path.as_os_str() != "digits") {
+        *path = std::path::absolute(&*path).context(format!("cannot resolve {}", path.display()))?;
+    }
+    let recipe = args.recipe.apply(&recipe).or_usage()?;
+    let dir = match (&args.resume, &args.out) {
+        (Some(run), _) => run.clone(),
+        (None, Some(out)) => refuse_existing(out)?.to_path_buf(),
+        (None, None) => plan::default_dir(recipe.data.path.as_deref()),
+    };
+    Ok((recipe, dir))
+}
+
+/// Looks before the data are read, which can take long.
+fn refuse_existing(dir: &Path) -> Result<&Path> {
+    let taken = dir.is_file() || dir.read_dir().is_ok_and(|mut entries| entries.next().is_some());
+    if taken { Err(RunError::Exists { path: dir.to_path_buf() }.into()) } else { Ok(dir) }
+}
+
+fn train(plan: &Plan, args: &TrainArgs) -> Result {
+    let mut run = open(plan, args.resume.is_some())?;
+    let stop = stop_on_ctrl_c("finishing this step and writing a checkpoint")?;
+    let mut watch = Watch::new(run.trainer().step_count(), plan.recipe.train.steps);
+    let outcome = run.train(&stop, &mut |event| watch.see(event));
+    watch.progress.finish();
+    let outcome = outcome.map_err(|error| how_to_go_on(error, &plan.dir))?;
+    watch.report(plan, outcome, run.trainer().step_count(), args.json)?;
+    match outcome {
+        Outcome::Finished => Ok(()),
+        Outcome::Stopped => {
+            note(format!("stopped; go on with `ddpm train --resume {}`", plan.dir.display()));
+            Err(Failure::interrupted())
+        }
+    }
+}
+
+/// A new run, or one that goes on.
+fn open(plan: &Plan, resume: bool) -> Result<Run<Unet>> {
+    let Recipe { train, ema, .. } = &plan.recipe;
+    let device = &plan.machine.device;
+    let diffusion = GaussianDiffusion::new(&plan.recipe.diffusion).or_usage()?;
+    let unet = Unet::new(&plan.unet, &mut Init::new(train.seed, &device.clone().autodiff())).or_usage()?;
+    let trainer = Trainer::new(unet, diffusion, train.clone(), *ema, device);
+    if !resume {
+        return Ok(Run::create(trainer, setup(plan))?);
+    }
+    let (run, rejected) = Run::resume(trainer, setup(plan))?;
+    for passed_over in rejected {
+        note(format!("warning: passed over {}: {}", passed_over.path.display(), chain(&passed_over.error)));
+    }
+    note(format!("going on from step {}", run.trainer().step_count()));
+    if recipes::of_run(&plan.dir)? != plan.recipe {
+        let path = plan.dir.join("config.toml");
+        write_atomically(&path, |out| out.write_all(plan.recipe.to_toml().as_bytes()))?;
+    }
+    Ok(run)
+}
+
+fn setup(plan: &Plan) -> RunSetup {
+    let Recipe { data, diffusion, sample, .. } = &plan.recipe;
+    RunSetup {
+        dir: plan.dir.clone(),
+        config_toml: plan.recipe.to_toml(),
+        card: ModelCard {
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            network: NetworkConfig::Unet(plan.unet.clone()),
+            diffusion: diffusion.clone(),
+            betas: None,
+            image: plan.train.dataset().shape(),
+            weights: WeightsKind::Ema,
+            step: 0,
+            ema_decay: 0.0,
+        },
+        sample: sample.clone(),
+        train: plan.train.clone(),
+        held_out: plan.held_out.clone(),
+        flip: data.flip,
+        workers: data.workers,
+        device_name: plan.machine.name.to_string(),
+    }
+}
+
+/// After an error in the middle of a run, the checkpoints are what matters.
+fn how_to_go_on(error: RunError, dir: &Path) -> Failure {
+    let whole = matches!(Checkpoints::new(dir.join("checkpoints")).latest(), Ok(Some(_)));
+    let training = matches!(error, RunError::Training(_));
+    let failure = Failure::from(error);
+    if whole && !training {
+        failure.hint(format!("the latest checkpoint is whole: go on with `ddpm train --resume {}`", dir.display()))
+    } else {
+        failure
+    }
+}
+
+/// Shows a run's events and remembers what its result lines need.
+struct Watch {
+    progress: StderrProgress,
+    started: Instant,
+    loss: Option<f64>,
+    held_out: Option<HeldOutLoss>,
+    grid: Option<PathBuf>,
+    checkpoint: Option<PathBuf>,
+    skipped: u64,
+}
+
+impl Watch {
+    fn new(done: u64, steps: u64) -> Self {
+        Self {
+            progress: StderrProgress::new(Task::Train, done, steps),
+            started: Instant::now(),
+            loss: None,
+            held_out: None,
+            grid: None,
+            checkpoint: None,
+            skipped: 0,
+        }
+    }
+
+    fn see(&mut self, event: Event<'_>) {
+        match event {
+            Event::Step { report, images_per_s } => {
+                self.loss = Some(report.loss);
+                let (step, loss, images_per_s) = (report.step, Some(report.loss), Some(images_per_s));
+                self.progress.update(Status { step, loss, images_per_s });
+            }
+            Event::Skipped { report, cause, skipped } => {
+                self.skipped = skipped;
+                let (step, kind, tensor) = (report.step, cause.kind, &cause.tensor);
+                self.progress.note(&format!("warning: step {step} skipped: {kind} not finite, first in `{tensor}`"));
+            }
+            Event::HeldOut { step, loss } => {
+                let quarters = loss.by_quarter.map(|quarter| format!("{quarter:.4}")).join(", ");
+                let (mean, n) = (loss.mean, loss.n);
+                self.held_out = Some(*loss);
+                self.progress.note(&format!("step {step}: held-out loss {mean:.4} on {n} images (by quarter of t: {quarters})"));
+            }
+            Event::Sampling { .. } => {}
+            Event::Samples { step, path } => {
+                self.grid = Some(path.to_path_buf());
+                self.progress.note(&format!("step {step}: samples {}", path.display()));
+            }
+            Event::Checkpoint { step, path } => {
+                self.checkpoint = Some(path.to_path_buf());
+                self.progress.note(&format!("step {step}: checkpoint {}", path.display()));
+            }
+        }
+    }
+
+    fn report(&self, plan: &Plan, outcome: Outcome, step: u64, as_json: bool) -> Result {
+        if as_json {
+            return output::json(&json!({
+                "outcome": match outcome { Outcome::Finished => "finished", Outcome::Stopped => "interrupted" },
+                "run": plan.dir,
+                "step": step,
+                "steps": plan.recipe.train.steps,
+                "loss": self.loss,
+                "held_out_loss": self.held_out.map(|loss| loss.mean),
+                "held_out_loss_by_quarter": self.held_out.map(|loss| loss.by_quarter),
+                "skipped": self.skipped,
+                "grid": self.grid,
+                "checkpoint": self.checkpoint,
+                "parameters": plan.parameters,
+                "seconds": self.started.elapsed().as_secs_f64(),
+            }));
+        }
+        let mut rows = Rows::default();
+        rows.row("run folder", plan.dir.display()).row("step", format!("{step} of {}", plan.recipe.train.steps));
+        let shown = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+        let lines = [
+            ("loss", self.loss.map(|loss| format!("{loss:.4}"))),
+            ("held-out loss", self.held_out.map(|loss| format!("{:.4}", loss.mean))),
+            ("skipped steps", (self.skipped > 0).then(|| self.skipped.to_string())),
+            ("samples", shown(&self.grid)),
+            ("checkpoint", shown(&self.checkpoint)),
+        ];
+        for (name, value) in lines {
+            if let Some(value) = value {
+                rows.row(name, value);
+            }
+        }
+        output::result(rows.aligned())
+    }
+}

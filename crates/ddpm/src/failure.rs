@@ -1,0 +1,173 @@
+//! How a command ends badly: an exit code, an error with its causes, and a hint. Not here: what went wrong in the library, which says
+//! so itself.
+
+use std::error::Error;
+use std::fmt::Display;
+use std::process::ExitCode;
+
+use denoising_diffusion::data::DataError;
+use denoising_diffusion::interop::InteropError;
+use denoising_diffusion::model_file::ModelFileError;
+use denoising_diffusion::recipe::RecipeError;
+use denoising_diffusion::train::{CheckpointError, RunError};
+
+/// The exit codes beside 0 (done).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// The work could not be done.
+    Failed = 1,
+    /// The work was not understood or makes no sense.
+    Usage = 2,
+    /// Ctrl-C.
+    Interrupted = 130,
+}
+
+/// Why a command ended without success.
+#[derive(Debug)]
+pub struct Failure {
+    code: Code,
+    /// None: all has been said.
+    error: Option<anyhow::Error>,
+    hint: Option<String>,
+}
+
+/// What commands return.
+pub type Result<T = ()> = std::result::Result<T, Failure>;
+
+impl<E: Error + Send + Sync + 'static> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self { code: Code::Failed, error: Some(error.into()), hint: None }
+    }
+}
+
+impl Failure {
+    /// The work could not be done.
+    pub fn failed(message: impl Display) -> Self {
+        Self { code: Code::Failed, error: Some(anyhow::anyhow!("{message}")), hint: None }
+    }
+
+    /// The command makes no sense.
+    pub fn usage(message: impl Display) -> Self {
+        Self { code: Code::Usage, ..Self::failed(message) }
+    }
+
+    /// Ctrl-C was pressed, and the user has been told what that means.
+    pub fn interrupted() -> Self {
+        Self { code: Code::Interrupted, error: None, hint: None }
+    }
+
+    /// Says what the user can do about it.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Says what was attempted; the error so far becomes the cause.
+    pub fn context(mut self, what: impl Display) -> Self {
+        self.error = self.error.map(|error| error.context(what.to_string()));
+        self
+    }
+
+    /// The same, as wrong usage.
+    pub fn into_usage(self) -> Self {
+        Self { code: Code::Usage, ..self }
+    }
+
+    /// Tells the user, on stderr, and gives the exit code.
+    pub fn report(&self) -> ExitCode {
+        if let Some(error) = &self.error {
+            crate::output::note(self.describe(error).trim_end());
+        }
+        ExitCode::from(self.code as u8)
+    }
+
+    fn describe(&self, error: &anyhow::Error) -> String {
+        let mut text = String::new();
+        for (depth, cause) in error.chain().enumerate() {
+            let message = cause.to_string().trim_end().replace('\n', "\n    ");
+            text += &if depth == 0 { format!("error: {message}\n") } else { format!("  caused by: {message}\n") };
+            for line in details(cause) {
+                text += &format!("  {line}\n");
+            }
+        }
+        let hint = self.hint.clone().or_else(|| error.chain().find_map(hint_of));
+        hint.map(|hint| text.clone() + &format!("hint: {hint}\n")).unwrap_or(text)
+    }
+}
+
+/// For results: the same methods as on [`Failure`].
+pub trait FailureExt<T> {
+    /// Says what was attempted.
+    fn context(self, what: impl Display) -> Result<T>;
+    /// Wrong usage rather than failed work.
+    fn or_usage(self) -> Result<T>;
+}
+
+impl<T, E: Into<Failure>> FailureExt<T> for std::result::Result<T, E> {
+    fn context(self, what: impl Display) -> Result<T> {
+        self.map_err(|error| error.into().context(what))
+    }
+
+    fn or_usage(self) -> Result<T> {
+        self.map_err(|error| error.into().into_usage())
+    }
+}
+
+/// The library's hint. Errors that wrap others transparently hide them from the chain, so they are opened here.
+fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
+    if let Some(error) = error.downcast_ref::<DataError>() {
+        return error.hint();
+    }
+    if let Some(error) = error.downcast_ref::<InteropError>() {
+        return error.hint().map(str::to_string);
+    }
+    match error.downcast_ref::<RecipeError>() {
+        Some(RecipeError::Data(error)) => return hint_of(error),
+        Some(RecipeError::OutChannels { .. }) => return None,
+        _ => {}
+    }
+    if let Some(ModelFileError::File(error)) = error.downcast_ref() {
+        return hint_of(error);
+    }
+    match error.downcast_ref::<CheckpointError>() {
+        Some(CheckpointError::Weights(error)) => return hint_of(error),
+        Some(CheckpointError::Model(error)) => return hint_of(error),
+        Some(CheckpointError::NotWritten { .. }) => {
+            return Some("make room or free the folder, then go on with `ddpm train --resume RUN`".to_string());
+        }
+        _ => {}
+    }
+    match error.downcast_ref::<RunError>()? {
+        RunError::Data(error) => hint_of(error),
+        RunError::Checkpoint(error) => hint_of(error),
+        RunError::Exists { .. } => {
+            Some("go on with `ddpm train --resume RUN`, or choose another folder with --out".to_string())
+        }
+        RunError::OtherData { .. } => Some("a run goes on with the data it was started with".to_string()),
+        RunError::OtherSeed { .. } => Some("the seed stands in the run's config.toml: put it back".to_string()),
+        RunError::Training(_) => {
+            Some("look at the images, then try a lower --lr, a longer --warmup-steps or a lower --max-grad-norm".to_string())
+        }
+        _ => None,
+    }
+}
+
+/// Lines that belong to an error but not to its sentence.
+fn details(error: &(dyn Error + 'static)) -> Vec<String> {
+    let checkpoint = match error.downcast_ref() {
+        Some(RunError::Checkpoint(error)) => Some(error),
+        _ => error.downcast_ref::<CheckpointError>(),
+    };
+    match checkpoint {
+        Some(CheckpointError::NoneWhole { rejected, .. }) => {
+            rejected.iter().map(|r| format!("damaged: {}: {}", r.path.display(), chain(&r.error))).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// An error and its causes in one line.
+pub fn chain(error: &dyn Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    std::iter::once(error.to_string()).chain(causes.map(|cause| cause.to_string())).collect::<Vec<_>>().join(": ")
+}

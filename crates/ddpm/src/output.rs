@@ -1,0 +1,76 @@
+//! Where words go: results to stdout, everything else to stderr. A closed pipe ends neither with a panic.
+
+use std::io::{ErrorKind, Write};
+
+use serde_json::Value;
+
+use crate::failure::{Failure, Result};
+
+/// A line on stderr.
+pub fn note(line: impl AsRef<str>) {
+    // Nobody is left to be told if this fails.
+    let _ = writeln!(std::io::stderr(), "{}", line.as_ref());
+}
+
+/// A line of the result.
+pub fn result(line: impl AsRef<str>) -> Result {
+    match writeln!(std::io::stdout(), "{}", line.as_ref()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Failure::from(error).context("cannot write the result")),
+        _ => Ok(()),
+    }
+}
+
+/// The result as one JSON object.
+pub fn json(value: &Value) -> Result {
+    result(value.to_string())
+}
+
+/// Names and values, to be read one below the other.
+#[derive(Clone, Debug, Default)]
+pub struct Rows(Vec<(String, String)>);
+
+impl Rows {
+    /// Adds a row.
+    pub fn row(&mut self, name: impl Into<String>, value: impl std::fmt::Display) -> &mut Self {
+        self.0.push((name.into(), value.to_string()));
+        self
+    }
+
+    /// The rows as aligned lines, without the last line's end.
+    pub fn aligned(&self) -> String {
+        let width = self.0.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        let lines = self.0.iter().map(|(name, value)| format!("{name:width$}  {value}"));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// `2607681` as `2,607,681`.
+pub fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let groups: Vec<&str> = digits
+        .as_bytes()
+        .rchunks(3)
+        .rev()
+        .map(|group| std::str::from_utf8(group).unwrap_or_default())
+        .collect();
+    groups.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_are_grouped_from_the_right() {
+        for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (2_607_681, "2,607,681")] {
+            assert_eq!(thousands(number), text);
+        }
+    }
+
+    #[test]
+    fn rows_align() {
+        let mut rows = Rows::default();
+        rows.row("a", 1).row("long", "two");
+        assert_eq!(rows.aligned(), "a     1\nlong  two");
+    }
+}

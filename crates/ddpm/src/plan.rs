@@ -1,0 +1,199 @@
+//! What a training run is going to do, resolved and checked before anything is written. Not here: doing it.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use denoising_diffusion::data::{DataConfig, DataError, Dataset, ImageShape, Subset};
+use denoising_diffusion::interop::reference_layout;
+use denoising_diffusion::models::UnetConfig;
+use denoising_diffusion::recipe::{Recipe, RecipeError};
+use serde_json::{Value, json};
+
+use crate::failure::{FailureExt, Result};
+use crate::machine::Machine;
+use crate::output::{Rows, thousands};
+
+/// A run that can start.
+#[derive(Debug)]
+pub struct Plan {
+    pub recipe: Recipe,
+    /// The recipe's network for the channels of the data.
+    pub unet: UnetConfig,
+    pub train: Subset,
+    pub held_out: Subset,
+    pub machine: Machine,
+    /// The run folder.
+    pub dir: PathBuf,
+    pub parameters: u64,
+    /// Memory of the training process at its peak, bytes, estimated.
+    pub memory: u64,
+}
+
+impl Plan {
+    /// Checks the recipe, opens the data and checks one against the other.
+    pub fn new(recipe: Recipe, machine: Machine, dir: PathBuf) -> Result<Self> {
+        recipe.validate().or_usage()?;
+        let dataset = Arc::new(open_data(&recipe.data)?);
+        let unet = recipe.unet_for(dataset.shape()).or_usage()?;
+        let (train, held_out) = dataset.split_held_out(recipe.data.held_out, recipe.train.seed);
+        let (batch_size, images) = (recipe.train.batch_size, train.len());
+        if batch_size > images {
+            return Err(DataError::BatchTooLarge { batch_size, images }.into()).or_usage();
+        }
+        let parameters = parameters(&unet)?;
+        let data_bytes = if dataset.is_in_memory() { (dataset.len() * dataset.shape().len()) as u64 } else { 0 };
+        let memory = memory_estimate(&unet, parameters, dataset.shape(), batch_size)? + data_bytes;
+        Ok(Self { recipe, unet, train, held_out, machine, dir, parameters, memory })
+    }
+
+    fn dataset(&self) -> &Dataset {
+        self.train.dataset()
+    }
+
+    /// Passes over the training images.
+    fn epochs(&self) -> f64 {
+        let t = &self.recipe.train;
+        (t.steps as f64) * (t.batch_size * t.accumulate) as f64 / self.train.len() as f64
+    }
+
+    /// For people.
+    pub fn rows(&self) -> Rows {
+        let Recipe { diffusion, train, ema, .. } = &self.recipe;
+        let (summary, shape) = (self.dataset().summary(), self.dataset().shape());
+        let classes = match summary.classes.len() {
+            0 => String::new(),
+            n => format!(", {n} classes"),
+        };
+        let warmup = if train.warmup_steps > 0 { format!(", {} steps of warm-up", train.warmup_steps) } else { String::new() };
+        let mut rows = Rows::default();
+        rows.row("data", format!("{} ({})", summary.source, summary.kind))
+            .row("images", format!(
+                "{} of {shape} (channels x height x width){classes}; {} to train, {} held out",
+                thousands(summary.images as u64), thousands(self.train.len() as u64), thousands(self.held_out.len() as u64)
+            ))
+            .row("network", format!("U-Net, stages {}", stages(&self.unet)))
+            .row("parameters", thousands(self.parameters))
+            .row("diffusion", format!(
+                "T = {}, {} schedule, {}",
+                diffusion.timesteps, diffusion.beta_schedule.name(), word(&diffusion.objective)
+            ))
+            .row("optimizer", format!(
+                "Adam, lr {} ({}{warmup}), gradient norm at most {}",
+                train.lr, word(&train.lr_schedule), train.max_grad_norm
+            ))
+            .row("average", format!("EMA, decay up to {}", ema.ema_decay))
+            .row("batch", match train.accumulate {
+                1 => format!("{} images", train.batch_size),
+                n => format!("{} images x {n} accumulated", train.batch_size),
+            })
+            .row("steps", format!("{} = {:.1} epochs", thousands(train.steps), self.epochs()))
+            .row("memory", format!("about {} MiB", mib(self.memory)))
+            .row("device", format!("{}, {} threads", self.machine.name, self.machine.threads))
+            .row("run folder", self.dir.display());
+        rows
+    }
+
+    /// For programs.
+    pub fn json(&self) -> Value {
+        let (summary, shape) = (self.dataset().summary(), self.dataset().shape());
+        json!({
+            "run": self.dir,
+            "parameters": self.parameters,
+            "data": {
+                "source": summary.source, "kind": summary.kind, "images": summary.images, "shape": shape,
+                "classes": summary.classes.len(), "train": self.train.len(), "held_out": self.held_out.len(),
+            },
+            "epochs": self.epochs(),
+            "memory_mib": mib(self.memory),
+            "device": self.machine.name,
+            "threads": self.machine.threads,
+            "recipe": self.recipe,
+        })
+    }
+}
+
+/// A word of the configuration as a recipe spells it.
+pub fn word(value: &impl serde::Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(Value::String(word)) => word,
+        other => other.map(|value| value.to_string()).unwrap_or_default(),
+    }
+}
+
+/// `32, 64, 128`: the widths of the stages.
+pub fn stages(unet: &UnetConfig) -> String {
+    unet.dim_mults.iter().map(|mult| (unet.dim * mult).to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// Number of trained values of a U-Net.
+pub fn parameters(unet: &UnetConfig) -> Result<u64> {
+    let layout = reference_layout(unet).map_err(RecipeError::from)?;
+    Ok(layout.iter().map(|parameter| parameter.our_shape.iter().product::<usize>() as u64).sum())
+}
+
+fn mib(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
+}
+
+/// Opens data, telling on a terminal how many files have been checked.
+fn open_data(config: &DataConfig) -> Result<Dataset> {
+    let terminal = std::io::stderr().is_terminal();
+    let shown = AtomicUsize::new(0);
+    let progress = |done: usize, total: usize| {
+        let percent = 100 * done / total.max(1);
+        if terminal && shown.fetch_max(percent, Ordering::Relaxed) < percent {
+            let end = if done == total { "\r\x1b[K" } else { "" };
+            let _ = write!(std::io::stderr(), "\rchecking images: {percent} %{end}");
+        }
+    };
+    Ok(Dataset::open_with_progress(config, &progress)?)
+}
+
+/// What the process holds beside tensors: program, stacks, buffers of the allocator.
+const BASE_BYTES: u64 = 60 << 20;
+/// Values kept per channel and pixel of a residual block until its backward pass: inputs of two convolutions, two normalisations
+/// and two activations, their scale and shift, and their outputs.
+const PER_BLOCK: u64 = 9;
+/// The same for attention, per channel of its input.
+const PER_ATTENTION: u64 = 4;
+
+/// Memory of training at its peak, in bytes: 4 bytes x (weights, gradients, two moments, average) + 4 bytes x (what the forward
+/// pass keeps for the backward pass). The latter is counted stage by stage from the widths; it is an estimate.
+pub fn memory_estimate(unet: &UnetConfig, parameters: u64, shape: ImageShape, batch: usize) -> Result<u64> {
+    let stages = unet.stages().map_err(RecipeError::from)?;
+    let (mut kept, mut pixels) = (0_u64, (shape.height * shape.width) as u64);
+    let mut add = |pixels: u64, dim: usize, inner: usize, full: bool| {
+        let (dim, inner) = (dim as u64, inner as u64);
+        let blocks = 2 * PER_BLOCK * dim;
+        let attention = PER_ATTENTION * dim + 5 * inner + if full { pixels.min(1024) } else { inner };
+        kept += pixels * (blocks + attention);
+    };
+    for stage in &stages {
+        let inner = stage.heads * stage.dim_head;
+        add(pixels, stage.dim_in, inner, stage.full_attn); // the way down
+        add(pixels, stage.dim_out + stage.dim_in / 2, inner, stage.full_attn); // the way up, with what it is joined to
+        if stage.is_last {
+            add(pixels, stage.dim_out, inner, true);
+        } else {
+            pixels /= 4;
+        }
+    }
+    Ok(BASE_BYTES + 4 * (5 * parameters + kept * batch as u64))
+}
+
+/// A run folder's default name: `runs/NAME-001`, or the next free number.
+pub fn default_dir(data: Option<&Path>) -> PathBuf {
+    let name = data
+        .and_then(Path::file_name)
+        .map(|name| name.to_string_lossy())
+        .map_or_else(|| "digits".to_string(), |name| name.split('.').next().unwrap_or_default().to_string());
+    let name = if name.is_empty() { "run".to_string() } else { name };
+    let number = |entry: std::fs::DirEntry| {
+        entry.file_name().to_str()?.strip_prefix(&name)?.strip_prefix('-')?.parse::<u32>().ok()
+    };
+    let entries = std::fs::read_dir("runs").into_iter().flatten().flatten();
+    let last = entries.filter_map(number).max().unwrap_or(0);
+    Path::new("runs").join(format!("{name}-{:03}", last + 1))
+}

@@ -1,0 +1,441 @@
+//! A flag for every key of a recipe, from one table: what `--help` says, how values are read, and which keys a resumed run may change.
+//! Not here: what the values mean, which is the library's to say and to check.
+
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use denoising_diffusion::data::{ChannelPolicy, ImageSize};
+use denoising_diffusion::recipe::Recipe;
+use toml::{Table, Value};
+
+/// What a value looks like on the command line.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// A whole number of at least 0.
+    Whole,
+    Number,
+    /// `--key` or `--key=false`.
+    Switch,
+    Word(&'static [&'static str]),
+    /// Whole numbers, separated by commas.
+    Wholes,
+    /// One whole number, or one per stage.
+    WholePerStage,
+    /// true or false, or one of them per stage.
+    SwitchPerStage,
+    ImageSize,
+    Channels,
+}
+
+/// What a run that goes on may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// It would not be the same run.
+    Fixed,
+    Free,
+}
+
+/// One key.
+#[derive(Clone, Copy, Debug)]
+pub struct Flag {
+    pub section: &'static str,
+    pub key: &'static str,
+    pub kind: Kind,
+    pub resume: Resume,
+    pub help: &'static str,
+}
+
+use Kind::{Channels, ImageSize as Size, Number, Switch, SwitchPerStage, Whole, WholePerStage, Wholes, Word};
+use Resume::{Fixed, Free};
+
+const fn flag(section: &'static str, key: &'static str, kind: Kind, resume: Resume, help: &'static str) -> Flag {
+    Flag { section, key, kind, resume, help }
+}
+
+/// Every key of a recipe but `data.path`, which is an argument of its own, and `unet.channels`, which follows the data.
+#[rustfmt::skip] // a table is read by its columns
+pub const FLAGS: &[Flag] = &[
+    flag("data", "image_size", Size, Fixed, "Size to train at: 28, or height x width: 28x20 [default: that of the data]"),
+    flag("data", "channels", Channels, Fixed, "Channels to train on: auto, 1 (grey), 3 (RGB), ..."),
+    flag("data", "resize", Word(&["crop", "stretch", "pad"]), Fixed, "How images of another size are fitted"),
+    flag("data", "flip", Word(&["auto", "on", "off"]), Fixed, "Mirror half of the images; auto: on, but off for the digits"),
+    flag("data", "held_out", Number, Fixed, "Fraction of the images held out for the held-out loss, at most 1000 images"),
+    flag("data", "cache", Word(&["auto", "on", "off"]), Free, "Keep decoded images in memory"),
+    flag("data", "cache_mib", Whole, Free, "Largest cache that --cache auto makes, MiB"),
+    flag("data", "workers", Whole, Free, "Threads that read and decode; 0 chooses"),
+    flag("data", "max_broken", Number, Fixed, "Fraction of broken files that is skipped rather than an error"),
+    flag("data", "verify", Word(&["full", "header"]), Free, "Decode every file before training, or read headers only"),
+
+    flag("unet", "dim", Whole, Fixed, "Base width"),
+    flag("unet", "init_dim", Whole, Fixed, "Width after the first convolution [default: dim]"),
+    flag("unet", "out_dim", Whole, Fixed, "Channels of the output [default: those of the data]"),
+    flag("unet", "dim_mults", Wholes, Fixed, "Width of each stage as a multiple of dim; each stage but the last halves the size"),
+    flag("unet", "self_condition", Switch, Fixed, "Give the network its own earlier estimate (analog bits)"),
+    flag("unet", "learned_variance", Switch, Fixed, "Give the output a second half for the variance"),
+    flag("unet", "learned_sinusoidal_cond", Switch, Fixed, "Embed time by learned Fourier frequencies"),
+    flag("unet", "random_fourier_features", Switch, Fixed, "Embed time by random Fourier frequencies"),
+    flag("unet", "learned_sinusoidal_dim", Whole, Fixed, "Number of Fourier features"),
+    flag("unet", "sinusoidal_pos_emb_theta", Number, Fixed, "Base of the sinusoidal time embedding's frequencies"),
+    flag("unet", "dropout", Number, Fixed, "Dropout probability"),
+    flag("unet", "attn_dim_head", WholePerStage, Fixed, "Width of an attention head, one for all stages or one per stage"),
+    flag("unet", "attn_heads", WholePerStage, Fixed, "Attention heads, one number for all stages or one per stage"),
+    flag("unet", "full_attn", SwitchPerStage, Fixed, "Softmax (true) or linear attention (false), for all stages or per stage [default: softmax in the innermost stage]"),
+
+    flag("diffusion", "timesteps", Whole, Fixed, "T, the number of noise levels"),
+    flag("diffusion", "objective", Word(&["pred_noise", "pred_x0", "pred_v"]), Fixed, "What the network predicts"),
+    flag("diffusion", "beta_schedule", Word(&["linear", "cosine", "sigmoid"]), Fixed, "How noise grows with t"),
+    flag("diffusion", "cosine_s", Number, Fixed, "Offset of the cosine schedule [default: 0.008]"),
+    flag("diffusion", "sigmoid_start", Number, Fixed, "Where the sigmoid schedule is cut off on the left [default: -3]"),
+    flag("diffusion", "sigmoid_end", Number, Fixed, "Where the sigmoid schedule is cut off on the right [default: 3]"),
+    flag("diffusion", "sigmoid_tau", Number, Fixed, "Temperature of the sigmoid schedule [default: 1]"),
+    flag("diffusion", "auto_normalize", Switch, Fixed, "Map data in [0, 1] to [-1, 1] for the network"),
+    flag("diffusion", "offset_noise_strength", Number, Fixed, "Strength of noise that is constant over each channel"),
+    flag("diffusion", "min_snr_loss_weight", Switch, Fixed, "Weigh the loss by min(SNR, gamma)"),
+    flag("diffusion", "min_snr_gamma", Number, Fixed, "The gamma of --min-snr-loss-weight"),
+    flag("diffusion", "immiscible", Switch, Fixed, "Assign noise to the images of a batch by least distance"),
+
+    flag("train", "steps", Whole, Free, "Optimizer steps"),
+    flag("train", "batch_size", Whole, Fixed, "Images per backward pass"),
+    flag("train", "accumulate", Whole, Fixed, "Backward passes per optimizer step"),
+    flag("train", "lr", Number, Fixed, "Learning rate"),
+    flag("train", "lr_schedule", Word(&["constant", "cosine", "inverse_sqrt"]), Fixed, "How the learning rate changes after warm-up"),
+    flag("train", "warmup_steps", Whole, Fixed, "Steps over which the learning rate rises"),
+    flag("train", "adam_beta1", Number, Fixed, "Adam's decay of the first moment"),
+    flag("train", "adam_beta2", Number, Fixed, "Adam's decay of the second moment"),
+    flag("train", "adam_eps", Number, Fixed, "Adam's epsilon"),
+    flag("train", "max_grad_norm", Number, Fixed, "Scale gradients down to this norm; inf clips nothing"),
+    flag("train", "seed", Whole, Fixed, "Seed of weights, data order, noise and samples"),
+    flag("train", "save_every", Whole, Free, "Steps between checkpoints"),
+    flag("train", "sample_every", Whole, Free, "Steps between sample grids [default: as --save-every]"),
+    flag("train", "held_out_every", Whole, Free, "Steps between measurements of the held-out loss [default: as --save-every]"),
+    flag("train", "log_every", Whole, Free, "Steps between lines of the log"),
+    flag("train", "keep", Whole, Free, "Number of latest checkpoints that are kept"),
+    flag("train", "keep_every", Whole, Free, "Keep every checkpoint whose step is a multiple of this for good"),
+    flag("train", "max_skipped", Whole, Free, "End after so many steps in a row without a finite loss and gradient"),
+
+    flag("ema", "ema_decay", Number, Fixed, "Largest decay of the moving average"),
+    flag("ema", "ema_update_every", Whole, Fixed, "Steps between updates of the moving average"),
+    flag("ema", "ema_update_after_step", Whole, Fixed, "Up to this step the moving average is a copy"),
+    flag("ema", "ema_inv_gamma", Number, Fixed, "Inverse multiplicative factor of the decay's warm-up"),
+    flag("ema", "ema_power", Number, Fixed, "Exponent of the decay's warm-up"),
+    flag("ema", "ema_min_value", Number, Fixed, "Smallest decay"),
+    flag("ema", "ema_buffers", Word(&["copy", "lerp"]), Fixed, "What becomes of running statistics"),
+
+    flag("sample", "num_samples", Whole, Free, "Images per grid"),
+    flag("sample", "sampler", Word(&["ddpm", "ddim"]), Free, "Solver"),
+    flag("sample", "sampling_timesteps", Whole, Free, "Evaluations of the network per image [default: T for ddpm, at most 100 for ddim]"),
+    flag("sample", "ddim_sampling_eta", Number, Free, "Noise of ddim, 0 (none) to 1"),
+    flag("sample", "posterior_variance", Word(&["small", "large"]), Free, "Variance of the steps of ddpm"),
+    flag("sample", "sample_batch_size", Whole, Free, "Images per batch while sampling"),
+];
+
+impl Flag {
+    /// `--key`, as it is typed.
+    pub fn name(&self) -> String {
+        format!("--{}", self.long())
+    }
+
+    fn long(&self) -> String {
+        self.key.replace('_', "-")
+    }
+
+    fn heading(&self) -> &'static str {
+        match self.section {
+            "data" => "Data [data]",
+            "unet" => "Network [unet]",
+            "diffusion" => "Diffusion [diffusion]",
+            "train" => "Training [train]",
+            "ema" => "Moving average [ema]",
+            _ => "Samples [sample]",
+        }
+    }
+
+    /// The help of a flag whose key has the default that `defaults` names.
+    fn help(&self, defaults: &Table) -> String {
+        match defaults.get(self.section).and_then(|section| section.get(self.key)) {
+            Some(value) => format!("{} [default: {}]", self.help, plain(value)),
+            None => self.help.to_string(),
+        }
+    }
+
+    fn arg(&self, help: String, heading: &'static str) -> Arg {
+        let kind = self.kind;
+        let arg = Arg::new(self.key)
+            .long(self.long())
+            .help(help)
+            .help_heading(heading)
+            .value_name(kind.value_name())
+            .allow_negative_numbers(true)
+            .action(ArgAction::Set)
+            .value_parser(move |text: &str| kind.parse(text));
+        match kind {
+            Switch => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
+            _ => arg,
+        }
+    }
+}
+
+impl Kind {
+    fn value_name(self) -> &'static str {
+        match self {
+            Whole => "N",
+            Number => "X",
+            Switch => "true|false",
+            Word(_) => "WORD",
+            Wholes => "N,N,...",
+            WholePerStage => "N[,N...]",
+            SwitchPerStage => "BOOL[,BOOL...]",
+            Size => "SIZE",
+            Channels => "CHANNELS",
+        }
+    }
+
+    /// The value as a recipe holds it, or what was expected.
+    fn parse(self, text: &str) -> Result<Value, String> {
+        let expected = |what: &str| format!("expected {what}");
+        match self {
+            Whole => whole(text).ok_or_else(|| expected("a whole number of at least 0")),
+            Number => text.parse().map(Value::Float).map_err(|_| expected("a number such as 0.001 or 1e-3")),
+            Switch => switch(text).ok_or_else(|| expected("true or false")),
+            Word(words) if words.contains(&text) => Ok(Value::String(text.to_string())),
+            Word(words) => Err(expected(&words.join(", "))),
+            Wholes => list(text, whole).ok_or_else(|| expected("whole numbers such as 1,2,4")),
+            WholePerStage => {
+                one_or_list(text, whole).ok_or_else(|| expected("a whole number, or one per stage such as 4,8"))
+            }
+            SwitchPerStage => {
+                one_or_list(text, switch).ok_or_else(|| expected("true or false, or one per stage such as false,true"))
+            }
+            Size => text.parse::<ImageSize>().map(|size| Value::String(size.to_string())).map_err(|e| e.to_string()),
+            Channels => {
+                text.parse::<ChannelPolicy>().map(|policy| Value::String(policy.to_string())).map_err(|e| e.to_string())
+            }
+        }
+    }
+}
+
+fn whole(text: &str) -> Option<Value> {
+    text.parse::<i64>().ok().filter(|number| *number >= 0).map(Value::Integer)
+}
+
+fn switch(text: &str) -> Option<Value> {
+    text.parse().ok().map(Value::Boolean)
+}
+
+fn list(text: &str, item: fn(&str) -> Option<Value>) -> Option<Value> {
+    text.split(',').map(|part| item(part.trim())).collect::<Option<Vec<_>>>().map(Value::Array)
+}
+
+fn one_or_list(text: &str, item: fn(&str) -> Option<Value>) -> Option<Value> {
+    item(text).or_else(|| list(text, item))
+}
+
+/// A value as one types it.
+pub fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(items) => items.iter().map(plain).collect::<Vec<_>>().join(","),
+        other => other.to_string(),
+    }
+}
+
+/// The flags that were given, each with its value.
+#[derive(Clone, Debug, Default)]
+pub struct RecipeFlags {
+    given: Vec<(&'static Flag, Value)>,
+}
+
+impl RecipeFlags {
+    /// The recipe with these flags put over it.
+    pub fn apply(&self, recipe: &Recipe) -> Result<Recipe, toml::de::Error> {
+        let mut table = Table::try_from(recipe).unwrap_or_default();
+        for (flag, value) in &self.given {
+            if let Some(Value::Table(section)) = table.get_mut(flag.section) {
+                section.insert(flag.key.to_string(), value.clone());
+            }
+        }
+        table.try_into()
+    }
+
+    /// The first flag that a run which goes on cannot take.
+    pub fn fixed(&self) -> Option<&'static Flag> {
+        self.given.iter().map(|(flag, _)| *flag).find(|flag| flag.resume == Fixed)
+    }
+
+    /// The given flags and their values.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static Flag, &Value)> {
+        self.given.iter().map(|(flag, value)| (*flag, value))
+    }
+
+    /// One given flag alone.
+    pub fn only(&self, key: &str) -> Self {
+        Self { given: self.given.iter().filter(|(flag, _)| flag.key == key).cloned().collect() }
+    }
+
+    fn read(matches: &ArgMatches, wanted: impl Fn(&Flag) -> bool) -> Self {
+        let value = |flag: &'static Flag| Some((flag, matches.get_one::<Value>(flag.key)?.clone()));
+        Self { given: FLAGS.iter().filter(|flag| wanted(flag)).filter_map(value).collect() }
+    }
+}
+
+/// All of them: for `train`.
+impl Args for RecipeFlags {
+    fn augment_args(command: Command) -> Command {
+        let defaults = Table::try_from(Recipe::default()).unwrap_or_default();
+        FLAGS.iter().fold(command, |command, flag| command.arg(flag.arg(flag.help(&defaults), flag.heading())))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for RecipeFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        Ok(Self::read(matches, |_| true))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+/// Those that say what a file of weights does not say.
+#[derive(Clone, Debug, Default)]
+pub struct UntoldFlags(pub RecipeFlags);
+
+/// Keys that decide what a network's output means and that weights may not tell.
+const UNTOLD: &[&str] = &[
+    "image_size",
+    "timesteps",
+    "objective",
+    "beta_schedule",
+    "cosine_s",
+    "sigmoid_start",
+    "sigmoid_end",
+    "sigmoid_tau",
+    "auto_normalize",
+    "sinusoidal_pos_emb_theta",
+];
+
+impl Args for UntoldFlags {
+    fn augment_args(command: Command) -> Command {
+        let heading = "What the file does not say (`ddpm info` tells what it says)";
+        FLAGS.iter().filter(|flag| UNTOLD.contains(&flag.key)).fold(command, |command, flag| {
+            let help = flag.help.split(" [default").next().unwrap_or(flag.help);
+            command.arg(flag.arg(help.to_string(), heading))
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for UntoldFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        Ok(Self(RecipeFlags::read(matches, |flag| UNTOLD.contains(&flag.key))))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<RecipeFlags, clap::Error> {
+        let command = RecipeFlags::augment_args(Command::new("t").no_binary_name(true));
+        RecipeFlags::from_arg_matches(&command.try_get_matches_from(args)?)
+    }
+
+    #[test]
+    fn the_table_covers_the_recipe_exactly() {
+        let serde_json::Value::Object(sections) = serde_json::to_value(Recipe::default()).unwrap() else { panic!() };
+        let mut keys: BTreeSet<(String, String)> = sections
+            .iter()
+            .flat_map(|(section, keys)| keys.as_object().unwrap().keys().map(|key| (section.clone(), key.clone())))
+            .collect();
+        // These two are absent from a default recipe; the others below are no flags.
+        keys.insert(("data".into(), "image_size".into()));
+        keys.remove(&("data".into(), "path".into()));
+        keys.remove(&("unet".into(), "channels".into()));
+        let flags: BTreeSet<(String, String)> = FLAGS.iter().map(|f| (f.section.into(), f.key.into())).collect();
+        assert_eq!(flags, keys);
+        assert_eq!(flags.len(), FLAGS.len());
+    }
+
+    #[test]
+    fn every_flag_takes_its_own_default_and_the_help_shows_it() {
+        let defaults = Table::try_from(Recipe::default()).unwrap();
+        for flag in FLAGS {
+            let help = flag.help(&defaults);
+            match defaults[flag.section].get(flag.key) {
+                Some(value) => {
+                    let text = plain(value);
+                    assert!(help.ends_with(&format!("[default: {text}]")), "{help}");
+                    let given = parse(&[&format!("{}={text}", flag.name())]).unwrap();
+                    assert_eq!(given.apply(&Recipe::default()).unwrap(), Recipe::default(), "{}", flag.key);
+                }
+                None => assert!(help.contains("[default: ") || flag.key == "keep_every", "{help}"),
+            }
+        }
+    }
+
+    #[test]
+    fn words_are_those_that_the_library_takes() {
+        for flag in FLAGS {
+            let Word(words) = flag.kind else { continue };
+            for word in words {
+                let given = parse(&[&format!("{}={word}", flag.name())]).unwrap();
+                assert!(given.apply(&Recipe::default()).is_ok(), "{} {word}", flag.key);
+            }
+        }
+    }
+
+    #[test]
+    fn values_are_read_by_kind() {
+        let given = parse(&[
+            "--dim-mults", "1,3", "--image-size", "28x20", "--channels", "3", "--lr", "1", "--max-grad-norm", "inf",
+            "--self-condition", "--auto-normalize=false", "--attn-heads", "2,4", "--attn-dim-head", "8", "--full-attn",
+            "false", "--sigmoid-start", "-2.5",
+        ])
+        .unwrap();
+        let recipe = given.apply(&Recipe::default()).unwrap();
+        assert_eq!(recipe.unet.dim_mults, [1, 3]);
+        assert_eq!(recipe.data.image_size.unwrap().width, 20);
+        assert_eq!(recipe.data.channels, ChannelPolicy::Exact(3));
+        assert_eq!((recipe.train.lr, recipe.train.max_grad_norm), (1.0, f64::INFINITY));
+        assert!(recipe.unet.self_condition && !recipe.diffusion.auto_normalize);
+        assert_eq!(recipe.unet.attn_heads.resolve(2).unwrap(), [2, 4]);
+        assert_eq!(recipe.unet.full_attn.unwrap().resolve(3).unwrap(), [false; 3]);
+        assert_eq!(recipe.diffusion.sigmoid_start, Some(-2.5));
+    }
+
+    #[test]
+    fn a_wrong_value_names_the_flag_and_what_was_expected() {
+        for (args, flag, expected) in [
+            (["--lr", "fast"], "--lr", "a number"),
+            (["--steps", "-1"], "--steps", "a whole number"),
+            (["--steps", "1.5"], "--steps", "a whole number"),
+            (["--dim-mults", "1,x"], "--dim-mults", "1,2,4"),
+            (["--objective", "eps2"], "--objective", "pred_noise, pred_x0, pred_v"),
+            (["--image-size", "0"], "--image-size", "28x20"),
+            (["--channels", "grey"], "--channels", "auto"),
+            (["--full-attn", "1"], "--full-attn", "false,true"),
+        ] {
+            let text = parse(&args).unwrap_err().to_string();
+            assert!(text.contains(flag) && text.contains(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_a_resumed_run_may_not_change_is_found() {
+        assert_eq!(parse(&["--steps", "9", "--lr", "1"]).unwrap().fixed().unwrap().name(), "--lr");
+        assert!(parse(&["--steps", "9", "--sampler", "ddpm"]).unwrap().fixed().is_none());
+    }
+}

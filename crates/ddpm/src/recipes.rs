@@ -1,0 +1,71 @@
+//! Recipes by name or path, with errors that name the line. Not here: flags that are put over them.
+
+use std::path::Path;
+
+use denoising_diffusion::recipe::{Recipe, RecipeError};
+
+use crate::failure::{Failure, FailureExt, Result};
+
+/// Recipes that are part of the program.
+const EMBEDDED: &[(&str, &str)] = &[
+    ("digits", include_str!("../../../recipes/digits.toml")),
+    ("fashion-mnist", include_str!("../../../recipes/fashion-mnist.toml")),
+];
+
+/// The recipe of `ddpm train` without data and recipe.
+pub const DEFAULT: &str = "digits";
+
+/// A recipe by the name of an embedded one, or from a file.
+pub fn load(name_or_path: &str) -> Result<Recipe> {
+    if let Some((name, text)) = EMBEDDED.iter().find(|(name, _)| *name == name_or_path) {
+        return parse(text, &format!("the embedded recipe {name}"));
+    }
+    let path = Path::new(name_or_path);
+    let text = std::fs::read_to_string(path)
+        .context(format!("cannot read the recipe {}", path.display()))
+        .map_err(|failure| failure.hint(format!("give a TOML file, or one of {}", names())))
+        .or_usage()?;
+    parse(&text, &path.display().to_string())
+}
+
+/// The recipe that a run was started with.
+pub fn of_run(run: &Path) -> Result<Recipe> {
+    let path = run.join("config.toml");
+    let text = std::fs::read_to_string(&path)
+        .context(format!("{} is no run folder: cannot read its config.toml", run.display()))
+        .map_err(|failure| failure.hint("give the folder that `ddpm train` named at its start, such as runs/digits-001"))?;
+    parse(&text, &path.display().to_string())
+}
+
+/// Names of the embedded recipes.
+pub fn names() -> String {
+    EMBEDDED.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
+}
+
+fn parse(text: &str, source: &str) -> Result<Recipe> {
+    Recipe::from_toml(text).map_err(|error| {
+        let RecipeError::Toml(error) = error else {
+            return Failure::from(error).context(format!("{source} is no recipe")).into_usage();
+        };
+        let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+        let at = line.map_or_else(|| source.to_string(), |line| format!("{source}, line {line}"));
+        let message = error.message().trim_end();
+        match line.and_then(|line| text.lines().nth(line - 1)).map(str::trim) {
+            Some(shown) if !shown.is_empty() => Failure::usage(format!("{at}: {message} (in `{shown}`)")),
+            _ => Failure::usage(format!("{at}: {message}")),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn embedded_recipes_are_valid() {
+        for (name, _) in EMBEDDED {
+            load(name).unwrap().validate().unwrap();
+        }
+        assert!(EMBEDDED.iter().any(|(name, _)| *name == DEFAULT));
+    }
+}

@@ -1,0 +1,95 @@
+//! Reading golden files, and comparing with them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use denoising_diffusion::interop::{StateDict, TensorData as HostTensor, to_ours};
+use denoising_diffusion::models::{Unet, UnetConfig};
+use denoising_diffusion::nn::{Init, params};
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+
+/// A golden file: tensors as f32, and the configuration in its metadata.
+pub struct Golden {
+    tensors: BTreeMap<String, HostTensor>,
+    pub config: Value,
+}
+
+impl Golden {
+    pub fn open(name: &str) -> Self {
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.safetensors"));
+        let bytes = std::fs::read(&path).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let tensors = file.iter().map(|(name, view)| {
+            let values = match view.dtype() {
+                Dtype::F32 => numbers(view.data(), |b: [u8; 4]| f32::from_le_bytes(b)),
+                Dtype::F64 => numbers(view.data(), |b: [u8; 8]| f64::from_le_bytes(b) as f32),
+                Dtype::I64 => numbers(view.data(), |b: [u8; 8]| i64::from_le_bytes(b) as f32),
+                Dtype::U8 => numbers(view.data(), |b: [u8; 1]| f32::from(b[0])),
+                other => panic!("{name} is {other:?}"),
+            };
+            (name.to_string(), HostTensor { shape: view.shape().to_vec(), values })
+        });
+        let metadata = SafeTensors::read_metadata(&bytes).unwrap().1.metadata().clone().unwrap();
+        Self { tensors: tensors.collect(), config: serde_json::from_str(&metadata["config"]).unwrap() }
+    }
+
+    pub fn host(&self, name: &str) -> &HostTensor {
+        self.tensors.get(name).unwrap_or_else(|| panic!("no tensor {name}"))
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    pub fn values(&self, name: &str) -> &[f32] {
+        &self.host(name).values
+    }
+
+    pub fn indices(&self, name: &str) -> Vec<usize> {
+        self.values(name).iter().map(|&v| v as usize).collect()
+    }
+
+    pub fn tensor<const D: usize>(&self, name: &str, device: &Device) -> Tensor<D> {
+        let host = self.host(name);
+        let shape: [usize; D] = host.shape.clone().try_into().unwrap_or_else(|_| panic!("{name}: {:?}", host.shape));
+        Tensor::from_data(TensorData::new(host.values.clone(), shape), device)
+    }
+
+    /// The tensors under a prefix, without it.
+    pub fn under(&self, prefix: &str) -> StateDict {
+        let mut state = StateDict::new();
+        for (name, tensor) in &self.tensors {
+            if let Some(name) = name.strip_prefix(prefix) {
+                state.insert(name, tensor.clone());
+            }
+        }
+        state
+    }
+
+    /// The U-Net whose options stand under `key`, with the parameters under `prefix`, on `device`.
+    pub fn unet(&self, key: &str, prefix: &str, device: &Device) -> Unet {
+        let config: UnetConfig = serde_json::from_value(self.config[key].clone()).unwrap();
+        let unet = Unet::new(&config, &mut Init::new(0, device)).unwrap();
+        params::load_state_dict(unet, &to_ours(&self.under(prefix)).unwrap()).unwrap()
+    }
+}
+
+fn numbers<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+    bytes.chunks_exact(N).map(|chunk| read(chunk.try_into().unwrap())).collect()
+}
+
+/// The largest difference is at most `tolerance * max(1, largest expected value)`.
+pub fn assert_close(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(got.len(), expected.len(), "{what}: length");
+    let scale = expected.iter().fold(1.0_f32, |most, v| most.max(v.abs()));
+    let worst = got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0_f32, |most, difference| {
+        if difference.is_nan() { f32::INFINITY } else { most.max(difference) }
+    });
+    assert!(worst <= tolerance * scale, "{what}: differs by {worst:e}, values up to {scale}");
+}
+
+pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    params::host_values(tensor)
+}

@@ -1,0 +1,9 @@
+//! What the reference computes, against what we compute. `tools/parity` made the numbers; each file's metadata say from which calls.
+
+mod golden;
+mod layers;
+mod losses;
+mod optimizer;
+mod sampling;
+mod schedules;
+mod unets;

@@ -1,0 +1,156 @@
+//! `GaussianDiffusion.p_sample`, `p_sample_loop`, `ddim_sample` and `interpolate` on injected noise.
+
+use burn::tensor::{Device, Tensor};
+use denoising_diffusion::diffusion::{BetaSchedule, GaussianConfig, GaussianDiffusion, NoiseLevel, Objective};
+use denoising_diffusion::models::Unet;
+use denoising_diffusion::nn::{Eval, EvalMode};
+use denoising_diffusion::sampler::{PosteriorVariance, Step, ddim, ddpm, ignore, interpolate};
+
+use crate::golden::{Golden, assert_close, values};
+
+struct Case {
+    golden: Golden,
+    device: Device,
+}
+
+impl Case {
+    fn open() -> Self {
+        Self { golden: Golden::open("sampling"), device: Device::flex() }
+    }
+
+    fn unet(&self, key: &str, prefix: &str) -> Eval<Unet> {
+        self.golden.unet(key, prefix, &self.device).eval()
+    }
+
+    /// `[draws, b, c, h, w]` as one tensor per draw.
+    fn noises(&self, name: &str) -> Vec<Tensor<4>> {
+        let all = self.golden.tensor::<5>(name, &self.device);
+        all.iter_dim(0).map(|one| one.squeeze_dim(0)).collect()
+    }
+
+    fn check_trajectory(&self, name: &str, unet_key: &str, prefix: &str) {
+        let options = &self.golden.config["trajectories"][name];
+        let config = GaussianConfig {
+            timesteps: options["timesteps"].as_u64().unwrap() as usize,
+            objective: serde_json::from_value(options["objective"].clone()).unwrap(),
+            beta_schedule: serde_json::from_value(options["beta_schedule"].clone()).unwrap(),
+            ..GaussianConfig::default()
+        };
+        let diffusion = GaussianDiffusion::new(&config).unwrap();
+        let unet = self.unet(unet_key, prefix);
+        let denoiser = diffusion.denoiser(&unet);
+        let x = self.golden.tensor::<4>(&format!("{name}.x_T"), &self.device);
+        let noises = self.noises(&format!("{name}.noise"));
+        let expected = self.golden.tensor::<5>(&format!("{name}.images"), &self.device);
+
+        let mut compare = |step: &Step<'_, 4>| {
+            let image = expected.clone().narrow(1, step.index + 1, 1).squeeze_dim::<4>(1);
+            let got = diffusion.unnormalize(step.x.clone());
+            assert_close(&format!("{name} step {}", step.index), &values(got), &values(image), 1e-4);
+            std::ops::ControlFlow::Continue(())
+        };
+        match options["sampling_timesteps"].as_u64() {
+            Some(steps) => {
+                let levels = diffusion.spaced_levels(steps as usize);
+                let eta = options["eta"].as_f64().unwrap();
+                ddim(&denoiser, x, &levels, eta, &mut noises.as_slice(), &mut compare).unwrap();
+            }
+            None => {
+                let levels = diffusion.all_levels();
+                let variance = PosteriorVariance::Small;
+                ddpm(&denoiser, x, &levels, variance, &mut noises.as_slice(), &mut compare).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn single_ancestral_steps() {
+    let case = Case::open();
+    let unet = case.unet("unet", "state.");
+    for (name, objective, beta_schedule) in [
+        ("pred_noise", Objective::PredNoise, BetaSchedule::Linear),
+        ("pred_x0", Objective::PredX0, BetaSchedule::Cosine),
+        ("pred_v", Objective::PredV, BetaSchedule::Sigmoid),
+    ] {
+        let config = GaussianConfig { timesteps: 50, objective, beta_schedule, ..GaussianConfig::default() };
+        let diffusion = GaussianDiffusion::new(&config).unwrap();
+        for t in [0, 25, 49] {
+            let next = if t == 0 { NoiseLevel::CLEAN } else { diffusion.level(t - 1) };
+            let levels = [diffusion.level(t), next];
+            let x = case.golden.tensor::<4>("p_sample.x", &case.device);
+            let noise = [case.golden.tensor::<4>("p_sample.noise", &case.device)];
+            let mut x_start = None;
+            let mut keep = |step: &Step<'_, 4>| {
+                x_start = Some(step.x_start.clone());
+                std::ops::ControlFlow::Continue(())
+            };
+            let denoiser = diffusion.denoiser(&unet);
+            let out = ddpm(&denoiser, x, &levels, PosteriorVariance::Small, &mut noise.as_slice(), &mut keep).unwrap();
+            let key = |what: &str| format!("p_sample.{name}.t{t}.{what}");
+            assert_close(&key("output"), &values(out), case.golden.values(&key("output")), 1e-4);
+            if case.golden.has(&key("x_start")) {
+                let got = values(x_start.unwrap());
+                assert_close(&key("x_start"), &got, case.golden.values(&key("x_start")), 1e-4);
+            }
+        }
+    }
+}
+
+#[test]
+fn ancestral_trajectories() {
+    Case::open().check_trajectory("ddpm", "unet", "state.");
+    Case::open().check_trajectory("ddpm_noise", "unet", "state.");
+}
+
+#[test]
+fn ddim_trajectories() {
+    Case::open().check_trajectory("ddim_eta0", "unet", "state.");
+    Case::open().check_trajectory("ddim_eta07", "unet", "state.");
+}
+
+#[test]
+fn self_conditioned_trajectory() {
+    Case::open().check_trajectory("ddim_self_cond", "unet_self_cond", "self_cond.state.");
+}
+
+#[test]
+fn spacing_of_ddim_times() {
+    let golden = Golden::open("sampling");
+    for (timesteps, steps) in [(1000, 250), (1000, 50), (1000, 26), (1000, 7), (100, 90), (50, 10), (50, 1)] {
+        let config = GaussianConfig { timesteps, ..GaussianConfig::default() };
+        let levels = GaussianDiffusion::new(&config).unwrap().spaced_levels(steps);
+        let times: Vec<f32> = levels.iter().map(|level| level.time as f32).collect();
+        assert_eq!(times, golden.values(&format!("ddim_times.{timesteps}.{steps}")), "{timesteps} {steps}");
+    }
+}
+
+/// The reference noises to t and denoises from t - 1; given its two levels, we take the same steps.
+#[test]
+fn interpolation() {
+    let case = Case::open();
+    let diffusion = GaussianDiffusion::new(&GaussianConfig { timesteps: 50, ..GaussianConfig::default() }).unwrap();
+    let unet = case.unet("unet", "state.");
+    let tensor = |name: &str| case.golden.tensor::<4>(&format!("interpolate.{name}"), &case.device);
+    let noises = case.noises("interpolate.noise");
+    let level = diffusion.level(20);
+    let noised = |x: &str, noise: &str| tensor(x) * level.alpha + tensor(noise) * level.sigma;
+    let mixed = noised("x1", "noise1") * 0.7 + noised("x2", "noise2") * 0.3;
+    let levels: Vec<NoiseLevel> = diffusion.all_levels().split_off(50 - 20);
+    let denoiser = diffusion.denoiser(&unet);
+    let small = PosteriorVariance::Small;
+    let reference = ddpm(&denoiser, mixed, &levels, small, &mut noises.as_slice(), &mut ignore).unwrap();
+    assert_close("reference", &values(reference), case.golden.values("interpolate.output"), 1e-4);
+
+    // Ours starts one level higher. At the ends it is the denoised image itself.
+    let levels: Vec<NoiseLevel> = diffusion.all_levels().split_off(50 - 21);
+    let run = |lambda: f64, x2: &str, n2: &str| {
+        let data = [tensor("x1"), tensor(x2)];
+        let start = [tensor("noise1"), tensor(n2)];
+        let mut step_noise = noises.iter().cloned().chain([tensor("noise1")]).collect::<Vec<_>>();
+        step_noise.rotate_right(1);
+        let source = &mut step_noise.as_slice();
+        values(interpolate(&denoiser, data, lambda, &levels, start, source, &mut ignore).unwrap())
+    };
+    assert_close("lambda 0 ignores x2", &run(0.0, "x2", "noise2"), &run(0.4, "x1", "noise1"), 1e-4);
+}

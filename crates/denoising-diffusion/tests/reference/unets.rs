@@ -1,0 +1,87 @@
+//! `Unet(...)`: forward passes of seven option sets, and all gradients of one.
+
+use burn::tensor::Device;
+use denoising_diffusion::interop::{StateDict, to_ours};
+use denoising_diffusion::models::{Network, NetworkInput, Unet};
+use denoising_diffusion::nn::EvalMode;
+use denoising_diffusion::train::NamedGradients;
+
+use crate::golden::{Golden, assert_close, values};
+
+fn check_forward(name: &str) {
+    let golden = Golden::open(name);
+    let device = Device::flex();
+    let unet = golden.unet("unet", "state.", &device.clone().autodiff()).eval();
+    let run = |x_self_cond: Option<&str>| {
+        let (x, time) = (golden.tensor("x", &device), golden.tensor("time", &device));
+        let x_self_cond = x_self_cond.map(|name| golden.tensor(name, &device));
+        values(unet.forward(NetworkInput { x, time, x_self_cond }))
+    };
+    let with = golden.has("x_self_cond").then_some("x_self_cond");
+    assert_close(name, &run(with), golden.values("output"), 1e-4);
+    if golden.has("output_no_self_cond") {
+        assert_close(name, &run(None), golden.values("output_no_self_cond"), 1e-4);
+    }
+}
+
+#[test]
+fn base() {
+    check_forward("unet_base");
+}
+
+#[test]
+fn rectangular_with_heads_per_stage() {
+    check_forward("unet_rect");
+}
+
+#[test]
+fn self_conditioned() {
+    check_forward("unet_selfcond");
+}
+
+#[test]
+fn full_attention_everywhere() {
+    check_forward("unet_full_attn");
+}
+
+#[test]
+fn random_fourier_time_and_learned_variance() {
+    check_forward("unet_fourier");
+}
+
+#[test]
+fn learned_fourier_time() {
+    check_forward("unet_learned_fourier");
+}
+
+#[test]
+fn other_theta_and_attention_in_the_middle_stage() {
+    check_forward("unet_odd");
+}
+
+#[test]
+fn every_gradient_of_a_whole_network() {
+    let golden = Golden::open("unet_base");
+    let device = Device::flex().autodiff();
+    let unet: Unet = golden.unet("unet", "state.", &device);
+    let x = golden.tensor::<4>("x", &device).require_grad();
+    let output = unet.forward(NetworkInput { x: x.clone(), time: golden.tensor("time", &device), x_self_cond: None });
+    let loss = (output * golden.tensor("cotangent", &device)).sum();
+
+    let expected = to_ours(&golden.under("grad_state.")).unwrap();
+    let mut gradients = loss.backward();
+    check_gradients(NamedGradients::take(&unet, &mut gradients), &expected);
+    let gradient = x.grad(&gradients).unwrap();
+    assert_close("x", &values(gradient), golden.values("grad_input.x"), 1e-4);
+}
+
+/// Every expected gradient is there, and no other.
+pub fn check_gradients(gradients: NamedGradients, expected: &StateDict) {
+    let mut seen = 0;
+    for (name, gradient) in gradients.iter() {
+        let expected = expected.get(name).unwrap_or_else(|| panic!("no gradient expected for {name}"));
+        assert_close(name, &values(gradient.clone()), &expected.values, 1e-4);
+        seen += 1;
+    }
+    assert_eq!(seen, expected.len());
+}
