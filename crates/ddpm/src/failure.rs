@@ -145,9 +145,9 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
         }
         RunError::OtherData { .. } => Some("a run goes on with the data it was started with".to_string()),
         RunError::OtherSeed { .. } => Some("the seed stands in the run's config.toml: put it back".to_string()),
-        RunError::Training(_) => {
-            Some("look at the images, then try a lower --lr, a longer --warmup-steps or a lower --max-grad-norm".to_string())
-        }
+        RunError::Training(_) => Some(
+            "look at the images, then try a lower --lr, a longer --warmup-steps or a lower --max-grad-norm".to_string(),
+        ),
         _ => None,
     }
 }
@@ -168,6 +168,10 @@ fn details(error: &(dyn Error + 'static)) -> Vec<String> {
 
 /// An error and its causes in one line.
 pub fn chain(error: &dyn Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    std::iter::once(error.to_string()).chain(causes.map(|cause| cause.to_string())).collect::<Vec<_>>().join(": ")
+    let (mut text, mut cause) = (error.to_string(), error.source());
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
 }

@@ -17,9 +17,10 @@ use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 
-use commands::{bench, sample, train};
+use commands::{bench, convert, info, inspect, sample, train};
 use failure::{Failure, Result};
 
 /// Train, sample and inspect denoising diffusion models.
@@ -33,8 +34,15 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Train(Box<train::TrainArgs>),
-    Sample(sample::SampleArgs),
+    Sample(Box<sample::SampleArgs>),
+    Inspect(inspect::InspectArgs),
+    Info(info::InfoArgs),
+    Convert(Box<convert::ConvertArgs>),
     Bench(bench::BenchArgs),
+    /// Print a script that completes commands and flags in a shell.
+    Completions {
+        shell: Shell,
+    },
 }
 
 fn main() -> ExitCode {
@@ -42,12 +50,22 @@ fn main() -> ExitCode {
     let result = without_panic(|| match command {
         Command::Train(args) => train::run(&args),
         Command::Sample(args) => sample::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Info(args) => info::run(&args),
+        Command::Convert(args) => convert::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Completions { shell } => completions(shell),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
+}
+
+fn completions(shell: Shell) -> Result {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "ddpm", &mut script);
+    output::result(String::from_utf8_lossy(&script).trim_end())
 }
 
 /// A panic is a defect of ours; the user gets one line all the same, and what is on disk is left as it is.

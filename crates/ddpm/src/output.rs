@@ -15,7 +15,9 @@ pub fn note(line: impl AsRef<str>) {
 /// A line of the result.
 pub fn result(line: impl AsRef<str>) -> Result {
     match writeln!(std::io::stdout(), "{}", line.as_ref()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Failure::from(error).context("cannot write the result")),
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::from(error).context("cannot write the result"))
+        }
         _ => Ok(()),
     }
 }
@@ -47,12 +49,8 @@ impl Rows {
 /// `2607681` as `2,607,681`.
 pub fn thousands(number: u64) -> String {
     let digits = number.to_string();
-    let groups: Vec<&str> = digits
-        .as_bytes()
-        .rchunks(3)
-        .rev()
-        .map(|group| std::str::from_utf8(group).unwrap_or_default())
-        .collect();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).unwrap_or_default()).collect();
     groups.join(",")
 }
 

@@ -40,7 +40,7 @@ impl Plan {
         let (train, held_out) = dataset.split_held_out(recipe.data.held_out, recipe.train.seed);
         let (batch_size, images) = (recipe.train.batch_size, train.len());
         if batch_size > images {
-            return Err(DataError::BatchTooLarge { batch_size, images }.into()).or_usage();
+            return Err(DataError::BatchTooLarge { batch_size, images }).or_usage();
         }
         let parameters = parameters(&unet)?;
         let data_bytes = if dataset.is_in_memory() { (dataset.len() * dataset.shape().len()) as u64 } else { 0 };
@@ -66,28 +66,47 @@ impl Plan {
             0 => String::new(),
             n => format!(", {n} classes"),
         };
-        let warmup = if train.warmup_steps > 0 { format!(", {} steps of warm-up", train.warmup_steps) } else { String::new() };
+        let warmup =
+            if train.warmup_steps > 0 { format!(", {} steps of warm-up", train.warmup_steps) } else { String::new() };
         let mut rows = Rows::default();
         rows.row("data", format!("{} ({})", summary.source, summary.kind))
-            .row("images", format!(
-                "{} of {shape} (channels x height x width){classes}; {} to train, {} held out",
-                thousands(summary.images as u64), thousands(self.train.len() as u64), thousands(self.held_out.len() as u64)
-            ))
+            .row(
+                "images",
+                format!(
+                    "{} of {shape} (channels x height x width){classes}; {} to train, {} held out",
+                    thousands(summary.images as u64),
+                    thousands(self.train.len() as u64),
+                    thousands(self.held_out.len() as u64)
+                ),
+            )
             .row("network", format!("U-Net, stages {}", stages(&self.unet)))
             .row("parameters", thousands(self.parameters))
-            .row("diffusion", format!(
-                "T = {}, {} schedule, {}",
-                diffusion.timesteps, diffusion.beta_schedule.name(), word(&diffusion.objective)
-            ))
-            .row("optimizer", format!(
-                "Adam, lr {} ({}{warmup}), gradient norm at most {}",
-                train.lr, word(&train.lr_schedule), train.max_grad_norm
-            ))
+            .row(
+                "diffusion",
+                format!(
+                    "T = {}, {} schedule, {}",
+                    diffusion.timesteps,
+                    diffusion.beta_schedule.name(),
+                    word(&diffusion.objective)
+                ),
+            )
+            .row(
+                "optimizer",
+                format!(
+                    "Adam, lr {} ({}{warmup}), gradient norm at most {}",
+                    train.lr,
+                    word(&train.lr_schedule),
+                    train.max_grad_norm
+                ),
+            )
             .row("average", format!("EMA, decay up to {}", ema.ema_decay))
-            .row("batch", match train.accumulate {
-                1 => format!("{} images", train.batch_size),
-                n => format!("{} images x {n} accumulated", train.batch_size),
-            })
+            .row(
+                "batch",
+                match train.accumulate {
+                    1 => format!("{} images", train.batch_size),
+                    n => format!("{} images x {n} accumulated", train.batch_size),
+                },
+            )
             .row("steps", format!("{} = {:.1} epochs", thousands(train.steps), self.epochs()))
             .row("memory", format!("about {} MiB", mib(self.memory)))
             .row("device", format!("{}, {} threads", self.machine.name, self.machine.threads))

@@ -400,9 +400,26 @@ mod tests {
     #[test]
     fn values_are_read_by_kind() {
         let given = parse(&[
-            "--dim-mults", "1,3", "--image-size", "28x20", "--channels", "3", "--lr", "1", "--max-grad-norm", "inf",
-            "--self-condition", "--auto-normalize=false", "--attn-heads", "2,4", "--attn-dim-head", "8", "--full-attn",
-            "false", "--sigmoid-start", "-2.5",
+            "--dim-mults",
+            "1,3",
+            "--image-size",
+            "28x20",
+            "--channels",
+            "3",
+            "--lr",
+            "1",
+            "--max-grad-norm",
+            "inf",
+            "--self-condition",
+            "--auto-normalize=false",
+            "--attn-heads",
+            "2,4",
+            "--attn-dim-head",
+            "8",
+            "--full-attn",
+            "false",
+            "--sigmoid-start",
+            "-2.5",
         ])
         .unwrap();
         let recipe = given.apply(&Recipe::default()).unwrap();

@@ -33,7 +33,9 @@ pub fn of_run(run: &Path) -> Result<Recipe> {
     let path = run.join("config.toml");
     let text = std::fs::read_to_string(&path)
         .context(format!("{} is no run folder: cannot read its config.toml", run.display()))
-        .map_err(|failure| failure.hint("give the folder that `ddpm train` named at its start, such as runs/digits-001"))?;
+        .map_err(|failure| {
+            failure.hint("give the folder that `ddpm train` named at its start, such as runs/digits-001")
+        })?;
     parse(&text, &path.display().to_string())
 }
 

@@ -81,8 +81,9 @@ impl Found {
         let recipe = recipes::of_run(target)?;
         let checkpoints = Checkpoints::new(target.join("checkpoints"));
         let Some((_, folder, rejected)) = checkpoints.latest()? else {
-            return Err(RunError::NothingToResume { path: target.to_path_buf() }.into())
-                .map_err(|failure: Failure| failure.hint("train until the first checkpoint is written (--save-every)"));
+            return Err(RunError::NothingToResume { path: target.to_path_buf() }.into()).map_err(|failure: Failure| {
+                failure.hint("train until the first checkpoint is written (--save-every)")
+            });
         };
         for passed_over in rejected {
             note(format!("warning: passed over {}: {}", passed_over.path.display(), chain(&passed_over.error)));

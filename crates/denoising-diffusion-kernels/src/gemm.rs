@@ -25,7 +25,7 @@ pub(crate) enum AddTo<'a> {
 }
 
 simd_fn! {
-    /// dst[i, j] = (AddTo) + sum over t, k of rows[i / 6, t][i % 6][k] * b[j / 16, t len + k, j % 16]
+    /// `dst[i, j] = (AddTo) + sum over t, k of rows[i / 6, t][i % 6][k] * b[j / 16, t len + k, j % 16]`
     ///
     /// `rows` holds, for every tile of six rows, `taps` sets of pointers to `len` values; pointers of rows beyond `row_count`
     /// must be readable too. `b` is `[cols / 16, taps len, 16]`, rounded up. Row i of `dst` begins at `dst + i stride`.
@@ -127,7 +127,7 @@ unsafe fn row_tile<S: Simd>(
 }
 
 simd_fn! {
-    /// dst[r, j] += sum over m of a[m, r] * b[offsets[m] + j], for r < `height` and j < 16.
+    /// `dst[r, j] += sum over m of a[m, r] * b[offsets[m] + j]`, for r < `height` and j < 16.
     ///
     /// `height` is 4 or 6; row m of `a` begins at `m a_stride`; row r of `dst` begins at `dst + r stride`.
     ///
@@ -190,6 +190,12 @@ pub(crate) fn dense_pointers(matrix: &[f32], stride: usize, count: usize) -> Vec
     (0..count.div_ceil(ROWS))
         .map(|tile| std::array::from_fn(|r| row(tile * ROWS + r)))
         .collect()
+}
+
+/// `len` rounded up to an odd number of cache lines: rows this far apart lie in different sets of the cache, where powers of two
+/// would collide.
+pub(crate) fn spaced(len: usize) -> usize {
+    (len.div_ceil(PANEL) | 1) * PANEL
 }
 
 /// Heights, 6 or 4, of the tiles of [`outer_sum`] that cover `rows` rows with at most three rows to spare.

@@ -47,7 +47,9 @@ impl Config {
     fn parts(self) -> (UnetConfig, usize, usize) {
         match self {
             Self::S => (UnetConfig { dim: 32, dim_mults: vec![1, 2, 4], channels: 1, ..UnetConfig::default() }, 28, 32),
-            Self::M => (UnetConfig { dim: 64, dim_mults: vec![1, 2, 4, 8], channels: 3, ..UnetConfig::default() }, 32, 16),
+            Self::M => {
+                (UnetConfig { dim: 64, dim_mults: vec![1, 2, 4, 8], channels: 3, ..UnetConfig::default() }, 32, 16)
+            }
         }
     }
 
@@ -96,11 +98,14 @@ pub fn run(args: &BenchArgs) -> Result {
         }));
     }
     let mut rows = Rows::default();
-    rows.row("configuration", format!("{}, {} parameters, batch {batch}", args.config.name(), thousands(plan::parameters(&unet)?)))
-        .row("device", format!("{}, {} threads", machine.name, machine.threads))
-        .row("train step", format!("{train_step:.1} ms"))
-        .row("forward", format!("{forward:.1} ms"))
-        .row("training", format!("{images_per_s:.1} images/s"));
+    rows.row(
+        "configuration",
+        format!("{}, {} parameters, batch {batch}", args.config.name(), thousands(plan::parameters(&unet)?)),
+    )
+    .row("device", format!("{}, {} threads", machine.name, machine.threads))
+    .row("train step", format!("{train_step:.1} ms"))
+    .row("forward", format!("{forward:.1} ms"))
+    .row("training", format!("{images_per_s:.1} images/s"));
     if let Some(peak) = peak {
         rows.row("peak memory", format!("{peak:.0} MiB"));
     }

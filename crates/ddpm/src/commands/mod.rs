@@ -1,5 +1,8 @@
 //! One file per command: typed arguments in, library calls, results out.
 
 pub mod bench;
+pub mod convert;
+pub mod info;
+pub mod inspect;
 pub mod sample;
 pub mod train;

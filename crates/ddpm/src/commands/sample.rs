@@ -28,9 +28,8 @@ use crate::recipe_flags::UntoldFlags;
 use crate::weights::{Found, WeightsArg};
 
 /// Draw images from a trained network.
-///
-/// The same seed gives the same images, whatever the batch size and the number of threads.
 #[derive(Args, Debug)]
+#[command(after_help = "The same seed gives the same images, whatever the batch size and the number of threads.")]
 pub struct SampleArgs {
     /// Run folder (its latest whole checkpoint), checkpoint's folder, .safetensors file, or .pt file of the reference
     target: PathBuf,
@@ -121,10 +120,21 @@ pub fn run(args: &SampleArgs) -> Result {
     let machine = args.machine.start()?;
     let diffusion = file.card.diffusion()?;
     let model = file.unet(&path, &machine.device)?;
-    let request =
-        Request { sample: &sample, seed: args.seed, count: sample.num_samples, shape, init_noise: init_noise.as_deref() };
+    let request = Request {
+        sample: &sample,
+        seed: args.seed,
+        count: sample.num_samples,
+        shape,
+        init_noise: init_noise.as_deref(),
+    };
     let steps = sample.steps(file.card.diffusion.timesteps);
-    note(format!("{} images of {} by {}, {steps} steps, from {}", request.count, file.card.image, word(&sample.sampler), path.display()));
+    note(format!(
+        "{} images of {} by {}, {steps} steps, from {}",
+        request.count,
+        file.card.image,
+        word(&sample.sampler),
+        path.display()
+    ));
     let stop = stop_on_ctrl_c("giving up")?;
     let started = Instant::now();
     let mut watch = Watch::new(&sample, steps, args.trajectory.is_some(), stop);

@@ -22,11 +22,9 @@ use crate::plan::{self, Plan};
 use crate::recipe_flags::RecipeFlags;
 use crate::recipes;
 
-/// Train a network.
-///
-/// Without DATA and --config it trains on the embedded handwritten digits, by the embedded recipe `digits`. Settings are the
-/// defaults shown below, then what the recipe names, then the flags.
+/// Train a network on images, or go on with a run.
 #[derive(Args, Debug)]
+#[command(after_help = AFTER_HELP)]
 pub struct TrainArgs {
     /// Folder of images (a folder per class is fine), IDX file (.gz too), .npy or .npz file, or `digits`
     data: Option<PathBuf>,
@@ -51,6 +49,11 @@ pub struct TrainArgs {
     recipe: RecipeFlags,
 }
 
+const AFTER_HELP: &str = "\
+Without DATA and --config: the embedded handwritten digits, by the embedded recipe `digits`.
+A setting is the default shown above, unless the recipe names it, unless a flag gives it.
+Ctrl-C finishes the step, writes a checkpoint and ends with exit code 130.";
+
 pub fn run(args: &TrainArgs) -> Result {
     let (recipe, dir) = settings(args)?;
     let machine = if args.dry_run { args.machine.describe() } else { args.machine.start()? };
@@ -73,8 +76,11 @@ fn settings(args: &TrainArgs) -> Result<(Recipe, PathBuf)> {
     if args.resume.is_some()
         && let Some(flag) = args.recipe.fixed()
     {
-        return Err(Failure::usage(format!("{} cannot be given with --resume: it would not be the same run", flag.name()))
-            .hint("start another run, without --resume"));
+        return Err(Failure::usage(format!(
+            "{} cannot be given with --resume: it would not be the same run",
+            flag.name()
+        ))
+        .hint("start another run, without --resume"));
     }
     if let Some(data) = &args.data {
         recipe.data.path = Some(data.clone());
@@ -213,7 +219,8 @@ impl Watch {
                 let quarters = loss.by_quarter.map(|quarter| format!("{quarter:.4}")).join(", ");
                 let (mean, n) = (loss.mean, loss.n);
                 self.held_out = Some(*loss);
-                self.progress.note(&format!("step {step}: held-out loss {mean:.4} on {n} images (by quarter of t: {quarters})"));
+                self.progress
+                    .note(&format!("step {step}: held-out loss {mean:.4} on {n} images (by quarter of t: {quarters})"));
             }
             Event::Sampling { .. } => {}
             Event::Samples { step, path } => {

@@ -218,7 +218,7 @@ simd_fn! {
     /// scores = e^(scale scores - m), and `sum` and `out` are carried over from the old maximum to the new one.
     ///
     /// # Safety
-    /// As [`Simd`].
+    /// As [`crate::simd::Simd`].
     unsafe fn softmax_step<S>(scores: &mut [f32], scale: f32, maximum: &mut f32, sum: &mut f32, out: &mut [f32]) {
         let len = scores.len();
         let p = scores.as_mut_ptr();

@@ -294,7 +294,7 @@ simd_fn! {
     /// scores becomes p = e^(scale scores - lse), dp becomes p (dp - dot) scale.
     ///
     /// # Safety
-    /// As [`Simd`]; both have the same length, a multiple of eight.
+    /// As [`crate::simd::Simd`]; both have the same length, a multiple of eight.
     unsafe fn softmax_grad<S>(scores: &mut [f32], dp: &mut [f32], scale: f32, lse: f32, dot: f32) {
         let mut k = 0;
         while k < scores.len() {

@@ -146,8 +146,14 @@ simd_fn! {
     /// `rows` holds whole rows of `padded` >= `dim` values.
     unsafe fn softmax_rows<S>(rows: &mut [f32], dim: usize, padded: usize, factor: f32) {
         for row in rows.chunks_exact_mut(padded) {
-            let largest = row[..dim].iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let p = row.as_mut_ptr();
+            let mut lanes = S::splat(f32::NEG_INFINITY);
+            let mut k = 0;
+            while k + LANES <= dim {
+                lanes = S::max(S::load(p.add(k)), lanes);
+                k += LANES;
+            }
+            let largest = row[k..dim].iter().copied().fold(S::max_lane(lanes), f32::max);
             let mut sum = S::splat(0.0);
             let mut k = 0;
             while k < dim {

@@ -86,7 +86,7 @@ fn head_grads(isa: Isa, shape: &AttentionShape, state: &LinearHead, dout: &[f32]
     [dq, dk, dv]
 }
 
-/// rows[i, k < dim] times `panels`, as rows of `padded` values.
+/// The first `dim` values of each row times `panels`, as rows of `padded` values.
 fn product(isa: Isa, rows: &[f32], panels: &[f32], dim: usize, padded: usize) -> Scratch {
     let count = rows.len() / padded;
     let mut target = Scratch::new(rows.len());

@@ -3,7 +3,7 @@
 //! x is `[batch, height, width, in_channels]`, y `[batch, out_height, out_width, out_channels]`, the weight
 //! `[out_channels, in_channels, kernel_height, kernel_width]`:
 //!
-//! y[b, i, j, o] = bias[o] + sum over u, v, c of weight[o, c, u, v] x[b, i stride + u - padding, j stride + v - padding, c]
+//! `y[b, i, j, o] = bias[o] + sum over u, v, c of weight[o, c, u, v] x[b, i stride + u - padding, j stride + v - padding, c]`
 //!
 //! with zeros outside x. No groups, no dilation, no transposed convolution.
 
@@ -191,7 +191,7 @@ pub fn conv2d_weight_grad(
     weight_grad_with(Isa::detect(), shape, algorithm, x, dy, dweight);
 }
 
-/// dbias[c] = sum over all pixels of dy[.., c]; `dy` is `[pixels, channels]`, `dbias` `[channels]`.
+/// `dbias[c]` is the sum over all pixels of `dy[.., c]`; `dy` is `[pixels, channels]`, `dbias` `[channels]`.
 pub fn bias_grad(dy: &[f32], channels: usize, dbias: &mut [f32]) {
     assert!(
         channels > 0 && dy.len().is_multiple_of(channels),

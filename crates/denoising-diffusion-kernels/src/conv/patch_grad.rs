@@ -44,6 +44,7 @@ pub(super) fn weight_grad(
     let out = Shared::new(&mut sums);
     for_each_task(splits * groups, |task| {
         let (split, group) = (task / groups, task % groups);
+        let mut lines = Scratch::new(PIXELS_PER_CHUNK * PANEL);
         for chunk in task_range(split, chunks_per_task, chunks) {
             let chunk = task_range(chunk, PIXELS_PER_CHUNK, pixels);
             let copied = (!borrow).then(|| gather.patches(chunk.clone(), stride));
@@ -56,9 +57,13 @@ pub(super) fn weight_grad(
                 channels,
                 rows,
             );
-            let offsets: Vec<usize> = (0..chunk.len()).map(|pixel| pixel * stride).collect();
+            let offsets: Vec<usize> = (0..chunk.len()).map(|pixel| pixel * PANEL).collect();
             for panel in task_range(group, panels_per_task, panels) {
-                let b = b[panel * PANEL..].as_ptr();
+                // Rows a power of two apart would collide in the cache.
+                for (to, from) in lines.chunks_exact_mut(PANEL).zip(b.chunks_exact(stride)) {
+                    to.copy_from_slice(&from[panel * PANEL..][..PANEL]);
+                }
+                let b = lines.as_ptr();
                 let mut start = 0;
                 for &height in &heights {
                     let dst = out.at((split * rows + start) * stride + panel * PANEL);

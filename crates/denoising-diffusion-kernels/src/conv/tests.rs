@@ -67,6 +67,38 @@ fn check(s: &Conv2dShape, seed: u64) {
             assert_close(&dweight, &dweight64, tolerance);
         }
     }
+    if winograd::applies(s) {
+        // Also where `Auto` would not take it.
+        for isa in Isa::all() {
+            let (mut y, mut dx, mut dweight) = (
+                vec![7.0; y64.len()],
+                vec![7.0; x.len()],
+                vec![7.0; weight.len()],
+            );
+            winograd::convolve(
+                isa,
+                direct::Direction::Forward,
+                s,
+                &x,
+                &weight,
+                Some(&bias),
+                &mut y,
+            );
+            winograd::convolve(
+                isa,
+                direct::Direction::InputGrad,
+                s,
+                &dy,
+                &weight,
+                None,
+                &mut dx,
+            );
+            winograd::weight_grad(isa, s, &x, &dy, &mut dweight);
+            assert_close(&y, &y64, 2e-5);
+            assert_close(&dx, &dx64, 2e-5);
+            assert_close(&dweight, &dweight64, 2e-5);
+        }
+    }
     let mut dbias = vec![7.0; s.out_channels];
     bias_grad(&dy, s.out_channels, &mut dbias);
     let mut dbias64 = vec![0.0; s.out_channels];
@@ -126,11 +158,64 @@ fn shapes_of_the_networks_agree_with_f64() {
     for shape in [
         same(2, 12, 3, 64, 7),
         same(3, 9, 64, 3, 1),
-        same(2, 7, 128, 200, 3),
+        same(3, 7, 128, 200, 3),
         same(5, 4, 140, 70, 1),
     ] {
         check(&shape, 5);
     }
+}
+
+#[test]
+fn gradients_are_the_slopes_of_the_forward_pass() {
+    // The convolution is linear in x and in the weight, so a difference of any size is the exact slope.
+    let s = same(2, 9, 20, 30, 3);
+    let (x, weight, dy) = (
+        random(s.input_len(), 1),
+        random(s.weight_len(), 2),
+        random(s.output_len(), 3),
+    );
+    let (step_x, step_weight) = (random(s.input_len(), 4), random(s.weight_len(), 5));
+    let mut slopes = [0.0; 2];
+    each_product(&s, |at_x, at_w, at_y| {
+        let d = f64::from(dy[at_y]);
+        slopes[0] += product(step_x[at_x], weight[at_w]) * d;
+        slopes[1] += product(x[at_x], step_weight[at_w]) * d;
+    });
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| product(a, b)).sum::<f64>();
+    for algorithm in [ConvAlgorithm::Auto, ConvAlgorithm::Direct] {
+        let (mut dx, mut dweight) = (x.clone(), weight.clone());
+        conv2d_input_grad(&s, algorithm, &dy, &weight, &mut dx);
+        conv2d_weight_grad(&s, algorithm, &x, &dy, &mut dweight);
+        for (got, want) in [dot(&dx, &step_x), dot(&dweight, &step_weight)]
+            .into_iter()
+            .zip(slopes)
+        {
+            assert!(
+                (got - want).abs() <= 1e-4 * want.abs().max(100.0),
+                "{got} instead of {want}"
+            );
+        }
+    }
+}
+
+#[test]
+fn auto_takes_winograd_where_it_pays() {
+    let wants = |s: &Conv2dShape| ConvAlgorithm::Auto.wants_winograd(s);
+    assert!(
+        wants(&same(16, 32, 64, 64, 3))
+            && wants(&same(16, 4, 512, 512, 3))
+            && wants(&same(32, 7, 128, 128, 3))
+    );
+    assert!(
+        !wants(&same(16, 32, 64, 64, 1))
+            && !wants(&same(16, 32, 3, 64, 3))
+            && !wants(&same(1, 4, 512, 512, 3))
+    );
+    assert!(!wants(&Conv2dShape {
+        stride: 2,
+        ..same(16, 32, 64, 64, 3)
+    }));
+    assert!(!ConvAlgorithm::Direct.wants_winograd(&same(16, 32, 64, 64, 3)));
 }
 
 #[test]
@@ -162,7 +247,7 @@ fn bits_do_not_depend_on_threads() {
 
 #[test]
 fn nan_and_infinity_propagate() {
-    let s = same(1, 8, 20, 20, 3);
+    let s = same(3, 8, 20, 20, 3);
     let (weight, dy) = (random(s.weight_len(), 2), random(s.output_len(), 3));
     for bad in [f32::NAN, f32::INFINITY] {
         for algorithm in [ConvAlgorithm::Auto, ConvAlgorithm::Direct] {

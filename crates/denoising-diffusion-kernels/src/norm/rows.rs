@@ -57,9 +57,9 @@ simd_fn! {
 }
 
 simd_fn! {
-    /// With unit = x / max(|x|, 1e-12) and du = dy activation'(unit gain + shift), for every row:
+    /// With `unit = x / max(|x|, 1e-12)` and `du = dy activation'(unit gain + shift)`, for every row:
     /// dx = (du gain - unit sum(du gain unit)) / |x|, where the second term is absent if the norm was clamped;
-    /// sums[0] += du, sums[1] += du unit.
+    /// `sums[0] += du`, `sums[1] += du unit`.
     ///
     /// # Safety
     /// `x`, `dy` and `dx` have the same whole number of rows, `shift` and `du` have one, `sums` has two.

@@ -1,18 +1,18 @@
 //! How noise becomes images: a sequence of grids as an animated GIF.
 //!
 //! Which steps exist is the sampler's business; this chooses an even selection of them, because a thousand frames
-//! show no more than a hundred.
+//! show no more than a few dozen, and noise does not compress.
 
 use std::borrow::Cow;
 use std::path::Path;
 
 use gif::{Encoder, Frame, Repeat};
 
-use super::grid::{Planes, Raster};
+use super::raster::{Planes, Raster};
 use super::{GridOptions, ImageBatch, ReportError, atomic};
 
 /// The most frames of an animation.
-pub const MAX_FRAMES: usize = 100;
+pub const MAX_FRAMES: usize = 64;
 /// How long the last frame stays, in hundredths of a second.
 const HOLD_CS: u16 = 200;
 /// What the frames before the last one should take together, in hundredths of a second.
@@ -185,12 +185,18 @@ mod tests {
         let path = folder.path().join("deep/trajectory.gif");
         gif.save(&path).unwrap();
         let (width, height, frames) = decode(&path);
-        let expected = gif.frames[99].grid(GridOptions::default()).unwrap();
+        let expected = gif.frames[MAX_FRAMES - 1]
+            .grid(GridOptions::default())
+            .unwrap();
         assert_eq!((width, height), (expected.width, expected.height));
         assert_eq!(frames.len(), MAX_FRAMES);
-        assert!(frames[..99].iter().all(|frame| frame.0 == 5));
-        assert_eq!(frames[99].0, 200);
-        let greys: Vec<u8> = frames[99].1.chunks_exact(4).map(|rgba| rgba[0]).collect();
+        assert!(frames[..MAX_FRAMES - 1].iter().all(|frame| frame.0 == 7));
+        assert_eq!(frames[MAX_FRAMES - 1].0, 200);
+        let greys: Vec<u8> = frames[MAX_FRAMES - 1]
+            .1
+            .chunks_exact(4)
+            .map(|rgba| rgba[0])
+            .collect();
         assert_eq!(greys, expected.pixels, "greys are exact");
     }
 

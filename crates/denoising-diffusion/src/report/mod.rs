@@ -10,10 +10,11 @@ pub mod log;
 pub mod progress;
 
 mod atomic;
+mod raster;
 
 use std::path::{Path, PathBuf};
 
-pub use curve::{CurveOptions, Series, YScale, save_curve_png, save_curve_svg};
+pub use curve::{CurveOptions, Series, Smoothing, YScale, save_curve_png, save_curve_svg};
 pub use gif::TrajectoryGif;
 pub use grid::{GridOptions, Scale, save_grid, save_images};
 pub use log::{Record, RunLog};

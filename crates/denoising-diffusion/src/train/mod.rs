@@ -12,7 +12,7 @@ mod sweep;
 mod trainer;
 
 pub use adam::{Adam, AdamConfig, GradNorm, NamedGradients};
-pub use checkpoint::{CheckpointError, CheckpointState, Checkpoints, Rejected};
+pub use checkpoint::{CheckpointError, CheckpointState, Checkpoints, Rejected, weights_name};
 pub use config::{TrainConfig, TrainConfigError};
 pub use ema::{BufferPolicy, Ema, EmaConfig};
 pub use held_out::{HeldOutLoss, held_out_loss};

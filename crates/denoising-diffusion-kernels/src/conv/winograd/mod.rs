@@ -12,7 +12,7 @@ pub(super) use weight_grad::weight_grad;
 
 use super::Conv2dShape;
 use super::direct::Direction;
-use crate::gemm::{AddTo, PANEL, dense_pointers, rows_times_panels};
+use crate::gemm::{AddTo, PANEL, dense_pointers, rows_times_panels, spaced};
 use crate::par::{Scratch, Shared, for_each_task, task_range};
 use crate::simd::Isa;
 use gather::Tiles;
@@ -22,12 +22,6 @@ use transform::{FREQUENCIES, filter_panel, input_tile, output_tile};
 const TILES_PER_TASK: usize = 16;
 /// Values of transformed input and output that are alive at a time; a larger batch is worked off in parts.
 const VALUES_AT_ONCE: usize = 1 << 20;
-
-/// `len` rounded up to an odd number of cache lines, so that the 36 values of a tile lie in different cache sets.
-fn spaced(len: usize) -> usize {
-    let lines = len.div_ceil(PANEL);
-    (lines | 1) * PANEL
-}
 
 /// Whether this file can compute the convolution and its gradients at all.
 pub(super) fn applies(shape: &Conv2dShape) -> bool {

@@ -3,9 +3,9 @@
 
 use super::gather::Tiles;
 use super::transform::{FREQUENCIES, filter_grad_panel, input_tile, output_grad_tile};
-use super::{TILES_PER_TASK, spaced, tiles_at_once};
+use super::{TILES_PER_TASK, tiles_at_once};
 use crate::conv::Conv2dShape;
-use crate::gemm::{PANEL, outer_sum, tile_heights};
+use crate::gemm::{PANEL, outer_sum, spaced, tile_heights};
 use crate::par::{Scratch, Shared, for_each_task, task_range};
 use crate::simd::Isa;
 

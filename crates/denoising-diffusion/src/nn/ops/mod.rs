@@ -1,6 +1,39 @@
-//! The few operations that networks spend their time on, channels-last. Each exists in plain tensor operations (`plain`);
-//! the CPU backend may run a kernel of ours instead.
+//! The few operations that networks spend their time on, channels-last. Each exists twice: in plain tensor operations (`plain`), and
+//! as a CPU kernel of ours behind Burn's backend extension (`fused`). Tests hold the second to the first.
 
+mod fused;
 pub mod plain;
+#[cfg(test)]
+mod tests;
 
-pub use plain::{attention, conv2d, linear_attention, rms_norm, rms_norm_silu, to_nchw, to_nhwc};
+use burn::tensor::Tensor;
+
+pub use plain::{to_nchw, to_nhwc};
+
+/// Stride 1, "same" zero padding: `x [b, h, w, c_in]`, `weight [c_out, c_in, k, k]` with `k` odd, `bias [c_out]` to
+/// `[b, h, w, c_out]`.
+pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tensor<4> {
+    fused::conv2d(x, weight, bias)
+}
+
+/// `x / max(|x|_2, 1e-12) * sqrt(c) * g` over the last dimension: `x [b, h, w, c]`, `g [c]`.
+pub fn rms_norm(x: Tensor<4>, g: Tensor<1>) -> Tensor<4> {
+    fused::rms_norm(x, g)
+}
+
+/// `silu(rms_norm(x) * (scale + 1) + shift)`, scale and shift being the halves of `scale_shift [b, 2 c]`; without it 0.
+pub fn rms_norm_silu(x: Tensor<4>, g: Tensor<1>, scale_shift: Option<Tensor<2>>) -> Tensor<4> {
+    fused::rms_norm_silu(x, g, scale_shift)
+}
+
+/// `softmax(q k^T / sqrt(d)) v` per head, over memory and positions: `qkv [b, n, 3 heads d]`, `mem_kv [2, heads, m, d]` to
+/// `[b, n, heads d]`. The n x n matrix never exists as a whole.
+pub fn attention(qkv: Tensor<3>, mem_kv: Tensor<4>) -> Tensor<3> {
+    fused::full_attention(qkv, mem_kv)
+}
+
+/// `context = softmax_n(k) v^T`, `out = context^T softmax_d(q) / sqrt(d)` per head, over memory and positions:
+/// `qkv [b, n, 3 heads d]`, `mem_kv [2, heads, d, m]` to `[b, n, heads d]`.
+pub fn linear_attention(qkv: Tensor<3>, mem_kv: Tensor<4>) -> Tensor<3> {
+    fused::linear_attention(qkv, mem_kv)
+}

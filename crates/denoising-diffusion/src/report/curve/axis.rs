@@ -99,7 +99,7 @@ impl Axis {
             .collect()
     }
 
-    /// Powers of ten; where the range has too few of them also their 2 and 5 fold; where these are too few, linear ticks.
+    /// 1, 2 and 5 times powers of ten; where these are too many, 1 and 3 times or only the powers; too few, linear ticks.
     fn log_ticks(&self, most: usize) -> Vec<Tick> {
         let inside = |mantissas: &[u8], every: i32| -> Vec<Tick> {
             let exponents = self.low.log10().floor() as i32..=self.high.log10().ceil() as i32;
@@ -119,11 +119,9 @@ impl Axis {
         if fine.len() < 3 {
             return self.linear_ticks(most.min(5));
         }
-        if fine.len() <= most {
-            return fine;
-        }
-        (1..)
-            .map(|every| inside(&[1], every))
+        [fine, inside(&[1, 3], 1)]
+            .into_iter()
+            .chain((1..).map(|every| inside(&[1], every)))
             .find(|ticks| ticks.len() <= most)
             .unwrap_or_default()
     }
@@ -223,7 +221,11 @@ mod tests {
             labels(0.01, 1.0, YScale::Log, 8),
             ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1"]
         );
-        assert_eq!(labels(0.01, 1.0, YScale::Log, 5), ["0.01", "0.1", "1"]);
+        assert_eq!(
+            labels(0.01, 1.0, YScale::Log, 5),
+            ["0.01", "0.03", "0.1", "0.3", "1"]
+        );
+        assert_eq!(labels(0.01, 1.0, YScale::Log, 4), ["0.01", "0.1", "1"]);
         assert_eq!(
             labels(0.021, 0.029, YScale::Log, 6),
             ["0.022", "0.024", "0.026", "0.028"]

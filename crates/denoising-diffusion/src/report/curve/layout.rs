@@ -3,7 +3,8 @@
 use super::super::ReportError;
 use super::axis::{Axis, Tick, drawable};
 use super::scene::{Anchor, Colour, Direction, Label, Scene, Shape};
-use super::{CurveOptions, MAX_SIDE, MIN_SIZE, Series, Smoothing, YScale, text};
+use super::smooth::{smoothed, thinned};
+use super::{CurveOptions, MAX_SIDE, MIN_SIZE, Series, YScale, text};
 
 /// Okabe and Ito's colours, which stay apart for colour-blind readers.
 const COLOURS: [Colour; 6] = [
@@ -26,11 +27,6 @@ const EDGE: f64 = 16.0;
 const GAP: f64 = 8.0;
 const LEGEND_ROW: f64 = 22.0;
 const LEGEND_MARK: f64 = 24.0;
-
-/// The most points drawn per series, faint ones and those of the line.
-const MOST_POINTS: usize = 2000;
-/// [`Smoothing::Auto`] averages over this part of the points.
-const SMOOTHED_PART: f64 = 0.02;
 
 /// The error for a size that cannot be drawn.
 pub(super) fn size_error([width, height]: [u32; 2]) -> ReportError {
@@ -91,54 +87,14 @@ pub(super) fn scene(series: &[Series], options: &CurveOptions) -> Result<Scene, 
 fn trace<'a>(series: &'a Series, colour: Colour, options: &CurveOptions) -> Option<Trace<'a>> {
     let shown = |&(x, y): &(f64, f64)| drawable(x, YScale::Linear) && drawable(y, options.y_scale);
     let raw: Vec<(f64, f64)> = series.points.iter().copied().filter(shown).collect();
-    let beta = match options.smoothing {
-        Smoothing::None => 0.0,
-        Smoothing::Ema(beta) => {
-            if beta.is_finite() {
-                beta.clamp(0.0, 0.999_999)
-            } else {
-                0.0
-            }
-        }
-        Smoothing::Auto => {
-            // An average with decay beta has the same variance as one over (1 + beta) / (1 - beta) points.
-            let window = raw.len() as f64 * SMOOTHED_PART;
-            if window < 2.0 {
-                0.0
-            } else {
-                (window - 1.0) / (window + 1.0)
-            }
-        }
-    };
-    let line = thinned(&ema(&raw, beta));
+    let smoothed = smoothed(&raw, options.smoothing);
     (!raw.is_empty()).then_some(Trace {
         name: &series.name,
         colour,
+        line: thinned(smoothed.as_deref().unwrap_or(&raw)),
+        smoothed: smoothed.is_some(),
         raw,
-        line,
-        smoothed: beta > 0.0,
     })
-}
-
-/// Exponential moving average of y with bias correction.
-fn ema(points: &[(f64, f64)], beta: f64) -> Vec<(f64, f64)> {
-    let (mut sum, mut weight) = (0.0, 0.0);
-    let average = |&(x, y): &(f64, f64)| {
-        sum = beta * sum + (1.0 - beta) * y;
-        weight = beta * weight + (1.0 - beta);
-        (x, sum / weight)
-    };
-    points.iter().map(average).collect()
-}
-
-/// Evenly chosen points, the first and the last among them.
-fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    if points.len() <= MOST_POINTS {
-        return points.to_vec();
-    }
-    (0..MOST_POINTS)
-        .map(|i| points[i * (points.len() - 1) / (MOST_POINTS - 1)])
-        .collect()
 }
 
 /// Ranges of x and y: all of x; of y the lines and the middle 99 % of the points.
@@ -363,6 +319,7 @@ impl Plot {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Smoothing;
     use super::*;
     use proptest::prelude::*;
 
@@ -379,25 +336,6 @@ mod tests {
             Direction::Right => [x - before, y - above, x + after, y + below],
             Direction::Up => [x - above, y - after, x + below, y + before],
         }
-    }
-
-    #[test]
-    fn ema_is_corrected_for_its_start() {
-        let line = ema(&[(0.0, 4.0), (1.0, 4.0), (2.0, 0.0)], 0.5);
-        assert_eq!(line[0], (0.0, 4.0));
-        assert_eq!(line[1], (1.0, 4.0));
-        // (0.25 x 4 x 0.5 + 0.5 x 4 x 0.5 + 0.5 x 0) / 0.875
-        assert!((line[2].1 - 1.5 / 0.875).abs() < 1e-12);
-    }
-
-    #[test]
-    fn long_series_are_thinned_to_both_ends() {
-        let points: Vec<(f64, f64)> = (0..10_001).map(|i| (f64::from(i), 1.0)).collect();
-        let thin = thinned(&points);
-        assert_eq!(
-            (thin.len(), thin[0].0, thin[MOST_POINTS - 1].0),
-            (MOST_POINTS, 0.0, 10_000.0)
-        );
     }
 
     #[test]

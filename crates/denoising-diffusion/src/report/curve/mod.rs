@@ -1,6 +1,6 @@
 //! Loss curves as SVG and PNG: faint points as measured, a smoothed line over them, on white.
 //!
-//! [`layout`] turns series into a list of shapes with [`axis`]' ticks; [`svg`] and [`raster`] write that same
+//! `layout` turns series into a list of shapes with `axis`' ticks; `svg` and `raster` write that same
 //! list, so that both files show the same picture. It is drawn here rather than by a plotting crate because it takes
 //! fewer dependencies (an anti-aliasing rasteriser and a font parser) and keeps positions below one pixel, which
 //! noisy curves need. Other kinds of plots are not made here.
@@ -9,6 +9,7 @@ mod axis;
 mod layout;
 mod raster;
 mod scene;
+mod smooth;
 mod svg;
 mod text;
 
@@ -43,11 +44,11 @@ pub enum YScale {
 /// Which line is drawn over the points.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Smoothing {
-    /// An exponential moving average over about a fiftieth of the series' points; series of fewer than 100
-    /// points are joined as they are.
+    /// An exponential moving average over about a fiftieth of the series' points, in the beginning over less;
+    /// series of fewer than 100 points are joined as they are.
     #[default]
     Auto,
-    /// An exponential moving average with this decay, in `[0, 1)`:
+    /// An exponential moving average with this decay, in `[0, 1)` (beyond it the nearest is taken):
     /// m_i = (1 - beta) sum_{j <= i} beta^(i - j) y_j / (1 - beta^(i + 1)), as Adam corrects its bias.
     Ema(f64),
     /// The points are joined as they are.
@@ -110,7 +111,7 @@ pub fn save_curve_png(
     options: &CurveOptions,
 ) -> Result<(), ReportError> {
     let scene = layout::scene(series, options)?;
-    super::grid::write_png(path.as_ref(), &raster::draw(&scene)?)
+    super::raster::write_png(path.as_ref(), &raster::draw(&scene)?)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use tiny_skia::{
 };
 
 use super::super::ReportError;
-use super::super::grid::Raster;
+use super::super::raster::Raster;
 use super::scene::{Colour, Scene, Shape};
 use super::text;
 

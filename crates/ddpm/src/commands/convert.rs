@@ -1,0 +1,124 @@
+//! `ddpm convert`: weights from one format into another.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use denoising_diffusion::diffusion::GaussianConfig;
+use denoising_diffusion::interop::{Metadata, to_reference, write_safetensors};
+use denoising_diffusion::model_file::{ModelCard, ModelFile, NetworkConfig};
+use denoising_diffusion::models::UnetConfig;
+use serde_json::{Value, json};
+
+use super::sample::refuse_file;
+use crate::failure::{Failure, Result};
+use crate::output::{self, Rows, note};
+use crate::plan::word;
+use crate::recipe_flags::UntoldFlags;
+use crate::weights::{Found, WeightsArg};
+
+/// Write weights in our format, or under the reference's names.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Under the reference's names, the metadata hold the keywords of Unet and GaussianDiffusion as JSON."
+)]
+pub struct ConvertArgs {
+    /// Run folder (its latest whole checkpoint), checkpoint's folder, .safetensors file, or .pt file of the reference
+    target: PathBuf,
+    /// The file to write
+    #[arg(long, value_name = "SAFETENSORS")]
+    out: PathBuf,
+    /// Format to write
+    #[arg(long, default_value = "ours")]
+    to: Format,
+    /// Which weights [default: ema]
+    #[arg(long)]
+    weights: Option<WeightsArg>,
+    /// Replace what --out names
+    #[arg(long)]
+    force: bool,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    untold: UntoldFlags,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Complete in itself: `ddpm sample` reads it.
+    Ours,
+    /// What `Unet.load_state_dict` of denoising-diffusion-pytorch takes.
+    Reference,
+}
+
+pub fn run(args: &ConvertArgs) -> Result {
+    if args.out.extension().is_none_or(|extension| extension != "safetensors") {
+        return Err(Failure::usage(format!("--out {}: the name must end in .safetensors", args.out.display())));
+    }
+    refuse_file(&args.out, !args.force)?;
+    let found = Found::open(&args.target, args.weights)?;
+    note(format!("from {}", found.path.display()));
+    let file = found.into_model(&args.untold)?;
+    match args.to {
+        Format::Ours => file.write(&args.out)?,
+        Format::Reference => write_reference(&file, args)?,
+    }
+    let (tensors, parameters) = (file.state.len(), file.state.value_count());
+    if args.json {
+        return output::json(&json!({
+            "out": args.out,
+            "format": match args.to { Format::Ours => "ours", Format::Reference => "reference" },
+            "weights": file.card.weights,
+            "tensors": tensors,
+            "parameters": parameters,
+        }));
+    }
+    let mut rows = Rows::default();
+    rows.row("written", args.out.display()).row("tensors", tensors);
+    output::result(rows.aligned())
+}
+
+fn write_reference(file: &ModelFile, args: &ConvertArgs) -> Result {
+    let NetworkConfig::Unet(unet) = &file.card.network else {
+        return Err(Failure::failed("the reference has no such network: only a U-Net has names there"));
+    };
+    let state = to_reference(&file.state, unet)?;
+    let metadata = [
+        ("unet", unet_keywords(unet)?.to_string()),
+        ("diffusion", diffusion_keywords(&file.card).to_string()),
+        ("step", file.card.step.to_string()),
+        ("weights", word(&file.card.weights)),
+    ];
+    let metadata: Metadata = metadata.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
+    Ok(write_safetensors(&args.out, &state, &metadata)?)
+}
+
+/// The keywords of the reference's Unet. Its `full_attn` takes one value per stage; it ignores a single `False`.
+fn unet_keywords(unet: &UnetConfig) -> Result<Value> {
+    let full: Vec<bool> = unet.stages()?.iter().map(|stage| stage.full_attn).collect();
+    let mut keywords = serde_json::to_value(unet)?;
+    keywords["full_attn"] = json!(full);
+    Ok(keywords)
+}
+
+/// The keywords of the reference's GaussianDiffusion. A schedule without name cannot be one of them.
+fn diffusion_keywords(card: &ModelCard) -> Value {
+    let GaussianConfig { timesteps, auto_normalize, offset_noise_strength, .. } = card.diffusion;
+    let GaussianConfig { min_snr_loss_weight, min_snr_gamma, immiscible, .. } = card.diffusion;
+    let d = &card.diffusion;
+    let parameters = [("s", d.cosine_s), ("start", d.sigmoid_start), ("end", d.sigmoid_end), ("tau", d.sigmoid_tau)];
+    let parameters: serde_json::Map<String, Value> =
+        parameters.into_iter().filter_map(|(name, value)| Some((name.to_string(), json!(value?)))).collect();
+    json!({
+        "image_size": [card.image.height, card.image.width],
+        "timesteps": timesteps,
+        "objective": d.objective,
+        "beta_schedule": if card.betas.is_some() { Value::Null } else { json!(d.beta_schedule) },
+        "schedule_fn_kwargs": parameters,
+        "auto_normalize": auto_normalize,
+        "offset_noise_strength": offset_noise_strength,
+        "min_snr_loss_weight": min_snr_loss_weight,
+        "min_snr_gamma": min_snr_gamma,
+        "immiscible": immiscible,
+    })
+}

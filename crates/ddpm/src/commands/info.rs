@@ -1,0 +1,161 @@
+//! `ddpm info`: all that a file of weights says, or that its tensors tell.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use denoising_diffusion::diffusion::GaussianConfig;
+use denoising_diffusion::interop::{ReferenceKind, StateDict, Which};
+use denoising_diffusion::model_file::{ModelFile, NetworkConfig};
+use denoising_diffusion::models::UnetConfig;
+use serde_json::{Value, json};
+
+use crate::failure::Result;
+use crate::output::{self, Rows, thousands};
+use crate::plan::{self, word};
+use crate::weights::{Found, Reference, Source, WeightsArg};
+
+/// Tell what a file of weights holds: network, diffusion, training.
+#[derive(Args, Debug)]
+pub struct InfoArgs {
+    /// Run folder (its latest whole checkpoint), checkpoint's folder, .safetensors file, or .pt file of the reference
+    target: PathBuf,
+    /// Which weights to look at [default: ema]
+    #[arg(long)]
+    weights: Option<WeightsArg>,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &InfoArgs) -> Result {
+    let found = Found::open(&args.target, args.weights)?;
+    let (rows, json) = match &found.source {
+        Source::Ours(file) => ours(&found.path, file),
+        Source::Reference(reference) => of_reference(&found.path, reference),
+    };
+    if args.json { output::json(&json) } else { output::result(rows.aligned()) }
+}
+
+fn ours(path: &Path, file: &ModelFile) -> (Rows, Value) {
+    let (card, state) = (&file.card, &file.state);
+    let mut rows = Rows::default();
+    rows.row("file", path.display()).row("format", format!("ours, written by version {}", card.version));
+    rows.row("weights", word(&card.weights)).row("step", thousands(card.step));
+    rows.row("EMA decay", card.ema_decay).row("images", format!("{} (channels x height x width)", card.image));
+    match &card.network {
+        NetworkConfig::Unet(unet) => network_rows(&mut rows, unet),
+        NetworkConfig::Custom { name } => rows.row("network", format!("custom: {name}")),
+    };
+    diffusion_rows(&mut rows, &card.diffusion, card.betas.is_some());
+    tensor_rows(&mut rows, state);
+    let json = json!({
+        "file": path,
+        "format": "denoising-diffusion",
+        "card": card,
+        "parameters": state.value_count(),
+        "tensors": state.len(),
+        "non_finite": state.non_finite(),
+    });
+    (rows, json)
+}
+
+fn of_reference(path: &Path, reference: &Reference) -> (Rows, Value) {
+    let Reference { checkpoint, weights, inferred, kind } = reference;
+    let what = match checkpoint.kind() {
+        ReferenceKind::Trainer => "a checkpoint of its Trainer",
+        ReferenceKind::Diffusion => "a state dict of GaussianDiffusion",
+        ReferenceKind::Unet => "a state dict of a Unet",
+    };
+    let available: Vec<&str> = checkpoint
+        .available()
+        .into_iter()
+        .map(|which| match which {
+            Which::Ema => "ema",
+            Which::Model => "model",
+        })
+        .collect();
+    let mut rows = Rows::default();
+    rows.row("file", path.display()).row("format", format!("denoising-diffusion-pytorch: {what}"));
+    if let Some(version) = checkpoint.version() {
+        rows.row("version", version);
+    }
+    rows.row("weights", format!("{} (has {})", word(kind), available.join(", ")));
+    if let Some(step) = checkpoint.step() {
+        rows.row("step", thousands(step));
+    }
+    rows.row("images", format!("{} channels; the size is not told (--image-size)", inferred.unet.channels));
+    network_rows(&mut rows, &inferred.unet);
+    match &inferred.diffusion {
+        Some(diffusion) => diffusion_rows(&mut rows, diffusion, inferred.betas.is_some()),
+        None => rows.row("diffusion", "not told (--timesteps, --beta-schedule, --objective)"),
+    };
+    tensor_rows(&mut rows, &weights.unet);
+    for note in &inferred.notes {
+        rows.row("inferred", note);
+    }
+    let json = json!({
+        "file": path,
+        "format": "denoising-diffusion-pytorch",
+        "kind": format!("{:?}", checkpoint.kind()).to_lowercase(),
+        "version": checkpoint.version(),
+        "weights": kind,
+        "available": available,
+        "step": checkpoint.step(),
+        "unet": inferred.unet,
+        "diffusion": inferred.diffusion,
+        "betas": inferred.betas,
+        "assumed": inferred.assumed,
+        "notes": inferred.notes,
+        "parameters": weights.unet.value_count(),
+        "tensors": weights.unet.len(),
+        "non_finite": weights.unet.non_finite(),
+    });
+    (rows, json)
+}
+
+fn network_rows<'a>(rows: &'a mut Rows, unet: &UnetConfig) -> &'a mut Rows {
+    let plain =
+        |value: &dyn Fn() -> serde_json::Result<Value>| value().map(|value| value.to_string()).unwrap_or_default();
+    rows.row("network", format!("U-Net, dim {}, stages {}", unet.dim, plan::stages(unet))).row(
+        "attention",
+        format!(
+            "heads {}, width {}, full {}",
+            plain(&|| serde_json::to_value(&unet.attn_heads)),
+            plain(&|| serde_json::to_value(&unet.attn_dim_head)),
+            match &unet.full_attn {
+                None => "in the innermost stage".to_string(),
+                Some(full) => plain(&|| serde_json::to_value(full)),
+            }
+        ),
+    );
+    let options = [
+        ("self_condition", unet.self_condition),
+        ("learned_variance", unet.learned_variance),
+        ("learned_sinusoidal_cond", unet.learned_sinusoidal_cond),
+        ("random_fourier_features", unet.random_fourier_features),
+    ];
+    let on: Vec<&str> = options.into_iter().filter_map(|(name, on)| on.then_some(name)).collect();
+    if !on.is_empty() {
+        rows.row("options", on.join(", "));
+    }
+    rows
+}
+
+fn diffusion_rows<'a>(rows: &'a mut Rows, diffusion: &GaussianConfig, own_betas: bool) -> &'a mut Rows {
+    let schedule = if own_betas { "a schedule of its own" } else { diffusion.beta_schedule.name() };
+    let weighting = if diffusion.min_snr_loss_weight {
+        format!(", min-SNR weighting (gamma {})", diffusion.min_snr_gamma)
+    } else {
+        String::new()
+    };
+    let text = format!("T = {}, {schedule}, {}{weighting}", diffusion.timesteps, word(&diffusion.objective));
+    rows.row("diffusion", text)
+}
+
+fn tensor_rows(rows: &mut Rows, state: &StateDict) {
+    rows.row("parameters", format!("{} in {} tensors", thousands(state.value_count() as u64), state.len()));
+    let bad = state.non_finite();
+    if !bad.is_empty() {
+        rows.row("warning", format!("not finite: {}", bad.join(", ")));
+    }
+}

@@ -1,0 +1,88 @@
+//! Softmax and linear attention over positions.
+
+use burn_flex::FlexTensor;
+use denoising_diffusion_kernels::attention::{
+    AttentionShape, attention_backward, attention_forward, linear_attention_backward, linear_attention_forward,
+};
+
+use super::{Kernel, dims, slice, tensor};
+
+/// `qkv [b, n, 3 heads d]`, `mem_kv [2, heads, memory, d]`.
+#[derive(Clone, Debug)]
+pub(super) struct FullAttention;
+
+/// `qkv [b, n, 3 heads d]`, `mem_kv [2, heads, d, memory]`.
+#[derive(Clone, Debug)]
+pub(super) struct LinearAttention;
+
+fn shape_of(qkv: &FlexTensor, heads: usize, memory: usize, head_dim: usize) -> AttentionShape {
+    let [batch, positions, _] = dims(qkv);
+    AttentionShape { batch, positions, heads, head_dim, memory }
+}
+
+fn output_dims(shape: &AttentionShape) -> [usize; 3] {
+    [shape.batch, shape.positions, shape.heads * shape.head_dim]
+}
+
+fn full_shape(qkv: &FlexTensor, mem_kv: &FlexTensor) -> AttentionShape {
+    let [_, heads, memory, head_dim] = dims(mem_kv);
+    shape_of(qkv, heads, memory, head_dim)
+}
+
+fn linear_shape(qkv: &FlexTensor, mem_kv: &FlexTensor) -> AttentionShape {
+    let [_, heads, head_dim, memory] = dims(mem_kv);
+    shape_of(qkv, heads, memory, head_dim)
+}
+
+/// Gradients of `qkv` and `mem_kv`, filled by one pass.
+fn gradients(qkv: &FlexTensor, mem_kv: &FlexTensor, fill: impl FnOnce(&mut [f32], &mut [f32])) -> [Option<FlexTensor>; 2] {
+    let mut dmem_kv = None;
+    let dqkv = tensor(dims::<3>(qkv), |dqkv| {
+        dmem_kv = Some(tensor(dims::<4>(mem_kv), |dmem_kv| fill(dqkv, dmem_kv)));
+    });
+    [Some(dqkv), dmem_kv]
+}
+
+impl Kernel<2> for FullAttention {
+    /// Inputs, output, and the logarithms of the softmax's denominators.
+    type Saved = [FlexTensor; 4];
+
+    fn forward(&self, [qkv, mem_kv]: [FlexTensor; 2]) -> (FlexTensor, Self::Saved) {
+        let shape = full_shape(&qkv, &mem_kv);
+        let mut out = None;
+        let lse = tensor([shape.lse_len()], |lse| {
+            out = Some(tensor(output_dims(&shape), |out| {
+                attention_forward(&shape, slice(&qkv), slice(&mem_kv), out, lse);
+            }));
+        });
+        let out = out.expect("filled above");
+        (out.clone(), [qkv, mem_kv, out, lse])
+    }
+
+    fn backward(&self, saved: Self::Saved, dy: FlexTensor, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
+        let [qkv, mem_kv, out, lse] = &saved;
+        let shape = full_shape(qkv, mem_kv);
+        gradients(qkv, mem_kv, |dqkv, dmem_kv| {
+            attention_backward(&shape, slice(qkv), slice(mem_kv), slice(out), slice(lse), slice(&dy), dqkv, dmem_kv);
+        })
+    }
+}
+
+impl Kernel<2> for LinearAttention {
+    type Saved = [FlexTensor; 2];
+
+    fn forward(&self, [qkv, mem_kv]: [FlexTensor; 2]) -> (FlexTensor, Self::Saved) {
+        let shape = linear_shape(&qkv, &mem_kv);
+        let out = tensor(output_dims(&shape), |out| {
+            linear_attention_forward(&shape, slice(&qkv), slice(&mem_kv), out);
+        });
+        (out, [qkv, mem_kv])
+    }
+
+    fn backward(&self, [qkv, mem_kv]: Self::Saved, dy: FlexTensor, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
+        let shape = linear_shape(&qkv, &mem_kv);
+        gradients(&qkv, &mem_kv, |dqkv, dmem_kv| {
+            linear_attention_backward(&shape, slice(&qkv), slice(&mem_kv), slice(&dy), dqkv, dmem_kv);
+        })
+    }
+}

@@ -1,0 +1,208 @@
+//! The border to our CPU kernels: one Burn backend extension, implemented for the flex backend and, with gradients, for autodiff over it.
+//! A kernel is a [`Kernel`]: a forward and a backward pass on flex tensors; everything Burn wants around it is here, once.
+//!
+//! Tensors come contiguous, `f32` and channels-last. What an operation computes is documented in [`super`].
+
+mod attention;
+mod conv;
+mod norm;
+
+use std::fmt::Debug;
+
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Dispatch, Flex, backend_extension};
+use burn::tensor::{Bytes, DType, Shape, Tensor};
+use burn_flex::{FlexTensor, Layout};
+
+use attention::{FullAttention, LinearAttention};
+use conv::Conv;
+use norm::{RmsNorm, RmsNormScaled, Silu};
+
+/// A differentiable operation of `N` tensors.
+trait Kernel<const N: usize>: Clone + Debug + Send + 'static {
+    /// What the backward pass needs.
+    type Saved: Clone + Debug + Send + 'static;
+
+    fn forward(&self, inputs: [FlexTensor; N]) -> (FlexTensor, Self::Saved);
+
+    /// Gradients of the inputs that are `wanted`; others may be left out.
+    fn backward(&self, saved: Self::Saved, dy: FlexTensor, wanted: [bool; N]) -> [Option<FlexTensor>; N];
+}
+
+/// The operations, as Burn dispatches them. Without a bias a convolution is given zeros.
+#[backend_extension(Flex, Autodiff)]
+pub trait FusedOps: burn::backend::Backend {
+    fn conv2d(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn rms_norm(x: FloatTensor<Self>, g: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn rms_norm_silu(x: FloatTensor<Self>, g: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn rms_norm_scaled_silu(
+        x: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        scale_shift: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+    fn full_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn linear_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self>;
+}
+
+impl FusedOps for Flex {
+    fn conv2d(x: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
+        run(Conv, [x, weight, bias])
+    }
+
+    fn rms_norm(x: FlexTensor, g: FlexTensor) -> FlexTensor {
+        run(RmsNorm(Silu::Without), [x, g])
+    }
+
+    fn rms_norm_silu(x: FlexTensor, g: FlexTensor) -> FlexTensor {
+        run(RmsNorm(Silu::With), [x, g])
+    }
+
+    fn rms_norm_scaled_silu(x: FlexTensor, g: FlexTensor, scale_shift: FlexTensor) -> FlexTensor {
+        run(RmsNormScaled, [x, g, scale_shift])
+    }
+
+    fn full_attention(qkv: FlexTensor, mem_kv: FlexTensor) -> FlexTensor {
+        run(FullAttention, [qkv, mem_kv])
+    }
+
+    fn linear_attention(qkv: FlexTensor, mem_kv: FlexTensor) -> FlexTensor {
+        run(LinearAttention, [qkv, mem_kv])
+    }
+}
+
+impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
+    fn conv2d(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        track::<C, _, 3>(Conv, [x, weight, bias])
+    }
+
+    fn rms_norm(x: FloatTensor<Self>, g: FloatTensor<Self>) -> FloatTensor<Self> {
+        track::<C, _, 2>(RmsNorm(Silu::Without), [x, g])
+    }
+
+    fn rms_norm_silu(x: FloatTensor<Self>, g: FloatTensor<Self>) -> FloatTensor<Self> {
+        track::<C, _, 2>(RmsNorm(Silu::With), [x, g])
+    }
+
+    fn rms_norm_scaled_silu(
+        x: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        scale_shift: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        track::<C, _, 3>(RmsNormScaled, [x, g, scale_shift])
+    }
+
+    fn full_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self> {
+        track::<C, _, 2>(FullAttention, [qkv, mem_kv])
+    }
+
+    fn linear_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self> {
+        track::<C, _, 2>(LinearAttention, [qkv, mem_kv])
+    }
+}
+
+/// Runs a kernel where no gradients are recorded.
+fn run<K: Kernel<N>, const N: usize>(kernel: K, inputs: [FlexTensor; N]) -> FlexTensor {
+    kernel.forward(inputs.map(whole)).0
+}
+
+/// Runs a kernel and records it for the backward pass.
+fn track<C: CheckpointStrategy, K: Kernel<N>, const N: usize>(
+    kernel: K,
+    inputs: [FloatTensor<Autodiff<Flex, C>>; N],
+) -> FloatTensor<Autodiff<Flex, C>> {
+    let (mut primitives, mut nodes) = (Vec::with_capacity(N), Vec::with_capacity(N));
+    for input in inputs {
+        let (primitive, node) = input.into_parts();
+        primitives.push(whole(primitive));
+        nodes.push(node);
+    }
+    let Ok(inputs) = <[FlexTensor; N]>::try_from(primitives) else { unreachable!("N inputs give N primitives") };
+    let Ok(nodes) = <[_; N]>::try_from(nodes) else { unreachable!("N inputs give N nodes") };
+    let (y, saved) = kernel.forward(inputs);
+    match Recorded(kernel).prepare::<C>(nodes).compute_bound().stateful() {
+        OpsKind::Tracked(prepared) => prepared.finish(saved, y),
+        OpsKind::UnTracked(prepared) => prepared.finish(y),
+    }
+}
+
+/// A kernel on the tape.
+#[derive(Clone, Debug)]
+struct Recorded<K>(K);
+
+impl<K: Kernel<N>, const N: usize> Backward<Flex, N> for Recorded<K> {
+    type State = K::Saved;
+
+    fn backward(self, ops: Ops<K::Saved, N>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = whole(grads.consume::<Flex>(&ops.node));
+        let wanted = std::array::from_fn(|i| ops.parents[i].is_some());
+        let gradients = self.0.backward(ops.state, dy, wanted);
+        for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
+            if let (Some(parent), Some(gradient)) = (parent, gradient) {
+                grads.register::<Flex>(parent.id, gradient);
+            }
+        }
+    }
+}
+
+/// The tensor as one contiguous slice.
+fn whole(tensor: FlexTensor) -> FlexTensor {
+    if tensor.as_slice::<f32>().is_some() { tensor } else { tensor.to_contiguous() }
+}
+
+/// The values of a tensor that is [`whole`].
+fn slice(tensor: &FlexTensor) -> &[f32] {
+    tensor.as_slice().expect("contiguous f32")
+}
+
+/// The sizes of a tensor of rank `D`.
+fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
+    tensor.layout().shape().dims()
+}
+
+/// A tensor of the given sizes, filled by `fill`.
+fn tensor<const D: usize>(dims: [usize; D], fill: impl FnOnce(&mut [f32])) -> FlexTensor {
+    let shape = Shape::from(dims);
+    let mut values = vec![0.0_f32; shape.num_elements()];
+    fill(&mut values);
+    FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape), DType::F32)
+}
+
+/// A gradient that is computed only if it is wanted.
+fn when(wanted: bool, gradient: impl FnOnce() -> FlexTensor) -> Option<FlexTensor> {
+    wanted.then(gradient)
+}
+
+/// See [`super::conv2d`].
+pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tensor<4> {
+    let bias = bias.unwrap_or_else(|| Tensor::zeros([weight.dims()[0]], &x.device()));
+    let y = <Dispatch as FusedOps>::conv2d(x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
+    Tensor::from_dispatch(y)
+}
+
+/// See [`super::rms_norm`].
+pub fn rms_norm(x: Tensor<4>, g: Tensor<1>) -> Tensor<4> {
+    Tensor::from_dispatch(<Dispatch as FusedOps>::rms_norm(x.into_dispatch(), g.into_dispatch()))
+}
+
+/// See [`super::rms_norm_silu`].
+pub fn rms_norm_silu(x: Tensor<4>, g: Tensor<1>, scale_shift: Option<Tensor<2>>) -> Tensor<4> {
+    let (x, g) = (x.into_dispatch(), g.into_dispatch());
+    Tensor::from_dispatch(match scale_shift {
+        Some(scale_shift) => <Dispatch as FusedOps>::rms_norm_scaled_silu(x, g, scale_shift.into_dispatch()),
+        None => <Dispatch as FusedOps>::rms_norm_silu(x, g),
+    })
+}
+
+/// See [`super::attention`].
+pub fn full_attention(qkv: Tensor<3>, mem_kv: Tensor<4>) -> Tensor<3> {
+    Tensor::from_dispatch(<Dispatch as FusedOps>::full_attention(qkv.into_dispatch(), mem_kv.into_dispatch()))
+}
+
+/// See [`super::linear_attention`].
+pub fn linear_attention(qkv: Tensor<3>, mem_kv: Tensor<4>) -> Tensor<3> {
+    Tensor::from_dispatch(<Dispatch as FusedOps>::linear_attention(qkv.into_dispatch(), mem_kv.into_dispatch()))
+}

@@ -1,0 +1,141 @@
+//! Each kernel against its plain-tensor version: output and every gradient.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use proptest::prelude::*;
+
+use super::plain;
+use crate::nn::params::host_values;
+use crate::noise::{Purpose, Stream};
+
+/// Inputs drawn from a seed, on an autodiff device, requiring gradients.
+struct Draw {
+    seed: u64,
+    drawn: u64,
+}
+
+impl Draw {
+    fn tensor<const D: usize>(&mut self, dims: [usize; D]) -> Tensor<D> {
+        let mut values = vec![0.0; dims.iter().product()];
+        self.drawn += 1;
+        Stream::new(self.seed, Purpose::Init, self.drawn, 0).fill_normal(&mut values);
+        let device = Device::flex().autodiff();
+        Tensor::from_data(TensorData::new(values, dims), &device).require_grad()
+    }
+}
+
+/// Relative to the largest value.
+fn assert_close(what: &str, got: Vec<f32>, expected: Vec<f32>) {
+    let scale = expected.iter().fold(1.0_f32, |most, v| most.max(v.abs()));
+    let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0_f32, f32::max);
+    assert!(worst <= 2e-5 * scale, "{what}: differs by {worst:e}, values up to {scale}");
+}
+
+/// Output, and gradients of `sum(output * cotangent)` with respect to tensors of any rank, given as closures over them.
+fn outcome<const D: usize>(
+    output: Tensor<D>,
+    cotangent: &Tensor<D>,
+    gradient_of: &[&dyn Fn(&burn::tensor::Gradients) -> Vec<f32>],
+) -> Vec<Vec<f32>> {
+    let values = host_values(output.clone());
+    let gradients = (output * cotangent.clone().detach()).sum().backward();
+    std::iter::once(values).chain(gradient_of.iter().map(|of| of(&gradients))).collect()
+}
+
+fn of<const D: usize>(tensor: &Tensor<D>) -> impl Fn(&burn::tensor::Gradients) -> Vec<f32> + '_ {
+    |gradients| host_values(tensor.grad(gradients).expect("a gradient"))
+}
+
+fn compare(what: &str, fused: Vec<Vec<f32>>, plain: Vec<Vec<f32>>) {
+    for (i, (fused, plain)) in fused.into_iter().zip(plain).enumerate() {
+        assert_close(&format!("{what}, {}", if i == 0 { "output".into() } else { format!("gradient {i}") }), fused, plain);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn convolution(
+        seed: u64, b in 1_usize..4, h in 1_usize..12, w in 1_usize..12, c in 1_usize..20, o in 1_usize..20,
+        kernel in prop::sample::select(vec![1_usize, 3, 7]),
+    ) {
+        let mut draw = Draw { seed, drawn: 0 };
+        let (x, weight, bias) = (draw.tensor([b, h, w, c]), draw.tensor([o, c, kernel, kernel]), draw.tensor([o]));
+        let cotangent = draw.tensor([b, h, w, o]);
+        let run = |f: fn(Tensor<4>, Tensor<4>, Option<Tensor<1>>) -> Tensor<4>| {
+            let y = f(x.clone(), weight.clone(), Some(bias.clone()));
+            outcome(y, &cotangent, &[&of(&x), &of(&weight), &of(&bias)])
+        };
+        compare("conv2d", run(super::conv2d), run(plain::conv2d));
+    }
+
+    #[test]
+    fn normalisation(seed: u64, b in 1_usize..4, h in 1_usize..6, w in 1_usize..6, c in 1_usize..40, scaled: bool) {
+        let mut draw = Draw { seed, drawn: 0 };
+        let (x, g, scale_shift) = (draw.tensor([b, h, w, c]), draw.tensor([c]), draw.tensor([b, 2 * c]));
+        let cotangent = draw.tensor([b, h, w, c]);
+        let run = |f: fn(Tensor<4>, Tensor<1>, Option<Tensor<2>>) -> Tensor<4>| {
+            let y = f(x.clone(), g.clone(), scaled.then(|| scale_shift.clone()));
+            let (x, g, scale_shift) = (of(&x), of(&g), of(&scale_shift));
+            let all: [&dyn Fn(&_) -> _; 3] = [&x, &g, &scale_shift];
+            outcome(y, &cotangent, if scaled { &all } else { &all[..2] })
+        };
+        compare("rms_norm_silu", run(super::rms_norm_silu), run(plain::rms_norm_silu));
+        let run = |f: fn(Tensor<4>, Tensor<1>) -> Tensor<4>| {
+            outcome(f(x.clone(), g.clone()), &cotangent, &[&of(&x), &of(&g)])
+        };
+        compare("rms_norm", run(super::rms_norm), run(plain::rms_norm));
+    }
+
+    #[test]
+    fn attention(
+        seed: u64, b in 1_usize..3, n in 1_usize..40, heads in 1_usize..4, d in 1_usize..20, m in 1_usize..5,
+    ) {
+        let mut draw = Draw { seed, drawn: 0 };
+        let (qkv, cotangent) = (draw.tensor([b, n, 3 * heads * d]), draw.tensor([b, n, heads * d]));
+        let (full_memory, linear_memory) = (draw.tensor([2, heads, m, d]), draw.tensor([2, heads, d, m]));
+        let run = |f: fn(Tensor<3>, Tensor<4>) -> Tensor<3>, memory: &Tensor<4>| {
+            outcome(f(qkv.clone(), memory.clone()), &cotangent, &[&of(&qkv), &of(memory)])
+        };
+        compare("attention", run(super::attention, &full_memory), run(plain::attention, &full_memory));
+        compare(
+            "linear attention",
+            run(super::linear_attention, &linear_memory),
+            run(plain::linear_attention, &linear_memory),
+        );
+    }
+}
+
+/// More positions than the plain version takes in one block.
+#[test]
+fn long_attention_in_blocks() {
+    let mut draw = Draw { seed: 1, drawn: 0 };
+    let (qkv, memory) = (draw.tensor([1, 1100, 3 * 8]), draw.tensor([2, 1, 4, 8]));
+    let run = |f: fn(Tensor<3>, Tensor<4>) -> Tensor<3>| host_values(f(qkv.clone(), memory.clone()));
+    assert_close("output", run(super::attention), run(plain::attention));
+}
+
+/// Broken-up storage (slices, permutations) gives the same as contiguous storage.
+#[test]
+fn inputs_need_not_be_contiguous() {
+    let mut draw = Draw { seed: 2, drawn: 0 };
+    let x: Tensor<4> = draw.tensor([2, 6, 5, 4]);
+    let weight: Tensor<4> = draw.tensor([3, 6, 3, 3]);
+    let permuted = x.clone().permute([0, 2, 3, 1]).narrow(1, 1, 3);
+    let contiguous = Tensor::from_data(permuted.to_data(), &permuted.device());
+    let run = |x: Tensor<4>| host_values(super::conv2d(x, weight.clone(), None));
+    assert_eq!(run(permuted), run(contiguous));
+}
+
+/// What is not finite comes out as such.
+#[test]
+fn nan_is_not_swallowed() {
+    let mut draw = Draw { seed: 3, drawn: 0 };
+    let weight: Tensor<4> = draw.tensor([4, 4, 3, 3]);
+    let x = draw.tensor([1, 8, 8, 4]).detach();
+    let spoiled = x.slice_fill([0..1, 3..4, 3..4, 0..1], f32::NAN);
+    let y = host_values(super::conv2d(spoiled.clone(), weight, None));
+    assert!(y.iter().any(|v| v.is_nan()));
+    let g = draw.tensor([4]);
+    assert!(host_values(super::rms_norm_silu(spoiled, g, None)).iter().any(|v| v.is_nan()));
+}
