@@ -100,12 +100,15 @@ impl Found {
                 file => return Ok(found(Source::Ours(Box::new(of_kind(file?, path, wanted)?)))),
             }
         }
-        let kind = wanted.map_or(WeightsKind::Ema, WeightsKind::from);
         let checkpoint = ReferenceCheckpoint::open(path)?;
-        let weights = checkpoint.weights(match kind {
-            WeightsKind::Ema => Which::Ema,
-            WeightsKind::Model => Which::Model,
-        })?;
+        let which = match wanted {
+            Some(WeightsArg::Model) => Which::Model,
+            Some(WeightsArg::Ema) | None => Which::Ema,
+        };
+        let weights = checkpoint.weights(which)?;
+        // A plain state dict has one set of weights, whatever was asked for.
+        let averaged = which == Which::Ema && checkpoint.available().contains(&Which::Ema);
+        let kind = if averaged { WeightsKind::Ema } else { WeightsKind::Model };
         let inferred = weights.infer().context(format!("cannot use the weights of {}", path.display()))?;
         Ok(found(Source::Reference(Box::new(Reference { checkpoint, weights, inferred, kind }))))
     }

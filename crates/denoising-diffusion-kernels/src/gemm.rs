@@ -10,6 +10,9 @@ pub(crate) const ROWS: usize = 6;
 /// Columns of a register tile and of a packed panel.
 pub(crate) const PANEL: usize = 16;
 
+/// Products after which [`rows_times_panels`] begins a new sum.
+const TERMS_PER_SUM: usize = 128;
+
 /// Addresses of the rows of one tile.
 pub(crate) type RowPointers = [*const f32; ROWS];
 
@@ -104,21 +107,38 @@ unsafe fn row_tile<S: Simd>(
     stride: usize,
 ) {
     unsafe {
-        let mut sums = [[S::splat(0.0); 2]; ROWS];
+        let zeros = [[S::splat(0.0); 2]; ROWS];
+        // Sums in registers, carried over to totals now and then: rounding grows with the terms of one sum.
+        let (mut sums, mut totals, mut terms) = (zeros, zeros, 0);
         for tap in 0..taps {
             let a = *rows.add(tap);
-            for k in 0..len {
-                let b0 = S::load(b);
-                let b1 = S::load(b.add(LANES));
-                b = b.add(PANEL);
-                for r in 0..ROWS {
-                    let x = S::splat(*a[r].add(k));
-                    sums[r][0] = S::fma(x, b0, sums[r][0]);
-                    sums[r][1] = S::fma(x, b1, sums[r][1]);
+            let mut k = 0;
+            while k < len {
+                if terms >= TERMS_PER_SUM {
+                    for (total, sum) in totals.iter_mut().zip(sums) {
+                        *total = [S::add(total[0], sum[0]), S::add(total[1], sum[1])];
+                    }
+                    (sums, terms) = (zeros, 0);
+                }
+                let end = len.min(k + TERMS_PER_SUM);
+                terms += end - k;
+                while k < end {
+                    let b0 = S::load(b);
+                    let b1 = S::load(b.add(LANES));
+                    b = b.add(PANEL);
+                    for r in 0..ROWS {
+                        let x = S::splat(*a[r].add(k));
+                        sums[r][0] = S::fma(x, b0, sums[r][0]);
+                        sums[r][1] = S::fma(x, b1, sums[r][1]);
+                    }
+                    k += 1;
                 }
             }
         }
-        for (r, sum) in sums.iter().enumerate() {
+        for (total, sum) in totals.iter_mut().zip(sums) {
+            *total = [S::add(total[0], sum[0]), S::add(total[1], sum[1])];
+        }
+        for (r, sum) in totals.iter().enumerate() {
             let (add, dst) = (add.add(r * add_stride), dst.add(r * stride));
             S::store(dst, S::add(S::load(add), sum[0]));
             S::store(dst.add(LANES), S::add(S::load(add.add(LANES)), sum[1]));

@@ -24,16 +24,6 @@ impl ElementType {
     /// The types above, for messages.
     pub(super) const READABLE: &'static str = "float16, bfloat16, float32, float64, bool and integers";
 
-    /// Bytes per element.
-    pub(super) const fn size(self) -> usize {
-        match self {
-            Self::Bool | Self::U8 | Self::I8 => 1,
-            Self::F16 | Self::Bf16 | Self::U16 | Self::I16 => 2,
-            Self::F32 | Self::U32 | Self::I32 => 4,
-            Self::F64 | Self::U64 | Self::I64 => 8,
-        }
-    }
-
     /// Converts little-endian bytes. Floats are rounded to the nearest `f32`; an integer that `f32` would change is the
     /// error. Bytes after the last whole element are ignored.
     pub(super) fn to_f32(self, bytes: &[u8]) -> Result<Vec<f32>, i128> {

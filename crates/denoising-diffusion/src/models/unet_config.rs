@@ -184,14 +184,14 @@ impl UnetConfig {
             return Err(UnetConfigError::NoStages);
         }
         at_least_one("dim", self.dim)?;
-        if self.dim < 4 || self.dim % 2 != 0 {
+        if self.dim < 4 || !self.dim.is_multiple_of(2) {
             return Err(UnetConfigError::BadDim(self.dim));
         }
         at_least_one("channels", self.channels)?;
         at_least_one("init_dim", self.first_dim())?;
         at_least_one("out_dim", self.out_channels())?;
         at_least_one("learned_sinusoidal_dim", self.learned_sinusoidal_dim)?;
-        if self.learned_sinusoidal_dim % 2 != 0 {
+        if !self.learned_sinusoidal_dim.is_multiple_of(2) {
             return Err(UnetConfigError::OddFourierDim(self.learned_sinusoidal_dim));
         }
         if !(0.0..1.0).contains(&self.dropout) {
@@ -206,7 +206,7 @@ impl UnetConfig {
     /// Refuses sizes that the network cannot halve often enough, naming the nearest ones that it can.
     pub fn check_size(&self, height: usize, width: usize) -> Result<(), UnetConfigError> {
         let factor = self.downsample_factor();
-        if height > 0 && width > 0 && height % factor == 0 && width % factor == 0 {
+        if height > 0 && width > 0 && height.is_multiple_of(factor) && width.is_multiple_of(factor) {
             return Ok(());
         }
         let down = |side: usize| (side / factor).max(1) * factor;

@@ -76,7 +76,7 @@ impl EmaConfig {
     fn update_at(&self, call: u64) -> Update {
         match call {
             0 => Update::Copy,
-            _ if call % self.ema_update_every != 0 => Update::Nothing,
+            _ if !call.is_multiple_of(self.ema_update_every) => Update::Nothing,
             _ if call <= self.ema_update_after_step => Update::Copy,
             _ => Update::Lerp { decay: self.decay_at(call) },
         }

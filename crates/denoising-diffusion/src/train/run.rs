@@ -128,6 +128,11 @@ impl<M: Network<4>> Run<M> {
         if dir.read_dir().is_ok_and(|mut entries| entries.next().is_some()) || dir.is_file() {
             return Err(RunError::Exists { path: dir });
         }
+        Self::start(trainer, setup)
+    }
+
+    fn start(trainer: Trainer<M>, setup: RunSetup) -> Result<Self, RunError> {
+        let dir = setup.dir.clone();
         let loader = open_loader(&trainer, &setup)?;
         std::fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
         let config = dir.join("config.toml");
@@ -145,12 +150,12 @@ impl<M: Network<4>> Run<M> {
         Ok(Self { trainer, setup, loader, log, checkpoints })
     }
 
-    /// Goes on from the latest checkpoint that is whole. `trainer` is fresh, made from the run's own configuration. Also returns
-    /// the checkpoints that were passed over because they are damaged.
+    /// Goes on from the latest checkpoint that is whole; a run that ended before its first one starts over. `trainer` is fresh, made
+    /// from the run's own configuration. Also returns the checkpoints that were passed over because they are damaged.
     pub fn resume(mut trainer: Trainer<M>, setup: RunSetup) -> Result<(Self, Vec<Rejected>), RunError> {
         let checkpoints = Checkpoints::new(setup.dir.join("checkpoints"));
         let Some((info, path, rejected)) = checkpoints.latest()? else {
-            return Err(RunError::NothingToResume { path: setup.dir.clone() });
+            return Ok((Self::start_over(trainer, setup)?, Vec::new()));
         };
         let (got, expected) = (setup.train.dataset().digest().to_string(), info.data_digest.clone());
         if got != expected {
@@ -163,6 +168,17 @@ impl<M: Network<4>> Run<M> {
         let loader = open_loader(&trainer, &setup)?;
         let (log, _) = RunLog::open_for_resume(setup.dir.join("log.jsonl"), info.step)?;
         Ok((Self { trainer, setup, loader, log, checkpoints }, rejected))
+    }
+
+    fn start_over(trainer: Trainer<M>, setup: RunSetup) -> Result<Self, RunError> {
+        if !setup.dir.join("config.toml").is_file() {
+            return Err(RunError::NothingToResume { path: setup.dir.clone() });
+        }
+        let log = setup.dir.join("log.jsonl");
+        if log.exists() {
+            std::fs::remove_file(&log).map_err(io_error("remove", &log))?;
+        }
+        Self::start(trainer, setup)
     }
 
     pub fn trainer(&self) -> &Trainer<M> {
@@ -225,7 +241,7 @@ impl<M: Network<4>> Run<M> {
             return Ok(());
         }
         let config = self.trainer.config();
-        if step % config.log_every == 0 || step == config.steps {
+        if step.is_multiple_of(config.log_every) || step == config.steps {
             let StepReport { loss, grad_norm, lr, ema_decay, .. } = *report;
             self.log.append(&Record::Step(StepRecord { step, loss, grad_norm, lr, ema_decay, images_per_s }))?;
         }
@@ -242,7 +258,7 @@ impl<M: Network<4>> Run<M> {
     ) -> Result<bool, RunError> {
         let config = self.trainer.config();
         let last = step == config.steps;
-        let due = |interval: u64| step % interval == 0 || last;
+        let due = |interval: u64| step.is_multiple_of(interval) || last;
         let (held_out, samples, save) =
             (due(config.held_out_interval()), due(config.sample_interval()), due(config.save_every));
         if held_out {
@@ -313,7 +329,7 @@ impl<M: Network<4>> Run<M> {
         let state = self.trainer.state();
         let step = state.step;
         let config = self.trainer.config();
-        let periodic = step % config.save_every == 0 || step == config.steps;
+        let periodic = step.is_multiple_of(config.save_every) || step == config.steps;
         if periodic {
             let folder = format!("checkpoints/step-{step:08}");
             self.log.append(&Record::Checkpoint(CheckpointRecord { step, folder }))?;
@@ -331,7 +347,7 @@ impl<M: Network<4>> Run<M> {
         };
         let card = ModelCard { step, ema_decay: self.trainer.ema().decay(), ..self.setup.card.clone() };
         let path = self.checkpoints.save(&state, &info, &card)?;
-        if config.keep_every.is_some_and(|every| step % every == 0) {
+        if config.keep_every.is_some_and(|every| step.is_multiple_of(every)) {
             self.checkpoints.mark(step)?;
         }
         self.checkpoints.prune(config.keep)?;

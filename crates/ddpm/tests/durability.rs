@@ -1,0 +1,138 @@
+//! What happens to a run when it is interrupted, killed, damaged or out of space.
+#![cfg(unix)]
+
+mod common;
+
+use std::fs::OpenOptions;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use common::{Place, TINY, assert_same, stderr, wait_until};
+
+fn signal(child: &Child, name: &str) {
+    let done = Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
+    assert!(done.success());
+}
+
+#[test]
+fn ctrl_c_writes_a_checkpoint_and_says_how_to_go_on() {
+    let place = Place::new();
+    let child = place.spawn(&format!("train digits {TINY} --steps 100000 --out run --json"));
+    wait_until("the first step", || std::fs::read_to_string(place.path("stderr")).unwrap().contains("train 1/"));
+    signal(&child, "-INT");
+    let output = child.wait_with_output().unwrap();
+    let said = std::fs::read_to_string(place.path("stderr")).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert!(said.contains("ddpm train --resume run") && !said.contains("error:"), "{said}");
+    let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(result["outcome"], "interrupted");
+    let step = result["step"].as_u64().unwrap();
+    assert!(step >= 1);
+    let resumed = place.json(&format!("train --resume run --steps {}", step + 1));
+    assert_eq!(resumed["step"], step + 1);
+}
+
+#[test]
+fn an_interrupted_run_equals_one_in_one_go() {
+    let place = Place::new();
+    let flags = format!("{TINY} --save-every 20");
+    let child = place.spawn(&format!("train digits {flags} --steps 2000 --out parts --json"));
+    wait_until("the first step", || std::fs::read_to_string(place.path("stderr")).unwrap().contains("train 1/"));
+    signal(&child, "-TERM");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let steps = (result["step"].as_u64().unwrap() / 20 + 1) * 20;
+    place.ok(&format!("train --resume parts --steps {steps} --keep 1"));
+    place.ok(&format!("train digits {flags} --steps {steps} --keep 1 --out whole"));
+    assert_same(&place.path("whole"), &place.path("parts"));
+}
+
+#[test]
+fn a_run_killed_at_any_moment_goes_on_to_the_same_end() {
+    let place = Place::new();
+    let flags = format!("train digits {TINY} --steps 40 --save-every 7 --sample-every 9 --held-out-every 11");
+    place.ok(&format!("{flags} --out whole"));
+    let mut args = format!("{flags} --out parts");
+    for _ in 0..6 {
+        let mut child = place.spawn(&args);
+        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();
+        wait_until("the run folder", || place.path("parts/config.toml").is_file());
+        std::thread::sleep(Duration::from_millis(u64::from(clock / 1000 % 400)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        args = "train --resume parts".to_string();
+    }
+    place.ok("train --resume parts");
+    assert_same(&place.path("whole"), &place.path("parts"));
+}
+
+/// A run with checkpoints of steps 2, 4 and 6.
+fn run_of_three(place: &Place) {
+    place.ok(&format!("train digits {TINY} --steps 6 --save-every 2 --out run"));
+}
+
+fn change_a_byte(path: &Path, at: u64) {
+    let mut file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.seek(SeekFrom::Start(at)).unwrap();
+    file.read_exact(&mut byte).unwrap();
+    file.seek(SeekFrom::Start(at)).unwrap();
+    file.write_all(&[byte[0] ^ 1]).unwrap();
+}
+
+#[test]
+fn a_damaged_checkpoint_is_named_and_the_one_before_is_used() {
+    let place = Place::new();
+    run_of_three(&place);
+    let cut = place.path("run/checkpoints/step-00000006/adam.safetensors");
+    let half = cut.metadata().unwrap().len() / 2;
+    OpenOptions::new().write(true).open(&cut).unwrap().set_len(half).unwrap();
+    let altered = place.path("run/checkpoints/step-00000004/ema.safetensors");
+    change_a_byte(&altered, altered.metadata().unwrap().len() - 5);
+
+    let output = place.run("sample run -n 1 --json");
+    assert!(output.status.success(), "{}", stderr(&output));
+    let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(result["step"], 2);
+    place.fails("sample run/checkpoints/step-00000004 --out x.png", 1, "altered");
+
+    let output = place.run("train --resume run");
+    let said = stderr(&output);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("step-00000006") && said.contains("cut off"), "{said}");
+    assert!(said.contains("step-00000004") && said.contains("was changed"), "{said}");
+    assert!(said.contains("going on from step 2"), "{said}");
+}
+
+#[test]
+fn without_a_whole_checkpoint_every_damaged_one_is_named() {
+    let place = Place::new();
+    run_of_three(&place);
+    for step in [2, 4, 6] {
+        std::fs::write(place.path(&format!("run/checkpoints/step-0000000{step}/state.json")), "{").unwrap();
+    }
+    let text = place.fails("train --resume run", 1, "no checkpoint");
+    assert_eq!(text.matches("damaged:").count(), 3, "{text}");
+}
+
+#[test]
+fn a_full_disk_leaves_the_previous_checkpoint_whole() {
+    let place = Place::new();
+    place.ok(&format!("train digits {TINY} --steps 2 --out run"));
+    let before = common::contents(&place.path("run/checkpoints"));
+    let limit = place.path("run/checkpoints/step-00000002/ema.safetensors").metadata().unwrap().len() / 512;
+    // Writing beyond the limit fails as on a full disk, with another code.
+    let program = env!("CARGO_BIN_EXE_ddpm");
+    let script = format!("trap '' XFSZ; ulimit -f {}; exec {} train --resume run --steps 4", limit / 2, program);
+    let output = Command::new("sh").args(["-c", &script]).current_dir(place.path("")).output().unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(said.lines().filter(|line| line.starts_with("error:")).count(), 1, "{said}");
+    assert!(said.contains("step 4 could not be written") && said.contains("step-00000002, is whole"), "{said}");
+    assert!(said.contains("hint:") && said.contains("--resume run"), "{said}");
+    assert!(before == common::contents(&place.path("run/checkpoints")));
+    assert_eq!(place.json("train --resume run --steps 4")["step"], 4);
+}

@@ -1,0 +1,123 @@
+//! `ddpm sample`, `info` and `convert`, on our own weights and on those of the reference.
+
+mod common;
+
+use std::path::Path;
+
+use common::{Place, TINY, golden};
+
+/// Shape and values of a float32 `.npy` file.
+fn npy(path: &Path) -> (Vec<usize>, Vec<f32>) {
+    denoising_diffusion::data::npy::read_npy_f32(path).unwrap()
+}
+
+fn trained(place: &Place) {
+    place.ok(&format!("train digits {TINY} --steps 2 --out run"));
+}
+
+fn difference(left: &[f32], right: &[f32]) -> f32 {
+    left.iter().zip(right).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn the_same_seed_gives_the_same_images() {
+    let place = Place::new();
+    trained(&place);
+    let sample = |flags: &str, out: &str| {
+        place.ok(&format!("sample run -n 5 --out {out} {flags}"));
+        npy(&place.path(out))
+    };
+    let (shape, values) = sample("--seed 3", "a.npy");
+    assert_eq!(shape, [5, 1, 8, 8]);
+    assert!(values.iter().all(|value| (0.0..=1.0).contains(value)));
+    sample("--seed 3 --threads 1", "b.npy");
+    assert_eq!(place.read("a.npy"), place.read("b.npy"));
+    let (_, batches) = sample("--seed 3 --batch-size 2", "c.npy");
+    assert!(difference(&values, &batches) < 1e-4);
+    let (_, other) = sample("--seed 4", "d.npy");
+    assert!(difference(&values, &other) > 1e-2);
+    let (_, fewer) = sample("--seed 3 -n 2", "e.npy");
+    assert!(difference(&values, &fewer) < 1e-4);
+}
+
+#[test]
+fn samplers_and_outputs() {
+    let place = Place::new();
+    trained(&place);
+    let grid = place.json("sample run -n 3 --sampler ddpm --variance large --trajectory t.gif");
+    assert_eq!((&grid["out"], &grid["steps"], &grid["shape"][0]), (&"samples.png".into(), &8.into(), &1.into()));
+    assert!(place.read("samples.png").starts_with(b"\x89PNG") && place.read("t.gif").starts_with(b"GIF89a"));
+    place.ok("sample run -n 3"); // the default name is replaced
+    place.ok("sample run -n 3 --steps 4 --eta 0.5 --out images/");
+    assert_eq!(std::fs::read_dir(place.path("images")).unwrap().count(), 3);
+    place.ok("sample run/checkpoints/step-00000002 -n 1 --weights model --out model.png");
+    place.ok("sample run/checkpoints/step-00000002/ema.safetensors -n 1 --image-size 6x4 --out odd.npy");
+    assert_eq!(npy(&place.path("odd.npy")).0, [1, 1, 6, 4]);
+    place.fails("sample run --out images/", 2, "--force");
+    place.fails("sample run --out model.png", 2, "exists already");
+    place.ok("sample run -n 1 --out model.png --force");
+}
+
+#[test]
+fn initial_noise_from_a_file() {
+    let place = Place::new();
+    trained(&place);
+    let noise: Vec<f32> = (0..3 * 64).map(|i| (i as f32 * 0.37).sin() * 1.5).collect();
+    let write = |name: &str, shape: &[usize]| {
+        denoising_diffusion::data::npy::write_npy_f32(&place.path(name), shape, &noise).unwrap();
+    };
+    write("x.npy", &[3, 1, 8, 8]);
+    place.ok("sample run --init-noise x.npy --seed 1 --out a.npy");
+    place.ok("sample run --init-noise x.npy --seed 2 --out b.npy");
+    assert_eq!(npy(&place.path("a.npy")).0, [3, 1, 8, 8]);
+    assert_eq!(place.read("a.npy"), place.read("b.npy")); // ddim with eta 0 draws no noise
+    place.ok("sample run --seed 1 -n 3 --out c.npy");
+    assert_ne!(place.read("a.npy"), place.read("c.npy"));
+    write("wrong.npy", &[3, 8, 8, 1]);
+    let text = place.fails("sample run --init-noise wrong.npy", 2, "--init-noise");
+    assert!(text.contains("[n, 1, 8, 8]") && text.contains("[3, 8, 8, 1]"), "{text}");
+    place.fails("sample run --init-noise x.npy -n 4", 2, "[4, 1, 8, 8]");
+}
+
+#[test]
+fn a_checkpoint_of_the_reference_works_where_ours_do() {
+    let place = Place::new();
+    std::fs::copy(golden("model-1.pt"), place.path("model-1.pt")).unwrap();
+    let info = place.json("info model-1.pt");
+    assert_eq!((&info["unet"]["dim"], &info["diffusion"]["timesteps"]), (&4.into(), &50.into()));
+    assert_eq!((&info["diffusion"]["objective"], &info["step"]), (&"pred_noise".into(), &12.into()));
+    assert!(place.ok("info model-1.pt").contains("min-SNR"));
+
+    place.fails("sample model-1.pt", 2, "--image-size");
+    place.fails("sample model-1.pt --image-size 8 --timesteps 20", 2, "50");
+    let sample = |target: &str, out: &str| {
+        place.ok(&format!("sample {target} -n 2 --steps 5 --seed 7 --out {out}"));
+        place.read(out)
+    };
+    let direct = sample("model-1.pt --image-size 8", "direct.npy");
+    assert_ne!(direct, sample("model-1.pt --image-size 8 --weights model", "model.npy"));
+
+    place.ok("convert model-1.pt --image-size 8 --out ours.safetensors");
+    assert_eq!(direct, sample("ours.safetensors", "ours.npy"));
+    assert_eq!(place.json("info ours.safetensors")["card"]["image"]["height"], 8);
+
+    place.ok("convert ours.safetensors --to reference --out theirs.safetensors");
+    let told = "--image-size 8 --timesteps 50 --objective pred_noise --beta-schedule cosine";
+    assert_eq!(direct, sample(&format!("theirs.safetensors {told}"), "theirs.npy"));
+    place.fails("sample theirs.safetensors --image-size 8", 2, "--objective");
+
+    place.fails("convert model-1.pt --image-size 8 --out ours.safetensors", 2, "exists already");
+    place.fails("convert model-1.pt --image-size 8 --out ours.bin", 2, ".safetensors");
+    place.fails("sample ours.safetensors --objective pred_v", 2, "--objective");
+    place.fails("sample ours.safetensors --weights model", 2, "`ema`");
+}
+
+#[test]
+fn a_network_in_training_converts_and_comes_back() {
+    let place = Place::new();
+    trained(&place);
+    place.ok("convert run --weights model --to reference --out r.safetensors");
+    let info = place.json("info r.safetensors");
+    assert_eq!((&info["format"], &info["unet"]["dim"]), (&"denoising-diffusion-pytorch".into(), &4.into()));
+    assert_eq!(info["parameters"], place.json("info run")["parameters"]);
+}

@@ -1,0 +1,111 @@
+//! `ddpm train` and `ddpm inspect`: plan, run folder, result, resume.
+
+mod common;
+
+use common::{Place, TINY, assert_same, stderr};
+
+#[test]
+fn a_run_leaves_all_that_was_promised() {
+    let place = Place::new();
+    let result = place.json(&format!("train digits {TINY} --steps 6 --save-every 3"));
+    assert_eq!(result["outcome"], "finished");
+    assert_eq!((&result["step"], &result["run"]), (&6.into(), &"runs/digits-001".into()));
+    assert!(result["loss"].as_f64().unwrap().is_finite() && result["held_out_loss"].as_f64().unwrap() > 0.0);
+    assert_eq!(result["held_out_loss_by_quarter"].as_array().unwrap().len(), 4);
+    for key in ["grid", "checkpoint"] {
+        assert!(place.path(result[key].as_str().unwrap()).exists(), "{key}");
+    }
+    for name in ["config.toml", "log.jsonl", "loss.svg", "loss.png", "samples/step-00000003.png"] {
+        assert!(place.path("runs/digits-001").join(name).is_file(), "{name}");
+    }
+    let config = String::from_utf8(place.read("runs/digits-001/config.toml")).unwrap();
+    assert!(config.contains("steps = 6") && config.contains("path = \"digits\""), "{config}");
+    let text = place.ok(&format!("train digits {TINY} --steps 1"));
+    assert!(text.contains("runs/digits-002") && text.contains("checkpoint"), "{text}");
+}
+
+#[test]
+fn a_resumed_run_equals_one_in_one_go_with_any_number_of_threads() {
+    let place = Place::new();
+    let steps = |run: &str, n: u32, threads: u32| {
+        place.ok(&format!(
+            "train digits {TINY} --accumulate 2 --save-every 3 --steps {n} --threads {threads} --out {run}"
+        ))
+    };
+    steps("whole", 9, 2);
+    steps("parts", 3, 1);
+    let result = place.json("train --resume parts --steps 6 --threads 1");
+    assert_eq!((&result["step"], &result["outcome"]), (&6.into(), &"finished".into()));
+    place.ok("train --resume parts --steps 9 --threads 2");
+    assert_same(&place.path("whole"), &place.path("parts"));
+}
+
+#[test]
+fn a_finished_run_has_nothing_to_add_and_keeps_its_configuration() {
+    let place = Place::new();
+    place.ok(&format!("train digits {TINY} --steps 2 --out run"));
+    let before = common::contents(&place.path("run"));
+    let result = place.json("train --resume run");
+    assert_eq!((&result["step"], &result["grid"]), (&2.into(), &serde_json::Value::Null));
+    assert!(before == common::contents(&place.path("run")));
+    place.fails("train --resume run --lr 0.1 --steps 3", 2, "--lr");
+    assert!(before == common::contents(&place.path("run")));
+}
+
+#[test]
+fn a_dry_run_says_what_it_would_do_and_does_nothing() {
+    let place = Place::new();
+    let plan = place.ok("train --dry-run");
+    for row in ["parameters", "images", "memory", "device", "run folder", "runs/digits-001", "epochs"] {
+        assert!(plan.contains(row), "{row}: {plan}");
+    }
+    let plan = place.json(&format!("train digits --dry-run {TINY} --steps 427 --held-out 0 --threads 1"));
+    assert_eq!(plan["recipe"]["train"]["steps"], 427);
+    assert_eq!(plan["data"]["train"], 1797);
+    assert_eq!(plan["threads"], 1);
+    assert!(plan["memory_mib"].as_u64().unwrap() > 10 && plan["parameters"].as_u64().unwrap() > 1000);
+    assert!((plan["epochs"].as_f64().unwrap() - 427.0 * 4.0 / 1797.0).abs() < 1e-9);
+    assert_eq!(std::fs::read_dir(place.path("")).unwrap().count(), 0);
+}
+
+#[test]
+fn flags_win_over_the_recipe_and_the_recipe_over_the_defaults() {
+    let place = Place::new();
+    place.write("r.toml", "[train]\nsteps = 7\nlr = 1e-3\n[unet]\ndim = 16\ndim_mults = [1, 2]\n");
+    let plan = place.json("train digits --dry-run --config r.toml --lr 0.5 --self-condition --full-attn false");
+    let recipe = &plan["recipe"];
+    assert_eq!((&recipe["train"]["steps"], &recipe["train"]["lr"]), (&7.into(), &0.5.into()));
+    assert_eq!((&recipe["train"]["batch_size"], &recipe["unet"]["dim"]), (&16.into(), &16.into()));
+    assert_eq!((&recipe["unet"]["self_condition"], &recipe["unet"]["full_attn"]), (&true.into(), &false.into()));
+}
+
+#[test]
+fn a_folder_of_classes_trains_and_is_inspected() {
+    let place = Place::new();
+    for i in 0..4 {
+        place.image(&format!("data/a/{i}.png"), 8, 8);
+        place.image(&format!("data/b/{i}.PNG"), 8, 8);
+    }
+    let summary = place.json("inspect data");
+    assert_eq!((&summary["images"], &summary["shape"]["channels"]), (&8.into(), &1.into()));
+    assert_eq!(summary["classes"][1]["images"], 4);
+    assert!(place.ok("inspect data").contains("classes    2"));
+    let result = place.json(&format!("train data {TINY} --steps 1"));
+    assert_eq!(result["run"], "runs/data-001");
+    // The run is found again from elsewhere, data and all.
+    place.write("elsewhere/x", "");
+    let mut command = place.command("train --resume ../runs/data-001 --steps 2");
+    let output = command.current_dir(place.path("elsewhere")).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
+#[test]
+fn help_names_sections_and_defaults() {
+    let place = Place::new();
+    let help = place.ok("train --help");
+    for part in ["Network [unet]:", "--dim-mults", "[default: 1,2,4,8]", "Moving average [ema]:", "[default: 0.995]"] {
+        assert!(help.contains(part), "{part}");
+    }
+    assert!(place.ok("--version").starts_with("ddpm "));
+    assert!(place.ok("completions bash").contains("--dim-mults"));
+}

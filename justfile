@@ -1,0 +1,32 @@
+# `just` lists what there is to do; https://just.systems
+
+default:
+    @just --list
+
+# Everything that must hold before a change lands
+ci:
+    bash .ci/run
+
+# All tests
+test:
+    cargo test --workspace
+
+# Format and fix what can be fixed
+fix:
+    cargo fmt --all
+    cargo clippy --workspace --all-targets --fix --allow-dirty
+
+# Train on the embedded digits
+train *ARGS:
+    cargo run --release -- train {{ARGS}}
+
+# Regenerate the golden files (needs Python and PyPI; see tools/parity)
+golden:
+    python3 -m venv target/parity && target/parity/bin/pip install -q -r tools/parity/requirements.txt
+    target/parity/bin/python tools/parity/make_golden.py
+
+# Time a train step and a forward pass against the reference, interleaved (needs Python and PyPI)
+bench-reference *ARGS:
+    cargo build --release
+    python3 -m venv target/parity && target/parity/bin/pip install -q -r tools/parity/requirements.txt
+    target/parity/bin/python tools/bench/run.py --ddpm target/release/ddpm {{ARGS}}
