@@ -75,14 +75,16 @@ impl Failure {
 
     /// Tells the user, on stderr, and gives the exit code.
     pub fn report(&self) -> ExitCode {
-        if let Some(error) = &self.error {
-            crate::output::note(self.describe(error).trim_end());
+        if self.error.is_some() {
+            crate::output::note(self.to_text().trim_end());
         }
         ExitCode::from(self.code as u8)
     }
 
-    fn describe(&self, error: &anyhow::Error) -> String {
+    /// The line `error:`, a line for each cause, and the line `hint:` if there is something to do.
+    pub fn to_text(&self) -> String {
         let mut text = String::new();
+        let Some(error) = &self.error else { return text };
         for (depth, cause) in error.chain().enumerate() {
             let message = cause.to_string().trim_end().replace('\n', "\n    ");
             text += &if depth == 0 { format!("error: {message}\n") } else { format!("  caused by: {message}\n") };

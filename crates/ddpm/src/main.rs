@@ -83,3 +83,20 @@ fn without_panic(work: impl FnOnce() -> Result) -> Result {
             .hint("this is a defect of the program; please report it with the command that shows it"))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_one_error_line_with_its_place() {
+        let failure = without_panic(|| panic!("two\nlines")).unwrap_err();
+        let _ = panic::take_hook();
+        let text = failure.to_text();
+        assert!(
+            text.starts_with("error: internal: ") && text.contains("main.rs") && text.contains("two lines"),
+            "{text}"
+        );
+        assert_eq!(text.lines().count(), 2, "{text}");
+    }
+}

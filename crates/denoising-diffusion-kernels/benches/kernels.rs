@@ -6,15 +6,12 @@
 
 use denoising_diffusion_kernels::activation::{Activation, silu_forward};
 use denoising_diffusion_kernels::attention::{
-    AttentionShape, attention_backward, attention_forward, linear_attention_backward,
-    linear_attention_forward,
+    AttentionShape, attention_backward, attention_forward, linear_attention_backward, linear_attention_forward,
 };
 use denoising_diffusion_kernels::conv::{
     Conv2dShape, ConvAlgorithm, conv2d_forward, conv2d_input_grad, conv2d_weight_grad,
 };
-use denoising_diffusion_kernels::norm::{
-    RmsNormGrads, RmsNormShape, rms_norm_backward, rms_norm_forward,
-};
+use denoising_diffusion_kernels::norm::{RmsNormGrads, RmsNormShape, rms_norm_backward, rms_norm_forward};
 use denoising_diffusion_kernels::optim::{AdamStep, adam_step, squared_norm};
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
@@ -45,9 +42,7 @@ fn conv_shape((channels, side): (usize, usize), kernel: usize) -> Conv2dShape {
 }
 
 fn cases() -> impl Iterator<Item = (ConvAlgorithm, usize, (usize, usize))> {
-    let three = ALGORITHMS
-        .into_iter()
-        .flat_map(|a| STAGES.map(|stage| (a, 3, stage)));
+    let three = ALGORITHMS.into_iter().flat_map(|a| STAGES.map(|stage| (a, 3, stage)));
     three.chain(STAGES.map(|stage| (ConvAlgorithm::Direct, 1, stage)))
 }
 
@@ -57,9 +52,7 @@ fn conv_forward(bencher: Bencher, &Case((algorithm, kernel, stage)): &Case) {
     let (x, weight) = (values(shape.input_len()), values(shape.weight_len()));
     let mut y = values(shape.output_len());
     let run = || conv2d_forward(&shape, algorithm, black_box(&x), &weight, None, &mut y);
-    bencher
-        .counter(ItemsCount::new(shape.flops()))
-        .bench_local(run);
+    bencher.counter(ItemsCount::new(shape.flops())).bench_local(run);
 }
 
 #[divan::bench(args = cases().map(Case))]
@@ -68,9 +61,7 @@ fn conv_input_grad(bencher: Bencher, &Case((algorithm, kernel, stage)): &Case) {
     let (dy, weight) = (values(shape.output_len()), values(shape.weight_len()));
     let mut dx = values(shape.input_len());
     let run = || conv2d_input_grad(&shape, algorithm, black_box(&dy), &weight, &mut dx);
-    bencher
-        .counter(ItemsCount::new(shape.flops()))
-        .bench_local(run);
+    bencher.counter(ItemsCount::new(shape.flops())).bench_local(run);
 }
 
 #[divan::bench(args = cases().map(Case))]
@@ -79,9 +70,7 @@ fn conv_weight_grad(bencher: Bencher, &Case((algorithm, kernel, stage)): &Case) 
     let (x, dy) = (values(shape.input_len()), values(shape.output_len()));
     let mut dweight = values(shape.weight_len());
     let run = || conv2d_weight_grad(&shape, algorithm, black_box(&x), &dy, &mut dweight);
-    bencher
-        .counter(ItemsCount::new(shape.flops()))
-        .bench_local(run);
+    bencher.counter(ItemsCount::new(shape.flops())).bench_local(run);
 }
 
 /// A convolution's algorithm, kernel size, and (channels, side).
@@ -90,141 +79,71 @@ struct Case((ConvAlgorithm, usize, (usize, usize)));
 impl std::fmt::Display for Case {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (algorithm, kernel, (channels, side)) = self.0;
-        write!(
-            f,
-            "{kernel} x {kernel}, {channels} channels, {side} x {side}, {algorithm:?}"
-        )
+        write!(f, "{kernel} x {kernel}, {channels} channels, {side} x {side}, {algorithm:?}")
     }
 }
 
-const NORM: RmsNormShape = RmsNormShape {
-    batch: 16,
-    positions: 1024,
-    channels: 64,
-};
+const NORM: RmsNormShape = RmsNormShape { batch: 16, positions: 1024, channels: 64 };
 
 #[divan::bench]
 fn norm_forward(bencher: Bencher) {
     let (x, g, m) = (values(NORM.len()), values(64), values(16 * 128));
     let mut y = values(NORM.len());
     let run = || rms_norm_forward(&NORM, black_box(&x), &g, Some(&m), Activation::Silu, &mut y);
-    bencher
-        .counter(BytesCount::new(8 * NORM.len()))
-        .bench_local(run);
+    bencher.counter(BytesCount::new(8 * NORM.len())).bench_local(run);
 }
 
 #[divan::bench]
 fn norm_backward(bencher: Bencher) {
-    let (x, dy, g, m) = (
-        values(NORM.len()),
-        values(NORM.len()),
-        values(64),
-        values(16 * 128),
-    );
+    let (x, dy, g, m) = (values(NORM.len()), values(NORM.len()), values(64), values(16 * 128));
     let (mut dx, mut dg, mut dm) = (values(NORM.len()), values(64), values(16 * 128));
     let run = || {
-        let grads = RmsNormGrads {
-            x: &mut dx,
-            g: &mut dg,
-            scale_shift: Some(&mut dm),
-        };
-        rms_norm_backward(
-            &NORM,
-            black_box(&x),
-            &g,
-            Some(&m),
-            Activation::Silu,
-            &dy,
-            grads,
-        );
+        let grads = RmsNormGrads { x: &mut dx, g: &mut dg, scale_shift: Some(&mut dm) };
+        rms_norm_backward(&NORM, black_box(&x), &g, Some(&m), Activation::Silu, &dy, grads);
     };
-    bencher
-        .counter(BytesCount::new(12 * NORM.len()))
-        .bench_local(run);
+    bencher.counter(BytesCount::new(12 * NORM.len())).bench_local(run);
 }
 
 #[divan::bench]
 fn silu(bencher: Bencher) {
     let x = values(1 << 20);
     let mut y = values(1 << 20);
-    bencher
-        .counter(BytesCount::new(8usize << 20))
-        .bench_local(|| silu_forward(black_box(&x), &mut y));
+    bencher.counter(BytesCount::new(8usize << 20)).bench_local(|| silu_forward(black_box(&x), &mut y));
 }
 
 #[divan::bench(args = [256, 1024])]
 fn attention(bencher: Bencher, positions: usize) {
-    let s = AttentionShape {
-        batch: 16,
-        positions,
-        heads: 4,
-        head_dim: 32,
-        memory: 4,
-    };
-    let (qkv, memory, dout) = (
-        values(s.qkv_len()),
-        values(s.memory_len()),
-        values(s.output_len()),
-    );
+    let s = AttentionShape { batch: 16, positions, heads: 4, head_dim: 32, memory: 4 };
+    let (qkv, memory, dout) = (values(s.qkv_len()), values(s.memory_len()), values(s.output_len()));
     let (mut out, mut lse) = (values(s.output_len()), values(s.lse_len()));
     let (mut dqkv, mut dmemory) = (values(s.qkv_len()), values(s.memory_len()));
     // Two products forward, five backward.
     let flops = 7 * 2 * s.batch * s.heads * s.positions * (s.positions + s.memory) * s.head_dim;
     bencher.counter(ItemsCount::new(flops)).bench_local(|| {
         attention_forward(&s, black_box(&qkv), &memory, &mut out, &mut lse);
-        attention_backward(
-            &s,
-            &qkv,
-            &memory,
-            &out,
-            &lse,
-            &dout,
-            &mut dqkv,
-            &mut dmemory,
-        );
+        attention_backward(&s, &qkv, &memory, &out, &lse, &dout, &mut dqkv, &mut dmemory);
     });
 }
 
 #[divan::bench(args = [256, 1024])]
 fn linear_attention(bencher: Bencher, positions: usize) {
-    let s = AttentionShape {
-        batch: 16,
-        positions,
-        heads: 4,
-        head_dim: 32,
-        memory: 4,
-    };
-    let (qkv, memory, dout) = (
-        values(s.qkv_len()),
-        values(s.memory_len()),
-        values(s.output_len()),
-    );
+    let s = AttentionShape { batch: 16, positions, heads: 4, head_dim: 32, memory: 4 };
+    let (qkv, memory, dout) = (values(s.qkv_len()), values(s.memory_len()), values(s.output_len()));
     let mut out = values(s.output_len());
     let (mut dqkv, mut dmemory) = (values(s.qkv_len()), values(s.memory_len()));
-    bencher
-        .counter(BytesCount::new(4 * (3 * s.qkv_len() + 2 * s.output_len())))
-        .bench_local(|| {
-            linear_attention_forward(&s, black_box(&qkv), &memory, &mut out);
-            linear_attention_backward(&s, &qkv, &memory, &dout, &mut dqkv, &mut dmemory);
-        });
+    bencher.counter(BytesCount::new(4 * (3 * s.qkv_len() + 2 * s.output_len()))).bench_local(|| {
+        linear_attention_forward(&s, black_box(&qkv), &memory, &mut out);
+        linear_attention_backward(&s, &qkv, &memory, &dout, &mut dqkv, &mut dmemory);
+    });
 }
 
 #[divan::bench]
 fn clip_and_adam(bencher: Bencher) {
     let len = 1 << 22;
     let (mut w, g, mut m, mut v) = (values(len), values(len), values(len), vec![0.1; len]);
-    bencher
-        .counter(BytesCount::new(4 * 8 * len))
-        .bench_local(|| {
-            let grad_scale = 1.0 / squared_norm(black_box(&g)).sqrt().max(1.0);
-            let step = AdamStep {
-                lr: 1e-4,
-                beta1: 0.9,
-                beta2: 0.99,
-                eps: 1e-8,
-                step: 10,
-                grad_scale,
-            };
-            adam_step(&step, &mut w, &g, &mut m, &mut v);
-        });
+    bencher.counter(BytesCount::new(4 * 8 * len)).bench_local(|| {
+        let grad_scale = 1.0 / squared_norm(black_box(&g)).sqrt().max(1.0);
+        let step = AdamStep { lr: 1e-4, beta1: 0.9, beta2: 0.99, eps: 1e-8, step: 10, grad_scale };
+        adam_step(&step, &mut w, &g, &mut m, &mut v);
+    });
 }

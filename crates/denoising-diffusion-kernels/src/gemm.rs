@@ -92,10 +92,7 @@ simd_fn! {
 /// # Safety
 /// As [`rows_times_panels`]; `add` may be `dst`.
 #[inline(always)]
-#[allow(
-    clippy::too_many_arguments,
-    reason = "strides and sizes of plain memory"
-)]
+#[allow(clippy::too_many_arguments, reason = "strides and sizes of plain memory")]
 unsafe fn row_tile<S: Simd>(
     rows: *const RowPointers,
     taps: usize,
@@ -207,9 +204,7 @@ unsafe fn outer_tile<S: Simd, const R: usize>(
 /// Pointers to the first `count` rows of `matrix`, which begin `stride` values apart; the last row fills up the last tile.
 pub(crate) fn dense_pointers(matrix: &[f32], stride: usize, count: usize) -> Vec<RowPointers> {
     let row = |i: usize| matrix[i.min(count - 1) * stride..].as_ptr();
-    (0..count.div_ceil(ROWS))
-        .map(|tile| std::array::from_fn(|r| row(tile * ROWS + r)))
-        .collect()
+    (0..count.div_ceil(ROWS)).map(|tile| std::array::from_fn(|r| row(tile * ROWS + r))).collect()
 }
 
 /// `len` rounded up to an odd number of cache lines: rows this far apart lie in different sets of the cache, where powers of two

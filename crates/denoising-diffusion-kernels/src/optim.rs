@@ -85,19 +85,9 @@ impl From<&AdamStep> for Constants {
     }
 }
 
-fn adam_step_with(
-    isa: Isa,
-    config: &AdamStep,
-    w: &mut [f32],
-    g: &[f32],
-    m: &mut [f32],
-    v: &mut [f32],
-) {
+fn adam_step_with(isa: Isa, config: &AdamStep, w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
     let len = w.len();
-    assert!(
-        g.len() == len && m.len() == len && v.len() == len,
-        "w, g, m and v differ in length"
-    );
+    assert!(g.len() == len && m.len() == len && v.len() == len, "w, g, m and v differ in length");
     debug_assert!(config.step >= 1, "steps count from 1");
     let constants = Constants::from(config);
     let (w, m, v) = (Shared::new(w), Shared::new(m), Shared::new(v));
@@ -105,11 +95,7 @@ fn adam_step_with(
         let range = task_range(task, ELEMENTS_PER_TASK, len);
         // SAFETY: ranges of different tasks are disjoint; all slices have the range's length.
         unsafe {
-            let (w, m, v) = (
-                w.part(range.clone()),
-                m.part(range.clone()),
-                v.part(range.clone()),
-            );
+            let (w, m, v) = (w.part(range.clone()), m.part(range.clone()), v.part(range.clone()));
             adam_part(isa, constants, w, &g[range], m, v);
         }
     });
@@ -243,14 +229,7 @@ mod tests {
     #[test]
     fn first_step_moves_by_the_learning_rate() {
         // m_hat / sqrt(v_hat) is the sign of the gradient at step 1, whatever the betas.
-        let c = AdamStep {
-            lr: 0.01,
-            beta1: 0.9,
-            beta2: 0.99,
-            eps: 1e-8,
-            step: 1,
-            grad_scale: 1.0,
-        };
+        let c = AdamStep { lr: 0.01, beta1: 0.9, beta2: 0.99, eps: 1e-8, step: 1, grad_scale: 1.0 };
         let (mut w, mut m, mut v) = ([1.0, 1.0], [0.0; 2], [0.0; 2]);
         adam_step(&c, &mut w, &[3.0, -5.0], &mut m, &mut v);
         assert_close(&w, &[0.99, 1.01], 1e-7);
@@ -263,21 +242,11 @@ mod tests {
         one_and_two_threads_agree(|| {
             let (mut w, mut m, mut v) = (random(len, 4), vec![0.0; len], vec![0.0; len]);
             let norm = squared_norm(&g);
-            let c = AdamStep {
-                lr: 1e-3,
-                beta1: 0.9,
-                beta2: 0.99,
-                eps: 1e-8,
-                step: 7,
-                grad_scale: 1.0 / norm.sqrt(),
-            };
+            let c = AdamStep { lr: 1e-3, beta1: 0.9, beta2: 0.99, eps: 1e-8, step: 7, grad_scale: 1.0 / norm.sqrt() };
             adam_step(&c, &mut w, &g, &mut m, &mut v);
             let mut average = g.clone();
             lerp(&mut average, &w, 0.005);
-            w.extend([
-                f32::from_bits(norm.to_bits() as u32),
-                f32::from_bits((norm.to_bits() >> 32) as u32),
-            ]);
+            w.extend([f32::from_bits(norm.to_bits() as u32), f32::from_bits((norm.to_bits() >> 32) as u32)]);
             [w, m, v, average].concat()
         });
     }

@@ -39,11 +39,7 @@ unsafe impl Sync for Shared<'_> {}
 
 impl<'a> Shared<'a> {
     pub(crate) fn new(slice: &'a mut [f32]) -> Self {
-        Self {
-            ptr: slice.as_mut_ptr(),
-            len: slice.len(),
-            life: PhantomData,
-        }
+        Self { ptr: slice.as_mut_ptr(), len: slice.len(), life: PhantomData }
     }
 
     /// The values in `range`.
@@ -90,11 +86,7 @@ impl Scratch {
             // Smallest that is large enough, else the largest.
             let best = (0..pool.len()).min_by_key(|&i| {
                 let size = pool[i].len();
-                if size >= wanted {
-                    (0, size)
-                } else {
-                    (1, usize::MAX - size)
-                }
+                if size >= wanted { (0, size) } else { (1, usize::MAX - size) }
             });
             best.map(|i| pool.swap_remove(i)).unwrap_or_default()
         });

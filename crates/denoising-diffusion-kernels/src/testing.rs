@@ -22,10 +22,7 @@ pub(crate) fn assert_close(values: &[f32], exact: &[f64], tolerance: f64) {
     let scale = exact.iter().fold(1.0f64, |m, x| m.max(x.abs()));
     for (i, (&value, &want)) in values.iter().zip(exact).enumerate() {
         let error = (f64::from(value) - want).abs() / scale;
-        assert!(
-            error <= tolerance,
-            "value {i}: {value} instead of {want}, error {error:e} of scale {scale}"
-        );
+        assert!(error <= tolerance, "value {i}: {value} instead of {want}, error {error:e} of scale {scale}");
     }
 }
 
@@ -33,10 +30,7 @@ pub(crate) fn assert_close(values: &[f32], exact: &[f64], tolerance: f64) {
 #[track_caller]
 pub(crate) fn one_and_two_threads_agree(f: impl Fn() -> Vec<f32> + Sync) {
     let bits = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| f().iter().map(|x| x.to_bits()).collect::<Vec<_>>())
     };
     let one = bits(1);

@@ -35,7 +35,9 @@ pub enum WeightsKind {
 pub enum NetworkConfig {
     Unet(UnetConfig),
     /// A network of the user's own, by name; only its own program can build it.
-    Custom { name: String },
+    Custom {
+        name: String,
+    },
 }
 
 /// All that must be known to use weights.

@@ -170,7 +170,10 @@ mod tests {
     fn noise_of_an_example_does_not_depend_on_the_batch() {
         let device = Device::flex();
         let draw = |first: u64, b: usize| {
-            normal_batch::<2>(1, Purpose::SampleInit, first, 0, [b, 5], &device).into_data().try_to_vec::<f32>().unwrap()
+            normal_batch::<2>(1, Purpose::SampleInit, first, 0, [b, 5], &device)
+                .into_data()
+                .try_to_vec::<f32>()
+                .unwrap()
         };
         let whole = draw(0, 6);
         assert_eq!(whole[10..20], draw(2, 2));

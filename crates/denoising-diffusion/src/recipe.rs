@@ -35,7 +35,9 @@ pub enum RecipeError {
          numbers its levels 0..T"
     )]
     FourierTime,
-    #[error("the network gives {got} channels where Gaussian diffusion needs those of the data, {expected}: unset `{key}`")]
+    #[error(
+        "the network gives {got} channels where Gaussian diffusion needs those of the data, {expected}: unset `{key}`"
+    )]
     OutChannels { key: &'static str, expected: usize, got: usize },
     #[error(transparent)]
     Data(#[from] DataError),
@@ -110,7 +112,9 @@ mod tests {
 
     #[test]
     fn unknown_keys_are_named() {
-        for (text, key) in [("[train]\nstepz = 1", "stepz"), ("[trian]\nsteps = 1", "trian"), ("[train]\nlr = \"fast\"", "lr")] {
+        for (text, key) in
+            [("[train]\nstepz = 1", "stepz"), ("[trian]\nsteps = 1", "trian"), ("[train]\nlr = \"fast\"", "lr")]
+        {
             let error = Recipe::from_toml(text).unwrap_err();
             let RecipeError::Toml(cause) = error else { panic!("{error}") };
             assert!(cause.to_string().contains(key), "{cause}");

@@ -77,7 +77,11 @@ fn trainer(steps: usize) -> Trainer<Net> {
     trainer
 }
 
-fn sample(model: &Eval<Net>, diffusion: &GaussianDiffusion, on_step: &mut dyn FnMut() -> ControlFlow<()>) -> Result<Vec<f32>, GenerateError> {
+fn sample(
+    model: &Eval<Net>,
+    diffusion: &GaussianDiffusion,
+    on_step: &mut dyn FnMut() -> ControlFlow<()>,
+) -> Result<Vec<f32>, GenerateError> {
     let sample = SampleConfig { sampling_timesteps: Some(5), ..SampleConfig::default() };
     let request = Request { sample: &sample, seed: 3, count: 2, shape: [1, 8, 8], init_noise: None };
     let mut progress = |_: &Progress<'_>| on_step();
@@ -104,7 +108,8 @@ fn all_four_modes() {
     let frozen = TrainNoGrad::of(&model);
     let x = || images(&train_device, 0.3);
     let (a, b) = (frozen.forward(input(x())), frozen.forward(input(x())));
-    assert!(drops(&a, &b) && !a.is_tracked());
+    assert!(drops(&a, &b), "dropout draws");
+    assert!(!a.is_tracked(), "nothing is recorded");
 
     // Train behaviour with gradients.
     let (a, b) = (model.forward(input(x())), model.forward(input(x())));

@@ -17,13 +17,7 @@ pub(super) const KEYS: usize = 128;
 /// `qkv` is `[batch, positions, 3, heads, head_dim]`, `memory` is `[2, heads, memory, head_dim]` (keys, values), `out` is
 /// `[batch, positions, heads, head_dim]`. `lse`, `[batch, heads, positions]`, receives the logarithm of each softmax's
 /// denominator, which [`super::attention_backward`] needs.
-pub fn attention_forward(
-    shape: &AttentionShape,
-    qkv: &[f32],
-    memory: &[f32],
-    out: &mut [f32],
-    lse: &mut [f32],
-) {
+pub fn attention_forward(shape: &AttentionShape, qkv: &[f32], memory: &[f32], out: &mut [f32], lse: &mut [f32]) {
     forward_with(Isa::detect(), shape, qkv, memory, out, lse);
 }
 
@@ -43,14 +37,8 @@ pub(super) fn forward_with(
     let value_len = keys * padded;
 
     // Keys as panels of their transpose; values as panels of rows, block by block.
-    let (mut packed_keys, mut packed_values) = (
-        Scratch::new(pairs * key_len),
-        Scratch::new(pairs * value_len),
-    );
-    let (all_keys, all_values) = (
-        Shared::new(&mut packed_keys),
-        Shared::new(&mut packed_values),
-    );
+    let (mut packed_keys, mut packed_values) = (Scratch::new(pairs * key_len), Scratch::new(pairs * value_len));
+    let (all_keys, all_values) = (Shared::new(&mut packed_keys), Shared::new(&mut packed_values));
     for_each_task(pairs, |pair| {
         let (image, head) = (pair / shape.heads, pair % shape.heads);
         // SAFETY: every task has its own head of its own image.
@@ -60,30 +48,11 @@ pub(super) fn forward_with(
                 all_values.part(pair * value_len..(pair + 1) * value_len),
             )
         };
-        let rows = key_rows(
-            shape,
-            qkv,
-            memory,
-            MemoryLayout::RowsOfChannels,
-            image,
-            KEY,
-            head,
-        );
+        let rows = key_rows(shape, qkv, memory, MemoryLayout::RowsOfChannels, image, KEY, head);
         panels_of_transpose(&rows, padded, shape.head_dim, keys, key_panels);
         drop(rows);
-        let rows = key_rows(
-            shape,
-            qkv,
-            memory,
-            MemoryLayout::RowsOfChannels,
-            image,
-            VALUE,
-            head,
-        );
-        for (rows, panels) in rows
-            .chunks(KEYS * padded)
-            .zip(value_panels.chunks_mut(KEYS * padded))
-        {
+        let rows = key_rows(shape, qkv, memory, MemoryLayout::RowsOfChannels, image, VALUE, head);
+        for (rows, panels) in rows.chunks(KEYS * padded).zip(value_panels.chunks_mut(KEYS * padded)) {
             panels_of_rows(rows, padded, rows.len() / padded, panels);
         }
     });
@@ -91,10 +60,7 @@ pub(super) fn forward_with(
     let blocks = shape.positions.div_ceil(QUERIES);
     let (out, lse) = (Shared::new(out), Shared::new(lse));
     for_each_task(pairs * blocks, |task| {
-        let (pair, queries) = (
-            task / blocks,
-            task_range(task % blocks, QUERIES, shape.positions),
-        );
+        let (pair, queries) = (task / blocks, task_range(task % blocks, QUERIES, shape.positions));
         let (image, head) = (pair / shape.heads, pair % shape.heads);
         let key_panels = &packed_keys[pair * key_len..(pair + 1) * key_len];
         let value_panels = &packed_values[pair * value_len..(pair + 1) * value_len];
@@ -131,11 +97,7 @@ fn query_pointers(
     queries: std::ops::Range<usize>,
 ) -> Vec<RowPointers> {
     let stride = 3 * shape.heads * shape.head_dim;
-    dense_pointers(
-        &qkv[shape.qkv_at(image, queries.start, QUERY, head)..],
-        stride,
-        queries.len(),
-    )
+    dense_pointers(&qkv[shape.qkv_at(image, queries.start, QUERY, head)..], stride, queries.len())
 }
 
 /// What streaming over the keys carries, per query.
@@ -157,11 +119,8 @@ fn block(
 ) -> Running {
     let (dim, padded, keys) = (shape.head_dim, shape.padded_dim(), shape.keys());
     let scale = 1.0 / (dim as f32).sqrt();
-    let mut state = Running {
-        maxima: [f32::NEG_INFINITY; QUERIES],
-        sums: [0.0; QUERIES],
-        out: Scratch::zeroed(QUERIES * padded),
-    };
+    let mut state =
+        Running { maxima: [f32::NEG_INFINITY; QUERIES], sums: [0.0; QUERIES], out: Scratch::zeroed(QUERIES * padded) };
     let mut scores = Scratch::new(QUERIES * KEYS);
     let score_rows = dense_pointers(&scores, KEYS, count);
     debug_assert_eq!(queries.len(), count.div_ceil(ROWS));
@@ -171,43 +130,14 @@ fn block(
         let value_panels = &value_panels[first * padded..][..len * padded];
         // SAFETY: the pointers lead to rows of `head_dim` queries and `KEYS` scores.
         unsafe {
-            rows_times_panels(
-                isa,
-                queries,
-                1,
-                dim,
-                count,
-                key_panels,
-                len,
-                AddTo::Nothing,
-                scores.as_mut_ptr(),
-                KEYS,
-            );
+            rows_times_panels(isa, queries, 1, dim, count, key_panels, len, AddTo::Nothing, scores.as_mut_ptr(), KEYS);
             for i in 0..count {
                 let out = &mut state.out[i * padded..(i + 1) * padded];
                 let row = &mut scores[i * KEYS..][..len];
-                softmax_step(
-                    isa,
-                    row,
-                    scale,
-                    &mut state.maxima[i],
-                    &mut state.sums[i],
-                    out,
-                );
+                softmax_step(isa, row, scale, &mut state.maxima[i], &mut state.sums[i], out);
             }
             let out = state.out.as_mut_ptr();
-            rows_times_panels(
-                isa,
-                &score_rows,
-                1,
-                len,
-                count,
-                value_panels,
-                padded,
-                AddTo::Destination,
-                out,
-                padded,
-            );
+            rows_times_panels(isa, &score_rows, 1, len, count, value_panels, padded, AddTo::Destination, out, padded);
         }
     }
     state

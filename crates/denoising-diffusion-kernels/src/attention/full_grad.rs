@@ -4,9 +4,7 @@
 //! dV = P^T dO, dP = dO V^T, dS = P (dP - D) / sqrt(d), dQ = dS K, dK = dS^T Q.
 
 use super::full::{KEYS, QUERIES};
-use super::pack::{
-    MemoryLayout, head_rows, key_rows, output_rows, panels_of_rows, panels_of_transpose,
-};
+use super::pack::{MemoryLayout, head_rows, key_rows, output_rows, panels_of_rows, panels_of_transpose};
 use super::{AttentionShape, KEY, QUERY, VALUE, sum_batch};
 use crate::gemm::{AddTo, PANEL, dense_pointers, outer_sum, rows_times_panels, tile_heights};
 use crate::par::{Scratch, Shared, for_each_task, task_range};
@@ -15,10 +13,7 @@ use crate::simd::{Isa, LANES, exp, simd_fn};
 /// `dqkv` and `dmemory` from `dout`, the gradient of [`super::attention_forward`]'s output, and that call's inputs and results.
 ///
 /// Lengths as in the forward pass; `dout` like `out`, `dqkv` like `qkv`, `dmemory` like `memory`.
-#[allow(
-    clippy::too_many_arguments,
-    reason = "inputs, results and gradients of one layer"
-)]
+#[allow(clippy::too_many_arguments, reason = "inputs, results and gradients of one layer")]
 pub fn attention_backward(
     shape: &AttentionShape,
     qkv: &[f32],
@@ -29,23 +24,10 @@ pub fn attention_backward(
     dqkv: &mut [f32],
     dmemory: &mut [f32],
 ) {
-    backward_with(
-        Isa::detect(),
-        shape,
-        qkv,
-        memory,
-        out,
-        lse,
-        dout,
-        dqkv,
-        dmemory,
-    );
+    backward_with(Isa::detect(), shape, qkv, memory, out, lse, dout, dqkv, dmemory);
 }
 
-#[allow(
-    clippy::too_many_arguments,
-    reason = "the public function's, and the instruction set"
-)]
+#[allow(clippy::too_many_arguments, reason = "the public function's, and the instruction set")]
 pub(super) fn backward_with(
     isa: Isa,
     shape: &AttentionShape,
@@ -76,8 +58,7 @@ pub(super) fn backward_with(
             for position in 0..positions {
                 let at = shape.qkv_at(image, position, part, head);
                 // SAFETY: every task has its own head of its own image.
-                unsafe { dqkv.part(at..at + dim) }
-                    .copy_from_slice(&rows[position * padded..][..dim]);
+                unsafe { dqkv.part(at..at + dim) }.copy_from_slice(&rows[position * padded..][..dim]);
             }
         }
         for (part, rows) in [(0, &grads.keys), (1, &grads.values)] {
@@ -118,25 +99,12 @@ impl Head {
         image: usize,
         head: usize,
     ) -> Self {
-        let keys = |part| {
-            key_rows(
-                shape,
-                qkv,
-                memory,
-                MemoryLayout::RowsOfChannels,
-                image,
-                part,
-                head,
-            )
-        };
+        let keys = |part| key_rows(shape, qkv, memory, MemoryLayout::RowsOfChannels, image, part, head);
         let dots = (0..shape.positions)
             .map(|position| {
                 let at = shape.output_at(image, position, head);
-                let rows = out[at..at + shape.head_dim]
-                    .iter()
-                    .zip(&dout[at..at + shape.head_dim]);
-                rows.map(|(&o, &d)| f64::from(o) * f64::from(d))
-                    .sum::<f64>() as f32
+                let rows = out[at..at + shape.head_dim].iter().zip(&dout[at..at + shape.head_dim]);
+                rows.map(|(&o, &d)| f64::from(o) * f64::from(d)).sum::<f64>() as f32
             })
             .collect();
         Self {
@@ -167,17 +135,9 @@ impl Head {
             let len = range.len();
             let rows = range.start * padded..range.end * padded;
             panels_of_transpose(&self.keys[rows.clone()], padded, dim, len, &mut key_columns);
-            panels_of_transpose(
-                &self.values[rows.clone()],
-                padded,
-                dim,
-                len,
-                &mut value_columns,
-            );
+            panels_of_transpose(&self.values[rows.clone()], padded, dim, len, &mut value_columns);
             panels_of_rows(&self.keys[rows.clone()], padded, len, &mut key_panels);
-            for queries in (0..shape.positions.div_ceil(QUERIES))
-                .map(|b| task_range(b, QUERIES, shape.positions))
-            {
+            for queries in (0..shape.positions.div_ceil(QUERIES)).map(|b| task_range(b, QUERIES, shape.positions)) {
                 let count = queries.len();
                 let q = &self.queries[queries.start * padded..queries.end * padded];
                 let dout = &self.dout[queries.start * padded..queries.end * padded];
@@ -185,23 +145,9 @@ impl Head {
                 let offsets: Vec<usize> = (0..count).map(|i| i * padded).collect();
                 // SAFETY: all matrices are scratch memory of the sizes given, owned by this call.
                 unsafe {
-                    let (q_rows, dout_rows) = (
-                        dense_pointers(q, padded, count),
-                        dense_pointers(dout, padded, count),
-                    );
+                    let (q_rows, dout_rows) = (dense_pointers(q, padded, count), dense_pointers(dout, padded, count));
                     let (p_at, ds_at) = (p.as_mut_ptr(), ds.as_mut_ptr());
-                    rows_times_panels(
-                        isa,
-                        &q_rows,
-                        1,
-                        dim,
-                        count,
-                        &key_columns,
-                        width,
-                        AddTo::Nothing,
-                        p_at,
-                        KEYS,
-                    );
+                    rows_times_panels(isa, &q_rows, 1, dim, count, &key_columns, width, AddTo::Nothing, p_at, KEYS);
                     rows_times_panels(
                         isa,
                         &dout_rows,
@@ -237,15 +183,7 @@ impl Head {
                     );
                     let dv = &mut grads.values[rows.start..];
                     sum_transposed(isa, &p, dout, &offsets, len, padded, dv);
-                    sum_transposed(
-                        isa,
-                        &ds,
-                        q,
-                        &offsets,
-                        len,
-                        padded,
-                        &mut grads.keys[rows.start..],
-                    );
+                    sum_transposed(isa, &ds, q, &offsets, len, padded, &mut grads.keys[rows.start..]);
                 }
             }
         }
@@ -274,16 +212,7 @@ unsafe fn sum_transposed(
             let dst = target[start * padded + panel..].as_mut_ptr();
             // SAFETY: the caller's.
             unsafe {
-                outer_sum(
-                    isa,
-                    height,
-                    &weights[start..],
-                    KEYS,
-                    rows[panel..].as_ptr(),
-                    offsets,
-                    dst,
-                    padded,
-                );
+                outer_sum(isa, height, &weights[start..], KEYS, rows[panel..].as_ptr(), offsets, dst, padded);
             }
         }
         start += height;

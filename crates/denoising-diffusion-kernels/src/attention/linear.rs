@@ -14,22 +14,11 @@ const ROWS_PER_CHUNK: usize = 128;
 ///
 /// `qkv` is `[batch, positions, 3, heads, head_dim]`, `memory` is `[2, heads, head_dim, memory]` (keys, values), `out` is
 /// `[batch, positions, heads, head_dim]`.
-pub fn linear_attention_forward(
-    shape: &AttentionShape,
-    qkv: &[f32],
-    memory: &[f32],
-    out: &mut [f32],
-) {
+pub fn linear_attention_forward(shape: &AttentionShape, qkv: &[f32], memory: &[f32], out: &mut [f32]) {
     forward_with(Isa::detect(), shape, qkv, memory, out);
 }
 
-pub(super) fn forward_with(
-    isa: Isa,
-    shape: &AttentionShape,
-    qkv: &[f32],
-    memory: &[f32],
-    out: &mut [f32],
-) {
+pub(super) fn forward_with(isa: Isa, shape: &AttentionShape, qkv: &[f32], memory: &[f32], out: &mut [f32]) {
     shape.check(qkv.len(), memory.len(), out.len());
     let (dim, padded) = (shape.head_dim, shape.padded_dim());
     let out = Shared::new(out);
@@ -42,20 +31,7 @@ pub(super) fn forward_with(
         let dst = out.at(shape.output_at(image, 0, head));
         let stride = shape.heads * dim;
         // SAFETY: every task has its own head of its own image.
-        unsafe {
-            rows_times_panels(
-                isa,
-                &rows,
-                1,
-                dim,
-                shape.positions,
-                &panels,
-                dim,
-                AddTo::Nothing,
-                dst,
-                stride,
-            )
-        };
+        unsafe { rows_times_panels(isa, &rows, 1, dim, shape.positions, &panels, dim, AddTo::Nothing, dst, stride) };
     });
 }
 
@@ -91,47 +67,22 @@ impl LinearHead {
             softmax_columns(isa, &mut keys, padded);
         }
         let context = transposed_product(isa, &keys, &values, dim, padded);
-        Self {
-            queries,
-            keys,
-            values,
-            context,
-        }
+        Self { queries, keys, values, context }
     }
 }
 
 /// The sum over rows i of a[i, d] b[i, e] as `[padded, padded]`, for d < `dim`; both have rows of `padded` values.
-pub(super) fn transposed_product(
-    isa: Isa,
-    a: &[f32],
-    b: &[f32],
-    dim: usize,
-    padded: usize,
-) -> Scratch {
+pub(super) fn transposed_product(isa: Isa, a: &[f32], b: &[f32], dim: usize, padded: usize) -> Scratch {
     let mut product = Scratch::zeroed(padded * padded);
     let offsets: Vec<usize> = (0..ROWS_PER_CHUNK).map(|row| row * padded).collect();
-    for (a, b) in a
-        .chunks(ROWS_PER_CHUNK * padded)
-        .zip(b.chunks(ROWS_PER_CHUNK * padded))
-    {
+    for (a, b) in a.chunks(ROWS_PER_CHUNK * padded).zip(b.chunks(ROWS_PER_CHUNK * padded)) {
         let offsets = &offsets[..a.len() / padded];
         let mut start = 0;
         for height in tile_heights(dim) {
             for panel in (0..padded).step_by(PANEL) {
                 let dst = product[start * padded + panel..].as_mut_ptr();
                 // SAFETY: the tiles cover at most `padded` rows, as `padded` is a multiple of 16.
-                unsafe {
-                    outer_sum(
-                        isa,
-                        height,
-                        &a[start..],
-                        padded,
-                        b[panel..].as_ptr(),
-                        offsets,
-                        dst,
-                        padded,
-                    )
-                };
+                unsafe { outer_sum(isa, height, &a[start..], padded, b[panel..].as_ptr(), offsets, dst, padded) };
             }
             start += height;
         }

@@ -54,8 +54,7 @@ pub(super) fn backward_with(
         for (part, rows) in [(0, &dk), (1, &dv)] {
             for (row, values) in rows.chunks_exact(padded).take(shape.memory).enumerate() {
                 for (channel, &value) in values[..dim].iter().enumerate() {
-                    let at =
-                        image * shape.memory_len() + layout.at(shape, part, head, row, channel);
+                    let at = image * shape.memory_len() + layout.at(shape, part, head, row, channel);
                     // SAFETY: as above.
                     unsafe { *parts.at(at) = value };
                 }
@@ -93,20 +92,7 @@ fn product(isa: Isa, rows: &[f32], panels: &[f32], dim: usize, padded: usize) ->
     let dst = target.as_mut_ptr();
     let pointers = dense_pointers(rows, padded, count);
     // SAFETY: `target` has `count` rows of `padded` values.
-    unsafe {
-        rows_times_panels(
-            isa,
-            &pointers,
-            1,
-            dim,
-            count,
-            panels,
-            padded,
-            AddTo::Nothing,
-            dst,
-            padded,
-        )
-    };
+    unsafe { rows_times_panels(isa, &pointers, 1, dim, count, panels, padded, AddTo::Nothing, dst, padded) };
     target
 }
 

@@ -81,21 +81,10 @@ impl AttentionShape {
 
     fn check(&self, qkv: usize, memory: usize, output: usize) {
         let sizes = [self.batch, self.positions, self.heads, self.head_dim];
-        assert!(
-            sizes.iter().all(|&size| size > 0),
-            "a size of {self:?} is 0"
-        );
+        assert!(sizes.iter().all(|&size| size > 0), "a size of {self:?} is 0");
         assert_eq!(qkv, self.qkv_len(), "length of qkv of {self:?}");
-        assert_eq!(
-            memory,
-            self.memory_len(),
-            "length of the memory of {self:?}"
-        );
-        assert_eq!(
-            output,
-            self.output_len(),
-            "length of the output of {self:?}"
-        );
+        assert_eq!(memory, self.memory_len(), "length of the memory of {self:?}");
+        assert_eq!(output, self.output_len(), "length of the output of {self:?}");
     }
 }
 

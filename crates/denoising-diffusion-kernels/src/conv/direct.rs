@@ -62,9 +62,7 @@ impl<'a> Gather<'a> {
 
     /// Source coordinate along `axis` that meets target coordinate `at` at kernel position `tap`.
     fn coordinate(&self, axis: usize, at: usize, tap: usize) -> Option<usize> {
-        let Conv2dShape {
-            stride, padding, ..
-        } = *self.shape;
+        let Conv2dShape { stride, padding, .. } = *self.shape;
         let found = match self.direction {
             Direction::Forward => (at * stride + tap).checked_sub(padding)?,
             Direction::InputGrad => {
@@ -81,20 +79,12 @@ impl<'a> Gather<'a> {
     /// Calls `f(tap, channels of the source pixel)` for every kernel position of target pixel `pixel`; `None` is padding.
     fn visit(&self, pixel: usize, mut f: impl FnMut(usize, Option<&'a [f32]>)) {
         let [rows, columns] = self.target_size;
-        let (image, i, j) = (
-            pixel / (rows * columns),
-            pixel / columns % rows,
-            pixel % columns,
-        );
+        let (image, i, j) = (pixel / (rows * columns), pixel / columns % rows, pixel % columns);
         let [kernel_rows, kernel_columns] = self.shape.kernel;
         for u in 0..kernel_rows {
-            let row = self
-                .coordinate(0, i, u)
-                .map(|row| image * self.source_size[0] + row);
+            let row = self.coordinate(0, i, u).map(|row| image * self.source_size[0] + row);
             for v in 0..kernel_columns {
-                let pixel = row
-                    .zip(self.coordinate(1, j, v))
-                    .map(|(row, column)| row * self.source_size[1] + column);
+                let pixel = row.zip(self.coordinate(1, j, v)).map(|(row, column)| row * self.source_size[1] + column);
                 f(
                     u * kernel_columns + v,
                     pixel.map(|p| &self.source[p * self.source_channels..][..self.source_channels]),
@@ -112,11 +102,7 @@ impl<'a> Gather<'a> {
     fn pointers(&self, pixels: std::ops::Range<usize>, zeros: &[f32]) -> Vec<RowPointers> {
         if self.is_pointwise() {
             let channels = self.source_channels;
-            return dense_pointers(
-                &self.source[pixels.start * channels..],
-                channels,
-                pixels.len(),
-            );
+            return dense_pointers(&self.source[pixels.start * channels..], channels, pixels.len());
         }
         let taps = self.shape.taps();
         let mut pointers = vec![[zeros.as_ptr(); ROWS]; pixels.len().div_ceil(ROWS) * taps];
@@ -150,34 +136,15 @@ impl<'a> Gather<'a> {
 
     /// The patch of a pixel of y, by rows of x, in which all columns of the kernel are neighbours; outside stays as it is.
     fn copy_rows(&self, pixel: usize, patch: &mut [f32]) {
-        let Conv2dShape {
-            height,
-            width,
-            in_channels,
-            kernel,
-            stride,
-            padding,
-            ..
-        } = *self.shape;
+        let Conv2dShape { height, width, in_channels, kernel, stride, padding, .. } = *self.shape;
         let [rows, columns] = self.target_size;
-        let (image, i, j) = (
-            pixel / (rows * columns),
-            pixel / columns % rows,
-            pixel % columns,
-        );
+        let (image, i, j) = (pixel / (rows * columns), pixel / columns % rows, pixel % columns);
         let left = (padding).saturating_sub(j * stride);
         let right = kernel[1].min((width + padding).saturating_sub(j * stride));
-        for (u, patch) in patch
-            .chunks_exact_mut(kernel[1] * in_channels)
-            .take(kernel[0])
-            .enumerate()
-        {
-            let row = (i * stride + u)
-                .checked_sub(padding)
-                .filter(|&row| row < height);
+        for (u, patch) in patch.chunks_exact_mut(kernel[1] * in_channels).take(kernel[0]).enumerate() {
+            let row = (i * stride + u).checked_sub(padding).filter(|&row| row < height);
             if let Some(row) = row.filter(|_| left < right) {
-                let at =
-                    ((image * height + row) * width + j * stride + left - padding) * in_channels;
+                let at = ((image * height + row) * width + j * stride + left - padding) * in_channels;
                 let len = (right - left) * in_channels;
                 patch[left * in_channels..][..len].copy_from_slice(&self.source[at..at + len]);
             }
@@ -187,10 +154,7 @@ impl<'a> Gather<'a> {
     /// The weight as panels `[target channels / 16, taps * source channels, 16]`, filled up with zeros.
     fn pack(&self, weight: &[f32]) -> Scratch {
         let (taps, inputs) = (self.shape.taps(), self.shape.in_channels);
-        let (depth, panels) = (
-            taps * self.source_channels,
-            self.target_channels.div_ceil(PANEL),
-        );
+        let (depth, panels) = (taps * self.source_channels, self.target_channels.div_ceil(PANEL));
         let mut packed = Scratch::new(panels * depth * PANEL);
         let out = Shared::new(&mut packed);
         for_each_task(panels, |panel| {
@@ -199,10 +163,7 @@ impl<'a> Gather<'a> {
             // Whole lines are written at a time, as those of different kernel positions collide in the cache.
             let mut lines = vec![[0.0f32; PANEL]; taps];
             for from in 0..self.source_channels {
-                for (lane, to) in (panel * PANEL..self.target_channels)
-                    .take(PANEL)
-                    .enumerate()
-                {
+                for (lane, to) in (panel * PANEL..self.target_channels).take(PANEL).enumerate() {
                     let at = match self.direction {
                         Direction::Forward => (to * inputs + from) * taps,
                         Direction::InputGrad => (from * inputs + to) * taps,
@@ -212,8 +173,7 @@ impl<'a> Gather<'a> {
                     }
                 }
                 for (tap, line) in lines.iter().enumerate() {
-                    packed[(tap * self.source_channels + from) * PANEL..][..PANEL]
-                        .copy_from_slice(line);
+                    packed[(tap * self.source_channels + from) * PANEL..][..PANEL].copy_from_slice(line);
                 }
             }
         });
@@ -254,9 +214,7 @@ pub(super) fn convolve(
         let group = task_range(task % groups, panels_per_task, panels);
         let cols = channels.min(group.end * PANEL) - group.start * PANEL;
         let b = &packed[group.start * depth * PANEL..group.end * depth * PANEL];
-        let add_to = bias.map_or(AddTo::Nothing, |bias| {
-            AddTo::Row(&bias[group.start * PANEL..group.end * PANEL])
-        });
+        let add_to = bias.map_or(AddTo::Nothing, |bias| AddTo::Row(&bias[group.start * PANEL..group.end * PANEL]));
         let dst = out.at(rows.start * channels + group.start * PANEL);
         let count = rows.len();
         // SAFETY: the pointers lead into `source`, `zeros` or `patches`, which outlive the call; tasks write disjoint
@@ -264,27 +222,12 @@ pub(super) fn convolve(
         if gather.source_channels >= MIN_POINTER_CHANNELS || taps == 1 {
             let pointers = gather.pointers(rows, zeros);
             unsafe {
-                rows_times_panels(
-                    isa,
-                    &pointers,
-                    taps,
-                    gather.source_channels,
-                    count,
-                    b,
-                    cols,
-                    add_to,
-                    dst,
-                    channels,
-                );
+                rows_times_panels(isa, &pointers, taps, gather.source_channels, count, b, cols, add_to, dst, channels);
             }
         } else {
             let patches = gather.patches(rows, depth);
             let pointers = dense_pointers(&patches, depth, count);
-            unsafe {
-                rows_times_panels(
-                    isa, &pointers, 1, depth, count, b, cols, add_to, dst, channels,
-                )
-            };
+            unsafe { rows_times_panels(isa, &pointers, 1, depth, count, b, cols, add_to, dst, channels) };
         }
     });
 }

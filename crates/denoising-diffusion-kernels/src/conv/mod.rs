@@ -90,17 +90,9 @@ impl Conv2dShape {
         if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
             return Err(ShapeError::Zero(name));
         }
-        for (axis, kernel, input) in [
-            ("rows", self.kernel[0], self.height),
-            ("columns", self.kernel[1], self.width),
-        ] {
+        for (axis, kernel, input) in [("rows", self.kernel[0], self.height), ("columns", self.kernel[1], self.width)] {
             if kernel > input + 2 * self.padding {
-                return Err(ShapeError::KernelTooLarge {
-                    axis,
-                    kernel,
-                    input,
-                    padding: self.padding,
-                });
+                return Err(ShapeError::KernelTooLarge { axis, kernel, input, padding: self.padding });
             }
         }
         Ok(())
@@ -146,11 +138,7 @@ impl Conv2dShape {
             panic!("{error}");
         }
         assert_eq!(x, self.input_len(), "length of the input of {self:?}");
-        assert_eq!(
-            weight,
-            self.weight_len(),
-            "length of the weight of {self:?}"
-        );
+        assert_eq!(weight, self.weight_len(), "length of the weight of {self:?}");
         assert_eq!(y, self.output_len(), "length of the output of {self:?}");
     }
 }
@@ -169,35 +157,19 @@ pub fn conv2d_forward(
 
 /// dx, the gradient of a loss with respect to the input, from dy, the one with respect to the output.
 /// Lengths: `output_len`, `weight_len`, `input_len` of `shape`.
-pub fn conv2d_input_grad(
-    shape: &Conv2dShape,
-    algorithm: ConvAlgorithm,
-    dy: &[f32],
-    weight: &[f32],
-    dx: &mut [f32],
-) {
+pub fn conv2d_input_grad(shape: &Conv2dShape, algorithm: ConvAlgorithm, dy: &[f32], weight: &[f32], dx: &mut [f32]) {
     input_grad_with(Isa::detect(), shape, algorithm, dy, weight, dx);
 }
 
 /// dweight, the gradient with respect to the weight, from the input x and dy.
 /// Lengths: `input_len`, `output_len`, `weight_len` of `shape`.
-pub fn conv2d_weight_grad(
-    shape: &Conv2dShape,
-    algorithm: ConvAlgorithm,
-    x: &[f32],
-    dy: &[f32],
-    dweight: &mut [f32],
-) {
+pub fn conv2d_weight_grad(shape: &Conv2dShape, algorithm: ConvAlgorithm, x: &[f32], dy: &[f32], dweight: &mut [f32]) {
     weight_grad_with(Isa::detect(), shape, algorithm, x, dy, dweight);
 }
 
 /// `dbias[c]` is the sum over all pixels of `dy[.., c]`; `dy` is `[pixels, channels]`, `dbias` `[channels]`.
 pub fn bias_grad(dy: &[f32], channels: usize, dbias: &mut [f32]) {
-    assert!(
-        channels > 0 && dy.len().is_multiple_of(channels),
-        "dy of {} has no rows of {channels}",
-        dy.len()
-    );
+    assert!(channels > 0 && dy.len().is_multiple_of(channels), "dy of {} has no rows of {channels}", dy.len());
     assert_eq!(dbias.len(), channels, "length of dbias");
     let pixels = dy.len() / channels;
     // Short sums in f32, summed in f64: both fast and exact enough.
@@ -216,12 +188,7 @@ pub fn bias_grad(dy: &[f32], channels: usize, dbias: &mut [f32]) {
         }
     });
     for (c, total) in dbias.iter_mut().enumerate() {
-        *total = sums
-            .iter()
-            .skip(c)
-            .step_by(channels)
-            .map(|&s| f64::from(s))
-            .sum::<f64>() as f32;
+        *total = sums.iter().skip(c).step_by(channels).map(|&s| f64::from(s)).sum::<f64>() as f32;
     }
 }
 
@@ -236,11 +203,7 @@ fn forward_with(
 ) {
     shape.check(x.len(), weight.len(), y.len());
     if let Some(bias) = bias {
-        assert_eq!(
-            bias.len(),
-            shape.out_channels,
-            "length of the bias of {shape:?}"
-        );
+        assert_eq!(bias.len(), shape.out_channels, "length of the bias of {shape:?}");
     }
     if algorithm.wants_winograd(shape) {
         winograd::convolve(isa, direct::Direction::Forward, shape, x, weight, bias, y);
@@ -259,25 +222,9 @@ fn input_grad_with(
 ) {
     shape.check(dx.len(), weight.len(), dy.len());
     if algorithm.wants_winograd(shape) {
-        winograd::convolve(
-            isa,
-            direct::Direction::InputGrad,
-            shape,
-            dy,
-            weight,
-            None,
-            dx,
-        );
+        winograd::convolve(isa, direct::Direction::InputGrad, shape, dy, weight, None, dx);
     } else {
-        direct::convolve(
-            isa,
-            direct::Direction::InputGrad,
-            shape,
-            dy,
-            weight,
-            None,
-            dx,
-        );
+        direct::convolve(isa, direct::Direction::InputGrad, shape, dy, weight, None, dx);
     }
 }
 

@@ -16,13 +16,7 @@ const MIN_TASKS: usize = 16;
 /// Values of partial sums, all tasks together, that splitting the pixels may cost.
 const MAX_PARTIAL_SUMS: usize = 1 << 20;
 
-pub(super) fn weight_grad(
-    isa: Isa,
-    shape: &Conv2dShape,
-    x: &[f32],
-    dy: &[f32],
-    dweight: &mut [f32],
-) {
+pub(super) fn weight_grad(isa: Isa, shape: &Conv2dShape, x: &[f32], dy: &[f32], dweight: &mut [f32]) {
     let gather = Gather::new(Direction::Forward, shape, x);
     let pixels = gather.target_pixels();
     let depth = shape.taps() * shape.in_channels;
@@ -48,15 +42,9 @@ pub(super) fn weight_grad(
         for chunk in task_range(split, chunks_per_task, chunks) {
             let chunk = task_range(chunk, PIXELS_PER_CHUNK, pixels);
             let copied = (!borrow).then(|| gather.patches(chunk.clone(), stride));
-            let b = copied
-                .as_deref()
-                .unwrap_or_else(|| &x[chunk.start * stride..chunk.end * stride]);
+            let b = copied.as_deref().unwrap_or_else(|| &x[chunk.start * stride..chunk.end * stride]);
             let channels = shape.out_channels;
-            let dy = TiledRows::new(
-                &dy[chunk.start * channels..chunk.end * channels],
-                channels,
-                rows,
-            );
+            let dy = TiledRows::new(&dy[chunk.start * channels..chunk.end * channels], channels, rows);
             let offsets: Vec<usize> = (0..chunk.len()).map(|pixel| pixel * PANEL).collect();
             for panel in task_range(group, panels_per_task, panels) {
                 // Rows a power of two apart would collide in the cache.
@@ -68,18 +56,7 @@ pub(super) fn weight_grad(
                 for &height in &heights {
                     let dst = out.at((split * rows + start) * stride + panel * PANEL);
                     // SAFETY: rows of `b` are whole panels; a task alone writes its split and group.
-                    unsafe {
-                        outer_sum(
-                            isa,
-                            height,
-                            &dy.values()[start..],
-                            dy.stride,
-                            b,
-                            &offsets,
-                            dst,
-                            stride,
-                        )
-                    };
+                    unsafe { outer_sum(isa, height, &dy.values()[start..], dy.stride, b, &offsets, dst, stride) };
                     start += height;
                 }
             }

@@ -43,9 +43,7 @@ fn check(s: &Conv2dShape, seed: u64) {
     let weight = random(s.weight_len(), seed ^ 1);
     let bias = random(s.out_channels, seed ^ 2);
     let dy = random(s.output_len(), seed ^ 3);
-    let mut y64: Vec<f64> = (0..s.output_len())
-        .map(|at| bias[at % s.out_channels].into())
-        .collect();
+    let mut y64: Vec<f64> = (0..s.output_len()).map(|at| bias[at % s.out_channels].into()).collect();
     let (mut dx64, mut dweight64) = (vec![0.0; x.len()], vec![0.0; weight.len()]);
     each_product(s, |at_x, at_w, at_y| {
         y64[at_y] += product(x[at_x], weight[at_w]);
@@ -54,11 +52,7 @@ fn check(s: &Conv2dShape, seed: u64) {
     });
     for isa in Isa::all() {
         for (algorithm, tolerance) in [(ConvAlgorithm::Direct, 2e-6), (ConvAlgorithm::Auto, 2e-5)] {
-            let (mut y, mut dx, mut dweight) = (
-                vec![7.0; y64.len()],
-                vec![7.0; x.len()],
-                vec![7.0; weight.len()],
-            );
+            let (mut y, mut dx, mut dweight) = (vec![7.0; y64.len()], vec![7.0; x.len()], vec![7.0; weight.len()]);
             forward_with(isa, s, algorithm, &x, &weight, Some(&bias), &mut y);
             input_grad_with(isa, s, algorithm, &dy, &weight, &mut dx);
             weight_grad_with(isa, s, algorithm, &x, &dy, &mut dweight);
@@ -70,29 +64,9 @@ fn check(s: &Conv2dShape, seed: u64) {
     if winograd::applies(s) {
         // Also where `Auto` would not take it.
         for isa in Isa::all() {
-            let (mut y, mut dx, mut dweight) = (
-                vec![7.0; y64.len()],
-                vec![7.0; x.len()],
-                vec![7.0; weight.len()],
-            );
-            winograd::convolve(
-                isa,
-                direct::Direction::Forward,
-                s,
-                &x,
-                &weight,
-                Some(&bias),
-                &mut y,
-            );
-            winograd::convolve(
-                isa,
-                direct::Direction::InputGrad,
-                s,
-                &dy,
-                &weight,
-                None,
-                &mut dx,
-            );
+            let (mut y, mut dx, mut dweight) = (vec![7.0; y64.len()], vec![7.0; x.len()], vec![7.0; weight.len()]);
+            winograd::convolve(isa, direct::Direction::Forward, s, &x, &weight, Some(&bias), &mut y);
+            winograd::convolve(isa, direct::Direction::InputGrad, s, &dy, &weight, None, &mut dx);
             winograd::weight_grad(isa, s, &x, &dy, &mut dweight);
             assert_close(&y, &y64, 2e-5);
             assert_close(&dx, &dx64, 2e-5);
@@ -108,13 +82,7 @@ fn check(s: &Conv2dShape, seed: u64) {
     assert_close(&dbias, &dbias64, 5e-6);
 }
 
-fn same(
-    batch: usize,
-    side: usize,
-    in_channels: usize,
-    out_channels: usize,
-    kernel: usize,
-) -> Conv2dShape {
+fn same(batch: usize, side: usize, in_channels: usize, out_channels: usize, kernel: usize) -> Conv2dShape {
     Conv2dShape {
         batch,
         height: side,
@@ -155,12 +123,7 @@ proptest! {
 
 #[test]
 fn shapes_of_the_networks_agree_with_f64() {
-    for shape in [
-        same(2, 12, 3, 64, 7),
-        same(3, 9, 64, 3, 1),
-        same(3, 7, 128, 200, 3),
-        same(5, 4, 140, 70, 1),
-    ] {
+    for shape in [same(2, 12, 3, 64, 7), same(3, 9, 64, 3, 1), same(3, 7, 128, 200, 3), same(5, 4, 140, 70, 1)] {
         check(&shape, 5);
     }
 }
@@ -169,11 +132,7 @@ fn shapes_of_the_networks_agree_with_f64() {
 fn gradients_are_the_slopes_of_the_forward_pass() {
     // The convolution is linear in x and in the weight, so a difference of any size is the exact slope.
     let s = same(2, 9, 20, 30, 3);
-    let (x, weight, dy) = (
-        random(s.input_len(), 1),
-        random(s.weight_len(), 2),
-        random(s.output_len(), 3),
-    );
+    let (x, weight, dy) = (random(s.input_len(), 1), random(s.weight_len(), 2), random(s.output_len(), 3));
     let (step_x, step_weight) = (random(s.input_len(), 4), random(s.weight_len(), 5));
     let mut slopes = [0.0; 2];
     each_product(&s, |at_x, at_w, at_y| {
@@ -186,14 +145,8 @@ fn gradients_are_the_slopes_of_the_forward_pass() {
         let (mut dx, mut dweight) = (x.clone(), weight.clone());
         conv2d_input_grad(&s, algorithm, &dy, &weight, &mut dx);
         conv2d_weight_grad(&s, algorithm, &x, &dy, &mut dweight);
-        for (got, want) in [dot(&dx, &step_x), dot(&dweight, &step_weight)]
-            .into_iter()
-            .zip(slopes)
-        {
-            assert!(
-                (got - want).abs() <= 1e-4 * want.abs().max(100.0),
-                "{got} instead of {want}"
-            );
+        for (got, want) in [dot(&dx, &step_x), dot(&dweight, &step_weight)].into_iter().zip(slopes) {
+            assert!((got - want).abs() <= 1e-4 * want.abs().max(100.0), "{got} instead of {want}");
         }
     }
 }
@@ -201,36 +154,16 @@ fn gradients_are_the_slopes_of_the_forward_pass() {
 #[test]
 fn auto_takes_winograd_where_it_pays() {
     let wants = |s: &Conv2dShape| ConvAlgorithm::Auto.wants_winograd(s);
-    assert!(
-        wants(&same(16, 32, 64, 64, 3))
-            && wants(&same(16, 4, 512, 512, 3))
-            && wants(&same(32, 7, 128, 128, 3))
-    );
-    assert!(
-        !wants(&same(16, 32, 64, 64, 1))
-            && !wants(&same(16, 32, 3, 64, 3))
-            && !wants(&same(1, 4, 512, 512, 3))
-    );
-    assert!(!wants(&Conv2dShape {
-        stride: 2,
-        ..same(16, 32, 64, 64, 3)
-    }));
+    assert!(wants(&same(16, 32, 64, 64, 3)) && wants(&same(16, 4, 512, 512, 3)) && wants(&same(32, 7, 128, 128, 3)));
+    assert!(!wants(&same(16, 32, 64, 64, 1)) && !wants(&same(16, 32, 3, 64, 3)) && !wants(&same(1, 4, 512, 512, 3)));
+    assert!(!wants(&Conv2dShape { stride: 2, ..same(16, 32, 64, 64, 3) }));
     assert!(!ConvAlgorithm::Direct.wants_winograd(&same(16, 32, 64, 64, 3)));
 }
 
 #[test]
 fn bits_do_not_depend_on_threads() {
-    for s in [
-        same(3, 16, 33, 70, 3),
-        same(4, 20, 3, 20, 7),
-        same(4, 20, 40, 50, 1),
-        same(2, 4, 80, 90, 3),
-    ] {
-        let (x, weight, dy) = (
-            random(s.input_len(), 1),
-            random(s.weight_len(), 2),
-            random(s.output_len(), 3),
-        );
+    for s in [same(3, 16, 33, 70, 3), same(4, 20, 3, 20, 7), same(4, 20, 40, 50, 1), same(2, 4, 80, 90, 3)] {
+        let (x, weight, dy) = (random(s.input_len(), 1), random(s.weight_len(), 2), random(s.output_len(), 3));
         for algorithm in [ConvAlgorithm::Auto, ConvAlgorithm::Direct] {
             one_and_two_threads_agree(|| {
                 let (mut y, mut dx, mut dweight) = (dy.clone(), x.clone(), weight.clone());
@@ -266,19 +199,7 @@ fn nan_and_infinity_propagate() {
 fn impossible_shapes_are_named() {
     let good = same(1, 4, 2, 2, 3);
     assert_eq!(good.validate(), Ok(()));
-    assert_eq!(
-        Conv2dShape { stride: 0, ..good }.validate(),
-        Err(ShapeError::Zero("stride"))
-    );
-    let error = Conv2dShape {
-        width: 2,
-        padding: 0,
-        ..good
-    }
-    .validate()
-    .unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "a kernel of 3 does not fit into 2 columns plus 0 on each side"
-    );
+    assert_eq!(Conv2dShape { stride: 0, ..good }.validate(), Err(ShapeError::Zero("stride")));
+    let error = Conv2dShape { width: 2, padding: 0, ..good }.validate().unwrap_err();
+    assert_eq!(error.to_string(), "a kernel of 3 does not fit into 2 columns plus 0 on each side");
 }

@@ -41,19 +41,12 @@ impl<'a> TiledRows<'a> {
     pub(super) fn new(rows: &'a [f32], channels: usize, needed: usize) -> Self {
         let copied = (needed > channels).then(|| {
             let mut copy = Scratch::zeroed(rows.len() / channels * needed);
-            for (to, from) in copy
-                .chunks_exact_mut(needed)
-                .zip(rows.chunks_exact(channels))
-            {
+            for (to, from) in copy.chunks_exact_mut(needed).zip(rows.chunks_exact(channels)) {
                 to[..channels].copy_from_slice(from);
             }
             copy
         });
-        Self {
-            borrowed: rows,
-            copied,
-            stride: needed.max(channels),
-        }
+        Self { borrowed: rows, copied, stride: needed.max(channels) }
     }
 
     pub(super) fn values(&self) -> &[f32] {
@@ -61,13 +54,7 @@ impl<'a> TiledRows<'a> {
     }
 }
 
-pub(super) fn weight_grad(
-    isa: Isa,
-    shape: &Conv2dShape,
-    x: &[f32],
-    dy: &[f32],
-    dweight: &mut [f32],
-) {
+pub(super) fn weight_grad(isa: Isa, shape: &Conv2dShape, x: &[f32], dy: &[f32], dweight: &mut [f32]) {
     if shape.taps() == 1 || shape.in_channels < PANEL {
         return patch_grad::weight_grad(isa, shape, x, dy, dweight);
     }
@@ -91,11 +78,7 @@ pub(super) fn weight_grad(
     let mut sums = Scratch::zeroed(splits * panel_count * rows * row_len);
     let out = Shared::new(&mut sums);
     for_each_task(splits * panel_count * groups, |task| {
-        let (split, panel, group) = (
-            task / (panel_count * groups),
-            task / groups % panel_count,
-            task % groups,
-        );
+        let (split, panel, group) = (task / (panel_count * groups), task / groups % panel_count, task % groups);
         let heights = heights(group);
         let dst = (split * panel_count + panel) * rows;
         for chunk in task_range(split, chunks_per_task, chunks) {
@@ -118,15 +101,7 @@ pub(super) fn weight_grad(
 }
 
 /// dweight[o, c, tap] = sum over splits of sums[split, c / 16, o, tap, c % 16]
-fn reduce(
-    sums: &[f32],
-    splits: usize,
-    panels: usize,
-    rows: usize,
-    taps: usize,
-    channels: usize,
-    dweight: &mut [f32],
-) {
+fn reduce(sums: &[f32], splits: usize, panels: usize, rows: usize, taps: usize, channels: usize, dweight: &mut [f32]) {
     let row_len = channels * taps;
     let outputs = dweight.len() / row_len;
     let out = Shared::new(dweight);
@@ -137,8 +112,7 @@ fn reduce(
             let lanes = (channels - panel * PANEL).min(PANEL);
             let row = &mut row[panel * PANEL * taps..][..lanes * taps];
             for split in 0..splits {
-                let sums =
-                    &sums[((split * panels + panel) * rows + o) * taps * PANEL..][..taps * PANEL];
+                let sums = &sums[((split * panels + panel) * rows + o) * taps * PANEL..][..taps * PANEL];
                 for (tap, sums) in sums.chunks_exact(PANEL).enumerate() {
                     for (lane, &sum) in sums[..lanes].iter().enumerate() {
                         let value = &mut row[lane * taps + tap];
@@ -152,16 +126,7 @@ fn reduce(
 
 /// The padded input, `[panels, batch, rows, columns, 16]`.
 fn padded(shape: &Conv2dShape, x: &[f32]) -> Panels {
-    let Conv2dShape {
-        batch,
-        height,
-        width,
-        in_channels,
-        kernel,
-        stride,
-        padding,
-        ..
-    } = *shape;
+    let Conv2dShape { batch, height, width, in_channels, kernel, stride, padding, .. } = *shape;
     let (rows, columns) = (height + 2 * padding, width + 2 * padding);
     let image_len = rows * columns * PANEL;
     let panel_len = batch * image_len;
@@ -178,12 +143,8 @@ fn padded(shape: &Conv2dShape, x: &[f32]) -> Panels {
         }
         for i in 0..height {
             let source = &x[(image * height + i) * width * in_channels..][..width * in_channels];
-            let target =
-                &mut target[((i + padding) * columns + padding) * PANEL..][..width * PANEL];
-            for (target, source) in target
-                .chunks_exact_mut(PANEL)
-                .zip(source.chunks_exact(in_channels))
-            {
+            let target = &mut target[((i + padding) * columns + padding) * PANEL..][..width * PANEL];
+            for (target, source) in target.chunks_exact_mut(PANEL).zip(source.chunks_exact(in_channels)) {
                 target[..lanes].copy_from_slice(&source[panel * PANEL..][..lanes]);
             }
         }
@@ -195,13 +156,6 @@ fn padded(shape: &Conv2dShape, x: &[f32]) -> Panels {
             offsets.extend((0..shape.out_width()).map(|j| (row + j * stride) * PANEL));
         }
     }
-    let shifts = (0..kernel[0])
-        .flat_map(|u| (0..kernel[1]).map(move |v| (u * columns + v) * PANEL))
-        .collect();
-    Panels {
-        values,
-        panel_len,
-        shifts,
-        offsets,
-    }
+    let shifts = (0..kernel[0]).flat_map(|u| (0..kernel[1]).map(move |v| (u * columns + v) * PANEL)).collect();
+    Panels { values, panel_len, shifts, offsets }
 }

@@ -48,11 +48,7 @@ impl RmsNormShape {
         assert_eq!(y, self.len(), "length of y of {self:?}");
         assert_eq!(g, self.channels, "length of g of {self:?}");
         if let Some(len) = scale_shift {
-            assert_eq!(
-                len,
-                self.batch * 2 * self.channels,
-                "length of scale_shift of {self:?}"
-            );
+            assert_eq!(len, self.batch * 2 * self.channels, "length of scale_shift of {self:?}");
         }
     }
 }
@@ -93,16 +89,7 @@ pub fn rms_norm_backward(
     dy: &[f32],
     grads: RmsNormGrads<'_>,
 ) {
-    backward_with(
-        Isa::detect(),
-        shape,
-        x,
-        g,
-        scale_shift,
-        activation,
-        dy,
-        grads,
-    );
+    backward_with(Isa::detect(), shape, x, g, scale_shift, activation, dy, grads);
 }
 
 fn forward_with(
@@ -126,27 +113,14 @@ fn forward_with(
     for_each_task(shape.batch * blocks, |task| {
         let image = task / blocks;
         let rows = task_range(task % blocks, size, shape.positions);
-        let range =
-            (image * shape.positions + rows.start) * c..(image * shape.positions + rows.end) * c;
+        let range = (image * shape.positions + rows.start) * c..(image * shape.positions + rows.end) * c;
         let (gain, shift) = affine.of(image);
         // SAFETY: ranges of different tasks are disjoint.
-        unsafe {
-            rows::forward(
-                isa,
-                &x[range.clone()],
-                gain,
-                shift,
-                activation,
-                out.part(range),
-            )
-        };
+        unsafe { rows::forward(isa, &x[range.clone()], gain, shift, activation, out.part(range)) };
     });
 }
 
-#[allow(
-    clippy::too_many_arguments,
-    reason = "the public function's, and the instruction set"
-)]
+#[allow(clippy::too_many_arguments, reason = "the public function's, and the instruction set")]
 fn backward_with(
     isa: Isa,
     shape: &RmsNormShape,
@@ -157,23 +131,9 @@ fn backward_with(
     dy: &[f32],
     grads: RmsNormGrads<'_>,
 ) {
-    shape.check(
-        x.len(),
-        g.len(),
-        scale_shift.map(<[f32]>::len),
-        grads.x.len(),
-    );
-    shape.check(
-        dy.len(),
-        grads.g.len(),
-        grads.scale_shift.as_ref().map(|d| d.len()),
-        grads.x.len(),
-    );
-    assert_eq!(
-        scale_shift.is_some(),
-        grads.scale_shift.is_some(),
-        "scale_shift and its gradient go together"
-    );
+    shape.check(x.len(), g.len(), scale_shift.map(<[f32]>::len), grads.x.len());
+    shape.check(dy.len(), grads.g.len(), grads.scale_shift.as_ref().map(|d| d.len()), grads.x.len());
+    assert_eq!(scale_shift.is_some(), grads.scale_shift.is_some(), "scale_shift and its gradient go together");
     if shape.is_empty() {
         grads.g.fill(0.0);
         grads.scale_shift.into_iter().for_each(|d| d.fill(0.0));
@@ -189,27 +149,13 @@ fn backward_with(
     for_each_task(shape.batch * blocks, |task| {
         let image = task / blocks;
         let rows = task_range(task % blocks, size, shape.positions);
-        let range =
-            (image * shape.positions + rows.start) * c..(image * shape.positions + rows.end) * c;
+        let range = (image * shape.positions + rows.start) * c..(image * shape.positions + rows.end) * c;
         let (gain, shift) = affine.of(image);
         let mut du = Scratch::new(c);
         // SAFETY: ranges of different tasks are disjoint.
         unsafe {
-            let (dx, sums) = (
-                dx.part(range.clone()),
-                out.part(task * 2 * c..(task + 1) * 2 * c),
-            );
-            rows::backward(
-                isa,
-                &x[range.clone()],
-                &dy[range],
-                gain,
-                shift,
-                activation,
-                dx,
-                sums,
-                &mut du,
-            );
+            let (dx, sums) = (dx.part(range.clone()), out.part(task * 2 * c..(task + 1) * 2 * c));
+            rows::backward(isa, &x[range.clone()], &dy[range], gain, shift, activation, dx, sums, &mut du);
         }
     });
     reduce(shape, &sums, g, scale_shift, grads.g, grads.scale_shift);
@@ -264,11 +210,7 @@ impl Affine {
     fn new(shape: &RmsNormShape, g: &[f32], scale_shift: Option<&[f32]>) -> Self {
         let c = shape.channels;
         let root = (c as f32).sqrt();
-        let images = if scale_shift.is_some() {
-            shape.batch
-        } else {
-            1
-        };
+        let images = if scale_shift.is_some() { shape.batch } else { 1 };
         let mut values = Scratch::zeroed(images * 2 * c);
         for (image, row) in values.chunks_exact_mut(2 * c).enumerate() {
             let (gain, shift) = row.split_at_mut(c);
@@ -283,10 +225,7 @@ impl Affine {
                 shift.copy_from_slice(given);
             }
         }
-        Self {
-            values,
-            channels: c,
-        }
+        Self { values, channels: c }
     }
 
     fn of(&self, image: usize) -> (&[f32], &[f32]) {

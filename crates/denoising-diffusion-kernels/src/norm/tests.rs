@@ -4,13 +4,7 @@ use super::*;
 use crate::testing::{assert_close, one_and_two_threads_agree, random};
 use proptest::prelude::*;
 
-fn forward64(
-    s: &RmsNormShape,
-    x: &[f64],
-    g: &[f64],
-    scale_shift: Option<&[f64]>,
-    activation: Activation,
-) -> Vec<f64> {
+fn forward64(s: &RmsNormShape, x: &[f64], g: &[f64], scale_shift: Option<&[f64]>, activation: Activation) -> Vec<f64> {
     let c = s.channels;
     let mut y = Vec::new();
     for (row, x) in x.chunks_exact(c).enumerate() {
@@ -30,13 +24,7 @@ fn forward64(
 
 /// d(sum of dy y) / d(values) by central differences in f64.
 fn numeric(values: &[f64], dy: &[f32], f: impl Fn(&[f64]) -> Vec<f64>) -> Vec<f64> {
-    let loss = |values: &[f64]| {
-        f(values)
-            .iter()
-            .zip(dy)
-            .map(|(y, &d)| y * f64::from(d))
-            .sum::<f64>()
-    };
+    let loss = |values: &[f64]| f(values).iter().zip(dy).map(|(y, &d)| y * f64::from(d)).sum::<f64>();
     let h = 1e-5;
     let mut moved = values.to_vec();
     (0..values.len())
@@ -94,40 +82,15 @@ proptest! {
 
 #[test]
 fn a_zero_row_gives_the_shift_and_a_finite_gradient() {
-    let s = RmsNormShape {
-        batch: 1,
-        positions: 1,
-        channels: 3,
-    };
+    let s = RmsNormShape { batch: 1, positions: 1, channels: 3 };
     let (g, scale_shift) = ([2.0; 3], [1.0, 1.0, 1.0, 5.0, 6.0, 7.0]);
     for isa in Isa::all() {
         let (mut y, mut dx, mut dg, mut dm) = ([0.0; 3], [0.0; 3], [7.0; 3], [7.0; 6]);
-        forward_with(
-            isa,
-            &s,
-            &[0.0; 3],
-            &g,
-            Some(&scale_shift),
-            Activation::Identity,
-            &mut y,
-        );
+        forward_with(isa, &s, &[0.0; 3], &g, Some(&scale_shift), Activation::Identity, &mut y);
         assert_eq!(y, [5.0, 6.0, 7.0]);
-        let grads = RmsNormGrads {
-            x: &mut dx,
-            g: &mut dg,
-            scale_shift: Some(&mut dm),
-        };
+        let grads = RmsNormGrads { x: &mut dx, g: &mut dg, scale_shift: Some(&mut dm) };
         let dy = [1e-12, 0.0, 0.0];
-        backward_with(
-            isa,
-            &s,
-            &[0.0; 3],
-            &g,
-            Some(&scale_shift),
-            Activation::Identity,
-            &dy,
-            grads,
-        );
+        backward_with(isa, &s, &[0.0; 3], &g, Some(&scale_shift), Activation::Identity, &dy, grads);
         assert_close(&dx, &[4.0 * 3f64.sqrt(), 0.0, 0.0], 1e-6);
         assert_eq!((dg, dm), ([0.0; 3], [0.0, 0.0, 0.0, 1e-12, 0.0, 0.0]));
     }
@@ -135,11 +98,7 @@ fn a_zero_row_gives_the_shift_and_a_finite_gradient() {
 
 #[test]
 fn nan_stays_in_its_position() {
-    let s = RmsNormShape {
-        batch: 1,
-        positions: 3,
-        channels: 10,
-    };
+    let s = RmsNormShape { batch: 1, positions: 3, channels: 10 };
     let mut x = random(30, 1);
     for bad in [f32::NAN, f32::INFINITY] {
         x[12] = bad;
@@ -149,21 +108,8 @@ fn nan_stays_in_its_position() {
             assert!(y[12].is_nan());
             assert!(y[..10].iter().chain(&y[20..]).all(|v| v.is_finite()));
             let (mut dx, mut dg) = (vec![0.0; 30], vec![0.0; 10]);
-            let grads = RmsNormGrads {
-                x: &mut dx,
-                g: &mut dg,
-                scale_shift: None,
-            };
-            backward_with(
-                isa,
-                &s,
-                &x,
-                &[1.0; 10],
-                None,
-                Activation::Silu,
-                &[1.0; 30],
-                grads,
-            );
+            let grads = RmsNormGrads { x: &mut dx, g: &mut dg, scale_shift: None };
+            backward_with(isa, &s, &x, &[1.0; 10], None, Activation::Silu, &[1.0; 30], grads);
             assert!(dx[12].is_nan() && dg[2].is_nan());
             assert!(dx[..10].iter().chain(&dx[20..]).all(|v| v.is_finite()));
         }
@@ -172,21 +118,13 @@ fn nan_stays_in_its_position() {
 
 #[test]
 fn bits_do_not_depend_on_threads() {
-    let s = RmsNormShape {
-        batch: 3,
-        positions: 1000,
-        channels: 50,
-    };
+    let s = RmsNormShape { batch: 3, positions: 1000, channels: 50 };
     let (x, dy) = (random(s.len(), 1), random(s.len(), 2));
     let (g, m) = (random(50, 3), random(300, 4));
     one_and_two_threads_agree(|| {
         let (mut y, mut dx, mut dg, mut dm) = (x.clone(), x.clone(), g.clone(), m.clone());
         rms_norm_forward(&s, &x, &g, Some(&m), Activation::Silu, &mut y);
-        let grads = RmsNormGrads {
-            x: &mut dx,
-            g: &mut dg,
-            scale_shift: Some(&mut dm),
-        };
+        let grads = RmsNormGrads { x: &mut dx, g: &mut dg, scale_shift: Some(&mut dm) };
         rms_norm_backward(&s, &x, &g, Some(&m), Activation::Silu, &dy, grads);
         [y, dx, dg, dm].concat()
     });

@@ -132,15 +132,7 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
         let r = S::fma(n, S::splat(-0.693_359_4), x);
         let r = S::fma(n, S::splat(2.121_944_4e-4), r);
         let mut p = S::splat(1.0 / 5040.0);
-        for c in [
-            1.0 / 720.0,
-            1.0 / 120.0,
-            1.0 / 24.0,
-            1.0 / 6.0,
-            0.5,
-            1.0,
-            1.0,
-        ] {
+        for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
             p = S::fma(p, r, S::splat(c));
         }
         let half = S::round(S::mul(n, S::splat(0.5)));
@@ -225,10 +217,7 @@ mod tests {
             assert_eq!(exp_all(isa, -1000.0), 0.0);
             assert!(exp_all(isa, f32::NAN).is_nan());
             let subnormal = exp_all(isa, -95.0);
-            assert!(
-                (f64::from(subnormal) - (-95.0f64).exp()).abs() < 2e-45,
-                "{subnormal:e}"
-            );
+            assert!((f64::from(subnormal) - (-95.0f64).exp()).abs() < 2e-45, "{subnormal:e}");
         }
     }
 }

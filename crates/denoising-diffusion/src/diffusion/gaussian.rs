@@ -76,7 +76,14 @@ impl GaussianDiffusion {
     }
 
     /// Draws for the training examples numbered `first..first + b` since the start of training, in batch number `batch`.
-    pub fn draw<const D: usize>(&self, seed: u64, first: u64, batch: u64, dims: [usize; D], device: &Device) -> Draws<D> {
+    pub fn draw<const D: usize>(
+        &self,
+        seed: u64,
+        first: u64,
+        batch: u64,
+        dims: [usize; D],
+        device: &Device,
+    ) -> Draws<D> {
         let t = (0..dims[0] as u64)
             .map(|i| Stream::new(seed, Purpose::TrainTime, first + i, 0).below(self.config.timesteps))
             .collect();

@@ -64,7 +64,8 @@ impl Unet {
     pub fn new(config: &UnetConfig, init: &mut Init) -> Result<Self, UnetConfigError> {
         let stages = config.stages()?;
         let (time_dim, first_dim) = (config.time_dim(), config.first_dim());
-        let block = |init: &mut Init, dim_in, dim_out| ResnetBlock::new(init, dim_in, dim_out, time_dim, config.dropout);
+        let block =
+            |init: &mut Init, dim_in, dim_out| ResnetBlock::new(init, dim_in, dim_out, time_dim, config.dropout);
 
         let init_conv = Conv2d::new(init, config.in_channels(), first_dim, 7);
         let time_mlp = TimeMlp::new(init, config);
@@ -73,7 +74,12 @@ impl Unet {
             block1: block(init, s.dim_in, s.dim_in),
             block2: block(init, s.dim_in, s.dim_in),
             attn: StageAttention::new(init, s.dim_in, s),
-            resample: Resample::new(init, s.dim_in, s.dim_out, if s.is_last { Resampling::Keep } else { Resampling::Halve }),
+            resample: Resample::new(
+                init,
+                s.dim_in,
+                s.dim_out,
+                if s.is_last { Resampling::Keep } else { Resampling::Halve },
+            ),
         });
         let downs = downs.collect();
 
@@ -86,7 +92,12 @@ impl Unet {
             block1: block(init, s.dim_out + s.dim_in, s.dim_out),
             block2: block(init, s.dim_out + s.dim_in, s.dim_out),
             attn: StageAttention::new(init, s.dim_out, s),
-            resample: Resample::new(init, s.dim_out, s.dim_in, if i == 0 { Resampling::Keep } else { Resampling::Double }),
+            resample: Resample::new(
+                init,
+                s.dim_out,
+                s.dim_in,
+                if i == 0 { Resampling::Keep } else { Resampling::Double },
+            ),
         });
         let ups = ups.collect();
 

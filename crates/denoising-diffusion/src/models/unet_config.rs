@@ -211,10 +211,7 @@ impl UnetConfig {
         }
         let down = |side: usize| (side / factor).max(1) * factor;
         let up = |side: usize| side.div_ceil(factor).max(1) * factor;
-        let mut nearest = vec![
-            format!("{}x{}", down(height), down(width)),
-            format!("{}x{}", up(height), up(width)),
-        ];
+        let mut nearest = vec![format!("{}x{}", down(height), down(width)), format!("{}x{}", up(height), up(width))];
         nearest.dedup();
         let stages = self.dim_mults.len();
         Err(UnetConfigError::Size { height, width, stages, factor, nearest })
@@ -237,12 +234,10 @@ mod tests {
     fn default_has_softmax_attention_innermost_only() {
         let stages = UnetConfig::default().stages().unwrap();
         assert_eq!(stages.iter().map(|s| s.full_attn).collect::<Vec<_>>(), [false, false, false, true]);
-        assert_eq!(stages.iter().map(|s| (s.dim_in, s.dim_out)).collect::<Vec<_>>(), [
-            (64, 64),
-            (64, 128),
-            (128, 256),
-            (256, 512)
-        ]);
+        assert_eq!(
+            stages.iter().map(|s| (s.dim_in, s.dim_out)).collect::<Vec<_>>(),
+            [(64, 64), (64, 128), (128, 256), (256, 512)]
+        );
     }
 
     #[test]

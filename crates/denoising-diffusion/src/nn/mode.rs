@@ -13,6 +13,8 @@ use std::ops::Deref;
 
 use burn::module::Module;
 
+use super::params;
+
 /// A copy of a network in eval behaviour: dropout is off, batch statistics are the stored ones, no parameter records gradients.
 /// Gradients with respect to an input are still available: call it on `x.autodiff().require_grad()`.
 #[derive(Clone, Debug)]
@@ -44,6 +46,8 @@ pub struct TrainNoGrad<M>(M);
 impl<M: Module> TrainNoGrad<M> {
     /// Inputs must lie on the network's (autodiff) device for layers to behave as in training.
     pub fn of(model: &M) -> Self {
+        // Clones share a parameter that Burn has not drawn yet; switching gradients off in one would switch them off in all.
+        params::draw(model);
         Self(model.clone().no_grad())
     }
 }

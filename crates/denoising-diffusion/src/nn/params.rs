@@ -110,6 +110,15 @@ pub fn map<M: Module>(module: M, mapper: &mut impl MapTensor) -> M {
     module.map(&mut Mapping(Path::default(), mapper))
 }
 
+/// Has Burn draw every parameter that its own layers have so far only promised.
+pub fn draw<M: Module>(module: &M) {
+    struct Touch;
+    impl VisitTensor for Touch {
+        fn visit<const D: usize>(&mut self, _: &str, _: Role, _: &Tensor<D>) {}
+    }
+    visit(module, &mut Touch);
+}
+
 /// The number of trainable values.
 pub fn num_trainable<M: Module>(module: &M) -> usize {
     struct Count(usize);

@@ -14,18 +14,13 @@ use super::ReportError;
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), ReportError> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let Some(name) = path.file_name() else {
-        let source =
-            std::io::Error::new(std::io::ErrorKind::InvalidInput, "the path names no file");
+        let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, "the path names no file");
         return Err(ReportError::io("write", path)(source));
     };
     create_parent(path)?;
     let mut temporary_name = std::ffi::OsString::from(".");
     temporary_name.push(name);
-    temporary_name.push(format!(
-        ".{}-{}.tmp",
-        std::process::id(),
-        COUNTER.fetch_add(1, Ordering::Relaxed)
-    ));
+    temporary_name.push(format!(".{}-{}.tmp", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
     let temporary = path.with_file_name(temporary_name);
     let written = fs::File::create_new(&temporary)
         .and_then(|mut file| file.write_all(bytes))
@@ -67,13 +62,7 @@ mod tests {
         let occupied = folder.path().join("occupied");
         fs::create_dir_all(occupied.join("inside")).unwrap();
         let error = write(&occupied, b"x").unwrap_err();
-        assert!(matches!(
-            error,
-            ReportError::Io {
-                action: "write",
-                ..
-            }
-        ));
+        assert!(matches!(error, ReportError::Io { action: "write", .. }));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

@@ -51,12 +51,7 @@ pub struct TrajectoryGif {
 impl TrajectoryGif {
     /// For a run that shows `steps` states, counted from 0.
     pub fn new(steps: usize, options: GridOptions) -> Self {
-        Self {
-            steps,
-            options,
-            shape: None,
-            frames: Vec::new(),
-        }
+        Self { steps, options, shape: None, frames: Vec::new() }
     }
 
     /// Whether the state of `step` is among those kept. Ask before copying images from a device.
@@ -83,11 +78,7 @@ impl TrajectoryGif {
         }
         let expected = *self.shape.get_or_insert(images.shape);
         if images.shape != expected {
-            return Err(ReportError::FrameShape {
-                frame: step,
-                expected,
-                actual: images.shape,
-            });
+            return Err(ReportError::FrameShape { frame: step, expected, actual: images.shape });
         }
         self.frames.push(Planes::quantise(images)?);
         Ok(())
@@ -104,10 +95,7 @@ impl TrajectoryGif {
     /// No frame was kept, the grid is too large, or what the file system refuses.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), ReportError> {
         let path = path.as_ref();
-        let failed = |source| ReportError::Gif {
-            path: path.to_owned(),
-            source,
-        };
+        let failed = |source| ReportError::Gif { path: path.to_owned(), source };
         let Some((last, motion)) = self.frames.split_last() else {
             return Err(ReportError::NoFrames);
         };
@@ -117,13 +105,10 @@ impl TrajectoryGif {
         let palette: &[u8] = if last.channels == 1 { &greys } else { &[] };
         let mut bytes = Vec::new();
         // A grid has at most u16::MAX pixels on a side.
-        let mut encoder = Encoder::new(&mut bytes, last.width as u16, last.height as u16, palette)
-            .map_err(failed)?;
+        let mut encoder = Encoder::new(&mut bytes, last.width as u16, last.height as u16, palette).map_err(failed)?;
         encoder.set_repeat(Repeat::Infinite).map_err(failed)?;
         for planes in motion {
-            encoder
-                .write_frame(&frame(planes.grid(self.options)?, delay))
-                .map_err(failed)?;
+            encoder.write_frame(&frame(planes.grid(self.options)?, delay)).map_err(failed)?;
         }
         encoder.write_frame(&frame(last, HOLD_CS)).map_err(failed)?;
         drop(encoder);
@@ -135,12 +120,7 @@ impl TrajectoryGif {
 fn frame(grid: Raster, delay: u16) -> Frame<'static> {
     let (width, height) = (grid.width as u16, grid.height as u16);
     let frame = if grid.channels == 1 {
-        Frame {
-            width,
-            height,
-            buffer: Cow::Owned(grid.pixels),
-            ..Frame::default()
-        }
+        Frame { width, height, buffer: Cow::Owned(grid.pixels), ..Frame::default() }
     } else {
         Frame::from_rgb_speed(width, height, &grid.pixels, QUANTISER_SPEED)
     };
@@ -155,9 +135,7 @@ mod tests {
     fn decode(path: &Path) -> (usize, usize, Vec<(u16, Vec<u8>)>) {
         let mut options = gif::DecodeOptions::new();
         options.set_color_output(gif::ColorOutput::RGBA);
-        let mut decoder = options
-            .read_info(std::fs::File::open(path).unwrap())
-            .unwrap();
+        let mut decoder = options.read_info(std::fs::File::open(path).unwrap()).unwrap();
         let size = (decoder.width().into(), decoder.height().into());
         let mut frames = Vec::new();
         while let Some(frame) = decoder.read_next_frame().unwrap() {
@@ -170,9 +148,7 @@ mod tests {
         let mut gif = TrajectoryGif::new(steps, GridOptions::default());
         for step in 0..steps {
             let level = |i: usize| ((i * 7 + step) % 97) as f32 / 96.0;
-            let images =
-                ImageBatch::new([3, channels, 4, 4], (0..48 * channels).map(level).collect())
-                    .unwrap();
+            let images = ImageBatch::new([3, channels, 4, 4], (0..48 * channels).map(level).collect()).unwrap();
             gif.push(step, &images).unwrap();
         }
         (tempfile::tempdir().unwrap(), gif)
@@ -185,18 +161,12 @@ mod tests {
         let path = folder.path().join("deep/trajectory.gif");
         gif.save(&path).unwrap();
         let (width, height, frames) = decode(&path);
-        let expected = gif.frames[MAX_FRAMES - 1]
-            .grid(GridOptions::default())
-            .unwrap();
+        let expected = gif.frames[MAX_FRAMES - 1].grid(GridOptions::default()).unwrap();
         assert_eq!((width, height), (expected.width, expected.height));
         assert_eq!(frames.len(), MAX_FRAMES);
         assert!(frames[..MAX_FRAMES - 1].iter().all(|frame| frame.0 == 7));
         assert_eq!(frames[MAX_FRAMES - 1].0, 200);
-        let greys: Vec<u8> = frames[MAX_FRAMES - 1]
-            .1
-            .chunks_exact(4)
-            .map(|rgba| rgba[0])
-            .collect();
+        let greys: Vec<u8> = frames[MAX_FRAMES - 1].1.chunks_exact(4).map(|rgba| rgba[0]).collect();
         assert_eq!(greys, expected.pixels, "greys are exact");
     }
 
@@ -206,10 +176,7 @@ mod tests {
         let path = folder.path().join("trajectory.gif");
         gif.save(&path).unwrap();
         let (_, _, frames) = decode(&path);
-        assert_eq!(
-            frames.iter().map(|frame| frame.0).collect::<Vec<_>>(),
-            [25, 25, 200]
-        );
+        assert_eq!(frames.iter().map(|frame| frame.0).collect::<Vec<_>>(), [25, 25, 200]);
         for (frame, planes) in frames.iter().zip(&gif.frames) {
             let grid = planes.grid(GridOptions::default()).unwrap();
             let drawn = frame.1.chunks_exact(4).flat_map(|rgba| &rgba[..3]);
@@ -220,21 +187,12 @@ mod tests {
     #[test]
     fn refuses_what_is_no_animation() {
         let gif = TrajectoryGif::new(10, GridOptions::default());
-        assert!(matches!(
-            gif.save("never-written.gif"),
-            Err(ReportError::NoFrames)
-        ));
+        assert!(matches!(gif.save("never-written.gif"), Err(ReportError::NoFrames)));
         let (_folder, mut gif) = record(2, 1);
         let other = ImageBatch::new([2, 1, 4, 4], vec![0.0; 32]).unwrap();
-        assert!(matches!(
-            gif.push(1, &other),
-            Err(ReportError::FrameShape { frame: 1, .. })
-        ));
+        assert!(matches!(gif.push(1, &other), Err(ReportError::FrameShape { frame: 1, .. })));
         let broken = ImageBatch::new([3, 1, 4, 4], vec![f32::INFINITY; 48]).unwrap();
-        assert!(matches!(
-            gif.push(1, &broken),
-            Err(ReportError::NonFinitePixel { .. })
-        ));
+        assert!(matches!(gif.push(1, &broken), Err(ReportError::NonFinitePixel { .. })));
     }
 
     proptest! {

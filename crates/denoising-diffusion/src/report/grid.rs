@@ -56,12 +56,7 @@ pub struct GridOptions {
 
 impl Default for GridOptions {
     fn default() -> Self {
-        Self {
-            columns: None,
-            padding: 2,
-            scale: Scale::Auto,
-            background: 64,
-        }
+        Self { columns: None, padding: 2, scale: Scale::Auto, background: 64 }
     }
 }
 
@@ -76,9 +71,7 @@ pub fn columns_for(count: usize) -> usize {
         let empty = columns * rows - count;
         (2 * empty + columns.abs_diff(rows), empty)
     };
-    (square..=2 * square)
-        .min_by_key(|&columns| cost(columns))
-        .unwrap_or(square)
+    (square..=2 * square).min_by_key(|&columns| cost(columns)).unwrap_or(square)
 }
 
 /// Writes `images` as one PNG.
@@ -87,11 +80,7 @@ pub fn columns_for(count: usize) -> usize {
 ///
 /// # Errors
 /// A malformed batch, a pixel that is not finite, a grid that is too large, or what the file system refuses.
-pub fn save_grid(
-    path: impl AsRef<Path>,
-    images: &ImageBatch,
-    options: GridOptions,
-) -> Result<(), ReportError> {
+pub fn save_grid(path: impl AsRef<Path>, images: &ImageBatch, options: GridOptions) -> Result<(), ReportError> {
     let path = path.as_ref();
     let grid = Planes::quantise(images)?.grid(options)?;
     write_png(path, &grid)
@@ -103,16 +92,10 @@ pub fn save_grid(
 ///
 /// # Errors
 /// A malformed batch, a pixel that is not finite, or what the file system refuses.
-pub fn save_images(
-    folder: impl AsRef<Path>,
-    images: &ImageBatch,
-    start_index: usize,
-) -> Result<(), ReportError> {
+pub fn save_images(folder: impl AsRef<Path>, images: &ImageBatch, start_index: usize) -> Result<(), ReportError> {
     let planes = Planes::quantise(images)?;
     for index in 0..images.shape[0] {
-        let path = folder
-            .as_ref()
-            .join(format!("{:06}.png", start_index + index));
+        let path = folder.as_ref().join(format!("{:06}.png", start_index + index));
         write_png(&path, &planes.native(index))?;
     }
     Ok(())
@@ -133,9 +116,7 @@ pub(super) struct Geometry {
 impl Geometry {
     /// `cell` is the width and height of one image before magnification.
     pub fn new(count: usize, cell: [usize; 2], options: GridOptions) -> Result<Self, ReportError> {
-        let columns = options
-            .columns
-            .map_or_else(|| columns_for(count), |columns| columns.get().min(count));
+        let columns = options.columns.map_or_else(|| columns_for(count), |columns| columns.get().min(count));
         let rows = count.div_ceil(columns);
         // Saturating: an absurd size is reported by the check below, not wrapped into a small one.
         let side = |cells: usize, pixels: usize, scale: usize| {
@@ -147,40 +128,22 @@ impl Geometry {
             Scale::Factor(factor) => factor.get(),
             Scale::Auto => {
                 let comfortable = COMFORTABLE_SIDE.div_ceil(cell[0].min(cell[1]));
-                let fits = |scale: &usize| {
-                    size_at(*scale)
-                        .iter()
-                        .all(|&side| side <= MAGNIFIED_GRID_SIDE)
-                };
+                let fits = |scale: &usize| size_at(*scale).iter().all(|&side| side <= MAGNIFIED_GRID_SIDE);
                 (1..=comfortable).rev().find(fits).unwrap_or(1)
             }
         };
         let [width, height] = size_at(scale);
         if width.max(height) > MAX_SIDE || width * height > MAX_PIXELS {
-            return Err(ReportError::GridTooLarge {
-                width,
-                height,
-                max_side: MAX_SIDE,
-                max_pixels: MAX_PIXELS,
-            });
+            return Err(ReportError::GridTooLarge { width, height, max_side: MAX_SIDE, max_pixels: MAX_PIXELS });
         }
         let cell = [cell[0] * scale, cell[1] * scale];
-        Ok(Self {
-            columns,
-            scale,
-            cell,
-            padding: options.padding,
-            size: [width, height],
-        })
+        Ok(Self { columns, scale, cell, padding: options.padding, size: [width, height] })
     }
 
     /// Column and row of the top left pixel of image `index`.
     pub fn origin(&self, index: usize) -> [usize; 2] {
         let place = |cell: usize, pixels: usize| self.padding + cell * (pixels + self.padding);
-        [
-            place(index % self.columns, self.cell[0]),
-            place(index / self.columns, self.cell[1]),
-        ]
+        [place(index % self.columns, self.cell[0]), place(index / self.columns, self.cell[1])]
     }
 }
 
@@ -223,11 +186,7 @@ mod tests {
 
     #[test]
     fn small_images_are_magnified_and_large_grids_are_not() {
-        let scale = |count, cell| {
-            Geometry::new(count, cell, GridOptions::default())
-                .unwrap()
-                .scale
-        };
+        let scale = |count, cell| Geometry::new(count, cell, GridOptions::default()).unwrap().scale;
         assert_eq!(scale(25, [8, 8]), 8);
         assert_eq!(scale(25, [28, 28]), 3);
         assert_eq!(scale(25, [32, 32]), 2);
@@ -250,11 +209,7 @@ mod tests {
         ];
         for (channels, (drawn, expected)) in (1..).zip(cases) {
             let images = batch([1, channels, 1, 1], |plane| (plane + 1) as f32 / 5.0);
-            let options = GridOptions {
-                padding: 0,
-                scale: Scale::Factor(NonZeroUsize::MIN),
-                ..Default::default()
-            };
+            let options = GridOptions { padding: 0, scale: Scale::Factor(NonZeroUsize::MIN), ..Default::default() };
             let grid = Planes::quantise(&images).unwrap().grid(options).unwrap();
             assert_eq!(grid.channels, drawn);
             assert_eq!(grid.pixels, expected, "{channels} channels");
@@ -267,33 +222,18 @@ mod tests {
         let path = folder.path().join("samples/grid.png");
         let images = batch([3, 3, 2, 2], |i| i as f32 / 35.0);
         let two = NonZeroUsize::new(2);
-        let options = GridOptions {
-            columns: two,
-            scale: Scale::Factor(two.unwrap()),
-            padding: 1,
-            background: 9,
-        };
+        let options = GridOptions { columns: two, scale: Scale::Factor(two.unwrap()), padding: 1, background: 9 };
         save_grid(&path, &images, options).unwrap();
         let png = image::open(&path).unwrap().into_rgb8();
         // Two columns and rows of 4-pixel cells with 1 pixel between and around.
         assert_eq!(png.dimensions(), (11, 11));
         assert_eq!(png.get_pixel(0, 0).0, [9, 9, 9]);
-        assert_eq!(
-            png.get_pixel(10, 10).0,
-            [9, 9, 9],
-            "the fourth cell is empty"
-        );
+        assert_eq!(png.get_pixel(10, 10).0, [9, 9, 9], "the fourth cell is empty");
         let level = |i: usize| (i as f32 / 35.0 * 255.0 + 0.5) as u8;
         // Image 1, row 1, column 0 covers rows 3..5 and columns 6..8.
-        assert_eq!(
-            png.get_pixel(7, 4).0,
-            [level(12 + 2), level(12 + 6), level(12 + 10)]
-        );
+        assert_eq!(png.get_pixel(7, 4).0, [level(12 + 2), level(12 + 6), level(12 + 10)]);
         // Image 2, row 0, column 1 covers rows 6..8 and columns 3..5.
-        assert_eq!(
-            png.get_pixel(3, 6).0,
-            [level(24 + 1), level(24 + 5), level(24 + 9)]
-        );
+        assert_eq!(png.get_pixel(3, 6).0, [level(24 + 1), level(24 + 5), level(24 + 9)]);
     }
 
     #[test]
@@ -305,19 +245,9 @@ mod tests {
             save_images(&target, &images, 41).unwrap();
             assert_eq!(std::fs::read_dir(&target).unwrap().count(), 2);
             let png = image::open(target.join("000042.png")).unwrap();
-            let expected = if channels == 5 {
-                (10, 3, 1)
-            } else {
-                (2, 3, channels as u8)
-            };
-            assert_eq!(
-                (png.width(), png.height(), png.color().channel_count()),
-                expected
-            );
-            assert_eq!(
-                png.into_bytes(),
-                Planes::quantise(&images).unwrap().native(1).pixels
-            );
+            let expected = if channels == 5 { (10, 3, 1) } else { (2, 3, channels as u8) };
+            assert_eq!((png.width(), png.height(), png.color().channel_count()), expected);
+            assert_eq!(png.into_bytes(), Planes::quantise(&images).unwrap().native(1).pixels);
         }
     }
 
@@ -327,45 +257,17 @@ mod tests {
         let mut images = batch([2, 3, 4, 5], |_| 0.5);
         images.data[60 + 2 * 20 + 3 * 5 + 1] = f32::NAN;
         let error = save_images(folder.path(), &images, 0).unwrap_err();
-        assert!(matches!(
-            error,
-            ReportError::NonFinitePixel {
-                image: 1,
-                channel: 2,
-                row: 3,
-                column: 1,
-                ..
-            }
-        ));
-        assert!(
-            save_grid(
-                folder.path().join("grid.png"),
-                &images,
-                GridOptions::default()
-            )
-            .is_err()
-        );
+        assert!(matches!(error, ReportError::NonFinitePixel { image: 1, channel: 2, row: 3, column: 1, .. }));
+        assert!(save_grid(folder.path().join("grid.png"), &images, GridOptions::default()).is_err());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
     #[test]
     fn an_absurd_grid_is_refused() {
-        let options = GridOptions {
-            padding: usize::MAX,
-            ..Default::default()
-        };
-        assert!(matches!(
-            Geometry::new(4, [8, 8], options),
-            Err(ReportError::GridTooLarge { .. })
-        ));
-        let options = GridOptions {
-            columns: NonZeroUsize::new(70_000),
-            ..Default::default()
-        };
-        assert!(matches!(
-            Geometry::new(70_000, [8, 8], options),
-            Err(ReportError::GridTooLarge { .. })
-        ));
+        let options = GridOptions { padding: usize::MAX, ..Default::default() };
+        assert!(matches!(Geometry::new(4, [8, 8], options), Err(ReportError::GridTooLarge { .. })));
+        let options = GridOptions { columns: NonZeroUsize::new(70_000), ..Default::default() };
+        assert!(matches!(Geometry::new(70_000, [8, 8], options), Err(ReportError::GridTooLarge { .. })));
     }
 
     proptest! {

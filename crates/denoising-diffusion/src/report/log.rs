@@ -24,8 +24,7 @@ mod record;
 
 use record::named_number;
 pub use record::{
-    CheckpointRecord, HeldOutRecord, Record, SamplesRecord, SkipReason, SkipRecord, StartRecord,
-    StepRecord, number,
+    CheckpointRecord, HeldOutRecord, Record, SamplesRecord, SkipReason, SkipRecord, StartRecord, StepRecord, number,
 };
 
 /// The log of a run, open for appending. One writer at a time.
@@ -59,44 +58,21 @@ impl RunLog {
         let path = path.as_ref();
         atomic::create_parent(path)?;
         let file = File::create_new(path).map_err(ReportError::io("create", path))?;
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-            len: 0,
-        })
+        Ok(Self { path: path.to_owned(), file, len: 0 })
     }
 
     /// Opens the log of a run that continues after `step`: a torn last line and the records of later steps are removed.
     ///
     /// # Errors
     /// The file cannot be opened or cut, or a line other than a torn last one is no record; the file is unchanged then.
-    pub fn open_for_resume(
-        path: impl AsRef<Path>,
-        step: u64,
-    ) -> Result<(Self, Resumed), ReportError> {
+    pub fn open_for_resume(path: impl AsRef<Path>, step: u64) -> Result<(Self, Resumed), ReportError> {
         let path = path.as_ref();
-        let Parsed {
-            records,
-            torn,
-            ends_in_newline,
-        } = Parsed::read(path)?;
-        let kept = records
-            .iter()
-            .position(|record| record.step > step)
-            .unwrap_or(records.len());
+        let Parsed { records, torn, ends_in_newline } = Parsed::read(path)?;
+        let kept = records.iter().position(|record| record.step > step).unwrap_or(records.len());
         let end = records[..kept].last().map_or(0, |record| record.end);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(path)
-            .map_err(ReportError::io("open", path))?;
-        file.set_len(end)
-            .map_err(ReportError::io("shorten", path))?;
-        let mut log = Self {
-            path: path.to_owned(),
-            file,
-            len: end,
-        };
+        let file = OpenOptions::new().read(true).write(true).open(path).map_err(ReportError::io("open", path))?;
+        file.set_len(end).map_err(ReportError::io("shorten", path))?;
+        let mut log = Self { path: path.to_owned(), file, len: end };
         if kept > 0 && kept == records.len() && !torn && !ends_in_newline {
             // The record is whole, only its line is not.
             log.write_line(b"\n")?;
@@ -128,17 +104,12 @@ impl RunLog {
     /// # Errors
     /// What the file system refuses.
     pub fn sync(&self) -> Result<(), ReportError> {
-        self.file
-            .sync_data()
-            .map_err(ReportError::io("sync", &self.path))
+        self.file.sync_data().map_err(ReportError::io("sync", &self.path))
     }
 
     fn write_line(&mut self, line: &[u8]) -> Result<(), ReportError> {
         let len = self.len;
-        let written = self
-            .file
-            .seek(SeekFrom::Start(len))
-            .and_then(|_| self.file.write_all(line));
+        let written = self.file.seek(SeekFrom::Start(len)).and_then(|_| self.file.write_all(line));
         written.map_err(|source| {
             // Half a line (a full disk) must not become the beginning of the next one.
             let _ = self.file.set_len(len);
@@ -155,11 +126,7 @@ impl RunLog {
 /// The file cannot be read, or a line other than a torn last one is no record.
 pub fn read(path: impl AsRef<Path>) -> Result<Vec<Value>, ReportError> {
     let parsed = Parsed::read(path.as_ref())?;
-    Ok(parsed
-        .records
-        .into_iter()
-        .map(|record| record.value)
-        .collect())
+    Ok(parsed.records.into_iter().map(|record| record.value).collect())
 }
 
 /// The points (step, `field`) of all records of a `kind`, for a curve; `"NaN"`, `"inf"` and `"-inf"` are read as numbers.
@@ -173,9 +140,7 @@ pub fn read(path: impl AsRef<Path>) -> Result<Vec<Value>, ReportError> {
 pub fn points(records: &[Value], kind: &str, field: &str) -> Vec<(f64, f64)> {
     let point = |record: &Value| {
         let value = record.get(field)?;
-        let y = value
-            .as_f64()
-            .or_else(|| value.as_str().and_then(named_number))?;
+        let y = value.as_f64().or_else(|| value.as_str().and_then(named_number))?;
         Some((step_of(record)? as f64, y))
     };
     let of_kind = |record: &&Value| record.get("kind").and_then(Value::as_str) == Some(kind);
@@ -202,11 +167,7 @@ struct Parsed {
 impl Parsed {
     fn read(path: &Path) -> Result<Self, ReportError> {
         let bytes = std::fs::read(path).map_err(ReportError::io("read", path))?;
-        let mut parsed = Self {
-            records: Vec::new(),
-            torn: false,
-            ends_in_newline: bytes.ends_with(b"\n"),
-        };
+        let mut parsed = Self { records: Vec::new(), torn: false, ends_in_newline: bytes.ends_with(b"\n") };
         let mut end = 0;
         for (index, line) in bytes.split_inclusive(|&byte| byte == b'\n').enumerate() {
             end += line.len() as u64;
@@ -215,11 +176,7 @@ impl Parsed {
                 // Only the last line can lack its end.
                 Err(_) if !line.ends_with(b"\n") => parsed.torn = true,
                 Err(reason) => {
-                    return Err(ReportError::LogLine {
-                        path: path.to_owned(),
-                        line: index + 1,
-                        reason,
-                    });
+                    return Err(ReportError::LogLine { path: path.to_owned(), line: index + 1, reason });
                 }
             }
         }
@@ -228,8 +185,7 @@ impl Parsed {
 }
 
 fn parse_line(line: &[u8]) -> Result<(u64, Value), String> {
-    let value: Value =
-        serde_json::from_slice(line).map_err(|error| format!("not JSON: {error}"))?;
+    let value: Value = serde_json::from_slice(line).map_err(|error| format!("not JSON: {error}"))?;
     let step = step_of(&value).ok_or("not an object with a whole number under \"step\"")?;
     Ok((step, value))
 }
@@ -242,14 +198,7 @@ mod tests {
 
     fn step(step: u64) -> Record {
         let loss = 1.0 / (step as f64 + 3.0);
-        Record::Step(StepRecord {
-            step,
-            loss,
-            grad_norm: 0.1 + loss,
-            lr: 8e-5,
-            ema_decay: 0.995,
-            images_per_s: 12.5,
-        })
+        Record::Step(StepRecord { step, loss, grad_norm: 0.1 + loss, lr: 8e-5, ema_decay: 0.995, images_per_s: 12.5 })
     }
 
     /// A log of `steps` steps with a held-out record every third step.
@@ -299,15 +248,8 @@ mod tests {
                 tensor: "downs.0.weight".into(),
                 reason: SkipReason::NonFiniteGradient,
             }),
-            Record::Samples(SamplesRecord {
-                step: 2,
-                count: 25,
-                file: "samples/000002.png".into(),
-            }),
-            Record::Checkpoint(CheckpointRecord {
-                step: 2,
-                folder: "checkpoints/step-00000002".into(),
-            }),
+            Record::Samples(SamplesRecord { step: 2, count: 25, file: "samples/000002.png".into() }),
+            Record::Checkpoint(CheckpointRecord { step: 2, folder: "checkpoints/step-00000002".into() }),
         ];
         let mut log = RunLog::create(&path).unwrap();
         for record in &records {
@@ -324,19 +266,10 @@ mod tests {
             lines[2],
             r#"{"kind":"skipped","step":2,"skipped":1,"tensor":"downs.0.weight","reason":"non_finite_gradient"}"#
         );
-        let back: Vec<Record> = read(&path)
-            .unwrap()
-            .into_iter()
-            .map(|value| serde_json::from_value(value).unwrap())
-            .collect();
+        let back: Vec<Record> =
+            read(&path).unwrap().into_iter().map(|value| serde_json::from_value(value).unwrap()).collect();
         assert_eq!(back, records);
-        assert!(matches!(
-            RunLog::create(&path),
-            Err(ReportError::Io {
-                action: "create",
-                ..
-            })
-        ));
+        assert!(matches!(RunLog::create(&path), Err(ReportError::Io { action: "create", .. })));
     }
 
     #[test]
@@ -344,16 +277,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log.jsonl");
         let mut log = RunLog::create(&path).unwrap();
-        for wrong in [
-            json!({"loss": 1.0}),
-            json!({"step": -1}),
-            json!(3),
-            json!({"step": 1.5}),
-        ] {
-            assert!(matches!(
-                log.append(&wrong),
-                Err(ReportError::LogRecord { .. })
-            ));
+        for wrong in [json!({"loss": 1.0}), json!({"step": -1}), json!(3), json!({"step": 1.5})] {
+            assert!(matches!(log.append(&wrong), Err(ReportError::LogRecord { .. })));
         }
         assert_eq!(std::fs::read(&path).unwrap(), b"");
     }
@@ -364,14 +289,8 @@ mod tests {
         let path = folder.path().join("log.jsonl");
         let text = "{\"step\":1}\n{\"ste\n{\"step\":3}\n";
         std::fs::write(&path, text).unwrap();
-        assert!(matches!(
-            read(&path),
-            Err(ReportError::LogLine { line: 2, .. })
-        ));
-        assert!(matches!(
-            RunLog::open_for_resume(&path, 1),
-            Err(ReportError::LogLine { line: 2, .. })
-        ));
+        assert!(matches!(read(&path), Err(ReportError::LogLine { line: 2, .. })));
+        assert!(matches!(RunLog::open_for_resume(&path, 1), Err(ReportError::LogLine { line: 2, .. })));
         assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
     }
 
@@ -381,15 +300,7 @@ mod tests {
         let path = folder.path().join("log.jsonl");
         write_log(&path, 4);
         let (_, resumed) = RunLog::open_for_resume(&path, 9).unwrap();
-        assert_eq!(
-            resumed,
-            Resumed {
-                kept: 5,
-                removed: 0,
-                torn: false,
-                last_step: Some(4)
-            }
-        );
+        assert_eq!(resumed, Resumed { kept: 5, removed: 0, torn: false, last_step: Some(4) });
     }
 
     #[test]
@@ -400,10 +311,7 @@ mod tests {
             json!({"kind": "step", "step": 2, "loss": "inf"}),
             json!({"kind": "step", "step": 3}),
         ];
-        assert_eq!(
-            points(&records, "step", "loss"),
-            [(1.0, 0.5), (2.0, f64::INFINITY)]
-        );
+        assert_eq!(points(&records, "step", "loss"), [(1.0, 0.5), (2.0, f64::INFINITY)]);
     }
 
     proptest! {

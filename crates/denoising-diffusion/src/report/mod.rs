@@ -50,15 +50,9 @@ impl ImageBatch {
         if shape.contains(&0) {
             return Err(ReportError::EmptyShape { shape });
         }
-        let expected = shape
-            .iter()
-            .try_fold(1_usize, |product, &size| product.checked_mul(size));
+        let expected = shape.iter().try_fold(1_usize, |product, &size| product.checked_mul(size));
         if expected != Some(self.data.len()) {
-            return Err(ReportError::DataLength {
-                shape,
-                expected,
-                actual: self.data.len(),
-            });
+            return Err(ReportError::DataLength { shape, expected, actual: self.data.len() });
         }
         Ok(())
     }
@@ -69,9 +63,7 @@ impl ImageBatch {
 #[non_exhaustive]
 pub enum ReportError {
     /// A dimension of a batch is zero.
-    #[error(
-        "images of shape {shape:?} ([n, c, h, w]) hold nothing: every dimension must be at least 1"
-    )]
+    #[error("images of shape {shape:?} ([n, c, h, w]) hold nothing: every dimension must be at least 1")]
     EmptyShape {
         /// `[n, c, h, w]`.
         shape: [usize; 4],
@@ -200,11 +192,7 @@ pub enum ReportError {
 impl ReportError {
     /// For `map_err`: an I/O error with its place.
     fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
-        move |source| Self::Io {
-            action,
-            path: path.to_owned(),
-            source,
-        }
+        move |source| Self::Io { action, path: path.to_owned(), source }
     }
 }
 
@@ -216,25 +204,10 @@ mod tests {
     fn a_batch_must_fill_its_shape() {
         assert!(ImageBatch::new([1, 2, 3, 4], vec![0.0; 24]).is_ok());
         let error = ImageBatch::new([1, 2, 3, 4], vec![0.0; 23]).unwrap_err();
-        assert!(matches!(
-            error,
-            ReportError::DataLength {
-                expected: Some(24),
-                actual: 23,
-                ..
-            }
-        ));
+        assert!(matches!(error, ReportError::DataLength { expected: Some(24), actual: 23, .. }));
         let error = ImageBatch::new([0, 1, 8, 8], vec![]).unwrap_err();
-        assert!(matches!(
-            error,
-            ReportError::EmptyShape {
-                shape: [0, 1, 8, 8]
-            }
-        ));
+        assert!(matches!(error, ReportError::EmptyShape { shape: [0, 1, 8, 8] }));
         let error = ImageBatch::new([usize::MAX, 2, 1, 1], vec![]).unwrap_err();
-        assert!(matches!(
-            error,
-            ReportError::DataLength { expected: None, .. }
-        ));
+        assert!(matches!(error, ReportError::DataLength { expected: None, .. }));
     }
 }

@@ -78,24 +78,15 @@ impl StderrProgress {
     /// For a job of `total` steps of which `done` were done before (0 unless it is resumed).
     pub fn new(task: Task, done: u64, total: u64) -> Self {
         if !std::io::stderr().is_terminal() {
-            return Self(Output::Lines(PlainLines::new(
-                std::io::stderr(),
-                task,
-                done,
-                total,
-            )));
+            return Self(Output::Lines(PlainLines::new(std::io::stderr(), task, done, total)));
         }
-        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr())
-            .with_position(done);
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr()).with_position(done);
         // A template that does not parse would leave indicatif's own style, which is legible too.
         if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:24} {msg}") {
             bar.set_style(style.progress_chars("=> "));
         }
         bar.set_prefix(task.verb());
-        Self(Output::Bar {
-            bar,
-            pace: Pace::new(done, total, Instant::now()),
-        })
+        Self(Output::Bar { bar, pace: Pace::new(done, total, Instant::now()) })
     }
 }
 
@@ -140,13 +131,7 @@ pub struct PlainLines<W> {
 impl<W: Write> PlainLines<W> {
     /// For a job of `total` steps of which `done` were done before (0 unless it is resumed), written to `out`.
     pub fn new(out: W, task: Task, done: u64, total: u64) -> Self {
-        Self {
-            out,
-            task,
-            pace: Pace::new(done, total, Instant::now()),
-            shown: None,
-            latest: None,
-        }
+        Self { out, task, pace: Pace::new(done, total, Instant::now()), shown: None, latest: None }
     }
 
     fn update_at(&mut self, status: Status, now: Instant) {
@@ -154,11 +139,7 @@ impl<W: Write> PlainLines<W> {
         let due = status.step >= self.pace.total
             || self.shown.is_none_or(|(step, at)| {
                 let waited = now.saturating_duration_since(at);
-                let advanced = status
-                    .step
-                    .saturating_sub(step)
-                    .saturating_mul(LINE_EVERY_PART)
-                    >= self.pace.total;
+                let advanced = status.step.saturating_sub(step).saturating_mul(LINE_EVERY_PART) >= self.pace.total;
                 waited >= LINE_EVERY || (advanced && waited >= LINE_PAUSE)
             });
         if due {
@@ -167,12 +148,7 @@ impl<W: Write> PlainLines<W> {
     }
 
     fn show(&mut self, status: Status, now: Instant) {
-        let _ = writeln!(
-            self.out,
-            "{} {}",
-            self.task.verb(),
-            self.pace.describe(status, now)
-        );
+        let _ = writeln!(self.out, "{} {}", self.task.verb(), self.pace.describe(status, now));
         self.shown = Some((status.step, now));
     }
 }
@@ -188,10 +164,7 @@ impl<W: Write> Progress for PlainLines<W> {
 
     fn finish(&mut self) {
         // A job that ends early still tells where it ended.
-        if let Some(status) = self
-            .latest
-            .filter(|status| self.shown.is_none_or(|(step, _)| step != status.step))
-        {
+        if let Some(status) = self.latest.filter(|status| self.shown.is_none_or(|(step, _)| step != status.step)) {
             self.show(status, Instant::now());
         }
         let _ = self.out.flush();
@@ -210,12 +183,7 @@ struct Pace {
 
 impl Pace {
     fn new(done: u64, total: u64, started: Instant) -> Self {
-        Self {
-            done,
-            total,
-            started,
-            warm: None,
-        }
+        Self { done, total, started, warm: None }
     }
 
     /// Time left at the mean pace since the first step (or, during it, since the start).
@@ -233,11 +201,7 @@ impl Pace {
     }
 
     fn describe(&mut self, status: Status, now: Instant) -> String {
-        let Status {
-            step,
-            loss,
-            images_per_s,
-        } = status;
+        let Status { step, loss, images_per_s } = status;
         let percent = (step as f64 / self.total.max(1) as f64 * 100.0).floor();
         let mut text = format!("{step}/{} ({percent} %)", self.total);
         if let Some(loss) = loss {
@@ -250,10 +214,7 @@ impl Pace {
         match self.time_left(step, now) {
             Some(left) if step < self.total => text += &format!("  ETA {}", words(left)),
             _ if step >= self.total => {
-                text += &format!(
-                    "  in {}",
-                    words(now.saturating_duration_since(self.started))
-                );
+                text += &format!("  in {}", words(now.saturating_duration_since(self.started)));
             }
             _ => {}
         }
@@ -285,38 +246,18 @@ mod tests {
                 Task::Train => (Some(0.125), Some(64.4)),
                 Task::Sample => (None, None),
             };
-            lines.update_at(
-                Status {
-                    step,
-                    loss,
-                    images_per_s: rate,
-                },
-                now,
-            );
+            lines.update_at(Status { step, loss, images_per_s: rate }, now);
         }
         lines.finish();
-        String::from_utf8(lines.out)
-            .unwrap()
-            .lines()
-            .map(str::to_owned)
-            .collect()
+        String::from_utf8(lines.out).unwrap().lines().map(str::to_owned).collect()
     }
 
     #[test]
     fn training_says_what_matters() {
         let lines = lines(Task::Train, 0, 200, 1.0);
-        assert_eq!(
-            lines[0],
-            "train 1/200 (0 %)  loss 0.1250  64 images/s  ETA 3 min 19 s"
-        );
-        assert_eq!(
-            lines[1],
-            "train 11/200 (5 %)  loss 0.1250  64 images/s  ETA 3 min 09 s"
-        );
-        assert_eq!(
-            lines.last().unwrap(),
-            "train 200/200 (100 %)  loss 0.1250  64 images/s  in 3 min 20 s"
-        );
+        assert_eq!(lines[0], "train 1/200 (0 %)  loss 0.1250  64 images/s  ETA 3 min 19 s");
+        assert_eq!(lines[1], "train 11/200 (5 %)  loss 0.1250  64 images/s  ETA 3 min 09 s");
+        assert_eq!(lines.last().unwrap(), "train 200/200 (100 %)  loss 0.1250  64 images/s  in 3 min 20 s");
         assert_eq!(lines.len(), 21);
     }
 
@@ -340,42 +281,19 @@ mod tests {
     fn an_early_end_is_told_once() {
         let mut lines = PlainLines::new(Vec::new(), Task::Sample, 0, 10);
         let start = lines.pace.started;
-        lines.update_at(
-            Status {
-                step: 1,
-                ..Status::default()
-            },
-            start,
-        );
-        lines.update_at(
-            Status {
-                step: 2,
-                ..Status::default()
-            },
-            start,
-        );
+        lines.update_at(Status { step: 1, ..Status::default() }, start);
+        lines.update_at(Status { step: 2, ..Status::default() }, start);
         lines.note("interrupted");
         lines.finish();
         lines.finish();
         let text = String::from_utf8(lines.out).unwrap();
-        let starts: Vec<&str> = text
-            .lines()
-            .map(|line| line.split("  ").next().unwrap())
-            .collect();
-        assert_eq!(
-            starts,
-            ["sample 1/10 (10 %)", "interrupted", "sample 2/10 (20 %)"]
-        );
+        let starts: Vec<&str> = text.lines().map(|line| line.split("  ").next().unwrap()).collect();
+        assert_eq!(starts, ["sample 1/10 (10 %)", "interrupted", "sample 2/10 (20 %)"]);
     }
 
     #[test]
     fn durations_in_words() {
-        let cases = [
-            (0.4, "0 s"),
-            (59.6, "1 min 00 s"),
-            (3599.0, "59 min 59 s"),
-            (7500.0, "2 h 05 min"),
-        ];
+        let cases = [(0.4, "0 s"), (59.6, "1 min 00 s"), (3599.0, "59 min 59 s"), (7500.0, "2 h 05 min")];
         for (seconds, expected) in cases {
             assert_eq!(words(Duration::from_secs_f64(seconds)), expected);
         }
@@ -384,9 +302,6 @@ mod tests {
     #[test]
     fn no_steps_are_no_division_by_zero() {
         let mut pace = Pace::new(0, 0, Instant::now());
-        assert_eq!(
-            pace.describe(Status::default(), pace.started),
-            "0/0 (0 %)  in 0 s"
-        );
+        assert_eq!(pace.describe(Status::default(), pace.started), "0/0 (0 %)  in 0 s");
     }
 }

@@ -41,11 +41,7 @@ impl Planes {
             });
         }
         // The cast truncates, which is floor here.
-        let bytes = images
-            .data
-            .iter()
-            .map(|x| (x * 255.0 + 0.5).clamp(0.0, 255.0) as u8)
-            .collect();
+        let bytes = images.data.iter().map(|x| (x * 255.0 + 0.5).clamp(0.0, 255.0) as u8).collect();
         Ok(Self { shape, bytes })
     }
 
@@ -65,21 +61,12 @@ impl Planes {
         for y in 0..h {
             if c > 4 {
                 // One row of each plane after the other: the planes stand side by side.
-                pixels.extend(
-                    (0..c).flat_map(|plane| &image[(plane * h + y) * w..(plane * h + y + 1) * w]),
-                );
+                pixels.extend((0..c).flat_map(|plane| &image[(plane * h + y) * w..(plane * h + y + 1) * w]));
             } else {
-                pixels.extend(
-                    (0..w).flat_map(|x| (0..c).map(move |plane| image[(plane * h + y) * w + x])),
-                );
+                pixels.extend((0..w).flat_map(|x| (0..c).map(move |plane| image[(plane * h + y) * w + x])));
             }
         }
-        Raster {
-            width,
-            height,
-            channels,
-            pixels,
-        }
+        Raster { width, height, channels, pixels }
     }
 
     /// All images in one raster of 1 (grey) or 3 (RGB) channels.
@@ -87,12 +74,7 @@ impl Planes {
         let geometry = Geometry::new(self.shape[0], self.cell(), options)?;
         let [width, height] = geometry.size;
         let channels = if matches!(self.shape[1], 3 | 4) { 3 } else { 1 };
-        let mut grid = Raster {
-            width,
-            height,
-            channels,
-            pixels: vec![options.background; width * height * channels],
-        };
+        let mut grid = Raster { width, height, channels, pixels: vec![options.background; width * height * channels] };
         for index in 0..self.shape[0] {
             let image = self.native(index).composited_on_white();
             grid.paste(&image, geometry.origin(index), geometry.scale);
@@ -110,31 +92,18 @@ impl Raster {
         let colours = self.channels - 1;
         let over_white = |pixel: &[u8]| {
             let alpha = u32::from(pixel[colours]);
-            let blend =
-                move |c: u8| ((u32::from(c) * alpha + 255 * (255 - alpha) + 127) / 255) as u8;
-            pixel[..colours]
-                .iter()
-                .map(|&c| blend(c))
-                .collect::<Vec<u8>>()
+            let blend = move |c: u8| ((u32::from(c) * alpha + 255 * (255 - alpha) + 127) / 255) as u8;
+            pixel[..colours].iter().map(|&c| blend(c)).collect::<Vec<u8>>()
         };
-        let pixels = self
-            .pixels
-            .chunks_exact(self.channels)
-            .flat_map(over_white)
-            .collect();
-        Self {
-            channels: colours,
-            pixels,
-            ..self
-        }
+        let pixels = self.pixels.chunks_exact(self.channels).flat_map(over_white).collect();
+        Self { channels: colours, pixels, ..self }
     }
 
     /// Draws `image`, magnified, with its top left corner at `origin`; both have the same channels.
     fn paste(&mut self, image: &Raster, origin: [usize; 2], scale: usize) {
         let row_len = image.width * scale * self.channels;
         for y in 0..image.height * scale {
-            let source = &image.pixels[y / scale * image.width * image.channels..]
-                [..image.width * image.channels];
+            let source = &image.pixels[y / scale * image.width * image.channels..][..image.width * image.channels];
             let at = ((origin[1] + y) * self.width + origin[0]) * self.channels;
             let target = &mut self.pixels[at..at + row_len];
             for (x, pixel) in target.chunks_exact_mut(self.channels).enumerate() {
@@ -152,22 +121,14 @@ pub(super) fn write_png(path: &Path, raster: &Raster) -> Result<(), ReportError>
         3 => ExtendedColorType::Rgb8,
         _ => ExtendedColorType::Rgba8,
     };
-    let failed = |source| ReportError::Png {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| ReportError::Png { path: path.to_owned(), source };
     let side = |pixels: usize| {
-        u32::try_from(pixels).map_err(|_| {
-            failed(ImageError::Limits(LimitError::from_kind(
-                LimitErrorKind::DimensionError,
-            )))
-        })
+        u32::try_from(pixels)
+            .map_err(|_| failed(ImageError::Limits(LimitError::from_kind(LimitErrorKind::DimensionError))))
     };
     let (width, height) = (side(raster.width)?, side(raster.height)?);
     let mut bytes = Cursor::new(Vec::new());
-    PngEncoder::new(&mut bytes)
-        .write_image(&raster.pixels, width, height, colour)
-        .map_err(failed)?;
+    PngEncoder::new(&mut bytes).write_image(&raster.pixels, width, height, colour).map_err(failed)?;
     atomic::write(path, bytes.get_ref())
 }
 
@@ -178,11 +139,7 @@ mod tests {
     #[test]
     fn quantises_like_torchvision() {
         // torch.tensor(x).mul(255).add_(0.5).clamp_(0, 255).to(torch.uint8)
-        let images =
-            ImageBatch::new([1, 1, 1, 7], vec![-0.5, 0.0, 0.0019, 0.002, 0.5, 1.0, 1.5]).unwrap();
-        assert_eq!(
-            Planes::quantise(&images).unwrap().bytes,
-            [0, 0, 0, 1, 128, 255, 255]
-        );
+        let images = ImageBatch::new([1, 1, 1, 7], vec![-0.5, 0.0, 0.0019, 0.002, 0.5, 1.0, 1.5]).unwrap();
+        assert_eq!(Planes::quantise(&images).unwrap().bytes, [0, 0, 0, 1, 128, 255, 255]);
     }
 }

@@ -30,7 +30,9 @@ pub struct NamedGradients(Vec<(String, Tensor<1>)>);
 pub enum GradNorm {
     Finite(f64),
     /// The first tensor whose gradient is not finite.
-    NonFinite { tensor: String },
+    NonFinite {
+        tensor: String,
+    },
 }
 
 impl NamedGradients {

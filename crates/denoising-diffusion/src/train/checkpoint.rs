@@ -1,11 +1,13 @@
 //! Checkpoints: a folder per step, written aside and renamed, with a checksum for every file in it.
 //!
-//!     checkpoints/step-00001000/
-//!       ema.safetensors    the averaged weights, complete in itself (see `model_file`)
-//!       model.safetensors  the weights in training, likewise
-//!       adam.safetensors   both moments of every parameter
-//!       state.json         counters, seed, and what the data was
-//!       checksums.json     SHA-256 and size of the files above
+//! ```text
+//! checkpoints/step-00001000/
+//!   ema.safetensors    the averaged weights, complete in itself (see `model_file`)
+//!   model.safetensors  the weights in training, likewise
+//!   adam.safetensors   both moments of every parameter
+//!   state.json         counters, seed, and what the data was
+//!   checksums.json     SHA-256 and size of the files above
+//! ```
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -89,15 +91,19 @@ impl Checkpoints {
     /// Steps with a folder, whole or not, in rising order.
     pub fn steps(&self) -> Vec<u64> {
         let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        let mut steps: Vec<u64> = entries
-            .filter_map(|entry| entry.file_name().to_str()?.strip_prefix("step-")?.parse().ok())
-            .collect();
+        let mut steps: Vec<u64> =
+            entries.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("step-")?.parse().ok()).collect();
         steps.sort_unstable();
         steps
     }
 
     /// Writes a checkpoint; if that fails nothing of it remains, and those before it are untouched.
-    pub fn save(&self, state: &TrainerState, info: &CheckpointState, card: &ModelCard) -> Result<PathBuf, CheckpointError> {
+    pub fn save(
+        &self,
+        state: &TrainerState,
+        info: &CheckpointState,
+        card: &ModelCard,
+    ) -> Result<PathBuf, CheckpointError> {
         let aside = self.dir.join(format!(".writing-step-{:08}", info.step));
         let target = self.path_of(info.step);
         let written = self.write_aside(&aside, state, info, card).and_then(|()| {

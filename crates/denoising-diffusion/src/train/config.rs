@@ -75,7 +75,9 @@ pub enum TrainConfigError {
     Zero { key: &'static str },
     #[error("`{key}` must be {expected}, got {got}")]
     Value { key: &'static str, expected: &'static str, got: f64 },
-    #[error("`warmup_steps` ({warmup}) must be at least 1 for `lr_schedule = \"inverse_sqrt\"`: the decay begins there")]
+    #[error(
+        "`warmup_steps` ({warmup}) must be at least 1 for `lr_schedule = \"inverse_sqrt\"`: the decay begins there"
+    )]
     InverseSqrtNeedsWarmup { warmup: u64 },
 }
 

@@ -1,6 +1,8 @@
 //! A run folder: training in a loop, with log, held-out loss, sample grids, loss curve and checkpoints.
 //!
-//!     RUN/config.toml  log.jsonl  loss.svg  loss.png  samples/step-00001000.png  checkpoints/step-00001000/
+//! ```text
+//! RUN/config.toml  log.jsonl  loss.svg  loss.png  samples/step-00001000.png  checkpoints/step-00001000/
+//! ```
 //!
 //! Everything is written before the checkpoint of the same step, and a resumed run cuts the log back to its checkpoint: whenever the
 //! process dies, going on gives what an uninterrupted run would have given.
@@ -363,7 +365,8 @@ impl<M: Network<4>> Run<M> {
             name: name.to_string(),
             points: log::points(&records, kind, field),
         };
-        let mut curves = vec![series("training loss", "step", "loss"), series("held-out loss", "held_out", "held_out_loss")];
+        let mut curves =
+            vec![series("training loss", "step", "loss"), series("held-out loss", "held_out", "held_out_loss")];
         curves.retain(|curve| curve.points.iter().any(|(_, y)| y.is_finite() && *y > 0.0));
         if curves.is_empty() {
             return Ok(());
@@ -377,12 +380,8 @@ impl<M: Network<4>> Run<M> {
 
 fn open_loader<M>(trainer: &Trainer<M>, setup: &RunSetup) -> Result<Loader, DataError> {
     let config = trainer.config();
-    let loader = LoaderConfig {
-        batch_size: config.batch_size,
-        seed: config.seed,
-        flip: setup.flip,
-        workers: setup.workers,
-    };
+    let loader =
+        LoaderConfig { batch_size: config.batch_size, seed: config.seed, flip: setup.flip, workers: setup.workers };
     let first = trainer.step_count() * config.accumulate as u64;
     Loader::start_at(setup.train.clone(), loader, first)
 }

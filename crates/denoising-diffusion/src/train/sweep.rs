@@ -57,7 +57,8 @@ fn flex(tensor: Tensor<1>) -> Result<FlexTensor, Tensor<1>> {
     match tensor.clone().try_into_primitive::<Flex>() {
         Ok(primitive) => {
             drop(tensor); // the only other owner, so that a write happens in place
-            let whole = primitive.is_contiguous() && primitive.storage::<f32>().len() == primitive.layout().num_elements();
+            let whole =
+                primitive.is_contiguous() && primitive.storage::<f32>().len() == primitive.layout().num_elements();
             Ok(if whole { primitive } else { primitive.to_contiguous() })
         }
         Err(_) => Err(tensor),

@@ -73,7 +73,9 @@ impl std::fmt::Display for NonFiniteKind {
 /// Why training cannot go on.
 #[derive(Clone, Debug, PartialEq, Error)]
 pub enum TrainError {
-    #[error("{count} steps in a row had no finite {kind}; the first tensor that was not finite in the last one: `{tensor}`")]
+    #[error(
+        "{count} steps in a row had no finite {kind}; the first tensor that was not finite in the last one: `{tensor}`"
+    )]
     NonFinite { count: u64, tensor: String, kind: NonFiniteKind },
 }
 
@@ -127,7 +129,13 @@ impl<M> Trainer<M> {
 
 impl<M> Trainer<M> {
     /// `model` must lie on an autodiff device; its configuration is taken as valid.
-    pub fn new<const D: usize>(model: M, diffusion: GaussianDiffusion, config: TrainConfig, ema: EmaConfig, device: &Device) -> Self
+    pub fn new<const D: usize>(
+        model: M,
+        diffusion: GaussianDiffusion,
+        config: TrainConfig,
+        ema: EmaConfig,
+        device: &Device,
+    ) -> Self
     where
         M: Network<D>,
     {
@@ -213,7 +221,12 @@ impl<M> Trainer<M> {
     }
 
     /// Loss and gradients of one batch, both divided by the number of batches in the step.
-    fn backward<const D: usize>(&self, images: Tensor<D>, batch: u64, parts: u64) -> Result<(f64, NamedGradients), NonFinite>
+    fn backward<const D: usize>(
+        &self,
+        images: Tensor<D>,
+        batch: u64,
+        parts: u64,
+    ) -> Result<(f64, NamedGradients), NonFinite>
     where
         M: Network<D>,
     {
@@ -281,8 +294,7 @@ impl<M> Trainer<M> {
         M: Network<D>,
     {
         let model = params::load_state_dict(self.model().clone(), &state.model)?;
-        self.adam =
-            Adam::from_state_dict(self.config.adam(), state.adam_steps, &state.adam, &model, &self.device())?;
+        self.adam = Adam::from_state_dict(self.config.adam(), state.adam_steps, &state.adam, &model, &self.device())?;
         self.model = Some(model);
         self.ema.restore(&state.ema, state.ema_calls)?;
         (self.step, self.skipped, self.skipped_in_a_row) = (state.step, state.skipped, state.skipped_in_a_row);

@@ -84,9 +84,11 @@ fn numbers<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f32) -> Vec<f
 pub fn assert_close(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(got.len(), expected.len(), "{what}: length");
     let scale = expected.iter().fold(1.0_f32, |most, v| most.max(v.abs()));
-    let worst = got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0_f32, |most, difference| {
-        if difference.is_nan() { f32::INFINITY } else { most.max(difference) }
-    });
+    let worst = got
+        .iter()
+        .zip(expected)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0_f32, |most, difference| if difference.is_nan() { f32::INFINITY } else { most.max(difference) });
     assert!(worst <= tolerance * scale, "{what}: differs by {worst:e}, values up to {scale}");
 }
 

@@ -199,7 +199,10 @@ fn convolution_is_a_sum_over_a_window() {
     for kernel in [1, 3, 7] {
         let conv = Conv2d::new(&mut Init::new(5, &device), 3, 4, kernel);
         let (h, w) = (5, 4);
-        let x = Tensor::<1>::from_floats((0..h * w * 3).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<_>>().as_slice(), &device);
+        let x = Tensor::<1>::from_floats(
+            (0..h * w * 3).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<_>>().as_slice(),
+            &device,
+        );
         let got = values(conv.forward(x.clone().reshape([1, h, w, 3])));
         let (x, weight, bias) = (values(x), values(conv.weight.val()), values(conv.bias.as_ref().unwrap().val()));
         let half = (kernel / 2) as i64;

@@ -17,20 +17,9 @@ pub(super) struct Tiles {
 
 impl Tiles {
     /// Tiles that cover `outputs` (height, width), each beginning `margin` before its outputs in images of `size` and `channels`.
-    pub(super) fn new(
-        batch: usize,
-        outputs: [usize; 2],
-        image: ([usize; 2], usize),
-        margin: usize,
-    ) -> Self {
+    pub(super) fn new(batch: usize, outputs: [usize; 2], image: ([usize; 2], usize), margin: usize) -> Self {
         let (size, channels) = image;
-        Self {
-            batch,
-            grid: outputs.map(|n| n.div_ceil(SIDE)),
-            size,
-            channels,
-            margin,
-        }
+        Self { batch, grid: outputs.map(|n| n.div_ceil(SIDE)), size, channels, margin }
     }
 
     pub(super) fn count(&self) -> usize {
@@ -38,22 +27,11 @@ impl Tiles {
     }
 
     /// Indices of the first channels of the N x N (= M) pixels of a tile; `None` outside the image.
-    pub(super) fn positions<const N: usize, const M: usize>(
-        &self,
-        tile: usize,
-    ) -> [Option<usize>; M] {
+    pub(super) fn positions<const N: usize, const M: usize>(&self, tile: usize) -> [Option<usize>; M] {
         let [down, across] = self.grid;
         let (image, i, j) = (tile / (down * across), tile / across % down, tile % across);
-        let row = |r: usize| {
-            (i * SIDE + r)
-                .checked_sub(self.margin)
-                .filter(|&row| row < self.size[0])
-        };
-        let column = |c: usize| {
-            (j * SIDE + c)
-                .checked_sub(self.margin)
-                .filter(|&column| column < self.size[1])
-        };
+        let row = |r: usize| (i * SIDE + r).checked_sub(self.margin).filter(|&row| row < self.size[0]);
+        let column = |c: usize| (j * SIDE + c).checked_sub(self.margin).filter(|&column| column < self.size[1]);
         std::array::from_fn(|at| {
             let (row, column) = (row(at / N)?, column(at % N)?);
             Some(((image * self.size[0] + row) * self.size[1] + column) * self.channels)

@@ -38,9 +38,7 @@ pub(super) fn pays(shape: &Conv2dShape) -> bool {
 
 /// Tiles of one part, such that `values` values per tile fit [`VALUES_AT_ONCE`].
 fn tiles_at_once(values: usize) -> usize {
-    (VALUES_AT_ONCE / (FREQUENCIES * values))
-        .max(48)
-        .next_multiple_of(48)
+    (VALUES_AT_ONCE / (FREQUENCIES * values)).max(48).next_multiple_of(48)
 }
 
 /// As [`super::direct::convolve`], for shapes to which this [`applies`].
@@ -81,18 +79,10 @@ pub(super) fn convolve(
         let rows = Shared::new(&mut transformed);
         for_each_task(tasks, |task| {
             for tile in task_range(task, TILES_PER_TASK, count) {
-                let pointers =
-                    patches.pointers::<6, FREQUENCIES>(tiles.start + tile, source, &zeros);
+                let pointers = patches.pointers::<6, FREQUENCIES>(tiles.start + tile, source, &zeros);
                 // SAFETY: every task has its own tiles.
                 unsafe {
-                    input_tile(
-                        isa,
-                        &pointers,
-                        from_channels,
-                        rows.at(tile * stride),
-                        rows_len,
-                        PANEL,
-                    );
+                    input_tile(isa, &pointers, from_channels, rows.at(tile * stride), rows_len, PANEL);
                 }
             }
         });
@@ -104,18 +94,7 @@ pub(super) fn convolve(
             // SAFETY: every task has its own frequency.
             unsafe {
                 let add = AddTo::Nothing;
-                rows_times_panels(
-                    isa,
-                    &pointers,
-                    1,
-                    from_channels,
-                    count,
-                    b,
-                    to_channels,
-                    add,
-                    dst,
-                    to_channels,
-                );
+                rows_times_panels(isa, &pointers, 1, from_channels, count, b, to_channels, add, dst, to_channels);
             }
         });
         for_each_task(tasks, |task| {
@@ -151,22 +130,11 @@ fn filters(isa: Isa, direction: Direction, shape: &Conv2dShape, weight: &[f32]) 
                 };
                 let kernel = &weight[(o * inputs + c) * 9..][..9];
                 for (tap, taps) in taps.iter_mut().enumerate() {
-                    taps[lane] = kernel[if direction == Direction::Forward {
-                        tap
-                    } else {
-                        8 - tap
-                    }];
+                    taps[lane] = kernel[if direction == Direction::Forward { tap } else { 8 - tap }];
                 }
             }
             // SAFETY: every task has its own panel.
-            unsafe {
-                filter_panel(
-                    isa,
-                    &taps,
-                    out.at((panel * from + k) * PANEL),
-                    frequency_len,
-                )
-            };
+            unsafe { filter_panel(isa, &taps, out.at((panel * from + k) * PANEL), frequency_len) };
         }
     });
     filters

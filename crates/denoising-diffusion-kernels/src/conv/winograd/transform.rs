@@ -48,8 +48,7 @@ impl Transform<6, 6> for Input {
     #[inline(always)]
     unsafe fn apply<S: Simd>([x0, x1, x2, x3, x4, x5]: [S::V; 6]) -> [S::V; 6] {
         unsafe {
-            let (minus_four, two, four, minus_five) =
-                (S::splat(-4.0), S::splat(2.0), S::splat(4.0), S::splat(-5.0));
+            let (minus_four, two, four, minus_five) = (S::splat(-4.0), S::splat(2.0), S::splat(4.0), S::splat(-5.0));
             let (even, odd) = (S::fma(minus_four, x2, x4), S::fma(minus_four, x1, x3));
             let (near, far) = (S::sub(x4, x2), S::mul(two, S::sub(x3, x1)));
             [
@@ -92,11 +91,7 @@ impl Transform<6, 3> for FilterGrad {
             let far = S::add(x3, x4);
             [
                 S::fma(S::splat(0.25), x0, S::fma(S::splat(1.0 / 24.0), far, near)),
-                S::fma(
-                    S::splat(1.0 / 6.0),
-                    S::sub(x2, x1),
-                    S::mul(S::splat(1.0 / 12.0), S::sub(x3, x4)),
-                ),
+                S::fma(S::splat(1.0 / 6.0), S::sub(x2, x1), S::mul(S::splat(1.0 / 12.0), S::sub(x3, x4))),
                 S::add(S::fma(S::splat(1.0 / 6.0), far, near), x5),
             ]
         }
@@ -126,14 +121,7 @@ impl Transform<4, 6> for OutputGrad {
             let (even, odd) = (S::add(x0, x2), S::add(x1, x3));
             let far = S::fma(S::splat(4.0), x2, x0);
             let far_odd = S::mul(S::splat(2.0), S::fma(S::splat(4.0), x3, x1));
-            [
-                x0,
-                S::add(even, odd),
-                S::sub(even, odd),
-                S::add(far, far_odd),
-                S::sub(far, far_odd),
-                x3,
-            ]
+            [x0, S::add(even, odd), S::sub(even, odd), S::add(far, far_odd), S::sub(far, far_odd), x3]
         }
     }
 }
@@ -141,13 +129,7 @@ impl Transform<4, 6> for OutputGrad {
 /// Up to eight values, zeros for those that are not there.
 #[inline(always)]
 unsafe fn load_up_to<S: Simd>(p: *const f32, n: usize) -> S::V {
-    unsafe {
-        if n == 0 {
-            S::splat(0.0)
-        } else {
-            S::load_n(p, n)
-        }
-    }
+    unsafe { if n == 0 { S::splat(0.0) } else { S::load_n(p, n) } }
 }
 
 /// Transforms an N x N tile of pixels to 36 rows of channels, filled up with zeros to whole panels: frequency f, channel c

@@ -13,27 +13,13 @@ use crate::simd::Isa;
 const TILES_PER_CHUNK: usize = 128;
 
 /// As [`crate::conv::weight_grad::weight_grad`], for shapes to which [`super::applies`].
-pub(crate) fn weight_grad(
-    isa: Isa,
-    shape: &Conv2dShape,
-    x: &[f32],
-    dy: &[f32],
-    dweight: &mut [f32],
-) {
+pub(crate) fn weight_grad(isa: Isa, shape: &Conv2dShape, x: &[f32], dy: &[f32], dweight: &mut [f32]) {
     let (inputs, outputs) = (shape.in_channels, shape.out_channels);
     let size = [shape.out_height(), shape.out_width()];
-    let patches = Tiles::new(
-        shape.batch,
-        size,
-        ([shape.height, shape.width], inputs),
-        shape.padding,
-    );
+    let patches = Tiles::new(shape.batch, size, ([shape.height, shape.width], inputs), shape.padding);
     let results = Tiles::new(shape.batch, size, (size, outputs), 0);
     let zeros = Scratch::zeroed(inputs.max(outputs));
-    let (x_stride, dy_stride) = (
-        inputs.next_multiple_of(PANEL),
-        outputs.next_multiple_of(PANEL),
-    );
+    let (x_stride, dy_stride) = (inputs.next_multiple_of(PANEL), outputs.next_multiple_of(PANEL));
     let at_once = tiles_at_once(x_stride + dy_stride).min(patches.count());
     // x as [36, channels / 16, tiles, 16], dy as [36, tiles, channels], the sums as [36, out channels, in channels].
     let mut x_tiles = Scratch::new(FREQUENCIES * spaced(at_once * x_stride));
@@ -52,14 +38,7 @@ pub(crate) fn weight_grad(
                 let gradients = results.pointers::<4, 16>(tiles.start + tile, dy, &zeros);
                 // SAFETY: every task has its own tiles.
                 unsafe {
-                    input_tile(
-                        isa,
-                        &pixels,
-                        inputs,
-                        b.at(tile * PANEL),
-                        x_len,
-                        count * PANEL,
-                    );
+                    input_tile(isa, &pixels, inputs, b.at(tile * PANEL), x_len, count * PANEL);
                     let dst = a.at(tile * dy_stride);
                     output_grad_tile(isa, &gradients, outputs, dst, dy_len, PANEL);
                 }
@@ -78,15 +57,7 @@ pub(crate) fn weight_grad(
 }
 
 /// sums[o, c] += sum over tiles of a[tile, o] b[c / 16, tile, c % 16]
-fn frequency(
-    isa: Isa,
-    heights: &[usize],
-    a: &[f32],
-    a_stride: usize,
-    b: &[f32],
-    b_stride: usize,
-    sums: &mut [f32],
-) {
+fn frequency(isa: Isa, heights: &[usize], a: &[f32], a_stride: usize, b: &[f32], b_stride: usize, sums: &mut [f32]) {
     let count = a.len() / a_stride;
     let offsets: Vec<usize> = (0..TILES_PER_CHUNK).map(|tile| tile * PANEL).collect();
     for chunk in (0..count).step_by(TILES_PER_CHUNK) {
@@ -117,14 +88,7 @@ fn inverse(isa: Isa, shape: &Conv2dShape, sums: &[f32], dweight: &mut [f32]) {
         for (panel, kernels) in row.chunks_mut(PANEL * 9).enumerate() {
             let mut taps = [[0.0f32; PANEL]; 9];
             // SAFETY: rows of `sums` are whole panels.
-            unsafe {
-                filter_grad_panel(
-                    isa,
-                    sums[o * stride + panel * PANEL..].as_ptr(),
-                    frequency_len,
-                    &mut taps,
-                )
-            };
+            unsafe { filter_grad_panel(isa, sums[o * stride + panel * PANEL..].as_ptr(), frequency_len, &mut taps) };
             for (lane, kernel) in kernels.chunks_exact_mut(9).enumerate() {
                 for (value, taps) in kernel.iter_mut().zip(&taps) {
                     *value = taps[lane];

@@ -47,7 +47,11 @@ fn of<const D: usize>(tensor: &Tensor<D>) -> impl Fn(&burn::tensor::Gradients) -
 
 fn compare(what: &str, fused: Vec<Vec<f32>>, plain: Vec<Vec<f32>>) {
     for (i, (fused, plain)) in fused.into_iter().zip(plain).enumerate() {
-        assert_close(&format!("{what}, {}", if i == 0 { "output".into() } else { format!("gradient {i}") }), fused, plain);
+        assert_close(
+            &format!("{what}, {}", if i == 0 { "output".into() } else { format!("gradient {i}") }),
+            fused,
+            plain,
+        );
     }
 }
 

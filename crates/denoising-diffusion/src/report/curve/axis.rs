@@ -48,20 +48,12 @@ impl Axis {
                     margin * (high - low)
                 };
                 let from_zero = low >= 0.0 && low <= 0.15 * high && !flat;
-                Self {
-                    low: if from_zero { 0.0 } else { low - room },
-                    high: high + room,
-                    scale,
-                }
+                Self { low: if from_zero { 0.0 } else { low - room }, high: high + room, scale }
             }
             YScale::Log => {
                 // At least a tenth of a decade: less has no ticks that can be told apart.
                 let room = (margin * (high / low).log10()).max((0.1 - (high / low).log10()) / 2.0);
-                Self {
-                    low: low / 10_f64.powf(room),
-                    high: high * 10_f64.powf(room),
-                    scale,
-                }
+                Self { low: low / 10_f64.powf(room), high: high * 10_f64.powf(room), scale }
             }
         }
     }
@@ -85,17 +77,11 @@ impl Axis {
     /// Multiples of 1, 2 or 5 times a power of ten.
     fn linear_ticks(&self, most: usize) -> Vec<Tick> {
         let step = nice_step((self.high - self.low) / most as f64);
-        let (first, last) = (
-            (self.low / step).ceil() as i64,
-            (self.high / step).floor() as i64,
-        );
+        let (first, last) = ((self.low / step).ceil() as i64, (self.high / step).floor() as i64);
         let largest = self.low.abs().max(self.high.abs());
         (first..=last)
             .map(|index| index as f64 * step)
-            .map(|value| Tick {
-                value,
-                label: linear_label(value, step, largest),
-            })
+            .map(|value| Tick { value, label: linear_label(value, step, largest) })
             .collect()
     }
 
@@ -109,10 +95,7 @@ impl Axis {
                 // Parsing rounds correctly, multiplying by a power would not.
                 .filter_map(|(mantissa, exponent)| format!("{mantissa}e{exponent}").parse().ok())
                 .filter(|value| (self.low..=self.high).contains(value))
-                .map(|value| Tick {
-                    value,
-                    label: log_label(value),
-                })
+                .map(|value| Tick { value, label: log_label(value) })
                 .collect()
         };
         let fine = inside(&[1, 2, 5], 1);
@@ -130,19 +113,9 @@ impl Axis {
 /// The smallest of 1, 2, 5 times a power of ten that is at least `step`.
 fn nice_step(step: f64) -> f64 {
     let exponent = step.log10().floor() as i32;
-    let candidates = [
-        (1, exponent),
-        (2, exponent),
-        (5, exponent),
-        (1, exponent + 1),
-    ];
-    let parsed = candidates
-        .iter()
-        .filter_map(|(mantissa, exponent)| format!("{mantissa}e{exponent}").parse().ok());
-    parsed
-        .into_iter()
-        .find(|&candidate: &f64| candidate >= step)
-        .unwrap_or(step)
+    let candidates = [(1, exponent), (2, exponent), (5, exponent), (1, exponent + 1)];
+    let parsed = candidates.iter().filter_map(|(mantissa, exponent)| format!("{mantissa}e{exponent}").parse().ok());
+    parsed.into_iter().find(|&candidate: &f64| candidate >= step).unwrap_or(step)
 }
 
 /// A multiple of `step` with the digits that tell it from its neighbours: 0.25, 1500, 20k, 1.5M, 2e-5.
@@ -156,25 +129,16 @@ fn linear_label(value: f64, step: f64, largest: f64) -> String {
         1e4..1e6 => (1e3, "k"),
         1e6..1e9 => (1e6, "M"),
         _ => {
-            let digits = ((value.abs().log10() + 1e-9).floor() - (step.log10() + 1e-9).floor())
-                .max(0.0) as usize;
+            let digits = ((value.abs().log10() + 1e-9).floor() - (step.log10() + 1e-9).floor()).max(0.0) as usize;
             return format!("{value:.digits$e}");
         }
     };
-    format!(
-        "{:.*}{suffix}",
-        digits_after_point(step / unit),
-        value / unit
-    )
+    format!("{:.*}{suffix}", digits_after_point(step / unit), value / unit)
 }
 
 /// The shortest form of 1, 2 or 5 times a power of ten.
 fn log_label(value: f64) -> String {
-    if (1e-4..1e5).contains(&value) {
-        value.to_string()
-    } else {
-        format!("{value:e}")
-    }
+    if (1e-4..1e5).contains(&value) { value.to_string() } else { format!("{value:e}") }
 }
 
 #[cfg(test)]
@@ -183,67 +147,33 @@ mod tests {
     use proptest::prelude::*;
 
     fn labels(low: f64, high: f64, scale: YScale, most: usize) -> Vec<String> {
-        Axis::new(low, high, scale, 0.0)
-            .ticks(most)
-            .into_iter()
-            .map(|tick| tick.label)
-            .collect()
+        Axis::new(low, high, scale, 0.0).ticks(most).into_iter().map(|tick| tick.label).collect()
     }
 
     #[test]
     fn linear_labels() {
-        assert_eq!(
-            labels(0.0, 1.0, YScale::Linear, 6),
-            ["0", "0.2", "0.4", "0.6", "0.8", "1.0"]
-        );
-        assert_eq!(
-            labels(1.0, 2000.0, YScale::Linear, 5),
-            ["0", "500", "1000", "1500", "2000"]
-        );
-        assert_eq!(
-            labels(1.0, 100_000.0, YScale::Linear, 5),
-            ["0", "20k", "40k", "60k", "80k", "100k"][..]
-        );
+        assert_eq!(labels(0.0, 1.0, YScale::Linear, 6), ["0", "0.2", "0.4", "0.6", "0.8", "1.0"]);
+        assert_eq!(labels(1.0, 2000.0, YScale::Linear, 5), ["0", "500", "1000", "1500", "2000"]);
+        assert_eq!(labels(1.0, 100_000.0, YScale::Linear, 5), ["0", "20k", "40k", "60k", "80k", "100k"][..]);
         assert_eq!(labels(1.0, 1.2e6, YScale::Linear, 4), ["0", "0.5M", "1.0M"]);
-        assert_eq!(
-            labels(-1.0, 1.0, YScale::Linear, 4),
-            ["-1.0", "-0.5", "0", "0.5", "1.0"][..]
-        );
-        assert_eq!(
-            labels(1e-5, 3e-5, YScale::Linear, 4),
-            ["1.0e-5", "1.5e-5", "2.0e-5", "2.5e-5", "3.0e-5"][..]
-        );
+        assert_eq!(labels(-1.0, 1.0, YScale::Linear, 4), ["-1.0", "-0.5", "0", "0.5", "1.0"][..]);
+        assert_eq!(labels(1e-5, 3e-5, YScale::Linear, 4), ["1.0e-5", "1.5e-5", "2.0e-5", "2.5e-5", "3.0e-5"][..]);
     }
 
     #[test]
     fn log_labels() {
-        assert_eq!(
-            labels(0.01, 1.0, YScale::Log, 8),
-            ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1"]
-        );
-        assert_eq!(
-            labels(0.01, 1.0, YScale::Log, 5),
-            ["0.01", "0.03", "0.1", "0.3", "1"]
-        );
+        assert_eq!(labels(0.01, 1.0, YScale::Log, 8), ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1"]);
+        assert_eq!(labels(0.01, 1.0, YScale::Log, 5), ["0.01", "0.03", "0.1", "0.3", "1"]);
         assert_eq!(labels(0.01, 1.0, YScale::Log, 4), ["0.01", "0.1", "1"]);
-        assert_eq!(
-            labels(0.021, 0.029, YScale::Log, 6),
-            ["0.022", "0.024", "0.026", "0.028"]
-        );
-        assert_eq!(
-            labels(1e-6, 1e6, YScale::Log, 7),
-            ["1e-6", "0.0001", "0.01", "1", "100", "10000", "1e6"]
-        );
+        assert_eq!(labels(0.021, 0.029, YScale::Log, 6), ["0.022", "0.024", "0.026", "0.028"]);
+        assert_eq!(labels(1e-6, 1e6, YScale::Log, 7), ["1e-6", "0.0001", "0.01", "1", "100", "10000", "1e6"]);
     }
 
     #[test]
     fn a_flat_series_has_an_axis() {
-        for (value, scale) in [
-            (0.0, YScale::Linear),
-            (5.0, YScale::Linear),
-            (-1e90, YScale::Linear),
-            (1e-80, YScale::Log),
-        ] {
+        for (value, scale) in
+            [(0.0, YScale::Linear), (5.0, YScale::Linear), (-1e90, YScale::Linear), (1e-80, YScale::Log)]
+        {
             let axis = Axis::new(value, value, scale, 0.05);
             assert!((axis.position(value) - 0.5).abs() < 1e-6, "{value}");
             assert!(axis.ticks(6).len() >= 2, "{value}");

@@ -30,12 +30,7 @@ const LEGEND_MARK: f64 = 24.0;
 
 /// The error for a size that cannot be drawn.
 pub(super) fn size_error([width, height]: [u32; 2]) -> ReportError {
-    ReportError::CurveSize {
-        width,
-        height,
-        min_width: MIN_SIZE[0],
-        min_height: MIN_SIZE[1],
-    }
+    ReportError::CurveSize { width, height, min_width: MIN_SIZE[0], min_height: MIN_SIZE[1] }
 }
 
 /// A series ready to be drawn, in data coordinates.
@@ -54,11 +49,8 @@ pub(super) fn scene(series: &[Series], options: &CurveOptions) -> Result<Scene, 
     if width < MIN_SIZE[0] || height < MIN_SIZE[1] || width.max(height) > MAX_SIDE {
         return Err(size_error(options.size));
     }
-    let traces: Vec<Trace> = series
-        .iter()
-        .zip(COLOURS.iter().cycle())
-        .filter_map(|(s, &c)| trace(s, c, options))
-        .collect();
+    let traces: Vec<Trace> =
+        series.iter().zip(COLOURS.iter().cycle()).filter_map(|(s, &c)| trace(s, c, options)).collect();
     let Some([x_range, y_range]) = ranges(&traces) else {
         let given = series.iter().map(|series| series.points.len()).sum();
         let scale = match options.y_scale {
@@ -70,11 +62,7 @@ pub(super) fn scene(series: &[Series], options: &CurveOptions) -> Result<Scene, 
     let x_axis = Axis::new(x_range.0, x_range.1, YScale::Linear, 0.0);
     let y_axis = Axis::new(y_range.0, y_range.1, options.y_scale, 0.05);
 
-    let mut scene = Scene {
-        width,
-        height,
-        shapes: Vec::new(),
-    };
+    let mut scene = Scene { width, height, shapes: Vec::new() };
     let top = header(&mut scene, &traces, &options.title);
     let plot = Plot::new(options, top, x_axis, y_axis);
     plot.axes(&mut scene, options);
@@ -110,14 +98,8 @@ fn ranges(traces: &[Trace]) -> Option<[(f64, f64); 2]> {
         let beyond = ys.len() / 200;
         [ys[beyond], ys[ys.len() - 1 - beyond]]
     };
-    let lines = traces
-        .iter()
-        .flat_map(|trace| trace.line.iter().map(|point| point.1));
-    let x = extent(
-        &mut traces
-            .iter()
-            .flat_map(|trace| trace.raw.iter().map(|point| point.0)),
-    )?;
+    let lines = traces.iter().flat_map(|trace| trace.line.iter().map(|point| point.1));
+    let x = extent(&mut traces.iter().flat_map(|trace| trace.raw.iter().map(|point| point.0)))?;
     let y = extent(&mut lines.chain(traces.iter().flat_map(quantiles)))?;
     Some([x, y])
 }
@@ -127,9 +109,7 @@ fn header(scene: &mut Scene, traces: &[Trace], title: &str) -> f64 {
     let mut y = EDGE;
     if !title.is_empty() {
         y += TITLE_SIZE;
-        scene
-            .shapes
-            .push(label(title, [EDGE, y - 2.0], TITLE_SIZE, Anchor::Start));
+        scene.shapes.push(label(title, [EDGE, y - 2.0], TITLE_SIZE, Anchor::Start));
         y += GAP;
     }
     let mut x = EDGE;
@@ -142,33 +122,16 @@ fn header(scene: &mut Scene, traces: &[Trace], title: &str) -> f64 {
         }
         let middle = y + LEGEND_ROW / 2.0;
         let points = vec![[x, middle], [x + LEGEND_MARK, middle]];
-        scene.shapes.push(Shape::Line {
-            points,
-            colour: trace.colour,
-            width: 3.0,
-        });
+        scene.shapes.push(Shape::Line { points, colour: trace.colour, width: 3.0 });
         let at = [x + LEGEND_MARK + GAP, middle + 0.36 * TICK_SIZE];
-        scene
-            .shapes
-            .push(label(trace.name, at, TICK_SIZE, Anchor::Start));
+        scene.shapes.push(label(trace.name, at, TICK_SIZE, Anchor::Start));
         x += width + 2.5 * GAP;
     }
-    if x > EDGE {
-        y + LEGEND_ROW + GAP
-    } else {
-        y + GAP
-    }
+    if x > EDGE { y + LEGEND_ROW + GAP } else { y + GAP }
 }
 
 fn label(text: &str, at: [f64; 2], size: f64, anchor: Anchor) -> Shape {
-    Shape::Text(Label {
-        text: text.to_owned(),
-        at,
-        size,
-        colour: INK,
-        anchor,
-        direction: Direction::Right,
-    })
+    Shape::Text(Label { text: text.to_owned(), at, size, colour: INK, anchor, direction: Direction::Right })
 }
 
 /// The area in which data is drawn, with its axes.
@@ -186,12 +149,7 @@ struct Plot {
 impl Plot {
     fn new(options: &CurveOptions, top: f64, x_axis: Axis, y_axis: Axis) -> Self {
         let [width, height] = options.size.map(f64::from);
-        let widest = |ticks: &[Tick]| {
-            ticks
-                .iter()
-                .map(|tick| text::width(&tick.label, TICK_SIZE))
-                .fold(0.0, f64::max)
-        };
+        let widest = |ticks: &[Tick]| ticks.iter().map(|tick| text::width(&tick.label, TICK_SIZE)).fold(0.0, f64::max);
         let bottom = height - EDGE - LABEL_SIZE - GAP - TICK_SIZE - GAP;
         // A header that leaves no room (hundreds of series) is overdrawn rather than the plot turned inside out.
         let top = top.min(bottom - 100.0);
@@ -202,9 +160,7 @@ impl Plot {
         // Half of the last label may stand beyond the axis.
         let mut right = width - EDGE - widest(&x_ticks) / 2.0;
         let spacing = |ticks: &[Tick], right: f64| match ticks {
-            [first, second, ..] => {
-                (x_axis.position(second.value) - x_axis.position(first.value)) * (right - left)
-            }
+            [first, second, ..] => (x_axis.position(second.value) - x_axis.position(first.value)) * (right - left),
             _ => f64::INFINITY,
         };
         while most > 2 && spacing(&x_ticks, right) < widest(&x_ticks) + 2.5 * GAP {
@@ -212,16 +168,7 @@ impl Plot {
             x_ticks = x_axis.ticks(most);
             right = width - EDGE - widest(&x_ticks) / 2.0;
         }
-        Self {
-            left,
-            right,
-            top,
-            bottom,
-            x_axis,
-            y_axis,
-            x_ticks,
-            y_ticks,
-        }
+        Self { left, right, top, bottom, x_axis, y_axis, x_ticks, y_ticks }
     }
 
     fn x(&self, value: f64) -> f64 {
@@ -233,19 +180,9 @@ impl Plot {
     }
 
     fn axes(&self, scene: &mut Scene, options: &CurveOptions) {
-        let Self {
-            left,
-            right,
-            top,
-            bottom,
-            ..
-        } = *self;
+        let Self { left, right, top, bottom, .. } = *self;
         let mut rule = |from: [f64; 2], to: [f64; 2], colour| {
-            scene.shapes.push(Shape::Line {
-                points: vec![from, to],
-                colour,
-                width: 1.0,
-            });
+            scene.shapes.push(Shape::Line { points: vec![from, to], colour, width: 1.0 });
         };
         for tick in &self.y_ticks {
             let y = self.y(tick.value);
@@ -260,23 +197,14 @@ impl Plot {
 
         for tick in &self.y_ticks {
             let at = [left - GAP, self.y(tick.value) + 0.36 * TICK_SIZE];
-            scene
-                .shapes
-                .push(label(&tick.label, at, TICK_SIZE, Anchor::End));
+            scene.shapes.push(label(&tick.label, at, TICK_SIZE, Anchor::End));
         }
         for tick in &self.x_ticks {
             let at = [self.x(tick.value), bottom + GAP + 0.8 * TICK_SIZE];
-            scene
-                .shapes
-                .push(label(&tick.label, at, TICK_SIZE, Anchor::Middle));
+            scene.shapes.push(label(&tick.label, at, TICK_SIZE, Anchor::Middle));
         }
         let x_label_at = [(left + right) / 2.0, f64::from(options.size[1]) - EDGE];
-        scene.shapes.push(label(
-            &options.x_label,
-            x_label_at,
-            LABEL_SIZE,
-            Anchor::Middle,
-        ));
+        scene.shapes.push(label(&options.x_label, x_label_at, LABEL_SIZE, Anchor::Middle));
         scene.shapes.push(Shape::Text(Label {
             text: options.y_label.clone(),
             at: [EDGE + 0.8 * LABEL_SIZE, (top + bottom) / 2.0],
@@ -290,29 +218,12 @@ impl Plot {
     fn trace(&self, scene: &mut Scene, trace: &Trace) {
         let place = |&(x, y): &(f64, f64)| [self.x(x), self.y(y)];
         let inside = |[_, y]: &[f64; 2]| (self.top..=self.bottom).contains(y);
-        let points: Vec<[f64; 2]> = thinned(&trace.raw)
-            .iter()
-            .map(place)
-            .filter(inside)
-            .collect();
-        let (radius, opacity) = if trace.smoothed {
-            (1.3, 0.22)
-        } else {
-            (3.0, 1.0)
-        };
-        scene.shapes.push(Shape::Dots {
-            points,
-            colour: trace.colour,
-            radius,
-            opacity,
-        });
+        let points: Vec<[f64; 2]> = thinned(&trace.raw).iter().map(place).filter(inside).collect();
+        let (radius, opacity) = if trace.smoothed { (1.3, 0.22) } else { (3.0, 1.0) };
+        scene.shapes.push(Shape::Dots { points, colour: trace.colour, radius, opacity });
         if trace.line.len() > 1 {
             let points = trace.line.iter().map(place).collect();
-            scene.shapes.push(Shape::Line {
-                points,
-                colour: trace.colour,
-                width: 2.0,
-            });
+            scene.shapes.push(Shape::Line { points, colour: trace.colour, width: 2.0 });
         }
     }
 }
@@ -326,10 +237,7 @@ mod tests {
     /// Left, top, right, bottom of the ink that a label may have.
     fn bounds(label: &Label) -> [f64; 4] {
         let width = text::width(&label.text, label.size);
-        let (before, after) = (
-            width * label.anchor.part_before(),
-            width * (1.0 - label.anchor.part_before()),
-        );
+        let (before, after) = (width * label.anchor.part_before(), width * (1.0 - label.anchor.part_before()));
         let (above, below) = (0.76 * label.size, 0.24 * label.size);
         let [x, y] = label.at;
         match label.direction {
@@ -340,19 +248,11 @@ mod tests {
 
     #[test]
     fn an_outlier_does_not_flatten_the_rest() {
-        let mut points: Vec<(f64, f64)> = (0..400)
-            .map(|i| (f64::from(i), 1.0 + f64::from(i % 7) * 0.01))
-            .collect();
+        let mut points: Vec<(f64, f64)> = (0..400).map(|i| (f64::from(i), 1.0 + f64::from(i % 7) * 0.01)).collect();
         points[200].1 = 1e6;
-        let series = [Series {
-            name: String::new(),
-            points,
-        }];
+        let series = [Series { name: String::new(), points }];
         let dots = |smoothing| {
-            let options = CurveOptions {
-                smoothing,
-                ..Default::default()
-            };
+            let options = CurveOptions { smoothing, ..Default::default() };
             let scene = scene(&series, &options).unwrap();
             let dots = |shape: &Shape| match shape {
                 Shape::Dots { points, .. } => Some(points.len()),

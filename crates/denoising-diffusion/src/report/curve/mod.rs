@@ -92,11 +92,7 @@ impl Default for CurveOptions {
 ///
 /// # Errors
 /// No point can be drawn, a size out of range, or what the file system refuses.
-pub fn save_curve_svg(
-    path: impl AsRef<Path>,
-    series: &[Series],
-    options: &CurveOptions,
-) -> Result<(), ReportError> {
+pub fn save_curve_svg(path: impl AsRef<Path>, series: &[Series], options: &CurveOptions) -> Result<(), ReportError> {
     let scene = layout::scene(series, options)?;
     atomic::write(path.as_ref(), svg::write(&scene).as_bytes())
 }
@@ -105,11 +101,7 @@ pub fn save_curve_svg(
 ///
 /// # Errors
 /// No point can be drawn, a size out of range, or what the file system refuses.
-pub fn save_curve_png(
-    path: impl AsRef<Path>,
-    series: &[Series],
-    options: &CurveOptions,
-) -> Result<(), ReportError> {
+pub fn save_curve_png(path: impl AsRef<Path>, series: &[Series], options: &CurveOptions) -> Result<(), ReportError> {
     let scene = layout::scene(series, options)?;
     super::raster::write_png(path.as_ref(), &raster::draw(&scene)?)
 }
@@ -119,26 +111,15 @@ mod tests {
     use super::*;
 
     fn descent(count: usize) -> Vec<(f64, f64)> {
-        (1..=count)
-            .map(|i| (i as f64, 0.02 + (-(i as f64) / 50.0).exp()))
-            .collect()
+        (1..=count).map(|i| (i as f64, 0.02 + (-(i as f64) / 50.0).exp())).collect()
     }
 
     #[test]
     fn both_files_show_the_curve() {
         let folder = tempfile::tempdir().unwrap();
-        let series = [Series {
-            name: "train".into(),
-            points: descent(400),
-        }];
-        let options = CurveOptions {
-            title: "Loss".into(),
-            ..Default::default()
-        };
-        let (svg, png) = (
-            folder.path().join("a/loss.svg"),
-            folder.path().join("b/loss.png"),
-        );
+        let series = [Series { name: "train".into(), points: descent(400) }];
+        let options = CurveOptions { title: "Loss".into(), ..Default::default() };
+        let (svg, png) = (folder.path().join("a/loss.svg"), folder.path().join("b/loss.png"));
         save_curve_svg(&svg, &series, &options).unwrap();
         save_curve_png(&png, &series, &options).unwrap();
         let svg = std::fs::read_to_string(svg).unwrap();
@@ -147,10 +128,7 @@ mod tests {
         let png = image::open(png).unwrap().into_rgb8();
         assert_eq!(png.dimensions(), (1720, 1040));
         assert_eq!(png.get_pixel(0, 0).0, [255; 3]);
-        let blue = png
-            .pixels()
-            .filter(|pixel| pixel.0 == [0x00, 0x72, 0xb2])
-            .count();
+        let blue = png.pixels().filter(|pixel| pixel.0 == [0x00, 0x72, 0xb2]).count();
         assert!(blue > 3000, "{blue} pixels have the line's colour");
     }
 
@@ -158,36 +136,13 @@ mod tests {
     fn refuses_what_cannot_be_drawn() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("loss.svg");
-        let series = [Series {
-            name: "train".into(),
-            points: vec![(1.0, f64::NAN), (2.0, -1.0)],
-        }];
+        let series = [Series { name: "train".into(), points: vec![(1.0, f64::NAN), (2.0, -1.0)] }];
         let error = save_curve_svg(&path, &series, &CurveOptions::default()).unwrap_err();
-        assert!(matches!(
-            error,
-            ReportError::NoPoints {
-                given: 2,
-                scale: "logarithmic"
-            }
-        ));
-        assert!(
-            error
-                .to_string()
-                .ends_with("they must be finite and above zero"),
-            "{error}"
-        );
-        let linear = CurveOptions {
-            y_scale: YScale::Linear,
-            ..Default::default()
-        };
+        assert!(matches!(error, ReportError::NoPoints { given: 2, scale: "logarithmic" }));
+        assert!(error.to_string().ends_with("they must be finite and above zero"), "{error}");
+        let linear = CurveOptions { y_scale: YScale::Linear, ..Default::default() };
         save_curve_svg(&path, &series, &linear).unwrap();
-        let small = CurveOptions {
-            size: [10, 10],
-            ..linear
-        };
-        assert!(matches!(
-            save_curve_png(&path, &series, &small),
-            Err(ReportError::CurveSize { .. })
-        ));
+        let small = CurveOptions { size: [10, 10], ..linear };
+        assert!(matches!(save_curve_png(&path, &series, &small), Err(ReportError::CurveSize { .. })));
     }
 }

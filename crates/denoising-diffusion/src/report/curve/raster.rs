@@ -1,8 +1,6 @@
 //! A scene as pixels, anti-aliased.
 
-use tiny_skia::{
-    Color, FillRule, LineCap, LineJoin, Paint, PathBuilder, Pixmap, Stroke, Transform,
-};
+use tiny_skia::{Color, FillRule, LineCap, LineJoin, Paint, PathBuilder, Pixmap, Stroke, Transform};
 
 use super::super::ReportError;
 use super::super::raster::Raster;
@@ -15,17 +13,13 @@ const DENSITY: u32 = 2;
 /// Draws `scene` on white, as RGB.
 pub(super) fn draw(scene: &Scene) -> Result<Raster, ReportError> {
     let (width, height) = (scene.width * DENSITY, scene.height * DENSITY);
-    let mut pixmap = Pixmap::new(width, height)
-        .ok_or_else(|| super::layout::size_error([scene.width, scene.height]))?;
+    let mut pixmap =
+        Pixmap::new(width, height).ok_or_else(|| super::layout::size_error([scene.width, scene.height]))?;
     pixmap.fill(Color::WHITE);
     let dense = Transform::from_scale(DENSITY as f32, DENSITY as f32);
     for shape in &scene.shapes {
         match shape {
-            Shape::Line {
-                points,
-                colour,
-                width,
-            } => {
+            Shape::Line { points, colour, width } => {
                 let mut path = PathBuilder::new();
                 for (index, &[x, y]) in points.iter().enumerate() {
                     if index == 0 {
@@ -45,57 +39,27 @@ pub(super) fn draw(scene: &Scene) -> Result<Raster, ReportError> {
                 }
             }
             // One by one: where dots lie on dots it gets darker.
-            Shape::Dots {
-                points,
-                colour,
-                radius,
-                opacity,
-            } => {
+            Shape::Dots { points, colour, radius, opacity } => {
                 for &[x, y] in points {
-                    if let Some(disc) = PathBuilder::from_circle(x as f32, y as f32, *radius as f32)
-                    {
-                        pixmap.fill_path(
-                            &disc,
-                            &paint(*colour, *opacity),
-                            FillRule::Winding,
-                            dense,
-                            None,
-                        );
+                    if let Some(disc) = PathBuilder::from_circle(x as f32, y as f32, *radius as f32) {
+                        pixmap.fill_path(&disc, &paint(*colour, *opacity), FillRule::Winding, dense, None);
                     }
                 }
             }
             Shape::Text(label) => {
                 if let Some(path) = text::outline(label) {
-                    pixmap.fill_path(
-                        &path,
-                        &paint(label.colour, 1.0),
-                        FillRule::Winding,
-                        dense,
-                        None,
-                    );
+                    pixmap.fill_path(&path, &paint(label.colour, 1.0), FillRule::Winding, dense, None);
                 }
             }
         }
     }
     // The background is opaque, so premultiplied colours are the colours.
-    let pixels = pixmap
-        .data()
-        .chunks_exact(4)
-        .flat_map(|rgba| [rgba[0], rgba[1], rgba[2]])
-        .collect();
-    Ok(Raster {
-        width: width as usize,
-        height: height as usize,
-        channels: 3,
-        pixels,
-    })
+    let pixels = pixmap.data().chunks_exact(4).flat_map(|rgba| [rgba[0], rgba[1], rgba[2]]).collect();
+    Ok(Raster { width: width as usize, height: height as usize, channels: 3, pixels })
 }
 
 fn paint([red, green, blue]: Colour, opacity: f64) -> Paint<'static> {
-    let mut paint = Paint {
-        anti_alias: true,
-        ..Paint::default()
-    };
+    let mut paint = Paint { anti_alias: true, ..Paint::default() };
     paint.set_color_rgba8(red, green, blue, (opacity * 255.0).round() as u8);
     paint
 }
@@ -110,17 +74,8 @@ mod tests {
             width: 20,
             height: 10,
             shapes: vec![
-                Shape::Line {
-                    points: vec![[0.0, 2.0], [20.0, 2.0]],
-                    colour: [255, 0, 0],
-                    width: 2.0,
-                },
-                Shape::Dots {
-                    points: vec![[5.0, 7.0]],
-                    colour: [0, 0, 255],
-                    radius: 2.0,
-                    opacity: 0.5,
-                },
+                Shape::Line { points: vec![[0.0, 2.0], [20.0, 2.0]], colour: [255, 0, 0], width: 2.0 },
+                Shape::Dots { points: vec![[5.0, 7.0]], colour: [0, 0, 255], radius: 2.0, opacity: 0.5 },
             ],
         };
         let raster = draw(&scene).unwrap();

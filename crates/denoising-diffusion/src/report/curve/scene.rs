@@ -14,18 +14,9 @@ pub(super) struct Scene {
 #[derive(Clone, Debug)]
 pub(super) enum Shape {
     /// A line through at least two points.
-    Line {
-        points: Vec<[f64; 2]>,
-        colour: Colour,
-        width: f64,
-    },
+    Line { points: Vec<[f64; 2]>, colour: Colour, width: f64 },
     /// Discs of the same size.
-    Dots {
-        points: Vec<[f64; 2]>,
-        colour: Colour,
-        radius: f64,
-        opacity: f64,
-    },
+    Dots { points: Vec<[f64; 2]>, colour: Colour, radius: f64, opacity: f64 },
     /// A line of text.
     Text(Label),
 }

@@ -14,11 +14,7 @@ pub(super) fn smoothed(points: &[(f64, f64)], smoothing: Smoothing) -> Option<Ve
     match smoothing {
         Smoothing::None => None,
         Smoothing::Ema(beta) => {
-            let beta = if beta.is_nan() {
-                0.0
-            } else {
-                beta.clamp(0.0, 0.999_999)
-            };
+            let beta = if beta.is_nan() { 0.0 } else { beta.clamp(0.0, 0.999_999) };
             Some(moving_average(points, |_| beta))
         }
         Smoothing::Auto => {
@@ -67,10 +63,7 @@ mod tests {
         assert!((line[2].1 - 1.5 / 0.875).abs() < 1e-12);
         for beta in [f64::NAN, 2.0, -1.0] {
             let line = smoothed(&points, Smoothing::Ema(beta)).unwrap();
-            assert!(
-                line.iter().all(|point| (0.0..=4.0).contains(&point.1)),
-                "{beta}"
-            );
+            assert!(line.iter().all(|point| (0.0..=4.0).contains(&point.1)), "{beta}");
         }
     }
 
@@ -78,9 +71,7 @@ mod tests {
     fn auto_calms_noise_and_keeps_up_with_a_steep_start() {
         let truth = |i: usize| 0.02 + (-(i as f64) / 60.0).exp();
         let sign = |i: usize| if i.is_multiple_of(2) { 1.0 } else { -1.0 };
-        let points: Vec<(f64, f64)> = (0..20_000)
-            .map(|i| (i as f64, truth(i) * (1.0 + 0.3 * sign(i))))
-            .collect();
+        let points: Vec<(f64, f64)> = (0..20_000).map(|i| (i as f64, truth(i) * (1.0 + 0.3 * sign(i)))).collect();
         let line = smoothed(&points, Smoothing::Auto).unwrap();
         for i in [20, 60, 120, 19_999] {
             let ratio = line[i].1 / truth(i);

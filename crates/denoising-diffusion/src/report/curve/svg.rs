@@ -6,11 +6,7 @@ use super::scene::{Anchor, Colour, Direction, Label, Scene, Shape};
 
 /// The whole file.
 pub(super) fn write(scene: &Scene) -> String {
-    let Scene {
-        width,
-        height,
-        shapes,
-    } = scene;
+    let Scene { width, height, shapes } = scene;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
          viewBox=\"0 0 {width} {height}\" font-family=\"DejaVu Sans, Verdana, sans-serif\">\n\
@@ -18,15 +14,8 @@ pub(super) fn write(scene: &Scene) -> String {
     );
     for shape in shapes {
         match shape {
-            Shape::Line {
-                points,
-                colour,
-                width,
-            } => {
-                let points: Vec<String> = points
-                    .iter()
-                    .map(|&[x, y]| format!("{},{}", unit(x), unit(y)))
-                    .collect();
+            Shape::Line { points, colour, width } => {
+                let points: Vec<String> = points.iter().map(|&[x, y]| format!("{},{}", unit(x), unit(y))).collect();
                 let (points, colour, width) = (points.join(" "), hex(*colour), unit(*width));
                 push(
                     &mut svg,
@@ -36,26 +25,11 @@ pub(super) fn write(scene: &Scene) -> String {
                     ),
                 );
             }
-            Shape::Dots {
-                points,
-                colour,
-                radius,
-                opacity,
-            } => {
-                push(
-                    &mut svg,
-                    format_args!(
-                        "<g fill=\"{}\" fill-opacity=\"{}\">\n",
-                        hex(*colour),
-                        unit(*opacity)
-                    ),
-                );
+            Shape::Dots { points, colour, radius, opacity } => {
+                push(&mut svg, format_args!("<g fill=\"{}\" fill-opacity=\"{}\">\n", hex(*colour), unit(*opacity)));
                 for &[x, y] in points {
                     let (x, y, radius) = (unit(x), unit(y), unit(*radius));
-                    push(
-                        &mut svg,
-                        format_args!("<circle cx=\"{x}\" cy=\"{y}\" r=\"{radius}\"/>\n"),
-                    );
+                    push(&mut svg, format_args!("<circle cx=\"{x}\" cy=\"{y}\" r=\"{radius}\"/>\n"));
                 }
                 svg.push_str("</g>\n");
             }
@@ -125,17 +99,8 @@ mod tests {
             width: 20,
             height: 10,
             shapes: vec![
-                Shape::Line {
-                    points: vec![[0.0, 1.0 / 3.0], [20.0, 2.0]],
-                    colour: [255, 0, 10],
-                    width: 2.0,
-                },
-                Shape::Dots {
-                    points: vec![[5.0, 7.0]],
-                    colour: [0, 0, 255],
-                    radius: 1.5,
-                    opacity: 0.25,
-                },
+                Shape::Line { points: vec![[0.0, 1.0 / 3.0], [20.0, 2.0]], colour: [255, 0, 10], width: 2.0 },
+                Shape::Dots { points: vec![[5.0, 7.0]], colour: [0, 0, 255], radius: 1.5, opacity: 0.25 },
                 Shape::Text(Label {
                     text: "a<b & c\u{1}".into(),
                     at: [3.0, 4.0],

@@ -23,10 +23,7 @@ fn advance(glyph: GlyphId) -> f64 {
 
 /// Width of `text` at a font size of `size`, in the unit of `size`.
 pub(super) fn width(text: &str, size: f64) -> f64 {
-    text.chars()
-        .map(|character| advance(glyph(character)))
-        .sum::<f64>()
-        * size
+    text.chars().map(|character| advance(glyph(character))).sum::<f64>() * size
 }
 
 /// Outlines of a label where it stands; `None` when there is nothing to fill (spaces).
@@ -42,16 +39,10 @@ pub(super) fn outline(label: &Label) -> Option<Path> {
         FACE.outline_glyph(glyph, &mut outline);
         // Font units point up; the picture's y points down.
         let place = match label.direction {
-            Direction::Right => {
-                Transform::from_row(per_unit, 0.0, 0.0, -per_unit, (x + pen) as f32, y as f32)
-            }
-            Direction::Up => {
-                Transform::from_row(0.0, -per_unit, -per_unit, 0.0, x as f32, (y - pen) as f32)
-            }
+            Direction::Right => Transform::from_row(per_unit, 0.0, 0.0, -per_unit, (x + pen) as f32, y as f32),
+            Direction::Up => Transform::from_row(0.0, -per_unit, -per_unit, 0.0, x as f32, (y - pen) as f32),
         };
-        let path = std::mem::take(&mut outline.0)
-            .finish()
-            .and_then(|path| path.transform(place));
+        let path = std::mem::take(&mut outline.0).finish().and_then(|path| path.transform(place));
         if let Some(path) = path {
             text.push_path(&path);
         }
@@ -95,9 +86,7 @@ mod tests {
     #[test]
     fn the_font_has_what_labels_use() {
         let printable = (' '..='~').chain("µσεαβγδηθλ×−–—…·±²³°≤≥≈".chars());
-        let missing: Vec<char> = printable
-            .filter(|&c| FACE.glyph_index(c).is_none())
-            .collect();
+        let missing: Vec<char> = printable.filter(|&c| FACE.glyph_index(c).is_none()).collect();
         assert!(missing.is_empty(), "{missing:?}");
     }
 
@@ -117,8 +106,6 @@ mod tests {
         let end = bounds(Anchor::End, Direction::Right);
         assert!(end.right() < 100.0 && (end.width() - start.width()).abs() < 1e-3);
         let up = bounds(Anchor::Start, Direction::Up);
-        assert!(
-            up.bottom() < 50.0 && up.right() == 100.0 && (up.height() - start.width()).abs() < 1e-3
-        );
+        assert!(up.bottom() < 50.0 && up.right() == 100.0 && (up.height() - start.width()).abs() < 1e-3);
     }
 }

@@ -129,20 +129,14 @@ pub mod number {
 
     impl Number {
         fn write(value: f64) -> Self {
-            if value.is_finite() {
-                Self::Finite(value)
-            } else {
-                Self::Named(value.to_string())
-            }
+            if value.is_finite() { Self::Finite(value) } else { Self::Named(value.to_string()) }
         }
 
         fn read<E: Error>(self) -> Result<f64, E> {
             match self {
                 Self::Finite(value) => Ok(value),
                 Self::Named(name) => super::named_number(&name).ok_or_else(|| {
-                    E::custom(format!(
-                        "expected a number, \"NaN\", \"inf\" or \"-inf\", got \"{name}\""
-                    ))
+                    E::custom(format!("expected a number, \"NaN\", \"inf\" or \"-inf\", got \"{name}\""))
                 }),
             }
         }
@@ -163,17 +157,12 @@ pub mod number {
         use super::{Deserialize, Deserializer, Number, Serialize, Serializer};
 
         /// For serde.
-        pub fn serialize<S: Serializer>(
-            values: &[f64; 4],
-            serializer: S,
-        ) -> Result<S::Ok, S::Error> {
+        pub fn serialize<S: Serializer>(values: &[f64; 4], serializer: S) -> Result<S::Ok, S::Error> {
             values.map(Number::write).serialize(serializer)
         }
 
         /// For serde.
-        pub fn deserialize<'de, D: Deserializer<'de>>(
-            deserializer: D,
-        ) -> Result<[f64; 4], D::Error> {
+        pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[f64; 4], D::Error> {
             let [a, b, c, d] = <[Number; 4]>::deserialize(deserializer)?;
             Ok([a.read()?, b.read()?, c.read()?, d.read()?])
         }
@@ -204,20 +193,11 @@ mod tests {
         };
         let value = serde_json::to_value(Record::HeldOut(record)).unwrap();
         assert_eq!(value["held_out_loss"], "NaN");
-        assert_eq!(
-            value["held_out_loss_by_quarter"],
-            json!(["inf", "-inf", "NaN", 1.5])
-        );
-        let Record::HeldOut(back) = serde_json::from_value(value).unwrap() else {
-            panic!("another kind")
-        };
+        assert_eq!(value["held_out_loss_by_quarter"], json!(["inf", "-inf", "NaN", 1.5]));
+        let Record::HeldOut(back) = serde_json::from_value(value).unwrap() else { panic!("another kind") };
         assert!(back.held_out_loss.is_nan() && back.held_out_loss_by_quarter[2].is_nan());
-        assert_eq!(
-            back.held_out_loss_by_quarter[..2],
-            [f64::INFINITY, f64::NEG_INFINITY]
-        );
-        let wrong =
-            json!({"step": 1, "held_out_loss": "much", "held_out_loss_by_quarter": [0, 0, 0, 0]});
+        assert_eq!(back.held_out_loss_by_quarter[..2], [f64::INFINITY, f64::NEG_INFINITY]);
+        let wrong = json!({"step": 1, "held_out_loss": "much", "held_out_loss_by_quarter": [0, 0, 0, 0]});
         assert!(serde_json::from_value::<HeldOutRecord>(wrong).is_err());
     }
 

@@ -35,7 +35,11 @@ fn linear_shape(qkv: &FlexTensor, mem_kv: &FlexTensor) -> AttentionShape {
 }
 
 /// Gradients of `qkv` and `mem_kv`, filled by one pass.
-fn gradients(qkv: &FlexTensor, mem_kv: &FlexTensor, fill: impl FnOnce(&mut [f32], &mut [f32])) -> [Option<FlexTensor>; 2] {
+fn gradients(
+    qkv: &FlexTensor,
+    mem_kv: &FlexTensor,
+    fill: impl FnOnce(&mut [f32], &mut [f32]),
+) -> [Option<FlexTensor>; 2] {
     let mut dmem_kv = None;
     let dqkv = tensor(dims::<3>(qkv), |dqkv| {
         dmem_kv = Some(tensor(dims::<4>(mem_kv), |dmem_kv| fill(dqkv, dmem_kv)));

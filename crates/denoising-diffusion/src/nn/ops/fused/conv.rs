@@ -38,9 +38,8 @@ impl Kernel<3> for Conv {
         let dweight = when(wanted[1], || {
             tensor(dims::<4>(&weight), |dw| conv2d_weight_grad(&shape, ALGORITHM, slice(&x), slice(&dy), dw))
         });
-        let dbias = when(wanted[2], || {
-            tensor([shape.out_channels], |db| bias_grad(slice(&dy), shape.out_channels, db))
-        });
+        let dbias =
+            when(wanted[2], || tensor([shape.out_channels], |db| bias_grad(slice(&dy), shape.out_channels, db)));
         [dx, dweight, dbias]
     }
 }
