@@ -35,6 +35,22 @@ fn ctrl_c_writes_a_checkpoint_and_says_how_to_go_on() {
 }
 
 #[test]
+fn a_second_ctrl_c_stops_at_once() {
+    let place = Place::new();
+    // One step of this takes minutes.
+    let mut child = place.spawn("train digits --dim 32 --dim-mults 1,2 --batch-size 64 --accumulate 1000 --out run");
+    wait_until("the log", || place.path("run/log.jsonl").is_file());
+    std::thread::sleep(Duration::from_millis(300));
+    signal(&child, "-INT");
+    signal(&child, "-INT"); // as one with the first
+    std::thread::sleep(Duration::from_millis(600));
+    assert!(child.try_wait().unwrap().is_none());
+    signal(&child, "-INT");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(!place.path("run/checkpoints").exists());
+}
+
+#[test]
 fn an_interrupted_run_equals_one_in_one_go() {
     let place = Place::new();
     let flags = format!("{TINY} --save-every 20");

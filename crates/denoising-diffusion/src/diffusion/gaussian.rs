@@ -199,7 +199,7 @@ fn spaced_times(timesteps: usize, steps: usize) -> Vec<i64> {
     let (first, last) = (-1.0_f32, timesteps as f32 - 1.0);
     let step = (last - first) / steps as f32;
     let point = |k: usize| {
-        if k < (steps + 1) / 2 { first + step * k as f32 } else { last - step * (steps - k) as f32 }
+        if k < steps.div_ceil(2) { first + step * k as f32 } else { last - step * (steps - k) as f32 }
     };
     (0..=steps).rev().map(|k| point(k) as i64).collect()
 }

@@ -56,7 +56,7 @@ impl NamedGradients {
     }
 
     /// The sum with the gradients of another pass of the same network.
-    pub fn add(self, other: Self) -> Self {
+    pub fn summed_with(self, other: Self) -> Self {
         if self.0.is_empty() {
             return other;
         }

@@ -8,63 +8,102 @@ use denoising_diffusion_kernels::optim::{self, AdamStep};
 
 /// One Adam step on a parameter and its two moments, all flat and of one length.
 pub fn adam(step: &AdamStep, tensors: [Tensor<1>; 3], gradient: Tensor<1>) -> [Tensor<1>; 3] {
-    let [w, m, v] = tensors;
-    match (flex(w), flex(m), flex(v), flex(gradient)) {
-        (Ok(mut w), Ok(mut m), Ok(mut v), Ok(g)) => {
-            let g = g.to_contiguous();
-            optim::adam_step(step, w.storage_mut(), g.storage(), m.storage_mut(), v.storage_mut());
-            [w, m, v].map(Tensor::from_primitive::<Flex>)
-        }
-        (w, m, v, g) => adam_plain(step, [w, m, v].map(unflex), unflex(g)),
+    if !on_cpu(&gradient) {
+        return adam_plain(step, tensors, gradient);
     }
+    let ([mut w, mut m, mut v], gradient) = (tensors.map(flex), flex(gradient));
+    optim::adam_step(step, w.storage_mut(), gradient.storage(), m.storage_mut(), v.storage_mut());
+    [w, m, v].map(Tensor::from_primitive::<Flex>)
 }
 
 /// [`adam`] in plain tensor operations.
-pub fn adam_plain(step: &AdamStep, [w, m, v]: [Tensor<1>; 3], gradient: Tensor<1>) -> [Tensor<1>; 3] {
+fn adam_plain(step: &AdamStep, [w, m, v]: [Tensor<1>; 3], gradient: Tensor<1>) -> [Tensor<1>; 3] {
     let g = gradient * step.grad_scale;
     let m = m * step.beta1 + g.clone() * (1.0 - step.beta1);
     let v = v * step.beta2 + g.square() * (1.0 - step.beta2);
-    let (c1, c2) = (1.0 - step.beta1.powi(step.step as i32), 1.0 - step.beta2.powi(step.step as i32));
+    let (c1, c2) = (1.0 - step.beta1.powf(step.step as f64), 1.0 - step.beta2.powf(step.step as f64));
     let w = w - m.clone() * (step.lr / c1) / ((v.clone() / c2).sqrt() + step.eps);
     [w, m, v]
 }
 
 /// `average + weight (w - average)`, flat tensors of one length.
 pub fn lerp(average: Tensor<1>, w: Tensor<1>, weight: f64) -> Tensor<1> {
-    match (flex(average), flex(w)) {
-        (Ok(mut average), Ok(w)) => {
-            let w = w.to_contiguous();
-            optim::lerp(average.storage_mut(), w.storage(), weight);
-            Tensor::from_primitive::<Flex>(average)
-        }
-        (average, w) => {
-            let average = unflex(average);
-            average.clone() + (unflex(w) - average) * weight
-        }
+    if !on_cpu(&average) {
+        return lerp_plain(average, w, weight);
     }
+    let (mut average, w) = (flex(average), flex(w));
+    optim::lerp(average.storage_mut(), w.storage(), weight);
+    Tensor::from_primitive::<Flex>(average)
 }
 
-/// The sum of squares; infinite or NaN if, and only if, a value is or the sum in f64 overflows.
+/// [`lerp`] in plain tensor operations.
+fn lerp_plain(average: Tensor<1>, w: Tensor<1>, weight: f64) -> Tensor<1> {
+    average.clone() + (w - average) * weight
+}
+
+/// The sum of squares; infinite or NaN if a value is.
 pub fn squared_norm(gradient: &Tensor<1>) -> f64 {
-    match flex(gradient.clone()) {
-        Ok(g) => optim::squared_norm(g.to_contiguous().storage()),
-        Err(g) => f64::from(g.square().sum().into_scalar::<f32>()),
-    }
+    if on_cpu(gradient) { optim::squared_norm(flex(gradient.clone()).storage()) } else { squared_norm_plain(gradient) }
 }
 
-/// The tensor as the CPU backend's own, contiguous and starting at its storage's beginning; or back unchanged.
-fn flex(tensor: Tensor<1>) -> Result<FlexTensor, Tensor<1>> {
-    match tensor.clone().try_into_primitive::<Flex>() {
-        Ok(primitive) => {
-            drop(tensor); // the only other owner, so that a write happens in place
-            let whole =
-                primitive.is_contiguous() && primitive.storage::<f32>().len() == primitive.layout().num_elements();
-            Ok(if whole { primitive } else { primitive.to_contiguous() })
+/// [`squared_norm`] in plain tensor operations.
+fn squared_norm_plain(gradient: &Tensor<1>) -> f64 {
+    f64::from(gradient.clone().square().sum().into_scalar::<f32>())
+}
+
+fn on_cpu(tensor: &Tensor<1>) -> bool {
+    tensor.clone().try_into_primitive::<Flex>().is_ok()
+}
+
+/// The tensor as the CPU backend's own, its storage being its values and nothing else. The tensor's last owner gets it without a copy, so
+/// that what is written to it is written in place.
+fn flex(tensor: Tensor<1>) -> FlexTensor {
+    let primitive = tensor.try_into_primitive::<Flex>().expect("asked before whether it is on the CPU");
+    let whole = primitive.is_contiguous() && primitive.storage::<f32>().len() == primitive.layout().num_elements();
+    if whole { primitive } else { primitive.to_contiguous() }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::nn::params::host_values;
+
+    fn tensor(values: &[f32]) -> Tensor<1> {
+        Tensor::from_floats(values, &Device::flex())
+    }
+
+    fn close(a: Tensor<1>, b: Tensor<1>) -> bool {
+        host_values(a).iter().zip(host_values(b)).all(|(a, b)| (a - b).abs() <= 1e-6 * b.abs().max(1.0))
+    }
+
+    proptest! {
+        #[test]
+        fn kernels_agree_with_plain_operations(
+            values in prop::collection::vec((-2.0_f32..2.0, -2.0_f32..2.0, -1.0_f32..1.0, 0.0_f32..1.0), 1..300),
+            step in 1_u64..2000, grad_scale in 0.01_f64..1.0, weight in 0.0_f64..1.0,
+        ) {
+            let part = |f: fn(&(f32, f32, f32, f32)) -> f32| tensor(&values.iter().map(f).collect::<Vec<_>>());
+            let (w, g, m, v) = (part(|p| p.0), part(|p| p.1), part(|p| p.2), part(|p| p.3 + 0.01));
+            let step = AdamStep { lr: 1e-2, beta1: 0.9, beta2: 0.99, eps: 1e-8, step, grad_scale };
+            let ours = adam(&step, [w.clone(), m.clone(), v.clone()], g.clone());
+            let plain = adam_plain(&step, [w.clone(), m, v], g.clone());
+            for (ours, plain) in ours.into_iter().zip(plain) {
+                prop_assert!(close(ours, plain));
+            }
+            prop_assert!(close(lerp(w.clone(), g.clone(), weight), lerp_plain(w, g.clone(), weight)));
+            let (ours, plain) = (squared_norm(&g), squared_norm_plain(&g));
+            prop_assert!((ours - plain).abs() <= 1e-4 * plain.max(1.0));
         }
-        Err(_) => Err(tensor),
     }
-}
 
-fn unflex(tensor: Result<FlexTensor, Tensor<1>>) -> Tensor<1> {
-    tensor.map_or_else(|tensor| tensor, Tensor::from_primitive::<Flex>)
+    #[test]
+    fn a_part_of_a_tensor_is_swept_alone() {
+        let whole = tensor(&[1.0, 2.0, 3.0, 4.0]);
+        let part = lerp(whole.clone().narrow(0, 1, 2), tensor(&[0.0, 0.0]), 1.0);
+        assert_eq!(host_values(part), [0.0, 0.0]);
+        assert_eq!(host_values(whole), [1.0, 2.0, 3.0, 4.0]);
+    }
 }

@@ -212,7 +212,7 @@ impl<M> Trainer<M> {
                 Err(cause) => return (f64::NAN, Err(cause)),
             };
             total += loss;
-            sum = sum.add(gradients);
+            sum = sum.summed_with(gradients);
         }
         match sum.norm() {
             GradNorm::Finite(norm) => (total, Ok((sum, norm))),

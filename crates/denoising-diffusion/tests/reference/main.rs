@@ -1,6 +1,7 @@
 //! What the reference computes, against what we compute. `tools/parity` made the numbers; each file's metadata say from which calls.
 
 mod golden;
+mod import;
 mod layers;
 mod losses;
 mod optimizer;

@@ -30,12 +30,11 @@ fn assert_close(what: &str, got: Vec<f32>, expected: Vec<f32>) {
     assert!(worst <= 2e-5 * scale, "{what}: differs by {worst:e}, values up to {scale}");
 }
 
+/// Reads one tensor's gradient.
+type GradientOf<'a> = dyn Fn(&burn::tensor::Gradients) -> Vec<f32> + 'a;
+
 /// Output, and gradients of `sum(output * cotangent)` with respect to tensors of any rank, given as closures over them.
-fn outcome<const D: usize>(
-    output: Tensor<D>,
-    cotangent: &Tensor<D>,
-    gradient_of: &[&dyn Fn(&burn::tensor::Gradients) -> Vec<f32>],
-) -> Vec<Vec<f32>> {
+fn outcome<const D: usize>(output: Tensor<D>, cotangent: &Tensor<D>, gradient_of: &[&GradientOf<'_>]) -> Vec<Vec<f32>> {
     let values = host_values(output.clone());
     let gradients = (output * cotangent.clone().detach()).sum().backward();
     std::iter::once(values).chain(gradient_of.iter().map(|of| of(&gradients))).collect()
@@ -81,7 +80,7 @@ proptest! {
         let run = |f: fn(Tensor<4>, Tensor<1>, Option<Tensor<2>>) -> Tensor<4>| {
             let y = f(x.clone(), g.clone(), scaled.then(|| scale_shift.clone()));
             let (x, g, scale_shift) = (of(&x), of(&g), of(&scale_shift));
-            let all: [&dyn Fn(&_) -> _; 3] = [&x, &g, &scale_shift];
+            let all: [&GradientOf<'_>; 3] = [&x, &g, &scale_shift];
             outcome(y, &cotangent, if scaled { &all } else { &all[..2] })
         };
         compare("rms_norm_silu", run(super::rms_norm_silu), run(plain::rms_norm_silu));

@@ -1,0 +1,123 @@
+//! Every key of a recipe as a flag: section, name, kind of value, whether a run that goes on may change it, and its help. Not here: how
+//! values are read.
+
+/// What a value looks like on the command line.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// A whole number of at least 0.
+    Whole,
+    Number,
+    /// `--key` or `--key=false`.
+    Switch,
+    Word(&'static [&'static str]),
+    /// Whole numbers, separated by commas.
+    Wholes,
+    /// One whole number, or one per stage.
+    WholePerStage,
+    /// true or false, or one of them per stage.
+    SwitchPerStage,
+    ImageSize,
+    Channels,
+}
+
+/// What a run that goes on may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// It would not be the same run.
+    Fixed,
+    Free,
+}
+
+/// One key.
+#[derive(Clone, Copy, Debug)]
+pub struct Flag {
+    pub section: &'static str,
+    pub key: &'static str,
+    pub kind: Kind,
+    pub resume: Resume,
+    pub help: &'static str,
+}
+
+use Kind::{Channels, ImageSize as Size, Number, Switch, SwitchPerStage, Whole, WholePerStage, Wholes, Word};
+use Resume::{Fixed, Free};
+
+const fn flag(section: &'static str, key: &'static str, kind: Kind, resume: Resume, help: &'static str) -> Flag {
+    Flag { section, key, kind, resume, help }
+}
+
+/// Every key of a recipe but `data.path`, which is an argument of its own, and `unet.channels`, which follows the data.
+#[rustfmt::skip] // a table is read by its columns
+pub const FLAGS: &[Flag] = &[
+    flag("data", "image_size", Size, Fixed, "Size of the images: 28, or height x width: 28x20 [default: that of the data]"),
+    flag("data", "channels", Channels, Fixed, "Channels to train on: auto, 1 (grey), 3 (RGB), ..."),
+    flag("data", "resize", Word(&["crop", "stretch", "pad"]), Fixed, "How images of another size are fitted"),
+    flag("data", "flip", Word(&["auto", "on", "off"]), Fixed, "Mirror half of the images; auto: on, but off for the digits"),
+    flag("data", "held_out", Number, Fixed, "Fraction of the images held out for the held-out loss, at most 1000 images"),
+    flag("data", "cache", Word(&["auto", "on", "off"]), Free, "Keep decoded images in memory"),
+    flag("data", "cache_mib", Whole, Free, "Largest cache that --cache auto makes, MiB"),
+    flag("data", "workers", Whole, Free, "Threads that read and decode; 0 chooses"),
+    flag("data", "max_broken", Number, Fixed, "Fraction of broken files that is skipped rather than an error"),
+    flag("data", "verify", Word(&["full", "header"]), Free, "Decode every file before training, or read headers only"),
+
+    flag("unet", "dim", Whole, Fixed, "Base width"),
+    flag("unet", "init_dim", Whole, Fixed, "Width after the first convolution [default: dim]"),
+    flag("unet", "out_dim", Whole, Fixed, "Channels of the output [default: those of the data]"),
+    flag("unet", "dim_mults", Wholes, Fixed, "Width of each stage as a multiple of dim; each stage but the last halves the size"),
+    flag("unet", "self_condition", Switch, Fixed, "Give the network its own earlier estimate (analog bits)"),
+    flag("unet", "learned_variance", Switch, Fixed, "Give the output a second half for the variance"),
+    flag("unet", "learned_sinusoidal_cond", Switch, Fixed, "Embed time by learned Fourier frequencies"),
+    flag("unet", "random_fourier_features", Switch, Fixed, "Embed time by random Fourier frequencies"),
+    flag("unet", "learned_sinusoidal_dim", Whole, Fixed, "Number of Fourier features"),
+    flag("unet", "sinusoidal_pos_emb_theta", Number, Fixed, "Base of the sinusoidal time embedding's frequencies"),
+    flag("unet", "dropout", Number, Fixed, "Dropout probability"),
+    flag("unet", "attn_dim_head", WholePerStage, Fixed, "Width of an attention head, one for all stages or one per stage"),
+    flag("unet", "attn_heads", WholePerStage, Fixed, "Attention heads, one number for all stages or one per stage"),
+    flag("unet", "full_attn", SwitchPerStage, Fixed, "Softmax (true) or linear attention (false), for all stages or per stage [default: softmax in the innermost stage]"),
+
+    flag("diffusion", "timesteps", Whole, Fixed, "T, the number of noise levels"),
+    flag("diffusion", "objective", Word(&["pred_noise", "pred_x0", "pred_v"]), Fixed, "What the network predicts"),
+    flag("diffusion", "beta_schedule", Word(&["linear", "cosine", "sigmoid"]), Fixed, "How noise grows with t"),
+    flag("diffusion", "cosine_s", Number, Fixed, "Offset of the cosine schedule [default: 0.008]"),
+    flag("diffusion", "sigmoid_start", Number, Fixed, "Where the sigmoid schedule is cut off on the left [default: -3]"),
+    flag("diffusion", "sigmoid_end", Number, Fixed, "Where the sigmoid schedule is cut off on the right [default: 3]"),
+    flag("diffusion", "sigmoid_tau", Number, Fixed, "Temperature of the sigmoid schedule [default: 1]"),
+    flag("diffusion", "auto_normalize", Switch, Fixed, "Map data in [0, 1] to [-1, 1] for the network"),
+    flag("diffusion", "offset_noise_strength", Number, Fixed, "Strength of noise that is constant over each channel"),
+    flag("diffusion", "min_snr_loss_weight", Switch, Fixed, "Weigh the loss by min(SNR, gamma)"),
+    flag("diffusion", "min_snr_gamma", Number, Fixed, "The gamma of --min-snr-loss-weight"),
+    flag("diffusion", "immiscible", Switch, Fixed, "Assign noise to the images of a batch by least distance"),
+
+    flag("train", "steps", Whole, Free, "Optimizer steps"),
+    flag("train", "batch_size", Whole, Fixed, "Images per backward pass"),
+    flag("train", "accumulate", Whole, Fixed, "Backward passes per optimizer step"),
+    flag("train", "lr", Number, Fixed, "Learning rate"),
+    flag("train", "lr_schedule", Word(&["constant", "cosine", "inverse_sqrt"]), Fixed, "How the learning rate changes after warm-up"),
+    flag("train", "warmup_steps", Whole, Fixed, "Steps over which the learning rate rises"),
+    flag("train", "adam_beta1", Number, Fixed, "Adam's decay of the first moment"),
+    flag("train", "adam_beta2", Number, Fixed, "Adam's decay of the second moment"),
+    flag("train", "adam_eps", Number, Fixed, "Adam's epsilon"),
+    flag("train", "max_grad_norm", Number, Fixed, "Scale gradients down to this norm; inf clips nothing"),
+    flag("train", "seed", Whole, Fixed, "Seed of weights, data order, noise and samples"),
+    flag("train", "save_every", Whole, Free, "Steps between checkpoints"),
+    flag("train", "sample_every", Whole, Free, "Steps between sample grids [default: as --save-every]"),
+    flag("train", "held_out_every", Whole, Free, "Steps between measurements of the held-out loss [default: as --save-every]"),
+    flag("train", "log_every", Whole, Free, "Steps between lines of the log"),
+    flag("train", "keep", Whole, Free, "Number of latest checkpoints that are kept"),
+    flag("train", "keep_every", Whole, Free, "Keep every checkpoint whose step is a multiple of this for good"),
+    flag("train", "max_skipped", Whole, Free, "End after so many steps in a row without a finite loss and gradient"),
+
+    flag("ema", "ema_decay", Number, Fixed, "Largest decay of the moving average"),
+    flag("ema", "ema_update_every", Whole, Fixed, "Steps between updates of the moving average"),
+    flag("ema", "ema_update_after_step", Whole, Fixed, "Up to this step the moving average is a copy"),
+    flag("ema", "ema_inv_gamma", Number, Fixed, "Inverse multiplicative factor of the decay's warm-up"),
+    flag("ema", "ema_power", Number, Fixed, "Exponent of the decay's warm-up"),
+    flag("ema", "ema_min_value", Number, Fixed, "Smallest decay"),
+    flag("ema", "ema_buffers", Word(&["copy", "lerp"]), Fixed, "What becomes of running statistics"),
+
+    flag("sample", "num_samples", Whole, Free, "Images per grid"),
+    flag("sample", "sampler", Word(&["ddpm", "ddim"]), Free, "Solver"),
+    flag("sample", "sampling_timesteps", Whole, Free, "Evaluations of the network per image [default: T for ddpm, at most 100 for ddim]"),
+    flag("sample", "ddim_sampling_eta", Number, Free, "Noise of ddim, 0 (none) to 1"),
+    flag("sample", "posterior_variance", Word(&["small", "large"]), Free, "Variance of the steps of ddpm"),
+    flag("sample", "sample_batch_size", Whole, Free, "Images per batch while sampling"),
+];

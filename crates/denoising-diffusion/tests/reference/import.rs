@@ -1,0 +1,62 @@
+//! Checkpoints of the reference's Trainer, and plain state dicts: same weights, same outputs.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use burn::tensor::Device;
+use denoising_diffusion::diffusion::{BetaSchedule, GaussianDiffusion, Objective};
+use denoising_diffusion::generate::{Request, generate};
+use denoising_diffusion::interop::{ReferenceCheckpoint, Which, to_ours};
+use denoising_diffusion::models::{Network, NetworkInput, Unet};
+use denoising_diffusion::nn::{Eval, EvalMode, Init, params};
+use denoising_diffusion::sampler::SampleConfig;
+
+use crate::golden::{Golden, assert_close, values};
+
+fn open(file: &str) -> ReferenceCheckpoint {
+    ReferenceCheckpoint::open(&PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file)).unwrap()
+}
+
+fn unet(checkpoint: &ReferenceCheckpoint, which: Which, device: &Device) -> Eval<Unet> {
+    let weights = checkpoint.weights(which).unwrap();
+    let config = weights.infer().unwrap().unet;
+    let unet = Unet::new(&config, &mut Init::new(0, device)).unwrap();
+    params::load_state_dict(unet, &to_ours(&weights.unet).unwrap()).unwrap().eval()
+}
+
+#[test]
+fn a_trainer_checkpoint_gives_the_references_outputs_and_samples() {
+    let golden = Golden::open("import");
+    let device = Device::flex();
+    let checkpoint = open("model-1.pt");
+    for (which, name) in [(Which::Ema, "ema"), (Which::Model, "model")] {
+        let unet = unet(&checkpoint, which, &device);
+        let input =
+            NetworkInput { x: golden.tensor("x", &device), time: golden.tensor("time", &device), x_self_cond: None };
+        let forward = format!("forward.{name}");
+        assert_close(&forward, &values(unet.forward(input)), golden.values(&forward), 1e-4);
+
+        let config = checkpoint.weights(which).unwrap().infer().unwrap().diffusion.unwrap();
+        assert_eq!((config.objective, config.beta_schedule), (Objective::PredNoise, BetaSchedule::Cosine));
+        assert!(config.min_snr_loss_weight && config.timesteps == 50);
+        let diffusion = GaussianDiffusion::new(&config).unwrap();
+        let sample = SampleConfig { sampling_timesteps: Some(5), ..SampleConfig::default() };
+        let init_noise = Some(golden.values("x_T"));
+        let request = Request { sample: &sample, seed: 0, count: 4, shape: [1, 8, 8], init_noise };
+        let images = generate(&unet, &diffusion, &request, &device, &mut |_| ControlFlow::Continue(())).unwrap();
+        assert_close(name, &images.data, golden.values(&format!("ddim.{name}")), 1e-4);
+    }
+}
+
+#[test]
+fn a_plain_state_dict_gives_the_references_output() {
+    let golden = Golden::open("import");
+    let device = Device::flex();
+    let unet = unet(&open("state_dict.pt"), Which::Ema, &device);
+    let input = NetworkInput {
+        x: golden.tensor("plain.x", &device),
+        time: golden.tensor("plain.time", &device),
+        x_self_cond: Some(golden.tensor("plain.x_self_cond", &device)),
+    };
+    assert_close("plain", &values(unet.forward(input)), golden.values("plain.output"), 1e-4);
+}
