@@ -11,7 +11,7 @@ use denoising_diffusion::diffusion::GaussianConfig;
 use denoising_diffusion::interop::{self, Inferred, ReferenceCheckpoint, ReferenceWeights, Which};
 use denoising_diffusion::model_file::{ModelCard, ModelFile, ModelFileError, NetworkConfig, WeightsKind};
 use denoising_diffusion::recipe::Recipe;
-use denoising_diffusion::train::{Checkpoints, EmaConfig, RunError, weights_name};
+use denoising_diffusion::train::{Checkpoints, RunError, weights_name};
 use toml::Table;
 
 use crate::failure::{Failure, FailureExt, Result, chain};
@@ -171,7 +171,7 @@ impl Reference {
             weights: self.kind,
             step,
             // The file does not say: what the reference's defaults give at this step.
-            ema_decay: EmaConfig::default().decay_at(step),
+            ema_decay: None,
         };
         Ok(ModelFile { card, state: interop::to_ours(&self.weights.unet)? })
     }

@@ -67,6 +67,24 @@ fn an_interrupted_run_equals_one_in_one_go() {
 }
 
 #[test]
+fn ctrl_c_while_samples_are_drawn_leaves_them_to_the_resumed_run() {
+    let place = Place::new();
+    let many = TINY.replace("--num-samples 2", "--num-samples 150 --sample-batch-size 1");
+    let flags = format!("train digits {many} --steps 5 --save-every 3");
+    let child = place.spawn(&format!("{flags} --out parts"));
+    // The held-out loss is noted just before the grid of the same step.
+    wait_until("the grid", || std::fs::read_to_string(place.path("stderr")).unwrap().contains("held-out loss"));
+    signal(&child, "-INT");
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
+    assert!(place.path("parts/checkpoints/step-00000003").is_dir());
+    assert!(!place.path("parts/samples/step-00000003.png").exists());
+    place.ok("train --resume parts");
+    assert!(place.path("parts/samples/step-00000003.png").exists());
+    place.ok(&format!("{flags} --out whole"));
+    assert_same(&place.path("whole"), &place.path("parts"));
+}
+
+#[test]
 fn a_run_killed_at_any_moment_goes_on_to_the_same_end() {
     let place = Place::new();
     let flags = format!("train digits {TINY} --steps 40 --save-every 7 --sample-every 9 --held-out-every 11");

@@ -55,8 +55,9 @@ pub struct ModelCard {
     pub weights: WeightsKind,
     /// Optimizer steps made.
     pub step: u64,
-    /// Decay of the moving average at that step.
-    pub ema_decay: f64,
+    /// Decay of the moving average at that step, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema_decay: Option<f64>,
 }
 
 /// A card and the tensors under our names.

@@ -41,7 +41,10 @@ fn ours(path: &Path, file: &ModelFile) -> (Rows, Value) {
     let mut rows = Rows::default();
     rows.row("file", path.display()).row("format", format!("ours, written by version {}", card.version));
     rows.row("weights", word(&card.weights)).row("step", thousands(card.step));
-    rows.row("EMA decay", card.ema_decay).row("images", format!("{} (channels x height x width)", card.image));
+    if let Some(decay) = card.ema_decay {
+        rows.row("EMA decay", decay);
+    }
+    rows.row("images", format!("{} (channels x height x width)", card.image));
     match &card.network {
         NetworkConfig::Unet(unet) => network_rows(&mut rows, unet),
         NetworkConfig::Custom { name } => rows.row("network", format!("custom: {name}")),

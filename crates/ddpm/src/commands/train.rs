@@ -156,7 +156,7 @@ fn setup(plan: &Plan) -> RunSetup {
             image: plan.train.dataset().shape(),
             weights: WeightsKind::Ema,
             step: 0,
-            ema_decay: 0.0,
+            ema_decay: None,
         },
         sample: sample.clone(),
         train: plan.train.clone(),

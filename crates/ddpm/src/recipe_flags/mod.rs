@@ -44,7 +44,10 @@ impl Flag {
         let kind = self.kind;
         let arg = Arg::new(self.key)
             .long(self.long())
-            .help(help)
+            .help(match kind {
+                Kind::Word(words) => format!("{help} [{}]", words.join("|")),
+                _ => help,
+            })
             .help_heading(heading)
             .value_name(kind.value_name())
             .allow_negative_numbers(true)

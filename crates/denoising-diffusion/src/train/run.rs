@@ -113,6 +113,24 @@ pub enum RunError {
     Samples(#[source] GenerateError),
 }
 
+/// What became of a step's periodic work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Periodic {
+    NotDue,
+    Done,
+    /// The run is to stop; the rest is done when it is resumed.
+    GivenUp,
+}
+
+/// Why a checkpoint is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Saving {
+    /// Its step came; the log says so.
+    Due,
+    /// The run ends here for now, which leaves no trace in the log.
+    Stopping,
+}
+
 /// A run in progress.
 #[derive(Debug)]
 pub struct Run<M> {
@@ -191,21 +209,28 @@ impl<M: Network<4>> Run<M> {
     pub fn train(&mut self, stop: &StopSignal, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, RunError> {
         let steps = self.trainer.config().steps;
         let mut pace = Pace::start();
+        // What a stop in the middle of this step's periodic work left undone.
+        let mut periodic = self.periodic(self.trainer.step_count(), stop, on_event)?;
         while self.trainer.step_count() < steps {
-            if stop.is_requested() {
-                self.save(on_event)?;
+            if stop.is_requested() || periodic == Periodic::GivenUp {
+                self.save(Saving::Stopping, on_event)?;
                 return Ok(Outcome::Stopped);
             }
             let report = self.one_step()?;
             let images_per_s = pace.images_per_s(self.images_per_step());
             self.record_step(&report, images_per_s, on_event)?;
             if let Err(error) = self.trainer.check_progress(&report) {
-                self.save(on_event)?;
+                self.save(Saving::Stopping, on_event)?;
                 return Err(error.into());
             }
-            if self.periodic(report.step, stop, on_event)? {
+            periodic = self.periodic(report.step, stop, on_event)?;
+            if periodic != Periodic::NotDue {
                 pace = Pace::start();
             }
+        }
+        if periodic == Periodic::GivenUp {
+            self.save(Saving::Stopping, on_event)?;
+            return Ok(Outcome::Stopped);
         }
         self.draw_curve()?;
         Ok(Outcome::Finished)
@@ -251,28 +276,39 @@ impl<M: Network<4>> Run<M> {
         Ok(())
     }
 
-    /// Held-out loss, samples and checkpoint, each when due; true if anything was.
+    /// Held-out loss, samples and checkpoint, each when due and not in the log already.
     fn periodic(
         &mut self,
         step: u64,
         stop: &StopSignal,
         on_event: &mut dyn FnMut(Event<'_>),
-    ) -> Result<bool, RunError> {
+    ) -> Result<Periodic, RunError> {
         let config = self.trainer.config();
         let last = step == config.steps;
-        let due = |interval: u64| step.is_multiple_of(interval) || last;
-        let (held_out, samples, save) =
-            (due(config.held_out_interval()), due(config.sample_interval()), due(config.save_every));
-        if held_out {
+        let is_due = |interval: u64| step > 0 && (step.is_multiple_of(interval) || last);
+        let [held_out, samples, save] =
+            [config.held_out_interval(), config.sample_interval(), config.save_every].map(is_due);
+        if !(held_out || samples || save) {
+            return Ok(Periodic::NotDue);
+        }
+        let done = self.kinds_logged_at(step)?;
+        let missing = |kind: &str| !done.iter().any(|done| done == kind);
+        if held_out && missing("held_out") {
             self.measure_held_out(step, on_event)?;
         }
-        if samples {
-            self.draw_samples(step, stop, on_event)?;
+        if samples && missing("samples") && self.draw_samples(step, stop, on_event)?.is_break() {
+            return Ok(Periodic::GivenUp);
         }
-        if save {
-            self.save(on_event)?;
+        if save && missing("checkpoint") {
+            self.save(Saving::Due, on_event)?;
         }
-        Ok(held_out || samples || save)
+        Ok(Periodic::Done)
+    }
+
+    fn kinds_logged_at(&self, step: u64) -> Result<Vec<String>, RunError> {
+        let records = log::read(self.setup.dir.join("log.jsonl"))?;
+        let here = records.iter().filter(|record| record["step"] == step);
+        Ok(here.filter_map(|record| Some(record["kind"].as_str()?.to_string())).collect())
     }
 
     fn measure_held_out(&mut self, step: u64, on_event: &mut dyn FnMut(Event<'_>)) -> Result<(), RunError> {
@@ -293,13 +329,13 @@ impl<M: Network<4>> Run<M> {
         Ok(())
     }
 
-    /// A grid from the averaged network; the same noise every time. A request to stop gives the grid up.
+    /// A grid from the averaged network; the same noise every time. A request to stop gives the grid up: `Break`.
     fn draw_samples(
         &mut self,
         step: u64,
         stop: &StopSignal,
         on_event: &mut dyn FnMut(Event<'_>),
-    ) -> Result<(), RunError> {
+    ) -> Result<ControlFlow<()>, RunError> {
         let ImageShape { channels, height, width } = self.setup.train.dataset().shape();
         let request = Request {
             sample: &self.setup.sample,
@@ -316,7 +352,7 @@ impl<M: Network<4>> Run<M> {
         let device = self.trainer.device();
         let images = match generate(&eval, self.trainer.diffusion(), &request, &device, &mut progress) {
             Ok(images) => images,
-            Err(GenerateError::Interrupted(_)) => return Ok(()),
+            Err(GenerateError::Interrupted(_)) => return Ok(ControlFlow::Break(())),
             Err(error) => return Err(RunError::Samples(error)),
         };
         let file = format!("samples/step-{step:08}.png");
@@ -324,15 +360,14 @@ impl<M: Network<4>> Run<M> {
         save_grid(&path, &images, GridOptions::default())?;
         self.log.append(&Record::Samples(SamplesRecord { step, count: request.count as u64, file }))?;
         on_event(Event::Samples { step, path: &path });
-        Ok(())
+        Ok(ControlFlow::Continue(()))
     }
 
-    fn save(&mut self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<(), RunError> {
+    fn save(&mut self, saving: Saving, on_event: &mut dyn FnMut(Event<'_>)) -> Result<(), RunError> {
         let state = self.trainer.state();
         let step = state.step;
         let config = self.trainer.config();
-        let periodic = step.is_multiple_of(config.save_every) || step == config.steps;
-        if periodic {
+        if saving == Saving::Due {
             let folder = format!("checkpoints/step-{step:08}");
             self.log.append(&Record::Checkpoint(CheckpointRecord { step, folder }))?;
         }
@@ -347,7 +382,7 @@ impl<M: Network<4>> Run<M> {
             seed: config.seed,
             data_digest: self.setup.train.dataset().digest().to_string(),
         };
-        let card = ModelCard { step, ema_decay: self.trainer.ema().decay(), ..self.setup.card.clone() };
+        let card = ModelCard { step, ema_decay: Some(self.trainer.ema().decay()), ..self.setup.card.clone() };
         let path = self.checkpoints.save(&state, &info, &card)?;
         if config.keep_every.is_some_and(|every| step.is_multiple_of(every)) {
             self.checkpoints.mark(step)?;
