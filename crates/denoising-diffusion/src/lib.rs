@@ -4,6 +4,7 @@
 //! [`Denoiser`](diffusion::Denoiser)), [`sampler`] (noise to data), [`train`] (trainer, moving average, checkpoints, run folder).
 //! [`data`], [`noise`], [`interop`] and [`report`] serve them. `ARCHITECTURE.md` in the repository says why.
 
+pub mod atomic_file;
 pub mod data;
 pub mod diffusion;
 pub mod generate;

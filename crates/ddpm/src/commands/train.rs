@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
+use denoising_diffusion::atomic_file::write_atomically;
 use denoising_diffusion::diffusion::GaussianDiffusion;
-use denoising_diffusion::interop::write_atomically;
 use denoising_diffusion::model_file::{ModelCard, NetworkConfig, WeightsKind};
 use denoising_diffusion::models::Unet;
 use denoising_diffusion::nn::Init;
@@ -138,7 +138,8 @@ fn open(plan: &Plan, resume: bool) -> Result<Run<Unet>> {
     note(format!("going on from step {}", run.trainer().step_count()));
     if recipes::of_run(&plan.dir)? != plan.recipe {
         let path = plan.dir.join("config.toml");
-        write_atomically(&path, |out| out.write_all(plan.recipe.to_toml().as_bytes()))?;
+        write_atomically(&path, |out| out.write_all(plan.recipe.to_toml().as_bytes()))
+            .context(format!("cannot write {}", path.display()))?;
     }
     Ok(run)
 }

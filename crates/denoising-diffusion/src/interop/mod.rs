@@ -7,7 +7,6 @@
 //! [`ReferenceCheckpoint::open`] finds the networks in a file, [`infer`] tells their configuration from the tensors' shapes
 //! and the schedule's tables, and [`to_ours`] renames the parameters. [`to_reference`] goes back.
 
-mod atomic;
 mod dtype;
 mod error;
 mod infer;
@@ -18,7 +17,6 @@ mod reference;
 mod safetensors_file;
 mod state_dict;
 
-pub use atomic::write_atomically;
 pub use error::InteropError;
 pub use infer::{Inferred, infer};
 pub use names::{ParameterName, reference_layout, to_ours, to_reference};

@@ -13,10 +13,10 @@ use safetensors::tensor::{Dtype, Metadata as Header, TensorInfo};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::atomic::write_atomically;
 use super::dtype::ElementType;
 use super::error::InteropError;
 use super::state_dict::{StateDict, TensorData};
+use crate::atomic_file::write_atomically;
 
 /// Text entries in the header of a safetensors file.
 pub type Metadata = BTreeMap<String, String>;
@@ -71,7 +71,7 @@ pub fn read_safetensors(path: &Path) -> Result<(StateDict, Metadata), InteropErr
 /// has a name that the format reserves.
 pub fn write_safetensors(path: &Path, state: &StateDict, metadata: &Metadata) -> Result<(), InteropError> {
     let header = header_bytes(path, state, metadata)?;
-    write_atomically(path, |out| {
+    let written = write_atomically(path, |out| {
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
         let mut result = Ok(());
@@ -83,7 +83,8 @@ pub fn write_safetensors(path: &Path, state: &StateDict, metadata: &Metadata) ->
             });
         }
         result
-    })
+    });
+    written.map_err(InteropError::io("write", path))
 }
 
 fn read_header(file: &mut File, path: &Path) -> Result<(Header, u64), InteropError> {

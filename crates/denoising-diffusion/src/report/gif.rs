@@ -9,7 +9,7 @@ use std::path::Path;
 use gif::{Encoder, Frame, Repeat};
 
 use super::raster::{Planes, Raster};
-use super::{GridOptions, ImageBatch, ReportError, atomic};
+use super::{GridOptions, ImageBatch, ReportError, files};
 
 /// The most frames of an animation.
 pub const MAX_FRAMES: usize = 64;
@@ -112,7 +112,7 @@ impl TrajectoryGif {
         }
         encoder.write_frame(&frame(last, HOLD_CS)).map_err(failed)?;
         drop(encoder);
-        atomic::write(path, &bytes)
+        files::write(path, &bytes)
     }
 }
 

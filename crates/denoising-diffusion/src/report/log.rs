@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{ReportError, atomic};
+use super::{ReportError, files};
 
 mod record;
 
@@ -56,7 +56,7 @@ impl RunLog {
     /// The file exists (a log is never overwritten), or what the file system refuses.
     pub fn create(path: impl AsRef<Path>) -> Result<Self, ReportError> {
         let path = path.as_ref();
-        atomic::create_parent(path)?;
+        files::create_parent(path)?;
         let file = File::create_new(path).map_err(ReportError::io("create", path))?;
         Ok(Self { path: path.to_owned(), file, len: 0 })
     }

@@ -9,7 +9,7 @@ pub mod grid;
 pub mod log;
 pub mod progress;
 
-mod atomic;
+mod files;
 mod raster;
 
 use std::path::{Path, PathBuf};

@@ -9,7 +9,7 @@ use image::error::{LimitError, LimitErrorKind};
 use image::{ExtendedColorType, ImageEncoder, ImageError, codecs::png::PngEncoder};
 
 use super::grid::Geometry;
-use super::{GridOptions, ImageBatch, ReportError, atomic};
+use super::{GridOptions, ImageBatch, ReportError, files};
 
 /// Interleaved 8-bit pixels, `[height, width, channels]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,7 +129,7 @@ pub(super) fn write_png(path: &Path, raster: &Raster) -> Result<(), ReportError>
     let (width, height) = (side(raster.width)?, side(raster.height)?);
     let mut bytes = Cursor::new(Vec::new());
     PngEncoder::new(&mut bytes).write_image(&raster.pixels, width, height, colour).map_err(failed)?;
-    atomic::write(path, bytes.get_ref())
+    files::write(path, bytes.get_ref())
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::noise_source::NoiseSource;
-use super::step::{Callback, Interrupted, Step, report};
+use super::step::{Callback, Interrupted, walk};
 use crate::diffusion::{Denoiser, NoiseLevel};
 
 /// The variance of the noise that each step adds.
@@ -24,29 +24,23 @@ pub enum PosteriorVariance {
 /// A step to clean data adds no noise.
 pub fn ddpm<const D: usize>(
     denoiser: &impl Denoiser<D>,
-    mut x: Tensor<D>,
+    x: Tensor<D>,
     levels: &[NoiseLevel],
     variance: PosteriorVariance,
     noise: &mut impl NoiseSource<D>,
     callback: &mut Callback<'_, D>,
 ) -> Result<Tensor<D>, Interrupted> {
-    let total = levels.len().saturating_sub(1);
-    let mut x_start = None;
-    for (index, pair) in levels.windows(2).enumerate() {
-        let (t, s) = (pair[0], pair[1]);
-        let estimate = denoiser.denoise(x.clone(), t, x_start.take());
+    walk(denoiser, x, levels, callback, |index, x, x_start, [t, s]| {
         let (a, v) = (t.alpha / s.alpha, t.variance_given(&s));
-        x = x * (a * (s.sigma / t.sigma).powi(2)) + estimate.clone() * (s.alpha * v / t.sigma.powi(2));
-        if s.sigma > 0.0 {
-            let variance = match variance {
-                PosteriorVariance::Small => t.posterior_variance(&s),
-                PosteriorVariance::Large => v,
-            };
-            let z = noise.step(index, x.dims());
-            x = x + z * variance.sqrt();
+        let dims = x.dims();
+        let mean = x * (a * (s.sigma / t.sigma).powi(2)) + x_start.clone() * (s.alpha * v / t.sigma.powi(2));
+        if s.sigma == 0.0 {
+            return mean;
         }
-        report(Step { index, total, x: &x, x_start: &estimate }, callback)?;
-        x_start = Some(estimate);
-    }
-    Ok(x)
+        let variance = match variance {
+            PosteriorVariance::Small => t.posterior_variance(&s),
+            PosteriorVariance::Large => v,
+        };
+        mean + noise.step(index, dims) * variance.sqrt()
+    })
 }

@@ -24,6 +24,8 @@ use crate::model_file::{ModelCard, ModelFile, ModelFileError, WeightsKind};
 
 const CHECKSUMS: &str = "checksums.json";
 const STATE: &str = "state.json";
+/// How the name of an unfinished checkpoint begins.
+const WRITING: &str = ".writing-step-";
 /// A checkpoint with a file of this name is never deleted.
 const KEEP: &str = "keep";
 
@@ -104,7 +106,7 @@ impl Checkpoints {
         info: &CheckpointState,
         card: &ModelCard,
     ) -> Result<PathBuf, CheckpointError> {
-        let aside = self.dir.join(format!(".writing-step-{:08}", info.step));
+        let aside = self.dir.join(format!("{WRITING}{:08}", info.step));
         let target = self.path_of(info.step);
         let written = self.write_aside(&aside, state, info, card).and_then(|()| {
             if target.exists() {
@@ -149,6 +151,16 @@ impl Checkpoints {
         }
         write_json(&aside.join(CHECKSUMS), &checksums)?;
         sync_dir(aside)
+    }
+
+    /// Removes what a process that was killed while saving has left.
+    pub fn remove_leftovers(&self) -> Result<(), CheckpointError> {
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            if entry.file_name().to_str().is_some_and(|name| name.starts_with(WRITING)) {
+                fs::remove_dir_all(entry.path()).map_err(io_error("remove", &entry.path()))?;
+            }
+        }
+        Ok(())
     }
 
     /// Marks a checkpoint so that it is never deleted.

@@ -19,6 +19,7 @@ use thiserror::Error;
 use super::checkpoint::{CheckpointError, CheckpointState, Checkpoints, Rejected, read_state};
 use super::held_out::{HeldOutLoss, held_out_loss};
 use super::trainer::{NonFinite, NonFiniteKind, StepReport, TrainError, Trainer};
+use crate::atomic_file::{remove_leftovers, write_atomically};
 use crate::data::{Batch, DataError, Flip, ImageShape, Loader, LoaderConfig, Subset};
 use crate::generate::{GenerateError, Progress, Request, generate};
 use crate::model_file::ModelCard;
@@ -156,7 +157,8 @@ impl<M: Network<4>> Run<M> {
         let loader = open_loader(&trainer, &setup)?;
         std::fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
         let config = dir.join("config.toml");
-        std::fs::write(&config, &setup.config_toml).map_err(io_error("write", &config))?;
+        write_atomically(&config, |out| out.write_all(setup.config_toml.as_bytes()))
+            .map_err(io_error("write", &config))?;
         let mut log = RunLog::create(dir.join("log.jsonl"))?;
         log.append(&Record::Start(StartRecord {
             step: 0,
@@ -174,6 +176,10 @@ impl<M: Network<4>> Run<M> {
     /// from the run's own configuration. Also returns the checkpoints that were passed over because they are damaged.
     pub fn resume(mut trainer: Trainer<M>, setup: RunSetup) -> Result<(Self, Vec<Rejected>), RunError> {
         let checkpoints = Checkpoints::new(setup.dir.join("checkpoints"));
+        checkpoints.remove_leftovers()?;
+        for folder in [setup.dir.clone(), setup.dir.join("samples")].iter().filter(|folder| folder.is_dir()) {
+            remove_leftovers(folder).map_err(io_error("clean up", folder))?;
+        }
         let Some((info, path, rejected)) = checkpoints.latest()? else {
             return Ok((Self::start_over(trainer, setup)?, Vec::new()));
         };

@@ -15,7 +15,7 @@ mod text;
 
 use std::path::Path;
 
-use super::{ReportError, atomic};
+use super::{ReportError, files};
 
 /// The smallest curve in pixels: less has no room for labels.
 const MIN_SIZE: [u32; 2] = [320, 240];
@@ -94,7 +94,7 @@ impl Default for CurveOptions {
 /// No point can be drawn, a size out of range, or what the file system refuses.
 pub fn save_curve_svg(path: impl AsRef<Path>, series: &[Series], options: &CurveOptions) -> Result<(), ReportError> {
     let scene = layout::scene(series, options)?;
-    atomic::write(path.as_ref(), svg::write(&scene).as_bytes())
+    files::write(path.as_ref(), svg::write(&scene).as_bytes())
 }
 
 /// Draws `series` as a PNG with twice as many pixels on a side as `options.size` says; otherwise as [`save_curve_svg`].

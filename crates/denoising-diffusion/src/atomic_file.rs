@@ -6,19 +6,32 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::error::InteropError;
+/// How the name of an unfinished file ends.
+const SUFFIX: &str = ".ddpm-tmp";
 
 /// Writes a file so that `path` holds either what it held before or everything that `fill` wrote, whatever happens in
 /// between. The folder must exist. On an error (a full disk, say) the old file is untouched and nothing is left behind.
-pub fn write_atomically(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), InteropError> {
-    let temporary = temporary_beside(path).map_err(InteropError::io("write", path))?;
+pub fn write_atomically(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let temporary = temporary_beside(path)?;
     let written = fill_and_sync(&temporary, fill).and_then(|()| fs::rename(&temporary, path));
-    written.map_err(|source| {
+    written.inspect_err(|_| {
         // The first error is the one to tell; a temporary file that cannot be removed either is only litter.
         let _ = fs::remove_file(&temporary);
-        InteropError::io("write", path)(source)
     })?;
-    sync_folder(path).map_err(InteropError::io("write", path))
+    sync_folder(path)
+}
+
+/// Removes what writers that were killed have left in `folder`. Nobody may be writing there.
+pub fn remove_leftovers(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let is_ours = name.to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(SUFFIX));
+        if is_ours && entry.file_type()?.is_file() {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn temporary_beside(path: &Path) -> io::Result<PathBuf> {
@@ -26,7 +39,7 @@ fn temporary_beside(path: &Path) -> io::Result<PathBuf> {
     let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"))?;
     let mut temporary = OsString::from(".");
     temporary.push(name);
-    temporary.push(format!(".{}-{}.tmp", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
+    temporary.push(format!(".{}-{}{SUFFIX}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
     Ok(path.with_file_name(temporary))
 }
 
@@ -70,15 +83,30 @@ mod tests {
             Err(io::Error::new(io::ErrorKind::StorageFull, "no space left"))
         };
         let error = write_atomically(&path, full).unwrap_err();
-        assert!(error.hint().unwrap().contains("space left"));
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]
-    fn a_missing_folder_is_named() {
-        let error = write_atomically(Path::new("/nowhere/at/all/file"), |_| Ok(())).unwrap_err();
-        assert!(error.to_string().contains("/nowhere/at/all/file"));
+    fn leftovers_are_removed_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in [".file.12-0.ddpm-tmp", ".hidden", "kept.ddpm-tmp"] {
+            fs::write(folder.path().join(name), "x").unwrap();
+        }
+        remove_leftovers(folder.path()).unwrap();
+        assert!(!folder.path().join(".file.12-0.ddpm-tmp").exists());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_refused_rename_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let occupied = folder.path().join("occupied");
+        fs::create_dir_all(occupied.join("inside")).unwrap();
+        assert!(write_atomically(&occupied, |out| out.write_all(b"x")).is_err());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert!(write_atomically(Path::new("/nowhere/at/all/file"), |_| Ok(())).is_err());
         assert!(write_atomically(Path::new("/"), |_| Ok(())).is_err());
     }
 }
