@@ -105,3 +105,43 @@ fn loss_weight(snr: f64, config: &GaussianConfig) -> f64 {
         Objective::PredV => clipped / (snr + 1.0),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_config() -> impl Strategy<Value = GaussianConfig> {
+        let schedule = prop::sample::select(vec![BetaSchedule::Linear, BetaSchedule::Cosine, BetaSchedule::Sigmoid]);
+        let objective = prop::sample::select(vec![Objective::PredNoise, Objective::PredX0, Objective::PredV]);
+        (2_usize..2000, schedule, objective, any::<bool>()).prop_map(
+            |(timesteps, beta_schedule, objective, min_snr)| GaussianConfig {
+                timesteps,
+                beta_schedule,
+                objective,
+                min_snr_loss_weight: min_snr,
+                ..Default::default()
+            },
+        )
+    }
+
+    proptest! {
+        /// Noise only grows, nothing is NaN, and the posterior's mean is a point of the line from x_t to x_0.
+        #[test]
+        fn tables_make_sense_for_any_number_of_steps(config in any_config()) {
+            let tables = Tables::new(&config);
+            prop_assert!(tables.betas.iter().all(|beta| (0.0..=0.999).contains(beta)));
+            prop_assert!(tables.alphas_cumprod.windows(2).all(|pair| pair[1] <= pair[0]));
+            prop_assert!(tables.alphas_cumprod.iter().all(|bar| *bar > 0.0 && *bar <= 1.0));
+            for t in 1..config.timesteps {
+                // The mean of q(x_{t-1} | x_t, x_0) at x_t = sqrt(bar_t) x_0 is sqrt(bar_{t-1}) x_0.
+                let mean = tables.posterior_mean_coef1[t]
+                    + tables.posterior_mean_coef2[t] * tables.sqrt_alphas_cumprod[t];
+                prop_assert!((mean - tables.alphas_cumprod_prev[t].sqrt()).abs() < 1e-9);
+                prop_assert!(tables.posterior_variance[t] <= tables.betas[t] + 1e-12);
+                prop_assert!(tables.loss_weight[t].is_finite() && tables.loss_weight[t] >= 0.0);
+            }
+        }
+    }
+}

@@ -7,6 +7,8 @@ mod ddpm;
 mod interpolate;
 mod noise_source;
 mod step;
+#[cfg(test)]
+mod tests;
 
 pub use config::{SampleConfig, SampleConfigError, SamplerKind};
 pub use ddim::ddim;

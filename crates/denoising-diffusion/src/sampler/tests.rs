@@ -1,0 +1,105 @@
+//! Samplers on data whose denoiser is known exactly: a Gaussian.
+
+use std::ops::ControlFlow;
+
+use burn::tensor::{Device, Tensor};
+
+use super::*;
+use crate::diffusion::{Denoiser, GaussianConfig, GaussianDiffusion, NoiseLevel};
+use crate::nn::params::host_values;
+
+const MEAN: f64 = 0.3;
+const DEVIATION: f64 = 0.5;
+
+/// The expectation of x_start given x, for data drawn from N(MEAN, DEVIATION^2).
+struct Gaussian;
+
+impl<const D: usize> Denoiser<D> for Gaussian {
+    fn denoise(&self, x: Tensor<D>, level: NoiseLevel, _: Option<Tensor<D>>) -> Tensor<D> {
+        let NoiseLevel { alpha, sigma, .. } = level;
+        let gain = alpha * DEVIATION.powi(2) / ((alpha * DEVIATION).powi(2) + sigma.powi(2));
+        (x - alpha * MEAN) * gain + MEAN
+    }
+}
+
+fn diffusion() -> GaussianDiffusion {
+    GaussianDiffusion::new(&GaussianConfig::default()).unwrap()
+}
+
+fn start(samples: usize) -> (SeededNoise, Tensor<2>) {
+    let noise = SeededNoise::new(1, 0, &Device::flex());
+    let x = noise.init([samples, 1]);
+    (noise, x)
+}
+
+fn moments(x: Tensor<2>) -> (f64, f64) {
+    let values: Vec<f64> = host_values(x).into_iter().map(f64::from).collect();
+    let mean = values.iter().sum::<f64>() / values.len() as f64;
+    let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64;
+    (mean, variance.sqrt())
+}
+
+/// Without noise each point keeps its quantile: the sample of x_T is MEAN + DEVIATION x_T.
+#[test]
+fn deterministic_ddim_follows_the_probability_flow() {
+    let (mut noise, x) = start(64);
+    let levels = diffusion().spaced_levels(1000);
+    let out = ddim(&Gaussian, x.clone(), &levels, 0.0, &mut noise, &mut ignore).unwrap();
+    for (out, x) in host_values(out).into_iter().zip(host_values(x)) {
+        assert!((f64::from(out) - (MEAN + DEVIATION * f64::from(x))).abs() < 5e-3, "{out} from {x}");
+    }
+}
+
+/// Each step of DDIM with eta 1 draws from the same posterior as an ancestral step.
+#[test]
+fn ddim_with_eta_one_is_ancestral_sampling() {
+    for steps in [1000, 37] {
+        let levels = diffusion().spaced_levels(steps);
+        let (mut noise, x) = start(16);
+        let a = ddim(&Gaussian, x.clone(), &levels, 1.0, &mut noise, &mut ignore).unwrap();
+        let b = ddpm(&Gaussian, x, &levels, PosteriorVariance::Small, &mut noise, &mut ignore).unwrap();
+        for (a, b) in host_values(a).into_iter().zip(host_values(b)) {
+            assert!((a - b).abs() < 1e-4, "{a} {b}");
+        }
+    }
+}
+
+/// Both variances reach the data's distribution when steps are many.
+#[test]
+fn ancestral_samples_have_the_moments_of_the_data() {
+    for variance in [PosteriorVariance::Small, PosteriorVariance::Large] {
+        let (mut noise, x) = start(4000);
+        let out = ddpm(&Gaussian, x, &diffusion().all_levels(), variance, &mut noise, &mut ignore).unwrap();
+        let (mean, deviation) = moments(out);
+        assert!((mean - MEAN).abs() < 0.03 && (deviation - DEVIATION).abs() < 0.03, "{variance:?} {mean} {deviation}");
+    }
+}
+
+#[test]
+fn interpolation_at_the_ends_ignores_the_other_image() {
+    let levels = diffusion().spaced_levels(20);
+    let (mut noise, n) = start(4);
+    let image = |value: f64| Tensor::<2>::full([4, 1], value, &Device::flex());
+    let mut mixed = |lambda, x2: f64| {
+        let data = [image(0.9), image(x2)];
+        host_values(
+            interpolate(&Gaussian, data, lambda, &levels, [n.clone(), n.clone()], &mut noise, &mut ignore).unwrap(),
+        )
+    };
+    assert_eq!(mixed(0.0, -0.9), mixed(0.0, 0.1));
+    assert_ne!(mixed(0.5, -0.9), mixed(0.5, 0.1));
+}
+
+#[test]
+fn a_callback_sees_every_step_and_can_stop() {
+    let levels = diffusion().spaced_levels(10);
+    let (mut noise, x) = start(1);
+    let mut seen = Vec::new();
+    let mut callback = |step: &Step<'_, 2>| {
+        seen.push((step.index, step.total));
+        if step.index == 6 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let stopped = ddim(&Gaussian, x, &levels, 0.0, &mut noise, &mut callback).unwrap_err();
+    assert_eq!(stopped, Interrupted { done: 7, total: 10 });
+    assert_eq!(seen, (0..7).map(|i| (i, 10)).collect::<Vec<_>>());
+}
