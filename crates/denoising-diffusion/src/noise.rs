@@ -93,7 +93,7 @@ impl Stream {
 pub fn normal_batch<const D: usize>(
     seed: u64,
     purpose: Purpose,
-    indices: impl IndexedIndices,
+    first: u64,
     part: u32,
     dims: [usize; D],
     device: &Device,
@@ -101,26 +101,9 @@ pub fn normal_batch<const D: usize>(
     let size: usize = dims[1..].iter().product();
     let mut values = vec![0.0_f32; dims[0] * size];
     values.par_chunks_mut(size.max(1)).enumerate().for_each(|(i, chunk)| {
-        Stream::new(seed, purpose, indices.index(i), part).fill_normal(chunk);
+        Stream::new(seed, purpose, first + i as u64, part).fill_normal(chunk);
     });
     Tensor::from_data(TensorData::new(values, dims), device)
-}
-
-/// Which stream the `i`-th example of a batch takes: consecutive ones from a first, or listed ones.
-pub trait IndexedIndices: Sync {
-    fn index(&self, i: usize) -> u64;
-}
-
-impl IndexedIndices for u64 {
-    fn index(&self, i: usize) -> u64 {
-        self + i as u64
-    }
-}
-
-impl IndexedIndices for &[u64] {
-    fn index(&self, i: usize) -> u64 {
-        self[i]
-    }
 }
 
 /// A well-mixed function of 64 bits (the finaliser of SplitMix64, Steele et al. 2014).
