@@ -9,16 +9,15 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::tensor::{Tensor, TensorData};
 use thiserror::Error;
 
 use super::checkpoint::{CheckpointError, CheckpointState, Checkpoints, Rejected, read_state};
+use super::event::{Event, Outcome, StopSignal};
 use super::held_out::{HeldOutLoss, held_out_loss};
-use super::trainer::{NonFinite, NonFiniteKind, StepReport, TrainError, Trainer};
+use super::trainer::{NonFiniteKind, StepReport, TrainError, Trainer};
 use crate::atomic_file::{remove_leftovers, write_atomically};
 use crate::data::{Batch, DataError, Flip, ImageShape, Loader, LoaderConfig, Subset};
 use crate::generate::{GenerateError, Progress, Request, generate};
@@ -51,40 +50,6 @@ pub struct RunSetup {
     pub workers: usize,
     /// The device in words, for the log.
     pub device_name: String,
-}
-
-/// Asks a run to stop: it finishes its step, writes a checkpoint and returns.
-#[derive(Clone, Debug, Default)]
-pub struct StopSignal(Arc<AtomicBool>);
-
-impl StopSignal {
-    pub fn request(&self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-
-    pub fn is_requested(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
-    }
-}
-
-/// What happens during a run, for whoever shows it.
-#[derive(Debug)]
-pub enum Event<'a> {
-    Step { report: &'a StepReport, images_per_s: f64 },
-    Skipped { report: &'a StepReport, cause: &'a NonFinite, skipped: u64 },
-    HeldOut { step: u64, loss: &'a HeldOutLoss },
-    Sampling { step: usize, steps: usize, images_done: usize },
-    Samples { step: u64, path: &'a Path },
-    Checkpoint { step: u64, path: &'a Path },
-}
-
-/// How a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// All steps were made.
-    Finished,
-    /// It was asked to stop, and its state is saved.
-    Stopped,
 }
 
 /// Why a run ended early.

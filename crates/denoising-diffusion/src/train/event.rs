@@ -1,0 +1,42 @@
+//! What a run and its caller tell each other: events on one side, the wish to stop on the other.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::held_out::HeldOutLoss;
+use super::trainer::{NonFinite, StepReport};
+
+/// Asks a run to stop: it finishes its step, writes a checkpoint and returns.
+#[derive(Clone, Debug, Default)]
+pub struct StopSignal(Arc<AtomicBool>);
+
+impl StopSignal {
+    pub fn request(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    pub fn is_requested(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// What happens during a run, for whoever shows it.
+#[derive(Debug)]
+pub enum Event<'a> {
+    Step { report: &'a StepReport, images_per_s: f64 },
+    Skipped { report: &'a StepReport, cause: &'a NonFinite, skipped: u64 },
+    HeldOut { step: u64, loss: &'a HeldOutLoss },
+    Sampling { step: usize, steps: usize, images_done: usize },
+    Samples { step: u64, path: &'a Path },
+    Checkpoint { step: u64, path: &'a Path },
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All steps were made.
+    Finished,
+    /// It was asked to stop, and its state is saved.
+    Stopped,
+}
