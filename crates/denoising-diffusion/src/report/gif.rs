@@ -31,7 +31,7 @@ const QUANTISER_SPEED: i32 = 10;
 /// ```no_run
 /// use denoising_diffusion::report::{GridOptions, ImageBatch, ReportError, TrajectoryGif};
 ///
-/// # fn state(step: usize) -> Result<ImageBatch, ReportError> { unimplemented!() }
+/// # fn state(step: usize) -> Result<ImageBatch, ReportError> { ImageBatch::new([1, 1, 2, 2], vec![step as f32 / 250.0; 4]) }
 /// let mut gif = TrajectoryGif::new(250, GridOptions::default());
 /// for step in 0..250 {
 ///     if gif.wants(step) {
