@@ -19,9 +19,14 @@ use std::sync::{Arc, Mutex};
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use denoising_diffusion_kernels::memory::CachingAllocator;
 
 use commands::{bench, convert, info, inspect, sample, train};
 use failure::{Failure, Result};
+
+/// A training step works in the memory of the step before it.
+#[global_allocator]
+static ALLOCATOR: CachingAllocator = CachingAllocator::new();
 
 /// Train, sample and inspect denoising diffusion models.
 #[derive(Debug, Parser)]

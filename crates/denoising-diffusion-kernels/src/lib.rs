@@ -12,6 +12,7 @@ pub mod activation;
 pub mod attention;
 pub mod conv;
 mod gemm;
+pub mod memory;
 pub mod norm;
 pub mod optim;
 mod par;

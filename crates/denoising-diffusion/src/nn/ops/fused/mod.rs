@@ -163,11 +163,20 @@ fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
     tensor.layout().shape().dims()
 }
 
-/// A tensor of the given sizes, filled by `fill`.
+/// A tensor of the given sizes. `fill` writes every value and reads none: clearing them first would cost as much as many a kernel.
 fn tensor<const D: usize>(dims: [usize; D], fill: impl FnOnce(&mut [f32])) -> FlexTensor {
     let shape = Shape::from(dims);
-    let mut values = vec![0.0_f32; shape.num_elements()];
-    fill(&mut values);
+    let len = shape.num_elements();
+    let mut values = Vec::<f32>::with_capacity(len);
+    if cfg!(debug_assertions) {
+        // A value that a kernel forgets shows in every test.
+        values.resize(len, f32::NAN);
+    }
+    // SAFETY: the memory is there, and every bit pattern is an f32; kernels write all of their outputs before they read any.
+    unsafe {
+        fill(std::slice::from_raw_parts_mut(values.as_mut_ptr(), len));
+        values.set_len(len);
+    }
     FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape), DType::F32)
 }
 
