@@ -31,7 +31,7 @@ pub struct SizeError(pub String);
 /// A network that can be trained to denoise. Derive Burn's `Module` and implement this; see `examples/custom_network.rs`.
 /// Layers take their mode from Burn: as in training on an autodiff device, as in evaluation in a copy made by
 /// [`eval`](crate::nn::EvalMode::eval).
-pub trait Network<const D: usize>: Module {
+pub trait Network<const D: usize>: Module + Sync {
     /// `[b, channels, ...] -> [b, out_channels, ...]`
     fn forward(&self, input: NetworkInput<D>) -> Tensor<D>;
 

@@ -158,6 +158,14 @@ impl<M> Trainer<M> {
     where
         M: Network<D>,
     {
+        // On a thread of the pool: from outside, each of a step's thousand parallel loops would wait for a thread to wake up.
+        rayon::scope(|_| self.step_in_pool(batches))
+    }
+
+    fn step_in_pool<const D: usize>(&mut self, batches: Vec<Tensor<D>>) -> StepReport
+    where
+        M: Network<D>,
+    {
         let before = if self.has_buffers { buffers(self.model()) } else { Buffers::default() };
         let lr = {
             let c = &self.config;
