@@ -33,6 +33,7 @@ fn conv_shape((channels, side): (usize, usize), kernel: usize) -> Conv2dShape {
         batch: 16,
         height: side,
         width: side,
+        upsample: 1,
         in_channels: channels,
         out_channels: channels,
         kernel: [kernel; 2],
@@ -51,7 +52,7 @@ fn conv_forward(bencher: Bencher, &Case((algorithm, kernel, stage)): &Case) {
     let shape = conv_shape(stage, kernel);
     let (x, weight) = (values(shape.input_len()), values(shape.weight_len()));
     let mut y = values(shape.output_len());
-    let run = || conv2d_forward(&shape, algorithm, black_box(&x), &weight, None, &mut y);
+    let run = || conv2d_forward(&shape, algorithm, black_box(&[&x]), &weight, None, None, &mut y);
     bencher.counter(ItemsCount::new(shape.flops())).bench_local(run);
 }
 
@@ -60,7 +61,7 @@ fn conv_input_grad(bencher: Bencher, &Case((algorithm, kernel, stage)): &Case) {
     let shape = conv_shape(stage, kernel);
     let (dy, weight) = (values(shape.output_len()), values(shape.weight_len()));
     let mut dx = values(shape.input_len());
-    let run = || conv2d_input_grad(&shape, algorithm, black_box(&dy), &weight, &mut dx);
+    let run = || conv2d_input_grad(&shape, algorithm, black_box(&dy), &weight, &mut [&mut dx]);
     bencher.counter(ItemsCount::new(shape.flops())).bench_local(run);
 }
 
@@ -69,7 +70,7 @@ fn conv_weight_grad(bencher: Bencher, &Case((algorithm, kernel, stage)): &Case) 
     let shape = conv_shape(stage, kernel);
     let (x, dy) = (values(shape.input_len()), values(shape.output_len()));
     let mut dweight = values(shape.weight_len());
-    let run = || conv2d_weight_grad(&shape, algorithm, black_box(&x), &dy, &mut dweight);
+    let run = || conv2d_weight_grad(&shape, algorithm, black_box(&[&x]), &dy, &mut dweight);
     bencher.counter(ItemsCount::new(shape.flops())).bench_local(run);
 }
 

@@ -189,6 +189,7 @@ pub(super) fn convolve(
     source: &[f32],
     weight: &[f32],
     bias: Option<&[f32]>,
+    residual: Option<&[f32]>,
     target: &mut [f32],
 ) {
     let gather = Gather::new(direction, shape, source);
@@ -214,6 +215,7 @@ pub(super) fn convolve(
         let group = task_range(task % groups, panels_per_task, panels);
         let cols = channels.min(group.end * PANEL) - group.start * PANEL;
         let b = &packed[group.start * depth * PANEL..group.end * depth * PANEL];
+        let _ = residual;
         let add_to = bias.map_or(AddTo::Nothing, |bias| AddTo::Row(&bias[group.start * PANEL..group.end * PANEL]));
         let dst = out.at(rows.start * channels + group.start * PANEL);
         let count = rows.len();

@@ -3,60 +3,27 @@
 //! x is `[batch, height, width, in_channels]`, y `[batch, out_height, out_width, out_channels]`, the weight
 //! `[out_channels, in_channels, kernel_height, kernel_width]`:
 //!
-//! `y[b, i, j, o] = bias[o] + sum over u, v, c of weight[o, c, u, v] x[b, i stride + u - padding, j stride + v - padding, c]`
+//! `y[b, i, j, o] = bias[o] + sum over u, v, c of weight[o, c, u, v] x[b, (i stride + u - padding) / upsample, (j stride + v - padding) / upsample, c]`
 //!
-//! with zeros outside x. No groups, no dilation, no transposed convolution.
+//! with zeros outside x. The input may come in parts that lie side by side along the channels, as a skip connection gives them: they
+//! are not copied together. No groups, no dilation, no transposed convolution.
 
 mod direct;
+mod parts;
 mod patch_grad;
+mod shape;
 #[cfg(test)]
 mod tests;
 mod weight_grad;
 mod winograd;
 
+use crate::gemm::PANEL;
 use crate::par::{ELEMENTS_PER_TASK, Scratch, Shared, for_each_task, task_range};
 use crate::simd::Isa;
+use direct::Direction;
+use parts::{Parts, PartsMut};
 
-/// Sizes of a convolution.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Conv2dShape {
-    /// Images.
-    pub batch: usize,
-    /// Rows of the input.
-    pub height: usize,
-    /// Columns of the input.
-    pub width: usize,
-    /// Channels of the input.
-    pub in_channels: usize,
-    /// Channels of the output.
-    pub out_channels: usize,
-    /// Rows and columns of the kernel.
-    pub kernel: [usize; 2],
-    /// Step between output pixels, in input pixels, both ways.
-    pub stride: usize,
-    /// Zeros on each of the four sides, in pixels.
-    pub padding: usize,
-}
-
-/// Why a [`Conv2dShape`] describes no convolution.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ShapeError {
-    /// A size that must be at least 1 is 0.
-    #[error("{0} is 0, it must be at least 1")]
-    Zero(&'static str),
-    /// The kernel does not fit into the padded input, so there would be no output.
-    #[error("a kernel of {kernel} does not fit into {input} {axis} plus {padding} on each side")]
-    KernelTooLarge {
-        /// `rows` or `columns`.
-        axis: &'static str,
-        /// Size of the kernel along the axis.
-        kernel: usize,
-        /// Size of the input along the axis.
-        input: usize,
-        /// Padding on each side.
-        padding: usize,
-    },
-}
+pub use shape::{Conv2dShape, ShapeError};
 
 /// How to compute a convolution.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,96 +41,43 @@ impl ConvAlgorithm {
     }
 }
 
-impl Conv2dShape {
-    /// Checks that there is at least one value of everything, and an output.
-    pub fn validate(&self) -> Result<(), ShapeError> {
-        let sizes = [
-            ("batch", self.batch),
-            ("height", self.height),
-            ("width", self.width),
-            ("in_channels", self.in_channels),
-            ("out_channels", self.out_channels),
-            ("kernel height", self.kernel[0]),
-            ("kernel width", self.kernel[1]),
-            ("stride", self.stride),
-        ];
-        if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
-            return Err(ShapeError::Zero(name));
-        }
-        for (axis, kernel, input) in [("rows", self.kernel[0], self.height), ("columns", self.kernel[1], self.width)] {
-            if kernel > input + 2 * self.padding {
-                return Err(ShapeError::KernelTooLarge { axis, kernel, input, padding: self.padding });
-            }
-        }
-        Ok(())
-    }
-
-    /// Rows of the output.
-    pub fn out_height(&self) -> usize {
-        (self.height + 2 * self.padding - self.kernel[0]) / self.stride + 1
-    }
-
-    /// Columns of the output.
-    pub fn out_width(&self) -> usize {
-        (self.width + 2 * self.padding - self.kernel[1]) / self.stride + 1
-    }
-
-    /// Values of the input.
-    pub fn input_len(&self) -> usize {
-        self.batch * self.height * self.width * self.in_channels
-    }
-
-    /// Values of the output.
-    pub fn output_len(&self) -> usize {
-        self.batch * self.out_height() * self.out_width() * self.out_channels
-    }
-
-    /// Values of the weight.
-    pub fn weight_len(&self) -> usize {
-        self.out_channels * self.in_channels * self.taps()
-    }
-
-    /// Floating-point operations of the forward pass, a multiplication and an addition counted as two.
-    pub fn flops(&self) -> usize {
-        2 * self.batch * self.out_height() * self.out_width() * self.weight_len()
-    }
-
-    /// Positions of the kernel.
-    fn taps(&self) -> usize {
-        self.kernel[0] * self.kernel[1]
-    }
-
-    fn check(&self, x: usize, weight: usize, y: usize) {
-        if let Err(error) = self.validate() {
-            panic!("{error}");
-        }
-        assert_eq!(x, self.input_len(), "length of the input of {self:?}");
-        assert_eq!(weight, self.weight_len(), "length of the weight of {self:?}");
-        assert_eq!(y, self.output_len(), "length of the output of {self:?}");
-    }
-}
-
-/// y = x * weight + bias. Lengths: `input_len`, `weight_len`, `out_channels`, `output_len` of `shape`.
+/// y = x * weight + bias + residual.
+///
+/// x is given as one slice or as several, `[batch, height, width, channels of the part]` each. Lengths: `input_len` together, `weight_len`,
+/// `out_channels`, `output_len` for residual and y.
 pub fn conv2d_forward(
     shape: &Conv2dShape,
     algorithm: ConvAlgorithm,
-    x: &[f32],
+    x: &[&[f32]],
     weight: &[f32],
     bias: Option<&[f32]>,
+    residual: Option<&[f32]>,
     y: &mut [f32],
 ) {
-    forward_with(Isa::detect(), shape, algorithm, x, weight, bias, y);
+    forward_with(Isa::detect(), shape, algorithm, x, weight, bias, residual, y);
 }
 
-/// dx, the gradient of a loss with respect to the input, from dy, the one with respect to the output.
+/// dx, the gradient of a loss with respect to the input, from dy, the one with respect to the output. dx has the parts of x.
 /// Lengths: `output_len`, `weight_len`, `input_len` of `shape`.
-pub fn conv2d_input_grad(shape: &Conv2dShape, algorithm: ConvAlgorithm, dy: &[f32], weight: &[f32], dx: &mut [f32]) {
+pub fn conv2d_input_grad(
+    shape: &Conv2dShape,
+    algorithm: ConvAlgorithm,
+    dy: &[f32],
+    weight: &[f32],
+    dx: &mut [&mut [f32]],
+) {
     input_grad_with(Isa::detect(), shape, algorithm, dy, weight, dx);
 }
 
-/// dweight, the gradient with respect to the weight, from the input x and dy.
+/// dweight, the gradient with respect to the weight, from the input x, in one part or several, and dy.
 /// Lengths: `input_len`, `output_len`, `weight_len` of `shape`.
-pub fn conv2d_weight_grad(shape: &Conv2dShape, algorithm: ConvAlgorithm, x: &[f32], dy: &[f32], dweight: &mut [f32]) {
+pub fn conv2d_weight_grad(
+    shape: &Conv2dShape,
+    algorithm: ConvAlgorithm,
+    x: &[&[f32]],
+    dy: &[f32],
+    dweight: &mut [f32],
+) {
     weight_grad_with(Isa::detect(), shape, algorithm, x, dy, dweight);
 }
 
@@ -192,24 +106,33 @@ pub fn bias_grad(dy: &[f32], channels: usize, dbias: &mut [f32]) {
     }
 }
 
+#[allow(clippy::too_many_arguments, reason = "the public function's, and the instruction set")]
 fn forward_with(
     isa: Isa,
     shape: &Conv2dShape,
     algorithm: ConvAlgorithm,
-    x: &[f32],
+    x: &[&[f32]],
     weight: &[f32],
     bias: Option<&[f32]>,
+    residual: Option<&[f32]>,
     y: &mut [f32],
 ) {
-    shape.check(x.len(), weight.len(), y.len());
+    shape.check(x.iter().map(|x| x.len()).sum(), weight.len(), y.len());
     if let Some(bias) = bias {
         assert_eq!(bias.len(), shape.out_channels, "length of the bias of {shape:?}");
     }
-    if algorithm.wants_winograd(shape) {
-        winograd::convolve(isa, direct::Direction::Forward, shape, x, weight, bias, y);
-    } else {
-        direct::convolve(isa, direct::Direction::Forward, shape, x, weight, bias, y);
+    if let Some(residual) = residual {
+        assert_eq!(residual.len(), y.len(), "length of the residual of {shape:?}");
     }
+    let x = Parts::new(shape.batch * shape.height * shape.width, x);
+    if algorithm.wants_winograd(shape) && x.begin_at_multiples_of(PANEL) {
+        let y = &mut [y];
+        let y = PartsMut::new(shape.batch * shape.out_height() * shape.out_width(), y);
+        return winograd::convolve(isa, Direction::Forward, shape, &x, weight, bias, residual, &y);
+    }
+    let (shape, copy) = (shape.of_enlarged(), enlarged(shape, &x));
+    let x = x.single().filter(|_| copy.is_none()).or(copy.as_deref()).unwrap_or_default();
+    direct::convolve(isa, Direction::Forward, &shape, x, weight, bias, residual, y);
 }
 
 fn input_grad_with(
@@ -218,28 +141,75 @@ fn input_grad_with(
     algorithm: ConvAlgorithm,
     dy: &[f32],
     weight: &[f32],
-    dx: &mut [f32],
+    dx: &mut [&mut [f32]],
 ) {
-    shape.check(dx.len(), weight.len(), dy.len());
+    shape.check(dx.iter().map(|dx| dx.len()).sum(), weight.len(), dy.len());
+    let pixels = shape.batch * shape.height * shape.width;
     if algorithm.wants_winograd(shape) {
-        winograd::convolve(isa, direct::Direction::InputGrad, shape, dy, weight, None, dx);
-    } else {
-        direct::convolve(isa, direct::Direction::InputGrad, shape, dy, weight, None, dx);
+        let dy = Parts::new(shape.batch * shape.out_height() * shape.out_width(), &[dy]);
+        let dx = PartsMut::new(pixels, dx);
+        return winograd::convolve(isa, Direction::InputGrad, shape, &dy, weight, None, None, &dx);
     }
+    if let ([dx], 1) = (&mut dx[..], shape.upsample) {
+        return direct::convolve(isa, Direction::InputGrad, shape, dy, weight, None, None, dx);
+    }
+    let enlarged = shape.of_enlarged();
+    let mut joined = Scratch::new(enlarged.input_len());
+    direct::convolve(isa, Direction::InputGrad, &enlarged, dy, weight, None, None, &mut joined);
+    if shape.upsample == 1 {
+        return parts::split(&joined, pixels, dx);
+    }
+    let mut reduced = Scratch::zeroed(shape.input_len());
+    each_copy(shape, |from, to| {
+        for (sum, value) in reduced[from..from + shape.in_channels].iter_mut().zip(&joined[to..]) {
+            *sum += value;
+        }
+    });
+    parts::split(&reduced, pixels, dx);
 }
 
 fn weight_grad_with(
     isa: Isa,
     shape: &Conv2dShape,
     algorithm: ConvAlgorithm,
-    x: &[f32],
+    x: &[&[f32]],
     dy: &[f32],
     dweight: &mut [f32],
 ) {
-    shape.check(x.len(), dweight.len(), dy.len());
-    if algorithm.wants_winograd(shape) {
-        winograd::weight_grad(isa, shape, x, dy, dweight);
-    } else {
-        weight_grad::weight_grad(isa, shape, x, dy, dweight);
+    shape.check(x.iter().map(|x| x.len()).sum(), dweight.len(), dy.len());
+    let x = Parts::new(shape.batch * shape.height * shape.width, x);
+    if algorithm.wants_winograd(shape) && x.begin_at_multiples_of(PANEL) {
+        return winograd::weight_grad(isa, shape, &x, dy, dweight);
+    }
+    let (shape, copy) = (shape.of_enlarged(), enlarged(shape, &x));
+    let x = x.single().filter(|_| copy.is_none()).or(copy.as_deref()).unwrap_or_default();
+    weight_grad::weight_grad(isa, &shape, x, dy, dweight);
+}
+
+/// The input as one piece and enlarged, where it is not that already.
+fn enlarged(shape: &Conv2dShape, x: &Parts<'_>) -> Option<Scratch> {
+    if shape.upsample == 1 && x.single().is_some() {
+        return None;
+    }
+    let mut joined = Scratch::new(shape.input_len());
+    x.join(&mut joined);
+    if shape.upsample == 1 {
+        return Some(joined);
+    }
+    let mut copy = Scratch::new(shape.of_enlarged().input_len());
+    each_copy(shape, |from, to| {
+        copy[to..to + shape.in_channels].copy_from_slice(&joined[from..from + shape.in_channels]);
+    });
+    Some(copy)
+}
+
+/// Calls `f` with the places of the first channels of a pixel of the input and of each of its copies in the enlarged input.
+fn each_copy(shape: &Conv2dShape, mut f: impl FnMut(usize, usize)) {
+    let [rows, columns] = shape.enlarged();
+    for row in 0..shape.batch * rows {
+        for column in 0..columns {
+            let from = row / shape.upsample * shape.width + column / shape.upsample;
+            f(from * shape.in_channels, (row * columns + column) * shape.in_channels);
+        }
     }
 }

@@ -53,9 +53,9 @@ fn check(s: &Conv2dShape, seed: u64) {
     for isa in Isa::all() {
         for (algorithm, tolerance) in [(ConvAlgorithm::Direct, 2e-6), (ConvAlgorithm::Auto, 2e-5)] {
             let (mut y, mut dx, mut dweight) = (vec![7.0; y64.len()], vec![7.0; x.len()], vec![7.0; weight.len()]);
-            forward_with(isa, s, algorithm, &x, &weight, Some(&bias), &mut y);
-            input_grad_with(isa, s, algorithm, &dy, &weight, &mut dx);
-            weight_grad_with(isa, s, algorithm, &x, &dy, &mut dweight);
+            forward_with(isa, s, algorithm, &[&x], &weight, Some(&bias), None, &mut y);
+            input_grad_with(isa, s, algorithm, &dy, &weight, &mut [&mut dx]);
+            weight_grad_with(isa, s, algorithm, &[&x], &dy, &mut dweight);
             assert_close(&y, &y64, tolerance);
             assert_close(&dx, &dx64, tolerance);
             assert_close(&dweight, &dweight64, tolerance);
@@ -65,9 +65,15 @@ fn check(s: &Conv2dShape, seed: u64) {
         // Also where `Auto` would not take it.
         for isa in Isa::all() {
             let (mut y, mut dx, mut dweight) = (vec![7.0; y64.len()], vec![7.0; x.len()], vec![7.0; weight.len()]);
-            winograd::convolve(isa, direct::Direction::Forward, s, &x, &weight, Some(&bias), &mut y);
-            winograd::convolve(isa, direct::Direction::InputGrad, s, &dy, &weight, None, &mut dx);
-            winograd::weight_grad(isa, s, &x, &dy, &mut dweight);
+            let pixels = [s.batch * s.height * s.width, s.batch * s.out_height() * s.out_width()];
+            let (x, dy) = (Parts::new(pixels[0], &[&x]), Parts::new(pixels[1], &[&dy]));
+            {
+                let (y, dx): (&mut [&mut [f32]], &mut [&mut [f32]]) = (&mut [&mut y], &mut [&mut dx]);
+                let (y, dx) = (PartsMut::new(pixels[1], y), PartsMut::new(pixels[0], dx));
+                winograd::convolve(isa, Direction::Forward, s, &x, &weight, Some(&bias), None, &y);
+                winograd::convolve(isa, Direction::InputGrad, s, &dy, &weight, None, None, &dx);
+            }
+            winograd::weight_grad(isa, s, &x, dy.single().unwrap(), &mut dweight);
             assert_close(&y, &y64, 2e-5);
             assert_close(&dx, &dx64, 2e-5);
             assert_close(&dweight, &dweight64, 2e-5);
@@ -87,6 +93,7 @@ fn same(batch: usize, side: usize, in_channels: usize, out_channels: usize, kern
         batch,
         height: side,
         width: side,
+        upsample: 1,
         in_channels,
         out_channels,
         kernel: [kernel; 2],
@@ -105,7 +112,7 @@ proptest! {
         seed: u64,
     ) {
         let kernel = [kh.min(height + 2 * padding), kw.min(width + 2 * padding)];
-        check(&Conv2dShape { batch, height, width, in_channels, out_channels, kernel, stride, padding }, seed);
+        check(&Conv2dShape { batch, height, width, upsample: 1, in_channels, out_channels, kernel, stride, padding }, seed);
     }
 
     #[test]
@@ -117,7 +124,7 @@ proptest! {
     ) {
         let kernel = [3, 3];
         prop_assume!(height + 2 * padding >= 3 && width + 2 * padding >= 3);
-        check(&Conv2dShape { batch, height, width, in_channels, out_channels, kernel, stride: 1, padding }, seed);
+        check(&Conv2dShape { batch, height, width, upsample: 1, in_channels, out_channels, kernel, stride: 1, padding }, seed);
     }
 }
 
@@ -143,8 +150,8 @@ fn gradients_are_the_slopes_of_the_forward_pass() {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| product(a, b)).sum::<f64>();
     for algorithm in [ConvAlgorithm::Auto, ConvAlgorithm::Direct] {
         let (mut dx, mut dweight) = (x.clone(), weight.clone());
-        conv2d_input_grad(&s, algorithm, &dy, &weight, &mut dx);
-        conv2d_weight_grad(&s, algorithm, &x, &dy, &mut dweight);
+        conv2d_input_grad(&s, algorithm, &dy, &weight, &mut [&mut dx]);
+        conv2d_weight_grad(&s, algorithm, &[&x], &dy, &mut dweight);
         for (got, want) in [dot(&dx, &step_x), dot(&dweight, &step_weight)].into_iter().zip(slopes) {
             assert!((got - want).abs() <= 1e-4 * want.abs().max(100.0), "{got} instead of {want}");
         }
@@ -168,9 +175,9 @@ fn bits_do_not_depend_on_threads() {
             one_and_two_threads_agree(|| {
                 let (mut y, mut dx, mut dweight) = (dy.clone(), x.clone(), weight.clone());
                 let mut dbias = vec![0.0; s.out_channels];
-                conv2d_forward(&s, algorithm, &x, &weight, None, &mut y);
-                conv2d_input_grad(&s, algorithm, &dy, &weight, &mut dx);
-                conv2d_weight_grad(&s, algorithm, &x, &dy, &mut dweight);
+                conv2d_forward(&s, algorithm, &[&x], &weight, None, None, &mut y);
+                conv2d_input_grad(&s, algorithm, &dy, &weight, &mut [&mut dx]);
+                conv2d_weight_grad(&s, algorithm, &[&x], &dy, &mut dweight);
                 bias_grad(&dy, s.out_channels, &mut dbias);
                 [y, dx, dweight, dbias].concat()
             });
@@ -187,8 +194,8 @@ fn nan_and_infinity_propagate() {
             let mut x = random(s.input_len(), 1);
             x[(3 * 8 + 3) * 20] = bad;
             let (mut y, mut dweight) = (vec![0.0; s.output_len()], vec![0.0; s.weight_len()]);
-            conv2d_forward(&s, algorithm, &x, &weight, None, &mut y);
-            conv2d_weight_grad(&s, algorithm, &x, &dy, &mut dweight);
+            conv2d_forward(&s, algorithm, &[&x], &weight, None, None, &mut y);
+            conv2d_weight_grad(&s, algorithm, &[&x], &dy, &mut dweight);
             assert!(y[(3 * 8 + 3) * 20..][..20].iter().all(|v| !v.is_finite()));
             assert!(dweight[..9].iter().all(|v| !v.is_finite()));
         }

@@ -72,6 +72,9 @@ pub(crate) trait Simd: Copy {
     /// 2^a for integers a in -126..=127.
     unsafe fn exp2_int(a: Self::V) -> Self::V;
 
+    /// Rows become columns.
+    unsafe fn transpose(rows: [Self::V; LANES]) -> [Self::V; LANES];
+
     /// The first `n` (1..=8) values, zeros behind them.
     #[inline(always)]
     unsafe fn load_n(p: *const f32, n: usize) -> Self::V {
@@ -190,6 +193,26 @@ mod tests {
     simd_fn! {
         unsafe fn exp_lanes<S>(x: &[f32; LANES], y: &mut [f32; LANES]) {
             S::store(y.as_mut_ptr(), exp::<S>(S::load(x.as_ptr())));
+        }
+    }
+
+    simd_fn! {
+        unsafe fn transposed<S>(x: &[f32; 64], y: &mut [f32; 64]) {
+            let columns = S::transpose(std::array::from_fn(|i| S::load(x.as_ptr().add(i * LANES))));
+            for (i, column) in columns.into_iter().enumerate() {
+                S::store(y.as_mut_ptr().add(i * LANES), column);
+            }
+        }
+    }
+
+    #[test]
+    fn rows_become_columns() {
+        let x = std::array::from_fn(|i| i as f32);
+        for isa in Isa::all() {
+            let mut y = [0.0; 64];
+            // SAFETY: `isa` is one that this machine runs.
+            unsafe { transposed(isa, &x, &mut y) };
+            assert!((0..64).all(|i| y[i] == x[i % 8 * 8 + i / 8]), "{isa:?}");
         }
     }
 

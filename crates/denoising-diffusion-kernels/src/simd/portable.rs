@@ -74,4 +74,8 @@ impl Simd for Portable {
         // A NaN becomes 0 here; it is still in the polynomial that this multiplies.
         map(a, |x| f32::from_bits(((x as i32 + 127) << 23) as u32))
     }
+    #[inline(always)]
+    unsafe fn transpose(rows: [Self::V; LANES]) -> [Self::V; LANES] {
+        std::array::from_fn(|i| std::array::from_fn(|j| rows[j][i]))
+    }
 }

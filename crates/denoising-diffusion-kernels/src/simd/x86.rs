@@ -66,4 +66,19 @@ impl Simd for Avx2 {
             _mm256_castsi256_ps(_mm256_slli_epi32::<23>(n))
         }
     }
+    #[inline(always)]
+    unsafe fn transpose(r: [Self::V; 8]) -> [Self::V; 8] {
+        unsafe {
+            // Pairs of rows, then fours, then both halves.
+            let low = |i: usize| _mm256_unpacklo_ps(r[i], r[i + 1]);
+            let high = |i: usize| _mm256_unpackhi_ps(r[i], r[i + 1]);
+            let pairs = [low(0), high(0), low(2), high(2), low(4), high(4), low(6), high(6)];
+            let first = |i: usize| _mm256_shuffle_ps::<0x44>(pairs[i], pairs[i + 2]);
+            let second = |i: usize| _mm256_shuffle_ps::<0xee>(pairs[i], pairs[i + 2]);
+            let fours = [first(0), second(0), first(1), second(1), first(4), second(4), first(5), second(5)];
+            let left = |i: usize| _mm256_permute2f128_ps::<0x20>(fours[i], fours[i + 4]);
+            let right = |i: usize| _mm256_permute2f128_ps::<0x31>(fours[i], fours[i + 4]);
+            [left(0), left(1), left(2), left(3), right(0), right(1), right(2), right(3)]
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! The transforms of F(4 x 4, 3 x 3) with interpolation points 0, 1, -1, 2, -2, infinity; vectors run over channels.
 
+use super::gather::OUTSIDE;
 use crate::gemm::PANEL;
 use crate::simd::{LANES, Simd, simd_fn};
 
@@ -12,23 +13,25 @@ trait Transform<const IN: usize, const OUT: usize> {
     /// As [`Simd`].
     unsafe fn apply<S: Simd>(x: [S::V; IN]) -> [S::V; OUT];
 
+    /// The square of which `x(i, j)` gives the values, to `out(i, j, value)`.
+    ///
     /// # Safety
     /// As [`Simd`].
     #[inline(always)]
-    unsafe fn square<S: Simd>(x: &[[S::V; IN]; IN]) -> [[S::V; OUT]; OUT] {
+    unsafe fn square<S: Simd>(x: impl Fn(usize, usize) -> S::V, mut out: impl FnMut(usize, usize, S::V)) {
         unsafe {
             let mut columns = [[S::splat(0.0); IN]; OUT];
             for j in 0..IN {
-                let column = Self::apply::<S>(std::array::from_fn(|i| x[i][j]));
+                let column = Self::apply::<S>(std::array::from_fn(|i| x(i, j)));
                 for (row, value) in columns.iter_mut().zip(column) {
                     row[j] = value;
                 }
             }
-            let mut out = [[S::splat(0.0); OUT]; OUT];
-            for (out, row) in out.iter_mut().zip(columns) {
-                *out = Self::apply::<S>(row);
+            for (i, row) in columns.into_iter().enumerate() {
+                for (j, value) in Self::apply::<S>(row).into_iter().enumerate() {
+                    out(i, j, value);
+                }
             }
-            out
         }
     }
 }
@@ -132,134 +135,195 @@ unsafe fn load_up_to<S: Simd>(p: *const f32, n: usize) -> S::V {
     unsafe { if n == 0 { S::splat(0.0) } else { S::load_n(p, n) } }
 }
 
-/// Transforms an N x N tile of pixels to 36 rows of channels, filled up with zeros to whole panels: frequency f, channel c
-/// goes to `dst[f stride + c / 16 panel_stride + c % 16]`.
+/// Where transformed tiles go: channel c of frequency f of the tile at `at` to
+/// `at + f frequency_stride + c / block_len block_stride + c % block_len`.
+#[derive(Clone, Copy)]
+pub(super) struct Spread {
+    pub(super) at: *mut f32,
+    pub(super) frequency_stride: usize,
+    /// A multiple of 16.
+    pub(super) block_len: usize,
+    pub(super) block_stride: usize,
+}
+
+/// Transforms an N x N tile of pixels of `channels` channels, which are numbered from `first` (a multiple of 16) on. Zeros fill up the last
+/// sixteen channels.
 #[inline(always)]
 unsafe fn spread<S: Simd, T: Transform<N, 6>, const N: usize>(
     pixels: &[*const f32],
+    first: usize,
     channels: usize,
-    dst: *mut f32,
-    stride: usize,
-    panel_stride: usize,
+    to: Spread,
 ) {
     unsafe {
         for c in (0..channels.next_multiple_of(PANEL)).step_by(LANES) {
-            let n = channels.saturating_sub(c).min(LANES);
-            let mut x = [[S::splat(0.0); N]; N];
-            for (i, row) in x.iter_mut().enumerate() {
-                for (j, value) in row.iter_mut().enumerate() {
-                    *value = load_up_to::<S>(pixels[i * N + j].wrapping_add(c), n);
-                }
-            }
-            let dst = dst.add(c / PANEL * panel_stride + c % PANEL);
-            for (i, row) in T::square::<S>(&x).into_iter().enumerate() {
-                for (j, value) in row.into_iter().enumerate() {
-                    S::store(dst.add((i * 6 + j) * stride), value);
-                }
+            let at = first + c;
+            let dst = to.at.add(at / to.block_len * to.block_stride + at % to.block_len);
+            let store = |i: usize, j: usize, value| S::store(dst.add((i * 6 + j) * to.frequency_stride), value);
+            // Apart, so that whole vectors pay nothing for those that are not.
+            if c + LANES <= channels {
+                T::square::<S>(|i, j| S::load(pixels[i * N + j].add(c)), store);
+            } else {
+                let n = channels.saturating_sub(c);
+                T::square::<S>(|i, j| load_up_to::<S>(pixels[i * N + j].wrapping_add(c), n), store);
             }
         }
     }
 }
 
 simd_fn! {
-    /// B' x B of one tile; see [`spread`] for the layout.
+    /// B' x B of one tile; see [`spread`].
     ///
     /// # Safety
-    /// Every pixel has `channels` values; the destination has room for whole panels.
-    pub(super) unsafe fn input_tile<S>(
-        pixels: &[*const f32; 36],
-        channels: usize,
-        dst: *mut f32,
-        stride: usize,
-        panel_stride: usize,
-    ) {
-        spread::<S, Input, 6>(pixels, channels, dst, stride, panel_stride);
+    /// Every pixel has `channels` values; the destination has room for whole panels of sixteen.
+    pub(super) unsafe fn input_tile<S>(pixels: &[*const f32; 36], first: usize, channels: usize, to: Spread) {
+        spread::<S, Input, 6>(pixels, first, channels, to);
     }
 }
 
 simd_fn! {
-    /// A dy A' of one tile; see [`spread`] for the layout.
+    /// A dy A' of one tile; see [`spread`].
     ///
     /// # Safety
     /// As [`input_tile`].
-    pub(super) unsafe fn output_grad_tile<S>(
-        pixels: &[*const f32; 16],
-        channels: usize,
-        dst: *mut f32,
+    pub(super) unsafe fn output_grad_tile<S>(pixels: &[*const f32; 16], first: usize, channels: usize, to: Spread) {
+        spread::<S, OutputGrad, 4>(pixels, first, channels, to);
+    }
+}
+
+/// The images that output tiles are written to.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    /// Channels of the image.
+    pub(super) channels: usize,
+    /// The first channel, of those that are written, of the first pixel.
+    pub(super) target: *mut f32,
+}
+
+simd_fn! {
+    /// A' m A + bias of one tile: frequency f of `m` begins at `m + f stride`. Pixels are numbered in the image; those
+    /// [`OUTSIDE`] are not stored.
+    ///
+    /// # Safety
+    /// `m` has `bias.len()` channels per frequency, up to whole vectors, and so many has every pixel from its target on; `add`, if not null,
+    /// is an image like the target whose values are added.
+    pub(super) unsafe fn output_tile<S>(
+        m: *const f32,
         stride: usize,
-        panel_stride: usize,
+        bias: &[f32],
+        pixels: &[usize; 16],
+        place: Place,
+        add: *const f32,
     ) {
-        spread::<S, OutputGrad, 4>(pixels, channels, dst, stride, panel_stride);
+        for c in (0..bias.len()).step_by(LANES) {
+            let n = (bias.len() - c).min(LANES);
+            let bias = S::load_n(bias.as_ptr().add(c), n);
+            let store = |i: usize, j: usize, value| {
+                let pixel = pixels[i * 4 + j];
+                if pixel != OUTSIDE {
+                    let at = pixel * place.channels + c;
+                    let mut value = S::add(value, bias);
+                    if !add.is_null() {
+                        value = S::add(value, S::load_n(add.add(at), n));
+                    }
+                    S::store_n(place.target.add(at), value, n);
+                }
+            };
+            // Rows of `m` go up to whole vectors.
+            Output::square::<S>(|i, j| S::load(m.add((i * 6 + j) * stride + c)), store);
+        }
     }
 }
 
 simd_fn! {
-    /// A' m A + bias of one tile: frequency f of `m` begins at `m + f stride`; null pixels are not stored.
+    /// A' m A of one tile of `channels` channels, each 2 x 2 pixels of which are summed to one.
     ///
     /// # Safety
-    /// `m` has `bias.len()` channels per frequency, and so has every pixel that is not null.
-    pub(super) unsafe fn output_tile<S>(m: *const f32, stride: usize, bias: &[f32], pixels: &[*mut f32; 16]) {
-        let channels = bias.len();
+    /// As [`output_tile`].
+    pub(super) unsafe fn output_tile_halved<S>(
+        m: *const f32,
+        stride: usize,
+        channels: usize,
+        pixels: &[usize; 4],
+        place: Place,
+    ) {
         for c in (0..channels).step_by(LANES) {
             let n = (channels - c).min(LANES);
-            let mut x = [[S::splat(0.0); 6]; 6];
-            for (i, row) in x.iter_mut().enumerate() {
-                for (j, value) in row.iter_mut().enumerate() {
-                    *value = S::load_n(m.add((i * 6 + j) * stride + c), n);
+            let mut y = [[S::splat(0.0); 2]; 2];
+            let sum = |i: usize, j: usize, value| y[i / 2][j / 2] = S::add(y[i / 2][j / 2], value);
+            Output::square::<S>(|i, j| S::load(m.add((i * 6 + j) * stride + c)), sum);
+            for (&pixel, value) in pixels.iter().zip(y.into_iter().flatten()) {
+                if pixel != OUTSIDE {
+                    S::store_n(place.target.add(pixel * place.channels + c), value, n);
                 }
             }
-            let add = S::load_n(bias.as_ptr().add(c), n);
-            for (i, row) in Output::square::<S>(&x).into_iter().enumerate() {
-                for (j, value) in row.into_iter().enumerate() {
-                    let pixel = pixels[i * 4 + j];
-                    if !pixel.is_null() {
-                        S::store_n(pixel.add(c), S::add(value, add), n);
+        }
+    }
+}
+
+/// Which of a weight's kernels make a panel: lane l, l < `lanes` <= 16, of row k is the kernel at `at + l lane_stride + k row_stride`.
+#[derive(Clone, Copy)]
+pub(super) struct Kernels {
+    pub(super) at: *const f32,
+    pub(super) lanes: usize,
+    pub(super) lane_stride: usize,
+    pub(super) row_stride: usize,
+}
+
+simd_fn! {
+    /// G w G' of `rows` rows of sixteen kernels, each turned by half a turn if `turned`: frequency f of row k goes to
+    /// `dst + f stride + 16 k`, with zeros for lanes that are not there.
+    ///
+    /// # Safety
+    /// Nine values must be at every kernel's address, and room for sixteen at every destination.
+    pub(super) unsafe fn filter_rows<S>(kernels: Kernels, rows: usize, turned: bool, dst: *mut f32, stride: usize) {
+        for k in 0..rows {
+            for lane in [0, LANES] {
+                let n = kernels.lanes.saturating_sub(lane);
+                let mut last = [0.0f32; LANES];
+                let rows: [S::V; LANES] = std::array::from_fn(|i| {
+                    if i >= n {
+                        return S::splat(0.0);
                     }
-                }
+                    let at = kernels.at.add((lane + i) * kernels.lane_stride + k * kernels.row_stride);
+                    last[i] = *at.add(8);
+                    S::load(at)
+                });
+                let [t0, t1, t2, t3, t4, t5, t6, t7] = S::transpose(rows);
+                let t8 = S::load(last.as_ptr());
+                let x = if turned {
+                    [[t8, t7, t6], [t5, t4, t3], [t2, t1, t0]]
+                } else {
+                    [[t0, t1, t2], [t3, t4, t5], [t6, t7, t8]]
+                };
+                let dst = dst.add(k * PANEL + lane);
+                Filter::square::<S>(|i, j| x[i][j], |i, j, value| S::store(dst.add((i * 6 + j) * stride), value));
             }
         }
     }
 }
 
 simd_fn! {
-    /// G w G' of sixteen kernels; frequency f goes to `dst + f stride`.
+    /// G' u G of `lanes` (at most sixteen) transformed kernels: frequency f of `u` begins at `u + f stride`, the kernels
+    /// follow each other from `dst` on. With `add` they are added to what is there.
     ///
     /// # Safety
-    /// The destination has room for sixteen values per frequency.
-    pub(super) unsafe fn filter_panel<S>(taps: &[[f32; PANEL]; 9], dst: *mut f32, stride: usize) {
-        for lane in [0, LANES] {
-            let mut x = [[S::splat(0.0); 3]; 3];
-            for (i, row) in x.iter_mut().enumerate() {
-                for (j, value) in row.iter_mut().enumerate() {
-                    *value = S::load(taps[i * 3 + j].as_ptr().add(lane));
-                }
-            }
-            for (i, row) in Filter::square::<S>(&x).into_iter().enumerate() {
-                for (j, value) in row.into_iter().enumerate() {
-                    S::store(dst.add((i * 6 + j) * stride + lane), value);
-                }
-            }
-        }
-    }
-}
-
-simd_fn! {
-    /// G' u G of sixteen transformed kernels: frequency f of `u` begins at `u + f stride`.
-    ///
-    /// # Safety
-    /// `u` has sixteen values per frequency.
-    pub(super) unsafe fn filter_grad_panel<S>(u: *const f32, stride: usize, taps: &mut [[f32; PANEL]; 9]) {
-        for lane in [0, LANES] {
-            let mut x = [[S::splat(0.0); 6]; 6];
-            for (i, row) in x.iter_mut().enumerate() {
-                for (j, value) in row.iter_mut().enumerate() {
-                    *value = S::load(u.add((i * 6 + j) * stride + lane));
-                }
-            }
-            for (i, row) in FilterGrad::square::<S>(&x).into_iter().enumerate() {
-                for (j, value) in row.into_iter().enumerate() {
-                    S::store(taps[i * 3 + j].as_mut_ptr().add(lane), value);
-                }
+    /// `u` has sixteen values per frequency, `dst` nine per lane.
+    pub(super) unsafe fn filter_grad<S>(u: *const f32, stride: usize, lanes: usize, add: bool, dst: *mut f32) {
+        for lane in (0..lanes).step_by(LANES) {
+            let mut taps = [S::splat(0.0); 9];
+            let keep = |i: usize, j: usize, value| taps[i * 3 + j] = value;
+            FilterGrad::square::<S>(|i, j| S::load(u.add((i * 6 + j) * stride + lane)), keep);
+            let [t0, t1, t2, t3, t4, t5, t6, t7, t8] = taps;
+            let mut last = [0.0f32; LANES];
+            S::store(last.as_mut_ptr(), t8);
+            let kernels = S::transpose([t0, t1, t2, t3, t4, t5, t6, t7]);
+            for (i, (kernel, last)) in kernels.into_iter().zip(last).enumerate().take(lanes - lane) {
+                let dst = dst.add((lane + i) * 9);
+                let (sum, sum_last) =
+                    if add { (S::add(S::load(dst), kernel), *dst.add(8) + last) } else { (kernel, last) };
+                S::store(dst, sum);
+                *dst.add(8) = sum_last;
             }
         }
     }

@@ -1,97 +1,115 @@
 //! Weight gradient in the transformed domain: dw = G' [sum over tiles of (B' x B) . (A dy A')] G, which is the transpose of the
 //! forward pass with respect to w.
+//!
+//! Tiles of x and dy are transformed to panels of sixteen channels, a part of the batch at a time; each task then sums products of two
+//! panels at all frequencies and transforms them back at once, so that no transformed weight ever exists as a whole.
 
 use super::gather::Tiles;
-use super::transform::{FREQUENCIES, filter_grad_panel, input_tile, output_grad_tile};
-use super::{TILES_PER_TASK, tiles_at_once};
+use super::product::outer;
+use super::transform::{FREQUENCIES, Spread, filter_grad, input_tile, output_grad_tile};
 use crate::conv::Conv2dShape;
-use crate::gemm::{PANEL, outer_sum, spaced, tile_heights};
+use crate::conv::parts::Parts;
+use crate::gemm::{PANEL, spaced};
 use crate::par::{Scratch, Shared, for_each_task, task_range};
 use crate::simd::Isa;
 
-/// Tiles whose outer products are summed at a time, so that a panel of them stays in the first-level cache.
+/// Values of transformed x and dy that are alive at a time.
+const VALUES_AT_ONCE: usize = 1 << 20;
+/// Tiles that are transformed at a time.
+const TILES_PER_TASK: usize = 8;
+/// Tiles whose products are summed at a time, so that a panel of them stays in the first-level cache.
 const TILES_PER_CHUNK: usize = 128;
+/// Panels of dy, and of x, that a task multiplies.
+const TASK_PANELS: [usize; 2] = [2, 4];
+/// Tasks wanted at least, with fewer panels of x each.
+const MIN_TASKS: usize = 16;
 
-/// As [`crate::conv::weight_grad::weight_grad`], for shapes to which [`super::applies`].
-pub(crate) fn weight_grad(isa: Isa, shape: &Conv2dShape, x: &[f32], dy: &[f32], dweight: &mut [f32]) {
-    let (inputs, outputs) = (shape.in_channels, shape.out_channels);
+/// As [`crate::conv::weight_grad::weight_grad`], for shapes to which [`super::applies`]; the parts of x begin at multiples of sixteen
+/// channels.
+pub(crate) fn weight_grad(isa: Isa, shape: &Conv2dShape, x: &Parts<'_>, dy: &[f32], dweight: &mut [f32]) {
     let size = [shape.out_height(), shape.out_width()];
-    let patches = Tiles::new(shape.batch, size, ([shape.height, shape.width], inputs), shape.padding);
-    let results = Tiles::new(shape.batch, size, (size, outputs), 0);
-    let zeros = Scratch::zeroed(inputs.max(outputs));
-    let (x_stride, dy_stride) = (inputs.next_multiple_of(PANEL), outputs.next_multiple_of(PANEL));
-    let at_once = tiles_at_once(x_stride + dy_stride).min(patches.count());
-    // x as [36, channels / 16, tiles, 16], dy as [36, tiles, channels], the sums as [36, out channels, in channels].
-    let mut x_tiles = Scratch::new(FREQUENCIES * spaced(at_once * x_stride));
-    let mut dy_tiles = Scratch::new(FREQUENCIES * spaced(at_once * dy_stride));
-    let sums_len = spaced(dy_stride * x_stride);
-    let mut sums = Scratch::zeroed(FREQUENCIES * sums_len);
-    let heights = tile_heights(outputs);
-    for part in 0..patches.count().div_ceil(at_once) {
-        let tiles = task_range(part, at_once, patches.count());
+    let patches = Tiles::new(shape.batch, size, [shape.height, shape.width], shape.upsample, shape.padding);
+    let results = Tiles::new(shape.batch, size, size, 1, 0);
+    let dy = Parts::new(shape.batch * size[0] * size[1], &[dy]);
+    let zeros = Scratch::zeroed(shape.in_channels.max(shape.out_channels));
+    let panels = [shape.out_channels.div_ceil(PANEL), shape.in_channels.div_ceil(PANEL)];
+    let tiles = patches.count();
+    let per_tile = FREQUENCIES * (panels[0] + panels[1]) * PANEL;
+    let at_once = (VALUES_AT_ONCE / per_tile).max(64).next_multiple_of(64).min(tiles);
+    // [panels, 36, tiles, 16]
+    let len = spaced(at_once * PANEL);
+    let panel_len = FREQUENCIES * len;
+    let mut dy_tiles = Scratch::new(panels[0] * panel_len);
+    let mut x_tiles = Scratch::new(panels[1] * panel_len);
+    let out = Shared::new(dweight);
+    for part in 0..tiles.div_ceil(at_once) {
+        let tiles = task_range(part, at_once, tiles);
         let count = tiles.len();
-        let (x_len, dy_len) = (spaced(count * x_stride), spaced(count * dy_stride));
         let (a, b) = (Shared::new(&mut dy_tiles), Shared::new(&mut x_tiles));
         for_each_task(count.div_ceil(TILES_PER_TASK), |task| {
             for tile in task_range(task, TILES_PER_TASK, count) {
-                let pixels = patches.pointers::<6, 36>(tiles.start + tile, x, &zeros);
-                let gradients = results.pointers::<4, 16>(tiles.start + tile, dy, &zeros);
+                let to = |tiles: &Shared<'_>| Spread {
+                    at: tiles.at(tile * PANEL),
+                    frequency_stride: len,
+                    block_len: PANEL,
+                    block_stride: panel_len,
+                };
                 // SAFETY: every task has its own tiles.
-                unsafe {
-                    input_tile(isa, &pixels, inputs, b.at(tile * PANEL), x_len, count * PANEL);
-                    let dst = a.at(tile * dy_stride);
-                    output_grad_tile(isa, &gradients, outputs, dst, dy_len, PANEL);
+                patches.sources::<6, 36>(tiles.start + tile, x, &zeros, |first, channels, pixels| unsafe {
+                    input_tile(isa, pixels, first, channels, to(&b));
+                });
+                results.sources::<4, 16>(tiles.start + tile, &dy, &zeros, |first, channels, pixels| unsafe {
+                    output_grad_tile(isa, pixels, first, channels, to(&a));
+                });
+            }
+        });
+        multiply_panels(isa, shape, [&dy_tiles, &x_tiles], len, count, part > 0, &out);
+    }
+}
+
+/// dweight (+)= G' [products of panels of dy and x, summed over `count` tiles] G
+fn multiply_panels(
+    isa: Isa,
+    shape: &Conv2dShape,
+    [dy, x]: [&[f32]; 2],
+    len: usize,
+    count: usize,
+    add: bool,
+    dweight: &Shared<'_>,
+) {
+    let panel_len = FREQUENCIES * len;
+    let panels = [dy.len() / panel_len, x.len() / panel_len];
+    let rows = panels[0].div_ceil(TASK_PANELS[0]);
+    let width = panels[1].div_ceil(MIN_TASKS.div_ceil(rows)).clamp(1, TASK_PANELS[1]);
+    let columns = panels[1].div_ceil(width);
+    for_each_task(rows * columns, |task| {
+        let dy_panels = task_range(task / columns, TASK_PANELS[0], panels[0]);
+        let x_panels = task_range(task % columns, width, panels[1]);
+        // [panels of dy, panels of x, 36, 16, 16]
+        let block = spaced(PANEL * PANEL);
+        let mut sums = Scratch::new(TASK_PANELS[0] * width * FREQUENCIES * block);
+        for f in 0..FREQUENCIES {
+            for chunk in (0..count).step_by(TILES_PER_CHUNK) {
+                let tiles = TILES_PER_CHUNK.min(count - chunk);
+                for (j, x_panel) in x_panels.clone().enumerate() {
+                    let b = x[x_panel * panel_len + f * len + chunk * PANEL..].as_ptr();
+                    for (i, dy_panel) in dy_panels.clone().enumerate() {
+                        let a = dy[dy_panel * panel_len + f * len + chunk * PANEL..].as_ptr();
+                        let dst = sums[((i * width + j) * FREQUENCIES + f) * block..].as_mut_ptr();
+                        // SAFETY: panels have `count` rows of sixteen, blocks sixteen.
+                        unsafe { outer(isa, tiles, a, b, chunk > 0, dst) };
+                    }
                 }
             }
-        });
-        let out = Shared::new(&mut sums);
-        for_each_task(FREQUENCIES, |f| {
-            // SAFETY: every task has its own frequency.
-            let sums = unsafe { out.part(f * sums_len..(f + 1) * sums_len) };
-            let a = &dy_tiles[f * dy_len..][..count * dy_stride];
-            let b = &x_tiles[f * x_len..][..count * x_stride];
-            frequency(isa, &heights, a, dy_stride, b, x_stride, sums);
-        });
-    }
-    inverse(isa, shape, &sums, dweight);
-}
-
-/// sums[o, c] += sum over tiles of a[tile, o] b[c / 16, tile, c % 16]
-fn frequency(isa: Isa, heights: &[usize], a: &[f32], a_stride: usize, b: &[f32], b_stride: usize, sums: &mut [f32]) {
-    let count = a.len() / a_stride;
-    let offsets: Vec<usize> = (0..TILES_PER_CHUNK).map(|tile| tile * PANEL).collect();
-    for chunk in (0..count).step_by(TILES_PER_CHUNK) {
-        let offsets = &offsets[..TILES_PER_CHUNK.min(count - chunk)];
-        for panel in 0..b_stride / PANEL {
-            let b = b[(panel * count + chunk) * PANEL..].as_ptr();
-            let mut start = 0;
-            for &height in heights {
-                let a = &a[chunk * a_stride + start..];
-                let dst = sums[start * b_stride + panel * PANEL..].as_mut_ptr();
-                // SAFETY: rows of `a` and `sums` go up to whole panels, which the heights do not exceed.
-                unsafe { outer_sum(isa, height, a, a_stride, b, offsets, dst, b_stride) };
-                start += height;
-            }
         }
-    }
-}
-
-/// dweight[o, c] = G' sums[.., o, c] G
-fn inverse(isa: Isa, shape: &Conv2dShape, sums: &[f32], dweight: &mut [f32]) {
-    let inputs = shape.in_channels;
-    let stride = inputs.next_multiple_of(PANEL);
-    let frequency_len = sums.len() / FREQUENCIES;
-    let out = Shared::new(dweight);
-    for_each_task(shape.out_channels, |o| {
-        // SAFETY: every task has its own output channel.
-        let row = unsafe { out.part(o * inputs * 9..(o + 1) * inputs * 9) };
-        for (panel, kernels) in row.chunks_mut(PANEL * 9).enumerate() {
-            let mut taps = [[0.0f32; PANEL]; 9];
-            // SAFETY: rows of `sums` are whole panels.
-            unsafe { filter_grad_panel(isa, sums[o * stride + panel * PANEL..].as_ptr(), frequency_len, &mut taps) };
-            for (lane, kernel) in kernels.chunks_exact_mut(9).enumerate() {
-                for (value, taps) in kernel.iter_mut().zip(&taps) {
-                    *value = taps[lane];
+        for (i, dy_panel) in dy_panels.enumerate() {
+            for (j, x_panel) in x_panels.clone().enumerate() {
+                let lanes = (shape.in_channels - x_panel * PANEL).min(PANEL);
+                for (row, o) in (dy_panel * PANEL..shape.out_channels).take(PANEL).enumerate() {
+                    let u = sums[(i * width + j) * FREQUENCIES * block + row * PANEL..].as_ptr();
+                    let dst = dweight.at((o * shape.in_channels + x_panel * PANEL) * 9);
+                    // SAFETY: a task alone writes the kernels of its panels.
+                    unsafe { filter_grad(isa, u, block, lanes, add, dst) };
                 }
             }
         }

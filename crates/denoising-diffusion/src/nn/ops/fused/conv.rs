@@ -16,7 +16,17 @@ const ALGORITHM: ConvAlgorithm = ConvAlgorithm::Auto;
 fn shape_of(x: &FlexTensor, weight: &FlexTensor) -> Conv2dShape {
     let [batch, height, width, in_channels] = dims(x);
     let [out_channels, _, kh, kw] = dims(weight);
-    Conv2dShape { batch, height, width, in_channels, out_channels, kernel: [kh, kw], stride: 1, padding: kh / 2 }
+    Conv2dShape {
+        batch,
+        height,
+        width,
+        upsample: 1,
+        in_channels,
+        out_channels,
+        kernel: [kh, kw],
+        stride: 1,
+        padding: kh / 2,
+    }
 }
 
 impl Kernel<3> for Conv {
@@ -25,7 +35,7 @@ impl Kernel<3> for Conv {
     fn forward(&self, [x, weight, bias]: [FlexTensor; 3]) -> (FlexTensor, Self::Saved) {
         let shape = shape_of(&x, &weight);
         let y = tensor([shape.batch, shape.out_height(), shape.out_width(), shape.out_channels], |y| {
-            conv2d_forward(&shape, ALGORITHM, slice(&x), slice(&weight), Some(slice(&bias)), y);
+            conv2d_forward(&shape, ALGORITHM, &[slice(&x)], slice(&weight), Some(slice(&bias)), None, y);
         });
         (y, (x, weight))
     }
@@ -33,10 +43,10 @@ impl Kernel<3> for Conv {
     fn backward(&self, (x, weight): Self::Saved, dy: FlexTensor, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
         let shape = shape_of(&x, &weight);
         let dx = when(wanted[0], || {
-            tensor(dims::<4>(&x), |dx| conv2d_input_grad(&shape, ALGORITHM, slice(&dy), slice(&weight), dx))
+            tensor(dims::<4>(&x), |dx| conv2d_input_grad(&shape, ALGORITHM, slice(&dy), slice(&weight), &mut [dx]))
         });
         let dweight = when(wanted[1], || {
-            tensor(dims::<4>(&weight), |dw| conv2d_weight_grad(&shape, ALGORITHM, slice(&x), slice(&dy), dw))
+            tensor(dims::<4>(&weight), |dw| conv2d_weight_grad(&shape, ALGORITHM, &[slice(&x)], slice(&dy), dw))
         });
         let dbias =
             when(wanted[2], || tensor([shape.out_channels], |db| bias_grad(slice(&dy), shape.out_channels, db)));

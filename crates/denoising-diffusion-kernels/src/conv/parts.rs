@@ -1,0 +1,100 @@
+//! Activations that lie side by side along the channels without being copied together: what a skip connection gives a convolution.
+
+use crate::par::Shared;
+
+/// One activation `[pixels, channels]` of several.
+#[derive(Clone, Copy)]
+pub(super) struct Part<'a> {
+    pub(super) values: &'a [f32],
+    /// Number of its first channel among those of all parts.
+    pub(super) first: usize,
+    pub(super) channels: usize,
+}
+
+/// Activations to read.
+#[derive(Clone)]
+pub(super) struct Parts<'a>(Vec<Part<'a>>);
+
+impl<'a> Parts<'a> {
+    /// All of `pixels` pixels; the channels follow from the lengths.
+    pub(super) fn new(pixels: usize, parts: &[&'a [f32]]) -> Self {
+        let mut first = 0;
+        let part = |values: &&'a [f32]| {
+            assert!(values.len().is_multiple_of(pixels), "{} values are not {pixels} pixels", values.len());
+            let part = Part { values, first, channels: values.len() / pixels };
+            first += part.channels;
+            part
+        };
+        Self(parts.iter().map(part).collect())
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Part<'a>> {
+        self.0.iter()
+    }
+
+    /// Channels of all parts.
+    pub(super) fn channels(&self) -> usize {
+        self.0.iter().map(|part| part.channels).sum()
+    }
+
+    /// The only part.
+    pub(super) fn single(&self) -> Option<&'a [f32]> {
+        if let [part] = &self.0[..] { Some(part.values) } else { None }
+    }
+
+    /// Whether every part begins at a multiple of `n` channels.
+    pub(super) fn begin_at_multiples_of(&self, n: usize) -> bool {
+        self.0.iter().all(|part| part.first.is_multiple_of(n))
+    }
+
+    /// All parts copied together, `[pixels, channels]`.
+    pub(super) fn join(&self, joined: &mut [f32]) {
+        let channels = self.channels();
+        for part in self.iter().filter(|part| part.channels > 0) {
+            for (to, from) in joined.chunks_exact_mut(channels).zip(part.values.chunks_exact(part.channels)) {
+                to[part.first..][..part.channels].copy_from_slice(from);
+            }
+        }
+    }
+}
+
+/// One activation to write.
+pub(super) struct PartMut<'a> {
+    pub(super) values: Shared<'a>,
+    pub(super) first: usize,
+    pub(super) channels: usize,
+}
+
+/// Activations to write.
+pub(super) struct PartsMut<'a>(Vec<PartMut<'a>>);
+
+impl<'a> PartsMut<'a> {
+    /// As [`Parts::new`].
+    pub(super) fn new(pixels: usize, parts: &'a mut [&mut [f32]]) -> Self {
+        let mut first = 0;
+        let part = |values: &'a mut &mut [f32]| {
+            assert!(values.len().is_multiple_of(pixels), "{} values are not {pixels} pixels", values.len());
+            let channels = values.len() / pixels;
+            first += channels;
+            PartMut { values: Shared::new(values), first: first - channels, channels }
+        };
+        Self(parts.iter_mut().map(part).collect())
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &PartMut<'a>> {
+        self.0.iter()
+    }
+}
+
+/// The inverse of [`Parts::join`].
+pub(super) fn split(joined: &[f32], pixels: usize, parts: &mut [&mut [f32]]) {
+    let channels = joined.len() / pixels;
+    let mut first = 0;
+    for part in parts {
+        let own = part.len() / pixels;
+        for (to, from) in part.chunks_exact_mut(own.max(1)).zip(joined.chunks_exact(channels)) {
+            to.copy_from_slice(&from[first..][..own]);
+        }
+        first += own;
+    }
+}

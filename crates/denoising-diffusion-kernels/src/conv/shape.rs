@@ -1,0 +1,126 @@
+//! The sizes of a convolution.
+
+/// Sizes of a convolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conv2dShape {
+    /// Images.
+    pub batch: usize,
+    /// Rows of the input, as it is stored.
+    pub height: usize,
+    /// Columns of the input, as it is stored.
+    pub width: usize,
+    /// How often each pixel of the input is repeated, down and across, before the convolution (nearest-neighbour enlargement).
+    pub upsample: usize,
+    /// Channels of the input.
+    pub in_channels: usize,
+    /// Channels of the output.
+    pub out_channels: usize,
+    /// Rows and columns of the kernel.
+    pub kernel: [usize; 2],
+    /// Step between output pixels, in input pixels, both ways.
+    pub stride: usize,
+    /// Zeros on each of the four sides, in pixels.
+    pub padding: usize,
+}
+
+/// Why a [`Conv2dShape`] describes no convolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ShapeError {
+    /// A size that must be at least 1 is 0.
+    #[error("{0} is 0, it must be at least 1")]
+    Zero(&'static str),
+    /// The kernel does not fit into the padded input, so there would be no output.
+    #[error("a kernel of {kernel} does not fit into {input} {axis} plus {padding} on each side")]
+    KernelTooLarge {
+        /// `rows` or `columns`.
+        axis: &'static str,
+        /// Size of the kernel along the axis.
+        kernel: usize,
+        /// Size of the input along the axis.
+        input: usize,
+        /// Padding on each side.
+        padding: usize,
+    },
+}
+
+impl Conv2dShape {
+    /// Checks that there is at least one value of everything, and an output.
+    pub fn validate(&self) -> Result<(), ShapeError> {
+        let sizes = [
+            ("batch", self.batch),
+            ("height", self.height),
+            ("width", self.width),
+            ("upsample", self.upsample),
+            ("in_channels", self.in_channels),
+            ("out_channels", self.out_channels),
+            ("kernel height", self.kernel[0]),
+            ("kernel width", self.kernel[1]),
+            ("stride", self.stride),
+        ];
+        if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
+            return Err(ShapeError::Zero(name));
+        }
+        let [rows, columns] = self.enlarged();
+        for (axis, kernel, input) in [("rows", self.kernel[0], rows), ("columns", self.kernel[1], columns)] {
+            if kernel > input + 2 * self.padding {
+                return Err(ShapeError::KernelTooLarge { axis, kernel, input, padding: self.padding });
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows and columns of what the kernel passes over.
+    pub(super) fn enlarged(&self) -> [usize; 2] {
+        [self.height * self.upsample, self.width * self.upsample]
+    }
+
+    /// The same convolution of an input that is enlarged already.
+    pub(super) fn of_enlarged(&self) -> Self {
+        let [height, width] = self.enlarged();
+        Self { height, width, upsample: 1, ..*self }
+    }
+
+    /// Rows of the output.
+    pub fn out_height(&self) -> usize {
+        (self.enlarged()[0] + 2 * self.padding - self.kernel[0]) / self.stride + 1
+    }
+
+    /// Columns of the output.
+    pub fn out_width(&self) -> usize {
+        (self.enlarged()[1] + 2 * self.padding - self.kernel[1]) / self.stride + 1
+    }
+
+    /// Values of the input.
+    pub fn input_len(&self) -> usize {
+        self.batch * self.height * self.width * self.in_channels
+    }
+
+    /// Values of the output.
+    pub fn output_len(&self) -> usize {
+        self.batch * self.out_height() * self.out_width() * self.out_channels
+    }
+
+    /// Values of the weight.
+    pub fn weight_len(&self) -> usize {
+        self.out_channels * self.in_channels * self.taps()
+    }
+
+    /// Floating-point operations of the forward pass, a multiplication and an addition counted as two.
+    pub fn flops(&self) -> usize {
+        2 * self.batch * self.out_height() * self.out_width() * self.weight_len()
+    }
+
+    /// Positions of the kernel.
+    pub(super) fn taps(&self) -> usize {
+        self.kernel[0] * self.kernel[1]
+    }
+
+    pub(super) fn check(&self, x: usize, weight: usize, y: usize) {
+        if let Err(error) = self.validate() {
+            panic!("{error}");
+        }
+        assert_eq!(x, self.input_len(), "length of the input of {self:?}");
+        assert_eq!(weight, self.weight_len(), "length of the weight of {self:?}");
+        assert_eq!(y, self.output_len(), "length of the output of {self:?}");
+    }
+}

@@ -1,0 +1,219 @@
+//! The convolution, forward and as input gradient, in one of two orders:
+//!
+//! - [`by_tiles`], where tiles outnumber output channels: the kernels are transformed once; each task takes a block of tiles through all
+//!   three steps, in the second-level cache.
+//! - [`by_channels`], where they do not: the tiles are transformed once; each task takes sixteen output channels through all three steps,
+//!   transforming their kernels as it needs them. A transformed weight is four times as large as the weight: making it in the cache is
+//!   faster than reading it, even where it could have been kept from an earlier call.
+
+use super::gather::Tiles;
+use super::product::{TERMS_PER_SUM, multiply};
+use super::transform::{FREQUENCIES, Kernels, Spread, filter_rows, input_tile, output_tile, output_tile_halved};
+use crate::conv::Conv2dShape;
+use crate::conv::direct::Direction;
+use crate::conv::parts::{Parts, PartsMut};
+use crate::gemm::{PANEL, spaced};
+use crate::par::{Scratch, Shared, for_each_task, task_range};
+use crate::simd::Isa;
+
+/// Values of transformed input and output that a task of [`by_tiles`] holds.
+const VALUES_PER_TASK: usize = 100 << 10;
+/// Output channels that a task of [`by_tiles`] computes at a time.
+const GROUP: usize = 4 * PANEL;
+/// Input channels that a task of [`by_channels`] takes at a time: their transformed kernels fit the second-level cache.
+const BLOCK: usize = 64;
+/// Tiles that are transformed at a time in [`by_channels`].
+const TILES_PER_TASK: usize = 4;
+
+/// A convolution as a Winograd product: `source` is transformed, `targets` are written.
+struct Job<'a> {
+    isa: Isa,
+    direction: Direction,
+    shape: &'a Conv2dShape,
+    source: &'a Parts<'a>,
+    weight: &'a [f32],
+    targets: &'a PartsMut<'a>,
+    /// Added to every output, one value per channel.
+    bias: Option<&'a [f32]>,
+    /// Added to every output, an image like the target.
+    residual: Option<&'a [f32]>,
+    /// Input and output channels of the product.
+    channels: [usize; 2],
+    patches: Tiles,
+    results: Tiles,
+}
+
+/// target = source * weight + bias + residual, in the given direction, for shapes to which this [`super::applies`]. All parts of
+/// source and targets begin at multiples of sixteen channels; a bias and a residual go with one target.
+#[allow(clippy::too_many_arguments, reason = "the public function's, and the instruction set")]
+pub(crate) fn convolve(
+    isa: Isa,
+    direction: Direction,
+    shape: &Conv2dShape,
+    source: &Parts<'_>,
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    residual: Option<&[f32]>,
+    targets: &PartsMut<'_>,
+) {
+    let (input, output) = ([shape.height, shape.width], [shape.out_height(), shape.out_width()]);
+    let (batch, padding, upsample) = (shape.batch, shape.padding, shape.upsample);
+    // The input gradient is the convolution of dy, padded by what is missing to 2, with the turned kernel.
+    let (patches, results, channels) = match direction {
+        Direction::Forward => (
+            Tiles::new(batch, output, input, upsample, padding),
+            Tiles::new(batch, output, output, 1, 0),
+            [shape.in_channels, shape.out_channels],
+        ),
+        Direction::InputGrad => {
+            let enlarged = input.map(|n| n * upsample);
+            (
+                Tiles::new(batch, enlarged, output, 1, 2 - padding),
+                Tiles::new(batch, enlarged, input, upsample, 0),
+                [shape.out_channels, shape.in_channels],
+            )
+        }
+    };
+    let job = Job { isa, direction, shape, source, weight, targets, bias, residual, channels, patches, results };
+    if job.patches.count() > channels[1] { job.by_tiles() } else { job.by_channels() }
+}
+
+impl Job<'_> {
+    fn by_tiles(&self) {
+        let [from, to] = self.channels;
+        let (tiles, panels) = (self.patches.count(), to.div_ceil(PANEL));
+        // [36, panels, from, 16]
+        let filter_len = spaced(panels * from * PANEL);
+        let mut filters = Scratch::new(FREQUENCIES * filter_len);
+        let out = Shared::new(&mut filters);
+        for_each_task(panels, |panel| {
+            // SAFETY: every task has its own panel.
+            unsafe { self.filters(panel, 0..from, out.at(panel * from * PANEL), filter_len) };
+        });
+
+        let stride = from.next_multiple_of(PANEL);
+        let group = GROUP.min(panels * PANEL);
+        let block = (VALUES_PER_TASK / (FREQUENCIES * (stride + group)) / 6 * 6).clamp(12, 48);
+        let zeros = Scratch::zeroed(from.max(to));
+        for_each_task(tiles.div_ceil(block), |task| {
+            let tiles = task_range(task, block, tiles);
+            let (rows_len, sums_len) = (spaced(block * stride), spaced(block * group));
+            let mut rows = Scratch::new(FREQUENCIES * rows_len);
+            let mut sums = Scratch::new(FREQUENCIES * sums_len);
+            for (row, tile) in tiles.clone().enumerate() {
+                let at = rows[row * stride..].as_mut_ptr();
+                let to = Spread { at, frequency_stride: rows_len, block_len: stride, block_stride: 0 };
+                self.transform(tile, to, &zeros);
+            }
+            for first in (0..panels).step_by(GROUP / PANEL) {
+                let panels = first..panels.min(first + GROUP / PANEL);
+                for f in 0..FREQUENCIES {
+                    for k in (0..from).step_by(TERMS_PER_SUM) {
+                        let a = rows[f * rows_len + k..].as_ptr();
+                        let b = filters[f * filter_len + (first * from + k) * PANEL..].as_ptr();
+                        let dst = sums[f * sums_len..].as_mut_ptr();
+                        let (count, len) = (tiles.len(), TERMS_PER_SUM.min(from - k));
+                        // SAFETY: rows, panels and sums are as long as their strides say.
+                        unsafe {
+                            let b_stride = from * PANEL;
+                            multiply(self.isa, count, len, panels.len(), a, stride, b, b_stride, k > 0, dst, group);
+                        }
+                    }
+                }
+                let channels = first * PANEL..to.min(panels.end * PANEL);
+                for (row, tile) in tiles.clone().enumerate() {
+                    self.output(tile, channels.clone(), &sums[row * group..], sums_len, &zeros);
+                }
+            }
+        });
+    }
+
+    fn by_channels(&self) {
+        let [from, to] = self.channels;
+        let tiles = self.patches.count();
+        let zeros = Scratch::zeroed(from.max(to));
+        // [blocks of input channels, 36, tiles, BLOCK]
+        let rows_len = spaced(tiles * BLOCK);
+        let block_len = FREQUENCIES * rows_len;
+        let mut rows = Scratch::new(from.div_ceil(BLOCK) * block_len);
+        let out = Shared::new(&mut rows);
+        for_each_task(tiles.div_ceil(TILES_PER_TASK), |task| {
+            for tile in task_range(task, TILES_PER_TASK, tiles) {
+                let at = out.at(tile * BLOCK);
+                let to = Spread { at, frequency_stride: rows_len, block_len: BLOCK, block_stride: block_len };
+                self.transform(tile, to, &zeros);
+            }
+        });
+        let rows = &rows[..];
+        for_each_task(to.div_ceil(PANEL), |panel| {
+            let (filter_len, sums_len) = (spaced(BLOCK * PANEL), spaced(tiles * PANEL));
+            let mut filters = Scratch::new(FREQUENCIES * filter_len);
+            let mut sums = Scratch::new(FREQUENCIES * sums_len);
+            for (block, k) in (0..from).step_by(BLOCK).enumerate() {
+                let k = k..from.min(k + BLOCK);
+                let len = k.len();
+                // SAFETY: the filters are this task's; rows, filters and sums are as long as their strides say.
+                unsafe {
+                    self.filters(panel, k, filters.as_mut_ptr(), filter_len);
+                    for f in 0..FREQUENCIES {
+                        let a = rows[block * block_len + f * rows_len..].as_ptr();
+                        let b = filters[f * filter_len..].as_ptr();
+                        let dst = sums[f * sums_len..].as_mut_ptr();
+                        multiply(self.isa, tiles, len, 1, a, BLOCK, b, 0, block > 0, dst, PANEL);
+                    }
+                }
+            }
+            let channels = panel * PANEL..to.min((panel + 1) * PANEL);
+            for tile in 0..tiles {
+                self.output(tile, channels.clone(), &sums[tile * PANEL..], sums_len, &zeros);
+            }
+        });
+    }
+
+    /// Transforms one tile of the source.
+    fn transform(&self, tile: usize, to: Spread, zeros: &[f32]) {
+        self.patches.sources::<6, FREQUENCIES>(tile, self.source, zeros, |first, channels, pixels| {
+            // SAFETY: every pixel has the part's channels; callers give each tile its own destination.
+            unsafe { input_tile(self.isa, pixels, first, channels, to) };
+        });
+    }
+
+    /// Transforms the kernels from input channels `rows` to the sixteen output channels of `panel`.
+    ///
+    /// # Safety
+    /// `dst` must have room for all 36 frequencies of whole rows, and be nobody else's.
+    unsafe fn filters(&self, panel: usize, rows: std::ops::Range<usize>, dst: *mut f32, stride: usize) {
+        let inputs = self.shape.in_channels;
+        let (lane, row) = match self.direction {
+            Direction::Forward => (inputs * 9, 9),
+            Direction::InputGrad => (9, inputs * 9),
+        };
+        let first = panel * PANEL;
+        let kernels = Kernels {
+            at: self.weight[first * lane + rows.start * row..].as_ptr(),
+            lanes: (self.channels[1] - first).min(PANEL),
+            lane_stride: lane,
+            row_stride: row,
+        };
+        unsafe { filter_rows(self.isa, kernels, rows.len(), self.direction == Direction::InputGrad, dst, stride) };
+    }
+
+    /// Transforms the sums of one tile back, for the output channels `channels` of which `sums` has the first.
+    fn output(&self, tile: usize, channels: std::ops::Range<usize>, sums: &[f32], stride: usize, zeros: &[f32]) {
+        for (first, end, place) in Tiles::targets(self.targets, channels.start, channels.end) {
+            let m = sums[first - channels.start..].as_ptr();
+            // SAFETY: every pixel of the target has these channels; callers give each tile and channel to one task.
+            unsafe {
+                if self.direction == Direction::InputGrad && self.shape.upsample == 2 {
+                    let pixels = self.results.halved(tile);
+                    output_tile_halved(self.isa, m, stride, end - first, &pixels, place);
+                } else {
+                    let pixels = self.results.pixels::<4, 16>(tile);
+                    let bias = self.bias.map_or(&zeros[..end - first], |bias| &bias[first..end]);
+                    let add = self.residual.map_or(std::ptr::null(), |residual| residual[first..].as_ptr());
+                    output_tile(self.isa, m, stride, bias, &pixels, place, add);
+                }
+            }
+        }
+    }
+}
