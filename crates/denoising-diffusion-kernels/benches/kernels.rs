@@ -4,7 +4,7 @@
 //! attention), and bytes per second of inputs and outputs (normalisation, optimizer). Winograd convolutions are counted as if
 //! computed directly, so they may exceed the machine's peak.
 
-use denoising_diffusion_kernels::activation::{Activation, silu_forward};
+use denoising_diffusion_kernels::activation::{Activation, silu_backward, silu_forward};
 use denoising_diffusion_kernels::attention::{
     AttentionShape, attention_backward, attention_forward, linear_attention_backward, linear_attention_forward,
 };
@@ -84,25 +84,57 @@ impl std::fmt::Display for Case {
     }
 }
 
-const NORM: RmsNormShape = RmsNormShape { batch: 16, positions: 1024, channels: 64 };
+/// Channels of normalised activations; always 2^20 values.
+const CHANNELS: [usize; 5] = [32, 64, 128, 256, 512];
 
-#[divan::bench]
-fn norm_forward(bencher: Bencher) {
-    let (x, g, m) = (values(NORM.len()), values(64), values(16 * 128));
-    let mut y = values(NORM.len());
-    let run = || rms_norm_forward(&NORM, black_box(&x), &g, Some(&m), Activation::Silu, &mut y);
-    bencher.counter(BytesCount::new(8 * NORM.len())).bench_local(run);
+fn norm_shape(channels: usize) -> RmsNormShape {
+    RmsNormShape { batch: 16, positions: (1 << 16) / channels, channels }
 }
 
+/// What the normalisations are to be measured against.
 #[divan::bench]
-fn norm_backward(bencher: Bencher) {
-    let (x, dy, g, m) = (values(NORM.len()), values(NORM.len()), values(64), values(16 * 128));
-    let (mut dx, mut dg, mut dm) = (values(NORM.len()), values(64), values(16 * 128));
+fn copy(bencher: Bencher) {
+    let (x, mut y) = (values(1 << 20), values(1 << 20));
+    bencher.counter(BytesCount::new(8usize << 20)).bench_local(|| y.copy_from_slice(black_box(&x)));
+}
+
+fn bench_norm_forward(bencher: Bencher, channels: usize, activation: Activation) {
+    let s = norm_shape(channels);
+    let (x, g, m) = (values(s.len()), values(channels), values(16 * 2 * channels));
+    let mut y = values(s.len());
+    let run = || rms_norm_forward(&s, black_box(&x), &g, Some(&m), activation, None, &mut y);
+    bencher.counter(BytesCount::new(8 * s.len())).bench_local(run);
+}
+
+fn bench_norm_backward(bencher: Bencher, channels: usize, activation: Activation) {
+    let s = norm_shape(channels);
+    let (x, dy, g, m) = (values(s.len()), values(s.len()), values(channels), values(16 * 2 * channels));
+    let (mut dx, mut dg, mut dm) = (values(s.len()), values(channels), values(16 * 2 * channels));
     let run = || {
         let grads = RmsNormGrads { x: &mut dx, g: &mut dg, scale_shift: Some(&mut dm) };
-        rms_norm_backward(&NORM, black_box(&x), &g, Some(&m), Activation::Silu, &dy, grads);
+        rms_norm_backward(&s, black_box(&x), &g, Some(&m), activation, &dy, grads);
     };
-    bencher.counter(BytesCount::new(12 * NORM.len())).bench_local(run);
+    bencher.counter(BytesCount::new(12 * s.len())).bench_local(run);
+}
+
+#[divan::bench(args = CHANNELS)]
+fn rms_norm_silu_forward(bencher: Bencher, channels: usize) {
+    bench_norm_forward(bencher, channels, Activation::Silu);
+}
+
+#[divan::bench(args = CHANNELS)]
+fn rms_norm_silu_backward(bencher: Bencher, channels: usize) {
+    bench_norm_backward(bencher, channels, Activation::Silu);
+}
+
+#[divan::bench(args = CHANNELS)]
+fn rms_norm_plain_forward(bencher: Bencher, channels: usize) {
+    bench_norm_forward(bencher, channels, Activation::Identity);
+}
+
+#[divan::bench(args = CHANNELS)]
+fn rms_norm_plain_backward(bencher: Bencher, channels: usize) {
+    bench_norm_backward(bencher, channels, Activation::Identity);
 }
 
 #[divan::bench]
@@ -112,30 +144,95 @@ fn silu(bencher: Bencher) {
     bencher.counter(BytesCount::new(8usize << 20)).bench_local(|| silu_forward(black_box(&x), &mut y));
 }
 
-#[divan::bench(args = [256, 1024])]
-fn attention(bencher: Bencher, positions: usize) {
-    let s = AttentionShape { batch: 16, positions, heads: 4, head_dim: 32, memory: 4 };
-    let (qkv, memory, dout) = (values(s.qkv_len()), values(s.memory_len()), values(s.output_len()));
-    let (mut out, mut lse) = (values(s.output_len()), values(s.lse_len()));
-    let (mut dqkv, mut dmemory) = (values(s.qkv_len()), values(s.memory_len()));
-    // Two products forward, five backward.
-    let flops = 7 * 2 * s.batch * s.heads * s.positions * (s.positions + s.memory) * s.head_dim;
-    bencher.counter(ItemsCount::new(flops)).bench_local(|| {
-        attention_forward(&s, black_box(&qkv), &memory, &mut out, &mut lse);
-        attention_backward(&s, &qkv, &memory, &out, &lse, &dout, &mut dqkv, &mut dmemory);
+#[divan::bench]
+fn silu_grad(bencher: Bencher) {
+    let (x, dy, mut dx) = (values(1 << 20), values(1 << 20), values(1 << 20));
+    bencher.counter(BytesCount::new(12usize << 20)).bench_local(|| silu_backward(black_box(&x), &dy, &mut dx));
+}
+
+fn attention_shape((batch, positions): (usize, usize)) -> AttentionShape {
+    AttentionShape { batch, positions, heads: 4, head_dim: 32, memory: 4 }
+}
+
+/// Inputs of an attention and room for its results.
+struct Attention {
+    shape: AttentionShape,
+    qkv: Vec<f32>,
+    memory: Vec<f32>,
+    dout: Vec<f32>,
+    out: Vec<f32>,
+    lse: Vec<f32>,
+    dqkv: Vec<f32>,
+    dmemory: Vec<f32>,
+}
+
+impl Attention {
+    fn new(size: (usize, usize)) -> Self {
+        let shape = attention_shape(size);
+        Self {
+            shape,
+            qkv: values(shape.qkv_len()),
+            memory: values(shape.memory_len()),
+            dout: values(shape.output_len()),
+            out: values(shape.output_len()),
+            lse: values(shape.lse_len()),
+            dqkv: values(shape.qkv_len()),
+            dmemory: values(shape.memory_len()),
+        }
+    }
+
+    /// Floating-point operations of one product of queries and keys.
+    fn product(&self) -> usize {
+        let s = &self.shape;
+        2 * s.batch * s.heads * s.positions * (s.positions + s.memory) * s.head_dim
+    }
+}
+
+/// Batch and positions.
+const ATTENTIONS: [(usize, usize); 5] = [(16, 16), (16, 49), (16, 64), (16, 256), (16, 1024)];
+const LINEAR_ATTENTIONS: [(usize, usize); 5] = [(16, 1024), (16, 256), (32, 784), (32, 196), (32, 49)];
+
+#[divan::bench(args = ATTENTIONS.map(Size))]
+fn full_attention_forward(bencher: Bencher, size: &Size) {
+    let mut a = Attention::new(size.0);
+    bencher.counter(ItemsCount::new(2 * a.product())).bench_local(|| {
+        attention_forward(&a.shape, black_box(&a.qkv), &a.memory, &mut a.out, &mut a.lse);
     });
 }
 
-#[divan::bench(args = [256, 1024])]
-fn linear_attention(bencher: Bencher, positions: usize) {
-    let s = AttentionShape { batch: 16, positions, heads: 4, head_dim: 32, memory: 4 };
-    let (qkv, memory, dout) = (values(s.qkv_len()), values(s.memory_len()), values(s.output_len()));
-    let mut out = values(s.output_len());
-    let (mut dqkv, mut dmemory) = (values(s.qkv_len()), values(s.memory_len()));
-    bencher.counter(BytesCount::new(4 * (3 * s.qkv_len() + 2 * s.output_len()))).bench_local(|| {
-        linear_attention_forward(&s, black_box(&qkv), &memory, &mut out);
-        linear_attention_backward(&s, &qkv, &memory, &dout, &mut dqkv, &mut dmemory);
+#[divan::bench(args = ATTENTIONS.map(Size))]
+fn full_attention_backward(bencher: Bencher, size: &Size) {
+    let mut a = Attention::new(size.0);
+    attention_forward(&a.shape, &a.qkv, &a.memory, &mut a.out, &mut a.lse);
+    bencher.counter(ItemsCount::new(5 * a.product())).bench_local(|| {
+        let (dqkv, dmemory) = (&mut a.dqkv, &mut a.dmemory);
+        attention_backward(&a.shape, black_box(&a.qkv), &a.memory, &a.out, &a.lse, &a.dout, dqkv, dmemory);
     });
+}
+
+#[divan::bench(args = LINEAR_ATTENTIONS.map(Size))]
+fn linear_attention_fwd(bencher: Bencher, size: &Size) {
+    let mut a = Attention::new(size.0);
+    bencher.counter(BytesCount::new(4 * (a.qkv.len() + a.out.len()))).bench_local(|| {
+        linear_attention_forward(&a.shape, black_box(&a.qkv), &a.memory, &mut a.out);
+    });
+}
+
+#[divan::bench(args = LINEAR_ATTENTIONS.map(Size))]
+fn linear_attention_bwd(bencher: Bencher, size: &Size) {
+    let mut a = Attention::new(size.0);
+    bencher.counter(BytesCount::new(4 * (2 * a.qkv.len() + a.dout.len()))).bench_local(|| {
+        linear_attention_backward(&a.shape, black_box(&a.qkv), &a.memory, &a.dout, &mut a.dqkv, &mut a.dmemory);
+    });
+}
+
+/// Batch and positions of an attention.
+struct Size((usize, usize));
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "batch {}, {} positions", self.0.0, self.0.1)
+    }
 }
 
 #[divan::bench]

@@ -1,13 +1,22 @@
 //! Linear attention (Shen et al. 2018, "Efficient Attention"): cost grows with the number of positions, not its square.
+//!
+//! Rows are worked on in blocks that stay in the first-level cache: copied there, through their softmax in place, and into the
+//! products. Softmax over keys has a running maximum and sum.
 
-use super::pack::{MemoryLayout, head_rows, key_rows, panels_of_rows};
+use super::linear_rows::{copy, key_weights, query_weights};
+use super::pack::{MemoryLayout, memory_rows};
 use super::{AttentionShape, KEY, QUERY, VALUE};
-use crate::gemm::{AddTo, PANEL, dense_pointers, outer_sum, rows_times_panels, tile_heights};
-use crate::par::{Scratch, Shared, for_each_task};
-use crate::simd::{Isa, LANES, exp, simd_fn};
+use crate::gemm::{AddTo, PANEL, ROWS, dense_pointers, outer_sum, rows_times_panels, tile_heights};
+use crate::par::{Scratch, Shared, for_each_task, task_range};
+use crate::simd::Isa;
+use std::ops::Range;
 
-/// Rows whose outer products are summed at a time, so that they stay in the first-level cache.
-const ROWS_PER_CHUNK: usize = 128;
+/// Most rows of a block, a multiple of [`ROWS`].
+pub(super) const BLOCK: usize = 48;
+/// Fewest positions that are worth a task.
+const CHUNK: usize = 5 * BLOCK;
+/// Tasks wanted, as far as [`CHUNK`] allows.
+const TASKS: usize = 32;
 
 /// out[b, i, h, e] = sum over channels d of context[d, e] q'[i, d], with context[d, e] = sum over keys j of k'[j, d] v[j, e],
 /// q' = softmax of q over the head's channels times head_dim^-1/2, k' = softmax of k over all keys.
@@ -20,135 +29,285 @@ pub fn linear_attention_forward(shape: &AttentionShape, qkv: &[f32], memory: &[f
 
 pub(super) fn forward_with(isa: Isa, shape: &AttentionShape, qkv: &[f32], memory: &[f32], out: &mut [f32]) {
     shape.check(qkv.len(), memory.len(), out.len());
-    let (dim, padded) = (shape.head_dim, shape.padded_dim());
+    let plan = Plan::new(shape);
+    let (dim, padded, stride) = (plan.dim, plan.padded, shape.heads * plan.dim);
+    let states = plan.states(isa, qkv, memory, Side::Keys);
     let out = Shared::new(out);
-    for_each_task(shape.batch * shape.heads, |pair| {
-        let (image, head) = (pair / shape.heads, pair % shape.heads);
-        let state = LinearHead::new(isa, shape, qkv, memory, image, head);
-        let mut panels = Scratch::new(padded * dim);
-        panels_of_rows(&state.context, padded, dim, &mut panels);
-        let rows = dense_pointers(&state.queries, padded, shape.positions);
-        let dst = out.at(shape.output_at(image, 0, head));
-        let stride = shape.heads * dim;
-        // SAFETY: every task has its own head of its own image.
-        unsafe { rows_times_panels(isa, &rows, 1, dim, shape.positions, &panels, dim, AddTo::Nothing, dst, stride) };
+    for_each_task(plan.tasks(), |task| {
+        let (pair, positions) = plan.task(task);
+        let context = plan.state(&states, pair).context;
+        let mut weights = plan.block();
+        let pointers = dense_pointers(&weights, padded, BLOCK);
+        for block in blocks(positions) {
+            let count = block.len();
+            let weights = &mut weights[..count * padded];
+            plan.copy(isa, qkv, pair, QUERY, block.clone(), weights);
+            let dst = out.at(shape.output_at(pair / shape.heads, block.start, pair % shape.heads));
+            // SAFETY: every task has its own positions of its own head; the pointers lead to the rows of `weights`.
+            unsafe {
+                query_weights(isa, weights, dim, padded, plan.query_factor());
+                rows_times_panels(isa, &pointers, 1, padded, count, context, dim, AddTo::Nothing, dst, stride);
+            }
+        }
     });
 }
 
-/// One head: rows are `padded_dim` long, zeros behind `head_dim` (except in `keys`, where nobody reads them).
-pub(super) struct LinearHead {
-    /// q', `[positions, padded_dim]`
-    pub(super) queries: Scratch,
-    /// k', `[keys, padded_dim]`
-    pub(super) keys: Scratch,
-    /// `[keys, padded_dim]`
-    pub(super) values: Scratch,
-    /// `[padded_dim, padded_dim]`
-    pub(super) context: Scratch,
+/// Blocks of nearly equal length that cover `positions`.
+pub(super) fn blocks(positions: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let count = positions.len().div_ceil(BLOCK).max(1);
+    let size = positions.len().div_ceil(count).next_multiple_of(ROWS);
+    positions.clone().step_by(size.max(1)).map(move |start| start..positions.end.min(start + size))
 }
 
-impl LinearHead {
-    pub(super) fn new(
+/// Which index of a head's context counts rows: that of keys' channels or that of values' channels.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    Keys,
+    Values,
+}
+
+/// How a shape's work is divided: in (image, head) pairs, and these in chunks of positions where there are few pairs.
+///
+/// Everything in scratch memory is `padded` wide, with zeros behind `dim`; matrices of `padded` rows and columns are stored as
+/// panels, `[padded / 16, padded, 16]`.
+pub(super) struct Plan<'a> {
+    pub(super) shape: &'a AttentionShape,
+    pub(super) dim: usize,
+    pub(super) padded: usize,
+    pub(super) chunks: usize,
+    chunk: usize,
+    heights: Vec<usize>,
+    /// Where a block's rows begin in scratch memory.
+    offsets: [usize; BLOCK],
+}
+
+/// What the keys and values of a head come to, after [`Plan::states`].
+pub(super) struct State<'a> {
+    /// Of every channel of the keys, `[padded]`.
+    pub(super) maxima: &'a [f32],
+    /// 1 / sum over keys of e^(key - maximum), `[padded]`.
+    pub(super) factors: &'a [f32],
+    /// The context as panels; its rows are the channels of `Side`.
+    pub(super) context: &'a [f32],
+}
+
+impl<'a> Plan<'a> {
+    pub(super) fn new(shape: &'a AttentionShape) -> Self {
+        let wanted = TASKS.div_ceil(shape.batch * shape.heads);
+        let chunk = shape.positions.div_ceil(wanted).max(CHUNK).next_multiple_of(ROWS);
+        let padded = shape.padded_dim();
+        let (dim, chunks, heights) = (shape.head_dim, shape.positions.div_ceil(chunk), tile_heights(padded));
+        let offsets = std::array::from_fn(|row| row * padded);
+        Self { shape, dim, padded, chunks, chunk, heights, offsets }
+    }
+
+    pub(super) fn tasks(&self) -> usize {
+        self.pairs() * self.chunks
+    }
+
+    pub(super) fn pairs(&self) -> usize {
+        self.shape.batch * self.shape.heads
+    }
+
+    /// The pair and the positions of a task.
+    pub(super) fn task(&self, task: usize) -> (usize, Range<usize>) {
+        (task / self.chunks, task_range(task % self.chunks, self.chunk, self.shape.positions))
+    }
+
+    /// What queries' weights sum up to.
+    pub(super) fn query_factor(&self) -> f32 {
+        1.0 / (self.dim as f32).sqrt()
+    }
+
+    /// Room for a block's rows, zeros throughout.
+    pub(super) fn block(&self) -> Scratch {
+        if self.dim < self.padded {
+            return Scratch::zeroed(BLOCK * self.padded);
+        }
+        Scratch::new(BLOCK * self.padded)
+    }
+
+    /// Values of a matrix of `padded` rows and columns.
+    pub(super) fn matrix(&self) -> usize {
+        self.padded * self.padded
+    }
+
+    /// Copies `positions` of queries, keys or values of a pair to rows of `padded` values.
+    pub(super) fn copy(
+        &self,
         isa: Isa,
-        shape: &AttentionShape,
+        qkv: &[f32],
+        pair: usize,
+        part: usize,
+        positions: Range<usize>,
+        target: &mut [f32],
+    ) {
+        let (s, count) = (self.shape, positions.len());
+        let stride = 3 * s.heads * s.head_dim;
+        let source = &qkv[s.qkv_at(pair / s.heads, positions.start, part, pair % s.heads)..];
+        self.copy_rows(isa, source, stride, count, target);
+    }
+
+    /// Copies `count` rows, the first at the beginning of `source`, to rows of `padded` values.
+    pub(super) fn copy_rows(&self, isa: Isa, source: &[f32], stride: usize, count: usize, target: &mut [f32]) {
+        assert!(count > 0 && (count - 1) * stride + self.dim <= source.len() && count * self.padded <= target.len());
+        // SAFETY: the rows are there, as just asserted.
+        unsafe { copy(isa, source.as_ptr(), stride, self.dim, count, target.as_mut_ptr(), self.padded) };
+    }
+
+    /// The memory's rows of keys or values of a pair.
+    pub(super) fn memory(&self, memory: &[f32], pair: usize, part: usize) -> Scratch {
+        memory_rows(self.shape, memory, MemoryLayout::ChannelsOfRows, part, pair % self.shape.heads)
+    }
+
+    /// panels += the sum over rows i of a[i, :]^T b[i, :]; both at most a block of rows of `padded` values.
+    pub(super) fn add_product(&self, isa: Isa, a: &[f32], b: &[f32], panels: &mut [f32]) {
+        let padded = self.padded;
+        assert!(a.len() == b.len() && panels.len() == self.matrix());
+        let offsets = &self.offsets[..a.len() / padded];
+        for (panel, target) in panels.chunks_exact_mut(padded * PANEL).enumerate() {
+            let mut row = 0;
+            for &height in &self.heights {
+                let dst = target[row * PANEL..].as_mut_ptr();
+                // SAFETY: the heights add up to the panel's rows, which are the rows' width.
+                unsafe { outer_sum(isa, height, &a[row..], padded, b[panel * PANEL..].as_ptr(), offsets, dst, PANEL) };
+                row += height;
+            }
+        }
+    }
+
+    fn state_len(&self) -> usize {
+        self.padded * (self.padded + 2)
+    }
+
+    /// The state of every pair, at the beginning of its chunks' partial states.
+    pub(super) fn states(&self, isa: Isa, qkv: &[f32], memory: &[f32], side: Side) -> Scratch {
+        let len = self.state_len();
+        let mut states = Scratch::new(self.tasks() * len);
+        let all = Shared::new(&mut states);
+        for_each_task(self.tasks(), |task| {
+            let (pair, positions) = self.task(task);
+            // SAFETY: every task has its own state.
+            let mut partial = Partial::split(unsafe { all.part(task * len..(task + 1) * len) }, self.padded);
+            self.add_keys(isa, qkv, memory, side, pair, positions, &mut partial);
+            if self.chunks == 1 {
+                partial.finish(side);
+            }
+        });
+        if self.chunks > 1 {
+            for_each_task(self.pairs(), |pair| {
+                // SAFETY: every task has its own pair.
+                let states = unsafe { all.part(pair * self.chunks * len..(pair + 1) * self.chunks * len) };
+                let (first, rest) = states.split_at_mut(len);
+                let mut first = Partial::split(first, self.padded);
+                rest.chunks_exact_mut(len).for_each(|other| first.merge(Partial::split(other, self.padded), side));
+                first.finish(side);
+            });
+        }
+        states
+    }
+
+    /// A pair's state.
+    pub(super) fn state<'b>(&self, states: &'b [f32], pair: usize) -> State<'b> {
+        let state = &states[pair * self.chunks * self.state_len()..][..self.state_len()];
+        let (maxima, rest) = state.split_at(self.padded);
+        let (factors, context) = rest.split_at(self.padded);
+        State { maxima, factors, context }
+    }
+
+    /// A chunk's partial state; the first chunk has the memory, too.
+    #[allow(clippy::too_many_arguments, reason = "a task and its inputs")]
+    fn add_keys(
+        &self,
+        isa: Isa,
         qkv: &[f32],
         memory: &[f32],
-        image: usize,
-        head: usize,
-    ) -> Self {
-        let (dim, padded) = (shape.head_dim, shape.padded_dim());
-        let layout = MemoryLayout::ChannelsOfRows;
-        let mut queries = head_rows(shape, qkv, image, QUERY, head);
-        let mut keys = key_rows(shape, qkv, memory, layout, image, KEY, head);
-        let values = key_rows(shape, qkv, memory, layout, image, VALUE, head);
-        // SAFETY: rows of `padded` values, as both functions want.
-        unsafe {
-            softmax_rows(isa, &mut queries, dim, padded, 1.0 / (dim as f32).sqrt());
-            softmax_columns(isa, &mut keys, padded);
+        side: Side,
+        pair: usize,
+        positions: Range<usize>,
+        partial: &mut Partial<'_>,
+    ) {
+        partial.maxima.fill(f32::NEG_INFINITY);
+        partial.sums.fill(0.0);
+        partial.context.fill(0.0);
+        let (mut keys, mut values, mut carry) = (self.block(), self.block(), Scratch::zeroed(self.padded));
+        let mut add = |keys: &mut [f32], values: &[f32]| {
+            let (maxima, sums) = (&mut *partial.maxima, &mut *partial.sums);
+            // SAFETY: `isa` is what this machine has.
+            unsafe { key_weights(isa, keys, self.dim, self.padded, maxima, sums, &mut carry) };
+            scale(partial.context, &carry, side);
+            match side {
+                Side::Keys => self.add_product(isa, keys, values, partial.context),
+                Side::Values => self.add_product(isa, values, keys, partial.context),
+            }
+        };
+        if positions.start == 0 {
+            let [mut keys, values] = [KEY, VALUE].map(|part| self.memory(memory, pair, part));
+            let len = BLOCK * self.padded;
+            keys.chunks_mut(len).zip(values.chunks(len)).for_each(|(keys, values)| add(keys, values));
         }
-        let context = transposed_product(isa, &keys, &values, dim, padded);
-        Self { queries, keys, values, context }
-    }
-}
-
-/// The sum over rows i of a[i, d] b[i, e] as `[padded, padded]`, for d < `dim`; both have rows of `padded` values.
-pub(super) fn transposed_product(isa: Isa, a: &[f32], b: &[f32], dim: usize, padded: usize) -> Scratch {
-    let mut product = Scratch::zeroed(padded * padded);
-    let offsets: Vec<usize> = (0..ROWS_PER_CHUNK).map(|row| row * padded).collect();
-    for (a, b) in a.chunks(ROWS_PER_CHUNK * padded).zip(b.chunks(ROWS_PER_CHUNK * padded)) {
-        let offsets = &offsets[..a.len() / padded];
-        let mut start = 0;
-        for height in tile_heights(dim) {
-            for panel in (0..padded).step_by(PANEL) {
-                let dst = product[start * padded + panel..].as_mut_ptr();
-                // SAFETY: the tiles cover at most `padded` rows, as `padded` is a multiple of 16.
-                unsafe { outer_sum(isa, height, &a[start..], padded, b[panel..].as_ptr(), offsets, dst, padded) };
-            }
-            start += height;
-        }
-    }
-    product
-}
-
-simd_fn! {
-    /// Every row's first `dim` values become `factor` times their softmax.
-    ///
-    /// # Safety
-    /// `rows` holds whole rows of `padded` >= `dim` values.
-    unsafe fn softmax_rows<S>(rows: &mut [f32], dim: usize, padded: usize, factor: f32) {
-        for row in rows.chunks_exact_mut(padded) {
-            let p = row.as_mut_ptr();
-            let mut lanes = S::splat(f32::NEG_INFINITY);
-            let mut k = 0;
-            while k + LANES <= dim {
-                lanes = S::max(S::load(p.add(k)), lanes);
-                k += LANES;
-            }
-            let largest = row[k..dim].iter().copied().fold(S::max_lane(lanes), f32::max);
-            let mut sum = S::splat(0.0);
-            let mut k = 0;
-            while k < dim {
-                let n = (dim - k).min(LANES);
-                let e = exp::<S>(S::sub(S::load_n(p.add(k), n), S::splat(largest)));
-                S::store_n(p.add(k), e, n);
-                sum = S::add(sum, S::load_n(p.add(k), n));
-                k += LANES;
-            }
-            let factor = S::splat(factor / S::sum(sum));
-            let mut k = 0;
-            while k < dim {
-                let n = (dim - k).min(LANES);
-                S::store_n(p.add(k), S::mul(S::load_n(p.add(k), n), factor), n);
-                k += LANES;
-            }
+        for block in blocks(positions) {
+            let len = block.len() * self.padded;
+            self.copy(isa, qkv, pair, KEY, block.clone(), &mut keys);
+            self.copy(isa, qkv, pair, VALUE, block, &mut values);
+            add(&mut keys[..len], &values[..len]);
         }
     }
 }
 
-simd_fn! {
-    /// Every column becomes its softmax.
-    ///
-    /// # Safety
-    /// `rows` holds whole rows of `padded` values, a multiple of eight.
-    unsafe fn softmax_columns<S>(rows: &mut [f32], padded: usize) {
-        let count = rows.len() / padded;
-        for column in (0..padded).step_by(LANES) {
-            let first = rows.as_mut_ptr().add(column);
-            let mut largest = S::splat(f32::NEG_INFINITY);
-            for row in 0..count {
-                largest = S::max(S::load(first.add(row * padded)), largest);
+/// The state of some of a head's keys: context and sums lack the division by the sums.
+struct Partial<'a> {
+    maxima: &'a mut [f32],
+    sums: &'a mut [f32],
+    context: &'a mut [f32],
+}
+
+impl<'a> Partial<'a> {
+    fn split(state: &'a mut [f32], padded: usize) -> Self {
+        let (maxima, rest) = state.split_at_mut(padded);
+        let (sums, context) = rest.split_at_mut(padded);
+        Self { maxima, sums, context }
+    }
+
+    /// Takes in the state of other keys.
+    fn merge(&mut self, other: Partial<'_>, side: Side) {
+        let padded = self.maxima.len();
+        let (mut old, mut new) = (Scratch::zeroed(padded), Scratch::zeroed(padded));
+        for k in 0..padded {
+            let maximum = self.maxima[k].max(other.maxima[k]);
+            // The columns of padding have no maximum.
+            if maximum > f32::NEG_INFINITY {
+                (old[k], new[k]) = ((self.maxima[k] - maximum).exp(), (other.maxima[k] - maximum).exp());
             }
-            let mut sum = S::splat(0.0);
-            for row in 0..count {
-                let at = first.add(row * padded);
-                let e = exp::<S>(S::sub(S::load(at), largest));
-                S::store(at, e);
-                sum = S::add(sum, e);
-            }
-            let factor = S::div(S::splat(1.0), sum);
-            for row in 0..count {
-                let at = first.add(row * padded);
-                S::store(at, S::mul(S::load(at), factor));
+            self.maxima[k] = maximum;
+            self.sums[k] = self.sums[k] * old[k] + other.sums[k] * new[k];
+        }
+        scale(self.context, &old, side);
+        scale(other.context, &new, side);
+        for (sum, part) in self.context.iter_mut().zip(other.context.iter()) {
+            *sum += part;
+        }
+    }
+
+    /// Divides the context by the sums and turns these into factors.
+    fn finish(&mut self, side: Side) {
+        // No sum over keys is below 1; that of a column of padding is 0.
+        self.sums.iter_mut().for_each(|sum| *sum = if *sum == 0.0 { 0.0 } else { 1.0 / *sum });
+        scale(self.context, self.sums, side);
+    }
+}
+
+/// Multiplies the context, as panels, by a factor for every channel of the keys.
+fn scale(panels: &mut [f32], factors: &[f32], side: Side) {
+    if factors.iter().all(|&factor| factor == 1.0) {
+        return;
+    }
+    for (panel, rows) in panels.chunks_exact_mut(factors.len() * PANEL).enumerate() {
+        let columns = &factors[panel * PANEL..][..PANEL];
+        for (row, &factor) in rows.chunks_exact_mut(PANEL).zip(factors) {
+            match side {
+                Side::Keys => row.iter_mut().for_each(|x| *x *= factor),
+                Side::Values => row.iter_mut().zip(columns).for_each(|(x, factor)| *x *= factor),
             }
         }
     }

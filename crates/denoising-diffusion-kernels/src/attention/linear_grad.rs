@@ -1,13 +1,16 @@
 //! Gradient of linear attention; everything is recomputed from the inputs.
 //!
-//! With C the context: dq' = dO C^T, dC = q'^T dO, dk' = v dC^T, dv = k' dC, and dq and dk through their softmaxes.
+//! With C the context: dq' = dO C^T, dC = q'^T dO, dk' = v dC^T, dv = k' dC, and dq and dk through their softmaxes. The sum over
+//! keys of k' dk', which the latter needs, is the sum of C dC over the channels of the values: no pass over the keys.
 
-use super::linear::{LinearHead, transposed_product};
-use super::pack::{MemoryLayout, output_rows, panels_of_rows, panels_of_transpose};
+use super::linear::{BLOCK, Plan, Side, State, blocks};
+use super::linear_rows::{key_grads, key_softmax, query_grads, query_weights};
+use super::pack::MemoryLayout;
 use super::{AttentionShape, KEY, QUERY, VALUE, sum_batch};
-use crate::gemm::{AddTo, dense_pointers, rows_times_panels};
+use crate::gemm::{AddTo, PANEL, RowPointers, dense_pointers, rows_times_panels};
 use crate::par::{Scratch, Shared, for_each_task};
-use crate::simd::{Isa, LANES, simd_fn};
+use crate::simd::Isa;
+use std::ops::Range;
 
 /// `dqkv` and `dmemory` from `dout`, the gradient of [`super::linear_attention_forward`]'s output, and that call's inputs.
 ///
@@ -34,105 +37,163 @@ pub(super) fn backward_with(
 ) {
     shape.check(qkv.len(), memory.len(), dout.len());
     shape.check(dqkv.len(), dmemory.len(), dout.len());
-    let (dim, padded) = (shape.head_dim, shape.padded_dim());
-    let layout = MemoryLayout::ChannelsOfRows;
+    let plan = Plan::new(shape);
+    let states = plan.states(isa, qkv, memory, Side::Values);
+    let matrix = plan.matrix();
+    let mut dcontexts = Scratch::zeroed(plan.tasks() * matrix);
+    let (target, partial) = (Shared::new(dqkv), Shared::new(&mut dcontexts));
+    for_each_task(plan.tasks(), |task| {
+        let (pair, positions) = plan.task(task);
+        // SAFETY: every task has its own matrix.
+        let dcontext = unsafe { partial.part(task * matrix..(task + 1) * matrix) };
+        queries(isa, &plan, qkv, dout, plan.state(&states, pair).context, pair, positions, target, dcontext);
+    });
     let mut memory_parts = Scratch::zeroed(shape.batch * shape.memory_len());
-    let (dqkv, parts) = (Shared::new(dqkv), Shared::new(&mut memory_parts));
-    for_each_task(shape.batch * shape.heads, |pair| {
-        let (image, head) = (pair / shape.heads, pair % shape.heads);
-        let state = LinearHead::new(isa, shape, qkv, memory, image, head);
-        let dout = output_rows(shape, dout, image, head);
-        let [dq, dk, dv] = head_grads(isa, shape, &state, &dout);
-        let skip = shape.memory * padded;
-        for (part, rows) in [(QUERY, &dq[..]), (KEY, &dk[skip..]), (VALUE, &dv[skip..])] {
-            for (position, row) in rows.chunks_exact(padded).enumerate() {
-                let at = shape.qkv_at(image, position, part, head);
-                // SAFETY: every task has its own head of its own image.
-                unsafe { dqkv.part(at..at + dim) }.copy_from_slice(&row[..dim]);
-            }
+    let parts = Shared::new(&mut memory_parts);
+    for_each_task(plan.tasks(), |task| {
+        let (pair, positions) = plan.task(task);
+        let dcontexts = &dcontexts[pair * plan.chunks * matrix..(pair + 1) * plan.chunks * matrix];
+        let mut keys = Keys::new(isa, &plan, plan.state(&states, pair), dcontexts);
+        if positions.start == 0 {
+            keys.memory(memory, pair, parts);
         }
-        for (part, rows) in [(0, &dk), (1, &dv)] {
-            for (row, values) in rows.chunks_exact(padded).take(shape.memory).enumerate() {
-                for (channel, &value) in values[..dim].iter().enumerate() {
-                    let at = image * shape.memory_len() + layout.at(shape, part, head, row, channel);
-                    // SAFETY: as above.
-                    unsafe { *parts.at(at) = value };
-                }
-            }
-        }
+        keys.positions(qkv, pair, positions, target);
     });
     sum_batch(&memory_parts, dmemory);
 }
 
-/// dq, dk and dv of one head, rows of `padded_dim`; dk and dv with the memory first.
-fn head_grads(isa: Isa, shape: &AttentionShape, state: &LinearHead, dout: &[f32]) -> [Scratch; 3] {
-    let (dim, padded) = (shape.head_dim, shape.padded_dim());
-    let dcontext = transposed_product(isa, &state.queries, dout, dim, padded);
-    let mut panels = Scratch::new(padded * dim);
-
-    panels_of_transpose(&state.context, padded, dim, dim, &mut panels);
-    let mut dq = product(isa, dout, &panels, dim, padded);
-    // SAFETY: rows of `padded` values throughout.
-    unsafe { softmax_rows_grad(isa, &state.queries, &mut dq, padded, (dim as f32).sqrt()) };
-
-    panels_of_transpose(&dcontext, padded, dim, dim, &mut panels);
-    let mut dk = product(isa, &state.values, &panels, dim, padded);
-    // SAFETY: as above.
-    unsafe { softmax_columns_grad(isa, &state.keys, &mut dk, padded) };
-
-    panels_of_rows(&dcontext, padded, dim, &mut panels);
-    let dv = product(isa, &state.keys, &panels, dim, padded);
-    [dq, dk, dv]
-}
-
-/// The first `dim` values of each row times `panels`, as rows of `padded` values.
-fn product(isa: Isa, rows: &[f32], panels: &[f32], dim: usize, padded: usize) -> Scratch {
-    let count = rows.len() / padded;
-    let mut target = Scratch::new(rows.len());
-    let dst = target.as_mut_ptr();
-    let pointers = dense_pointers(rows, padded, count);
-    // SAFETY: `target` has `count` rows of `padded` values.
-    unsafe { rows_times_panels(isa, &pointers, 1, dim, count, panels, padded, AddTo::Nothing, dst, padded) };
-    target
-}
-
-simd_fn! {
-    /// For rows y = softmax / `inverse_factor`: dy becomes y (dy - inverse_factor sum(y dy)).
-    ///
-    /// # Safety
-    /// Both hold the same whole number of rows of `padded` values, a multiple of eight, zeros behind the softmax.
-    unsafe fn softmax_rows_grad<S>(y: &[f32], dy: &mut [f32], padded: usize, inverse_factor: f32) {
-        for (y, dy) in y.chunks_exact(padded).zip(dy.chunks_exact_mut(padded)) {
-            let (y, dy) = (y.as_ptr(), dy.as_mut_ptr());
-            let mut dot = S::splat(0.0);
-            for k in (0..padded).step_by(LANES) {
-                dot = S::fma(S::load(y.add(k)), S::load(dy.add(k)), dot);
-            }
-            let dot = S::splat(S::sum(dot) * inverse_factor);
-            for k in (0..padded).step_by(LANES) {
-                let d = S::mul(S::load(y.add(k)), S::sub(S::load(dy.add(k)), dot));
-                S::store(dy.add(k), d);
-            }
+/// dq of a task's positions, and their part of dC (rows are the keys' channels).
+#[allow(clippy::too_many_arguments, reason = "a task, its inputs and its results")]
+fn queries(
+    isa: Isa,
+    plan: &Plan<'_>,
+    qkv: &[f32],
+    dout: &[f32],
+    context: &[f32],
+    pair: usize,
+    positions: Range<usize>,
+    dqkv: Shared<'_>,
+    dcontext: &mut [f32],
+) {
+    let (s, dim, padded) = (plan.shape, plan.dim, plan.padded);
+    let (image, head, stride) = (pair / s.heads, pair % s.heads, s.heads * dim);
+    let (mut weights, mut dweights, mut rows) = (plan.block(), plan.block(), plan.block());
+    let pointers = dense_pointers(&rows, padded, BLOCK);
+    for block in blocks(positions) {
+        let count = block.len();
+        let [weights, dweights, rows] = [&mut weights, &mut dweights, &mut rows].map(|r| &mut r[..count * padded]);
+        plan.copy(isa, qkv, pair, QUERY, block.clone(), weights);
+        plan.copy_rows(isa, &dout[s.output_at(image, block.start, head)..], stride, count, rows);
+        let dq = dqkv.at(s.qkv_at(image, block.start, QUERY, head));
+        // SAFETY: every task has its own positions of its own head; the pointers lead to `rows`.
+        unsafe {
+            query_weights(isa, weights, dim, padded, plan.query_factor());
+            plan.add_product(isa, weights, rows, dcontext);
+            let dst = dweights.as_mut_ptr();
+            rows_times_panels(isa, &pointers, 1, padded, count, context, padded, AddTo::Nothing, dst, padded);
+            query_grads(isa, weights, dweights, dim, padded, 1.0 / plan.query_factor(), dq, 3 * stride);
         }
     }
 }
 
-simd_fn! {
-    /// For columns y = softmax: dy becomes y (dy - sum(y dy)).
+/// What the gradients of a pair's keys and values are computed with.
+struct Keys<'a> {
+    isa: Isa,
+    plan: &'a Plan<'a>,
+    state: State<'a>,
+    /// dC, rows are the keys' channels.
+    dcontext: Scratch,
+    /// dC, rows are the values' channels.
+    transposed: Scratch,
+    /// The sum over keys of k' dk', `[padded]`.
+    dots: Scratch,
+    /// A block of keys and then of k', and pointers to its rows.
+    keys: Scratch,
+    key_rows: Vec<RowPointers>,
+    values: Scratch,
+    value_rows: Vec<RowPointers>,
+    /// dk' of a block.
+    dweights: Scratch,
+}
+
+impl<'a> Keys<'a> {
+    /// `dcontexts` holds the parts of dC of the pair's chunks.
+    fn new(isa: Isa, plan: &'a Plan<'a>, state: State<'a>, dcontexts: &[f32]) -> Self {
+        let padded = plan.padded;
+        let mut dcontext = Scratch::new(plan.matrix());
+        sum_batch(dcontexts, &mut dcontext);
+        let mut transposed = Scratch::new(plan.matrix());
+        for (panel, columns) in dcontext.chunks_exact(padded * PANEL).enumerate() {
+            for (row, values) in columns.chunks_exact(PANEL).enumerate() {
+                let target = &mut transposed[(row / PANEL * padded + panel * PANEL) * PANEL + row % PANEL..];
+                for (lane, &value) in values.iter().enumerate() {
+                    target[lane * PANEL] = value;
+                }
+            }
+        }
+        let mut dots = Scratch::zeroed(padded);
+        let panels = state.context.chunks_exact(padded * PANEL).zip(transposed.chunks_exact(padded * PANEL));
+        for ((a, b), dots) in panels.zip(dots.chunks_exact_mut(PANEL)) {
+            for (a, b) in a.chunks_exact(PANEL).zip(b.chunks_exact(PANEL)) {
+                for (dot, (a, b)) in dots.iter_mut().zip(a.iter().zip(b)) {
+                    *dot += a * b;
+                }
+            }
+        }
+        let (keys, values, dweights) = (plan.block(), plan.block(), plan.block());
+        let [key_rows, value_rows] = [&keys, &values].map(|rows| dense_pointers(rows, padded, BLOCK));
+        Self { isa, plan, state, dcontext, transposed, dots, keys, key_rows, values, value_rows, dweights }
+    }
+
+    /// dk and dv of the block of `count` keys and values in scratch memory.
     ///
     /// # Safety
-    /// Both hold the same whole number of rows of `padded` values, a multiple of eight.
-    unsafe fn softmax_columns_grad<S>(y: &[f32], dy: &mut [f32], padded: usize) {
-        let count = y.len() / padded;
-        for column in (0..padded).step_by(LANES) {
-            let (y, dy) = (y.as_ptr().add(column), dy.as_mut_ptr().add(column));
-            let mut dot = S::splat(0.0);
-            for row in 0..count {
-                dot = S::fma(S::load(y.add(row * padded)), S::load(dy.add(row * padded)), dot);
-            }
-            for row in 0..count {
-                let at = dy.add(row * padded);
-                S::store(at, S::mul(S::load(y.add(row * padded)), S::sub(S::load(at), dot)));
+    /// `dk` and `dv` must have rows of `dim` values, `stride` apart, that nobody else accesses.
+    unsafe fn block(&mut self, count: usize, dk: *mut f32, dv: *mut f32, stride: usize) {
+        let (isa, dim, padded) = (self.isa, self.plan.dim, self.plan.padded);
+        let (keys, dweights) = (&mut self.keys[..count * padded], &mut self.dweights[..count * padded]);
+        let dst = dweights.as_mut_ptr();
+        // SAFETY: the pointers lead to blocks of rows; the rest is the caller's.
+        unsafe {
+            key_softmax(isa, keys, dim, padded, self.state.maxima, self.state.factors);
+            let (rows, panels) = (&self.value_rows, &self.transposed);
+            rows_times_panels(isa, rows, 1, padded, count, panels, padded, AddTo::Nothing, dst, padded);
+            key_grads(isa, keys, dweights, dim, padded, &self.dots, dk, stride);
+            let (rows, panels) = (&self.key_rows, &self.dcontext);
+            rows_times_panels(isa, rows, 1, padded, count, panels, dim, AddTo::Nothing, dv, stride);
+        }
+    }
+
+    fn positions(&mut self, qkv: &[f32], pair: usize, positions: Range<usize>, dqkv: Shared<'_>) {
+        let (plan, s) = (self.plan, self.plan.shape);
+        for block in blocks(positions) {
+            plan.copy(self.isa, qkv, pair, KEY, block.clone(), &mut self.keys);
+            plan.copy(self.isa, qkv, pair, VALUE, block.clone(), &mut self.values);
+            let target = |part| dqkv.at(s.qkv_at(pair / s.heads, block.start, part, pair % s.heads));
+            // SAFETY: every task has its own positions of its own head.
+            unsafe { self.block(block.len(), target(KEY), target(VALUE), 3 * s.heads * s.head_dim) };
+        }
+    }
+
+    /// Gradients of the memory; `parts` is one `dmemory` for every image.
+    fn memory(&mut self, memory: &[f32], pair: usize, parts: Shared<'_>) {
+        let (plan, s, padded) = (self.plan, self.plan.shape, self.plan.padded);
+        let [keys, values] = [KEY, VALUE].map(|part| plan.memory(memory, pair, part));
+        let (mut dk, mut dv) = (plan.block(), plan.block());
+        for block in blocks(0..s.memory) {
+            let range = block.start * padded..block.end * padded;
+            self.keys[..range.len()].copy_from_slice(&keys[range.clone()]);
+            self.values[..range.len()].copy_from_slice(&values[range]);
+            // SAFETY: the targets are this call's.
+            unsafe { self.block(block.len(), dk.as_mut_ptr(), dv.as_mut_ptr(), padded) };
+            for (part, rows) in [(0, &dk), (1, &dv)] {
+                for (row, values) in block.clone().zip(rows.chunks_exact(padded)) {
+                    for (channel, &value) in values[..plan.dim].iter().enumerate() {
+                        let at = MemoryLayout::ChannelsOfRows.at(s, part, pair % s.heads, row, channel);
+                        // SAFETY: every pair has its own head of its own image.
+                        unsafe { *parts.at(pair / s.heads * s.memory_len() + at) = value };
+                    }
+                }
             }
         }
     }

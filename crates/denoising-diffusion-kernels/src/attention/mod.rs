@@ -7,6 +7,7 @@ mod full;
 mod full_grad;
 mod linear;
 mod linear_grad;
+mod linear_rows;
 mod pack;
 #[cfg(test)]
 mod tests;

@@ -50,6 +50,36 @@ impl MemoryLayout {
     }
 }
 
+/// The memory's rows of keys or values of a head, `[memory, padded_dim]`.
+pub(super) fn memory_rows(
+    shape: &AttentionShape,
+    memory: &[f32],
+    layout: MemoryLayout,
+    part: usize,
+    head: usize,
+) -> Scratch {
+    let mut rows = Scratch::new(shape.memory * shape.padded_dim());
+    fill_memory_rows(shape, memory, layout, part, head, &mut rows);
+    rows
+}
+
+fn fill_memory_rows(
+    shape: &AttentionShape,
+    memory: &[f32],
+    layout: MemoryLayout,
+    part: usize,
+    head: usize,
+    rows: &mut [f32],
+) {
+    debug_assert!(part == KEY || part == VALUE);
+    for (row, target) in rows.chunks_exact_mut(shape.padded_dim()).enumerate() {
+        for (channel, value) in target[..shape.head_dim].iter_mut().enumerate() {
+            *value = memory[layout.at(shape, part - KEY, head, row, channel)];
+        }
+        target[shape.head_dim..].fill(0.0);
+    }
+}
+
 /// Keys or values of a head with the memory first, `[keys, padded_dim]`.
 pub(super) fn key_rows(
     shape: &AttentionShape,
@@ -60,16 +90,10 @@ pub(super) fn key_rows(
     part: usize,
     head: usize,
 ) -> Scratch {
-    debug_assert!(part == KEY || part == VALUE);
     let padded = shape.padded_dim();
     let mut rows = Scratch::new(shape.keys() * padded);
     let (first, rest) = rows.split_at_mut(shape.memory * padded);
-    for (row, target) in first.chunks_exact_mut(padded).enumerate() {
-        for (channel, value) in target[..shape.head_dim].iter_mut().enumerate() {
-            *value = memory[layout.at(shape, part - KEY, head, row, channel)];
-        }
-        target[shape.head_dim..].fill(0.0);
-    }
+    fill_memory_rows(shape, memory, layout, part, head, first);
     let stride = 3 * shape.heads * shape.head_dim;
     copy_rows(&qkv[shape.qkv_at(image, 0, part, head)..], stride, shape.head_dim, shape.positions, padded, rest);
     rows

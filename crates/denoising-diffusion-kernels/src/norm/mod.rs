@@ -1,12 +1,12 @@
-//! RMS normalisation over channels, fused with scale/shift and SiLU, and its gradient.
+//! RMS normalisation over channels, fused with scale/shift, SiLU and a residual, and its gradient.
 //!
 //! For every position, with c channels:
 //!
-//! z = x / max(|x|_2, 1e-12) sqrt(c) g, u = z (1 + scale) + shift, y = activation(u)
+//! z = x / max(|x|_2, 1e-12) sqrt(c) g, u = z (1 + scale) + shift, y = activation(u) + residual
 //!
 //! (Zhang & Sennrich 2019 with the norm clamped instead of an epsilon under the root; scale and shift as in the adaptive group
-//! normalisation of Dhariwal & Nichol 2021). The backward pass recomputes z and u from x: nothing is saved. A sum of squares
-//! beyond f32 (|x| above 1e19) is not treated specially.
+//! normalisation of Dhariwal & Nichol 2021). The backward pass recomputes z and u from x: nothing is saved; the residual's
+//! gradient is dy itself and nobody computes it. A sum of squares beyond f32 (|x| above 1e19) is not treated specially.
 
 mod rows;
 #[cfg(test)]
@@ -64,19 +64,20 @@ pub struct RmsNormGrads<'a> {
     pub scale_shift: Option<&'a mut [f32]>,
 }
 
-/// y = activation(norm(x) g (1 + scale) + shift).
+/// y = activation(norm(x) g (1 + scale) + shift) + residual.
 ///
-/// `x` and `y` are `[batch, positions, channels]`, `g` is `[channels]`, `scale_shift` is `[batch, 2 channels]`, each row scale
-/// before shift; without it, scale and shift are 0.
+/// `x`, `residual` and `y` are `[batch, positions, channels]`, `g` is `[channels]`, `scale_shift` is `[batch, 2 channels]`, each row scale
+/// before shift; without it, scale and shift are 0. Without a residual nothing is added.
 pub fn rms_norm_forward(
     shape: &RmsNormShape,
     x: &[f32],
     g: &[f32],
     scale_shift: Option<&[f32]>,
     activation: Activation,
+    residual: Option<&[f32]>,
     y: &mut [f32],
 ) {
-    forward_with(Isa::detect(), shape, x, g, scale_shift, activation, y);
+    forward_with(Isa::detect(), shape, x, g, scale_shift, activation, residual, y);
 }
 
 /// The gradients of [`rms_norm_forward`] from `dy` (`[batch, positions, channels]`) and its inputs.
@@ -92,6 +93,7 @@ pub fn rms_norm_backward(
     backward_with(Isa::detect(), shape, x, g, scale_shift, activation, dy, grads);
 }
 
+#[allow(clippy::too_many_arguments, reason = "the public function's, and the instruction set")]
 fn forward_with(
     isa: Isa,
     shape: &RmsNormShape,
@@ -99,9 +101,11 @@ fn forward_with(
     g: &[f32],
     scale_shift: Option<&[f32]>,
     activation: Activation,
+    residual: Option<&[f32]>,
     y: &mut [f32],
 ) {
     shape.check(x.len(), g.len(), scale_shift.map(<[f32]>::len), y.len());
+    assert!(residual.is_none_or(|r| r.len() == x.len()), "length of the residual of {shape:?}");
     if shape.is_empty() {
         return;
     }
@@ -116,7 +120,10 @@ fn forward_with(
         let range = (image * shape.positions + rows.start) * c..(image * shape.positions + rows.end) * c;
         let (gain, shift) = affine.of(image);
         // SAFETY: ranges of different tasks are disjoint.
-        unsafe { rows::forward(isa, &x[range.clone()], gain, shift, activation, out.part(range)) };
+        unsafe {
+            let residual = residual.map(|r| &r[range.clone()]);
+            rows::forward(isa, &x[range.clone()], gain, shift, activation, residual, out.part(range));
+        }
     });
 }
 

@@ -27,11 +27,18 @@ unsafe fn norm<S: Simd>(x: *const f32, c: usize) -> f32 {
 }
 
 simd_fn! {
-    /// y = activation(x / max(|x|, 1e-12) gain + shift) for every row of `gain.len()` values.
+    /// y = activation(x / max(|x|, 1e-12) gain + shift) + residual for every row of `gain.len()` values.
     ///
     /// # Safety
-    /// `x` and `y` have the same whole number of rows, `shift` has one.
-    pub(super) unsafe fn forward<S>(x: &[f32], gain: &[f32], shift: &[f32], activation: Activation, y: &mut [f32]) {
+    /// `x`, `residual` and `y` have the same whole number of rows, `shift` has one.
+    pub(super) unsafe fn forward<S>(
+        x: &[f32],
+        gain: &[f32],
+        shift: &[f32],
+        activation: Activation,
+        residual: Option<&[f32]>,
+        y: &mut [f32],
+    ) {
         let c = gain.len();
         let mut at = 0;
         while at < x.len() {
@@ -44,10 +51,13 @@ simd_fn! {
                 let n = (c - k).min(LANES);
                 let unit = S::mul(S::load_n(x.add(k), n), inverse);
                 let u = S::fma(unit, S::load_n(gain.as_ptr().add(k), n), S::load_n(shift.as_ptr().add(k), n));
-                let out = match activation {
+                let mut out = match activation {
                     Activation::Identity => u,
                     Activation::Silu => silu::<S>(u),
                 };
+                if let Some(residual) = residual {
+                    out = S::add(out, S::load_n(residual.as_ptr().add(at + k), n));
+                }
                 S::store_n(y.add(k), out, n);
                 k += LANES;
             }

@@ -50,6 +50,7 @@ proptest! {
         (batch, positions, channels) in (1usize..4, 1usize..6, 1usize..40),
         modulated: bool,
         silu: bool,
+        residual: bool,
         seed: u64,
     ) {
         let s = RmsNormShape { batch, positions, channels };
@@ -59,13 +60,17 @@ proptest! {
         let scale_shift = modulated.then(|| random(2 * batch * channels, seed ^ 3));
         let (x64, g64) = (wide(&x), wide(&g));
         let m64 = scale_shift.as_deref().map(wide);
-        let exact = forward64(&s, &x64, &g64, m64.as_deref(), activation);
+        let residual = residual.then(|| random(s.len(), seed ^ 4));
+        let mut exact = forward64(&s, &x64, &g64, m64.as_deref(), activation);
+        for (y, r) in exact.iter_mut().zip(residual.iter().flatten()) {
+            *y += f64::from(*r);
+        }
         let dx64 = numeric(&x64, &dy, |x| forward64(&s, x, &g64, m64.as_deref(), activation));
         let dg64 = numeric(&g64, &dy, |g| forward64(&s, &x64, g, m64.as_deref(), activation));
         let dm64 = m64.as_ref().map(|m| numeric(m, &dy, |m| forward64(&s, &x64, &g64, Some(m), activation)));
         for isa in Isa::all() {
             let mut y = vec![7.0; s.len()];
-            forward_with(isa, &s, &x, &g, scale_shift.as_deref(), activation, &mut y);
+            forward_with(isa, &s, &x, &g, scale_shift.as_deref(), activation, residual.as_deref(), &mut y);
             assert_close(&y, &exact, 1e-6);
             let (mut dx, mut dg) = (vec![7.0; s.len()], vec![7.0; channels]);
             let mut dm = scale_shift.clone();
@@ -86,7 +91,7 @@ fn a_zero_row_gives_the_shift_and_a_finite_gradient() {
     let (g, scale_shift) = ([2.0; 3], [1.0, 1.0, 1.0, 5.0, 6.0, 7.0]);
     for isa in Isa::all() {
         let (mut y, mut dx, mut dg, mut dm) = ([0.0; 3], [0.0; 3], [7.0; 3], [7.0; 6]);
-        forward_with(isa, &s, &[0.0; 3], &g, Some(&scale_shift), Activation::Identity, &mut y);
+        forward_with(isa, &s, &[0.0; 3], &g, Some(&scale_shift), Activation::Identity, None, &mut y);
         assert_eq!(y, [5.0, 6.0, 7.0]);
         let grads = RmsNormGrads { x: &mut dx, g: &mut dg, scale_shift: Some(&mut dm) };
         let dy = [1e-12, 0.0, 0.0];
@@ -104,7 +109,7 @@ fn nan_stays_in_its_position() {
         x[12] = bad;
         for isa in Isa::all() {
             let mut y = vec![0.0; 30];
-            forward_with(isa, &s, &x, &[1.0; 10], None, Activation::Silu, &mut y);
+            forward_with(isa, &s, &x, &[1.0; 10], None, Activation::Silu, None, &mut y);
             assert!(y[12].is_nan());
             assert!(y[..10].iter().chain(&y[20..]).all(|v| v.is_finite()));
             let (mut dx, mut dg) = (vec![0.0; 30], vec![0.0; 10]);
@@ -123,7 +128,7 @@ fn bits_do_not_depend_on_threads() {
     let (g, m) = (random(50, 3), random(300, 4));
     one_and_two_threads_agree(|| {
         let (mut y, mut dx, mut dg, mut dm) = (x.clone(), x.clone(), g.clone(), m.clone());
-        rms_norm_forward(&s, &x, &g, Some(&m), Activation::Silu, &mut y);
+        rms_norm_forward(&s, &x, &g, Some(&m), Activation::Silu, Some(&dy), &mut y);
         let grads = RmsNormGrads { x: &mut dx, g: &mut dg, scale_shift: Some(&mut dm) };
         rms_norm_backward(&s, &x, &g, Some(&m), Activation::Silu, &dy, grads);
         [y, dx, dg, dm].concat()

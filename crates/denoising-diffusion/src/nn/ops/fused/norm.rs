@@ -37,7 +37,7 @@ fn shape_of(x: &FlexTensor) -> RmsNormShape {
 
 fn forward(x: &FlexTensor, g: &FlexTensor, scale_shift: Option<&FlexTensor>, activation: Activation) -> FlexTensor {
     tensor(dims::<4>(x), |y| {
-        rms_norm_forward(&shape_of(x), slice(x), slice(g), scale_shift.map(slice), activation, y);
+        rms_norm_forward(&shape_of(x), slice(x), slice(g), scale_shift.map(slice), activation, None, y);
     })
 }
 

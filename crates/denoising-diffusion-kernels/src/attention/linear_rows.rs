@@ -1,0 +1,342 @@
+//! The loops over rows of one head that linear attention is made of, apart from its products.
+//!
+//! A block of rows is first copied to scratch memory, where all else happens: the copy is a loop so short that the processor has
+//! many reads in flight at once, which rows far apart need. Scratch rows have `padded` values, a multiple of sixteen; those
+//! behind `dim` are never written.
+
+use crate::activation::exp_flushed;
+use crate::simd::{LANES, Simd, simd_fn};
+
+/// Runs `$body` with the number of vectors of a row where that is known at compile time, else 0.
+macro_rules! with_width {
+    ($dim:expr, $body:ident::<$s:ident>($($arg:expr),* $(,)?)) => {
+        match $dim {
+            16 => $body::<$s, 2>($($arg),*),
+            32 => $body::<$s, 4>($($arg),*),
+            64 => $body::<$s, 8>($($arg),*),
+            _ => $body::<$s, 0>($($arg),*),
+        }
+    };
+}
+
+/// Vectors of a row of `dim` values, which the compiler knows if `W` is not 0.
+#[inline(always)]
+fn vectors<const W: usize>(dim: usize) -> usize {
+    if W > 0 { W } else { dim.div_ceil(LANES) }
+}
+
+/// Vector `w` of a row of `dim` values, zeros behind its end.
+#[inline(always)]
+unsafe fn load<S: Simd, const W: usize>(row: *const f32, w: usize, dim: usize) -> S::V {
+    let at = row.wrapping_add(w * LANES);
+    unsafe { if W > 0 { S::load(at) } else { S::load_n(at, dim - w * LANES) } }
+}
+
+#[inline(always)]
+unsafe fn store<S: Simd, const W: usize>(row: *mut f32, w: usize, dim: usize, v: S::V) {
+    let at = row.wrapping_add(w * LANES);
+    unsafe { if W > 0 { S::store(at, v) } else { S::store_n(at, v, dim - w * LANES) } }
+}
+
+/// Largest lane; where one is NaN, any of them.
+#[inline(always)]
+unsafe fn largest_lane<S: Simd>(v: S::V) -> f32 {
+    let mut l = [0.0f32; LANES];
+    unsafe { S::store(l.as_mut_ptr(), v) };
+    let max = |a: f32, b: f32| if a > b { a } else { b };
+    let four = [max(l[0], l[4]), max(l[1], l[5]), max(l[2], l[6]), max(l[3], l[7])];
+    max(max(four[0], four[2]), max(four[1], four[3]))
+}
+
+/// Asks for a row of `dim` values that is about to be read.
+#[inline(always)]
+fn will_read(row: *const f32, dim: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for k in (0..dim).step_by(16).chain([dim - 1]) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a hint; the address need not even exist.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(row.wrapping_add(k).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (row, dim);
+}
+
+simd_fn! {
+    /// Copies `count` rows of `dim` values to rows that begin `stride` and `target_stride` values apart, and asks
+    /// for as many rows behind them, which are likely to be the next.
+    ///
+    /// # Safety
+    /// Source and target have these rows, and nobody else accesses the target.
+    pub(super) unsafe fn copy<S>(
+        source: *const f32,
+        stride: usize,
+        dim: usize,
+        count: usize,
+        target: *mut f32,
+        target_stride: usize,
+    ) {
+        with_width!(dim, copy_body::<S>(source, stride, dim, count, target, target_stride));
+    }
+}
+
+#[inline(always)]
+unsafe fn copy_body<S: Simd, const W: usize>(
+    source: *const f32,
+    stride: usize,
+    dim: usize,
+    count: usize,
+    target: *mut f32,
+    target_stride: usize,
+) {
+    unsafe {
+        for i in 0..count {
+            will_read(source.wrapping_add((i + count) * stride), dim);
+            for w in 0..vectors::<W>(dim) {
+                let v = load::<S, W>(source.add(i * stride), w, dim);
+                store::<S, W>(target.add(i * target_stride), w, dim, v);
+            }
+        }
+    }
+}
+
+simd_fn! {
+    /// Every row becomes `factor` times its softmax.
+    ///
+    /// # Safety
+    /// As [`Simd`]; `dim` is at most `padded`.
+    pub(super) unsafe fn query_weights<S>(rows: &mut [f32], dim: usize, padded: usize, factor: f32) {
+        with_width!(dim, query_weights_body::<S>(rows, dim, padded, factor));
+    }
+}
+
+#[inline(always)]
+unsafe fn query_weights_body<S: Simd, const W: usize>(rows: &mut [f32], dim: usize, padded: usize, factor: f32) {
+    for row in rows.chunks_exact_mut(padded) {
+        unsafe {
+            let p = row.as_mut_ptr();
+            let mut largest = *p;
+            if W > 0 {
+                let mut lanes = S::load(p);
+                for w in 1..W {
+                    lanes = S::max(S::load(p.add(w * LANES)), lanes);
+                }
+                largest = largest_lane::<S>(lanes);
+            } else {
+                for &value in &row[1..dim] {
+                    largest = largest.max(value);
+                }
+            }
+            let mut sum = S::splat(0.0);
+            for w in 0..vectors::<W>(dim) {
+                let e = exp_flushed::<S>(S::sub(load::<S, W>(p, w, dim), S::splat(largest)));
+                store::<S, W>(p, w, dim, e);
+                // Lanes beyond the end are zero when read back.
+                sum = S::add(sum, load::<S, W>(p, w, dim));
+            }
+            let factor = S::splat(factor / S::sum(sum));
+            for w in 0..vectors::<W>(dim) {
+                store::<S, W>(p, w, dim, S::mul(load::<S, W>(p, w, dim), factor));
+            }
+        }
+    }
+}
+
+simd_fn! {
+    /// Takes more rows into a running softmax over rows: with m the new `maxima` of the columns, rows = e^(rows - m), `carry` is
+    /// e^(old maxima - m), and `sums` of the rows are carried over to the new maxima.
+    ///
+    /// # Safety
+    /// As [`Simd`]; `dim` is at most `padded`.
+    pub(super) unsafe fn key_weights<S>(
+        rows: &mut [f32],
+        dim: usize,
+        padded: usize,
+        maxima: &mut [f32],
+        sums: &mut [f32],
+        carry: &mut [f32],
+    ) {
+        assert!([maxima.len(), sums.len(), carry.len()] == [padded; 3]);
+        let state = [maxima.as_mut_ptr(), sums.as_mut_ptr(), carry.as_mut_ptr()];
+        let (first, count) = (rows.as_mut_ptr(), rows.len() / padded);
+        // Four vectors of columns at a time: independent sums and exponentials, all in registers.
+        let mut column = 0;
+        while column + 4 * LANES <= dim {
+            key_columns::<S, 4>(first.add(column), count, 0, padded, state.map(|p| p.add(column)));
+            column += 4 * LANES;
+        }
+        while column < dim {
+            let n = (dim - column).min(LANES);
+            key_columns::<S, 1>(first.add(column), count, n, padded, state.map(|p| p.add(column)));
+            column += LANES;
+        }
+    }
+}
+
+/// `W` whole vectors of columns of [`key_weights`]; or, if `W` is 1, one of `n` lanes.
+#[inline(always)]
+unsafe fn key_columns<S: Simd, const W: usize>(
+    first: *mut f32,
+    count: usize,
+    n: usize,
+    padded: usize,
+    [maxima, sums, carry]: [*mut f32; 3],
+) {
+    unsafe {
+        let at = |i: usize, w: usize| {
+            let p = first.add(i * padded + w * LANES);
+            if W == 1 { S::load_n(p, n) } else { S::load(p) }
+        };
+        let mut largest = [S::splat(0.0); W];
+        for (w, largest) in largest.iter_mut().enumerate() {
+            *largest = S::load(maxima.add(w * LANES));
+        }
+        for i in 0..count {
+            for (w, largest) in largest.iter_mut().enumerate() {
+                *largest = S::max(at(i, w), *largest);
+            }
+        }
+        let mut total = [S::splat(0.0); W];
+        for w in 0..W {
+            let c = exp_flushed::<S>(S::sub(S::load(maxima.add(w * LANES)), largest[w]));
+            S::store(carry.add(w * LANES), c);
+            S::store(maxima.add(w * LANES), largest[w]);
+            total[w] = S::mul(S::load(sums.add(w * LANES)), c);
+        }
+        for i in 0..count {
+            for w in 0..W {
+                let e = exp_flushed::<S>(S::sub(at(i, w), largest[w]));
+                let p = first.add(i * padded + w * LANES);
+                if W == 1 {
+                    S::store_n(p, e, n)
+                } else {
+                    S::store(p, e)
+                }
+                total[w] = S::add(total[w], e);
+            }
+        }
+        for (w, total) in total.iter().enumerate() {
+            S::store(sums.add(w * LANES), *total);
+        }
+    }
+}
+
+simd_fn! {
+    /// rows = e^(rows - maxima) factors, column by column.
+    ///
+    /// # Safety
+    /// As [`Simd`]; `dim` is at most `padded`.
+    pub(super) unsafe fn key_softmax<S>(
+        rows: &mut [f32],
+        dim: usize,
+        padded: usize,
+        maxima: &[f32],
+        factors: &[f32],
+    ) {
+        assert!([maxima.len(), factors.len()] == [padded; 2]);
+        with_width!(dim, key_softmax_body::<S>(rows, dim, padded, maxima.as_ptr(), factors.as_ptr()));
+    }
+}
+
+#[inline(always)]
+unsafe fn key_softmax_body<S: Simd, const W: usize>(
+    rows: &mut [f32],
+    dim: usize,
+    padded: usize,
+    maxima: *const f32,
+    factors: *const f32,
+) {
+    for row in rows.chunks_exact_mut(padded) {
+        let p = row.as_mut_ptr();
+        for w in 0..vectors::<W>(dim) {
+            unsafe {
+                let shifted = S::sub(load::<S, W>(p, w, dim), S::load(maxima.add(w * LANES)));
+                let weight = S::mul(exp_flushed::<S>(shifted), S::load(factors.add(w * LANES)));
+                store::<S, W>(p, w, dim, weight);
+            }
+        }
+    }
+}
+
+simd_fn! {
+    /// For rows y = softmax / `inverse_factor` with gradient dy, their softmax's arguments' gradient:
+    /// target = y (dy - inverse_factor sum(y dy)).
+    ///
+    /// # Safety
+    /// `target` has as many rows of `dim` values, `stride` apart, as `y` and `dy` of `padded`, and nobody else accesses them.
+    pub(super) unsafe fn query_grads<S>(
+        y: &[f32],
+        dy: &[f32],
+        dim: usize,
+        padded: usize,
+        inverse_factor: f32,
+        target: *mut f32,
+        stride: usize,
+    ) {
+        with_width!(dim, query_grads_body::<S>(y, dy, dim, padded, inverse_factor, target, stride));
+    }
+}
+
+#[inline(always)]
+unsafe fn query_grads_body<S: Simd, const W: usize>(
+    y: &[f32],
+    dy: &[f32],
+    dim: usize,
+    padded: usize,
+    inverse_factor: f32,
+    target: *mut f32,
+    stride: usize,
+) {
+    for (i, (y, dy)) in y.chunks_exact(padded).zip(dy.chunks_exact(padded)).enumerate() {
+        let (y, dy) = (y.as_ptr(), dy.as_ptr());
+        unsafe {
+            let mut dot = S::splat(0.0);
+            for w in 0..vectors::<W>(dim) {
+                dot = S::fma(load::<S, W>(y, w, dim), load::<S, W>(dy, w, dim), dot);
+            }
+            let dot = S::splat(S::sum(dot) * inverse_factor);
+            for w in 0..vectors::<W>(dim) {
+                let d = S::mul(load::<S, W>(y, w, dim), S::sub(load::<S, W>(dy, w, dim), dot));
+                store::<S, W>(target.add(i * stride), w, dim, d);
+            }
+        }
+    }
+}
+
+simd_fn! {
+    /// For columns y = softmax with gradient dy and their dot products `dots`: target = y (dy - dots).
+    ///
+    /// # Safety
+    /// As [`query_grads`]; `dots` has `padded` values.
+    pub(super) unsafe fn key_grads<S>(
+        y: &[f32],
+        dy: &[f32],
+        dim: usize,
+        padded: usize,
+        dots: &[f32],
+        target: *mut f32,
+        stride: usize,
+    ) {
+        assert!(dots.len() == padded);
+        with_width!(dim, key_grads_body::<S>(y, dy, dim, padded, dots.as_ptr(), target, stride));
+    }
+}
+
+#[inline(always)]
+unsafe fn key_grads_body<S: Simd, const W: usize>(
+    y: &[f32],
+    dy: &[f32],
+    dim: usize,
+    padded: usize,
+    dots: *const f32,
+    target: *mut f32,
+    stride: usize,
+) {
+    for (i, (y, dy)) in y.chunks_exact(padded).zip(dy.chunks_exact(padded)).enumerate() {
+        for w in 0..vectors::<W>(dim) {
+            unsafe {
+                let d = S::sub(load::<S, W>(dy.as_ptr(), w, dim), S::load(dots.add(w * LANES)));
+                store::<S, W>(target.add(i * stride), w, dim, S::mul(load::<S, W>(y.as_ptr(), w, dim), d));
+            }
+        }
+    }
+}
