@@ -136,28 +136,26 @@ impl Network<4> for Unet {
         let mut x = x;
         let mut skips = Vec::with_capacity(2 * self.downs.len());
         for stage in &self.downs {
-            x = stage.block1.forward(x, t.clone());
+            x = stage.block1.forward(x, None, t.clone());
             skips.push(x.clone());
-            x = stage.block2.forward(x, t.clone());
-            x = stage.attn.forward(x.clone()) + x;
+            x = stage.block2.forward(x, None, t.clone());
+            x = stage.attn.forward_residual(x);
             skips.push(x.clone());
             x = stage.resample.forward(x);
         }
 
-        x = self.mid_block1.forward(x, t.clone());
-        x = self.mid_attn.forward(x.clone()) + x;
-        x = self.mid_block2.forward(x, t.clone());
+        x = self.mid_block1.forward(x, None, t.clone());
+        x = self.mid_attn.forward_residual(x);
+        x = self.mid_block2.forward(x, None, t.clone());
 
-        let mut skips = skips.into_iter().rev();
-        let mut with_skip = |x| Tensor::cat(std::iter::once(x).chain(skips.next()).collect(), 3);
         for stage in &self.ups {
-            x = stage.block1.forward(with_skip(x), t.clone());
-            x = stage.block2.forward(with_skip(x), t.clone());
-            x = stage.attn.forward(x.clone()) + x;
+            x = stage.block1.forward(x, skips.pop(), t.clone());
+            x = stage.block2.forward(x, skips.pop(), t.clone());
+            x = stage.attn.forward_residual(x);
             x = stage.resample.forward(x);
         }
 
-        x = self.final_res_block.forward(Tensor::cat(vec![x, first], 3), t);
+        x = self.final_res_block.forward(x, Some(first), t);
         ops::to_nchw(self.final_conv.forward(x))
     }
 
@@ -187,10 +185,10 @@ impl StageAttention {
         }
     }
 
-    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+    fn forward_residual(&self, x: Tensor<4>) -> Tensor<4> {
         match self {
-            Self::Softmax(attention) => attention.forward(x),
-            Self::Linear(attention) => attention.forward(x),
+            Self::Softmax(attention) => attention.forward_residual(x),
+            Self::Linear(attention) => attention.forward_residual(x),
         }
     }
 }

@@ -29,10 +29,11 @@ impl Attention {
         }
     }
 
-    /// `[b, h, w, c] -> [b, h, w, c]`
-    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let qkv = self.to_qkv.forward(self.norm.forward(x));
-        self.to_out.forward(over_positions(qkv, |qkv| ops::attention(qkv, self.mem_kv.val())))
+    /// `x + attention(x)`, `[b, h, w, c] -> [b, h, w, c]`
+    pub fn forward_residual(&self, x: Tensor<4>) -> Tensor<4> {
+        let qkv = self.to_qkv.forward(self.norm.forward(x.clone()));
+        let out = over_positions(qkv, |qkv| ops::attention(qkv, self.mem_kv.val()));
+        self.to_out.forward_add(out, x)
     }
 }
 
@@ -60,11 +61,11 @@ impl LinearAttention {
         }
     }
 
-    /// `[b, h, w, c] -> [b, h, w, c]`
-    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let qkv = self.to_qkv.forward(self.norm.forward(x));
+    /// `x + attention(x)`, `[b, h, w, c] -> [b, h, w, c]`
+    pub fn forward_residual(&self, x: Tensor<4>) -> Tensor<4> {
+        let qkv = self.to_qkv.forward(self.norm.forward(x.clone()));
         let out = over_positions(qkv, |qkv| ops::linear_attention(qkv, self.mem_kv.val()));
-        self.out_norm.forward(self.to_out.forward(out))
+        self.out_norm.forward_add(self.to_out.forward(out), x)
     }
 }
 

@@ -18,9 +18,15 @@ impl Block {
         Self { proj: Conv2d::new(init, dim_in, dim_out, 3), norm: RmsNorm::new(init, dim_out) }
     }
 
-    /// `[b, h, w, c_in] -> [b, h, w, c_out]`; `scale_shift` `[b, 2 c_out]`.
-    pub fn forward(&self, x: Tensor<4>, scale_shift: Option<Tensor<2>>) -> Tensor<4> {
-        self.norm.forward_silu(self.proj.forward(x), scale_shift)
+    /// `[b, h, w, c_in] -> [b, h, w, c_out]`, scaled and shifted by `scale_shift` `[b, 2 c_out]`. `skip` lies beside `x` along the
+    /// channels.
+    pub fn forward_scaled(&self, x: Tensor<4>, skip: Option<Tensor<4>>, scale_shift: Tensor<2>) -> Tensor<4> {
+        self.norm.forward_scaled_silu(self.proj.forward_skip(x, skip), scale_shift)
+    }
+
+    /// `[b, h, w, c_in] -> [b, h, w, c_out]`, plus `residual` `[b, h, w, c_out]`.
+    pub fn forward(&self, x: Tensor<4>, residual: Option<Tensor<4>>) -> Tensor<4> {
+        self.norm.forward_silu(self.proj.forward(x), residual)
     }
 }
 
@@ -47,14 +53,15 @@ impl ResnetBlock {
         }
     }
 
-    /// `x` `[b, h, w, c_in]`, `time` `[b, time_dim]` to `[b, h, w, c_out]`.
-    pub fn forward(&self, x: Tensor<4>, time: Tensor<2>) -> Tensor<4> {
+    /// `x` `[b, h, w, c]` and, if given, `skip` `[b, h, w, c_in - c]` beside it, `time` `[b, time_dim]` to `[b, h, w, c_out]`.
+    pub fn forward(&self, x: Tensor<4>, skip: Option<Tensor<4>>, time: Tensor<2>) -> Tensor<4> {
         let scale_shift = self.mlp.forward(activation::silu(time));
-        let h = self.block1.forward(x.clone(), Some(scale_shift));
-        let h = self.block2.forward(self.dropout.forward(h), None);
-        h + match &self.res_conv {
-            Some(conv) => conv.forward(x),
-            None => x,
-        }
+        let h = self.block1.forward_scaled(x.clone(), skip.clone(), scale_shift);
+        let residual = match (&self.res_conv, skip) {
+            (Some(conv), skip) => conv.forward_skip(x, skip),
+            (None, Some(skip)) => Tensor::cat(vec![x, skip], 3),
+            (None, None) => x,
+        };
+        self.block2.forward(self.dropout.forward(h), Some(residual))
     }
 }

@@ -28,6 +28,28 @@ impl Conv2d {
     }
 
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        ops::conv2d(x, self.weight.val(), self.bias.as_ref().map(Param::val))
+        ops::conv2d(x, self.weight.val(), self.bias())
+    }
+
+    /// Of the resampled image; see [`ops::conv2d_resampled`].
+    pub fn forward_resampled(&self, x: Tensor<4>, resampling: ops::Resampling) -> Tensor<4> {
+        ops::conv2d_resampled(x, resampling, self.weight.val(), self.bias())
+    }
+
+    /// Of `x` and, if given, `skip` side by side along the channels.
+    pub fn forward_skip(&self, x: Tensor<4>, skip: Option<Tensor<4>>) -> Tensor<4> {
+        match skip {
+            Some(skip) => ops::conv2d_skip(x, skip, self.weight.val(), self.bias()),
+            None => self.forward(x),
+        }
+    }
+
+    /// `conv(x) + residual`
+    pub fn forward_add(&self, x: Tensor<4>, residual: Tensor<4>) -> Tensor<4> {
+        ops::conv2d_add(x, self.weight.val(), self.bias(), residual)
+    }
+
+    fn bias(&self) -> Option<Tensor<1>> {
+        self.bias.as_ref().map(Param::val)
     }
 }

@@ -20,12 +20,21 @@ impl RmsNorm {
 
     /// `[b, h, w, c] -> [b, h, w, c]`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        ops::rms_norm(x, self.g.val())
+        ops::rms_norm(x, self.g.val(), None)
     }
 
-    /// `silu(norm(x) * (scale + 1) + shift)` with scale and shift the halves of `scale_shift` `[b, 2 c]`; without it,
-    /// `silu(norm(x))`.
-    pub fn forward_silu(&self, x: Tensor<4>, scale_shift: Option<Tensor<2>>) -> Tensor<4> {
-        ops::rms_norm_silu(x, self.g.val(), scale_shift)
+    /// `norm(x) + residual`
+    pub fn forward_add(&self, x: Tensor<4>, residual: Tensor<4>) -> Tensor<4> {
+        ops::rms_norm(x, self.g.val(), Some(residual))
+    }
+
+    /// `silu(norm(x)) + residual`
+    pub fn forward_silu(&self, x: Tensor<4>, residual: Option<Tensor<4>>) -> Tensor<4> {
+        ops::rms_norm_silu(x, self.g.val(), residual)
+    }
+
+    /// `silu(norm(x) * (scale + 1) + shift)` with scale and shift the halves of `scale_shift` `[b, 2 c]`.
+    pub fn forward_scaled_silu(&self, x: Tensor<4>, scale_shift: Tensor<2>) -> Tensor<4> {
+        ops::rms_norm_scaled_silu(x, self.g.val(), scale_shift)
     }
 }

@@ -113,7 +113,10 @@ fn block_with_and_without_scale_and_shift() {
             let part = |part: &str| case.input::<4>(part).reshape([-1, 8]);
             Tensor::cat(vec![part("scale"), part("shift")], 1)
         });
-        let output = on_nchw(&x, |x| layer.forward(x, scale_shift));
+        let output = on_nchw(&x, |x| match scale_shift {
+            Some(scale_shift) => layer.forward_scaled(x, None, scale_shift),
+            None => layer.forward(x, None),
+        });
         case.check(&layer, output, &[("x", &x)], same);
     }
 }
@@ -126,9 +129,9 @@ fn residual_block() {
         let case = Case::new(&golden, name);
         let layer = case.load(ResnetBlock::new(&mut case.init(), dim_in, 8, 12, 0.0), rename);
         let (x, time) = (case.input("x"), case.input::<2>("time_emb"));
-        let output = on_nchw(&x, |x| layer.forward(x, time.clone()));
+        let output = on_nchw(&x, |x| layer.forward(x, None, time.clone()));
         case.check(&layer, output, &[("x", &x)], rename);
-        let output = on_nchw(&x, |x| layer.forward(x, time.clone()));
+        let output = on_nchw(&x, |x| layer.forward(x, None, time.clone()));
         case.check(&layer, output, &[("time_emb", &time)], rename);
     }
 }
@@ -142,7 +145,7 @@ fn softmax_attention() {
         let case = Case::new(&golden, name);
         let layer = case.load(Attention::new(&mut case.init(), dim, heads, dim_head), same);
         let x = case.input("x");
-        case.check(&layer, on_nchw(&x, |x| layer.forward(x)), &[("x", &x)], same);
+        case.check(&layer, on_nchw(&x, |x| layer.forward_residual(x.clone()) - x), &[("x", &x)], same);
     }
 }
 
@@ -156,7 +159,7 @@ fn linear_attention() {
         let case = Case::new(&golden, name);
         let layer = case.load(LinearAttention::new(&mut case.init(), dim, heads, dim_head), rename);
         let x = case.input("x");
-        case.check(&layer, on_nchw(&x, |x| layer.forward(x)), &[("x", &x)], rename);
+        case.check(&layer, on_nchw(&x, |x| layer.forward_residual(x.clone()) - x), &[("x", &x)], rename);
     }
 }
 

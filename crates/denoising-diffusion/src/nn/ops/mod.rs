@@ -10,20 +10,51 @@ use burn::tensor::Tensor;
 
 pub use plain::{to_nchw, to_nhwc};
 
+/// How the sides of an image change on its way into a convolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resampling {
+    /// Each 2x2 block of pixels becomes channels, new channel `4 c + 2 row + column` (the reference's order).
+    Halve,
+    /// Nearest-neighbour doubling.
+    Double,
+    /// As they are.
+    Keep,
+}
+
 /// Stride 1, "same" zero padding: `x [b, h, w, c_in]`, `weight [c_out, c_in, k, k]` with `k` odd, `bias [c_out]` to
 /// `[b, h, w, c_out]`.
 pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tensor<4> {
-    fused::conv2d(x, weight, bias)
+    fused::conv2d(x, Resampling::Keep, weight, bias)
 }
 
-/// `x / max(|x|_2, 1e-12) * sqrt(c) * g` over the last dimension: `x [b, h, w, c]`, `g [c]`.
-pub fn rms_norm(x: Tensor<4>, g: Tensor<1>) -> Tensor<4> {
-    fused::rms_norm(x, g)
+/// [`conv2d`] of the resampled `x`; [`Resampling::Halve`] needs even sides and `k = 1`. The resampled image is not made.
+pub fn conv2d_resampled(x: Tensor<4>, resampling: Resampling, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tensor<4> {
+    fused::conv2d(x, resampling, weight, bias)
 }
 
-/// `silu(rms_norm(x) * (scale + 1) + shift)`, scale and shift being the halves of `scale_shift [b, 2 c]`; without it 0.
-pub fn rms_norm_silu(x: Tensor<4>, g: Tensor<1>, scale_shift: Option<Tensor<2>>) -> Tensor<4> {
-    fused::rms_norm_silu(x, g, scale_shift)
+/// [`conv2d`] of `x` and `skip` side by side along the channels, which are not copied together.
+pub fn conv2d_skip(x: Tensor<4>, skip: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tensor<4> {
+    fused::conv2d_skip(x, skip, weight, bias)
+}
+
+/// [`conv2d`] plus `residual [b, h, w, c_out]`.
+pub fn conv2d_add(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, residual: Tensor<4>) -> Tensor<4> {
+    fused::conv2d_add(x, weight, bias, residual)
+}
+
+/// `x / max(|x|_2, 1e-12) * sqrt(c) * g + residual` over the last dimension: `x [b, h, w, c]`, `g [c]`, `residual` like `x`.
+pub fn rms_norm(x: Tensor<4>, g: Tensor<1>, residual: Option<Tensor<4>>) -> Tensor<4> {
+    fused::rms_norm(x, g, residual)
+}
+
+/// `silu(rms_norm(x)) + residual`.
+pub fn rms_norm_silu(x: Tensor<4>, g: Tensor<1>, residual: Option<Tensor<4>>) -> Tensor<4> {
+    fused::rms_norm_silu(x, g, residual)
+}
+
+/// `silu(rms_norm(x) * (scale + 1) + shift)`, scale and shift being the halves of `scale_shift [b, 2 c]`.
+pub fn rms_norm_scaled_silu(x: Tensor<4>, g: Tensor<1>, scale_shift: Tensor<2>) -> Tensor<4> {
+    fused::rms_norm_scaled_silu(x, g, scale_shift)
 }
 
 /// `softmax(q k^T / sqrt(d)) v` per head, over memory and positions: `qkv [b, n, 3 heads d]`, `mem_kv [2, heads, m, d]` to

@@ -4,6 +4,8 @@ use burn::tensor::module::conv2d as conv2d_nchw;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Tensor, activation};
 
+use super::Resampling;
+
 /// Channels last to channels first.
 pub fn to_nchw(x: Tensor<4>) -> Tensor<4> {
     x.permute([0, 3, 1, 2])
@@ -21,25 +23,55 @@ pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tenso
     to_nhwc(conv2d_nchw(to_nchw(x), weight, bias, options))
 }
 
+/// See [`super::conv2d_resampled`].
+pub fn conv2d_resampled(x: Tensor<4>, resampling: Resampling, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tensor<4> {
+    let [b, h, w, c] = x.dims();
+    let x = match resampling {
+        Resampling::Keep => x,
+        Resampling::Halve => {
+            let blocks = x.reshape([b, h / 2, 2, w / 2, 2, c]).permute([0, 1, 3, 5, 2, 4]);
+            blocks.reshape([b, h / 2, w / 2, 4 * c])
+        }
+        Resampling::Double => x.reshape([b, h, 1, w, 1, c]).expand([b, h, 2, w, 2, c]).reshape([b, 2 * h, 2 * w, c]),
+    };
+    conv2d(x, weight, bias)
+}
+
+/// See [`super::conv2d_skip`].
+pub fn conv2d_skip(x: Tensor<4>, skip: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tensor<4> {
+    conv2d(Tensor::cat(vec![x, skip], 3), weight, bias)
+}
+
+/// See [`super::conv2d_add`].
+pub fn conv2d_add(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, residual: Tensor<4>) -> Tensor<4> {
+    conv2d(x, weight, bias) + residual
+}
+
 /// See [`super::rms_norm`].
-pub fn rms_norm(x: Tensor<4>, g: Tensor<1>) -> Tensor<4> {
+pub fn rms_norm(x: Tensor<4>, g: Tensor<1>, residual: Option<Tensor<4>>) -> Tensor<4> {
     let channels = g.dims()[0];
     let norm = x.clone().square().sum_dim(3).sqrt().clamp_min(1e-12);
-    x / norm * (g * (channels as f64).sqrt()).unsqueeze()
+    plus(x / norm * (g * (channels as f64).sqrt()).unsqueeze(), residual)
 }
 
 /// See [`super::rms_norm_silu`].
-pub fn rms_norm_silu(x: Tensor<4>, g: Tensor<1>, scale_shift: Option<Tensor<2>>) -> Tensor<4> {
+pub fn rms_norm_silu(x: Tensor<4>, g: Tensor<1>, residual: Option<Tensor<4>>) -> Tensor<4> {
+    plus(activation::silu(rms_norm(x, g, None)), residual)
+}
+
+/// See [`super::rms_norm_scaled_silu`].
+pub fn rms_norm_scaled_silu(x: Tensor<4>, g: Tensor<1>, scale_shift: Tensor<2>) -> Tensor<4> {
     let [b, _, _, c] = x.dims();
-    let y = rms_norm(x, g);
-    activation::silu(match scale_shift {
-        None => y,
-        Some(scale_shift) => {
-            let scale = scale_shift.clone().narrow(1, 0, c).reshape([b, 1, 1, c]);
-            let shift = scale_shift.narrow(1, c, c).reshape([b, 1, 1, c]);
-            y * (scale + 1.0) + shift
-        }
-    })
+    let scale = scale_shift.clone().narrow(1, 0, c).reshape([b, 1, 1, c]);
+    let shift = scale_shift.narrow(1, c, c).reshape([b, 1, 1, c]);
+    activation::silu(rms_norm(x, g, None) * (scale + 1.0) + shift)
+}
+
+fn plus(x: Tensor<4>, residual: Option<Tensor<4>>) -> Tensor<4> {
+    match residual {
+        Some(residual) => x + residual,
+        None => x,
+    }
 }
 
 /// See [`super::attention`].

@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use proptest::prelude::*;
 
-use super::plain;
+use super::{Resampling, plain};
 use crate::nn::params::host_values;
 use crate::noise::{Purpose, Stream};
 
@@ -73,20 +73,60 @@ proptest! {
     }
 
     #[test]
-    fn normalisation(seed: u64, b in 1_usize..4, h in 1_usize..6, w in 1_usize..6, c in 1_usize..40, scaled: bool) {
+    fn resampled_convolution(seed: u64, b in 1_usize..4, h in 1_usize..7, w in 1_usize..7, c in 1_usize..20, o in 1_usize..20) {
+        for (resampling, kernel, depth, times) in [(Resampling::Double, 3, 1, 4), (Resampling::Halve, 1, 4, 1)] {
+            let mut draw = Draw { seed, drawn: 0 };
+            let x = draw.tensor([b, 2 * h, 2 * w, c]);
+            let (weight, bias) = (draw.tensor([o, depth * c, kernel, kernel]), draw.tensor([o]));
+            let cotangent = draw.tensor([b, h * times, w * times, o]);
+            let run = |f: fn(Tensor<4>, Resampling, Tensor<4>, Option<Tensor<1>>) -> Tensor<4>| {
+                let y = f(x.clone(), resampling, weight.clone(), Some(bias.clone()));
+                outcome(y, &cotangent, &[&of(&x), &of(&weight), &of(&bias)])
+            };
+            compare("conv2d_resampled", run(super::conv2d_resampled), run(plain::conv2d_resampled));
+        }
+    }
+
+    #[test]
+    fn convolution_of_two_inputs_and_with_a_residual(
+        seed: u64, b in 1_usize..4, h in 1_usize..10, w in 1_usize..10,
+        c in prop::sample::select(vec![3_usize, 16, 32]), skip in 1_usize..20, o in 1_usize..20,
+        kernel in prop::sample::select(vec![1_usize, 3]),
+    ) {
+        let mut draw = Draw { seed, drawn: 0 };
+        let (x, skip) = (draw.tensor([b, h, w, c]), draw.tensor([b, h, w, skip]));
+        let (weight, bias) = (draw.tensor([o, c + skip.dims()[3], kernel, kernel]), draw.tensor([o]));
+        let (residual, cotangent) = (draw.tensor([b, h, w, o]), draw.tensor([b, h, w, o]));
+        let run = |f: fn(Tensor<4>, Tensor<4>, Tensor<4>, Option<Tensor<1>>) -> Tensor<4>| {
+            let y = f(x.clone(), skip.clone(), weight.clone(), Some(bias.clone()));
+            outcome(y, &cotangent, &[&of(&x), &of(&skip), &of(&weight), &of(&bias)])
+        };
+        compare("conv2d_skip", run(super::conv2d_skip), run(plain::conv2d_skip));
+        let weight: Tensor<4> = draw.tensor([o, c, kernel, kernel]);
+        let run = |f: fn(Tensor<4>, Tensor<4>, Option<Tensor<1>>, Tensor<4>) -> Tensor<4>| {
+            let y = f(x.clone(), weight.clone(), Some(bias.clone()), residual.clone());
+            outcome(y, &cotangent, &[&of(&x), &of(&weight), &of(&bias), &of(&residual)])
+        };
+        compare("conv2d_add", run(super::conv2d_add), run(plain::conv2d_add));
+    }
+
+    #[test]
+    fn normalisation(seed: u64, b in 1_usize..4, h in 1_usize..6, w in 1_usize..6, c in 1_usize..40, added: bool) {
         let mut draw = Draw { seed, drawn: 0 };
         let (x, g, scale_shift) = (draw.tensor([b, h, w, c]), draw.tensor([c]), draw.tensor([b, 2 * c]));
-        let cotangent = draw.tensor([b, h, w, c]);
-        let run = |f: fn(Tensor<4>, Tensor<1>, Option<Tensor<2>>) -> Tensor<4>| {
-            let y = f(x.clone(), g.clone(), scaled.then(|| scale_shift.clone()));
-            let (x, g, scale_shift) = (of(&x), of(&g), of(&scale_shift));
-            let all: [&GradientOf<'_>; 3] = [&x, &g, &scale_shift];
-            outcome(y, &cotangent, if scaled { &all } else { &all[..2] })
+        let (residual, cotangent) = (draw.tensor([b, h, w, c]), draw.tensor([b, h, w, c]));
+        let run = |f: fn(Tensor<4>, Tensor<1>, Tensor<2>) -> Tensor<4>| {
+            let y = f(x.clone(), g.clone(), scale_shift.clone());
+            outcome(y, &cotangent, &[&of(&x), &of(&g), &of(&scale_shift)])
+        };
+        compare("rms_norm_scaled_silu", run(super::rms_norm_scaled_silu), run(plain::rms_norm_scaled_silu));
+        let run = |f: fn(Tensor<4>, Tensor<1>, Option<Tensor<4>>) -> Tensor<4>| {
+            let y = f(x.clone(), g.clone(), added.then(|| residual.clone()));
+            let (x, g, residual) = (of(&x), of(&g), of(&residual));
+            let all: [&GradientOf<'_>; 3] = [&x, &g, &residual];
+            outcome(y, &cotangent, if added { &all } else { &all[..2] })
         };
         compare("rms_norm_silu", run(super::rms_norm_silu), run(plain::rms_norm_silu));
-        let run = |f: fn(Tensor<4>, Tensor<1>) -> Tensor<4>| {
-            outcome(f(x.clone(), g.clone()), &cotangent, &[&of(&x), &of(&g)])
-        };
         compare("rms_norm", run(super::rms_norm), run(plain::rms_norm));
     }
 

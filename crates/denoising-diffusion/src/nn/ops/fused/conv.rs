@@ -1,55 +1,141 @@
-//! Convolution and its three gradients.
+//! Convolution and its gradients.
 
 use burn_flex::FlexTensor;
 use denoising_diffusion_kernels::conv::{
     Conv2dShape, ConvAlgorithm, bias_grad, conv2d_forward, conv2d_input_grad, conv2d_weight_grad,
 };
 
+use super::super::Resampling;
 use super::{Kernel, dims, slice, tensor, when};
 
-/// `x [b, h, w, c_in]`, `weight [c_out, c_in, k, k]`, `bias [c_out]`; stride 1, padding `k / 2`.
+/// `x [b, h, w, c_in]`, `weight [c_out, c_in, k, k]`, `bias [c_out]`; stride 1, padding `k / 2`, of the resampled `x`.
 #[derive(Clone, Debug)]
-pub(super) struct Conv;
+pub(super) struct Conv(pub(super) Resampling);
+
+/// The same of `x` and `skip` side by side: `x`, `skip`, `weight`, `bias`.
+#[derive(Clone, Debug)]
+pub(super) struct ConvSkip;
+
+/// The same plus `residual`: `x`, `weight`, `bias`, `residual`.
+#[derive(Clone, Debug)]
+pub(super) struct ConvAdd;
 
 const ALGORITHM: ConvAlgorithm = ConvAlgorithm::Auto;
 
-fn shape_of(x: &FlexTensor, weight: &FlexTensor) -> Conv2dShape {
-    let [batch, height, width, in_channels] = dims(x);
+/// `channels`: those of all inputs together.
+fn shape_of(x: &FlexTensor, channels: usize, resampling: Resampling, weight: &FlexTensor) -> Conv2dShape {
+    let [batch, height, width, _] = dims(x);
     let [out_channels, _, kh, kw] = dims(weight);
-    Conv2dShape {
+    let same = Conv2dShape {
         batch,
         height,
         width,
         upsample: 1,
-        in_channels,
+        in_channels: channels,
         out_channels,
         kernel: [kh, kw],
         stride: 1,
         padding: kh / 2,
+    };
+    match resampling {
+        Resampling::Keep => same,
+        Resampling::Double => Conv2dShape { upsample: 2, ..same },
+        // A weight [c_out, 4 c_in, 1, 1] on blocks turned to channels is a weight [c_out, c_in, 2, 2] on the blocks.
+        Resampling::Halve => Conv2dShape { kernel: [2, 2], stride: 2, padding: 0, ..same },
     }
+}
+
+fn forward(
+    shape: &Conv2dShape,
+    x: &[&FlexTensor],
+    weight: &FlexTensor,
+    bias: &FlexTensor,
+    residual: Option<&FlexTensor>,
+) -> FlexTensor {
+    let x: Vec<&[f32]> = x.iter().map(|x| slice(x)).collect();
+    tensor([shape.batch, shape.out_height(), shape.out_width(), shape.out_channels], |y| {
+        conv2d_forward(shape, ALGORITHM, &x, slice(weight), Some(slice(bias)), residual.map(slice), y);
+    })
+}
+
+/// Gradients of weight and bias, where they are wanted.
+fn parameter_gradients(
+    shape: &Conv2dShape,
+    x: &[&FlexTensor],
+    weight: &FlexTensor,
+    dy: &FlexTensor,
+    wanted: [bool; 2],
+) -> [Option<FlexTensor>; 2] {
+    let x: Vec<&[f32]> = x.iter().map(|x| slice(x)).collect();
+    let dweight =
+        when(wanted[0], || tensor(dims::<4>(weight), |dw| conv2d_weight_grad(shape, ALGORITHM, &x, slice(dy), dw)));
+    let dbias = when(wanted[1], || tensor([shape.out_channels], |db| bias_grad(slice(dy), shape.out_channels, db)));
+    [dweight, dbias]
+}
+
+fn input_gradient(shape: &Conv2dShape, x: &FlexTensor, weight: &FlexTensor, dy: &FlexTensor) -> FlexTensor {
+    tensor(dims::<4>(x), |dx| conv2d_input_grad(shape, ALGORITHM, slice(dy), slice(weight), &mut [dx]))
 }
 
 impl Kernel<3> for Conv {
     type Saved = (FlexTensor, FlexTensor);
 
     fn forward(&self, [x, weight, bias]: [FlexTensor; 3]) -> (FlexTensor, Self::Saved) {
-        let shape = shape_of(&x, &weight);
-        let y = tensor([shape.batch, shape.out_height(), shape.out_width(), shape.out_channels], |y| {
-            conv2d_forward(&shape, ALGORITHM, &[slice(&x)], slice(&weight), Some(slice(&bias)), None, y);
-        });
-        (y, (x, weight))
+        let [_, _, _, channels] = dims(&x);
+        (forward(&shape_of(&x, channels, self.0, &weight), &[&x], &weight, &bias, None), (x, weight))
     }
 
     fn backward(&self, (x, weight): Self::Saved, dy: FlexTensor, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
-        let shape = shape_of(&x, &weight);
-        let dx = when(wanted[0], || {
-            tensor(dims::<4>(&x), |dx| conv2d_input_grad(&shape, ALGORITHM, slice(&dy), slice(&weight), &mut [dx]))
-        });
-        let dweight = when(wanted[1], || {
-            tensor(dims::<4>(&weight), |dw| conv2d_weight_grad(&shape, ALGORITHM, &[slice(&x)], slice(&dy), dw))
-        });
-        let dbias =
-            when(wanted[2], || tensor([shape.out_channels], |db| bias_grad(slice(&dy), shape.out_channels, db)));
+        let [_, _, _, channels] = dims(&x);
+        let shape = shape_of(&x, channels, self.0, &weight);
+        let dx = when(wanted[0], || input_gradient(&shape, &x, &weight, &dy));
+        let [dweight, dbias] = parameter_gradients(&shape, &[&x], &weight, &dy, [wanted[1], wanted[2]]);
         [dx, dweight, dbias]
+    }
+}
+
+impl ConvSkip {
+    fn shape_of(x: &FlexTensor, skip: &FlexTensor, weight: &FlexTensor) -> Conv2dShape {
+        let channels = [x, skip].map(|x| dims::<4>(x)[3]);
+        shape_of(x, channels[0] + channels[1], Resampling::Keep, weight)
+    }
+}
+
+impl Kernel<4> for ConvSkip {
+    type Saved = [FlexTensor; 3];
+
+    fn forward(&self, [x, skip, weight, bias]: [FlexTensor; 4]) -> (FlexTensor, Self::Saved) {
+        let y = forward(&Self::shape_of(&x, &skip, &weight), &[&x, &skip], &weight, &bias, None);
+        (y, [x, skip, weight])
+    }
+
+    fn backward(&self, [x, skip, weight]: Self::Saved, dy: FlexTensor, wanted: [bool; 4]) -> [Option<FlexTensor>; 4] {
+        let shape = Self::shape_of(&x, &skip, &weight);
+        let mut dskip = None;
+        let dx = when(wanted[0] || wanted[1], || {
+            tensor(dims::<4>(&x), |dx| {
+                dskip = Some(tensor(dims::<4>(&skip), |dskip| {
+                    conv2d_input_grad(&shape, ALGORITHM, slice(&dy), slice(&weight), &mut [dx, dskip]);
+                }));
+            })
+        });
+        let [dweight, dbias] = parameter_gradients(&shape, &[&x, &skip], &weight, &dy, [wanted[2], wanted[3]]);
+        [dx, dskip, dweight, dbias]
+    }
+}
+
+impl Kernel<4> for ConvAdd {
+    type Saved = (FlexTensor, FlexTensor);
+
+    fn forward(&self, [x, weight, bias, residual]: [FlexTensor; 4]) -> (FlexTensor, Self::Saved) {
+        let [_, _, _, channels] = dims(&x);
+        let shape = shape_of(&x, channels, Resampling::Keep, &weight);
+        (forward(&shape, &[&x], &weight, &bias, Some(&residual)), (x, weight))
+    }
+
+    fn backward(&self, saved: Self::Saved, dy: FlexTensor, wanted: [bool; 4]) -> [Option<FlexTensor>; 4] {
+        let [dx, dweight, dbias] =
+            Conv(Resampling::Keep).backward(saved, dy.clone(), [wanted[0], wanted[1], wanted[2]]);
+        [dx, dweight, dbias, Some(dy)]
     }
 }

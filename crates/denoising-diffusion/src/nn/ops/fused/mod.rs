@@ -19,8 +19,10 @@ use burn::tensor::{Bytes, DType, Shape, Tensor};
 use burn_flex::{FlexTensor, Layout};
 
 use attention::{FullAttention, LinearAttention};
-use conv::Conv;
-use norm::{RmsNorm, RmsNormScaled, Silu};
+use conv::{Conv, ConvAdd, ConvSkip};
+use norm::{RmsNorm, RmsNormAdd, RmsNormScaled, Silu};
+
+use super::Resampling;
 
 /// A differentiable operation of `N` tensors.
 trait Kernel<const N: usize>: Clone + Debug + Send + 'static {
@@ -36,9 +38,28 @@ trait Kernel<const N: usize>: Clone + Debug + Send + 'static {
 /// The operations, as Burn dispatches them. Without a bias a convolution is given zeros.
 #[backend_extension(Flex, Autodiff)]
 pub trait FusedOps: burn::backend::Backend {
-    fn conv2d(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn conv2d(
+        x: FloatTensor<Self>,
+        resampling: Resampling,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+    fn conv2d_skip(
+        x: FloatTensor<Self>,
+        skip: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+    fn conv2d_add(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
     fn rms_norm(x: FloatTensor<Self>, g: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn rms_norm_add(x: FloatTensor<Self>, g: FloatTensor<Self>, residual: FloatTensor<Self>) -> FloatTensor<Self>;
     fn rms_norm_silu(x: FloatTensor<Self>, g: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn rms_norm_silu_add(x: FloatTensor<Self>, g: FloatTensor<Self>, residual: FloatTensor<Self>) -> FloatTensor<Self>;
     fn rms_norm_scaled_silu(
         x: FloatTensor<Self>,
         g: FloatTensor<Self>,
@@ -49,16 +70,32 @@ pub trait FusedOps: burn::backend::Backend {
 }
 
 impl FusedOps for Flex {
-    fn conv2d(x: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
-        run(Conv, [x, weight, bias])
+    fn conv2d(x: FlexTensor, resampling: Resampling, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
+        run(Conv(resampling), [x, weight, bias])
+    }
+
+    fn conv2d_skip(x: FlexTensor, skip: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
+        run(ConvSkip, [x, skip, weight, bias])
+    }
+
+    fn conv2d_add(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, residual: FlexTensor) -> FlexTensor {
+        run(ConvAdd, [x, weight, bias, residual])
     }
 
     fn rms_norm(x: FlexTensor, g: FlexTensor) -> FlexTensor {
         run(RmsNorm(Silu::Without), [x, g])
     }
 
+    fn rms_norm_add(x: FlexTensor, g: FlexTensor, residual: FlexTensor) -> FlexTensor {
+        run(RmsNormAdd(Silu::Without), [x, g, residual])
+    }
+
     fn rms_norm_silu(x: FlexTensor, g: FlexTensor) -> FlexTensor {
         run(RmsNorm(Silu::With), [x, g])
+    }
+
+    fn rms_norm_silu_add(x: FlexTensor, g: FlexTensor, residual: FlexTensor) -> FlexTensor {
+        run(RmsNormAdd(Silu::With), [x, g, residual])
     }
 
     fn rms_norm_scaled_silu(x: FlexTensor, g: FlexTensor, scale_shift: FlexTensor) -> FlexTensor {
@@ -75,16 +112,47 @@ impl FusedOps for Flex {
 }
 
 impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
-    fn conv2d(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
-        track::<C, _, 3>(Conv, [x, weight, bias])
+    fn conv2d(
+        x: FloatTensor<Self>,
+        resampling: Resampling,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        track::<C, _, 3>(Conv(resampling), [x, weight, bias])
+    }
+
+    fn conv2d_skip(
+        x: FloatTensor<Self>,
+        skip: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        track::<C, _, 4>(ConvSkip, [x, skip, weight, bias])
+    }
+
+    fn conv2d_add(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        track::<C, _, 4>(ConvAdd, [x, weight, bias, residual])
     }
 
     fn rms_norm(x: FloatTensor<Self>, g: FloatTensor<Self>) -> FloatTensor<Self> {
         track::<C, _, 2>(RmsNorm(Silu::Without), [x, g])
     }
 
+    fn rms_norm_add(x: FloatTensor<Self>, g: FloatTensor<Self>, residual: FloatTensor<Self>) -> FloatTensor<Self> {
+        track::<C, _, 3>(RmsNormAdd(Silu::Without), [x, g, residual])
+    }
+
     fn rms_norm_silu(x: FloatTensor<Self>, g: FloatTensor<Self>) -> FloatTensor<Self> {
         track::<C, _, 2>(RmsNorm(Silu::With), [x, g])
+    }
+
+    fn rms_norm_silu_add(x: FloatTensor<Self>, g: FloatTensor<Self>, residual: FloatTensor<Self>) -> FloatTensor<Self> {
+        track::<C, _, 3>(RmsNormAdd(Silu::With), [x, g, residual])
     }
 
     fn rms_norm_scaled_silu(
@@ -185,25 +253,53 @@ fn when(wanted: bool, gradient: impl FnOnce() -> FlexTensor) -> Option<FlexTenso
     wanted.then(gradient)
 }
 
-/// See [`super::conv2d`].
-pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tensor<4> {
-    let bias = bias.unwrap_or_else(|| Tensor::zeros([weight.dims()[0]], &x.device()));
-    let y = <Dispatch as FusedOps>::conv2d(x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
-    Tensor::from_dispatch(y)
+/// See [`super::conv2d_resampled`].
+pub fn conv2d(x: Tensor<4>, resampling: Resampling, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tensor<4> {
+    let bias = or_zeros(bias, &weight);
+    let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as FusedOps>::conv2d(x, resampling, weight, bias))
+}
+
+/// See [`super::conv2d_skip`].
+pub fn conv2d_skip(x: Tensor<4>, skip: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tensor<4> {
+    let bias = or_zeros(bias, &weight).into_dispatch();
+    let (x, skip, weight) = (x.into_dispatch(), skip.into_dispatch(), weight.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as FusedOps>::conv2d_skip(x, skip, weight, bias))
+}
+
+/// See [`super::conv2d_add`].
+pub fn conv2d_add(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, residual: Tensor<4>) -> Tensor<4> {
+    let bias = or_zeros(bias, &weight).into_dispatch();
+    let (x, weight, residual) = (x.into_dispatch(), weight.into_dispatch(), residual.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as FusedOps>::conv2d_add(x, weight, bias, residual))
+}
+
+fn or_zeros(bias: Option<Tensor<1>>, weight: &Tensor<4>) -> Tensor<1> {
+    bias.unwrap_or_else(|| Tensor::zeros([weight.dims()[0]], &weight.device()))
 }
 
 /// See [`super::rms_norm`].
-pub fn rms_norm(x: Tensor<4>, g: Tensor<1>) -> Tensor<4> {
-    Tensor::from_dispatch(<Dispatch as FusedOps>::rms_norm(x.into_dispatch(), g.into_dispatch()))
+pub fn rms_norm(x: Tensor<4>, g: Tensor<1>, residual: Option<Tensor<4>>) -> Tensor<4> {
+    let (x, g) = (x.into_dispatch(), g.into_dispatch());
+    Tensor::from_dispatch(match residual {
+        Some(residual) => <Dispatch as FusedOps>::rms_norm_add(x, g, residual.into_dispatch()),
+        None => <Dispatch as FusedOps>::rms_norm(x, g),
+    })
 }
 
 /// See [`super::rms_norm_silu`].
-pub fn rms_norm_silu(x: Tensor<4>, g: Tensor<1>, scale_shift: Option<Tensor<2>>) -> Tensor<4> {
+pub fn rms_norm_silu(x: Tensor<4>, g: Tensor<1>, residual: Option<Tensor<4>>) -> Tensor<4> {
     let (x, g) = (x.into_dispatch(), g.into_dispatch());
-    Tensor::from_dispatch(match scale_shift {
-        Some(scale_shift) => <Dispatch as FusedOps>::rms_norm_scaled_silu(x, g, scale_shift.into_dispatch()),
+    Tensor::from_dispatch(match residual {
+        Some(residual) => <Dispatch as FusedOps>::rms_norm_silu_add(x, g, residual.into_dispatch()),
         None => <Dispatch as FusedOps>::rms_norm_silu(x, g),
     })
+}
+
+/// See [`super::rms_norm_scaled_silu`].
+pub fn rms_norm_scaled_silu(x: Tensor<4>, g: Tensor<1>, scale_shift: Tensor<2>) -> Tensor<4> {
+    let (x, g, scale_shift) = (x.into_dispatch(), g.into_dispatch(), scale_shift.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as FusedOps>::rms_norm_scaled_silu(x, g, scale_shift))
 }
 
 /// See [`super::attention`].

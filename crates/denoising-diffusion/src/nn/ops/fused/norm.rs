@@ -26,6 +26,10 @@ impl Silu {
 #[derive(Clone, Debug)]
 pub(super) struct RmsNorm(pub(super) Silu);
 
+/// The same plus a residual like `x`.
+#[derive(Clone, Debug)]
+pub(super) struct RmsNormAdd(pub(super) Silu);
+
 /// `x [b, h, w, c]`, `g [c]`, `scale_shift [b, 2 c]`; with SiLU.
 #[derive(Clone, Debug)]
 pub(super) struct RmsNormScaled;
@@ -35,9 +39,16 @@ fn shape_of(x: &FlexTensor) -> RmsNormShape {
     RmsNormShape { batch, positions: h * w, channels }
 }
 
-fn forward(x: &FlexTensor, g: &FlexTensor, scale_shift: Option<&FlexTensor>, activation: Activation) -> FlexTensor {
+fn forward(
+    x: &FlexTensor,
+    g: &FlexTensor,
+    scale_shift: Option<&FlexTensor>,
+    activation: Activation,
+    residual: Option<&FlexTensor>,
+) -> FlexTensor {
     tensor(dims::<4>(x), |y| {
-        rms_norm_forward(&shape_of(x), slice(x), slice(g), scale_shift.map(slice), activation, None, y);
+        let (scale_shift, residual) = (scale_shift.map(slice), residual.map(slice));
+        rms_norm_forward(&shape_of(x), slice(x), slice(g), scale_shift, activation, residual, y);
     })
 }
 
@@ -70,7 +81,7 @@ impl Kernel<2> for RmsNorm {
     type Saved = (FlexTensor, FlexTensor);
 
     fn forward(&self, [x, g]: [FlexTensor; 2]) -> (FlexTensor, Self::Saved) {
-        (forward(&x, &g, None, self.0.activation()), (x, g))
+        (forward(&x, &g, None, self.0.activation(), None), (x, g))
     }
 
     fn backward(&self, (x, g): Self::Saved, dy: FlexTensor, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
@@ -79,11 +90,24 @@ impl Kernel<2> for RmsNorm {
     }
 }
 
+impl Kernel<3> for RmsNormAdd {
+    type Saved = (FlexTensor, FlexTensor);
+
+    fn forward(&self, [x, g, residual]: [FlexTensor; 3]) -> (FlexTensor, Self::Saved) {
+        (forward(&x, &g, None, self.0.activation(), Some(&residual)), (x, g))
+    }
+
+    fn backward(&self, (x, g): Self::Saved, dy: FlexTensor, _: [bool; 3]) -> [Option<FlexTensor>; 3] {
+        let [dx, dg, _] = backward(&x, &g, None, self.0.activation(), &dy);
+        [dx, dg, Some(dy)]
+    }
+}
+
 impl Kernel<3> for RmsNormScaled {
     type Saved = [FlexTensor; 3];
 
     fn forward(&self, [x, g, scale_shift]: [FlexTensor; 3]) -> (FlexTensor, Self::Saved) {
-        (forward(&x, &g, Some(&scale_shift), Activation::Silu), [x, g, scale_shift])
+        (forward(&x, &g, Some(&scale_shift), Activation::Silu, None), [x, g, scale_shift])
     }
 
     fn backward(&self, [x, g, scale_shift]: Self::Saved, dy: FlexTensor, _: [bool; 3]) -> [Option<FlexTensor>; 3] {
