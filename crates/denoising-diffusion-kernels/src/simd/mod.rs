@@ -72,6 +72,9 @@ pub(crate) trait Simd: Copy {
     /// 2^a for integers a in -126..=127.
     unsafe fn exp2_int(a: Self::V) -> Self::V;
 
+    /// Says that the cache line at `p` will be read soon. Any address may be given.
+    fn prefetch(_p: *const f32) {}
+
     /// Rows become columns.
     unsafe fn transpose(rows: [Self::V; LANES]) -> [Self::V; LANES];
 

@@ -70,6 +70,8 @@ unsafe fn tile<S: Simd, const R: usize>(
         let mut sums = [[S::splat(0.0); 2]; R];
         for k in 0..len {
             let (b0, b1) = (S::load(b), S::load(b.add(LANES)));
+            // Most likely the next panel: while the rows pass by this one, the next comes into the first-level cache.
+            S::prefetch(b.wrapping_add(len * PANEL));
             b = b.add(PANEL);
             for (row, sum) in rows.iter().zip(&mut sums) {
                 let x = S::splat(*row.add(k));

@@ -13,8 +13,8 @@ use crate::gemm::{PANEL, spaced};
 use crate::par::{Scratch, Shared, for_each_task, task_range};
 use crate::simd::Isa;
 
-/// Values of transformed x and dy that are alive at a time.
-const VALUES_AT_ONCE: usize = 1 << 20;
+/// Values of transformed x and dy that are alive at a time: 1 MiB, so that they stay near the cores that made them.
+const VALUES_AT_ONCE: usize = 1 << 18;
 /// Tiles that are transformed at a time.
 const TILES_PER_TASK: usize = 8;
 /// Tiles whose products are summed at a time, so that a panel of them stays in the first-level cache.
