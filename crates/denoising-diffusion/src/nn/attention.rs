@@ -31,9 +31,12 @@ impl Attention {
 
     /// `x + attention(x)`, `[b, h, w, c] -> [b, h, w, c]`
     pub fn forward_residual(&self, x: Tensor<4>) -> Tensor<4> {
+        if ops::activations() == ops::Activations::Recompute {
+            let (g, memory) = (self.norm.g.val(), self.mem_kv.val());
+            return ops::attention_block_recomputed(x, g, self.to_qkv.weights(), memory, self.to_out.weights());
+        }
         let qkv = self.to_qkv.forward(self.norm.forward(x.clone()));
-        let out = over_positions(qkv, |qkv| ops::attention(qkv, self.mem_kv.val()));
-        self.to_out.forward_add(out, x)
+        self.to_out.forward_add(ops::attention(qkv, self.mem_kv.val()), x)
     }
 }
 
@@ -63,16 +66,13 @@ impl LinearAttention {
 
     /// `x + attention(x)`, `[b, h, w, c] -> [b, h, w, c]`
     pub fn forward_residual(&self, x: Tensor<4>) -> Tensor<4> {
+        if ops::activations() == ops::Activations::Recompute {
+            let (g, memory, out_g) = (self.norm.g.val(), self.mem_kv.val(), self.out_norm.g.val());
+            let (to_qkv, to_out) = (self.to_qkv.weights(), self.to_out.weights());
+            return ops::linear_attention_block_recomputed(x, g, to_qkv, memory, to_out, out_g);
+        }
         let qkv = self.to_qkv.forward(self.norm.forward(x.clone()));
-        let out = over_positions(qkv, |qkv| ops::linear_attention(qkv, self.mem_kv.val()));
+        let out = ops::linear_attention(qkv, self.mem_kv.val());
         self.out_norm.forward_add(self.to_out.forward(out), x)
     }
-}
-
-/// Applies a function of `[b, h * w, c]` to `[b, h, w, c]`.
-fn over_positions(x: Tensor<4>, f: impl FnOnce(Tensor<3>) -> Tensor<3>) -> Tensor<4> {
-    let [b, h, w, c] = x.dims();
-    let out = f(x.reshape([b, h * w, c]));
-    let channels = out.dims()[2];
-    out.reshape([b, h, w, channels])
 }

@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Tensor, activation};
 
-use super::{Conv2d, Init, Linear, RmsNorm};
+use super::{Conv2d, Init, Linear, RmsNorm, ops};
 
 /// 3x3 convolution, normalisation, scale and shift, SiLU.
 #[derive(Module, Debug)]
@@ -56,12 +56,24 @@ impl ResnetBlock {
     /// `x` `[b, h, w, c]` and, if given, `skip` `[b, h, w, c_in - c]` beside it, `time` `[b, time_dim]` to `[b, h, w, c_out]`.
     pub fn forward(&self, x: Tensor<4>, skip: Option<Tensor<4>>, time: Tensor<2>) -> Tensor<4> {
         let scale_shift = self.mlp.forward(activation::silu(time));
-        let h = self.block1.forward_scaled(x.clone(), skip.clone(), scale_shift);
-        let residual = match (&self.res_conv, skip) {
-            (Some(conv), skip) => conv.forward_skip(x, skip),
-            (None, Some(skip)) => Tensor::cat(vec![x, skip], 3),
-            (None, None) => x,
+        let residual = match (&self.res_conv, &skip) {
+            (Some(conv), skip) => conv.forward_skip(x.clone(), skip.clone()),
+            (None, Some(skip)) => Tensor::cat(vec![x.clone(), skip.clone()], 3),
+            (None, None) => x.clone(),
         };
+        // What is dropped out is drawn once, and could not be drawn again.
+        if ops::activations() == ops::Activations::Recompute && self.dropout.prob == 0.0 {
+            return ops::ResidualBlock {
+                conv1: self.block1.proj.weights(),
+                g1: self.block1.norm.g.val(),
+                scale_shift,
+                conv2: self.block2.proj.weights(),
+                g2: self.block2.norm.g.val(),
+                residual,
+            }
+            .forward_recomputed(x, skip);
+        }
+        let h = self.block1.forward_scaled(x, skip, scale_shift);
         self.block2.forward(self.dropout.forward(h), Some(residual))
     }
 }

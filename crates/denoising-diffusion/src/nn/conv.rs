@@ -49,6 +49,10 @@ impl Conv2d {
         ops::conv2d_add(x, self.weight.val(), self.bias(), residual)
     }
 
+    pub(super) fn weights(&self) -> ops::ConvWeights {
+        ops::ConvWeights { weight: self.weight.val(), bias: self.bias() }
+    }
+
     fn bias(&self) -> Option<Tensor<1>> {
         self.bias.as_ref().map(Param::val)
     }

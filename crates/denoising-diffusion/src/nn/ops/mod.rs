@@ -3,12 +3,14 @@
 
 mod fused;
 pub mod plain;
+mod settings;
 #[cfg(test)]
 mod tests;
 
 use burn::tensor::Tensor;
 
 pub use plain::{to_nchw, to_nhwc};
+pub use settings::{Activations, ConvPrecision, activations, set_activations, set_conv_precision};
 
 /// How the sides of an image change on its way into a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,14 +59,64 @@ pub fn rms_norm_scaled_silu(x: Tensor<4>, g: Tensor<1>, scale_shift: Tensor<2>) 
     fused::rms_norm_scaled_silu(x, g, scale_shift)
 }
 
-/// `softmax(q k^T / sqrt(d)) v` per head, over memory and positions: `qkv [b, n, 3 heads d]`, `mem_kv [2, heads, m, d]` to
-/// `[b, n, heads d]`. The n x n matrix never exists as a whole.
-pub fn attention(qkv: Tensor<3>, mem_kv: Tensor<4>) -> Tensor<3> {
+/// `softmax(q k^T / sqrt(d)) v` per head, over memory and positions: `qkv [b, h, w, 3 heads d]`, `mem_kv [2, heads, m, d]` to
+/// `[b, h, w, heads d]`. The matrix of all pairs of positions never exists as a whole.
+pub fn attention(qkv: Tensor<4>, mem_kv: Tensor<4>) -> Tensor<4> {
     fused::full_attention(qkv, mem_kv)
 }
 
 /// `context = softmax_n(k) v^T`, `out = context^T softmax_d(q) / sqrt(d)` per head, over memory and positions:
-/// `qkv [b, n, 3 heads d]`, `mem_kv [2, heads, d, m]` to `[b, n, heads d]`.
-pub fn linear_attention(qkv: Tensor<3>, mem_kv: Tensor<4>) -> Tensor<3> {
+/// `qkv [b, h, w, 3 heads d]`, `mem_kv [2, heads, d, m]` to `[b, h, w, heads d]`.
+pub fn linear_attention(qkv: Tensor<4>, mem_kv: Tensor<4>) -> Tensor<4> {
     fused::linear_attention(qkv, mem_kv)
+}
+
+/// Weights of a convolution.
+#[derive(Clone, Debug)]
+pub struct ConvWeights {
+    pub weight: Tensor<4>,
+    pub bias: Option<Tensor<1>>,
+}
+
+/// Convolution, [`rms_norm_scaled_silu`], convolution, [`rms_norm_silu`] plus a residual, as [`Activations::Recompute`] has it.
+/// `conv1` is one of `x` and, if given, `skip`.
+#[derive(Debug)]
+pub struct ResidualBlock {
+    pub conv1: ConvWeights,
+    pub g1: Tensor<1>,
+    pub scale_shift: Tensor<2>,
+    pub conv2: ConvWeights,
+    pub g2: Tensor<1>,
+    pub residual: Tensor<4>,
+}
+
+impl ResidualBlock {
+    /// `x [b, h, w, c]` to `[b, h, w, c_out]`.
+    pub fn forward_recomputed(self, x: Tensor<4>, skip: Option<Tensor<4>>) -> Tensor<4> {
+        fused::residual_block(self, x, skip)
+    }
+}
+
+/// [`rms_norm`], convolution, [`attention`], convolution, plus `x`, as [`Activations::Recompute`] has it.
+pub fn attention_block_recomputed(
+    x: Tensor<4>,
+    g: Tensor<1>,
+    to_qkv: ConvWeights,
+    mem_kv: Tensor<4>,
+    to_out: ConvWeights,
+) -> Tensor<4> {
+    fused::attention_block(x, g, to_qkv, mem_kv, to_out)
+}
+
+/// [`rms_norm`], convolution, [`linear_attention`], convolution, [`rms_norm`] with `out_g`, plus `x`, as
+/// [`Activations::Recompute`] has it.
+pub fn linear_attention_block_recomputed(
+    x: Tensor<4>,
+    g: Tensor<1>,
+    to_qkv: ConvWeights,
+    mem_kv: Tensor<4>,
+    to_out: ConvWeights,
+    out_g: Tensor<1>,
+) -> Tensor<4> {
+    fused::linear_attention_block(x, g, to_qkv, mem_kv, to_out, out_g)
 }

@@ -75,8 +75,9 @@ fn plus(x: Tensor<4>, residual: Option<Tensor<4>>) -> Tensor<4> {
 }
 
 /// See [`super::attention`].
-pub fn attention(qkv: Tensor<3>, mem_kv: Tensor<4>) -> Tensor<3> {
-    let [b, n, _] = qkv.dims();
+pub fn attention(qkv: Tensor<4>, mem_kv: Tensor<4>) -> Tensor<4> {
+    let [b, h, w, _] = qkv.dims();
+    let n = h * w;
     let [_, heads, m, d] = mem_kv.dims();
     let [q, k, v] = split_heads(qkv, heads, d); // [b, heads, n, d]
     let memory = |i: usize| mem_kv.clone().narrow(0, i, 1).expand([b, heads, m, d]);
@@ -89,7 +90,7 @@ pub fn attention(qkv: Tensor<3>, mem_kv: Tensor<4>) -> Tensor<3> {
         activation::softmax(q.matmul(k.clone().swap_dims(2, 3)), 3).matmul(v.clone())
     });
     let out = Tensor::cat(outputs.collect(), 2);
-    out.swap_dims(1, 2).reshape([b, n, heads * d])
+    out.swap_dims(1, 2).reshape([b, h, w, heads * d])
 }
 
 /// Queries per block: all of them up to 1024, so that a block's scores stay within a few MB per head.
@@ -98,8 +99,8 @@ fn query_block(n: usize) -> usize {
 }
 
 /// See [`super::linear_attention`].
-pub fn linear_attention(qkv: Tensor<3>, mem_kv: Tensor<4>) -> Tensor<3> {
-    let [b, n, _] = qkv.dims();
+pub fn linear_attention(qkv: Tensor<4>, mem_kv: Tensor<4>) -> Tensor<4> {
+    let [b, h, w, _] = qkv.dims();
     let [_, heads, d, m] = mem_kv.dims();
     let [q, k, v] = split_heads(qkv, heads, d); // [b, heads, n, d]
     let memory = |i: usize| mem_kv.clone().narrow(0, i, 1).swap_dims(2, 3).expand([b, heads, m, d]);
@@ -107,11 +108,11 @@ pub fn linear_attention(qkv: Tensor<3>, mem_kv: Tensor<4>) -> Tensor<3> {
     let v = Tensor::cat(vec![memory(1), v], 2);
     let q = activation::softmax(q, 3) * (d as f64).powf(-0.5);
     let context = activation::softmax(k, 2).swap_dims(2, 3).matmul(v); // [b, heads, d, d]
-    q.matmul(context).swap_dims(1, 2).reshape([b, n, heads * d])
+    q.matmul(context).swap_dims(1, 2).reshape([b, h, w, heads * d])
 }
 
-/// `[b, n, 3 * heads * d]` to q, k and v, each `[b, heads, n, d]`.
-fn split_heads(qkv: Tensor<3>, heads: usize, d: usize) -> [Tensor<4>; 3] {
-    let [b, n, _] = qkv.dims();
-    [0, 1, 2].map(|i| qkv.clone().narrow(2, i * heads * d, heads * d).reshape([b, n, heads, d]).swap_dims(1, 2))
+/// `[b, h, w, 3 * heads * d]` to q, k and v, each `[b, heads, h w, d]`.
+fn split_heads(qkv: Tensor<4>, heads: usize, d: usize) -> [Tensor<4>; 3] {
+    let [b, h, w, _] = qkv.dims();
+    [0, 1, 2].map(|i| qkv.clone().narrow(3, i * heads * d, heads * d).reshape([b, h * w, heads, d]).swap_dims(1, 2))
 }

@@ -132,12 +132,12 @@ proptest! {
 
     #[test]
     fn attention(
-        seed: u64, b in 1_usize..3, n in 1_usize..40, heads in 1_usize..4, d in 1_usize..20, m in 1_usize..5,
+        seed: u64, b in 1_usize..3, h in 1_usize..7, w in 1_usize..7, heads in 1_usize..4, d in 1_usize..20, m in 1_usize..5,
     ) {
         let mut draw = Draw { seed, drawn: 0 };
-        let (qkv, cotangent) = (draw.tensor([b, n, 3 * heads * d]), draw.tensor([b, n, heads * d]));
+        let (qkv, cotangent) = (draw.tensor([b, h, w, 3 * heads * d]), draw.tensor([b, h, w, heads * d]));
         let (full_memory, linear_memory) = (draw.tensor([2, heads, m, d]), draw.tensor([2, heads, d, m]));
-        let run = |f: fn(Tensor<3>, Tensor<4>) -> Tensor<3>, memory: &Tensor<4>| {
+        let run = |f: fn(Tensor<4>, Tensor<4>) -> Tensor<4>, memory: &Tensor<4>| {
             outcome(f(qkv.clone(), memory.clone()), &cotangent, &[&of(&qkv), &of(memory)])
         };
         compare("attention", run(super::attention, &full_memory), run(plain::attention, &full_memory));
@@ -153,8 +153,8 @@ proptest! {
 #[test]
 fn long_attention_in_blocks() {
     let mut draw = Draw { seed: 1, drawn: 0 };
-    let (qkv, memory) = (draw.tensor([1, 1100, 3 * 8]), draw.tensor([2, 1, 4, 8]));
-    let run = |f: fn(Tensor<3>, Tensor<4>) -> Tensor<3>| host_values(f(qkv.clone(), memory.clone()));
+    let (qkv, memory) = (draw.tensor([1, 1100, 1, 3 * 8]), draw.tensor([2, 1, 4, 8]));
+    let run = |f: fn(Tensor<4>, Tensor<4>) -> Tensor<4>| host_values(f(qkv.clone(), memory.clone()));
     assert_close("output", run(super::attention), run(plain::attention));
 }
 

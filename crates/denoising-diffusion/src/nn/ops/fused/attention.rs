@@ -7,21 +7,22 @@ use denoising_diffusion_kernels::attention::{
 
 use super::{Kernel, dims, slice, tensor};
 
-/// `qkv [b, n, 3 heads d]`, `mem_kv [2, heads, memory, d]`.
+/// `qkv [b, h, w, 3 heads d]`, `mem_kv [2, heads, memory, d]`.
 #[derive(Clone, Debug)]
 pub(super) struct FullAttention;
 
-/// `qkv [b, n, 3 heads d]`, `mem_kv [2, heads, d, memory]`.
+/// `qkv [b, h, w, 3 heads d]`, `mem_kv [2, heads, d, memory]`.
 #[derive(Clone, Debug)]
 pub(super) struct LinearAttention;
 
 fn shape_of(qkv: &FlexTensor, heads: usize, memory: usize, head_dim: usize) -> AttentionShape {
-    let [batch, positions, _] = dims(qkv);
-    AttentionShape { batch, positions, heads, head_dim, memory }
+    let [batch, h, w, _] = dims(qkv);
+    AttentionShape { batch, positions: h * w, heads, head_dim, memory }
 }
 
-fn output_dims(shape: &AttentionShape) -> [usize; 3] {
-    [shape.batch, shape.positions, shape.heads * shape.head_dim]
+fn output_dims(qkv: &FlexTensor) -> [usize; 4] {
+    let [b, h, w, channels] = dims(qkv);
+    [b, h, w, channels / 3]
 }
 
 fn full_shape(qkv: &FlexTensor, mem_kv: &FlexTensor) -> AttentionShape {
@@ -41,7 +42,7 @@ fn gradients(
     fill: impl FnOnce(&mut [f32], &mut [f32]),
 ) -> [Option<FlexTensor>; 2] {
     let mut dmem_kv = None;
-    let dqkv = tensor(dims::<3>(qkv), |dqkv| {
+    let dqkv = tensor(dims::<4>(qkv), |dqkv| {
         dmem_kv = Some(tensor(dims::<4>(mem_kv), |dmem_kv| fill(dqkv, dmem_kv)));
     });
     [Some(dqkv), dmem_kv]
@@ -55,7 +56,7 @@ impl Kernel<2> for FullAttention {
         let shape = full_shape(&qkv, &mem_kv);
         let mut out = None;
         let lse = tensor([shape.lse_len()], |lse| {
-            out = Some(tensor(output_dims(&shape), |out| {
+            out = Some(tensor(output_dims(&qkv), |out| {
                 attention_forward(&shape, slice(&qkv), slice(&mem_kv), out, lse);
             }));
         });
@@ -77,10 +78,14 @@ impl Kernel<2> for LinearAttention {
 
     fn forward(&self, [qkv, mem_kv]: [FlexTensor; 2]) -> (FlexTensor, Self::Saved) {
         let shape = linear_shape(&qkv, &mem_kv);
-        let out = tensor(output_dims(&shape), |out| {
+        let out = tensor(output_dims(&qkv), |out| {
             linear_attention_forward(&shape, slice(&qkv), slice(&mem_kv), out);
         });
         (out, [qkv, mem_kv])
+    }
+
+    fn saved(&self, inputs: [FlexTensor; 2]) -> Self::Saved {
+        inputs
     }
 
     fn backward(&self, [qkv, mem_kv]: Self::Saved, dy: FlexTensor, _: [bool; 2]) -> [Option<FlexTensor>; 2] {

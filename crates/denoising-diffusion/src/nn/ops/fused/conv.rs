@@ -6,6 +6,7 @@ use denoising_diffusion_kernels::conv::{
 };
 
 use super::super::Resampling;
+use super::super::settings::{ConvPrecision, conv_precision};
 use super::{Kernel, dims, slice, tensor, when};
 
 /// `x [b, h, w, c_in]`, `weight [c_out, c_in, k, k]`, `bias [c_out]`; stride 1, padding `k / 2`, of the resampled `x`.
@@ -20,7 +21,12 @@ pub(super) struct ConvSkip;
 #[derive(Clone, Debug)]
 pub(super) struct ConvAdd;
 
-const ALGORITHM: ConvAlgorithm = ConvAlgorithm::Auto;
+fn algorithm() -> ConvAlgorithm {
+    match conv_precision() {
+        ConvPrecision::Fast => ConvAlgorithm::Auto,
+        ConvPrecision::Precise => ConvAlgorithm::Direct,
+    }
+}
 
 /// `channels`: those of all inputs together.
 fn shape_of(x: &FlexTensor, channels: usize, resampling: Resampling, weight: &FlexTensor) -> Conv2dShape {
@@ -54,7 +60,7 @@ fn forward(
 ) -> FlexTensor {
     let x: Vec<&[f32]> = x.iter().map(|x| slice(x)).collect();
     tensor([shape.batch, shape.out_height(), shape.out_width(), shape.out_channels], |y| {
-        conv2d_forward(shape, ALGORITHM, &x, slice(weight), Some(slice(bias)), residual.map(slice), y);
+        conv2d_forward(shape, algorithm(), &x, slice(weight), Some(slice(bias)), residual.map(slice), y);
     })
 }
 
@@ -68,13 +74,13 @@ fn parameter_gradients(
 ) -> [Option<FlexTensor>; 2] {
     let x: Vec<&[f32]> = x.iter().map(|x| slice(x)).collect();
     let dweight =
-        when(wanted[0], || tensor(dims::<4>(weight), |dw| conv2d_weight_grad(shape, ALGORITHM, &x, slice(dy), dw)));
+        when(wanted[0], || tensor(dims::<4>(weight), |dw| conv2d_weight_grad(shape, algorithm(), &x, slice(dy), dw)));
     let dbias = when(wanted[1], || tensor([shape.out_channels], |db| bias_grad(slice(dy), shape.out_channels, db)));
     [dweight, dbias]
 }
 
 fn input_gradient(shape: &Conv2dShape, x: &FlexTensor, weight: &FlexTensor, dy: &FlexTensor) -> FlexTensor {
-    tensor(dims::<4>(x), |dx| conv2d_input_grad(shape, ALGORITHM, slice(dy), slice(weight), &mut [dx]))
+    tensor(dims::<4>(x), |dx| conv2d_input_grad(shape, algorithm(), slice(dy), slice(weight), &mut [dx]))
 }
 
 impl Kernel<3> for Conv {
@@ -83,6 +89,10 @@ impl Kernel<3> for Conv {
     fn forward(&self, [x, weight, bias]: [FlexTensor; 3]) -> (FlexTensor, Self::Saved) {
         let [_, _, _, channels] = dims(&x);
         (forward(&shape_of(&x, channels, self.0, &weight), &[&x], &weight, &bias, None), (x, weight))
+    }
+
+    fn saved(&self, [x, weight, _]: [FlexTensor; 3]) -> Self::Saved {
+        (x, weight)
     }
 
     fn backward(&self, (x, weight): Self::Saved, dy: FlexTensor, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
@@ -109,13 +119,17 @@ impl Kernel<4> for ConvSkip {
         (y, [x, skip, weight])
     }
 
+    fn saved(&self, [x, skip, weight, _]: [FlexTensor; 4]) -> Self::Saved {
+        [x, skip, weight]
+    }
+
     fn backward(&self, [x, skip, weight]: Self::Saved, dy: FlexTensor, wanted: [bool; 4]) -> [Option<FlexTensor>; 4] {
         let shape = Self::shape_of(&x, &skip, &weight);
         let mut dskip = None;
         let dx = when(wanted[0] || wanted[1], || {
             tensor(dims::<4>(&x), |dx| {
                 dskip = Some(tensor(dims::<4>(&skip), |dskip| {
-                    conv2d_input_grad(&shape, ALGORITHM, slice(&dy), slice(&weight), &mut [dx, dskip]);
+                    conv2d_input_grad(&shape, algorithm(), slice(&dy), slice(&weight), &mut [dx, dskip]);
                 }));
             })
         });
@@ -131,6 +145,10 @@ impl Kernel<4> for ConvAdd {
         let [_, _, _, channels] = dims(&x);
         let shape = shape_of(&x, channels, Resampling::Keep, &weight);
         (forward(&shape, &[&x], &weight, &bias, Some(&residual)), (x, weight))
+    }
+
+    fn saved(&self, [x, weight, ..]: [FlexTensor; 4]) -> Self::Saved {
+        (x, weight)
     }
 
     fn backward(&self, saved: Self::Saved, dy: FlexTensor, wanted: [bool; 4]) -> [Option<FlexTensor>; 4] {

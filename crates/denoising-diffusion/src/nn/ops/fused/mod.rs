@@ -4,6 +4,8 @@
 //! Tensors come contiguous, `f32` and channels-last. What an operation computes is documented in [`super`].
 
 mod attention;
+mod blocks;
+mod chain;
 mod conv;
 mod norm;
 
@@ -24,6 +26,8 @@ use norm::{RmsNorm, RmsNormAdd, RmsNormScaled, Silu};
 
 use super::Resampling;
 
+pub use blocks::{attention_block, linear_attention_block, residual_block};
+
 /// A differentiable operation of `N` tensors.
 trait Kernel<const N: usize>: Clone + Debug + Send + 'static {
     /// What the backward pass needs.
@@ -31,12 +35,18 @@ trait Kernel<const N: usize>: Clone + Debug + Send + 'static {
 
     fn forward(&self, inputs: [FlexTensor; N]) -> (FlexTensor, Self::Saved);
 
+    /// What [`forward`](Kernel::forward) saves, without its output where that is not needed.
+    fn saved(&self, inputs: [FlexTensor; N]) -> Self::Saved {
+        self.forward(inputs).1
+    }
+
     /// Gradients of the inputs that are `wanted`; others may be left out.
     fn backward(&self, saved: Self::Saved, dy: FlexTensor, wanted: [bool; N]) -> [Option<FlexTensor>; N];
 }
 
 /// The operations, as Burn dispatches them. Without a bias a convolution is given zeros.
 #[backend_extension(Flex, Autodiff)]
+#[allow(clippy::too_many_arguments, reason = "the parameters of a block")]
 pub trait FusedOps: burn::backend::Backend {
     fn conv2d(
         x: FloatTensor<Self>,
@@ -67,6 +77,50 @@ pub trait FusedOps: burn::backend::Backend {
     ) -> FloatTensor<Self>;
     fn full_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self>;
     fn linear_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn residual_block(
+        x: FloatTensor<Self>,
+        w1: FloatTensor<Self>,
+        b1: FloatTensor<Self>,
+        g1: FloatTensor<Self>,
+        scale_shift: FloatTensor<Self>,
+        w2: FloatTensor<Self>,
+        b2: FloatTensor<Self>,
+        g2: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+    fn residual_skip_block(
+        x: FloatTensor<Self>,
+        skip: FloatTensor<Self>,
+        w1: FloatTensor<Self>,
+        b1: FloatTensor<Self>,
+        g1: FloatTensor<Self>,
+        scale_shift: FloatTensor<Self>,
+        w2: FloatTensor<Self>,
+        b2: FloatTensor<Self>,
+        g2: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+    fn attention_block(
+        x: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        w1: FloatTensor<Self>,
+        b1: FloatTensor<Self>,
+        mem_kv: FloatTensor<Self>,
+        w2: FloatTensor<Self>,
+        b2: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+    fn linear_attention_block(
+        x: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        w1: FloatTensor<Self>,
+        b1: FloatTensor<Self>,
+        mem_kv: FloatTensor<Self>,
+        w2: FloatTensor<Self>,
+        b2: FloatTensor<Self>,
+        g2: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
 }
 
 impl FusedOps for Flex {
@@ -108,6 +162,62 @@ impl FusedOps for Flex {
 
     fn linear_attention(qkv: FlexTensor, mem_kv: FlexTensor) -> FlexTensor {
         run(LinearAttention, [qkv, mem_kv])
+    }
+
+    fn residual_block(
+        x: FlexTensor,
+        w1: FlexTensor,
+        b1: FlexTensor,
+        g1: FlexTensor,
+        scale_shift: FlexTensor,
+        w2: FlexTensor,
+        b2: FlexTensor,
+        g2: FlexTensor,
+        residual: FlexTensor,
+    ) -> FlexTensor {
+        run(blocks::residual(), [x, w1, b1, g1, scale_shift, w2, b2, g2, residual])
+    }
+
+    fn residual_skip_block(
+        x: FlexTensor,
+        skip: FlexTensor,
+        w1: FlexTensor,
+        b1: FlexTensor,
+        g1: FlexTensor,
+        scale_shift: FlexTensor,
+        w2: FlexTensor,
+        b2: FlexTensor,
+        g2: FlexTensor,
+        residual: FlexTensor,
+    ) -> FlexTensor {
+        run(blocks::residual_skip(), [x, skip, w1, b1, g1, scale_shift, w2, b2, g2, residual])
+    }
+
+    fn attention_block(
+        x: FlexTensor,
+        g: FlexTensor,
+        w1: FlexTensor,
+        b1: FlexTensor,
+        mem_kv: FlexTensor,
+        w2: FlexTensor,
+        b2: FlexTensor,
+        residual: FlexTensor,
+    ) -> FlexTensor {
+        run(blocks::attention(), [x, g, w1, b1, mem_kv, w2, b2, residual])
+    }
+
+    fn linear_attention_block(
+        x: FlexTensor,
+        g: FlexTensor,
+        w1: FlexTensor,
+        b1: FlexTensor,
+        mem_kv: FlexTensor,
+        w2: FlexTensor,
+        b2: FlexTensor,
+        g2: FlexTensor,
+        residual: FlexTensor,
+    ) -> FlexTensor {
+        run(blocks::linear(), [x, g, w1, b1, mem_kv, w2, b2, g2, residual])
     }
 }
 
@@ -169,6 +279,62 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
 
     fn linear_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self> {
         track::<C, _, 2>(LinearAttention, [qkv, mem_kv])
+    }
+
+    fn residual_block(
+        x: FloatTensor<Self>,
+        w1: FloatTensor<Self>,
+        b1: FloatTensor<Self>,
+        g1: FloatTensor<Self>,
+        scale_shift: FloatTensor<Self>,
+        w2: FloatTensor<Self>,
+        b2: FloatTensor<Self>,
+        g2: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        track::<C, _, 9>(blocks::residual(), [x, w1, b1, g1, scale_shift, w2, b2, g2, residual])
+    }
+
+    fn residual_skip_block(
+        x: FloatTensor<Self>,
+        skip: FloatTensor<Self>,
+        w1: FloatTensor<Self>,
+        b1: FloatTensor<Self>,
+        g1: FloatTensor<Self>,
+        scale_shift: FloatTensor<Self>,
+        w2: FloatTensor<Self>,
+        b2: FloatTensor<Self>,
+        g2: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        track::<C, _, 10>(blocks::residual_skip(), [x, skip, w1, b1, g1, scale_shift, w2, b2, g2, residual])
+    }
+
+    fn attention_block(
+        x: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        w1: FloatTensor<Self>,
+        b1: FloatTensor<Self>,
+        mem_kv: FloatTensor<Self>,
+        w2: FloatTensor<Self>,
+        b2: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        track::<C, _, 8>(blocks::attention(), [x, g, w1, b1, mem_kv, w2, b2, residual])
+    }
+
+    fn linear_attention_block(
+        x: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        w1: FloatTensor<Self>,
+        b1: FloatTensor<Self>,
+        mem_kv: FloatTensor<Self>,
+        w2: FloatTensor<Self>,
+        b2: FloatTensor<Self>,
+        g2: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        track::<C, _, 9>(blocks::linear(), [x, g, w1, b1, mem_kv, w2, b2, g2, residual])
     }
 }
 
@@ -303,11 +469,11 @@ pub fn rms_norm_scaled_silu(x: Tensor<4>, g: Tensor<1>, scale_shift: Tensor<2>) 
 }
 
 /// See [`super::attention`].
-pub fn full_attention(qkv: Tensor<3>, mem_kv: Tensor<4>) -> Tensor<3> {
+pub fn full_attention(qkv: Tensor<4>, mem_kv: Tensor<4>) -> Tensor<4> {
     Tensor::from_dispatch(<Dispatch as FusedOps>::full_attention(qkv.into_dispatch(), mem_kv.into_dispatch()))
 }
 
 /// See [`super::linear_attention`].
-pub fn linear_attention(qkv: Tensor<3>, mem_kv: Tensor<4>) -> Tensor<3> {
+pub fn linear_attention(qkv: Tensor<4>, mem_kv: Tensor<4>) -> Tensor<4> {
     Tensor::from_dispatch(<Dispatch as FusedOps>::linear_attention(qkv.into_dispatch(), mem_kv.into_dispatch()))
 }

@@ -84,6 +84,10 @@ impl Kernel<2> for RmsNorm {
         (forward(&x, &g, None, self.0.activation(), None), (x, g))
     }
 
+    fn saved(&self, [x, g]: [FlexTensor; 2]) -> Self::Saved {
+        (x, g)
+    }
+
     fn backward(&self, (x, g): Self::Saved, dy: FlexTensor, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
         let [dx, dg, _] = backward(&x, &g, None, self.0.activation(), &dy);
         [dx, dg]
@@ -97,6 +101,10 @@ impl Kernel<3> for RmsNormAdd {
         (forward(&x, &g, None, self.0.activation(), Some(&residual)), (x, g))
     }
 
+    fn saved(&self, [x, g, _]: [FlexTensor; 3]) -> Self::Saved {
+        (x, g)
+    }
+
     fn backward(&self, (x, g): Self::Saved, dy: FlexTensor, _: [bool; 3]) -> [Option<FlexTensor>; 3] {
         let [dx, dg, _] = backward(&x, &g, None, self.0.activation(), &dy);
         [dx, dg, Some(dy)]
@@ -108,6 +116,10 @@ impl Kernel<3> for RmsNormScaled {
 
     fn forward(&self, [x, g, scale_shift]: [FlexTensor; 3]) -> (FlexTensor, Self::Saved) {
         (forward(&x, &g, Some(&scale_shift), Activation::Silu, None), [x, g, scale_shift])
+    }
+
+    fn saved(&self, inputs: [FlexTensor; 3]) -> Self::Saved {
+        inputs
     }
 
     fn backward(&self, [x, g, scale_shift]: Self::Saved, dy: FlexTensor, _: [bool; 3]) -> [Option<FlexTensor>; 3] {
