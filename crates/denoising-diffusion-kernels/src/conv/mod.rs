@@ -8,10 +8,15 @@
 //! with zeros outside x. No groups, no dilation, no transposed convolution.
 
 mod direct;
+mod disjoint;
+mod output;
+mod pack;
 mod patch_grad;
+mod pointwise;
 #[cfg(test)]
 mod tests;
 mod weight_grad;
+mod windows;
 mod winograd;
 
 use crate::par::{ELEMENTS_PER_TASK, Scratch, Shared, for_each_task, task_range};
@@ -208,7 +213,7 @@ fn forward_with(
     if algorithm.wants_winograd(shape) {
         winograd::convolve(isa, direct::Direction::Forward, shape, x, weight, bias, y);
     } else {
-        direct::convolve(isa, direct::Direction::Forward, shape, x, weight, bias, y);
+        direct::convolve(isa, direct::Direction::Forward, shape, x, weight, bias, None, y);
     }
 }
 
@@ -224,7 +229,7 @@ fn input_grad_with(
     if algorithm.wants_winograd(shape) {
         winograd::convolve(isa, direct::Direction::InputGrad, shape, dy, weight, None, dx);
     } else {
-        direct::convolve(isa, direct::Direction::InputGrad, shape, dy, weight, None, dx);
+        direct::convolve(isa, direct::Direction::InputGrad, shape, dy, weight, None, None, dx);
     }
 }
 
