@@ -4,6 +4,7 @@ use std::thread::available_parallelism;
 
 use burn::tensor::Device;
 use clap::Args;
+use denoising_diffusion::nn::ops::{ConvPrecision, set_conv_precision};
 
 use crate::failure::{Failure, Result};
 
@@ -16,6 +17,9 @@ pub struct MachineArgs {
     /// Threads to compute with [default: the number of physical cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Machine")]
     threads: Option<u16>,
+    /// Convolutions without Winograd's algorithm: slower, and a digit more exact
+    #[arg(long, help_heading = "Machine")]
+    precise: bool,
 }
 
 /// The devices of this build.
@@ -48,6 +52,7 @@ impl MachineArgs {
             .num_threads(machine.threads)
             .build_global()
             .map_err(|error| Failure::from(error).context(format!("cannot start {} threads", machine.threads)))?;
+        set_conv_precision(if self.precise { ConvPrecision::Precise } else { ConvPrecision::Fast });
         Ok(machine)
     }
 

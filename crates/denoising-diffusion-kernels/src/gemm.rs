@@ -1,20 +1,41 @@
-//! The two register-tile loops that convolution and attention are made of.
+//! The register-tile loops that convolution and attention are made of.
 //!
-//! [`rows_times_panels`] multiplies rows, found through pointers, by a matrix packed in panels of sixteen columns.
-//! [`outer_sum`] sums outer products, for weight gradients. Neither blocks for caches nor starts threads: callers do.
+//! [`tiles_times_panels`] multiplies rows, found through pointers, by a matrix packed in panels of sixteen columns;
+//! [`matrix_times_panels`] and [`rows_times_panels`] are that for a plain matrix and for tiles of six.
+//! [`outer_sum`] and [`outer_products`] sum outer products, for weight gradients. None of them starts threads: callers do.
+//!
+//! Tiles have one to six rows and one or two vectors, so that nothing is computed that is not there.
 
-use crate::simd::{LANES, Simd, simd_fn};
+mod outer;
 
-/// Rows of a register tile.
+pub(crate) use outer::{outer_products, outer_sum};
+
+use crate::simd::{Isa, LANES, Simd, simd_fn};
+
+/// Rows of the largest register tile.
 pub(crate) const ROWS: usize = 6;
 /// Columns of a register tile and of a packed panel.
 pub(crate) const PANEL: usize = 16;
 
-/// Products after which [`rows_times_panels`] begins a new sum.
+/// Products of one sum; longer sums are added up in parts, as rounding grows with the terms of one sum. That many rows of a
+/// panel (8 KiB) also stay in the first-level cache while tiles pass by.
 const TERMS_PER_SUM: usize = 128;
+/// Tiles that pass by one part of a panel before the next one.
+const TILES_PER_BLOCK: usize = 8;
+/// Tiles that [`matrix_times_panels`] prepares at a time.
+const TILES_AT_ONCE: usize = 32;
 
 /// Addresses of the rows of one tile.
 pub(crate) type RowPointers = [*const f32; ROWS];
+
+/// A tile of a destination.
+#[derive(Clone, Copy)]
+pub(crate) struct Tile {
+    /// Rows, 1 to [`ROWS`].
+    pub(crate) height: usize,
+    /// Where its first row begins, in values of the destination.
+    pub(crate) at: usize,
+}
 
 /// What the product is added to.
 #[derive(Clone, Copy)]
@@ -25,180 +46,303 @@ pub(crate) enum AddTo<'a> {
     Row(&'a [f32]),
     /// What the destination holds.
     Destination,
+    /// A row vector, if any, and a matrix laid out like the destination, given by the address of its first value.
+    RowAndMatrix(Option<&'a [f32]>, *const f32),
 }
 
+/// Where the sums of one register tile go: `dst[r, j] = row[j] + matrix[r, j] + sums[r, j]`.
+#[derive(Clone, Copy)]
+struct Finish {
+    /// Two vectors.
+    row: *const f32,
+    /// Null for none; rows lie as far apart as those of `dst`.
+    matrix: *const f32,
+    dst: *mut f32,
+    stride: usize,
+    /// Columns, 1 to [`PANEL`].
+    width: usize,
+}
+
+static ZEROS: [f32; PANEL] = [0.0; PANEL];
+
 simd_fn! {
-    /// `dst[i, j] = (AddTo) + sum over t, k of rows[i / 6, t][i % 6][k] * b[j / 16, t len + k, j % 16]`
+    /// `dst[i, j] = (AddTo) + sum over t, k of rows[tile of i, t][row in tile][k] * b[j / 16, t len + k, j % 16]`
     ///
-    /// `rows` holds, for every tile of six rows, `taps` sets of pointers to `len` values; pointers of rows beyond `row_count`
-    /// must be readable too. `b` is `[cols / 16, taps len, 16]`, rounded up. Row i of `dst` begins at `dst + i stride`.
+    /// `rows` holds, for every tile, `taps` sets of pointers to `len` values. Panels of `b` are `panel_len` values apart.
+    /// Rows of a tile lie `stride` values apart in `dst`.
     ///
     /// # Safety
-    /// All pointers must be valid as described, and nobody else may access the destination.
-    pub(crate) unsafe fn rows_times_panels<S>(
+    /// All pointers that the tiles' heights call for must be valid as described, and nobody else may access the destination.
+    pub(crate) unsafe fn tiles_times_panels<S>(
+        tiles: &[Tile],
         rows: &[RowPointers],
         taps: usize,
         len: usize,
-        row_count: usize,
         b: &[f32],
+        panel_len: usize,
         cols: usize,
         add_to: AddTo<'_>,
         dst: *mut f32,
         stride: usize,
     ) {
-        let depth = taps * len;
-        debug_assert!(rows.len() >= row_count.div_ceil(ROWS) * taps);
-        debug_assert!(b.len() >= cols.div_ceil(PANEL) * depth * PANEL);
-        // A panel of `b` stays in the cache while all rows pass by.
-        for panel in 0..cols.div_ceil(PANEL) {
-            let b = b.as_ptr().add(panel * depth * PANEL);
-            let width = (cols - panel * PANEL).min(PANEL);
-            for tile in 0..row_count.div_ceil(ROWS) {
-                let a = rows.as_ptr().add(tile * taps);
-                let height = (row_count - tile * ROWS).min(ROWS);
-                let dst = dst.add(tile * ROWS * stride + panel * PANEL);
-                if height == ROWS && width == PANEL {
-                    let zeros = [0.0f32; PANEL];
-                    let (add, add_stride) = match add_to {
-                        AddTo::Nothing => (zeros.as_ptr(), 0),
-                        AddTo::Row(row) => (row.as_ptr().add(panel * PANEL), 0),
-                        AddTo::Destination => (dst.cast_const(), stride),
-                    };
-                    row_tile::<S>(a, taps, len, b, add, add_stride, dst, stride);
-                    continue;
-                }
-                let mut edge = [0.0f32; ROWS * PANEL];
-                for i in 0..height {
-                    match add_to {
-                        AddTo::Nothing => {}
-                        AddTo::Row(row) => edge[i * PANEL..][..width].copy_from_slice(&row[panel * PANEL..][..width]),
-                        AddTo::Destination => {
-                            std::ptr::copy_nonoverlapping(dst.add(i * stride), edge.as_mut_ptr().add(i * PANEL), width);
-                        }
+        debug_assert!(rows.len() >= tiles.len() * taps);
+        debug_assert!(b.len() >= (cols.div_ceil(PANEL) - 1) * panel_len + taps * len * PANEL);
+        // Whole taps where they are short, parts of a tap where it is long.
+        let (taps_per_sum, parts) = ((TERMS_PER_SUM / len).max(1), len.div_ceil(TERMS_PER_SUM));
+        for (tap, part) in (0..taps).step_by(taps_per_sum).flat_map(|tap| (0..parts).map(move |part| (tap, part))) {
+            let (from, to) = (part * len / parts, (part + 1) * len / parts);
+            let part_taps = taps_per_sum.min(taps - tap);
+            let b = b.as_ptr().add((tap * len + from) * PANEL);
+            // The first sum finds what the caller wants added, the others what is there by then.
+            let add_to = if tap + part == 0 { add_to } else { AddTo::Destination };
+            for (block, tiles) in tiles.chunks(TILES_PER_BLOCK).enumerate() {
+                let rows = rows.as_ptr().add(block * TILES_PER_BLOCK * taps + tap);
+                for panel in 0..cols.div_ceil(PANEL) {
+                    let b = b.add(panel * panel_len);
+                    let width = (cols - panel * PANEL).min(PANEL);
+                    for (i, tile) in tiles.iter().enumerate() {
+                        let at = tile.at + panel * PANEL;
+                        let dst = dst.add(at);
+                        let (row, matrix) = match add_to {
+                            AddTo::Nothing => (None, std::ptr::null()),
+                            AddTo::Row(row) => (Some(row), std::ptr::null()),
+                            AddTo::Destination => (None, dst.cast_const()),
+                            AddTo::RowAndMatrix(row, matrix) => (row, matrix.add(at)),
+                        };
+                        let row = row.map_or(ZEROS.as_ptr(), |row| row.as_ptr().add(panel * PANEL));
+                        let finish = Finish { row, matrix, dst, stride, width };
+                        product_tile_of::<S>(tile.height, rows.add(i * taps), part_taps, from, to - from, b, finish);
                     }
-                }
-                let p = edge.as_mut_ptr();
-                row_tile::<S>(a, taps, len, b, p, PANEL, p, PANEL);
-                for i in 0..height {
-                    std::ptr::copy_nonoverlapping(edge.as_ptr().add(i * PANEL), dst.add(i * stride), width);
                 }
             }
         }
     }
 }
 
-/// One full tile of [`rows_times_panels`].
+/// [`product_tile`] for the given height and the width in `finish`.
 ///
 /// # Safety
-/// As [`rows_times_panels`]; `add` may be `dst`.
+/// As [`product_tile`].
 #[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "strides and sizes of plain memory")]
-unsafe fn row_tile<S: Simd>(
+unsafe fn product_tile_of<S: Simd>(
+    height: usize,
     rows: *const RowPointers,
     taps: usize,
+    from: usize,
     len: usize,
-    mut b: *const f32,
-    add: *const f32,
-    add_stride: usize,
-    dst: *mut f32,
-    stride: usize,
+    b: *const f32,
+    finish: Finish,
 ) {
     unsafe {
-        let zeros = [[S::splat(0.0); 2]; ROWS];
-        // Sums in registers, carried over to totals now and then: rounding grows with the terms of one sum.
-        let (mut sums, mut totals, mut terms) = (zeros, zeros, 0);
-        for tap in 0..taps {
-            let a = *rows.add(tap);
-            let mut k = 0;
-            while k < len {
-                if terms >= TERMS_PER_SUM {
-                    for (total, sum) in totals.iter_mut().zip(sums) {
-                        *total = [S::add(total[0], sum[0]), S::add(total[1], sum[1])];
-                    }
-                    (sums, terms) = (zeros, 0);
-                }
-                let end = len.min(k + TERMS_PER_SUM);
-                terms += end - k;
-                while k < end {
-                    let b0 = S::load(b);
-                    let b1 = S::load(b.add(LANES));
-                    b = b.add(PANEL);
-                    for r in 0..ROWS {
-                        let x = S::splat(*a[r].add(k));
-                        sums[r][0] = S::fma(x, b0, sums[r][0]);
-                        sums[r][1] = S::fma(x, b1, sums[r][1]);
-                    }
-                    k += 1;
-                }
-            }
-        }
-        for (total, sum) in totals.iter_mut().zip(sums) {
-            *total = [S::add(total[0], sum[0]), S::add(total[1], sum[1])];
-        }
-        for (r, sum) in totals.iter().enumerate() {
-            let (add, dst) = (add.add(r * add_stride), dst.add(r * stride));
-            S::store(dst, S::add(S::load(add), sum[0]));
-            S::store(dst.add(LANES), S::add(S::load(add.add(LANES)), sum[1]));
+        match (height, finish.width > LANES) {
+            (6, true) => product_tile::<S, 6, 2>(rows, taps, from, len, b, finish),
+            (5, true) => product_tile::<S, 5, 2>(rows, taps, from, len, b, finish),
+            (4, true) => product_tile::<S, 4, 2>(rows, taps, from, len, b, finish),
+            (3, true) => product_tile::<S, 3, 2>(rows, taps, from, len, b, finish),
+            (2, true) => product_tile::<S, 2, 2>(rows, taps, from, len, b, finish),
+            (1, true) => product_tile::<S, 1, 2>(rows, taps, from, len, b, finish),
+            (6, false) => product_tile::<S, 6, 1>(rows, taps, from, len, b, finish),
+            (5, false) => product_tile::<S, 5, 1>(rows, taps, from, len, b, finish),
+            (4, false) => product_tile::<S, 4, 1>(rows, taps, from, len, b, finish),
+            (3, false) => product_tile::<S, 3, 1>(rows, taps, from, len, b, finish),
+            (2, false) => product_tile::<S, 2, 1>(rows, taps, from, len, b, finish),
+            (1, false) => product_tile::<S, 1, 1>(rows, taps, from, len, b, finish),
+            (other, _) => unreachable!("tile of {other} rows"),
         }
     }
 }
 
-simd_fn! {
-    /// `dst[r, j] += sum over m of a[m, r] * b[offsets[m] + j]`, for r < `height` and j < 16.
-    ///
-    /// `height` is 4 or 6; row m of `a` begins at `m a_stride`; row r of `dst` begins at `dst + r stride`.
-    ///
-    /// # Safety
-    /// All addresses must be valid as described, and nobody else may access the destination.
-    pub(crate) unsafe fn outer_sum<S>(
-        height: usize,
-        a: &[f32],
-        a_stride: usize,
-        b: *const f32,
-        offsets: &[usize],
-        dst: *mut f32,
-        stride: usize,
-    ) {
-        debug_assert!(offsets.is_empty() || a.len() >= (offsets.len() - 1) * a_stride + height);
-        match height {
-            4 => outer_tile::<S, 4>(a.as_ptr(), a_stride, b, offsets, dst, stride),
-            6 => outer_tile::<S, 6>(a.as_ptr(), a_stride, b, offsets, dst, stride),
-            other => unreachable!("tile of {other} rows"),
-        }
-    }
-}
-
-/// One tile of [`outer_sum`].
+/// One sum of one tile of [`tiles_times_panels`]: values `from..from + len` of `taps` sets of rows.
 ///
 /// # Safety
-/// As [`outer_sum`].
+/// As [`tiles_times_panels`].
 #[inline(always)]
-unsafe fn outer_tile<S: Simd, const R: usize>(
-    mut a: *const f32,
-    a_stride: usize,
+unsafe fn product_tile<S: Simd, const R: usize, const W: usize>(
+    rows: *const RowPointers,
+    taps: usize,
+    from: usize,
+    len: usize,
+    mut b: *const f32,
+    finish: Finish,
+) {
+    unsafe {
+        let mut sums = [[S::splat(0.0); W]; R];
+        for r in 0..R {
+            prefetch(finish.dst.wrapping_add(r * finish.stride));
+        }
+        let mut tap = 0;
+        // Both loops run at least once, and say so: else the sums travel between registers.
+        loop {
+            let rows = &*rows.add(tap);
+            let a: [*const f32; R] = std::array::from_fn(|r| rows[r].wrapping_add(from));
+            let mut k = 0;
+            loop {
+                sums = step::<S, R, W>(sums, a.map(|a| a.wrapping_add(k)), b);
+                (k, b) = (k + 1, b.wrapping_add(PANEL));
+                if k == len {
+                    break;
+                }
+            }
+            tap += 1;
+            if tap == taps {
+                break;
+            }
+        }
+        store_tile::<S, R, W>(sums, finish);
+    }
+}
+
+/// `sums[r, j] + a[r] * b[j]`, by value, so that sums stay in registers.
+///
+/// # Safety
+/// `a` must lead to one value each, `b` to `W` vectors.
+#[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "iterators over the sums keep them in memory")]
+unsafe fn step<S: Simd, const R: usize, const W: usize>(
+    mut sums: [[S::V; W]; R],
+    a: [*const f32; R],
     b: *const f32,
-    offsets: &[usize],
+) -> [[S::V; W]; R] {
+    unsafe {
+        let b: [S::V; W] = std::array::from_fn(|w| S::load(b.add(w * LANES)));
+        for r in 0..R {
+            let x = S::splat(*a[r]);
+            for w in 0..W {
+                sums[r][w] = S::fma(x, b[w], sums[r][w]);
+            }
+        }
+        sums
+    }
+}
+
+/// Adds what is to be added to the sums of a tile, and stores them.
+///
+/// # Safety
+/// Pointers must be valid as [`Finish`] says, for `R` rows.
+#[inline(always)]
+unsafe fn store_tile<S: Simd, const R: usize, const W: usize>(mut sums: [[S::V; W]; R], finish: Finish) {
+    let Finish { row, matrix, dst, stride, width } = finish;
+    unsafe {
+        let row: [S::V; W] = std::array::from_fn(|w| S::load(row.add(w * LANES)));
+        for sums in &mut sums {
+            *sums = std::array::from_fn(|w| S::add(row[w], sums[w]));
+        }
+        if width == W * LANES {
+            if !matrix.is_null() {
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    *sums = std::array::from_fn(|w| S::add(S::load(matrix.add(r * stride + w * LANES)), sums[w]));
+                }
+            }
+            for (r, sums) in sums.iter().enumerate() {
+                for (w, sum) in sums.iter().enumerate() {
+                    S::store(dst.add(r * stride + w * LANES), *sum);
+                }
+            }
+            return;
+        }
+        let mut lanes = [[0.0f32; PANEL]; R];
+        for (lanes, sums) in lanes.iter_mut().zip(&sums) {
+            for (w, sum) in sums.iter().enumerate() {
+                S::store(lanes.as_mut_ptr().add(w * LANES), *sum);
+            }
+        }
+        for (r, lanes) in lanes.iter().enumerate() {
+            for (j, lane) in lanes.iter().enumerate().take(width) {
+                let at = r * stride + j;
+                *dst.add(at) = if matrix.is_null() { *lane } else { *matrix.add(at) + *lane };
+            }
+        }
+    }
+}
+
+/// `dst[i, j] = (AddTo) + sum over k of a[i, k] * b[j / 16, k, j % 16]`, row i of `a` beginning at `i a_stride`.
+///
+/// # Safety
+/// As [`tiles_times_panels`].
+#[allow(clippy::too_many_arguments, reason = "strides and sizes of plain memory")]
+pub(crate) unsafe fn matrix_times_panels(
+    isa: Isa,
+    a: *const f32,
+    a_stride: usize,
+    len: usize,
+    row_count: usize,
+    b: &[f32],
+    panel_len: usize,
+    cols: usize,
+    add_to: AddTo<'_>,
     dst: *mut f32,
     stride: usize,
 ) {
-    unsafe {
-        let mut sums = [[S::splat(0.0); 2]; R];
-        for &offset in offsets {
-            let b0 = S::load(b.add(offset));
-            let b1 = S::load(b.add(offset + LANES));
-            for (r, sum) in sums.iter_mut().enumerate() {
-                let x = S::splat(*a.add(r));
-                sum[0] = S::fma(x, b0, sum[0]);
-                sum[1] = S::fma(x, b1, sum[1]);
+    let mut tiles = [Tile { height: 0, at: 0 }; TILES_AT_ONCE];
+    let mut rows = [[a; ROWS]; TILES_AT_ONCE];
+    for start in (0..row_count).step_by(TILES_AT_ONCE * ROWS) {
+        let count = (row_count - start).min(TILES_AT_ONCE * ROWS);
+        let tile_count = count.div_ceil(ROWS);
+        for (t, (tile, rows)) in tiles.iter_mut().zip(&mut rows).enumerate().take(tile_count) {
+            let range = tile_rows(count, t);
+            let first = start + range.start;
+            *tile = Tile { height: range.len(), at: first * stride };
+            for (pointer, row) in rows.iter_mut().zip(first..) {
+                *pointer = a.wrapping_add(row * a_stride);
             }
-            a = a.wrapping_add(a_stride);
         }
-        for (r, sum) in sums.iter().enumerate() {
-            let dst = dst.add(r * stride);
-            S::store(dst, S::add(S::load(dst), sum[0]));
-            S::store(dst.add(LANES), S::add(S::load(dst.add(LANES)), sum[1]));
+        // SAFETY: the caller's contract.
+        unsafe {
+            tiles_times_panels(isa, &tiles[..tile_count], &rows, 1, len, b, panel_len, cols, add_to, dst, stride);
         }
     }
+}
+
+/// [`tiles_times_panels`] for tiles of six rows, the last one of what remains, and panels without gaps:
+/// `b` is `[cols / 16, taps len, 16]`, rounded up. Row i of `dst` begins at `dst + i stride`.
+///
+/// # Safety
+/// As [`tiles_times_panels`].
+#[allow(clippy::too_many_arguments, reason = "strides and sizes of plain memory")]
+pub(crate) unsafe fn rows_times_panels(
+    isa: Isa,
+    rows: &[RowPointers],
+    taps: usize,
+    len: usize,
+    row_count: usize,
+    b: &[f32],
+    cols: usize,
+    add_to: AddTo<'_>,
+    dst: *mut f32,
+    stride: usize,
+) {
+    let mut tiles = [Tile { height: 0, at: 0 }; TILES_AT_ONCE];
+    for start in (0..row_count.div_ceil(ROWS)).step_by(TILES_AT_ONCE) {
+        let count = (row_count.div_ceil(ROWS) - start).min(TILES_AT_ONCE);
+        for (t, tile) in tiles.iter_mut().enumerate().take(count) {
+            let first = (start + t) * ROWS;
+            *tile = Tile { height: ROWS.min(row_count - first), at: first * stride };
+        }
+        let panel_len = taps * len * PANEL;
+        let rows = &rows[start * taps..];
+        // SAFETY: the caller's contract.
+        unsafe { tiles_times_panels(isa, &tiles[..count], rows, taps, len, b, panel_len, cols, add_to, dst, stride) };
+    }
+}
+
+/// Asks for the cache line at `p`, which need not be valid: stores then find it there.
+#[inline(always)]
+fn prefetch(p: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: prefetching has no effect on the program, and every x86-64 has it.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
+/// The rows of tile `tile` where as few tiles as possible cover `rows` rows. They are as even as possible: those of less than
+/// four rows keep the processor waiting.
+pub(crate) fn tile_rows(rows: usize, tile: usize) -> std::ops::Range<usize> {
+    let tiles = rows.div_ceil(ROWS);
+    tile * rows / tiles..(tile + 1) * rows / tiles
 }
 
 /// Pointers to the first `count` rows of `matrix`, which begin `stride` values apart; the last row fills up the last tile.

@@ -29,6 +29,9 @@ pub struct BenchArgs {
     /// Rounds; the result is the median over rounds of the median within each
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
+    /// Compute activations again in the backward pass instead of keeping them
+    #[arg(long)]
+    checkpoint_activations: bool,
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
@@ -71,7 +74,7 @@ struct Round {
 pub fn run(args: &BenchArgs) -> Result {
     let machine = args.machine.start()?;
     let (unet, _, batch) = args.config.parts();
-    let mut subject = Subject::new(args.config, &machine)?;
+    let mut subject = Subject::new(args, &machine)?;
     let mut rounds = Vec::new();
     for number in 1..=args.rounds {
         let round = rayon::scope(|_| subject.round())?;
@@ -120,8 +123,9 @@ struct Subject {
 }
 
 impl Subject {
-    fn new(config: Config, machine: &Machine) -> Result<Self> {
-        let (unet, side, batch) = config.parts();
+    fn new(args: &BenchArgs, machine: &Machine) -> Result<Self> {
+        let (unet, side, batch) = args.config.parts();
+        let config = TrainConfig { checkpoint_activations: args.checkpoint_activations, ..TrainConfig::default() };
         let device = &machine.device;
         let diffusion = GaussianDiffusion::new(&GaussianConfig::default())?;
         let network = Unet::new(&unet, &mut Init::new(0, &device.clone().autodiff()))?;
@@ -130,7 +134,7 @@ impl Subject {
         let pixels: Vec<f32> = (0..dims.iter().product()).map(|_| stream.uniform() as f32).collect();
         let times: Vec<f32> = (0..batch).map(|i| (i * 1000 / batch) as f32).collect();
         Ok(Self {
-            trainer: Trainer::new(network, diffusion, TrainConfig::default(), EmaConfig::default(), device),
+            trainer: Trainer::new(network, diffusion, config, EmaConfig::default(), device),
             images: Tensor::from_data(TensorData::new(pixels, dims), device),
             times: Tensor::from_data(TensorData::new(times, [batch]), device),
         })

@@ -97,6 +97,7 @@ pub const FLAGS: &[Flag] = &[
     flag("train", "adam_beta2", Number, Fixed, "Adam's decay of the second moment"),
     flag("train", "adam_eps", Number, Fixed, "Adam's epsilon"),
     flag("train", "max_grad_norm", Number, Fixed, "Scale gradients down to this norm; inf clips nothing"),
+    flag("train", "checkpoint_activations", Switch, Free, "Compute activations again in the backward pass instead of keeping them: less memory, more time"),
     flag("train", "seed", Whole, Fixed, "Seed of weights, data order, noise and samples"),
     flag("train", "save_every", Whole, Free, "Steps between checkpoints"),
     flag("train", "sample_every", Whole, Free, "Steps between sample grids [default: as --save-every]"),

@@ -9,12 +9,17 @@
 //! are not copied together. No groups, no dilation, no transposed convolution.
 
 mod direct;
+mod disjoint;
+mod output;
+mod pack;
 mod parts;
 mod patch_grad;
+mod pointwise;
 mod shape;
 #[cfg(test)]
 mod tests;
 mod weight_grad;
+mod windows;
 mod winograd;
 
 use crate::gemm::PANEL;
@@ -130,6 +135,9 @@ fn forward_with(
         let y = PartsMut::new(shape.batch * shape.out_height() * shape.out_width(), y);
         return winograd::convolve(isa, Direction::Forward, shape, &x, weight, bias, residual, &y);
     }
+    if shape.is_pointwise() {
+        return pointwise::forward(isa, &x.pairs(), weight, bias, residual, shape.out_channels, y);
+    }
     let (shape, copy) = (shape.of_enlarged(), enlarged(shape, &x));
     let x = x.single().filter(|_| copy.is_none()).or(copy.as_deref()).unwrap_or_default();
     direct::convolve(isa, Direction::Forward, &shape, x, weight, bias, residual, y);
@@ -149,6 +157,10 @@ fn input_grad_with(
         let dy = Parts::new(shape.batch * shape.out_height() * shape.out_width(), &[dy]);
         let dx = PartsMut::new(pixels, dx);
         return winograd::convolve(isa, Direction::InputGrad, shape, &dy, weight, None, None, &dx);
+    }
+    if shape.is_pointwise() {
+        let mut dx: Vec<_> = dx.iter_mut().map(|dx| (dx.len() / pixels, dx)).map(|(n, dx)| (&mut dx[..], n)).collect();
+        return pointwise::input_grads(isa, dy, weight, shape.out_channels, &mut dx);
     }
     if let ([dx], 1) = (&mut dx[..], shape.upsample) {
         return direct::convolve(isa, Direction::InputGrad, shape, dy, weight, None, None, dx);
@@ -180,6 +192,9 @@ fn weight_grad_with(
     let x = Parts::new(shape.batch * shape.height * shape.width, x);
     if algorithm.wants_winograd(shape) && x.begin_at_multiples_of(PANEL) {
         return winograd::weight_grad(isa, shape, &x, dy, dweight);
+    }
+    if shape.is_pointwise() {
+        return pointwise::weight_grad(isa, &x.pairs(), dy, shape.out_channels, dweight);
     }
     let (shape, copy) = (shape.of_enlarged(), enlarged(shape, &x));
     let x = x.single().filter(|_| copy.is_none()).or(copy.as_deref()).unwrap_or_default();

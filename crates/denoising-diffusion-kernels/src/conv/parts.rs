@@ -32,6 +32,11 @@ impl<'a> Parts<'a> {
         self.0.iter()
     }
 
+    /// Values and channels of each part.
+    pub(super) fn pairs(&self) -> Vec<(&'a [f32], usize)> {
+        self.0.iter().map(|part| (part.values, part.channels)).collect()
+    }
+
     /// Channels of all parts.
     pub(super) fn channels(&self) -> usize {
         self.0.iter().map(|part| part.channels).sum()

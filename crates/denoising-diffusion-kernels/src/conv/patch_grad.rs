@@ -1,85 +1,176 @@
-//! Weight gradient of 1 x 1 kernels and of inputs of few channels, as a product over patches: each task takes a share of the pixels,
-//! a chunk of them at a time, so that patches exist only in the cache.
+//! Weight gradients as one sum of outer products over all pixels, of dy and of patches of x, where patches exist only sixteen
+//! columns wide, a chunk of pixels at a time, in the cache.
+//!
+//! For kernels of one position, kernels whose windows do not overlap, and inputs of few channels. For the others, one copy of x
+//! serves all kernel positions, see [`super::weight_grad`].
 
-use crate::gemm::{PANEL, outer_sum, tile_heights};
-use crate::par::{Scratch, Shared, for_each_task, task_range};
+use crate::gemm::{PANEL, outer_products};
+use crate::par::{ELEMENTS_PER_TASK, Scratch, Shared, for_each_task, task_range};
 use crate::simd::Isa;
 
 use super::Conv2dShape;
-use super::direct::{Direction, Gather};
-use super::weight_grad::TiledRows;
+use super::windows::Windows;
 
-/// Pixels of a chunk.
+/// Pixels of a chunk; their sixteen columns (8 KiB) stay in the first-level cache.
 const PIXELS_PER_CHUNK: usize = 128;
+/// Chunks that are worth a set of partial sums, which have to be added up.
+const CHUNKS_PER_SPLIT: usize = 8;
 /// Tasks wanted at least.
 const MIN_TASKS: usize = 16;
-/// Values of partial sums, all tasks together, that splitting the pixels may cost.
-const MAX_PARTIAL_SUMS: usize = 1 << 20;
 
-pub(super) fn weight_grad(isa: Isa, shape: &Conv2dShape, x: &[f32], dy: &[f32], dweight: &mut [f32]) {
-    let gather = Gather::new(Direction::Forward, shape, x);
-    let pixels = gather.target_pixels();
-    let depth = shape.taps() * shape.in_channels;
-    let stride = depth.next_multiple_of(PANEL);
-    let borrow = gather.is_pointwise() && stride == depth;
-    let heights = tile_heights(shape.out_channels);
-    let rows = heights.iter().sum::<usize>();
+/// Up to sixteen columns of the patches.
+pub(super) struct Panel {
+    /// Which of the sources they come from.
+    source: usize,
+    /// Where they begin in a row of the gradient.
+    at: usize,
+    /// Columns, 1 to 16.
+    width: usize,
+    /// Runs of columns that are neighbours in the source.
+    runs: Vec<Run>,
+}
 
+#[derive(Clone, Copy)]
+struct Run {
+    /// Where the run begins, after the beginning of the window.
+    shift: usize,
+    /// Its first column.
+    lane: usize,
+    len: usize,
+}
+
+impl Panel {
+    /// Panels over `len` neighbouring values, `shift` after the beginning of a window; columns are counted from `first`.
+    pub(super) fn cover(source: usize, shift: usize, len: usize, first: usize) -> impl Iterator<Item = Panel> {
+        (0..len).step_by(PANEL).map(move |at| {
+            let width = PANEL.min(len - at);
+            Panel { source, at: first + at, width, runs: vec![Run { shift: shift + at, lane: 0, len: width }] }
+        })
+    }
+
+    /// Panels over windows of `rows` times `len` neighbouring values, `row_step` apart; a panel may hold parts of several rows.
+    fn cover_rows(rows: usize, len: usize, row_step: usize) -> Vec<Panel> {
+        let depth = rows * len;
+        let panel = |at: usize| {
+            let end = depth.min(at + PANEL);
+            let runs = (at / len..=(end - 1) / len).map(|row| {
+                let (from, to) = (at.max(row * len), end.min((row + 1) * len));
+                Run { shift: row * row_step + from - row * len, lane: from - at, len: to - from }
+            });
+            Panel { source: 0, at, width: end - at, runs: runs.collect() }
+        };
+        (0..depth).step_by(PANEL).map(panel).collect()
+    }
+
+    /// `lines[m, lane] = source[offsets[m] + shift ..]`
+    fn copy(&self, source: &[f32], offsets: &[usize], lines: &mut [f32]) {
+        for (m, &offset) in offsets.iter().enumerate() {
+            for run in &self.runs {
+                let from = &source[offset + run.shift..];
+                let to = &mut lines[m * PANEL + run.lane..];
+                // A whole line where there is one: what it writes too much is overwritten by what comes next.
+                match (from.first_chunk::<PANEL>(), to.first_chunk_mut::<PANEL>()) {
+                    (Some(from), Some(to)) => *to = *from,
+                    _ => to[..run.len].copy_from_slice(&from[..run.len]),
+                }
+            }
+        }
+    }
+}
+
+/// `sums[o, panel columns] = sum over pixels p of dy[p, o] * sources[panel source][offset of p + shift of the column]`
+///
+/// `offsets(source, pixels, out)` tells where the windows of `pixels` begin. `sums` is `[outputs, row_len]`; the panels
+/// cover its rows.
+#[allow(clippy::too_many_arguments, reason = "what to add up, over what, and where to")]
+pub(super) fn sum_over_pixels(
+    isa: Isa,
+    sources: &[&[f32]],
+    panels: &[Panel],
+    offsets: impl Fn(usize, std::ops::Range<usize>, &mut [usize]) + Sync + Send,
+    dy: &[f32],
+    outputs: usize,
+    row_len: usize,
+    sums: &mut [f32],
+) {
+    let pixels = dy.len() / outputs;
     let chunks = pixels.div_ceil(PIXELS_PER_CHUNK);
-    let wanted = (MAX_PARTIAL_SUMS / (rows * stride)).clamp(1, MIN_TASKS);
-    let chunks_per_task = chunks.div_ceil(wanted.min(chunks));
-    let splits = chunks.div_ceil(chunks_per_task);
-    let panels = stride / PANEL;
-    let panels_per_task = panels.div_ceil(panels.min(MIN_TASKS.div_ceil(splits)));
-    let groups = panels.div_ceil(panels_per_task);
+    let chunks_per_split = chunks.div_ceil((chunks / CHUNKS_PER_SPLIT).clamp(1, MIN_TASKS));
+    let splits = chunks.div_ceil(chunks_per_split);
+    let panels_per_task = panels.len().div_ceil(panels.len().min(MIN_TASKS.div_ceil(splits)));
+    let groups = panels.len().div_ceil(panels_per_task);
 
-    // [splits, rows, patch]
-    let mut sums = Scratch::zeroed(splits * rows * stride);
-    let out = Shared::new(&mut sums);
+    let split_len = outputs * row_len;
+    let mut partial = Scratch::new(if splits > 1 { splits * split_len } else { 0 });
+    let out = Shared::new(if splits > 1 { &mut partial } else { &mut *sums });
     for_each_task(splits * groups, |task| {
         let (split, group) = (task / groups, task % groups);
-        let mut lines = Scratch::new(PIXELS_PER_CHUNK * PANEL);
-        for chunk in task_range(split, chunks_per_task, chunks) {
+        // One line more for what `copy` writes too much.
+        let mut lines = Scratch::new((PIXELS_PER_CHUNK + 1) * PANEL);
+        let mut starts = [0; PIXELS_PER_CHUNK];
+        for (i, chunk) in task_range(split, chunks_per_split, chunks).enumerate() {
             let chunk = task_range(chunk, PIXELS_PER_CHUNK, pixels);
-            let copied = (!borrow).then(|| gather.patches(chunk.clone(), stride));
-            let b = copied.as_deref().unwrap_or_else(|| &x[chunk.start * stride..chunk.end * stride]);
-            let channels = shape.out_channels;
-            let dy = TiledRows::new(&dy[chunk.start * channels..chunk.end * channels], channels, rows);
-            let offsets: Vec<usize> = (0..chunk.len()).map(|pixel| pixel * PANEL).collect();
-            for panel in task_range(group, panels_per_task, panels) {
-                // Rows a power of two apart would collide in the cache.
-                for (to, from) in lines.chunks_exact_mut(PANEL).zip(b.chunks_exact(stride)) {
-                    to.copy_from_slice(&from[panel * PANEL..][..PANEL]);
+            let count = chunk.len();
+            let mut source = usize::MAX;
+            for panel in &panels[task_range(group, panels_per_task, panels.len())] {
+                if source != panel.source {
+                    source = panel.source;
+                    offsets(source, chunk.clone(), &mut starts);
                 }
-                let b = lines.as_ptr();
-                let mut start = 0;
-                for &height in &heights {
-                    let dst = out.at((split * rows + start) * stride + panel * PANEL);
-                    // SAFETY: rows of `b` are whole panels; a task alone writes its split and group.
-                    unsafe { outer_sum(isa, height, &dy.values()[start..], dy.stride, b, &offsets, dst, stride) };
-                    start += height;
+                panel.copy(sources[source], &starts[..count], &mut lines);
+                let (a, b) = (dy[chunk.start * outputs..].as_ptr(), lines.as_ptr());
+                let dst = out.at(split * split_len + panel.at);
+                // SAFETY: the chunk has `count` rows in dy and in `lines`; a task alone writes its split and group.
+                unsafe {
+                    outer_products(isa, outputs, panel.width, count, a, outputs, b, PANEL, i > 0, dst, row_len);
                 }
             }
         }
     });
-    reduce(shape, &sums, splits, dweight);
+    if splits > 1 {
+        add_up(&partial, sums);
+    }
 }
 
-/// dweight[o, c, tap] = sum over splits of sums[split, o, tap, c]
-fn reduce(shape: &Conv2dShape, sums: &[f32], splits: usize, dweight: &mut [f32]) {
-    let (taps, inputs) = (shape.taps(), shape.in_channels);
-    let depth = taps * inputs;
-    let stride = depth.next_multiple_of(PANEL);
-    let split_len = sums.len() / splits;
+/// Adds up the sets of partial sums.
+fn add_up(partial: &[f32], sums: &mut [f32]) {
+    let len = sums.len();
+    let out = Shared::new(sums);
+    for_each_task(len.div_ceil(ELEMENTS_PER_TASK), |task| {
+        let range = task_range(task, ELEMENTS_PER_TASK, len);
+        // SAFETY: every task has its own range.
+        let sums = unsafe { out.part(range.clone()) };
+        sums.copy_from_slice(&partial[range.clone()]);
+        for partial in partial.chunks_exact(len).skip(1) {
+            for (sum, value) in sums.iter_mut().zip(&partial[range.clone()]) {
+                *sum += value;
+            }
+        }
+    });
+}
+
+/// Weight gradient of any shape, best for kernels whose windows do not overlap and for inputs of few channels.
+pub(super) fn weight_grad(isa: Isa, shape: &Conv2dShape, x: &[f32], dy: &[f32], dweight: &mut [f32]) {
+    let windows = Windows::of_input(shape, x);
+    let [rows, columns] = shape.kernel;
+    let panels = Panel::cover_rows(rows, columns * shape.in_channels, windows.row_step);
+    let depth = shape.taps() * shape.in_channels;
+    // [outputs, taps, inputs]
+    let mut sums = Scratch::new(shape.out_channels * depth);
+    let offsets = |_: usize, pixels: std::ops::Range<usize>, offsets: &mut [usize]| {
+        for (to, offset) in offsets.iter_mut().zip(windows.offsets(pixels)) {
+            *to = offset;
+        }
+    };
+    sum_over_pixels(isa, &[windows.values()], &panels, offsets, dy, shape.out_channels, depth, &mut sums);
     let out = Shared::new(dweight);
     for_each_task(shape.out_channels, |o| {
         // SAFETY: every task has its own row.
         let row = unsafe { out.part(o * depth..(o + 1) * depth) };
-        for split in 0..splits {
-            let sums = &sums[split * split_len + o * stride..][..depth];
-            for (k, &sum) in sums.iter().enumerate() {
-                let value = &mut row[k % inputs * taps + k / inputs];
-                *value = if split == 0 { sum } else { *value + sum };
+        let sums = &sums[o * depth..(o + 1) * depth];
+        for (c, row) in row.chunks_exact_mut(shape.taps()).enumerate() {
+            for (value, sums) in row.iter_mut().zip(sums.chunks_exact(shape.in_channels)) {
+                *value = sums[c];
             }
         }
     });

@@ -115,6 +115,11 @@ impl Conv2dShape {
         self.kernel[0] * self.kernel[1]
     }
 
+    /// Whether each output pixel is made of the input pixel at the same place alone.
+    pub(super) fn is_pointwise(&self) -> bool {
+        self.taps() == 1 && self.stride == 1 && self.padding == 0 && self.upsample == 1
+    }
+
     pub(super) fn check(&self, x: usize, weight: usize, y: usize) {
         if let Err(error) = self.validate() {
             panic!("{error}");

@@ -4,11 +4,11 @@
 //! constant shift; then [`outer_sum`] streams through it and dy. Kernels of one position and inputs of few channels take the
 //! path in [`super::patch_grad`].
 
-use crate::gemm::{PANEL, outer_sum, tile_heights};
+use crate::gemm::{PANEL, ROWS, outer_sum, tile_rows};
 use crate::par::{Scratch, Shared, for_each_task, task_range};
 use crate::simd::Isa;
 
-use super::{Conv2dShape, patch_grad};
+use super::{Conv2dShape, disjoint, patch_grad};
 
 /// Pixels whose panel of x (8 KiB) stays in the first-level cache.
 const PIXELS_PER_CHUNK: usize = 128;
@@ -28,44 +28,15 @@ struct Panels {
     offsets: Vec<usize>,
 }
 
-/// dy with rows as long as the tiles of [`tile_heights`] want them.
-pub(super) struct TiledRows<'a> {
-    borrowed: &'a [f32],
-    copied: Option<Scratch>,
-    /// Values of a row.
-    pub(super) stride: usize,
-}
-
-impl<'a> TiledRows<'a> {
-    /// Copies `rows` of `channels` values, filled up with zeros, if the tiles need more than `channels`.
-    pub(super) fn new(rows: &'a [f32], channels: usize, needed: usize) -> Self {
-        let copied = (needed > channels).then(|| {
-            let mut copy = Scratch::zeroed(rows.len() / channels * needed);
-            for (to, from) in copy.chunks_exact_mut(needed).zip(rows.chunks_exact(channels)) {
-                to[..channels].copy_from_slice(from);
-            }
-            copy
-        });
-        Self { borrowed: rows, copied, stride: needed.max(channels) }
-    }
-
-    pub(super) fn values(&self) -> &[f32] {
-        self.copied.as_deref().unwrap_or(self.borrowed)
-    }
-}
-
 pub(super) fn weight_grad(isa: Isa, shape: &Conv2dShape, x: &[f32], dy: &[f32], dweight: &mut [f32]) {
-    if shape.taps() == 1 || shape.in_channels < PANEL {
+    if shape.taps() == 1 || shape.in_channels < PANEL || disjoint::applies(shape) {
         return patch_grad::weight_grad(isa, shape, x, dy, dweight);
     }
     let (inputs, outputs) = (shape.in_channels, shape.out_channels);
     let pixels = shape.batch * shape.out_height() * shape.out_width();
     let panels = padded(shape, x);
     let groups = outputs.div_ceil(CHANNELS_PER_TASK);
-    let heights = |group| tile_heights(task_range(group, CHANNELS_PER_TASK, outputs).len());
-    // Only the last group can have spare rows.
-    let rows = (groups - 1) * CHANNELS_PER_TASK + heights(groups - 1).iter().sum::<usize>();
-    let dy = TiledRows::new(dy, outputs, rows);
+    let rows = outputs;
 
     let taps = shape.taps();
     let row_len = taps * PANEL;
@@ -79,20 +50,19 @@ pub(super) fn weight_grad(isa: Isa, shape: &Conv2dShape, x: &[f32], dy: &[f32], 
     let out = Shared::new(&mut sums);
     for_each_task(splits * panel_count * groups, |task| {
         let (split, panel, group) = (task / (panel_count * groups), task / groups % panel_count, task % groups);
-        let heights = heights(group);
+        let group = task_range(group, CHANNELS_PER_TASK, outputs);
         let dst = (split * panel_count + panel) * rows;
         for chunk in task_range(split, chunks_per_task, chunks) {
             let chunk = task_range(chunk, PIXELS_PER_CHUNK, pixels);
             let offsets = &panels.offsets[chunk.clone()];
             for (tap, shift) in panels.shifts.iter().enumerate() {
                 let x = panels.values[panel * panels.panel_len + shift..].as_ptr();
-                let mut start = group * CHANNELS_PER_TASK;
-                for &height in &heights {
-                    let a = &dy.values()[chunk.start * dy.stride + start..];
+                for tile in (0..group.len().div_ceil(ROWS)).map(|tile| tile_rows(group.len(), tile)) {
+                    let start = group.start + tile.start;
+                    let a = &dy[chunk.start * outputs + start..];
                     let dst = out.at((dst + start) * row_len + tap * PANEL);
                     // SAFETY: `padded` makes room for all offsets plus shifts; a task alone writes its split, panel and group.
-                    unsafe { outer_sum(isa, height, a, dy.stride, x, offsets, dst, row_len) };
-                    start += height;
+                    unsafe { outer_sum(isa, tile.len(), a, outputs, x, offsets, dst, row_len) };
                 }
             }
         }

@@ -25,6 +25,9 @@ pub struct TrainConfig {
     pub adam_eps: f64,
     /// Gradients are scaled down so that the norm of all of them together is at most this.
     pub max_grad_norm: f64,
+    /// Keep only the inputs of each block of the network for the backward pass and compute the rest again: less memory, more time, the same
+    /// bits.
+    pub checkpoint_activations: bool,
     /// Seeds weights, data order, noise levels, noise and samples.
     pub seed: u64,
     /// Steps between checkpoints.
@@ -56,6 +59,7 @@ impl Default for TrainConfig {
             adam_beta2: 0.99,
             adam_eps: 1e-8,
             max_grad_norm: 1.0,
+            checkpoint_activations: false,
             seed: 0,
             save_every: 1000,
             sample_every: None,

@@ -11,6 +11,7 @@ use super::lr::learning_rate;
 use crate::diffusion::GaussianDiffusion;
 use crate::interop::StateDict;
 use crate::models::Network;
+use crate::nn::ops::{Activations, set_activations};
 use crate::nn::params::{self, MapTensor, ParamsError, Role, VisitTensor};
 use crate::noise::{Purpose, Stream};
 
@@ -158,6 +159,8 @@ impl<M> Trainer<M> {
     where
         M: Network<D>,
     {
+        let keep = if self.config.checkpoint_activations { Activations::Recompute } else { Activations::Keep };
+        set_activations(keep);
         // On a thread of the pool: from outside, each of a step's thousand parallel loops would wait for a thread to wake up.
         rayon::scope(|_| self.step_in_pool(batches))
     }

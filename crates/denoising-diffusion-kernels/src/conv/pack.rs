@@ -1,0 +1,121 @@
+//! Weights `[outputs, inputs, taps]` as panels of sixteen columns, `[columns / 16, terms of a sum, 16]`, for the products in
+//! [`crate::gemm`]. Packing is a transposition; where a product has few rows, its time counts.
+
+use crate::gemm::PANEL;
+use crate::par::{Scratch, Shared, for_each_task};
+use crate::simd::{Isa, LANES};
+
+/// Panels of output channels: `[outputs / 16, taps * inputs, 16]`, for products with sources of `inputs` channels.
+/// `tap(t)` is where kernel position t goes.
+pub(super) fn output_panels(
+    isa: Isa,
+    weight: &[f32],
+    outputs: usize,
+    taps: usize,
+    tap: impl Fn(usize) -> usize + Sync + Send,
+) -> Scratch {
+    let depth = weight.len() / outputs;
+    let inputs = depth / taps;
+    let line = |k: usize| if taps == 1 { k } else { tap(k % taps) * inputs + k / taps };
+    panels(outputs, depth, |first, lanes, packed| {
+        transpose(isa, &weight[first * depth..], depth, lanes, depth, packed, line);
+    })
+}
+
+/// Panels of the input channels `columns`: `[columns / 16, taps * outputs, 16]`, for products with gradients of the output.
+/// `tap(t)` is where kernel position t goes.
+pub(super) fn input_panels(
+    isa: Isa,
+    weight: &[f32],
+    outputs: usize,
+    taps: usize,
+    columns: std::ops::Range<usize>,
+    tap: impl Fn(usize) -> usize + Sync + Send,
+) -> Scratch {
+    let row_len = weight.len() / outputs;
+    panels(columns.len(), taps * outputs, |first, lanes, packed| {
+        for o in 0..outputs {
+            let source = &weight[o * row_len + (columns.start + first) * taps..];
+            if taps == 1 && lanes == PANEL {
+                packed[o * PANEL..][..PANEL].copy_from_slice(&source[..PANEL]);
+            } else {
+                transpose(isa, source, taps, lanes, taps, packed, |t| tap(t) * outputs + o);
+            }
+        }
+    })
+}
+
+/// Panels of `depth` lines that cover `columns`, each filled by `fill(first column, columns, panel)`.
+fn panels(columns: usize, depth: usize, fill: impl Fn(usize, usize, &mut [f32]) + Sync + Send) -> Scratch {
+    let count = columns.div_ceil(PANEL);
+    let mut packed = Scratch::new(count * depth * PANEL);
+    let out = Shared::new(&mut packed);
+    for_each_task(count, |panel| {
+        // SAFETY: every task has its own panel.
+        let packed = unsafe { out.part(panel * depth * PANEL..(panel + 1) * depth * PANEL) };
+        fill(panel * PANEL, PANEL.min(columns - panel * PANEL), packed);
+    });
+    packed
+}
+
+/// `packed[line(k), lane] = source[lane stride + k]` for k < `count` and lane < `lanes`, zero in the other lanes.
+///
+/// Whole lines are written at a time, as those of different kernel positions collide in the cache.
+fn transpose(
+    isa: Isa,
+    source: &[f32],
+    stride: usize,
+    lanes: usize,
+    count: usize,
+    packed: &mut [f32],
+    line: impl Fn(usize) -> usize,
+) {
+    let mut lines = [[0.0f32; PANEL]; LANES];
+    for k in (0..count).step_by(LANES) {
+        let lines = &mut lines[..LANES.min(count - k)];
+        // Lanes whose eight values are read as vectors.
+        let mut done = 0;
+        #[cfg(target_arch = "x86_64")]
+        if isa == Isa::Avx2 && lines.len() == LANES {
+            while done + LANES <= lanes {
+                let block = &source[done * stride + k..][..(LANES - 1) * stride + LANES];
+                // SAFETY: the block holds eight rows of eight values, the lines have eight lanes from `done` on, and
+                // the CPU has AVX2.
+                unsafe { transpose_block(block.as_ptr(), stride, lines[0].as_mut_ptr().add(done)) };
+                done += LANES;
+            }
+        }
+        for lane in done..lanes {
+            for (line, value) in lines.iter_mut().zip(&source[lane * stride + k..]) {
+                line[lane] = *value;
+            }
+        }
+        for (i, values) in lines.iter().enumerate() {
+            packed[line(k + i) * PANEL..][..PANEL].copy_from_slice(values);
+        }
+    }
+}
+
+/// `target[16 k + lane] = source[lane stride + k]` for lane and k below 8.
+///
+/// # Safety
+/// All addresses must be valid, and the CPU must have AVX2.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn transpose_block(source: *const f32, stride: usize, target: *mut f32) {
+    use std::arch::x86_64::*;
+    unsafe {
+        let r: [__m256; 8] = std::array::from_fn(|i| _mm256_loadu_ps(source.add(i * stride)));
+        // Pairs of rows, then fours, within halves; then the halves are exchanged.
+        let low = |i: usize| _mm256_unpacklo_ps(r[i], r[i + 1]);
+        let high = |i: usize| _mm256_unpackhi_ps(r[i], r[i + 1]);
+        let pairs = [low(0), high(0), low(2), high(2), low(4), high(4), low(6), high(6)];
+        let first = |i: usize| _mm256_shuffle_ps::<0x44>(pairs[i], pairs[i + 2]);
+        let second = |i: usize| _mm256_shuffle_ps::<0xee>(pairs[i], pairs[i + 2]);
+        let fours = [first(0), second(0), first(1), second(1), first(4), second(4), first(5), second(5)];
+        for k in 0..4 {
+            _mm256_storeu_ps(target.add(k * PANEL), _mm256_permute2f128_ps::<0x20>(fours[k], fours[k + 4]));
+            _mm256_storeu_ps(target.add((k + 4) * PANEL), _mm256_permute2f128_ps::<0x31>(fours[k], fours[k + 4]));
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Sums of outer products, for weight gradients.
+
+use super::{Finish, PANEL, ROWS, ZEROS, step, store_tile, tile_rows};
+use crate::simd::{LANES, Simd, simd_fn};
+
+simd_fn! {
+    /// `dst[r, j] += sum over m of a[m, r] * b[offsets[m] + j]`, for r < `height` and j < 16.
+    ///
+    /// `height` is 1 to 6; row m of `a` begins at `m a_stride`; row r of `dst` begins at `dst + r stride`.
+    ///
+    /// # Safety
+    /// All addresses must be valid as described, and nobody else may access the destination.
+    pub(crate) unsafe fn outer_sum<S>(
+        height: usize,
+        a: &[f32],
+        a_stride: usize,
+        b: *const f32,
+        offsets: &[usize],
+        dst: *mut f32,
+        stride: usize,
+    ) {
+        debug_assert!(offsets.is_empty() || a.len() >= (offsets.len() - 1) * a_stride + height);
+        let finish = Finish { row: ZEROS.as_ptr(), matrix: dst, dst, stride, width: PANEL };
+        let lines = offsets.iter().map(|&offset| b.add(offset));
+        outer_tile_of::<S>(height, a.as_ptr(), a_stride, lines, finish);
+    }
+}
+
+simd_fn! {
+    /// `dst[r, j] (+)= sum over m of a[m, r] * b[m, j]`, for m < `count`, r < `height` (any number) and j < `width` (1 to 16).
+    ///
+    /// Rows of `a`, `b` and `dst` lie `a_stride`, `b_stride` and `stride` values apart; those of `b` hold 16 values. With
+    /// `accumulate`, the sum is added to what is there.
+    ///
+    /// # Safety
+    /// All addresses must be valid as described, and nobody else may access the destination.
+    pub(crate) unsafe fn outer_products<S>(
+        height: usize,
+        width: usize,
+        count: usize,
+        a: *const f32,
+        a_stride: usize,
+        b: *const f32,
+        b_stride: usize,
+        accumulate: bool,
+        dst: *mut f32,
+        stride: usize,
+    ) {
+        for tile in (0..height.div_ceil(ROWS)).map(|tile| tile_rows(height, tile)) {
+            let dst = dst.add(tile.start * stride);
+            let matrix = if accumulate { dst.cast_const() } else { std::ptr::null() };
+            let finish = Finish { row: ZEROS.as_ptr(), matrix, dst, stride, width };
+            let lines = (0..count).map(|m| b.add(m * b_stride));
+            outer_tile_of::<S>(tile.len(), a.add(tile.start), a_stride, lines, finish);
+        }
+    }
+}
+
+/// [`outer_tile`] for the given height and the width in `finish`.
+///
+/// # Safety
+/// As [`outer_tile`].
+#[inline(always)]
+unsafe fn outer_tile_of<S: Simd>(
+    height: usize,
+    a: *const f32,
+    a_stride: usize,
+    lines: impl Iterator<Item = *const f32>,
+    finish: Finish,
+) {
+    unsafe {
+        match (height, finish.width > LANES) {
+            (6, true) => outer_tile::<S, 6, 2>(a, a_stride, lines, finish),
+            (5, true) => outer_tile::<S, 5, 2>(a, a_stride, lines, finish),
+            (4, true) => outer_tile::<S, 4, 2>(a, a_stride, lines, finish),
+            (3, true) => outer_tile::<S, 3, 2>(a, a_stride, lines, finish),
+            (2, true) => outer_tile::<S, 2, 2>(a, a_stride, lines, finish),
+            (1, true) => outer_tile::<S, 1, 2>(a, a_stride, lines, finish),
+            (6, false) => outer_tile::<S, 6, 1>(a, a_stride, lines, finish),
+            (5, false) => outer_tile::<S, 5, 1>(a, a_stride, lines, finish),
+            (4, false) => outer_tile::<S, 4, 1>(a, a_stride, lines, finish),
+            (3, false) => outer_tile::<S, 3, 1>(a, a_stride, lines, finish),
+            (2, false) => outer_tile::<S, 2, 1>(a, a_stride, lines, finish),
+            (1, false) => outer_tile::<S, 1, 1>(a, a_stride, lines, finish),
+            (other, _) => unreachable!("tile of {other} rows"),
+        }
+    }
+}
+
+/// One tile of a sum of outer products; `lines` are the addresses of the rows of b.
+///
+/// # Safety
+/// As [`outer_products`].
+#[inline(always)]
+unsafe fn outer_tile<S: Simd, const R: usize, const W: usize>(
+    mut a: *const f32,
+    a_stride: usize,
+    lines: impl Iterator<Item = *const f32>,
+    finish: Finish,
+) {
+    unsafe {
+        let mut sums = [[S::splat(0.0); W]; R];
+        for line in lines {
+            sums = step::<S, R, W>(sums, std::array::from_fn(|r| a.wrapping_add(r)), line);
+            a = a.wrapping_add(a_stride);
+        }
+        store_tile::<S, R, W>(sums, finish);
+    }
+}
