@@ -7,8 +7,8 @@ mod full;
 mod full_grad;
 mod linear;
 mod linear_grad;
-mod linear_rows;
 mod pack;
+mod rows;
 #[cfg(test)]
 mod tests;
 
