@@ -1,6 +1,5 @@
-//! RMS normalisation over channels (here) and group normalisation ([`GroupNormShape`]), each fused with what follows it.
-//!
-//! RMS normalisation is fused with scale/shift, SiLU and a residual, and its gradient.
+//! RMS normalisation over channels (here) and group normalisation ([`GroupNormShape`]), each fused with what follows it: scale and
+//! shift, SiLU, a residual. And their gradients.
 //!
 //! For every position, with c channels:
 //!
