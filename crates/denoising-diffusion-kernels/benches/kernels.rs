@@ -11,7 +11,10 @@ use denoising_diffusion_kernels::attention::{
 use denoising_diffusion_kernels::conv::{
     Conv2dShape, ConvAlgorithm, conv2d_forward, conv2d_input_grad, conv2d_weight_grad,
 };
-use denoising_diffusion_kernels::norm::{RmsNormGrads, RmsNormShape, rms_norm_backward, rms_norm_forward};
+use denoising_diffusion_kernels::norm::{
+    GroupNormAffine, GroupNormGrads, GroupNormShape, RmsNormGrads, RmsNormShape, group_norm_backward,
+    group_norm_forward, rms_norm_backward, rms_norm_forward,
+};
 use denoising_diffusion_kernels::optim::{AdamStep, adam_step, squared_norm};
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
@@ -135,6 +138,33 @@ fn rms_norm_plain_forward(bencher: Bencher, channels: usize) {
 #[divan::bench(args = CHANNELS)]
 fn rms_norm_plain_backward(bencher: Bencher, channels: usize) {
     bench_norm_backward(bencher, channels, Activation::Identity);
+}
+
+fn group_norm_shape(channels: usize) -> GroupNormShape {
+    GroupNormShape { batch: 16, positions: (1 << 16) / channels, channels, groups: 8, eps: 1e-5 }
+}
+
+#[divan::bench(args = CHANNELS)]
+fn group_norm_silu_forward(bencher: Bencher, channels: usize) {
+    let s = group_norm_shape(channels);
+    let (x, g, m) = (values(s.len()), values(channels), values(16 * 2 * channels));
+    let mut y = values(s.len());
+    let affine = GroupNormAffine { g: &g, b: &g, scale_shift: Some(&m) };
+    let run = || group_norm_forward(&s, black_box(&x), affine, Activation::Silu, None, &mut y);
+    bencher.counter(BytesCount::new(8 * s.len())).bench_local(run);
+}
+
+#[divan::bench(args = CHANNELS)]
+fn group_norm_silu_backward(bencher: Bencher, channels: usize) {
+    let s = group_norm_shape(channels);
+    let (x, dy, g, m) = (values(s.len()), values(s.len()), values(channels), values(16 * 2 * channels));
+    let (mut dx, mut dg, mut db, mut dm) = (values(s.len()), values(channels), values(channels), m.clone());
+    let affine = GroupNormAffine { g: &g, b: &g, scale_shift: Some(&m) };
+    let run = || {
+        let grads = GroupNormGrads { x: &mut dx, g: &mut dg, b: &mut db, scale_shift: Some(&mut dm) };
+        group_norm_backward(&s, black_box(&x), affine, Activation::Silu, &dy, grads);
+    };
+    bencher.counter(BytesCount::new(12 * s.len())).bench_local(run);
 }
 
 #[divan::bench]

@@ -38,3 +38,33 @@ pub(crate) fn one_and_two_threads_agree(f: impl Fn() -> Vec<f32> + Sync) {
     assert!(one == bits(2), "two threads differ from one");
     assert!(one == bits(3), "three threads differ from one");
 }
+
+/// The same values as f64.
+pub(crate) fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&v| v.into()).collect()
+}
+
+/// About a dozen indices below `len`, spread out.
+pub(crate) fn some_indices(len: usize) -> Vec<usize> {
+    (0..len).step_by(len.div_ceil(12).max(1) | 1).collect()
+}
+
+/// d(sum of dy y) / d(values) at `indices`, where `f` gives y, by central differences in f64.
+pub(crate) fn numeric(values: &[f64], dy: &[f32], indices: &[usize], f: impl Fn(&[f64]) -> Vec<f64>) -> Vec<f64> {
+    let loss = |values: &[f64]| f(values).iter().zip(dy).map(|(y, &d)| y * f64::from(d)).sum::<f64>();
+    let h = 3e-5;
+    let mut moved = values.to_vec();
+    let mut at = |i: usize, x: f64| {
+        moved[i] = x;
+        let loss = loss(&moved);
+        moved[i] = values[i];
+        loss
+    };
+    indices.iter().map(|&i| (at(i, values[i] + h) - at(i, values[i] - h)) / (2.0 * h)).collect()
+}
+
+/// Panics unless the values at `indices` are close to the exact ones, as [`assert_close`].
+#[track_caller]
+pub(crate) fn assert_some_close(values: &[f32], indices: &[usize], exact: &[f64], tolerance: f64) {
+    assert_close(&indices.iter().map(|&i| values[i]).collect::<Vec<_>>(), exact, tolerance);
+}

@@ -1,11 +1,12 @@
 //! Softmax attention in blocks of keys with a running maximum and sum (Milakov & Gimelshein 2018, Rabe & Staats 2021,
 //! Dao et al. 2022): the matrix of scores never exists as a whole.
 
-use super::pack::{MemoryLayout, key_rows, panels_of_rows, panels_of_transpose};
+use super::pack::{key_rows, panels_of_rows, panels_of_transpose};
 use super::{AttentionShape, KEY, QUERY, VALUE};
+use crate::activation::exp_flushed;
 use crate::gemm::{AddTo, PANEL, ROWS, RowPointers, dense_pointers, rows_times_panels};
 use crate::par::{Scratch, Shared, for_each_task, task_range};
-use crate::simd::{Isa, LANES, exp, simd_fn};
+use crate::simd::{Isa, LANES, simd_fn};
 
 /// Queries of a block of scores.
 pub(super) const QUERIES: usize = 48;
@@ -48,10 +49,10 @@ pub(super) fn forward_with(
                 all_values.part(pair * value_len..(pair + 1) * value_len),
             )
         };
-        let rows = key_rows(shape, qkv, memory, MemoryLayout::RowsOfChannels, image, KEY, head);
+        let mut rows = Scratch::new(value_len);
+        key_rows(isa, shape, qkv, memory, image, KEY, head, &mut rows);
         panels_of_transpose(&rows, padded, shape.head_dim, keys, key_panels);
-        drop(rows);
-        let rows = key_rows(shape, qkv, memory, MemoryLayout::RowsOfChannels, image, VALUE, head);
+        key_rows(isa, shape, qkv, memory, image, VALUE, head, &mut rows);
         for (rows, panels) in rows.chunks(KEYS * padded).zip(value_panels.chunks_mut(KEYS * padded)) {
             panels_of_rows(rows, padded, rows.len() / padded, panels);
         }
@@ -150,38 +151,39 @@ simd_fn! {
     /// # Safety
     /// As [`crate::simd::Simd`].
     unsafe fn softmax_step<S>(scores: &mut [f32], scale: f32, maximum: &mut f32, sum: &mut f32, out: &mut [f32]) {
-        let len = scores.len();
-        let p = scores.as_mut_ptr();
+        let (len, p) = (scores.len(), scores.as_mut_ptr());
+        let whole = len - len % LANES;
         let mut largest = S::splat(f32::NEG_INFINITY);
-        let mut k = 0;
-        while k + LANES <= len {
+        for k in (0..whole).step_by(LANES) {
             largest = S::max(S::load(p.add(k)), largest);
-            k += LANES;
         }
         // A NaN score is skipped here or not, and comes out of the exponential in either case.
         let mut new = S::max_lane(largest);
-        for &score in &scores[k..] {
+        for &score in &scores[whole..] {
             new = new.max(score);
         }
         new = maximum.max(new * scale);
+        let (scale, shift) = (S::splat(scale), S::splat(-new));
         let mut total = S::splat(0.0);
-        let mut k = 0;
-        while k < len {
-            let n = (len - k).min(LANES);
-            let shifted = S::fma(S::load_n(p.add(k), n), S::splat(scale), S::splat(-new));
-            S::store_n(p.add(k), exp::<S>(shifted), n);
-            // Lanes beyond the end are zero when read back.
-            total = S::add(total, S::load_n(p.add(k), n));
-            k += LANES;
+        for k in (0..whole).step_by(LANES) {
+            let e = exp_flushed::<S>(S::fma(S::load(p.add(k)), scale, shift));
+            S::store(p.add(k), e);
+            total = S::add(total, e);
         }
-        let carry = if *maximum == f32::NEG_INFINITY { 0.0 } else { (*maximum - new).exp() };
+        if whole < len {
+            let (p, n) = (p.add(whole), len - whole);
+            S::store_n(p, exp_flushed::<S>(S::fma(S::load_n(p, n), scale, shift)), n);
+            // Lanes beyond the end are zero when read back.
+            total = S::add(total, S::load_n(p, n));
+        }
+        let first = *maximum == f32::NEG_INFINITY;
+        let carry = if first { 0.0 } else { (*maximum - new).exp() };
         *maximum = new;
         *sum = *sum * carry + S::sum(total);
-        let mut k = 0;
-        while k < out.len() {
+        // At first there is nothing to carry over.
+        for k in (0..if first { 0 } else { out.len() }).step_by(LANES) {
             let at = out.as_mut_ptr().add(k);
             S::store(at, S::mul(S::load(at), S::splat(carry)));
-            k += LANES;
         }
     }
 }

@@ -4,11 +4,13 @@
 //! dV = P^T dO, dP = dO V^T, dS = P (dP - D) / sqrt(d), dQ = dS K, dK = dS^T Q.
 
 use super::full::{KEYS, QUERIES};
-use super::pack::{MemoryLayout, head_rows, key_rows, output_rows, panels_of_rows, panels_of_transpose};
+use super::pack::{MemoryLayout, carve, head_rows, key_rows, output_rows, panels_of_rows, panels_of_transpose};
+use super::rows::{copy, row_dots};
 use super::{AttentionShape, KEY, QUERY, VALUE, sum_batch};
+use crate::activation::exp_flushed;
 use crate::gemm::{AddTo, PANEL, dense_pointers, outer_sum, rows_times_panels, tile_heights};
 use crate::par::{Scratch, Shared, for_each_task, task_range};
-use crate::simd::{Isa, LANES, exp, simd_fn};
+use crate::simd::{Isa, LANES, simd_fn};
 
 /// `dqkv` and `dmemory` from `dout`, the gradient of [`super::attention_forward`]'s output, and that call's inputs and results.
 ///
@@ -48,20 +50,21 @@ pub(super) fn backward_with(
     let (dqkv, parts) = (Shared::new(dqkv), Shared::new(&mut memory_parts));
     for_each_task(shape.batch * shape.heads, |pair| {
         let (image, head) = (pair / shape.heads, pair % shape.heads);
-        let inputs = Head::new(shape, qkv, memory, out, dout, image, head);
-        let grads = inputs.grads(isa, shape, &lse[pair * positions..(pair + 1) * positions]);
+        let mut room = Scratch::new(Head::room(shape));
+        let inputs = Head::new(isa, shape, qkv, memory, out, dout, image, head, &mut room);
+        let mut room = Scratch::zeroed(HeadGrads::room(shape));
+        let mut grads = HeadGrads::new(shape, &mut room);
+        inputs.grads(isa, shape, &lse[pair * positions..(pair + 1) * positions], &mut grads);
         for (part, rows) in [
             (QUERY, &grads.queries[..]),
             (KEY, &grads.keys[shape.memory * padded..]),
             (VALUE, &grads.values[shape.memory * padded..]),
         ] {
-            for position in 0..positions {
-                let at = shape.qkv_at(image, position, part, head);
-                // SAFETY: every task has its own head of its own image.
-                unsafe { dqkv.part(at..at + dim) }.copy_from_slice(&rows[position * padded..][..dim]);
-            }
+            let (dst, stride) = (dqkv.at(shape.qkv_at(image, 0, part, head)), 3 * shape.heads * dim);
+            // SAFETY: every task has its own head of its own image.
+            unsafe { copy(isa, rows.as_ptr(), padded, dim, positions, dst, stride) };
         }
-        for (part, rows) in [(0, &grads.keys), (1, &grads.values)] {
+        for (part, rows) in [(0, &*grads.keys), (1, &*grads.values)] {
             for row in 0..shape.memory {
                 let at = image * shape.memory_len() + layout.at(shape, part, head, row, 0);
                 // SAFETY: as above.
@@ -73,24 +76,51 @@ pub(super) fn backward_with(
 }
 
 /// One head's inputs in scratch memory, rows of `padded_dim`.
-struct Head {
-    queries: Scratch,
-    keys: Scratch,
-    values: Scratch,
-    dout: Scratch,
+struct Head<'a> {
+    queries: &'a [f32],
+    keys: &'a [f32],
+    values: &'a [f32],
+    dout: &'a [f32],
     /// D, the dot product of each row of dout and out.
-    dots: Vec<f32>,
+    dots: &'a [f32],
 }
 
 /// One head's gradients, rows of `padded_dim`; keys and values with three spare rows at most per block.
-struct HeadGrads {
-    queries: Scratch,
-    keys: Scratch,
-    values: Scratch,
+struct HeadGrads<'a> {
+    queries: &'a mut [f32],
+    keys: &'a mut [f32],
+    values: &'a mut [f32],
 }
 
-impl Head {
+impl<'a> HeadGrads<'a> {
+    fn lens(shape: &AttentionShape) -> [usize; 3] {
+        let keys = (shape.keys() + 3) * shape.padded_dim();
+        [shape.positions * shape.padded_dim(), keys, keys]
+    }
+
+    fn room(shape: &AttentionShape) -> usize {
+        Self::lens(shape).iter().sum()
+    }
+
+    fn new(shape: &AttentionShape, room: &'a mut [f32]) -> Self {
+        let [queries, keys, values] = carve(room, Self::lens(shape));
+        Self { queries, keys, values }
+    }
+}
+
+impl<'a> Head<'a> {
+    fn lens(shape: &AttentionShape) -> [usize; 6] {
+        let [rows, keys] = [shape.positions, shape.keys()].map(|count| count * shape.padded_dim());
+        [rows, keys, keys, rows, rows, shape.positions]
+    }
+
+    fn room(shape: &AttentionShape) -> usize {
+        Self::lens(shape).iter().sum()
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "inputs of a layer, which head, and where to")]
     fn new(
+        isa: Isa,
         shape: &AttentionShape,
         qkv: &[f32],
         memory: &[f32],
@@ -98,45 +128,34 @@ impl Head {
         dout: &[f32],
         image: usize,
         head: usize,
+        room: &'a mut [f32],
     ) -> Self {
-        let keys = |part| key_rows(shape, qkv, memory, MemoryLayout::RowsOfChannels, image, part, head);
-        let dots = (0..shape.positions)
-            .map(|position| {
-                let at = shape.output_at(image, position, head);
-                let rows = out[at..at + shape.head_dim].iter().zip(&dout[at..at + shape.head_dim]);
-                rows.map(|(&o, &d)| f64::from(o) * f64::from(d)).sum::<f64>() as f32
-            })
-            .collect();
-        Self {
-            queries: head_rows(shape, qkv, image, QUERY, head),
-            keys: keys(KEY),
-            values: keys(VALUE),
-            dout: output_rows(shape, dout, image, head),
-            dots,
-        }
+        let [queries, keys, values, out_rows, dout_rows, dots] = carve(room, Self::lens(shape));
+        head_rows(isa, shape, qkv, image, QUERY, head, queries);
+        key_rows(isa, shape, qkv, memory, image, KEY, head, keys);
+        key_rows(isa, shape, qkv, memory, image, VALUE, head, values);
+        output_rows(isa, shape, out, image, head, out_rows);
+        output_rows(isa, shape, dout, image, head, dout_rows);
+        // SAFETY: `isa` is what this machine has.
+        unsafe { row_dots(isa, out_rows, dout_rows, shape.padded_dim(), dots) };
+        Self { queries, keys, values, dout: dout_rows, dots }
     }
 
-    fn grads(&self, isa: Isa, shape: &AttentionShape, lse: &[f32]) -> HeadGrads {
+    /// Adds to `grads`, which are zeros at first.
+    fn grads(&self, isa: Isa, shape: &AttentionShape, lse: &[f32], grads: &mut HeadGrads<'_>) {
         let (dim, padded, keys) = (shape.head_dim, shape.padded_dim(), shape.keys());
         let scale = 1.0 / (dim as f32).sqrt();
-        let spare = 3 * padded;
-        let mut grads = HeadGrads {
-            queries: Scratch::zeroed(shape.positions * padded),
-            keys: Scratch::zeroed(keys * padded + spare),
-            values: Scratch::zeroed(keys * padded + spare),
-        };
-        let mut key_columns = Scratch::new(KEYS * dim);
-        let mut value_columns = Scratch::new(KEYS * dim);
-        let mut key_panels = Scratch::new(KEYS * padded);
-        // Rows hold P (or dS) of a block, zeros up to a full panel.
-        let (mut p, mut ds) = (Scratch::new(QUERIES * KEYS), Scratch::new(QUERIES * KEYS));
+        // Rows of p and ds hold P and dS of a block, zeros up to a full panel.
+        let lens = [KEYS * dim, KEYS * dim, KEYS * padded, QUERIES * KEYS, QUERIES * KEYS];
+        let mut room = Scratch::new(lens.iter().sum());
+        let [key_columns, value_columns, key_panels, p, ds] = carve(&mut room, lens);
         for block in 0..keys.div_ceil(KEYS) {
             let range = task_range(block, KEYS, keys);
             let len = range.len();
             let rows = range.start * padded..range.end * padded;
-            panels_of_transpose(&self.keys[rows.clone()], padded, dim, len, &mut key_columns);
-            panels_of_transpose(&self.values[rows.clone()], padded, dim, len, &mut value_columns);
-            panels_of_rows(&self.keys[rows.clone()], padded, len, &mut key_panels);
+            panels_of_transpose(&self.keys[rows.clone()], padded, dim, len, key_columns);
+            panels_of_transpose(&self.values[rows.clone()], padded, dim, len, value_columns);
+            panels_of_rows(&self.keys[rows.clone()], padded, len, key_panels);
             for queries in (0..shape.positions.div_ceil(QUERIES)).map(|b| task_range(b, QUERIES, shape.positions)) {
                 let count = queries.len();
                 let q = &self.queries[queries.start * padded..queries.end * padded];
@@ -147,14 +166,14 @@ impl Head {
                 unsafe {
                     let (q_rows, dout_rows) = (dense_pointers(q, padded, count), dense_pointers(dout, padded, count));
                     let (p_at, ds_at) = (p.as_mut_ptr(), ds.as_mut_ptr());
-                    rows_times_panels(isa, &q_rows, 1, dim, count, &key_columns, width, AddTo::Nothing, p_at, KEYS);
+                    rows_times_panels(isa, &q_rows, 1, dim, count, key_columns, width, AddTo::Nothing, p_at, KEYS);
                     rows_times_panels(
                         isa,
                         &dout_rows,
                         1,
                         dim,
                         count,
-                        &value_columns,
+                        value_columns,
                         width,
                         AddTo::Nothing,
                         ds_at,
@@ -167,27 +186,15 @@ impl Head {
                         p[len..].fill(0.0);
                         ds[len..].fill(0.0);
                     }
-                    let ds_rows = dense_pointers(&ds, KEYS, count);
+                    let ds_rows = dense_pointers(ds, KEYS, count);
                     let dq = grads.queries[queries.start * padded..].as_mut_ptr();
-                    rows_times_panels(
-                        isa,
-                        &ds_rows,
-                        1,
-                        len,
-                        count,
-                        &key_panels,
-                        padded,
-                        AddTo::Destination,
-                        dq,
-                        padded,
-                    );
+                    rows_times_panels(isa, &ds_rows, 1, len, count, key_panels, padded, AddTo::Destination, dq, padded);
                     let dv = &mut grads.values[rows.start..];
-                    sum_transposed(isa, &p, dout, &offsets, len, padded, dv);
-                    sum_transposed(isa, &ds, q, &offsets, len, padded, &mut grads.keys[rows.start..]);
+                    sum_transposed(isa, p, dout, &offsets, len, padded, dv);
+                    sum_transposed(isa, ds, q, &offsets, len, padded, &mut grads.keys[rows.start..]);
                 }
             }
         }
-        grads
     }
 }
 
@@ -228,7 +235,7 @@ simd_fn! {
         let mut k = 0;
         while k < scores.len() {
             let (s, d) = (scores.as_mut_ptr().add(k), dp.as_mut_ptr().add(k));
-            let p = exp::<S>(S::fma(S::load(s), S::splat(scale), S::splat(-lse)));
+            let p = exp_flushed::<S>(S::fma(S::load(s), S::splat(scale), S::splat(-lse)));
             S::store(s, p);
             S::store(d, S::mul(S::mul(p, S::splat(scale)), S::sub(S::load(d), S::splat(dot))));
             k += LANES;

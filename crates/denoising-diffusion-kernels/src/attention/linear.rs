@@ -3,8 +3,8 @@
 //! Rows are worked on in blocks that stay in the first-level cache: copied there, through their softmax in place, and into the
 //! products. Softmax over keys has a running maximum and sum.
 
-use super::linear_rows::{copy, key_weights, query_weights};
 use super::pack::{MemoryLayout, memory_rows};
+use super::rows::{copy, key_weights, query_weights};
 use super::{AttentionShape, KEY, QUERY, VALUE};
 use crate::gemm::{AddTo, PANEL, ROWS, dense_pointers, outer_sum, rows_times_panels, tile_heights};
 use crate::par::{Scratch, Shared, for_each_task, task_range};
@@ -36,7 +36,7 @@ pub(super) fn forward_with(isa: Isa, shape: &AttentionShape, qkv: &[f32], memory
     for_each_task(plan.tasks(), |task| {
         let (pair, positions) = plan.task(task);
         let context = plan.state(&states, pair).context;
-        let mut weights = plan.block();
+        let mut weights = plan.blocks(1);
         let pointers = dense_pointers(&weights, padded, BLOCK);
         for block in blocks(positions) {
             let count = block.len();
@@ -119,12 +119,10 @@ impl<'a> Plan<'a> {
         1.0 / (self.dim as f32).sqrt()
     }
 
-    /// Room for a block's rows, zeros throughout.
-    pub(super) fn block(&self) -> Scratch {
-        if self.dim < self.padded {
-            return Scratch::zeroed(BLOCK * self.padded);
-        }
-        Scratch::new(BLOCK * self.padded)
+    /// Room for the rows of `count` blocks, zeros where nothing will be written.
+    pub(super) fn blocks(&self, count: usize) -> Scratch {
+        let len = count * BLOCK * self.padded;
+        if self.dim < self.padded { Scratch::zeroed(len) } else { Scratch::new(len) }
     }
 
     /// Values of a matrix of `padded` rows and columns.
@@ -155,9 +153,15 @@ impl<'a> Plan<'a> {
         unsafe { copy(isa, source.as_ptr(), stride, self.dim, count, target.as_mut_ptr(), self.padded) };
     }
 
-    /// The memory's rows of keys or values of a pair.
-    pub(super) fn memory(&self, memory: &[f32], pair: usize, part: usize) -> Scratch {
-        memory_rows(self.shape, memory, MemoryLayout::ChannelsOfRows, part, pair % self.shape.heads)
+    /// The memory's rows of keys and of values of a pair, one after the other.
+    pub(super) fn memory(&self, memory: &[f32], pair: usize) -> Scratch {
+        let half = self.shape.memory * self.padded;
+        let mut rows = Scratch::new(2 * half);
+        let (keys, values) = rows.split_at_mut(half);
+        for (part, rows) in [(KEY, keys), (VALUE, values)] {
+            memory_rows(self.shape, memory, MemoryLayout::ChannelsOfRows, part, pair % self.shape.heads, rows);
+        }
+        rows
     }
 
     /// panels += the sum over rows i of a[i, :]^T b[i, :]; both at most a block of rows of `padded` values.
@@ -230,7 +234,9 @@ impl<'a> Plan<'a> {
         partial.maxima.fill(f32::NEG_INFINITY);
         partial.sums.fill(0.0);
         partial.context.fill(0.0);
-        let (mut keys, mut values, mut carry) = (self.block(), self.block(), Scratch::zeroed(self.padded));
+        let mut room = self.blocks(2);
+        let (keys, values) = room.split_at_mut(BLOCK * self.padded);
+        let mut carry = Scratch::zeroed(self.padded);
         let mut add = |keys: &mut [f32], values: &[f32]| {
             let (maxima, sums) = (&mut *partial.maxima, &mut *partial.sums);
             // SAFETY: `isa` is what this machine has.
@@ -242,14 +248,15 @@ impl<'a> Plan<'a> {
             }
         };
         if positions.start == 0 {
-            let [mut keys, values] = [KEY, VALUE].map(|part| self.memory(memory, pair, part));
+            let mut rows = self.memory(memory, pair);
+            let (keys, values) = rows.split_at_mut(self.shape.memory * self.padded);
             let len = BLOCK * self.padded;
             keys.chunks_mut(len).zip(values.chunks(len)).for_each(|(keys, values)| add(keys, values));
         }
         for block in blocks(positions) {
             let len = block.len() * self.padded;
-            self.copy(isa, qkv, pair, KEY, block.clone(), &mut keys);
-            self.copy(isa, qkv, pair, VALUE, block, &mut values);
+            self.copy(isa, qkv, pair, KEY, block.clone(), keys);
+            self.copy(isa, qkv, pair, VALUE, block, values);
             add(&mut keys[..len], &values[..len]);
         }
     }

@@ -4,8 +4,8 @@
 //! keys of k' dk', which the latter needs, is the sum of C dC over the channels of the values: no pass over the keys.
 
 use super::linear::{BLOCK, Plan, Side, State, blocks};
-use super::linear_rows::{key_grads, key_softmax, query_grads, query_weights};
-use super::pack::MemoryLayout;
+use super::pack::{MemoryLayout, carve};
+use super::rows::{key_grads, key_softmax, query_grads, query_weights};
 use super::{AttentionShape, KEY, QUERY, VALUE, sum_batch};
 use crate::gemm::{AddTo, PANEL, RowPointers, dense_pointers, rows_times_panels};
 use crate::par::{Scratch, Shared, for_each_task};
@@ -53,7 +53,8 @@ pub(super) fn backward_with(
     for_each_task(plan.tasks(), |task| {
         let (pair, positions) = plan.task(task);
         let dcontexts = &dcontexts[pair * plan.chunks * matrix..(pair + 1) * plan.chunks * matrix];
-        let mut keys = Keys::new(isa, &plan, plan.state(&states, pair), dcontexts);
+        let (mut matrices, mut rows) = (Scratch::new(2 * matrix + plan.padded), plan.blocks(3));
+        let mut keys = Keys::new(isa, &plan, plan.state(&states, pair), dcontexts, &mut matrices, &mut rows);
         if positions.start == 0 {
             keys.memory(memory, pair, parts);
         }
@@ -77,11 +78,12 @@ fn queries(
 ) {
     let (s, dim, padded) = (plan.shape, plan.dim, plan.padded);
     let (image, head, stride) = (pair / s.heads, pair % s.heads, s.heads * dim);
-    let (mut weights, mut dweights, mut rows) = (plan.block(), plan.block(), plan.block());
-    let pointers = dense_pointers(&rows, padded, BLOCK);
+    let mut room = plan.blocks(3);
+    let [weights, dweights, rows] = carve(&mut room, [BLOCK * padded; 3]);
+    let pointers = dense_pointers(rows, padded, BLOCK);
     for block in blocks(positions) {
         let count = block.len();
-        let [weights, dweights, rows] = [&mut weights, &mut dweights, &mut rows].map(|r| &mut r[..count * padded]);
+        let [weights, dweights, rows] = [&mut *weights, &mut *dweights, &mut *rows].map(|r| &mut r[..count * padded]);
         plan.copy(isa, qkv, pair, QUERY, block.clone(), weights);
         plan.copy_rows(isa, &dout[s.output_at(image, block.start, head)..], stride, count, rows);
         let dq = dqkv.at(s.qkv_at(image, block.start, QUERY, head));
@@ -102,27 +104,33 @@ struct Keys<'a> {
     plan: &'a Plan<'a>,
     state: State<'a>,
     /// dC, rows are the keys' channels.
-    dcontext: Scratch,
+    dcontext: &'a [f32],
     /// dC, rows are the values' channels.
-    transposed: Scratch,
+    transposed: &'a [f32],
     /// The sum over keys of k' dk', `[padded]`.
-    dots: Scratch,
+    dots: &'a [f32],
     /// A block of keys and then of k', and pointers to its rows.
-    keys: Scratch,
+    keys: &'a mut [f32],
     key_rows: Vec<RowPointers>,
-    values: Scratch,
+    values: &'a mut [f32],
     value_rows: Vec<RowPointers>,
     /// dk' of a block.
-    dweights: Scratch,
+    dweights: &'a mut [f32],
 }
 
 impl<'a> Keys<'a> {
-    /// `dcontexts` holds the parts of dC of the pair's chunks.
-    fn new(isa: Isa, plan: &'a Plan<'a>, state: State<'a>, dcontexts: &[f32]) -> Self {
+    /// `dcontexts` holds the parts of dC of the pair's chunks; there must be room for two matrices and a row, and three blocks.
+    fn new(
+        isa: Isa,
+        plan: &'a Plan<'a>,
+        state: State<'a>,
+        dcontexts: &[f32],
+        matrices: &'a mut [f32],
+        rows: &'a mut [f32],
+    ) -> Self {
         let padded = plan.padded;
-        let mut dcontext = Scratch::new(plan.matrix());
-        sum_batch(dcontexts, &mut dcontext);
-        let mut transposed = Scratch::new(plan.matrix());
+        let [dots, dcontext, transposed] = carve(matrices, [padded, plan.matrix(), plan.matrix()]);
+        sum_batch(dcontexts, dcontext);
         for (panel, columns) in dcontext.chunks_exact(padded * PANEL).enumerate() {
             for (row, values) in columns.chunks_exact(PANEL).enumerate() {
                 let target = &mut transposed[(row / PANEL * padded + panel * PANEL) * PANEL + row % PANEL..];
@@ -131,7 +139,7 @@ impl<'a> Keys<'a> {
                 }
             }
         }
-        let mut dots = Scratch::zeroed(padded);
+        dots.fill(0.0);
         let panels = state.context.chunks_exact(padded * PANEL).zip(transposed.chunks_exact(padded * PANEL));
         for ((a, b), dots) in panels.zip(dots.chunks_exact_mut(PANEL)) {
             for (a, b) in a.chunks_exact(PANEL).zip(b.chunks_exact(PANEL)) {
@@ -140,8 +148,8 @@ impl<'a> Keys<'a> {
                 }
             }
         }
-        let (keys, values, dweights) = (plan.block(), plan.block(), plan.block());
-        let [key_rows, value_rows] = [&keys, &values].map(|rows| dense_pointers(rows, padded, BLOCK));
+        let [keys, values, dweights] = carve(rows, [BLOCK * padded; 3]);
+        let [key_rows, value_rows] = [&*keys, &*values].map(|rows| dense_pointers(rows, padded, BLOCK));
         Self { isa, plan, state, dcontext, transposed, dots, keys, key_rows, values, value_rows, dweights }
     }
 
@@ -156,10 +164,10 @@ impl<'a> Keys<'a> {
         // SAFETY: the pointers lead to blocks of rows; the rest is the caller's.
         unsafe {
             key_softmax(isa, keys, dim, padded, self.state.maxima, self.state.factors);
-            let (rows, panels) = (&self.value_rows, &self.transposed);
+            let (rows, panels) = (&self.value_rows, self.transposed);
             rows_times_panels(isa, rows, 1, padded, count, panels, padded, AddTo::Nothing, dst, padded);
-            key_grads(isa, keys, dweights, dim, padded, &self.dots, dk, stride);
-            let (rows, panels) = (&self.key_rows, &self.dcontext);
+            key_grads(isa, keys, dweights, dim, padded, self.dots, dk, stride);
+            let (rows, panels) = (&self.key_rows, self.dcontext);
             rows_times_panels(isa, rows, 1, padded, count, panels, dim, AddTo::Nothing, dv, stride);
         }
     }
@@ -167,8 +175,8 @@ impl<'a> Keys<'a> {
     fn positions(&mut self, qkv: &[f32], pair: usize, positions: Range<usize>, dqkv: Shared<'_>) {
         let (plan, s) = (self.plan, self.plan.shape);
         for block in blocks(positions) {
-            plan.copy(self.isa, qkv, pair, KEY, block.clone(), &mut self.keys);
-            plan.copy(self.isa, qkv, pair, VALUE, block.clone(), &mut self.values);
+            plan.copy(self.isa, qkv, pair, KEY, block.clone(), self.keys);
+            plan.copy(self.isa, qkv, pair, VALUE, block.clone(), self.values);
             let target = |part| dqkv.at(s.qkv_at(pair / s.heads, block.start, part, pair % s.heads));
             // SAFETY: every task has its own positions of its own head.
             unsafe { self.block(block.len(), target(KEY), target(VALUE), 3 * s.heads * s.head_dim) };
@@ -178,15 +186,17 @@ impl<'a> Keys<'a> {
     /// Gradients of the memory; `parts` is one `dmemory` for every image.
     fn memory(&mut self, memory: &[f32], pair: usize, parts: Shared<'_>) {
         let (plan, s, padded) = (self.plan, self.plan.shape, self.plan.padded);
-        let [keys, values] = [KEY, VALUE].map(|part| plan.memory(memory, pair, part));
-        let (mut dk, mut dv) = (plan.block(), plan.block());
+        let rows = plan.memory(memory, pair);
+        let (keys, values) = rows.split_at(s.memory * padded);
+        let mut grads = plan.blocks(2);
+        let (dk, dv) = grads.split_at_mut(BLOCK * padded);
         for block in blocks(0..s.memory) {
             let range = block.start * padded..block.end * padded;
             self.keys[..range.len()].copy_from_slice(&keys[range.clone()]);
             self.values[..range.len()].copy_from_slice(&values[range]);
             // SAFETY: the targets are this call's.
             unsafe { self.block(block.len(), dk.as_mut_ptr(), dv.as_mut_ptr(), padded) };
-            for (part, rows) in [(0, &dk), (1, &dv)] {
+            for (part, rows) in [(0, &*dk), (1, &*dv)] {
                 for (row, values) in block.clone().zip(rows.chunks_exact(padded)) {
                     for (channel, &value) in values[..plan.dim].iter().enumerate() {
                         let at = MemoryLayout::ChannelsOfRows.at(s, part, pair % s.heads, row, channel);

@@ -3,12 +3,14 @@
 //! `qkv` is `[batch, positions, 3, heads, head_dim]`: queries, keys, values. Memory keys and values stand before the keys and
 //! values of the positions. The projections before and after are convolutions and not here.
 
+#[cfg(test)]
+mod exact;
 mod full;
 mod full_grad;
 mod linear;
 mod linear_grad;
-mod linear_rows;
 mod pack;
+mod rows;
 #[cfg(test)]
 mod tests;
 

@@ -1,33 +1,51 @@
 //! Copies of one head's rows in the layouts that the register tiles read.
 
+use super::rows::copy;
 use super::{AttentionShape, KEY, VALUE};
 use crate::gemm::PANEL;
-use crate::par::Scratch;
+use crate::simd::Isa;
 
-/// Copies `count` rows of `width` values, `stride` apart, to rows of `padded` values, filled up with zeros.
-pub(super) fn copy_rows(source: &[f32], stride: usize, width: usize, count: usize, padded: usize, target: &mut [f32]) {
-    for (row, target) in target.chunks_exact_mut(padded).take(count).enumerate() {
-        target[..width].copy_from_slice(&source[row * stride..][..width]);
-        target[width..].fill(0.0);
-    }
+/// Consecutive parts of `room`. One buffer for many parts: the pool of buffers is small.
+pub(super) fn carve<const N: usize>(mut room: &mut [f32], lens: [usize; N]) -> [&mut [f32]; N] {
+    lens.map(|len| room.split_off_mut(..len).expect("room for all parts"))
 }
 
-/// One of queries, keys or values of a head, `[positions, padded_dim]`.
-pub(super) fn head_rows(shape: &AttentionShape, qkv: &[f32], image: usize, part: usize, head: usize) -> Scratch {
-    let padded = shape.padded_dim();
-    let mut rows = Scratch::new(shape.positions * padded);
+/// One of queries, keys or values of a head, to `[positions, padded_dim]`.
+pub(super) fn head_rows(
+    isa: Isa,
+    shape: &AttentionShape,
+    qkv: &[f32],
+    image: usize,
+    part: usize,
+    head: usize,
+    rows: &mut [f32],
+) {
     let stride = 3 * shape.heads * shape.head_dim;
-    copy_rows(&qkv[shape.qkv_at(image, 0, part, head)..], stride, shape.head_dim, shape.positions, padded, &mut rows);
-    rows
+    widen(isa, shape, &qkv[shape.qkv_at(image, 0, part, head)..], stride, rows);
 }
 
-/// The output's rows of a head, `[positions, padded_dim]`.
-pub(super) fn output_rows(shape: &AttentionShape, output: &[f32], image: usize, head: usize) -> Scratch {
-    let padded = shape.padded_dim();
-    let mut rows = Scratch::new(shape.positions * padded);
+/// The output's rows of a head, to `[positions, padded_dim]`.
+pub(super) fn output_rows(
+    isa: Isa,
+    shape: &AttentionShape,
+    output: &[f32],
+    image: usize,
+    head: usize,
+    rows: &mut [f32],
+) {
     let stride = shape.heads * shape.head_dim;
-    copy_rows(&output[shape.output_at(image, 0, head)..], stride, shape.head_dim, shape.positions, padded, &mut rows);
-    rows
+    widen(isa, shape, &output[shape.output_at(image, 0, head)..], stride, rows);
+}
+
+/// Copies a head's rows for all positions, the first at the beginning of `source`, to rows of `padded_dim` values.
+fn widen(isa: Isa, shape: &AttentionShape, source: &[f32], stride: usize, target: &mut [f32]) {
+    let (dim, padded, count) = (shape.head_dim, shape.padded_dim(), shape.positions);
+    assert!((count - 1) * stride + dim <= source.len() && count * padded == target.len());
+    if dim < padded {
+        target.fill(0.0);
+    }
+    // SAFETY: the rows are there, as just asserted.
+    unsafe { copy(isa, source.as_ptr(), stride, dim, count, target.as_mut_ptr(), padded) };
 }
 
 /// Order of a memory of keys and values.
@@ -50,20 +68,8 @@ impl MemoryLayout {
     }
 }
 
-/// The memory's rows of keys or values of a head, `[memory, padded_dim]`.
+/// The memory's rows of keys or values of a head, to `[memory, padded_dim]`.
 pub(super) fn memory_rows(
-    shape: &AttentionShape,
-    memory: &[f32],
-    layout: MemoryLayout,
-    part: usize,
-    head: usize,
-) -> Scratch {
-    let mut rows = Scratch::new(shape.memory * shape.padded_dim());
-    fill_memory_rows(shape, memory, layout, part, head, &mut rows);
-    rows
-}
-
-fn fill_memory_rows(
     shape: &AttentionShape,
     memory: &[f32],
     layout: MemoryLayout,
@@ -80,32 +86,34 @@ fn fill_memory_rows(
     }
 }
 
-/// Keys or values of a head with the memory first, `[keys, padded_dim]`.
+/// Keys or values of a head with the memory first, to `[keys, padded_dim]`.
+#[allow(clippy::too_many_arguments, reason = "inputs of a layer, and which part")]
 pub(super) fn key_rows(
+    isa: Isa,
     shape: &AttentionShape,
     qkv: &[f32],
     memory: &[f32],
-    layout: MemoryLayout,
     image: usize,
     part: usize,
     head: usize,
-) -> Scratch {
-    let padded = shape.padded_dim();
-    let mut rows = Scratch::new(shape.keys() * padded);
-    let (first, rest) = rows.split_at_mut(shape.memory * padded);
-    fill_memory_rows(shape, memory, layout, part, head, first);
-    let stride = 3 * shape.heads * shape.head_dim;
-    copy_rows(&qkv[shape.qkv_at(image, 0, part, head)..], stride, shape.head_dim, shape.positions, padded, rest);
-    rows
+    rows: &mut [f32],
+) {
+    let (first, rest) = rows.split_at_mut(shape.memory * shape.padded_dim());
+    memory_rows(shape, memory, MemoryLayout::RowsOfChannels, part, head, first);
+    head_rows(isa, shape, qkv, image, part, head, rest);
 }
 
 /// The transpose of `count` rows as panels: `[count / 16, depth, 16]`, filled up with zeros.
 pub(super) fn panels_of_transpose(rows: &[f32], stride: usize, depth: usize, count: usize, panels: &mut [f32]) {
     for (panel, target) in panels.chunks_exact_mut(depth * PANEL).take(count.div_ceil(PANEL)).enumerate() {
-        for lane in 0..PANEL {
-            let row = panel * PANEL + lane;
-            for k in 0..depth {
-                target[k * PANEL + lane] = if row < count { rows[row * stride + k] } else { 0.0 };
+        let lanes = (count - panel * PANEL).min(PANEL);
+        if lanes < PANEL {
+            target.fill(0.0);
+        }
+        let rows = rows[panel * PANEL * stride..].chunks(stride).take(lanes);
+        for (lane, row) in rows.enumerate() {
+            for (target, &value) in target[lane..].iter_mut().step_by(PANEL).zip(&row[..depth]) {
+                *target = value;
             }
         }
     }

@@ -1,4 +1,5 @@
-//! RMS normalisation over channels, fused with scale/shift, SiLU and a residual, and its gradient.
+//! RMS normalisation over channels (here) and group normalisation ([`GroupNormShape`]), each fused with what follows it: scale and
+//! shift, SiLU, a residual. And their gradients.
 //!
 //! For every position, with c channels:
 //!
@@ -8,9 +9,15 @@
 //! normalisation of Dhariwal & Nichol 2021). The backward pass recomputes z and u from x: nothing is saved; the residual's
 //! gradient is dy itself and nobody computes it. A sum of squares beyond f32 (|x| above 1e19) is not treated specially.
 
+mod group;
+mod group_rows;
+#[cfg(test)]
+mod group_tests;
 mod rows;
 #[cfg(test)]
 mod tests;
+
+pub use group::{GroupNormAffine, GroupNormGrads, GroupNormShape, group_norm_backward, group_norm_forward};
 
 use crate::activation::Activation;
 use crate::par::{ELEMENTS_PER_TASK, Scratch, Shared, for_each_task, task_range};
@@ -158,11 +165,10 @@ fn backward_with(
         let rows = task_range(task % blocks, size, shape.positions);
         let range = (image * shape.positions + rows.start) * c..(image * shape.positions + rows.end) * c;
         let (gain, shift) = affine.of(image);
-        let mut du = Scratch::new(c);
         // SAFETY: ranges of different tasks are disjoint.
         unsafe {
             let (dx, sums) = (dx.part(range.clone()), out.part(task * 2 * c..(task + 1) * 2 * c));
-            rows::backward(isa, &x[range.clone()], &dy[range], gain, shift, activation, dx, sums, &mut du);
+            rows::backward(isa, &x[range.clone()], &dy[range], gain, shift, activation, dx, sums);
         }
     });
     reduce(shape, &sums, g, scale_shift, grads.g, grads.scale_shift);

@@ -1,4 +1,5 @@
-//! The loops over rows of channels; one row fits the first-level cache, so several passes over it cost little.
+//! The loops over rows of channels of RMS normalisation. A few rows at a time fit the first-level cache, so the passes over them
+//! read memory once.
 
 use crate::activation::{Activation, silu, silu_slope};
 use crate::simd::{LANES, Simd, simd_fn};
@@ -6,24 +7,73 @@ use crate::simd::{LANES, Simd, simd_fn};
 /// Norms are clamped to this from below, as in PyTorch's `normalize`.
 const MIN_NORM: f32 = 1e-12;
 
-/// The norm of a row, not clamped.
+/// Narrow rows that are worked on together: they share the loads of what belongs to channels, and one square root and division.
+const ROWS: usize = 4;
+/// Channels of rows so wide that one after the other is faster: hardware prefetching follows one row, not four.
+const WIDE: usize = 128;
+
+/// The first values at `p`; `n` of them, unless `WHOLE`.
 #[inline(always)]
-unsafe fn norm<S: Simd>(x: *const f32, c: usize) -> f32 {
+pub(super) unsafe fn load<S: Simd, const WHOLE: bool>(p: *const f32, n: usize) -> S::V {
+    unsafe { if WHOLE { S::load(p) } else { S::load_n(p, n) } }
+}
+
+#[inline(always)]
+pub(super) unsafe fn store<S: Simd, const WHOLE: bool>(p: *mut f32, v: S::V, n: usize) {
+    unsafe { if WHOLE { S::store(p, v) } else { S::store_n(p, v, n) } }
+}
+
+/// The norms of `R` rows, not clamped, and 1 / those clamped.
+#[inline(always)]
+unsafe fn norms<S: Simd, const R: usize, const WHOLE: bool>(x: *const f32, c: usize) -> [[f32; LANES]; 2] {
     unsafe {
-        let mut sums = [S::splat(0.0); 2];
-        let mut k = 0;
-        while k + 2 * LANES <= c {
-            let (a, b) = (S::load(x.add(k)), S::load(x.add(k + LANES)));
-            sums = [S::fma(a, a, sums[0]), S::fma(b, b, sums[1])];
-            k += 2 * LANES;
+        let (mut norms, mut inverse) = ([1.0f32; LANES], [0.0f32; LANES]);
+        for (row, norm) in norms[..R].iter_mut().enumerate() {
+            let x = x.add(row * c);
+            let mut sums = [S::splat(0.0); 2];
+            let mut k = 0;
+            while k + 2 * LANES <= c {
+                let (a, b) = (S::load(x.add(k)), S::load(x.add(k + LANES)));
+                sums = [S::fma(a, a, sums[0]), S::fma(b, b, sums[1])];
+                k += 2 * LANES;
+            }
+            while k < c {
+                let a = load::<S, WHOLE>(x.add(k), c - k);
+                sums[0] = S::fma(a, a, sums[0]);
+                k += LANES;
+            }
+            *norm = S::sum(S::add(sums[0], sums[1]));
         }
-        while k < c {
-            let a = S::load_n(x.add(k), c - k);
-            sums[0] = S::fma(a, a, sums[0]);
-            k += LANES;
-        }
-        S::sum(S::add(sums[0], sums[1])).sqrt()
+        let norm = S::sqrt(S::load(norms.as_ptr()));
+        S::store(norms.as_mut_ptr(), norm);
+        // The order of arguments lets a NaN through.
+        S::store(inverse.as_mut_ptr(), S::div(S::splat(1.0), S::max(S::splat(MIN_NORM), norm)));
+        [norms, inverse]
     }
+}
+
+/// Calls `$body` for all rows: [`ROWS`] at a time if narrow, whole vectors if channels fill them.
+macro_rules! for_rows {
+    ($rows:expr, $c:expr, $body:ident::<$s:ident $(, $flag:tt)*>, |$at:ident| ($($arg:expr),*)) => {
+        let (rows, c) = ($rows, $c);
+        let mut row = 0;
+        if c % LANES == 0 && c < WIDE {
+            while row + ROWS <= rows {
+                let $at = row * c;
+                $body::<$s, ROWS, true $(, $flag)*>($($arg),*);
+                row += ROWS;
+            }
+        }
+        while row < rows {
+            let $at = row * c;
+            if c % LANES == 0 {
+                $body::<$s, 1, true $(, $flag)*>($($arg),*);
+            } else {
+                $body::<$s, 1, false $(, $flag)*>($($arg),*);
+            }
+            row += 1;
+        }
+    };
 }
 
 simd_fn! {
@@ -40,28 +90,52 @@ simd_fn! {
         y: &mut [f32],
     ) {
         let c = gain.len();
-        let mut at = 0;
-        while at < x.len() {
-            let (x, y) = (x.as_ptr().add(at), y.as_mut_ptr().add(at));
-            let norm = norm::<S>(x, c);
-            // Written so that a NaN stays.
-            let inverse = S::splat(1.0 / if norm < MIN_NORM { MIN_NORM } else { norm });
-            let mut k = 0;
-            while k < c {
-                let n = (c - k).min(LANES);
-                let unit = S::mul(S::load_n(x.add(k), n), inverse);
-                let u = S::fma(unit, S::load_n(gain.as_ptr().add(k), n), S::load_n(shift.as_ptr().add(k), n));
-                let mut out = match activation {
-                    Activation::Identity => u,
-                    Activation::Silu => silu::<S>(u),
-                };
-                if let Some(residual) = residual {
-                    out = S::add(out, S::load_n(residual.as_ptr().add(at + k), n));
-                }
-                S::store_n(y.add(k), out, n);
-                k += LANES;
+        let (count, x, y, affine) = (x.len() / c, x.as_ptr(), y.as_mut_ptr(), [gain.as_ptr(), shift.as_ptr()]);
+        match (activation, residual.map(<[f32]>::as_ptr)) {
+            (Activation::Identity, None) => {
+                for_rows!(count, c, forward_rows::<S, false, false>, |at| (x.add(at), affine, c, x, y.add(at)));
             }
-            at += c;
+            (Activation::Identity, Some(r)) => {
+                for_rows!(count, c, forward_rows::<S, false, true>, |at| (x.add(at), affine, c, r.add(at), y.add(at)));
+            }
+            (Activation::Silu, None) => {
+                for_rows!(count, c, forward_rows::<S, true, false>, |at| (x.add(at), affine, c, x, y.add(at)));
+            }
+            (Activation::Silu, Some(r)) => {
+                for_rows!(count, c, forward_rows::<S, true, true>, |at| (x.add(at), affine, c, r.add(at), y.add(at)));
+            }
+        }
+    }
+}
+
+/// `R` rows of [`forward`].
+#[inline(always)]
+unsafe fn forward_rows<S: Simd, const R: usize, const WHOLE: bool, const SILU: bool, const RESIDUAL: bool>(
+    x: *const f32,
+    [gain, shift]: [*const f32; 2],
+    c: usize,
+    residual: *const f32,
+    y: *mut f32,
+) {
+    unsafe {
+        let [_, inverse] = norms::<S, R, WHOLE>(x, c);
+        let mut k = 0;
+        while k < c {
+            let n = c - k;
+            let (gain, shift) = (load::<S, WHOLE>(gain.add(k), n), load::<S, WHOLE>(shift.add(k), n));
+            for (row, &inverse) in inverse[..R].iter().enumerate() {
+                let at = row * c + k;
+                let unit = S::mul(load::<S, WHOLE>(x.add(at), n), S::splat(inverse));
+                let mut out = S::fma(unit, gain, shift);
+                if SILU {
+                    out = silu::<S>(out);
+                }
+                if RESIDUAL {
+                    out = S::add(out, load::<S, WHOLE>(residual.add(at), n));
+                }
+                store::<S, WHOLE>(y.add(at), out, n);
+            }
+            k += LANES;
         }
     }
 }
@@ -72,7 +146,7 @@ simd_fn! {
     /// `sums[0] += du`, `sums[1] += du unit`.
     ///
     /// # Safety
-    /// `x`, `dy` and `dx` have the same whole number of rows, `shift` and `du` have one, `sums` has two.
+    /// `x`, `dy` and `dx` have the same whole number of rows, `shift` has one, `sums` has two.
     pub(super) unsafe fn backward<S>(
         x: &[f32],
         dy: &[f32],
@@ -81,43 +155,70 @@ simd_fn! {
         activation: Activation,
         dx: &mut [f32],
         sums: &mut [f32],
-        du: &mut [f32],
     ) {
         let c = gain.len();
-        let (gain, shift, du) = (gain.as_ptr(), shift.as_ptr(), du.as_mut_ptr());
-        let (sum_du, sum_unit) = (sums.as_mut_ptr(), sums.as_mut_ptr().add(c));
-        let mut at = 0;
-        while at < x.len() {
-            let (x, dy, dx) = (x.as_ptr().add(at), dy.as_ptr().add(at), dx.as_mut_ptr().add(at));
-            let norm = norm::<S>(x, c);
-            let clamped = norm < MIN_NORM;
-            let inverse = S::splat(1.0 / if clamped { MIN_NORM } else { norm });
-            let mut dot = S::splat(0.0);
-            let mut k = 0;
-            while k < c {
-                let n = (c - k).min(LANES);
-                let unit = S::mul(S::load_n(x.add(k), n), inverse);
-                let gain = S::load_n(gain.add(k), n);
-                let mut d = S::load_n(dy.add(k), n);
-                if activation == Activation::Silu {
-                    d = S::mul(d, silu_slope::<S>(S::fma(unit, gain, S::load_n(shift.add(k), n))));
+        let (count, x, dy, dx, sums) = (x.len() / c, x.as_ptr(), dy.as_ptr(), dx.as_mut_ptr(), sums.as_mut_ptr());
+        let affine = [gain.as_ptr(), shift.as_ptr()];
+        match activation {
+            Activation::Identity => {
+                for_rows!(count, c, backward_rows::<S, false>, |at| (x.add(at), dy.add(at), affine, c, dx.add(at), sums));
+            }
+            Activation::Silu => {
+                for_rows!(count, c, backward_rows::<S, true>, |at| (x.add(at), dy.add(at), affine, c, dx.add(at), sums));
+            }
+        }
+    }
+}
+
+/// `R` rows of [`backward`].
+#[inline(always)]
+unsafe fn backward_rows<S: Simd, const R: usize, const WHOLE: bool, const SILU: bool>(
+    x: *const f32,
+    dy: *const f32,
+    [gain, shift]: [*const f32; 2],
+    c: usize,
+    dx: *mut f32,
+    sums: *mut f32,
+) {
+    unsafe {
+        let [norms, inverse] = norms::<S, R, WHOLE>(x, c);
+        let (sum_du, sum_unit) = (sums, sums.add(c));
+        let mut dots = [S::splat(0.0); R];
+        let mut k = 0;
+        while k < c {
+            let n = c - k;
+            let (gain, shift) = (load::<S, WHOLE>(gain.add(k), n), load::<S, WHOLE>(shift.add(k), n));
+            let mut total_du = load::<S, WHOLE>(sum_du.add(k), n);
+            let mut total_unit = load::<S, WHOLE>(sum_unit.add(k), n);
+            for (row, dot) in dots.iter_mut().enumerate() {
+                let at = row * c + k;
+                let unit = S::mul(load::<S, WHOLE>(x.add(at), n), S::splat(inverse[row]));
+                let mut du = load::<S, WHOLE>(dy.add(at), n);
+                if SILU {
+                    du = S::mul(du, silu_slope::<S>(S::fma(unit, gain, shift)));
                 }
-                S::store_n(du.add(k), d, n);
-                S::store_n(sum_du.add(k), S::add(S::load_n(sum_du.add(k), n), d), n);
-                S::store_n(sum_unit.add(k), S::fma(d, unit, S::load_n(sum_unit.add(k), n)), n);
-                dot = S::fma(S::mul(d, gain), unit, dot);
-                k += LANES;
+                total_du = S::add(total_du, du);
+                total_unit = S::fma(du, unit, total_unit);
+                let du = S::mul(du, gain);
+                *dot = S::fma(du, unit, *dot);
+                // Kept where the result will be.
+                store::<S, WHOLE>(dx.add(at), du, n);
             }
-            let dot = S::splat(if clamped { 0.0 } else { S::sum(dot) });
+            store::<S, WHOLE>(sum_du.add(k), total_du, n);
+            store::<S, WHOLE>(sum_unit.add(k), total_unit, n);
+            k += LANES;
+        }
+        for (row, dot) in dots.into_iter().enumerate() {
+            let dot = S::splat(if norms[row] < MIN_NORM { 0.0 } else { S::sum(dot) });
+            let inverse = S::splat(inverse[row]);
             let mut k = 0;
             while k < c {
-                let n = (c - k).min(LANES);
-                let unit = S::mul(S::load_n(x.add(k), n), inverse);
-                let d = S::mul(S::load_n(du.add(k), n), S::load_n(gain.add(k), n));
-                S::store_n(dx.add(k), S::mul(S::sub(d, S::mul(unit, dot)), inverse), n);
+                let (n, at) = (c - k, row * c + k);
+                let unit = S::mul(load::<S, WHOLE>(x.add(at), n), inverse);
+                let du = load::<S, WHOLE>(dx.add(at), n);
+                store::<S, WHOLE>(dx.add(at), S::mul(S::sub(du, S::mul(unit, dot)), inverse), n);
                 k += LANES;
             }
-            at += c;
         }
     }
 }

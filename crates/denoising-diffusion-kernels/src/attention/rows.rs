@@ -1,4 +1,4 @@
-//! The loops over rows of one head that linear attention is made of, apart from its products.
+//! The loops over rows of one head that attention is made of, apart from its products.
 //!
 //! A block of rows is first copied to scratch memory, where all else happens: the copy is a loop so short that the processor has
 //! many reads in flight at once, which rows far apart need. Scratch rows have `padded` values, a multiple of sixteen; those
@@ -337,6 +337,25 @@ unsafe fn key_grads_body<S: Simd, const W: usize>(
                 let d = S::sub(load::<S, W>(dy.as_ptr(), w, dim), S::load(dots.add(w * LANES)));
                 store::<S, W>(target.add(i * stride), w, dim, S::mul(load::<S, W>(y.as_ptr(), w, dim), d));
             }
+        }
+    }
+}
+
+simd_fn! {
+    /// dots[i] = a[i, :] . b[i, :] for rows of `padded` values.
+    ///
+    /// # Safety
+    /// As [`Simd`]; `padded` is a multiple of sixteen.
+    pub(super) unsafe fn row_dots<S>(a: &[f32], b: &[f32], padded: usize, dots: &mut [f32]) {
+        for ((a, b), dot) in a.chunks_exact(padded).zip(b.chunks_exact(padded)).zip(dots) {
+            let mut sums = [S::splat(0.0); 2];
+            for k in (0..padded).step_by(2 * LANES) {
+                for (half, sum) in sums.iter_mut().enumerate() {
+                    let at = k + half * LANES;
+                    *sum = S::fma(S::load(a.as_ptr().add(at)), S::load(b.as_ptr().add(at)), *sum);
+                }
+            }
+            *dot = S::sum(S::add(sums[0], sums[1]));
         }
     }
 }
