@@ -8,6 +8,8 @@
 //! with zeros outside x. No groups, no dilation, no transposed convolution.
 
 mod direct;
+#[cfg(test)]
+mod direct_tests;
 mod disjoint;
 mod output;
 mod pack;

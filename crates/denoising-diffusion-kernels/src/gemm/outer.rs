@@ -1,6 +1,6 @@
 //! Sums of outer products, for weight gradients.
 
-use super::{Finish, PANEL, ROWS, ZEROS, step, store_tile, tile_rows};
+use super::{Finish, PANEL, ROWS, ZEROS, prefetch_far, step, store_tile, tile_rows};
 use crate::simd::{LANES, Simd, simd_fn};
 
 simd_fn! {
@@ -30,7 +30,7 @@ simd_fn! {
     /// `dst[r, j] (+)= sum over m of a[m, r] * b[m, j]`, for m < `count`, r < `height` (any number) and j < `width` (1 to 16).
     ///
     /// Rows of `a`, `b` and `dst` lie `a_stride`, `b_stride` and `stride` values apart; those of `b` hold 16 values. With
-    /// `accumulate`, the sum is added to what is there.
+    /// `accumulate`, the sum is added to what is there. Meanwhile `ahead` is brought into the second-level cache.
     ///
     /// # Safety
     /// All addresses must be valid as described, and nobody else may access the destination.
@@ -45,8 +45,13 @@ simd_fn! {
         accumulate: bool,
         dst: *mut f32,
         stride: usize,
+        ahead: &[f32],
     ) {
-        for tile in (0..height.div_ceil(ROWS)).map(|tile| tile_rows(height, tile)) {
+        let per_tile = ahead.len().div_ceil(height.div_ceil(ROWS));
+        for (i, tile) in (0..height.div_ceil(ROWS)).map(|tile| tile_rows(height, tile)).enumerate() {
+            for line in (i * per_tile..ahead.len().min((i + 1) * per_tile)).step_by(PANEL) {
+                prefetch_far(ahead.as_ptr().wrapping_add(line));
+            }
             let dst = dst.add(tile.start * stride);
             let matrix = if accumulate { dst.cast_const() } else { std::ptr::null() };
             let finish = Finish { row: ZEROS.as_ptr(), matrix, dst, stride, width };
