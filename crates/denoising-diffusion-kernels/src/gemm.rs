@@ -8,7 +8,7 @@
 
 mod outer;
 
-pub(crate) use outer::{outer_products, outer_sum};
+pub(crate) use outer::{outer_products, outer_products_at, outer_sum};
 
 use crate::simd::{Isa, LANES, Simd, simd_fn};
 

@@ -156,7 +156,7 @@ pub(super) fn sum_over_pixels(
 }
 
 /// Adds up the sets of partial sums.
-fn add_up(partial: &[f32], sums: &mut [f32]) {
+pub(super) fn add_up(partial: &[f32], sums: &mut [f32]) {
     let len = sums.len();
     let out = Shared::new(sums);
     for_each_task(len.div_ceil(ELEMENTS_PER_TASK), |task| {

@@ -61,6 +61,39 @@ simd_fn! {
     }
 }
 
+simd_fn! {
+    /// `dst[r, t, j] (+)= sum over m of a[m, r] * b[shifts[t] + offsets[m] + j]`, for r < `height` (any number) and j < 16.
+    ///
+    /// Rows of `a` lie `a_stride` values apart. With `accumulate`, the sum is added to what is there.
+    ///
+    /// # Safety
+    /// All addresses must be valid as described, and nobody else may access the destination.
+    pub(crate) unsafe fn outer_products_at<S>(
+        height: usize,
+        a: &[f32],
+        a_stride: usize,
+        b: *const f32,
+        shifts: &[usize],
+        offsets: &[usize],
+        accumulate: bool,
+        dst: *mut f32,
+    ) {
+        debug_assert!(offsets.is_empty() || a.len() >= (offsets.len() - 1) * a_stride + height);
+        let stride = shifts.len() * PANEL;
+        // The columns of `a` of one tile stay in the cache for all shifts.
+        for tile in (0..height.div_ceil(ROWS)).map(|tile| tile_rows(height, tile)) {
+            for (t, &shift) in shifts.iter().enumerate() {
+                let dst = dst.add(tile.start * stride + t * PANEL);
+                let matrix = if accumulate { dst.cast_const() } else { std::ptr::null() };
+                let finish = Finish { row: ZEROS.as_ptr(), matrix, dst, stride, width: PANEL };
+                let b = b.add(shift);
+                let lines = offsets.iter().map(|&offset| b.add(offset));
+                outer_tile_of::<S>(tile.len(), a.as_ptr().add(tile.start), a_stride, lines, finish);
+            }
+        }
+    }
+}
+
 /// [`outer_tile`] for the given height and the width in `finish`.
 ///
 /// # Safety
