@@ -77,6 +77,67 @@ fn conv_weight_grad(bencher: Bencher, &Case((algorithm, kernel, stage)): &Case) 
     bencher.counter(ItemsCount::new(shape.flops())).bench_local(run);
 }
 
+/// The direct convolutions that are not 3 x 3: 1 x 1 of attention and skip connections, 7 x 7 of the first layer, 2 x 2 of
+/// downsampling. Batch, side, channels in and out, kernel.
+const OTHERS: [[usize; 5]; 13] = [
+    [16, 32, 64, 384, 1],
+    [16, 32, 128, 64, 1],
+    [16, 16, 128, 384, 1],
+    [16, 16, 192, 128, 1],
+    [16, 8, 256, 384, 1],
+    [16, 4, 512, 384, 1],
+    [16, 4, 768, 512, 1],
+    [32, 28, 32, 384, 1],
+    [16, 32, 3, 64, 7],
+    [32, 28, 1, 32, 7],
+    [16, 32, 64, 64, 2],
+    [16, 8, 128, 256, 2],
+    [32, 28, 32, 32, 2],
+];
+
+fn other_shape([batch, side, in_channels, out_channels, kernel]: [usize; 5]) -> Conv2dShape {
+    let (stride, padding) = if kernel == 2 { (2, 0) } else { (1, kernel / 2) };
+    let kernel = [kernel; 2];
+    Conv2dShape { batch, height: side, width: side, upsample: 1, in_channels, out_channels, kernel, stride, padding }
+}
+
+/// A convolution of [`OTHERS`].
+struct Other([usize; 5]);
+
+impl std::fmt::Display for Other {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [batch, side, from, to, kernel] = self.0;
+        write!(f, "{kernel} x {kernel}, {from} to {to} channels, {batch} of {side} x {side}")
+    }
+}
+
+#[divan::bench(args = OTHERS.map(Other))]
+fn direct_forward(bencher: Bencher, &Other(other): &Other) {
+    let shape = other_shape(other);
+    let (x, weight) = (values(shape.input_len()), values(shape.weight_len()));
+    let mut y = values(shape.output_len());
+    let run = || conv2d_forward(&shape, ConvAlgorithm::Direct, black_box(&[&x]), &weight, None, None, &mut y);
+    bencher.counter(ItemsCount::new(shape.flops())).bench_local(run);
+}
+
+#[divan::bench(args = OTHERS.map(Other))]
+fn direct_input_grad(bencher: Bencher, &Other(other): &Other) {
+    let shape = other_shape(other);
+    let (dy, weight) = (values(shape.output_len()), values(shape.weight_len()));
+    let mut dx = values(shape.input_len());
+    let run = || conv2d_input_grad(&shape, ConvAlgorithm::Direct, black_box(&dy), &weight, &mut [&mut dx]);
+    bencher.counter(ItemsCount::new(shape.flops())).bench_local(run);
+}
+
+#[divan::bench(args = OTHERS.map(Other))]
+fn direct_weight_grad(bencher: Bencher, &Other(other): &Other) {
+    let shape = other_shape(other);
+    let (x, dy) = (values(shape.input_len()), values(shape.output_len()));
+    let mut dweight = values(shape.weight_len());
+    let run = || conv2d_weight_grad(&shape, ConvAlgorithm::Direct, black_box(&[&x]), &dy, &mut dweight);
+    bencher.counter(ItemsCount::new(shape.flops())).bench_local(run);
+}
+
 /// A convolution's algorithm, kernel size, and (channels, side).
 struct Case((ConvAlgorithm, usize, (usize, usize)));
 

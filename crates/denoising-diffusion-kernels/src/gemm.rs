@@ -8,7 +8,7 @@
 
 mod outer;
 
-pub(crate) use outer::{outer_products, outer_sum};
+pub(crate) use outer::{outer_products, outer_products_at, outer_sum};
 
 use crate::simd::{Isa, LANES, Simd, simd_fn};
 
@@ -88,6 +88,7 @@ simd_fn! {
         debug_assert!(rows.len() >= tiles.len() * taps);
         debug_assert!(b.len() >= (cols.div_ceil(PANEL) - 1) * panel_len + taps * len * PANEL);
         // Whole taps where they are short, parts of a tap where it is long.
+        let (panels, all_tiles) = (cols.div_ceil(PANEL), tiles.len());
         let (taps_per_sum, parts) = ((TERMS_PER_SUM / len).max(1), len.div_ceil(TERMS_PER_SUM));
         for (tap, part) in (0..taps).step_by(taps_per_sum).flat_map(|tap| (0..parts).map(move |part| (tap, part))) {
             let (from, to) = (part * len / parts, (part + 1) * len / parts);
@@ -97,7 +98,7 @@ simd_fn! {
             let add_to = if tap + part == 0 { add_to } else { AddTo::Destination };
             for (block, tiles) in tiles.chunks(TILES_PER_BLOCK).enumerate() {
                 let rows = rows.as_ptr().add(block * TILES_PER_BLOCK * taps + tap);
-                for panel in 0..cols.div_ceil(PANEL) {
+                for panel in 0..panels {
                     let b = b.add(panel * panel_len);
                     let width = (cols - panel * PANEL).min(PANEL);
                     for (i, tile) in tiles.iter().enumerate() {
@@ -111,6 +112,16 @@ simd_fn! {
                         };
                         let row = row.map_or(ZEROS.as_ptr(), |row| row.as_ptr().add(panel * PANEL));
                         let finish = Finish { row, matrix, dst, stride, width };
+                        // A share of the rows of the next block: they come while this one is used.
+                        if part_taps == 1 && to - from >= 64 && (block + 1) * TILES_PER_BLOCK + i < all_tiles {
+                            let share = (to - from).div_ceil(panels).next_multiple_of(PANEL);
+                            let next = &*rows.add((TILES_PER_BLOCK + i) * taps);
+                            for k in (from + panel * share..to.min(from + (panel + 1) * share)).step_by(PANEL) {
+                                for row in &next[..tile.height] {
+                                    prefetch_far(row.wrapping_add(k));
+                                }
+                            }
+                        }
                         product_tile_of::<S>(tile.height, rows.add(i * taps), part_taps, from, to - from, b, finish);
                     }
                 }
@@ -325,14 +336,27 @@ pub(crate) unsafe fn rows_times_panels(
     }
 }
 
-/// Asks for the cache line at `p`, which need not be valid: stores then find it there.
+/// Asks for the cache line at `p`, which need not be valid, in the first-level cache.
 #[inline(always)]
 fn prefetch(p: *const f32) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: prefetching has no effect on the program, and every x86-64 has it.
+    // SAFETY: prefetching changes nothing and never fails, and every x86-64 has it.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T0>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
+/// As [`prefetch`], in the second-level cache.
+#[inline(always)]
+pub(crate) fn prefetch_far(p: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as in `prefetch`.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(p.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = p;

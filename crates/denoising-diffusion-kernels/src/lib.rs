@@ -16,7 +16,6 @@ pub mod memory;
 pub mod norm;
 pub mod optim;
 mod par;
-#[allow(dead_code, reason = "`simd::sigmoid` waits for a user: SiLU has its own, cheaper one")]
 mod simd;
 #[cfg(test)]
 mod testing;

@@ -3,10 +3,9 @@
 
 use super::pack::{key_rows, panels_of_rows, panels_of_transpose};
 use super::{AttentionShape, KEY, QUERY, VALUE};
-use crate::activation::exp_flushed;
 use crate::gemm::{AddTo, PANEL, ROWS, RowPointers, dense_pointers, rows_times_panels};
 use crate::par::{Scratch, Shared, for_each_task, task_range};
-use crate::simd::{Isa, LANES, simd_fn};
+use crate::simd::{Isa, LANES, exp, simd_fn};
 
 /// Queries of a block of scores.
 pub(super) const QUERIES: usize = 48;
@@ -166,13 +165,13 @@ simd_fn! {
         let (scale, shift) = (S::splat(scale), S::splat(-new));
         let mut total = S::splat(0.0);
         for k in (0..whole).step_by(LANES) {
-            let e = exp_flushed::<S>(S::fma(S::load(p.add(k)), scale, shift));
+            let e = exp::<S>(S::fma(S::load(p.add(k)), scale, shift));
             S::store(p.add(k), e);
             total = S::add(total, e);
         }
         if whole < len {
             let (p, n) = (p.add(whole), len - whole);
-            S::store_n(p, exp_flushed::<S>(S::fma(S::load_n(p, n), scale, shift)), n);
+            S::store_n(p, exp::<S>(S::fma(S::load_n(p, n), scale, shift)), n);
             // Lanes beyond the end are zero when read back.
             total = S::add(total, S::load_n(p, n));
         }

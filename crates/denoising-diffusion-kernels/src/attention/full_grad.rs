@@ -7,10 +7,9 @@ use super::full::{KEYS, QUERIES};
 use super::pack::{MemoryLayout, carve, head_rows, key_rows, output_rows, panels_of_rows, panels_of_transpose};
 use super::rows::{copy, row_dots};
 use super::{AttentionShape, KEY, QUERY, VALUE, sum_batch};
-use crate::activation::exp_flushed;
 use crate::gemm::{AddTo, PANEL, dense_pointers, outer_sum, rows_times_panels, tile_heights};
 use crate::par::{Scratch, Shared, for_each_task, task_range};
-use crate::simd::{Isa, LANES, simd_fn};
+use crate::simd::{Isa, LANES, exp, simd_fn};
 
 /// `dqkv` and `dmemory` from `dout`, the gradient of [`super::attention_forward`]'s output, and that call's inputs and results.
 ///
@@ -235,7 +234,7 @@ simd_fn! {
         let mut k = 0;
         while k < scores.len() {
             let (s, d) = (scores.as_mut_ptr().add(k), dp.as_mut_ptr().add(k));
-            let p = exp_flushed::<S>(S::fma(S::load(s), S::splat(scale), S::splat(-lse)));
+            let p = exp::<S>(S::fma(S::load(s), S::splat(scale), S::splat(-lse)));
             S::store(s, p);
             S::store(d, S::mul(S::mul(p, S::splat(scale)), S::sub(S::load(d), S::splat(dot))));
             k += LANES;

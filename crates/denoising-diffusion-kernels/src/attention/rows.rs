@@ -4,8 +4,7 @@
 //! many reads in flight at once, which rows far apart need. Scratch rows have `padded` values, a multiple of sixteen; those
 //! behind `dim` are never written.
 
-use crate::activation::exp_flushed;
-use crate::simd::{LANES, Simd, simd_fn};
+use crate::simd::{LANES, Simd, exp, simd_fn};
 
 /// Runs `$body` with the number of vectors of a row where that is known at compile time, else 0.
 macro_rules! with_width {
@@ -128,7 +127,7 @@ unsafe fn query_weights_body<S: Simd, const W: usize>(rows: &mut [f32], dim: usi
             }
             let mut sum = S::splat(0.0);
             for w in 0..vectors::<W>(dim) {
-                let e = exp_flushed::<S>(S::sub(load::<S, W>(p, w, dim), S::splat(largest)));
+                let e = exp::<S>(S::sub(load::<S, W>(p, w, dim), S::splat(largest)));
                 store::<S, W>(p, w, dim, e);
                 // Lanes beyond the end are zero when read back.
                 sum = S::add(sum, load::<S, W>(p, w, dim));
@@ -197,14 +196,14 @@ unsafe fn key_columns<S: Simd, const W: usize>(
         }
         let mut total = [S::splat(0.0); W];
         for w in 0..W {
-            let c = exp_flushed::<S>(S::sub(S::load(maxima.add(w * LANES)), largest[w]));
+            let c = exp::<S>(S::sub(S::load(maxima.add(w * LANES)), largest[w]));
             S::store(carry.add(w * LANES), c);
             S::store(maxima.add(w * LANES), largest[w]);
             total[w] = S::mul(S::load(sums.add(w * LANES)), c);
         }
         for i in 0..count {
             for w in 0..W {
-                let e = exp_flushed::<S>(S::sub(at(i, w), largest[w]));
+                let e = exp::<S>(S::sub(at(i, w), largest[w]));
                 let p = first.add(i * padded + w * LANES);
                 if W == 1 {
                     S::store_n(p, e, n)
@@ -250,7 +249,7 @@ unsafe fn key_softmax_body<S: Simd, const W: usize>(
         for w in 0..vectors::<W>(dim) {
             unsafe {
                 let shifted = S::sub(load::<S, W>(p, w, dim), S::load(maxima.add(w * LANES)));
-                let weight = S::mul(exp_flushed::<S>(shifted), S::load(factors.add(w * LANES)));
+                let weight = S::mul(exp::<S>(shifted), S::load(factors.add(w * LANES)));
                 store::<S, W>(p, w, dim, weight);
             }
         }

@@ -9,6 +9,8 @@
 //! are not copied together. No groups, no dilation, no transposed convolution.
 
 mod direct;
+#[cfg(test)]
+mod direct_tests;
 mod disjoint;
 mod output;
 mod pack;

@@ -4,9 +4,9 @@
 //! For kernels of one position, kernels whose windows do not overlap, and inputs of few channels. For the others, one copy of x
 //! serves all kernel positions, see [`super::weight_grad`].
 
-use crate::gemm::{PANEL, outer_products};
+use crate::gemm::{PANEL, outer_products, prefetch_far};
 use crate::par::{ELEMENTS_PER_TASK, Scratch, Shared, for_each_task, task_range};
-use crate::simd::Isa;
+use crate::simd::{Isa, LANES, simd_fn};
 
 use super::Conv2dShape;
 use super::windows::Windows;
@@ -62,17 +62,35 @@ impl Panel {
         (0..depth).step_by(PANEL).map(panel).collect()
     }
 
-    /// `lines[m, lane] = source[offsets[m] + shift ..]`
-    fn copy(&self, source: &[f32], offsets: &[usize], lines: &mut [f32]) {
-        for (m, &offset) in offsets.iter().enumerate() {
+    /// `lines[m, lane] = source[offsets[m] + shift of the lane]`, for increasing offsets; `lines` has a line to spare.
+    fn copy(&self, isa: Isa, source: &[f32], offsets: &[usize], lines: &mut [f32]) {
+        assert!((offsets.len() + 1) * PANEL <= lines.len() && self.runs.iter().all(|run| run.lane < PANEL));
+        let last = self.runs.last().map_or(0, |run| run.shift + PANEL);
+        let whole = offsets.partition_point(|offset| offset + last <= source.len());
+        // SAFETY: shifts and offsets increase, so that sixteen values from each lie inside the source.
+        unsafe { copy_lines(isa, source.as_ptr(), &offsets[..whole], &self.runs, lines.as_mut_ptr()) };
+        for (m, &offset) in offsets.iter().enumerate().skip(whole) {
             for run in &self.runs {
-                let from = &source[offset + run.shift..];
-                let to = &mut lines[m * PANEL + run.lane..];
-                // A whole line where there is one: what it writes too much is overwritten by what comes next.
-                match (from.first_chunk::<PANEL>(), to.first_chunk_mut::<PANEL>()) {
-                    (Some(from), Some(to)) => *to = *from,
-                    _ => to[..run.len].copy_from_slice(&from[..run.len]),
-                }
+                lines[m * PANEL + run.lane..][..run.len].copy_from_slice(&source[offset + run.shift..][..run.len]);
+            }
+        }
+    }
+}
+
+simd_fn! {
+    /// Sixteen values of each run for each line. What that is too much is overwritten by the next run or line, or not used.
+    ///
+    /// # Safety
+    /// All addresses must be valid.
+    unsafe fn copy_lines<S>(source: *const f32, offsets: &[usize], runs: &[Run], lines: *mut f32) {
+        // The same columns of the next chunk, if it follows in memory: they come while this one is used.
+        let ahead = offsets.last().map_or(0, |last| last - offsets[0]);
+        for (m, &offset) in offsets.iter().enumerate() {
+            for run in runs {
+                let (from, to) = (source.add(offset + run.shift), lines.add(m * PANEL + run.lane));
+                prefetch_far(from.wrapping_add(ahead));
+                S::store(to, S::load(from));
+                S::store(to.add(LANES), S::load(from.add(LANES)));
             }
         }
     }
@@ -112,17 +130,22 @@ pub(super) fn sum_over_pixels(
             let chunk = task_range(chunk, PIXELS_PER_CHUNK, pixels);
             let count = chunk.len();
             let mut source = usize::MAX;
-            for panel in &panels[task_range(group, panels_per_task, panels.len())] {
+            let next = dy.get(chunk.end * outputs..(chunk.end + count) * outputs).unwrap_or_default();
+            let panels = &panels[task_range(group, panels_per_task, panels.len())];
+            for (panel, ahead) in panels
+                .iter()
+                .zip(next.chunks(next.len().div_ceil(panels.len()).max(1)).chain(std::iter::repeat(&[][..])))
+            {
                 if source != panel.source {
                     source = panel.source;
                     offsets(source, chunk.clone(), &mut starts);
                 }
-                panel.copy(sources[source], &starts[..count], &mut lines);
+                panel.copy(isa, sources[source], &starts[..count], &mut lines);
                 let (a, b) = (dy[chunk.start * outputs..].as_ptr(), lines.as_ptr());
                 let dst = out.at(split * split_len + panel.at);
                 // SAFETY: the chunk has `count` rows in dy and in `lines`; a task alone writes its split and group.
                 unsafe {
-                    outer_products(isa, outputs, panel.width, count, a, outputs, b, PANEL, i > 0, dst, row_len);
+                    outer_products(isa, outputs, panel.width, count, a, outputs, b, PANEL, i > 0, dst, row_len, ahead);
                 }
             }
         }
@@ -133,7 +156,7 @@ pub(super) fn sum_over_pixels(
 }
 
 /// Adds up the sets of partial sums.
-fn add_up(partial: &[f32], sums: &mut [f32]) {
+pub(super) fn add_up(partial: &[f32], sums: &mut [f32]) {
     let len = sums.len();
     let out = Shared::new(sums);
     for_each_task(len.div_ceil(ELEMENTS_PER_TASK), |task| {

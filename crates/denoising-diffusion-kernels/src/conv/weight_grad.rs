@@ -1,13 +1,14 @@
 //! Weight gradient: dweight[o, c, u, v] = sum over pixels p of dy[p, o] x[p shifted by (u, v), c].
 //!
 //! x is packed once into padded panels of sixteen channels, `[panels, batch, rows, columns, 16]`, where every kernel position is a
-//! constant shift; then [`outer_sum`] streams through it and dy. Kernels of one position and inputs of few channels take the
+//! constant shift; then [`outer_products_at`] streams through it and dy. Kernels of one position and inputs of few channels take the
 //! path in [`super::patch_grad`].
 
-use crate::gemm::{PANEL, ROWS, outer_sum, tile_rows};
+use crate::gemm::{PANEL, outer_products_at, spaced};
 use crate::par::{Scratch, Shared, for_each_task, task_range};
 use crate::simd::Isa;
 
+use super::patch_grad::add_up;
 use super::{Conv2dShape, disjoint, patch_grad};
 
 /// Pixels whose panel of x (8 KiB) stays in the first-level cache.
@@ -36,62 +37,51 @@ pub(super) fn weight_grad(isa: Isa, shape: &Conv2dShape, x: &[f32], dy: &[f32], 
     let pixels = shape.batch * shape.out_height() * shape.out_width();
     let panels = padded(shape, x);
     let groups = outputs.div_ceil(CHANNELS_PER_TASK);
-    let rows = outputs;
-
-    let taps = shape.taps();
-    let row_len = taps * PANEL;
     let panel_count = inputs.div_ceil(PANEL);
     let chunks = pixels.div_ceil(PIXELS_PER_CHUNK);
     let chunks_per_task = chunks.div_ceil(chunks.min(MIN_TASKS.div_ceil(panel_count * groups)));
     let splits = chunks.div_ceil(chunks_per_task);
 
-    // [splits, panels, rows, taps, 16]
-    let mut sums = Scratch::zeroed(splits * panel_count * rows * row_len);
-    let out = Shared::new(&mut sums);
+    let (taps, row_len) = (shape.taps(), inputs * shape.taps());
+    let mut partial = Scratch::new(if splits > 1 { splits * dweight.len() } else { 0 });
+    let out = Shared::new(if splits > 1 { &mut partial } else { &mut *dweight });
     for_each_task(splits * panel_count * groups, |task| {
         let (split, panel, group) = (task / (panel_count * groups), task / groups % panel_count, task % groups);
         let group = task_range(group, CHANNELS_PER_TASK, outputs);
-        let dst = (split * panel_count + panel) * rows;
-        for chunk in task_range(split, chunks_per_task, chunks) {
+        // [channels of the group, taps, 16]
+        let mut sums = Scratch::new(group.len() * taps * PANEL);
+        // The chunk's part of dy, in rows that do not collide in the cache.
+        let stride = spaced(group.len());
+        let mut a = Scratch::new(PIXELS_PER_CHUNK * stride);
+        for (i, chunk) in task_range(split, chunks_per_task, chunks).enumerate() {
             let chunk = task_range(chunk, PIXELS_PER_CHUNK, pixels);
-            let offsets = &panels.offsets[chunk.clone()];
-            for (tap, shift) in panels.shifts.iter().enumerate() {
-                let x = panels.values[panel * panels.panel_len + shift..].as_ptr();
-                for tile in (0..group.len().div_ceil(ROWS)).map(|tile| tile_rows(group.len(), tile)) {
-                    let start = group.start + tile.start;
-                    let a = &dy[chunk.start * outputs + start..];
-                    let dst = out.at((dst + start) * row_len + tap * PANEL);
-                    // SAFETY: `padded` makes room for all offsets plus shifts; a task alone writes its split, panel and group.
-                    unsafe { outer_sum(isa, tile.len(), a, outputs, x, offsets, dst, row_len) };
+            let rows = dy[chunk.start * outputs..chunk.end * outputs].chunks_exact(outputs);
+            for (to, from) in a.chunks_exact_mut(stride).zip(rows) {
+                to[..group.len()].copy_from_slice(&from[group.clone()]);
+            }
+            let offsets = &panels.offsets[chunk];
+            let x = panels.values[panel * panels.panel_len..].as_ptr();
+            // SAFETY: `padded` makes room for all offsets plus shifts; `sums` has a row for every channel of the group.
+            unsafe {
+                let dst = sums.as_mut_ptr();
+                outer_products_at(isa, group.len(), &a, stride, x, &panels.shifts, offsets, i > 0, dst);
+            }
+        }
+        let lanes = (inputs - panel * PANEL).min(PANEL);
+        for (o, sums) in group.zip(sums.chunks_exact(taps * PANEL)) {
+            let at = (split * outputs + o) * row_len + panel * PANEL * taps;
+            // SAFETY: a task alone writes its split, panel and group.
+            let row = unsafe { out.part(at..at + lanes * taps) };
+            for (lane, row) in row.chunks_exact_mut(taps).enumerate() {
+                for (value, sums) in row.iter_mut().zip(sums.chunks_exact(PANEL)) {
+                    *value = sums[lane];
                 }
             }
         }
     });
-    reduce(&sums, splits, panel_count, rows, taps, inputs, dweight);
-}
-
-/// dweight[o, c, tap] = sum over splits of sums[split, c / 16, o, tap, c % 16]
-fn reduce(sums: &[f32], splits: usize, panels: usize, rows: usize, taps: usize, channels: usize, dweight: &mut [f32]) {
-    let row_len = channels * taps;
-    let outputs = dweight.len() / row_len;
-    let out = Shared::new(dweight);
-    for_each_task(outputs, |o| {
-        // SAFETY: every task has its own row.
-        let row = unsafe { out.part(o * row_len..(o + 1) * row_len) };
-        for panel in 0..panels {
-            let lanes = (channels - panel * PANEL).min(PANEL);
-            let row = &mut row[panel * PANEL * taps..][..lanes * taps];
-            for split in 0..splits {
-                let sums = &sums[((split * panels + panel) * rows + o) * taps * PANEL..][..taps * PANEL];
-                for (tap, sums) in sums.chunks_exact(PANEL).enumerate() {
-                    for (lane, &sum) in sums[..lanes].iter().enumerate() {
-                        let value = &mut row[lane * taps + tap];
-                        *value = if split == 0 { sum } else { *value + sum };
-                    }
-                }
-            }
-        }
-    });
+    if splits > 1 {
+        add_up(&partial, dweight);
+    }
 }
 
 /// The padded input, `[panels, batch, rows, columns, 16]`.

@@ -1,6 +1,6 @@
 //! Sums of outer products, for weight gradients.
 
-use super::{Finish, PANEL, ROWS, ZEROS, step, store_tile, tile_rows};
+use super::{Finish, PANEL, ROWS, ZEROS, prefetch_far, step, store_tile, tile_rows};
 use crate::simd::{LANES, Simd, simd_fn};
 
 simd_fn! {
@@ -30,7 +30,7 @@ simd_fn! {
     /// `dst[r, j] (+)= sum over m of a[m, r] * b[m, j]`, for m < `count`, r < `height` (any number) and j < `width` (1 to 16).
     ///
     /// Rows of `a`, `b` and `dst` lie `a_stride`, `b_stride` and `stride` values apart; those of `b` hold 16 values. With
-    /// `accumulate`, the sum is added to what is there.
+    /// `accumulate`, the sum is added to what is there. Meanwhile `ahead` is brought into the second-level cache.
     ///
     /// # Safety
     /// All addresses must be valid as described, and nobody else may access the destination.
@@ -45,13 +45,51 @@ simd_fn! {
         accumulate: bool,
         dst: *mut f32,
         stride: usize,
+        ahead: &[f32],
     ) {
-        for tile in (0..height.div_ceil(ROWS)).map(|tile| tile_rows(height, tile)) {
+        let per_tile = ahead.len().div_ceil(height.div_ceil(ROWS));
+        for (i, tile) in (0..height.div_ceil(ROWS)).map(|tile| tile_rows(height, tile)).enumerate() {
+            for line in (i * per_tile..ahead.len().min((i + 1) * per_tile)).step_by(PANEL) {
+                prefetch_far(ahead.as_ptr().wrapping_add(line));
+            }
             let dst = dst.add(tile.start * stride);
             let matrix = if accumulate { dst.cast_const() } else { std::ptr::null() };
             let finish = Finish { row: ZEROS.as_ptr(), matrix, dst, stride, width };
             let lines = (0..count).map(|m| b.add(m * b_stride));
             outer_tile_of::<S>(tile.len(), a.add(tile.start), a_stride, lines, finish);
+        }
+    }
+}
+
+simd_fn! {
+    /// `dst[r, t, j] (+)= sum over m of a[m, r] * b[shifts[t] + offsets[m] + j]`, for r < `height` (any number) and j < 16.
+    ///
+    /// Rows of `a` lie `a_stride` values apart. With `accumulate`, the sum is added to what is there.
+    ///
+    /// # Safety
+    /// All addresses must be valid as described, and nobody else may access the destination.
+    pub(crate) unsafe fn outer_products_at<S>(
+        height: usize,
+        a: &[f32],
+        a_stride: usize,
+        b: *const f32,
+        shifts: &[usize],
+        offsets: &[usize],
+        accumulate: bool,
+        dst: *mut f32,
+    ) {
+        debug_assert!(offsets.is_empty() || a.len() >= (offsets.len() - 1) * a_stride + height);
+        let stride = shifts.len() * PANEL;
+        // The columns of `a` of one tile stay in the cache for all shifts.
+        for tile in (0..height.div_ceil(ROWS)).map(|tile| tile_rows(height, tile)) {
+            for (t, &shift) in shifts.iter().enumerate() {
+                let dst = dst.add(tile.start * stride + t * PANEL);
+                let matrix = if accumulate { dst.cast_const() } else { std::ptr::null() };
+                let finish = Finish { row: ZEROS.as_ptr(), matrix, dst, stride, width: PANEL };
+                let b = b.add(shift);
+                let lines = offsets.iter().map(|&offset| b.add(offset));
+                outer_tile_of::<S>(tile.len(), a.as_ptr().add(tile.start), a_stride, lines, finish);
+            }
         }
     }
 }

@@ -69,7 +69,7 @@ pub(crate) trait Simd: Copy {
     unsafe fn sqrt(a: Self::V) -> Self::V;
     /// Nearest integer, ties to even.
     unsafe fn round(a: Self::V) -> Self::V;
-    /// 2^a for integers a in -126..=127.
+    /// 2^a for integers a in -126..=127; 0 for -127, infinity for 128.
     unsafe fn exp2_int(a: Self::V) -> Self::V;
 
     /// Says that the cache line at `p` will be read soon. Any address may be given.
@@ -121,41 +121,29 @@ pub(crate) trait Simd: Copy {
     }
 }
 
-/// e^x to a relative error below 2e-7 (subnormal results: to their own spacing).
+/// e^x to a relative error below 2e-7 where that is a normal number; less than that becomes 0, and more than 2^127.5 becomes
+/// infinity. NaN comes out as NaN.
 ///
-/// x = n ln 2 + r with |r| <= ln 2 / 2; a polynomial of degree 7 gives e^r; 2^n is applied in two halves so that
-/// overflow ends in infinity and underflow in zero. NaN comes out as NaN.
+/// x = n ln 2 + r with |r| <= ln 2 / 2; the polynomial is the one of degree 6 that is closest to e^r in relative error (3e-9).
 ///
 /// # Safety
 /// As [`Simd`].
 #[inline(always)]
 pub(crate) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
     unsafe {
-        // The bounds lie beyond overflow and underflow; the order of arguments lets a NaN through.
-        let x = S::max(S::splat(-104.0), S::min(S::splat(89.0), x));
+        // n stays in -127..=128, whose exponent bits mean 0 and infinity; the order of arguments lets a NaN through.
+        let x = S::max(S::splat(-88.0), S::min(S::splat(89.0), x));
         let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
-        // ln 2 in two parts; n times the first is exact, as it has nine significant bits.
         let r = S::fma(n, S::splat(-0.693_359_4), x);
         let r = S::fma(n, S::splat(2.121_944_4e-4), r);
-        let mut p = S::splat(1.0 / 5040.0);
-        for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-            p = S::fma(p, r, S::splat(c));
-        }
-        let half = S::round(S::mul(n, S::splat(0.5)));
-        let rest = S::sub(n, half);
-        S::mul(S::mul(p, S::exp2_int(half)), S::exp2_int(rest))
-    }
-}
-
-/// 1 / (1 + e^-x).
-///
-/// # Safety
-/// As [`Simd`].
-#[inline(always)]
-pub(crate) unsafe fn sigmoid<S: Simd>(x: S::V) -> S::V {
-    unsafe {
-        let e = exp::<S>(S::sub(S::splat(0.0), x));
-        S::div(S::splat(1.0), S::add(S::splat(1.0), e))
+        // Three short chains in place of a long one: the processor works on several values at once.
+        let square = S::mul(r, r);
+        let high = S::fma(r, S::splat(8.379_021e-3), S::splat(4.166_477_7e-2));
+        let high = S::fma(square, S::splat(1.406_127_7e-3), high);
+        let middle = S::fma(r, S::splat(1.666_636_5e-1), S::splat(0.5));
+        let low = S::add(r, S::splat(1.0));
+        let p = S::fma(square, S::fma(square, high, middle), low);
+        S::mul(p, S::exp2_int(n))
     }
 }
 
@@ -227,23 +215,23 @@ mod tests {
     }
 
     #[test]
-    fn exp_is_accurate_and_keeps_the_special_values() {
+    fn the_exponential_is_accurate_and_has_the_promised_edges() {
         for isa in Isa::all() {
             let mut worst = 0.0f64;
             for i in 0..200_000 {
-                let x = -87.0 + i as f32 * (175.5 / 200_000.0);
+                let x = -87.3 + i as f32 * (175.6 / 200_000.0);
                 let exact = f64::from(x).exp();
                 worst = worst.max((f64::from(exp_all(isa, x)) - exact).abs() / exact);
             }
             assert!(worst < 2e-7, "{isa:?}: relative error {worst:e}");
             assert_eq!(exp_all(isa, 0.0), 1.0);
-            assert_eq!(exp_all(isa, f32::INFINITY), f32::INFINITY);
-            assert_eq!(exp_all(isa, 1000.0), f32::INFINITY);
-            assert_eq!(exp_all(isa, f32::NEG_INFINITY), 0.0);
-            assert_eq!(exp_all(isa, -1000.0), 0.0);
+            for large in [88.5, 1000.0, f32::INFINITY] {
+                assert_eq!(exp_all(isa, large), f32::INFINITY);
+            }
+            for small in [-88.0, -1000.0, f32::NEG_INFINITY] {
+                assert_eq!(exp_all(isa, small), 0.0);
+            }
             assert!(exp_all(isa, f32::NAN).is_nan());
-            let subnormal = exp_all(isa, -95.0);
-            assert!((f64::from(subnormal) - (-95.0f64).exp()).abs() < 2e-45, "{subnormal:e}");
         }
     }
 }
