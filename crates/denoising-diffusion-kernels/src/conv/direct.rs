@@ -151,13 +151,14 @@ fn through_windows(
     weight: &[f32],
     output: &Output<'_>,
 ) {
-    let (packed, channels) = match direction {
-        Direction::Forward => (pack(isa, direction, shape, weight, |t| t), shape.in_channels),
-        Direction::InputGrad => (pack(isa, direction, shape, weight, |t| shape.taps() - 1 - t), shape.out_channels),
+    let (channels, last) = match direction {
+        Direction::Forward => (shape.in_channels, None),
+        Direction::InputGrad => (shape.out_channels, Some(shape.taps() - 1)),
     };
+    let pack = |panels| pack(isa, direction, shape, weight, panels, |t| last.map_or(t, |last| last - t));
     let [rows, columns] = shape.kernel;
-    let (packed, values) = (&packed[..], windows.values());
-    output.for_each_block(|block| {
+    let values = windows.values();
+    output.for_each_block(pack, |block, packed| {
         let offsets: Vec<usize> = windows.offsets(block.pixels.clone()).collect();
         multiply(isa, &block, packed, rows, columns * channels, |pixels, pointers| {
             let row = |r: usize| offsets[(pixels.start + r).min(pixels.end - 1) - block.pixels.start];
@@ -178,27 +179,30 @@ fn through_pointers(
     output: &Output<'_>,
 ) {
     let gather = Gather::new(direction, shape, source);
-    let packed = pack(isa, direction, shape, weight, |t| t);
+    let pack = |panels| pack(isa, direction, shape, weight, panels, |t| t);
     let zeros = Scratch::zeroed(gather.source_channels);
-    let (packed, zeros) = (&packed[..], &zeros[..]);
-    output.for_each_block(|block| {
+    let zeros = &zeros[..];
+    output.for_each_block(pack, |block, packed| {
         multiply(isa, &block, packed, shape.taps(), gather.source_channels, |pixels, pointers| {
             gather.pointers(pixels, zeros, pointers);
         });
     });
 }
 
-/// The weight as panels `[target channels / 16, taps * source channels, 16]`; kernel position t goes to `tap(t)`.
+/// Panels of the weight, `[panels, taps * source channels, 16]`; kernel position t goes to `tap(t)`.
 fn pack(
     isa: Isa,
     direction: Direction,
     shape: &Conv2dShape,
     weight: &[f32],
+    panels: std::ops::Range<usize>,
     tap: impl Fn(usize) -> usize + Sync + Send,
 ) -> Scratch {
     match direction {
-        Direction::Forward => output_panels(isa, weight, shape.out_channels, shape.taps(), tap),
-        Direction::InputGrad => input_panels(isa, weight, shape.out_channels, shape.taps(), 0..shape.in_channels, tap),
+        Direction::Forward => output_panels(isa, weight, shape.out_channels, shape.taps(), panels, tap),
+        Direction::InputGrad => {
+            input_panels(isa, weight, shape.out_channels, shape.taps(), 0..shape.in_channels, panels, tap)
+        }
     }
 }
 
@@ -220,7 +224,6 @@ fn multiply(
         find(block.pixels.start + rows.start..block.pixels.start + rows.end, pointers);
     }
     let panel_len = taps * len * PANEL;
-    let b = &packed[block.panels.start * panel_len..];
     // SAFETY: the pointers lead into slices that outlive the call; blocks are disjoint.
     unsafe {
         tiles_times_panels(
@@ -229,7 +232,7 @@ fn multiply(
             &pointers,
             taps,
             len,
-            b,
+            packed,
             panel_len,
             block.cols,
             block.add_to,
