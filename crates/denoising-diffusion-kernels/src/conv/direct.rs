@@ -57,40 +57,45 @@ impl<'a> Gather<'a> {
             Direction::Forward => (at * stride + tap).checked_sub(padding)?,
             Direction::InputGrad => {
                 let steps = (at + padding).checked_sub(tap)?;
-                if !steps.is_multiple_of(stride) {
+                // Divisions are slow, and most steps are 1.
+                if stride == 1 {
+                    steps
+                } else if steps.is_multiple_of(stride) {
+                    steps / stride
+                } else {
                     return None;
                 }
-                steps / stride
             }
         };
         (found < self.source_size[axis]).then_some(found)
     }
 
-    /// Calls `f(tap, channels of the source pixel)` for every kernel position of target pixel `pixel`; `None` is padding.
-    fn visit(&self, pixel: usize, mut f: impl FnMut(usize, Option<&'a [f32]>)) {
-        let [rows, columns] = self.target_size;
-        let (image, i, j) = (pixel / (rows * columns), pixel / columns % rows, pixel % columns);
-        let [kernel_rows, kernel_columns] = self.shape.kernel;
-        for u in 0..kernel_rows {
-            let row = self.coordinate(0, i, u).map(|row| image * self.source_size[0] + row);
-            for v in 0..kernel_columns {
-                let pixel = row.zip(self.coordinate(1, j, v)).map(|(row, column)| row * self.source_size[1] + column);
-                f(
-                    u * kernel_columns + v,
-                    pixel.map(|p| &self.source[p * self.source_channels..][..self.source_channels]),
-                );
-            }
-        }
-    }
-
     /// Pointers for a tile of `pixels`, `[taps]`; the last pixel fills up the tile.
     #[allow(clippy::needless_range_loop, reason = "lanes of every set")]
     fn pointers(&self, pixels: std::ops::Range<usize>, zeros: &[f32], pointers: &mut [RowPointers]) {
+        let [rows, columns] = self.target_size;
+        let kernel_columns = self.shape.kernel[1];
+        let first = pixels.start;
+        let (mut line, mut j) = (first / columns, first % columns);
+        let (mut image, mut i) = (line / rows, line % rows);
         for lane in 0..ROWS {
-            let pixel = (pixels.start + lane).min(pixels.end - 1);
-            self.visit(pixel, |tap, channels| {
-                pointers[tap][lane] = channels.map_or(zeros.as_ptr(), <[f32]>::as_ptr);
-            });
+            for (u, pointers) in pointers.chunks_exact_mut(kernel_columns).enumerate() {
+                let row = self.coordinate(0, i, u).map(|row| (image * self.source_size[0] + row) * self.source_size[1]);
+                for (v, pointers) in pointers.iter_mut().enumerate() {
+                    let pixel = row.and_then(|row| Some(row + self.coordinate(1, j, v)?));
+                    pointers[lane] = match pixel {
+                        Some(pixel) => self.source[pixel * self.source_channels..].as_ptr(),
+                        None => zeros.as_ptr(),
+                    };
+                }
+            }
+            if first + lane + 1 < pixels.end {
+                j += 1;
+                if j == columns {
+                    (line, j) = (line + 1, 0);
+                    (image, i) = (line / rows, line % rows);
+                }
+            }
         }
     }
 }
