@@ -57,40 +57,45 @@ impl<'a> Gather<'a> {
             Direction::Forward => (at * stride + tap).checked_sub(padding)?,
             Direction::InputGrad => {
                 let steps = (at + padding).checked_sub(tap)?;
-                if !steps.is_multiple_of(stride) {
+                // Divisions are slow, and most steps are 1.
+                if stride == 1 {
+                    steps
+                } else if steps.is_multiple_of(stride) {
+                    steps / stride
+                } else {
                     return None;
                 }
-                steps / stride
             }
         };
         (found < self.source_size[axis]).then_some(found)
     }
 
-    /// Calls `f(tap, channels of the source pixel)` for every kernel position of target pixel `pixel`; `None` is padding.
-    fn visit(&self, pixel: usize, mut f: impl FnMut(usize, Option<&'a [f32]>)) {
-        let [rows, columns] = self.target_size;
-        let (image, i, j) = (pixel / (rows * columns), pixel / columns % rows, pixel % columns);
-        let [kernel_rows, kernel_columns] = self.shape.kernel;
-        for u in 0..kernel_rows {
-            let row = self.coordinate(0, i, u).map(|row| image * self.source_size[0] + row);
-            for v in 0..kernel_columns {
-                let pixel = row.zip(self.coordinate(1, j, v)).map(|(row, column)| row * self.source_size[1] + column);
-                f(
-                    u * kernel_columns + v,
-                    pixel.map(|p| &self.source[p * self.source_channels..][..self.source_channels]),
-                );
-            }
-        }
-    }
-
     /// Pointers for a tile of `pixels`, `[taps]`; the last pixel fills up the tile.
     #[allow(clippy::needless_range_loop, reason = "lanes of every set")]
     fn pointers(&self, pixels: std::ops::Range<usize>, zeros: &[f32], pointers: &mut [RowPointers]) {
+        let [rows, columns] = self.target_size;
+        let kernel_columns = self.shape.kernel[1];
+        let first = pixels.start;
+        let (mut line, mut j) = (first / columns, first % columns);
+        let (mut image, mut i) = (line / rows, line % rows);
         for lane in 0..ROWS {
-            let pixel = (pixels.start + lane).min(pixels.end - 1);
-            self.visit(pixel, |tap, channels| {
-                pointers[tap][lane] = channels.map_or(zeros.as_ptr(), <[f32]>::as_ptr);
-            });
+            for (u, pointers) in pointers.chunks_exact_mut(kernel_columns).enumerate() {
+                let row = self.coordinate(0, i, u).map(|row| (image * self.source_size[0] + row) * self.source_size[1]);
+                for (v, pointers) in pointers.iter_mut().enumerate() {
+                    let pixel = row.and_then(|row| Some(row + self.coordinate(1, j, v)?));
+                    pointers[lane] = match pixel {
+                        Some(pixel) => self.source[pixel * self.source_channels..].as_ptr(),
+                        None => zeros.as_ptr(),
+                    };
+                }
+            }
+            if first + lane + 1 < pixels.end {
+                j += 1;
+                if j == columns {
+                    (line, j) = (line + 1, 0);
+                    (image, i) = (line / rows, line % rows);
+                }
+            }
         }
     }
 }
@@ -144,13 +149,14 @@ fn through_windows(
     weight: &[f32],
     output: &Output<'_>,
 ) {
-    let (packed, channels) = match direction {
-        Direction::Forward => (pack(isa, direction, shape, weight, |t| t), shape.in_channels),
-        Direction::InputGrad => (pack(isa, direction, shape, weight, |t| shape.taps() - 1 - t), shape.out_channels),
+    let (channels, last) = match direction {
+        Direction::Forward => (shape.in_channels, None),
+        Direction::InputGrad => (shape.out_channels, Some(shape.taps() - 1)),
     };
+    let pack = |panels| pack(isa, direction, shape, weight, panels, |t| last.map_or(t, |last| last - t));
     let [rows, columns] = shape.kernel;
-    let (packed, values) = (&packed[..], windows.values());
-    output.for_each_block(|block| {
+    let values = windows.values();
+    output.for_each_block(pack, |block, packed| {
         let offsets: Vec<usize> = windows.offsets(block.pixels.clone()).collect();
         multiply(isa, &block, packed, rows, columns * channels, |pixels, pointers| {
             let row = |r: usize| offsets[(pixels.start + r).min(pixels.end - 1) - block.pixels.start];
@@ -171,27 +177,30 @@ fn through_pointers(
     output: &Output<'_>,
 ) {
     let gather = Gather::new(direction, shape, source);
-    let packed = pack(isa, direction, shape, weight, |t| t);
+    let pack = |panels| pack(isa, direction, shape, weight, panels, |t| t);
     let zeros = Scratch::zeroed(gather.source_channels);
-    let (packed, zeros) = (&packed[..], &zeros[..]);
-    output.for_each_block(|block| {
+    let zeros = &zeros[..];
+    output.for_each_block(pack, |block, packed| {
         multiply(isa, &block, packed, shape.taps(), gather.source_channels, |pixels, pointers| {
             gather.pointers(pixels, zeros, pointers);
         });
     });
 }
 
-/// The weight as panels `[target channels / 16, taps * source channels, 16]`; kernel position t goes to `tap(t)`.
+/// Panels of the weight, `[panels, taps * source channels, 16]`; kernel position t goes to `tap(t)`.
 fn pack(
     isa: Isa,
     direction: Direction,
     shape: &Conv2dShape,
     weight: &[f32],
+    panels: std::ops::Range<usize>,
     tap: impl Fn(usize) -> usize + Sync + Send,
 ) -> Scratch {
     match direction {
-        Direction::Forward => output_panels(isa, weight, shape.out_channels, shape.taps(), tap),
-        Direction::InputGrad => input_panels(isa, weight, shape.out_channels, shape.taps(), 0..shape.in_channels, tap),
+        Direction::Forward => output_panels(isa, weight, shape.out_channels, shape.taps(), panels, tap),
+        Direction::InputGrad => {
+            input_panels(isa, weight, shape.out_channels, shape.taps(), 0..shape.in_channels, panels, tap)
+        }
     }
 }
 
@@ -213,7 +222,6 @@ fn multiply(
         find(block.pixels.start + rows.start..block.pixels.start + rows.end, pointers);
     }
     let panel_len = taps * len * PANEL;
-    let b = &packed[block.panels.start * panel_len..];
     // SAFETY: the pointers lead into slices that outlive the call; blocks are disjoint.
     unsafe {
         tiles_times_panels(
@@ -222,7 +230,7 @@ fn multiply(
             &pointers,
             taps,
             len,
-            b,
+            packed,
             panel_len,
             block.cols,
             block.add_to,

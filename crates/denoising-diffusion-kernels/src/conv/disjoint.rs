@@ -27,7 +27,7 @@ pub(super) fn input_grad(isa: Isa, shape: &Conv2dShape, dy: &[f32], weight: &[f3
         // Pixels beyond the last window.
         dx.fill(0.0);
     }
-    let packed = input_panels(isa, weight, outputs, taps, 0..inputs, |t| t);
+    let packed = input_panels(isa, weight, outputs, taps, 0..inputs, 0..inputs.div_ceil(PANEL), |t| t);
     // [inputs / 16, taps, outputs, 16]
     let (tap_len, panel_len) = (outputs * PANEL, taps * outputs * PANEL);
 

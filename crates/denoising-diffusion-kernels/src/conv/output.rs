@@ -1,5 +1,7 @@
 //! What a convolution writes: its target cut into blocks of pixels and panels of channels, and what is added to each.
 
+use std::ops::Range;
+
 use crate::gemm::{AddTo, PANEL};
 use crate::par::{Scratch, Shared, for_each_task, task_range};
 
@@ -20,9 +22,8 @@ pub(super) struct Output<'a> {
 
 /// A part of the target that one task writes.
 pub(super) struct Block<'a> {
-    pub(super) pixels: std::ops::Range<usize>,
-    pub(super) panels: std::ops::Range<usize>,
-    /// Channels in the panels.
+    pub(super) pixels: Range<usize>,
+    /// Channels.
     pub(super) cols: usize,
     pub(super) add_to: AddTo<'a>,
     /// Address of the first channel of the first pixel.
@@ -49,16 +50,24 @@ impl<'a> Output<'a> {
         Self { pixels: target.len() / channels, target: Shared::new(target), channels, bias, residual }
     }
 
-    /// Calls `f` for blocks that cover the target, in parallel.
-    pub(super) fn for_each_block(&self, f: impl Fn(Block<'_>) + Sync + Send) {
-        let panels = self.channels.div_ceil(PANEL);
-        let blocks = self.pixels.div_ceil(PIXELS_PER_TASK);
-        let panels_per_task = panels.div_ceil(panels.min(MIN_TASKS.div_ceil(blocks)));
-        let groups = panels.div_ceil(panels_per_task);
+    /// Calls `f(block, packed weights of its panels)` for blocks that cover the target, in parallel. `pack` packs a range of
+    /// panels: all of them at first, or, where a task needs its panels alone, those of the task, which then stay in its cache.
+    pub(super) fn for_each_block(
+        &self,
+        pack: impl Fn(Range<usize>) -> Scratch + Sync + Send,
+        f: impl Fn(Block<'_>, &[f32]) + Sync + Send,
+    ) {
+        let all_panels = self.channels.div_ceil(PANEL);
+        let pixels_per_task = if self.pixels <= 2 * PIXELS_PER_TASK { self.pixels } else { PIXELS_PER_TASK };
+        let blocks = self.pixels.div_ceil(pixels_per_task);
+        let packed = (blocks > 1).then(|| pack(0..all_panels));
+        let packed = packed.as_deref();
+        let panels_per_task = all_panels.div_ceil(all_panels.min(MIN_TASKS.div_ceil(blocks)));
+        let groups = all_panels.div_ceil(panels_per_task);
         let bias = self.bias.as_deref();
         for_each_task(blocks * groups, |task| {
-            let pixels = task_range(task / groups, PIXELS_PER_TASK, self.pixels);
-            let panels = task_range(task % groups, panels_per_task, panels);
+            let pixels = task_range(task / groups, pixels_per_task, self.pixels);
+            let panels = task_range(task % groups, panels_per_task, all_panels);
             let at = pixels.start * self.channels + panels.start * PANEL;
             let row = bias.map(|bias| &bias[panels.start * PANEL..panels.end * PANEL]);
             let add_to = match (row, self.residual) {
@@ -67,7 +76,11 @@ impl<'a> Output<'a> {
                 (row, Some(residual)) => AddTo::RowAndMatrix(row, residual[at..].as_ptr()),
             };
             let cols = self.channels.min(panels.end * PANEL) - panels.start * PANEL;
-            f(Block { pixels, panels, cols, add_to, dst: self.target.at(at), stride: self.channels });
+            let block = Block { pixels, cols, add_to, dst: self.target.at(at), stride: self.channels };
+            match packed {
+                Some(packed) => f(block, &packed[packed.len() / all_panels * panels.start..]),
+                None => f(block, &pack(panels)),
+            }
         });
     }
 }

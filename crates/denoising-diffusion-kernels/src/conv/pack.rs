@@ -1,39 +1,43 @@
 //! Weights `[outputs, inputs, taps]` as panels of sixteen columns, `[columns / 16, terms of a sum, 16]`, for the products in
 //! [`crate::gemm`]. Packing is a transposition; where a product has few rows, its time counts.
 
+use std::ops::Range;
+
 use crate::gemm::PANEL;
 use crate::par::{Scratch, Shared, for_each_task};
 use crate::simd::{Isa, LANES};
 
-/// Panels of output channels: `[outputs / 16, taps * inputs, 16]`, for products with sources of `inputs` channels.
+/// Panels `range` of output channels: `[panels, taps * inputs, 16]`, for products with sources of `inputs` channels.
 /// `tap(t)` is where kernel position t goes.
 pub(super) fn output_panels(
     isa: Isa,
     weight: &[f32],
     outputs: usize,
     taps: usize,
+    range: Range<usize>,
     tap: impl Fn(usize) -> usize + Sync + Send,
 ) -> Scratch {
     let depth = weight.len() / outputs;
     let inputs = depth / taps;
     let line = |k: usize| if taps == 1 { k } else { tap(k % taps) * inputs + k / taps };
-    panels(outputs, depth, |first, lanes, packed| {
+    panels(outputs, depth, range, |first, lanes, packed| {
         transpose(isa, &weight[first * depth..], depth, lanes, depth, packed, line);
     })
 }
 
-/// Panels of the input channels `columns`: `[columns / 16, taps * outputs, 16]`, for products with gradients of the output.
+/// Panels `range` of the input channels `columns`: `[panels, taps * outputs, 16]`, for products with gradients of the output.
 /// `tap(t)` is where kernel position t goes.
 pub(super) fn input_panels(
     isa: Isa,
     weight: &[f32],
     outputs: usize,
     taps: usize,
-    columns: std::ops::Range<usize>,
+    columns: Range<usize>,
+    range: Range<usize>,
     tap: impl Fn(usize) -> usize + Sync + Send,
 ) -> Scratch {
     let row_len = weight.len() / outputs;
-    panels(columns.len(), taps * outputs, |first, lanes, packed| {
+    panels(columns.len(), taps * outputs, range, |first, lanes, packed| {
         for o in 0..outputs {
             let source = &weight[o * row_len + (columns.start + first) * taps..];
             if taps == 1 && lanes == PANEL {
@@ -45,15 +49,20 @@ pub(super) fn input_panels(
     })
 }
 
-/// Panels of `depth` lines that cover `columns`, each filled by `fill(first column, columns, panel)`.
-fn panels(columns: usize, depth: usize, fill: impl Fn(usize, usize, &mut [f32]) + Sync + Send) -> Scratch {
-    let count = columns.div_ceil(PANEL);
-    let mut packed = Scratch::new(count * depth * PANEL);
+/// Panels `range`, of `depth` lines, of those that cover `columns`, each filled by `fill(first column, columns, panel)`.
+fn panels(
+    columns: usize,
+    depth: usize,
+    range: Range<usize>,
+    fill: impl Fn(usize, usize, &mut [f32]) + Sync + Send,
+) -> Scratch {
+    let mut packed = Scratch::new(range.len() * depth * PANEL);
     let out = Shared::new(&mut packed);
-    for_each_task(count, |panel| {
+    for_each_task(range.len(), |i| {
         // SAFETY: every task has its own panel.
-        let packed = unsafe { out.part(panel * depth * PANEL..(panel + 1) * depth * PANEL) };
-        fill(panel * PANEL, PANEL.min(columns - panel * PANEL), packed);
+        let packed = unsafe { out.part(i * depth * PANEL..(i + 1) * depth * PANEL) };
+        let first = (range.start + i) * PANEL;
+        fill(first, PANEL.min(columns - first), packed);
     });
     packed
 }

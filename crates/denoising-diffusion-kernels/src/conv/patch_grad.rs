@@ -78,7 +78,7 @@ impl Panel {
 }
 
 simd_fn! {
-    /// Sixteen values of each run for each line. What that is too much is overwritten by the next run or line, or not used.
+    /// One or two vectors of each run for each line. What that is too much is overwritten by the next run or line, or not used.
     ///
     /// # Safety
     /// All addresses must be valid.
@@ -90,7 +90,9 @@ simd_fn! {
                 let (from, to) = (source.add(offset + run.shift), lines.add(m * PANEL + run.lane));
                 prefetch_far(from.wrapping_add(ahead));
                 S::store(to, S::load(from));
-                S::store(to.add(LANES), S::load(from.add(LANES)));
+                if run.len > LANES {
+                    S::store(to.add(LANES), S::load(from.add(LANES)));
+                }
             }
         }
     }

@@ -21,11 +21,10 @@ pub(super) fn forward(
     y: &mut [f32],
 ) {
     let inputs = check(parts.iter().map(|part| (part.0.len(), part.1)), y.len(), outputs, weight.len());
-    let packed = output_panels(isa, weight, outputs, 1, |t| t);
-    let packed = &packed[..];
-    Output::new(y, outputs, bias, residual).for_each_block(|block| {
+    let pack = |panels| output_panels(isa, weight, outputs, 1, panels, |t| t);
+    Output::new(y, outputs, bias, residual).for_each_block(pack, |block, packed| {
         let mut add_to = block.add_to;
-        let mut first = block.panels.start * inputs;
+        let mut first = 0;
         for &(x, channels) in parts {
             let a = x[block.pixels.start * channels..].as_ptr();
             let (b, panel_len, count) = (&packed[first * PANEL..], inputs * PANEL, block.pixels.len());
@@ -60,15 +59,26 @@ pub(super) fn input_grad(
     columns: std::ops::Range<usize>,
     output: &Output<'_>,
 ) {
-    let packed = input_panels(isa, weight, outputs, 1, columns, |t| t);
-    let (packed, panel_len) = (&packed[..], outputs * PANEL);
-    output.for_each_block(|block| {
+    let pack = |panels| input_panels(isa, weight, outputs, 1, columns.clone(), panels, |t| t);
+    output.for_each_block(pack, |block, packed| {
         let a = dy[block.pixels.start * outputs..].as_ptr();
-        let (b, count) = (&packed[block.panels.start * panel_len..], block.pixels.len());
+        let (panel_len, count) = (outputs * PANEL, block.pixels.len());
         let (dst, stride) = (block.dst, block.stride);
         // SAFETY: as in `forward`.
         unsafe {
-            matrix_times_panels(isa, a, outputs, outputs, count, b, panel_len, block.cols, block.add_to, dst, stride);
+            matrix_times_panels(
+                isa,
+                a,
+                outputs,
+                outputs,
+                count,
+                packed,
+                panel_len,
+                block.cols,
+                block.add_to,
+                dst,
+                stride,
+            );
         }
     });
 }

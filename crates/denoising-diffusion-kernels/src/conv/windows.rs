@@ -63,13 +63,18 @@ impl<'a> Windows<'a> {
     pub(super) fn offsets(&self, pixels: std::ops::Range<usize>) -> impl Iterator<Item = usize> {
         let [rows, columns] = self.target_size;
         let [image_step, row_step, column_step] = self.steps;
-        let (mut row, mut column) = (pixels.start / columns, pixels.start % columns);
+        let (line, mut column) = (pixels.start / columns, pixels.start % columns);
+        let (mut image, mut row) = (line / rows, line % rows);
         pixels.map(move |_| {
+            let offset = image * image_step + row * row_step + column * column_step;
+            column += 1;
             if column == columns {
                 (row, column) = (row + 1, 0);
+                if row == rows {
+                    (image, row) = (image + 1, 0);
+                }
             }
-            column += 1;
-            row / rows * image_step + row % rows * row_step + (column - 1) * column_step
+            offset
         })
     }
 }
