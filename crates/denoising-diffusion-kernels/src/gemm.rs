@@ -12,7 +12,7 @@ mod tests;
 
 pub(crate) use outer::{outer_products, outer_products_at, outer_sum};
 
-use crate::simd::{Isa, LANES, Simd, simd_fn};
+use crate::simd::{Isa, LANES, Simd, prefetch, prefetch_far, simd_fn};
 
 /// Rows of the largest register tile.
 pub(crate) const ROWS: usize = 6;
@@ -336,32 +336,6 @@ pub(crate) unsafe fn rows_times_panels(
         // SAFETY: the caller's contract.
         unsafe { tiles_times_panels(isa, &tiles[..count], rows, taps, len, b, panel_len, cols, add_to, dst, stride) };
     }
-}
-
-/// Asks for the cache line at `p`, which need not be valid, in the first-level cache.
-#[inline(always)]
-fn prefetch(p: *const f32) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: prefetching changes nothing and never fails, and every x86-64 has it.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(p.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = p;
-}
-
-/// As [`prefetch`], in the second-level cache.
-#[inline(always)]
-pub(crate) fn prefetch_far(p: *const f32) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: as in `prefetch`.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T1>(p.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = p;
 }
 
 /// The rows of tile `tile` where as few tiles as possible cover `rows` rows. They are as even as possible: those of less than

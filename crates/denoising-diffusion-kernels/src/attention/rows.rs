@@ -4,7 +4,7 @@
 //! many reads in flight at once, which rows far apart need. Scratch rows have `padded` values, a multiple of sixteen; those
 //! behind `dim` are never written.
 
-use crate::simd::{LANES, Simd, exp, simd_fn};
+use crate::simd::{LANES, Simd, exp, prefetch_far, simd_fn};
 
 /// Runs `$body` with the number of vectors of a row where that is known at compile time, else 0.
 macro_rules! with_width {
@@ -50,14 +50,9 @@ unsafe fn largest_lane<S: Simd>(v: S::V) -> f32 {
 /// Asks for a row of `dim` values that is about to be read.
 #[inline(always)]
 fn will_read(row: *const f32, dim: usize) {
-    #[cfg(target_arch = "x86_64")]
     for k in (0..dim).step_by(16).chain([dim - 1]) {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: a hint; the address need not even exist.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(row.wrapping_add(k).cast()) };
+        prefetch_far(row.wrapping_add(k));
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (row, dim);
 }
 
 simd_fn! {

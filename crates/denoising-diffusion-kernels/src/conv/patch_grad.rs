@@ -4,9 +4,9 @@
 //! For kernels of one position, kernels whose windows do not overlap, and inputs of few channels. For the others, one copy of x
 //! serves all kernel positions, see [`super::weight_grad`].
 
-use crate::gemm::{PANEL, outer_products, prefetch_far};
+use crate::gemm::{PANEL, outer_products};
 use crate::par::{ELEMENTS_PER_TASK, Scratch, Shared, for_each_task, task_range};
-use crate::simd::{Isa, LANES, simd_fn};
+use crate::simd::{Isa, LANES, prefetch_far, simd_fn};
 
 use super::Conv2dShape;
 use super::windows::Windows;

@@ -14,7 +14,7 @@ fn each_product(s: &Conv2dShape, mut f: impl FnMut(usize, usize, usize)) {
                 if row < s.padding || column < s.padding {
                     continue;
                 }
-                let (row, column) = (row - s.padding, column - s.padding);
+                let (row, column) = ((row - s.padding) / s.upsample, (column - s.padding) / s.upsample);
                 if row >= s.height || column >= s.width {
                     continue;
                 }
@@ -106,25 +106,62 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn any_shape_agrees_with_f64(
-        (batch, height, width) in (1usize..5, 1usize..17, 1usize..17),
-        (in_channels, out_channels) in (1usize..70, 1usize..70),
-        (kh, kw, stride, padding) in (1usize..5, 1usize..5, 1usize..4, 0usize..4),
+        (batch, height, width) in (1usize..=5, 1usize..=17, 1usize..=17),
+        (in_channels, out_channels) in (1usize..=70, 1usize..=70),
+        (kh, kw, stride, padding, upsample) in (1usize..5, 1usize..5, 1usize..4, 0usize..4, 1usize..3),
         seed: u64,
     ) {
-        let kernel = [kh.min(height + 2 * padding), kw.min(width + 2 * padding)];
-        check(&Conv2dShape { batch, height, width, upsample: 1, in_channels, out_channels, kernel, stride, padding }, seed);
+        let kernel = [kh.min(height * upsample + 2 * padding), kw.min(width * upsample + 2 * padding)];
+        check(&Conv2dShape { batch, height, width, upsample, in_channels, out_channels, kernel, stride, padding }, seed);
     }
 
     #[test]
     fn three_by_three_agrees_with_f64(
-        (batch, height, width) in (1usize..4, 1usize..17, 1usize..17),
-        (in_channels, out_channels) in (1usize..70, 1usize..70),
-        padding in 0usize..3,
+        (batch, height, width) in (1usize..=5, 1usize..=17, 1usize..=17),
+        (in_channels, out_channels) in (1usize..=70, 1usize..=70),
+        (padding, upsample) in (0usize..3, 1usize..3),
         seed: u64,
     ) {
         let kernel = [3, 3];
-        prop_assume!(height + 2 * padding >= 3 && width + 2 * padding >= 3);
-        check(&Conv2dShape { batch, height, width, upsample: 1, in_channels, out_channels, kernel, stride: 1, padding }, seed);
+        prop_assume!(height * upsample + 2 * padding >= 3 && width * upsample + 2 * padding >= 3);
+        check(&Conv2dShape { batch, height, width, upsample, in_channels, out_channels, kernel, stride: 1, padding }, seed);
+    }
+
+    #[test]
+    fn parts_give_what_the_whole_gives(
+        (batch, side, upsample) in (1usize..4, 3usize..12, 1usize..3),
+        first in prop::sample::select(vec![1usize, 16, 20, 32, 48]),
+        (second, out_channels) in (1usize..40, 1usize..40),
+        kernel in prop::sample::select(vec![1usize, 3]),
+        seed: u64,
+    ) {
+        let s = Conv2dShape { upsample, ..same(batch, side, first + second, out_channels, kernel) };
+        let (x, weight, dy) = (random(s.input_len(), seed), random(s.weight_len(), seed ^ 1), random(s.output_len(), seed ^ 2));
+        let residual = random(s.output_len(), seed ^ 3);
+        let part = |from: usize, to: usize| -> Vec<f32> {
+            x.chunks_exact(s.in_channels).flat_map(|pixel| pixel[from..to].to_vec()).collect()
+        };
+        let (left, right) = (part(0, first), part(first, s.in_channels));
+        for isa in Isa::all() {
+            for algorithm in [ConvAlgorithm::Auto, ConvAlgorithm::Direct] {
+                let (mut y, mut y_parts) = (dy.clone(), dy.clone());
+                forward_with(isa, &s, algorithm, &[&x], &weight, None, None, &mut y);
+                forward_with(isa, &s, algorithm, &[&left, &right], &weight, None, Some(&residual), &mut y_parts);
+                let sum: Vec<f64> = y.iter().zip(&residual).map(|(&y, &r)| f64::from(y) + f64::from(r)).collect();
+                assert_close(&y_parts, &sum, 2e-5);
+                let (mut dx, mut dleft, mut dright) = (x.clone(), left.clone(), right.clone());
+                input_grad_with(isa, &s, algorithm, &dy, &weight, &mut [&mut dx]);
+                input_grad_with(isa, &s, algorithm, &dy, &weight, &mut [&mut dleft, &mut dright]);
+                for (pixel, dx) in dx.chunks_exact(s.in_channels).enumerate() {
+                    let parts = [&dleft[pixel * first..][..first], &dright[pixel * second..][..second]].concat();
+                    assert_close(&parts, &dx.iter().map(|&v| f64::from(v)).collect::<Vec<_>>(), 2e-5);
+                }
+                let (mut dweight, mut dweight_parts) = (weight.clone(), weight.clone());
+                weight_grad_with(isa, &s, algorithm, &[&x], &dy, &mut dweight);
+                weight_grad_with(isa, &s, algorithm, &[&left, &right], &dy, &mut dweight_parts);
+                assert_close(&dweight_parts, &dweight.iter().map(|&v| f64::from(v)).collect::<Vec<_>>(), 2e-5);
+            }
+        }
     }
 }
 
@@ -132,6 +169,13 @@ proptest! {
 fn shapes_of_the_networks_agree_with_f64() {
     for shape in [same(2, 12, 3, 64, 7), same(3, 9, 64, 3, 1), same(3, 7, 128, 200, 3), same(5, 4, 140, 70, 1)] {
         check(&shape, 5);
+    }
+}
+
+#[test]
+fn winograd_stays_exact_enough_at_1024_channels() {
+    for shape in [same(3, 9, 1024, 20, 3), same(12, 4, 20, 1024, 3)] {
+        check(&shape, 9);
     }
 }
 

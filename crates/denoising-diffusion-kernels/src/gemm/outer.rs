@@ -1,7 +1,7 @@
 //! Sums of outer products, for weight gradients.
 
-use super::{Finish, PANEL, ROWS, ZEROS, prefetch_far, step, store_tile, tile_rows};
-use crate::simd::{LANES, Simd, simd_fn};
+use super::{Finish, PANEL, ROWS, ZEROS, step, store_tile, tile_rows};
+use crate::simd::{LANES, Simd, prefetch_far, simd_fn};
 
 simd_fn! {
     /// `dst[r, j] += sum over m of a[m, r] * b[offsets[m] + j]`, for r < `height` and j < 16.

@@ -72,9 +72,6 @@ pub(crate) trait Simd: Copy {
     /// 2^a for integers a in -126..=127; 0 for -127, infinity for 128.
     unsafe fn exp2_int(a: Self::V) -> Self::V;
 
-    /// Says that the cache line at `p` will be read soon. Any address may be given.
-    fn prefetch(_p: *const f32) {}
-
     /// Rows become columns.
     unsafe fn transpose(rows: [Self::V; LANES]) -> [Self::V; LANES];
 
@@ -145,6 +142,32 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
         let p = S::fma(square, S::fma(square, high, middle), low);
         S::mul(p, S::exp2_int(n))
     }
+}
+
+/// Asks for the cache line at `p`, which need not be valid, in the first-level cache.
+#[inline(always)]
+pub(crate) fn prefetch(p: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: prefetching changes nothing and never fails, and every x86-64 has it.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
+/// As [`prefetch`], in the second-level cache.
+#[inline(always)]
+pub(crate) fn prefetch_far(p: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as in `prefetch`.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
 }
 
 /// Defines `fn name(isa: Isa, args...)` whose body is compiled once per instruction set, with `S` the chosen [`Simd`].

@@ -67,11 +67,6 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    fn prefetch(p: *const f32) {
-        // SAFETY: a prefetch reads nothing that a program could see, and never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
-    }
-    #[inline(always)]
     unsafe fn transpose(r: [Self::V; 8]) -> [Self::V; 8] {
         unsafe {
             // Pairs of rows, then fours, then both halves.

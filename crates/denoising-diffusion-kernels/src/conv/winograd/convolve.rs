@@ -172,6 +172,7 @@ impl Job<'_> {
 
     /// Transforms one tile of the source.
     fn transform(&self, tile: usize, to: Spread, zeros: &[f32]) {
+        self.patches.prefetch::<6, FREQUENCIES>(tile + 1, self.source);
         self.patches.sources::<6, FREQUENCIES>(tile, self.source, zeros, |first, channels, pixels| {
             // SAFETY: every pixel has the part's channels; callers give each tile its own destination.
             unsafe { input_tile(self.isa, pixels, first, channels, to) };
@@ -183,19 +184,31 @@ impl Job<'_> {
     /// # Safety
     /// `dst` must have room for all 36 frequencies of whole rows, and be nobody else's.
     unsafe fn filters(&self, panel: usize, rows: std::ops::Range<usize>, dst: *mut f32, stride: usize) {
-        let inputs = self.shape.in_channels;
-        let (lane, row) = match self.direction {
-            Direction::Forward => (inputs * 9, 9),
-            Direction::InputGrad => (9, inputs * 9),
-        };
         let first = panel * PANEL;
-        let kernels = Kernels {
-            at: self.weight[first * lane + rows.start * row..].as_ptr(),
-            lanes: (self.channels[1] - first).min(PANEL),
-            lane_stride: lane,
-            row_stride: row,
-        };
-        unsafe { filter_rows(self.isa, kernels, rows.len(), self.direction == Direction::InputGrad, dst, stride) };
+        let lanes = (self.channels[1] - first).min(PANEL);
+        let turned = self.direction == Direction::InputGrad;
+        // A copy, as the weight is read in pieces that are far apart and collide in the cache: each loop below reads whole pieces.
+        let mut copy = Scratch::new(PANEL * (BLOCK + 1) * 9);
+        for start in rows.clone().step_by(BLOCK) {
+            let block = start..rows.end.min(start + BLOCK);
+            let (lane_stride, row_stride) = if turned { (9, lanes * 9) } else { ((block.len() | 1) * 9, 9) };
+            if turned {
+                for (to, o) in copy.chunks_exact_mut(row_stride).zip(block.clone()) {
+                    to.copy_from_slice(&self.weight[(o * self.shape.in_channels + first) * 9..][..row_stride]);
+                }
+            } else {
+                for (to, o) in copy.chunks_exact_mut(lane_stride).zip(first..first + lanes) {
+                    let from = &self.weight[(o * self.shape.in_channels + block.start) * 9..][..block.len() * 9];
+                    to[..from.len()].copy_from_slice(from);
+                }
+            }
+            let kernels = Kernels { at: copy.as_ptr(), lanes, lane_stride, row_stride };
+            // SAFETY: the copy has all kernels; the destination is the caller's contract.
+            unsafe {
+                let dst = dst.add((start - rows.start) * PANEL);
+                filter_rows(self.isa, kernels, block.len(), turned, dst, stride);
+            }
+        }
     }
 
     /// Transforms the sums of one tile back, for the output channels `channels` of which `sums` has the first.

@@ -2,6 +2,7 @@
 
 use super::super::parts::{Parts, PartsMut};
 use super::transform::Place;
+use crate::simd::prefetch;
 
 /// Outputs per side of a tile.
 const SIDE: usize = 4;
@@ -19,6 +20,9 @@ pub(super) struct Tiles {
     /// How far a tile begins before its outputs.
     margin: usize,
 }
+
+/// Values of a cache line.
+const LINE: usize = 16;
 
 /// Marks a pixel outside the image.
 pub(super) const OUTSIDE: usize = usize::MAX;
@@ -88,6 +92,23 @@ impl Tiles {
                 pixel => part.values[pixel * part.channels..].as_ptr(),
             });
             f(part.first, part.channels, &pointers);
+        }
+    }
+
+    /// Asks for the pixels of a tile that is to be transformed soon. The memory is read in short pieces from many rows, which the
+    /// processor does not foresee.
+    pub(super) fn prefetch<const N: usize, const M: usize>(&self, tile: usize, parts: &Parts<'_>) {
+        if tile >= self.count() {
+            return;
+        }
+        let pixels = self.pixels::<N, M>(tile);
+        for part in parts.iter() {
+            for pixel in pixels.into_iter().filter(|&pixel| pixel != OUTSIDE) {
+                let pixel = &part.values[pixel * part.channels..][..part.channels];
+                for line in pixel.chunks(LINE) {
+                    prefetch(line.as_ptr());
+                }
+            }
         }
     }
 

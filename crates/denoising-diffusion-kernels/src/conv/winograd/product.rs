@@ -2,7 +2,7 @@
 //! fits the second-level cache; callers see to that.
 
 use crate::gemm::PANEL;
-use crate::simd::{LANES, Simd, simd_fn};
+use crate::simd::{LANES, Simd, prefetch, simd_fn};
 
 /// Terms after which a caller begins a new sum: rounding grows with the terms of one sum.
 pub(super) const TERMS_PER_SUM: usize = 128;
@@ -71,7 +71,7 @@ unsafe fn tile<S: Simd, const R: usize>(
         for k in 0..len {
             let (b0, b1) = (S::load(b), S::load(b.add(LANES)));
             // Most likely the next panel: while the rows pass by this one, the next comes into the first-level cache.
-            S::prefetch(b.wrapping_add(len * PANEL));
+            prefetch(b.wrapping_add(len * PANEL));
             b = b.add(PANEL);
             for (row, sum) in rows.iter().zip(&mut sums) {
                 let x = S::splat(*row.add(k));

@@ -54,6 +54,8 @@ pub(crate) fn weight_grad(isa: Isa, shape: &Conv2dShape, x: &Parts<'_>, dy: &[f3
                     block_len: PANEL,
                     block_stride: panel_len,
                 };
+                patches.prefetch::<6, 36>(tiles.start + tile + 1, x);
+                results.prefetch::<4, 16>(tiles.start + tile + 1, &dy);
                 // SAFETY: every task has its own tiles.
                 patches.sources::<6, 36>(tiles.start + tile, x, &zeros, |first, channels, pixels| unsafe {
                     input_tile(isa, pixels, first, channels, to(&b));
@@ -103,9 +105,9 @@ fn multiply_panels(
             }
         }
         for (i, dy_panel) in dy_panels.enumerate() {
-            for (j, x_panel) in x_panels.clone().enumerate() {
-                let lanes = (shape.in_channels - x_panel * PANEL).min(PANEL);
-                for (row, o) in (dy_panel * PANEL..shape.out_channels).take(PANEL).enumerate() {
+            for (row, o) in (dy_panel * PANEL..shape.out_channels).take(PANEL).enumerate() {
+                for (j, x_panel) in x_panels.clone().enumerate() {
+                    let lanes = (shape.in_channels - x_panel * PANEL).min(PANEL);
                     let u = sums[(i * width + j) * FREQUENCIES * block + row * PANEL..].as_ptr();
                     let dst = dweight.at((o * shape.in_channels + x_panel * PANEL) * 9);
                     // SAFETY: a task alone writes the kernels of its panels.

@@ -80,7 +80,7 @@ pub struct ConvWeights {
 
 /// Convolution, [`rms_norm_scaled_silu`], convolution, [`rms_norm_silu`] plus a residual, as [`Activations::Recompute`] has it.
 /// `conv1` is one of `x` and, if given, `skip`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ResidualBlock {
     pub conv1: ConvWeights,
     pub g1: Tensor<1>,

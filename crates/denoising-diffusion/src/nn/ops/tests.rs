@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use proptest::prelude::*;
 
-use super::{Resampling, plain};
+use super::{ConvWeights, Resampling, ResidualBlock, plain};
 use crate::nn::params::host_values;
 use crate::noise::{Purpose, Stream};
 
@@ -181,4 +181,83 @@ fn nan_is_not_swallowed() {
     assert!(y.iter().any(|v| v.is_nan()));
     let g = draw.tensor([4]);
     assert!(host_values(super::rms_norm_silu(spoiled, g, None)).iter().any(|v| v.is_nan()));
+}
+
+/// Blocks that keep their inputs only give the same bits as blocks that keep everything.
+#[test]
+fn recomputed_blocks_give_the_same_bits() {
+    let mut draw = Draw { seed: 4, drawn: 0 };
+    let (x, skip): (Tensor<4>, Tensor<4>) = (draw.tensor([2, 6, 6, 16]), draw.tensor([2, 6, 6, 8]));
+    let conv =
+        |draw: &mut Draw, o, i, k| ConvWeights { weight: draw.tensor([o, i, k, k]), bias: Some(draw.tensor([o])) };
+    let block = |draw: &mut Draw, inputs| ResidualBlock {
+        conv1: conv(draw, 12, inputs, 3),
+        g1: draw.tensor([12]),
+        scale_shift: draw.tensor([2, 24]),
+        conv2: conv(draw, 12, 12, 3),
+        g2: draw.tensor([12]),
+        residual: draw.tensor([2, 6, 6, 12]),
+    };
+    let cotangent = draw.tensor([2, 6, 6, 12]);
+    for skip in [None, Some(skip)] {
+        let parts = block(&mut draw, if skip.is_some() { 24 } else { 16 });
+        let run = |recompute: bool| {
+            let ResidualBlock { conv1, g1, scale_shift, conv2, g2, residual } = parts.clone();
+            let y = if recompute {
+                parts.clone().forward_recomputed(x.clone(), skip.clone())
+            } else {
+                let h = match skip.clone() {
+                    Some(skip) => super::conv2d_skip(x.clone(), skip, conv1.weight, conv1.bias),
+                    None => super::conv2d(x.clone(), conv1.weight, conv1.bias),
+                };
+                let h = super::conv2d(super::rms_norm_scaled_silu(h, g1, scale_shift), conv2.weight, conv2.bias);
+                super::rms_norm_silu(h, g2, Some(residual))
+            };
+            let p = &parts;
+            outcome(
+                y,
+                &cotangent,
+                &[
+                    &of(&x),
+                    &of(&p.conv1.weight),
+                    &of(&p.g1),
+                    &of(&p.scale_shift),
+                    &of(&p.conv2.weight),
+                    &of(&p.g2),
+                    &of(&p.residual),
+                ],
+            )
+        };
+        assert_eq!(run(true), run(false));
+    }
+    let (to_qkv, to_out) = (conv(&mut draw, 24, 16, 1), conv(&mut draw, 16, 8, 1));
+    let (g, out_g): (Tensor<1>, Tensor<1>) = (draw.tensor([16]), draw.tensor([16]));
+    let (full_memory, linear_memory): (Tensor<4>, Tensor<4>) = (draw.tensor([2, 2, 3, 4]), draw.tensor([2, 2, 4, 3]));
+    let cotangent = draw.tensor([2, 6, 6, 16]);
+    let attend = |recompute: bool, linear: bool| {
+        let (x, g, q, o) = (x.clone(), g.clone(), to_qkv.clone(), to_out.clone());
+        match (recompute, linear) {
+            (true, false) => super::attention_block_recomputed(x, g, q, full_memory.clone(), o),
+            (true, true) => super::linear_attention_block_recomputed(x, g, q, linear_memory.clone(), o, out_g.clone()),
+            (false, linear) => {
+                let qkv = super::conv2d(super::rms_norm(x.clone(), g, None), q.weight, q.bias);
+                if linear {
+                    let y = super::linear_attention(qkv, linear_memory.clone());
+                    super::rms_norm(super::conv2d(y, o.weight, o.bias), out_g.clone(), Some(x))
+                } else {
+                    super::conv2d_add(super::attention(qkv, full_memory.clone()), o.weight, o.bias, x)
+                }
+            }
+        }
+    };
+    for (linear, memory) in [(false, &full_memory), (true, &linear_memory)] {
+        let run = |recompute| {
+            outcome(
+                attend(recompute, linear),
+                &cotangent,
+                &[&of(&x), &of(&g), &of(&to_qkv.weight), &of(memory), &of(&to_out.weight)],
+            )
+        };
+        assert_eq!(run(true), run(false));
+    }
 }
