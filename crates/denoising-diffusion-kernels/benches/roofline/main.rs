@@ -1,15 +1,16 @@
 //! How fast the kernels are, and how close to what the machine can do at most.
 //!
 //! ```text
-//! cargo bench -p denoising-diffusion-kernels -- [--only SUBSTRING] [--rounds N] [--all] [--json] [--serve]
+//! cargo bench -p denoising-diffusion-kernels --bench roofline -- [--only SUBSTRING] [--rounds N] [--all] [--json] [--serve]
 //! ```
 //!
 //! Measures the machine's peaks ([`peaks`]), then every kernel at the sizes of two networks ([`cases`]), by default for about 0.15 s
 //! each, and prints the fastest and the median call. The bound is the larger of two times: that of the floating-point
 //! operations at peak, and that of all inputs and outputs, once each, at the rate of a copy (in the cache where they are at
-//! most 16 MiB, since every call works on the same memory). Where a kernel is elementwise, operations count as none. The share is the
-//! bound divided by the fastest call. Convolutions are counted as if computed directly, so Winograd's may exceed 100 %; their second
-//! share counts only the products that Winograd's method needs, and nothing for its transforms.
+//! most 16 MiB, since every call works on the same memory). The share is the bound divided by the fastest call. Convolutions are counted
+//! as if computed directly, so Winograd's may exceed 100 %; their second share counts only the products that Winograd's method
+//! needs, and nothing for its transforms. What is elementwise counts as no operations: a share far below 100 % of a kernel with
+//! exponentials, roots or divisions may be all there is. Above 100 % the cache kept part of what is counted as memory.
 //!
 //! `--only` takes the kernels whose name contains the text, `--all` adds sizes, `--rounds` sets the number of calls, `--json` prints an
 //! object per line, the peaks first. `--serve` prints a line with the peaks and the cases, then reads lines from stdin: for the
