@@ -30,3 +30,12 @@ bench-reference *ARGS:
     cargo build --release
     python3 -m venv target/parity && target/parity/bin/pip install -q -r tools/parity/requirements.txt
     target/parity/bin/python tools/bench/run.py --ddpm target/release/ddpm {{ARGS}}
+
+# Time every kernel and compare it with what the machine can do at most
+bench-kernels *ARGS:
+    cargo bench -p denoising-diffusion-kernels --bench roofline -- {{ARGS}}
+
+# Time every kernel against torch, interleaved (needs Python and PyPI)
+bench-kernels-torch *ARGS:
+    python3 -m venv target/parity && target/parity/bin/pip install -q -r tools/parity/requirements.txt
+    target/parity/bin/python tools/bench/kernels.py {{ARGS}}
