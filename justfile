@@ -16,6 +16,11 @@ fix:
     cargo fmt --all
     cargo clippy --workspace --all-targets --fix --allow-dirty
 
+# The kernels' tests under AddressSanitizer: every read and write within its slice (needs a nightly toolchain)
+sanitize:
+    RUSTFLAGS="-Zsanitizer=address" ASAN_OPTIONS=detect_leaks=0 PROPTEST_CASES=16 CARGO_TARGET_DIR=target/sanitize \
+        cargo +nightly test -p denoising-diffusion-kernels --lib --target x86_64-unknown-linux-gnu
+
 # Train on the embedded digits
 train *ARGS:
     cargo run --release -- train {{ARGS}}

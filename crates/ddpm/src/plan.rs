@@ -9,6 +9,7 @@ use denoising_diffusion::data::{DataConfig, DataError, Dataset, ImageShape, Subs
 use denoising_diffusion::interop::reference_layout;
 use denoising_diffusion::models::UnetConfig;
 use denoising_diffusion::recipe::{Recipe, RecipeError};
+use denoising_diffusion::train::TrainConfig;
 use serde_json::{Value, json};
 
 use crate::failure::{FailureExt, Result};
@@ -44,7 +45,7 @@ impl Plan {
         }
         let parameters = parameters(&unet)?;
         let data_bytes = if dataset.is_in_memory() { (dataset.len() * dataset.shape().len()) as u64 } else { 0 };
-        let memory = memory_estimate(&unet, parameters, dataset.shape(), batch_size)? + data_bytes;
+        let memory = memory_estimate(&unet, parameters, dataset.shape(), &recipe.train)? + data_bytes;
         Ok(Self { recipe, unet, train, held_out, machine, dir, parameters, memory })
     }
 
@@ -172,34 +173,52 @@ fn open_data(config: &DataConfig) -> Result<Dataset> {
 
 /// What the process holds beside tensors: program, stacks, buffers.
 const BASE_BYTES: u64 = 24 << 20;
-/// Values kept until the backward pass, per pixel of a stage: so many per channel of its two residual blocks (inputs and outputs of
-/// convolutions, normalisations and activations), ...
-const PER_BLOCKS: u64 = 13;
-/// ... so many per channel of its attention's input, ...
-const PER_ATTENTION: u64 = 3;
-/// ... and so many per channel of its heads (query, key, value, output).
-const PER_HEADS: u64 = 4;
+/// Values kept until the backward pass, per pixel of a stage.
+struct Kept {
+    /// Per channel of its two residual blocks and of what resamples it.
+    blocks: u64,
+    /// Per channel of its attention's input.
+    attention: u64,
+    /// Per channel of its heads.
+    heads: u64,
+}
+
+impl Kept {
+    /// Outputs of two convolutions and two normalisations in each block; normalised inputs and outputs; query, key, value, output.
+    const ALL: Self = Self { blocks: 9, attention: 3, heads: 4 };
+    /// What goes into each block and into attention.
+    const INPUTS: Self = Self { blocks: 3, attention: 1, heads: 0 };
+
+    fn values(&self, pixels: u64, dim: usize, inner: usize) -> u64 {
+        pixels * ((self.blocks + self.attention) * dim as u64 + self.heads * inner as u64)
+    }
+}
 
 /// Memory of training at its peak, in bytes. A step holds 4 bytes x (weights, gradients, two moments, average) and what the forward
 /// pass keeps for the backward pass, counted from the widths of the stages; a checkpoint holds weights, moments and average twice
 /// and one buffer. The larger of both; the constants fit measured peaks within 15 %.
-pub fn memory_estimate(unet: &UnetConfig, parameters: u64, shape: ImageShape, batch: usize) -> Result<u64> {
+pub fn memory_estimate(unet: &UnetConfig, parameters: u64, shape: ImageShape, train: &TrainConfig) -> Result<u64> {
     let stages = unet.stages().map_err(RecipeError::from)?;
-    let (mut kept, mut pixels) = (0_u64, (shape.height * shape.width) as u64);
+    let (mut kept, mut pixels, mut largest) = (0_u64, (shape.height * shape.width) as u64, 0_u64);
+    let per_pixel = if train.checkpoint_activations { Kept::INPUTS } else { Kept::ALL };
     let mut add = |pixels: u64, dim: usize, inner: usize| {
-        kept += pixels * ((PER_BLOCKS + PER_ATTENTION) * dim as u64 + PER_HEADS * inner as u64);
+        kept += per_pixel.values(pixels, dim, inner);
+        largest = largest.max(Kept::ALL.values(pixels, dim, inner));
     };
     for stage in &stages {
         let inner = stage.heads * stage.dim_head;
         add(pixels, stage.dim_in, inner); // the way down
-        add(pixels, stage.dim_out + stage.dim_in / 2, inner); // the way up, wider by what it is joined to
+        add(pixels, stage.dim_out, inner); // the way up
         if stage.is_last {
             add(pixels, stage.dim_out, inner); // the middle
         } else {
             pixels /= 4;
         }
     }
-    let (step, checkpoint) = (5 * parameters + kept * batch as u64, 9 * parameters);
+    if train.checkpoint_activations {
+        kept += largest; // one stage at a time is computed again
+    }
+    let (step, checkpoint) = (5 * parameters + kept * train.batch_size as u64, 9 * parameters);
     Ok(BASE_BYTES + 4 * step.max(checkpoint))
 }
 

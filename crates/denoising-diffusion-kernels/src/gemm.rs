@@ -211,7 +211,7 @@ unsafe fn product_tile<S: Simd, const R: usize, const W: usize>(
 /// `a` must lead to one value each, `b` to `W` vectors.
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "iterators over the sums keep them in memory")]
-unsafe fn step<S: Simd, const R: usize, const W: usize>(
+pub(crate) unsafe fn step<S: Simd, const R: usize, const W: usize>(
     mut sums: [[S::V; W]; R],
     a: [*const f32; R],
     b: *const f32,

@@ -1,7 +1,7 @@
 //! How fast the kernels are, and how close to what the machine can do at most.
 //!
 //! ```text
-//! cargo bench -p denoising-diffusion-kernels --bench roofline -- [--only SUBSTRING] [--rounds N] [--all] [--json] [--serve]
+//! cargo bench -p denoising-diffusion-kernels --bench roofline -- [--only SUBSTRING] [--rounds N] [--all] [--json] [--serve] [--algorithms]
 //! ```
 //!
 //! Measures the machine's peaks ([`peaks`]), then every kernel at the sizes of two networks ([`cases`]), by default for about 0.15 s
@@ -15,9 +15,11 @@
 //! `--only` takes the kernels whose name contains the text, `--all` adds sizes, `--rounds` sets the number of calls, `--json` prints an
 //! object per line, the peaks first. `--serve` prints a line with the peaks and the cases, then reads lines from stdin: for the
 //! name of a kernel it runs it and prints its line; for `peaks` it measures the peaks again, keeps the higher, and prints them.
+//! `--algorithms` compares the two algorithms of 3 x 3 convolutions instead ([`algorithms`]).
 //! RAYON_NUM_THREADS sets the number of threads. Memory and threads are as in a program that trains: a caching allocator, and calls
 //! from a thread of the pool.
 
+mod algorithms;
 mod cases;
 mod peaks;
 mod work;
@@ -49,6 +51,7 @@ struct Args {
     all: bool,
     json: bool,
     serve: bool,
+    algorithms: bool,
 }
 
 fn main() {
@@ -74,13 +77,21 @@ fn parse(mut given: impl Iterator<Item = String>) -> Result<Args, String> {
             "--all" => args.all = true,
             "--json" => args.json = true,
             "--serve" => args.serve = true,
-            _ => return Err(format!("unknown argument {arg}; there are --only, --rounds, --all, --json, --serve")),
+            "--algorithms" => args.algorithms = true,
+            _ => {
+                return Err(format!(
+                    "unknown argument {arg}; there are --only, --rounds, --all, --json, --serve, --algorithms"
+                ));
+            }
         }
     }
     Ok(args)
 }
 
 fn run(args: &Args) {
+    if args.algorithms {
+        return algorithms::print_table();
+    }
     let mut peaks = Peaks::default();
     for _ in 0..PEAK_ROUNDS {
         peaks.measure();

@@ -35,16 +35,24 @@ pub use shape::{Conv2dShape, ShapeError};
 /// How to compute a convolution.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ConvAlgorithm {
-    /// The fastest for the shape.
+    /// The fastest for the shape. Winograd's method works on tiles of 4 x 4 outputs: a value that is not finite makes whole tiles not
+    /// finite, also outputs that it does not reach; it is never lost.
     #[default]
     Auto,
     /// Products and sums only, for the smallest rounding error.
     Direct,
+    /// Winograd's method wherever it can compute the shape (3 x 3, step 1), products and sums elsewhere.
+    Winograd,
 }
 
 impl ConvAlgorithm {
     fn wants_winograd(self, shape: &Conv2dShape) -> bool {
-        self == ConvAlgorithm::Auto && winograd::applies(shape) && winograd::pays(shape)
+        winograd::applies(shape)
+            && match self {
+                ConvAlgorithm::Auto => winograd::pays(shape),
+                ConvAlgorithm::Direct => false,
+                ConvAlgorithm::Winograd => true,
+            }
     }
 }
 

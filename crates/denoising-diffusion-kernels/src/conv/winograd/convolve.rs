@@ -100,11 +100,13 @@ impl Job<'_> {
             let (rows_len, sums_len) = (spaced(block * stride), spaced(block * group));
             let mut rows = Scratch::new(FREQUENCIES * rows_len);
             let mut sums = Scratch::new(FREQUENCIES * sums_len);
-            for (row, tile) in tiles.clone().enumerate() {
-                let at = rows[row * stride..].as_mut_ptr();
-                let to = Spread { at, frequency_stride: rows_len, block_len: stride, block_stride: 0 };
-                self.transform(tile, to, &zeros);
-            }
+            let start = rows.as_mut_ptr();
+            self.transform(tiles.clone(), &zeros, |row| Spread {
+                at: start.wrapping_add(row * stride),
+                frequency_stride: rows_len,
+                block_len: stride,
+                block_stride: 0,
+            });
             for first in (0..panels).step_by(GROUP / PANEL) {
                 let panels = first..panels.min(first + GROUP / PANEL);
                 for f in 0..FREQUENCIES {
@@ -138,11 +140,13 @@ impl Job<'_> {
         let mut rows = Scratch::new(from.div_ceil(BLOCK) * block_len);
         let out = Shared::new(&mut rows);
         for_each_task(tiles.div_ceil(TILES_PER_TASK), |task| {
-            for tile in task_range(task, TILES_PER_TASK, tiles) {
-                let at = out.at(tile * BLOCK);
-                let to = Spread { at, frequency_stride: rows_len, block_len: BLOCK, block_stride: block_len };
-                self.transform(tile, to, &zeros);
-            }
+            let tiles = task_range(task, TILES_PER_TASK, tiles);
+            self.transform(tiles.clone(), &zeros, |row| Spread {
+                at: out.at((tiles.start + row) * BLOCK),
+                frequency_stride: rows_len,
+                block_len: BLOCK,
+                block_stride: block_len,
+            });
         });
         let rows = &rows[..];
         for_each_task(to.div_ceil(PANEL), |panel| {
@@ -170,12 +174,12 @@ impl Job<'_> {
         });
     }
 
-    /// Transforms one tile of the source.
-    fn transform(&self, tile: usize, to: Spread, zeros: &[f32]) {
-        self.patches.prefetch::<6, FREQUENCIES>(tile + 1, self.source);
-        self.patches.sources::<6, FREQUENCIES>(tile, self.source, zeros, |first, channels, pixels| {
+    /// Transforms tiles of the source; `to(i)` says where the i-th of them goes.
+    fn transform(&self, tiles: std::ops::Range<usize>, zeros: &[f32], to: impl Fn(usize) -> Spread) {
+        let start = tiles.start;
+        self.patches.each_source::<6, FREQUENCIES>(tiles, self.source, zeros, |tile, first, channels, pixels| {
             // SAFETY: every pixel has the part's channels; callers give each tile its own destination.
-            unsafe { input_tile(self.isa, pixels, first, channels, to) };
+            unsafe { input_tile(self.isa, pixels, first, channels, to(tile - start)) };
         });
     }
 

@@ -76,38 +76,29 @@ impl Tiles {
         })
     }
 
-    /// Calls `f(first channel, channels, addresses of the tile's pixels)` for each part; `zeros` stands in outside the image.
-    pub(super) fn sources<const N: usize, const M: usize>(
+    /// Calls `f(tile, first channel, channels, addresses of the tile's pixels)` for each part of each tile; `zeros` stands in outside the
+    /// image. The next tile's pixels are asked for ahead: they lie in short pieces in many rows, which the processor does not foresee.
+    pub(super) fn each_source<const N: usize, const M: usize>(
         &self,
-        tile: usize,
+        tiles: std::ops::Range<usize>,
         parts: &Parts<'_>,
         zeros: &[f32],
-        mut f: impl FnMut(usize, usize, &[*const f32; M]),
+        mut f: impl FnMut(usize, usize, usize, &[*const f32; M]),
     ) {
-        let pixels = self.pixels::<N, M>(tile);
-        for part in parts.iter() {
-            debug_assert!(zeros.len() >= part.channels);
-            let pointers = pixels.map(|pixel| match pixel {
-                OUTSIDE => zeros.as_ptr(),
-                pixel => part.values[pixel * part.channels..].as_ptr(),
-            });
-            f(part.first, part.channels, &pointers);
-        }
-    }
-
-    /// Asks for the pixels of a tile that is to be transformed soon. The memory is read in short pieces from many rows, which the
-    /// processor does not foresee.
-    pub(super) fn prefetch<const N: usize, const M: usize>(&self, tile: usize, parts: &Parts<'_>) {
-        if tile >= self.count() {
-            return;
-        }
-        let pixels = self.pixels::<N, M>(tile);
-        for part in parts.iter() {
-            for pixel in pixels.into_iter().filter(|&pixel| pixel != OUTSIDE) {
-                let pixel = &part.values[pixel * part.channels..][..part.channels];
-                for line in pixel.chunks(LINE) {
-                    prefetch(line.as_ptr());
-                }
+        let mut next = self.pixels::<N, M>(tiles.start);
+        for tile in tiles.clone() {
+            let pixels = next;
+            if tile + 1 < tiles.end {
+                next = self.pixels::<N, M>(tile + 1);
+                fetch(&next, parts);
+            }
+            for part in parts.iter() {
+                debug_assert!(zeros.len() >= part.channels);
+                let pointers = pixels.map(|pixel| match pixel {
+                    OUTSIDE => zeros.as_ptr(),
+                    pixel => part.values[pixel * part.channels..].as_ptr(),
+                });
+                f(tile, part.first, part.channels, &pointers);
             }
         }
     }
@@ -123,5 +114,15 @@ impl Tiles {
             let place = || Place { channels: part.channels, target: part.values.at(first - part.first) };
             (first < end).then(|| (first, end, place()))
         })
+    }
+}
+
+fn fetch(pixels: &[usize], parts: &Parts<'_>) {
+    for part in parts.iter() {
+        for &pixel in pixels.iter().filter(|&&pixel| pixel != OUTSIDE) {
+            for line in part.values[pixel * part.channels..][..part.channels].chunks(LINE) {
+                prefetch(line.as_ptr());
+            }
+        }
     }
 }

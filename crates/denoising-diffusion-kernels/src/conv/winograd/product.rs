@@ -1,7 +1,7 @@
 //! The matrix products between the transforms: rows of transformed tiles times panels of transformed kernels. What they work on
 //! fits the second-level cache; callers see to that.
 
-use crate::gemm::PANEL;
+use crate::gemm::{PANEL, step};
 use crate::simd::{LANES, Simd, prefetch, simd_fn};
 
 /// Terms after which a caller begins a new sum: rounding grows with the terms of one sum.
@@ -11,7 +11,7 @@ pub(super) const TERMS_PER_SUM: usize = 128;
 const ROWS: usize = 6;
 
 simd_fn! {
-    /// `dst[i, 16 p + j] (+)= sum over k of a[i, k] b[p, k, j]` for i < `rows`, k < `len`, p < `panels`, j < 16.
+    /// `dst[i, 16 p + j] (+)= sum over k of a[i, k] b[p, k, j]` for i < `rows`, k < `len` (at least 1), p < `panels`, j < 16.
     ///
     /// Rows of `a` and `dst` begin `a_stride` and `dst_stride` apart, panels of `b` `b_stride`. With `add` the products are added to what is
     /// there.
@@ -68,15 +68,15 @@ unsafe fn tile<S: Simd, const R: usize>(
     unsafe {
         let rows: [*const f32; R] = std::array::from_fn(|r| a.add(r * a_stride));
         let mut sums = [[S::splat(0.0); 2]; R];
-        for k in 0..len {
-            let (b0, b1) = (S::load(b), S::load(b.add(LANES)));
+        let mut k = 0;
+        // Runs at least once, and says so: else the sums travel between registers.
+        loop {
             // Most likely the next panel: while the rows pass by this one, the next comes into the first-level cache.
             prefetch(b.wrapping_add(len * PANEL));
-            b = b.add(PANEL);
-            for (row, sum) in rows.iter().zip(&mut sums) {
-                let x = S::splat(*row.add(k));
-                sum[0] = S::fma(x, b0, sum[0]);
-                sum[1] = S::fma(x, b1, sum[1]);
+            sums = step::<S, R, 2>(sums, rows.map(|row| row.wrapping_add(k)), b);
+            (k, b) = (k + 1, b.wrapping_add(PANEL));
+            if k >= len {
+                break;
             }
         }
         for (r, sum) in sums.iter_mut().enumerate() {
@@ -91,7 +91,7 @@ unsafe fn tile<S: Simd, const R: usize>(
 }
 
 simd_fn! {
-    /// `dst[i, j] (+)= sum over m of a[m, i] b[m, j]` for i, j < 16 and m < `len`; rows of `a` and `b` are 16 values and follow each
+    /// `dst[i, j] (+)= sum over m of a[m, i] b[m, j]` for i, j < 16 and m < `len` (at least 1); rows of `a` and `b` are 16 values and follow each
     /// other, as do those of `dst`. With `add` the products are added to what is there.
     ///
     /// # Safety
@@ -117,15 +117,14 @@ unsafe fn outer_rows<S: Simd, const R: usize>(
 ) {
     unsafe {
         let mut sums = [[S::splat(0.0); 2]; R];
-        for _ in 0..len {
-            let (b0, b1) = (S::load(b), S::load(b.add(LANES)));
-            for (r, sum) in sums.iter_mut().enumerate() {
-                let x = S::splat(*a.add(r));
-                sum[0] = S::fma(x, b0, sum[0]);
-                sum[1] = S::fma(x, b1, sum[1]);
+        let mut left = len;
+        loop {
+            sums = step::<S, R, 2>(sums, std::array::from_fn(|r| a.wrapping_add(r)), b);
+            (a, b) = (a.wrapping_add(PANEL), b.wrapping_add(PANEL));
+            left -= 1;
+            if left == 0 {
+                break;
             }
-            a = a.add(PANEL);
-            b = b.add(PANEL);
         }
         for (r, sum) in sums.iter_mut().enumerate() {
             let dst = dst.add(r * PANEL);

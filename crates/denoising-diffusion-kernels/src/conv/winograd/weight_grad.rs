@@ -47,23 +47,21 @@ pub(crate) fn weight_grad(isa: Isa, shape: &Conv2dShape, x: &Parts<'_>, dy: &[f3
         let count = tiles.len();
         let (a, b) = (Shared::new(&mut dy_tiles), Shared::new(&mut x_tiles));
         for_each_task(count.div_ceil(TILES_PER_TASK), |task| {
-            for tile in task_range(task, TILES_PER_TASK, count) {
-                let to = |tiles: &Shared<'_>| Spread {
-                    at: tiles.at(tile * PANEL),
-                    frequency_stride: len,
-                    block_len: PANEL,
-                    block_stride: panel_len,
-                };
-                patches.prefetch::<6, 36>(tiles.start + tile + 1, x);
-                results.prefetch::<4, 16>(tiles.start + tile + 1, &dy);
-                // SAFETY: every task has its own tiles.
-                patches.sources::<6, 36>(tiles.start + tile, x, &zeros, |first, channels, pixels| unsafe {
-                    input_tile(isa, pixels, first, channels, to(&b));
-                });
-                results.sources::<4, 16>(tiles.start + tile, &dy, &zeros, |first, channels, pixels| unsafe {
-                    output_grad_tile(isa, pixels, first, channels, to(&a));
-                });
-            }
+            let range = task_range(task, TILES_PER_TASK, count);
+            let range = tiles.start + range.start..tiles.start + range.end;
+            let to = |out: &Shared<'_>, tile: usize| Spread {
+                at: out.at((tile - tiles.start) * PANEL),
+                frequency_stride: len,
+                block_len: PANEL,
+                block_stride: panel_len,
+            };
+            // SAFETY: every task has its own tiles.
+            patches.each_source::<6, 36>(range.clone(), x, &zeros, |tile, first, channels, pixels| unsafe {
+                input_tile(isa, pixels, first, channels, to(&b, tile));
+            });
+            results.each_source::<4, 16>(range, &dy, &zeros, |tile, first, channels, pixels| unsafe {
+                output_grad_tile(isa, pixels, first, channels, to(&a, tile));
+            });
         });
         multiply_panels(isa, shape, [&dy_tiles, &x_tiles], len, count, part > 0, &out);
     }
