@@ -22,6 +22,8 @@ const VALUES_PER_TASK: usize = 100 << 10;
 const GROUP: usize = 4 * PANEL;
 /// Input channels that a task of [`by_channels`] takes at a time: their transformed kernels fit the second-level cache.
 const BLOCK: usize = 64;
+/// Rows of sixteen kernels that one thread transforms sooner than others wake up.
+const FEW_ROWS: usize = 256;
 /// Tiles that are transformed at a time in [`by_channels`].
 const TILES_PER_TASK: usize = 4;
 
@@ -86,10 +88,15 @@ impl Job<'_> {
         let filter_len = spaced(panels * from * PANEL);
         let mut filters = Scratch::new(FREQUENCIES * filter_len);
         let out = Shared::new(&mut filters);
-        for_each_task(panels, |panel| {
+        let transform = |panel| {
             // SAFETY: every task has its own panel.
             unsafe { self.filters(panel, 0..from, out.at(panel * from * PANEL), filter_len) };
-        });
+        };
+        if panels * from <= FEW_ROWS {
+            (0..panels).for_each(transform)
+        } else {
+            for_each_task(panels, transform)
+        }
 
         let stride = from.next_multiple_of(PANEL);
         let group = GROUP.min(panels * PANEL);
