@@ -172,7 +172,7 @@ fn open_data(config: &DataConfig) -> Result<Dataset> {
 }
 
 /// What the process holds beside tensors: program, stacks, buffers.
-const BASE_BYTES: u64 = 24 << 20;
+const BASE_BYTES: u64 = 60 << 20;
 /// Values kept until the backward pass, per pixel of a stage.
 struct Kept {
     /// Per channel of its two residual blocks and of what resamples it.
@@ -219,7 +219,8 @@ pub fn memory_estimate(unet: &UnetConfig, parameters: u64, shape: ImageShape, tr
         kept += largest; // one stage at a time is computed again
     }
     let (step, checkpoint) = (5 * parameters + kept * train.batch_size as u64, 9 * parameters);
-    Ok(BASE_BYTES + 4 * step.max(checkpoint))
+    // A quarter more for blocks that wait for their next use, and for their sizes, which are rounded up.
+    Ok(BASE_BYTES + 5 * step.max(checkpoint))
 }
 
 /// A run folder's default name: `runs/NAME-001`, or the next free number.

@@ -8,8 +8,8 @@
 //! static ALLOCATOR: CachingAllocator = CachingAllocator::new();
 //! ```
 //!
-//! Small blocks go to the system's allocator unchanged. This is not a general-purpose allocator: a program whose large blocks keep changing
-//! their size may hold up to twice the memory that it ever used at once.
+//! Small blocks go to the system's allocator unchanged. Before fresh memory is asked for, kept blocks of 2 MiB and more go back as far as the
+//! peak of what was in use would rise otherwise. This is not a general-purpose allocator: smaller blocks that are kept never go back.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,7 +22,7 @@ const MIN_KEPT_BITS: u32 = 14;
 const STEPS: usize = 8;
 const CLASSES: usize = (usize::BITS - MIN_KEPT_BITS) as usize * STEPS;
 /// Blocks below this size are cut from regions of [`REGION`] bytes, which are never given back.
-const OWN_REGION: usize = 4 << 20;
+const OWN_REGION: usize = 2 << 20;
 const REGION: usize = 16 << 20;
 /// Size and alignment of the pages that are asked for.
 const HUGE_PAGE: usize = 2 << 20;
@@ -55,6 +55,12 @@ fn class_of(size: usize) -> (usize, usize) {
     let rounded = size.div_ceil(1 << shift);
     let class = (shift + STEPS.trailing_zeros() - MIN_KEPT_BITS) as usize * STEPS + (rounded - STEPS);
     (class, rounded << shift)
+}
+
+/// The size of a class's blocks.
+fn size_of_class(class: usize) -> usize {
+    let shift = (class / STEPS) as u32 + MIN_KEPT_BITS - STEPS.trailing_zeros();
+    (STEPS + class % STEPS) << shift
 }
 
 fn is_kept(layout: &Layout) -> bool {
@@ -93,7 +99,8 @@ fn fresh(size: usize) -> *mut u8 {
 }
 
 impl Free {
-    fn take(&mut self, class: usize, size: usize) -> *mut u8 {
+    /// A block of the class. `spare` bytes may be kept by the way; what is more goes back before fresh memory is asked for.
+    fn take(&mut self, class: usize, size: usize, spare: usize) -> *mut u8 {
         let first = self.lists[class];
         if first != 0 {
             let block = first as *mut u8;
@@ -102,6 +109,7 @@ impl Free {
             self.kept -= size;
             return block;
         }
+        self.release_down_to(spare.saturating_sub(size));
         if size >= OWN_REGION {
             return fresh(size);
         }
@@ -116,6 +124,23 @@ impl Free {
         let (start, left) = self.region;
         self.region = (start + aligned, left - aligned);
         start as *mut u8
+    }
+
+    /// Gives blocks with regions of their own back, the largest first, until no more than `most` bytes are kept.
+    fn release_down_to(&mut self, most: usize) {
+        let smallest = class_of(OWN_REGION).0;
+        for class in (smallest..CLASSES).rev() {
+            while self.kept > most && self.lists[class] != 0 {
+                let size = size_of_class(class);
+                let block = self.lists[class] as *mut u8;
+                // SAFETY: as in `take`; blocks of this size came from `fresh` with this layout.
+                unsafe {
+                    self.lists[class] = block.cast::<usize>().read();
+                    System.dealloc(block, Layout::from_size_align_unchecked(size, HUGE_PAGE));
+                }
+                self.kept -= size;
+            }
+        }
     }
 
     fn put(&mut self, block: *mut u8, class: usize, size: usize) {
@@ -135,7 +160,9 @@ unsafe impl GlobalAlloc for CachingAllocator {
             return unsafe { System.alloc(layout) };
         }
         let (class, size) = class_of(layout.size());
-        let block = self.free().take(class, size);
+        // What was in use at most, less what is now: keeping more would raise the peak.
+        let spare = self.most_live.load(Ordering::Relaxed).saturating_sub(self.live.load(Ordering::Relaxed));
+        let block = self.free().take(class, size, spare);
         if !block.is_null() {
             let live = self.live.fetch_add(size, Ordering::Relaxed) + size;
             self.most_live.fetch_max(live, Ordering::Relaxed);
@@ -195,6 +222,7 @@ mod tests {
             prop_assert!(rounded >= size && rounded - size <= size / STEPS);
             prop_assert!(class < CLASSES);
             prop_assert_eq!(class_of(rounded), (class, rounded));
+            prop_assert_eq!(size_of_class(class), rounded);
             prop_assert_eq!(class_of(rounded + 1).0, class + 1);
         }
 
