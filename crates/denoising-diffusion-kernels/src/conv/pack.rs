@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::gemm::PANEL;
 use crate::par::{Scratch, Shared, for_each_task};
-use crate::simd::{Isa, LANES};
+use crate::simd::{Isa, LANES, simd_fn};
 
 /// Panels `range` of output channels: `[panels, taps * inputs, 16]`, for products with sources of `inputs` channels.
 /// `tap(t)` is where kernel position t goes.
@@ -84,15 +84,11 @@ fn transpose(
         let lines = &mut lines[..LANES.min(count - k)];
         // Lanes whose eight values are read as vectors.
         let mut done = 0;
-        #[cfg(target_arch = "x86_64")]
-        if isa == Isa::Avx2 && lines.len() == LANES {
-            while done + LANES <= lanes {
-                let block = &source[done * stride + k..][..(LANES - 1) * stride + LANES];
-                // SAFETY: the block holds eight rows of eight values, the lines have eight lanes from `done` on, and
-                // the CPU has AVX2.
-                unsafe { transpose_block(block.as_ptr(), stride, lines[0].as_mut_ptr().add(done)) };
-                done += LANES;
-            }
+        while lines.len() == LANES && done + LANES <= lanes {
+            let block = &source[done * stride + k..][..(LANES - 1) * stride + LANES];
+            // SAFETY: the block holds eight rows of eight values, the lines have eight lanes from `done` on.
+            unsafe { transpose_block(isa, block.as_ptr(), stride, lines.as_mut_ptr().cast::<f32>().add(done)) };
+            done += LANES;
         }
         for lane in done..lanes {
             for (line, value) in lines.iter_mut().zip(&source[lane * stride + k..]) {
@@ -105,26 +101,15 @@ fn transpose(
     }
 }
 
-/// `target[16 k + lane] = source[lane stride + k]` for lane and k below 8.
-///
-/// # Safety
-/// All addresses must be valid, and the CPU must have AVX2.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-unsafe fn transpose_block(source: *const f32, stride: usize, target: *mut f32) {
-    use std::arch::x86_64::*;
-    unsafe {
-        let r: [__m256; 8] = std::array::from_fn(|i| _mm256_loadu_ps(source.add(i * stride)));
-        // Pairs of rows, then fours, within halves; then the halves are exchanged.
-        let low = |i: usize| _mm256_unpacklo_ps(r[i], r[i + 1]);
-        let high = |i: usize| _mm256_unpackhi_ps(r[i], r[i + 1]);
-        let pairs = [low(0), high(0), low(2), high(2), low(4), high(4), low(6), high(6)];
-        let first = |i: usize| _mm256_shuffle_ps::<0x44>(pairs[i], pairs[i + 2]);
-        let second = |i: usize| _mm256_shuffle_ps::<0xee>(pairs[i], pairs[i + 2]);
-        let fours = [first(0), second(0), first(1), second(1), first(4), second(4), first(5), second(5)];
-        for k in 0..4 {
-            _mm256_storeu_ps(target.add(k * PANEL), _mm256_permute2f128_ps::<0x20>(fours[k], fours[k + 4]));
-            _mm256_storeu_ps(target.add((k + 4) * PANEL), _mm256_permute2f128_ps::<0x31>(fours[k], fours[k + 4]));
+simd_fn! {
+    /// `target[16 k + lane] = source[lane stride + k]` for lane and k below 8.
+    ///
+    /// # Safety
+    /// All addresses must be valid.
+    unsafe fn transpose_block<S>(source: *const f32, stride: usize, target: *mut f32) {
+        let rows = std::array::from_fn(|i| S::load(source.add(i * stride)));
+        for (k, column) in S::transpose(rows).into_iter().enumerate() {
+            S::store(target.add(k * PANEL), column);
         }
     }
 }
