@@ -3,8 +3,8 @@
 //! - [`by_tiles`], where tiles outnumber output channels: the kernels are transformed once; each task takes a block of tiles through all
 //!   three steps, in the second-level cache.
 //! - [`by_channels`], where they do not: the tiles are transformed once; each task takes sixteen output channels through all three steps,
-//!   transforming their kernels as it needs them. A transformed weight is four times as large as the weight: making it in the cache is
-//!   faster than reading it, even where it could have been kept from an earlier call.
+//!   transforming their kernels as it needs them. A transformed weight is four times as large as the weight, and
+//!   is never written to memory.
 
 use super::gather::Tiles;
 use super::product::{TERMS_PER_SUM, multiply};
