@@ -15,7 +15,7 @@ mod gemm;
 pub mod memory;
 pub mod norm;
 pub mod optim;
-mod par;
+pub mod par;
 mod simd;
 #[cfg(test)]
 mod testing;

@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
@@ -17,6 +18,40 @@ pub(crate) fn for_each_task(tasks: usize, f: impl Fn(usize) + Sync + Send) {
         0 => {}
         1 => f(0),
         _ => (0..tasks).into_par_iter().with_max_len(1).for_each(f),
+    }
+}
+
+/// Runs `f`, a long sequence of parallel loops with little between them, on a thread of rayon's current pool, and keeps the
+/// pool's other threads looking for work until `f` returns. Otherwise each loop would begin by waking them.
+///
+/// A thread without work yields its core to other processes between two looks.
+pub fn without_sleep<T: Send>(f: impl FnOnce() -> T + Send) -> T {
+    let done = AtomicBool::new(false);
+    rayon::scope(|scope| {
+        let own = rayon::current_thread_index();
+        let done = &done;
+        scope.spawn_broadcast(move |_, context| {
+            // On the thread of `f` this runs inside one of its joins, which it must not hold up.
+            if Some(context.index()) == own {
+                return;
+            }
+            while !done.load(Ordering::Acquire) {
+                if rayon::yield_now() != Some(rayon::Yield::Executed) {
+                    std::thread::yield_now();
+                }
+            }
+        });
+        let _done = SetOnDrop(done);
+        f()
+    })
+}
+
+/// Sets the flag even when the stack unwinds.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
     }
 }
 

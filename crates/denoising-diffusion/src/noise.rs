@@ -29,6 +29,8 @@ pub enum Purpose {
     Dropout = 8,
     /// Noise levels and noise of held-out examples; index: the example, part: 0 level, 1 noise.
     HeldOut = 9,
+    /// Draws of metrics (subsets, resampling, directions); index and part: the metric's own.
+    Evaluation = 10,
 }
 
 /// One stream of random numbers.
