@@ -15,7 +15,10 @@ mod gemm;
 pub mod memory;
 pub mod norm;
 pub mod optim;
-pub mod par;
+mod par;
+pub mod pooling;
 mod simd;
 #[cfg(test)]
 mod testing;
+
+pub use par::without_sleep;

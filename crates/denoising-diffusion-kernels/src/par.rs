@@ -171,6 +171,7 @@ impl Drop for Scratch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::AtomicUsize;
 
     #[test]
     fn scratch_is_aligned_distinct_and_reused() {
@@ -183,6 +184,31 @@ mod tests {
         let address = first.as_ptr();
         drop(first);
         assert_eq!(Scratch::new(90).as_ptr(), address);
+    }
+
+    #[test]
+    fn threads_without_sleep_return() {
+        for threads in [1, 2, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let sum = |n: usize| {
+                let total = AtomicUsize::new(0);
+                for_each_task(n, |i| {
+                    total.fetch_add(i, Ordering::Relaxed);
+                });
+                total.into_inner()
+            };
+            let nested = || without_sleep(|| sum(100) + without_sleep(|| sum(100)) + sum(100));
+            assert_eq!(pool.install(nested), 3 * 4950, "{threads} threads");
+            let panics = || {
+                without_sleep(|| {
+                    if sum(100) > 0 {
+                        panic!("on purpose")
+                    }
+                })
+            };
+            assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| pool.install(panics))).is_err());
+            assert_eq!(pool.install(nested), 3 * 4950, "{threads} threads, after a panic");
+        }
     }
 
     #[test]

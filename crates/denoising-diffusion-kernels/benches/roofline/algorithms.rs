@@ -36,7 +36,7 @@ fn ratio(pass: Pass, batch: usize, side: usize, channels: usize) -> f64 {
         out_channels: channels,
         kernel: [3, 3],
         stride: 1,
-        padding: 1,
+        padding: [1; 2],
     };
     let [mut direct, mut winograd] = [ConvAlgorithm::Direct, ConvAlgorithm::Winograd]
         .map(|algorithm| Work::Conv { shape, algorithm, pass }.prepare());

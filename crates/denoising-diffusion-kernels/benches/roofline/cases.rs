@@ -175,7 +175,7 @@ fn convolution(
         out_channels,
         kernel: [kernel; 2],
         stride,
-        padding,
+        padding: [padding; 2],
     };
     let algorithm = if matches!(kind, Direct) { ConvAlgorithm::Direct } else { ConvAlgorithm::Auto };
     let channels = match kind {

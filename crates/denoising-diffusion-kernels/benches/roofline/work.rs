@@ -5,7 +5,7 @@ use denoising_diffusion_kernels::attention::{
     AttentionShape, attention_backward, attention_forward, linear_attention_backward, linear_attention_forward,
 };
 use denoising_diffusion_kernels::conv::{
-    Conv2dShape, ConvAlgorithm, conv2d_forward, conv2d_input_grad, conv2d_weight_grad,
+    Conv2dShape, ConvAlgorithm, Epilogue, conv2d_forward, conv2d_input_grad, conv2d_weight_grad,
 };
 use denoising_diffusion_kernels::norm::{
     GroupNormAffine, GroupNormGrads, GroupNormShape, RmsNormGrads, RmsNormShape, group_norm_backward,
@@ -143,7 +143,7 @@ impl Work {
                     ("out_channels", s.out_channels),
                     ("kernel_size", s.kernel[0]),
                     ("stride", s.stride),
-                    ("padding", s.padding),
+                    ("padding", s.padding[0]),
                     ("direct", usize::from(algorithm == ConvAlgorithm::Direct)),
                 ];
                 ("conv", pass, sizes)
@@ -205,7 +205,7 @@ fn norm_values(len: usize, parameters: usize, pass: Pass) -> usize {
 fn convolution(s: Conv2dShape, algorithm: ConvAlgorithm, pass: Pass) -> Box<dyn FnMut()> {
     let (mut x, mut weight, mut y) = (values(s.input_len()), values(s.weight_len()), values(s.output_len()));
     match pass {
-        Pass::Forward => Box::new(move || conv2d_forward(&s, algorithm, &[&x], &weight, None, None, &mut y)),
+        Pass::Forward => Box::new(move || conv2d_forward(&s, algorithm, &[&x], &weight, Epilogue::default(), &mut y)),
         Pass::InputGrad => Box::new(move || conv2d_input_grad(&s, algorithm, &y, &weight, &mut [&mut x])),
         _ => Box::new(move || conv2d_weight_grad(&s, algorithm, &[&x], &y, &mut weight)),
     }

@@ -13,7 +13,7 @@ use crate::simd::Isa;
 use super::output::{Block, Output};
 use super::pack::{input_panels, output_panels};
 use super::windows::Windows;
-use super::{Conv2dShape, disjoint};
+use super::{Conv2dShape, Epilogue, disjoint};
 
 /// Which way the values go.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -52,7 +52,7 @@ impl<'a> Gather<'a> {
 
     /// Source coordinate along `axis` that meets target coordinate `at` at kernel position `tap`.
     fn coordinate(&self, axis: usize, at: usize, tap: usize) -> Option<usize> {
-        let Conv2dShape { stride, padding, .. } = *self.shape;
+        let (stride, padding) = (self.shape.stride, self.shape.padding[axis]);
         let found = match self.direction {
             Direction::Forward => (at * stride + tap).checked_sub(padding)?,
             Direction::InputGrad => {
@@ -100,25 +100,22 @@ impl<'a> Gather<'a> {
     }
 }
 
-/// target = source * weight + bias + residual, in the given direction; lengths are checked by the caller. The residual is laid
-/// out like the target.
-#[allow(clippy::too_many_arguments, reason = "everything that a convolution is made of")]
+/// target = epilogue of source * weight, in the given direction; lengths are checked by the caller. Input gradients have no epilogue.
 pub(super) fn convolve(
     isa: Isa,
     direction: Direction,
     shape: &Conv2dShape,
     source: &[f32],
     weight: &[f32],
-    bias: Option<&[f32]>,
-    residual: Option<&[f32]>,
+    epilogue: Epilogue<'_>,
     target: &mut [f32],
 ) {
     let Conv2dShape { in_channels: inputs, out_channels: outputs, .. } = *shape;
     let forward = direction == Direction::Forward;
-    if !forward && disjoint::applies(shape) && bias.is_none() && residual.is_none() {
+    if !forward && disjoint::applies(shape) {
         return disjoint::input_grad(isa, shape, source, weight, target);
     }
-    let output = Output::new(target, if forward { outputs } else { inputs }, bias, residual);
+    let output = Output::new(target, if forward { outputs } else { inputs }, epilogue);
     match windows(direction, shape, source) {
         Some(windows) => through_windows(isa, direction, shape, &windows, weight, &output),
         None => through_pointers(isa, direction, shape, source, weight, &output),
@@ -130,10 +127,10 @@ fn windows<'a>(direction: Direction, shape: &Conv2dShape, source: &'a [f32]) -> 
     let Conv2dShape { batch, height, width, kernel, stride, padding, .. } = *shape;
     let cheap = |channels| channels < MIN_POINTER_CHANNELS || shape.taps() > MAX_POINTER_TAPS;
     match direction {
-        Direction::Forward => (padding == 0 || cheap(shape.in_channels)).then(|| Windows::of_input(shape, source)),
+        Direction::Forward => (padding == [0; 2] || cheap(shape.in_channels)).then(|| Windows::of_input(shape, source)),
         // With step 1, the input gradient is a forward convolution by the reversed kernel.
         Direction::InputGrad => {
-            let padding = [kernel[0].checked_sub(padding + 1)?, kernel[1].checked_sub(padding + 1)?];
+            let padding = [kernel[0].checked_sub(padding[0] + 1)?, kernel[1].checked_sub(padding[1] + 1)?];
             let size = [shape.out_height(), shape.out_width(), shape.out_channels];
             (stride == 1 && (padding == [0; 2] || cheap(shape.out_channels)))
                 .then(|| Windows::new(source, batch, size, padding, [height, width], 1))

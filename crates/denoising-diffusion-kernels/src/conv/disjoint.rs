@@ -17,7 +17,7 @@ const MIN_TASKS: usize = 16;
 
 /// Whether the windows of `shape` lie side by side.
 pub(super) fn applies(shape: &Conv2dShape) -> bool {
-    shape.kernel == [shape.stride; 2] && shape.padding == 0
+    shape.kernel == [shape.stride; 2] && shape.padding == [0; 2]
 }
 
 pub(super) fn input_grad(isa: Isa, shape: &Conv2dShape, dy: &[f32], weight: &[f32], dx: &mut [f32]) {

@@ -3,7 +3,7 @@
 //! x is `[batch, height, width, in_channels]`, y `[batch, out_height, out_width, out_channels]`, the weight
 //! `[out_channels, in_channels, kernel_height, kernel_width]`:
 //!
-//! `y[b, i, j, o] = bias[o] + sum over u, v, c of weight[o, c, u, v] x[b, (i stride + u - padding) / upsample, (j stride + v - padding) / upsample, c]`
+//! `y[b, i, j, o] = bias[o] + sum over u, v, c of weight[o, c, u, v] x[b, (i stride + u - padding[0]) / upsample, (j stride + v - padding[1]) / upsample, c]`
 //!
 //! with zeros outside x. The input may come in parts that lie side by side along the channels, as a skip connection gives them: they
 //! are not copied together. No groups, no dilation, no transposed convolution.
@@ -12,6 +12,7 @@ mod direct;
 #[cfg(test)]
 mod direct_tests;
 mod disjoint;
+mod epilogue;
 mod output;
 mod pack;
 mod parts;
@@ -30,6 +31,7 @@ use crate::simd::Isa;
 use direct::Direction;
 use parts::{Parts, PartsMut};
 
+pub use epilogue::{ConvActivation, Epilogue};
 pub use shape::{Conv2dShape, ShapeError};
 
 /// How to compute a convolution.
@@ -56,20 +58,19 @@ impl ConvAlgorithm {
     }
 }
 
-/// y = x * weight + bias + residual.
+/// y = activation(x * weight + bias + residual).
 ///
 /// x is given as one slice or as several, `[batch, height, width, channels of the part]` each. Lengths: `input_len` together, `weight_len`,
-/// `out_channels`, `output_len` for residual and y.
+/// `output_len`.
 pub fn conv2d_forward(
     shape: &Conv2dShape,
     algorithm: ConvAlgorithm,
     x: &[&[f32]],
     weight: &[f32],
-    bias: Option<&[f32]>,
-    residual: Option<&[f32]>,
+    epilogue: Epilogue<'_>,
     y: &mut [f32],
 ) {
-    forward_with(Isa::detect(), shape, algorithm, x, weight, bias, residual, y);
+    forward_with(Isa::detect(), shape, algorithm, x, weight, epilogue, y);
 }
 
 /// dx, the gradient of a loss with respect to the input, from dy, the one with respect to the output. dx has the parts of x.
@@ -121,36 +122,29 @@ pub fn bias_grad(dy: &[f32], channels: usize, dbias: &mut [f32]) {
     }
 }
 
-#[allow(clippy::too_many_arguments, reason = "the public function's, and the instruction set")]
 fn forward_with(
     isa: Isa,
     shape: &Conv2dShape,
     algorithm: ConvAlgorithm,
     x: &[&[f32]],
     weight: &[f32],
-    bias: Option<&[f32]>,
-    residual: Option<&[f32]>,
+    epilogue: Epilogue<'_>,
     y: &mut [f32],
 ) {
     shape.check(x.iter().map(|x| x.len()).sum(), weight.len(), y.len());
-    if let Some(bias) = bias {
-        assert_eq!(bias.len(), shape.out_channels, "length of the bias of {shape:?}");
-    }
-    if let Some(residual) = residual {
-        assert_eq!(residual.len(), y.len(), "length of the residual of {shape:?}");
-    }
+    epilogue.check(shape.out_channels, y.len());
     let x = Parts::new(shape.batch * shape.height * shape.width, x);
     if algorithm.wants_winograd(shape) && x.begin_at_multiples_of(PANEL) {
         let y = &mut [y];
         let y = PartsMut::new(shape.batch * shape.out_height() * shape.out_width(), y);
-        return winograd::convolve(isa, Direction::Forward, shape, &x, weight, bias, residual, &y);
+        return winograd::convolve(isa, Direction::Forward, shape, &x, weight, epilogue, &y);
     }
     if shape.is_pointwise() {
-        return pointwise::forward(isa, &x.pairs(), weight, bias, residual, shape.out_channels, y);
+        return pointwise::forward(isa, &x.pairs(), weight, epilogue, shape.out_channels, y);
     }
     let (shape, copy) = (shape.of_enlarged(), enlarged(shape, &x));
     let x = x.single().filter(|_| copy.is_none()).or(copy.as_deref()).unwrap_or_default();
-    direct::convolve(isa, Direction::Forward, &shape, x, weight, bias, residual, y);
+    direct::convolve(isa, Direction::Forward, &shape, x, weight, epilogue, y);
 }
 
 fn input_grad_with(
@@ -166,18 +160,18 @@ fn input_grad_with(
     if algorithm.wants_winograd(shape) {
         let dy = Parts::new(shape.batch * shape.out_height() * shape.out_width(), &[dy]);
         let dx = PartsMut::new(pixels, dx);
-        return winograd::convolve(isa, Direction::InputGrad, shape, &dy, weight, None, None, &dx);
+        return winograd::convolve(isa, Direction::InputGrad, shape, &dy, weight, Epilogue::default(), &dx);
     }
     if shape.is_pointwise() {
         let mut dx: Vec<_> = dx.iter_mut().map(|dx| (dx.len() / pixels, dx)).map(|(n, dx)| (&mut dx[..], n)).collect();
         return pointwise::input_grads(isa, dy, weight, shape.out_channels, &mut dx);
     }
     if let ([dx], 1) = (&mut dx[..], shape.upsample) {
-        return direct::convolve(isa, Direction::InputGrad, shape, dy, weight, None, None, dx);
+        return direct::convolve(isa, Direction::InputGrad, shape, dy, weight, Epilogue::default(), dx);
     }
     let enlarged = shape.of_enlarged();
     let mut joined = Scratch::new(enlarged.input_len());
-    direct::convolve(isa, Direction::InputGrad, &enlarged, dy, weight, None, None, &mut joined);
+    direct::convolve(isa, Direction::InputGrad, &enlarged, dy, weight, Epilogue::default(), &mut joined);
     if shape.upsample == 1 {
         return parts::split(&joined, pixels, dx);
     }

@@ -5,12 +5,14 @@ use std::ops::Range;
 use crate::gemm::{AddTo, PANEL};
 use crate::par::{Scratch, Shared, for_each_task, task_range};
 
+use super::{ConvActivation, Epilogue};
+
 /// Target pixels that a task covers; their sources fit the second-level cache.
 const PIXELS_PER_TASK: usize = 192;
 /// Tasks wanted at least, by splitting channels where there are few pixels.
 const MIN_TASKS: usize = 16;
 
-/// target = product + bias + residual, `[pixels, channels]`.
+/// target = activation(product + bias + residual), `[pixels, channels]`.
 pub(super) struct Output<'a> {
     target: Shared<'a>,
     pixels: usize,
@@ -18,6 +20,7 @@ pub(super) struct Output<'a> {
     /// Filled up to whole panels.
     bias: Option<Scratch>,
     residual: Option<&'a [f32]>,
+    activation: ConvActivation,
 }
 
 /// A part of the target that one task writes.
@@ -33,21 +36,15 @@ pub(super) struct Block<'a> {
 }
 
 impl<'a> Output<'a> {
-    pub(super) fn new(
-        target: &'a mut [f32],
-        channels: usize,
-        bias: Option<&[f32]>,
-        residual: Option<&'a [f32]>,
-    ) -> Self {
-        if let Some(residual) = residual {
-            assert_eq!(residual.len(), target.len(), "length of the residual");
-        }
+    pub(super) fn new(target: &'a mut [f32], channels: usize, epilogue: Epilogue<'a>) -> Self {
+        let Epilogue { bias, residual, activation } = epilogue;
+        epilogue.check(channels, target.len());
         let bias = bias.map(|bias| {
             let mut padded = Scratch::zeroed(channels.next_multiple_of(PANEL));
             padded[..channels].copy_from_slice(bias);
             padded
         });
-        Self { pixels: target.len() / channels, target: Shared::new(target), channels, bias, residual }
+        Self { pixels: target.len() / channels, target: Shared::new(target), channels, bias, residual, activation }
     }
 
     /// Calls `f(block, packed weights of its panels)` for blocks that cover the target, in parallel. `pack` packs a range of
@@ -76,11 +73,26 @@ impl<'a> Output<'a> {
                 (row, Some(residual)) => AddTo::RowAndMatrix(row, residual[at..].as_ptr()),
             };
             let cols = self.channels.min(panels.end * PANEL) - panels.start * PANEL;
+            let rows = pixels.len();
             let block = Block { pixels, cols, add_to, dst: self.target.at(at), stride: self.channels };
             match packed {
                 Some(packed) => f(block, &packed[packed.len() / all_panels * panels.start..]),
                 None => f(block, &pack(panels)),
             }
+            if self.activation == ConvActivation::Relu {
+                for row in 0..rows {
+                    let start = at + row * self.channels;
+                    // SAFETY: the block is this task's, and `f` is done with it.
+                    relu(unsafe { self.target.part(start..start + cols) });
+                }
+            }
         });
+    }
+}
+
+/// max(x, 0), and NaN where x is.
+fn relu(values: &mut [f32]) {
+    for value in values {
+        *value = if *value < 0.0 { 0.0 } else { *value };
     }
 }

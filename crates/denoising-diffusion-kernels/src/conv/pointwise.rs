@@ -6,23 +6,23 @@
 use crate::gemm::{AddTo, PANEL, matrix_times_panels};
 use crate::simd::Isa;
 
+use super::Epilogue;
 use super::output::Output;
 use super::pack::{input_panels, output_panels};
 use super::patch_grad::{Panel, sum_over_pixels};
 
-/// y = x * weight + bias + residual, x being `parts` (values and channels of each); `bias` is `[outputs]`, `residual` is like y.
+/// y = epilogue of x * weight, x being `parts` (values and channels of each).
 pub(super) fn forward(
     isa: Isa,
     parts: &[(&[f32], usize)],
     weight: &[f32],
-    bias: Option<&[f32]>,
-    residual: Option<&[f32]>,
+    epilogue: Epilogue<'_>,
     outputs: usize,
     y: &mut [f32],
 ) {
     let inputs = check(parts.iter().map(|part| (part.0.len(), part.1)), y.len(), outputs, weight.len());
     let pack = |panels| output_panels(isa, weight, outputs, 1, panels, |t| t);
-    Output::new(y, outputs, bias, residual).for_each_block(pack, |block, packed| {
+    Output::new(y, outputs, epilogue).for_each_block(pack, |block, packed| {
         let mut add_to = block.add_to;
         let mut first = 0;
         for &(x, channels) in parts {
@@ -46,7 +46,7 @@ pub(super) fn input_grads(isa: Isa, dy: &[f32], weight: &[f32], outputs: usize, 
     for (dx, channels) in parts {
         let columns = first..first + *channels;
         first = columns.end;
-        input_grad(isa, dy, weight, outputs, columns, &Output::new(dx, *channels, None, None));
+        input_grad(isa, dy, weight, outputs, columns, &Output::new(dx, *channels, Epilogue::default()));
     }
 }
 

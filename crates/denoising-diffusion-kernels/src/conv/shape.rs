@@ -19,8 +19,8 @@ pub struct Conv2dShape {
     pub kernel: [usize; 2],
     /// Step between output pixels, in input pixels, both ways.
     pub stride: usize,
-    /// Zeros on each of the four sides, in pixels.
-    pub padding: usize,
+    /// Rows of zeros above and below, columns of zeros left and right.
+    pub padding: [usize; 2],
 }
 
 /// Why a [`Conv2dShape`] describes no convolution.
@@ -61,9 +61,10 @@ impl Conv2dShape {
             return Err(ShapeError::Zero(name));
         }
         let [rows, columns] = self.enlarged();
-        for (axis, kernel, input) in [("rows", self.kernel[0], rows), ("columns", self.kernel[1], columns)] {
-            if kernel > input + 2 * self.padding {
-                return Err(ShapeError::KernelTooLarge { axis, kernel, input, padding: self.padding });
+        for (axis, input) in [rows, columns].into_iter().enumerate() {
+            let (kernel, padding) = (self.kernel[axis], self.padding[axis]);
+            if kernel > input + 2 * padding {
+                return Err(ShapeError::KernelTooLarge { axis: ["rows", "columns"][axis], kernel, input, padding });
             }
         }
         Ok(())
@@ -82,12 +83,16 @@ impl Conv2dShape {
 
     /// Rows of the output.
     pub fn out_height(&self) -> usize {
-        (self.enlarged()[0] + 2 * self.padding - self.kernel[0]) / self.stride + 1
+        self.out_size(0)
     }
 
     /// Columns of the output.
     pub fn out_width(&self) -> usize {
-        (self.enlarged()[1] + 2 * self.padding - self.kernel[1]) / self.stride + 1
+        self.out_size(1)
+    }
+
+    fn out_size(&self, axis: usize) -> usize {
+        (self.enlarged()[axis] + 2 * self.padding[axis] - self.kernel[axis]) / self.stride + 1
     }
 
     /// Values of the input.
@@ -117,7 +122,7 @@ impl Conv2dShape {
 
     /// Whether each output pixel is made of the input pixel at the same place alone.
     pub(super) fn is_pointwise(&self) -> bool {
-        self.taps() == 1 && self.stride == 1 && self.padding == 0 && self.upsample == 1
+        self.taps() == 1 && self.stride == 1 && self.padding == [0; 2] && self.upsample == 1
     }
 
     pub(super) fn check(&self, x: usize, weight: usize, y: usize) {

@@ -11,10 +11,10 @@ fn each_product(s: &Conv2dShape, mut f: impl FnMut(usize, usize, usize)) {
         for (i, j) in (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))) {
             for (u, v) in (0..s.kernel[0]).flat_map(|u| (0..s.kernel[1]).map(move |v| (u, v))) {
                 let (row, column) = (i * s.stride + u, j * s.stride + v);
-                if row < s.padding || column < s.padding {
+                if row < s.padding[0] || column < s.padding[1] {
                     continue;
                 }
-                let (row, column) = ((row - s.padding) / s.upsample, (column - s.padding) / s.upsample);
+                let (row, column) = ((row - s.padding[0]) / s.upsample, (column - s.padding[1]) / s.upsample);
                 if row >= s.height || column >= s.width {
                     continue;
                 }
@@ -54,11 +54,16 @@ fn check(s: &Conv2dShape, seed: u64) {
         for (algorithm, tolerance) in
             [(ConvAlgorithm::Direct, 2e-6), (ConvAlgorithm::Auto, 2e-5), (ConvAlgorithm::Winograd, 2e-5)]
         {
+            let epilogue = Epilogue { bias: Some(&bias), ..Epilogue::default() };
             let (mut y, mut dx, mut dweight) = (vec![7.0; y64.len()], vec![7.0; x.len()], vec![7.0; weight.len()]);
-            forward_with(isa, s, algorithm, &[&x], &weight, Some(&bias), None, &mut y);
+            forward_with(isa, s, algorithm, &[&x], &weight, epilogue, &mut y);
             input_grad_with(isa, s, algorithm, &dy, &weight, &mut [&mut dx]);
             weight_grad_with(isa, s, algorithm, &[&x], &dy, &mut dweight);
             assert_close(&y, &y64, tolerance);
+            let mut rectified = vec![7.0; y.len()];
+            let epilogue = Epilogue { activation: ConvActivation::Relu, ..epilogue };
+            forward_with(isa, s, algorithm, &[&x], &weight, epilogue, &mut rectified);
+            assert!(rectified.iter().zip(&y).all(|(&r, &y)| r == y.max(0.0)), "relu of {s:?}");
             assert_close(&dx, &dx64, tolerance);
             assert_close(&dweight, &dweight64, tolerance);
         }
@@ -82,7 +87,7 @@ fn same(batch: usize, side: usize, in_channels: usize, out_channels: usize, kern
         out_channels,
         kernel: [kernel; 2],
         stride: 1,
-        padding: kernel / 2,
+        padding: [kernel / 2; 2],
     }
 }
 
@@ -92,10 +97,10 @@ proptest! {
     fn any_shape_agrees_with_f64(
         (batch, height, width) in (1usize..=5, 1usize..=17, 1usize..=17),
         (in_channels, out_channels) in (1usize..=70, 1usize..=70),
-        (kh, kw, stride, padding, upsample) in (1usize..5, 1usize..5, 1usize..4, 0usize..4, 1usize..3),
+        (kh, kw, stride, upsample) in (1usize..5, 1usize..5, 1usize..4, 1usize..3), padding in [0usize..4, 0usize..4],
         seed: u64,
     ) {
-        let kernel = [kh.min(height * upsample + 2 * padding), kw.min(width * upsample + 2 * padding)];
+        let kernel = [kh.min(height * upsample + 2 * padding[0]), kw.min(width * upsample + 2 * padding[1])];
         check(&Conv2dShape { batch, height, width, upsample, in_channels, out_channels, kernel, stride, padding }, seed);
     }
 
@@ -108,7 +113,7 @@ proptest! {
     ) {
         let kernel = [3, 3];
         prop_assume!(height * upsample + 2 * padding >= 3 && width * upsample + 2 * padding >= 3);
-        check(&Conv2dShape { batch, height, width, upsample, in_channels, out_channels, kernel, stride: 1, padding }, seed);
+        check(&Conv2dShape { batch, height, width, upsample, in_channels, out_channels, kernel, stride: 1, padding: [padding; 2] }, seed);
     }
 
     #[test]
@@ -129,8 +134,8 @@ proptest! {
         for isa in Isa::all() {
             for algorithm in [ConvAlgorithm::Winograd, ConvAlgorithm::Direct] {
                 let (mut y, mut y_parts) = (dy.clone(), dy.clone());
-                forward_with(isa, &s, algorithm, &[&x], &weight, None, None, &mut y);
-                forward_with(isa, &s, algorithm, &[&left, &right], &weight, None, Some(&residual), &mut y_parts);
+                forward_with(isa, &s, algorithm, &[&x], &weight, Epilogue::default(), &mut y);
+                forward_with(isa, &s, algorithm, &[&left, &right], &weight, Epilogue { residual: Some(&residual), ..Epilogue::default() }, &mut y_parts);
                 let sum: Vec<f64> = y.iter().zip(&residual).map(|(&y, &r)| f64::from(y) + f64::from(r)).collect();
                 assert_close(&y_parts, &sum, 2e-5);
                 let (mut dx, mut dleft, mut dright) = (x.clone(), left.clone(), right.clone());
@@ -203,7 +208,7 @@ fn bits_do_not_depend_on_threads() {
             one_and_two_threads_agree(|| {
                 let (mut y, mut dx, mut dweight) = (dy.clone(), x.clone(), weight.clone());
                 let mut dbias = vec![0.0; s.out_channels];
-                conv2d_forward(&s, algorithm, &[&x], &weight, None, None, &mut y);
+                conv2d_forward(&s, algorithm, &[&x], &weight, Epilogue::default(), &mut y);
                 conv2d_input_grad(&s, algorithm, &dy, &weight, &mut [&mut dx]);
                 conv2d_weight_grad(&s, algorithm, &[&x], &dy, &mut dweight);
                 bias_grad(&dy, s.out_channels, &mut dbias);
@@ -222,7 +227,7 @@ fn nan_and_infinity_propagate() {
             let mut x = random(s.input_len(), 1);
             x[(3 * 8 + 3) * 20] = bad;
             let (mut y, mut dweight) = (vec![0.0; s.output_len()], vec![0.0; s.weight_len()]);
-            conv2d_forward(&s, algorithm, &[&x], &weight, None, None, &mut y);
+            conv2d_forward(&s, algorithm, &[&x], &weight, Epilogue::default(), &mut y);
             conv2d_weight_grad(&s, algorithm, &[&x], &dy, &mut dweight);
             assert!(y[(3 * 8 + 3) * 20..][..20].iter().all(|v| !v.is_finite()));
             assert!(dweight[..9].iter().all(|v| !v.is_finite()));
@@ -235,6 +240,6 @@ fn impossible_shapes_are_named() {
     let good = same(1, 4, 2, 2, 3);
     assert_eq!(good.validate(), Ok(()));
     assert_eq!(Conv2dShape { stride: 0, ..good }.validate(), Err(ShapeError::Zero("stride")));
-    let error = Conv2dShape { width: 2, padding: 0, ..good }.validate().unwrap_err();
+    let error = Conv2dShape { width: 2, padding: [0; 2], ..good }.validate().unwrap_err();
     assert_eq!(error.to_string(), "a kernel of 3 does not fit into 2 columns plus 0 on each side");
 }

@@ -87,7 +87,7 @@ pub(super) fn weight_grad(isa: Isa, shape: &Conv2dShape, x: &[f32], dy: &[f32], 
 /// The padded input, `[panels, batch, rows, columns, 16]`.
 fn padded(shape: &Conv2dShape, x: &[f32]) -> Panels {
     let Conv2dShape { batch, height, width, in_channels, kernel, stride, padding, .. } = *shape;
-    let (rows, columns) = (height + 2 * padding, width + 2 * padding);
+    let (rows, columns) = (height + 2 * padding[0], width + 2 * padding[1]);
     let image_len = rows * columns * PANEL;
     let panel_len = batch * image_len;
     let panels = in_channels.div_ceil(PANEL);
@@ -98,12 +98,12 @@ fn padded(shape: &Conv2dShape, x: &[f32]) -> Panels {
         // SAFETY: every task has its own image of its own panel.
         let target = unsafe { out.part(task * image_len..(task + 1) * image_len) };
         let lanes = (in_channels - panel * PANEL).min(PANEL);
-        if padding > 0 || lanes < PANEL {
+        if padding != [0; 2] || lanes < PANEL {
             target.fill(0.0);
         }
         for i in 0..height {
             let source = &x[(image * height + i) * width * in_channels..][..width * in_channels];
-            let target = &mut target[((i + padding) * columns + padding) * PANEL..][..width * PANEL];
+            let target = &mut target[((i + padding[0]) * columns + padding[1]) * PANEL..][..width * PANEL];
             for (target, source) in target.chunks_exact_mut(PANEL).zip(source.chunks_exact(in_channels)) {
                 target[..lanes].copy_from_slice(&source[panel * PANEL..][..lanes]);
             }

@@ -22,7 +22,7 @@ impl<'a> Windows<'a> {
     pub(super) fn of_input(shape: &Conv2dShape, x: &'a [f32]) -> Self {
         let Conv2dShape { batch, height, width, in_channels, stride, padding, .. } = *shape;
         let target = [shape.out_height(), shape.out_width()];
-        Self::new(x, batch, [height, width, in_channels], [padding; 2], target, stride)
+        Self::new(x, batch, [height, width, in_channels], padding, target, stride)
     }
 
     /// The windows in `source`, `batch` images of `[rows, columns, channels]`, with `padding` above and below, left and right.

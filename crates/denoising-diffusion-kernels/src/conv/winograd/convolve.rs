@@ -9,9 +9,9 @@
 use super::gather::Tiles;
 use super::product::{TERMS_PER_SUM, multiply};
 use super::transform::{FREQUENCIES, Kernels, Spread, filter_rows, input_tile, output_tile, output_tile_halved};
-use crate::conv::Conv2dShape;
 use crate::conv::direct::Direction;
 use crate::conv::parts::{Parts, PartsMut};
+use crate::conv::{Conv2dShape, Epilogue};
 use crate::gemm::{PANEL, spaced};
 use crate::par::{Scratch, Shared, for_each_task, task_range};
 use crate::simd::Isa;
@@ -35,31 +35,26 @@ struct Job<'a> {
     source: &'a Parts<'a>,
     weight: &'a [f32],
     targets: &'a PartsMut<'a>,
-    /// Added to every output, one value per channel.
-    bias: Option<&'a [f32]>,
-    /// Added to every output, an image like the target.
-    residual: Option<&'a [f32]>,
+    epilogue: Epilogue<'a>,
     /// Input and output channels of the product.
     channels: [usize; 2],
     patches: Tiles,
     results: Tiles,
 }
 
-/// target = source * weight + bias + residual, in the given direction, for shapes to which this [`super::applies`]. All parts of
-/// source and targets begin at multiples of sixteen channels; a bias and a residual go with one target.
-#[allow(clippy::too_many_arguments, reason = "the public function's, and the instruction set")]
+/// target = epilogue of source * weight, in the given direction, for shapes to which this [`super::applies`]. All parts of
+/// source and targets begin at multiples of sixteen channels; an epilogue goes with the forward direction and one target.
 pub(crate) fn convolve(
     isa: Isa,
     direction: Direction,
     shape: &Conv2dShape,
     source: &Parts<'_>,
     weight: &[f32],
-    bias: Option<&[f32]>,
-    residual: Option<&[f32]>,
+    epilogue: Epilogue<'_>,
     targets: &PartsMut<'_>,
 ) {
     let (input, output) = ([shape.height, shape.width], [shape.out_height(), shape.out_width()]);
-    let (batch, padding, upsample) = (shape.batch, shape.padding, shape.upsample);
+    let (batch, padding, upsample) = (shape.batch, shape.padding[0], shape.upsample);
     // The input gradient is the convolution of dy, padded by what is missing to 2, with the turned kernel.
     let (patches, results, channels) = match direction {
         Direction::Forward => (
@@ -76,7 +71,7 @@ pub(crate) fn convolve(
             )
         }
     };
-    let job = Job { isa, direction, shape, source, weight, targets, bias, residual, channels, patches, results };
+    let job = Job { isa, direction, shape, source, weight, targets, epilogue, channels, patches, results };
     if job.patches.count() > channels[1] { job.by_tiles() } else { job.by_channels() }
 }
 
@@ -233,9 +228,10 @@ impl Job<'_> {
                     output_tile_halved(self.isa, m, stride, end - first, &pixels, place);
                 } else {
                     let pixels = self.results.pixels::<4, 16>(tile);
-                    let bias = self.bias.map_or(&zeros[..end - first], |bias| &bias[first..end]);
-                    let add = self.residual.map_or(std::ptr::null(), |residual| residual[first..].as_ptr());
-                    output_tile(self.isa, m, stride, bias, &pixels, place, add);
+                    let bias = self.epilogue.bias.map_or(&zeros[..end - first], |bias| &bias[first..end]);
+                    let add = self.epilogue.residual.map_or(std::ptr::null(), |residual| residual[first..].as_ptr());
+                    let floor = self.epilogue.activation.floor();
+                    output_tile(self.isa, m, stride, bias, &pixels, place, add, floor);
                 }
             }
         }

@@ -20,7 +20,11 @@ use super::Conv2dShape;
 
 /// Whether this file can compute the convolution and its gradients at all.
 pub(super) fn applies(shape: &Conv2dShape) -> bool {
-    shape.kernel == [3, 3] && shape.stride == 1 && shape.padding <= 2 && shape.upsample <= 2
+    shape.kernel == [3, 3]
+        && shape.stride == 1
+        && shape.padding[0] == shape.padding[1]
+        && shape.padding[0] <= 2
+        && shape.upsample <= 2
 }
 
 /// Whether this file is faster than products and sums, as `cargo bench --bench roofline -- --algorithms` measures it: from sixteen channels

@@ -201,7 +201,7 @@ pub(super) struct Place {
 }
 
 simd_fn! {
-    /// A' m A + bias of one tile: frequency f of `m` begins at `m + f stride`. Pixels are numbered in the image; those
+    /// max(A' m A + bias, floor) of one tile: frequency f of `m` begins at `m + f stride`. Pixels are numbered in the image; those
     /// [`OUTSIDE`] are not stored.
     ///
     /// # Safety
@@ -214,6 +214,7 @@ simd_fn! {
         pixels: &[usize; 16],
         place: Place,
         add: *const f32,
+        floor: f32,
     ) {
         for c in (0..bias.len()).step_by(LANES) {
             let n = (bias.len() - c).min(LANES);
@@ -226,7 +227,8 @@ simd_fn! {
                     if !add.is_null() {
                         value = S::add(value, S::load_n(add.add(at), n));
                     }
-                    S::store_n(place.target.add(at), value, n);
+                    // In this order a NaN comes out.
+                    S::store_n(place.target.add(at), S::max(S::splat(floor), value), n);
                 }
             };
             // Rows of `m` go up to whole vectors.

@@ -28,7 +28,7 @@ const MIN_TASKS: usize = 16;
 /// channels.
 pub(crate) fn weight_grad(isa: Isa, shape: &Conv2dShape, x: &Parts<'_>, dy: &[f32], dweight: &mut [f32]) {
     let size = [shape.out_height(), shape.out_width()];
-    let patches = Tiles::new(shape.batch, size, [shape.height, shape.width], shape.upsample, shape.padding);
+    let patches = Tiles::new(shape.batch, size, [shape.height, shape.width], shape.upsample, shape.padding[0]);
     let results = Tiles::new(shape.batch, size, size, 1, 0);
     let dy = Parts::new(shape.batch * size[0] * size[1], &[dy]);
     let zeros = Scratch::zeroed(shape.in_channels.max(shape.out_channels));

@@ -9,6 +9,7 @@ mod tests;
 
 use burn::tensor::Tensor;
 
+pub use denoising_diffusion_kernels::pooling::Pooling;
 pub use plain::{to_nchw, to_nhwc};
 pub use settings::{Activations, ConvPrecision, activations, set_activations, set_conv_precision};
 
@@ -42,6 +43,34 @@ pub fn conv2d_skip(x: Tensor<4>, skip: Tensor<4>, weight: Tensor<4>, bias: Optio
 /// [`conv2d`] plus `residual [b, h, w, c_out]`.
 pub fn conv2d_add(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, residual: Tensor<4>) -> Tensor<4> {
     fused::conv2d_add(x, weight, bias, residual)
+}
+
+/// Where the windows of a convolution lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Pixels from one window to the next, down and across.
+    pub stride: usize,
+    /// Rows of zeros above and below, columns of zeros left and right.
+    pub padding: [usize; 2],
+}
+
+/// `max(conv(x), 0)`: `x [b, h, w, c_in]`, `weight [c_out, c_in, kh, kw]`, `bias [c_out]`.
+pub fn conv2d_relu(x: Tensor<4>, window: Window, weight: Tensor<4>, bias: Tensor<1>) -> Tensor<4> {
+    fused::conv2d_relu(x, window, weight, bias)
+}
+
+/// A pooling of square windows. Positions in the padding do not count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pool {
+    pub pooling: Pooling,
+    pub window: usize,
+    pub stride: usize,
+    pub padding: usize,
+}
+
+/// The largest or the mean value of each window, channel by channel: `x [b, h, w, c]`.
+pub fn pool2d(x: Tensor<4>, pool: Pool) -> Tensor<4> {
+    fused::pool2d(x, pool)
 }
 
 /// `x / max(|x|_2, 1e-12) * sqrt(c) * g + residual` over the last dimension: `x [b, h, w, c]`, `g [c]`, `residual` like `x`.

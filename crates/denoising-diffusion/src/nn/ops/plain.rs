@@ -1,10 +1,10 @@
 //! Every op in plain tensor operations: what backends without kernels of ours run, and what tests hold the kernels to.
 
-use burn::tensor::module::conv2d as conv2d_nchw;
-use burn::tensor::ops::ConvOptions;
+use burn::tensor::module::{avg_pool2d, conv2d as conv2d_nchw, max_pool2d};
+use burn::tensor::ops::{AvgPoolOptions, ConvOptions, MaxPoolOptions};
 use burn::tensor::{Tensor, activation};
 
-use super::Resampling;
+use super::{Pool, Pooling, Resampling, Window};
 
 /// Channels last to channels first.
 pub fn to_nchw(x: Tensor<4>) -> Tensor<4> {
@@ -45,6 +45,28 @@ pub fn conv2d_skip(x: Tensor<4>, skip: Tensor<4>, weight: Tensor<4>, bias: Optio
 /// See [`super::conv2d_add`].
 pub fn conv2d_add(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, residual: Tensor<4>) -> Tensor<4> {
     conv2d(x, weight, bias) + residual
+}
+
+/// See [`super::conv2d_relu`].
+pub fn conv2d_relu(x: Tensor<4>, window: Window, weight: Tensor<4>, bias: Tensor<1>) -> Tensor<4> {
+    let options = ConvOptions::new([window.stride; 2], window.padding, [1, 1], 1);
+    activation::relu(to_nhwc(conv2d_nchw(to_nchw(x), weight, Some(bias), options)))
+}
+
+/// See [`super::pool2d`].
+pub fn pool2d(x: Tensor<4>, pool: Pool) -> Tensor<4> {
+    let Pool { pooling, window, stride, padding } = pool;
+    let x = to_nchw(x);
+    to_nhwc(match pooling {
+        Pooling::Max => {
+            let options = MaxPoolOptions::new([window; 2]).with_stride([stride; 2]).with_padding([padding; 2]);
+            max_pool2d(x, options)
+        }
+        Pooling::Mean => {
+            let options = AvgPoolOptions::new([window; 2]).with_stride([stride; 2]).with_padding([padding; 2]);
+            avg_pool2d(x, options.with_count_include_pad(false))
+        }
+    })
 }
 
 /// See [`super::rms_norm`].

@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use proptest::prelude::*;
 
-use super::{ConvWeights, Resampling, ResidualBlock, plain};
+use super::{ConvWeights, Pool, Pooling, Resampling, ResidualBlock, Window, plain};
 use crate::nn::params::host_values;
 use crate::noise::{Purpose, Stream};
 
@@ -70,6 +70,43 @@ proptest! {
             outcome(y, &cotangent, &[&of(&x), &of(&weight), &of(&bias)])
         };
         compare("conv2d", run(super::conv2d), run(plain::conv2d));
+    }
+
+    #[test]
+    fn rectified_convolution(
+        seed: u64, b in 1_usize..4, size in [3_usize..12, 3_usize..12], c in 1_usize..20, o in 1_usize..20,
+        kernel in [1_usize..5, 1_usize..5], stride in 1_usize..3, padding in [0_usize..3, 0_usize..3],
+    ) {
+        let kernel = [0, 1].map(|axis| kernel[axis].min(size[axis] + 2 * padding[axis]));
+        let mut draw = Draw { seed, drawn: 0 };
+        let x = draw.tensor([b, size[0], size[1], c]);
+        let (weight, bias) = (draw.tensor([o, c, kernel[0], kernel[1]]), draw.tensor([o]));
+        let side = |axis: usize| (size[axis] + 2 * padding[axis] - kernel[axis]) / stride + 1;
+        let cotangent = draw.tensor([b, side(0), side(1), o]);
+        let run = |f: fn(Tensor<4>, Window, Tensor<4>, Tensor<1>) -> Tensor<4>| {
+            let y = f(x.clone(), Window { stride, padding }, weight.clone(), bias.clone());
+            outcome(y, &cotangent, &[&of(&x), &of(&weight), &of(&bias)])
+        };
+        compare("conv2d_relu", run(super::conv2d_relu), run(plain::conv2d_relu));
+    }
+
+    #[test]
+    fn pooling(
+        seed: u64, b in 1_usize..4, h in 3_usize..10, w in 3_usize..10, c in 1_usize..20,
+        window in 1_usize..4, stride in 1_usize..3, padded: bool,
+    ) {
+        let padding = if padded { window / 2 } else { 0 };
+        let mut draw = Draw { seed, drawn: 0 };
+        let x = draw.tensor([b, h, w, c]);
+        let side = |size: usize| (size + 2 * padding - window) / stride + 1;
+        let cotangent = draw.tensor([b, side(h), side(w), c]);
+        for pooling in [Pooling::Max, Pooling::Mean] {
+            let run = |f: fn(Tensor<4>, Pool) -> Tensor<4>| {
+                let y = f(x.clone(), Pool { pooling, window, stride, padding });
+                outcome(y, &cotangent, &[&of(&x)])
+            };
+            compare("pool2d", run(super::pool2d), run(plain::pool2d));
+        }
     }
 
     #[test]

@@ -2,18 +2,23 @@
 
 use burn_flex::FlexTensor;
 use denoising_diffusion_kernels::conv::{
-    Conv2dShape, ConvAlgorithm, bias_grad, conv2d_forward, conv2d_input_grad, conv2d_weight_grad,
+    Conv2dShape, ConvActivation, ConvAlgorithm, Epilogue, bias_grad, conv2d_forward, conv2d_input_grad,
+    conv2d_weight_grad,
 };
 
-use super::super::Resampling;
 use super::super::settings::{ConvPrecision, conv_precision};
+use super::super::{Resampling, Window};
 use super::{Kernel, dims, slice, tensor, when};
 
 /// `x [b, h, w, c_in]`, `weight [c_out, c_in, k, k]`, `bias [c_out]`; stride 1, padding `k / 2`, of the resampled `x`.
 #[derive(Clone, Debug)]
 pub(super) struct Conv(pub(super) Resampling);
 
-/// The same of `x` and `skip` side by side: `x`, `skip`, `weight`, `bias`.
+/// The largest of 0 and a convolution with windows of its own: `x`, `weight`, `bias`.
+#[derive(Clone, Debug)]
+pub(super) struct ConvRelu(pub(super) Window);
+
+/// The same as [`Conv`] of `x` and `skip` side by side: `x`, `skip`, `weight`, `bias`.
 #[derive(Clone, Debug)]
 pub(super) struct ConvSkip;
 
@@ -41,13 +46,13 @@ fn shape_of(x: &FlexTensor, channels: usize, resampling: Resampling, weight: &Fl
         out_channels,
         kernel: [kh, kw],
         stride: 1,
-        padding: kh / 2,
+        padding: [kh / 2, kw / 2],
     };
     match resampling {
         Resampling::Keep => same,
         Resampling::Double => Conv2dShape { upsample: 2, ..same },
         // A weight [c_out, 4 c_in, 1, 1] on blocks turned to channels is a weight [c_out, c_in, 2, 2] on the blocks.
-        Resampling::Halve => Conv2dShape { kernel: [2, 2], stride: 2, padding: 0, ..same },
+        Resampling::Halve => Conv2dShape { kernel: [2, 2], stride: 2, padding: [0; 2], ..same },
     }
 }
 
@@ -57,10 +62,12 @@ fn forward(
     weight: &FlexTensor,
     bias: &FlexTensor,
     residual: Option<&FlexTensor>,
+    activation: ConvActivation,
 ) -> FlexTensor {
     let x: Vec<&[f32]> = x.iter().map(|x| slice(x)).collect();
     tensor([shape.batch, shape.out_height(), shape.out_width(), shape.out_channels], |y| {
-        conv2d_forward(shape, algorithm(), &x, slice(weight), Some(slice(bias)), residual.map(slice), y);
+        let epilogue = Epilogue { bias: Some(slice(bias)), residual: residual.map(slice), activation };
+        conv2d_forward(shape, algorithm(), &x, slice(weight), epilogue, y);
     })
 }
 
@@ -88,7 +95,10 @@ impl Kernel<3> for Conv {
 
     fn forward(&self, [x, weight, bias]: [FlexTensor; 3]) -> (FlexTensor, Self::Saved) {
         let [_, _, _, channels] = dims(&x);
-        (forward(&shape_of(&x, channels, self.0, &weight), &[&x], &weight, &bias, None), (x, weight))
+        (
+            forward(&shape_of(&x, channels, self.0, &weight), &[&x], &weight, &bias, None, ConvActivation::Identity),
+            (x, weight),
+        )
     }
 
     fn saved(&self, [x, weight, _]: [FlexTensor; 3]) -> Self::Saved {
@@ -98,6 +108,36 @@ impl Kernel<3> for Conv {
     fn backward(&self, (x, weight): Self::Saved, dy: FlexTensor, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
         let [_, _, _, channels] = dims(&x);
         let shape = shape_of(&x, channels, self.0, &weight);
+        let dx = when(wanted[0], || input_gradient(&shape, &x, &weight, &dy));
+        let [dweight, dbias] = parameter_gradients(&shape, &[&x], &weight, &dy, [wanted[1], wanted[2]]);
+        [dx, dweight, dbias]
+    }
+}
+
+impl ConvRelu {
+    fn shape_of(&self, x: &FlexTensor, weight: &FlexTensor) -> Conv2dShape {
+        let ([batch, height, width, in_channels], [out_channels, _, kh, kw]) = (dims(x), dims(weight));
+        let Window { stride, padding } = self.0;
+        Conv2dShape { batch, height, width, upsample: 1, in_channels, out_channels, kernel: [kh, kw], stride, padding }
+    }
+}
+
+impl Kernel<3> for ConvRelu {
+    type Saved = [FlexTensor; 3];
+
+    fn forward(&self, [x, weight, bias]: [FlexTensor; 3]) -> (FlexTensor, Self::Saved) {
+        let shape = self.shape_of(&x, &weight);
+        let y = forward(&shape, &[&x], &weight, &bias, None, ConvActivation::Relu);
+        (y.clone(), [x, weight, y])
+    }
+
+    fn backward(&self, [x, weight, y]: Self::Saved, dy: FlexTensor, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
+        let shape = self.shape_of(&x, &weight);
+        let dy = tensor(dims::<4>(&y), |d| {
+            for ((d, &dy), &y) in d.iter_mut().zip(slice(&dy)).zip(slice(&y)) {
+                *d = if y > 0.0 { dy } else { 0.0 };
+            }
+        });
         let dx = when(wanted[0], || input_gradient(&shape, &x, &weight, &dy));
         let [dweight, dbias] = parameter_gradients(&shape, &[&x], &weight, &dy, [wanted[1], wanted[2]]);
         [dx, dweight, dbias]
@@ -115,7 +155,8 @@ impl Kernel<4> for ConvSkip {
     type Saved = [FlexTensor; 3];
 
     fn forward(&self, [x, skip, weight, bias]: [FlexTensor; 4]) -> (FlexTensor, Self::Saved) {
-        let y = forward(&Self::shape_of(&x, &skip, &weight), &[&x, &skip], &weight, &bias, None);
+        let y =
+            forward(&Self::shape_of(&x, &skip, &weight), &[&x, &skip], &weight, &bias, None, ConvActivation::Identity);
         (y, [x, skip, weight])
     }
 
@@ -144,7 +185,7 @@ impl Kernel<4> for ConvAdd {
     fn forward(&self, [x, weight, bias, residual]: [FlexTensor; 4]) -> (FlexTensor, Self::Saved) {
         let [_, _, _, channels] = dims(&x);
         let shape = shape_of(&x, channels, Resampling::Keep, &weight);
-        (forward(&shape, &[&x], &weight, &bias, Some(&residual)), (x, weight))
+        (forward(&shape, &[&x], &weight, &bias, Some(&residual), ConvActivation::Identity), (x, weight))
     }
 
     fn saved(&self, [x, weight, ..]: [FlexTensor; 4]) -> Self::Saved {

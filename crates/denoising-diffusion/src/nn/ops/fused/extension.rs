@@ -5,10 +5,11 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Flex, backend_extension};
 use burn_flex::FlexTensor;
 
-use super::super::Resampling;
+use super::super::{Pool, Resampling, Window};
 use super::attention::{FullAttention, LinearAttention};
-use super::conv::{Conv, ConvAdd, ConvSkip};
+use super::conv::{Conv, ConvAdd, ConvRelu, ConvSkip};
 use super::norm::{RmsNorm, RmsNormAdd, RmsNormScaled, Silu};
+use super::pooling::Pooled;
 use super::{blocks, run, track};
 
 /// The operations, as Burn dispatches them. Without a bias a convolution is given zeros.
@@ -33,6 +34,13 @@ pub trait FusedOps: burn::backend::Backend {
         bias: FloatTensor<Self>,
         residual: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
+    fn conv2d_relu(
+        x: FloatTensor<Self>,
+        window: Window,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+    fn pool2d(x: FloatTensor<Self>, pool: Pool) -> FloatTensor<Self>;
     fn rms_norm(x: FloatTensor<Self>, g: FloatTensor<Self>) -> FloatTensor<Self>;
     fn rms_norm_add(x: FloatTensor<Self>, g: FloatTensor<Self>, residual: FloatTensor<Self>) -> FloatTensor<Self>;
     fn rms_norm_silu(x: FloatTensor<Self>, g: FloatTensor<Self>) -> FloatTensor<Self>;
@@ -101,6 +109,14 @@ impl FusedOps for Flex {
 
     fn conv2d_add(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, residual: FlexTensor) -> FlexTensor {
         run(ConvAdd, [x, weight, bias, residual])
+    }
+
+    fn conv2d_relu(x: FlexTensor, window: Window, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
+        run(ConvRelu(window), [x, weight, bias])
+    }
+
+    fn pool2d(x: FlexTensor, pool: Pool) -> FlexTensor {
+        run(Pooled(pool), [x])
     }
 
     fn rms_norm(x: FlexTensor, g: FlexTensor) -> FlexTensor {
@@ -214,6 +230,19 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         residual: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         track::<C, _, 4>(ConvAdd, [x, weight, bias, residual])
+    }
+
+    fn conv2d_relu(
+        x: FloatTensor<Self>,
+        window: Window,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        track::<C, _, 3>(ConvRelu(window), [x, weight, bias])
+    }
+
+    fn pool2d(x: FloatTensor<Self>, pool: Pool) -> FloatTensor<Self> {
+        track::<C, _, 1>(Pooled(pool), [x])
     }
 
     fn rms_norm(x: FloatTensor<Self>, g: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -9,6 +9,7 @@ mod chain;
 mod conv;
 mod extension;
 mod norm;
+mod pooling;
 
 use std::fmt::Debug;
 
@@ -23,7 +24,7 @@ use burn_flex::{FlexTensor, Layout};
 
 use extension::FusedOps;
 
-use super::Resampling;
+use super::{Pool, Resampling, Window};
 
 pub use blocks::{attention_block, linear_attention_block, residual_block};
 
@@ -143,6 +144,17 @@ pub fn conv2d_add(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, resi
     let bias = or_zeros(bias, &weight).into_dispatch();
     let (x, weight, residual) = (x.into_dispatch(), weight.into_dispatch(), residual.into_dispatch());
     Tensor::from_dispatch(<Dispatch as FusedOps>::conv2d_add(x, weight, bias, residual))
+}
+
+/// See [`super::conv2d_relu`].
+pub fn conv2d_relu(x: Tensor<4>, window: Window, weight: Tensor<4>, bias: Tensor<1>) -> Tensor<4> {
+    let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as FusedOps>::conv2d_relu(x, window, weight, bias))
+}
+
+/// See [`super::pool2d`].
+pub fn pool2d(x: Tensor<4>, pool: Pool) -> Tensor<4> {
+    Tensor::from_dispatch(<Dispatch as FusedOps>::pool2d(x.into_dispatch(), pool))
 }
 
 fn or_zeros(bias: Option<Tensor<1>>, weight: &Tensor<4>) -> Tensor<1> {
