@@ -2,6 +2,7 @@
 
 mod golden;
 mod import;
+mod inception;
 mod layers;
 mod losses;
 mod optimizer;
