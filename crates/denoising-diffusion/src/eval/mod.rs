@@ -3,3 +3,4 @@
 //! Not here: drawing samples ([`crate::generate`]), and files that are not about evaluation.
 
 pub mod inception;
+pub mod result;
