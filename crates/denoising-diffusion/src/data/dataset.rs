@@ -12,7 +12,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::array::{self, ArraySource, Labels};
-use super::config::{CachePolicy, ChannelPolicy, DataConfig, Flip, ImageShape, ImageSize};
+use super::config::{CachePolicy, ChannelPolicy, DataConfig, Flip, ImageShape, ImageSize, ResizePolicy};
 use super::folder::{self, ImageFile, Prepare, Scan};
 use super::order::{Mirror, split_permutation};
 use super::raster::Samples;
@@ -48,6 +48,7 @@ pub struct Dataset {
     digest: String,
     summary: Summary,
     natural_flip: Flip,
+    resize: ResizePolicy,
 }
 
 /// Where the values are; everything in memory is prepared, channels last.
@@ -171,6 +172,7 @@ impl Dataset {
             digest,
             summary,
             natural_flip: Flip::On,
+            resize: config.resize,
         })
     }
 
@@ -201,6 +203,7 @@ impl Dataset {
             digest,
             summary,
             natural_flip: if source.path.as_os_str() == digits::NAME { Flip::Off } else { Flip::On },
+            resize: config.resize,
         })
     }
 
@@ -284,6 +287,11 @@ impl Dataset {
             }
         }
         Ok(())
+    }
+
+    /// How images of another size were fitted.
+    pub fn resize(&self) -> ResizePolicy {
+        self.resize
     }
 
     /// Divides the images into (training, held out) by `seed`. `fraction` is in [0, 1); at most 1000

@@ -92,7 +92,7 @@ pub fn write_npy_f32(path: &Path, shape: &[usize], values: &[f32]) -> Result<(),
     }
     let write = || -> std::io::Result<()> {
         let mut file = BufWriter::new(File::create(path)?);
-        file.write_all(&f32_header(shape))?;
+        file.write_all(&header_of("<f4", shape))?;
         for value in values {
             file.write_all(&value.to_le_bytes())?;
         }
@@ -101,10 +101,31 @@ pub fn write_npy_f32(path: &Path, shape: &[usize], values: &[f32]) -> Result<(),
     write().map_err(|e| DataError::io("write", path, e))
 }
 
+/// A float64 or float32 array, without loss: its shape and its values in C order. `path` is for messages.
+pub(crate) fn read_npy_f64(mut reader: impl Read, path: &Path) -> Result<(Vec<usize>, Vec<f64>), DataError> {
+    let header = read_header(&mut reader, path)?;
+    if header.kind != Kind::Float {
+        return Err(DataError::format(path, "float64 or float32 values", format!("dtype `{}`", header.descr)));
+    }
+    let bytes = read_bytes(&header, reader, path)?;
+    let values = elements(&bytes, &header, |bits| match header.width {
+        4 => f32::from_bits(bits as u32).into(),
+        _ => f64::from_bits(bits),
+    });
+    let values = c_order(values, &header.shape, header.fortran);
+    Ok((header.shape, values))
+}
+
+/// Writes a float64 array.
+pub(crate) fn write_npy_f64(out: &mut impl Write, shape: &[usize], values: &[f64]) -> std::io::Result<()> {
+    out.write_all(&header_of("<f8", shape))?;
+    values.iter().try_for_each(|value| out.write_all(&value.to_le_bytes()))
+}
+
 /// Header of version 1.0, padded so that values start at a multiple of 64 bytes.
-fn f32_header(shape: &[usize]) -> Vec<u8> {
+fn header_of(descr: &str, shape: &[usize]) -> Vec<u8> {
     let sides: String = shape.iter().map(|side| format!("{side}, ")).collect();
-    let mut dict = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({sides}), }}");
+    let mut dict = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({sides}), }}");
     let prefix = MAGIC.len() + 4;
     let padded = (prefix + dict.len() + 1).next_multiple_of(64);
     dict.push_str(&" ".repeat(padded - prefix - dict.len() - 1));
@@ -195,7 +216,8 @@ fn parse_header(text: &str) -> Result<Header, String> {
     Ok(Header { descr, kind, width, big_endian, fortran, shape })
 }
 
-fn read_values(header: Header, reader: impl Read, path: &Path) -> Result<NpyArray, DataError> {
+/// The bytes of the values, all of them.
+fn read_bytes(header: &Header, reader: impl Read, path: &Path) -> Result<Vec<u8>, DataError> {
     let count = header
         .shape
         .iter()
@@ -210,6 +232,11 @@ fn read_values(header: Header, reader: impl Read, path: &Path) -> Result<NpyArra
             found: bytes.len() as u64,
         });
     }
+    Ok(bytes)
+}
+
+fn read_values(header: Header, reader: impl Read, path: &Path) -> Result<NpyArray, DataError> {
+    let bytes = read_bytes(&header, reader, path)?;
     let shape = &header.shape;
     let values = match header.kind {
         Kind::Unsigned if header.width == 1 => Values::U8(c_order(bytes, shape, header.fortran)),

@@ -2,5 +2,10 @@
 //!
 //! Not here: drawing samples ([`crate::generate`]), and files that are not about evaluation.
 
+pub mod extract;
+pub mod images;
 pub mod inception;
+pub mod likelihood;
+pub mod metrics;
 pub mod result;
+pub mod statistics_file;

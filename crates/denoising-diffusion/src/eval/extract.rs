@@ -1,0 +1,153 @@
+//! From images to features, and a store of features on disk: those of a folder are computed once. Not here: the network.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Tensor, TensorData};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+use super::images::Images;
+use super::inception::{CLASSES, FeatureBlock, ImageInput, InceptionV3, InputError, SIDE};
+use crate::data::DataError;
+use crate::interop::{self, InteropError, Metadata, StateDict};
+use crate::nn::params::host_values;
+
+/// Images that go through Inception at a time; more is not faster, and takes memory.
+const BATCH: usize = 8;
+
+/// Inception with the name of its weights.
+#[derive(Clone, Debug)]
+pub struct Extractor {
+    pub network: InceptionV3,
+    pub block: FeatureBlock,
+    /// SHA-256 of the weights' file.
+    pub digest: String,
+    /// What is put behind transparent pixels: red, green, blue in [0, 1].
+    pub background: [f32; 3],
+}
+
+/// What Inception says about images.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Extracted {
+    pub n: usize,
+    pub dims: usize,
+    /// `[n, dims]`
+    pub features: Vec<f32>,
+    /// `[n, 1008]`, with the final block only.
+    pub logits: Option<Vec<f32>>,
+}
+
+/// Why there are no features.
+#[derive(Debug, Error)]
+pub enum ExtractError {
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error(transparent)]
+    Input(#[from] InputError),
+    #[error("image {image} has features that are not finite")]
+    NotFinite { image: usize },
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// Told how many images are done, and asked whether to go on.
+pub type OnImages<'a> = &'a mut dyn FnMut(usize) -> ControlFlow<()>;
+
+impl Extractor {
+    /// What is done to images of a shape, in words.
+    ///
+    /// # Errors
+    /// Images that cannot be shown to Inception.
+    pub fn preprocessing(&self, shape: [usize; 3]) -> Result<String, InputError> {
+        Ok(ImageInput::new(shape, self.background)?.describe())
+    }
+
+    /// The features of images, in their order.
+    ///
+    /// # Errors
+    /// Images that cannot be read or shown to Inception, features that are not finite, and the wish to stop.
+    pub fn extract(&self, images: &Images, on_images: OnImages<'_>) -> Result<Extracted, ExtractError> {
+        let input = ImageInput::new(images.shape(), self.background)?;
+        let dims = self.block.dims();
+        let mut features = Vec::with_capacity(images.len() * dims);
+        let mut logits = Vec::new();
+        images.each_batch(BATCH, |batch| {
+            let prepared = input.prepare(batch);
+            let x = TensorData::new(prepared, [batch.len() / images.image_len(), SIDE, SIDE, 3]);
+            let output = denoising_diffusion_kernels::without_sleep(|| {
+                self.network.forward(Tensor::from_data(x, self.network.device()), self.block)
+            });
+            features.extend(host_values(output.features));
+            logits.extend(output.logits.map(host_values).into_iter().flatten());
+            match on_images(features.len() / dims) {
+                ControlFlow::Continue(()) => Ok(()),
+                ControlFlow::Break(()) => Err(ExtractError::Interrupted),
+            }
+        })?;
+        if let Some(at) = features.iter().position(|value| !value.is_finite()) {
+            return Err(ExtractError::NotFinite { image: at / dims });
+        }
+        let logits = (self.block == FeatureBlock::Final).then_some(logits);
+        Ok(Extracted { n: images.len(), dims, features, logits })
+    }
+}
+
+/// Features on disk, by what they were computed from.
+#[derive(Clone, Debug)]
+pub struct FeatureStore {
+    folder: PathBuf,
+}
+
+const FEATURES: &str = "features";
+const LOGITS: &str = "logits";
+
+impl FeatureStore {
+    /// A store in a folder, which need not exist.
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self { folder: folder.into() }
+    }
+
+    /// Where the features of these images by this extractor lie. The name holds a digest of all that they depend on: images, their
+    /// preparation, weights, block and preprocessing.
+    pub fn path(&self, extractor: &Extractor, images: &Images) -> Result<PathBuf, InputError> {
+        let key = json!({
+            "images": images.digest(),
+            "n": images.len(),
+            "weights": extractor.digest,
+            "block": extractor.block.dims(),
+            "preprocessing": extractor.preprocessing(images.shape())?,
+        });
+        let digest: String = Sha256::digest(key.to_string()).iter().take(16).map(|b| format!("{b:02x}")).collect();
+        Ok(self.folder.join(format!("{digest}.safetensors")))
+    }
+
+    /// Features that were stored and are whole; others do not count.
+    pub fn load(&self, path: &Path) -> Option<Extracted> {
+        let (mut state, _) = interop::read_safetensors(path).ok()?;
+        let features = state.remove(FEATURES)?;
+        let [n, dims] = features.shape[..] else { return None };
+        let logits = state.remove(LOGITS).filter(|logits| logits.shape == [n, CLASSES]);
+        if dims == FeatureBlock::Final.dims() && logits.is_none() {
+            return None;
+        }
+        Some(Extracted { n, dims, features: features.values, logits: logits.map(|logits| logits.values) })
+    }
+
+    /// Stores features.
+    ///
+    /// # Errors
+    /// A folder or file that cannot be written.
+    pub fn save(&self, path: &Path, extracted: &Extracted) -> Result<(), InteropError> {
+        std::fs::create_dir_all(&self.folder)
+            .map_err(|source| InteropError::Io { action: "create", path: self.folder.clone(), source })?;
+        let mut state = StateDict::new();
+        let (n, dims) = (extracted.n, extracted.dims);
+        state.insert(FEATURES, interop::TensorData::new([n, dims], extracted.features.clone())?);
+        if let Some(logits) = &extracted.logits {
+            state.insert(LOGITS, interop::TensorData::new([n, CLASSES], logits.clone())?);
+        }
+        interop::write_safetensors(path, &state, &Metadata::new())
+    }
+}
