@@ -5,8 +5,9 @@
 //! the bounds leave the decision open. Every result is therefore the one of direct distances throughout: it depends neither on the
 //! tiles, nor on the number of threads, nor on how the product rounds.
 //!
-//! The product is in f64. In f32 it takes half the time, but its error bound is 5e8 times as wide: with 2048 dimensions it is of the
-//! order of 1e-4 of the norms, and too many decisions stay open. Memory: about 6 MB for each thread, whatever the tables' sizes.
+//! The product is in f64. In f32 it takes half the time (45 against 22 GFlop/s on a core with AVX2), but bounds that always hold would
+//! then need the features centred and scaled: f32 overflows and underflows in the products of values that are themselves in range, and
+//! its error is 5e8 times as large beside the norms. Memory: about 6 MB for each thread, whatever the tables' sizes.
 
 use std::ops::Range;
 
