@@ -1,0 +1,93 @@
+//! What can be wrong with tables that are to be compared.
+
+use super::features::Features;
+
+/// Tables of features that a metric cannot compare, or a number that does not go with them.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TableError {
+    /// Rows of different lengths.
+    #[error("{second} features have {found} dimensions, {first} features {expected}; expected as many")]
+    Dims {
+        /// Whose dimensions set the expectation.
+        first: &'static str,
+        /// Its dimensions.
+        expected: usize,
+        /// Whose differ.
+        second: &'static str,
+        /// Its dimensions.
+        found: usize,
+    },
+    /// Too few rows.
+    #[error("{found} {what} features; expected at least {needed}")]
+    TooFew {
+        /// Of what.
+        what: &'static str,
+        /// Rows needed.
+        needed: usize,
+        /// Rows that came.
+        found: usize,
+    },
+    /// No neighbours asked for.
+    #[error("k is 0; expected at least 1 neighbour")]
+    NoNeighbours,
+    /// Too few directions for a standard error.
+    #[error("{found} directions; expected at least {needed}")]
+    TooFewDirections {
+        /// Directions needed.
+        needed: usize,
+        /// Directions that came.
+        found: usize,
+    },
+    /// Directions of another length than the features.
+    #[error("{values} values are no whole directions of {dims} dimensions")]
+    PartialDirection {
+        /// Values that came.
+        values: usize,
+        /// Dimensions of the features.
+        dims: usize,
+    },
+    /// NaN or infinity in a direction.
+    #[error("dimension {dim} of direction {direction} is {value}; expected a finite number")]
+    DirectionNotFinite {
+        /// First direction with such a value.
+        direction: usize,
+        /// Its place in the direction.
+        dim: usize,
+        /// The value, as text.
+        value: String,
+    },
+}
+
+impl TableError {
+    /// Refuses two tables whose rows differ in length.
+    pub(super) fn dims(first: &'static str, a: Features, second: &'static str, b: Features) -> Result<(), Self> {
+        if a.dims() == b.dims() {
+            return Ok(());
+        }
+        Err(Self::Dims { first, expected: a.dims(), second, found: b.dims() })
+    }
+
+    /// Refuses a table of fewer rows than needed.
+    pub(super) fn rows(what: &'static str, table: Features, needed: usize) -> Result<(), Self> {
+        if table.n() >= needed {
+            return Ok(());
+        }
+        Err(Self::TooFew { what, needed, found: table.n() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_carry_both_numbers() {
+        let (a, b) = (Features::new(&[0.0; 6], 3).unwrap(), Features::new(&[0.0; 6], 2).unwrap());
+        let error = TableError::dims("real", a, "generated", b).unwrap_err();
+        assert_eq!(error.to_string(), "generated features have 2 dimensions, real features 3; expected as many");
+        let error = TableError::rows("real", a, 6).unwrap_err();
+        assert_eq!(error.to_string(), "2 real features; expected at least 6");
+        assert!(TableError::dims("real", a, "generated", a).is_ok() && TableError::rows("real", a, 2).is_ok());
+    }
+}
