@@ -1,7 +1,18 @@
+//! Metrics on tables of features: mathematics on plain slices, the same result on any number of threads. Not here: images, networks,
+//! files.
+
 mod distances;
+pub mod draws;
 pub mod estimate;
 pub mod features;
+pub mod fid;
+pub mod frechet;
+pub mod inception_score;
+pub mod kid;
+mod linalg;
 pub mod neighbours;
 pub mod prdc;
+mod projection;
 pub mod sliced_wasserstein;
+pub mod statistics;
 pub mod table_error;

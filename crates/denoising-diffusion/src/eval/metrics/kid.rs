@@ -1,0 +1,203 @@
+//! KID: the squared maximum mean discrepancy between features of real and generated images under a polynomial kernel.
+//!
+//! k(x, y) = (x . y / dims + 1)^3, in the unbiased estimate of Binkowski et al. 2018, "Demystifying MMD GANs" (arXiv:1801.01401).
+//! Unlike FID its expectation does not depend on the number of images; it may come out below 0.
+
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Mat, MatRef};
+use rayon::prelude::*;
+
+use super::draws::{Draw, subset};
+use super::features::Features;
+use super::linalg;
+
+/// How KID is averaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KidOptions {
+    /// Seed of the subsets.
+    pub seed: u64,
+    /// Number of subsets, at least 1.
+    pub subsets: usize,
+    /// Images of each side per subset, at least 2; fewer where one side has fewer.
+    pub subset_size: usize,
+}
+
+impl Default for KidOptions {
+    fn default() -> Self {
+        Self { seed: 0, subsets: 100, subset_size: 1000 }
+    }
+}
+
+/// A KID.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kid {
+    /// Mean over subsets.
+    pub value: f64,
+    /// Standard deviation over subsets (divided by their number, as torch-fidelity), 0 for a single one. It says how much a KID
+    /// of `subset_size` images scatters, not how certain `value` is.
+    pub standard_deviation: f64,
+    /// Standard error of `value`, over other images on both sides; `None` for fewer than 4 images or a single subset.
+    pub standard_error: Option<f64>,
+    /// Number of subsets; 1 where both sides have no more images than a subset.
+    pub subsets: usize,
+    /// Images of each side per subset.
+    pub subset_size: usize,
+    /// Real images.
+    pub n_real: usize,
+    /// Generated images.
+    pub n_generated: usize,
+}
+
+/// A KID that cannot be computed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KidError {
+    /// Different dimensions.
+    #[error("generated features have {generated} dimensions, real ones {real}")]
+    Dims {
+        /// Of the real features.
+        real: usize,
+        /// Of the generated features.
+        generated: usize,
+    },
+    /// The unbiased estimate needs pairs.
+    #[error("{real} real and {generated} generated images; KID needs at least 2 of each")]
+    TooFewRows {
+        /// Real images, in all or in a subset.
+        real: usize,
+        /// Generated images.
+        generated: usize,
+    },
+    /// Options out of range.
+    #[error("{subsets} subsets of {size} images; expected at least 1 of at least 2")]
+    Subsets {
+        /// Number of subsets.
+        subsets: usize,
+        /// Images in each.
+        size: usize,
+    },
+    /// A subset that names an image past the end.
+    #[error("a subset names image {index} of {n}")]
+    Index {
+        /// The index.
+        index: usize,
+        /// Number of images on that side.
+        n: usize,
+    },
+}
+
+/// Images of either side, by row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KidSubset {
+    /// Rows of the real features, at least 2.
+    pub real: Vec<usize>,
+    /// Rows of the generated features, at least 2.
+    pub generated: Vec<usize>,
+}
+
+impl Kid {
+    /// KID between `real` and `generated`.
+    ///
+    /// Subsets are drawn without repetition within each. Where both sides have no more images than `subset_size` (or the same
+    /// smaller number), one estimate over all is made instead.
+    ///
+    /// With s the standard deviation over S subsets of m out of n images (n the smaller side), SE = s sqrt(1 / S + m / (n - m)): the
+    /// draw of the subsets, and the delete-d jackknife of Shao and Wu 1989, "A general theory for jackknife variance
+    /// estimation", d = n - m. Where m is more than n / 2, a second set of subsets of n / 2 gives s and m. The larger side is
+    /// treated as if it had n images too: the error is overestimated rather than the opposite.
+    ///
+    /// # Errors
+    /// [`KidError`] where dimensions differ, a side has fewer than 2 images, or the options are out of range.
+    pub fn new(real: Features<'_>, generated: Features<'_>, options: &KidOptions) -> Result<Self, KidError> {
+        let KidOptions { seed, subsets, subset_size } = *options;
+        if subsets == 0 || subset_size < 2 {
+            return Err(KidError::Subsets { subsets, size: subset_size });
+        }
+        let (n_real, n_generated) = (real.n(), generated.n());
+        let n = n_real.min(n_generated);
+        let m = subset_size.min(n);
+        let count = if n_real == m && n_generated == m { 1 } else { subsets };
+        let draw = |draws: [Draw; 2], count: usize, m: usize| {
+            let subset = |number| KidSubset {
+                real: subset(seed, draws[0], number as u32, n_real, m),
+                generated: subset(seed, draws[1], number as u32, n_generated, m),
+            };
+            (0..count).map(subset).collect::<Vec<_>>()
+        };
+        let drawn = draw([Draw::KidReal, Draw::KidGenerated], count, m);
+        let (value, standard_deviation) = mean_and_deviation(&kid_of_subsets(real, generated, &drawn)?);
+        let standard_error = if subsets < 2 || n < 4 {
+            None
+        } else if m <= n / 2 {
+            Some(standard_deviation * (1.0 / subsets as f64 + m as f64 / (n - m) as f64).sqrt())
+        } else {
+            let halves = draw([Draw::KidErrorReal, Draw::KidErrorGenerated], subsets, n / 2);
+            let (_, deviation) = mean_and_deviation(&kid_of_subsets(real, generated, &halves)?);
+            Some(deviation * (1.0 / subsets as f64 + (n / 2) as f64 / (n - n / 2) as f64).sqrt())
+        };
+        Ok(Self { value, standard_deviation, standard_error, subsets: count, subset_size: m, n_real, n_generated })
+    }
+}
+
+/// The unbiased squared maximum mean discrepancy of each subset:
+/// mean of k(x, x') over x != x' + mean of k(y, y') over y != y' - 2 mean of k(x, y). Sides may differ in number. f64 throughout: the
+/// terms are far larger than what is left of them.
+///
+/// # Errors
+/// [`KidError`] where dimensions differ, a side of a subset has fewer than 2 images, or an index is past the end.
+pub fn kid_of_subsets(
+    real: Features<'_>,
+    generated: Features<'_>,
+    subsets: &[KidSubset],
+) -> Result<Vec<f64>, KidError> {
+    if real.dims() != generated.dims() {
+        return Err(KidError::Dims { real: real.dims(), generated: generated.dims() });
+    }
+    for KidSubset { real: x, generated: y } in subsets {
+        if x.len() < 2 || y.len() < 2 {
+            return Err(KidError::TooFewRows { real: x.len(), generated: y.len() });
+        }
+        for (side, n) in [(x, real.n()), (y, generated.n())] {
+            if let Some(&index) = side.iter().find(|&&index| index >= n) {
+                return Err(KidError::Index { index, n });
+            }
+        }
+    }
+    let discrepancy = |subset: &KidSubset| {
+        let (x, y) = (gather(real, &subset.real), gather(generated, &subset.generated));
+        within(x.as_ref()) + within(y.as_ref()) - 2.0 * between(x.as_ref(), y.as_ref())
+    };
+    Ok(subsets.par_iter().map(discrepancy).collect())
+}
+
+/// The chosen rows, as columns of a matrix.
+fn gather(features: Features<'_>, chosen: &[usize]) -> Mat<f64> {
+    Mat::from_fn(features.dims(), chosen.len(), |dim, i| f64::from(features.row(chosen[i])[dim]))
+}
+
+fn kernel(product: f64, dims: usize) -> f64 {
+    (product / dims as f64 + 1.0).powi(3)
+}
+
+/// Mean of the kernel over pairs of different columns.
+fn within(x: MatRef<'_, f64>) -> f64 {
+    let (dims, n) = (x.nrows(), x.ncols());
+    let mut products = Mat::zeros(n, n);
+    linalg::add_lower(products.as_mut(), x.transpose(), x);
+    let column = |j: usize| -> f64 { (j + 1..n).map(|i| kernel(products[(i, j)], dims)).sum() };
+    2.0 * (0..n).map(column).sum::<f64>() / (n as f64 * (n - 1) as f64)
+}
+
+/// Mean of the kernel over all pairs.
+fn between(x: MatRef<'_, f64>, y: MatRef<'_, f64>) -> f64 {
+    let dims = x.nrows();
+    let mut products = Mat::zeros(x.ncols(), y.ncols());
+    matmul(products.as_mut(), Accum::Replace, x.transpose(), y, 1.0, linalg::threads());
+    let column = |j: usize| -> f64 { (0..x.ncols()).map(|i| kernel(products[(i, j)], dims)).sum() };
+    (0..y.ncols()).map(column).sum::<f64>() / (x.ncols() as f64 * y.ncols() as f64)
+}
+
+fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    (mean, (values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / n).sqrt())
+}

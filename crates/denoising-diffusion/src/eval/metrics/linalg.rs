@@ -1,0 +1,66 @@
+//! The few dense operations that Fréchet distances need, in f64 on faer's matrices.
+//!
+//! Products are cut into tasks along rows and columns only, and decompositions run on one thread each, so that results are the same
+//! bits on any number of threads. A decomposition on several threads would not be, and gains little: callers that need many
+//! of them run them side by side instead.
+
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};
+use faer::linalg::matmul::triangular::{self, BlockStructure};
+use faer::diag::Diag;
+use faer::{Accum, Mat, MatMut, MatRef, Par};
+
+/// An eigendecomposition whose iteration did not end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the eigenvalues of a {dims} x {dims} matrix did not converge")]
+pub struct NotConverged {
+    /// Size of the matrix.
+    pub dims: usize,
+}
+
+/// The threads of the current rayon pool.
+pub(super) fn threads() -> Par {
+    Par::rayon(0)
+}
+
+/// Adds the lower triangle of `left * right` to that of `sum`; what is above it stays as it is.
+pub(super) fn add_lower(sum: MatMut<'_, f64>, left: MatRef<'_, f64>, right: MatRef<'_, f64>) {
+    let whole = BlockStructure::Rectangular;
+    triangular::matmul(
+        sum,
+        BlockStructure::TriangularLower,
+        Accum::Add,
+        left,
+        whole,
+        right,
+        whole,
+        1.0,
+        threads(),
+    );
+}
+
+/// Eigenvalues in ascending order of the symmetric matrix whose lower triangle is given.
+pub(super) fn eigenvalues(lower: MatRef<'_, f64>) -> Result<Vec<f64>, NotConverged> {
+    decompose(lower, None)
+}
+
+/// Eigenvalues in ascending order, and the eigenvectors as columns.
+pub(super) fn eigen(lower: MatRef<'_, f64>) -> Result<(Vec<f64>, Mat<f64>), NotConverged> {
+    let mut vectors = Mat::zeros(lower.nrows(), lower.nrows());
+    let values = decompose(lower, Some(vectors.as_mut()))?;
+    Ok((values, vectors))
+}
+
+fn decompose(lower: MatRef<'_, f64>, vectors: Option<MatMut<'_, f64>>) -> Result<Vec<f64>, NotConverged> {
+    let dims = lower.nrows();
+    if dims == 0 {
+        return Ok(Vec::new());
+    }
+    let kind = if vectors.is_some() { ComputeEigenvectors::Yes } else { ComputeEigenvectors::No };
+    let mut values = Diag::<f64>::zeros(dims);
+    let mut buffer = MemBuffer::new(self_adjoint_evd_scratch::<f64>(dims, kind, Par::Seq, Default::default()));
+    let stack = MemStack::new(&mut buffer);
+    self_adjoint_evd(lower, values.as_mut(), vectors, Par::Seq, stack, Default::default())
+        .map_err(|_| NotConverged { dims })?;
+    Ok(values.column_vector().iter().copied().collect())
+}
