@@ -305,14 +305,16 @@ mod tests {
 
     #[test]
     fn nearly_equal_rows_are_told_apart() {
-        // Distances of 1e-3 of the rounding of the product: |a|^2 = 8e12, differences of 1 in one dimension.
-        let point = |v: f32| [1e6 + v, 1e6, 1e6, 1e6, 1e6, 1e6, 1e6, 1e6];
-        let points: Vec<f32> = [3.0, 1.0, 0.0625, 2.0, 0.125].into_iter().flat_map(point).collect();
-        let points = Features::new(&points, 8).unwrap();
-        let query = point(0.0);
-        let found = nearest(Features::new(&query, 8).unwrap(), points, 3, Among::All);
-        let expected = [(2, 0.00390625), (4, 0.015625), (1, 1.0)];
-        assert_eq!(found, expected.map(|(index, squared)| Near { index, squared }));
+        // Values around 1e9, whose neighbours in f32 are 64 away: the product rounds to about 1e6, distances begin at 64^2.
+        let dims = 1000;
+        let query: Vec<f32> = normal(1, dims, 0).iter().map(|v| 1e9 + (1e6 * v).round() * 64.0).collect();
+        let step = |j: usize| (100 - j) as f32 * 64.0;
+        let points: Vec<f32> = (0..100)
+            .flat_map(|j| query.iter().enumerate().map(move |(at, v)| v + if at == 7 * j { step(j) } else { 0.0 }))
+            .collect();
+        let (query, points) = (Features::new(&query, dims).unwrap(), Features::new(&points, dims).unwrap());
+        let expected = [99, 98, 97].map(|index| Near { index, squared: f64::from(step(index)).powi(2) });
+        assert_eq!(nearest(query, points, 3, Among::All), expected);
     }
 
     #[test]
