@@ -140,8 +140,11 @@ impl FeatureStore {
     /// # Errors
     /// A folder or file that cannot be written.
     pub fn save(&self, path: &Path, extracted: &Extracted) -> Result<(), InteropError> {
-        std::fs::create_dir_all(&self.folder)
-            .map_err(|source| InteropError::Io { action: "create", path: self.folder.clone(), source })?;
+        std::fs::create_dir_all(&self.folder).map_err(|source| InteropError::Io {
+            action: "create",
+            path: self.folder.clone(),
+            source,
+        })?;
         let mut state = StateDict::new();
         let (n, dims) = (extracted.n, extracted.dims);
         state.insert(FEATURES, interop::TensorData::new([n, dims], extracted.features.clone())?);

@@ -128,7 +128,9 @@ impl Images {
         for &place in places {
             match &self.source {
                 Source::Data(subset) => data.extend(subset.dataset().get(subset.indices()[place])?.pixels),
-                Source::Memory(values) => data.extend_from_slice(&values[place * self.image_len()..][..self.image_len()]),
+                Source::Memory(values) => {
+                    data.extend_from_slice(&values[place * self.image_len()..][..self.image_len()])
+                }
             }
         }
         Ok(ImageBatch { shape: [places.len(), c, h, w], data })

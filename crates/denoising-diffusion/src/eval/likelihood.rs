@@ -148,7 +148,11 @@ fn noised(diffusion: &GaussianDiffusion, x_start: &[f32], len: usize, t: usize, 
         // Parts 0 and 1 belong to the held-out loss.
         Stream::new(seed, Purpose::HeldOut, (first + i) as u64, t as u32 + 2).fill_normal(noise);
     });
-    noise.iter().zip(x_start).map(|(eps, x)| (level.alpha * f64::from(*x) + level.sigma * f64::from(*eps)) as f32).collect()
+    noise
+        .iter()
+        .zip(x_start)
+        .map(|(eps, x)| (level.alpha * f64::from(*x) + level.sigma * f64::from(*eps)) as f32)
+        .collect()
 }
 
 /// The term of one image at t, bits per dimension.
@@ -157,7 +161,10 @@ fn term(diffusion: &GaussianDiffusion, t: usize, x: &[f32], estimate: &[f32]) ->
     let nats = if t == 0 {
         // The posterior's mean at the last step is the estimate itself.
         let deviation = tables.posterior_variance[1].sqrt();
-        x.iter().zip(estimate).map(|(&x, &mean)| -discretised_log_probability(x.into(), mean.into(), deviation)).sum::<f64>()
+        x.iter()
+            .zip(estimate)
+            .map(|(&x, &mean)| -discretised_log_probability(x.into(), mean.into(), deviation))
+            .sum::<f64>()
     } else {
         let weight = tables.posterior_mean_coef1[t].powi(2) / (2.0 * tables.posterior_variance[t]);
         weight * x.iter().zip(estimate).map(|(&x, &estimate)| f64::from(x - estimate).powi(2)).sum::<f64>()

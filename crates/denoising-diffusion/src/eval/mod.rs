@@ -2,10 +2,12 @@
 //!
 //! Not here: drawing samples ([`crate::generate`]), and files that are not about evaluation.
 
+pub mod evaluate;
 pub mod extract;
 pub mod images;
 pub mod inception;
 pub mod likelihood;
+pub mod metric;
 pub mod metrics;
 pub mod result;
 pub mod statistics_file;

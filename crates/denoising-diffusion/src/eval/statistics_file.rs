@@ -2,7 +2,7 @@
 //! denoising-diffusion-pytorch's cache (`m2`, `s2`). Not here: what they are computed from.
 
 use std::fs::File;
-use std::io::{BufReader, Cursor, Write};
+use std::io::{BufReader, Cursor};
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -92,8 +92,11 @@ pub fn write_statistics(path: &Path, statistics: &Gaussian) -> Result<(), Statis
 }
 
 fn open(path: &Path) -> Result<ZipArchive<BufReader<File>>, StatisticsFileError> {
-    let file = File::open(path)
-        .map_err(|source| StatisticsFileError::Io { action: "open", path: path.to_path_buf(), source })?;
+    let file = File::open(path).map_err(|source| StatisticsFileError::Io {
+        action: "open",
+        path: path.to_path_buf(),
+        source,
+    })?;
     ZipArchive::new(BufReader::new(file))
         .map_err(|source| StatisticsFileError::Archive { path: path.to_path_buf(), source })
 }

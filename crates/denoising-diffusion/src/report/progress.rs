@@ -22,6 +22,10 @@ pub enum Task {
     Train,
     /// Steps of a sampler.
     Sample,
+    /// Images through the network that metrics rest on.
+    Features,
+    /// Evaluations of a network's loss.
+    Loss,
 }
 
 impl Task {
@@ -29,6 +33,8 @@ impl Task {
         match self {
             Self::Train => "train",
             Self::Sample => "sample",
+            Self::Features => "features",
+            Self::Loss => "loss",
         }
     }
 }
@@ -244,7 +250,7 @@ mod tests {
             let now = start + Duration::from_secs_f64((step - done) as f64 * seconds_per_step);
             let (loss, rate) = match task {
                 Task::Train => (Some(0.125), Some(64.4)),
-                Task::Sample => (None, None),
+                _ => (None, None),
             };
             lines.update_at(Status { step, loss, images_per_s: rate }, now);
         }

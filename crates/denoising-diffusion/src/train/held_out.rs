@@ -12,6 +12,8 @@ use crate::noise::{Purpose, Stream, normal_batch};
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HeldOutLoss {
     pub mean: f64,
+    /// Of the mean, over examples within their quarters; 0 with fewer than two of them in a quarter.
+    pub standard_error: f64,
     /// The loss over t in `[0, T/4)`, `[T/4, T/2)`, ...
     pub by_quarter: [f64; 4],
     /// Examples measured.
@@ -28,7 +30,7 @@ pub fn held_out_loss<const D: usize, M: Network<D>>(
     device: &Device,
 ) -> Option<HeldOutLoss> {
     let timesteps = diffusion.config().timesteps;
-    let (mut sums, mut counts, mut first) = ([0.0; 4], [0_usize; 4], 0_u64);
+    let (mut sums, mut squares, mut counts, mut first) = ([0.0; 4], [0.0; 4], [0_usize; 4], 0_u64);
     for images in batches {
         let b = images.dims()[0] as u64;
         let draws = Draws {
@@ -42,13 +44,21 @@ pub fn held_out_loss<const D: usize, M: Network<D>>(
             denoising_diffusion_kernels::without_sleep(|| host_values(diffusion.loss::<D, M>(model, images, &draws)));
         for (i, loss) in (first..).zip(losses) {
             sums[(i % 4) as usize] += f64::from(loss);
+            squares[(i % 4) as usize] += f64::from(loss).powi(2);
             counts[(i % 4) as usize] += 1;
         }
         first += b;
     }
     let n: usize = counts.iter().sum();
     let by_quarter = std::array::from_fn(|q| sums[q] / counts[q].max(1) as f64);
-    (n > 0).then(|| HeldOutLoss { mean: sums.iter().sum::<f64>() / n as f64, by_quarter, n })
+    // The variance of a mean over strata: within each, its share of the examples squared, times its variance over its count.
+    let variance = (0..4).filter(|&q| counts[q] > 1).map(|q| {
+        let count = counts[q] as f64;
+        let within = (squares[q] - sums[q] * sums[q] / count).max(0.0) / (count - 1.0);
+        (count / n as f64).powi(2) * within / count
+    });
+    let standard_error = variance.sum::<f64>().sqrt();
+    (n > 0).then(|| HeldOutLoss { mean: sums.iter().sum::<f64>() / n as f64, standard_error, by_quarter, n })
 }
 
 /// A time in quarter `i mod 4` of 0..T.

@@ -13,6 +13,8 @@ use serde_json::Value;
 /// A golden file: tensors as f32, and the configuration in its metadata.
 pub struct Golden {
     tensors: BTreeMap<String, HostTensor>,
+    /// Those that are f64 in the file, as they are.
+    f64s: BTreeMap<String, Vec<f64>>,
     pub config: Value,
 }
 
@@ -31,8 +33,10 @@ impl Golden {
             };
             (name.to_string(), HostTensor { shape: view.shape().to_vec(), values })
         });
+        let f64s = file.iter().filter(|(_, view)| view.dtype() == Dtype::F64);
+        let f64s = f64s.map(|(name, view)| (name.to_string(), numbers(view.data(), f64::from_le_bytes))).collect();
         let metadata = SafeTensors::read_metadata(&bytes).unwrap().1.metadata().clone().unwrap();
-        Self { tensors: tensors.collect(), config: serde_json::from_str(&metadata["config"]).unwrap() }
+        Self { tensors: tensors.collect(), f64s, config: serde_json::from_str(&metadata["config"]).unwrap() }
     }
 
     pub fn host(&self, name: &str) -> &HostTensor {
@@ -45,6 +49,10 @@ impl Golden {
 
     pub fn values(&self, name: &str) -> &[f32] {
         &self.host(name).values
+    }
+
+    pub fn values_f64(&self, name: &str) -> Vec<f64> {
+        self.f64s.get(name).unwrap_or_else(|| panic!("no f64 tensor {name}")).clone()
     }
 
     pub fn indices(&self, name: &str) -> Vec<usize> {
@@ -76,7 +84,7 @@ impl Golden {
     }
 }
 
-fn numbers<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+fn numbers<T, const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> T) -> Vec<T> {
     bytes.chunks_exact(N).map(|chunk| read(chunk.try_into().unwrap())).collect()
 }
 

@@ -8,4 +8,5 @@ mod losses;
 mod optimizer;
 mod sampling;
 mod schedules;
+mod sets;
 mod unets;

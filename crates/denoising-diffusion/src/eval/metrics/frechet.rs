@@ -37,7 +37,9 @@ pub enum FrechetError {
         largest: f64,
     },
     /// Values so large that their products overflow.
-    #[error("the distance is not a finite number: means or covariances are too large (traces {reference:e} and {other:e})")]
+    #[error(
+        "the distance is not a finite number: means or covariances are too large (traces {reference:e} and {other:e})"
+    )]
     Overflow {
         /// Trace of the reference's covariance.
         reference: f64,

@@ -1,0 +1,286 @@
+//! The order of work of an evaluation: features once, from the store where they are; then each metric that was asked for. Not here: the
+//! mathematics, drawing samples, and where results are shown.
+
+use std::ops::ControlFlow;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use thiserror::Error;
+
+use super::extract::{ExtractError, Extracted, Extractor, FeatureStore};
+use super::images::Images;
+use super::likelihood::{LikelihoodError, TERMS, bits_per_dim};
+use super::metric::{self, FidInput, Metric, MetricError};
+use super::metrics::features::Features;
+use super::result::{BitsPerDim, LossByTime, Measurement, Neighbours};
+use crate::data::DataError;
+use crate::diffusion::GaussianDiffusion;
+use crate::models::Network;
+use crate::nn::Eval;
+use crate::report::Task;
+use crate::train::held_out_loss;
+
+/// Values of images that a metric of pixels holds at most, a gigabyte of them; of larger sets it takes the first images.
+const MOST_PIXELS: usize = 1 << 28;
+/// Held-out images that go through the network at a time.
+const BATCH: usize = 32;
+
+/// Told what an evaluation is doing, and asked whether to go on.
+pub trait Watch {
+    /// A part of the work begins: `total` steps.
+    fn start(&mut self, task: Task, total: usize);
+    /// So many steps of it are done.
+    fn done(&mut self, done: usize) -> ControlFlow<()>;
+    /// The part has ended.
+    fn finish(&mut self);
+    /// A line worth reading.
+    fn note(&mut self, line: &str);
+}
+
+/// The images that an evaluation compares.
+#[derive(Clone, Copy, Debug)]
+pub struct Sets<'a> {
+    pub generated: &'a Images,
+    /// What samples should look like: all of the data.
+    pub real: &'a Images,
+    /// The images that the network was trained on, and those it was not, where that is known.
+    pub split: Option<Split<'a>>,
+}
+
+/// Data in the two parts that training made of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Split<'a> {
+    pub training: &'a Images,
+    pub held_out: &'a Images,
+}
+
+/// What features are taken with, and where they are kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Inception<'a> {
+    pub extractor: &'a Extractor,
+    pub store: Option<&'a FeatureStore>,
+}
+
+/// Numbers about sets of images.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Measured {
+    pub measurements: Vec<Measurement>,
+    pub neighbours: Option<Neighbours>,
+}
+
+/// Why an evaluation came to nothing.
+#[derive(Debug, Error)]
+pub enum EvaluateError {
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error("{metric} cannot be measured")]
+    Metric { metric: Metric, source: MetricError },
+    #[error(transparent)]
+    Extract(ExtractError),
+    #[error("bpd cannot be measured")]
+    Likelihood(#[source] LikelihoodError),
+    #[error("{metric} needs the weights of Inception")]
+    NoInception { metric: Metric },
+    #[error("{metric} needs to know which images were trained on and which were held out")]
+    NoSplit { metric: Metric },
+    #[error("{what}: {n} images; at least 2 are needed")]
+    TooFew { what: &'static str, n: usize },
+    #[error(
+        "generated images are {generated:?} (channels, height, width), real ones {real:?}: {metric} compares pixels"
+    )]
+    Shapes { metric: Metric, generated: [usize; 3], real: [usize; 3] },
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl From<ExtractError> for EvaluateError {
+    fn from(error: ExtractError) -> Self {
+        match error {
+            ExtractError::Interrupted => Self::Interrupted,
+            ExtractError::Data(error) => Self::Data(error),
+            error => Self::Extract(error),
+        }
+    }
+}
+
+/// The features of images: from the store if they are there, else computed and stored.
+///
+/// # Errors
+/// [`ExtractError`]. A store that cannot be written is told and nothing more.
+pub fn features(from: Inception<'_>, images: &Images, watch: &mut dyn Watch) -> Result<Extracted, ExtractError> {
+    let Inception { extractor, store } = from;
+    let stored = match store {
+        Some(store) => Some((store, store.path(extractor, images)?)),
+        None => None,
+    };
+    if let Some(found) = stored.as_ref().and_then(|(store, path)| store.load(path)).filter(|f| f.n == images.len()) {
+        return Ok(found);
+    }
+    watch.start(Task::Features, images.len());
+    let extracted = extractor.extract(images, &mut |done| watch.done(done));
+    watch.finish();
+    let extracted = extracted?;
+    if let Some((store, path)) = stored
+        && let Err(error) = store.save(&path, &extracted)
+    {
+        watch.note(&format!("warning: the features are not kept for next time: {error}"));
+    }
+    Ok(extracted)
+}
+
+/// Measures sets of images by the metrics that rest on them; others are passed over. `inception` may be missing where no metric needs it.
+///
+/// # Errors
+/// [`EvaluateError`].
+pub fn measure(
+    metrics: &[Metric],
+    sets: &Sets<'_>,
+    inception: Option<Inception<'_>>,
+    seed: u64,
+    watch: &mut dyn Watch,
+) -> Result<Measured, EvaluateError> {
+    for (what, images) in [("the generated set", sets.generated), ("the real set", sets.real)] {
+        if images.len() < 2 {
+            return Err(EvaluateError::TooFew { what, n: images.len() });
+        }
+    }
+    let mut measured = Measured::default();
+    if let Some(&metric) = metrics.iter().find(|metric| metric.needs_inception()) {
+        let from = inception.ok_or(EvaluateError::NoInception { metric })?;
+        let generated = features(from, sets.generated, watch)?;
+        let real = if metrics.iter().any(|metric| metric.needs_inception() && *metric != Metric::Is) {
+            Some(features(from, sets.real, watch)?)
+        } else {
+            None
+        };
+        for &metric in metrics.iter().filter(|metric| metric.needs_inception()) {
+            measured.measurements.extend(by_features(metric, real.as_ref(), &generated, seed)?);
+        }
+    }
+    for &metric in metrics {
+        match metric {
+            Metric::Swd => {
+                measured.measurements.push(by_pixels(metric, sets.generated, sets.real, |generated, real| {
+                    metric::swd(real, generated, seed)
+                })?)
+            }
+            Metric::Neighbours => {
+                let split = sets.split.ok_or(EvaluateError::NoSplit { metric })?;
+                let held_out = pixels(split.held_out)?;
+                measured.neighbours =
+                    Some(by_pixels(metric, sets.generated, split.training, |generated, training| {
+                        metric::neighbours(generated, table(&held_out, split.held_out)?, training)
+                    })?);
+            }
+            _ => {}
+        }
+    }
+    Ok(measured)
+}
+
+fn by_features(
+    metric: Metric,
+    real: Option<&Extracted>,
+    generated: &Extracted,
+    seed: u64,
+) -> Result<Vec<Measurement>, EvaluateError> {
+    let result = match (metric, real) {
+        (Metric::Fid, Some(real)) => {
+            metric::fid(FidInput::Features(real), FidInput::Features(generated), seed).map(|fid| vec![fid])
+        }
+        (Metric::Kid, Some(real)) => metric::kid(real, generated, seed).map(|kid| vec![kid]),
+        (Metric::Prdc, Some(real)) => metric::prdc_all(real, generated),
+        (Metric::Is, _) => metric::is(generated, seed).map(|is| vec![is]),
+        _ => Ok(Vec::new()),
+    };
+    result.map_err(|source| EvaluateError::Metric { metric, source })
+}
+
+/// Compares pixels of two sets of images of one shape.
+fn by_pixels<T>(
+    metric: Metric,
+    generated: &Images,
+    real: &Images,
+    compare: impl FnOnce(Features<'_>, Features<'_>) -> Result<T, MetricError>,
+) -> Result<T, EvaluateError> {
+    if generated.shape() != real.shape() {
+        return Err(EvaluateError::Shapes { metric, generated: generated.shape(), real: real.shape() });
+    }
+    let (left, right) = (pixels(generated)?, pixels(real)?);
+    table(&left, generated)
+        .and_then(|left| compare(left, table(&right, real)?))
+        .map_err(|source| EvaluateError::Metric { metric, source })
+}
+
+/// The pixels of images, as many as memory bears.
+fn pixels(images: &Images) -> Result<Vec<f32>, DataError> {
+    images.first(MOST_PIXELS / images.image_len().max(1)).values()
+}
+
+fn table<'a>(values: &'a [f32], images: &Images) -> Result<Features<'a>, MetricError> {
+    Ok(Features::new(values, images.image_len())?)
+}
+
+/// Held-out loss by quarter of t.
+///
+/// # Errors
+/// Images that cannot be read, fewer than two of them, and the wish to stop.
+pub fn loss<M: Network<4>>(
+    model: &Eval<M>,
+    diffusion: &GaussianDiffusion,
+    held_out: &Images,
+    seed: u64,
+    device: &Device,
+    watch: &mut dyn Watch,
+) -> Result<LossByTime, EvaluateError> {
+    let values = held_out.values()?;
+    let [c, h, w] = held_out.shape();
+    let len = held_out.image_len();
+    watch.start(Task::Loss, held_out.len());
+    let (mut done, mut stopped) = (0, false);
+    let batches = values.chunks(BATCH * len).map_while(|batch| {
+        // The batches before this one.
+        stopped = stopped || watch.done(done).is_break();
+        done += batch.len() / len;
+        let data = TensorData::new(batch.to_vec(), [batch.len() / len, c, h, w]);
+        (!stopped).then(|| Tensor::<4>::from_data(data, device))
+    });
+    let loss = held_out_loss(model, diffusion, batches, seed, device);
+    watch.finish();
+    match loss {
+        _ if stopped => Err(EvaluateError::Interrupted),
+        Some(loss) if loss.n > 1 => Ok(LossByTime {
+            n: loss.n,
+            mean: loss.mean,
+            standard_error: loss.standard_error,
+            quarters: loss.by_quarter,
+        }),
+        _ => Err(EvaluateError::TooFew { what: "the held-out images", n: held_out.len() }),
+    }
+}
+
+/// The variational bound in bits per dimension.
+///
+/// # Errors
+/// As [`loss`]; a network or data for which the bound is not defined.
+pub fn bpd<M: Network<4>>(
+    model: &Eval<M>,
+    diffusion: &GaussianDiffusion,
+    held_out: &Images,
+    seed: u64,
+    device: &Device,
+    watch: &mut dyn Watch,
+) -> Result<BitsPerDim, EvaluateError> {
+    if held_out.len() < 2 {
+        return Err(EvaluateError::TooFew { what: "the held-out images", n: held_out.len() });
+    }
+    let values = held_out.values()?;
+    watch.start(Task::Loss, held_out.len() * TERMS.min(diffusion.config().timesteps));
+    let bits = bits_per_dim(model, diffusion, &values, held_out.shape(), TERMS, seed, BATCH, device, &mut |done| {
+        watch.done(done)
+    });
+    watch.finish();
+    bits.map_err(|error| match error {
+        LikelihoodError::Interrupted => EvaluateError::Interrupted,
+        error => EvaluateError::Likelihood(error),
+    })
+}

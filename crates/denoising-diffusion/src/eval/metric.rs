@@ -1,0 +1,291 @@
+//! The metrics by name, and each as a [`Measurement`] with what a reader must know. Not here: the mathematics ([`super::metrics`]), and
+//! the order of work ([`super::evaluate`]).
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::extract::Extracted;
+use super::metrics::draws::{Draw, permutation};
+use super::metrics::estimate::Estimate;
+use super::metrics::features::{FeatureError, Features};
+use super::metrics::fid::{Fid, FidError, FidNote, FidOptions, LEAST_SAMPLES, Side};
+use super::metrics::frechet::{FrechetError, Reference};
+use super::metrics::inception_score::{InceptionScoreError, Predictions, inception_score};
+use super::metrics::kid::{Kid, KidError, KidOptions};
+use super::metrics::neighbours::{Quantiles, memorisation};
+use super::metrics::prdc::{PRDC_NEIGHBOURS, prdc};
+use super::metrics::sliced_wasserstein::{DIRECTIONS, sliced_wasserstein_with_floor};
+use super::metrics::statistics::{Gaussian, StatisticsError};
+use super::metrics::table_error::TableError;
+use super::result::{Better, Measurement, Neighbours, Pair};
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// Fréchet inception distance.
+    Fid,
+    /// Kernel inception distance.
+    Kid,
+    /// Inception Score.
+    Is,
+    /// Precision, recall, density and coverage.
+    Prdc,
+    /// Sliced Wasserstein distance of pixels.
+    Swd,
+    /// Distances to the nearest training images.
+    Neighbours,
+    /// Held-out loss by quarter of t.
+    Loss,
+    /// Variational bound in bits per dimension.
+    Bpd,
+}
+
+impl Metric {
+    /// All of them, in the order of reports.
+    pub const ALL: [Self; 8] =
+        [Self::Fid, Self::Kid, Self::Is, Self::Prdc, Self::Swd, Self::Neighbours, Self::Loss, Self::Bpd];
+
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fid => "fid",
+            Self::Kid => "kid",
+            Self::Is => "is",
+            Self::Prdc => "prdc",
+            Self::Swd => "swd",
+            Self::Neighbours => "neighbours",
+            Self::Loss => "loss",
+            Self::Bpd => "bpd",
+        }
+    }
+
+    /// Whether it rests on Inception's features.
+    pub fn needs_inception(self) -> bool {
+        matches!(self, Self::Fid | Self::Kid | Self::Is | Self::Prdc)
+    }
+
+    /// Whether it rests on samples.
+    pub fn needs_samples(self) -> bool {
+        !matches!(self, Self::Loss | Self::Bpd)
+    }
+}
+
+impl fmt::Display for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A word that names no metric.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("no metric is called `{0}`; there are {names}", names = Metric::ALL.map(Metric::name).join(", "))]
+pub struct UnknownMetric(String);
+
+impl FromStr for Metric {
+    type Err = UnknownMetric;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|metric| metric.name() == text).ok_or_else(|| UnknownMetric(text.to_string()))
+    }
+}
+
+/// Why a metric gives no number.
+#[derive(Debug, Error)]
+pub enum MetricError {
+    #[error("the features cannot be used")]
+    Features(#[from] FeatureError),
+    #[error("no mean and covariance")]
+    Statistics(#[from] StatisticsError),
+    #[error("no FID")]
+    Fid(#[from] FidError),
+    #[error("no Fréchet distance")]
+    Frechet(#[from] FrechetError),
+    #[error("no KID")]
+    Kid(#[from] KidError),
+    #[error("no Inception Score")]
+    InceptionScore(#[from] InceptionScoreError),
+    #[error("no comparison of the two sets")]
+    Table(#[from] TableError),
+}
+
+fn measurement(name: &str, estimate: Estimate, better: Better, n_generated: usize, n_real: usize) -> Measurement {
+    Measurement {
+        name: name.to_string(),
+        value: estimate.value,
+        standard_error: Some(estimate.standard_error),
+        better,
+        n_generated,
+        n_real,
+        notes: Vec::new(),
+    }
+}
+
+/// Either side of a FID: features, or statistics whose images are gone.
+#[derive(Clone, Copy, Debug)]
+pub enum FidInput<'a> {
+    Features(&'a Extracted),
+    Statistics(&'a Gaussian),
+}
+
+impl Extracted {
+    /// The features as a table.
+    ///
+    /// # Errors
+    /// Values that are not finite.
+    pub fn table(&self) -> Result<Features<'_>, FeatureError> {
+        Features::new(&self.features, self.dims)
+    }
+}
+
+/// FID of either kind of input, with its error and its bias where images are there.
+///
+/// # Errors
+/// [`MetricError`].
+pub fn fid(real: FidInput<'_>, generated: FidInput<'_>, seed: u64) -> Result<Measurement, MetricError> {
+    let statistics = match real {
+        FidInput::Features(extracted) => Gaussian::of(extracted.table()?)?,
+        FidInput::Statistics(gaussian) => gaussian.clone(),
+    };
+    let reference = Reference::new(statistics)?;
+    let fid = match generated {
+        FidInput::Features(extracted) => {
+            // The line to infinite n is for readers of small n; at large n each point costs a decomposition of full rank.
+            let points = if extracted.n < LEAST_SAMPLES { 8 } else { 0 };
+            Fid::new(&reference, extracted.table()?, &FidOptions { seed, points, ..FidOptions::default() })?
+        }
+        FidInput::Statistics(gaussian) => Fid::of_statistics(&reference, gaussian)?,
+    };
+    Ok(Measurement {
+        name: Metric::Fid.name().to_string(),
+        value: fid.value,
+        standard_error: fid.standard_error,
+        better: Better::Lower,
+        n_generated: fid.n_generated.unwrap_or(0),
+        n_real: fid.n_real.unwrap_or(0),
+        notes: fid_notes(&fid),
+    })
+}
+
+fn fid_notes(fid: &Fid) -> Vec<String> {
+    let whose = |side| if side == Side::Real { "real" } else { "generated" };
+    let note = |note: &FidNote| match *note {
+        FidNote::FewSamples { side: Side::Generated, n, least } => match (fid.bias(), fid.extrapolated) {
+            (Some(bias), Some(at_infinity)) => format!(
+                "{n} generated images are fewer than {least}: biased by about {bias:+.3}; extrapolated to infinitely many, {at_infinity:.3}"
+            ),
+            _ => format!("{n} generated images are fewer than {least}: biased upwards"),
+        },
+        FidNote::FewSamples { side, n, least } => {
+            format!("{n} {} images are fewer than {least}: biased upwards", whose(side))
+        }
+        FidNote::FewerSamplesThanDimensions { side, n, dims } => {
+            format!("{n} {} images are fewer than {dims} dimensions: the covariance is singular", whose(side))
+        }
+    };
+    fid.notes.iter().map(note).collect()
+}
+
+/// KID, in its own units (not times 1000).
+///
+/// # Errors
+/// [`MetricError`].
+pub fn kid(real: &Extracted, generated: &Extracted, seed: u64) -> Result<Measurement, MetricError> {
+    let kid = Kid::new(real.table()?, generated.table()?, &KidOptions { seed, ..KidOptions::default() })?;
+    Ok(Measurement {
+        name: Metric::Kid.name().to_string(),
+        value: kid.value,
+        standard_error: kid.standard_error,
+        better: Better::Lower,
+        n_generated: kid.n_generated,
+        n_real: kid.n_real,
+        notes: Vec::new(),
+    })
+}
+
+/// Inception Score in ten parts, or fewer for fewer images; its standard error is that of the mean over parts.
+///
+/// # Errors
+/// [`MetricError`]; also without logits, that is, with features of another block.
+pub fn is(generated: &Extracted, seed: u64) -> Result<Measurement, MetricError> {
+    let n = generated.n;
+    let splits = 10.min(n);
+    let logits = generated.logits.as_deref().unwrap_or_default();
+    let table = Features::new(logits, super::inception::CLASSES)?;
+    let score =
+        inception_score(Predictions::Logits(table), splits, &permutation(seed, Draw::InceptionScore, 0, table.n()))?;
+    let standard_error = (splits > 1).then(|| score.standard_deviation / ((splits - 1) as f64).sqrt());
+    let notes = if n / splits < 1000 {
+        vec![format!("parts of {} images: low; published scores use parts of 5000", n / splits)]
+    } else {
+        Vec::new()
+    };
+    Ok(Measurement {
+        name: Metric::Is.name().to_string(),
+        value: score.mean,
+        standard_error,
+        better: Better::Higher,
+        n_generated: n,
+        n_real: 0,
+        notes,
+    })
+}
+
+/// Precision, recall, density and coverage.
+///
+/// # Errors
+/// [`MetricError`].
+pub fn prdc_all(real: &Extracted, generated: &Extracted) -> Result<Vec<Measurement>, MetricError> {
+    let result = prdc(real.table()?, generated.table()?, PRDC_NEIGHBOURS)?;
+    let each = |name, estimate| measurement(name, estimate, Better::Higher, generated.n, real.n);
+    Ok(vec![
+        each("precision", result.precision),
+        each("recall", result.recall),
+        each("density", result.density),
+        each("coverage", result.coverage),
+    ])
+}
+
+/// Sliced Wasserstein distance of pixels in [0, 1], with the distance that two halves of the real images have as a note.
+///
+/// # Errors
+/// [`MetricError`].
+pub fn swd(real: Features<'_>, generated: Features<'_>, seed: u64) -> Result<Measurement, MetricError> {
+    let result = sliced_wasserstein_with_floor(real, generated, DIRECTIONS, seed)?;
+    let mut swd = measurement(Metric::Swd.name(), result.distance, Better::Lower, generated.n(), real.n());
+    swd.notes.push(format!("two halves of the real images: {:.4}", result.floor.value));
+    Ok(swd)
+}
+
+/// Distances to the nearest training images, as root mean squared differences of pixels in [0, 1].
+///
+/// # Errors
+/// [`MetricError`].
+pub fn neighbours(
+    generated: Features<'_>,
+    held_out: Features<'_>,
+    training: Features<'_>,
+) -> Result<Neighbours, MetricError> {
+    let found = memorisation(generated, held_out, training)?;
+    let rms = |distance: f64| distance / (training.dims() as f64).sqrt();
+    let all = |q: &Quantiles| [q.min, q.p05, q.p25, q.median, q.p75, q.p95, q.max].map(rms);
+    let pair = |p: &super::metrics::neighbours::ClosestPair| Pair {
+        generated: p.generated,
+        training: p.training,
+        distance: rms(p.distance),
+    };
+    Ok(Neighbours {
+        n_generated: generated.n(),
+        n_training: training.n(),
+        n_held_out: held_out.n(),
+        generated_quantiles: all(&found.generated.quantiles),
+        held_out_quantiles: all(&found.held_out.quantiles),
+        share_below_held_out: found.near,
+        z: found.z.unwrap_or(0.0),
+        exact_copies: found.generated.exact_copies,
+        closest: found.closest.iter().map(pair).collect(),
+    })
+}
