@@ -6,6 +6,7 @@ use std::fmt::Display;
 use std::process::ExitCode;
 
 use denoising_diffusion::data::DataError;
+use denoising_diffusion::eval::inception::WeightsError;
 use denoising_diffusion::interop::InteropError;
 use denoising_diffusion::model_file::ModelFileError;
 use denoising_diffusion::recipe::RecipeError;
@@ -121,6 +122,9 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
         return error.hint();
     }
     if let Some(error) = error.downcast_ref::<InteropError>() {
+        return error.hint().map(str::to_string);
+    }
+    if let Some(error) = error.downcast_ref::<WeightsError>() {
         return error.hint().map(str::to_string);
     }
     match error.downcast_ref::<RecipeError>() {

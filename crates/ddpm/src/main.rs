@@ -4,13 +4,17 @@
 //! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (after a checkpoint).
 
 mod commands;
+mod evaluation;
 mod failure;
+mod image_source;
+mod inception;
 mod interrupt;
 mod machine;
 mod output;
 mod plan;
 mod recipe_flags;
 mod recipes;
+mod sampling;
 mod weights;
 
 use std::panic::{self, AssertUnwindSafe};
@@ -21,7 +25,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use denoising_diffusion_kernels::memory::CachingAllocator;
 
-use commands::{bench, convert, info, inspect, sample, train};
+use commands::{bench, convert, fid, info, inspect, sample, stats, train};
 use failure::{Failure, Result};
 
 /// A training step works in the memory of the step before it.
@@ -40,6 +44,8 @@ struct Cli {
 enum Command {
     Train(Box<train::TrainArgs>),
     Sample(Box<sample::SampleArgs>),
+    Fid(Box<fid::FidArgs>),
+    Stats(stats::StatsArgs),
     Inspect(inspect::InspectArgs),
     Info(info::InfoArgs),
     Convert(Box<convert::ConvertArgs>),
@@ -55,6 +61,8 @@ fn main() -> ExitCode {
     let result = without_panic(|| match command {
         Command::Train(args) => train::run(&args),
         Command::Sample(args) => sample::run(&args),
+        Command::Fid(args) => fid::run(&args),
+        Command::Stats(args) => stats::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Convert(args) => convert::run(&args),

@@ -158,7 +158,7 @@ fn mib(bytes: u64) -> u64 {
 }
 
 /// Opens data, telling on a terminal how many files have been checked.
-fn open_data(config: &DataConfig) -> Result<Dataset> {
+pub fn open_data(config: &DataConfig) -> Result<Dataset> {
     let terminal = std::io::stderr().is_terminal();
     let shown = AtomicUsize::new(0);
     let progress = |done: usize, total: usize| {

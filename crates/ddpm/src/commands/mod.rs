@@ -2,7 +2,9 @@
 
 pub mod bench;
 pub mod convert;
+pub mod fid;
 pub mod info;
 pub mod inspect;
 pub mod sample;
+pub mod stats;
 pub mod train;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::tensor::Tensor;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use denoising_diffusion::data::npy::{read_npy_f32, write_npy_f32};
 use denoising_diffusion::diffusion::GaussianDiffusion;
 use denoising_diffusion::generate::{GenerateError, Progress as At, Request, generate};
@@ -15,7 +15,7 @@ use denoising_diffusion::nn::params::host_values;
 use denoising_diffusion::report::{
     GridOptions, ImageBatch, Progress, Status, StderrProgress, Task, TrajectoryGif, save_grid, save_images,
 };
-use denoising_diffusion::sampler::{PosteriorVariance, SampleConfig, SamplerKind};
+use denoising_diffusion::sampler::SampleConfig;
 use denoising_diffusion::train::StopSignal;
 use serde_json::json;
 
@@ -25,6 +25,7 @@ use crate::machine::MachineArgs;
 use crate::output::{self, Rows, note};
 use crate::plan::word;
 use crate::recipe_flags::UntoldFlags;
+use crate::sampling::SamplingArgs;
 use crate::weights::{Found, WeightsArg};
 
 /// Draw images from a trained network.
@@ -36,24 +37,8 @@ pub struct SampleArgs {
     /// Number of images [default: as in the run's recipe, else 25]
     #[arg(short = 'n', long, value_name = "N")]
     num_samples: Option<usize>,
-    /// Solver [default: as in the run's recipe, else ddim]
-    #[arg(long)]
-    sampler: Option<SamplerArg>,
-    /// Evaluations of the network per image [default: T for ddpm, at most 100 for ddim]
-    #[arg(long, visible_alias = "steps", value_name = "N")]
-    sampling_timesteps: Option<usize>,
-    /// Noise of ddim, 0 (none) to 1 (as ancestral sampling) [default: 0]
-    #[arg(long, visible_alias = "ddim-sampling-eta", value_name = "X")]
-    eta: Option<f64>,
-    /// Variance of the steps of ddpm [default: small]
-    #[arg(long, visible_alias = "posterior-variance")]
-    variance: Option<VarianceArg>,
-    /// Seed of the noise
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
-    /// Images per batch; changes nothing but speed and memory [default: 64]
-    #[arg(long, visible_alias = "sample-batch-size", value_name = "N")]
-    batch_size: Option<usize>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
     /// Start from this noise: a float32 .npy file of shape [n, channels, height, width]
     #[arg(long, value_name = "NPY")]
     init_noise: Option<PathBuf>,
@@ -78,20 +63,6 @@ pub struct SampleArgs {
     untold: UntoldFlags,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum SamplerArg {
-    /// Ancestral sampling.
-    Ddpm,
-    /// Denoising diffusion implicit models.
-    Ddim,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum VarianceArg {
-    Small,
-    Large,
-}
-
 /// Where images go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Out {
@@ -108,7 +79,8 @@ pub fn run(args: &SampleArgs) -> Result {
     }
     let found = Found::open(&args.target, args.weights)?;
     let path = found.path.clone();
-    let mut sample = sample_config(args, found.recipe.as_ref().map(|recipe| &recipe.sample));
+    let mut sample = args.sampling.config(found.recipe.as_ref().map(|recipe| &recipe.sample));
+    sample.num_samples = args.num_samples.unwrap_or(sample.num_samples);
     let file = found.into_model(&args.untold)?;
     let shape = check(&file.card, &path)?;
     let init_noise = args.init_noise.as_deref().map(|noise| read_noise(noise, args.num_samples, shape)).transpose()?;
@@ -122,7 +94,7 @@ pub fn run(args: &SampleArgs) -> Result {
     let model = file.unet(&path, &machine.device)?;
     let request = Request {
         sample: &sample,
-        seed: args.seed,
+        seed: args.sampling.seed,
         count: sample.num_samples,
         shape,
         init_noise: init_noise.as_deref(),
@@ -152,33 +124,8 @@ pub fn run(args: &SampleArgs) -> Result {
     report(args, &out, &file.card, &request, seconds)
 }
 
-fn sample_config(args: &SampleArgs, run: Option<&SampleConfig>) -> SampleConfig {
-    let mut config = run.cloned().unwrap_or_default();
-    if let Some(sampler) = args.sampler {
-        let sampler = match sampler {
-            SamplerArg::Ddpm => SamplerKind::Ddpm,
-            SamplerArg::Ddim => SamplerKind::Ddim,
-        };
-        if sampler != config.sampler {
-            // The run's other settings belong to its own sampler.
-            let SampleConfig { num_samples, sample_batch_size, .. } = config;
-            config = SampleConfig { sampler, num_samples, sample_batch_size, ..SampleConfig::default() };
-        }
-    }
-    config.num_samples = args.num_samples.unwrap_or(config.num_samples);
-    config.sample_batch_size = args.batch_size.unwrap_or(config.sample_batch_size);
-    config.sampling_timesteps = args.sampling_timesteps.or(config.sampling_timesteps);
-    config.ddim_sampling_eta = args.eta.unwrap_or(config.ddim_sampling_eta);
-    config.posterior_variance = match args.variance {
-        Some(VarianceArg::Small) => PosteriorVariance::Small,
-        Some(VarianceArg::Large) => PosteriorVariance::Large,
-        None => config.posterior_variance,
-    };
-    config
-}
-
 /// Checks that the network can draw images of the card's size; their shape `[c, h, w]`.
-fn check(card: &ModelCard, path: &Path) -> Result<[usize; 3]> {
+pub fn check(card: &ModelCard, path: &Path) -> Result<[usize; 3]> {
     let image = card.image;
     if let NetworkConfig::Unet(unet) = &card.network {
         unet.check_size(image.height, image.width).or_usage()?;
@@ -324,7 +271,7 @@ fn report(args: &SampleArgs, out: &Out, card: &ModelCard, request: &Request<'_>,
             "shape": request.shape,
             "sampler": request.sample.sampler,
             "steps": steps,
-            "seed": args.seed,
+            "seed": args.sampling.seed,
             "weights": card.weights,
             "step": card.step,
             "seconds": seconds,

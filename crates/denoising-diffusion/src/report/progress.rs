@@ -26,6 +26,8 @@ pub enum Task {
     Features,
     /// Evaluations of a network's loss.
     Loss,
+    /// Mebibytes of a file.
+    Fetch,
 }
 
 impl Task {
@@ -35,6 +37,7 @@ impl Task {
             Self::Sample => "sample",
             Self::Features => "features",
             Self::Loss => "loss",
+            Self::Fetch => "fetch",
         }
     }
 }

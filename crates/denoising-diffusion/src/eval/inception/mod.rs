@@ -19,7 +19,7 @@ use crate::interop::{InteropError, StateDict};
 use crate::nn::ops::Pooling;
 
 pub use self::input::{ImageInput, InputError, SIDE};
-pub use self::weights::{InceptionWeights, OFFICIAL_DIGEST, WeightsError, drawn_weights};
+pub use self::weights::{InceptionWeights, OFFICIAL_DIGEST, Verification, WeightsError, drawn_weights};
 
 /// Where features are taken, by their number: pytorch-fid's `--dims`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

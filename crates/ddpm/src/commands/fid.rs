@@ -1,0 +1,166 @@
+//! `ddpm fid`: the Fréchet inception distance of two sets of images, as pytorch-fid computes it.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::Args;
+use denoising_diffusion::eval::evaluate::{Inception, features};
+use denoising_diffusion::eval::extract::{Extracted, Extractor};
+use denoising_diffusion::eval::images::Images;
+use denoising_diffusion::eval::inception::FeatureBlock;
+use denoising_diffusion::eval::metric::{FidInput, fid};
+use denoising_diffusion::eval::metrics::statistics::Gaussian;
+use denoising_diffusion::eval::result::Measurement;
+use serde_json::json;
+
+use crate::evaluation::{StderrWatch, or_interrupted};
+use crate::failure::{Failure, Result};
+use crate::image_source::{ImageSource, all, drawable, open_images};
+use crate::inception::InceptionArgs;
+use crate::interrupt::stop_on_ctrl_c;
+use crate::machine::{Machine, MachineArgs};
+use crate::output::{self, note};
+use crate::recipe_flags::UntoldFlags;
+use crate::sampling::{SamplingArgs, draw};
+
+/// Compute the Fréchet inception distance of two sets of images.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "A set is a folder of images, an IDX, .npy or .npz file, .npz statistics (mu and sigma, or m2 and s2), or a run or \
+                  weights to draw images from. Images are read as they are and must share one size."
+)]
+pub struct FidArgs {
+    /// Real images
+    a: PathBuf,
+    /// Generated images
+    b: PathBuf,
+    /// Features: 64, 192, 768 or 2048
+    #[arg(long, value_name = "N", default_value = "2048", value_parser = parse_dims)]
+    dims: FeatureBlock,
+    /// Images to draw where weights are given
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 10_000)]
+    num_samples: usize,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    inception: InceptionArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+pub fn parse_dims(text: &str) -> std::result::Result<FeatureBlock, String> {
+    let block = text.parse().ok().and_then(FeatureBlock::of_dims);
+    block.ok_or_else(|| "64, 192, 768 or 2048".to_string())
+}
+
+/// One of the two sets, ready to compare.
+enum Side {
+    Statistics(Gaussian),
+    Features(Extracted),
+}
+
+impl Side {
+    fn input(&self) -> FidInput<'_> {
+        match self {
+            Self::Statistics(gaussian) => FidInput::Statistics(gaussian),
+            Self::Features(extracted) => FidInput::Features(extracted),
+        }
+    }
+}
+
+pub fn run(args: &FidArgs) -> Result {
+    let started = Instant::now();
+    let sources = [&args.a, &args.b].map(|path| ImageSource::open(path));
+    let [a, b] = sources;
+    let (a, b) = (a?, b?);
+    check_statistics(&a, args)?;
+    check_statistics(&b, args)?;
+    let machine = args.machine.start()?;
+    let both_statistics = matches!((&a, &b), (ImageSource::Statistics(_), ImageSource::Statistics(_)));
+    let extractor = if both_statistics { None } else { Some(args.inception.extractor(args.dims, &machine.device)?) };
+    let mut reader =
+        Reader { args, machine: &machine, extractor: extractor.as_ref(), stop: stop_on_ctrl_c("giving up")? };
+    let (a, b) = (reader.side(a, &args.a)?, reader.side(b, &args.b)?);
+    // The error and the bias come from images: the side that has some is the one they are computed for.
+    let (real, generated) =
+        if matches!((&a, &b), (Side::Features(_), Side::Statistics(_))) { (&b, &a) } else { (&a, &b) };
+    let result = fid(real.input(), generated.input(), args.sampling.seed)?;
+    report(args, extractor.as_ref(), &result, started.elapsed().as_secs_f64())
+}
+
+/// Statistics of another block are refused before any work.
+fn check_statistics(source: &ImageSource, args: &FidArgs) -> Result {
+    match source {
+        ImageSource::Statistics(gaussian) if gaussian.dims() != args.dims.dims() => Err(Failure::usage(format!(
+            "statistics of {} features, but --dims is {}",
+            gaussian.dims(),
+            args.dims.dims()
+        ))
+        .hint(match FeatureBlock::of_dims(gaussian.dims()) {
+            Some(block) => format!("compare with --dims {}", block.dims()),
+            None => "they are not from Inception: 64, 192, 768 or 2048 features".to_string(),
+        })),
+        _ => Ok(()),
+    }
+}
+
+struct Reader<'a> {
+    args: &'a FidArgs,
+    machine: &'a Machine,
+    extractor: Option<&'a Extractor>,
+    stop: denoising_diffusion::train::StopSignal,
+}
+
+impl Reader<'_> {
+    fn side(&mut self, source: ImageSource, path: &Path) -> Result<Side> {
+        let images = match source {
+            ImageSource::Statistics(gaussian) => return Ok(Side::Statistics(*gaussian)),
+            ImageSource::Data(path) => all(&open_images(&path, None)?),
+            ImageSource::Weights(found) => {
+                let sample = self.args.sampling.config(found.recipe.as_ref().map(|recipe| &recipe.sample));
+                let file_path = found.path.clone();
+                let from = drawable(found.into_model(&UntoldFlags::default())?, &file_path, self.machine)?;
+                let (count, seed) = (self.args.num_samples, self.args.sampling.seed);
+                note(format!("{count} images from {}", file_path.display()));
+                Images::of_samples(&draw(&from, &sample, count, seed, self.machine, &self.stop)?)
+            }
+        };
+        if images.len() < 2 {
+            return Err(Failure::failed(format!(
+                "{} has {} images; a distance needs at least 2 of each set",
+                path.display(),
+                images.len()
+            )));
+        }
+        let store = self.args.inception.store();
+        let Some(extractor) = self.extractor else {
+            return Err(Failure::failed("images need the weights of Inception"));
+        };
+        let from = Inception { extractor, store: store.as_ref() };
+        let mut watch = StderrWatch::new(&self.stop);
+        Ok(Side::Features(features(from, &images, &mut watch).map_err(|error| or_interrupted(error.into()))?))
+    }
+}
+
+fn report(args: &FidArgs, extractor: Option<&Extractor>, fid: &Measurement, seconds: f64) -> Result {
+    let digest = extractor.map(|extractor| extractor.digest.as_str());
+    if args.json {
+        return output::json(&json!({
+            "fid": fid.value,
+            "standard_error": fid.standard_error,
+            "dims": args.dims.dims(),
+            "n_real": fid.n_real,
+            "n_generated": fid.n_generated,
+            "notes": fid.notes,
+            "inception": digest,
+            "seed": args.sampling.seed,
+            "seconds": seconds,
+        }));
+    }
+    let error = fid.standard_error.map_or(String::new(), |error| format!(" ± {error:.2}"));
+    let notes: String = fid.notes.iter().map(|note| format!("; {note}")).collect();
+    output::result(format!("fid {:.4}{error}{notes}", fid.value))
+}

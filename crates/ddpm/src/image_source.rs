@@ -1,0 +1,69 @@
+//! What a path names when images are to be compared: images, statistics of features, or weights to draw images from.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use denoising_diffusion::data::{ChannelPolicy, DataConfig, Dataset, Subset};
+use denoising_diffusion::eval::images::Images;
+use denoising_diffusion::eval::metrics::statistics::Gaussian;
+use denoising_diffusion::eval::statistics_file::{holds_statistics, read_statistics};
+use denoising_diffusion::model_file::ModelFile;
+
+use crate::commands::sample::check;
+use crate::failure::{FailureExt, Result};
+use crate::machine::Machine;
+use crate::plan::open_data;
+use crate::sampling::Drawable;
+use crate::weights::Found;
+
+/// What a path names.
+pub enum ImageSource {
+    /// A folder, IDX, `.npy` or `.npz` of images.
+    Data(PathBuf),
+    /// `.npz` statistics.
+    Statistics(Box<Gaussian>),
+    /// A run, a checkpoint, a file of weights.
+    Weights(Box<Found>),
+}
+
+impl ImageSource {
+    /// Looks at what is there.
+    pub fn open(path: &Path) -> Result<Self> {
+        if holds_statistics(path) {
+            return Ok(Self::Statistics(Box::new(read_statistics(path)?)));
+        }
+        let names_weights = path.extension().is_some_and(|ending| ending == "safetensors" || ending == "pt");
+        if names_weights || path.join("checkpoints").is_dir() || path.join("ema.safetensors").is_file() {
+            return Ok(Self::Weights(Box::new(Found::open(path, None)?)));
+        }
+        Ok(Self::Data(path.to_path_buf()))
+    }
+}
+
+/// Opens images as they are: at their own size, unless one is given.
+pub fn open_images(path: &Path, size: Option<&DataConfig>) -> Result<Arc<Dataset>> {
+    let config = DataConfig { path: Some(path.to_path_buf()), max_broken: 0.0, ..size.cloned().unwrap_or_default() };
+    Ok(Arc::new(open_data(&config)?))
+}
+
+/// All images of data, in order.
+pub fn all(dataset: &Arc<Dataset>) -> Images {
+    Images::of_data(Subset::from(dataset.clone()))
+}
+
+/// The network of a file on the machine's device, checked to draw images of its card's size.
+pub fn drawable(file: ModelFile, path: &Path, machine: &Machine) -> Result<Drawable> {
+    let shape = check(&file.card, path)?;
+    let (diffusion, model) = (file.card.diffusion()?, file.unet(path, &machine.device)?);
+    Ok(Drawable { file, model, diffusion, shape })
+}
+
+/// How data must be prepared to look as a network's samples do.
+pub fn prepared_as(file: &ModelFile, run: Option<&DataConfig>) -> Result<DataConfig> {
+    let image = file.card.image;
+    let mut config = run.cloned().unwrap_or_default();
+    config.image_size = Some(image.size());
+    config.channels = ChannelPolicy::Exact(image.channels);
+    config.validate().or_usage()?;
+    Ok(config)
+}
