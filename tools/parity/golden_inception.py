@@ -54,7 +54,7 @@ def drawn(name, shape):
 
 
 def network():
-    """pytorch-fid's function that builds the network, with its download replaced."""
+    """pytorch-fid's function that builds the network, with its download replaced; the last layer's weight; all tensors."""
     template = inception._inception_v3(num_classes=1008, aux_logits=False, weights=None)
     state = {}
 
@@ -72,7 +72,7 @@ def network():
         net = inception.InceptionV3([0, 1, 2, 3])
     finally:
         del torchvision_class.load_state_dict
-    return net.eval(), state["fc.weight"]
+    return net.eval(), state["fc.weight"], state
 
 
 def picture(group, number, shape):
@@ -123,7 +123,7 @@ def folder_fid(net, shape, count, dims):
 
 
 def main():
-    net, fc = network()
+    net, fc, _ = network()
     tensors = {}
     for name, shape in SHAPES.items():
         for key, values in features(net, fc, shape, 2).items():

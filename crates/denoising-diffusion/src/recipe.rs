@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use crate::data::{DataConfig, DataError, ImageShape};
 use crate::diffusion::{GaussianConfig, GaussianConfigError};
+use crate::eval::config::{EvaluateConfig, EvaluateConfigError};
 use crate::models::{UnetConfig, UnetConfigError};
 use crate::sampler::{SampleConfig, SampleConfigError};
 use crate::train::{EmaConfig, TrainConfig, TrainConfigError};
@@ -21,6 +22,7 @@ pub struct Recipe {
     pub train: TrainConfig,
     pub ema: EmaConfig,
     pub sample: SampleConfig,
+    pub evaluate: EvaluateConfig,
 }
 
 /// Why a recipe describes no run.
@@ -49,6 +51,8 @@ pub enum RecipeError {
     Train(#[from] TrainConfigError),
     #[error(transparent)]
     Sample(#[from] SampleConfigError),
+    #[error(transparent)]
+    Evaluate(#[from] EvaluateConfigError),
 }
 
 impl Recipe {
@@ -78,6 +82,7 @@ impl Recipe {
         self.train.validate()?;
         self.ema.validate()?;
         self.sample.validate(self.diffusion.timesteps)?;
+        self.evaluate.validate(self.diffusion.timesteps)?;
         if self.unet.fourier_time() {
             return Err(RecipeError::FourierTime);
         }

@@ -18,6 +18,8 @@ pub enum Kind {
     SwitchPerStage,
     ImageSize,
     Channels,
+    /// Words, separated by commas.
+    Words(&'static [&'static str]),
 }
 
 /// What a run that goes on may change.
@@ -38,12 +40,16 @@ pub struct Flag {
     pub help: &'static str,
 }
 
-use Kind::{Channels, ImageSize as Size, Number, Switch, SwitchPerStage, Whole, WholePerStage, Wholes, Word};
+use Kind::{Channels, ImageSize as Size, Number, Switch, SwitchPerStage, Whole, WholePerStage, Wholes, Word, Words};
 use Resume::{Fixed, Free};
 
 const fn flag(section: &'static str, key: &'static str, kind: Kind, resume: Resume, help: &'static str) -> Flag {
     Flag { section, key, kind, resume, help }
 }
+
+const METRICS: &[&str] = &["fid", "kid", "is", "prdc", "swd", "neighbours", "loss", "bpd"];
+const NUMBERS: &[&str] =
+    &["fid", "kid", "is", "precision", "recall", "density", "coverage", "swd", "neighbours", "loss", "bpd"];
 
 /// Every key of a recipe but `data.path`, which is an argument of its own, and `unet.channels`, which follows the data.
 #[rustfmt::skip] // a table is read by its columns
@@ -121,4 +127,11 @@ pub const FLAGS: &[Flag] = &[
     flag("sample", "ddim_sampling_eta", Number, Free, "Noise of ddim, 0 (none) to 1"),
     flag("sample", "posterior_variance", Word(&["small", "large"]), Free, "Variance of the steps of ddpm"),
     flag("sample", "sample_batch_size", Whole, Free, "Images per batch while sampling"),
+
+    flag("evaluate", "evaluate_every", Whole, Free, "Steps between evaluations of the average [default: no evaluation]"),
+    flag("evaluate", "metrics", Words(METRICS), Free, "What is measured"),
+    flag("evaluate", "evaluate_samples", Whole, Free, "Images drawn for an evaluation"),
+    flag("evaluate", "evaluate_sampling_timesteps", Whole, Free, "Evaluations of the network per image [default: as --sampling-timesteps]"),
+    flag("evaluate", "evaluate_budget_s", Number, Free, "Longest time for one evaluation, seconds: draw fewer images if more is expected"),
+    flag("evaluate", "best_metric", Word(NUMBERS), Free, "The number that tells the best checkpoint [default: the first that is measured]"),
 ];

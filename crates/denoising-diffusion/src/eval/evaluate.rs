@@ -7,6 +7,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use thiserror::Error;
 
 use super::extract::{ExtractError, Extracted, Extractor, FeatureStore};
+use super::held_out::held_out_loss;
 use super::images::Images;
 use super::likelihood::{LikelihoodError, TERMS, bits_per_dim};
 use super::metric::{self, FidInput, Metric, MetricError};
@@ -17,7 +18,6 @@ use crate::diffusion::GaussianDiffusion;
 use crate::models::Network;
 use crate::nn::Eval;
 use crate::report::Task;
-use crate::train::held_out_loss;
 
 /// Values of images that a metric of pixels holds at most, a gigabyte of them; of larger sets it takes the first images.
 const MOST_PIXELS: usize = 1 << 28;
@@ -108,7 +108,8 @@ impl From<ExtractError> for EvaluateError {
 /// [`ExtractError`]. A store that cannot be written is told and nothing more.
 pub fn features(from: Inception<'_>, images: &Images, watch: &mut dyn Watch) -> Result<Extracted, ExtractError> {
     let Inception { extractor, store } = from;
-    let stored = match store {
+    // Samples are drawn anew each time.
+    let stored = match store.filter(|_| images.are_data()) {
         Some(store) => Some((store, store.path(extractor, images)?)),
         None => None,
     };

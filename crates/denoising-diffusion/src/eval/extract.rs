@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::images::Images;
+use super::result;
 use super::inception::{CLASSES, FeatureBlock, ImageInput, InceptionV3, InputError, SIDE};
 use crate::data::DataError;
 use crate::interop::{self, InteropError, Metadata, StateDict};
@@ -56,6 +57,19 @@ pub enum ExtractError {
 pub type OnImages<'a> = &'a mut dyn FnMut(usize) -> ControlFlow<()>;
 
 impl Extractor {
+    /// Name, weights and preprocessing of images of a shape, for reports.
+    ///
+    /// # Errors
+    /// Images that cannot be shown to Inception.
+    pub fn describe(&self, shape: [usize; 3]) -> Result<result::Extractor, InputError> {
+        Ok(result::Extractor {
+            name: "Inception-v3 (FID, 2015-12-05)".to_string(),
+            dims: self.block.dims(),
+            digest: self.digest.clone(),
+            preprocessing: self.preprocessing(shape)?,
+        })
+    }
+
     /// What is done to images of a shape, in words.
     ///
     /// # Errors

@@ -85,6 +85,11 @@ impl Images {
         self.count == 0
     }
 
+    /// Whether they are data rather than samples.
+    pub fn are_data(&self) -> bool {
+        matches!(self.source, Source::Data(_))
+    }
+
     /// SHA-256 of what the images are, in hexadecimal digits: equal digests, equal images.
     pub fn digest(&self) -> &str {
         &self.digest

@@ -63,6 +63,20 @@ impl Metric {
         }
     }
 
+    /// The names of its measurements, the one that it is judged by first.
+    pub fn numbers(self) -> &'static [&'static str] {
+        match self {
+            Self::Prdc => &["precision", "recall", "density", "coverage"],
+            Self::Fid => &["fid"],
+            Self::Kid => &["kid"],
+            Self::Is => &["is"],
+            Self::Swd => &["swd"],
+            Self::Neighbours => &["neighbours"],
+            Self::Loss => &["loss"],
+            Self::Bpd => &["bpd"],
+        }
+    }
+
     /// Whether it rests on Inception's features.
     pub fn needs_inception(self) -> bool {
         matches!(self, Self::Fid | Self::Kid | Self::Is | Self::Prdc)

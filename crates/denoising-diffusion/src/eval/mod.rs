@@ -2,8 +2,10 @@
 //!
 //! Not here: drawing samples ([`crate::generate`]), and files that are not about evaluation.
 
+pub mod config;
 pub mod evaluate;
 pub mod extract;
+pub mod held_out;
 pub mod images;
 pub mod inception;
 pub mod likelihood;

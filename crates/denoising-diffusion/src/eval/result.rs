@@ -145,6 +145,47 @@ pub struct Neighbours {
     pub closest: Vec<Pair>,
 }
 
+impl LossByTime {
+    /// The mean as a measurement.
+    pub fn measurement(&self) -> Measurement {
+        of_held_out("loss", self.mean, self.standard_error, self.n)
+    }
+}
+
+impl BitsPerDim {
+    /// The total as a measurement.
+    pub fn measurement(&self) -> Measurement {
+        of_held_out("bpd", self.total, self.standard_error, self.n)
+    }
+}
+
+impl Neighbours {
+    /// The z of the distances as a measurement.
+    pub fn measurement(&self) -> Measurement {
+        Measurement {
+            name: "neighbours".to_string(),
+            value: self.z,
+            standard_error: None,
+            better: Better::Neither,
+            n_generated: self.n_generated,
+            n_real: self.n_training,
+            notes: Vec::new(),
+        }
+    }
+}
+
+fn of_held_out(name: &str, value: f64, standard_error: f64, n: usize) -> Measurement {
+    Measurement {
+        name: name.to_string(),
+        value,
+        standard_error: Some(standard_error),
+        better: Better::Lower,
+        n_generated: 0,
+        n_real: n,
+        notes: Vec::new(),
+    }
+}
+
 /// A sample and the training image nearest to it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Pair {

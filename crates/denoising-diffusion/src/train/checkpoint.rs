@@ -28,6 +28,8 @@ const STATE: &str = "state.json";
 const WRITING: &str = ".writing-step-";
 /// A checkpoint with a file of this name is never deleted.
 const KEEP: &str = "keep";
+/// The best checkpoint has a file of this name, and is not deleted while it is the best.
+const BEST: &str = "best";
 
 /// The counters of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -169,11 +171,30 @@ impl Checkpoints {
         File::create(&path).map(drop).map_err(io_error("create", &path))
     }
 
-    /// Deletes all but the latest `keep` checkpoints and the marked ones.
+    /// Marks a checkpoint as the best, and no other.
+    pub fn mark_best(&self, step: u64) -> Result<(), CheckpointError> {
+        let path = self.path_of(step).join(BEST);
+        File::create(&path).map(drop).map_err(io_error("create", &path))?;
+        for other in self.steps().into_iter().filter(|other| *other != step) {
+            let path = self.path_of(other).join(BEST);
+            if path.exists() {
+                fs::remove_file(&path).map_err(io_error("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The step of the checkpoint that is marked as the best.
+    pub fn best(&self) -> Option<u64> {
+        self.steps().into_iter().rev().find(|step| self.path_of(*step).join(BEST).exists())
+    }
+
+    /// Deletes all but the latest `keep` checkpoints, the marked ones and the best.
     pub fn prune(&self, keep: usize) -> Result<(), CheckpointError> {
+        let best = self.best();
         for step in self.steps().into_iter().rev().skip(keep) {
             let path = self.path_of(step);
-            if !path.join(KEEP).exists() {
+            if !path.join(KEEP).exists() && Some(step) != best {
                 fs::remove_dir_all(&path).map_err(io_error("delete", &path))?;
             }
         }

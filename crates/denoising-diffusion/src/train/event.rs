@@ -4,8 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::held_out::HeldOutLoss;
+use super::evaluation::Expected;
 use super::trainer::{NonFinite, StepReport};
+use crate::eval::held_out::HeldOutLoss;
+use crate::eval::result::Measurement;
+use crate::report::Task;
 
 /// Asks a run to stop: it finishes its step, writes a checkpoint and returns.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +32,13 @@ pub enum Event<'a> {
     HeldOut { step: u64, loss: &'a HeldOutLoss },
     Sampling { step: usize, steps: usize, images_done: usize },
     Samples { step: u64, path: &'a Path },
+    /// Before the first evaluation.
+    Expected(&'a Expected),
+    Evaluating { task: Task, done: usize, total: usize },
+    /// `best` names the number by which this is the best evaluation so far.
+    Evaluation { step: u64, measurements: &'a [Measurement], best: Option<&'a str> },
+    /// Something worth reading.
+    Note { line: &'a str },
     Checkpoint { step: u64, path: &'a Path },
 }
 

@@ -16,10 +16,12 @@ use thiserror::Error;
 
 use super::checkpoint::{CheckpointError, CheckpointState, Checkpoints, Rejected, read_state};
 use super::event::{Event, Outcome, StopSignal};
-use super::held_out::{HeldOutLoss, held_out_loss};
+use super::evaluation::EvaluateSetup;
 use super::trainer::{NonFiniteKind, StepReport, TrainError, Trainer};
 use crate::atomic_file::{remove_leftovers, write_atomically};
 use crate::data::{Batch, DataError, Flip, ImageShape, Loader, LoaderConfig, Subset};
+use crate::eval::evaluate::EvaluateError;
+use crate::eval::held_out::{HeldOutLoss, held_out_loss};
 use crate::generate::{GenerateError, Progress, Request, generate};
 use crate::model_file::ModelCard;
 use crate::models::Network;
@@ -43,6 +45,8 @@ pub struct RunSetup {
     /// What exported weights say of themselves; step and decay are filled in.
     pub card: ModelCard,
     pub sample: SampleConfig,
+    /// Evaluations, if there are any.
+    pub evaluate: Option<EvaluateSetup>,
     pub train: Subset,
     pub held_out: Subset,
     pub flip: Flip,
@@ -77,6 +81,8 @@ pub enum RunError {
     Report(#[from] ReportError),
     #[error("no samples could be drawn")]
     Samples(#[source] GenerateError),
+    #[error("the samples could not be evaluated")]
+    Evaluation(#[from] EvaluateError),
 }
 
 /// What became of a step's periodic work.
@@ -93,6 +99,8 @@ enum Periodic {
 enum Saving {
     /// Its step came; the log says so.
     Due,
+    /// The same, and it is the best so far.
+    Best,
     /// The run ends here for now, which leaves no trace in the log.
     Stopping,
 }
@@ -100,10 +108,10 @@ enum Saving {
 /// A run in progress.
 #[derive(Debug)]
 pub struct Run<M> {
-    trainer: Trainer<M>,
-    setup: RunSetup,
+    pub(super) trainer: Trainer<M>,
+    pub(super) setup: RunSetup,
     loader: Loader,
-    log: RunLog,
+    pub(super) log: RunLog,
     checkpoints: Checkpoints,
 }
 
@@ -247,7 +255,7 @@ impl<M: Network<4>> Run<M> {
         Ok(())
     }
 
-    /// Held-out loss, samples and checkpoint, each when due and not in the log already.
+    /// Held-out loss, samples, evaluation and checkpoint, each when due and not in the log already.
     fn periodic(
         &mut self,
         step: u64,
@@ -259,7 +267,8 @@ impl<M: Network<4>> Run<M> {
         let is_due = |interval: u64| step > 0 && (step.is_multiple_of(interval) || last);
         let [held_out, samples, save] =
             [config.held_out_interval(), config.sample_interval(), config.save_every].map(is_due);
-        if !(held_out || samples || save) {
+        let evaluate = self.setup.evaluate.clone().filter(|setup| setup.config.evaluate_every.is_some_and(is_due));
+        if !(held_out || samples || save || evaluate.is_some()) {
             return Ok(Periodic::NotDue);
         }
         let done = self.kinds_logged_at(step)?;
@@ -270,8 +279,15 @@ impl<M: Network<4>> Run<M> {
         if samples && missing("samples") && self.draw_samples(step, stop, on_event)?.is_break() {
             return Ok(Periodic::GivenUp);
         }
-        if save && missing("checkpoint") {
-            self.save(Saving::Due, on_event)?;
+        let mut best = false;
+        if let Some(setup) = evaluate.filter(|_| missing("evaluation")) {
+            match self.evaluate(&setup, step, stop, on_event)? {
+                ControlFlow::Continue(is_best) => best = is_best,
+                ControlFlow::Break(()) => return Ok(Periodic::GivenUp),
+            }
+        }
+        if (save || best) && missing("checkpoint") {
+            self.save(if best { Saving::Best } else { Saving::Due }, on_event)?;
         }
         Ok(Periodic::Done)
     }
@@ -338,7 +354,7 @@ impl<M: Network<4>> Run<M> {
         let state = self.trainer.state();
         let step = state.step;
         let config = self.trainer.config();
-        if saving == Saving::Due {
+        if saving != Saving::Stopping {
             let folder = format!("checkpoints/step-{step:08}");
             self.log.append(&Record::Checkpoint(CheckpointRecord { step, folder }))?;
         }
@@ -357,6 +373,9 @@ impl<M: Network<4>> Run<M> {
         let path = self.checkpoints.save(&state, &info, &card)?;
         if config.keep_every.is_some_and(|every| step.is_multiple_of(every)) {
             self.checkpoints.mark(step)?;
+        }
+        if saving == Saving::Best {
+            self.checkpoints.mark_best(step)?;
         }
         self.checkpoints.prune(config.keep)?;
         self.draw_curve()?;

@@ -1,5 +1,7 @@
 //! What the lines of a log hold, and how numbers that are not finite are written.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// A line of the log: an object whose `kind` names the variant in snake case.
@@ -16,6 +18,8 @@ pub enum Record {
     Skipped(SkipRecord),
     /// Samples were drawn.
     Samples(SamplesRecord),
+    /// Samples of the average were measured.
+    Evaluation(EvaluationRecord),
     /// A checkpoint is about to be written.
     Checkpoint(CheckpointRecord),
 }
@@ -104,6 +108,21 @@ pub struct SamplesRecord {
     pub count: u64,
     /// The grid, relative to the run's folder.
     pub file: String,
+}
+
+/// Numbers about the average and its samples.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvaluationRecord {
+    /// Steps done.
+    pub step: u64,
+    /// Samples that were drawn for it.
+    pub samples: u64,
+    /// By name.
+    pub values: BTreeMap<String, f64>,
+    /// Of those that have one.
+    pub standard_errors: BTreeMap<String, f64>,
+    /// Time that it took; differs between runs.
+    pub seconds: f64,
 }
 
 /// A checkpoint.

@@ -1,0 +1,264 @@
+//! `ddpm eval`: how good a network's samples are, by every metric that was asked for, against data.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::Args;
+use denoising_diffusion::data::{DataConfig, Dataset};
+use denoising_diffusion::eval::evaluate::{self, Inception, Measured, Sets, Split, Watch, bpd, loss};
+use denoising_diffusion::eval::extract::Extractor;
+use denoising_diffusion::eval::images::Images;
+use denoising_diffusion::eval::inception::FeatureBlock;
+use denoising_diffusion::eval::metric::Metric;
+use denoising_diffusion::eval::result::{Evaluation, Provenance, Sampling};
+use denoising_diffusion::model_file::WeightsKind;
+use denoising_diffusion::recipe::Recipe;
+use denoising_diffusion::report::{ImageBatch, table};
+use denoising_diffusion::sampler::SampleConfig;
+use denoising_diffusion::train::StopSignal;
+
+use crate::commands::sample::refuse_file;
+use crate::evaluation::{StderrWatch, or_interrupted};
+use crate::failure::{Failure, FailureExt, Result};
+use crate::image_source::{all, drawable, prepared_as};
+use crate::inception::InceptionArgs;
+use crate::interrupt::stop_on_ctrl_c;
+use crate::machine::{Machine, MachineArgs};
+use crate::output::{self, note};
+use crate::plan::{open_data, word};
+use crate::recipe_flags::UntoldFlags;
+use crate::report_page::{Shown, write_page};
+use crate::sampling::{Drawable, SamplingArgs, draw};
+use crate::weights::{Found, WeightsArg};
+
+/// Measure how good a network's samples are.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "fid, kid, is and prdc (precision, recall, density, coverage) rest on Inception's features; swd (sliced Wasserstein \
+                  distance) and neighbours (nearest training images) on pixels; loss (by quarter of t) and bpd (variational bound, \
+                  bits per dimension) on held-out images."
+)]
+pub struct EvalArgs {
+    /// Run folder (its latest whole checkpoint), checkpoint's folder, .safetensors file, or .pt file of the reference
+    target: PathBuf,
+    /// Data to compare with [default: what the run was trained on]
+    data: Option<PathBuf>,
+    /// Metrics, separated by commas [default: all, those of Inception if its weights can be had]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    metrics: Option<Vec<Metric>>,
+    /// Images to draw
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 10_000, value_parser = at_least_two)]
+    num_samples: usize,
+    /// Use so many of the real images only [default: all]
+    #[arg(long, value_name = "N", value_parser = at_least_two)]
+    num_real: Option<usize>,
+    /// Which weights to use [default: ema]
+    #[arg(long)]
+    weights: Option<WeightsArg>,
+    /// Write a page with tables, plots and pictures
+    #[arg(long, value_name = "HTML")]
+    report: Option<PathBuf>,
+    /// Replace what --report names
+    #[arg(long)]
+    force: bool,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    inception: InceptionArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    machine: MachineArgs,
+    #[command(flatten)]
+    untold: UntoldFlags,
+}
+
+fn at_least_two(text: &str) -> std::result::Result<usize, String> {
+    text.parse().ok().filter(|&n| n >= 2).ok_or_else(|| "a number of images, at least 2".to_string())
+}
+
+/// Everything that is known before samples are drawn.
+struct Plan<'a> {
+    args: &'a EvalArgs,
+    machine: Machine,
+    stop: StopSignal,
+    from: Drawable,
+    path: PathBuf,
+    sample: SampleConfig,
+    real: Images,
+    real_digest: String,
+    /// Training and held-out images, where the data is that of a run.
+    split: Option<(Images, Images)>,
+    metrics: Vec<Metric>,
+    extractor: Option<Extractor>,
+}
+
+pub fn run(args: &EvalArgs) -> Result {
+    let started = Instant::now();
+    if let Some(report) = &args.report {
+        refuse_file(report, !args.force)?;
+    }
+    let plan = Plan::new(args)?;
+    let images = plan.draw()?;
+    let generated = images.as_ref().map(Images::of_samples);
+    let mut watch = StderrWatch::new(&plan.stop);
+    let measured = plan.measure(generated.as_ref(), &mut watch)?;
+    let evaluation = plan.network_metrics(measured, &mut watch, started)?;
+    if let Some(report) = &args.report {
+        plan.write_report(report, &evaluation, images.as_ref())?;
+        note(format!("report: {}", report.display()));
+    }
+    if args.json {
+        return output::json(&serde_json::to_value(&evaluation)?);
+    }
+    output::result(table(&evaluation))
+}
+
+impl<'a> Plan<'a> {
+    fn new(args: &'a EvalArgs) -> Result<Self> {
+        let found = Found::open(&args.target, args.weights)?;
+        let (path, recipe) = (found.path.clone(), found.recipe.clone());
+        let sample = args.sampling.config(recipe.as_ref().map(|recipe| &recipe.sample));
+        let file = found.into_model(&args.untold)?;
+        sample.validate(file.card.diffusion.timesteps).or_usage()?;
+
+        let config = prepared_as(&file, recipe.as_ref().map(|recipe| &recipe.data))?;
+        let dataset = Arc::new(open_data(&data_config(args, config, recipe.is_some())?)?);
+        let split = split(&dataset, recipe.as_ref(), args);
+        let metrics = chosen(args, split.is_some())?;
+        let machine = args.machine.start()?;
+        let extractor = extractor(args, &metrics, &machine)?;
+        let metrics = metrics.into_iter().filter(|metric| extractor.is_some() || !metric.needs_inception()).collect();
+        let from = drawable(file, &path, &machine)?;
+        let real = all(&dataset);
+        Ok(Self {
+            stop: stop_on_ctrl_c("giving up")?,
+            real: args.num_real.map_or(real.clone(), |n| real.first(n)),
+            real_digest: dataset.digest().to_string(),
+            args,
+            machine,
+            from,
+            path,
+            sample,
+            split,
+            metrics,
+            extractor,
+        })
+    }
+
+    /// Samples, where a metric rests on them.
+    fn draw(&self) -> Result<Option<ImageBatch>> {
+        if !self.metrics.iter().any(|metric| metric.needs_samples()) {
+            return Ok(None);
+        }
+        let (n, seed) = (self.args.num_samples, self.args.sampling.seed);
+        note(format!("{n} images by {} from {}", word(&self.sample.sampler), self.path.display()));
+        draw(&self.from, &self.sample, n, seed, &self.machine, &self.stop).map(Some)
+    }
+
+    fn measure(&self, generated: Option<&Images>, watch: &mut dyn Watch) -> Result<Measured> {
+        let Some(generated) = generated else { return Ok(Measured::default()) };
+        let split = self.split.as_ref().map(|(training, held_out)| Split { training, held_out });
+        let sets = Sets { generated, real: &self.real, split };
+        let store = self.args.inception.store();
+        let inception = self.extractor.as_ref().map(|extractor| Inception { extractor, store: store.as_ref() });
+        evaluate::measure(&self.metrics, &sets, inception, self.args.sampling.seed, watch).map_err(or_interrupted)
+    }
+
+    /// What rests on the network itself, and the whole.
+    fn network_metrics(&self, measured: Measured, watch: &mut dyn Watch, started: Instant) -> Result<Evaluation> {
+        let held_out = self.split.as_ref().map_or(&self.real, |(_, held_out)| held_out);
+        let (model, diffusion, seed) = (&self.from.model, &self.from.diffusion, self.args.sampling.seed);
+        let device = &self.machine.device;
+        let wants = |metric| self.metrics.contains(&metric);
+        let loss = wants(Metric::Loss)
+            .then(|| loss(model, diffusion, held_out, seed, device, watch).map_err(or_interrupted))
+            .transpose()?;
+        let bits_per_dim = wants(Metric::Bpd)
+            .then(|| bpd(model, diffusion, held_out, seed, device, watch).map_err(or_interrupted))
+            .transpose()?;
+        Ok(Evaluation {
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            provenance: self.provenance()?,
+            measurements: measured.measurements,
+            loss,
+            bits_per_dim,
+            neighbours: measured.neighbours,
+            seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+
+    fn provenance(&self) -> Result<Provenance> {
+        let card = &self.from.file.card;
+        let extractor = self.extractor.as_ref().map(|extractor| extractor.describe(self.from.shape)).transpose()?;
+        Ok(Provenance {
+            generated: self.path.display().to_string(),
+            real: self.args.data.as_ref().map_or("the data of the run".to_string(), |data| data.display().to_string()),
+            real_digest: Some(self.real_digest.clone()),
+            seed: self.args.sampling.seed,
+            sampling: Some(Sampling {
+                sampler: word(&self.sample.sampler),
+                steps: self.sample.steps(card.diffusion.timesteps),
+                weights: if card.weights == WeightsKind::Ema { "ema" } else { "model" }.to_string(),
+                step: card.step,
+                ema_decay: card.ema_decay,
+            }),
+            extractor,
+        })
+    }
+
+    fn write_report(&self, path: &Path, evaluation: &Evaluation, samples: Option<&ImageBatch>) -> Result {
+        let run = self.args.target.join("log.jsonl");
+        let training = self.split.as_ref().map(|(training, _)| training);
+        write_page(path, &Shown { evaluation, samples, training, log: run.is_file().then_some(run.as_path()) })
+    }
+}
+
+/// The data to compare with, prepared as the network's samples are.
+fn data_config(args: &EvalArgs, config: DataConfig, has_recipe: bool) -> Result<DataConfig> {
+    match &args.data {
+        Some(path) => Ok(DataConfig { path: Some(path.clone()), ..config }),
+        None if has_recipe => Ok(config),
+        None => Err(Failure::usage(format!("{} does not say what it was trained on", args.target.display()))
+            .hint("give the data to compare with: ddpm eval FILE DATA")),
+    }
+}
+
+/// The two parts that the run made of its data; none of other data.
+fn split(dataset: &Arc<Dataset>, recipe: Option<&Recipe>, args: &EvalArgs) -> Option<(Images, Images)> {
+    let recipe = recipe.filter(|_| args.data.is_none())?;
+    let (training, held_out) = dataset.split_held_out(recipe.data.held_out, recipe.train.seed);
+    (held_out.len() > 1).then(|| (Images::of_data(training), Images::of_data(held_out)))
+}
+
+/// The metrics that were asked for, or all that can be had.
+fn chosen(args: &EvalArgs, has_split: bool) -> Result<Vec<Metric>> {
+    let Some(asked) = &args.metrics else {
+        return Ok(Metric::ALL.into_iter().filter(|&metric| metric != Metric::Neighbours || has_split).collect());
+    };
+    if asked.contains(&Metric::Neighbours) && !has_split {
+        return Err(Failure::usage("neighbours: it is not known which images were trained on and which were held out")
+            .hint("give a run folder, and no data beside it"));
+    }
+    let mut metrics = asked.clone();
+    metrics.sort();
+    metrics.dedup();
+    Ok(metrics)
+}
+
+/// Inception, if a metric needs it. Where nobody asked for such a metric by name, its absence is told and no more.
+fn extractor(args: &EvalArgs, metrics: &[Metric], machine: &Machine) -> Result<Option<Extractor>> {
+    if !metrics.iter().any(|metric| metric.needs_inception()) {
+        return Ok(None);
+    }
+    match args.inception.extractor(FeatureBlock::Final, &machine.device) {
+        Ok(extractor) => Ok(Some(extractor)),
+        Err(failure) if args.metrics.is_none() && !args.inception.is_named() => {
+            note(format!("warning: without fid, kid, is and prdc: {}", failure.to_text().replace("error: ", "")));
+            Ok(None)
+        }
+        Err(failure) => Err(failure),
+    }
+}

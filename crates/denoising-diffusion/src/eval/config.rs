@@ -1,0 +1,130 @@
+//! Evaluation during training, as a recipe says it. Not here: doing it ([`crate::train::Run`]).
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::metric::Metric;
+use crate::sampler::SampleConfig;
+
+/// What a run measures while it trains. Field names are the keys of a recipe's evaluate table and, in kebab-case, flags.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvaluateConfig {
+    /// Steps between evaluations. None: no evaluation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evaluate_every: Option<u64>,
+    /// What is measured; never empty.
+    pub metrics: Vec<Metric>,
+    /// Samples drawn for it, at least 2.
+    pub evaluate_samples: usize,
+    /// Evaluations of the network per sample. None: as the recipe's samples.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evaluate_sampling_timesteps: Option<usize>,
+    /// Longest time that one evaluation should take, in seconds: where more is expected, fewer samples are drawn. None: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evaluate_budget_s: Option<f64>,
+    /// The number by which the best checkpoint is told. None: the first that is measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub best_metric: Option<String>,
+}
+
+impl Default for EvaluateConfig {
+    fn default() -> Self {
+        Self {
+            evaluate_every: None,
+            metrics: vec![Metric::Swd, Metric::Loss],
+            evaluate_samples: 1000,
+            evaluate_sampling_timesteps: None,
+            evaluate_budget_s: None,
+            best_metric: None,
+        }
+    }
+}
+
+/// Why a run cannot be evaluated so.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum EvaluateConfigError {
+    #[error("`evaluate_every` is 0; leave it out for no evaluation")]
+    Never,
+    #[error("`metrics` names nothing")]
+    NoMetrics,
+    #[error("`evaluate_samples` is {0}; at least 2 are needed")]
+    TooFew(usize),
+    #[error("`evaluate_sampling_timesteps` is {got}; expected 1 to {timesteps}")]
+    SamplingTimesteps { got: usize, timesteps: usize },
+    #[error("`evaluate_budget_s` is {0}; expected a time above 0, in seconds")]
+    Budget(f64),
+    #[error("`best_metric` is `{best}`, which is not measured; there are {measured}")]
+    BestMetric { best: String, measured: String },
+}
+
+impl EvaluateConfig {
+    /// Checks all that can be checked without data and network.
+    ///
+    /// # Errors
+    /// [`EvaluateConfigError`].
+    pub fn validate(&self, timesteps: usize) -> Result<(), EvaluateConfigError> {
+        if self.evaluate_every == Some(0) {
+            return Err(EvaluateConfigError::Never);
+        }
+        if self.metrics.is_empty() {
+            return Err(EvaluateConfigError::NoMetrics);
+        }
+        if self.evaluate_samples < 2 {
+            return Err(EvaluateConfigError::TooFew(self.evaluate_samples));
+        }
+        if let Some(got) = self.evaluate_sampling_timesteps.filter(|n| !(1..=timesteps).contains(n)) {
+            return Err(EvaluateConfigError::SamplingTimesteps { got, timesteps });
+        }
+        if let Some(budget) = self.evaluate_budget_s.filter(|budget| !(*budget > 0.0 && budget.is_finite())) {
+            return Err(EvaluateConfigError::Budget(budget));
+        }
+        let measured: Vec<&str> = self.metrics.iter().flat_map(|metric| metric.numbers()).copied().collect();
+        if let Some(best) = self.best_metric.as_deref().filter(|best| !measured.contains(best)) {
+            return Err(EvaluateConfigError::BestMetric { best: best.to_string(), measured: measured.join(", ") });
+        }
+        Ok(())
+    }
+
+    /// The number by which the best checkpoint is told.
+    pub fn best(&self) -> &str {
+        let first = self.metrics.first().and_then(|metric| metric.numbers().first().copied());
+        self.best_metric.as_deref().or(first).unwrap_or_default()
+    }
+
+    /// How samples are drawn, `sample` being the recipe's way.
+    pub fn sampling(&self, sample: &SampleConfig) -> SampleConfig {
+        SampleConfig {
+            sampling_timesteps: self.evaluate_sampling_timesteps.or(sample.sampling_timesteps),
+            num_samples: self.evaluate_samples,
+            ..sample.clone()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        let good = EvaluateConfig::default();
+        assert_eq!(good.validate(1000), Ok(()));
+        assert_eq!(good.best(), "swd");
+        let refused = |change: &dyn Fn(&mut EvaluateConfig)| {
+            let mut config = good.clone();
+            change(&mut config);
+            config.validate(100).unwrap_err()
+        };
+        assert_eq!(refused(&|c| c.evaluate_every = Some(0)), EvaluateConfigError::Never);
+        assert_eq!(refused(&|c| c.metrics.clear()), EvaluateConfigError::NoMetrics);
+        assert_eq!(refused(&|c| c.evaluate_samples = 1), EvaluateConfigError::TooFew(1));
+        assert!(matches!(
+            refused(&|c| c.evaluate_sampling_timesteps = Some(101)),
+            EvaluateConfigError::SamplingTimesteps { got: 101, timesteps: 100 }
+        ));
+        assert!(matches!(refused(&|c| c.evaluate_budget_s = Some(f64::NAN)), EvaluateConfigError::Budget(_)));
+        let error = refused(&|c| c.best_metric = Some("fid".into())).to_string();
+        assert!(error.contains("`fid`") && error.contains("swd, loss"), "{error}");
+    }
+}

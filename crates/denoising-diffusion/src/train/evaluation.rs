@@ -1,0 +1,274 @@
+//! Evaluations of a run: when they are due, how large they may be, and which checkpoint is the best. Nothing here touches the network
+//! in training or the order of its data.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use super::event::{Event, StopSignal};
+use super::run::{Run, RunError};
+use crate::data::Subset;
+use crate::eval::config::EvaluateConfig;
+use crate::eval::evaluate::{EvaluateError, Inception, Sets, Split, Watch, bpd, loss, measure};
+use crate::eval::extract::{Extractor, FeatureStore};
+use crate::eval::images::Images;
+use crate::eval::metric::Metric;
+use crate::eval::result::{Better, Measurement};
+use crate::generate::{GenerateError, Progress, Request, generate};
+use crate::models::Network;
+use crate::nn::Eval;
+use crate::report::log::{self, EvaluationRecord, Record};
+use crate::report::{ImageBatch, Task};
+use crate::sampler::SampleConfig;
+
+/// Fewer samples than this are not drawn, whatever the time budget.
+const FEWEST: usize = 16;
+
+/// What a run needs to evaluate.
+#[derive(Clone, Debug)]
+pub struct EvaluateSetup {
+    pub config: EvaluateConfig,
+    /// Where a metric rests on Inception's features.
+    pub extractor: Option<Extractor>,
+    /// Where the features of the data are kept.
+    pub store: FeatureStore,
+}
+
+/// How long the next evaluation will take.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Expected {
+    /// Samples that will be drawn, and those that the recipe asks for.
+    pub samples: usize,
+    pub asked: usize,
+    pub seconds: f64,
+    /// Of it, for the features of the real images, which are computed once.
+    pub seconds_once: f64,
+}
+
+/// Passes an evaluation's progress on as events.
+struct Events<'a> {
+    task: Task,
+    total: usize,
+    stop: &'a StopSignal,
+    on_event: &'a mut dyn FnMut(Event<'_>),
+}
+
+impl Watch for Events<'_> {
+    fn start(&mut self, task: Task, total: usize) {
+        (self.task, self.total) = (task, total);
+    }
+
+    fn done(&mut self, done: usize) -> ControlFlow<()> {
+        (self.on_event)(Event::Evaluating { task: self.task, done, total: self.total });
+        if self.stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn finish(&mut self) {}
+
+    fn note(&mut self, line: &str) {
+        (self.on_event)(Event::Note { line });
+    }
+}
+
+impl<M: Network<4>> Run<M> {
+    /// Evaluates the average, and says whether it is the best so far. `Break`: a stop was asked for, and nothing is recorded.
+    pub(super) fn evaluate(
+        &mut self,
+        setup: &EvaluateSetup,
+        step: u64,
+        stop: &StopSignal,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<ControlFlow<(), bool>, RunError> {
+        let started = Instant::now();
+        let eval = self.trainer.ema().eval();
+        let samples = match self.evaluation_samples(setup, &eval, stop, on_event) {
+            Err(RunError::Evaluation(EvaluateError::Interrupted)) => return Ok(ControlFlow::Break(())),
+            samples => samples?,
+        };
+        let mut events = Events { task: Task::Sample, total: 0, stop, on_event };
+        let measured = self.evaluate_with(setup, &eval, samples, &mut events);
+        let measurements = match measured {
+            Err(RunError::Evaluation(EvaluateError::Interrupted)) => return Ok(ControlFlow::Break(())),
+            measured => measured?,
+        };
+        let record = EvaluationRecord {
+            step,
+            samples: samples as u64,
+            values: measurements.iter().map(|m| (m.name.clone(), m.value)).collect(),
+            standard_errors: measurements.iter().filter_map(|m| Some((m.name.clone(), m.standard_error?))).collect(),
+            seconds: started.elapsed().as_secs_f64(),
+        };
+        let best = setup.config.best();
+        let better = measurements.iter().find(|m| m.name == best).map_or(Better::Lower, |m| m.better);
+        let is_best = is_best(best, better, &record, &self.evaluations()?);
+        self.log.append(&Record::Evaluation(record))?;
+        on_event(Event::Evaluation { step, measurements: &measurements, best: is_best.then_some(best) });
+        Ok(ControlFlow::Continue(is_best))
+    }
+
+    fn evaluations(&self) -> Result<Vec<EvaluationRecord>, RunError> {
+        let records = log::read(self.setup.dir.join("log.jsonl"))?;
+        let read = |value| match serde_json::from_value(value) {
+            Ok(Record::Evaluation(record)) => Some(record),
+            _ => None,
+        };
+        Ok(records.into_iter().filter_map(read).collect())
+    }
+
+    /// How many samples to draw: as in the evaluation before, so that numbers compare; the first time, as many as the budget allows.
+    fn evaluation_samples(
+        &self,
+        setup: &EvaluateSetup,
+        eval: &Eval<M>,
+        stop: &StopSignal,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<usize, RunError> {
+        if let Some(before) = self.evaluations()?.last() {
+            return Ok(before.samples as usize);
+        }
+        let expected = self.expected_time(setup, eval, stop)?;
+        on_event(Event::Expected(&expected));
+        Ok(expected.samples)
+    }
+
+    /// From the time of two steps on one batch, and of Inception on one batch.
+    fn expected_time(&self, setup: &EvaluateSetup, eval: &Eval<M>, stop: &StopSignal) -> Result<Expected, RunError> {
+        let asked = setup.config.evaluate_samples;
+        let sample = setup.config.sampling(&self.setup.sample);
+        let wants = |needs: fn(Metric) -> bool| setup.config.metrics.iter().any(|&metric| needs(metric));
+        let mut per_sample = 0.0;
+        let mut once = 0.0;
+        if wants(Metric::needs_samples) {
+            let batch = sample.sample_batch_size.min(asked);
+            let trial = SampleConfig { sampling_timesteps: Some(2), ..sample.clone() };
+            // The first steps are slower than all others.
+            let _ = self.draw(eval, &trial, batch, stop, &mut |_| {})?;
+            let started = Instant::now();
+            let images = self.draw(eval, &trial, batch, stop, &mut |_| {})?;
+            let steps = sample.steps(self.trainer.diffusion().config().timesteps);
+            per_sample += started.elapsed().as_secs_f64() / 2.0 * steps as f64 / batch as f64;
+            if let Some(extractor) = setup.extractor.as_ref().filter(|_| wants(Metric::needs_inception)) {
+                let some = Images::of_samples(&images).first(16);
+                let started = Instant::now();
+                let extracted = extractor.extract(&some, &mut |_| ControlFlow::Continue(()));
+                extracted.map_err(EvaluateError::from)?;
+                let per_image = started.elapsed().as_secs_f64() / some.len() as f64;
+                per_sample += per_image;
+                let real = self.real_images();
+                let known = setup.store.path(extractor, &real).is_ok_and(|path| path.is_file());
+                once = if known { 0.0 } else { per_image * real.len() as f64 };
+            }
+        }
+        let samples = match setup.config.evaluate_budget_s {
+            Some(budget) if per_sample > 0.0 => ((budget / per_sample) as usize).clamp(FEWEST.min(asked), asked),
+            _ => asked,
+        };
+        Ok(Expected { samples, asked, seconds: per_sample * samples as f64 + once, seconds_once: once })
+    }
+
+    fn evaluate_with(
+        &self,
+        setup: &EvaluateSetup,
+        eval: &Eval<M>,
+        samples: usize,
+        events: &mut Events<'_>,
+    ) -> Result<Vec<Measurement>, RunError> {
+        let (metrics, seed) = (&setup.config.metrics, self.trainer.config().seed);
+        let (device, diffusion) = (self.trainer.device(), self.trainer.diffusion());
+        let (training, held_out) =
+            (Images::of_data(self.setup.train.clone()), Images::of_data(self.setup.held_out.clone()));
+        let mut measurements = Vec::new();
+        if metrics.iter().any(|metric| metric.needs_samples()) {
+            let sample = setup.config.sampling(&self.setup.sample);
+            let stop = events.stop;
+            let images = self.draw(eval, &sample, samples, stop, &mut |event| (events.on_event)(event))?;
+            let generated = Images::of_samples(&images);
+            let split = Split { training: &training, held_out: &held_out };
+            let real = self.real_images();
+            let sets = Sets { generated: &generated, real: &real, split: Some(split) };
+            let inception =
+                setup.extractor.as_ref().map(|extractor| Inception { extractor, store: Some(&setup.store) });
+            let measured = measure(metrics, &sets, inception, seed, events)?;
+            measurements.extend(measured.measurements);
+            measurements.extend(measured.neighbours.map(|neighbours| neighbours.measurement()));
+        }
+        if metrics.contains(&Metric::Loss) {
+            measurements.push(loss(eval, diffusion, &held_out, seed, &device, events)?.measurement());
+        }
+        if metrics.contains(&Metric::Bpd) {
+            measurements.push(bpd(eval, diffusion, &held_out, seed, &device, events)?.measurement());
+        }
+        Ok(measurements)
+    }
+
+    /// All of the data, trained on or not, as it is.
+    fn real_images(&self) -> Images {
+        Images::of_data(Subset::from(self.setup.train.dataset().clone()))
+    }
+
+    fn draw(
+        &self,
+        eval: &Eval<M>,
+        sample: &SampleConfig,
+        count: usize,
+        stop: &StopSignal,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<ImageBatch, RunError> {
+        let shape = self.setup.train.dataset().shape();
+        let request = Request {
+            sample,
+            seed: self.trainer.config().seed,
+            count,
+            shape: [shape.channels, shape.height, shape.width],
+            init_noise: None,
+        };
+        let batches = count.div_ceil(sample.sample_batch_size);
+        let mut progress = |at: &Progress<'_>| {
+            let done = at.images_done / sample.sample_batch_size * at.steps + at.step;
+            on_event(Event::Evaluating { task: Task::Sample, done, total: batches * at.steps });
+            if stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        generate(eval, self.trainer.diffusion(), &request, &self.trainer.device(), &mut progress).map_err(|error| {
+            match error {
+                GenerateError::Interrupted(_) => RunError::Evaluation(EvaluateError::Interrupted),
+                error => RunError::Samples(error),
+            }
+        })
+    }
+}
+
+/// Whether `now` beats all evaluations before it. A number that is not there, or not finite, beats nothing.
+fn is_best(name: &str, better: Better, now: &EvaluationRecord, before: &[EvaluationRecord]) -> bool {
+    let value = |record: &EvaluationRecord| record.values.get(name).copied().filter(|value| value.is_finite());
+    let Some(new) = value(now) else { return false };
+    before.iter().filter_map(value).all(|old| if better == Better::Higher { new > old } else { new < old })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn record(values: &[(&str, f64)]) -> EvaluationRecord {
+        EvaluationRecord {
+            step: 0,
+            samples: 2,
+            values: values.iter().map(|(name, value)| (name.to_string(), *value)).collect(),
+            standard_errors: BTreeMap::new(),
+            seconds: 0.0,
+        }
+    }
+
+    #[test]
+    fn the_best_is_strictly_better_than_all_before() {
+        let before = [record(&[("fid", 3.0)]), record(&[("fid", 2.0)]), record(&[("fid", f64::NAN)])];
+        for (value, lower, higher) in [(1.9, true, false), (2.0, false, false), (3.1, false, true)] {
+            let now = record(&[("fid", value)]);
+            assert_eq!(is_best("fid", Better::Lower, &now, &before), lower, "{value}");
+            assert_eq!(is_best("fid", Better::Higher, &now, &before), higher, "{value}");
+        }
+        assert!(!is_best("fid", Better::Lower, &record(&[("fid", f64::NAN)]), &before));
+        assert!(!is_best("fid", Better::Lower, &record(&[]), &[]));
+        assert!(is_best("fid", Better::Lower, &record(&[("fid", 9.0)]), &[]));
+    }
+}
