@@ -4,10 +4,10 @@
 //! bits on any number of threads. A decomposition on several threads would not be, and gains little: callers that need many
 //! of them run them side by side instead.
 
+use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};
 use faer::linalg::matmul::triangular::{self, BlockStructure};
-use faer::diag::Diag;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 
 /// An eigendecomposition whose iteration did not end.
@@ -26,17 +26,7 @@ pub(super) fn threads() -> Par {
 /// Adds the lower triangle of `left * right` to that of `sum`; what is above it stays as it is.
 pub(super) fn add_lower(sum: MatMut<'_, f64>, left: MatRef<'_, f64>, right: MatRef<'_, f64>) {
     let whole = BlockStructure::Rectangular;
-    triangular::matmul(
-        sum,
-        BlockStructure::TriangularLower,
-        Accum::Add,
-        left,
-        whole,
-        right,
-        whole,
-        1.0,
-        threads(),
-    );
+    triangular::matmul(sum, BlockStructure::TriangularLower, Accum::Add, left, whole, right, whole, 1.0, threads());
 }
 
 /// Eigenvalues in ascending order of the symmetric matrix whose lower triangle is given.

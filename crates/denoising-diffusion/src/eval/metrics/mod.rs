@@ -7,3 +7,4 @@ pub mod kid;
 mod linalg;
 mod projection;
 pub mod statistics;
+mod sums;

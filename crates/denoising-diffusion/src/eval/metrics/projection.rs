@@ -10,7 +10,8 @@ use rayon::prelude::*;
 use super::features::Features;
 use super::frechet::{FrechetError, Reference, trace_of_root};
 use super::linalg;
-use super::statistics::{BLOCK, StatisticsError, Sums, centre};
+use super::statistics::StatisticsError;
+use super::sums::{BLOCK, Sums, centre};
 
 pub(super) struct Projection<'a> {
     reference: &'a Reference,
