@@ -54,7 +54,7 @@ pub enum FrechetError {
     Statistics(#[from] StatisticsError),
 }
 
-/// The Fréchet distance between two Gaussians, at least 0. Two eigendecompositions; [`Reference`] keeps the first of them.
+/// The Fréchet distance between two Gaussians, at least 0. [`Reference`] keeps what depends on the first of them alone.
 ///
 /// Covariances of any rank will do. A covariance of known `n` has rank n - 1 at most, and eigenvalues past that are rounding and
 /// left out.
@@ -74,23 +74,12 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// Decomposes the covariance.
+    /// Decomposes the covariance: by Cholesky, or by eigenvalues where it is singular.
     ///
     /// # Errors
     /// [`FrechetError::NotACovariance`], [`FrechetError::NotConverged`].
     pub fn new(gaussian: Gaussian) -> Result<Self, FrechetError> {
-        let (values, vectors) = linalg::eigen(gaussian.sigma_matrix())?;
-        let dims = gaussian.dims();
-        let (smallest, largest) = (values[0], values[dims - 1]);
-        if smallest < -NEGATIVE * largest.abs() {
-            return Err(FrechetError::NotACovariance { smallest, largest });
-        }
-        // What is below is rounding of the decomposition; its root would be far above rounding.
-        let least = dims as f64 * f64::EPSILON * largest;
-        let first = values.partition_point(|&value| value <= least).max(dims - gaussian.greatest_rank());
-        let root = Mat::from_fn(dims, dims - first, |row, column| {
-            vectors[(row, first + column)] * values[first + column].sqrt()
-        });
+        let root = root(&gaussian)?;
         Ok(Self { gaussian, root })
     }
 
@@ -109,7 +98,7 @@ impl Reference {
         self.root.ncols()
     }
 
-    /// The distance to `other`, at least 0.
+    /// The distance to `other`, at least 0: two products and the eigenvalues of a rank x rank matrix.
     ///
     /// # Errors
     /// [`FrechetError`].
@@ -156,6 +145,25 @@ impl Reference {
         }
         Ok(distance.max(0.0))
     }
+}
+
+/// W with W W^T = sigma. Any such W will do, and where sigma is positive definite the one of Cholesky takes a tenth of the time.
+fn root(gaussian: &Gaussian) -> Result<Mat<f64>, FrechetError> {
+    let (sigma, dims, rank) = (gaussian.sigma_matrix(), gaussian.dims(), gaussian.greatest_rank());
+    if rank == dims
+        && let Some(root) = linalg::cholesky(sigma)
+    {
+        return Ok(root);
+    }
+    let (values, vectors) = linalg::eigen(sigma)?;
+    let (smallest, largest) = (values[0], values[dims - 1]);
+    if smallest < -NEGATIVE * largest.abs() {
+        return Err(FrechetError::NotACovariance { smallest, largest });
+    }
+    // The root of what is rounding would be far above rounding.
+    let least = linalg::negligible(dims, largest);
+    let first = values.partition_point(|&value| value <= least).max(dims - rank);
+    Ok(Mat::from_fn(dims, dims - first, |row, column| vectors[(row, first + column)] * values[first + column].sqrt()))
 }
 
 /// Sum of the roots of the `rank` largest eigenvalues of a symmetric matrix without negative ones, given its lower triangle.

@@ -6,6 +6,7 @@
 
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
 use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, MatMut, MatRef, Par};
@@ -39,6 +40,26 @@ pub(super) fn eigen(lower: MatRef<'_, f64>) -> Result<(Vec<f64>, Mat<f64>), NotC
     let mut vectors = Mat::zeros(lower.nrows(), lower.nrows());
     let values = decompose(lower, Some(vectors.as_mut()))?;
     Ok((values, vectors))
+}
+
+/// L `[dims, dims]`, lower triangular with L L^T = sigma, of the symmetric matrix whose lower triangle is given; `None` where that is not
+/// positive definite, or singular as far as the pivots say: below the rounding of the largest.
+pub(super) fn cholesky(lower: MatRef<'_, f64>) -> Option<Mat<f64>> {
+    let dims = lower.nrows();
+    let mut root = lower.to_owned();
+    let mut buffer = MemBuffer::new(cholesky_in_place_scratch::<f64>(dims, Par::Seq, Default::default()));
+    let stack = MemStack::new(&mut buffer);
+    cholesky_in_place(root.as_mut(), Default::default(), Par::Seq, stack, Default::default()).ok()?;
+    // It leaves its own notes above the diagonal.
+    (1..dims).for_each(|column| root.as_mut().col_mut(column).subrows_mut(0, column).fill(0.0));
+    let pivots = || (0..dims).map(|i| root[(i, i)] * root[(i, i)]);
+    let least = negligible(dims, pivots().fold(0.0, f64::max));
+    pivots().all(|pivot| pivot > least).then_some(root)
+}
+
+/// What is rounding in a decomposition with a largest value of `largest`.
+pub(super) fn negligible(dims: usize, largest: f64) -> f64 {
+    dims as f64 * f64::EPSILON * largest
 }
 
 fn decompose(lower: MatRef<'_, f64>, vectors: Option<MatMut<'_, f64>>) -> Result<Vec<f64>, NotConverged> {
