@@ -6,11 +6,13 @@
 //!
 //! Not here: which network makes the features.
 
+use faer::Par;
 use rayon::prelude::*;
 
 use super::draws::{Draw, permutation, subset};
 use super::features::Features;
 use super::frechet::{FrechetError, Reference};
+use super::linalg;
 use super::projection::Projection;
 use super::statistics::Gaussian;
 
@@ -139,7 +141,7 @@ impl Fid {
             return Err(FidError::OneGroup);
         }
         let projection = Projection::new(reference, generated)?;
-        let value = projection.distance(&(0..n).collect::<Vec<_>>())?;
+        let value = projection.distance(&(0..n).collect::<Vec<_>>(), linalg::threads())?;
         Ok(Self {
             standard_error: (groups > 0).then(|| jackknife(&projection, n, groups, options.seed)).transpose()?,
             extrapolated: sizes.map(|sizes| extrapolate(&projection, value, &sizes, options.seed)).transpose()?,
@@ -213,7 +215,7 @@ fn extrapolate(projection: &Projection<'_>, value: f64, sizes: &[usize], seed: u
         if size == n {
             return Ok(value);
         }
-        projection.distance(&subset(seed, Draw::FidSubset, number as u32, n, size))
+        projection.distance(&subset(seed, Draw::FidSubset, number as u32, n, size), Par::Seq)
     };
     let values = sizes.par_iter().enumerate().map(of_subset).collect::<Result<Vec<f64>, FrechetError>>()?;
     let inverse: Vec<f64> = sizes.iter().map(|&size| 1.0 / size as f64).collect();

@@ -108,7 +108,7 @@ impl Reference {
         let mut spread = Mat::zeros(dims, rank);
         matmul(spread.as_mut(), Accum::Replace, other.sigma_matrix(), self.root.as_ref(), 1.0, linalg::threads());
         let mut inner = Mat::zeros(rank, rank);
-        linalg::add_lower(inner.as_mut(), self.root.transpose(), spread.as_ref());
+        linalg::add_lower(inner.as_mut(), self.root.transpose(), spread.as_ref(), linalg::threads());
         let overlap = trace_of_root(inner, other.greatest_rank())?;
         self.assemble(other.mu(), other.trace(), overlap)
     }
@@ -124,7 +124,7 @@ impl Reference {
             return self.distance(&Gaussian::of(features)?);
         }
         let all: Vec<usize> = (0..features.n()).collect();
-        Projection::new(self, features)?.distance(&all)
+        Projection::new(self, features)?.distance(&all, linalg::threads())
     }
 
     pub(super) fn root(&self) -> &Mat<f64> {
@@ -183,6 +183,8 @@ pub(super) fn trace_of_root(lower: Mat<f64>, rank: usize) -> Result<f64, NotConv
 mod tests {
     use proptest::prelude::*;
 
+    use faer::Par;
+
     use super::super::draws::normal;
     use super::*;
 
@@ -239,7 +241,7 @@ mod tests {
             prop_assert!((reference.distance_to(features).unwrap() - expected).abs() < tolerance);
             let projection = Projection::new(&reference, features).unwrap();
             let backwards: Vec<usize> = (0..features.n()).rev().collect();
-            prop_assert!((projection.distance(&backwards).unwrap() - expected).abs() < tolerance);
+            prop_assert!((projection.distance(&backwards, Par::Seq).unwrap() - expected).abs() < tolerance);
         }
 
         /// N(mu, S) against N(mu + t, c^2 S): |t|^2 + (c - 1)^2 tr S, whatever the rank of S.

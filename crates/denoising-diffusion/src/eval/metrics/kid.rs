@@ -4,7 +4,7 @@
 //! Unlike FID its expectation does not depend on the number of images; it may come out below 0.
 
 use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, MatRef};
+use faer::{Accum, Mat, MatRef, Par};
 use rayon::prelude::*;
 
 use super::draws::{Draw, subset};
@@ -182,7 +182,7 @@ fn kernel(product: f64, dims: usize) -> f64 {
 fn within(x: MatRef<'_, f64>) -> f64 {
     let (dims, n) = (x.nrows(), x.ncols());
     let mut products = Mat::zeros(n, n);
-    linalg::add_lower(products.as_mut(), x.transpose(), x);
+    linalg::add_lower(products.as_mut(), x.transpose(), x, Par::Seq);
     let column = |j: usize| -> f64 { (j + 1..n).map(|i| kernel(products[(i, j)], dims)).sum() };
     2.0 * (0..n).map(column).sum::<f64>() / (n as f64 * (n - 1) as f64)
 }
@@ -191,7 +191,7 @@ fn within(x: MatRef<'_, f64>) -> f64 {
 fn between(x: MatRef<'_, f64>, y: MatRef<'_, f64>) -> f64 {
     let dims = x.nrows();
     let mut products = Mat::zeros(x.ncols(), y.ncols());
-    matmul(products.as_mut(), Accum::Replace, x.transpose(), y, 1.0, linalg::threads());
+    matmul(products.as_mut(), Accum::Replace, x.transpose(), y, 1.0, Par::Seq);
     let column = |j: usize| -> f64 { (0..x.ncols()).map(|i| kernel(products[(i, j)], dims)).sum() };
     (0..y.ncols()).map(column).sum::<f64>() / (x.ncols() as f64 * y.ncols() as f64)
 }

@@ -2,7 +2,8 @@
 //!
 //! Products are cut into tasks along rows and columns only, and decompositions run on one thread each, so that results are the same
 //! bits on any number of threads. A decomposition on several threads would not be, and gains little: callers that need many
-//! of them run them side by side instead.
+//! of them run them side by side instead, with [`Par::Seq`] for their products: the threads of a product wait for each other, and
+//! would wait for whole decompositions.
 
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
@@ -25,9 +26,9 @@ pub(super) fn threads() -> Par {
 }
 
 /// Adds the lower triangle of `left * right` to that of `sum`; what is above it stays as it is.
-pub(super) fn add_lower(sum: MatMut<'_, f64>, left: MatRef<'_, f64>, right: MatRef<'_, f64>) {
+pub(super) fn add_lower(sum: MatMut<'_, f64>, left: MatRef<'_, f64>, right: MatRef<'_, f64>, par: Par) {
     let whole = BlockStructure::Rectangular;
-    triangular::matmul(sum, BlockStructure::TriangularLower, Accum::Add, left, whole, right, whole, 1.0, threads());
+    triangular::matmul(sum, BlockStructure::TriangularLower, Accum::Add, left, whole, right, whole, 1.0, par);
 }
 
 /// Eigenvalues in ascending order of the symmetric matrix whose lower triangle is given.

@@ -6,6 +6,7 @@
 use faer::MatRef;
 
 use super::features::Features;
+use super::linalg;
 use super::sums::{BLOCK, Sums};
 
 /// Largest difference between sigma and its transpose that counts as rounding, relative to sigma's largest value.
@@ -246,7 +247,7 @@ impl Moments {
     }
 
     fn flush(&mut self) {
-        self.sums.add(std::mem::take(&mut self.pending));
+        self.sums.add(std::mem::take(&mut self.pending), linalg::threads());
     }
 }
 

@@ -3,7 +3,7 @@
 //! Each block is centred on its own mean in f64, and blocks are merged by Chan, Golub and LeVeque 1979, "Updating formulae and a
 //! pairwise algorithm for computing sample variances": E\[x^2\] - E\[x\]^2 would lose the digits that the mean has above the deviation.
 
-use faer::{Mat, MatRef};
+use faer::{Mat, MatRef, Par};
 
 use super::linalg;
 
@@ -37,7 +37,7 @@ impl Sums {
     }
 
     /// Adds whole rows.
-    pub(super) fn add(&mut self, mut rows: Vec<f64>) {
+    pub(super) fn add(&mut self, mut rows: Vec<f64>, par: Par) {
         let dims = self.dims();
         let added = rows.len() / dims;
         if added == 0 {
@@ -54,7 +54,7 @@ impl Sums {
         }
         self.n += added;
         let rows = MatRef::from_row_major_slice(&rows, added + 1, dims);
-        linalg::add_lower(self.scatter.as_mut(), rows.transpose(), rows);
+        linalg::add_lower(self.scatter.as_mut(), rows.transpose(), rows, par);
     }
 
     /// The sums without some of the rows that were added; `part` are those rows' sums, and others remain.
@@ -110,7 +110,7 @@ mod tests {
             let values: Vec<f64> = normal(seed, n * dims).iter().map(|&v| 5.0 + f64::from(v)).collect();
             let sums = |rows: &[f64]| {
                 let mut sums = Sums::new(dims);
-                sums.add(rows.to_vec());
+                sums.add(rows.to_vec(), Par::Seq);
                 sums
             };
             let (part, rest) = values.split_at(taken * dims);
