@@ -40,6 +40,14 @@ pub fn subset(seed: u64, draw: Draw, number: u32, n: usize, size: usize) -> Vec<
     all
 }
 
+/// Standard normal numbers for tests.
+#[cfg(test)]
+pub(super) fn normal(seed: u64, n: usize) -> Vec<f32> {
+    let mut values = vec![0.0; n];
+    Stream::new(seed, Purpose::Evaluation, 0, 0).fill_normal(&mut values);
+    values
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -6,11 +6,13 @@
 //!
 //! Not here: which network makes the features.
 
+use faer::Par;
 use rayon::prelude::*;
 
 use super::draws::{Draw, permutation, subset};
 use super::features::Features;
 use super::frechet::{FrechetError, Reference};
+use super::linalg;
 use super::projection::Projection;
 use super::statistics::Gaussian;
 
@@ -139,7 +141,7 @@ impl Fid {
             return Err(FidError::OneGroup);
         }
         let projection = Projection::new(reference, generated)?;
-        let value = projection.distance(&(0..n).collect::<Vec<_>>())?;
+        let value = projection.distance(&(0..n).collect::<Vec<_>>(), linalg::threads())?;
         Ok(Self {
             standard_error: (groups > 0).then(|| jackknife(&projection, n, groups, options.seed)).transpose()?,
             extrapolated: sizes.map(|sizes| extrapolate(&projection, value, &sizes, options.seed)).transpose()?,
@@ -213,7 +215,7 @@ fn extrapolate(projection: &Projection<'_>, value: f64, sizes: &[usize], seed: u
         if size == n {
             return Ok(value);
         }
-        projection.distance(&subset(seed, Draw::FidSubset, number as u32, n, size))
+        projection.distance(&subset(seed, Draw::FidSubset, number as u32, n, size), Par::Seq)
     };
     let values = sizes.par_iter().enumerate().map(of_subset).collect::<Result<Vec<f64>, FrechetError>>()?;
     let inverse: Vec<f64> = sizes.iter().map(|&size| 1.0 / size as f64).collect();
@@ -227,4 +229,150 @@ fn intercept(x: &[f64], y: &[f64]) -> f64 {
     let covariance: f64 = x.iter().zip(y).map(|(x, y)| (x - mean_x) * (y - mean_y)).sum();
     let variance: f64 = x.iter().map(|x| (x - mean_x).powi(2)).sum();
     mean_y - covariance / variance * mean_x
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::draws::normal;
+    use super::super::frechet::frechet_distance;
+    use super::super::statistics::StatisticsError;
+    use super::*;
+
+    fn standard(dims: usize) -> Reference {
+        let sigma = (0..dims * dims).map(|at| f64::from(u8::from(at / dims == at % dims))).collect();
+        Reference::new(Gaussian::new(None, vec![0.0; dims], sigma).unwrap()).unwrap()
+    }
+
+    fn fid(reference: &Reference, values: &[f32], options: &FidOptions) -> Result<Fid, FidError> {
+        Fid::new(reference, Features::new(values, reference.dims()).unwrap(), options)
+    }
+
+    #[test]
+    fn the_value_is_the_distance() {
+        let (real, values) = (normal(1, 60 * 8), normal(2, 50 * 8));
+        let [a, b] = [&real, &values].map(|v| Gaussian::of(Features::new(v, 8).unwrap()).unwrap());
+        let expected = frechet_distance(&a, &b).unwrap();
+        let reference = Reference::new(a).unwrap();
+        let got = fid(&reference, &values, &FidOptions::default()).unwrap();
+        assert!((got.value - expected).abs() < 1e-12);
+        assert_eq!((got.n_real, got.n_generated, got.dims), (Some(60), Some(50), 8));
+        let of_statistics = Fid::of_statistics(&reference, &b).unwrap();
+        assert!((of_statistics.value - expected).abs() < 1e-12);
+        assert_eq!((of_statistics.standard_error, of_statistics.bias()), (None, None));
+        assert_eq!(of_statistics.notes, got.notes);
+    }
+
+    /// Over many sets: the standard error is the scatter of the values, and the extrapolation removes most of the bias.
+    #[test]
+    fn error_and_extrapolation_are_calibrated() {
+        let (dims, n, sets) = (16, 400, 150);
+        let reference = standard(dims);
+        // Twice the reference's scale: a true distance of (2 - 1)^2 per dimension.
+        let results: Vec<Fid> = (0..sets)
+            .map(|set| {
+                let values: Vec<f32> = normal(100 + set, n * dims).iter().map(|v| 2.0 * v).collect();
+                fid(&reference, &values, &FidOptions { seed: set, ..Default::default() }).unwrap()
+            })
+            .collect();
+        let mean = |f: &dyn Fn(&Fid) -> f64| results.iter().map(f).sum::<f64>() / sets as f64;
+        let value = mean(&|fid| fid.value);
+        let scatter = mean(&|fid| (fid.value - value).powi(2)).sqrt();
+        let error = mean(&|fid| fid.standard_error.unwrap().powi(2)).sqrt();
+        assert!((0.7..1.4).contains(&(error / scatter)), "standard error {error}, scatter {scatter}");
+        let noise = scatter / (sets as f64).sqrt();
+        let extrapolated = mean(&|fid| fid.extrapolated.unwrap());
+        assert!(value - 16.0 > 6.0 * noise, "value {value}, noise {noise}");
+        assert!((extrapolated - 16.0).abs() < 3.0 * noise, "extrapolated {extrapolated}, noise {noise}");
+        assert!((mean(&|fid| fid.bias().unwrap()) - (value - extrapolated)).abs() < 1e-12);
+    }
+
+    /// With a bias of the order of the value, far from any asymptote.
+    #[test]
+    fn fewer_images_than_dimensions_have_a_fid() {
+        let (real, values) = (normal(3, 30 * 40), normal(4, 25 * 40));
+        let real = Gaussian::of(Features::new(&real, 40).unwrap()).unwrap();
+        let got = fid(&Reference::new(real).unwrap(), &values, &FidOptions::default()).unwrap();
+        assert!(got.value > 1.0 && got.standard_error.unwrap() > 0.0 && got.extrapolated.unwrap() < got.value);
+        let few = |side, n| FidNote::FewSamples { side, n, least: 10_000 };
+        let fewer = |side, n| FidNote::FewerSamplesThanDimensions { side, n, dims: 40 };
+        let (r, g) = (Side::Real, Side::Generated);
+        assert_eq!(got.notes, [few(r, 30), fewer(r, 30), few(g, 25), fewer(g, 25)]);
+    }
+
+    #[test]
+    fn taking_a_group_out_is_the_distance_of_the_rest() {
+        let reference = standard(5);
+        for n in [7, 40] {
+            let values = normal(5, n * 5);
+            let features = Features::new(&values, 5).unwrap();
+            let projection = Projection::new(&reference, features).unwrap();
+            let all: Vec<usize> = (0..n).collect();
+            let groups: Vec<&[usize]> = all.chunks(3).collect();
+            let got = projection.distances_without(&all, &groups).unwrap();
+            for (group, got) in groups.iter().zip(got) {
+                let rest: Vec<f32> =
+                    all.iter().filter(|i| !group.contains(i)).flat_map(|&i| features.row(i)).copied().collect();
+                let expected = reference.distance(&Gaussian::of(Features::new(&rest, 5).unwrap()).unwrap()).unwrap();
+                assert!((got - expected).abs() < 1e-12, "{got} is not {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_seed_alone_decides() {
+        let (reference, values) = (standard(70), normal(6, 400 * 70));
+        let on = |threads, seed| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| fid(&reference, &values, &FidOptions { seed, ..Default::default() }).unwrap())
+        };
+        let one = on(1, 0);
+        assert_eq!(one, on(2, 0));
+        assert_eq!(one, on(5, 0));
+        let other = on(2, 1);
+        assert_eq!(one.value, other.value);
+        assert_ne!(one.standard_error, other.standard_error);
+        assert_ne!(one.extrapolated, other.extrapolated);
+    }
+
+    #[test]
+    fn very_few_images_give_what_they_can() {
+        let reference = standard(3);
+        let of = |n: usize| fid(&reference, &normal(7, n * 3), &FidOptions::default());
+        for n in [0, 1] {
+            assert_eq!(of(n).unwrap_err(), FidError::Distance(StatisticsError::TooFewRows { n }.into()));
+        }
+        let given = |n| of(n).map(|fid| (fid.standard_error.is_some(), fid.extrapolated.is_some())).unwrap();
+        assert_eq!(given(2), (false, false));
+        assert_eq!(given(3), (true, false));
+        assert_eq!(given(4), (true, true));
+        assert!(of(4).unwrap().extrapolated.unwrap().is_finite());
+    }
+
+    #[test]
+    fn options_are_checked() {
+        let (reference, values) = (standard(2), normal(8, 20 * 2));
+        let with =
+            |groups, points, smallest| fid(&reference, &values, &FidOptions { seed: 0, groups, points, smallest });
+        assert_eq!(with(1, 15, None).unwrap_err(), FidError::OneGroup);
+        assert_eq!(with(10, 1, None).unwrap_err(), FidError::OnePoint);
+        for smallest in [0, 1, 20, 21] {
+            assert_eq!(with(0, 2, Some(smallest)).unwrap_err(), FidError::Smallest { smallest, n: 20 });
+        }
+        let bare = with(0, 0, None).unwrap();
+        assert_eq!((bare.standard_error, bare.extrapolated), (None, None));
+        assert!(with(1000, 1000, Some(19)).is_ok());
+    }
+
+    #[test]
+    fn sizes_are_even_and_end_at_n() {
+        let sizes = |n, points| subset_sizes(n, &FidOptions { points, ..Default::default() }).unwrap().unwrap();
+        assert_eq!(sizes(50_000, 10), (1..=10).map(|i| i * 5000).collect::<Vec<_>>());
+        assert_eq!(sizes(2000, 3), [1000, 1500, 2000]);
+        assert_eq!(sizes(4, 15), [2, 3, 4]);
+    }
+
+    #[test]
+    fn the_intercept_of_a_line_is_found() {
+        assert!((intercept(&[1.0, 0.5, 0.25], &[7.0, 5.0, 4.0]) - 3.0).abs() < 1e-14);
+    }
 }

@@ -42,7 +42,7 @@ pub enum InceptionScoreError {
         n: usize,
     },
     /// Not an order of the images.
-    #[error("the order is no permutation of 0..{n}: it has {len} entries{}", first_wrong.map_or(String::new(), |i| format!(", and {i} is repeated or too large")))]
+    #[error("the order is no permutation of 0..{n}: it has {len} entries{}", wrong_entry(first_wrong))]
     Order {
         /// Number of images.
         n: usize,
@@ -61,6 +61,10 @@ pub enum InceptionScoreError {
         /// Its sum.
         sum: f64,
     },
+}
+
+fn wrong_entry(entry: &Option<usize>) -> String {
+    entry.map_or(String::new(), |entry| format!(", of which {entry} is repeated or too large"))
 }
 
 /// The Inception Score over `splits` parts (usually 10) of the images taken in `order`, a permutation of `0..n`: split i holds the entries
@@ -144,5 +148,98 @@ fn log_probabilities(predictions: Predictions<'_>, row: usize) -> Result<Vec<f64
             }
             Ok(p.iter().map(|&p| (f64::from(p) / sum).ln()).collect())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::draws::normal;
+    use super::*;
+
+    fn of(values: &[f32], classes: usize, splits: usize) -> Result<InceptionScore, InceptionScoreError> {
+        let table = Features::new(values, classes).unwrap();
+        inception_score(Predictions::Probabilities(table), splits, &(0..table.n()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn certain_and_even_predictions_score_the_number_of_classes() {
+        let certain: Vec<f32> = (0..40).flat_map(|i| (0..4).map(move |c| f32::from(u8::from(i % 4 == c)))).collect();
+        let score = of(&certain, 4, 5).unwrap();
+        assert!((score.mean - 4.0).abs() < 1e-12 && score.standard_deviation < 1e-12);
+        assert_eq!((score.splits, score.n), (5, 40));
+    }
+
+    #[test]
+    fn equal_predictions_score_one() {
+        assert!((of(&[0.25; 80], 4, 10).unwrap().mean - 1.0).abs() < 1e-12);
+    }
+
+    /// Logits so far apart that probabilities underflow.
+    #[test]
+    fn extreme_logits_are_certain() {
+        let values = [f32::MAX, f32::MIN, f32::MIN, f32::MAX];
+        let table = Predictions::Logits(Features::new(&values, 2).unwrap());
+        assert!((inception_score(table, 1, &[0, 1]).unwrap().mean - 2.0).abs() < 1e-12);
+    }
+
+    proptest! {
+        #[test]
+        fn it_lies_between_one_and_the_classes(n in 1_usize..40, classes in 1_usize..8, splits in 1_usize..12, seed: u64) {
+            let logits: Vec<f32> = normal(seed, n * classes).iter().map(|v| 30.0 * v).collect();
+            let table = Features::new(&logits, classes).unwrap();
+            let order: Vec<usize> = (0..n).rev().collect();
+            match inception_score(Predictions::Logits(table), splits, &order) {
+                Ok(score) => {
+                    prop_assert!((1.0..=classes as f64 + 1e-9).contains(&score.mean), "{score:?}");
+                    prop_assert!(score.standard_deviation >= 0.0);
+                }
+                Err(error) => {
+                    prop_assert!(splits > n);
+                    prop_assert_eq!(error, InceptionScoreError::Splits { splits, n });
+                }
+            }
+        }
+
+        #[test]
+        fn probabilities_and_logits_agree(seed: u64) {
+            let (n, classes) = (30, 5);
+            let logits = normal(seed, n * classes);
+            let probabilities: Vec<f32> = logits
+                .chunks(classes)
+                .flat_map(|row| {
+                    let sum: f32 = row.iter().map(|v| v.exp()).sum();
+                    row.iter().map(move |v| v.exp() / sum)
+                })
+                .collect();
+            let order: Vec<usize> = (0..n).collect();
+            let of_logits = Predictions::Logits(Features::new(&logits, classes).unwrap());
+            let expected = inception_score(of_logits, 3, &order).unwrap();
+            let got = of(&probabilities, classes, 3).unwrap();
+            prop_assert!((got.mean - expected.mean).abs() < 1e-5);
+            prop_assert!((got.standard_deviation - expected.standard_deviation).abs() < 1e-5);
+        }
+    }
+
+    #[test]
+    fn what_is_no_prediction_is_refused() {
+        let error = of(&[0.5, 0.5, 1.5, -0.5], 2, 1).unwrap_err();
+        assert_eq!(error, InceptionScoreError::NotADistribution { row: 1, smallest: -0.5, sum: 1.0 });
+        assert!(matches!(of(&[0.0; 4], 2, 1), Err(InceptionScoreError::NotADistribution { row: 0, .. })));
+        assert_eq!(of(&[0.5; 4], 2, 0).unwrap_err(), InceptionScoreError::Splits { splits: 0, n: 2 });
+        assert_eq!(of(&[], 2, 1).unwrap_err(), InceptionScoreError::Splits { splits: 1, n: 0 });
+    }
+
+    #[test]
+    fn an_order_names_each_image_once() {
+        let table = Predictions::Probabilities(Features::new(&[0.5; 6], 2).unwrap());
+        let refused = |order: &[usize], first_wrong| {
+            let error = inception_score(table, 1, order).unwrap_err();
+            assert_eq!(error, InceptionScoreError::Order { n: 3, len: order.len(), first_wrong });
+        };
+        refused(&[0, 1], None);
+        refused(&[0, 1, 1], Some(1));
+        refused(&[0, 1, 3], Some(3));
     }
 }

@@ -4,7 +4,7 @@
 //! Unlike FID its expectation does not depend on the number of images; it may come out below 0.
 
 use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, MatRef};
+use faer::{Accum, Mat, MatRef, Par};
 use rayon::prelude::*;
 
 use super::draws::{Draw, subset};
@@ -182,7 +182,7 @@ fn kernel(product: f64, dims: usize) -> f64 {
 fn within(x: MatRef<'_, f64>) -> f64 {
     let (dims, n) = (x.nrows(), x.ncols());
     let mut products = Mat::zeros(n, n);
-    linalg::add_lower(products.as_mut(), x.transpose(), x);
+    linalg::add_lower(products.as_mut(), x.transpose(), x, Par::Seq);
     let column = |j: usize| -> f64 { (j + 1..n).map(|i| kernel(products[(i, j)], dims)).sum() };
     2.0 * (0..n).map(column).sum::<f64>() / (n as f64 * (n - 1) as f64)
 }
@@ -191,7 +191,7 @@ fn within(x: MatRef<'_, f64>) -> f64 {
 fn between(x: MatRef<'_, f64>, y: MatRef<'_, f64>) -> f64 {
     let dims = x.nrows();
     let mut products = Mat::zeros(x.ncols(), y.ncols());
-    matmul(products.as_mut(), Accum::Replace, x.transpose(), y, 1.0, linalg::threads());
+    matmul(products.as_mut(), Accum::Replace, x.transpose(), y, 1.0, Par::Seq);
     let column = |j: usize| -> f64 { (0..x.ncols()).map(|i| kernel(products[(i, j)], dims)).sum() };
     (0..y.ncols()).map(column).sum::<f64>() / (x.ncols() as f64 * y.ncols() as f64)
 }
@@ -200,4 +200,117 @@ fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     (mean, (values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / n).sqrt())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::draws::normal;
+    use super::*;
+
+    fn features(values: &[f32], dims: usize) -> Features<'_> {
+        Features::new(values, dims).unwrap()
+    }
+
+    /// The definition, pair by pair.
+    fn by_definition(real: Features<'_>, generated: Features<'_>) -> f64 {
+        let k = |x: &[f32], y: &[f32]| {
+            kernel(x.iter().zip(y).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum(), real.dims())
+        };
+        let mean = |a: Features<'_>, b: Features<'_>, same: bool| {
+            let pairs = (0..a.n()).flat_map(|i| (0..b.n()).map(move |j| (i, j))).filter(|(i, j)| !same || i != j);
+            let values: Vec<f64> = pairs.map(|(i, j)| k(a.row(i), b.row(j))).collect();
+            values.iter().sum::<f64>() / values.len() as f64
+        };
+        mean(real, real, true) + mean(generated, generated, true) - 2.0 * mean(real, generated, false)
+    }
+
+    #[test]
+    fn it_is_what_the_definition_says() {
+        let (x, y) = (normal(1, 20 * 5), normal(2, 13 * 5));
+        let (x, y) = (features(&x, 5), features(&y, 5));
+        let all = KidSubset { real: (0..20).collect(), generated: (0..13).collect() };
+        let got = kid_of_subsets(x, y, &[all]).unwrap()[0];
+        assert!((got - by_definition(x, y)).abs() < 1e-13);
+        let y = features(&y.values()[..60], 5);
+        let x = features(&x.values()[..60], 5);
+        let got = Kid::new(x, y, &KidOptions::default()).unwrap();
+        assert!((got.value - by_definition(x, y)).abs() < 1e-13);
+        assert_eq!((got.subsets, got.subset_size, got.standard_deviation), (1, 12, 0.0));
+        assert!(got.standard_error.unwrap() > 0.0);
+        let swapped = Kid::new(y, x, &KidOptions::default()).unwrap();
+        assert!((got.value - swapped.value).abs() < 1e-13);
+    }
+
+    /// The two ways to the standard error: subsets of the value itself, and halves where the value takes all images.
+    #[test]
+    fn it_is_unbiased_and_its_error_calibrated() {
+        let (dims, n, sets) = (4, 120, 80);
+        for subset_size in [40, 1000] {
+            let kids: Vec<Kid> = (0..sets)
+                .map(|set| {
+                    let (x, y) = (normal(1000 + set, n * dims), normal(5000 + set, n * dims));
+                    let y: Vec<f32> = y.iter().map(|v| v + 0.4).collect();
+                    let options = KidOptions { seed: set, subsets: 50, subset_size };
+                    Kid::new(features(&x, dims), features(&y, dims), &options).unwrap()
+                })
+                .collect();
+            let mean = |f: &dyn Fn(&Kid) -> f64| kids.iter().map(f).sum::<f64>() / sets as f64;
+            let value = mean(&|kid| kid.value);
+            let scatter = mean(&|kid| (kid.value - value).powi(2)).sqrt();
+            let error = mean(&|kid| kid.standard_error.unwrap().powi(2)).sqrt();
+            // Of N(0, I) and N(0.4, I), by E (x . y / d + 1)^3 of independent x, y with means a, b:
+            // (1 + a . b / d)^3 + 3 (1 + a . b / d) (d + |a|^2 + |b|^2) / d^2 + 6 a . b / d^3.
+            let d = dims as f64;
+            let expected = |a: f64, b: f64| {
+                let along = 1.0 + a * b;
+                along.powi(3) + 3.0 * along * (1.0 + a * a + b * b) / d + 6.0 * a * b / (d * d)
+            };
+            let truth = expected(0.0, 0.0) + expected(0.4, 0.4) - 2.0 * expected(0.0, 0.4);
+            let noise = scatter / (sets as f64).sqrt();
+            assert!((value - truth).abs() < 3.0 * noise, "{value} is not {truth}, noise {noise}");
+            assert!((0.7..1.4).contains(&(error / scatter)), "standard error {error}, scatter {scatter}");
+        }
+    }
+
+    #[test]
+    fn the_seed_alone_decides() {
+        let (x, y) = (normal(3, 200 * 30), normal(4, 150 * 30));
+        let on = |threads, seed| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let options = KidOptions { seed, subsets: 7, subset_size: 100 };
+            pool.install(|| Kid::new(features(&x, 30), features(&y, 30), &options).unwrap())
+        };
+        assert_eq!(on(1, 0), on(2, 0));
+        assert_eq!(on(1, 0), on(5, 0));
+        assert_ne!(on(1, 0).value, on(1, 1).value);
+    }
+
+    /// A side smaller than a subset is used whole, against different images of the other.
+    #[test]
+    fn sides_of_different_size_are_compared() {
+        let (x, y) = (normal(5, 300 * 3), normal(6, 20 * 3));
+        let options = KidOptions { seed: 0, subsets: 10, subset_size: 100 };
+        let got = Kid::new(features(&x, 3), features(&y, 3), &options).unwrap();
+        assert_eq!((got.subsets, got.subset_size, got.n_real, got.n_generated), (10, 20, 300, 20));
+        assert!(got.standard_deviation > 0.0 && got.standard_error.unwrap() > 0.0);
+    }
+
+    #[test]
+    fn what_cannot_be_compared_is_refused() {
+        let (x, y) = (normal(7, 12), normal(8, 12));
+        let new = |x: &[f32], y: &[f32], options: KidOptions| Kid::new(features(x, 3), features(y, 3), &options);
+        let options = KidOptions::default();
+        assert_eq!(new(&x, &[], options).unwrap_err(), KidError::TooFewRows { real: 0, generated: 0 });
+        assert_eq!(new(&x[..3], &y, options).unwrap_err(), KidError::TooFewRows { real: 1, generated: 1 });
+        assert_eq!(new(&x[..9], &y[..9], options).unwrap().standard_error, None);
+        for (subsets, subset_size) in [(0, 10), (10, 1)] {
+            let error = new(&x, &y, KidOptions { subsets, subset_size, ..options }).unwrap_err();
+            assert_eq!(error, KidError::Subsets { subsets, size: subset_size });
+        }
+        let error = Kid::new(features(&x, 3), features(&y, 4), &options).unwrap_err();
+        assert_eq!(error, KidError::Dims { real: 3, generated: 4 });
+        let subset = KidSubset { real: vec![0, 1], generated: vec![0, 4] };
+        let error = kid_of_subsets(features(&x, 3), features(&y, 3), &[subset]).unwrap_err();
+        assert_eq!(error, KidError::Index { index: 4, n: 4 });
+    }
 }

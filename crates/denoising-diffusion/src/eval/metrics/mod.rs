@@ -15,4 +15,5 @@ pub mod prdc;
 mod projection;
 pub mod sliced_wasserstein;
 pub mod statistics;
+mod sums;
 pub mod table_error;

@@ -4,13 +4,14 @@
 //! then costs a covariance and its eigenvalues, without a product by W. Memory: n x rank f64.
 
 use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, MatMut, MatRef};
+use faer::{Accum, Mat, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use super::features::Features;
 use super::frechet::{FrechetError, Reference, trace_of_root};
 use super::linalg;
-use super::statistics::{BLOCK, StatisticsError, Sums, centre};
+use super::statistics::StatisticsError;
+use super::sums::{BLOCK, Sums, centre};
 
 pub(super) struct Projection<'a> {
     reference: &'a Reference,
@@ -41,15 +42,15 @@ impl<'a> Projection<'a> {
         Ok(Self { reference, features, rows })
     }
 
-    /// The distance of the rows `chosen`.
-    pub(super) fn distance(&self, chosen: &[usize]) -> Result<f64, FrechetError> {
+    /// The distance of the rows `chosen`; `par` is for its products.
+    pub(super) fn distance(&self, chosen: &[usize], par: Par) -> Result<f64, FrechetError> {
         let n = self.check(chosen.len())?;
         let rank = self.reference.rank();
         // At n = rank + 1 both matrices have the same eigenvalues; below, the smaller one is rows by rows.
         let overlap = if n <= rank {
-            trace_of_root(self.gram(chosen), n - 1)?
+            trace_of_root(self.gram(chosen, par), n - 1)?
         } else {
-            trace_of_root(self.sums(chosen).covariance(), rank)?
+            trace_of_root(self.sums(chosen, par).covariance(), rank)?
         };
         self.assemble(chosen, overlap)
     }
@@ -57,7 +58,8 @@ impl<'a> Projection<'a> {
     /// The distances of all rows but one group, for each of the groups. Together the groups are `all`, each row in one of them.
     pub(super) fn distances_without(&self, all: &[usize], groups: &[&[usize]]) -> Result<Vec<f64>, FrechetError> {
         let rank = self.reference.rank();
-        let total = groups.iter().all(|group| all.len() - group.len() > rank).then(|| self.sums(all));
+        let total =
+            groups.iter().all(|group| all.len() - group.len() > rank).then(|| self.sums(all, linalg::threads()));
         let without = |group: &&[usize]| {
             let out: std::collections::HashSet<usize> = group.iter().copied().collect();
             let rest: Vec<usize> = all.iter().copied().filter(|row| !out.contains(row)).collect();
@@ -65,10 +67,10 @@ impl<'a> Projection<'a> {
                 // A group's sums are cheaper than the rest's.
                 Some(total) => {
                     self.check(rest.len())?;
-                    let overlap = trace_of_root(total.without(&self.sums(group)).covariance(), rank)?;
+                    let overlap = trace_of_root(total.without(&self.sums(group, Par::Seq)).covariance(), rank)?;
                     self.assemble(&rest, overlap)
                 }
-                None => self.distance(&rest),
+                None => self.distance(&rest, Par::Seq),
             }
         };
         groups.par_iter().map(without).collect()
@@ -83,16 +85,16 @@ impl<'a> Projection<'a> {
         chosen.iter().flat_map(|&row| &self.rows[row * rank..(row + 1) * rank]).copied().collect()
     }
 
-    fn sums(&self, chosen: &[usize]) -> Sums {
+    fn sums(&self, chosen: &[usize], par: Par) -> Sums {
         let mut sums = Sums::new(self.reference.rank());
         if self.reference.rank() > 0 {
-            chosen.chunks(BLOCK).for_each(|block| sums.add(self.gather(block)));
+            chosen.chunks(BLOCK).for_each(|block| sums.add(self.gather(block), par));
         }
         sums
     }
 
     /// Lower triangle of Y Y^T / (n - 1) for the centred projected rows Y.
-    fn gram(&self, chosen: &[usize]) -> Mat<f64> {
+    fn gram(&self, chosen: &[usize], par: Par) -> Mat<f64> {
         let (n, rank) = (chosen.len(), self.reference.rank());
         let mut rows = self.gather(chosen);
         centre(&mut rows, rank);
@@ -100,7 +102,7 @@ impl<'a> Projection<'a> {
         rows.iter_mut().for_each(|value| *value *= scale);
         let rows = MatRef::from_row_major_slice(&rows, n, rank);
         let mut gram = Mat::zeros(n, n);
-        linalg::add_lower(gram.as_mut(), rows, rows.transpose());
+        linalg::add_lower(gram.as_mut(), rows, rows.transpose(), par);
         gram
     }
 

@@ -3,13 +3,11 @@
 //! [`Moments`] takes features as they come and gives a [`Gaussian`], the form in which Fréchet distances take a set of images.
 //! Not here: distances, and files that hold statistics ([`Gaussian::new`] checks what came from one).
 
-use faer::{Mat, MatRef};
+use faer::MatRef;
 
 use super::features::Features;
 use super::linalg;
-
-/// Rows that are centred and multiplied together. Large enough that the matrix product dominates, small enough to fit a cache.
-pub(super) const BLOCK: usize = 1024;
+use super::sums::{BLOCK, Sums};
 
 /// Largest difference between sigma and its transpose that counts as rounding, relative to sigma's largest value.
 const ASYMMETRY: f64 = 1e-6;
@@ -181,9 +179,6 @@ fn symmetrise(sigma: &mut [f64], dims: usize) -> Result<(), StatisticsError> {
 
 /// Mean and covariance of features that come in pieces. Rows are gathered into blocks of a fixed size, so the result depends on the
 /// rows and their order alone, not on the pieces.
-///
-/// Each block is centred on its own mean in f64, and blocks are merged by Chan, Golub and LeVeque 1979, "Updating formulae and a
-/// pairwise algorithm for computing sample variances": E\[x^2\] - E\[x\]^2 would lose what the mean is larger than the deviation.
 #[derive(Clone, Debug)]
 pub struct Moments {
     sums: Sums,
@@ -226,7 +221,7 @@ impl Moments {
 
     /// Rows so far.
     pub fn n(&self) -> usize {
-        self.sums.n + self.pending.len() / self.sums.dims()
+        self.sums.n() + self.pending.len() / self.sums.dims()
     }
 
     /// The mean, and the unbiased covariance (divided by n - 1, as numpy.cov).
@@ -239,97 +234,129 @@ impl Moments {
             return Err(StatisticsError::TooFewRows { n });
         }
         self.flush();
-        let (dims, scale) = (self.sums.dims(), 1.0 / (n - 1) as f64);
+        let (dims, covariance) = (self.sums.dims(), self.sums.covariance());
         let mut sigma = vec![0.0; dims * dims];
         for column in 0..dims {
             for row in column..dims {
-                let value = self.sums.scatter[(row, column)] * scale;
+                let value = covariance[(row, column)];
                 sigma[row * dims + column] = value;
                 sigma[column * dims + row] = value;
             }
         }
-        Ok(Gaussian { n: Some(n), mu: self.sums.mean, sigma })
+        Ok(Gaussian { n: Some(n), mu: self.sums.into_mean(), sigma })
     }
 
     fn flush(&mut self) {
-        self.sums.add(std::mem::take(&mut self.pending));
+        self.sums.add(std::mem::take(&mut self.pending), linalg::threads());
     }
 }
 
-/// Number, mean, and sum of outer products of the deviations from it.
-#[derive(Clone, Debug)]
-pub(super) struct Sums {
-    n: usize,
-    mean: Vec<f64>,
-    /// `[dims, dims]`, the lower triangle only.
-    scatter: Mat<f64>,
-}
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
 
-impl Sums {
-    pub(super) fn new(dims: usize) -> Self {
-        Self { n: 0, mean: vec![0.0; dims], scatter: Mat::zeros(dims, dims) }
+    use super::super::draws::normal;
+    use super::*;
+
+    /// Two passes, as the definition says.
+    fn by_definition(features: Features<'_>) -> (Vec<f64>, Vec<f64>) {
+        let (n, dims) = (features.n(), features.dims());
+        let at = |i: usize, dim: usize| f64::from(features.row(i)[dim]);
+        let mu: Vec<f64> = (0..dims).map(|dim| (0..n).map(|i| at(i, dim)).sum::<f64>() / n as f64).collect();
+        let covariance =
+            |a: usize, b: usize| (0..n).map(|i| (at(i, a) - mu[a]) * (at(i, b) - mu[b])).sum::<f64>() / (n - 1) as f64;
+        let sigma = (0..dims * dims).map(|at| covariance(at / dims, at % dims)).collect();
+        (mu, sigma)
     }
 
-    fn dims(&self) -> usize {
-        self.mean.len()
-    }
-
-    /// Adds whole rows.
-    pub(super) fn add(&mut self, mut rows: Vec<f64>) {
-        let dims = self.dims();
-        let added = rows.len() / dims;
-        if added == 0 {
-            return;
+    fn assert_near(got: &[f64], expected: &[f64], tolerance: f64) {
+        assert_eq!(got.len(), expected.len());
+        for (got, expected) in got.iter().zip(expected) {
+            assert!((got - expected).abs() <= tolerance, "{got} is not {expected}");
         }
-        let mean = centre(&mut rows, dims);
-        let (n, k) = (self.n as f64, added as f64);
-        let between = (n * k / (n + k)).sqrt();
-        // The term between the two means, n k / (n + k) d d^T, is one more row of the same product.
-        for (total, block) in self.mean.iter_mut().zip(mean) {
-            let difference = block - *total;
-            rows.push(between * difference);
-            *total += difference * (k / (n + k));
-        }
-        self.n += added;
-        let rows = MatRef::from_row_major_slice(&rows, added + 1, dims);
-        linalg::add_lower(self.scatter.as_mut(), rows.transpose(), rows);
     }
 
-    /// The sums without some of the rows that were added; `part` are those rows' sums, and others remain.
-    pub(super) fn without(&self, part: &Self) -> Self {
-        let (n, k) = (self.n as f64, part.n as f64);
-        let mean: Vec<f64> = self.mean.iter().zip(&part.mean).map(|(all, out)| (n * all - k * out) / (n - k)).collect();
-        let between = k * (n - k) / n;
-        let mut scatter = &self.scatter - &part.scatter;
-        for column in 0..self.dims() {
-            let along = between * (part.mean[column] - mean[column]);
-            for row in column..self.dims() {
-                scatter[(row, column)] -= along * (part.mean[row] - mean[row]);
+    #[test]
+    fn several_blocks_give_what_the_definition_says() {
+        let values = normal(1, 2500 * 7);
+        let features = Features::new(&values, 7).unwrap();
+        let got = Gaussian::of(features).unwrap();
+        let (mu, sigma) = by_definition(features);
+        assert_near(got.mu(), &mu, 1e-14);
+        assert_near(got.sigma(), &sigma, 1e-13);
+        assert_eq!(got.n(), Some(2500));
+    }
+
+    /// E[x^2] - E[x]^2 has no digit left here: the squares are 2^40 and the variance 2^-20 or so.
+    #[test]
+    fn a_mean_far_from_zero_costs_no_digits() {
+        let values: Vec<f32> = (0..3000).map(|i| 1_048_576.0 + (i % 2) as f32 * 0.125).collect();
+        let got = Gaussian::of(Features::new(&values, 1).unwrap()).unwrap();
+        assert_near(got.sigma(), &[0.125_f64.powi(2) / 4.0 * 3000.0 / 2999.0], 1e-15);
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_do_not_matter(cuts in prop::collection::vec(0_usize..1400, 0..6)) {
+            let dims = 3;
+            let values = normal(2, 1400 * dims);
+            let whole = Gaussian::of(Features::new(&values, dims).unwrap()).unwrap();
+            let mut cuts: Vec<usize> = cuts.into_iter().chain([0, 1400]).collect();
+            cuts.sort_unstable();
+            let mut moments = Moments::new(dims).unwrap();
+            for cut in cuts.windows(2) {
+                moments.push(Features::new(&values[cut[0] * dims..cut[1] * dims], dims).unwrap()).unwrap();
+                prop_assert_eq!(moments.n(), cut[1]);
             }
+            prop_assert_eq!(moments.finish().unwrap(), whole);
         }
-        Self { n: self.n - part.n, mean, scatter }
     }
 
-    /// Lower triangle of the unbiased covariance, of at least two rows.
-    pub(super) fn covariance(&self) -> Mat<f64> {
-        &self.scatter * faer::Scale(1.0 / (self.n.max(2) - 1) as f64)
+    #[test]
+    fn threads_do_not_matter() {
+        let values = normal(3, 1500 * 300);
+        let on = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| Gaussian::of(Features::new(&values, 300).unwrap()).unwrap())
+        };
+        let one = on(1);
+        assert_eq!(one, on(2));
+        assert_eq!(one, on(5));
     }
-}
 
-/// Takes the mean of the rows away from them, and gives it.
-pub(super) fn centre(rows: &mut [f64], dims: usize) -> Vec<f64> {
-    let mut mean = vec![0.0; dims];
-    for row in rows.chunks_exact(dims) {
-        for (sum, value) in mean.iter_mut().zip(row) {
-            *sum += value;
-        }
+    #[test]
+    fn too_little_is_refused() {
+        let empty = Moments::new(2).unwrap();
+        assert_eq!(empty.finish().unwrap_err(), StatisticsError::TooFewRows { n: 0 });
+        let one = Features::new(&[1.0, 2.0], 2).unwrap();
+        assert_eq!(Gaussian::of(one).unwrap_err(), StatisticsError::TooFewRows { n: 1 });
+        let mut moments = Moments::new(3).unwrap();
+        assert_eq!(moments.push(one).unwrap_err(), StatisticsError::Dims { expected: 3, found: 2 });
+        assert_eq!(Moments::new(0).unwrap_err(), StatisticsError::NoDims);
     }
-    let n = (rows.len() / dims) as f64;
-    mean.iter_mut().for_each(|sum| *sum /= n);
-    for row in rows.chunks_exact_mut(dims) {
-        for (value, mean) in row.iter_mut().zip(&mean) {
-            *value -= mean;
-        }
+
+    #[test]
+    fn statistics_of_files_are_checked() {
+        let new = |mu: &[f64], sigma: &[f64]| Gaussian::new(None, mu.to_vec(), sigma.to_vec());
+        assert_eq!(new(&[], &[]).unwrap_err(), StatisticsError::NoDims);
+        assert_eq!(new(&[0.0; 2], &[0.0; 3]).unwrap_err(), StatisticsError::SigmaLength { dims: 2, found: 3 });
+        assert!(matches!(
+            new(&[0.0, f64::NAN], &[0.0; 4]).unwrap_err(),
+            StatisticsError::NotFinite { name: "mu", at: 1, .. }
+        ));
+        assert!(matches!(
+            new(&[0.0], &[f64::INFINITY]).unwrap_err(),
+            StatisticsError::NotFinite { name: "sigma", at: 0, .. }
+        ));
+        assert_eq!(
+            new(&[0.0; 2], &[1.0, 0.5, 0.4, 1.0]).unwrap_err(),
+            StatisticsError::Asymmetric { row: 1, column: 0, value: 0.4, mirrored: 0.5 }
+        );
+        assert_eq!(new(&[0.0], &[-1.0]).unwrap_err(), StatisticsError::NegativeVariance { dim: 0, value: -1.0 });
+        let few = Gaussian::new(Some(1), vec![0.0], vec![0.0]);
+        assert_eq!(few.unwrap_err(), StatisticsError::TooFewRows { n: 1 });
+        let rounded = new(&[0.0; 2], &[1.0, 0.5, 0.500_000_2, 1.0]).unwrap();
+        assert_near(rounded.sigma(), &[1.0, 0.500_000_1, 0.500_000_1, 1.0], 1e-15);
+        assert_eq!(rounded.sigma()[1], rounded.sigma()[2]);
     }
-    mean
 }
