@@ -8,8 +8,10 @@ pub mod curve;
 pub mod gif;
 pub mod grid;
 pub mod log;
+pub mod page;
 pub mod pairs;
 pub mod progress;
+pub mod table;
 
 mod figures;
 mod files;
@@ -21,8 +23,10 @@ pub use curve::{CurveOptions, Series, Smoothing, YScale, save_curve_png, save_cu
 pub use gif::TrajectoryGif;
 pub use grid::{GridOptions, Scale, grid_png, save_grid, save_images};
 pub use log::{Record, RunLog};
+pub use page::{History, Page};
 pub use pairs::{PairsOptions, pairs_picture};
 pub use progress::{NoProgress, Progress, Status, StderrProgress, Task};
+pub use table::{table, table_within};
 
 /// A batch of images on the host, `[n, c, h, w]` in row-major order.
 ///
