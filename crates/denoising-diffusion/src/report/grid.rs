@@ -16,7 +16,7 @@
 use std::num::NonZeroUsize;
 use std::path::Path;
 
-use super::raster::{Planes, write_png};
+use super::raster::{Planes, png, write_png};
 use super::{ImageBatch, ReportError};
 
 /// Images are magnified until their shorter side has this many pixels.
@@ -24,9 +24,9 @@ const COMFORTABLE_SIDE: usize = 64;
 /// Magnification stops before a side of the grid exceeds this many pixels.
 const MAGNIFIED_GRID_SIDE: usize = 2048;
 /// The largest side of a grid in pixels: what a GIF can hold.
-const MAX_SIDE: usize = u16::MAX as usize;
+pub(super) const MAX_SIDE: usize = u16::MAX as usize;
 /// The largest area of a grid in pixels.
-const MAX_PIXELS: usize = 1 << 28;
+pub(super) const MAX_PIXELS: usize = 1 << 28;
 
 /// How large an image is drawn in a grid.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,6 +84,14 @@ pub fn save_grid(path: impl AsRef<Path>, images: &ImageBatch, options: GridOptio
     let path = path.as_ref();
     let grid = Planes::quantise(images)?.grid(options)?;
     write_png(path, &grid)
+}
+
+/// The same grid as the bytes of a PNG, for a picture inside another file.
+///
+/// # Errors
+/// A malformed batch, a pixel that is not finite, or a grid that is too large.
+pub fn grid_png(images: &ImageBatch, options: GridOptions) -> Result<Vec<u8>, ReportError> {
+    png(&Planes::quantise(images)?.grid(options)?)
 }
 
 /// Writes each image at its native size: `000000.png` and so on in `folder`, counted from `start_index`.
@@ -234,6 +242,7 @@ mod tests {
         assert_eq!(png.get_pixel(7, 4).0, [level(12 + 2), level(12 + 6), level(12 + 10)]);
         // Image 2, row 0, column 1 covers rows 6..8 and columns 3..5.
         assert_eq!(png.get_pixel(3, 6).0, [level(24 + 1), level(24 + 5), level(24 + 9)]);
+        assert_eq!(grid_png(&images, options).unwrap(), std::fs::read(&path).unwrap());
     }
 
     #[test]

@@ -1,14 +1,19 @@
-//! What a person looks at: sample grids, trajectories, loss curves, the run log and the progress line.
+//! What a person looks at: sample grids, trajectories, loss curves, the run log, the progress line, and an evaluation as a table
+//! and as a page.
 //!
-//! Everything here takes plain numbers and writes files (or stderr). It knows no tensor, no network and no trainer;
+//! Everything here takes plain numbers and writes files (or stderr, or returns text). It knows no tensor, no network and no trainer;
 //! whoever has tensors copies them into an [`ImageBatch`] first.
 
 pub mod curve;
 pub mod gif;
 pub mod grid;
 pub mod log;
+pub mod page;
+pub mod pairs;
 pub mod progress;
+pub mod table;
 
+mod figures;
 mod files;
 mod raster;
 
@@ -16,9 +21,12 @@ use std::path::{Path, PathBuf};
 
 pub use curve::{CurveOptions, Series, Smoothing, YScale, save_curve_png, save_curve_svg};
 pub use gif::TrajectoryGif;
-pub use grid::{GridOptions, Scale, save_grid, save_images};
+pub use grid::{GridOptions, Scale, grid_png, save_grid, save_images};
 pub use log::{Record, RunLog};
+pub use page::{History, Page};
+pub use pairs::{PairsOptions, pairs_picture};
 pub use progress::{NoProgress, Progress, Status, StderrProgress, Task};
+pub use table::{table, table_within};
 
 /// A batch of images on the host, `[n, c, h, w]` in row-major order.
 ///
@@ -178,6 +186,24 @@ pub enum ReportError {
         path: PathBuf,
         /// Why not.
         source: image::ImageError,
+    },
+    /// The PNG encoder refused a picture that was to become part of another file.
+    #[error("cannot encode a picture as PNG")]
+    PngInMemory {
+        /// Why not.
+        source: image::ImageError,
+    },
+    /// Pairs need as many samples as training images, of one shape, and as many distances.
+    #[error(
+        "pairs of samples {samples:?}, training images {training:?} ([n, c, h, w]) and {distances} distances do not match"
+    )]
+    Pairs {
+        /// Shape of the samples.
+        samples: [usize; 4],
+        /// Shape of the training images.
+        training: [usize; 4],
+        /// Number of distances.
+        distances: usize,
     },
     /// The GIF encoder refused.
     #[error("cannot encode {} as GIF", path.display())]

@@ -232,7 +232,7 @@ impl Pace {
 }
 
 /// `42 s`, `3 min 20 s`, `2 h 05 min`.
-fn words(duration: Duration) -> String {
+pub(super) fn words(duration: Duration) -> String {
     let seconds = duration.as_secs_f64().round() as u64;
     match seconds {
         0..60 => format!("{seconds} s"),

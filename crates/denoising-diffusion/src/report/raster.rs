@@ -84,6 +84,15 @@ impl Planes {
 }
 
 impl Raster {
+    /// With three channels; a grey raster's are equal. Not for rasters with alpha.
+    pub fn into_rgb(self) -> Self {
+        if self.channels != 1 {
+            return self;
+        }
+        let pixels = self.pixels.iter().flat_map(|&level| [level; 3]).collect();
+        Self { channels: 3, pixels, ..self }
+    }
+
     /// Without alpha: a (c - 255) + 255 in units of 1/255, rounded.
     pub fn composited_on_white(self) -> Self {
         if !matches!(self.channels, 2 | 4) {
@@ -100,7 +109,7 @@ impl Raster {
     }
 
     /// Draws `image`, magnified, with its top left corner at `origin`; both have the same channels.
-    fn paste(&mut self, image: &Raster, origin: [usize; 2], scale: usize) {
+    pub fn paste(&mut self, image: &Raster, origin: [usize; 2], scale: usize) {
         let row_len = image.width * scale * self.channels;
         for y in 0..image.height * scale {
             let source = &image.pixels[y / scale * image.width * image.channels..][..image.width * image.channels];
@@ -113,23 +122,32 @@ impl Raster {
     }
 }
 
-/// Encodes and writes; 1 to 4 channels are grey, grey with alpha, RGB, RGBA.
+/// Encodes and writes.
 pub(super) fn write_png(path: &Path, raster: &Raster) -> Result<(), ReportError> {
+    let bytes = encode_png(raster).map_err(|source| ReportError::Png { path: path.to_owned(), source })?;
+    files::write(path, &bytes)
+}
+
+/// The bytes of a file that is to travel inside another one.
+pub(super) fn png(raster: &Raster) -> Result<Vec<u8>, ReportError> {
+    encode_png(raster).map_err(|source| ReportError::PngInMemory { source })
+}
+
+/// 1 to 4 channels are grey, grey with alpha, RGB, RGBA.
+fn encode_png(raster: &Raster) -> Result<Vec<u8>, ImageError> {
     let colour = match raster.channels {
         1 => ExtendedColorType::L8,
         2 => ExtendedColorType::La8,
         3 => ExtendedColorType::Rgb8,
         _ => ExtendedColorType::Rgba8,
     };
-    let failed = |source| ReportError::Png { path: path.to_owned(), source };
     let side = |pixels: usize| {
-        u32::try_from(pixels)
-            .map_err(|_| failed(ImageError::Limits(LimitError::from_kind(LimitErrorKind::DimensionError))))
+        u32::try_from(pixels).map_err(|_| ImageError::Limits(LimitError::from_kind(LimitErrorKind::DimensionError)))
     };
     let (width, height) = (side(raster.width)?, side(raster.height)?);
     let mut bytes = Cursor::new(Vec::new());
-    PngEncoder::new(&mut bytes).write_image(&raster.pixels, width, height, colour).map_err(failed)?;
-    files::write(path, bytes.get_ref())
+    PngEncoder::new(&mut bytes).write_image(&raster.pixels, width, height, colour)?;
+    Ok(bytes.into_inner())
 }
 
 #[cfg(test)]

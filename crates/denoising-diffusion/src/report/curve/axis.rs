@@ -58,6 +58,11 @@ impl Axis {
         }
     }
 
+    /// From `low` to `high` and no further, linear.
+    pub fn spanning(low: f64, high: f64) -> Self {
+        Self { low, high, scale: YScale::Linear }
+    }
+
     /// Where `value` lies: 0 at the low end, 1 at the high end.
     pub fn position(&self, value: f64) -> f64 {
         match self.scale {

@@ -2,26 +2,13 @@
 
 use super::super::ReportError;
 use super::axis::{Axis, Tick, drawable};
-use super::scene::{Anchor, Colour, Direction, Label, Scene, Shape};
+use super::scene::{Anchor, COLOURS, Colour, Direction, FRAME, GRID, INK, Label, Scene, Shape};
 use super::smooth::{smoothed, thinned};
 use super::{CurveOptions, MAX_SIDE, MIN_SIZE, Series, YScale, text};
 
-/// Okabe and Ito's colours, which stay apart for colour-blind readers.
-const COLOURS: [Colour; 6] = [
-    [0x00, 0x72, 0xb2],
-    [0xd5, 0x5e, 0x00],
-    [0x00, 0x9e, 0x73],
-    [0xcc, 0x79, 0xa7],
-    [0xe6, 0x9f, 0x00],
-    [0x56, 0xb4, 0xe9],
-];
-const INK: Colour = [0x33, 0x33, 0x33];
-const FRAME: Colour = [0x8c, 0x8c, 0x8c];
-const GRID: Colour = [0xe6, 0xe6, 0xe6];
-
 const TITLE_SIZE: f64 = 17.0;
 const LABEL_SIZE: f64 = 14.0;
-const TICK_SIZE: f64 = 13.0;
+pub(super) const TICK_SIZE: f64 = 13.0;
 const EDGE: f64 = 16.0;
 /// Between an axis and its tick labels.
 const GAP: f64 = 8.0;
@@ -45,13 +32,27 @@ struct Trace<'a> {
 
 /// Lays out the whole picture.
 pub(super) fn scene(series: &[Series], options: &CurveOptions) -> Result<Scene, ReportError> {
-    let [width, height] = options.size;
-    if width < MIN_SIZE[0] || height < MIN_SIZE[1] || width.max(height) > MAX_SIDE {
-        return Err(size_error(options.size));
-    }
+    scene_with_intervals(series, &[], options)
+}
+
+/// How uncertain a point is: a vertical line over `x`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(in crate::report) struct Interval {
+    pub x: f64,
+    pub low: f64,
+    pub high: f64,
+}
+
+/// Lays out the whole picture, with intervals around points of the first series.
+pub(super) fn scene_with_intervals(
+    series: &[Series],
+    intervals: &[Interval],
+    options: &CurveOptions,
+) -> Result<Scene, ReportError> {
+    let [width, height] = checked_size(options)?;
     let traces: Vec<Trace> =
         series.iter().zip(COLOURS.iter().cycle()).filter_map(|(s, &c)| trace(s, c, options)).collect();
-    let Some([x_range, y_range]) = ranges(&traces) else {
+    let Some([x_range, mut y_range]) = ranges(&traces) else {
         let given = series.iter().map(|series| series.points.len()).sum();
         let scale = match options.y_scale {
             YScale::Linear => "linear",
@@ -59,6 +60,10 @@ pub(super) fn scene(series: &[Series], options: &CurveOptions) -> Result<Scene, 
         };
         return Err(ReportError::NoPoints { given, scale });
     };
+    let ends = intervals.iter().flat_map(|interval| [interval.low, interval.high]);
+    for end in ends.filter(|&end| drawable(end, options.y_scale)) {
+        y_range = (y_range.0.min(end), y_range.1.max(end));
+    }
     let x_axis = Axis::new(x_range.0, x_range.1, YScale::Linear, 0.0);
     let y_axis = Axis::new(y_range.0, y_range.1, options.y_scale, 0.05);
 
@@ -66,10 +71,20 @@ pub(super) fn scene(series: &[Series], options: &CurveOptions) -> Result<Scene, 
     let top = header(&mut scene, &traces, &options.title);
     let plot = Plot::new(options, top, x_axis, y_axis);
     plot.axes(&mut scene, options);
+    if let Some(trace) = traces.first() {
+        intervals.iter().for_each(|interval| plot.interval(&mut scene, interval, trace.colour));
+    }
     for trace in &traces {
         plot.trace(&mut scene, trace);
     }
     Ok(scene)
+}
+
+/// The size asked for, unless nothing can be drawn at it.
+pub(super) fn checked_size(options: &CurveOptions) -> Result<[u32; 2], ReportError> {
+    let [width, height] = options.size;
+    let possible = width >= MIN_SIZE[0] && height >= MIN_SIZE[1] && width.max(height) <= MAX_SIDE;
+    if possible { Ok(options.size) } else { Err(size_error(options.size)) }
 }
 
 fn trace<'a>(series: &'a Series, colour: Colour, options: &CurveOptions) -> Option<Trace<'a>> {
@@ -130,31 +145,34 @@ fn header(scene: &mut Scene, traces: &[Trace], title: &str) -> f64 {
     if x > EDGE { y + LEGEND_ROW + GAP } else { y + GAP }
 }
 
-fn label(text: &str, at: [f64; 2], size: f64, anchor: Anchor) -> Shape {
+pub(super) fn label(text: &str, at: [f64; 2], size: f64, anchor: Anchor) -> Shape {
     Shape::Text(Label { text: text.to_owned(), at, size, colour: INK, anchor, direction: Direction::Right })
 }
 
 /// The area in which data is drawn, with its axes.
-struct Plot {
-    left: f64,
-    right: f64,
-    top: f64,
-    bottom: f64,
+pub(super) struct Plot {
+    pub left: f64,
+    pub right: f64,
+    pub top: f64,
+    pub bottom: f64,
     x_axis: Axis,
     y_axis: Axis,
     x_ticks: Vec<Tick>,
     y_ticks: Vec<Tick>,
+    /// Whether lines stand on the x axis' ticks.
+    x_rules: bool,
 }
 
 impl Plot {
     fn new(options: &CurveOptions, top: f64, x_axis: Axis, y_axis: Axis) -> Self {
         let [width, height] = options.size.map(f64::from);
         let widest = |ticks: &[Tick]| ticks.iter().map(|tick| text::width(&tick.label, TICK_SIZE)).fold(0.0, f64::max);
-        let bottom = height - EDGE - LABEL_SIZE - GAP - TICK_SIZE - GAP;
+        let room_for = |label: &str| if label.is_empty() { 0.0 } else { LABEL_SIZE + GAP };
+        let bottom = height - EDGE - room_for(&options.x_label) - TICK_SIZE - GAP;
         // A header that leaves no room (hundreds of series) is overdrawn rather than the plot turned inside out.
         let top = top.min(bottom - 100.0);
         let y_ticks = y_axis.ticks((((bottom - top) / 48.0) as usize).clamp(3, 12));
-        let left = EDGE + LABEL_SIZE + GAP + widest(&y_ticks) + GAP;
+        let left = EDGE + room_for(&options.y_label) + widest(&y_ticks) + GAP;
         let mut most = 10;
         let mut x_ticks = x_axis.ticks(most);
         // Half of the last label may stand beyond the axis.
@@ -168,18 +186,27 @@ impl Plot {
             x_ticks = x_axis.ticks(most);
             right = width - EDGE - widest(&x_ticks) / 2.0;
         }
-        Self { left, right, top, bottom, x_axis, y_axis, x_ticks, y_ticks }
+        Self { left, right, top, bottom, x_axis, y_axis, x_ticks, y_ticks, x_rules: true }
     }
 
-    fn x(&self, value: f64) -> f64 {
+    /// With names below the x axis instead of numbers; name i stands at x = i.
+    pub fn of_categories(options: &CurveOptions, names: &[&str], y_axis: Axis) -> Self {
+        let x_axis = Axis::spanning(-0.5, names.len() as f64 - 0.5);
+        let tick = |(index, name): (usize, &&str)| Tick { value: index as f64, label: (*name).to_owned() };
+        let x_ticks = names.iter().enumerate().map(tick).collect();
+        let right = f64::from(options.size[0]) - EDGE;
+        Self { right, x_ticks, x_rules: false, ..Self::new(options, EDGE, x_axis, y_axis) }
+    }
+
+    pub fn x(&self, value: f64) -> f64 {
         self.left + self.x_axis.position(value) * (self.right - self.left)
     }
 
-    fn y(&self, value: f64) -> f64 {
+    pub fn y(&self, value: f64) -> f64 {
         self.bottom - self.y_axis.position(value) * (self.bottom - self.top)
     }
 
-    fn axes(&self, scene: &mut Scene, options: &CurveOptions) {
+    pub fn axes(&self, scene: &mut Scene, options: &CurveOptions) {
         let Self { left, right, top, bottom, .. } = *self;
         let mut rule = |from: [f64; 2], to: [f64; 2], colour| {
             scene.shapes.push(Shape::Line { points: vec![from, to], colour, width: 1.0 });
@@ -188,7 +215,7 @@ impl Plot {
             let y = self.y(tick.value);
             rule([left, y], [right, y], GRID);
         }
-        for tick in &self.x_ticks {
+        for tick in self.x_ticks.iter().filter(|_| self.x_rules) {
             let x = self.x(tick.value);
             rule([x, top], [x, bottom], GRID);
         }
@@ -204,15 +231,43 @@ impl Plot {
             scene.shapes.push(label(&tick.label, at, TICK_SIZE, Anchor::Middle));
         }
         let x_label_at = [(left + right) / 2.0, f64::from(options.size[1]) - EDGE];
-        scene.shapes.push(label(&options.x_label, x_label_at, LABEL_SIZE, Anchor::Middle));
-        scene.shapes.push(Shape::Text(Label {
-            text: options.y_label.clone(),
-            at: [EDGE + 0.8 * LABEL_SIZE, (top + bottom) / 2.0],
-            size: LABEL_SIZE,
-            colour: INK,
-            anchor: Anchor::Middle,
-            direction: Direction::Up,
-        }));
+        let axis_label = |text: &str, at, direction| {
+            Shape::Text(Label {
+                text: text.to_owned(),
+                at,
+                size: LABEL_SIZE,
+                colour: INK,
+                anchor: Anchor::Middle,
+                direction,
+            })
+        };
+        if !options.x_label.is_empty() {
+            scene.shapes.push(axis_label(&options.x_label, x_label_at, Direction::Right));
+        }
+        let y_label_at = [EDGE + 0.8 * LABEL_SIZE, (top + bottom) / 2.0];
+        if !options.y_label.is_empty() {
+            scene.shapes.push(axis_label(&options.y_label, y_label_at, Direction::Up));
+        }
+    }
+
+    /// An interval with short bars at its ends; what lies beyond the plot is cut off.
+    fn interval(&self, scene: &mut Scene, interval: &Interval, colour: Colour) {
+        let Interval { x, low, high } = *interval;
+        let comparable = low < high;
+        if !comparable || !drawable(x, YScale::Linear) {
+            return;
+        }
+        let x = self.x(x);
+        // A logarithmic axis has no place below zero; `min` turns the NaN that comes of it into the bottom.
+        let [low, high] = [low, high].map(|end| self.y(end).min(self.bottom).max(self.top));
+        let mut line = |points: [[f64; 2]; 2]| {
+            scene.shapes.push(Shape::Line { points: points.to_vec(), colour, width: 1.2 });
+        };
+        line([[x, low], [x, high]]);
+        // Of less than that the ends would only give the point corners.
+        for end in [low, high].into_iter().filter(|_| low - high > 9.0) {
+            line([[x - 3.0, end], [x + 3.0, end]]);
+        }
     }
 
     fn trace(&self, scene: &mut Scene, trace: &Trace) {
@@ -262,6 +317,28 @@ mod tests {
         };
         assert_eq!(dots(Smoothing::None), Some(400), "the line shows it");
         assert_eq!(dots(Smoothing::Ema(0.9)), Some(399));
+    }
+
+    #[test]
+    fn intervals_have_room_and_stay_inside() {
+        let series = [Series { name: String::new(), points: vec![(1.0, 2.0), (2.0, 3.0)] }];
+        let interval = |x, low, high| Interval { x, low, high };
+        let heights = |intervals: &[Interval], y_scale| -> Vec<f64> {
+            let options = CurveOptions { y_scale, size: [400, 260], ..Default::default() };
+            let scene = scene_with_intervals(&series, intervals, &options).unwrap();
+            let upright = |shape: &Shape| match shape {
+                Shape::Line { points, colour, .. } if *colour == COLOURS[0] && points[0][0] == points[1][0] => {
+                    assert!(points.iter().all(|[_, y]| (0.0..=260.0).contains(y)), "{points:?}");
+                    Some(points[0][1] - points[1][1])
+                }
+                _ => None,
+            };
+            scene.shapes.iter().filter_map(upright).collect()
+        };
+        let linear = heights(&[interval(1.0, 1.0, 3.0), interval(2.0, 2.5, 3.5)], YScale::Linear);
+        assert!((linear[0] / linear[1] - 2.0).abs() < 1e-9, "{linear:?}");
+        let below_zero = heights(&[interval(1.0, -1.0, 3.0), interval(2.0, f64::NAN, 4.0)], YScale::Log);
+        assert!(below_zero.len() == 1 && below_zero[0] > 10.0, "{below_zero:?}");
     }
 
     proptest! {

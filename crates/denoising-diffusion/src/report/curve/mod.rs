@@ -3,17 +3,23 @@
 //! `layout` turns series into a list of shapes with `axis`' ticks; `svg` and `raster` write that same
 //! list, so that both files show the same picture. It is drawn here rather than by a plotting crate because it takes
 //! fewer dependencies (an anti-aliasing rasteriser and a font parser) and keeps positions below one pixel, which
-//! noisy curves need. Other kinds of plots are not made here.
+//! noisy curves need. `categories` adds the bars and boxes of the report page from the same pieces. Other kinds of plots are not
+//! made here.
 
 mod axis;
+mod categories;
 mod layout;
-mod raster;
-mod scene;
+pub(super) mod raster;
+pub(super) mod scene;
 mod smooth;
 mod svg;
-mod text;
+pub(super) mod text;
 
 use std::path::Path;
+
+pub(super) use categories::{Bar, Quantiles};
+pub(super) use layout::Interval;
+pub(super) use svg::escape;
 
 use super::{ReportError, files};
 
@@ -104,6 +110,33 @@ pub fn save_curve_svg(path: impl AsRef<Path>, series: &[Series], options: &Curve
 pub fn save_curve_png(path: impl AsRef<Path>, series: &[Series], options: &CurveOptions) -> Result<(), ReportError> {
     let scene = layout::scene(series, options)?;
     super::raster::write_png(path.as_ref(), &raster::draw(&scene)?)
+}
+
+/// Draws one series as an element for a page, joined as it is, with the intervals of its points; see [`svg::inline`] for colours
+/// and `description`.
+pub(super) fn inline_curve(
+    series: Series,
+    intervals: &[Interval],
+    options: &CurveOptions,
+    description: &str,
+) -> Result<String, ReportError> {
+    let scene = layout::scene_with_intervals(&[series], intervals, options)?;
+    Ok(svg::inline(&scene, description))
+}
+
+/// Draws bars from zero as an element for a page.
+pub(super) fn inline_bars(bars: &[Bar], options: &CurveOptions, description: &str) -> Result<String, ReportError> {
+    Ok(svg::inline(&categories::bars(bars, options)?, description))
+}
+
+/// Draws the quantiles of distributions side by side as an element for a page, with a line across at `mark`.
+pub(super) fn inline_boxes(
+    boxes: &[Quantiles],
+    mark: Option<f64>,
+    options: &CurveOptions,
+    description: &str,
+) -> Result<String, ReportError> {
+    Ok(svg::inline(&categories::boxes(boxes, mark, options)?, description))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! A scene as pixels, anti-aliased.
 
-use tiny_skia::{Color, FillRule, LineCap, LineJoin, Paint, PathBuilder, Pixmap, Stroke, Transform};
+use tiny_skia::{Color, FillRule, LineCap, LineJoin, Paint, PathBuilder, Pixmap, Rect, Stroke, Transform};
 
 use super::super::ReportError;
 use super::super::raster::Raster;
@@ -8,10 +8,10 @@ use super::scene::{Colour, Scene, Shape};
 use super::text;
 
 /// Pixels per SVG unit: sharp on dense screens.
-const DENSITY: u32 = 2;
+pub(in crate::report) const DENSITY: u32 = 2;
 
 /// Draws `scene` on white, as RGB.
-pub(super) fn draw(scene: &Scene) -> Result<Raster, ReportError> {
+pub(in crate::report) fn draw(scene: &Scene) -> Result<Raster, ReportError> {
     let (width, height) = (scene.width * DENSITY, scene.height * DENSITY);
     let mut pixmap =
         Pixmap::new(width, height).ok_or_else(|| super::layout::size_error([scene.width, scene.height]))?;
@@ -46,6 +46,12 @@ pub(super) fn draw(scene: &Scene) -> Result<Raster, ReportError> {
                     }
                 }
             }
+            Shape::Bar { from, to, colour, opacity } => {
+                let [left, top, right, bottom] = [from[0], from[1], to[0], to[1]].map(|side| side as f32);
+                if let Some(bar) = Rect::from_ltrb(left, top, right, bottom) {
+                    pixmap.fill_rect(bar, &paint(*colour, *opacity), dense, None);
+                }
+            }
             Shape::Text(label) => {
                 if let Some(path) = text::outline(label) {
                     pixmap.fill_path(&path, &paint(label.colour, 1.0), FillRule::Winding, dense, None);
@@ -76,6 +82,7 @@ mod tests {
             shapes: vec![
                 Shape::Line { points: vec![[0.0, 2.0], [20.0, 2.0]], colour: [255, 0, 0], width: 2.0 },
                 Shape::Dots { points: vec![[5.0, 7.0]], colour: [0, 0, 255], radius: 2.0, opacity: 0.5 },
+                Shape::Bar { from: [14.0, 5.0], to: [17.0, 9.0], colour: [0, 255, 0], opacity: 1.0 },
             ],
         };
         let raster = draw(&scene).unwrap();
@@ -86,5 +93,6 @@ mod tests {
         assert_eq!(pixel(20, 7), [255, 255, 255]);
         assert!(pixel(10, 14)[0].abs_diff(127) <= 1 && pixel(10, 14)[2] == 255);
         assert_eq!(pixel(16, 14), [255, 255, 255]);
+        assert_eq!([pixel(28, 10), pixel(33, 17), pixel(34, 17)], [[0, 255, 0], [0, 255, 0], [255, 255, 255]]);
     }
 }

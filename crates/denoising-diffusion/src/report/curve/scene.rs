@@ -1,10 +1,23 @@
 //! A picture as a list of shapes, in units of one SVG pixel, y downwards.
 
 /// Red, green, blue.
-pub(super) type Colour = [u8; 3];
+pub(in crate::report) type Colour = [u8; 3];
+
+/// Okabe and Ito's colours, which stay apart for colour-blind readers.
+pub(in crate::report) const COLOURS: [Colour; 6] = [
+    [0x00, 0x72, 0xb2],
+    [0xd5, 0x5e, 0x00],
+    [0x00, 0x9e, 0x73],
+    [0xcc, 0x79, 0xa7],
+    [0xe6, 0x9f, 0x00],
+    [0x56, 0xb4, 0xe9],
+];
+pub(in crate::report) const INK: Colour = [0x33, 0x33, 0x33];
+pub(in crate::report) const FRAME: Colour = [0x8c, 0x8c, 0x8c];
+pub(in crate::report) const GRID: Colour = [0xe6, 0xe6, 0xe6];
 
 #[derive(Clone, Debug)]
-pub(super) struct Scene {
+pub(in crate::report) struct Scene {
     pub width: u32,
     pub height: u32,
     /// Drawn in this order.
@@ -12,17 +25,19 @@ pub(super) struct Scene {
 }
 
 #[derive(Clone, Debug)]
-pub(super) enum Shape {
+pub(in crate::report) enum Shape {
     /// A line through at least two points.
     Line { points: Vec<[f64; 2]>, colour: Colour, width: f64 },
     /// Discs of the same size.
     Dots { points: Vec<[f64; 2]>, colour: Colour, radius: f64, opacity: f64 },
+    /// A filled rectangle: its top left and its bottom right corner.
+    Bar { from: [f64; 2], to: [f64; 2], colour: Colour, opacity: f64 },
     /// A line of text.
     Text(Label),
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Label {
+pub(in crate::report) struct Label {
     pub text: String,
     /// A point on the baseline; which one is said by `anchor`.
     pub at: [f64; 2],
@@ -35,7 +50,7 @@ pub(super) struct Label {
 
 /// Which point of the baseline a label's position means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Anchor {
+pub(in crate::report) enum Anchor {
     Start,
     Middle,
     End,
@@ -53,7 +68,7 @@ impl Anchor {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Direction {
+pub(in crate::report) enum Direction {
     Right,
     Up,
 }

@@ -22,7 +22,7 @@ fn advance(glyph: GlyphId) -> f64 {
 }
 
 /// Width of `text` at a font size of `size`, in the unit of `size`.
-pub(super) fn width(text: &str, size: f64) -> f64 {
+pub(in crate::report) fn width(text: &str, size: f64) -> f64 {
     text.chars().map(|character| advance(glyph(character))).sum::<f64>() * size
 }
 

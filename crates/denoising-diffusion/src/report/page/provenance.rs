@@ -1,0 +1,85 @@
+//! What was evaluated, from where the numbers come, and how to get them again.
+
+use std::time::Duration;
+
+use super::super::curve::escape;
+use super::super::figures::{significant, thousands};
+use super::super::progress::words;
+use super::parts;
+use crate::eval::result::{Evaluation, Extractor, Sampling};
+
+/// The heading, and one line of what was evaluated against what.
+pub(super) fn header(title: &str, evaluation: &Evaluation) -> String {
+    let (title, provenance) = (escape(title), &evaluation.provenance);
+    let [generated, real] = [&provenance.generated, &provenance.real].map(|name| escape(name));
+    format!("<header>\n<h1>{title}</h1>\n<p><b>{generated}</b> evaluated against <b>{real}</b></p>\n</header>\n")
+}
+
+/// Every field that says where numbers come from.
+pub(super) fn section(evaluation: &Evaluation) -> String {
+    let provenance = &evaluation.provenance;
+    let mut list = List::default();
+    list.text("evaluated", &provenance.generated).text("against", &provenance.real);
+    if let Some(digest) = &provenance.real_digest {
+        list.digest("SHA-256 of the real data", digest);
+    }
+    list.text("seed", &provenance.seed.to_string());
+    if let Some(sampling) = &provenance.sampling {
+        list.sampling(sampling);
+    }
+    if let Some(extractor) = &provenance.extractor {
+        list.extractor(extractor);
+    }
+    list.text("version", &format!("denoising-diffusion {}", evaluation.version));
+    // A clock that gave nonsense is no reason to have no page.
+    if let Ok(time) = Duration::try_from_secs_f64(evaluation.seconds) {
+        let short = evaluation.seconds < 9.5;
+        list.text("time taken", &if short { format!("{} s", significant(evaluation.seconds, 2)) } else { words(time) });
+    }
+    parts::section("provenance", "Provenance", &format!("<dl>\n{}</dl>\n", list.0))
+}
+
+pub(super) fn command(command: Option<&str>) -> String {
+    let word = |word: &str| format!("<span>{}</span>", escape(word));
+    let line = |line: &str| line.split(' ').map(word).collect::<Vec<_>>().join(" ");
+    let lines = |text: &str| text.split('\n').map(line).collect::<Vec<_>>().join("\n");
+    let html = command.map(|command| format!("<pre><code>{}</code></pre>\n", lines(command)));
+    parts::section("command", "To get this again", &html.unwrap_or_default())
+}
+
+/// Names and what they stand for, as HTML.
+#[derive(Default)]
+struct List(String);
+
+impl List {
+    fn html(&mut self, name: &str, html: &str) -> &mut Self {
+        self.0.push_str(&format!("<div><dt>{}</dt><dd>{html}</dd></div>\n", escape(name)));
+        self
+    }
+
+    fn text(&mut self, name: &str, text: &str) -> &mut Self {
+        self.html(name, &escape(text))
+    }
+
+    /// All of it is there and is selected with one click; the style shows the beginning.
+    fn digest(&mut self, name: &str, digest: &str) -> &mut Self {
+        let digest = escape(digest);
+        self.html(name, &format!("<code class=\"digest\" title=\"{digest}\">{digest}</code>"))
+    }
+
+    fn sampling(&mut self, sampling: &Sampling) {
+        let Sampling { sampler, steps, weights, step, ema_decay } = sampling;
+        let evaluations = if *steps == 1 { "evaluation" } else { "evaluations" };
+        let steps = thousands(*steps as u64);
+        self.text("sampler", &format!("{sampler}, {steps} {evaluations} of the network per sample"));
+        let decay = ema_decay.map(|decay| format!(", decay {decay}")).unwrap_or_default();
+        self.text("weights", &format!("{weights}{decay}")).text("training steps", &thousands(*step));
+    }
+
+    fn extractor(&mut self, extractor: &Extractor) {
+        let Extractor { name, dims, digest, preprocessing } = extractor;
+        self.text("features", &format!("{name}, {} dimensions", thousands(*dims as u64)))
+            .text("preprocessing", preprocessing)
+            .digest("SHA-256 of the extractor", digest);
+    }
+}

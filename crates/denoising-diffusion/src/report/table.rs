@@ -1,0 +1,269 @@
+//! An evaluation as aligned text, for a terminal.
+//!
+//! It has what must be known to use the numbers. Provenance and pictures are the page's business, all digits those of JSON.
+
+use super::figures::{Figure, adding_up, decimals_for, percent, significant, thousands};
+use crate::eval::result::{Better, BitsPerDim, Evaluation, LossByTime, Measurement, Neighbours};
+
+/// The widest table.
+const WIDEST: usize = 110;
+/// Narrower than this, lines are longer than asked for.
+const NARROWEST: usize = 78;
+/// Names of measurements longer than this are cut.
+const LONGEST_NAME: usize = 22;
+/// Between columns.
+const GAP: &str = "  ";
+/// Before a note under its row; lines that continue it are indented by two more.
+const INDENT: usize = 4;
+
+/// Measurements as a table, notes under their rows, then loss, variational bound and neighbours. At most 110 columns wide; no line's
+/// end after the last line.
+pub fn table(evaluation: &Evaluation) -> String {
+    table_within(evaluation, WIDEST)
+}
+
+/// The same for a terminal of so many columns, from 78 to 110 (beyond it the nearest is taken).
+pub fn table_within(evaluation: &Evaluation, columns: usize) -> String {
+    let columns = columns.clamp(NARROWEST, WIDEST);
+    let mut lines = measurements(&evaluation.measurements, columns);
+    let facts = [
+        evaluation.loss.as_ref().map(loss),
+        evaluation.bits_per_dim.as_ref().map(bits_per_dim),
+        evaluation.neighbours.as_ref().map(neighbours),
+    ];
+    for fact in facts.into_iter().flatten() {
+        if !lines.is_empty() {
+            lines.push(String::new());
+        }
+        lines.extend(
+            fact.iter()
+                .enumerate()
+                .flat_map(|(index, text)| wrapped(text, if index == 0 { 0 } else { INDENT }, columns)),
+        );
+    }
+    lines.join("\n")
+}
+
+/// The cells of one measurement.
+struct Row {
+    name: String,
+    value: String,
+    error: String,
+    better: &'static str,
+    generated: String,
+    real: String,
+}
+
+impl Row {
+    fn new(measurement: &Measurement) -> Self {
+        let Figure { value, error } = Figure::new(measurement.value, measurement.standard_error);
+        Self {
+            name: shortened(&measurement.name),
+            value,
+            error: error.map(|error| format!(" ± {error}")).unwrap_or_default(),
+            better: match measurement.better {
+                Better::Lower => "lower",
+                Better::Higher => "higher",
+                Better::Neither => "-",
+            },
+            generated: count(measurement.n_generated),
+            real: count(measurement.n_real),
+        }
+    }
+
+    /// Aligned; `±` stands in one column.
+    fn line(&self, [name, value, error, generated, real]: [usize; 5]) -> String {
+        let Self { name: n, value: v, error: e, better, generated: g, real: r } = self;
+        format!("{n:name$}{GAP}{v:>value$}{e:error$}{GAP}{better:6}{GAP}{g:>generated$}{GAP}{r:>real$}")
+    }
+}
+
+fn measurements(measurements: &[Measurement], columns: usize) -> Vec<String> {
+    if measurements.is_empty() {
+        return Vec::new();
+    }
+    let head = Row {
+        name: "metric".to_owned(),
+        value: "value".to_owned(),
+        error: if measurements.iter().any(|one| one.standard_error.is_some()) { " ± std. error" } else { "" }
+            .to_owned(),
+        better: "better",
+        generated: "generated".to_owned(),
+        real: "real".to_owned(),
+    };
+    let rows: Vec<Row> = std::iter::once(head).chain(measurements.iter().map(Row::new)).collect();
+    let widest = |cell: fn(&Row) -> &str| rows.iter().map(|row| cell(row).chars().count()).max().unwrap_or(0);
+    let widths = [
+        widest(|row| &row.name),
+        widest(|row| &row.value),
+        widest(|row| &row.error),
+        widest(|row| &row.generated),
+        widest(|row| &row.real),
+    ];
+    let mut lines = vec![rows[0].line(widths)];
+    for (row, measurement) in rows[1..].iter().zip(measurements) {
+        let mut line = row.line(widths);
+        let mut notes = &measurement.notes[..];
+        // FID is the number that is quoted alone: what is wrong with it must be copied along.
+        while let Some((note, rest)) = notes.split_first().filter(|_| measurement.name == "fid") {
+            if line.chars().count() + GAP.len() + note.chars().count() > columns || note.contains('\n') {
+                break;
+            }
+            line = format!("{line}{GAP}{note}");
+            notes = rest;
+        }
+        lines.push(line);
+        lines.extend(notes.iter().flat_map(|note| wrapped(&format!("- {note}"), INDENT, columns)));
+    }
+    lines
+}
+
+fn loss(loss: &LossByTime) -> Vec<String> {
+    let mean = Figure::new(loss.mean, Some(loss.standard_error));
+    let quarters = loss.quarters.map(|quarter| significant(quarter, 3)).join(", ");
+    vec![
+        format!("held-out loss {mean} ({} images)", thousands(loss.n as u64)),
+        format!("by quarter of t, least noise first: {quarters}"),
+    ]
+}
+
+fn bits_per_dim(bound: &BitsPerDim) -> Vec<String> {
+    let total = Figure::new(bound.total, Some(bound.standard_error));
+    let parts = [bound.prior, bound.diffusion, bound.reconstruction];
+    let ([prior, diffusion, reconstruction], sum) = adding_up(parts, bound.total, decimals_for(bound.standard_error));
+    vec![
+        format!("variational bound {total} bits per dimension ({} images)", thousands(bound.n as u64)),
+        format!("prior {prior} + diffusion {diffusion} + reconstruction {reconstruction} = {sum}"),
+    ]
+}
+
+fn neighbours(near: &Neighbours) -> Vec<String> {
+    let [samples, training, held_out] =
+        [near.n_generated, near.n_training, near.n_held_out].map(|n| thousands(n as u64));
+    let median = |quantiles: &[f64; 7]| significant(quantiles[3], 3);
+    let mut lines = vec![
+        format!("neighbours of {samples} samples and {held_out} held-out images in {training} training images"),
+        format!(
+            "median distance: samples {}, held-out {}",
+            median(&near.generated_quantiles),
+            median(&near.held_out_quantiles)
+        ),
+        format!("nearer than the nearest 5 % of held-out images: {} of samples", percent(near.share_below_held_out)),
+        format!("Mann-Whitney z {} (far below 0: copying)", super::figures::decimals(near.z, 1)),
+        format!("exact copies: {}", thousands(near.exact_copies as u64)),
+    ];
+    if let Some(pair) = near.closest.first() {
+        let (distance, sample, image) = (significant(pair.distance, 3), pair.generated, pair.training);
+        lines.push(format!("closest pair: {distance} between sample {sample} and training image {image}"));
+    }
+    lines
+}
+
+/// A count of images; a metric that uses none has a dash.
+fn count(images: usize) -> String {
+    if images == 0 { "-".to_owned() } else { thousands(images as u64) }
+}
+
+fn shortened(name: &str) -> String {
+    if name.chars().count() <= LONGEST_NAME {
+        return name.to_owned();
+    }
+    name.chars().take(LONGEST_NAME - 1).chain(['…']).collect()
+}
+
+/// `text` on lines of at most `columns`, the first indented by `indent`, the others by two more.
+fn wrapped(text: &str, indent: usize, columns: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut line = " ".repeat(indent);
+    let mut empty = true;
+    for word in text.split_whitespace().flat_map(|word| pieces(word, columns - INDENT - 2)) {
+        if !empty && line.chars().count() + 1 + word.chars().count() > columns {
+            lines.push(std::mem::replace(&mut line, " ".repeat(indent + 2)));
+            empty = true;
+        }
+        line.push_str(if empty { "" } else { " " });
+        line.push_str(&word);
+        empty = false;
+    }
+    if !empty {
+        lines.push(line);
+    }
+    lines
+}
+
+/// A word that is too long for a line (a path), in pieces that fit.
+fn pieces(word: &str, most: usize) -> Vec<String> {
+    let characters: Vec<char> = word.chars().collect();
+    characters.chunks(most).map(|piece| piece.iter().collect()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::page::example;
+    use super::*;
+    use proptest::prelude::*;
+
+    fn line_of<'a>(text: &'a str, name: &str) -> &'a str {
+        text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in\n{text}"))
+    }
+
+    #[test]
+    fn the_bias_of_fid_stands_on_its_line_where_it_fits() {
+        let mut evaluation = example::evaluation();
+        evaluation.measurements[0].notes = vec!["FID at n = 2,000 is biased by about +3.1".to_owned()];
+        assert!(line_of(&table(&evaluation), "fid").ends_with("  FID at n = 2,000 is biased by about +3.1"));
+        let narrow = table_within(&evaluation, 80);
+        let below = narrow.lines().skip_while(|line| !line.starts_with("fid")).nth(1);
+        assert_eq!(below, Some("    - FID at n = 2,000 is biased by about +3.1"));
+    }
+
+    #[test]
+    fn columns_align() {
+        let text = table(&example::evaluation());
+        let head = line_of(&text, "metric");
+        let place =
+            |line: &str, what: &str| line.chars().collect::<String>().split(what).next().unwrap().chars().count();
+        let with_error: Vec<&str> =
+            text.lines().skip(1).take_while(|line| !line.is_empty()).filter(|line| line.contains(" ± ")).collect();
+        assert!(with_error.len() > 2, "{text}");
+        for line in with_error {
+            assert_eq!(place(line, " ± "), place(head, " ± "), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_absent_has_no_lines() {
+        let mut evaluation = example::bare();
+        assert_eq!(table(&evaluation), "");
+        evaluation.loss = example::evaluation().loss;
+        let text = table(&evaluation);
+        assert!(text.starts_with("held-out loss 0.0") && text.lines().count() == 2, "{text}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_is_too_long(
+            notes in prop::collection::vec("[a-z ]{0,90}[a-z/]{0,150}", 0..4),
+            name in "[a-zä_]{1,60}",
+            value in any::<f64>(),
+            error in any::<f64>(),
+            columns in 78_usize..120,
+        ) {
+            let mut evaluation = example::evaluation();
+            let measurement = &mut evaluation.measurements[0];
+            (measurement.value, measurement.standard_error) = (value, Some(error));
+            measurement.notes = notes.clone();
+            evaluation.measurements[1].name = name;
+            evaluation.measurements[1].notes = notes.clone();
+            let text = table_within(&evaluation, columns);
+            for line in text.lines() {
+                prop_assert!(line.chars().count() <= columns.min(110), "{line:?}");
+                prop_assert!(line.trim_end() == line || line.contains("  "), "{line:?}");
+            }
+            let unbroken = |text: &str| text.split_whitespace().collect::<String>();
+            for note in notes {
+                prop_assert_eq!(unbroken(&text).matches(&unbroken(&note)).count() >= 2, true);
+            }
+        }
+    }
+}
