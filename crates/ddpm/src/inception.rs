@@ -1,6 +1,5 @@
 //! Where the weights of Inception come from: a file that is named, the cache folder, or the network. Not here: what is in them.
 
-use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -74,6 +73,11 @@ impl InceptionArgs {
         Ok(Extractor { network, block, digest: weights.digest, background: self.background.0 })
     }
 
+    /// Whether a file is named.
+    pub fn is_named(&self) -> bool {
+        self.inception.is_some()
+    }
+
     /// Where features are kept.
     pub fn store(&self) -> Option<FeatureStore> {
         if self.no_cache { None } else { cache_folder().map(|folder| FeatureStore::new(folder.join("features"))) }
@@ -134,11 +138,6 @@ fn fetch(url: &str, path: &Path) -> Result {
     }
     write_atomically(path, |out: &mut dyn Write| out.write_all(&bytes))
         .context(format!("cannot write {}", path.display()))
-}
-
-/// Whether weights are at hand without the network.
-pub fn weights_at_hand(args: &InceptionArgs) -> bool {
-    args.inception.is_some() || cache_folder().is_some_and(|folder| File::open(folder.join(FILE)).is_ok())
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ mod output;
 mod plan;
 mod recipe_flags;
 mod recipes;
+mod report_page;
 mod sampling;
 mod weights;
 
@@ -25,7 +26,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use denoising_diffusion_kernels::memory::CachingAllocator;
 
-use commands::{bench, convert, fid, info, inspect, sample, stats, train};
+use commands::{bench, convert, eval, fid, info, inspect, sample, stats, train};
 use failure::{Failure, Result};
 
 /// A training step works in the memory of the step before it.
@@ -44,6 +45,7 @@ struct Cli {
 enum Command {
     Train(Box<train::TrainArgs>),
     Sample(Box<sample::SampleArgs>),
+    Eval(Box<eval::EvalArgs>),
     Fid(Box<fid::FidArgs>),
     Stats(stats::StatsArgs),
     Inspect(inspect::InspectArgs),
@@ -61,6 +63,7 @@ fn main() -> ExitCode {
     let result = without_panic(|| match command {
         Command::Train(args) => train::run(&args),
         Command::Sample(args) => sample::run(&args),
+        Command::Eval(args) => eval::run(&args),
         Command::Fid(args) => fid::run(&args),
         Command::Stats(args) => stats::run(&args),
         Command::Inspect(args) => inspect::run(&args),

@@ -68,6 +68,10 @@ impl Found {
     /// everything else the moving average.
     pub fn open(target: &Path, wanted: Option<WeightsArg>) -> Result<Self> {
         let kind = wanted.map_or(WeightsKind::Ema, WeightsKind::from);
+        if let Some(best) = best_of(target) {
+            let recipe = target.parent().map(recipes::of_run).transpose()?;
+            return Ok(Self { recipe, ..Self::open_file(&best.join(weights_name(kind)), wanted)? });
+        }
         if !target.exists() {
             return Err(Failure::failed(format!("no such file or folder: {}", target.display()))
                 .hint("give a run folder, a checkpoint's folder, a .safetensors file or a .pt file of the reference"));
@@ -120,6 +124,15 @@ impl Found {
             Source::Reference(reference) => reference.into_model(&untold.0, &self.path),
         }
     }
+}
+
+/// The best checkpoint's folder where the target is `RUN/best`.
+fn best_of(target: &Path) -> Option<PathBuf> {
+    if target.exists() || target.file_name()? != "best" {
+        return None;
+    }
+    let checkpoints = Checkpoints::new(target.parent()?.join("checkpoints"));
+    checkpoints.best().map(|step| checkpoints.path_of(step))
 }
 
 /// A file of ours holds one kind of weights.

@@ -6,15 +6,23 @@ use std::time::Instant;
 use clap::Args;
 use denoising_diffusion::atomic_file::write_atomically;
 use denoising_diffusion::diffusion::GaussianDiffusion;
+use denoising_diffusion::eval::extract::FeatureStore;
+use denoising_diffusion::eval::held_out::HeldOutLoss;
+use denoising_diffusion::eval::inception::FeatureBlock;
+use denoising_diffusion::eval::metric::Metric;
+use denoising_diffusion::eval::result::Measurement;
 use denoising_diffusion::model_file::{ModelCard, NetworkConfig, WeightsKind};
 use denoising_diffusion::models::Unet;
 use denoising_diffusion::nn::Init;
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::{Progress, Status, StderrProgress, Task};
-use denoising_diffusion::train::{Checkpoints, Event, HeldOutLoss, Outcome, Run, RunError, RunSetup, Trainer};
+use denoising_diffusion::train::{
+    Checkpoints, EvaluateSetup, Event, Expected, Outcome, Run, RunError, RunSetup, Trainer,
+};
 use serde_json::json;
 
 use crate::failure::{Failure, FailureExt, Result, chain};
+use crate::inception::InceptionArgs;
 use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::MachineArgs;
 use crate::output::{self, Rows, note};
@@ -43,6 +51,8 @@ pub struct TrainArgs {
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    inception: InceptionArgs,
     #[command(flatten)]
     machine: MachineArgs,
     #[command(flatten)]
@@ -105,7 +115,7 @@ fn refuse_existing(dir: &Path) -> Result<&Path> {
 }
 
 fn train(plan: &Plan, args: &TrainArgs) -> Result {
-    let mut run = open(plan, args.resume.is_some())?;
+    let mut run = open(plan, args.resume.is_some(), &args.inception)?;
     let stop = stop_on_ctrl_c("finishing this step and writing a checkpoint")?;
     let mut watch = Watch::new(run.trainer().step_count(), plan.recipe.train.steps);
     let outcome = run.train(&stop, &mut |event| watch.see(event));
@@ -122,16 +132,17 @@ fn train(plan: &Plan, args: &TrainArgs) -> Result {
 }
 
 /// A new run, or one that goes on.
-fn open(plan: &Plan, resume: bool) -> Result<Run<Unet>> {
+fn open(plan: &Plan, resume: bool, inception: &InceptionArgs) -> Result<Run<Unet>> {
     let Recipe { train, ema, .. } = &plan.recipe;
     let device = &plan.machine.device;
     let diffusion = GaussianDiffusion::new(&plan.recipe.diffusion).or_usage()?;
     let unet = Unet::new(&plan.unet, &mut Init::new(train.seed, &device.clone().autodiff())).or_usage()?;
     let trainer = Trainer::new(unet, diffusion, train.clone(), *ema, device);
+    let setup = setup(plan, evaluation(plan, inception)?);
     if !resume {
-        return Ok(Run::create(trainer, setup(plan))?);
+        return Ok(Run::create(trainer, setup)?);
     }
-    let (run, rejected) = Run::resume(trainer, setup(plan))?;
+    let (run, rejected) = Run::resume(trainer, setup)?;
     for passed_over in rejected {
         note(format!("warning: passed over {}: {}", passed_over.path.display(), chain(&passed_over.error)));
     }
@@ -144,7 +155,7 @@ fn open(plan: &Plan, resume: bool) -> Result<Run<Unet>> {
     Ok(run)
 }
 
-fn setup(plan: &Plan) -> RunSetup {
+fn setup(plan: &Plan, evaluate: Option<EvaluateSetup>) -> RunSetup {
     let Recipe { data, diffusion, sample, .. } = &plan.recipe;
     RunSetup {
         dir: plan.dir.clone(),
@@ -160,12 +171,34 @@ fn setup(plan: &Plan) -> RunSetup {
             ema_decay: None,
         },
         sample: sample.clone(),
+        evaluate,
         train: plan.train.clone(),
         held_out: plan.held_out.clone(),
         flip: data.flip,
         workers: data.workers,
         device_name: plan.machine.name.to_string(),
     }
+}
+
+/// What evaluations need, if there are any.
+fn evaluation(plan: &Plan, inception: &InceptionArgs) -> Result<Option<EvaluateSetup>> {
+    let config = plan.recipe.evaluate.clone();
+    if config.evaluate_every.is_none() {
+        return Ok(None);
+    }
+    let needs_split = |metric: &Metric| matches!(metric, Metric::Neighbours | Metric::Loss | Metric::Bpd);
+    if let Some(metric) = config.metrics.iter().find(|metric| needs_split(metric) && plan.held_out.len() < 2) {
+        return Err(Failure::usage(format!(
+            "{metric} is measured on held-out images, and there are {}",
+            plan.held_out.len()
+        ))
+        .hint("hold out some (--held-out), or leave it out of --metrics"));
+    }
+    let needs_inception = config.metrics.iter().any(|metric| metric.needs_inception());
+    let extractor =
+        needs_inception.then(|| inception.extractor(FeatureBlock::Final, &plan.machine.device)).transpose()?;
+    let store = inception.store().unwrap_or_else(|| FeatureStore::new(plan.dir.join("features")));
+    Ok(Some(EvaluateSetup { config, extractor, store }))
 }
 
 /// After an error in the middle of a run, the checkpoints are what matters.
@@ -180,9 +213,28 @@ fn how_to_go_on(error: RunError, dir: &Path) -> Failure {
     }
 }
 
+/// `fid 12.3, swd 0.031`.
+fn numbers(measurements: &[Measurement]) -> String {
+    measurements.iter().map(|m| format!("{} {:.4}", m.name, m.value)).collect::<Vec<_>>().join(", ")
+}
+
+/// What the first evaluation will cost.
+fn in_words(expected: &Expected) -> String {
+    let Expected { samples, asked, seconds, seconds_once } = *expected;
+    let fewer = if samples < asked { format!(" (of {asked}: the time budget allows no more)") } else { String::new() };
+    let once = if seconds_once > 0.0 {
+        format!(", {:.0} s of it for the real images, this once", seconds_once)
+    } else {
+        String::new()
+    };
+    format!("evaluation: {samples} samples{fewer}, about {seconds:.0} s{once}")
+}
+
 /// Shows a run's events and remembers what its result lines need.
 struct Watch {
     progress: StderrProgress,
+    /// Progress of a part of an evaluation: which, of how many steps.
+    evaluating: Option<(Task, usize, StderrProgress)>,
     started: Instant,
     loss: Option<f64>,
     held_out: Option<HeldOutLoss>,
@@ -195,6 +247,7 @@ impl Watch {
     fn new(done: u64, steps: u64) -> Self {
         Self {
             progress: StderrProgress::new(Task::Train, done, steps),
+            evaluating: None,
             started: Instant::now(),
             loss: None,
             held_out: None,
@@ -224,6 +277,13 @@ impl Watch {
                     .note(&format!("step {step}: held-out loss {mean:.4} on {n} images (by quarter of t: {quarters})"));
             }
             Event::Sampling { .. } => {}
+            Event::Evaluating { task, done, total } => self.see_evaluating(task, done, total),
+            Event::Expected(expected) => self.progress.note(&in_words(expected)),
+            Event::Evaluation { step, measurements, best } => {
+                let best = best.map_or(String::new(), |name| format!(" (best {name} so far)"));
+                self.progress.note(&format!("step {step}: {}{best}", numbers(measurements)));
+            }
+            Event::Note { line } => self.progress.note(line),
             Event::Samples { step, path } => {
                 self.grid = Some(path.to_path_buf());
                 self.progress.note(&format!("step {step}: samples {}", path.display()));
@@ -232,6 +292,19 @@ impl Watch {
                 self.checkpoint = Some(path.to_path_buf());
                 self.progress.note(&format!("step {step}: checkpoint {}", path.display()));
             }
+        }
+    }
+
+    fn see_evaluating(&mut self, task: Task, done: usize, total: usize) {
+        let same = |(at, of, _): &(Task, usize, StderrProgress)| (*at, *of) == (task, total);
+        if !self.evaluating.as_ref().is_some_and(same) {
+            self.evaluating = Some((task, total, StderrProgress::new(task, 0, total as u64)));
+        }
+        if let Some((.., progress)) = &mut self.evaluating {
+            progress.update(Status { step: done as u64, ..Status::default() });
+        }
+        if done >= total {
+            self.evaluating = None;
         }
     }
 

@@ -8,7 +8,9 @@ use toml::{Table, Value};
 
 mod table;
 
-use table::Kind::{Channels, ImageSize as Size, Number, Switch, SwitchPerStage, Whole, WholePerStage, Wholes, Word};
+use table::Kind::{
+    Channels, ImageSize as Size, Number, Switch, SwitchPerStage, Whole, WholePerStage, Wholes, Word, Words,
+};
 use table::{FLAGS, Flag, Kind, Resume};
 
 impl Flag {
@@ -45,7 +47,7 @@ impl Flag {
         let arg = Arg::new(self.key)
             .long(self.long())
             .help(match kind {
-                Kind::Word(words) => format!("{help} [{}]", words.join("|")),
+                Kind::Word(words) | Kind::Words(words) => format!("{help} [{}]", words.join("|")),
                 _ => help,
             })
             .help_heading(heading)
@@ -67,6 +69,7 @@ impl Kind {
             Number => "X",
             Switch => "true|false",
             Word(_) => "WORD",
+            Words(_) => "WORD,...",
             Wholes => "N,N,...",
             WholePerStage => "N[,N...]",
             SwitchPerStage => "BOOL[,BOOL...]",
@@ -84,6 +87,13 @@ impl Kind {
             Switch => switch(text).ok_or_else(|| expected("true or false")),
             Word(words) if words.contains(&text) => Ok(Value::String(text.to_string())),
             Word(words) => Err(expected(&words.join(", "))),
+            Words(words) => {
+                let all: Option<Vec<Value>> = text
+                    .split(',')
+                    .map(|word| words.contains(&word).then(|| Value::String(word.to_string())))
+                    .collect();
+                all.map(Value::Array).ok_or_else(|| expected(&format!("words out of {}", words.join(", "))))
+            }
             Wholes => list(text, whole).ok_or_else(|| expected("whole numbers such as 1,2,4")),
             WholePerStage => {
                 one_or_list(text, whole).ok_or_else(|| expected("a whole number, or one per stage such as 4,8"))

@@ -9,14 +9,14 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::images::Images;
-use super::result;
 use super::inception::{CLASSES, FeatureBlock, ImageInput, InceptionV3, InputError, SIDE};
+use super::result;
 use crate::data::DataError;
 use crate::interop::{self, InteropError, Metadata, StateDict};
 use crate::nn::params::host_values;
 
 /// Images that go through Inception at a time; more is not faster, and takes memory.
-const BATCH: usize = 8;
+const BATCH: usize = 4;
 
 /// Inception with the name of its weights.
 #[derive(Clone, Debug)]

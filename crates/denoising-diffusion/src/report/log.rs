@@ -24,7 +24,8 @@ mod record;
 
 use record::named_number;
 pub use record::{
-    CheckpointRecord, HeldOutRecord, Record, SamplesRecord, SkipReason, SkipRecord, StartRecord, StepRecord, number,
+    CheckpointRecord, EvaluationRecord, HeldOutRecord, Record, SamplesRecord, SkipReason, SkipRecord, StartRecord,
+    StepRecord, number,
 };
 
 /// The log of a run, open for appending. One writer at a time.

@@ -27,19 +27,49 @@ impl StopSignal {
 /// What happens during a run, for whoever shows it.
 #[derive(Debug)]
 pub enum Event<'a> {
-    Step { report: &'a StepReport, images_per_s: f64 },
-    Skipped { report: &'a StepReport, cause: &'a NonFinite, skipped: u64 },
-    HeldOut { step: u64, loss: &'a HeldOutLoss },
-    Sampling { step: usize, steps: usize, images_done: usize },
-    Samples { step: u64, path: &'a Path },
+    Step {
+        report: &'a StepReport,
+        images_per_s: f64,
+    },
+    Skipped {
+        report: &'a StepReport,
+        cause: &'a NonFinite,
+        skipped: u64,
+    },
+    HeldOut {
+        step: u64,
+        loss: &'a HeldOutLoss,
+    },
+    Sampling {
+        step: usize,
+        steps: usize,
+        images_done: usize,
+    },
+    Samples {
+        step: u64,
+        path: &'a Path,
+    },
     /// Before the first evaluation.
     Expected(&'a Expected),
-    Evaluating { task: Task, done: usize, total: usize },
+    Evaluating {
+        task: Task,
+        done: usize,
+        total: usize,
+    },
     /// `best` names the number by which this is the best evaluation so far.
-    Evaluation { step: u64, measurements: &'a [Measurement], best: Option<&'a str> },
+    Evaluation {
+        step: u64,
+        measurements: &'a [Measurement],
+        best: Option<&'a str>,
+    },
     /// Something worth reading.
-    Note { line: &'a str },
-    Checkpoint { step: u64, path: &'a Path },
+    Note {
+        line: &'a str,
+    },
+    Checkpoint {
+        step: u64,
+        path: &'a Path,
+    },
 }
 
 /// How a run ended.

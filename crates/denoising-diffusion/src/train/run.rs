@@ -15,8 +15,8 @@ use burn::tensor::{Tensor, TensorData};
 use thiserror::Error;
 
 use super::checkpoint::{CheckpointError, CheckpointState, Checkpoints, Rejected, read_state};
-use super::event::{Event, Outcome, StopSignal};
 use super::evaluation::EvaluateSetup;
+use super::event::{Event, Outcome, StopSignal};
 use super::trainer::{NonFiniteKind, StepReport, TrainError, Trainer};
 use crate::atomic_file::{remove_leftovers, write_atomically};
 use crate::data::{Batch, DataError, Flip, ImageShape, Loader, LoaderConfig, Subset};

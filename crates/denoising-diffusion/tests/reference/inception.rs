@@ -1,7 +1,13 @@
 //! Inception against pytorch-fid 0.3.0 (`InceptionV3([0, 1, 2, 3])`) on weights and images from formulas.
 
+use std::ops::ControlFlow;
+
 use burn::tensor::{Device, Tensor, TensorData};
+use denoising_diffusion::eval::extract::{Extracted, Extractor};
+use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::inception::{FeatureBlock, ImageInput, InceptionV3, SIDE, drawn_weights};
+use denoising_diffusion::eval::metric::{FidInput, fid};
+use denoising_diffusion::report::ImageBatch;
 
 use crate::golden::{Golden, values};
 
@@ -61,5 +67,30 @@ fn features_of_all_blocks() {
                 assert!(error < 1e-4, "{name}, logits: relative error {error:e}");
             }
         }
+    }
+}
+
+/// Features of `count` images of a group.
+fn extracted(network: &InceptionV3, block: FeatureBlock, shape: [usize; 3], group: usize, count: usize) -> Extracted {
+    let data: Vec<f32> = (0..count).flat_map(|number| picture(group, number, shape)).collect();
+    let images = Images::of_samples(&ImageBatch::new([count, shape[0], shape[1], shape[2]], data).unwrap());
+    let extractor = Extractor { network: network.clone(), block, digest: String::new(), background: [1.0; 3] };
+    extractor.extract(&images, &mut |_| ControlFlow::Continue(())).unwrap()
+}
+
+/// FID of two folders of PNG files by pytorch-fid's own path (files, statistics, scipy).
+#[test]
+fn fid_of_two_folders() {
+    let golden = Golden::open("inception");
+    let network = InceptionV3::new(&drawn_weights(), &Device::flex()).unwrap();
+    for (name, count, dims) in [("grey", 90, 64), ("rgb", 90, 64), ("rgb", 8, 2048)] {
+        let shape: [usize; 3] = serde_json::from_value(golden.config["shapes"][name].clone()).unwrap();
+        let block = FeatureBlock::of_dims(dims).unwrap();
+        let [real, generated] = [0, 1].map(|group| extracted(&network, block, shape, group, count));
+        let fid = fid(FidInput::Features(&real), FidInput::Features(&generated), 0).unwrap();
+        let expected = golden.config["fid"][format!("{name}.{count}.{dims}")].as_f64().unwrap();
+        let error = (fid.value - expected).abs() / expected;
+        assert!(error < 1e-3, "{name}, {count} images, {dims} features: {} instead of {expected}", fid.value);
+        assert!(!fid.notes.is_empty(), "few images come with a warning");
     }
 }

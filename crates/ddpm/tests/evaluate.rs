@@ -1,0 +1,173 @@
+//! `fid`, `stats`, `eval`, and evaluation during training, by the program itself. The weights of Inception are drawn from a formula: the
+//! published ones are not needed for anything here.
+
+mod common;
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use common::{Place, TINY};
+use denoising_diffusion::eval::inception::drawn_weights;
+use denoising_diffusion::interop::{Metadata, write_safetensors};
+use image::{GrayImage, Luma};
+
+/// A file of drawn weights, written once for all tests.
+fn weights() -> &'static str {
+    static FILE: OnceLock<PathBuf> = OnceLock::new();
+    let path = FILE.get_or_init(|| {
+        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("drawn-inception.safetensors");
+        write_safetensors(&path, &drawn_weights(), &Metadata::new()).unwrap();
+        path
+    });
+    path.to_str().unwrap()
+}
+
+/// Writes a folder of small grey pictures.
+fn pictures(place: &Place, name: &str, count: u32, side: u32, twist: u32) {
+    std::fs::create_dir_all(place.path(name)).unwrap();
+    for number in 0..count {
+        let value = |x: u32, y: u32| ((x * (3 + number % 5) + y * (2 + twist) + 17 * number) % 256) as u8;
+        let image = GrayImage::from_fn(side, side, |x, y| Luma([value(x, y)]));
+        image.save(place.path(name).join(format!("{number:03}.png"))).unwrap();
+    }
+}
+
+fn with_weights(args: &str) -> String {
+    format!("{args} --inception {} --unverified-inception", weights())
+}
+
+#[test]
+fn fid_of_folders_statistics_and_a_cache() {
+    let place = Place::new();
+    pictures(&place, "a", 6, 12, 0);
+    pictures(&place, "b", 6, 20, 5);
+    let command = |args: &str| {
+        let mut command = place.command(&with_weights(args));
+        command.env("DDPM_CACHE_DIR", place.path("cache"));
+        command
+    };
+    let json = |args: &str| -> serde_json::Value {
+        let output = command(args).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let first = json("fid a b --dims 64 --json");
+    let fid = first["fid"].as_f64().unwrap();
+    assert!(fid > 0.0 && fid.is_finite());
+    assert_eq!(std::fs::read_dir(place.path("cache/features")).unwrap().count(), 2);
+    assert_eq!(json("fid a b --dims 64 --json")["fid"], first["fid"], "from the cache");
+    assert!(json("fid a a --dims 64 --json")["fid"].as_f64().unwrap() < 1e-6 * fid);
+
+    json("stats a -o a.npz --dims 64 --json");
+    let of_statistics = json("fid a.npz b --dims 64 --json");
+    assert!((of_statistics["fid"].as_f64().unwrap() - fid).abs() < 1e-6 * fid);
+    assert_eq!(of_statistics["n_real"], 6);
+
+    let text = String::from_utf8(command("fid a b --dims 64").output().unwrap().stdout).unwrap();
+    assert_eq!(text.lines().count(), 1);
+    assert!(text.contains("6 generated images are fewer than 10000") && text.contains("biased"), "{text}");
+    assert!(text.contains("fewer than 64 dimensions"), "{text}");
+}
+
+#[test]
+fn bad_input_is_told_in_one_line() {
+    let place = Place::new();
+    pictures(&place, "a", 4, 12, 0);
+    pictures(&place, "one", 1, 12, 0);
+    pictures(&place, "mixed", 2, 12, 0);
+    pictures(&place, "large", 1, 30, 0);
+    std::fs::copy(place.path("large/000.png"), place.path("mixed/big.png")).unwrap();
+    let fails = |args: &str, code: i32, part: &str| place.fails(&with_weights(args), code, part);
+
+    fails("fid a one --no-cache --dims 64", 1, "1 images; a distance needs at least 2");
+    fails("fid a mixed --no-cache --dims 64", 1, "size");
+    fails("fid a nowhere --no-cache --dims 64", 1, "nowhere");
+    fails("stats a -o a.txt --no-cache", 2, ".npz");
+    place.ok(&with_weights("stats a -o s64.npz --dims 64 --no-cache"));
+    fails("fid s64.npz a --no-cache", 2, "statistics of 64 features");
+    fails("stats a -o s64.npz --dims 64 --no-cache", 2, "exists already");
+    place.write("empty.npz", b"");
+    fails("fid empty.npz a --no-cache --dims 64", 1, "empty.npz");
+
+    // Weights: another digest, another network, cut off, none at all.
+    place.fails(&format!("fid a a --inception {}", weights()), 1, "its SHA-256 is");
+    place.ok(&format!("train --steps 1 --out run {TINY}"));
+    let unet = "run/checkpoints/step-00000001/ema.safetensors";
+    place.fails(&format!("fid a a --inception {unet} --unverified-inception"), 1, "Inception");
+    let cut: Vec<u8> = std::fs::read(weights()).unwrap().into_iter().take(1 << 20).collect();
+    place.write("cut.safetensors", &cut);
+    place.fails("fid a a --inception cut.safetensors --unverified-inception", 1, "cut.safetensors");
+    place.write("cut.pth", &cut);
+    place.fails("fid a a --inception cut.pth --unverified-inception", 1, "cut.pth");
+    let output = place
+        .command("fid a a")
+        .env("DDPM_CACHE_DIR", place.path("cache"))
+        .env("DDPM_INCEPTION_URL", "http://127.0.0.1:9/none.pth")
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text.contains("cannot be fetched") && text.contains("put it at"), "{text}");
+}
+
+#[test]
+fn an_evaluation_of_a_run_has_all_its_numbers_and_a_page() {
+    let place = Place::new();
+    place.ok(&format!("train --steps 4 --save-every 2 --evaluate-every 2 --evaluate-samples 8 --out run {TINY}"));
+    let args = "eval run -n 8 --num-real 12 --no-cache --steps 2 --report page.html";
+    let result = place.json(&with_weights(args));
+    let names: Vec<&str> =
+        result["measurements"].as_array().unwrap().iter().map(|m| m["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["fid", "kid", "is", "precision", "recall", "density", "coverage", "swd"]);
+    for measurement in result["measurements"].as_array().unwrap() {
+        assert!(measurement["value"].as_f64().unwrap().is_finite(), "{measurement}");
+    }
+    let terms = &result["bits_per_dim"];
+    let sum: f64 = ["prior", "diffusion", "reconstruction"].iter().map(|k| terms[k].as_f64().unwrap()).sum();
+    assert!((sum - terms["total"].as_f64().unwrap()).abs() < 1e-9);
+    assert!(result["loss"]["mean"].as_f64().unwrap() > 0.0);
+    assert!(result["neighbours"]["closest"].as_array().unwrap().len() > 1);
+    let provenance = &result["provenance"];
+    assert_eq!(provenance["sampling"]["weights"], "ema");
+    assert_eq!(provenance["sampling"]["step"], 4);
+    assert!(provenance["extractor"]["digest"].as_str().unwrap().len() == 64);
+
+    let page = String::from_utf8(place.read("page.html")).unwrap();
+    assert!(
+        page.contains("data:image/png;base64,") && page.contains("<svg") && !page.contains("http://"),
+        "no pictures"
+    );
+    place.fails(&with_weights(args), 2, "exists already");
+
+    // Without Inception: what can be had, and a warning.
+    let output = place
+        .command("eval run -n 8 --steps 2 --metrics swd,loss")
+        .env("DDPM_INCEPTION_URL", "http://127.0.0.1:9/none.pth")
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && text.contains("swd"), "{text}");
+    place.fails("eval run --metrics swd,fud", 2, "no metric is called `fud`");
+    place.fails("eval run/checkpoints/step-00000004/ema.safetensors", 2, "does not say what it was trained on");
+}
+
+/// Evaluating changes nothing of training: the same weights with and without, and after an interruption.
+#[test]
+fn evaluation_leaves_training_alone() {
+    let place = Place::new();
+    let train = |out: &str, more: &str| place.ok(&format!("train --steps 6 --save-every 3 --out {out} {TINY} {more}"));
+    train("without", "");
+    train("with", "--evaluate-every 2 --evaluate-samples 8 --metrics swd,neighbours,loss,bpd --evaluate-budget-s 60");
+    for name in ["ema.safetensors", "model.safetensors", "adam.safetensors"] {
+        let of = |run: &str| place.read(&format!("{run}/checkpoints/step-00000006/{name}"));
+        assert!(of("without") == of("with"), "{name} differs");
+    }
+    let log = String::from_utf8(place.read("with/log.jsonl")).unwrap();
+    assert_eq!(log.lines().filter(|line| line.contains("\"kind\":\"evaluation\"")).count(), 3);
+    let best: Vec<u64> =
+        (1..=6).filter(|step| place.path(&format!("with/checkpoints/step-{step:08}/best")).exists()).collect();
+    assert_eq!(best.len(), 1, "one best checkpoint");
+    place.ok("sample with/best -n 1 --steps 1 --out best.png");
+    place.fails("train --steps 2 --out x --evaluate-every 1 --metrics loss --best-metric fid", 2, "`best_metric`");
+    place.fails("train --steps 2 --out x --evaluate-every 1 --metrics loss --held-out 0", 2, "--held-out");
+}
