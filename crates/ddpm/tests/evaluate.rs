@@ -113,7 +113,8 @@ fn bad_input_is_told_in_one_line() {
 #[test]
 fn an_evaluation_of_a_run_has_all_its_numbers_and_a_page() {
     let place = Place::new();
-    place.ok(&format!("train digits --steps 4 --save-every 2 --evaluate-every 2 --evaluate-samples 8 --out run {TINY}"));
+    place
+        .ok(&format!("train digits --steps 4 --save-every 2 --evaluate-every 2 --evaluate-samples 8 --out run {TINY}"));
     let args = "eval run -n 8 --num-real 12 --no-cache --steps 2 --report page.html";
     let result = place.json(&with_weights(args));
     let names: Vec<&str> =
@@ -155,7 +156,8 @@ fn an_evaluation_of_a_run_has_all_its_numbers_and_a_page() {
 #[test]
 fn evaluation_leaves_training_alone() {
     let place = Place::new();
-    let train = |out: &str, more: &str| place.ok(&format!("train digits --steps 6 --save-every 3 --out {out} {TINY} {more}"));
+    let train =
+        |out: &str, more: &str| place.ok(&format!("train digits --steps 6 --save-every 3 --out {out} {TINY} {more}"));
     train("without", "");
     train("with", "--evaluate-every 2 --evaluate-samples 8 --metrics swd,neighbours,loss,bpd --evaluate-budget-s 60");
     for name in ["ema.safetensors", "model.safetensors", "adam.safetensors"] {
@@ -168,6 +170,10 @@ fn evaluation_leaves_training_alone() {
         (1..=6).filter(|step| place.path(&format!("with/checkpoints/step-{step:08}/best")).exists()).collect();
     assert_eq!(best.len(), 1, "one best checkpoint");
     place.ok("sample with/best -n 1 --steps 1 --out best.png");
-    place.fails("train digits --steps 2 --out x --evaluate-every 1 --metrics loss --best-metric fid", 2, "`best_metric`");
+    place.fails(
+        "train digits --steps 2 --out x --evaluate-every 1 --metrics loss --best-metric fid",
+        2,
+        "`best_metric`",
+    );
     place.fails("train digits --steps 2 --out x --evaluate-every 1 --metrics loss --held-out 0", 2, "--held-out");
 }

@@ -201,6 +201,37 @@ fn normal_cdf(x: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::diffusion::GaussianConfig;
+
+    /// The reference's own `normal_kl` and `discretized_gaussian_log_likelihood` (tools/parity/golden_likelihood.py).
+    #[test]
+    fn terms_are_those_of_the_reference() {
+        let golden: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/golden/likelihood.json")).unwrap();
+        let numbers = |value: &serde_json::Value| -> Vec<f64> { serde_json::from_value(value.clone()).unwrap() };
+        for case in golden["cases"].as_array().unwrap() {
+            let config = GaussianConfig {
+                timesteps: golden["timesteps"].as_u64().unwrap() as usize,
+                beta_schedule: serde_json::from_value(case["beta_schedule"].clone()).unwrap(),
+                ..GaussianConfig::default()
+            };
+            let diffusion = GaussianDiffusion::new(&config).unwrap();
+            let image: Vec<f32> = numbers(&case["pixels"]).iter().map(|&v| v as f32 / 255.0).collect();
+            let x_start: Vec<f32> = image.iter().map(|v| v * 2.0 - 1.0).collect();
+            let estimate: Vec<f32> = numbers(&case["estimate"]).iter().map(|&v| v as f32).collect();
+            // The reference keeps its tables in f32.
+            for (t, expected) in numbers(&case["terms"]).into_iter().enumerate() {
+                let got = term(&diffusion, t, &x_start, &estimate);
+                assert!(
+                    (got - expected).abs() <= 1e-5 * expected.abs() + 1e-9,
+                    "{}, t = {t}: {got}, {expected}",
+                    case["beta_schedule"]
+                );
+            }
+            let (got, expected) = (prior(&diffusion, &image), case["prior"].as_f64().unwrap());
+            assert!((got - expected).abs() <= 1e-5 * expected + 1e-9, "prior: {got}, {expected}");
+        }
+    }
 
     #[test]
     fn sums_of_straight_lines_are_exact() {
