@@ -20,5 +20,3 @@ pub mod pooling;
 mod simd;
 #[cfg(test)]
 mod testing;
-
-pub use par::without_sleep;

@@ -5,7 +5,6 @@
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
@@ -18,40 +17,6 @@ pub(crate) fn for_each_task(tasks: usize, f: impl Fn(usize) + Sync + Send) {
         0 => {}
         1 => f(0),
         _ => (0..tasks).into_par_iter().with_max_len(1).for_each(f),
-    }
-}
-
-/// Runs `f`, a long sequence of parallel loops with little between them, on a thread of rayon's current pool, and keeps the
-/// pool's other threads looking for work until `f` returns. Otherwise each loop would begin by waking them.
-///
-/// A thread without work yields its core to other processes between two looks.
-pub fn without_sleep<T: Send>(f: impl FnOnce() -> T + Send) -> T {
-    let done = AtomicBool::new(false);
-    rayon::scope(|scope| {
-        let own = rayon::current_thread_index();
-        let done = &done;
-        scope.spawn_broadcast(move |_, context| {
-            // On the thread of `f` this runs inside one of its joins, which it must not hold up.
-            if Some(context.index()) == own {
-                return;
-            }
-            while !done.load(Ordering::Acquire) {
-                if rayon::yield_now() != Some(rayon::Yield::Executed) {
-                    std::thread::yield_now();
-                }
-            }
-        });
-        let _done = SetOnDrop(done);
-        f()
-    })
-}
-
-/// Sets the flag even when the stack unwinds.
-struct SetOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for SetOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
     }
 }
 
@@ -171,7 +136,6 @@ impl Drop for Scratch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicUsize;
 
     #[test]
     fn scratch_is_aligned_distinct_and_reused() {
@@ -184,31 +148,6 @@ mod tests {
         let address = first.as_ptr();
         drop(first);
         assert_eq!(Scratch::new(90).as_ptr(), address);
-    }
-
-    #[test]
-    fn threads_without_sleep_return() {
-        for threads in [1, 2, 3] {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let sum = |n: usize| {
-                let total = AtomicUsize::new(0);
-                for_each_task(n, |i| {
-                    total.fetch_add(i, Ordering::Relaxed);
-                });
-                total.into_inner()
-            };
-            let nested = || without_sleep(|| sum(100) + without_sleep(|| sum(100)) + sum(100));
-            assert_eq!(pool.install(nested), 3 * 4950, "{threads} threads");
-            let panics = || {
-                without_sleep(|| {
-                    if sum(100) > 0 {
-                        panic!("on purpose")
-                    }
-                })
-            };
-            assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| pool.install(panics))).is_err());
-            assert_eq!(pool.install(nested), 3 * 4950, "{threads} threads, after a panic");
-        }
     }
 
     #[test]

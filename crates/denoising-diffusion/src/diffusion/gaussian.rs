@@ -218,7 +218,7 @@ impl<const D: usize, M: Network<D>> Denoiser<D> for GaussianDenoiser<'_, M> {
         let x_self_cond = x_self_cond.filter(|_| self.model.self_condition());
         let input = NetworkInput { x: x.clone(), time: time_tensor(&t, &x.device()), x_self_cond };
         // On a thread of the pool, so that none of the network's parallel loops has to wake one up.
-        let output = denoising_diffusion_kernels::without_sleep(|| self.model.forward(input));
+        let output = rayon::scope(|_| self.model.forward(input));
         let x_start = self.diffusion.x_start(output, &x, &t);
         if self.diffusion.config.auto_normalize { x_start.clamp(-1.0, 1.0) } else { x_start }
     }

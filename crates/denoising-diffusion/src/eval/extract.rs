@@ -90,9 +90,8 @@ impl Extractor {
         images.each_batch(BATCH, |batch| {
             let prepared = input.prepare(batch);
             let x = TensorData::new(prepared, [batch.len() / images.image_len(), SIDE, SIDE, 3]);
-            let output = denoising_diffusion_kernels::without_sleep(|| {
-                self.network.forward(Tensor::from_data(x, self.network.device()), self.block)
-            });
+            let output =
+                rayon::scope(|_| self.network.forward(Tensor::from_data(x, self.network.device()), self.block));
             features.extend(host_values(output.features));
             logits.extend(output.logits.map(host_values).into_iter().flatten());
             match on_images(features.len() / dims) {

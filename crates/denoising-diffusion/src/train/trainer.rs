@@ -162,7 +162,7 @@ impl<M> Trainer<M> {
         let keep = if self.config.checkpoint_activations { Activations::Recompute } else { Activations::Keep };
         set_activations(keep);
         // On a thread of the pool: from outside, each of a step's thousand parallel loops would wait for a thread to wake up.
-        denoising_diffusion_kernels::without_sleep(|| self.step_in_pool(batches))
+        rayon::scope(|_| self.step_in_pool(batches))
     }
 
     fn step_in_pool<const D: usize>(&mut self, batches: Vec<Tensor<D>>) -> StepReport
