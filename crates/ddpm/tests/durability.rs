@@ -170,3 +170,29 @@ fn a_full_disk_leaves_the_previous_checkpoint_whole() {
     assert!(before == common::contents(&place.path("run/checkpoints")));
     assert_eq!(place.json("train --resume run --steps 4")["step"], 4);
 }
+
+#[test]
+fn ctrl_c_during_an_evaluation_leaves_it_to_the_resumed_run() {
+    let place = Place::new();
+    let tiny = format!("{TINY} --sample-batch-size 1");
+    let flags = format!(
+        "train digits {tiny} --steps 5 --save-every 3 --evaluate-every 3 --metrics swd,loss --evaluate-samples 150"
+    );
+    let child = place.spawn(&format!("{flags} --out parts"));
+    // The expected time is told just before.
+    wait_until("the evaluation", || std::fs::read_to_string(place.path("stderr")).unwrap().contains("evaluation: 150"));
+    signal(&child, "-INT");
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
+    assert!(place.path("parts/checkpoints/step-00000003").is_dir());
+    let evaluations = |run: &str| {
+        let log = String::from_utf8(place.read(&format!("{run}/log.jsonl"))).unwrap();
+        log.lines().filter(|line| line.contains("\"kind\":\"evaluation\"")).count()
+    };
+    assert_eq!(evaluations("parts"), 0);
+    place.ok("train --resume parts");
+    assert_eq!(evaluations("parts"), 2, "at step 3 and at the last");
+    place.ok(&format!("{flags} --out whole"));
+    assert_same(&place.path("whole"), &place.path("parts"));
+    let best = |run: &str| [3, 5].map(|step| place.path(&format!("{run}/checkpoints/step-{step:08}/best")).exists());
+    assert_eq!(best("parts"), best("whole"));
+}

@@ -286,7 +286,7 @@ mod tests {
     #[test]
     fn words_are_those_that_the_library_takes() {
         for flag in FLAGS {
-            let Word(words) = flag.kind else { continue };
+            let (Word(words) | Words(words)) = flag.kind else { continue };
             for word in words {
                 let given = parse(&[&format!("{}={word}", flag.name())]).unwrap();
                 assert!(given.apply(&Recipe::default()).is_ok(), "{} {word}", flag.key);

@@ -131,7 +131,8 @@ pub const FLAGS: &[Flag] = &[
     flag("evaluate", "evaluate_every", Whole, Free, "Steps between evaluations of the average [default: no evaluation]"),
     flag("evaluate", "metrics", Words(METRICS), Free, "What is measured"),
     flag("evaluate", "evaluate_samples", Whole, Free, "Images drawn for an evaluation"),
+    flag("evaluate", "evaluate_real", Whole, Free, "Real images that are compared with [default: all]"),
     flag("evaluate", "evaluate_sampling_timesteps", Whole, Free, "Evaluations of the network per image [default: as --sampling-timesteps]"),
-    flag("evaluate", "evaluate_budget_s", Number, Free, "Longest time for one evaluation, seconds: draw fewer images if more is expected"),
+    flag("evaluate", "evaluate_budget_s", Number, Free, "Longest time for one evaluation, seconds: draw fewer images if more is expected [default: no limit]"),
     flag("evaluate", "best_metric", Word(NUMBERS), Free, "The number that tells the best checkpoint [default: the first that is measured]"),
 ];

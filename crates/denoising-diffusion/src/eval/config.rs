@@ -11,20 +11,18 @@ use crate::sampler::SampleConfig;
 #[serde(default, deny_unknown_fields)]
 pub struct EvaluateConfig {
     /// Steps between evaluations. None: no evaluation.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub evaluate_every: Option<u64>,
     /// What is measured; never empty.
     pub metrics: Vec<Metric>,
     /// Samples drawn for it, at least 2.
     pub evaluate_samples: usize,
+    /// Real images that are compared with, the first ones of the data. None: all.
+    pub evaluate_real: Option<usize>,
     /// Evaluations of the network per sample. None: as the recipe's samples.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub evaluate_sampling_timesteps: Option<usize>,
     /// Longest time that one evaluation should take, in seconds: where more is expected, fewer samples are drawn. None: no limit.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub evaluate_budget_s: Option<f64>,
     /// The number by which the best checkpoint is told. None: the first that is measured.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub best_metric: Option<String>,
 }
 
@@ -34,6 +32,7 @@ impl Default for EvaluateConfig {
             evaluate_every: None,
             metrics: vec![Metric::Swd, Metric::Loss],
             evaluate_samples: 1000,
+            evaluate_real: None,
             evaluate_sampling_timesteps: None,
             evaluate_budget_s: None,
             best_metric: None,
@@ -48,8 +47,8 @@ pub enum EvaluateConfigError {
     Never,
     #[error("`metrics` names nothing")]
     NoMetrics,
-    #[error("`evaluate_samples` is {0}; at least 2 are needed")]
-    TooFew(usize),
+    #[error("`{key}` is {got}; at least 2 are needed")]
+    TooFew { key: &'static str, got: usize },
     #[error("`evaluate_sampling_timesteps` is {got}; expected 1 to {timesteps}")]
     SamplingTimesteps { got: usize, timesteps: usize },
     #[error("`evaluate_budget_s` is {0}; expected a time above 0, in seconds")]
@@ -70,8 +69,11 @@ impl EvaluateConfig {
         if self.metrics.is_empty() {
             return Err(EvaluateConfigError::NoMetrics);
         }
-        if self.evaluate_samples < 2 {
-            return Err(EvaluateConfigError::TooFew(self.evaluate_samples));
+        let (samples, real) = (Some(self.evaluate_samples), self.evaluate_real);
+        for (key, got) in [("evaluate_samples", samples), ("evaluate_real", real)] {
+            if let Some(got) = got.filter(|&got| got < 2) {
+                return Err(EvaluateConfigError::TooFew { key, got });
+            }
         }
         if let Some(got) = self.evaluate_sampling_timesteps.filter(|n| !(1..=timesteps).contains(n)) {
             return Err(EvaluateConfigError::SamplingTimesteps { got, timesteps });
@@ -118,7 +120,9 @@ mod tests {
         };
         assert_eq!(refused(&|c| c.evaluate_every = Some(0)), EvaluateConfigError::Never);
         assert_eq!(refused(&|c| c.metrics.clear()), EvaluateConfigError::NoMetrics);
-        assert_eq!(refused(&|c| c.evaluate_samples = 1), EvaluateConfigError::TooFew(1));
+        let too_few = |key| EvaluateConfigError::TooFew { key, got: 1 };
+        assert_eq!(refused(&|c| c.evaluate_samples = 1), too_few("evaluate_samples"));
+        assert_eq!(refused(&|c| c.evaluate_real = Some(1)), too_few("evaluate_real"));
         assert!(matches!(
             refused(&|c| c.evaluate_sampling_timesteps = Some(101)),
             EvaluateConfigError::SamplingTimesteps { got: 101, timesteps: 100 }

@@ -184,23 +184,25 @@ pub fn fid(real: FidInput<'_>, generated: FidInput<'_>, seed: u64) -> Result<Mea
     })
 }
 
+/// The bias of the generated side first, short enough to stand beside the value.
 fn fid_notes(fid: &Fid) -> Vec<String> {
     let whose = |side| if side == Side::Real { "real" } else { "generated" };
     let note = |note: &FidNote| match *note {
-        FidNote::FewSamples { side: Side::Generated, n, least } => match (fid.bias(), fid.extrapolated) {
-            (Some(bias), Some(at_infinity)) => format!(
-                "{n} generated images are fewer than {least}: biased by about {bias:+.3}; extrapolated to infinitely many, {at_infinity:.3}"
-            ),
-            _ => format!("{n} generated images are fewer than {least}: biased upwards"),
+        FidNote::FewSamples { side: Side::Generated, least, .. } => match (fid.bias(), fid.extrapolated) {
+            (Some(bias), Some(limit)) => format!("n < {least}: biased by about {bias:+.2} (n to infinity: {limit:.2})"),
+            _ => format!("n < {least}: biased upwards"),
         },
-        FidNote::FewSamples { side, n, least } => {
-            format!("{n} {} images are fewer than {least}: biased upwards", whose(side))
-        }
+        FidNote::FewSamples { side, n, least } => format!("{n} {} images, fewer than {least}: biased", whose(side)),
         FidNote::FewerSamplesThanDimensions { side, n, dims } => {
-            format!("{n} {} images are fewer than {dims} dimensions: the covariance is singular", whose(side))
+            format!("{n} {} images, fewer than {dims} dimensions: the covariance is singular", whose(side))
         }
     };
-    fid.notes.iter().map(note).collect()
+    let order = |note: &&FidNote| match note {
+        FidNote::FewSamples { side, .. } | FidNote::FewerSamplesThanDimensions { side, .. } => *side == Side::Real,
+    };
+    let mut notes: Vec<&FidNote> = fid.notes.iter().collect();
+    notes.sort_by_key(order);
+    notes.into_iter().map(note).collect()
 }
 
 /// KID, in its own units (not times 1000).

@@ -11,6 +11,7 @@ use crate::eval::config::EvaluateConfig;
 use crate::eval::evaluate::{EvaluateError, Inception, Sets, Split, Watch, bpd, loss, measure};
 use crate::eval::extract::{Extractor, FeatureStore};
 use crate::eval::images::Images;
+use crate::eval::likelihood::TERMS;
 use crate::eval::metric::Metric;
 use crate::eval::result::{Better, Measurement};
 use crate::generate::{GenerateError, Progress, Request, generate};
@@ -20,6 +21,8 @@ use crate::report::log::{self, EvaluationRecord, Record};
 use crate::report::{ImageBatch, Task};
 use crate::sampler::SampleConfig;
 
+/// At most so many held-out images are measured each time.
+const HELD_OUT_IMAGES: usize = 512;
 /// Fewer samples than this are not drawn, whatever the time budget.
 const FEWEST: usize = 16;
 
@@ -135,17 +138,22 @@ impl<M: Network<4>> Run<M> {
         let asked = setup.config.evaluate_samples;
         let sample = setup.config.sampling(&self.setup.sample);
         let wants = |needs: fn(Metric) -> bool| setup.config.metrics.iter().any(|&metric| needs(metric));
-        let mut per_sample = 0.0;
-        let mut once = 0.0;
-        if wants(Metric::needs_samples) {
+        let (mut per_sample, mut fixed, mut once) = (0.0, 0.0, 0.0);
+        if wants(Metric::needs_samples) || setup.config.metrics.contains(&Metric::Bpd) {
             let batch = sample.sample_batch_size.min(asked);
             let trial = SampleConfig { sampling_timesteps: Some(2), ..sample.clone() };
             // The first steps are slower than all others.
             let _ = self.draw(eval, &trial, batch, stop, &mut |_| {})?;
             let started = Instant::now();
             let images = self.draw(eval, &trial, batch, stop, &mut |_| {})?;
-            let steps = sample.steps(self.trainer.diffusion().config().timesteps);
-            per_sample += started.elapsed().as_secs_f64() / 2.0 * steps as f64 / batch as f64;
+            let timesteps = self.trainer.diffusion().config().timesteps;
+            let per_output = started.elapsed().as_secs_f64() / 2.0 / batch as f64;
+            if wants(Metric::needs_samples) {
+                per_sample += per_output * sample.steps(timesteps) as f64;
+            }
+            if setup.config.metrics.contains(&Metric::Bpd) {
+                fixed = per_output * (self.held_out_images().len() * TERMS.min(timesteps)) as f64;
+            }
             if let Some(extractor) = setup.extractor.as_ref().filter(|_| wants(Metric::needs_inception)) {
                 let some = Images::of_samples(&images).first(16);
                 let started = Instant::now();
@@ -153,16 +161,18 @@ impl<M: Network<4>> Run<M> {
                 extracted.map_err(EvaluateError::from)?;
                 let per_image = started.elapsed().as_secs_f64() / some.len() as f64;
                 per_sample += per_image;
-                let real = self.real_images();
+                let real = self.real_images(&setup.config);
                 let known = setup.store.path(extractor, &real).is_ok_and(|path| path.is_file());
                 once = if known { 0.0 } else { per_image * real.len() as f64 };
             }
         }
         let samples = match setup.config.evaluate_budget_s {
-            Some(budget) if per_sample > 0.0 => ((budget / per_sample) as usize).clamp(FEWEST.min(asked), asked),
+            Some(budget) if per_sample > 0.0 => {
+                (((budget - fixed) / per_sample) as usize).clamp(FEWEST.min(asked), asked)
+            }
             _ => asked,
         };
-        Ok(Expected { samples, asked, seconds: per_sample * samples as f64 + once, seconds_once: once })
+        Ok(Expected { samples, asked, seconds: per_sample * samples as f64 + fixed + once, seconds_once: once })
     }
 
     fn evaluate_with(
@@ -174,8 +184,7 @@ impl<M: Network<4>> Run<M> {
     ) -> Result<Vec<Measurement>, RunError> {
         let (metrics, seed) = (&setup.config.metrics, self.trainer.config().seed);
         let (device, diffusion) = (self.trainer.device(), self.trainer.diffusion());
-        let (training, held_out) =
-            (Images::of_data(self.setup.train.clone()), Images::of_data(self.setup.held_out.clone()));
+        let (training, held_out) = (Images::of_data(self.setup.train.clone()), self.held_out_images());
         let mut measurements = Vec::new();
         if metrics.iter().any(|metric| metric.needs_samples()) {
             let sample = setup.config.sampling(&self.setup.sample);
@@ -183,7 +192,7 @@ impl<M: Network<4>> Run<M> {
             let images = self.draw(eval, &sample, samples, stop, &mut |event| (events.on_event)(event))?;
             let generated = Images::of_samples(&images);
             let split = Split { training: &training, held_out: &held_out };
-            let real = self.real_images();
+            let real = self.real_images(&setup.config);
             let sets = Sets { generated: &generated, real: &real, split: Some(split) };
             let inception =
                 setup.extractor.as_ref().map(|extractor| Inception { extractor, store: Some(&setup.store) });
@@ -200,9 +209,14 @@ impl<M: Network<4>> Run<M> {
         Ok(measurements)
     }
 
-    /// All of the data, trained on or not, as it is.
-    fn real_images(&self) -> Images {
-        Images::of_data(Subset::from(self.setup.train.dataset().clone()))
+    /// The data, trained on or not, as it is: all of it, or as much as the recipe says.
+    fn real_images(&self, config: &EvaluateConfig) -> Images {
+        let all = Subset::from(self.setup.train.dataset().clone());
+        Images::of_data(config.evaluate_real.map_or(all.clone(), |n| all.first(n)))
+    }
+
+    fn held_out_images(&self) -> Images {
+        Images::of_data(self.setup.held_out.first(HELD_OUT_IMAGES))
     }
 
     fn draw(

@@ -87,7 +87,7 @@ fn measurements() -> Vec<Measurement> {
         row("coverage", 0.9132, Some(0.0066), Higher, 1797, &[]),
         row("swd", 0.023_45, None, Lower, 1797, &[]),
         row(
-            "inception_score",
+            "is",
             2.0312,
             Some(0.0291),
             Higher,

@@ -62,7 +62,10 @@ pub(super) fn metric(name: &str) -> &str {
         "density" => "Density",
         "coverage" => "Coverage",
         "swd" => "Sliced Wasserstein distance",
-        "inception_score" => "Inception score",
+        "is" => "Inception Score",
+        "loss" => "Held-out loss",
+        "bpd" => "Bits per dimension",
+        "neighbours" => "Neighbours, z",
         other => other,
     }
 }

@@ -72,7 +72,7 @@ impl List {
         let evaluations = if *steps == 1 { "evaluation" } else { "evaluations" };
         let steps = thousands(*steps as u64);
         self.text("sampler", &format!("{sampler}, {steps} {evaluations} of the network per sample"));
-        let decay = ema_decay.map(|decay| format!(", decay {decay}")).unwrap_or_default();
+        let decay = ema_decay.map(|decay| format!(", decay {decay:.6}")).unwrap_or_default();
         self.text("weights", &format!("{weights}{decay}")).text("training steps", &thousands(*step));
     }
 
