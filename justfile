@@ -28,13 +28,23 @@ train *ARGS:
 # Regenerate the golden files (needs Python and PyPI; see tools/parity)
 golden:
     python3 -m venv target/parity && target/parity/bin/pip install -q -r tools/parity/requirements.txt
-    target/parity/bin/python tools/parity/make_golden.py
+    target/parity/bin/pip install -q -r tools/parity/requirements-eval.txt
+    for script in make_golden golden_likelihood golden_distances golden_sets golden_inception; do \
+        target/parity/bin/python tools/parity/$script.py; \
+    done
 
 # Time a train step and a forward pass against the reference, interleaved (needs Python and PyPI)
 bench-reference *ARGS:
     cargo build --release
     python3 -m venv target/parity && target/parity/bin/pip install -q -r tools/parity/requirements.txt
     target/parity/bin/python tools/bench/run.py --ddpm target/release/ddpm {{ARGS}}
+
+# Time `ddpm fid` against pytorch-fid, interleaved (needs Python and PyPI)
+bench-fid *ARGS:
+    cargo build --release
+    python3 -m venv target/parity && target/parity/bin/pip install -q -r tools/parity/requirements.txt
+    target/parity/bin/pip install -q -r tools/parity/requirements-eval.txt
+    target/parity/bin/python tools/bench/fid.py --ddpm target/release/ddpm {{ARGS}}
 
 # Time every kernel and compare it with what the machine can do at most
 bench-kernels *ARGS:

@@ -1,4 +1,4 @@
-//! `ddpm`: train, sample and inspect denoising diffusion models. Arguments become a validated plan, the plan becomes calls of the
+//! `ddpm`: train, sample, evaluate and inspect denoising diffusion models. Arguments become a validated plan, the plan becomes calls of the
 //! library. No mathematics here.
 //!
 //! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (after a checkpoint).
@@ -33,7 +33,7 @@ use failure::{Failure, Result};
 #[global_allocator]
 static ALLOCATOR: CachingAllocator = CachingAllocator::new();
 
-/// Train, sample and inspect denoising diffusion models.
+/// Train, sample, evaluate and inspect denoising diffusion models.
 #[derive(Debug, Parser)]
 #[command(name = "ddpm", version, max_term_width = 120, arg_required_else_help = true)]
 struct Cli {

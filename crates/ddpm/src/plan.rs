@@ -108,11 +108,29 @@ impl Plan {
                     n => format!("{} images x {n} accumulated", train.batch_size),
                 },
             )
-            .row("steps", format!("{} = {:.1} epochs", thousands(train.steps), self.epochs()))
+            .row("steps", format!("{} = {:.1} epochs", thousands(train.steps), self.epochs()));
+        if let Some(evaluation) = self.evaluation() {
+            rows.row("evaluation", evaluation);
+        }
+        rows
             .row("memory", format!("about {} MiB", mib(self.memory)))
             .row("device", format!("{}, {} threads", self.machine.name, self.machine.threads))
             .row("run folder", self.dir.display());
         rows
+    }
+
+    /// When and how the run is evaluated.
+    fn evaluation(&self) -> Option<String> {
+        let config = &self.recipe.evaluate;
+        let every = config.evaluate_every?;
+        let metrics: Vec<&str> = config.metrics.iter().map(|metric| metric.name()).collect();
+        Some(format!(
+            "every {} steps: {} on {} samples; best by {}",
+            thousands(every),
+            metrics.join(", "),
+            thousands(config.evaluate_samples as u64),
+            config.best()
+        ))
     }
 
     /// For programs.

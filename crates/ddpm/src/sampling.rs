@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use clap::{Args, ValueEnum};
 use denoising_diffusion::diffusion::GaussianDiffusion;
+use denoising_diffusion::eval::result::Sampling;
 use denoising_diffusion::generate::{GenerateError, Request, generate};
 use denoising_diffusion::model_file::ModelFile;
 use denoising_diffusion::models::Unet;
@@ -14,6 +15,7 @@ use denoising_diffusion::train::StopSignal;
 
 use crate::failure::{Failure, Result};
 use crate::machine::Machine;
+use crate::plan::word;
 
 /// Flags of a sampler.
 #[derive(Args, Clone, Debug)]
@@ -86,6 +88,18 @@ pub struct Drawable {
     pub diffusion: GaussianDiffusion,
     /// `[channels, height, width]`
     pub shape: [usize; 3],
+}
+
+/// How samples of a network are drawn, for reports.
+pub fn describe(from: &Drawable, sample: &SampleConfig) -> Sampling {
+    let card = &from.file.card;
+    Sampling {
+        sampler: word(&sample.sampler),
+        steps: sample.steps(card.diffusion.timesteps),
+        weights: word(&card.weights),
+        step: card.step,
+        ema_decay: card.ema_decay,
+    }
 }
 
 /// Draws `count` images, with progress; Ctrl-C gives up.

@@ -11,8 +11,7 @@ use denoising_diffusion::eval::extract::Extractor;
 use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::inception::FeatureBlock;
 use denoising_diffusion::eval::metric::Metric;
-use denoising_diffusion::eval::result::{Evaluation, Provenance, Sampling};
-use denoising_diffusion::model_file::WeightsKind;
+use denoising_diffusion::eval::result::{Evaluation, Provenance};
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::{ImageBatch, table};
 use denoising_diffusion::sampler::SampleConfig;
@@ -29,7 +28,7 @@ use crate::output::{self, note};
 use crate::plan::{open_data, word};
 use crate::recipe_flags::UntoldFlags;
 use crate::report_page::{Shown, write_page};
-use crate::sampling::{Drawable, SamplingArgs, draw};
+use crate::sampling::{Drawable, SamplingArgs, describe, draw};
 use crate::weights::{Found, WeightsArg};
 
 /// Measure how good a network's samples are.
@@ -191,20 +190,13 @@ impl<'a> Plan<'a> {
     }
 
     fn provenance(&self) -> Result<Provenance> {
-        let card = &self.from.file.card;
         let extractor = self.extractor.as_ref().map(|extractor| extractor.describe(self.from.shape)).transpose()?;
         Ok(Provenance {
             generated: self.path.display().to_string(),
             real: self.args.data.as_ref().map_or("the data of the run".to_string(), |data| data.display().to_string()),
             real_digest: Some(self.real_digest.clone()),
             seed: self.args.sampling.seed,
-            sampling: Some(Sampling {
-                sampler: word(&self.sample.sampler),
-                steps: self.sample.steps(card.diffusion.timesteps),
-                weights: if card.weights == WeightsKind::Ema { "ema" } else { "model" }.to_string(),
-                step: card.step,
-                ema_decay: card.ema_decay,
-            }),
+            sampling: Some(describe(&self.from, &self.sample)),
             extractor,
         })
     }

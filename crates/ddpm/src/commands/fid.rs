@@ -10,7 +10,7 @@ use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::inception::FeatureBlock;
 use denoising_diffusion::eval::metric::{FidInput, fid};
 use denoising_diffusion::eval::metrics::statistics::Gaussian;
-use denoising_diffusion::eval::result::Measurement;
+use denoising_diffusion::eval::result::{Measurement, Sampling};
 use serde_json::json;
 
 use crate::evaluation::{StderrWatch, or_interrupted};
@@ -21,7 +21,7 @@ use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::{Machine, MachineArgs};
 use crate::output::{self, note};
 use crate::recipe_flags::UntoldFlags;
-use crate::sampling::{SamplingArgs, draw};
+use crate::sampling::{SamplingArgs, describe, draw};
 
 /// Compute the Fréchet inception distance of two sets of images.
 #[derive(Args, Debug)]
@@ -57,16 +57,24 @@ pub fn parse_dims(text: &str) -> std::result::Result<FeatureBlock, String> {
 }
 
 /// One of the two sets, ready to compare.
-enum Side {
+struct Side {
+    values: Values,
+    /// What was done to its images.
+    preprocessing: Option<String>,
+    /// How its images were drawn, if they were.
+    sampling: Option<Sampling>,
+}
+
+enum Values {
     Statistics(Gaussian),
     Features(Extracted),
 }
 
 impl Side {
     fn input(&self) -> FidInput<'_> {
-        match self {
-            Self::Statistics(gaussian) => FidInput::Statistics(gaussian),
-            Self::Features(extracted) => FidInput::Features(extracted),
+        match &self.values {
+            Values::Statistics(gaussian) => FidInput::Statistics(gaussian),
+            Values::Features(extracted) => FidInput::Features(extracted),
         }
     }
 }
@@ -86,9 +94,9 @@ pub fn run(args: &FidArgs) -> Result {
     let (a, b) = (reader.side(a, &args.a)?, reader.side(b, &args.b)?);
     // The error and the bias come from images: the side that has some is the one they are computed for.
     let (real, generated) =
-        if matches!((&a, &b), (Side::Features(_), Side::Statistics(_))) { (&b, &a) } else { (&a, &b) };
+        if matches!((&a.values, &b.values), (Values::Features(_), Values::Statistics(_))) { (&b, &a) } else { (&a, &b) };
     let result = fid(real.input(), generated.input(), args.sampling.seed)?;
-    report(args, extractor.as_ref(), &result, started.elapsed().as_secs_f64())
+    report(args, extractor.as_ref(), [&a, &b], &result, started.elapsed().as_secs_f64())
 }
 
 /// Statistics of another block are refused before any work.
@@ -116,8 +124,11 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn side(&mut self, source: ImageSource, path: &Path) -> Result<Side> {
+        let mut sampling = None;
         let images = match source {
-            ImageSource::Statistics(gaussian) => return Ok(Side::Statistics(*gaussian)),
+            ImageSource::Statistics(gaussian) => {
+                return Ok(Side { values: Values::Statistics(*gaussian), preprocessing: None, sampling: None });
+            }
             ImageSource::Data(path) => all(&open_images(&path, None)?),
             ImageSource::Weights(found) => {
                 let sample = self.args.sampling.config(found.recipe.as_ref().map(|recipe| &recipe.sample));
@@ -125,6 +136,7 @@ impl Reader<'_> {
                 let from = drawable(found.into_model(&UntoldFlags::default())?, &file_path, self.machine)?;
                 let (count, seed) = (self.args.num_samples, self.args.sampling.seed);
                 note(format!("{count} images from {}", file_path.display()));
+                sampling = Some(describe(&from, &sample));
                 Images::of_samples(&draw(&from, &sample, count, seed, self.machine, &self.stop)?)
             }
         };
@@ -141,11 +153,13 @@ impl Reader<'_> {
         };
         let from = Inception { extractor, store: store.as_ref() };
         let mut watch = StderrWatch::new(&self.stop);
-        Ok(Side::Features(features(from, &images, &mut watch).map_err(|error| or_interrupted(error.into()))?))
+        let extracted = features(from, &images, &mut watch).map_err(|error| or_interrupted(error.into()))?;
+        let preprocessing = Some(extractor.preprocessing(images.shape())?);
+        Ok(Side { values: Values::Features(extracted), preprocessing, sampling })
     }
 }
 
-fn report(args: &FidArgs, extractor: Option<&Extractor>, fid: &Measurement, seconds: f64) -> Result {
+fn report(args: &FidArgs, extractor: Option<&Extractor>, sets: [&Side; 2], fid: &Measurement, seconds: f64) -> Result {
     let digest = extractor.map(|extractor| extractor.digest.as_str());
     if args.json {
         return output::json(&json!({
@@ -156,6 +170,9 @@ fn report(args: &FidArgs, extractor: Option<&Extractor>, fid: &Measurement, seco
             "n_generated": fid.n_generated,
             "notes": fid.notes,
             "inception": digest,
+            "sets": [&args.a, &args.b],
+            "preprocessing": sets.map(|set| &set.preprocessing),
+            "sampling": sets.map(|set| &set.sampling),
             "seed": args.sampling.seed,
             "seconds": seconds,
         }));

@@ -285,3 +285,50 @@ pub fn bpd<M: Network<4>>(
         error => EvaluateError::Likelihood(error),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::ImageBatch;
+
+    struct Silent;
+
+    impl Watch for Silent {
+        fn start(&mut self, _: Task, _: usize) {}
+        fn done(&mut self, _: usize) -> ControlFlow<()> {
+            ControlFlow::Continue(())
+        }
+        fn finish(&mut self) {}
+        fn note(&mut self, _: &str) {}
+    }
+
+    /// Images of one pixel per row and column, drawn by a rule.
+    fn images(count: usize, side: usize) -> Images {
+        let data = (0..count * side * side).map(|i| (i * i % 251) as f32 / 255.0).collect();
+        Images::of_samples(&ImageBatch::new([count, 1, side, side], data).unwrap())
+    }
+
+    fn failure(metric: Metric, generated: &Images, real: &Images) -> EvaluateError {
+        measure(&[metric], &Sets { generated, real, split: None }, None, 0, &mut Silent).unwrap_err()
+    }
+
+    #[test]
+    fn what_cannot_be_compared_is_refused() {
+        let (one, few, large) = (images(1, 4), images(5, 4), images(5, 6));
+        assert!(matches!(failure(Metric::Swd, &one, &few), EvaluateError::TooFew { n: 1, .. }));
+        assert!(matches!(failure(Metric::Swd, &few, &large), EvaluateError::Shapes { .. }));
+        assert!(matches!(failure(Metric::Fid, &few, &few), EvaluateError::NoInception { metric: Metric::Fid }));
+        assert!(matches!(failure(Metric::Neighbours, &few, &few), EvaluateError::NoSplit { .. }));
+    }
+
+    #[test]
+    fn pixels_alone_are_enough_for_swd_and_neighbours() {
+        let (real, held_out) = (images(40, 4), images(9, 4));
+        let sets =
+            Sets { generated: &real, real: &real, split: Some(Split { training: &real, held_out: &held_out }) };
+        let measured = measure(&[Metric::Swd, Metric::Neighbours], &sets, None, 0, &mut Silent).unwrap();
+        assert_eq!(measured.measurements.len(), 1);
+        assert_eq!(measured.measurements[0].value, 0.0, "a set is at no distance from itself");
+        assert_eq!(measured.neighbours.unwrap().exact_copies, 40);
+    }
+}

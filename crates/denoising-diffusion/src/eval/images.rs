@@ -145,3 +145,40 @@ impl Images {
 fn hex(sha: Sha256) -> String {
     sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{DataConfig, Dataset};
+
+    fn samples() -> ImageBatch {
+        ImageBatch::new([3, 1, 1, 2], vec![0.1, -0.2, 0.5, 1.7, 0.3, 0.4]).unwrap()
+    }
+
+    #[test]
+    fn samples_are_rounded_as_a_file_would() {
+        let images = Images::of_samples(&samples());
+        let expected: Vec<f32> = [26.0, 0.0, 128.0, 255.0, 77.0, 102.0].iter().map(|v| v / 255.0).collect();
+        assert_eq!(images.values().unwrap(), expected);
+        assert_eq!((images.len(), images.shape(), images.are_data()), (3, [1, 1, 2], false));
+        assert_eq!(images.first(2).values().unwrap(), expected[..4]);
+        assert_eq!(images.pick(&[2, 0]).unwrap().data, [&expected[4..], &expected[..2]].concat());
+    }
+
+    #[test]
+    fn batches_cover_data_once_in_order_and_digests_tell_sets_apart() {
+        let dataset = Arc::new(Dataset::open(&DataConfig::default()).unwrap());
+        let all = Images::of_data(Subset::from(dataset.clone()));
+        let some = all.first(10);
+        let mut seen = Vec::new();
+        some.each_batch(4, |batch| {
+            seen.extend_from_slice(batch);
+            Ok::<_, DataError>(())
+        })
+        .unwrap();
+        let expected: Vec<f32> = (0..10).flat_map(|i| dataset.get(i).unwrap().pixels).collect();
+        assert_eq!(seen, expected);
+        assert_eq!(some.digest(), all.first(10).digest());
+        assert_ne!(some.digest(), all.digest());
+    }
+}
