@@ -112,8 +112,7 @@ impl Plan {
         if let Some(evaluation) = self.evaluation() {
             rows.row("evaluation", evaluation);
         }
-        rows
-            .row("memory", format!("about {} MiB", mib(self.memory)))
+        rows.row("memory", format!("about {} MiB", mib(self.memory)))
             .row("device", format!("{}, {} threads", self.machine.name, self.machine.threads))
             .row("run folder", self.dir.display());
         rows

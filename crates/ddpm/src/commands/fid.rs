@@ -93,8 +93,11 @@ pub fn run(args: &FidArgs) -> Result {
         Reader { args, machine: &machine, extractor: extractor.as_ref(), stop: stop_on_ctrl_c("giving up")? };
     let (a, b) = (reader.side(a, &args.a)?, reader.side(b, &args.b)?);
     // The error and the bias come from images: the side that has some is the one they are computed for.
-    let (real, generated) =
-        if matches!((&a.values, &b.values), (Values::Features(_), Values::Statistics(_))) { (&b, &a) } else { (&a, &b) };
+    let (real, generated) = if matches!((&a.values, &b.values), (Values::Features(_), Values::Statistics(_))) {
+        (&b, &a)
+    } else {
+        (&a, &b)
+    };
     let result = fid(real.input(), generated.input(), args.sampling.seed)?;
     report(args, extractor.as_ref(), [&a, &b], &result, started.elapsed().as_secs_f64())
 }

@@ -324,8 +324,7 @@ mod tests {
     #[test]
     fn pixels_alone_are_enough_for_swd_and_neighbours() {
         let (real, held_out) = (images(40, 4), images(9, 4));
-        let sets =
-            Sets { generated: &real, real: &real, split: Some(Split { training: &real, held_out: &held_out }) };
+        let sets = Sets { generated: &real, real: &real, split: Some(Split { training: &real, held_out: &held_out }) };
         let measured = measure(&[Metric::Swd, Metric::Neighbours], &sets, None, 0, &mut Silent).unwrap();
         assert_eq!(measured.measurements.len(), 1);
         assert_eq!(measured.measurements[0].value, 0.0, "a set is at no distance from itself");

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use super::event::{Event, StopSignal};
+use super::periodic::HELD_OUT_IMAGES;
 use super::run::{Run, RunError};
 use crate::data::Subset;
 use crate::eval::config::EvaluateConfig;
@@ -21,8 +22,6 @@ use crate::report::log::{self, EvaluationRecord, Record};
 use crate::report::{ImageBatch, Task};
 use crate::sampler::SampleConfig;
 
-/// At most so many held-out images are measured each time.
-const HELD_OUT_IMAGES: usize = 512;
 /// Fewer samples than this are not drawn, whatever the time budget.
 const FEWEST: usize = 16;
 

@@ -8,6 +8,7 @@ mod ema;
 mod evaluation;
 mod event;
 mod lr;
+mod periodic;
 mod run;
 mod sweep;
 mod trainer;

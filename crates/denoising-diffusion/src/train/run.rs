@@ -7,7 +7,6 @@
 //! Everything is written before the checkpoint of the same step, and a resumed run cuts the log back to its checkpoint: whenever the
 //! process dies, going on gives what an uninterrupted run would have given.
 
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -17,23 +16,18 @@ use thiserror::Error;
 use super::checkpoint::{CheckpointError, CheckpointState, Checkpoints, Rejected, read_state};
 use super::evaluation::EvaluateSetup;
 use super::event::{Event, Outcome, StopSignal};
+use super::periodic::Periodic;
 use super::trainer::{NonFiniteKind, StepReport, TrainError, Trainer};
 use crate::atomic_file::{remove_leftovers, write_atomically};
 use crate::data::{Batch, DataError, Flip, ImageShape, Loader, LoaderConfig, Subset};
 use crate::eval::evaluate::EvaluateError;
-use crate::eval::held_out::{HeldOutLoss, held_out_loss};
-use crate::generate::{GenerateError, Progress, Request, generate};
+use crate::generate::GenerateError;
 use crate::model_file::ModelCard;
 use crate::models::Network;
 use crate::nn::params::{ParamsError, num_trainable};
-use crate::report::log::{
-    CheckpointRecord, HeldOutRecord, Record, RunLog, SamplesRecord, SkipReason, SkipRecord, StartRecord, StepRecord,
-};
-use crate::report::{CurveOptions, GridOptions, ReportError, Series, log, save_curve_png, save_curve_svg, save_grid};
+use crate::report::log::{CheckpointRecord, Record, RunLog, SkipReason, SkipRecord, StartRecord, StepRecord};
+use crate::report::{CurveOptions, ReportError, Series, log, save_curve_png, save_curve_svg};
 use crate::sampler::SampleConfig;
-
-/// At most so many held-out images are measured each time, in batches of the training size.
-const HELD_OUT_IMAGES: usize = 512;
 
 /// What a run needs beside its trainer.
 #[derive(Clone, Debug)]
@@ -85,18 +79,9 @@ pub enum RunError {
     Evaluation(#[from] EvaluateError),
 }
 
-/// What became of a step's periodic work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Periodic {
-    NotDue,
-    Done,
-    /// The run is to stop; the rest is done when it is resumed.
-    GivenUp,
-}
-
 /// Why a checkpoint is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Saving {
+pub(super) enum Saving {
     /// Its step came; the log says so.
     Due,
     /// The same, and it is the best so far.
@@ -255,102 +240,7 @@ impl<M: Network<4>> Run<M> {
         Ok(())
     }
 
-    /// Held-out loss, samples, evaluation and checkpoint, each when due and not in the log already.
-    fn periodic(
-        &mut self,
-        step: u64,
-        stop: &StopSignal,
-        on_event: &mut dyn FnMut(Event<'_>),
-    ) -> Result<Periodic, RunError> {
-        let config = self.trainer.config();
-        let last = step == config.steps;
-        let is_due = |interval: u64| step > 0 && (step.is_multiple_of(interval) || last);
-        let [held_out, samples, save] =
-            [config.held_out_interval(), config.sample_interval(), config.save_every].map(is_due);
-        let evaluate = self.setup.evaluate.clone().filter(|setup| setup.config.evaluate_every.is_some_and(is_due));
-        if !(held_out || samples || save || evaluate.is_some()) {
-            return Ok(Periodic::NotDue);
-        }
-        let done = self.kinds_logged_at(step)?;
-        let missing = |kind: &str| !done.iter().any(|done| done == kind);
-        if held_out && missing("held_out") {
-            self.measure_held_out(step, on_event)?;
-        }
-        if samples && missing("samples") && self.draw_samples(step, stop, on_event)?.is_break() {
-            return Ok(Periodic::GivenUp);
-        }
-        let mut best = false;
-        if let Some(setup) = evaluate.filter(|_| missing("evaluation")) {
-            match self.evaluate(&setup, step, stop, on_event)? {
-                ControlFlow::Continue(is_best) => best = is_best,
-                ControlFlow::Break(()) => return Ok(Periodic::GivenUp),
-            }
-        }
-        if (save || best) && missing("checkpoint") {
-            self.save(if best { Saving::Best } else { Saving::Due }, on_event)?;
-        }
-        Ok(Periodic::Done)
-    }
-
-    fn kinds_logged_at(&self, step: u64) -> Result<Vec<String>, RunError> {
-        let records = log::read(self.setup.dir.join("log.jsonl"))?;
-        let here = records.iter().filter(|record| record["step"] == step);
-        Ok(here.filter_map(|record| Some(record["kind"].as_str()?.to_string())).collect())
-    }
-
-    fn measure_held_out(&mut self, step: u64, on_event: &mut dyn FnMut(Event<'_>)) -> Result<(), RunError> {
-        let some = self.setup.held_out.first(HELD_OUT_IMAGES);
-        if some.is_empty() {
-            return Ok(());
-        }
-        let (shape, device) = (some.dataset().shape(), self.trainer.device());
-        let batches = some.batches(self.trainer.config().batch_size)?.collect::<Result<Vec<_>, _>>()?;
-        let images = batches.into_iter().map(|batch| to_tensor(batch, shape, &device));
-        let seed = self.trainer.config().seed;
-        let eval = self.trainer.ema().eval();
-        if let Some(loss) = held_out_loss(&eval, self.trainer.diffusion(), images, seed, &device) {
-            let HeldOutLoss { mean: held_out_loss, by_quarter: held_out_loss_by_quarter, .. } = loss;
-            self.log.append(&Record::HeldOut(HeldOutRecord { step, held_out_loss, held_out_loss_by_quarter }))?;
-            on_event(Event::HeldOut { step, loss: &loss });
-        }
-        Ok(())
-    }
-
-    /// A grid from the averaged network; the same noise every time. A request to stop gives the grid up: `Break`.
-    fn draw_samples(
-        &mut self,
-        step: u64,
-        stop: &StopSignal,
-        on_event: &mut dyn FnMut(Event<'_>),
-    ) -> Result<ControlFlow<()>, RunError> {
-        let ImageShape { channels, height, width } = self.setup.train.dataset().shape();
-        let request = Request {
-            sample: &self.setup.sample,
-            seed: self.trainer.config().seed,
-            count: self.setup.sample.num_samples,
-            shape: [channels, height, width],
-            init_noise: None,
-        };
-        let mut progress = |at: &Progress<'_>| {
-            on_event(Event::Sampling { step: at.step, steps: at.steps, images_done: at.images_done });
-            if stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        };
-        let eval = self.trainer.ema().eval();
-        let device = self.trainer.device();
-        let images = match generate(&eval, self.trainer.diffusion(), &request, &device, &mut progress) {
-            Ok(images) => images,
-            Err(GenerateError::Interrupted(_)) => return Ok(ControlFlow::Break(())),
-            Err(error) => return Err(RunError::Samples(error)),
-        };
-        let file = format!("samples/step-{step:08}.png");
-        let path = self.setup.dir.join(&file);
-        save_grid(&path, &images, GridOptions::default())?;
-        self.log.append(&Record::Samples(SamplesRecord { step, count: request.count as u64, file }))?;
-        on_event(Event::Samples { step, path: &path });
-        Ok(ControlFlow::Continue(()))
-    }
-
-    fn save(&mut self, saving: Saving, on_event: &mut dyn FnMut(Event<'_>)) -> Result<(), RunError> {
+    pub(super) fn save(&mut self, saving: Saving, on_event: &mut dyn FnMut(Event<'_>)) -> Result<(), RunError> {
         let state = self.trainer.state();
         let step = state.step;
         let config = self.trainer.config();
@@ -411,7 +301,7 @@ fn open_loader<M>(trainer: &Trainer<M>, setup: &RunSetup) -> Result<Loader, Data
     Loader::start_at(setup.train.clone(), loader, first)
 }
 
-fn to_tensor(batch: Batch, shape: ImageShape, device: &burn::tensor::Device) -> Tensor<4> {
+pub(super) fn to_tensor(batch: Batch, shape: ImageShape, device: &burn::tensor::Device) -> Tensor<4> {
     let dims = [batch.indices.len(), shape.channels, shape.height, shape.width];
     Tensor::from_data(TensorData::new(batch.images, dims), device)
 }

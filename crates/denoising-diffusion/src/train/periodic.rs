@@ -1,0 +1,121 @@
+//! What a run does every so many steps: held-out loss, samples, evaluation, checkpoint. Not here: how each is done, but for the first two.
+
+use std::ops::ControlFlow;
+
+use super::event::{Event, StopSignal};
+use super::run::{Run, RunError, Saving, to_tensor};
+use crate::data::ImageShape;
+use crate::eval::held_out::{HeldOutLoss, held_out_loss};
+use crate::generate::{GenerateError, Progress, Request, generate};
+use crate::models::Network;
+use crate::report::log::{self, HeldOutRecord, Record, SamplesRecord};
+use crate::report::{GridOptions, save_grid};
+
+/// At most so many held-out images are measured each time, in batches of the training size.
+pub(super) const HELD_OUT_IMAGES: usize = 512;
+
+/// What became of a step's periodic work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Periodic {
+    NotDue,
+    Done,
+    /// The run is to stop; the rest is done when it is resumed.
+    GivenUp,
+}
+
+impl<M: Network<4>> Run<M> {
+    /// Held-out loss, samples, evaluation and checkpoint, each when due and not in the log already.
+    pub(super) fn periodic(
+        &mut self,
+        step: u64,
+        stop: &StopSignal,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Periodic, RunError> {
+        let config = self.trainer.config();
+        let last = step == config.steps;
+        let is_due = |interval: u64| step > 0 && (step.is_multiple_of(interval) || last);
+        let [held_out, samples, save] =
+            [config.held_out_interval(), config.sample_interval(), config.save_every].map(is_due);
+        let evaluate = self.setup.evaluate.clone().filter(|setup| setup.config.evaluate_every.is_some_and(is_due));
+        if !(held_out || samples || save || evaluate.is_some()) {
+            return Ok(Periodic::NotDue);
+        }
+        let done = self.kinds_logged_at(step)?;
+        let missing = |kind: &str| !done.iter().any(|done| done == kind);
+        if held_out && missing("held_out") {
+            self.measure_held_out(step, on_event)?;
+        }
+        if samples && missing("samples") && self.draw_samples(step, stop, on_event)?.is_break() {
+            return Ok(Periodic::GivenUp);
+        }
+        let mut best = false;
+        if let Some(setup) = evaluate.filter(|_| missing("evaluation")) {
+            match self.evaluate(&setup, step, stop, on_event)? {
+                ControlFlow::Continue(is_best) => best = is_best,
+                ControlFlow::Break(()) => return Ok(Periodic::GivenUp),
+            }
+        }
+        if (save || best) && missing("checkpoint") {
+            self.save(if best { Saving::Best } else { Saving::Due }, on_event)?;
+        }
+        Ok(Periodic::Done)
+    }
+
+    fn kinds_logged_at(&self, step: u64) -> Result<Vec<String>, RunError> {
+        let records = log::read(self.setup.dir.join("log.jsonl"))?;
+        let here = records.iter().filter(|record| record["step"] == step);
+        Ok(here.filter_map(|record| Some(record["kind"].as_str()?.to_string())).collect())
+    }
+
+    fn measure_held_out(&mut self, step: u64, on_event: &mut dyn FnMut(Event<'_>)) -> Result<(), RunError> {
+        let some = self.setup.held_out.first(HELD_OUT_IMAGES);
+        if some.is_empty() {
+            return Ok(());
+        }
+        let (shape, device) = (some.dataset().shape(), self.trainer.device());
+        let batches = some.batches(self.trainer.config().batch_size)?.collect::<Result<Vec<_>, _>>()?;
+        let images = batches.into_iter().map(|batch| to_tensor(batch, shape, &device));
+        let seed = self.trainer.config().seed;
+        let eval = self.trainer.ema().eval();
+        if let Some(loss) = held_out_loss(&eval, self.trainer.diffusion(), images, seed, &device) {
+            let HeldOutLoss { mean: held_out_loss, by_quarter: held_out_loss_by_quarter, .. } = loss;
+            self.log.append(&Record::HeldOut(HeldOutRecord { step, held_out_loss, held_out_loss_by_quarter }))?;
+            on_event(Event::HeldOut { step, loss: &loss });
+        }
+        Ok(())
+    }
+
+    /// A grid from the averaged network; the same noise every time. A request to stop gives the grid up: `Break`.
+    fn draw_samples(
+        &mut self,
+        step: u64,
+        stop: &StopSignal,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<ControlFlow<()>, RunError> {
+        let ImageShape { channels, height, width } = self.setup.train.dataset().shape();
+        let request = Request {
+            sample: &self.setup.sample,
+            seed: self.trainer.config().seed,
+            count: self.setup.sample.num_samples,
+            shape: [channels, height, width],
+            init_noise: None,
+        };
+        let mut progress = |at: &Progress<'_>| {
+            on_event(Event::Sampling { step: at.step, steps: at.steps, images_done: at.images_done });
+            if stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let eval = self.trainer.ema().eval();
+        let device = self.trainer.device();
+        let images = match generate(&eval, self.trainer.diffusion(), &request, &device, &mut progress) {
+            Ok(images) => images,
+            Err(GenerateError::Interrupted(_)) => return Ok(ControlFlow::Break(())),
+            Err(error) => return Err(RunError::Samples(error)),
+        };
+        let file = format!("samples/step-{step:08}.png");
+        let path = self.setup.dir.join(&file);
+        save_grid(&path, &images, GridOptions::default())?;
+        self.log.append(&Record::Samples(SamplesRecord { step, count: request.count as u64, file }))?;
+        on_event(Event::Samples { step, path: &path });
+        Ok(ControlFlow::Continue(()))
+    }
+}
