@@ -122,12 +122,16 @@ fn fetch(url: &str, path: &Path) -> Result {
     let mut progress = StderrProgress::new(Task::Fetch, 0, length.unwrap_or(MOST_BYTES) >> 20);
     let mut bytes = Vec::new();
     let mut buffer = vec![0; 1 << 16];
+    let mut shown = 0;
     loop {
         match body.read(&mut buffer)? {
             0 => break,
             n => bytes.extend_from_slice(&buffer[..n]),
         }
-        progress.update(Status { step: bytes.len() as u64 >> 20, ..Status::default() });
+        if bytes.len() >> 20 > shown {
+            shown = bytes.len() >> 20;
+            progress.update(Status { step: shown as u64, ..Status::default() });
+        }
     }
     progress.finish();
     let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();

@@ -9,7 +9,7 @@ use thiserror::Error;
 use super::extract::{ExtractError, Extracted, Extractor, FeatureStore};
 use super::held_out::held_out_loss;
 use super::images::Images;
-use super::likelihood::{LikelihoodError, TERMS, bits_per_dim};
+use super::likelihood::{LikelihoodError, TERMS, bits_per_dim, evaluations};
 use super::metric::{self, FidInput, Metric, MetricError};
 use super::metrics::features::Features;
 use super::result::{BitsPerDim, LossByTime, Measurement, Neighbours};
@@ -275,7 +275,7 @@ pub fn bpd<M: Network<4>>(
         return Err(EvaluateError::TooFew { what: "the held-out images", n: held_out.len() });
     }
     let values = held_out.values()?;
-    watch.start(Task::Loss, held_out.len() * TERMS.min(diffusion.config().timesteps));
+    watch.start(Task::Loss, held_out.len() * evaluations(diffusion.config().timesteps, TERMS));
     let bits = bits_per_dim(model, diffusion, &values, held_out.shape(), TERMS, seed, BATCH, device, &mut |done| {
         watch.done(done)
     });

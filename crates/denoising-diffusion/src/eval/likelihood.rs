@@ -39,7 +39,7 @@ pub enum LikelihoodError {
 
 /// The bound of images `[n, c, h, w]` in [0, 1], given as values and a shape. The sum over t is taken at `terms` times, denser where
 /// noise is small (all of them if `terms` is at least T), and linear between. Noise depends on (seed, image, t) alone.
-/// `on_batch` is told how many of `n * terms` evaluations are done.
+/// `on_batch` is told how many of `n` times [`evaluations`] are done.
 ///
 /// # Errors
 /// [`LikelihoodError`].
@@ -125,6 +125,11 @@ fn sums_between(times: &[usize], bits: &[Vec<f64>]) -> Vec<f64> {
     weights[times.len() - 1] += 0.5;
     let images = bits[0].len();
     (0..images).map(|i| weights.iter().zip(bits).map(|(weight, bits)| weight * bits[i]).sum()).collect()
+}
+
+/// How many evaluations of the network [`bits_per_dim`] makes per image.
+pub fn evaluations(timesteps: usize, terms: usize) -> usize {
+    times(timesteps, terms).len()
 }
 
 /// 0, then times from 1 to T - 1 at equal ratios, as far as integers allow; all if `terms` is enough for that.

@@ -12,7 +12,7 @@ use crate::eval::config::EvaluateConfig;
 use crate::eval::evaluate::{EvaluateError, Inception, Sets, Split, Watch, bpd, loss, measure};
 use crate::eval::extract::{Extractor, FeatureStore};
 use crate::eval::images::Images;
-use crate::eval::likelihood::TERMS;
+use crate::eval::likelihood::{TERMS, evaluations};
 use crate::eval::metric::Metric;
 use crate::eval::result::{Better, Measurement};
 use crate::generate::{GenerateError, Progress, Request, generate};
@@ -151,7 +151,7 @@ impl<M: Network<4>> Run<M> {
                 per_sample += per_output * sample.steps(timesteps) as f64;
             }
             if setup.config.metrics.contains(&Metric::Bpd) {
-                fixed = per_output * (self.held_out_images().len() * TERMS.min(timesteps)) as f64;
+                fixed = per_output * (self.held_out_images().len() * evaluations(timesteps, TERMS)) as f64;
             }
             if let Some(extractor) = setup.extractor.as_ref().filter(|_| wants(Metric::needs_inception)) {
                 let some = Images::of_samples(&images).first(16);
