@@ -267,8 +267,9 @@ mod tests {
 
     #[test]
     fn a_freed_block_is_the_next_one_of_its_size() {
-        let allocator = CachingAllocator::new();
         for size in [MIN_KEPT, 1 << 20, 8 << 20] {
+            // One each: what the others keep would count against what this one may.
+            let allocator = CachingAllocator::new();
             let layout = Layout::from_size_align(size, 64).unwrap();
             // SAFETY: the blocks are freed with their layouts and not used.
             unsafe {
