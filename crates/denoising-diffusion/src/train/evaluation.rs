@@ -140,13 +140,14 @@ impl<M: Network<4>> Run<M> {
         let (mut per_sample, mut fixed, mut once) = (0.0, 0.0, 0.0);
         if wants(Metric::needs_samples) || setup.config.metrics.contains(&Metric::Bpd) {
             let batch = sample.sample_batch_size.min(asked);
-            let trial = SampleConfig { sampling_timesteps: Some(2), ..sample.clone() };
+            let timesteps = self.trainer.diffusion().config().timesteps;
+            let steps = timesteps.min(2);
+            let trial = SampleConfig { sampling_timesteps: Some(steps), ..sample.clone() };
             // The first steps are slower than all others.
             let _ = self.draw(eval, &trial, batch, stop, &mut |_| {})?;
             let started = Instant::now();
             let images = self.draw(eval, &trial, batch, stop, &mut |_| {})?;
-            let timesteps = self.trainer.diffusion().config().timesteps;
-            let per_output = started.elapsed().as_secs_f64() / 2.0 / batch as f64;
+            let per_output = started.elapsed().as_secs_f64() / (steps * batch) as f64;
             if wants(Metric::needs_samples) {
                 per_sample += per_output * sample.steps(timesteps) as f64;
             }

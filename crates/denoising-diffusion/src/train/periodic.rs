@@ -36,8 +36,9 @@ impl<M: Network<4>> Run<M> {
         let is_due = |interval: u64| step > 0 && (step.is_multiple_of(interval) || last);
         let [held_out, samples, save] =
             [config.held_out_interval(), config.sample_interval(), config.save_every].map(is_due);
-        let evaluate = self.setup.evaluate.clone().filter(|setup| setup.config.evaluate_every.is_some_and(is_due));
-        if !(held_out || samples || save || evaluate.is_some()) {
+        let evaluate =
+            self.setup.evaluate.as_ref().is_some_and(|setup| setup.config.evaluate_every.is_some_and(is_due));
+        if !(held_out || samples || save || evaluate) {
             return Ok(Periodic::NotDue);
         }
         let done = self.kinds_logged_at(step)?;
@@ -49,7 +50,7 @@ impl<M: Network<4>> Run<M> {
             return Ok(Periodic::GivenUp);
         }
         let mut best = false;
-        if let Some(setup) = evaluate.filter(|_| missing("evaluation")) {
+        if let Some(setup) = self.setup.evaluate.clone().filter(|_| evaluate && missing("evaluation")) {
             match self.evaluate(&setup, step, stop, on_event)? {
                 ControlFlow::Continue(is_best) => best = is_best,
                 ControlFlow::Break(()) => return Ok(Periodic::GivenUp),
