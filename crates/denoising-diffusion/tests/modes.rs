@@ -59,7 +59,7 @@ fn images(device: &Device, value: f32) -> Tensor<4> {
 
 fn input(x: Tensor<4>) -> NetworkInput<4> {
     let time = Tensor::zeros([x.dims()[0]], &x.device());
-    NetworkInput { x, time, x_self_cond: None }
+    NetworkInput::new(x, time)
 }
 
 fn bits(state: &StateDict) -> Vec<(String, Vec<u32>)> {

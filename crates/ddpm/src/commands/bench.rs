@@ -144,7 +144,7 @@ impl Subject {
         let train_step = median_ms(|| self.trainer.step(vec![self.images.clone()]).skipped.is_none())?;
         let model = self.trainer.model().eval();
         let forward = median_ms(|| {
-            let input = NetworkInput { x: self.images.clone(), time: self.times.clone(), x_self_cond: None };
+            let input = NetworkInput::new(self.images.clone(), self.times.clone());
             host_values(model.forward(input)).iter().all(|value| value.is_finite())
         })?;
         Ok(Round { train_step, forward })

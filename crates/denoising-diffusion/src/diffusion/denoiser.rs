@@ -17,6 +17,16 @@ impl NoiseLevel {
     /// No noise at all.
     pub const CLEAN: Self = Self { alpha: 1.0, sigma: 0.0, time: -1.0 };
 
+    /// Whether nothing is left to remove.
+    pub fn is_clean(&self) -> bool {
+        self.sigma == 0.0
+    }
+
+    /// `ln(alpha^2 / sigma^2)`, the logarithm of the signal-to-noise ratio: infinite for clean data, minus infinite for pure noise.
+    pub fn log_snr(&self) -> f64 {
+        2.0 * (self.alpha / self.sigma).ln()
+    }
+
     /// Variance of `x_t` given `x_s` for a cleaner level `s`: `sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2`
     /// (Kingma et al. 2021, "Variational diffusion models", eq. 4).
     pub fn variance_given(&self, s: &NoiseLevel) -> f64 {
@@ -29,9 +39,36 @@ impl NoiseLevel {
     }
 }
 
+/// What a denoiser makes of noisy data.
+#[derive(Clone, Debug)]
+pub struct Estimate<const D: usize> {
+    /// The clean data, `[b, c, ...]`.
+    pub x_start: Tensor<D>,
+    /// The estimate that the direction back to noise is taken from, where it is another one (CFG++: the unconditional one).
+    pub renoise: Option<Tensor<D>>,
+    /// Where the network learned the variance of a step: 0 for the posterior's own ("small"), 1 for that of q(x_t | x_s) ("large"),
+    /// between them linear in the logarithm, `[b, c, ...]`.
+    pub variance: Option<Tensor<D>>,
+}
+
+impl<const D: usize> Estimate<D> {
+    /// An estimate of clean data and nothing else.
+    pub fn of(x_start: Tensor<D>) -> Self {
+        Self { x_start, renoise: None, variance: None }
+    }
+
+    /// The noise in `x`: `eps = (x - alpha x_start) / sigma`, by the estimate that noise is to be taken from.
+    pub fn eps(&self, x: Tensor<D>, level: NoiseLevel) -> Tensor<D> {
+        let x_start = self.renoise.as_ref().unwrap_or(&self.x_start);
+        (x - x_start.clone() * level.alpha) / level.sigma
+    }
+}
+
 /// Estimates clean data from noisy data. `D` is the rank of a batch `[b, c, ...]`.
 pub trait Denoiser<const D: usize> {
-    /// The estimate of `x_start` for a batch at one noise level. `x_self_cond` is the estimate of the step before, for networks
-    /// that take one.
-    fn denoise(&self, x: Tensor<D>, level: NoiseLevel, x_self_cond: Option<Tensor<D>>) -> Tensor<D>;
+    /// The estimate for a batch at one noise level. `x_self_cond` is the estimate of the step before, for networks that take one.
+    fn denoise(&self, x: Tensor<D>, level: NoiseLevel, x_self_cond: Option<Tensor<D>>) -> Estimate<D>;
+
+    /// The level with this [`log_snr`](NoiseLevel::log_snr), for solvers that need levels between those that they were given.
+    fn level(&self, log_snr: f64) -> NoiseLevel;
 }

@@ -4,7 +4,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::config::{GaussianConfig, GaussianConfigError, Objective};
-use super::denoiser::{Denoiser, NoiseLevel};
+use super::denoiser::{Denoiser, Estimate, NoiseLevel};
 use super::immiscible::least_distance_assignment;
 use super::schedule::Tables;
 use crate::models::{Network, NetworkInput};
@@ -75,6 +75,21 @@ impl GaussianDiffusion {
         }
     }
 
+    /// The level of a log signal-to-noise ratio. Between two of the T levels, t is a fraction, linear in the logarithm; outside of them
+    /// it is that of the outermost one.
+    pub fn level_of(&self, log_snr: f64) -> NoiseLevel {
+        let at = |t: usize| self.level(t).log_snr();
+        // log_snr falls with t.
+        let above = (0..self.config.timesteps).collect::<Vec<_>>().partition_point(|&t| at(t) >= log_snr);
+        let time = match above {
+            0 => 0.0,
+            t if t == self.config.timesteps => (t - 1) as f64,
+            t => (t - 1) as f64 + (at(t - 1) - log_snr) / (at(t - 1) - at(t)),
+        };
+        let squared = 1.0 / (1.0 + (-log_snr).exp());
+        NoiseLevel { alpha: squared.sqrt(), sigma: (1.0 - squared).sqrt(), time }
+    }
+
     /// Draws for the training examples numbered `first..first + b` since the start of training, in batch number `batch`.
     pub fn draw<const D: usize>(
         &self,
@@ -117,11 +132,11 @@ impl GaussianDiffusion {
 
         let time = time_tensor(t, &device);
         let x_self_cond = (model.self_condition() && draws.self_condition).then(|| {
-            let input = NetworkInput { x: x.clone(), time: time.clone(), x_self_cond: None };
+            let input = NetworkInput { x: x.clone(), time: time.clone(), x_self_cond: None, classes: None };
             let output = TrainNoGrad::of(model).forward(input);
             self.x_start(output, &x, t).detach()
         });
-        let output = model.forward(NetworkInput { x, time, x_self_cond });
+        let output = model.forward(NetworkInput { x, time, x_self_cond, classes: None });
 
         let target = self.target(x_start, t, noise);
         let weight = per_example::<1>(&self.tables.loss_weight, t, &device);
@@ -213,14 +228,18 @@ pub struct GaussianDenoiser<'a, M> {
 }
 
 impl<const D: usize, M: Network<D>> Denoiser<D> for GaussianDenoiser<'_, M> {
-    fn denoise(&self, x: Tensor<D>, level: NoiseLevel, x_self_cond: Option<Tensor<D>>) -> Tensor<D> {
+    fn denoise(&self, x: Tensor<D>, level: NoiseLevel, x_self_cond: Option<Tensor<D>>) -> Estimate<D> {
         let t = vec![level.time as usize; x.dims()[0]];
         let x_self_cond = x_self_cond.filter(|_| self.model.self_condition());
-        let input = NetworkInput { x: x.clone(), time: time_tensor(&t, &x.device()), x_self_cond };
+        let input = NetworkInput { x: x.clone(), time: time_tensor(&t, &x.device()), x_self_cond, classes: None };
         // On a thread of the pool, so that none of the network's parallel loops has to wake one up.
         let output = rayon::scope(|_| self.model.forward(input));
         let x_start = self.diffusion.x_start(output, &x, &t);
-        if self.diffusion.config.auto_normalize { x_start.clamp(-1.0, 1.0) } else { x_start }
+        Estimate::of(if self.diffusion.config.auto_normalize { x_start.clamp(-1.0, 1.0) } else { x_start })
+    }
+
+    fn level(&self, log_snr: f64) -> NoiseLevel {
+        self.diffusion.level_of(log_snr)
     }
 }
 

@@ -8,6 +8,6 @@ mod immiscible;
 pub mod schedule;
 
 pub use config::{BetaSchedule, GaussianConfig, GaussianConfigError, Objective};
-pub use denoiser::{Denoiser, NoiseLevel};
+pub use denoiser::{Denoiser, Estimate, NoiseLevel};
 pub use gaussian::{Draws, GaussianDenoiser, GaussianDiffusion};
 pub use immiscible::least_distance_assignment;

@@ -72,7 +72,7 @@ pub fn bits_per_dim<M: Network<4>>(
             let (x, count) = (noised(diffusion, &x_start, len, t, seed, first), x_start.len() / len);
             let [c, h, w] = shape;
             let x = Tensor::from_data(TensorData::new(x, [count, c, h, w]), device);
-            let estimate = host_values(denoiser.denoise(x, diffusion.level(t), None));
+            let estimate = host_values(denoiser.denoise(x, diffusion.level(t), None).x_start);
             if estimate.iter().any(|v| !v.is_finite()) {
                 return Err(LikelihoodError::NotFinite { t });
             }

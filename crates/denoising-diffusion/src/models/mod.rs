@@ -5,7 +5,7 @@ mod unet;
 pub mod unet_config;
 
 use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 use thiserror::Error;
 
 pub use unet::{StageAttention, TimeEmbedding, TimeMlp, Unet, UnetStage};
@@ -21,6 +21,15 @@ pub struct NetworkInput<const D: usize> {
     pub time: Tensor<1>,
     /// `[b, c, ...]`, an earlier estimate of the clean data, if the network takes one and there is one.
     pub x_self_cond: Option<Tensor<D>>,
+    /// `[b]`, the class of each example in `0..num_classes`, or `num_classes` for "no class", if the network takes classes.
+    pub classes: Option<Tensor<1, Int>>,
+}
+
+impl<const D: usize> NetworkInput<D> {
+    /// Noisy data and their levels, and nothing else.
+    pub fn new(x: Tensor<D>, time: Tensor<1>) -> Self {
+        Self { x, time, x_self_cond: None, classes: None }
+    }
 }
 
 /// A size that a network cannot work on, and which ones it can.
@@ -46,6 +55,11 @@ pub trait Network<const D: usize>: Module + Sync {
     /// Whether the network uses [`NetworkInput::x_self_cond`].
     fn self_condition(&self) -> bool {
         false
+    }
+
+    /// Number of classes that the network is conditioned on; 0 if it is not.
+    fn num_classes(&self) -> usize {
+        0
     }
 
     /// Refuses sizes (all dimensions after the channels) that the network cannot work on.

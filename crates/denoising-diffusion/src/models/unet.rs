@@ -123,7 +123,7 @@ impl Unet {
 
 impl Network<4> for Unet {
     fn forward(&self, input: NetworkInput<4>) -> Tensor<4> {
-        let NetworkInput { x, time, x_self_cond } = input;
+        let NetworkInput { x, time, x_self_cond, .. } = input;
         let x = match (self.config.self_condition, x_self_cond) {
             (false, _) => x,
             (true, Some(x_self_cond)) => Tensor::cat(vec![x_self_cond, x], 1),

@@ -17,12 +17,11 @@ pub fn ddim<const D: usize>(
     noise: &mut impl NoiseSource<D>,
     callback: &mut Callback<'_, D>,
 ) -> Result<Tensor<D>, Interrupted> {
-    walk(denoiser, x, levels, callback, |index, x, x_start, [t, s]| {
+    walk(denoiser, x, levels, callback, |index, x, estimate, [t, s]| {
         let up = eta * t.posterior_variance(&s).sqrt();
         let along_eps = (s.sigma.powi(2) - up.powi(2)).max(0.0).sqrt();
         let dims = x.dims();
-        let eps = (x - x_start.clone() * t.alpha) / t.sigma;
-        let next = x_start.clone() * s.alpha + eps * along_eps;
+        let next = estimate.x_start.clone() * s.alpha + estimate.eps(x, t) * along_eps;
         if up > 0.0 { next + noise.step(index, dims) * up } else { next }
     })
 }

@@ -30,10 +30,10 @@ pub fn ddpm<const D: usize>(
     noise: &mut impl NoiseSource<D>,
     callback: &mut Callback<'_, D>,
 ) -> Result<Tensor<D>, Interrupted> {
-    walk(denoiser, x, levels, callback, |index, x, x_start, [t, s]| {
+    walk(denoiser, x, levels, callback, |index, x, estimate, [t, s]| {
         let (a, v) = (t.alpha / s.alpha, t.variance_given(&s));
         let dims = x.dims();
-        let mean = x * (a * (s.sigma / t.sigma).powi(2)) + x_start.clone() * (s.alpha * v / t.sigma.powi(2));
+        let mean = x * (a * (s.sigma / t.sigma).powi(2)) + estimate.x_start.clone() * (s.alpha * v / t.sigma.powi(2));
         if s.sigma == 0.0 {
             return mean;
         }

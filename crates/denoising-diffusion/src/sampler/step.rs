@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use burn::tensor::Tensor;
 use thiserror::Error;
 
-use crate::diffusion::{Denoiser, NoiseLevel};
+use crate::diffusion::{Denoiser, Estimate, NoiseLevel};
 
 /// The state after one step. Progress bars, previews and trajectories hang on it.
 #[derive(Debug)]
@@ -36,24 +36,24 @@ pub struct Interrupted {
     pub total: usize,
 }
 
-/// One step per pair of neighbouring levels: `step(index, x_t, x_start, [t, s])` gives x_s from x_t and the estimate of clean data.
+/// One step per pair of neighbouring levels: `step(index, x_t, estimate, [t, s])` gives x_s from x_t and the estimate at t.
 /// Each estimate is also the next step's `x_self_cond`.
 pub(super) fn walk<const D: usize>(
     denoiser: &impl Denoiser<D>,
     mut x: Tensor<D>,
     levels: &[NoiseLevel],
     callback: &mut Callback<'_, D>,
-    mut step: impl FnMut(usize, Tensor<D>, &Tensor<D>, [NoiseLevel; 2]) -> Tensor<D>,
+    mut step: impl FnMut(usize, Tensor<D>, &Estimate<D>, [NoiseLevel; 2]) -> Tensor<D>,
 ) -> Result<Tensor<D>, Interrupted> {
     let total = levels.len().saturating_sub(1);
     let mut x_self_cond = None;
     for (index, pair) in levels.windows(2).enumerate() {
-        let x_start = denoiser.denoise(x.clone(), pair[0], x_self_cond.take());
-        x = step(index, x, &x_start, [pair[0], pair[1]]);
-        if callback(&Step { index, total, x: &x, x_start: &x_start }).is_break() {
+        let estimate = denoiser.denoise(x.clone(), pair[0], x_self_cond.take());
+        x = step(index, x, &estimate, [pair[0], pair[1]]);
+        if callback(&Step { index, total, x: &x, x_start: &estimate.x_start }).is_break() {
             return Err(Interrupted { done: index + 1, total });
         }
-        x_self_cond = Some(x_start);
+        x_self_cond = Some(estimate.x_start);
     }
     Ok(x)
 }

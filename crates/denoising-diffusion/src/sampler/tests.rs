@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use burn::tensor::{Device, Tensor};
 
 use super::*;
-use crate::diffusion::{Denoiser, GaussianConfig, GaussianDiffusion, NoiseLevel};
+use crate::diffusion::{Denoiser, Estimate, GaussianConfig, GaussianDiffusion, NoiseLevel};
 use crate::nn::params::host_values;
 
 const MEAN: f64 = 0.3;
@@ -15,10 +15,16 @@ const DEVIATION: f64 = 0.5;
 struct Gaussian;
 
 impl<const D: usize> Denoiser<D> for Gaussian {
-    fn denoise(&self, x: Tensor<D>, level: NoiseLevel, _: Option<Tensor<D>>) -> Tensor<D> {
+    fn denoise(&self, x: Tensor<D>, level: NoiseLevel, _: Option<Tensor<D>>) -> Estimate<D> {
         let NoiseLevel { alpha, sigma, .. } = level;
         let gain = alpha * DEVIATION.powi(2) / ((alpha * DEVIATION).powi(2) + sigma.powi(2));
-        (x - alpha * MEAN) * gain + MEAN
+        Estimate::of((x - alpha * MEAN) * gain + MEAN)
+    }
+
+    /// Variance preserving.
+    fn level(&self, log_snr: f64) -> NoiseLevel {
+        let squared = 1.0 / (1.0 + (-log_snr).exp());
+        NoiseLevel { alpha: squared.sqrt(), sigma: (1.0 - squared).sqrt(), time: 0.0 }
     }
 }
 

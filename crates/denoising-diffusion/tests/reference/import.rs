@@ -31,8 +31,7 @@ fn a_trainer_checkpoint_gives_the_references_outputs_and_samples() {
     let checkpoint = open("model-1.pt");
     for (which, name) in [(Which::Ema, "ema"), (Which::Model, "model")] {
         let unet = unet(&checkpoint, which, &device);
-        let input =
-            NetworkInput { x: golden.tensor("x", &device), time: golden.tensor("time", &device), x_self_cond: None };
+        let input = NetworkInput::new(golden.tensor("x", &device), golden.tensor("time", &device));
         let forward = format!("forward.{name}");
         assert_close(&forward, &values(unet.forward(input)), golden.values(&forward), 1e-4);
 
@@ -54,9 +53,8 @@ fn a_plain_state_dict_gives_the_references_output() {
     let device = Device::flex();
     let unet = unet(&open("state_dict.pt"), Which::Ema, &device);
     let input = NetworkInput {
-        x: golden.tensor("plain.x", &device),
-        time: golden.tensor("plain.time", &device),
         x_self_cond: Some(golden.tensor("plain.x_self_cond", &device)),
+        ..NetworkInput::new(golden.tensor("plain.x", &device), golden.tensor("plain.time", &device))
     };
     assert_close("plain", &values(unet.forward(input)), golden.values("plain.output"), 1e-4);
 }

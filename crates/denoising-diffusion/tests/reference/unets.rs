@@ -15,7 +15,7 @@ fn check_forward(name: &str) {
     let run = |x_self_cond: Option<&str>| {
         let (x, time) = (golden.tensor("x", &device), golden.tensor("time", &device));
         let x_self_cond = x_self_cond.map(|name| golden.tensor(name, &device));
-        values(unet.forward(NetworkInput { x, time, x_self_cond }))
+        values(unet.forward(NetworkInput { x_self_cond, ..NetworkInput::new(x, time) }))
     };
     let with = golden.has("x_self_cond").then_some("x_self_cond");
     assert_close(name, &run(with), golden.values("output"), 1e-4);
@@ -65,7 +65,7 @@ fn every_gradient_of_a_whole_network() {
     let device = Device::flex().autodiff();
     let unet: Unet = golden.unet("unet", "state.", &device);
     let x = golden.tensor::<4>("x", &device).require_grad();
-    let output = unet.forward(NetworkInput { x: x.clone(), time: golden.tensor("time", &device), x_self_cond: None });
+    let output = unet.forward(NetworkInput::new(x.clone(), golden.tensor("time", &device)));
     let loss = (output * golden.tensor("cotangent", &device)).sum();
 
     let expected = to_ours(&golden.under("grad_state.")).unwrap();
