@@ -1,11 +1,11 @@
-//! Ancestral sampling (Ho et al. 2020, algorithm 2), over any levels of noise.
+//! Ancestral sampling (Ho et al. 2020, arXiv:2006.11239, algorithm 2), over any levels of noise.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::noise_source::NoiseSource;
-use super::step::{Callback, Interrupted, walk};
-use crate::diffusion::{Denoiser, NoiseLevel};
+use super::step::{Callback, Interrupted, walk_once};
+use crate::diffusion::{Denoiser, Estimate, NoiseLevel};
 
 /// The variance of the noise that each step adds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,11 +17,14 @@ pub enum PosteriorVariance {
     /// That of q(x_t | x_s), `beta_t` between neighbours: optimal if data were white noise. The published CIFAR-10 FID of 3.17
     /// needs it.
     Large,
+    /// What the network learned, between the two (Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15), element by element:
+    /// `exp(v ln large + (1 - v) ln small)`, v being [`Estimate::variance`]. As [`Small`](Self::Small) where a network learned none.
+    Learned,
 }
 
 /// From `x` at `levels[0]` to the last level, one step per pair of neighbours. With `a = alpha_t / alpha_s` and
 /// `v = sigma_t^2 - a^2 sigma_s^2`: `x_s = (a sigma_s^2 x_t + alpha_s v x_start) / sigma_t^2 + sqrt(variance) z`.
-/// A step to clean data adds no noise.
+/// A step to clean data adds no noise. [`Estimate::renoise`] has no part in it: the posterior's mean takes one estimate.
 pub fn ddpm<const D: usize>(
     denoiser: &impl Denoiser<D>,
     x: Tensor<D>,
@@ -30,17 +33,33 @@ pub fn ddpm<const D: usize>(
     noise: &mut impl NoiseSource<D>,
     callback: &mut Callback<'_, D>,
 ) -> Result<Tensor<D>, Interrupted> {
-    walk(denoiser, x, levels, callback, |index, x, estimate, [t, s]| {
-        let (a, v) = (t.alpha / s.alpha, t.variance_given(&s));
-        let dims = x.dims();
-        let mean = x * (a * (s.sigma / t.sigma).powi(2)) + estimate.x_start.clone() * (s.alpha * v / t.sigma.powi(2));
-        if s.sigma == 0.0 {
-            return mean;
-        }
-        let variance = match variance {
-            PosteriorVariance::Small => t.posterior_variance(&s),
-            PosteriorVariance::Large => v,
-        };
-        mean + noise.step(index, dims) * variance.sqrt()
+    let dims = x.dims();
+    walk_once(denoiser, x, levels, callback, |index, x, estimate, pair| {
+        ddpm_step(x, estimate, pair, variance, || noise.step(index, dims))
     })
+}
+
+/// One step from level t to level s.
+pub(super) fn ddpm_step<const D: usize>(
+    x: Tensor<D>,
+    estimate: &Estimate<D>,
+    [t, s]: [NoiseLevel; 2],
+    variance: PosteriorVariance,
+    draw: impl FnOnce() -> Tensor<D>,
+) -> Tensor<D> {
+    let (a, large) = (t.alpha / s.alpha, t.variance_given(&s));
+    let mean = x * (a * (s.sigma / t.sigma).powi(2)) + estimate.x_start.clone() * (s.alpha * large / t.sigma.powi(2));
+    // Here, not below: the logarithm of the small variance of a step to clean data is minus infinity.
+    if s.is_clean() {
+        return mean;
+    }
+    let small = t.posterior_variance(&s);
+    match (variance, &estimate.variance) {
+        (PosteriorVariance::Large, _) => mean + draw() * large.sqrt(),
+        (PosteriorVariance::Learned, Some(v)) => {
+            let deviation = (v.clone() * (0.5 * (large / small).ln())).exp() * small.sqrt();
+            mean + draw() * deviation
+        }
+        (PosteriorVariance::Small | PosteriorVariance::Learned, _) => mean + draw() * small.sqrt(),
+    }
 }

@@ -1,18 +1,48 @@
-//! How noise becomes data: one short function per solver over one [`Denoiser`](crate::diffusion::Denoiser), a list of noise levels
-//! that ends in clean data, a source of noise and a callback. Samplers never see a network, a schedule or a trainer.
+//! How noise becomes data: one short function per solver over one [`Denoiser`](crate::diffusion::Denoiser), a list of noise levels,
+//! a callback and, for those that draw any, a source of noise. Samplers never see a network, a schedule or a trainer.
+//!
+//! Levels stand noisiest first and fall strictly; clean data is usually the last, but a list may end before it. All solvers work for any
+//! (alpha, sigma): variance preserving, alpha = 1 (Karras et al. 2022), straight paths (rectified flow). Many of their equations are
+//! written in `sigma / alpha`, the noise of `x / alpha`, or in `lambda = ln(alpha / sigma)`, half of
+//! [`log_snr`](crate::diffusion::NoiseLevel::log_snr). Where these are infinite all solvers take the step of [`ddim`], which is exact
+//! for a constant estimate: from pure noise (alpha = 0), a first step only, and to clean data (sigma = 0), the last.
 
+mod churn;
 mod config;
 mod ddim;
+mod ddim_inversion;
 mod ddpm;
+mod dpmpp_2m;
+mod dpmpp_2s;
+mod dpmpp_sde_2m;
+mod euler;
+mod euler_ancestral;
+mod exponential;
+mod heun;
 mod interpolate;
+mod lagrange;
+mod lms;
 mod noise_source;
+mod repaint;
 mod step;
 #[cfg(test)]
 mod tests;
+mod unipc;
 
+pub use churn::Churn;
 pub use config::{SampleConfig, SampleConfigError, SamplerKind};
 pub use ddim::ddim;
+pub use ddim_inversion::ddim_inversion;
 pub use ddpm::{PosteriorVariance, ddpm};
-pub use interpolate::interpolate;
+pub use dpmpp_2m::dpmpp_2m;
+pub use dpmpp_2s::dpmpp_2s;
+pub use dpmpp_sde_2m::dpmpp_sde_2m;
+pub use euler::euler;
+pub use euler_ancestral::euler_ancestral;
+pub use heun::heun;
+pub use interpolate::{interpolate, slerp};
+pub use lms::lms;
 pub use noise_source::{NoiseSource, SeededNoise};
+pub use repaint::{Known, RePaint, RePaintStep, inpaint, repaint_schedule};
 pub use step::{Callback, Interrupted, Step, ignore};
+pub use unipc::{UnipcOrder, unipc};

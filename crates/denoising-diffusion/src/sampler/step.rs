@@ -16,7 +16,7 @@ pub struct Step<'a, const D: usize> {
     pub total: usize,
     /// The data after this step, `[b, c, ...]`, not yet mapped back to the data's range.
     pub x: &'a Tensor<D>,
-    /// The estimate of clean data that the step was made with.
+    /// The latest estimate of clean data that the step was made with.
     pub x_start: &'a Tensor<D>,
 }
 
@@ -36,24 +36,37 @@ pub struct Interrupted {
     pub total: usize,
 }
 
-/// One step per pair of neighbouring levels: `step(index, x_t, estimate, [t, s])` gives x_s from x_t and the estimate at t.
-/// Each estimate is also the next step's `x_self_cond`.
+/// One step per pair of neighbouring levels: `step(index, x_t, x_self_cond, [t, s])` gives x_s and the latest estimate of clean data,
+/// which is also the next step's `x_self_cond`.
 pub(super) fn walk<const D: usize>(
-    denoiser: &impl Denoiser<D>,
     mut x: Tensor<D>,
     levels: &[NoiseLevel],
     callback: &mut Callback<'_, D>,
-    mut step: impl FnMut(usize, Tensor<D>, &Estimate<D>, [NoiseLevel; 2]) -> Tensor<D>,
+    mut step: impl FnMut(usize, Tensor<D>, Option<Tensor<D>>, [NoiseLevel; 2]) -> (Tensor<D>, Tensor<D>),
 ) -> Result<Tensor<D>, Interrupted> {
     let total = levels.len().saturating_sub(1);
     let mut x_self_cond = None;
     for (index, pair) in levels.windows(2).enumerate() {
-        let estimate = denoiser.denoise(x.clone(), pair[0], x_self_cond.take());
-        x = step(index, x, &estimate, [pair[0], pair[1]]);
-        if callback(&Step { index, total, x: &x, x_start: &estimate.x_start }).is_break() {
+        let (next, x_start) = step(index, x, x_self_cond.take(), [pair[0], pair[1]]);
+        x = next;
+        if callback(&Step { index, total, x: &x, x_start: &x_start }).is_break() {
             return Err(Interrupted { done: index + 1, total });
         }
-        x_self_cond = Some(estimate.x_start);
+        x_self_cond = Some(x_start);
     }
     Ok(x)
+}
+
+/// The same for solvers that need one estimate per step, at its beginning: `step(index, x_t, estimate, [t, s])` gives x_s.
+pub(super) fn walk_once<const D: usize>(
+    denoiser: &impl Denoiser<D>,
+    x: Tensor<D>,
+    levels: &[NoiseLevel],
+    callback: &mut Callback<'_, D>,
+    mut step: impl FnMut(usize, Tensor<D>, &Estimate<D>, [NoiseLevel; 2]) -> Tensor<D>,
+) -> Result<Tensor<D>, Interrupted> {
+    walk(x, levels, callback, |index, x, x_self_cond, [t, s]| {
+        let estimate = denoiser.denoise(x.clone(), t, x_self_cond);
+        (step(index, x, &estimate, [t, s]), estimate.x_start)
+    })
 }

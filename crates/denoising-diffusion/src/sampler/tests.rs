@@ -1,5 +1,12 @@
 //! Samplers on data whose denoiser is known exactly: a Gaussian.
 
+mod contract;
+mod mixture;
+mod order;
+mod repaint;
+mod solvers;
+mod stochastic;
+
 use std::ops::ControlFlow;
 
 use burn::tensor::{Device, Tensor};

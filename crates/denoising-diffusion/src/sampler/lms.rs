@@ -1,0 +1,38 @@
+//! Linear multistep, as k-diffusion has it.
+
+use burn::tensor::Tensor;
+
+use super::exponential::{eps_of, exponential_step};
+use super::lagrange::lagrange_integrals;
+use super::step::{Callback, Interrupted, walk_once};
+use crate::diffusion::{Denoiser, NoiseLevel};
+
+/// Slopes that a step is made from.
+const ORDER: usize = 4;
+
+/// From `x` at `levels[0]` to the last level: `d(x / alpha) / d(sigma / alpha) = eps` (Karras et al. 2022, arXiv:2206.00364, eq. 1), eps
+/// being the polynomial in `sigma / alpha` through the last four slopes, integrated exactly (Adams and Bashforth's method with steps of any
+/// length). One estimate per step. Fourth order but for its start: with one slope the first step is Euler's, the second has two.
+/// Ignores [`Estimate::renoise`](crate::diffusion::Estimate::renoise).
+pub fn lms<const D: usize>(
+    denoiser: &impl Denoiser<D>,
+    x: Tensor<D>,
+    levels: &[NoiseLevel],
+    callback: &mut Callback<'_, D>,
+) -> Result<Tensor<D>, Interrupted> {
+    // (sigma / alpha, eps), the newest first.
+    let mut slopes: Vec<(f64, Tensor<D>)> = Vec::new();
+    walk_once(denoiser, x, levels, callback, |_, x, estimate, [t, s]| {
+        let x_start = &estimate.x_start;
+        if t.alpha == 0.0 || s.is_clean() {
+            return exponential_step(x, x_start.clone(), [t, s]);
+        }
+        let (from, to) = (t.sigma / t.alpha, s.sigma / s.alpha);
+        slopes.insert(0, (from, eps_of(&x, x_start, t)));
+        slopes.truncate(ORDER);
+        let nodes: Vec<f64> = slopes.iter().map(|(node, _)| *node).collect();
+        let weights = lagrange_integrals(&nodes, [from, to], |_| 1.0);
+        let whole_step = slopes.iter().zip(weights).map(|((_, eps), weight)| eps.clone() * (weight * s.alpha));
+        whole_step.fold(x * (s.alpha / t.alpha), |x, part| x + part)
+    })
+}

@@ -1,0 +1,128 @@
+//! Filling in what is not known of an image (Lugmayr et al. 2022, "RePaint", arXiv:2201.09865, algorithm 1), over any levels of noise.
+
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+use super::ddim::ddim_step;
+use super::ddpm::{PosteriorVariance, ddpm_step};
+use super::noise_source::NoiseSource;
+use super::step::{Callback, Interrupted, Step};
+use crate::diffusion::{Denoiser, NoiseLevel};
+
+/// How often and how far back, and by which step down. The defaults are the paper's.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RePaint {
+    /// Levels that a jump goes back.
+    pub jump_length: usize,
+    /// Times that each stretch of `jump_length` levels is walked down: 1 is without jumps.
+    pub jump_n_sample: usize,
+    pub step: RePaintStep,
+}
+
+impl Default for RePaint {
+    fn default() -> Self {
+        Self { jump_length: 10, jump_n_sample: 10, step: RePaintStep::default() }
+    }
+}
+
+/// How a step down is made.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RePaintStep {
+    /// As in [`ddpm`](super::ddpm()).
+    Ddpm { posterior_variance: PosteriorVariance },
+    /// As in [`ddim`](super::ddim()).
+    Ddim { eta: f64 },
+}
+
+impl Default for RePaintStep {
+    fn default() -> Self {
+        Self::Ddpm { posterior_variance: PosteriorVariance::Small }
+    }
+}
+
+/// What is known.
+#[derive(Clone, Debug)]
+pub struct Known<const D: usize> {
+    /// The data, on the network's scale, `[b, c, ...]`; any finite value where it is not known.
+    pub x_start: Tensor<D>,
+    /// How much of it is known, from 0 (nothing) to 1, `[b, c, ...]` or `[b, 1, ...]`.
+    pub mask: Tensor<D>,
+}
+
+/// From `x` at `levels[0]` to the last level, keeping to what is known. After each step down to level s:
+/// `x_s = mask (alpha_s known + sigma_s z) + (1 - mask) x_s`. So that both parts come to agree, the walk jumps back and repeats:
+/// `x_t = (alpha_t / alpha_s) x_s + sqrt(variance of x_t given x_s) z`, as [`repaint_schedule`] says. If the last level is clean data,
+/// the result equals the known data where the mask is 1. Each draw takes the next number of the noise source, from 0.
+/// The callback counts steps down, repeated ones too.
+pub fn inpaint<const D: usize>(
+    denoiser: &impl Denoiser<D>,
+    mut x: Tensor<D>,
+    levels: &[NoiseLevel],
+    known: &Known<D>,
+    options: &RePaint,
+    noise: &mut impl NoiseSource<D>,
+    callback: &mut Callback<'_, D>,
+) -> Result<Tensor<D>, Interrupted> {
+    let visits = repaint_schedule(levels.len().saturating_sub(1), options);
+    let total = visits.windows(2).filter(|pair| pair[0] < pair[1]).count();
+    let dims = x.dims();
+    let mut numbers = 0..;
+    let mut draw = || noise.step(numbers.next().unwrap_or_default(), dims);
+    let (mut x_self_cond, mut done) = (None, 0);
+    for pair in visits.windows(2) {
+        let [t, s] = [levels[pair[0]], levels[pair[1]]];
+        if pair[1] < pair[0] {
+            x = x * (s.alpha / t.alpha) + draw() * s.variance_given(&t).sqrt();
+            continue;
+        }
+        let estimate = denoiser.denoise(x.clone(), t, x_self_cond.take());
+        x = match options.step {
+            RePaintStep::Ddpm { posterior_variance } => ddpm_step(x, &estimate, [t, s], posterior_variance, &mut draw),
+            RePaintStep::Ddim { eta } => ddim_step(x, &estimate, [t, s], eta, &mut draw),
+        };
+        x = known.put_into(x, s, &mut draw);
+        done += 1;
+        if callback(&Step { index: done - 1, total, x: &x, x_start: &estimate.x_start }).is_break() {
+            return Err(Interrupted { done, total });
+        }
+        x_self_cond = Some(estimate.x_start);
+    }
+    Ok(x)
+}
+
+impl<const D: usize> Known<D> {
+    fn put_into(&self, x: Tensor<D>, level: NoiseLevel, draw: impl FnOnce() -> Tensor<D>) -> Tensor<D> {
+        let known = if level.is_clean() {
+            self.x_start.clone()
+        } else {
+            self.x_start.clone() * level.alpha + draw() * level.sigma
+        };
+        known * self.mask.clone() + x * (1.0 - self.mask.clone())
+    }
+}
+
+/// The levels that [`inpaint`] visits, as indices into `steps + 1` levels: 0 first, `steps` last. An index above its predecessor, always by
+/// one, is a step down; one below, by `jump_length`, a jump back to more noise.
+///
+/// Jumps as in the authors' code (`get_schedule_jump`): counted from `steps - 1`, the last level with noise, every `jump_length`-th level is
+/// jumped back from `jump_n_sample - 1` times, if the jump ends at `levels[0]` at the earliest. From clean data nothing jumps.
+pub fn repaint_schedule(steps: usize, options: &RePaint) -> Vec<usize> {
+    let &RePaint { jump_length, jump_n_sample, .. } = options;
+    let mut visits = vec![0];
+    let mut jumps = vec![0; steps + 1];
+    let mut at = 0;
+    while at < steps {
+        at += 1;
+        visits.push(at);
+        let jumps_from_here =
+            at < steps && jump_length > 0 && (steps - 1 - at).is_multiple_of(jump_length) && at >= jump_length;
+        if jumps_from_here && jumps[at] + 1 < jump_n_sample {
+            jumps[at] += 1;
+            at -= jump_length;
+            visits.push(at);
+        }
+    }
+    visits
+}

@@ -1,0 +1,135 @@
+//! RePaint keeps what is known and makes the rest fit it.
+
+use std::cell::Cell;
+
+use burn::tensor::{Device, Tensor};
+
+use super::mixture::{FAMILIES, Family, Mixture, Mode, points, start, tensor, to_clean};
+use super::solvers::seeded;
+use crate::sampler::*;
+
+const STEPS: [RePaintStep; 2] =
+    [RePaintStep::Ddpm { posterior_variance: PosteriorVariance::Small }, RePaintStep::Ddim { eta: 0.5 }];
+
+/// Unit variances, correlation 0.9: given that the first number is v, the second is 0.9 v with variance 0.19.
+fn correlated(family: Family) -> Mixture {
+    let mode = Mode { weight: 1.0, mean: [0.0, 0.0], covariance: [1.0, 0.9, 1.0] };
+    Mixture { family, modes: vec![mode], calls: Cell::new(0) }
+}
+
+fn known(samples: usize, value: f64) -> Known<2> {
+    Known { x_start: tensor(&vec![[value, 7.0]; samples]), mask: tensor(&vec![[1.0, 0.0]; samples]) }
+}
+
+/// Mean and variance of the second number, given that the first is 1.
+fn conditional(options: RePaint) -> (f64, f64) {
+    let family = Family::VariancePreserving;
+    let levels = to_clean(family.log_spaced(10.0, 0.05, 24));
+    let samples = 2000;
+    let x = start(levels[0], samples);
+    let known = known(samples, 1.0);
+    let out = inpaint(&correlated(family), x, &levels, &known, &options, &mut seeded(), &mut ignore).unwrap();
+    let second: Vec<f64> = points(out).iter().map(|x| x[1]).collect();
+    let mean = second.iter().sum::<f64>() / samples as f64;
+    (mean, second.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / samples as f64)
+}
+
+#[test]
+fn resampling_brings_the_unknown_part_to_its_conditional_distribution() {
+    for step in STEPS {
+        let run = |jump_n_sample| conditional(RePaint { jump_length: 4, jump_n_sample, step });
+        let (without, with) = (run(1), run(8));
+        println!("{step:?} {without:?} {with:?}");
+        let error = |(mean, variance): (f64, f64)| (mean - 0.9).abs() + (variance - 0.19).abs();
+        assert!(error(without) > 0.3 && error(with) < 0.1, "{step:?} {without:?} {with:?}");
+    }
+}
+
+#[test]
+fn known_data_comes_back_exactly() {
+    for family in FAMILIES {
+        for step in STEPS {
+            for jump_n_sample in [1, 3] {
+                let options = RePaint { jump_length: 2, jump_n_sample, step };
+                let levels = to_clean(family.karras(10.0, 0.05, 8));
+                let (x, known) = (start(levels[0], 5), known(5, 0.123_456_7));
+                let noise = &mut seeded();
+                let out = inpaint(&correlated(family), x, &levels, &known, &options, noise, &mut ignore).unwrap();
+                for (out, known) in points(out).iter().zip(points(known.x_start)) {
+                    assert_eq!(out[0].to_bits(), known[0].to_bits());
+                    assert!(out[1].is_finite() && out[1] != known[1]);
+                }
+            }
+        }
+    }
+}
+
+/// One mask for all channels; half known is half of each.
+#[test]
+fn masks_spread_over_channels_and_may_be_soft() {
+    let family = Family::VariancePreserving;
+    let levels = to_clean(family.karras(10.0, 0.05, 8));
+    let x = start(levels[0], 3);
+    let x_start = tensor(&[[0.5, -0.25]; 3]);
+    let run = |mask: f64| {
+        let known = Known { x_start: x_start.clone(), mask: Tensor::full([3, 1], mask, &Device::flex()) };
+        let (mut last, options) = (Vec::new(), RePaint { jump_n_sample: 1, ..RePaint::default() });
+        let mut keep = |step: &Step<'_, 2>| {
+            last = points(step.x_start.clone());
+            std::ops::ControlFlow::Continue(())
+        };
+        let out = inpaint(&correlated(family), x.clone(), &levels, &known, &options, &mut seeded(), &mut keep).unwrap();
+        (points(out), last)
+    };
+    assert_eq!(run(1.0).0, points(x_start.clone()));
+    let (out, estimate) = run(0.5);
+    for ((out, estimate), known) in out.iter().zip(estimate).zip(points(x_start)) {
+        for k in 0..2 {
+            assert!((out[k] - 0.5 * (known[k] + estimate[k])).abs() < 1e-6);
+        }
+    }
+}
+
+/// Keeps the number of each draw.
+struct Numbers(Vec<usize>);
+
+impl NoiseSource<2> for Numbers {
+    fn step(&mut self, index: usize, dims: [usize; 2]) -> Tensor<2> {
+        self.0.push(index);
+        Tensor::zeros(dims, &Device::flex())
+    }
+}
+
+#[test]
+fn draws_are_numbered_and_steps_counted() {
+    let options = RePaint { jump_length: 2, jump_n_sample: 3, ..RePaint::default() };
+    let levels = to_clean(Family::Edm.karras(10.0, 0.05, 7));
+    let visits = repaint_schedule(8, &options);
+    let down = visits.windows(2).filter(|pair| pair[1] > pair[0]).count();
+    let (mut noise, mut seen) = (Numbers(Vec::new()), Vec::new());
+    let mut callback = |step: &Step<'_, 2>| {
+        seen.push((step.index, step.total));
+        std::ops::ControlFlow::Continue(())
+    };
+    let (x, known) = (start(levels[0], 1), known(1, 0.3));
+    inpaint(&correlated(Family::Edm), x, &levels, &known, &options, &mut noise, &mut callback).unwrap();
+    assert_eq!(seen, (0..down).map(|i| (i, down)).collect::<Vec<_>>());
+    // Two per step down but for the last, one per jump.
+    let jumps = visits.len() - 1 - down;
+    assert_eq!(noise.0, (0..2 * (down - 1) + jumps).collect::<Vec<_>>());
+    assert_eq!(jumps, 6);
+}
+
+#[test]
+fn the_schedule_jumps_as_in_the_paper() {
+    let jumps = |jump_length, jump_n_sample| RePaint { jump_length, jump_n_sample, ..RePaint::default() };
+    let down = |steps, options| repaint_schedule(steps, &options).windows(2).filter(|pair| pair[1] > pair[0]).count();
+    assert_eq!(repaint_schedule(6, &jumps(2, 2)), [0, 1, 2, 3, 1, 2, 3, 4, 5, 3, 4, 5, 6]);
+    assert_eq!(repaint_schedule(3, &jumps(1, 3)), [0, 1, 0, 1, 0, 1, 2, 1, 2, 1, 2, 3]);
+    for options in [jumps(10, 1), jumps(10, 0), jumps(0, 10)] {
+        assert_eq!(repaint_schedule(5, &options), [0, 1, 2, 3, 4, 5]);
+    }
+    assert_eq!(repaint_schedule(0, &RePaint::default()), [0]);
+    // The paper's 250 levels: 24 stretches of 10 steps, each repeated 9 times.
+    assert_eq!(down(250, RePaint::default()), 250 + 24 * 9 * 10);
+}
