@@ -46,6 +46,11 @@ def rand(*shape):
     return torch.rand(*shape, dtype=torch.float32).to(WORK)
 
 
+def given(values):
+    """Numbers as float32 holds them, in the pass's own dtype."""
+    return torch.as_tensor(values, dtype=torch.float32).to(WORK)
+
+
 def network(make, *args, **kwargs):
     """Constructs a module and moves every parameter away from values at which a mistake would not show.
 
@@ -64,9 +69,9 @@ def network(make, *args, **kwargs):
     return module.to(WORK).eval()
 
 
-def diffusion(model, **kwargs):
-    with float32_default():  # one of the schedules computes constants in the default dtype
-        return GaussianDiffusion(model, **kwargs).to(WORK)
+def diffusion(model, kind=GaussianDiffusion, **kwargs):
+    with float32_default():  # some of the schedules compute constants in the default dtype
+        return kind(model, **kwargs).to(WORK)
 
 
 def state_of(module, prefix="state."):

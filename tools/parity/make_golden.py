@@ -12,6 +12,12 @@ behind `grad_state.`; images are [b, c, h, w].
     sampling         single DDPM steps, DDPM and DDIM trajectories with their noise, interpolation, DDIM times
     ema, adam        sequences of ema-pytorch's EMA and of clipped Adam steps
     import           what model-1.pt (written by the reference's Trainer) and state_dict.pt must give
+    formulations     learned variance, weighted objective, candidates of noise: losses, gradients, trajectories
+    formulations_continuous, formulations_edm
+                     the same for the continuous-time forms, with their schedules, and for the EDM
+    guidance         classifier-free guidance, CFG++ and classifier guidance on drawn outputs of a network
+    cfg_unet         the class-conditional U-Net
+    import_diffusion what formulation_*.pt, state dicts of the diffusion classes, must give
 """
 
 import argparse
@@ -26,7 +32,12 @@ os.environ["TQDM_DISABLE"] = "1"
 
 import torch
 
+import checkpoints
+import continuous
 import diffusing
+import elucidated
+import formulations
+import guidance
 import networks
 import training
 from common import write
@@ -51,6 +62,12 @@ def main():
     write(folder, "ema", training.ema, compare=False)
     write(folder, "adam", training.adam, compare=False)
     write(folder, "import", training.checkpoints(folder), compare=False)
+    write(folder, "formulations", formulations.formulations)
+    write(folder, "formulations_continuous", continuous.continuous)
+    write(folder, "formulations_edm", elucidated.elucidated)
+    write(folder, "guidance", guidance.guidance)
+    write(folder, "cfg_unet", guidance.cfg_unet)
+    write(folder, "import_diffusion", checkpoints.checkpoints(folder))
 
     files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".pt"))
     for path in files:
