@@ -1,17 +1,17 @@
-//! From a network in eval behaviour to images: noise levels, sampler and batches chosen by a [`SampleConfig`]. Not here: the samplers
-//! themselves, and files.
+//! From a network in eval behaviour to images: noise levels, sampler, guidance and batches chosen by configurations. Not here: the
+//! samplers themselves, and files.
 
 use std::ops::ControlFlow;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use thiserror::Error;
 
-use crate::diffusion::GaussianDiffusion;
+use crate::diffusion::{Diffusion, GuidanceConfig, NetworkDenoiser, NoiseLevel};
 use crate::models::Network;
 use crate::nn::Eval;
 use crate::nn::params::host_values;
 use crate::report::ImageBatch;
-use crate::sampler::{Callback, Interrupted, SampleConfig, SamplerKind, SeededNoise, Step, ddim, ddpm};
+use crate::sampler::{Interrupted, SampleConfig, SeededNoise, Step};
 
 /// What samples are made of.
 #[derive(Clone, Debug)]
@@ -23,8 +23,24 @@ pub struct Request<'a> {
     pub count: usize,
     /// `[channels, height, width]`
     pub shape: [usize; 3],
-    /// x_T of every sample, `[count, c, h, w]` in row-major order, in place of noise drawn from the seed.
+    /// x_T of every sample, `[count, c, h, w]` in row-major order, in place of noise drawn from the seed. Of deviation 1, whatever the
+    /// formulation.
     pub init_noise: Option<&'a [f32]>,
+    /// The class of every sample, for networks that take classes.
+    pub classes: Option<&'a [u32]>,
+}
+
+/// A classifier: `scale grad_x ln p(y | x)` for x of a level and the classes y.
+pub type ClassifierGradient<'a> = dyn Fn(Tensor<4>, NoiseLevel, &[u32]) -> Tensor<4> + 'a;
+
+/// Draws images from a network.
+pub struct Generator<'a, M> {
+    pub model: &'a Eval<M>,
+    pub diffusion: &'a Diffusion,
+    pub guidance: GuidanceConfig,
+    /// What the network is guided away from in place of its own unconditional prediction.
+    pub weak: Option<&'a Eval<M>>,
+    pub classifier: Option<&'a ClassifierGradient<'a>>,
 }
 
 /// Where sampling stands.
@@ -39,6 +55,9 @@ pub struct Progress<'a> {
     pub x: &'a Tensor<4>,
 }
 
+/// What watches sampling; `Break` ends it.
+pub type Watch<'a> = dyn FnMut(&Progress<'_>) -> ControlFlow<()> + 'a;
+
 /// Why there are no samples.
 #[derive(Debug, Error, PartialEq)]
 pub enum GenerateError {
@@ -46,62 +65,120 @@ pub enum GenerateError {
     Interrupted(#[from] Interrupted),
     #[error("{count} samples of shape {shape:?} need {expected} values of initial noise, got {got}")]
     InitNoise { count: usize, shape: [usize; 3], expected: usize, got: usize },
+    #[error("{count} samples need {count} classes, got {got}")]
+    Classes { count: usize, got: usize },
+    #[error("class {class} was asked for, the network knows classes 0 to {last}")]
+    UnknownClass { class: u32, last: usize },
     #[error("sample {sample} is not finite: the network's output is NaN or infinite")]
     NonFinite { sample: usize },
 }
 
-/// Draws `request.count` images, in the data's range and before any rounding. A sample depends on the seed and its number; the size
-/// of the batch changes it by rounding alone. A value that is not finite is an error, never a picture.
-pub fn generate<M: Network<4>>(
-    model: &Eval<M>,
-    diffusion: &GaussianDiffusion,
-    request: &Request<'_>,
-    device: &Device,
-    progress: &mut dyn FnMut(&Progress<'_>) -> ControlFlow<()>,
-) -> Result<ImageBatch, GenerateError> {
-    let [c, h, w] = request.shape;
-    let (count, size) = (request.count, c * h * w);
-    if let Some(noise) = request.init_noise
-        && noise.len() != count * size
-    {
-        let (shape, expected, got) = (request.shape, count * size, noise.len());
-        return Err(GenerateError::InitNoise { count, shape, expected, got });
-    }
-    let mut data = Vec::with_capacity(count * size);
-    for first in (0..count).step_by(request.sample.sample_batch_size) {
-        let b = request.sample.sample_batch_size.min(count - first);
-        let mut noise = SeededNoise::new(request.seed, first as u64, device);
-        let x = match request.init_noise {
-            Some(values) => {
-                let values = values[first * size..(first + b) * size].to_vec();
-                Tensor::from_data(TensorData::new(values, [b, c, h, w]), device)
-            }
-            None => noise.init([b, c, h, w]),
-        };
-        let mut callback = |step: &Step<'_, 4>| {
-            progress(&Progress { images_done: first, step: step.index + 1, steps: step.total, x: step.x })
-        };
-        let x = run_sampler(model, diffusion, request.sample, x, &mut noise, &mut callback)?;
-        data.extend(host_values(diffusion.unnormalize(x)));
-    }
-    if let Some(at) = data.iter().position(|value| !value.is_finite()) {
-        return Err(GenerateError::NonFinite { sample: at / size });
-    }
-    Ok(ImageBatch { shape: [count, c, h, w], data })
+/// One batch of samples in the making.
+pub struct SampleBatch<'a, M> {
+    pub denoiser: NetworkDenoiser<'a, 4, M>,
+    /// Number of its first sample.
+    pub first: usize,
+    /// Standard normal, `[b, c, h, w]`.
+    pub init: Tensor<4>,
+    pub noise: SeededNoise,
 }
 
-fn run_sampler<M: Network<4>>(
-    model: &Eval<M>,
-    diffusion: &GaussianDiffusion,
-    config: &SampleConfig,
-    x: Tensor<4>,
-    noise: &mut SeededNoise,
-    callback: &mut Callback<'_, 4>,
-) -> Result<Tensor<4>, Interrupted> {
-    let denoiser = diffusion.denoiser(model);
-    let levels = diffusion.spaced_levels(config.steps(diffusion.config().timesteps));
-    match config.sampler {
-        SamplerKind::Ddpm => ddpm(&denoiser, x, &levels, config.posterior_variance, noise, callback),
-        SamplerKind::Ddim => ddim(&denoiser, x, &levels, config.ddim_sampling_eta, noise, callback),
+impl<'a, M: Network<4>> Generator<'a, M> {
+    /// Without guidance.
+    pub fn new(model: &'a Eval<M>, diffusion: &'a Diffusion) -> Self {
+        Self { model, diffusion, guidance: GuidanceConfig::default(), weak: None, classifier: None }
+    }
+
+    /// Draws `request.count` images, in the data's range and before any rounding. A sample depends on the seed and its number; the size
+    /// of the batch changes it by rounding alone. A value that is not finite is an error, never a picture.
+    ///
+    /// # Errors
+    /// [`GenerateError`].
+    pub fn generate(
+        &self,
+        request: &Request<'_>,
+        device: &Device,
+        watch: &mut Watch<'_>,
+    ) -> Result<ImageBatch, GenerateError> {
+        let config = request.sample;
+        let steps = config.steps(self.diffusion.config());
+        self.in_batches(request, device, |mut batch| {
+            let levels = batch.denoiser.levels(config.noise_levels, steps, config.karras_rho);
+            let x = batch.init * self.diffusion.formulation().init_deviation();
+            let mut callback = |step: &Step<'_, 4>| {
+                watch(&Progress { images_done: batch.first, step: step.index + 1, steps: step.total, x: step.x })
+            };
+            config.run(&batch.denoiser, x, &levels, &mut batch.noise, &mut callback)
+        })
+    }
+
+    /// Whatever makes samples of noise batch by batch; what `make` returns is on the network's scale.
+    ///
+    /// # Errors
+    /// [`GenerateError`].
+    pub fn in_batches(
+        &self,
+        request: &Request<'_>,
+        device: &Device,
+        mut make: impl FnMut(SampleBatch<'a, M>) -> Result<Tensor<4>, Interrupted>,
+    ) -> Result<ImageBatch, GenerateError>
+    where
+        Self: 'a,
+    {
+        self.check(request)?;
+        let [c, h, w] = request.shape;
+        let (count, size) = (request.count, c * h * w);
+        let mut data = Vec::with_capacity(count * size);
+        for first in (0..count).step_by(request.sample.sample_batch_size) {
+            let b = request.sample.sample_batch_size.min(count - first);
+            let noise = SeededNoise::new(request.seed, first as u64, device);
+            let init = match request.init_noise {
+                Some(values) => {
+                    let values = values[first * size..(first + b) * size].to_vec();
+                    Tensor::from_data(TensorData::new(values, [b, c, h, w]), device)
+                }
+                None => noise.init([b, c, h, w]),
+            };
+            let denoiser = self.denoiser(request.classes.map(|classes| &classes[first..first + b]));
+            let x = make(SampleBatch { denoiser, first, init, noise })?;
+            data.extend(host_values(self.diffusion.unnormalize(x)));
+        }
+        if let Some(at) = data.iter().position(|value| !value.is_finite()) {
+            return Err(GenerateError::NonFinite { sample: at / size });
+        }
+        Ok(ImageBatch { shape: [count, c, h, w], data })
+    }
+
+    /// The guided denoiser of a batch of these classes.
+    fn denoiser(&self, classes: Option<&[u32]>) -> NetworkDenoiser<'a, 4, M> {
+        let mut denoiser = self.diffusion.denoiser(self.model).guided(&self.guidance);
+        if let Some(classes) = classes {
+            denoiser = denoiser.with_classes(classes.to_vec());
+            if let Some(gradient) = self.classifier {
+                let classes = classes.to_vec();
+                denoiser = denoiser.with_push(Box::new(move |x, level| gradient(x, level, &classes)));
+            }
+        }
+        match self.weak {
+            Some(weak) => denoiser.with_weak(weak),
+            None => denoiser,
+        }
+    }
+
+    fn check(&self, request: &Request<'_>) -> Result<(), GenerateError> {
+        let (count, shape) = (request.count, request.shape);
+        let expected = count * shape.iter().product::<usize>();
+        if let Some(got) = request.init_noise.map(<[f32]>::len).filter(|&got| got != expected) {
+            return Err(GenerateError::InitNoise { count, shape, expected, got });
+        }
+        let Some(classes) = request.classes else { return Ok(()) };
+        if classes.len() != count {
+            return Err(GenerateError::Classes { count, got: classes.len() });
+        }
+        let known = self.model.num_classes();
+        match classes.iter().find(|&&class| self.classifier.is_none() && class as usize > known) {
+            Some(&class) => Err(GenerateError::UnknownClass { class, last: known.saturating_sub(1) }),
+            None => Ok(()),
+        }
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::data::ImageShape;
-use crate::diffusion::{GaussianConfig, GaussianConfigError, GaussianDiffusion};
+use crate::diffusion::{Diffusion, DiffusionConfig, DiffusionConfigError};
 use crate::interop::{self, InteropError, Metadata, StateDict};
 use crate::models::{Unet, UnetConfig, UnetConfigError};
 use crate::nn::params::{self, ParamsError};
@@ -46,7 +46,7 @@ pub struct ModelCard {
     /// Version of the library that wrote it.
     pub version: String,
     pub network: NetworkConfig,
-    pub diffusion: GaussianConfig,
+    pub diffusion: DiffusionConfig,
     /// The schedule, where it has no name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub betas: Option<Vec<f64>>,
@@ -81,18 +81,18 @@ pub enum ModelFileError {
     #[error("the model card describes no network")]
     Network(#[from] UnetConfigError),
     #[error("the model card describes no diffusion")]
-    Diffusion(#[from] GaussianConfigError),
+    Diffusion(#[from] DiffusionConfigError),
     #[error("the weights do not fit the network that the model card describes")]
     Weights(#[from] ParamsError),
 }
 
 impl ModelCard {
     /// The formulation.
-    pub fn diffusion(&self) -> Result<GaussianDiffusion, GaussianConfigError> {
-        match &self.betas {
-            Some(betas) => GaussianDiffusion::with_betas(&self.diffusion, betas.clone()),
-            None => GaussianDiffusion::new(&self.diffusion),
-        }
+    ///
+    /// # Errors
+    /// A card that contradicts itself.
+    pub fn diffusion(&self) -> Result<Diffusion, DiffusionConfigError> {
+        Diffusion::with_betas(&self.diffusion, self.betas.clone())
     }
 }
 

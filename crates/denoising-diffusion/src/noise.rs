@@ -31,6 +31,8 @@ pub enum Purpose {
     HeldOut = 9,
     /// Draws of metrics (subsets, resampling, directions); index and part: the metric's own.
     Evaluation = 10,
+    /// Whether a training example keeps its condition; index as above.
+    DropCondition = 11,
 }
 
 /// One stream of random numbers.
@@ -71,6 +73,11 @@ impl Stream {
     /// Uniform in the open interval (0, 1), never 0 or 1.
     pub fn uniform(&mut self) -> f64 {
         (f64::from(self.next_u32()) + 0.5) / 4_294_967_296.0
+    }
+
+    /// The same from 52 random bits.
+    pub fn uniform_f64(&mut self) -> f64 {
+        ((self.next_u64() >> 12) as f64 + 0.5) / (1_u64 << 52) as f64
     }
 
     /// Uniform in 0..n (n at most 2^32; the bias is below n / 2^64).

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::data::{DataConfig, DataError, ImageShape};
-use crate::diffusion::{GaussianConfig, GaussianConfigError};
+use crate::diffusion::{Diffusion, DiffusionConfig, DiffusionConfigError, GuidanceConfig};
 use crate::eval::config::{EvaluateConfig, EvaluateConfigError};
 use crate::models::{UnetConfig, UnetConfigError};
 use crate::sampler::{SampleConfig, SampleConfigError};
@@ -18,10 +18,11 @@ pub struct Recipe {
     pub data: DataConfig,
     /// Its `channels` follow the data and are no key of a recipe.
     pub unet: UnetConfig,
-    pub diffusion: GaussianConfig,
+    pub diffusion: DiffusionConfig,
     pub train: TrainConfig,
     pub ema: EmaConfig,
     pub sample: SampleConfig,
+    pub guidance: GuidanceConfig,
     pub evaluate: EvaluateConfig,
 }
 
@@ -33,20 +34,20 @@ pub enum RecipeError {
     #[error("`unet.channels` follows the data: set `channels` in the section [data]")]
     UnetChannels,
     #[error(
-        "`learned_sinusoidal_cond` and `random_fourier_features` are made for continuous noise levels; Gaussian diffusion \
-         numbers its levels 0..T"
+        "`learned_sinusoidal_cond` and `random_fourier_features` are made for noise levels between about -15 and 15; \
+         `diffusion = \"{formulation}\"` numbers them up to a thousand"
     )]
-    FourierTime,
+    FourierTime { formulation: &'static str },
     #[error(
-        "the network gives {got} channels where Gaussian diffusion needs those of the data, {expected}: unset `{key}`"
+        "`{key}` gives the network {got} channels of output where `diffusion = \"{formulation}\"` needs {expected}: unset it"
     )]
-    OutChannels { key: &'static str, expected: usize, got: usize },
+    OutChannels { key: &'static str, formulation: &'static str, expected: usize, got: usize },
     #[error(transparent)]
     Data(#[from] DataError),
     #[error(transparent)]
     Unet(#[from] UnetConfigError),
     #[error(transparent)]
-    Diffusion(#[from] GaussianConfigError),
+    Diffusion(#[from] DiffusionConfigError),
     #[error(transparent)]
     Train(#[from] TrainConfigError),
     #[error(transparent)]
@@ -81,21 +82,30 @@ impl Recipe {
         self.diffusion.validate()?;
         self.train.validate()?;
         self.ema.validate()?;
-        self.sample.validate(self.diffusion.timesteps)?;
-        self.evaluate.validate(self.diffusion.timesteps)?;
-        if self.unet.fourier_time() {
-            return Err(RecipeError::FourierTime);
+        self.sample.validate(&self.diffusion)?;
+        self.guidance.validate()?;
+        self.evaluate.validate(&self.sample, &self.diffusion)?;
+        let diffusion = Diffusion::new(&self.diffusion)?;
+        if self.unet.fourier_time() && diffusion.formulation().tells_large_times() {
+            return Err(RecipeError::FourierTime { formulation: self.diffusion.formulation.name() });
         }
         Ok(())
     }
 
     /// The network's options for data of a shape, checked against it.
     pub fn unet_for(&self, shape: ImageShape) -> Result<UnetConfig, RecipeError> {
-        let unet = UnetConfig { channels: shape.channels, ..self.unet.clone() };
+        let mut unet = UnetConfig { channels: shape.channels, ..self.unet.clone() };
         unet.check_size(shape.height, shape.width)?;
-        if unet.out_channels() != unet.channels {
-            let key = if unet.out_dim.is_some() { "out_dim" } else { "learned_variance" };
-            return Err(RecipeError::OutChannels { key, expected: unet.channels, got: unet.out_channels() });
+        // The formulation decides the output, unless the recipe insists.
+        let expected = self.diffusion.out_channels(unet.channels);
+        let key = if unet.out_dim.is_some() { "out_dim" } else { "learned_variance" };
+        let insists = unet.out_dim.is_some() || unet.learned_variance;
+        if insists && unet.out_channels() != expected {
+            let (formulation, got) = (self.diffusion.formulation.name(), unet.out_channels());
+            return Err(RecipeError::OutChannels { key, formulation, expected, got });
+        }
+        if expected != unet.out_channels() {
+            unet.out_dim = Some(expected);
         }
         Ok(unet)
     }
@@ -143,7 +153,7 @@ mod tests {
     fn combinations_without_sense_are_refused() {
         let mut recipe = Recipe::default();
         recipe.unet.random_fourier_features = true;
-        assert!(matches!(recipe.validate(), Err(RecipeError::FourierTime)));
+        assert!(matches!(recipe.validate(), Err(RecipeError::FourierTime { .. })));
         let mut recipe = Recipe::default();
         recipe.unet.learned_variance = true;
         let shape = ImageShape { channels: 3, height: 32, width: 32 };

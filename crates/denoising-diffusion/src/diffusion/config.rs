@@ -1,142 +1,369 @@
-//! The options of [`GaussianDiffusion`](super::GaussianDiffusion) and their checks. Not here: the tables and the loss.
+//! The options of a formulation and of training with it, as one flat table of keys: `diffusion = "NAME"`, the options of that
+//! formulation, and those that all share. [`FormulationConfig`] is the list of formulations.
 
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
+use serde_json::{Map, Value};
 
-/// What the network predicts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Objective {
-    /// The noise `eps` (Ho et al. 2020).
-    #[serde(rename = "pred_noise", alias = "eps")]
-    PredNoise,
-    /// The clean data `x_start`.
-    #[serde(rename = "pred_x0", alias = "x_start")]
-    PredX0,
-    /// The velocity `v = sqrt(alphas_cumprod) eps - sqrt(1 - alphas_cumprod) x_start` (Salimans and Ho 2022, appendix D).
-    #[default]
-    #[serde(rename = "pred_v", alias = "v")]
-    PredV,
+use super::continuous_time::{ContinuousTimeConfig, SimpleConfig};
+use super::elucidated::{Elucidated, ElucidatedConfig};
+use super::error::{DiffusionConfigError, check};
+use super::formulation::{Formulation, Output};
+use super::gaussian::{GaussianConfig, GaussianDiffusion};
+use super::learned_variance::LearnedVarianceConfig;
+use super::rectified_flow::{RectifiedFlow, RectifiedFlowConfig};
+use super::schedule::{ScheduleConfig, Tables};
+use super::weighted_objective::WeightedObjectiveConfig;
+
+/// Which formulation, with its own options.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "diffusion", rename_all = "snake_case")]
+pub enum FormulationConfig {
+    Gaussian(GaussianConfig),
+    LearnedVariance(LearnedVarianceConfig),
+    WeightedObjective(WeightedObjectiveConfig),
+    ContinuousTime(ContinuousTimeConfig),
+    Simple(SimpleConfig),
+    Elucidated(ElucidatedConfig),
+    RectifiedFlow(RectifiedFlowConfig),
 }
 
-/// How noise grows with `t`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BetaSchedule {
-    /// `betas` linear from `1e-4` to `0.02`, both times `1000 / T` (Ho et al. 2020).
-    Linear,
-    /// `alphas_cumprod` a squared cosine with offset `s` (Nichol and Dhariwal 2021, eq. 17).
-    Cosine,
-    /// `alphas_cumprod` a sigmoid cut out between `start` and `end`, of temperature `tau` (Jabri et al. 2022, algorithm 5).
-    #[default]
-    Sigmoid,
+impl Default for FormulationConfig {
+    fn default() -> Self {
+        Self::Gaussian(GaussianConfig::default())
+    }
 }
 
-/// Options of [`GaussianDiffusion`](super::GaussianDiffusion); `Default` is the reference's default.
+impl FormulationConfig {
+    /// Every formulation with its default options.
+    pub fn all() -> [Self; 7] {
+        [
+            Self::Gaussian(GaussianConfig::default()),
+            Self::LearnedVariance(LearnedVarianceConfig::default()),
+            Self::WeightedObjective(WeightedObjectiveConfig::default()),
+            Self::ContinuousTime(ContinuousTimeConfig::default()),
+            Self::Simple(SimpleConfig::default()),
+            Self::Elucidated(ElucidatedConfig::default()),
+            Self::RectifiedFlow(RectifiedFlowConfig::default()),
+        ]
+    }
+
+    /// The word of configurations.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Gaussian(_) => "gaussian",
+            Self::LearnedVariance(_) => "learned_variance",
+            Self::WeightedObjective(_) => "weighted_objective",
+            Self::ContinuousTime(_) => "continuous_time",
+            Self::Simple(_) => "simple",
+            Self::Elucidated(_) => "elucidated",
+            Self::RectifiedFlow(_) => "rectified_flow",
+        }
+    }
+
+    /// One line for people.
+    pub fn about(&self) -> &'static str {
+        match self {
+            Self::Gaussian(_) => "T noise levels; predicts noise, data or v (Ho et al. 2020)",
+            Self::LearnedVariance(_) => "the same, with a learned variance of each step (Nichol and Dhariwal 2021)",
+            Self::WeightedObjective(_) => "the same, mixing predicted noise and data by learned weights",
+            Self::ContinuousTime(_) => "log-SNR linear, cosine or learned over continuous t (Kingma et al. 2021)",
+            Self::Simple(_) => "log-SNR a cosine, shifted for the size of the images (Hoogeboom et al. 2023)",
+            Self::Elucidated(_) => "EDM: preconditioned network, log-normal sigma (Karras et al. 2022)",
+            Self::RectifiedFlow(_) => {
+                "flow matching: straight paths, predicted velocity (Liu et al. 2022, Esser et al. 2024)"
+            }
+        }
+    }
+
+    /// Options in discrete time.
+    pub fn schedule(&self) -> Option<&ScheduleConfig> {
+        match self {
+            Self::Gaussian(config) => Some(&config.schedule),
+            Self::LearnedVariance(config) => Some(&config.schedule),
+            Self::WeightedObjective(config) => Some(&config.schedule),
+            _ => None,
+        }
+    }
+
+    /// Checks the formulation's own options.
+    fn validate(&self) -> Result<(), DiffusionConfigError> {
+        match self {
+            Self::Gaussian(config) => config.validate(),
+            Self::LearnedVariance(config) => config.validate(),
+            Self::WeightedObjective(config) => config.validate(),
+            Self::ContinuousTime(config) => config.validate(),
+            Self::Simple(config) => config.validate(),
+            Self::Elucidated(config) => config.validate(),
+            Self::RectifiedFlow(config) => config.validate(),
+        }
+    }
+
+    /// Of valid options; `betas` in place of the named schedule.
+    pub(super) fn build(&self, betas: Option<Vec<f64>>) -> Result<Box<dyn Formulation>, DiffusionConfigError> {
+        let tables = |schedule: &ScheduleConfig| match &betas {
+            Some(betas) if betas.len() != schedule.timesteps => Err(DiffusionConfigError::Timesteps(betas.len())),
+            Some(betas) => Ok(Tables::from_betas(betas.clone())),
+            None => Ok(Tables::new(schedule)),
+        };
+        if betas.is_some() && self.schedule().is_none() {
+            return Err(DiffusionConfigError::BetasWithoutTable { formulation: self.name() });
+        }
+        Ok(match self {
+            Self::Gaussian(c) => Box::new(GaussianDiffusion::with_tables(tables(&c.schedule)?, c.objective)),
+            Self::LearnedVariance(c) => Box::new(c.build(tables(&c.schedule)?)),
+            Self::WeightedObjective(c) => Box::new(c.build(tables(&c.schedule)?)),
+            Self::ContinuousTime(c) => Box::new(c.build()),
+            Self::Simple(c) => Box::new(c.build()),
+            Self::Elucidated(c) => Box::new(Elucidated(*c)),
+            Self::RectifiedFlow(c) => Box::new(RectifiedFlow(*c)),
+        })
+    }
+
+    /// Its keys, those without a default included.
+    fn keys(&self) -> Vec<String> {
+        keys_of(self).into_iter().filter(|key| key != TAG).collect()
+    }
+}
+
+fn keys_of(options: &impl Serialize) -> Vec<String> {
+    let Ok(Value::Object(keys)) = serde_json::to_value(options) else { return Vec::new() };
+    keys.into_iter().map(|(key, _)| key).collect()
+}
+
+const TAG: &str = "diffusion";
+
+/// A formulation and the options that all formulations share; `Default` is the reference's default.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Map<String, Value>", into = "Map<String, Value>")]
+pub struct DiffusionConfig {
+    pub formulation: FormulationConfig,
+    pub shared: SharedConfig,
+}
+
+/// The options that all formulations share.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct GaussianConfig {
-    /// `T`, the number of noise levels.
-    pub timesteps: usize,
-    pub objective: Objective,
-    pub beta_schedule: BetaSchedule,
-    /// Offset of the cosine schedule (0.008 if absent).
-    pub cosine_s: Option<f64>,
-    /// Where the sigmoid is cut off on the left (-3 if absent).
-    pub sigmoid_start: Option<f64>,
-    /// Where the sigmoid is cut off on the right (3 if absent).
-    pub sigmoid_end: Option<f64>,
-    /// Temperature of the sigmoid (1 if absent).
-    pub sigmoid_tau: Option<f64>,
+pub struct SharedConfig {
     /// Data lie in [0, 1] and are mapped to [-1, 1] for the network, samples back; without it data are taken as they are.
     pub auto_normalize: bool,
     /// Strength of noise that is constant over each channel (about 0.1 lets samples be very dark or bright); 0 is off.
     pub offset_noise_strength: f64,
-    /// Weighs the loss by `min(SNR, gamma)` (Hang et al. 2023).
-    pub min_snr_loss_weight: bool,
+    /// Weighs the loss as one on `x_start` weighed by `min(SNR, gamma)` (Hang et al. 2023); absent: only for `simple`.
+    pub min_snr_loss_weight: Option<bool>,
     /// `gamma` of the above.
     pub min_snr_gamma: f64,
     /// Assigns noise to the images of a batch so that the sum of distances is least (Li et al. 2024).
     pub immiscible: bool,
+    /// Draws so many noises per image and trains on the one of least loss (forward explorative modelling); 1 is off.
+    pub xm_candidates: usize,
 }
 
-impl Default for GaussianConfig {
+impl Default for SharedConfig {
     fn default() -> Self {
         Self {
-            timesteps: 1000,
-            objective: Objective::default(),
-            beta_schedule: BetaSchedule::default(),
-            cosine_s: None,
-            sigmoid_start: None,
-            sigmoid_end: None,
-            sigmoid_tau: None,
             auto_normalize: true,
             offset_noise_strength: 0.0,
-            min_snr_loss_weight: false,
+            min_snr_loss_weight: None,
             min_snr_gamma: 5.0,
             immiscible: false,
+            xm_candidates: 1,
         }
     }
 }
 
-/// Why a [`GaussianConfig`] describes no diffusion.
-#[derive(Clone, Debug, PartialEq, Error)]
-pub enum GaussianConfigError {
-    #[error("`timesteps` must be at least 2 (one step of noise cannot be undone in steps), got {0}")]
-    Timesteps(usize),
-    #[error("`{key}` belongs to `beta_schedule = \"{belongs_to}\"`, but the schedule is \"{schedule}\"")]
-    OtherSchedule { key: &'static str, belongs_to: &'static str, schedule: &'static str },
-    #[error("`{key}` must be {expected}, got {got}")]
-    Value { key: &'static str, expected: &'static str, got: f64 },
-}
-
-impl BetaSchedule {
-    /// The schedule's name in configurations.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Linear => "linear",
-            Self::Cosine => "cosine",
-            Self::Sigmoid => "sigmoid",
-        }
+impl Default for DiffusionConfig {
+    fn default() -> Self {
+        FormulationConfig::default().into()
     }
 }
 
-impl GaussianConfig {
+impl From<FormulationConfig> for DiffusionConfig {
+    fn from(formulation: FormulationConfig) -> Self {
+        Self { formulation, shared: SharedConfig::default() }
+    }
+}
+
+impl From<GaussianConfig> for DiffusionConfig {
+    fn from(config: GaussianConfig) -> Self {
+        FormulationConfig::Gaussian(config).into()
+    }
+}
+
+impl DiffusionConfig {
     /// Refuses options that contradict each other or have no meaning.
-    pub fn validate(&self) -> Result<(), GaussianConfigError> {
-        if self.timesteps < 2 {
-            return Err(GaussianConfigError::Timesteps(self.timesteps));
+    ///
+    /// # Errors
+    /// [`DiffusionConfigError`].
+    pub fn validate(&self) -> Result<(), DiffusionConfigError> {
+        self.formulation.validate()?;
+        let SharedConfig { min_snr_gamma: gamma, offset_noise_strength: offset, xm_candidates, .. } = self.shared;
+        check(gamma.is_finite() && gamma > 0.0, "min_snr_gamma", "a number above 0", gamma)?;
+        check(offset.is_finite() && offset >= 0.0, "offset_noise_strength", "a number of at least 0", offset)?;
+        check(xm_candidates >= 1, "xm_candidates", "at least 1", xm_candidates as f64)?;
+        let refuse =
+            |option, with: &str, why| Err(DiffusionConfigError::Contradiction { option, with: with.to_string(), why });
+        let name = format!("`diffusion = \"{}\"`", self.formulation.name());
+        match &self.formulation {
+            FormulationConfig::LearnedVariance(_) if offset > 0.0 => refuse(
+                "offset_noise_strength",
+                &name,
+                "the bound that trains the variance is one of white noise, the same in every pixel",
+            ),
+            FormulationConfig::WeightedObjective(_) if self.shared.min_snr_loss_weight == Some(true) => refuse(
+                "min_snr_loss_weight",
+                &name,
+                "its loss is a sum of errors of noise and of data, which no single weight turns into one of data",
+            ),
+            _ if self.shared.immiscible && xm_candidates > 1 => refuse(
+                "immiscible",
+                "`xm_candidates` above 1",
+                "one hands out noise by its distance, the other by its loss; only one of them can choose",
+            ),
+            _ => Ok(()),
         }
-        self.check_schedule_parameters()?;
-        let value = |ok: bool, key, expected, got| {
-            if ok { Ok(()) } else { Err(GaussianConfigError::Value { key, expected, got }) }
-        };
-        let finite = |x: f64| x.is_finite();
-        let (s, gamma, offset) = (self.cosine_s.unwrap_or(0.008), self.min_snr_gamma, self.offset_noise_strength);
-        let (start, end) = (self.sigmoid_start.unwrap_or(-3.0), self.sigmoid_end.unwrap_or(3.0));
-        let tau = self.sigmoid_tau.unwrap_or(1.0);
-        value(finite(s) && s >= 0.0, "cosine_s", "a number of at least 0", s)?;
-        value(finite(start) && finite(end) && start < end, "sigmoid_start", "below `sigmoid_end`", start)?;
-        value(finite(tau) && tau > 0.0, "sigmoid_tau", "a number above 0", tau)?;
-        value(finite(gamma) && gamma > 0.0, "min_snr_gamma", "a number above 0", gamma)?;
-        value(finite(offset) && offset >= 0.0, "offset_noise_strength", "a number of at least 0", offset)
     }
 
-    fn check_schedule_parameters(&self) -> Result<(), GaussianConfigError> {
-        let given = [
-            ("cosine_s", self.cosine_s, BetaSchedule::Cosine),
-            ("sigmoid_start", self.sigmoid_start, BetaSchedule::Sigmoid),
-            ("sigmoid_end", self.sigmoid_end, BetaSchedule::Sigmoid),
-            ("sigmoid_tau", self.sigmoid_tau, BetaSchedule::Sigmoid),
-        ];
-        for (key, value, belongs_to) in given {
-            if value.is_some() && self.beta_schedule != belongs_to {
-                return Err(GaussianConfigError::OtherSchedule {
-                    key,
-                    belongs_to: belongs_to.name(),
-                    schedule: self.beta_schedule.name(),
-                });
-            }
+    /// Whether the loss is weighed by `min(SNR, gamma)`.
+    pub fn min_snr(&self) -> Option<f64> {
+        let default = matches!(self.formulation, FormulationConfig::Simple(_));
+        self.shared.min_snr_loss_weight.unwrap_or(default).then_some(self.shared.min_snr_gamma)
+    }
+
+    /// T, if there are only so many noise levels.
+    pub fn timesteps(&self) -> Option<usize> {
+        self.formulation.schedule().map(|schedule| schedule.timesteps)
+    }
+
+    /// Steps of ancestral sampling where nobody says how many. For valid options.
+    pub fn default_steps(&self) -> usize {
+        self.timesteps().unwrap_or_else(|| self.formulation.build(None).map_or(1, |built| built.default_steps()))
+    }
+
+    /// Channels of the output of a network for data of `channels`.
+    pub fn out_channels(&self, channels: usize) -> usize {
+        match &self.formulation {
+            FormulationConfig::LearnedVariance(config) => Output::WithVariance(config.variance).channels(channels),
+            FormulationConfig::WeightedObjective(config) => Output::Weighted(config.weights).channels(channels),
+            _ => channels,
         }
-        Ok(())
+    }
+
+    /// Fills in what the size of the data decides.
+    pub fn for_size(&self, height: usize, width: usize) -> Self {
+        let mut config = self.clone();
+        if let FormulationConfig::Simple(simple) = &mut config.formulation {
+            simple.image_d.get_or_insert(((height * width) as f64).sqrt());
+        }
+        config
+    }
+}
+
+/// Without the keys that have no value.
+impl From<DiffusionConfig> for Map<String, Value> {
+    fn from(config: DiffusionConfig) -> Self {
+        let table = |value: Result<Value, serde_json::Error>| match value {
+            Ok(Value::Object(table)) => table,
+            _ => Self::new(),
+        };
+        let mut all = table(serde_json::to_value(&config.formulation));
+        all.extend(table(serde_json::to_value(&config.shared)));
+        all.retain(|_, value| !value.is_null());
+        all
+    }
+}
+
+impl TryFrom<Map<String, Value>> for DiffusionConfig {
+    type Error = DiffusionConfigError;
+
+    fn try_from(mut keys: Map<String, Value>) -> Result<Self, DiffusionConfigError> {
+        let name = match keys.remove(TAG) {
+            Some(Value::String(name)) => name,
+            Some(other) => other.to_string(),
+            None => FormulationConfig::default().name().to_string(),
+        };
+        let all = FormulationConfig::all();
+        let names = || all.iter().map(FormulationConfig::name).collect::<Vec<_>>().join(", ");
+        let Some(formulation) = all.iter().find(|formulation| formulation.name() == name) else {
+            return Err(DiffusionConfigError::UnknownFormulation { name, known: names() });
+        };
+        let shared_keys = keys_of(&SharedConfig::default());
+        let (shared, mut own): (Vec<_>, Map<_, _>) = {
+            let (shared, own): (Vec<_>, Vec<_>) = keys.into_iter().partition(|(key, _)| shared_keys.contains(key));
+            (shared, own.into_iter().collect())
+        };
+        let known = formulation.keys();
+        if let Some(key) = own.keys().find(|key| !known.contains(key)) {
+            let owners = all.iter().filter(|other| other.keys().contains(key)).map(FormulationConfig::name).collect();
+            return Err(DiffusionConfigError::UnknownKey {
+                key: key.clone(),
+                formulation: formulation.name(),
+                owners,
+                known: known.join(", "),
+            });
+        }
+        own.insert(TAG.to_string(), name.into());
+        let wrong = |error: serde_json::Error| DiffusionConfigError::Malformed(error.to_string());
+        Ok(Self {
+            formulation: serde_json::from_value(Value::Object(own)).map_err(wrong)?,
+            shared: serde_json::from_value(Value::Object(shared.into_iter().collect())).map_err(wrong)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<DiffusionConfig, String> {
+        toml::from_str(text).map_err(|error: toml::de::Error| error.to_string())
+    }
+
+    #[test]
+    fn every_formulation_reads_what_it_writes() {
+        for formulation in FormulationConfig::all() {
+            let config = DiffusionConfig::from(formulation);
+            assert_eq!(config.validate(), Ok(()));
+            let text = toml::to_string(&config).unwrap();
+            assert!(text.contains(&format!("diffusion = \"{}\"", config.formulation.name())), "{text}");
+            assert_eq!(read(&text).unwrap(), config);
+            assert_eq!(config.formulation.build(None).unwrap().output().channels(3), config.out_channels(3));
+        }
+        assert_eq!(read("").unwrap(), DiffusionConfig::default());
+        assert_eq!(read("sigma_max = 40\ndiffusion = \"elucidated\"").unwrap().formulation.name(), "elucidated");
+    }
+
+    #[test]
+    fn keys_of_other_formulations_are_refused_with_their_owner() {
+        let error = read("sigma_data = 0.5").unwrap_err();
+        assert!(
+            error.contains("`sigma_data` is no option of `diffusion = \"gaussian\"` (but of elucidated)"),
+            "{error}"
+        );
+        let error = read("diffusion = \"edm\"").unwrap_err();
+        assert!(error.contains("no formulation \"edm\"") && error.contains("rectified_flow"), "{error}");
+        let error = read("objective = \"pred_x\"").unwrap_err();
+        assert!(error.contains("pred_x0"), "{error}");
+        assert!(read("immiscible = 3").is_err());
+    }
+
+    #[test]
+    fn combinations_without_meaning_are_refused_with_the_reason() {
+        for (text, reason) in [
+            ("diffusion = \"learned_variance\"\noffset_noise_strength = 0.1", "white noise"),
+            ("diffusion = \"weighted_objective\"\nmin_snr_loss_weight = true", "no single weight"),
+            ("immiscible = true\nxm_candidates = 2", "only one of them"),
+            ("zero_terminal_snr = true\nobjective = \"pred_noise\"", "says nothing about the data"),
+            ("diffusion = \"simple\"\nnoise_d_low = 32", "`noise_d_high` is missing"),
+            (
+                "diffusion = \"continuous_time\"\nlearned_schedule_hidden_dim = 8",
+                "belongs to `noise_schedule = \"learned\"`",
+            ),
+            ("diffusion = \"rectified_flow\"\nmode_scale = 1.0", "another distribution"),
+            ("diffusion = \"elucidated\"\nsigma_max = 0.001", "above `sigma_min`"),
+            ("xm_candidates = 0", "at least 1"),
+        ] {
+            let error = read(text).unwrap().validate().unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
     }
 }

@@ -1,13 +1,43 @@
 //! How data is noised, what the network predicts, how the loss is weighted; and the [`Denoiser`] that comes out of it, the one
-//! thing that samplers see. Not here: samplers, and anything that trains.
+//! thing that samplers see. A formulation is one type in one file, and a line in [`FormulationConfig`]. Not here: samplers, and
+//! anything that trains.
 
 pub mod config;
+mod continuous_time;
 mod denoiser;
+mod distribution;
+mod elucidated;
+mod error;
+mod formulation;
 mod gaussian;
+mod guidance;
 mod immiscible;
+mod learned_variance;
+mod loss;
+mod network_denoiser;
+mod prediction;
+mod process;
+mod rectified_flow;
 pub mod schedule;
+mod spacing;
+mod weighted_objective;
 
-pub use config::{BetaSchedule, GaussianConfig, GaussianConfigError, Objective};
+pub use config::{DiffusionConfig, FormulationConfig, SharedConfig};
+pub use continuous_time::{ContinuousTime, ContinuousTimeConfig, NoiseSchedule, SimpleConfig};
 pub use denoiser::{Denoiser, Estimate, NoiseLevel};
-pub use gaussian::{Draws, GaussianDenoiser, GaussianDiffusion};
+pub use distribution::inverse_normal_cdf;
+pub use elucidated::{Elucidated, ElucidatedConfig};
+pub use error::DiffusionConfigError;
+pub use formulation::{Formulation, Output};
+pub use gaussian::{GaussianConfig, GaussianDiffusion};
+pub use guidance::{GuidanceConfig, Threshold, projection};
 pub use immiscible::least_distance_assignment;
+pub use learned_variance::{LearnedVariance, LearnedVarianceConfig, VarianceReading};
+pub use loss::Examples;
+pub use network_denoiser::{NetworkDenoiser, Push};
+pub use prediction::{Coefficients, Objective, Prediction};
+pub use process::{Diffusion, Draws};
+pub use rectified_flow::{RectifiedFlow, RectifiedFlowConfig, TimeDistribution};
+pub use schedule::{BetaSchedule, ScheduleConfig};
+pub use spacing::NoiseLevels;
+pub use weighted_objective::{ObjectiveWeights, WeightedObjectiveConfig};

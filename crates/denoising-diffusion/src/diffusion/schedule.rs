@@ -1,12 +1,111 @@
-//! The noise schedule: every table derived from `betas`, in f64. Not here: tensors, losses, samplers.
+//! Noise schedules in discrete time: their options, and every table derived from `betas`, in f64. Not here: tensors, losses, samplers.
 
-use super::config::{BetaSchedule, GaussianConfig, Objective};
+use serde::{Deserialize, Serialize};
+
+use super::denoiser::NoiseLevel;
+use super::error::{DiffusionConfigError, check};
+
+/// How noise grows with `t`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BetaSchedule {
+    /// `betas` linear from `1e-4` to `0.02`, both times `1000 / T` (Ho et al. 2020).
+    Linear,
+    /// `alphas_cumprod` a squared cosine with offset `s` (Nichol and Dhariwal 2021, eq. 17).
+    Cosine,
+    /// `alphas_cumprod` a sigmoid cut out between `start` and `end`, of temperature `tau` (Jabri et al. 2022, algorithm 5).
+    #[default]
+    Sigmoid,
+}
+
+impl BetaSchedule {
+    /// The schedule's name in configurations.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Linear => "linear",
+            Self::Cosine => "cosine",
+            Self::Sigmoid => "sigmoid",
+        }
+    }
+}
+
+/// Options of a schedule in discrete time; `Default` is the reference's default.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ScheduleConfig {
+    /// `T`, the number of noise levels.
+    pub timesteps: usize,
+    pub beta_schedule: BetaSchedule,
+    /// Offset of the cosine schedule (0.008 if absent).
+    pub cosine_s: Option<f64>,
+    /// Where the sigmoid is cut off on the left (-3 if absent).
+    pub sigmoid_start: Option<f64>,
+    /// Where the sigmoid is cut off on the right (3 if absent).
+    pub sigmoid_end: Option<f64>,
+    /// Temperature of the sigmoid (1 if absent).
+    pub sigmoid_tau: Option<f64>,
+    /// Shifts and scales `sqrt_alphas_cumprod` so that the last level is pure noise (Lin et al. 2023, arXiv:2305.08891, algorithm 1).
+    pub zero_terminal_snr: bool,
+}
+
+impl Default for ScheduleConfig {
+    fn default() -> Self {
+        Self {
+            timesteps: 1000,
+            beta_schedule: BetaSchedule::default(),
+            cosine_s: None,
+            sigmoid_start: None,
+            sigmoid_end: None,
+            sigmoid_tau: None,
+            zero_terminal_snr: false,
+        }
+    }
+}
+
+impl ScheduleConfig {
+    /// Refuses options that contradict each other or have no meaning.
+    ///
+    /// # Errors
+    /// [`DiffusionConfigError`].
+    pub fn validate(&self) -> Result<(), DiffusionConfigError> {
+        if self.timesteps < 2 {
+            return Err(DiffusionConfigError::Timesteps(self.timesteps));
+        }
+        self.check_parameters()?;
+        let finite = |x: f64| x.is_finite();
+        let s = self.cosine_s.unwrap_or(0.008);
+        let (start, end) = (self.sigmoid_start.unwrap_or(-3.0), self.sigmoid_end.unwrap_or(3.0));
+        let tau = self.sigmoid_tau.unwrap_or(1.0);
+        check(finite(s) && s >= 0.0, "cosine_s", "a number of at least 0", s)?;
+        check(finite(start) && finite(end) && start < end, "sigmoid_start", "below `sigmoid_end`", start)?;
+        check(finite(tau) && tau > 0.0, "sigmoid_tau", "a number above 0", tau)
+    }
+
+    fn check_parameters(&self) -> Result<(), DiffusionConfigError> {
+        let given = [
+            ("cosine_s", self.cosine_s, BetaSchedule::Cosine),
+            ("sigmoid_start", self.sigmoid_start, BetaSchedule::Sigmoid),
+            ("sigmoid_end", self.sigmoid_end, BetaSchedule::Sigmoid),
+            ("sigmoid_tau", self.sigmoid_tau, BetaSchedule::Sigmoid),
+        ];
+        for (key, value, belongs_to) in given {
+            if value.is_some() && self.beta_schedule != belongs_to {
+                return Err(DiffusionConfigError::OtherSchedule {
+                    key,
+                    belongs_to: belongs_to.name(),
+                    schedule: self.beta_schedule.name(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
 
 /// `betas[t]`, t = 0..T, of the configured schedule. Linear betas above 0.999 (T below about 21) are cut there, as the
 /// other two schedules are: the reference lets them pass 1, where its tables become NaN.
-pub fn betas(config: &GaussianConfig) -> Vec<f64> {
+pub fn betas(config: &ScheduleConfig) -> Vec<f64> {
     let n = config.timesteps;
-    match config.beta_schedule {
+    let betas = match config.beta_schedule {
         BetaSchedule::Linear => linear_betas(n),
         BetaSchedule::Cosine => {
             let s = config.cosine_s.unwrap_or(0.008);
@@ -19,7 +118,25 @@ pub fn betas(config: &GaussianConfig) -> Vec<f64> {
             let (v_start, v_end) = (sigmoid(start), sigmoid(end));
             betas_of(n, |u| (v_end - sigmoid(u * (end - start) + start)) / (v_end - v_start))
         }
-    }
+    };
+    if config.zero_terminal_snr { zero_terminal(&betas) } else { betas }
+}
+
+/// The betas whose `sqrt_alphas_cumprod` are the given ones, shifted so that the last is 0 and scaled so that the first stays.
+fn zero_terminal(betas: &[f64]) -> Vec<f64> {
+    let root: Vec<f64> = cumulative(betas).into_iter().map(f64::sqrt).collect();
+    let (first, last) = (root[0], root[root.len() - 1]);
+    let bar: Vec<f64> = root.into_iter().map(|root| ((root - last) * first / (first - last)).powi(2)).collect();
+    std::iter::once(1.0).chain(bar.iter().copied()).zip(&bar).map(|(before, bar)| 1.0 - bar / before).collect()
+}
+
+/// `alphas_cumprod[t]`, t = 0..T.
+pub fn cumulative(betas: &[f64]) -> Vec<f64> {
+    let product = |bar: &mut f64, beta: &f64| {
+        *bar *= 1.0 - beta;
+        Some(*bar)
+    };
+    betas.iter().scan(1.0, product).collect()
 }
 
 fn linear_betas(n: usize) -> Vec<f64> {
@@ -53,25 +170,17 @@ pub struct Tables {
     pub posterior_mean_coef1: Vec<f64>,
     /// Weight of x_t in it.
     pub posterior_mean_coef2: Vec<f64>,
-    /// Weight of each t in the loss.
-    pub loss_weight: Vec<f64>,
 }
 
 impl Tables {
     /// The tables of a valid configuration.
-    pub fn new(config: &GaussianConfig) -> Self {
-        Self::from_betas(betas(config), config)
+    pub fn new(config: &ScheduleConfig) -> Self {
+        Self::from_betas(betas(config))
     }
 
-    /// The tables of given betas; `config` decides only the loss weight.
-    pub fn from_betas(betas: Vec<f64>, config: &GaussianConfig) -> Self {
-        let bar: Vec<f64> = betas
-            .iter()
-            .scan(1.0, |product, beta| {
-                *product *= 1.0 - beta;
-                Some(*product)
-            })
-            .collect();
+    /// The tables of given betas.
+    pub fn from_betas(betas: Vec<f64>) -> Self {
+        let bar = cumulative(&betas);
         let prev: Vec<f64> = std::iter::once(1.0).chain(bar.iter().copied()).take(bar.len()).collect();
         let map = |f: &dyn Fn(f64) -> f64| bar.iter().map(|&a| f(a)).collect::<Vec<_>>();
         let posterior =
@@ -86,7 +195,6 @@ impl Tables {
             posterior_log_variance_clipped: posterior_variance.iter().map(|v| v.max(1e-20).ln()).collect(),
             posterior_mean_coef1: posterior(&|beta, bar, prev| beta * prev.sqrt() / (1.0 - bar)),
             posterior_mean_coef2: posterior(&|beta, bar, prev| (1.0 - prev) * (1.0 - beta).sqrt() / (1.0 - bar)),
-            loss_weight: map(&|a| loss_weight(a / (1.0 - a), config)),
             posterior_variance,
             alphas_cumprod_prev: prev,
             alphas_cumprod: bar,
@@ -95,15 +203,69 @@ impl Tables {
     }
 }
 
-/// Weight of the squared error of the configured objective at a signal-to-noise ratio: the one that makes a loss on
-/// `x_start` weighed by `min(SNR, gamma)` (or by SNR) out of it (Hang et al. 2023, section 3.4).
-fn loss_weight(snr: f64, config: &GaussianConfig) -> f64 {
-    let clipped = if config.min_snr_loss_weight { snr.min(config.min_snr_gamma) } else { snr };
-    match config.objective {
-        Objective::PredNoise => clipped / snr,
-        Objective::PredX0 => clipped,
-        Objective::PredV => clipped / (snr + 1.0),
+impl Tables {
+    /// T.
+    pub fn timesteps(&self) -> usize {
+        self.betas.len()
     }
+
+    /// The noise level of t. Between two integers, log-SNR is linear in t.
+    pub fn level(&self, t: f64) -> NoiseLevel {
+        let t = t.clamp(0.0, (self.timesteps() - 1) as f64);
+        let (low, fraction) = (t.floor() as usize, t.fract());
+        if fraction == 0.0 {
+            return self.level_at(low);
+        }
+        let [a, b] = [low, low + 1].map(|t| self.level_at(t).log_snr());
+        NoiseLevel { time: t, ..variance_preserving(a + (b - a) * fraction) }
+    }
+
+    fn level_at(&self, t: usize) -> NoiseLevel {
+        NoiseLevel { alpha: self.sqrt_alphas_cumprod[t], sigma: self.sqrt_one_minus_alphas_cumprod[t], time: t as f64 }
+    }
+
+    /// The level of a log-SNR. Between two of the T levels, t is a fraction; outside of them it is that of the outermost one.
+    pub fn level_of(&self, log_snr: f64) -> NoiseLevel {
+        let at = |t: usize| self.level_at(t).log_snr();
+        // log_snr falls with t: a search for the last t that is no noisier.
+        let (mut low, mut high) = (0, self.timesteps());
+        while low < high {
+            let middle = (low + high) / 2;
+            if at(middle) >= log_snr { low = middle + 1 } else { high = middle }
+        }
+        let time = match low {
+            0 => 0.0,
+            t if t == self.timesteps() => (t - 1) as f64,
+            t if at(t) == f64::NEG_INFINITY => (t - 1) as f64,
+            t => (t - 1) as f64 + (at(t - 1) - log_snr) / (at(t - 1) - at(t)),
+        };
+        NoiseLevel { time, ..variance_preserving(log_snr) }
+    }
+
+    /// `steps + 1` noise levels spaced as the reference spaces them for DDIM: `steps + 1` points from -1 to T - 1, cut to integers,
+    /// -1 being clean data. `steps` in 1..=T.
+    pub fn spaced_levels(&self, steps: usize) -> Vec<NoiseLevel> {
+        spaced_times(self.timesteps(), steps)
+            .into_iter()
+            .map(|t| usize::try_from(t).map_or(NoiseLevel::CLEAN, |t| self.level_at(t)))
+            .collect()
+    }
+}
+
+/// `alpha^2 + sigma^2 = 1` at a log-SNR; its time is left at 0.
+pub fn variance_preserving(log_snr: f64) -> NoiseLevel {
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    NoiseLevel { alpha: sigmoid(log_snr).sqrt(), sigma: sigmoid(-log_snr).sqrt(), time: 0.0 }
+}
+
+/// In f32, from both ends, as `torch.linspace` does it: the cut to integers shows the difference.
+fn spaced_times(timesteps: usize, steps: usize) -> Vec<i64> {
+    let (first, last) = (-1.0_f32, timesteps as f32 - 1.0);
+    let step = (last - first) / steps as f32;
+    let point = |k: usize| {
+        if k < steps.div_ceil(2) { first + step * k as f32 } else { last - step * (steps - k) as f32 }
+    };
+    (0..=steps).rev().map(|k| point(k) as i64).collect()
 }
 
 #[cfg(test)]
@@ -112,18 +274,13 @@ mod tests {
 
     use super::*;
 
-    fn any_config() -> impl Strategy<Value = GaussianConfig> {
+    fn any_config() -> impl Strategy<Value = ScheduleConfig> {
         let schedule = prop::sample::select(vec![BetaSchedule::Linear, BetaSchedule::Cosine, BetaSchedule::Sigmoid]);
-        let objective = prop::sample::select(vec![Objective::PredNoise, Objective::PredX0, Objective::PredV]);
-        (2_usize..2000, schedule, objective, any::<bool>()).prop_map(
-            |(timesteps, beta_schedule, objective, min_snr)| GaussianConfig {
-                timesteps,
-                beta_schedule,
-                objective,
-                min_snr_loss_weight: min_snr,
-                ..Default::default()
-            },
-        )
+        (2_usize..2000, schedule).prop_map(|(timesteps, beta_schedule)| ScheduleConfig {
+            timesteps,
+            beta_schedule,
+            ..Default::default()
+        })
     }
 
     proptest! {
@@ -140,8 +297,29 @@ mod tests {
                     + tables.posterior_mean_coef2[t] * tables.sqrt_alphas_cumprod[t];
                 prop_assert!((mean - tables.alphas_cumprod_prev[t].sqrt()).abs() < 1e-9);
                 prop_assert!(tables.posterior_variance[t] <= tables.betas[t] + 1e-12);
-                prop_assert!(tables.loss_weight[t].is_finite() && tables.loss_weight[t] >= 0.0);
             }
+        }
+
+        #[test]
+        fn a_level_is_found_by_its_log_snr(config in any_config(), u in 0.0_f64..1.0) {
+            let tables = Tables::new(&config);
+            let t = u * (config.timesteps - 1) as f64;
+            let level = tables.level(t);
+            let found = tables.level_of(level.log_snr());
+            prop_assert!((found.alpha - level.alpha).abs() < 1e-9, "{level:?} {found:?}");
+            // Where noise does not grow from one t to the next, t cannot be told.
+            let flat = (level.log_snr() - tables.level(level.time.floor() + 1.0).log_snr()).abs() < 1e-6;
+            prop_assert!(flat || (found.time - t).abs() < 1e-3, "{t} {found:?}");
+        }
+
+        #[test]
+        fn zero_terminal_snr_ends_in_pure_noise(config in any_config()) {
+            let plain = Tables::new(&config);
+            let tables = Tables::new(&ScheduleConfig { zero_terminal_snr: true, ..config });
+            let last = tables.timesteps() - 1;
+            prop_assert_eq!(tables.level(last as f64).alpha, 0.0);
+            prop_assert!((tables.alphas_cumprod[0] - plain.alphas_cumprod[0]).abs() < 1e-9);
+            prop_assert!(tables.alphas_cumprod.windows(2).all(|pair| pair[1] <= pair[0]));
         }
     }
 }

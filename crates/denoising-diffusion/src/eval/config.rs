@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::metric::Metric;
-use crate::sampler::SampleConfig;
+use crate::diffusion::DiffusionConfig;
+use crate::sampler::{SampleConfig, SampleConfigError};
 
 /// What a run measures while it trains. Field names are the keys of a recipe's evaluate table and, in kebab-case, flags.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,8 +50,8 @@ pub enum EvaluateConfigError {
     NoMetrics,
     #[error("`{key}` is {got}; at least 2 are needed")]
     TooFew { key: &'static str, got: usize },
-    #[error("`evaluate_sampling_timesteps` is {got}; expected 1 to {timesteps}")]
-    SamplingTimesteps { got: usize, timesteps: usize },
+    #[error(transparent)]
+    Sampling(#[from] SampleConfigError),
     #[error("`evaluate_budget_s` is {0}; expected a time above 0, in seconds")]
     Budget(f64),
     #[error("`best_metric` is `{best}`, which is not measured; there are {measured}")]
@@ -62,7 +63,7 @@ impl EvaluateConfig {
     ///
     /// # Errors
     /// [`EvaluateConfigError`].
-    pub fn validate(&self, timesteps: usize) -> Result<(), EvaluateConfigError> {
+    pub fn validate(&self, sample: &SampleConfig, diffusion: &DiffusionConfig) -> Result<(), EvaluateConfigError> {
         if self.evaluate_every == Some(0) {
             return Err(EvaluateConfigError::Never);
         }
@@ -75,8 +76,8 @@ impl EvaluateConfig {
                 return Err(EvaluateConfigError::TooFew { key, got });
             }
         }
-        if let Some(got) = self.evaluate_sampling_timesteps.filter(|n| !(1..=timesteps).contains(n)) {
-            return Err(EvaluateConfigError::SamplingTimesteps { got, timesteps });
+        if let Some(got) = self.evaluate_sampling_timesteps {
+            sample.check_steps("evaluate_sampling_timesteps", got, diffusion)?;
         }
         if let Some(budget) = self.evaluate_budget_s.filter(|budget| !(*budget > 0.0 && budget.is_finite())) {
             return Err(EvaluateConfigError::Budget(budget));
@@ -107,16 +108,21 @@ impl EvaluateConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::diffusion::FormulationConfig;
 
     #[test]
     fn what_makes_no_sense_is_refused() {
         let good = EvaluateConfig::default();
-        assert_eq!(good.validate(1000), Ok(()));
+        let (sample, mut diffusion) = (SampleConfig::default(), DiffusionConfig::default());
+        assert_eq!(good.validate(&sample, &diffusion), Ok(()));
+        if let FormulationConfig::Gaussian(config) = &mut diffusion.formulation {
+            config.schedule.timesteps = 100;
+        }
         assert_eq!(good.best(), "swd");
         let refused = |change: &dyn Fn(&mut EvaluateConfig)| {
             let mut config = good.clone();
             change(&mut config);
-            config.validate(100).unwrap_err()
+            config.validate(&sample, &diffusion).unwrap_err()
         };
         assert_eq!(refused(&|c| c.evaluate_every = Some(0)), EvaluateConfigError::Never);
         assert_eq!(refused(&|c| c.metrics.clear()), EvaluateConfigError::NoMetrics);
@@ -125,7 +131,7 @@ mod tests {
         assert_eq!(refused(&|c| c.evaluate_real = Some(1)), too_few("evaluate_real"));
         assert!(matches!(
             refused(&|c| c.evaluate_sampling_timesteps = Some(101)),
-            EvaluateConfigError::SamplingTimesteps { got: 101, timesteps: 100 }
+            EvaluateConfigError::Sampling(SampleConfigError::SamplingTimesteps { got: 101, timesteps: 100, .. })
         ));
         assert!(matches!(refused(&|c| c.evaluate_budget_s = Some(f64::NAN)), EvaluateConfigError::Budget(_)));
         let error = refused(&|c| c.best_metric = Some("fid".into())).to_string();

@@ -14,7 +14,7 @@ use super::metric::{self, FidInput, Metric, MetricError};
 use super::metrics::features::Features;
 use super::result::{BitsPerDim, LossByTime, Measurement, Neighbours};
 use crate::data::DataError;
-use crate::diffusion::GaussianDiffusion;
+use crate::diffusion::Diffusion;
 use crate::models::Network;
 use crate::nn::Eval;
 use crate::report::Task;
@@ -227,7 +227,7 @@ fn table<'a>(values: &'a [f32], images: &Images) -> Result<Features<'a>, MetricE
 /// Images that cannot be read, fewer than two of them, and the wish to stop.
 pub fn loss<M: Network<4>>(
     model: &Eval<M>,
-    diffusion: &GaussianDiffusion,
+    diffusion: &Diffusion,
     held_out: &Images,
     seed: u64,
     device: &Device,
@@ -265,7 +265,7 @@ pub fn loss<M: Network<4>>(
 /// As [`loss`]; a network or data for which the bound is not defined.
 pub fn bpd<M: Network<4>>(
     model: &Eval<M>,
-    diffusion: &GaussianDiffusion,
+    diffusion: &Diffusion,
     held_out: &Images,
     seed: u64,
     device: &Device,
@@ -275,7 +275,7 @@ pub fn bpd<M: Network<4>>(
         return Err(EvaluateError::TooFew { what: "the held-out images", n: held_out.len() });
     }
     let values = held_out.values()?;
-    watch.start(Task::Loss, held_out.len() * evaluations(diffusion.config().timesteps, TERMS));
+    watch.start(Task::Loss, held_out.len() * evaluations(diffusion, TERMS));
     let bits = bits_per_dim(model, diffusion, &values, held_out.shape(), TERMS, seed, BATCH, device, &mut |done| {
         watch.done(done)
     });

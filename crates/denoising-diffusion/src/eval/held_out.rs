@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Tensor};
 
-use crate::diffusion::{Draws, GaussianDiffusion};
+use crate::diffusion::{Diffusion, Draws};
 use crate::models::Network;
 use crate::nn::Eval;
 use crate::nn::params::host_values;
@@ -14,30 +14,31 @@ pub struct HeldOutLoss {
     pub mean: f64,
     /// Of the mean, over examples within their quarters; 0 with fewer than two of them in a quarter.
     pub standard_error: f64,
-    /// The loss over t in `[0, T/4)`, `[T/4, T/2)`, ...
+    /// The loss over the cleanest quarter of the noise levels that training draws (t in `[0, T/4)`), the next one, ...
     pub by_quarter: [f64; 4],
     /// Examples measured.
     pub n: usize,
 }
 
-/// The loss on batches `[b, c, ...]`. Example `i` has its t in quarter `i mod 4`; t and noise depend on (seed, i) alone, so that
+/// The loss on batches `[b, c, ...]`. Example `i` has its noise level in quarter `i mod 4`; level and noise depend on (seed, i) alone, so that
 /// two measurements differ by the network only. `None` without any example.
 pub fn held_out_loss<const D: usize, M: Network<D>>(
     model: &Eval<M>,
-    diffusion: &GaussianDiffusion,
+    diffusion: &Diffusion,
     batches: impl Iterator<Item = Tensor<D>>,
     seed: u64,
     device: &Device,
 ) -> Option<HeldOutLoss> {
-    let timesteps = diffusion.config().timesteps;
+    let diffusion = diffusion.with_schedule_of(&**model);
     let (mut sums, mut squares, mut counts, mut first) = ([0.0; 4], [0.0; 4], [0_usize; 4], 0_u64);
     for images in batches {
         let b = images.dims()[0] as u64;
         let draws = Draws {
-            t: (first..first + b).map(|i| stratified_time(seed, i, timesteps)).collect(),
-            noise: normal_batch(seed, Purpose::HeldOut, first, 1, images.dims(), device),
+            times: (first..first + b).map(|i| diffusion.formulation().time(stratified(seed, i))).collect(),
+            noise: vec![normal_batch(seed, Purpose::HeldOut, first, 1, images.dims(), device)],
             offset_noise: None,
             self_condition: false,
+            keep_condition: Vec::new(),
         };
         // On a thread of the pool, so that none of the network's parallel loops has to wake one up.
         let losses = rayon::scope(|_| host_values(diffusion.loss::<D, M>(model, images, &draws)));
@@ -60,11 +61,9 @@ pub fn held_out_loss<const D: usize, M: Network<D>>(
     (n > 0).then(|| HeldOutLoss { mean: sums.iter().sum::<f64>() / n as f64, standard_error, by_quarter, n })
 }
 
-/// A time in quarter `i mod 4` of 0..T.
-fn stratified_time(seed: u64, i: u64, timesteps: usize) -> usize {
-    let within = Stream::new(seed, Purpose::HeldOut, i, 0).uniform();
-    let time = ((i % 4) as f64 + within) / 4.0 * timesteps as f64;
-    (time as usize).min(timesteps - 1)
+/// A share of the training examples in quarter `i mod 4` of (0, 1).
+fn stratified(seed: u64, i: u64) -> f64 {
+    ((i % 4) as f64 + Stream::new(seed, Purpose::HeldOut, i, 0).uniform()) / 4.0
 }
 
 #[cfg(test)]
@@ -74,7 +73,7 @@ mod tests {
     #[test]
     fn times_lie_in_their_quarter() {
         for i in 0..400 {
-            assert_eq!(stratified_time(3, i, 1000) / 250, (i % 4) as usize);
+            assert_eq!((stratified(3, i) * 4.0) as u64, i % 4);
         }
     }
 }

@@ -5,8 +5,8 @@
 //!
 //! p's variance is the posterior's (ancestral sampling's small one; at the last step that of the step before, as in Nichol & Dhariwal
 //! 2021, arXiv:2102.09672), its estimate of x_0 is cut to the data's range, and the last term is that of 8-bit values under a
-//! discretised Gaussian whose distribution function is the usual tanh approximation. Not here: the training loss, which weighs the
-//! same terms differently.
+//! discretised Gaussian whose distribution function is the usual tanh approximation. In continuous time the sum is that over the
+//! formulation's own [`LEVELS`] noise levels. Not here: the training loss, which weighs the same terms differently.
 
 use std::ops::ControlFlow;
 
@@ -14,7 +14,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 
 use super::result::BitsPerDim;
-use crate::diffusion::{Denoiser, GaussianDiffusion};
+use crate::diffusion::{Denoiser, Diffusion, NoiseLevel};
 use crate::models::Network;
 use crate::nn::Eval;
 use crate::nn::params::host_values;
@@ -22,6 +22,9 @@ use crate::noise::{Purpose, Stream};
 
 /// Probabilities below this count as this: 8-bit values far from the mean have none that a float can tell from 0.
 const LEAST_PROBABILITY: f64 = 1e-12;
+
+/// Noise levels of a formulation that has no number of its own.
+pub const LEVELS: usize = 1000;
 
 /// At how many times the terms are computed by default; between them they are interpolated.
 pub const TERMS: usize = 64;
@@ -46,7 +49,7 @@ pub enum LikelihoodError {
 #[allow(clippy::too_many_arguments, reason = "a network, its data and how to go about it")]
 pub fn bits_per_dim<M: Network<4>>(
     model: &Eval<M>,
-    diffusion: &GaussianDiffusion,
+    diffusion: &Diffusion,
     images: &[f32],
     shape: [usize; 3],
     terms: usize,
@@ -57,22 +60,22 @@ pub fn bits_per_dim<M: Network<4>>(
 ) -> Result<BitsPerDim, LikelihoodError> {
     let len = shape.iter().product::<usize>();
     let n = images.len() / len;
-    let timesteps = diffusion.config().timesteps;
-    if !diffusion.config().auto_normalize || n < 2 || timesteps < 2 {
+    if !diffusion.config().shared.auto_normalize || n < 2 {
         return Err(LikelihoodError::Undefined);
     }
-    let denoiser = diffusion.denoiser(model);
-    let times = times(timesteps, terms);
+    let denoiser = diffusion.denoiser::<4, M>(model);
+    let chain = Chain::of(denoiser.diffusion());
+    let times = times(chain.len(), terms);
     // [times, n]: bits per dimension of each image.
     let mut bits = Vec::with_capacity(times.len());
     for (k, &t) in times.iter().enumerate() {
         let mut of_images = Vec::with_capacity(n);
         for (first, images) in (0..n).step_by(batch).zip(images.chunks(batch * len)) {
             let x_start: Vec<f32> = images.iter().map(|v| 2.0 * v - 1.0).collect();
-            let (x, count) = (noised(diffusion, &x_start, len, t, seed, first), x_start.len() / len);
+            let (x, count) = (noised(chain.level(t), &x_start, len, t, seed, first), x_start.len() / len);
             let [c, h, w] = shape;
             let x = Tensor::from_data(TensorData::new(x, [count, c, h, w]), device);
-            let estimate = host_values(denoiser.denoise(x, diffusion.level(t), None).x_start);
+            let estimate = host_values(denoiser.denoise(x, chain.level(t), None).x_start);
             if estimate.iter().any(|v| !v.is_finite()) {
                 return Err(LikelihoodError::NotFinite { t });
             }
@@ -80,7 +83,7 @@ pub fn bits_per_dim<M: Network<4>>(
                 x_start
                     .par_chunks_exact(len)
                     .zip(estimate.par_chunks_exact(len))
-                    .map(|(x, estimate)| term(diffusion, t, x, estimate))
+                    .map(|(x, estimate)| chain.term(t, x, estimate))
                     .collect::<Vec<f64>>(),
             );
             if on_batch(k * n + first + count).is_break() {
@@ -89,7 +92,7 @@ pub fn bits_per_dim<M: Network<4>>(
         }
         bits.push(of_images);
     }
-    let prior: Vec<f64> = images.par_chunks_exact(len).map(|image| prior(diffusion, image)).collect();
+    let prior: Vec<f64> = images.par_chunks_exact(len).map(|image| chain.prior(image)).collect();
     Ok(add_up(&times, &bits, &prior))
 }
 
@@ -128,8 +131,8 @@ fn sums_between(times: &[usize], bits: &[Vec<f64>]) -> Vec<f64> {
 }
 
 /// How many evaluations of the network [`bits_per_dim`] makes per image.
-pub fn evaluations(timesteps: usize, terms: usize) -> usize {
-    times(timesteps, terms).len()
+pub fn evaluations(diffusion: &Diffusion, terms: usize) -> usize {
+    times(diffusion.formulation().timesteps().unwrap_or(LEVELS), terms).len()
 }
 
 /// 0, then times from 1 to T - 1 at equal ratios, as far as integers allow; all if `terms` is enough for that.
@@ -146,8 +149,7 @@ fn times(timesteps: usize, terms: usize) -> Vec<usize> {
 }
 
 /// x_t of images in [-1, 1], numbered from `first`.
-fn noised(diffusion: &GaussianDiffusion, x_start: &[f32], len: usize, t: usize, seed: u64, first: usize) -> Vec<f32> {
-    let level = diffusion.level(t);
+fn noised(level: NoiseLevel, x_start: &[f32], len: usize, t: usize, seed: u64, first: usize) -> Vec<f32> {
     let mut noise = vec![0.0; x_start.len()];
     noise.par_chunks_exact_mut(len).enumerate().for_each(|(i, noise)| {
         // Parts 0 and 1 belong to the held-out loss.
@@ -160,30 +162,55 @@ fn noised(diffusion: &GaussianDiffusion, x_start: &[f32], len: usize, t: usize, 
         .collect()
 }
 
-/// The term of one image at t, bits per dimension.
-fn term(diffusion: &GaussianDiffusion, t: usize, x: &[f32], estimate: &[f32]) -> f64 {
-    let tables = diffusion.tables();
-    let nats = if t == 0 {
-        // The posterior's mean at the last step is the estimate itself.
-        let deviation = tables.posterior_variance[1].sqrt();
-        x.iter()
-            .zip(estimate)
-            .map(|(&x, &mean)| -discretised_log_probability(x.into(), mean.into(), deviation))
-            .sum::<f64>()
-    } else {
-        let weight = tables.posterior_mean_coef1[t].powi(2) / (2.0 * tables.posterior_variance[t]);
-        weight * x.iter().zip(estimate).map(|(&x, &estimate)| f64::from(x - estimate).powi(2)).sum::<f64>()
-    };
-    nats / (x.len() as f64 * std::f64::consts::LN_2)
+/// The noise levels of the bound, cleanest first, behind clean data.
+struct Chain {
+    levels: Vec<NoiseLevel>,
+    init_deviation: f64,
 }
 
-/// `KL(N(sqrt(abar_T) x_0, 1 - abar_T) || N(0, 1))` of an image in [0, 1], bits per dimension.
-fn prior(diffusion: &GaussianDiffusion, image: &[f32]) -> f64 {
-    let last = diffusion.config().timesteps - 1;
-    let abar = diffusion.tables().alphas_cumprod[last];
-    let variance = 1.0 - abar;
-    let squares = image.iter().map(|&v| (2.0 * f64::from(v) - 1.0).powi(2)).sum::<f64>() / image.len() as f64;
-    0.5 * (-1.0 - variance.ln() + variance + abar * squares) / std::f64::consts::LN_2
+impl Chain {
+    fn of(diffusion: &Diffusion) -> Self {
+        let formulation = diffusion.formulation();
+        let mut levels = formulation.levels(formulation.timesteps().unwrap_or(LEVELS));
+        levels.reverse();
+        Self { levels, init_deviation: formulation.init_deviation() }
+    }
+
+    fn len(&self) -> usize {
+        self.levels.len() - 1
+    }
+
+    fn level(&self, t: usize) -> NoiseLevel {
+        self.levels[t + 1]
+    }
+
+    /// The term of one image at t, bits per dimension.
+    fn term(&self, t: usize, x: &[f32], estimate: &[f32]) -> f64 {
+        let (of_t, of_s) = (self.level(t), self.levels[t]);
+        let nats = if t == 0 {
+            // The posterior's mean at the last step is the estimate itself.
+            let deviation = self.level(1).posterior_variance(&of_t).sqrt();
+            x.iter()
+                .zip(estimate)
+                .map(|(&x, &mean)| -discretised_log_probability(x.into(), mean.into(), deviation))
+                .sum::<f64>()
+        } else {
+            // The weight of x_0 in the posterior's mean.
+            let in_mean = of_s.alpha * of_t.variance_given(&of_s) / of_t.sigma.powi(2);
+            let weight = in_mean.powi(2) / (2.0 * of_t.posterior_variance(&of_s));
+            weight * x.iter().zip(estimate).map(|(&x, &estimate)| f64::from(x - estimate).powi(2)).sum::<f64>()
+        };
+        nats / (x.len() as f64 * std::f64::consts::LN_2)
+    }
+
+    /// `KL(N(alpha_T x_0, sigma_T^2) || N(0, init_deviation^2))` of an image in [0, 1], bits per dimension.
+    fn prior(&self, image: &[f32]) -> f64 {
+        let last = self.level(self.len() - 1);
+        let variance = (last.sigma / self.init_deviation).powi(2);
+        let signal = (last.alpha / self.init_deviation).powi(2);
+        let squares = image.iter().map(|&v| (2.0 * f64::from(v) - 1.0).powi(2)).sum::<f64>() / image.len() as f64;
+        0.5 * (-1.0 - variance.ln() + variance + signal * squares) / std::f64::consts::LN_2
+    }
 }
 
 /// Log of the probability of an 8-bit value x in [-1, 1], half a level of 1/255 to both sides; the outermost values reach to infinity.
@@ -206,7 +233,7 @@ fn normal_cdf(x: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::diffusion::GaussianConfig;
+    use crate::diffusion::{GaussianConfig, ScheduleConfig};
 
     /// The reference's own `normal_kl` and `discretized_gaussian_log_likelihood` (tools/parity/golden_likelihood.py).
     #[test]
@@ -215,25 +242,26 @@ mod tests {
             serde_json::from_str(include_str!("../../tests/golden/likelihood.json")).unwrap();
         let numbers = |value: &serde_json::Value| -> Vec<f64> { serde_json::from_value(value.clone()).unwrap() };
         for case in golden["cases"].as_array().unwrap() {
-            let config = GaussianConfig {
+            let schedule = ScheduleConfig {
                 timesteps: golden["timesteps"].as_u64().unwrap() as usize,
                 beta_schedule: serde_json::from_value(case["beta_schedule"].clone()).unwrap(),
-                ..GaussianConfig::default()
+                ..ScheduleConfig::default()
             };
-            let diffusion = GaussianDiffusion::new(&config).unwrap();
+            let config = GaussianConfig { schedule, ..GaussianConfig::default() };
+            let chain = Chain::of(&Diffusion::new(&config.into()).unwrap());
             let image: Vec<f32> = numbers(&case["pixels"]).iter().map(|&v| v as f32 / 255.0).collect();
             let x_start: Vec<f32> = image.iter().map(|v| v * 2.0 - 1.0).collect();
             let estimate: Vec<f32> = numbers(&case["estimate"]).iter().map(|&v| v as f32).collect();
             // The reference keeps its tables in f32.
             for (t, expected) in numbers(&case["terms"]).into_iter().enumerate() {
-                let got = term(&diffusion, t, &x_start, &estimate);
+                let got = chain.term(t, &x_start, &estimate);
                 assert!(
                     (got - expected).abs() <= 1e-5 * expected.abs() + 1e-9,
                     "{}, t = {t}: {got}, {expected}",
                     case["beta_schedule"]
                 );
             }
-            let (got, expected) = (prior(&diffusion, &image), case["prior"].as_f64().unwrap());
+            let (got, expected) = (chain.prior(&image), case["prior"].as_f64().unwrap());
             assert!((got - expected).abs() <= 1e-5 * expected + 1e-9, "prior: {got}, {expected}");
         }
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::diffusion::config::GaussianConfigError;
+use crate::diffusion::DiffusionConfigError;
 use crate::models::unet_config::UnetConfigError;
 
 /// Why weights could not be read, written or understood. Each variant carries what was expected and what came;
@@ -54,7 +54,7 @@ pub enum InteropError {
     #[error("the tensors describe a U-Net that is not allowed")]
     Unet(#[from] UnetConfigError),
     #[error("the schedule's tables describe a diffusion that is not allowed")]
-    Diffusion(#[from] GaussianConfigError),
+    Diffusion(#[from] DiffusionConfigError),
 }
 
 /// How many names an error spells out.

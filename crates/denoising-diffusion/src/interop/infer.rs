@@ -7,7 +7,7 @@ use super::error::InteropError;
 use super::infer_diffusion::infer_diffusion;
 use super::names::{reference_layout, refuse_unknown};
 use super::state_dict::StateDict;
-use crate::diffusion::config::GaussianConfig;
+use crate::diffusion::DiffusionConfig;
 use crate::models::unet_config::{PerStage, UnetConfig};
 
 /// What the tensors of a reference checkpoint tell.
@@ -16,7 +16,7 @@ pub struct Inferred {
     /// Fits the tensors exactly: every parameter is there in its shape, and none is left over.
     pub unet: UnetConfig,
     /// `None` if the file has no schedule tables.
-    pub diffusion: Option<GaussianConfig>,
+    pub diffusion: Option<DiffusionConfig>,
     /// The stored noise schedule if no named one gives it; `diffusion.beta_schedule` and its parameters then mean nothing.
     pub betas: Option<Vec<f64>>,
     /// Configuration keys that no tensor tells and that hold their defaults.

@@ -4,8 +4,8 @@
 use super::error::InteropError;
 use super::infer::Inferred;
 use super::state_dict::StateDict;
-use crate::diffusion::config::{BetaSchedule, GaussianConfig, Objective};
-use crate::diffusion::schedule;
+use crate::diffusion::schedule::{self, cumulative};
+use crate::diffusion::{BetaSchedule, DiffusionConfig, GaussianConfig, Objective, ScheduleConfig, SharedConfig};
 
 /// Fills in `inferred.diffusion` and `inferred.betas` if there is a `betas` table.
 pub(super) fn infer_diffusion(tables: &StateDict, inferred: &mut Inferred) -> Result<(), InteropError> {
@@ -17,9 +17,9 @@ pub(super) fn infer_diffusion(tables: &StateDict, inferred: &mut Inferred) -> Re
     if stored.shape.len() != 1 || betas.iter().any(|beta| !(0.0..).contains(beta)) {
         return Err(InteropError::NoConfiguration("the table `betas` is no list of noise variances".to_string()));
     }
-    let base = GaussianConfig { timesteps: betas.len(), ..GaussianConfig::default() };
+    let base = ScheduleConfig { timesteps: betas.len(), ..ScheduleConfig::default() };
     base.validate()?;
-    let mut config = match named_schedule(&betas, &base) {
+    let schedule = match named_schedule(&betas, &base) {
         Some(config) => {
             inferred.notes.push(format!("{} with T = {} gives the table `betas`", describe(&config), betas.len()));
             config
@@ -32,14 +32,15 @@ pub(super) fn infer_diffusion(tables: &StateDict, inferred: &mut Inferred) -> Re
             base
         }
     };
-    infer_objective(tables, &betas, &mut config, inferred);
+    let (objective, shared) = infer_objective(tables, &betas, inferred);
     inferred.assumed.extend(["auto_normalize", "offset_noise_strength", "immiscible"]);
     inferred.notes.push(
         "no table tells auto_normalize (taken as true), offset_noise_strength and immiscible (taken as off; they matter for \
          training only)"
             .to_string(),
     );
-    inferred.diffusion = Some(config);
+    let formulation = GaussianConfig { schedule, objective }.into();
+    inferred.diffusion = Some(DiffusionConfig { shared, ..formulation });
     Ok(())
 }
 
@@ -47,15 +48,15 @@ pub(super) fn infer_diffusion(tables: &StateDict, inferred: &mut Inferred) -> Re
 const LARGEST_BETA: f64 = 0.999;
 
 /// The schedule that gives these betas: first with default parameters, then with fitted ones.
-fn named_schedule(betas: &[f64], base: &GaussianConfig) -> Option<GaussianConfig> {
-    let with = |beta_schedule| GaussianConfig { beta_schedule, ..base.clone() };
+fn named_schedule(betas: &[f64], base: &ScheduleConfig) -> Option<ScheduleConfig> {
+    let with = |beta_schedule| ScheduleConfig { beta_schedule, ..base.clone() };
     let defaults = [BetaSchedule::Linear, BetaSchedule::Cosine, BetaSchedule::Sigmoid].map(with);
     let bar = cumulative(betas);
     let cosine = fit_cosine(&bar)
         .into_iter()
-        .flat_map(|s| rounded(s).map(|s| GaussianConfig { cosine_s: Some(s), ..with(BetaSchedule::Cosine) }));
+        .flat_map(|s| rounded(s).map(|s| ScheduleConfig { cosine_s: Some(s), ..with(BetaSchedule::Cosine) }));
     let sigmoid = fit_sigmoid(&bar).into_iter().flat_map(|(start, end)| {
-        rounded(start).zip(rounded(end)).map(|(start, end)| GaussianConfig {
+        rounded(start).zip(rounded(end)).map(|(start, end)| ScheduleConfig {
             sigmoid_start: Some(start),
             sigmoid_end: Some(end),
             ..with(BetaSchedule::Sigmoid)
@@ -71,22 +72,13 @@ fn rounded(x: f64) -> impl Iterator<Item = f64> + Clone {
 
 /// The tables are stored in f32, and the reference rounds two constants of the sigmoid schedule to f32, which shows where
 /// `alphas_cumprod` is nearly used up.
-fn matches(stored: &[f64], config: &GaussianConfig) -> bool {
+fn matches(stored: &[f64], config: &ScheduleConfig) -> bool {
     let mut before = 1.0;
     stored.iter().zip(schedule::betas(config)).all(|(&stored, ours)| {
         let tolerance = ours * (1e-6 + 1e-7 / before) + 1e-9;
         before *= 1.0 - ours;
         (stored.min(LARGEST_BETA) - ours).abs() <= tolerance
     })
-}
-
-/// `alphas_cumprod[t]`, t = 0..T.
-fn cumulative(betas: &[f64]) -> Vec<f64> {
-    let product = |bar: &mut f64, beta: &f64| {
-        *bar *= 1.0 - beta;
-        Some(*bar)
-    };
-    betas.iter().scan(1.0, product).collect()
 }
 
 /// `alphas_cumprod` at two inner points: pairs of u = (t + 1) / T and its value.
@@ -143,7 +135,7 @@ fn fit_sigmoid(bar: &[f64]) -> Option<(f64, f64)> {
     residuals(start, end).iter().all(|r| r.abs() < 1e-6).then_some((start, end))
 }
 
-fn describe(config: &GaussianConfig) -> String {
+fn describe(config: &ScheduleConfig) -> String {
     let parameters: Vec<String> =
         [("s", config.cosine_s), ("start", config.sigmoid_start), ("end", config.sigmoid_end)]
             .into_iter()
@@ -154,7 +146,7 @@ fn describe(config: &GaussianConfig) -> String {
 }
 
 /// The stored weight is `min(SNR, gamma)`, or SNR, times a factor of the SNR that only the objective decides.
-fn infer_objective(tables: &StateDict, betas: &[f64], config: &mut GaussianConfig, inferred: &mut Inferred) {
+fn infer_objective(tables: &StateDict, betas: &[f64], inferred: &mut Inferred) -> (Objective, SharedConfig) {
     let weights = tables.get("loss_weight").map(|table| table.values.as_slice()).filter(|w| w.len() == betas.len());
     let found = weights.and_then(|weights| {
         let snr: Vec<f64> = cumulative(betas).into_iter().map(|bar| bar / (1.0 - bar)).collect();
@@ -164,26 +156,19 @@ fn infer_objective(tables: &StateDict, betas: &[f64], config: &mut GaussianConfi
     });
     match found {
         Some((objective, weighting)) => {
-            config.objective = objective;
-            config.min_snr_loss_weight = weighting.is_some();
-            config.min_snr_gamma = weighting.unwrap_or(config.min_snr_gamma);
+            let mut shared = SharedConfig { min_snr_loss_weight: Some(weighting.is_some()), ..SharedConfig::default() };
+            shared.min_snr_gamma = weighting.unwrap_or(shared.min_snr_gamma);
             let weighted = weighting.map_or(String::new(), |gamma| format!(" with min-SNR weighting, gamma {gamma}"));
-            inferred.notes.push(format!("objective {}{weighted} gives the table `loss_weight`", name(objective)));
+            inferred.notes.push(format!("objective {}{weighted} gives the table `loss_weight`", objective.name()));
+            (objective, shared)
         }
         None => {
             inferred.assumed.extend(["objective", "min_snr_loss_weight"]);
             inferred
                 .notes
                 .push("no objective gives the table `loss_weight`: the objective is a guess (the default)".to_string());
+            (Objective::default(), SharedConfig::default())
         }
-    }
-}
-
-fn name(objective: Objective) -> &'static str {
-    match objective {
-        Objective::PredNoise => "pred_noise",
-        Objective::PredX0 => "pred_x0",
-        Objective::PredV => "pred_v",
     }
 }
 

@@ -1,6 +1,7 @@
 //! Networks, one readable page each, and the trait that makes a network trainable here. A network knows nothing of schedules,
 //! losses or samplers.
 
+mod scheduled;
 mod unet;
 pub mod unet_config;
 
@@ -8,6 +9,7 @@ use burn::module::Module;
 use burn::tensor::{Int, Tensor};
 use thiserror::Error;
 
+pub use scheduled::{LearnedSchedule, LearnedScheduleOptions, ScheduleWeights, Scheduled};
 pub use unet::{StageAttention, TimeEmbedding, TimeMlp, Unet, UnetStage};
 pub use unet_config::{PerStage, UnetConfig, UnetConfigError};
 
@@ -60,6 +62,16 @@ pub trait Network<const D: usize>: Module + Sync {
     /// Number of classes that the network is conditioned on; 0 if it is not.
     fn num_classes(&self) -> usize {
         0
+    }
+
+    /// The probability with which training hides an example's class from it.
+    fn class_drop_prob(&self) -> f64 {
+        0.0
+    }
+
+    /// The noise schedule that is trained beside it, if there is one.
+    fn noise_schedule(&self) -> Option<&LearnedSchedule> {
+        None
     }
 
     /// Refuses sizes (all dimensions after the channels) that the network cannot work on.

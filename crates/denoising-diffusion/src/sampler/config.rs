@@ -3,17 +3,10 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::churn::Churn;
 use super::ddpm::PosteriorVariance;
-
-/// A solver.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SamplerKind {
-    /// Ancestral sampling.
-    Ddpm,
-    #[default]
-    Ddim,
-}
+use super::kind::SamplerKind;
+use crate::diffusion::{DiffusionConfig, NoiseLevels};
 
 /// How samples are drawn.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,12 +15,23 @@ pub struct SampleConfig {
     /// Images per grid.
     pub num_samples: usize,
     pub sampler: SamplerKind,
-    /// Evaluations of the network per image; absent: T for `ddpm`, at most 100 for `ddim`.
+    /// Steps from noise to data; absent: as many as the formulation has for `ddpm`, at most 100 for the others.
     pub sampling_timesteps: Option<usize>,
-    /// Noise of `ddim`, 0 (none) to 1 (as ancestral sampling).
-    pub ddim_sampling_eta: f64,
+    pub noise_levels: NoiseLevels,
+    /// rho of `noise_levels = "karras"`.
+    pub karras_rho: f64,
+    /// Noise of the solvers that read it, 0 (none) to 1 (as ancestral sampling).
+    #[serde(alias = "ddim_sampling_eta")]
+    pub eta: Option<f64>,
     /// Variance of `ddpm`'s steps.
     pub posterior_variance: PosteriorVariance,
+    /// Noise added by `euler` and `heun` before each step and removed by it (Karras et al. 2022, algorithm 2).
+    pub s_churn: f64,
+    /// Range of `sigma / alpha` in which it is added; without an upper end if `s_tmax` is absent.
+    pub s_tmin: f64,
+    pub s_tmax: Option<f64>,
+    /// Its deviation.
+    pub s_noise: f64,
     /// Images per batch while sampling.
     pub sample_batch_size: usize,
 }
@@ -36,10 +40,16 @@ impl Default for SampleConfig {
     fn default() -> Self {
         Self {
             num_samples: 25,
-            sampler: SamplerKind::Ddim,
+            sampler: SamplerKind::default(),
             sampling_timesteps: None,
-            ddim_sampling_eta: 0.0,
+            noise_levels: NoiseLevels::default(),
+            karras_rho: 7.0,
+            eta: None,
             posterior_variance: PosteriorVariance::Small,
+            s_churn: 0.0,
+            s_tmin: 0.0,
+            s_tmax: None,
+            s_noise: 1.0,
             sample_batch_size: 64,
         }
     }
@@ -50,46 +60,119 @@ impl Default for SampleConfig {
 pub enum SampleConfigError {
     #[error("`{key}` must be at least 1, got 0")]
     Zero { key: &'static str },
-    #[error("`ddim_sampling_eta` must lie in [0, 1], got {0}")]
-    Eta(f64),
-    #[error("`sampling_timesteps` must lie between 1 and `timesteps` ({timesteps}), got {got}")]
-    SamplingTimesteps { timesteps: usize, got: usize },
-    #[error("`ddim_sampling_eta` belongs to `sampler = \"ddim\"`, but the sampler is \"ddpm\"")]
-    EtaWithoutDdim,
-    #[error("`posterior_variance` belongs to `sampler = \"ddpm\"`, but the sampler is \"ddim\"")]
-    VarianceWithoutDdpm,
+    #[error("`{key}` must be {expected}, got {got}")]
+    Value { key: &'static str, expected: &'static str, got: f64 },
+    #[error("`{key}` must lie between 1 and `timesteps` ({timesteps}), got {got}")]
+    SamplingTimesteps { key: &'static str, timesteps: usize, got: usize },
+    #[error("`{key}` belongs to `sampler = \"{belongs_to}\"`, but the sampler is \"{sampler}\"")]
+    OtherSampler { key: &'static str, belongs_to: &'static str, sampler: &'static str },
+    #[error("`posterior_variance = \"learned\"` needs `diffusion = \"learned_variance\"`, this is \"{formulation}\"")]
+    VarianceNotLearned { formulation: &'static str },
 }
 
+/// Steps where nobody says how many, for solvers that do not need as many as training has.
+const STEPS: usize = 100;
+
 impl SampleConfig {
-    /// Evaluations of the network per image.
-    pub fn steps(&self, timesteps: usize) -> usize {
+    /// Steps from noise to data.
+    pub fn steps(&self, diffusion: &DiffusionConfig) -> usize {
         self.sampling_timesteps.unwrap_or(match self.sampler {
-            SamplerKind::Ddpm => timesteps,
-            SamplerKind::Ddim => timesteps.min(100),
+            SamplerKind::Ddpm => diffusion.default_steps(),
+            _ => diffusion.default_steps().min(STEPS),
         })
     }
 
-    /// `timesteps` is the T of the formulation.
-    pub fn validate(&self, timesteps: usize) -> Result<(), SampleConfigError> {
+    /// Evaluations of the network per image.
+    pub fn evaluations(&self, diffusion: &DiffusionConfig) -> usize {
+        self.sampler.evaluations(self.steps(diffusion))
+    }
+
+    pub(super) fn eta(&self) -> f64 {
+        self.eta.or(self.sampler.default_eta()).unwrap_or(0.0)
+    }
+
+    pub(super) fn churn(&self) -> Churn {
+        let &Self { s_churn, s_tmin, s_noise, .. } = self;
+        Churn { s_churn, s_tmin, s_tmax: self.s_tmax.unwrap_or(f64::INFINITY), s_noise }
+    }
+
+    /// Refuses options that contradict each other, or the formulation that is sampled from.
+    ///
+    /// # Errors
+    /// [`SampleConfigError`].
+    pub fn validate(&self, diffusion: &DiffusionConfig) -> Result<(), SampleConfigError> {
         for (key, value) in [("num_samples", self.num_samples), ("sample_batch_size", self.sample_batch_size)] {
             if value == 0 {
                 return Err(SampleConfigError::Zero { key });
             }
         }
-        let got = self.steps(timesteps);
-        if got == 0 || got > timesteps {
-            return Err(SampleConfigError::SamplingTimesteps { timesteps, got });
-        }
-        let eta = self.ddim_sampling_eta;
-        if !(0.0..=1.0).contains(&eta) {
-            return Err(SampleConfigError::Eta(eta));
-        }
-        match self.sampler {
-            SamplerKind::Ddpm if eta != 0.0 => Err(SampleConfigError::EtaWithoutDdim),
-            SamplerKind::Ddim if self.posterior_variance == PosteriorVariance::Large => {
-                Err(SampleConfigError::VarianceWithoutDdpm)
+        self.check_steps("sampling_timesteps", self.steps(diffusion), diffusion)?;
+        self.check_values()?;
+        self.check_owners()?;
+        match (self.posterior_variance, diffusion.out_channels(1)) {
+            (PosteriorVariance::Learned, channels) if channels != 2 => {
+                Err(SampleConfigError::VarianceNotLearned { formulation: diffusion.formulation.name() })
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Whether `got` steps are possible.
+    ///
+    /// # Errors
+    /// Too many steps for a formulation in discrete time, or none.
+    pub fn check_steps(
+        &self,
+        key: &'static str,
+        got: usize,
+        diffusion: &DiffusionConfig,
+    ) -> Result<(), SampleConfigError> {
+        // Levels between the T levels are there for the other spacings.
+        let integral = matches!(self.noise_levels, NoiseLevels::Trained | NoiseLevels::Trailing);
+        match diffusion.timesteps().filter(|_| integral) {
+            Some(timesteps) if got > timesteps || got == 0 => {
+                Err(SampleConfigError::SamplingTimesteps { key, timesteps, got })
+            }
+            _ if got == 0 => Err(SampleConfigError::Zero { key }),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_values(&self) -> Result<(), SampleConfigError> {
+        let value = |ok: bool, key, expected, got| {
+            if ok { Ok(()) } else { Err(SampleConfigError::Value { key, expected, got }) }
+        };
+        let (eta, s_tmax) = (self.eta.unwrap_or(0.0), self.s_tmax.unwrap_or(f64::INFINITY));
+        let at_least_0 = |x: f64| x.is_finite() && x >= 0.0;
+        value((0.0..=1.0).contains(&eta), "eta", "in [0, 1]", eta)?;
+        value(self.karras_rho.is_finite() && self.karras_rho > 0.0, "karras_rho", "a number above 0", self.karras_rho)?;
+        value(at_least_0(self.s_churn), "s_churn", "a number of at least 0", self.s_churn)?;
+        value(at_least_0(self.s_tmin), "s_tmin", "a number of at least 0", self.s_tmin)?;
+        value(s_tmax > self.s_tmin, "s_tmax", "above `s_tmin`", s_tmax)?;
+        value(self.s_noise.is_finite() && self.s_noise > 0.0, "s_noise", "a number above 0", self.s_noise)
+    }
+
+    /// An option that the sampler does not read is a mistake.
+    fn check_owners(&self) -> Result<(), SampleConfigError> {
+        let sampler = self.sampler;
+        let defaults = Self::default();
+        let not_read =
+            |key, belongs_to| Err(SampleConfigError::OtherSampler { key, belongs_to, sampler: sampler.name() });
+        if self.eta.is_some_and(|eta| eta > 0.0) && sampler.default_eta().is_none() {
+            return not_read("eta", "ddim");
+        }
+        if self.posterior_variance != PosteriorVariance::Small && sampler != SamplerKind::Ddpm {
+            return not_read("posterior_variance", "ddpm");
+        }
+        let churn = [
+            ("s_churn", self.s_churn != defaults.s_churn),
+            ("s_tmin", self.s_tmin != defaults.s_tmin),
+            ("s_tmax", self.s_tmax.is_some()),
+            ("s_noise", self.s_noise != defaults.s_noise),
+        ];
+        match churn.into_iter().find(|(_, given)| *given && !sampler.churns()) {
+            Some((key, _)) => not_read(key, "heun"),
+            None => Ok(()),
         }
     }
 }

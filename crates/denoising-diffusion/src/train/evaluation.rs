@@ -15,7 +15,7 @@ use crate::eval::images::Images;
 use crate::eval::likelihood::{TERMS, evaluations};
 use crate::eval::metric::Metric;
 use crate::eval::result::{Better, Measurement};
-use crate::generate::{GenerateError, Progress, Request, generate};
+use crate::generate::{GenerateError, Progress, Request};
 use crate::models::Network;
 use crate::nn::Eval;
 use crate::report::log::{self, EvaluationRecord, Record};
@@ -140,19 +140,19 @@ impl<M: Network<4>> Run<M> {
         let (mut per_sample, mut fixed, mut once) = (0.0, 0.0, 0.0);
         if wants(Metric::needs_samples) || setup.config.metrics.contains(&Metric::Bpd) {
             let batch = sample.sample_batch_size.min(asked);
-            let timesteps = self.trainer.diffusion().config().timesteps;
-            let steps = timesteps.min(2);
+            let diffusion = self.trainer.diffusion();
+            let steps = diffusion.formulation().timesteps().map_or(2, |timesteps| timesteps.min(2));
             let trial = SampleConfig { sampling_timesteps: Some(steps), ..sample.clone() };
             // The first steps are slower than all others.
             let _ = self.draw(eval, &trial, batch, stop, &mut |_| {})?;
             let started = Instant::now();
             let images = self.draw(eval, &trial, batch, stop, &mut |_| {})?;
-            let per_output = started.elapsed().as_secs_f64() / (steps * batch) as f64;
+            let per_output = started.elapsed().as_secs_f64() / (sample.sampler.evaluations(steps) * batch) as f64;
             if wants(Metric::needs_samples) {
-                per_sample += per_output * sample.steps(timesteps) as f64;
+                per_sample += per_output * sample.evaluations(diffusion.config()) as f64;
             }
             if setup.config.metrics.contains(&Metric::Bpd) {
-                fixed = per_output * (self.held_out_images().len() * evaluations(timesteps, TERMS)) as f64;
+                fixed = per_output * (self.held_out_images().len() * evaluations(diffusion, TERMS)) as f64;
             }
             if let Some(extractor) = setup.extractor.as_ref().filter(|_| wants(Metric::needs_inception)) {
                 let some = Images::of_samples(&images).first(16);
@@ -234,6 +234,7 @@ impl<M: Network<4>> Run<M> {
             count,
             shape: [shape.channels, shape.height, shape.width],
             init_noise: None,
+            classes: None,
         };
         let batches = count.div_ceil(sample.sample_batch_size);
         let mut progress = |at: &Progress<'_>| {
@@ -241,11 +242,9 @@ impl<M: Network<4>> Run<M> {
             on_event(Event::Evaluating { task: Task::Sample, done, total: batches * at.steps });
             if stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        generate(eval, self.trainer.diffusion(), &request, &self.trainer.device(), &mut progress).map_err(|error| {
-            match error {
-                GenerateError::Interrupted(_) => RunError::Evaluation(EvaluateError::Interrupted),
-                error => RunError::Samples(error),
-            }
+        self.generator(eval).generate(&request, &self.trainer.device(), &mut progress).map_err(|error| match error {
+            GenerateError::Interrupted(_) => RunError::Evaluation(EvaluateError::Interrupted),
+            error => RunError::Samples(error),
         })
     }
 }

@@ -6,7 +6,7 @@ use super::event::{Event, StopSignal};
 use super::run::{Run, RunError, Saving, to_tensor};
 use crate::data::ImageShape;
 use crate::eval::held_out::{HeldOutLoss, held_out_loss};
-use crate::generate::{GenerateError, Progress, Request, generate};
+use crate::generate::{GenerateError, Progress, Request};
 use crate::models::Network;
 use crate::report::log::{self, HeldOutRecord, Record, SamplesRecord};
 use crate::report::{GridOptions, save_grid};
@@ -100,6 +100,7 @@ impl<M: Network<4>> Run<M> {
             count: self.setup.sample.num_samples,
             shape: [channels, height, width],
             init_noise: None,
+            classes: None,
         };
         let mut progress = |at: &Progress<'_>| {
             on_event(Event::Sampling { step: at.step, steps: at.steps, images_done: at.images_done });
@@ -107,7 +108,7 @@ impl<M: Network<4>> Run<M> {
         };
         let eval = self.trainer.ema().eval();
         let device = self.trainer.device();
-        let images = match generate(&eval, self.trainer.diffusion(), &request, &device, &mut progress) {
+        let images = match self.generator(&eval).generate(&request, &device, &mut progress) {
             Ok(images) => images,
             Err(GenerateError::Interrupted(_)) => return Ok(ControlFlow::Break(())),
             Err(error) => return Err(RunError::Samples(error)),

@@ -21,9 +21,10 @@ use super::trainer::{NonFiniteKind, StepReport, TrainError, Trainer};
 use crate::atomic_file::{remove_leftovers, write_atomically};
 use crate::data::{Batch, DataError, Flip, ImageShape, Loader, LoaderConfig, Subset};
 use crate::eval::evaluate::EvaluateError;
-use crate::generate::GenerateError;
+use crate::generate::{GenerateError, Generator};
 use crate::model_file::ModelCard;
 use crate::models::Network;
+use crate::nn::Eval;
 use crate::nn::params::{ParamsError, num_trainable};
 use crate::report::log::{CheckpointRecord, Record, RunLog, SkipReason, SkipRecord, StartRecord, StepRecord};
 use crate::report::{CurveOptions, ReportError, Series, log, save_curve_png, save_curve_svg};
@@ -198,6 +199,11 @@ impl<M: Network<4>> Run<M> {
         }
         self.draw_curve()?;
         Ok(Outcome::Finished)
+    }
+
+    /// What draws the run's samples from a copy of its average.
+    pub(super) fn generator<'a>(&'a self, eval: &'a Eval<M>) -> Generator<'a, M> {
+        Generator::new(eval, self.trainer.diffusion())
     }
 
     fn images_per_step(&self) -> usize {

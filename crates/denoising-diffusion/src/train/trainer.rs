@@ -8,7 +8,7 @@ use super::adam::{Adam, GradNorm, NamedGradients};
 use super::config::TrainConfig;
 use super::ema::{Ema, EmaConfig};
 use super::lr::learning_rate;
-use crate::diffusion::GaussianDiffusion;
+use crate::diffusion::{Diffusion, Examples};
 use crate::interop::StateDict;
 use crate::models::Network;
 use crate::nn::ops::{Activations, set_activations};
@@ -22,7 +22,7 @@ pub struct Trainer<M> {
     model: Option<M>,
     ema: Ema<M>,
     adam: Adam,
-    diffusion: GaussianDiffusion,
+    diffusion: Diffusion,
     config: TrainConfig,
     device: Device,
     step: u64,
@@ -98,7 +98,7 @@ impl<M> Trainer<M> {
         &self.config
     }
 
-    pub fn diffusion(&self) -> &GaussianDiffusion {
+    pub fn diffusion(&self) -> &Diffusion {
         &self.diffusion
     }
 
@@ -132,7 +132,7 @@ impl<M> Trainer<M> {
     /// `model` must lie on an autodiff device; its configuration is taken as valid.
     pub fn new<const D: usize>(
         model: M,
-        diffusion: GaussianDiffusion,
+        diffusion: Diffusion,
         config: TrainConfig,
         ema: EmaConfig,
         device: &Device,
@@ -154,18 +154,19 @@ impl<M> Trainer<M> {
         }
     }
 
-    /// One optimizer step on `accumulate` batches `[b, c, ...]` of data in the data's range.
-    pub fn step<const D: usize>(&mut self, batches: Vec<Tensor<D>>) -> StepReport
+    /// One optimizer step on `accumulate` batches: tensors `[b, c, ...]` of data in the data's range, or [`Examples`] with classes.
+    pub fn step<const D: usize>(&mut self, batches: Vec<impl Into<Examples<D>>>) -> StepReport
     where
         M: Network<D>,
     {
         let keep = if self.config.checkpoint_activations { Activations::Recompute } else { Activations::Keep };
         set_activations(keep);
         // On a thread of the pool: from outside, each of a step's thousand parallel loops would wait for a thread to wake up.
+        let batches = batches.into_iter().map(Into::into).collect();
         rayon::scope(|_| self.step_in_pool(batches))
     }
 
-    fn step_in_pool<const D: usize>(&mut self, batches: Vec<Tensor<D>>) -> StepReport
+    fn step_in_pool<const D: usize>(&mut self, batches: Vec<Examples<D>>) -> StepReport
     where
         M: Network<D>,
     {
@@ -211,14 +212,14 @@ impl<M> Trainer<M> {
     }
 
     /// The mean loss of the step, and its gradients with their norm, or what was not finite.
-    fn gradients<const D: usize>(&self, batches: Vec<Tensor<D>>) -> (f64, Result<(NamedGradients, f64), NonFinite>)
+    fn gradients<const D: usize>(&self, batches: Vec<Examples<D>>) -> (f64, Result<(NamedGradients, f64), NonFinite>)
     where
         M: Network<D>,
     {
         let parts = batches.len() as u64;
         let (mut total, mut sum) = (0.0, NamedGradients::default());
-        for (k, images) in batches.into_iter().enumerate() {
-            let (loss, gradients) = match self.backward(images, self.step * parts + k as u64, parts) {
+        for (k, examples) in batches.into_iter().enumerate() {
+            let (loss, gradients) = match self.backward(examples, self.step * parts + k as u64, parts) {
                 Ok(parts) => parts,
                 Err(cause) => return (f64::NAN, Err(cause)),
             };
@@ -234,23 +235,23 @@ impl<M> Trainer<M> {
     /// Loss and gradients of one batch, both divided by the number of batches in the step.
     fn backward<const D: usize>(
         &self,
-        images: Tensor<D>,
+        examples: Examples<D>,
         batch: u64,
         parts: u64,
     ) -> Result<(f64, NamedGradients), NonFinite>
     where
         M: Network<D>,
     {
-        let dims = images.dims();
+        let dims = examples.data.dims();
         let first = batch * dims[0] as u64;
         let seed = self.config.seed;
         let draws = self.diffusion.draw(seed, first, batch, dims, &self.device);
         self.device.seed(Stream::new(seed, Purpose::Dropout, batch, 0).next_u64());
-        let images = images.to_device(&self.device);
-        let loss = self.diffusion.loss(self.model(), images.clone(), &draws).mean() / parts as f64;
+        let examples = Examples { data: examples.data.to_device(&self.device), ..examples };
+        let loss = self.diffusion.loss(self.model(), examples.clone(), &draws).mean() / parts as f64;
         let value = f64::from(loss.clone().into_scalar::<f32>());
         if !value.is_finite() {
-            return Err(self.blame(images));
+            return Err(self.blame(examples.data));
         }
         Ok((value, NamedGradients::take(self.model(), &mut loss.backward())))
     }

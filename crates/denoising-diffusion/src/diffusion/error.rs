@@ -1,0 +1,33 @@
+//! Why a configuration describes no formulation.
+
+use thiserror::Error;
+
+/// Why a [`DiffusionConfig`](super::DiffusionConfig) describes no diffusion.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum DiffusionConfigError {
+    #[error("`timesteps` must be at least 2 (one step of noise cannot be undone in steps), got {0}")]
+    Timesteps(usize),
+    #[error("`{key}` belongs to `beta_schedule = \"{belongs_to}\"`, but the schedule is \"{schedule}\"")]
+    OtherSchedule { key: &'static str, belongs_to: &'static str, schedule: &'static str },
+    #[error("`{key}` must be {expected}, got {got}")]
+    Value { key: &'static str, expected: &'static str, got: f64 },
+    #[error("`{option}` has no meaning with {with}: {why}")]
+    Contradiction { option: &'static str, with: String, why: &'static str },
+    #[error("there is no formulation \"{name}\"; there are {known}")]
+    UnknownFormulation { name: String, known: String },
+    #[error("`{key}` is no option of `diffusion = \"{formulation}\"`{}; its options: {known}", of_another(owners))]
+    UnknownKey { key: String, formulation: &'static str, owners: Vec<&'static str>, known: String },
+    #[error("an option of the diffusion has a wrong value: {0}")]
+    Malformed(String),
+    #[error("a schedule given as betas belongs to a formulation in discrete time, not to \"{formulation}\"")]
+    BetasWithoutTable { formulation: &'static str },
+}
+
+fn of_another(owners: &[&'static str]) -> String {
+    if owners.is_empty() { String::new() } else { format!(" (but of {})", owners.join(", ")) }
+}
+
+/// An error unless `ok`.
+pub(super) fn check(ok: bool, key: &'static str, expected: &'static str, got: f64) -> Result<(), DiffusionConfigError> {
+    if ok { Ok(()) } else { Err(DiffusionConfigError::Value { key, expected, got }) }
+}

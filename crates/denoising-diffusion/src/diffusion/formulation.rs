@@ -1,0 +1,96 @@
+//! What a formulation is: where noise levels come from, what the network predicts at each, and how the loss is weighed. Plain numbers
+//! only; [`Diffusion`](super::Diffusion) makes losses and denoisers of them, [`FormulationConfig`](super::FormulationConfig) lists them.
+
+use std::fmt::Debug;
+
+use super::denoiser::NoiseLevel;
+use super::learned_variance::LearnedVariance;
+use super::prediction::Prediction;
+use super::schedule::Tables;
+use super::weighted_objective::ObjectiveWeights;
+use crate::models::{LearnedScheduleOptions, ScheduleWeights};
+
+/// The parts of a network's output.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Output {
+    /// The prediction, as many channels as the data.
+    Prediction,
+    /// The prediction and a variance, twice the channels of the data.
+    WithVariance(LearnedVariance),
+    /// Noise, clean data and their two weights: twice the channels of the data and two.
+    Weighted(ObjectiveWeights),
+}
+
+impl Output {
+    /// Channels of the network's output for data of `channels`.
+    pub fn channels(self, channels: usize) -> usize {
+        match self {
+            Self::Prediction => channels,
+            Self::WithVariance(_) => 2 * channels,
+            Self::Weighted(_) => 2 * channels + 2,
+        }
+    }
+}
+
+/// A formulation. Its time is its own: t in 0..T of a table, a real number in [0, 1], or sigma.
+pub trait Formulation: Debug + Send + Sync {
+    /// The time below which a share `u` (in (0, 1)) of the training examples lies. Training draws u uniformly; measurements take it
+    /// evenly.
+    fn time(&self, u: f64) -> f64;
+
+    /// The noise level of a time.
+    fn level(&self, time: f64) -> NoiseLevel;
+
+    /// The level of a [`log_snr`](NoiseLevel::log_snr).
+    fn level_of(&self, log_snr: f64) -> NoiseLevel;
+
+    /// What the network predicts.
+    fn prediction(&self) -> Prediction;
+
+    /// The weight of the squared error of the prediction, without min-SNR.
+    fn loss_weight(&self, level: &NoiseLevel) -> f64;
+
+    /// The formulation's own `steps` noise levels from the noisiest down, then clean data.
+    fn levels(&self, steps: usize) -> Vec<NoiseLevel>;
+
+    /// The noisiest and the cleanest level that the network was trained on.
+    fn range(&self) -> [NoiseLevel; 2];
+
+    /// The parts of the output.
+    fn output(&self) -> Output {
+        Output::Prediction
+    }
+
+    /// The standard deviation of x_T.
+    fn init_deviation(&self) -> f64 {
+        1.0
+    }
+
+    /// T, if there are only so many noise levels.
+    fn timesteps(&self) -> Option<usize> {
+        None
+    }
+
+    /// Steps of ancestral sampling where nobody says how many.
+    fn default_steps(&self) -> usize;
+
+    /// The tables of a formulation in discrete time.
+    fn tables(&self) -> Option<&Tables> {
+        None
+    }
+
+    /// Whether the network is told numbers as large as 1000, which Fourier features of random frequency cannot resolve.
+    fn tells_large_times(&self) -> bool {
+        true
+    }
+
+    /// Whether the schedule is learned with the network; its share of the gradient.
+    fn learned_schedule(&self) -> Option<LearnedScheduleOptions> {
+        None
+    }
+
+    /// The same with the schedule that training has arrived at.
+    fn with_schedule(&self, _weights: ScheduleWeights) -> Option<Box<dyn Formulation>> {
+        None
+    }
+}

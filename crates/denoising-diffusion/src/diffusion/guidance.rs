@@ -1,0 +1,155 @@
+//! Guidance: how a conditional and a weaker prediction (the unconditional one, or that of a weaker network) become one, and how far the
+//! estimate of clean data may go. On tensors alone; [`NetworkDenoiser`](super::NetworkDenoiser) makes the predictions.
+
+use burn::tensor::{Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+use super::denoiser::NoiseLevel;
+use super::error::{DiffusionConfigError, check};
+use crate::nn::params::host_values;
+
+/// What happens to estimates outside of the data's range [-1, 1].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Threshold {
+    /// They are cut to it.
+    #[default]
+    Static,
+    /// Each image is cut to its own quantile of absolute values, if that is above 1, and divided by it (Saharia et al. 2022,
+    /// arXiv:2205.11487, section 2.3).
+    Dynamic,
+    /// Nothing.
+    None,
+}
+
+/// Options of guidance; `Default` guides nothing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GuidanceConfig {
+    /// The scale w in `weak + w (strong - weak)`: 1 is the conditional (strong) prediction, 0 the unconditional (weak) one.
+    pub guidance: f64,
+    /// How much of the guided prediction's deviation is set back to that of the conditional one (Lin et al. 2023,
+    /// arXiv:2305.08891, section 3.4).
+    pub rescale_phi: f64,
+    /// How much of the update's part along the conditional prediction is kept: 1 is plain guidance, 0 removes what oversaturates
+    /// (Sadat et al. 2024, arXiv:2410.02416).
+    pub keep_parallel: f64,
+    /// Takes the direction back to noise from the unconditional estimate (Chung et al. 2024, arXiv:2406.08070).
+    pub cfg_plus_plus: bool,
+    /// Guides only where `sigma / alpha` lies between these (Kynkaanniemi et al. 2024, arXiv:2404.07724).
+    pub guidance_interval: Option<[f64; 2]>,
+    pub threshold: Threshold,
+    /// The quantile of dynamic thresholding.
+    pub threshold_quantile: f64,
+}
+
+impl Default for GuidanceConfig {
+    fn default() -> Self {
+        Self {
+            guidance: 1.0,
+            rescale_phi: 0.0,
+            keep_parallel: 1.0,
+            cfg_plus_plus: false,
+            guidance_interval: None,
+            threshold: Threshold::default(),
+            threshold_quantile: 0.995,
+        }
+    }
+}
+
+impl GuidanceConfig {
+    /// # Errors
+    /// [`DiffusionConfigError`].
+    pub fn validate(&self) -> Result<(), DiffusionConfigError> {
+        let share = |x: f64| (0.0..=1.0).contains(&x);
+        check(self.guidance.is_finite(), "guidance", "a number", self.guidance)?;
+        check(share(self.rescale_phi), "rescale_phi", "in [0, 1]", self.rescale_phi)?;
+        check(share(self.keep_parallel), "keep_parallel", "in [0, 1]", self.keep_parallel)?;
+        let quantile = self.threshold_quantile;
+        check(quantile > 0.0 && quantile <= 1.0, "threshold_quantile", "in (0, 1]", quantile)?;
+        if let Some([low, high]) = self.guidance_interval {
+            check(
+                low >= 0.0 && high > low,
+                "guidance_interval",
+                "two numbers, the first at least 0 and below the second",
+                low,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// The scale at a level: 1 outside of the interval.
+    pub fn scale_at(&self, level: &NoiseLevel) -> f64 {
+        let inside = |[low, high]: [f64; 2]| (low..=high).contains(&(level.sigma / level.alpha));
+        if self.guidance_interval.is_none_or(inside) { self.guidance } else { 1.0 }
+    }
+
+    /// One prediction out of two. A scale of 1 is the strong one and 0 the weak one, whatever the other options.
+    pub fn combine<const D: usize>(&self, strong: Tensor<D>, weak: Tensor<D>, scale: f64) -> Tensor<D> {
+        if scale == 1.0 {
+            return strong;
+        }
+        if scale == 0.0 {
+            return weak;
+        }
+        let mut update = strong.clone() - weak;
+        if self.keep_parallel < 1.0 {
+            let along = projection(update.clone(), strong.clone());
+            update = update - along * (1.0 - self.keep_parallel);
+        }
+        let guided = strong.clone() + update * (scale - 1.0);
+        if self.rescale_phi == 0.0 {
+            return guided;
+        }
+        let ratio = deviation(strong) / deviation(guided.clone()).clamp_min(1e-12);
+        guided * (ratio * self.rescale_phi + (1.0 - self.rescale_phi))
+    }
+
+    /// The estimate within the range, where [-1, 1] is the data's.
+    pub fn limit<const D: usize>(&self, x_start: Tensor<D>) -> Tensor<D> {
+        match self.threshold {
+            Threshold::None => x_start,
+            Threshold::Static => x_start.clamp(-1.0, 1.0),
+            Threshold::Dynamic => {
+                let s = per_example_quantile(x_start.clone().abs(), self.threshold_quantile).clamp_min(1.0);
+                // Cut to [-s, s], divided by s.
+                (x_start / s).clamp(-1.0, 1.0)
+            }
+        }
+    }
+}
+
+/// Sums over everything but the examples, `[b, 1, ...]`.
+fn per_example_sum<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    (1..D).fold(x, |x, dim| x.sum_dim(dim))
+}
+
+/// The part of `x` along `y`, per example.
+pub fn projection<const D: usize>(x: Tensor<D>, y: Tensor<D>) -> Tensor<D> {
+    let along = per_example_sum(x * y.clone());
+    let square = per_example_sum(y.clone().square()).clamp_min(1e-24);
+    y * (along / square)
+}
+
+/// Standard deviation per example, with n - 1 as `torch.std`, `[b, 1, ...]`.
+fn deviation<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    let n = x.dims()[1..].iter().product::<usize>() as f64;
+    let mean = per_example_sum(x.clone()) / n;
+    (per_example_sum((x - mean).square()) / (n - 1.0).max(1.0)).sqrt()
+}
+
+/// The quantile of each example, linear between order statistics as `torch.quantile`, `[b, 1, ...]`.
+fn per_example_quantile<const D: usize>(x: Tensor<D>, q: f64) -> Tensor<D> {
+    let (device, b) = (x.device(), x.dims()[0]);
+    let mut values = host_values(x);
+    let n = values.len() / b.max(1);
+    let at = q * (n - 1) as f64;
+    let of_example = |values: &mut [f32]| {
+        values.sort_by(f32::total_cmp);
+        let (low, high) = (values[at.floor() as usize], values[at.ceil() as usize]);
+        low + (high - low) * at.fract() as f32
+    };
+    let quantiles: Vec<f32> = values.chunks_mut(n).map(of_example).collect();
+    let shape: [usize; D] = std::array::from_fn(|k| if k == 0 { b } else { 1 });
+    Tensor::from_data(TensorData::new(quantiles, shape), &device)
+}

@@ -1,0 +1,290 @@
+//! The training loss of every formulation. Not here: what is drawn and how levels are made of it (`process`, the formulations).
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use super::denoiser::NoiseLevel;
+use super::formulation::Output;
+use super::immiscible::least_distance_assignment;
+use super::prediction::{Coefficients, Prediction};
+use super::process::{Diffusion, Draws};
+use super::weighted_objective;
+use crate::models::{Network, NetworkInput};
+use crate::nn::TrainNoGrad;
+use crate::nn::params::host_values;
+
+/// What a network is trained on.
+#[derive(Clone, Debug)]
+pub struct Examples<const D: usize> {
+    /// `[b, c, ...]` as the data gives them, in [0, 1] with `auto_normalize`.
+    pub data: Tensor<D>,
+    /// The class of each example, for networks that take classes.
+    pub classes: Option<Vec<u32>>,
+}
+
+impl<const D: usize> From<Tensor<D>> for Examples<D> {
+    fn from(data: Tensor<D>) -> Self {
+        Self { data, classes: None }
+    }
+}
+
+/// The noise levels of a batch.
+enum Levels<const D: usize> {
+    Fixed(Vec<NoiseLevel>),
+    /// Given by a schedule that is being trained: log-SNR `[b]`, alpha and sigma `[b, 1, ...]`.
+    Learned {
+        log_snr: Tensor<1>,
+        alpha: Tensor<D>,
+        sigma: Tensor<D>,
+    },
+}
+
+/// A noised batch and what it was made of.
+pub(super) struct Parts<const D: usize> {
+    pub x_start: Tensor<D>,
+    pub noise: Tensor<D>,
+    pub x: Tensor<D>,
+    pub times: Vec<f64>,
+    levels: Levels<D>,
+    prediction: Prediction,
+}
+
+impl<const D: usize> Parts<D> {
+    /// A number of [`Coefficients`] for each example, `[b, 1, ...]`.
+    pub fn coefficient(&self, pick: impl Fn(Coefficients) -> f64) -> Tensor<D> {
+        let Levels::Fixed(levels) = &self.levels else {
+            unreachable!("schedules are learned for single predictions only, which `Learned` reads");
+        };
+        let values: Vec<f64> = levels.iter().map(|level| pick(self.prediction.coefficients(level))).collect();
+        per_example(&values, &self.x.device())
+    }
+
+    /// What the network is told, `[b]`.
+    fn time(&self) -> Tensor<1> {
+        match &self.levels {
+            Levels::Fixed(levels) => {
+                let times: Vec<f64> = levels.iter().map(|level| level.time).collect();
+                per_example(&times, &self.x.device())
+            }
+            Levels::Learned { log_snr, .. } => log_snr.clone(),
+        }
+    }
+
+    fn input(&self) -> Tensor<D> {
+        match (&self.levels, self.prediction) {
+            (Levels::Fixed(_), Prediction::Elucidated { .. }) => self.x.clone() * self.coefficient(|c| c.c_in),
+            _ => self.x.clone(),
+        }
+    }
+
+    fn target(&self) -> Tensor<D> {
+        let (x_start, noise) = (self.x_start.clone(), self.noise.clone());
+        match (&self.levels, self.prediction) {
+            (_, Prediction::Noise) => noise,
+            (_, Prediction::XStart) => x_start,
+            (Levels::Learned { alpha, sigma, .. }, _) => noise * alpha.clone() - x_start * sigma.clone(),
+            (Levels::Fixed(_), _) => {
+                x_start * self.coefficient(|c| c.target_x_start) + noise * self.coefficient(|c| c.target_noise)
+            }
+        }
+    }
+
+    /// The estimate of x_start in a prediction.
+    fn x_start_of(&self, prediction: Tensor<D>) -> Tensor<D> {
+        let x = self.x.clone();
+        match (&self.levels, self.prediction) {
+            (_, Prediction::XStart) => prediction,
+            (Levels::Learned { alpha, sigma, .. }, Prediction::Noise) => {
+                (x - prediction * sigma.clone()) / alpha.clone()
+            }
+            (Levels::Learned { alpha, sigma, .. }, _) => x * alpha.clone() - prediction * sigma.clone(),
+            (Levels::Fixed(_), _) => x * self.coefficient(|c| c.c_skip) + prediction * self.coefficient(|c| c.c_out),
+        }
+    }
+
+    /// The weight of each example, `[b]`.
+    fn weight(&self, diffusion: &Diffusion) -> Tensor<1> {
+        match &self.levels {
+            Levels::Fixed(levels) => {
+                let weights: Vec<f64> = levels.iter().map(|level| diffusion.loss_weight(level)).collect();
+                per_example(&weights, &self.x.device())
+            }
+            // In terms of log-SNR, so that its gradient is there too.
+            Levels::Learned { log_snr, .. } => {
+                let snr = log_snr.clone().exp();
+                let clipped = diffusion.config.min_snr().map(|gamma| snr.clone().clamp_max(gamma));
+                match (self.prediction, clipped) {
+                    (Prediction::XStart, clipped) => clipped.unwrap_or(snr),
+                    (_, None) => snr.ones_like(),
+                    (Prediction::Noise, Some(clipped)) => clipped / snr,
+                    (_, Some(clipped)) => clipped / (snr + 1.0),
+                }
+            }
+        }
+    }
+}
+
+impl Diffusion {
+    /// The weighted loss of each example, `[b]`. Everything must lie on the network's device. With several candidates of noise, each
+    /// example is trained on the one of least loss, found without gradients.
+    pub fn loss<const D: usize, M: Network<D>>(
+        &self,
+        model: &M,
+        examples: impl Into<Examples<D>>,
+        draws: &Draws<D>,
+    ) -> Tensor<1> {
+        let examples: Examples<D> = examples.into();
+        let classes = kept(model, examples.classes, &draws.keep_condition);
+        let classes = classes_tensor(model.num_classes(), classes.as_deref(), &examples.data.device());
+        let x_start = self.normalize(examples.data);
+        let noise = self.noise(model, &x_start, classes.as_ref(), draws);
+        self.loss_of(model, x_start, noise, classes, draws)
+    }
+
+    fn loss_of<const D: usize, M: Network<D>>(
+        &self,
+        model: &M,
+        x_start: Tensor<D>,
+        noise: Tensor<D>,
+        classes: Option<Tensor<1, Int>>,
+        draws: &Draws<D>,
+    ) -> Tensor<1> {
+        let parts = self.noised(model, x_start, noise, &draws.times);
+        let (x, time) = (parts.input(), parts.time());
+        let input =
+            |x_self_cond| NetworkInput { x: x.clone(), time: time.clone(), x_self_cond, classes: classes.clone() };
+        let x_self_cond = (model.self_condition() && draws.self_condition)
+            .then(|| self.x_start(TrainNoGrad::of(model).forward(input(None)), &parts).detach());
+        let output = model.forward(input(x_self_cond));
+        match self.formulation.output() {
+            Output::Prediction => per_example_mean((output - parts.target()).square()) * parts.weight(self),
+            Output::Weighted(weights) => weighted_objective::loss(output, weights, &parts),
+            Output::WithVariance(variance) => {
+                let c = parts.x.dims()[1];
+                let (prediction, half) = (output.clone().narrow(1, 0, c), output.narrow(1, c, c));
+                let simple = per_example_mean((prediction.clone() - parts.target()).square()) * parts.weight(self);
+                let Some(tables) = self.tables() else { return simple };
+                let bound = variance.bound(half, parts.x_start_of(prediction), &parts, tables);
+                simple + bound * variance.vb_loss_weight
+            }
+        }
+    }
+
+    /// The estimate of x_start in a whole output.
+    fn x_start<const D: usize>(&self, output: Tensor<D>, parts: &Parts<D>) -> Tensor<D> {
+        match self.formulation.output() {
+            Output::Prediction => parts.x_start_of(output),
+            Output::WithVariance(_) => parts.x_start_of(output.narrow(1, 0, parts.x.dims()[1])),
+            Output::Weighted(_) => {
+                let [skip, out] = [parts.coefficient(|c| c.c_skip), parts.coefficient(|c| c.c_out)];
+                weighted_objective::x_start(output, parts.x.clone(), skip, out)
+            }
+        }
+    }
+
+    fn noised<const D: usize, M: Network<D>>(
+        &self,
+        model: &M,
+        x_start: Tensor<D>,
+        noise: Tensor<D>,
+        times: &[f64],
+    ) -> Parts<D> {
+        let device = x_start.device();
+        let levels = match (model.noise_schedule(), self.formulation.learned_schedule()) {
+            (Some(schedule), Some(_)) => {
+                let log_snr = schedule.forward(per_example(times, &device));
+                let root = |log_snr: Tensor<1>| {
+                    let shape: [usize; D] = std::array::from_fn(|k| if k == 0 { times.len() } else { 1 });
+                    burn::tensor::activation::sigmoid(log_snr).sqrt().reshape(shape)
+                };
+                Levels::Learned { alpha: root(log_snr.clone()), sigma: root(-log_snr.clone()), log_snr }
+            }
+            _ => Levels::Fixed(times.iter().map(|&time| self.level(time)).collect()),
+        };
+        let (alpha, sigma) = match &levels {
+            Levels::Learned { alpha, sigma, .. } => (alpha.clone(), sigma.clone()),
+            Levels::Fixed(levels) => {
+                let of =
+                    |pick: fn(&NoiseLevel) -> f64| per_example(&levels.iter().map(pick).collect::<Vec<_>>(), &device);
+                (of(|level| level.alpha), of(|level| level.sigma))
+            }
+        };
+        let x = x_start.clone() * alpha + noise.clone() * sigma;
+        let prediction = self.formulation.prediction();
+        Parts { x_start, noise, x, times: times.to_vec(), levels, prediction }
+    }
+
+    /// The noise that x_t and the target share: chosen among the candidates, offset added, handed out within the batch if immiscible.
+    fn noise<const D: usize, M: Network<D>>(
+        &self,
+        model: &M,
+        x_start: &Tensor<D>,
+        classes: Option<&Tensor<1, Int>>,
+        draws: &Draws<D>,
+    ) -> Tensor<D> {
+        let shared = &self.config.shared;
+        let candidates: Vec<Tensor<D>> = draws
+            .noise
+            .iter()
+            .map(|noise| match &draws.offset_noise {
+                Some(offset) => noise.clone() + offset.clone() * shared.offset_noise_strength,
+                None => noise.clone(),
+            })
+            .collect();
+        if let [noise] = &candidates[..] {
+            return if shared.immiscible { assigned(x_start, noise.clone()) } else { noise.clone() };
+        }
+        let probe = TrainNoGrad::of(model);
+        let losses: Vec<Vec<f32>> = candidates
+            .iter()
+            .map(|noise| {
+                host_values(self.loss_of::<D, M>(&probe, x_start.clone(), noise.clone(), classes.cloned(), draws))
+            })
+            .collect();
+        let chosen = (0..x_start.dims()[0]).map(|i| {
+            let least = (0..losses.len()).min_by(|&a, &b| losses[a][i].total_cmp(&losses[b][i])).unwrap_or(0);
+            candidates[least].clone().narrow(0, i, 1)
+        });
+        Tensor::cat(chosen.collect(), 0)
+    }
+}
+
+/// The noise of a batch handed out by least distance.
+fn assigned<const D: usize>(x_start: &Tensor<D>, noise: Tensor<D>) -> Tensor<D> {
+    let size = noise.dims()[1..].iter().product();
+    let order = least_distance_assignment(&host_values(x_start.clone()), &host_values(noise.clone()), size);
+    let order: Vec<i64> = order.into_iter().map(|i| i as i64).collect();
+    let b = order.len();
+    let order = Tensor::from_data(TensorData::new(order, [b]), &noise.device());
+    noise.select(0, order)
+}
+
+/// Classes with those dropped whose draw lies below the network's probability. Only training draws: measurements drop nothing.
+fn kept<const D: usize, M: Network<D>>(model: &M, classes: Option<Vec<u32>>, draws: &[f64]) -> Option<Vec<u32>> {
+    let mut classes = classes?;
+    for (class, draw) in classes.iter_mut().zip(draws) {
+        if *draw < model.class_drop_prob() {
+            *class = model.num_classes() as u32;
+        }
+    }
+    Some(classes)
+}
+
+/// Classes as a network takes them; `None` for a network that takes none.
+pub(super) fn classes_tensor(num_classes: usize, classes: Option<&[u32]>, device: &Device) -> Option<Tensor<1, Int>> {
+    let classes: Vec<i64> = classes.filter(|_| num_classes > 0)?.iter().map(|&class| class.into()).collect();
+    let b = classes.len();
+    Some(Tensor::from_data(TensorData::new(classes, [b]), device))
+}
+
+/// Numbers of each example, shaped to multiply a batch of rank `D`.
+pub(super) fn per_example<const D: usize>(values: &[f64], device: &Device) -> Tensor<D> {
+    let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
+    let shape = std::array::from_fn(|k| if k == 0 { values.len() } else { 1 });
+    Tensor::from_data(TensorData::new::<f32, [usize; D]>(values, shape), device)
+}
+
+/// The mean over everything but the examples, `[b]`.
+pub(super) fn per_example_mean<const D: usize>(x: Tensor<D>) -> Tensor<1> {
+    let b = x.dims()[0];
+    x.reshape([b as i32, -1]).mean_dim(1).reshape([b])
+}

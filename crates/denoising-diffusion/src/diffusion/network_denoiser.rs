@@ -1,0 +1,165 @@
+//! A trained network as a [`Denoiser`]: its output read as the formulation says, conditioned, guided, and kept within the data's range.
+
+use burn::tensor::{Device, Int, Tensor};
+
+use super::denoiser::{Denoiser, Estimate, NoiseLevel};
+use super::formulation::Output;
+use super::guidance::GuidanceConfig;
+use super::loss::{classes_tensor, per_example};
+use super::prediction::Coefficients;
+use super::process::Diffusion;
+use super::spacing::NoiseLevels;
+use super::weighted_objective;
+use crate::models::{Network, NetworkInput};
+use crate::nn::Eval;
+
+/// Gives `scale grad_x ln p(y | x)` for x of a level: a classifier's push towards its class.
+pub type Push<'a, const D: usize> = Box<dyn Fn(Tensor<D>, NoiseLevel) -> Tensor<D> + 'a>;
+
+/// A network under a formulation, ready to denoise.
+pub struct NetworkDenoiser<'a, const D: usize, M> {
+    diffusion: Diffusion,
+    model: &'a Eval<M>,
+    guidance: GuidanceConfig,
+    classes: Option<Vec<u32>>,
+    weak: Option<&'a Eval<M>>,
+    push: Option<Push<'a, D>>,
+}
+
+impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
+    pub(super) fn new(diffusion: Diffusion, model: &'a Eval<M>) -> Self {
+        Self { diffusion, model, guidance: GuidanceConfig::default(), classes: None, weak: None, push: None }
+    }
+
+    /// With options of guidance, taken as valid.
+    pub fn guided(self, guidance: &GuidanceConfig) -> Self {
+        Self { guidance: guidance.clone(), ..self }
+    }
+
+    /// Conditioned on the class of each example of the batch.
+    pub fn with_classes(self, classes: Vec<u32>) -> Self {
+        Self { classes: Some(classes), ..self }
+    }
+
+    /// Guided away from a weaker network in place of the unconditional prediction (Karras et al. 2024, arXiv:2406.02507).
+    pub fn with_weak(self, weak: &'a Eval<M>) -> Self {
+        Self { weak: Some(weak), ..self }
+    }
+
+    /// Guided by a classifier (Dhariwal and Nichol 2021, arXiv:2105.05233, algorithm 2): eps becomes `eps - sigma push`, which moves
+    /// x_start by `sigma^2 / alpha push`, in every sampler.
+    pub fn with_push(self, push: Push<'a, D>) -> Self {
+        Self { push: Some(push), ..self }
+    }
+
+    /// The formulation, with the schedule that the network has learned.
+    pub fn diffusion(&self) -> &Diffusion {
+        &self.diffusion
+    }
+
+    /// `steps` noise levels, then clean data.
+    pub fn levels(&self, spacing: NoiseLevels, steps: usize, karras_rho: f64) -> Vec<NoiseLevel> {
+        spacing.of(self.diffusion.formulation(), steps, karras_rho)
+    }
+
+    /// The outputs of the network itself and, where guidance needs one, of what it is guided away from.
+    fn outputs(
+        &self,
+        x: Tensor<D>,
+        level: NoiseLevel,
+        x_self_cond: Option<Tensor<D>>,
+        scale: f64,
+    ) -> [Option<Tensor<D>>; 2] {
+        let (b, device) = (x.dims()[0], x.device());
+        let classes = self.classes(b, &device);
+        let run = |model: &Eval<M>, x: Tensor<D>, x_self_cond: Option<Tensor<D>>, classes| {
+            let time = per_example::<1>(&vec![level.time; x.dims()[0]], &device);
+            let x_self_cond = x_self_cond.filter(|_| model.self_condition());
+            // On a thread of the pool, so that none of the network's parallel loops has to wake one up.
+            rayon::scope(|_| model.forward(NetworkInput { x, time, x_self_cond, classes }))
+        };
+        let one = |model, classes| run(model, x.clone(), x_self_cond.clone(), classes);
+        if scale == 1.0 {
+            return [Some(one(self.model, classes)), None];
+        }
+        if let Some(weak) = self.weak {
+            return [Some(one(self.model, classes.clone())), Some(one(weak, classes))];
+        }
+        let Some(classes) = classes else { return [Some(one(self.model, None)), None] };
+        let none = self.no_class(b, &device);
+        if scale == 0.0 {
+            return [None, Some(one(self.model, Some(none)))];
+        }
+        // Both halves as one batch.
+        let twice = |x: Tensor<D>| Tensor::cat(vec![x.clone(), x], 0);
+        let both = run(
+            self.model,
+            twice(x.clone()),
+            x_self_cond.clone().map(twice),
+            Some(Tensor::cat(vec![classes, none], 0)),
+        );
+        [Some(both.clone().narrow(0, 0, b)), Some(both.narrow(0, b, b))]
+    }
+
+    fn classes(&self, b: usize, device: &Device) -> Option<Tensor<1, Int>> {
+        let classes = self.classes.as_deref().map(|classes| &classes[..b.min(classes.len())]);
+        classes_tensor(self.model.num_classes(), classes, device)
+    }
+
+    fn no_class(&self, b: usize, device: &Device) -> Tensor<1, Int> {
+        Tensor::full([b], self.model.num_classes() as i64, device)
+    }
+
+    /// The prediction in an output: what guidance combines.
+    fn prediction(&self, output: Tensor<D>, x: &Tensor<D>, at: Coefficients) -> Tensor<D> {
+        let c = x.dims()[1];
+        match self.diffusion.formulation.output() {
+            Output::Prediction => output,
+            Output::WithVariance(_) => output.narrow(1, 0, c),
+            // The noise that gives the mixture.
+            Output::Weighted(_) => {
+                let filled = |value: f64| per_example(&vec![value; x.dims()[0]], &x.device());
+                let x_start = weighted_objective::x_start(output, x.clone(), filled(at.c_skip), filled(at.c_out));
+                (x_start - x.clone() * at.c_skip) / at.c_out
+            }
+        }
+    }
+
+    /// Where the learned variance lies between its bounds.
+    fn variance(&self, output: &Tensor<D>, level: NoiseLevel, c: usize) -> Option<Tensor<D>> {
+        let Output::WithVariance(variance) = self.diffusion.formulation.output() else { return None };
+        let times = vec![level.time.round().max(0.0); output.dims()[0]];
+        Some(variance.place(output.clone().narrow(1, c, c), self.diffusion.tables()?, &times))
+    }
+
+    fn limit(&self, x_start: Tensor<D>) -> Tensor<D> {
+        if self.diffusion.config.shared.auto_normalize { self.guidance.limit(x_start) } else { x_start }
+    }
+}
+
+impl<const D: usize, M: Network<D>> Denoiser<D> for NetworkDenoiser<'_, D, M> {
+    fn denoise(&self, x: Tensor<D>, level: NoiseLevel, x_self_cond: Option<Tensor<D>>) -> Estimate<D> {
+        let at = self.diffusion.formulation.prediction().coefficients(&level);
+        let scale = self.guidance.scale_at(&level);
+        let input = if at.c_in == 1.0 { x.clone() } else { x.clone() * at.c_in };
+        let [strong, weak] = self.outputs(input, level, x_self_cond, scale);
+        let variance = strong.as_ref().or(weak.as_ref()).and_then(|output| self.variance(output, level, x.dims()[1]));
+        let [strong, weak] = [strong, weak].map(|output| output.map(|output| self.prediction(output, &x, at)));
+        let read = |prediction: Tensor<D>| x.clone() * at.c_skip + prediction * at.c_out;
+        let renoise = weak.clone().filter(|_| self.guidance.cfg_plus_plus).map(|weak| self.limit(read(weak)));
+        let prediction = match (strong, weak) {
+            (Some(strong), Some(weak)) => self.guidance.combine(strong, weak, scale),
+            (Some(one), None) | (None, Some(one)) => one,
+            (None, None) => return Estimate::of(x),
+        };
+        let mut x_start = read(prediction);
+        if let Some(push) = self.push.as_ref().filter(|_| level.alpha > 0.0) {
+            x_start = x_start + push(x, level) * (level.sigma.powi(2) / level.alpha);
+        }
+        Estimate { x_start: self.limit(x_start), renoise, variance }
+    }
+
+    fn level(&self, log_snr: f64) -> NoiseLevel {
+        self.diffusion.formulation.level_of(log_snr)
+    }
+}

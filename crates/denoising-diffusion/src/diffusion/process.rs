@@ -1,0 +1,135 @@
+//! [`Diffusion`]: a formulation and the options that all share, ready to train networks and to make denoisers of them.
+
+use std::sync::Arc;
+
+use burn::tensor::{Device, Tensor};
+
+use super::config::DiffusionConfig;
+use super::denoiser::NoiseLevel;
+use super::error::DiffusionConfigError;
+use super::formulation::Formulation;
+use super::network_denoiser::NetworkDenoiser;
+use super::schedule::Tables;
+use crate::models::Network;
+use crate::nn::Eval;
+use crate::noise::{Purpose, Stream, normal_batch};
+
+/// A formulation with its options: how data is noised, what networks predict, how their loss is weighed.
+#[derive(Clone, Debug)]
+pub struct Diffusion {
+    pub(super) config: DiffusionConfig,
+    pub(super) formulation: Arc<dyn Formulation>,
+}
+
+/// All that chance decides about one batch of training.
+#[derive(Clone, Debug)]
+pub struct Draws<const D: usize> {
+    /// `[b]`, the formulation's time of each example.
+    pub times: Vec<f64>,
+    /// `[b, c, ...]`, standard normal, one for each candidate (`xm_candidates`).
+    pub noise: Vec<Tensor<D>>,
+    /// `[b, c, 1, ...]`, standard normal; used if `offset_noise_strength` is above 0.
+    pub offset_noise: Option<Tensor<D>>,
+    /// Whether a network that takes an earlier estimate is given one for this batch.
+    pub self_condition: bool,
+    /// `[b]`, in (0, 1): an example below the probability of dropping loses its condition. The same for all candidates.
+    pub keep_condition: Vec<f64>,
+}
+
+impl Diffusion {
+    /// # Errors
+    /// [`DiffusionConfigError`].
+    pub fn new(config: &DiffusionConfig) -> Result<Self, DiffusionConfigError> {
+        Self::with_betas(config, None)
+    }
+
+    /// The same with explicit betas, for checkpoints whose schedule has no name. `timesteps` must be their number.
+    ///
+    /// # Errors
+    /// [`DiffusionConfigError`].
+    pub fn with_betas(config: &DiffusionConfig, betas: Option<Vec<f64>>) -> Result<Self, DiffusionConfigError> {
+        config.validate()?;
+        let formulation = config.formulation.build(betas)?.into();
+        Ok(Self { config: config.clone(), formulation })
+    }
+
+    pub fn config(&self) -> &DiffusionConfig {
+        &self.config
+    }
+
+    pub fn formulation(&self) -> &dyn Formulation {
+        &*self.formulation
+    }
+
+    /// Every table of the schedule, in discrete time.
+    pub fn tables(&self) -> Option<&Tables> {
+        self.formulation.tables()
+    }
+
+    /// Data `[0, 1]` to the network's `[-1, 1]`, unless `auto_normalize` is off.
+    pub fn normalize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        if self.config.shared.auto_normalize { x * 2.0 - 1.0 } else { x }
+    }
+
+    /// The way back.
+    pub fn unnormalize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        if self.config.shared.auto_normalize { (x + 1.0) * 0.5 } else { x }
+    }
+
+    /// The noise level of a time.
+    pub fn level(&self, time: f64) -> NoiseLevel {
+        self.formulation.level(time)
+    }
+
+    /// The weight of the prediction's squared error: the formulation's own, or the one that makes `min(SNR, gamma)` times the error of
+    /// `x_start` of it (Hang et al. 2023, section 3.4).
+    pub fn loss_weight(&self, level: &NoiseLevel) -> f64 {
+        match self.config.min_snr() {
+            None => self.formulation.loss_weight(level),
+            Some(gamma) => {
+                let c_out = self.formulation.prediction().coefficients(level).c_out;
+                (level.alpha / level.sigma).powi(2).min(gamma) * c_out.powi(2)
+            }
+        }
+    }
+
+    /// Draws for the training examples numbered `first..first + b` since the start of training, in batch number `batch`.
+    pub fn draw<const D: usize>(
+        &self,
+        seed: u64,
+        first: u64,
+        batch: u64,
+        dims: [usize; D],
+        device: &Device,
+    ) -> Draws<D> {
+        let uniform =
+            |purpose| (0..dims[0] as u64).map(move |i| Stream::new(seed, purpose, first + i, 0).uniform_f64());
+        let shared = &self.config.shared;
+        let offset_noise = (shared.offset_noise_strength > 0.0).then(|| {
+            let per_channel = std::array::from_fn(|k| if k < 2 { dims[k] } else { 1 });
+            normal_batch(seed, Purpose::OffsetNoise, first, 0, per_channel, device)
+        });
+        let noise = |candidate| normal_batch(seed, Purpose::TrainNoise, first, candidate, dims, device);
+        Draws {
+            times: uniform(Purpose::TrainTime).map(|u| self.formulation.time(u)).collect(),
+            noise: (0..shared.xm_candidates as u32).map(noise).collect(),
+            offset_noise,
+            self_condition: Stream::new(seed, Purpose::SelfCondition, batch, 0).uniform() < 0.5,
+            keep_condition: uniform(Purpose::DropCondition).collect(),
+        }
+    }
+
+    /// The denoiser of a trained network, with the schedule that it learned, if there is one.
+    pub fn denoiser<'a, const D: usize, M: Network<D>>(&self, model: &'a Eval<M>) -> NetworkDenoiser<'a, D, M> {
+        NetworkDenoiser::new(self.with_schedule_of::<D, M>(model), model)
+    }
+
+    /// With the schedule that a network has learned.
+    pub fn with_schedule_of<const D: usize, M: Network<D>>(&self, model: &M) -> Self {
+        let learned = model.noise_schedule().and_then(|schedule| self.formulation.with_schedule(schedule.weights()));
+        match learned {
+            Some(formulation) => Self { config: self.config.clone(), formulation: formulation.into() },
+            None => self.clone(),
+        }
+    }
+}

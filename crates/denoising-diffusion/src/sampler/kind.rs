@@ -1,0 +1,135 @@
+//! The list of solvers: what each is called, what it costs, which options it reads, and how it is run.
+
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+use super::config::SampleConfig;
+use super::noise_source::NoiseSource;
+use super::step::{Callback, Interrupted};
+use super::{UnipcOrder, ddim, ddpm, dpmpp_2m, dpmpp_2s, dpmpp_sde_2m, euler, euler_ancestral, heun, lms, unipc};
+use crate::diffusion::{Denoiser, NoiseLevel};
+
+/// A solver.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SamplerKind {
+    Ddpm,
+    #[default]
+    Ddim,
+    Euler,
+    EulerAncestral,
+    Heun,
+    #[serde(rename = "dpmpp_2m")]
+    Dpmpp2m,
+    #[serde(rename = "dpmpp_2s")]
+    Dpmpp2s,
+    #[serde(rename = "dpmpp_sde_2m")]
+    DpmppSde2m,
+    Unipc,
+    Lms,
+}
+
+impl SamplerKind {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::Ddpm,
+        Self::Ddim,
+        Self::Euler,
+        Self::EulerAncestral,
+        Self::Heun,
+        Self::Dpmpp2m,
+        Self::Dpmpp2s,
+        Self::DpmppSde2m,
+        Self::Unipc,
+        Self::Lms,
+    ];
+
+    /// The word of configurations.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ddpm => "ddpm",
+            Self::Ddim => "ddim",
+            Self::Euler => "euler",
+            Self::EulerAncestral => "euler_ancestral",
+            Self::Heun => "heun",
+            Self::Dpmpp2m => "dpmpp_2m",
+            Self::Dpmpp2s => "dpmpp_2s",
+            Self::DpmppSde2m => "dpmpp_sde_2m",
+            Self::Unipc => "unipc",
+            Self::Lms => "lms",
+        }
+    }
+
+    /// One line for people.
+    pub fn about(self) -> &'static str {
+        match self {
+            Self::Ddpm => "ancestral sampling, noise in every step (Ho et al. 2020)",
+            Self::Ddim => "deterministic, or with noise by --eta (Song et al. 2020)",
+            Self::Euler => "first order in sigma, with churn (Karras et al. 2022)",
+            Self::EulerAncestral => "first order, noise in every step by --eta",
+            Self::Heun => "second order, two evaluations per step, with churn (Karras et al. 2022)",
+            Self::Dpmpp2m => "DPM-Solver++, second order from two steps (Lu et al. 2022)",
+            Self::Dpmpp2s => "DPM-Solver++, second order, two evaluations per step (Lu et al. 2022)",
+            Self::DpmppSde2m => "DPM-Solver++ as a stochastic solver, noise by --eta (Lu et al. 2022)",
+            Self::Unipc => "predictor and corrector of second order (Zhao et al. 2023)",
+            Self::Lms => "linear multistep, fourth order",
+        }
+    }
+
+    /// Evaluations of the network in `steps` steps, the last of them to clean data.
+    pub fn evaluations(self, steps: usize) -> usize {
+        match self {
+            Self::Heun | Self::Dpmpp2s => 2 * steps.max(1) - 1,
+            _ => steps,
+        }
+    }
+
+    /// The eta that is taken where none is given, for solvers that read it.
+    pub fn default_eta(self) -> Option<f64> {
+        match self {
+            Self::Ddim => Some(0.0),
+            Self::EulerAncestral | Self::DpmppSde2m => Some(1.0),
+            _ => None,
+        }
+    }
+
+    /// Whether churn is read.
+    pub fn churns(self) -> bool {
+        matches!(self, Self::Euler | Self::Heun)
+    }
+
+    /// Whether the direction back to noise may be that of another estimate (CFG++): solvers of the form
+    /// `x_s = alpha_s x_start + sigma_s eps`.
+    pub fn renoises(self) -> bool {
+        matches!(self, Self::Ddim | Self::Euler | Self::EulerAncestral)
+    }
+}
+
+impl SampleConfig {
+    /// From `x` at `levels[0]` to the last level by the configured solver.
+    ///
+    /// # Errors
+    /// [`Interrupted`] by the callback.
+    pub fn run<const D: usize>(
+        &self,
+        denoiser: &impl Denoiser<D>,
+        x: Tensor<D>,
+        levels: &[NoiseLevel],
+        noise: &mut impl NoiseSource<D>,
+        callback: &mut Callback<'_, D>,
+    ) -> Result<Tensor<D>, Interrupted> {
+        let (eta, churn) = (self.eta(), self.churn());
+        match self.sampler {
+            SamplerKind::Ddpm => ddpm(denoiser, x, levels, self.posterior_variance, noise, callback),
+            SamplerKind::Ddim => ddim(denoiser, x, levels, eta, noise, callback),
+            SamplerKind::Euler => euler(denoiser, x, levels, &churn, noise, callback),
+            SamplerKind::EulerAncestral => euler_ancestral(denoiser, x, levels, eta, noise, callback),
+            SamplerKind::Heun => heun(denoiser, x, levels, &churn, noise, callback),
+            SamplerKind::Dpmpp2m => dpmpp_2m(denoiser, x, levels, callback),
+            SamplerKind::Dpmpp2s => dpmpp_2s(denoiser, x, levels, callback),
+            SamplerKind::DpmppSde2m => dpmpp_sde_2m(denoiser, x, levels, eta, noise, callback),
+            SamplerKind::Unipc => unipc(denoiser, x, levels, UnipcOrder::Second, callback),
+            SamplerKind::Lms => lms(denoiser, x, levels, callback),
+        }
+    }
+}
