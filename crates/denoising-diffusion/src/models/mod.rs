@@ -1,6 +1,8 @@
 //! Networks, one readable page each, and the trait that makes a network trainable here. A network knows nothing of schedules,
 //! losses or samplers.
 
+#[cfg(test)]
+mod tests;
 mod unet;
 pub mod unet_config;
 
@@ -8,7 +10,7 @@ use burn::module::Module;
 use burn::tensor::{Int, Tensor};
 use thiserror::Error;
 
-pub use unet::{StageAttention, TimeEmbedding, TimeMlp, Unet, UnetStage};
+pub use unet::{ClassesMlp, StageAttention, TimeEmbedding, TimeMlp, Unet, UnetStage};
 pub use unet_config::{PerStage, UnetConfig, UnetConfigError};
 
 /// What a network is given: a batch of noisy data, its noise levels, and what else it is to know. `D` is the rank of the data's
