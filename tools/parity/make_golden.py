@@ -8,6 +8,7 @@ behind `grad_state.`; images are [b, c, h, w].
     schedules        every table of every beta schedule; loss weights by objective and min-SNR
     layers           <layer>.{input,state,output,cotangent,grad_input,grad_state}
     unet_<name>      state, x, time, x_self_cond, output; unet_base has all gradients too
+    unet_classes     the same with classes; all gradients
     losses           per-sample and mean losses, offset noise, self-conditioning, immiscible assignment
     sampling         single DDPM steps, DDPM and DDIM trajectories with their noise, interpolation, DDIM times
     ema, adam        sequences of ema-pytorch's EMA and of clipped Adam steps
@@ -57,6 +58,7 @@ def main():
     write(folder, "layers", networks.layers)
     for name in networks.UNETS:
         write(folder, f"unet_{name}", networks.unet(name))
+    write(folder, "unet_classes", networks.class_unet)
     write(folder, "losses", diffusing.losses)
     write(folder, "sampling", diffusing.sampling)
     write(folder, "ema", training.ema, compare=False)

@@ -2,6 +2,7 @@
 
 import torch
 from denoising_diffusion_pytorch import Unet
+from denoising_diffusion_pytorch import classifier_free_guidance as cfg
 from denoising_diffusion_pytorch import denoising_diffusion_pytorch as ddp
 
 from common import network, rand, randn, state_of
@@ -135,3 +136,50 @@ def unet(name):
         return out, {"keys": UNET_KEYS, "mode": "eval; dropout is 0, so train mode gives the same", "unet": kwargs}
 
     return build
+
+
+class ClassUnet(Unet):
+    """The main Unet with two parts of classifier_free_guidance.Unet: its class embedding and its residual blocks."""
+
+    def __init__(self, dim, num_classes, **kwargs):
+        super().__init__(dim, **kwargs)
+        guided = cfg.Unet(dim, num_classes, **kwargs)
+        self.classes_emb, self.null_classes_emb, self.classes_mlp = guided.classes_emb, guided.null_classes_emb, guided.classes_mlp
+        for parent in list(self.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, ddp.ResnetBlock):
+                    conv = child.block1.proj
+                    setattr(parent, name, ClassBlock(conv.in_channels, conv.out_channels, time_emb_dim=4 * dim, classes_emb_dim=4 * dim))
+        # What Unet.forward takes for the time embedding goes to every block.
+        self.time_mlp.register_forward_hook(lambda module, args, t: (t, self.embedded))
+
+    def forward(self, x, time, classes):
+        keep = classes < self.classes_emb.num_embeddings
+        known = self.classes_emb(classes.clamp(max=self.classes_emb.num_embeddings - 1))
+        self.embedded = self.classes_mlp(torch.where(keep[:, None], known, self.null_classes_emb))
+        return super().forward(x, time)
+
+
+class ClassBlock(cfg.ResnetBlock):
+    def forward(self, x, embeddings):
+        return super().forward(x, *embeddings)
+
+
+def class_unet():
+    torch.manual_seed(17)
+    kwargs = dict(dim=4, num_classes=4, dim_mults=(1, 2), channels=2, attn_heads=2, attn_dim_head=4)
+    net = network(ClassUnet, **kwargs)
+    out = state_of(net)
+    out["x"] = x = randn(4, 2, 4, 6)
+    out["time"] = time = torch.tensor([3, 871, 40, 500])
+    out["classes"] = classes = torch.tensor([2, 0, 4, 2])
+    leaf = x.clone().requires_grad_()
+    y = net(leaf, time, classes)
+    out["output"] = y.detach()
+    out["cotangent"] = cotangent = randn(*y.shape)
+    (y * cotangent).sum().backward()
+    out["grad_input.x"] = leaf.grad
+    out.update({f"grad_state.{k}": p.grad for k, p in net.named_parameters()})
+    keys = UNET_KEYS | {"classes": "[b], int64; num_classes stands for no class", "output": "[b, channels, h, w]"}
+    network_is = "Unet with the class embedding and the residual blocks of classifier_free_guidance.Unet"
+    return out, {"keys": keys, "mode": "eval", "network": network_is, "unet": kwargs}

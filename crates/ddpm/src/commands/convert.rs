@@ -93,11 +93,14 @@ fn write_reference(file: &ModelFile, args: &ConvertArgs) -> Result {
     Ok(write_safetensors(&args.out, &state, &metadata)?)
 }
 
-/// The keywords of the reference's Unet. Its `full_attn` takes one value per stage; it ignores a single `False`.
+/// The keywords of the reference's Unet. Its `full_attn` takes one value per stage; it ignores a single `False`. It knows no classes.
 fn unet_keywords(unet: &UnetConfig) -> Result<Value> {
     let full: Vec<bool> = unet.stages()?.iter().map(|stage| stage.full_attn).collect();
     let mut keywords = serde_json::to_value(unet)?;
     keywords["full_attn"] = json!(full);
+    if let Value::Object(keywords) = &mut keywords {
+        keywords.retain(|key, _| key != "num_classes" && key != "class_drop_prob");
+    }
     Ok(keywords)
 }
 

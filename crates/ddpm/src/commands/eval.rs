@@ -211,7 +211,8 @@ impl<'a> Plan<'a> {
 /// The data to compare with, prepared as the network's samples are.
 fn data_config(args: &EvalArgs, config: DataConfig, has_recipe: bool) -> Result<DataConfig> {
     match &args.data {
-        Some(path) => Ok(DataConfig { path: Some(path.clone()), ..config }),
+        // The run's labels are not those of other data.
+        Some(path) => Ok(DataConfig { path: Some(path.clone()), labels: None, ..config }),
         None if has_recipe => Ok(config),
         None => Err(Failure::usage(format!("{} does not say what it was trained on", args.target.display()))
             .hint("give the data to compare with: ddpm eval FILE DATA")),

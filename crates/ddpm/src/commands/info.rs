@@ -131,6 +131,12 @@ fn network_rows<'a>(rows: &'a mut Rows, unet: &UnetConfig) -> &'a mut Rows {
             }
         ),
     );
+    if unet.num_classes > 0 {
+        rows.row(
+            "classes",
+            format!("{}, dropped with probability {} in training", unet.num_classes, unet.class_drop_prob),
+        );
+    }
     let options = [
         ("self_condition", unet.self_condition),
         ("learned_variance", unet.learned_variance),

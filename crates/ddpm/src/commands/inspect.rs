@@ -19,6 +19,9 @@ pub struct InspectArgs {
     /// Channels to train on: auto, 1 (grey), 3 (RGB), ...
     #[arg(long, default_value = "auto")]
     channels: ChannelPolicy,
+    /// IDX or .npy file with the labels of an array [default: those in the .npz file, or beside the IDX file]
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
@@ -27,6 +30,7 @@ pub struct InspectArgs {
 pub fn run(args: &InspectArgs) -> Result {
     let config = DataConfig {
         path: Some(args.data.clone()),
+        labels: args.labels.clone(),
         image_size: args.image_size,
         channels: args.channels,
         ..DataConfig::default()

@@ -36,6 +36,9 @@ use crate::recipes;
 pub struct TrainArgs {
     /// Folder of images (a folder per class is fine), IDX file (.gz too), .npy or .npz file, or `digits`
     data: Option<PathBuf>,
+    /// IDX or .npy file with the labels of an array [default: those in the .npz file, or beside the IDX file]
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
     /// Recipe: a TOML file, or the name of an embedded one (digits, fashion-mnist)
     #[arg(long, value_name = "RECIPE")]
     config: Option<String>,
@@ -95,8 +98,12 @@ fn settings(args: &TrainArgs) -> Result<(Recipe, PathBuf)> {
     if let Some(data) = &args.data {
         recipe.data.path = Some(data.clone());
     }
+    if let Some(labels) = &args.labels {
+        recipe.data.labels = Some(labels.clone());
+    }
     // The run folder's configuration must mean the same from everywhere.
-    if let Some(path) = recipe.data.path.as_mut().filter(|path| path.as_os_str() != "digits") {
+    let data = recipe.data.path.as_mut().filter(|path| path.as_os_str() != "digits");
+    for path in data.into_iter().chain(recipe.data.labels.as_mut()) {
         *path = std::path::absolute(&*path).context(format!("cannot resolve {}", path.display()))?;
     }
     let recipe = args.recipe.apply(&recipe).or_usage()?;

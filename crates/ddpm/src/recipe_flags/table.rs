@@ -51,7 +51,7 @@ const METRICS: &[&str] = &["fid", "kid", "is", "prdc", "swd", "neighbours", "los
 const NUMBERS: &[&str] =
     &["fid", "kid", "is", "precision", "recall", "density", "coverage", "swd", "neighbours", "loss", "bpd"];
 
-/// Every key of a recipe but `data.path`, which is an argument of its own, and `unet.channels`, which follows the data.
+/// Every key of a recipe but `data.path` and `data.labels`, which are arguments of their own, and `unet.channels`, which follows the data.
 #[rustfmt::skip] // a table is read by its columns
 pub const FLAGS: &[Flag] = &[
     flag("data", "image_size", Size, Fixed, "Size of the images: 28, or height x width: 28x20 [default: that of the data]"),
@@ -79,6 +79,7 @@ pub const FLAGS: &[Flag] = &[
     flag("unet", "attn_dim_head", WholePerStage, Fixed, "Width of an attention head, one for all stages or one per stage"),
     flag("unet", "attn_heads", WholePerStage, Fixed, "Attention heads, one number for all stages or one per stage"),
     flag("unet", "full_attn", SwitchPerStage, Fixed, "Softmax (true) or linear attention (false), for all stages or per stage [default: softmax in the innermost stage]"),
+    flag("unet", "class_drop_prob", Number, Fixed, "Probability with which training hides an example's class"),
 
     flag("diffusion", "timesteps", Whole, Fixed, "T, the number of noise levels"),
     flag("diffusion", "objective", Word(&["pred_noise", "pred_x0", "pred_v"]), Fixed, "What the network predicts"),

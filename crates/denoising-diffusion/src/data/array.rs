@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use zip::ZipArchive;
 
+use super::classes::{self, Classes};
 use super::config::ChannelPolicy;
 use super::npy::{NpyArray, Values, read_npy};
 use super::raster::Samples;
@@ -23,21 +24,6 @@ const LABEL_NAMES: [&str; 6] = ["labels", "train_labels", "y_train", "y", "label
 /// Floats may leave their range by this much, as rounding does; they are clamped.
 const SLACK: f32 = 1e-6;
 
-/// A class for every image.
-#[derive(Clone, Debug)]
-pub(super) struct Labels {
-    pub(super) of_image: Vec<u32>,
-    pub(super) names: Vec<String>,
-}
-
-impl Labels {
-    /// Classes without names: 0 to the largest label.
-    pub(super) fn numbered(of_image: Vec<u32>) -> Self {
-        let classes = of_image.iter().max().map_or(0, |&max| max + 1);
-        Self { of_image, names: (0..classes).map(|class| class.to_string()).collect() }
-    }
-}
-
 /// All images of a source in memory, as they were stored but for their layout.
 #[derive(Debug)]
 pub(super) struct ArraySource {
@@ -47,7 +33,7 @@ pub(super) struct ArraySource {
     pub(super) shape: ImageShape,
     /// `[n, h, w, c]`.
     pub(super) samples: Samples,
-    pub(super) labels: Option<Labels>,
+    pub(super) classes: Option<Classes>,
     /// Range of the values and what it is mapped to, in words.
     pub(super) values: String,
 }
@@ -82,33 +68,10 @@ pub(super) fn load_npz(path: &Path, channels: ChannelPolicy) -> Result<ArraySour
     let mut source = images(read(image_name)?, &path.join(image_name), "NumPy archive", channels)?;
     if let Some(name) = choose(&LABEL_NAMES) {
         let labels_path = path.join(name);
-        source.labels = labels(read(name)?, &labels_path, source.count)?;
+        source.classes = classes::of_array(read(name)?, &labels_path, source.count)?;
     }
     source.path = path.to_path_buf();
     Ok(source)
-}
-
-/// Integer labels of shape `[n]` or `[n, 1]`; other arrays of that name are not labels.
-fn labels(array: NpyArray, path: &Path, images: usize) -> Result<Option<Labels>, DataError> {
-    let count = match array.shape[..] {
-        [n] | [n, 1] => n,
-        _ => return Ok(None),
-    };
-    let of_image = match array.values {
-        Values::U8(v) => v.into_iter().map(u32::from).collect(),
-        Values::Int(v) => v
-            .into_iter()
-            .map(|label| {
-                let class = u32::try_from(label).ok().filter(|&class| class < 1_000_000);
-                class.ok_or_else(|| DataError::format(path, "labels from 0 to 999999", format!("label {label}")))
-            })
-            .collect::<Result<Vec<_>, _>>()?,
-        Values::F32(_) => return Ok(None),
-    };
-    if count != images {
-        return Err(DataError::LabelCount { path: path.to_path_buf(), labels: count, images });
-    }
-    Ok(Some(Labels::numbered(of_image)))
 }
 
 /// Where the channels of an array stand.
@@ -156,7 +119,7 @@ fn images(array: NpyArray, path: &Path, kind: &'static str, channels: ChannelPol
             return Err(DataError::format(path, "uint8, float32 or float64 images", found));
         }
     };
-    Ok(ArraySource { path: path.to_path_buf(), kind, count, shape, samples, labels: None, values })
+    Ok(ArraySource { path: path.to_path_buf(), kind, count, shape, samples, classes: None, values })
 }
 
 /// Checks and maps float values to [0, 1]; also says in words what they were.
@@ -299,17 +262,5 @@ mod tests {
         std::fs::write(&path, b"PK\x03\x04 and nothing else").unwrap();
         let error = load_npz(&path, ChannelPolicy::Auto).unwrap_err();
         assert!(error.to_string().contains(".npz archive"), "{error}");
-    }
-
-    #[test]
-    fn labels_are_integers_of_the_same_number() {
-        let path = Path::new("x.npz/labels");
-        let found = labels(array(&[3, 1], Values::Int(vec![2, 0, 1])), path, 3).unwrap().unwrap();
-        assert_eq!(found.of_image, [2, 0, 1]);
-        assert_eq!(found.names, ["0", "1", "2"]);
-        let wrong = labels(array(&[2], Values::U8(vec![0, 1])), path, 3);
-        assert!(matches!(wrong, Err(DataError::LabelCount { labels: 2, images: 3, .. })));
-        assert!(labels(array(&[1], Values::Int(vec![-1])), path, 1).is_err());
-        assert!(labels(array(&[1], Values::F32(vec![0.0])), path, 1).unwrap().is_none());
     }
 }

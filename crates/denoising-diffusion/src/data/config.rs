@@ -301,6 +301,10 @@ pub struct DataConfig {
     /// is reached as `./digits`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
+    /// IDX or `.npy` file with the labels of an array of images. None: the labels in the `.npz` file or beside the IDX file, if there
+    /// are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<PathBuf>,
     /// Training size. None: the size of the data, if all images share one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_size: Option<ImageSize>,
@@ -328,6 +332,7 @@ impl Default for DataConfig {
     fn default() -> Self {
         Self {
             path: None,
+            labels: None,
             image_size: None,
             channels: ChannelPolicy::Auto,
             resize: ResizePolicy::Crop,

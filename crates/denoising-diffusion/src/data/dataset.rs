@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::array::{self, ArraySource, Labels};
+use super::array::{self, ArraySource};
+use super::classes::{self, Classes};
 use super::config::{CachePolicy, ChannelPolicy, DataConfig, Flip, ImageShape, ImageSize, ResizePolicy};
 use super::folder::{self, ImageFile, Prepare, Scan};
 use super::order::{Mirror, split_permutation};
@@ -35,7 +36,7 @@ pub struct Image {
     /// `[c, h, w]`, in [0, 1].
     pub pixels: Vec<f32>,
     /// Class, an index into [`Dataset::class_names`].
-    pub label: Option<u32>,
+    pub class: Option<u32>,
 }
 
 /// A finite, indexed set of images of one shape.
@@ -44,7 +45,7 @@ pub struct Dataset {
     shape: ImageShape,
     len: usize,
     store: Store,
-    labels: Option<Labels>,
+    classes: Option<Classes>,
     digest: String,
     summary: Summary,
     natural_flip: Flip,
@@ -75,14 +76,15 @@ impl Source {
     fn read(config: &DataConfig, progress: ScanProgress<'_>) -> Result<Self, DataError> {
         config.validate()?;
         let path = match &config.path {
-            None => return Ok(Self::Array(digits::load()?)),
-            Some(path) if path.as_os_str() == digits::NAME => {
+            Some(path) if path.as_os_str() != digits::NAME => path.as_path(),
+            None | Some(_) => {
+                refuse_labels(config, "none: the digits have labels of their own")?;
                 return Ok(Self::Array(digits::load()?));
             }
-            Some(path) => path.as_path(),
         };
         let meta = std::fs::metadata(path).map_err(|e| DataError::io("open", path, e))?;
         if meta.is_dir() {
+            refuse_labels(config, "none: the classes of a folder are its subfolders")?;
             let scan = folder::scan(path, config, progress)?;
             return Ok(Self::Folder(path.to_path_buf(), scan));
         }
@@ -92,11 +94,23 @@ impl Source {
             [0x1f, 0x8b, ..] | [0, 0, _, _] => idx::load(path),
             other => Err(DataError::UnknownFormat { path: path.to_path_buf(), first_bytes: format!("{other:02x?}") }),
         };
-        source.map(Self::Array)
+        let mut source = source?;
+        if let Some(labels) = &config.labels {
+            source.classes = Some(classes::load(labels, source.count)?);
+        }
+        Ok(Self::Array(source))
     }
 }
 
-fn first_bytes(path: &Path) -> Result<Vec<u8>, DataError> {
+/// Only an array goes without classes of its own.
+fn refuse_labels(config: &DataConfig, expected: &'static str) -> Result<(), DataError> {
+    match &config.labels {
+        None => Ok(()),
+        Some(path) => Err(DataError::Setting { key: "labels", value: path.display().to_string(), expected }),
+    }
+}
+
+pub(super) fn first_bytes(path: &Path) -> Result<Vec<u8>, DataError> {
     let mut bytes = Vec::new();
     File::open(path)
         .and_then(|file| file.take(4).read_to_end(&mut bytes))
@@ -159,7 +173,7 @@ impl Dataset {
         }
         let shape = common_shape(&root, &scan, config)?;
         let summary = Summary::of_folder(&root, &scan, Some(shape));
-        let labels = folder::classes(&scan.files).map(|(of_image, names)| Labels { of_image, names });
+        let classes = folder::classes(&scan.files);
         let digest = folder_digest(&scan.files);
         Ok(Self {
             shape,
@@ -168,7 +182,7 @@ impl Dataset {
                 Some(rasters) => Store::Cached(rasters.into_iter().map(|r| r.samples).collect()),
                 None => Store::Files { root, files: scan.files, prepare: Prepare::new(config) },
             },
-            labels,
+            classes,
             digest,
             summary,
             natural_flip: Flip::On,
@@ -199,7 +213,7 @@ impl Dataset {
             shape,
             len: source.count,
             store: Store::Array(samples),
-            labels: source.labels,
+            classes: source.classes,
             digest,
             summary,
             natural_flip: if source.path.as_os_str() == digits::NAME { Flip::Off } else { Flip::On },
@@ -222,14 +236,24 @@ impl Dataset {
         self.shape
     }
 
-    /// Class of each image, if the source has classes.
-    pub fn labels(&self) -> Option<&[u32]> {
-        self.labels.as_ref().map(|labels| &labels.of_image[..])
+    /// Class of each image, below [`num_classes`](Self::num_classes), if the source has classes.
+    pub fn classes(&self) -> Option<&[u32]> {
+        self.classes.as_ref().map(|classes| &classes.of_image[..])
     }
 
-    /// Name of each class, if the source has classes.
+    /// Class of one image. `None` without classes and past the end.
+    pub fn class_of(&self, index: usize) -> Option<usize> {
+        self.classes()?.get(index).map(|&class| class as usize)
+    }
+
+    /// Number of classes; 0 if the source has none.
+    pub fn num_classes(&self) -> usize {
+        self.class_names().map_or(0, <[String]>::len)
+    }
+
+    /// Name of each class, if the source has classes: names of folders, or values of labels, in ascending order.
     pub fn class_names(&self) -> Option<&[String]> {
-        self.labels.as_ref().map(|labels| &labels.names[..])
+        self.classes.as_ref().map(|classes| &classes.names[..])
     }
 
     /// Counts and kinds, for people.
@@ -260,7 +284,7 @@ impl Dataset {
     pub fn get(&self, index: usize) -> Result<Image, DataError> {
         let mut pixels = vec![0.0; self.shape.len()];
         self.write_image(index, Mirror::Keep, &mut pixels)?;
-        Ok(Image { shape: self.shape, pixels, label: self.labels().map(|labels| labels[index]) })
+        Ok(Image { shape: self.shape, pixels, class: self.classes().map(|classes| classes[index]) })
     }
 
     /// Writes one image as `[c, h, w]` in [0, 1].
@@ -388,8 +412,12 @@ fn array_digest(source: &ArraySource) -> String {
         Samples::U16(v) => v.iter().for_each(|v| hash.update(v.to_le_bytes())),
         Samples::F32(v) => v.iter().for_each(|v| hash.update(v.to_le_bytes())),
     }
-    for label in source.labels.iter().flat_map(|labels| &labels.of_image) {
-        hash.update(label.to_le_bytes());
+    if let Some(classes) = &source.classes {
+        classes.of_image.iter().for_each(|class| hash.update(class.to_le_bytes()));
+        // Numbers alone would not tell labels 3 and 7 from 0 and 1.
+        if !classes.named_by_number() {
+            classes.names.iter().for_each(|name| hash.update(format!("{name}\0")));
+        }
     }
     hex(hash)
 }

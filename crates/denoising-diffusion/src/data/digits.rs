@@ -5,7 +5,8 @@ use std::path::Path;
 
 use flate2::read::GzDecoder;
 
-use super::array::{ArraySource, Labels};
+use super::array::ArraySource;
+use super::classes::Classes;
 use super::raster::Samples;
 use super::{DataError, ImageShape};
 
@@ -37,7 +38,7 @@ pub(super) fn load() -> Result<ArraySource, DataError> {
         match values.split_last() {
             Some((&digit, pixels)) if pixels.len() == SIDE * SIDE && digit < 10 => {
                 levels.extend(pixels.iter().map(|v| ((v * 255 + 8) / MAX_LEVEL) as u8));
-                labels.push(u32::from(digit));
+                labels.push(digit);
             }
             _ => return Err(wrong(line)),
         }
@@ -48,7 +49,7 @@ pub(super) fn load() -> Result<ArraySource, DataError> {
         count: labels.len(),
         shape: ImageShape { channels: 1, height: SIDE, width: SIDE },
         samples: Samples::U8(levels),
-        labels: Some(Labels { of_image: labels, names: (0..10).map(|digit| digit.to_string()).collect() }),
+        classes: Some(Classes::number(&labels)),
         values: "levels 0 to 16 -> [0, 1]".into(),
     })
 }
@@ -69,7 +70,8 @@ mod tests {
         distinct.sort_unstable();
         distinct.dedup();
         assert_eq!(distinct.len(), 17);
-        let labels = digits.labels.unwrap().of_image;
+        let Classes { of_image: labels, names } = digits.classes.unwrap();
+        assert_eq!(names, ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]);
         // Class sizes as published with the set.
         let counts: Vec<usize> = (0..10).map(|digit| labels.iter().filter(|&&label| label == digit).count()).collect();
         assert_eq!(counts, [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]);

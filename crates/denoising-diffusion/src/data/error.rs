@@ -284,6 +284,9 @@ impl DataError {
                 "scale the values to [0, 1] (divide by 255?) or store them as uint8".into()
             }
             Self::ValueRange { .. } => "scale the values to [0, 1] or [-1, 1]".into(),
+            Self::LabelCount { .. } => {
+                "the labels must be those of the same images, in the same order".into()
+            }
             Self::BatchTooLarge { images, .. } => {
                 format!("use --batch-size {images} or less, or --held-out 0 to train on every image")
             }

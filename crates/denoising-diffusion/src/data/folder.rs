@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use super::classes::Classes;
 use super::config::{CachePolicy, ChannelPolicy, DataConfig, Verify};
 use super::dataset::ScanProgress;
 use super::decode::{self, Probe};
@@ -225,18 +226,11 @@ impl<'a> Checker<'a> {
     }
 }
 
-/// Class of each file: the name of the folder that it lies in. `None` if some file lies in the root.
-///
-/// Returns the label of each file and the sorted names.
-pub(super) fn classes(files: &[ImageFile]) -> Option<(Vec<u32>, Vec<String>)> {
+/// Class of each file: the name of the folder that it lies in. `None` if some file lies in the root, or there is none.
+pub(super) fn classes(files: &[ImageFile]) -> Option<Classes> {
     let parents = files
         .iter()
         .map(|file| Some(file.path.parent()?.file_name()?.to_string_lossy()))
         .collect::<Option<Vec<_>>>()?;
-    let mut names: Vec<String> = parents.iter().map(|name| name.to_string()).collect();
-    names.sort();
-    names.dedup();
-    let label = |name: &str| names.partition_point(|n| n.as_str() < name) as u32;
-    let labels = parents.iter().map(|name| label(name)).collect();
-    (!names.is_empty()).then_some((labels, names))
+    (!parents.is_empty()).then(|| Classes::number(&parents))
 }

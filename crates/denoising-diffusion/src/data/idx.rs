@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use flate2::bufread::MultiGzDecoder;
 
-use super::array::{ArraySource, Labels};
+use super::array::ArraySource;
+use super::classes::{self, Classes};
 use super::decode::read_limited;
 use super::raster::Samples;
 use super::{DataError, ImageShape};
@@ -27,7 +28,7 @@ pub(super) fn load(path: &Path) -> Result<ArraySource, DataError> {
         let found = format!("{} dimensions {dims:?}", dims.len());
         return Err(DataError::format(path, "images with 3 dimensions [n, h, w]", found));
     };
-    let labels = match labels_file(path) {
+    let classes = match labels_file(path) {
         None => None,
         Some(file) => Some(load_labels(&file, count)?),
     };
@@ -37,21 +38,23 @@ pub(super) fn load(path: &Path) -> Result<ArraySource, DataError> {
         count,
         shape: ImageShape { channels: 1, height, width },
         samples: Samples::U8(bytes),
-        labels,
+        classes,
         values: "uint8 0 to 255 -> [0, 1]".into(),
     })
 }
 
-fn load_labels(path: &Path, images: usize) -> Result<Labels, DataError> {
+/// Reads the labels of `images` images.
+///
+/// # Errors
+/// A file that is not IDX, holds something else than labels, or holds another number of them.
+pub(super) fn load_labels(path: &Path, images: usize) -> Result<Classes, DataError> {
     let (dims, bytes) = read(path)?;
     let [count] = dims[..] else {
         let found = format!("{} dimensions {dims:?}", dims.len());
         return Err(DataError::format(path, "labels with 1 dimension [n]", found));
     };
-    if count != images {
-        return Err(DataError::LabelCount { path: path.to_path_buf(), labels: count, images });
-    }
-    Ok(Labels::numbered(bytes.into_iter().map(u32::from).collect()))
+    classes::check_count(path, count, images)?;
+    Ok(Classes::number(&bytes))
 }
 
 /// `train-images-idx3-ubyte.gz` -> `train-labels-idx1-ubyte` or `...gz`, whichever exists.
@@ -150,15 +153,15 @@ mod tests {
             assert_eq!(source.count, 3);
             assert_eq!((source.shape.height, source.shape.width), (1, 2));
             assert_eq!(source.samples, Samples::U8(vec![0, 1, 2, 3, 4, 5]));
-            let labels = source.labels.unwrap();
-            assert_eq!(labels.of_image, [2, 0, 2]);
-            assert_eq!(labels.names.len(), 3);
+            let classes = source.classes.unwrap();
+            assert_eq!(classes.of_image, [1, 0, 1]);
+            assert_eq!(classes.names, ["0", "2"]);
         }
         std::fs::write(at("t10k-labels-idx1-ubyte"), idx(&[2], &[0, 0])).unwrap();
         let error = load(&at("t10k-images-idx3-ubyte")).unwrap_err();
         assert!(error.to_string().contains("2 labels for 3 images"), "{error}");
         std::fs::write(at("plain"), &images).unwrap();
-        assert!(load(&at("plain")).unwrap().labels.is_none());
+        assert!(load(&at("plain")).unwrap().classes.is_none());
     }
 
     #[test]

@@ -35,8 +35,8 @@ pub struct Batch {
     pub index: u64,
     /// `[b, c, h, w]`, in [0, 1].
     pub images: Vec<f32>,
-    /// Class of each image, if the source has classes.
-    pub labels: Option<Vec<u32>>,
+    /// Class of each image, below [`Dataset::num_classes`](super::Dataset::num_classes), if the source has classes.
+    pub classes: Option<Vec<u32>>,
     /// Index of each image in the dataset.
     pub indices: Vec<usize>,
 }

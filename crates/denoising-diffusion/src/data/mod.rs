@@ -10,6 +10,7 @@
 //! formulation, noise to its own streams; tensors and devices are not known here.
 
 mod array;
+mod classes;
 mod config;
 mod dataset;
 mod decode;

@@ -57,6 +57,22 @@ impl Subset {
         &self.indices
     }
 
+    /// Class of the image at `position` of this subset, below [`num_classes`](Self::num_classes). `None` without classes and past
+    /// the end.
+    pub fn class_of(&self, position: usize) -> Option<usize> {
+        self.dataset.class_of(*self.indices.get(position)?)
+    }
+
+    /// Number of classes of the whole dataset, so that a class has one number in all parts; 0 if it has none.
+    pub fn num_classes(&self) -> usize {
+        self.dataset.num_classes()
+    }
+
+    /// Name of each class, if the dataset has classes.
+    pub fn class_names(&self) -> Option<&[String]> {
+        self.dataset.class_names()
+    }
+
     /// Each image once, in order, `batch_size` at a time; the last batch may be smaller. Files are decoded
     /// ahead by worker threads.
     ///
@@ -92,8 +108,8 @@ impl Subset {
             self.dataset.write_image(image, mirror, out)?;
         }
         let indices: Vec<usize> = images.into_iter().map(|(image, _)| image).collect();
-        let labels = self.dataset.labels().map(|labels| indices.iter().map(|&image| labels[image]).collect());
-        Ok(Batch { index, images: pixels, labels, indices })
+        let classes = self.dataset.classes().map(|classes| indices.iter().map(|&image| classes[image]).collect());
+        Ok(Batch { index, images: pixels, classes, indices })
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::array::ArraySource;
+use super::classes::Classes;
 use super::folder::{self, Scan};
 use super::raster::Samples;
 use super::{Broken, ImageShape, ImageSize};
@@ -31,7 +32,7 @@ pub struct Summary {
     pub images: usize,
     /// Shape as trained on; none if images differ and the configuration names no size or channels.
     pub shape: Option<ImageShape>,
-    /// Images per class, in the order of labels; empty without classes.
+    /// Images per class, in the order of the classes' numbers; empty without classes.
     pub classes: Vec<Tally<String>>,
     /// Images per stored size, most frequent first.
     pub sizes: Vec<Tally<ImageSize>>,
@@ -50,13 +51,12 @@ pub struct Summary {
 impl Summary {
     pub(super) fn of_folder(root: &Path, scan: &Scan, shape: Option<ImageShape>) -> Self {
         let shapes = || scan.files.iter().map(|file| file.probe.shape);
-        let (labels, names) = folder::classes(&scan.files).unwrap_or_default();
         Self {
             source: root.display().to_string(),
             kind: "image folder".into(),
             images: scan.files.len(),
             shape,
-            classes: per_class(&labels, &names),
+            classes: folder::classes(&scan.files).as_ref().map(per_class).unwrap_or_default(),
             sizes: tally(shapes().map(|shape| shape.size())),
             channels: tally(shapes().map(|shape| shape.channels)),
             bits: tally(scan.files.iter().map(|file| file.probe.bits)),
@@ -79,11 +79,7 @@ impl Summary {
             kind: source.kind.into(),
             images: all,
             shape: Some(ImageShape { channels: source.shape.channels, height, width }),
-            classes: source
-                .labels
-                .as_ref()
-                .map(|labels| per_class(&labels.of_image, &labels.names))
-                .unwrap_or_default(),
+            classes: source.classes.as_ref().map(per_class).unwrap_or_default(),
             sizes: vec![Tally { value: source.shape.size(), images: all }],
             channels: vec![Tally { value: source.shape.channels, images: all }],
             bits: vec![Tally { value: bits, images: all }],
@@ -94,12 +90,12 @@ impl Summary {
     }
 }
 
-fn per_class(labels: &[u32], names: &[String]) -> Vec<Tally<String>> {
-    let mut counts = vec![0; names.len()];
-    for &label in labels {
-        counts[label as usize] += 1;
+fn per_class(classes: &Classes) -> Vec<Tally<String>> {
+    let mut counts = vec![0; classes.names.len()];
+    for &class in &classes.of_image {
+        counts[class as usize] += 1;
     }
-    let names = names.iter().cloned();
+    let names = classes.names.iter().cloned();
     names.zip(counts).map(|(value, images)| Tally { value, images }).collect()
 }
 

@@ -38,7 +38,8 @@ pub struct LearnedVarianceConfig {
 #[serde(default)]
 pub struct LearnedVariance {
     pub variance_reading: VarianceReading,
-    /// Weight of the bound, in bits per dimension, beside the squared error.
+    /// lambda: weight of the bound, in bits per dimension, beside the squared error (eq. 16). The bound is a sum over all T steps, of which
+    /// an example draws one: its term counts T times.
     pub vb_loss_weight: f64,
 }
 
@@ -76,9 +77,10 @@ impl LearnedVarianceConfig {
     }
 }
 
-/// log of the least and of the largest variance of the step from each time to the one before, per example.
+/// log of the least and of the largest variance of the step from each time to the one before, per example. The least is 0 at t = 0, which
+/// has no logarithm: that of t = 1 stands in for it, as in the paper's code.
 fn log_bounds(tables: &Tables, times: &[f64]) -> [Vec<f64>; 2] {
-    let least = times.iter().map(|&t| tables.posterior_log_variance_clipped[t as usize]).collect();
+    let least = times.iter().map(|&t| tables.posterior_log_variance_clipped[(t as usize).max(1)]).collect();
     let largest = times.iter().map(|&t| tables.betas[t as usize].ln()).collect();
     [least, largest]
 }

@@ -164,7 +164,7 @@ impl Diffusion {
                 let simple = per_example_mean((prediction.clone() - parts.target()).square()) * parts.weight(self);
                 let Some(tables) = self.tables() else { return simple };
                 let bound = variance.bound(half, parts.x_start_of(prediction), &parts, tables);
-                simple + bound * variance.vb_loss_weight
+                simple + bound * (variance.vb_loss_weight * tables.timesteps() as f64)
             }
         }
     }

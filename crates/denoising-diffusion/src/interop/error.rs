@@ -38,6 +38,8 @@ pub enum InteropError {
     /// Tensors that a U-Net does not have; at most five are named.
     #[error("{count} {} to no part of a U-Net: {}", belong(*count), names.join(", "))]
     Unknown { count: usize, names: Vec<String> },
+    #[error("the reference's Unet takes no classes, and this network is conditioned on {0}")]
+    Classes(usize),
     #[error("the name `{0}` is reserved in safetensors files")]
     ReservedName(String),
     /// Nothing in the file looks like the reference's U-Net; at most five of its keys are named.
@@ -87,6 +89,7 @@ impl InteropError {
             Self::Missing { .. } | Self::Unknown { .. } | Self::Shape { .. } | Self::NoConfiguration(_) => {
                 "the network may come from another package, an old version, or changed code"
             }
+            Self::Classes(_) => "write it in our format",
             Self::Diffusion(_) | Self::Unet(_) => "give the configuration by flags",
             Self::Integer { .. } | Self::ValueCount { .. } | Self::ReservedName(_) => return None,
         })

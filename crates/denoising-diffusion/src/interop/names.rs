@@ -42,9 +42,13 @@ pub fn to_ours(reference: &StateDict) -> Result<StateDict, InteropError> {
 /// Renames the parameters of the configured U-Net from our names to those that the reference's `load_state_dict` expects.
 ///
 /// # Errors
-/// A parameter that is missing or has another shape, tensors that the network does not have, a configuration without network.
+/// A network with classes, a parameter that is missing or has another shape, tensors that the network does not have, a configuration
+/// without network.
 pub fn to_reference(ours: &StateDict, config: &UnetConfig) -> Result<StateDict, InteropError> {
     let layout = reference_layout(config)?;
+    if config.num_classes > 0 {
+        return Err(InteropError::Classes(config.num_classes));
+    }
     let known: BTreeSet<&str> = layout.iter().map(|p| p.ours.as_str()).collect();
     let unknown: Vec<&str> = ours.names().filter(|name| !known.contains(name)).collect();
     refuse_unknown(&unknown)?;
@@ -54,13 +58,17 @@ pub fn to_reference(ours: &StateDict, config: &UnetConfig) -> Result<StateDict, 
         .collect()
 }
 
-/// Every parameter of the configured U-Net, in the order of its layers.
+/// Every parameter of the configured U-Net, in the order of its layers. The parameters of classes have the names of the reference's
+/// `classifier_free_guidance.Unet`; the rest of that network is another one, so that no network there has all of these names.
 pub fn reference_layout(config: &UnetConfig) -> Result<Vec<ParameterName>, UnetConfigError> {
     let stages = config.stages()?;
-    let mut layout = Layout { time_dim: config.time_dim(), parameters: Vec::new() };
+    let mut layout = Layout { time_dim: config.time_dim(), cond_dim: config.cond_dim(), parameters: Vec::new() };
     let first = config.first_dim();
     layout.conv("init_conv", "init_conv", config.in_channels(), first, 7);
     layout.time_mlp(config);
+    if config.num_classes > 0 {
+        layout.classes(config);
+    }
     for (i, stage) in stages.iter().enumerate() {
         layout.down(i, stage);
     }
@@ -105,6 +113,9 @@ fn our_name(reference: &str) -> Option<String> {
         ["time_mlp", "0", "weights"] => Some("time_mlp.embed.weights".to_string()),
         ["time_mlp", "1", leaf @ ("weight" | "bias")] => Some(format!("time_mlp.linear1.{leaf}")),
         ["time_mlp", "3", leaf @ ("weight" | "bias")] => Some(format!("time_mlp.linear2.{leaf}")),
+        ["classes_emb", "weight"] | ["null_classes_emb"] => Some(reference.to_string()),
+        ["classes_mlp", "0", leaf @ ("weight" | "bias")] => Some(format!("classes_mlp.linear1.{leaf}")),
+        ["classes_mlp", "2", leaf @ ("weight" | "bias")] => Some(format!("classes_mlp.linear2.{leaf}")),
         [block @ ("mid_block1" | "mid_block2" | "final_res_block"), ref rest @ ..] => {
             Some(format!("{block}.{}", our_residual(rest)?))
         }
@@ -156,6 +167,7 @@ fn our_attention(rest: &[&str]) -> Option<String> {
 /// Collects parameters layer by layer; `ours` and `reference` are the layer's names on both sides.
 struct Layout {
     time_dim: usize,
+    cond_dim: usize,
     parameters: Vec<ParameterName>,
 }
 
@@ -195,6 +207,14 @@ impl Layout {
         self.linear("time_mlp.linear2", "time_mlp.3", self.time_dim, self.time_dim);
     }
 
+    fn classes(&mut self, config: &UnetConfig) {
+        let (n, dim) = (config.num_classes, config.dim);
+        self.same("classes_emb", "classes_emb", "weight", &[n, dim]);
+        self.add("null_classes_emb".to_string(), &[dim], "null_classes_emb".to_string(), &[dim]);
+        self.linear("classes_mlp.linear1", "classes_mlp.0", dim, self.time_dim);
+        self.linear("classes_mlp.linear2", "classes_mlp.2", self.time_dim, self.time_dim);
+    }
+
     fn down(&mut self, index: usize, stage: &Stage) {
         let path = format!("downs.{index}");
         self.blocks(&path, stage, stage.dim_in, stage.dim_in);
@@ -221,7 +241,7 @@ impl Layout {
     }
 
     fn residual(&mut self, ours: &str, reference: &str, dim_in: usize, dim_out: usize) {
-        self.linear(&format!("{ours}.mlp"), &format!("{reference}.mlp.1"), self.time_dim, dim_out * 2);
+        self.linear(&format!("{ours}.mlp"), &format!("{reference}.mlp.1"), self.cond_dim, dim_out * 2);
         for (block, dim) in [("block1", dim_in), ("block2", dim_out)] {
             let (ours, reference) = (format!("{ours}.{block}"), format!("{reference}.{block}"));
             self.conv(&format!("{ours}.proj"), &format!("{reference}.proj"), dim, dim_out, 3);
@@ -266,6 +286,10 @@ mod tests {
         ]
     }
 
+    fn with_classes() -> UnetConfig {
+        UnetConfig { num_classes: 3, ..configs()[1].clone() }
+    }
+
     /// Every value occurs once, so that a swap shows.
     fn reference_state(config: &UnetConfig) -> StateDict {
         let mut next = 0u16;
@@ -292,7 +316,7 @@ mod tests {
 
     #[test]
     fn both_directions_agree_on_names_and_shapes() {
-        for config in configs() {
+        for config in configs().into_iter().chain([with_classes()]) {
             let ours = to_ours(&reference_state(&config)).unwrap();
             let layout = reference_layout(&config).unwrap();
             assert_eq!(layout.len(), ours.len());
@@ -304,11 +328,27 @@ mod tests {
     }
 
     #[test]
+    fn classes_have_names_but_no_network_of_the_reference() {
+        let config = with_classes();
+        let ours = to_ours(&reference_state(&config)).unwrap();
+        let shape = |name: &str| ours.get(name).unwrap().shape.clone();
+        assert_eq!((shape("classes_emb.weight"), shape("null_classes_emb")), (vec![3, 4], vec![4]));
+        assert_eq!(shape("classes_mlp.linear2.weight"), [16, 16]);
+        assert_eq!(shape("mid_block1.mlp.weight"), [8, 32]);
+        let refused = to_reference(&ours, &config).unwrap_err();
+        assert!(matches!(refused, InteropError::Classes(3)), "{refused}");
+        assert!(refused.hint().unwrap().contains("our format"));
+    }
+
+    #[test]
     fn a_few_names_by_hand() {
         for (reference, ours) in [
             ("time_mlp.0.weights", Some("time_mlp.embed.weights")),
             ("time_mlp.3.bias", Some("time_mlp.linear2.bias")),
             ("downs.0.0.mlp.1.weight", Some("downs.0.block1.mlp.weight")),
+            ("null_classes_emb", Some("null_classes_emb")),
+            ("classes_mlp.2.bias", Some("classes_mlp.linear2.bias")),
+            ("classes_mlp.1.bias", None),
             ("downs.1.1.block2.norm.g", Some("downs.1.block2.block2.norm.g")),
             ("downs.0.2.to_out.1.g", Some("downs.0.attn.out_norm.g")),
             ("downs.0.2.to_out.0.bias", Some("downs.0.attn.to_out.bias")),

@@ -2,6 +2,8 @@
 //! losses or samplers.
 
 mod scheduled;
+#[cfg(test)]
+mod tests;
 mod unet;
 pub mod unet_config;
 
@@ -10,7 +12,7 @@ use burn::tensor::{Int, Tensor};
 use thiserror::Error;
 
 pub use scheduled::{LearnedSchedule, LearnedScheduleOptions, ScheduleWeights, Scheduled};
-pub use unet::{StageAttention, TimeEmbedding, TimeMlp, Unet, UnetStage};
+pub use unet::{ClassesMlp, StageAttention, TimeEmbedding, TimeMlp, Unet, UnetStage};
 pub use unet_config::{PerStage, UnetConfig, UnetConfigError};
 
 /// What a network is given: a batch of noisy data, its noise levels, and what else it is to know. `D` is the rank of the data's

@@ -1,21 +1,26 @@
 //! The U-Net of Ho et al. 2020 as the reference shapes it: residual blocks with RMS normalisation, linear attention at the
 //! outer stages, softmax attention within.
 
-use burn::module::Module;
-use burn::tensor::{Tensor, activation};
+use burn::module::{Module, Param};
+use burn::tensor::{Int, Tensor, activation};
 
 use super::unet_config::{Stage, UnetConfig, UnetConfigError};
 use super::{Network, NetworkInput, SizeError};
 use crate::nn::{
-    Attention, Conv2d, FourierPosEmb, FourierWeights, Init, Linear, LinearAttention, Resample, Resampling, ResnetBlock,
-    SinusoidalPosEmb, ops,
+    Attention, Conv2d, Embedding, FourierPosEmb, FourierWeights, Init, Linear, LinearAttention, Resample, Resampling,
+    ResnetBlock, SinusoidalPosEmb, ops,
 };
 
-/// A U-Net for images.
+/// A U-Net for images, conditioned on a class if `num_classes` is above 0.
 #[derive(Module, Debug)]
 pub struct Unet {
     pub init_conv: Conv2d,
     pub time_mlp: TimeMlp,
+    /// This and the next two are there in a network with classes only.
+    pub classes_emb: Option<Embedding>,
+    /// `[dim]`, the embedding of "no class".
+    pub null_classes_emb: Option<Param<Tensor<1>>>,
+    pub classes_mlp: Option<ClassesMlp>,
     pub downs: Vec<UnetStage>,
     pub mid_block1: ResnetBlock,
     pub mid_attn: Attention,
@@ -52,6 +57,13 @@ pub struct TimeMlp {
     pub linear2: Linear,
 }
 
+/// The embedded class's way into the network: linear, GELU, linear.
+#[derive(Module, Debug)]
+pub struct ClassesMlp {
+    pub linear1: Linear,
+    pub linear2: Linear,
+}
+
 /// How the noise level is embedded.
 #[derive(Module, Debug)]
 pub enum TimeEmbedding {
@@ -63,12 +75,16 @@ impl Unet {
     /// Draws a network's weights; `init` says from which seed, and on which device.
     pub fn new(config: &UnetConfig, init: &mut Init) -> Result<Self, UnetConfigError> {
         let stages = config.stages()?;
-        let (time_dim, first_dim) = (config.time_dim(), config.first_dim());
+        let (cond_dim, first_dim) = (config.cond_dim(), config.first_dim());
+        let (num_classes, dim) = (config.num_classes, config.dim);
         let block =
-            |init: &mut Init, dim_in, dim_out| ResnetBlock::new(init, dim_in, dim_out, time_dim, config.dropout);
+            |init: &mut Init, dim_in, dim_out| ResnetBlock::new(init, dim_in, dim_out, cond_dim, config.dropout);
 
         let init_conv = Conv2d::new(init, config.in_channels(), first_dim, 7);
         let time_mlp = TimeMlp::new(init, config);
+        let classes_emb = (num_classes > 0).then(|| Embedding::new(init, num_classes, dim));
+        let null_classes_emb = (num_classes > 0).then(|| init.normal([dim]));
+        let classes_mlp = (num_classes > 0).then(|| ClassesMlp::new(init, dim));
 
         let downs = stages.iter().map(|s| UnetStage {
             block1: block(init, s.dim_in, s.dim_in),
@@ -104,6 +120,9 @@ impl Unet {
         Ok(Self {
             init_conv,
             time_mlp,
+            classes_emb,
+            null_classes_emb,
+            classes_mlp,
             downs,
             mid_block1,
             mid_attn,
@@ -119,11 +138,21 @@ impl Unet {
     pub fn config(&self) -> &UnetConfig {
         &self.config
     }
+
+    /// The class of each of `b` examples, embedded: `[b, 4 dim]`. Absent `classes` are "no class" for all.
+    fn embed_classes(&self, classes: Option<Tensor<1, Int>>, b: usize) -> Option<Tensor<2>> {
+        let (emb, null, mlp) =
+            (self.classes_emb.as_ref()?, self.null_classes_emb.as_ref()?, self.classes_mlp.as_ref()?);
+        let null = null.val();
+        let no_class = || Tensor::full([b], self.config.num_classes as i64, &null.device());
+        Some(mlp.forward(emb.forward_or(classes.unwrap_or_else(no_class), null.clone())))
+    }
 }
 
 impl Network<4> for Unet {
     fn forward(&self, input: NetworkInput<4>) -> Tensor<4> {
-        let NetworkInput { x, time, x_self_cond, .. } = input;
+        let NetworkInput { x, time, x_self_cond, classes } = input;
+        let b = x.dims()[0];
         let x = match (self.config.self_condition, x_self_cond) {
             (false, _) => x,
             (true, Some(x_self_cond)) => Tensor::cat(vec![x_self_cond, x], 1),
@@ -131,31 +160,35 @@ impl Network<4> for Unet {
         };
         let x = self.init_conv.forward(ops::to_nhwc(x)); // [b, h, w, c] from here on
         let t = self.time_mlp.forward(time); // [b, 4 dim]
+        let cond = match self.embed_classes(classes, b) {
+            Some(c) => Tensor::cat(vec![t, c], 1), // [b, 8 dim]
+            None => t,
+        };
         let first = x.clone();
 
         let mut x = x;
         let mut skips = Vec::with_capacity(2 * self.downs.len());
         for stage in &self.downs {
-            x = stage.block1.forward(x, None, t.clone());
+            x = stage.block1.forward(x, None, cond.clone());
             skips.push(x.clone());
-            x = stage.block2.forward(x, None, t.clone());
+            x = stage.block2.forward(x, None, cond.clone());
             x = stage.attn.forward_residual(x);
             skips.push(x.clone());
             x = stage.resample.forward(x);
         }
 
-        x = self.mid_block1.forward(x, None, t.clone());
+        x = self.mid_block1.forward(x, None, cond.clone());
         x = self.mid_attn.forward_residual(x);
-        x = self.mid_block2.forward(x, None, t.clone());
+        x = self.mid_block2.forward(x, None, cond.clone());
 
         for stage in &self.ups {
-            x = stage.block1.forward(x, skips.pop(), t.clone());
-            x = stage.block2.forward(x, skips.pop(), t.clone());
+            x = stage.block1.forward(x, skips.pop(), cond.clone());
+            x = stage.block2.forward(x, skips.pop(), cond.clone());
             x = stage.attn.forward_residual(x);
             x = stage.resample.forward(x);
         }
 
-        x = self.final_res_block.forward(x, Some(first), t);
+        x = self.final_res_block.forward(x, Some(first), cond);
         ops::to_nchw(self.final_conv.forward(x))
     }
 
@@ -169,6 +202,14 @@ impl Network<4> for Unet {
 
     fn self_condition(&self) -> bool {
         self.config.self_condition
+    }
+
+    fn num_classes(&self) -> usize {
+        self.config.num_classes
+    }
+
+    fn class_drop_prob(&self) -> f64 {
+        self.config.class_drop_prob
     }
 
     fn check_size(&self, size: &[usize]) -> Result<(), SizeError> {
@@ -215,6 +256,16 @@ impl TimeMlp {
             TimeEmbedding::Sinusoidal(embed) => embed.forward(time),
             TimeEmbedding::Fourier(embed) => embed.forward(time),
         };
+        self.linear2.forward(activation::gelu(self.linear1.forward(embedded)))
+    }
+}
+
+impl ClassesMlp {
+    fn new(init: &mut Init, dim: usize) -> Self {
+        Self { linear1: Linear::new(init, dim, 4 * dim), linear2: Linear::new(init, 4 * dim, 4 * dim) }
+    }
+
+    fn forward(&self, embedded: Tensor<2>) -> Tensor<2> {
         self.linear2.forward(activation::gelu(self.linear1.forward(embedded)))
     }
 }

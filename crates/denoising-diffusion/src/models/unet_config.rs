@@ -64,6 +64,17 @@ pub struct UnetConfig {
     /// Softmax attention (`true`) or linear attention (`false`), for all stages or per stage; absent: softmax in the
     /// innermost stage only. `false` means none: the middle block keeps its attention in any case.
     pub full_attn: Option<PerStage<bool>>,
+    /// Number of classes that the network is conditioned on; 0: none. Follows the data, like `channels`.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub num_classes: usize,
+    /// Probability with which training shows an example without its class, in [0, 1] (Ho and Salimans 2022, "Classifier-free diffusion
+    /// guidance", algorithm 1: p_uncond). Read by whoever trains: the network itself never drops a class. Means nothing without classes.
+    pub class_drop_prob: f64,
+}
+
+/// An unconditional network's options are written as they were before there were classes.
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 impl Default for UnetConfig {
@@ -84,6 +95,8 @@ impl Default for UnetConfig {
             attn_dim_head: PerStage::All(32),
             attn_heads: PerStage::All(4),
             full_attn: None,
+            num_classes: 0,
+            class_drop_prob: 0.5,
         }
     }
 }
@@ -103,6 +116,8 @@ pub enum UnetConfigError {
     BadDim(usize),
     #[error("`dropout` must lie in [0, 1), got {0}")]
     Dropout(f64),
+    #[error("`class_drop_prob` must lie in [0, 1], got {0}")]
+    ClassDropProb(f64),
     #[error("`sinusoidal_pos_emb_theta` must be a number above 1, got {0}")]
     Theta(f64),
     #[error(
@@ -142,6 +157,11 @@ impl UnetConfig {
     /// Width of the time embedding.
     pub fn time_dim(&self) -> usize {
         self.dim * 4
+    }
+
+    /// Width of what each residual block is conditioned on: the time embedding and, with classes, the class embedding beside it.
+    pub fn cond_dim(&self) -> usize {
+        self.time_dim() * if self.num_classes > 0 { 2 } else { 1 }
     }
 
     /// Whether time is embedded by Fourier features rather than by sinusoids.
@@ -196,6 +216,9 @@ impl UnetConfig {
         }
         if !(0.0..1.0).contains(&self.dropout) {
             return Err(UnetConfigError::Dropout(self.dropout));
+        }
+        if !(0.0..=1.0).contains(&self.class_drop_prob) {
+            return Err(UnetConfigError::ClassDropProb(self.class_drop_prob));
         }
         if !(self.sinusoidal_pos_emb_theta > 1.0 && self.sinusoidal_pos_emb_theta.is_finite()) {
             return Err(UnetConfigError::Theta(self.sinusoidal_pos_emb_theta));
@@ -255,10 +278,25 @@ mod tests {
     }
 
     #[test]
+    fn options_from_before_there_were_classes_are_read() {
+        let old: UnetConfig = serde_json::from_str(r#"{"dim": 8, "dim_mults": [1, 2], "full_attn": null}"#).unwrap();
+        assert_eq!((old.num_classes, old.class_drop_prob, old.cond_dim()), (0, 0.5, 32));
+        assert!(serde_json::to_value(&old).unwrap().get("num_classes").is_none());
+        let new = UnetConfig { num_classes: 3, class_drop_prob: 1.0, ..old };
+        let again: UnetConfig = serde_json::from_value(serde_json::to_value(&new).unwrap()).unwrap();
+        assert_eq!(again, new);
+        assert_eq!(new.cond_dim(), 64);
+        new.stages().unwrap();
+    }
+
+    #[test]
     fn wrong_options_are_named() {
         let bad = |config: UnetConfig| config.stages().unwrap_err().to_string();
         assert!(bad(UnetConfig { dim: 0, ..Default::default() }).contains("`dim`"));
         assert!(bad(UnetConfig { dropout: 1.0, ..Default::default() }).contains("`dropout`"));
+        for class_drop_prob in [-0.1, 1.1, f64::NAN] {
+            assert!(bad(UnetConfig { class_drop_prob, ..Default::default() }).contains("`class_drop_prob`"));
+        }
         assert!(
             bad(UnetConfig { attn_heads: PerStage::Each(vec![1, 2]), ..Default::default() }).contains("`attn_heads`")
         );

@@ -30,7 +30,8 @@ impl Block {
     }
 }
 
-/// Two blocks around a dropout, the first one scaled and shifted by the time embedding, plus the input.
+/// Two blocks around a dropout, the first one scaled and shifted by what the block is conditioned on (the time embedding, and a
+/// class embedding beside it), plus the input.
 #[derive(Module, Debug)]
 pub struct ResnetBlock {
     pub mlp: Linear,
@@ -43,9 +44,9 @@ pub struct ResnetBlock {
 
 impl ResnetBlock {
     /// `dropout` in [0, 1).
-    pub fn new(init: &mut Init, dim_in: usize, dim_out: usize, time_dim: usize, dropout: f64) -> Self {
+    pub fn new(init: &mut Init, dim_in: usize, dim_out: usize, cond_dim: usize, dropout: f64) -> Self {
         Self {
-            mlp: Linear::new(init, time_dim, 2 * dim_out),
+            mlp: Linear::new(init, cond_dim, 2 * dim_out),
             block1: Block::new(init, dim_in, dim_out),
             dropout: DropoutConfig::new(dropout).init(),
             block2: Block::new(init, dim_out, dim_out),
@@ -53,9 +54,9 @@ impl ResnetBlock {
         }
     }
 
-    /// `x` `[b, h, w, c]` and, if given, `skip` `[b, h, w, c_in - c]` beside it, `time` `[b, time_dim]` to `[b, h, w, c_out]`.
-    pub fn forward(&self, x: Tensor<4>, skip: Option<Tensor<4>>, time: Tensor<2>) -> Tensor<4> {
-        let scale_shift = self.mlp.forward(activation::silu(time));
+    /// `x` `[b, h, w, c]` and, if given, `skip` `[b, h, w, c_in - c]` beside it, `cond` `[b, cond_dim]` to `[b, h, w, c_out]`.
+    pub fn forward(&self, x: Tensor<4>, skip: Option<Tensor<4>>, cond: Tensor<2>) -> Tensor<4> {
+        let scale_shift = self.mlp.forward(activation::silu(cond));
         let residual = match (&self.res_conv, &skip) {
             (Some(conv), skip) => conv.forward_skip(x.clone(), skip.clone()),
             (None, Some(skip)) => Tensor::cat(vec![x.clone(), skip.clone()], 3),

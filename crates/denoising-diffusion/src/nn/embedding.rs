@@ -1,7 +1,7 @@
-//! Embeddings of the noise level.
+//! Embeddings of the noise level and of classes.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Int, Tensor, TensorData};
 
 use super::Init;
 
@@ -54,6 +54,26 @@ impl FourierPosEmb {
         let time = time.unsqueeze_dim::<2>(1);
         let angles = time.clone() * self.weights.val().unsqueeze::<2>() * std::f64::consts::TAU;
         Tensor::cat(vec![time, sin_cos(angles)], 1)
+    }
+}
+
+/// A learned vector for each of `n` things.
+#[derive(Module, Debug)]
+pub struct Embedding {
+    /// `[n, dim]`
+    pub weight: Param<Tensor<2>>,
+}
+
+impl Embedding {
+    /// Vectors from the standard normal distribution, as PyTorch draws them.
+    pub fn new(init: &mut Init, n: usize, dim: usize) -> Self {
+        Self { weight: init.normal([n, dim]) }
+    }
+
+    /// The vector of each `index` in 0..n, and `other` `[dim]` for index n: `[b] -> [b, dim]`. The caller sees to it that no index is
+    /// larger: indices are not looked at here.
+    pub fn forward_or(&self, index: Tensor<1, Int>, other: Tensor<1>) -> Tensor<2> {
+        Tensor::cat(vec![self.weight.val(), other.unsqueeze()], 0).select(0, index)
     }
 }
 

@@ -17,7 +17,7 @@ mod resample;
 pub use attention::{Attention, LinearAttention};
 pub use block::{Block, ResnetBlock};
 pub use conv::Conv2d;
-pub use embedding::{FourierPosEmb, FourierWeights, SinusoidalPosEmb};
+pub use embedding::{Embedding, FourierPosEmb, FourierWeights, SinusoidalPosEmb};
 pub use init::Init;
 pub use linear::Linear;
 pub use mode::{Eval, EvalMode, TrainNoGrad};

@@ -1,6 +1,7 @@
-//! `Unet(...)`: forward passes of seven option sets, and all gradients of one.
+//! `Unet(...)`: forward passes of seven option sets, and all gradients of one; and a network put together from its parts and those of
+//! `classifier_free_guidance.Unet`: the one that ours is with classes.
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Int, Tensor};
 use denoising_diffusion::interop::{StateDict, to_ours};
 use denoising_diffusion::models::{Network, NetworkInput, Unet};
 use denoising_diffusion::nn::EvalMode;
@@ -73,6 +74,28 @@ fn every_gradient_of_a_whole_network() {
     check_gradients(NamedGradients::take(&unet, &mut gradients), &expected);
     let gradient = x.grad(&gradients).unwrap();
     assert_close("x", &values(gradient), golden.values("grad_input.x"), 1e-4);
+}
+
+#[test]
+fn every_gradient_of_a_network_with_classes() {
+    let golden = Golden::open("unet_classes");
+    let device = Device::flex().autodiff();
+    let unet: Unet = golden.unet("unet", "state.", &device);
+    let classes = golden.values("classes").iter().map(|&class| class as i64).collect::<Vec<_>>();
+    let input = |device: &Device| NetworkInput {
+        classes: Some(Tensor::<1, Int>::from_ints(classes.as_slice(), device)),
+        ..NetworkInput::new(golden.tensor("x", device), golden.tensor("time", device))
+    };
+    let output = unet.eval().forward(input(&Device::flex()));
+    assert_close("output", &values(output), golden.values("output"), 1e-4);
+
+    let mut input = input(&device);
+    input.x = input.x.require_grad();
+    let x = input.x.clone();
+    let loss = (unet.forward(input) * golden.tensor("cotangent", &device)).sum();
+    let mut gradients = loss.backward();
+    check_gradients(NamedGradients::take(&unet, &mut gradients), &to_ours(&golden.under("grad_state.")).unwrap());
+    assert_close("x", &values(x.grad(&gradients).unwrap()), golden.values("grad_input.x"), 1e-4);
 }
 
 /// Every expected gradient is there, and no other.

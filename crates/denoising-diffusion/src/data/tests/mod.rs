@@ -1,5 +1,6 @@
 //! Sources, loader and errors together, on files written for the purpose. Shared helpers stand here.
 
+mod classes;
 mod loading;
 mod sources;
 

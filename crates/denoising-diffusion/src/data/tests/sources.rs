@@ -35,7 +35,8 @@ fn every_format_in_any_case_and_depth() {
         assert_eq!(summary.other_files, 1);
         assert_eq!(summary.bits.len(), 2);
         // One image lies in no class folder.
-        assert!(data.labels().is_none());
+        assert!(data.classes().is_none());
+        assert_eq!((data.num_classes(), data.class_of(0)), (0, None));
     }
 }
 
@@ -75,8 +76,9 @@ fn classes_are_the_innermost_folders() {
     }
     let data = Dataset::open(&config(root.path())).unwrap();
     assert_eq!(data.class_names().unwrap(), ["cat", "dog"]);
-    assert_eq!(data.labels().unwrap(), [0, 1, 0]);
-    assert_eq!(data.get(1).unwrap().label, Some(1));
+    assert_eq!(data.classes().unwrap(), [0, 1, 0]);
+    assert_eq!((data.num_classes(), data.class_of(2), data.class_of(3)), (2, Some(0), None));
+    assert_eq!(data.get(1).unwrap().class, Some(1));
     let text = data.summary().to_string();
     assert!(text.contains("cat (2), dog (1)"), "{text}");
 }
@@ -297,6 +299,6 @@ fn digits_come_without_a_path_and_are_not_mirrored() {
         let data = Dataset::open(&config).unwrap();
         assert_eq!((data.len(), data.shape().to_string().as_str()), (1797, "1x8x8"));
         assert_eq!(data.natural_flip(), Flip::Off);
-        assert_eq!(data.class_names().unwrap().len(), 10);
+        assert_eq!((data.num_classes(), data.class_of(1796)), (10, Some(8)));
     }
 }
