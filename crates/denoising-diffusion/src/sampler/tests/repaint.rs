@@ -1,11 +1,12 @@
 //! RePaint keeps what is known and makes the rest fit it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
 use burn::tensor::{Device, Tensor};
 
-use super::mixture::{FAMILIES, Family, Mixture, Mode, points, start, tensor, to_clean};
+use super::mixture::{FAMILIES, Family, Mixture, Mode, Point, distance, points, start, tensor, to_clean};
 use super::solvers::seeded;
+use crate::diffusion::{Denoiser, Estimate, NoiseLevel};
 use crate::sampler::*;
 
 const STEPS: [RePaintStep; 2] =
@@ -132,4 +133,43 @@ fn the_schedule_jumps_as_in_the_paper() {
     assert_eq!(repaint_schedule(0, &RePaint::default()), [0]);
     // The paper's 250 levels: 24 stretches of 10 steps, each repeated 9 times.
     assert_eq!(down(250, RePaint::default()), 250 + 24 * 9 * 10);
+}
+
+/// Keeps every x that it is asked about.
+struct Seen(Mixture, RefCell<Vec<Vec<Point>>>);
+
+impl Denoiser<2> for Seen {
+    fn denoise(&self, x: Tensor<2>, level: NoiseLevel, x_self_cond: Option<Tensor<2>>) -> Estimate<2> {
+        self.1.borrow_mut().push(points(x.clone()));
+        self.0.denoise(x, level, x_self_cond)
+    }
+
+    fn level(&self, log_snr: f64) -> NoiseLevel {
+        self.0.level(log_snr)
+    }
+}
+
+/// A jump from level s to t: `x_t = (alpha_t / alpha_s) x_s + sqrt(sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2) z`, here with z = 1.
+#[test]
+fn a_jump_adds_the_noise_between_its_levels() {
+    for family in FAMILIES {
+        let options = RePaint { jump_length: 1, jump_n_sample: 2, step: RePaintStep::Ddim { eta: 0.0 } };
+        let levels = to_clean(vec![family.level(1.0), family.level(0.9)]);
+        let denoiser = Seen(correlated(family), RefCell::new(Vec::new()));
+        let ones = vec![tensor(&[[1.0, 1.0]]); 10];
+        let mut after = Vec::new();
+        let mut callback = |step: &Step<'_, 2>| {
+            after.push(points(step.x.clone()));
+            std::ops::ControlFlow::Continue(())
+        };
+        let x = start(levels[0], 1);
+        inpaint(&denoiser, x, &levels, &known(1, 0.3), &options, &mut ones.as_slice(), &mut callback).unwrap();
+        let (t, s) = (levels[0], levels[1]);
+        let added = (t.sigma.powi(2) - (t.alpha / s.alpha * s.sigma).powi(2)).sqrt();
+        let expected = after[0][0].map(|v| t.alpha / s.alpha * v + added);
+        let (seen, expected) = (denoiser.1.borrow()[1].clone(), [expected]);
+        assert!(distance(&seen, &expected) < 1e-6, "{family:?} {seen:?} {expected:?}");
+        // And the known number is noised to its level after each step.
+        assert!((after[0][0][0] - (s.alpha * 0.3 + s.sigma)).abs() < 1e-6);
+    }
 }
