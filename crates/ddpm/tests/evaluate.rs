@@ -176,3 +176,59 @@ fn evaluation_leaves_training_alone() {
     );
     place.fails("train digits --steps 2 --out x --evaluate-every 1 --metrics loss --held-out 0", 2, "--held-out");
 }
+
+/// The evaluations in a run's log.
+fn evaluations(place: &Place, run: &str) -> Vec<serde_json::Value> {
+    let log = String::from_utf8(place.read(&format!("{run}/log.jsonl"))).unwrap();
+    let records = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    records.filter(|record| record["kind"] == "evaluation").collect()
+}
+
+/// The step with the lowest loss, and the steps that are marked as the best.
+fn best_by_loss(place: &Place, run: &str) -> (u64, Vec<u64>) {
+    let of =
+        |record: &serde_json::Value| (record["step"].as_u64().unwrap(), record["values"]["loss"].as_f64().unwrap());
+    let all = evaluations(place, run).iter().map(of).collect::<Vec<_>>();
+    let best = all.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap().0;
+    let marked = |step: &u64| place.path(&format!("{run}/checkpoints/step-{step:08}/best")).exists();
+    (best, (1..20).filter(marked).collect())
+}
+
+/// A process that dies after writing a checkpoint and before marking it leaves no wrong mark for good.
+#[test]
+fn the_best_checkpoint_is_told_from_the_log() {
+    let place = Place::new();
+    place.ok(&format!("train digits --steps 6 --save-every 2 --evaluate-every 2 --metrics neighbours,loss --evaluate-samples 8 --out run {TINY}"));
+    let (best, marked) = best_by_loss(&place, "run");
+    assert_eq!(marked, [best]);
+    let wrong = if best == 2 { 4 } else { 2 };
+    let mark = |step: u64| place.path(&format!("run/checkpoints/step-{step:08}/best"));
+    std::fs::rename(mark(best), mark(wrong)).unwrap();
+    place.ok("train --resume run");
+    assert_eq!(best_by_loss(&place, "run"), (best, vec![best]), "at once, with nothing left to do");
+
+    std::fs::remove_file(mark(best)).unwrap();
+    place.ok("train --resume run --steps 10 --keep 1");
+    let (best, marked) = best_by_loss(&place, "run");
+    assert_eq!(marked, [best]);
+    let folders = std::fs::read_dir(place.path("run/checkpoints")).unwrap().count();
+    assert_eq!(folders, if best == 10 { 1 } else { 2 }, "the best is not pruned");
+
+    // A run that is evaluated from its last checkpoint on.
+    place.ok(&format!("train digits --steps 2 --out late {TINY}"));
+    place.ok("train --resume late --evaluate-every 2 --metrics loss");
+    assert_eq!(best_by_loss(&place, "late"), (2, vec![2]));
+}
+
+/// Copies of the training images have the lowest z: it must not choose the checkpoint.
+#[test]
+fn neighbours_choose_no_checkpoint() {
+    let place = Place::new();
+    place.ok(&format!("train digits --steps 2 --evaluate-every 1 --save-every 1 --metrics neighbours --evaluate-samples 8 --out run {TINY}"));
+    assert_eq!(evaluations(&place, "run").len(), 2);
+    assert!([1, 2].iter().all(|step| !place.path(&format!("run/checkpoints/step-{step:08}/best")).exists()));
+    let best = "--evaluate-every 1 --metrics neighbours,loss --best-metric neighbours";
+    place.fails(&format!("train digits --steps 2 --out x {best}"), 2, "--best-metric");
+    place.write("wrong.toml", "[evaluate]\nmetrics = [\"neighbours\", \"loss\"]\nbest_metric = \"neighbours\"\n");
+    place.fails("train --config wrong.toml --out x", 2, "neither better low nor better high");
+}

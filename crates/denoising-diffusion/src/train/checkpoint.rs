@@ -171,11 +171,13 @@ impl Checkpoints {
         File::create(&path).map(drop).map_err(io_error("create", &path))
     }
 
-    /// Marks a checkpoint as the best, and no other.
-    pub fn mark_best(&self, step: u64) -> Result<(), CheckpointError> {
-        let path = self.path_of(step).join(BEST);
-        File::create(&path).map(drop).map_err(io_error("create", &path))?;
-        for other in self.steps().into_iter().filter(|other| *other != step) {
+    /// Marks a checkpoint as the best, and no other; `None` marks none.
+    pub fn mark_best(&self, step: Option<u64>) -> Result<(), CheckpointError> {
+        // The new mark first: there is a best checkpoint at every moment.
+        if let Some(path) = step.map(|step| self.path_of(step).join(BEST)).filter(|path| !path.exists()) {
+            File::create(&path).map(drop).map_err(io_error("create", &path))?;
+        }
+        for other in self.steps().into_iter().filter(|other| Some(*other) != step) {
             let path = self.path_of(other).join(BEST);
             if path.exists() {
                 fs::remove_file(&path).map_err(io_error("remove", &path))?;
