@@ -220,6 +220,20 @@ fn the_best_checkpoint_is_told_from_the_log() {
     assert_eq!(best_by_loss(&place, "late"), (2, vec![2]));
 }
 
+/// Another number of samples, or another budget, on resume is what the run goes on with.
+#[test]
+fn a_resumed_run_draws_the_samples_that_are_asked_for_now() {
+    let place = Place::new();
+    place
+        .ok(&format!("train digits --steps 1 --evaluate-every 1 --metrics swd --evaluate-samples 18 --out run {TINY}"));
+    place.ok("train --resume run --steps 2");
+    place.ok("train --resume run --steps 3 --evaluate-samples 20");
+    place.ok("train --resume run --steps 4 --evaluate-budget-s 1e-9");
+    let samples: Vec<u64> =
+        evaluations(&place, "run").iter().map(|record| record["samples"].as_u64().unwrap()).collect();
+    assert_eq!(samples, [18, 18, 20, 16], "16 are drawn whatever the budget");
+}
+
 /// Copies of the training images have the lowest z: it must not choose the checkpoint.
 #[test]
 fn neighbours_choose_no_checkpoint() {

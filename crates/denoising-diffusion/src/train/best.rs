@@ -66,6 +66,8 @@ mod tests {
         EvaluationRecord {
             step,
             samples,
+            asked: samples,
+            budget_s: None,
             values: BTreeMap::from([(name.to_string(), value)]),
             standard_errors: BTreeMap::new(),
             seconds: 0.0,

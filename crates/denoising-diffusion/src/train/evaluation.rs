@@ -95,6 +95,8 @@ impl<M: Network<4>> Run<M> {
         let record = EvaluationRecord {
             step,
             samples: samples as u64,
+            asked: setup.config.evaluate_samples as u64,
+            budget_s: setup.config.evaluate_budget_s,
             values: measurements.iter().map(|m| (m.name.clone(), m.value)).collect(),
             standard_errors: measurements.iter().filter_map(|m| Some((m.name.clone(), m.standard_error?))).collect(),
             seconds: started.elapsed().as_secs_f64(),
@@ -108,7 +110,8 @@ impl<M: Network<4>> Run<M> {
         Ok(ControlFlow::Continue(best.is_some()))
     }
 
-    /// How many samples to draw: as in the evaluation before, so that numbers compare; the first time, as many as the budget allows.
+    /// How many samples to draw: as in the evaluation before, so that numbers compare; the first time, and when the run was resumed with
+    /// another number or another budget, as many as the budget allows.
     fn evaluation_samples(
         &self,
         setup: &EvaluateSetup,
@@ -116,7 +119,11 @@ impl<M: Network<4>> Run<M> {
         stop: &StopSignal,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<usize, RunError> {
-        if let Some(before) = self.evaluations()?.last() {
+        let EvaluateConfig { evaluate_samples, evaluate_budget_s, .. } = setup.config;
+        let same = |before: &&EvaluationRecord| {
+            before.asked == evaluate_samples as u64 && before.budget_s == evaluate_budget_s
+        };
+        if let Some(before) = self.evaluations()?.last().filter(same) {
             return Ok(before.samples as usize);
         }
         let expected = self.expected_time(setup, eval, stop)?;

@@ -117,6 +117,12 @@ pub struct EvaluationRecord {
     pub step: u64,
     /// Samples that were drawn for it.
     pub samples: u64,
+    /// Samples that the configuration asked for.
+    #[serde(default)]
+    pub asked: u64,
+    /// The configuration's time budget, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget_s: Option<f64>,
     /// By name.
     #[serde(with = "number::by_name")]
     pub values: BTreeMap<String, f64>,
@@ -241,8 +247,9 @@ mod tests {
         assert!(serde_json::from_value::<HeldOutRecord>(wrong).is_err());
 
         let values = BTreeMap::from([("fid".to_string(), f64::NAN), ("swd".to_string(), 0.5)]);
+        let standard_errors = BTreeMap::new();
         let evaluation =
-            EvaluationRecord { step: 3, samples: 8, values, standard_errors: BTreeMap::new(), seconds: 1.0 };
+            EvaluationRecord { step: 3, samples: 8, asked: 8, budget_s: None, values, standard_errors, seconds: 1.0 };
         let value = serde_json::to_value(Record::Evaluation(evaluation)).unwrap();
         assert_eq!(value["values"], json!({"fid": "NaN", "swd": 0.5}));
         let Record::Evaluation(back) = serde_json::from_value(value).unwrap() else { panic!("another kind") };
