@@ -11,12 +11,12 @@ use std::path::Path;
 
 use safetensors::tensor::{Dtype, Metadata as Header, TensorInfo};
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 use super::dtype::ElementType;
 use super::error::InteropError;
 use super::state_dict::{StateDict, TensorData};
 use crate::atomic_file::write_atomically;
+use crate::digest::Digest;
 
 /// Text entries in the header of a safetensors file.
 pub type Metadata = BTreeMap<String, String>;
@@ -204,11 +204,11 @@ fn for_bytes(values: &[f32], mut sink: impl FnMut(&[u8])) {
 }
 
 /// SHA-256 over contents in sorted order, every text with its length so that no two contents give the same input.
-struct Checksum(Sha256);
+struct Checksum(Digest);
 
 impl Checksum {
     fn new(metadata: &Metadata) -> Self {
-        let mut checksum = Self(Sha256::new());
+        let mut checksum = Self(Digest::new());
         checksum.number(metadata.len());
         for (key, value) in metadata {
             checksum.text(key);
@@ -237,7 +237,7 @@ impl Checksum {
     }
 
     fn finish(self) -> String {
-        self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        self.0.finish()
     }
 }
 

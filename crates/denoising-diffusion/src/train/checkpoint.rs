@@ -11,14 +11,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::trainer::TrainerState;
+use crate::digest::{self, FileDigest};
 use crate::interop::{self, InteropError, Metadata};
 use crate::model_file::{ModelCard, ModelFile, ModelFileError, WeightsKind};
 
@@ -262,18 +262,7 @@ fn verify(path: &Path) -> Result<CheckpointState, CheckpointError> {
 }
 
 fn checksum(path: &Path) -> Result<Checksum, CheckpointError> {
-    let mut file = File::open(path).map_err(io_error("open", path))?;
-    let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
-    loop {
-        match file.read(&mut buffer).map_err(io_error("read", path))? {
-            0 => break,
-            n => {
-                hash.update(&buffer[..n]);
-                bytes += n as u64;
-            }
-        }
-    }
-    let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let FileDigest { sha256, bytes } = digest::of_file(path).map_err(io_error("read", path))?;
     Ok(Checksum { sha256, bytes })
 }
 
