@@ -68,6 +68,31 @@ fn fid_of_folders_statistics_and_a_cache() {
     assert!(text.contains("; n < 10000: biased by about ") && text.contains("fewer than 64 dimensions"), "{text}");
 }
 
+/// A file with other contents of the same length is no longer what the cache knows.
+#[test]
+fn a_file_written_anew_is_not_taken_from_the_cache() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("a")).unwrap();
+    let bitmap = place.path("a/0.bmp");
+    let write = |level: u8| GrayImage::from_fn(12, 12, |x, y| Luma([level ^ (x * y) as u8])).save(&bitmap).unwrap();
+    write(10);
+    std::fs::copy(&bitmap, place.path("a/1.bmp")).unwrap();
+    let statistics = |out: &str| {
+        let args = with_weights(&format!("stats a -o {out} --dims 64"));
+        let output = place.command(&args).env("DDPM_CACHE_DIR", place.path("cache")).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        place.read(out)
+    };
+    let before = statistics("before.npz");
+    assert!(before == statistics("again.npz"), "from the cache");
+    let of_before = bitmap.metadata().unwrap();
+    write(200);
+    let file = std::fs::File::options().write(true).open(&bitmap).unwrap();
+    file.set_modified(of_before.modified().unwrap() + std::time::Duration::from_secs(1)).unwrap();
+    assert_eq!(bitmap.metadata().unwrap().len(), of_before.len());
+    assert!(before != statistics("after.npz"), "of what is no longer there");
+}
+
 #[test]
 fn bad_input_is_told_in_one_line() {
     let place = Place::new();

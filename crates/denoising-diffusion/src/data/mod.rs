@@ -16,6 +16,7 @@ mod decode;
 mod digits;
 mod error;
 mod folder;
+mod identity;
 mod idx;
 mod loader;
 pub mod npy;

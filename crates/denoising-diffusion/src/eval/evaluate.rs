@@ -108,9 +108,8 @@ impl From<ExtractError> for EvaluateError {
 /// [`ExtractError`]. A store that cannot be written is told and nothing more.
 pub fn features(from: Inception<'_>, images: &Images, watch: &mut dyn Watch) -> Result<Extracted, ExtractError> {
     let Inception { extractor, store } = from;
-    // Samples are drawn anew each time.
-    let stored = match store.filter(|_| images.are_data()) {
-        Some(store) => Some((store, store.path(extractor, images)?)),
+    let stored = match store {
+        Some(store) => store.path(extractor, images)?.map(|path| (store, path)),
         None => None,
     };
     if let Some(found) = stored.as_ref().and_then(|(store, path)| store.load(path)).filter(|f| f.n == images.len()) {

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, TensorData};
 use serde_json::json;
-use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::images::Images;
 use super::inception::{CLASSES, FeatureBlock, ImageInput, InceptionV3, InputError, SIDE};
 use super::result;
 use crate::data::DataError;
+use crate::digest;
 use crate::interop::{self, InteropError, Metadata, StateDict};
 use crate::nn::params::host_values;
 
@@ -122,18 +122,21 @@ impl FeatureStore {
         Self { folder: folder.into() }
     }
 
-    /// Where the features of these images by this extractor lie. The name holds a digest of all that they depend on: images, their
-    /// preparation, weights, block and preprocessing.
-    pub fn path(&self, extractor: &Extractor, images: &Images) -> Result<PathBuf, InputError> {
+    /// Where the features of these images by this extractor lie. The name holds a digest of what they depend on: the images and their
+    /// preparation ([`Images::cache_key`]), weights, block and preprocessing. `None` for samples.
+    ///
+    /// # Errors
+    /// Images that cannot be shown to Inception.
+    pub fn path(&self, extractor: &Extractor, images: &Images) -> Result<Option<PathBuf>, InputError> {
+        let Some(cache_key) = images.cache_key() else { return Ok(None) };
         let key = json!({
-            "images": images.digest(),
+            "images": cache_key,
             "n": images.len(),
             "weights": extractor.digest,
             "block": extractor.block.dims(),
             "preprocessing": extractor.preprocessing(images.shape())?,
         });
-        let digest: String = Sha256::digest(key.to_string()).iter().take(16).map(|b| format!("{b:02x}")).collect();
-        Ok(self.folder.join(format!("{digest}.safetensors")))
+        Ok(Some(self.folder.join(format!("{:.32}.safetensors", digest::of_bytes(key.to_string())))))
     }
 
     /// Features that were stored and are whole; others do not count.

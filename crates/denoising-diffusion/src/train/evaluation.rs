@@ -10,7 +10,7 @@ use super::run::{Run, RunError};
 use crate::data::Subset;
 use crate::eval::config::EvaluateConfig;
 use crate::eval::evaluate::{EvaluateError, Inception, Sets, Split, Watch, bpd, loss, measure};
-use crate::eval::extract::{Extractor, FeatureStore};
+use crate::eval::extract::{ExtractError, Extractor, FeatureStore};
 use crate::eval::images::Images;
 use crate::eval::likelihood::{TERMS, evaluations};
 use crate::eval::metric::Metric;
@@ -161,7 +161,9 @@ impl<M: Network<4>> Run<M> {
                 let per_image = started.elapsed().as_secs_f64() / some.len() as f64;
                 per_sample += per_image;
                 let real = self.real_images(&setup.config);
-                let known = setup.store.path(extractor, &real).is_ok_and(|path| path.is_file());
+                let path =
+                    setup.store.path(extractor, &real).map_err(ExtractError::from).map_err(EvaluateError::from)?;
+                let known = path.is_some_and(|path| path.is_file());
                 once = if known { 0.0 } else { per_image * real.len() as f64 };
             }
         }
