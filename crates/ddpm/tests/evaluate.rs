@@ -65,7 +65,7 @@ fn fid_of_folders_statistics_and_a_cache() {
 
     let text = String::from_utf8(command("fid a b --dims 64").output().unwrap().stdout).unwrap();
     assert_eq!(text.lines().count(), 1);
-    assert!(text.contains("; n < 10000: biased by about ") && text.contains("fewer than 64 dimensions"), "{text}");
+    assert!(text.contains("; n < 10000: bias about ") && text.contains("fewer than 64 dimensions"), "{text}");
 }
 
 /// A file with other contents of the same length is no longer what the cache knows.

@@ -36,7 +36,7 @@ use crate::weights::{Found, WeightsArg};
 #[command(
     after_help = "fid, kid, is and prdc (precision, recall, density, coverage) rest on Inception's features; swd (sliced Wasserstein \
                   distance) and neighbours (nearest training images) on pixels; loss (by quarter of t) and bpd (variational bound, \
-                  bits per dimension) on held-out images."
+                  bits per dimension) on held-out images. The limit beside a FID is what is expected of infinitely many samples."
 )]
 pub struct EvalArgs {
     /// Run folder (its latest whole checkpoint), checkpoint's folder, .safetensors file, or .pt file of the reference

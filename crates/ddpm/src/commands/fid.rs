@@ -27,7 +27,8 @@ use crate::sampling::{SamplingArgs, describe, draw};
 #[derive(Args, Debug)]
 #[command(
     after_help = "A set is a folder of images, an IDX, .npy or .npz file, .npz statistics (mu and sigma, or m2 and s2), or a run or \
-                  weights to draw images from. Images are read as they are and must share one size."
+                  weights to draw images from. Images are read as they are and must share one size. The limit beside a FID is what is \
+                  expected of infinitely many generated images."
 )]
 pub struct FidArgs {
     /// Real images

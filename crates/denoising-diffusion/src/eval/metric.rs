@@ -199,12 +199,13 @@ pub fn fid(real: FidInput<'_>, generated: FidInput<'_>, seed: u64) -> Result<Mea
     })
 }
 
-/// The bias of the generated side first, short enough to stand beside the value.
+/// The bias of the generated side first, short enough to stand beside the value in the widest table; the limit is the FID expected of
+/// infinitely many samples.
 fn fid_notes(fid: &Fid) -> Vec<String> {
     let whose = |side| if side == Side::Real { "real" } else { "generated" };
     let note = |note: &FidNote| match *note {
         FidNote::FewSamples { side: Side::Generated, least, .. } => match (fid.bias(), fid.extrapolated) {
-            (Some(bias), Some(limit)) => format!("n < {least}: biased by about {bias:+.2} (n to infinity: {limit:.2})"),
+            (Some(bias), Some(limit)) => format!("n < {least}: bias about {bias:+.2} (limit {limit:.2})"),
             _ => format!("n < {least}: biased upwards"),
         },
         FidNote::FewSamples { side, n, least } => format!("{n} {} images, fewer than {least}: biased", whose(side)),
