@@ -194,6 +194,8 @@ fn evaluation_leaves_training_alone() {
         (1..=6).filter(|step| place.path(&format!("with/checkpoints/step-{step:08}/best")).exists()).collect();
     assert_eq!(best.len(), 1, "one best checkpoint");
     place.ok("sample with/best -n 1 --steps 1 --out best.png");
+    place.ok(&with_weights("fid with/best with/best -n 2 --steps 1 --dims 64 --no-cache"));
+    place.fails("fid with/best digits -n 1", 2, "at least 2");
     place.fails(
         "train digits --steps 2 --out x --evaluate-every 1 --metrics loss --best-metric fid",
         2,

@@ -18,7 +18,7 @@ use denoising_diffusion::sampler::SampleConfig;
 use denoising_diffusion::train::StopSignal;
 
 use crate::commands::sample::refuse_file;
-use crate::evaluation::{StderrWatch, or_interrupted};
+use crate::evaluation::{StderrWatch, at_least_two, or_interrupted};
 use crate::failure::{Failure, FailureExt, Result};
 use crate::image_source::{all, drawable, prepared_as};
 use crate::inception::InceptionArgs;
@@ -39,7 +39,7 @@ use crate::weights::{Found, WeightsArg};
                   bits per dimension) on held-out images. The limit beside a FID is what is expected of infinitely many samples."
 )]
 pub struct EvalArgs {
-    /// Run folder (its latest whole checkpoint), checkpoint's folder, .safetensors file, or .pt file of the reference
+    /// Run folder (its latest whole checkpoint), RUN/best (its best), checkpoint's folder, .safetensors file, or .pt file of the reference
     target: PathBuf,
     /// Data to compare with [default: what the run was trained on]
     data: Option<PathBuf>,
@@ -72,10 +72,6 @@ pub struct EvalArgs {
     machine: MachineArgs,
     #[command(flatten)]
     untold: UntoldFlags,
-}
-
-fn at_least_two(text: &str) -> std::result::Result<usize, String> {
-    text.parse().ok().filter(|&n| n >= 2).ok_or_else(|| "a number of images, at least 2".to_string())
 }
 
 /// Everything that is known before samples are drawn.
