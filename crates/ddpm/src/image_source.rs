@@ -11,7 +11,7 @@ use denoising_diffusion::model_file::ModelFile;
 
 use crate::failure::{FailureExt, Result};
 use crate::plan::open_data;
-use crate::weights::Found;
+use crate::weights::{Found, best_of};
 
 /// What a path names.
 pub enum ImageSource {
@@ -30,16 +30,17 @@ impl ImageSource {
             return Ok(Self::Statistics(Box::new(read_statistics(path)?)));
         }
         let names_weights = path.extension().is_some_and(|ending| ending == "safetensors" || ending == "pt");
-        if names_weights || path.join("checkpoints").is_dir() || path.join("ema.safetensors").is_file() {
+        let is_run = path.join("checkpoints").is_dir() || best_of(path).is_some();
+        if names_weights || is_run || path.join("ema.safetensors").is_file() {
             return Ok(Self::Weights(Box::new(Found::open(path, None)?)));
         }
         Ok(Self::Data(path.to_path_buf()))
     }
 }
 
-/// Opens images as they are: at their own size, unless one is given.
-pub fn open_images(path: &Path, size: Option<&DataConfig>) -> Result<Arc<Dataset>> {
-    let config = DataConfig { path: Some(path.to_path_buf()), max_broken: 0.0, ..size.cloned().unwrap_or_default() };
+/// Opens images as they are, at their own size; none may be broken.
+pub fn open_images(path: &Path) -> Result<Arc<Dataset>> {
+    let config = DataConfig { path: Some(path.to_path_buf()), max_broken: 0.0, ..DataConfig::default() };
     Ok(Arc::new(open_data(&config)?))
 }
 

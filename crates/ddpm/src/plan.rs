@@ -125,7 +125,7 @@ impl Plan {
             thousands(every),
             metrics.join(", "),
             thousands(config.evaluate_samples as u64),
-            config.best()
+            config.best().unwrap_or("nothing that is measured")
         ))
     }
 

@@ -74,7 +74,7 @@ impl Found {
         }
         if !target.exists() {
             return Err(Failure::failed(format!("no such file or folder: {}", target.display()))
-                .hint("give a run folder, a checkpoint's folder, a .safetensors file or a .pt file of the reference"));
+                .hint("give a run folder, RUN/best, a checkpoint's folder, a .safetensors file or a .pt file of the reference"));
         }
         if !target.is_dir() {
             return Self::open_file(target, wanted);
@@ -127,7 +127,7 @@ impl Found {
 }
 
 /// The best checkpoint's folder where the target is `RUN/best`.
-fn best_of(target: &Path) -> Option<PathBuf> {
+pub fn best_of(target: &Path) -> Option<PathBuf> {
     if target.exists() || target.file_name()? != "best" {
         return None;
     }

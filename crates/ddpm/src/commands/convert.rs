@@ -22,7 +22,7 @@ use crate::weights::{Found, WeightsArg};
     after_help = "Under the reference's names, the metadata hold the keywords of Unet and GaussianDiffusion as JSON."
 )]
 pub struct ConvertArgs {
-    /// Run folder (its latest whole checkpoint), checkpoint's folder, .safetensors file, or .pt file of the reference
+    /// Run folder (its latest whole checkpoint), RUN/best (its best), checkpoint's folder, .safetensors file, or .pt file of the reference
     target: PathBuf,
     /// The file to write
     #[arg(long, value_name = "SAFETENSORS")]

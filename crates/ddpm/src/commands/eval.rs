@@ -17,7 +17,7 @@ use denoising_diffusion::report::{ImageBatch, table};
 use denoising_diffusion::train::StopSignal;
 
 use crate::commands::sample::refuse_file;
-use crate::evaluation::{StderrWatch, or_interrupted};
+use crate::evaluation::{StderrWatch, at_least_two, or_interrupted};
 use crate::failure::{Failure, Result};
 use crate::image_source::{all, prepared_as};
 use crate::inception::InceptionArgs;
@@ -35,10 +35,10 @@ use crate::weights::{Found, WeightsArg};
 #[command(
     after_help = "fid, kid, is and prdc (precision, recall, density, coverage) rest on Inception's features; swd (sliced Wasserstein \
                   distance) and neighbours (nearest training images) on pixels; loss (by quarter of t) and bpd (variational bound, \
-                  bits per dimension) on held-out images."
+                  bits per dimension) on held-out images. The limit beside a FID is what is expected of infinitely many samples."
 )]
 pub struct EvalArgs {
-    /// Run folder (its latest whole checkpoint), checkpoint's folder, .safetensors file, or .pt file of the reference
+    /// Run folder (its latest whole checkpoint), RUN/best (its best), checkpoint's folder, .safetensors file, or .pt file of the reference
     target: PathBuf,
     /// Data to compare with [default: what the run was trained on]
     data: Option<PathBuf>,
@@ -71,10 +71,6 @@ pub struct EvalArgs {
     machine: MachineArgs,
     #[command(flatten)]
     untold: UntoldFlags,
-}
-
-fn at_least_two(text: &str) -> std::result::Result<usize, String> {
-    text.parse().ok().filter(|&n| n >= 2).ok_or_else(|| "a number of images, at least 2".to_string())
 }
 
 /// Everything that is known before samples are drawn.

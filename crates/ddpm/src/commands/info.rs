@@ -17,7 +17,7 @@ use crate::weights::{Found, Reference, Source, WeightsArg};
 /// Tell what a file of weights holds: network, diffusion, training.
 #[derive(Args, Debug)]
 pub struct InfoArgs {
-    /// Run folder (its latest whole checkpoint), checkpoint's folder, .safetensors file, or .pt file of the reference
+    /// Run folder (its latest whole checkpoint), RUN/best (its best), checkpoint's folder, .safetensors file, or .pt file of the reference
     target: PathBuf,
     /// Which weights to look at [default: ema]
     #[arg(long)]

@@ -30,7 +30,7 @@ use crate::weights::{Found, WeightsArg};
 #[derive(Args, Debug)]
 #[command(after_help = "The same seed gives the same images, whatever the batch size and the number of threads.")]
 pub struct SampleArgs {
-    /// Run folder (its latest whole checkpoint), checkpoint's folder, .safetensors file, or .pt file of the reference
+    /// Run folder (its latest whole checkpoint), RUN/best (its best), checkpoint's folder, .safetensors file, or .pt file of the reference
     target: PathBuf,
     /// Number of images [default: as in the run's recipe, else 25]
     #[arg(short = 'n', long, value_name = "N")]

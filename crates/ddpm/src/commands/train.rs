@@ -237,7 +237,7 @@ fn numbers(measurements: &[Measurement]) -> String {
     measurements.iter().map(|m| format!("{} {:.4}", m.name, m.value)).collect::<Vec<_>>().join(", ")
 }
 
-/// What the first evaluation will cost.
+/// What an evaluation will cost.
 fn in_words(expected: &Expected) -> String {
     let Expected { samples, asked, seconds, seconds_once } = *expected;
     let fewer = if samples < asked { format!(" (of {asked}: the time budget allows no more)") } else { String::new() };

@@ -63,8 +63,7 @@ const FORMULATIONS: &[&str] = &[
 const SAMPLERS: &[&str] =
     &["ddpm", "ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2s", "dpmpp_sde_2m", "unipc", "lms"];
 const METRICS: &[&str] = &["fid", "kid", "is", "prdc", "swd", "neighbours", "loss", "bpd"];
-const NUMBERS: &[&str] =
-    &["fid", "kid", "is", "precision", "recall", "density", "coverage", "swd", "neighbours", "loss", "bpd"];
+const NUMBERS: &[&str] = &["fid", "kid", "is", "precision", "recall", "density", "coverage", "swd", "loss", "bpd"];
 
 /// Every key of a recipe but `data.path` and `data.labels`, which are arguments of their own, and `unet.channels`, which follows the data.
 #[rustfmt::skip] // a table is read by its columns
@@ -190,5 +189,5 @@ pub const FLAGS: &[Flag] = &[
     flag("evaluate", "evaluate_real", Whole, Free, "Real images that are compared with [default: all]"),
     flag("evaluate", "evaluate_sampling_timesteps", Whole, Free, "Evaluations of the network per image [default: as --sampling-timesteps]"),
     flag("evaluate", "evaluate_budget_s", Number, Free, "Longest time for one evaluation, seconds: draw fewer images if more is expected [default: no limit]"),
-    flag("evaluate", "best_metric", Word(NUMBERS), Free, "The number that tells the best checkpoint [default: the first that is measured]"),
+    flag("evaluate", "best_metric", Word(NUMBERS), Free, "The number that tells the best checkpoint [default: the first that is measured and has a better side]"),
 ];

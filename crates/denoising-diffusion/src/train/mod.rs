@@ -2,6 +2,7 @@
 //! loss, which network, which sampler.
 
 mod adam;
+mod best;
 mod checkpoint;
 mod config;
 mod ema;

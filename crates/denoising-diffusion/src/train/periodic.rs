@@ -57,7 +57,10 @@ impl<M: Network<4>> Run<M> {
             }
         }
         if (save || best) && missing("checkpoint") {
-            self.save(if best { Saving::Best } else { Saving::Due }, on_event)?;
+            self.save(Saving::Due, on_event)?;
+        } else if best {
+            // The checkpoint that the run goes on from had not been evaluated.
+            self.mark_best()?;
         }
         Ok(Periodic::Done)
     }

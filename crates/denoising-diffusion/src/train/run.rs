@@ -86,10 +86,8 @@ pub enum RunError {
 /// Why a checkpoint is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Saving {
-    /// Its step came; the log says so.
+    /// Its step came, or it is the best so far; the log says so.
     Due,
-    /// The same, and it is the best so far.
-    Best,
     /// The run ends here for now, which leaves no trace in the log.
     Stopping,
 }
@@ -101,7 +99,7 @@ pub struct Run<M> {
     pub(super) setup: RunSetup,
     loader: Loader,
     pub(super) log: RunLog,
-    checkpoints: Checkpoints,
+    pub(super) checkpoints: Checkpoints,
 }
 
 impl<M: Network<4>> Run<M> {
@@ -155,7 +153,9 @@ impl<M: Network<4>> Run<M> {
         trainer.restore(&read_state(&path, &info)?)?;
         let loader = open_loader(&trainer, &setup)?;
         let (log, _) = RunLog::open_for_resume(setup.dir.join("log.jsonl"), info.step)?;
-        Ok((Self { trainer, setup, loader, log, checkpoints }, rejected))
+        let run = Self { trainer, setup, loader, log, checkpoints };
+        run.mark_best()?;
+        Ok((run, rejected))
     }
 
     fn start_over(trainer: Trainer<M>, setup: RunSetup) -> Result<Self, RunError> {
@@ -283,9 +283,7 @@ impl<M: Network<4>> Run<M> {
         if config.keep_every.is_some_and(|every| step.is_multiple_of(every)) {
             self.checkpoints.mark(step)?;
         }
-        if saving == Saving::Best {
-            self.checkpoints.mark_best(step)?;
-        }
+        self.mark_best()?;
         self.checkpoints.prune(config.keep)?;
         self.draw_curve()?;
         on_event(Event::Checkpoint { step, path: &path });
