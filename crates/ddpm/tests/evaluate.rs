@@ -225,7 +225,10 @@ fn best_by_loss(place: &Place, run: &str) -> (u64, Vec<u64>) {
 #[test]
 fn the_best_checkpoint_is_told_from_the_log() {
     let place = Place::new();
-    place.ok(&format!("train digits --steps 6 --save-every 2 --evaluate-every 2 --metrics neighbours,loss --evaluate-samples 8 --out run {TINY}"));
+    place.ok(&format!(
+        "train digits --steps 6 --save-every 2 --out run {TINY} --evaluate-every 2 --metrics neighbours,loss \
+         --evaluate-samples 8"
+    ));
     let (best, marked) = best_by_loss(&place, "run");
     assert_eq!(marked, [best]);
     let wrong = if best == 2 { 4 } else { 2 };
@@ -265,7 +268,10 @@ fn a_resumed_run_draws_the_samples_that_are_asked_for_now() {
 #[test]
 fn neighbours_choose_no_checkpoint() {
     let place = Place::new();
-    place.ok(&format!("train digits --steps 2 --evaluate-every 1 --save-every 1 --metrics neighbours --evaluate-samples 8 --out run {TINY}"));
+    place.ok(&format!(
+        "train digits --steps 2 --save-every 1 --out run {TINY} --evaluate-every 1 --metrics neighbours \
+         --evaluate-samples 8"
+    ));
     assert_eq!(evaluations(&place, "run").len(), 2);
     assert!([1, 2].iter().all(|step| !place.path(&format!("run/checkpoints/step-{step:08}/best")).exists()));
     let best = "--evaluate-every 1 --metrics neighbours,loss --best-metric neighbours";
