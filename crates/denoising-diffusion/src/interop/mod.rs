@@ -11,6 +11,7 @@ mod dtype;
 mod error;
 mod infer;
 mod infer_diffusion;
+mod infer_schedule;
 mod names;
 mod pt;
 mod reference;
