@@ -9,11 +9,8 @@ use denoising_diffusion::eval::metrics::statistics::Gaussian;
 use denoising_diffusion::eval::statistics_file::{holds_statistics, read_statistics};
 use denoising_diffusion::model_file::ModelFile;
 
-use crate::commands::sample::check;
 use crate::failure::{FailureExt, Result};
-use crate::machine::Machine;
 use crate::plan::open_data;
-use crate::sampling::Drawable;
 use crate::weights::Found;
 
 /// What a path names.
@@ -49,13 +46,6 @@ pub fn open_images(path: &Path, size: Option<&DataConfig>) -> Result<Arc<Dataset
 /// All images of data, in order.
 pub fn all(dataset: &Arc<Dataset>) -> Images {
     Images::of_data(Subset::from(dataset.clone()))
-}
-
-/// The network of a file on the machine's device, checked to draw images of its card's size.
-pub fn drawable(file: ModelFile, path: &Path, machine: &Machine) -> Result<Drawable> {
-    let shape = check(&file.card, path)?;
-    let (diffusion, model) = (file.card.diffusion()?, file.unet(path, &machine.device)?);
-    Ok(Drawable { file, model, diffusion, shape })
 }
 
 /// How data must be prepared to look as a network's samples do.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use denoising_diffusion::data::ImageShape;
-use denoising_diffusion::diffusion::GaussianConfig;
+use denoising_diffusion::diffusion::DiffusionConfig;
 use denoising_diffusion::interop::{self, Inferred, ReferenceCheckpoint, ReferenceWeights, Which};
 use denoising_diffusion::model_file::{ModelCard, ModelFile, ModelFileError, NetworkConfig, WeightsKind};
 use denoising_diffusion::recipe::Recipe;
@@ -191,7 +191,7 @@ impl Reference {
 }
 
 /// The formulation as the file tells it, completed by flags. A flag that contradicts the file is an error.
-fn diffusion(inferred: &Inferred, untold: &RecipeFlags, path: &Path) -> Result<GaussianConfig> {
+fn diffusion(inferred: &Inferred, untold: &RecipeFlags, path: &Path) -> Result<DiffusionConfig> {
     let Some(config) = &inferred.diffusion else {
         let missing: Vec<&str> = ["timesteps", "beta_schedule", "objective"]
             .into_iter()

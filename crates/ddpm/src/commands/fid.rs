@@ -15,7 +15,7 @@ use serde_json::json;
 
 use crate::evaluation::{StderrWatch, or_interrupted};
 use crate::failure::{Failure, Result};
-use crate::image_source::{ImageSource, all, drawable, open_images};
+use crate::image_source::{ImageSource, all, open_images};
 use crate::inception::InceptionArgs;
 use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::{Machine, MachineArgs};
@@ -134,13 +134,15 @@ impl Reader<'_> {
             }
             ImageSource::Data(path) => all(&open_images(&path, None)?),
             ImageSource::Weights(found) => {
-                let sample = self.args.sampling.config(found.recipe.as_ref().map(|recipe| &recipe.sample));
+                let recipe = found.recipe.clone();
                 let file_path = found.path.clone();
-                let from = drawable(found.into_model(&UntoldFlags::default())?, &file_path, self.machine)?;
-                let (count, seed) = (self.args.num_samples, self.args.sampling.seed);
+                let (file, args) = (found.into_model(&UntoldFlags::default())?, &self.args.sampling);
+                let settings = args.settings(recipe.as_ref(), &file.card.diffusion)?;
+                let from = args.open(file, &file_path, self.machine)?;
+                let count = self.args.num_samples;
                 note(format!("{count} images from {}", file_path.display()));
-                sampling = Some(describe(&from, &sample));
-                Images::of_samples(&draw(&from, &sample, count, seed, self.machine, &self.stop)?)
+                sampling = Some(describe(&from, &settings.sample));
+                Images::of_samples(&draw(&from, &settings, args, count, self.machine, &self.stop)?)
             }
         };
         if images.len() < 2 {

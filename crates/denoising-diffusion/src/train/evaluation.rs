@@ -228,13 +228,14 @@ impl<M: Network<4>> Run<M> {
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<ImageBatch, RunError> {
         let shape = self.setup.train.dataset().shape();
+        let classes = self.classes_of_samples(count);
         let request = Request {
             sample,
             seed: self.trainer.config().seed,
             count,
             shape: [shape.channels, shape.height, shape.width],
             init_noise: None,
-            classes: None,
+            classes: classes.as_deref(),
         };
         let batches = count.div_ceil(sample.sample_batch_size);
         let mut progress = |at: &Progress<'_>| {

@@ -94,13 +94,14 @@ impl<M: Network<4>> Run<M> {
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<ControlFlow<()>, RunError> {
         let ImageShape { channels, height, width } = self.setup.train.dataset().shape();
+        let classes = self.classes_of_samples(self.setup.sample.num_samples);
         let request = Request {
             sample: &self.setup.sample,
             seed: self.trainer.config().seed,
             count: self.setup.sample.num_samples,
             shape: [channels, height, width],
             init_noise: None,
-            classes: None,
+            classes: classes.as_deref(),
         };
         let mut progress = |at: &Progress<'_>| {
             on_event(Event::Sampling { step: at.step, steps: at.steps, images_done: at.images_done });

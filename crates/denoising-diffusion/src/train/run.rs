@@ -20,6 +20,7 @@ use super::periodic::Periodic;
 use super::trainer::{NonFiniteKind, StepReport, TrainError, Trainer};
 use crate::atomic_file::{remove_leftovers, write_atomically};
 use crate::data::{Batch, DataError, Flip, ImageShape, Loader, LoaderConfig, Subset};
+use crate::diffusion::{Examples, GuidanceConfig};
 use crate::eval::evaluate::EvaluateError;
 use crate::generate::{GenerateError, Generator};
 use crate::model_file::ModelCard;
@@ -40,6 +41,8 @@ pub struct RunSetup {
     /// What exported weights say of themselves; step and decay are filled in.
     pub card: ModelCard,
     pub sample: SampleConfig,
+    /// Of the samples, in the run's grids and evaluations.
+    pub guidance: GuidanceConfig,
     /// Evaluations, if there are any.
     pub evaluate: Option<EvaluateSetup>,
     pub train: Subset,
@@ -203,7 +206,13 @@ impl<M: Network<4>> Run<M> {
 
     /// What draws the run's samples from a copy of its average.
     pub(super) fn generator<'a>(&'a self, eval: &'a Eval<M>) -> Generator<'a, M> {
-        Generator::new(eval, self.trainer.diffusion())
+        Generator { guidance: self.setup.guidance.clone(), ..Generator::new(eval, self.trainer.diffusion()) }
+    }
+
+    /// The classes of `count` samples, one after the other, where the network is told classes.
+    pub(super) fn classes_of_samples(&self, count: usize) -> Option<Vec<u32>> {
+        let num_classes = self.trainer.model().num_classes() as u32;
+        (num_classes > 0).then(|| (0..count as u32).map(|i| i % num_classes).collect())
     }
 
     fn images_per_step(&self) -> usize {
@@ -214,7 +223,11 @@ impl<M: Network<4>> Run<M> {
         let shape = self.setup.train.dataset().shape();
         let device = self.trainer.device();
         let batches = (0..self.trainer.config().accumulate)
-            .map(|_| Ok(to_tensor(self.loader.next_batch()?, shape, &device)))
+            .map(|_| {
+                let mut batch = self.loader.next_batch()?;
+                let classes = batch.classes.take();
+                Ok(Examples { data: to_tensor(batch, shape, &device), classes })
+            })
             .collect::<Result<Vec<_>, DataError>>()?;
         Ok(self.trainer.step(batches))
     }
