@@ -8,6 +8,8 @@ pub mod atomic_file;
 pub mod classifier_file;
 pub mod data;
 pub mod diffusion;
+pub mod digest;
+pub mod edit;
 pub mod eval;
 pub mod generate;
 pub mod interop;
