@@ -22,7 +22,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use denoising_diffusion_kernels::memory::CachingAllocator;
 
@@ -35,8 +35,12 @@ static ALLOCATOR: CachingAllocator = CachingAllocator::new();
 
 /// Train, sample, evaluate and inspect denoising diffusion models.
 #[derive(Debug, Parser)]
-#[command(name = "ddpm", version, max_term_width = 120, arg_required_else_help = true)]
+#[command(name = "ddpm", version, max_term_width = 120, arg_required_else_help = true, disable_help_flag = true)]
 struct Cli {
+    /// Print this help
+    // The short form, a line or two for each option, is all the help that there is.
+    #[arg(short, long, global = true, action = ArgAction::HelpShort)]
+    help: Option<bool>,
     #[command(subcommand)]
     command: Command,
 }
@@ -63,7 +67,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let Cli { command } = Cli::parse();
+    let Cli { command, .. } = Cli::parse();
     let result = without_panic(|| match command {
         Command::Train(args) => train::run(&args),
         Command::Sample(args) => sample::run(&args),
