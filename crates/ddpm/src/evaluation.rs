@@ -1,4 +1,4 @@
-//! What the evaluating commands share: progress and Ctrl-C of the library's evaluations.
+//! What the evaluating commands share: a parser, progress and Ctrl-C of the library's evaluations.
 
 use std::ops::ControlFlow;
 
@@ -45,6 +45,11 @@ impl Watch for StderrWatch {
             None => note(line),
         }
     }
+}
+
+/// For clap: a number of images that can be compared with others.
+pub fn at_least_two(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&n| n >= 2).ok_or_else(|| "a number of images, at least 2".to_string())
 }
 
 /// Ctrl-C is no error to tell.

@@ -9,12 +9,9 @@ use denoising_diffusion::eval::metrics::statistics::Gaussian;
 use denoising_diffusion::eval::statistics_file::{holds_statistics, read_statistics};
 use denoising_diffusion::model_file::ModelFile;
 
-use crate::commands::sample::check;
 use crate::failure::{FailureExt, Result};
-use crate::machine::Machine;
 use crate::plan::open_data;
-use crate::sampling::Drawable;
-use crate::weights::Found;
+use crate::weights::{Found, best_of};
 
 /// What a path names.
 pub enum ImageSource {
@@ -33,29 +30,28 @@ impl ImageSource {
             return Ok(Self::Statistics(Box::new(read_statistics(path)?)));
         }
         let names_weights = path.extension().is_some_and(|ending| ending == "safetensors" || ending == "pt");
-        if names_weights || path.join("checkpoints").is_dir() || path.join("ema.safetensors").is_file() {
+        let is_run = path.join("checkpoints").is_dir() || best_of(path).is_some();
+        if names_weights || is_run || path.join("ema.safetensors").is_file() {
             return Ok(Self::Weights(Box::new(Found::open(path, None)?)));
         }
         Ok(Self::Data(path.to_path_buf()))
     }
 }
 
-/// Opens images as they are: at their own size, unless one is given.
-pub fn open_images(path: &Path, size: Option<&DataConfig>) -> Result<Arc<Dataset>> {
-    let config = DataConfig { path: Some(path.to_path_buf()), max_broken: 0.0, ..size.cloned().unwrap_or_default() };
+/// Opens images as they are, at their own size; none may be broken.
+pub fn open_images(path: &Path) -> Result<Arc<Dataset>> {
+    open_prepared(path, DataConfig::default())
+}
+
+/// Opens images, fitted as `config` says; none may be broken.
+pub fn open_prepared(path: &Path, config: DataConfig) -> Result<Arc<Dataset>> {
+    let config = DataConfig { path: Some(path.to_path_buf()), max_broken: 0.0, ..config };
     Ok(Arc::new(open_data(&config)?))
 }
 
 /// All images of data, in order.
 pub fn all(dataset: &Arc<Dataset>) -> Images {
     Images::of_data(Subset::from(dataset.clone()))
-}
-
-/// The network of a file on the machine's device, checked to draw images of its card's size.
-pub fn drawable(file: ModelFile, path: &Path, machine: &Machine) -> Result<Drawable> {
-    let shape = check(&file.card, path)?;
-    let (diffusion, model) = (file.card.diffusion()?, file.unet(path, &machine.device)?);
-    Ok(Drawable { file, model, diffusion, shape })
 }
 
 /// How data must be prepared to look as a network's samples do.

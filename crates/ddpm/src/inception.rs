@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use clap::Args;
 use denoising_diffusion::atomic_file::write_atomically;
+use denoising_diffusion::digest;
 use denoising_diffusion::eval::extract::{Extractor, FeatureStore};
 use denoising_diffusion::eval::inception::{FeatureBlock, InceptionWeights, OFFICIAL_DIGEST, Verification};
 use denoising_diffusion::report::{Progress, Status, StderrProgress, Task};
-use sha2::{Digest, Sha256};
 
 use crate::failure::{Failure, FailureExt, Result};
 use crate::output::note;
@@ -134,7 +134,7 @@ fn fetch(url: &str, path: &Path) -> Result {
         }
     }
     progress.finish();
-    let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = digest::of_bytes(&bytes);
     if !digest.starts_with(OFFICIAL_DIGEST) {
         return Err(Failure::failed(format!(
             "{url} gave another file: its SHA-256 is {digest}, and that must begin with {OFFICIAL_DIGEST}"

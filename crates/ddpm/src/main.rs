@@ -26,7 +26,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use denoising_diffusion_kernels::memory::CachingAllocator;
 
-use commands::{bench, convert, eval, fid, info, inspect, sample, stats, train};
+use commands::{bench, convert, edit, eval, fid, info, inspect, list, sample, stats, train};
 use failure::{Failure, Result};
 
 /// A training step works in the memory of the step before it.
@@ -45,12 +45,16 @@ struct Cli {
 enum Command {
     Train(Box<train::TrainArgs>),
     Sample(Box<sample::SampleArgs>),
+    Inpaint(Box<edit::InpaintArgs>),
+    Vary(Box<edit::VaryArgs>),
+    Interpolate(Box<edit::InterpolateArgs>),
     Eval(Box<eval::EvalArgs>),
     Fid(Box<fid::FidArgs>),
     Stats(stats::StatsArgs),
     Inspect(inspect::InspectArgs),
     Info(info::InfoArgs),
     Convert(Box<convert::ConvertArgs>),
+    List(list::ListArgs),
     Bench(bench::BenchArgs),
     /// Print a script that completes commands and flags in a shell.
     Completions {
@@ -63,12 +67,16 @@ fn main() -> ExitCode {
     let result = without_panic(|| match command {
         Command::Train(args) => train::run(&args),
         Command::Sample(args) => sample::run(&args),
+        Command::Inpaint(args) => edit::inpaint(&args),
+        Command::Vary(args) => edit::vary(&args),
+        Command::Interpolate(args) => edit::interpolate(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Fid(args) => fid::run(&args),
         Command::Stats(args) => stats::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Convert(args) => convert::run(&args),
+        Command::List(args) => list::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Completions { shell } => completions(shell),
     });

@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Write};
 
+pub use denoising_diffusion::report::thousands;
 use serde_json::Value;
 
 use crate::failure::{Failure, Result};
@@ -46,24 +47,9 @@ impl Rows {
     }
 }
 
-/// `2607681` as `2,607,681`.
-pub fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let groups: Vec<&str> =
-        digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).unwrap_or_default()).collect();
-    groups.join(",")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn thousands_are_grouped_from_the_right() {
-        for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (2_607_681, "2,607,681")] {
-            assert_eq!(thousands(number), text);
-        }
-    }
 
     #[test]
     fn rows_align() {

@@ -6,15 +6,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use denoising_diffusion::data::{DataConfig, DataError, Dataset, ImageShape, Subset};
+use denoising_diffusion::diffusion::{DiffusionConfig, FormulationConfig};
 use denoising_diffusion::interop::reference_layout;
 use denoising_diffusion::models::UnetConfig;
 use denoising_diffusion::recipe::{Recipe, RecipeError};
 use denoising_diffusion::train::TrainConfig;
 use serde_json::{Value, json};
+use toml::Table;
 
 use crate::failure::{FailureExt, Result};
 use crate::machine::Machine;
 use crate::output::{Rows, thousands};
+use crate::recipe_flags::plain;
 
 /// A run that can start.
 #[derive(Debug)]
@@ -37,7 +40,9 @@ impl Plan {
     pub fn new(recipe: Recipe, machine: Machine, dir: PathBuf) -> Result<Self> {
         recipe.validate().or_usage()?;
         let dataset = Arc::new(open_data(&recipe.data)?);
-        let unet = recipe.unet_for(dataset.shape()).or_usage()?;
+        let ImageShape { height, width, .. } = dataset.shape();
+        let recipe = Recipe { diffusion: recipe.diffusion.for_size(height, width), ..recipe };
+        let unet = recipe.unet_for(dataset.shape(), dataset.num_classes()).or_usage()?;
         let (train, held_out) = dataset.split_held_out(recipe.data.held_out, recipe.train.seed);
         let (batch_size, images) = (recipe.train.batch_size, train.len());
         if batch_size > images {
@@ -80,17 +85,9 @@ impl Plan {
                     thousands(self.held_out.len() as u64)
                 ),
             )
-            .row("network", format!("U-Net, stages {}", stages(&self.unet)))
+            .row("network", format!("U-Net, stages {}{}", stages(&self.unet), conditioned(&self.unet)))
             .row("parameters", thousands(self.parameters))
-            .row(
-                "diffusion",
-                format!(
-                    "T = {}, {} schedule, {}",
-                    diffusion.timesteps,
-                    diffusion.beta_schedule.name(),
-                    word(&diffusion.objective)
-                ),
-            )
+            .row("diffusion", describe(diffusion))
             .row(
                 "optimizer",
                 format!(
@@ -128,7 +125,7 @@ impl Plan {
             thousands(every),
             metrics.join(", "),
             thousands(config.evaluate_samples as u64),
-            config.best()
+            config.best().unwrap_or("nothing that is measured")
         ))
     }
 
@@ -151,11 +148,34 @@ impl Plan {
     }
 }
 
+/// A formulation in a line: its name, and what is not as by default.
+pub fn describe(diffusion: &DiffusionConfig) -> String {
+    let name = diffusion.formulation.name();
+    let all = FormulationConfig::all();
+    let default = all.iter().find(|formulation| formulation.name() == name).cloned().unwrap_or_default();
+    let table = |config: &DiffusionConfig| Table::try_from(config).unwrap_or_default();
+    let (own, usual) = (table(diffusion), table(&default.into()));
+    let mut parts = vec![name.to_string()];
+    // What a reader looks for first, whatever its value.
+    let first = ["timesteps", "beta_schedule", "noise_schedule", "objective", "time_distribution"];
+    parts.extend(first.iter().filter_map(|key| Some(format!("{key} {}", plain(own.get(*key)?)))));
+    let changed = own.iter().filter(|(key, value)| usual.get(*key) != Some(value) && !first.contains(&key.as_str()));
+    parts.extend(changed.map(|(key, value)| format!("{key} {}", plain(value))));
+    parts.join(", ")
+}
+
 /// A word of the configuration as a recipe spells it.
 pub fn word(value: &impl serde::Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(Value::String(word)) => word,
         other => other.map(|value| value.to_string()).unwrap_or_default(),
+    }
+}
+
+fn conditioned(unet: &UnetConfig) -> String {
+    match unet.num_classes {
+        0 => String::new(),
+        n => format!(", conditioned on {n} classes"),
     }
 }
 

@@ -70,7 +70,7 @@ fn history(path: &Path) -> Result<Vec<History>> {
     let mut series: Vec<History> = Vec::new();
     for value in log::read(path)? {
         let Ok(Record::Evaluation(record)) = serde_json::from_value(value) else { continue };
-        for (name, value) in &record.values {
+        for (name, value) in record.values.iter().filter(|(_, value)| value.is_finite()) {
             let point = (record.step, *value, record.standard_errors.get(name).copied());
             match series.iter_mut().find(|series| series.name == *name) {
                 Some(series) => series.points.push(point),

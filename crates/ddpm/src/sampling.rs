@@ -1,93 +1,174 @@
-//! How samples are drawn: the flags that `sample` and the evaluating commands share, and drawing them with progress.
+//! How samples are drawn: the flags that the commands which draw some share, and drawing them with progress.
 
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
-use denoising_diffusion::diffusion::GaussianDiffusion;
+use clap::Args;
+use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig, GuidanceConfig};
 use denoising_diffusion::eval::result::Sampling;
-use denoising_diffusion::generate::{GenerateError, Request, generate};
-use denoising_diffusion::model_file::ModelFile;
-use denoising_diffusion::models::Unet;
+use denoising_diffusion::generate::{GenerateError, Generator, Request};
+use denoising_diffusion::model_file::{ModelFile, NetworkConfig};
+use denoising_diffusion::models::{Network, Unet};
 use denoising_diffusion::nn::Eval;
+use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::{ImageBatch, Progress, Status, StderrProgress, Task};
-use denoising_diffusion::sampler::{PosteriorVariance, SampleConfig, SamplerKind};
+use denoising_diffusion::sampler::SampleConfig;
 use denoising_diffusion::train::StopSignal;
 
-use crate::failure::{Failure, Result};
+use crate::failure::{Failure, FailureExt, Result};
 use crate::machine::Machine;
 use crate::plan::word;
+use crate::recipe_flags::{SamplingFlags, UntoldFlags};
+use crate::weights::Found;
 
-/// Flags of a sampler.
+/// Flags of sampling.
 #[derive(Args, Clone, Debug)]
 pub struct SamplingArgs {
-    /// Solver [default: as in the run's recipe, else ddim]
-    #[arg(long)]
-    sampler: Option<SamplerArg>,
-    /// Evaluations of the network per image [default: T for ddpm, at most 100 for ddim]
-    #[arg(long, visible_alias = "steps", value_name = "N")]
-    sampling_timesteps: Option<usize>,
-    /// Noise of ddim, 0 (none) to 1 (as ancestral sampling) [default: 0]
-    #[arg(long, visible_alias = "ddim-sampling-eta", value_name = "X")]
-    eta: Option<f64>,
-    /// Variance of the steps of ddpm [default: small]
-    #[arg(long, visible_alias = "posterior-variance")]
-    variance: Option<VarianceArg>,
     /// Seed of the noise
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Images per batch; changes nothing but speed and memory [default: 64]
-    #[arg(long, visible_alias = "sample-batch-size", value_name = "N")]
-    batch_size: Option<usize>,
+    /// Classes of the images, one after the other and again: 0-9, or 3, or 0,2,5 [default: all, if the network takes classes]
+    #[arg(long, value_name = "LIST", value_parser = parse_classes)]
+    pub classes: Option<Classes>,
+    /// Guide away from this weaker network (an earlier checkpoint, a smaller network) in place of the unconditional prediction
+    #[arg(long, value_name = "RUN|FILE")]
+    weak: Option<PathBuf>,
+    #[command(flatten)]
+    flags: SamplingFlags,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum SamplerArg {
-    /// Ancestral sampling.
-    Ddpm,
-    /// Denoising diffusion implicit models.
-    Ddim,
+/// Classes as numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Classes(Vec<u32>);
+
+fn parse_classes(text: &str) -> std::result::Result<Classes, String> {
+    let expected = || "expected classes such as 3, 0-9 or 0,2,5".to_string();
+    let part = |part: &str| -> Option<Vec<u32>> {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u32, u32) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        (first <= last && last < 1_000_000).then(|| (first..=last).collect())
+    };
+    let parts: Option<Vec<Vec<u32>>> = text.split(',').map(part).collect();
+    parts.map(|parts| Classes(parts.concat())).ok_or_else(expected)
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum VarianceArg {
-    Small,
-    Large,
+/// How samples of a network are drawn.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub sample: SampleConfig,
+    pub guidance: GuidanceConfig,
 }
 
 impl SamplingArgs {
-    /// The run's own settings with what the flags change.
-    pub fn config(&self, run: Option<&SampleConfig>) -> SampleConfig {
-        let mut config = run.cloned().unwrap_or_default();
-        if let Some(sampler) = self.sampler {
-            let sampler = match sampler {
-                SamplerArg::Ddpm => SamplerKind::Ddpm,
-                SamplerArg::Ddim => SamplerKind::Ddim,
-            };
-            if sampler != config.sampler {
-                // The run's other settings belong to its own sampler.
-                let SampleConfig { num_samples, sample_batch_size, .. } = config;
-                config = SampleConfig { sampler, num_samples, sample_batch_size, ..SampleConfig::default() };
-            }
+    /// The run's own settings with what the flags change, checked against the formulation.
+    pub fn settings(&self, run: Option<&Recipe>, diffusion: &DiffusionConfig) -> Result<Settings> {
+        let mut recipe = run.cloned().unwrap_or_default();
+        recipe.diffusion = diffusion.clone();
+        let chosen = self.flags.0.only("sampler").apply(&recipe).or_usage()?;
+        if chosen.sample.sampler != recipe.sample.sampler {
+            // The run's other settings belong to its own sampler.
+            let SampleConfig { num_samples, sample_batch_size, .. } = recipe.sample;
+            let sampler = chosen.sample.sampler;
+            recipe.sample = SampleConfig { sampler, num_samples, sample_batch_size, ..SampleConfig::default() };
         }
-        config.sample_batch_size = self.batch_size.unwrap_or(config.sample_batch_size);
-        config.sampling_timesteps = self.sampling_timesteps.or(config.sampling_timesteps);
-        config.ddim_sampling_eta = self.eta.unwrap_or(config.ddim_sampling_eta);
-        config.posterior_variance = match self.variance {
-            Some(VarianceArg::Small) => PosteriorVariance::Small,
-            Some(VarianceArg::Large) => PosteriorVariance::Large,
-            None => config.posterior_variance,
-        };
-        config
+        let Recipe { sample, guidance, .. } = self.flags.0.apply(&recipe).or_usage()?;
+        sample.validate(diffusion).or_usage()?;
+        guidance.validate().or_usage()?;
+        if guidance.cfg_plus_plus && !sample.sampler.renoises() {
+            return Err(Failure::usage(format!(
+                "--cfg-plus-plus has no meaning with --sampler {}",
+                sample.sampler.name()
+            ))
+            .hint("it is defined for ddim, euler and euler_ancestral"));
+        }
+        Ok(Settings { sample, guidance })
     }
+
+    /// The class of each of `count` samples of a network.
+    pub fn classes_of(&self, from: &Drawable, count: usize, guidance: &GuidanceConfig) -> Result<Option<Vec<u32>>> {
+        let known = from.model.num_classes() as u32;
+        if known == 0 {
+            return match &self.classes {
+                Some(_) => Err(Failure::usage("--classes is given, but the network was trained without classes")
+                    .hint("train with --class-condition, or guide by a classifier")),
+                None if guidance.guidance != 1.0 && from.weak.is_none() => Err(Failure::usage(
+                    "--guidance is given, but the network was trained without classes: there is nothing to guide towards",
+                )
+                .hint("guide away from a weaker network with --weak")),
+                None => Ok(None),
+            };
+        }
+        let classes = self.classes.as_ref().map_or_else(|| (0..known).collect(), |classes| classes.0.clone());
+        if let Some(unknown) = classes.iter().find(|&&class| class >= known) {
+            return Err(Failure::usage(format!(
+                "--classes: there is no class {unknown}; the network knows 0 to {}",
+                known - 1
+            )));
+        }
+        Ok(Some(classes.iter().copied().cycle().take(count).collect()))
+    }
+
+    /// Opens a network, and the weaker one if there is one.
+    pub fn open(&self, file: ModelFile, path: &std::path::Path, machine: &Machine) -> Result<Drawable> {
+        let shape = check(&file, path)?;
+        let model = file.unet(path, &machine.device)?;
+        let diffusion = file.card.diffusion()?;
+        let weak = self
+            .weak
+            .as_deref()
+            .map(|target| {
+                let found = Found::open(target, None)?;
+                let path = found.path.clone();
+                let weak = found.into_model(&UntoldFlags::default())?;
+                if check(&weak, &path)? != shape || weak.card.diffusion != file.card.diffusion {
+                    return Err(Failure::usage(format!(
+                        "--weak {}: trained on other images or by another formulation",
+                        path.display()
+                    )));
+                }
+                Ok(weak.unet(&path, &machine.device)?)
+            })
+            .transpose()?;
+        Ok(Drawable { file, model, weak, diffusion, shape })
+    }
+}
+
+/// Checks that the network can draw images of the card's size; their shape `[c, h, w]`.
+fn check(file: &ModelFile, path: &std::path::Path) -> Result<[usize; 3]> {
+    let (image, card) = (file.card.image, &file.card);
+    if let NetworkConfig::Unet(unet) = &card.network {
+        unet.check_size(image.height, image.width).or_usage()?;
+        let (got, expected) = (unet.out_channels(), card.diffusion.out_channels(unet.channels));
+        if got != expected {
+            return Err(Failure::failed(format!(
+                "the network in {} gives {got} channels, `{}` needs {expected}",
+                path.display(),
+                card.diffusion.formulation.name()
+            )));
+        }
+    }
+    Ok([image.channels, image.height, image.width])
 }
 
 /// A network ready to draw from.
 pub struct Drawable {
     pub file: ModelFile,
     pub model: Eval<Unet>,
-    pub diffusion: GaussianDiffusion,
+    pub weak: Option<Eval<Unet>>,
+    pub diffusion: Diffusion,
     /// `[channels, height, width]`
     pub shape: [usize; 3],
+}
+
+impl Drawable {
+    /// What draws from it.
+    pub fn generator(&self, guidance: &GuidanceConfig) -> Generator<'_, Unet> {
+        Generator {
+            guidance: guidance.clone(),
+            weak: self.weak.as_ref(),
+            ..Generator::new(&self.model, &self.diffusion)
+        }
+    }
 }
 
 /// How samples of a network are drawn, for reports.
@@ -95,7 +176,7 @@ pub fn describe(from: &Drawable, sample: &SampleConfig) -> Sampling {
     let card = &from.file.card;
     Sampling {
         sampler: word(&sample.sampler),
-        steps: sample.steps(card.diffusion.timesteps),
+        steps: sample.steps(&card.diffusion),
         weights: word(&card.weights),
         step: card.step,
         ema_decay: card.ema_decay,
@@ -105,17 +186,20 @@ pub fn describe(from: &Drawable, sample: &SampleConfig) -> Sampling {
 /// Draws `count` images, with progress; Ctrl-C gives up.
 pub fn draw(
     from: &Drawable,
-    sample: &SampleConfig,
+    settings: &Settings,
+    args: &SamplingArgs,
     count: usize,
-    seed: u64,
     machine: &Machine,
     stop: &StopSignal,
 ) -> Result<ImageBatch> {
-    let request = Request { sample, seed, count, shape: from.shape, init_noise: None };
-    let steps = sample.steps(from.diffusion.config().timesteps);
+    let sample = &settings.sample;
+    let classes = args.classes_of(from, count, &settings.guidance)?;
+    let request =
+        Request { sample, seed: args.seed, count, shape: from.shape, init_noise: None, classes: classes.as_deref() };
+    let steps = sample.steps(from.diffusion.config());
     let batches = count.div_ceil(sample.sample_batch_size);
     let mut progress = StderrProgress::new(Task::Sample, 0, (batches * steps) as u64);
-    let images = generate(&from.model, &from.diffusion, &request, &machine.device, &mut |at| {
+    let images = from.generator(&settings.guidance).generate(&request, &machine.device, &mut |at| {
         let step = (at.images_done / sample.sample_batch_size * at.steps + at.step) as u64;
         progress.update(Status { step, ..Status::default() });
         if stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -124,5 +208,20 @@ pub fn draw(
     match images {
         Err(GenerateError::Interrupted(_)) => Err(Failure::interrupted()),
         images => Ok(images?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_are_lists_and_ranges() {
+        for (text, classes) in [("3", vec![3]), ("0-3", vec![0, 1, 2, 3]), ("5,1-2", vec![5, 1, 2])] {
+            assert_eq!(parse_classes(text), Ok(Classes(classes)));
+        }
+        for text in ["", "3-1", "a", "1,", "-2"] {
+            assert!(parse_classes(text).is_err(), "{text}");
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use denoising_diffusion::data::ImageShape;
-use denoising_diffusion::diffusion::GaussianConfig;
+use denoising_diffusion::diffusion::DiffusionConfig;
 use denoising_diffusion::interop::{self, Inferred, ReferenceCheckpoint, ReferenceWeights, Which};
 use denoising_diffusion::model_file::{ModelCard, ModelFile, ModelFileError, NetworkConfig, WeightsKind};
 use denoising_diffusion::recipe::Recipe;
@@ -74,7 +74,7 @@ impl Found {
         }
         if !target.exists() {
             return Err(Failure::failed(format!("no such file or folder: {}", target.display()))
-                .hint("give a run folder, a checkpoint's folder, a .safetensors file or a .pt file of the reference"));
+                .hint("give a run folder, RUN/best, a checkpoint's folder, a .safetensors file or a .pt file of the reference"));
         }
         if !target.is_dir() {
             return Self::open_file(target, wanted);
@@ -127,7 +127,7 @@ impl Found {
 }
 
 /// The best checkpoint's folder where the target is `RUN/best`.
-fn best_of(target: &Path) -> Option<PathBuf> {
+pub fn best_of(target: &Path) -> Option<PathBuf> {
     if target.exists() || target.file_name()? != "best" {
         return None;
     }
@@ -191,7 +191,7 @@ impl Reference {
 }
 
 /// The formulation as the file tells it, completed by flags. A flag that contradicts the file is an error.
-fn diffusion(inferred: &Inferred, untold: &RecipeFlags, path: &Path) -> Result<GaussianConfig> {
+fn diffusion(inferred: &Inferred, untold: &RecipeFlags, path: &Path) -> Result<DiffusionConfig> {
     let Some(config) = &inferred.diffusion else {
         let missing: Vec<&str> = ["timesteps", "beta_schedule", "objective"]
             .into_iter()

@@ -65,7 +65,32 @@ fn fid_of_folders_statistics_and_a_cache() {
 
     let text = String::from_utf8(command("fid a b --dims 64").output().unwrap().stdout).unwrap();
     assert_eq!(text.lines().count(), 1);
-    assert!(text.contains("; n < 10000: biased by about ") && text.contains("fewer than 64 dimensions"), "{text}");
+    assert!(text.contains("; n < 10000: bias about ") && text.contains("fewer than 64 dimensions"), "{text}");
+}
+
+/// A file with other contents of the same length is no longer what the cache knows.
+#[test]
+fn a_file_written_anew_is_not_taken_from_the_cache() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("a")).unwrap();
+    let bitmap = place.path("a/0.bmp");
+    let write = |level: u8| GrayImage::from_fn(12, 12, |x, y| Luma([level ^ (x * y) as u8])).save(&bitmap).unwrap();
+    write(10);
+    std::fs::copy(&bitmap, place.path("a/1.bmp")).unwrap();
+    let statistics = |out: &str| {
+        let args = with_weights(&format!("stats a -o {out} --dims 64"));
+        let output = place.command(&args).env("DDPM_CACHE_DIR", place.path("cache")).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        place.read(out)
+    };
+    let before = statistics("before.npz");
+    assert!(before == statistics("again.npz"), "from the cache");
+    let of_before = bitmap.metadata().unwrap();
+    write(200);
+    let file = std::fs::File::options().write(true).open(&bitmap).unwrap();
+    file.set_modified(of_before.modified().unwrap() + std::time::Duration::from_secs(1)).unwrap();
+    assert_eq!(bitmap.metadata().unwrap().len(), of_before.len());
+    assert!(before != statistics("after.npz"), "of what is no longer there");
 }
 
 #[test]
@@ -169,10 +194,88 @@ fn evaluation_leaves_training_alone() {
         (1..=6).filter(|step| place.path(&format!("with/checkpoints/step-{step:08}/best")).exists()).collect();
     assert_eq!(best.len(), 1, "one best checkpoint");
     place.ok("sample with/best -n 1 --steps 1 --out best.png");
+    place.ok(&with_weights("fid with/best with/best -n 2 --steps 1 --dims 64 --no-cache"));
+    place.fails("fid with/best digits -n 1", 2, "at least 2");
     place.fails(
         "train digits --steps 2 --out x --evaluate-every 1 --metrics loss --best-metric fid",
         2,
         "`best_metric`",
     );
     place.fails("train digits --steps 2 --out x --evaluate-every 1 --metrics loss --held-out 0", 2, "--held-out");
+}
+
+/// The evaluations in a run's log.
+fn evaluations(place: &Place, run: &str) -> Vec<serde_json::Value> {
+    let log = String::from_utf8(place.read(&format!("{run}/log.jsonl"))).unwrap();
+    let records = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    records.filter(|record| record["kind"] == "evaluation").collect()
+}
+
+/// The step with the lowest loss, and the steps that are marked as the best.
+fn best_by_loss(place: &Place, run: &str) -> (u64, Vec<u64>) {
+    let of =
+        |record: &serde_json::Value| (record["step"].as_u64().unwrap(), record["values"]["loss"].as_f64().unwrap());
+    let all = evaluations(place, run).iter().map(of).collect::<Vec<_>>();
+    let best = all.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap().0;
+    let marked = |step: &u64| place.path(&format!("{run}/checkpoints/step-{step:08}/best")).exists();
+    (best, (1..20).filter(marked).collect())
+}
+
+/// A process that dies after writing a checkpoint and before marking it leaves no wrong mark for good.
+#[test]
+fn the_best_checkpoint_is_told_from_the_log() {
+    let place = Place::new();
+    place.ok(&format!(
+        "train digits --steps 6 --save-every 2 --out run {TINY} --evaluate-every 2 --metrics neighbours,loss \
+         --evaluate-samples 8"
+    ));
+    let (best, marked) = best_by_loss(&place, "run");
+    assert_eq!(marked, [best]);
+    let wrong = if best == 2 { 4 } else { 2 };
+    let mark = |step: u64| place.path(&format!("run/checkpoints/step-{step:08}/best"));
+    std::fs::rename(mark(best), mark(wrong)).unwrap();
+    place.ok("train --resume run");
+    assert_eq!(best_by_loss(&place, "run"), (best, vec![best]), "at once, with nothing left to do");
+
+    std::fs::remove_file(mark(best)).unwrap();
+    place.ok("train --resume run --steps 10 --keep 1");
+    let (best, marked) = best_by_loss(&place, "run");
+    assert_eq!(marked, [best]);
+    let folders = std::fs::read_dir(place.path("run/checkpoints")).unwrap().count();
+    assert_eq!(folders, if best == 10 { 1 } else { 2 }, "the best is not pruned");
+
+    // A run that is evaluated from its last checkpoint on.
+    place.ok(&format!("train digits --steps 2 --out late {TINY}"));
+    place.ok("train --resume late --evaluate-every 2 --metrics loss");
+    assert_eq!(best_by_loss(&place, "late"), (2, vec![2]));
+}
+
+/// Another number of samples, or another budget, on resume is what the run goes on with.
+#[test]
+fn a_resumed_run_draws_the_samples_that_are_asked_for_now() {
+    let place = Place::new();
+    place
+        .ok(&format!("train digits --steps 1 --evaluate-every 1 --metrics swd --evaluate-samples 18 --out run {TINY}"));
+    place.ok("train --resume run --steps 2");
+    place.ok("train --resume run --steps 3 --evaluate-samples 20");
+    place.ok("train --resume run --steps 4 --evaluate-budget-s 1e-9");
+    let samples: Vec<u64> =
+        evaluations(&place, "run").iter().map(|record| record["samples"].as_u64().unwrap()).collect();
+    assert_eq!(samples, [18, 18, 20, 16], "16 are drawn whatever the budget");
+}
+
+/// Copies of the training images have the lowest z: it must not choose the checkpoint.
+#[test]
+fn neighbours_choose_no_checkpoint() {
+    let place = Place::new();
+    place.ok(&format!(
+        "train digits --steps 2 --save-every 1 --out run {TINY} --evaluate-every 1 --metrics neighbours \
+         --evaluate-samples 8"
+    ));
+    assert_eq!(evaluations(&place, "run").len(), 2);
+    assert!([1, 2].iter().all(|step| !place.path(&format!("run/checkpoints/step-{step:08}/best")).exists()));
+    let best = "--evaluate-every 1 --metrics neighbours,loss --best-metric neighbours";
+    place.fails(&format!("train digits --steps 2 --out x {best}"), 2, "--best-metric");
+    place.write("wrong.toml", "[evaluate]\nmetrics = [\"neighbours\", \"loss\"]\nbest_metric = \"neighbours\"\n");
+    place.fails("train --config wrong.toml --out x", 2, "neither better low nor better high");
 }

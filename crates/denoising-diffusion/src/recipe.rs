@@ -33,6 +33,10 @@ pub enum RecipeError {
     Toml(#[from] toml::de::Error),
     #[error("`unet.channels` follows the data: set `channels` in the section [data]")]
     UnetChannels,
+    #[error("`unet.num_classes` follows the data: set `class_condition = true` in the section [data]")]
+    UnetClasses,
+    #[error("`class_condition` is set, but the data have no classes (a folder per class, or labels)")]
+    NoClasses,
     #[error(
         "`learned_sinusoidal_cond` and `random_fourier_features` are made for noise levels between about -15 and 15; \
          `diffusion = \"{formulation}\"` numbers them up to a thousand"
@@ -60,8 +64,12 @@ impl Recipe {
     /// Reads a recipe; what it does not name has the default.
     pub fn from_toml(text: &str) -> Result<Self, RecipeError> {
         let table: toml::Table = toml::from_str(text)?;
-        if table.get("unet").and_then(|unet| unet.get("channels")).is_some() {
+        let given = |key| table.get("unet").and_then(|unet| unet.get(key)).is_some();
+        if given("channels") {
             return Err(RecipeError::UnetChannels);
+        }
+        if given("num_classes") {
+            return Err(RecipeError::UnetClasses);
         }
         Ok(toml::from_str(text)?)
     }
@@ -92,9 +100,16 @@ impl Recipe {
         Ok(())
     }
 
-    /// The network's options for data of a shape, checked against it.
-    pub fn unet_for(&self, shape: ImageShape) -> Result<UnetConfig, RecipeError> {
-        let mut unet = UnetConfig { channels: shape.channels, ..self.unet.clone() };
+    /// The network's options for data of a shape and a number of classes (0: none), checked against it.
+    ///
+    /// # Errors
+    /// A network that does not fit the data or the formulation.
+    pub fn unet_for(&self, shape: ImageShape, num_classes: usize) -> Result<UnetConfig, RecipeError> {
+        if self.data.class_condition && num_classes == 0 {
+            return Err(RecipeError::NoClasses);
+        }
+        let num_classes = if self.data.class_condition { num_classes } else { 0 };
+        let mut unet = UnetConfig { channels: shape.channels, num_classes, ..self.unet.clone() };
         unet.check_size(shape.height, shape.width)?;
         // The formulation decides the output, unless the recipe insists.
         let expected = self.diffusion.out_channels(unet.channels);
@@ -122,6 +137,7 @@ mod tests {
         recipe.unet.dim_mults = vec![1, 2];
         recipe.train.max_grad_norm = f64::INFINITY;
         recipe.sample.sampling_timesteps = Some(7);
+        recipe.guidance.guidance_interval = Some([0.2, 5.0]);
         assert_eq!(Recipe::from_toml(&recipe.to_toml()).unwrap(), recipe);
     }
 
@@ -157,6 +173,6 @@ mod tests {
         let mut recipe = Recipe::default();
         recipe.unet.learned_variance = true;
         let shape = ImageShape { channels: 3, height: 32, width: 32 };
-        assert!(matches!(recipe.unet_for(shape), Err(RecipeError::OutChannels { key: "learned_variance", .. })));
+        assert!(matches!(recipe.unet_for(shape, 0), Err(RecipeError::OutChannels { key: "learned_variance", .. })));
     }
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use burn::tensor::{Tensor, TensorData};
 use clap::{Args, ValueEnum};
-use denoising_diffusion::diffusion::{GaussianConfig, GaussianDiffusion};
+use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig};
 use denoising_diffusion::models::{Network, NetworkInput, Unet, UnetConfig};
 use denoising_diffusion::nn::params::host_values;
 use denoising_diffusion::nn::{EvalMode, Init};
@@ -127,7 +127,7 @@ impl Subject {
         let (unet, side, batch) = args.config.parts();
         let config = TrainConfig { checkpoint_activations: args.checkpoint_activations, ..TrainConfig::default() };
         let device = &machine.device;
-        let diffusion = GaussianDiffusion::new(&GaussianConfig::default())?;
+        let diffusion = Diffusion::new(&DiffusionConfig::default())?;
         let network = Unet::new(&unet, &mut Init::new(0, &device.clone().autodiff()))?;
         let mut stream = Stream::new(0, Purpose::SampleInit, 0, 0);
         let dims = [batch, unet.channels, side, side];

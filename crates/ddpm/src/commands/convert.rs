@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use denoising_diffusion::diffusion::GaussianConfig;
+use denoising_diffusion::diffusion::{FormulationConfig, GaussianConfig};
 use denoising_diffusion::interop::{Metadata, to_reference, write_safetensors};
 use denoising_diffusion::model_file::{ModelCard, ModelFile, NetworkConfig};
 use denoising_diffusion::models::UnetConfig;
@@ -22,7 +22,7 @@ use crate::weights::{Found, WeightsArg};
     after_help = "Under the reference's names, the metadata hold the keywords of Unet and GaussianDiffusion as JSON."
 )]
 pub struct ConvertArgs {
-    /// Run folder (its latest whole checkpoint), checkpoint's folder, .safetensors file, or .pt file of the reference
+    /// Run folder (its latest whole checkpoint), RUN/best (its best), checkpoint's folder, .safetensors file, or .pt file of the reference
     target: PathBuf,
     /// The file to write
     #[arg(long, value_name = "SAFETENSORS")]
@@ -104,24 +104,26 @@ fn unet_keywords(unet: &UnetConfig) -> Result<Value> {
     Ok(keywords)
 }
 
-/// The keywords of the reference's GaussianDiffusion. A schedule without name cannot be one of them.
+/// The keywords of the reference's GaussianDiffusion; of another formulation, our own options. A schedule without name cannot be one of
+/// them.
 fn diffusion_keywords(card: &ModelCard) -> Value {
-    let GaussianConfig { timesteps, auto_normalize, offset_noise_strength, .. } = card.diffusion;
-    let GaussianConfig { min_snr_loss_weight, min_snr_gamma, immiscible, .. } = card.diffusion;
-    let d = &card.diffusion;
-    let parameters = [("s", d.cosine_s), ("start", d.sigmoid_start), ("end", d.sigmoid_end), ("tau", d.sigmoid_tau)];
+    let FormulationConfig::Gaussian(GaussianConfig { schedule, objective }) = &card.diffusion.formulation else {
+        return json!(card.diffusion);
+    };
+    let (s, shared) = (schedule, &card.diffusion.shared);
+    let parameters = [("s", s.cosine_s), ("start", s.sigmoid_start), ("end", s.sigmoid_end), ("tau", s.sigmoid_tau)];
     let parameters: serde_json::Map<String, Value> =
         parameters.into_iter().filter_map(|(name, value)| Some((name.to_string(), json!(value?)))).collect();
     json!({
         "image_size": [card.image.height, card.image.width],
-        "timesteps": timesteps,
-        "objective": d.objective,
-        "beta_schedule": if card.betas.is_some() { Value::Null } else { json!(d.beta_schedule) },
+        "timesteps": s.timesteps,
+        "objective": objective,
+        "beta_schedule": if card.betas.is_some() { Value::Null } else { json!(s.beta_schedule) },
         "schedule_fn_kwargs": parameters,
-        "auto_normalize": auto_normalize,
-        "offset_noise_strength": offset_noise_strength,
-        "min_snr_loss_weight": min_snr_loss_weight,
-        "min_snr_gamma": min_snr_gamma,
-        "immiscible": immiscible,
+        "auto_normalize": shared.auto_normalize,
+        "offset_noise_strength": shared.offset_noise_strength,
+        "min_snr_loss_weight": card.diffusion.min_snr().is_some(),
+        "min_snr_gamma": shared.min_snr_gamma,
+        "immiscible": shared.immiscible,
     })
 }

@@ -14,21 +14,20 @@ use denoising_diffusion::eval::metric::Metric;
 use denoising_diffusion::eval::result::{Evaluation, Provenance};
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::{ImageBatch, table};
-use denoising_diffusion::sampler::SampleConfig;
 use denoising_diffusion::train::StopSignal;
 
 use crate::commands::sample::refuse_file;
-use crate::evaluation::{StderrWatch, or_interrupted};
-use crate::failure::{Failure, FailureExt, Result};
-use crate::image_source::{all, drawable, prepared_as};
+use crate::evaluation::{StderrWatch, at_least_two, or_interrupted};
+use crate::failure::{Failure, Result};
+use crate::image_source::{all, prepared_as};
 use crate::inception::InceptionArgs;
 use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::{Machine, MachineArgs};
 use crate::output::{self, note};
-use crate::plan::{open_data, word};
+use crate::plan::open_data;
 use crate::recipe_flags::UntoldFlags;
 use crate::report_page::{Shown, write_page};
-use crate::sampling::{Drawable, SamplingArgs, describe, draw};
+use crate::sampling::{Drawable, SamplingArgs, Settings, describe, draw};
 use crate::weights::{Found, WeightsArg};
 
 /// Measure how good a network's samples are.
@@ -36,10 +35,10 @@ use crate::weights::{Found, WeightsArg};
 #[command(
     after_help = "fid, kid, is and prdc (precision, recall, density, coverage) rest on Inception's features; swd (sliced Wasserstein \
                   distance) and neighbours (nearest training images) on pixels; loss (by quarter of t) and bpd (variational bound, \
-                  bits per dimension) on held-out images."
+                  bits per dimension) on held-out images. The limit beside a FID is what is expected of infinitely many samples."
 )]
 pub struct EvalArgs {
-    /// Run folder (its latest whole checkpoint), checkpoint's folder, .safetensors file, or .pt file of the reference
+    /// Run folder (its latest whole checkpoint), RUN/best (its best), checkpoint's folder, .safetensors file, or .pt file of the reference
     target: PathBuf,
     /// Data to compare with [default: what the run was trained on]
     data: Option<PathBuf>,
@@ -74,10 +73,6 @@ pub struct EvalArgs {
     untold: UntoldFlags,
 }
 
-fn at_least_two(text: &str) -> std::result::Result<usize, String> {
-    text.parse().ok().filter(|&n| n >= 2).ok_or_else(|| "a number of images, at least 2".to_string())
-}
-
 /// Everything that is known before samples are drawn.
 struct Plan<'a> {
     args: &'a EvalArgs,
@@ -85,7 +80,7 @@ struct Plan<'a> {
     stop: StopSignal,
     from: Drawable,
     path: PathBuf,
-    sample: SampleConfig,
+    settings: Settings,
     real: Images,
     real_digest: String,
     /// Training and held-out images, where the data is that of a run.
@@ -119,9 +114,8 @@ impl<'a> Plan<'a> {
     fn new(args: &'a EvalArgs) -> Result<Self> {
         let found = Found::open(&args.target, args.weights)?;
         let (path, recipe) = (found.path.clone(), found.recipe.clone());
-        let sample = args.sampling.config(recipe.as_ref().map(|recipe| &recipe.sample));
         let file = found.into_model(&args.untold)?;
-        sample.validate(file.card.diffusion.timesteps).or_usage()?;
+        let settings = args.sampling.settings(recipe.as_ref(), &file.card.diffusion)?;
 
         let config = prepared_as(&file, recipe.as_ref().map(|recipe| &recipe.data))?;
         let dataset = Arc::new(open_data(&data_config(args, config, recipe.is_some())?)?);
@@ -130,7 +124,7 @@ impl<'a> Plan<'a> {
         let machine = args.machine.start()?;
         let extractor = extractor(args, &metrics, &machine)?;
         let metrics = metrics.into_iter().filter(|metric| extractor.is_some() || !metric.needs_inception()).collect();
-        let from = drawable(file, &path, &machine)?;
+        let from = args.sampling.open(file, &path, &machine)?;
         let real = all(&dataset);
         Ok(Self {
             stop: stop_on_ctrl_c("giving up")?,
@@ -140,7 +134,7 @@ impl<'a> Plan<'a> {
             machine,
             from,
             path,
-            sample,
+            settings,
             split,
             metrics,
             extractor,
@@ -152,9 +146,9 @@ impl<'a> Plan<'a> {
         if !self.metrics.iter().any(|metric| metric.needs_samples()) {
             return Ok(None);
         }
-        let (n, seed) = (self.args.num_samples, self.args.sampling.seed);
-        note(format!("{n} images by {} from {}", word(&self.sample.sampler), self.path.display()));
-        draw(&self.from, &self.sample, n, seed, &self.machine, &self.stop).map(Some)
+        let n = self.args.num_samples;
+        note(format!("{n} images by {} from {}", self.settings.sample.sampler.name(), self.path.display()));
+        draw(&self.from, &self.settings, &self.args.sampling, n, &self.machine, &self.stop).map(Some)
     }
 
     fn measure(&self, generated: Option<&Images>, watch: &mut dyn Watch) -> Result<Measured> {
@@ -196,7 +190,7 @@ impl<'a> Plan<'a> {
             real: self.args.data.as_ref().map_or("the data of the run".to_string(), |data| data.display().to_string()),
             real_digest: Some(self.real_digest.clone()),
             seed: self.args.sampling.seed,
-            sampling: Some(describe(&self.from, &self.sample)),
+            sampling: Some(describe(&self.from, &self.settings.sample)),
             extractor,
         })
     }

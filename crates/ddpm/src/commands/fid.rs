@@ -13,9 +13,9 @@ use denoising_diffusion::eval::metrics::statistics::Gaussian;
 use denoising_diffusion::eval::result::{Measurement, Sampling};
 use serde_json::json;
 
-use crate::evaluation::{StderrWatch, or_interrupted};
+use crate::evaluation::{StderrWatch, at_least_two, or_interrupted};
 use crate::failure::{Failure, Result};
-use crate::image_source::{ImageSource, all, drawable, open_images};
+use crate::image_source::{ImageSource, all, open_images};
 use crate::inception::InceptionArgs;
 use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::{Machine, MachineArgs};
@@ -27,7 +27,8 @@ use crate::sampling::{SamplingArgs, describe, draw};
 #[derive(Args, Debug)]
 #[command(
     after_help = "A set is a folder of images, an IDX, .npy or .npz file, .npz statistics (mu and sigma, or m2 and s2), or a run or \
-                  weights to draw images from. Images are read as they are and must share one size."
+                  weights to draw images from. Images are read as they are and must share one size. The limit beside a FID is what is \
+                  expected of infinitely many generated images."
 )]
 pub struct FidArgs {
     /// Real images
@@ -38,7 +39,7 @@ pub struct FidArgs {
     #[arg(long, value_name = "N", default_value = "2048", value_parser = parse_dims)]
     dims: FeatureBlock,
     /// Images to draw where weights are given
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 10_000)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 10_000, value_parser = at_least_two)]
     num_samples: usize,
     /// Print the result as one JSON object
     #[arg(long)]
@@ -81,9 +82,7 @@ impl Side {
 
 pub fn run(args: &FidArgs) -> Result {
     let started = Instant::now();
-    let sources = [&args.a, &args.b].map(|path| ImageSource::open(path));
-    let [a, b] = sources;
-    let (a, b) = (a?, b?);
+    let (a, b) = (ImageSource::open(&args.a)?, ImageSource::open(&args.b)?);
     check_statistics(&a, args)?;
     check_statistics(&b, args)?;
     let machine = args.machine.start()?;
@@ -132,15 +131,17 @@ impl Reader<'_> {
             ImageSource::Statistics(gaussian) => {
                 return Ok(Side { values: Values::Statistics(*gaussian), preprocessing: None, sampling: None });
             }
-            ImageSource::Data(path) => all(&open_images(&path, None)?),
+            ImageSource::Data(path) => all(&open_images(&path)?),
             ImageSource::Weights(found) => {
-                let sample = self.args.sampling.config(found.recipe.as_ref().map(|recipe| &recipe.sample));
+                let recipe = found.recipe.clone();
                 let file_path = found.path.clone();
-                let from = drawable(found.into_model(&UntoldFlags::default())?, &file_path, self.machine)?;
-                let (count, seed) = (self.args.num_samples, self.args.sampling.seed);
+                let (file, args) = (found.into_model(&UntoldFlags::default())?, &self.args.sampling);
+                let settings = args.settings(recipe.as_ref(), &file.card.diffusion)?;
+                let from = args.open(file, &file_path, self.machine)?;
+                let count = self.args.num_samples;
                 note(format!("{count} images from {}", file_path.display()));
-                sampling = Some(describe(&from, &sample));
-                Images::of_samples(&draw(&from, &sample, count, seed, self.machine, &self.stop)?)
+                sampling = Some(describe(&from, &settings.sample));
+                Images::of_samples(&draw(&from, &settings, args, count, self.machine, &self.stop)?)
             }
         };
         if images.len() < 2 {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use denoising_diffusion::diffusion::GaussianConfig;
+use denoising_diffusion::diffusion::DiffusionConfig;
 use denoising_diffusion::interop::{ReferenceKind, StateDict, Which};
 use denoising_diffusion::model_file::{ModelFile, NetworkConfig};
 use denoising_diffusion::models::UnetConfig;
@@ -17,7 +17,7 @@ use crate::weights::{Found, Reference, Source, WeightsArg};
 /// Tell what a file of weights holds: network, diffusion, training.
 #[derive(Args, Debug)]
 pub struct InfoArgs {
-    /// Run folder (its latest whole checkpoint), checkpoint's folder, .safetensors file, or .pt file of the reference
+    /// Run folder (its latest whole checkpoint), RUN/best (its best), checkpoint's folder, .safetensors file, or .pt file of the reference
     target: PathBuf,
     /// Which weights to look at [default: ema]
     #[arg(long)]
@@ -49,7 +49,7 @@ fn ours(path: &Path, file: &ModelFile) -> (Rows, Value) {
         NetworkConfig::Unet(unet) => network_rows(&mut rows, unet),
         NetworkConfig::Custom { name } => rows.row("network", format!("custom: {name}")),
     };
-    diffusion_rows(&mut rows, &card.diffusion, card.betas.is_some());
+    rows.row("diffusion", described(&card.diffusion, card.betas.is_some()));
     tensor_rows(&mut rows, state);
     let json = json!({
         "file": path,
@@ -89,7 +89,7 @@ fn of_reference(path: &Path, reference: &Reference) -> (Rows, Value) {
     rows.row("images", format!("{} channels; the size is not told (--image-size)", inferred.unet.channels));
     network_rows(&mut rows, &inferred.unet);
     match &inferred.diffusion {
-        Some(diffusion) => diffusion_rows(&mut rows, diffusion, inferred.betas.is_some()),
+        Some(diffusion) => rows.row("diffusion", described(diffusion, inferred.betas.is_some())),
         None => rows.row("diffusion", "not told (--timesteps, --beta-schedule, --objective)"),
     };
     tensor_rows(&mut rows, &weights.unet);
@@ -150,15 +150,9 @@ fn network_rows<'a>(rows: &'a mut Rows, unet: &UnetConfig) -> &'a mut Rows {
     rows
 }
 
-fn diffusion_rows<'a>(rows: &'a mut Rows, diffusion: &GaussianConfig, own_betas: bool) -> &'a mut Rows {
-    let schedule = if own_betas { "a schedule of its own" } else { diffusion.beta_schedule.name() };
-    let weighting = if diffusion.min_snr_loss_weight {
-        format!(", min-SNR weighting (gamma {})", diffusion.min_snr_gamma)
-    } else {
-        String::new()
-    };
-    let text = format!("T = {}, {schedule}, {}{weighting}", diffusion.timesteps, word(&diffusion.objective));
-    rows.row("diffusion", text)
+fn described(diffusion: &DiffusionConfig, own_betas: bool) -> String {
+    let own = if own_betas { ", but with a schedule of its own" } else { "" };
+    format!("{}{own}", plan::describe(diffusion))
 }
 
 fn tensor_rows(rows: &mut Rows, state: &StateDict) {

@@ -8,9 +8,8 @@ use std::time::Instant;
 use burn::tensor::Tensor;
 use clap::Args;
 use denoising_diffusion::data::npy::{read_npy_f32, write_npy_f32};
-use denoising_diffusion::diffusion::GaussianDiffusion;
-use denoising_diffusion::generate::{GenerateError, Progress as At, Request, generate};
-use denoising_diffusion::model_file::{ModelCard, NetworkConfig};
+use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig};
+use denoising_diffusion::generate::{GenerateError, Progress as At, Request};
 use denoising_diffusion::nn::params::host_values;
 use denoising_diffusion::report::{
     GridOptions, ImageBatch, Progress, Status, StderrProgress, Task, TrajectoryGif, save_grid, save_images,
@@ -23,16 +22,15 @@ use crate::failure::{Failure, FailureExt, Result};
 use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::MachineArgs;
 use crate::output::{self, Rows, note};
-use crate::plan::word;
 use crate::recipe_flags::UntoldFlags;
-use crate::sampling::SamplingArgs;
+use crate::sampling::{Drawable, SamplingArgs, Settings};
 use crate::weights::{Found, WeightsArg};
 
 /// Draw images from a trained network.
 #[derive(Args, Debug)]
 #[command(after_help = "The same seed gives the same images, whatever the batch size and the number of threads.")]
 pub struct SampleArgs {
-    /// Run folder (its latest whole checkpoint), checkpoint's folder, .safetensors file, or .pt file of the reference
+    /// Run folder (its latest whole checkpoint), RUN/best (its best), checkpoint's folder, .safetensors file, or .pt file of the reference
     target: PathBuf,
     /// Number of images [default: as in the run's recipe, else 25]
     #[arg(short = 'n', long, value_name = "N")]
@@ -65,7 +63,7 @@ pub struct SampleArgs {
 
 /// Where images go.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Out {
+pub enum Out {
     Grid(PathBuf),
     Folder(PathBuf),
     Array(PathBuf),
@@ -79,38 +77,42 @@ pub fn run(args: &SampleArgs) -> Result {
     }
     let found = Found::open(&args.target, args.weights)?;
     let path = found.path.clone();
-    let mut sample = args.sampling.config(found.recipe.as_ref().map(|recipe| &recipe.sample));
-    sample.num_samples = args.num_samples.unwrap_or(sample.num_samples);
+    let recipe = found.recipe.clone();
     let file = found.into_model(&args.untold)?;
-    let shape = check(&file.card, &path)?;
+    let Settings { mut sample, guidance } = args.sampling.settings(recipe.as_ref(), &file.card.diffusion)?;
+    sample.num_samples = args.num_samples.unwrap_or(sample.num_samples);
+
+    let machine = args.machine.start()?;
+    let from = args.sampling.open(file, &path, &machine)?;
+    let shape = from.shape;
     let init_noise = args.init_noise.as_deref().map(|noise| read_noise(noise, args.num_samples, shape)).transpose()?;
     if let Some(noise) = &init_noise {
         sample.num_samples = noise.len() / shape.iter().product::<usize>();
     }
-    sample.validate(file.card.diffusion.timesteps).or_usage()?;
-
-    let machine = args.machine.start()?;
-    let diffusion = file.card.diffusion()?;
-    let model = file.unet(&path, &machine.device)?;
+    sample.validate(from.diffusion.config()).or_usage()?;
+    let classes = args.sampling.classes_of(&from, sample.num_samples, &guidance)?;
     let request = Request {
         sample: &sample,
         seed: args.sampling.seed,
         count: sample.num_samples,
         shape,
         init_noise: init_noise.as_deref(),
+        classes: classes.as_deref(),
     };
-    let steps = sample.steps(file.card.diffusion.timesteps);
+    let steps = sample.steps(from.diffusion.config());
     note(format!(
-        "{} images of {} by {}, {steps} steps, from {}",
+        "{} images of {} by {}, {}, from {}",
         request.count,
-        file.card.image,
-        word(&sample.sampler),
+        from.file.card.image,
+        sample.sampler.name(),
+        steps_in_words(&sample, from.diffusion.config()),
         path.display()
     ));
     let stop = stop_on_ctrl_c("giving up")?;
     let started = Instant::now();
     let mut watch = Watch::new(&sample, steps, args.trajectory.is_some(), stop);
-    let images = generate(&model, &diffusion, &request, &machine.device, &mut |at| watch.see(at, &diffusion));
+    let generator = from.generator(&guidance);
+    let images = generator.generate(&request, &machine.device, &mut |at| watch.see(at, &from.diffusion));
     watch.progress.finish();
     let images = match images {
         Err(GenerateError::Interrupted(_)) => return Err(Failure::interrupted()),
@@ -121,23 +123,15 @@ pub fn run(args: &SampleArgs) -> Result {
     if let Some(gif) = &args.trajectory {
         watch.frames.save(gif, shape)?;
     }
-    report(args, &out, &file.card, &request, seconds)
+    report(args, &out, &from, &request, seconds)
 }
 
-/// Checks that the network can draw images of the card's size; their shape `[c, h, w]`.
-pub fn check(card: &ModelCard, path: &Path) -> Result<[usize; 3]> {
-    let image = card.image;
-    if let NetworkConfig::Unet(unet) = &card.network {
-        unet.check_size(image.height, image.width).or_usage()?;
-        if unet.out_channels() != unet.channels {
-            let (out, channels) = (unet.out_channels(), unet.channels);
-            return Err(Failure::failed(format!(
-                "the network in {} gives {out} channels for images of {channels}; these samplers need as many as the images have",
-                path.display()
-            )));
-        }
+/// `18 steps (35 evaluations)`.
+fn steps_in_words(sample: &SampleConfig, diffusion: &DiffusionConfig) -> String {
+    match (sample.steps(diffusion), sample.evaluations(diffusion)) {
+        (steps, evaluations) if steps == evaluations => format!("{steps} steps"),
+        (steps, evaluations) => format!("{steps} steps ({evaluations} evaluations)"),
     }
-    Ok([image.channels, image.height, image.width])
 }
 
 /// x_T of every image.
@@ -155,7 +149,7 @@ fn read_noise(path: &Path, count: Option<usize>, [c, h, w]: [usize; 3]) -> Resul
 }
 
 impl Out {
-    fn of(path: Option<&Path>) -> Result<Self> {
+    pub fn of(path: Option<&Path>) -> Result<Self> {
         let Some(path) = path else { return Ok(Self::Grid("samples.png".into())) };
         let owned = path.to_path_buf();
         if path.is_dir() || path.to_string_lossy().ends_with(['/', '\\']) {
@@ -169,13 +163,13 @@ impl Out {
         }
     }
 
-    fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         match self {
             Self::Grid(path) | Self::Folder(path) | Self::Array(path) => path,
         }
     }
 
-    fn refuse_existing(&self, refuse: bool) -> Result {
+    pub fn refuse_existing(&self, refuse: bool) -> Result {
         match self {
             Self::Grid(path) | Self::Array(path) => refuse_file(path, refuse),
             Self::Folder(path) => {
@@ -185,7 +179,7 @@ impl Out {
         }
     }
 
-    fn write(&self, images: &ImageBatch) -> Result {
+    pub fn write(&self, images: &ImageBatch) -> Result {
         match self {
             Self::Grid(path) => save_grid(path, images, GridOptions::default())?,
             Self::Folder(path) => save_images(path, images, 0)?,
@@ -215,7 +209,7 @@ struct Frames {
 }
 
 impl Frames {
-    fn take(&mut self, step: usize, x: &Tensor<4>, diffusion: &GaussianDiffusion) {
+    fn take(&mut self, step: usize, x: &Tensor<4>, diffusion: &Diffusion) {
         if self.gif.as_ref().is_some_and(|gif| gif.wants(step)) {
             self.states.entry(step).or_default().extend(host_values(diffusion.unnormalize(x.clone())));
         }
@@ -253,7 +247,7 @@ impl Watch {
         }
     }
 
-    fn see(&mut self, at: &At<'_>, diffusion: &GaussianDiffusion) -> ControlFlow<()> {
+    fn see(&mut self, at: &At<'_>, diffusion: &Diffusion) -> ControlFlow<()> {
         let step = (at.images_done / self.batch_size * at.steps + at.step) as u64;
         self.progress.update(Status { step, ..Status::default() });
         self.frames.take(at.step - 1, at.x, diffusion);
@@ -261,16 +255,19 @@ impl Watch {
     }
 }
 
-fn report(args: &SampleArgs, out: &Out, card: &ModelCard, request: &Request<'_>, seconds: f64) -> Result {
-    let steps = request.sample.steps(card.diffusion.timesteps);
+fn report(args: &SampleArgs, out: &Out, from: &Drawable, request: &Request<'_>, seconds: f64) -> Result {
+    let (card, sample) = (&from.file.card, request.sample);
     if args.json {
         return output::json(&json!({
             "out": out.path(),
             "trajectory": args.trajectory,
             "images": request.count,
             "shape": request.shape,
-            "sampler": request.sample.sampler,
-            "steps": steps,
+            "sampler": sample.sampler,
+            "noise_levels": sample.noise_levels,
+            "steps": sample.steps(&card.diffusion),
+            "evaluations": sample.evaluations(&card.diffusion),
+            "classes": request.classes,
             "seed": args.sampling.seed,
             "weights": card.weights,
             "step": card.step,

@@ -47,7 +47,7 @@ pub fn run(args: &StatsArgs) -> Result {
         return Err(Failure::usage(format!("--out {}: statistics go into a .npz file", args.out.display())));
     }
     refuse_file(&args.out, !args.force)?;
-    let images = all(&open_images(&args.data, None)?);
+    let images = all(&open_images(&args.data)?);
     let machine = args.machine.start()?;
     let extractor = args.inception.extractor(args.dims, &machine.device)?;
     let store = args.inception.store();

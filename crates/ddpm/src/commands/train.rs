@@ -5,14 +5,14 @@ use std::time::Instant;
 
 use clap::Args;
 use denoising_diffusion::atomic_file::write_atomically;
-use denoising_diffusion::diffusion::GaussianDiffusion;
+use denoising_diffusion::diffusion::Diffusion;
 use denoising_diffusion::eval::extract::FeatureStore;
 use denoising_diffusion::eval::held_out::HeldOutLoss;
 use denoising_diffusion::eval::inception::FeatureBlock;
 use denoising_diffusion::eval::metric::Metric;
 use denoising_diffusion::eval::result::Measurement;
 use denoising_diffusion::model_file::{ModelCard, NetworkConfig, WeightsKind};
-use denoising_diffusion::models::Unet;
+use denoising_diffusion::models::{LearnedSchedule, Network, Scheduled, Unet};
 use denoising_diffusion::nn::Init;
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::{Progress, Status, StderrProgress, Task};
@@ -121,8 +121,22 @@ fn refuse_existing(dir: &Path) -> Result<&Path> {
     if taken { Err(RunError::Exists { path: dir.to_path_buf() }.into()) } else { Ok(dir) }
 }
 
+/// Builds the network, with the schedule that is trained beside it where there is one.
 fn train(plan: &Plan, args: &TrainArgs) -> Result {
-    let mut run = open(plan, args.resume.is_some(), &args.inception)?;
+    let diffusion = Diffusion::new(&plan.recipe.diffusion).or_usage()?;
+    let init = &mut Init::new(plan.recipe.train.seed, &plan.machine.device.clone().autodiff());
+    let network = Unet::new(&plan.unet, init).or_usage()?;
+    match diffusion.formulation().learned_schedule() {
+        Some(options) => {
+            let noise_schedule = LearnedSchedule::new(init, options);
+            train_network(Scheduled { network, noise_schedule }, diffusion, plan, args)
+        }
+        None => train_network(network, diffusion, plan, args),
+    }
+}
+
+fn train_network<M: Network<4>>(network: M, diffusion: Diffusion, plan: &Plan, args: &TrainArgs) -> Result {
+    let mut run = open(network, diffusion, plan, args)?;
     let stop = stop_on_ctrl_c("finishing this step and writing a checkpoint")?;
     let mut watch = Watch::new(run.trainer().step_count(), plan.recipe.train.steps);
     let outcome = run.train(&stop, &mut |event| watch.see(event));
@@ -139,14 +153,11 @@ fn train(plan: &Plan, args: &TrainArgs) -> Result {
 }
 
 /// A new run, or one that goes on.
-fn open(plan: &Plan, resume: bool, inception: &InceptionArgs) -> Result<Run<Unet>> {
+fn open<M: Network<4>>(network: M, diffusion: Diffusion, plan: &Plan, args: &TrainArgs) -> Result<Run<M>> {
     let Recipe { train, ema, .. } = &plan.recipe;
-    let device = &plan.machine.device;
-    let diffusion = GaussianDiffusion::new(&plan.recipe.diffusion).or_usage()?;
-    let unet = Unet::new(&plan.unet, &mut Init::new(train.seed, &device.clone().autodiff())).or_usage()?;
-    let trainer = Trainer::new(unet, diffusion, train.clone(), *ema, device);
-    let setup = setup(plan, evaluation(plan, inception)?);
-    if !resume {
+    let trainer = Trainer::new(network, diffusion, train.clone(), *ema, &plan.machine.device);
+    let setup = setup(plan, evaluation(plan, &args.inception)?);
+    if args.resume.is_none() {
         return Ok(Run::create(trainer, setup)?);
     }
     let (run, rejected) = Run::resume(trainer, setup)?;
@@ -163,7 +174,7 @@ fn open(plan: &Plan, resume: bool, inception: &InceptionArgs) -> Result<Run<Unet
 }
 
 fn setup(plan: &Plan, evaluate: Option<EvaluateSetup>) -> RunSetup {
-    let Recipe { data, diffusion, sample, .. } = &plan.recipe;
+    let Recipe { data, diffusion, sample, guidance, .. } = &plan.recipe;
     RunSetup {
         dir: plan.dir.clone(),
         config_toml: plan.recipe.to_toml(),
@@ -178,6 +189,7 @@ fn setup(plan: &Plan, evaluate: Option<EvaluateSetup>) -> RunSetup {
             ema_decay: None,
         },
         sample: sample.clone(),
+        guidance: guidance.clone(),
         evaluate,
         train: plan.train.clone(),
         held_out: plan.held_out.clone(),
@@ -225,7 +237,7 @@ fn numbers(measurements: &[Measurement]) -> String {
     measurements.iter().map(|m| format!("{} {:.4}", m.name, m.value)).collect::<Vec<_>>().join(", ")
 }
 
-/// What the first evaluation will cost.
+/// What an evaluation will cost.
 fn in_words(expected: &Expected) -> String {
     let Expected { samples, asked, seconds, seconds_once } = *expected;
     let fewer = if samples < asked { format!(" (of {asked}: the time budget allows no more)") } else { String::new() };

@@ -3,13 +3,14 @@
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use denoising_diffusion::data::{ChannelPolicy, ImageSize};
+use denoising_diffusion::diffusion::{DiffusionConfig, FormulationConfig, SharedConfig};
 use denoising_diffusion::recipe::Recipe;
 use toml::{Table, Value};
 
 mod table;
 
 use table::Kind::{
-    Channels, ImageSize as Size, Number, Switch, SwitchPerStage, Whole, WholePerStage, Wholes, Word, Words,
+    Channels, ImageSize as Size, Number, Range, Switch, SwitchPerStage, Whole, WholePerStage, Wholes, Word, Words,
 };
 use table::{FLAGS, Flag, Kind, Resume};
 
@@ -30,15 +31,17 @@ impl Flag {
             "diffusion" => "Diffusion [diffusion]",
             "train" => "Training [train]",
             "ema" => "Moving average [ema]",
+            "guidance" => "Guidance [guidance]",
+            "evaluate" => "Evaluation [evaluate]",
             _ => "Samples [sample]",
         }
     }
 
     /// The help of a flag whose key has the default that `defaults` names.
     fn help(&self, defaults: &Table) -> String {
-        match defaults.get(self.section).and_then(|section| section.get(self.key)) {
-            Some(value) => format!("{} [default: {}]", self.help, plain(value)),
-            None => self.help.to_string(),
+        match default_of(defaults, self) {
+            Some(value) if !self.help.contains("[default: ") => format!("{} [default: {}]", self.help, plain(&value)),
+            _ => self.help.to_string(),
         }
     }
 
@@ -75,6 +78,7 @@ impl Kind {
             SwitchPerStage => "BOOL[,BOOL...]",
             Size => "SIZE",
             Channels => "CHANNELS",
+            Range => "LOW,HIGH",
         }
     }
 
@@ -100,6 +104,14 @@ impl Kind {
             }
             SwitchPerStage => {
                 one_or_list(text, switch).ok_or_else(|| expected("true or false, or one per stage such as false,true"))
+            }
+            Range => {
+                let numbers: Option<Vec<Value>> =
+                    text.split(',').map(|part| part.trim().parse().ok().map(Value::Float)).collect();
+                numbers
+                    .filter(|numbers| numbers.len() == 2)
+                    .map(Value::Array)
+                    .ok_or_else(|| expected("two numbers such as 0.2,5"))
             }
             Size => text.parse::<ImageSize>().map(|size| Value::String(size.to_string())).map_err(|e| e.to_string()),
             Channels => {
@@ -134,6 +146,16 @@ pub fn plain(value: &Value) -> String {
     }
 }
 
+/// What a key is unless something is said: in a default recipe, or in the first formulation that has the key.
+fn default_of(defaults: &Table, flag: &Flag) -> Option<Value> {
+    let found = defaults.get(flag.section).and_then(|section| section.get(flag.key)).cloned();
+    let of_formulation =
+        |formulation| Table::try_from(DiffusionConfig::from(formulation)).unwrap_or_default().get(flag.key).cloned();
+    found.or_else(|| {
+        FormulationConfig::all().into_iter().filter(|_| flag.section == "diffusion").find_map(of_formulation)
+    })
+}
+
 /// The flags that were given, each with its value.
 #[derive(Clone, Debug, Default)]
 pub struct RecipeFlags {
@@ -144,12 +166,23 @@ impl RecipeFlags {
     /// The recipe with these flags put over it.
     pub fn apply(&self, recipe: &Recipe) -> Result<Recipe, toml::de::Error> {
         let mut table = Table::try_from(recipe).unwrap_or_default();
+        self.change_formulation(&mut table);
         for (flag, value) in &self.given {
             if let Some(Value::Table(section)) = table.get_mut(flag.section) {
                 section.insert(flag.key.to_string(), value.clone());
             }
         }
         table.try_into()
+    }
+
+    /// The options of one formulation mean nothing to another: where the flags choose another one, only shared options stay.
+    fn change_formulation(&self, table: &mut Table) {
+        let chosen = self.given.iter().find(|(flag, _)| flag.key == "diffusion").map(|(_, value)| value);
+        let Some(Value::Table(section)) = table.get_mut("diffusion") else { return };
+        if chosen.is_some_and(|chosen| Some(chosen) != section.get("diffusion")) {
+            let shared = Table::try_from(SharedConfig::default()).unwrap_or_default();
+            section.retain(|key, _| shared.contains_key(key));
+        }
     }
 
     /// The first flag that a run which goes on cannot take.
@@ -203,9 +236,12 @@ pub struct UntoldFlags(pub RecipeFlags);
 /// Keys that decide what a network's output means and that weights may not tell.
 const UNTOLD: &[&str] = &[
     "image_size",
+    "diffusion",
     "timesteps",
     "objective",
     "beta_schedule",
+    "noise_schedule",
+    "sigma_data",
     "cosine_s",
     "sigmoid_start",
     "sigmoid_end",
@@ -239,6 +275,54 @@ impl FromArgMatches for UntoldFlags {
     }
 }
 
+/// Those that say how samples are drawn: for commands that draw some.
+#[derive(Clone, Debug, Default)]
+pub struct SamplingFlags(pub RecipeFlags);
+
+/// Shorter names of some of them.
+const ALIASES: &[(&str, &str)] = &[
+    ("sampling_timesteps", "steps"),
+    ("posterior_variance", "variance"),
+    ("sample_batch_size", "batch-size"),
+    ("eta", "ddim-sampling-eta"),
+];
+
+impl SamplingFlags {
+    fn wanted(flag: &Flag) -> bool {
+        matches!(flag.section, "sample" | "guidance") && flag.key != "num_samples"
+    }
+}
+
+impl Args for SamplingFlags {
+    fn augment_args(command: Command) -> Command {
+        let defaults = Table::try_from(Recipe::default()).unwrap_or_default();
+        FLAGS.iter().filter(|flag| Self::wanted(flag)).fold(command, |command, flag| {
+            let heading = match flag.section {
+                "guidance" => "Guidance (defaults are the run's own, if it has any)",
+                _ => "Sampler (defaults are the run's own, if it has any)",
+            };
+            let arg = flag.arg(flag.help(&defaults), heading);
+            let alias = ALIASES.iter().find(|(key, _)| *key == flag.key).map(|(_, alias)| *alias);
+            command.arg(alias.into_iter().fold(arg, Arg::visible_alias))
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for SamplingFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        Ok(Self(RecipeFlags::read(matches, Self::wanted)))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -257,8 +341,14 @@ mod tests {
             .iter()
             .flat_map(|(section, keys)| keys.as_object().unwrap().keys().map(|key| (section.clone(), key.clone())))
             .collect();
-        // These two are absent from a default recipe; the others below are no flags.
+        // Absent from a default recipe; the others below are no flags.
         keys.insert(("data".into(), "image_size".into()));
+        // Every formulation's own, and those without a default.
+        for formulation in FormulationConfig::all() {
+            let serde_json::Value::Object(own) = serde_json::to_value(&formulation).unwrap() else { panic!() };
+            keys.extend(own.keys().map(|key| ("diffusion".to_string(), key.clone())));
+        }
+        keys.insert(("diffusion".into(), "min_snr_loss_weight".into()));
         keys.remove(&("data".into(), "path".into()));
         keys.remove(&("unet".into(), "channels".into()));
         let flags: BTreeSet<(String, String)> = FLAGS.iter().map(|f| (f.section.into(), f.key.into())).collect();
@@ -271,14 +361,14 @@ mod tests {
         let defaults = Table::try_from(Recipe::default()).unwrap();
         for flag in FLAGS {
             let help = flag.help(&defaults);
-            match defaults[flag.section].get(flag.key) {
+            match defaults[flag.section].get(flag.key).filter(|_| !flag.help.contains("[default: ")) {
                 Some(value) => {
                     let text = plain(value);
                     assert!(help.ends_with(&format!("[default: {text}]")), "{help}");
                     let given = parse(&[&format!("{}={text}", flag.name())]).unwrap();
                     assert_eq!(given.apply(&Recipe::default()).unwrap(), Recipe::default(), "{}", flag.key);
                 }
-                None => assert!(help.contains("[default: ") || flag.key == "keep_every", "{help}"),
+                None => assert!(help.contains("[default: ") || flag.key == "keep_every", "{} {help}", flag.key),
             }
         }
     }
@@ -289,7 +379,11 @@ mod tests {
             let (Word(words) | Words(words)) = flag.kind else { continue };
             for word in words {
                 let given = parse(&[&format!("{}={word}", flag.name())]).unwrap();
-                assert!(given.apply(&Recipe::default()).is_ok(), "{} {word}", flag.key);
+                let takes = |formulation: FormulationConfig| {
+                    let recipe = Recipe { diffusion: formulation.into(), ..Recipe::default() };
+                    given.apply(&recipe).is_ok()
+                };
+                assert!(FormulationConfig::all().into_iter().any(takes), "{} {word}", flag.key);
             }
         }
     }
@@ -324,10 +418,10 @@ mod tests {
         assert_eq!(recipe.data.image_size.unwrap().width, 20);
         assert_eq!(recipe.data.channels, ChannelPolicy::Exact(3));
         assert_eq!((recipe.train.lr, recipe.train.max_grad_norm), (1.0, f64::INFINITY));
-        assert!(recipe.unet.self_condition && !recipe.diffusion.auto_normalize);
+        assert!(recipe.unet.self_condition && !recipe.diffusion.shared.auto_normalize);
         assert_eq!(recipe.unet.attn_heads.resolve(2).unwrap(), [2, 4]);
         assert_eq!(recipe.unet.full_attn.unwrap().resolve(3).unwrap(), [false; 3]);
-        assert_eq!(recipe.diffusion.sigmoid_start, Some(-2.5));
+        assert_eq!(recipe.diffusion.formulation.schedule().unwrap().sigmoid_start, Some(-2.5));
     }
 
     #[test]
@@ -345,6 +439,21 @@ mod tests {
             let text = parse(&args).unwrap_err().to_string();
             assert!(text.contains(flag) && text.contains(expected), "{text}");
         }
+    }
+
+    #[test]
+    fn another_formulation_starts_from_its_own_defaults_and_shared_options_stay() {
+        let base = parse(&["--timesteps", "50", "--immiscible"]).unwrap().apply(&Recipe::default()).unwrap();
+        let recipe = parse(&["--diffusion", "elucidated", "--sigma-max", "40"]).unwrap().apply(&base).unwrap();
+        let FormulationConfig::Elucidated(config) = &recipe.diffusion.formulation else { panic!("{recipe:?}") };
+        assert!(config.sigma_max == 40.0 && recipe.diffusion.shared.immiscible);
+        let same = parse(&["--diffusion", "gaussian"]).unwrap().apply(&base).unwrap();
+        assert_eq!(same, base);
+        let error = parse(&["--sigma-max", "40"]).unwrap().apply(&base).unwrap_err().to_string();
+        assert!(
+            error.contains("`sigma_max` is no option of `diffusion = \"gaussian\"` (but of elucidated)"),
+            "{error}"
+        );
     }
 
     #[test]

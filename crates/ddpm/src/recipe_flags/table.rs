@@ -20,6 +20,8 @@ pub enum Kind {
     Channels,
     /// Words, separated by commas.
     Words(&'static [&'static str]),
+    /// Two numbers, separated by a comma.
+    Range,
 }
 
 /// What a run that goes on may change.
@@ -40,16 +42,28 @@ pub struct Flag {
     pub help: &'static str,
 }
 
-use Kind::{Channels, ImageSize as Size, Number, Switch, SwitchPerStage, Whole, WholePerStage, Wholes, Word, Words};
+use Kind::{
+    Channels, ImageSize as Size, Number, Range, Switch, SwitchPerStage, Whole, WholePerStage, Wholes, Word, Words,
+};
 use Resume::{Fixed, Free};
 
 const fn flag(section: &'static str, key: &'static str, kind: Kind, resume: Resume, help: &'static str) -> Flag {
     Flag { section, key, kind, resume, help }
 }
 
+const FORMULATIONS: &[&str] = &[
+    "gaussian",
+    "learned_variance",
+    "weighted_objective",
+    "continuous_time",
+    "simple",
+    "elucidated",
+    "rectified_flow",
+];
+const SAMPLERS: &[&str] =
+    &["ddpm", "ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2s", "dpmpp_sde_2m", "unipc", "lms"];
 const METRICS: &[&str] = &["fid", "kid", "is", "prdc", "swd", "neighbours", "loss", "bpd"];
-const NUMBERS: &[&str] =
-    &["fid", "kid", "is", "precision", "recall", "density", "coverage", "swd", "neighbours", "loss", "bpd"];
+const NUMBERS: &[&str] = &["fid", "kid", "is", "precision", "recall", "density", "coverage", "swd", "loss", "bpd"];
 
 /// Every key of a recipe but `data.path` and `data.labels`, which are arguments of their own, and `unet.channels`, which follows the data.
 #[rustfmt::skip] // a table is read by its columns
@@ -57,6 +71,7 @@ pub const FLAGS: &[Flag] = &[
     flag("data", "image_size", Size, Fixed, "Size of the images: 28, or height x width: 28x20 [default: that of the data]"),
     flag("data", "channels", Channels, Fixed, "Channels to train on: auto, 1 (grey), 3 (RGB), ..."),
     flag("data", "resize", Word(&["crop", "stretch", "pad"]), Fixed, "How images of another size are fitted"),
+    flag("data", "class_condition", Switch, Fixed, "Tell the network the class of each image"),
     flag("data", "flip", Word(&["auto", "on", "off"]), Fixed, "Mirror half of the images; auto: on, but off for the digits"),
     flag("data", "held_out", Number, Fixed, "Fraction of the images held out for the held-out loss, at most 1000 images"),
     flag("data", "cache", Word(&["auto", "on", "off"]), Free, "Keep decoded images in memory"),
@@ -81,18 +96,43 @@ pub const FLAGS: &[Flag] = &[
     flag("unet", "full_attn", SwitchPerStage, Fixed, "Softmax (true) or linear attention (false), for all stages or per stage [default: softmax in the innermost stage]"),
     flag("unet", "class_drop_prob", Number, Fixed, "Probability with which training hides an example's class"),
 
+    flag("diffusion", "diffusion", Word(FORMULATIONS), Fixed, "Formulation"),
     flag("diffusion", "timesteps", Whole, Fixed, "T, the number of noise levels"),
-    flag("diffusion", "objective", Word(&["pred_noise", "pred_x0", "pred_v"]), Fixed, "What the network predicts"),
+    flag("diffusion", "objective", Word(&["pred_noise", "pred_x0", "pred_v"]), Fixed, "What the network predicts [default: pred_v; learned_variance, continuous_time: pred_noise]"),
     flag("diffusion", "beta_schedule", Word(&["linear", "cosine", "sigmoid"]), Fixed, "How noise grows with t"),
     flag("diffusion", "cosine_s", Number, Fixed, "Offset of the cosine schedule [default: 0.008]"),
     flag("diffusion", "sigmoid_start", Number, Fixed, "Where the sigmoid schedule is cut off on the left [default: -3]"),
     flag("diffusion", "sigmoid_end", Number, Fixed, "Where the sigmoid schedule is cut off on the right [default: 3]"),
     flag("diffusion", "sigmoid_tau", Number, Fixed, "Temperature of the sigmoid schedule [default: 1]"),
+    flag("diffusion", "zero_terminal_snr", Switch, Fixed, "Change the schedule so that its last level is pure noise"),
+    flag("diffusion", "variance_reading", Word(&["range", "direct"]), Fixed, "learned_variance: how the output says the variance"),
+    flag("diffusion", "vb_loss_weight", Number, Fixed, "learned_variance: weight of the variational bound"),
+    flag("diffusion", "pred_noise_loss_weight", Number, Fixed, "weighted_objective: weight of the predicted noise's error"),
+    flag("diffusion", "pred_x_start_loss_weight", Number, Fixed, "weighted_objective: weight of the predicted data's error"),
+    flag("diffusion", "noise_schedule", Word(&["linear", "cosine", "learned"]), Fixed, "continuous_time: how log-SNR falls with t"),
+    flag("diffusion", "learned_schedule_hidden_dim", Whole, Fixed, "continuous_time: hidden units of the learned schedule [default: 1024]"),
+    flag("diffusion", "learned_schedule_frac_gradient", Number, Fixed, "continuous_time: share of the gradient that reaches the learned schedule [default: 1]"),
+    flag("diffusion", "noise_d", Number, Fixed, "simple: side of the images whose noise is used [default: no shift]"),
+    flag("diffusion", "noise_d_low", Number, Fixed, "simple: the same at t = 1, interpolated [default: no shift]"),
+    flag("diffusion", "noise_d_high", Number, Fixed, "simple: the same at t = 0, interpolated [default: no shift]"),
+    flag("diffusion", "image_d", Number, Fixed, "simple: side of the images [default: that of the data]"),
+    flag("diffusion", "sigma_min", Number, Fixed, "elucidated: cleanest sigma of sampling"),
+    flag("diffusion", "sigma_max", Number, Fixed, "elucidated: noisiest sigma of sampling"),
+    flag("diffusion", "sigma_data", Number, Fixed, "elucidated: standard deviation of the data"),
+    flag("diffusion", "rho", Number, Fixed, "elucidated: spacing of sampling"),
+    flag("diffusion", "p_mean", Number, Fixed, "elucidated: mean of ln sigma in training"),
+    flag("diffusion", "p_std", Number, Fixed, "elucidated: standard deviation of ln sigma in training"),
+    flag("diffusion", "time_distribution", Word(&["uniform", "logit_normal", "mode", "cosmap"]), Fixed, "rectified_flow: how t is drawn in training"),
+    flag("diffusion", "logit_mean", Number, Fixed, "rectified_flow: mean of logit(t) [default: 0]"),
+    flag("diffusion", "logit_std", Number, Fixed, "rectified_flow: standard deviation of logit(t) [default: 1]"),
+    flag("diffusion", "mode_scale", Number, Fixed, "rectified_flow: s of the mode distribution [default: 1.29]"),
+    flag("diffusion", "flow_shift", Number, Fixed, "rectified_flow: more noise at every t, for large images"),
     flag("diffusion", "auto_normalize", Switch, Fixed, "Map data in [0, 1] to [-1, 1] for the network"),
     flag("diffusion", "offset_noise_strength", Number, Fixed, "Strength of noise that is constant over each channel"),
-    flag("diffusion", "min_snr_loss_weight", Switch, Fixed, "Weigh the loss by min(SNR, gamma)"),
+    flag("diffusion", "min_snr_loss_weight", Switch, Fixed, "Weigh the loss by min(SNR, gamma) [default: false; simple: true]"),
     flag("diffusion", "min_snr_gamma", Number, Fixed, "The gamma of --min-snr-loss-weight"),
     flag("diffusion", "immiscible", Switch, Fixed, "Assign noise to the images of a batch by least distance"),
+    flag("diffusion", "xm_candidates", Whole, Fixed, "Noises drawn per image, of which the one of least loss is trained on"),
 
     flag("train", "steps", Whole, Free, "Optimizer steps"),
     flag("train", "batch_size", Whole, Fixed, "Images per backward pass"),
@@ -123,11 +163,25 @@ pub const FLAGS: &[Flag] = &[
     flag("ema", "ema_buffers", Word(&["copy", "lerp"]), Fixed, "What becomes of running statistics"),
 
     flag("sample", "num_samples", Whole, Free, "Images per grid"),
-    flag("sample", "sampler", Word(&["ddpm", "ddim"]), Free, "Solver"),
-    flag("sample", "sampling_timesteps", Whole, Free, "Evaluations of the network per image [default: T for ddpm, at most 100 for ddim]"),
-    flag("sample", "ddim_sampling_eta", Number, Free, "Noise of ddim, 0 (none) to 1"),
-    flag("sample", "posterior_variance", Word(&["small", "large"]), Free, "Variance of the steps of ddpm"),
+    flag("sample", "sampler", Word(SAMPLERS), Free, "Solver"),
+    flag("sample", "sampling_timesteps", Whole, Free, "Steps from noise to data [default: ddpm: as many as training has; others: at most 100]"),
+    flag("sample", "noise_levels", Word(&["trained", "karras", "log_snr", "trailing"]), Free, "Which noise levels the steps visit"),
+    flag("sample", "karras_rho", Number, Free, "rho of --noise-levels karras"),
+    flag("sample", "eta", Number, Free, "Noise of each step, 0 (none) to 1 [default: ddim 0, euler_ancestral and dpmpp_sde_2m 1]"),
+    flag("sample", "posterior_variance", Word(&["small", "large", "learned"]), Free, "Variance of the steps of ddpm"),
+    flag("sample", "s_churn", Number, Free, "euler, heun: noise added before steps and removed by them"),
+    flag("sample", "s_tmin", Number, Free, "euler, heun: least sigma at which it is added"),
+    flag("sample", "s_tmax", Number, Free, "euler, heun: largest sigma at which it is added [default: no limit]"),
+    flag("sample", "s_noise", Number, Free, "euler, heun: its deviation"),
     flag("sample", "sample_batch_size", Whole, Free, "Images per batch while sampling"),
+
+    flag("guidance", "guidance", Number, Free, "Scale of guidance: 1 conditional, 0 unconditional, above 1 more of the condition"),
+    flag("guidance", "rescale_phi", Number, Free, "How much of the guided deviation is set back to the conditional one"),
+    flag("guidance", "keep_parallel", Number, Free, "How much of the update along the conditional prediction is kept; 0 oversaturates least"),
+    flag("guidance", "cfg_plus_plus", Switch, Free, "Take the direction back to noise from the unconditional estimate"),
+    flag("guidance", "guidance_interval", Range, Free, "Guide only where sigma / alpha lies in LOW,HIGH [default: everywhere]"),
+    flag("guidance", "threshold", Word(&["static", "dynamic", "none"]), Free, "How estimates are kept in the range of the data"),
+    flag("guidance", "threshold_quantile", Number, Free, "Quantile of --threshold dynamic"),
 
     flag("evaluate", "evaluate_every", Whole, Free, "Steps between evaluations of the average [default: no evaluation]"),
     flag("evaluate", "metrics", Words(METRICS), Free, "What is measured"),
@@ -135,5 +189,5 @@ pub const FLAGS: &[Flag] = &[
     flag("evaluate", "evaluate_real", Whole, Free, "Real images that are compared with [default: all]"),
     flag("evaluate", "evaluate_sampling_timesteps", Whole, Free, "Evaluations of the network per image [default: as --sampling-timesteps]"),
     flag("evaluate", "evaluate_budget_s", Number, Free, "Longest time for one evaluation, seconds: draw fewer images if more is expected [default: no limit]"),
-    flag("evaluate", "best_metric", Word(NUMBERS), Free, "The number that tells the best checkpoint [default: the first that is measured]"),
+    flag("evaluate", "best_metric", Word(NUMBERS), Free, "The number that tells the best checkpoint [default: the first that is measured and has a better side]"),
 ];

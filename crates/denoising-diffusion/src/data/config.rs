@@ -313,6 +313,8 @@ pub struct DataConfig {
     /// How images of another size are fitted.
     pub resize: ResizePolicy,
     /// Horizontal mirroring of training images.
+    /// Tell the network the class of each image.
+    pub class_condition: bool,
     pub flip: Flip,
     /// Fraction of the images held out for evaluation, in [0, 1); at most 1000 images.
     pub held_out: f64,
@@ -336,6 +338,7 @@ impl Default for DataConfig {
             image_size: None,
             channels: ChannelPolicy::Auto,
             resize: ResizePolicy::Crop,
+            class_condition: false,
             flip: Flip::Auto,
             held_out: 0.05,
             cache: CachePolicy::Auto,

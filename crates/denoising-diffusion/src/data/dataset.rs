@@ -9,15 +9,13 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
-
 use super::array::{self, ArraySource};
 use super::classes::{self, Classes};
 use super::config::{CachePolicy, ChannelPolicy, DataConfig, Flip, ImageShape, ImageSize, ResizePolicy};
 use super::folder::{self, ImageFile, Prepare, Scan};
 use super::order::{Mirror, split_permutation};
 use super::raster::Samples;
-use super::{DataError, Subset, Summary, decode, digits, idx, resize};
+use super::{DataError, Subset, Summary, decode, digits, identity, idx, resize};
 
 /// Most images that are ever held out.
 const MAX_HELD_OUT: usize = 1000;
@@ -47,6 +45,7 @@ pub struct Dataset {
     store: Store,
     classes: Option<Classes>,
     digest: String,
+    cache_key: String,
     summary: Summary,
     natural_flip: Flip,
     resize: ResizePolicy,
@@ -87,6 +86,10 @@ impl Source {
             refuse_labels(config, "none: the classes of a folder are its subfolders")?;
             let scan = folder::scan(path, config, progress)?;
             return Ok(Self::Folder(path.to_path_buf(), scan));
+        }
+        if let (true, Some(folder)) = (folder::is_image_name(path), path.parent()) {
+            refuse_labels(config, "none: one image has no classes")?;
+            return Ok(Self::Folder(folder.to_path_buf(), folder::scan_file(path, config, progress)?));
         }
         let source = match &first_bytes(path)?[..] {
             [0x93, b'N', b'U', b'M', ..] => array::load_npy(path, config.channels),
@@ -174,7 +177,8 @@ impl Dataset {
         let shape = common_shape(&root, &scan, config)?;
         let summary = Summary::of_folder(&root, &scan, Some(shape));
         let classes = folder::classes(&scan.files);
-        let digest = folder_digest(&scan.files);
+        let digest = identity::folder_digest(&scan.files);
+        let cache_key = identity::folder_cache_key(&digest, &scan.files);
         Ok(Self {
             shape,
             len: scan.files.len(),
@@ -184,6 +188,7 @@ impl Dataset {
             },
             classes,
             digest,
+            cache_key,
             summary,
             natural_flip: Flip::On,
             resize: config.resize,
@@ -205,7 +210,7 @@ impl Dataset {
             }
             _ => {}
         }
-        let digest = array_digest(&source);
+        let digest = identity::array_digest(&source);
         let summary = Summary::of_array(&source, config.image_size);
         let size = config.image_size.unwrap_or(source.shape.size());
         let (samples, shape) = resize::fit_array(source.samples, source.shape, size, config.resize);
@@ -214,6 +219,7 @@ impl Dataset {
             len: source.count,
             store: Store::Array(samples),
             classes: source.classes,
+            cache_key: digest.clone(),
             digest,
             summary,
             natural_flip: if source.path.as_os_str() == digits::NAME { Flip::Off } else { Flip::On },
@@ -265,6 +271,13 @@ impl Dataset {
     /// for an array its shape, values and labels. Preparation (size, channels) is not part of it.
     pub fn digest(&self) -> &str {
         &self.digest
+    }
+
+    /// What a cache of anything computed from the images goes by: the [`digest`](Self::digest), and of a folder also when each of its
+    /// files was last modified, as far as the file system tells. A copied folder keeps its digest, a file that is written anew with
+    /// the same length changes this key.
+    pub fn cache_key(&self) -> &str {
+        &self.cache_key
     }
 
     /// Whether images are mirrored under [`Flip::Auto`]: [`Flip::Off`] for the digits, else [`Flip::On`].
@@ -384,44 +397,4 @@ fn uniform<K: Copy + Ord + Default>(
         None => Ok(common),
         Some(file) => Err((file, key(file), common)),
     }
-}
-
-fn folder_digest(files: &[ImageFile]) -> String {
-    let mut hash = Sha256::new();
-    hash.update(b"folder");
-    for file in files {
-        for part in file.path.components() {
-            hash.update(part.as_os_str().as_encoded_bytes());
-            hash.update(b"/");
-        }
-        hash.update(b"\0");
-        hash.update(file.bytes.to_le_bytes());
-    }
-    hex(hash)
-}
-
-fn array_digest(source: &ArraySource) -> String {
-    let ImageShape { channels, height, width } = source.shape;
-    let mut hash = Sha256::new();
-    hash.update(b"array");
-    for side in [source.count, channels, height, width] {
-        hash.update((side as u64).to_le_bytes());
-    }
-    match &source.samples {
-        Samples::U8(v) => hash.update(v),
-        Samples::U16(v) => v.iter().for_each(|v| hash.update(v.to_le_bytes())),
-        Samples::F32(v) => v.iter().for_each(|v| hash.update(v.to_le_bytes())),
-    }
-    if let Some(classes) = &source.classes {
-        classes.of_image.iter().for_each(|class| hash.update(class.to_le_bytes()));
-        // Numbers alone would not tell labels 3 and 7 from 0 and 1.
-        if !classes.named_by_number() {
-            classes.names.iter().for_each(|name| hash.update(format!("{name}\0")));
-        }
-    }
-    hex(hash)
-}
-
-fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
 }

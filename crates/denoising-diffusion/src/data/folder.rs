@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::SystemTime;
 
 use super::classes::Classes;
 use super::config::{CachePolicy, ChannelPolicy, DataConfig, Verify};
@@ -23,6 +24,7 @@ pub(super) struct ImageFile {
     /// Relative to the folder.
     pub(super) path: PathBuf,
     pub(super) bytes: u64,
+    pub(super) modified: Option<SystemTime>,
     pub(super) probe: Probe,
 }
 
@@ -66,10 +68,18 @@ impl Prepare {
     }
 }
 
+/// A file with an image's name, not looked into yet. In the order of the paths.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Listed {
+    /// Relative to the folder.
+    path: PathBuf,
+    bytes: u64,
+    modified: Option<SystemTime>,
+}
+
 #[derive(Default)]
 struct Listing {
-    /// Relative path and length in bytes.
-    images: Vec<(PathBuf, u64)>,
+    images: Vec<Listed>,
     other_files: usize,
     /// Length in bytes and path of the largest array file.
     array: Option<(u64, PathBuf)>,
@@ -83,12 +93,27 @@ pub(super) fn scan(root: &Path, config: &DataConfig, progress: ScanProgress<'_>)
     let mut listing = Listing::default();
     list(root, Path::new(""), &mut HashSet::new(), &mut listing)?;
     listing.images.sort();
+    Ok(scan_listed(root, listing, config, progress))
+}
+
+/// [`scan`] of one image file: a folder that holds nothing else.
+///
+/// # Errors
+/// A file that cannot be looked at.
+pub(super) fn scan_file(path: &Path, config: &DataConfig, progress: ScanProgress<'_>) -> Result<Scan, DataError> {
+    let meta = std::fs::metadata(path).map_err(|e| DataError::io("read", path, e))?;
+    let (root, name) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
+    let only = Listed { path: name.into(), bytes: meta.len(), modified: meta.modified().ok() };
+    Ok(scan_listed(root, Listing { images: vec![only], ..Listing::default() }, config, progress))
+}
+
+fn scan_listed(root: &Path, listing: Listing, config: &DataConfig, progress: ScanProgress<'_>) -> Scan {
     let checked = check(root, &listing.images, config, progress);
     let (mut files, mut broken, mut cache) = (Vec::new(), Vec::new(), Some(Vec::new()));
-    for ((path, bytes), result) in listing.images.into_iter().zip(checked) {
+    for (Listed { path, bytes, modified }, result) in listing.images.into_iter().zip(checked) {
         match result {
             Ok((probe, raster)) => {
-                files.push(ImageFile { path, bytes, probe });
+                files.push(ImageFile { path, bytes, modified, probe });
                 match (raster, &mut cache) {
                     (Some(raster), Some(cache)) => cache.push(raster),
                     _ => cache = None,
@@ -97,7 +122,7 @@ pub(super) fn scan(root: &Path, config: &DataConfig, progress: ScanProgress<'_>)
             Err(reason) => broken.push(Broken { path, reason }),
         }
     }
-    Ok(Scan { files, broken, other_files: listing.other_files, array: listing.array.map(|(_, path)| path), cache })
+    Scan { files, broken, other_files: listing.other_files, array: listing.array.map(|(_, path)| path), cache }
 }
 
 /// Lists `root/below` and its subfolders. Links are followed; `above` holds the folders on the way
@@ -119,9 +144,12 @@ fn list(root: &Path, below: &Path, above: &mut HashSet<PathBuf>, listing: &mut L
         let is_image = is_image_name(&relative);
         match std::fs::metadata(&path) {
             Ok(meta) if meta.is_dir() => list(root, &relative, above, listing)?,
-            Ok(meta) if is_image => listing.images.push((relative, meta.len())),
+            Ok(meta) if is_image => {
+                let (bytes, modified) = (meta.len(), meta.modified().ok());
+                listing.images.push(Listed { path: relative, bytes, modified });
+            }
             // A dangling link with an image's name: reported as broken when it is opened.
-            Err(_) if is_image => listing.images.push((relative, 0)),
+            Err(_) if is_image => listing.images.push(Listed { path: relative, bytes: 0, modified: None }),
             meta => {
                 listing.other_files += 1;
                 if is_array_name(&relative) {
@@ -135,7 +163,7 @@ fn list(root: &Path, below: &Path, above: &mut HashSet<PathBuf>, listing: &mut L
     Ok(())
 }
 
-fn is_image_name(path: &Path) -> bool {
+pub(super) fn is_image_name(path: &Path) -> bool {
     let extension = path.extension().and_then(OsStr::to_str);
     extension.is_some_and(|e| EXTENSIONS.iter().any(|known| e.eq_ignore_ascii_case(known)))
 }
@@ -148,14 +176,14 @@ fn is_array_name(path: &Path) -> bool {
 type Checked = Result<(Probe, Option<Raster>), String>;
 
 /// Checks every file, on several threads; results in the order of `files`.
-fn check(root: &Path, files: &[(PathBuf, u64)], config: &DataConfig, progress: ScanProgress<'_>) -> Vec<Checked> {
+fn check(root: &Path, files: &[Listed], config: &DataConfig, progress: ScanProgress<'_>) -> Vec<Checked> {
     let checker = Checker::new(root, config);
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Vec::with_capacity(files.len()));
     let work = || {
         loop {
             let i = next.fetch_add(1, Ordering::Relaxed);
-            let Some((path, _)) = files.get(i) else {
+            let Some(Listed { path, .. }) = files.get(i) else {
                 return;
             };
             let result = checker.check(path);

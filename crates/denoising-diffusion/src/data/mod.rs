@@ -17,6 +17,7 @@ mod decode;
 mod digits;
 mod error;
 mod folder;
+mod identity;
 mod idx;
 mod loader;
 pub mod npy;

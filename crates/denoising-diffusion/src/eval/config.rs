@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::metric::Metric;
+use super::metric::{Metric, better};
+use super::result::Better;
 use crate::diffusion::DiffusionConfig;
 use crate::sampler::{SampleConfig, SampleConfigError};
 
@@ -23,7 +24,8 @@ pub struct EvaluateConfig {
     pub evaluate_sampling_timesteps: Option<usize>,
     /// Longest time that one evaluation should take, in seconds: where more is expected, fewer samples are drawn. None: no limit.
     pub evaluate_budget_s: Option<f64>,
-    /// The number by which the best checkpoint is told. None: the first that is measured.
+    /// The number by which the best checkpoint is told. None: the first measured one that has a better side. The z of the nearest
+    /// neighbours has none (copies of the training data have the lowest); where nothing else is measured, no checkpoint is the best.
     pub best_metric: Option<String>,
 }
 
@@ -54,8 +56,15 @@ pub enum EvaluateConfigError {
     Sampling(#[from] SampleConfigError),
     #[error("`evaluate_budget_s` is {0}; expected a time above 0, in seconds")]
     Budget(f64),
-    #[error("`best_metric` is `{best}`, which is not measured; there are {measured}")]
-    BestMetric { best: String, measured: String },
+    #[error(
+        "`best_metric` is `{best}`, which is not measured; the measured numbers that tell a best checkpoint: {telling}"
+    )]
+    BestMetric { best: String, telling: String },
+    #[error(
+        "`best_metric` is `{best}`, which is neither better low nor better high; the measured numbers that tell a best \
+         checkpoint: {telling}"
+    )]
+    TellsNoBest { best: String, telling: String },
 }
 
 impl EvaluateConfig {
@@ -82,17 +91,35 @@ impl EvaluateConfig {
         if let Some(budget) = self.evaluate_budget_s.filter(|budget| !(*budget > 0.0 && budget.is_finite())) {
             return Err(EvaluateConfigError::Budget(budget));
         }
-        let measured: Vec<&str> = self.metrics.iter().flat_map(|metric| metric.numbers()).copied().collect();
-        if let Some(best) = self.best_metric.as_deref().filter(|best| !measured.contains(best)) {
-            return Err(EvaluateConfigError::BestMetric { best: best.to_string(), measured: measured.join(", ") });
+        match &self.best_metric {
+            Some(best) => self.check_best(best),
+            None => Ok(()),
         }
-        Ok(())
     }
 
-    /// The number by which the best checkpoint is told.
-    pub fn best(&self) -> &str {
-        let first = self.metrics.first().and_then(|metric| metric.numbers().first().copied());
-        self.best_metric.as_deref().or(first).unwrap_or_default()
+    fn check_best(&self, best: &str) -> Result<(), EvaluateConfigError> {
+        let telling: Vec<&str> = self.telling().collect();
+        if telling.contains(&best) {
+            return Ok(());
+        }
+        let telling = if telling.is_empty() { "none".to_string() } else { telling.join(", ") };
+        let best = best.to_string();
+        Err(if Metric::with_number(&best).is_some() && better(&best) == Better::Neither {
+            EvaluateConfigError::TellsNoBest { best, telling }
+        } else {
+            EvaluateConfigError::BestMetric { best, telling }
+        })
+    }
+
+    /// The number by which the best checkpoint is told; `None` where nothing that is measured tells it.
+    pub fn best(&self) -> Option<&str> {
+        self.best_metric.as_deref().or_else(|| self.telling().next())
+    }
+
+    /// The numbers that are measured and have a better side, in the order of the metrics.
+    fn telling(&self) -> impl Iterator<Item = &'static str> {
+        let measured = self.metrics.iter().flat_map(|metric| metric.numbers()).copied();
+        measured.filter(|name| better(name) != Better::Neither)
     }
 
     /// How samples are drawn, `sample` being the recipe's way.
@@ -118,7 +145,7 @@ mod tests {
         if let FormulationConfig::Gaussian(config) = &mut diffusion.formulation {
             config.schedule.timesteps = 100;
         }
-        assert_eq!(good.best(), "swd");
+        assert_eq!(good.best(), Some("swd"));
         let refused = |change: &dyn Fn(&mut EvaluateConfig)| {
             let mut config = good.clone();
             change(&mut config);
@@ -136,5 +163,22 @@ mod tests {
         assert!(matches!(refused(&|c| c.evaluate_budget_s = Some(f64::NAN)), EvaluateConfigError::Budget(_)));
         let error = refused(&|c| c.best_metric = Some("fid".into())).to_string();
         assert!(error.contains("`fid`") && error.contains("swd, loss"), "{error}");
+        let unknown = refused(&|c| c.best_metric = Some("fud".into()));
+        assert!(matches!(unknown, EvaluateConfigError::BestMetric { .. }));
+    }
+
+    #[test]
+    fn neighbours_tell_no_best_checkpoint() {
+        let config = |metrics: &[Metric]| EvaluateConfig { metrics: metrics.to_vec(), ..EvaluateConfig::default() };
+        assert_eq!(config(&[Metric::Neighbours, Metric::Prdc]).best(), Some("precision"));
+        assert_eq!(config(&[Metric::Neighbours]).best(), None);
+        assert_eq!(
+            config(&[Metric::Neighbours]).validate(&SampleConfig::default(), &DiffusionConfig::default()),
+            Ok(())
+        );
+        let by_neighbours =
+            EvaluateConfig { best_metric: Some("neighbours".into()), ..config(&[Metric::Neighbours, Metric::Loss]) };
+        let error = by_neighbours.validate(&SampleConfig::default(), &DiffusionConfig::default()).unwrap_err();
+        assert!(matches!(&error, EvaluateConfigError::TellsNoBest { telling, .. } if telling == "loss"), "{error}");
     }
 }

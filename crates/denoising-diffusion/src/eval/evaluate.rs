@@ -108,9 +108,8 @@ impl From<ExtractError> for EvaluateError {
 /// [`ExtractError`]. A store that cannot be written is told and nothing more.
 pub fn features(from: Inception<'_>, images: &Images, watch: &mut dyn Watch) -> Result<Extracted, ExtractError> {
     let Inception { extractor, store } = from;
-    // Samples are drawn anew each time.
-    let stored = match store.filter(|_| images.are_data()) {
-        Some(store) => Some((store, store.path(extractor, images)?)),
+    let stored = match store {
+        Some(store) => store.path(extractor, images)?.map(|path| (store, path)),
         None => None,
     };
     if let Some(found) = stored.as_ref().and_then(|(store, path)| store.load(path)).filter(|f| f.n == images.len()) {
@@ -246,6 +245,8 @@ pub fn loss<M: Network<4>>(
         (!stopped).then(|| Tensor::<4>::from_data(data, device))
     });
     let loss = held_out_loss(model, diffusion, batches, seed, device);
+    // The last batch.
+    stopped = stopped || watch.done(done).is_break();
     watch.finish();
     match loss {
         _ if stopped => Err(EvaluateError::Interrupted),
@@ -289,6 +290,9 @@ pub fn bpd<M: Network<4>>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::diffusion::DiffusionConfig;
+    use crate::models::{Unet, UnetConfig};
+    use crate::nn::{EvalMode, Init};
     use crate::report::ImageBatch;
 
     struct Silent;
@@ -329,5 +333,44 @@ mod tests {
         assert_eq!(measured.measurements.len(), 1);
         assert_eq!(measured.measurements[0].value, 0.0, "a set is at no distance from itself");
         assert_eq!(measured.neighbours.unwrap().exact_copies, 40);
+    }
+
+    /// Remembers what it was told; wants to stop when so many steps are done.
+    struct Told {
+        done: Vec<usize>,
+        stop_at: usize,
+    }
+
+    impl Watch for Told {
+        fn start(&mut self, _: Task, total: usize) {
+            assert_eq!(total, 40);
+        }
+        fn done(&mut self, done: usize) -> ControlFlow<()> {
+            self.done.push(done);
+            if done >= self.stop_at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        }
+        fn finish(&mut self) {}
+        fn note(&mut self, _: &str) {}
+    }
+
+    #[test]
+    fn the_loss_tells_of_every_batch_and_stops_after_any() {
+        let device = Device::flex();
+        let config = UnetConfig { dim: 4, dim_mults: vec![1], channels: 1, ..UnetConfig::default() };
+        let unet = Unet::new(&config, &mut Init::new(0, &device.clone().autodiff())).unwrap().eval();
+        let diffusion = Diffusion::new(&DiffusionConfig::default()).unwrap();
+        let held_out = images(40, 4);
+        let told = |stop_at: usize| {
+            let mut told = Told { done: Vec::new(), stop_at };
+            let loss = loss(&unet, &diffusion, &held_out, 0, &device, &mut told);
+            (told.done, loss)
+        };
+        let (done, loss) = told(usize::MAX);
+        assert_eq!((done, loss.unwrap().n), (vec![0, 32, 40], 40));
+        for (stop_at, expected) in [(0, vec![0]), (32, vec![0, 32]), (40, vec![0, 32, 40])] {
+            let (done, loss) = told(stop_at);
+            assert_eq!(done, expected);
+            assert!(matches!(loss, Err(EvaluateError::Interrupted)), "{stop_at}");
+        }
     }
 }

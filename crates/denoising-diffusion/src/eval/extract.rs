@@ -1,18 +1,19 @@
 //! From images to features, and a store of features on disk: those of a folder are computed once. Not here: the network.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, TensorData};
 use serde_json::json;
-use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::images::Images;
 use super::inception::{CLASSES, FeatureBlock, ImageInput, InceptionV3, InputError, SIDE};
 use super::result;
 use crate::data::DataError;
-use crate::interop::{self, InteropError, Metadata, StateDict};
+use crate::digest;
+use crate::interop::{self, InteropError, Metadata, TensorView};
 use crate::nn::params::host_values;
 
 /// Images that go through Inception at a time; more is not faster, and takes memory.
@@ -122,18 +123,21 @@ impl FeatureStore {
         Self { folder: folder.into() }
     }
 
-    /// Where the features of these images by this extractor lie. The name holds a digest of all that they depend on: images, their
-    /// preparation, weights, block and preprocessing.
-    pub fn path(&self, extractor: &Extractor, images: &Images) -> Result<PathBuf, InputError> {
+    /// Where the features of these images by this extractor lie. The name holds a digest of what they depend on: the images and their
+    /// preparation ([`Images::cache_key`]), weights, block and preprocessing. `None` for samples.
+    ///
+    /// # Errors
+    /// Images that cannot be shown to Inception.
+    pub fn path(&self, extractor: &Extractor, images: &Images) -> Result<Option<PathBuf>, InputError> {
+        let Some(cache_key) = images.cache_key() else { return Ok(None) };
         let key = json!({
-            "images": images.digest(),
+            "images": cache_key,
             "n": images.len(),
             "weights": extractor.digest,
             "block": extractor.block.dims(),
             "preprocessing": extractor.preprocessing(images.shape())?,
         });
-        let digest: String = Sha256::digest(key.to_string()).iter().take(16).map(|b| format!("{b:02x}")).collect();
-        Ok(self.folder.join(format!("{digest}.safetensors")))
+        Ok(Some(self.folder.join(format!("{:.32}.safetensors", digest::of_bytes(key.to_string())))))
     }
 
     /// Features that were stored and are whole; others do not count.
@@ -158,12 +162,41 @@ impl FeatureStore {
             path: self.folder.clone(),
             source,
         })?;
-        let mut state = StateDict::new();
-        let (n, dims) = (extracted.n, extracted.dims);
-        state.insert(FEATURES, interop::TensorData::new([n, dims], extracted.features.clone())?);
-        if let Some(logits) = &extracted.logits {
-            state.insert(LOGITS, interop::TensorData::new([n, CLASSES], logits.clone())?);
+        let Extracted { n, dims, features, logits } = extracted;
+        let (of_features, of_logits) = ([*n, *dims], [*n, CLASSES]);
+        let mut tensors = BTreeMap::from([(FEATURES, TensorView { shape: &of_features, values: features })]);
+        if let Some(values) = logits {
+            tensors.insert(LOGITS, TensorView { shape: &of_logits, values });
         }
-        interop::write_safetensors(path, &state, &Metadata::new())
+        interop::write_tensor_views(path, &tensors, &Metadata::new())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stored_comes_back_and_damage_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = FeatureStore::new(folder.path().join("features"));
+        let path = folder.path().join("features/some.safetensors");
+        let few = Extracted { n: 3, dims: 64, features: (0..192).map(|i| i as f32).collect(), logits: None };
+        let all = Extracted {
+            n: 2,
+            dims: FeatureBlock::Final.dims(),
+            features: vec![0.5; 2 * FeatureBlock::Final.dims()],
+            logits: Some(vec![-1.0; 2 * CLASSES]),
+        };
+        for extracted in [few, all] {
+            store.save(&path, &extracted).unwrap();
+            assert_eq!(store.load(&path), Some(extracted));
+        }
+        let mut bytes = std::fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        assert_eq!(store.load(&path), None);
+        let wrong = Extracted { n: 3, dims: 64, features: vec![0.0; 5], logits: None };
+        assert!(store.save(&path, &wrong).is_err());
     }
 }

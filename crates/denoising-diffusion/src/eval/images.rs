@@ -3,9 +3,8 @@
 
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
-
 use crate::data::{DataError, Subset};
+use crate::digest::Digest;
 use crate::report::ImageBatch;
 
 /// A finite, ordered set of images `[c, h, w]` with values in [0, 1].
@@ -14,7 +13,6 @@ pub struct Images {
     source: Source,
     shape: [usize; 3],
     count: usize,
-    digest: String,
 }
 
 #[derive(Clone, Debug)]
@@ -24,31 +22,17 @@ enum Source {
 }
 
 impl Images {
-    /// Images of a dataset. They are known by the dataset's digest, the size they are brought to and their places in it.
+    /// Images of a dataset.
     pub fn of_data(data: Subset) -> Self {
         let shape = data.dataset().shape();
-        let mut sha = Sha256::new();
-        sha.update(data.dataset().digest());
-        sha.update(format!("{:?} {:?}", data.dataset().resize(), shape));
-        for &index in data.indices() {
-            sha.update((index as u64).to_le_bytes());
-        }
-        Self {
-            shape: [shape.channels, shape.height, shape.width],
-            count: data.len(),
-            digest: hex(sha),
-            source: Source::Data(data),
-        }
+        Self { shape: [shape.channels, shape.height, shape.width], count: data.len(), source: Source::Data(data) }
     }
 
     /// Samples. Their values are rounded to 8 bits, as files would hold them.
     pub fn of_samples(samples: &ImageBatch) -> Self {
         let [count, c, h, w] = samples.shape;
         let values: Vec<f32> = samples.data.iter().map(|v| (v.clamp(0.0, 1.0) * 255.0).round() / 255.0).collect();
-        let mut sha = Sha256::new();
-        sha.update(format!("{:?}", samples.shape));
-        values.iter().for_each(|v| sha.update([(v * 255.0) as u8]));
-        Self { source: Source::Memory(values.into()), shape: [c, h, w], count, digest: hex(sha) }
+        Self { source: Source::Memory(values.into()), shape: [c, h, w], count }
     }
 
     /// The first `count` images, or all if there are fewer.
@@ -58,9 +42,8 @@ impl Images {
             _ if count == self.count => self.clone(),
             Source::Data(data) => Self::of_data(data.first(count)),
             Source::Memory(values) => {
-                let [c, h, w] = self.shape;
-                let data = values[..count * c * h * w].to_vec();
-                Self::of_samples(&ImageBatch { shape: [count, c, h, w], data })
+                let first = values[..count * self.image_len()].to_vec();
+                Self { source: Source::Memory(first.into()), shape: self.shape, count }
             }
         }
     }
@@ -85,14 +68,19 @@ impl Images {
         self.count == 0
     }
 
-    /// Whether they are data rather than samples.
-    pub fn are_data(&self) -> bool {
-        matches!(self.source, Source::Data(_))
-    }
-
-    /// SHA-256 of what the images are, in hexadecimal digits: equal digests, equal images.
-    pub fn digest(&self) -> &str {
-        &self.digest
+    /// What a cache of anything computed from images of data goes by: SHA-256, in hexadecimal digits, of the dataset's
+    /// [`cache_key`](crate::data::Dataset::cache_key), the size the images are brought to and how, and their places in it. Computed at
+    /// each call. `None` for samples, which are drawn anew each time.
+    pub fn cache_key(&self) -> Option<String> {
+        let Source::Data(data) = &self.source else { return None };
+        let dataset = data.dataset();
+        let mut digest = Digest::new();
+        digest.update(dataset.cache_key());
+        digest.update(format!("{:?} {:?}", dataset.resize(), dataset.shape()));
+        for &index in data.indices() {
+            digest.update((index as u64).to_le_bytes());
+        }
+        Some(digest.finish())
     }
 
     /// Calls `f` with batches of at most `size` images, `[b, c, h, w]`, in order.
@@ -142,10 +130,6 @@ impl Images {
     }
 }
 
-fn hex(sha: Sha256) -> String {
-    sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,13 +144,13 @@ mod tests {
         let images = Images::of_samples(&samples());
         let expected: Vec<f32> = [26.0, 0.0, 128.0, 255.0, 77.0, 102.0].iter().map(|v| v / 255.0).collect();
         assert_eq!(images.values().unwrap(), expected);
-        assert_eq!((images.len(), images.shape(), images.are_data()), (3, [1, 1, 2], false));
+        assert_eq!((images.len(), images.shape(), images.cache_key()), (3, [1, 1, 2], None));
         assert_eq!(images.first(2).values().unwrap(), expected[..4]);
         assert_eq!(images.pick(&[2, 0]).unwrap().data, [&expected[4..], &expected[..2]].concat());
     }
 
     #[test]
-    fn batches_cover_data_once_in_order_and_digests_tell_sets_apart() {
+    fn batches_cover_data_once_in_order_and_keys_tell_sets_apart() {
         let dataset = Arc::new(Dataset::open(&DataConfig::default()).unwrap());
         let all = Images::of_data(Subset::from(dataset.clone()));
         let some = all.first(10);
@@ -178,7 +162,9 @@ mod tests {
         .unwrap();
         let expected: Vec<f32> = (0..10).flat_map(|i| dataset.get(i).unwrap().pixels).collect();
         assert_eq!(seen, expected);
-        assert_eq!(some.digest(), all.first(10).digest());
-        assert_ne!(some.digest(), all.digest());
+        assert_eq!(some.cache_key(), all.first(10).cache_key());
+        assert_ne!(some.cache_key(), all.cache_key());
+        let (training, _) = dataset.split_held_out(0.1, 0);
+        assert_ne!(Images::of_data(training.first(10)).cache_key(), some.cache_key(), "other images of the same data");
     }
 }

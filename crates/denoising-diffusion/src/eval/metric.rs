@@ -77,6 +77,11 @@ impl Metric {
         }
     }
 
+    /// The metric that one of these names belongs to.
+    pub fn with_number(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|metric| metric.numbers().contains(&name))
+    }
+
     /// Whether it rests on Inception's features.
     pub fn needs_inception(self) -> bool {
         matches!(self, Self::Fid | Self::Kid | Self::Is | Self::Prdc)
@@ -85,6 +90,16 @@ impl Metric {
     /// Whether it rests on samples.
     pub fn needs_samples(self) -> bool {
         !matches!(self, Self::Loss | Self::Bpd)
+    }
+}
+
+/// Which way a number is better, by its name. The z of the nearest neighbours is no better when it is low (the samples are copies) than
+/// when it is high (they are unlike the data); nor is a name that no metric has.
+pub fn better(number: &str) -> Better {
+    match number {
+        "fid" | "kid" | "swd" | "loss" | "bpd" => Better::Lower,
+        "is" | "precision" | "recall" | "density" | "coverage" => Better::Higher,
+        _ => Better::Neither,
     }
 }
 
@@ -126,12 +141,12 @@ pub enum MetricError {
     Table(#[from] TableError),
 }
 
-fn measurement(name: &str, estimate: Estimate, better: Better, n_generated: usize, n_real: usize) -> Measurement {
+fn measurement(name: &str, estimate: Estimate, n_generated: usize, n_real: usize) -> Measurement {
     Measurement {
         name: name.to_string(),
         value: estimate.value,
         standard_error: Some(estimate.standard_error),
-        better,
+        better: better(name),
         n_generated,
         n_real,
         notes: Vec::new(),
@@ -177,19 +192,20 @@ pub fn fid(real: FidInput<'_>, generated: FidInput<'_>, seed: u64) -> Result<Mea
         name: Metric::Fid.name().to_string(),
         value: fid.value,
         standard_error: fid.standard_error,
-        better: Better::Lower,
+        better: better(Metric::Fid.name()),
         n_generated: fid.n_generated.unwrap_or(0),
         n_real: fid.n_real.unwrap_or(0),
         notes: fid_notes(&fid),
     })
 }
 
-/// The bias of the generated side first, short enough to stand beside the value.
+/// The bias of the generated side first, short enough to stand beside the value in the widest table; the limit is the FID expected of
+/// infinitely many samples.
 fn fid_notes(fid: &Fid) -> Vec<String> {
     let whose = |side| if side == Side::Real { "real" } else { "generated" };
     let note = |note: &FidNote| match *note {
         FidNote::FewSamples { side: Side::Generated, least, .. } => match (fid.bias(), fid.extrapolated) {
-            (Some(bias), Some(limit)) => format!("n < {least}: biased by about {bias:+.2} (n to infinity: {limit:.2})"),
+            (Some(bias), Some(limit)) => format!("n < {least}: bias about {bias:+.2} (limit {limit:.2})"),
             _ => format!("n < {least}: biased upwards"),
         },
         FidNote::FewSamples { side, n, least } => format!("{n} {} images, fewer than {least}: biased", whose(side)),
@@ -215,7 +231,7 @@ pub fn kid(real: &Extracted, generated: &Extracted, seed: u64) -> Result<Measure
         name: Metric::Kid.name().to_string(),
         value: kid.value,
         standard_error: kid.standard_error,
-        better: Better::Lower,
+        better: better(Metric::Kid.name()),
         n_generated: kid.n_generated,
         n_real: kid.n_real,
         notes: Vec::new(),
@@ -243,7 +259,7 @@ pub fn is(generated: &Extracted, seed: u64) -> Result<Measurement, MetricError> 
         name: Metric::Is.name().to_string(),
         value: score.mean,
         standard_error,
-        better: Better::Higher,
+        better: better(Metric::Is.name()),
         n_generated: n,
         n_real: 0,
         notes,
@@ -256,7 +272,7 @@ pub fn is(generated: &Extracted, seed: u64) -> Result<Measurement, MetricError> 
 /// [`MetricError`].
 pub fn prdc_all(real: &Extracted, generated: &Extracted) -> Result<Vec<Measurement>, MetricError> {
     let result = prdc(real.table()?, generated.table()?, PRDC_NEIGHBOURS)?;
-    let each = |name, estimate| measurement(name, estimate, Better::Higher, generated.n, real.n);
+    let each = |name, estimate| measurement(name, estimate, generated.n, real.n);
     Ok(vec![
         each("precision", result.precision),
         each("recall", result.recall),
@@ -271,7 +287,7 @@ pub fn prdc_all(real: &Extracted, generated: &Extracted) -> Result<Vec<Measureme
 /// [`MetricError`].
 pub fn swd(real: Features<'_>, generated: Features<'_>, seed: u64) -> Result<Measurement, MetricError> {
     let result = sliced_wasserstein_with_floor(real, generated, DIRECTIONS, seed)?;
-    let mut swd = measurement(Metric::Swd.name(), result.distance, Better::Lower, generated.n(), real.n());
+    let mut swd = measurement(Metric::Swd.name(), result.distance, generated.n(), real.n());
     swd.notes.push(format!("two halves of the real images: {:.4}", result.floor.value));
     Ok(swd)
 }
@@ -304,4 +320,20 @@ pub fn neighbours(
         exact_copies: found.generated.exact_copies,
         closest: found.closest.iter().map(pair).collect(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_number_has_a_metric_and_all_but_neighbours_a_better_side() {
+        for metric in Metric::ALL {
+            for &name in metric.numbers() {
+                assert_eq!(Metric::with_number(name), Some(metric));
+                assert_eq!(better(name) == Better::Neither, metric == Metric::Neighbours, "{name}");
+            }
+        }
+        assert_eq!(Metric::with_number("prdc"), None, "a metric, not a number");
+    }
 }

@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::metric::better;
+
 /// One evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
@@ -166,7 +168,7 @@ impl Neighbours {
             name: "neighbours".to_string(),
             value: self.z,
             standard_error: None,
-            better: Better::Neither,
+            better: better("neighbours"),
             n_generated: self.n_generated,
             n_real: self.n_training,
             notes: Vec::new(),
@@ -179,7 +181,7 @@ fn of_held_out(name: &str, value: f64, standard_error: f64, n: usize) -> Measure
         name: name.to_string(),
         value,
         standard_error: Some(standard_error),
-        better: Better::Lower,
+        better: better(name),
         n_generated: 0,
         n_real: n,
         notes: Vec::new(),

@@ -7,10 +7,12 @@
 //! [`ReferenceCheckpoint::open`] finds the networks in a file, [`infer`] tells their configuration from the tensors' shapes
 //! and the schedule's tables, and [`to_ours`] renames the parameters. [`to_reference`] goes back.
 
+mod checksum;
 mod dtype;
 mod error;
 mod infer;
 mod infer_diffusion;
+mod infer_schedule;
 mod names;
 mod pt;
 mod reference;
@@ -22,5 +24,5 @@ pub use infer::{Inferred, infer};
 pub use names::{ParameterName, reference_layout, to_ours, to_reference};
 pub use pt::PtFile;
 pub use reference::{ReferenceCheckpoint, ReferenceKind, ReferenceWeights, Which};
-pub use safetensors_file::{Metadata, read_safetensors, write_safetensors};
-pub use state_dict::{StateDict, TensorData};
+pub use safetensors_file::{Metadata, read_safetensors, write_safetensors, write_tensor_views};
+pub use state_dict::{StateDict, TensorData, TensorView};

@@ -11,11 +11,11 @@ use std::path::Path;
 
 use safetensors::tensor::{Dtype, Metadata as Header, TensorInfo};
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
+use super::checksum::{Checksum, for_bytes};
 use super::dtype::ElementType;
 use super::error::InteropError;
-use super::state_dict::{StateDict, TensorData};
+use super::state_dict::{StateDict, TensorData, TensorView};
 use crate::atomic_file::write_atomically;
 
 /// Text entries in the header of a safetensors file.
@@ -70,13 +70,25 @@ pub fn read_safetensors(path: &Path) -> Result<(StateDict, Metadata), InteropErr
 /// The folder is missing or not writable, the disk is full, a tensor's values do not fill its shape, or a tensor or metadata entry
 /// has a name that the format reserves.
 pub fn write_safetensors(path: &Path, state: &StateDict, metadata: &Metadata) -> Result<(), InteropError> {
-    let header = header_bytes(path, state, metadata)?;
+    write_tensor_views(path, &state.iter().map(|(name, tensor)| (name, tensor.view())).collect(), metadata)
+}
+
+/// [`write_safetensors`] for tensors that are nobody's to give away: the same bytes, without a copy.
+///
+/// # Errors
+/// As [`write_safetensors`].
+pub fn write_tensor_views(
+    path: &Path,
+    tensors: &BTreeMap<&str, TensorView<'_>>,
+    metadata: &Metadata,
+) -> Result<(), InteropError> {
+    let header = header_bytes(path, tensors, metadata)?;
     let written = write_atomically(path, |out| {
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
         let mut result = Ok(());
-        for (_, tensor) in state.iter() {
-            for_bytes(&tensor.values, |bytes| {
+        for tensor in tensors.values() {
+            for_bytes(tensor.values, |bytes| {
                 if result.is_ok() {
                     result = out.write_all(bytes);
                 }
@@ -167,8 +179,12 @@ enum Entry<'a> {
 }
 
 /// The safetensors crate writes metadata in the order of a hash map, which differs between runs; this is sorted.
-fn header_bytes(path: &Path, state: &StateDict, metadata: &Metadata) -> Result<Vec<u8>, InteropError> {
-    if state.contains(METADATA) {
+fn header_bytes(
+    path: &Path,
+    tensors: &BTreeMap<&str, TensorView<'_>>,
+    metadata: &Metadata,
+) -> Result<Vec<u8>, InteropError> {
+    if tensors.contains_key(METADATA) {
         return Err(InteropError::ReservedName(METADATA.to_string()));
     }
     if metadata.contains_key(CHECKSUM) {
@@ -177,12 +193,12 @@ fn header_bytes(path: &Path, state: &StateDict, metadata: &Metadata) -> Result<V
     let mut entries = BTreeMap::new();
     let mut checksum = Checksum::new(metadata);
     let mut offset = 0;
-    for (name, tensor) in state.iter() {
+    for (&name, tensor) in tensors {
         tensor.check()?;
         let end = offset + 4 * tensor.values.len();
-        entries.insert(name, Entry::Tensor { dtype: "F32", shape: &tensor.shape, data_offsets: [offset, end] });
+        entries.insert(name, Entry::Tensor { dtype: "F32", shape: tensor.shape, data_offsets: [offset, end] });
         offset = end;
-        checksum.tensor(name, "F32", &tensor.shape, |sink| for_bytes(&tensor.values, sink));
+        checksum.tensor(name, "F32", tensor.shape, |sink| for_bytes(tensor.values, sink));
     }
     let mut metadata = metadata.clone();
     metadata.insert(CHECKSUM.to_string(), checksum.finish());
@@ -190,55 +206,6 @@ fn header_bytes(path: &Path, state: &StateDict, metadata: &Metadata) -> Result<V
     let mut json = serde_json::to_vec(&entries).map_err(io::Error::from).map_err(InteropError::io("write", path))?;
     json.resize(json.len().next_multiple_of(8), b' ');
     Ok(json)
-}
-
-/// Hands out the little-endian bytes of `values`, piece by piece.
-fn for_bytes(values: &[f32], mut sink: impl FnMut(&[u8])) {
-    let mut buffer = [[0; 4]; 4096];
-    for chunk in values.chunks(buffer.len()) {
-        for (bytes, value) in buffer.iter_mut().zip(chunk) {
-            *bytes = value.to_le_bytes();
-        }
-        sink(buffer[..chunk.len()].as_flattened());
-    }
-}
-
-/// SHA-256 over contents in sorted order, every text with its length so that no two contents give the same input.
-struct Checksum(Sha256);
-
-impl Checksum {
-    fn new(metadata: &Metadata) -> Self {
-        let mut checksum = Self(Sha256::new());
-        checksum.number(metadata.len());
-        for (key, value) in metadata {
-            checksum.text(key);
-            checksum.text(value);
-        }
-        checksum
-    }
-
-    fn tensor(&mut self, name: &str, dtype: &str, shape: &[usize], data: impl FnOnce(&mut dyn FnMut(&[u8]))) {
-        self.text(name);
-        self.text(dtype);
-        self.number(shape.len());
-        for &side in shape {
-            self.number(side);
-        }
-        data(&mut |bytes| self.0.update(bytes));
-    }
-
-    fn text(&mut self, text: &str) {
-        self.number(text.len());
-        self.0.update(text);
-    }
-
-    fn number(&mut self, number: usize) {
-        self.0.update((number as u64).to_le_bytes());
-    }
-
-    fn finish(self) -> String {
-        self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-    }
 }
 
 #[cfg(test)]

@@ -12,6 +12,24 @@ pub struct TensorData {
     pub values: Vec<f32>,
 }
 
+/// A tensor in somebody else's memory.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TensorView<'a> {
+    pub shape: &'a [usize],
+    pub values: &'a [f32],
+}
+
+impl TensorView<'_> {
+    /// The fields are public, so whoever depends on their agreement checks it.
+    pub(super) fn check(&self) -> Result<(), InteropError> {
+        let expected = element_count(self.shape).unwrap_or(usize::MAX);
+        if expected == self.values.len() {
+            return Ok(());
+        }
+        Err(InteropError::ValueCount { shape: self.shape.to_vec(), expected, got: self.values.len() })
+    }
+}
+
 impl TensorData {
     /// Refuses values that do not fill the shape.
     pub fn new(shape: impl Into<Vec<usize>>, values: Vec<f32>) -> Result<Self, InteropError> {
@@ -25,13 +43,13 @@ impl TensorData {
         Self::new(shape, self.values)
     }
 
-    /// The fields are public, so whoever depends on their agreement checks it.
+    /// The same tensor, where it lies.
+    pub fn view(&self) -> TensorView<'_> {
+        TensorView { shape: &self.shape, values: &self.values }
+    }
+
     pub(super) fn check(&self) -> Result<(), InteropError> {
-        let expected = element_count(&self.shape).unwrap_or(usize::MAX);
-        if expected == self.values.len() {
-            return Ok(());
-        }
-        Err(InteropError::ValueCount { shape: self.shape.clone(), expected, got: self.values.len() })
+        self.view().check()
     }
 }
 

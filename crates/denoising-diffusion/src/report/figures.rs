@@ -74,7 +74,7 @@ pub(super) fn decimals_for(error: f64) -> usize {
 }
 
 /// `2607681` as `2,607,681`.
-pub(super) fn thousands(number: u64) -> String {
+pub fn thousands(number: u64) -> String {
     grouped(&number.to_string())
 }
 

@@ -20,6 +20,7 @@ mod raster;
 use std::path::{Path, PathBuf};
 
 pub use curve::{CurveOptions, Series, Smoothing, YScale, save_curve_png, save_curve_svg};
+pub use figures::thousands;
 pub use gif::TrajectoryGif;
 pub use grid::{GridOptions, Scale, grid_png, save_grid, save_images};
 pub use log::{Record, RunLog};

@@ -201,6 +201,8 @@ fn pieces(word: &str, most: usize) -> Vec<String> {
 mod tests {
     use super::super::page::example;
     use super::*;
+    use crate::eval::extract::Extracted;
+    use crate::eval::metric::{self, FidInput};
     use proptest::prelude::*;
 
     fn line_of<'a>(text: &'a str, name: &str) -> &'a str {
@@ -215,6 +217,25 @@ mod tests {
         let narrow = table_within(&evaluation, 80);
         let below = narrow.lines().skip_while(|line| !line.starts_with("fid")).nth(1);
         assert_eq!(below, Some("    - FID at n = 2,000 is biased by about +3.1"));
+    }
+
+    /// Samples in hundreds, more real images than ImageNet has, and numbers with many digits: the bias stays on the line.
+    #[test]
+    fn what_eval_says_of_the_bias_fits_beside_the_fid() {
+        let set = |n: usize, shift: f32| {
+            let features = (0..3 * n).map(|i| shift + (i * i * 7 % 31) as f32 * 0.4).collect();
+            Extracted { n, dims: 3, features, logits: None }
+        };
+        let (real, generated) = (set(40, 0.0), set(12, 9.0));
+        let fid = metric::fid(FidInput::Features(&real), FidInput::Features(&generated), 0).unwrap();
+        assert!(fid.value > 200.0 && fid.standard_error.is_some(), "{fid:?}");
+        let mut evaluation = example::evaluation();
+        evaluation.measurements[0] = Measurement { n_real: 1_281_167, ..fid };
+        let kid = &mut evaluation.measurements[1];
+        (kid.value, kid.standard_error) = (0.000_521_34, Some(0.000_011_4));
+        let text = table(&evaluation);
+        let line = line_of(&text, "fid");
+        assert!(line.contains("n < 10000: bias about ") && line.contains(" (limit "), "{text}");
     }
 
     #[test]

@@ -11,14 +11,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::trainer::TrainerState;
+use crate::digest::{self, FileDigest};
 use crate::interop::{self, InteropError, Metadata};
 use crate::model_file::{ModelCard, ModelFile, ModelFileError, WeightsKind};
 
@@ -171,11 +171,13 @@ impl Checkpoints {
         File::create(&path).map(drop).map_err(io_error("create", &path))
     }
 
-    /// Marks a checkpoint as the best, and no other.
-    pub fn mark_best(&self, step: u64) -> Result<(), CheckpointError> {
-        let path = self.path_of(step).join(BEST);
-        File::create(&path).map(drop).map_err(io_error("create", &path))?;
-        for other in self.steps().into_iter().filter(|other| *other != step) {
+    /// Marks a checkpoint as the best, and no other; `None` marks none.
+    pub fn mark_best(&self, step: Option<u64>) -> Result<(), CheckpointError> {
+        // The new mark first: there is a best checkpoint at every moment.
+        if let Some(path) = step.map(|step| self.path_of(step).join(BEST)).filter(|path| !path.exists()) {
+            File::create(&path).map(drop).map_err(io_error("create", &path))?;
+        }
+        for other in self.steps().into_iter().filter(|other| Some(*other) != step) {
             let path = self.path_of(other).join(BEST);
             if path.exists() {
                 fs::remove_file(&path).map_err(io_error("remove", &path))?;
@@ -260,18 +262,7 @@ fn verify(path: &Path) -> Result<CheckpointState, CheckpointError> {
 }
 
 fn checksum(path: &Path) -> Result<Checksum, CheckpointError> {
-    let mut file = File::open(path).map_err(io_error("open", path))?;
-    let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
-    loop {
-        match file.read(&mut buffer).map_err(io_error("read", path))? {
-            0 => break,
-            n => {
-                hash.update(&buffer[..n]);
-                bytes += n as u64;
-            }
-        }
-    }
-    let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let FileDigest { sha256, bytes } = digest::of_file(path).map_err(io_error("read", path))?;
     Ok(Checksum { sha256, bytes })
 }
 

@@ -1,5 +1,5 @@
-//! Evaluations of a run: when they are due, how large they may be, and which checkpoint is the best. Nothing here touches the network
-//! in training or the order of its data.
+//! Evaluations of a run: how large they may be, and what is measured. Nothing here touches the network in training or the order of its
+//! data. Not here: when they are due (`periodic`), and which checkpoint is the best (`best`).
 
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -10,15 +10,15 @@ use super::run::{Run, RunError};
 use crate::data::Subset;
 use crate::eval::config::EvaluateConfig;
 use crate::eval::evaluate::{EvaluateError, Inception, Sets, Split, Watch, bpd, loss, measure};
-use crate::eval::extract::{Extractor, FeatureStore};
+use crate::eval::extract::{ExtractError, Extractor, FeatureStore};
 use crate::eval::images::Images;
 use crate::eval::likelihood::{TERMS, evaluations};
 use crate::eval::metric::Metric;
-use crate::eval::result::{Better, Measurement};
+use crate::eval::result::Measurement;
 use crate::generate::{GenerateError, Progress, Request};
 use crate::models::Network;
 use crate::nn::Eval;
-use crate::report::log::{self, EvaluationRecord, Record};
+use crate::report::log::{EvaluationRecord, Record};
 use crate::report::{ImageBatch, Task};
 use crate::sampler::SampleConfig;
 
@@ -95,28 +95,23 @@ impl<M: Network<4>> Run<M> {
         let record = EvaluationRecord {
             step,
             samples: samples as u64,
+            asked: setup.config.evaluate_samples as u64,
+            budget_s: setup.config.evaluate_budget_s,
             values: measurements.iter().map(|m| (m.name.clone(), m.value)).collect(),
             standard_errors: measurements.iter().filter_map(|m| Some((m.name.clone(), m.standard_error?))).collect(),
             seconds: started.elapsed().as_secs_f64(),
         };
-        let best = setup.config.best();
-        let better = measurements.iter().find(|m| m.name == best).map_or(Better::Lower, |m| m.better);
-        let is_best = is_best(best, better, &record, &self.evaluations()?);
         self.log.append(&Record::Evaluation(record))?;
-        on_event(Event::Evaluation { step, measurements: &measurements, best: is_best.then_some(best) });
-        Ok(ControlFlow::Continue(is_best))
-    }
-
-    fn evaluations(&self) -> Result<Vec<EvaluationRecord>, RunError> {
-        let records = log::read(self.setup.dir.join("log.jsonl"))?;
-        let read = |value| match serde_json::from_value(value) {
-            Ok(Record::Evaluation(record)) => Some(record),
-            _ => None,
+        let best = match setup.config.best() {
+            Some(name) => self.would_be_best(name, step)?.then_some(name),
+            None => None,
         };
-        Ok(records.into_iter().filter_map(read).collect())
+        on_event(Event::Evaluation { step, measurements: &measurements, best });
+        Ok(ControlFlow::Continue(best.is_some()))
     }
 
-    /// How many samples to draw: as in the evaluation before, so that numbers compare; the first time, as many as the budget allows.
+    /// How many samples to draw: as in the evaluation before, so that numbers compare; the first time, and when the run was resumed with
+    /// another number or another budget, as many as the budget allows.
     fn evaluation_samples(
         &self,
         setup: &EvaluateSetup,
@@ -124,7 +119,11 @@ impl<M: Network<4>> Run<M> {
         stop: &StopSignal,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<usize, RunError> {
-        if let Some(before) = self.evaluations()?.last() {
+        let EvaluateConfig { evaluate_samples, evaluate_budget_s, .. } = setup.config;
+        let same = |before: &&EvaluationRecord| {
+            before.asked == evaluate_samples as u64 && before.budget_s == evaluate_budget_s
+        };
+        if let Some(before) = self.evaluations()?.last().filter(same) {
             return Ok(before.samples as usize);
         }
         let expected = self.expected_time(setup, eval, stop)?;
@@ -162,7 +161,9 @@ impl<M: Network<4>> Run<M> {
                 let per_image = started.elapsed().as_secs_f64() / some.len() as f64;
                 per_sample += per_image;
                 let real = self.real_images(&setup.config);
-                let known = setup.store.path(extractor, &real).is_ok_and(|path| path.is_file());
+                let path =
+                    setup.store.path(extractor, &real).map_err(ExtractError::from).map_err(EvaluateError::from)?;
+                let known = path.is_some_and(|path| path.is_file());
                 once = if known { 0.0 } else { per_image * real.len() as f64 };
             }
         }
@@ -228,13 +229,14 @@ impl<M: Network<4>> Run<M> {
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<ImageBatch, RunError> {
         let shape = self.setup.train.dataset().shape();
+        let classes = self.classes_of_samples(count);
         let request = Request {
             sample,
             seed: self.trainer.config().seed,
             count,
             shape: [shape.channels, shape.height, shape.width],
             init_noise: None,
-            classes: None,
+            classes: classes.as_deref(),
         };
         let batches = count.div_ceil(sample.sample_batch_size);
         let mut progress = |at: &Progress<'_>| {
@@ -246,42 +248,5 @@ impl<M: Network<4>> Run<M> {
             GenerateError::Interrupted(_) => RunError::Evaluation(EvaluateError::Interrupted),
             error => RunError::Samples(error),
         })
-    }
-}
-
-/// Whether `now` beats all evaluations before it. A number that is not there, or not finite, beats nothing.
-fn is_best(name: &str, better: Better, now: &EvaluationRecord, before: &[EvaluationRecord]) -> bool {
-    let value = |record: &EvaluationRecord| record.values.get(name).copied().filter(|value| value.is_finite());
-    let Some(new) = value(now) else { return false };
-    before.iter().filter_map(value).all(|old| if better == Better::Higher { new > old } else { new < old })
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use super::*;
-
-    fn record(values: &[(&str, f64)]) -> EvaluationRecord {
-        EvaluationRecord {
-            step: 0,
-            samples: 2,
-            values: values.iter().map(|(name, value)| (name.to_string(), *value)).collect(),
-            standard_errors: BTreeMap::new(),
-            seconds: 0.0,
-        }
-    }
-
-    #[test]
-    fn the_best_is_strictly_better_than_all_before() {
-        let before = [record(&[("fid", 3.0)]), record(&[("fid", 2.0)]), record(&[("fid", f64::NAN)])];
-        for (value, lower, higher) in [(1.9, true, false), (2.0, false, false), (3.1, false, true)] {
-            let now = record(&[("fid", value)]);
-            assert_eq!(is_best("fid", Better::Lower, &now, &before), lower, "{value}");
-            assert_eq!(is_best("fid", Better::Higher, &now, &before), higher, "{value}");
-        }
-        assert!(!is_best("fid", Better::Lower, &record(&[("fid", f64::NAN)]), &before));
-        assert!(!is_best("fid", Better::Lower, &record(&[]), &[]));
-        assert!(is_best("fid", Better::Lower, &record(&[("fid", 9.0)]), &[]));
     }
 }

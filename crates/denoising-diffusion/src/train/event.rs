@@ -49,7 +49,7 @@ pub enum Event<'a> {
         step: u64,
         path: &'a Path,
     },
-    /// Before the first evaluation.
+    /// Before the first evaluation, and before the first one with another number of samples or another time budget.
     Expected(&'a Expected),
     Evaluating {
         task: Task,

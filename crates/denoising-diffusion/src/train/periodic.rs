@@ -57,7 +57,10 @@ impl<M: Network<4>> Run<M> {
             }
         }
         if (save || best) && missing("checkpoint") {
-            self.save(if best { Saving::Best } else { Saving::Due }, on_event)?;
+            self.save(Saving::Due, on_event)?;
+        } else if best {
+            // The checkpoint that the run goes on from had not been evaluated.
+            self.mark_best()?;
         }
         Ok(Periodic::Done)
     }
@@ -94,13 +97,14 @@ impl<M: Network<4>> Run<M> {
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<ControlFlow<()>, RunError> {
         let ImageShape { channels, height, width } = self.setup.train.dataset().shape();
+        let classes = self.classes_of_samples(self.setup.sample.num_samples);
         let request = Request {
             sample: &self.setup.sample,
             seed: self.trainer.config().seed,
             count: self.setup.sample.num_samples,
             shape: [channels, height, width],
             init_noise: None,
-            classes: None,
+            classes: classes.as_deref(),
         };
         let mut progress = |at: &Progress<'_>| {
             on_event(Event::Sampling { step: at.step, steps: at.steps, images_done: at.images_done });

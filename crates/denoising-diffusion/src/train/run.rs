@@ -20,6 +20,7 @@ use super::periodic::Periodic;
 use super::trainer::{NonFiniteKind, StepReport, TrainError, Trainer};
 use crate::atomic_file::{remove_leftovers, write_atomically};
 use crate::data::{Batch, DataError, Flip, ImageShape, Loader, LoaderConfig, Subset};
+use crate::diffusion::{Examples, GuidanceConfig};
 use crate::eval::evaluate::EvaluateError;
 use crate::generate::{GenerateError, Generator};
 use crate::model_file::ModelCard;
@@ -40,6 +41,8 @@ pub struct RunSetup {
     /// What exported weights say of themselves; step and decay are filled in.
     pub card: ModelCard,
     pub sample: SampleConfig,
+    /// Of the samples, in the run's grids and evaluations.
+    pub guidance: GuidanceConfig,
     /// Evaluations, if there are any.
     pub evaluate: Option<EvaluateSetup>,
     pub train: Subset,
@@ -83,10 +86,8 @@ pub enum RunError {
 /// Why a checkpoint is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Saving {
-    /// Its step came; the log says so.
+    /// Its step came, or it is the best so far; the log says so.
     Due,
-    /// The same, and it is the best so far.
-    Best,
     /// The run ends here for now, which leaves no trace in the log.
     Stopping,
 }
@@ -98,7 +99,7 @@ pub struct Run<M> {
     pub(super) setup: RunSetup,
     loader: Loader,
     pub(super) log: RunLog,
-    checkpoints: Checkpoints,
+    pub(super) checkpoints: Checkpoints,
 }
 
 impl<M: Network<4>> Run<M> {
@@ -152,7 +153,9 @@ impl<M: Network<4>> Run<M> {
         trainer.restore(&read_state(&path, &info)?)?;
         let loader = open_loader(&trainer, &setup)?;
         let (log, _) = RunLog::open_for_resume(setup.dir.join("log.jsonl"), info.step)?;
-        Ok((Self { trainer, setup, loader, log, checkpoints }, rejected))
+        let run = Self { trainer, setup, loader, log, checkpoints };
+        run.mark_best()?;
+        Ok((run, rejected))
     }
 
     fn start_over(trainer: Trainer<M>, setup: RunSetup) -> Result<Self, RunError> {
@@ -203,7 +206,13 @@ impl<M: Network<4>> Run<M> {
 
     /// What draws the run's samples from a copy of its average.
     pub(super) fn generator<'a>(&'a self, eval: &'a Eval<M>) -> Generator<'a, M> {
-        Generator::new(eval, self.trainer.diffusion())
+        Generator { guidance: self.setup.guidance.clone(), ..Generator::new(eval, self.trainer.diffusion()) }
+    }
+
+    /// The classes of `count` samples, one after the other, where the network is told classes.
+    pub(super) fn classes_of_samples(&self, count: usize) -> Option<Vec<u32>> {
+        let num_classes = self.trainer.model().num_classes() as u32;
+        (num_classes > 0).then(|| (0..count as u32).map(|i| i % num_classes).collect())
     }
 
     fn images_per_step(&self) -> usize {
@@ -214,7 +223,11 @@ impl<M: Network<4>> Run<M> {
         let shape = self.setup.train.dataset().shape();
         let device = self.trainer.device();
         let batches = (0..self.trainer.config().accumulate)
-            .map(|_| Ok(to_tensor(self.loader.next_batch()?, shape, &device)))
+            .map(|_| {
+                let mut batch = self.loader.next_batch()?;
+                let classes = batch.classes.take();
+                Ok(Examples { data: to_tensor(batch, shape, &device), classes })
+            })
             .collect::<Result<Vec<_>, DataError>>()?;
         Ok(self.trainer.step(batches))
     }
@@ -270,9 +283,7 @@ impl<M: Network<4>> Run<M> {
         if config.keep_every.is_some_and(|every| step.is_multiple_of(every)) {
             self.checkpoints.mark(step)?;
         }
-        if saving == Saving::Best {
-            self.checkpoints.mark_best(step)?;
-        }
+        self.mark_best()?;
         self.checkpoints.prune(config.keep)?;
         self.draw_curve()?;
         on_event(Event::Checkpoint { step, path: &path });

@@ -1,7 +1,9 @@
 //! What can be opened, what is refused, and with which words.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
 
 use image::DynamicImage;
 
@@ -273,6 +275,29 @@ fn the_digest_follows_the_content() {
     let first = digest(&config(&path));
     npy::write_npy_f32(&path, &[2, 1, 1], &[0.5, 0.0]).unwrap();
     assert_ne!(digest(&config(&path)), first);
+}
+
+#[test]
+fn the_cache_key_sees_a_file_written_anew_and_the_digest_a_copied_folder() {
+    let open = |root: &Path| Dataset::open(&config(root)).unwrap();
+    let root = numbered(3);
+    let first = open(root.path());
+    assert_eq!(open(root.path()).cache_key(), first.cache_key());
+
+    // The same length at another time.
+    let path = root.path().join("001.png");
+    let file = File::options().write(true).open(&path).unwrap();
+    file.set_modified(path.metadata().unwrap().modified().unwrap() + Duration::from_secs(1)).unwrap();
+    let anew = open(root.path());
+    assert_ne!(anew.cache_key(), first.cache_key());
+    assert_eq!(anew.digest(), first.digest(), "a run that was trained on a copy goes on");
+    file.set_modified(SystemTime::UNIX_EPOCH - Duration::from_secs(1)).unwrap();
+    assert_ne!(open(root.path()).cache_key(), anew.cache_key());
+
+    let path = root.path().join("x.npy");
+    npy::write_npy_f32(&path, &[2, 1, 1], &[0.0, 0.5]).unwrap();
+    let array = open(&path);
+    assert_eq!(array.cache_key(), array.digest(), "whose contents are part of it");
 }
 
 #[test]

@@ -1,15 +1,13 @@
 //! The weights of Inception: a file, its digest, and what can be wrong with it. Not here: fetching the file.
 
-use std::fs::File;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::InceptionV3;
 use super::blocks::Read;
+use crate::digest;
 use crate::interop::{InteropError, PtFile, StateDict, TensorData, read_safetensors};
 
 /// The first digits of the published file's SHA-256, as its name, `pt_inception-2015-12-05-6726825d.pth`, says.
@@ -74,7 +72,8 @@ impl InceptionWeights {
     /// # Errors
     /// A file that cannot be read, is damaged, or, where that is asked for, is not the published one.
     pub fn read(path: &Path, verification: Verification) -> Result<Self, WeightsError> {
-        let digest = file_digest(path).map_err(|source| WeightsError::Io { path: path.to_path_buf(), source })?;
+        let read = digest::of_file(path).map_err(|source| WeightsError::Io { path: path.to_path_buf(), source });
+        let digest = read?.sha256;
         if verification == Verification::Published && !digest.starts_with(OFFICIAL_DIGEST) {
             return Err(WeightsError::Digest { path: path.to_path_buf(), digest });
         }
@@ -92,19 +91,6 @@ impl InceptionWeights {
     /// As [`InceptionV3::new`].
     pub fn network(&self, device: &Device) -> Result<InceptionV3, WeightsError> {
         InceptionV3::new(&self.state, device)
-    }
-}
-
-/// SHA-256 of a file, in hexadecimal digits.
-pub fn file_digest(path: &Path) -> std::io::Result<String> {
-    let mut file = File::open(path)?;
-    let mut sha = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
-            n => sha.update(&buffer[..n]),
-        }
     }
 }
 

@@ -117,9 +117,17 @@ pub struct EvaluationRecord {
     pub step: u64,
     /// Samples that were drawn for it.
     pub samples: u64,
+    /// Samples that the configuration asked for.
+    #[serde(default)]
+    pub asked: u64,
+    /// The configuration's time budget, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget_s: Option<f64>,
     /// By name.
+    #[serde(with = "number::by_name")]
     pub values: BTreeMap<String, f64>,
     /// Of those that have one.
+    #[serde(with = "number::by_name")]
     pub standard_errors: BTreeMap<String, f64>,
     /// Time that it took; differs between runs.
     pub seconds: f64,
@@ -136,6 +144,8 @@ pub struct CheckpointRecord {
 
 /// `#[serde(with = "number")]`: an `f64` as a JSON number, or as `"NaN"`, `"inf"`, `"-inf"`.
 pub mod number {
+    use std::collections::BTreeMap;
+
     use serde::de::Error;
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -186,6 +196,23 @@ pub mod number {
             Ok([a.read()?, b.read()?, c.read()?, d.read()?])
         }
     }
+
+    /// `#[serde(with = "number::by_name")]`: the same for numbers with names.
+    pub mod by_name {
+        use super::{BTreeMap, Deserialize, Deserializer, Number, Serialize, Serializer};
+
+        /// For serde.
+        pub fn serialize<S: Serializer>(values: &BTreeMap<String, f64>, serializer: S) -> Result<S::Ok, S::Error> {
+            let named: BTreeMap<&str, Number> = values.iter().map(|(k, v)| (k.as_str(), Number::write(*v))).collect();
+            named.serialize(serializer)
+        }
+
+        /// For serde.
+        pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, f64>, D::Error> {
+            let named = BTreeMap::<String, Number>::deserialize(deserializer)?;
+            named.into_iter().map(|(name, number)| Ok((name, number.read()?))).collect()
+        }
+    }
 }
 
 pub(super) fn named_number(name: &str) -> Option<f64> {
@@ -218,6 +245,15 @@ mod tests {
         assert_eq!(back.held_out_loss_by_quarter[..2], [f64::INFINITY, f64::NEG_INFINITY]);
         let wrong = json!({"step": 1, "held_out_loss": "much", "held_out_loss_by_quarter": [0, 0, 0, 0]});
         assert!(serde_json::from_value::<HeldOutRecord>(wrong).is_err());
+
+        let values = BTreeMap::from([("fid".to_string(), f64::NAN), ("swd".to_string(), 0.5)]);
+        let standard_errors = BTreeMap::new();
+        let evaluation =
+            EvaluationRecord { step: 3, samples: 8, asked: 8, budget_s: None, values, standard_errors, seconds: 1.0 };
+        let value = serde_json::to_value(Record::Evaluation(evaluation)).unwrap();
+        assert_eq!(value["values"], json!({"fid": "NaN", "swd": 0.5}));
+        let Record::Evaluation(back) = serde_json::from_value(value).unwrap() else { panic!("another kind") };
+        assert!(back.values["fid"].is_nan() && back.values["swd"] == 0.5);
     }
 
     proptest! {

@@ -1,0 +1,62 @@
+//! By what data is known again: a digest for a run that goes on, a key for what is computed from images and kept. Not here: preparation,
+//! which changes images and not data.
+
+use std::time::SystemTime;
+
+use super::ImageShape;
+use super::array::ArraySource;
+use super::folder::ImageFile;
+use super::raster::Samples;
+use crate::digest::Digest;
+
+/// Paths and lengths of usable files.
+pub(super) fn folder_digest(files: &[ImageFile]) -> String {
+    let mut digest = Digest::new();
+    digest.update(b"folder");
+    for file in files {
+        for part in file.path.components() {
+            digest.update(part.as_os_str().as_encoded_bytes());
+            digest.update(b"/");
+        }
+        digest.update(b"\0");
+        digest.update(file.bytes.to_le_bytes());
+    }
+    digest.finish()
+}
+
+/// A folder's digest, and when each file was last modified.
+pub(super) fn folder_cache_key(folder_digest: &str, files: &[ImageFile]) -> String {
+    let mut digest = Digest::new();
+    digest.update(folder_digest);
+    for file in files {
+        let nanoseconds = file.modified.map(|at| match at.duration_since(SystemTime::UNIX_EPOCH) {
+            Ok(after) => after.as_nanos() as i128,
+            Err(before) => -(before.duration().as_nanos() as i128),
+        });
+        digest.update(nanoseconds.unwrap_or(i128::MIN).to_le_bytes());
+    }
+    digest.finish()
+}
+
+/// Shape, values and labels.
+pub(super) fn array_digest(source: &ArraySource) -> String {
+    let ImageShape { channels, height, width } = source.shape;
+    let mut digest = Digest::new();
+    digest.update(b"array");
+    for side in [source.count, channels, height, width] {
+        digest.update((side as u64).to_le_bytes());
+    }
+    match &source.samples {
+        Samples::U8(v) => digest.update(v),
+        Samples::U16(v) => v.iter().for_each(|v| digest.update(v.to_le_bytes())),
+        Samples::F32(v) => v.iter().for_each(|v| digest.update(v.to_le_bytes())),
+    }
+    if let Some(classes) = &source.classes {
+        classes.of_image.iter().for_each(|class| digest.update(class.to_le_bytes()));
+        // Numbers alone would not tell labels 3 and 7 from 0 and 1.
+        if !classes.named_by_number() {
+            classes.names.iter().for_each(|name| digest.update(format!("{name}\0")));
+        }
+    }
+    digest.finish()
+}
