@@ -66,6 +66,11 @@ impl Golden {
         Tensor::from_data(TensorData::new(host.values.clone(), shape), device)
     }
 
+    /// `[draws, b, c, h, w]` as one tensor per draw.
+    pub fn noises(&self, name: &str, device: &Device) -> Vec<Tensor<4>> {
+        self.tensor::<5>(name, device).iter_dim(0).map(|one| one.squeeze_dim(0)).collect()
+    }
+
     /// The tensors under a prefix, without it.
     pub fn under(&self, prefix: &str) -> StateDict {
         let mut state = StateDict::new();
@@ -99,6 +104,24 @@ pub fn assert_close(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
         .map(|(a, b)| (a - b).abs())
         .fold(0.0_f32, |most, difference| if difference.is_nan() { f32::INFINITY } else { most.max(difference) });
     assert!(worst <= tolerance * scale, "{what}: differs by {worst:e}, values up to {scale}");
+}
+
+/// Each difference is at most `tolerance * max(1, the expected value)`: for numbers of very different size.
+pub fn assert_each_close(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(got.len(), expected.len(), "{what}: length");
+    for (i, (a, b)) in got.iter().zip(expected).enumerate() {
+        // Written so that NaN fails.
+        assert!((a - b).abs() <= tolerance * b.abs().max(1.0), "{what}: {a} in place of {b} at {i}");
+    }
+}
+
+/// Each difference is at most `tolerance` times the expected value, however small that is.
+pub fn assert_relative<T: Copy + Into<f64>>(what: &str, got: &[T], expected: &[T], tolerance: f64) {
+    assert_eq!(got.len(), expected.len(), "{what}: length");
+    for (i, (a, b)) in got.iter().zip(expected).enumerate() {
+        let (a, b): (f64, f64) = ((*a).into(), (*b).into());
+        assert!((a - b).abs() <= tolerance * b.abs(), "{what}: {a} in place of {b} at {i}");
+    }
 }
 
 pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {

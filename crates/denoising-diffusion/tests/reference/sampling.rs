@@ -1,6 +1,6 @@
 //! `GaussianDiffusion.p_sample`, `p_sample_loop`, `ddim_sample` and `interpolate` on injected noise.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use denoising_diffusion::diffusion::{BetaSchedule, Diffusion, GaussianConfig, NoiseLevel, Objective, ScheduleConfig};
 use denoising_diffusion::models::Unet;
 use denoising_diffusion::nn::{Eval, EvalMode};
@@ -27,43 +27,51 @@ impl Case {
         self.golden.unet(key, prefix, &self.device).eval()
     }
 
-    /// `[draws, b, c, h, w]` as one tensor per draw.
-    fn noises(&self, name: &str) -> Vec<Tensor<4>> {
-        let all = self.golden.tensor::<5>(name, &self.device);
-        all.iter_dim(0).map(|one| one.squeeze_dim(0)).collect()
-    }
-
     fn check_trajectory(&self, name: &str, unet_key: &str, prefix: &str) {
         let options = &self.golden.config["trajectories"][name];
         let objective = serde_json::from_value(options["objective"].clone()).unwrap();
         let beta_schedule = serde_json::from_value(options["beta_schedule"].clone()).unwrap();
         let timesteps = options["timesteps"].as_u64().unwrap() as usize;
         let diffusion = gaussian(timesteps, beta_schedule, objective);
-        let unet = self.unet(unet_key, prefix);
-        let denoiser = diffusion.denoiser(&unet);
-        let x = self.golden.tensor::<4>(&format!("{name}.x_T"), &self.device);
-        let noises = self.noises(&format!("{name}.noise"));
-        let expected = self.golden.tensor::<5>(&format!("{name}.images"), &self.device);
+        check_trajectory(&self.golden, name, &diffusion, &self.unet(unet_key, prefix), PosteriorVariance::Small);
+    }
+}
 
-        let mut compare = |step: &Step<'_, 4>| {
-            let image = expected.clone().narrow(1, step.index + 1, 1).squeeze_dim::<4>(1);
-            let got = diffusion.unnormalize(step.x.clone());
-            assert_close(&format!("{name} step {}", step.index), &values(got), &values(image), 1e-4);
-            std::ops::ControlFlow::Continue(())
-        };
-        match options["sampling_timesteps"].as_u64() {
-            Some(steps) => {
-                let levels = diffusion.formulation().levels(steps as usize);
-                let eta = options["eta"].as_f64().unwrap();
-                ddim(&denoiser, x, &levels, eta, &mut noises.as_slice(), &mut compare).unwrap();
-            }
-            None => {
-                let levels = diffusion.formulation().levels(timesteps);
-                let variance = PosteriorVariance::Small;
-                ddpm(&denoiser, x, &levels, variance, &mut noises.as_slice(), &mut compare).unwrap();
-            }
+/// Every image on the way, by DDIM if the trajectory has a number of steps and by ancestral sampling otherwise.
+pub fn check_trajectory(
+    golden: &Golden,
+    name: &str,
+    diffusion: &Diffusion,
+    unet: &Eval<Unet>,
+    variance: PosteriorVariance,
+) {
+    let options = &golden.config["trajectories"][name];
+    let device = Device::flex();
+    let denoiser = diffusion.denoiser(unet);
+    let x = golden.tensor::<4>(&format!("{name}.x_T"), &device);
+    let noises = golden.noises(&format!("{name}.noise"), &device);
+    let expected = golden.tensor::<5>(&format!("{name}.images"), &device);
+
+    let mut seen = 0;
+    let mut compare = |step: &Step<'_, 4>| {
+        let image = expected.clone().narrow(1, step.index + 1, 1).squeeze_dim::<4>(1);
+        let got = diffusion.unnormalize(step.x.clone());
+        assert_close(&format!("{name} step {}", step.index), &values(got), &values(image), 1e-4);
+        seen += 1;
+        std::ops::ControlFlow::Continue(())
+    };
+    match options["sampling_timesteps"].as_u64() {
+        Some(steps) => {
+            let levels = diffusion.formulation().levels(steps as usize);
+            let eta = options["eta"].as_f64().unwrap();
+            ddim(&denoiser, x, &levels, eta, &mut noises.as_slice(), &mut compare).unwrap();
+        }
+        None => {
+            let levels = diffusion.formulation().levels(diffusion.tables().unwrap().timesteps());
+            ddpm(&denoiser, x, &levels, variance, &mut noises.as_slice(), &mut compare).unwrap();
         }
     }
+    assert_eq!(seen + 1, expected.dims()[1]);
 }
 
 #[test]
@@ -133,7 +141,7 @@ fn interpolation() {
     let all_levels = diffusion.formulation().levels(50);
     let unet = case.unet("unet", "state.");
     let tensor = |name: &str| case.golden.tensor::<4>(&format!("interpolate.{name}"), &case.device);
-    let noises = case.noises("interpolate.noise");
+    let noises = case.golden.noises("interpolate.noise", &case.device);
     let level = diffusion.level(20.0);
     let noised = |x: &str, noise: &str| tensor(x) * level.alpha + tensor(noise) * level.sigma;
     let mixed = noised("x1", "noise1") * 0.7 + noised("x2", "noise2") * 0.3;
