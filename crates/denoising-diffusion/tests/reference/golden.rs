@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use denoising_diffusion::diffusion::Draws;
 use denoising_diffusion::interop::{StateDict, TensorData as HostTensor, to_ours};
 use denoising_diffusion::models::{Unet, UnetConfig};
 use denoising_diffusion::nn::{Init, params};
@@ -102,4 +103,10 @@ pub fn assert_close(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
 
 pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     params::host_values(tensor)
+}
+
+/// Draws of these times and candidates of noise, and nothing else.
+pub fn draws<const D: usize>(times: &[f32], noise: Vec<Tensor<D>>) -> Draws<D> {
+    let times = times.iter().map(|&t| t.into()).collect();
+    Draws { times, noise, offset_noise: None, self_condition: false, keep_condition: Vec::new() }
 }
