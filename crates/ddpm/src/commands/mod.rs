@@ -11,3 +11,4 @@ pub mod list;
 pub mod sample;
 pub mod stats;
 pub mod train;
+pub mod train_classifier;

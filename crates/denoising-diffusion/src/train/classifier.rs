@@ -51,7 +51,8 @@ impl Default for ClassifierTrainConfig {
             max_grad_norm: 1.0,
             seed: 0,
             measure_every: None,
-            ema: EmaConfig::default(),
+            // Updated at every step: such a training is short.
+            ema: EmaConfig { ema_update_every: 1, ..EmaConfig::default() },
         }
     }
 }
