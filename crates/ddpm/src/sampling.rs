@@ -15,6 +15,7 @@ use denoising_diffusion::report::{ImageBatch, Progress, Status, StderrProgress, 
 use denoising_diffusion::sampler::SampleConfig;
 use denoising_diffusion::train::StopSignal;
 
+use crate::classifier::GuidingClassifier;
 use crate::failure::{Failure, FailureExt, Result};
 use crate::machine::Machine;
 use crate::plan::word;
@@ -33,6 +34,12 @@ pub struct SamplingArgs {
     /// Guide away from this weaker network (an earlier checkpoint, a smaller network) in place of the unconditional prediction
     #[arg(long, value_name = "RUN|FILE")]
     weak: Option<PathBuf>,
+    /// Guide by this classifier of noisy images (`ddpm train-classifier`) towards --classes, in any sampler
+    #[arg(long, value_name = "FILE")]
+    classifier: Option<PathBuf>,
+    /// How strongly the classifier pushes [default: 1]
+    #[arg(long, value_name = "X", requires = "classifier", allow_negative_numbers = true)]
+    classifier_scale: Option<f64>,
     #[command(flatten)]
     flags: SamplingFlags,
 }
@@ -86,7 +93,14 @@ impl SamplingArgs {
 
     /// The class of each of `count` samples of a network.
     pub fn classes_of(&self, from: &Drawable, count: usize, guidance: &GuidanceConfig) -> Result<Option<Vec<u32>>> {
-        let known = from.model.num_classes() as u32;
+        let by_network = from.model.num_classes() as u32;
+        let by_classifier = from.classifier.as_ref().map(|classifier| classifier.class_names.len() as u32);
+        if let Some(count) = by_classifier.filter(|&count| by_network > 0 && count != by_network) {
+            return Err(Failure::usage(format!(
+                "the network knows {by_network} classes, the classifier {count}: they were trained on other data"
+            )));
+        }
+        let known = by_network.max(by_classifier.unwrap_or(0));
         if known == 0 {
             return match &self.classes {
                 Some(_) => Err(Failure::usage("--classes is given, but the network was trained without classes")
@@ -101,7 +115,7 @@ impl SamplingArgs {
         let classes = self.classes.as_ref().map_or_else(|| (0..known).collect(), |classes| classes.0.clone());
         if let Some(unknown) = classes.iter().find(|&&class| class >= known) {
             return Err(Failure::usage(format!(
-                "--classes: there is no class {unknown}; the network knows 0 to {}",
+                "--classes: there is no class {unknown}; there are 0 to {}",
                 known - 1
             )));
         }
@@ -129,7 +143,13 @@ impl SamplingArgs {
                 Ok(weak.unet(&path, &machine.device)?)
             })
             .transpose()?;
-        Ok(Drawable { file, model, weak, diffusion, shape })
+        let (scale, image) = (self.classifier_scale.unwrap_or(1.0), file.card.image);
+        let classifier = self
+            .classifier
+            .as_deref()
+            .map(|path| GuidingClassifier::open(path, scale, &diffusion, image, &machine.device))
+            .transpose()?;
+        Ok(Drawable { file, model, weak, classifier, diffusion, shape })
     }
 }
 
@@ -155,6 +175,7 @@ pub struct Drawable {
     pub file: ModelFile,
     pub model: Eval<Unet>,
     pub weak: Option<Eval<Unet>>,
+    pub classifier: Option<GuidingClassifier>,
     pub diffusion: Diffusion,
     /// `[channels, height, width]`
     pub shape: [usize; 3],
@@ -166,6 +187,7 @@ impl Drawable {
         Generator {
             guidance: guidance.clone(),
             weak: self.weak.as_ref(),
+            classifier: self.classifier.as_ref().map(|classifier| &*classifier.gradient),
             ..Generator::new(&self.model, &self.diffusion)
         }
     }

@@ -75,6 +75,32 @@ fn classes_and_guidance() {
 }
 
 #[test]
+fn a_classifier_guides_a_network_that_knows_no_classes_in_any_sampler() {
+    let place = Place::new();
+    place.ok(&format!("train digits {SMALL} --timesteps 8 --steps 2 --out run"));
+    place.ok("train-classifier digits --like run --dim 4 --dim-mults 1 --steps 3 --batch-size 8 --out c.safetensors");
+    for sampler in ["ddim", "ddpm", "dpmpp_2m"] {
+        let draw = |flags: &str, out: &str| {
+            place.ok(&format!(
+                "sample run -n 2 --sampler {sampler} --classifier c.safetensors {flags} --out {out} --force"
+            ));
+            place.read(out)
+        };
+        let (three, seven) =
+            (draw("--classes 3 --classifier-scale 5", "3.npy"), draw("--classes 7 --classifier-scale 5", "7.npy"));
+        assert_ne!(three, seven, "{sampler}");
+        // A scale of 0 pushes nowhere.
+        assert_eq!(
+            draw("--classes 3 --classifier-scale 0", "a.npy"),
+            draw("--classes 7 --classifier-scale 0", "b.npy")
+        );
+    }
+    place.fails("sample run --classifier c.safetensors --classes 11 --out x.png", 2, "there is no class 11");
+    place.fails("sample run --classifier nothing --out x.png", 1, "nothing");
+    place.fails("sample run --classifier-scale 2 --out x.png", 2, "--classifier");
+}
+
+#[test]
 fn images_are_filled_in_varied_and_joined() {
     let place = Place::new();
     place.ok(&format!("train digits {SMALL} --timesteps 8 --steps 2 --out run"));
