@@ -129,6 +129,13 @@ impl Diffusion {
         NetworkDenoiser::new(self.with_schedule_of::<D, M>(model), model)
     }
 
+    /// For measurements: noise stays with the example that it was drawn for, so that no loss depends on the rest of the batch.
+    pub(crate) fn measuring(&self) -> Self {
+        let mut measuring = self.clone();
+        measuring.config.shared.immiscible = false;
+        measuring
+    }
+
     /// With the schedule that a network has learned.
     pub fn with_schedule_of<const D: usize, M: Network<D>>(&self, model: &M) -> Self {
         let learned = model.noise_schedule().and_then(|schedule| self.formulation.with_schedule(schedule.weights()));
