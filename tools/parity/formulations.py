@@ -89,10 +89,9 @@ def learned(out):
 
     losses("learned.default", make(timesteps=50), times)
     times = out["learned.vb_times"] = torch.tensor(VB_TIMES)
-    gradients(out, "learned.scaled.", net, losses("learned.scaled", make(timesteps=50, vb_loss_weight=VB_WEIGHT), times))
-    whole = {}
-    gradients(whole, "learned.floored.", net, losses("learned.floored", floored(make(timesteps=50, vb_loss_weight=VB_WEIGHT)), times))
-    out.update({k: v for k, v in whole.items() if ".final_conv." in k})
+    losses("learned.scaled", make(timesteps=50, vb_loss_weight=VB_WEIGHT), times)
+    loss = losses("learned.floored", floored(make(timesteps=50, vb_loss_weight=VB_WEIGHT)), times)
+    gradients(out, "learned.floored.", net, loss)
 
     x = randn(2, 2, SIZE, SIZE)
     out["learned.x"] = x
@@ -121,10 +120,10 @@ def learned(out):
             "[4] the mean squared error of the noise, and in bits per dimension KL(q(x_(t-1) | x_t, x_0) || p), at t = 0 the negative log "
             "likelihood of 8-bit values (tanh approximation of the normal CDF); the predicted mean is not clipped and takes no gradient"
         ),
-        "learned.scaled.grad_state.<name>, learned.floored.grad_state.final_conv.<name>": "gradients of that mean",
+        "learned.floored.grad_state.<name>": "gradients of that mean",
         "learned.floored.*": (
             "not the reference: the log posterior variance of t = 0 is that of t = 1, as in the authors' improved-diffusion. The reference "
-            "clamps that variance to 1e-20, so that at t = 0 vb saturates at about 50 bits without a gradient"
+            "clamps that variance to 1e-20, so that at t = 0 vb of most values saturates at about 50 bits without a gradient"
         ),
         "learned.x, learned.t<t>.<mean|log_variance|x_start>": (
             "p_mean_variance of x_t = x; x_start clamped; log_variance = f log(beta_t) + (1 - f) log(posterior variance), f = (v + 1) / 2"

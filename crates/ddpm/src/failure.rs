@@ -5,12 +5,13 @@ use std::error::Error;
 use std::fmt::Display;
 use std::process::ExitCode;
 
+use denoising_diffusion::classifier_file::ClassifierFileError;
 use denoising_diffusion::data::DataError;
 use denoising_diffusion::eval::inception::WeightsError;
 use denoising_diffusion::interop::InteropError;
 use denoising_diffusion::model_file::ModelFileError;
 use denoising_diffusion::recipe::RecipeError;
-use denoising_diffusion::train::{CheckpointError, RunError};
+use denoising_diffusion::train::{CheckpointError, ClassifierTrainError, RunError};
 
 /// The exit codes beside 0 (done).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +135,16 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     }
     if let Some(ModelFileError::File(error)) = error.downcast_ref() {
         return hint_of(error);
+    }
+    if let Some(ClassifierFileError::File(error)) = error.downcast_ref() {
+        return hint_of(error);
+    }
+    match error.downcast_ref::<ClassifierTrainError>() {
+        Some(ClassifierTrainError::Data(error)) => return hint_of(error),
+        Some(ClassifierTrainError::Training(_)) => {
+            return Some("look at the images, then try a lower --lr".to_string());
+        }
+        _ => {}
     }
     match error.downcast_ref::<CheckpointError>() {
         Some(CheckpointError::Weights(error)) => return hint_of(error),

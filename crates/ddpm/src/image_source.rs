@@ -40,7 +40,12 @@ impl ImageSource {
 
 /// Opens images as they are, at their own size; none may be broken.
 pub fn open_images(path: &Path) -> Result<Arc<Dataset>> {
-    let config = DataConfig { path: Some(path.to_path_buf()), max_broken: 0.0, ..DataConfig::default() };
+    open_prepared(path, DataConfig::default())
+}
+
+/// Opens images, fitted as `config` says; none may be broken.
+pub fn open_prepared(path: &Path, config: DataConfig) -> Result<Arc<Dataset>> {
+    let config = DataConfig { path: Some(path.to_path_buf()), max_broken: 0.0, ..config };
     Ok(Arc::new(open_data(&config)?))
 }
 

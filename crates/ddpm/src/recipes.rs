@@ -39,6 +39,11 @@ pub fn of_run(run: &Path) -> Result<Recipe> {
     parse(&text, &path.display().to_string())
 }
 
+/// Name and first line of every embedded recipe.
+pub fn all() -> impl Iterator<Item = (&'static str, &'static str)> {
+    EMBEDDED.iter().map(|(name, text)| (*name, text.lines().next().unwrap_or_default().trim_start_matches(['#', ' '])))
+}
+
 /// Names of the embedded recipes.
 pub fn names() -> String {
     EMBEDDED.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")

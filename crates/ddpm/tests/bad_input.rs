@@ -188,7 +188,7 @@ fn samples_that_cannot_be() {
         ("--steps 9", "`sampling_timesteps`"),
         ("-n 0", "`num_samples`"),
         ("--batch-size 0", "`sample_batch_size`"),
-        ("--eta 2", "`ddim_sampling_eta`"),
+        ("--eta 2", "`eta`"),
         ("--sampler ddpm --eta 0.5", "ddim"),
         ("--variance large", "ddpm"),
         ("--out images.tiff", ".png"),

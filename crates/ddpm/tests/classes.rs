@@ -4,7 +4,7 @@ mod common;
 
 use common::{Place, TINY, stderr};
 use denoising_diffusion::data::ImageShape;
-use denoising_diffusion::diffusion::GaussianConfig;
+use denoising_diffusion::diffusion::DiffusionConfig;
 use denoising_diffusion::interop::{StateDict, TensorData, reference_layout};
 use denoising_diffusion::model_file::{ModelCard, ModelFile, NetworkConfig, WeightsKind};
 use denoising_diffusion::models::UnetConfig;
@@ -58,7 +58,7 @@ fn write_model(place: &Place, num_classes: usize) {
     let card = ModelCard {
         version: "0".to_string(),
         network: NetworkConfig::Unet(unet),
-        diffusion: GaussianConfig::default(),
+        diffusion: DiffusionConfig::default(),
         betas: None,
         image: ImageShape { channels: 1, height: 4, width: 4 },
         weights: WeightsKind::Model,

@@ -14,8 +14,8 @@ use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{BatchNorm, BatchNormConfig, Dropout, DropoutConfig, Linear, LinearConfig, PaddingConfig2d};
 use burn::tensor::{Device, Tensor, TensorData, activation};
 use denoising_diffusion::data::{DataConfig, Dataset, Flip, Loader, LoaderConfig};
-use denoising_diffusion::diffusion::{GaussianConfig, GaussianDiffusion};
-use denoising_diffusion::generate::{Request, generate};
+use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig};
+use denoising_diffusion::generate::{Generator, Request};
 use denoising_diffusion::models::{Network, NetworkInput};
 use denoising_diffusion::report::{GridOptions, save_grid};
 use denoising_diffusion::sampler::SampleConfig;
@@ -83,7 +83,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let loader = LoaderConfig { batch_size: config.batch_size, seed: config.seed, flip: Flip::Off, workers: 0 };
     let mut loader = Loader::new(data, loader)?;
     let model = ConvNet::new(shape.channels, &device.clone().autodiff());
-    let diffusion = GaussianDiffusion::new(&GaussianConfig::default())?;
+    let diffusion = Diffusion::new(&DiffusionConfig::default())?;
     let mut trainer = Trainer::new::<4>(model, diffusion.clone(), config, EmaConfig::default(), &device);
 
     for _ in 0..STEPS {
@@ -98,8 +98,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     // `eval()` is the only way to something that samples: dropout is off, statistics are the stored ones.
     let sample = SampleConfig { sampling_timesteps: Some(50), ..SampleConfig::default() };
     let [_, c, h, w] = dims(1);
-    let request = Request { sample: &sample, seed: 0, count: 36, shape: [c, h, w], init_noise: None };
-    let images = generate(&trainer.ema().eval(), &diffusion, &request, &device, &mut |_| ControlFlow::Continue(()))?;
+    let request = Request { sample: &sample, seed: 0, count: 36, shape: [c, h, w], init_noise: None, classes: None };
+    let network = trainer.ema().eval();
+    let images =
+        Generator::new(&network, &diffusion).generate(&request, &device, &mut |_| ControlFlow::Continue(()))?;
     save_grid("custom_network.png", &images, GridOptions::default())?;
     println!("custom_network.png");
     Ok(())

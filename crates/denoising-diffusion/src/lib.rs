@@ -5,9 +5,11 @@
 //! [`data`], [`noise`], [`interop`] and [`report`] serve them. `ARCHITECTURE.md` in the repository says why.
 
 pub mod atomic_file;
+pub mod classifier_file;
 pub mod data;
 pub mod diffusion;
 pub mod digest;
+pub mod edit;
 pub mod eval;
 pub mod generate;
 pub mod interop;

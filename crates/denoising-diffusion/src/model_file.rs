@@ -8,6 +8,7 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::classifier_file::CLASSIFIER_CARD_KEY;
 use crate::data::ImageShape;
 use crate::diffusion::{Diffusion, DiffusionConfig, DiffusionConfigError};
 use crate::interop::{self, InteropError, Metadata, StateDict};
@@ -74,6 +75,8 @@ pub enum ModelFileError {
     File(#[from] InteropError),
     #[error("{path} holds no model card: it is a safetensors file of another program")]
     NoCard { path: String },
+    #[error("{path} holds a classifier, not a network that denoises")]
+    Classifier { path: String },
     #[error("the model card of {path} cannot be read")]
     Card { path: String, source: serde_json::Error },
     #[error("{path} holds the weights of a custom network, `{name}`; only the program that defines it can build it")]
@@ -101,7 +104,11 @@ impl ModelFile {
     pub fn read(path: &Path) -> Result<Self, ModelFileError> {
         let (state, metadata) = interop::read_safetensors(path)?;
         let shown = || path.display().to_string();
-        let json = metadata.get(CARD_KEY).ok_or_else(|| ModelFileError::NoCard { path: shown() })?;
+        let Some(json) = metadata.get(CARD_KEY) else {
+            let path = shown();
+            let classifier = metadata.contains_key(CLASSIFIER_CARD_KEY);
+            return Err(if classifier { ModelFileError::Classifier { path } } else { ModelFileError::NoCard { path } });
+        };
         let card = serde_json::from_str(json).map_err(|source| ModelFileError::Card { path: shown(), source })?;
         Ok(Self { card, state })
     }

@@ -8,9 +8,9 @@ use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{BatchNorm, BatchNormConfig, Dropout, DropoutConfig, PaddingConfig2d};
 use burn::tensor::{Device, Tensor};
-use denoising_diffusion::diffusion::{GaussianConfig, GaussianDiffusion};
+use denoising_diffusion::diffusion::{Diffusion, GaussianConfig, ScheduleConfig};
 use denoising_diffusion::eval::held_out::held_out_loss;
-use denoising_diffusion::generate::{GenerateError, Progress, Request, generate};
+use denoising_diffusion::generate::{GenerateError, Generator, Progress, Request};
 use denoising_diffusion::interop::StateDict;
 use denoising_diffusion::models::{Network, NetworkInput};
 use denoising_diffusion::nn::params::{host_values, to_state_dict};
@@ -69,7 +69,8 @@ fn bits(state: &StateDict) -> Vec<(String, Vec<u32>)> {
 fn trainer(steps: usize) -> Trainer<Net> {
     let device = Device::flex();
     let config = TrainConfig { batch_size: 4, lr: 1e-2, ..TrainConfig::default() };
-    let diffusion = GaussianDiffusion::new(&GaussianConfig { timesteps: 20, ..GaussianConfig::default() }).unwrap();
+    let schedule = ScheduleConfig { timesteps: 20, ..Default::default() };
+    let diffusion = Diffusion::new(&GaussianConfig { schedule, ..Default::default() }.into()).unwrap();
     let model = Net::new(&device.clone().autodiff());
     let mut trainer = Trainer::new::<4>(model, diffusion, config, EmaConfig::default(), &device);
     for step in 0..steps {
@@ -80,13 +81,13 @@ fn trainer(steps: usize) -> Trainer<Net> {
 
 fn sample(
     model: &Eval<Net>,
-    diffusion: &GaussianDiffusion,
+    diffusion: &Diffusion,
     on_step: &mut dyn FnMut() -> ControlFlow<()>,
 ) -> Result<Vec<f32>, GenerateError> {
     let sample = SampleConfig { sampling_timesteps: Some(5), ..SampleConfig::default() };
-    let request = Request { sample: &sample, seed: 3, count: 2, shape: [1, 8, 8], init_noise: None };
+    let request = Request { sample: &sample, seed: 3, count: 2, shape: [1, 8, 8], init_noise: None, classes: None };
     let mut progress = |_: &Progress<'_>| on_step();
-    generate(model, diffusion, &request, &Device::flex(), &mut progress).map(|images| images.data)
+    Generator::new(model, diffusion).generate(&request, &Device::flex(), &mut progress).map(|images| images.data)
 }
 
 fn go_on() -> ControlFlow<()> {

@@ -63,7 +63,7 @@ pub struct SampleArgs {
 
 /// Where images go.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Out {
+pub enum Out {
     Grid(PathBuf),
     Folder(PathBuf),
     Array(PathBuf),
@@ -149,7 +149,7 @@ fn read_noise(path: &Path, count: Option<usize>, [c, h, w]: [usize; 3]) -> Resul
 }
 
 impl Out {
-    fn of(path: Option<&Path>) -> Result<Self> {
+    pub fn of(path: Option<&Path>) -> Result<Self> {
         let Some(path) = path else { return Ok(Self::Grid("samples.png".into())) };
         let owned = path.to_path_buf();
         if path.is_dir() || path.to_string_lossy().ends_with(['/', '\\']) {
@@ -163,13 +163,13 @@ impl Out {
         }
     }
 
-    fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         match self {
             Self::Grid(path) | Self::Folder(path) | Self::Array(path) => path,
         }
     }
 
-    fn refuse_existing(&self, refuse: bool) -> Result {
+    pub fn refuse_existing(&self, refuse: bool) -> Result {
         match self {
             Self::Grid(path) | Self::Array(path) => refuse_file(path, refuse),
             Self::Folder(path) => {
@@ -179,7 +179,7 @@ impl Out {
         }
     }
 
-    fn write(&self, images: &ImageBatch) -> Result {
+    pub fn write(&self, images: &ImageBatch) -> Result {
         match self {
             Self::Grid(path) => save_grid(path, images, GridOptions::default())?,
             Self::Folder(path) => save_images(path, images, 0)?,

@@ -87,6 +87,10 @@ impl Source {
             let scan = folder::scan(path, config, progress)?;
             return Ok(Self::Folder(path.to_path_buf(), scan));
         }
+        if let (true, Some(folder)) = (folder::is_image_name(path), path.parent()) {
+            refuse_labels(config, "none: one image has no classes")?;
+            return Ok(Self::Folder(folder.to_path_buf(), folder::scan_file(path, config, progress)?));
+        }
         let source = match &first_bytes(path)?[..] {
             [0x93, b'N', b'U', b'M', ..] => array::load_npy(path, config.channels),
             [b'P', b'K', ..] => array::load_npz(path, config.channels),

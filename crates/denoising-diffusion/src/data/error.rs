@@ -273,7 +273,7 @@ impl DataError {
                 common.max(&3)
             ),
             Self::Channels { .. } => {
-                "leave out --channels to take what the data has".into()
+                "an array keeps its channels: take other data, or leave out --channels if you gave it".into()
             }
             Self::Decode { .. } => {
                 "with --verify full every file is decoded before training starts".into()

@@ -93,6 +93,21 @@ pub(super) fn scan(root: &Path, config: &DataConfig, progress: ScanProgress<'_>)
     let mut listing = Listing::default();
     list(root, Path::new(""), &mut HashSet::new(), &mut listing)?;
     listing.images.sort();
+    Ok(scan_listed(root, listing, config, progress))
+}
+
+/// [`scan`] of one image file: a folder that holds nothing else.
+///
+/// # Errors
+/// A file that cannot be looked at.
+pub(super) fn scan_file(path: &Path, config: &DataConfig, progress: ScanProgress<'_>) -> Result<Scan, DataError> {
+    let meta = std::fs::metadata(path).map_err(|e| DataError::io("read", path, e))?;
+    let (root, name) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
+    let only = Listed { path: name.into(), bytes: meta.len(), modified: meta.modified().ok() };
+    Ok(scan_listed(root, Listing { images: vec![only], ..Listing::default() }, config, progress))
+}
+
+fn scan_listed(root: &Path, listing: Listing, config: &DataConfig, progress: ScanProgress<'_>) -> Scan {
     let checked = check(root, &listing.images, config, progress);
     let (mut files, mut broken, mut cache) = (Vec::new(), Vec::new(), Some(Vec::new()));
     for (Listed { path, bytes, modified }, result) in listing.images.into_iter().zip(checked) {
@@ -107,7 +122,7 @@ pub(super) fn scan(root: &Path, config: &DataConfig, progress: ScanProgress<'_>)
             Err(reason) => broken.push(Broken { path, reason }),
         }
     }
-    Ok(Scan { files, broken, other_files: listing.other_files, array: listing.array.map(|(_, path)| path), cache })
+    Scan { files, broken, other_files: listing.other_files, array: listing.array.map(|(_, path)| path), cache }
 }
 
 /// Lists `root/below` and its subfolders. Links are followed; `above` holds the folders on the way
@@ -148,7 +163,7 @@ fn list(root: &Path, below: &Path, above: &mut HashSet<PathBuf>, listing: &mut L
     Ok(())
 }
 
-fn is_image_name(path: &Path) -> bool {
+pub(super) fn is_image_name(path: &Path) -> bool {
     let extension = path.extension().and_then(OsStr::to_str);
     extension.is_some_and(|e| EXTENSIONS.iter().any(|known| e.eq_ignore_ascii_case(known)))
 }

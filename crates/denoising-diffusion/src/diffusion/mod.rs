@@ -2,6 +2,7 @@
 //! thing that samplers see. A formulation is one type in one file, and a line in [`FormulationConfig`]. Not here: samplers, and
 //! anything that trains.
 
+mod classifier;
 pub mod config;
 mod continuous_time;
 mod denoiser;
@@ -22,6 +23,7 @@ pub mod schedule;
 mod spacing;
 mod weighted_objective;
 
+pub use classifier::ClassifierGuidance;
 pub use config::{DiffusionConfig, FormulationConfig, SharedConfig};
 pub use continuous_time::{ContinuousTime, ContinuousTimeConfig, NoiseSchedule, SimpleConfig};
 pub use denoiser::{Denoiser, Estimate, NoiseLevel};

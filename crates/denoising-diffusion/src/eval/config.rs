@@ -172,7 +172,10 @@ mod tests {
         let config = |metrics: &[Metric]| EvaluateConfig { metrics: metrics.to_vec(), ..EvaluateConfig::default() };
         assert_eq!(config(&[Metric::Neighbours, Metric::Prdc]).best(), Some("precision"));
         assert_eq!(config(&[Metric::Neighbours]).best(), None);
-        assert_eq!(config(&[Metric::Neighbours]).validate(&SampleConfig::default(), &DiffusionConfig::default()), Ok(()));
+        assert_eq!(
+            config(&[Metric::Neighbours]).validate(&SampleConfig::default(), &DiffusionConfig::default()),
+            Ok(())
+        );
         let by_neighbours =
             EvaluateConfig { best_metric: Some("neighbours".into()), ..config(&[Metric::Neighbours, Metric::Loss]) };
         let error = by_neighbours.validate(&SampleConfig::default(), &DiffusionConfig::default()).unwrap_err();

@@ -290,7 +290,7 @@ pub fn bpd<M: Network<4>>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::diffusion::GaussianConfig;
+    use crate::diffusion::DiffusionConfig;
     use crate::models::{Unet, UnetConfig};
     use crate::nn::{EvalMode, Init};
     use crate::report::ImageBatch;
@@ -358,7 +358,7 @@ mod tests {
         let device = Device::flex();
         let config = UnetConfig { dim: 4, dim_mults: vec![1], channels: 1, ..UnetConfig::default() };
         let unet = Unet::new(&config, &mut Init::new(0, &device.clone().autodiff())).unwrap().eval();
-        let diffusion = GaussianDiffusion::new(&GaussianConfig::default()).unwrap();
+        let diffusion = Diffusion::new(&DiffusionConfig::default()).unwrap();
         let held_out = images(40, 4);
         let told = |stop_at: usize| {
             let mut told = Told { done: Vec::new(), stop_at };

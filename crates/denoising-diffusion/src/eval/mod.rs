@@ -2,6 +2,7 @@
 //!
 //! Not here: drawing samples ([`crate::generate`]), and files that are not about evaluation.
 
+pub mod accuracy;
 pub mod config;
 pub mod evaluate;
 pub mod extract;

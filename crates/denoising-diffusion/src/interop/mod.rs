@@ -12,6 +12,7 @@ mod dtype;
 mod error;
 mod infer;
 mod infer_diffusion;
+mod infer_schedule;
 mod names;
 mod pt;
 mod reference;

@@ -227,7 +227,7 @@ fn starts_like_safetensors(path: &Path) -> Result<bool, InteropError> {
 mod tests {
     use super::super::{to_ours, to_reference, write_safetensors};
     use super::*;
-    use crate::diffusion::config::{BetaSchedule, Objective};
+    use crate::diffusion::{BetaSchedule, FormulationConfig, GaussianConfig, Objective, ScheduleConfig, SharedConfig};
     use crate::models::unet_config::{PerStage, UnetConfig};
 
     fn golden(name: &str) -> PathBuf {
@@ -262,9 +262,14 @@ mod tests {
             ..UnetConfig::default()
         };
         assert_eq!(inferred.unet, expected);
+        let schedule =
+            ScheduleConfig { timesteps: 50, beta_schedule: BetaSchedule::Cosine, ..ScheduleConfig::default() };
         let diffusion = inferred.diffusion.unwrap();
-        assert_eq!((diffusion.timesteps, diffusion.beta_schedule), (50, BetaSchedule::Cosine));
-        assert_eq!((diffusion.objective, diffusion.min_snr_loss_weight), (Objective::PredNoise, true));
+        assert_eq!(
+            diffusion.formulation,
+            FormulationConfig::Gaussian(GaussianConfig { schedule, objective: Objective::PredNoise })
+        );
+        assert_eq!(diffusion.shared, SharedConfig { min_snr_loss_weight: Some(true), ..SharedConfig::default() });
         assert_eq!(inferred.betas, None);
         assert_eq!(to_reference(&to_ours(&ema.unet).unwrap(), &inferred.unet).unwrap(), ema.unet);
     }

@@ -1,6 +1,7 @@
 //! Networks, one readable page each, and the trait that makes a network trainable here. A network knows nothing of schedules,
 //! losses or samplers.
 
+mod classifier;
 mod scheduled;
 #[cfg(test)]
 mod tests;
@@ -11,6 +12,7 @@ use burn::module::Module;
 use burn::tensor::{Int, Tensor};
 use thiserror::Error;
 
+pub use classifier::{Classifier, ClassifierConfig};
 pub use scheduled::{LearnedSchedule, LearnedScheduleOptions, ScheduleWeights, Scheduled};
 pub use unet::{ClassesMlp, StageAttention, TimeEmbedding, TimeMlp, Unet, UnetStage};
 pub use unet_config::{PerStage, UnetConfig, UnetConfigError};

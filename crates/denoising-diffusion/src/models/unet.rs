@@ -218,7 +218,7 @@ impl Network<4> for Unet {
 }
 
 impl StageAttention {
-    fn new(init: &mut Init, dim: usize, stage: &Stage) -> Self {
+    pub(super) fn new(init: &mut Init, dim: usize, stage: &Stage) -> Self {
         if stage.full_attn {
             Self::Softmax(Attention::new(init, dim, stage.heads, stage.dim_head))
         } else {
@@ -226,7 +226,7 @@ impl StageAttention {
         }
     }
 
-    fn forward_residual(&self, x: Tensor<4>) -> Tensor<4> {
+    pub(super) fn forward_residual(&self, x: Tensor<4>) -> Tensor<4> {
         match self {
             Self::Softmax(attention) => attention.forward_residual(x),
             Self::Linear(attention) => attention.forward_residual(x),
@@ -235,7 +235,7 @@ impl StageAttention {
 }
 
 impl TimeMlp {
-    fn new(init: &mut Init, config: &UnetConfig) -> Self {
+    pub(super) fn new(init: &mut Init, config: &UnetConfig) -> Self {
         let kind = if config.random_fourier_features { FourierWeights::Fixed } else { FourierWeights::Learned };
         let (embed, dim) = if config.fourier_time() {
             let dim = config.learned_sinusoidal_dim;
@@ -251,7 +251,7 @@ impl TimeMlp {
         }
     }
 
-    fn forward(&self, time: Tensor<1>) -> Tensor<2> {
+    pub(super) fn forward(&self, time: Tensor<1>) -> Tensor<2> {
         let embedded = match &self.embed {
             TimeEmbedding::Sinusoidal(embed) => embed.forward(time),
             TimeEmbedding::Fourier(embed) => embed.forward(time),

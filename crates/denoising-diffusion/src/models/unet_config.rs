@@ -246,7 +246,11 @@ fn per_stage<T: Clone>(key: &'static str, value: &PerStage<T>, stages: usize) ->
 }
 
 fn at_least_one(key: &'static str, got: usize) -> Result<(), UnetConfigError> {
-    if got == 0 { Err(UnetConfigError::TooSmall { key, least: 1, got }) } else { Ok(()) }
+    at_least(key, 1, got)
+}
+
+pub(super) fn at_least(key: &'static str, least: usize, got: usize) -> Result<(), UnetConfigError> {
+    if got < least { Err(UnetConfigError::TooSmall { key, least, got }) } else { Ok(()) }
 }
 
 #[cfg(test)]

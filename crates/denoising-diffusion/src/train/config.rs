@@ -141,10 +141,10 @@ impl EmaConfig {
     }
 }
 
-fn not_zero(key: &'static str, value: u64) -> Result<(), TrainConfigError> {
+pub(super) fn not_zero(key: &'static str, value: u64) -> Result<(), TrainConfigError> {
     if value == 0 { Err(TrainConfigError::Zero { key }) } else { Ok(()) }
 }
 
-fn value(ok: bool, key: &'static str, expected: &'static str, got: f64) -> Result<(), TrainConfigError> {
+pub(super) fn value(ok: bool, key: &'static str, expected: &'static str, got: f64) -> Result<(), TrainConfigError> {
     if ok { Ok(()) } else { Err(TrainConfigError::Value { key, expected, got }) }
 }

@@ -1,9 +1,11 @@
-//! Training: one step ([`Trainer`]), what surrounds it in a run folder ([`Run`]), and the parts they are made of. Not here: which
-//! loss, which network, which sampler.
+//! Training: one step ([`Trainer`]), what surrounds it in a run folder ([`Run`]), and the parts they are made of; and the training of the
+//! classifier that guides a network ([`train_classifier`]). Not here: which loss, which network, which sampler.
 
 mod adam;
 mod best;
 mod checkpoint;
+mod classifier;
+mod classifier_run;
 mod config;
 mod ema;
 mod evaluation;
@@ -16,6 +18,8 @@ mod trainer;
 
 pub use adam::{Adam, AdamConfig, GradNorm, NamedGradients};
 pub use checkpoint::{CheckpointError, CheckpointState, Checkpoints, Rejected, weights_name};
+pub use classifier::{ClassifierStep, ClassifierTrainConfig, ClassifierTrainer};
+pub use classifier_run::{ClassifierEvent, ClassifierSetup, ClassifierTrainError, train_classifier};
 pub use config::{TrainConfig, TrainConfigError};
 pub use ema::{BufferPolicy, Ema, EmaConfig};
 pub use evaluation::{EvaluateSetup, Expected};

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use denoising_diffusion::diffusion::Draws;
 use denoising_diffusion::interop::{StateDict, TensorData as HostTensor, to_ours};
 use denoising_diffusion::models::{Unet, UnetConfig};
 use denoising_diffusion::nn::{Init, params};
@@ -65,6 +66,11 @@ impl Golden {
         Tensor::from_data(TensorData::new(host.values.clone(), shape), device)
     }
 
+    /// `[draws, b, c, h, w]` as one tensor per draw.
+    pub fn noises(&self, name: &str, device: &Device) -> Vec<Tensor<4>> {
+        self.tensor::<5>(name, device).iter_dim(0).map(|one| one.squeeze_dim(0)).collect()
+    }
+
     /// The tensors under a prefix, without it.
     pub fn under(&self, prefix: &str) -> StateDict {
         let mut state = StateDict::new();
@@ -100,6 +106,30 @@ pub fn assert_close(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
     assert!(worst <= tolerance * scale, "{what}: differs by {worst:e}, values up to {scale}");
 }
 
+/// Each difference is at most `tolerance * max(1, the expected value)`: for numbers of very different size.
+pub fn assert_each_close(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(got.len(), expected.len(), "{what}: length");
+    for (i, (a, b)) in got.iter().zip(expected).enumerate() {
+        // Written so that NaN fails.
+        assert!((a - b).abs() <= tolerance * b.abs().max(1.0), "{what}: {a} in place of {b} at {i}");
+    }
+}
+
+/// Each difference is at most `tolerance` times the expected value, however small that is.
+pub fn assert_relative<T: Copy + Into<f64>>(what: &str, got: &[T], expected: &[T], tolerance: f64) {
+    assert_eq!(got.len(), expected.len(), "{what}: length");
+    for (i, (a, b)) in got.iter().zip(expected).enumerate() {
+        let (a, b): (f64, f64) = ((*a).into(), (*b).into());
+        assert!((a - b).abs() <= tolerance * b.abs(), "{what}: {a} in place of {b} at {i}");
+    }
+}
+
 pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     params::host_values(tensor)
+}
+
+/// Draws of these times and candidates of noise, and nothing else.
+pub fn draws<const D: usize>(times: &[f32], noise: Vec<Tensor<D>>) -> Draws<D> {
+    let times = times.iter().map(|&t| t.into()).collect();
+    Draws { times, noise, offset_noise: None, self_condition: false, keep_condition: Vec::new() }
 }

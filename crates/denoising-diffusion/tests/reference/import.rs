@@ -4,8 +4,8 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use burn::tensor::Device;
-use denoising_diffusion::diffusion::{BetaSchedule, GaussianDiffusion, Objective};
-use denoising_diffusion::generate::{Request, generate};
+use denoising_diffusion::diffusion::{BetaSchedule, Diffusion, FormulationConfig, Objective};
+use denoising_diffusion::generate::{Generator, Request};
 use denoising_diffusion::interop::{ReferenceCheckpoint, Which, to_ours};
 use denoising_diffusion::models::{Network, NetworkInput, Unet};
 use denoising_diffusion::nn::{Eval, EvalMode, Init, params};
@@ -36,13 +36,15 @@ fn a_trainer_checkpoint_gives_the_references_outputs_and_samples() {
         assert_close(&forward, &values(unet.forward(input)), golden.values(&forward), 1e-4);
 
         let config = checkpoint.weights(which).unwrap().infer().unwrap().diffusion.unwrap();
-        assert_eq!((config.objective, config.beta_schedule), (Objective::PredNoise, BetaSchedule::Cosine));
-        assert!(config.min_snr_loss_weight && config.timesteps == 50);
-        let diffusion = GaussianDiffusion::new(&config).unwrap();
+        let FormulationConfig::Gaussian(gaussian) = &config.formulation else { panic!("{config:?}") };
+        assert_eq!((gaussian.objective, gaussian.schedule.beta_schedule), (Objective::PredNoise, BetaSchedule::Cosine));
+        assert_eq!((config.min_snr(), config.timesteps()), (Some(5.0), Some(50)));
+        let diffusion = Diffusion::new(&config).unwrap();
         let sample = SampleConfig { sampling_timesteps: Some(5), ..SampleConfig::default() };
         let init_noise = Some(golden.values("x_T"));
-        let request = Request { sample: &sample, seed: 0, count: 4, shape: [1, 8, 8], init_noise };
-        let images = generate(&unet, &diffusion, &request, &device, &mut |_| ControlFlow::Continue(())).unwrap();
+        let request = Request { sample: &sample, seed: 0, count: 4, shape: [1, 8, 8], init_noise, classes: None };
+        let images =
+            Generator::new(&unet, &diffusion).generate(&request, &device, &mut |_| ControlFlow::Continue(())).unwrap();
         assert_close(name, &images.data, golden.values(&format!("ddim.{name}")), 1e-4);
     }
 }

@@ -2,13 +2,14 @@
 
 use burn::tensor::{Device, Tensor};
 use denoising_diffusion::diffusion::{
-    BetaSchedule, Draws, GaussianConfig, GaussianDiffusion, Objective, least_distance_assignment,
+    BetaSchedule, Diffusion, DiffusionConfig, Draws, GaussianConfig, Objective, ScheduleConfig, SharedConfig,
+    least_distance_assignment,
 };
 use denoising_diffusion::interop::to_ours;
 use denoising_diffusion::models::Unet;
 use denoising_diffusion::train::NamedGradients;
 
-use crate::golden::{Golden, assert_close, values};
+use crate::golden::{Golden, assert_close, draws, values};
 use crate::unets::check_gradients;
 
 const SCHEDULES: [(&str, BetaSchedule); 3] =
@@ -16,8 +17,13 @@ const SCHEDULES: [(&str, BetaSchedule); 3] =
 const OBJECTIVES: [(&str, Objective); 3] =
     [("pred_noise", Objective::PredNoise), ("pred_x0", Objective::PredX0), ("pred_v", Objective::PredV)];
 
-fn config() -> GaussianConfig {
-    GaussianConfig { timesteps: 50, beta_schedule: BetaSchedule::Cosine, ..GaussianConfig::default() }
+fn config(beta_schedule: BetaSchedule, objective: Objective, shared: SharedConfig) -> DiffusionConfig {
+    let schedule = ScheduleConfig { timesteps: 50, beta_schedule, ..Default::default() };
+    DiffusionConfig { shared, ..GaussianConfig { schedule, objective }.into() }
+}
+
+fn min_snr(on: bool) -> SharedConfig {
+    SharedConfig { min_snr_loss_weight: Some(on), ..Default::default() }
 }
 
 struct Case {
@@ -35,11 +41,11 @@ impl Case {
 
     fn draws(&self) -> Draws<4> {
         let noise = self.golden.tensor("noise", &self.device);
-        Draws { t: self.golden.indices("times"), noise, offset_noise: None, self_condition: false }
+        draws(self.golden.values("times"), vec![noise])
     }
 
-    fn loss(&self, unet: &Unet, config: GaussianConfig, draws: &Draws<4>) -> Tensor<1> {
-        let diffusion = GaussianDiffusion::new(&config).unwrap();
+    fn loss(&self, unet: &Unet, config: &DiffusionConfig, draws: &Draws<4>) -> Tensor<1> {
+        let diffusion = Diffusion::new(config).unwrap();
         diffusion.loss(unet, self.golden.tensor::<4>("image", &self.device), draws)
     }
 
@@ -57,8 +63,8 @@ fn objectives_schedules_and_weights() {
     for (schedule_name, beta_schedule) in SCHEDULES {
         for (objective_name, objective) in OBJECTIVES {
             for (kind, min_snr_loss_weight) in [("plain", false), ("min_snr", true)] {
-                let config = GaussianConfig { beta_schedule, objective, min_snr_loss_weight, ..config() };
-                let loss = case.loss(&case.unet, config, &case.draws());
+                let config = config(beta_schedule, objective, min_snr(min_snr_loss_weight));
+                let loss = case.loss(&case.unet, &config, &case.draws());
                 case.check(&format!("loss.{schedule_name}.{objective_name}.{kind}"), loss);
             }
         }
@@ -68,8 +74,8 @@ fn objectives_schedules_and_weights() {
 #[test]
 fn gradients_of_a_loss() {
     let case = Case::open();
-    let config = GaussianConfig { objective: Objective::PredNoise, min_snr_loss_weight: true, ..config() };
-    let loss = case.loss(&case.unet, config, &case.draws()).mean();
+    let config = config(BetaSchedule::Cosine, Objective::PredNoise, min_snr(true));
+    let loss = case.loss(&case.unet, &config, &case.draws()).mean();
     let expected = to_ours(&case.golden.under("gradient.grad_state.")).unwrap();
     check_gradients(NamedGradients::take(&case.unet, &mut loss.backward()), &expected);
 }
@@ -77,8 +83,9 @@ fn gradients_of_a_loss() {
 #[test]
 fn data_as_it_is() {
     let case = Case::open();
-    let config = GaussianConfig { beta_schedule: BetaSchedule::Sigmoid, auto_normalize: false, ..config() };
-    case.check("no_auto_normalize", case.loss(&case.unet, config, &case.draws()));
+    let shared = SharedConfig { auto_normalize: false, ..Default::default() };
+    let config = config(BetaSchedule::Sigmoid, Objective::PredV, shared);
+    case.check("no_auto_normalize", case.loss(&case.unet, &config, &case.draws()));
 }
 
 #[test]
@@ -87,8 +94,9 @@ fn offset_noise_is_in_x_t_and_target() {
     let offset = case.golden.tensor::<2>("offset.noise", &case.device).reshape([4, 1, 1, 1]);
     let draws = Draws { offset_noise: Some(offset), ..case.draws() };
     for (name, objective) in OBJECTIVES {
-        let config = GaussianConfig { objective, offset_noise_strength: 0.1, ..config() };
-        case.check(&format!("offset.{name}"), case.loss(&case.unet, config, &draws));
+        let shared = SharedConfig { offset_noise_strength: 0.1, ..Default::default() };
+        let config = config(BetaSchedule::Cosine, objective, shared);
+        case.check(&format!("offset.{name}"), case.loss(&case.unet, &config, &draws));
     }
 }
 
@@ -96,10 +104,10 @@ fn offset_noise_is_in_x_t_and_target() {
 fn self_conditioning_makes_a_first_pass_without_gradients() {
     let case = Case::open();
     let unet = case.golden.unet("unet_self_cond", "self_cond.state.", &case.device);
-    let config = GaussianConfig { beta_schedule: BetaSchedule::Linear, ..config() };
+    let config = config(BetaSchedule::Linear, Objective::PredV, SharedConfig::default());
     let draws = |self_condition| Draws { self_condition, ..case.draws() };
-    case.check("self_cond.off", case.loss(&unet, config.clone(), &draws(false)));
-    let loss = case.loss(&unet, config, &draws(true));
+    case.check("self_cond.off", case.loss(&unet, &config, &draws(false)));
+    let loss = case.loss(&unet, &config, &draws(true));
     case.check("self_cond.on", loss.clone());
     let expected = to_ours(&case.golden.under("self_cond.on.grad_state.")).unwrap();
     check_gradients(NamedGradients::take(&unet, &mut loss.mean().backward()), &expected);
@@ -113,20 +121,11 @@ fn immiscible_noise_is_assigned_as_scipy_assigns_it_and_shared_by_x_t_and_target
     let assignment = least_distance_assignment(&x_start.values, noise, 64);
     assert_eq!(assignment, case.golden.indices("immiscible.assignment"));
 
-    let config = GaussianConfig {
-        objective: Objective::PredNoise,
-        min_snr_loss_weight: true,
-        immiscible: true,
-        auto_normalize: false,
-        ..config()
-    };
-    let draws = Draws {
-        t: case.golden.indices("immiscible.times"),
-        noise: case.golden.tensor("immiscible.noise", &case.device),
-        offset_noise: None,
-        self_condition: false,
-    };
+    let shared = SharedConfig { immiscible: true, auto_normalize: false, ..min_snr(true) };
+    let config = config(BetaSchedule::Cosine, Objective::PredNoise, shared);
+    let noise = case.golden.tensor("immiscible.noise", &case.device);
+    let draws = draws(case.golden.values("immiscible.times"), vec![noise]);
     let images = case.golden.tensor::<4>("immiscible.x_start", &case.device);
-    let loss = GaussianDiffusion::new(&config).unwrap().loss(&case.unet, images, &draws);
+    let loss = Diffusion::new(&config).unwrap().loss(&case.unet, images, &draws);
     assert_close("immiscible.loss", &values(loss), case.golden.values("immiscible.loss"), 1e-4);
 }

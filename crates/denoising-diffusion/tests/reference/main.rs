@@ -1,13 +1,19 @@
 //! What the reference computes, against what we compute. `tools/parity` made the numbers; each file's metadata say from which calls.
 
+mod continuous;
 mod distances;
+mod elucidated;
+mod formulations;
 mod golden;
+mod guidance;
 mod import;
 mod inception;
 mod layers;
+mod learned_variance;
 mod losses;
 mod optimizer;
 mod sampling;
 mod schedules;
 mod sets;
+mod spacing;
 mod unets;

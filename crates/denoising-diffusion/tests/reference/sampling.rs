@@ -1,12 +1,17 @@
 //! `GaussianDiffusion.p_sample`, `p_sample_loop`, `ddim_sample` and `interpolate` on injected noise.
 
-use burn::tensor::{Device, Tensor};
-use denoising_diffusion::diffusion::{BetaSchedule, GaussianConfig, GaussianDiffusion, NoiseLevel, Objective};
+use burn::tensor::Device;
+use denoising_diffusion::diffusion::{BetaSchedule, Diffusion, GaussianConfig, NoiseLevel, Objective, ScheduleConfig};
 use denoising_diffusion::models::Unet;
 use denoising_diffusion::nn::{Eval, EvalMode};
 use denoising_diffusion::sampler::{PosteriorVariance, Step, ddim, ddpm, ignore, interpolate};
 
 use crate::golden::{Golden, assert_close, values};
+
+fn gaussian(timesteps: usize, beta_schedule: BetaSchedule, objective: Objective) -> Diffusion {
+    let schedule = ScheduleConfig { timesteps, beta_schedule, ..Default::default() };
+    Diffusion::new(&GaussianConfig { schedule, objective }.into()).unwrap()
+}
 
 struct Case {
     golden: Golden,
@@ -22,46 +27,51 @@ impl Case {
         self.golden.unet(key, prefix, &self.device).eval()
     }
 
-    /// `[draws, b, c, h, w]` as one tensor per draw.
-    fn noises(&self, name: &str) -> Vec<Tensor<4>> {
-        let all = self.golden.tensor::<5>(name, &self.device);
-        all.iter_dim(0).map(|one| one.squeeze_dim(0)).collect()
-    }
-
     fn check_trajectory(&self, name: &str, unet_key: &str, prefix: &str) {
         let options = &self.golden.config["trajectories"][name];
-        let config = GaussianConfig {
-            timesteps: options["timesteps"].as_u64().unwrap() as usize,
-            objective: serde_json::from_value(options["objective"].clone()).unwrap(),
-            beta_schedule: serde_json::from_value(options["beta_schedule"].clone()).unwrap(),
-            ..GaussianConfig::default()
-        };
-        let diffusion = GaussianDiffusion::new(&config).unwrap();
-        let unet = self.unet(unet_key, prefix);
-        let denoiser = diffusion.denoiser(&unet);
-        let x = self.golden.tensor::<4>(&format!("{name}.x_T"), &self.device);
-        let noises = self.noises(&format!("{name}.noise"));
-        let expected = self.golden.tensor::<5>(&format!("{name}.images"), &self.device);
+        let objective = serde_json::from_value(options["objective"].clone()).unwrap();
+        let beta_schedule = serde_json::from_value(options["beta_schedule"].clone()).unwrap();
+        let timesteps = options["timesteps"].as_u64().unwrap() as usize;
+        let diffusion = gaussian(timesteps, beta_schedule, objective);
+        check_trajectory(&self.golden, name, &diffusion, &self.unet(unet_key, prefix), PosteriorVariance::Small);
+    }
+}
 
-        let mut compare = |step: &Step<'_, 4>| {
-            let image = expected.clone().narrow(1, step.index + 1, 1).squeeze_dim::<4>(1);
-            let got = diffusion.unnormalize(step.x.clone());
-            assert_close(&format!("{name} step {}", step.index), &values(got), &values(image), 1e-4);
-            std::ops::ControlFlow::Continue(())
-        };
-        match options["sampling_timesteps"].as_u64() {
-            Some(steps) => {
-                let levels = diffusion.spaced_levels(steps as usize);
-                let eta = options["eta"].as_f64().unwrap();
-                ddim(&denoiser, x, &levels, eta, &mut noises.as_slice(), &mut compare).unwrap();
-            }
-            None => {
-                let levels = diffusion.all_levels();
-                let variance = PosteriorVariance::Small;
-                ddpm(&denoiser, x, &levels, variance, &mut noises.as_slice(), &mut compare).unwrap();
-            }
+/// Every image on the way, by DDIM if the trajectory has a number of steps and by ancestral sampling otherwise.
+pub fn check_trajectory(
+    golden: &Golden,
+    name: &str,
+    diffusion: &Diffusion,
+    unet: &Eval<Unet>,
+    variance: PosteriorVariance,
+) {
+    let options = &golden.config["trajectories"][name];
+    let device = Device::flex();
+    let denoiser = diffusion.denoiser(unet);
+    let x = golden.tensor::<4>(&format!("{name}.x_T"), &device);
+    let noises = golden.noises(&format!("{name}.noise"), &device);
+    let expected = golden.tensor::<5>(&format!("{name}.images"), &device);
+
+    let mut seen = 0;
+    let mut compare = |step: &Step<'_, 4>| {
+        let image = expected.clone().narrow(1, step.index + 1, 1).squeeze_dim::<4>(1);
+        let got = diffusion.unnormalize(step.x.clone());
+        assert_close(&format!("{name} step {}", step.index), &values(got), &values(image), 1e-4);
+        seen += 1;
+        std::ops::ControlFlow::Continue(())
+    };
+    match options["sampling_timesteps"].as_u64() {
+        Some(steps) => {
+            let levels = diffusion.formulation().levels(steps as usize);
+            let eta = options["eta"].as_f64().unwrap();
+            ddim(&denoiser, x, &levels, eta, &mut noises.as_slice(), &mut compare).unwrap();
+        }
+        None => {
+            let levels = diffusion.formulation().levels(diffusion.tables().unwrap().timesteps());
+            ddpm(&denoiser, x, &levels, variance, &mut noises.as_slice(), &mut compare).unwrap();
         }
     }
+    assert_eq!(seen + 1, expected.dims()[1]);
 }
 
 #[test]
@@ -73,11 +83,10 @@ fn single_ancestral_steps() {
         ("pred_x0", Objective::PredX0, BetaSchedule::Cosine),
         ("pred_v", Objective::PredV, BetaSchedule::Sigmoid),
     ] {
-        let config = GaussianConfig { timesteps: 50, objective, beta_schedule, ..GaussianConfig::default() };
-        let diffusion = GaussianDiffusion::new(&config).unwrap();
+        let diffusion = gaussian(50, beta_schedule, objective);
         for t in [0, 25, 49] {
-            let next = if t == 0 { NoiseLevel::CLEAN } else { diffusion.level(t - 1) };
-            let levels = [diffusion.level(t), next];
+            let next = if t == 0 { NoiseLevel::CLEAN } else { diffusion.level(f64::from(t - 1)) };
+            let levels = [diffusion.level(f64::from(t)), next];
             let x = case.golden.tensor::<4>("p_sample.x", &case.device);
             let noise = [case.golden.tensor::<4>("p_sample.noise", &case.device)];
             let mut x_start = None;
@@ -118,8 +127,7 @@ fn self_conditioned_trajectory() {
 fn spacing_of_ddim_times() {
     let golden = Golden::open("sampling");
     for (timesteps, steps) in [(1000, 250), (1000, 50), (1000, 26), (1000, 7), (100, 90), (50, 10), (50, 1)] {
-        let config = GaussianConfig { timesteps, ..GaussianConfig::default() };
-        let levels = GaussianDiffusion::new(&config).unwrap().spaced_levels(steps);
+        let levels = gaussian(timesteps, BetaSchedule::Sigmoid, Objective::PredV).formulation().levels(steps);
         let times: Vec<f32> = levels.iter().map(|level| level.time as f32).collect();
         assert_eq!(times, golden.values(&format!("ddim_times.{timesteps}.{steps}")), "{timesteps} {steps}");
     }
@@ -129,28 +137,29 @@ fn spacing_of_ddim_times() {
 #[test]
 fn interpolation() {
     let case = Case::open();
-    let diffusion = GaussianDiffusion::new(&GaussianConfig { timesteps: 50, ..GaussianConfig::default() }).unwrap();
+    let diffusion = gaussian(50, BetaSchedule::Sigmoid, Objective::PredV);
+    let all_levels = diffusion.formulation().levels(50);
     let unet = case.unet("unet", "state.");
     let tensor = |name: &str| case.golden.tensor::<4>(&format!("interpolate.{name}"), &case.device);
-    let noises = case.noises("interpolate.noise");
-    let level = diffusion.level(20);
+    let noises = case.golden.noises("interpolate.noise", &case.device);
+    let level = diffusion.level(20.0);
     let noised = |x: &str, noise: &str| tensor(x) * level.alpha + tensor(noise) * level.sigma;
     let mixed = noised("x1", "noise1") * 0.7 + noised("x2", "noise2") * 0.3;
-    let levels: Vec<NoiseLevel> = diffusion.all_levels().split_off(50 - 20);
+    let levels = &all_levels[50 - 20..];
     let denoiser = diffusion.denoiser(&unet);
     let small = PosteriorVariance::Small;
-    let reference = ddpm(&denoiser, mixed, &levels, small, &mut noises.as_slice(), &mut ignore).unwrap();
+    let reference = ddpm(&denoiser, mixed, levels, small, &mut noises.as_slice(), &mut ignore).unwrap();
     assert_close("reference", &values(reference), case.golden.values("interpolate.output"), 1e-4);
 
     // Ours starts one level higher. At the ends it is the denoised image itself.
-    let levels: Vec<NoiseLevel> = diffusion.all_levels().split_off(50 - 21);
+    let levels = &all_levels[50 - 21..];
     let run = |lambda: f64, x2: &str, n2: &str| {
         let data = [tensor("x1"), tensor(x2)];
         let start = [tensor("noise1"), tensor(n2)];
         let mut step_noise = noises.iter().cloned().chain([tensor("noise1")]).collect::<Vec<_>>();
         step_noise.rotate_right(1);
         let source = &mut step_noise.as_slice();
-        values(interpolate(&denoiser, data, lambda, &levels, start, source, &mut ignore).unwrap())
+        values(interpolate(&denoiser, data, lambda, levels, start, source, &mut ignore).unwrap())
     };
     assert_close("lambda 0 ignores x2", &run(0.0, "x2", "noise2"), &run(0.4, "x1", "noise1"), 1e-4);
 }

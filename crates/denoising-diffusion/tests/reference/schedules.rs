@@ -1,22 +1,24 @@
 //! `GaussianDiffusion(...)`'s registered buffers.
 
 use denoising_diffusion::diffusion::schedule::Tables;
-use denoising_diffusion::diffusion::{GaussianConfig, Objective};
+use denoising_diffusion::diffusion::{
+    Diffusion, DiffusionConfig, GaussianConfig, Objective, ScheduleConfig, SharedConfig,
+};
 use serde_json::Value;
 
 use crate::golden::{Golden, assert_close};
 
-fn config_of(set: &Value) -> GaussianConfig {
+fn config_of(set: &Value) -> ScheduleConfig {
     let kwargs = &set["schedule_fn_kwargs"];
     let sigmoid = |key: &str| kwargs[key].as_f64();
-    GaussianConfig {
+    ScheduleConfig {
         timesteps: set["timesteps"].as_u64().unwrap() as usize,
         beta_schedule: serde_json::from_value(set["beta_schedule"].clone()).unwrap(),
         cosine_s: kwargs["s"].as_f64(),
         sigmoid_start: sigmoid("start"),
         sigmoid_end: sigmoid("end"),
         sigmoid_tau: sigmoid("tau"),
-        ..GaussianConfig::default()
+        ..Default::default()
     }
 }
 
@@ -49,13 +51,16 @@ fn every_table_of_every_schedule() {
     }
 }
 
-fn check_loss_weights(golden: &Golden, set: &str, config: &GaussianConfig, tolerance: f32) {
+fn check_loss_weights(golden: &Golden, set: &str, schedule: &ScheduleConfig, tolerance: f32) {
     let objectives =
         [("pred_noise", Objective::PredNoise), ("pred_x0", Objective::PredX0), ("pred_v", Objective::PredV)];
     for (objective_name, objective) in objectives {
         for (kind, min_snr_loss_weight) in [("plain", false), ("min_snr", true)] {
-            let config = GaussianConfig { objective, min_snr_loss_weight, ..config.clone() };
-            let ours: Vec<f32> = Tables::new(&config).loss_weight.iter().map(|&v| v as f32).collect();
+            let shared = SharedConfig { min_snr_loss_weight: Some(min_snr_loss_weight), ..Default::default() };
+            let config = DiffusionConfig { shared, ..GaussianConfig { schedule: schedule.clone(), objective }.into() };
+            let diffusion = Diffusion::new(&config).unwrap();
+            let weight = |t| diffusion.loss_weight(&diffusion.level(t as f64)) as f32;
+            let ours: Vec<f32> = (0..schedule.timesteps).map(weight).collect();
             let name = format!("{set}.loss_weight.{objective_name}.{kind}");
             assert_close(&name, &ours, golden.values(&name), tolerance);
         }

@@ -1,0 +1,285 @@
+//! `ddpm inpaint`, `ddpm vary` and `ddpm interpolate`: images made from images by a trained network.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::Args;
+use denoising_diffusion::data::DataConfig;
+use denoising_diffusion::edit::{Between, EditError};
+use denoising_diffusion::generate::{GenerateError, Progress as At, Request};
+use denoising_diffusion::recipe::Recipe;
+use denoising_diffusion::report::{ImageBatch, Progress, Status, StderrProgress, Task};
+use denoising_diffusion::sampler::{RePaint, RePaintStep, SamplerKind};
+use denoising_diffusion::train::StopSignal;
+use serde_json::{Value, json};
+
+use crate::commands::sample::Out;
+use crate::failure::{Failure, FailureExt, Result};
+use crate::image_source::{all, open_prepared, prepared_as};
+use crate::interrupt::stop_on_ctrl_c;
+use crate::machine::{Machine, MachineArgs};
+use crate::output::{self, Rows, note};
+use crate::recipe_flags::UntoldFlags;
+use crate::sampling::{Drawable, SamplingArgs, Settings};
+use crate::weights::{Found, WeightsArg};
+
+/// What the three commands share.
+#[derive(Args, Debug)]
+pub struct EditArgs {
+    /// Run folder (its latest whole checkpoint), RUN/best, checkpoint's folder, .safetensors file, or .pt file of the reference
+    target: PathBuf,
+    /// Which weights to use [default: ema]
+    #[arg(long)]
+    weights: Option<WeightsArg>,
+    /// Grid (.png), folder of images (ends in /), or float32 array in [0, 1] (.npy)
+    #[arg(long, value_name = "FILE|DIR/")]
+    out: PathBuf,
+    /// Replace what --out names
+    #[arg(long)]
+    force: bool,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    machine: MachineArgs,
+    #[command(flatten)]
+    untold: UntoldFlags,
+}
+
+/// Fill in the missing parts of images (RePaint); what is known comes back exactly.
+#[derive(Args, Debug)]
+#[command(after_help = "Masks: white is known, black is filled in, grey is in between; alpha is ignored.")]
+pub struct InpaintArgs {
+    #[command(flatten)]
+    common: EditArgs,
+    /// Images: a file, a folder, or an array; fitted to the network's size
+    #[arg(long, value_name = "DATA")]
+    images: PathBuf,
+    /// Mask: one image for all, or as many as there are images
+    #[arg(long, value_name = "DATA")]
+    mask: PathBuf,
+    /// Fill in each image so many times, in different ways
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    variants: usize,
+    /// Levels of noise that a jump goes back
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    jump_length: usize,
+    /// Times that each stretch is walked down; 1 is without jumps
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    jump_n_sample: usize,
+}
+
+/// Draw variations of images: add noise, and denoise again.
+#[derive(Args, Debug)]
+pub struct VaryArgs {
+    #[command(flatten)]
+    common: EditArgs,
+    /// Images: a file, a folder, or an array; fitted to the network's size
+    #[arg(long, value_name = "DATA")]
+    images: PathBuf,
+    /// How far towards pure noise: near 0 hardly a change, 1 a new image
+    #[arg(long, value_name = "X", default_value_t = 0.6)]
+    strength: f64,
+    /// Variations of each image
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    variants: usize,
+}
+
+/// Draw what lies between two images.
+#[derive(Args, Debug)]
+pub struct InterpolateArgs {
+    #[command(flatten)]
+    common: EditArgs,
+    /// Two images: a folder or an array, of which the first two are taken
+    #[arg(long, value_name = "DATA", required_unless_present = "from", conflicts_with_all = ["from", "to"])]
+    images: Option<PathBuf>,
+    /// First image, a file
+    #[arg(long, value_name = "FILE", requires = "to")]
+    from: Option<PathBuf>,
+    /// Second image, a file
+    #[arg(long, value_name = "FILE", requires = "from")]
+    to: Option<PathBuf>,
+    /// Images, the two ends included
+    #[arg(long, value_name = "N", default_value_t = 9)]
+    frames: usize,
+    /// Mix at this much noise, in (0, 1], as the reference does, in place of inverting both images to noise
+    #[arg(long, value_name = "X")]
+    strength: Option<f64>,
+}
+
+/// A command ready to work.
+struct Job<'a> {
+    args: &'a EditArgs,
+    out: Out,
+    path: PathBuf,
+    recipe: Option<Recipe>,
+    from: Drawable,
+    settings: Settings,
+    machine: Machine,
+    stop: StopSignal,
+}
+
+impl<'a> Job<'a> {
+    fn new(args: &'a EditArgs) -> Result<Self> {
+        let out = Out::of(Some(&args.out))?;
+        out.refuse_existing(!args.force)?;
+        let found = Found::open(&args.target, args.weights)?;
+        let (path, recipe) = (found.path.clone(), found.recipe.clone());
+        let file = found.into_model(&args.untold)?;
+        let settings = args.sampling.settings(recipe.as_ref(), &file.card.diffusion)?;
+        let machine = args.machine.start()?;
+        let from = args.sampling.open(file, &path, &machine)?;
+        let stop = stop_on_ctrl_c("giving up")?;
+        Ok(Self { args, out, path, recipe, from, settings, machine, stop })
+    }
+
+    /// Images as the network's data were prepared.
+    fn images(&self, path: &Path) -> Result<(Vec<f32>, usize)> {
+        let run = self.recipe.as_ref().map(|recipe| DataConfig { labels: None, ..recipe.data.clone() });
+        let dataset = open_prepared(path, prepared_as(&self.from.file, run.as_ref())?)?;
+        let images = all(&dataset);
+        Ok((images.values()?, images.len()))
+    }
+
+    /// Makes `count` images in `steps` steps a batch, with progress, and writes them.
+    fn finish(
+        &self,
+        count: usize,
+        steps: usize,
+        details: &Value,
+        make: impl FnOnce(
+            &Request<'_>,
+            &mut dyn FnMut(&At<'_>) -> std::ops::ControlFlow<()>,
+        ) -> std::result::Result<ImageBatch, EditError>,
+    ) -> Result {
+        let (sample, started) = (&self.settings.sample, Instant::now());
+        let classes = self.args.sampling.classes_of(&self.from, count, &self.settings.guidance)?;
+        let request = Request {
+            sample,
+            seed: self.args.sampling.seed,
+            count,
+            shape: self.from.shape,
+            init_noise: None,
+            classes: classes.as_deref(),
+        };
+        note(format!("{count} images by {}, from {}", sample.sampler.name(), self.path.display()));
+        let batches = count.div_ceil(sample.sample_batch_size);
+        let mut progress = StderrProgress::new(Task::Sample, 0, (batches * steps) as u64);
+        let mut watch = |at: &At<'_>| {
+            let step = (at.images_done / sample.sample_batch_size * at.steps + at.step) as u64;
+            progress.update(Status { step, ..Status::default() });
+            if self.stop.is_requested() {
+                std::ops::ControlFlow::Break(())
+            } else {
+                std::ops::ControlFlow::Continue(())
+            }
+        };
+        let images = make(&request, &mut watch);
+        progress.finish();
+        let images = match images {
+            Err(EditError::Generate(GenerateError::Interrupted(_))) => return Err(Failure::interrupted()),
+            Err(error @ EditError::Value { .. }) => return Err(error).or_usage(),
+            images => images?,
+        };
+        self.out.write(&images)?;
+        if self.args.json {
+            return output::json(&json!({
+                "out": self.out.path(),
+                "images": count,
+                "shape": self.from.shape,
+                "sampler": sample.sampler,
+                "seed": self.args.sampling.seed,
+                "details": details,
+                "seconds": started.elapsed().as_secs_f64(),
+            }));
+        }
+        let mut rows = Rows::default();
+        rows.row("images", self.out.path().display());
+        output::result(rows.aligned())
+    }
+
+    fn steps(&self) -> usize {
+        self.settings.sample.steps(self.from.diffusion.config())
+    }
+}
+
+/// Each image so many times, one after the other.
+fn repeated(values: &[f32], images: usize, times: usize) -> Vec<f32> {
+    values.chunks(values.len() / images.max(1)).flat_map(|image| image.repeat(times)).collect()
+}
+
+pub fn inpaint(args: &InpaintArgs) -> Result {
+    let job = Job::new(&args.common)?;
+    let step = match job.settings.sample.sampler {
+        SamplerKind::Ddpm => RePaintStep::Ddpm { posterior_variance: job.settings.sample.posterior_variance },
+        SamplerKind::Ddim => RePaintStep::Ddim { eta: job.settings.sample.eta.unwrap_or(0.0) },
+        other => {
+            return Err(Failure::usage(format!("images cannot be filled in by --sampler {}", other.name()))
+                .hint("take ddpm or ddim, whose steps RePaint is made of"));
+        }
+    };
+    let (images, n) = job.images(&args.images)?;
+    let mask = mask(&args.mask, &job, n)?;
+    let repaint = RePaint { jump_length: args.jump_length, jump_n_sample: args.jump_n_sample, step };
+    let (images, mask) = (repeated(&images, n, args.variants), repeated(&mask, n, args.variants));
+    let generator = job.from.generator(&job.settings.guidance);
+    let count = n * args.variants;
+    let probe = Request {
+        sample: &job.settings.sample,
+        seed: 0,
+        count,
+        shape: job.from.shape,
+        init_noise: None,
+        classes: None,
+    };
+    let steps = generator.inpaint_steps(&probe, &repaint);
+    job.finish(count, steps, &json!({ "repaint": repaint, "steps": steps }), |request, watch| {
+        generator.inpaint(request, &images, &mask, &repaint, &job.machine.device, watch)
+    })
+}
+
+/// Masks of `n` images, `[n, 1, h, w]`.
+fn mask(path: &Path, job: &Job<'_>, n: usize) -> Result<Vec<f32>> {
+    let grey = DataConfig {
+        channels: denoising_diffusion::data::ChannelPolicy::Exact(1),
+        ..prepared_as(&job.from.file, None)?
+    };
+    let masks = all(&open_prepared(path, grey)?);
+    let values = masks.values()?;
+    match masks.len() {
+        1 => Ok(values.repeat(n)),
+        count if count == n => Ok(values),
+        count => Err(Failure::usage(format!("--mask {}: {count} masks for {n} images", path.display()))
+            .hint("give one mask for all images, or one for each")),
+    }
+}
+
+pub fn vary(args: &VaryArgs) -> Result {
+    let job = Job::new(&args.common)?;
+    let (images, n) = job.images(&args.images)?;
+    let images = repeated(&images, n, args.variants);
+    let generator = job.from.generator(&job.settings.guidance);
+    job.finish(n * args.variants, job.steps(), &json!({ "strength": args.strength }), |request, watch| {
+        generator.vary(request, &images, args.strength, &job.machine.device, watch)
+    })
+}
+
+pub fn interpolate(args: &InterpolateArgs) -> Result {
+    let job = Job::new(&args.common)?;
+    let mut ends = Vec::new();
+    for path in [&args.images, &args.from, &args.to].into_iter().flatten() {
+        ends.extend(job.images(path)?.0);
+    }
+    let size = job.from.shape.iter().product::<usize>();
+    if ends.len() < 2 * size {
+        return Err(Failure::usage("two images are needed to draw what lies between them"));
+    }
+    let between = args.strength.map_or(Between::Inverted, |strength| Between::Noised { strength });
+    let generator = job.from.generator(&job.settings.guidance);
+    job.finish(args.frames, job.steps(), &json!({ "strength": args.strength }), |request, watch| {
+        let pair = [&ends[..size], &ends[size..2 * size]];
+        generator.interpolate(request, pair, between, &job.machine.device, watch)
+    })
+}

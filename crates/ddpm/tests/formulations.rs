@@ -1,0 +1,134 @@
+//! Formulations, samplers, guidance and editing at the command line. What they compute is tested in the library.
+
+mod common;
+
+use common::{Place, golden, stderr};
+use denoising_diffusion::data::npy::{read_npy_f32, write_npy_f32};
+
+const SMALL: &str =
+    "--dim 4 --dim-mults 1 --attn-heads 1 --attn-dim-head 4 --batch-size 4 --num-samples 2 --sampling-timesteps 3";
+
+/// Every formulation trains, goes on, says what it is, and can be sampled from.
+#[test]
+fn every_formulation_from_training_to_samples() {
+    let place = Place::new();
+    let listed = place.json("list");
+    let names: Vec<&str> =
+        listed["formulations"].as_array().unwrap().iter().map(|f| f["name"].as_str().unwrap()).collect();
+    assert_eq!(names.len(), 7);
+    for name in names.into_iter().chain(["continuous_time --noise-schedule learned --learned-schedule-hidden-dim 4"]) {
+        let run = name.split(' ').next_back().unwrap();
+        place.ok(&format!("train digits {SMALL} --diffusion {name} --steps 2 --out {run}"));
+        place.ok(&format!("train --resume {run} --steps 3"));
+        let info = place.ok(&format!("info {run}"));
+        assert!(info.contains(&format!("diffusion   {}", name.split(' ').next().unwrap())), "{info}");
+        let sampled = place.json(&format!("sample {run} -n 2 --sampler heun --steps 3 --out {run}.npy"));
+        assert_eq!((&sampled["steps"], &sampled["evaluations"]), (&3.into(), &5.into()));
+        let (_, values) = read_npy_f32(&place.path(&format!("{run}.npy"))).unwrap();
+        assert!(values.iter().all(|value| (0.0..=1.0).contains(value)), "{name}");
+    }
+}
+
+#[test]
+fn what_cannot_be_is_refused_before_training_with_the_reason() {
+    let place = Place::new();
+    for (flags, reason) in [
+        ("--diffusion elucidated --timesteps 8", "`timesteps` is no option of `diffusion = \"elucidated\"`"),
+        ("--diffusion weighted_objective --min-snr-loss-weight", "no single weight"),
+        ("--diffusion learned_variance --offset-noise-strength 0.1", "white noise"),
+        ("--diffusion rectified_flow --random-fourier-features", "up to a thousand"),
+        ("--posterior-variance learned --sampler ddpm", "needs `diffusion = \"learned_variance\"`"),
+        ("--sampler unipc --s-churn 10", "`s_churn` belongs to"),
+        ("--sampler lms --eta 0.5", "`eta` belongs to"),
+        ("--rescale-phi 2", "in [0, 1]"),
+        ("--guidance-interval 3,1", "below the second"),
+    ] {
+        place.fails(&format!("train digits {SMALL} {flags} --steps 1 --out run"), 2, reason);
+        assert!(!place.path("run").exists());
+    }
+}
+
+#[test]
+fn classes_and_guidance() {
+    let place = Place::new();
+    place.ok(&format!("train digits {SMALL} --class-condition --steps 2 --out run"));
+    assert!(place.ok("info run").contains("classes     10"));
+    let sampled = place.json("sample run --classes 3,5-6 -n 4 --guidance 2 --rescale-phi 0.5 --out a.npy");
+    assert_eq!(sampled["classes"], serde_json::json!([3, 5, 6, 3]));
+    // A scale of 1 is the conditional network, whatever the other options.
+    place.ok("sample run --classes 3 -n 2 --guidance 1 --keep-parallel 0 --rescale-phi 1 --out b.npy");
+    place.ok("sample run --classes 3 -n 2 --out c.npy");
+    assert_eq!(place.read("b.npy"), place.read("c.npy"));
+    // A scale of 0 does not depend on the class.
+    place.ok("sample run --classes 3 -n 2 --guidance 0 --out d.npy");
+    place.ok("sample run --classes 7 -n 2 --guidance 0 --out e.npy");
+    assert_eq!(place.read("d.npy"), place.read("e.npy"));
+    place.ok(
+        "sample run --classes 3 -n 2 --guidance 2 --weak run/checkpoints/step-00000002 --weights model --out f.npy",
+    );
+    place.fails("sample run --classes 10", 2, "there is no class 10");
+    place.fails("sample run --classes three", 2, "0-9");
+    place.fails("sample run --cfg-plus-plus --sampler unipc", 2, "no meaning");
+    place.ok(&format!("train digits {SMALL} --steps 1 --out plain"));
+    place.fails("sample plain --classes 3", 2, "without classes");
+    place.fails("sample plain --guidance 3", 2, "nothing to guide towards");
+}
+
+#[test]
+fn images_are_filled_in_varied_and_joined() {
+    let place = Place::new();
+    place.ok(&format!("train digits {SMALL} --timesteps 8 --steps 2 --out run"));
+    place.image("a.png", 8, 8);
+    place.image("pair/a.png", 8, 8);
+    place.image("pair/b.png", 9, 9);
+    // The left half is known.
+    let mask: Vec<f32> = (0..64).map(|i| f32::from(u8::from(i % 8 < 4))).collect();
+    write_npy_f32(&place.path("mask.npy"), &[1, 1, 8, 8], &mask).unwrap();
+    for flags in ["--sampler ddpm", "--sampler ddim --eta 0.5 --jump-n-sample 1", "--variants 3"] {
+        place.ok(&format!(
+            "inpaint run --images a.png --mask mask.npy --jump-length 2 --jump-n-sample 2 --out in.npy --force {flags}"
+        ));
+        let (shape, values) = read_npy_f32(&place.path("in.npy")).unwrap();
+        assert_eq!(shape[1..], [1, 8, 8]);
+        for (at, value) in values.iter().enumerate().filter(|(at, _)| at % 8 < 4) {
+            let (x, y) = (at % 8, at / 8 % 8);
+            assert_eq!(*value, ((x * 7 + y * 13) as u8) as f32 / 255.0, "{flags}, pixel {at}");
+        }
+    }
+    place.fails("inpaint run --images a.png --mask mask.npy --sampler heun --out x.png", 2, "ddpm or ddim");
+    place.fails("inpaint run --images a.png --mask pair --out x.png", 2, "2 masks for 1 images");
+
+    let varied = place.json("vary run --images pair --strength 0.5 --variants 3 --out vary.png");
+    assert_eq!(varied["images"], 6);
+    place.fails("vary run --images a.png --strength 0 --out x.png", 2, "above 0");
+    place.fails("vary run --images nothing --out x.png", 1, "nothing");
+
+    place.ok("interpolate run --images pair --frames 5 --out between.npy");
+    assert_eq!(read_npy_f32(&place.path("between.npy")).unwrap().0, [5, 1, 8, 8]);
+    place.ok("interpolate run --from a.png --to pair/b.png --strength 0.5 --sampler ddpm --out between.png");
+    place.fails("interpolate run --images a.png --out x.png", 2, "two images");
+    assert!(!stderr(&place.run("interpolate run --from a.png --out x.png")).is_empty());
+}
+
+#[test]
+fn the_list_is_one_line_each() {
+    let place = Place::new();
+    let text = place.ok("list");
+    for word in ["formulations", "rectified_flow", "samplers", "dpmpp_sde_2m", "karras", "unet", "fashion-mnist"] {
+        assert!(text.contains(word), "{text}");
+    }
+    assert!(text.lines().all(|line| line.chars().count() <= 120), "{text}");
+}
+
+#[test]
+fn a_checkpoint_of_the_reference_samples_with_every_solver() {
+    let place = Place::new();
+    let model = golden("model-1.pt");
+    let solvers = place.json("list")["samplers"].as_array().unwrap().len();
+    assert_eq!(solvers, 10);
+    for solver in place.json("list")["samplers"].as_array().unwrap() {
+        let name = solver["name"].as_str().unwrap();
+        place
+            .ok(&format!("sample {} --image-size 8 -n 1 --sampler {name} --steps 4 --out {name}.npy", model.display()));
+    }
+}

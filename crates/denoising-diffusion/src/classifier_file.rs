@@ -1,0 +1,153 @@
+//! A classifier in a file that is complete in itself: a safetensors file whose metadata say what network it is, under which formulation
+//! and on what images it was trained, and how well it did. Not here: networks that denoise (`model_file`).
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+use crate::data::ImageShape;
+use crate::diffusion::{ClassifierGuidance, Diffusion, DiffusionConfig, DiffusionConfigError};
+use crate::eval::accuracy::HeldOutAccuracy;
+use crate::interop::{self, InteropError, Metadata, StateDict};
+use crate::model_file::CARD_KEY;
+use crate::models::{Classifier, ClassifierConfig, UnetConfigError};
+use crate::nn::params::{self, ParamsError};
+use crate::nn::{Eval, EvalMode, Init};
+
+/// The metadata key under which the card stands, as JSON.
+pub const CLASSIFIER_CARD_KEY: &str = "denoising-diffusion.classifier";
+
+/// All that must be known to use a classifier.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClassifierCard {
+    /// Version of the library that wrote it.
+    pub version: String,
+    pub classifier: ClassifierConfig,
+    pub diffusion: DiffusionConfig,
+    /// The schedule, where it has no name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub betas: Option<Vec<f64>>,
+    /// Size of the images.
+    pub image: ImageShape,
+    /// Name of each class.
+    pub class_names: Vec<String>,
+    /// Optimizer steps made.
+    pub step: u64,
+    /// Measured at that step, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_out: Option<HeldOutAccuracy>,
+}
+
+/// A card and the tensors.
+#[derive(Clone, Debug)]
+pub struct ClassifierFile {
+    pub card: ClassifierCard,
+    pub state: StateDict,
+}
+
+/// Why a file gives no classifier, or none that fits.
+#[derive(Debug, Error)]
+pub enum ClassifierFileError {
+    #[error(transparent)]
+    File(#[from] InteropError),
+    #[error("{path} holds no classifier, but a network that denoises")]
+    Denoiser { path: String },
+    #[error("{path} holds no classifier: it is a safetensors file of another program")]
+    NoCard { path: String },
+    #[error("the card of the classifier {path} cannot be read")]
+    Card { path: String, source: serde_json::Error },
+    #[error("the card describes no classifier")]
+    Network(#[from] UnetConfigError),
+    #[error("the card names {names} classes for a classifier of {num_classes}")]
+    ClassNames { names: usize, num_classes: usize },
+    #[error("the card describes no diffusion")]
+    Diffusion(#[from] DiffusionConfigError),
+    #[error("the weights do not fit the classifier that the card describes")]
+    Weights(#[from] ParamsError),
+    #[error("the classifier was trained on images of {got}, the network draws images of {expected}")]
+    Shape { expected: ImageShape, got: ImageShape },
+    #[error(
+        "the classifier was trained on other noisy images than the network denoises: its formulation has {got}; the network's has {expected}"
+    )]
+    Formulation { expected: String, got: String },
+}
+
+impl ClassifierFile {
+    /// Reads a file written by [`write`](Self::write).
+    ///
+    /// # Errors
+    /// [`ClassifierFileError`]: a damaged file, or one of something else.
+    pub fn read(path: &Path) -> Result<Self, ClassifierFileError> {
+        let (state, metadata) = interop::read_safetensors(path)?;
+        let shown = || path.display().to_string();
+        let Some(json) = metadata.get(CLASSIFIER_CARD_KEY) else {
+            return Err(if metadata.contains_key(CARD_KEY) {
+                ClassifierFileError::Denoiser { path: shown() }
+            } else {
+                ClassifierFileError::NoCard { path: shown() }
+            });
+        };
+        let card: ClassifierCard =
+            serde_json::from_str(json).map_err(|source| ClassifierFileError::Card { path: shown(), source })?;
+        let (names, num_classes) = (card.class_names.len(), card.classifier.num_classes);
+        if names != num_classes {
+            return Err(ClassifierFileError::ClassNames { names, num_classes });
+        }
+        Ok(Self { card, state })
+    }
+
+    /// Writes card and tensors, aside first and then renamed.
+    ///
+    /// # Errors
+    /// The folder is missing or not writable, or the disk is full.
+    pub fn write(&self, path: &Path) -> Result<(), InteropError> {
+        let card = serde_json::to_string(&self.card).expect("a card holds numbers and strings only");
+        interop::write_safetensors(path, &self.state, &Metadata::from([(CLASSIFIER_CARD_KEY.to_string(), card)]))
+    }
+
+    /// The classifier in eval behaviour on `device`.
+    ///
+    /// # Errors
+    /// Options that describe no classifier, or weights of another one.
+    pub fn classifier(&self, device: &Device) -> Result<Eval<Classifier>, ClassifierFileError> {
+        let classifier = Classifier::new(&self.card.classifier, &mut Init::new(0, device))?;
+        Ok(params::load_state_dict(classifier, &self.state)?.eval())
+    }
+
+    /// Guidance of a network that draws images of a shape under a formulation.
+    ///
+    /// # Errors
+    /// [`ClassifierFileError::Shape`] and [`ClassifierFileError::Formulation`] where they are not what the classifier was trained for; and
+    /// those of [`classifier`](Self::classifier).
+    pub fn guidance(
+        &self,
+        diffusion: &Diffusion,
+        image: ImageShape,
+        scale: f64,
+        device: &Device,
+    ) -> Result<ClassifierGuidance, ClassifierFileError> {
+        if image != self.card.image {
+            return Err(ClassifierFileError::Shape { expected: image, got: self.card.image });
+        }
+        let own = Diffusion::with_betas(&self.card.diffusion, self.card.betas.clone())?;
+        if !diffusion.shows_the_same_as(&own) {
+            let [expected, got] = differences(diffusion.config(), &self.card.diffusion);
+            return Err(ClassifierFileError::Formulation { expected, got });
+        }
+        Ok(ClassifierGuidance { classifier: self.classifier(device)?, diffusion: diffusion.clone(), scale })
+    }
+}
+
+/// The options by which two formulations differ, as each has them: `timesteps = 100, beta_schedule = "linear"`.
+fn differences(a: &DiffusionConfig, b: &DiffusionConfig) -> [String; 2] {
+    let [a, b] = [a, b].map(|config| Map::<String, Value>::from(config.clone()));
+    let only = |of: &Map<String, Value>, other: &Map<String, Value>| {
+        let differing = of.iter().filter(|(key, value)| other.get(*key) != Some(value));
+        let words: Vec<String> = differing.map(|(key, value)| format!("{key} = {value}")).collect();
+        if words.is_empty() { "a schedule without a name".to_string() } else { words.join(", ") }
+    };
+    [only(&a, &b), only(&b, &a)]
+}

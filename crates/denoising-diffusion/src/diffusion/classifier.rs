@@ -1,0 +1,94 @@
+//! Classifier guidance (Dhariwal and Nichol 2021, arXiv:2105.05233, section 4): what a classifier of noisy images is shown under a
+//! formulation, and the gradient that guides by it. Not here: the classifier itself, its training, and how the gradient changes an
+//! estimate (`network_denoiser`).
+
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{Tensor, TensorData};
+
+use super::denoiser::NoiseLevel;
+use super::loss::per_example;
+use super::process::{Diffusion, Draws};
+use crate::models::{Classifier, NetworkInput};
+use crate::nn::Eval;
+
+/// At so many shares of the noise levels two formulations are compared.
+const COMPARED: u32 = 64;
+
+impl Diffusion {
+    /// Data `[b, c, ...]` noised as `draws` say, as a network is shown them: `c_in (alpha x_start + sigma eps)` and its time. Of several
+    /// candidates of noise the first one is taken.
+    pub fn noised_input<const D: usize>(&self, data: Tensor<D>, draws: &Draws<D>) -> NetworkInput<D> {
+        let (x_start, device) = (self.normalize(data), draws.noise[0].device());
+        let noise = match &draws.offset_noise {
+            Some(offset) => draws.noise[0].clone() + offset.clone() * self.config.shared.offset_noise_strength,
+            None => draws.noise[0].clone(),
+        };
+        let levels: Vec<NoiseLevel> = draws.times.iter().map(|&time| self.level(time)).collect();
+        let of = |pick: &dyn Fn(&NoiseLevel) -> f64| levels.iter().map(pick).collect::<Vec<f64>>();
+        let c_in = |level: &NoiseLevel| self.formulation.prediction().coefficients(level).c_in;
+        let alpha = per_example::<D>(&of(&|level| c_in(level) * level.alpha), &device);
+        let sigma = per_example::<D>(&of(&|level| c_in(level) * level.sigma), &device);
+        let time = per_example(&of(&|level| level.time), &device);
+        NetworkInput::new(x_start * alpha + noise * sigma, time)
+    }
+
+    /// Whether both formulations show networks the same noisy data, at all noise levels that this one trains on: data on the same scale,
+    /// and for the same signal-to-noise ratio the same alpha, sigma, time and scale of the input. Then a classifier that was trained
+    /// under `other` can guide a network of this one, whatever each network predicts.
+    pub fn shows_the_same_as(&self, other: &Self) -> bool {
+        let close = |a: f64, b: f64| (a - b).abs() <= 1e-4 * (1.0 + a.abs());
+        let same_at = |u: f64| {
+            let level = self.level(self.formulation.time(u));
+            let theirs = other.formulation.level_of(level.log_snr());
+            let c_in = |of: &Self, level: &NoiseLevel| of.formulation.prediction().coefficients(level).c_in;
+            close(level.alpha, theirs.alpha)
+                && close(level.sigma, theirs.sigma)
+                && close(level.time, theirs.time)
+                && close(c_in(self, &level), c_in(other, &theirs))
+        };
+        self.config.shared.auto_normalize == other.config.shared.auto_normalize
+            && (0..COMPARED).all(|k| same_at((f64::from(k) + 0.5) / f64::from(COMPARED)))
+    }
+}
+
+/// A classifier of noisy images that guides a network of a formulation.
+#[derive(Clone, Debug)]
+pub struct ClassifierGuidance {
+    pub classifier: Eval<Classifier>,
+    pub diffusion: Diffusion,
+    /// s in the paper: 1 is Bayes' rule, more makes samples more typical of their class and less varied.
+    pub scale: f64,
+}
+
+impl ClassifierGuidance {
+    /// `ln p(y | x)` of every class y, `[b, num_classes]`, for noisy images `[b, c, h, w]` of one level.
+    pub fn log_probabilities(&self, x: Tensor<4>, level: NoiseLevel) -> Tensor<2> {
+        let time = per_example(&vec![level.time; x.dims()[0]], &x.device());
+        let c_in = self.diffusion.formulation.prediction().coefficients(&level).c_in;
+        let x = if c_in == 1.0 { x } else { x * c_in };
+        log_softmax(self.classifier.forward(x, time), 1)
+    }
+
+    /// `scale grad_x ln p(y | x)`, `[b, c, h, w]`, for noisy images of one level and the class wanted of each. A class that the
+    /// classifier does not have ("no class") pushes nowhere. What [`Generator::classifier`](crate::generate::Generator) needs:
+    ///
+    /// ```ignore
+    /// let gradient = |x, level, classes: &[u32]| guidance.gradient(x, level, classes);
+    /// let generator = Generator { classifier: Some(&gradient), ..Generator::new(&model, &diffusion) };
+    /// ```
+    pub fn gradient(&self, x: Tensor<4>, level: NoiseLevel, classes: &[u32]) -> Tensor<4> {
+        let (b, known) = (x.dims()[0], self.classifier.config().num_classes);
+        let wanted = classes.iter().flat_map(|&class| (0..known).map(move |of| f32::from(class as usize == of)));
+        let wanted = Tensor::from_data(TensorData::new(wanted.collect::<Vec<f32>>(), [b, known]), &x.device());
+        let x = x.autodiff().require_grad();
+        // On a thread of the pool, so that none of the network's parallel loops has to wake one up.
+        let gradient = rayon::scope(|_| {
+            let log_p = self.log_probabilities(x.clone(), level) * wanted;
+            x.grad(&log_p.sum().backward())
+        });
+        match gradient {
+            Some(gradient) => gradient * self.scale,
+            None => x.inner().zeros_like(),
+        }
+    }
+}

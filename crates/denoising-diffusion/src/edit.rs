@@ -1,0 +1,212 @@
+//! Images made from images: filling in what is missing, variations, and what lies between two. Not here: the solvers (`sampler`), files.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use thiserror::Error;
+
+use crate::diffusion::NoiseLevel;
+use crate::generate::{GenerateError, Generator, Progress, Request, SampleBatch, Watch};
+use crate::models::Network;
+use crate::noise::{Purpose, normal_batch};
+use crate::report::ImageBatch;
+use crate::sampler::{
+    Callback, Interrupted, Known, NoiseSource, RePaint, SeededNoise, Step, ddim_inversion, inpaint, repaint_schedule,
+    slerp,
+};
+
+/// Why there are no edited images.
+#[derive(Debug, Error, PartialEq)]
+pub enum EditError {
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
+    #[error("{what} must have {expected} values ({count} images of shape {shape:?}), got {got}")]
+    Size { what: &'static str, count: usize, shape: [usize; 3], expected: usize, got: usize },
+    #[error("`{key}` must be {expected}, got {got}")]
+    Value { key: &'static str, expected: &'static str, got: f64 },
+}
+
+/// How two images become one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Between {
+    /// Both are turned into noise along the deterministic path, mixed there along the arc, and denoised (Song et al. 2020,
+    /// arXiv:2010.02502, section 5.3).
+    Inverted,
+    /// Both are noised to a level, with the same noise, mixed there along a line, and denoised by the configured solver (Ho et al. 2020,
+    /// section 4.4). The level is `strength` of the way from clean data to noise.
+    Noised { strength: f64 },
+}
+
+impl<'a, M: Network<4>> Generator<'a, M> {
+    /// Fills in `images` where `mask` is 0 (Lugmayr et al. 2022, arXiv:2201.09865); where it is 1 they come back bit for bit. `images` are
+    /// `[count, c, h, w]` in the data's range, `mask` is `[count, 1, h, w]` with values from 0 to 1.
+    ///
+    /// # Errors
+    /// [`EditError`].
+    pub fn inpaint(
+        &'a self,
+        request: &Request<'_>,
+        images: &[f32],
+        mask: &[f32],
+        repaint: &RePaint,
+        device: &Device,
+        watch: &mut Watch<'_>,
+    ) -> Result<ImageBatch, EditError> {
+        let [c, h, w] = request.shape;
+        check_size("the images", images, request.count, request.shape)?;
+        check_size("the mask", mask, request.count, [1, h, w])?;
+        let mut filled = self.in_batches(request, device, |mut batch| {
+            let known = Known {
+                x_start: self.diffusion.normalize(part(images, &batch, [c, h, w], device)),
+                mask: part(mask, &batch, [1, h, w], device),
+            };
+            let levels = self.levels(&batch, request);
+            let x = batch.init * self.diffusion.formulation().init_deviation();
+            let mut callback = passed_on(batch.first, watch);
+            inpaint(&batch.denoiser, x, &levels, &known, repaint, &mut batch.noise, &mut callback)
+        })?;
+        // Mapping to the network's range and back rounds.
+        let size = h * w;
+        for (at, value) in filled.data.iter_mut().enumerate() {
+            let pixel = at / (c * size) * size + at % size;
+            if mask[pixel] == 1.0 {
+                *value = images[at];
+            }
+        }
+        Ok(filled)
+    }
+
+    /// Steps down that [`inpaint`](Self::inpaint) makes.
+    pub fn inpaint_steps(&self, request: &Request<'_>, repaint: &RePaint) -> usize {
+        let steps = request.sample.steps(self.diffusion.config());
+        repaint_schedule(steps, repaint).windows(2).filter(|pair| pair[0] < pair[1]).count()
+    }
+
+    /// Noises `images` (`[count, c, h, w]`) to the level that is `strength` of the way to pure noise, in (0, 1], and denoises them again
+    /// (Meng et al. 2021, "SDEdit", arXiv:2108.01073).
+    ///
+    /// # Errors
+    /// [`EditError`].
+    pub fn vary(
+        &'a self,
+        request: &Request<'_>,
+        images: &[f32],
+        strength: f64,
+        device: &Device,
+        watch: &mut Watch<'_>,
+    ) -> Result<ImageBatch, EditError> {
+        check_strength(strength)?;
+        check_size("the images", images, request.count, request.shape)?;
+        Ok(self.in_batches(request, device, |mut batch| {
+            let levels = last_share(&self.levels(&batch, request), strength);
+            let x_start = self.diffusion.normalize(part(images, &batch, request.shape, device));
+            let x = x_start * levels[0].alpha + batch.init * levels[0].sigma;
+            let mut callback = passed_on(batch.first, watch);
+            request.sample.run(&batch.denoiser, x, &levels, &mut batch.noise, &mut callback)
+        })?)
+    }
+
+    /// `request.count` images from `pair[0]` to `pair[1]` (each `[c, h, w]`, in the data's range), the ends included.
+    ///
+    /// # Errors
+    /// [`EditError`].
+    pub fn interpolate(
+        &'a self,
+        request: &Request<'_>,
+        pair: [&[f32]; 2],
+        between: Between,
+        device: &Device,
+        watch: &mut Watch<'_>,
+    ) -> Result<ImageBatch, EditError> {
+        let shape @ [c, h, w] = request.shape;
+        for image in pair {
+            check_size("an image", image, 1, shape)?;
+        }
+        if let Between::Noised { strength } = between {
+            check_strength(strength)?;
+        }
+        let last = request.count.saturating_sub(1).max(1) as f64;
+        Ok(self.in_batches(request, device, |batch| {
+            let (b, levels) = (batch.init.dims()[0], self.levels(&batch, request));
+            let of = |image: &[f32]| {
+                let one = Tensor::<4>::from_data(TensorData::new(image.to_vec(), [1, c, h, w]), device);
+                self.diffusion.normalize(one)
+            };
+            let ends = pair.map(of);
+            let lambdas = (0..b).map(|i| (batch.first + i) as f64 / last);
+            let (levels, mixed) = match between {
+                Between::Inverted => {
+                    let mut quiet = crate::sampler::ignore;
+                    let mut noises = Vec::with_capacity(2);
+                    for end in ends {
+                        noises.push(ddim_inversion(&batch.denoiser, end, &levels, &mut quiet)?);
+                    }
+                    let mix = |lambda| slerp(noises[0].clone(), noises[1].clone(), lambda);
+                    (levels, lambdas.map(mix).collect::<Vec<_>>())
+                }
+                Between::Noised { strength } => {
+                    let levels = last_share(&levels, strength);
+                    let noise: Tensor<4> =
+                        normal_batch(request.seed, Purpose::SampleInit, 0, 0, [1, c, h, w], device) * levels[0].sigma;
+                    let [x1, x2] = ends.map(|end| end * levels[0].alpha + noise.clone());
+                    let mix = |lambda: f64| x1.clone() * (1.0 - lambda) + x2.clone() * lambda;
+                    let mixed = lambdas.map(mix).collect::<Vec<_>>();
+                    (levels, mixed)
+                }
+            };
+            let mut callback = passed_on(batch.first, watch);
+            // The same noise in every image, so that neighbours look alike.
+            let mut noise = Shared(SeededNoise::new(request.seed, 0, device));
+            request.sample.run(&batch.denoiser, Tensor::cat(mixed, 0), &levels, &mut noise, &mut callback)
+        })?)
+    }
+
+    fn levels(&self, batch: &SampleBatch<'_, M>, request: &Request<'_>) -> Vec<NoiseLevel> {
+        let config = request.sample;
+        batch.denoiser.levels(config.noise_levels, config.steps(self.diffusion.config()), config.karras_rho)
+    }
+}
+
+/// Noise that is the same for all examples of a batch.
+struct Shared(SeededNoise);
+
+impl NoiseSource<4> for Shared {
+    fn step(&mut self, index: usize, dims: [usize; 4]) -> Tensor<4> {
+        let [b, c, h, w] = dims;
+        self.0.step(index, [1, c, h, w]).repeat_dim(0, b)
+    }
+}
+
+/// The levels from `strength` of the way to noise down; at least one step.
+fn last_share(levels: &[NoiseLevel], strength: f64) -> Vec<NoiseLevel> {
+    let steps = levels.len() - 1;
+    let kept = ((strength * steps as f64).round() as usize).clamp(1, steps);
+    levels[steps - kept..].to_vec()
+}
+
+/// The images of a batch, `[b, ...shape]`.
+fn part<M>(values: &[f32], batch: &SampleBatch<'_, M>, shape: [usize; 3], device: &Device) -> Tensor<4> {
+    let (size, b) = (shape.iter().product::<usize>(), batch.init.dims()[0]);
+    let values = values[batch.first * size..(batch.first + b) * size].to_vec();
+    Tensor::from_data(TensorData::new(values, [b, shape[0], shape[1], shape[2]]), device)
+}
+
+fn passed_on<'w>(images_done: usize, watch: &'w mut Watch<'_>) -> Box<Callback<'w, 4>> {
+    Box::new(move |step: &Step<'_, 4>| {
+        watch(&Progress { images_done, step: step.index + 1, steps: step.total, x: step.x })
+    })
+}
+
+fn check_size(what: &'static str, values: &[f32], count: usize, shape: [usize; 3]) -> Result<(), EditError> {
+    let (expected, got) = (count * shape.iter().product::<usize>(), values.len());
+    if got == expected { Ok(()) } else { Err(EditError::Size { what, count, shape, expected, got }) }
+}
+
+fn check_strength(got: f64) -> Result<(), EditError> {
+    let inside = got > 0.0 && got <= 1.0;
+    if inside { Ok(()) } else { Err(EditError::Value { key: "strength", expected: "above 0 and at most 1", got }) }
+}
+
+impl From<Interrupted> for EditError {
+    fn from(interrupted: Interrupted) -> Self {
+        Self::Generate(interrupted.into())
+    }
+}

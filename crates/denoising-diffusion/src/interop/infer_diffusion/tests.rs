@@ -1,0 +1,149 @@
+//! What the reference's tables are read as.
+
+use std::path::Path;
+
+use super::super::{TensorData, infer, read_safetensors, reference_layout};
+use super::*;
+use crate::diffusion::schedule;
+use crate::diffusion::{BetaSchedule, Diffusion, FormulationConfig};
+use crate::models::unet_config::UnetConfig;
+
+fn inferred(tables: &StateDict) -> Result<Inferred, InteropError> {
+    let config = UnetConfig { dim: 4, dim_mults: vec![1], channels: 1, ..UnetConfig::default() };
+    let zeros = |shape: &[usize]| TensorData::new(shape, vec![0.0; shape.iter().product()]).unwrap();
+    let layout = reference_layout(&config).unwrap();
+    let unet = layout.into_iter().map(|p| (p.reference, zeros(&p.reference_shape))).collect();
+    infer(&unet, tables)
+}
+
+fn tables(betas: &[f64], weights: &[f64]) -> StateDict {
+    let table = |values: &[f64]| TensorData::new([values.len()], values.iter().map(|&x| x as f32).collect()).unwrap();
+    [("betas".to_string(), table(betas)), ("loss_weight".to_string(), table(weights))].into_iter().collect()
+}
+
+fn tables_of(config: &DiffusionConfig) -> StateDict {
+    tables_from(&Diffusion::new(config).unwrap())
+}
+
+fn tables_from(diffusion: &Diffusion) -> StateDict {
+    let computed = diffusion.tables().unwrap();
+    let levels = (0..computed.timesteps()).map(|t| diffusion.level(t as f64));
+    tables(&computed.betas, &levels.map(|level| diffusion.loss_weight(&level)).collect::<Vec<_>>())
+}
+
+fn gaussian(config: &DiffusionConfig) -> &GaussianConfig {
+    let FormulationConfig::Gaussian(config) = &config.formulation else { panic!("{config:?}") };
+    config
+}
+
+/// Tables computed by the reference, for its three schedules with and without parameters, three objectives, with and without
+/// min-SNR weighting (gamma 5).
+#[test]
+fn the_references_tables_are_recognised() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/schedules.safetensors");
+    let (golden, _) = read_safetensors(&path).unwrap();
+    for (set, expected) in [
+        ("linear.t1000", (1000, BetaSchedule::Linear, None, None, None)),
+        ("linear.t50", (50, BetaSchedule::Linear, None, None, None)),
+        ("cosine.t1000", (1000, BetaSchedule::Cosine, None, None, None)),
+        ("cosine_s.t50", (50, BetaSchedule::Cosine, Some(0.02), None, None)),
+        ("sigmoid.t1000", (1000, BetaSchedule::Sigmoid, None, None, None)),
+        ("sigmoid.t50", (50, BetaSchedule::Sigmoid, None, None, None)),
+        // start -2, end 4, tau 0.7: the same as these at tau 1.
+        ("sigmoid_kwargs.t50", (50, BetaSchedule::Sigmoid, None, Some(-2.857143), Some(5.714286))),
+    ] {
+        for objective in [Objective::PredNoise, Objective::PredX0, Objective::PredV] {
+            for weighting in ["plain", "min_snr"] {
+                let key = format!("{set}.loss_weight.{}.{weighting}", objective.name());
+                let mut tables = StateDict::new();
+                tables.insert("betas", golden.get(&format!("{set}.betas")).unwrap().clone());
+                tables.insert("loss_weight", golden.get(&key).unwrap().clone());
+                let found = inferred(&tables).unwrap();
+                assert_eq!(found.betas, None, "{key}: {:?}", found.notes);
+                let config = found.diffusion.unwrap();
+                let GaussianConfig { schedule, objective: found_objective } = gaussian(&config);
+                let found_schedule = (
+                    schedule.timesteps,
+                    schedule.beta_schedule,
+                    schedule.cosine_s,
+                    schedule.sigmoid_start,
+                    schedule.sigmoid_end,
+                );
+                assert_eq!(found_schedule, expected, "{key}");
+                assert_eq!((schedule.sigmoid_tau, schedule.zero_terminal_snr), (None, false), "{key}");
+                assert_eq!(*found_objective, objective, "{key}");
+                let SharedConfig { min_snr_loss_weight, min_snr_gamma, .. } = config.shared;
+                assert_eq!((min_snr_loss_weight, min_snr_gamma), (Some(weighting == "min_snr"), 5.0), "{key}");
+            }
+        }
+    }
+}
+
+#[test]
+fn gamma_and_parameters_are_fitted() {
+    for gamma in [0.5, 5.0, 7.25] {
+        let schedule = ScheduleConfig {
+            timesteps: 200,
+            beta_schedule: BetaSchedule::Sigmoid,
+            sigmoid_start: Some(-4.5),
+            sigmoid_end: Some(2.0),
+            ..ScheduleConfig::default()
+        };
+        let formulation = GaussianConfig { schedule, objective: Objective::PredX0 }.into();
+        let shared = SharedConfig { min_snr_loss_weight: Some(true), min_snr_gamma: gamma, ..SharedConfig::default() };
+        let config = DiffusionConfig { shared, ..formulation };
+        assert_eq!(inferred(&tables_of(&config)).unwrap().diffusion.unwrap(), config);
+    }
+}
+
+#[test]
+fn close_parameters_are_told_apart() {
+    let schedule =
+        ScheduleConfig { beta_schedule: BetaSchedule::Cosine, cosine_s: Some(0.0081), ..ScheduleConfig::default() };
+    let config = GaussianConfig { schedule, ..GaussianConfig::default() }.into();
+    let found = inferred(&tables_of(&config)).unwrap().diffusion.unwrap();
+    assert_eq!(gaussian(&found).schedule.cosine_s, Some(0.0081));
+}
+
+#[test]
+fn another_schedule_is_kept_as_it_is() {
+    let betas: Vec<f64> = (0..40).map(|t| 0.01 + 0.002 * f64::from(t * t % 17)).collect();
+    let schedule = ScheduleConfig { timesteps: 40, ..ScheduleConfig::default() };
+    let config = GaussianConfig { schedule, ..GaussianConfig::default() }.into();
+    let found = inferred(&tables_from(&Diffusion::with_betas(&config, Some(betas.clone())).unwrap())).unwrap();
+    let kept = found.betas.unwrap();
+    assert!(kept.iter().zip(&betas).all(|(a, b)| (a - b).abs() < 1e-8) && kept.len() == 40);
+    assert_eq!(gaussian(&found.diffusion.unwrap()).objective, Objective::PredV);
+    assert!(!found.assumed.contains(&"objective"));
+}
+
+#[test]
+fn few_steps_of_the_linear_schedule_pass_one() {
+    // The reference's betas at T = 10: 0.01 to 2, in equal steps.
+    let betas: Vec<f64> = (0..10).map(|t| 0.01 + 1.99 * f64::from(t) / 9.0).collect();
+    let found = inferred(&tables(&betas, &[1.0; 10])).unwrap();
+    assert_eq!(gaussian(&found.diffusion.unwrap()).schedule.beta_schedule, BetaSchedule::Linear);
+    assert_eq!(found.betas, None);
+}
+
+#[test]
+fn a_strange_weight_leaves_the_objective_open() {
+    let schedule = ScheduleConfig { timesteps: 30, ..ScheduleConfig::default() };
+    let found = inferred(&tables(&schedule::betas(&schedule), &[0.3; 30])).unwrap();
+    assert!(found.assumed.contains(&"objective"));
+    let mut without = tables_of(&GaussianConfig { schedule, ..GaussianConfig::default() }.into());
+    without.remove("loss_weight");
+    assert!(inferred(&without).unwrap().assumed.contains(&"objective"));
+}
+
+#[test]
+fn what_is_no_schedule_is_refused() {
+    for betas in [vec![0.1, f64::NAN], vec![-0.1, 0.1], vec![0.1], vec![]] {
+        let weights = vec![1.0; betas.len()];
+        assert!(inferred(&tables(&betas, &weights)).is_err(), "{betas:?}");
+    }
+    for betas in [vec![0.0; 8], vec![1.0; 8], vec![f64::INFINITY; 8], vec![1e30; 3]] {
+        // Absurd, but not for this module to judge; it must come to an end.
+        let _ = inferred(&tables(&betas, &[1.0; 8]));
+    }
+}

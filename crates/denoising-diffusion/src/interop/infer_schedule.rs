@@ -1,0 +1,106 @@
+//! The named schedule, with its parameters, that gives a table of betas. Not here: what else the tables tell (`infer_diffusion.rs`), and
+//! the schedules themselves.
+
+use crate::diffusion::schedule::{self, cumulative};
+use crate::diffusion::{BetaSchedule, ScheduleConfig};
+
+/// The reference's linear schedule passes 1 at few steps; ours is cut here.
+pub(super) const LARGEST_BETA: f64 = 0.999;
+
+/// The schedule that gives these betas: first with default parameters, then with fitted ones.
+pub(super) fn named_schedule(betas: &[f64], base: &ScheduleConfig) -> Option<ScheduleConfig> {
+    let with = |beta_schedule| ScheduleConfig { beta_schedule, ..base.clone() };
+    let defaults = [BetaSchedule::Linear, BetaSchedule::Cosine, BetaSchedule::Sigmoid].map(with);
+    let bar = cumulative(betas);
+    let cosine = fit_cosine(&bar)
+        .into_iter()
+        .flat_map(|s| rounded(s).map(|s| ScheduleConfig { cosine_s: Some(s), ..with(BetaSchedule::Cosine) }));
+    let sigmoid = fit_sigmoid(&bar).into_iter().flat_map(|(start, end)| {
+        rounded(start).zip(rounded(end)).map(|(start, end)| ScheduleConfig {
+            sigmoid_start: Some(start),
+            sigmoid_end: Some(end),
+            ..with(BetaSchedule::Sigmoid)
+        })
+    });
+    defaults.into_iter().chain(cosine).chain(sigmoid).find(|config| config.validate().is_ok() && matches(betas, config))
+}
+
+/// A fitted number comes out next to the one that was meant: 3 digits first, then 6, then as it is.
+pub(super) fn rounded(x: f64) -> impl Iterator<Item = f64> + Clone {
+    [(x * 1e3).round() / 1e3, (x * 1e6).round() / 1e6, x].into_iter()
+}
+
+/// The tables are stored in f32, and the reference rounds two constants of the sigmoid schedule to f32, which shows where
+/// `alphas_cumprod` is nearly used up.
+fn matches(stored: &[f64], config: &ScheduleConfig) -> bool {
+    let mut before = 1.0;
+    stored.iter().zip(schedule::betas(config)).all(|(&stored, ours)| {
+        let tolerance = ours * (1e-6 + 1e-7 / before) + 1e-9;
+        before *= 1.0 - ours;
+        (stored.min(LARGEST_BETA) - ours).abs() <= tolerance
+    })
+}
+
+/// `alphas_cumprod` at two inner points: pairs of u = (t + 1) / T and its value.
+fn inner_points(bar: &[f64]) -> Option<[(f64, f64); 2]> {
+    let n = bar.len();
+    if n < 3 {
+        return None;
+    }
+    Some([n / 3, 2 * n / 3].map(|index| ((index as f64 + 1.0) / n as f64, bar[index])))
+}
+
+/// The offset s of the cosine schedule, by bisection: `alphas_cumprod` falls with s everywhere inside (0, 1).
+fn fit_cosine(bar: &[f64]) -> Option<f64> {
+    let [(u, target), _] = inner_points(bar)?;
+    let value = |s: f64| {
+        let cos = |u: f64| ((u + s) / (1.0 + s) * std::f64::consts::FRAC_PI_2).cos();
+        (cos(u) / cos(0.0)).powi(2)
+    };
+    let (mut low, mut high) = (0.0, 10.0);
+    for _ in 0..60 {
+        let middle = (low + high) / 2.0;
+        if value(middle) > target { low = middle } else { high = middle }
+    }
+    (value(low) - target).abs().le(&1e-6).then_some(low)
+}
+
+/// start and end of the sigmoid schedule at tau = 1, by Newton's method. A temperature does nothing that they cannot do: only
+/// start / tau and end / tau enter.
+fn fit_sigmoid(bar: &[f64]) -> Option<(f64, f64)> {
+    let points = inner_points(bar)?;
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    let residuals = |start: f64, end: f64| {
+        points.map(|(u, target)| {
+            (sigmoid(end) - sigmoid(u * (end - start) + start)) / (sigmoid(end) - sigmoid(start)) - target
+        })
+    };
+    const STEP: f64 = 1e-6;
+    let (mut start, mut end) = (-3.0, 3.0);
+    for _ in 0..100 {
+        let [r0, r1] = residuals(start, end);
+        let [a0, a1] = residuals(start + STEP, end).map(|r| r / STEP);
+        let [b0, b1] = residuals(start, end + STEP).map(|r| r / STEP);
+        let (a0, a1, b0, b1) = (a0 - r0 / STEP, a1 - r1 / STEP, b0 - r0 / STEP, b1 - r1 / STEP);
+        let determinant = a0 * b1 - a1 * b0;
+        // Short steps: far from the solution the curve is flat and a whole step leaves the plausible range.
+        let step = |numerator: f64| (numerator / determinant).clamp(-0.5, 0.5);
+        let (d_start, d_end) = (step(r0 * b1 - r1 * b0), step(a0 * r1 - a1 * r0));
+        (start, end) = (start - d_start, end - d_end);
+        let plausible = start < end;
+        if !plausible {
+            return None;
+        }
+    }
+    residuals(start, end).iter().all(|r| r.abs() < 1e-6).then_some((start, end))
+}
+
+pub(super) fn describe(config: &ScheduleConfig) -> String {
+    let parameters: Vec<String> =
+        [("s", config.cosine_s), ("start", config.sigmoid_start), ("end", config.sigmoid_end)]
+            .into_iter()
+            .filter_map(|(name, value)| Some(format!("{name} = {}", value?)))
+            .collect();
+    let parameters = if parameters.is_empty() { String::new() } else { format!(" ({})", parameters.join(", ")) };
+    format!("beta_schedule {}{parameters}", config.beta_schedule.name())
+}
