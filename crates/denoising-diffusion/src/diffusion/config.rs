@@ -1,6 +1,7 @@
 //! The options of a formulation and of training with it, as one flat table of keys: `diffusion = "NAME"`, the options of that
 //! formulation, and those that all share. [`FormulationConfig`] is the list of formulations.
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -128,6 +129,14 @@ impl FormulationConfig {
 fn keys_of(options: &impl Serialize) -> Vec<String> {
     let Ok(Value::Object(keys)) = serde_json::to_value(options) else { return Vec::new() };
     keys.into_iter().map(|(key, _)| key).collect()
+}
+
+fn read_table<T: DeserializeOwned>(table: Map<String, Value>) -> Result<T, serde_json::Error> {
+    serde_json::from_value(Value::Object(table))
+}
+
+fn malformed(key: &str, error: &serde_json::Error) -> DiffusionConfigError {
+    DiffusionConfigError::Malformed { key: key.to_string(), problem: error.to_string() }
 }
 
 const TAG: &str = "diffusion";
@@ -302,10 +311,19 @@ impl TryFrom<Map<String, Value>> for DiffusionConfig {
             });
         }
         own.insert(TAG.to_string(), name.into());
-        let wrong = |error: serde_json::Error| DiffusionConfigError::Malformed(error.to_string());
+        // One by one, so that an error has a key. All have defaults.
+        for (key, value) in own.iter().filter(|(key, _)| *key != TAG) {
+            let alone = Map::from_iter([(TAG.to_string(), own[TAG].clone()), (key.clone(), value.clone())]);
+            read_table::<FormulationConfig>(alone).map_err(|error| malformed(key, &error))?;
+        }
+        for (key, value) in &shared {
+            let alone = Map::from_iter([(key.clone(), value.clone())]);
+            read_table::<SharedConfig>(alone).map_err(|error| malformed(key, &error))?;
+        }
+        let whole = |error: serde_json::Error| malformed(TAG, &error);
         Ok(Self {
-            formulation: serde_json::from_value(Value::Object(own)).map_err(wrong)?,
-            shared: serde_json::from_value(Value::Object(shared.into_iter().collect())).map_err(wrong)?,
+            formulation: read_table(own).map_err(whole)?,
+            shared: read_table(shared.into_iter().collect()).map_err(whole)?,
         })
     }
 }

@@ -17,8 +17,8 @@ pub enum DiffusionConfigError {
     UnknownFormulation { name: String, known: String },
     #[error("`{key}` is no option of `diffusion = \"{formulation}\"`{}; its options: {known}", of_another(owners))]
     UnknownKey { key: String, formulation: &'static str, owners: Vec<&'static str>, known: String },
-    #[error("an option of the diffusion has a wrong value: {0}")]
-    Malformed(String),
+    #[error("`{key}` has a wrong value: {problem}")]
+    Malformed { key: String, problem: String },
     #[error("a schedule given as betas belongs to a formulation in discrete time, not to \"{formulation}\"")]
     BetasWithoutTable { formulation: &'static str },
 }

@@ -42,4 +42,5 @@ pub use process::{Diffusion, Draws};
 pub use rectified_flow::{RectifiedFlow, RectifiedFlowConfig, TimeDistribution};
 pub use schedule::{BetaSchedule, ScheduleConfig};
 pub use spacing::NoiseLevels;
+pub(crate) use spacing::even_in_log_snr;
 pub use weighted_objective::{ObjectiveWeights, WeightedObjectiveConfig};

@@ -116,12 +116,19 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
         match self.diffusion.formulation.output() {
             Output::Prediction => output,
             Output::WithVariance(_) => output.narrow(1, 0, c),
-            // The noise that gives the mixture.
+            // The mixture of both estimates is one of clean data.
             Output::Weighted(_) => {
                 let filled = |value: f64| per_example(&vec![value; x.dims()[0]], &x.device());
-                let x_start = weighted_objective::x_start(output, x.clone(), filled(at.c_skip), filled(at.c_out));
-                (x_start - x.clone() * at.c_skip) / at.c_out
+                weighted_objective::x_start(output, x.clone(), filled(at.c_skip), filled(at.c_out))
             }
+        }
+    }
+
+    /// The clean data in a prediction.
+    fn read(&self, prediction: Tensor<D>, x: &Tensor<D>, at: Coefficients) -> Tensor<D> {
+        match self.diffusion.formulation.output() {
+            Output::Weighted(_) => prediction,
+            _ => x.clone() * at.c_skip + prediction * at.c_out,
         }
     }
 
@@ -145,15 +152,15 @@ impl<const D: usize, M: Network<D>> Denoiser<D> for NetworkDenoiser<'_, D, M> {
         let [strong, weak] = self.outputs(input, level, x_self_cond, scale);
         let variance = strong.as_ref().or(weak.as_ref()).and_then(|output| self.variance(output, level, x.dims()[1]));
         let [strong, weak] = [strong, weak].map(|output| output.map(|output| self.prediction(output, &x, at)));
-        let read = |prediction: Tensor<D>| x.clone() * at.c_skip + prediction * at.c_out;
-        let renoise = weak.clone().filter(|_| self.guidance.cfg_plus_plus).map(|weak| self.limit(read(weak)));
+        let renoise = weak.clone().filter(|_| self.guidance.cfg_plus_plus);
+        let renoise = renoise.map(|weak| self.limit(self.read(weak, &x, at)));
         let prediction = match (strong, weak) {
             (Some(strong), Some(weak)) => self.guidance.combine(strong, weak, scale),
             (Some(one), None) | (None, Some(one)) => one,
             (None, None) => return Estimate::of(x),
         };
-        let mut x_start = read(prediction);
-        if let Some(push) = self.push.as_ref().filter(|_| level.alpha > 0.0) {
+        let mut x_start = self.read(prediction, &x, at);
+        if let Some(push) = self.push.as_ref().filter(|_| !level.is_pure_noise()) {
             x_start = x_start + push(x, level) * (level.sigma.powi(2) / level.alpha);
         }
         Estimate { x_start: self.limit(x_start), renoise, variance }

@@ -67,10 +67,12 @@ impl From<Objective> for Prediction {
 }
 
 impl Prediction {
-    /// At a level with sigma above 0; for noise also alpha above 0.
+    /// At a level with sigma above 0. Predicted noise says nothing about the data where there is nothing but noise; there it is read as
+    /// the middle of the data's range, 0, rather than as a difference of rounding errors over alpha.
     pub fn coefficients(self, level: &NoiseLevel) -> Coefficients {
         let NoiseLevel { alpha, sigma, .. } = *level;
         let (c_in, [c_skip, c_out], [target_x_start, target_noise]) = match self {
+            Self::Noise if level.is_pure_noise() => (1.0, [0.0, 0.0], [0.0, 1.0]),
             Self::Noise => (1.0, [1.0 / alpha, -sigma / alpha], [0.0, 1.0]),
             Self::XStart => (1.0, [0.0, 1.0], [1.0, 0.0]),
             Self::V => (1.0, [alpha, -sigma], [-sigma, alpha]),

@@ -9,6 +9,7 @@ use super::denoiser::NoiseLevel;
 use super::error::DiffusionConfigError;
 use super::formulation::Formulation;
 use super::network_denoiser::NetworkDenoiser;
+use super::prediction::Prediction;
 use super::schedule::Tables;
 use crate::models::Network;
 use crate::nn::Eval;
@@ -87,8 +88,12 @@ impl Diffusion {
         match self.config.min_snr() {
             None => self.formulation.loss_weight(level),
             Some(gamma) => {
-                let c_out = self.formulation.prediction().coefficients(level).c_out;
-                (level.alpha / level.sigma).powi(2).min(gamma) * c_out.powi(2)
+                let (prediction, snr) = (self.formulation.prediction(), (level.alpha / level.sigma).powi(2));
+                match prediction {
+                    // Of pure noise, too: `gamma / 0` is infinite.
+                    Prediction::Noise => (gamma / snr).min(1.0),
+                    _ => snr.min(gamma) * prediction.coefficients(level).c_out.powi(2),
+                }
             }
         }
     }
@@ -122,6 +127,13 @@ impl Diffusion {
     /// The denoiser of a trained network, with the schedule that it learned, if there is one.
     pub fn denoiser<'a, const D: usize, M: Network<D>>(&self, model: &'a Eval<M>) -> NetworkDenoiser<'a, D, M> {
         NetworkDenoiser::new(self.with_schedule_of::<D, M>(model), model)
+    }
+
+    /// For measurements: noise stays with the example that it was drawn for, so that no loss depends on the rest of the batch.
+    pub(crate) fn measuring(&self) -> Self {
+        let mut measuring = self.clone();
+        measuring.config.shared.immiscible = false;
+        measuring
     }
 
     /// With the schedule that a network has learned.

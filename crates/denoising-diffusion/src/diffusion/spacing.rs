@@ -52,14 +52,12 @@ impl NoiseLevels {
         match self {
             Self::Trained => formulation.levels(steps),
             Self::Trailing => trailing(formulation, steps),
-            Self::Karras => between(formulation, steps, |[a, b], n| {
+            Self::Karras => between(formulation, steps, formulation.range()[1].log_snr(), |[a, b], n| {
                 let deviation = |log_snr: f64| (-0.5 * log_snr).exp();
                 let sigmas = karras_sigmas(deviation(b), deviation(a), karras_rho, n);
                 sigmas.into_iter().map(|sigma| -2.0 * sigma.ln()).collect()
             }),
-            Self::LogSnr => between(formulation, steps, |[a, b], n| {
-                (0..n).map(|k| a + (b - a) * k as f64 / (n.max(2) - 1) as f64).collect()
-            }),
+            Self::LogSnr => even_in_log_snr(formulation, steps, formulation.range()[1].log_snr()),
         }
     }
 }
@@ -70,22 +68,34 @@ pub(super) fn karras_sigmas(sigma_min: f64, sigma_max: f64, rho: f64, n: usize) 
     (0..n).map(|k| (high + (low - high) * k as f64 / (n.max(2) - 1) as f64).powf(rho)).collect()
 }
 
-/// Levels at log-SNRs between the noisiest and the cleanest. Pure noise has none: where the range begins there, the rest begins at the
-/// second of the formulation's own levels.
+/// `steps` levels from the noisiest to the one of log-SNR `cleanest`, then clean data.
+pub(crate) fn even_in_log_snr(formulation: &dyn Formulation, steps: usize, cleanest: f64) -> Vec<NoiseLevel> {
+    between(formulation, steps, cleanest, |[a, b], n| {
+        (0..n).map(|k| a + (b - a) * k as f64 / (n.max(2) - 1) as f64).collect()
+    })
+}
+
+/// The distance in log-SNR over which levels behind pure noise are spread at least.
+const LEAST_RANGE: f64 = 1.0;
+
+/// Levels at log-SNRs between the noisiest and `cleanest`. Pure noise has none that could be divided: where the range begins there, the
+/// rest begins at the first of the formulation's own levels at which something is to be seen.
 fn between(
     formulation: &dyn Formulation,
     steps: usize,
+    cleanest: f64,
     log_snrs: impl Fn([f64; 2], usize) -> Vec<f64>,
 ) -> Vec<NoiseLevel> {
-    let [noisiest, cleanest] = formulation.range();
+    let [noisiest, _] = formulation.range();
     let mut levels = Vec::with_capacity(steps + 1);
     let (mut first, mut n) = (noisiest.log_snr(), steps);
-    if first == f64::NEG_INFINITY {
+    if noisiest.is_pure_noise() {
         levels.push(noisiest);
-        first = formulation.levels(steps)[1].log_snr().min(cleanest.log_snr());
         n -= 1;
+        let own = formulation.levels(steps).into_iter().find(|level| !level.is_pure_noise());
+        first = own.map_or(cleanest, |level| level.log_snr()).min(cleanest - if n > 1 { LEAST_RANGE } else { 0.0 });
     }
-    levels.extend(log_snrs([first, cleanest.log_snr()], n).into_iter().map(|at| formulation.level_of(at)));
+    levels.extend(log_snrs([first, cleanest], n).into_iter().map(|at| formulation.level_of(at)));
     levels.push(NoiseLevel::CLEAN);
     levels
 }

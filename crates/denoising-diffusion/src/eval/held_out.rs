@@ -29,7 +29,7 @@ pub fn held_out_loss<const D: usize, M: Network<D>>(
     seed: u64,
     device: &Device,
 ) -> Option<HeldOutLoss> {
-    let diffusion = diffusion.with_schedule_of(&**model);
+    let diffusion = diffusion.with_schedule_of(&**model).measuring();
     let (mut sums, mut squares, mut counts, mut first) = ([0.0; 4], [0.0; 4], [0_usize; 4], 0_u64);
     for images in batches {
         let b = images.dims()[0] as u64;

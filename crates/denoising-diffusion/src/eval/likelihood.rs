@@ -5,8 +5,13 @@
 //!
 //! p's variance is the posterior's (ancestral sampling's small one; at the last step that of the step before, as in Nichol & Dhariwal
 //! 2021, arXiv:2102.09672), its estimate of x_0 is cut to the data's range, and the last term is that of 8-bit values under a
-//! discretised Gaussian whose distribution function is the usual tanh approximation. In continuous time the sum is that over the
-//! formulation's own [`LEVELS`] noise levels. Not here: the training loss, which weighs the same terms differently.
+//! discretised Gaussian whose distribution function is the usual tanh approximation.
+//!
+//! In continuous time the bound depends on the schedule through its ends alone (Kingma et al. 2021, "Variational diffusion models",
+//! arXiv:2107.00630, section 5.1), but a sum in place of the integral depends on where its levels lie. It is taken over [`LEVELS`] levels
+//! evenly spaced in log-SNR over the formulation's range, as far as its noise is no finer than [`RESOLUTION`], and the deviation of the
+//! last step is the noise of the cleanest of them, `sigma / alpha`: a step as small as theirs has a posterior far narrower than what is
+//! known of x_0. So formulations can be compared with each other. Not here: the training loss, which weighs the same terms differently.
 
 use std::ops::ControlFlow;
 
@@ -14,7 +19,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 
 use super::result::BitsPerDim;
-use crate::diffusion::{Denoiser, Diffusion, NoiseLevel};
+use crate::diffusion::{Denoiser, Diffusion, Formulation, NoiseLevel, even_in_log_snr};
 use crate::models::Network;
 use crate::nn::Eval;
 use crate::nn::params::host_values;
@@ -25,6 +30,10 @@ const LEAST_PROBABILITY: f64 = 1e-12;
 
 /// Noise levels of a formulation that has no number of its own.
 pub const LEVELS: usize = 1000;
+
+/// The finest noise of these, `sigma / alpha`, on the network's scale: half a step of 8-bit values. Below it the sum would ask for digits
+/// that the data do not have.
+pub const RESOLUTION: f64 = 1.0 / 255.0;
 
 /// At how many times the terms are computed by default; between them they are interpolated.
 pub const TERMS: usize = 64;
@@ -40,8 +49,9 @@ pub enum LikelihoodError {
     Interrupted,
 }
 
-/// The bound of images `[n, c, h, w]` in [0, 1], given as values and a shape. The sum over t is taken at `terms` times, denser where
-/// noise is small (all of them if `terms` is at least T), and linear between. Noise depends on (seed, image, t) alone.
+/// The bound of images `[n, c, h, w]` in [0, 1], given as values and a shape. The sum over t is taken at `terms` times and is linear
+/// between them: in discrete time denser where noise is small, in continuous time evenly in log-SNR, all of them if `terms` is enough for
+/// that. Noise depends on (seed, image, t) alone.
 /// `on_batch` is told how many of `n` times [`evaluations`] are done.
 ///
 /// # Errors
@@ -64,8 +74,8 @@ pub fn bits_per_dim<M: Network<4>>(
         return Err(LikelihoodError::Undefined);
     }
     let denoiser = diffusion.denoiser::<4, M>(model);
-    let chain = Chain::of(denoiser.diffusion());
-    let times = times(chain.len(), terms);
+    let formulation = denoiser.diffusion().formulation();
+    let (chain, times) = (Chain::of(formulation), times(formulation.timesteps(), terms));
     // [times, n]: bits per dimension of each image.
     let mut bits = Vec::with_capacity(times.len());
     for (k, &t) in times.iter().enumerate() {
@@ -132,17 +142,20 @@ fn sums_between(times: &[usize], bits: &[Vec<f64>]) -> Vec<f64> {
 
 /// How many evaluations of the network [`bits_per_dim`] makes per image.
 pub fn evaluations(diffusion: &Diffusion, terms: usize) -> usize {
-    times(diffusion.formulation().timesteps().unwrap_or(LEVELS), terms).len()
+    times(diffusion.formulation().timesteps(), terms).len()
 }
 
-/// 0, then times from 1 to T - 1 at equal ratios, as far as integers allow; all if `terms` is enough for that.
-fn times(timesteps: usize, terms: usize) -> Vec<usize> {
-    if terms >= timesteps {
-        return (0..timesteps).collect();
+/// 0, then times from 1 to the last: in discrete time (of so many steps) at equal ratios, as far as integers allow, in continuous time
+/// evenly; all if `terms` is enough for that.
+fn times(timesteps: Option<usize>, terms: usize) -> Vec<usize> {
+    let count = timesteps.unwrap_or(LEVELS);
+    if terms >= count {
+        return (0..count).collect();
     }
-    let last = (timesteps - 1) as f64;
+    let last = (count - 1) as f64;
     let inner = terms.max(3) - 1;
-    let mut times: Vec<usize> = (0..inner).map(|k| last.powf(k as f64 / (inner - 1) as f64).round() as usize).collect();
+    let time = |share: f64| if timesteps.is_some() { last.powf(share) } else { 1.0 + share * (last - 1.0) };
+    let mut times: Vec<usize> = (0..inner).map(|k| time(k as f64 / (inner - 1) as f64).round() as usize).collect();
     times.insert(0, 0);
     times.dedup();
     times
@@ -162,22 +175,30 @@ fn noised(level: NoiseLevel, x_start: &[f32], len: usize, t: usize, seed: u64, f
         .collect()
 }
 
-/// The noise levels of the bound, cleanest first, behind clean data.
+/// The steps that the bound is taken over.
 struct Chain {
+    /// Cleanest first, behind clean data.
     levels: Vec<NoiseLevel>,
+    /// Of p(x_0 | x_1).
+    last_deviation: f64,
     init_deviation: f64,
 }
 
 impl Chain {
-    fn of(diffusion: &Diffusion) -> Self {
-        let formulation = diffusion.formulation();
-        let mut levels = formulation.levels(formulation.timesteps().unwrap_or(LEVELS));
+    fn of(formulation: &dyn Formulation) -> Self {
+        let mut levels = match formulation.timesteps() {
+            Some(timesteps) => formulation.levels(timesteps),
+            None => {
+                let [noisiest, cleanest] = formulation.range().map(|level| level.log_snr());
+                even_in_log_snr(formulation, LEVELS, cleanest.min(-2.0 * RESOLUTION.ln()).max(noisiest + 1.0))
+            }
+        };
         levels.reverse();
-        Self { levels, init_deviation: formulation.init_deviation() }
-    }
-
-    fn len(&self) -> usize {
-        self.levels.len() - 1
+        let last_deviation = match formulation.timesteps() {
+            Some(_) => levels[2].posterior_variance(&levels[1]).sqrt(),
+            None => levels[1].sigma / levels[1].alpha,
+        };
+        Self { levels, last_deviation, init_deviation: formulation.init_deviation() }
     }
 
     fn level(&self, t: usize) -> NoiseLevel {
@@ -189,10 +210,9 @@ impl Chain {
         let (of_t, of_s) = (self.level(t), self.levels[t]);
         let nats = if t == 0 {
             // The posterior's mean at the last step is the estimate itself.
-            let deviation = self.level(1).posterior_variance(&of_t).sqrt();
             x.iter()
                 .zip(estimate)
-                .map(|(&x, &mean)| -discretised_log_probability(x.into(), mean.into(), deviation))
+                .map(|(&x, &mean)| -discretised_log_probability(x.into(), mean.into(), self.last_deviation))
                 .sum::<f64>()
         } else {
             // The weight of x_0 in the posterior's mean.
@@ -205,7 +225,7 @@ impl Chain {
 
     /// `KL(N(alpha_T x_0, sigma_T^2) || N(0, init_deviation^2))` of an image in [0, 1], bits per dimension.
     fn prior(&self, image: &[f32]) -> f64 {
-        let last = self.level(self.len() - 1);
+        let last = self.levels[self.levels.len() - 1];
         let variance = (last.sigma / self.init_deviation).powi(2);
         let signal = (last.alpha / self.init_deviation).powi(2);
         let squares = image.iter().map(|&v| (2.0 * f64::from(v) - 1.0).powi(2)).sum::<f64>() / image.len() as f64;
@@ -233,7 +253,7 @@ fn normal_cdf(x: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::diffusion::{GaussianConfig, ScheduleConfig};
+    use crate::diffusion::{GaussianConfig, GaussianDiffusion, ScheduleConfig};
 
     /// The reference's own `normal_kl` and `discretized_gaussian_log_likelihood` (tools/parity/golden_likelihood.py).
     #[test]
@@ -248,7 +268,7 @@ mod tests {
                 ..ScheduleConfig::default()
             };
             let config = GaussianConfig { schedule, ..GaussianConfig::default() };
-            let chain = Chain::of(&Diffusion::new(&config.into()).unwrap());
+            let chain = Chain::of(&GaussianDiffusion::new(&config));
             let image: Vec<f32> = numbers(&case["pixels"]).iter().map(|&v| v as f32 / 255.0).collect();
             let x_start: Vec<f32> = image.iter().map(|v| v * 2.0 - 1.0).collect();
             let estimate: Vec<f32> = numbers(&case["estimate"]).iter().map(|&v| v as f32).collect();
@@ -278,13 +298,16 @@ mod tests {
 
     #[test]
     fn times_begin_at_0_and_1_and_end_at_the_last() {
-        for (timesteps, terms) in [(1000, 64), (1000, 3), (50, 64), (2, 1), (3, 2)] {
+        let discrete =
+            [(1000, 64), (1000, 3), (50, 64), (2, 1), (3, 2)].map(|(timesteps, terms)| (Some(timesteps), terms));
+        for (timesteps, terms) in discrete.into_iter().chain([(None, 64), (None, 1), (None, 999)]) {
             let times = times(timesteps, terms);
             assert_eq!(&times[..2], [0, 1]);
-            assert_eq!(times.last(), Some(&(timesteps - 1)));
+            assert_eq!(times.last(), Some(&(timesteps.unwrap_or(LEVELS) - 1)));
             assert!(times.windows(2).all(|pair| pair[0] < pair[1]) && times.len() <= terms.max(3), "{times:?}");
         }
-        assert_eq!(times(10, 10), (0..10).collect::<Vec<_>>());
+        assert_eq!(times(Some(10), 10), (0..10).collect::<Vec<_>>());
+        assert_eq!(times(None, 2000), (0..LEVELS).collect::<Vec<_>>());
     }
 
     #[test]

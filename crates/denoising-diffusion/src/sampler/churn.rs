@@ -46,7 +46,7 @@ impl Churn {
         let gamma = (self.s_churn / steps as f64).min(SQRT_2 - 1.0);
         let sigma = t.sigma / t.alpha;
         // To pure noise nothing can be added.
-        if gamma <= 0.0 || sigma.is_infinite() || !(self.s_tmin..=self.s_tmax).contains(&sigma) {
+        if gamma <= 0.0 || t.is_pure_noise() || !(self.s_tmin..=self.s_tmax).contains(&sigma) {
             return (x, t);
         }
         let sigma_hat = sigma * (1.0 + gamma);

@@ -30,7 +30,7 @@ impl<const D: usize> LastEstimate<D> {
     /// The estimate halfway through the step, on the line (in lambda) through the last one and `x_start`, the present one;
     /// `x_start` itself where there is no line or the step has no middle.
     pub(super) fn extrapolate(&mut self, x_start: &Tensor<D>, [t, s]: [NoiseLevel; 2]) -> Tensor<D> {
-        let present = (t.alpha > 0.0).then(|| (lambda(t), x_start.clone()));
+        let present = (!t.is_pure_noise()).then(|| (lambda(t), x_start.clone()));
         match std::mem::replace(&mut self.0, present) {
             Some((lambda_last, last)) if !s.is_clean() => {
                 let c = 0.5 * (lambda(s) - lambda(t)) / (lambda(t) - lambda_last);

@@ -18,7 +18,7 @@ pub fn dpmpp_2s<const D: usize>(
 ) -> Result<Tensor<D>, Interrupted> {
     walk(x, levels, callback, |_, x, x_self_cond, [t, s]| {
         let mut x_start = denoiser.denoise(x.clone(), t, x_self_cond).x_start;
-        if t.alpha > 0.0 && !s.is_clean() {
+        if !t.is_pure_noise() && !s.is_clean() {
             let mid = denoiser.level(0.5 * (t.log_snr() + s.log_snr()));
             let x_mid = exponential_step(x.clone(), x_start.clone(), [t, mid]);
             x_start = denoiser.denoise(x_mid, mid, Some(x_start)).x_start;

@@ -26,7 +26,7 @@ pub fn heun<const D: usize>(
         let x_start = denoiser.denoise(x.clone(), t, x_self_cond).x_start;
         let eps = eps_of(&x, &x_start, t);
         let euler = x_start.clone() * s.alpha + eps.clone() * s.sigma;
-        if t.alpha == 0.0 || s.is_clean() {
+        if t.is_pure_noise() || s.is_clean() {
             return (euler, x_start);
         }
         let x_start = denoiser.denoise(euler.clone(), s, Some(x_start)).x_start;

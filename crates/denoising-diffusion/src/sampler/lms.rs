@@ -24,7 +24,7 @@ pub fn lms<const D: usize>(
     let mut slopes: Vec<(f64, Tensor<D>)> = Vec::new();
     walk_once(denoiser, x, levels, callback, |_, x, estimate, [t, s]| {
         let x_start = &estimate.x_start;
-        if t.alpha == 0.0 || s.is_clean() {
+        if t.is_pure_noise() || s.is_clean() {
             return exponential_step(x, x_start.clone(), [t, s]);
         }
         let (from, to) = (t.sigma / t.alpha, s.sigma / s.alpha);

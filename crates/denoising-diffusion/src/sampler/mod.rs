@@ -4,8 +4,9 @@
 //! Levels stand noisiest first and fall strictly; clean data is usually the last, but a list may end before it. All solvers work for any
 //! (alpha, sigma): variance preserving, alpha = 1 (Karras et al. 2022), straight paths (rectified flow). Many of their equations are
 //! written in `sigma / alpha`, the noise of `x / alpha`, or in `lambda = ln(alpha / sigma)`, half of
-//! [`log_snr`](crate::diffusion::NoiseLevel::log_snr). Where these are infinite all solvers take the step of [`ddim`], which is exact
-//! for a constant estimate: from pure noise (alpha = 0), a first step only, and to clean data (sigma = 0), the last.
+//! [`log_snr`](crate::diffusion::NoiseLevel::log_snr). Where these are infinite, or too large for what they multiply, all solvers take
+//! the step of [`ddim`], which is exact for a constant estimate: from [pure noise](crate::diffusion::NoiseLevel::is_pure_noise), the
+//! first steps only, and to clean data (sigma = 0), the last.
 
 mod churn;
 mod config;

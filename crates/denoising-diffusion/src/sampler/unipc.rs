@@ -51,7 +51,7 @@ pub fn unipc<const D: usize>(
         let steps_left = if to_clean { levels.len() - 1 - index } else { order };
         let p = points.len().min(order).min(steps_left);
         let next = multistep(x.clone(), &points[..p], [t, s]);
-        if t.alpha == 0.0 {
+        if t.is_pure_noise() {
             points.clear();
         } else {
             points.truncate(order);
