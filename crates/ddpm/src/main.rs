@@ -3,7 +3,6 @@
 //!
 //! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (after a checkpoint).
 
-#[cfg_attr(not(test), expect(dead_code, reason = "until `sample` takes a classifier"))]
 mod classifier;
 mod commands;
 mod evaluation;
