@@ -39,9 +39,13 @@ pub fn of_run(run: &Path) -> Result<Recipe> {
     parse(&text, &path.display().to_string())
 }
 
-/// Name and first line of every embedded recipe.
+/// Name and first sentence of every embedded recipe.
 pub fn all() -> impl Iterator<Item = (&'static str, &'static str)> {
-    EMBEDDED.iter().map(|(name, text)| (*name, text.lines().next().unwrap_or_default().trim_start_matches(['#', ' '])))
+    let first_sentence = |text: &'static str| {
+        let line = text.lines().next().unwrap_or_default().trim_start_matches(['#', ' ']);
+        line.split(". ").next().unwrap_or_default().trim_end_matches('.')
+    };
+    EMBEDDED.iter().map(move |(name, text)| (*name, first_sentence(text)))
 }
 
 /// Names of the embedded recipes.
