@@ -24,6 +24,9 @@ pub enum EditError {
     Value { key: &'static str, expected: &'static str, got: f64 },
 }
 
+/// Steps of an inversion at least: with few, the noise that it finds leads back to another image.
+const INVERSION_STEPS: usize = 250;
+
 /// How two images become one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Between {
@@ -134,10 +137,11 @@ impl<'a, M: Network<4>> Generator<'a, M> {
             let lambdas = (0..b).map(|i| (batch.first + i) as f64 / last);
             let (levels, mixed) = match between {
                 Between::Inverted => {
+                    let upwards = self.levels_of(&batch, request, self.inversion_steps(request));
                     let mut quiet = crate::sampler::ignore;
                     let mut noises = Vec::with_capacity(2);
                     for end in ends {
-                        noises.push(ddim_inversion(&batch.denoiser, end, &levels, &mut quiet)?);
+                        noises.push(ddim_inversion(&batch.denoiser, end, &upwards, &mut quiet)?);
                     }
                     let mix = |lambda| slerp(noises[0].clone(), noises[1].clone(), lambda);
                     (levels, lambdas.map(mix).collect::<Vec<_>>())
@@ -160,8 +164,16 @@ impl<'a, M: Network<4>> Generator<'a, M> {
     }
 
     fn levels(&self, batch: &SampleBatch<'_, M>, request: &Request<'_>) -> Vec<NoiseLevel> {
-        let config = request.sample;
-        batch.denoiser.levels(config.noise_levels, config.steps(self.diffusion.config()), config.karras_rho)
+        self.levels_of(batch, request, request.sample.steps(self.diffusion.config()))
+    }
+
+    fn levels_of(&self, batch: &SampleBatch<'_, M>, request: &Request<'_>, steps: usize) -> Vec<NoiseLevel> {
+        batch.denoiser.levels(request.sample.noise_levels, steps, request.sample.karras_rho)
+    }
+
+    fn inversion_steps(&self, request: &Request<'_>) -> usize {
+        let most = self.diffusion.formulation().timesteps().unwrap_or(INVERSION_STEPS);
+        request.sample.steps(self.diffusion.config()).max(INVERSION_STEPS.min(most))
     }
 }
 
