@@ -125,8 +125,7 @@ impl SamplingArgs {
     /// Opens a network, and the weaker one if there is one.
     pub fn open(&self, file: ModelFile, path: &std::path::Path, machine: &Machine) -> Result<Drawable> {
         let shape = check(&file, path)?;
-        let model = file.unet(path, &machine.device)?;
-        let diffusion = file.card.diffusion()?;
+        let (model, diffusion) = file.build(path, &machine.device)?;
         let weak = self
             .weak
             .as_deref()
@@ -140,7 +139,7 @@ impl SamplingArgs {
                         path.display()
                     )));
                 }
-                Ok(weak.unet(&path, &machine.device)?)
+                Ok(weak.build(&path, &machine.device)?.0)
             })
             .transpose()?;
         let (scale, image) = (self.classifier_scale.unwrap_or(1.0), file.card.image);

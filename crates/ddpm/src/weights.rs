@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use denoising_diffusion::data::ImageShape;
 use denoising_diffusion::diffusion::DiffusionConfig;
-use denoising_diffusion::interop::{self, Inferred, ReferenceCheckpoint, ReferenceWeights, Which};
+use denoising_diffusion::interop::{Inferred, ReferenceCheckpoint, ReferenceWeights, Which};
 use denoising_diffusion::model_file::{ModelCard, ModelFile, ModelFileError, NetworkConfig, WeightsKind};
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::train::{Checkpoints, RunError, weights_name};
@@ -186,7 +186,7 @@ impl Reference {
             // The file does not say: what the reference's defaults give at this step.
             ema_decay: None,
         };
-        Ok(ModelFile { card, state: interop::to_ours(&self.weights.unet)? })
+        Ok(ModelFile { card, state: self.weights.to_ours()? })
     }
 }
 

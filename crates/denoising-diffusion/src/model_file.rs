@@ -3,7 +3,6 @@
 
 use std::path::Path;
 
-use burn::module::Module;
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -12,7 +11,7 @@ use crate::classifier_file::CLASSIFIER_CARD_KEY;
 use crate::data::ImageShape;
 use crate::diffusion::{Diffusion, DiffusionConfig, DiffusionConfigError};
 use crate::interop::{self, InteropError, Metadata, StateDict};
-use crate::models::{Unet, UnetConfig, UnetConfigError};
+use crate::models::{LearnedSchedule, Scheduled, Unet, UnetConfig, UnetConfigError};
 use crate::nn::params::{self, ParamsError};
 use crate::nn::{Eval, EvalMode, Init};
 
@@ -89,16 +88,6 @@ pub enum ModelFileError {
     Weights(#[from] ParamsError),
 }
 
-impl ModelCard {
-    /// The formulation.
-    ///
-    /// # Errors
-    /// A card that contradicts itself.
-    pub fn diffusion(&self) -> Result<Diffusion, DiffusionConfigError> {
-        Diffusion::with_betas(&self.diffusion, self.betas.clone())
-    }
-}
-
 impl ModelFile {
     /// Reads a file written by [`write`](Self::write).
     pub fn read(path: &Path) -> Result<Self, ModelFileError> {
@@ -119,20 +108,110 @@ impl ModelFile {
         interop::write_safetensors(path, &self.state, &Metadata::from([(CARD_KEY.to_string(), card)]))
     }
 
-    /// The U-Net in eval behaviour on `device`.
-    pub fn unet(&self, path: &Path, device: &Device) -> Result<Eval<Unet>, ModelFileError> {
-        match &self.card.network {
-            NetworkConfig::Unet(config) => {
-                let unet = Unet::new(config, &mut Init::new(0, device))?;
-                Ok(load(unet, &self.state)?.eval())
-            }
+    /// The U-Net in eval behaviour on `device`, and its formulation, with the schedule that was learned beside the network where there
+    /// is one.
+    ///
+    /// # Errors
+    /// A network that is no U-Net; a card that contradicts itself, or that the tensors do not fit.
+    pub fn build(&self, path: &Path, device: &Device) -> Result<(Eval<Unet>, Diffusion), ModelFileError> {
+        let config = match &self.card.network {
+            NetworkConfig::Unet(config) => config,
             NetworkConfig::Custom { name } => {
-                Err(ModelFileError::Custom { path: path.display().to_string(), name: name.clone() })
+                return Err(ModelFileError::Custom { path: path.display().to_string(), name: name.clone() });
             }
-        }
+        };
+        let diffusion = Diffusion::with_betas(&self.card.diffusion, self.card.betas.clone())?;
+        let init = &mut Init::new(0, device);
+        let network = Unet::new(config, init)?;
+        let Some(options) = diffusion.formulation().learned_schedule() else {
+            return Ok((params::load_state_dict(network, &self.state)?.eval(), diffusion));
+        };
+        let noise_schedule = LearnedSchedule::new(init, options);
+        let both = params::load_state_dict(Scheduled { network, noise_schedule }, &self.state)?;
+        let diffusion = diffusion.with_schedule_of::<4, _>(&both);
+        Ok((both.network.eval(), diffusion))
     }
 }
 
-fn load<M: Module>(module: M, state: &StateDict) -> Result<M, ParamsError> {
-    params::load_state_dict(module, state)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diffusion::{ContinuousTimeConfig, FormulationConfig, NoiseSchedule};
+    use crate::models::Network;
+
+    fn card(diffusion: DiffusionConfig) -> ModelCard {
+        let network = UnetConfig {
+            dim: 4,
+            dim_mults: vec![1],
+            channels: 1,
+            learned_sinusoidal_cond: true,
+            ..UnetConfig::default()
+        };
+        ModelCard {
+            version: "0".to_string(),
+            network: NetworkConfig::Unet(network),
+            diffusion,
+            betas: None,
+            image: ImageShape { channels: 1, height: 4, width: 4 },
+            weights: WeightsKind::Model,
+            step: 1,
+            ema_decay: None,
+        }
+    }
+
+    /// Trained weights start as drawn ones; these are drawn from another seed than `build` draws from.
+    fn scheduled(card: &ModelCard, device: &Device) -> Scheduled<Unet> {
+        let NetworkConfig::Unet(config) = &card.network else { unreachable!() };
+        let options = Diffusion::new(&card.diffusion).unwrap().formulation().learned_schedule().unwrap();
+        let init = &mut Init::new(7, device);
+        Scheduled { network: Unet::new(config, init).unwrap(), noise_schedule: LearnedSchedule::new(init, options) }
+    }
+
+    #[test]
+    fn a_learned_schedule_comes_back_with_its_network() {
+        let device = Device::flex();
+        let continuous = ContinuousTimeConfig {
+            noise_schedule: NoiseSchedule::Learned,
+            learned_schedule_hidden_dim: Some(5),
+            ..ContinuousTimeConfig::default()
+        };
+        let card = card(FormulationConfig::ContinuousTime(continuous).into());
+        let trained = scheduled(&card, &device);
+        let state = params::to_state_dict(&trained);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ema.safetensors");
+        ModelFile { card, state }.write(&path).unwrap();
+
+        let file = ModelFile::read(&path).unwrap();
+        let (unet, diffusion) = file.build(&path, &device).unwrap();
+        assert_eq!(params::to_state_dict(&*unet), file.state.strip_prefix("network."));
+        let untrained = Diffusion::new(&file.card.diffusion).unwrap();
+        let weights = Network::<4>::noise_schedule(&trained).unwrap().weights();
+        for t in [0.1, 0.5, 0.9] {
+            let log_snr = diffusion.level(t).log_snr();
+            assert!((log_snr - weights.log_snr(t)).abs() < 1e-9);
+            assert!((log_snr - untrained.level(t).log_snr()).abs() > 1e-3, "{log_snr}");
+        }
+    }
+
+    #[test]
+    fn tensors_that_do_not_fit_the_card_are_named() {
+        let device = Device::flex();
+        let continuous =
+            ContinuousTimeConfig { noise_schedule: NoiseSchedule::Learned, ..ContinuousTimeConfig::default() };
+        let learned = card(FormulationConfig::ContinuousTime(continuous).into());
+        let state = params::to_state_dict(&scheduled(&learned, &device));
+        let refused = |card: &ModelCard, state: &StateDict| {
+            let file = ModelFile { card: card.clone(), state: state.clone() };
+            let error = file.build(Path::new("x"), &device).unwrap_err();
+            let ModelFileError::Weights(error) = error else { panic!("{error}") };
+            error.to_string()
+        };
+        let plain = card(DiffusionConfig::default());
+        assert!(refused(&plain, &state).contains("`init_conv.weight` is missing"));
+        let mut without = state.clone();
+        without.remove("noise_schedule.last.bias");
+        assert!(refused(&learned, &without).contains("`noise_schedule.last.bias`"));
+        assert!(refused(&learned, &state.strip_prefix("network.")).contains("`network.init_conv.weight`"));
+    }
 }

@@ -86,7 +86,7 @@ pub fn run(args: &TrainClassifierArgs) -> Result {
     let found = Found::open(&args.like, None)?;
     let run = found.recipe.as_ref().map(|recipe| recipe.data.clone());
     let file = found.into_model(&args.untold)?;
-    let diffusion = file.card.diffusion()?;
+    let diffusion = Diffusion::with_betas(&file.card.diffusion, file.card.betas.clone()).or_usage()?;
     if diffusion.formulation().learned_schedule().is_some() {
         return Err(Failure::usage(format!("the noise schedule of {} was learned", args.like.display()))
             .hint("classifiers are trained under schedules that are given by the formulation"));

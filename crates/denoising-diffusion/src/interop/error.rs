@@ -40,12 +40,17 @@ pub enum InteropError {
     Unknown { count: usize, names: Vec<String> },
     #[error("the reference's Unet takes no classes, and this network is conditioned on {0}")]
     Classes(usize),
+    #[error(
+        "this is the class-conditional U-Net of classifier_free_guidance, for {num_classes} classes: its attention has no memory and it \
+         halves images by strided convolutions, so that it is no network of ours and cannot be imported yet"
+    )]
+    ClassifierFreeGuidance { num_classes: usize },
     #[error("the name `{0}` is reserved in safetensors files")]
     ReservedName(String),
     /// Nothing in the file looks like the reference's U-Net; at most five of its keys are named.
     #[error(
         "{} holds no U-Net of denoising-diffusion-pytorch: {} Expected `init_conv.weight` and the rest of a U-Net at the \
-         top, under `model.`, or in the `model` and `ema` of a Trainer checkpoint", path.display(), found(*count, keys)
+         top, under `model.` or `net.`, or in the `model` and `ema` of a Trainer checkpoint", path.display(), found(*count, keys)
     )]
     NotUnet { path: PathBuf, count: usize, keys: Vec<String> },
     #[error("{} has no {wanted} weights; it has {available}", path.display())]
@@ -55,8 +60,14 @@ pub enum InteropError {
     NoConfiguration(String),
     #[error("the tensors describe a U-Net that is not allowed")]
     Unet(#[from] UnetConfigError),
-    #[error("the schedule's tables describe a diffusion that is not allowed")]
+    #[error("what is known of the diffusion describes none that is allowed")]
     Diffusion(#[from] DiffusionConfigError),
+    /// Someone said something else than the tensors do.
+    #[error("`{key} = {said}` contradicts the file, whose tensors tell {told}")]
+    Contradicted { key: String, said: String, told: String },
+    /// Nobody said what the tensors do not tell.
+    #[error("the file does not tell the diffusion: its {} must be given", missing.join(", "))]
+    Untold { missing: Vec<&'static str> },
 }
 
 /// How many names an error spells out.
@@ -83,13 +94,21 @@ impl InteropError {
             Self::ElementType { .. } => "convert the tensors to float32 before saving them",
             Self::TooLarge { .. } => "save contiguous copies of the tensors, not expanded views",
             Self::NotUnet { .. } => {
-                "give a checkpoint of the package's Trainer, or a state dict of its GaussianDiffusion or Unet"
+                "give a checkpoint of the package's Trainer, or a state dict of one of its diffusion classes or of its Unet"
             }
             Self::NoSuchWeights { .. } => "choose other weights with --weights",
             Self::Missing { .. } | Self::Unknown { .. } | Self::Shape { .. } | Self::NoConfiguration(_) => {
                 "the network may come from another package, an old version, or changed code"
             }
             Self::Classes(_) => "write it in our format",
+            Self::ClassifierFreeGuidance { .. } => {
+                "the package's main Unet can be imported; a conditional network can be trained here (class_condition)"
+            }
+            Self::Contradicted { .. } => "leave it out: what the file tells is used",
+            Self::Untold { .. } => {
+                "the package's defaults are timesteps 1000, beta_schedule sigmoid, objective pred_v; in continuous time noise_schedule \
+                 linear, objective pred_noise"
+            }
             Self::Diffusion(_) | Self::Unet(_) => "give the configuration by flags",
             Self::Integer { .. } | Self::ValueCount { .. } | Self::ReservedName(_) => return None,
         })

@@ -1,4 +1,4 @@
-//! Tells the configuration of the reference's U-Net from the shapes of its tensors. Not here: the schedule's tables
+//! Tells the configuration of the reference's U-Net from the shapes of its tensors. Not here: the formulation
 //! (`infer_diffusion.rs`), and finding the network in a file (`reference.rs`).
 
 use std::collections::BTreeSet;
@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use super::error::InteropError;
 use super::infer_diffusion::infer_diffusion;
 use super::names::{reference_layout, refuse_unknown};
+use super::reference_weights::ReferenceWeights;
 use super::state_dict::StateDict;
 use crate::diffusion::DiffusionConfig;
 use crate::models::unet_config::{PerStage, UnetConfig};
@@ -15,11 +16,12 @@ use crate::models::unet_config::{PerStage, UnetConfig};
 pub struct Inferred {
     /// Fits the tensors exactly: every parameter is there in its shape, and none is left over.
     pub unet: UnetConfig,
-    /// `None` if the file has no schedule tables.
+    /// `None` if nothing tells the formulation. See [`diffusion_with`](Self::diffusion_with).
     pub diffusion: Option<DiffusionConfig>,
     /// The stored noise schedule if no named one gives it; `diffusion.beta_schedule` and its parameters then mean nothing.
     pub betas: Option<Vec<f64>>,
-    /// Configuration keys that no tensor tells and that hold their defaults.
+    /// Configuration keys that no tensor tells; they hold the likeliest values. `diffusion` among them: the formulation itself, and so
+    /// all of its options.
     pub assumed: Vec<&'static str>,
     /// What was inferred from what, and what remains open, in sentences.
     pub notes: Vec<String>,
@@ -28,15 +30,11 @@ pub struct Inferred {
 /// Sides above this are no layer's; the bound keeps products of sides within `usize`.
 const WIDEST: usize = 1 << 20;
 
-/// Infers the configuration from a U-Net's tensors (the reference's names, no prefix) and, where there are any, the tables that
-/// `GaussianDiffusion` keeps (`betas`, `loss_weight`).
-///
-/// # Errors
-/// Tensors that are no U-Net of the reference, with the first one that does not fit; tables that are no schedule.
-pub fn infer(unet: &StateDict, tables: &StateDict) -> Result<Inferred, InteropError> {
+/// See [`ReferenceWeights::infer`].
+pub(super) fn infer(weights: &ReferenceWeights) -> Result<Inferred, InteropError> {
     let mut notes = Vec::new();
     let mut assumed = vec!["dropout"];
-    let config = infer_unet(unet, &mut notes)?;
+    let config = infer_unet(&weights.unet, &mut notes)?;
     if !config.fourier_time() {
         assumed.push("sinusoidal_pos_emb_theta");
     }
@@ -46,11 +44,15 @@ pub fn infer(unet: &StateDict, tables: &StateDict) -> Result<Inferred, InteropEr
         if config.fourier_time() { "0".to_string() } else { format!("0 and {}", config.sinusoidal_pos_emb_theta) }
     ));
     let mut inferred = Inferred { unet: config, diffusion: None, betas: None, assumed, notes };
-    infer_diffusion(tables, &mut inferred)?;
+    infer_diffusion(weights, &mut inferred)?;
     Ok(inferred)
 }
 
 fn infer_unet(state: &StateDict, notes: &mut Vec<String>) -> Result<UnetConfig, InteropError> {
+    if state.contains("classes_emb.weight") {
+        let [num_classes, _] = shape::<2>(state, "classes_emb.weight")?;
+        return Err(InteropError::ClassifierFreeGuidance { num_classes });
+    }
     let [first, in_channels, ..] = shape::<4>(state, "init_conv.weight")?;
     let [out_channels, ..] = shape::<4>(state, "final_conv.weight")?;
     let [time_dim, _] = shape::<2>(state, "time_mlp.3.weight")?;
@@ -181,8 +183,12 @@ mod tests {
         layout.into_iter().map(|p| (p.reference, zeros(&p.reference_shape))).collect()
     }
 
+    fn alone(unet: StateDict) -> ReferenceWeights {
+        ReferenceWeights { unet, ..ReferenceWeights::default() }
+    }
+
     fn inferred(config: &UnetConfig) -> Inferred {
-        infer(&state(config), &StateDict::new()).unwrap()
+        alone(state(config)).infer().unwrap()
     }
 
     fn small() -> UnetConfig {
@@ -221,11 +227,18 @@ mod tests {
     }
 
     #[test]
+    fn a_network_with_classes_is_told_from_a_damaged_one() {
+        let error = alone(state(&UnetConfig { num_classes: 7, ..small() })).infer().unwrap_err();
+        assert!(matches!(error, InteropError::ClassifierFreeGuidance { num_classes: 7 }), "{error}");
+        assert!(error.to_string().contains("classifier_free_guidance, for 7 classes"), "{error}");
+    }
+
+    #[test]
     fn what_does_not_fit_is_named() {
         let refused = |change: &dyn Fn(&mut StateDict)| {
             let mut state = state(&small());
             change(&mut state);
-            infer(&state, &StateDict::new()).unwrap_err().to_string()
+            alone(state).infer().unwrap_err().to_string()
         };
         let zeros = |shape: &[usize]| TensorData::new(shape, vec![0.0; shape.iter().product()]).unwrap();
         let text = refused(&|state| drop(state.remove("time_mlp.3.weight")));

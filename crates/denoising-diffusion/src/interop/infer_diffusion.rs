@@ -1,19 +1,90 @@
-//! Tells the options of Gaussian diffusion from the tables that the reference's `GaussianDiffusion` saves with its network: T and
-//! the schedule from `betas`, the objective and its weighting from `loss_weight`. Not here: the network (`infer.rs`).
+//! Tells the formulation from what the reference's diffusion classes save with their network: the attribute that holds it, the tables
+//! of a schedule (T and betas; `loss_weight` tells the objective), a learned schedule, and the number of channels that the network gives.
+//! Not here: the network (`infer.rs`), fitting a schedule to its betas (`infer_schedule.rs`), what someone says (`said.rs`).
 
 use super::error::InteropError;
 use super::infer::Inferred;
 use super::infer_schedule::{LARGEST_BETA, describe, named_schedule, rounded};
-use super::state_dict::StateDict;
+use super::learned_schedule;
+use super::reference_weights::{ReferenceWeights, Wrapper};
+use super::state_dict::{StateDict, TensorData};
 use crate::diffusion::schedule::cumulative;
-use crate::diffusion::{DiffusionConfig, GaussianConfig, Objective, ScheduleConfig, SharedConfig};
+use crate::diffusion::{
+    ContinuousTimeConfig, DiffusionConfig, ElucidatedConfig, FormulationConfig, GaussianConfig, LearnedVarianceConfig,
+    NoiseSchedule, Objective, ScheduleConfig, SharedConfig, WeightedObjectiveConfig,
+};
 
-/// Fills in `inferred.diffusion` and `inferred.betas` if there is a `betas` table.
-pub(super) fn infer_diffusion(tables: &StateDict, inferred: &mut Inferred) -> Result<(), InteropError> {
-    let Some(stored) = tables.get("betas") else {
-        inferred.notes.push("no schedule tables: timesteps, schedule and objective cannot be told".to_string());
-        return Ok(());
+/// Fills in `inferred.diffusion` and `inferred.betas` where something tells the formulation.
+pub(super) fn infer_diffusion(weights: &ReferenceWeights, inferred: &mut Inferred) -> Result<(), InteropError> {
+    let diffusion = if let Some(betas) = weights.tables.get("betas") {
+        discrete(betas, &weights.tables, inferred)?
+    } else if !weights.schedule.is_empty() {
+        learned_schedule(&weights.schedule, inferred)?
+    } else {
+        match (weights.wrapper, inferred.unet.fourier_time()) {
+            (Wrapper::Net, true) => elucidated(inferred),
+            (Wrapper::Model, true) => continuous_time(inferred),
+            _ => {
+                inferred.note("no schedule tables: timesteps, schedule and objective cannot be told");
+                return Ok(());
+            }
+        }
     };
+    inferred.assume(
+        &["auto_normalize", "offset_noise_strength", "immiscible", "xm_candidates"],
+        "auto_normalize (taken as true), offset_noise_strength, immiscible and xm_candidates (taken as off; they matter for training \
+         only)",
+    );
+    if !matches!(diffusion.formulation, FormulationConfig::Gaussian(_)) {
+        inferred
+            .assume(&["min_snr_loss_weight", "min_snr_gamma"], "min_snr_loss_weight (it matters for training only)");
+    }
+    inferred.diffusion = Some(diffusion);
+    Ok(())
+}
+
+impl Inferred {
+    fn note(&mut self, sentence: impl Into<String>) {
+        self.notes.push(sentence.into());
+    }
+
+    /// Notes keys that no tensor tells; `how` names them with what they are taken as.
+    fn assume(&mut self, keys: &[&'static str], how: &str) {
+        self.assumed.extend(keys);
+        self.note(format!("no tensor tells {how}"));
+    }
+}
+
+/// With tables. What the network gives for each channel of the data tells the class.
+fn discrete(betas: &TensorData, tables: &StateDict, inferred: &mut Inferred) -> Result<DiffusionConfig, InteropError> {
+    let (schedule, betas) = schedule_of(betas, inferred)?;
+    let (channels, out_channels) = (inferred.unet.channels, inferred.unet.out_channels());
+    if out_channels == 2 * channels {
+        inferred.note(
+            "tables, and twice the channels of the data: LearnedGaussianDiffusion, diffusion learned_variance; whatever `loss_weight` \
+             says, that class trains on noise without weights",
+        );
+        inferred.assume(&["objective", "vb_loss_weight"], "vb_loss_weight (it matters for training only)");
+        return Ok(FormulationConfig::LearnedVariance(LearnedVarianceConfig { schedule, ..Default::default() }).into());
+    }
+    if out_channels == 2 * channels + 2 {
+        inferred.note(
+            "tables, and twice the channels of the data and two: WeightedObjectiveGaussianDiffusion, diffusion weighted_objective",
+        );
+        inferred.assume(
+            &["pred_noise_loss_weight", "pred_x_start_loss_weight"],
+            "pred_noise_loss_weight and pred_x_start_loss_weight (they matter for training only)",
+        );
+        return Ok(
+            FormulationConfig::WeightedObjective(WeightedObjectiveConfig { schedule, ..Default::default() }).into()
+        );
+    }
+    let (objective, shared) = infer_objective(tables, &betas, inferred);
+    Ok(DiffusionConfig { shared, ..GaussianConfig { schedule, objective }.into() })
+}
+
+/// The schedule of a table of betas, and the betas. One without a name is kept in `inferred.betas`.
+fn schedule_of(stored: &TensorData, inferred: &mut Inferred) -> Result<(ScheduleConfig, Vec<f64>), InteropError> {
     let betas: Vec<f64> = stored.values.iter().map(|&beta| beta.into()).collect();
     if stored.shape.len() != 1 || betas.iter().any(|beta| !(0.0..).contains(beta)) {
         return Err(InteropError::NoConfiguration("the table `betas` is no list of noise variances".to_string()));
@@ -22,27 +93,61 @@ pub(super) fn infer_diffusion(tables: &StateDict, inferred: &mut Inferred) -> Re
     base.validate()?;
     let schedule = match named_schedule(&betas, &base) {
         Some(config) => {
-            inferred.notes.push(format!("{} with T = {} gives the table `betas`", describe(&config), betas.len()));
+            inferred.note(format!("{} with T = {} gives the table `betas`", describe(&config), betas.len()));
             config
         }
         None => {
             inferred
-                .notes
-                .push(format!("no named schedule gives the table `betas` (T = {}); it is kept as it is", betas.len()));
+                .note(format!("no named schedule gives the table `betas` (T = {}); it is kept as it is", betas.len()));
             inferred.betas = Some(betas.iter().map(|beta| beta.min(LARGEST_BETA)).collect());
             base
         }
     };
-    let (objective, shared) = infer_objective(tables, &betas, inferred);
-    inferred.assumed.extend(["auto_normalize", "offset_noise_strength", "immiscible"]);
-    inferred.notes.push(
-        "no table tells auto_normalize (taken as true), offset_noise_strength and immiscible (taken as off; they matter for \
-         training only)"
-            .to_string(),
+    Ok((schedule, betas))
+}
+
+fn learned_schedule(schedule: &StateDict, inferred: &mut Inferred) -> Result<DiffusionConfig, InteropError> {
+    let hidden_dim = learned_schedule::hidden_dim(schedule)?;
+    inferred.note(format!(
+        "a learned schedule of {hidden_dim} hidden units (log_snr): ContinuousTimeGaussianDiffusion, diffusion continuous_time"
+    ));
+    inferred.assume(
+        &["objective", "learned_schedule_frac_gradient"],
+        "objective (taken as pred_noise, the only one of that class) and learned_schedule_frac_gradient (it matters for training only)",
     );
-    let formulation = GaussianConfig { schedule, objective }.into();
-    inferred.diffusion = Some(DiffusionConfig { shared, ..formulation });
-    Ok(())
+    let config = ContinuousTimeConfig {
+        noise_schedule: NoiseSchedule::Learned,
+        learned_schedule_hidden_dim: Some(hidden_dim),
+        ..ContinuousTimeConfig::default()
+    };
+    Ok(FormulationConfig::ContinuousTime(config).into())
+}
+
+fn elucidated(inferred: &mut Inferred) -> DiffusionConfig {
+    let config = ElucidatedConfig::default();
+    inferred.note("Fourier time embedding, a network under `net.` and no tables: taken for ElucidatedDiffusion, diffusion elucidated");
+    inferred.assume(
+        &["diffusion", "sigma_data", "sigma_min", "sigma_max", "rho", "p_mean", "p_std"],
+        &format!(
+            "sigma_data (taken as {}), sigma_min, sigma_max and rho (taken as the package's), p_mean and p_std (they matter for training \
+             only)",
+            config.sigma_data
+        ),
+    );
+    FormulationConfig::Elucidated(config).into()
+}
+
+fn continuous_time(inferred: &mut Inferred) -> DiffusionConfig {
+    inferred.note(
+        "Fourier time embedding, a network under `model.` and no tables: taken for ContinuousTimeGaussianDiffusion with its defaults, \
+         diffusion continuous_time; VParamContinuousTimeGaussianDiffusion (noise_schedule cosine, objective pred_v) and \
+         simple_diffusion (diffusion simple) look the same",
+    );
+    inferred.assume(
+        &["diffusion", "noise_schedule", "objective"],
+        "noise_schedule (taken as linear) and objective (taken as pred_noise)",
+    );
+    FormulationConfig::ContinuousTime(ContinuousTimeConfig::default()).into()
 }
 
 /// The stored weight is `min(SNR, gamma)`, or SNR, times a factor of the SNR that only the objective decides.
@@ -59,14 +164,12 @@ fn infer_objective(tables: &StateDict, betas: &[f64], inferred: &mut Inferred) -
             let mut shared = SharedConfig { min_snr_loss_weight: Some(weighting.is_some()), ..SharedConfig::default() };
             shared.min_snr_gamma = weighting.unwrap_or(shared.min_snr_gamma);
             let weighted = weighting.map_or(String::new(), |gamma| format!(" with min-SNR weighting, gamma {gamma}"));
-            inferred.notes.push(format!("objective {}{weighted} gives the table `loss_weight`", objective.name()));
+            inferred.note(format!("objective {}{weighted} gives the table `loss_weight`", objective.name()));
             (objective, shared)
         }
         None => {
             inferred.assumed.extend(["objective", "min_snr_loss_weight"]);
-            inferred
-                .notes
-                .push("no objective gives the table `loss_weight`: the objective is a guess (the default)".to_string());
+            inferred.note("no objective gives the table `loss_weight`: the objective is a guess (the default)");
             (Objective::default(), SharedConfig::default())
         }
     }

@@ -4,8 +4,8 @@
 //! Not here: networks, devices, our own checkpoint folders (they use [`read_safetensors`] and [`write_safetensors`]).
 //!
 //! A reference checkpoint becomes one of ours in three steps:
-//! [`ReferenceCheckpoint::open`] finds the networks in a file, [`infer`] tells their configuration from the tensors' shapes
-//! and the schedule's tables, and [`to_ours`] renames the parameters. [`to_reference`] goes back.
+//! [`ReferenceCheckpoint::open`] finds the networks in a file, [`ReferenceWeights::infer`] tells their configuration from the tensors'
+//! shapes and from what stands beside the network, and [`ReferenceWeights::to_ours`] renames the parameters. [`to_reference`] goes back.
 
 mod checksum;
 mod dtype;
@@ -13,16 +13,20 @@ mod error;
 mod infer;
 mod infer_diffusion;
 mod infer_schedule;
+mod learned_schedule;
 mod names;
 mod pt;
 mod reference;
+mod reference_weights;
 mod safetensors_file;
+mod said;
 mod state_dict;
 
 pub use error::InteropError;
-pub use infer::{Inferred, infer};
+pub use infer::Inferred;
 pub use names::{ParameterName, reference_layout, to_ours, to_reference};
 pub use pt::PtFile;
-pub use reference::{ReferenceCheckpoint, ReferenceKind, ReferenceWeights, Which};
+pub use reference::{ReferenceCheckpoint, ReferenceKind, Which};
+pub use reference_weights::{ReferenceWeights, Wrapper};
 pub use safetensors_file::{Metadata, read_safetensors, write_safetensors, write_tensor_views};
 pub use state_dict::{StateDict, TensorData, TensorView};

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 
 use super::error::{InteropError, NAMED};
+use super::learned_schedule;
 use super::state_dict::{StateDict, TensorData};
 use crate::models::unet_config::{Stage, UnetConfig, UnetConfigError};
 
@@ -39,12 +40,22 @@ pub fn to_ours(reference: &StateDict) -> Result<StateDict, InteropError> {
     Ok(ours)
 }
 
-/// Renames the parameters of the configured U-Net from our names to those that the reference's `load_state_dict` expects.
+/// Renames the parameters of the configured U-Net from our names to those that `load_state_dict` of the reference's Unet expects. A
+/// network with a learned schedule beside it gets those of ContinuousTimeGaussianDiffusion.
 ///
 /// # Errors
 /// A network with classes, a parameter that is missing or has another shape, tensors that the network does not have, a configuration
 /// without network.
 pub fn to_reference(ours: &StateDict, config: &UnetConfig) -> Result<StateDict, InteropError> {
+    if let Some([network, schedule]) = learned_schedule::apart(ours) {
+        let mut both = unet_to_reference(&network, config)?.with_prefix("model.");
+        both.merge(learned_schedule::to_reference(&schedule)?);
+        return Ok(both);
+    }
+    unet_to_reference(ours, config)
+}
+
+fn unet_to_reference(ours: &StateDict, config: &UnetConfig) -> Result<StateDict, InteropError> {
     let layout = reference_layout(config)?;
     if config.num_classes > 0 {
         return Err(InteropError::Classes(config.num_classes));

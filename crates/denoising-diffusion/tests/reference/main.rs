@@ -7,6 +7,7 @@ mod formulations;
 mod golden;
 mod guidance;
 mod import;
+mod import_diffusion;
 mod inception;
 mod layers;
 mod learned_variance;

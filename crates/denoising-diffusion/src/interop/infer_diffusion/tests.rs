@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::super::{TensorData, infer, read_safetensors, reference_layout};
+use super::super::{TensorData, read_safetensors, reference_layout};
 use super::*;
 use crate::diffusion::schedule;
 use crate::diffusion::{BetaSchedule, Diffusion, FormulationConfig};
@@ -10,10 +10,13 @@ use crate::models::unet_config::UnetConfig;
 
 fn inferred(tables: &StateDict) -> Result<Inferred, InteropError> {
     let config = UnetConfig { dim: 4, dim_mults: vec![1], channels: 1, ..UnetConfig::default() };
+    ReferenceWeights { unet: unet(&config), tables: tables.clone(), ..ReferenceWeights::default() }.infer()
+}
+
+fn unet(config: &UnetConfig) -> StateDict {
     let zeros = |shape: &[usize]| TensorData::new(shape, vec![0.0; shape.iter().product()]).unwrap();
-    let layout = reference_layout(&config).unwrap();
-    let unet = layout.into_iter().map(|p| (p.reference, zeros(&p.reference_shape))).collect();
-    infer(&unet, tables)
+    let layout = reference_layout(config).unwrap();
+    layout.into_iter().map(|p| (p.reference, zeros(&p.reference_shape))).collect()
 }
 
 fn tables(betas: &[f64], weights: &[f64]) -> StateDict {
@@ -145,5 +148,62 @@ fn what_is_no_schedule_is_refused() {
     for betas in [vec![0.0; 8], vec![1.0; 8], vec![f64::INFINITY; 8], vec![1e30; 3]] {
         // Absurd, but not for this module to judge; it must come to an end.
         let _ = inferred(&tables(&betas, &[1.0; 8]));
+    }
+}
+
+/// A U-Net of one channel that gives `out_dim`, with or without a Fourier time embedding, saved with what `weights` says.
+fn inferred_of(out_dim: usize, fourier: bool, weights: ReferenceWeights) -> Inferred {
+    let config = UnetConfig {
+        dim: 4,
+        dim_mults: vec![1],
+        channels: 1,
+        out_dim: Some(out_dim),
+        learned_sinusoidal_cond: fourier,
+        ..UnetConfig::default()
+    };
+    ReferenceWeights { unet: unet(&config), ..weights }.infer().unwrap()
+}
+
+/// The class trains on noise, whatever `objective` it is given; the package's default, pred_v, leaves its trace in `loss_weight` only.
+#[test]
+fn channels_tell_the_classes_with_tables() {
+    let schedule = ScheduleConfig { timesteps: 30, ..ScheduleConfig::default() };
+    let of_v = GaussianConfig { schedule: schedule.clone(), objective: Objective::PredV }.into();
+    let weights = ReferenceWeights { wrapper: Wrapper::Model, tables: tables_of(&of_v), ..Default::default() };
+    let formulation = |out_dim| inferred_of(out_dim, false, weights.clone()).diffusion.unwrap().formulation;
+    let learned = LearnedVarianceConfig { schedule: schedule.clone(), ..LearnedVarianceConfig::default() };
+    assert_eq!(learned.objective, Objective::PredNoise);
+    assert_eq!(formulation(2), FormulationConfig::LearnedVariance(learned));
+    let weighted = WeightedObjectiveConfig { schedule, ..WeightedObjectiveConfig::default() };
+    assert_eq!(formulation(4), FormulationConfig::WeightedObjective(weighted));
+    assert_eq!(formulation(1), of_v.formulation);
+}
+
+#[test]
+fn a_schedule_without_name_is_kept_for_every_class_with_tables() {
+    let betas: Vec<f64> = (0..40).map(|t| 0.01 + 0.002 * f64::from(t * t % 17)).collect();
+    let weights = ReferenceWeights { tables: tables(&betas, &[1.0; 40]), ..ReferenceWeights::default() };
+    for out_dim in [1, 2, 4] {
+        let found = inferred_of(out_dim, false, weights.clone());
+        let diffusion = Diffusion::with_betas(&found.diffusion.unwrap(), found.betas).unwrap();
+        let kept = &diffusion.tables().unwrap().betas;
+        assert!(kept.iter().zip(&betas).all(|(a, b)| (a - b).abs() < 1e-8));
+    }
+}
+
+#[test]
+fn without_tables_the_attribute_and_the_time_embedding_decide() {
+    for (wrapper, fourier, expected) in [
+        (Wrapper::Net, true, Some("elucidated")),
+        (Wrapper::Model, true, Some("continuous_time")),
+        (Wrapper::None, true, None),
+        (Wrapper::Net, false, None),
+        (Wrapper::Model, false, None),
+        (Wrapper::None, false, None),
+    ] {
+        let found = inferred_of(1, fourier, ReferenceWeights { wrapper, ..ReferenceWeights::default() });
+        let name = found.diffusion.map(|config| config.formulation.name());
+        assert_eq!(name, expected, "{wrapper:?} {fourier}");
+        assert_eq!(found.assumed.contains(&"diffusion"), expected.is_some());
     }
 }
