@@ -251,11 +251,14 @@ fn check_trajectory(golden: &Golden, name: &str, diffusion: &Diffusion, network:
     // The reference's last step adds no noise.
     let mut noises = golden.noises(&key("noise"), &device);
     noises.push(noises[0].zeros_like());
+    // From noise that an f32 shows nothing beside, the reference reads clean data as rounding errors over alpha = 4e-8, cut to +-1; we read 0.
+    let first = usize::from(name == "cosine");
     let compare_until = |last: usize| {
         move |step: &Step<'_, 4>| {
-            if step.index < last {
-                let what = format!("{name} step {}", step.index);
-                assert_close(&what, &values(step.x.clone()), &values(image(step.index + 1)), 1e-4);
+            let index = step.index + first;
+            if index < last {
+                let what = format!("{name} step {index}");
+                assert_close(&what, &values(step.x.clone()), &values(image(index + 1)), 1e-4);
             }
             std::ops::ControlFlow::Continue(())
         }
@@ -263,6 +266,7 @@ fn check_trajectory(golden: &Golden, name: &str, diffusion: &Diffusion, network:
     let small = PosteriorVariance::Small;
     for levels in [theirs.clone(), [&theirs[..STEPS], &[NoiseLevel::CLEAN]].concat()] {
         let last = if levels[STEPS].is_clean() { STEPS - 1 } else { STEPS };
-        ddpm(&denoiser, image(0), &levels, small, &mut noises.as_slice(), &mut compare_until(last)).unwrap();
+        let mut noise = &noises[first..];
+        ddpm(&denoiser, image(first), &levels[first..], small, &mut noise, &mut compare_until(last)).unwrap();
     }
 }

@@ -1,0 +1,244 @@
+//! Training, saving, loading, resuming, evaluating.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use denoising_diffusion::data::ImageShape;
+use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig, Examples, FormulationConfig};
+use denoising_diffusion::eval::held_out::held_out_loss;
+use denoising_diffusion::eval::likelihood::{LikelihoodError, bits_per_dim};
+use denoising_diffusion::generate::{Generator, Request};
+use denoising_diffusion::interop::StateDict;
+use denoising_diffusion::model_file::{ModelCard, ModelFile, NetworkConfig, WeightsKind};
+use denoising_diffusion::models::{Network, Unet, UnetConfig};
+use denoising_diffusion::nn::params::{host_values, load_state_dict};
+use denoising_diffusion::nn::{Eval, EvalMode, Init};
+use denoising_diffusion::noise::{Purpose, normal_batch};
+use denoising_diffusion::sampler::SampleConfig;
+use denoising_diffusion::train::{EmaConfig, TrainConfig, Trainer};
+
+use crate::mlp::{Mlp, SHAPE, Takes, learned_schedule, scheduled};
+use crate::points;
+use crate::variants::{self, Variant};
+
+const BATCH: usize = 6;
+/// Chosen so that of the first five batches some are given an earlier estimate and some are not.
+const SEED: u64 = 1;
+
+/// A network under a formulation, and how to make and to load it.
+struct Case<'a, M> {
+    name: &'a str,
+    diffusion: Diffusion,
+    shape: [usize; 3],
+    network: NetworkConfig,
+    build: &'a dyn Fn(u64, &Device) -> M,
+    load: &'a dyn Fn(&ModelFile, &Path) -> Eval<M>,
+}
+
+fn bits(state: &StateDict) -> Vec<(String, Vec<u32>)> {
+    state.iter().map(|(name, tensor)| (name.to_string(), tensor.values.iter().map(|v| v.to_bits()).collect())).collect()
+}
+
+impl<M: Network<4>> Case<'_, M> {
+    fn data(&self, batch: u64) -> Examples<4> {
+        let device = Device::flex();
+        let first = batch * BATCH as u64;
+        if self.shape == SHAPE {
+            let data = points::batch(&self.diffusion, first, BATCH, &device);
+            return Examples { data, classes: Some(points::classes(first, BATCH)) };
+        }
+        let [c, h, w] = self.shape;
+        let noise = normal_batch(9, Purpose::Evaluation, first, 0, [BATCH, c, h, w], &device);
+        (noise * 0.2 + 0.5).clamp(0.0, 1.0).into()
+    }
+
+    fn trainer(&self, seed: u64) -> Trainer<M> {
+        let device = Device::flex();
+        let train = TrainConfig { batch_size: BATCH, lr: 1e-2, seed: SEED, ..TrainConfig::default() };
+        let ema = EmaConfig { ema_update_every: 1, ema_update_after_step: 1, ..EmaConfig::default() };
+        let model = (self.build)(seed, &device.clone().autodiff());
+        Trainer::new(model, self.diffusion.clone(), train, ema, &device)
+    }
+
+    fn train(&self, trainer: &mut Trainer<M>, steps: std::ops::Range<u64>) {
+        for step in steps {
+            let report = trainer.step(vec![self.data(step)]);
+            let finite = report.loss.is_finite() && report.grad_norm.is_finite() && report.skipped.is_none();
+            assert!(finite, "{}: {report:?}", self.name);
+        }
+    }
+
+    /// Five steps, and three and two with a restart between, on a network of other initial weights.
+    fn trained(&self) -> Trainer<M> {
+        let (mut whole, mut begun, mut resumed) = (self.trainer(1), self.trainer(1), self.trainer(2));
+        self.train(&mut whole, 0..5);
+        self.train(&mut begun, 0..3);
+        resumed.restore(&begun.state()).unwrap();
+        self.train(&mut resumed, 3..5);
+        let (whole_state, resumed_state) = (whole.state(), resumed.state());
+        for (a, b) in [
+            (&whole_state.model, &resumed_state.model),
+            (&whole_state.ema, &resumed_state.ema),
+            (&whole_state.adam, &resumed_state.adam),
+        ] {
+            assert_eq!(bits(a), bits(b), "{}", self.name);
+        }
+        assert_ne!(bits(&whole_state.model), bits(&begun.state().model), "{}: training changes weights", self.name);
+        whole
+    }
+
+    fn card(&self, step: u64) -> ModelCard {
+        let [channels, height, width] = self.shape;
+        ModelCard {
+            version: "0".to_string(),
+            network: self.network.clone(),
+            diffusion: self.diffusion.config().clone(),
+            betas: None,
+            image: ImageShape { channels, height, width },
+            weights: WeightsKind::Ema,
+            step,
+            ema_decay: None,
+        }
+    }
+
+    fn samples(&self, model: &Eval<M>, diffusion: &Diffusion) -> Vec<f32> {
+        let sample = SampleConfig { sampling_timesteps: Some(3), ..SampleConfig::default() };
+        let request =
+            Request { sample: &sample, seed: 2, count: 3, shape: self.shape, init_noise: None, classes: None };
+        let generator = Generator::new(model, diffusion);
+        let images = generator.generate(&request, &Device::flex(), &mut |_| ControlFlow::Continue(())).unwrap();
+        let [c, h, w] = self.shape;
+        assert_eq!((images.shape, images.data.len()), ([3, c, h, w], 3 * c * h * w), "{}", self.name);
+        images.data
+    }
+
+    /// The held-out loss and the bound, finite.
+    fn measured(&self, model: &Eval<M>, diffusion: &Diffusion) -> Vec<f64> {
+        let (device, data) = (Device::flex(), self.data(7).data);
+        let loss = held_out_loss(model, diffusion, [data.clone()].into_iter(), 3, &device).unwrap();
+        let halves = [data.clone().narrow(0, 0, BATCH / 2), data.clone().narrow(0, BATCH / 2, BATCH / 2)];
+        let in_halves = held_out_loss(model, diffusion, halves.into_iter(), 3, &device).unwrap();
+        let near = (loss.mean - in_halves.mean).abs() < 1e-4 * loss.mean;
+        assert!(near, "{}: the loss depends on the size of the batch: {loss:?} {in_halves:?}", self.name);
+        let mut measured = vec![loss.mean, loss.standard_error];
+        measured.extend(loss.by_quarter);
+        let images = host_values(data);
+        let mut on_batch = |_| ControlFlow::Continue(());
+        let bits = bits_per_dim(model, diffusion, &images, self.shape, 8, 3, 4, &device, &mut on_batch);
+        match bits {
+            Ok(bits) => measured.extend([bits.total, bits.prior, bits.diffusion, bits.reconstruction]),
+            Err(error) => {
+                let normalised = diffusion.config().shared.auto_normalize;
+                assert_eq!((error, normalised), (LikelihoodError::Undefined, false), "{}", self.name);
+            }
+        }
+        assert!(measured.iter().all(|v| v.is_finite() && *v >= 0.0), "{}: {measured:?}", self.name);
+        assert!(loss.mean > 0.0, "{}: {loss:?}", self.name);
+        measured
+    }
+
+    fn check(&self, dir: &Path) {
+        let trainer = self.trained();
+        let path = dir.join("model.safetensors");
+        let file = ModelFile { card: self.card(5), state: trainer.ema().to_state_dict() };
+        file.write(&path).unwrap();
+        let read = ModelFile::read(&path).unwrap();
+        assert_eq!((&read.card, bits(&read.state)), (&file.card, bits(&file.state)), "{}", self.name);
+
+        let (model, loaded, diffusion) = (
+            trainer.ema().eval(),
+            (self.load)(&read, &path),
+            Diffusion::with_betas(&read.card.diffusion, read.card.betas.clone()).unwrap(),
+        );
+        let to_bits = |values: Vec<f64>| values.into_iter().map(f64::to_bits).collect::<Vec<_>>();
+        let [before, after] = [self.measured(&model, &self.diffusion), self.measured(&loaded, &diffusion)].map(to_bits);
+        assert_eq!(before, after, "{}", self.name);
+        assert_eq!(self.samples(&model, &self.diffusion), self.samples(&loaded, &diffusion), "{}", self.name);
+    }
+}
+
+fn check_mlp(name: &str, config: &DiffusionConfig, takes: Takes, dir: &Path) {
+    let diffusion = Diffusion::new(config).unwrap();
+    let network = NetworkConfig::Custom { name: "mlp".to_string() };
+    let build = |seed, device: &Device| Mlp::new(&diffusion, takes, seed, device);
+    match learned_schedule(&diffusion) {
+        None => {
+            let load =
+                |file: &ModelFile, _: &Path| load_state_dict(build(3, &Device::flex()), &file.state).unwrap().eval();
+            Case { name, diffusion: diffusion.clone(), shape: SHAPE, network, build: &build, load: &load }.check(dir);
+        }
+        Some(options) => {
+            let build = |seed, device: &Device| scheduled(build(seed, device), options, seed, device);
+            let load =
+                |file: &ModelFile, _: &Path| load_state_dict(build(3, &Device::flex()), &file.state).unwrap().eval();
+            Case { name, diffusion: diffusion.clone(), shape: SHAPE, network, build: &build, load: &load }.check(dir);
+        }
+    }
+}
+
+#[test]
+fn every_formulation_with_its_own_options() {
+    let dir = tempfile::tempdir().unwrap();
+    for Variant { name, config } in variants::own(12) {
+        check_mlp(&name, &config, Takes::Nothing, dir.path());
+    }
+}
+
+#[test]
+fn every_formulation_with_the_shared_options() {
+    let dir = tempfile::tempdir().unwrap();
+    for Variant { name, config } in variants::shared(12) {
+        check_mlp(&name, &config, Takes::Nothing, dir.path());
+    }
+}
+
+#[test]
+fn every_formulation_with_an_earlier_estimate() {
+    let dir = tempfile::tempdir().unwrap();
+    for Variant { name, config } in variants::own(12).into_iter().chain(variants::shared(12)) {
+        check_mlp(&name, &config, Takes::EarlierEstimate, dir.path());
+    }
+    let diffusion = Diffusion::new(&DiffusionConfig::default()).unwrap();
+    let given = (0..5).filter(|&n| diffusion.draw(SEED, 0, n, [1, 1, 1, 2], &Device::flex()).self_condition).count();
+    assert!((1..5).contains(&given), "{given}");
+}
+
+#[test]
+fn every_formulation_with_classes() {
+    let dir = tempfile::tempdir().unwrap();
+    for Variant { name, config } in variants::own(12) {
+        check_mlp(&name, &config, Takes::Classes, dir.path());
+    }
+}
+
+/// The U-Net itself, once for each formulation.
+#[test]
+fn every_formulation_with_a_unet() {
+    let dir = tempfile::tempdir().unwrap();
+    for (formulation, self_condition) in FormulationConfig::all().into_iter().zip([true, false].into_iter().cycle()) {
+        let name = formulation.name();
+        let config = DiffusionConfig::from(formulation).for_size(8, 8);
+        let diffusion = Diffusion::new(&config).unwrap();
+        let out_dim = Some(config.out_channels(1));
+        let unet =
+            UnetConfig { dim: 4, dim_mults: vec![1], channels: 1, out_dim, self_condition, ..UnetConfig::default() };
+        let build = |seed, device: &Device| Unet::new(&unet, &mut Init::new(seed, device)).unwrap();
+        let load = |file: &ModelFile, path: &Path| file.build(path, &Device::flex()).unwrap().0;
+        let network = NetworkConfig::Unet(unet.clone());
+        Case { name, diffusion, shape: [1, 8, 8], network, build: &build, load: &load }.check(dir.path());
+    }
+}
+
+/// Data that the tests above do not share with training: what is measured depends on it.
+#[test]
+fn a_loss_depends_on_the_data() {
+    let device = Device::flex();
+    let diffusion = Diffusion::new(&DiffusionConfig::default()).unwrap();
+    let model = Mlp::new(&diffusion, Takes::Nothing, 1, &device).eval();
+    let of = |value: f32| {
+        let data = Tensor::<4>::from_data(TensorData::new(vec![value; 8], [4, 1, 1, 2]), &device);
+        held_out_loss(&model, &diffusion, [data].into_iter(), 3, &device).unwrap().mean
+    };
+    assert_ne!(of(0.2), of(0.8));
+}
