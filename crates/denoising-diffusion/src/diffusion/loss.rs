@@ -28,6 +28,7 @@ impl<const D: usize> From<Tensor<D>> for Examples<D> {
 }
 
 /// The noise levels of a batch.
+#[allow(clippy::large_enum_variant, reason = "one per step, never in a list")]
 enum Levels<const D: usize> {
     Fixed(Vec<NoiseLevel>),
     /// Given by a schedule that is being trained: log-SNR `[b]`, alpha and sigma `[b, 1, ...]`.

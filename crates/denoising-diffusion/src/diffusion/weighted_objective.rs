@@ -13,7 +13,7 @@ use super::prediction::Objective;
 use super::schedule::{ScheduleConfig, Tables};
 
 /// Options; `Default` is the reference's default.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct WeightedObjectiveConfig {
     #[serde(flatten)]
@@ -33,12 +33,6 @@ pub struct ObjectiveWeights {
 impl Default for ObjectiveWeights {
     fn default() -> Self {
         Self { pred_noise_loss_weight: 0.1, pred_x_start_loss_weight: 0.1 }
-    }
-}
-
-impl Default for WeightedObjectiveConfig {
-    fn default() -> Self {
-        Self { schedule: ScheduleConfig::default(), weights: ObjectiveWeights::default() }
     }
 }
 

@@ -94,7 +94,7 @@ fn trainer_checkpoints_of_other_classes() {
     ] {
         let plain = ReferenceCheckpoint::open(&golden(&format!("formulation_{name}.pt"))).unwrap();
         assert_eq!((plain.kind(), plain.available()), (ReferenceKind::Diffusion, vec![Which::Model]), "{name}");
-        let whole = plain.source.read(|name| Some(name)).unwrap();
+        let whole = plain.source.read(Some).unwrap();
         let doubled = whole.iter().map(|(name, tensor)| {
             let values = tensor.values.iter().map(|x| x * 2.0).collect();
             (name.to_string(), TensorData::new(tensor.shape.clone(), values).unwrap())
