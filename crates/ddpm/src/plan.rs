@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use denoising_diffusion::data::{DataConfig, DataError, Dataset, ImageShape, Subset};
 use denoising_diffusion::diffusion::{DiffusionConfig, FormulationConfig};
 use denoising_diffusion::interop::reference_layout;
-use denoising_diffusion::models::UnetConfig;
+use denoising_diffusion::models::{DitConfig, NetworkConfig, UnetConfig};
 use denoising_diffusion::recipe::{Recipe, RecipeError};
 use denoising_diffusion::train::TrainConfig;
 use serde_json::{Value, json};
@@ -24,7 +24,7 @@ use crate::recipe_flags::plain;
 pub struct Plan {
     pub recipe: Recipe,
     /// The recipe's network for the channels of the data.
-    pub unet: UnetConfig,
+    pub network: NetworkConfig,
     pub train: Subset,
     pub held_out: Subset,
     pub machine: Machine,
@@ -42,16 +42,20 @@ impl Plan {
         let dataset = Arc::new(open_data(&recipe.data)?);
         let ImageShape { height, width, .. } = dataset.shape();
         let recipe = Recipe { diffusion: recipe.diffusion.for_size(height, width), ..recipe };
-        let unet = recipe.unet_for(dataset.shape(), dataset.num_classes()).or_usage()?;
+        let network = recipe.network_for(dataset.shape(), dataset.num_classes()).or_usage()?;
         let (train, held_out) = dataset.split_held_out(recipe.data.held_out, recipe.train.seed);
         let (batch_size, images) = (recipe.train.batch_size, train.len());
         if batch_size > images {
             return Err(DataError::BatchTooLarge { batch_size, images }).or_usage();
         }
-        let parameters = parameters(&unet)?;
+        let parameters = match &network {
+            NetworkConfig::Dit(dit) => dit.num_parameters() as u64,
+            NetworkConfig::Unet(unet) => parameters(unet)?,
+            NetworkConfig::Custom { .. } => 0,
+        };
         let data_bytes = if dataset.is_in_memory() { (dataset.len() * dataset.shape().len()) as u64 } else { 0 };
-        let memory = memory_estimate(&unet, parameters, dataset.shape(), &recipe.train)? + data_bytes;
-        Ok(Self { recipe, unet, train, held_out, machine, dir, parameters, memory })
+        let memory = memory_estimate(&network, parameters, dataset.shape(), &recipe.train)? + data_bytes;
+        Ok(Self { recipe, network, train, held_out, machine, dir, parameters, memory })
     }
 
     fn dataset(&self) -> &Dataset {
@@ -85,7 +89,7 @@ impl Plan {
                     thousands(self.held_out.len() as u64)
                 ),
             )
-            .row("network", format!("U-Net, stages {}{}", stages(&self.unet), conditioned(&self.unet)))
+            .row("network", self.network_row())
             .row("parameters", thousands(self.parameters))
             .row("diffusion", describe(diffusion))
             .row(
@@ -113,6 +117,18 @@ impl Plan {
             .row("device", format!("{}, {} threads", self.machine.name, self.machine.threads))
             .row("run folder", self.dir.display());
         rows
+    }
+
+    fn network_row(&self) -> String {
+        let network = match &self.network {
+            NetworkConfig::Unet(unet) => format!("U-Net, stages {}", stages(unet)),
+            NetworkConfig::Dit(dit) => transformer(dit),
+            NetworkConfig::Custom { name } => name.clone(),
+        };
+        match self.network.num_classes() {
+            0 => network,
+            n => format!("{network}, conditioned on {n} classes"),
+        }
     }
 
     /// When and how the run is evaluated.
@@ -172,11 +188,10 @@ pub fn word(value: &impl serde::Serialize) -> String {
     }
 }
 
-fn conditioned(unet: &UnetConfig) -> String {
-    match unet.num_classes {
-        0 => String::new(),
-        n => format!(", conditioned on {n} classes"),
-    }
+/// `DiT, 12 blocks of width 384 with 6 heads, patches of 2x2`.
+pub fn transformer(dit: &DitConfig) -> String {
+    let (p, heads) = (dit.patch_size, dit.num_heads());
+    format!("DiT, {} blocks of width {} with {heads} heads, patches of {p}x{p}", dit.depth(), dit.hidden_size())
 }
 
 /// `32, 64, 128`: the widths of the stages.
@@ -232,12 +247,24 @@ impl Kept {
 }
 
 /// Memory of training at its peak, in bytes. A step holds 4 bytes x (weights, gradients, two moments, average) and what the forward
-/// pass keeps for the backward pass, counted from the widths of the stages; a checkpoint holds weights, moments and average twice
-/// and one buffer. The larger of both; the constants fit measured peaks within 15 %.
-pub fn memory_estimate(unet: &UnetConfig, parameters: u64, shape: ImageShape, train: &TrainConfig) -> Result<u64> {
+/// pass keeps for the backward pass; a checkpoint holds weights, moments and average twice and one buffer. The larger of both; the
+/// constants fit measured peaks within 15 %.
+fn memory_estimate(network: &NetworkConfig, parameters: u64, shape: ImageShape, train: &TrainConfig) -> Result<u64> {
+    let kept = match network {
+        NetworkConfig::Unet(unet) => kept_by_unet(unet, shape, train.checkpoint_activations)?,
+        NetworkConfig::Dit(dit) => kept_by_dit(dit, shape),
+        NetworkConfig::Custom { .. } => 0,
+    };
+    let (step, checkpoint) = (5 * parameters + kept * train.batch_size as u64, 9 * parameters);
+    // A quarter more for blocks that wait for their next use, and for their sizes, which are rounded up.
+    Ok(BASE_BYTES + 5 * step.max(checkpoint))
+}
+
+/// Values for each image, counted from the widths of the stages.
+fn kept_by_unet(unet: &UnetConfig, shape: ImageShape, checkpoint_activations: bool) -> Result<u64> {
     let stages = unet.stages().map_err(RecipeError::from)?;
     let (mut kept, mut pixels, mut largest) = (0_u64, (shape.height * shape.width) as u64, 0_u64);
-    let per_pixel = if train.checkpoint_activations { Kept::INPUTS } else { Kept::ALL };
+    let per_pixel = if checkpoint_activations { Kept::INPUTS } else { Kept::ALL };
     let mut add = |pixels: u64, dim: usize, inner: usize| {
         kept += per_pixel.values(pixels, dim, inner);
         largest = largest.max(Kept::ALL.values(pixels, dim, inner));
@@ -252,12 +279,15 @@ pub fn memory_estimate(unet: &UnetConfig, parameters: u64, shape: ImageShape, tr
             pixels /= 4;
         }
     }
-    if train.checkpoint_activations {
-        kept += largest; // one stage at a time is computed again
-    }
-    let (step, checkpoint) = (5 * parameters + kept * train.batch_size as u64, 9 * parameters);
-    // A quarter more for blocks that wait for their next use, and for their sizes, which are rounded up.
-    Ok(BASE_BYTES + 5 * step.max(checkpoint))
+    // One stage at a time is computed again.
+    Ok(if checkpoint_activations { kept + largest } else { kept })
+}
+
+/// Values for each image: of each block some tokens' worth, of its hidden layer and its GELU, and the weights of all pairs of tokens.
+fn kept_by_dit(dit: &DitConfig, shape: ImageShape) -> u64 {
+    let tokens = (shape.height * shape.width / (dit.patch_size * dit.patch_size)) as u64;
+    let (hidden, mlp, heads) = (dit.hidden_size() as u64, dit.mlp_dim() as u64, dit.num_heads() as u64);
+    dit.depth() as u64 * tokens * (24 * hidden + 6 * mlp + 3 * heads * tokens)
 }
 
 /// A run folder's default name: `runs/NAME-001`, or the next free number.

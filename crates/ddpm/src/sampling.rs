@@ -7,8 +7,8 @@ use clap::Args;
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig, GuidanceConfig};
 use denoising_diffusion::eval::result::Sampling;
 use denoising_diffusion::generate::{GenerateError, Generator, Request};
-use denoising_diffusion::model_file::{ModelFile, NetworkConfig};
-use denoising_diffusion::models::{Network, Unet};
+use denoising_diffusion::model_file::ModelFile;
+use denoising_diffusion::models::{ImageNetwork, Network};
 use denoising_diffusion::nn::Eval;
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::{ImageBatch, Progress, Status, StderrProgress, Task};
@@ -155,9 +155,9 @@ impl SamplingArgs {
 /// Checks that the network can draw images of the card's size; their shape `[c, h, w]`.
 fn check(file: &ModelFile, path: &std::path::Path) -> Result<[usize; 3]> {
     let (image, card) = (file.card.image, &file.card);
-    if let NetworkConfig::Unet(unet) = &card.network {
-        unet.check_size(image.height, image.width).or_usage()?;
-        let (got, expected) = (unet.out_channels(), card.diffusion.out_channels(unet.channels));
+    card.network.check_size(image.height, image.width).or_usage()?;
+    if let Some(got) = card.network.out_channels() {
+        let expected = card.diffusion.out_channels(image.channels);
         if got != expected {
             return Err(Failure::failed(format!(
                 "the network in {} gives {got} channels, `{}` needs {expected}",
@@ -172,8 +172,8 @@ fn check(file: &ModelFile, path: &std::path::Path) -> Result<[usize; 3]> {
 /// A network ready to draw from.
 pub struct Drawable {
     pub file: ModelFile,
-    pub model: Eval<Unet>,
-    pub weak: Option<Eval<Unet>>,
+    pub model: Eval<ImageNetwork>,
+    pub weak: Option<Eval<ImageNetwork>>,
     pub classifier: Option<GuidingClassifier>,
     pub diffusion: Diffusion,
     /// `[channels, height, width]`
@@ -182,7 +182,7 @@ pub struct Drawable {
 
 impl Drawable {
     /// What draws from it.
-    pub fn generator(&self, guidance: &GuidanceConfig) -> Generator<'_, Unet> {
+    pub fn generator(&self, guidance: &GuidanceConfig) -> Generator<'_, ImageNetwork> {
         Generator {
             guidance: guidance.clone(),
             weak: self.weak.as_ref(),

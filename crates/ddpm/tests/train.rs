@@ -103,7 +103,7 @@ fn a_folder_of_classes_trains_and_is_inspected() {
 fn help_names_sections_and_defaults() {
     let place = Place::new();
     let help = place.ok("train --help");
-    for part in ["Network [unet]:", "--dim-mults", "[default: 1,2,4,8]", "Moving average [ema]:", "[default: 0.995]"] {
+    for part in ["U-Net [unet]:", "--dim-mults", "[default: 1,2,4,8]", "Moving average [ema]:", "[default: 0.995]"] {
         assert!(help.contains(part), "{part}");
     }
     assert!(place.ok("--version").starts_with("ddpm "));

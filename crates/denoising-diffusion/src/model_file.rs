@@ -11,7 +11,8 @@ use crate::classifier_file::CLASSIFIER_CARD_KEY;
 use crate::data::ImageShape;
 use crate::diffusion::{Diffusion, DiffusionConfig, DiffusionConfigError};
 use crate::interop::{self, InteropError, Metadata, StateDict};
-use crate::models::{LearnedSchedule, Scheduled, Unet, UnetConfig, UnetConfigError};
+pub use crate::models::NetworkConfig;
+use crate::models::{ImageNetwork, LearnedSchedule, NetworkConfigError, Scheduled};
 use crate::nn::params::{self, ParamsError};
 use crate::nn::{Eval, EvalMode, Init};
 
@@ -27,17 +28,6 @@ pub enum WeightsKind {
     Ema,
     /// The network in training.
     Model,
-}
-
-/// Which network weights belong to.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum NetworkConfig {
-    Unet(UnetConfig),
-    /// A network of the user's own, by name; only its own program can build it.
-    Custom {
-        name: String,
-    },
 }
 
 /// All that must be known to use weights.
@@ -81,7 +71,7 @@ pub enum ModelFileError {
     #[error("{path} holds the weights of a custom network, `{name}`; only the program that defines it can build it")]
     Custom { path: String, name: String },
     #[error("the model card describes no network")]
-    Network(#[from] UnetConfigError),
+    Network(#[from] NetworkConfigError),
     #[error("the model card describes no diffusion")]
     Diffusion(#[from] DiffusionConfigError),
     #[error("the weights do not fit the network that the model card describes")]
@@ -108,21 +98,18 @@ impl ModelFile {
         interop::write_safetensors(path, &self.state, &Metadata::from([(CARD_KEY.to_string(), card)]))
     }
 
-    /// The U-Net in eval behaviour on `device`, and its formulation, with the schedule that was learned beside the network where there
+    /// The network in eval behaviour on `device`, and its formulation, with the schedule that was learned beside the network where there
     /// is one.
     ///
     /// # Errors
-    /// A network that is no U-Net; a card that contradicts itself, or that the tensors do not fit.
-    pub fn build(&self, path: &Path, device: &Device) -> Result<(Eval<Unet>, Diffusion), ModelFileError> {
-        let config = match &self.card.network {
-            NetworkConfig::Unet(config) => config,
-            NetworkConfig::Custom { name } => {
-                return Err(ModelFileError::Custom { path: path.display().to_string(), name: name.clone() });
-            }
-        };
+    /// A custom network; a card that contradicts itself, or that the tensors do not fit.
+    pub fn build(&self, path: &Path, device: &Device) -> Result<(Eval<ImageNetwork>, Diffusion), ModelFileError> {
+        if let NetworkConfig::Custom { name } = &self.card.network {
+            return Err(ModelFileError::Custom { path: path.display().to_string(), name: name.clone() });
+        }
         let diffusion = Diffusion::with_betas(&self.card.diffusion, self.card.betas.clone())?;
         let init = &mut Init::new(0, device);
-        let network = Unet::new(config, init)?;
+        let network = self.card.network.build(init)?;
         let Some(options) = diffusion.formulation().learned_schedule() else {
             return Ok((params::load_state_dict(network, &self.state)?.eval(), diffusion));
         };
@@ -137,7 +124,7 @@ impl ModelFile {
 mod tests {
     use super::*;
     use crate::diffusion::{ContinuousTimeConfig, FormulationConfig, NoiseSchedule};
-    use crate::models::Network;
+    use crate::models::{Network, Unet, UnetConfig};
 
     fn card(diffusion: DiffusionConfig) -> ModelCard {
         let network = UnetConfig {

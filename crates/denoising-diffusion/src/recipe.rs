@@ -7,17 +7,57 @@ use thiserror::Error;
 use crate::data::{DataConfig, DataError, ImageShape};
 use crate::diffusion::{Diffusion, DiffusionConfig, DiffusionConfigError, GuidanceConfig};
 use crate::eval::config::{EvaluateConfig, EvaluateConfigError};
-use crate::models::{UnetConfig, UnetConfigError};
+use crate::models::{DitConfig, DitConfigError, NetworkConfig, NetworkConfigError, UnetConfig, UnetConfigError};
 use crate::sampler::{SampleConfig, SampleConfigError};
 use crate::train::{EmaConfig, TrainConfig, TrainConfigError};
+
+/// Which network a recipe trains.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Model {
+    #[default]
+    Unet,
+    Dit,
+}
+
+impl Model {
+    /// Every network.
+    pub const ALL: [Self; 2] = [Self::Unet, Self::Dit];
+
+    /// The word of configurations, and the section of its options.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unet => "unet",
+            Self::Dit => "dit",
+        }
+    }
+
+    /// One line for people.
+    pub fn about(self) -> &'static str {
+        match self {
+            Self::Unet => "U-Net of residual blocks and attention, for images; classes if asked for (Ho et al. 2020)",
+            Self::Dit => "transformer on patches, for images; classes if asked for (Peebles and Xie 2022)",
+        }
+    }
+}
+
+/// The choice of a network.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelConfig {
+    pub model: Model,
+}
 
 /// The parts of a training run. `Default` is the reference's defaults.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Recipe {
     pub data: DataConfig,
-    /// Its `channels` follow the data and are no key of a recipe.
+    pub network: ModelConfig,
+    /// For `model = "unet"`. `channels` of this and the next follow the data and are no key of a recipe.
     pub unet: UnetConfig,
+    /// For `model = "dit"`.
+    pub dit: DitConfig,
     pub diffusion: DiffusionConfig,
     pub train: TrainConfig,
     pub ema: EmaConfig,
@@ -31,10 +71,14 @@ pub struct Recipe {
 pub enum RecipeError {
     #[error("the recipe is not valid TOML, or a key or value is not what it should be")]
     Toml(#[from] toml::de::Error),
-    #[error("`unet.channels` follows the data: set `channels` in the section [data]")]
-    UnetChannels,
-    #[error("`unet.num_classes` follows the data: set `class_condition = true` in the section [data]")]
-    UnetClasses,
+    #[error("`{section}.channels` follows the data: set `channels` in the section [data]")]
+    Channels { section: &'static str },
+    #[error("`{section}.num_classes` follows the data: set `class_condition = true` in the section [data]")]
+    Classes { section: &'static str },
+    #[error(
+        "the section [{section}] says something, but the network is `model = \"{model}\"`: remove one or change the other"
+    )]
+    OtherModel { section: &'static str, model: &'static str },
     #[error("`class_condition` is set, but the data have no classes (a folder per class, or labels)")]
     NoClasses,
     #[error(
@@ -51,6 +95,10 @@ pub enum RecipeError {
     #[error(transparent)]
     Unet(#[from] UnetConfigError),
     #[error(transparent)]
+    Dit(#[from] DitConfigError),
+    #[error(transparent)]
+    Network(#[from] NetworkConfigError),
+    #[error(transparent)]
     Diffusion(#[from] DiffusionConfigError),
     #[error(transparent)]
     Train(#[from] TrainConfigError),
@@ -64,12 +112,14 @@ impl Recipe {
     /// Reads a recipe; what it does not name has the default.
     pub fn from_toml(text: &str) -> Result<Self, RecipeError> {
         let table: toml::Table = toml::from_str(text)?;
-        let given = |key| table.get("unet").and_then(|unet| unet.get(key)).is_some();
-        if given("channels") {
-            return Err(RecipeError::UnetChannels);
-        }
-        if given("num_classes") {
-            return Err(RecipeError::UnetClasses);
+        for section in Model::ALL.map(Model::name) {
+            let given = |key| table.get(section).and_then(|options| options.get(key)).is_some();
+            if given("channels") {
+                return Err(RecipeError::Channels { section });
+            }
+            if given("num_classes") {
+                return Err(RecipeError::Classes { section });
+            }
         }
         Ok(toml::from_str(text)?)
     }
@@ -77,8 +127,12 @@ impl Recipe {
     /// The whole recipe as [`from_toml`](Self::from_toml) reads it, every key spelled out that has a value.
     pub fn to_toml(&self) -> String {
         let mut table = toml::Table::try_from(self).expect("a recipe holds numbers, words and lists");
-        if let Some(toml::Value::Table(unet)) = table.get_mut("unet") {
-            unet.remove("channels");
+        for model in Model::ALL {
+            if model != self.network.model {
+                table.remove(model.name());
+            } else if let Some(toml::Value::Table(options)) = table.get_mut(model.name()) {
+                options.remove("channels");
+            }
         }
         toml::to_string(&table).expect("a table of tables")
     }
@@ -86,7 +140,7 @@ impl Recipe {
     /// Checks all that can be checked without the data.
     pub fn validate(&self) -> Result<(), RecipeError> {
         self.data.validate()?;
-        self.unet.stages()?;
+        self.validate_network()?;
         self.diffusion.validate()?;
         self.train.validate()?;
         self.ema.validate()?;
@@ -94,8 +148,23 @@ impl Recipe {
         self.guidance.validate()?;
         self.evaluate.validate(&self.sample, &self.diffusion)?;
         let diffusion = Diffusion::new(&self.diffusion)?;
-        if self.unet.fourier_time() && diffusion.formulation().tells_large_times() {
+        let fourier_time = self.network.model == Model::Unet && self.unet.fourier_time();
+        if fourier_time && diffusion.formulation().tells_large_times() {
             return Err(RecipeError::FourierTime { formulation: self.diffusion.formulation.name() });
+        }
+        Ok(())
+    }
+
+    /// Options of a network that is not trained are a mistake, however harmless.
+    fn validate_network(&self) -> Result<(), RecipeError> {
+        let model = self.network.model;
+        let says = [(Model::Unet, self.unet != UnetConfig::default()), (Model::Dit, self.dit != DitConfig::default())];
+        if let Some((other, _)) = says.into_iter().find(|(other, says)| *other != model && *says) {
+            return Err(RecipeError::OtherModel { section: other.name(), model: model.name() });
+        }
+        match model {
+            Model::Unet => self.unet.stages().map(|_| ())?,
+            Model::Dit => self.dit.validate()?,
         }
         Ok(())
     }
@@ -104,15 +173,28 @@ impl Recipe {
     ///
     /// # Errors
     /// A network that does not fit the data or the formulation.
-    pub fn unet_for(&self, shape: ImageShape, num_classes: usize) -> Result<UnetConfig, RecipeError> {
+    pub fn network_for(&self, shape: ImageShape, num_classes: usize) -> Result<NetworkConfig, RecipeError> {
         if self.data.class_condition && num_classes == 0 {
             return Err(RecipeError::NoClasses);
         }
         let num_classes = if self.data.class_condition { num_classes } else { 0 };
-        let mut unet = UnetConfig { channels: shape.channels, num_classes, ..self.unet.clone() };
-        unet.check_size(shape.height, shape.width)?;
-        // The formulation decides the output, unless the recipe insists.
-        let expected = self.diffusion.out_channels(unet.channels);
+        let network = match self.network.model {
+            Model::Unet => NetworkConfig::Unet(self.unet_for(shape.channels, num_classes)?),
+            Model::Dit => {
+                let out_dim = Some(self.diffusion.out_channels(shape.channels));
+                let dit = DitConfig { channels: shape.channels, out_dim, num_classes, ..self.dit.clone() };
+                dit.validate()?;
+                NetworkConfig::Dit(dit)
+            }
+        };
+        network.check_size(shape.height, shape.width)?;
+        Ok(network)
+    }
+
+    /// The formulation decides the output, unless the recipe insists.
+    fn unet_for(&self, channels: usize, num_classes: usize) -> Result<UnetConfig, RecipeError> {
+        let mut unet = UnetConfig { channels, num_classes, ..self.unet.clone() };
+        let expected = self.diffusion.out_channels(channels);
         let key = if unet.out_dim.is_some() { "out_dim" } else { "learned_variance" };
         let insists = unet.out_dim.is_some() || unet.learned_variance;
         if insists && unet.out_channels() != expected {
@@ -150,19 +232,33 @@ mod tests {
             let RecipeError::Toml(cause) = error else { panic!("{error}") };
             assert!(cause.to_string().contains(key), "{cause}");
         }
-        assert!(matches!(Recipe::from_toml("[unet]\nchannels = 3"), Err(RecipeError::UnetChannels)));
+        assert!(matches!(Recipe::from_toml("[unet]\nchannels = 3"), Err(RecipeError::Channels { section: "unet" })));
     }
 
     #[test]
     fn no_two_sections_share_a_key() {
         let serde_json::Value::Object(sections) = serde_json::to_value(Recipe::default()).unwrap() else { panic!() };
         let keys = sections.iter().flat_map(|(section, keys)| {
-            keys.as_object().unwrap().keys().filter(move |key| !(section == "unet" && *key == "channels"))
+            keys.as_object().unwrap().keys().filter(move |key| section == "data" || *key != "channels")
         });
         let mut seen = std::collections::HashSet::new();
         for key in keys {
             assert!(seen.insert(key.clone()), "{key} stands in two sections");
         }
+    }
+
+    #[test]
+    fn a_network_has_its_own_section_only() {
+        let text = "[network]\nmodel = 'dit'\n[dit]\ndepth = 2\npatch_size = 4";
+        let recipe = Recipe::from_toml(text).unwrap();
+        recipe.validate().unwrap();
+        assert_eq!(Recipe::from_toml(&recipe.to_toml()).unwrap(), recipe);
+        let shape = |side| ImageShape { channels: 1, height: side, width: side };
+        let NetworkConfig::Dit(dit) = recipe.network_for(shape(28), 0).unwrap() else { panic!() };
+        assert_eq!((dit.channels, dit.out_channels(), dit.depth()), (1, 1, 2));
+        assert!(recipe.network_for(shape(30), 0).unwrap_err().to_string().contains("28x28"));
+        let both = Recipe::from_toml(&format!("{text}\n[unet]\ndim = 8")).unwrap();
+        assert!(matches!(both.validate(), Err(RecipeError::OtherModel { section: "unet", model: "dit" })));
     }
 
     #[test]
@@ -173,6 +269,6 @@ mod tests {
         let mut recipe = Recipe::default();
         recipe.unet.learned_variance = true;
         let shape = ImageShape { channels: 3, height: 32, width: 32 };
-        assert!(matches!(recipe.unet_for(shape, 0), Err(RecipeError::OutChannels { key: "learned_variance", .. })));
+        assert!(matches!(recipe.network_for(shape, 0), Err(RecipeError::OutChannels { key: "learned_variance", .. })));
     }
 }

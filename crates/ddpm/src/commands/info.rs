@@ -47,6 +47,10 @@ fn ours(path: &Path, file: &ModelFile) -> (Rows, Value) {
     rows.row("images", format!("{} (channels x height x width)", card.image));
     match &card.network {
         NetworkConfig::Unet(unet) => network_rows(&mut rows, unet),
+        NetworkConfig::Dit(dit) => {
+            let classes = (dit.num_classes > 0).then_some((dit.num_classes, dit.class_dropout_prob));
+            classes_row(rows.row("network", plan::transformer(dit)), classes)
+        }
         NetworkConfig::Custom { name } => rows.row("network", format!("custom: {name}")),
     };
     rows.row("diffusion", described(&card.diffusion, card.betas.is_some()));
@@ -131,12 +135,7 @@ fn network_rows<'a>(rows: &'a mut Rows, unet: &UnetConfig) -> &'a mut Rows {
             }
         ),
     );
-    if unet.num_classes > 0 {
-        rows.row(
-            "classes",
-            format!("{}, dropped with probability {} in training", unet.num_classes, unet.class_drop_prob),
-        );
-    }
+    classes_row(rows, (unet.num_classes > 0).then_some((unet.num_classes, unet.class_drop_prob)));
     let options = [
         ("self_condition", unet.self_condition),
         ("learned_variance", unet.learned_variance),
@@ -148,6 +147,14 @@ fn network_rows<'a>(rows: &'a mut Rows, unet: &UnetConfig) -> &'a mut Rows {
         rows.row("options", on.join(", "));
     }
     rows
+}
+
+/// Number of classes and the probability with which training hides them.
+fn classes_row(rows: &mut Rows, classes: Option<(usize, f64)>) -> &mut Rows {
+    match classes {
+        Some((n, dropped)) => rows.row("classes", format!("{n}, dropped with probability {dropped} in training")),
+        None => rows,
+    }
 }
 
 fn described(diffusion: &DiffusionConfig, own_betas: bool) -> String {

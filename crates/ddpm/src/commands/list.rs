@@ -2,6 +2,7 @@
 
 use clap::Args;
 use denoising_diffusion::diffusion::{FormulationConfig, NoiseLevels};
+use denoising_diffusion::recipe::Model;
 use denoising_diffusion::sampler::SamplerKind;
 use serde_json::{Value, json};
 
@@ -20,15 +21,12 @@ pub struct ListArgs {
 /// Name and line.
 type Entry = (&'static str, &'static str);
 
-const NETWORKS: &[Entry] =
-    &[("unet", "U-Net of residual blocks and attention, for images; classes if asked for (Ho et al. 2020)")];
-
 pub fn run(args: &ListArgs) -> Result {
     let sections: [(&str, &str, Vec<Entry>); 5] = [
         ("formulations", "train --diffusion", FormulationConfig::all().iter().map(|f| (f.name(), f.about())).collect()),
         ("samplers", "--sampler", SamplerKind::ALL.iter().map(|s| (s.name(), s.about())).collect()),
         ("noise levels", "--noise-levels", NoiseLevels::ALL.iter().map(|n| (n.name(), n.about())).collect()),
-        ("networks", "the only one so far", NETWORKS.to_vec()),
+        ("networks", "train --model", Model::ALL.iter().map(|m| (m.name(), m.about())).collect()),
         ("recipes", "train --config", recipes::all().collect()),
     ];
     if args.json {

@@ -11,8 +11,8 @@ use denoising_diffusion::eval::held_out::HeldOutLoss;
 use denoising_diffusion::eval::inception::FeatureBlock;
 use denoising_diffusion::eval::metric::Metric;
 use denoising_diffusion::eval::result::Measurement;
-use denoising_diffusion::model_file::{ModelCard, NetworkConfig, WeightsKind};
-use denoising_diffusion::models::{LearnedSchedule, Network, Scheduled, Unet};
+use denoising_diffusion::model_file::{ModelCard, WeightsKind};
+use denoising_diffusion::models::{LearnedSchedule, Network, Scheduled};
 use denoising_diffusion::nn::Init;
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::{Progress, Status, StderrProgress, Task};
@@ -125,7 +125,7 @@ fn refuse_existing(dir: &Path) -> Result<&Path> {
 fn train(plan: &Plan, args: &TrainArgs) -> Result {
     let diffusion = Diffusion::new(&plan.recipe.diffusion).or_usage()?;
     let init = &mut Init::new(plan.recipe.train.seed, &plan.machine.device.clone().autodiff());
-    let network = Unet::new(&plan.unet, init).or_usage()?;
+    let network = plan.network.build(init).or_usage()?;
     match diffusion.formulation().learned_schedule() {
         Some(options) => {
             let noise_schedule = LearnedSchedule::new(init, options);
@@ -180,7 +180,7 @@ fn setup(plan: &Plan, evaluate: Option<EvaluateSetup>) -> RunSetup {
         config_toml: plan.recipe.to_toml(),
         card: ModelCard {
             version: env!("CARGO_PKG_VERSION").to_string(),
-            network: NetworkConfig::Unet(plan.unet.clone()),
+            network: plan.network.clone(),
             diffusion: diffusion.clone(),
             betas: None,
             image: plan.train.dataset().shape(),

@@ -4,7 +4,7 @@
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use denoising_diffusion::data::{ChannelPolicy, ImageSize};
 use denoising_diffusion::diffusion::{DiffusionConfig, FormulationConfig, SharedConfig};
-use denoising_diffusion::recipe::Recipe;
+use denoising_diffusion::recipe::{Model, Recipe};
 use toml::{Table, Value};
 
 mod table;
@@ -27,7 +27,9 @@ impl Flag {
     fn heading(&self) -> &'static str {
         match self.section {
             "data" => "Data [data]",
-            "unet" => "Network [unet]",
+            "network" => "Network [network]",
+            "unet" => "U-Net [unet]",
+            "dit" => "DiT [dit]",
             "diffusion" => "Diffusion [diffusion]",
             "train" => "Training [train]",
             "ema" => "Moving average [ema]",
@@ -167,6 +169,7 @@ impl RecipeFlags {
     pub fn apply(&self, recipe: &Recipe) -> Result<Recipe, toml::de::Error> {
         let mut table = Table::try_from(recipe).unwrap_or_default();
         self.change_formulation(&mut table);
+        self.change_model(&mut table);
         for (flag, value) in &self.given {
             if let Some(Value::Table(section)) = table.get_mut(flag.section) {
                 section.insert(flag.key.to_string(), value.clone());
@@ -182,6 +185,20 @@ impl RecipeFlags {
         if chosen.is_some_and(|chosen| Some(chosen) != section.get("diffusion")) {
             let shared = Table::try_from(SharedConfig::default()).unwrap_or_default();
             section.retain(|key, _| shared.contains_key(key));
+        }
+    }
+
+    /// The options of one network mean nothing to another: where the flags choose another one, it starts from its defaults.
+    fn change_model(&self, table: &mut Table) {
+        let Some(chosen) = self.given.iter().find(|(flag, _)| flag.key == "model").map(|(_, value)| value) else {
+            return;
+        };
+        let Some(Value::Table(section)) = table.get("network") else { return };
+        if section.get("model") != Some(chosen) {
+            let defaults = Table::try_from(Recipe::default()).unwrap_or_default();
+            for model in Model::ALL.map(Model::name) {
+                table.extend(defaults.get(model).map(|options| (model.to_string(), options.clone())));
+            }
         }
     }
 
@@ -350,7 +367,9 @@ mod tests {
         }
         keys.insert(("diffusion".into(), "min_snr_loss_weight".into()));
         keys.remove(&("data".into(), "path".into()));
-        keys.remove(&("unet".into(), "channels".into()));
+        for model in Model::ALL {
+            keys.remove(&(model.name().into(), "channels".into()));
+        }
         let flags: BTreeSet<(String, String)> = FLAGS.iter().map(|f| (f.section.into(), f.key.into())).collect();
         assert_eq!(flags, keys);
         assert_eq!(flags.len(), FLAGS.len());

@@ -65,7 +65,7 @@ const SAMPLERS: &[&str] =
 const METRICS: &[&str] = &["fid", "kid", "is", "prdc", "swd", "neighbours", "loss", "bpd"];
 const NUMBERS: &[&str] = &["fid", "kid", "is", "precision", "recall", "density", "coverage", "swd", "loss", "bpd"];
 
-/// Every key of a recipe but `data.path` and `data.labels`, which are arguments of their own, and `unet.channels`, which follows the data.
+/// Every key of a recipe but `data.path` and `data.labels`, which are arguments of their own, and the networks' `channels`, which follow the data.
 #[rustfmt::skip] // a table is read by its columns
 pub const FLAGS: &[Flag] = &[
     flag("data", "image_size", Size, Fixed, "Size of the images: 28, or height x width: 28x20 [default: that of the data]"),
@@ -79,6 +79,8 @@ pub const FLAGS: &[Flag] = &[
     flag("data", "workers", Whole, Free, "Threads that read and decode; 0 chooses"),
     flag("data", "max_broken", Number, Fixed, "Fraction of broken files that is skipped rather than an error"),
     flag("data", "verify", Word(&["full", "header"]), Free, "Decode every file before training, or read headers only"),
+
+    flag("network", "model", Word(&["unet", "dit"]), Fixed, "Network"),
 
     flag("unet", "dim", Whole, Fixed, "Base width"),
     flag("unet", "init_dim", Whole, Fixed, "Width after the first convolution [default: dim]"),
@@ -95,6 +97,14 @@ pub const FLAGS: &[Flag] = &[
     flag("unet", "attn_heads", WholePerStage, Fixed, "Attention heads, one number for all stages or one per stage"),
     flag("unet", "full_attn", SwitchPerStage, Fixed, "Softmax (true) or linear attention (false), for all stages or per stage [default: softmax in the innermost stage]"),
     flag("unet", "class_drop_prob", Number, Fixed, "Probability with which training hides an example's class"),
+
+    flag("dit", "dit_size", Word(&["s", "b", "l", "xl"]), Fixed, "Sets the next three where they are absent"),
+    flag("dit", "hidden_size", Whole, Fixed, "Width of a token [default: that of the size]"),
+    flag("dit", "depth", Whole, Fixed, "Number of blocks [default: that of the size]"),
+    flag("dit", "num_heads", Whole, Fixed, "Attention heads [default: that of the size]"),
+    flag("dit", "patch_size", Whole, Fixed, "Side of the square of pixels that becomes a token"),
+    flag("dit", "mlp_ratio", Number, Fixed, "Width of a block's hidden layer, as a multiple of hidden_size"),
+    flag("dit", "class_dropout_prob", Number, Fixed, "Probability with which training hides an example's class"),
 
     flag("diffusion", "diffusion", Word(FORMULATIONS), Fixed, "Formulation"),
     flag("diffusion", "timesteps", Whole, Fixed, "T, the number of noise levels"),

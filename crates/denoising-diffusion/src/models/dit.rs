@@ -6,12 +6,10 @@ use std::f64::consts::PI;
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData, activation};
 
-use super::dit_config::{DitConfig, DitConfigError};
+use super::dit_config::{DitConfig, DitConfigError, TIME_FREQUENCIES};
 use super::{Network, NetworkInput, SizeError};
 use crate::nn::{Embedding, Init, Linear, layer_norm, ops};
 
-/// Frequencies of the timestep's embedding, sines and cosines together.
-const FREQUENCIES: usize = 256;
 /// Standard deviation of the embeddings' weights as they are drawn.
 const EMBEDDING_DEVIATION: f64 = 0.02;
 
@@ -63,7 +61,7 @@ impl Dit {
         let (hidden, area) = (config.hidden_size(), config.patch_size * config.patch_size);
         let x_embedder = Linear::xavier(init, config.channels * area, hidden);
         let t_embedder = TimestepEmbedder {
-            linear1: Linear::normal(init, FREQUENCIES, hidden, EMBEDDING_DEVIATION),
+            linear1: Linear::normal(init, TIME_FREQUENCIES, hidden, EMBEDDING_DEVIATION),
             linear2: Linear::normal(init, hidden, hidden, EMBEDDING_DEVIATION),
         };
         let rows = config.num_classes + 1;
@@ -147,7 +145,7 @@ impl Network<4> for Dit {
 impl TimestepEmbedder {
     /// Of `time * 10000^(-k / 128)`, k = 0..128: cosines, then sines.
     fn forward(&self, time: Tensor<1>) -> Tensor<2> {
-        let half = FREQUENCIES / 2;
+        let half = TIME_FREQUENCIES / 2;
         let frequencies = (0..half).map(|k| (-(10_000_f64.ln()) * k as f64 / half as f64).exp() as f32).collect();
         let frequencies = Tensor::<2>::from_data(TensorData::new::<f32, _>(frequencies, [1, half]), &time.device());
         let angles = time.unsqueeze_dim::<2>(1) * frequencies;
@@ -231,7 +229,7 @@ mod tests {
 
     use super::*;
     use crate::nn::EvalMode;
-    use crate::nn::params::host_values;
+    use crate::nn::params::{host_values, num_trainable};
     use crate::noise::{Purpose, normal_batch};
 
     #[test]
@@ -246,6 +244,10 @@ mod tests {
             assert_eq!(out.dims(), [2, 1, h, w]);
             assert!(host_values(out).iter().all(|v| *v == 0.0));
         }
+        assert_eq!(
+            num_trainable(&Dit::new(&small, &mut Init::new(0, &device.autodiff())).unwrap()),
+            small.num_parameters()
+        );
         assert!(dit.check_size(&[5, 4]).is_err());
     }
 }

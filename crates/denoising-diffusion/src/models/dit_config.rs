@@ -4,6 +4,9 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+/// Frequencies of the timestep's embedding, sines and cosines together.
+pub(super) const TIME_FREQUENCIES: usize = 256;
+
 /// The sizes of Peebles and Xie 2022, table 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -114,6 +117,25 @@ impl DitConfig {
     /// Width of the hidden layer of each block.
     pub fn mlp_dim(&self) -> usize {
         (self.hidden_size() as f64 * self.mlp_ratio) as usize
+    }
+
+    /// Number of trained values.
+    pub fn num_parameters(&self) -> usize {
+        let linear = |from: usize, to: usize| from * to + to;
+        let (hidden, mlp, area) = (self.hidden_size(), self.mlp_dim(), self.patch_size * self.patch_size);
+        let block = linear(hidden, 6 * hidden)
+            + linear(hidden, 3 * hidden)
+            + linear(hidden, hidden)
+            + linear(hidden, mlp)
+            + linear(mlp, hidden);
+        let classes = if self.num_classes > 0 { (self.num_classes + 1) * hidden } else { 0 };
+        linear(self.channels * area, hidden)
+            + linear(TIME_FREQUENCIES, hidden)
+            + linear(hidden, hidden)
+            + classes
+            + self.depth() * block
+            + linear(hidden, 2 * hidden)
+            + linear(hidden, area * self.out_channels())
     }
 
     /// Channels of the network's output.

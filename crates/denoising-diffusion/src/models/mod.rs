@@ -4,6 +4,7 @@
 mod classifier;
 mod dit;
 pub mod dit_config;
+mod image_network;
 mod scheduled;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use thiserror::Error;
 pub use classifier::{Classifier, ClassifierConfig};
 pub use dit::{Dit, DitBlock, TimestepEmbedder};
 pub use dit_config::{DitConfig, DitConfigError, DitSize};
+pub use image_network::{ImageNetwork, NetworkConfig, NetworkConfigError};
 pub use scheduled::{LearnedSchedule, LearnedScheduleOptions, ScheduleWeights, Scheduled};
 pub use unet::{ClassesMlp, StageAttention, TimeEmbedding, TimeMlp, Unet, UnetStage};
 pub use unet_config::{PerStage, UnetConfig, UnetConfigError};

@@ -11,7 +11,7 @@ use denoising_diffusion::eval::likelihood::{LikelihoodError, bits_per_dim};
 use denoising_diffusion::generate::{Generator, Request};
 use denoising_diffusion::interop::StateDict;
 use denoising_diffusion::model_file::{ModelCard, ModelFile, NetworkConfig, WeightsKind};
-use denoising_diffusion::models::{Network, Unet, UnetConfig};
+use denoising_diffusion::models::{DitConfig, Network, UnetConfig};
 use denoising_diffusion::nn::params::{host_values, load_state_dict};
 use denoising_diffusion::nn::{Eval, EvalMode, Init};
 use denoising_diffusion::noise::{Purpose, normal_batch};
@@ -212,21 +212,31 @@ fn every_formulation_with_classes() {
     }
 }
 
-/// The U-Net itself, once for each formulation.
+/// Networks for images, small.
+fn networks(out_dim: usize, self_condition: bool) -> [NetworkConfig; 2] {
+    let out_dim = Some(out_dim);
+    let unet = UnetConfig { dim: 4, dim_mults: vec![1], channels: 1, out_dim, self_condition, ..UnetConfig::default() };
+    let (hidden_size, depth, num_heads) = (Some(8), Some(1), Some(2));
+    let dit = DitConfig { hidden_size, depth, num_heads, channels: 1, out_dim, ..DitConfig::default() };
+    [NetworkConfig::Unet(unet), NetworkConfig::Dit(dit)]
+}
+
+/// The networks themselves, once for each formulation.
 #[test]
-fn every_formulation_with_a_unet() {
+fn every_formulation_with_every_network_for_images() {
     let dir = tempfile::tempdir().unwrap();
     for (formulation, self_condition) in FormulationConfig::all().into_iter().zip([true, false].into_iter().cycle()) {
         let name = formulation.name();
         let config = DiffusionConfig::from(formulation).for_size(8, 8);
-        let diffusion = Diffusion::new(&config).unwrap();
-        let out_dim = Some(config.out_channels(1));
-        let unet =
-            UnetConfig { dim: 4, dim_mults: vec![1], channels: 1, out_dim, self_condition, ..UnetConfig::default() };
-        let build = |seed, device: &Device| Unet::new(&unet, &mut Init::new(seed, device)).unwrap();
-        let load = |file: &ModelFile, path: &Path| file.build(path, &Device::flex()).unwrap().0;
-        let network = NetworkConfig::Unet(unet.clone());
-        Case { name, diffusion, shape: [1, 8, 8], network, build: &build, load: &load }.check(dir.path());
+        for (number, network) in networks(config.out_channels(1), self_condition).into_iter().enumerate() {
+            let dir = dir.path().join(number.to_string());
+            std::fs::create_dir_all(&dir).unwrap();
+            let diffusion = Diffusion::new(&config).unwrap();
+            let build = |seed, device: &Device| network.build(&mut Init::new(seed, device)).unwrap();
+            let load = |file: &ModelFile, path: &Path| file.build(path, &Device::flex()).unwrap().0;
+            let network = network.clone();
+            Case { name, diffusion, shape: [1, 8, 8], network, build: &build, load: &load }.check(&dir);
+        }
     }
 }
 

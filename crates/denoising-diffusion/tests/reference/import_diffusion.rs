@@ -9,7 +9,7 @@ use denoising_diffusion::diffusion::{
 };
 use denoising_diffusion::interop::{ReferenceCheckpoint, ReferenceKind, ReferenceWeights, Which, to_reference};
 use denoising_diffusion::model_file::{ModelCard, ModelFile, NetworkConfig, WeightsKind};
-use denoising_diffusion::models::Unet;
+use denoising_diffusion::models::ImageNetwork;
 use denoising_diffusion::nn::Eval;
 use serde_json::{Map, Value, json};
 
@@ -20,7 +20,7 @@ struct Case {
     name: &'static str,
     golden: Golden,
     device: Device,
-    unet: Eval<Unet>,
+    unet: Eval<ImageNetwork>,
     diffusion: Diffusion,
 }
 
