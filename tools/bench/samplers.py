@@ -1,8 +1,8 @@
 """Few-step quality: sliced Wasserstein distance of every solver at equal numbers of network evaluations.
 
-    python samplers.py --ddpm target/release/ddpm --run RUN --out docs/samplers
+    python tools/bench/samplers.py --ddpm target/release/ddpm --run RUN --out samplers
 
-writes docs/samplers.csv, docs/samplers.md.part (tables) and docs/samplers.svg. Needs matplotlib for the plot. A row that exists in the
+writes samplers.csv, samplers.md.part (tables) and samplers.svg. Needs matplotlib for the plot. A row that exists in the
 CSV is not measured again.
 """
 
