@@ -9,8 +9,8 @@ use crate::models::Network;
 use crate::noise::{Purpose, normal_batch};
 use crate::report::ImageBatch;
 use crate::sampler::{
-    Callback, Interrupted, Known, NoiseSource, RePaint, SeededNoise, Step, ddim_inversion, inpaint, repaint_schedule,
-    slerp,
+    Callback, Interrupted, Known, NoiseSource, RePaint, SeededNoise, Step, ddim_inversion, inpaint, noised_mixture,
+    repaint_schedule, slerp,
 };
 
 /// Why there are no edited images.
@@ -148,10 +148,9 @@ impl<'a, M: Network<4>> Generator<'a, M> {
                 }
                 Between::Noised { strength } => {
                     let levels = last_share(&levels, strength);
-                    let noise: Tensor<4> =
-                        normal_batch(request.seed, Purpose::SampleInit, 0, 0, [1, c, h, w], device) * levels[0].sigma;
-                    let [x1, x2] = ends.map(|end| end * levels[0].alpha + noise.clone());
-                    let mix = |lambda: f64| x1.clone() * (1.0 - lambda) + x2.clone() * lambda;
+                    let noise: Tensor<4> = normal_batch(request.seed, Purpose::SampleInit, 0, 0, [1, c, h, w], device);
+                    let noises = || [noise.clone(), noise.clone()];
+                    let mix = |lambda| noised_mixture(ends.clone(), lambda, levels[0], noises());
                     let mixed = lambdas.map(mix).collect::<Vec<_>>();
                     (levels, mixed)
                 }

@@ -21,6 +21,8 @@ mod process;
 mod rectified_flow;
 pub mod schedule;
 mod spacing;
+#[cfg(test)]
+mod tests;
 mod weighted_objective;
 
 pub use classifier::ClassifierGuidance;

@@ -83,7 +83,8 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
             return [Some(one(self.model, classes)), None];
         }
         if let Some(weak) = self.weak {
-            return [Some(one(self.model, classes.clone())), Some(one(weak, classes))];
+            let strong = (scale != 0.0).then(|| one(self.model, classes.clone()));
+            return [strong, Some(one(weak, classes))];
         }
         let Some(classes) = classes else { return [Some(one(self.model, None)), None] };
         let none = self.no_class(b, &device);

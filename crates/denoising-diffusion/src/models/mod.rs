@@ -2,6 +2,8 @@
 //! losses or samplers.
 
 mod classifier;
+mod dit;
+pub mod dit_config;
 mod scheduled;
 #[cfg(test)]
 mod tests;
@@ -13,6 +15,8 @@ use burn::tensor::{Int, Tensor};
 use thiserror::Error;
 
 pub use classifier::{Classifier, ClassifierConfig};
+pub use dit::{Dit, DitBlock, TimestepEmbedder};
+pub use dit_config::{DitConfig, DitConfigError, DitSize};
 pub use scheduled::{LearnedSchedule, LearnedScheduleOptions, ScheduleWeights, Scheduled};
 pub use unet::{ClassesMlp, StageAttention, TimeEmbedding, TimeMlp, Unet, UnetStage};
 pub use unet_config::{PerStage, UnetConfig, UnetConfigError};

@@ -38,7 +38,11 @@ impl Init {
 
     /// Uniform in `[-1/sqrt(fan_in), 1/sqrt(fan_in)]`: PyTorch's default of linear and convolution layers, weight and bias.
     pub fn uniform<const D: usize>(&mut self, shape: [usize; D], fan_in: usize) -> Param<Tensor<D>> {
-        let bound = 1.0 / (fan_in as f64).sqrt();
+        self.uniform_within(shape, 1.0 / (fan_in as f64).sqrt())
+    }
+
+    /// Uniform in `[-bound, bound]`.
+    pub fn uniform_within<const D: usize>(&mut self, shape: [usize; D], bound: f64) -> Param<Tensor<D>> {
         let mut stream = self.stream();
         let values = (0..shape.iter().product()).map(|_| ((2.0 * stream.uniform() - 1.0) * bound) as f32).collect();
         self.parameter(values, shape)
@@ -46,9 +50,20 @@ impl Init {
 
     /// Standard normal.
     pub fn normal<const D: usize>(&mut self, shape: [usize; D]) -> Param<Tensor<D>> {
+        self.normal_of(shape, 1.0)
+    }
+
+    /// Normal with mean 0.
+    pub fn normal_of<const D: usize>(&mut self, shape: [usize; D], deviation: f64) -> Param<Tensor<D>> {
         let mut values = vec![0.0; shape.iter().product()];
         self.stream().fill_normal(&mut values);
+        values.iter_mut().for_each(|value| *value *= deviation as f32);
         self.parameter(values, shape)
+    }
+
+    /// All zeros.
+    pub fn zeros<const D: usize>(&mut self, shape: [usize; D]) -> Param<Tensor<D>> {
+        self.parameter(vec![0.0; shape.iter().product()], shape)
     }
 
     /// All ones.

@@ -42,7 +42,7 @@ pub use dpmpp_sde_2m::dpmpp_sde_2m;
 pub use euler::euler;
 pub use euler_ancestral::euler_ancestral;
 pub use heun::heun;
-pub use interpolate::{interpolate, slerp};
+pub use interpolate::{noised_mixture, slerp};
 pub use kind::SamplerKind;
 pub use lms::lms;
 pub use noise_source::{NoiseSource, SeededNoise};

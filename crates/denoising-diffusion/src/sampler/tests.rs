@@ -89,21 +89,6 @@ fn ancestral_samples_have_the_moments_of_the_data() {
 }
 
 #[test]
-fn interpolation_at_the_ends_ignores_the_other_image() {
-    let levels = diffusion().levels(20);
-    let (mut noise, n) = start(4);
-    let image = |value: f64| Tensor::<2>::full([4, 1], value, &Device::flex());
-    let mut mixed = |lambda, x2: f64| {
-        let data = [image(0.9), image(x2)];
-        host_values(
-            interpolate(&Gaussian, data, lambda, &levels, [n.clone(), n.clone()], &mut noise, &mut ignore).unwrap(),
-        )
-    };
-    assert_eq!(mixed(0.0, -0.9), mixed(0.0, 0.1));
-    assert_ne!(mixed(0.5, -0.9), mixed(0.5, 0.1));
-}
-
-#[test]
 fn a_callback_sees_every_step_and_can_stop() {
     let levels = diffusion().levels(10);
     let (mut noise, x) = start(1);

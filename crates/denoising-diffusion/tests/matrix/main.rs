@@ -11,4 +11,5 @@ mod oracle;
 mod points;
 mod refusals;
 mod sampling;
+mod toy;
 mod variants;

@@ -13,7 +13,6 @@ use denoising_diffusion::nn::params::host_values;
 use denoising_diffusion::nn::{Eval, EvalMode};
 use denoising_diffusion::sampler::{
     Known, PosteriorVariance, RePaint, SampleConfig, SamplerKind, SeededNoise, ddim_inversion, ignore, inpaint,
-    interpolate,
 };
 use denoising_diffusion::train::{EmaConfig, TrainConfig, Trainer};
 
@@ -155,11 +154,6 @@ fn every_formulation_on_data_that_is_given() {
             let x = inpaint(&denoiser, x, &levels, &known, &repaint, &mut noise(0), &mut ignore).unwrap();
             assert!(finite(&x), "{name}");
             assert_eq!(host_values(x * mask.clone()), host_values(x_start.clone() * mask), "{name}");
-
-            let pair = [x_start.clone(), -x_start.clone()];
-            let noises = [0, 9].map(|first| noise(first).init([2, 1, 1, 2]));
-            let between = interpolate(&denoiser, pair, 0.3, &levels[2..], noises, &mut noise(0), &mut ignore).unwrap();
-            assert!(finite(&between), "{name}");
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod continuous;
 mod distances;
+mod dit;
 mod elucidated;
 mod formulations;
 mod golden;

@@ -1,0 +1,173 @@
+//! How often and with what a denoiser runs its network, and what it makes of the outputs.
+
+use burn::tensor::{Device, Tensor};
+
+use super::{Fake, Traits, batch};
+use crate::diffusion::{
+    Denoiser, Diffusion, ElucidatedConfig, FormulationConfig, GaussianConfig, GuidanceConfig, NetworkDenoiser,
+    NoiseLevel, Objective, RectifiedFlowConfig, ScheduleConfig, Threshold,
+};
+use crate::nn::params::host_values;
+use crate::nn::{Eval, EvalMode};
+
+const CLASSES: usize = 4;
+
+fn gaussian() -> Diffusion {
+    let schedule = ScheduleConfig { timesteps: 40, ..Default::default() };
+    Diffusion::new(&GaussianConfig { schedule, objective: Objective::PredX0 }.into()).unwrap()
+}
+
+fn fake(gain: f32, traits: Traits) -> Eval<Fake> {
+    Fake::new(gain, traits, &Device::flex()).eval()
+}
+
+fn conditional() -> Eval<Fake> {
+    fake(0.5, Traits { num_classes: CLASSES, ..Default::default() })
+}
+
+fn unlimited(guidance: f64) -> GuidanceConfig {
+    GuidanceConfig { guidance, threshold: Threshold::None, ..Default::default() }
+}
+
+fn x_start<const D: usize>(denoiser: &impl Denoiser<D>, x: &Tensor<D>, level: NoiseLevel) -> Vec<f32> {
+    host_values(denoiser.denoise(x.clone(), level, None).x_start)
+}
+
+#[test]
+fn conditional_and_unconditional_halves_are_one_batch() {
+    let (diffusion, network, x) = (gaussian(), conditional(), batch(3, &Device::flex()));
+    let level = diffusion.level(20.0);
+    let denoiser = diffusion.denoiser(&network).with_classes(vec![2, 0, 3]).guided(&unlimited(3.0));
+    let got = x_start(&denoiser, &x, level);
+
+    let calls = network.calls();
+    assert_eq!(calls.len(), 1);
+    let none = CLASSES as i64;
+    assert_eq!(calls[0].classes.as_deref(), Some(&[2, 0, 3, none, none, none][..]));
+    assert_eq!(calls[0].time, [20.0; 6]);
+    assert_eq!(calls[0].x, [host_values(x.clone()), host_values(x.clone())].concat());
+    // weak + 3 (strong - weak), example by example.
+    for (i, (got, x)) in got.iter().zip(host_values(x)).enumerate() {
+        let [strong, weak] = [[2.0, 0.0, 3.0][i / 6], CLASSES as f32].map(|class| 0.5 * x + class / 10.0);
+        assert!((got - (weak + 3.0 * (strong - weak))).abs() < 1e-6, "{i}");
+    }
+}
+
+/// Nothing is computed that the scale leaves out.
+#[test]
+fn scales_of_zero_and_one_take_one_prediction() {
+    let (diffusion, network, x) = (gaussian(), conditional(), batch(2, &Device::flex()));
+    let level = diffusion.level(20.0);
+    for (scale, classes) in [(1.0, [1, 3]), (0.0, [CLASSES as i64; 2])] {
+        // Whatever the other options: they have nothing to work on.
+        let config = GuidanceConfig { rescale_phi: 0.7, keep_parallel: 0.0, ..unlimited(scale) };
+        let denoiser = diffusion.denoiser(&network).with_classes(vec![1, 3]).guided(&config);
+        let got = x_start(&denoiser, &x, level);
+        let calls = network.calls();
+        assert_eq!(calls.len(), 1);
+        assert_eq!(calls[0].classes.as_deref(), Some(&classes[..]));
+        for (i, (got, x)) in got.iter().zip(host_values(x.clone())).enumerate() {
+            assert!((got - (0.5 * x + classes[i / 6] as f32 / 10.0)).abs() < 1e-6);
+        }
+    }
+}
+
+#[test]
+fn without_a_condition_there_is_nothing_to_guide() {
+    let (diffusion, x) = (gaussian(), batch(2, &Device::flex()));
+    for (network, classes) in [(conditional(), None), (fake(0.5, Traits::default()), Some(vec![0, 1]))] {
+        let mut denoiser = diffusion.denoiser(&network).guided(&unlimited(3.0));
+        if let Some(classes) = classes {
+            denoiser = denoiser.with_classes(classes);
+        }
+        x_start(&denoiser, &x, diffusion.level(20.0));
+        let calls = network.calls();
+        assert_eq!((calls.len(), calls[0].classes.clone(), calls[0].time.len()), (1, None, 2));
+    }
+}
+
+/// Outside of it the conditional prediction is taken, at one forward of b examples.
+#[test]
+fn guidance_within_an_interval_of_noise() {
+    let (diffusion, network, x) = (gaussian(), conditional(), batch(2, &Device::flex()));
+    let sigma = |t: f64| {
+        let level = diffusion.level(t);
+        level.sigma / level.alpha
+    };
+    let config = GuidanceConfig { guidance_interval: Some([sigma(10.0), sigma(25.0)]), ..unlimited(3.0) };
+    let denoiser = diffusion.denoiser(&network).with_classes(vec![1, 3]).guided(&config);
+    for (t, examples) in [(0, 2), (9, 2), (10, 4), (17, 4), (25, 4), (26, 2), (39, 2)] {
+        x_start(&denoiser, &x, diffusion.level(f64::from(t)));
+        assert_eq!(network.calls().iter().map(|call| call.time.len()).collect::<Vec<_>>(), [examples], "t = {t}");
+    }
+    // Pure noise lies outside of any interval.
+    let flow = Diffusion::new(&FormulationConfig::RectifiedFlow(RectifiedFlowConfig::default()).into()).unwrap();
+    x_start(&flow.denoiser(&network).with_classes(vec![1, 3]).guided(&config), &x, flow.level(1.0));
+    assert_eq!(network.calls()[0].time.len(), 2);
+}
+
+/// Both see the class; each is asked once.
+#[test]
+fn away_from_a_weaker_network() {
+    let (diffusion, strong, x) = (gaussian(), conditional(), batch(2, &Device::flex()));
+    let weak = fake(0.2, Traits { num_classes: CLASSES, self_condition: true, ..Default::default() });
+    let denoiser = diffusion.denoiser(&strong).with_classes(vec![1, 3]).with_weak(&weak).guided(&unlimited(2.0));
+    let estimate = denoiser.denoise(x.clone(), diffusion.level(20.0), Some(x.clone()));
+    for (network, self_conditioned) in [(&strong, false), (&weak, true)] {
+        let calls = network.calls();
+        assert_eq!(calls.len(), 1);
+        assert_eq!((calls[0].classes.as_deref(), calls[0].self_conditioned), (Some(&[1, 3][..]), self_conditioned));
+    }
+    for (i, (got, x)) in host_values(estimate.x_start).iter().zip(host_values(x.clone())).enumerate() {
+        let [strong, weak] = [0.5, 0.2].map(|gain| gain * x + [1.0, 3.0][i / 6] / 10.0);
+        assert!((got - (weak + 2.0 * (strong - weak))).abs() < 1e-6);
+    }
+    // A scale of 1 is the network itself, 0 the weaker one.
+    for (scale, gain) in [(1.0, 0.5), (0.0, 0.2)] {
+        let denoiser = diffusion.denoiser(&strong).with_classes(vec![1, 3]).with_weak(&weak).guided(&unlimited(scale));
+        let got = x_start(&denoiser, &x, diffusion.level(20.0));
+        assert!((got[0] - (gain * host_values(x.clone())[0] + 0.1)).abs() < 1e-6);
+        assert_eq!((strong.calls().is_empty(), weak.calls().is_empty()), (scale == 0.0, scale == 1.0));
+    }
+    // Guidance by a weaker network needs no classes.
+    let denoiser: NetworkDenoiser<'_, 4, Fake> = diffusion.denoiser(&strong).with_weak(&weak).guided(&unlimited(2.0));
+    x_start(&denoiser, &x, diffusion.level(20.0));
+    assert_eq!((strong.calls().len(), weak.calls().len()), (1, 1));
+}
+
+#[test]
+fn an_earlier_estimate_goes_to_both_halves() {
+    let (diffusion, x) = (gaussian(), batch(2, &Device::flex()));
+    for self_condition in [false, true] {
+        let network = fake(0.5, Traits { num_classes: CLASSES, self_condition, ..Default::default() });
+        let denoiser = diffusion.denoiser(&network).with_classes(vec![1, 3]).guided(&unlimited(3.0));
+        denoiser.denoise(x.clone(), diffusion.level(20.0), Some(x.clone()));
+        assert_eq!(network.calls()[0].self_conditioned, self_condition);
+    }
+}
+
+/// What the network is shown: scaled data and `ln(sigma) / 4` for an elucidated one.
+#[test]
+fn inputs_are_scaled_as_the_formulation_says() {
+    let (network, x) = (fake(0.5, Traits::default()), batch(1, &Device::flex()));
+    let diffusion = Diffusion::new(&FormulationConfig::Elucidated(ElucidatedConfig::default()).into()).unwrap();
+    let sigma = 2.0_f64;
+    x_start(&diffusion.denoiser(&network), &x, diffusion.level(sigma));
+    let call = &network.calls()[0];
+    assert!((f64::from(call.time[0]) - sigma.ln() / 4.0).abs() < 1e-6);
+    let c_in = 1.0 / sigma.hypot(0.5) as f32;
+    assert!(call.x.iter().zip(host_values(x)).all(|(shown, x)| (shown - c_in * x).abs() < 1e-6));
+}
+
+/// Data that are taken as they are have no range to stay in.
+#[test]
+fn estimates_are_limited_where_the_range_is_known() {
+    let (network, x) = (fake(9.0, Traits::default()), batch(2, &Device::flex()));
+    let mut config = gaussian().config().clone();
+    for (auto_normalize, limited) in [(true, true), (false, false)] {
+        config.shared.auto_normalize = auto_normalize;
+        let diffusion = Diffusion::new(&config).unwrap();
+        let got = x_start(&diffusion.denoiser(&network), &x, diffusion.level(20.0));
+        assert_eq!(got.iter().all(|value| value.abs() <= 1.0), limited);
+    }
+}

@@ -1,0 +1,93 @@
+//! What holds for every formulation, and what a denoiser asks of its network.
+
+mod classes;
+mod guided;
+mod levels;
+mod rectified_flow;
+
+use std::sync::{Arc, Mutex};
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor};
+
+use crate::models::{Network, NetworkInput};
+use crate::nn::params::host_values;
+
+/// What a network was asked.
+#[derive(Clone, Debug, PartialEq)]
+struct Call {
+    x: Vec<f32>,
+    time: Vec<f32>,
+    /// The number of classes stands for none.
+    classes: Option<Vec<i64>>,
+    self_conditioned: bool,
+}
+
+/// What a [`Fake`] says of itself.
+#[derive(Clone, Copy, Debug, Default)]
+struct Traits {
+    num_classes: usize,
+    class_drop_prob: f64,
+    self_condition: bool,
+}
+
+/// A network that gives `gain x + class / 10` (without classes, `gain x`) and remembers what it was asked.
+#[derive(Module, Debug)]
+struct Fake {
+    gain: Param<Tensor<1>>,
+    #[module(skip)]
+    traits: Traits,
+    #[module(skip)]
+    calls: Arc<Mutex<Vec<Call>>>,
+}
+
+impl Fake {
+    fn new(gain: f32, traits: Traits, device: &Device) -> Self {
+        let gain = Param::from_tensor(Tensor::from_floats([gain], device));
+        Self { gain, traits, calls: Arc::default() }
+    }
+
+    /// Those since the last time.
+    fn calls(&self) -> Vec<Call> {
+        std::mem::take(&mut self.calls.lock().unwrap())
+    }
+}
+
+impl Network<4> for Fake {
+    fn forward(&self, input: NetworkInput<4>) -> Tensor<4> {
+        let classes = input.classes.clone().map(|classes| classes.into_data().convert::<i64>().try_into_vec().unwrap());
+        self.calls.lock().unwrap().push(Call {
+            x: host_values(input.x.clone()),
+            time: host_values(input.time),
+            classes,
+            self_conditioned: input.x_self_cond.is_some(),
+        });
+        let output = input.x * self.gain.val().reshape([1, 1, 1, 1]);
+        match input.classes {
+            Some(classes) => output + classes.float().reshape([-1, 1, 1, 1]) / 10.0,
+            None => output,
+        }
+    }
+
+    fn channels(&self) -> usize {
+        1
+    }
+
+    fn num_classes(&self) -> usize {
+        self.traits.num_classes
+    }
+
+    fn class_drop_prob(&self) -> f64 {
+        self.traits.class_drop_prob
+    }
+
+    fn self_condition(&self) -> bool {
+        self.traits.self_condition
+    }
+}
+
+/// `[b, 1, 2, 3]`, every value another one.
+fn batch(b: usize, device: &Device) -> Tensor<4> {
+    let values: Vec<f32> = (0..b * 6).map(|i| (i as f32 * 1.7).sin() * 0.8).collect();
+    Tensor::<1>::from_floats(values.as_slice(), device).reshape([b, 1, 2, 3])
+}

@@ -1,0 +1,251 @@
+//! DiT (Peebles and Xie 2022, arXiv:2212.09748): a transformer on patches, conditioned by adaLN-Zero: noise level and class scale, shift
+//! and gate every block, and a network that has just been drawn gives zeros.
+
+use std::f64::consts::PI;
+
+use burn::module::Module;
+use burn::tensor::{Int, Tensor, TensorData, activation};
+
+use super::dit_config::{DitConfig, DitConfigError};
+use super::{Network, NetworkInput, SizeError};
+use crate::nn::{Embedding, Init, Linear, layer_norm, ops};
+
+/// Frequencies of the timestep's embedding, sines and cosines together.
+const FREQUENCIES: usize = 256;
+/// Standard deviation of the embeddings' weights as they are drawn.
+const EMBEDDING_DEVIATION: f64 = 0.02;
+
+/// A transformer for images, conditioned on a class if `num_classes` is above 0.
+#[derive(Module, Debug)]
+pub struct Dit {
+    /// `[hidden, c patch patch]`
+    pub x_embedder: Linear,
+    pub t_embedder: TimestepEmbedder,
+    /// `[num_classes + 1, hidden]`, the last row for "no class".
+    pub y_embedder: Option<Embedding>,
+    pub blocks: Vec<DitBlock>,
+    /// To shift and scale, `[2 hidden, hidden]`.
+    pub final_modulation: Linear,
+    /// `[patch patch out, hidden]`
+    pub final_linear: Linear,
+    #[module(skip)]
+    config: DitConfig,
+}
+
+/// The noise level's way into the network: cosines and sines, linear, SiLU, linear.
+#[derive(Module, Debug)]
+pub struct TimestepEmbedder {
+    pub linear1: Linear,
+    pub linear2: Linear,
+}
+
+/// Attention and a hidden layer, each normalised, shifted and scaled before, and gated behind.
+#[derive(Module, Debug)]
+pub struct DitBlock {
+    /// To shift, scale and gate of attention, then of the hidden layer, `[6 hidden, hidden]`.
+    pub modulation: Linear,
+    pub qkv: Linear,
+    pub proj: Linear,
+    pub fc1: Linear,
+    pub fc2: Linear,
+    #[module(skip)]
+    heads: usize,
+}
+
+impl Dit {
+    /// Draws a network's weights as the paper's code does: linear layers from Xavier's uniform distribution, embeddings from a normal one,
+    /// zeros where blocks and output are gated.
+    ///
+    /// # Errors
+    /// Options that describe no network.
+    pub fn new(config: &DitConfig, init: &mut Init) -> Result<Self, DitConfigError> {
+        config.validate()?;
+        let (hidden, area) = (config.hidden_size(), config.patch_size * config.patch_size);
+        let x_embedder = Linear::xavier(init, config.channels * area, hidden);
+        let t_embedder = TimestepEmbedder {
+            linear1: Linear::normal(init, FREQUENCIES, hidden, EMBEDDING_DEVIATION),
+            linear2: Linear::normal(init, hidden, hidden, EMBEDDING_DEVIATION),
+        };
+        let rows = config.num_classes + 1;
+        let y_embedder = (rows > 1).then(|| Embedding { weight: init.normal_of([rows, hidden], EMBEDDING_DEVIATION) });
+        let blocks = (0..config.depth()).map(|_| DitBlock::new(init, config)).collect();
+        Ok(Self {
+            x_embedder,
+            t_embedder,
+            y_embedder,
+            blocks,
+            final_modulation: Linear::zeros(init, hidden, 2 * hidden),
+            final_linear: Linear::zeros(init, hidden, area * config.out_channels()),
+            config: config.clone(),
+        })
+    }
+
+    /// The options that this network was made from.
+    pub fn config(&self) -> &DitConfig {
+        &self.config
+    }
+
+    /// `[b, c, h, w]` to tokens `[b, h / patch, w / patch, c patch patch]`.
+    fn patches(&self, x: Tensor<4>) -> Tensor<4> {
+        let ([b, c, h, w], p) = (x.dims(), self.config.patch_size);
+        let x = x.reshape([b, c, h / p, p, w / p, p]).permute([0, 2, 4, 1, 3, 5]);
+        x.reshape([b, h / p, w / p, c * p * p])
+    }
+
+    /// Tokens `[b, h / patch, w / patch, patch patch out]` to `[b, out, h, w]`.
+    fn image(&self, x: Tensor<4>) -> Tensor<4> {
+        let ([b, h, w, _], p, c) = (x.dims(), self.config.patch_size, self.config.out_channels());
+        let x = x.reshape([b, h, w, p, p, c]).permute([0, 5, 1, 3, 2, 4]);
+        x.reshape([b, c, h * p, w * p])
+    }
+
+    /// What every block is conditioned on, `[b, hidden]`. Absent `classes` are "no class" for all.
+    fn condition(&self, time: Tensor<1>, classes: Option<Tensor<1, Int>>) -> Tensor<2> {
+        let no_class = || Tensor::full(time.dims(), self.config.num_classes as i64, &time.device());
+        let y = self.y_embedder.as_ref().map(|table| table.weight.val().select(0, classes.unwrap_or_else(no_class)));
+        let t = self.t_embedder.forward(time);
+        match y {
+            Some(y) => t + y,
+            None => t,
+        }
+    }
+}
+
+impl Network<4> for Dit {
+    fn forward(&self, input: NetworkInput<4>) -> Tensor<4> {
+        let NetworkInput { x, time, classes, .. } = input;
+        let x = on_tokens(&self.x_embedder, self.patches(x)); // [b, h / patch, w / patch, hidden] from here on
+        let [_, rows, columns, hidden] = x.dims();
+        let x = x.clone() + positions(rows, columns, hidden, &x);
+        let condition = activation::silu(self.condition(time, classes));
+        let x = self.blocks.iter().fold(x, |x, block| block.forward(x, condition.clone()));
+        let [shift, scale] = parts(self.final_modulation.forward(condition));
+        self.image(on_tokens(&self.final_linear, modulated(x, shift, scale)))
+    }
+
+    fn channels(&self) -> usize {
+        self.config.channels
+    }
+
+    fn out_channels(&self) -> usize {
+        self.config.out_channels()
+    }
+
+    fn num_classes(&self) -> usize {
+        self.config.num_classes
+    }
+
+    fn class_drop_prob(&self) -> f64 {
+        self.config.class_dropout_prob
+    }
+
+    fn check_size(&self, size: &[usize]) -> Result<(), SizeError> {
+        self.config.check_size(size[0], size[1]).map_err(|error| SizeError(error.to_string()))
+    }
+}
+
+impl TimestepEmbedder {
+    /// Of `time * 10000^(-k / 128)`, k = 0..128: cosines, then sines.
+    fn forward(&self, time: Tensor<1>) -> Tensor<2> {
+        let half = FREQUENCIES / 2;
+        let frequencies = (0..half).map(|k| (-(10_000_f64.ln()) * k as f64 / half as f64).exp() as f32).collect();
+        let frequencies = Tensor::<2>::from_data(TensorData::new::<f32, _>(frequencies, [1, half]), &time.device());
+        let angles = time.unsqueeze_dim::<2>(1) * frequencies;
+        let waves = Tensor::cat(vec![angles.clone().cos(), angles.sin()], 1);
+        self.linear2.forward(activation::silu(self.linear1.forward(waves)))
+    }
+}
+
+impl DitBlock {
+    fn new(init: &mut Init, config: &DitConfig) -> Self {
+        let (hidden, mlp) = (config.hidden_size(), config.mlp_dim());
+        Self {
+            modulation: Linear::zeros(init, hidden, 6 * hidden),
+            qkv: Linear::xavier(init, hidden, 3 * hidden),
+            proj: Linear::xavier(init, hidden, hidden),
+            fc1: Linear::xavier(init, hidden, mlp),
+            fc2: Linear::xavier(init, mlp, hidden),
+            heads: config.num_heads(),
+        }
+    }
+
+    /// `x [b, h, w, hidden]`, `condition [b, hidden]`.
+    fn forward(&self, x: Tensor<4>, condition: Tensor<2>) -> Tensor<4> {
+        let [shift, scale, gate, mlp_shift, mlp_scale, mlp_gate] = parts(self.modulation.forward(condition));
+        let attended = self.attention(modulated(x.clone(), shift, scale));
+        let x = x + on_tokens(&self.proj, attended) * gate;
+        let hidden = on_tokens(&self.fc1, modulated(x.clone(), mlp_shift, mlp_scale));
+        x + on_tokens(&self.fc2, gelu_tanh(hidden)) * mlp_gate
+    }
+
+    /// `softmax(q k^T / sqrt(d)) v` per head, `[b, h, w, hidden]`.
+    fn attention(&self, x: Tensor<4>) -> Tensor<4> {
+        let dims @ [b, h, w, hidden] = x.dims();
+        let (n, d) = (h * w, hidden / self.heads);
+        let qkv = on_tokens(&self.qkv, x).reshape([b, n, 3, self.heads, d]).permute([2, 0, 3, 1, 4]);
+        let [q, k, v] = [0, 1, 2].map(|i| qkv.clone().narrow(0, i, 1).squeeze_dim::<4>(0)); // [b, heads, n, d]
+        let weights = activation::softmax((q * (1.0 / (d as f64).sqrt())).matmul(k.transpose()), 3);
+        weights.matmul(v).swap_dims(1, 2).reshape(dims)
+    }
+}
+
+/// A linear layer on each token, `[b, h, w, c_in] -> [b, h, w, c_out]`.
+fn on_tokens(linear: &Linear, x: Tensor<4>) -> Tensor<4> {
+    let weight = linear.weight.val();
+    let [c_out, c_in] = weight.dims();
+    ops::conv2d(x, weight.reshape([c_out, c_in, 1, 1]), Some(linear.bias.val()))
+}
+
+/// `[b, N hidden]` as N of `[b, 1, 1, hidden]`.
+fn parts<const N: usize>(x: Tensor<2>) -> [Tensor<4>; N] {
+    let [b, all] = x.dims();
+    std::array::from_fn(|i| x.clone().narrow(1, i * all / N, all / N).reshape([b, 1, 1, all / N]))
+}
+
+/// The normalised `x`, scaled by `1 + scale` and shifted.
+fn modulated(x: Tensor<4>, shift: Tensor<4>, scale: Tensor<4>) -> Tensor<4> {
+    layer_norm(x) * (scale + 1.0) + shift
+}
+
+/// `x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))` (Hendrycks and Gimpel 2016).
+fn gelu_tanh(x: Tensor<4>) -> Tensor<4> {
+    let inner = (x.clone() * x.clone() * 0.044715 + 1.0) * x.clone() * (2.0 / PI).sqrt();
+    x * 0.5 * (inner.tanh() + 1.0)
+}
+
+/// Sines and cosines of a token's column, then of its row, `[1, rows, columns, hidden]` (the order of the paper's code).
+fn positions(rows: usize, columns: usize, hidden: usize, like: &Tensor<4>) -> Tensor<4> {
+    let quarter = hidden / 4;
+    let waves = |at: usize| {
+        let angle = move |k: usize| at as f64 / 10_000_f64.powf(k as f64 / quarter as f64);
+        (0..quarter).map(move |k| angle(k).sin()).chain((0..quarter).map(move |k| angle(k).cos()))
+    };
+    let of = |row, column| waves(column).chain(waves(row)).map(|value| value as f32);
+    let values: Vec<f32> = (0..rows * columns).flat_map(|token| of(token / columns, token % columns)).collect();
+    Tensor::from_data(TensorData::new(values, [1, rows, columns, hidden]), &like.device())
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::nn::EvalMode;
+    use crate::nn::params::host_values;
+    use crate::noise::{Purpose, normal_batch};
+
+    #[test]
+    fn a_new_network_gives_zeros_on_any_grid() {
+        let device = Device::flex();
+        let small =
+            DitConfig { hidden_size: Some(8), depth: Some(1), num_heads: Some(2), channels: 1, ..DitConfig::default() };
+        let dit = Dit::new(&small, &mut Init::new(0, &device)).unwrap().eval();
+        for (h, w) in [(4, 4), (6, 10)] {
+            let x = normal_batch(0, Purpose::SampleInit, 0, 0, [2, 1, h, w], &device);
+            let out = dit.forward(NetworkInput::new(x, Tensor::full([2], 5.0, &device)));
+            assert_eq!(out.dims(), [2, 1, h, w]);
+            assert!(host_values(out).iter().all(|v| *v == 0.0));
+        }
+        assert!(dit.check_size(&[5, 4]).is_err());
+    }
+}

@@ -1,0 +1,199 @@
+//! What a DiT looks like: its options, their defaults and the checks that come before any weight is made. Not here: the network itself
+//! (`dit.rs`).
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// The sizes of Peebles and Xie 2022, table 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DitSize {
+    #[default]
+    S,
+    B,
+    L,
+    Xl,
+}
+
+impl DitSize {
+    /// Width, number of blocks, number of heads.
+    fn parts(self) -> [usize; 3] {
+        match self {
+            Self::S => [384, 12, 6],
+            Self::B => [768, 12, 12],
+            Self::L => [1024, 24, 16],
+            Self::Xl => [1152, 28, 16],
+        }
+    }
+}
+
+/// Options of [`Dit`](super::Dit), under the names of the paper's code. `Default` is DiT-S/2.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DitConfig {
+    /// Sets the next three, where they are absent.
+    pub dit_size: DitSize,
+    /// Width of a token: a multiple of 4 and of `num_heads`.
+    pub hidden_size: Option<usize>,
+    /// Number of blocks.
+    pub depth: Option<usize>,
+    pub num_heads: Option<usize>,
+    /// Side of the square of pixels that becomes a token.
+    pub patch_size: usize,
+    /// Width of the hidden layer in each block, as a multiple of `hidden_size`.
+    pub mlp_ratio: f64,
+    /// Probability with which training shows an example without its class, in [0, 1]. Means nothing without classes.
+    pub class_dropout_prob: f64,
+    /// Channels of the data.
+    pub channels: usize,
+    /// Channels of the output; those of the data if absent. Follows the formulation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub out_dim: Option<usize>,
+    /// Number of classes that the network is conditioned on; 0: none. Follows the data, like `channels`.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub num_classes: usize,
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
+}
+
+impl Default for DitConfig {
+    fn default() -> Self {
+        Self {
+            dit_size: DitSize::S,
+            hidden_size: None,
+            depth: None,
+            num_heads: None,
+            patch_size: 2,
+            mlp_ratio: 4.0,
+            class_dropout_prob: 0.1,
+            channels: 3,
+            out_dim: None,
+            num_classes: 0,
+        }
+    }
+}
+
+/// Why a [`DitConfig`] describes no network, or none for the size of the data.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum DitConfigError {
+    #[error("`{key}` must be at least 1, got 0")]
+    Zero { key: &'static str },
+    #[error("`hidden_size` must be a multiple of {what}, got {got}")]
+    HiddenSize { what: String, got: usize },
+    #[error(
+        "`mlp_ratio` must be a number that gives `hidden_size` {hidden_size} a hidden layer of at least 1, got {got}"
+    )]
+    MlpRatio { hidden_size: usize, got: f64 },
+    #[error("`class_dropout_prob` must lie in [0, 1], got {0}")]
+    ClassDropoutProb(f64),
+    #[error(
+        "patches of {patch_size}x{patch_size} do not tile {height}x{width}: the nearest sizes that work are {}",
+        nearest.join(" and ")
+    )]
+    Size { patch_size: usize, height: usize, width: usize, nearest: Vec<String> },
+}
+
+impl DitConfig {
+    /// Width of a token.
+    pub fn hidden_size(&self) -> usize {
+        self.hidden_size.unwrap_or(self.dit_size.parts()[0])
+    }
+
+    /// Number of blocks.
+    pub fn depth(&self) -> usize {
+        self.depth.unwrap_or(self.dit_size.parts()[1])
+    }
+
+    /// Attention heads of each block.
+    pub fn num_heads(&self) -> usize {
+        self.num_heads.unwrap_or(self.dit_size.parts()[2])
+    }
+
+    /// Width of the hidden layer of each block.
+    pub fn mlp_dim(&self) -> usize {
+        (self.hidden_size() as f64 * self.mlp_ratio) as usize
+    }
+
+    /// Channels of the network's output.
+    pub fn out_channels(&self) -> usize {
+        self.out_dim.unwrap_or(self.channels)
+    }
+
+    /// Refuses options that describe no network.
+    ///
+    /// # Errors
+    /// [`DitConfigError`].
+    pub fn validate(&self) -> Result<(), DitConfigError> {
+        let hidden_size = self.hidden_size();
+        for (key, value) in [
+            ("hidden_size", hidden_size),
+            ("depth", self.depth()),
+            ("num_heads", self.num_heads()),
+            ("patch_size", self.patch_size),
+            ("channels", self.channels),
+            ("out_dim", self.out_channels()),
+        ] {
+            if value == 0 {
+                return Err(DitConfigError::Zero { key });
+            }
+        }
+        // A quarter each for sines and cosines of rows and columns.
+        if !hidden_size.is_multiple_of(4) {
+            return Err(DitConfigError::HiddenSize { what: "4".to_string(), got: hidden_size });
+        }
+        if !hidden_size.is_multiple_of(self.num_heads()) {
+            let what = format!("`num_heads` ({})", self.num_heads());
+            return Err(DitConfigError::HiddenSize { what, got: hidden_size });
+        }
+        if !(self.mlp_ratio.is_finite() && self.mlp_ratio > 0.0 && self.mlp_dim() > 0) {
+            return Err(DitConfigError::MlpRatio { hidden_size, got: self.mlp_ratio });
+        }
+        if !(0.0..=1.0).contains(&self.class_dropout_prob) {
+            return Err(DitConfigError::ClassDropoutProb(self.class_dropout_prob));
+        }
+        Ok(())
+    }
+
+    /// Refuses sizes that patches do not tile, naming the nearest ones that they do.
+    ///
+    /// # Errors
+    /// [`DitConfigError::Size`].
+    pub fn check_size(&self, height: usize, width: usize) -> Result<(), DitConfigError> {
+        let patch_size = self.patch_size;
+        if height > 0 && width > 0 && height.is_multiple_of(patch_size) && width.is_multiple_of(patch_size) {
+            return Ok(());
+        }
+        let down = |side: usize| (side / patch_size).max(1) * patch_size;
+        let up = |side: usize| side.div_ceil(patch_size).max(1) * patch_size;
+        let mut nearest = vec![format!("{}x{}", down(height), down(width)), format!("{}x{}", up(height), up(width))];
+        nearest.dedup();
+        Err(DitConfigError::Size { patch_size, height, width, nearest })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_the_papers_and_keys_win() {
+        let config = DitConfig { dit_size: DitSize::Xl, depth: Some(3), ..DitConfig::default() };
+        assert_eq!([config.hidden_size(), config.depth(), config.num_heads(), config.mlp_dim()], [1152, 3, 16, 4608]);
+        assert_eq!(serde_json::to_value(DitSize::Xl).unwrap(), "xl");
+        DitConfig::default().validate().unwrap();
+    }
+
+    #[test]
+    fn wrong_options_are_named() {
+        let bad = |config: DitConfig| config.validate().unwrap_err().to_string();
+        assert!(bad(DitConfig { patch_size: 0, ..DitConfig::default() }).contains("`patch_size`"));
+        assert!(bad(DitConfig { hidden_size: Some(30), ..DitConfig::default() }).contains("multiple of 4"));
+        assert!(bad(DitConfig { num_heads: Some(5), ..DitConfig::default() }).contains("`num_heads` (5)"));
+        assert!(bad(DitConfig { mlp_ratio: f64::NAN, ..DitConfig::default() }).contains("`mlp_ratio`"));
+        assert!(bad(DitConfig { class_dropout_prob: 2.0, ..DitConfig::default() }).contains("`class_dropout_prob`"));
+        let size = DitConfig { patch_size: 4, ..DitConfig::default() }.check_size(30, 32).unwrap_err().to_string();
+        assert!(size.contains("28x32") && size.contains("32x32"), "{size}");
+    }
+}
