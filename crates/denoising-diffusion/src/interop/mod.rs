@@ -21,6 +21,7 @@ mod reference_weights;
 mod safetensors_file;
 mod said;
 mod state_dict;
+mod uvit;
 
 pub use error::InteropError;
 pub use infer::Inferred;
@@ -30,3 +31,4 @@ pub use reference::{ReferenceCheckpoint, ReferenceKind, Which};
 pub use reference_weights::{ReferenceWeights, Wrapper};
 pub use safetensors_file::{Metadata, read_safetensors, write_safetensors, write_tensor_views};
 pub use state_dict::{StateDict, TensorData, TensorView};
+pub use uvit::{infer_uvit, uvit_to_ours};

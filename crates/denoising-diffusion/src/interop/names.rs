@@ -117,7 +117,7 @@ fn flat_gain(name: &str, tensor: &TensorData) -> Result<TensorData, InteropError
 }
 
 /// Our name for a reference name, if it is one of a U-Net.
-fn our_name(reference: &str) -> Option<String> {
+pub(super) fn our_name(reference: &str) -> Option<String> {
     let parts: Vec<&str> = reference.split('.').collect();
     match parts[..] {
         ["init_conv" | "final_conv", "weight" | "bias"] => Some(reference.to_string()),
@@ -139,7 +139,7 @@ fn our_name(reference: &str) -> Option<String> {
 }
 
 /// Digits only and no leading zero, so that two spellings cannot mean one stage.
-fn is_index(text: &str) -> bool {
+pub(super) fn is_index(text: &str) -> bool {
     text.parse::<usize>().is_ok_and(|index| index.to_string() == text)
 }
 
@@ -156,7 +156,7 @@ fn our_stage_part(part: &str, rest: &[&str]) -> Option<String> {
     }
 }
 
-fn our_residual(rest: &[&str]) -> Option<String> {
+pub(super) fn our_residual(rest: &[&str]) -> Option<String> {
     match rest {
         ["mlp", "1", leaf @ ("weight" | "bias")] => Some(format!("mlp.{leaf}")),
         ["block1" | "block2", "proj", "weight" | "bias"]
@@ -166,7 +166,7 @@ fn our_residual(rest: &[&str]) -> Option<String> {
     }
 }
 
-fn our_attention(rest: &[&str]) -> Option<String> {
+pub(super) fn our_attention(rest: &[&str]) -> Option<String> {
     match rest {
         ["norm", "g"] | ["mem_kv"] | ["to_qkv", "weight"] | ["to_out", "weight" | "bias"] => Some(rest.join(".")),
         ["to_out", "0", leaf @ ("weight" | "bias")] => Some(format!("to_out.{leaf}")),

@@ -10,6 +10,8 @@ mod scheduled;
 mod tests;
 mod unet;
 pub mod unet_config;
+mod uvit;
+pub mod uvit_config;
 
 use burn::module::Module;
 use burn::tensor::{Int, Tensor};
@@ -22,6 +24,8 @@ pub use image_network::{ImageNetwork, NetworkConfig, NetworkConfigError};
 pub use scheduled::{LearnedSchedule, LearnedScheduleOptions, ScheduleWeights, Scheduled};
 pub use unet::{ClassesMlp, StageAttention, TimeEmbedding, TimeMlp, Unet, UnetStage};
 pub use unet_config::{PerStage, UnetConfig, UnetConfigError};
+pub use uvit::{PatchNorm, Uvit, UvitBlock, UvitDown, UvitInput, UvitUp};
+pub use uvit_config::{ImageTransform, UvitConfig, UvitConfigError};
 
 /// What a network is given: a batch of noisy data, its noise levels, and what else it is to know. `D` is the rank of the data's
 /// batch: 3 for sequences, 4 for images, 5 for volumes.

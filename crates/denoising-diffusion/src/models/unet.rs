@@ -251,6 +251,15 @@ impl TimeMlp {
         }
     }
 
+    /// With `features` (even) learned Fourier features, to `time_dim`.
+    pub(super) fn fourier(init: &mut Init, features: usize, time_dim: usize) -> Self {
+        Self {
+            embed: TimeEmbedding::Fourier(FourierPosEmb::new(init, features, FourierWeights::Learned)),
+            linear1: Linear::new(init, features + 1, time_dim),
+            linear2: Linear::new(init, time_dim, time_dim),
+        }
+    }
+
     pub(super) fn forward(&self, time: Tensor<1>) -> Tensor<2> {
         let embedded = match &self.embed {
             TimeEmbedding::Sinusoidal(embed) => embed.forward(time),
@@ -261,11 +270,11 @@ impl TimeMlp {
 }
 
 impl ClassesMlp {
-    fn new(init: &mut Init, dim: usize) -> Self {
+    pub(super) fn new(init: &mut Init, dim: usize) -> Self {
         Self { linear1: Linear::new(init, dim, 4 * dim), linear2: Linear::new(init, 4 * dim, 4 * dim) }
     }
 
-    fn forward(&self, embedded: Tensor<2>) -> Tensor<2> {
+    pub(super) fn forward(&self, embedded: Tensor<2>) -> Tensor<2> {
         self.linear2.forward(activation::gelu(self.linear1.forward(embedded)))
     }
 }

@@ -45,34 +45,56 @@ impl Attention {
 #[derive(Module, Debug)]
 pub struct LinearAttention {
     pub norm: RmsNorm,
-    /// `[2, heads, d, memory]`: keys, then values.
-    pub mem_kv: Param<Tensor<4>>,
+    /// `[2, heads, d, memory]`: keys, then values. Some networks have none.
+    pub mem_kv: Option<Param<Tensor<4>>>,
     pub to_qkv: Conv2d,
     pub to_out: Conv2d,
     pub out_norm: RmsNorm,
+    #[module(skip)]
+    heads: usize,
 }
 
 impl LinearAttention {
+    /// With learned memory.
     pub fn new(init: &mut Init, dim: usize, heads: usize, dim_head: usize) -> Self {
+        Self::with_memory(init, dim, heads, dim_head, MEMORY)
+    }
+
+    /// Over positions alone.
+    pub fn without_memory(init: &mut Init, dim: usize, heads: usize, dim_head: usize) -> Self {
+        Self::with_memory(init, dim, heads, dim_head, 0)
+    }
+
+    fn with_memory(init: &mut Init, dim: usize, heads: usize, dim_head: usize, memory: usize) -> Self {
         let hidden = heads * dim_head;
         Self {
             norm: RmsNorm::new(init, dim),
-            mem_kv: init.normal([2, heads, dim_head, MEMORY]),
+            mem_kv: (memory > 0).then(|| init.normal([2, heads, dim_head, memory])),
             to_qkv: Conv2d::without_bias(init, dim, 3 * hidden, 1),
             to_out: Conv2d::new(init, hidden, dim, 1),
             out_norm: RmsNorm::new(init, dim),
+            heads,
         }
     }
 
     /// `x + attention(x)`, `[b, h, w, c] -> [b, h, w, c]`
     pub fn forward_residual(&self, x: Tensor<4>) -> Tensor<4> {
         if ops::activations() == ops::Activations::Recompute {
-            let (g, memory, out_g) = (self.norm.g.val(), self.mem_kv.val(), self.out_norm.g.val());
+            let (g, memory, out_g) = (self.norm.g.val(), self.memory(&x), self.out_norm.g.val());
             let (to_qkv, to_out) = (self.to_qkv.weights(), self.to_out.weights());
             return ops::linear_attention_block_recomputed(x, g, to_qkv, memory, to_out, out_g);
         }
         let qkv = self.to_qkv.forward(self.norm.forward(x.clone()));
-        let out = ops::linear_attention(qkv, self.mem_kv.val());
+        let out = ops::linear_attention(qkv, self.memory(&x));
         self.out_norm.forward_add(self.to_out.forward(out), x)
+    }
+    fn memory(&self, x: &Tensor<4>) -> Tensor<4> {
+        match &self.mem_kv {
+            Some(memory) => memory.val(),
+            None => {
+                let hidden = self.to_qkv.weight.dims()[0] / 3;
+                Tensor::zeros([2, self.heads, hidden / self.heads, 0], &x.device())
+            }
+        }
     }
 }

@@ -48,6 +48,21 @@ impl Init {
         self.parameter(values, shape)
     }
 
+    /// Uniform in `[-bound, bound]`, every slice along the first dimension `times` times in a row; `shape[0]` is a multiple of `times`.
+    pub fn uniform_repeated<const D: usize>(
+        &mut self,
+        shape: [usize; D],
+        bound: f64,
+        times: usize,
+    ) -> Param<Tensor<D>> {
+        let slice: usize = shape[1..].iter().product();
+        let mut stream = self.stream();
+        let mut draw = || ((2.0 * stream.uniform() - 1.0) * bound) as f32;
+        let slices = (0..shape[0] / times).flat_map(|_| (0..slice).map(|_| draw()).collect::<Vec<_>>().repeat(times));
+        let values = slices.collect();
+        self.parameter(values, shape)
+    }
+
     /// Standard normal.
     pub fn normal<const D: usize>(&mut self, shape: [usize; D]) -> Param<Tensor<D>> {
         self.normal_of(shape, 1.0)

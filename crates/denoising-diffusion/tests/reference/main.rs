@@ -19,3 +19,4 @@ mod schedules;
 mod sets;
 mod spacing;
 mod unets;
+mod uvit;

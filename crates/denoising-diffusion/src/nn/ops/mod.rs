@@ -89,13 +89,13 @@ pub fn rms_norm_scaled_silu(x: Tensor<4>, g: Tensor<1>, scale_shift: Tensor<2>) 
 }
 
 /// `softmax(q k^T / sqrt(d)) v` per head, over memory and positions: `qkv [b, h, w, 3 heads d]`, `mem_kv [2, heads, m, d]` to
-/// `[b, h, w, heads d]`. The matrix of all pairs of positions never exists as a whole.
+/// `[b, h, w, heads d]`. The matrix of all pairs of positions never exists as a whole. `m` may be 0.
 pub fn attention(qkv: Tensor<4>, mem_kv: Tensor<4>) -> Tensor<4> {
     fused::full_attention(qkv, mem_kv)
 }
 
 /// `context = softmax_n(k) v^T`, `out = context^T softmax_d(q) / sqrt(d)` per head, over memory and positions:
-/// `qkv [b, h, w, 3 heads d]`, `mem_kv [2, heads, d, m]` to `[b, h, w, heads d]`.
+/// `qkv [b, h, w, 3 heads d]`, `mem_kv [2, heads, d, m]` to `[b, h, w, heads d]`. `m` may be 0.
 pub fn linear_attention(qkv: Tensor<4>, mem_kv: Tensor<4>) -> Tensor<4> {
     fused::linear_attention(qkv, mem_kv)
 }

@@ -103,8 +103,11 @@ pub fn attention(qkv: Tensor<4>, mem_kv: Tensor<4>) -> Tensor<4> {
     let [_, heads, m, d] = mem_kv.dims();
     let [q, k, v] = split_heads(qkv, heads, d); // [b, heads, n, d]
     let memory = |i: usize| mem_kv.clone().narrow(0, i, 1).expand([b, heads, m, d]);
-    let k = Tensor::cat(vec![memory(0), k], 2);
-    let v = Tensor::cat(vec![memory(1), v], 2);
+    // An empty tensor cannot be expanded.
+    let (k, v) = match m {
+        0 => (k, v),
+        _ => (Tensor::cat(vec![memory(0), k], 2), Tensor::cat(vec![memory(1), v], 2)),
+    };
     // One block of queries at a time: the whole n x n matrix never exists.
     let block = query_block(n);
     let outputs = (0..n).step_by(block).map(|start| {
@@ -126,8 +129,10 @@ pub fn linear_attention(qkv: Tensor<4>, mem_kv: Tensor<4>) -> Tensor<4> {
     let [_, heads, d, m] = mem_kv.dims();
     let [q, k, v] = split_heads(qkv, heads, d); // [b, heads, n, d]
     let memory = |i: usize| mem_kv.clone().narrow(0, i, 1).swap_dims(2, 3).expand([b, heads, m, d]);
-    let k = Tensor::cat(vec![memory(0), k], 2);
-    let v = Tensor::cat(vec![memory(1), v], 2);
+    let (k, v) = match m {
+        0 => (k, v),
+        _ => (Tensor::cat(vec![memory(0), k], 2), Tensor::cat(vec![memory(1), v], 2)),
+    };
     let q = activation::softmax(q, 3) * (d as f64).powf(-0.5);
     let context = activation::softmax(k, 2).swap_dims(2, 3).matmul(v); // [b, heads, d, d]
     q.matmul(context).swap_dims(1, 2).reshape([b, h, w, heads * d])

@@ -1,0 +1,42 @@
+//! The hidden layer of a transformer's block, scaled and shifted inside by what the network is conditioned on.
+
+use burn::module::Module;
+use burn::nn::{Dropout, DropoutConfig};
+use burn::tensor::{Tensor, activation};
+
+use super::{Conv2d, Init, Linear, ops};
+
+/// `proj_out(dropout(silu(proj_in(x / rms(x))) (scale + 1) + shift))`, scale and shift linear in `silu(cond)` and 0 to begin with.
+#[derive(Module, Debug)]
+pub struct ScaledFeedForward {
+    /// To scale and shift, `[2 hidden, cond_dim]`.
+    pub to_scale_shift: Linear,
+    pub proj_in: Conv2d,
+    pub dropout: Dropout,
+    pub proj_out: Conv2d,
+}
+
+impl ScaledFeedForward {
+    /// A hidden layer of `dim * mult`; `dropout` in [0, 1).
+    pub fn new(init: &mut Init, dim: usize, mult: usize, cond_dim: usize, dropout: f64) -> Self {
+        let hidden = dim * mult;
+        Self {
+            to_scale_shift: Linear::zeros(init, cond_dim, 2 * hidden),
+            proj_in: Conv2d::without_bias(init, dim, hidden, 1),
+            dropout: DropoutConfig::new(dropout).init(),
+            proj_out: Conv2d::without_bias(init, hidden, dim, 1),
+        }
+    }
+
+    /// The layer plus `x`: `x [b, h, w, c]`, `cond [b, cond_dim]` to `[b, h, w, c]`.
+    pub fn forward_residual(&self, x: Tensor<4>, cond: Tensor<2>) -> Tensor<4> {
+        let dim = x.dims()[3];
+        let normalised = ops::rms_norm(x.clone(), Tensor::ones([dim], &x.device()), None);
+        let hidden = activation::silu(self.proj_in.forward(normalised));
+        let scale_shift = self.to_scale_shift.forward(activation::silu(cond));
+        let ([b, _], width) = (scale_shift.dims(), hidden.dims()[3]);
+        let part = |i: usize| scale_shift.clone().narrow(1, i * width, width).reshape([b, 1, 1, width]);
+        let hidden = hidden * (part(0) + 1.0) + part(1);
+        self.proj_out.forward_add(self.dropout.forward(hidden), x)
+    }
+}
