@@ -12,7 +12,7 @@ use denoising_diffusion::models::{ImageNetwork, Network};
 use denoising_diffusion::nn::Eval;
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::{ImageBatch, Progress, Status, StderrProgress, Task};
-use denoising_diffusion::sampler::SampleConfig;
+use denoising_diffusion::sampler::{SampleConfig, SamplerKind};
 use denoising_diffusion::train::StopSignal;
 
 use crate::classifier::GuidingClassifier;
@@ -69,13 +69,30 @@ pub struct Settings {
 impl SamplingArgs {
     /// The run's own settings with what the flags change, checked against the formulation.
     pub fn settings(&self, run: Option<&Recipe>, diffusion: &DiffusionConfig) -> Result<Settings> {
+        self.settings_fit_for(|own| own, run, diffusion)
+    }
+
+    /// The same for work that not every sampler can do: without `--sampler` it is `fit` that turns the run's own sampler into one that can.
+    pub fn settings_fit_for(
+        &self,
+        fit: impl FnOnce(SamplerKind) -> SamplerKind,
+        run: Option<&Recipe>,
+        diffusion: &DiffusionConfig,
+    ) -> Result<Settings> {
         let mut recipe = run.cloned().unwrap_or_default();
         recipe.diffusion = diffusion.clone();
-        let chosen = self.flags.0.only("sampler").apply(&recipe).or_usage()?;
-        if chosen.sample.sampler != recipe.sample.sampler {
+        let own = recipe.sample.sampler;
+        let said = self.flags.0.only("sampler");
+        let sampler = match said.iter().next() {
+            Some(_) => said.apply(&recipe).or_usage()?.sample.sampler,
+            None if !own.renoises() && self.flags.0.apply(&recipe).or_usage()?.guidance.cfg_plus_plus => {
+                SamplerKind::Ddim
+            }
+            None => fit(own),
+        };
+        if sampler != own {
             // The run's other settings belong to its own sampler.
             let SampleConfig { num_samples, sample_batch_size, .. } = recipe.sample;
-            let sampler = chosen.sample.sampler;
             recipe.sample = SampleConfig { sampler, num_samples, sample_batch_size, ..SampleConfig::default() };
         }
         let Recipe { sample, guidance, .. } = self.flags.0.apply(&recipe).or_usage()?;

@@ -66,6 +66,7 @@ fn classes_and_guidance() {
     place.ok(
         "sample run --classes 3 -n 2 --guidance 2 --weak run/checkpoints/step-00000002 --weights model --out f.npy",
     );
+    place.ok("sample run --classes 3 -n 2 --guidance 2 --cfg-plus-plus --out g.npy"); // by a sampler that can
     place.fails("sample run --classes 10", 2, "there is no class 10");
     place.fails("sample run --classes three", 2, "0-9");
     place.fails("sample run --cfg-plus-plus --sampler unipc", 2, "no meaning");

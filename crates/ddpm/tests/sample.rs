@@ -67,11 +67,11 @@ fn initial_noise_from_a_file() {
         denoising_diffusion::data::npy::write_npy_f32(&place.path(name), shape, &noise).unwrap();
     };
     write("x.npy", &[3, 1, 8, 8]);
-    place.ok("sample run --init-noise x.npy --seed 1 --out a.npy");
-    place.ok("sample run --init-noise x.npy --seed 2 --out b.npy");
+    place.ok("sample run --sampler ddim --init-noise x.npy --seed 1 --out a.npy");
+    place.ok("sample run --sampler ddim --init-noise x.npy --seed 2 --out b.npy");
     assert_eq!(npy(&place.path("a.npy")).0, [3, 1, 8, 8]);
     assert_eq!(place.read("a.npy"), place.read("b.npy")); // ddim with eta 0 draws no noise
-    place.ok("sample run --seed 1 -n 3 --out c.npy");
+    place.ok("sample run --sampler ddim --seed 1 -n 3 --out c.npy");
     assert_ne!(place.read("a.npy"), place.read("c.npy"));
     write("wrong.npy", &[3, 8, 8, 1]);
     let text = place.fails("sample run --init-noise wrong.npy", 2, "--init-noise");

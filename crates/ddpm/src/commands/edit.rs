@@ -122,13 +122,14 @@ struct Job<'a> {
 }
 
 impl<'a> Job<'a> {
-    fn new(args: &'a EditArgs) -> Result<Self> {
+    /// Without `--sampler`, `fit` turns the run's own sampler into one that can do the work.
+    fn new(args: &'a EditArgs, fit: impl FnOnce(SamplerKind) -> SamplerKind) -> Result<Self> {
         let out = Out::of(Some(&args.out))?;
         out.refuse_existing(!args.force)?;
         let found = Found::open(&args.target, args.weights)?;
         let (path, recipe) = (found.path.clone(), found.recipe.clone());
         let file = found.into_model(&args.untold)?;
-        let settings = args.sampling.settings(recipe.as_ref(), &file.card.diffusion)?;
+        let settings = args.sampling.settings_fit_for(fit, recipe.as_ref(), &file.card.diffusion)?;
         let machine = args.machine.start()?;
         let from = args.sampling.open(file, &path, &machine)?;
         let stop = stop_on_ctrl_c("giving up")?;
@@ -211,7 +212,7 @@ fn repeated(values: &[f32], images: usize, times: usize) -> Vec<f32> {
 }
 
 pub fn inpaint(args: &InpaintArgs) -> Result {
-    let job = Job::new(&args.common)?;
+    let job = Job::new(&args.common, |own| if own == SamplerKind::Ddpm { own } else { SamplerKind::Ddim })?;
     let step = match job.settings.sample.sampler {
         SamplerKind::Ddpm => RePaintStep::Ddpm { posterior_variance: job.settings.sample.posterior_variance },
         SamplerKind::Ddim => RePaintStep::Ddim { eta: job.settings.sample.eta.unwrap_or(0.0) },
@@ -257,7 +258,7 @@ fn mask(path: &Path, job: &Job<'_>, n: usize) -> Result<Vec<f32>> {
 }
 
 pub fn vary(args: &VaryArgs) -> Result {
-    let job = Job::new(&args.common)?;
+    let job = Job::new(&args.common, |own| own)?;
     let (images, n) = job.images(&args.images)?;
     let images = repeated(&images, n, args.variants);
     let generator = job.from.generator(&job.settings.guidance);
@@ -267,7 +268,12 @@ pub fn vary(args: &VaryArgs) -> Result {
 }
 
 pub fn interpolate(args: &InterpolateArgs) -> Result {
-    let job = Job::new(&args.common)?;
+    // An inverted image comes back the way it went: without noise.
+    let inverted = args.strength.is_none();
+    let job = Job::new(&args.common, |own| match own {
+        SamplerKind::Ddpm | SamplerKind::EulerAncestral | SamplerKind::DpmppSde2m if inverted => SamplerKind::Ddim,
+        _ => own,
+    })?;
     let mut ends = Vec::new();
     for path in [&args.images, &args.from, &args.to].into_iter().flatten() {
         ends.extend(job.images(path)?.0);

@@ -174,7 +174,7 @@ pub const FLAGS: &[Flag] = &[
 
     flag("sample", "num_samples", Whole, Free, "Images per grid"),
     flag("sample", "sampler", Word(SAMPLERS), Free, "Solver"),
-    flag("sample", "sampling_timesteps", Whole, Free, "Steps from noise to data [default: ddpm: as many as training has; others: at most 100]"),
+    flag("sample", "sampling_timesteps", Whole, Free, "Steps from noise to data [default: ddpm: as many as training has; others: at most 50]"),
     flag("sample", "noise_levels", Word(&["trained", "karras", "log_snr", "trailing"]), Free, "Which noise levels the steps visit"),
     flag("sample", "karras_rho", Number, Free, "rho of --noise-levels karras"),
     flag("sample", "eta", Number, Free, "Noise of each step, 0 (none) to 1 [default: ddim 0, euler_ancestral and dpmpp_sde_2m 1]"),

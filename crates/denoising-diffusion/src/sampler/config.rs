@@ -15,7 +15,7 @@ pub struct SampleConfig {
     /// Images per grid.
     pub num_samples: usize,
     pub sampler: SamplerKind,
-    /// Steps from noise to data; absent: as many as the formulation has for `ddpm`, at most 100 for the others.
+    /// Steps from noise to data; absent: as many as the formulation has for `ddpm`, at most 50 for the others.
     pub sampling_timesteps: Option<usize>,
     pub noise_levels: NoiseLevels,
     /// rho of `noise_levels = "karras"`.
@@ -70,8 +70,8 @@ pub enum SampleConfigError {
     VarianceNotLearned { formulation: &'static str },
 }
 
-/// Steps where nobody says how many, for solvers that do not need as many as training has.
-const STEPS: usize = 100;
+/// Steps where nobody says how many, for solvers that do not need as many as training has. Measured: docs/samplers.md.
+const STEPS: usize = 50;
 
 impl SampleConfig {
     /// Steps from noise to data.
