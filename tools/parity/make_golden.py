@@ -9,6 +9,7 @@ behind `grad_state.`; images are [b, c, h, w].
     layers           <layer>.{input,state,output,cotangent,grad_input,grad_state}
     unet_<name>      state, x, time, x_self_cond, output; unet_base has all gradients too
     unet_classes     the same with classes; all gradients
+    unet1d_<name>    the same of Unet1D (unet1d.py)
     uvit_<name>      the same of UViT (uvit.py)
     losses           per-sample and mean losses, offset noise, self-conditioning, immiscible assignment
     sampling         single DDPM steps, DDPM and DDIM trajectories with their noise, interpolation, DDIM times
@@ -42,6 +43,7 @@ import formulations
 import guidance
 import networks
 import training
+import unet1d
 import uvit
 from common import write
 
@@ -61,6 +63,8 @@ def main():
     for name in networks.UNETS:
         write(folder, f"unet_{name}", networks.unet(name))
     write(folder, "unet_classes", networks.class_unet)
+    for name in unet1d.CASES:
+        write(folder, f"unet1d_{name}", unet1d.unet1d(name))
     for name in uvit.CASES:
         write(folder, f"uvit_{name}", uvit.uvit(name))
     write(folder, "losses", diffusing.losses)

@@ -11,6 +11,7 @@ mod image_source;
 mod inception;
 mod interrupt;
 mod machine;
+mod networks;
 mod output;
 mod plan;
 mod recipe_flags;

@@ -7,15 +7,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use denoising_diffusion::data::{DataConfig, DataError, Dataset, ImageShape, Subset};
 use denoising_diffusion::diffusion::{DiffusionConfig, FormulationConfig};
-use denoising_diffusion::interop::reference_layout;
-use denoising_diffusion::models::{DitConfig, NetworkConfig, UnetConfig};
-use denoising_diffusion::recipe::{Recipe, RecipeError};
-use denoising_diffusion::train::TrainConfig;
+use denoising_diffusion::models::NetworkConfig;
+use denoising_diffusion::recipe::Recipe;
 use serde_json::{Value, json};
 use toml::Table;
 
 use crate::failure::{FailureExt, Result};
 use crate::machine::Machine;
+use crate::networks;
 use crate::output::{Rows, thousands};
 use crate::recipe_flags::plain;
 
@@ -48,13 +47,9 @@ impl Plan {
         if batch_size > images {
             return Err(DataError::BatchTooLarge { batch_size, images }).or_usage();
         }
-        let parameters = match &network {
-            NetworkConfig::Dit(dit) => dit.num_parameters() as u64,
-            NetworkConfig::Unet(unet) => parameters(unet)?,
-            NetworkConfig::Custom { .. } => 0,
-        };
+        let parameters = network.num_parameters()?;
         let data_bytes = if dataset.is_in_memory() { (dataset.len() * dataset.shape().len()) as u64 } else { 0 };
-        let memory = memory_estimate(&network, parameters, dataset.shape(), &recipe.train)? + data_bytes;
+        let memory = networks::memory_estimate(&network, parameters, dataset.shape(), &recipe.train)? + data_bytes;
         Ok(Self { recipe, network, train, held_out, machine, dir, parameters, memory })
     }
 
@@ -120,11 +115,7 @@ impl Plan {
     }
 
     fn network_row(&self) -> String {
-        let network = match &self.network {
-            NetworkConfig::Unet(unet) => format!("U-Net, stages {}", stages(unet)),
-            NetworkConfig::Dit(dit) => transformer(dit),
-            NetworkConfig::Custom { name } => name.clone(),
-        };
+        let network = networks::in_words(&self.network);
         match self.network.num_classes() {
             0 => network,
             n => format!("{network}, conditioned on {n} classes"),
@@ -188,23 +179,6 @@ pub fn word(value: &impl serde::Serialize) -> String {
     }
 }
 
-/// `DiT, 12 blocks of width 384 with 6 heads, patches of 2x2`.
-pub fn transformer(dit: &DitConfig) -> String {
-    let (p, heads) = (dit.patch_size, dit.num_heads());
-    format!("DiT, {} blocks of width {} with {heads} heads, patches of {p}x{p}", dit.depth(), dit.hidden_size())
-}
-
-/// `32, 64, 128`: the widths of the stages.
-pub fn stages(unet: &UnetConfig) -> String {
-    unet.dim_mults.iter().map(|mult| (unet.dim * mult).to_string()).collect::<Vec<_>>().join(", ")
-}
-
-/// Number of trained values of a U-Net.
-pub fn parameters(unet: &UnetConfig) -> Result<u64> {
-    let layout = reference_layout(unet).map_err(RecipeError::from)?;
-    Ok(layout.iter().map(|parameter| parameter.our_shape.iter().product::<usize>() as u64).sum())
-}
-
 fn mib(bytes: u64) -> u64 {
     bytes.div_ceil(1 << 20)
 }
@@ -221,73 +195,6 @@ pub fn open_data(config: &DataConfig) -> Result<Dataset> {
         }
     };
     Ok(Dataset::open_with_progress(config, &progress)?)
-}
-
-/// What the process holds beside tensors: program, stacks, buffers.
-const BASE_BYTES: u64 = 60 << 20;
-/// Values kept until the backward pass, per pixel of a stage.
-struct Kept {
-    /// Per channel of its two residual blocks and of what resamples it.
-    blocks: u64,
-    /// Per channel of its attention's input.
-    attention: u64,
-    /// Per channel of its heads.
-    heads: u64,
-}
-
-impl Kept {
-    /// Outputs of two convolutions and two normalisations in each block; normalised inputs and outputs; query, key, value, output.
-    const ALL: Self = Self { blocks: 9, attention: 3, heads: 4 };
-    /// What goes into each block and into attention.
-    const INPUTS: Self = Self { blocks: 3, attention: 1, heads: 0 };
-
-    fn values(&self, pixels: u64, dim: usize, inner: usize) -> u64 {
-        pixels * ((self.blocks + self.attention) * dim as u64 + self.heads * inner as u64)
-    }
-}
-
-/// Memory of training at its peak, in bytes. A step holds 4 bytes x (weights, gradients, two moments, average) and what the forward
-/// pass keeps for the backward pass; a checkpoint holds weights, moments and average twice and one buffer. The larger of both; the
-/// constants fit measured peaks within 15 %.
-fn memory_estimate(network: &NetworkConfig, parameters: u64, shape: ImageShape, train: &TrainConfig) -> Result<u64> {
-    let kept = match network {
-        NetworkConfig::Unet(unet) => kept_by_unet(unet, shape, train.checkpoint_activations)?,
-        NetworkConfig::Dit(dit) => kept_by_dit(dit, shape),
-        NetworkConfig::Custom { .. } => 0,
-    };
-    let (step, checkpoint) = (5 * parameters + kept * train.batch_size as u64, 9 * parameters);
-    // A quarter more for blocks that wait for their next use, and for their sizes, which are rounded up.
-    Ok(BASE_BYTES + 5 * step.max(checkpoint))
-}
-
-/// Values for each image, counted from the widths of the stages.
-fn kept_by_unet(unet: &UnetConfig, shape: ImageShape, checkpoint_activations: bool) -> Result<u64> {
-    let stages = unet.stages().map_err(RecipeError::from)?;
-    let (mut kept, mut pixels, mut largest) = (0_u64, (shape.height * shape.width) as u64, 0_u64);
-    let per_pixel = if checkpoint_activations { Kept::INPUTS } else { Kept::ALL };
-    let mut add = |pixels: u64, dim: usize, inner: usize| {
-        kept += per_pixel.values(pixels, dim, inner);
-        largest = largest.max(Kept::ALL.values(pixels, dim, inner));
-    };
-    for stage in &stages {
-        let inner = stage.heads * stage.dim_head;
-        add(pixels, stage.dim_in, inner); // the way down
-        add(pixels, stage.dim_out, inner); // the way up
-        if stage.is_last {
-            add(pixels, stage.dim_out, inner); // the middle
-        } else {
-            pixels /= 4;
-        }
-    }
-    // One stage at a time is computed again.
-    Ok(if checkpoint_activations { kept + largest } else { kept })
-}
-
-/// Values for each image: of each block some tokens' worth, of its hidden layer and its GELU, and the weights of all pairs of tokens.
-fn kept_by_dit(dit: &DitConfig, shape: ImageShape) -> u64 {
-    let tokens = (shape.height * shape.width / (dit.patch_size * dit.patch_size)) as u64;
-    let (hidden, mlp, heads) = (dit.hidden_size() as u64, dit.mlp_dim() as u64, dit.num_heads() as u64);
-    dit.depth() as u64 * tokens * (24 * hidden + 6 * mlp + 3 * heads * tokens)
 }
 
 /// A run folder's default name: `runs/NAME-001`, or the next free number.

@@ -10,6 +10,7 @@ use crate::failure::{Failure, FailureExt, Result};
 const EMBEDDED: &[(&str, &str)] = &[
     ("digits", include_str!("../../../recipes/digits.toml")),
     ("fashion-mnist", include_str!("../../../recipes/fashion-mnist.toml")),
+    ("fashion-mnist-classes", include_str!("../../../recipes/fashion-mnist-classes.toml")),
 ];
 
 /// The recipe of `ddpm train` without data and recipe.

@@ -10,6 +10,7 @@ use denoising_diffusion::data::ImageShape;
 use denoising_diffusion::diffusion::DiffusionConfig;
 use denoising_diffusion::interop::{Inferred, ReferenceCheckpoint, ReferenceWeights, Which};
 use denoising_diffusion::model_file::{ModelCard, ModelFile, ModelFileError, NetworkConfig, WeightsKind};
+use denoising_diffusion::nn::Axes;
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::train::{Checkpoints, RunError, weights_name};
 use toml::Table;
@@ -163,8 +164,11 @@ fn resized(mut file: ModelFile, untold: &UntoldFlags, path: &Path) -> Result<Mod
 }
 
 impl Reference {
-    fn into_model(self, untold: &RecipeFlags, path: &Path) -> Result<ModelFile> {
+    fn into_model(mut self, untold: &RecipeFlags, path: &Path) -> Result<ModelFile> {
         let told = untold.apply(&Recipe::default()).or_usage()?;
+        if let Some(heads) = told.unet.mid_attn_heads {
+            self.inferred = self.inferred.with_mid_attn_heads(heads).or_usage()?;
+        }
         let mut unet = self.inferred.unet.clone();
         if untold.only("sinusoidal_pos_emb_theta").iter().next().is_some() {
             unet.sinusoidal_pos_emb_theta = told.unet.sinusoidal_pos_emb_theta;
@@ -174,11 +178,16 @@ impl Reference {
             return Err(Failure::usage(format!("{} does not say the size of its images", path.display()))
                 .hint("give it: --image-size 28, or height x width: --image-size 28x20"));
         };
+        let image = match unet.axes {
+            Axes::Both => ImageShape { channels: unet.channels, height: size.height, width: size.width },
+            // One number is the length of a sequence.
+            Axes::Width => ImageShape { channels: unet.channels, height: 1, width: size.width },
+        };
         let step = self.checkpoint.step().unwrap_or(0);
         let card = ModelCard {
             version: env!("CARGO_PKG_VERSION").to_string(),
-            image: ImageShape { channels: unet.channels, height: size.height, width: size.width },
-            network: NetworkConfig::Unet(unet),
+            image,
+            network: NetworkConfig::of_unet(unet),
             diffusion,
             betas: self.inferred.betas,
             weights: self.kind,
@@ -205,7 +214,7 @@ fn diffusion(inferred: &Inferred, untold: &RecipeFlags, path: &Path) -> Result<D
         return Ok(untold.apply(&Recipe::default()).or_usage()?.diffusion);
     };
     let mut recipe = Recipe { diffusion: config.clone(), ..Recipe::default() };
-    for (flag, value) in untold.iter().filter(|(flag, _)| flag.section == "diffusion") {
+    for (flag, value) in untold.iter().filter(|(flag, _)| flag.sections == ["diffusion"]) {
         let changed = untold.only(flag.key).apply(&recipe).or_usage()?;
         if changed.diffusion != recipe.diffusion && !inferred.assumed.contains(&flag.key) {
             let table = Table::try_from(config).unwrap_or_default();

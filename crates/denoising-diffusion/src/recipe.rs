@@ -7,7 +7,7 @@ use thiserror::Error;
 use crate::data::{DataConfig, DataError, ImageShape};
 use crate::diffusion::{Diffusion, DiffusionConfig, DiffusionConfigError, GuidanceConfig};
 use crate::eval::config::{EvaluateConfig, EvaluateConfigError};
-use crate::models::{DitConfig, DitConfigError, NetworkConfig, NetworkConfigError, UnetConfig, UnetConfigError};
+use crate::models::{DitConfig, NetworkConfig, NetworkConfigError, Unet1dConfig, UnetConfig, UvitConfig};
 use crate::sampler::{SampleConfig, SampleConfigError};
 use crate::train::{EmaConfig, TrainConfig, TrainConfigError};
 
@@ -17,18 +17,22 @@ use crate::train::{EmaConfig, TrainConfig, TrainConfigError};
 pub enum Model {
     #[default]
     Unet,
+    Unet1d,
     Dit,
+    Uvit,
 }
 
 impl Model {
     /// Every network.
-    pub const ALL: [Self; 2] = [Self::Unet, Self::Dit];
+    pub const ALL: [Self; 4] = [Self::Unet, Self::Unet1d, Self::Dit, Self::Uvit];
 
     /// The word of configurations, and the section of its options.
     pub fn name(self) -> &'static str {
         match self {
             Self::Unet => "unet",
+            Self::Unet1d => "unet1d",
             Self::Dit => "dit",
+            Self::Uvit => "uvit",
         }
     }
 
@@ -36,7 +40,9 @@ impl Model {
     pub fn about(self) -> &'static str {
         match self {
             Self::Unet => "U-Net of residual blocks and attention, for images; classes if asked for (Ho et al. 2020)",
+            Self::Unet1d => "the same for sequences, with linear attention; classes if asked for",
             Self::Dit => "transformer on patches, for images; classes if asked for (Peebles and Xie 2022)",
+            Self::Uvit => "U-Net around a transformer, for images; classes if asked for (Hoogeboom et al. 2023)",
         }
     }
 }
@@ -54,10 +60,14 @@ pub struct ModelConfig {
 pub struct Recipe {
     pub data: DataConfig,
     pub network: ModelConfig,
-    /// For `model = "unet"`. `channels` of this and the next follow the data and are no key of a recipe.
+    /// For `model = "unet"`. `channels` of this and the next three follow the data and are no keys of a recipe.
     pub unet: UnetConfig,
+    /// For `model = "unet1d"`.
+    pub unet1d: Unet1dConfig,
     /// For `model = "dit"`.
     pub dit: DitConfig,
+    /// For `model = "uvit"`.
+    pub uvit: UvitConfig,
     pub diffusion: DiffusionConfig,
     pub train: TrainConfig,
     pub ema: EmaConfig,
@@ -82,8 +92,8 @@ pub enum RecipeError {
     #[error("`class_condition` is set, but the data have no classes (a folder per class, or labels)")]
     NoClasses,
     #[error(
-        "`learned_sinusoidal_cond` and `random_fourier_features` are made for noise levels between about -15 and 15; \
-         `diffusion = \"{formulation}\"` numbers them up to a thousand"
+        "time embedded by Fourier features (`learned_sinusoidal_cond`, `random_fourier_features`, and always in a U-ViT) is made for noise \
+         levels between about -15 and 15; `diffusion = \"{formulation}\"` numbers them up to a thousand"
     )]
     FourierTime { formulation: &'static str },
     #[error(
@@ -92,10 +102,6 @@ pub enum RecipeError {
     OutChannels { key: &'static str, formulation: &'static str, expected: usize, got: usize },
     #[error(transparent)]
     Data(#[from] DataError),
-    #[error(transparent)]
-    Unet(#[from] UnetConfigError),
-    #[error(transparent)]
-    Dit(#[from] DitConfigError),
     #[error(transparent)]
     Network(#[from] NetworkConfigError),
     #[error(transparent)]
@@ -148,8 +154,7 @@ impl Recipe {
         self.guidance.validate()?;
         self.evaluate.validate(&self.sample, &self.diffusion)?;
         let diffusion = Diffusion::new(&self.diffusion)?;
-        let fourier_time = self.network.model == Model::Unet && self.unet.fourier_time();
-        if fourier_time && diffusion.formulation().tells_large_times() {
+        if self.bare_network().fourier_time() && diffusion.formulation().tells_large_times() {
             return Err(RecipeError::FourierTime { formulation: self.diffusion.formulation.name() });
         }
         Ok(())
@@ -158,15 +163,26 @@ impl Recipe {
     /// Options of a network that is not trained are a mistake, however harmless.
     fn validate_network(&self) -> Result<(), RecipeError> {
         let model = self.network.model;
-        let says = [(Model::Unet, self.unet != UnetConfig::default()), (Model::Dit, self.dit != DitConfig::default())];
-        if let Some((other, _)) = says.into_iter().find(|(other, says)| *other != model && *says) {
+        let says = |other| match other {
+            Model::Unet => self.unet != UnetConfig::default(),
+            Model::Unet1d => self.unet1d != Unet1dConfig::default(),
+            Model::Dit => self.dit != DitConfig::default(),
+            Model::Uvit => self.uvit != UvitConfig::default(),
+        };
+        if let Some(other) = Model::ALL.into_iter().find(|&other| other != model && says(other)) {
             return Err(RecipeError::OtherModel { section: other.name(), model: model.name() });
         }
-        match model {
-            Model::Unet => self.unet.stages().map(|_| ())?,
-            Model::Dit => self.dit.validate()?,
+        Ok(self.bare_network().validate()?)
+    }
+
+    /// The network's options, before the data say theirs.
+    fn bare_network(&self) -> NetworkConfig {
+        match self.network.model {
+            Model::Unet => NetworkConfig::Unet(self.unet.clone()),
+            Model::Unet1d => NetworkConfig::Unet1d(self.unet1d.clone()),
+            Model::Dit => NetworkConfig::Dit(self.dit.clone()),
+            Model::Uvit => NetworkConfig::Uvit(self.uvit.clone()),
         }
-        Ok(())
     }
 
     /// The network's options for data of a shape and a number of classes (0: none), checked against it.
@@ -178,33 +194,21 @@ impl Recipe {
             return Err(RecipeError::NoClasses);
         }
         let num_classes = if self.data.class_condition { num_classes } else { 0 };
-        let network = match self.network.model {
-            Model::Unet => NetworkConfig::Unet(self.unet_for(shape.channels, num_classes)?),
-            Model::Dit => {
-                let out_dim = Some(self.diffusion.out_channels(shape.channels));
-                let dit = DitConfig { channels: shape.channels, out_dim, num_classes, ..self.dit.clone() };
-                dit.validate()?;
-                NetworkConfig::Dit(dit)
-            }
-        };
+        let expected = self.diffusion.out_channels(shape.channels);
+        let network = self.bare_network().for_data(shape.channels, num_classes, expected);
+        if let Some(got) = network.out_channels().filter(|&got| got != expected) {
+            let insists = self.unet.out_dim.or(self.unet1d.out_dim).is_some();
+            let key = if insists { "out_dim" } else { "learned_variance" };
+            return Err(RecipeError::OutChannels {
+                key,
+                formulation: self.diffusion.formulation.name(),
+                expected,
+                got,
+            });
+        }
+        network.validate()?;
         network.check_size(shape.height, shape.width)?;
         Ok(network)
-    }
-
-    /// The formulation decides the output, unless the recipe insists.
-    fn unet_for(&self, channels: usize, num_classes: usize) -> Result<UnetConfig, RecipeError> {
-        let mut unet = UnetConfig { channels, num_classes, ..self.unet.clone() };
-        let expected = self.diffusion.out_channels(channels);
-        let key = if unet.out_dim.is_some() { "out_dim" } else { "learned_variance" };
-        let insists = unet.out_dim.is_some() || unet.learned_variance;
-        if insists && unet.out_channels() != expected {
-            let (formulation, got) = (self.diffusion.formulation.name(), unet.out_channels());
-            return Err(RecipeError::OutChannels { key, formulation, expected, got });
-        }
-        if expected != unet.out_channels() {
-            unet.out_dim = Some(expected);
-        }
-        Ok(unet)
     }
 }
 
@@ -236,14 +240,16 @@ mod tests {
     }
 
     #[test]
-    fn no_two_sections_share_a_key() {
+    fn no_two_sections_share_a_key_but_those_of_networks() {
         let serde_json::Value::Object(sections) = serde_json::to_value(Recipe::default()).unwrap() else { panic!() };
-        let keys = sections.iter().flat_map(|(section, keys)| {
-            keys.as_object().unwrap().keys().filter(move |key| section == "data" || *key != "channels")
-        });
+        let is_network = |section: &str| Model::ALL.iter().any(|model| model.name() == section);
         let mut seen = std::collections::HashSet::new();
-        for key in keys {
-            assert!(seen.insert(key.clone()), "{key} stands in two sections");
+        for (section, keys) in &sections {
+            for key in keys.as_object().unwrap().keys().filter(|key| section == "data" || *key != "channels") {
+                let new = seen.insert((key.clone(), is_network(section)));
+                assert!(!seen.contains(&(key.clone(), !is_network(section))), "{key} stands in two sections");
+                assert!(new || is_network(section), "{key} stands in two sections");
+            }
         }
     }
 

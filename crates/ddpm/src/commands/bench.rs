@@ -5,7 +5,7 @@ use std::time::Instant;
 use burn::tensor::{Tensor, TensorData};
 use clap::{Args, ValueEnum};
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig};
-use denoising_diffusion::models::{Network, NetworkInput, Unet, UnetConfig};
+use denoising_diffusion::models::{Network, NetworkConfig, NetworkInput, Unet, UnetConfig};
 use denoising_diffusion::nn::params::host_values;
 use denoising_diffusion::nn::{EvalMode, Init};
 use denoising_diffusion::noise::{Purpose, Stream};
@@ -15,7 +15,6 @@ use serde_json::json;
 use crate::failure::{Failure, Result};
 use crate::machine::{Machine, MachineArgs};
 use crate::output::{self, Rows, note, thousands};
-use crate::plan;
 
 /// Timed training steps, and forward passes, in a round; each after one that is not timed.
 const REPEATS: usize = 5;
@@ -85,6 +84,7 @@ pub fn run(args: &BenchArgs) -> Result {
     let forward = median(rounds.iter().map(|round| round.forward).collect());
     let images_per_s = batch as f64 / train_step * 1e3;
     let peak = peak_rss_mib();
+    let parameters = NetworkConfig::Unet(unet).num_parameters()?;
     if args.json {
         return output::json(&json!({
             "config": args.config.name(),
@@ -92,7 +92,7 @@ pub fn run(args: &BenchArgs) -> Result {
             "forward_ms": forward,
             "images_per_s": images_per_s,
             "peak_rss_mib": peak,
-            "parameters": plan::parameters(&unet)?,
+            "parameters": parameters,
             "batch": batch,
             "threads": machine.threads,
             "device": machine.name,
@@ -101,14 +101,11 @@ pub fn run(args: &BenchArgs) -> Result {
         }));
     }
     let mut rows = Rows::default();
-    rows.row(
-        "configuration",
-        format!("{}, {} parameters, batch {batch}", args.config.name(), thousands(plan::parameters(&unet)?)),
-    )
-    .row("device", format!("{}, {} threads", machine.name, machine.threads))
-    .row("train step", format!("{train_step:.1} ms"))
-    .row("forward", format!("{forward:.1} ms"))
-    .row("training", format!("{images_per_s:.1} images/s"));
+    rows.row("configuration", format!("{}, {} parameters, batch {batch}", args.config.name(), thousands(parameters)))
+        .row("device", format!("{}, {} threads", machine.name, machine.threads))
+        .row("train step", format!("{train_step:.1} ms"))
+        .row("forward", format!("{forward:.1} ms"))
+        .row("training", format!("{images_per_s:.1} images/s"));
     if let Some(peak) = peak {
         rows.row("peak memory", format!("{peak:.0} MiB"));
     }

@@ -79,12 +79,15 @@ pub fn run(args: &ConvertArgs) -> Result {
 }
 
 fn write_reference(file: &ModelFile, args: &ConvertArgs) -> Result {
-    let NetworkConfig::Unet(unet) = &file.card.network else {
-        return Err(Failure::failed("the reference has no such network: only a U-Net has names there"));
+    let (unet, keywords) = match &file.card.network {
+        NetworkConfig::Unet(unet) if unet.num_classes > 0 => (unet.clone(), class_unet_keywords(unet)?),
+        NetworkConfig::Unet(unet) => (unet.clone(), unet_keywords(unet)?),
+        NetworkConfig::Unet1d(config) => (config.unet(), without(serde_json::to_value(config)?, OURS)),
+        _ => return Err(Failure::failed("only a U-Net can be written for the reference")),
     };
-    let state = to_reference(&file.state, unet)?;
+    let state = to_reference(&file.state, &unet)?;
     let metadata = [
-        ("unet", unet_keywords(unet)?.to_string()),
+        ("unet", keywords.to_string()),
         ("diffusion", diffusion_keywords(&file.card).to_string()),
         ("step", file.card.step.to_string()),
         ("weights", word(&file.card.weights)),
@@ -93,14 +96,37 @@ fn write_reference(file: &ModelFile, args: &ConvertArgs) -> Result {
     Ok(write_safetensors(&args.out, &state, &metadata)?)
 }
 
-/// The keywords of the reference's Unet. Its `full_attn` takes one value per stage; it ignores a single `False`. It knows no classes.
+/// Our options that the reference's Unet and Unet1D do not have.
+const OURS: &[&str] =
+    &["num_classes", "class_drop_prob", "num_mem_kv", "mid_attn_heads", "mid_attn_dim_head", "downsample"];
+
+fn without(mut keywords: Value, keys: &[&str]) -> Value {
+    if let Value::Object(keywords) = &mut keywords {
+        keywords.retain(|key, _| !keys.contains(&key.as_str()));
+    }
+    keywords
+}
+
+/// The keywords of the reference's Unet. Its `full_attn` takes one value per stage; it ignores a single `False`.
 fn unet_keywords(unet: &UnetConfig) -> Result<Value> {
     let full: Vec<bool> = unet.stages()?.iter().map(|stage| stage.full_attn).collect();
     let mut keywords = serde_json::to_value(unet)?;
     keywords["full_attn"] = json!(full);
-    if let Value::Object(keywords) = &mut keywords {
-        keywords.retain(|key, _| key != "num_classes" && key != "class_drop_prob");
-    }
+    Ok(without(keywords, OURS))
+}
+
+/// The keywords of `classifier_free_guidance.Unet`, whose attention options are those of the middle block.
+fn class_unet_keywords(unet: &UnetConfig) -> Result<Value> {
+    let mut keywords = serde_json::to_value(unet)?;
+    keywords["cond_drop_prob"] = json!(unet.class_drop_prob);
+    keywords["attn_heads"] = json!(unet.mid_attn_heads);
+    keywords["attn_dim_head"] = json!(unet.mid_attn_dim_head);
+    let unknown = ["full_attn", "dropout", "self_condition", "sinusoidal_pos_emb_theta"];
+    let keywords = unknown
+        .iter()
+        .chain(OURS)
+        .filter(|key| **key != "num_classes")
+        .fold(keywords, |keywords, key| without(keywords, &[key]));
     Ok(keywords)
 }
 

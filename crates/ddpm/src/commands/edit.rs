@@ -8,7 +8,7 @@ use denoising_diffusion::data::DataConfig;
 use denoising_diffusion::edit::{Between, EditError};
 use denoising_diffusion::generate::{GenerateError, Progress as At, Request};
 use denoising_diffusion::recipe::Recipe;
-use denoising_diffusion::report::{ImageBatch, Progress, Status, StderrProgress, Task};
+use denoising_diffusion::report::{GridOptions, ImageBatch, Progress, Status, StderrProgress, Task};
 use denoising_diffusion::sampler::{RePaint, RePaintStep, SamplerKind};
 use denoising_diffusion::train::StopSignal;
 use serde_json::{Value, json};
@@ -184,7 +184,7 @@ impl<'a> Job<'a> {
             Err(error @ EditError::Value { .. }) => return Err(error).or_usage(),
             images => images?,
         };
-        self.out.write(&images)?;
+        self.out.write(&images, GridOptions::default())?;
         if self.args.json {
             return output::json(&json!({
                 "out": self.out.path(),

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use denoising_diffusion::diffusion::DiffusionConfig;
 use denoising_diffusion::interop::{ReferenceKind, StateDict, Which};
-use denoising_diffusion::model_file::{ModelFile, NetworkConfig};
-use denoising_diffusion::models::UnetConfig;
+use denoising_diffusion::model_file::ModelFile;
+use denoising_diffusion::models::{NetworkConfig, UnetConfig};
 use serde_json::{Value, json};
 
 use crate::failure::Result;
+use crate::networks;
 use crate::output::{self, Rows, thousands};
 use crate::plan::{self, word};
 use crate::weights::{Found, Reference, Source, WeightsArg};
@@ -47,12 +48,13 @@ fn ours(path: &Path, file: &ModelFile) -> (Rows, Value) {
     rows.row("images", format!("{} (channels x height x width)", card.image));
     match &card.network {
         NetworkConfig::Unet(unet) => network_rows(&mut rows, unet),
-        NetworkConfig::Dit(dit) => {
-            let classes = (dit.num_classes > 0).then_some((dit.num_classes, dit.class_dropout_prob));
-            classes_row(rows.row("network", plan::transformer(dit)), classes)
-        }
-        NetworkConfig::Custom { name } => rows.row("network", format!("custom: {name}")),
+        NetworkConfig::Unet1d(unet) => network_rows(&mut rows, &unet.unet()),
+        other => rows.row("network", networks::in_words(other)),
     };
+    if card.network.num_classes() > 0 {
+        let dropped = card.network.class_drop_prob();
+        rows.row("classes", format!("{}, dropped with probability {dropped} in training", card.network.num_classes()));
+    }
     rows.row("diffusion", described(&card.diffusion, card.betas.is_some()));
     tensor_rows(&mut rows, state);
     let json = json!({
@@ -123,7 +125,8 @@ fn of_reference(path: &Path, reference: &Reference) -> (Rows, Value) {
 fn network_rows<'a>(rows: &'a mut Rows, unet: &UnetConfig) -> &'a mut Rows {
     let plain =
         |value: &dyn Fn() -> serde_json::Result<Value>| value().map(|value| value.to_string()).unwrap_or_default();
-    rows.row("network", format!("U-Net, dim {}, stages {}", unet.dim, plan::stages(unet))).row(
+    let network = networks::in_words(&NetworkConfig::of_unet(unet.clone()));
+    rows.row("network", format!("{network}, dim {}", unet.dim)).row(
         "attention",
         format!(
             "heads {}, width {}, full {}",
@@ -135,7 +138,6 @@ fn network_rows<'a>(rows: &'a mut Rows, unet: &UnetConfig) -> &'a mut Rows {
             }
         ),
     );
-    classes_row(rows, (unet.num_classes > 0).then_some((unet.num_classes, unet.class_drop_prob)));
     let options = [
         ("self_condition", unet.self_condition),
         ("learned_variance", unet.learned_variance),
@@ -147,14 +149,6 @@ fn network_rows<'a>(rows: &'a mut Rows, unet: &UnetConfig) -> &'a mut Rows {
         rows.row("options", on.join(", "));
     }
     rows
-}
-
-/// Number of classes and the probability with which training hides them.
-fn classes_row(rows: &mut Rows, classes: Option<(usize, f64)>) -> &mut Rows {
-    match classes {
-        Some((n, dropped)) => rows.row("classes", format!("{n}, dropped with probability {dropped} in training")),
-        None => rows,
-    }
 }
 
 fn described(diffusion: &DiffusionConfig, own_betas: bool) -> String {

@@ -119,7 +119,7 @@ pub fn run(args: &SampleArgs) -> Result {
         images => images?,
     };
     let seconds = started.elapsed().as_secs_f64();
-    out.write(&images)?;
+    out.write(&images, GridOptions::of_classes(classes.as_deref()))?;
     if let Some(gif) = &args.trajectory {
         watch.frames.save(gif, shape)?;
     }
@@ -179,9 +179,9 @@ impl Out {
         }
     }
 
-    pub fn write(&self, images: &ImageBatch) -> Result {
+    pub fn write(&self, images: &ImageBatch, grid: GridOptions) -> Result {
         match self {
-            Self::Grid(path) => save_grid(path, images, GridOptions::default())?,
+            Self::Grid(path) => save_grid(path, images, grid)?,
             Self::Folder(path) => save_images(path, images, 0)?,
             Self::Array(path) => {
                 if let Some(folder) = path.parent() {

@@ -24,27 +24,46 @@ impl Flag {
         self.key.replace('_', "-")
     }
 
+    fn is_of(&self, section: &str) -> bool {
+        self.sections.contains(&section)
+    }
+
     fn heading(&self) -> &'static str {
-        match self.section {
-            "data" => "Data [data]",
-            "network" => "Network [network]",
-            "unet" => "U-Net [unet]",
-            "dit" => "DiT [dit]",
-            "diffusion" => "Diffusion [diffusion]",
-            "train" => "Training [train]",
-            "ema" => "Moving average [ema]",
-            "guidance" => "Guidance [guidance]",
-            "evaluate" => "Evaluation [evaluate]",
-            _ => "Samples [sample]",
+        match self.sections {
+            ["data"] => "Data [data]",
+            ["network"] => "Network [network]",
+            ["unet"] => "U-Net [unet]",
+            ["dit"] => "DiT [dit]",
+            ["uvit"] => "U-ViT [uvit]",
+            ["diffusion"] => "Diffusion [diffusion]",
+            ["train"] => "Training [train]",
+            ["ema"] => "Moving average [ema]",
+            ["guidance"] => "Guidance [guidance]",
+            ["evaluate"] => "Evaluation [evaluate]",
+            ["sample"] => "Samples [sample]",
+            _ => "Several networks, each in its own section",
         }
     }
 
-    /// The help of a flag whose key has the default that `defaults` names.
+    /// The help of a flag whose key has the defaults that `defaults` names.
     fn help(&self, defaults: &Table) -> String {
-        match default_of(defaults, self) {
-            Some(value) if !self.help.contains("[default: ") => format!("{} [default: {}]", self.help, plain(&value)),
-            _ => self.help.to_string(),
+        let of = match self.sections {
+            [_] => String::new(),
+            several => format!(" ({})", several.join(", ")),
+        };
+        let help = format!("{}{of}", self.help.split(" [default: ").next().unwrap_or(self.help));
+        if let Some((_, said)) = self.help.split_once(" [default: ") {
+            return format!("{help} [default: {said}");
         }
+        let known: Vec<(&str, String)> = self
+            .sections
+            .iter()
+            .filter_map(|section| Some((*section, plain(&default_of(defaults, section, self.key)?))))
+            .collect();
+        let Some((_, first)) = known.first() else { return help };
+        let others = known.iter().filter(|(_, value)| value != first);
+        let others: String = others.map(|(section, value)| format!("; {section}: {value}")).collect();
+        format!("{help} [default: {first}{others}]")
     }
 
     fn arg(&self, help: String, heading: &'static str) -> Arg {
@@ -149,13 +168,11 @@ pub fn plain(value: &Value) -> String {
 }
 
 /// What a key is unless something is said: in a default recipe, or in the first formulation that has the key.
-fn default_of(defaults: &Table, flag: &Flag) -> Option<Value> {
-    let found = defaults.get(flag.section).and_then(|section| section.get(flag.key)).cloned();
+fn default_of(defaults: &Table, section: &str, key: &str) -> Option<Value> {
+    let found = defaults.get(section).and_then(|section| section.get(key)).cloned();
     let of_formulation =
-        |formulation| Table::try_from(DiffusionConfig::from(formulation)).unwrap_or_default().get(flag.key).cloned();
-    found.or_else(|| {
-        FormulationConfig::all().into_iter().filter(|_| flag.section == "diffusion").find_map(of_formulation)
-    })
+        |formulation| Table::try_from(DiffusionConfig::from(formulation)).unwrap_or_default().get(key).cloned();
+    found.or_else(|| FormulationConfig::all().into_iter().filter(|_| section == "diffusion").find_map(of_formulation))
 }
 
 /// The flags that were given, each with its value.
@@ -170,8 +187,12 @@ impl RecipeFlags {
         let mut table = Table::try_from(recipe).unwrap_or_default();
         self.change_formulation(&mut table);
         self.change_model(&mut table);
+        let model = table.get("network").and_then(|network| network.get("model")).and_then(Value::as_str);
+        let model = self.said_model().or(model).unwrap_or_default().to_string();
         for (flag, value) in &self.given {
-            if let Some(Value::Table(section)) = table.get_mut(flag.section) {
+            // An option that the chosen network has not goes where validation finds that it belongs to another.
+            let section = flag.sections.iter().find(|section| **section == model).unwrap_or(&flag.sections[0]);
+            if let Some(Value::Table(section)) = table.get_mut(*section) {
                 section.insert(flag.key.to_string(), value.clone());
             }
         }
@@ -190,16 +211,19 @@ impl RecipeFlags {
 
     /// The options of one network mean nothing to another: where the flags choose another one, it starts from its defaults.
     fn change_model(&self, table: &mut Table) {
-        let Some(chosen) = self.given.iter().find(|(flag, _)| flag.key == "model").map(|(_, value)| value) else {
-            return;
-        };
+        let Some(chosen) = self.said_model() else { return };
         let Some(Value::Table(section)) = table.get("network") else { return };
-        if section.get("model") != Some(chosen) {
+        if section.get("model").and_then(Value::as_str) != Some(chosen) {
             let defaults = Table::try_from(Recipe::default()).unwrap_or_default();
             for model in Model::ALL.map(Model::name) {
                 table.extend(defaults.get(model).map(|options| (model.to_string(), options.clone())));
             }
         }
+    }
+
+    /// The network that `--model` asks for.
+    fn said_model(&self) -> Option<&str> {
+        self.given.iter().find(|(flag, _)| flag.key == "model").and_then(|(_, value)| value.as_str())
     }
 
     /// The first flag that a run which goes on cannot take.
@@ -265,6 +289,7 @@ const UNTOLD: &[&str] = &[
     "sigmoid_tau",
     "auto_normalize",
     "sinusoidal_pos_emb_theta",
+    "mid_attn_heads",
 ];
 
 impl Args for UntoldFlags {
@@ -306,7 +331,7 @@ const ALIASES: &[(&str, &str)] = &[
 
 impl SamplingFlags {
     fn wanted(flag: &Flag) -> bool {
-        matches!(flag.section, "sample" | "guidance") && flag.key != "num_samples"
+        (flag.is_of("sample") || flag.is_of("guidance")) && flag.key != "num_samples"
     }
 }
 
@@ -314,9 +339,9 @@ impl Args for SamplingFlags {
     fn augment_args(command: Command) -> Command {
         let defaults = Table::try_from(Recipe::default()).unwrap_or_default();
         FLAGS.iter().filter(|flag| Self::wanted(flag)).fold(command, |command, flag| {
-            let heading = match flag.section {
-                "guidance" => "Guidance (defaults are the run's own, if it has any)",
-                _ => "Sampler (defaults are the run's own, if it has any)",
+            let heading = match flag.is_of("guidance") {
+                true => "Guidance (defaults are the run's own, if it has any)",
+                false => "Sampler (defaults are the run's own, if it has any)",
             };
             let arg = flag.arg(flag.help(&defaults), heading);
             let alias = ALIASES.iter().find(|(key, _)| *key == flag.key).map(|(_, alias)| *alias);
@@ -370,9 +395,10 @@ mod tests {
         for model in Model::ALL {
             keys.remove(&(model.name().into(), "channels".into()));
         }
-        let flags: BTreeSet<(String, String)> = FLAGS.iter().map(|f| (f.section.into(), f.key.into())).collect();
-        assert_eq!(flags, keys);
-        assert_eq!(flags.len(), FLAGS.len());
+        let pairs =
+            || FLAGS.iter().flat_map(|f| f.sections.iter().map(|section| (section.to_string(), f.key.to_string())));
+        assert_eq!(pairs().collect::<BTreeSet<_>>(), keys);
+        assert_eq!(pairs().count(), keys.len());
     }
 
     #[test]
@@ -380,10 +406,11 @@ mod tests {
         let defaults = Table::try_from(Recipe::default()).unwrap();
         for flag in FLAGS {
             let help = flag.help(&defaults);
-            match defaults[flag.section].get(flag.key).filter(|_| !flag.help.contains("[default: ")) {
+            let first = flag.sections[0];
+            match defaults[first].get(flag.key).filter(|_| !flag.help.contains("[default: ")) {
                 Some(value) => {
                     let text = plain(value);
-                    assert!(help.ends_with(&format!("[default: {text}]")), "{help}");
+                    assert!(help.contains(&format!("[default: {text}")), "{help}");
                     let given = parse(&[&format!("{}={text}", flag.name())]).unwrap();
                     assert_eq!(given.apply(&Recipe::default()).unwrap(), Recipe::default(), "{}", flag.key);
                 }
@@ -458,6 +485,21 @@ mod tests {
             let text = parse(&args).unwrap_err().to_string();
             assert!(text.contains(flag) && text.contains(expected), "{text}");
         }
+    }
+
+    #[test]
+    fn a_flag_of_several_networks_goes_to_the_chosen_one() {
+        let recipe = parse(&["--model", "uvit", "--dim", "8", "--vit-depth", "2"]).unwrap();
+        let recipe = recipe.apply(&Recipe::default()).unwrap();
+        assert_eq!((recipe.uvit.dim, recipe.uvit.vit_depth, recipe.unet.dim), (8, 2, 64));
+        let wider = parse(&["--dim", "16"]).unwrap().apply(&recipe).unwrap();
+        assert_eq!((wider.uvit.dim, wider.unet.dim), (16, 64));
+        // The other network's option is found by validation.
+        let wrong = parse(&["--model", "dit", "--dim", "16"]).unwrap().apply(&Recipe::default()).unwrap();
+        assert!(wrong.validate().unwrap_err().to_string().contains("[unet]"));
+        let defaults = Table::try_from(Recipe::default()).unwrap();
+        let help = |key: &str| FLAGS.iter().find(|flag| flag.key == key).unwrap().help(&defaults);
+        assert!(help("patch_size").ends_with("(dit, uvit) [default: 2; uvit: 1]"), "{}", help("patch_size"));
     }
 
     #[test]

@@ -38,13 +38,8 @@ pub enum InteropError {
     /// Tensors that a U-Net does not have; at most five are named.
     #[error("{count} {} to no part of a U-Net: {}", belong(*count), names.join(", "))]
     Unknown { count: usize, names: Vec<String> },
-    #[error("the reference's Unet takes no classes, and this network is conditioned on {0}")]
-    Classes(usize),
-    #[error(
-        "this is the class-conditional U-Net of classifier_free_guidance, for {num_classes} classes: its attention has no memory and it \
-         halves images by strided convolutions, so that it is no network of ours and cannot be imported yet"
-    )]
-    ClassifierFreeGuidance { num_classes: usize },
+    #[error("the reference has no such network{}", with_classes(*num_classes))]
+    NotThere { num_classes: usize },
     #[error("the name `{0}` is reserved in safetensors files")]
     ReservedName(String),
     /// Nothing in the file looks like the reference's U-Net; at most five of its keys are named.
@@ -100,9 +95,9 @@ impl InteropError {
             Self::Missing { .. } | Self::Unknown { .. } | Self::Shape { .. } | Self::NoConfiguration(_) => {
                 "the network may come from another package, an old version, or changed code"
             }
-            Self::Classes(_) => "write it in our format",
-            Self::ClassifierFreeGuidance { .. } => {
-                "the package's main Unet can be imported; a conditional network can be trained here (class_condition)"
+            Self::NotThere { .. } => {
+                "write it in our format; with classes the reference has linear attention in every stage, no learned keys (num_mem_kv = 0) and \
+                 strided downsampling"
             }
             Self::Contradicted { .. } => "leave it out: what the file tells is used",
             Self::Untold { .. } => {
@@ -113,6 +108,10 @@ impl InteropError {
             Self::Integer { .. } | Self::ValueCount { .. } | Self::ReservedName(_) => return None,
         })
     }
+}
+
+fn with_classes(num_classes: usize) -> String {
+    if num_classes == 0 { String::new() } else { format!(" as this one, conditioned on {num_classes} classes") }
 }
 
 fn belong(count: usize) -> &'static str {

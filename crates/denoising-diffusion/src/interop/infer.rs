@@ -9,7 +9,9 @@ use super::names::{reference_layout, refuse_unknown};
 use super::reference_weights::ReferenceWeights;
 use super::state_dict::StateDict;
 use crate::diffusion::DiffusionConfig;
-use crate::models::unet_config::{PerStage, UnetConfig};
+use crate::models::NetworkConfig;
+use crate::models::unet_config::{Downsampling, PerStage, UnetConfig};
+use crate::nn::Axes;
 
 /// What the tensors of a reference checkpoint tell.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +29,35 @@ pub struct Inferred {
     pub notes: Vec<String>,
 }
 
+impl Inferred {
+    /// The same with another number of heads in the middle block, where no tensor tells it.
+    ///
+    /// # Errors
+    /// The tensors tell it, or their features cannot be shared out to so many heads.
+    pub fn with_mid_attn_heads(mut self, heads: usize) -> Result<Self, InteropError> {
+        let (Some(assumed), Some(dim_head)) = (self.unet.mid_attn_heads, self.unet.mid_attn_dim_head) else {
+            return Err(InteropError::Contradicted {
+                key: "mid_attn_heads".to_string(),
+                told: "the heads of every attention".to_string(),
+                said: heads.to_string(),
+            });
+        };
+        let features = assumed * dim_head;
+        if heads == 0 || !features.is_multiple_of(heads) {
+            return Err(no_configuration(format!(
+                "the middle block's attention has {features} features, which are no multiple of {heads} heads"
+            )));
+        }
+        (self.unet.mid_attn_heads, self.unet.mid_attn_dim_head) = (Some(heads), Some(features / heads));
+        Ok(self)
+    }
+
+    /// The network as a model card says it.
+    pub fn network(&self) -> NetworkConfig {
+        NetworkConfig::of_unet(self.unet.clone())
+    }
+}
+
 /// Sides above this are no layer's; the bound keeps products of sides within `usize`.
 const WIDEST: usize = 1 << 20;
 
@@ -38,10 +69,16 @@ pub(super) fn infer(weights: &ReferenceWeights) -> Result<Inferred, InteropError
     if !config.fourier_time() {
         assumed.push("sinusoidal_pos_emb_theta");
     }
+    if config.mid_attn_heads.is_some() {
+        assumed.push("mid_attn_heads");
+    }
+    let mut taken = vec!["0".to_string()];
+    taken.extend((!config.fourier_time()).then(|| config.sinusoidal_pos_emb_theta.to_string()));
+    taken.extend(config.mid_attn_heads.map(|heads| heads.to_string()));
     notes.push(format!(
         "no tensor tells {}: taken as {} (dropout matters for training only)",
         assumed.join(" and "),
-        if config.fourier_time() { "0".to_string() } else { format!("0 and {}", config.sinusoidal_pos_emb_theta) }
+        taken.join(" and "),
     ));
     let mut inferred = Inferred { unet: config, diffusion: None, betas: None, assumed, notes };
     infer_diffusion(weights, &mut inferred)?;
@@ -49,12 +86,12 @@ pub(super) fn infer(weights: &ReferenceWeights) -> Result<Inferred, InteropError
 }
 
 fn infer_unet(state: &StateDict, notes: &mut Vec<String>) -> Result<UnetConfig, InteropError> {
-    if state.contains("classes_emb.weight") {
-        let [num_classes, _] = shape::<2>(state, "classes_emb.weight")?;
-        return Err(InteropError::ClassifierFreeGuidance { num_classes });
-    }
-    let [first, in_channels, ..] = shape::<4>(state, "init_conv.weight")?;
-    let [out_channels, ..] = shape::<4>(state, "final_conv.weight")?;
+    let axes = match state.get("init_conv.weight").map(|tensor| tensor.shape.len()) {
+        Some(3) => Axes::Width,
+        _ => Axes::Both,
+    };
+    let [first, in_channels, ..] = kernel(state, "init_conv.weight", axes)?;
+    let [out_channels, ..] = kernel(state, "final_conv.weight", axes)?;
     let [time_dim, _] = shape::<2>(state, "time_mlp.3.weight")?;
     let dim = time_dim / 4;
     if dim == 0 || !time_dim.is_multiple_of(4) {
@@ -62,10 +99,18 @@ fn infer_unet(state: &StateDict, notes: &mut Vec<String>) -> Result<UnetConfig, 
             "the time embedding is {time_dim} wide, which is not 4 times a base width"
         )));
     }
-    let mut config = UnetConfig { dim, init_dim: (first != dim).then_some(first), ..UnetConfig::default() };
+    let mut config = UnetConfig { dim, init_dim: (first != dim).then_some(first), axes, ..UnetConfig::default() };
     notes.push(format!("dim {dim}: a quarter of the time embedding's width (time_mlp.3.weight)"));
     infer_time(state, &mut config, notes)?;
-    infer_stages(state, &mut config)?;
+    if state.contains("classes_emb.weight") {
+        [config.num_classes, _] = shape(state, "classes_emb.weight")?;
+        notes.push(format!("{} classes (classes_emb.weight)", config.num_classes));
+    }
+    if state.contains("mid_attn.fn.norm.g") {
+        infer_old_stages(state, &mut config, notes)?;
+    } else {
+        infer_stages(state, &mut config)?;
+    }
     infer_channels(in_channels, out_channels, &mut config, notes);
     check_fit(state, &config)?;
     Ok(config)
@@ -114,6 +159,35 @@ fn infer_stages(state: &StateDict, config: &mut UnetConfig) -> Result<(), Intero
     Ok(())
 }
 
+/// Of the reference's networks whose attention is wrapped twice: linear attention of 4 heads of 32 in every stage.
+fn infer_old_stages(state: &StateDict, config: &mut UnetConfig, notes: &mut Vec<String>) -> Result<(), InteropError> {
+    let stages = (0..).take_while(|i| state.contains(&format!("downs.{i}.0.block1.proj.weight"))).count();
+    config.dim_mults = (0..stages)
+        .map(|i| {
+            let [width, ..] = kernel(state, &format!("downs.{i}.3.weight"), config.axes)?;
+            if width.is_multiple_of(config.dim) {
+                return Ok(width / config.dim);
+            }
+            Err(no_configuration(format!(
+                "stage {i} is {width} wide, which is no multiple of the base width {}",
+                config.dim
+            )))
+        })
+        .collect::<Result<_, _>>()?;
+    let [three_hidden, ..] = kernel(state, "mid_attn.fn.fn.to_qkv.weight", config.axes)?;
+    let hidden = three_hidden / 3;
+    let dim_head = if hidden.is_multiple_of(32) { 32 } else { hidden };
+    notes.push(format!(
+        "the middle block's attention has {hidden} features in all: taken as {} heads of {dim_head}",
+        hidden / dim_head
+    ));
+    config.full_attn = Some(PerStage::All(false));
+    config.num_mem_kv = 0;
+    config.downsample = Downsampling::Strided;
+    (config.mid_attn_heads, config.mid_attn_dim_head) = (Some(hidden / dim_head), Some(dim_head));
+    Ok(())
+}
+
 fn one_or_each<T: Clone + PartialEq>(values: Vec<T>) -> PerStage<T> {
     match &values[..] {
         [first, rest @ ..] if rest.iter().all(|value| value == first) => PerStage::All(first.clone()),
@@ -156,11 +230,19 @@ fn check_fit(state: &StateDict, config: &UnetConfig) -> Result<(), InteropError>
     refuse_unknown(&unknown)
 }
 
+/// `[c_out, c_in, height, width]` of a convolution's weight.
+fn kernel(state: &StateDict, name: &str, axes: Axes) -> Result<[usize; 4], InteropError> {
+    match axes {
+        Axes::Both => shape(state, name),
+        Axes::Width => shape::<3>(state, name).map(|[o, i, k]| [o, i, 1, k]),
+    }
+}
+
 /// The shape of a tensor that must have `N` axes of plausible size.
 fn shape<const N: usize>(state: &StateDict, name: &str) -> Result<[usize; N], InteropError> {
     let tensor = state.get(name).ok_or_else(|| no_configuration(format!("tensor `{name}` is missing")))?;
     let axes: [usize; N] = tensor.shape.as_slice().try_into().map_err(|_| {
-        no_configuration(format!("tensor `{name}` has shape {:?}; a U-Net for images has {N} axes there", tensor.shape))
+        no_configuration(format!("tensor `{name}` has shape {:?}; a U-Net has {N} axes there", tensor.shape))
     })?;
     match axes.iter().find(|&&side| side == 0 || side > WIDEST) {
         Some(side) => Err(no_configuration(format!("tensor `{name}` has a side of {side}; expected 1 to {WIDEST}"))),
@@ -176,6 +258,7 @@ fn no_configuration(what: String) -> InteropError {
 mod tests {
     use super::super::TensorData;
     use super::*;
+    use crate::models::Unet1dConfig;
 
     fn state(config: &UnetConfig) -> StateDict {
         let layout = reference_layout(config).unwrap();
@@ -227,10 +310,16 @@ mod tests {
     }
 
     #[test]
-    fn a_network_with_classes_is_told_from_a_damaged_one() {
-        let error = alone(state(&UnetConfig { num_classes: 7, ..small() })).infer().unwrap_err();
-        assert!(matches!(error, InteropError::ClassifierFreeGuidance { num_classes: 7 }), "{error}");
-        assert!(error.to_string().contains("classifier_free_guidance, for 7 classes"), "{error}");
+    fn older_networks_come_back_from_their_shapes() {
+        let sequences = Unet1dConfig { dim: 4, dim_mults: vec![1, 3], channels: 2, ..Unet1dConfig::default() };
+        let found = inferred(&sequences.unet());
+        assert_eq!(found.network(), NetworkConfig::Unet1d(sequences.clone()));
+        let learned = Unet1dConfig { attn_heads: 2, learned_variance: true, ..sequences };
+        assert_eq!(inferred(&learned.unet()).unet, learned.unet());
+        let with_classes = UnetConfig { num_classes: 7, axes: Axes::Both, ..learned.unet() };
+        let found = inferred(&with_classes);
+        assert_eq!(found.network(), NetworkConfig::Unet(with_classes));
+        assert!(found.notes.iter().any(|note| note.contains("7 classes")));
     }
 
     #[test]
@@ -243,7 +332,7 @@ mod tests {
         let zeros = |shape: &[usize]| TensorData::new(shape, vec![0.0; shape.iter().product()]).unwrap();
         let text = refused(&|state| drop(state.remove("time_mlp.3.weight")));
         assert!(text.contains("`time_mlp.3.weight` is missing"), "{text}");
-        let text = refused(&|state| drop(state.insert("init_conv.weight", zeros(&[4, 2, 7]))));
+        let text = refused(&|state| drop(state.insert("init_conv.weight", zeros(&[4, 2]))));
         assert!(text.contains("4 axes"), "{text}");
         let text = refused(&|state| drop(state.insert("ups.0.3.1.bias", zeros(&[5]))));
         assert!(text.contains("`ups.0.3.1.bias` must have shape [4], got [5]"), "{text}");

@@ -1,17 +1,20 @@
 //! The reference's names and shapes of a U-Net's parameters beside ours. Not here: files, and telling a configuration from
 //! tensors (`infer.rs`).
 //!
-//! All layouts are PyTorch's, except that RMSNorm's gain `g` is `[c]` here and `[1, c, 1, 1]` there.
+//! All layouts are PyTorch's, except that RMSNorm's gain `g` is `[c]` here and `[1, c, 1, 1]` there, and that kernels of sequences are
+//! `[o, i, 1, k]` here and `[o, i, k]` there.
+//!
+//! Three networks of the reference are this one with other options: `Unet`, `classifier_free_guidance.Unet` (classes, no learned keys,
+//! halving by strided convolutions, linear attention in every stage) and `Unet1D` (the same without classes, for sequences). The
+//! latter two wrap their attention twice, which shows in its names (`fn`).
 
 use std::collections::BTreeSet;
 
 use super::error::{InteropError, NAMED};
 use super::learned_schedule;
 use super::state_dict::{StateDict, TensorData};
-use crate::models::unet_config::{Stage, UnetConfig, UnetConfigError};
-
-/// Memory keys and values per attention head; a constant of the reference.
-const MEMORY: usize = 4;
+use crate::models::unet_config::{Downsampling, PerStage, Stage, UnetConfig, UnetConfigError};
+use crate::nn::Axes;
 
 /// One parameter of a U-Net under both names, with both shapes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +35,7 @@ pub fn to_ours(reference: &StateDict) -> Result<StateDict, InteropError> {
     let mut ours = StateDict::new();
     for (name, tensor) in reference.iter() {
         let Some(our_name) = our_name(name) else { continue };
-        let tensor = if our_name.ends_with(".g") { flat_gain(name, tensor)? } else { tensor.clone() };
+        let tensor = if our_name.ends_with(".g") { flat_gain(name, tensor)? } else { as_image_kernel(tensor)? };
         if ours.insert(our_name.as_str(), tensor).is_some() {
             return Err(InteropError::NoConfiguration(format!("two tensors stand for `{our_name}`, one is `{name}`")));
         }
@@ -44,7 +47,7 @@ pub fn to_ours(reference: &StateDict) -> Result<StateDict, InteropError> {
 /// network with a learned schedule beside it gets those of ContinuousTimeGaussianDiffusion.
 ///
 /// # Errors
-/// A network with classes, a parameter that is missing or has another shape, tensors that the network does not have, a configuration
+/// A network that the reference has not, a parameter that is missing or has another shape, tensors that the network does not have, a configuration
 /// without network.
 pub fn to_reference(ours: &StateDict, config: &UnetConfig) -> Result<StateDict, InteropError> {
     if let Some([network, schedule]) = learned_schedule::apart(ours) {
@@ -57,8 +60,8 @@ pub fn to_reference(ours: &StateDict, config: &UnetConfig) -> Result<StateDict, 
 
 fn unet_to_reference(ours: &StateDict, config: &UnetConfig) -> Result<StateDict, InteropError> {
     let layout = reference_layout(config)?;
-    if config.num_classes > 0 {
-        return Err(InteropError::Classes(config.num_classes));
+    if !exists_there(config) {
+        return Err(InteropError::NotThere { num_classes: config.num_classes });
     }
     let known: BTreeSet<&str> = layout.iter().map(|p| p.ours.as_str()).collect();
     let unknown: Vec<&str> = ours.names().filter(|name| !known.contains(name)).collect();
@@ -69,11 +72,35 @@ fn unet_to_reference(ours: &StateDict, config: &UnetConfig) -> Result<StateDict,
         .collect()
 }
 
-/// Every parameter of the configured U-Net, in the order of its layers. The parameters of classes have the names of the reference's
-/// `classifier_free_guidance.Unet`; the rest of that network is another one, so that no network there has all of these names.
+/// Whether one of the reference's networks is the configured one.
+fn exists_there(config: &UnetConfig) -> bool {
+    let (heads, dim_head) = (&config.attn_heads, &config.attn_dim_head);
+    let linear =
+        config.full_attn == Some(PerStage::All(false)) && (heads, dim_head) == (&PerStage::All(4), &PerStage::All(32));
+    let old = config.downsample == Downsampling::Strided && config.num_mem_kv == 0 && linear;
+    match (config.axes, config.num_classes) {
+        (Axes::Width, 0) => old,
+        (Axes::Both, 0) => {
+            let own_middle = config.mid_attn_heads.is_some() || config.mid_attn_dim_head.is_some();
+            config.downsample == Downsampling::Unshuffle && config.num_mem_kv == 4 && !own_middle
+        }
+        (Axes::Both, _) => old && !config.self_condition,
+        (Axes::Width, _) => false,
+    }
+}
+
+/// Every parameter of the configured U-Net, in the order of its layers. A configuration that is none of the reference's has names there all
+/// the same, which mean nothing.
 pub fn reference_layout(config: &UnetConfig) -> Result<Vec<ParameterName>, UnetConfigError> {
     let stages = config.stages()?;
-    let mut layout = Layout { time_dim: config.time_dim(), cond_dim: config.cond_dim(), parameters: Vec::new() };
+    let mut layout = Layout {
+        time_dim: config.time_dim(),
+        cond_dim: config.cond_dim(),
+        axes: config.axes,
+        memory: config.num_mem_kv,
+        downsample: config.downsample,
+        parameters: Vec::new(),
+    };
     let first = config.first_dim();
     layout.conv("init_conv", "init_conv", config.in_channels(), first, 7);
     layout.time_mlp(config);
@@ -84,7 +111,8 @@ pub fn reference_layout(config: &UnetConfig) -> Result<Vec<ParameterName>, UnetC
         layout.down(i, stage);
     }
     if let Some(last) = stages.last() {
-        let innermost = Stage { full_attn: true, ..*last };
+        let (heads, dim_head) = config.mid_attention(last);
+        let innermost = Stage { full_attn: true, heads, dim_head, ..*last };
         layout.residual("mid_block1", "mid_block1", last.dim_out, last.dim_out);
         layout.attention("mid_attn", "mid_attn", &innermost, last.dim_out);
         layout.residual("mid_block2", "mid_block2", last.dim_out, last.dim_out);
@@ -107,12 +135,20 @@ pub(super) fn refuse_unknown(unknown: &[&str]) -> Result<(), InteropError> {
 
 fn flat_gain(name: &str, tensor: &TensorData) -> Result<TensorData, InteropError> {
     match tensor.shape[..] {
-        [1, c, 1, 1] => tensor.clone().reshaped([c]),
+        [1, c, 1, 1] | [1, c, 1] => tensor.clone().reshaped([c]),
         _ => Err(InteropError::Shape {
             name: name.to_string(),
             expected: vec![1, tensor.values.len(), 1, 1],
             got: tensor.shape.clone(),
         }),
+    }
+}
+
+/// Kernels of sequences as kernels of images of height 1.
+fn as_image_kernel(tensor: &TensorData) -> Result<TensorData, InteropError> {
+    match tensor.shape[..] {
+        [o, i, k] => tensor.clone().reshaped([o, i, 1, k]),
+        _ => Ok(tensor.clone()),
     }
 }
 
@@ -168,6 +204,8 @@ pub(super) fn our_residual(rest: &[&str]) -> Option<String> {
 
 pub(super) fn our_attention(rest: &[&str]) -> Option<String> {
     match rest {
+        ["fn", "norm", "g"] => Some("norm.g".to_string()),
+        ["fn", "fn", rest @ ..] if !matches!(rest, ["norm" | "mem_kv" | "fn", ..]) => our_attention(rest),
         ["norm", "g"] | ["mem_kv"] | ["to_qkv", "weight"] | ["to_out", "weight" | "bias"] => Some(rest.join(".")),
         ["to_out", "0", leaf @ ("weight" | "bias")] => Some(format!("to_out.{leaf}")),
         ["to_out", "1", "g"] => Some("out_norm.g".to_string()),
@@ -179,6 +217,9 @@ pub(super) fn our_attention(rest: &[&str]) -> Option<String> {
 struct Layout {
     time_dim: usize,
     cond_dim: usize,
+    axes: Axes,
+    memory: usize,
+    downsample: Downsampling,
     parameters: Vec<ParameterName>,
 }
 
@@ -193,8 +234,18 @@ impl Layout {
     }
 
     fn conv(&mut self, ours: &str, reference: &str, dim_in: usize, dim_out: usize, kernel: usize) {
-        self.same(ours, reference, "weight", &[dim_out, dim_in, kernel, kernel]);
+        self.kernel(ours, reference, dim_in, dim_out, kernel);
         self.same(ours, reference, "bias", &[dim_out]);
+    }
+
+    fn kernel(&mut self, ours: &str, reference: &str, dim_in: usize, dim_out: usize, kernel: usize) {
+        let [height, width] = self.axes.kernel(kernel);
+        let there: &[usize] = match self.axes {
+            Axes::Both => &[dim_out, dim_in, height, width],
+            Axes::Width => &[dim_out, dim_in, width],
+        };
+        let (ours, reference) = (format!("{ours}.weight"), format!("{reference}.weight"));
+        self.add(ours, &[dim_out, dim_in, height, width], reference, there);
     }
 
     fn linear(&mut self, ours: &str, reference: &str, dim_in: usize, dim_out: usize) {
@@ -203,7 +254,11 @@ impl Layout {
     }
 
     fn gain(&mut self, ours: &str, reference: &str, dim: usize) {
-        self.add(format!("{ours}.g"), &[dim], format!("{reference}.g"), &[1, dim, 1, 1]);
+        let there: &[usize] = match self.axes {
+            Axes::Both => &[1, dim, 1, 1],
+            Axes::Width => &[1, dim, 1],
+        };
+        self.add(format!("{ours}.g"), &[dim], format!("{reference}.g"), there);
     }
 
     fn time_mlp(&mut self, config: &UnetConfig) {
@@ -230,11 +285,11 @@ impl Layout {
         let path = format!("downs.{index}");
         self.blocks(&path, stage, stage.dim_in, stage.dim_in);
         let ours = format!("{path}.resample.conv");
-        if stage.is_last {
-            self.conv(&ours, &format!("{path}.3"), stage.dim_in, stage.dim_out, 3);
-        } else {
+        match self.downsample {
+            _ if stage.is_last => self.conv(&ours, &format!("{path}.3"), stage.dim_in, stage.dim_out, 3),
             // Space to depth turns 2x2 pixels into channels before a 1x1 convolution.
-            self.conv(&ours, &format!("{path}.3.1"), stage.dim_in * 4, stage.dim_out, 1);
+            Downsampling::Unshuffle => self.conv(&ours, &format!("{path}.3.1"), stage.dim_in * 4, stage.dim_out, 1),
+            Downsampling::Strided => self.conv(&ours, &format!("{path}.3"), stage.dim_in, stage.dim_out, 4),
         }
     }
 
@@ -264,18 +319,24 @@ impl Layout {
     }
 
     fn attention(&mut self, ours: &str, reference: &str, stage: &Stage, dim: usize) {
-        let (heads, dim_head) = (stage.heads, stage.dim_head);
+        let (heads, dim_head, memory) = (stage.heads, stage.dim_head, self.memory);
         let hidden = heads * dim_head;
-        self.gain(&format!("{ours}.norm"), &format!("{reference}.norm"), dim);
-        self.same(&format!("{ours}.to_qkv"), &format!("{reference}.to_qkv"), "weight", &[hidden * 3, dim, 1, 1]);
+        let (norm, inner) = match self.downsample {
+            Downsampling::Unshuffle => (format!("{reference}.norm"), reference.to_string()),
+            Downsampling::Strided => (format!("{reference}.fn.norm"), format!("{reference}.fn.fn")),
+        };
+        self.gain(&format!("{ours}.norm"), &norm, dim);
+        self.kernel(&format!("{ours}.to_qkv"), &format!("{inner}.to_qkv"), dim, hidden * 3, 1);
+        if memory > 0 {
+            let (rows, columns) = if stage.full_attn { (memory, dim_head) } else { (dim_head, memory) };
+            self.same(ours, &inner, "mem_kv", &[2, heads, rows, columns]);
+        }
         let to_out = format!("{ours}.to_out");
         if stage.full_attn {
-            self.same(ours, reference, "mem_kv", &[2, heads, MEMORY, dim_head]);
-            self.conv(&to_out, &format!("{reference}.to_out"), hidden, dim, 1);
+            self.conv(&to_out, &format!("{inner}.to_out"), hidden, dim, 1);
         } else {
-            self.same(ours, reference, "mem_kv", &[2, heads, dim_head, MEMORY]);
-            self.conv(&to_out, &format!("{reference}.to_out.0"), hidden, dim, 1);
-            self.gain(&format!("{ours}.out_norm"), &format!("{reference}.to_out.1"), dim);
+            self.conv(&to_out, &format!("{inner}.to_out.0"), hidden, dim, 1);
+            self.gain(&format!("{ours}.out_norm"), &format!("{inner}.to_out.1"), dim);
         }
     }
 }
@@ -283,7 +344,7 @@ impl Layout {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::unet_config::PerStage;
+    use crate::models::Unet1dConfig;
 
     fn configs() -> Vec<UnetConfig> {
         let small = UnetConfig { dim: 4, dim_mults: vec![1, 2], channels: 1, ..UnetConfig::default() };
@@ -294,7 +355,13 @@ mod tests {
             UnetConfig { init_dim: Some(6), out_dim: Some(5), self_condition: true, ..small.clone() },
             UnetConfig { full_attn: Some(PerStage::Each(vec![true, false])), ..small.clone() },
             UnetConfig { attn_heads: PerStage::Each(vec![1, 3]), attn_dim_head: PerStage::All(5), ..small },
+            sequences().unet(),
+            UnetConfig { num_classes: 3, axes: Axes::Both, ..sequences().unet() },
         ]
+    }
+
+    fn sequences() -> Unet1dConfig {
+        Unet1dConfig { dim: 4, dim_mults: vec![1, 2], channels: 1, attn_heads: 2, ..Unet1dConfig::default() }
     }
 
     fn with_classes() -> UnetConfig {
@@ -339,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn classes_have_names_but_no_network_of_the_reference() {
+    fn classes_beside_learned_keys_have_names_but_no_network_of_the_reference() {
         let config = with_classes();
         let ours = to_ours(&reference_state(&config)).unwrap();
         let shape = |name: &str| ours.get(name).unwrap().shape.clone();
@@ -347,7 +414,7 @@ mod tests {
         assert_eq!(shape("classes_mlp.linear2.weight"), [16, 16]);
         assert_eq!(shape("mid_block1.mlp.weight"), [8, 32]);
         let refused = to_reference(&ours, &config).unwrap_err();
-        assert!(matches!(refused, InteropError::Classes(3)), "{refused}");
+        assert!(matches!(refused, InteropError::NotThere { num_classes: 3 }), "{refused}");
         assert!(refused.hint().unwrap().contains("our format"));
     }
 
@@ -371,6 +438,10 @@ mod tests {
             ("downs.0.4.weight", None),
             ("downs.0.0.block1.norm.weight", None),
             ("model.init_conv.weight", None),
+            ("downs.0.2.fn.norm.g", Some("downs.0.attn.norm.g")),
+            ("downs.0.2.fn.fn.to_out.1.g", Some("downs.0.attn.out_norm.g")),
+            ("mid_attn.fn.fn.to_out.weight", Some("mid_attn.to_out.weight")),
+            ("mid_attn.fn.fn.norm.g", None),
         ] {
             assert_eq!(our_name(reference).as_deref(), ours, "{reference}");
         }

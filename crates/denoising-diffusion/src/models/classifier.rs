@@ -10,6 +10,9 @@ use super::unet_config::{PerStage, Stage, UnetConfig, UnetConfigError, at_least}
 use super::{StageAttention, TimeMlp, UnetStage};
 use crate::nn::{Attention, Conv2d, Init, Linear, Resample, Resampling, ResnetBlock, RmsNorm, ops};
 
+/// Learned pairs of key and value in each attention.
+const MEMORY: usize = 4;
+
 /// Options of [`Classifier`]; those that [`UnetConfig`] has too mean the same.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -96,7 +99,7 @@ impl Classifier {
         let downs = stages.iter().map(|s| UnetStage {
             block1: block(init, s.dim_in),
             block2: block(init, s.dim_in),
-            attn: StageAttention::new(init, s.dim_in, s),
+            attn: StageAttention::new(init, s.dim_in, s, MEMORY),
             resample: Resample::new(
                 init,
                 s.dim_in,
@@ -109,7 +112,7 @@ impl Classifier {
             time_mlp,
             downs: downs.collect(),
             mid_block1: block(init, inner.dim_out),
-            mid_attn: Attention::new(init, inner.dim_out, inner.heads, inner.dim_head),
+            mid_attn: Attention::new(init, inner.dim_out, inner.heads, inner.dim_head, MEMORY),
             mid_block2: block(init, inner.dim_out),
             norm: RmsNorm::new(init, inner.dim_out),
             to_logits: Linear::new(init, inner.dim_out, config.num_classes),

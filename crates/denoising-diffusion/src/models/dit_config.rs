@@ -119,25 +119,6 @@ impl DitConfig {
         (self.hidden_size() as f64 * self.mlp_ratio) as usize
     }
 
-    /// Number of trained values.
-    pub fn num_parameters(&self) -> usize {
-        let linear = |from: usize, to: usize| from * to + to;
-        let (hidden, mlp, area) = (self.hidden_size(), self.mlp_dim(), self.patch_size * self.patch_size);
-        let block = linear(hidden, 6 * hidden)
-            + linear(hidden, 3 * hidden)
-            + linear(hidden, hidden)
-            + linear(hidden, mlp)
-            + linear(mlp, hidden);
-        let classes = if self.num_classes > 0 { (self.num_classes + 1) * hidden } else { 0 };
-        linear(self.channels * area, hidden)
-            + linear(TIME_FREQUENCIES, hidden)
-            + linear(hidden, hidden)
-            + classes
-            + self.depth() * block
-            + linear(hidden, 2 * hidden)
-            + linear(hidden, area * self.out_channels())
-    }
-
     /// Channels of the network's output.
     pub fn out_channels(&self) -> usize {
         self.out_dim.unwrap_or(self.channels)

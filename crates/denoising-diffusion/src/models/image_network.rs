@@ -1,4 +1,4 @@
-//! The networks for images behind one type, for programs that learn from a file which one they have; and their configurations. Not here:
+//! The networks behind one type, for programs that learn from a file which one they have; and their configurations. Not here:
 //! the networks.
 
 use burn::module::Module;
@@ -6,7 +6,10 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{Dit, DitConfig, DitConfigError, Network, NetworkInput, SizeError, Unet, UnetConfig, UnetConfigError};
+use super::{
+    Dit, DitConfig, DitConfigError, Network, NetworkInput, SizeError, Unet, Unet1dConfig, UnetConfig, UnetConfigError,
+    Uvit, UvitConfig, UvitConfigError,
+};
 use crate::nn::Init;
 
 /// Which network weights belong to.
@@ -14,7 +17,9 @@ use crate::nn::Init;
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum NetworkConfig {
     Unet(UnetConfig),
+    Unet1d(Unet1dConfig),
     Dit(DitConfig),
+    Uvit(UvitConfig),
     /// A network of the user's own, by name; only its own program can build it.
     Custom {
         name: String,
@@ -28,19 +33,40 @@ pub enum NetworkConfigError {
     Unet(#[from] UnetConfigError),
     #[error(transparent)]
     Dit(#[from] DitConfigError),
+    #[error(transparent)]
+    Uvit(#[from] UvitConfigError),
+    #[error("the network is for sequences [n, c, l], and the data are images of {height}x{width}")]
+    NotSequences { height: usize, width: usize },
     #[error("`{name}` is a custom network; only the program that defines it can build it")]
     Custom { name: String },
 }
 
-/// A network for images.
+/// A network for images, or for what is carried as images: sequences have height 1.
 #[derive(Module, Debug)]
 #[allow(clippy::large_enum_variant)] // a handful of them exist
 pub enum ImageNetwork {
     Unet(Unet),
     Dit(Dit),
+    Uvit(Uvit),
 }
 
 impl NetworkConfig {
+    /// A U-Net's options, as those of a network for sequences where they are.
+    pub fn of_unet(unet: UnetConfig) -> Self {
+        Unet1dConfig::of_unet(&unet).map_or_else(|| Self::Unet(unet), Self::Unet1d)
+    }
+
+    /// The probability with which training hides an example's class.
+    pub fn class_drop_prob(&self) -> f64 {
+        match self {
+            Self::Unet(config) => config.class_drop_prob,
+            Self::Unet1d(config) => config.class_drop_prob,
+            Self::Dit(config) => config.class_dropout_prob,
+            Self::Uvit(config) => config.class_drop_prob,
+            Self::Custom { .. } => 0.0,
+        }
+    }
+
     /// Draws the network's weights.
     ///
     /// # Errors
@@ -48,9 +74,75 @@ impl NetworkConfig {
     pub fn build(&self, init: &mut Init) -> Result<ImageNetwork, NetworkConfigError> {
         Ok(match self {
             Self::Unet(config) => ImageNetwork::Unet(Unet::new(config, init)?),
+            Self::Unet1d(config) => ImageNetwork::Unet(Unet::new(&config.unet(), init)?),
             Self::Dit(config) => ImageNetwork::Dit(Dit::new(config, init)?),
+            Self::Uvit(config) => ImageNetwork::Uvit(Uvit::new(config, init)?),
             Self::Custom { name } => return Err(NetworkConfigError::Custom { name: name.clone() }),
         })
+    }
+
+    /// Number of values of the network's parameters. None are made.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build).
+    pub fn num_parameters(&self) -> Result<u64, NetworkConfigError> {
+        let mut init = Init::counting();
+        self.build(&mut init)?;
+        Ok(init.values())
+    }
+
+    /// Refuses options that describe no network.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn validate(&self) -> Result<(), NetworkConfigError> {
+        match self {
+            Self::Unet(config) => config.stages().map(drop)?,
+            Self::Unet1d(config) => config.validate()?,
+            Self::Dit(config) => config.validate()?,
+            Self::Uvit(config) => config.validate()?,
+            Self::Custom { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Whether time is embedded by Fourier features alone, which cannot tell levels that are numbered up to a thousand.
+    pub fn fourier_time(&self) -> bool {
+        match self {
+            Self::Unet(config) => config.fourier_time(),
+            Self::Unet1d(config) => config.unet().fourier_time(),
+            Self::Uvit(_) => true,
+            Self::Dit(_) | Self::Custom { .. } => false,
+        }
+    }
+
+    /// The same network for data of `channels` channels and `num_classes` classes, with `out_channels` channels of output unless its own
+    /// options insist on others.
+    pub fn for_data(self, channels: usize, num_classes: usize, out_channels: usize) -> Self {
+        // A second half for the variance, or none, is what the network has by itself.
+        let unless = |own: usize, insists: bool, out_dim| {
+            if insists || own == out_channels { out_dim } else { Some(out_channels) }
+        };
+        match self {
+            Self::Unet(config) => {
+                let config = UnetConfig { channels, num_classes, ..config };
+                let insists = config.out_dim.is_some() || config.learned_variance;
+                let out_dim = unless(config.out_channels(), insists, config.out_dim);
+                Self::Unet(UnetConfig { out_dim, ..config })
+            }
+            Self::Unet1d(config) => {
+                let config = Unet1dConfig { channels, num_classes, ..config };
+                let insists = config.out_dim.is_some() || config.learned_variance;
+                let out_dim = unless(config.unet().out_channels(), insists, config.out_dim);
+                Self::Unet1d(Unet1dConfig { out_dim, ..config })
+            }
+            Self::Dit(config) => Self::Dit(DitConfig { channels, num_classes, out_dim: Some(out_channels), ..config }),
+            Self::Uvit(config) => {
+                let out_dim = (out_channels != channels).then_some(out_channels);
+                Self::Uvit(UvitConfig { channels, num_classes, out_dim, ..config })
+            }
+            Self::Custom { .. } => self,
+        }
     }
 
     /// Refuses sizes that the network cannot work on; of a custom one nothing is known.
@@ -60,7 +152,10 @@ impl NetworkConfig {
     pub fn check_size(&self, height: usize, width: usize) -> Result<(), NetworkConfigError> {
         match self {
             Self::Unet(config) => Ok(config.check_size(height, width)?),
+            Self::Unet1d(_) if height != 1 => Err(NetworkConfigError::NotSequences { height, width }),
+            Self::Unet1d(config) => Ok(config.unet().check_size(height, width)?),
             Self::Dit(config) => Ok(config.check_size(height, width)?),
+            Self::Uvit(config) => Ok(config.check_size(height, width)?),
             Self::Custom { .. } => Ok(()),
         }
     }
@@ -69,7 +164,9 @@ impl NetworkConfig {
     pub fn out_channels(&self) -> Option<usize> {
         match self {
             Self::Unet(config) => Some(config.out_channels()),
+            Self::Unet1d(config) => Some(config.unet().out_channels()),
             Self::Dit(config) => Some(config.out_channels()),
+            Self::Uvit(config) => Some(config.out_channels()),
             Self::Custom { .. } => None,
         }
     }
@@ -78,7 +175,9 @@ impl NetworkConfig {
     pub fn num_classes(&self) -> usize {
         match self {
             Self::Unet(config) => config.num_classes,
+            Self::Unet1d(config) => config.num_classes,
             Self::Dit(config) => config.num_classes,
+            Self::Uvit(config) => config.num_classes,
             Self::Custom { .. } => 0,
         }
     }
@@ -90,6 +189,7 @@ macro_rules! of_each {
         match $self {
             ImageNetwork::Unet($network) => $call,
             ImageNetwork::Dit($network) => $call,
+            ImageNetwork::Uvit($network) => $call,
         }
     };
 }

@@ -9,6 +9,7 @@ mod scheduled;
 #[cfg(test)]
 mod tests;
 mod unet;
+pub mod unet1d_config;
 pub mod unet_config;
 mod uvit;
 pub mod uvit_config;
@@ -23,7 +24,8 @@ pub use dit_config::{DitConfig, DitConfigError, DitSize};
 pub use image_network::{ImageNetwork, NetworkConfig, NetworkConfigError};
 pub use scheduled::{LearnedSchedule, LearnedScheduleOptions, ScheduleWeights, Scheduled};
 pub use unet::{ClassesMlp, StageAttention, TimeEmbedding, TimeMlp, Unet, UnetStage};
-pub use unet_config::{PerStage, UnetConfig, UnetConfigError};
+pub use unet_config::{Downsampling, PerStage, UnetConfig, UnetConfigError};
+pub use unet1d_config::Unet1dConfig;
 pub use uvit::{PatchNorm, Uvit, UvitBlock, UvitDown, UvitInput, UvitUp};
 pub use uvit_config::{ImageTransform, UvitConfig, UvitConfigError};
 

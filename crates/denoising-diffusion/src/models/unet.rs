@@ -4,14 +4,15 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, activation};
 
-use super::unet_config::{Stage, UnetConfig, UnetConfigError};
+use super::unet_config::{Downsampling, Stage, UnetConfig, UnetConfigError};
 use super::{Network, NetworkInput, SizeError};
 use crate::nn::{
     Attention, Conv2d, Embedding, FourierPosEmb, FourierWeights, Init, Linear, LinearAttention, Resample, Resampling,
     ResnetBlock, SinusoidalPosEmb, ops,
 };
 
-/// A U-Net for images, conditioned on a class if `num_classes` is above 0.
+/// A U-Net for images, or for sequences that are carried as images of height 1 (`[b, c, 1, l]`); conditioned on a class if `num_classes`
+/// is above 0.
 #[derive(Module, Debug)]
 pub struct Unet {
     pub init_conv: Conv2d,
@@ -77,10 +78,16 @@ impl Unet {
         let stages = config.stages()?;
         let (cond_dim, first_dim) = (config.cond_dim(), config.first_dim());
         let (num_classes, dim) = (config.num_classes, config.dim);
-        let block =
-            |init: &mut Init, dim_in, dim_out| ResnetBlock::new(init, dim_in, dim_out, cond_dim, config.dropout);
+        let (axes, memory) = (config.axes, config.num_mem_kv);
+        let block = |init: &mut Init, dim_in, dim_out| {
+            ResnetBlock::along(init, axes, dim_in, dim_out, cond_dim, config.dropout)
+        };
+        let resample = |init: &mut Init, dim_in, dim_out, kind| match config.downsample {
+            Downsampling::Unshuffle => Resample::new(init, dim_in, dim_out, kind),
+            Downsampling::Strided => Resample::strided(init, axes, dim_in, dim_out, kind),
+        };
 
-        let init_conv = Conv2d::new(init, config.in_channels(), first_dim, 7);
+        let init_conv = Conv2d::along(init, axes, config.in_channels(), first_dim, 7);
         let time_mlp = TimeMlp::new(init, config);
         let classes_emb = (num_classes > 0).then(|| Embedding::new(init, num_classes, dim));
         let null_classes_emb = (num_classes > 0).then(|| init.normal([dim]));
@@ -89,31 +96,22 @@ impl Unet {
         let downs = stages.iter().map(|s| UnetStage {
             block1: block(init, s.dim_in, s.dim_in),
             block2: block(init, s.dim_in, s.dim_in),
-            attn: StageAttention::new(init, s.dim_in, s),
-            resample: Resample::new(
-                init,
-                s.dim_in,
-                s.dim_out,
-                if s.is_last { Resampling::Keep } else { Resampling::Halve },
-            ),
+            attn: StageAttention::new(init, s.dim_in, s, memory),
+            resample: resample(init, s.dim_in, s.dim_out, if s.is_last { Resampling::Keep } else { Resampling::Halve }),
         });
         let downs = downs.collect();
 
         let inner = stages[stages.len() - 1];
         let mid_block1 = block(init, inner.dim_out, inner.dim_out);
-        let mid_attn = Attention::new(init, inner.dim_out, inner.heads, inner.dim_head);
+        let (heads, dim_head) = config.mid_attention(&inner);
+        let mid_attn = Attention::new(init, inner.dim_out, heads, dim_head, memory);
         let mid_block2 = block(init, inner.dim_out, inner.dim_out);
 
         let ups = stages.iter().enumerate().rev().map(|(i, s)| UnetStage {
             block1: block(init, s.dim_out + s.dim_in, s.dim_out),
             block2: block(init, s.dim_out + s.dim_in, s.dim_out),
-            attn: StageAttention::new(init, s.dim_out, s),
-            resample: Resample::new(
-                init,
-                s.dim_out,
-                s.dim_in,
-                if i == 0 { Resampling::Keep } else { Resampling::Double },
-            ),
+            attn: StageAttention::new(init, s.dim_out, s, memory),
+            resample: resample(init, s.dim_out, s.dim_in, if i == 0 { Resampling::Keep } else { Resampling::Double }),
         });
         let ups = ups.collect();
 
@@ -129,7 +127,7 @@ impl Unet {
             mid_block2,
             ups,
             final_res_block: block(init, 2 * first_dim, first_dim),
-            final_conv: Conv2d::new(init, first_dim, config.out_channels(), 1),
+            final_conv: Conv2d::along(init, axes, first_dim, config.out_channels(), 1),
             config: config.clone(),
         })
     }
@@ -218,11 +216,11 @@ impl Network<4> for Unet {
 }
 
 impl StageAttention {
-    pub(super) fn new(init: &mut Init, dim: usize, stage: &Stage) -> Self {
+    pub(super) fn new(init: &mut Init, dim: usize, stage: &Stage, memory: usize) -> Self {
         if stage.full_attn {
-            Self::Softmax(Attention::new(init, dim, stage.heads, stage.dim_head))
+            Self::Softmax(Attention::new(init, dim, stage.heads, stage.dim_head, memory))
         } else {
-            Self::Linear(LinearAttention::new(init, dim, stage.heads, stage.dim_head))
+            Self::Linear(LinearAttention::new(init, dim, stage.heads, stage.dim_head, memory))
         }
     }
 

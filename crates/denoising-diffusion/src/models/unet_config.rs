@@ -4,6 +4,8 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::nn::Axes;
+
 /// One value for all stages, or one value per stage (outermost first).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -27,6 +29,17 @@ impl<T: Clone> PerStage<T> {
             PerStage::Each(values) => values.len(),
         }
     }
+}
+
+/// How a stage halves the size of what it passes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Downsampling {
+    /// Blocks of 2x2 pixels become channels, then a 1x1 convolution.
+    #[default]
+    Unshuffle,
+    /// A convolution of 4x4 pixels, two apart.
+    Strided,
 }
 
 /// Options of [`Unet`](super::Unet). `Default` is the reference's default with `dim = 64`.
@@ -64,12 +77,22 @@ pub struct UnetConfig {
     /// Softmax attention (`true`) or linear attention (`false`), for all stages or per stage; absent: softmax in the
     /// innermost stage only. `false` means none: the middle block keeps its attention in any case.
     pub full_attn: Option<PerStage<bool>>,
+    /// Number of learned pairs of key and value beside the positions, in every attention; 0: none.
+    pub num_mem_kv: usize,
+    /// Attention heads of the middle block; those of the innermost stage if absent.
+    pub mid_attn_heads: Option<usize>,
+    /// Width of a head of the middle block; that of the innermost stage if absent.
+    pub mid_attn_dim_head: Option<usize>,
+    pub downsample: Downsampling,
     /// Number of classes that the network is conditioned on; 0: none. Follows the data, like `channels`.
     #[serde(skip_serializing_if = "is_zero")]
     pub num_classes: usize,
     /// Probability with which training shows an example without its class, in [0, 1] (Ho and Salimans 2022, "Classifier-free diffusion
     /// guidance", algorithm 1: p_uncond). Read by whoever trains: the network itself never drops a class. Means nothing without classes.
     pub class_drop_prob: f64,
+    /// Images, or sequences. [`Unet1dConfig`](super::Unet1dConfig) sets it; no option of a file.
+    #[serde(skip)]
+    pub axes: Axes,
 }
 
 /// An unconditional network's options are written as they were before there were classes.
@@ -95,8 +118,13 @@ impl Default for UnetConfig {
             attn_dim_head: PerStage::All(32),
             attn_heads: PerStage::All(4),
             full_attn: None,
+            num_mem_kv: 4,
+            mid_attn_heads: None,
+            mid_attn_dim_head: None,
+            downsample: Downsampling::Unshuffle,
             num_classes: 0,
             class_drop_prob: 0.5,
+            axes: Axes::Both,
         }
     }
 }
@@ -125,6 +153,13 @@ pub enum UnetConfigError {
          {height}x{width} is not: the nearest sizes that work are {}", stages - 1, nearest.join(" and ")
     )]
     Size { height: usize, width: usize, stages: usize, factor: usize, nearest: Vec<String> },
+    #[error(
+        "a network of {stages} stages halves the length {} times, so it must be a multiple of {factor}; \
+         {length} is not: the nearest lengths that work are {}", stages - 1, nearest.join(" and ")
+    )]
+    Length { length: usize, stages: usize, factor: usize, nearest: Vec<String> },
+    #[error("sequences are halved by a convolution of stride 2 only: `downsample` must be \"strided\"")]
+    UnshuffledSequence,
 }
 
 /// The configuration of one stage, all options resolved.
@@ -169,7 +204,13 @@ impl UnetConfig {
         self.learned_sinusoidal_cond || self.random_fourier_features
     }
 
-    /// Both sides of the data must be multiples of this.
+    /// Heads of the middle block's attention, and the width of each.
+    pub fn mid_attention(&self, innermost: &Stage) -> (usize, usize) {
+        let heads = self.mid_attn_heads.unwrap_or(innermost.heads);
+        (heads, self.mid_attn_dim_head.unwrap_or(innermost.dim_head))
+    }
+
+    /// Both sides of the data (of sequences: the length) must be multiples of this.
     pub fn downsample_factor(&self) -> usize {
         1 << (self.dim_mults.len() - 1)
     }
@@ -214,6 +255,11 @@ impl UnetConfig {
         if !self.learned_sinusoidal_dim.is_multiple_of(2) {
             return Err(UnetConfigError::OddFourierDim(self.learned_sinusoidal_dim));
         }
+        at_least_one("mid_attn_heads", self.mid_attn_heads.unwrap_or(1))?;
+        at_least_one("mid_attn_dim_head", self.mid_attn_dim_head.unwrap_or(1))?;
+        if self.axes == Axes::Width && self.downsample != Downsampling::Strided {
+            return Err(UnetConfigError::UnshuffledSequence);
+        }
         if !(0.0..1.0).contains(&self.dropout) {
             return Err(UnetConfigError::Dropout(self.dropout));
         }
@@ -229,6 +275,9 @@ impl UnetConfig {
     /// Refuses sizes that the network cannot halve often enough, naming the nearest ones that it can.
     pub fn check_size(&self, height: usize, width: usize) -> Result<(), UnetConfigError> {
         let factor = self.downsample_factor();
+        if self.axes == Axes::Width {
+            return self.check_length(width);
+        }
         if height > 0 && width > 0 && height.is_multiple_of(factor) && width.is_multiple_of(factor) {
             return Ok(());
         }
@@ -238,6 +287,19 @@ impl UnetConfig {
         nearest.dedup();
         let stages = self.dim_mults.len();
         Err(UnetConfigError::Size { height, width, stages, factor, nearest })
+    }
+}
+
+impl UnetConfig {
+    fn check_length(&self, length: usize) -> Result<(), UnetConfigError> {
+        let factor = self.downsample_factor();
+        if length > 0 && length.is_multiple_of(factor) {
+            return Ok(());
+        }
+        let mut nearest = vec![((length / factor).max(1) * factor).to_string()];
+        nearest.push((length.div_ceil(factor).max(1) * factor).to_string());
+        nearest.dedup();
+        Err(UnetConfigError::Length { length, stages: self.dim_mults.len(), factor, nearest })
     }
 }
 

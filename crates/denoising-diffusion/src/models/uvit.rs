@@ -92,7 +92,7 @@ impl Uvit {
         let block = |init: &mut Init, dim_in, dim_out| ResnetBlock::new(init, dim_in, dim_out, cond_dim, 0.0);
         let linear_attention = |init: &mut Init, dim| {
             let [heads, dim_head] = LINEAR_HEADS;
-            LinearAttention::without_memory(init, dim, heads, dim_head)
+            LinearAttention::new(init, dim, heads, dim_head, 0)
         };
 
         let init_conv = UvitInput::new(init, config);

@@ -170,18 +170,26 @@ impl UvitConfig {
     /// The stages, outermost first, or what is wrong with the options.
     pub(crate) fn stages(&self) -> Result<Vec<UvitStageDims>, UvitConfigError> {
         self.check_scalars()?;
-        let n = self.dim_mults.len();
-        let got = match &self.downsample_factor {
-            PerStage::All(_) => 1,
-            PerStage::Each(factors) => factors.len(),
-        };
-        let factors = self.downsample_factor.resolve(n).ok_or(UvitConfigError::PerStage { stages: n, got })?;
+        let (n, factors) = (self.dim_mults.len(), self.factors()?);
         for (key, values) in [("downsample_factor", &factors), ("dim_mults", &self.dim_mults)] {
             values.iter().try_for_each(|value| at_least_one(key, *value))?;
         }
         let dims = self.dim_mults.iter().map(|mult| self.dim * mult);
         let dims: Vec<usize> = std::iter::once(self.first_dim()).chain(dims).collect();
         Ok((0..n).map(|i| UvitStageDims { dim_in: dims[i], dim_out: dims[i + 1], factor: factors[i] }).collect())
+    }
+
+    /// By how much each stage divides both sides.
+    ///
+    /// # Errors
+    /// Another number of them than of stages.
+    pub fn factors(&self) -> Result<Vec<usize>, UvitConfigError> {
+        let n = self.dim_mults.len();
+        let got = match &self.downsample_factor {
+            PerStage::All(_) => 1,
+            PerStage::Each(factors) => factors.len(),
+        };
+        self.downsample_factor.resolve(n).ok_or(UvitConfigError::PerStage { stages: n, got })
     }
 
     /// Refuses options that describe no network.

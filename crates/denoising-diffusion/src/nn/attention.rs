@@ -5,38 +5,49 @@ use burn::tensor::Tensor;
 
 use super::{Conv2d, Init, RmsNorm, ops};
 
-/// Learned key/value pairs that every position can attend to.
-const MEMORY: usize = 4;
-
 /// Softmax attention (Vaswani et al. 2017) between normalised pixels.
 #[derive(Module, Debug)]
 pub struct Attention {
     pub norm: RmsNorm,
-    /// `[2, heads, memory, d]`: keys, then values.
-    pub mem_kv: Param<Tensor<4>>,
+    /// `[2, heads, memory, d]`: keys, then values. Some networks have none.
+    pub mem_kv: Option<Param<Tensor<4>>>,
     pub to_qkv: Conv2d,
     pub to_out: Conv2d,
+    #[module(skip)]
+    heads: usize,
 }
 
 impl Attention {
-    pub fn new(init: &mut Init, dim: usize, heads: usize, dim_head: usize) -> Self {
+    /// With `memory` learned pairs of key and value that every position can attend to.
+    pub fn new(init: &mut Init, dim: usize, heads: usize, dim_head: usize, memory: usize) -> Self {
         let hidden = heads * dim_head;
         Self {
             norm: RmsNorm::new(init, dim),
-            mem_kv: init.normal([2, heads, MEMORY, dim_head]),
+            mem_kv: (memory > 0).then(|| init.normal([2, heads, memory, dim_head])),
             to_qkv: Conv2d::without_bias(init, dim, 3 * hidden, 1),
             to_out: Conv2d::new(init, hidden, dim, 1),
+            heads,
         }
     }
 
     /// `x + attention(x)`, `[b, h, w, c] -> [b, h, w, c]`
     pub fn forward_residual(&self, x: Tensor<4>) -> Tensor<4> {
         if ops::activations() == ops::Activations::Recompute {
-            let (g, memory) = (self.norm.g.val(), self.mem_kv.val());
+            let (g, memory) = (self.norm.g.val(), self.memory(&x));
             return ops::attention_block_recomputed(x, g, self.to_qkv.weights(), memory, self.to_out.weights());
         }
         let qkv = self.to_qkv.forward(self.norm.forward(x.clone()));
-        self.to_out.forward_add(ops::attention(qkv, self.mem_kv.val()), x)
+        self.to_out.forward_add(ops::attention(qkv, self.memory(&x)), x)
+    }
+
+    fn memory(&self, x: &Tensor<4>) -> Tensor<4> {
+        match &self.mem_kv {
+            Some(memory) => memory.val(),
+            None => {
+                let hidden = self.to_qkv.weight.dims()[0] / 3;
+                Tensor::zeros([2, self.heads, 0, hidden / self.heads], &x.device())
+            }
+        }
     }
 }
 
@@ -55,17 +66,8 @@ pub struct LinearAttention {
 }
 
 impl LinearAttention {
-    /// With learned memory.
-    pub fn new(init: &mut Init, dim: usize, heads: usize, dim_head: usize) -> Self {
-        Self::with_memory(init, dim, heads, dim_head, MEMORY)
-    }
-
-    /// Over positions alone.
-    pub fn without_memory(init: &mut Init, dim: usize, heads: usize, dim_head: usize) -> Self {
-        Self::with_memory(init, dim, heads, dim_head, 0)
-    }
-
-    fn with_memory(init: &mut Init, dim: usize, heads: usize, dim_head: usize, memory: usize) -> Self {
+    /// With `memory` learned pairs of key and value beside the positions.
+    pub fn new(init: &mut Init, dim: usize, heads: usize, dim_head: usize, memory: usize) -> Self {
         let hidden = heads * dim_head;
         Self {
             norm: RmsNorm::new(init, dim),
@@ -88,6 +90,7 @@ impl LinearAttention {
         let out = ops::linear_attention(qkv, self.memory(&x));
         self.out_norm.forward_add(self.to_out.forward(out), x)
     }
+
     fn memory(&self, x: &Tensor<4>) -> Tensor<4> {
         match &self.mem_kv {
             Some(memory) => memory.val(),

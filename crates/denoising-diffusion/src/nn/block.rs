@@ -4,9 +4,9 @@ use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Tensor, activation};
 
-use super::{Conv2d, Init, Linear, RmsNorm, ops};
+use super::{Axes, Conv2d, Init, Linear, RmsNorm, ops};
 
-/// 3x3 convolution, normalisation, scale and shift, SiLU.
+/// Convolution of three pixels along each axis, normalisation, scale and shift, SiLU.
 #[derive(Module, Debug)]
 pub struct Block {
     pub proj: Conv2d,
@@ -14,8 +14,8 @@ pub struct Block {
 }
 
 impl Block {
-    pub fn new(init: &mut Init, dim_in: usize, dim_out: usize) -> Self {
-        Self { proj: Conv2d::new(init, dim_in, dim_out, 3), norm: RmsNorm::new(init, dim_out) }
+    pub fn new(init: &mut Init, axes: Axes, dim_in: usize, dim_out: usize) -> Self {
+        Self { proj: Conv2d::along(init, axes, dim_in, dim_out, 3), norm: RmsNorm::new(init, dim_out) }
     }
 
     /// `[b, h, w, c_in] -> [b, h, w, c_out]`, scaled and shifted by `scale_shift` `[b, 2 c_out]`. `skip` lies beside `x` along the
@@ -43,13 +43,18 @@ pub struct ResnetBlock {
 }
 
 impl ResnetBlock {
-    /// `dropout` in [0, 1).
+    /// Of images; `dropout` in [0, 1).
     pub fn new(init: &mut Init, dim_in: usize, dim_out: usize, cond_dim: usize, dropout: f64) -> Self {
+        Self::along(init, Axes::Both, dim_in, dim_out, cond_dim, dropout)
+    }
+
+    /// The same along the given axes.
+    pub fn along(init: &mut Init, axes: Axes, dim_in: usize, dim_out: usize, cond_dim: usize, dropout: f64) -> Self {
         Self {
             mlp: Linear::new(init, cond_dim, 2 * dim_out),
-            block1: Block::new(init, dim_in, dim_out),
+            block1: Block::new(init, axes, dim_in, dim_out),
             dropout: DropoutConfig::new(dropout).init(),
-            block2: Block::new(init, dim_out, dim_out),
+            block2: Block::new(init, axes, dim_out, dim_out),
             res_conv: (dim_in != dim_out).then(|| Conv2d::new(init, dim_in, dim_out, 1)),
         }
     }

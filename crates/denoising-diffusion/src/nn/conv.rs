@@ -1,14 +1,34 @@
-//! Two-dimensional convolution on channels-last data.
+//! Convolution on channels-last data: of images, and of sequences, which are images of height 1.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use super::{Init, ops};
 
+/// The axes that a network's kernels extend along, and its resampling acts on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Axes {
+    /// Those of an image.
+    #[default]
+    Both,
+    /// The one of a sequence, which is carried as an image of height 1.
+    Width,
+}
+
+impl Axes {
+    /// Height and width of a kernel of size `kernel`.
+    pub fn kernel(self, kernel: usize) -> [usize; 2] {
+        match self {
+            Self::Both => [kernel, kernel],
+            Self::Width => [1, kernel],
+        }
+    }
+}
+
 /// `y = x * weight + bias`, stride 1, "same" zero padding: `[b, h, w, c_in] -> [b, h, w, c_out]`.
 #[derive(Module, Debug)]
 pub struct Conv2d {
-    /// `[c_out, c_in, k, k]`, `k` odd.
+    /// `[c_out, c_in, k, k]` or `[c_out, c_in, 1, k]`, `k` odd.
     pub weight: Param<Tensor<4>>,
     /// `[c_out]`
     pub bias: Option<Param<Tensor<1>>>,
@@ -17,8 +37,14 @@ pub struct Conv2d {
 impl Conv2d {
     /// A convolution with a bias and a kernel of `kernel` by `kernel` (odd).
     pub fn new(init: &mut Init, dim_in: usize, dim_out: usize, kernel: usize) -> Self {
-        let fan_in = dim_in * kernel * kernel;
-        let weight = init.uniform([dim_out, dim_in, kernel, kernel], fan_in);
+        Self::along(init, Axes::Both, dim_in, dim_out, kernel)
+    }
+
+    /// The same along the given axes.
+    pub fn along(init: &mut Init, axes: Axes, dim_in: usize, dim_out: usize, kernel: usize) -> Self {
+        let [height, width] = axes.kernel(kernel);
+        let fan_in = dim_in * height * width;
+        let weight = init.uniform([dim_out, dim_in, height, width], fan_in);
         Self { weight, bias: Some(init.uniform([dim_out], fan_in)) }
     }
 

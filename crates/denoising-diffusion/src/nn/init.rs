@@ -12,12 +12,27 @@ pub struct Init {
     seed: u64,
     device: Device,
     drawn: u64,
+    values: u64,
+    work: Work,
+}
+
+/// What is done where a layer asks for a parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Work {
+    Draw,
+    /// Its values are counted, and it stays empty.
+    Count,
 }
 
 impl Init {
     /// Parameters from `seed` on `device` (an autodiff device for training, a plain one for evaluation alone).
     pub fn new(seed: u64, device: &Device) -> Self {
-        Self { seed, device: device.clone(), drawn: 0 }
+        Self { seed, device: device.clone(), drawn: 0, values: 0, work: Work::Draw }
+    }
+
+    /// Makes networks whose parameters are empty, to learn [how many values](Self::values) they would have. Such a network cannot be run.
+    pub fn counting() -> Self {
+        Self { work: Work::Count, ..Self::new(0, &Device::flex()) }
     }
 
     /// The device that parameters are made on.
@@ -25,12 +40,24 @@ impl Init {
         &self.device
     }
 
-    fn stream(&mut self) -> Stream {
-        self.drawn += 1;
-        Stream::new(self.seed, Purpose::Init, self.drawn, 0)
+    /// Values of all parameters so far.
+    pub fn values(&self) -> u64 {
+        self.values
     }
 
-    fn parameter<const D: usize>(&self, values: Vec<f32>, shape: [usize; D]) -> Param<Tensor<D>> {
+    /// A parameter with the values that `fill` gives; it is told how many.
+    fn parameter<const D: usize>(
+        &mut self,
+        shape: [usize; D],
+        fill: impl FnOnce(&mut Stream, usize) -> Vec<f32>,
+    ) -> Param<Tensor<D>> {
+        let count = shape.iter().product();
+        self.drawn += 1;
+        self.values += count as u64;
+        let (values, shape) = match self.work {
+            Work::Draw => (fill(&mut Stream::new(self.seed, Purpose::Init, self.drawn, 0), count), shape),
+            Work::Count => (Vec::new(), [0; D]),
+        };
         let tensor = Tensor::from_data(TensorData::new(values, shape), &self.device);
         let trainable = self.device.is_autodiff();
         Param::initialized(ParamId::new(), if trainable { tensor.require_grad() } else { tensor })
@@ -43,9 +70,7 @@ impl Init {
 
     /// Uniform in `[-bound, bound]`.
     pub fn uniform_within<const D: usize>(&mut self, shape: [usize; D], bound: f64) -> Param<Tensor<D>> {
-        let mut stream = self.stream();
-        let values = (0..shape.iter().product()).map(|_| ((2.0 * stream.uniform() - 1.0) * bound) as f32).collect();
-        self.parameter(values, shape)
+        self.parameter(shape, |stream, count| (0..count).map(|_| within(stream, bound)).collect())
     }
 
     /// Uniform in `[-bound, bound]`, every slice along the first dimension `times` times in a row; `shape[0]` is a multiple of `times`.
@@ -56,11 +81,13 @@ impl Init {
         times: usize,
     ) -> Param<Tensor<D>> {
         let slice: usize = shape[1..].iter().product();
-        let mut stream = self.stream();
-        let mut draw = || ((2.0 * stream.uniform() - 1.0) * bound) as f32;
-        let slices = (0..shape[0] / times).flat_map(|_| (0..slice).map(|_| draw()).collect::<Vec<_>>().repeat(times));
-        let values = slices.collect();
-        self.parameter(values, shape)
+        self.parameter(shape, |stream, _| {
+            let mut slices = Vec::new();
+            for _ in 0..shape[0] / times {
+                slices.extend((0..slice).map(|_| within(stream, bound)).collect::<Vec<_>>().repeat(times));
+            }
+            slices
+        })
     }
 
     /// Standard normal.
@@ -70,19 +97,33 @@ impl Init {
 
     /// Normal with mean 0.
     pub fn normal_of<const D: usize>(&mut self, shape: [usize; D], deviation: f64) -> Param<Tensor<D>> {
-        let mut values = vec![0.0; shape.iter().product()];
-        self.stream().fill_normal(&mut values);
-        values.iter_mut().for_each(|value| *value *= deviation as f32);
-        self.parameter(values, shape)
+        self.parameter(shape, |stream, count| {
+            let mut values = vec![0.0; count];
+            stream.fill_normal(&mut values);
+            values.iter_mut().for_each(|value| *value *= deviation as f32);
+            values
+        })
     }
 
     /// All zeros.
     pub fn zeros<const D: usize>(&mut self, shape: [usize; D]) -> Param<Tensor<D>> {
-        self.parameter(vec![0.0; shape.iter().product()], shape)
+        self.same(shape, 0.0)
     }
 
     /// All ones.
     pub fn ones<const D: usize>(&mut self, shape: [usize; D]) -> Param<Tensor<D>> {
-        self.parameter(vec![1.0; shape.iter().product()], shape)
+        self.same(shape, 1.0)
     }
+
+    /// Takes no stream, so that what is drawn after it does not depend on it.
+    fn same<const D: usize>(&mut self, shape: [usize; D], value: f32) -> Param<Tensor<D>> {
+        let drawn = self.drawn;
+        let parameter = self.parameter(shape, |_, count| vec![value; count]);
+        self.drawn = drawn;
+        parameter
+    }
+}
+
+fn within(stream: &mut Stream, bound: f64) -> f32 {
+    ((2.0 * stream.uniform() - 1.0) * bound) as f32
 }

@@ -45,6 +45,8 @@ pub enum Scale {
 pub struct GridOptions {
     /// Images in a row; `None` chooses (see [`columns_for`]).
     pub columns: Option<NonZeroUsize>,
+    /// Images go through so many kinds in turn; each kind gets a row. `columns` means nothing then.
+    pub kinds: Option<NonZeroUsize>,
     /// Pixels between the images and around the grid.
     pub padding: usize,
     /// Magnification.
@@ -56,7 +58,18 @@ pub struct GridOptions {
 
 impl Default for GridOptions {
     fn default() -> Self {
-        Self { columns: None, padding: 2, scale: Scale::Auto, background: 64 }
+        Self { columns: None, kinds: None, padding: 2, scale: Scale::Auto, background: 64 }
+    }
+}
+
+impl GridOptions {
+    /// A row per class, where the classes come in turn and at least twice.
+    pub fn of_classes(classes: Option<&[u32]>) -> Self {
+        let classes = classes.unwrap_or_default();
+        let kinds = classes.iter().skip(1).position(|class| Some(class) == classes.first()).map_or(0, |at| at + 1);
+        let in_turn = classes.iter().enumerate().all(|(i, class)| i < kinds || classes[i - kinds] == *class);
+        let several = kinds > 1 && classes.len() >= 2 * kinds && in_turn;
+        Self { kinds: NonZeroUsize::new(kinds).filter(|_| several), ..Self::default() }
     }
 }
 
@@ -113,6 +126,7 @@ pub fn save_images(folder: impl AsRef<Path>, images: &ImageBatch, start_index: u
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Geometry {
     pub columns: usize,
+    kinds: Option<NonZeroUsize>,
     pub scale: usize,
     /// Width and height of a magnified cell, without padding.
     pub cell: [usize; 2],
@@ -124,8 +138,13 @@ pub(super) struct Geometry {
 impl Geometry {
     /// `cell` is the width and height of one image before magnification.
     pub fn new(count: usize, cell: [usize; 2], options: GridOptions) -> Result<Self, ReportError> {
-        let columns = options.columns.map_or_else(|| columns_for(count), |columns| columns.get().min(count));
-        let rows = count.div_ceil(columns);
+        let (columns, rows) = match options.kinds {
+            Some(kinds) => (count.div_ceil(kinds.get()), kinds.get().min(count)),
+            None => {
+                let columns = options.columns.map_or_else(|| columns_for(count), |columns| columns.get().min(count));
+                (columns, count.div_ceil(columns))
+            }
+        };
         // Saturating: an absurd size is reported by the check below, not wrapped into a small one.
         let side = |cells: usize, pixels: usize, scale: usize| {
             let pitch = pixels.saturating_mul(scale).saturating_add(options.padding);
@@ -145,13 +164,17 @@ impl Geometry {
             return Err(ReportError::GridTooLarge { width, height, max_side: MAX_SIDE, max_pixels: MAX_PIXELS });
         }
         let cell = [cell[0] * scale, cell[1] * scale];
-        Ok(Self { columns, scale, cell, padding: options.padding, size: [width, height] })
+        Ok(Self { columns, kinds: options.kinds, scale, cell, padding: options.padding, size: [width, height] })
     }
 
     /// Column and row of the top left pixel of image `index`.
     pub fn origin(&self, index: usize) -> [usize; 2] {
         let place = |cell: usize, pixels: usize| self.padding + cell * (pixels + self.padding);
-        [place(index % self.columns, self.cell[0]), place(index / self.columns, self.cell[1])]
+        let (column, row) = match self.kinds {
+            Some(kinds) => (index / kinds, index % kinds),
+            None => (index % self.columns, index / self.columns),
+        };
+        [place(column, self.cell[0]), place(row, self.cell[1])]
     }
 }
 
@@ -193,6 +216,23 @@ mod tests {
     }
 
     #[test]
+    fn classes_in_turn_get_a_row_each() {
+        let kinds = |classes: &[u32]| GridOptions::of_classes(Some(classes)).kinds.map(NonZeroUsize::get);
+        assert_eq!(kinds(&[4, 1, 4, 1, 4]), Some(2));
+        for classes in [&[][..], &[1], &[1, 1, 1, 1], &[0, 1, 2], &[0, 1, 2, 0], &[0, 1, 0, 0]] {
+            assert_eq!(kinds(classes), None, "{classes:?}");
+        }
+        let options = GridOptions {
+            padding: 0,
+            scale: Scale::Factor(NonZeroUsize::MIN),
+            ..GridOptions::of_classes(Some(&[4, 1, 4, 1, 4]))
+        };
+        let geometry = Geometry::new(5, [10, 10], options).unwrap();
+        assert_eq!((geometry.columns, geometry.size), (3, [30, 20]));
+        assert_eq!([0, 1, 2, 4].map(|i| geometry.origin(i)), [[0, 0], [0, 10], [10, 0], [20, 0]]);
+    }
+
+    #[test]
     fn small_images_are_magnified_and_large_grids_are_not() {
         let scale = |count, cell| Geometry::new(count, cell, GridOptions::default()).unwrap().scale;
         assert_eq!(scale(25, [8, 8]), 8);
@@ -230,7 +270,8 @@ mod tests {
         let path = folder.path().join("samples/grid.png");
         let images = batch([3, 3, 2, 2], |i| i as f32 / 35.0);
         let two = NonZeroUsize::new(2);
-        let options = GridOptions { columns: two, scale: Scale::Factor(two.unwrap()), padding: 1, background: 9 };
+        let options =
+            GridOptions { columns: two, kinds: None, scale: Scale::Factor(two.unwrap()), padding: 1, background: 9 };
         save_grid(&path, &images, options).unwrap();
         let png = image::open(&path).unwrap().into_rgb8();
         // Two columns and rows of 4-pixel cells with 1 pixel between and around.
@@ -293,6 +334,7 @@ mod tests {
             let images = batch([count, channels, height, width], |i| (i * 37 % 256) as f32 / 255.0);
             let options = GridOptions {
                 columns: columns.and_then(NonZeroUsize::new),
+                kinds: None,
                 padding,
                 scale: Scale::Factor(NonZeroUsize::new(factor).unwrap()),
                 background: 77,

@@ -119,7 +119,7 @@ impl<M: Network<4>> Run<M> {
         };
         let file = format!("samples/step-{step:08}.png");
         let path = self.setup.dir.join(&file);
-        save_grid(&path, &images, GridOptions::default())?;
+        save_grid(&path, &images, GridOptions::of_classes(classes.as_deref()))?;
         self.log.append(&Record::Samples(SamplesRecord { step, count: request.count as u64, file }))?;
         on_event(Event::Samples { step, path: &path });
         Ok(ControlFlow::Continue(()))

@@ -11,8 +11,8 @@ use denoising_diffusion::eval::likelihood::{LikelihoodError, bits_per_dim};
 use denoising_diffusion::generate::{Generator, Request};
 use denoising_diffusion::interop::StateDict;
 use denoising_diffusion::model_file::{ModelCard, ModelFile, NetworkConfig, WeightsKind};
-use denoising_diffusion::models::{DitConfig, Network, UnetConfig};
-use denoising_diffusion::nn::params::{host_values, load_state_dict};
+use denoising_diffusion::models::{DitConfig, Downsampling, Network, Unet1dConfig, UnetConfig, UvitConfig};
+use denoising_diffusion::nn::params::{host_values, load_state_dict, num_trainable};
 use denoising_diffusion::nn::{Eval, EvalMode, Init};
 use denoising_diffusion::noise::{Purpose, normal_batch};
 use denoising_diffusion::sampler::SampleConfig;
@@ -212,30 +212,47 @@ fn every_formulation_with_classes() {
     }
 }
 
-/// Networks for images, small.
-fn networks(out_dim: usize, self_condition: bool) -> [NetworkConfig; 2] {
+/// Every network, small, and a shape that it is for. A U-ViT's time embedding is made for levels in a small range.
+fn networks(out_dim: usize, self_condition: bool, large_times: bool) -> Vec<(NetworkConfig, [usize; 3])> {
     let out_dim = Some(out_dim);
-    let unet = UnetConfig { dim: 4, dim_mults: vec![1], channels: 1, out_dim, self_condition, ..UnetConfig::default() };
+    let (dim, channels) = (4, 1);
+    let unet = UnetConfig { dim, dim_mults: vec![1], channels, out_dim, self_condition, ..UnetConfig::default() };
+    let strided =
+        UnetConfig { dim_mults: vec![1, 2], downsample: Downsampling::Strided, num_mem_kv: 0, ..unet.clone() };
+    let unet1d =
+        Unet1dConfig { dim, dim_mults: vec![1, 2], channels, out_dim, self_condition, ..Unet1dConfig::default() };
     let (hidden_size, depth, num_heads) = (Some(8), Some(1), Some(2));
-    let dit = DitConfig { hidden_size, depth, num_heads, channels: 1, out_dim, ..DitConfig::default() };
-    [NetworkConfig::Unet(unet), NetworkConfig::Dit(dit)]
+    let dit = DitConfig { hidden_size, depth, num_heads, channels, out_dim, ..DitConfig::default() };
+    let uvit = UvitConfig { dim, dim_mults: vec![1, 2], channels, out_dim, vit_depth: 1, ..UvitConfig::default() };
+    let mut networks = vec![
+        (NetworkConfig::Unet(unet), [1, 8, 8]),
+        (NetworkConfig::Unet(strided), [1, 4, 8]),
+        (NetworkConfig::Unet1d(unet1d), [1, 1, 12]),
+        (NetworkConfig::Dit(dit), [1, 8, 8]),
+    ];
+    networks.extend((!large_times).then_some((NetworkConfig::Uvit(uvit), [1, 8, 8])));
+    networks
 }
 
 /// The networks themselves, once for each formulation.
 #[test]
-fn every_formulation_with_every_network_for_images() {
+fn every_formulation_with_every_network() {
     let dir = tempfile::tempdir().unwrap();
     for (formulation, self_condition) in FormulationConfig::all().into_iter().zip([true, false].into_iter().cycle()) {
         let name = formulation.name();
-        let config = DiffusionConfig::from(formulation).for_size(8, 8);
-        for (number, network) in networks(config.out_channels(1), self_condition).into_iter().enumerate() {
+        let config = DiffusionConfig::from(formulation);
+        let large_times = Diffusion::new(&config).unwrap().formulation().tells_large_times();
+        let networks = networks(config.out_channels(1), self_condition, large_times);
+        for (number, (network, shape)) in networks.into_iter().enumerate() {
             let dir = dir.path().join(number.to_string());
             std::fs::create_dir_all(&dir).unwrap();
-            let diffusion = Diffusion::new(&config).unwrap();
+            let diffusion = Diffusion::new(&config.clone().for_size(shape[1], shape[2])).unwrap();
             let build = |seed, device: &Device| network.build(&mut Init::new(seed, device)).unwrap();
             let load = |file: &ModelFile, path: &Path| file.build(path, &Device::flex()).unwrap().0;
+            let values = num_trainable(&build(0, &Device::flex().autodiff())) as u64;
+            assert_eq!(network.num_parameters().unwrap(), values, "{network:?}");
             let network = network.clone();
-            Case { name, diffusion, shape: [1, 8, 8], network, build: &build, load: &load }.check(&dir);
+            Case { name, diffusion, shape, network, build: &build, load: &load }.check(&dir);
         }
     }
 }

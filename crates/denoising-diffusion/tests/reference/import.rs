@@ -9,7 +9,7 @@ use denoising_diffusion::generate::{Generator, Request};
 use denoising_diffusion::interop::{ReferenceCheckpoint, Which, to_ours};
 use denoising_diffusion::models::{Network, NetworkInput, Unet};
 use denoising_diffusion::nn::{Eval, EvalMode, Init, params};
-use denoising_diffusion::sampler::SampleConfig;
+use denoising_diffusion::sampler::{SampleConfig, SamplerKind};
 
 use crate::golden::{Golden, assert_close, values};
 
@@ -40,7 +40,8 @@ fn a_trainer_checkpoint_gives_the_references_outputs_and_samples() {
         assert_eq!((gaussian.objective, gaussian.schedule.beta_schedule), (Objective::PredNoise, BetaSchedule::Cosine));
         assert_eq!((config.min_snr(), config.timesteps()), (Some(5.0), Some(50)));
         let diffusion = Diffusion::new(&config).unwrap();
-        let sample = SampleConfig { sampling_timesteps: Some(5), ..SampleConfig::default() };
+        let sample =
+            SampleConfig { sampler: SamplerKind::Ddim, sampling_timesteps: Some(5), ..SampleConfig::default() };
         let init_noise = Some(golden.values("x_T"));
         let request = Request { sample: &sample, seed: 0, count: 4, shape: [1, 8, 8], init_noise, classes: None };
         let images =

@@ -4,8 +4,8 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor, activation};
 use denoising_diffusion::interop::StateDict;
 use denoising_diffusion::nn::{
-    Attention, Block, Conv2d, FourierPosEmb, FourierWeights, Init, LinearAttention, Resample, Resampling, ResnetBlock,
-    RmsNorm, SinusoidalPosEmb, ops, params,
+    Attention, Axes, Block, Conv2d, FourierPosEmb, FourierWeights, Init, LinearAttention, Resample, Resampling,
+    ResnetBlock, RmsNorm, SinusoidalPosEmb, ops, params,
 };
 use denoising_diffusion::train::NamedGradients;
 
@@ -107,7 +107,7 @@ fn block_with_and_without_scale_and_shift() {
     let golden = Golden::open("layers");
     for name in ["block", "block_scale_shift"] {
         let case = Case::new(&golden, name);
-        let layer = case.load(Block::new(&mut case.init(), 6, 8), same);
+        let layer = case.load(Block::new(&mut case.init(), Axes::Both, 6, 8), same);
         let x = case.input("x");
         let scale_shift = (name == "block_scale_shift").then(|| {
             let part = |part: &str| case.input::<4>(part).reshape([-1, 8]);
@@ -143,7 +143,7 @@ fn softmax_attention() {
         [("attention", 8, 2, 6), ("attention_default", 8, 4, 32), ("attention_long", 4, 1, 8)]
     {
         let case = Case::new(&golden, name);
-        let layer = case.load(Attention::new(&mut case.init(), dim, heads, dim_head), same);
+        let layer = case.load(Attention::new(&mut case.init(), dim, heads, dim_head, 4), same);
         let x = case.input("x");
         case.check(&layer, on_nchw(&x, |x| layer.forward_residual(x.clone()) - x), &[("x", &x)], same);
     }
@@ -157,7 +157,7 @@ fn linear_attention() {
         [("linear_attention", 8, 2, 6), ("linear_attention_default", 8, 4, 32), ("linear_attention_long", 4, 1, 8)]
     {
         let case = Case::new(&golden, name);
-        let layer = case.load(LinearAttention::new(&mut case.init(), dim, heads, dim_head), rename);
+        let layer = case.load(LinearAttention::new(&mut case.init(), dim, heads, dim_head, 4), rename);
         let x = case.input("x");
         case.check(&layer, on_nchw(&x, |x| layer.forward_residual(x.clone()) - x), &[("x", &x)], rename);
     }

@@ -13,6 +13,7 @@ mod inception;
 mod layers;
 mod learned_variance;
 mod losses;
+mod older_unets;
 mod optimizer;
 mod sampling;
 mod schedules;

@@ -1,0 +1,130 @@
+//! Networks in words, and what training them takes of the memory. Not here: the networks.
+
+use denoising_diffusion::data::ImageShape;
+use denoising_diffusion::models::{DitConfig, NetworkConfig, NetworkConfigError, UnetConfig, UvitConfig};
+use denoising_diffusion::nn::Axes;
+use denoising_diffusion::train::TrainConfig;
+
+use crate::failure::Result;
+
+/// A network in a line.
+pub fn in_words(network: &NetworkConfig) -> String {
+    match network {
+        NetworkConfig::Unet(unet) => format!("U-Net, stages {}", stages(unet.dim, &unet.dim_mults)),
+        NetworkConfig::Unet1d(unet) => format!("U-Net for sequences, stages {}", stages(unet.dim, &unet.dim_mults)),
+        NetworkConfig::Dit(dit) => transformer(dit),
+        NetworkConfig::Uvit(uvit) => {
+            let (blocks, heads) = (uvit.vit_depth, uvit.attn_heads);
+            format!("U-ViT, stages {}, {blocks} blocks with {heads} heads", stages(uvit.dim, &uvit.dim_mults))
+        }
+        NetworkConfig::Custom { name } => format!("custom: {name}"),
+    }
+}
+
+/// `DiT, 12 blocks of width 384 with 6 heads, patches of 2x2`.
+fn transformer(dit: &DitConfig) -> String {
+    let (p, heads) = (dit.patch_size, dit.num_heads());
+    format!("DiT, {} blocks of width {} with {heads} heads, patches of {p}x{p}", dit.depth(), dit.hidden_size())
+}
+
+/// `32, 64, 128`: the widths of the stages.
+fn stages(dim: usize, dim_mults: &[usize]) -> String {
+    dim_mults.iter().map(|mult| (dim * mult).to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// What the process holds beside tensors: program, stacks, buffers.
+const BASE_BYTES: u64 = 60 << 20;
+/// Values kept until the backward pass, per pixel of a stage.
+struct Kept {
+    /// Per channel of its two residual blocks and of what resamples it.
+    blocks: u64,
+    /// Per channel of its attention's input.
+    attention: u64,
+    /// Per channel of its heads.
+    heads: u64,
+}
+
+impl Kept {
+    /// Outputs of two convolutions and two normalisations in each block; normalised inputs and outputs; query, key, value, output.
+    const ALL: Self = Self { blocks: 9, attention: 3, heads: 4 };
+    /// What goes into each block and into attention.
+    const INPUTS: Self = Self { blocks: 3, attention: 1, heads: 0 };
+
+    fn per_pixel(checkpoint_activations: bool) -> Self {
+        if checkpoint_activations { Self::INPUTS } else { Self::ALL }
+    }
+
+    fn values(&self, pixels: u64, dim: usize, inner: usize) -> u64 {
+        pixels * ((self.blocks + self.attention) * dim as u64 + self.heads * inner as u64)
+    }
+}
+
+/// Memory of training at its peak, in bytes. A step holds 4 bytes x (weights, gradients, two moments, average) and what the forward
+/// pass keeps for the backward pass; a checkpoint holds weights, moments and average twice and one buffer. The larger of both; the
+/// constants fit measured peaks within 15 %.
+pub fn memory_estimate(
+    network: &NetworkConfig,
+    parameters: u64,
+    shape: ImageShape,
+    train: &TrainConfig,
+) -> Result<u64> {
+    let kept = match network {
+        NetworkConfig::Unet(unet) => kept_by_unet(unet, shape, train.checkpoint_activations)?,
+        NetworkConfig::Unet1d(config) => kept_by_unet(&config.unet(), shape, train.checkpoint_activations)?,
+        NetworkConfig::Dit(dit) => kept_by_dit(dit, shape),
+        NetworkConfig::Uvit(uvit) => kept_by_uvit(uvit, shape, train.checkpoint_activations)?,
+        NetworkConfig::Custom { .. } => 0,
+    };
+    let (step, checkpoint) = (5 * parameters + kept * train.batch_size as u64, 9 * parameters);
+    // A quarter more for blocks that wait for their next use, and for their sizes, which are rounded up.
+    Ok(BASE_BYTES + 5 * step.max(checkpoint))
+}
+
+/// Values for each image, counted from the widths of the stages.
+fn kept_by_unet(unet: &UnetConfig, shape: ImageShape, checkpoint_activations: bool) -> Result<u64> {
+    let stages = unet.stages().map_err(NetworkConfigError::from)?;
+    let (mut kept, mut pixels, mut largest) = (0_u64, (shape.height * shape.width) as u64, 0_u64);
+    let per_pixel = Kept::per_pixel(checkpoint_activations);
+    let mut add = |pixels: u64, dim: usize, inner: usize| {
+        kept += per_pixel.values(pixels, dim, inner);
+        largest = largest.max(Kept::ALL.values(pixels, dim, inner));
+    };
+    for stage in &stages {
+        let inner = stage.heads * stage.dim_head;
+        add(pixels, stage.dim_in, inner); // the way down
+        add(pixels, stage.dim_out, inner); // the way up
+        if stage.is_last {
+            add(pixels, stage.dim_out, inner); // the middle
+        } else {
+            pixels /= if unet.axes == Axes::Both { 4 } else { 2 };
+        }
+    }
+    // One stage at a time is computed again.
+    Ok(if checkpoint_activations { kept + largest } else { kept })
+}
+
+/// Values for each image: stages as a U-Net's, the transformer as one of as many tokens as the innermost stage has pixels.
+fn kept_by_uvit(uvit: &UvitConfig, shape: ImageShape, checkpoint_activations: bool) -> Result<u64> {
+    /// Heads times their width in the linear attentions.
+    const INNER: usize = 128;
+    let outer = uvit.patch_size * uvit.image_transform.factor();
+    let mut pixels = (shape.height * shape.width / (outer * outer)) as u64;
+    let per_pixel = Kept::per_pixel(checkpoint_activations);
+    let (mut kept, mut inner) = (0, uvit.first_dim());
+    for (mult, factor) in uvit.dim_mults.iter().zip(uvit.factors().map_err(NetworkConfigError::from)?) {
+        let dim = uvit.dim * mult;
+        kept += per_pixel.values(pixels, inner, INNER) + per_pixel.values(pixels, dim, INNER);
+        pixels /= (factor * factor) as u64;
+        inner = dim;
+    }
+    let (hidden, heads) = (inner as u64, uvit.attn_heads as u64);
+    let attention = 8 * heads * uvit.attn_dim_head as u64 + if uvit.vit_dropout > 0.0 { 3 * heads * pixels } else { 0 };
+    Ok(kept + uvit.vit_depth as u64 * pixels * (8 * hidden + 6 * hidden * uvit.ff_mult as u64 + attention))
+}
+
+/// Values for each image: of each block some tokens' worth, of its hidden layer and its GELU, and the weights of all pairs of tokens.
+fn kept_by_dit(dit: &DitConfig, shape: ImageShape) -> u64 {
+    let tokens = (shape.height * shape.width / (dit.patch_size * dit.patch_size)) as u64;
+    let (hidden, mlp, heads) = (dit.hidden_size() as u64, dit.mlp_dim() as u64, dit.num_heads() as u64);
+    dit.depth() as u64 * tokens * (24 * hidden + 6 * mlp + 3 * heads * tokens)
+}
