@@ -187,6 +187,7 @@ impl Reference {
         let card = ModelCard {
             version: env!("CARGO_PKG_VERSION").to_string(),
             image,
+            value_range: None,
             network: NetworkConfig::of_unet(unet),
             diffusion,
             betas: self.inferred.betas,

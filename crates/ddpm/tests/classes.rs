@@ -61,6 +61,7 @@ fn write_model(place: &Place, num_classes: usize) {
         diffusion: DiffusionConfig::default(),
         betas: None,
         image: ImageShape { channels: 1, height: 4, width: 4 },
+        value_range: None,
         weights: WeightsKind::Model,
         step: 1,
         ema_decay: None,

@@ -42,6 +42,9 @@ pub struct ModelCard {
     pub betas: Option<Vec<f64>>,
     /// Size of the data.
     pub image: ImageShape,
+    /// What 0 and 1 stand for in the units of the data it was trained on; `[0, 1]` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value_range: Option<[f64; 2]>,
     pub weights: WeightsKind,
     /// Optimizer steps made.
     pub step: u64,
@@ -140,6 +143,7 @@ mod tests {
             diffusion,
             betas: None,
             image: ImageShape { channels: 1, height: 4, width: 4 },
+            value_range: None,
             weights: WeightsKind::Model,
             step: 1,
             ema_decay: None,

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::data::{DataConfig, DataError, ImageShape};
+use crate::data::{DataConfig, DataError, DataLayout, ImageShape};
 use crate::diffusion::{Diffusion, DiffusionConfig, DiffusionConfigError, GuidanceConfig};
 use crate::eval::config::{EvaluateConfig, EvaluateConfigError};
 use crate::models::{DitConfig, NetworkConfig, NetworkConfigError, Unet1dConfig, UnetConfig, UvitConfig};
@@ -33,6 +33,14 @@ impl Model {
             Self::Unet1d => "unet1d",
             Self::Dit => "dit",
             Self::Uvit => "uvit",
+        }
+    }
+
+    /// What it is for.
+    pub fn layout(self) -> DataLayout {
+        match self {
+            Self::Unet1d => DataLayout::Sequences,
+            Self::Unet | Self::Dit | Self::Uvit => DataLayout::Images,
         }
     }
 
@@ -89,6 +97,8 @@ pub enum RecipeError {
         "the section [{section}] says something, but the network is `model = \"{model}\"`: remove one or change the other"
     )]
     OtherModel { section: &'static str, model: &'static str },
+    #[error("`model = \"{model}\"` is a network for {of}, and `layout = \"{layout}\"`: change one of them")]
+    Layout { model: &'static str, of: DataLayout, layout: DataLayout },
     #[error("`class_condition` is set, but the data have no classes (a folder per class, or labels)")]
     NoClasses,
     #[error(
@@ -143,10 +153,22 @@ impl Recipe {
         toml::to_string(&table).expect("a table of tables")
     }
 
+    /// With the data read as what the network is for, where nobody says how.
+    pub fn resolved(mut self) -> Self {
+        if self.data.layout == DataLayout::Auto {
+            self.data.layout = self.network.model.layout();
+        }
+        self
+    }
+
     /// Checks all that can be checked without the data.
     pub fn validate(&self) -> Result<(), RecipeError> {
         self.data.validate()?;
         self.validate_network()?;
+        let (model, layout) = (self.network.model, self.data.layout);
+        if layout != DataLayout::Auto && layout != model.layout() {
+            return Err(RecipeError::Layout { model: model.name(), of: model.layout(), layout });
+        }
         self.diffusion.validate()?;
         self.train.validate()?;
         self.ema.validate()?;

@@ -13,7 +13,7 @@ use denoising_diffusion::sampler::{RePaint, RePaintStep, SamplerKind};
 use denoising_diffusion::train::StopSignal;
 use serde_json::{Value, json};
 
-use crate::commands::sample::Out;
+use crate::commands::sample::{Out, Writing};
 use crate::failure::{Failure, FailureExt, Result};
 use crate::image_source::{all, open_prepared, prepared_as};
 use crate::interrupt::stop_on_ctrl_c;
@@ -124,11 +124,12 @@ struct Job<'a> {
 impl<'a> Job<'a> {
     /// Without `--sampler`, `fit` turns the run's own sampler into one that can do the work.
     fn new(args: &'a EditArgs, fit: impl FnOnce(SamplerKind) -> SamplerKind) -> Result<Self> {
-        let out = Out::of(Some(&args.out))?;
+        let out = Out::of(&args.out)?;
         out.refuse_existing(!args.force)?;
         let found = Found::open(&args.target, args.weights)?;
         let (path, recipe) = (found.path.clone(), found.recipe.clone());
         let file = found.into_model(&args.untold)?;
+        let out = Out::for_card(Some(out.path()), &file.card)?;
         let settings = args.sampling.settings_fit_for(fit, recipe.as_ref(), &file.card.diffusion)?;
         let machine = args.machine.start()?;
         let from = args.sampling.open(file, &path, &machine)?;
@@ -184,7 +185,7 @@ impl<'a> Job<'a> {
             Err(error @ EditError::Value { .. }) => return Err(error).or_usage(),
             images => images?,
         };
-        self.out.write(&images, GridOptions::default())?;
+        self.out.write(&images, &Writing { grid: GridOptions::default(), card: &self.from.file.card, real: None })?;
         if self.args.json {
             return output::json(&json!({
                 "out": self.out.path(),

@@ -3,16 +3,23 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use burn::tensor::Tensor;
 use clap::Args;
+use denoising_diffusion::atomic_file::write_atomically;
+use denoising_diffusion::data::DataLayout;
 use denoising_diffusion::data::npy::{read_npy_f32, write_npy_f32};
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig};
+use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::generate::{GenerateError, Progress as At, Request};
+use denoising_diffusion::model_file::ModelCard;
 use denoising_diffusion::nn::params::host_values;
+use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::{
-    GridOptions, ImageBatch, Progress, Status, StderrProgress, Task, TrajectoryGif, save_grid, save_images,
+    GridOptions, ImageBatch, Progress, SequenceSet, Status, StderrProgress, Task, TrajectoryGif, save_grid,
+    save_images, sequences_svg,
 };
 use denoising_diffusion::sampler::SampleConfig;
 use denoising_diffusion::train::StopSignal;
@@ -22,6 +29,7 @@ use crate::failure::{Failure, FailureExt, Result};
 use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::MachineArgs;
 use crate::output::{self, Rows, note};
+use crate::plan::open_data;
 use crate::recipe_flags::UntoldFlags;
 use crate::sampling::{Drawable, SamplingArgs, Settings};
 use crate::weights::{Found, WeightsArg};
@@ -43,9 +51,13 @@ pub struct SampleArgs {
     /// Which weights to use [default: ema]
     #[arg(long)]
     weights: Option<WeightsArg>,
-    /// Grid (.png), folder of images (ends in /), or float32 array in [0, 1] (.npy) [default: samples.png, which is replaced]
+    /// Grid (.png), folder of images (ends in /), float32 array (.npy: images in [0, 1], else in the units of the data), or curves of sequences
+    /// (.svg) [default: samples.png, of sequences samples.svg, which is replaced]
     #[arg(long, value_name = "FILE|DIR/")]
     out: Option<PathBuf>,
+    /// Draw as many sequences of the run's data beside the samples (with --out FILE.svg)
+    #[arg(long)]
+    real: bool,
     /// Also write how noise becomes images, as an animated GIF
     #[arg(long, value_name = "GIF")]
     trajectory: Option<PathBuf>,
@@ -67,11 +79,21 @@ pub enum Out {
     Grid(PathBuf),
     Folder(PathBuf),
     Array(PathBuf),
+    Curves(PathBuf),
+}
+
+/// How samples are written.
+pub struct Writing<'a> {
+    pub grid: GridOptions,
+    pub card: &'a ModelCard,
+    /// Data to draw beside the samples.
+    pub real: Option<&'a ImageBatch>,
 }
 
 pub fn run(args: &SampleArgs) -> Result {
-    let out = Out::of(args.out.as_deref())?;
-    out.refuse_existing(args.out.is_some() && !args.force)?;
+    if let Some(out) = &args.out {
+        Out::of(out)?.refuse_existing(!args.force)?;
+    }
     if let Some(gif) = &args.trajectory {
         refuse_file(gif, !args.force)?;
     }
@@ -79,6 +101,7 @@ pub fn run(args: &SampleArgs) -> Result {
     let path = found.path.clone();
     let recipe = found.recipe.clone();
     let file = found.into_model(&args.untold)?;
+    let out = Out::for_card(args.out.as_deref(), &file.card)?;
     let Settings { mut sample, guidance } = args.sampling.settings(recipe.as_ref(), &file.card.diffusion)?;
     sample.num_samples = args.num_samples.unwrap_or(sample.num_samples);
 
@@ -119,7 +142,9 @@ pub fn run(args: &SampleArgs) -> Result {
         images => images?,
     };
     let seconds = started.elapsed().as_secs_f64();
-    out.write(&images, GridOptions::of_classes(classes.as_deref()))?;
+    let real = args.real.then(|| real_sequences(recipe.as_ref(), &out, images.shape[0])).transpose()?;
+    let grid = GridOptions::of_classes(classes.as_deref());
+    out.write(&images, &Writing { grid, card: &from.file.card, real: real.as_ref() })?;
     if let Some(gif) = &args.trajectory {
         watch.frames.save(gif, shape)?;
     }
@@ -149,8 +174,25 @@ fn read_noise(path: &Path, count: Option<usize>, [c, h, w]: [usize; 3]) -> Resul
 }
 
 impl Out {
-    pub fn of(path: Option<&Path>) -> Result<Self> {
-        let Some(path) = path else { return Ok(Self::Grid("samples.png".into())) };
+    /// What `--out` asks for, or the default, of what a network draws.
+    pub fn for_card(path: Option<&Path>, card: &ModelCard) -> Result<Self> {
+        let sequences = card.network.layout() == DataLayout::Sequences;
+        match path.map(Self::of).transpose()? {
+            None if sequences => Ok(Self::Curves("samples.svg".into())),
+            None => Ok(Self::Grid("samples.png".into())),
+            Some(Self::Grid(path) | Self::Folder(path)) if sequences => {
+                Err(Failure::usage(format!("--out {}: the network draws sequences, not images", path.display()))
+                    .hint("end it in .svg for curves, or in .npy for an array"))
+            }
+            Some(Self::Curves(path)) if !sequences => {
+                Err(Failure::usage(format!("--out {}: only sequences are drawn as curves", path.display()))
+                    .hint("end it in .png for a grid, in / for a folder of images, or in .npy for an array"))
+            }
+            Some(out) => Ok(out),
+        }
+    }
+
+    pub fn of(path: &Path) -> Result<Self> {
         let owned = path.to_path_buf();
         if path.is_dir() || path.to_string_lossy().ends_with(['/', '\\']) {
             return Ok(Self::Folder(owned));
@@ -158,6 +200,7 @@ impl Out {
         match path.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase).as_deref() {
             Some("png") => Ok(Self::Grid(owned)),
             Some("npy") => Ok(Self::Array(owned)),
+            Some("svg") => Ok(Self::Curves(owned)),
             _ => Err(Failure::usage(format!("--out {}: not known what to write", path.display()))
                 .hint("end it in .png for a grid, in / for a folder of images, or in .npy for an array")),
         }
@@ -165,13 +208,13 @@ impl Out {
 
     pub fn path(&self) -> &Path {
         match self {
-            Self::Grid(path) | Self::Folder(path) | Self::Array(path) => path,
+            Self::Grid(path) | Self::Folder(path) | Self::Array(path) | Self::Curves(path) => path,
         }
     }
 
     pub fn refuse_existing(&self, refuse: bool) -> Result {
         match self {
-            Self::Grid(path) | Self::Array(path) => refuse_file(path, refuse),
+            Self::Grid(path) | Self::Array(path) | Self::Curves(path) => refuse_file(path, refuse),
             Self::Folder(path) => {
                 let taken = path.read_dir().is_ok_and(|mut entries| entries.next().is_some());
                 if taken && refuse { Err(exists(path)) } else { Ok(()) }
@@ -179,19 +222,50 @@ impl Out {
         }
     }
 
-    pub fn write(&self, images: &ImageBatch, grid: GridOptions) -> Result {
+    pub fn write(&self, images: &ImageBatch, writing: &Writing<'_>) -> Result {
+        let card = writing.card;
+        let range @ [low, high] = card.value_range.unwrap_or([0.0, 1.0]);
         match self {
-            Self::Grid(path) => save_grid(path, images, grid)?,
+            Self::Grid(path) => save_grid(path, images, writing.grid)?,
             Self::Folder(path) => save_images(path, images, 0)?,
             Self::Array(path) => {
                 if let Some(folder) = path.parent() {
                     std::fs::create_dir_all(folder).context(format!("cannot create {}", folder.display()))?;
                 }
-                write_npy_f32(path, &images.shape, &images.data)?;
+                let values: Vec<f32> =
+                    images.data.iter().map(|v| (low + (high - low) * f64::from(*v)) as f32).collect();
+                let [n, c, h, w] = images.shape;
+                match card.network.layout() {
+                    DataLayout::Sequences => write_npy_f32(path, &[n, c, w], &values)?,
+                    _ => write_npy_f32(path, &[n, c, h, w], &values)?,
+                }
+            }
+            Self::Curves(path) => {
+                let (samples, data) = (format!("{} samples", images.shape[0]), "the data");
+                let generated = SequenceSet { title: &samples, batch: images };
+                let svg = match writing.real {
+                    Some(batch) => sequences_svg(&[SequenceSet { title: data, batch }, generated], range)?,
+                    None => sequences_svg(&[generated], range)?,
+                };
+                write_atomically(path, |out| out.write_all(svg.as_bytes()))
+                    .context(format!("cannot write {}", path.display()))?;
             }
         }
         Ok(())
     }
+}
+
+/// So many sequences of the data that a run was trained on, those that were held out first.
+fn real_sequences(recipe: Option<&Recipe>, out: &Out, count: usize) -> Result<ImageBatch> {
+    let (Some(recipe), Out::Curves(_)) = (recipe, out) else {
+        return Err(Failure::usage("--real needs a run folder, whose recipe names the data, and --out FILE.svg"));
+    };
+    let dataset = Arc::new(open_data(&recipe.data)?);
+    let (train, held_out) = dataset.split_held_out(recipe.data.held_out, recipe.train.seed);
+    let some = if held_out.is_empty() { train } else { held_out }.first(count);
+    let shape = dataset.shape();
+    let values = Images::of_data(some.clone()).values()?;
+    Ok(ImageBatch::new([some.len(), shape.channels, shape.height, shape.width], values)?)
 }
 
 pub fn refuse_file(path: &Path, refuse: bool) -> Result {

@@ -184,6 +184,7 @@ fn setup(plan: &Plan, evaluate: Option<EvaluateSetup>) -> RunSetup {
             diffusion: diffusion.clone(),
             betas: None,
             image: plan.train.dataset().shape(),
+            value_range: Some(plan.train.dataset().value_range()).filter(|range| *range != [0.0, 1.0]),
             weights: WeightsKind::Ema,
             step: 0,
             ema_decay: None,

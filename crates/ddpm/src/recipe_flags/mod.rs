@@ -2,7 +2,7 @@
 //! Not here: what the values mean, which is the library's to say and to check.
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
-use denoising_diffusion::data::{ChannelPolicy, ImageSize};
+use denoising_diffusion::data::{self, ChannelPolicy, ImageSize};
 use denoising_diffusion::diffusion::{DiffusionConfig, FormulationConfig, SharedConfig};
 use denoising_diffusion::recipe::{Model, Recipe};
 use toml::{Table, Value};
@@ -10,7 +10,8 @@ use toml::{Table, Value};
 mod table;
 
 use table::Kind::{
-    Channels, ImageSize as Size, Number, Range, Switch, SwitchPerStage, Whole, WholePerStage, Wholes, Word, Words,
+    Channels, ImageSize as Size, Number, Range, Switch, SwitchPerStage, ValueRange, Whole, WholePerStage, Wholes, Word,
+    Words,
 };
 use table::{FLAGS, Flag, Kind, Resume};
 
@@ -100,6 +101,7 @@ impl Kind {
             Size => "SIZE",
             Channels => "CHANNELS",
             Range => "LOW,HIGH",
+            ValueRange => "LOW,HIGH|measured",
         }
     }
 
@@ -135,6 +137,10 @@ impl Kind {
                     .ok_or_else(|| expected("two numbers such as 0.2,5"))
             }
             Size => text.parse::<ImageSize>().map(|size| Value::String(size.to_string())).map_err(|e| e.to_string()),
+            ValueRange => {
+                let range = text.parse::<data::ValueRange>().map_err(|e| e.to_string())?;
+                Ok(Value::String(range.to_string()))
+            }
             Channels => {
                 text.parse::<ChannelPolicy>().map(|policy| Value::String(policy.to_string())).map_err(|e| e.to_string())
             }
@@ -385,6 +391,7 @@ mod tests {
             .collect();
         // Absent from a default recipe; the others below are no flags.
         keys.insert(("data".into(), "image_size".into()));
+        keys.insert(("data".into(), "value_range".into()));
         // Every formulation's own, and those without a default.
         for formulation in FormulationConfig::all() {
             let serde_json::Value::Object(own) = serde_json::to_value(&formulation).unwrap() else { panic!() };

@@ -22,6 +22,8 @@ pub enum Kind {
     Words(&'static [&'static str]),
     /// Two numbers, separated by a comma.
     Range,
+    /// The same, or `measured`.
+    ValueRange,
 }
 
 /// What a run that goes on may change.
@@ -44,7 +46,8 @@ pub struct Flag {
 }
 
 use Kind::{
-    Channels, ImageSize as Size, Number, Range, Switch, SwitchPerStage, Whole, WholePerStage, Wholes, Word, Words,
+    Channels, ImageSize as Size, Number, Range, Switch, SwitchPerStage, ValueRange, Whole, WholePerStage, Wholes, Word,
+    Words,
 };
 use Resume::{Fixed, Free};
 
@@ -85,8 +88,9 @@ const FORMULATIONS: &[&str] = &[
 ];
 const SAMPLERS: &[&str] =
     &["ddpm", "ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2s", "dpmpp_sde_2m", "unipc", "lms"];
-const METRICS: &[&str] = &["fid", "kid", "is", "prdc", "swd", "neighbours", "loss", "bpd"];
-const NUMBERS: &[&str] = &["fid", "kid", "is", "precision", "recall", "density", "coverage", "swd", "loss", "bpd"];
+const METRICS: &[&str] = &["fid", "kid", "is", "prdc", "swd", "spectrum", "neighbours", "loss", "bpd"];
+const NUMBERS: &[&str] =
+    &["fid", "kid", "is", "precision", "recall", "density", "coverage", "swd", "spectrum", "loss", "bpd"];
 
 /// Every key of a recipe but `data.path` and `data.labels`, which are arguments of their own, and the networks' `channels`, which follow the data.
 #[rustfmt::skip] // a table is read by its columns
@@ -94,6 +98,8 @@ pub const FLAGS: &[Flag] = &[
     flag(DATA, "image_size", Size, Fixed, "Size of the images: 28, or height x width: 28x20 [default: that of the data]"),
     flag(DATA, "channels", Channels, Fixed, "Channels to train on: auto, 1 (grey), 3 (RGB), ..."),
     flag(DATA, "resize", Word(&["crop", "stretch", "pad"]), Fixed, "How images of another size are fitted"),
+    flag(DATA, "layout", Word(&["auto", "images", "sequences", "volumes"]), Fixed, "What an array holds; auto: sequences for a network of sequences, volumes if it has five dimensions"),
+    flag(DATA, "value_range", ValueRange, Fixed, "Values of an array that become 0 and 1 [default: those of the type; floats in [0, 1] or [-1, 1]; of sequences and volumes measured]"),
     flag(DATA, "class_condition", Switch, Fixed, "Tell the network the class of each image"),
     flag(DATA, "flip", Word(&["auto", "on", "off"]), Fixed, "Mirror half of the images; auto: on, but off for the digits"),
     flag(DATA, "held_out", Number, Fixed, "Fraction of the images held out for the held-out loss, at most 1000 images"),

@@ -1,8 +1,8 @@
-//! Images that come as one array: what all such sources share, and NumPy files.
+//! Data that come as one array: what all such sources share, and NumPy files.
 //!
-//! A four-dimensional NumPy array is `[n, c, h, w]` or `[n, h, w, c]`, told apart by which axis has 1 to 4 entries
-//! (or as many as are asked for); if both have, it is read as `[n, c, h, w]`. Three dimensions are grey `[n, h, w]`.
-//! uint8 spans 0 to 255. Floats must lie in [0, 1], or in [-1, 1], which is mapped to [0, 1].
+//! A four-dimensional NumPy array of images is `[n, c, h, w]` or `[n, h, w, c]`, told apart by which axis has 1 to 4 entries
+//! (or as many as are asked for); if both have, it is read as `[n, c, h, w]`. Three dimensions are grey `[n, h, w]`. Sequences and volumes have
+//! their channels first. How values become [0, 1] is `value_map`'s business.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -12,17 +12,15 @@ use zip::ZipArchive;
 
 use super::classes::{self, Classes};
 use super::config::ChannelPolicy;
-use super::npy::{NpyArray, Values, read_npy};
+use super::npy::{NpyArray, read_npy};
 use super::raster::Samples;
-use super::{DataError, ImageShape};
+use super::value_map::{self, Mapped};
+use super::{DataConfig, DataError, DataLayout, ImageShape};
 
 /// Names of the image array in a `.npz`, in order of preference.
 const IMAGE_NAMES: [&str; 7] = ["images", "train_images", "x_train", "x", "data", "samples", "arr_0"];
 /// Names of the labels in a `.npz`.
 const LABEL_NAMES: [&str; 6] = ["labels", "train_labels", "y_train", "y", "label", "arr_1"];
-
-/// Floats may leave their range by this much, as rounding does; they are clamped.
-const SLACK: f32 = 1e-6;
 
 /// All images of a source in memory, as they were stored but for their layout.
 #[derive(Debug)]
@@ -36,17 +34,23 @@ pub(super) struct ArraySource {
     pub(super) classes: Option<Classes>,
     /// Range of the values and what it is mapped to, in words.
     pub(super) values: String,
+    /// What 0 and 1 stand for.
+    pub(super) range: [f64; 2],
+    /// Never [`DataLayout::Auto`].
+    pub(super) layout: DataLayout,
+    /// Slices of a volume; 1 for what is none.
+    pub(super) depth: usize,
 }
 
 /// Reads a `.npy` file.
-pub(super) fn load_npy(path: &Path, channels: ChannelPolicy) -> Result<ArraySource, DataError> {
+pub(super) fn load_npy(path: &Path, config: &DataConfig) -> Result<ArraySource, DataError> {
     let file = File::open(path).map_err(|e| DataError::io("open", path, e))?;
     let array = read_npy(BufReader::new(file), path)?;
-    images(array, path, "NumPy array", channels)
+    examples(array, path, "NumPy array", config)
 }
 
 /// Reads the images of a `.npz` file, and its labels, if it has them.
-pub(super) fn load_npz(path: &Path, channels: ChannelPolicy) -> Result<ArraySource, DataError> {
+pub(super) fn load_npz(path: &Path, config: &DataConfig) -> Result<ArraySource, DataError> {
     let file = File::open(path).map_err(|e| DataError::io("open", path, e))?;
     let bad_zip = |e: zip::result::ZipError| DataError::format(path, "a .npz archive", e.to_string());
     let mut archive = ZipArchive::new(BufReader::new(file)).map_err(bad_zip)?;
@@ -65,7 +69,7 @@ pub(super) fn load_npz(path: &Path, channels: ChannelPolicy) -> Result<ArraySour
         let entry = archive.by_name(&format!("{name}.npy")).map_err(bad_zip)?;
         read_npy(entry, &path.join(name))
     };
-    let mut source = images(read(image_name)?, &path.join(image_name), "NumPy archive", channels)?;
+    let mut source = examples(read(image_name)?, &path.join(image_name), "NumPy archive", config)?;
     if let Some(name) = choose(&LABEL_NAMES) {
         let labels_path = path.join(name);
         source.classes = classes::of_array(read(name)?, &labels_path, source.count)?;
@@ -76,74 +80,97 @@ pub(super) fn load_npz(path: &Path, channels: ChannelPolicy) -> Result<ArraySour
 
 /// Where the channels of an array stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Layout {
-    ChannelsFirst,
-    ChannelsLast,
+enum Channels {
+    First,
+    Last,
 }
 
-fn layout(shape: &[usize], channels: ChannelPolicy) -> Result<(usize, ImageShape, Layout), String> {
-    let shape_of = |channels, height, width| ImageShape { channels, height, width };
-    let [n, first, middle, last] = match *shape {
-        [n, h, w] => return Ok((n, shape_of(1, h, w), Layout::ChannelsLast)),
-        [n, a, b, c] => [n, a, b, c],
-        _ => return Err(format!("shape {shape:?}")),
+/// How an array is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Axes {
+    count: usize,
+    shape: ImageShape,
+    channels: Channels,
+    layout: DataLayout,
+    depth: usize,
+}
+
+impl Axes {
+    fn of(shape: &[usize], config: &DataConfig) -> Result<Self, String> {
+        let carried = |layout, count, channels, depth, height, width| {
+            let shape = ImageShape { channels, height: depth * height, width };
+            Ok(Self { count, shape, channels: Channels::First, layout, depth })
+        };
+        match (config.layout, shape) {
+            (DataLayout::Sequences, &[n, l]) => carried(DataLayout::Sequences, n, 1, 1, 1, l),
+            (DataLayout::Sequences, &[n, c, l]) => carried(DataLayout::Sequences, n, c, 1, 1, l),
+            (DataLayout::Volumes, &[n, d, h, w]) => carried(DataLayout::Volumes, n, 1, d, h, w),
+            (DataLayout::Volumes | DataLayout::Auto, &[n, c, d, h, w]) => carried(DataLayout::Volumes, n, c, d, h, w),
+            (DataLayout::Auto | DataLayout::Images, _) => Self::of_images(shape, config.channels),
+            _ => Err(format!("shape {shape:?}")),
+        }
+    }
+
+    fn of_images(shape: &[usize], channels: ChannelPolicy) -> Result<Self, String> {
+        let with = |count, channels, height, width, at| {
+            let shape = ImageShape { channels, height, width };
+            Ok(Self { count, shape, channels: at, layout: DataLayout::Images, depth: 1 })
+        };
+        let [n, first, middle, last] = match *shape {
+            [n, h, w] => return with(n, 1, h, w, Channels::Last),
+            [n, a, b, c] => [n, a, b, c],
+            _ => return Err(format!("shape {shape:?}")),
+        };
+        let asked_for = |side| channels == ChannelPolicy::Exact(side);
+        let usual = |side| (1..=4).contains(&side);
+        if asked_for(first) || (!asked_for(last) && usual(first)) {
+            with(n, first, middle, last, Channels::First)
+        } else if asked_for(last) || usual(last) {
+            with(n, last, first, middle, Channels::Last)
+        } else {
+            Err(format!("shape {shape:?}, where neither axis has 1 to 4 channels (--channels N says which one)"))
+        }
+    }
+
+    /// The shapes that are accepted.
+    fn expected(layout: DataLayout) -> &'static str {
+        match layout {
+            DataLayout::Images => "images [n, c, h, w], [n, h, w, c] or [n, h, w]",
+            DataLayout::Sequences => "sequences [n, c, l] or [n, l]",
+            DataLayout::Volumes => "volumes [n, c, d, h, w] or [n, d, h, w]",
+            DataLayout::Auto => {
+                "images [n, c, h, w], [n, h, w, c] or [n, h, w], or volumes [n, c, d, h, w] (sequences: --layout sequences)"
+            }
+        }
+    }
+}
+
+fn examples(array: NpyArray, path: &Path, kind: &'static str, config: &DataConfig) -> Result<ArraySource, DataError> {
+    let Axes { count, shape, channels, layout, depth } = Axes::of(&array.shape, config)
+        .map_err(|found| DataError::format(path, Axes::expected(config.layout), found))?;
+    let size = shape.len().max(1);
+    let Mapped { samples, words, range } = value_map::map(array, path, size, layout, config.value_range)?;
+    let samples = match samples {
+        Samples::U8(v) => Samples::U8(channels_last(v, shape, channels)),
+        Samples::U16(v) => Samples::U16(channels_last(v, shape, channels)),
+        Samples::F32(v) => Samples::F32(channels_last(v, shape, channels)),
     };
-    let asked_for = |side| channels == ChannelPolicy::Exact(side);
-    let usual = |side| (1..=4).contains(&side);
-    let channels_first = Ok((n, shape_of(first, middle, last), Layout::ChannelsFirst));
-    let channels_last = Ok((n, shape_of(last, first, middle), Layout::ChannelsLast));
-    if asked_for(first) {
-        channels_first
-    } else if asked_for(last) {
-        channels_last
-    } else if usual(first) {
-        channels_first
-    } else if usual(last) {
-        channels_last
-    } else {
-        Err(format!("shape {shape:?}, where neither axis has 1 to 4 channels (--channels N says which one)"))
-    }
+    Ok(ArraySource {
+        path: path.to_path_buf(),
+        kind,
+        count,
+        shape,
+        samples,
+        classes: None,
+        values: words,
+        range,
+        layout,
+        depth,
+    })
 }
 
-fn images(array: NpyArray, path: &Path, kind: &'static str, channels: ChannelPolicy) -> Result<ArraySource, DataError> {
-    let (count, shape, layout) = layout(&array.shape, channels)
-        .map_err(|found| DataError::format(path, "images [n, c, h, w], [n, h, w, c] or [n, h, w]", found))?;
-    let (samples, values) = match array.values {
-        Values::U8(v) => (Samples::U8(channels_last(v, shape, layout)), "uint8 0 to 255 -> [0, 1]".into()),
-        Values::F32(v) => {
-            let (v, values) = unit_range(v, shape, path)?;
-            (Samples::F32(channels_last(v, shape, layout)), values)
-        }
-        Values::Int(_) => {
-            let found = format!("dtype `{}`", array.descr);
-            return Err(DataError::format(path, "uint8, float32 or float64 images", found));
-        }
-    };
-    Ok(ArraySource { path: path.to_path_buf(), kind, count, shape, samples, classes: None, values })
-}
-
-/// Checks and maps float values to [0, 1]; also says in words what they were.
-fn unit_range(mut values: Vec<f32>, shape: ImageShape, path: &Path) -> Result<(Vec<f32>, String), DataError> {
-    let (mut min, mut max) = (f32::INFINITY, f32::NEG_INFINITY);
-    for (i, &value) in values.iter().enumerate() {
-        if !value.is_finite() {
-            return Err(DataError::NotFinite { path: path.to_path_buf(), image: i / shape.len().max(1), value });
-        }
-        min = min.min(value);
-        max = max.max(value);
-    }
-    if min < -1.0 - SLACK || max > 1.0 + SLACK {
-        return Err(DataError::ValueRange { path: path.to_path_buf(), min, max });
-    }
-    let (declared, scale, offset) = if min < -SLACK { ("[-1, 1]", 0.5, 0.5) } else { ("[0, 1]", 1.0, 0.0) };
-    for value in &mut values {
-        *value = (*value * scale + offset).clamp(0.0, 1.0);
-    }
-    Ok((values, format!("float {min} to {max}, read as {declared}")))
-}
-
-fn channels_last<T: Copy>(values: Vec<T>, shape: ImageShape, layout: Layout) -> Vec<T> {
-    if layout == Layout::ChannelsLast || shape.channels == 1 || shape.is_empty() {
+fn channels_last<T: Copy>(values: Vec<T>, shape: ImageShape, channels: Channels) -> Vec<T> {
+    if channels == Channels::Last || shape.channels == 1 || shape.is_empty() {
         return values;
     }
     let area = shape.height * shape.width;
@@ -159,6 +186,7 @@ fn channels_last<T: Copy>(values: Vec<T>, shape: ImageShape, layout: Layout) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::npy::Values;
     use std::io::Write;
 
     fn array(shape: &[usize], values: Values) -> NpyArray {
@@ -166,12 +194,7 @@ mod tests {
     }
 
     fn read(array: NpyArray, channels: ChannelPolicy) -> Result<ArraySource, DataError> {
-        images(array, Path::new("x.npy"), "NumPy array", channels)
-    }
-
-    fn floats(values: &[f32]) -> Result<ArraySource, DataError> {
-        let shape = [values.len(), 1, 1];
-        read(array(&shape, Values::F32(values.to_vec())), ChannelPolicy::Auto)
+        examples(array, Path::new("x.npy"), "NumPy array", &DataConfig { channels, ..DataConfig::default() })
     }
 
     #[test]
@@ -188,13 +211,30 @@ mod tests {
             (&[2, 3, 6, 7], Exact(9), [3, 6, 7]),
         ];
         for (shape, policy, [channels, height, width]) in cases {
-            let (count, found, _) = layout(shape, policy).unwrap();
+            let axes = Axes::of(shape, &DataConfig { channels: policy, ..DataConfig::default() }).unwrap();
             let expected = ImageShape { channels, height, width };
-            assert_eq!((count, found), (2, expected), "{shape:?} {policy}");
+            assert_eq!((axes.count, axes.shape), (2, expected), "{shape:?} {policy}");
         }
-        for shape in [&[2, 5, 6, 7][..], &[4, 4], &[1, 1, 1, 1, 1], &[]] {
-            assert!(layout(shape, Auto).is_err(), "{shape:?}");
+        for shape in [&[2, 5, 6, 7][..], &[4, 4], &[1, 1, 1, 1, 1, 1], &[]] {
+            assert!(Axes::of(shape, &DataConfig::default()).is_err(), "{shape:?}");
         }
+    }
+
+    #[test]
+    fn sequences_and_volumes_are_carried_as_images() {
+        use DataLayout::{Auto, Images, Sequences, Volumes};
+        let of = |layout, shape: &[usize]| Axes::of(shape, &DataConfig { layout, ..DataConfig::default() });
+        for (layout, shape, carried, depth) in [
+            (Sequences, &[5, 7][..], [1, 1, 7], 1),
+            (Sequences, &[5, 12, 7], [12, 1, 7], 1),
+            (Volumes, &[5, 2, 3, 4], [1, 6, 4], 2),
+            (Auto, &[5, 9, 2, 3, 4], [9, 6, 4], 2),
+        ] {
+            let axes = of(layout, shape).unwrap();
+            let ImageShape { channels, height, width } = axes.shape;
+            assert_eq!((axes.count, [channels, height, width], axes.depth), (5, carried, depth), "{layout} {shape:?}");
+        }
+        assert!(of(Sequences, &[5, 1, 1, 7]).is_err() && of(Images, &[5, 1, 2, 3, 4]).is_err());
     }
 
     #[test]
@@ -208,24 +248,6 @@ mod tests {
         assert_eq!(first.samples, Samples::U8(last.clone()));
         let same = read(array(&[2, 2, 2, 3], Values::U8(last.clone())), rgb);
         assert_eq!(same.unwrap().samples, Samples::U8(last));
-    }
-
-    #[test]
-    fn float_ranges_are_detected_and_checked() {
-        let unit = floats(&[0.0, 0.25, 1.0]).unwrap();
-        assert_eq!(unit.samples, Samples::F32(vec![0.0, 0.25, 1.0]));
-        let signed = floats(&[-1.0, 0.0, 0.5]).unwrap();
-        assert_eq!(signed.samples, Samples::F32(vec![0.0, 0.5, 0.75]));
-        assert!(signed.values.contains("[-1, 1]"), "{}", signed.values);
-        let error = floats(&[0.0, 254.5]).unwrap_err();
-        assert!(error.to_string().contains("254.5"), "{error}");
-        assert!(error.hint().unwrap().contains("255"));
-        for bad in [f32::NAN, f32::INFINITY] {
-            let error = floats(&[0.0, bad]).unwrap_err();
-            assert!(matches!(error, DataError::NotFinite { image: 1, .. }), "{error}");
-        }
-        let integers = read(array(&[1, 2, 2], Values::Int(vec![0; 4])), ChannelPolicy::Auto);
-        assert!(integers.unwrap_err().to_string().contains("uint8"));
     }
 
     fn write_npz(path: &Path, arrays: &[(&str, &[usize], &[f32])]) {
@@ -253,14 +275,14 @@ mod tests {
         for names in [&["only"][..], &["x_test", "x_train"], &["mask", "arr_0"]] {
             let arrays: Vec<_> = names.iter().map(|name| (*name, image.0, image.1)).collect();
             write_npz(&path, &arrays);
-            let source = load_npz(&path, ChannelPolicy::Auto).unwrap();
+            let source = load_npz(&path, &DataConfig::default()).unwrap();
             assert_eq!(source.samples, Samples::F32(vec![0.5, 1.0]), "{names:?}");
         }
         write_npz(&path, &[("a", image.0, image.1), ("b", image.0, image.1)]);
-        let error = load_npz(&path, ChannelPolicy::Auto).unwrap_err();
+        let error = load_npz(&path, &DataConfig::default()).unwrap_err();
         assert!(error.to_string().contains("x_train"), "{error}");
         std::fs::write(&path, b"PK\x03\x04 and nothing else").unwrap();
-        let error = load_npz(&path, ChannelPolicy::Auto).unwrap_err();
+        let error = load_npz(&path, &DataConfig::default()).unwrap_err();
         assert!(error.to_string().contains(".npz archive"), "{error}");
     }
 }

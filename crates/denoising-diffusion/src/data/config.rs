@@ -12,6 +12,7 @@ use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::DataError;
+use super::policy::{CachePolicy, DataLayout, Flip, ResizePolicy, ValueRange, Verify};
 
 /// Largest accepted image side, in pixels.
 const MAX_SIDE: usize = 65_535;
@@ -210,87 +211,6 @@ impl<T: FromStr<Err = ParseSettingError>> Visitor<'_> for IntOrText<T> {
     }
 }
 
-/// An enum whose variants are written as one lower-case word, in recipes and on the command line.
-macro_rules! keyword_enum {
-    (
-        $(#[$meta:meta])*
-        pub enum $name:ident: $expected:literal { $($(#[$variant_meta:meta])* $variant:ident = $word:literal),* $(,)? }
-    ) => {
-        $(#[$meta])*
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-        pub enum $name {
-            $($(#[$variant_meta])* #[serde(rename = $word)] $variant),*
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(match self { $(Self::$variant => $word),* })
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = ParseSettingError;
-
-            fn from_str(text: &str) -> Result<Self, Self::Err> {
-                match text {
-                    $($word => Ok(Self::$variant),)*
-                    _ => Err(ParseSettingError { found: text.to_owned(), expected: $expected }),
-                }
-            }
-        }
-    };
-}
-
-keyword_enum! {
-    /// How an image of another size is brought to the training size.
-    pub enum ResizePolicy: "a resize policy: crop, stretch or pad" {
-        /// Scale until the image just covers the size, keep the centre.
-        #[default]
-        Crop = "crop",
-        /// Scale each axis on its own; the aspect ratio changes.
-        Stretch = "stretch",
-        /// Scale until the image just fits, centre it, fill the rest with zeros (black or transparent).
-        Pad = "pad",
-    }
-}
-
-keyword_enum! {
-    /// Whether half of the training images are mirrored left to right.
-    pub enum Flip: "a flip policy: auto, on or off" {
-        /// On, except for the embedded digits, which mirroring makes unreadable.
-        #[default]
-        Auto = "auto",
-        /// Mirror with probability one half.
-        On = "on",
-        /// Never mirror.
-        Off = "off",
-    }
-}
-
-keyword_enum! {
-    /// Whether decoded images of a folder stay in memory. Arrays always do.
-    pub enum CachePolicy: "a cache policy: auto, on or off" {
-        /// Keep them if all together fit in `cache_mib`.
-        #[default]
-        Auto = "auto",
-        /// Keep them whatever they take.
-        On = "on",
-        /// Decode again in every epoch.
-        Off = "off",
-    }
-}
-
-keyword_enum! {
-    /// How thoroughly the files of a folder are checked before training.
-    pub enum Verify: "a check of the files: full or header" {
-        /// Decode every file once, so that no broken file can stop a run later.
-        #[default]
-        Full = "full",
-        /// Read headers only: quick for very large folders; a broken body is then an error in the run.
-        Header = "header",
-    }
-}
-
 /// Everything that decides which images are trained on and how they are prepared.
 ///
 /// Field names are the keys of a recipe's data table and, in kebab-case, the command line's flags.
@@ -312,9 +232,15 @@ pub struct DataConfig {
     pub channels: ChannelPolicy,
     /// How images of another size are fitted.
     pub resize: ResizePolicy,
-    /// Horizontal mirroring of training images.
+    /// What an array holds.
+    pub layout: DataLayout,
+    /// Range of an array's values. None: 0 to 255 for uint8, 0 to 65535 for uint16, [0, 1] or [-1, 1] for floats; measured for other values
+    /// of sequences and volumes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value_range: Option<ValueRange>,
     /// Tell the network the class of each image.
     pub class_condition: bool,
+    /// Horizontal mirroring of training images.
     pub flip: Flip,
     /// Fraction of the images held out for evaluation, in [0, 1); at most 1000 images.
     pub held_out: f64,
@@ -338,6 +264,8 @@ impl Default for DataConfig {
             image_size: None,
             channels: ChannelPolicy::Auto,
             resize: ResizePolicy::Crop,
+            layout: DataLayout::Auto,
+            value_range: None,
             class_condition: false,
             flip: Flip::Auto,
             held_out: 0.05,
@@ -361,6 +289,15 @@ impl DataConfig {
                 key: "held_out",
                 value: self.held_out.to_string(),
                 expected: "a fraction of at least 0 and less than 1",
+            });
+        }
+        if let Some(ValueRange::Declared([low, high])) = self.value_range
+            && !(low.is_finite() && high.is_finite() && low < high)
+        {
+            return Err(DataError::Setting {
+                key: "value_range",
+                value: format!("{low},{high}"),
+                expected: "two finite numbers, the lower one first",
             });
         }
         if !(0.0..=1.0).contains(&self.max_broken) {

@@ -11,9 +11,10 @@ use std::sync::Arc;
 
 use super::array::{self, ArraySource};
 use super::classes::{self, Classes};
-use super::config::{CachePolicy, ChannelPolicy, DataConfig, Flip, ImageShape, ImageSize, ResizePolicy};
+use super::config::{ChannelPolicy, DataConfig, ImageShape, ImageSize};
 use super::folder::{self, ImageFile, Prepare, Scan};
 use super::order::{Mirror, split_permutation};
+use super::policy::{CachePolicy, DataLayout, Flip, ResizePolicy};
 use super::raster::Samples;
 use super::{DataError, Subset, Summary, decode, digits, identity, idx, resize};
 
@@ -49,6 +50,9 @@ pub struct Dataset {
     summary: Summary,
     natural_flip: Flip,
     resize: ResizePolicy,
+    layout: DataLayout,
+    depth: usize,
+    value_range: [f64; 2],
 }
 
 /// Where the values are; everything in memory is prepared, channels last.
@@ -92,8 +96,8 @@ impl Source {
             return Ok(Self::Folder(folder.to_path_buf(), folder::scan_file(path, config, progress)?));
         }
         let source = match &first_bytes(path)?[..] {
-            [0x93, b'N', b'U', b'M', ..] => array::load_npy(path, config.channels),
-            [b'P', b'K', ..] => array::load_npz(path, config.channels),
+            [0x93, b'N', b'U', b'M', ..] => array::load_npy(path, config),
+            [b'P', b'K', ..] => array::load_npz(path, config),
             [0x1f, 0x8b, ..] | [0, 0, _, _] => idx::load(path),
             other => Err(DataError::UnknownFormat { path: path.to_path_buf(), first_bytes: format!("{other:02x?}") }),
         };
@@ -192,6 +196,9 @@ impl Dataset {
             summary,
             natural_flip: Flip::On,
             resize: config.resize,
+            layout: DataLayout::Images,
+            depth: 1,
+            value_range: [0.0, 1.0],
         })
     }
 
@@ -210,9 +217,18 @@ impl Dataset {
             }
             _ => {}
         }
+        let mirrored = source.layout == DataLayout::Images && source.path.as_os_str() != digits::NAME;
+        let natural_flip = if mirrored { Flip::On } else { Flip::Off };
         let digest = identity::array_digest(&source);
         let summary = Summary::of_array(&source, config.image_size);
         let size = config.image_size.unwrap_or(source.shape.size());
+        if source.layout != DataLayout::Images && size != source.shape.size() {
+            return Err(DataError::Setting {
+                key: "image_size",
+                value: size.to_string(),
+                expected: "unset: sequences and volumes are not resized",
+            });
+        }
         let (samples, shape) = resize::fit_array(source.samples, source.shape, size, config.resize);
         Ok(Self {
             shape,
@@ -222,8 +238,11 @@ impl Dataset {
             cache_key: digest.clone(),
             digest,
             summary,
-            natural_flip: if source.path.as_os_str() == digits::NAME { Flip::Off } else { Flip::On },
+            natural_flip,
             resize: config.resize,
+            layout: source.layout,
+            depth: source.depth,
+            value_range: source.range,
         })
     }
 
@@ -280,7 +299,22 @@ impl Dataset {
         &self.cache_key
     }
 
-    /// Whether images are mirrored under [`Flip::Auto`]: [`Flip::Off`] for the digits, else [`Flip::On`].
+    /// What the examples are; never [`DataLayout::Auto`].
+    pub fn layout(&self) -> DataLayout {
+        self.layout
+    }
+
+    /// Slices of each volume, which lie one below the other; 1 for what is no volume.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// What 0 and 1 stand for in the units of the source: `[low, high]`. `[0, 1]` for image files and arrays of 8 or 16 bits.
+    pub fn value_range(&self) -> [f64; 2] {
+        self.value_range
+    }
+
+    /// Whether images are mirrored under [`Flip::Auto`]: [`Flip::Off`] for the digits, sequences and volumes, else [`Flip::On`].
     pub fn natural_flip(&self) -> Flip {
         self.natural_flip
     }

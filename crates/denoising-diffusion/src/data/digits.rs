@@ -8,7 +8,7 @@ use flate2::read::GzDecoder;
 use super::array::ArraySource;
 use super::classes::Classes;
 use super::raster::Samples;
-use super::{DataError, ImageShape};
+use super::{DataError, DataLayout, ImageShape};
 
 const FILE: &[u8] = include_bytes!("../../assets/digits/digits.csv.gz");
 
@@ -51,6 +51,9 @@ pub(super) fn load() -> Result<ArraySource, DataError> {
         samples: Samples::U8(levels),
         classes: Some(Classes::number(&labels)),
         values: "levels 0 to 16 -> [0, 1]".into(),
+        range: [0.0, 1.0],
+        layout: DataLayout::Images,
+        depth: 1,
     })
 }
 

@@ -161,8 +161,8 @@ pub enum DataError {
         /// Bytes present.
         found: u64,
     },
-    /// Float values outside both accepted ranges.
-    #[error("{}: values range from {min} to {max}; expected [0, 1] or [-1, 1]", path.display())]
+    /// Values outside of the accepted ranges.
+    #[error("{}: values range from {min} to {max}; expected {}", path.display(), expected_range(*declared))]
     ValueRange {
         /// The file.
         path: PathBuf,
@@ -170,6 +170,8 @@ pub enum DataError {
         min: f32,
         /// Largest value.
         max: f32,
+        /// The declared range.
+        declared: Option<[f64; 2]>,
     },
     /// NaN or infinity.
     #[error("{}: value {value} of image {image} is not a finite number", path.display())]
@@ -233,6 +235,13 @@ fn shortened(broken: &[Broken]) -> String {
     text
 }
 
+fn expected_range(declared: Option<[f64; 2]>) -> String {
+    match declared {
+        Some([low, high]) => format!("[{low}, {high}]"),
+        None => "[0, 1] or [-1, 1]".to_string(),
+    }
+}
+
 impl DataError {
     /// Wraps an operating system error, giving a missing path its own variant.
     pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
@@ -280,10 +289,13 @@ impl DataError {
             }
             Self::Changed { .. } => "leave the data unchanged during a run".into(),
             Self::Truncated { .. } => "the file is probably an interrupted copy or download; fetch it again".into(),
-            Self::ValueRange { max, .. } if *max > 1.0 && *max <= 255.0 => {
-                "scale the values to [0, 1] (divide by 255?) or store them as uint8".into()
+            Self::ValueRange { declared: Some(_), .. } => {
+                "declare a range that holds all values, or --value-range measured".into()
             }
-            Self::ValueRange { .. } => "scale the values to [0, 1] or [-1, 1]".into(),
+            Self::ValueRange { min, max, .. } if *min >= 0.0 && *max > 1.0 && *max <= 255.0 => {
+                "say the range with --value-range 0,255, or store the values as uint8".into()
+            }
+            Self::ValueRange { .. } => "say the range with --value-range LOW,HIGH or --value-range measured".into(),
             Self::LabelCount { .. } => {
                 "the labels must be those of the same images, in the same order".into()
             }

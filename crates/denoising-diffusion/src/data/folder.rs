@@ -10,9 +10,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use super::classes::Classes;
-use super::config::{CachePolicy, ChannelPolicy, DataConfig, Verify};
+use super::config::{ChannelPolicy, DataConfig};
 use super::dataset::ScanProgress;
 use super::decode::{self, Probe};
+use super::policy::{CachePolicy, Verify};
 use super::raster::Raster;
 use super::{Broken, DataError, ImageSize, ResizePolicy, resize};
 

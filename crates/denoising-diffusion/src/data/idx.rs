@@ -13,7 +13,7 @@ use super::array::ArraySource;
 use super::classes::{self, Classes};
 use super::decode::read_limited;
 use super::raster::Samples;
-use super::{DataError, ImageShape};
+use super::{DataError, DataLayout, ImageShape};
 
 /// Element type of the only accepted kind of values.
 const UNSIGNED_BYTE: u8 = 8;
@@ -40,6 +40,9 @@ pub(super) fn load(path: &Path) -> Result<ArraySource, DataError> {
         samples: Samples::U8(bytes),
         classes,
         values: "uint8 0 to 255 -> [0, 1]".into(),
+        range: [0.0, 1.0],
+        layout: DataLayout::Images,
+        depth: 1,
     })
 }
 

@@ -6,6 +6,8 @@
 //! [`Loader`] turns a subset into an endless, deterministic sequence of batches, decoded by worker
 //! threads ahead of the consumer.
 //!
+//! Sequences and volumes, from arrays, are carried as images ([`DataLayout`]).
+//!
 //! Pixels leave this module as `f32` in [0, 1], channels first. The map to [-1, 1] belongs to the
 //! formulation, noise to its own streams; tensors and devices are not known here.
 
@@ -22,6 +24,7 @@ mod idx;
 mod loader;
 pub mod npy;
 mod order;
+mod policy;
 mod prefetch;
 mod raster;
 mod resample;
@@ -30,12 +33,12 @@ mod subset;
 mod summary;
 #[cfg(test)]
 mod tests;
+mod value_map;
 
-pub use config::{
-    CachePolicy, ChannelPolicy, DataConfig, Flip, ImageShape, ImageSize, ParseSettingError, ResizePolicy, Verify,
-};
+pub use config::{ChannelPolicy, DataConfig, ImageShape, ImageSize, ParseSettingError};
 pub use dataset::{Dataset, Image, ScanProgress, inspect, inspect_with_progress};
 pub use error::{Broken, DataError};
 pub use loader::{Batch, Loader, LoaderConfig};
+pub use policy::{CachePolicy, DataLayout, Flip, ResizePolicy, ValueRange, Verify};
 pub use subset::{Batches, Subset};
 pub use summary::{Summary, Tally};

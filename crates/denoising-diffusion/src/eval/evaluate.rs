@@ -163,6 +163,12 @@ pub fn measure(
                     metric::swd(real, generated, seed)
                 })?)
             }
+            Metric::Spectrum => {
+                let [_, _, width] = sets.real.shape();
+                measured.measurements.push(by_pixels(metric, sets.generated, sets.real, |generated, real| {
+                    metric::spectrum(real, generated, width, seed)
+                })?);
+            }
             Metric::Neighbours => {
                 let split = sets.split.ok_or(EvaluateError::NoSplit { metric })?;
                 let held_out = pixels(split.held_out)?;

@@ -18,6 +18,7 @@ use super::metrics::kid::{Kid, KidError, KidOptions};
 use super::metrics::neighbours::{Quantiles, memorisation};
 use super::metrics::prdc::{PRDC_NEIGHBOURS, prdc};
 use super::metrics::sliced_wasserstein::{DIRECTIONS, sliced_wasserstein_with_floor};
+use super::metrics::spectrum::{SpectrumDistance, spectrum_distance};
 use super::metrics::statistics::{Gaussian, StatisticsError};
 use super::metrics::table_error::TableError;
 use super::result::{Better, Measurement, Neighbours, Pair};
@@ -36,6 +37,8 @@ pub enum Metric {
     Prdc,
     /// Sliced Wasserstein distance of pixels.
     Swd,
+    /// Difference of power spectra along the width.
+    Spectrum,
     /// Distances to the nearest training images.
     Neighbours,
     /// Held-out loss by quarter of t.
@@ -46,8 +49,17 @@ pub enum Metric {
 
 impl Metric {
     /// All of them, in the order of reports.
-    pub const ALL: [Self; 8] =
-        [Self::Fid, Self::Kid, Self::Is, Self::Prdc, Self::Swd, Self::Neighbours, Self::Loss, Self::Bpd];
+    pub const ALL: [Self; 9] = [
+        Self::Fid,
+        Self::Kid,
+        Self::Is,
+        Self::Prdc,
+        Self::Swd,
+        Self::Spectrum,
+        Self::Neighbours,
+        Self::Loss,
+        Self::Bpd,
+    ];
 
     /// As it is written.
     pub fn name(self) -> &'static str {
@@ -57,6 +69,7 @@ impl Metric {
             Self::Is => "is",
             Self::Prdc => "prdc",
             Self::Swd => "swd",
+            Self::Spectrum => "spectrum",
             Self::Neighbours => "neighbours",
             Self::Loss => "loss",
             Self::Bpd => "bpd",
@@ -71,6 +84,7 @@ impl Metric {
             Self::Kid => &["kid"],
             Self::Is => &["is"],
             Self::Swd => &["swd"],
+            Self::Spectrum => &["spectrum"],
             Self::Neighbours => &["neighbours"],
             Self::Loss => &["loss"],
             Self::Bpd => &["bpd"],
@@ -97,7 +111,7 @@ impl Metric {
 /// when it is high (they are unlike the data); nor is a name that no metric has.
 pub fn better(number: &str) -> Better {
     match number {
-        "fid" | "kid" | "swd" | "loss" | "bpd" => Better::Lower,
+        "fid" | "kid" | "swd" | "spectrum" | "loss" | "bpd" => Better::Lower,
         "is" | "precision" | "recall" | "density" | "coverage" => Better::Higher,
         _ => Better::Neither,
     }
@@ -290,6 +304,28 @@ pub fn swd(real: Features<'_>, generated: Features<'_>, seed: u64) -> Result<Mea
     let mut swd = measurement(Metric::Swd.name(), result.distance, generated.n(), real.n());
     swd.notes.push(format!("two halves of the real images: {:.4}", result.floor.value));
     Ok(swd)
+}
+
+/// Difference of the power spectra of sequences of `length` values, in decibel, with that of two halves of the real ones as a note.
+///
+/// # Errors
+/// [`MetricError`].
+pub fn spectrum(
+    real: Features<'_>,
+    generated: Features<'_>,
+    length: usize,
+    seed: u64,
+) -> Result<Measurement, MetricError> {
+    let SpectrumDistance { distance, floor } = spectrum_distance(real, generated, length, seed)?;
+    Ok(Measurement {
+        name: Metric::Spectrum.name().to_string(),
+        value: distance,
+        standard_error: None,
+        better: better(Metric::Spectrum.name()),
+        n_generated: generated.n(),
+        n_real: real.n(),
+        notes: vec![format!("dB; two halves of the real ones: {floor:.2}")],
+    })
 }
 
 /// Distances to the nearest training images, as root mean squared differences of pixels in [0, 1].

@@ -10,6 +10,7 @@ use super::{
     Dit, DitConfig, DitConfigError, Network, NetworkInput, SizeError, Unet, Unet1dConfig, UnetConfig, UnetConfigError,
     Uvit, UvitConfig, UvitConfigError,
 };
+use crate::data::DataLayout;
 use crate::nn::Init;
 
 /// Which network weights belong to.
@@ -157,6 +158,15 @@ impl NetworkConfig {
             Self::Dit(config) => Ok(config.check_size(height, width)?),
             Self::Uvit(config) => Ok(config.check_size(height, width)?),
             Self::Custom { .. } => Ok(()),
+        }
+    }
+
+    /// What the network is for; of a custom one nothing is known.
+    pub fn layout(&self) -> DataLayout {
+        match self {
+            Self::Unet1d(_) => DataLayout::Sequences,
+            Self::Unet(_) | Self::Dit(_) | Self::Uvit(_) => DataLayout::Images,
+            Self::Custom { .. } => DataLayout::Auto,
         }
     }
 

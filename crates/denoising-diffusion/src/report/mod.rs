@@ -11,6 +11,7 @@ pub mod log;
 pub mod page;
 pub mod pairs;
 pub mod progress;
+pub mod sequences;
 pub mod table;
 
 mod figures;
@@ -27,6 +28,7 @@ pub use log::{Record, RunLog};
 pub use page::{History, Page};
 pub use pairs::{PairsOptions, pairs_picture};
 pub use progress::{NoProgress, Progress, Status, StderrProgress, Task};
+pub use sequences::{SequenceSet, save_sequences, sequences_svg};
 pub use table::{table, table_within};
 
 /// A batch of images on the host, `[n, c, h, w]` in row-major order.
@@ -87,6 +89,12 @@ pub enum ReportError {
         expected: Option<usize>,
         /// Length of the data.
         actual: usize,
+    },
+    /// Images where sequences are wanted.
+    #[error("data of shape {shape:?} ([n, c, h, w]) are no sequences, which have height 1")]
+    NotSequences {
+        /// `[n, c, h, w]`.
+        shape: [usize; 4],
     },
     /// A pixel is NaN or infinite.
     #[error(

@@ -4,12 +4,12 @@ use std::ops::ControlFlow;
 
 use super::event::{Event, StopSignal};
 use super::run::{Run, RunError, Saving, to_tensor};
-use crate::data::ImageShape;
+use crate::data::{DataLayout, ImageShape};
 use crate::eval::held_out::{HeldOutLoss, held_out_loss};
 use crate::generate::{GenerateError, Progress, Request};
 use crate::models::Network;
 use crate::report::log::{self, HeldOutRecord, Record, SamplesRecord};
-use crate::report::{GridOptions, save_grid};
+use crate::report::{GridOptions, save_grid, save_sequences};
 
 /// At most so many held-out images are measured each time, in batches of the training size.
 pub(super) const HELD_OUT_IMAGES: usize = 512;
@@ -117,9 +117,15 @@ impl<M: Network<4>> Run<M> {
             Err(GenerateError::Interrupted(_)) => return Ok(ControlFlow::Break(())),
             Err(error) => return Err(RunError::Samples(error)),
         };
-        let file = format!("samples/step-{step:08}.png");
+        let dataset = self.setup.train.dataset();
+        let sequences = dataset.layout() == DataLayout::Sequences;
+        let file = format!("samples/step-{step:08}.{}", if sequences { "svg" } else { "png" });
         let path = self.setup.dir.join(&file);
-        save_grid(&path, &images, GridOptions::of_classes(classes.as_deref()))?;
+        if sequences {
+            save_sequences(&path, &images, dataset.value_range())?;
+        } else {
+            save_grid(&path, &images, GridOptions::of_classes(classes.as_deref()))?;
+        }
         self.log.append(&Record::Samples(SamplesRecord { step, count: request.count as u64, file }))?;
         on_event(Event::Samples { step, path: &path });
         Ok(ControlFlow::Continue(()))

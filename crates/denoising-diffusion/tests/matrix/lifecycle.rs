@@ -96,6 +96,7 @@ impl<M: Network<4>> Case<'_, M> {
             diffusion: self.diffusion.config().clone(),
             betas: None,
             image: ImageShape { channels, height, width },
+            value_range: None,
             weights: WeightsKind::Ema,
             step,
             ema_decay: None,

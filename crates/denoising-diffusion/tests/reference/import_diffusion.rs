@@ -41,6 +41,7 @@ impl Case {
             diffusion: inferred.diffusion_with(&said).unwrap(),
             betas: inferred.betas,
             image: ImageShape { channels: inferred.unet.channels, height: 8, width: 8 },
+            value_range: None,
             network: NetworkConfig::Unet(inferred.unet),
             weights: WeightsKind::Model,
             step: 0,

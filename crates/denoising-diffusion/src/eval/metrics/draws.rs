@@ -20,6 +20,8 @@ pub enum Draw {
     KidErrorGenerated = 6,
     /// The order of images before the Inception Score's splits.
     InceptionScore = 7,
+    /// The halves of the real rows whose spectra are compared.
+    SpectrumHalves = 8,
 }
 
 /// A uniform permutation of 0..n.

@@ -14,6 +14,7 @@ pub mod neighbours;
 pub mod prdc;
 mod projection;
 pub mod sliced_wasserstein;
+pub mod spectrum;
 pub mod statistics;
 mod sums;
 pub mod table_error;

@@ -62,6 +62,7 @@ pub(super) fn metric(name: &str) -> &str {
         "density" => "Density",
         "coverage" => "Coverage",
         "swd" => "Sliced Wasserstein distance",
+        "spectrum" => "Difference of power spectra",
         "is" => "Inception Score",
         "loss" => "Held-out loss",
         "bpd" => "Bits per dimension",
