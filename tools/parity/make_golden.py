@@ -10,6 +10,7 @@ behind `grad_state.`; images are [b, c, h, w].
     unet_<name>      state, x, time, x_self_cond, output; unet_base has all gradients too
     unet_classes     the same with classes; all gradients
     unet1d_<name>    the same of Unet1D (unet1d.py)
+    karras_<name>    the same of KarrasUnet, 1-D and 3-D too (karras.py)
     uvit_<name>      the same of UViT (uvit.py)
     losses           per-sample and mean losses, offset noise, self-conditioning, immiscible assignment
     sampling         single DDPM steps, DDPM and DDIM trajectories with their noise, interpolation, DDIM times
@@ -41,6 +42,7 @@ import diffusing
 import elucidated
 import formulations
 import guidance
+import karras
 import networks
 import training
 import unet1d
@@ -63,6 +65,8 @@ def main():
     for name in networks.UNETS:
         write(folder, f"unet_{name}", networks.unet(name))
     write(folder, "unet_classes", networks.class_unet)
+    for name in karras.CASES:
+        write(folder, f"karras_{name}", karras.karras(name), compare=karras.has_f64(name))
     for name in unet1d.CASES:
         write(folder, f"unet1d_{name}", unet1d.unet1d(name))
     for name in uvit.CASES:

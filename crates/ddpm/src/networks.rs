@@ -1,7 +1,9 @@
 //! Networks in words, and what training them takes of the memory. Not here: the networks.
 
-use denoising_diffusion::data::ImageShape;
-use denoising_diffusion::models::{DitConfig, NetworkConfig, NetworkConfigError, UnetConfig, UvitConfig};
+use denoising_diffusion::data::{DataLayout, ImageShape};
+use denoising_diffusion::models::{
+    DitConfig, KarrasUnetConfig, NetworkConfig, NetworkConfigError, PerStage, UnetConfig, UvitConfig,
+};
 use denoising_diffusion::nn::Axes;
 use denoising_diffusion::train::TrainConfig;
 
@@ -16,6 +18,11 @@ pub fn in_words(network: &NetworkConfig) -> String {
         NetworkConfig::Uvit(uvit) => {
             let (blocks, heads) = (uvit.vit_depth, uvit.attn_heads);
             format!("U-ViT, stages {}, {blocks} blocks with {heads} heads", stages(uvit.dim, &uvit.dim_mults))
+        }
+        NetworkConfig::KarrasUnet(karras) => {
+            let dims = (0..=karras.num_downsamples).map(|i| (karras.dim << i).min(karras.dim_max).to_string());
+            let of = karras.extent.map_or(String::new(), |extent| format!(" for {}", extent.layout));
+            format!("magnitude-preserving U-Net{of}, stages {}", dims.collect::<Vec<_>>().join(", "))
         }
         NetworkConfig::Custom { name } => format!("custom: {name}"),
     }
@@ -73,6 +80,7 @@ pub fn memory_estimate(
         NetworkConfig::Unet1d(config) => kept_by_unet(&config.unet(), shape, train.checkpoint_activations)?,
         NetworkConfig::Dit(dit) => kept_by_dit(dit, shape),
         NetworkConfig::Uvit(uvit) => kept_by_uvit(uvit, shape, train.checkpoint_activations)?,
+        NetworkConfig::KarrasUnet(karras) => kept_by_karras_unet(karras, shape),
         NetworkConfig::Custom { .. } => 0,
     };
     let (step, checkpoint) = (5 * parameters + kept * train.batch_size as u64, 9 * parameters);
@@ -120,6 +128,26 @@ fn kept_by_uvit(uvit: &UvitConfig, shape: ImageShape, checkpoint_activations: bo
     let (hidden, heads) = (inner as u64, uvit.attn_heads as u64);
     let attention = 8 * heads * uvit.attn_dim_head as u64 + if uvit.vit_dropout > 0.0 { 3 * heads * pixels } else { 0 };
     Ok(kept + uvit.vit_depth as u64 * pixels * (8 * hidden + 6 * hidden * uvit.ff_mult as u64 + attention))
+}
+
+/// Values for each example: of each block's two convolutions inputs, activations and outputs, on either side.
+fn kept_by_karras_unet(karras: &KarrasUnetConfig, shape: ImageShape) -> u64 {
+    let (mut positions, mut kept) = ((shape.height * shape.width) as u64, 0);
+    let axes = match karras.extent.map(|extent| extent.layout) {
+        Some(DataLayout::Sequences) => 2,
+        Some(DataLayout::Volumes) => 8,
+        _ => 4,
+    };
+    let blocks = match &karras.num_blocks_per_stage {
+        PerStage::All(blocks) => *blocks,
+        PerStage::Each(blocks) => blocks.iter().copied().max().unwrap_or(0),
+    };
+    for stage in 0..=karras.num_downsamples {
+        let dim = (karras.dim << stage).min(karras.dim_max) as u64;
+        kept += positions * dim * (30 * blocks as u64 + 20);
+        positions /= axes;
+    }
+    kept
 }
 
 /// Values for each image: of each block some tokens' worth, of its hidden layer and its GELU, and the weights of all pairs of tokens.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use denoising_diffusion::data::{DataConfig, DataError, Dataset, ImageShape, Subset};
 use denoising_diffusion::diffusion::{DiffusionConfig, FormulationConfig};
 use denoising_diffusion::models::NetworkConfig;
-use denoising_diffusion::recipe::Recipe;
+use denoising_diffusion::recipe::{DataFacts, Recipe};
 use serde_json::{Value, json};
 use toml::Table;
 
@@ -42,7 +42,7 @@ impl Plan {
         let dataset = Arc::new(open_data(&recipe.data)?);
         let ImageShape { height, width, .. } = dataset.shape();
         let recipe = Recipe { diffusion: recipe.diffusion.for_size(height, width), ..recipe };
-        let network = recipe.network_for(dataset.shape(), dataset.num_classes()).or_usage()?;
+        let network = recipe.network_for(DataFacts::of(&dataset)).or_usage()?;
         let (train, held_out) = dataset.split_held_out(recipe.data.held_out, recipe.train.seed);
         let (batch_size, images) = (recipe.train.batch_size, train.len());
         if batch_size > images {

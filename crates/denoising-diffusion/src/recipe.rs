@@ -4,10 +4,12 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::data::{DataConfig, DataError, DataLayout, ImageShape};
+use crate::data::{DataConfig, DataError, DataLayout, Dataset, ImageShape};
 use crate::diffusion::{Diffusion, DiffusionConfig, DiffusionConfigError, GuidanceConfig};
 use crate::eval::config::{EvaluateConfig, EvaluateConfigError};
-use crate::models::{DitConfig, NetworkConfig, NetworkConfigError, Unet1dConfig, UnetConfig, UvitConfig};
+use crate::models::{
+    DitConfig, Extent, KarrasUnetConfig, NetworkConfig, NetworkConfigError, Unet1dConfig, UnetConfig, UvitConfig,
+};
 use crate::sampler::{SampleConfig, SampleConfigError};
 use crate::train::{EmaConfig, TrainConfig, TrainConfigError};
 
@@ -20,11 +22,12 @@ pub enum Model {
     Unet1d,
     Dit,
     Uvit,
+    KarrasUnet,
 }
 
 impl Model {
     /// Every network.
-    pub const ALL: [Self; 4] = [Self::Unet, Self::Unet1d, Self::Dit, Self::Uvit];
+    pub const ALL: [Self; 5] = [Self::Unet, Self::Unet1d, Self::Dit, Self::Uvit, Self::KarrasUnet];
 
     /// The word of configurations, and the section of its options.
     pub fn name(self) -> &'static str {
@@ -33,14 +36,16 @@ impl Model {
             Self::Unet1d => "unet1d",
             Self::Dit => "dit",
             Self::Uvit => "uvit",
+            Self::KarrasUnet => "karras_unet",
         }
     }
 
-    /// What it is for.
+    /// What it is for; [`DataLayout::Auto`] stands for all.
     pub fn layout(self) -> DataLayout {
         match self {
             Self::Unet1d => DataLayout::Sequences,
             Self::Unet | Self::Dit | Self::Uvit => DataLayout::Images,
+            Self::KarrasUnet => DataLayout::Auto,
         }
     }
 
@@ -51,6 +56,9 @@ impl Model {
             Self::Unet1d => "the same for sequences, with linear attention; classes if asked for",
             Self::Dit => "transformer on patches, for images; classes if asked for (Peebles and Xie 2022)",
             Self::Uvit => "U-Net around a transformer, for images; classes if asked for (Hoogeboom et al. 2023)",
+            Self::KarrasUnet => {
+                "magnitude-preserving U-Net, for images, sequences, volumes; classes (Karras et al. 2023)"
+            }
         }
     }
 }
@@ -62,13 +70,36 @@ pub struct ModelConfig {
     pub model: Model,
 }
 
+/// What a network must know of the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataFacts {
+    pub shape: ImageShape,
+    pub layout: DataLayout,
+    /// Slices of a volume, else 1.
+    pub depth: usize,
+    /// 0: none.
+    pub num_classes: usize,
+}
+
+impl DataFacts {
+    pub fn of(dataset: &Dataset) -> Self {
+        let num_classes = dataset.num_classes();
+        Self { shape: dataset.shape(), layout: dataset.layout(), depth: dataset.depth(), num_classes }
+    }
+
+    fn extent(self) -> Extent {
+        let Self { shape: ImageShape { height, width, .. }, layout, depth, .. } = self;
+        Extent { layout, depth, height: height / depth, width }
+    }
+}
+
 /// The parts of a training run. `Default` is the reference's defaults.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Recipe {
     pub data: DataConfig,
     pub network: ModelConfig,
-    /// For `model = "unet"`. `channels` of this and the next three follow the data and are no keys of a recipe.
+    /// For `model = "unet"`. `channels` of this and the next four follow the data and are no keys of a recipe.
     pub unet: UnetConfig,
     /// For `model = "unet1d"`.
     pub unet1d: Unet1dConfig,
@@ -76,6 +107,8 @@ pub struct Recipe {
     pub dit: DitConfig,
     /// For `model = "uvit"`.
     pub uvit: UvitConfig,
+    /// For `model = "karras_unet"`.
+    pub karras_unet: KarrasUnetConfig,
     pub diffusion: DiffusionConfig,
     pub train: TrainConfig,
     pub ema: EmaConfig,
@@ -166,7 +199,7 @@ impl Recipe {
         self.data.validate()?;
         self.validate_network()?;
         let (model, layout) = (self.network.model, self.data.layout);
-        if layout != DataLayout::Auto && layout != model.layout() {
+        if ![layout, model.layout()].contains(&DataLayout::Auto) && layout != model.layout() {
             return Err(RecipeError::Layout { model: model.name(), of: model.layout(), layout });
         }
         self.diffusion.validate()?;
@@ -190,6 +223,7 @@ impl Recipe {
             Model::Unet1d => self.unet1d != Unet1dConfig::default(),
             Model::Dit => self.dit != DitConfig::default(),
             Model::Uvit => self.uvit != UvitConfig::default(),
+            Model::KarrasUnet => self.karras_unet != KarrasUnetConfig::default(),
         };
         if let Some(other) = Model::ALL.into_iter().find(|&other| other != model && says(other)) {
             return Err(RecipeError::OtherModel { section: other.name(), model: model.name() });
@@ -204,20 +238,22 @@ impl Recipe {
             Model::Unet1d => NetworkConfig::Unet1d(self.unet1d.clone()),
             Model::Dit => NetworkConfig::Dit(self.dit.clone()),
             Model::Uvit => NetworkConfig::Uvit(self.uvit.clone()),
+            Model::KarrasUnet => NetworkConfig::KarrasUnet(self.karras_unet.clone()),
         }
     }
 
-    /// The network's options for data of a shape and a number of classes (0: none), checked against it.
+    /// The network's options for data, checked against it.
     ///
     /// # Errors
     /// A network that does not fit the data or the formulation.
-    pub fn network_for(&self, shape: ImageShape, num_classes: usize) -> Result<NetworkConfig, RecipeError> {
+    pub fn network_for(&self, data: DataFacts) -> Result<NetworkConfig, RecipeError> {
+        let DataFacts { shape, num_classes, .. } = data;
         if self.data.class_condition && num_classes == 0 {
             return Err(RecipeError::NoClasses);
         }
         let num_classes = if self.data.class_condition { num_classes } else { 0 };
         let expected = self.diffusion.out_channels(shape.channels);
-        let network = self.bare_network().for_data(shape.channels, num_classes, expected);
+        let network = self.bare_network().for_data(data.extent(), shape.channels, num_classes, expected);
         if let Some(got) = network.out_channels().filter(|&got| got != expected) {
             let insists = self.unet.out_dim.or(self.unet1d.out_dim).is_some();
             let key = if insists { "out_dim" } else { "learned_variance" };
@@ -237,6 +273,10 @@ impl Recipe {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn images(shape: ImageShape, num_classes: usize) -> DataFacts {
+        DataFacts { shape, layout: DataLayout::Images, depth: 1, num_classes }
+    }
 
     #[test]
     fn toml_round_trip_keeps_everything() {
@@ -281,10 +321,10 @@ mod tests {
         let recipe = Recipe::from_toml(text).unwrap();
         recipe.validate().unwrap();
         assert_eq!(Recipe::from_toml(&recipe.to_toml()).unwrap(), recipe);
-        let shape = |side| ImageShape { channels: 1, height: side, width: side };
-        let NetworkConfig::Dit(dit) = recipe.network_for(shape(28), 0).unwrap() else { panic!() };
+        let shape = |side| images(ImageShape { channels: 1, height: side, width: side }, 0);
+        let NetworkConfig::Dit(dit) = recipe.network_for(shape(28)).unwrap() else { panic!() };
         assert_eq!((dit.channels, dit.out_channels(), dit.depth()), (1, 1, 2));
-        assert!(recipe.network_for(shape(30), 0).unwrap_err().to_string().contains("28x28"));
+        assert!(recipe.network_for(shape(30)).unwrap_err().to_string().contains("28x28"));
         let both = Recipe::from_toml(&format!("{text}\n[unet]\ndim = 8")).unwrap();
         assert!(matches!(both.validate(), Err(RecipeError::OtherModel { section: "unet", model: "dit" })));
     }
@@ -297,6 +337,9 @@ mod tests {
         let mut recipe = Recipe::default();
         recipe.unet.learned_variance = true;
         let shape = ImageShape { channels: 3, height: 32, width: 32 };
-        assert!(matches!(recipe.network_for(shape, 0), Err(RecipeError::OutChannels { key: "learned_variance", .. })));
+        assert!(matches!(
+            recipe.network_for(images(shape, 0)),
+            Err(RecipeError::OutChannels { key: "learned_variance", .. })
+        ));
     }
 }

@@ -1,6 +1,7 @@
 //! `ddpm sample`: weights, a sampler, and images in a file.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -226,6 +227,11 @@ impl Out {
         let card = writing.card;
         let range @ [low, high] = card.value_range.unwrap_or([0.0, 1.0]);
         match self {
+            // Slices lie one below the other: a column per volume.
+            Self::Grid(path) if card.network.layout() == DataLayout::Volumes => {
+                let columns = NonZeroUsize::new(images.shape[0]);
+                save_grid(path, images, GridOptions { columns, ..GridOptions::default() })?;
+            }
             Self::Grid(path) => save_grid(path, images, writing.grid)?,
             Self::Folder(path) => save_images(path, images, 0)?,
             Self::Array(path) => {
@@ -237,6 +243,10 @@ impl Out {
                 let [n, c, h, w] = images.shape;
                 match card.network.layout() {
                     DataLayout::Sequences => write_npy_f32(path, &[n, c, w], &values)?,
+                    DataLayout::Volumes => {
+                        let depth = card.network.depth();
+                        write_npy_f32(path, &[n, c, depth, h / depth, w], &values)?;
+                    }
                     _ => write_npy_f32(path, &[n, c, h, w], &values)?,
                 }
             }

@@ -11,7 +11,7 @@ mod table;
 
 use table::Kind::{
     Channels, ImageSize as Size, Number, Range, Switch, SwitchPerStage, ValueRange, Whole, WholePerStage, Wholes, Word,
-    Words,
+    WordPerStage, Words,
 };
 use table::{FLAGS, Flag, Kind, Resume};
 
@@ -36,6 +36,7 @@ impl Flag {
             ["unet"] => "U-Net [unet]",
             ["dit"] => "DiT [dit]",
             ["uvit"] => "U-ViT [uvit]",
+            ["karras_unet"] => "Magnitude-preserving U-Net [karras_unet]",
             ["diffusion"] => "Diffusion [diffusion]",
             ["train"] => "Training [train]",
             ["ema"] => "Moving average [ema]",
@@ -72,7 +73,7 @@ impl Flag {
         let arg = Arg::new(self.key)
             .long(self.long())
             .help(match kind {
-                Kind::Word(words) | Kind::Words(words) => format!("{help} [{}]", words.join("|")),
+                Kind::Word(words) | Kind::Words(words) | WordPerStage(words) => format!("{help} [{}]", words.join("|")),
                 _ => help,
             })
             .help_heading(heading)
@@ -95,6 +96,7 @@ impl Kind {
             Switch => "true|false",
             Word(_) => "WORD",
             Words(_) => "WORD,...",
+            WordPerStage(_) => "WORD[,WORD...]",
             Wholes => "N,N,...",
             WholePerStage => "N[,N...]",
             SwitchPerStage => "BOOL[,BOOL...]",
@@ -120,6 +122,12 @@ impl Kind {
                     .map(|word| words.contains(&word).then(|| Value::String(word.to_string())))
                     .collect();
                 all.map(Value::Array).ok_or_else(|| expected(&format!("words out of {}", words.join(", "))))
+            }
+            WordPerStage(words) => {
+                let one = |text: &str| words.contains(&text).then(|| Value::String(text.to_string()));
+                let each =
+                    || text.split(',').map(|part| one(part.trim())).collect::<Option<Vec<_>>>().map(Value::Array);
+                one(text).or_else(each).ok_or_else(|| expected(&format!("{}, or one per stage", words.join(", "))))
             }
             Wholes => list(text, whole).ok_or_else(|| expected("whole numbers such as 1,2,4")),
             WholePerStage => {
@@ -429,7 +437,7 @@ mod tests {
     #[test]
     fn words_are_those_that_the_library_takes() {
         for flag in FLAGS {
-            let (Word(words) | Words(words)) = flag.kind else { continue };
+            let (Word(words) | Words(words) | WordPerStage(words)) = flag.kind else { continue };
             for word in words {
                 let given = parse(&[&format!("{}={word}", flag.name())]).unwrap();
                 let takes = |formulation: FormulationConfig| {

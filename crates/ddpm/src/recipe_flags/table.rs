@@ -20,6 +20,8 @@ pub enum Kind {
     Channels,
     /// Words, separated by commas.
     Words(&'static [&'static str]),
+    /// One word, or one per stage.
+    WordPerStage(&'static [&'static str]),
     /// Two numbers, separated by a comma.
     Range,
     /// The same, or `measured`.
@@ -47,7 +49,7 @@ pub struct Flag {
 
 use Kind::{
     Channels, ImageSize as Size, Number, Range, Switch, SwitchPerStage, ValueRange, Whole, WholePerStage, Wholes, Word,
-    Words,
+    WordPerStage, Words,
 };
 use Resume::{Fixed, Free};
 
@@ -73,6 +75,9 @@ const EVALUATE: &[&str] = &["evaluate"];
 const UNET: &[&str] = &["unet"];
 const UNETS: &[&str] = &["unet", "unet1d"];
 const STAGED: &[&str] = &["unet", "unet1d", "uvit"];
+const SIZED: &[&str] = &["unet", "unet1d", "uvit", "karras_unet"];
+const ESTIMATED: &[&str] = &["unet", "unet1d", "karras_unet"];
+const KARRAS: &[&str] = &["karras_unet"];
 const DIT: &[&str] = &["dit"];
 const PATCHED: &[&str] = &["dit", "uvit"];
 const UVIT: &[&str] = &["uvit"];
@@ -109,27 +114,27 @@ pub const FLAGS: &[Flag] = &[
     flag(DATA, "max_broken", Number, Fixed, "Fraction of broken files that is skipped rather than an error"),
     flag(DATA, "verify", Word(&["full", "header"]), Free, "Decode every file before training, or read headers only"),
 
-    flag(NETWORK, "model", Word(&["unet", "unet1d", "dit", "uvit"]), Fixed, "Network"),
+    flag(NETWORK, "model", Word(&["unet", "unet1d", "dit", "uvit", "karras_unet"]), Fixed, "Network"),
 
-    flag(STAGED, "dim", Whole, Fixed, "Base width"),
+    flag(SIZED, "dim", Whole, Fixed, "Base width"),
     flag(STAGED, "init_dim", Whole, Fixed, "Width after the first convolution [default: dim]"),
     flag(UNETS, "out_dim", Whole, Fixed, "Channels of the output [default: those of the data]"),
     flag(STAGED, "dim_mults", Wholes, Fixed, "Width of each stage as a multiple of dim; each stage but the last halves the size (uvit: every stage, by downsample_factor)"),
-    flag(UNETS, "self_condition", Switch, Fixed, "Give the network its own earlier estimate (analog bits)"),
+    flag(ESTIMATED, "self_condition", Switch, Fixed, "Give the network its own earlier estimate (analog bits)"),
     flag(UNETS, "learned_variance", Switch, Fixed, "Give the output a second half for the variance"),
     flag(UNETS, "learned_sinusoidal_cond", Switch, Fixed, "Embed time by learned Fourier frequencies"),
     flag(UNETS, "random_fourier_features", Switch, Fixed, "Embed time by random Fourier frequencies"),
     flag(STAGED, "learned_sinusoidal_dim", Whole, Fixed, "Number of Fourier features"),
     flag(UNETS, "sinusoidal_pos_emb_theta", Number, Fixed, "Base of the sinusoidal time embedding's frequencies"),
-    flag(UNETS, "dropout", Number, Fixed, "Dropout probability"),
-    flag(STAGED, "attn_dim_head", WholePerStage, Fixed, "Width of an attention head, one for all stages or one per stage"),
+    flag(ESTIMATED, "dropout", Number, Fixed, "Dropout probability"),
+    flag(SIZED, "attn_dim_head", WholePerStage, Fixed, "Width of an attention head, one for all stages or one per stage"),
     flag(STAGED, "attn_heads", WholePerStage, Fixed, "Attention heads, one number for all stages or one per stage"),
     flag(UNET, "full_attn", SwitchPerStage, Fixed, "Softmax (true) or linear attention (false), for all stages or per stage [default: softmax in the innermost stage]"),
     flag(UNET, "num_mem_kv", Whole, Fixed, "Learned pairs of key and value in every attention; 0: none"),
     flag(UNET, "mid_attn_heads", Whole, Fixed, "Attention heads of the middle block [default: those of the innermost stage]"),
     flag(UNET, "mid_attn_dim_head", Whole, Fixed, "Width of a head of the middle block [default: that of the innermost stage]"),
     flag(UNET, "downsample", Word(&["unshuffle", "strided"]), Fixed, "How stages halve the size"),
-    flag(STAGED, "class_drop_prob", Number, Fixed, "Probability with which training hides an example's class"),
+    flag(SIZED, "class_drop_prob", Number, Fixed, "Probability with which training hides an example's class"),
 
     flag(DIT, "dit_size", Word(&["s", "b", "l", "xl"]), Fixed, "Sets the next three where they are absent"),
     flag(DIT, "hidden_size", Whole, Fixed, "Width of a token [default: that of the size]"),
@@ -145,6 +150,17 @@ pub const FLAGS: &[Flag] = &[
     flag(UVIT, "ff_mult", Whole, Fixed, "Width of a block's hidden layer, as a multiple of the transformer's"),
     flag(UVIT, "image_transform", Word(&["none", "haar"]), Fixed, "Invertible transform that the network works behind"),
     flag(UVIT, "dual_patchnorm", Switch, Fixed, "Normalise patches before and behind their linear map"),
+
+    flag(KARRAS, "dim_max", Whole, Fixed, "No stage is wider"),
+    flag(KARRAS, "num_downsamples", Whole, Fixed, "Stages below the outermost, each twice as wide and half the size"),
+    flag(KARRAS, "num_blocks_per_stage", WholePerStage, Fixed, "Blocks per stage on either side, one number or one per stage"),
+    flag(KARRAS, "downsample_types", WordPerStage(&["all", "frame", "image"]), Fixed, "What stages halve of volumes, one for all or one per stage"),
+    flag(KARRAS, "attn_res", Wholes, Fixed, "Sizes at which there is attention"),
+    flag(KARRAS, "fourier_dim", Whole, Fixed, "Number of Fourier features of the noise level"),
+    flag(KARRAS, "mp_cat_t", Number, Fixed, "Share of the skip connection beside the data"),
+    flag(KARRAS, "mp_add_emb_t", Number, Fixed, "Share of the class in the embedding"),
+    flag(KARRAS, "attn_res_mp_add_t", Number, Fixed, "Share of the input behind attention"),
+    flag(KARRAS, "resnet_mp_add_t", Number, Fixed, "Share of the input behind a block"),
 
     flag(DIFFUSION, "diffusion", Word(FORMULATIONS), Fixed, "Formulation"),
     flag(DIFFUSION, "timesteps", Whole, Fixed, "T, the number of noise levels"),

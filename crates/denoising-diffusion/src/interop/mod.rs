@@ -13,6 +13,7 @@ mod error;
 mod infer;
 mod infer_diffusion;
 mod infer_schedule;
+mod karras_unet;
 mod learned_schedule;
 mod names;
 mod pt;
@@ -25,6 +26,7 @@ mod uvit;
 
 pub use error::InteropError;
 pub use infer::Inferred;
+pub use karras_unet::{infer_karras_unet, karras_unet_to_ours};
 pub use names::{ParameterName, reference_layout, to_ours, to_reference};
 pub use pt::PtFile;
 pub use reference::{ReferenceCheckpoint, ReferenceKind, Which};

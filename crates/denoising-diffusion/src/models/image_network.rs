@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{
-    Dit, DitConfig, DitConfigError, Network, NetworkInput, SizeError, Unet, Unet1dConfig, UnetConfig, UnetConfigError,
-    Uvit, UvitConfig, UvitConfigError,
+    Dit, DitConfig, DitConfigError, Extent, KarrasUnet, KarrasUnetConfig, KarrasUnetConfigError, Network, NetworkInput,
+    SizeError, Unet, Unet1dConfig, UnetConfig, UnetConfigError, Uvit, UvitConfig, UvitConfigError,
 };
 use crate::data::DataLayout;
 use crate::nn::Init;
@@ -21,6 +21,7 @@ pub enum NetworkConfig {
     Unet1d(Unet1dConfig),
     Dit(DitConfig),
     Uvit(UvitConfig),
+    KarrasUnet(KarrasUnetConfig),
     /// A network of the user's own, by name; only its own program can build it.
     Custom {
         name: String,
@@ -36,6 +37,8 @@ pub enum NetworkConfigError {
     Dit(#[from] DitConfigError),
     #[error(transparent)]
     Uvit(#[from] UvitConfigError),
+    #[error(transparent)]
+    KarrasUnet(#[from] KarrasUnetConfigError),
     #[error("the network is for sequences [n, c, l], and the data are images of {height}x{width}")]
     NotSequences { height: usize, width: usize },
     #[error("`{name}` is a custom network; only the program that defines it can build it")]
@@ -49,6 +52,7 @@ pub enum ImageNetwork {
     Unet(Unet),
     Dit(Dit),
     Uvit(Uvit),
+    KarrasUnet(KarrasUnet),
 }
 
 impl NetworkConfig {
@@ -64,6 +68,7 @@ impl NetworkConfig {
             Self::Unet1d(config) => config.class_drop_prob,
             Self::Dit(config) => config.class_dropout_prob,
             Self::Uvit(config) => config.class_drop_prob,
+            Self::KarrasUnet(config) => config.class_drop_prob,
             Self::Custom { .. } => 0.0,
         }
     }
@@ -78,6 +83,7 @@ impl NetworkConfig {
             Self::Unet1d(config) => ImageNetwork::Unet(Unet::new(&config.unet(), init)?),
             Self::Dit(config) => ImageNetwork::Dit(Dit::new(config, init)?),
             Self::Uvit(config) => ImageNetwork::Uvit(Uvit::new(config, init)?),
+            Self::KarrasUnet(config) => ImageNetwork::KarrasUnet(KarrasUnet::new(config, init)?),
             Self::Custom { name } => return Err(NetworkConfigError::Custom { name: name.clone() }),
         })
     }
@@ -102,6 +108,7 @@ impl NetworkConfig {
             Self::Unet1d(config) => config.validate()?,
             Self::Dit(config) => config.validate()?,
             Self::Uvit(config) => config.validate()?,
+            Self::KarrasUnet(config) => config.validate()?,
             Self::Custom { .. } => {}
         }
         Ok(())
@@ -112,14 +119,14 @@ impl NetworkConfig {
         match self {
             Self::Unet(config) => config.fourier_time(),
             Self::Unet1d(config) => config.unet().fourier_time(),
-            Self::Uvit(_) => true,
+            Self::Uvit(_) | Self::KarrasUnet(_) => true,
             Self::Dit(_) | Self::Custom { .. } => false,
         }
     }
 
     /// The same network for data of `channels` channels and `num_classes` classes, with `out_channels` channels of output unless its own
     /// options insist on others.
-    pub fn for_data(self, channels: usize, num_classes: usize, out_channels: usize) -> Self {
+    pub fn for_data(self, extent: Extent, channels: usize, num_classes: usize, out_channels: usize) -> Self {
         // A second half for the variance, or none, is what the network has by itself.
         let unless = |own: usize, insists: bool, out_dim| {
             if insists || own == out_channels { out_dim } else { Some(out_channels) }
@@ -142,6 +149,10 @@ impl NetworkConfig {
                 let out_dim = (out_channels != channels).then_some(out_channels);
                 Self::Uvit(UvitConfig { channels, num_classes, out_dim, ..config })
             }
+            Self::KarrasUnet(config) => {
+                let (out_dim, extent) = ((out_channels != channels).then_some(out_channels), Some(extent));
+                Self::KarrasUnet(KarrasUnetConfig { channels, num_classes, out_dim, extent, ..config })
+            }
             Self::Custom { .. } => self,
         }
     }
@@ -157,6 +168,7 @@ impl NetworkConfig {
             Self::Unet1d(config) => Ok(config.unet().check_size(height, width)?),
             Self::Dit(config) => Ok(config.check_size(height, width)?),
             Self::Uvit(config) => Ok(config.check_size(height, width)?),
+            Self::KarrasUnet(config) => Ok(config.check_size(height, width)?),
             Self::Custom { .. } => Ok(()),
         }
     }
@@ -166,7 +178,16 @@ impl NetworkConfig {
         match self {
             Self::Unet1d(_) => DataLayout::Sequences,
             Self::Unet(_) | Self::Dit(_) | Self::Uvit(_) => DataLayout::Images,
+            Self::KarrasUnet(config) => config.extent.map_or(DataLayout::Auto, |extent| extent.layout),
             Self::Custom { .. } => DataLayout::Auto,
+        }
+    }
+
+    /// Slices of the volumes that the network works on; 1 for other networks.
+    pub fn depth(&self) -> usize {
+        match self {
+            Self::KarrasUnet(config) => config.extent.map_or(1, |extent| extent.depth),
+            _ => 1,
         }
     }
 
@@ -177,6 +198,7 @@ impl NetworkConfig {
             Self::Unet1d(config) => Some(config.unet().out_channels()),
             Self::Dit(config) => Some(config.out_channels()),
             Self::Uvit(config) => Some(config.out_channels()),
+            Self::KarrasUnet(config) => Some(config.out_channels()),
             Self::Custom { .. } => None,
         }
     }
@@ -188,6 +210,7 @@ impl NetworkConfig {
             Self::Unet1d(config) => config.num_classes,
             Self::Dit(config) => config.num_classes,
             Self::Uvit(config) => config.num_classes,
+            Self::KarrasUnet(config) => config.num_classes,
             Self::Custom { .. } => 0,
         }
     }
@@ -200,6 +223,7 @@ macro_rules! of_each {
             ImageNetwork::Unet($network) => $call,
             ImageNetwork::Dit($network) => $call,
             ImageNetwork::Uvit($network) => $call,
+            ImageNetwork::KarrasUnet($network) => $call,
         }
     };
 }
@@ -227,6 +251,13 @@ impl Network<4> for ImageNetwork {
 
     fn class_drop_prob(&self) -> f64 {
         of_each!(self, network => network.class_drop_prob())
+    }
+
+    fn after_step(self) -> Self {
+        match self {
+            Self::KarrasUnet(network) => Self::KarrasUnet(network.after_step()),
+            other => other,
+        }
     }
 
     fn check_size(&self, size: &[usize]) -> Result<(), SizeError> {

@@ -5,6 +5,8 @@ mod classifier;
 mod dit;
 pub mod dit_config;
 mod image_network;
+mod karras_unet;
+pub mod karras_unet_config;
 mod scheduled;
 #[cfg(test)]
 mod tests;
@@ -22,6 +24,8 @@ pub use classifier::{Classifier, ClassifierConfig};
 pub use dit::{Dit, DitBlock, TimestepEmbedder};
 pub use dit_config::{DitConfig, DitConfigError, DitSize};
 pub use image_network::{ImageNetwork, NetworkConfig, NetworkConfigError};
+pub use karras_unet::{Block, Decoder, Encoder, KarrasUnet};
+pub use karras_unet_config::{DownsampleType, Extent, KarrasUnetConfig, KarrasUnetConfigError};
 pub use scheduled::{LearnedSchedule, LearnedScheduleOptions, ScheduleWeights, Scheduled};
 pub use unet::{ClassesMlp, StageAttention, TimeEmbedding, TimeMlp, Unet, UnetStage};
 pub use unet_config::{Downsampling, PerStage, UnetConfig, UnetConfigError};
@@ -83,6 +87,11 @@ pub trait Network<const D: usize>: Module + Sync {
     /// The probability with which training hides an example's class from it.
     fn class_drop_prob(&self) -> f64 {
         0.0
+    }
+
+    /// What training does to the weights after each step of the optimizer, before they are averaged.
+    fn after_step(self) -> Self {
+        self
     }
 
     /// The noise schedule that is trained beside it, if there is one.

@@ -137,6 +137,10 @@ impl<const D: usize, M: Network<D> + ModuleDisplay> Network<D> for Scheduled<M> 
         self.network.class_drop_prob()
     }
 
+    fn after_step(self) -> Self {
+        Self { network: self.network.after_step(), ..self }
+    }
+
     fn noise_schedule(&self) -> Option<&LearnedSchedule> {
         Some(&self.noise_schedule)
     }

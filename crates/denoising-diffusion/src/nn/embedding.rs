@@ -77,6 +77,6 @@ impl Embedding {
     }
 }
 
-fn sin_cos(angles: Tensor<2>) -> Tensor<2> {
+pub(super) fn sin_cos(angles: Tensor<2>) -> Tensor<2> {
     Tensor::cat(vec![angles.clone().sin(), angles.cos()], 1)
 }

@@ -11,6 +11,7 @@ mod haar;
 mod init;
 mod layer_norm;
 mod linear;
+mod magnitude;
 mod mode;
 mod norm;
 pub mod ops;
@@ -18,6 +19,7 @@ pub mod params;
 mod pixel_shuffle;
 mod qk_norm_attention;
 mod resample;
+mod resize;
 mod strided_conv;
 mod unpatchify;
 
@@ -30,10 +32,15 @@ pub use haar::{haar, inverse_haar};
 pub use init::Init;
 pub use layer_norm::{LayerNorm, layer_norm};
 pub use linear::Linear;
+pub use magnitude::{
+    Gain, MpAttention, MpConv, MpFourierEmbedding, MpInput, MpLinear, force_weight_norm, mp_cat, mp_silu, mp_sum,
+    pixel_norm,
+};
 pub use mode::{Eval, EvalMode, TrainNoGrad};
 pub use norm::RmsNorm;
 pub use pixel_shuffle::{Downsample, Upsample, pixel_shuffle, pixel_unshuffle};
 pub use qk_norm_attention::QkNormAttention;
 pub use resample::{Resample, ResampleConv, Resampling};
+pub use resize::{double_linearly, halve_by_mean};
 pub use strided_conv::StridedConv;
 pub use unpatchify::Unpatchify;

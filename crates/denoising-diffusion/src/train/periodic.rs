@@ -1,5 +1,6 @@
 //! What a run does every so many steps: held-out loss, samples, evaluation, checkpoint. Not here: how each is done, but for the first two.
 
+use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 
 use super::event::{Event, StopSignal};
@@ -124,7 +125,9 @@ impl<M: Network<4>> Run<M> {
         if sequences {
             save_sequences(&path, &images, dataset.value_range())?;
         } else {
-            save_grid(&path, &images, GridOptions::of_classes(classes.as_deref()))?;
+            // Slices lie one below the other: a column per volume.
+            let columns = NonZeroUsize::new(images.shape[0]).filter(|_| dataset.layout() == DataLayout::Volumes);
+            save_grid(&path, &images, GridOptions { columns, ..GridOptions::of_classes(classes.as_deref()) })?;
         }
         self.log.append(&Record::Samples(SamplesRecord { step, count: request.count as u64, file }))?;
         on_event(Event::Samples { step, path: &path });

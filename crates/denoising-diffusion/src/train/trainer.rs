@@ -183,7 +183,7 @@ impl<M> Trainer<M> {
             Ok((gradients, norm)) => {
                 report.grad_norm = norm;
                 self.skipped_in_a_row = 0;
-                self.model = self.model.take().map(|model| self.adam.step(model, gradients, norm, lr));
+                self.model = self.model.take().map(|model| self.adam.step(model, gradients, norm, lr).after_step());
                 self.ema.update(self.model.as_ref().expect("just put back"));
                 report.ema_decay = self.ema.decay();
             }

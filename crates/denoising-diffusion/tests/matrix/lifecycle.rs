@@ -4,14 +4,16 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use denoising_diffusion::data::ImageShape;
+use denoising_diffusion::data::{DataLayout, ImageShape};
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig, Examples, FormulationConfig};
 use denoising_diffusion::eval::held_out::held_out_loss;
 use denoising_diffusion::eval::likelihood::{LikelihoodError, bits_per_dim};
 use denoising_diffusion::generate::{Generator, Request};
 use denoising_diffusion::interop::StateDict;
 use denoising_diffusion::model_file::{ModelCard, ModelFile, NetworkConfig, WeightsKind};
-use denoising_diffusion::models::{DitConfig, Downsampling, Network, Unet1dConfig, UnetConfig, UvitConfig};
+use denoising_diffusion::models::{
+    DitConfig, Downsampling, Extent, KarrasUnetConfig, Network, PerStage, Unet1dConfig, UnetConfig, UvitConfig,
+};
 use denoising_diffusion::nn::params::{host_values, load_state_dict, num_trainable};
 use denoising_diffusion::nn::{Eval, EvalMode, Init};
 use denoising_diffusion::noise::{Purpose, normal_batch};
@@ -231,7 +233,20 @@ fn networks(out_dim: usize, self_condition: bool, large_times: bool) -> Vec<(Net
         (NetworkConfig::Unet1d(unet1d), [1, 1, 12]),
         (NetworkConfig::Dit(dit), [1, 8, 8]),
     ];
-    networks.extend((!large_times).then_some((NetworkConfig::Uvit(uvit), [1, 8, 8])));
+    let karras = |layout, [depth, height, width]: [usize; 3]| {
+        let extent = Some(Extent { layout, depth, height, width });
+        let config =
+            KarrasUnetConfig { dim, dim_max: 8, channels, out_dim, self_condition, extent, ..Default::default() };
+        let small = KarrasUnetConfig { num_downsamples: 1, num_blocks_per_stage: PerStage::All(1), ..config };
+        let network = KarrasUnetConfig { attn_res: vec![4], attn_dim_head: 4, fourier_dim: 4, dropout: 0.0, ..small };
+        (NetworkConfig::KarrasUnet(network), [channels, depth * height, width])
+    };
+    if !large_times {
+        networks.push((NetworkConfig::Uvit(uvit), [1, 8, 8]));
+        networks.push(karras(DataLayout::Sequences, [1, 1, 8]));
+        networks.push(karras(DataLayout::Images, [1, 8, 8]));
+        networks.push(karras(DataLayout::Volumes, [2, 4, 4]));
+    }
     networks
 }
 
@@ -251,7 +266,9 @@ fn every_formulation_with_every_network() {
             let build = |seed, device: &Device| network.build(&mut Init::new(seed, device)).unwrap();
             let load = |file: &ModelFile, path: &Path| file.build(path, &Device::flex()).unwrap().0;
             let values = num_trainable(&build(0, &Device::flex().autodiff())) as u64;
-            assert_eq!(network.num_parameters().unwrap(), values, "{network:?}");
+            // Fixed frequencies are no trained values.
+            let fixed = if matches!(network, NetworkConfig::KarrasUnet(_)) { 2 } else { 0 };
+            assert_eq!(network.num_parameters().unwrap(), values + fixed, "{network:?}");
             let network = network.clone();
             Case { name, diffusion, shape, network, build: &build, load: &load }.check(&dir);
         }

@@ -10,6 +10,7 @@ mod guidance;
 mod import;
 mod import_diffusion;
 mod inception;
+mod karras;
 mod layers;
 mod learned_variance;
 mod losses;

@@ -1,0 +1,166 @@
+//! The reference's KarrasUnet, KarrasUnet1D and KarrasUnet3D: the names and shapes of their parameters beside ours, and their configuration,
+//! told from tensors and the size of the data. Not here: files, and other networks.
+
+use super::error::InteropError;
+use super::names::{is_index, refuse_unknown};
+use super::state_dict::{StateDict, TensorData};
+use crate::models::{Extent, KarrasUnetConfig, PerStage};
+
+/// Renames a state dict from the reference's names to ours; kernels of any rank become kernels of volumes. Needs no configuration.
+///
+/// # Errors
+/// Tensors that such a network does not have (at most five are named), and shapes that no layer of one has.
+pub fn karras_unet_to_ours(reference: &StateDict) -> Result<StateDict, InteropError> {
+    let unknown: Vec<&str> = reference.names().filter(|name| our_name(name).is_none()).collect();
+    refuse_unknown(&unknown)?;
+    let mut ours = StateDict::new();
+    for (name, tensor) in reference.iter() {
+        let Some(our_name) = our_name(name) else { continue };
+        let is_linear = ["emb.weight", "time_emb.weight", "class_emb.weight"].iter().any(|end| our_name.ends_with(end));
+        let tensor = match tensor.shape[..] {
+            [] => tensor.clone().reshaped([1])?,
+            [o, i, w] => tensor.clone().reshaped([o, i, 1, 1, w])?,
+            [o, i, h, w] if !our_name.ends_with("mem_kv") => tensor.clone().reshaped([o, i, 1, h, w])?,
+            [_, _] if !is_linear => return Err(contradiction(name, tensor)),
+            _ => tensor.clone(),
+        };
+        ours.insert(our_name, tensor);
+    }
+    Ok(ours)
+}
+
+/// Tells the configuration from tensors under the reference's names and what the network works on, which no tensor tells. Taken as the
+/// reference's defaults are `dropout`, the shares `mp_*_t` and `*_mp_add_t`, and `downsample_types`.
+///
+/// # Errors
+/// Tensors that are missing, or contradict each other.
+pub fn infer_karras_unet(state: &StateDict, extent: Extent) -> Result<KarrasUnetConfig, InteropError> {
+    let [dim, inputs] = first_sides(state, "input_block.weight")?;
+    let [out, _] = first_sides(state, "output_block.0.weight")?;
+    let fourier_dim = 2 * get(state, "to_time_emb.0.weights")?.values.len();
+    let num_classes = match state.contains("to_class_emb.weight") {
+        true => first_sides(state, "to_class_emb.weight")?[1],
+        false => 0,
+    };
+    let is_down = |i: usize| state.contains(&format!("downs.{i}.downsample_conv.weight"));
+    let is_attending = |i: usize| state.contains(&format!("downs.{i}.attn.to_qkv.weight"));
+    let (mut counts, mut widest, mut attn_res, mut attn_dim_head) = (vec![0], dim, Vec::new(), None);
+    let mut size = if extent.height == 1 { extent.width } else { extent.height.min(extent.width) };
+    for i in (0..).take_while(|i| state.contains(&format!("downs.{i}.block1.1.weight"))) {
+        match counts.last_mut() {
+            Some(count) if !is_down(i) => *count += 1,
+            _ => {
+                counts.push(0);
+                size /= 2;
+            }
+        }
+        widest = first_sides(state, &format!("downs.{i}.block1.1.weight"))?[0];
+        if is_attending(i) {
+            if attn_res.last() != Some(&size) {
+                attn_res.push(size);
+            }
+            let memory = get(state, &format!("downs.{i}.attn.mem_kv"))?;
+            attn_dim_head = memory.shape.last().copied();
+        }
+    }
+    // At the size of the data only the block that leads back to it attends, before the last blocks of the way up.
+    let ups = (0..).take_while(|i| state.contains(&format!("ups.{i}.block1.1.weight"))).count();
+    if let Some(last) = ups.checked_sub(counts[0] + 2)
+        && state.contains(&format!("ups.{last}.attn.to_qkv.weight"))
+    {
+        attn_res.insert(0, if extent.height == 1 { extent.width } else { extent.height.min(extent.width) });
+    }
+    let default = KarrasUnetConfig::default();
+    Ok(KarrasUnetConfig {
+        dim,
+        dim_max: widest,
+        channels: out,
+        num_downsamples: counts.len() - 1,
+        num_blocks_per_stage: match counts.iter().all(|count| *count == counts[0]) {
+            true => PerStage::All(counts[0]),
+            false => PerStage::Each(counts),
+        },
+        attn_res,
+        attn_dim_head: attn_dim_head.unwrap_or(default.attn_dim_head),
+        fourier_dim,
+        self_condition: inputs == 2 * out + 1,
+        num_classes,
+        extent: Some(extent),
+        ..default
+    })
+}
+
+/// Our name for a reference name, if it is one of such a network.
+fn our_name(reference: &str) -> Option<String> {
+    let parts: Vec<&str> = reference.split('.').collect();
+    match parts[..] {
+        ["input_block", "weight"] => Some("input.weight".to_string()),
+        ["output_block", "0", "weight"] => Some("output.weight".to_string()),
+        ["output_block", "1", "gain"] => Some("output_gain.gain".to_string()),
+        ["to_time_emb", "0", "weights"] => Some("time_features.weights".to_string()),
+        ["to_time_emb", "1", "weight"] => Some("time_emb.weight".to_string()),
+        ["to_class_emb", "weight"] => Some("class_emb.weight".to_string()),
+        ["downs", i, "downsample_conv", "weight"] if is_index(i) => Some(format!("downs.{i}.downsample_conv.weight")),
+        [side @ ("mids" | "ups"), i, "res_conv", "weight"] if is_index(i) => {
+            Some(format!("{side}.{i}.res_conv.weight"))
+        }
+        [side @ ("downs" | "mids" | "ups"), i, ref rest @ ..] if is_index(i) => {
+            let within = match rest {
+                ["to_emb", "0", "weight"] => "emb.weight",
+                ["to_emb", "1", "gain"] => "emb_gain.gain",
+                ["block1", "1", "weight"] => "conv1.weight",
+                ["block2", "2", "weight"] => "conv2.weight",
+                ["attn", "mem_kv"] => "attn.mem_kv",
+                ["attn", "to_qkv", "weight"] => "attn.to_qkv.weight",
+                ["attn", "to_out", "weight"] => "attn.to_out.weight",
+                _ => return None,
+            };
+            Some(format!("{side}.{i}.block.{within}"))
+        }
+        _ => None,
+    }
+}
+
+fn get<'a>(state: &'a StateDict, name: &str) -> Result<&'a TensorData, InteropError> {
+    state.get(name).ok_or_else(|| InteropError::Missing { name: name.to_string(), expected: Vec::new() })
+}
+
+fn first_sides(state: &StateDict, name: &str) -> Result<[usize; 2], InteropError> {
+    let tensor = get(state, name)?;
+    match tensor.shape[..] {
+        [a, b, ..] => Ok([a, b]),
+        _ => Err(contradiction(name, tensor)),
+    }
+}
+
+fn contradiction(name: &str, tensor: &TensorData) -> InteropError {
+    InteropError::NoConfiguration(format!("`{name}` has shape {:?}", tensor.shape))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::DataLayout;
+
+    #[test]
+    fn a_few_names_by_hand() {
+        for (reference, ours) in [
+            ("output_block.1.gain", Some("output_gain.gain")),
+            ("downs.3.block2.2.weight", Some("downs.3.block.conv2.weight")),
+            ("ups.10.res_conv.weight", Some("ups.10.res_conv.weight")),
+            ("downs.0.res_conv.weight", None),
+            ("mids.1.attn.mem_kv", Some("mids.1.block.attn.mem_kv")),
+            ("mids.01.attn.mem_kv", None),
+            ("init_conv.weight", None),
+        ] {
+            assert_eq!(our_name(reference).as_deref(), ours, "{reference}");
+        }
+    }
+
+    #[test]
+    fn an_empty_state_dict_is_no_network() {
+        let extent = Extent { layout: DataLayout::Images, depth: 1, height: 8, width: 8 };
+        let error = infer_karras_unet(&StateDict::new(), extent).unwrap_err().to_string();
+        assert!(error.contains("input_block.weight"), "{error}");
+    }
+}

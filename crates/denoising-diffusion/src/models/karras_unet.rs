@@ -1,0 +1,242 @@
+//! The magnitude-preserving U-Net of EDM2 (Karras et al. 2023, "Analyzing and improving the training dynamics of diffusion models",
+//! arXiv:2312.02696, figure 21) for sequences, images and volumes. One network for all of them: it works on `[b, d, h, w, c]`, and kernels
+//! and changes of size leave out the axes that the data do not have.
+
+use burn::module::Module;
+use burn::nn::{Dropout, DropoutConfig};
+use burn::tensor::{Int, Tensor};
+
+use super::karras_unet_config::{BlockDims, KarrasUnetConfig, KarrasUnetConfigError};
+use super::{Network, NetworkInput, SizeError};
+use crate::nn::{
+    Gain, Init, MpAttention, MpConv, MpFourierEmbedding, MpInput, MpLinear, double_linearly, force_weight_norm,
+    halve_by_mean, mp_cat, mp_silu, mp_sum, pixel_norm,
+};
+
+/// A magnitude-preserving U-Net. Takes and gives `[b, c, d h, w]`: sequences of height 1, volumes slice below slice.
+#[derive(Module, Debug)]
+pub struct KarrasUnet {
+    pub input: MpConv,
+    pub time_features: MpFourierEmbedding,
+    pub time_emb: MpLinear,
+    /// In a network with classes.
+    pub class_emb: Option<MpLinear>,
+    pub downs: Vec<Encoder>,
+    pub mids: Vec<Decoder>,
+    pub ups: Vec<Decoder>,
+    pub output: MpConv,
+    pub output_gain: Gain,
+    #[module(skip)]
+    config: KarrasUnetConfig,
+}
+
+/// A block of the way in: normalised pixels, two convolutions, attention.
+#[derive(Module, Debug)]
+pub struct Encoder {
+    /// Where the size is halved.
+    pub downsample_conv: Option<MpConv>,
+    pub block: Block,
+    #[module(skip)]
+    dims: BlockDims,
+}
+
+/// A block of the middle and the way out: two convolutions, attention.
+#[derive(Module, Debug)]
+pub struct Decoder {
+    /// Where the number of channels changes.
+    pub res_conv: Option<MpConv>,
+    pub block: Block,
+    #[module(skip)]
+    dims: BlockDims,
+}
+
+/// What both have in common.
+#[derive(Module, Debug)]
+pub struct Block {
+    pub emb: MpLinear,
+    pub emb_gain: Gain,
+    pub conv1: MpConv,
+    pub dropout: Dropout,
+    pub conv2: MpConv,
+    pub attn: Option<MpAttention>,
+    residual_t: f64,
+}
+
+impl KarrasUnet {
+    /// Draws a network's weights; `init` says from which seed, and on which device.
+    ///
+    /// # Errors
+    /// Options that describe no network.
+    pub fn new(config: &KarrasUnetConfig, init: &mut Init) -> Result<Self, KarrasUnetConfigError> {
+        let blocks = config.blocks()?;
+        let kernel = KarrasUnetConfig::kernel(config.extent()?.layout, 3);
+        let decoder = |init: &mut Init, dims: &BlockDims| Decoder {
+            res_conv: (dims.dim_in != dims.dim_out).then(|| pointwise(init, dims)),
+            block: Block::new(init, config, dims.dim_in, dims, kernel),
+            dims: *dims,
+        };
+        let (dim, emb_dim) = (config.dim, config.emb_dim());
+        Ok(Self {
+            input: MpConv::new(init, config.in_channels(), dim, kernel, MpInput::OnesAndData),
+            time_features: MpFourierEmbedding::new(init, config.fourier_dim),
+            time_emb: MpLinear::new(init, config.fourier_dim, emb_dim),
+            class_emb: (config.num_classes > 0).then(|| MpLinear::new(init, config.num_classes, emb_dim)),
+            downs: blocks
+                .downs
+                .iter()
+                .map(|dims| Encoder {
+                    downsample_conv: dims.resized.map(|_| pointwise(init, dims)),
+                    block: Block::new(init, config, dims.dim_out, dims, kernel),
+                    dims: *dims,
+                })
+                .collect(),
+            mids: blocks.mids.iter().map(|dims| decoder(init, dims)).collect(),
+            ups: blocks.ups.iter().map(|dims| decoder(init, dims)).collect(),
+            output: MpConv::new(init, dim, config.out_channels(), kernel, MpInput::Data),
+            output_gain: Gain::new(init),
+            config: config.clone(),
+        })
+    }
+
+    /// The options that this network was made from.
+    pub fn config(&self) -> &KarrasUnetConfig {
+        &self.config
+    }
+
+    /// Level and class of each example, `[b, 4 dim]`. Absent `classes` are "no class" for all.
+    fn embed(&self, time: Tensor<1>, classes: Option<Tensor<1, Int>>) -> Tensor<2> {
+        let none = (time.dims(), time.device());
+        let time = self.time_emb.forward(self.time_features.forward(time));
+        let Some(class_emb) = &self.class_emb else { return mp_silu(time) };
+        let classes = classes.unwrap_or_else(|| Tensor::full(none.0, self.config.num_classes as i64, &none.1));
+        mp_silu(mp_sum(time, class_emb.forward_class(classes), self.config.mp_add_emb_t))
+    }
+}
+
+impl Network<4> for KarrasUnet {
+    fn forward(&self, input: NetworkInput<4>) -> Tensor<4> {
+        let NetworkInput { x, time, x_self_cond, classes } = input;
+        let x = match (self.config.self_condition, x_self_cond) {
+            (false, _) => x,
+            (true, Some(x_self_cond)) => Tensor::cat(vec![x_self_cond, x], 1),
+            (true, None) => Tensor::cat(vec![x.zeros_like(), x], 1),
+        };
+        let [b, c, rows, w] = x.dims();
+        let depth = self.config.extent.map_or(1, |extent| extent.depth);
+        let x = x.reshape([b, c, depth, rows / depth, w]).permute([0, 2, 3, 4, 1]);
+        let emb = self.embed(time, classes);
+
+        let mut x = self.input.forward(x);
+        let mut skips = vec![x.clone()];
+        for encoder in &self.downs {
+            x = encoder.forward(x, emb.clone());
+            skips.push(x.clone());
+        }
+        for decoder in &self.mids {
+            x = decoder.forward(x, emb.clone());
+        }
+        for decoder in &self.ups {
+            let skip = if decoder.dims.resized.is_none() { skips.pop() } else { None };
+            x = match skip {
+                Some(skip) => mp_cat(x, skip, self.config.mp_cat_t),
+                None => x,
+            };
+            x = decoder.forward(x, emb.clone());
+        }
+        let x = self.output_gain.forward(self.output.forward(x));
+        x.permute([0, 4, 1, 2, 3]).reshape([b, self.config.out_channels(), rows, w])
+    }
+
+    fn channels(&self) -> usize {
+        self.config.channels
+    }
+
+    fn out_channels(&self) -> usize {
+        self.config.out_channels()
+    }
+
+    fn self_condition(&self) -> bool {
+        self.config.self_condition
+    }
+
+    fn num_classes(&self) -> usize {
+        self.config.num_classes
+    }
+
+    fn class_drop_prob(&self) -> f64 {
+        self.config.class_drop_prob
+    }
+
+    fn check_size(&self, size: &[usize]) -> Result<(), SizeError> {
+        self.config.check_size(size[0], size[1]).map_err(|error| SizeError(error.to_string()))
+    }
+
+    /// Forced weight normalisation (algorithm 1).
+    fn after_step(self) -> Self {
+        force_weight_norm(self)
+    }
+}
+
+fn pointwise(init: &mut Init, dims: &BlockDims) -> MpConv {
+    MpConv::new(init, dims.dim_in, dims.dim_out, [1; 3], MpInput::Data)
+}
+
+impl Encoder {
+    fn forward(&self, x: Tensor<5>, emb: Tensor<2>) -> Tensor<5> {
+        let x = resized(x, self.dims.resized, halve_by_mean);
+        let x = match &self.downsample_conv {
+            Some(conv) => conv.forward(x),
+            None => x,
+        };
+        let x = pixel_norm(x);
+        self.block.forward(x.clone(), x, emb)
+    }
+}
+
+impl Decoder {
+    fn forward(&self, x: Tensor<5>, emb: Tensor<2>) -> Tensor<5> {
+        let x = resized(x, self.dims.resized, double_linearly);
+        let residual = match &self.res_conv {
+            Some(conv) => conv.forward(x.clone()),
+            None => x.clone(),
+        };
+        self.block.forward(x, residual, emb)
+    }
+}
+
+/// Depth, height and width, each resized where it is to be.
+fn resized(x: Tensor<5>, axes: Option<[bool; 3]>, by: fn(Tensor<5>, usize) -> Tensor<5>) -> Tensor<5> {
+    let axes = axes.unwrap_or_default();
+    (1..=3).filter(|axis| axes[axis - 1]).fold(x, by)
+}
+
+impl Block {
+    fn new(init: &mut Init, config: &KarrasUnetConfig, dim_in: usize, dims: &BlockDims, kernel: [usize; 3]) -> Self {
+        let dim = dims.dim_out;
+        let attention =
+            |init| MpAttention::new(init, dim, config.heads(dim), config.attn_dim_head, config.attn_res_mp_add_t);
+        Self {
+            emb: MpLinear::new(init, config.emb_dim(), dim),
+            emb_gain: Gain::new(init),
+            conv1: MpConv::new(init, dim_in, dim, kernel, MpInput::Data),
+            dropout: DropoutConfig::new(config.dropout).init(),
+            conv2: MpConv::new(init, dim, dim, kernel, MpInput::Data),
+            attn: dims.attention.then(|| attention(init)),
+            residual_t: config.resnet_mp_add_t,
+        }
+    }
+
+    /// `x` `[b, d, h, w, c_in]`, `residual` `[b, d, h, w, c_out]`, `emb` `[b, 4 dim]`.
+    fn forward(&self, x: Tensor<5>, residual: Tensor<5>, emb: Tensor<2>) -> Tensor<5> {
+        let h = self.conv1.forward(mp_silu(x));
+        let scale = self.emb_gain.forward(self.emb.forward(emb)) + 1.0;
+        let [b, c] = scale.dims();
+        let h = h * scale.reshape([b, 1, 1, 1, c]);
+        let h = self.conv2.forward(self.dropout.forward(mp_silu(h)));
+        let x = mp_sum(h, residual, self.residual_t);
+        match &self.attn {
+            Some(attn) => attn.forward_residual(x),
+            None => x,
+        }
+    }
+}

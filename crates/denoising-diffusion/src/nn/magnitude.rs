@@ -1,0 +1,340 @@
+//! Magnitude-preserving layers (Karras et al. 2023, "Analyzing and improving the training dynamics of diffusion models",
+//! arXiv:2312.02696, "EDM2"): whatever has unit variance keeps it, and the size of a weight means nothing. Data are volumes, channels last:
+//! `[b, d, h, w, c]`; images have depth 1, sequences height 1, too.
+//!
+//! Normalisation happens twice and in two places. The forward pass divides weights by their norm (eq. 47), in every mode, and changes none of
+//! them. *Forced* normalisation (algorithm 1) replaces the stored weights, so that the step size stays what the learning rate says; that
+//! is [`force_weight_norm`], which training calls after a step of the optimizer and nothing else calls.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Int, Tensor, activation};
+
+use super::embedding::sin_cos;
+use super::params::{self, MapTensor, Role};
+use super::{Init, ops};
+
+/// Norms below this count as this.
+const EPS: f64 = 1e-4;
+
+/// The root mean square of SiLU of a standard normal variable (section B.3).
+const SILU_SCALE: f64 = 0.596;
+
+/// `silu(x) / 0.596` (eq. 81).
+pub fn mp_silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    activation::silu(x) / SILU_SCALE
+}
+
+/// `((1 - t) a + t b) / sqrt((1 - t)^2 + t^2)` (eq. 88).
+pub fn mp_sum<const D: usize>(a: Tensor<D>, b: Tensor<D>, t: f64) -> Tensor<D> {
+    let scale = ((1.0 - t).powi(2) + t.powi(2)).sqrt().recip();
+    a * ((1.0 - t) * scale) + b * (t * scale)
+}
+
+/// `sqrt((Na + Nb) / ((1 - t)^2 + t^2)) [(1 - t) / sqrt(Na) a, t / sqrt(Nb) b]` along the last dimension, of `Na` and `Nb` channels
+/// (eq. 103): both contribute by `1 - t` and `t`, however many channels they have.
+pub fn mp_cat<const D: usize>(a: Tensor<D>, b: Tensor<D>, t: f64) -> Tensor<D> {
+    let [na, nb] = [&a, &b].map(|x| x.dims()[D - 1] as f64);
+    let scale = ((na + nb) / ((1.0 - t).powi(2) + t.powi(2))).sqrt();
+    Tensor::cat(vec![a * (scale * (1.0 - t) / na.sqrt()), b * (scale * t / nb.sqrt())], D - 1)
+}
+
+/// `x / max(|x|, 1e-4) sqrt(c)` over the last dimension, of `c` channels (eq. 30).
+pub fn pixel_norm<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    let channels = x.dims()[D - 1] as f64;
+    let norm = floored_norm(x.clone(), D - 1);
+    x * (norm.recip() * channels.sqrt())
+}
+
+/// `max(|x|, 1e-4)` along `dim`. The floor lies under the root, where it keeps the gradient of zeros finite.
+fn floored_norm<const D: usize>(x: Tensor<D>, dim: usize) -> Tensor<D> {
+    x.square().sum_dim(dim).clamp_min(EPS * EPS).sqrt()
+}
+
+/// Each output's weights scaled to the root mean square `scale`.
+fn normalized<const D: usize>(weight: Tensor<D>, scale: f64) -> Tensor<D> {
+    let dims = weight.dims();
+    let n = dims[1..].iter().product::<usize>();
+    let flat = weight.reshape([dims[0], n]);
+    let norm = floored_norm(flat.clone(), 1);
+    (flat * (norm.recip() * (scale * (n as f64).sqrt()))).reshape(dims)
+}
+
+/// Replaces every trained tensor that is called `weight` by its normalised self, each output's root mean square being 1 (algorithm 1).
+/// For networks whose weights are all of this file, after a step of the optimizer.
+pub fn force_weight_norm<M: Module>(module: M) -> M {
+    struct Force;
+    impl MapTensor for Force {
+        fn map<const D: usize>(&mut self, name: &str, role: Role, tensor: Tensor<D>) -> Tensor<D> {
+            match role {
+                Role::Trainable if name.rsplit('.').next() == Some("weight") => normalized(tensor, 1.0),
+                _ => tensor,
+            }
+        }
+    }
+    params::map(module, &mut Force)
+}
+
+/// Standard normal weights, normalised as after a step.
+fn normal<const D: usize>(init: &mut Init, shape: [usize; D]) -> Param<Tensor<D>> {
+    let drawn = init.normal(shape);
+    if drawn.val().dims().contains(&0) {
+        return drawn; // counted, not drawn
+    }
+    let trainable = drawn.val().is_require_grad();
+    let (id, tensor, mapper) = drawn.consume();
+    let tensor = normalized(tensor.detach(), 1.0).detach();
+    Param::from_mapped_value(id, if trainable { tensor.require_grad() } else { tensor }, mapper)
+}
+
+/// What a convolution sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MpInput {
+    Data,
+    /// A channel of ones before the data's channels, in place of all biases of a network (EDM2, section B.3).
+    OnesAndData,
+}
+
+/// A convolution without bias whose weights' norm does not matter: `conv(x, w / |w|)` (eq. 47), stride 1, "same" zero padding:
+/// `[b, d, h, w, c_in] -> [b, d, h, w, c_out]`.
+#[derive(Module, Debug)]
+pub struct MpConv {
+    /// `[c_out, c_in, kd, kh, kw]`, all odd; with a constant channel `c_in + 1`.
+    pub weight: Param<Tensor<5>>,
+    #[module(skip)]
+    input: MpInput,
+    fan_in: usize,
+}
+
+impl MpConv {
+    /// `dim_in` counts the data's channels. With [`MpInput::OnesAndData`] the scale is that of `dim_in` channels, as in the reference (the
+    /// paper counts the ones, too), so that its weights mean the same here.
+    pub fn new(init: &mut Init, dim_in: usize, dim_out: usize, kernel: [usize; 3], input: MpInput) -> Self {
+        let channels = dim_in + usize::from(input == MpInput::OnesAndData);
+        let [kd, kh, kw] = kernel;
+        Self { weight: normal(init, [dim_out, channels, kd, kh, kw]), input, fan_in: dim_in * kd * kh * kw }
+    }
+
+    pub fn forward(&self, x: Tensor<5>) -> Tensor<5> {
+        let x = match self.input {
+            MpInput::Data => x,
+            MpInput::OnesAndData => {
+                let [b, d, h, w, _] = x.dims();
+                Tensor::cat(vec![Tensor::ones([b, d, h, w, 1], &x.device()), x], 4)
+            }
+        };
+        conv3d(x, normalized(self.weight.val(), (self.fan_in as f64).sqrt().recip()))
+    }
+}
+
+/// The sum over the kernel's depth of convolutions of images: `y[z] = sum_k conv2d(x[z + k - K / 2], weight[k])`, every slice of the volume
+/// an image of the batch, so that the kernels for images serve volumes.
+fn conv3d(x: Tensor<5>, weight: Tensor<5>) -> Tensor<5> {
+    let ([b, d, h, w, c], [o, i, depth, kh, kw]) = (x.dims(), weight.dims());
+    let kernel = |k: usize| weight.clone().narrow(2, k, 1).reshape([o, i, kh, kw]);
+    let half = depth / 2;
+    let mut y = ops::conv2d(x.clone().reshape([b * d, h, w, c]), kernel(half), None);
+    // Where there are few slices, the outer parts of the kernel see nothing but padding.
+    let seen = (0..depth).filter(|&k| k != half && k.abs_diff(half) < d).collect::<Vec<_>>();
+    if !seen.is_empty() {
+        let padding = Tensor::zeros([b, half, h, w, c], &x.device());
+        let padded = Tensor::cat(vec![padding.clone(), x, padding], 1);
+        for k in seen {
+            let slices = padded.clone().narrow(1, k, d).reshape([b * d, h, w, c]);
+            y = ops::conv2d_add(slices, kernel(k), None, y);
+        }
+    }
+    y.reshape([b, d, h, w, o])
+}
+
+/// A linear layer without bias whose weights' norm does not matter (eq. 47): `[b, c_in] -> [b, c_out]`.
+#[derive(Module, Debug)]
+pub struct MpLinear {
+    /// `[c_out, c_in]`
+    pub weight: Param<Tensor<2>>,
+}
+
+impl MpLinear {
+    pub fn new(init: &mut Init, dim_in: usize, dim_out: usize) -> Self {
+        Self { weight: normal(init, [dim_out, dim_in]) }
+    }
+
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        x.matmul(self.scaled().transpose())
+    }
+
+    /// Of `sqrt(c_in)` times the one-hot vector of each `index` in `0..c_in`, and of zeros for `c_in`: `[b] -> [b, c_out]`. The caller
+    /// sees to it that no index is larger.
+    pub fn forward_class(&self, index: Tensor<1, Int>) -> Tensor<2> {
+        let [dim_out, classes] = self.weight.dims();
+        let rows = self.scaled().transpose() * (classes as f64).sqrt(); // [classes, c_out]
+        let none = Tensor::zeros([1, dim_out], &rows.device());
+        Tensor::cat(vec![rows, none], 0).select(0, index)
+    }
+
+    /// The weights as they act.
+    fn scaled(&self) -> Tensor<2> {
+        let fan_in = self.weight.dims()[1] as f64;
+        normalized(self.weight.val(), fan_in.sqrt().recip())
+    }
+}
+
+/// A learned factor, 0 at first (eq. 65).
+#[derive(Module, Debug)]
+pub struct Gain {
+    /// `[1]`
+    pub gain: Param<Tensor<1>>,
+}
+
+impl Gain {
+    pub fn new(init: &mut Init) -> Self {
+        Self { gain: init.zeros([1]) }
+    }
+
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        x * self.gain.val().reshape([1; D])
+    }
+}
+
+/// `sqrt(2)` times sines and cosines of `2 pi time weights`, of standard normal weights that are never trained: `[b] -> [b, dim]`. EDM2 (eq.
+/// 76) draws random phases, too; the reference has a sine and a cosine of each frequency instead.
+#[derive(Module, Debug)]
+pub struct MpFourierEmbedding {
+    /// `[dim / 2]`
+    pub weights: Param<Tensor<1>>,
+}
+
+impl MpFourierEmbedding {
+    /// `dim` even.
+    pub fn new(init: &mut Init, dim: usize) -> Self {
+        Self { weights: init.normal([dim / 2]).set_require_grad(false) }
+    }
+
+    pub fn forward(&self, time: Tensor<1>) -> Tensor<2> {
+        let angles = time.unsqueeze_dim::<2>(1) * self.weights.val().unsqueeze::<2>() * std::f64::consts::TAU;
+        sin_cos(angles) * std::f64::consts::SQRT_2
+    }
+}
+
+/// Softmax attention between all positions, of queries, keys and values that are normalised feature by feature (EDM2, section B.3), with
+/// learned keys and values beside them as in the reference.
+#[derive(Module, Debug)]
+pub struct MpAttention {
+    /// `[2, heads, memory, d]`: keys, then values.
+    pub mem_kv: Param<Tensor<4>>,
+    pub to_qkv: MpConv,
+    pub to_out: MpConv,
+    residual_t: f64,
+}
+
+/// Learned pairs of key and value.
+const MEMORY: usize = 4;
+
+impl MpAttention {
+    /// `residual_t`: the input's share in the sum.
+    pub fn new(init: &mut Init, dim: usize, heads: usize, dim_head: usize, residual_t: f64) -> Self {
+        let hidden = heads * dim_head;
+        Self {
+            mem_kv: init.normal([2, heads, MEMORY, dim_head]),
+            to_qkv: MpConv::new(init, dim, 3 * hidden, [1; 3], MpInput::Data),
+            to_out: MpConv::new(init, hidden, dim, [1; 3], MpInput::Data),
+            residual_t,
+        }
+    }
+
+    /// `[b, d, h, w, c] -> [b, d, h, w, c]`
+    pub fn forward_residual(&self, x: Tensor<5>) -> Tensor<5> {
+        let [b, d, h, w, _] = x.dims();
+        let positions = d * h * w;
+        let [_, heads, _, dim_head] = self.mem_kv.dims();
+        let qkv = self.to_qkv.forward(x.clone()).reshape([b, positions, 3 * heads, dim_head]);
+        let qkv = pixel_norm(qkv).reshape([b, 1, positions, 3 * heads * dim_head]);
+        let out = ops::attention(qkv, pixel_norm(self.mem_kv.val()));
+        let out = self.to_out.forward(out.reshape([b, d, h, w, heads * dim_head]));
+        mp_sum(out, x, self.residual_t)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+    use burn::tensor::module::conv3d as conv3d_nchw;
+    use burn::tensor::ops::ConvOptions;
+
+    use super::*;
+    use crate::nn::params::host_values;
+
+    fn init() -> Init {
+        Init::new(5, &Device::flex())
+    }
+
+    /// The root mean square.
+    fn magnitude<const D: usize>(x: Tensor<D>) -> f64 {
+        let values = host_values(x);
+        (values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / values.len() as f64).sqrt()
+    }
+
+    #[test]
+    fn unit_variance_stays() {
+        let init = &mut init();
+        let mut drawn = |c: usize| init.normal([4, 2, 8, 8, c]).val();
+        let (a, b, x) = (drawn(24), drawn(40), drawn(32));
+        let near = |what: &str, got: f64| assert!((got - 1.0).abs() < 0.05, "{what}: {got}");
+        near("mp_silu", magnitude(mp_silu(a.clone())));
+        near("mp_sum", magnitude(mp_sum(a.clone(), drawn(24), 0.3)));
+        near("mp_cat", magnitude(mp_cat(a.clone(), b.clone(), 0.5)));
+        near("pixel_norm", magnitude(pixel_norm(a.clone() * 7.0)));
+        // Both parts contribute the same, though one has more channels.
+        let both = mp_cat(a, b, 0.5);
+        let energy = |first: usize, n: usize| magnitude(both.clone().narrow(4, first, n)).powi(2) * n as f64;
+        assert!((energy(0, 24) / energy(24, 40) - 1.0).abs() < 0.1);
+        let conv = MpConv::new(&mut Init::new(1, &Device::flex()), 32, 48, [1, 1, 1], MpInput::Data);
+        near("MpConv", magnitude(conv.forward(x)));
+        let linear = MpLinear::new(&mut Init::new(1, &Device::flex()), 64, 512);
+        near("MpLinear", magnitude(linear.forward(Init::new(2, &Device::flex()).normal([16, 64]).val())));
+    }
+
+    #[test]
+    fn the_size_of_a_weight_means_nothing_and_is_forced_to_one() {
+        let device = Device::flex().autodiff();
+        let conv = MpConv::new(&mut Init::new(5, &device), 6, 4, [1, 3, 3], MpInput::OnesAndData);
+        let x = Init::new(6, &device).normal([2, 1, 5, 5, 6]).val();
+        let before = host_values(conv.forward(x.clone()));
+        let larger = MpConv { weight: conv.weight.clone().map(|w| (w * 3.0).detach().require_grad()), ..conv };
+        let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5);
+        assert!(close(&before, &host_values(larger.forward(x.clone()))));
+        let forced = force_weight_norm(larger);
+        let values = host_values(forced.weight.val());
+        let mut means = values.chunks(7 * 9).map(|row| row.iter().map(|v| v * v).sum::<f32>() / 63.0);
+        assert!(means.all(|mean| (mean - 1.0).abs() < 1e-5));
+        assert!(close(&before, &host_values(forced.forward(x))));
+    }
+
+    #[test]
+    fn volumes_are_convolved_as_by_a_convolution_of_volumes() {
+        for (size, kernel) in
+            [([4, 4, 6], [3, 3, 3]), ([1, 4, 4], [3, 3, 3]), ([2, 3, 1], [1, 1, 5]), ([3, 2, 2], [1, 1, 1])]
+        {
+            let init = &mut init();
+            let x = init.normal([2, size[0], size[1], size[2], 3]).val();
+            let weight = init.normal([5, 3, kernel[0], kernel[1], kernel[2]]).val();
+            let options = ConvOptions::new([1; 3], kernel.map(|k| k / 2), [1; 3], 1);
+            let reference = conv3d_nchw(x.clone().permute([0, 4, 1, 2, 3]), weight.clone(), None, options);
+            let reference = host_values(reference.permute([0, 2, 3, 4, 1]));
+            let ours = host_values(conv3d(x, weight));
+            let scale = reference.iter().fold(1.0_f32, |most, v| most.max(v.abs()));
+            let worst = ours.iter().zip(&reference).map(|(a, b)| (a - b).abs()).fold(0.0_f32, f32::max);
+            assert!(ours.len() == reference.len() && worst < 2e-5 * scale, "{worst} {size:?} {kernel:?}");
+        }
+    }
+
+    #[test]
+    fn no_class_is_no_embedding() {
+        let linear = MpLinear::new(&mut init(), 3, 4);
+        let rows = linear.forward_class(Tensor::from_ints([3, 1], &Device::flex()));
+        let values = host_values(rows);
+        assert!(values[..4].iter().all(|v| *v == 0.0) && values[4..].iter().any(|v| *v != 0.0));
+        let one_hot = Tensor::<2>::from_floats([[0.0, 3.0_f32.sqrt(), 0.0]], &Device::flex());
+        let direct = host_values(linear.forward(one_hot));
+        assert!(direct.iter().zip(&values[4..]).all(|(a, b)| (a - b).abs() < 1e-6));
+    }
+}
