@@ -3,6 +3,7 @@
 mod common;
 
 use common::Place;
+use denoising_diffusion::data::npy::{read_npy_f32, write_npy_f32};
 
 const DIT: &str = "--model dit --hidden-size 8 --depth 1 --num-heads 2 --patch-size 4 --batch-size 4 --num-samples 2 --sampling-timesteps 2";
 
@@ -31,4 +32,75 @@ fn options_of_another_network_are_refused() {
     place.fails("train digits --model dit --patch-size 3 --dry-run", 2, "patches of 3x3 do not tile");
     let plan = place.ok("train digits --model dit --dit-size b --dry-run");
     assert!(plan.contains("DiT, 12 blocks of width 768 with 12 heads"), "{plan}");
+}
+
+/// Values of a wave that differs from example to example, `[n, ...]` with `size` values each.
+fn waves(place: &Place, name: &str, shape: &[usize]) {
+    let (n, size) = (shape[0], shape[1..].iter().product::<usize>());
+    let value = |i: usize, t: usize| 5.0 * (0.4 * t as f32 + 0.9 * i as f32).sin() + 2.0;
+    let values: Vec<f32> = (0..n).flat_map(|i| (0..size).map(move |t| value(i, t))).collect();
+    write_npy_f32(&place.path(name), shape, &values).unwrap();
+}
+
+#[test]
+fn sequences_from_an_array_to_curves_and_back_in_its_units() {
+    let place = Place::new();
+    waves(&place, "signals.npy", &[20, 3, 16]);
+    let small = "--model unet1d --dim 4 --dim-mults 1,2 --attn-heads 1 --timesteps 8 --batch-size 4 --num-samples 2";
+    let plan = place.ok(&format!("train signals.npy {small} --steps 4 --dry-run"));
+    assert!(plan.contains("U-Net for sequences, stages 4, 8"), "{plan}");
+    place.ok(&format!("train signals.npy {small} --steps 4 --out whole"));
+    place.ok(&format!("train signals.npy {small} --steps 2 --out parts"));
+    place.ok("train --resume parts --steps 4");
+    let weights = |run: &str| place.read(&format!("{run}/checkpoints/step-00000004/model.safetensors"));
+    assert!(weights("whole") == weights("parts"), "a resumed run differs");
+    assert!(String::from_utf8_lossy(&place.read("whole/samples/step-00000004.svg")).contains("16 positions"));
+
+    place.ok("sample whole -n 5 --steps 4 --out x.npy");
+    let (shape, values) = read_npy_f32(&place.path("x.npy")).unwrap();
+    assert_eq!(shape, [5, 3, 16]);
+    // In [0, 1] nothing would lie outside.
+    assert!(values.iter().all(|v| (-3.1..=7.1).contains(v)) && values.iter().any(|v| !(-0.5..=1.5).contains(v)));
+    place.ok("sample whole -n 2 --steps 4 --real --out x.svg");
+    let drawn = String::from_utf8(place.read("x.svg")).unwrap();
+    assert!(drawn.contains("the data") && drawn.contains("2 samples"), "{drawn}");
+    place.fails("sample whole --out x.png", 2, ".svg for curves");
+    let measured = place.ok("eval whole --metrics swd,spectrum -n 4 --num-real 8 --steps 2");
+    assert!(measured.contains("spectrum"), "{measured}");
+
+    place.fails("train signals.npy --model unet1d --layout images --dry-run", 2, "`layout = \"images\"`");
+    place.fails("train digits --model unet1d --dry-run", 2, "sequences");
+    waves(&place, "odd.npy", &[8, 1, 15]);
+    place.fails(&format!("train odd.npy {small} --dry-run"), 2, "14 and 16");
+    place.fails(&format!("train signals.npy {small} --value-range 0,5 --dry-run"), 1, "expected [0, 5]");
+}
+
+#[test]
+fn volumes_through_the_magnitude_preserving_network() {
+    let place = Place::new();
+    waves(&place, "volumes.npy", &[12, 1, 2, 4, 4]);
+    let small = "--model karras_unet --dim 4 --dim-max 8 --num-downsamples 1 --num-blocks-per-stage 1 --attn-res 2 \
+                 --attn-dim-head 4 --diffusion elucidated --batch-size 4 --num-samples 2 --sampling-timesteps 2";
+    place.ok(&format!("train volumes.npy {small} --steps 4 --out whole"));
+    place.ok(&format!("train volumes.npy {small} --steps 2 --out parts"));
+    place.ok("train --resume parts --steps 4");
+    let weights = |run: &str| place.read(&format!("{run}/checkpoints/step-00000004/model.safetensors"));
+    assert!(weights("whole") == weights("parts"), "a resumed run differs");
+    assert!(place.ok("info whole").contains("magnitude-preserving U-Net for volumes, stages 4, 8"));
+    place.ok("sample whole -n 3 --steps 2 --out x.npy");
+    assert_eq!(read_npy_f32(&place.path("x.npy")).unwrap().0, [3, 1, 2, 4, 4]);
+    place.ok("sample whole -n 3 --steps 2 --out x.png");
+    place.fails("train volumes.npy --dry-run", 1, "shape [12, 1, 2, 4, 4]");
+    place.fails("train digits --model karras_unet --dry-run", 2, "made for noise levels");
+}
+
+#[test]
+fn a_transformer_in_a_u_net() {
+    let place = Place::new();
+    let small = "--model uvit --dim 4 --dim-mults 1,2 --vit-depth 1 --attn-heads 1 --attn-dim-head 4 --class-condition";
+    place.ok(&format!(
+        "train digits {small} --diffusion simple --steps 2 --batch-size 4 --num-samples 2 --sampling-timesteps 2 --out run"
+    ));
+    assert!(place.ok("info run").contains("U-ViT, stages 4, 8, 1 blocks with 1 heads"));
+    place.ok("sample run -n 20 --steps 2 --guidance 2 --out x.png");
 }
