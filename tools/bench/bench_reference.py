@@ -2,6 +2,8 @@
 
 Prints one JSON line when ready; then runs one round for each line read from stdin and prints one JSON line
 {"train_step_ms", "forward_ms", "peak_rss_mib"}: medians over the round, and the process's peak so far.
+Configurations other than s and m are networks that the reference's GaussianDiffusion does not take as they are: their loss is the mean
+squared error of the network's output for noisy images, which is what all of its losses come to.
 A train step is forward, backward, clip_grad_norm_(1.0), Adam and EMA.update(), as in the reference's Trainer; a forward is the
 U-Net in eval mode under inference_mode. Inputs are made beforehand; decoding images is not timed.
 
@@ -21,6 +23,10 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import torch
 from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+from denoising_diffusion_pytorch.denoising_diffusion_pytorch_1d import Unet1D
+from denoising_diffusion_pytorch.karras_unet import KarrasUnet
+from denoising_diffusion_pytorch.karras_unet_3d import KarrasUnet3D
+from denoising_diffusion_pytorch.simple_diffusion import UViT
 from ema_pytorch import EMA
 
 # name -> (Unet keywords, image side, batch)
@@ -28,8 +34,29 @@ CONFIGS = {
     "s": (dict(dim=32, dim_mults=(1, 2, 4), channels=1), 28, 32),
     "m": (dict(dim=64, dim_mults=(1, 2, 4, 8), channels=3), 32, 16),
 }
+KARRAS = dict(channels=3, num_downsamples=2, num_blocks_per_stage=2)
+# name -> (class, keywords, shape of an example, batch)
+OTHERS = {
+    "unet1d": (Unet1D, dict(dim=32, dim_mults=(1, 2, 4), channels=1), (256,), 32),
+    "uvit": (UViT, dict(dim=32, dim_mults=(1, 2, 4), vit_depth=4, channels=3), (32, 32), 16),
+    "karras": (KarrasUnet, KARRAS | dict(image_size=32, dim=32, dim_max=128, attn_res=(16, 8)), (32, 32), 8),
+    "karras3d": (KarrasUnet3D, KARRAS | dict(image_size=16, frames=8, dim=16, dim_max=64, attn_res=(4,)), (8, 16, 16), 4),
+}
 LEARNING_RATE = 1e-4
 ADAM_BETAS = (0.9, 0.99)
+
+
+class Denoising(torch.nn.Module):
+    """The loss of a network at noise levels in [0, 1]."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        times, noise = torch.rand(len(images)), torch.randn_like(images)
+        level = times.view(-1, *[1] * (images.ndim - 1))
+        return torch.nn.functional.mse_loss(self.network(images + level * noise, times), noise)
 
 
 class Subject:
@@ -37,13 +64,20 @@ class Subject:
 
     def __init__(self, config, mode):
         torch.manual_seed(0)
-        kwargs, side, self.batch = CONFIGS[config]
-        self.unet = Unet(**kwargs)
-        self.diffusion = GaussianDiffusion(self.unet, image_size=side)
-        self.images = torch.rand(self.batch, kwargs["channels"], side, side)
-        self.times = torch.randint(0, 1000, (self.batch,))
+        if config in CONFIGS:
+            kwargs, side, self.batch = CONFIGS[config]
+            self.unet = Unet(**kwargs)
+            self.diffusion = GaussianDiffusion(self.unet, image_size=side)
+            shape = (side, side)
+            self.times = torch.randint(0, 1000, (self.batch,))
+        else:
+            make, kwargs, shape, self.batch = OTHERS[config]
+            self.unet = make(**kwargs)
+            self.diffusion = Denoising(self.unet)
+            self.times = torch.rand(self.batch)
+        self.images = torch.rand(self.batch, kwargs["channels"], *shape)
         self.works = []
-        if mode == "best":
+        if mode == "best" and len(shape) == 2:
             self.diffusion = self.diffusion.to(memory_format=torch.channels_last)
             self.images = self.images.contiguous(memory_format=torch.channels_last)
             self.works.append("channels_last")
@@ -109,7 +143,7 @@ def say(value):
 
 def main():
     parser = argparse.ArgumentParser(description="Times the reference; one round for each line on stdin.")
-    parser.add_argument("--config", choices=CONFIGS, default="s")
+    parser.add_argument("--config", choices=[*CONFIGS, *OTHERS], default="s")
     parser.add_argument("--torch", choices=["eager", "best"], default="eager")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5, help="train steps, and forward passes, in a round")

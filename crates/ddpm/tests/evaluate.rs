@@ -143,7 +143,7 @@ fn an_evaluation_of_a_run_has_all_its_numbers_and_a_page() {
     let result = place.json(&with_weights(args));
     let names: Vec<&str> =
         result["measurements"].as_array().unwrap().iter().map(|m| m["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["fid", "kid", "is", "precision", "recall", "density", "coverage", "swd"]);
+    assert_eq!(names, ["fid", "kid", "is", "precision", "recall", "density", "coverage", "swd", "spectrum"]);
     for measurement in result["measurements"].as_array().unwrap() {
         assert!(measurement["value"].as_f64().unwrap().is_finite(), "{measurement}");
     }

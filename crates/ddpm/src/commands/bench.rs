@@ -4,8 +4,12 @@ use std::time::Instant;
 
 use burn::tensor::{Tensor, TensorData};
 use clap::{Args, ValueEnum};
-use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig};
-use denoising_diffusion::models::{Network, NetworkConfig, NetworkInput, Unet, UnetConfig};
+use denoising_diffusion::data::DataLayout;
+use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig, ElucidatedConfig, FormulationConfig};
+use denoising_diffusion::models::{
+    Extent, ImageNetwork, KarrasUnetConfig, Network, NetworkConfig, NetworkInput, PerStage, Unet1dConfig, UnetConfig,
+    UvitConfig,
+};
 use denoising_diffusion::nn::params::host_values;
 use denoising_diffusion::nn::{EvalMode, Init};
 use denoising_diffusion::noise::{Purpose, Stream};
@@ -22,7 +26,7 @@ const REPEATS: usize = 5;
 /// Measure training and forward passes.
 #[derive(Args, Debug)]
 pub struct BenchArgs {
-    /// s: dim 32, mults 1,2,4, 32 images of 1x28x28; m: dim 64, mults 1,2,4,8, 16 images of 3x32x32
+    /// s: U-Net, dim 32, mults 1,2,4, 32 images of 1x28x28; m: dim 64, mults 1,2,4,8, 16 images of 3x32x32; others: small networks of that kind
     #[arg(long)]
     config: Config,
     /// Rounds; the result is the median over rounds of the median within each
@@ -42,24 +46,57 @@ pub struct BenchArgs {
 enum Config {
     S,
     M,
+    Unet1d,
+    Uvit,
+    Karras,
+    #[value(name = "karras3d")]
+    Karras3d,
 }
 
 impl Config {
-    /// Network, side of the images in pixels, batch.
-    fn parts(self) -> (UnetConfig, usize, usize) {
+    /// Network, `[b, c, h, w]` of a batch.
+    fn parts(self) -> (NetworkConfig, [usize; 4]) {
+        let unet = |dim, dim_mults: &[usize], channels| {
+            NetworkConfig::Unet(UnetConfig { dim, dim_mults: dim_mults.to_vec(), channels, ..UnetConfig::default() })
+        };
+        let karras = |dim, dim_max, attn_res: &[usize], layout, [depth, height, width]: [usize; 3]| {
+            NetworkConfig::KarrasUnet(KarrasUnetConfig {
+                dim,
+                dim_max,
+                channels: 3,
+                num_downsamples: 2,
+                num_blocks_per_stage: PerStage::All(2),
+                attn_res: attn_res.to_vec(),
+                extent: Some(Extent { layout, depth, height, width }),
+                ..KarrasUnetConfig::default()
+            })
+        };
         match self {
-            Self::S => (UnetConfig { dim: 32, dim_mults: vec![1, 2, 4], channels: 1, ..UnetConfig::default() }, 28, 32),
-            Self::M => {
-                (UnetConfig { dim: 64, dim_mults: vec![1, 2, 4, 8], channels: 3, ..UnetConfig::default() }, 32, 16)
+            Self::S => (unet(32, &[1, 2, 4], 1), [32, 1, 28, 28]),
+            Self::M => (unet(64, &[1, 2, 4, 8], 3), [16, 3, 32, 32]),
+            Self::Unet1d => {
+                let config = Unet1dConfig { dim: 32, dim_mults: vec![1, 2, 4], channels: 1, ..Unet1dConfig::default() };
+                (NetworkConfig::Unet1d(config), [32, 1, 1, 256])
             }
+            Self::Uvit => {
+                let config = UvitConfig { dim: 32, dim_mults: vec![1, 2, 4], vit_depth: 4, ..UvitConfig::default() };
+                (NetworkConfig::Uvit(config), [16, 3, 32, 32])
+            }
+            Self::Karras => (karras(32, 128, &[16, 8], DataLayout::Images, [1, 32, 32]), [8, 3, 32, 32]),
+            Self::Karras3d => (karras(16, 64, &[4], DataLayout::Volumes, [8, 16, 16]), [4, 3, 8 * 16, 16]),
         }
     }
 
-    fn name(self) -> &'static str {
-        match self {
-            Self::S => "s",
-            Self::M => "m",
+    /// Networks whose embedding of the noise level is made for small numbers are given such.
+    fn diffusion(self) -> DiffusionConfig {
+        match self.parts().0.fourier_time() {
+            true => FormulationConfig::Elucidated(ElucidatedConfig::default()).into(),
+            false => DiffusionConfig::default(),
         }
+    }
+
+    fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
     }
 }
 
@@ -72,7 +109,7 @@ struct Round {
 
 pub fn run(args: &BenchArgs) -> Result {
     let machine = args.machine.start()?;
-    let (unet, _, batch) = args.config.parts();
+    let (network, [batch, ..]) = args.config.parts();
     let mut subject = Subject::new(args, &machine)?;
     let mut rounds = Vec::new();
     for number in 1..=args.rounds {
@@ -84,7 +121,7 @@ pub fn run(args: &BenchArgs) -> Result {
     let forward = median(rounds.iter().map(|round| round.forward).collect());
     let images_per_s = batch as f64 / train_step * 1e3;
     let peak = peak_rss_mib();
-    let parameters = NetworkConfig::Unet(unet).num_parameters()?;
+    let parameters = network.num_parameters()?;
     if args.json {
         return output::json(&json!({
             "config": args.config.name(),
@@ -114,22 +151,22 @@ pub fn run(args: &BenchArgs) -> Result {
 
 /// What is measured: a network in training, and one batch.
 struct Subject {
-    trainer: Trainer<Unet>,
+    trainer: Trainer<ImageNetwork>,
     images: Tensor<4>,
     times: Tensor<1>,
 }
 
 impl Subject {
     fn new(args: &BenchArgs, machine: &Machine) -> Result<Self> {
-        let (unet, side, batch) = args.config.parts();
+        let (network, dims) = args.config.parts();
         let config = TrainConfig { checkpoint_activations: args.checkpoint_activations, ..TrainConfig::default() };
         let device = &machine.device;
-        let diffusion = Diffusion::new(&DiffusionConfig::default())?;
-        let network = Unet::new(&unet, &mut Init::new(0, &device.clone().autodiff()))?;
+        let diffusion = Diffusion::new(&args.config.diffusion())?;
+        let network = network.build(&mut Init::new(0, &device.clone().autodiff()))?;
         let mut stream = Stream::new(0, Purpose::SampleInit, 0, 0);
-        let dims = [batch, unet.channels, side, side];
         let pixels: Vec<f32> = (0..dims.iter().product()).map(|_| stream.uniform() as f32).collect();
-        let times: Vec<f32> = (0..batch).map(|i| (i * 1000 / batch) as f32).collect();
+        let (batch, most) = (dims[0], if diffusion.formulation().tells_large_times() { 1000.0 } else { 1.0 });
+        let times: Vec<f32> = (0..batch).map(|i| most * i as f32 / batch as f32).collect();
         Ok(Self {
             trainer: Trainer::new(network, diffusion, config, EmaConfig::default(), device),
             images: Tensor::from_data(TensorData::new(pixels, dims), device),

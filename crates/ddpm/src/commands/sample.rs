@@ -13,7 +13,6 @@ use denoising_diffusion::atomic_file::write_atomically;
 use denoising_diffusion::data::DataLayout;
 use denoising_diffusion::data::npy::{read_npy_f32, write_npy_f32};
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig};
-use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::generate::{GenerateError, Progress as At, Request};
 use denoising_diffusion::model_file::ModelCard;
 use denoising_diffusion::nn::params::host_values;
@@ -265,17 +264,20 @@ impl Out {
     }
 }
 
-/// So many sequences of the data that a run was trained on, those that were held out first.
+/// So many sequences of the data that a run was trained on, far apart; of those that were held out, if there are any.
 fn real_sequences(recipe: Option<&Recipe>, out: &Out, count: usize) -> Result<ImageBatch> {
     let (Some(recipe), Out::Curves(_)) = (recipe, out) else {
         return Err(Failure::usage("--real needs a run folder, whose recipe names the data, and --out FILE.svg"));
     };
     let dataset = Arc::new(open_data(&recipe.data)?);
     let (train, held_out) = dataset.split_held_out(recipe.data.held_out, recipe.train.seed);
-    let some = if held_out.is_empty() { train } else { held_out }.first(count);
-    let shape = dataset.shape();
-    let values = Images::of_data(some.clone()).values()?;
-    Ok(ImageBatch::new([some.len(), shape.channels, shape.height, shape.width], values)?)
+    let from = if held_out.is_empty() { train } else { held_out };
+    let (count, shape) = (count.min(from.len()), dataset.shape());
+    let mut values = Vec::with_capacity(count * shape.len());
+    for i in 0..count {
+        values.extend(dataset.get(from.indices()[i * from.len() / count])?.pixels);
+    }
+    Ok(ImageBatch::new([count, shape.channels, shape.height, shape.width], values)?)
 }
 
 pub fn refuse_file(path: &Path, refuse: bool) -> Result {

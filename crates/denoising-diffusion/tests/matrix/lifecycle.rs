@@ -84,9 +84,9 @@ impl<M: Network<4>> Case<'_, M> {
             (&whole_state.ema, &resumed_state.ema),
             (&whole_state.adam, &resumed_state.adam),
         ] {
-            assert_eq!(bits(a), bits(b), "{}", self.name);
+            assert!(bits(a) == bits(b), "{}: a resumed training differs", self.name);
         }
-        assert_ne!(bits(&whole_state.model), bits(&begun.state().model), "{}: training changes weights", self.name);
+        assert!(bits(&whole_state.model) != bits(&begun.state().model), "{}: training changes weights", self.name);
         whole
     }
 
@@ -215,7 +215,7 @@ fn every_formulation_with_classes() {
     }
 }
 
-/// Every network, small, and a shape that it is for. A U-ViT's time embedding is made for levels in a small range.
+/// Every network, small, and a shape that it is for. Without dropout, whose generator all tests of the process share. A U-ViT's time embedding is made for levels in a small range.
 fn networks(out_dim: usize, self_condition: bool, large_times: bool) -> Vec<(NetworkConfig, [usize; 3])> {
     let out_dim = Some(out_dim);
     let (dim, channels) = (4, 1);
@@ -226,7 +226,15 @@ fn networks(out_dim: usize, self_condition: bool, large_times: bool) -> Vec<(Net
         Unet1dConfig { dim, dim_mults: vec![1, 2], channels, out_dim, self_condition, ..Unet1dConfig::default() };
     let (hidden_size, depth, num_heads) = (Some(8), Some(1), Some(2));
     let dit = DitConfig { hidden_size, depth, num_heads, channels, out_dim, ..DitConfig::default() };
-    let uvit = UvitConfig { dim, dim_mults: vec![1, 2], channels, out_dim, vit_depth: 1, ..UvitConfig::default() };
+    let uvit = UvitConfig {
+        dim,
+        dim_mults: vec![1, 2],
+        channels,
+        out_dim,
+        vit_depth: 1,
+        vit_dropout: 0.0,
+        ..Default::default()
+    };
     let mut networks = vec![
         (NetworkConfig::Unet(unet), [1, 8, 8]),
         (NetworkConfig::Unet(strided), [1, 4, 8]),
