@@ -40,7 +40,7 @@ OTHERS = {
     "unet1d": (Unet1D, dict(dim=32, dim_mults=(1, 2, 4), channels=1), (256,), 32),
     "uvit": (UViT, dict(dim=32, dim_mults=(1, 2, 4), vit_depth=4, channels=3), (32, 32), 16),
     "karras": (KarrasUnet, KARRAS | dict(image_size=32, dim=32, dim_max=128, attn_res=(16, 8)), (32, 32), 8),
-    "karras3d": (KarrasUnet3D, KARRAS | dict(image_size=16, frames=8, dim=16, dim_max=64, attn_res=(4,)), (8, 16, 16), 4),
+    "karras3d": (KarrasUnet3D, KARRAS | dict(image_size=16, frames=8, dim=16, dim_max=64, attn_res=(4,), attn_dim_head=32), (8, 16, 16), 4),
 }
 LEARNING_RATE = 1e-4
 ADAM_BETAS = (0.9, 0.99)

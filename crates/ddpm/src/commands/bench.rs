@@ -59,7 +59,7 @@ impl Config {
         let unet = |dim, dim_mults: &[usize], channels| {
             NetworkConfig::Unet(UnetConfig { dim, dim_mults: dim_mults.to_vec(), channels, ..UnetConfig::default() })
         };
-        let karras = |dim, dim_max, attn_res: &[usize], layout, [depth, height, width]: [usize; 3]| {
+        let karras = |dim, dim_max, attn_res: &[usize], attn_dim_head, layout, [depth, height, width]: [usize; 3]| {
             NetworkConfig::KarrasUnet(KarrasUnetConfig {
                 dim,
                 dim_max,
@@ -67,6 +67,7 @@ impl Config {
                 num_downsamples: 2,
                 num_blocks_per_stage: PerStage::All(2),
                 attn_res: attn_res.to_vec(),
+                attn_dim_head,
                 extent: Some(Extent { layout, depth, height, width }),
                 ..KarrasUnetConfig::default()
             })
@@ -82,8 +83,8 @@ impl Config {
                 let config = UvitConfig { dim: 32, dim_mults: vec![1, 2, 4], vit_depth: 4, ..UvitConfig::default() };
                 (NetworkConfig::Uvit(config), [16, 3, 32, 32])
             }
-            Self::Karras => (karras(32, 128, &[16, 8], DataLayout::Images, [1, 32, 32]), [8, 3, 32, 32]),
-            Self::Karras3d => (karras(16, 64, &[4], DataLayout::Volumes, [8, 16, 16]), [4, 3, 8 * 16, 16]),
+            Self::Karras => (karras(32, 128, &[16, 8], 64, DataLayout::Images, [1, 32, 32]), [8, 3, 32, 32]),
+            Self::Karras3d => (karras(16, 64, &[4], 32, DataLayout::Volumes, [8, 16, 16]), [4, 3, 8 * 16, 16]),
         }
     }
 
