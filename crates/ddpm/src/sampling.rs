@@ -81,6 +81,9 @@ impl SamplingArgs {
     ) -> Result<Settings> {
         let mut recipe = run.cloned().unwrap_or_default();
         recipe.diffusion = diffusion.clone();
+        if run.is_none() {
+            recipe.sample.sampler = SamplerKind::usual(&diffusion.formulation);
+        }
         let own = recipe.sample.sampler;
         let said = self.flags.0.only("sampler");
         let sampler = match said.iter().next() {

@@ -10,7 +10,7 @@ use crate::eval::config::{EvaluateConfig, EvaluateConfigError};
 use crate::models::{
     DitConfig, Extent, KarrasUnetConfig, NetworkConfig, NetworkConfigError, Unet1dConfig, UnetConfig, UvitConfig,
 };
-use crate::sampler::{SampleConfig, SampleConfigError};
+use crate::sampler::{SampleConfig, SampleConfigError, SamplerKind};
 use crate::train::{EmaConfig, TrainConfig, TrainConfigError};
 
 /// Which network a recipe trains.
@@ -170,7 +170,11 @@ impl Recipe {
                 return Err(RecipeError::Classes { section });
             }
         }
-        Ok(toml::from_str(text)?)
+        let mut recipe: Self = toml::from_str(text)?;
+        if table.get("sample").and_then(|sample| sample.get("sampler")).is_none() {
+            recipe.sample.sampler = SamplerKind::usual(&recipe.diffusion.formulation);
+        }
+        Ok(recipe)
     }
 
     /// The whole recipe as [`from_toml`](Self::from_toml) reads it, every key spelled out that has a value.
@@ -287,6 +291,14 @@ mod tests {
         recipe.sample.sampling_timesteps = Some(7);
         recipe.guidance.guidance_interval = Some([0.2, 5.0]);
         assert_eq!(Recipe::from_toml(&recipe.to_toml()).unwrap(), recipe);
+    }
+
+    #[test]
+    fn a_formulation_has_its_usual_sampler_unless_one_is_named() {
+        let sampler = |text| Recipe::from_toml(text).unwrap().sample.sampler;
+        assert_eq!(sampler(""), SamplerKind::DpmppSde2m);
+        assert_eq!(sampler("[diffusion]\ndiffusion = 'rectified_flow'"), SamplerKind::Euler);
+        assert_eq!(sampler("[diffusion]\ndiffusion = 'elucidated'\n[sample]\nsampler = 'heun'"), SamplerKind::Heun);
     }
 
     #[test]

@@ -30,7 +30,7 @@ use crate::plan::{self, Plan};
 use crate::recipe_flags::RecipeFlags;
 use crate::recipes;
 
-/// Train a network on images, or go on with a run.
+/// Train a network on images, sequences or volumes, or go on with a run.
 #[derive(Args, Debug)]
 #[command(after_help = AFTER_HELP)]
 pub struct TrainArgs {
@@ -39,7 +39,7 @@ pub struct TrainArgs {
     /// IDX or .npy file with the labels of an array [default: those in the .npz file, or beside the IDX file]
     #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
-    /// Recipe: a TOML file, or the name of an embedded one (digits, fashion-mnist)
+    /// Recipe: a TOML file, or the name of an embedded one (`ddpm list` names them)
     #[arg(long, value_name = "RECIPE")]
     config: Option<String>,
     /// Go on with the run in this folder, from its latest whole checkpoint

@@ -5,6 +5,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use denoising_diffusion::data::{self, ChannelPolicy, ImageSize};
 use denoising_diffusion::diffusion::{DiffusionConfig, FormulationConfig, SharedConfig};
 use denoising_diffusion::recipe::{Model, Recipe};
+use denoising_diffusion::sampler::SamplerKind;
 use toml::{Table, Value};
 
 mod table;
@@ -198,7 +199,7 @@ pub struct RecipeFlags {
 impl RecipeFlags {
     /// The recipe with these flags put over it.
     pub fn apply(&self, recipe: &Recipe) -> Result<Recipe, toml::de::Error> {
-        let mut table = Table::try_from(recipe).unwrap_or_default();
+        let mut table = Table::try_from(self.with_usual_sampler(recipe)?).unwrap_or_default();
         self.change_formulation(&mut table);
         self.change_model(&mut table);
         let model = table.get("network").and_then(|network| network.get("model")).and_then(Value::as_str);
@@ -221,6 +222,19 @@ impl RecipeFlags {
             let shared = Table::try_from(SharedConfig::default()).unwrap_or_default();
             section.retain(|key, _| shared.contains_key(key));
         }
+    }
+
+    /// Where the flags choose another formulation and no sampler, one that is usual for the old formulation becomes the new one's.
+    fn with_usual_sampler(&self, recipe: &Recipe) -> Result<Recipe, toml::de::Error> {
+        let mut recipe = recipe.clone();
+        let said = |key| self.given.iter().find(|(flag, _)| flag.key == key).map(|(_, value)| value.clone());
+        if let (Some(chosen), None) = (said("diffusion"), said("sampler")) {
+            let chosen: DiffusionConfig = Table::from_iter([("diffusion".to_string(), chosen)]).try_into()?;
+            if recipe.sample.sampler == SamplerKind::usual(&recipe.diffusion.formulation) {
+                recipe.sample.sampler = SamplerKind::usual(&chosen.formulation);
+            }
+        }
+        Ok(recipe)
     }
 
     /// The options of one network mean nothing to another: where the flags choose another one, it starts from its defaults.
@@ -523,6 +537,7 @@ mod tests {
         let recipe = parse(&["--diffusion", "elucidated", "--sigma-max", "40"]).unwrap().apply(&base).unwrap();
         let FormulationConfig::Elucidated(config) = &recipe.diffusion.formulation else { panic!("{recipe:?}") };
         assert!(config.sigma_max == 40.0 && recipe.diffusion.shared.immiscible);
+        assert_eq!(recipe.sample.sampler, SamplerKind::Dpmpp2m);
         let same = parse(&["--diffusion", "gaussian"]).unwrap().apply(&base).unwrap();
         assert_eq!(same, base);
         let error = parse(&["--sigma-max", "40"]).unwrap().apply(&base).unwrap_err().to_string();

@@ -7,9 +7,9 @@ use super::config::SampleConfig;
 use super::noise_source::NoiseSource;
 use super::step::{Callback, Interrupted};
 use super::{UnipcOrder, ddim, ddpm, dpmpp_2m, dpmpp_2s, dpmpp_sde_2m, euler, euler_ancestral, heun, lms, unipc};
-use crate::diffusion::{Denoiser, NoiseLevel};
+use crate::diffusion::{Denoiser, FormulationConfig, NoiseLevel};
 
-/// A solver. The default is the one that came out best at 10 to 250 evaluations (docs/samplers.md).
+/// A solver. The default is the one that came out best of a Gaussian diffusion at 10 to 250 evaluations (docs/samplers.md).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SamplerKind {
@@ -43,6 +43,15 @@ impl SamplerKind {
         Self::Unipc,
         Self::Lms,
     ];
+
+    /// What is taken for a formulation where nobody says which: of what was measured the best at up to 50 evaluations (docs/samplers.md).
+    pub fn usual(formulation: &FormulationConfig) -> Self {
+        match formulation {
+            FormulationConfig::Elucidated(_) => Self::Dpmpp2m,
+            FormulationConfig::RectifiedFlow(_) => Self::Euler,
+            _ => Self::default(),
+        }
+    }
 
     /// The word of configurations.
     pub fn name(self) -> &'static str {
