@@ -89,7 +89,8 @@ impl InteropError {
             Self::ElementType { .. } => "convert the tensors to float32 before saving them",
             Self::TooLarge { .. } => "save contiguous copies of the tensors, not expanded views",
             Self::NotUnet { .. } => {
-                "give a checkpoint of the package's Trainer, or a state dict of one of its diffusion classes or of its Unet"
+                "give a checkpoint of the package's Trainer, or a state dict of one of its diffusion classes, its Unet \
+                 or Unet1D (UViT and KarrasUnet: see the library's `interop`)"
             }
             Self::NoSuchWeights { .. } => "choose other weights with --weights",
             Self::Missing { .. } | Self::Unknown { .. } | Self::Shape { .. } | Self::NoConfiguration(_) => {

@@ -178,7 +178,7 @@ fn infer_old_stages(state: &StateDict, config: &mut UnetConfig, notes: &mut Vec<
     let hidden = three_hidden / 3;
     let dim_head = if hidden.is_multiple_of(32) { 32 } else { hidden };
     notes.push(format!(
-        "the middle block's attention has {hidden} features in all: taken as {} heads of {dim_head}",
+        "the middle block's attention has {hidden} features in all: taken as heads of {dim_head}, {} in number (mid_attn_heads)",
         hidden / dim_head
     ));
     config.full_attn = Some(PerStage::All(false));
