@@ -103,7 +103,7 @@ pub fn bias_grad(dy: &[f32], channels: usize, dbias: &mut [f32]) {
     assert_eq!(dbias.len(), channels, "length of dbias");
     let pixels = dy.len() / channels;
     // Short sums in f32, summed in f64: both fast and exact enough.
-    let size = (ELEMENTS_PER_TASK / channels).clamp(1, 256);
+    let size = (ELEMENTS_PER_TASK / channels).clamp(1, 64);
     let tasks = pixels.div_ceil(size);
     let mut sums = Scratch::zeroed(tasks * channels);
     let out = Shared::new(&mut sums);
