@@ -49,7 +49,9 @@ impl Plan {
             return Err(DataError::BatchTooLarge { batch_size, images }).or_usage();
         }
         let parameters = network.num_parameters()?;
-        let data_bytes = if dataset.is_in_memory() { (dataset.len() * dataset.shape().len()) as u64 } else { 0 };
+        let condition = dataset.condition_shape().map_or(0, |shape| shape.len());
+        let example = dataset.shape().len() + condition;
+        let data_bytes = if dataset.is_in_memory() { (dataset.len() * example) as u64 } else { 0 };
         let memory = networks::memory_estimate(&network, parameters, dataset.shape(), &recipe.train)? + data_bytes;
         Ok(Self { recipe, network, train, held_out, machine, dir, parameters, memory })
     }
@@ -75,37 +77,40 @@ impl Plan {
         let warmup =
             if train.warmup_steps > 0 { format!(", {} steps of warm-up", train.warmup_steps) } else { String::new() };
         let mut rows = Rows::default();
-        rows.row("data", format!("{} ({})", summary.source, summary.kind))
-            .row(
-                "images",
-                format!(
-                    "{} of {shape} (channels x height x width){classes}; {} to train, {} held out",
-                    thousands(summary.images as u64),
-                    thousands(self.train.len() as u64),
-                    thousands(self.held_out.len() as u64)
-                ),
-            )
-            .row("network", self.network_row())
-            .row("parameters", thousands(self.parameters))
-            .row("diffusion", describe(diffusion))
-            .row(
-                "optimizer",
-                format!(
-                    "Adam, lr {} ({}{warmup}), gradient norm at most {}",
-                    train.lr,
-                    word(&train.lr_schedule),
-                    train.max_grad_norm
-                ),
-            )
-            .row("average", format!("EMA, decay up to {}", ema.ema_decay))
-            .row(
-                "batch",
-                match train.accumulate {
-                    1 => format!("{} images", train.batch_size),
-                    n => format!("{} images x {n} accumulated", train.batch_size),
-                },
-            )
-            .row("steps", format!("{} = {:.1} epochs", thousands(train.steps), self.epochs()));
+        rows.row("data", format!("{} ({})", summary.source, summary.kind));
+        if let (Some(shape), Some(path)) = (self.dataset().condition_shape(), &self.recipe.data.condition) {
+            rows.row("condition", format!("{} of {shape} (channels x height x width)", path.display()));
+        }
+        rows.row(
+            "images",
+            format!(
+                "{} of {shape} (channels x height x width){classes}; {} to train, {} held out",
+                thousands(summary.images as u64),
+                thousands(self.train.len() as u64),
+                thousands(self.held_out.len() as u64)
+            ),
+        )
+        .row("network", self.network_row())
+        .row("parameters", thousands(self.parameters))
+        .row("diffusion", describe(diffusion))
+        .row(
+            "optimizer",
+            format!(
+                "Adam, lr {} ({}{warmup}), gradient norm at most {}",
+                train.lr,
+                word(&train.lr_schedule),
+                train.max_grad_norm
+            ),
+        )
+        .row("average", format!("EMA, decay up to {}", ema.ema_decay))
+        .row(
+            "batch",
+            match train.accumulate {
+                1 => format!("{} images", train.batch_size),
+                n => format!("{} images x {n} accumulated", train.batch_size),
+            },
+        )
+        .row("steps", format!("{} = {:.1} epochs", thousands(train.steps), self.epochs()));
         if let Some(evaluation) = self.evaluation() {
             rows.row("evaluation", evaluation);
         }
@@ -145,7 +150,7 @@ impl Plan {
             "parameters": self.parameters,
             "data": {
                 "source": summary.source, "kind": summary.kind, "images": summary.images, "shape": shape,
-                "classes": summary.classes.len(), "train": self.train.len(), "held_out": self.held_out.len(),
+                "classes": summary.classes.len(), "condition": self.dataset().condition_shape(), "train": self.train.len(), "held_out": self.held_out.len(),
             },
             "epochs": self.epochs(),
             "memory_mib": mib(self.memory),

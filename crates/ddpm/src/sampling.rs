@@ -4,7 +4,9 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use clap::Args;
+use denoising_diffusion::data::{ChannelPolicy, DataConfig, ImageShape};
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig, GuidanceConfig};
+use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::result::Sampling;
 use denoising_diffusion::generate::{GenerateError, Generator, Request};
 use denoising_diffusion::model_file::ModelFile;
@@ -17,6 +19,7 @@ use denoising_diffusion::train::StopSignal;
 
 use crate::classifier::GuidingClassifier;
 use crate::failure::{Failure, FailureExt, Result};
+use crate::image_source::{all, open_prepared, prepared_as};
 use crate::machine::Machine;
 use crate::plan::word;
 use crate::recipe_flags::{SamplingFlags, UntoldFlags};
@@ -31,6 +34,10 @@ pub struct SamplingArgs {
     /// Classes of the images, one after the other and again: 0-9, or 3, or 0,2,5 [default: all, if the network takes classes]
     #[arg(long, value_name = "LIST", value_parser = parse_classes)]
     pub classes: Option<Classes>,
+    /// What the samples are to belong to, for networks that were trained with --condition: an image, a folder, or an array; fitted as
+    /// in training, one for each sample, and again from the start
+    #[arg(long, value_name = "DATA")]
+    pub condition: Option<PathBuf>,
     /// Guide away from this weaker network (an earlier checkpoint, a smaller network) in place of the unconditional prediction
     #[arg(long, value_name = "RUN|FILE")]
     weak: Option<PathBuf>,
@@ -142,6 +149,35 @@ impl SamplingArgs {
         Ok(Some(classes.iter().copied().cycle().take(count).collect()))
     }
 
+    /// What samples of a network are to belong to, prepared as in training, where it needs that.
+    pub fn conditions(&self, from: &Drawable, run: Option<&Recipe>) -> Result<Option<Images>> {
+        let (channels, image) = (from.model.condition_channels(), from.file.card.image);
+        let path = match &self.condition {
+            Some(path) if channels > 0 => path,
+            Some(_) => {
+                return Err(Failure::usage("--condition is given, but the network was trained without")
+                    .hint("train with --condition to have one that draws images that belong to others"));
+            }
+            None if channels == 0 => return Ok(None),
+            None => {
+                let shape = ImageShape { channels, ..image };
+                return Err(Failure::usage(format!(
+                    "the network draws images that belong to others, {shape} (channels x height x width), and none are named"
+                ))
+                .hint("name an image, a folder or an array of them: --condition DATA"));
+            }
+        };
+        let prepared = prepared_as(&from.file, run.map(|run| &run.data))?;
+        let config = DataConfig {
+            channels: ChannelPolicy::Exact(channels),
+            labels: None,
+            condition: None,
+            value_range: None,
+            ..prepared
+        };
+        Ok(Some(all(&open_prepared(path, config)?)))
+    }
+
     /// Opens a network, and the weaker one if there is one.
     pub fn open(&self, file: ModelFile, path: &std::path::Path, machine: &Machine) -> Result<Drawable> {
         let shape = check(&file, path)?;
@@ -224,19 +260,33 @@ pub fn describe(from: &Drawable, sample: &SampleConfig) -> Sampling {
     }
 }
 
+/// What `count` samples belong to: one thing for each of as many in turn, all of `conditions` about equally often.
+pub fn in_turn(conditions: Option<&Images>, count: usize) -> Result<Option<ImageBatch>> {
+    let places = |of: &Images| (0..count).map(|i| i % of.len()).collect::<Vec<_>>();
+    Ok(conditions.map(|of| of.pick(&places(of))).transpose()?)
+}
+
 /// Draws `count` images, with progress; Ctrl-C gives up.
 pub fn draw(
     from: &Drawable,
     settings: &Settings,
     args: &SamplingArgs,
     count: usize,
+    conditions: Option<&ImageBatch>,
     machine: &Machine,
     stop: &StopSignal,
 ) -> Result<ImageBatch> {
     let sample = &settings.sample;
     let classes = args.classes_of(from, count, &settings.guidance)?;
-    let request =
-        Request { sample, seed: args.seed, count, shape: from.shape, init_noise: None, classes: classes.as_deref() };
+    let request = Request {
+        sample,
+        seed: args.seed,
+        count,
+        shape: from.shape,
+        init_noise: None,
+        classes: classes.as_deref(),
+        conditions,
+    };
     let steps = sample.steps(from.diffusion.config());
     let batches = count.div_ceil(sample.sample_batch_size);
     let mut progress = StderrProgress::new(Task::Sample, 0, (batches * steps) as u64);

@@ -104,3 +104,75 @@ fn a_transformer_in_a_u_net() {
     assert!(place.ok("info run").contains("U-ViT, stages 4, 8, 1 blocks with 1 heads"));
     place.ok("sample run -n 20 --steps 2 --guidance 2 --out x.png");
 }
+
+/// A folder of `count` colour images of 8x8 whose left half is a level of its own, and one of their levels in grey, at half the size.
+fn pictures_and_levels(place: &Place, count: u8) {
+    for i in 0..count {
+        let level = 25 * i;
+        let picture =
+            image::RgbImage::from_fn(8, 8, |x, _| image::Rgb(if x < 4 { [level; 3] } else { [255 - level; 3] }));
+        let small = image::GrayImage::from_pixel(4, 4, image::Luma([level]));
+        for (folder, image) in [("pictures", image::DynamicImage::from(picture)), ("small", small.into())] {
+            std::fs::create_dir_all(place.path(folder)).unwrap();
+            image.save(place.path(&format!("{folder}/{i}.png"))).unwrap();
+        }
+    }
+}
+
+#[test]
+fn every_network_of_images_draws_what_belongs_to_other_images() {
+    let place = Place::new();
+    pictures_and_levels(&place, 10);
+    let common = "train pictures --condition small --timesteps 8 --batch-size 4 --num-samples 3 --sampling-timesteps 2 --held-out 0";
+    let networks = [
+        ("unet", "--dim 4 --dim-mults 1 --self-condition"),
+        ("dit", "--hidden-size 8 --depth 1 --num-heads 2 --patch-size 4"),
+        ("uvit", "--dim 8 --dim-mults 1 --vit-depth 1 --attn-heads 1 --diffusion continuous_time"),
+        ("karras_unet", "--dim 8 --num-downsamples 1 --num-blocks-per-stage 1 --diffusion continuous_time"),
+    ];
+    for (model, options) in networks {
+        let train =
+            |steps: u64, run: &str| format!("{common} --model {model} {options} --steps {steps} --out {model}{run}");
+        let train = |steps: u64, run: &str| match model {
+            "uvit" | "karras_unet" => train(steps, run).replace(" --timesteps 8", ""),
+            _ => train(steps, run),
+        };
+        place.ok(&train(4, "-whole"));
+        place.ok(&train(2, "-parts"));
+        place.ok(&format!("train --resume {model}-parts --steps 4"));
+        let weights = |run: &str| place.read(&format!("{model}-{run}/checkpoints/step-00000004/model.safetensors"));
+        assert!(weights("whole") == weights("parts"), "{model}: a resumed run differs");
+        // A picture behind each small one.
+        place.image(&format!("{model}-whole/samples/step-00000004.png"), 8 * 4 + 2 * 5, 8 * 2 + 2 * 3);
+        place.ok(&format!("sample {model}-whole --condition small --steps 2 --out {model}.npy"));
+        let (shape, all) = read_npy_f32(&place.path(&format!("{model}.npy"))).unwrap();
+        assert_eq!(shape, [10, 3, 8, 8], "one for each condition");
+        // Another condition, another picture, though noise and network are the same.
+        place.ok(&format!("sample {model}-whole --condition small/9.png -n 1 --steps 2 --out one.npy --force"));
+        let (_, one) = read_npy_f32(&place.path("one.npy")).unwrap();
+        assert_ne!(one, all[..one.len()], "{model}");
+        place.fails(&format!("sample {model}-whole"), 2, "--condition DATA");
+    }
+    let told = place.ok("info unet-whole");
+    assert!(told.contains("condition") && told.contains("1x8x8 (channels x height x width)"), "{told}");
+    let measured = place.ok("eval unet-whole --metrics swd,loss,bpd -n 4 --steps 2");
+    assert!(measured.contains("swd") && measured.contains("bits"), "{measured}");
+    place.ok("vary unet-whole --images pictures --condition small --variants 2 --steps 2 --out varied/");
+    place.fails("vary unet-whole --images pictures --steps 2 --out other/", 2, "--condition DATA");
+}
+
+#[test]
+fn conditions_must_belong_to_the_images() {
+    let place = Place::new();
+    pictures_and_levels(&place, 5);
+    let train = "train pictures --dim 4 --dim-mults 1 --batch-size 2 --steps 1 --num-samples 1 --sampling-timesteps 1";
+    std::fs::remove_file(place.path("small/3.png")).unwrap();
+    place.fails(&format!("{train} --condition small --dry-run"), 1, "no file is named as 3.png is");
+    write_npy_f32(&place.path("levels.npy"), &[5, 1, 4, 4], &[0.5; 80]).unwrap();
+    place.fails(&format!("{train} --condition levels.npy --dry-run"), 1, "this is an array");
+    place.fails("train levels.npy --condition pictures --dry-run", 1, "these are files");
+    write_npy_f32(&place.path("four.npy"), &[4, 1, 4, 4], &[0.5; 64]).unwrap();
+    place.fails("train levels.npy --condition four.npy --dry-run", 1, "4 for 5 examples");
+    place.ok(&format!("{train} --out plain"));
+    place.fails("sample plain --condition small", 2, "was trained without");
+}

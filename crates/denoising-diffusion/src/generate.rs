@@ -28,6 +28,8 @@ pub struct Request<'a> {
     pub init_noise: Option<&'a [f32]>,
     /// The class of every sample, for networks that take classes.
     pub classes: Option<&'a [u32]>,
+    /// What every sample is to belong to, `[count, condition channels, h, w]` in the data's range, for networks that take a condition.
+    pub conditions: Option<&'a ImageBatch>,
 }
 
 /// A classifier: `scale grad_x ln p(y | x)` for x of a level and the classes y.
@@ -69,6 +71,10 @@ pub enum GenerateError {
     Classes { count: usize, got: usize },
     #[error("class {class} was asked for, the network knows classes 0 to {last}")]
     UnknownClass { class: u32, last: usize },
+    #[error("the network draws images that belong to others, of {channels} channels, and was given none")]
+    NoConditions { channels: usize },
+    #[error("{count} samples need conditions of shape {expected:?}, got {got:?}")]
+    Conditions { count: usize, expected: [usize; 4], got: [usize; 4] },
     #[error("sample {sample} is not finite: the network's output is NaN or infinite")]
     NonFinite { sample: usize },
 }
@@ -139,7 +145,13 @@ impl<'a, M: Network<4>> Generator<'a, M> {
                 }
                 None => noise.init([b, c, h, w]),
             };
-            let denoiser = self.denoiser(request.classes.map(|classes| &classes[first..first + b]));
+            let mut denoiser = self.denoiser(request.classes.map(|classes| &classes[first..first + b]));
+            if let Some(conditions) = request.conditions {
+                let [_, channels, ..] = conditions.shape;
+                let values = conditions.data[first * channels * h * w..(first + b) * channels * h * w].to_vec();
+                denoiser =
+                    denoiser.with_condition(Tensor::from_data(TensorData::new(values, [b, channels, h, w]), device));
+            }
             let x = make(SampleBatch { denoiser, first, init, noise })?;
             data.extend(host_values(self.diffusion.unnormalize(x)));
         }
@@ -170,6 +182,13 @@ impl<'a, M: Network<4>> Generator<'a, M> {
         let expected = count * shape.iter().product::<usize>();
         if let Some(got) = request.init_noise.map(<[f32]>::len).filter(|&got| got != expected) {
             return Err(GenerateError::InitNoise { count, shape, expected, got });
+        }
+        let channels = self.model.condition_channels();
+        let expected = [count, channels, shape[1], shape[2]];
+        match request.conditions.map(|conditions| conditions.shape) {
+            None if channels > 0 => return Err(GenerateError::NoConditions { channels }),
+            Some(got) if got != expected => return Err(GenerateError::Conditions { count, expected, got }),
+            _ => {}
         }
         let Some(classes) = request.classes else { return Ok(()) };
         if classes.len() != count {

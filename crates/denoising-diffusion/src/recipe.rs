@@ -8,7 +8,8 @@ use crate::data::{DataConfig, DataError, DataLayout, Dataset, ImageShape};
 use crate::diffusion::{Diffusion, DiffusionConfig, DiffusionConfigError, GuidanceConfig};
 use crate::eval::config::{EvaluateConfig, EvaluateConfigError};
 use crate::models::{
-    DitConfig, Extent, KarrasUnetConfig, NetworkConfig, NetworkConfigError, Unet1dConfig, UnetConfig, UvitConfig,
+    DitConfig, Extent, KarrasUnetConfig, NetworkConfig, NetworkConfigError, NetworkFit, Unet1dConfig, UnetConfig,
+    UvitConfig,
 };
 use crate::sampler::{SampleConfig, SampleConfigError, SamplerKind};
 use crate::train::{EmaConfig, TrainConfig, TrainConfigError};
@@ -79,12 +80,19 @@ pub struct DataFacts {
     pub depth: usize,
     /// 0: none.
     pub num_classes: usize,
+    /// Of what the examples belong to; 0: nothing.
+    pub condition_channels: usize,
 }
 
 impl DataFacts {
     pub fn of(dataset: &Dataset) -> Self {
-        let num_classes = dataset.num_classes();
-        Self { shape: dataset.shape(), layout: dataset.layout(), depth: dataset.depth(), num_classes }
+        Self {
+            shape: dataset.shape(),
+            layout: dataset.layout(),
+            depth: dataset.depth(),
+            num_classes: dataset.num_classes(),
+            condition_channels: dataset.condition_shape().map_or(0, |shape| shape.channels),
+        }
     }
 
     fn extent(self) -> Extent {
@@ -127,6 +135,10 @@ pub enum RecipeError {
     #[error("`{section}.num_classes` follows the data: set `class_condition = true` in the section [data]")]
     Classes { section: &'static str },
     #[error(
+        "`{section}.condition_channels` follows the data: set `condition` and `condition_channels` in the section [data]"
+    )]
+    ConditionChannels { section: &'static str },
+    #[error(
         "the section [{section}] says something, but the network is `model = \"{model}\"`: remove one or change the other"
     )]
     OtherModel { section: &'static str, model: &'static str },
@@ -168,6 +180,9 @@ impl Recipe {
             }
             if given("num_classes") {
                 return Err(RecipeError::Classes { section });
+            }
+            if given("condition_channels") {
+                return Err(RecipeError::ConditionChannels { section });
             }
         }
         let mut recipe: Self = toml::from_str(text)?;
@@ -251,13 +266,19 @@ impl Recipe {
     /// # Errors
     /// A network that does not fit the data or the formulation.
     pub fn network_for(&self, data: DataFacts) -> Result<NetworkConfig, RecipeError> {
-        let DataFacts { shape, num_classes, .. } = data;
+        let DataFacts { shape, num_classes, condition_channels, .. } = data;
         if self.data.class_condition && num_classes == 0 {
             return Err(RecipeError::NoClasses);
         }
         let num_classes = if self.data.class_condition { num_classes } else { 0 };
         let expected = self.diffusion.out_channels(shape.channels);
-        let network = self.bare_network().for_data(data.extent(), shape.channels, num_classes, expected);
+        let network = self.bare_network().fitted(NetworkFit {
+            extent: data.extent(),
+            channels: shape.channels,
+            condition_channels,
+            num_classes,
+            out_channels: expected,
+        });
         if let Some(got) = network.out_channels().filter(|&got| got != expected) {
             let insists = self.unet.out_dim.or(self.unet1d.out_dim).is_some();
             let key = if insists { "out_dim" } else { "learned_variance" };
@@ -279,7 +300,7 @@ mod tests {
     use super::*;
 
     fn images(shape: ImageShape, num_classes: usize) -> DataFacts {
-        DataFacts { shape, layout: DataLayout::Images, depth: 1, num_classes }
+        DataFacts { shape, layout: DataLayout::Images, depth: 1, num_classes, condition_channels: 0 }
     }
 
     #[test]

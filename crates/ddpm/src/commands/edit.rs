@@ -6,6 +6,7 @@ use std::time::Instant;
 use clap::Args;
 use denoising_diffusion::data::DataConfig;
 use denoising_diffusion::edit::{Between, EditError};
+use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::generate::{GenerateError, Progress as At, Request};
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::{GridOptions, ImageBatch, Progress, Status, StderrProgress, Task};
@@ -139,7 +140,8 @@ impl<'a> Job<'a> {
 
     /// Images as the network's data were prepared.
     fn images(&self, path: &Path) -> Result<(Vec<f32>, usize)> {
-        let run = self.recipe.as_ref().map(|recipe| DataConfig { labels: None, ..recipe.data.clone() });
+        let run =
+            self.recipe.as_ref().map(|recipe| DataConfig { labels: None, condition: None, ..recipe.data.clone() });
         let dataset = open_prepared(path, prepared_as(&self.from.file, run.as_ref())?)?;
         let images = all(&dataset);
         Ok((images.values()?, images.len()))
@@ -158,6 +160,10 @@ impl<'a> Job<'a> {
     ) -> Result {
         let (sample, started) = (&self.settings.sample, Instant::now());
         let classes = self.args.sampling.classes_of(&self.from, count, &self.settings.guidance)?;
+        let conditions = self.args.sampling.conditions(&self.from, self.recipe.as_ref())?;
+        // In the order of the images, all variants of one behind each other.
+        let places = |of: &Images| (0..count).map(|i| i * of.len() / count).collect::<Vec<_>>();
+        let conditions = conditions.map(|of| of.pick(&places(&of))).transpose()?;
         let request = Request {
             sample,
             seed: self.args.sampling.seed,
@@ -165,6 +171,7 @@ impl<'a> Job<'a> {
             shape: self.from.shape,
             init_noise: None,
             classes: classes.as_deref(),
+            conditions: conditions.as_ref(),
         };
         note(format!("{count} images by {}, from {}", sample.sampler.name(), self.path.display()));
         let batches = count.div_ceil(sample.sample_batch_size);
@@ -185,7 +192,10 @@ impl<'a> Job<'a> {
             Err(error @ EditError::Value { .. }) => return Err(error).or_usage(),
             images => images?,
         };
-        self.out.write(&images, &Writing { grid: GridOptions::default(), card: &self.from.file.card, real: None })?;
+        self.out.write(
+            &images,
+            &Writing { grid: GridOptions::default(), card: &self.from.file.card, real: None, conditions: None },
+        )?;
         if self.args.json {
             return output::json(&json!({
                 "out": self.out.path(),
@@ -235,6 +245,7 @@ pub fn inpaint(args: &InpaintArgs) -> Result {
         shape: job.from.shape,
         init_noise: None,
         classes: None,
+        conditions: None,
     };
     let steps = generator.inpaint_steps(&probe, &repaint);
     job.finish(count, steps, &json!({ "repaint": repaint, "steps": steps }), |request, watch| {

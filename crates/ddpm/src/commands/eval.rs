@@ -27,7 +27,7 @@ use crate::output::{self, note};
 use crate::plan::open_data;
 use crate::recipe_flags::UntoldFlags;
 use crate::report_page::{Shown, write_page};
-use crate::sampling::{Drawable, SamplingArgs, Settings, describe, draw};
+use crate::sampling::{Drawable, SamplingArgs, Settings, describe, draw, in_turn};
 use crate::weights::{Found, WeightsArg};
 
 /// Measure how good a network's samples are.
@@ -87,6 +87,7 @@ struct Plan<'a> {
     split: Option<(Images, Images)>,
     metrics: Vec<Metric>,
     extractor: Option<Extractor>,
+    recipe: Option<Recipe>,
 }
 
 pub fn run(args: &EvalArgs) -> Result {
@@ -138,17 +139,26 @@ impl<'a> Plan<'a> {
             split,
             metrics,
             extractor,
+            recipe,
         })
     }
 
-    /// Samples, where a metric rests on them.
+    /// Samples, where a metric rests on them. They belong to what --condition names, else to what the data that they are compared with
+    /// belong to.
     fn draw(&self) -> Result<Option<ImageBatch>> {
         if !self.metrics.iter().any(|metric| metric.needs_samples()) {
             return Ok(None);
         }
         let n = self.args.num_samples;
         note(format!("{n} images by {} from {}", self.settings.sample.sampler.name(), self.path.display()));
-        draw(&self.from, &self.settings, &self.args.sampling, n, &self.machine, &self.stop).map(Some)
+        let sampling = &self.args.sampling;
+        let own = self.split.as_ref().map_or(&self.real, |(_, held_out)| held_out);
+        let own = own.conditions(n)?.filter(|_| sampling.condition.is_none());
+        let conditions = match own {
+            Some(own) => Some(own),
+            None => in_turn(sampling.conditions(&self.from, self.recipe.as_ref())?.as_ref(), n)?,
+        };
+        draw(&self.from, &self.settings, sampling, n, conditions.as_ref(), &self.machine, &self.stop).map(Some)
     }
 
     fn measure(&self, generated: Option<&Images>, watch: &mut dyn Watch) -> Result<Measured> {
@@ -205,8 +215,8 @@ impl<'a> Plan<'a> {
 /// The data to compare with, prepared as the network's samples are.
 fn data_config(args: &EvalArgs, config: DataConfig, has_recipe: bool) -> Result<DataConfig> {
     match &args.data {
-        // The run's labels are not those of other data.
-        Some(path) => Ok(DataConfig { path: Some(path.clone()), labels: None, ..config }),
+        // The run's labels and conditions are not those of other data.
+        Some(path) => Ok(DataConfig { path: Some(path.clone()), labels: None, condition: None, ..config }),
         None if has_recipe => Ok(config),
         None => Err(Failure::usage(format!("{} does not say what it was trained on", args.target.display()))
             .hint("give the data to compare with: ddpm eval FILE DATA")),

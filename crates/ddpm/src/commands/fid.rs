@@ -21,7 +21,7 @@ use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::{Machine, MachineArgs};
 use crate::output::{self, note};
 use crate::recipe_flags::UntoldFlags;
-use crate::sampling::{SamplingArgs, describe, draw};
+use crate::sampling::{SamplingArgs, describe, draw, in_turn};
 
 /// Compute the Fréchet inception distance of two sets of images.
 #[derive(Args, Debug)]
@@ -141,7 +141,9 @@ impl Reader<'_> {
                 let count = self.args.num_samples;
                 note(format!("{count} images from {}", file_path.display()));
                 sampling = Some(describe(&from, &settings.sample));
-                Images::of_samples(&draw(&from, &settings, args, count, self.machine, &self.stop)?)
+                let conditions = in_turn(args.conditions(&from, recipe.as_ref())?.as_ref(), count)?;
+                let conditions = conditions.as_ref();
+                Images::of_samples(&draw(&from, &settings, args, count, conditions, self.machine, &self.stop)?)
             }
         };
         if images.len() < 2 {

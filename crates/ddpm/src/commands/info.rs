@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use denoising_diffusion::data::ImageShape;
 use denoising_diffusion::diffusion::DiffusionConfig;
 use denoising_diffusion::interop::{ReferenceKind, StateDict, Which};
 use denoising_diffusion::model_file::ModelFile;
@@ -54,6 +55,10 @@ fn ours(path: &Path, file: &ModelFile) -> (Rows, Value) {
     if card.network.num_classes() > 0 {
         let dropped = card.network.class_drop_prob();
         rows.row("classes", format!("{}, dropped with probability {dropped} in training", card.network.num_classes()));
+    }
+    if card.network.condition_channels() > 0 {
+        let shape = ImageShape { channels: card.network.condition_channels(), ..card.image };
+        rows.row("condition", format!("{shape} (channels x height x width)"));
     }
     rows.row("diffusion", described(&card.diffusion, card.betas.is_some()));
     tensor_rows(&mut rows, state);

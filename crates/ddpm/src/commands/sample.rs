@@ -13,6 +13,7 @@ use denoising_diffusion::atomic_file::write_atomically;
 use denoising_diffusion::data::DataLayout;
 use denoising_diffusion::data::npy::{read_npy_f32, write_npy_f32};
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig};
+use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::generate::{GenerateError, Progress as At, Request};
 use denoising_diffusion::model_file::ModelCard;
 use denoising_diffusion::nn::params::host_values;
@@ -31,7 +32,7 @@ use crate::machine::MachineArgs;
 use crate::output::{self, Rows, note};
 use crate::plan::open_data;
 use crate::recipe_flags::UntoldFlags;
-use crate::sampling::{Drawable, SamplingArgs, Settings};
+use crate::sampling::{Drawable, SamplingArgs, Settings, in_turn};
 use crate::weights::{Found, WeightsArg};
 
 /// Draw images from a trained network.
@@ -40,7 +41,7 @@ use crate::weights::{Found, WeightsArg};
 pub struct SampleArgs {
     /// Run folder (its latest whole checkpoint), RUN/best (its best), checkpoint's folder, .safetensors file, or .pt file of the reference
     target: PathBuf,
-    /// Number of images [default: as in the run's recipe, else 25]
+    /// Number of images [default: one for each of --condition, else as in the run's recipe, else 25]
     #[arg(short = 'n', long, value_name = "N")]
     num_samples: Option<usize>,
     #[command(flatten)]
@@ -88,6 +89,8 @@ pub struct Writing<'a> {
     pub card: &'a ModelCard,
     /// Data to draw beside the samples.
     pub real: Option<&'a ImageBatch>,
+    /// What each sample belongs to, drawn before it in grids.
+    pub conditions: Option<&'a ImageBatch>,
 }
 
 pub fn run(args: &SampleArgs) -> Result {
@@ -103,16 +106,19 @@ pub fn run(args: &SampleArgs) -> Result {
     let file = found.into_model(&args.untold)?;
     let out = Out::for_card(args.out.as_deref(), &file.card)?;
     let Settings { mut sample, guidance } = args.sampling.settings(recipe.as_ref(), &file.card.diffusion)?;
-    sample.num_samples = args.num_samples.unwrap_or(sample.num_samples);
 
     let machine = args.machine.start()?;
     let from = args.sampling.open(file, &path, &machine)?;
     let shape = from.shape;
     let init_noise = args.init_noise.as_deref().map(|noise| read_noise(noise, args.num_samples, shape)).transpose()?;
+    let conditions = args.sampling.conditions(&from, recipe.as_ref())?;
+    let one_each = conditions.as_ref().map(Images::len);
+    sample.num_samples = args.num_samples.or(one_each).unwrap_or(sample.num_samples);
     if let Some(noise) = &init_noise {
         sample.num_samples = noise.len() / shape.iter().product::<usize>();
     }
     sample.validate(from.diffusion.config()).or_usage()?;
+    let conditions = in_turn(conditions.as_ref(), sample.num_samples)?;
     let classes = args.sampling.classes_of(&from, sample.num_samples, &guidance)?;
     let request = Request {
         sample: &sample,
@@ -121,6 +127,7 @@ pub fn run(args: &SampleArgs) -> Result {
         shape,
         init_noise: init_noise.as_deref(),
         classes: classes.as_deref(),
+        conditions: conditions.as_ref(),
     };
     let steps = sample.steps(from.diffusion.config());
     note(format!(
@@ -144,7 +151,7 @@ pub fn run(args: &SampleArgs) -> Result {
     let seconds = started.elapsed().as_secs_f64();
     let real = args.real.then(|| real_sequences(recipe.as_ref(), &out, images.shape[0])).transpose()?;
     let grid = GridOptions::of_classes(classes.as_deref());
-    out.write(&images, &Writing { grid, card: &from.file.card, real: real.as_ref() })?;
+    out.write(&images, &Writing { grid, card: &from.file.card, real: real.as_ref(), conditions: conditions.as_ref() })?;
     if let Some(gif) = &args.trajectory {
         watch.frames.save(gif, shape)?;
     }
@@ -231,7 +238,10 @@ impl Out {
                 let columns = NonZeroUsize::new(images.shape[0]);
                 save_grid(path, images, GridOptions { columns, ..GridOptions::default() })?;
             }
-            Self::Grid(path) => save_grid(path, images, writing.grid)?,
+            Self::Grid(path) => match writing.conditions.and_then(|conditions| images.beside(conditions)) {
+                Some(pairs) => save_grid(path, &pairs, GridOptions::of_pairs(images.shape[0]))?,
+                None => save_grid(path, images, writing.grid)?,
+            },
             Self::Folder(path) => save_images(path, images, 0)?,
             Self::Array(path) => {
                 if let Some(folder) = path.parent() {

@@ -39,6 +39,10 @@ pub struct TrainArgs {
     /// IDX or .npy file with the labels of an array [default: those in the .npz file, or beside the IDX file]
     #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
+    /// Train to draw images that belong to others, such as a large picture to a small one: folder of those others, matched by name, or
+    /// array, by place; fitted to the size of the images
+    #[arg(long, value_name = "DATA")]
+    condition: Option<PathBuf>,
     /// Recipe: a TOML file, or the name of an embedded one (`ddpm list` names them)
     #[arg(long, value_name = "RECIPE")]
     config: Option<String>,
@@ -101,9 +105,12 @@ fn settings(args: &TrainArgs) -> Result<(Recipe, PathBuf)> {
     if let Some(labels) = &args.labels {
         recipe.data.labels = Some(labels.clone());
     }
+    if let Some(condition) = &args.condition {
+        recipe.data.condition = Some(condition.clone());
+    }
     // The run folder's configuration must mean the same from everywhere.
     let data = recipe.data.path.as_mut().filter(|path| path.as_os_str() != "digits");
-    for path in data.into_iter().chain(recipe.data.labels.as_mut()) {
+    for path in data.into_iter().chain(recipe.data.labels.as_mut()).chain(recipe.data.condition.as_mut()) {
         *path = std::path::absolute(&*path).context(format!("cannot resolve {}", path.display()))?;
     }
     let recipe = args.recipe.apply(&recipe).or_usage()?;

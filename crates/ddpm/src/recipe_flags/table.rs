@@ -97,11 +97,12 @@ const METRICS: &[&str] = &["fid", "kid", "is", "prdc", "swd", "spectrum", "neigh
 const NUMBERS: &[&str] =
     &["fid", "kid", "is", "precision", "recall", "density", "coverage", "swd", "spectrum", "loss", "bpd"];
 
-/// Every key of a recipe but `data.path` and `data.labels`, which are arguments of their own, and the networks' `channels`, which follow the data.
+/// Every key of a recipe but `data.path`, `data.labels` and `data.condition`, which are arguments of their own, and the networks' `channels`, which follow the data.
 #[rustfmt::skip] // a table is read by its columns
 pub const FLAGS: &[Flag] = &[
     flag(DATA, "image_size", Size, Fixed, "Size of the images: 28, or height x width: 28x20 [default: that of the data]"),
     flag(DATA, "channels", Channels, Fixed, "Channels to train on: auto, 1 (grey), 3 (RGB), ..."),
+    flag(DATA, "condition_channels", Channels, Fixed, "Channels of what --condition names: auto, 1 (grey), 3 (RGB), ..."),
     flag(DATA, "resize", Word(&["crop", "stretch", "pad"]), Fixed, "How images of another size are fitted"),
     flag(DATA, "layout", Word(&["auto", "images", "sequences", "volumes"]), Fixed, "What an array holds; auto: sequences for a network of sequences, volumes if it has five dimensions"),
     flag(DATA, "value_range", ValueRange, Fixed, "Values of an array that become 0 and 1 [default: those of the type; floats in [0, 1] or [-1, 1]; of sequences and volumes measured]"),

@@ -43,7 +43,7 @@ impl Classes {
 /// # Errors
 /// A file of another kind, values that are no labels, or labels of another number.
 pub(super) fn load(path: &Path, images: usize) -> Result<Classes, DataError> {
-    let first = super::dataset::first_bytes(path)?;
+    let first = super::source::first_bytes(path)?;
     if !first.starts_with(b"\x93NUM") {
         return idx::load_labels(path, images);
     }

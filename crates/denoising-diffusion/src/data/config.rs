@@ -225,6 +225,12 @@ pub struct DataConfig {
     /// are any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<PathBuf>,
+    /// Folder or array of what each example belongs to, matched by name (in arrays by place) and brought to the same size by the same
+    /// rule: the network sees it beside the noisy example.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub condition: Option<PathBuf>,
+    /// Channels of the condition.
+    pub condition_channels: ChannelPolicy,
     /// Training size. None: the size of the data, if all images share one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_size: Option<ImageSize>,
@@ -261,6 +267,8 @@ impl Default for DataConfig {
         Self {
             path: None,
             labels: None,
+            condition: None,
+            condition_channels: ChannelPolicy::Auto,
             image_size: None,
             channels: ChannelPolicy::Auto,
             resize: ResizePolicy::Crop,

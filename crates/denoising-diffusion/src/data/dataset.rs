@@ -4,19 +4,19 @@
 //! digest by which a resumed run notices other data. Order, batches and mirroring are not decided here.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::array::{self, ArraySource};
-use super::classes::{self, Classes};
+use super::array::ArraySource;
+use super::classes::Classes;
+use super::condition::Conditions;
 use super::config::{ChannelPolicy, DataConfig, ImageShape, ImageSize};
 use super::folder::{self, ImageFile, Prepare, Scan};
 use super::order::{Mirror, split_permutation};
 use super::policy::{CachePolicy, DataLayout, Flip, ResizePolicy};
 use super::raster::Samples;
-use super::{DataError, Subset, Summary, decode, digits, identity, idx, resize};
+use super::source::Source;
+use super::{DataError, Subset, Summary, decode, digits, identity, resize};
 
 /// Most images that are ever held out.
 const MAX_HELD_OUT: usize = 1000;
@@ -45,6 +45,9 @@ pub struct Dataset {
     len: usize,
     store: Store,
     classes: Option<Classes>,
+    conditions: Option<Conditions>,
+    /// Of files, relative to their folder, without those that are broken; none of an array.
+    names: Option<Vec<PathBuf>>,
     digest: String,
     cache_key: String,
     summary: Summary,
@@ -67,62 +70,6 @@ enum Store {
         files: Vec<ImageFile>,
         prepare: Prepare,
     },
-}
-
-/// A source after reading, before any demand that it can be trained on.
-enum Source {
-    Folder(PathBuf, Scan),
-    Array(ArraySource),
-}
-
-impl Source {
-    fn read(config: &DataConfig, progress: ScanProgress<'_>) -> Result<Self, DataError> {
-        config.validate()?;
-        let path = match &config.path {
-            Some(path) if path.as_os_str() != digits::NAME => path.as_path(),
-            None | Some(_) => {
-                refuse_labels(config, "none: the digits have labels of their own")?;
-                return Ok(Self::Array(digits::load()?));
-            }
-        };
-        let meta = std::fs::metadata(path).map_err(|e| DataError::io("open", path, e))?;
-        if meta.is_dir() {
-            refuse_labels(config, "none: the classes of a folder are its subfolders")?;
-            let scan = folder::scan(path, config, progress)?;
-            return Ok(Self::Folder(path.to_path_buf(), scan));
-        }
-        if let (true, Some(folder)) = (folder::is_image_name(path), path.parent()) {
-            refuse_labels(config, "none: one image has no classes")?;
-            return Ok(Self::Folder(folder.to_path_buf(), folder::scan_file(path, config, progress)?));
-        }
-        let source = match &first_bytes(path)?[..] {
-            [0x93, b'N', b'U', b'M', ..] => array::load_npy(path, config),
-            [b'P', b'K', ..] => array::load_npz(path, config),
-            [0x1f, 0x8b, ..] | [0, 0, _, _] => idx::load(path),
-            other => Err(DataError::UnknownFormat { path: path.to_path_buf(), first_bytes: format!("{other:02x?}") }),
-        };
-        let mut source = source?;
-        if let Some(labels) = &config.labels {
-            source.classes = Some(classes::load(labels, source.count)?);
-        }
-        Ok(Self::Array(source))
-    }
-}
-
-/// Only an array goes without classes of its own.
-fn refuse_labels(config: &DataConfig, expected: &'static str) -> Result<(), DataError> {
-    match &config.labels {
-        None => Ok(()),
-        Some(path) => Err(DataError::Setting { key: "labels", value: path.display().to_string(), expected }),
-    }
-}
-
-pub(super) fn first_bytes(path: &Path) -> Result<Vec<u8>, DataError> {
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(4).read_to_end(&mut bytes))
-        .map_err(|e| DataError::io("read", path, e))?;
-    Ok(bytes)
 }
 
 /// Describes a source without demanding that it can be trained on: mixed sizes and any number of
@@ -165,10 +112,16 @@ impl Dataset {
     /// # Errors
     /// As [`Dataset::open`].
     pub fn open_with_progress(config: &DataConfig, progress: ScanProgress<'_>) -> Result<Self, DataError> {
-        match Source::read(config, progress)? {
+        let mut dataset = match Source::read(config, progress)? {
             Source::Folder(root, scan) => Self::from_folder(root, scan, config),
             Source::Array(source) => Self::from_array(source, config),
+        }?;
+        if let Some(path) = &config.condition {
+            let conditions = Conditions::open(path, &dataset, config, progress)?;
+            dataset.digest = identity::with_condition(&dataset.digest, conditions.digest());
+            dataset.conditions = Some(conditions);
         }
+        Ok(dataset)
     }
 
     fn from_folder(root: PathBuf, scan: Scan, config: &DataConfig) -> Result<Self, DataError> {
@@ -186,6 +139,8 @@ impl Dataset {
         Ok(Self {
             shape,
             len: scan.files.len(),
+            names: Some(scan.files.iter().map(|file| file.path.clone()).collect()),
+            conditions: None,
             store: match scan.cache {
                 Some(rasters) => Store::Cached(rasters.into_iter().map(|r| r.samples).collect()),
                 None => Store::Files { root, files: scan.files, prepare: Prepare::new(config) },
@@ -233,6 +188,8 @@ impl Dataset {
         Ok(Self {
             shape,
             len: source.count,
+            names: None,
+            conditions: None,
             store: Store::Array(samples),
             classes: source.classes,
             cache_key: digest.clone(),
@@ -281,6 +238,16 @@ impl Dataset {
         self.classes.as_ref().map(|classes| &classes.names[..])
     }
 
+    /// Shape of the condition of each image, if the data have conditions: as high and wide as the images.
+    pub fn condition_shape(&self) -> Option<ImageShape> {
+        self.conditions.as_ref().map(Conditions::shape)
+    }
+
+    /// Path of each image file, relative to its folder; `None` for arrays.
+    pub fn names(&self) -> Option<&[PathBuf]> {
+        self.names.as_deref()
+    }
+
     /// Counts and kinds, for people.
     pub fn summary(&self) -> &Summary {
         &self.summary
@@ -321,7 +288,8 @@ impl Dataset {
 
     /// Whether every image is in memory, decoded and prepared.
     pub fn is_in_memory(&self) -> bool {
-        !matches!(self.store, Store::Files { .. })
+        let conditions = self.conditions.as_ref().is_none_or(Conditions::is_in_memory);
+        conditions && !matches!(self.store, Store::Files { .. })
     }
 
     /// One image, never mirrored.
@@ -358,6 +326,28 @@ impl Dataset {
             }
         }
         Ok(())
+    }
+
+    /// Writes the condition of one image as `[c, h, w]` in [0, 1]; nothing if the data have none.
+    pub(super) fn write_condition(&self, index: usize, mirror: Mirror, out: &mut [f32]) -> Result<(), DataError> {
+        match &self.conditions {
+            Some(conditions) => conditions.write(index, mirror, out),
+            None => Ok(()),
+        }
+    }
+
+    /// The condition of one image, `[c, h, w]` in [0, 1], never mirrored.
+    ///
+    /// # Errors
+    /// An index past the end, or a file that is no longer what it was.
+    pub fn condition(&self, index: usize) -> Result<Option<Vec<f32>>, DataError> {
+        let Some(shape) = self.condition_shape() else { return Ok(None) };
+        if index >= self.len {
+            return Err(DataError::IndexOutOfRange { index, len: self.len });
+        }
+        let mut out = vec![0.0; shape.len()];
+        self.write_condition(index, Mirror::Keep, &mut out)?;
+        Ok(Some(out))
     }
 
     /// How images of another size were fitted.

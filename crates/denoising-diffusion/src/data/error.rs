@@ -193,6 +193,14 @@ pub enum DataError {
         /// Number of images.
         images: usize,
     },
+    /// Conditions that do not belong to the examples.
+    #[error("the conditions in {} do not fit: {reason}", path.display())]
+    Conditions {
+        /// The conditions' folder or file.
+        path: PathBuf,
+        /// Why, in words.
+        reason: String,
+    },
     /// An index past the end.
     #[error("image {index} asked for, but the data has {len} images")]
     IndexOutOfRange {
@@ -299,6 +307,9 @@ impl DataError {
             Self::LabelCount { .. } => {
                 "the labels must be those of the same images, in the same order".into()
             }
+            Self::Conditions { .. } => "each example needs one: a file of the same name (its ending may differ), or in an array the same \
+                place"
+                .into(),
             Self::BatchTooLarge { images, .. } => {
                 format!("use --batch-size {images} or less, or --held-out 0 to train on every image")
             }

@@ -24,6 +24,14 @@ pub(super) fn folder_digest(files: &[ImageFile]) -> String {
     digest.finish()
 }
 
+/// The digests of examples and of their conditions.
+pub(super) fn with_condition(examples: &str, conditions: &str) -> String {
+    let mut digest = Digest::new();
+    digest.update(examples);
+    digest.update(conditions);
+    digest.finish()
+}
+
 /// A folder's digest, and when each file was last modified.
 pub(super) fn folder_cache_key(folder_digest: &str, files: &[ImageFile]) -> String {
     let mut digest = Digest::new();

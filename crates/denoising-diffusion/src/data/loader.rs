@@ -37,6 +37,8 @@ pub struct Batch {
     pub images: Vec<f32>,
     /// Class of each image, below [`Dataset::num_classes`](super::Dataset::num_classes), if the source has classes.
     pub classes: Option<Vec<u32>>,
+    /// `[b, condition channels, h, w]`, in [0, 1], if the data have conditions.
+    pub conditions: Option<Vec<f32>>,
     /// Index of each image in the dataset.
     pub indices: Vec<usize>,
 }

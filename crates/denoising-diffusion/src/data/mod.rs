@@ -13,6 +13,7 @@
 
 mod array;
 mod classes;
+mod condition;
 mod config;
 mod dataset;
 mod decode;
@@ -29,6 +30,7 @@ mod prefetch;
 mod raster;
 mod resample;
 mod resize;
+mod source;
 mod subset;
 mod summary;
 #[cfg(test)]

@@ -107,9 +107,15 @@ impl Subset {
         for (&(image, mirror), out) in images.iter().zip(pixels.chunks_exact_mut(len)) {
             self.dataset.write_image(image, mirror, out)?;
         }
+        let mut conditions = self.dataset.condition_shape().map(|shape| vec![0.0; images.len() * shape.len()]);
+        if let Some((values, shape)) = conditions.as_mut().zip(self.dataset.condition_shape()) {
+            for (&(image, mirror), out) in images.iter().zip(values.chunks_exact_mut(shape.len())) {
+                self.dataset.write_condition(image, mirror, out)?;
+            }
+        }
         let indices: Vec<usize> = images.into_iter().map(|(image, _)| image).collect();
         let classes = self.dataset.classes().map(|classes| indices.iter().map(|&image| classes[image]).collect());
-        Ok(Batch { index, images: pixels, classes, indices })
+        Ok(Batch { index, images: pixels, classes, conditions, indices })
     }
 }
 

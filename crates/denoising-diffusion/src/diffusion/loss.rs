@@ -19,12 +19,21 @@ pub struct Examples<const D: usize> {
     pub data: Tensor<D>,
     /// The class of each example, for networks that take classes.
     pub classes: Option<Vec<u32>>,
+    /// `[b, condition channels, ...]` in the same range, for networks that take a condition.
+    pub condition: Option<Tensor<D>>,
 }
 
 impl<const D: usize> From<Tensor<D>> for Examples<D> {
     fn from(data: Tensor<D>) -> Self {
-        Self { data, classes: None }
+        Self { data, classes: None, condition: None }
     }
+}
+
+/// What a network is told of a batch beside levels of noise.
+#[derive(Clone)]
+struct Told<const D: usize> {
+    classes: Option<Tensor<1, Int>>,
+    condition: Option<Tensor<D>>,
 }
 
 /// The noise levels of a batch.
@@ -136,9 +145,11 @@ impl Diffusion {
         let examples: Examples<D> = examples.into();
         let classes = kept(model, examples.classes, &draws.keep_condition);
         let classes = classes_tensor(model.num_classes(), classes.as_deref(), &examples.data.device());
+        let condition = examples.condition.filter(|_| model.condition_channels() > 0);
+        let told = Told { classes, condition: condition.map(|condition| self.normalize(condition)) };
         let x_start = self.normalize(examples.data);
-        let noise = self.noise(model, &x_start, classes.as_ref(), draws);
-        self.loss_of(model, x_start, noise, classes, draws)
+        let noise = self.noise(model, &x_start, &told, draws);
+        self.loss_of(model, x_start, noise, told, draws)
     }
 
     fn loss_of<const D: usize, M: Network<D>>(
@@ -146,13 +157,15 @@ impl Diffusion {
         model: &M,
         x_start: Tensor<D>,
         noise: Tensor<D>,
-        classes: Option<Tensor<1, Int>>,
+        told: Told<D>,
         draws: &Draws<D>,
     ) -> Tensor<1> {
         let parts = self.noised(model, x_start, noise, &draws.times);
         let (x, time) = (parts.input(), parts.time());
-        let input =
-            |x_self_cond| NetworkInput { x: x.clone(), time: time.clone(), x_self_cond, classes: classes.clone() };
+        let input = |x_self_cond| {
+            let Told { classes, condition } = told.clone();
+            NetworkInput { x: x.clone(), time: time.clone(), x_self_cond, classes, condition }
+        };
         let x_self_cond = (model.self_condition() && draws.self_condition)
             .then(|| self.x_start(TrainNoGrad::of(model).forward(input(None)), &parts).detach());
         let output = model.forward(input(x_self_cond));
@@ -219,7 +232,7 @@ impl Diffusion {
         &self,
         model: &M,
         x_start: &Tensor<D>,
-        classes: Option<&Tensor<1, Int>>,
+        told: &Told<D>,
         draws: &Draws<D>,
     ) -> Tensor<D> {
         let shared = &self.config.shared;
@@ -237,9 +250,7 @@ impl Diffusion {
         let probe = TrainNoGrad::of(model);
         let losses: Vec<Vec<f32>> = candidates
             .iter()
-            .map(|noise| {
-                host_values(self.loss_of::<D, M>(&probe, x_start.clone(), noise.clone(), classes.cloned(), draws))
-            })
+            .map(|noise| host_values(self.loss_of::<D, M>(&probe, x_start.clone(), noise.clone(), told.clone(), draws)))
             .collect();
         let chosen = (0..x_start.dims()[0]).map(|i| {
             let least = (0..losses.len()).min_by(|&a, &b| losses[a][i].total_cmp(&losses[b][i])).unwrap_or(0);

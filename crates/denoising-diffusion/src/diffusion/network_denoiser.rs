@@ -22,13 +22,22 @@ pub struct NetworkDenoiser<'a, const D: usize, M> {
     model: &'a Eval<M>,
     guidance: GuidanceConfig,
     classes: Option<Vec<u32>>,
+    condition: Option<Tensor<D>>,
     weak: Option<&'a Eval<M>>,
     push: Option<Push<'a, D>>,
 }
 
 impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
     pub(super) fn new(diffusion: Diffusion, model: &'a Eval<M>) -> Self {
-        Self { diffusion, model, guidance: GuidanceConfig::default(), classes: None, weak: None, push: None }
+        Self {
+            diffusion,
+            model,
+            guidance: GuidanceConfig::default(),
+            classes: None,
+            condition: None,
+            weak: None,
+            push: None,
+        }
     }
 
     /// With options of guidance, taken as valid.
@@ -39,6 +48,12 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
     /// Conditioned on the class of each example of the batch.
     pub fn with_classes(self, classes: Vec<u32>) -> Self {
         Self { classes: Some(classes), ..self }
+    }
+
+    /// Conditioned on data of each example, `[b, condition channels, ...]` in the data's range.
+    pub fn with_condition(self, condition: Tensor<D>) -> Self {
+        let condition = Some(self.diffusion.normalize(condition));
+        Self { condition, ..self }
     }
 
     /// Guided away from a weaker network in place of the unconditional prediction (Karras et al. 2024, arXiv:2406.02507).
@@ -75,8 +90,14 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
         let run = |model: &Eval<M>, x: Tensor<D>, x_self_cond: Option<Tensor<D>>, classes| {
             let time = per_example::<1>(&vec![level.time; x.dims()[0]], &device);
             let x_self_cond = x_self_cond.filter(|_| model.self_condition());
+            let condition = self.condition.clone().filter(|_| model.condition_channels() > 0);
+            // Both halves of guidance belong to the same data.
+            let condition = condition.map(|condition| match x.dims()[0] / condition.dims()[0] {
+                2 => Tensor::cat(vec![condition.clone(), condition], 0),
+                _ => condition,
+            });
             // On a thread of the pool, so that none of the network's parallel loops has to wake one up.
-            rayon::scope(|_| model.forward(NetworkInput { x, time, x_self_cond, classes }))
+            rayon::scope(|_| model.forward(NetworkInput { x, time, x_self_cond, classes, condition }))
         };
         let one = |model, classes| run(model, x.clone(), x_self_cond.clone(), classes);
         if scale == 1.0 {

@@ -3,7 +3,7 @@
 
 use std::ops::ControlFlow;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::Device;
 use thiserror::Error;
 
 use super::extract::{ExtractError, Extracted, Extractor, FeatureStore};
@@ -238,17 +238,14 @@ pub fn loss<M: Network<4>>(
     device: &Device,
     watch: &mut dyn Watch,
 ) -> Result<LossByTime, EvaluateError> {
-    let values = held_out.values()?;
-    let [c, h, w] = held_out.shape();
-    let len = held_out.image_len();
+    let examples = held_out.examples()?;
     watch.start(Task::Loss, held_out.len());
     let (mut done, mut stopped) = (0, false);
-    let batches = values.chunks(BATCH * len).map_while(|batch| {
+    let batches = examples.batches(BATCH, device).map_while(|batch| {
         // The batches before this one.
         stopped = stopped || watch.done(done).is_break();
-        done += batch.len() / len;
-        let data = TensorData::new(batch.to_vec(), [batch.len() / len, c, h, w]);
-        (!stopped).then(|| Tensor::<4>::from_data(data, device))
+        done += batch.data.dims()[0];
+        (!stopped).then_some(batch)
     });
     let loss = held_out_loss(model, diffusion, batches, seed, device);
     // The last batch.
@@ -281,11 +278,9 @@ pub fn bpd<M: Network<4>>(
     if held_out.len() < 2 {
         return Err(EvaluateError::TooFew { what: "the held-out images", n: held_out.len() });
     }
-    let values = held_out.values()?;
+    let examples = held_out.examples()?;
     watch.start(Task::Loss, held_out.len() * evaluations(diffusion, TERMS));
-    let bits = bits_per_dim(model, diffusion, &values, held_out.shape(), TERMS, seed, BATCH, device, &mut |done| {
-        watch.done(done)
-    });
+    let bits = bits_per_dim(model, diffusion, &examples, TERMS, seed, BATCH, device, &mut |done| watch.done(done));
     watch.finish();
     bits.map_err(|error| match error {
         LikelihoodError::Interrupted => EvaluateError::Interrupted,

@@ -1,8 +1,8 @@
 //! The loss on data that training does not see, by quarter of t, from the averaged network in eval behaviour.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 
-use crate::diffusion::{Diffusion, Draws};
+use crate::diffusion::{Diffusion, Draws, Examples};
 use crate::models::Network;
 use crate::nn::Eval;
 use crate::nn::params::host_values;
@@ -20,28 +20,30 @@ pub struct HeldOutLoss {
     pub n: usize,
 }
 
-/// The loss on batches `[b, c, ...]`. Example `i` has its noise level in quarter `i mod 4`; level and noise depend on (seed, i) alone, so that
+/// The loss on batches: tensors `[b, c, ...]`, or [`Examples`] with classes and conditions. Example `i` has its noise level in quarter `i mod 4`; level and noise depend on (seed, i) alone, so that
 /// two measurements differ by the network only. `None` without any example.
 pub fn held_out_loss<const D: usize, M: Network<D>>(
     model: &Eval<M>,
     diffusion: &Diffusion,
-    batches: impl Iterator<Item = Tensor<D>>,
+    batches: impl Iterator<Item = impl Into<Examples<D>>>,
     seed: u64,
     device: &Device,
 ) -> Option<HeldOutLoss> {
     let diffusion = diffusion.with_schedule_of(&**model).measuring();
     let (mut sums, mut squares, mut counts, mut first) = ([0.0; 4], [0.0; 4], [0_usize; 4], 0_u64);
-    for images in batches {
-        let b = images.dims()[0] as u64;
+    for examples in batches {
+        let examples: Examples<D> = examples.into();
+        let dims = examples.data.dims();
+        let b = dims[0] as u64;
         let draws = Draws {
             times: (first..first + b).map(|i| diffusion.formulation().time(stratified(seed, i))).collect(),
-            noise: vec![normal_batch(seed, Purpose::HeldOut, first, 1, images.dims(), device)],
+            noise: vec![normal_batch(seed, Purpose::HeldOut, first, 1, dims, device)],
             offset_noise: None,
             self_condition: false,
             keep_condition: Vec::new(),
         };
         // On a thread of the pool, so that none of the network's parallel loops has to wake one up.
-        let losses = rayon::scope(|_| host_values(diffusion.loss::<D, M>(model, images, &draws)));
+        let losses = rayon::scope(|_| host_values(diffusion.loss::<D, M>(model, examples, &draws)));
         for (i, loss) in (first..).zip(losses) {
             sums[(i % 4) as usize] += f64::from(loss);
             squares[(i % 4) as usize] += f64::from(loss).powi(2);

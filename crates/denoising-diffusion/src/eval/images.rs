@@ -3,8 +3,12 @@
 
 use std::sync::Arc;
 
-use crate::data::{DataError, Subset};
+use burn::tensor::{Device, Tensor, TensorData};
+
+use crate::data::{DataError, ImageShape, Subset};
+use crate::diffusion::{Examples, NetworkDenoiser};
 use crate::digest::Digest;
+use crate::models::Network;
 use crate::report::ImageBatch;
 
 /// A finite, ordered set of images `[c, h, w]` with values in [0, 1].
@@ -111,6 +115,33 @@ impl Images {
         Ok(all)
     }
 
+    /// All of them in memory, with what a network is told of them.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn examples(&self) -> Result<ExampleSet, DataError> {
+        let [c, h, w] = self.shape;
+        let images = ImageBatch { shape: [self.count, c, h, w], data: self.values()? };
+        let Source::Data(data) = &self.source else { return Ok(ExampleSet::of(images)) };
+        let classes = (0..self.count).map(|i| Some(data.class_of(i)? as u32)).collect();
+        Ok(ExampleSet { images, classes, conditions: self.conditions(self.count)? })
+    }
+
+    /// What the first `count` images belong to, and again from the start where there are fewer. `None` for samples, and where the data
+    /// have no conditions.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn conditions(&self, count: usize) -> Result<Option<ImageBatch>, DataError> {
+        let Source::Data(subset) = &self.source else { return Ok(None) };
+        let Some(ImageShape { channels, height, width }) = subset.dataset().condition_shape() else { return Ok(None) };
+        let mut data = Vec::with_capacity(count * channels * height * width);
+        for &index in subset.indices().iter().cycle().take(count) {
+            data.extend(subset.dataset().condition(index)?.unwrap_or_default());
+        }
+        Ok(Some(ImageBatch { shape: [count, channels, height, width], data }))
+    }
+
     /// The images at some places.
     ///
     /// # Errors
@@ -128,6 +159,61 @@ impl Images {
         }
         Ok(ImageBatch { shape: [places.len(), c, h, w], data })
     }
+}
+
+/// Examples in memory.
+#[derive(Clone, Debug)]
+pub struct ExampleSet {
+    /// In [0, 1].
+    pub images: ImageBatch,
+    /// The class of each.
+    pub classes: Option<Vec<u32>>,
+    /// What each belongs to.
+    pub conditions: Option<ImageBatch>,
+}
+
+impl ExampleSet {
+    /// Images of which nothing is known.
+    pub fn of(images: ImageBatch) -> Self {
+        Self { images, classes: None, conditions: None }
+    }
+
+    /// The examples in batches of at most `size`, on a device.
+    pub fn batches<'a>(&'a self, size: usize, device: &'a Device) -> impl Iterator<Item = Examples<4>> + 'a {
+        let n = self.images.shape[0];
+        (0..n).step_by(size).map(move |first| {
+            let count = size.min(n - first);
+            Examples {
+                data: part(&self.images, first, count, device),
+                classes: self.classes.as_ref().map(|classes| classes[first..first + count].to_vec()),
+                condition: self.conditions.as_ref().map(|conditions| part(conditions, first, count, device)),
+            }
+        })
+    }
+
+    /// A denoiser that is told of `count` examples from `first`.
+    pub(super) fn told<'a, M: Network<4>>(
+        &self,
+        denoiser: NetworkDenoiser<'a, 4, M>,
+        first: usize,
+        count: usize,
+        device: &Device,
+    ) -> NetworkDenoiser<'a, 4, M> {
+        let denoiser = match &self.classes {
+            Some(classes) => denoiser.with_classes(classes[first..first + count].to_vec()),
+            None => denoiser,
+        };
+        match &self.conditions {
+            Some(conditions) => denoiser.with_condition(part(conditions, first, count, device)),
+            None => denoiser,
+        }
+    }
+}
+
+fn part(batch: &ImageBatch, first: usize, count: usize, device: &Device) -> Tensor<4> {
+    let [_, c, h, w] = batch.shape;
+    let values = batch.data[first * c * h * w..][..count * c * h * w].to_vec();
+    Tensor::from_data(TensorData::new(values, [count, c, h, w]), device)
 }
 
 #[cfg(test)]

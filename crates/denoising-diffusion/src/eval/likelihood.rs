@@ -18,6 +18,7 @@ use std::ops::ControlFlow;
 use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 
+use super::images::ExampleSet;
 use super::result::BitsPerDim;
 use crate::diffusion::{Denoiser, Diffusion, Formulation, NoiseLevel, even_in_log_snr};
 use crate::models::Network;
@@ -49,7 +50,7 @@ pub enum LikelihoodError {
     Interrupted,
 }
 
-/// The bound of images `[n, c, h, w]` in [0, 1], given as values and a shape. The sum over t is taken at `terms` times and is linear
+/// The bound of images in [0, 1], given what the network is told of them. The sum over t is taken at `terms` times and is linear
 /// between them: in discrete time denser where noise is small, in continuous time evenly in log-SNR, all of them if `terms` is enough for
 /// that. Noise depends on (seed, image, t) alone.
 /// `on_batch` is told how many of `n` times [`evaluations`] are done.
@@ -60,21 +61,20 @@ pub enum LikelihoodError {
 pub fn bits_per_dim<M: Network<4>>(
     model: &Eval<M>,
     diffusion: &Diffusion,
-    images: &[f32],
-    shape: [usize; 3],
+    held_out: &ExampleSet,
     terms: usize,
     seed: u64,
     batch: usize,
     device: &Device,
     on_batch: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<BitsPerDim, LikelihoodError> {
-    let len = shape.iter().product::<usize>();
-    let n = images.len() / len;
+    let [n, c, h, w] = held_out.images.shape;
+    let (images, len) = (&held_out.images.data, c * h * w);
     if !diffusion.config().shared.auto_normalize || n < 2 {
         return Err(LikelihoodError::Undefined);
     }
-    let denoiser = diffusion.denoiser::<4, M>(model);
-    let formulation = denoiser.diffusion().formulation();
+    let diffusion = diffusion.with_schedule_of::<4, M>(model);
+    let formulation = diffusion.formulation();
     let (chain, times) = (Chain::of(formulation), times(formulation.timesteps(), terms));
     // [times, n]: bits per dimension of each image.
     let mut bits = Vec::with_capacity(times.len());
@@ -83,8 +83,8 @@ pub fn bits_per_dim<M: Network<4>>(
         for (first, images) in (0..n).step_by(batch).zip(images.chunks(batch * len)) {
             let x_start: Vec<f32> = images.iter().map(|v| 2.0 * v - 1.0).collect();
             let (x, count) = (noised(chain.level(t), &x_start, len, t, seed, first), x_start.len() / len);
-            let [c, h, w] = shape;
             let x = Tensor::from_data(TensorData::new(x, [count, c, h, w]), device);
+            let denoiser = held_out.told(diffusion.denoiser::<4, M>(model), first, count, device);
             let estimate = host_values(denoiser.denoise(x, chain.level(t), None).x_start);
             if estimate.iter().any(|v| !v.is_finite()) {
                 return Err(LikelihoodError::NotFinite { t });

@@ -59,7 +59,7 @@ impl Dit {
     pub fn new(config: &DitConfig, init: &mut Init) -> Result<Self, DitConfigError> {
         config.validate()?;
         let (hidden, area) = (config.hidden_size(), config.patch_size * config.patch_size);
-        let x_embedder = Linear::xavier(init, config.channels * area, hidden);
+        let x_embedder = Linear::xavier(init, config.in_channels() * area, hidden);
         let t_embedder = TimestepEmbedder {
             linear1: Linear::normal(init, TIME_FREQUENCIES, hidden, EMBEDDING_DEVIATION),
             linear2: Linear::normal(init, hidden, hidden, EMBEDDING_DEVIATION),
@@ -111,7 +111,8 @@ impl Dit {
 
 impl Network<4> for Dit {
     fn forward(&self, input: NetworkInput<4>) -> Tensor<4> {
-        let NetworkInput { x, time, classes, .. } = input;
+        let x = input.stacked(false);
+        let NetworkInput { time, classes, .. } = input;
         let x = on_tokens(&self.x_embedder, self.patches(x)); // [b, h / patch, w / patch, hidden] from here on
         let [_, rows, columns, hidden] = x.dims();
         let x = x.clone() + positions(rows, columns, hidden, &x);
@@ -131,6 +132,10 @@ impl Network<4> for Dit {
 
     fn num_classes(&self) -> usize {
         self.config.num_classes
+    }
+
+    fn condition_channels(&self) -> usize {
+        self.config.condition_channels
     }
 
     fn class_drop_prob(&self) -> f64 {

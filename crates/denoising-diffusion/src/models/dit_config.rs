@@ -4,6 +4,8 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::is_zero;
+
 /// Frequencies of the timestep's embedding, sines and cosines together.
 pub(super) const TIME_FREQUENCIES: usize = 256;
 
@@ -55,10 +57,9 @@ pub struct DitConfig {
     /// Number of classes that the network is conditioned on; 0: none. Follows the data, like `channels`.
     #[serde(skip_serializing_if = "is_zero")]
     pub num_classes: usize,
-}
-
-fn is_zero(number: &usize) -> bool {
-    *number == 0
+    /// Channels of the data that the output is to belong to, which the first layer sees beside the noisy ones; 0: none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub condition_channels: usize,
 }
 
 impl Default for DitConfig {
@@ -74,6 +75,7 @@ impl Default for DitConfig {
             channels: 3,
             out_dim: None,
             num_classes: 0,
+            condition_channels: 0,
         }
     }
 }
@@ -117,6 +119,11 @@ impl DitConfig {
     /// Width of the hidden layer of each block.
     pub fn mlp_dim(&self) -> usize {
         (self.hidden_size() as f64 * self.mlp_ratio) as usize
+    }
+
+    /// Channels of the network's input.
+    pub fn in_channels(&self) -> usize {
+        self.channels + self.condition_channels
     }
 
     /// Channels of the network's output.

@@ -28,6 +28,18 @@ pub enum NetworkConfig {
     },
 }
 
+/// What a network is to fit: data, and the output that a formulation reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetworkFit {
+    pub extent: Extent,
+    pub channels: usize,
+    /// Of data that the output is to belong to; 0: none.
+    pub condition_channels: usize,
+    /// 0: none.
+    pub num_classes: usize,
+    pub out_channels: usize,
+}
+
 /// Why a configuration gives no network.
 #[derive(Clone, Debug, PartialEq, Error)]
 pub enum NetworkConfigError {
@@ -124,34 +136,44 @@ impl NetworkConfig {
         }
     }
 
-    /// The same network for data of `channels` channels and `num_classes` classes, with `out_channels` channels of output unless its own
-    /// options insist on others.
-    pub fn for_data(self, extent: Extent, channels: usize, num_classes: usize, out_channels: usize) -> Self {
+    /// The same network, fitted; its own options may insist on other channels of output.
+    pub fn fitted(self, fit: NetworkFit) -> Self {
+        let NetworkFit { extent, channels, condition_channels, num_classes, out_channels } = fit;
         // A second half for the variance, or none, is what the network has by itself.
         let unless = |own: usize, insists: bool, out_dim| {
             if insists || own == out_channels { out_dim } else { Some(out_channels) }
         };
         match self {
             Self::Unet(config) => {
-                let config = UnetConfig { channels, num_classes, ..config };
+                let config = UnetConfig { channels, num_classes, condition_channels, ..config };
                 let insists = config.out_dim.is_some() || config.learned_variance;
                 let out_dim = unless(config.out_channels(), insists, config.out_dim);
                 Self::Unet(UnetConfig { out_dim, ..config })
             }
             Self::Unet1d(config) => {
-                let config = Unet1dConfig { channels, num_classes, ..config };
+                let config = Unet1dConfig { channels, num_classes, condition_channels, ..config };
                 let insists = config.out_dim.is_some() || config.learned_variance;
                 let out_dim = unless(config.unet().out_channels(), insists, config.out_dim);
                 Self::Unet1d(Unet1dConfig { out_dim, ..config })
             }
-            Self::Dit(config) => Self::Dit(DitConfig { channels, num_classes, out_dim: Some(out_channels), ..config }),
+            Self::Dit(config) => {
+                let out_dim = Some(out_channels);
+                Self::Dit(DitConfig { channels, num_classes, condition_channels, out_dim, ..config })
+            }
             Self::Uvit(config) => {
                 let out_dim = (out_channels != channels).then_some(out_channels);
-                Self::Uvit(UvitConfig { channels, num_classes, out_dim, ..config })
+                Self::Uvit(UvitConfig { channels, num_classes, condition_channels, out_dim, ..config })
             }
             Self::KarrasUnet(config) => {
                 let (out_dim, extent) = ((out_channels != channels).then_some(out_channels), Some(extent));
-                Self::KarrasUnet(KarrasUnetConfig { channels, num_classes, out_dim, extent, ..config })
+                Self::KarrasUnet(KarrasUnetConfig {
+                    channels,
+                    num_classes,
+                    condition_channels,
+                    out_dim,
+                    extent,
+                    ..config
+                })
             }
             Self::Custom { .. } => self,
         }
@@ -214,6 +236,18 @@ impl NetworkConfig {
             Self::Custom { .. } => 0,
         }
     }
+
+    /// Channels of the data that the network's output is to belong to; 0 if there are none.
+    pub fn condition_channels(&self) -> usize {
+        match self {
+            Self::Unet(config) => config.condition_channels,
+            Self::Unet1d(config) => config.condition_channels,
+            Self::Dit(config) => config.condition_channels,
+            Self::Uvit(config) => config.condition_channels,
+            Self::KarrasUnet(config) => config.condition_channels,
+            Self::Custom { .. } => 0,
+        }
+    }
 }
 
 /// Calls a method of whichever network it is.
@@ -247,6 +281,10 @@ impl Network<4> for ImageNetwork {
 
     fn num_classes(&self) -> usize {
         of_each!(self, network => network.num_classes())
+    }
+
+    fn condition_channels(&self) -> usize {
+        of_each!(self, network => network.condition_channels())
     }
 
     fn class_drop_prob(&self) -> f64 {

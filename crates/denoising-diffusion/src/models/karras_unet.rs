@@ -115,12 +115,8 @@ impl KarrasUnet {
 
 impl Network<4> for KarrasUnet {
     fn forward(&self, input: NetworkInput<4>) -> Tensor<4> {
-        let NetworkInput { x, time, x_self_cond, classes } = input;
-        let x = match (self.config.self_condition, x_self_cond) {
-            (false, _) => x,
-            (true, Some(x_self_cond)) => Tensor::cat(vec![x_self_cond, x], 1),
-            (true, None) => Tensor::cat(vec![x.zeros_like(), x], 1),
-        };
+        let x = input.stacked(self.config.self_condition);
+        let NetworkInput { time, classes, .. } = input;
         let [b, c, rows, w] = x.dims();
         let depth = self.config.extent.map_or(1, |extent| extent.depth);
         let x = x.reshape([b, c, depth, rows / depth, w]).permute([0, 2, 3, 4, 1]);
@@ -161,6 +157,10 @@ impl Network<4> for KarrasUnet {
 
     fn num_classes(&self) -> usize {
         self.config.num_classes
+    }
+
+    fn condition_channels(&self) -> usize {
+        self.config.condition_channels
     }
 
     fn class_drop_prob(&self) -> f64 {

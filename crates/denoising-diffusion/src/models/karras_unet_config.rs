@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::is_zero;
 use super::unet_config::PerStage;
 use crate::data::DataLayout;
 
@@ -72,16 +73,15 @@ pub struct KarrasUnetConfig {
     /// Number of classes that the network is conditioned on; 0: none. Follows the data, like `channels`.
     #[serde(skip_serializing_if = "is_zero")]
     pub num_classes: usize,
+    /// Channels of the data that the output is to belong to, which the first layer sees beside the noisy ones; 0: none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub condition_channels: usize,
     /// Probability with which training shows an example without its class, in [0, 1]; the reference, which cannot guide this network, has
     /// none. Means nothing without classes.
     pub class_drop_prob: f64,
     /// Follows the data.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub extent: Option<Extent>,
-}
-
-fn is_zero(number: &usize) -> bool {
-    *number == 0
 }
 
 impl Default for KarrasUnetConfig {
@@ -104,6 +104,7 @@ impl Default for KarrasUnetConfig {
             dropout: 0.1,
             self_condition: false,
             num_classes: 0,
+            condition_channels: 0,
             class_drop_prob: 0.1,
             extent: None,
         }
@@ -155,7 +156,7 @@ impl KarrasUnetConfig {
 
     /// Channels that the first convolution sees.
     pub fn in_channels(&self) -> usize {
-        self.channels * if self.self_condition { 2 } else { 1 }
+        self.channels * if self.self_condition { 2 } else { 1 } + self.condition_channels
     }
 
     /// Width of the embedding of level and class.

@@ -23,7 +23,7 @@ use thiserror::Error;
 pub use classifier::{Classifier, ClassifierConfig};
 pub use dit::{Dit, DitBlock, TimestepEmbedder};
 pub use dit_config::{DitConfig, DitConfigError, DitSize};
-pub use image_network::{ImageNetwork, NetworkConfig, NetworkConfigError};
+pub use image_network::{ImageNetwork, NetworkConfig, NetworkConfigError, NetworkFit};
 pub use karras_unet::{Block, Decoder, Encoder, KarrasUnet};
 pub use karras_unet_config::{DownsampleType, Extent, KarrasUnetConfig, KarrasUnetConfigError};
 pub use scheduled::{LearnedSchedule, LearnedScheduleOptions, ScheduleWeights, Scheduled};
@@ -45,13 +45,29 @@ pub struct NetworkInput<const D: usize> {
     pub x_self_cond: Option<Tensor<D>>,
     /// `[b]`, the class of each example in `0..num_classes`, or `num_classes` for "no class", if the network takes classes.
     pub classes: Option<Tensor<1, Int>>,
+    /// `[b, condition channels, ...]`, data that the output is to belong to, if the network takes some.
+    pub condition: Option<Tensor<D>>,
 }
 
 impl<const D: usize> NetworkInput<D> {
     /// Noisy data and their levels, and nothing else.
     pub fn new(x: Tensor<D>, time: Tensor<1>) -> Self {
-        Self { x, time, x_self_cond: None, classes: None }
+        Self { x, time, x_self_cond: None, classes: None, condition: None }
     }
+
+    /// What a network's first layer sees, one behind the other along the channels: the earlier estimate, for networks that take one
+    /// (zeros where there is none yet), the noisy data, and the condition.
+    pub fn stacked(&self, self_condition: bool) -> Tensor<D> {
+        let x = self.x.clone();
+        let earlier = self_condition.then(|| self.x_self_cond.clone().unwrap_or_else(|| x.zeros_like()));
+        let parts: Vec<_> = earlier.into_iter().chain([x.clone()]).chain(self.condition.clone()).collect();
+        if parts.len() == 1 { x } else { Tensor::cat(parts, 1) }
+    }
+}
+
+/// For serde: what no configuration need say.
+pub(crate) fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// A size that a network cannot work on, and which ones it can.
@@ -81,6 +97,11 @@ pub trait Network<const D: usize>: Module + Sync {
 
     /// Number of classes that the network is conditioned on; 0 if it is not.
     fn num_classes(&self) -> usize {
+        0
+    }
+
+    /// Channels of [`NetworkInput::condition`]; 0 if the network takes none.
+    fn condition_channels(&self) -> usize {
         0
     }
 

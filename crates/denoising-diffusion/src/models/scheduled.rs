@@ -133,6 +133,10 @@ impl<const D: usize, M: Network<D> + ModuleDisplay> Network<D> for Scheduled<M> 
         self.network.num_classes()
     }
 
+    fn condition_channels(&self) -> usize {
+        self.network.condition_channels()
+    }
+
     fn class_drop_prob(&self) -> f64 {
         self.network.class_drop_prob()
     }

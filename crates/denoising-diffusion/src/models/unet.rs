@@ -149,13 +149,9 @@ impl Unet {
 
 impl Network<4> for Unet {
     fn forward(&self, input: NetworkInput<4>) -> Tensor<4> {
-        let NetworkInput { x, time, x_self_cond, classes } = input;
+        let x = input.stacked(self.config.self_condition);
+        let NetworkInput { time, classes, .. } = input;
         let b = x.dims()[0];
-        let x = match (self.config.self_condition, x_self_cond) {
-            (false, _) => x,
-            (true, Some(x_self_cond)) => Tensor::cat(vec![x_self_cond, x], 1),
-            (true, None) => Tensor::cat(vec![x.zeros_like(), x], 1),
-        };
         let x = self.init_conv.forward(ops::to_nhwc(x)); // [b, h, w, c] from here on
         let t = self.time_mlp.forward(time); // [b, 4 dim]
         let cond = match self.embed_classes(classes, b) {
@@ -204,6 +200,10 @@ impl Network<4> for Unet {
 
     fn num_classes(&self) -> usize {
         self.config.num_classes
+    }
+
+    fn condition_channels(&self) -> usize {
+        self.config.condition_channels
     }
 
     fn class_drop_prob(&self) -> f64 {

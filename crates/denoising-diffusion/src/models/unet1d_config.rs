@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::is_zero;
 use super::unet_config::{Downsampling, PerStage, UnetConfig, UnetConfigError};
 use crate::nn::Axes;
 
@@ -42,12 +43,11 @@ pub struct Unet1dConfig {
     /// Number of classes that the network is conditioned on; 0: none. Follows the data, like `channels`.
     #[serde(skip_serializing_if = "is_zero")]
     pub num_classes: usize,
+    /// Channels of the data that the output is to belong to, which the first layer sees beside the noisy ones; 0: none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub condition_channels: usize,
     /// Probability with which training shows an example without its class, in [0, 1]. Means nothing without classes.
     pub class_drop_prob: f64,
-}
-
-fn is_zero(number: &usize) -> bool {
-    *number == 0
 }
 
 impl Default for Unet1dConfig {
@@ -68,6 +68,7 @@ impl Default for Unet1dConfig {
             attn_dim_head: 32,
             attn_heads: 4,
             num_classes: 0,
+            condition_channels: 0,
             class_drop_prob: 0.5,
         }
     }
@@ -97,6 +98,7 @@ impl Unet1dConfig {
             mid_attn_dim_head: Some(self.attn_dim_head),
             downsample: Downsampling::Strided,
             num_classes: self.num_classes,
+            condition_channels: self.condition_channels,
             class_drop_prob: self.class_drop_prob,
             axes: Axes::Width,
         }
@@ -128,6 +130,7 @@ impl Unet1dConfig {
             attn_dim_head: unet.mid_attn_dim_head?,
             attn_heads: unet.mid_attn_heads?,
             num_classes: unet.num_classes,
+            condition_channels: unet.condition_channels,
             class_drop_prob: unet.class_drop_prob,
         };
         (config.unet() == *unet).then_some(config)

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::is_zero;
 use crate::nn::Axes;
 
 /// One value for all stages, or one value per stage (outermost first).
@@ -87,17 +88,15 @@ pub struct UnetConfig {
     /// Number of classes that the network is conditioned on; 0: none. Follows the data, like `channels`.
     #[serde(skip_serializing_if = "is_zero")]
     pub num_classes: usize,
+    /// Channels of the data that the output is to belong to, which the first layer sees beside the noisy ones; 0: none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub condition_channels: usize,
     /// Probability with which training shows an example without its class, in [0, 1] (Ho and Salimans 2022, "Classifier-free diffusion
     /// guidance", algorithm 1: p_uncond). Read by whoever trains: the network itself never drops a class. Means nothing without classes.
     pub class_drop_prob: f64,
     /// Images, or sequences. [`Unet1dConfig`](super::Unet1dConfig) sets it; no option of a file.
     #[serde(skip)]
     pub axes: Axes,
-}
-
-/// An unconditional network's options are written as they were before there were classes.
-fn is_zero(number: &usize) -> bool {
-    *number == 0
 }
 
 impl Default for UnetConfig {
@@ -123,6 +122,7 @@ impl Default for UnetConfig {
             mid_attn_dim_head: None,
             downsample: Downsampling::Unshuffle,
             num_classes: 0,
+            condition_channels: 0,
             class_drop_prob: 0.5,
             axes: Axes::Both,
         }
@@ -181,7 +181,7 @@ impl UnetConfig {
 
     /// Channels that the first convolution sees.
     pub fn in_channels(&self) -> usize {
-        self.channels * if self.self_condition { 2 } else { 1 }
+        self.channels * if self.self_condition { 2 } else { 1 } + self.condition_channels
     }
 
     /// Channels after the first convolution.

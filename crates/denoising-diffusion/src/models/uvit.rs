@@ -164,7 +164,8 @@ impl Uvit {
 
 impl Network<4> for Uvit {
     fn forward(&self, input: NetworkInput<4>) -> Tensor<4> {
-        let NetworkInput { x, time, classes, .. } = input;
+        let x = input.stacked(false);
+        let NetworkInput { time, classes, .. } = input;
         let x = ops::to_nhwc(x); // [b, h, w, c] from here on
         let x = match self.config.image_transform {
             ImageTransform::None => x,
@@ -218,6 +219,10 @@ impl Network<4> for Uvit {
         self.config.num_classes
     }
 
+    fn condition_channels(&self) -> usize {
+        self.config.condition_channels
+    }
+
     fn class_drop_prob(&self) -> f64 {
         self.config.class_drop_prob
     }
@@ -229,7 +234,8 @@ impl Network<4> for Uvit {
 
 impl UvitInput {
     fn new(init: &mut Init, config: &UvitConfig) -> Self {
-        let (dim_in, dim_out, patch) = (config.transformed(config.channels), config.first_dim(), config.patch_size);
+        let (dim_in, dim_out, patch) =
+            (config.transformed(config.in_channels()), config.first_dim(), config.patch_size);
         if patch == 1 {
             return Self::Pixels(Conv2d::new(init, dim_in, dim_out, 7));
         }

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::is_zero;
 use super::unet_config::PerStage;
 
 /// An invertible transform of images that the network works behind: one way before its first layer, the other behind its last.
@@ -64,12 +65,11 @@ pub struct UvitConfig {
     /// Number of classes that the network is conditioned on; 0: none. Follows the data, like `channels`.
     #[serde(skip_serializing_if = "is_zero")]
     pub num_classes: usize,
+    /// Channels of the data that the output is to belong to, which the first layer sees beside the noisy ones; 0: none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub condition_channels: usize,
     /// Probability with which training shows an example without its class, in [0, 1]. Means nothing without classes.
     pub class_drop_prob: f64,
-}
-
-fn is_zero(number: &usize) -> bool {
-    *number == 0
 }
 
 impl Default for UvitConfig {
@@ -91,6 +91,7 @@ impl Default for UvitConfig {
             patch_size: 1,
             dual_patchnorm: false,
             num_classes: 0,
+            condition_channels: 0,
             class_drop_prob: 0.5,
         }
     }
@@ -131,6 +132,11 @@ pub(crate) struct UvitStageDims {
 }
 
 impl UvitConfig {
+    /// Channels of the network's input.
+    pub fn in_channels(&self) -> usize {
+        self.channels + self.condition_channels
+    }
+
     /// Channels of the network's output.
     pub fn out_channels(&self) -> usize {
         self.out_dim.unwrap_or(self.channels)

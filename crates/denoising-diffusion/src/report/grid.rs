@@ -73,6 +73,15 @@ impl GridOptions {
     }
 }
 
+impl GridOptions {
+    /// Of `count` pairs of images, the halves of each side by side.
+    pub fn of_pairs(count: usize) -> Self {
+        // As the pairs are twice as wide as high, half as many columns of them give a square.
+        let pairs = (1..).find(|pairs| 2 * pairs * pairs >= count).unwrap_or(1);
+        Self { columns: NonZeroUsize::new(2 * pairs), ..Self::default() }
+    }
+}
+
 /// Columns of a pleasing grid of `count` images: about square, rather wide than high, with few empty cells.
 ///
 /// From ceil(sqrt(count)) upwards it minimises 2 x (empty cells) + (columns - rows), and of equals takes the one with fewer

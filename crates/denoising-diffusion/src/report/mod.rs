@@ -55,6 +55,25 @@ impl ImageBatch {
         Ok(batch)
     }
 
+    /// Each image behind what it belongs to, `[2 n, c, h, w]`; grey beside colour becomes colour. `None` if the two cannot stand side by
+    /// side: other sizes, or channels that are no grey or colour.
+    pub fn beside(&self, conditions: &Self) -> Option<Self> {
+        let ([n, c, h, w], [m, k, ..]) = (self.shape, conditions.shape);
+        let drawn = matches!((c, k), (1 | 3, 1 | 3)) || c == k;
+        if !drawn || [m, h, w] != [n, conditions.shape[2], conditions.shape[3]] {
+            return None;
+        }
+        let (channels, plane) = (c.max(k), h * w);
+        let mut data = Vec::with_capacity(2 * n * channels * plane);
+        for i in 0..n {
+            for (batch, own) in [(conditions, k), (self, c)] {
+                let image = &batch.data[i * own * plane..][..own * plane];
+                (0..channels / own).for_each(|_| data.extend_from_slice(image));
+            }
+        }
+        Some(Self { shape: [2 * n, channels, h, w], data })
+    }
+
     /// Holds the fields, which are public, to what [`ImageBatch::new`] promises.
     fn validate(&self) -> Result<(), ReportError> {
         let shape = self.shape;

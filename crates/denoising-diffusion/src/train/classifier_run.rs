@@ -10,10 +10,11 @@ use thiserror::Error;
 use super::classifier::{ClassifierStep, ClassifierTrainer};
 use super::event::{Outcome, StopSignal};
 use super::periodic::HELD_OUT_IMAGES;
-use super::run::to_tensor;
+use super::run::to_examples;
 use super::trainer::TrainError;
 use crate::classifier_file::{ClassifierCard, ClassifierFile};
 use crate::data::{DataError, Flip, Loader, LoaderConfig, Subset};
+use crate::diffusion::Examples;
 use crate::eval::accuracy::{HeldOutAccuracy, held_out_accuracy};
 use crate::interop::InteropError;
 
@@ -67,14 +68,14 @@ pub fn train_classifier(
     on_event: &mut dyn FnMut(ClassifierEvent<'_>),
 ) -> Result<(Outcome, ClassifierCard), ClassifierTrainError> {
     check_classes(trainer, setup)?;
-    let (config, shape, device) = (trainer.config().clone(), setup.train.dataset().shape(), trainer.device());
+    let (config, device) = (trainer.config().clone(), trainer.device());
     let mut loader = open_loader(trainer, setup)?;
     let mut written: Option<ClassifierCard> = None;
     while trainer.step_count() < config.steps && !stop.is_requested() {
         let started = Instant::now();
-        let mut batch = loader.next_batch()?;
-        let classes = batch.classes.take().ok_or(ClassifierTrainError::NoClasses)?;
-        let report = trainer.step(to_tensor(batch, shape, &device), &classes)?;
+        let Examples { data, classes, .. } = to_examples(loader.next_batch()?, setup.train.dataset(), &device);
+        let classes = classes.ok_or(ClassifierTrainError::NoClasses)?;
+        let report = trainer.step(data, &classes)?;
         let images_per_s = config.batch_size as f64 / started.elapsed().as_secs_f64();
         on_event(ClassifierEvent::Step { report: &report, images_per_s });
         if report.step.is_multiple_of(config.measure_interval()) || report.step == config.steps {
@@ -118,11 +119,11 @@ fn measure(
     if some.is_empty() {
         return Ok(None);
     }
-    let (shape, device, config) = (some.dataset().shape(), trainer.device(), trainer.config());
+    let (device, config) = (trainer.device(), trainer.config());
     let batches = some.batches(config.batch_size)?.collect::<Result<Vec<_>, _>>()?;
-    let batches = batches.into_iter().take_while(|_| !stop.is_requested()).filter_map(|mut batch| {
-        let classes = batch.classes.take()?;
-        Some((to_tensor(batch, shape, &device), classes))
+    let batches = batches.into_iter().take_while(|_| !stop.is_requested()).filter_map(|batch| {
+        let Examples { data, classes, .. } = to_examples(batch, some.dataset(), &device);
+        Some((data, classes?))
     });
     let accuracy = held_out_accuracy(&trainer.ema().eval(), trainer.diffusion(), batches, config.seed, &device);
     Ok(accuracy.filter(|_| !stop.is_requested()))

@@ -229,7 +229,7 @@ impl<M: Network<4>> Run<M> {
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<ImageBatch, RunError> {
         let shape = self.setup.train.dataset().shape();
-        let classes = self.classes_of_samples(count);
+        let (classes, conditions) = (self.classes_of_samples(count), self.conditions_of_samples(count)?);
         let request = Request {
             sample,
             seed: self.trainer.config().seed,
@@ -237,6 +237,7 @@ impl<M: Network<4>> Run<M> {
             shape: [shape.channels, shape.height, shape.width],
             init_noise: None,
             classes: classes.as_deref(),
+            conditions: conditions.as_ref(),
         };
         let batches = count.div_ceil(sample.sample_batch_size);
         let mut progress = |at: &Progress<'_>| {

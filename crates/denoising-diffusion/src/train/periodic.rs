@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 
 use super::event::{Event, StopSignal};
-use super::run::{Run, RunError, Saving, to_tensor};
+use super::run::{Run, RunError, Saving, to_examples};
 use crate::data::{DataLayout, ImageShape};
 use crate::eval::held_out::{HeldOutLoss, held_out_loss};
 use crate::generate::{GenerateError, Progress, Request};
@@ -77,12 +77,12 @@ impl<M: Network<4>> Run<M> {
         if some.is_empty() {
             return Ok(());
         }
-        let (shape, device) = (some.dataset().shape(), self.trainer.device());
+        let (dataset, device) = (some.dataset(), self.trainer.device());
         let batches = some.batches(self.trainer.config().batch_size)?.collect::<Result<Vec<_>, _>>()?;
-        let images = batches.into_iter().map(|batch| to_tensor(batch, shape, &device));
+        let examples = batches.into_iter().map(|batch| to_examples(batch, dataset, &device));
         let seed = self.trainer.config().seed;
         let eval = self.trainer.ema().eval();
-        if let Some(loss) = held_out_loss(&eval, self.trainer.diffusion(), images, seed, &device) {
+        if let Some(loss) = held_out_loss(&eval, self.trainer.diffusion(), examples, seed, &device) {
             let HeldOutLoss { mean: held_out_loss, by_quarter: held_out_loss_by_quarter, .. } = loss;
             self.log.append(&Record::HeldOut(HeldOutRecord { step, held_out_loss, held_out_loss_by_quarter }))?;
             on_event(Event::HeldOut { step, loss: &loss });
@@ -98,14 +98,16 @@ impl<M: Network<4>> Run<M> {
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<ControlFlow<()>, RunError> {
         let ImageShape { channels, height, width } = self.setup.train.dataset().shape();
-        let classes = self.classes_of_samples(self.setup.sample.num_samples);
+        let count = self.setup.sample.num_samples;
+        let (classes, conditions) = (self.classes_of_samples(count), self.conditions_of_samples(count)?);
         let request = Request {
             sample: &self.setup.sample,
             seed: self.trainer.config().seed,
-            count: self.setup.sample.num_samples,
+            count,
             shape: [channels, height, width],
             init_noise: None,
             classes: classes.as_deref(),
+            conditions: conditions.as_ref(),
         };
         let mut progress = |at: &Progress<'_>| {
             on_event(Event::Sampling { step: at.step, steps: at.steps, images_done: at.images_done });
@@ -127,7 +129,13 @@ impl<M: Network<4>> Run<M> {
         } else {
             // Slices lie one below the other: a column per volume.
             let columns = NonZeroUsize::new(images.shape[0]).filter(|_| dataset.layout() == DataLayout::Volumes);
-            save_grid(&path, &images, GridOptions { columns, ..GridOptions::of_classes(classes.as_deref()) })?;
+            let beside = conditions.as_ref().and_then(|conditions| images.beside(conditions));
+            match &beside {
+                Some(pairs) => save_grid(&path, pairs, GridOptions::of_pairs(count))?,
+                None => {
+                    save_grid(&path, &images, GridOptions { columns, ..GridOptions::of_classes(classes.as_deref()) })?;
+                }
+            }
         }
         self.log.append(&Record::Samples(SamplesRecord { step, count: request.count as u64, file }))?;
         on_event(Event::Samples { step, path: &path });

@@ -10,7 +10,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use thiserror::Error;
 
 use super::checkpoint::{CheckpointError, CheckpointState, Checkpoints, Rejected, read_state};
@@ -19,16 +19,17 @@ use super::event::{Event, Outcome, StopSignal};
 use super::periodic::Periodic;
 use super::trainer::{NonFiniteKind, StepReport, TrainError, Trainer};
 use crate::atomic_file::{remove_leftovers, write_atomically};
-use crate::data::{Batch, DataError, Flip, ImageShape, Loader, LoaderConfig, Subset};
+use crate::data::{Batch, DataError, Dataset, Flip, ImageShape, Loader, LoaderConfig, Subset};
 use crate::diffusion::{Examples, GuidanceConfig};
 use crate::eval::evaluate::EvaluateError;
+use crate::eval::images::Images;
 use crate::generate::{GenerateError, Generator};
 use crate::model_file::ModelCard;
 use crate::models::Network;
 use crate::nn::Eval;
 use crate::nn::params::{ParamsError, num_trainable};
 use crate::report::log::{CheckpointRecord, Record, RunLog, SkipReason, SkipRecord, StartRecord, StepRecord};
-use crate::report::{CurveOptions, ReportError, Series, log, save_curve_png, save_curve_svg};
+use crate::report::{CurveOptions, ImageBatch, ReportError, Series, log, save_curve_png, save_curve_svg};
 use crate::sampler::SampleConfig;
 
 /// What a run needs beside its trainer.
@@ -215,19 +216,20 @@ impl<M: Network<4>> Run<M> {
         (num_classes > 0).then(|| (0..count as u32).map(|i| i % num_classes).collect())
     }
 
+    /// What `count` samples belong to, where the data have conditions: those of held-out images, if there are any.
+    pub(super) fn conditions_of_samples(&self, count: usize) -> Result<Option<ImageBatch>, DataError> {
+        let from = if self.setup.held_out.is_empty() { &self.setup.train } else { &self.setup.held_out };
+        Images::of_data(from.clone()).conditions(count)
+    }
+
     fn images_per_step(&self) -> usize {
         self.trainer.config().batch_size * self.trainer.config().accumulate
     }
 
     fn one_step(&mut self) -> Result<StepReport, RunError> {
-        let shape = self.setup.train.dataset().shape();
-        let device = self.trainer.device();
+        let (dataset, device) = (self.setup.train.dataset().clone(), self.trainer.device());
         let batches = (0..self.trainer.config().accumulate)
-            .map(|_| {
-                let mut batch = self.loader.next_batch()?;
-                let classes = batch.classes.take();
-                Ok(Examples { data: to_tensor(batch, shape, &device), classes })
-            })
+            .map(|_| Ok(to_examples(self.loader.next_batch()?, &dataset, &device)))
             .collect::<Result<Vec<_>, DataError>>()?;
         Ok(self.trainer.step(batches))
     }
@@ -318,9 +320,18 @@ fn open_loader<M>(trainer: &Trainer<M>, setup: &RunSetup) -> Result<Loader, Data
     Loader::start_at(setup.train.clone(), loader, first)
 }
 
-pub(super) fn to_tensor(batch: Batch, shape: ImageShape, device: &burn::tensor::Device) -> Tensor<4> {
-    let dims = [batch.indices.len(), shape.channels, shape.height, shape.width];
-    Tensor::from_data(TensorData::new(batch.images, dims), device)
+/// A batch with what the network is told of it.
+pub(super) fn to_examples(batch: Batch, dataset: &Dataset, device: &Device) -> Examples<4> {
+    let tensor = |values: Vec<f32>, shape: ImageShape| {
+        let dims = [batch.indices.len(), shape.channels, shape.height, shape.width];
+        Tensor::from_data(TensorData::new(values, dims), device)
+    };
+    let condition = batch.conditions.zip(dataset.condition_shape());
+    Examples {
+        data: tensor(batch.images, dataset.shape()),
+        classes: batch.classes,
+        condition: condition.map(|(values, shape)| tensor(values, shape)),
+    }
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> RunError {

@@ -154,7 +154,7 @@ impl<M> Trainer<M> {
         }
     }
 
-    /// One optimizer step on `accumulate` batches: tensors `[b, c, ...]` of data in the data's range, or [`Examples`] with classes.
+    /// One optimizer step on `accumulate` batches: tensors `[b, c, ...]` of data in the data's range, or [`Examples`] with classes and conditions.
     pub fn step<const D: usize>(&mut self, batches: Vec<impl Into<Examples<D>>>) -> StepReport
     where
         M: Network<D>,
@@ -247,7 +247,12 @@ impl<M> Trainer<M> {
         let seed = self.config.seed;
         let draws = self.diffusion.draw(seed, first, batch, dims, &self.device);
         self.device.seed(Stream::new(seed, Purpose::Dropout, batch, 0).next_u64());
-        let examples = Examples { data: examples.data.to_device(&self.device), ..examples };
+        let to_device = |tensor: Tensor<D>| tensor.to_device(&self.device);
+        let examples = Examples {
+            data: to_device(examples.data),
+            condition: examples.condition.map(to_device),
+            classes: examples.classes,
+        };
         let loss = self.diffusion.loss(self.model(), examples.clone(), &draws).mean() / parts as f64;
         let value = f64::from(loss.clone().into_scalar::<f32>());
         if !value.is_finite() {

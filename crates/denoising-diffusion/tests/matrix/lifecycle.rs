@@ -7,6 +7,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use denoising_diffusion::data::{DataLayout, ImageShape};
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig, Examples, FormulationConfig};
 use denoising_diffusion::eval::held_out::held_out_loss;
+use denoising_diffusion::eval::images::ExampleSet;
 use denoising_diffusion::eval::likelihood::{LikelihoodError, bits_per_dim};
 use denoising_diffusion::generate::{Generator, Request};
 use denoising_diffusion::interop::StateDict;
@@ -17,6 +18,7 @@ use denoising_diffusion::models::{
 use denoising_diffusion::nn::params::{host_values, load_state_dict, num_trainable};
 use denoising_diffusion::nn::{Eval, EvalMode, Init};
 use denoising_diffusion::noise::{Purpose, normal_batch};
+use denoising_diffusion::report::ImageBatch;
 use denoising_diffusion::sampler::SampleConfig;
 use denoising_diffusion::train::{EmaConfig, TrainConfig, Trainer};
 
@@ -48,7 +50,7 @@ impl<M: Network<4>> Case<'_, M> {
         let first = batch * BATCH as u64;
         if self.shape == SHAPE {
             let data = points::batch(&self.diffusion, first, BATCH, &device);
-            return Examples { data, classes: Some(points::classes(first, BATCH)) };
+            return Examples { classes: Some(points::classes(first, BATCH)), ..data.into() };
         }
         let [c, h, w] = self.shape;
         let noise = normal_batch(9, Purpose::Evaluation, first, 0, [BATCH, c, h, w], &device);
@@ -107,8 +109,15 @@ impl<M: Network<4>> Case<'_, M> {
 
     fn samples(&self, model: &Eval<M>, diffusion: &Diffusion) -> Vec<f32> {
         let sample = SampleConfig { sampling_timesteps: Some(3), ..SampleConfig::default() };
-        let request =
-            Request { sample: &sample, seed: 2, count: 3, shape: self.shape, init_noise: None, classes: None };
+        let request = Request {
+            sample: &sample,
+            seed: 2,
+            count: 3,
+            shape: self.shape,
+            init_noise: None,
+            classes: None,
+            conditions: None,
+        };
         let generator = Generator::new(model, diffusion);
         let images = generator.generate(&request, &Device::flex(), &mut |_| ControlFlow::Continue(())).unwrap();
         let [c, h, w] = self.shape;
@@ -126,9 +135,9 @@ impl<M: Network<4>> Case<'_, M> {
         assert!(near, "{}: the loss depends on the size of the batch: {loss:?} {in_halves:?}", self.name);
         let mut measured = vec![loss.mean, loss.standard_error];
         measured.extend(loss.by_quarter);
-        let images = host_values(data);
+        let held_out = ExampleSet::of(ImageBatch::new(data.dims(), host_values(data)).unwrap());
         let mut on_batch = |_| ControlFlow::Continue(());
-        let bits = bits_per_dim(model, diffusion, &images, self.shape, 8, 3, 4, &device, &mut on_batch);
+        let bits = bits_per_dim(model, diffusion, &held_out, 8, 3, 4, &device, &mut on_batch);
         match bits {
             Ok(bits) => measured.extend([bits.total, bits.prior, bits.diffusion, bits.reconstruction]),
             Err(error) => {

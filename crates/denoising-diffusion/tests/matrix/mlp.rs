@@ -71,7 +71,7 @@ impl Mlp {
 
 impl Network<4> for Mlp {
     fn forward(&self, input: NetworkInput<4>) -> Tensor<4> {
-        let NetworkInput { x, time, x_self_cond, classes } = input;
+        let NetworkInput { x, time, x_self_cond, classes, .. } = input;
         let b = x.dims()[0];
         let flat = |x: Tensor<4>| x.reshape([b, 2]);
         let mut parts = vec![flat(x.clone()), self.embed(time)];

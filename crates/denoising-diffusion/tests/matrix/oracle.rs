@@ -6,11 +6,13 @@ use std::ops::ControlFlow;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use denoising_diffusion::diffusion::{Diffusion, FormulationConfig, NoiseLevel, Output, VarianceReading};
+use denoising_diffusion::eval::images::ExampleSet;
 use denoising_diffusion::eval::likelihood::bits_per_dim;
 use denoising_diffusion::generate::{Generator, Request};
 use denoising_diffusion::models::{Network, NetworkInput};
 use denoising_diffusion::nn::EvalMode;
 use denoising_diffusion::nn::params::host_values;
+use denoising_diffusion::report::ImageBatch;
 use denoising_diffusion::sampler::SampleConfig;
 
 use crate::mlp::SHAPE;
@@ -103,8 +105,15 @@ fn samples_of_the_best_network_are_the_data() {
         let oracle = Oracle { diffusion: diffusion.clone() }.eval();
         for (solver, sample) in solvers(&config, 20) {
             let sample = SampleConfig { sample_batch_size: 256, ..sample };
-            let request =
-                Request { sample: &sample, seed: 4, count: 256, shape: SHAPE, init_noise: None, classes: None };
+            let request = Request {
+                sample: &sample,
+                seed: 4,
+                count: 256,
+                shape: SHAPE,
+                init_noise: None,
+                classes: None,
+                conditions: None,
+            };
             let generator = Generator::new(&oracle, &diffusion);
             let images = generator.generate(&request, &device, &mut |_| ControlFlow::Continue(())).unwrap();
             let shares = points::shares(&diffusion, &images.data);
@@ -126,11 +135,12 @@ fn the_bound_of_the_best_network_is_the_entropy_of_the_data() {
     let choice: f64 = -WEIGHTS.iter().map(|p| p * p.log2()).sum::<f64>();
     let entropy = around_a_place + choice / 2.0;
     let images: Vec<f32> = points::values(0, 1000).into_iter().map(|v| (v * 255.0).round() / 255.0).collect();
+    let held_out = ExampleSet::of(ImageBatch::new([1000, SHAPE[0], SHAPE[1], SHAPE[2]], images).unwrap());
     for Variant { name, config } in variants::own(1000) {
         let diffusion = Diffusion::new(&config).unwrap();
         let oracle = Oracle { diffusion: diffusion.clone() }.eval();
         let mut on_batch = |_| ControlFlow::Continue(());
-        let bits = bits_per_dim(&oracle, &diffusion, &images, SHAPE, 64, 1, 1000, &device, &mut on_batch).unwrap();
+        let bits = bits_per_dim(&oracle, &diffusion, &held_out, 64, 1, 1000, &device, &mut on_batch).unwrap();
         println!("{name}: {:.4} of {entropy:.4}, {:.4}", bits.total, bits.standard_error);
         // In discrete time the last steps are long.
         let most = if config.timesteps().is_some() { 0.7 } else { 0.1 };

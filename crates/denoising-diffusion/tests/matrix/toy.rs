@@ -41,7 +41,7 @@ impl<M: Network<4>> Training<M> {
     fn step(&mut self) {
         let first = self.trainer.step_count() * BATCH as u64;
         let data = points::batch(self.trainer.diffusion(), first, BATCH, &self.device);
-        let report = self.trainer.step(vec![Examples { data, classes: Some(points::classes(first, BATCH)) }]);
+        let report = self.trainer.step(vec![Examples { classes: Some(points::classes(first, BATCH)), ..data.into() }]);
         assert!(report.skipped.is_none(), "{report:?}");
     }
 
@@ -75,7 +75,8 @@ impl<M: Network<4>> Training<M> {
 fn shares<M: Network<4>>(generator: &Generator<'_, M>, sample: SampleConfig, classes: Option<&[u32]>) -> [f64; 2] {
     let sample = SampleConfig { sample_batch_size: SAMPLES, ..sample };
     sample.validate(generator.diffusion.config()).unwrap();
-    let request = Request { sample: &sample, seed: 4, count: SAMPLES, shape: SHAPE, init_noise: None, classes };
+    let request =
+        Request { sample: &sample, seed: 4, count: SAMPLES, shape: SHAPE, init_noise: None, classes, conditions: None };
     let images = generator.generate(&request, &Device::flex(), &mut |_| ControlFlow::Continue(())).unwrap();
     points::shares(generator.diffusion, &images.data)
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -326,4 +327,39 @@ fn digits_come_without_a_path_and_are_not_mirrored() {
         assert_eq!(data.natural_flip(), Flip::Off);
         assert_eq!((data.num_classes(), data.class_of(1796)), (10, Some(8)));
     }
+}
+
+#[test]
+fn conditions_are_found_by_name_and_mirrored_with_their_images() {
+    let root = folder();
+    for i in 0..6_u8 {
+        save(root.path(), &format!("images/{i}.png"), &rgb(4, 4, 10 * i));
+        // Listed in another order, of another format and size.
+        let mut grey = image::GrayImage::from_pixel(2, 2, image::Luma([40 * i]));
+        grey.put_pixel(0, 0, image::Luma([0]));
+        save(root.path(), &format!("conditions/{i}.bmp"), &grey.into());
+        save(root.path(), &format!("conditions/unused-{i}.png"), &rgb(4, 4, 0));
+    }
+    let condition = Some(root.path().join("conditions"));
+    let plain = config(&root.path().join("images"));
+    let config = DataConfig { condition, condition_channels: ChannelPolicy::Exact(1), ..plain.clone() };
+    let dataset = Arc::new(Dataset::open(&config).unwrap());
+    assert_eq!(dataset.condition_shape(), Some(ImageShape { channels: 1, height: 4, width: 4 }));
+    let condition = dataset.condition(3).unwrap().unwrap();
+    assert!((condition[15] - 120.0 / 255.0).abs() < 1e-6 && condition[0] < condition[15], "{condition:?}");
+    assert_ne!(dataset.digest(), Dataset::open(&plain).unwrap().digest(), "a run must not go on with other conditions");
+    assert!(matches!(dataset.condition(6), Err(DataError::IndexOutOfRange { .. })));
+
+    // The bright corner of an image and the dark one of its condition lie on the same side.
+    let loader = LoaderConfig { batch_size: 6, seed: 1, flip: Flip::On, workers: 2 };
+    let batch = Loader::new(dataset, loader).unwrap().next_batch().unwrap();
+    let conditions = batch.conditions.unwrap();
+    let mut mirrored = 0;
+    for (i, &index) in batch.indices.iter().enumerate().filter(|(_, index)| **index > 0) {
+        let (image, condition) = (&batch.images[48 * i..][..48], &conditions[16 * i..][..16]);
+        let is_mirrored = image[3] > image[0];
+        mirrored += usize::from(is_mirrored);
+        assert_eq!(is_mirrored, condition[3] < condition[0], "image {index}");
+    }
+    assert!((1..5).contains(&mirrored), "{mirrored}");
 }

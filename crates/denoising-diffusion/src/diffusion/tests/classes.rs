@@ -14,7 +14,7 @@ fn draws(noise: Vec<Tensor<4>>, keep_condition: Vec<f64>) -> Draws<4> {
 }
 
 fn examples(device: &Device) -> Examples<4> {
-    Examples { data: batch(4, device), classes: Some(vec![0, 1, 2, 1]) }
+    Examples { classes: Some(vec![0, 1, 2, 1]), ..batch(4, device).into() }
 }
 
 #[test]

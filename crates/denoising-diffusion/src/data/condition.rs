@@ -1,0 +1,94 @@
+//! The condition of each example: another image, sequence or volume that it belongs to (the small picture of a large one, the outline of
+//! a shoe), matched by name, or in arrays by place. Not here: how a network uses it.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use super::order::Mirror;
+use super::policy::DataLayout;
+use super::{DataConfig, DataError, Dataset, ImageShape, ScanProgress};
+
+/// Conditions of the examples of a dataset.
+#[derive(Debug)]
+pub(super) struct Conditions {
+    data: Box<Dataset>,
+    /// The condition of example i.
+    of_example: Vec<usize>,
+}
+
+impl Conditions {
+    /// Opens `path` for a dataset that was opened by `config`: brought to its size, by the same rule, with channels of their own.
+    pub(super) fn open(
+        path: &Path,
+        examples: &Dataset,
+        config: &DataConfig,
+        progress: ScanProgress<'_>,
+    ) -> Result<Self, DataError> {
+        let images = examples.layout() == DataLayout::Images;
+        let config = DataConfig {
+            path: Some(path.to_path_buf()),
+            labels: None,
+            condition: None,
+            image_size: images.then(|| examples.shape().size()),
+            channels: config.condition_channels,
+            layout: examples.layout(),
+            value_range: None,
+            class_condition: false,
+            ..config.clone()
+        };
+        let data = Dataset::open_with_progress(&config, progress)?;
+        if data.shape().size() != examples.shape().size() || data.depth() != examples.depth() {
+            let reason =
+                format!("they are {}, the examples {}", data.shape().size().full(), examples.shape().size().full());
+            return Err(DataError::Conditions { path: path.to_path_buf(), reason });
+        }
+        let of_example =
+            matched(&data, examples).map_err(|reason| DataError::Conditions { path: path.to_path_buf(), reason })?;
+        Ok(Self { data: Box::new(data), of_example })
+    }
+
+    pub(super) fn shape(&self) -> ImageShape {
+        self.data.shape()
+    }
+
+    pub(super) fn digest(&self) -> &str {
+        self.data.digest()
+    }
+
+    pub(super) fn is_in_memory(&self) -> bool {
+        self.data.is_in_memory()
+    }
+
+    /// Writes the condition of an example as `[c, h, w]` in [0, 1].
+    pub(super) fn write(&self, example: usize, mirror: Mirror, out: &mut [f32]) -> Result<(), DataError> {
+        self.data.write_image(self.of_example[example], mirror, out)
+    }
+}
+
+/// The condition of each example, or why there is none, in words.
+fn matched(conditions: &Dataset, examples: &Dataset) -> Result<Vec<usize>, String> {
+    match (conditions.names(), examples.names()) {
+        (Some(conditions), Some(examples)) => by_name(conditions, examples),
+        (None, None) if conditions.len() == examples.len() => Ok((0..examples.len()).collect()),
+        (None, None) => Err(format!("{} for {} examples", conditions.len(), examples.len())),
+        (None, Some(_)) => Err("files are matched by name, and this is an array".into()),
+        (Some(_), None) => Err("the entries of an array are matched by place, and these are files".into()),
+    }
+}
+
+fn by_name(conditions: &[PathBuf], examples: &[PathBuf]) -> Result<Vec<usize>, String> {
+    let mut places = HashMap::new();
+    for (i, path) in conditions.iter().enumerate() {
+        if let Some(other) = places.insert(path.with_extension(""), i) {
+            let other = &conditions[other];
+            return Err(format!("{} and {} have the same name", other.display(), path.display()));
+        }
+    }
+    examples
+        .iter()
+        .map(|path| {
+            let place = places.get(&path.with_extension("")).copied();
+            place.ok_or_else(|| format!("no file is named as {} is", path.display()))
+        })
+        .collect()
+}

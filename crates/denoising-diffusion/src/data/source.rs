@@ -1,0 +1,68 @@
+//! What a path holds, read but not yet prepared: a folder of files, or one array. Not here: what makes a dataset of it.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use super::array::{self, ArraySource};
+use super::classes;
+use super::config::DataConfig;
+use super::dataset::ScanProgress;
+use super::folder::{self, Scan};
+use super::{DataError, digits, idx};
+
+/// A source after reading, before any demand that it can be trained on.
+pub(super) enum Source {
+    Folder(PathBuf, Scan),
+    Array(ArraySource),
+}
+
+impl Source {
+    pub(super) fn read(config: &DataConfig, progress: ScanProgress<'_>) -> Result<Self, DataError> {
+        config.validate()?;
+        let path = match &config.path {
+            Some(path) if path.as_os_str() != digits::NAME => path.as_path(),
+            None | Some(_) => {
+                refuse_labels(config, "none: the digits have labels of their own")?;
+                return Ok(Self::Array(digits::load()?));
+            }
+        };
+        let meta = std::fs::metadata(path).map_err(|e| DataError::io("open", path, e))?;
+        if meta.is_dir() {
+            refuse_labels(config, "none: the classes of a folder are its subfolders")?;
+            let scan = folder::scan(path, config, progress)?;
+            return Ok(Self::Folder(path.to_path_buf(), scan));
+        }
+        if let (true, Some(folder)) = (folder::is_image_name(path), path.parent()) {
+            refuse_labels(config, "none: one image has no classes")?;
+            return Ok(Self::Folder(folder.to_path_buf(), folder::scan_file(path, config, progress)?));
+        }
+        let source = match &first_bytes(path)?[..] {
+            [0x93, b'N', b'U', b'M', ..] => array::load_npy(path, config),
+            [b'P', b'K', ..] => array::load_npz(path, config),
+            [0x1f, 0x8b, ..] | [0, 0, _, _] => idx::load(path),
+            other => Err(DataError::UnknownFormat { path: path.to_path_buf(), first_bytes: format!("{other:02x?}") }),
+        };
+        let mut source = source?;
+        if let Some(labels) = &config.labels {
+            source.classes = Some(classes::load(labels, source.count)?);
+        }
+        Ok(Self::Array(source))
+    }
+}
+
+/// Only an array goes without classes of its own.
+fn refuse_labels(config: &DataConfig, expected: &'static str) -> Result<(), DataError> {
+    match &config.labels {
+        None => Ok(()),
+        Some(path) => Err(DataError::Setting { key: "labels", value: path.display().to_string(), expected }),
+    }
+}
+
+pub(super) fn first_bytes(path: &Path) -> Result<Vec<u8>, DataError> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(4).read_to_end(&mut bytes))
+        .map_err(|e| DataError::io("read", path, e))?;
+    Ok(bytes)
+}
