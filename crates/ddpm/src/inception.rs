@@ -11,6 +11,7 @@ use denoising_diffusion::eval::extract::{Extractor, FeatureStore};
 use denoising_diffusion::eval::inception::{FeatureBlock, InceptionWeights, OFFICIAL_DIGEST, Verification};
 use denoising_diffusion::report::{Progress, Status, StderrProgress, Task};
 
+use crate::cache;
 use crate::failure::{Failure, FailureExt, Result};
 use crate::output::note;
 
@@ -21,7 +22,6 @@ const URL: &str =
 /// Names another place to fetch the file from.
 const URL_VARIABLE: &str = "DDPM_INCEPTION_URL";
 /// Names another cache folder.
-const CACHE_VARIABLE: &str = "DDPM_CACHE_DIR";
 /// More than the file has; a server that sends more sends something else.
 const MOST_BYTES: u64 = 200 << 20;
 
@@ -80,22 +80,14 @@ impl InceptionArgs {
 
     /// Where features are kept.
     pub fn store(&self) -> Option<FeatureStore> {
-        if self.no_cache { None } else { cache_folder().map(|folder| FeatureStore::new(folder.join("features"))) }
-    }
-}
-
-/// `$DDPM_CACHE_DIR`, else `ddpm` in the system's folder for such things.
-fn cache_folder() -> Option<PathBuf> {
-    match std::env::var_os(CACHE_VARIABLE) {
-        Some(folder) if !folder.is_empty() => Some(folder.into()),
-        _ => dirs::cache_dir().map(|folder| folder.join("ddpm")),
+        if self.no_cache { None } else { cache::folder().map(|folder| FeatureStore::new(folder.join("features"))) }
     }
 }
 
 fn cached_or_fetched() -> Result<PathBuf> {
-    let folder = cache_folder().ok_or_else(|| {
+    let folder = cache::folder().ok_or_else(|| {
         Failure::failed("there is no folder to keep the Inception weights in")
-            .hint(format!("name the file with --inception, or a folder with {CACHE_VARIABLE}"))
+            .hint(format!("name the file with --inception, or a folder with {cache::VARIABLE}"))
     })?;
     let path = folder.join(FILE);
     if !path.is_file() {

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use denoising_diffusion::data::{DataConfig, DataError, Dataset, ImageShape, Subset};
+use denoising_diffusion::data::{DataConfig, DataError, Dataset, ImageShape, Opening, Subset};
 use denoising_diffusion::diffusion::{DiffusionConfig, FormulationConfig};
 use denoising_diffusion::models::NetworkConfig;
 use denoising_diffusion::recipe::{DataFacts, Recipe};
 use serde_json::{Value, json};
 use toml::Table;
 
+use crate::cache;
 use crate::failure::{FailureExt, Result};
 use crate::machine::Machine;
 use crate::networks;
@@ -49,9 +50,7 @@ impl Plan {
             return Err(DataError::BatchTooLarge { batch_size, images }).or_usage();
         }
         let parameters = network.num_parameters()?;
-        let condition = dataset.condition_shape().map_or(0, |shape| shape.len());
-        let example = dataset.shape().len() + condition;
-        let data_bytes = if dataset.is_in_memory() { (dataset.len() * example) as u64 } else { 0 };
+        let data_bytes = dataset.bytes_in_memory();
         let memory = networks::memory_estimate(&network, parameters, dataset.shape(), &recipe.train)? + data_bytes;
         Ok(Self { recipe, network, train, held_out, machine, dir, parameters, memory })
     }
@@ -200,7 +199,8 @@ pub fn open_data(config: &DataConfig) -> Result<Dataset> {
             let _ = write!(std::io::stderr(), "\rchecking images: {percent} %{end}");
         }
     };
-    Ok(Dataset::open_with_progress(config, &progress)?)
+    let index_folder = cache::folder().map(|folder| folder.join("folders"));
+    Ok(Dataset::open_with(config, &Opening { progress: &progress, index_folder: index_folder.as_deref() })?)
 }
 
 /// A run folder's default name: `runs/NAME-001`, or the next free number.

@@ -13,6 +13,7 @@ use zip::ZipArchive;
 use super::classes::{self, Classes};
 use super::config::ChannelPolicy;
 use super::npy::{NpyArray, read_npy};
+use super::paged::PagedArray;
 use super::raster::Samples;
 use super::value_map::{self, Mapped};
 use super::{DataConfig, DataError, DataLayout, ImageShape};
@@ -22,15 +23,14 @@ const IMAGE_NAMES: [&str; 7] = ["images", "train_images", "x_train", "x", "data"
 /// Names of the labels in a `.npz`.
 const LABEL_NAMES: [&str; 6] = ["labels", "train_labels", "y_train", "y", "label", "arr_1"];
 
-/// All images of a source in memory, as they were stored but for their layout.
+/// All images of a source, as they were stored but for their layout.
 #[derive(Debug)]
 pub(super) struct ArraySource {
     pub(super) path: PathBuf,
     pub(super) kind: &'static str,
     pub(super) count: usize,
     pub(super) shape: ImageShape,
-    /// `[n, h, w, c]`.
-    pub(super) samples: Samples,
+    pub(super) samples: Held,
     pub(super) classes: Option<Classes>,
     /// Range of the values and what it is mapped to, in words.
     pub(super) values: String,
@@ -42,8 +42,32 @@ pub(super) struct ArraySource {
     pub(super) depth: usize,
 }
 
-/// Reads a `.npy` file.
+/// Where the values of an array are.
+#[derive(Debug)]
+pub(super) enum Held {
+    /// `[n, h, w, c]`.
+    Memory(Samples),
+    /// In their file, from which each example is read when it is wanted.
+    Paged(Box<PagedArray>),
+}
+
+impl Held {
+    /// Bits of each value.
+    pub(super) fn bits(&self) -> u32 {
+        match self {
+            Self::Memory(Samples::U8(_)) => 8,
+            Self::Memory(Samples::U16(_)) => 16,
+            Self::Memory(Samples::F32(_)) => 32,
+            Self::Paged(array) => array.rule().bits(),
+        }
+    }
+}
+
+/// Reads a `.npy` file, or opens it to read its examples one by one, if it is larger than what may stay in memory.
 pub(super) fn load_npy(path: &Path, config: &DataConfig) -> Result<ArraySource, DataError> {
+    if let Some(source) = PagedArray::open(path, config)? {
+        return Ok(source);
+    }
     let file = File::open(path).map_err(|e| DataError::io("open", path, e))?;
     let array = read_npy(BufReader::new(file), path)?;
     examples(array, path, "NumPy array", config)
@@ -80,22 +104,30 @@ pub(super) fn load_npz(path: &Path, config: &DataConfig) -> Result<ArraySource, 
 
 /// Where the channels of an array stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Channels {
+pub(super) enum Channels {
     First,
     Last,
 }
 
 /// How an array is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Axes {
-    count: usize,
-    shape: ImageShape,
-    channels: Channels,
-    layout: DataLayout,
-    depth: usize,
+pub(super) struct Axes {
+    pub(super) count: usize,
+    pub(super) shape: ImageShape,
+    pub(super) channels: Channels,
+    pub(super) layout: DataLayout,
+    pub(super) depth: usize,
 }
 
 impl Axes {
+    /// How an array of this shape is read.
+    ///
+    /// # Errors
+    /// A shape that is none of those expected.
+    pub(super) fn read(shape: &[usize], path: &Path, config: &DataConfig) -> Result<Self, DataError> {
+        Self::of(shape, config).map_err(|found| DataError::format(path, Self::expected(config.layout), found))
+    }
+
     fn of(shape: &[usize], config: &DataConfig) -> Result<Self, String> {
         let carried = |layout, count, channels, depth, height, width| {
             let shape = ImageShape { channels, height: depth * height, width };
@@ -146,15 +178,10 @@ impl Axes {
 }
 
 fn examples(array: NpyArray, path: &Path, kind: &'static str, config: &DataConfig) -> Result<ArraySource, DataError> {
-    let Axes { count, shape, channels, layout, depth } = Axes::of(&array.shape, config)
-        .map_err(|found| DataError::format(path, Axes::expected(config.layout), found))?;
+    let Axes { count, shape, channels, layout, depth } = Axes::read(&array.shape, path, config)?;
     let size = shape.len().max(1);
     let Mapped { samples, words, range } = value_map::map(array, path, size, layout, config.value_range)?;
-    let samples = match samples {
-        Samples::U8(v) => Samples::U8(channels_last(v, shape, channels)),
-        Samples::U16(v) => Samples::U16(channels_last(v, shape, channels)),
-        Samples::F32(v) => Samples::F32(channels_last(v, shape, channels)),
-    };
+    let samples = Held::Memory(samples_last(samples, shape, channels));
     Ok(ArraySource {
         path: path.to_path_buf(),
         kind,
@@ -167,6 +194,15 @@ fn examples(array: NpyArray, path: &Path, kind: &'static str, config: &DataConfi
         layout,
         depth,
     })
+}
+
+/// Samples with their channels last.
+pub(super) fn samples_last(samples: Samples, shape: ImageShape, channels: Channels) -> Samples {
+    match samples {
+        Samples::U8(v) => Samples::U8(channels_last(v, shape, channels)),
+        Samples::U16(v) => Samples::U16(channels_last(v, shape, channels)),
+        Samples::F32(v) => Samples::F32(channels_last(v, shape, channels)),
+    }
 }
 
 fn channels_last<T: Copy>(values: Vec<T>, shape: ImageShape, channels: Channels) -> Vec<T> {
@@ -190,11 +226,20 @@ mod tests {
     use std::io::Write;
 
     fn array(shape: &[usize], values: Values) -> NpyArray {
-        NpyArray { shape: shape.to_vec(), descr: "?".into(), values }
+        let descr = match values {
+            Values::U8(_) => "|u1",
+            Values::Int(_) => "<i4",
+            Values::F32(_) => "<f4",
+        };
+        NpyArray { shape: shape.to_vec(), descr: descr.into(), values }
     }
 
     fn read(array: NpyArray, channels: ChannelPolicy) -> Result<ArraySource, DataError> {
         examples(array, Path::new("x.npy"), "NumPy array", &DataConfig { channels, ..DataConfig::default() })
+    }
+
+    fn assert_samples(source: &ArraySource, expected: Samples) {
+        assert!(matches!(&source.samples, Held::Memory(samples) if *samples == expected), "{source:?}");
     }
 
     #[test]
@@ -245,9 +290,9 @@ mod tests {
         // With two rows and two columns only the number of channels tells the layouts apart.
         let rgb = ChannelPolicy::Exact(3);
         let first = read(array(&[2, 3, 2, 2], Values::U8(first)), rgb).unwrap();
-        assert_eq!(first.samples, Samples::U8(last.clone()));
+        assert_samples(&first, Samples::U8(last.clone()));
         let same = read(array(&[2, 2, 2, 3], Values::U8(last.clone())), rgb);
-        assert_eq!(same.unwrap().samples, Samples::U8(last));
+        assert_samples(&same.unwrap(), Samples::U8(last));
     }
 
     fn write_npz(path: &Path, arrays: &[(&str, &[usize], &[f32])]) {
@@ -276,7 +321,7 @@ mod tests {
             let arrays: Vec<_> = names.iter().map(|name| (*name, image.0, image.1)).collect();
             write_npz(&path, &arrays);
             let source = load_npz(&path, &DataConfig::default()).unwrap();
-            assert_eq!(source.samples, Samples::F32(vec![0.5, 1.0]), "{names:?}");
+            assert_samples(&source, Samples::F32(vec![0.5, 1.0]));
         }
         write_npz(&path, &[("a", image.0, image.1), ("b", image.0, image.1)]);
         let error = load_npz(&path, &DataConfig::default()).unwrap_err();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::order::Mirror;
 use super::policy::DataLayout;
-use super::{DataConfig, DataError, Dataset, ImageShape, ScanProgress};
+use super::{DataConfig, DataError, Dataset, ImageShape, Opening};
 
 /// Conditions of the examples of a dataset.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ impl Conditions {
         path: &Path,
         examples: &Dataset,
         config: &DataConfig,
-        progress: ScanProgress<'_>,
+        opening: &Opening<'_>,
     ) -> Result<Self, DataError> {
         let images = examples.layout() == DataLayout::Images;
         let config = DataConfig {
@@ -36,7 +36,7 @@ impl Conditions {
             class_condition: false,
             ..config.clone()
         };
-        let data = Dataset::open_with_progress(&config, progress)?;
+        let data = Dataset::open_with(&config, opening)?;
         if data.shape().size() != examples.shape().size() || data.depth() != examples.depth() {
             let reason =
                 format!("they are {}, the examples {}", data.shape().size().full(), examples.shape().size().full());
@@ -57,6 +57,10 @@ impl Conditions {
 
     pub(super) fn is_in_memory(&self) -> bool {
         self.data.is_in_memory()
+    }
+
+    pub(super) fn bytes_in_memory(&self) -> u64 {
+        self.data.bytes_in_memory()
     }
 
     /// Writes the condition of an example as `[c, h, w]` in [0, 1].

@@ -250,7 +250,7 @@ pub struct DataConfig {
     pub flip: Flip,
     /// Fraction of the images held out for evaluation, in [0, 1); at most 1000 images.
     pub held_out: f64,
-    /// Whether decoded files stay in memory.
+    /// Whether decoded files, and arrays, stay in memory.
     pub cache: CachePolicy,
     /// Limit of [`CachePolicy::Auto`], MiB.
     pub cache_mib: usize,
@@ -316,6 +316,15 @@ impl DataConfig {
             });
         }
         Ok(())
+    }
+
+    /// Bytes of data that may stay in memory.
+    pub(super) fn memory_limit(&self) -> u64 {
+        match self.cache {
+            CachePolicy::Off => 0,
+            CachePolicy::On => u64::MAX,
+            CachePolicy::Auto => (self.cache_mib as u64).saturating_mul(1 << 20),
+        }
     }
 
     /// Number of threads that read and decode files.

@@ -5,16 +5,17 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use super::array::ArraySource;
+use super::array::{ArraySource, Held};
 use super::classes::Classes;
 use super::condition::Conditions;
 use super::config::{ChannelPolicy, DataConfig, ImageShape, ImageSize};
 use super::folder::{self, ImageFile, Prepare, Scan};
 use super::order::{Mirror, split_permutation};
+use super::paged::PagedArray;
 use super::policy::{CachePolicy, DataLayout, Flip, ResizePolicy};
-use super::raster::Samples;
+use super::raster::{Raster, Samples};
 use super::source::Source;
 use super::{DataError, Subset, Summary, decode, digits, identity, resize};
 
@@ -26,6 +27,21 @@ const MIN_TO_SPLIT: usize = 40;
 
 /// Called while files are checked, from any thread: how many of how many are done.
 pub type ScanProgress<'a> = &'a (dyn Fn(usize, usize) + Sync);
+
+/// How a source is opened, beside what its configuration says.
+#[derive(Clone, Copy)]
+pub struct Opening<'a> {
+    /// Told of files that are checked.
+    pub progress: ScanProgress<'a>,
+    /// Where it is kept what is known of large folders, so that they open quickly the next time.
+    pub index_folder: Option<&'a Path>,
+}
+
+impl Default for Opening<'_> {
+    fn default() -> Self {
+        Self { progress: &|_, _| {}, index_folder: None }
+    }
+}
 
 /// One image as it is trained on.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,12 +79,14 @@ pub struct Dataset {
 enum Store {
     /// `[n, h, w, c]`.
     Array(Samples),
-    /// `[h, w, c]` each; depths may differ.
-    Cached(Vec<Samples>),
+    /// In a file of examples of this shape.
+    Paged { array: Box<PagedArray>, shape: ImageShape, size: ImageSize },
     Files {
         root: PathBuf,
         files: Vec<ImageFile>,
         prepare: Prepare,
+        /// `[h, w, c]` each, as soon as it has been decoded; depths may differ. None if there is no room for all.
+        kept: Option<Vec<OnceLock<Samples>>>,
     },
 }
 
@@ -78,16 +96,16 @@ enum Store {
 /// # Errors
 /// A source that cannot be read at all.
 pub fn inspect(config: &DataConfig) -> Result<Summary, DataError> {
-    inspect_with_progress(config, &|_, _| {})
+    inspect_with(config, &Opening::default())
 }
 
-/// [`inspect`], telling how many files are checked.
+/// [`inspect`], with progress and an index.
 ///
 /// # Errors
 /// As [`inspect`].
-pub fn inspect_with_progress(config: &DataConfig, progress: ScanProgress<'_>) -> Result<Summary, DataError> {
+pub fn inspect_with(config: &DataConfig, opening: &Opening<'_>) -> Result<Summary, DataError> {
     let config = DataConfig { cache: CachePolicy::Off, ..config.clone() };
-    Ok(match Source::read(&config, progress)? {
+    Ok(match Source::read(&config, opening)? {
         Source::Folder(root, scan) => {
             refuse_empty(&root, &scan)?;
             let shape = common_shape(&root, &scan, &config).ok();
@@ -104,20 +122,20 @@ impl Dataset {
     /// No such source, an empty one, too many broken files, images of several sizes or channels where
     /// the configuration names none, or values that cannot be images.
     pub fn open(config: &DataConfig) -> Result<Self, DataError> {
-        Self::open_with_progress(config, &|_, _| {})
+        Self::open_with(config, &Opening::default())
     }
 
-    /// [`Dataset::open`], telling how many files are checked.
+    /// [`Dataset::open`], with progress and an index.
     ///
     /// # Errors
     /// As [`Dataset::open`].
-    pub fn open_with_progress(config: &DataConfig, progress: ScanProgress<'_>) -> Result<Self, DataError> {
-        let mut dataset = match Source::read(config, progress)? {
+    pub fn open_with(config: &DataConfig, opening: &Opening<'_>) -> Result<Self, DataError> {
+        let mut dataset = match Source::read(config, opening)? {
             Source::Folder(root, scan) => Self::from_folder(root, scan, config),
             Source::Array(source) => Self::from_array(source, config),
         }?;
         if let Some(path) = &config.condition {
-            let conditions = Conditions::open(path, &dataset, config, progress)?;
+            let conditions = Conditions::open(path, &dataset, config, opening)?;
             dataset.digest = identity::with_condition(&dataset.digest, conditions.digest());
             dataset.conditions = Some(conditions);
         }
@@ -141,9 +159,11 @@ impl Dataset {
             len: scan.files.len(),
             names: Some(scan.files.iter().map(|file| file.path.clone()).collect()),
             conditions: None,
-            store: match scan.cache {
-                Some(rasters) => Store::Cached(rasters.into_iter().map(|r| r.samples).collect()),
-                None => Store::Files { root, files: scan.files, prepare: Prepare::new(config) },
+            store: Store::Files {
+                kept: kept(scan.decoded, &scan.files, shape, config),
+                root,
+                files: scan.files,
+                prepare: Prepare::new(config),
             },
             classes,
             digest,
@@ -174,7 +194,7 @@ impl Dataset {
         }
         let mirrored = source.layout == DataLayout::Images && source.path.as_os_str() != digits::NAME;
         let natural_flip = if mirrored { Flip::On } else { Flip::Off };
-        let digest = identity::array_digest(&source);
+        let digest = identity::array_digest(&source)?;
         let summary = Summary::of_array(&source, config.image_size);
         let size = config.image_size.unwrap_or(source.shape.size());
         if source.layout != DataLayout::Images && size != source.shape.size() {
@@ -184,13 +204,22 @@ impl Dataset {
                 expected: "unset: sequences and volumes are not resized",
             });
         }
-        let (samples, shape) = resize::fit_array(source.samples, source.shape, size, config.resize);
+        let (store, shape) = match source.samples {
+            Held::Memory(samples) => {
+                let (samples, shape) = resize::fit_array(samples, source.shape, size, config.resize);
+                (Store::Array(samples), shape)
+            }
+            Held::Paged(array) => {
+                let shape = ImageShape { height: size.height, width: size.width, ..source.shape };
+                (Store::Paged { array, shape: source.shape, size }, shape)
+            }
+        };
         Ok(Self {
             shape,
             len: source.count,
             names: None,
             conditions: None,
-            store: Store::Array(samples),
+            store,
             classes: source.classes,
             cache_key: digest.clone(),
             digest,
@@ -286,10 +315,28 @@ impl Dataset {
         self.natural_flip
     }
 
-    /// Whether every image is in memory, decoded and prepared.
+    /// Whether every image is in memory by now, decoded and prepared.
     pub fn is_in_memory(&self) -> bool {
         let conditions = self.conditions.as_ref().is_none_or(Conditions::is_in_memory);
-        conditions && !matches!(self.store, Store::Files { .. })
+        conditions
+            && match &self.store {
+                Store::Array(_) => true,
+                Store::Paged { .. } => false,
+                Store::Files { kept, .. } => {
+                    kept.as_ref().is_some_and(|kept| kept.iter().all(|samples| samples.get().is_some()))
+                }
+            }
+    }
+
+    /// Bytes that the data take in memory once every image has been read.
+    pub fn bytes_in_memory(&self) -> u64 {
+        let conditions = self.conditions.as_ref().map_or(0, Conditions::bytes_in_memory);
+        conditions
+            + match &self.store {
+                Store::Array(samples) => samples.bytes() as u64,
+                Store::Files { files, kept: Some(_), .. } => bytes_of(files, self.shape),
+                Store::Paged { .. } | Store::Files { kept: None, .. } => 0,
+            }
     }
 
     /// One image, never mirrored.
@@ -310,8 +357,16 @@ impl Dataset {
             Store::Array(samples) => {
                 samples.write_unit(index * self.shape.len(), self.shape, mirror, out);
             }
-            Store::Cached(images) => images[index].write_unit(0, self.shape, mirror, out),
-            Store::Files { root, files, prepare } => {
+            Store::Paged { array, shape, size } => {
+                let (samples, shape) = resize::fit_array(array.example(index)?, *shape, *size, self.resize);
+                samples.write_unit(0, shape, mirror, out);
+            }
+            Store::Files { root, files, prepare, kept } => {
+                let kept = kept.as_ref().map(|kept| &kept[index]);
+                if let Some(samples) = kept.and_then(OnceLock::get) {
+                    samples.write_unit(0, self.shape, mirror, out);
+                    return Ok(());
+                }
                 let file = &files[index];
                 let path = root.join(&file.path);
                 let raster = match decode::decode(&path) {
@@ -323,6 +378,10 @@ impl Dataset {
                 }
                 let prepared = prepare.apply(raster);
                 prepared.samples.write_unit(0, self.shape, mirror, out);
+                if let Some(kept) = kept {
+                    // Another thread may have been faster, with the same.
+                    let _ = kept.set(prepared.samples);
+                }
             }
         }
         Ok(())
@@ -370,6 +429,25 @@ impl Dataset {
         order.sort_unstable();
         (Subset::of(self.clone(), training), Subset::of(self.clone(), order))
     }
+}
+
+/// Room for every file's image, with those that are decoded already; `None` if not all may stay.
+fn kept(
+    decoded: Vec<Option<Raster>>,
+    files: &[ImageFile],
+    shape: ImageShape,
+    config: &DataConfig,
+) -> Option<Vec<OnceLock<Samples>>> {
+    let filled = |raster: Option<Raster>| match raster {
+        Some(raster) => OnceLock::from(raster.samples),
+        None => OnceLock::new(),
+    };
+    (bytes_of(files, shape) <= config.memory_limit()).then(|| decoded.into_iter().map(filled).collect())
+}
+
+/// Bytes of all files' images, prepared.
+fn bytes_of(files: &[ImageFile], shape: ImageShape) -> u64 {
+    files.iter().map(|file| shape.len() as u64 * u64::from(file.probe.bits / 8)).sum()
 }
 
 fn refuse_empty(root: &Path, scan: &Scan) -> Result<(), DataError> {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use flate2::read::GzDecoder;
 
-use super::array::ArraySource;
+use super::array::{ArraySource, Held};
 use super::classes::Classes;
 use super::raster::Samples;
 use super::{DataError, DataLayout, ImageShape};
@@ -48,7 +48,7 @@ pub(super) fn load() -> Result<ArraySource, DataError> {
         kind: "embedded UCI optical digits",
         count: labels.len(),
         shape: ImageShape { channels: 1, height: SIDE, width: SIDE },
-        samples: Samples::U8(levels),
+        samples: Held::Memory(Samples::U8(levels)),
         classes: Some(Classes::number(&labels)),
         values: "levels 0 to 16 -> [0, 1]".into(),
         range: [0.0, 1.0],
@@ -65,7 +65,7 @@ mod tests {
     fn the_embedded_set_is_complete() {
         let digits = load().unwrap();
         assert_eq!(digits.count, 1797);
-        let Samples::U8(levels) = digits.samples else { panic!("not 8 bit") };
+        let Held::Memory(Samples::U8(levels)) = digits.samples else { panic!("not 8 bit") };
         assert_eq!(levels.len(), 1797 * 64);
         // The first digit is a zero; its first row is 0 0 5 13 9 1 0 0.
         assert_eq!(levels[..8], [0, 0, 80, 207, 143, 16, 0, 0]);

@@ -6,14 +6,15 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use super::classes::Classes;
 use super::config::{ChannelPolicy, DataConfig};
-use super::dataset::ScanProgress;
+use super::dataset::{Opening, ScanProgress};
 use super::decode::{self, Probe};
-use super::policy::{CachePolicy, Verify};
+use super::folder_index::{self, FolderIndex};
+use super::policy::Verify;
 use super::raster::Raster;
 use super::{Broken, DataError, ImageSize, ResizePolicy, resize};
 
@@ -39,8 +40,8 @@ pub(super) struct Scan {
     pub(super) other_files: usize,
     /// Largest IDX or NumPy file in the folder, for a hint.
     pub(super) array: Option<PathBuf>,
-    /// Prepared images in the order of `files`, if they are kept.
-    pub(super) cache: Option<Vec<Raster>>,
+    /// Prepared images in the order of `files`, as far as they were decoded and there was room.
+    pub(super) decoded: Vec<Option<Raster>>,
 }
 
 /// How a decoded image is prepared for training.
@@ -71,11 +72,11 @@ impl Prepare {
 
 /// A file with an image's name, not looked into yet. In the order of the paths.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Listed {
+pub(super) struct Listed {
     /// Relative to the folder.
-    path: PathBuf,
-    bytes: u64,
-    modified: Option<SystemTime>,
+    pub(super) path: PathBuf,
+    pub(super) bytes: u64,
+    pub(super) modified: Option<SystemTime>,
 }
 
 #[derive(Default)]
@@ -90,40 +91,53 @@ struct Listing {
 ///
 /// # Errors
 /// A folder that cannot be read; a file's own failure is no error but an entry in `broken`.
-pub(super) fn scan(root: &Path, config: &DataConfig, progress: ScanProgress<'_>) -> Result<Scan, DataError> {
+pub(super) fn scan(root: &Path, config: &DataConfig, opening: &Opening<'_>) -> Result<Scan, DataError> {
     let mut listing = Listing::default();
     list(root, Path::new(""), &mut HashSet::new(), &mut listing)?;
     listing.images.sort();
-    Ok(scan_listed(root, listing, config, progress))
+    Ok(scan_listed(root, listing, config, opening))
 }
 
 /// [`scan`] of one image file: a folder that holds nothing else.
 ///
 /// # Errors
 /// A file that cannot be looked at.
-pub(super) fn scan_file(path: &Path, config: &DataConfig, progress: ScanProgress<'_>) -> Result<Scan, DataError> {
+pub(super) fn scan_file(path: &Path, config: &DataConfig, opening: &Opening<'_>) -> Result<Scan, DataError> {
     let meta = std::fs::metadata(path).map_err(|e| DataError::io("read", path, e))?;
     let (root, name) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
     let only = Listed { path: name.into(), bytes: meta.len(), modified: meta.modified().ok() };
-    Ok(scan_listed(root, Listing { images: vec![only], ..Listing::default() }, config, progress))
+    Ok(scan_listed(root, Listing { images: vec![only], ..Listing::default() }, config, opening))
 }
 
-fn scan_listed(root: &Path, listing: Listing, config: &DataConfig, progress: ScanProgress<'_>) -> Scan {
-    let checked = check(root, &listing.images, config, progress);
-    let (mut files, mut broken, mut cache) = (Vec::new(), Vec::new(), Some(Vec::new()));
+fn scan_listed(root: &Path, listing: Listing, config: &DataConfig, opening: &Opening<'_>) -> Scan {
+    let large = listing.images.len() >= folder_index::LEAST_FILES;
+    let index = opening.index_folder.filter(|_| large).map(|folder| FolderIndex::load(folder, root));
+    let known = |file: &Listed| index.as_ref().and_then(|index| index.get(file, config.verify));
+    let (mut checked, mut unknown) = (Vec::new(), Vec::new());
+    for file in &listing.images {
+        let known = known(file);
+        if known.is_none() {
+            unknown.push(file);
+        }
+        checked.push(known.map(|found| found.map(|probe| (probe, None))));
+    }
+    let mut looked = check(root, &unknown, config, opening.progress).into_iter();
+    let checked: Vec<Checked> = checked.into_iter().filter_map(|known| known.or_else(|| looked.next())).collect();
+    if let Some(index) = index.filter(|_| !unknown.is_empty()) {
+        let found = |checked: &Checked| checked.as_ref().map(|(probe, _)| *probe).map_err(Clone::clone);
+        index.save(listing.images.iter().zip(checked.iter().map(found)), config.verify);
+    }
+    let (mut files, mut broken, mut decoded) = (Vec::new(), Vec::new(), Vec::new());
     for (Listed { path, bytes, modified }, result) in listing.images.into_iter().zip(checked) {
         match result {
             Ok((probe, raster)) => {
                 files.push(ImageFile { path, bytes, modified, probe });
-                match (raster, &mut cache) {
-                    (Some(raster), Some(cache)) => cache.push(raster),
-                    _ => cache = None,
-                }
+                decoded.push(raster);
             }
             Err(reason) => broken.push(Broken { path, reason }),
         }
     }
-    Scan { files, broken, other_files: listing.other_files, array: listing.array.map(|(_, path)| path), cache }
+    Scan { files, broken, other_files: listing.other_files, array: listing.array.map(|(_, path)| path), decoded }
 }
 
 /// Lists `root/below` and its subfolders. Links are followed; `above` holds the folders on the way
@@ -177,14 +191,14 @@ fn is_array_name(path: &Path) -> bool {
 type Checked = Result<(Probe, Option<Raster>), String>;
 
 /// Checks every file, on several threads; results in the order of `files`.
-fn check(root: &Path, files: &[Listed], config: &DataConfig, progress: ScanProgress<'_>) -> Vec<Checked> {
+fn check(root: &Path, files: &[&Listed], config: &DataConfig, progress: ScanProgress<'_>) -> Vec<Checked> {
     let checker = Checker::new(root, config);
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Vec::with_capacity(files.len()));
     let work = || {
         loop {
             let i = next.fetch_add(1, Ordering::Relaxed);
-            let Some(Listed { path, .. }) = files.get(i) else {
+            let Some(&Listed { path, .. }) = files.get(i) else {
                 return;
             };
             let result = checker.check(path);
@@ -211,8 +225,8 @@ struct Checker<'a> {
     verify: Verify,
     prepare: Prepare,
     /// Bytes that the cache may take; `None` keeps nothing.
-    limit: Option<usize>,
-    kept: AtomicUsize,
+    limit: Option<u64>,
+    kept: AtomicU64,
     full: AtomicBool,
 }
 
@@ -222,12 +236,8 @@ impl<'a> Checker<'a> {
             root,
             verify: config.verify,
             prepare: Prepare::new(config),
-            limit: match config.cache {
-                CachePolicy::Off => None,
-                CachePolicy::On => Some(usize::MAX),
-                CachePolicy::Auto => Some(config.cache_mib.saturating_mul(1 << 20)),
-            },
-            kept: AtomicUsize::new(0),
+            limit: Some(config.memory_limit()).filter(|&limit| limit > 0),
+            kept: AtomicU64::new(0),
             full: AtomicBool::new(false),
         }
     }
@@ -246,8 +256,8 @@ impl<'a> Checker<'a> {
             return Ok((probe, None));
         }
         let raster = self.prepare.apply(raster);
-        let bytes = raster.samples.bytes();
-        if self.kept.fetch_add(bytes, Ordering::Relaxed) + bytes > limit {
+        let bytes = raster.samples.bytes() as u64;
+        if self.kept.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) > limit {
             self.full.store(true, Ordering::Relaxed);
             return Ok((probe, None));
         }

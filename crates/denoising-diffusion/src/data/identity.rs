@@ -3,10 +3,10 @@
 
 use std::time::SystemTime;
 
-use super::ImageShape;
-use super::array::ArraySource;
+use super::array::{ArraySource, Held};
 use super::folder::ImageFile;
 use super::raster::Samples;
+use super::{DataError, ImageShape};
 use crate::digest::Digest;
 
 /// Paths and lengths of usable files.
@@ -47,17 +47,24 @@ pub(super) fn folder_cache_key(folder_digest: &str, files: &[ImageFile]) -> Stri
 }
 
 /// Shape, values and labels.
-pub(super) fn array_digest(source: &ArraySource) -> String {
+///
+/// # Errors
+/// A file that cannot be read to its end.
+pub(super) fn array_digest(source: &ArraySource) -> Result<String, DataError> {
     let ImageShape { channels, height, width } = source.shape;
     let mut digest = Digest::new();
     digest.update(b"array");
     for side in [source.count, channels, height, width] {
         digest.update((side as u64).to_le_bytes());
     }
-    match &source.samples {
+    let mut add = |samples: &Samples| match samples {
         Samples::U8(v) => digest.update(v),
         Samples::U16(v) => v.iter().for_each(|v| digest.update(v.to_le_bytes())),
         Samples::F32(v) => v.iter().for_each(|v| digest.update(v.to_le_bytes())),
+    };
+    match &source.samples {
+        Held::Memory(samples) => add(samples),
+        Held::Paged(array) => array.each_samples(|samples| add(&samples))?,
     }
     if let Some(classes) = &source.classes {
         classes.of_image.iter().for_each(|class| digest.update(class.to_le_bytes()));
@@ -66,5 +73,5 @@ pub(super) fn array_digest(source: &ArraySource) -> String {
             classes.names.iter().for_each(|name| digest.update(format!("{name}\0")));
         }
     }
-    digest.finish()
+    Ok(digest.finish())
 }

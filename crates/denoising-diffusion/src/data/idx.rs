@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use flate2::bufread::MultiGzDecoder;
 
-use super::array::ArraySource;
+use super::array::{ArraySource, Held};
 use super::classes::{self, Classes};
 use super::decode::read_limited;
 use super::raster::Samples;
@@ -37,7 +37,7 @@ pub(super) fn load(path: &Path) -> Result<ArraySource, DataError> {
         kind: "IDX file",
         count,
         shape: ImageShape { channels: 1, height, width },
-        samples: Samples::U8(bytes),
+        samples: Held::Memory(Samples::U8(bytes)),
         classes,
         values: "uint8 0 to 255 -> [0, 1]".into(),
         range: [0.0, 1.0],
@@ -155,7 +155,7 @@ mod tests {
             let source = load(&at(name)).unwrap();
             assert_eq!(source.count, 3);
             assert_eq!((source.shape.height, source.shape.width), (1, 2));
-            assert_eq!(source.samples, Samples::U8(vec![0, 1, 2, 3, 4, 5]));
+            assert!(matches!(source.samples, Held::Memory(Samples::U8(v)) if v == [0, 1, 2, 3, 4, 5]));
             let classes = source.classes.unwrap();
             assert_eq!(classes.of_image, [1, 0, 1]);
             assert_eq!(classes.names, ["0", "2"]);

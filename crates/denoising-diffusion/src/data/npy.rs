@@ -18,7 +18,7 @@ const MAX_HEADER: u64 = 10_000;
 
 /// Kind and width of an element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Unsigned,
     Signed,
     Float,
@@ -26,14 +26,14 @@ enum Kind {
 
 /// What an array's header says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Header {
-    descr: String,
+pub(super) struct Header {
+    pub(super) descr: String,
     kind: Kind,
     /// Bytes per element.
-    width: usize,
+    pub(super) width: usize,
     big_endian: bool,
-    fortran: bool,
-    shape: Vec<usize>,
+    pub(super) fortran: bool,
+    pub(super) shape: Vec<usize>,
 }
 
 /// Values of an array, in C order.
@@ -143,7 +143,7 @@ pub(super) fn read_npy(mut reader: impl Read, path: &Path) -> Result<NpyArray, D
     read_values(header, reader, path)
 }
 
-fn read_header(reader: &mut impl Read, path: &Path) -> Result<Header, DataError> {
+pub(super) fn read_header(reader: &mut impl Read, path: &Path) -> Result<Header, DataError> {
     let found = |text: &str| DataError::format(path, "a .npy header", text);
     let io = |e: std::io::Error| match e.kind() {
         std::io::ErrorKind::UnexpectedEof => found("the end of the file"),
@@ -214,6 +214,12 @@ fn parse_header(text: &str) -> Result<Header, String> {
         _ => return Err(unsupported()),
     };
     Ok(Header { descr, kind, width, big_endian, fortran, shape })
+}
+
+/// The values of a piece of an array in C order.
+pub(super) fn values_of(header: &Header, bytes: &[u8], path: &Path) -> Result<Values, DataError> {
+    let header = Header { shape: vec![bytes.len() / header.width], fortran: false, ..header.clone() };
+    Ok(read_values(header, bytes, path)?.values)
 }
 
 /// The bytes of the values, all of them.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::array::{self, ArraySource};
 use super::classes;
 use super::config::DataConfig;
-use super::dataset::ScanProgress;
+use super::dataset::Opening;
 use super::folder::{self, Scan};
 use super::{DataError, digits, idx};
 
@@ -18,7 +18,7 @@ pub(super) enum Source {
 }
 
 impl Source {
-    pub(super) fn read(config: &DataConfig, progress: ScanProgress<'_>) -> Result<Self, DataError> {
+    pub(super) fn read(config: &DataConfig, opening: &Opening<'_>) -> Result<Self, DataError> {
         config.validate()?;
         let path = match &config.path {
             Some(path) if path.as_os_str() != digits::NAME => path.as_path(),
@@ -30,12 +30,12 @@ impl Source {
         let meta = std::fs::metadata(path).map_err(|e| DataError::io("open", path, e))?;
         if meta.is_dir() {
             refuse_labels(config, "none: the classes of a folder are its subfolders")?;
-            let scan = folder::scan(path, config, progress)?;
+            let scan = folder::scan(path, config, opening)?;
             return Ok(Self::Folder(path.to_path_buf(), scan));
         }
         if let (true, Some(folder)) = (folder::is_image_name(path), path.parent()) {
             refuse_labels(config, "none: one image has no classes")?;
-            return Ok(Self::Folder(folder.to_path_buf(), folder::scan_file(path, config, progress)?));
+            return Ok(Self::Folder(folder.to_path_buf(), folder::scan_file(path, config, opening)?));
         }
         let source = match &first_bytes(path)?[..] {
             [0x93, b'N', b'U', b'M', ..] => array::load_npy(path, config),

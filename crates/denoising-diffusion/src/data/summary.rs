@@ -9,7 +9,6 @@ use serde::Serialize;
 use super::array::ArraySource;
 use super::classes::Classes;
 use super::folder::{self, Scan};
-use super::raster::Samples;
 use super::{Broken, ImageShape, ImageSize};
 
 /// How many images share a property.
@@ -68,11 +67,6 @@ impl Summary {
 
     pub(super) fn of_array(source: &ArraySource, size: Option<ImageSize>) -> Self {
         let ImageSize { height, width } = size.unwrap_or(source.shape.size());
-        let bits = match source.samples {
-            Samples::U8(_) => 8,
-            Samples::U16(_) => 16,
-            Samples::F32(_) => 32,
-        };
         let all = source.count;
         Self {
             source: source.path.display().to_string(),
@@ -82,7 +76,7 @@ impl Summary {
             classes: source.classes.as_ref().map(per_class).unwrap_or_default(),
             sizes: vec![Tally { value: source.shape.size(), images: all }],
             channels: vec![Tally { value: source.shape.channels, images: all }],
-            bits: vec![Tally { value: bits, images: all }],
+            bits: vec![Tally { value: source.samples.bits(), images: all }],
             values: Some(source.values.clone()),
             broken: Vec::new(),
             other_files: 0,

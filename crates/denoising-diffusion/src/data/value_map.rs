@@ -30,57 +30,160 @@ pub(super) fn map(
     layout: DataLayout,
     range: Option<ValueRange>,
 ) -> Result<Mapped, DataError> {
-    let descr = array.descr;
-    let kept = |samples, words: &str| Ok(Mapped { samples, words: words.into(), range: [0.0, 1.0] });
-    match (array.values, range) {
-        (Values::U8(v), None) => kept(Samples::U8(v), "uint8 0 to 255 -> [0, 1]"),
-        (Values::Int(v), None) if descr.ends_with("u2") => {
+    let rule = match Rule::of_type(&array.descr, path, layout, range)? {
+        Some(rule) => rule,
+        None => {
+            let mut extremes = Extremes::default();
+            extremes.see(&array.values, path, size)?;
+            Rule::of_extremes(extremes, path, layout, range)?
+        }
+    };
+    Ok(Mapped { samples: rule.apply(array.values), words: rule.words(), range: rule.range() })
+}
+
+/// How the values of an array are read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Rule {
+    /// All of uint8.
+    U8,
+    /// All of uint16.
+    U16,
+    /// Numbers between `extremes`, of which `low` and `high` become 0 and 1.
+    Range { low: f64, high: f64, extremes: Extremes },
+}
+
+impl Rule {
+    /// The rule of an element type; `None` if the values must be looked at.
+    ///
+    /// # Errors
+    /// A type whose range must be said.
+    pub(super) fn of_type(
+        descr: &str,
+        path: &Path,
+        layout: DataLayout,
+        range: Option<ValueRange>,
+    ) -> Result<Option<Self>, DataError> {
+        match descr.get(1..).unwrap_or_default() {
+            _ if range.is_some() => Ok(None),
+            "u1" => Ok(Some(Self::U8)),
+            "u2" => Ok(Some(Self::U16)),
+            kind if kind.starts_with(['u', 'i']) && layout == DataLayout::Images => {
+                let expected = "uint8, uint16, float32 or float64 images, or --value-range LOW,HIGH or measured";
+                Err(DataError::format(path, expected, format!("dtype `{descr}`")))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The rule of numbers that have been looked at.
+    ///
+    /// # Errors
+    /// Values outside of the range.
+    pub(super) fn of_extremes(
+        extremes: Extremes,
+        path: &Path,
+        layout: DataLayout,
+        range: Option<ValueRange>,
+    ) -> Result<Self, DataError> {
+        let Extremes { min, max, .. } = extremes;
+        let outside = |declared| DataError::ValueRange { path: path.to_path_buf(), min, max, declared };
+        let [low, high] = match (range, usual(min, max)) {
+            (Some(ValueRange::Declared(range)), _) => range,
+            (Some(ValueRange::Measured), _) => measured(min, max),
+            (None, Some(range)) => range,
+            (None, None) if layout == DataLayout::Images => return Err(outside(None)),
+            (None, None) => measured(min, max),
+        };
+        let slack = SLACK * (high - low);
+        if f64::from(min) < low - slack || f64::from(max) > high + slack {
+            return Err(outside(Some([low, high])));
+        }
+        Ok(Self::Range { low, high, extremes })
+    }
+
+    /// Values as they are kept.
+    pub(super) fn apply(self, values: Values) -> Samples {
+        match (self, values) {
+            (Self::U8, Values::U8(v)) => Samples::U8(v),
             // Every value of the type fits.
-            let values = v.into_iter().map(|v| u16::try_from(v).unwrap_or(u16::MAX));
-            kept(Samples::U16(values.collect()), "uint16 0 to 65535 -> [0, 1]")
+            (Self::U16, Values::Int(v)) => {
+                Samples::U16(v.into_iter().map(|v| u16::try_from(v).unwrap_or(u16::MAX)).collect())
+            }
+            (rule, values) => {
+                let [low, high] = rule.range();
+                let unit = |value: f32| ((f64::from(value) - low) / (high - low)).clamp(0.0, 1.0) as f32;
+                Samples::F32(numbers(&values).map(unit).collect())
+            }
         }
-        (Values::Int(_), None) if layout == DataLayout::Images => {
-            let expected = "uint8, uint16, float32 or float64 images, or --value-range LOW,HIGH or measured";
-            Err(DataError::format(path, expected, format!("dtype `{descr}`")))
+    }
+
+    /// Bits of each value as it is kept.
+    pub(super) fn bits(self) -> u32 {
+        match self {
+            Self::U8 => 8,
+            Self::U16 => 16,
+            Self::Range { .. } => 32,
         }
-        (Values::U8(v), range) => unit(v.into_iter().map(f32::from).collect(), path, size, layout, range),
-        (Values::Int(v), range) => unit(v.into_iter().map(|v| v as f32).collect(), path, size, layout, range),
-        (Values::F32(v), range) => unit(v, path, size, layout, range),
+    }
+
+    /// For people.
+    pub(super) fn words(self) -> String {
+        match self {
+            Self::U8 => "uint8 0 to 255 -> [0, 1]".into(),
+            Self::U16 => "uint16 0 to 65535 -> [0, 1]".into(),
+            Self::Range { low, high, extremes: Extremes { min, max, .. } } => {
+                format!("{min} to {max}, read as [{low}, {high}] -> [0, 1]")
+            }
+        }
+    }
+
+    /// What 0 and 1 stand for: of what is stored in 8 or 16 bits, 0 and 1.
+    pub(super) fn range(self) -> [f64; 2] {
+        match self {
+            Self::U8 | Self::U16 => [0.0, 1.0],
+            Self::Range { low, high, .. } => [low, high],
+        }
     }
 }
 
-/// Checks numbers and maps their range to [0, 1].
-fn unit(
-    mut values: Vec<f32>,
-    path: &Path,
-    size: usize,
-    layout: DataLayout,
-    range: Option<ValueRange>,
-) -> Result<Mapped, DataError> {
-    let (mut min, mut max) = (f32::INFINITY, f32::NEG_INFINITY);
-    for (i, &value) in values.iter().enumerate() {
-        if !value.is_finite() {
-            return Err(DataError::NotFinite { path: path.to_path_buf(), image: i / size, value });
+/// Smallest and largest of the numbers seen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Extremes {
+    min: f32,
+    max: f32,
+    seen: usize,
+}
+
+impl Default for Extremes {
+    fn default() -> Self {
+        Self { min: f32::INFINITY, max: f32::NEG_INFINITY, seen: 0 }
+    }
+}
+
+impl Extremes {
+    /// Looks at the next values, `size` to an example.
+    ///
+    /// # Errors
+    /// One that is not finite.
+    pub(super) fn see(&mut self, values: &Values, path: &Path, size: usize) -> Result<(), DataError> {
+        for value in numbers(values) {
+            if !value.is_finite() {
+                return Err(DataError::NotFinite { path: path.to_path_buf(), image: self.seen / size, value });
+            }
+            (self.min, self.max) = (self.min.min(value), self.max.max(value));
+            self.seen += 1;
         }
-        (min, max) = (min.min(value), max.max(value));
+        Ok(())
     }
-    let outside = |declared| DataError::ValueRange { path: path.to_path_buf(), min, max, declared };
-    let [low, high] = match (range, usual(min, max)) {
-        (Some(ValueRange::Declared(range)), _) => range,
-        (Some(ValueRange::Measured), _) => measured(min, max),
-        (None, Some(range)) => range,
-        (None, None) if layout == DataLayout::Images => return Err(outside(None)),
-        (None, None) => measured(min, max),
-    };
-    let slack = SLACK * (high - low);
-    if f64::from(min) < low - slack || f64::from(max) > high + slack {
-        return Err(outside(Some([low, high])));
+}
+
+/// Values of any type as numbers.
+fn numbers(values: &Values) -> Box<dyn Iterator<Item = f32> + '_> {
+    match values {
+        Values::U8(v) => Box::new(v.iter().map(|&v| v.into())),
+        Values::Int(v) => Box::new(v.iter().map(|&v| v as f32)),
+        Values::F32(v) => Box::new(v.iter().copied()),
     }
-    for value in &mut values {
-        *value = ((f64::from(*value) - low) / (high - low)).clamp(0.0, 1.0) as f32;
-    }
-    let words = format!("{min} to {max}, read as [{low}, {high}] -> [0, 1]");
-    Ok(Mapped { samples: Samples::F32(values), words, range: [low, high] })
 }
 
 /// [0, 1] or [-1, 1], if that is where the values lie.

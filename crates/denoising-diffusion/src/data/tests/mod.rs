@@ -1,6 +1,7 @@
 //! Sources, loader and errors together, on files written for the purpose. Shared helpers stand here.
 
 mod classes;
+mod large;
 mod loading;
 mod sources;
 

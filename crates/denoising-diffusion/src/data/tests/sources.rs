@@ -255,7 +255,7 @@ fn small_sets_are_cached_and_large_ones_are_not() {
         assert_eq!(total, 5);
         checked.fetch_add(1, Ordering::SeqCst);
     };
-    let data = Dataset::open_with_progress(&headers, &count).unwrap();
+    let data = Dataset::open_with(&headers, &Opening { progress: &count, ..Opening::default() }).unwrap();
     assert_eq!(checked.load(Ordering::SeqCst), 5);
     assert!(!data.is_in_memory());
 }

@@ -1,0 +1,91 @@
+//! What an earlier look at a large folder found, kept in a file, so that the next one does not decode every image again. Each entry
+//! counts only while its file has the same length and time of change. Not here: looking.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufReader, BufWriter};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use super::ImageShape;
+use super::decode::Probe;
+use super::folder::Listed;
+use super::policy::Verify;
+use crate::atomic_file::write_atomically;
+use crate::digest::Digest;
+
+/// Folders of fewer files are looked at anew each time.
+pub(super) const LEAST_FILES: usize = 1000;
+/// Of the file's contents.
+const VERSION: u32 = 1;
+
+/// A folder's file of entries.
+#[derive(Debug)]
+pub(super) struct FolderIndex {
+    path: PathBuf,
+    root: PathBuf,
+    entries: HashMap<PathBuf, Entry>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Contents {
+    version: u32,
+    root: PathBuf,
+    entries: Vec<(PathBuf, Entry)>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Entry {
+    bytes: u64,
+    modified: SystemTime,
+    verify: Verify,
+    /// Shape and bits, or why the file cannot be used.
+    found: Result<(ImageShape, u32), String>,
+}
+
+impl FolderIndex {
+    /// The index of `root` among those in `folder`; an empty one if there is none, or none that can be read.
+    pub(super) fn load(folder: &Path, root: &Path) -> Self {
+        let root = root.canonicalize().unwrap_or_else(|_| root.to_path_buf());
+        let mut name = Digest::new();
+        name.update(root.as_os_str().as_encoded_bytes());
+        let path = folder.join(format!("{}.json", &name.finish()[..16]));
+        let contents = File::open(&path).ok().and_then(|file| serde_json::from_reader(BufReader::new(file)).ok());
+        let entries = match contents {
+            Some(Contents { version: VERSION, root: of, entries }) if of == root => entries.into_iter().collect(),
+            _ => HashMap::new(),
+        };
+        Self { path, root, entries }
+    }
+
+    /// What is known of a file from a look at least as thorough as `verify`.
+    pub(super) fn get(&self, file: &Listed, verify: Verify) -> Option<Result<Probe, String>> {
+        let entry = self.entries.get(&file.path)?;
+        let same = entry.bytes == file.bytes && Some(entry.modified) == file.modified;
+        let thorough = entry.verify == Verify::Full || verify == Verify::Header;
+        let probe = |(shape, bits)| Probe { shape, bits };
+        (same && thorough).then(|| entry.found.clone().map(probe))
+    }
+
+    /// Replaces the entries by those of a new look and writes them. A folder for such files that cannot be written to costs the next look
+    /// its time and nothing else.
+    pub(super) fn save<'a>(self, looked: impl Iterator<Item = (&'a Listed, Result<Probe, String>)>, verify: Verify) {
+        let entry = |(file, found): (&Listed, Result<Probe, String>)| {
+            let found = found.map(|probe| (probe.shape, probe.bits));
+            // What was known from a more thorough look stays so.
+            let before = self.get(file, Verify::Full).is_some();
+            let verify = if before { Verify::Full } else { verify };
+            Some((file.path.clone(), Entry { bytes: file.bytes, modified: file.modified?, verify, found }))
+        };
+        let entries = looked.filter_map(entry).collect();
+        let contents = Contents { version: VERSION, root: self.root.clone(), entries };
+        let folder = self.path.parent().unwrap_or(Path::new(""));
+        let _ = std::fs::create_dir_all(folder).and_then(|()| {
+            write_atomically(&self.path, |out| {
+                serde_json::to_writer(BufWriter::new(out), &contents).map_err(std::io::Error::from)
+            })
+        });
+    }
+}

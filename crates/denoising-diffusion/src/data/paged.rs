@@ -1,0 +1,135 @@
+//! Arrays too large for the memory: a `.npy` file whose examples are read one by one, when they are wanted, with reads at a place. Beside
+//! memory mapping this needs no `unsafe`, a file that is cut off under a run is an error and no signal, and the system's page cache keeps
+//! what fits all the same. Opening reads the whole file once or twice, for its digest and, where it is not told by the type, its range.
+
+use std::fs::File;
+use std::io::Seek;
+use std::path::{Path, PathBuf};
+
+use super::array::{ArraySource, Axes, Held, samples_last};
+use super::npy::{self, Header, Values};
+use super::raster::Samples;
+use super::value_map::{Extremes, Rule};
+use super::{DataConfig, DataError};
+
+/// Values read at a time while all of them are looked at.
+const CHUNK: usize = 1 << 20;
+
+/// An array in its file.
+#[derive(Debug)]
+pub(super) struct PagedArray {
+    file: File,
+    path: PathBuf,
+    header: Header,
+    /// Where the values begin.
+    start: u64,
+    axes: Axes,
+    rule: Rule,
+}
+
+impl PagedArray {
+    /// Opens a `.npy` file that is larger than what may stay in memory; `None` for a smaller one, and for one in Fortran order, whose
+    /// examples do not lie in one piece.
+    ///
+    /// # Errors
+    /// A file that is no array or is cut off, values that cannot be examples.
+    pub(super) fn open(path: &Path, config: &DataConfig) -> Result<Option<ArraySource>, DataError> {
+        let io = |e| DataError::io("read", path, e);
+        let mut file = File::open(path).map_err(|e| DataError::io("open", path, e))?;
+        let header = npy::read_header(&mut file, path)?;
+        let start = file.stream_position().map_err(io)?;
+        let count = header.shape.iter().try_fold(header.width as u64, |n, &side| n.checked_mul(side as u64));
+        let Some(expected) = count.filter(|&bytes| bytes > config.memory_limit() && !header.fortran) else {
+            return Ok(None);
+        };
+        let found = file.metadata().map_err(io)?.len().saturating_sub(start);
+        if found < expected {
+            return Err(DataError::Truncated { path: path.to_path_buf(), expected, found });
+        }
+        let axes = Axes::read(&header.shape, path, config)?;
+        if axes.count == 0 || axes.shape.is_empty() {
+            return Ok(None);
+        }
+        let rule = Rule::of_type(&header.descr, path, axes.layout, config.value_range)?;
+        let mut array = Self { file, path: path.to_path_buf(), header, start, axes, rule: rule.unwrap_or(Rule::U8) };
+        if rule.is_none() {
+            let mut extremes = Extremes::default();
+            array.each_chunk(|values| extremes.see(&values, path, axes.shape.len()))?;
+            array.rule = Rule::of_extremes(extremes, path, axes.layout, config.value_range)?;
+        }
+        Ok(Some(ArraySource {
+            path: path.to_path_buf(),
+            kind: "NumPy array",
+            count: axes.count,
+            shape: axes.shape,
+            classes: None,
+            values: array.rule.words(),
+            range: array.rule.range(),
+            layout: axes.layout,
+            depth: axes.depth,
+            samples: Held::Paged(Box::new(array)),
+        }))
+    }
+
+    /// How its values are read.
+    pub(super) fn rule(&self) -> Rule {
+        self.rule
+    }
+
+    /// One example, `[h, w, c]`.
+    ///
+    /// # Errors
+    /// A file that is no longer what it was.
+    pub(super) fn example(&self, index: usize) -> Result<Samples, DataError> {
+        let size = self.axes.shape.len();
+        Ok(self.kept(self.values(index * size, size)?))
+    }
+
+    /// Calls `f` with all samples, some whole examples at a time.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub(super) fn each_samples(&self, mut f: impl FnMut(Samples)) -> Result<(), DataError> {
+        self.each_chunk(|values| {
+            f(self.kept(values));
+            Ok(())
+        })
+    }
+
+    fn kept(&self, values: Values) -> Samples {
+        samples_last(self.rule.apply(values), self.axes.shape, self.axes.channels)
+    }
+
+    fn each_chunk(&self, mut f: impl FnMut(Values) -> Result<(), DataError>) -> Result<(), DataError> {
+        let (size, count) = (self.axes.shape.len(), self.axes.count);
+        let at_a_time = (CHUNK / size).max(1);
+        (0..count)
+            .step_by(at_a_time)
+            .try_for_each(|first| f(self.values(first * size, at_a_time.min(count - first) * size)?))
+    }
+
+    fn values(&self, first: usize, count: usize) -> Result<Values, DataError> {
+        let width = self.header.width;
+        let mut bytes = vec![0; count * width];
+        read_at(&self.file, &mut bytes, self.start + (first * width) as u64)
+            .map_err(|e| DataError::io("read", &self.path, e))?;
+        npy::values_of(&self.header, &bytes, &self.path)
+    }
+}
+
+#[cfg(unix)]
+fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
+}
+
+#[cfg(windows)]
+fn read_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        let n = std::os::windows::fs::FileExt::seek_read(file, bytes, offset)?;
+        if n == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        (bytes, offset) = (&mut bytes[n..], offset + n as u64);
+    }
+    Ok(())
+}

@@ -1,0 +1,130 @@
+//! Data that are larger than what may stay in memory, and folders that are looked at again.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::super::npy::write_npy_f32;
+use super::super::*;
+use super::{config, folder, rgb, save};
+
+fn off(path: &Path) -> DataConfig {
+    DataConfig { cache: CachePolicy::Off, ..config(path) }
+}
+
+/// A `.npy` file of any type.
+fn write(path: &Path, descr: &str, shape: &str, bytes: &[u8]) {
+    let dict = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n");
+    let mut file = b"\x93NUMPY\x01\x00".to_vec();
+    file.extend((dict.len() as u16).to_le_bytes());
+    file.extend(dict.as_bytes());
+    file.extend(bytes);
+    std::fs::write(path, file).unwrap();
+}
+
+#[test]
+fn an_array_read_from_its_file_is_the_one_read_into_memory() {
+    let root = folder();
+    let path = root.path().join("x.npy");
+    let bytes: Vec<u8> = (0..7 * 4 * 4 * 3 * 4).map(|i| (i * 37 % 251) as u8).collect();
+    let floats: Vec<f32> = (0..7 * 48).map(|i| (i as f32 * 0.37).sin() * 4.0 - 1.0).collect();
+    let unit: Vec<f32> = floats.iter().map(|v| (v + 5.0) / 10.0).collect();
+    let write_floats = |values: &[f32]| write_npy_f32(&path, &[7, 3, 4, 4], values).unwrap();
+    let sequences = |config| DataConfig { layout: DataLayout::Sequences, ..config };
+    let smaller = |config| DataConfig { image_size: Some(ImageSize::square(2)), ..config };
+    let plain = |config: DataConfig| config;
+    let declared = |config| DataConfig { value_range: Some(ValueRange::Declared([-10.0, 300.0])), ..config };
+    type Change<'a> = &'a dyn Fn(DataConfig) -> DataConfig;
+    let cases: [(&str, &dyn Fn(), Change<'_>); 7] = [
+        ("channels last", &|| write(&path, "|u1", "(7, 4, 4, 3)", &bytes[..336]), &plain),
+        ("channels first", &|| write(&path, "|u1", "(7, 3, 4, 4)", &bytes[..336]), &plain),
+        ("resized", &|| write(&path, "|u1", "(7, 3, 4, 4)", &bytes[..336]), &smaller),
+        ("16 bits, big-endian", &|| write(&path, ">u2", "(7, 3, 4, 4)", &bytes[..672]), &plain),
+        ("floats", &|| write_floats(&unit), &plain),
+        ("declared", &|| write(&path, "<i2", "(7, 12, 2, 1)", &[7, 0].repeat(168)), &declared),
+        ("sequences", &|| write_npy_f32(&path, &[7, 12, 4], &floats).unwrap(), &sequences),
+    ];
+    for (name, write, change) in cases {
+        write();
+        let (memory, paged) =
+            (Dataset::open(&change(config(&path))).unwrap(), Dataset::open(&change(off(&path))).unwrap());
+        assert!(memory.is_in_memory() && !paged.is_in_memory(), "{name}");
+        assert_eq!(paged.bytes_in_memory(), 0);
+        assert_eq!((memory.shape(), memory.digest()), (paged.shape(), paged.digest()), "{name}");
+        assert_eq!((memory.value_range(), memory.layout()), (paged.value_range(), paged.layout()), "{name}");
+        assert_eq!(memory.summary().to_string(), paged.summary().to_string(), "{name}");
+        for i in 0..7 {
+            assert_eq!(memory.get(i).unwrap(), paged.get(i).unwrap(), "{name}, {i}");
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_large_array_is_said() {
+    let root = folder();
+    let path = root.path().join("x.npy");
+    write(&path, "|u1", "(7, 4, 4)", &[9; 111]);
+    assert!(matches!(Dataset::open(&off(&path)), Err(DataError::Truncated { expected: 112, found: 111, .. })));
+    write_npy_f32(&path, &[2, 1, 1, 2], &[0.0, 0.5, f32::NAN, 1.0]).unwrap();
+    assert!(matches!(Dataset::open(&off(&path)), Err(DataError::NotFinite { image: 1, .. })));
+    write_npy_f32(&path, &[2, 1, 1, 2], &[0.0, 0.5, 2.0, 1.0]).unwrap();
+    assert!(matches!(Dataset::open(&off(&path)), Err(DataError::ValueRange { .. })));
+    // Cut off under an open dataset.
+    write(&path, "|u1", "(7, 4, 4)", &[9; 112]);
+    let dataset = Dataset::open(&off(&path)).unwrap();
+    write(&path, "|u1", "(7, 4, 4)", &[9; 30]);
+    assert!(dataset.get(0).is_ok());
+    assert!(matches!(dataset.get(6), Err(DataError::Io { .. })));
+}
+
+#[test]
+fn a_large_folder_is_decoded_once() {
+    let (root, index) = (folder(), folder());
+    for i in 0..1000 {
+        save(root.path(), &format!("{i:04}.png"), &rgb(1, 1, (i % 200) as u8));
+    }
+    std::fs::write(root.path().join("0500.png"), "no image").unwrap();
+    let checked = AtomicUsize::new(0);
+    let open = |verify| {
+        checked.store(0, Ordering::Relaxed);
+        let progress = |_, _| {
+            checked.fetch_add(1, Ordering::Relaxed);
+        };
+        let opening = Opening { progress: &progress, index_folder: Some(index.path()) };
+        let dataset = Dataset::open_with(&DataConfig { verify, ..config(root.path()) }, &opening).unwrap();
+        (dataset, checked.load(Ordering::Relaxed))
+    };
+    // Headers are no proof that all can be decoded.
+    assert_eq!(open(Verify::Header).1, 1000);
+    let (first, looked) = open(Verify::Full);
+    assert_eq!((first.len(), looked), (999, 1000));
+    assert!(first.is_in_memory());
+    let (again, looked) = open(Verify::Full);
+    assert_eq!((again.len(), again.digest(), looked), (999, first.digest(), 0));
+    assert_eq!(again.summary().broken, first.summary().broken);
+    assert!(!again.is_in_memory(), "nothing has been decoded yet");
+    for i in [0, 500, 998] {
+        assert_eq!(again.get(i).unwrap(), first.get(i).unwrap());
+    }
+    assert_eq!(open(Verify::Header).1, 0, "a thorough look is one at headers too");
+
+    save(root.path(), "0007.png", &rgb(1, 2, 3));
+    std::fs::remove_file(root.path().join("0500.png")).unwrap();
+    let opening = Opening { index_folder: Some(index.path()), ..Opening::default() };
+    let error = Dataset::open_with(&config(root.path()), &opening).unwrap_err();
+    assert!(error.to_string().contains("0007.png"), "a changed file is looked at again: {error}");
+    std::fs::write(index.path().read_dir().unwrap().next().unwrap().unwrap().path(), "no index").unwrap();
+    save(root.path(), "0007.png", &rgb(1, 1, 3));
+    assert_eq!(open(Verify::Full).1, 999);
+}
+
+#[test]
+fn images_stay_in_memory_once_they_are_decoded() {
+    let root = super::numbered(5);
+    let headers = DataConfig { verify: Verify::Header, ..config(root.path()) };
+    let dataset = Dataset::open(&headers).unwrap();
+    assert_eq!((dataset.is_in_memory(), dataset.bytes_in_memory()), (false, 5 * 48));
+    let images: Vec<_> = (0..5).map(|i| dataset.get(i).unwrap()).collect();
+    assert!(dataset.is_in_memory());
+    (0..5).for_each(|i| std::fs::remove_file(root.path().join(format!("{i:03}.png"))).unwrap());
+    assert_eq!((0..5).map(|i| dataset.get(i).unwrap()).collect::<Vec<_>>(), images);
+}
