@@ -7,8 +7,9 @@ squared error of the network's output for noisy images, which is what all of its
 A train step is forward, backward, clip_grad_norm_(1.0), Adam and EMA.update(), as in the reference's Trainer; a forward is the
 U-Net in eval mode under inference_mode. Inputs are made beforehand; decoding images is not timed.
 
---torch eager is what the reference's Trainer runs. --torch best adds channels_last, fused Adam and torch.compile, each
-only if it works here; the ready line says which did.
+--torch eager is what the reference's Trainer runs. --torch bf16 adds autocast to bf16. --torch best adds channels_last, fused Adam and
+torch.compile, each only if it works here, and on a GPU autocast to bf16 and flash attention; the ready line says which did.
+On a GPU peak_rss_mib is the most memory that tensors took on it.
 """
 
 import argparse
@@ -19,7 +20,9 @@ import statistics
 import sys
 import time
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# Before torch looks for a GPU.
+if "cuda" not in sys.argv:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import torch
 from denoising_diffusion_pytorch import GaussianDiffusion, Unet
@@ -33,6 +36,8 @@ from ema_pytorch import EMA
 CONFIGS = {
     "s": (dict(dim=32, dim_mults=(1, 2, 4), channels=1), 28, 32),
     "m": (dict(dim=64, dim_mults=(1, 2, 4, 8), channels=3), 32, 16),
+    "m128": (dict(dim=64, dim_mults=(1, 2, 4, 8), channels=3), 32, 128),
+    "g": (dict(dim=64, dim_mults=(1, 2, 4, 8), channels=3), 128, 32),
 }
 KARRAS = dict(channels=3, num_downsamples=2, num_blocks_per_stage=2)
 # name -> (class, keywords, shape of an example, batch)
@@ -54,7 +59,7 @@ class Denoising(torch.nn.Module):
         self.network = network
 
     def forward(self, images):
-        times, noise = torch.rand(len(images)), torch.randn_like(images)
+        times, noise = torch.rand(len(images), device=images.device), torch.randn_like(images)
         level = times.view(-1, *[1] * (images.ndim - 1))
         return torch.nn.functional.mse_loss(self.network(images + level * noise, times), noise)
 
@@ -62,10 +67,16 @@ class Denoising(torch.nn.Module):
 class Subject:
     """The network, its optimizer and one batch."""
 
-    def __init__(self, config, mode):
+    def __init__(self, config, mode, device):
         torch.manual_seed(0)
+        self.works = []
+        self.bf16 = mode == "bf16" or (mode == "best" and device == "cuda")
+        self.device = device
         if config in CONFIGS:
             kwargs, side, self.batch = CONFIGS[config]
+            if mode == "best" and device == "cuda":
+                kwargs = kwargs | dict(flash_attn=True)
+                self.works.append("flash attention")
             self.unet = Unet(**kwargs)
             self.diffusion = GaussianDiffusion(self.unet, image_size=side)
             shape = (side, side)
@@ -75,8 +86,10 @@ class Subject:
             self.unet = make(**kwargs)
             self.diffusion = Denoising(self.unet)
             self.times = torch.rand(self.batch)
-        self.images = torch.rand(self.batch, kwargs["channels"], *shape)
-        self.works = []
+        self.images = torch.rand(self.batch, kwargs["channels"], *shape).to(device)
+        self.times, self.diffusion = self.times.to(device), self.diffusion.to(device)
+        if self.bf16:
+            self.works.append("bf16 autocast")
         if mode == "best" and len(shape) == 2:
             self.diffusion = self.diffusion.to(memory_format=torch.channels_last)
             self.images = self.images.contiguous(memory_format=torch.channels_last)
@@ -112,7 +125,8 @@ class Subject:
 
     def train_step(self):
         self.diffusion.train()
-        loss = self.loss(self.images)
+        with self.autocast():
+            loss = self.loss(self.images)
         loss.item()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.diffusion.parameters(), 1.0)
@@ -122,8 +136,16 @@ class Subject:
 
     def forward(self):
         self.unet.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), self.autocast():
             self.network(self.images, self.times)
+
+    def autocast(self):
+        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.bf16)
+
+    def peak_mib(self):
+        if self.device == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def median_ms(run, warmup, repeats):
@@ -133,6 +155,8 @@ def median_ms(run, warmup, repeats):
     for _ in range(repeats):
         start = time.perf_counter()
         run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         found.append((time.perf_counter() - start) * 1e3)
     return statistics.median(found)
 
@@ -144,19 +168,20 @@ def say(value):
 def main():
     parser = argparse.ArgumentParser(description="Times the reference; one round for each line on stdin.")
     parser.add_argument("--config", choices=[*CONFIGS, *OTHERS], default="s")
-    parser.add_argument("--torch", choices=["eager", "best"], default="eager")
+    parser.add_argument("--torch", choices=["eager", "bf16", "best"], default="eager")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5, help="train steps, and forward passes, in a round")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    subject = Subject(args.config, args.torch)
+    subject = Subject(args.config, args.torch, args.device)
     median_ms(subject.train_step, 1, 1)
     say({"ready": args.config, "batch": subject.batch, "torch": torch.__version__, "mode": args.torch, "with": subject.works})
     for _ in sys.stdin:
         # The first of each kind in a round pays for the switch of shape, mode and cache.
         train, forward = median_ms(subject.train_step, 1, args.repeats), median_ms(subject.forward, 1, args.repeats)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak = subject.peak_mib()
         say({"train_step_ms": round(train, 3), "forward_ms": round(forward, 3), "peak_rss_mib": round(peak, 1)})
 
 

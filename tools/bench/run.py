@@ -1,6 +1,7 @@
 """Runs `ddpm bench` and the reference in turn, so that whatever else the machine does hits both, and prints the ratios.
 
-    run.py --ddpm target/release/ddpm [--configs s,m] [--rounds 7] [--torch eager|best] [--out docs/performance.md]
+    run.py --ddpm target/release/ddpm [--configs s,m] [--rounds 7] [--torch eager|bf16|best] [--out docs/performance.md]
+    run.py --ddpm target/release/ddpm --device cuda --configs m128,g
 
 Each round runs both, in alternating order: one `ddpm bench --config C --rounds 1 --json` and one round of the reference
 (bench_reference.py, kept alive between rounds and idle while ddpm runs). A ratio is reference time / our time of the same
@@ -17,6 +18,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -26,9 +28,9 @@ KEYS = {"train_step_ms": "train step", "forward_ms": "forward"}
 class Reference:
     """The worker process of the reference."""
 
-    def __init__(self, python, config, mode, threads):
+    def __init__(self, python, config, mode, threads, device):
         env = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        command = [python, str(HERE / "bench_reference.py"), "--config", config, "--torch", mode, "--threads", str(threads)]
+        command = [python, str(HERE / "bench_reference.py"), "--config", config, "--torch", mode, "--threads", str(threads), "--device", device]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         self.ready = self.read()
 
@@ -48,18 +50,33 @@ class Reference:
         self.process.wait()
 
 
-def ours(ddpm, config, extra):
-    command = [ddpm, "bench", "--config", config, "--rounds", "1", "--json", *extra]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(f"error: {shlex.join(command)} ended with code {done.returncode}")
-    return json.loads(done.stdout)
+def ours(ddpm, config, device, extra):
+    """One round. On a GPU the first step compiles and tunes kernels, which the round's own first steps pay for; its peak memory is what
+    nvidia-smi sees of the process."""
+    command = [ddpm, "bench", "--config", config, "--rounds", "1", "--json", "--device", device, *extra]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    peak = 0.0
+    while device != "cpu" and process.poll() is None:
+        peak = max(peak, gpu_memory_mib(process.pid))
+        time.sleep(0.2)
+    found = process.communicate()[0]
+    if process.returncode:
+        sys.exit(f"error: {shlex.join(command)} ended with code {process.returncode}")
+    result = json.loads(found)
+    return result | {"peak_rss_mib": peak} if device != "cpu" else result
+
+
+def gpu_memory_mib(pid):
+    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    lines = subprocess.run(query, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    rows = [line.split(",") for line in lines if "," in line]
+    return sum(float(used) for p, used in rows if int(p) == pid and used.strip().isdigit())
 
 
 def measure(args, config):
     """All rounds of one configuration: a list of (ours, reference)."""
-    reference = Reference(args.python, config, args.torch, args.threads)
-    turns = {"ours": lambda: ours(args.ddpm, config, shlex.split(args.ddpm_args)), "reference": reference.round}
+    reference = Reference(args.python, config, args.torch, args.threads, args.device)
+    turns = {"ours": lambda: ours(args.ddpm, config, args.device, shlex.split(args.ddpm_args)), "reference": reference.round}
     rounds = []
     for i in range(args.rounds):
         order = ["ours", "reference"] if i % 2 == 0 else ["reference", "ours"]
@@ -93,7 +110,10 @@ def table(config, ready, rounds):
     return "\n".join(lines)
 
 
-def machine():
+def machine(device):
+    if device == "cuda":
+        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        return "GPU " + subprocess.run(query, stdout=subprocess.PIPE, text=True).stdout.strip().replace(", ", ", driver ")
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -109,7 +129,8 @@ def main():
     parser.add_argument("--python", default=sys.executable, help="interpreter that has the reference installed")
     parser.add_argument("--configs", default="s,m")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--torch", choices=["eager", "best"], default="eager")
+    parser.add_argument("--torch", choices=["eager", "bf16", "best"], default="eager")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     parser.add_argument("--out", type=Path, help="also write the Markdown here")
     args = parser.parse_args()
@@ -117,7 +138,7 @@ def main():
         parser.error("--rounds must be at least 1")
 
     date = datetime.date.today().isoformat()
-    parts = [f"{machine()}; {args.threads} torch threads; {args.rounds} rounds in alternating order; {date}. Medians; ratios are medians of per-round ratios."]
+    parts = [f"{machine(args.device)}; {args.threads} torch threads; {args.rounds} rounds in alternating order; {date}. Medians; ratios are medians of per-round ratios."]
     for config in args.configs.split(","):
         parts.append(table(config, *measure(args, config)))
     text = "\n\n".join(parts) + "\n"

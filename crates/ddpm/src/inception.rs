@@ -87,7 +87,7 @@ impl InceptionArgs {
 fn cached_or_fetched() -> Result<PathBuf> {
     let folder = cache::folder().ok_or_else(|| {
         Failure::failed("there is no folder to keep the Inception weights in")
-            .hint(format!("name the file with --inception, or a folder with {cache::VARIABLE}"))
+            .hint(format!("name the file with --inception, or a folder with {}", cache::VARIABLE))
     })?;
     let path = folder.join(FILE);
     if !path.is_file() {

@@ -4,6 +4,7 @@ use std::thread::available_parallelism;
 
 use burn::tensor::Device;
 use clap::Args;
+use denoising_diffusion::device::{DeviceChoice, is_cpu, open};
 use denoising_diffusion::nn::ops::{ConvPrecision, set_conv_precision};
 
 use crate::failure::{Failure, Result};
@@ -11,9 +12,9 @@ use crate::failure::{Failure, Result};
 /// Flags of every command that computes.
 #[derive(Args, Clone, Debug)]
 pub struct MachineArgs {
-    /// Where to compute: auto or cpu
-    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse_device, help_heading = "Machine")]
-    device: DeviceKind,
+    /// Where to compute: auto, cpu, or a GPU such as cuda:0 (`ddpm devices` lists them)
+    #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Machine")]
+    device: DeviceChoice,
     /// Threads to compute with [default: the number of physical cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Machine")]
     threads: Option<u16>,
@@ -22,32 +23,28 @@ pub struct MachineArgs {
     precise: bool,
 }
 
-/// The devices of this build.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum DeviceKind {
-    Cpu,
-}
-
-fn parse_device(text: &str) -> std::result::Result<DeviceKind, String> {
-    match text {
-        "auto" | "cpu" => Ok(DeviceKind::Cpu),
-        _ => Err("this build computes on the CPU only: auto, cpu".to_string()),
-    }
-}
-
 /// A device and the number of threads, ready to use.
 #[derive(Clone, Debug)]
 pub struct Machine {
     pub device: Device,
     /// The device in words.
-    pub name: &'static str,
+    pub name: String,
     pub threads: usize,
+}
+
+impl Machine {
+    /// Where a network is trained; with `checkpoint_activations` one that computes them again in the backward pass.
+    pub fn training_device(&self, checkpoint_activations: bool) -> Device {
+        let device = self.device.clone().autodiff();
+        // On the CPU our own blocks do it.
+        if checkpoint_activations && !is_cpu(&device) { device.gradient_checkpointing() } else { device }
+    }
 }
 
 impl MachineArgs {
     /// Starts the threads. To be called once, before anything computes.
     pub fn start(&self) -> Result<Machine> {
-        let machine = self.describe();
+        let machine = self.describe()?;
         rayon::ThreadPoolBuilder::new()
             .num_threads(machine.threads)
             .build_global()
@@ -56,17 +53,16 @@ impl MachineArgs {
         Ok(machine)
     }
 
-    /// Without starting anything.
-    pub fn describe(&self) -> Machine {
+    /// Without starting any threads.
+    pub fn describe(&self) -> Result<Machine> {
         let threads = self.threads.map_or_else(default_threads, usize::from);
-        match self.device {
-            DeviceKind::Cpu => Machine { device: Device::flex(), name: "cpu", threads },
-        }
+        let opened = open(self.device).map_err(|error| Failure::usage(format!("--device {}: {error}", self.device)))?;
+        Ok(Machine { name: opened.in_words(), device: opened.device, threads })
     }
 }
 
 /// Physical cores, as far as this process may use them: arithmetic gains nothing from a second thread on the same core.
-fn default_threads() -> usize {
+pub fn default_threads() -> usize {
     let allowed = available_parallelism().map_or(1, usize::from);
     num_cpus::get_physical().clamp(1, allowed)
 }

@@ -29,7 +29,7 @@ use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use denoising_diffusion_kernels::memory::CachingAllocator;
 
-use commands::{bench, convert, edit, eval, fid, info, inspect, list, sample, stats, train, train_classifier};
+use commands::{bench, convert, devices, edit, eval, fid, info, inspect, list, sample, stats, train, train_classifier};
 use failure::{Failure, Result};
 
 /// A training step works in the memory of the step before it.
@@ -62,6 +62,7 @@ enum Command {
     Inspect(inspect::InspectArgs),
     Info(info::InfoArgs),
     Convert(Box<convert::ConvertArgs>),
+    Devices(devices::DevicesArgs),
     List(list::ListArgs),
     Bench(bench::BenchArgs),
     /// Print a script that completes commands and flags in a shell.
@@ -85,6 +86,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Convert(args) => convert::run(&args),
+        Command::Devices(args) => devices::run(&args),
         Command::List(args) => list::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Completions { shell } => completions(shell),

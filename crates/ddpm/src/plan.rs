@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use burn::tensor::Device;
 use denoising_diffusion::data::{DataConfig, DataError, Dataset, ImageShape, Opening, Subset};
 use denoising_diffusion::diffusion::{DiffusionConfig, FormulationConfig};
 use denoising_diffusion::models::NetworkConfig;
@@ -53,6 +54,11 @@ impl Plan {
         let data_bytes = dataset.bytes_in_memory();
         let memory = networks::memory_estimate(&network, parameters, dataset.shape(), &recipe.train)? + data_bytes;
         Ok(Self { recipe, network, train, held_out, machine, dir, parameters, memory })
+    }
+
+    /// Where the network is trained.
+    pub fn training_device(&self) -> Device {
+        self.machine.training_device(self.recipe.train.checkpoint_activations)
     }
 
     fn dataset(&self) -> &Dataset {

@@ -6,11 +6,10 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use denoising_diffusion::data::ImageShape;
+use denoising_diffusion::data::{DataLayout, ImageShape};
 use denoising_diffusion::diffusion::DiffusionConfig;
 use denoising_diffusion::interop::{Inferred, ReferenceCheckpoint, ReferenceWeights, Which};
 use denoising_diffusion::model_file::{ModelCard, ModelFile, ModelFileError, NetworkConfig, WeightsKind};
-use denoising_diffusion::nn::Axes;
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::train::{Checkpoints, RunError, weights_name};
 use toml::Table;
@@ -169,8 +168,9 @@ impl Reference {
         if let Some(heads) = told.unet.mid_attn_heads {
             self.inferred = self.inferred.with_mid_attn_heads(heads).or_usage()?;
         }
-        let mut unet = self.inferred.unet.clone();
-        if untold.only("sinusoidal_pos_emb_theta").iter().next().is_some() {
+        if let NetworkConfig::Unet(unet) = &mut self.inferred.network
+            && untold.only("sinusoidal_pos_emb_theta").iter().next().is_some()
+        {
             unet.sinusoidal_pos_emb_theta = told.unet.sinusoidal_pos_emb_theta;
         }
         let diffusion = diffusion(&self.inferred, untold, path)?;
@@ -178,17 +178,16 @@ impl Reference {
             return Err(Failure::usage(format!("{} does not say the size of its images", path.display()))
                 .hint("give it: --image-size 28, or height x width: --image-size 28x20"));
         };
-        let image = match unet.axes {
-            Axes::Both => ImageShape { channels: unet.channels, height: size.height, width: size.width },
-            // One number is the length of a sequence.
-            Axes::Width => ImageShape { channels: unet.channels, height: 1, width: size.width },
-        };
+        let network = self.inferred.network_for(&self.weights, size.height, size.width)?;
+        // One number is the length of a sequence.
+        let height = if network.layout() == DataLayout::Sequences { 1 } else { size.height };
+        let image = ImageShape { channels: network.channels().unwrap_or(0), height, width: size.width };
         let step = self.checkpoint.step().unwrap_or(0);
         let card = ModelCard {
             version: env!("CARGO_PKG_VERSION").to_string(),
             image,
             value_range: None,
-            network: NetworkConfig::of_unet(unet),
+            network,
             diffusion,
             betas: self.inferred.betas,
             weights: self.kind,
@@ -203,14 +202,19 @@ impl Reference {
 /// The formulation as the file tells it, completed by flags. A flag that contradicts the file is an error.
 fn diffusion(inferred: &Inferred, untold: &RecipeFlags, path: &Path) -> Result<DiffusionConfig> {
     let Some(config) = &inferred.diffusion else {
-        let missing: Vec<&str> = ["timesteps", "beta_schedule", "objective"]
-            .into_iter()
-            .filter(|key| untold.only(key).iter().next().is_none())
-            .collect();
+        // A network that embeds levels of a small range has none of the schedules that are numbered.
+        let needed: &[&str] =
+            if inferred.network.fourier_time() { &["diffusion"] } else { &["timesteps", "beta_schedule", "objective"] };
+        let missing: Vec<&str> =
+            needed.iter().copied().filter(|key| untold.only(key).iter().next().is_none()).collect();
         if !missing.is_empty() {
             let flags = missing.iter().map(|key| format!("--{}", key.replace('_', "-"))).collect::<Vec<_>>();
             return Err(Failure::usage(format!("{} has no schedule: give {}", path.display(), flags.join(", ")))
-                .hint("the package's defaults are --timesteps 1000 --beta-schedule sigmoid --objective pred_v"));
+                .hint(if inferred.network.fourier_time() {
+                    "its noise levels are small numbers: --diffusion elucidated, continuous_time, simple or rectified_flow"
+                } else {
+                    "the package's defaults are --timesteps 1000 --beta-schedule sigmoid --objective pred_v"
+                }));
         }
         return Ok(untold.apply(&Recipe::default()).or_usage()?.diffusion);
     };

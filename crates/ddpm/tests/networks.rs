@@ -4,6 +4,7 @@ mod common;
 
 use common::Place;
 use denoising_diffusion::data::npy::{read_npy_f32, write_npy_f32};
+use denoising_diffusion::interop::{Metadata, read_safetensors, write_safetensors};
 
 const DIT: &str = "--model dit --hidden-size 8 --depth 1 --num-heads 2 --patch-size 4 --batch-size 4 --num-samples 2 --sampling-timesteps 2";
 
@@ -175,4 +176,36 @@ fn conditions_must_belong_to_the_images() {
     place.fails("train levels.npy --condition four.npy --dry-run", 1, "4 for 5 examples");
     place.ok(&format!("{train} --out plain"));
     place.fails("sample plain --condition small", 2, "was trained without");
+}
+
+/// A state dict of the reference out of a golden file.
+fn state_dict(place: &Place, golden_name: &str, prefix: &str) -> String {
+    let (golden, _) = read_safetensors(&common::golden(golden_name)).unwrap();
+    let state = golden.strip_prefix("state.").with_prefix(prefix);
+    let name = golden_name.replace("golden/", "");
+    write_safetensors(&place.path(&name), &state, &Metadata::new()).unwrap();
+    name
+}
+
+#[test]
+fn other_networks_of_the_reference_are_found_in_their_files() {
+    let place = Place::new();
+    for (golden, channels, size, layout) in [
+        ("karras_image_classes.safetensors", 2, "8", "png"),
+        ("karras_sequence.safetensors", 2, "8", "svg"),
+        ("uvit_classes.safetensors", 2, "8", "png"),
+    ] {
+        let file = state_dict(&place, golden, "");
+        let told = place.ok(&format!("info {file}"));
+        assert!(told.contains("a state dict of a network") && told.contains("not told (--diffusion)"), "{told}");
+        assert!(told.contains(&format!("{channels} channels")), "{told}");
+        place.fails(&format!("sample {file} --image-size {size}"), 2, "--diffusion");
+        let sample = format!("sample {file} --image-size {size} --diffusion elucidated --steps 2 -n 2");
+        place.ok(&format!("{sample} --guidance 2 --out x.{layout} --force"));
+    }
+    let whole = state_dict(&place, "uvit_classes.safetensors", "model.");
+    let told = place.ok(&format!("info {whole}"));
+    assert!(told.contains("a UViT under `model.`") && told.contains("U-ViT"), "{told}");
+    let volume = state_dict(&place, "karras_volume.safetensors", "");
+    place.fails(&format!("sample {volume} --image-size 4 --diffusion elucidated"), 1, "infer_karras_unet");
 }

@@ -84,7 +84,7 @@ fn a_checkpoint_of_the_reference_works_where_ours_do() {
     let place = Place::new();
     std::fs::copy(golden("model-1.pt"), place.path("model-1.pt")).unwrap();
     let info = place.json("info model-1.pt");
-    assert_eq!((&info["unet"]["dim"], &info["diffusion"]["timesteps"]), (&4.into(), &50.into()));
+    assert_eq!((&info["network"]["dim"], &info["diffusion"]["timesteps"]), (&4.into(), &50.into()));
     assert_eq!((&info["diffusion"]["objective"], &info["step"]), (&"pred_noise".into(), &12.into()));
     assert!(place.ok("info model-1.pt").contains("min-SNR"));
 
@@ -118,6 +118,6 @@ fn a_network_in_training_converts_and_comes_back() {
     trained(&place);
     place.ok("convert run --weights model --to reference --out r.safetensors");
     let info = place.json("info r.safetensors");
-    assert_eq!((&info["format"], &info["unet"]["dim"]), (&"denoising-diffusion-pytorch".into(), &4.into()));
+    assert_eq!((&info["format"], &info["network"]["dim"]), (&"denoising-diffusion-pytorch".into(), &4.into()));
     assert_eq!(info["parameters"], place.json("info run")["parameters"]);
 }

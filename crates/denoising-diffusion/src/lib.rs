@@ -7,6 +7,7 @@
 pub mod atomic_file;
 pub mod classifier_file;
 pub mod data;
+pub mod device;
 pub mod diffusion;
 pub mod digest;
 pub mod edit;

@@ -26,7 +26,8 @@ const REPEATS: usize = 5;
 /// Measure training and forward passes.
 #[derive(Args, Debug)]
 pub struct BenchArgs {
-    /// s: U-Net, dim 32, mults 1,2,4, 32 images of 1x28x28; m: dim 64, mults 1,2,4,8, 16 images of 3x32x32; others: small networks of that kind
+    /// s: U-Net, dim 32, mults 1,2,4, 32 images of 1x28x28; m: dim 64, mults 1,2,4,8, 16 images of 3x32x32 (m128: 128 of them; g: 32 of
+    /// 3x128x128); others: small networks of that kind
     #[arg(long)]
     config: Config,
     /// Rounds; the result is the median over rounds of the median within each
@@ -46,6 +47,8 @@ pub struct BenchArgs {
 enum Config {
     S,
     M,
+    M128,
+    G,
     Unet1d,
     Uvit,
     Karras,
@@ -75,6 +78,8 @@ impl Config {
         match self {
             Self::S => (unet(32, &[1, 2, 4], 1), [32, 1, 28, 28]),
             Self::M => (unet(64, &[1, 2, 4, 8], 3), [16, 3, 32, 32]),
+            Self::M128 => (unet(64, &[1, 2, 4, 8], 3), [128, 3, 32, 32]),
+            Self::G => (unet(64, &[1, 2, 4, 8], 3), [32, 3, 128, 128]),
             Self::Unet1d => {
                 let config = Unet1dConfig { dim: 32, dim_mults: vec![1, 2, 4], channels: 1, ..Unet1dConfig::default() };
                 (NetworkConfig::Unet1d(config), [32, 1, 1, 256])
@@ -163,13 +168,14 @@ impl Subject {
         let config = TrainConfig { checkpoint_activations: args.checkpoint_activations, ..TrainConfig::default() };
         let device = &machine.device;
         let diffusion = Diffusion::new(&args.config.diffusion())?;
-        let network = network.build(&mut Init::new(0, &device.clone().autodiff()))?;
+        let training = machine.training_device(args.checkpoint_activations);
+        let network = network.build(&mut Init::new(0, &training))?;
         let mut stream = Stream::new(0, Purpose::SampleInit, 0, 0);
         let pixels: Vec<f32> = (0..dims.iter().product()).map(|_| stream.uniform() as f32).collect();
         let (batch, most) = (dims[0], if diffusion.formulation().tells_large_times() { 1000.0 } else { 1.0 });
         let times: Vec<f32> = (0..batch).map(|i| most * i as f32 / batch as f32).collect();
         Ok(Self {
-            trainer: Trainer::new(network, diffusion, config, EmaConfig::default(), device),
+            trainer: Trainer::new(network, diffusion, config, EmaConfig::default(), &training),
             images: Tensor::from_data(TensorData::new(pixels, dims), device),
             times: Tensor::from_data(TensorData::new(times, [batch]), device),
         })

@@ -77,8 +77,8 @@ fn of_reference(path: &Path, reference: &Reference) -> (Rows, Value) {
     let Reference { checkpoint, weights, inferred, kind } = reference;
     let what = match checkpoint.kind() {
         ReferenceKind::Trainer => "a checkpoint of its Trainer",
-        ReferenceKind::Diffusion => "a state dict of GaussianDiffusion",
-        ReferenceKind::Unet => "a state dict of a Unet",
+        ReferenceKind::Diffusion => "a state dict of a diffusion class",
+        ReferenceKind::Network => "a state dict of a network",
     };
     let available: Vec<&str> = checkpoint
         .available()
@@ -89,7 +89,8 @@ fn of_reference(path: &Path, reference: &Reference) -> (Rows, Value) {
         })
         .collect();
     let mut rows = Rows::default();
-    rows.row("file", path.display()).row("format", format!("denoising-diffusion-pytorch: {what}"));
+    rows.row("file", path.display())
+        .row("format", format!("denoising-diffusion-pytorch: {what} ({})", weights.kind().name()));
     if let Some(version) = checkpoint.version() {
         rows.row("version", version);
     }
@@ -97,13 +98,18 @@ fn of_reference(path: &Path, reference: &Reference) -> (Rows, Value) {
     if let Some(step) = checkpoint.step() {
         rows.row("step", thousands(step));
     }
-    rows.row("images", format!("{} channels; the size is not told (--image-size)", inferred.unet.channels));
-    network_rows(&mut rows, &inferred.unet);
+    let channels = inferred.network.channels().unwrap_or(0);
+    rows.row("images", format!("{channels} channels; the size is not told (--image-size)"));
+    match &inferred.network {
+        NetworkConfig::Unet(unet) => network_rows(&mut rows, unet),
+        other => rows.row("network", networks::in_words(other)),
+    };
     match &inferred.diffusion {
         Some(diffusion) => rows.row("diffusion", described(diffusion, inferred.betas.is_some())),
+        None if inferred.network.fourier_time() => rows.row("diffusion", "not told (--diffusion)"),
         None => rows.row("diffusion", "not told (--timesteps, --beta-schedule, --objective)"),
     };
-    tensor_rows(&mut rows, &weights.unet);
+    tensor_rows(&mut rows, &weights.state);
     for note in &inferred.notes {
         rows.row("inferred", note);
     }
@@ -115,14 +121,14 @@ fn of_reference(path: &Path, reference: &Reference) -> (Rows, Value) {
         "weights": kind,
         "available": available,
         "step": checkpoint.step(),
-        "unet": inferred.unet,
+        "network": inferred.network,
         "diffusion": inferred.diffusion,
         "betas": inferred.betas,
         "assumed": inferred.assumed,
         "notes": inferred.notes,
-        "parameters": weights.unet.value_count(),
-        "tensors": weights.unet.len(),
-        "non_finite": weights.unet.non_finite(),
+        "parameters": weights.state.value_count(),
+        "tensors": weights.state.len(),
+        "non_finite": weights.state.non_finite(),
     });
     (rows, json)
 }

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod convert;
+pub mod devices;
 pub mod edit;
 pub mod eval;
 pub mod fid;

@@ -73,7 +73,7 @@ Ctrl-C finishes the step, writes a checkpoint and ends with exit code 130.";
 
 pub fn run(args: &TrainArgs) -> Result {
     let (recipe, dir) = settings(args)?;
-    let machine = if args.dry_run { args.machine.describe() } else { args.machine.start()? };
+    let machine = if args.dry_run { args.machine.describe()? } else { args.machine.start()? };
     let plan = Plan::new(recipe, machine, dir)?;
     if args.dry_run {
         return if args.json { output::json(&plan.json()) } else { output::result(plan.rows().aligned()) };
@@ -131,7 +131,7 @@ fn refuse_existing(dir: &Path) -> Result<&Path> {
 /// Builds the network, with the schedule that is trained beside it where there is one.
 fn train(plan: &Plan, args: &TrainArgs) -> Result {
     let diffusion = Diffusion::new(&plan.recipe.diffusion).or_usage()?;
-    let init = &mut Init::new(plan.recipe.train.seed, &plan.machine.device.clone().autodiff());
+    let init = &mut Init::new(plan.recipe.train.seed, &plan.training_device());
     let network = plan.network.build(init).or_usage()?;
     match diffusion.formulation().learned_schedule() {
         Some(options) => {
@@ -162,7 +162,7 @@ fn train_network<M: Network<4>>(network: M, diffusion: Diffusion, plan: &Plan, a
 /// A new run, or one that goes on.
 fn open<M: Network<4>>(network: M, diffusion: Diffusion, plan: &Plan, args: &TrainArgs) -> Result<Run<M>> {
     let Recipe { train, ema, .. } = &plan.recipe;
-    let trainer = Trainer::new(network, diffusion, train.clone(), *ema, &plan.machine.device);
+    let trainer = Trainer::new(network, diffusion, train.clone(), *ema, &plan.training_device());
     let setup = setup(plan, evaluation(plan, &args.inception)?);
     if args.resume.is_none() {
         return Ok(Run::create(trainer, setup)?);
@@ -203,7 +203,7 @@ fn setup(plan: &Plan, evaluate: Option<EvaluateSetup>) -> RunSetup {
         held_out: plan.held_out.clone(),
         flip: data.flip,
         workers: data.workers,
-        device_name: plan.machine.name.to_string(),
+        device_name: plan.machine.name.clone(),
     }
 }
 

@@ -1,23 +1,27 @@
-//! Tells the configuration of the reference's U-Net from the shapes of its tensors. Not here: the formulation
-//! (`infer_diffusion.rs`), and finding the network in a file (`reference.rs`).
+//! Tells the configuration of the reference's networks from the shapes of their tensors, of its U-Net itself. Not here: other networks
+//! (`uvit.rs`, `karras_unet.rs`), the formulation (`infer_diffusion.rs`), and finding the network in a file (`reference.rs`).
 
 use std::collections::BTreeSet;
 
 use super::error::InteropError;
 use super::infer_diffusion::infer_diffusion;
+use super::karras_unet::infer_karras_unet;
 use super::names::{reference_layout, refuse_unknown};
-use super::reference_weights::ReferenceWeights;
+use super::reference_weights::{ReferenceNetwork, ReferenceWeights};
 use super::state_dict::StateDict;
+use super::uvit::infer_uvit;
+use crate::data::DataLayout;
 use crate::diffusion::DiffusionConfig;
-use crate::models::NetworkConfig;
 use crate::models::unet_config::{Downsampling, PerStage, UnetConfig};
+use crate::models::{Extent, KarrasUnetConfig, NetworkConfig};
 use crate::nn::Axes;
 
 /// What the tensors of a reference checkpoint tell.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Inferred {
-    /// Fits the tensors exactly: every parameter is there in its shape, and none is left over.
-    pub unet: UnetConfig,
+    /// Fits the tensors exactly: every parameter is there in its shape, and none is left over. Of a KarrasUnet the size of the data is still
+    /// open, see [`network_for`](Self::network_for).
+    pub network: NetworkConfig,
     /// `None` if nothing tells the formulation. See [`diffusion_with`](Self::diffusion_with).
     pub diffusion: Option<DiffusionConfig>,
     /// The stored noise schedule if no named one gives it; `diffusion.beta_schedule` and its parameters then mean nothing.
@@ -35,12 +39,14 @@ impl Inferred {
     /// # Errors
     /// The tensors tell it, or their features cannot be shared out to so many heads.
     pub fn with_mid_attn_heads(mut self, heads: usize) -> Result<Self, InteropError> {
-        let (Some(assumed), Some(dim_head)) = (self.unet.mid_attn_heads, self.unet.mid_attn_dim_head) else {
-            return Err(InteropError::Contradicted {
-                key: "mid_attn_heads".to_string(),
-                told: "the heads of every attention".to_string(),
-                said: heads.to_string(),
-            });
+        let told = || InteropError::Contradicted {
+            key: "mid_attn_heads".to_string(),
+            told: "the heads of every attention".to_string(),
+            said: heads.to_string(),
+        };
+        let NetworkConfig::Unet(unet) = &mut self.network else { return Err(told()) };
+        let (Some(assumed), Some(dim_head)) = (unet.mid_attn_heads, unet.mid_attn_dim_head) else {
+            return Err(told());
         };
         let features = assumed * dim_head;
         if heads == 0 || !features.is_multiple_of(heads) {
@@ -48,13 +54,43 @@ impl Inferred {
                 "the middle block's attention has {features} features, which are no multiple of {heads} heads"
             )));
         }
-        (self.unet.mid_attn_heads, self.unet.mid_attn_dim_head) = (Some(heads), Some(features / heads));
+        (unet.mid_attn_heads, unet.mid_attn_dim_head) = (Some(heads), Some(features / heads));
         Ok(self)
     }
 
-    /// The network as a model card says it.
-    pub fn network(&self) -> NetworkConfig {
-        NetworkConfig::of_unet(self.unet.clone())
+    /// The U-Net, if it is one.
+    pub fn unet(&self) -> Option<&UnetConfig> {
+        match &self.network {
+            NetworkConfig::Unet(unet) => Some(unet),
+            _ => None,
+        }
+    }
+
+    /// The network for data of a size, as a model card says it. Only of a KarrasUnet the size decides something: at which of its stages it
+    /// attends.
+    ///
+    /// # Errors
+    /// A KarrasUnet for volumes, whose depth nobody says.
+    pub fn network_for(
+        &self,
+        weights: &ReferenceWeights,
+        height: usize,
+        width: usize,
+    ) -> Result<NetworkConfig, InteropError> {
+        match &self.network {
+            NetworkConfig::Unet(unet) => Ok(NetworkConfig::of_unet(unet.clone())),
+            NetworkConfig::KarrasUnet(config) => {
+                let layout = config.extent.map_or(DataLayout::Images, |extent| extent.layout);
+                if layout == DataLayout::Volumes {
+                    let what = "a KarrasUnet for volumes: `interop::infer_karras_unet` takes their depth".to_string();
+                    return Err(no_configuration(what));
+                }
+                let height = if layout == DataLayout::Sequences { 1 } else { height };
+                let extent = Extent { layout, depth: 1, height, width };
+                Ok(NetworkConfig::KarrasUnet(infer_karras_unet(&weights.state, extent)?))
+            }
+            other => Ok(other.clone()),
+        }
     }
 }
 
@@ -63,9 +99,32 @@ const WIDEST: usize = 1 << 20;
 
 /// See [`ReferenceWeights::infer`].
 pub(super) fn infer(weights: &ReferenceWeights) -> Result<Inferred, InteropError> {
+    let (network, assumed, notes) = match weights.kind() {
+        ReferenceNetwork::Unet => unet(&weights.state)?,
+        ReferenceNetwork::Uvit => {
+            let config = infer_uvit(&weights.state)?;
+            let note = "no tensor tells vit_dropout (taken as the package's; it matters for training only) and image_transform (taken as none)";
+            (NetworkConfig::Uvit(config), vec!["vit_dropout", "image_transform"], vec![note.to_string()])
+        }
+        ReferenceNetwork::KarrasUnet => {
+            let note = "no tensor tells dropout, the shares mp_*_t and *_mp_add_t, and downsample_types: taken as the package's";
+            let assumed =
+                vec!["dropout", "mp_cat_t", "mp_add_emb_t", "attn_mp_add_t", "resnet_mp_add_t", "downsample_types"];
+            (NetworkConfig::KarrasUnet(karras_unet(&weights.state)?), assumed, vec![note.to_string()])
+        }
+    };
+    let mut inferred = Inferred { network, diffusion: None, betas: None, assumed, notes };
+    infer_diffusion(weights, &mut inferred)?;
+    Ok(inferred)
+}
+
+/// A network, the keys that no tensor of it tells, and notes.
+type Told = (NetworkConfig, Vec<&'static str>, Vec<String>);
+
+fn unet(state: &StateDict) -> Result<Told, InteropError> {
     let mut notes = Vec::new();
     let mut assumed = vec!["dropout"];
-    let config = infer_unet(&weights.unet, &mut notes)?;
+    let config = infer_unet(state, &mut notes)?;
     if !config.fourier_time() {
         assumed.push("sinusoidal_pos_emb_theta");
     }
@@ -80,9 +139,22 @@ pub(super) fn infer(weights: &ReferenceWeights) -> Result<Inferred, InteropError
         assumed.join(" and "),
         taken.join(" and "),
     ));
-    let mut inferred = Inferred { unet: config, diffusion: None, betas: None, assumed, notes };
-    infer_diffusion(weights, &mut inferred)?;
-    Ok(inferred)
+    Ok((NetworkConfig::Unet(config), assumed, notes))
+}
+
+/// For data of the smallest size that its stages allow: a kernel's rank tells what the network is for, nothing tells their size.
+fn karras_unet(state: &StateDict) -> Result<KarrasUnetConfig, InteropError> {
+    let rank = state.get("input_block.weight").map_or(0, |kernel| kernel.shape.len());
+    let downs = (0..).take_while(|i| state.contains(&format!("downs.{i}.block1.1.weight")));
+    let halved = downs.filter(|i| state.contains(&format!("downs.{i}.downsample_conv.weight"))).count();
+    let side = 1_usize.checked_shl(halved as u32).ok_or_else(|| no_configuration(format!("{halved} stages")))?;
+    let (layout, depth, height) = match rank {
+        3 => (DataLayout::Sequences, 1, 1),
+        4 => (DataLayout::Images, 1, side),
+        5 => (DataLayout::Volumes, side, side),
+        _ => return Err(no_configuration(format!("a first kernel of {rank} axes"))),
+    };
+    infer_karras_unet(state, Extent { layout, depth, height, width: side })
 }
 
 fn infer_unet(state: &StateDict, notes: &mut Vec<String>) -> Result<UnetConfig, InteropError> {
@@ -267,11 +339,15 @@ mod tests {
     }
 
     fn alone(unet: StateDict) -> ReferenceWeights {
-        ReferenceWeights { unet, ..ReferenceWeights::default() }
+        ReferenceWeights { state: unet, ..ReferenceWeights::default() }
     }
 
     fn inferred(config: &UnetConfig) -> Inferred {
         alone(state(config)).infer().unwrap()
+    }
+
+    fn network_of(found: &Inferred) -> NetworkConfig {
+        found.network_for(&ReferenceWeights::default(), 8, 8).unwrap()
     }
 
     fn small() -> UnetConfig {
@@ -294,7 +370,7 @@ mod tests {
             UnetConfig { attn_heads: PerStage::Each(vec![1, 4]), attn_dim_head: PerStage::Each(vec![4, 7]), ..small() },
         ] {
             let found = inferred(&config);
-            assert_eq!(found.unet, config);
+            assert_eq!(found.unet(), Some(&config));
             assert_eq!((found.diffusion, found.betas), (None, None));
         }
     }
@@ -302,9 +378,8 @@ mod tests {
     #[test]
     fn what_cannot_be_told_is_said() {
         let found = inferred(&UnetConfig { random_fourier_features: true, ..small() });
-        assert!(
-            found.unet.learned_sinusoidal_cond && found.notes.iter().any(|note| note.contains("learned or random"))
-        );
+        assert!(found.unet().unwrap().learned_sinusoidal_cond);
+        assert!(found.notes.iter().any(|note| note.contains("learned or random")));
         assert_eq!(found.assumed, ["dropout"]);
         assert_eq!(inferred(&small()).assumed, ["dropout", "sinusoidal_pos_emb_theta"]);
     }
@@ -313,12 +388,12 @@ mod tests {
     fn older_networks_come_back_from_their_shapes() {
         let sequences = Unet1dConfig { dim: 4, dim_mults: vec![1, 3], channels: 2, ..Unet1dConfig::default() };
         let found = inferred(&sequences.unet());
-        assert_eq!(found.network(), NetworkConfig::Unet1d(sequences.clone()));
+        assert_eq!(network_of(&found), NetworkConfig::Unet1d(sequences.clone()));
         let learned = Unet1dConfig { attn_heads: 2, learned_variance: true, ..sequences };
-        assert_eq!(inferred(&learned.unet()).unet, learned.unet());
+        assert_eq!(inferred(&learned.unet()).unet(), Some(&learned.unet()));
         let with_classes = UnetConfig { num_classes: 7, axes: Axes::Both, ..learned.unet() };
         let found = inferred(&with_classes);
-        assert_eq!(found.network(), NetworkConfig::Unet(with_classes));
+        assert_eq!(network_of(&found), NetworkConfig::Unet(with_classes));
         assert!(found.notes.iter().any(|note| note.contains("7 classes")));
     }
 

@@ -6,12 +6,12 @@ use super::error::InteropError;
 use super::infer::Inferred;
 use super::infer_schedule::{LARGEST_BETA, describe, named_schedule, rounded};
 use super::learned_schedule;
-use super::reference_weights::{ReferenceWeights, Wrapper};
+use super::reference_weights::{ReferenceNetwork, ReferenceWeights, Wrapper};
 use super::state_dict::{StateDict, TensorData};
 use crate::diffusion::schedule::cumulative;
 use crate::diffusion::{
     ContinuousTimeConfig, DiffusionConfig, ElucidatedConfig, FormulationConfig, GaussianConfig, LearnedVarianceConfig,
-    NoiseSchedule, Objective, ScheduleConfig, SharedConfig, WeightedObjectiveConfig,
+    NoiseSchedule, Objective, ScheduleConfig, SharedConfig, SimpleConfig, WeightedObjectiveConfig,
 };
 
 /// Fills in `inferred.diffusion` and `inferred.betas` where something tells the formulation.
@@ -21,7 +21,8 @@ pub(super) fn infer_diffusion(weights: &ReferenceWeights, inferred: &mut Inferre
     } else if !weights.schedule.is_empty() {
         learned_schedule(&weights.schedule, inferred)?
     } else {
-        match (weights.wrapper, inferred.unet.fourier_time()) {
+        match (weights.wrapper, inferred.network.fourier_time()) {
+            (Wrapper::Model, _) if weights.kind() == ReferenceNetwork::Uvit => simple(inferred),
             (Wrapper::Net, true) => elucidated(inferred),
             (Wrapper::Model, true) => continuous_time(inferred),
             _ => {
@@ -58,7 +59,8 @@ impl Inferred {
 /// With tables. What the network gives for each channel of the data tells the class.
 fn discrete(betas: &TensorData, tables: &StateDict, inferred: &mut Inferred) -> Result<DiffusionConfig, InteropError> {
     let (schedule, betas) = schedule_of(betas, inferred)?;
-    let (channels, out_channels) = (inferred.unet.channels, inferred.unet.out_channels());
+    let channels = inferred.network.channels().unwrap_or(0);
+    let out_channels = inferred.network.out_channels().unwrap_or(0);
     if out_channels == 2 * channels {
         inferred.note(
             "tables, and twice the channels of the data: LearnedGaussianDiffusion, diffusion learned_variance; whatever `loss_weight` \
@@ -135,6 +137,15 @@ fn elucidated(inferred: &mut Inferred) -> DiffusionConfig {
         ),
     );
     FormulationConfig::Elucidated(config).into()
+}
+
+fn simple(inferred: &mut Inferred) -> DiffusionConfig {
+    inferred.note("a UViT under `model.`: taken for simple_diffusion with its defaults, diffusion simple");
+    inferred.assume(
+        &["diffusion", "objective", "noise_d", "noise_d_low", "noise_d_high", "image_d"],
+        "noise_d, image_d and objective (taken as that class's defaults)",
+    );
+    FormulationConfig::Simple(SimpleConfig::default()).into()
 }
 
 fn continuous_time(inferred: &mut Inferred) -> DiffusionConfig {

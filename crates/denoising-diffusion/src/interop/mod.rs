@@ -30,7 +30,7 @@ pub use karras_unet::{infer_karras_unet, karras_unet_to_ours};
 pub use names::{ParameterName, reference_layout, to_ours, to_reference};
 pub use pt::PtFile;
 pub use reference::{ReferenceCheckpoint, ReferenceKind, Which};
-pub use reference_weights::{ReferenceWeights, Wrapper};
+pub use reference_weights::{ReferenceNetwork, ReferenceWeights, Wrapper};
 pub use safetensors_file::{Metadata, read_safetensors, write_safetensors, write_tensor_views};
 pub use state_dict::{StateDict, TensorData, TensorView};
 pub use uvit::{infer_uvit, uvit_to_ours};

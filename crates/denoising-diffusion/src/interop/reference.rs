@@ -39,7 +39,7 @@ pub enum ReferenceKind {
     /// A diffusion class: one network with the tables of its schedule, or in continuous time.
     Diffusion,
     /// One network alone.
-    Unet,
+    Network,
 }
 
 /// A file with at least one network of the reference in it.
@@ -66,7 +66,8 @@ struct Root {
     outer: String,
 }
 
-const LANDMARK: &str = "init_conv.weight";
+/// The first layer: of most networks, of a UViT with normalised patches, of a KarrasUnet.
+const LANDMARKS: [&str; 3] = ["init_conv.weight", "init_conv.2.weight", "input_block.weight"];
 /// Of time embeddings by Fourier features, which the classes in continuous time demand and those with tables refuse.
 const FOURIER: &str = "time_mlp.0.weights";
 
@@ -104,7 +105,7 @@ impl ReferenceCheckpoint {
         } else if self.roots.iter().any(in_class) {
             ReferenceKind::Diffusion
         } else {
-            ReferenceKind::Unet
+            ReferenceKind::Network
         }
     }
 
@@ -143,8 +144,8 @@ impl ReferenceCheckpoint {
                 available: available.join(" and "),
             });
         };
-        let unet = self.source.read(|name| name.strip_prefix(root.network.as_str()))?;
-        let mut weights = ReferenceWeights { unet, wrapper: root.wrapper, ..ReferenceWeights::default() };
+        let state = self.source.read(|name| name.strip_prefix(root.network.as_str()))?;
+        let mut weights = ReferenceWeights { state, wrapper: root.wrapper, ..ReferenceWeights::default() };
         if root.wrapper != Wrapper::None {
             let outer = root.outer.as_str();
             weights.tables =
@@ -162,7 +163,7 @@ impl ReferenceCheckpoint {
 
 impl Root {
     fn of_landmark(name: &str) -> Option<Self> {
-        let network = name.strip_suffix(LANDMARK)?;
+        let network = LANDMARKS.iter().find_map(|landmark| name.strip_suffix(landmark))?;
         if !(network.is_empty() || network.ends_with('.')) {
             return None;
         }

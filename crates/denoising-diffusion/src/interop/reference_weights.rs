@@ -3,9 +3,11 @@
 
 use super::error::InteropError;
 use super::infer::{Inferred, infer};
+use super::karras_unet::karras_unet_to_ours;
 use super::learned_schedule;
 use super::names::to_ours;
 use super::state_dict::StateDict;
+use super::uvit::uvit_to_ours;
 
 /// Under which attribute a network was saved, which the reference's diffusion classes differ in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,10 +21,32 @@ pub enum Wrapper {
     Net,
 }
 
+/// The networks of the reference, those of one kind together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReferenceNetwork {
+    /// `Unet`, the one of `classifier_free_guidance`, `Unet1D`.
+    Unet,
+    /// `simple_diffusion.UViT`.
+    Uvit,
+    /// `KarrasUnet`, `KarrasUnet1D`, `KarrasUnet3D`.
+    KarrasUnet,
+}
+
+impl ReferenceNetwork {
+    /// Its class.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unet => "Unet",
+            Self::Uvit => "UViT",
+            Self::KarrasUnet => "KarrasUnet",
+        }
+    }
+}
+
 /// One network out of a checkpoint, under the reference's names without prefix.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ReferenceWeights {
-    pub unet: StateDict,
+    pub state: StateDict,
     pub wrapper: Wrapper,
     /// The schedule's tables (`betas`, `loss_weight`, ...) and other tensors beside the network; may be empty.
     pub tables: StateDict,
@@ -31,24 +55,39 @@ pub struct ReferenceWeights {
 }
 
 impl ReferenceWeights {
+    /// Which network it is, by a tensor that only that network has.
+    pub fn kind(&self) -> ReferenceNetwork {
+        if self.state.contains("input_block.weight") {
+            ReferenceNetwork::KarrasUnet
+        } else if self.state.names().any(|name| name.starts_with("vit.")) {
+            ReferenceNetwork::Uvit
+        } else {
+            ReferenceNetwork::Unet
+        }
+    }
+
     /// Tells the network's configuration from its tensors' shapes, and the formulation from what is beside it.
     ///
     /// # Errors
-    /// Tensors that are no U-Net of the reference, with the first one that does not fit; tables that are no schedule.
+    /// Tensors that are no network of the reference, with the first one that does not fit; tables that are no schedule.
     pub fn infer(&self) -> Result<Inferred, InteropError> {
         infer(self)
     }
 
-    /// The tensors under our names: those of [`Unet`](crate::models::Unet), or, with a learned schedule, of
+    /// The tensors under our names: those of the network, or, with a learned schedule, of
     /// [`Scheduled`](crate::models::Scheduled).
     ///
     /// # Errors
     /// See [`to_ours`]; tensors that are no learned schedule.
     pub fn to_ours(&self) -> Result<StateDict, InteropError> {
-        let unet = to_ours(&self.unet)?;
+        let network = match self.kind() {
+            ReferenceNetwork::Unet => to_ours(&self.state)?,
+            ReferenceNetwork::Uvit => uvit_to_ours(&self.state)?,
+            ReferenceNetwork::KarrasUnet => karras_unet_to_ours(&self.state)?,
+        };
         if self.schedule.is_empty() {
-            return Ok(unet);
+            return Ok(network);
         }
-        Ok(learned_schedule::beside(unet, learned_schedule::to_ours(&self.schedule)?))
+        Ok(learned_schedule::beside(network, learned_schedule::to_ours(&self.schedule)?))
     }
 }

@@ -77,11 +77,11 @@ mod tests {
 
     use super::*;
     use crate::diffusion::{ElucidatedConfig, FormulationConfig, GaussianConfig, Objective, ScheduleConfig};
-    use crate::models::unet_config::UnetConfig;
+    use crate::models::{NetworkConfig, UnetConfig};
 
     fn inferred(diffusion: Option<DiffusionConfig>, assumed: &[&'static str]) -> Inferred {
         let (betas, assumed) = (None, assumed.to_vec());
-        Inferred { unet: UnetConfig::default(), diffusion, betas, assumed, notes: Vec::new() }
+        Inferred { network: NetworkConfig::Unet(UnetConfig::default()), diffusion, betas, assumed, notes: Vec::new() }
     }
 
     fn of_tables() -> Inferred {

@@ -183,12 +183,8 @@ impl DitBlock {
 
     /// `softmax(q k^T / sqrt(d)) v` per head, `[b, h, w, hidden]`.
     fn attention(&self, x: Tensor<4>) -> Tensor<4> {
-        let dims @ [b, h, w, hidden] = x.dims();
-        let (n, d) = (h * w, hidden / self.heads);
-        let qkv = on_tokens(&self.qkv, x).reshape([b, n, 3, self.heads, d]).permute([2, 0, 3, 1, 4]);
-        let [q, k, v] = [0, 1, 2].map(|i| qkv.clone().narrow(0, i, 1).squeeze_dim::<4>(0)); // [b, heads, n, d]
-        let weights = activation::softmax((q * (1.0 / (d as f64).sqrt())).matmul(k.transpose()), 3);
-        weights.matmul(v).swap_dims(1, 2).reshape(dims)
+        let no_memory = Tensor::zeros([2, self.heads, 0, x.dims()[3] / self.heads], &x.device());
+        ops::attention(on_tokens(&self.qkv, x), no_memory)
     }
 }
 

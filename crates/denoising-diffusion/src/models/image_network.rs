@@ -213,6 +213,18 @@ impl NetworkConfig {
         }
     }
 
+    /// Channels of the data, where they are known.
+    pub fn channels(&self) -> Option<usize> {
+        match self {
+            Self::Unet(config) => Some(config.channels),
+            Self::Unet1d(config) => Some(config.channels),
+            Self::Dit(config) => Some(config.channels),
+            Self::Uvit(config) => Some(config.channels),
+            Self::KarrasUnet(config) => Some(config.channels),
+            Self::Custom { .. } => None,
+        }
+    }
+
     /// Channels of the output, where they are known.
     pub fn out_channels(&self) -> Option<usize> {
         match self {

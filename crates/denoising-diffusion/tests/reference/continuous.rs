@@ -11,7 +11,7 @@ use denoising_diffusion::nn::{Eval, EvalMode, Init, params};
 use denoising_diffusion::sampler::{PosteriorVariance, Step, ddpm, ignore};
 use denoising_diffusion::train::NamedGradients;
 
-use crate::golden::{Golden, assert_close, assert_relative, draws, values};
+use crate::golden::{Golden, assert_close, assert_relative, draws, test_device, values};
 use crate::unets::{check_gradients, check_gradients_among};
 
 const STEPS: usize = 8;
@@ -62,7 +62,7 @@ fn scheduled(golden: &Golden, config: &FormulationConfig, device: &Device) -> Sc
 }
 
 fn check_losses(golden: &Golden, key: &str, network: &impl Network<4>, diffusion: &Diffusion) -> Tensor<1> {
-    let device = Device::flex().autodiff();
+    let device = test_device().autodiff();
     let draws = draws(golden.values("times"), vec![golden.tensor("noise", &device)]);
     let loss = diffusion.loss(network, golden.tensor::<4>("image", &device), &draws);
     let [per_sample, mean] = ["per_sample", "mean"].map(|kind| format!("{key}.{kind}"));
@@ -76,7 +76,7 @@ fn log_snr_at_times() {
     let golden = Golden::open("formulations_continuous");
     let grid = golden.values_f64("grid");
     let learned = continuous(NoiseSchedule::Learned, Objective::PredNoise);
-    let network = scheduled(&golden, &learned, &Device::flex());
+    let network = scheduled(&golden, &learned, &test_device());
     let v = Objective::PredV;
     for (name, config) in [
         ("linear", continuous(NoiseSchedule::Linear, v)),
@@ -109,7 +109,7 @@ fn log_snr_at_times() {
 #[test]
 fn losses_and_gradients_of_predicted_noise() {
     let golden = Golden::open("formulations_continuous");
-    let unet = unet(&golden, &Device::flex().autodiff());
+    let unet = unet(&golden, &test_device().autodiff());
     for (name, schedule) in [("linear", NoiseSchedule::Linear), ("cosine", NoiseSchedule::Cosine)] {
         for (weight, min_snr) in [("plain", false), ("min_snr", true)] {
             let diffusion = diffusion(continuous(schedule, Objective::PredNoise), min_snr);
@@ -125,7 +125,7 @@ fn losses_and_gradients_of_predicted_noise() {
 #[test]
 fn losses_and_gradients_of_predicted_v() {
     let golden = Golden::open("formulations_continuous");
-    let unet = unet(&golden, &Device::flex().autodiff());
+    let unet = unet(&golden, &test_device().autodiff());
     let diffusion = diffusion(continuous(NoiseSchedule::Cosine, Objective::PredV), false);
     let loss = check_losses(&golden, "loss.v", &unet, &diffusion);
     let expected = to_ours(&golden.under("v.grad_state.")).unwrap();
@@ -135,7 +135,7 @@ fn losses_and_gradients_of_predicted_v() {
 #[test]
 fn losses_of_simple_diffusion() {
     let golden = Golden::open("formulations_continuous");
-    let unet = unet(&golden, &Device::flex().autodiff());
+    let unet = unet(&golden, &test_device().autodiff());
     for name in ["plain", "shifted", "interpolated"] {
         for (objective_name, objective) in [("v", Objective::PredV), ("eps", Objective::PredNoise)] {
             for (weight, min_snr) in [("plain", false), ("min_snr", true)] {
@@ -155,7 +155,7 @@ fn losses_and_gradients_of_a_learned_schedule() {
             let mut config = continuous(NoiseSchedule::Learned, Objective::PredNoise);
             let FormulationConfig::ContinuousTime(options) = &mut config else { unreachable!() };
             options.learned_schedule_frac_gradient = Some(frac);
-            let network = scheduled(&golden, &config, &Device::flex().autodiff());
+            let network = scheduled(&golden, &config, &test_device().autodiff());
             let diffusion = diffusion(config, min_snr);
             let loss = check_losses(&golden, &format!("loss.learned.{weight}"), &network, &diffusion);
             let gradients = NamedGradients::take(&network, &mut loss.mean().backward());
@@ -189,7 +189,7 @@ fn check_schedule_gradients(gradients: &NamedGradients, expected: &StateDict) {
 #[test]
 fn single_steps() {
     let golden = Golden::open("formulations_continuous");
-    let device = Device::flex();
+    let device = test_device();
     let unet = unet(&golden, &device).eval();
     let x = golden.tensor::<4>("x", &device);
     for (name, config) in [
@@ -213,7 +213,7 @@ fn single_steps() {
 #[test]
 fn trajectories() {
     let golden = Golden::open("formulations_continuous");
-    let device = Device::flex();
+    let device = test_device();
     let unet = unet(&golden, &device).eval();
     let eps = Objective::PredNoise;
     for (name, config) in [
@@ -233,7 +233,7 @@ fn trajectories() {
 /// Ours end in clean data, the reference's in a level of log_snr(0): every step but the last is that of our own levels, all of them are
 /// those of the reference's. The network feels the last digits of log-SNR, so that x is compared on the reference's.
 fn check_trajectory(golden: &Golden, name: &str, diffusion: &Diffusion, network: &Eval<impl Network<4>>) {
-    let device = Device::flex();
+    let device = test_device();
     let key = |what: &str| format!("ddpm_{name}.{what}");
     let denoiser = diffusion.denoiser(network);
     let log_snrs = golden.values(&key("log_snr"));

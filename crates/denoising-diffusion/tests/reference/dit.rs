@@ -5,12 +5,12 @@ use denoising_diffusion::models::{Dit, DitConfig, Network, NetworkInput};
 use denoising_diffusion::nn::{EvalMode, Init, params};
 use denoising_diffusion::train::NamedGradients;
 
-use crate::golden::{Golden, assert_close, values};
+use crate::golden::{Golden, assert_close, test_device, values};
 use crate::unets::check_gradients;
 
 fn check(name: &str) {
     let golden = Golden::open(name);
-    let device = Device::flex().autodiff();
+    let device = test_device().autodiff();
     let config: DitConfig = serde_json::from_value(golden.config["dit"].clone()).unwrap();
     let dit = Dit::new(&config, &mut Init::new(0, &device)).unwrap();
     let dit = params::load_state_dict(dit, &golden.under("state.")).unwrap();
@@ -19,7 +19,7 @@ fn check(name: &str) {
         ..NetworkInput::new(golden.tensor("x", device), golden.tensor("time", device))
     };
     let expected = golden.values("output");
-    assert_close(name, &values(dit.eval().forward(input(&Device::flex()))), expected, 1e-4);
+    assert_close(name, &values(dit.eval().forward(input(&test_device()))), expected, 1e-4);
 
     let mut input = input(&device);
     let x = input.x.clone().require_grad();

@@ -1,6 +1,6 @@
 //! `ElucidatedDiffusion`.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use denoising_diffusion::diffusion::{
     Denoiser, Diffusion, Draws, ElucidatedConfig, FormulationConfig, GuidanceConfig, NoiseLevel, Threshold,
 };
@@ -10,7 +10,7 @@ use denoising_diffusion::nn::{Eval, EvalMode};
 use denoising_diffusion::sampler::{Churn, Step, dpmpp_2m, heun};
 use denoising_diffusion::train::NamedGradients;
 
-use crate::golden::{Golden, assert_close, assert_relative, draws, values};
+use crate::golden::{Golden, assert_close, assert_relative, draws, test_device, values};
 use crate::unets::{check_gradients, check_gradients_among};
 
 const STEPS: usize = 8;
@@ -26,7 +26,7 @@ fn unclipped() -> GuidanceConfig {
 #[test]
 fn preconditioning() {
     let golden = Golden::open("formulations_edm");
-    let device = Device::flex();
+    let device = test_device();
     let unet = golden.unet("unet", "state.", &device).eval();
     let diffusion = elucidated();
     let x = golden.tensor::<4>("denoiser.x", &device);
@@ -73,7 +73,7 @@ fn noise_levels() {
 
 /// Losses per sample and their mean; the latter for its gradients.
 fn loss(golden: &Golden, unet: &Unet, data: &str, expected: &str, self_condition: bool) -> Tensor<1> {
-    let device = Device::flex().autodiff();
+    let device = test_device().autodiff();
     let noise = golden.tensor(&format!("{data}.noise"), &device);
     let draws = Draws { self_condition, ..draws(golden.values("loss.sigma"), vec![noise]) };
     let loss = elucidated().loss(unet, golden.tensor::<4>(&format!("{data}.image"), &device), &draws);
@@ -86,7 +86,7 @@ fn loss(golden: &Golden, unet: &Unet, data: &str, expected: &str, self_condition
 #[test]
 fn losses_and_gradients() {
     let golden = Golden::open("formulations_edm");
-    let unet = golden.unet("unet", "state.", &Device::flex().autodiff());
+    let unet = golden.unet("unet", "state.", &test_device().autodiff());
     let loss = loss(&golden, &unet, "loss", "loss", false);
     let expected = to_ours(&golden.under("loss.grad_state.")).unwrap();
     check_gradients(NamedGradients::take(&unet, &mut loss.backward()), &expected);
@@ -95,7 +95,7 @@ fn losses_and_gradients() {
 #[test]
 fn self_conditioning() {
     let golden = Golden::open("formulations_edm");
-    let unet = golden.unet("unet_self_cond", "self_cond.state.", &Device::flex().autodiff());
+    let unet = golden.unet("unet_self_cond", "self_cond.state.", &test_device().autodiff());
     loss(&golden, &unet, "self_cond", "self_cond.off", false);
     let loss = loss(&golden, &unet, "self_cond", "self_cond.on", true);
     let expected = to_ours(&golden.under("self_cond.on.grad_state.")).unwrap();
@@ -103,7 +103,7 @@ fn self_conditioning() {
 
     // The first pass alone: each example at its own sigma.
     let diffusion = elucidated();
-    let (device, unet) = (Device::flex(), unet.eval());
+    let (device, unet) = (test_device(), unet.eval());
     let denoiser = diffusion.denoiser(&unet).guided(&unclipped());
     let [images, noise] = ["image", "noise"].map(|name| golden.tensor::<4>(&format!("self_cond.{name}"), &device));
     for (row, &sigma) in golden.values("loss.sigma").iter().enumerate() {
@@ -125,14 +125,14 @@ struct Trajectory {
 
 impl Trajectory {
     fn open(name: &'static str, unet: &str, prefix: &str) -> Self {
-        let (golden, device) = (Golden::open("formulations_edm"), Device::flex());
+        let (golden, device) = (Golden::open("formulations_edm"), test_device());
         let unet = golden.unet(unet, prefix, &device).eval();
         let x = Self::image(&golden, name, 0);
         Self { golden, name, unet, x, levels: elucidated().formulation().levels(STEPS) }
     }
 
     fn image(golden: &Golden, name: &str, step: usize) -> Tensor<4> {
-        golden.tensor::<5>(&format!("{name}.images"), &Device::flex()).narrow(1, step, 1).squeeze_dim(1)
+        golden.tensor::<5>(&format!("{name}.images"), &test_device()).narrow(1, step, 1).squeeze_dim(1)
     }
 
     /// Every step: x is of order sigma.
@@ -158,7 +158,7 @@ fn heun_trajectories() {
     Trajectory::open("heun_churn0", "unet", "state.").check_heun(0.0, &[]);
     Trajectory::open("heun_self_cond", "unet_self_cond", "self_cond.state.").check_heun(0.0, &[]);
     let trajectory = Trajectory::open("heun_churn80", "unet", "state.");
-    trajectory.check_heun(80.0, &trajectory.golden.noises("heun_churn80.noise", &Device::flex()));
+    trajectory.check_heun(80.0, &trajectory.golden.noises("heun_churn80.noise", &test_device()));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The formulations in discrete time beside the plain one: `WeightedObjectiveGaussianDiffusion`, and candidates of noise (`XMWrapper`).
 //! `learned_variance.rs` has the third.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use denoising_diffusion::diffusion::{
     BetaSchedule, Denoiser, Diffusion, DiffusionConfig, Draws, FormulationConfig, GaussianConfig, GuidanceConfig,
     NoiseLevel, Objective, ObjectiveWeights, ScheduleConfig, SharedConfig, Threshold, WeightedObjectiveConfig,
@@ -11,7 +11,7 @@ use denoising_diffusion::nn::EvalMode;
 use denoising_diffusion::sampler::{PosteriorVariance, ddpm, ignore};
 use denoising_diffusion::train::NamedGradients;
 
-use crate::golden::{Golden, assert_close, assert_each_close, assert_relative, draws, values};
+use crate::golden::{Golden, assert_close, assert_each_close, assert_relative, draws, test_device, values};
 use crate::sampling::check_trajectory;
 use crate::unets::{check_gradients, check_gradients_among};
 
@@ -24,7 +24,7 @@ fn weighted(timesteps: usize, weights: ObjectiveWeights) -> Diffusion {
 #[test]
 fn losses_and_gradients_of_the_weighted_objective() {
     let golden = Golden::open("formulations");
-    let device = Device::flex().autodiff();
+    let device = test_device().autodiff();
     let unet = golden.unet("weighted_unet", "weighted.state.", &device);
     let draws = draws(golden.values("times"), vec![golden.tensor("weighted.noise", &device)]);
     let images = golden.tensor::<4>("weighted.image", &device);
@@ -44,7 +44,7 @@ fn losses_and_gradients_of_the_weighted_objective() {
 #[test]
 fn estimates_and_steps_of_the_weighted_objective() {
     let golden = Golden::open("formulations");
-    let device = Device::flex();
+    let device = test_device();
     let unet = golden.unet("weighted_unet", "weighted.state.", &device).eval();
     let diffusion = weighted(50, ObjectiveWeights::default());
     let plain = GuidanceConfig { threshold: Threshold::None, ..Default::default() };
@@ -71,7 +71,7 @@ fn estimates_and_steps_of_the_weighted_objective() {
 #[test]
 fn trajectory_of_the_weighted_objective() {
     let golden = Golden::open("formulations");
-    let unet = golden.unet("weighted_unet", "weighted.state.", &Device::flex()).eval();
+    let unet = golden.unet("weighted_unet", "weighted.state.", &test_device()).eval();
     let diffusion = weighted(20, ObjectiveWeights::default());
     check_trajectory(&golden, "weighted.ddpm", &diffusion, &unet, PosteriorVariance::Small);
 }
@@ -82,7 +82,7 @@ const CANDIDATES: usize = 3;
 #[test]
 fn candidates_of_noise() {
     let golden = Golden::open("formulations");
-    let device = Device::flex().autodiff();
+    let device = test_device().autodiff();
     let unet = golden.unet("xm_unet", "xm.state.", &device);
     let schedule = ScheduleConfig { timesteps: 50, beta_schedule: BetaSchedule::Sigmoid, ..Default::default() };
     let gaussian = GaussianConfig { schedule, objective: Objective::PredV };

@@ -1,7 +1,7 @@
 //! `classifier_free_guidance` with its variations, CFG++, classifier guidance and dynamic thresholding, on given outputs of a network.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use denoising_diffusion::diffusion::{
     BetaSchedule, Denoiser, Diffusion, Estimate, GaussianConfig, GuidanceConfig, NetworkDenoiser, NoiseLevel,
     Objective, ScheduleConfig, Threshold, projection,
@@ -10,7 +10,7 @@ use denoising_diffusion::models::{Network, NetworkInput};
 use denoising_diffusion::nn::{Eval, EvalMode};
 use denoising_diffusion::sampler::{PosteriorVariance, ddim, ddpm, ignore};
 
-use crate::golden::{Golden, assert_close, values};
+use crate::golden::{Golden, assert_close, test_device, values};
 
 fn options(guidance: f64, rescale_phi: f64, keep_parallel: f64) -> GuidanceConfig {
     GuidanceConfig { guidance, rescale_phi, keep_parallel, ..Default::default() }
@@ -19,7 +19,7 @@ fn options(guidance: f64, rescale_phi: f64, keep_parallel: f64) -> GuidanceConfi
 #[test]
 fn combinations() {
     let golden = Golden::open("guidance");
-    let tensor = |name: &str| golden.tensor::<4>(name, &Device::flex());
+    let tensor = |name: &str| golden.tensor::<4>(name, &test_device());
     let [strong, weak] = ["logits", "null_logits"].map(|name| tensor(&format!("combine.{name}")));
     let parallel = projection(strong.clone() - weak.clone(), strong.clone());
     assert_close("parallel", &values(parallel.clone()), golden.values("project.parallel"), 1e-5);
@@ -47,7 +47,7 @@ fn combinations() {
 #[test]
 fn outputs_of_a_class_conditional_network() {
     let golden = Golden::open("cfg_unet");
-    let [strong, weak] = ["output.drop0", "output.drop1"].map(|name| golden.tensor::<4>(name, &Device::flex()));
+    let [strong, weak] = ["output.drop0", "output.drop1"].map(|name| golden.tensor::<4>(name, &test_device()));
     let got = options(3.0, 0.7, 0.0).combine(strong, weak, 3.0);
     assert_close("output.w3", &values(got), golden.values("output.w3"), 1e-5);
 }
@@ -95,7 +95,7 @@ struct Rows {
 
 impl Rows {
     fn tensor(&self, name: &str) -> Tensor<4> {
-        self.golden.tensor::<4>(&format!("{}.{name}", self.prefix), &Device::flex()).narrow(0, self.row, 1)
+        self.golden.tensor::<4>(&format!("{}.{name}", self.prefix), &test_device()).narrow(0, self.row, 1)
     }
 
     /// From the time of the row to the next.
@@ -226,7 +226,7 @@ fn dynamic_thresholding() {
     let case = &golden["dynamic_thresholding"];
     let floats = |value: &serde_json::Value| serde_json::from_value::<Vec<f32>>(value.clone()).unwrap();
     let shape: [usize; 4] = serde_json::from_value(case["shape"].clone()).unwrap();
-    let x = Tensor::<1>::from_floats(floats(&case["x"]).as_slice(), &Device::flex()).reshape(shape);
+    let x = Tensor::<1>::from_floats(floats(&case["x"]).as_slice(), &test_device()).reshape(shape);
     for case in case["cases"].as_array().unwrap() {
         let threshold_quantile = case["percentile"].as_f64().unwrap();
         let config = GuidanceConfig { threshold: Threshold::Dynamic, threshold_quantile, ..Default::default() };

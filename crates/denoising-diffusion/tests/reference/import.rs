@@ -11,7 +11,7 @@ use denoising_diffusion::models::{Network, NetworkInput, Unet};
 use denoising_diffusion::nn::{Eval, EvalMode, Init, params};
 use denoising_diffusion::sampler::{SampleConfig, SamplerKind};
 
-use crate::golden::{Golden, assert_close, values};
+use crate::golden::{Golden, assert_close, test_device, values};
 
 fn open(file: &str) -> ReferenceCheckpoint {
     ReferenceCheckpoint::open(&PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file)).unwrap()
@@ -19,15 +19,15 @@ fn open(file: &str) -> ReferenceCheckpoint {
 
 fn unet(checkpoint: &ReferenceCheckpoint, which: Which, device: &Device) -> Eval<Unet> {
     let weights = checkpoint.weights(which).unwrap();
-    let config = weights.infer().unwrap().unet;
+    let config = weights.infer().unwrap().unet().unwrap().clone();
     let unet = Unet::new(&config, &mut Init::new(0, device)).unwrap();
-    params::load_state_dict(unet, &to_ours(&weights.unet).unwrap()).unwrap().eval()
+    params::load_state_dict(unet, &to_ours(&weights.state).unwrap()).unwrap().eval()
 }
 
 #[test]
 fn a_trainer_checkpoint_gives_the_references_outputs_and_samples() {
     let golden = Golden::open("import");
-    let device = Device::flex();
+    let device = test_device();
     let checkpoint = open("model-1.pt");
     for (which, name) in [(Which::Ema, "ema"), (Which::Model, "model")] {
         let unet = unet(&checkpoint, which, &device);
@@ -61,7 +61,7 @@ fn a_trainer_checkpoint_gives_the_references_outputs_and_samples() {
 #[test]
 fn a_plain_state_dict_gives_the_references_output() {
     let golden = Golden::open("import");
-    let device = Device::flex();
+    let device = test_device();
     let unet = unet(&open("state_dict.pt"), Which::Ema, &device);
     let input = NetworkInput {
         x_self_cond: Some(golden.tensor("plain.x_self_cond", &device)),

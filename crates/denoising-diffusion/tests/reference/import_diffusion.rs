@@ -8,12 +8,12 @@ use denoising_diffusion::diffusion::{
     Denoiser, Diffusion, DiffusionConfig, Estimate, FormulationConfig, GuidanceConfig, NoiseLevel, Threshold,
 };
 use denoising_diffusion::interop::{ReferenceCheckpoint, ReferenceKind, ReferenceWeights, Which, to_reference};
-use denoising_diffusion::model_file::{ModelCard, ModelFile, NetworkConfig, WeightsKind};
+use denoising_diffusion::model_file::{ModelCard, ModelFile, WeightsKind};
 use denoising_diffusion::models::ImageNetwork;
 use denoising_diffusion::nn::Eval;
 use serde_json::{Map, Value, json};
 
-use crate::golden::{Golden, assert_close, values};
+use crate::golden::{Golden, assert_close, test_device, values};
 
 /// A checkpoint as a model file of ours, written and read again.
 struct Case {
@@ -40,9 +40,9 @@ impl Case {
             version: "0".to_string(),
             diffusion: inferred.diffusion_with(&said).unwrap(),
             betas: inferred.betas,
-            image: ImageShape { channels: inferred.unet.channels, height: 8, width: 8 },
+            image: ImageShape { channels: inferred.network.channels().unwrap(), height: 8, width: 8 },
             value_range: None,
-            network: NetworkConfig::Unet(inferred.unet),
+            network: inferred.network,
             weights: WeightsKind::Model,
             step: 0,
             ema_decay: None,
@@ -50,7 +50,7 @@ impl Case {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.safetensors");
         ModelFile { card, state: weights.to_ours().unwrap() }.write(&path).unwrap();
-        let device = Device::flex();
+        let device = test_device();
         let (unet, diffusion) = ModelFile::read(&path).unwrap().build(&path, &device).unwrap();
         Self { name, golden: Golden::open("import_diffusion"), device, unet, diffusion }
     }
@@ -109,8 +109,8 @@ fn continuous_time_with_a_learned_schedule() {
     case.assert_x_start(&case.denoised([0.6; 2]));
 
     let weights = weights("continuous_learned");
-    let back = to_reference(&weights.to_ours().unwrap(), &weights.infer().unwrap().unet).unwrap();
-    assert_eq!((back.strip_prefix("model."), back.len()), (weights.unet.clone(), weights.unet.len() + 6));
+    let back = to_reference(&weights.to_ours().unwrap(), weights.infer().unwrap().unet().unwrap()).unwrap();
+    assert_eq!((back.strip_prefix("model."), back.len()), (weights.state.clone(), weights.state.len() + 6));
     assert!(weights.schedule.iter().all(|(name, tensor)| back.get(name) == Some(tensor)));
 }
 
@@ -136,7 +136,7 @@ fn told_options_are_those_that_were_used() {
     for (name, case) in golden.config["cases"].as_object().unwrap() {
         let inferred = weights(name).infer().unwrap();
         for (key, used) in case["unet"].as_object().unwrap() {
-            let unet = serde_json::to_value(&inferred.unet).unwrap();
+            let unet = serde_json::to_value(inferred.unet()).unwrap();
             assert_eq!(&unet[key], used, "{name}: {key}, {:?}", inferred.notes);
         }
         let told: Map<String, Value> = inferred.diffusion.clone().unwrap().into();

@@ -2,14 +2,14 @@
 
 use std::ops::ControlFlow;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use denoising_diffusion::eval::extract::{Extracted, Extractor};
 use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::inception::{FeatureBlock, ImageInput, InceptionV3, SIDE, drawn_weights};
 use denoising_diffusion::eval::metric::{FidInput, fid};
 use denoising_diffusion::report::ImageBatch;
 
-use crate::golden::{Golden, values};
+use crate::golden::{Golden, test_device, values};
 
 /// In [0, 1): as `unit` in tools/parity/golden_inception.py.
 fn unit(tensor: u64, index: u64) -> f64 {
@@ -54,7 +54,7 @@ fn relative(got: &[f32], expected: &[f32]) -> f32 {
 #[test]
 fn features_of_all_blocks() {
     let golden = Golden::open("inception");
-    let network = InceptionV3::new(&drawn_weights(), &Device::flex()).unwrap();
+    let network = InceptionV3::new(&drawn_weights(), &test_device()).unwrap();
     for name in ["grey", "rgb", "large"] {
         let shape: [usize; 3] = serde_json::from_value(golden.config["shapes"][name].clone()).unwrap();
         let images: Vec<f32> = (0..2).flat_map(|number| picture(0, number, shape)).collect();
@@ -82,7 +82,7 @@ fn extracted(network: &InceptionV3, block: FeatureBlock, shape: [usize; 3], grou
 #[test]
 fn fid_of_two_folders() {
     let golden = Golden::open("inception");
-    let network = InceptionV3::new(&drawn_weights(), &Device::flex()).unwrap();
+    let network = InceptionV3::new(&drawn_weights(), &test_device()).unwrap();
     for (name, count, dims) in [("grey", 90, 64), ("rgb", 90, 64), ("rgb", 8, 2048)] {
         let shape: [usize; 3] = serde_json::from_value(golden.config["shapes"][name].clone()).unwrap();
         let block = FeatureBlock::of_dims(dims).unwrap();

@@ -12,7 +12,7 @@ use denoising_diffusion::nn::{EvalMode, Init, params};
 use denoising_diffusion::noise::{Purpose, normal_batch};
 use denoising_diffusion::train::{EmaConfig, NamedGradients, TrainConfig, Trainer};
 
-use crate::golden::{Golden, assert_close, values};
+use crate::golden::{Golden, assert_close, test_device, values};
 use crate::unets::check_gradients;
 
 fn extent(golden: &Golden) -> Extent {
@@ -68,7 +68,7 @@ fn input(golden: &Golden, device: &Device) -> NetworkInput<4> {
 
 fn check_forward(name: &str) -> Golden {
     let golden = Golden::open(name);
-    let device = Device::flex();
+    let device = test_device();
     let output = network(&golden, &device.clone().autodiff()).eval().forward(input(&golden, &device));
     assert_close(name, &values(output), golden.values("output"), 1e-4);
     golden
@@ -76,7 +76,7 @@ fn check_forward(name: &str) -> Golden {
 
 fn check(name: &str) {
     let golden = check_forward(name);
-    let device = Device::flex().autodiff();
+    let device = test_device().autodiff();
     let network = KarrasUnet::new(&KarrasUnetConfig { dropout: 0.0, ..config(&golden) }, &mut Init::new(0, &device));
     let state = karras_unet_to_ours(&golden.under("state.")).unwrap();
     let network = params::load_state_dict(network.unwrap(), &state).unwrap();
@@ -123,7 +123,7 @@ fn volumes_halved_by_type() {
 #[test]
 fn weights_are_forced_to_unit_size_by_steps_alone() {
     let golden = Golden::open("karras_image");
-    let device = Device::flex();
+    let device = test_device();
     let model = network(&golden, &device.clone().autodiff());
     let before = params::to_state_dict(&model);
     let _ = model.forward(input(&golden, &device.clone().autodiff()));

@@ -9,7 +9,7 @@ use denoising_diffusion::nn::{
 };
 use denoising_diffusion::train::NamedGradients;
 
-use crate::golden::{Golden, assert_close, values};
+use crate::golden::{Golden, assert_close, test_device, values};
 
 struct Case<'a> {
     golden: &'a Golden,
@@ -19,7 +19,7 @@ struct Case<'a> {
 
 impl<'a> Case<'a> {
     fn new(golden: &'a Golden, layer: &'a str) -> Self {
-        Self { golden, layer, device: Device::flex().autodiff() }
+        Self { golden, layer, device: test_device().autodiff() }
     }
 
     fn key(&self, rest: &str) -> String {
@@ -180,7 +180,7 @@ fn halving_and_doubling() {
 #[test]
 fn embeddings_of_time() {
     let golden = Golden::open("layers");
-    let device = Device::flex();
+    let device = test_device();
     for (name, theta) in [("sinusoidal_100", 100.0), ("sinusoidal_10000", 10_000.0)] {
         let time = golden.tensor::<1>(&format!("{name}.input.time"), &device);
         let output = SinusoidalPosEmb::new(16, theta).forward(time);
@@ -198,7 +198,7 @@ fn embeddings_of_time() {
 /// The convolutions' op against a sum over a window, in f64.
 #[test]
 fn convolution_is_a_sum_over_a_window() {
-    let device = Device::flex();
+    let device = test_device();
     for kernel in [1, 3, 7] {
         let conv = Conv2d::new(&mut Init::new(5, &device), 3, 4, kernel);
         let (h, w) = (5, 4);
@@ -227,7 +227,7 @@ fn convolution_is_a_sum_over_a_window() {
 
 #[test]
 fn gelu_of_the_time_embedding_is_the_exact_one() {
-    let device = Device::flex();
+    let device = test_device();
     let y = values(activation::gelu(Tensor::<1>::from_floats([-2.0, -0.5, 0.0, 1.0, 3.0], &device)));
     // x Phi(x)
     assert_close("gelu", &y, &[-0.045_500_264, -0.154_268_77, 0.0, 0.841_344_7, 2.995_950_3], 1e-6);

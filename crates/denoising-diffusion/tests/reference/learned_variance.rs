@@ -14,7 +14,7 @@ use denoising_diffusion::nn::{Eval, EvalMode};
 use denoising_diffusion::sampler::{PosteriorVariance, ddpm, ignore};
 use denoising_diffusion::train::NamedGradients;
 
-use crate::golden::{Golden, assert_close, assert_relative, draws, values};
+use crate::golden::{Golden, assert_close, assert_relative, draws, test_device, values};
 use crate::sampling::check_trajectory;
 use crate::unets::check_gradients;
 
@@ -37,7 +37,7 @@ struct Case {
 impl Case {
     fn open() -> Self {
         let golden = Golden::open("formulations");
-        let device = Device::flex().autodiff();
+        let device = test_device().autodiff();
         Self { unet: golden.unet("learned_unet", "learned.state.", &device), golden, device }
     }
 
@@ -114,7 +114,7 @@ fn means_and_variances_of_steps() {
     let unet = case.unet.eval();
     let diffusion = learned(T, VarianceReading::Range, 0.001);
     let denoiser = diffusion.denoiser(&unet);
-    let x = case.golden.tensor::<4>("learned.x", &Device::flex());
+    let x = case.golden.tensor::<4>("learned.x", &test_device());
     for t in [49, 25, 1, 0] {
         let key = |what: &str| format!("learned.t{t}.{what}");
         let estimate = denoiser.denoise(x.clone(), diffusion.level(f64::from(t)), None);
@@ -152,7 +152,7 @@ fn trajectories() {
 #[test]
 fn a_variance_read_as_its_logarithm() {
     let case = Case::open();
-    let (unet, device) = (case.unet.eval(), Device::flex());
+    let (unet, device) = (case.unet.eval(), test_device());
     let diffusion = learned(T, VarianceReading::Direct, 1.0);
     let tables = diffusion.tables().unwrap();
     let times = case.golden.indices("learned.vb_times");

@@ -9,7 +9,7 @@ use denoising_diffusion::interop::to_ours;
 use denoising_diffusion::models::Unet;
 use denoising_diffusion::train::NamedGradients;
 
-use crate::golden::{Golden, assert_close, draws, values};
+use crate::golden::{Golden, assert_close, draws, test_device, values};
 use crate::unets::check_gradients;
 
 const SCHEDULES: [(&str, BetaSchedule); 3] =
@@ -35,7 +35,7 @@ struct Case {
 impl Case {
     fn open() -> Self {
         let golden = Golden::open("losses");
-        let device = Device::flex().autodiff();
+        let device = test_device().autodiff();
         Self { unet: golden.unet("unet", "state.", &device), golden, device }
     }
 

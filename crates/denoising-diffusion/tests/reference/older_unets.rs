@@ -7,21 +7,26 @@ use denoising_diffusion::models::{ImageNetwork, Network, NetworkConfig, NetworkI
 use denoising_diffusion::nn::{EvalMode, Init, params};
 use denoising_diffusion::train::NamedGradients;
 
-use crate::golden::{Golden, assert_close, values};
+use crate::golden::{Golden, assert_close, test_device, values};
 use crate::unets::{check_gradients, check_gradients_among};
 
 /// What the tensors tell, and the heads of the middle block, which they do not.
 fn inferred(golden: &Golden) -> Inferred {
     let heads = ["unet1d", "unet"].iter().find_map(|key| golden.config[key]["attn_heads"].as_u64()).unwrap();
-    let weights = ReferenceWeights { unet: golden.under("state."), ..ReferenceWeights::default() };
+    let weights = ReferenceWeights { state: golden.under("state."), ..ReferenceWeights::default() };
     let inferred = weights.infer().unwrap();
     assert!(inferred.assumed.contains(&"mid_attn_heads"));
     inferred.with_mid_attn_heads(heads as usize).unwrap()
 }
 
+/// The network as a model card says it.
+fn told(inferred: &Inferred) -> NetworkConfig {
+    NetworkConfig::of_unet(inferred.unet().unwrap().clone())
+}
+
 /// The network of a file, its options told from the tensors.
 fn network(golden: &Golden, device: &Device) -> ImageNetwork {
-    let network = inferred(golden).network().build(&mut Init::new(0, device)).unwrap();
+    let network = told(&inferred(golden)).build(&mut Init::new(0, device)).unwrap();
     params::load_state_dict(network, &to_ours(&golden.under("state.")).unwrap()).unwrap()
 }
 
@@ -34,7 +39,7 @@ fn check(name: &str) {
     let golden = Golden::open(name);
     let inferred = inferred(&golden);
     let options: Unet1dConfig = serde_json::from_value(golden.config["unet1d"].clone()).unwrap();
-    let NetworkConfig::Unet1d(told) = inferred.network() else { panic!("{inferred:?}") };
+    let NetworkConfig::Unet1d(told) = told(&inferred) else { panic!("{inferred:?}") };
     // No tensor tells how features are shared out to heads, and fixed frequencies from learned ones.
     let expected = Unet1dConfig {
         learned_sinusoidal_cond: options.random_fourier_features,
@@ -43,14 +48,14 @@ fn check(name: &str) {
     };
     assert_eq!(told, expected);
 
-    let device = Device::flex();
+    let device = test_device();
     let x_self_cond = golden.has("x_self_cond").then(|| sequence(&golden, "x_self_cond", &device));
     let input = NetworkInput::new(sequence(&golden, "x", &device), golden.tensor("time", &device));
     let output = network(&golden, &device).eval().forward(NetworkInput { x_self_cond, ..input });
     assert_close(name, &values(output), golden.values("output"), 1e-4);
 
     let ours = to_ours(&golden.under("state.")).unwrap();
-    assert_eq!(to_reference(&ours, &inferred.unet).unwrap(), golden.under("state."));
+    assert_eq!(to_reference(&ours, inferred.unet().unwrap()).unwrap(), golden.under("state."));
 }
 
 #[test]
@@ -71,7 +76,7 @@ fn sequences_with_fourier_time_and_learned_variance() {
 #[test]
 fn every_gradient_of_a_network_for_sequences() {
     let golden = Golden::open("unet1d_base");
-    let device = Device::flex().autodiff();
+    let device = test_device().autodiff();
     let unet = network(&golden, &device);
     let x = sequence(&golden, "x", &device).require_grad();
     let output = unet.forward(NetworkInput::new(x.clone(), golden.tensor("time", &device)));
@@ -84,9 +89,9 @@ fn every_gradient_of_a_network_for_sequences() {
 fn a_network_with_classes_guided_and_not() {
     let golden = Golden::open("cfg_unet");
     let inferred = inferred(&golden);
-    let NetworkConfig::Unet(UnetConfig { num_classes, .. }) = inferred.network() else { panic!("{inferred:?}") };
+    let NetworkConfig::Unet(UnetConfig { num_classes, .. }) = told(&inferred) else { panic!("{inferred:?}") };
     assert_eq!(num_classes as u64, golden.config["unet"]["num_classes"].as_u64().unwrap());
-    let device = Device::flex();
+    let device = test_device();
     let unet = network(&golden, &device).eval();
     let classes: Vec<i64> = golden.indices("classes").into_iter().map(|class| class as i64).collect();
     for (drop, classes) in [(0, classes.clone()), (1, vec![num_classes as i64; classes.len()])] {
@@ -97,16 +102,16 @@ fn a_network_with_classes_guided_and_not() {
         assert_close(&name, &values(output), golden.values(&name), 1e-4);
     }
     let ours = to_ours(&golden.under("state.")).unwrap();
-    assert_eq!(to_reference(&ours, &inferred.unet).unwrap(), golden.under("state."));
+    assert_eq!(to_reference(&ours, inferred.unet().unwrap()).unwrap(), golden.under("state."));
 }
 
 /// The gradients of the class embeddings, of the mean squared error of predicted noise.
 #[test]
 fn gradients_of_class_embeddings() {
     let golden = Golden::open("cfg_unet");
-    let device = Device::flex().autodiff();
+    let device = test_device().autodiff();
     let unet = network(&golden, &device);
-    let NetworkConfig::Unet(UnetConfig { num_classes, .. }) = inferred(&golden).network() else { panic!() };
+    let NetworkConfig::Unet(UnetConfig { num_classes, .. }) = told(&inferred(&golden)) else { panic!() };
     let (keep, times) = (golden.indices("loss.keep"), golden.indices("loss.times"));
     let classes = golden.indices("classes").into_iter().zip(&keep);
     let classes: Vec<i64> = classes.map(|(class, &keep)| if keep == 1 { class } else { num_classes } as i64).collect();

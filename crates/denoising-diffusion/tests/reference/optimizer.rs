@@ -5,7 +5,7 @@ use burn::tensor::{Device, Tensor};
 use denoising_diffusion::train::{Adam, AdamConfig, BufferPolicy, Ema, EmaConfig, GradNorm, NamedGradients};
 use serde_json::Value;
 
-use crate::golden::{Golden, assert_close, values};
+use crate::golden::{Golden, assert_close, test_device, values};
 
 #[derive(Module, Debug)]
 struct Two {
@@ -16,7 +16,7 @@ struct Two {
 #[test]
 fn three_steps_of_adam() {
     let golden = Golden::open("adam");
-    let device = Device::flex().autodiff();
+    let device = test_device().autodiff();
     let mut model = Two {
         a: Param::from_tensor(golden.tensor("param.a.0", &device)),
         b: Param::from_tensor(golden.tensor("param.b.0", &device)),
@@ -61,7 +61,7 @@ fn with_buffer(call: usize, device: &Device) -> WithBuffer {
 #[test]
 fn moving_average_of_weights_and_buffers() {
     let golden = Golden::open("ema");
-    let device = Device::flex().autodiff();
+    let device = test_device().autodiff();
     for (set, options) in golden.config["sets"].as_object().unwrap() {
         let number = |key: &str, default: f64| options.get(key).and_then(Value::as_f64).unwrap_or(default);
         let config = EmaConfig {

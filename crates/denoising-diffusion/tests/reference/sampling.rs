@@ -6,7 +6,7 @@ use denoising_diffusion::models::Unet;
 use denoising_diffusion::nn::{Eval, EvalMode};
 use denoising_diffusion::sampler::{PosteriorVariance, Step, ddim, ddpm, ignore, noised_mixture};
 
-use crate::golden::{Golden, assert_close, values};
+use crate::golden::{Golden, assert_close, test_device, values};
 
 fn gaussian(timesteps: usize, beta_schedule: BetaSchedule, objective: Objective) -> Diffusion {
     let schedule = ScheduleConfig { timesteps, beta_schedule, ..Default::default() };
@@ -20,7 +20,7 @@ struct Case {
 
 impl Case {
     fn open() -> Self {
-        Self { golden: Golden::open("sampling"), device: Device::flex() }
+        Self { golden: Golden::open("sampling"), device: test_device() }
     }
 
     fn unet(&self, key: &str, prefix: &str) -> Eval<Unet> {
@@ -46,7 +46,7 @@ pub fn check_trajectory(
     variance: PosteriorVariance,
 ) {
     let options = &golden.config["trajectories"][name];
-    let device = Device::flex();
+    let device = test_device();
     let denoiser = diffusion.denoiser(unet);
     let x = golden.tensor::<4>(&format!("{name}.x_T"), &device);
     let noises = golden.noises(&format!("{name}.noise"), &device);

@@ -7,11 +7,11 @@ use denoising_diffusion::models::{Network, NetworkInput, Unet};
 use denoising_diffusion::nn::EvalMode;
 use denoising_diffusion::train::NamedGradients;
 
-use crate::golden::{Golden, assert_close, values};
+use crate::golden::{Golden, assert_close, test_device, values};
 
 fn check_forward(name: &str) {
     let golden = Golden::open(name);
-    let device = Device::flex();
+    let device = test_device();
     let unet = golden.unet("unet", "state.", &device.clone().autodiff()).eval();
     let run = |x_self_cond: Option<&str>| {
         let (x, time) = (golden.tensor("x", &device), golden.tensor("time", &device));
@@ -63,7 +63,7 @@ fn other_theta_and_attention_in_the_middle_stage() {
 #[test]
 fn every_gradient_of_a_whole_network() {
     let golden = Golden::open("unet_base");
-    let device = Device::flex().autodiff();
+    let device = test_device().autodiff();
     let unet: Unet = golden.unet("unet", "state.", &device);
     let x = golden.tensor::<4>("x", &device).require_grad();
     let output = unet.forward(NetworkInput::new(x.clone(), golden.tensor("time", &device)));
@@ -79,14 +79,14 @@ fn every_gradient_of_a_whole_network() {
 #[test]
 fn every_gradient_of_a_network_with_classes() {
     let golden = Golden::open("unet_classes");
-    let device = Device::flex().autodiff();
+    let device = test_device().autodiff();
     let unet: Unet = golden.unet("unet", "state.", &device);
     let classes = golden.values("classes").iter().map(|&class| class as i64).collect::<Vec<_>>();
     let input = |device: &Device| NetworkInput {
         classes: Some(Tensor::<1, Int>::from_ints(classes.as_slice(), device)),
         ..NetworkInput::new(golden.tensor("x", device), golden.tensor("time", device))
     };
-    let output = unet.eval().forward(input(&Device::flex()));
+    let output = unet.eval().forward(input(&test_device()));
     assert_close("output", &values(output), golden.values("output"), 1e-4);
 
     let mut input = input(&device);

@@ -7,7 +7,7 @@ use denoising_diffusion::models::{Network, NetworkInput, PerStage, Uvit, UvitCon
 use denoising_diffusion::nn::{EvalMode, Init, params};
 use denoising_diffusion::train::NamedGradients;
 
-use crate::golden::{Golden, assert_close, values};
+use crate::golden::{Golden, assert_close, test_device, values};
 use crate::unets::check_gradients;
 
 fn config(golden: &Golden) -> UvitConfig {
@@ -30,17 +30,17 @@ fn input(golden: &Golden, device: &Device) -> NetworkInput<4> {
 
 fn check_forward(name: &str) -> Golden {
     let golden = Golden::open(name);
-    let uvit = network(&golden, &Device::flex().autodiff());
+    let uvit = network(&golden, &test_device().autodiff());
     let x = golden.host("x").shape.clone();
     uvit.check_size(&x[2..]).unwrap();
-    let output = uvit.eval().forward(input(&golden, &Device::flex()));
+    let output = uvit.eval().forward(input(&golden, &test_device()));
     assert_close(name, &values(output), golden.values("output"), 1e-4);
     golden
 }
 
 fn check(name: &str) {
     let golden = check_forward(name);
-    let device = Device::flex().autodiff();
+    let device = test_device().autodiff();
     let uvit = network(&golden, &device);
     let mut input = input(&golden, &device);
     let x = input.x.clone().require_grad();

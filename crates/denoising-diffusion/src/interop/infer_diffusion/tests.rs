@@ -10,7 +10,7 @@ use crate::models::unet_config::UnetConfig;
 
 fn inferred(tables: &StateDict) -> Result<Inferred, InteropError> {
     let config = UnetConfig { dim: 4, dim_mults: vec![1], channels: 1, ..UnetConfig::default() };
-    ReferenceWeights { unet: unet(&config), tables: tables.clone(), ..ReferenceWeights::default() }.infer()
+    ReferenceWeights { state: unet(&config), tables: tables.clone(), ..ReferenceWeights::default() }.infer()
 }
 
 fn unet(config: &UnetConfig) -> StateDict {
@@ -161,7 +161,7 @@ fn inferred_of(out_dim: usize, fourier: bool, weights: ReferenceWeights) -> Infe
         learned_sinusoidal_cond: fourier,
         ..UnetConfig::default()
     };
-    ReferenceWeights { unet: unet(&config), ..weights }.infer().unwrap()
+    ReferenceWeights { state: unet(&config), ..weights }.infer().unwrap()
 }
 
 /// The class trains on noise, whatever `objective` it is given; the package's default, pred_v, leaves its trace in `loss_weight` only.

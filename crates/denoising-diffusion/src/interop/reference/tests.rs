@@ -22,9 +22,9 @@ fn a_trainer_checkpoint() {
     assert_eq!((file.step(), file.version()), (Some(12), Some("2.3.4")));
 
     let [ema, model] = [Which::Ema, Which::Model].map(|which| file.weights(which).unwrap());
-    assert!(ema.unet.names().eq(model.unet.names()));
-    assert_ne!(ema.unet, model.unet);
-    assert!(ema.unet.non_finite().is_empty());
+    assert!(ema.state.names().eq(model.state.names()));
+    assert_ne!(ema.state, model.state);
+    assert!(ema.state.non_finite().is_empty());
     assert_eq!(ema.tables.len(), 13);
 
     let inferred = ema.infer().unwrap();
@@ -36,37 +36,38 @@ fn a_trainer_checkpoint() {
         attn_heads: PerStage::All(2),
         ..UnetConfig::default()
     };
-    assert_eq!(inferred.unet, expected);
+    assert_eq!(inferred.unet(), Some(&expected));
     let schedule = ScheduleConfig { timesteps: 50, beta_schedule: BetaSchedule::Cosine, ..ScheduleConfig::default() };
-    let diffusion = inferred.diffusion.unwrap();
+    let diffusion = inferred.diffusion.clone().unwrap();
     assert_eq!(
         diffusion.formulation,
         FormulationConfig::Gaussian(GaussianConfig { schedule, objective: Objective::PredNoise })
     );
     assert_eq!(diffusion.shared, SharedConfig { min_snr_loss_weight: Some(true), ..SharedConfig::default() });
     assert_eq!(inferred.betas, None);
-    assert_eq!(to_reference(&to_ours(&ema.unet).unwrap(), &inferred.unet).unwrap(), ema.unet);
+    assert_eq!(to_reference(&to_ours(&ema.state).unwrap(), inferred.unet().unwrap()).unwrap(), ema.state);
 }
 
 #[test]
 fn a_plain_state_dict() {
     let file = ReferenceCheckpoint::open(&golden("state_dict.pt")).unwrap();
-    assert_eq!((file.kind(), file.available()), (ReferenceKind::Unet, vec![Which::Model]));
+    assert_eq!((file.kind(), file.available()), (ReferenceKind::Network, vec![Which::Model]));
     assert_eq!((file.step(), file.version()), (None, None));
     let weights = file.weights(Which::Ema).unwrap();
     assert_eq!(weights, file.weights(Which::Model).unwrap());
     assert!(weights.tables.is_empty());
     let inferred = weights.infer().unwrap();
-    assert!(inferred.unet.self_condition && inferred.unet.init_dim == Some(6) && inferred.diffusion.is_none());
-    assert_eq!(inferred.unet.attn_heads, PerStage::Each(vec![1, 2]));
-    assert_eq!(inferred.unet.attn_dim_head, PerStage::Each(vec![8, 4]));
+    let unet = inferred.unet().unwrap();
+    assert!(unet.self_condition && unet.init_dim == Some(6) && inferred.diffusion.is_none());
+    assert_eq!(unet.attn_heads, PerStage::Each(vec![1, 2]));
+    assert_eq!(unet.attn_dim_head, PerStage::Each(vec![8, 4]));
 }
 
 #[test]
 fn the_same_as_safetensors_of_any_name() {
     let from_pt = ReferenceCheckpoint::open(&golden("model-1.pt")).unwrap().weights(Which::Ema).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let mut whole = from_pt.unet.clone().with_prefix("model.");
+    let mut whole = from_pt.state.clone().with_prefix("model.");
     whole.merge(from_pt.tables.clone());
     for name in ["x.safetensors", "x.bin"] {
         let path = folder.path().join(name);
@@ -111,7 +112,7 @@ fn trainer_checkpoints_of_other_classes() {
         let [ema, model] = [Which::Ema, Which::Model].map(|which| file.weights(which).unwrap());
         assert_eq!(ema, plain.weights(Which::Ema).unwrap(), "{name}");
         assert_eq!((ema.wrapper, ema.schedule.len()), (wrapper, schedule), "{name}");
-        let bias = |weights: &ReferenceWeights| weights.unet.get("init_conv.bias").unwrap().values[0];
+        let bias = |weights: &ReferenceWeights| weights.state.get("init_conv.bias").unwrap().values[0];
         assert_eq!(bias(&model), 2.0 * bias(&ema));
         assert_eq!(ema.infer().unwrap().diffusion.unwrap().formulation.name(), formulation);
     }
@@ -125,8 +126,8 @@ fn golden_networks_are_inferred() {
         let stated: serde_json::Value = serde_json::from_str(&metadata["config"]).unwrap();
         let stated: UnetConfig = serde_json::from_value(stated["unet"].clone()).unwrap();
         let state = golden.strip_prefix("state.");
-        let weights = ReferenceWeights { unet: state.clone(), ..ReferenceWeights::default() };
-        let found = weights.infer().unwrap().unet;
+        let weights = ReferenceWeights { state: state.clone(), ..ReferenceWeights::default() };
+        let found = weights.infer().unwrap().unet().unwrap().clone();
         assert_eq!(found.stages().unwrap(), stated.stages().unwrap(), "{name}");
         let scalars = |c: &UnetConfig| {
             (c.first_dim(), c.channels, c.in_channels(), c.out_channels(), c.fourier_time(), c.learned_sinusoidal_dim)

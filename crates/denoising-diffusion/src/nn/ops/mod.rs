@@ -1,5 +1,6 @@
 //! The few operations that networks spend their time on, channels-last. Each exists twice: in plain tensor operations (`plain`), and
-//! as a CPU kernel of ours behind Burn's backend extension (`fused`). Tests hold the second to the first.
+//! as a CPU kernel of ours behind Burn's backend extension (`fused`), which runs wherever the tensors are on the CPU. Tests hold the second
+//! to the first.
 
 mod fused;
 pub mod plain;
@@ -8,6 +9,8 @@ mod settings;
 mod tests;
 
 use burn::tensor::Tensor;
+
+use crate::device::is_cpu;
 
 pub use denoising_diffusion_kernels::pooling::Pooling;
 pub use plain::{to_nchw, to_nhwc};
@@ -24,25 +27,34 @@ pub enum Resampling {
     Keep,
 }
 
+/// Whether our kernels can take a tensor.
+fn on_cpu(tensor: &Tensor<4>) -> bool {
+    is_cpu(&tensor.device())
+}
+
 /// Stride 1, "same" zero padding: `x [b, h, w, c_in]`, `weight [c_out, c_in, k, k]` with `k` odd, `bias [c_out]` to
 /// `[b, h, w, c_out]`.
 pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tensor<4> {
-    fused::conv2d(x, Resampling::Keep, weight, bias)
+    if on_cpu(&x) { fused::conv2d(x, Resampling::Keep, weight, bias) } else { plain::conv2d(x, weight, bias) }
 }
 
 /// [`conv2d`] of the resampled `x`; [`Resampling::Halve`] needs even sides and `k = 1`. The resampled image is not made.
 pub fn conv2d_resampled(x: Tensor<4>, resampling: Resampling, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tensor<4> {
-    fused::conv2d(x, resampling, weight, bias)
+    if on_cpu(&x) {
+        fused::conv2d(x, resampling, weight, bias)
+    } else {
+        plain::conv2d_resampled(x, resampling, weight, bias)
+    }
 }
 
 /// [`conv2d`] of `x` and `skip` side by side along the channels, which are not copied together.
 pub fn conv2d_skip(x: Tensor<4>, skip: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tensor<4> {
-    fused::conv2d_skip(x, skip, weight, bias)
+    if on_cpu(&x) { fused::conv2d_skip(x, skip, weight, bias) } else { plain::conv2d_skip(x, skip, weight, bias) }
 }
 
 /// [`conv2d`] plus `residual [b, h, w, c_out]`.
 pub fn conv2d_add(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, residual: Tensor<4>) -> Tensor<4> {
-    fused::conv2d_add(x, weight, bias, residual)
+    if on_cpu(&x) { fused::conv2d_add(x, weight, bias, residual) } else { plain::conv2d_add(x, weight, bias, residual) }
 }
 
 /// Where the windows of a convolution lie.
@@ -56,7 +68,7 @@ pub struct Window {
 
 /// `max(conv(x), 0)`: `x [b, h, w, c_in]`, `weight [c_out, c_in, kh, kw]`, `bias [c_out]`.
 pub fn conv2d_relu(x: Tensor<4>, window: Window, weight: Tensor<4>, bias: Tensor<1>) -> Tensor<4> {
-    fused::conv2d_relu(x, window, weight, bias)
+    if on_cpu(&x) { fused::conv2d_relu(x, window, weight, bias) } else { plain::conv2d_relu(x, window, weight, bias) }
 }
 
 /// A pooling of square windows. Positions in the padding do not count.
@@ -70,34 +82,38 @@ pub struct Pool {
 
 /// The largest or the mean value of each window, channel by channel: `x [b, h, w, c]`.
 pub fn pool2d(x: Tensor<4>, pool: Pool) -> Tensor<4> {
-    fused::pool2d(x, pool)
+    if on_cpu(&x) { fused::pool2d(x, pool) } else { plain::pool2d(x, pool) }
 }
 
 /// `x / max(|x|_2, 1e-12) * sqrt(c) * g + residual` over the last dimension: `x [b, h, w, c]`, `g [c]`, `residual` like `x`.
 pub fn rms_norm(x: Tensor<4>, g: Tensor<1>, residual: Option<Tensor<4>>) -> Tensor<4> {
-    fused::rms_norm(x, g, residual)
+    if on_cpu(&x) { fused::rms_norm(x, g, residual) } else { plain::rms_norm(x, g, residual) }
 }
 
 /// `silu(rms_norm(x)) + residual`.
 pub fn rms_norm_silu(x: Tensor<4>, g: Tensor<1>, residual: Option<Tensor<4>>) -> Tensor<4> {
-    fused::rms_norm_silu(x, g, residual)
+    if on_cpu(&x) { fused::rms_norm_silu(x, g, residual) } else { plain::rms_norm_silu(x, g, residual) }
 }
 
 /// `silu(rms_norm(x) * (scale + 1) + shift)`, scale and shift being the halves of `scale_shift [b, 2 c]`.
 pub fn rms_norm_scaled_silu(x: Tensor<4>, g: Tensor<1>, scale_shift: Tensor<2>) -> Tensor<4> {
-    fused::rms_norm_scaled_silu(x, g, scale_shift)
+    if on_cpu(&x) {
+        fused::rms_norm_scaled_silu(x, g, scale_shift)
+    } else {
+        plain::rms_norm_scaled_silu(x, g, scale_shift)
+    }
 }
 
 /// `softmax(q k^T / sqrt(d)) v` per head, over memory and positions: `qkv [b, h, w, 3 heads d]`, `mem_kv [2, heads, m, d]` to
 /// `[b, h, w, heads d]`. The matrix of all pairs of positions never exists as a whole. `m` may be 0.
 pub fn attention(qkv: Tensor<4>, mem_kv: Tensor<4>) -> Tensor<4> {
-    fused::full_attention(qkv, mem_kv)
+    if on_cpu(&qkv) { fused::full_attention(qkv, mem_kv) } else { plain::attention(qkv, mem_kv) }
 }
 
 /// `context = softmax_n(k) v^T`, `out = context^T softmax_d(q) / sqrt(d)` per head, over memory and positions:
 /// `qkv [b, h, w, 3 heads d]`, `mem_kv [2, heads, d, m]` to `[b, h, w, heads d]`. `m` may be 0.
 pub fn linear_attention(qkv: Tensor<4>, mem_kv: Tensor<4>) -> Tensor<4> {
-    fused::linear_attention(qkv, mem_kv)
+    if on_cpu(&qkv) { fused::linear_attention(qkv, mem_kv) } else { plain::linear_attention(qkv, mem_kv) }
 }
 
 /// Weights of a convolution.

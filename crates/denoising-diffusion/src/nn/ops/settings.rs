@@ -17,7 +17,8 @@ pub enum ConvPrecision {
 pub enum Activations {
     /// All that it needs.
     Keep,
-    /// Their inputs; the rest is computed again, to the same bits.
+    /// Their inputs; the rest is computed again, to the same bits. On the CPU only; elsewhere a device with Burn's own
+    /// `gradient_checkpointing` does the like.
     Recompute,
 }
 

@@ -1,0 +1,55 @@
+//! `ddpm devices`: what this program and this machine can compute with, and why not with more.
+
+use clap::Args;
+use denoising_diffusion::device::{Backend, DeviceError, list};
+use serde_json::{Value, json};
+
+use crate::failure::Result;
+use crate::machine::default_threads;
+use crate::output::{self, Rows};
+
+/// List what can be computed with.
+#[derive(Args, Debug)]
+pub struct DevicesArgs {
+    /// Print the result as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &DevicesArgs) -> Result {
+    let mut rows = Rows::default();
+    let (mut devices, mut missing) = (vec![json!({ "device": "cpu", "threads": default_threads() })], Vec::new());
+    rows.row("cpu", format!("{} threads", default_threads()));
+    for backend in Backend::ALL {
+        let mut absent = |rows: &mut Rows, name: &str, why: String| {
+            missing.push(json!({ "device": name, "reason": why }));
+            rows.row(name, why);
+        };
+        match list(backend) {
+            Err(DeviceError::NotCompiled(name)) => {
+                absent(&mut rows, name, format!("not in this build (--features {name})"));
+            }
+            Err(error) => absent(&mut rows, backend.name(), error.to_string()),
+            Ok(found) if found.is_empty() => {
+                absent(&mut rows, backend.name(), "no device, or no driver for one".to_string());
+            }
+            Ok(found) => {
+                for (index, device) in found.into_iter().enumerate() {
+                    let name = format!("{}:{index}", backend.name());
+                    match device {
+                        Ok(opened) => {
+                            let hardware = opened.hardware.unwrap_or_else(|| "works".to_string());
+                            devices.push(json!({ "device": name, "hardware": hardware }));
+                            rows.row(name, hardware);
+                        }
+                        Err(error) => absent(&mut rows, &name, error.to_string()),
+                    }
+                }
+            }
+        }
+    }
+    if args.json {
+        return output::json(&json!({ "devices": Value::Array(devices), "missing": missing }));
+    }
+    output::result(rows.aligned())
+}

@@ -1,0 +1,265 @@
+//! Devices: which this build and this machine have, by name, and opening one. Not here: what runs on them.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::str::FromStr;
+
+use burn::tensor::{Device, Tensor};
+use thiserror::Error;
+
+/// What GPUs are programmed through. Each is a cargo feature of its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    Cuda,
+    Rocm,
+    Metal,
+    Vulkan,
+    /// Whichever graphics API the system has.
+    Wgpu,
+}
+
+impl Backend {
+    /// Every backend, the ones to be preferred first.
+    pub const ALL: [Self; 5] = [Self::Cuda, Self::Rocm, Self::Metal, Self::Vulkan, Self::Wgpu];
+
+    /// The word of `--device` and of the cargo feature.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cuda => "cuda",
+            Self::Rocm => "rocm",
+            Self::Metal => "metal",
+            Self::Vulkan => "vulkan",
+            Self::Wgpu => "wgpu",
+        }
+    }
+
+    /// Whether it is part of this build.
+    pub fn is_compiled(self) -> bool {
+        match self {
+            Self::Cuda => cfg!(feature = "cuda"),
+            Self::Rocm => cfg!(feature = "rocm"),
+            Self::Metal => cfg!(feature = "metal"),
+            Self::Vulkan => cfg!(feature = "vulkan"),
+            Self::Wgpu => cfg!(feature = "wgpu"),
+        }
+    }
+
+    /// The devices that it finds on this machine; none without a driver.
+    fn devices(self) -> Vec<Device> {
+        let found = catch_unwind(|| match self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda => Device::enumerate(burn::tensor::DeviceType::Cuda).into_vec(),
+            #[cfg(feature = "rocm")]
+            Self::Rocm => Device::enumerate(burn::tensor::DeviceType::Rocm).into_vec(),
+            #[cfg(feature = "metal")]
+            Self::Metal => Device::enumerate(burn::tensor::DeviceType::Metal).into_vec(),
+            #[cfg(feature = "vulkan")]
+            Self::Vulkan => Device::enumerate(burn::tensor::DeviceType::Vulkan).into_vec(),
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu => Device::enumerate(burn::tensor::DeviceType::Wgpu).into_vec(),
+            #[allow(unreachable_patterns, reason = "all backends may be compiled in")]
+            _ => Vec::new(),
+        });
+        found.unwrap_or_default()
+    }
+}
+
+/// A device as `--device` names it: `auto`, `cpu`, `cuda`, `vulkan:1`, ...
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first GPU that works, else the CPU.
+    #[default]
+    Auto,
+    Cpu,
+    Gpu {
+        backend: Backend,
+        index: usize,
+    },
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Gpu { backend, index } => write!(f, "{}:{index}", backend.name()),
+        }
+    }
+}
+
+impl FromStr for DeviceChoice {
+    type Err = DeviceError;
+
+    fn from_str(text: &str) -> Result<Self, DeviceError> {
+        let unknown = || DeviceError::Unknown { found: text.to_owned() };
+        let (name, index) = match text.split_once(':') {
+            Some((name, index)) => (name, Some(index.parse().map_err(|_| unknown())?)),
+            None => (text, None),
+        };
+        match (name, index) {
+            ("auto", None) => Ok(Self::Auto),
+            ("cpu", None) => Ok(Self::Cpu),
+            (name, index) => {
+                let backend = Backend::ALL.into_iter().find(|backend| backend.name() == name).ok_or_else(unknown)?;
+                Ok(Self::Gpu { backend, index: index.unwrap_or(0) })
+            }
+        }
+    }
+}
+
+/// Why there is no such device.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum DeviceError {
+    #[error(
+        "`{found}` is no device: expected auto, cpu, or cuda, rocm, metal, vulkan or wgpu, each with a number if there are several (cuda:1)"
+    )]
+    Unknown { found: String },
+    #[error("this build has no {0}: build it with `--features {0}`")]
+    NotCompiled(&'static str),
+    #[error("{backend} finds {} on this machine", devices_in_words(*found))]
+    NotThere { backend: &'static str, found: usize },
+    #[error("{device} does not work: {reason}")]
+    Broken { device: String, reason: String },
+}
+
+fn devices_in_words(count: usize) -> String {
+    match count {
+        0 => "no device".into(),
+        1 => "one device, number 0,".into(),
+        n => format!("{n} devices, numbers 0 to {},", n - 1),
+    }
+}
+
+/// A device of this machine.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    pub device: Device,
+    /// `cpu`, `cuda:0`, ...
+    pub choice: DeviceChoice,
+    /// The hardware's name for itself, where it has one.
+    pub hardware: Option<String>,
+}
+
+impl Opened {
+    /// The CPU.
+    pub fn cpu() -> Self {
+        Self { device: Device::flex(), choice: DeviceChoice::Cpu, hardware: None }
+    }
+
+    /// `vulkan:0 (llvmpipe)`.
+    pub fn in_words(&self) -> String {
+        match &self.hardware {
+            Some(hardware) => format!("{} ({hardware})", self.choice),
+            None => self.choice.to_string(),
+        }
+    }
+}
+
+/// Opens a device and computes something on it, so that one that cannot work is known before any other work is done.
+///
+/// # Errors
+/// A device that this build or this machine does not have, or that fails.
+pub fn open(choice: DeviceChoice) -> Result<Opened, DeviceError> {
+    match choice {
+        DeviceChoice::Cpu => Ok(Opened::cpu()),
+        DeviceChoice::Auto => {
+            let gpus = Backend::ALL.into_iter().flat_map(|backend| list(backend).unwrap_or_default());
+            Ok(gpus.flatten().find(|gpu| !gpu.is_software()).unwrap_or_else(Opened::cpu))
+        }
+        DeviceChoice::Gpu { backend, index } => {
+            let mut devices = list(backend)?;
+            if index >= devices.len() {
+                return Err(DeviceError::NotThere { backend: backend.name(), found: devices.len() });
+            }
+            devices.swap_remove(index)
+        }
+    }
+}
+
+/// The devices of a backend, each opened and tried.
+///
+/// # Errors
+/// [`DeviceError::NotCompiled`]. Devices that fail are errors in the list.
+pub fn list(backend: Backend) -> Result<Vec<Result<Opened, DeviceError>>, DeviceError> {
+    if !backend.is_compiled() {
+        return Err(DeviceError::NotCompiled(backend.name()));
+    }
+    let devices = backend.devices().into_iter().enumerate();
+    Ok(devices.map(|(index, device)| try_out(device, DeviceChoice::Gpu { backend, index })).collect())
+}
+
+impl Opened {
+    /// A CPU that behaves as a GPU, such as Mesa's llvmpipe: slower than the CPU itself, and never chosen for anyone.
+    fn is_software(&self) -> bool {
+        let software = ["llvmpipe", "lavapipe", "SwiftShader", "WARP", "Microsoft Basic Render"];
+        self.hardware.as_ref().is_some_and(|name| software.iter().any(|known| name.contains(known)))
+    }
+}
+
+/// Drivers and their compilers fail in panics.
+fn try_out(device: Device, choice: DeviceChoice) -> Result<Opened, DeviceError> {
+    let sum = || Tensor::<1>::from_floats([1.0, 2.0], &device).sum().into_scalar::<f32>();
+    let reason = match catch_unwind(AssertUnwindSafe(sum)) {
+        Ok(3.0) => {
+            let hardware = hardware(&device);
+            return Ok(Opened { device, choice, hardware });
+        }
+        Ok(other) => format!("1 + 2 gives {other}"),
+        Err(panic) => match (panic.downcast_ref::<String>(), panic.downcast_ref::<&str>()) {
+            (Some(text), _) => text.replace('\n', " "),
+            (None, Some(text)) => (*text).to_string(),
+            (None, None) => "its driver fails".into(),
+        },
+    };
+    Err(DeviceError::Broken { device: choice.to_string(), reason })
+}
+
+#[cfg(any(feature = "cuda", feature = "rocm", feature = "metal", feature = "vulkan", feature = "wgpu"))]
+fn hardware(device: &Device) -> Option<String> {
+    catch_unwind(AssertUnwindSafe(|| device.identity())).ok().flatten().map(|identity| identity.name)
+}
+
+#[cfg(not(any(feature = "cuda", feature = "rocm", feature = "metal", feature = "vulkan", feature = "wgpu")))]
+fn hardware(_: &Device) -> Option<String> {
+    None
+}
+
+/// Whether a device is the CPU, with or without gradients.
+pub fn is_cpu(device: &Device) -> bool {
+    device.clone().inner() == Device::flex()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_read_and_print() {
+        let gpu = |backend, index| DeviceChoice::Gpu { backend, index };
+        for (text, choice) in [
+            ("auto", DeviceChoice::Auto),
+            ("cpu", DeviceChoice::Cpu),
+            ("cuda", gpu(Backend::Cuda, 0)),
+            ("vulkan:3", gpu(Backend::Vulkan, 3)),
+        ] {
+            assert_eq!(text.parse::<DeviceChoice>().unwrap(), choice);
+            assert_eq!(choice.to_string().parse::<DeviceChoice>().unwrap(), choice);
+        }
+        for text in ["", "gpu", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "auto:1", "Cuda"] {
+            assert!(text.parse::<DeviceChoice>().unwrap_err().to_string().contains("is no device"), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_is_said() {
+        for backend in Backend::ALL {
+            match open(DeviceChoice::Gpu { backend, index: 1000 }) {
+                Err(DeviceError::NotCompiled(name)) => assert!(!backend.is_compiled() && name == backend.name()),
+                Err(DeviceError::NotThere { .. }) => assert!(backend.is_compiled()),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(open(DeviceChoice::Auto).is_ok());
+        assert!(is_cpu(&Device::flex()) && is_cpu(&Device::flex().autodiff()));
+    }
+}
