@@ -64,6 +64,10 @@ pub fn infer_uvit(state: &StateDict) -> Result<UvitConfig, InteropError> {
     let vit_depth = (0..).take_while(|i| state.contains(&format!("vit.layers.{i}.0.q_scale"))).count();
     let [frequencies] = shape::<1>(state, "time_mlp.0.weights")?;
     let out_dim = ratio("the output", final_dim, area)?;
+    let num_classes = match state.contains("classes_emb.weight") {
+        true => shape::<2>(state, "classes_emb.weight")?[0],
+        false => 0,
+    };
     let config = UvitConfig {
         dim,
         init_dim: (first_dim != dim).then_some(first_dim),
@@ -81,6 +85,7 @@ pub fn infer_uvit(state: &StateDict) -> Result<UvitConfig, InteropError> {
         learned_sinusoidal_dim: product(&[2, frequencies])?,
         patch_size,
         dual_patchnorm,
+        num_classes,
         ..UvitConfig::default()
     };
     config.validate().map_err(|error| contradiction(error.to_string()))?;

@@ -24,7 +24,7 @@ pub fn test_device() -> Device {
 }
 
 /// What a comparison allows on the device of the tests, of what it allows on the CPU.
-fn slack() -> f32 {
+pub fn slack() -> f32 {
     if std::env::var_os(DEVICE_VARIABLE).is_some() { SLACK } else { 1.0 }
 }
 
