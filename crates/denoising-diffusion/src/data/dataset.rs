@@ -3,21 +3,20 @@
 //! Opening a source reads and checks all of it, decides the one shape that images get, and computes a
 //! digest by which a resumed run notices other data. Order, batches and mirroring are not decided here.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use super::array::{ArraySource, Held};
 use super::classes::Classes;
 use super::condition::Conditions;
-use super::config::{ChannelPolicy, DataConfig, ImageShape, ImageSize};
-use super::folder::{self, ImageFile, Prepare, Scan};
+use super::config::{ChannelPolicy, DataConfig, ImageShape};
+use super::folder::{self, Prepare, Scan};
+use super::folder_shape::{common_shape, refuse_empty};
 use super::order::{Mirror, split_permutation};
-use super::paged::PagedArray;
 use super::policy::{CachePolicy, DataLayout, Flip, ResizePolicy};
-use super::raster::{Raster, Samples};
 use super::source::Source;
-use super::{DataError, Subset, Summary, decode, digits, identity, resize};
+use super::store::{self, Store};
+use super::{DataError, Subset, Summary, digits, identity, resize};
 
 /// Most images that are ever held out.
 const MAX_HELD_OUT: usize = 1000;
@@ -72,22 +71,6 @@ pub struct Dataset {
     layout: DataLayout,
     depth: usize,
     value_range: [f64; 2],
-}
-
-/// Where the values are; everything in memory is prepared, channels last.
-#[derive(Debug)]
-enum Store {
-    /// `[n, h, w, c]`.
-    Array(Samples),
-    /// In a file of examples of this shape.
-    Paged { array: Box<PagedArray>, shape: ImageShape, size: ImageSize },
-    Files {
-        root: PathBuf,
-        files: Vec<ImageFile>,
-        prepare: Prepare,
-        /// `[h, w, c]` each, as soon as it has been decoded; depths may differ. None if there is no room for all.
-        kept: Option<Vec<OnceLock<Samples>>>,
-    },
 }
 
 /// Describes a source without demanding that it can be trained on: mixed sizes and any number of
@@ -160,7 +143,7 @@ impl Dataset {
             names: Some(scan.files.iter().map(|file| file.path.clone()).collect()),
             conditions: None,
             store: Store::Files {
-                kept: kept(scan.decoded, &scan.files, shape, config),
+                kept: store::kept(scan.decoded, &scan.files, shape, config),
                 root,
                 files: scan.files,
                 prepare: Prepare::new(config),
@@ -318,25 +301,13 @@ impl Dataset {
     /// Whether every image is in memory by now, decoded and prepared.
     pub fn is_in_memory(&self) -> bool {
         let conditions = self.conditions.as_ref().is_none_or(Conditions::is_in_memory);
-        conditions
-            && match &self.store {
-                Store::Array(_) => true,
-                Store::Paged { .. } => false,
-                Store::Files { kept, .. } => {
-                    kept.as_ref().is_some_and(|kept| kept.iter().all(|samples| samples.get().is_some()))
-                }
-            }
+        conditions && self.store.is_in_memory()
     }
 
     /// Bytes that the data take in memory once every image has been read.
     pub fn bytes_in_memory(&self) -> u64 {
         let conditions = self.conditions.as_ref().map_or(0, Conditions::bytes_in_memory);
-        conditions
-            + match &self.store {
-                Store::Array(samples) => samples.bytes() as u64,
-                Store::Files { files, kept: Some(_), .. } => bytes_of(files, self.shape),
-                Store::Paged { .. } | Store::Files { kept: None, .. } => 0,
-            }
+        conditions + self.store.bytes_in_memory(self.shape)
     }
 
     /// One image, never mirrored.
@@ -351,40 +322,10 @@ impl Dataset {
 
     /// Writes one image as `[c, h, w]` in [0, 1].
     pub(super) fn write_image(&self, index: usize, mirror: Mirror, out: &mut [f32]) -> Result<(), DataError> {
-        let past_the_end = DataError::IndexOutOfRange { index, len: self.len };
-        match &self.store {
-            _ if index >= self.len => return Err(past_the_end),
-            Store::Array(samples) => {
-                samples.write_unit(index * self.shape.len(), self.shape, mirror, out);
-            }
-            Store::Paged { array, shape, size } => {
-                let (samples, shape) = resize::fit_array(array.example(index)?, *shape, *size, self.resize);
-                samples.write_unit(0, shape, mirror, out);
-            }
-            Store::Files { root, files, prepare, kept } => {
-                let kept = kept.as_ref().map(|kept| &kept[index]);
-                if let Some(samples) = kept.and_then(OnceLock::get) {
-                    samples.write_unit(0, self.shape, mirror, out);
-                    return Ok(());
-                }
-                let file = &files[index];
-                let path = root.join(&file.path);
-                let raster = match decode::decode(&path) {
-                    Ok(raster) => raster,
-                    Err(reason) => return Err(DataError::Decode { path, reason }),
-                };
-                if raster.shape != file.probe.shape {
-                    return Err(DataError::Changed { path, expected: file.probe.shape, found: raster.shape });
-                }
-                let prepared = prepare.apply(raster);
-                prepared.samples.write_unit(0, self.shape, mirror, out);
-                if let Some(kept) = kept {
-                    // Another thread may have been faster, with the same.
-                    let _ = kept.set(prepared.samples);
-                }
-            }
+        if index >= self.len {
+            return Err(DataError::IndexOutOfRange { index, len: self.len });
         }
-        Ok(())
+        self.store.write(index, self.shape, self.resize, mirror, out)
     }
 
     /// Writes the condition of one image as `[c, h, w]` in [0, 1]; nothing if the data have none.
@@ -428,75 +369,5 @@ impl Dataset {
         training.sort_unstable();
         order.sort_unstable();
         (Subset::of(self.clone(), training), Subset::of(self.clone(), order))
-    }
-}
-
-/// Room for every file's image, with those that are decoded already; `None` if not all may stay.
-fn kept(
-    decoded: Vec<Option<Raster>>,
-    files: &[ImageFile],
-    shape: ImageShape,
-    config: &DataConfig,
-) -> Option<Vec<OnceLock<Samples>>> {
-    let filled = |raster: Option<Raster>| match raster {
-        Some(raster) => OnceLock::from(raster.samples),
-        None => OnceLock::new(),
-    };
-    (bytes_of(files, shape) <= config.memory_limit()).then(|| decoded.into_iter().map(filled).collect())
-}
-
-/// Bytes of all files' images, prepared.
-fn bytes_of(files: &[ImageFile], shape: ImageShape) -> u64 {
-    files.iter().map(|file| shape.len() as u64 * u64::from(file.probe.bits / 8)).sum()
-}
-
-fn refuse_empty(root: &Path, scan: &Scan) -> Result<(), DataError> {
-    if scan.files.is_empty() && scan.broken.is_empty() {
-        return Err(DataError::NoImages {
-            path: root.to_path_buf(),
-            other_files: scan.other_files,
-            array: scan.array.clone(),
-        });
-    }
-    Ok(())
-}
-
-/// The shape that all images of a folder get.
-fn common_shape(root: &Path, scan: &Scan, config: &DataConfig) -> Result<ImageShape, DataError> {
-    let channels = match config.channels {
-        ChannelPolicy::Exact(channels @ 1..=4) => channels,
-        ChannelPolicy::Exact(expected) => {
-            return Err(DataError::Channels {
-                path: root.to_path_buf(),
-                expected,
-                found: "image files, which give 1 to 4".into(),
-            });
-        }
-        ChannelPolicy::Auto => uniform(&scan.files, |file| file.probe.shape.channels)
-            .map_err(|(file, found, common)| DataError::MixedChannels { path: root.join(&file.path), found, common })?,
-    };
-    let ImageSize { height, width } = match config.image_size {
-        Some(size) => size,
-        None => uniform(&scan.files, |file| file.probe.shape.size())
-            .map_err(|(file, found, common)| DataError::MixedSizes { path: root.join(&file.path), found, common })?,
-    };
-    Ok(ImageShape { channels, height, width })
-}
-
-/// The value of `key` that all files share; otherwise the first file that differs from most, its value and theirs.
-/// `files` is not empty.
-fn uniform<K: Copy + Ord + Default>(
-    files: &[ImageFile],
-    key: impl Fn(&ImageFile) -> K,
-) -> Result<K, (&ImageFile, K, K)> {
-    let mut counts = BTreeMap::new();
-    for file in files {
-        *counts.entry(key(file)).or_insert(0usize) += 1;
-    }
-    let common = counts.into_iter().max_by_key(|(_, count)| *count);
-    let common = common.map(|(value, _)| value).unwrap_or_default();
-    match files.iter().find(|file| key(file) != common) {
-        None => Ok(common),
-        Some(file) => Err((file, key(file), common)),
     }
 }

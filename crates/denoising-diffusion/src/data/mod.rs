@@ -21,6 +21,7 @@ mod digits;
 mod error;
 mod folder;
 mod folder_index;
+mod folder_shape;
 mod identity;
 mod idx;
 mod loader;
@@ -33,6 +34,7 @@ mod raster;
 mod resample;
 mod resize;
 mod source;
+mod store;
 mod subset;
 mod summary;
 #[cfg(test)]

@@ -1,0 +1,60 @@
+//! The one shape that the images of a folder get, or why there is none.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::config::ChannelPolicy;
+use super::folder::{ImageFile, Scan};
+use super::{DataConfig, DataError, ImageShape, ImageSize};
+
+/// Refuses a folder without a single image.
+pub(super) fn refuse_empty(root: &Path, scan: &Scan) -> Result<(), DataError> {
+    if scan.files.is_empty() && scan.broken.is_empty() {
+        return Err(DataError::NoImages {
+            path: root.to_path_buf(),
+            other_files: scan.other_files,
+            array: scan.array.clone(),
+        });
+    }
+    Ok(())
+}
+
+/// The shape that all images of a folder get.
+pub(super) fn common_shape(root: &Path, scan: &Scan, config: &DataConfig) -> Result<ImageShape, DataError> {
+    let channels = match config.channels {
+        ChannelPolicy::Exact(channels @ 1..=4) => channels,
+        ChannelPolicy::Exact(expected) => {
+            return Err(DataError::Channels {
+                path: root.to_path_buf(),
+                expected,
+                found: "image files, which give 1 to 4".into(),
+            });
+        }
+        ChannelPolicy::Auto => uniform(&scan.files, |file| file.probe.shape.channels)
+            .map_err(|(file, found, common)| DataError::MixedChannels { path: root.join(&file.path), found, common })?,
+    };
+    let ImageSize { height, width } = match config.image_size {
+        Some(size) => size,
+        None => uniform(&scan.files, |file| file.probe.shape.size())
+            .map_err(|(file, found, common)| DataError::MixedSizes { path: root.join(&file.path), found, common })?,
+    };
+    Ok(ImageShape { channels, height, width })
+}
+
+/// The value of `key` that all files share; otherwise the first file that differs from most, its value and theirs.
+/// `files` is not empty.
+fn uniform<K: Copy + Ord + Default>(
+    files: &[ImageFile],
+    key: impl Fn(&ImageFile) -> K,
+) -> Result<K, (&ImageFile, K, K)> {
+    let mut counts = BTreeMap::new();
+    for file in files {
+        *counts.entry(key(file)).or_insert(0usize) += 1;
+    }
+    let common = counts.into_iter().max_by_key(|(_, count)| *count);
+    let common = common.map(|(value, _)| value).unwrap_or_default();
+    match files.iter().find(|file| key(file) != common) {
+        None => Ok(common),
+        Some(file) => Err((file, key(file), common)),
+    }
+}
