@@ -55,6 +55,6 @@ bench-kernels-torch *ARGS:
     python3 -m venv target/parity && target/parity/bin/pip install -q -r tools/parity/requirements.txt
     target/parity/bin/python tools/bench/kernels.py {{ARGS}}
 
-# The golden tests on another device: `just test-device vulkan` (Mesa's software Vulkan will do: Debian's mesa-vulkan-drivers)
+# The golden tests on another device: `just test-device wgpu` (Mesa's software Vulkan will do: Debian's mesa-vulkan-drivers)
 test-device DEVICE:
     DDPM_TEST_DEVICE={{DEVICE}} cargo test --features denoising-diffusion/{{DEVICE}} -p denoising-diffusion --test reference -- --test-threads 1

@@ -159,6 +159,9 @@ fn every_network_of_images_draws_what_belongs_to_other_images() {
     let measured = place.ok("eval unet-whole --metrics swd,loss,bpd -n 4 --steps 2");
     assert!(measured.contains("swd") && measured.contains("bits"), "{measured}");
     place.ok("vary unet-whole --images pictures --condition small --variants 2 --steps 2 --out varied/");
+    let between = "interpolate unet-whole --from pictures/0.png --to pictures/9.png --frames 3 --steps 2";
+    place.ok(&format!("{between} --condition small/0.png --out between.png"));
+    place.ok("inpaint unet-whole --images pictures --mask small/9.png --condition small --steps 2 --out filled/");
     place.fails("vary unet-whole --images pictures --steps 2 --out other/", 2, "--condition DATA");
 }
 

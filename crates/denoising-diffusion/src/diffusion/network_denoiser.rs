@@ -86,20 +86,16 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
         scale: f64,
     ) -> [Option<Tensor<D>>; 2] {
         let (b, device) = (x.dims()[0], x.device());
-        let classes = self.classes(b, &device);
-        let run = |model: &Eval<M>, x: Tensor<D>, x_self_cond: Option<Tensor<D>>, classes| {
-            let time = per_example::<1>(&vec![level.time; x.dims()[0]], &device);
-            let x_self_cond = x_self_cond.filter(|_| model.self_condition());
-            let condition = self.condition.clone().filter(|_| model.condition_channels() > 0);
-            // Both halves of guidance belong to the same data.
-            let condition = condition.map(|condition| match x.dims()[0] / condition.dims()[0] {
-                2 => Tensor::cat(vec![condition.clone(), condition], 0),
-                _ => condition,
-            });
-            // On a thread of the pool, so that none of the network's parallel loops has to wake one up.
-            rayon::scope(|_| model.forward(NetworkInput { x, time, x_self_cond, classes, condition }))
-        };
-        let one = |model, classes| run(model, x.clone(), x_self_cond.clone(), classes);
+        let (classes, condition) = (self.classes(b, &device), self.condition(b));
+        let run =
+            |model: &Eval<M>, x: Tensor<D>, x_self_cond: Option<Tensor<D>>, classes, condition: Option<Tensor<D>>| {
+                let time = per_example::<1>(&vec![level.time; x.dims()[0]], &device);
+                let x_self_cond = x_self_cond.filter(|_| model.self_condition());
+                let condition = condition.filter(|_| model.condition_channels() > 0);
+                // On a thread of the pool, so that none of the network's parallel loops has to wake one up.
+                rayon::scope(|_| model.forward(NetworkInput { x, time, x_self_cond, classes, condition }))
+            };
+        let one = |model, classes| run(model, x.clone(), x_self_cond.clone(), classes, condition.clone());
         if scale == 1.0 {
             return [Some(one(self.model, classes)), None];
         }
@@ -119,6 +115,7 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
             twice(x.clone()),
             x_self_cond.clone().map(twice),
             Some(Tensor::cat(vec![classes, none], 0)),
+            condition.clone().map(twice),
         );
         [Some(both.clone().narrow(0, 0, b)), Some(both.narrow(0, b, b))]
     }
@@ -126,6 +123,12 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
     fn classes(&self, b: usize, device: &Device) -> Option<Tensor<1, Int>> {
         let classes = self.classes.as_deref().map(|classes| &classes[..b.min(classes.len())]);
         classes_tensor(self.model.num_classes(), classes, device)
+    }
+
+    /// What the first `b` examples belong to.
+    fn condition(&self, b: usize) -> Option<Tensor<D>> {
+        let condition = self.condition.as_ref()?;
+        Some(condition.clone().narrow(0, 0, b.min(condition.dims()[0])))
     }
 
     fn no_class(&self, b: usize, device: &Device) -> Tensor<1, Int> {

@@ -12,7 +12,7 @@ use denoising_diffusion::nn::{Init, params};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-/// Names another device than the CPU for these tests: `DDPM_TEST_DEVICE=vulkan cargo test --features vulkan --test reference`.
+/// Names another device than the CPU for these tests: `just test-device wgpu`.
 const DEVICE_VARIABLE: &str = "DDPM_TEST_DEVICE";
 /// How much less exact other devices may be, which sum in other orders and have other exponentials.
 const SLACK: f32 = 10.0;
