@@ -32,6 +32,7 @@ CASES = {
     "sequence": (83, KarrasUnet1D, SMALL | dict(seq_len=8, attn_res=(4,), num_classes=2), (8,), True),
     "volume": (84, KarrasUnet3D, SMALL | dict(image_size=4, frames=2, attn_res=(2,)), (2, 4, 4), True),
     "volume_types": (85, KarrasUnet3D, SMALL | dict(image_size=4, frames=4, attn_res=(2,), num_downsamples=2, downsample_types=("image", "frame"), num_blocks_per_stage=(2, 1)), (4, 4, 4), False),
+    "volume_factorized": (86, KarrasUnet3D, SMALL | dict(image_size=4, frames=2, attn_res=(4, 2), dim=8, dim_max=8, attn_dim_head=4, factorize_space_time_attn=True), (2, 4, 4), True),
 }
 
 

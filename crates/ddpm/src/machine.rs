@@ -8,6 +8,7 @@ use denoising_diffusion::device::{DeviceChoice, is_cpu, open};
 use denoising_diffusion::nn::ops::{ConvPrecision, set_conv_precision};
 
 use crate::failure::{Failure, Result};
+use crate::panics;
 
 /// Flags of every command that computes.
 #[derive(Args, Clone, Debug)]
@@ -56,7 +57,9 @@ impl MachineArgs {
     /// Without starting any threads.
     pub fn describe(&self) -> Result<Machine> {
         let threads = self.threads.map_or_else(default_threads, usize::from);
-        let opened = open(self.device).map_err(|error| Failure::usage(format!("--device {}: {error}", self.device)))?;
+        let opened = open(self.device);
+        panics::forget();
+        let opened = opened.map_err(|error| Failure::usage(format!("--device {}: {error}", self.device)))?;
         Ok(Machine { name: opened.in_words(), device: opened.device, threads })
     }
 }

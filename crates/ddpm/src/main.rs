@@ -14,6 +14,7 @@ mod interrupt;
 mod machine;
 mod networks;
 mod output;
+mod panics;
 mod plan;
 mod recipe_flags;
 mod recipes;
@@ -21,16 +22,15 @@ mod report_page;
 mod sampling;
 mod weights;
 
-use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex};
 
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use denoising_diffusion_kernels::memory::CachingAllocator;
 
 use commands::{bench, convert, devices, edit, eval, fid, info, inspect, list, sample, stats, train, train_classifier};
-use failure::{Failure, Result};
+use failure::Result;
+use panics::without_panic;
 
 /// A training step works in the memory of the step before it.
 #[global_allocator]
@@ -101,37 +101,4 @@ fn completions(shell: Shell) -> Result {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "ddpm", &mut script);
     output::result(String::from_utf8_lossy(&script).trim_end())
-}
-
-/// A panic is a defect of ours; the user gets one line all the same, and what is on disk is left as it is.
-fn without_panic(work: impl FnOnce() -> Result) -> Result {
-    let seen = Arc::new(Mutex::new(None));
-    let hook = seen.clone();
-    panic::set_hook(Box::new(move |info| {
-        if let Ok(mut seen) = hook.lock() {
-            seen.get_or_insert_with(|| info.to_string().replace('\n', " "));
-        }
-    }));
-    panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-        let what = seen.lock().ok().and_then(|mut seen| seen.take()).unwrap_or_default();
-        Err(Failure::failed(format!("internal: {what}"))
-            .hint("this is a defect of the program; please report it with the command that shows it"))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_panic_becomes_one_error_line_with_its_place() {
-        let failure = without_panic(|| panic!("two\nlines")).unwrap_err();
-        let _ = panic::take_hook();
-        let text = failure.to_text();
-        assert!(
-            text.starts_with("error: internal: ") && text.contains("main.rs") && text.contains("two lines"),
-            "{text}"
-        );
-        assert_eq!(text.lines().count(), 2, "{text}");
-    }
 }

@@ -127,9 +127,13 @@ impl Plan {
 
     fn network_row(&self) -> String {
         let network = networks::in_words(&self.network);
-        match self.network.num_classes() {
+        let network = match self.network.num_classes() {
             0 => network,
             n => format!("{network}, conditioned on {n} classes"),
+        };
+        match self.network.vector_dim() {
+            0 => network,
+            dim => format!("{network}, on vectors of {dim} numbers"),
         }
     }
 
@@ -155,7 +159,7 @@ impl Plan {
             "parameters": self.parameters,
             "data": {
                 "source": summary.source, "kind": summary.kind, "images": summary.images, "shape": shape,
-                "classes": summary.classes.len(), "condition": self.dataset().condition_shape(), "train": self.train.len(), "held_out": self.held_out.len(),
+                "classes": summary.classes.len(), "condition": self.dataset().condition_shape(), "vector_dim": self.network.vector_dim(), "train": self.train.len(), "held_out": self.held_out.len(),
             },
             "epochs": self.epochs(),
             "memory_mib": mib(self.memory),

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use clap::Args;
-use denoising_diffusion::data::{ChannelPolicy, DataConfig, ImageShape};
+use denoising_diffusion::data::{ChannelPolicy, DataConfig, ImageShape, VectorTable};
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig, GuidanceConfig};
 use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::result::Sampling;
@@ -38,6 +38,10 @@ pub struct SamplingArgs {
     /// in training, one for each sample, and again from the start
     #[arg(long, value_name = "DATA")]
     pub condition: Option<PathBuf>,
+    /// Vectors that the samples are to belong to, for networks that were trained with --vectors: .npy file, a row for each sample, and again
+    /// from the start
+    #[arg(long, value_name = "FILE")]
+    pub vectors: Option<PathBuf>,
     /// Guide away from this weaker network (an earlier checkpoint, a smaller network) in place of the unconditional prediction
     #[arg(long, value_name = "RUN|FILE")]
     weak: Option<PathBuf>,
@@ -132,8 +136,8 @@ impl SamplingArgs {
             return match &self.classes {
                 Some(_) => Err(Failure::usage("--classes is given, but the network was trained without classes")
                     .hint("train with --class-condition, or guide by a classifier")),
-                None if guidance.guidance != 1.0 && from.weak.is_none() => Err(Failure::usage(
-                    "--guidance is given, but the network was trained without classes: there is nothing to guide towards",
+                None if guidance.guidance != 1.0 && from.weak.is_none() && from.model.vector_dim() == 0 => Err(Failure::usage(
+                    "--guidance is given, but the network was trained without classes and vectors: there is nothing to guide towards",
                 )
                 .hint("guide away from a weaker network with --weak")),
                 None => Ok(None),
@@ -172,10 +176,26 @@ impl SamplingArgs {
             channels: ChannelPolicy::Exact(channels),
             labels: None,
             condition: None,
+            vectors: None,
             value_range: None,
             ..prepared
         };
         Ok(Some(all(&open_prepared(path, config)?)))
+    }
+
+    /// The vectors that samples of a network are to belong to, where it needs some; scaled as in training.
+    pub fn vectors(&self, from: &Drawable) -> Result<Option<VectorTable>> {
+        let dim = from.model.vector_dim();
+        match &self.vectors {
+            Some(path) if dim > 0 => Ok(Some(VectorTable::open(path, from.file.card.vectors.as_ref())?)),
+            Some(_) => Err(Failure::usage("--vectors is given, but the network was trained without")
+                .hint("train with --vectors to have one that draws what belongs to vectors")),
+            None if dim == 0 => Ok(None),
+            None => Err(Failure::usage(format!(
+                "the network draws what belongs to vectors of {dim} numbers, and none are named"
+            ))
+            .hint("name a .npy file with a row for each sample: --vectors FILE")),
+        }
     }
 
     /// Opens a network, and the weaker one if there is one.
@@ -260,6 +280,39 @@ pub fn describe(from: &Drawable, sample: &SampleConfig) -> Sampling {
     }
 }
 
+/// What `count` samples belong to.
+#[derive(Clone, Debug, Default)]
+pub struct BelongTo {
+    pub conditions: Option<ImageBatch>,
+    pub vectors: Option<Vec<f32>>,
+}
+
+impl BelongTo {
+    /// What the flags name: one thing for each of `count` samples in turn, all of them about equally often.
+    pub fn named(args: &SamplingArgs, from: &Drawable, run: Option<&Recipe>, count: usize) -> Result<Self> {
+        Self::named_or(Self::default(), args, from, run, count)
+    }
+
+    /// The same, and `own` where no flag names something.
+    pub fn named_or(
+        own: Self,
+        args: &SamplingArgs,
+        from: &Drawable,
+        run: Option<&Recipe>,
+        count: usize,
+    ) -> Result<Self> {
+        let conditions = match own.conditions.filter(|_| args.condition.is_none()) {
+            Some(own) => Some(own),
+            None => in_turn(args.conditions(from, run)?.as_ref(), count)?,
+        };
+        let vectors = match own.vectors.filter(|_| args.vectors.is_none()) {
+            Some(own) => Some(own),
+            None => args.vectors(from)?.map(|of| of.pick((0..count).map(|i| i % of.rows()))),
+        };
+        Ok(Self { conditions, vectors })
+    }
+}
+
 /// What `count` samples belong to: one thing for each of as many in turn, all of `conditions` about equally often.
 pub fn in_turn(conditions: Option<&Images>, count: usize) -> Result<Option<ImageBatch>> {
     let places = |of: &Images| (0..count).map(|i| i % of.len()).collect::<Vec<_>>();
@@ -272,7 +325,7 @@ pub fn draw(
     settings: &Settings,
     args: &SamplingArgs,
     count: usize,
-    conditions: Option<&ImageBatch>,
+    belong_to: &BelongTo,
     machine: &Machine,
     stop: &StopSignal,
 ) -> Result<ImageBatch> {
@@ -285,7 +338,8 @@ pub fn draw(
         shape: from.shape,
         init_noise: None,
         classes: classes.as_deref(),
-        conditions,
+        conditions: belong_to.conditions.as_ref(),
+        vectors: belong_to.vectors.as_deref(),
     };
     let steps = sample.steps(from.diffusion.config());
     let batches = count.div_ceil(sample.sample_batch_size);

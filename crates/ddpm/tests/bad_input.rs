@@ -98,8 +98,8 @@ fn weights_that_are_none() {
         ("cut.safetensors", "cut.safetensors"),
         ("cut.pt", "cut.pt"),
         ("text.pt", "text.pt"),
-        ("other.pt", "no U-Net"),
-        ("other.safetensors", "no U-Net"),
+        ("other.pt", "holds no Unet"),
+        ("other.safetensors", "holds no Unet"),
         ("missing.pt", "no such file"),
     ] {
         for command in ["sample", "info", "convert --image-size 8 --out new.safetensors"] {

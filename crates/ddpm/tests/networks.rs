@@ -166,6 +166,52 @@ fn every_network_of_images_draws_what_belongs_to_other_images() {
 }
 
 #[test]
+fn every_network_draws_what_belongs_to_vectors() {
+    let place = Place::new();
+    let values = |n: usize| (0..n).map(|i| (i as f32 * 0.7).sin()).collect::<Vec<_>>();
+    write_npy_f32(&place.path("images.npy"), &[10, 1, 8, 8], &values(640).iter().map(|v| v.abs()).collect::<Vec<_>>())
+        .unwrap();
+    write_npy_f32(&place.path("signals.npy"), &[10, 1, 8], &values(80)).unwrap();
+    write_npy_f32(&place.path("vectors.npy"), &[10, 3], &values(30)).unwrap();
+    write_npy_f32(&place.path("one.npy"), &[3], &[9.0, -9.0, 0.0]).unwrap();
+    let networks = [
+        ("unet", "images.npy --timesteps 8 --dim 4 --dim-mults 1 --self-condition"),
+        ("unet1d", "signals.npy --timesteps 8 --dim 4 --dim-mults 1"),
+        ("dit", "images.npy --timesteps 8 --hidden-size 8 --depth 1 --num-heads 2 --patch-size 4"),
+        ("uvit", "images.npy --dim 8 --dim-mults 1 --vit-depth 1 --attn-heads 1 --diffusion continuous_time"),
+        ("karras_unet", "images.npy --dim 8 --num-downsamples 1 --num-blocks-per-stage 1 --diffusion elucidated"),
+    ];
+    for (model, options) in networks {
+        let train = |steps: u64, run: &str| {
+            let common = "--vectors vectors.npy --batch-size 4 --num-samples 3 --sampling-timesteps 2 --held-out 0";
+            place.ok(&format!("train {options} --model {model} {common} --steps {steps} --out {model}-{run}"));
+        };
+        train(4, "whole");
+        train(2, "parts");
+        place.ok(&format!("train --resume {model}-parts --steps 4"));
+        let weights = |run: &str| place.read(&format!("{model}-{run}/checkpoints/step-00000004/model.safetensors"));
+        assert!(weights("whole") == weights("parts"), "{model}: a resumed run differs");
+        // The average is still what was drawn, of which a DiT gives zeros whatever it is told.
+        let sample = format!("sample {model}-whole --weights model --guidance 2 --steps 2");
+        place.ok(&format!("{sample} --vectors vectors.npy --out {model}.npy"));
+        let (shape, all) = read_npy_f32(&place.path(&format!("{model}.npy"))).unwrap();
+        assert_eq!(shape[0], 10, "one for each vector");
+        place.ok(&format!("{sample} --vectors one.npy -n 1 --out x.npy --force"));
+        let (_, one) = read_npy_f32(&place.path("x.npy")).unwrap();
+        assert_ne!(one, all[..one.len()], "{model}: another vector, another sample");
+        place.fails(&format!("sample {model}-whole"), 2, "--vectors FILE");
+    }
+    assert!(place.ok("info unet-whole").contains("of 3 numbers"));
+    let measured = place.ok("eval unet-whole --metrics swd,loss,bpd -n 4 --steps 2");
+    assert!(measured.contains("swd") && measured.contains("bits"), "{measured}");
+    place.fails("sample unet-whole --vectors images.npy", 1, "found shape [10, 1, 8, 8]");
+    write_npy_f32(&place.path("two.npy"), &[4, 2], &values(8)).unwrap();
+    place.fails("sample unet-whole --vectors two.npy", 1, "vectors of 3 numbers");
+    place.fails("train images.npy --vectors one.npy --dry-run", 1, "3 vectors for 10 examples");
+    place.ok("vary unet-whole --images images.npy --vectors vectors.npy --steps 2 --out varied/");
+}
+
+#[test]
 fn conditions_must_belong_to_the_images() {
     let place = Place::new();
     pictures_and_levels(&place, 5);

@@ -106,6 +106,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         init_noise: None,
         classes: None,
         conditions: None,
+        vectors: None,
     };
     let network = trainer.ema().eval();
     let images =

@@ -30,6 +30,8 @@ pub struct Request<'a> {
     pub classes: Option<&'a [u32]>,
     /// What every sample is to belong to, `[count, condition channels, h, w]` in the data's range, for networks that take a condition.
     pub conditions: Option<&'a ImageBatch>,
+    /// The vector of every sample, `[count, vector_dim]` in row-major order and scaled as in training, for networks that take vectors.
+    pub vectors: Option<&'a [f32]>,
 }
 
 /// A classifier: `scale grad_x ln p(y | x)` for x of a level and the classes y.
@@ -75,6 +77,10 @@ pub enum GenerateError {
     NoConditions { channels: usize },
     #[error("{count} samples need conditions of shape {expected:?}, got {got:?}")]
     Conditions { count: usize, expected: [usize; 4], got: [usize; 4] },
+    #[error("the network draws what belongs to vectors of {dim} numbers, and was given none")]
+    NoVectors { dim: usize },
+    #[error("{count} samples need vectors of {expected} numbers in all, got {got}")]
+    Vectors { count: usize, expected: usize, got: usize },
     #[error("sample {sample} is not finite: the network's output is NaN or infinite")]
     NonFinite { sample: usize },
 }
@@ -152,6 +158,10 @@ impl<'a, M: Network<4>> Generator<'a, M> {
                 denoiser =
                     denoiser.with_condition(Tensor::from_data(TensorData::new(values, [b, channels, h, w]), device));
             }
+            if let Some(vectors) = request.vectors {
+                let dim = self.model.vector_dim();
+                denoiser = denoiser.with_vectors(vectors[first * dim..(first + b) * dim].to_vec());
+            }
             let x = make(SampleBatch { denoiser, first, init, noise })?;
             data.extend(host_values(self.diffusion.unnormalize(x)));
         }
@@ -188,6 +198,14 @@ impl<'a, M: Network<4>> Generator<'a, M> {
         match request.conditions.map(|conditions| conditions.shape) {
             None if channels > 0 => return Err(GenerateError::NoConditions { channels }),
             Some(got) if got != expected => return Err(GenerateError::Conditions { count, expected, got }),
+            _ => {}
+        }
+        let (dim, got) = (self.model.vector_dim(), request.vectors.map(<[f32]>::len));
+        match got {
+            None if dim > 0 => return Err(GenerateError::NoVectors { dim }),
+            Some(got) if got != count * dim => {
+                return Err(GenerateError::Vectors { count, expected: count * dim, got });
+            }
             _ => {}
         }
         let Some(classes) = request.classes else { return Ok(()) };

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::classifier_file::CLASSIFIER_CARD_KEY;
-use crate::data::ImageShape;
+use crate::data::{ImageShape, VectorScale};
 use crate::diffusion::{Diffusion, DiffusionConfig, DiffusionConfigError};
 use crate::interop::{self, InteropError, Metadata, StateDict};
 pub use crate::models::NetworkConfig;
@@ -45,6 +45,9 @@ pub struct ModelCard {
     /// What 0 and 1 stand for in the units of the data it was trained on; `[0, 1]` if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value_range: Option<[f64; 2]>,
+    /// How vectors were scaled that the data belong to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vectors: Option<VectorScale>,
     pub weights: WeightsKind,
     /// Optimizer steps made.
     pub step: u64,
@@ -144,6 +147,7 @@ mod tests {
             betas: None,
             image: ImageShape { channels: 1, height: 4, width: 4 },
             value_range: None,
+            vectors: None,
             weights: WeightsKind::Model,
             step: 1,
             ema_decay: None,

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::data::{DataConfig, DataError, DataLayout, Dataset, ImageShape};
+use crate::data::{DataConfig, DataError, DataLayout, Dataset, ImageShape, VectorTable};
 use crate::diffusion::{Diffusion, DiffusionConfig, DiffusionConfigError, GuidanceConfig};
 use crate::eval::config::{EvaluateConfig, EvaluateConfigError};
 use crate::models::{
@@ -82,6 +82,8 @@ pub struct DataFacts {
     pub num_classes: usize,
     /// Of what the examples belong to; 0: nothing.
     pub condition_channels: usize,
+    /// Of the vectors that the examples belong to; 0: none.
+    pub vector_dim: usize,
 }
 
 impl DataFacts {
@@ -92,6 +94,7 @@ impl DataFacts {
             depth: dataset.depth(),
             num_classes: dataset.num_classes(),
             condition_channels: dataset.condition_shape().map_or(0, |shape| shape.channels),
+            vector_dim: dataset.vectors().map_or(0, VectorTable::dim),
         }
     }
 
@@ -138,6 +141,8 @@ pub enum RecipeError {
         "`{section}.condition_channels` follows the data: set `condition` and `condition_channels` in the section [data]"
     )]
     ConditionChannels { section: &'static str },
+    #[error("`{section}.vector_dim` follows the data: set `vectors` in the section [data]")]
+    VectorDim { section: &'static str },
     #[error(
         "the section [{section}] says something, but the network is `model = \"{model}\"`: remove one or change the other"
     )]
@@ -183,6 +188,9 @@ impl Recipe {
             }
             if given("condition_channels") {
                 return Err(RecipeError::ConditionChannels { section });
+            }
+            if given("vector_dim") {
+                return Err(RecipeError::VectorDim { section });
             }
         }
         let mut recipe: Self = toml::from_str(text)?;
@@ -266,7 +274,7 @@ impl Recipe {
     /// # Errors
     /// A network that does not fit the data or the formulation.
     pub fn network_for(&self, data: DataFacts) -> Result<NetworkConfig, RecipeError> {
-        let DataFacts { shape, num_classes, condition_channels, .. } = data;
+        let DataFacts { shape, num_classes, condition_channels, vector_dim, .. } = data;
         if self.data.class_condition && num_classes == 0 {
             return Err(RecipeError::NoClasses);
         }
@@ -276,6 +284,7 @@ impl Recipe {
             extent: data.extent(),
             channels: shape.channels,
             condition_channels,
+            vector_dim,
             num_classes,
             out_channels: expected,
         });
@@ -300,7 +309,7 @@ mod tests {
     use super::*;
 
     fn images(shape: ImageShape, num_classes: usize) -> DataFacts {
-        DataFacts { shape, layout: DataLayout::Images, depth: 1, num_classes, condition_channels: 0 }
+        DataFacts { shape, layout: DataLayout::Images, depth: 1, num_classes, condition_channels: 0, vector_dim: 0 }
     }
 
     #[test]

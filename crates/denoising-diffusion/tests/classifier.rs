@@ -159,6 +159,7 @@ fn samples(diffusion: &Diffusion, classifier: Option<&ClassifierGradient<'_>>, c
         init_noise: None,
         classes: Some(&classes),
         conditions: None,
+        vectors: None,
     };
     let model = TwoColours::new(diffusion).eval();
     let generator = Generator { classifier, ..Generator::new(&model, diffusion) };

@@ -93,6 +93,7 @@ fn sample(
         init_noise: None,
         classes: None,
         conditions: None,
+        vectors: None,
     };
     let mut progress = |_: &Progress<'_>| on_step();
     Generator::new(model, diffusion).generate(&request, &Device::flex(), &mut progress).map(|images| images.data)

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::failure::Result;
 use crate::machine::default_threads;
 use crate::output::{self, Rows};
+use crate::panics;
 
 /// List what can be computed with.
 #[derive(Args, Debug)]
@@ -48,6 +49,7 @@ pub fn run(args: &DevicesArgs) -> Result {
             }
         }
     }
+    panics::forget();
     if args.json {
         return output::json(&json!({ "devices": Value::Array(devices), "missing": missing }));
     }

@@ -6,7 +6,6 @@ use std::time::Instant;
 use clap::Args;
 use denoising_diffusion::data::DataConfig;
 use denoising_diffusion::edit::{Between, EditError};
-use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::generate::{GenerateError, Progress as At, Request};
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::{GridOptions, ImageBatch, Progress, Status, StderrProgress, Task};
@@ -140,8 +139,12 @@ impl<'a> Job<'a> {
 
     /// Images as the network's data were prepared.
     fn images(&self, path: &Path) -> Result<(Vec<f32>, usize)> {
-        let run =
-            self.recipe.as_ref().map(|recipe| DataConfig { labels: None, condition: None, ..recipe.data.clone() });
+        let run = self.recipe.as_ref().map(|recipe| DataConfig {
+            labels: None,
+            condition: None,
+            vectors: None,
+            ..recipe.data.clone()
+        });
         let dataset = open_prepared(path, prepared_as(&self.from.file, run.as_ref())?)?;
         let images = all(&dataset);
         Ok((images.values()?, images.len()))
@@ -162,8 +165,9 @@ impl<'a> Job<'a> {
         let classes = self.args.sampling.classes_of(&self.from, count, &self.settings.guidance)?;
         let conditions = self.args.sampling.conditions(&self.from, self.recipe.as_ref())?;
         // In the order of the images, all variants of one behind each other.
-        let places = |of: &Images| (0..count).map(|i| i * of.len() / count).collect::<Vec<_>>();
-        let conditions = conditions.map(|of| of.pick(&places(&of))).transpose()?;
+        let places = |of: usize| (0..count).map(move |i| i * of / count);
+        let conditions = conditions.map(|of| of.pick(&places(of.len()).collect::<Vec<_>>())).transpose()?;
+        let vectors = self.args.sampling.vectors(&self.from)?.map(|of| of.pick(places(of.rows())));
         let request = Request {
             sample,
             seed: self.args.sampling.seed,
@@ -172,6 +176,7 @@ impl<'a> Job<'a> {
             init_noise: None,
             classes: classes.as_deref(),
             conditions: conditions.as_ref(),
+            vectors: vectors.as_deref(),
         };
         note(format!("{count} images by {}, from {}", sample.sampler.name(), self.path.display()));
         let batches = count.div_ceil(sample.sample_batch_size);
@@ -246,6 +251,7 @@ pub fn inpaint(args: &InpaintArgs) -> Result {
         init_noise: None,
         classes: None,
         conditions: None,
+        vectors: None,
     };
     let steps = generator.inpaint_steps(&probe, &repaint);
     job.finish(count, steps, &json!({ "repaint": repaint, "steps": steps }), |request, watch| {

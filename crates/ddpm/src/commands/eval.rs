@@ -27,7 +27,7 @@ use crate::output::{self, note};
 use crate::plan::open_data;
 use crate::recipe_flags::UntoldFlags;
 use crate::report_page::{Shown, write_page};
-use crate::sampling::{Drawable, SamplingArgs, Settings, describe, draw, in_turn};
+use crate::sampling::{BelongTo, Drawable, SamplingArgs, Settings, describe, draw};
 use crate::weights::{Found, WeightsArg};
 
 /// Measure how good a network's samples are.
@@ -143,7 +143,7 @@ impl<'a> Plan<'a> {
         })
     }
 
-    /// Samples, where a metric rests on them. They belong to what --condition names, else to what the data that they are compared with
+    /// Samples, where a metric rests on them. They belong to what --condition and --vectors name, else to what the data that they are compared with
     /// belong to.
     fn draw(&self) -> Result<Option<ImageBatch>> {
         if !self.metrics.iter().any(|metric| metric.needs_samples()) {
@@ -153,12 +153,9 @@ impl<'a> Plan<'a> {
         note(format!("{n} images by {} from {}", self.settings.sample.sampler.name(), self.path.display()));
         let sampling = &self.args.sampling;
         let own = self.split.as_ref().map_or(&self.real, |(_, held_out)| held_out);
-        let own = own.conditions(n)?.filter(|_| sampling.condition.is_none());
-        let conditions = match own {
-            Some(own) => Some(own),
-            None => in_turn(sampling.conditions(&self.from, self.recipe.as_ref())?.as_ref(), n)?,
-        };
-        draw(&self.from, &self.settings, sampling, n, conditions.as_ref(), &self.machine, &self.stop).map(Some)
+        let own = BelongTo { conditions: own.conditions(n)?, vectors: own.vectors(n) };
+        let belong_to = BelongTo::named_or(own, sampling, &self.from, self.recipe.as_ref(), n)?;
+        draw(&self.from, &self.settings, sampling, n, &belong_to, &self.machine, &self.stop).map(Some)
     }
 
     fn measure(&self, generated: Option<&Images>, watch: &mut dyn Watch) -> Result<Measured> {
@@ -216,7 +213,9 @@ impl<'a> Plan<'a> {
 fn data_config(args: &EvalArgs, config: DataConfig, has_recipe: bool) -> Result<DataConfig> {
     match &args.data {
         // The run's labels and conditions are not those of other data.
-        Some(path) => Ok(DataConfig { path: Some(path.clone()), labels: None, condition: None, ..config }),
+        Some(path) => {
+            Ok(DataConfig { path: Some(path.clone()), labels: None, condition: None, vectors: None, ..config })
+        }
         None if has_recipe => Ok(config),
         None => Err(Failure::usage(format!("{} does not say what it was trained on", args.target.display()))
             .hint("give the data to compare with: ddpm eval FILE DATA")),

@@ -21,7 +21,7 @@ use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::{Machine, MachineArgs};
 use crate::output::{self, note};
 use crate::recipe_flags::UntoldFlags;
-use crate::sampling::{SamplingArgs, describe, draw, in_turn};
+use crate::sampling::{BelongTo, SamplingArgs, describe, draw};
 
 /// Compute the Fréchet inception distance of two sets of images.
 #[derive(Args, Debug)]
@@ -117,6 +117,15 @@ fn check_statistics(source: &ImageSource, args: &FidArgs) -> Result {
     }
 }
 
+/// What is one value high was read as images, but is none.
+fn refuse_sequences(path: &Path, [_, height, width]: [usize; 3]) -> Result {
+    if height.min(width) > 1 {
+        return Ok(());
+    }
+    Err(Failure::usage(format!("{} holds no images: what it holds is {height} high and {width} wide", path.display()))
+        .hint("sequences are compared with those of a run by `ddpm eval RUN DATA --metrics swd,spectrum`"))
+}
+
 struct Reader<'a> {
     args: &'a FidArgs,
     machine: &'a Machine,
@@ -141,11 +150,11 @@ impl Reader<'_> {
                 let count = self.args.num_samples;
                 note(format!("{count} images from {}", file_path.display()));
                 sampling = Some(describe(&from, &settings.sample));
-                let conditions = in_turn(args.conditions(&from, recipe.as_ref())?.as_ref(), count)?;
-                let conditions = conditions.as_ref();
-                Images::of_samples(&draw(&from, &settings, args, count, conditions, self.machine, &self.stop)?)
+                let belong_to = BelongTo::named(args, &from, recipe.as_ref(), count)?;
+                Images::of_samples(&draw(&from, &settings, args, count, &belong_to, self.machine, &self.stop)?)
             }
         };
+        refuse_sequences(path, images.shape())?;
         if images.len() < 2 {
             return Err(Failure::failed(format!(
                 "{} has {} images; a distance needs at least 2 of each set",
@@ -186,4 +195,16 @@ fn report(args: &FidArgs, extractor: Option<&Extractor>, sets: [&Side; 2], fid: 
     let error = fid.standard_error.map_or(String::new(), |error| format!(" ± {error:.2}"));
     let notes: String = fid.notes.iter().map(|note| format!("; {note}")).collect();
     output::result(format!("fid {:.4}{error}{notes}", fid.value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sequences_are_no_images() {
+        let text = refuse_sequences(Path::new("x.npy"), [3, 1, 64]).unwrap_err().to_text();
+        assert!(text.contains("1 high and 64 wide") && text.contains("swd,spectrum"), "{text}");
+        refuse_sequences(Path::new("x.npy"), [1, 8, 8]).unwrap();
+    }
 }

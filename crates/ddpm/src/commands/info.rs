@@ -56,6 +56,9 @@ fn ours(path: &Path, file: &ModelFile) -> (Rows, Value) {
         let dropped = card.network.class_drop_prob();
         rows.row("classes", format!("{}, dropped with probability {dropped} in training", card.network.num_classes()));
     }
+    if card.network.vector_dim() > 0 {
+        rows.row("vectors", format!("of {} numbers", card.network.vector_dim()));
+    }
     if card.network.condition_channels() > 0 {
         let shape = ImageShape { channels: card.network.condition_channels(), ..card.image };
         rows.row("condition", format!("{shape} (channels x height x width)"));

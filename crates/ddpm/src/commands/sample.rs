@@ -10,8 +10,8 @@ use std::time::Instant;
 use burn::tensor::Tensor;
 use clap::Args;
 use denoising_diffusion::atomic_file::write_atomically;
-use denoising_diffusion::data::DataLayout;
 use denoising_diffusion::data::npy::{read_npy_f32, write_npy_f32};
+use denoising_diffusion::data::{DataLayout, VectorTable};
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig};
 use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::generate::{GenerateError, Progress as At, Request};
@@ -41,7 +41,7 @@ use crate::weights::{Found, WeightsArg};
 pub struct SampleArgs {
     /// Run folder (its latest whole checkpoint), RUN/best (its best), checkpoint's folder, .safetensors file, or .pt file of the reference
     target: PathBuf,
-    /// Number of images [default: one for each of --condition, else as in the run's recipe, else 25]
+    /// Number of images [default: one for each of --condition or --vectors, else as in the run's recipe, else 25]
     #[arg(short = 'n', long, value_name = "N")]
     num_samples: Option<usize>,
     #[command(flatten)]
@@ -112,13 +112,15 @@ pub fn run(args: &SampleArgs) -> Result {
     let shape = from.shape;
     let init_noise = args.init_noise.as_deref().map(|noise| read_noise(noise, args.num_samples, shape)).transpose()?;
     let conditions = args.sampling.conditions(&from, recipe.as_ref())?;
-    let one_each = conditions.as_ref().map(Images::len);
+    let vectors = args.sampling.vectors(&from)?;
+    let one_each = conditions.as_ref().map(Images::len).max(vectors.as_ref().map(VectorTable::rows));
     sample.num_samples = args.num_samples.or(one_each).unwrap_or(sample.num_samples);
     if let Some(noise) = &init_noise {
         sample.num_samples = noise.len() / shape.iter().product::<usize>();
     }
     sample.validate(from.diffusion.config()).or_usage()?;
     let conditions = in_turn(conditions.as_ref(), sample.num_samples)?;
+    let vectors = vectors.map(|of| of.pick((0..sample.num_samples).map(|i| i % of.rows())));
     let classes = args.sampling.classes_of(&from, sample.num_samples, &guidance)?;
     let request = Request {
         sample: &sample,
@@ -128,6 +130,7 @@ pub fn run(args: &SampleArgs) -> Result {
         init_noise: init_noise.as_deref(),
         classes: classes.as_deref(),
         conditions: conditions.as_ref(),
+        vectors: vectors.as_deref(),
     };
     let steps = sample.steps(from.diffusion.config());
     note(format!(

@@ -43,6 +43,10 @@ pub struct TrainArgs {
     /// array, by place; fitted to the size of the images
     #[arg(long, value_name = "DATA")]
     condition: Option<PathBuf>,
+    /// Train to draw what belongs to vectors of numbers, such as measurements or embeddings of texts: .npy file with a row for each
+    /// example, in the order of an array or of the files' names
+    #[arg(long, value_name = "FILE")]
+    vectors: Option<PathBuf>,
     /// Recipe: a TOML file, or the name of an embedded one (`ddpm list` names them)
     #[arg(long, value_name = "RECIPE")]
     config: Option<String>,
@@ -108,9 +112,13 @@ fn settings(args: &TrainArgs) -> Result<(Recipe, PathBuf)> {
     if let Some(condition) = &args.condition {
         recipe.data.condition = Some(condition.clone());
     }
+    if let Some(vectors) = &args.vectors {
+        recipe.data.vectors = Some(vectors.clone());
+    }
     // The run folder's configuration must mean the same from everywhere.
     let data = recipe.data.path.as_mut().filter(|path| path.as_os_str() != "digits");
-    for path in data.into_iter().chain(recipe.data.labels.as_mut()).chain(recipe.data.condition.as_mut()) {
+    let others = [&mut recipe.data.labels, &mut recipe.data.condition, &mut recipe.data.vectors];
+    for path in data.into_iter().chain(others.into_iter().flatten()) {
         *path = std::path::absolute(&*path).context(format!("cannot resolve {}", path.display()))?;
     }
     let recipe = args.recipe.apply(&recipe).or_usage()?;
@@ -192,6 +200,7 @@ fn setup(plan: &Plan, evaluate: Option<EvaluateSetup>) -> RunSetup {
             betas: None,
             image: plan.train.dataset().shape(),
             value_range: Some(plan.train.dataset().value_range()).filter(|range| *range != [0.0, 1.0]),
+            vectors: plan.train.dataset().vectors().map(|vectors| vectors.scale().clone()),
             weights: WeightsKind::Ema,
             step: 0,
             ema_decay: None,

@@ -97,7 +97,7 @@ const METRICS: &[&str] = &["fid", "kid", "is", "prdc", "swd", "spectrum", "neigh
 const NUMBERS: &[&str] =
     &["fid", "kid", "is", "precision", "recall", "density", "coverage", "swd", "spectrum", "loss", "bpd"];
 
-/// Every key of a recipe but `data.path`, `data.labels` and `data.condition`, which are arguments of their own, and the networks' `channels`, which follow the data.
+/// Every key of a recipe but `data.path`, `data.labels`, `data.condition` and `data.vectors`, which are arguments of their own, and the networks' `channels`, which follow the data.
 #[rustfmt::skip] // a table is read by its columns
 pub const FLAGS: &[Flag] = &[
     flag(DATA, "image_size", Size, Fixed, "Size of the images: 28, or height x width: 28x20 [default: that of the data]"),
@@ -157,6 +157,7 @@ pub const FLAGS: &[Flag] = &[
     flag(KARRAS, "num_blocks_per_stage", WholePerStage, Fixed, "Blocks per stage on either side, one number or one per stage"),
     flag(KARRAS, "downsample_types", WordPerStage(&["all", "frame", "image"]), Fixed, "What stages halve of volumes, one for all or one per stage"),
     flag(KARRAS, "attn_res", Wholes, Fixed, "Sizes at which there is attention"),
+    flag(KARRAS, "space_time_attn", Word(&["joint", "factorized", "factorized_at_resizing"]), Fixed, "Attention within volumes: between all positions, or within slices and then across them; at_resizing: as the reference does"),
     flag(KARRAS, "fourier_dim", Whole, Fixed, "Number of Fourier features of the noise level"),
     flag(KARRAS, "mp_cat_t", Number, Fixed, "Share of the skip connection beside the data"),
     flag(KARRAS, "mp_add_emb_t", Number, Fixed, "Share of the class in the embedding"),

@@ -29,6 +29,7 @@ impl Conditions {
             path: Some(path.to_path_buf()),
             labels: None,
             condition: None,
+            vectors: None,
             image_size: images.then(|| examples.shape().size()),
             channels: config.condition_channels,
             layout: examples.layout(),

@@ -229,6 +229,10 @@ pub struct DataConfig {
     /// rule: the network sees it beside the noisy example.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub condition: Option<PathBuf>,
+    /// `.npy` file `[n, dim]` with the vector that each example belongs to, in the order of an array's examples or of the files' names; brought
+    /// to mean 0 and deviation 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vectors: Option<PathBuf>,
     /// Channels of the condition.
     pub condition_channels: ChannelPolicy,
     /// Training size. None: the size of the data, if all images share one.
@@ -268,6 +272,7 @@ impl Default for DataConfig {
             path: None,
             labels: None,
             condition: None,
+            vectors: None,
             condition_channels: ChannelPolicy::Auto,
             image_size: None,
             channels: ChannelPolicy::Auto,

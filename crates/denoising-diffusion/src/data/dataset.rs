@@ -16,7 +16,7 @@ use super::order::{Mirror, split_permutation};
 use super::policy::{CachePolicy, DataLayout, Flip, ResizePolicy};
 use super::source::Source;
 use super::store::{self, Store};
-use super::{DataError, Subset, Summary, digits, identity, resize};
+use super::{DataError, Subset, Summary, VectorTable, digits, identity, resize};
 
 /// Most images that are ever held out.
 const MAX_HELD_OUT: usize = 1000;
@@ -61,6 +61,7 @@ pub struct Dataset {
     store: Store,
     classes: Option<Classes>,
     conditions: Option<Conditions>,
+    vectors: Option<VectorTable>,
     /// Of files, relative to their folder, without those that are broken; none of an array.
     names: Option<Vec<PathBuf>>,
     digest: String,
@@ -119,8 +120,17 @@ impl Dataset {
         }?;
         if let Some(path) = &config.condition {
             let conditions = Conditions::open(path, &dataset, config, opening)?;
-            dataset.digest = identity::with_condition(&dataset.digest, conditions.digest());
+            dataset.digest = identity::together(&dataset.digest, conditions.digest());
             dataset.conditions = Some(conditions);
+        }
+        if let Some(path) = &config.vectors {
+            let vectors = VectorTable::open(path, None)?;
+            if vectors.rows() != dataset.len {
+                let (rows, examples) = (vectors.rows(), dataset.len);
+                return Err(DataError::Vectors { path: path.clone(), rows, examples });
+            }
+            dataset.digest = identity::together(&dataset.digest, vectors.digest());
+            dataset.vectors = Some(vectors);
         }
         Ok(dataset)
     }
@@ -142,6 +152,7 @@ impl Dataset {
             len: scan.files.len(),
             names: Some(scan.files.iter().map(|file| file.path.clone()).collect()),
             conditions: None,
+            vectors: None,
             store: Store::Files {
                 kept: store::kept(scan.decoded, &scan.files, shape, config),
                 root,
@@ -202,6 +213,7 @@ impl Dataset {
             len: source.count,
             names: None,
             conditions: None,
+            vectors: None,
             store,
             classes: source.classes,
             cache_key: digest.clone(),
@@ -253,6 +265,11 @@ impl Dataset {
     /// Shape of the condition of each image, if the data have conditions: as high and wide as the images.
     pub fn condition_shape(&self) -> Option<ImageShape> {
         self.conditions.as_ref().map(Conditions::shape)
+    }
+
+    /// The vector of each example, if the data have vectors.
+    pub fn vectors(&self) -> Option<&VectorTable> {
+        self.vectors.as_ref()
     }
 
     /// Path of each image file, relative to its folder; `None` for arrays.

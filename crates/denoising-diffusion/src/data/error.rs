@@ -201,6 +201,16 @@ pub enum DataError {
         /// Why, in words.
         reason: String,
     },
+    /// Another number of vectors than of examples.
+    #[error("{} holds {rows} vectors for {examples} examples", path.display())]
+    Vectors {
+        /// The vectors' file.
+        path: PathBuf,
+        /// How many there are.
+        rows: usize,
+        /// How many there should be.
+        examples: usize,
+    },
     /// An index past the end.
     #[error("image {index} asked for, but the data has {len} images")]
     IndexOutOfRange {
@@ -309,6 +319,9 @@ impl DataError {
             }
             Self::Conditions { .. } => "each example needs one: a file of the same name (its ending may differ), or in an array the same \
                 place"
+                .into(),
+            Self::Vectors { .. } => "a row for each example is needed, in the order of the array, or of the files by name (a broken file has \
+                none)"
                 .into(),
             Self::BatchTooLarge { images, .. } => {
                 format!("use --batch-size {images} or less, or --held-out 0 to train on every image")

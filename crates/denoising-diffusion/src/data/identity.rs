@@ -24,8 +24,8 @@ pub(super) fn folder_digest(files: &[ImageFile]) -> String {
     digest.finish()
 }
 
-/// The digests of examples and of their conditions.
-pub(super) fn with_condition(examples: &str, conditions: &str) -> String {
+/// The digests of examples and of what they belong to.
+pub(super) fn together(examples: &str, conditions: &str) -> String {
     let mut digest = Digest::new();
     digest.update(examples);
     digest.update(conditions);

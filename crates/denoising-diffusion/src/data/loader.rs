@@ -39,6 +39,8 @@ pub struct Batch {
     pub classes: Option<Vec<u32>>,
     /// `[b, condition channels, h, w]`, in [0, 1], if the data have conditions.
     pub conditions: Option<Vec<f32>>,
+    /// `[b, vector_dim]`, scaled, if the data have vectors.
+    pub vectors: Option<Vec<f32>>,
     /// Index of each image in the dataset.
     pub indices: Vec<usize>,
 }

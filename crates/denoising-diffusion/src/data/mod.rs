@@ -40,6 +40,7 @@ mod summary;
 #[cfg(test)]
 mod tests;
 mod value_map;
+mod vector_table;
 
 pub use config::{ChannelPolicy, DataConfig, ImageShape, ImageSize, ParseSettingError};
 pub use dataset::{Dataset, Image, Opening, ScanProgress, inspect, inspect_with};
@@ -48,3 +49,4 @@ pub use loader::{Batch, Loader, LoaderConfig};
 pub use policy::{CachePolicy, DataLayout, Flip, ResizePolicy, ValueRange, Verify};
 pub use subset::{Batches, Subset};
 pub use summary::{Summary, Tally};
+pub use vector_table::{VectorScale, VectorTable};

@@ -116,6 +116,18 @@ pub(crate) fn read_npy_f64(mut reader: impl Read, path: &Path) -> Result<(Vec<us
     Ok((header.shape, values))
 }
 
+/// An array of any type of numbers, float64 rounded to float32: its shape and its values in C order. `path` is for messages.
+pub(super) fn read_numbers(mut reader: impl Read, path: &Path) -> Result<(Vec<usize>, Vec<f64>), DataError> {
+    let header = read_header(&mut reader, path)?;
+    let array = read_values(header, reader, path)?;
+    let values = match array.values {
+        Values::U8(values) => values.into_iter().map(f64::from).collect(),
+        Values::Int(values) => values.into_iter().map(|value| value as f64).collect(),
+        Values::F32(values) => values.into_iter().map(f64::from).collect(),
+    };
+    Ok((array.shape, values))
+}
+
 /// Writes a float64 array.
 pub(crate) fn write_npy_f64(out: &mut impl Write, shape: &[usize], values: &[f64]) -> std::io::Result<()> {
     out.write_all(&header_of("<f8", shape))?;

@@ -115,7 +115,8 @@ impl Subset {
         }
         let indices: Vec<usize> = images.into_iter().map(|(image, _)| image).collect();
         let classes = self.dataset.classes().map(|classes| indices.iter().map(|&image| classes[image]).collect());
-        Ok(Batch { index, images: pixels, classes, conditions, indices })
+        let vectors = self.dataset.vectors().map(|vectors| vectors.pick(indices.iter().copied()));
+        Ok(Batch { index, images: pixels, classes, conditions, vectors, indices })
     }
 }
 

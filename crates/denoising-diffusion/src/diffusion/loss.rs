@@ -9,8 +9,8 @@ use super::prediction::{Coefficients, Prediction};
 use super::process::{Diffusion, Draws};
 use super::weighted_objective;
 use crate::models::{Network, NetworkInput};
-use crate::nn::TrainNoGrad;
 use crate::nn::params::host_values;
+use crate::nn::{TrainNoGrad, Vectors};
 
 /// What a network is trained on.
 #[derive(Clone, Debug)]
@@ -21,11 +21,13 @@ pub struct Examples<const D: usize> {
     pub classes: Option<Vec<u32>>,
     /// `[b, condition channels, ...]` in the same range, for networks that take a condition.
     pub condition: Option<Tensor<D>>,
+    /// The vector of each example, `[b, vector_dim]` in row-major order, for networks that take vectors.
+    pub vectors: Option<Vec<f32>>,
 }
 
 impl<const D: usize> From<Tensor<D>> for Examples<D> {
     fn from(data: Tensor<D>) -> Self {
-        Self { data, classes: None, condition: None }
+        Self { data, classes: None, condition: None, vectors: None }
     }
 }
 
@@ -34,6 +36,7 @@ impl<const D: usize> From<Tensor<D>> for Examples<D> {
 struct Told<const D: usize> {
     classes: Option<Tensor<1, Int>>,
     condition: Option<Tensor<D>>,
+    vectors: Option<Vectors>,
 }
 
 /// The noise levels of a batch.
@@ -146,7 +149,11 @@ impl Diffusion {
         let classes = kept(model, examples.classes, &draws.keep_condition);
         let classes = classes_tensor(model.num_classes(), classes.as_deref(), &examples.data.device());
         let condition = examples.condition.filter(|_| model.condition_channels() > 0);
-        let told = Told { classes, condition: condition.map(|condition| self.normalize(condition)) };
+        let told = Told {
+            classes,
+            condition: condition.map(|condition| self.normalize(condition)),
+            vectors: kept_vectors(model, examples.vectors, &draws.keep_condition, &examples.data.device()),
+        };
         let x_start = self.normalize(examples.data);
         let noise = self.noise(model, &x_start, &told, draws);
         self.loss_of(model, x_start, noise, told, draws)
@@ -163,8 +170,8 @@ impl Diffusion {
         let parts = self.noised(model, x_start, noise, &draws.times);
         let (x, time) = (parts.input(), parts.time());
         let input = |x_self_cond| {
-            let Told { classes, condition } = told.clone();
-            NetworkInput { x: x.clone(), time: time.clone(), x_self_cond, classes, condition }
+            let Told { classes, condition, vectors } = told.clone();
+            NetworkInput { x: x.clone(), time: time.clone(), x_self_cond, classes, condition, vectors }
         };
         let x_self_cond = (model.self_condition() && draws.self_condition)
             .then(|| self.x_start(TrainNoGrad::of(model).forward(input(None)), &parts).detach());
@@ -279,6 +286,19 @@ fn kept<const D: usize, M: Network<D>>(model: &M, classes: Option<Vec<u32>>, dra
         }
     }
     Some(classes)
+}
+
+/// Vectors as a network takes them, those unknown whose class would be dropped; `None` for a network that takes none.
+fn kept_vectors<const D: usize, M: Network<D>>(
+    model: &M,
+    vectors: Option<Vec<f32>>,
+    draws: &[f64],
+    device: &Device,
+) -> Option<Vectors> {
+    let dim = model.vector_dim();
+    let rows = vectors.filter(|_| dim > 0)?;
+    let given = |i: usize| draws.get(i).is_none_or(|&draw| draw >= model.class_drop_prob());
+    Some(Vectors::of_rows(rows, dim, given, device))
 }
 
 /// Classes as a network takes them; `None` for a network that takes none.

@@ -11,10 +11,40 @@ use super::process::Diffusion;
 use super::spacing::NoiseLevels;
 use super::weighted_objective;
 use crate::models::{Network, NetworkInput};
-use crate::nn::Eval;
+use crate::nn::{Eval, Vectors};
 
 /// Gives `scale grad_x ln p(y | x)` for x of a level: a classifier's push towards its class.
 pub type Push<'a, const D: usize> = Box<dyn Fn(Tensor<D>, NoiseLevel) -> Tensor<D> + 'a>;
+
+/// What guidance guides towards: all that a network can also be without.
+#[derive(Clone)]
+struct Labels {
+    classes: Option<Tensor<1, Int>>,
+    vectors: Option<Vectors>,
+}
+
+impl Labels {
+    fn are_absent(&self) -> bool {
+        self.classes.is_none() && self.vectors.is_none()
+    }
+
+    /// Of the same kinds, but unknown.
+    fn unknown<const D: usize, M: Network<D>>(&self, model: &Eval<M>, b: usize, device: &Device) -> Self {
+        let no_class = |_: &Tensor<1, Int>| Tensor::full([b], model.num_classes() as i64, device);
+        Self {
+            classes: self.classes.as_ref().map(no_class),
+            vectors: self.vectors.as_ref().map(|_| Vectors::unknown(b, model.vector_dim(), device)),
+        }
+    }
+
+    /// These, then others of the same kinds.
+    fn then(self, other: Self) -> Self {
+        Self {
+            classes: self.classes.zip(other.classes).map(|(one, other)| Tensor::cat(vec![one, other], 0)),
+            vectors: self.vectors.zip(other.vectors).map(|(one, other)| one.then(other)),
+        }
+    }
+}
 
 /// A network under a formulation, ready to denoise.
 pub struct NetworkDenoiser<'a, const D: usize, M> {
@@ -23,6 +53,7 @@ pub struct NetworkDenoiser<'a, const D: usize, M> {
     guidance: GuidanceConfig,
     classes: Option<Vec<u32>>,
     condition: Option<Tensor<D>>,
+    vectors: Option<Vec<f32>>,
     weak: Option<&'a Eval<M>>,
     push: Option<Push<'a, D>>,
 }
@@ -35,6 +66,7 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
             guidance: GuidanceConfig::default(),
             classes: None,
             condition: None,
+            vectors: None,
             weak: None,
             push: None,
         }
@@ -54,6 +86,11 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
     pub fn with_condition(self, condition: Tensor<D>) -> Self {
         let condition = Some(self.diffusion.normalize(condition));
         Self { condition, ..self }
+    }
+
+    /// Conditioned on the vector of each example, `[b, vector_dim]` in row-major order.
+    pub fn with_vectors(self, vectors: Vec<f32>) -> Self {
+        Self { vectors: Some(vectors), ..self }
     }
 
     /// Guided away from a weaker network in place of the unconditional prediction (Karras et al. 2024, arXiv:2406.02507).
@@ -86,27 +123,33 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
         scale: f64,
     ) -> [Option<Tensor<D>>; 2] {
         let (b, device) = (x.dims()[0], x.device());
-        let (classes, condition) = (self.classes(b, &device), self.condition(b));
-        let run =
-            |model: &Eval<M>, x: Tensor<D>, x_self_cond: Option<Tensor<D>>, classes, condition: Option<Tensor<D>>| {
-                let time = per_example::<1>(&vec![level.time; x.dims()[0]], &device);
-                let x_self_cond = x_self_cond.filter(|_| model.self_condition());
-                let condition = condition.filter(|_| model.condition_channels() > 0);
-                // On a thread of the pool, so that none of the network's parallel loops has to wake one up.
-                rayon::scope(|_| model.forward(NetworkInput { x, time, x_self_cond, classes, condition }))
-            };
-        let one = |model, classes| run(model, x.clone(), x_self_cond.clone(), classes, condition.clone());
+        let (labels, condition) = (self.labels(b, &device), self.condition(b));
+        let run = |model: &Eval<M>,
+                   x: Tensor<D>,
+                   x_self_cond: Option<Tensor<D>>,
+                   labels: Labels,
+                   condition: Option<Tensor<D>>| {
+            let Labels { classes, vectors } = labels;
+            let time = per_example::<1>(&vec![level.time; x.dims()[0]], &device);
+            let x_self_cond = x_self_cond.filter(|_| model.self_condition());
+            let condition = condition.filter(|_| model.condition_channels() > 0);
+            // On a thread of the pool, so that none of the network's parallel loops has to wake one up.
+            rayon::scope(|_| model.forward(NetworkInput { x, time, x_self_cond, classes, condition, vectors }))
+        };
+        let one = |model, labels| run(model, x.clone(), x_self_cond.clone(), labels, condition.clone());
         if scale == 1.0 {
-            return [Some(one(self.model, classes)), None];
+            return [Some(one(self.model, labels)), None];
         }
         if let Some(weak) = self.weak {
-            let strong = (scale != 0.0).then(|| one(self.model, classes.clone()));
-            return [strong, Some(one(weak, classes))];
+            let strong = (scale != 0.0).then(|| one(self.model, labels.clone()));
+            return [strong, Some(one(weak, labels))];
         }
-        let Some(classes) = classes else { return [Some(one(self.model, None)), None] };
-        let none = self.no_class(b, &device);
+        if labels.are_absent() {
+            return [Some(one(self.model, labels)), None];
+        }
+        let unknown = labels.unknown(self.model, b, &device);
         if scale == 0.0 {
-            return [None, Some(one(self.model, Some(none)))];
+            return [None, Some(one(self.model, unknown))];
         }
         // Both halves as one batch.
         let twice = |x: Tensor<D>| Tensor::cat(vec![x.clone(), x], 0);
@@ -114,25 +157,27 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
             self.model,
             twice(x.clone()),
             x_self_cond.clone().map(twice),
-            Some(Tensor::cat(vec![classes, none], 0)),
+            labels.then(unknown),
             condition.clone().map(twice),
         );
         [Some(both.clone().narrow(0, 0, b)), Some(both.narrow(0, b, b))]
     }
 
-    fn classes(&self, b: usize, device: &Device) -> Option<Tensor<1, Int>> {
+    /// Classes and vectors of the first `b` examples, as far as the network takes them.
+    fn labels(&self, b: usize, device: &Device) -> Labels {
         let classes = self.classes.as_deref().map(|classes| &classes[..b.min(classes.len())]);
-        classes_tensor(self.model.num_classes(), classes, device)
+        let dim = self.model.vector_dim();
+        let vectors = self.vectors.as_deref().filter(|_| dim > 0).map(|rows| &rows[..(b * dim).min(rows.len())]);
+        Labels {
+            classes: classes_tensor(self.model.num_classes(), classes, device),
+            vectors: vectors.map(|rows| Vectors::of_rows(rows.to_vec(), dim, |_| true, device)),
+        }
     }
 
     /// What the first `b` examples belong to.
     fn condition(&self, b: usize) -> Option<Tensor<D>> {
         let condition = self.condition.as_ref()?;
         Some(condition.clone().narrow(0, 0, b.min(condition.dims()[0])))
-    }
-
-    fn no_class(&self, b: usize, device: &Device) -> Tensor<1, Int> {
-        Tensor::full([b], self.model.num_classes() as i64, device)
     }
 
     /// The prediction in an output: what guidance combines.

@@ -124,7 +124,7 @@ impl Images {
         let images = ImageBatch { shape: [self.count, c, h, w], data: self.values()? };
         let Source::Data(data) = &self.source else { return Ok(ExampleSet::of(images)) };
         let classes = (0..self.count).map(|i| Some(data.class_of(i)? as u32)).collect();
-        Ok(ExampleSet { images, classes, conditions: self.conditions(self.count)? })
+        Ok(ExampleSet { images, classes, conditions: self.conditions(self.count)?, vectors: self.vectors(self.count) })
     }
 
     /// What the first `count` images belong to, and again from the start where there are fewer. `None` for samples, and where the data
@@ -140,6 +140,13 @@ impl Images {
             data.extend(subset.dataset().condition(index)?.unwrap_or_default());
         }
         Ok(Some(ImageBatch { shape: [count, channels, height, width], data }))
+    }
+
+    /// The vectors of the first `count` images, and again from the start where there are fewer. `None` for samples, and where the data
+    /// have none.
+    pub fn vectors(&self, count: usize) -> Option<Vec<f32>> {
+        let Source::Data(subset) = &self.source else { return None };
+        Some(subset.dataset().vectors()?.pick(subset.indices().iter().copied().cycle().take(count)))
     }
 
     /// The images at some places.
@@ -170,12 +177,14 @@ pub struct ExampleSet {
     pub classes: Option<Vec<u32>>,
     /// What each belongs to.
     pub conditions: Option<ImageBatch>,
+    /// The vector of each, `[n, vector_dim]`.
+    pub vectors: Option<Vec<f32>>,
 }
 
 impl ExampleSet {
     /// Images of which nothing is known.
     pub fn of(images: ImageBatch) -> Self {
-        Self { images, classes: None, conditions: None }
+        Self { images, classes: None, conditions: None, vectors: None }
     }
 
     /// The examples in batches of at most `size`, on a device.
@@ -187,6 +196,7 @@ impl ExampleSet {
                 data: part(&self.images, first, count, device),
                 classes: self.classes.as_ref().map(|classes| classes[first..first + count].to_vec()),
                 condition: self.conditions.as_ref().map(|conditions| part(conditions, first, count, device)),
+                vectors: self.vectors_of(first, count),
             }
         })
     }
@@ -203,10 +213,21 @@ impl ExampleSet {
             Some(classes) => denoiser.with_classes(classes[first..first + count].to_vec()),
             None => denoiser,
         };
+        let denoiser = match self.vectors_of(first, count) {
+            Some(vectors) => denoiser.with_vectors(vectors),
+            None => denoiser,
+        };
         match &self.conditions {
             Some(conditions) => denoiser.with_condition(part(conditions, first, count, device)),
             None => denoiser,
         }
+    }
+
+    /// The vectors of `count` examples from `first`.
+    fn vectors_of(&self, first: usize, count: usize) -> Option<Vec<f32>> {
+        let (vectors, n) = (self.vectors.as_ref()?, self.images.shape[0]);
+        let dim = vectors.len() / n.max(1);
+        Some(vectors[first * dim..(first + count) * dim].to_vec())
     }
 }
 

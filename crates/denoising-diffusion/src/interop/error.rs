@@ -38,16 +38,17 @@ pub enum InteropError {
     /// Tensors that a U-Net does not have; at most five are named.
     #[error("{count} {} to no part of a U-Net: {}", belong(*count), names.join(", "))]
     Unknown { count: usize, names: Vec<String> },
-    #[error("the reference has no such network{}", with_classes(*num_classes))]
-    NotThere { num_classes: usize },
+    #[error("the reference has no such network{}", conditioned(*num_classes, *condition_channels, *vector_dim))]
+    NotThere { num_classes: usize, condition_channels: usize, vector_dim: usize },
     #[error("the name `{0}` is reserved in safetensors files")]
     ReservedName(String),
-    /// Nothing in the file looks like the reference's U-Net; at most five of its keys are named.
+    /// Nothing in the file looks like a network of the reference; at most five of its keys are named.
     #[error(
-        "{} holds no U-Net of denoising-diffusion-pytorch: {} Expected `init_conv.weight` and the rest of a U-Net at the \
-         top, under `model.` or `net.`, or in the `model` and `ema` of a Trainer checkpoint", path.display(), found(*count, keys)
+        "{} holds no Unet, Unet1D, KarrasUnet or UViT of denoising-diffusion-pytorch: {} Expected the tensors of one at the top (a Unet's \
+         begin with `init_conv.weight`), under `model.` or `net.`, or in the `model` and `ema` of a Trainer checkpoint",
+        path.display(), found(*count, keys)
     )]
-    NotUnet { path: PathBuf, count: usize, keys: Vec<String> },
+    NoNetwork { path: PathBuf, count: usize, keys: Vec<String> },
     #[error("{} has no {wanted} weights; it has {available}", path.display())]
     NoSuchWeights { path: PathBuf, wanted: &'static str, available: String },
     /// Tensors that contradict each other or fit no configuration.
@@ -88,17 +89,16 @@ impl InteropError {
             }
             Self::ElementType { .. } => "convert the tensors to float32 before saving them",
             Self::TooLarge { .. } => "save contiguous copies of the tensors, not expanded views",
-            Self::NotUnet { .. } => {
-                "give a checkpoint of the package's Trainer, or a state dict of one of its diffusion classes, its Unet \
-                 or Unet1D (UViT and KarrasUnet: see the library's `interop`)"
+            Self::NoNetwork { .. } => {
+                "give a checkpoint of the package's Trainer, or a state dict of one of its diffusion classes or networks"
             }
             Self::NoSuchWeights { .. } => "choose other weights with --weights",
             Self::Missing { .. } | Self::Unknown { .. } | Self::Shape { .. } | Self::NoConfiguration(_) => {
                 "the network may come from another package, an old version, or changed code"
             }
             Self::NotThere { .. } => {
-                "write it in our format; with classes the reference has linear attention in every stage, no learned keys (num_mem_kv = 0) and \
-                 strided downsampling"
+                "write it in our format; the reference has no conditions but classes, and with classes it has linear attention in every stage, \
+                 no learned keys (num_mem_kv = 0) and strided downsampling"
             }
             Self::Contradicted { .. } => "leave it out: what the file tells is used",
             Self::Untold { .. } => {
@@ -111,8 +111,14 @@ impl InteropError {
     }
 }
 
-fn with_classes(num_classes: usize) -> String {
-    if num_classes == 0 { String::new() } else { format!(" as this one, conditioned on {num_classes} classes") }
+fn conditioned(num_classes: usize, condition_channels: usize, vector_dim: usize) -> String {
+    match (num_classes, condition_channels, vector_dim) {
+        (0, 0, 0) => String::new(),
+        (classes, 0, 0) => format!(" as this one, conditioned on {classes} classes"),
+        (_, 0, dim) => format!(" as this one, conditioned on vectors of {dim} numbers"),
+        (_, 1, _) => " as this one, with 1 condition channel beside the input".to_string(),
+        (_, channels, _) => format!(" as this one, with {channels} condition channels beside the input"),
+    }
 }
 
 fn belong(count: usize) -> &'static str {
@@ -144,7 +150,7 @@ mod tests {
 
     #[test]
     fn messages_name_what_came_and_what_was_expected() {
-        let error = InteropError::NotUnet {
+        let error = InteropError::NoNetwork {
             path: "a.pt".into(),
             count: 7,
             keys: vec!["epoch".into(), "state_dict.conv1.weight".into()],

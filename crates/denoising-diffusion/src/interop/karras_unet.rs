@@ -4,7 +4,7 @@
 use super::error::InteropError;
 use super::names::{is_index, refuse_unknown};
 use super::state_dict::{StateDict, TensorData};
-use crate::models::{Extent, KarrasUnetConfig, PerStage};
+use crate::models::{Extent, KarrasUnetConfig, PerStage, SpaceTimeAttention};
 
 /// Renames a state dict from the reference's names to ours; kernels of any rank become kernels of volumes. Needs no configuration.
 ///
@@ -43,10 +43,11 @@ pub fn infer_karras_unet(state: &StateDict, extent: Extent) -> Result<KarrasUnet
         false => 0,
     };
     let is_down = |i: usize| state.contains(&format!("downs.{i}.downsample_conv.weight"));
-    let is_attending = |i: usize| state.contains(&format!("downs.{i}.attn.to_qkv.weight"));
+    let memory = |block: &str| ["attn", "attn.0"].iter().find_map(|attn| state.get(&format!("{block}.{attn}.mem_kv")));
+    let factorized = (0..counted(state, "downs")).any(|i| state.contains(&format!("downs.{i}.attn.1.mem_kv")));
     let (mut counts, mut widest, mut attn_res, mut attn_dim_head) = (vec![0], dim, Vec::new(), None);
     let mut size = if extent.height == 1 { extent.width } else { extent.height.min(extent.width) };
-    for i in (0..).take_while(|i| state.contains(&format!("downs.{i}.block1.1.weight"))) {
+    for i in 0..counted(state, "downs") {
         match counts.last_mut() {
             Some(count) if !is_down(i) => *count += 1,
             _ => {
@@ -55,18 +56,16 @@ pub fn infer_karras_unet(state: &StateDict, extent: Extent) -> Result<KarrasUnet
             }
         }
         widest = first_sides(state, &format!("downs.{i}.block1.1.weight"))?[0];
-        if is_attending(i) {
+        if let Some(memory) = memory(&format!("downs.{i}")) {
             if attn_res.last() != Some(&size) {
                 attn_res.push(size);
             }
-            let memory = get(state, &format!("downs.{i}.attn.mem_kv"))?;
             attn_dim_head = memory.shape.last().copied();
         }
     }
     // At the size of the data only the block that leads back to it attends, before the last blocks of the way up.
-    let ups = (0..).take_while(|i| state.contains(&format!("ups.{i}.block1.1.weight"))).count();
-    if let Some(last) = ups.checked_sub(counts[0] + 2)
-        && state.contains(&format!("ups.{last}.attn.to_qkv.weight"))
+    if let Some(last) = counted(state, "ups").checked_sub(counts[0] + 2)
+        && memory(&format!("ups.{last}")).is_some()
     {
         attn_res.insert(0, if extent.height == 1 { extent.width } else { extent.height.min(extent.width) });
     }
@@ -81,6 +80,10 @@ pub fn infer_karras_unet(state: &StateDict, extent: Extent) -> Result<KarrasUnet
             false => PerStage::Each(counts),
         },
         attn_res,
+        space_time_attn: match factorized {
+            true => SpaceTimeAttention::FactorizedAtResizing,
+            false => SpaceTimeAttention::Joint,
+        },
         attn_dim_head: attn_dim_head.unwrap_or(default.attn_dim_head),
         fourier_dim,
         self_condition: inputs == 2 * out + 1,
@@ -88,6 +91,11 @@ pub fn infer_karras_unet(state: &StateDict, extent: Extent) -> Result<KarrasUnet
         extent: Some(extent),
         ..default
     })
+}
+
+/// Blocks of one side.
+fn counted(state: &StateDict, side: &str) -> usize {
+    (0..).take_while(|i| state.contains(&format!("{side}.{i}.block1.1.weight"))).count()
 }
 
 /// Our name for a reference name, if it is one of such a network.
@@ -113,6 +121,12 @@ fn our_name(reference: &str) -> Option<String> {
                 ["attn", "mem_kv"] => "attn.mem_kv",
                 ["attn", "to_qkv", "weight"] => "attn.to_qkv.weight",
                 ["attn", "to_out", "weight"] => "attn.to_out.weight",
+                ["attn", "0", "mem_kv"] => "attn.mem_kv",
+                ["attn", "0", "to_qkv", "weight"] => "attn.to_qkv.weight",
+                ["attn", "0", "to_out", "weight"] => "attn.to_out.weight",
+                ["attn", "1", "mem_kv"] => "time_attn.mem_kv",
+                ["attn", "1", "to_qkv", "weight"] => "time_attn.to_qkv.weight",
+                ["attn", "1", "to_out", "weight"] => "time_attn.to_out.weight",
                 _ => return None,
             };
             Some(format!("{side}.{i}.block.{within}"))

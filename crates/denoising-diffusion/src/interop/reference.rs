@@ -85,7 +85,7 @@ impl ReferenceCheckpoint {
         if roots.is_empty() {
             let keys = source.keys();
             let count = keys.len();
-            return Err(InteropError::NotUnet {
+            return Err(InteropError::NoNetwork {
                 path: path.to_path_buf(),
                 count,
                 keys: keys.into_iter().take(NAMED).collect(),

@@ -8,7 +8,7 @@ use burn::tensor::{Int, Tensor, TensorData, activation};
 
 use super::dit_config::{DitConfig, DitConfigError, TIME_FREQUENCIES};
 use super::{Network, NetworkInput, SizeError};
-use crate::nn::{Embedding, Init, Linear, layer_norm, ops};
+use crate::nn::{Embedding, Init, Linear, VectorEmbedding, Vectors, layer_norm, ops};
 
 /// Standard deviation of the embeddings' weights as they are drawn.
 const EMBEDDING_DEVIATION: f64 = 0.02;
@@ -21,6 +21,8 @@ pub struct Dit {
     pub t_embedder: TimestepEmbedder,
     /// `[num_classes + 1, hidden]`, the last row for "no class".
     pub y_embedder: Option<Embedding>,
+    /// In a network with vectors.
+    pub vector_emb: Option<VectorEmbedding>,
     pub blocks: Vec<DitBlock>,
     /// To shift and scale, `[2 hidden, hidden]`.
     pub final_modulation: Linear,
@@ -66,11 +68,13 @@ impl Dit {
         };
         let rows = config.num_classes + 1;
         let y_embedder = (rows > 1).then(|| Embedding { weight: init.normal_of([rows, hidden], EMBEDDING_DEVIATION) });
+        let vector_emb = (config.vector_dim > 0).then(|| VectorEmbedding::new(init, config.vector_dim, hidden));
         let blocks = (0..config.depth()).map(|_| DitBlock::new(init, config)).collect();
         Ok(Self {
             x_embedder,
             t_embedder,
             y_embedder,
+            vector_emb,
             blocks,
             final_modulation: Linear::zeros(init, hidden, 2 * hidden),
             final_linear: Linear::zeros(init, hidden, area * config.out_channels()),
@@ -98,25 +102,23 @@ impl Dit {
     }
 
     /// What every block is conditioned on, `[b, hidden]`. Absent `classes` are "no class" for all.
-    fn condition(&self, time: Tensor<1>, classes: Option<Tensor<1, Int>>) -> Tensor<2> {
-        let no_class = || Tensor::full(time.dims(), self.config.num_classes as i64, &time.device());
+    fn condition(&self, time: Tensor<1>, classes: Option<Tensor<1, Int>>, vectors: Option<Vectors>) -> Tensor<2> {
+        let b = time.dims()[0];
+        let no_class = || Tensor::full([b], self.config.num_classes as i64, &time.device());
         let y = self.y_embedder.as_ref().map(|table| table.weight.val().select(0, classes.unwrap_or_else(no_class)));
-        let t = self.t_embedder.forward(time);
-        match y {
-            Some(y) => t + y,
-            None => t,
-        }
+        let v = self.vector_emb.as_ref().map(|emb| emb.forward(vectors, b));
+        [y, v].into_iter().flatten().fold(self.t_embedder.forward(time), |t, embedded| t + embedded)
     }
 }
 
 impl Network<4> for Dit {
     fn forward(&self, input: NetworkInput<4>) -> Tensor<4> {
         let x = input.stacked(false);
-        let NetworkInput { time, classes, .. } = input;
+        let NetworkInput { time, classes, vectors, .. } = input;
         let x = on_tokens(&self.x_embedder, self.patches(x)); // [b, h / patch, w / patch, hidden] from here on
         let [_, rows, columns, hidden] = x.dims();
         let x = x.clone() + positions(rows, columns, hidden, &x);
-        let condition = activation::silu(self.condition(time, classes));
+        let condition = activation::silu(self.condition(time, classes, vectors));
         let x = self.blocks.iter().fold(x, |x, block| block.forward(x, condition.clone()));
         let [shift, scale] = parts(self.final_modulation.forward(condition));
         self.image(on_tokens(&self.final_linear, modulated(x, shift, scale)))
@@ -136,6 +138,10 @@ impl Network<4> for Dit {
 
     fn condition_channels(&self) -> usize {
         self.config.condition_channels
+    }
+
+    fn vector_dim(&self) -> usize {
+        self.config.vector_dim
     }
 
     fn class_drop_prob(&self) -> f64 {

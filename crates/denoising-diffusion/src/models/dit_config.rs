@@ -47,7 +47,7 @@ pub struct DitConfig {
     pub patch_size: usize,
     /// Width of the hidden layer in each block, as a multiple of `hidden_size`.
     pub mlp_ratio: f64,
-    /// Probability with which training shows an example without its class, in [0, 1]. Means nothing without classes.
+    /// Probability with which training shows an example without its class and vector, in [0, 1]. Means nothing without both.
     pub class_dropout_prob: f64,
     /// Channels of the data.
     pub channels: usize,
@@ -60,6 +60,9 @@ pub struct DitConfig {
     /// Channels of the data that the output is to belong to, which the first layer sees beside the noisy ones; 0: none.
     #[serde(skip_serializing_if = "is_zero")]
     pub condition_channels: usize,
+    /// Numbers of the vector that each example belongs to, embedded and added to the embedding of the noise level; 0: none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub vector_dim: usize,
 }
 
 impl Default for DitConfig {
@@ -76,6 +79,7 @@ impl Default for DitConfig {
             out_dim: None,
             num_classes: 0,
             condition_channels: 0,
+            vector_dim: 0,
         }
     }
 }

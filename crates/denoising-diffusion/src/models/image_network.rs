@@ -35,6 +35,8 @@ pub struct NetworkFit {
     pub channels: usize,
     /// Of data that the output is to belong to; 0: none.
     pub condition_channels: usize,
+    /// Numbers of the vector that each example belongs to; 0: none.
+    pub vector_dim: usize,
     /// 0: none.
     pub num_classes: usize,
     pub out_channels: usize,
@@ -138,31 +140,31 @@ impl NetworkConfig {
 
     /// The same network, fitted; its own options may insist on other channels of output.
     pub fn fitted(self, fit: NetworkFit) -> Self {
-        let NetworkFit { extent, channels, condition_channels, num_classes, out_channels } = fit;
+        let NetworkFit { extent, channels, condition_channels, vector_dim, num_classes, out_channels } = fit;
         // A second half for the variance, or none, is what the network has by itself.
         let unless = |own: usize, insists: bool, out_dim| {
             if insists || own == out_channels { out_dim } else { Some(out_channels) }
         };
         match self {
             Self::Unet(config) => {
-                let config = UnetConfig { channels, num_classes, condition_channels, ..config };
+                let config = UnetConfig { channels, num_classes, condition_channels, vector_dim, ..config };
                 let insists = config.out_dim.is_some() || config.learned_variance;
                 let out_dim = unless(config.out_channels(), insists, config.out_dim);
                 Self::Unet(UnetConfig { out_dim, ..config })
             }
             Self::Unet1d(config) => {
-                let config = Unet1dConfig { channels, num_classes, condition_channels, ..config };
+                let config = Unet1dConfig { channels, num_classes, condition_channels, vector_dim, ..config };
                 let insists = config.out_dim.is_some() || config.learned_variance;
                 let out_dim = unless(config.unet().out_channels(), insists, config.out_dim);
                 Self::Unet1d(Unet1dConfig { out_dim, ..config })
             }
             Self::Dit(config) => {
                 let out_dim = Some(out_channels);
-                Self::Dit(DitConfig { channels, num_classes, condition_channels, out_dim, ..config })
+                Self::Dit(DitConfig { channels, num_classes, condition_channels, vector_dim, out_dim, ..config })
             }
             Self::Uvit(config) => {
                 let out_dim = (out_channels != channels).then_some(out_channels);
-                Self::Uvit(UvitConfig { channels, num_classes, condition_channels, out_dim, ..config })
+                Self::Uvit(UvitConfig { channels, num_classes, condition_channels, vector_dim, out_dim, ..config })
             }
             Self::KarrasUnet(config) => {
                 let (out_dim, extent) = ((out_channels != channels).then_some(out_channels), Some(extent));
@@ -170,6 +172,7 @@ impl NetworkConfig {
                     channels,
                     num_classes,
                     condition_channels,
+                    vector_dim,
                     out_dim,
                     extent,
                     ..config
@@ -260,6 +263,18 @@ impl NetworkConfig {
             Self::Custom { .. } => 0,
         }
     }
+
+    /// Numbers of the vector that each example belongs to; 0 if the network takes none.
+    pub fn vector_dim(&self) -> usize {
+        match self {
+            Self::Unet(config) => config.vector_dim,
+            Self::Unet1d(config) => config.vector_dim,
+            Self::Dit(config) => config.vector_dim,
+            Self::Uvit(config) => config.vector_dim,
+            Self::KarrasUnet(config) => config.vector_dim,
+            Self::Custom { .. } => 0,
+        }
+    }
 }
 
 /// Calls a method of whichever network it is.
@@ -297,6 +312,10 @@ impl Network<4> for ImageNetwork {
 
     fn condition_channels(&self) -> usize {
         of_each!(self, network => network.condition_channels())
+    }
+
+    fn vector_dim(&self) -> usize {
+        of_each!(self, network => network.vector_dim())
     }
 
     fn class_drop_prob(&self) -> f64 {

@@ -9,8 +9,8 @@ use burn::tensor::{Int, Tensor};
 use super::karras_unet_config::{BlockDims, KarrasUnetConfig, KarrasUnetConfigError};
 use super::{Network, NetworkInput, SizeError};
 use crate::nn::{
-    Gain, Init, MpAttention, MpConv, MpFourierEmbedding, MpInput, MpLinear, double_linearly, force_weight_norm,
-    halve_by_mean, mp_cat, mp_silu, mp_sum, pixel_norm,
+    Among, Gain, Init, MpAttention, MpConv, MpFourierEmbedding, MpInput, MpLinear, Vectors, double_linearly,
+    force_weight_norm, halve_by_mean, mp_cat, mp_silu, mp_sum, pixel_norm,
 };
 
 /// A magnitude-preserving U-Net. Takes and gives `[b, c, d h, w]`: sequences of height 1, volumes slice below slice.
@@ -21,6 +21,8 @@ pub struct KarrasUnet {
     pub time_emb: MpLinear,
     /// In a network with classes.
     pub class_emb: Option<MpLinear>,
+    /// In a network with vectors.
+    pub vector_emb: Option<MpLinear>,
     pub downs: Vec<Encoder>,
     pub mids: Vec<Decoder>,
     pub ups: Vec<Decoder>,
@@ -58,7 +60,9 @@ pub struct Block {
     pub conv1: MpConv,
     pub dropout: Dropout,
     pub conv2: MpConv,
+    /// Over all positions, or those of each slice where there is `time_attn`, too.
     pub attn: Option<MpAttention>,
+    pub time_attn: Option<MpAttention>,
     residual_t: f64,
 }
 
@@ -81,6 +85,7 @@ impl KarrasUnet {
             time_features: MpFourierEmbedding::new(init, config.fourier_dim),
             time_emb: MpLinear::new(init, config.fourier_dim, emb_dim),
             class_emb: (config.num_classes > 0).then(|| MpLinear::new(init, config.num_classes, emb_dim)),
+            vector_emb: (config.vector_dim > 0).then(|| MpLinear::new(init, config.vector_dim, emb_dim)),
             downs: blocks
                 .downs
                 .iter()
@@ -103,24 +108,32 @@ impl KarrasUnet {
         &self.config
     }
 
-    /// Level and class of each example, `[b, 4 dim]`. Absent `classes` are "no class" for all.
-    fn embed(&self, time: Tensor<1>, classes: Option<Tensor<1, Int>>) -> Tensor<2> {
-        let none = (time.dims(), time.device());
+    /// Level, class and vector of each example, `[b, 4 dim]`. An absent class or vector is one of zeros.
+    fn embed(&self, time: Tensor<1>, classes: Option<Tensor<1, Int>>, vectors: Option<Vectors>) -> Tensor<2> {
+        let ([b], device) = (time.dims(), time.device());
+        let class = self.class_emb.as_ref().map(|emb| {
+            let no_class = || Tensor::full([b], self.config.num_classes as i64, &device);
+            emb.forward_class(classes.unwrap_or_else(no_class))
+        });
+        let vector = self.vector_emb.as_ref().map(|emb| {
+            let Vectors { values, given } =
+                vectors.unwrap_or_else(|| Vectors::unknown(b, self.config.vector_dim, &device));
+            emb.forward(values * given)
+        });
         let time = self.time_emb.forward(self.time_features.forward(time));
-        let Some(class_emb) = &self.class_emb else { return mp_silu(time) };
-        let classes = classes.unwrap_or_else(|| Tensor::full(none.0, self.config.num_classes as i64, &none.1));
-        mp_silu(mp_sum(time, class_emb.forward_class(classes), self.config.mp_add_emb_t))
+        let added = |sum, part| mp_sum(sum, part, self.config.mp_add_emb_t);
+        mp_silu([class, vector].into_iter().flatten().fold(time, added))
     }
 }
 
 impl Network<4> for KarrasUnet {
     fn forward(&self, input: NetworkInput<4>) -> Tensor<4> {
         let x = input.stacked(self.config.self_condition);
-        let NetworkInput { time, classes, .. } = input;
+        let NetworkInput { time, classes, vectors, .. } = input;
         let [b, c, rows, w] = x.dims();
         let depth = self.config.extent.map_or(1, |extent| extent.depth);
         let x = x.reshape([b, c, depth, rows / depth, w]).permute([0, 2, 3, 4, 1]);
-        let emb = self.embed(time, classes);
+        let emb = self.embed(time, classes, vectors);
 
         let mut x = self.input.forward(x);
         let mut skips = vec![x.clone()];
@@ -161,6 +174,10 @@ impl Network<4> for KarrasUnet {
 
     fn condition_channels(&self) -> usize {
         self.config.condition_channels
+    }
+
+    fn vector_dim(&self) -> usize {
+        self.config.vector_dim
     }
 
     fn class_drop_prob(&self) -> f64 {
@@ -213,8 +230,9 @@ fn resized(x: Tensor<5>, axes: Option<[bool; 3]>, by: fn(Tensor<5>, usize) -> Te
 impl Block {
     fn new(init: &mut Init, config: &KarrasUnetConfig, dim_in: usize, dims: &BlockDims, kernel: [usize; 3]) -> Self {
         let dim = dims.dim_out;
-        let attention =
-            |init| MpAttention::new(init, dim, config.heads(dim), config.attn_dim_head, config.attn_res_mp_add_t);
+        let attention = |init: &mut Init| {
+            MpAttention::new(init, dim, config.heads(dim), config.attn_dim_head, config.attn_res_mp_add_t)
+        };
         Self {
             emb: MpLinear::new(init, config.emb_dim(), dim),
             emb_gain: Gain::new(init),
@@ -222,6 +240,7 @@ impl Block {
             dropout: DropoutConfig::new(config.dropout).init(),
             conv2: MpConv::new(init, dim, dim, kernel, MpInput::Data),
             attn: dims.attention.then(|| attention(init)),
+            time_attn: (dims.attention && config.is_factorized(dims)).then(|| attention(init)),
             residual_t: config.resnet_mp_add_t,
         }
     }
@@ -234,9 +253,10 @@ impl Block {
         let h = h * scale.reshape([b, 1, 1, 1, c]);
         let h = self.conv2.forward(self.dropout.forward(mp_silu(h)));
         let x = mp_sum(h, residual, self.residual_t);
-        match &self.attn {
-            Some(attn) => attn.forward_residual(x),
-            None => x,
+        match (&self.attn, &self.time_attn) {
+            (Some(space), Some(time)) => time.forward_residual(space.forward_residual(x, Among::Slice), Among::Place),
+            (Some(attn), None) => attn.forward_residual(x, Among::All),
+            _ => x,
         }
     }
 }

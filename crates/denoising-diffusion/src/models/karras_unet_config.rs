@@ -20,6 +20,19 @@ pub enum DownsampleType {
     Image,
 }
 
+/// Between which positions of volumes there is attention.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SpaceTimeAttention {
+    /// All.
+    #[default]
+    Joint,
+    /// Those of each slice, then those at the same place of all slices, everywhere: memory and time grow with one size less.
+    Factorized,
+    /// The same in the blocks that change the size, joint in the others: what the reference's `factorize_space_time_attn` does.
+    FactorizedAtResizing,
+}
+
 /// What the network works on, and the size of it, which decides where attention is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -54,6 +67,8 @@ pub struct KarrasUnetConfig {
     pub downsample_types: PerStage<DownsampleType>,
     /// Sizes at which there is attention: the length of sequences, the shorter of height and width otherwise.
     pub attn_res: Vec<usize>,
+    /// Between which positions of volumes.
+    pub space_time_attn: SpaceTimeAttention,
     /// Width of an attention head; there are at least two heads.
     pub attn_dim_head: usize,
     /// Number of Fourier features (even) of the noise level.
@@ -76,8 +91,11 @@ pub struct KarrasUnetConfig {
     /// Channels of the data that the output is to belong to, which the first layer sees beside the noisy ones; 0: none.
     #[serde(skip_serializing_if = "is_zero")]
     pub condition_channels: usize,
-    /// Probability with which training shows an example without its class, in [0, 1]; the reference, which cannot guide this network, has
-    /// none. Means nothing without classes.
+    /// Numbers of the vector that each example belongs to, embedded and added to the embedding of the noise level; 0: none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub vector_dim: usize,
+    /// Probability with which training shows an example without its class and vector, in [0, 1]; the reference, which cannot guide this network, has
+    /// none. Means nothing without both.
     pub class_drop_prob: f64,
     /// Follows the data.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -95,6 +113,7 @@ impl Default for KarrasUnetConfig {
             num_blocks_per_stage: PerStage::All(4),
             downsample_types: PerStage::All(DownsampleType::All),
             attn_res: vec![16, 8],
+            space_time_attn: SpaceTimeAttention::Joint,
             attn_dim_head: 64,
             fourier_dim: 16,
             mp_cat_t: 0.5,
@@ -105,6 +124,7 @@ impl Default for KarrasUnetConfig {
             self_condition: false,
             num_classes: 0,
             condition_channels: 0,
+            vector_dim: 0,
             class_drop_prob: 0.1,
             extent: None,
         }
@@ -124,6 +144,8 @@ pub enum KarrasUnetConfigError {
     PerStage { key: &'static str, stages: usize, got: usize },
     #[error("`downsample_types` is for volumes, and the data are {0}")]
     DownsampleTypes(DataLayout),
+    #[error("`space_time_attn` is for volumes, and the data are {0}")]
+    SpaceTime(DataLayout),
     #[error("`{axis}` is halved {times} times and must be a multiple of {}, got {got}", 1_usize << times)]
     Size { axis: &'static str, times: usize, got: usize },
     #[error("the size of the data is not known (`extent`)")]
@@ -162,6 +184,15 @@ impl KarrasUnetConfig {
     /// Width of the embedding of level and class.
     pub fn emb_dim(&self) -> usize {
         4 * self.dim
+    }
+
+    /// Whether a block attends to space and time apart.
+    pub(crate) fn is_factorized(&self, block: &BlockDims) -> bool {
+        match self.space_time_attn {
+            SpaceTimeAttention::Joint => false,
+            SpaceTimeAttention::Factorized => true,
+            SpaceTimeAttention::FactorizedAtResizing => block.resized.is_some(),
+        }
     }
 
     /// Heads of an attention of so many channels.
@@ -302,6 +333,9 @@ impl KarrasUnetConfig {
         self.validate()?;
         let extent = self.extent()?;
         self.check_extent(extent)?;
+        if self.space_time_attn != SpaceTimeAttention::Joint && extent.layout != DataLayout::Volumes {
+            return Err(KarrasUnetConfigError::SpaceTime(extent.layout));
+        }
         let sequences = extent.layout == DataLayout::Sequences;
         let mut size = if sequences { extent.width } else { extent.height.min(extent.width) };
         let halved = self.halved()?;
@@ -367,6 +401,8 @@ mod tests {
         assert!(all.blocks().unwrap_err().to_string().contains("`depth` is halved 3 times"));
         let error = KarrasUnetConfig { extent: images(64).extent, ..config }.blocks().unwrap_err();
         assert_eq!(error, KarrasUnetConfigError::DownsampleTypes(DataLayout::Images));
+        let apart = KarrasUnetConfig { space_time_attn: SpaceTimeAttention::Factorized, ..images(64) };
+        assert_eq!(apart.blocks().unwrap_err(), KarrasUnetConfigError::SpaceTime(DataLayout::Images));
         assert!(images(36).blocks().unwrap_err().to_string().contains("multiple of 8, got 36"));
     }
 

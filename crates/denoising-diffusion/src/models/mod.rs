@@ -20,12 +20,14 @@ use burn::module::Module;
 use burn::tensor::{Int, Tensor};
 use thiserror::Error;
 
+use crate::nn::Vectors;
+
 pub use classifier::{Classifier, ClassifierConfig};
 pub use dit::{Dit, DitBlock, TimestepEmbedder};
 pub use dit_config::{DitConfig, DitConfigError, DitSize};
 pub use image_network::{ImageNetwork, NetworkConfig, NetworkConfigError, NetworkFit};
 pub use karras_unet::{Block, Decoder, Encoder, KarrasUnet};
-pub use karras_unet_config::{DownsampleType, Extent, KarrasUnetConfig, KarrasUnetConfigError};
+pub use karras_unet_config::{DownsampleType, Extent, KarrasUnetConfig, KarrasUnetConfigError, SpaceTimeAttention};
 pub use scheduled::{LearnedSchedule, LearnedScheduleOptions, ScheduleWeights, Scheduled};
 pub use unet::{ClassesMlp, StageAttention, TimeEmbedding, TimeMlp, Unet, UnetStage};
 pub use unet_config::{Downsampling, PerStage, UnetConfig, UnetConfigError};
@@ -47,12 +49,14 @@ pub struct NetworkInput<const D: usize> {
     pub classes: Option<Tensor<1, Int>>,
     /// `[b, condition channels, ...]`, data that the output is to belong to, if the network takes some.
     pub condition: Option<Tensor<D>>,
+    /// The vector that each example belongs to, if the network takes vectors.
+    pub vectors: Option<Vectors>,
 }
 
 impl<const D: usize> NetworkInput<D> {
     /// Noisy data and their levels, and nothing else.
     pub fn new(x: Tensor<D>, time: Tensor<1>) -> Self {
-        Self { x, time, x_self_cond: None, classes: None, condition: None }
+        Self { x, time, x_self_cond: None, classes: None, condition: None, vectors: None }
     }
 
     /// What a network's first layer sees, one behind the other along the channels: the earlier estimate, for networks that take one
@@ -105,7 +109,12 @@ pub trait Network<const D: usize>: Module + Sync {
         0
     }
 
-    /// The probability with which training hides an example's class from it.
+    /// Length of each of [`NetworkInput::vectors`]; 0 if the network takes none.
+    fn vector_dim(&self) -> usize {
+        0
+    }
+
+    /// The probability with which training hides an example's class and vector from it.
     fn class_drop_prob(&self) -> f64 {
         0.0
     }

@@ -137,6 +137,10 @@ impl<const D: usize, M: Network<D> + ModuleDisplay> Network<D> for Scheduled<M> 
         self.network.condition_channels()
     }
 
+    fn vector_dim(&self) -> usize {
+        self.network.vector_dim()
+    }
+
     fn class_drop_prob(&self) -> f64 {
         self.network.class_drop_prob()
     }

@@ -8,7 +8,7 @@ use super::unet_config::{Downsampling, Stage, UnetConfig, UnetConfigError};
 use super::{Network, NetworkInput, SizeError};
 use crate::nn::{
     Attention, Conv2d, Embedding, FourierPosEmb, FourierWeights, Init, Linear, LinearAttention, Resample, Resampling,
-    ResnetBlock, SinusoidalPosEmb, ops,
+    ResnetBlock, SinusoidalPosEmb, VectorEmbedding, ops,
 };
 
 /// A U-Net for images, or for sequences that are carried as images of height 1 (`[b, c, 1, l]`); conditioned on a class if `num_classes`
@@ -22,6 +22,8 @@ pub struct Unet {
     /// `[dim]`, the embedding of "no class".
     pub null_classes_emb: Option<Param<Tensor<1>>>,
     pub classes_mlp: Option<ClassesMlp>,
+    /// In a network with vectors.
+    pub vector_emb: Option<VectorEmbedding>,
     pub downs: Vec<UnetStage>,
     pub mid_block1: ResnetBlock,
     pub mid_attn: Attention,
@@ -92,6 +94,8 @@ impl Unet {
         let classes_emb = (num_classes > 0).then(|| Embedding::new(init, num_classes, dim));
         let null_classes_emb = (num_classes > 0).then(|| init.normal([dim]));
         let classes_mlp = (num_classes > 0).then(|| ClassesMlp::new(init, dim));
+        let vector_emb =
+            (config.vector_dim > 0).then(|| VectorEmbedding::new(init, config.vector_dim, config.time_dim()));
 
         let downs = stages.iter().map(|s| UnetStage {
             block1: block(init, s.dim_in, s.dim_in),
@@ -121,6 +125,7 @@ impl Unet {
             classes_emb,
             null_classes_emb,
             classes_mlp,
+            vector_emb,
             downs,
             mid_block1,
             mid_attn,
@@ -150,10 +155,14 @@ impl Unet {
 impl Network<4> for Unet {
     fn forward(&self, input: NetworkInput<4>) -> Tensor<4> {
         let x = input.stacked(self.config.self_condition);
-        let NetworkInput { time, classes, .. } = input;
+        let NetworkInput { time, classes, vectors, .. } = input;
         let b = x.dims()[0];
         let x = self.init_conv.forward(ops::to_nhwc(x)); // [b, h, w, c] from here on
         let t = self.time_mlp.forward(time); // [b, 4 dim]
+        let t = match &self.vector_emb {
+            Some(emb) => t + emb.forward(vectors, b),
+            None => t,
+        };
         let cond = match self.embed_classes(classes, b) {
             Some(c) => Tensor::cat(vec![t, c], 1), // [b, 8 dim]
             None => t,
@@ -204,6 +213,10 @@ impl Network<4> for Unet {
 
     fn condition_channels(&self) -> usize {
         self.config.condition_channels
+    }
+
+    fn vector_dim(&self) -> usize {
+        self.config.vector_dim
     }
 
     fn class_drop_prob(&self) -> f64 {

@@ -46,7 +46,10 @@ pub struct Unet1dConfig {
     /// Channels of the data that the output is to belong to, which the first layer sees beside the noisy ones; 0: none.
     #[serde(skip_serializing_if = "is_zero")]
     pub condition_channels: usize,
-    /// Probability with which training shows an example without its class, in [0, 1]. Means nothing without classes.
+    /// Numbers of the vector that each example belongs to, embedded and added to the embedding of the noise level; 0: none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub vector_dim: usize,
+    /// Probability with which training shows an example without its class and vector, in [0, 1]. Means nothing without both.
     pub class_drop_prob: f64,
 }
 
@@ -69,6 +72,7 @@ impl Default for Unet1dConfig {
             attn_heads: 4,
             num_classes: 0,
             condition_channels: 0,
+            vector_dim: 0,
             class_drop_prob: 0.5,
         }
     }
@@ -99,6 +103,7 @@ impl Unet1dConfig {
             downsample: Downsampling::Strided,
             num_classes: self.num_classes,
             condition_channels: self.condition_channels,
+            vector_dim: self.vector_dim,
             class_drop_prob: self.class_drop_prob,
             axes: Axes::Width,
         }
@@ -131,6 +136,7 @@ impl Unet1dConfig {
             attn_heads: unet.mid_attn_heads?,
             num_classes: unet.num_classes,
             condition_channels: unet.condition_channels,
+            vector_dim: unet.vector_dim,
             class_drop_prob: unet.class_drop_prob,
         };
         (config.unet() == *unet).then_some(config)

@@ -91,8 +91,11 @@ pub struct UnetConfig {
     /// Channels of the data that the output is to belong to, which the first layer sees beside the noisy ones; 0: none.
     #[serde(skip_serializing_if = "is_zero")]
     pub condition_channels: usize,
-    /// Probability with which training shows an example without its class, in [0, 1] (Ho and Salimans 2022, "Classifier-free diffusion
-    /// guidance", algorithm 1: p_uncond). Read by whoever trains: the network itself never drops a class. Means nothing without classes.
+    /// Numbers of the vector that each example belongs to, embedded and added to the embedding of the noise level; 0: none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub vector_dim: usize,
+    /// Probability with which training shows an example without its class and vector, in [0, 1] (Ho and Salimans 2022, "Classifier-free diffusion
+    /// guidance", algorithm 1: p_uncond). Read by whoever trains: the network itself never drops anything. Means nothing without both.
     pub class_drop_prob: f64,
     /// Images, or sequences. [`Unet1dConfig`](super::Unet1dConfig) sets it; no option of a file.
     #[serde(skip)]
@@ -123,6 +126,7 @@ impl Default for UnetConfig {
             downsample: Downsampling::Unshuffle,
             num_classes: 0,
             condition_channels: 0,
+            vector_dim: 0,
             class_drop_prob: 0.5,
             axes: Axes::Both,
         }

@@ -9,7 +9,7 @@ use super::uvit_config::{ImageTransform, UvitConfig, UvitConfigError};
 use super::{Network, NetworkInput, SizeError};
 use crate::nn::{
     Conv2d, Downsample, Embedding, Init, LayerNorm, LinearAttention, QkNormAttention, ResnetBlock, ScaledFeedForward,
-    Unpatchify, Upsample, haar, inverse_haar, ops, pixel_unshuffle,
+    Unpatchify, Upsample, VectorEmbedding, Vectors, haar, inverse_haar, ops, pixel_unshuffle,
 };
 
 /// Heads of the linear attentions and their width: constants of the reference.
@@ -25,6 +25,8 @@ pub struct Uvit {
     /// `[dim]`, the embedding of "no class".
     pub null_classes_emb: Option<Param<Tensor<1>>>,
     pub classes_mlp: Option<ClassesMlp>,
+    /// In a network with vectors.
+    pub vector_emb: Option<VectorEmbedding>,
     pub downs: Vec<UvitDown>,
     pub vit: Vec<UvitBlock>,
     pub ups: Vec<UvitUp>,
@@ -100,6 +102,8 @@ impl Uvit {
         let classes_emb = (num_classes > 0).then(|| Embedding::new(init, num_classes, config.dim));
         let null_classes_emb = (num_classes > 0).then(|| init.normal([config.dim]));
         let classes_mlp = (num_classes > 0).then(|| ClassesMlp::new(init, config.dim));
+        let vector_emb =
+            (config.vector_dim > 0).then(|| VectorEmbedding::new(init, config.vector_dim, config.time_dim()));
 
         let downs = stages.iter().map(|s| UvitDown {
             block1: block(init, s.dim_in, s.dim_in),
@@ -133,6 +137,7 @@ impl Uvit {
             classes_emb,
             null_classes_emb,
             classes_mlp,
+            vector_emb,
             downs,
             vit,
             ups,
@@ -149,9 +154,13 @@ impl Uvit {
     }
 
     /// What every block is conditioned on, `[b, cond_dim]`. Absent `classes` are "no class" for all.
-    fn condition(&self, time: Tensor<1>, classes: Option<Tensor<1, Int>>) -> Tensor<2> {
+    fn condition(&self, time: Tensor<1>, classes: Option<Tensor<1, Int>>, vectors: Option<Vectors>) -> Tensor<2> {
         let b = time.dims()[0];
         let t = self.time_mlp.forward(time);
+        let t = match &self.vector_emb {
+            Some(emb) => t + emb.forward(vectors, b),
+            None => t,
+        };
         let (Some(emb), Some(null), Some(mlp)) = (&self.classes_emb, &self.null_classes_emb, &self.classes_mlp) else {
             return t;
         };
@@ -165,14 +174,14 @@ impl Uvit {
 impl Network<4> for Uvit {
     fn forward(&self, input: NetworkInput<4>) -> Tensor<4> {
         let x = input.stacked(false);
-        let NetworkInput { time, classes, .. } = input;
+        let NetworkInput { time, classes, vectors, .. } = input;
         let x = ops::to_nhwc(x); // [b, h, w, c] from here on
         let x = match self.config.image_transform {
             ImageTransform::None => x,
             ImageTransform::Haar => haar(x),
         };
         let mut x = self.init_conv.forward(x);
-        let cond = self.condition(time, classes);
+        let cond = self.condition(time, classes, vectors);
         let first = x.clone();
 
         let mut skips = Vec::with_capacity(2 * self.downs.len());
@@ -221,6 +230,10 @@ impl Network<4> for Uvit {
 
     fn condition_channels(&self) -> usize {
         self.config.condition_channels
+    }
+
+    fn vector_dim(&self) -> usize {
+        self.config.vector_dim
     }
 
     fn class_drop_prob(&self) -> f64 {

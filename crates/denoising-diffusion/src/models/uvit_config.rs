@@ -68,7 +68,10 @@ pub struct UvitConfig {
     /// Channels of the data that the output is to belong to, which the first layer sees beside the noisy ones; 0: none.
     #[serde(skip_serializing_if = "is_zero")]
     pub condition_channels: usize,
-    /// Probability with which training shows an example without its class, in [0, 1]. Means nothing without classes.
+    /// Numbers of the vector that each example belongs to, embedded and added to the embedding of the noise level; 0: none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub vector_dim: usize,
+    /// Probability with which training shows an example without its class and vector, in [0, 1]. Means nothing without both.
     pub class_drop_prob: f64,
 }
 
@@ -92,6 +95,7 @@ impl Default for UvitConfig {
             dual_patchnorm: false,
             num_classes: 0,
             condition_channels: 0,
+            vector_dim: 0,
             class_drop_prob: 0.5,
         }
     }

@@ -226,6 +226,16 @@ pub struct MpAttention {
     residual_t: f64,
 }
 
+/// Which positions of `[b, d, h, w, c]` attend to each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Among {
+    All,
+    /// Those of one slice.
+    Slice,
+    /// Those at one place in all slices.
+    Place,
+}
+
 /// Learned pairs of key and value.
 const MEMORY: usize = 4;
 
@@ -242,14 +252,26 @@ impl MpAttention {
     }
 
     /// `[b, d, h, w, c] -> [b, d, h, w, c]`
-    pub fn forward_residual(&self, x: Tensor<5>) -> Tensor<5> {
+    pub fn forward_residual(&self, x: Tensor<5>, among: Among) -> Tensor<5> {
         let [b, d, h, w, _] = x.dims();
-        let positions = d * h * w;
+        let [groups, positions] = match among {
+            Among::All => [b, d * h * w],
+            Among::Slice => [b * d, h * w],
+            Among::Place => [b * h * w, d],
+        };
         let [_, heads, _, dim_head] = self.mem_kv.dims();
-        let qkv = self.to_qkv.forward(x.clone()).reshape([b, positions, 3 * heads, dim_head]);
-        let qkv = pixel_norm(qkv).reshape([b, 1, positions, 3 * heads * dim_head]);
-        let out = ops::attention(qkv, pixel_norm(self.mem_kv.val()));
-        let out = self.to_out.forward(out.reshape([b, d, h, w, heads * dim_head]));
+        let hidden = heads * dim_head;
+        let qkv = self.to_qkv.forward(x.clone()).reshape([b * d * h * w, 3 * heads, dim_head]);
+        let mut qkv = pixel_norm(qkv).reshape([b, d, h * w, 3 * hidden]);
+        if among == Among::Place {
+            qkv = qkv.swap_dims(1, 2);
+        }
+        let out = ops::attention(qkv.reshape([groups, 1, positions, 3 * hidden]), pixel_norm(self.mem_kv.val()));
+        let out = match among {
+            Among::Place => out.reshape([b, h * w, d, hidden]).swap_dims(1, 2),
+            _ => out.reshape([b, d, h * w, hidden]),
+        };
+        let out = self.to_out.forward(out.reshape([b, d, h, w, hidden]));
         mp_sum(out, x, self.residual_t)
     }
 }

@@ -22,6 +22,7 @@ mod resample;
 mod resize;
 mod strided_conv;
 mod unpatchify;
+mod vector_embedding;
 
 pub use attention::{Attention, LinearAttention};
 pub use block::{Block, ResnetBlock};
@@ -33,8 +34,8 @@ pub use init::Init;
 pub use layer_norm::{LayerNorm, layer_norm};
 pub use linear::Linear;
 pub use magnitude::{
-    Gain, MpAttention, MpConv, MpFourierEmbedding, MpInput, MpLinear, force_weight_norm, mp_cat, mp_silu, mp_sum,
-    pixel_norm,
+    Among, Gain, MpAttention, MpConv, MpFourierEmbedding, MpInput, MpLinear, force_weight_norm, mp_cat, mp_silu,
+    mp_sum, pixel_norm,
 };
 pub use mode::{Eval, EvalMode, TrainNoGrad};
 pub use norm::RmsNorm;
@@ -44,3 +45,4 @@ pub use resample::{Resample, ResampleConv, Resampling};
 pub use resize::{double_linearly, halve_by_mean};
 pub use strided_conv::StridedConv;
 pub use unpatchify::Unpatchify;
+pub use vector_embedding::{VectorEmbedding, Vectors};

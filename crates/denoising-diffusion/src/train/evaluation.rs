@@ -230,6 +230,7 @@ impl<M: Network<4>> Run<M> {
     ) -> Result<ImageBatch, RunError> {
         let shape = self.setup.train.dataset().shape();
         let (classes, conditions) = (self.classes_of_samples(count), self.conditions_of_samples(count)?);
+        let vectors = self.vectors_of_samples(count);
         let request = Request {
             sample,
             seed: self.trainer.config().seed,
@@ -238,6 +239,7 @@ impl<M: Network<4>> Run<M> {
             init_noise: None,
             classes: classes.as_deref(),
             conditions: conditions.as_ref(),
+            vectors: vectors.as_deref(),
         };
         let batches = count.div_ceil(sample.sample_batch_size);
         let mut progress = |at: &Progress<'_>| {

@@ -100,6 +100,7 @@ impl<M: Network<4>> Run<M> {
         let ImageShape { channels, height, width } = self.setup.train.dataset().shape();
         let count = self.setup.sample.num_samples;
         let (classes, conditions) = (self.classes_of_samples(count), self.conditions_of_samples(count)?);
+        let vectors = self.vectors_of_samples(count);
         let request = Request {
             sample: &self.setup.sample,
             seed: self.trainer.config().seed,
@@ -108,6 +109,7 @@ impl<M: Network<4>> Run<M> {
             init_noise: None,
             classes: classes.as_deref(),
             conditions: conditions.as_ref(),
+            vectors: vectors.as_deref(),
         };
         let mut progress = |at: &Progress<'_>| {
             on_event(Event::Sampling { step: at.step, steps: at.steps, images_done: at.images_done });

@@ -218,8 +218,17 @@ impl<M: Network<4>> Run<M> {
 
     /// What `count` samples belong to, where the data have conditions: those of held-out images, if there are any.
     pub(super) fn conditions_of_samples(&self, count: usize) -> Result<Option<ImageBatch>, DataError> {
+        self.samples_belong_to().conditions(count)
+    }
+
+    /// The vectors that `count` samples belong to, likewise.
+    pub(super) fn vectors_of_samples(&self, count: usize) -> Option<Vec<f32>> {
+        self.samples_belong_to().vectors(count)
+    }
+
+    fn samples_belong_to(&self) -> Images {
         let from = if self.setup.held_out.is_empty() { &self.setup.train } else { &self.setup.held_out };
-        Images::of_data(from.clone()).conditions(count)
+        Images::of_data(from.clone())
     }
 
     fn images_per_step(&self) -> usize {
@@ -331,6 +340,7 @@ pub(super) fn to_examples(batch: Batch, dataset: &Dataset, device: &Device) -> E
         data: tensor(batch.images, dataset.shape()),
         classes: batch.classes,
         condition: condition.map(|(values, shape)| tensor(values, shape)),
+        vectors: batch.vectors,
     }
 }
 

@@ -253,6 +253,7 @@ impl<M> Trainer<M> {
             data: to_device(examples.data),
             condition: examples.condition.map(to_device),
             classes: examples.classes,
+            vectors: examples.vectors,
         };
         let loss = self.diffusion.loss(self.model(), examples.clone(), &draws).mean() / parts as f64;
         let value = f64::from(loss.clone().into_scalar::<f32>());

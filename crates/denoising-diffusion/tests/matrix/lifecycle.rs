@@ -101,6 +101,7 @@ impl<M: Network<4>> Case<'_, M> {
             betas: None,
             image: ImageShape { channels, height, width },
             value_range: None,
+            vectors: None,
             weights: WeightsKind::Ema,
             step,
             ema_decay: None,
@@ -117,6 +118,7 @@ impl<M: Network<4>> Case<'_, M> {
             init_noise: None,
             classes: None,
             conditions: None,
+            vectors: None,
         };
         let generator = Generator::new(model, diffusion);
         let images = generator.generate(&request, &Device::flex(), &mut |_| ControlFlow::Continue(())).unwrap();

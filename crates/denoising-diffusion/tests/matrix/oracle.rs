@@ -113,6 +113,7 @@ fn samples_of_the_best_network_are_the_data() {
                 init_noise: None,
                 classes: None,
                 conditions: None,
+                vectors: None,
             };
             let generator = Generator::new(&oracle, &diffusion);
             let images = generator.generate(&request, &device, &mut |_| ControlFlow::Continue(())).unwrap();

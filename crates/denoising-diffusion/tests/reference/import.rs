@@ -51,6 +51,7 @@ fn a_trainer_checkpoint_gives_the_references_outputs_and_samples() {
             init_noise,
             classes: None,
             conditions: None,
+            vectors: None,
         };
         let images =
             Generator::new(&unet, &diffusion).generate(&request, &device, &mut |_| ControlFlow::Continue(())).unwrap();

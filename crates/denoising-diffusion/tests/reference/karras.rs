@@ -1,5 +1,5 @@
-//! `KarrasUnet(...)`, `KarrasUnet1D(...)` and `KarrasUnet3D(...)`: options told from tensors, forward passes of six option sets, every gradient
-//! of one of each rank; and what training does to the weights.
+//! `KarrasUnet(...)`, `KarrasUnet1D(...)` and `KarrasUnet3D(...)`: options told from tensors, forward passes of seven option sets, every gradient
+//! of one of each rank and of attention to space and time apart; and what training does to the weights.
 
 use burn::tensor::{Device, Int, Tensor};
 use denoising_diffusion::data::DataLayout;
@@ -117,6 +117,11 @@ fn volumes() {
 #[test]
 fn volumes_halved_by_type() {
     check_forward("karras_volume_types");
+}
+
+#[test]
+fn volumes_attended_to_in_space_then_in_time() {
+    check("karras_volume_factorized");
 }
 
 /// Weights stay of unit size in training; a forward pass, in whatever behaviour, changes none of them.

@@ -1,5 +1,6 @@
 //! What can be opened, what is refused, and with which words.
 
+use crate::data::npy::write_npy_f32;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -327,6 +328,25 @@ fn digits_come_without_a_path_and_are_not_mirrored() {
         assert_eq!(data.natural_flip(), Flip::Off);
         assert_eq!((data.num_classes(), data.class_of(1796)), (10, Some(8)));
     }
+}
+
+#[test]
+fn vectors_follow_their_examples_into_batches() {
+    let root = folder();
+    let [images, vectors] = ["images.npy", "vectors.npy"].map(|name| root.path().join(name));
+    write_npy_f32(&images, &[6, 1, 2, 2], &[0.5; 24]).unwrap();
+    write_npy_f32(&vectors, &[6, 1], &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]).unwrap();
+    let plain = config(&images);
+    let config = DataConfig { vectors: Some(vectors.clone()), ..plain.clone() };
+    let dataset = Arc::new(Dataset::open(&config).unwrap());
+    assert_ne!(dataset.digest(), Dataset::open(&plain).unwrap().digest(), "a run must not go on with other vectors");
+    let table = dataset.vectors().unwrap().clone();
+    let loader = LoaderConfig { batch_size: 4, seed: 1, flip: Flip::Off, workers: 2 };
+    let batch = Loader::new(dataset, loader).unwrap().next_batch().unwrap();
+    assert_eq!(batch.vectors, Some(table.pick(batch.indices)));
+    write_npy_f32(&vectors, &[5, 1], &[0.0; 5]).unwrap();
+    let error = Dataset::open(&config).unwrap_err();
+    assert!(error.to_string().contains("5 vectors for 6 examples"), "{error}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crate::diffusion::{Diffusion, DiffusionConfig, Draws, Examples, SharedConfig
 use crate::eval::held_out::held_out_loss;
 use crate::nn::EvalMode;
 
-const TRAITS: Traits = Traits { num_classes: 3, class_drop_prob: 0.25, self_condition: false };
+const TRAITS: Traits = Traits { num_classes: 3, vector_dim: 2, class_drop_prob: 0.25, self_condition: false };
 
 fn draws(noise: Vec<Tensor<4>>, keep_condition: Vec<f64>) -> Draws<4> {
     Draws { times: vec![100.0; 4], noise, offset_noise: None, self_condition: false, keep_condition }
@@ -32,6 +32,26 @@ fn classes_are_hidden_by_draws_below_the_probability() {
         assert_eq!(calls.len(), 1);
         assert_eq!(calls[0].classes.as_deref(), Some(&seen[..]));
     }
+}
+
+#[test]
+fn vectors_are_hidden_with_their_classes() {
+    let device = Device::flex().autodiff();
+    let network = Fake::new(0.5, TRAITS, &device);
+    let diffusion = Diffusion::new(&DiffusionConfig::default()).unwrap();
+    let rows: Vec<f32> = (0..8).map(|i| i as f32).collect();
+    let examples = Examples { vectors: Some(rows.clone()), ..examples(&device) };
+    let told = |keep_condition| {
+        diffusion.loss(&network, examples.clone(), &draws(vec![batch(4, &device)], keep_condition));
+        network.calls().remove(0).vectors.unwrap()
+    };
+    assert_eq!(told(Vec::new()), rows);
+    let some = told(vec![0.3, 0.2, 0.0, 0.25]);
+    assert_eq!((&some[..2], &some[6..]), (&rows[..2], &rows[6..]));
+    assert!(some[2..6].iter().all(|value| value.is_nan()), "{some:?}");
+    let without = Fake::new(0.5, Traits::default(), &device);
+    diffusion.loss(&without, examples, &draws(vec![batch(4, &device)], Vec::new()));
+    assert_eq!(without.calls()[0].vectors, None);
 }
 
 /// All candidates of noise and the pass that trains are shown the same.

@@ -53,6 +53,24 @@ fn conditional_and_unconditional_halves_are_one_batch() {
     }
 }
 
+#[test]
+fn vectors_are_guided_towards_as_classes_are() {
+    let (diffusion, x) = (gaussian(), batch(2, &Device::flex()));
+    let network = fake(0.5, Traits { vector_dim: 2, ..Default::default() });
+    let told = |scale| {
+        let denoiser = diffusion.denoiser(&network).with_vectors(vec![1.0, 2.0, 3.0, 4.0]).guided(&unlimited(scale));
+        x_start(&denoiser, &x, diffusion.level(20.0));
+        let calls = network.calls();
+        assert_eq!(calls.len(), 1);
+        calls[0].vectors.clone().unwrap()
+    };
+    assert_eq!(told(1.0), [1.0, 2.0, 3.0, 4.0]);
+    assert!(told(0.0).iter().all(|value| value.is_nan()));
+    let both = told(3.0);
+    assert_eq!(both[..4], [1.0, 2.0, 3.0, 4.0]);
+    assert!(both.len() == 8 && both[4..].iter().all(|value| value.is_nan()), "{both:?}");
+}
+
 /// Nothing is computed that the scale leaves out.
 #[test]
 fn scales_of_zero_and_one_take_one_prediction() {

@@ -11,6 +11,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
 use crate::models::{Network, NetworkInput};
+use crate::nn::Vectors;
 use crate::nn::params::host_values;
 
 /// What a network was asked.
@@ -20,6 +21,8 @@ struct Call {
     time: Vec<f32>,
     /// The number of classes stands for none.
     classes: Option<Vec<i64>>,
+    /// NaN stands for an unknown vector.
+    vectors: Option<Vec<f32>>,
     self_conditioned: bool,
 }
 
@@ -27,6 +30,7 @@ struct Call {
 #[derive(Clone, Copy, Debug, Default)]
 struct Traits {
     num_classes: usize,
+    vector_dim: usize,
     class_drop_prob: f64,
     self_condition: bool,
 }
@@ -60,6 +64,12 @@ impl Network<4> for Fake {
             x: host_values(input.x.clone()),
             time: host_values(input.time),
             classes,
+            vectors: input.vectors.map(|Vectors { values, given }| {
+                let dim = values.dims()[1];
+                let given = host_values(given);
+                let known = |i: usize| if given[i / dim] == 1.0 { 1.0 } else { f32::NAN };
+                host_values(values).into_iter().enumerate().map(|(i, value)| value * known(i)).collect()
+            }),
             self_conditioned: input.x_self_cond.is_some(),
         });
         let output = input.x * self.gain.val().reshape([1, 1, 1, 1]);
@@ -75,6 +85,10 @@ impl Network<4> for Fake {
 
     fn num_classes(&self) -> usize {
         self.traits.num_classes
+    }
+
+    fn vector_dim(&self) -> usize {
+        self.traits.vector_dim
     }
 
     fn class_drop_prob(&self) -> f64 {

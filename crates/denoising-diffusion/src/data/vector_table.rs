@@ -1,0 +1,154 @@
+//! A vector of numbers for each example, such as a measurement or the embedding of a text, from a `.npy` file. Not here: how a network
+//! uses it.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::DataError;
+use super::npy::read_numbers;
+use crate::digest::Digest;
+
+/// What is subtracted from each number of a vector, and what it is then divided by.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VectorScale {
+    pub mean: Vec<f64>,
+    pub deviation: Vec<f64>,
+}
+
+/// Vectors in the order of their examples, brought to mean 0 and deviation 1 in each of their numbers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VectorTable {
+    dim: usize,
+    values: Vec<f32>,
+    scale: VectorScale,
+    digest: String,
+}
+
+impl VectorTable {
+    /// Reads numbers of any type: `[n, dim]`, or `[n]` for one number each. They are scaled by their own mean and deviation (a number that
+    /// is the same in all vectors is only moved to 0), or as `scale` says.
+    ///
+    /// # Errors
+    /// No such array, another shape, a value that is not finite, or other vectors than `scale` is made for; with `scale`, `[dim]` is one
+    /// vector.
+    pub fn open(path: &Path, scale: Option<&VectorScale>) -> Result<Self, DataError> {
+        let file = File::open(path).map_err(|e| DataError::io("open", path, e))?;
+        let (shape, values) = read_numbers(BufReader::new(file), path)?;
+        let expected = scale.map(|scale| scale.mean.len());
+        let (n, dim) = match (&shape[..], expected) {
+            (&[n], Some(dim)) if n == dim => (1, dim),
+            (&[n], _) => (n, 1),
+            (&[n, dim], _) => (n, dim),
+            _ => return Err(DataError::format(path, "vectors of shape [n, dim] or [n]", format!("shape {shape:?}"))),
+        };
+        if n * dim == 0 || expected.is_some_and(|expected| expected != dim) {
+            let expected =
+                expected.map_or("at least one number".to_string(), |dim| format!("vectors of {dim} numbers"));
+            return Err(DataError::format(path, expected, format!("shape {shape:?}")));
+        }
+        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+            let found = format!("{} in row {}", values[at], at / dim);
+            return Err(DataError::format(path, "finite numbers", found));
+        }
+        let scale = scale.cloned().unwrap_or_else(|| VectorScale::of(&values, dim));
+        let mut digest = Digest::new();
+        digest.update((dim as u64).to_le_bytes());
+        values.iter().for_each(|value| digest.update(value.to_le_bytes()));
+        let scaled = values.chunks_exact(dim).flat_map(|row| scale.apply(row)).collect();
+        Ok(Self { dim, values: scaled, scale, digest: digest.finish() })
+    }
+
+    /// Numbers of each vector.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// How many vectors there are; never 0.
+    pub fn rows(&self) -> usize {
+        self.values.len() / self.dim
+    }
+
+    pub fn scale(&self) -> &VectorScale {
+        &self.scale
+    }
+
+    pub(super) fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// One vector, scaled. Panics past the end.
+    pub fn row(&self, index: usize) -> &[f32] {
+        &self.values[index * self.dim..][..self.dim]
+    }
+
+    /// The vectors at some places, one behind the other.
+    pub fn pick(&self, places: impl IntoIterator<Item = usize>) -> Vec<f32> {
+        places.into_iter().flat_map(|place| self.row(place)).copied().collect()
+    }
+}
+
+impl VectorScale {
+    fn of(values: &[f64], dim: usize) -> Self {
+        let n = (values.len() / dim) as f64;
+        let sums = |f: &dyn Fn(usize, f64) -> f64| -> Vec<f64> {
+            let mut sums = vec![0.0; dim];
+            for row in values.chunks_exact(dim) {
+                sums.iter_mut().enumerate().for_each(|(k, sum)| *sum += f(k, row[k]));
+            }
+            sums.iter().map(|sum| sum / n).collect()
+        };
+        let mean = sums(&|_, value| value);
+        let variance = sums(&|k, value| (value - mean[k]).powi(2));
+        // What rounding of the mean makes of equal numbers is no deviation.
+        let of =
+            |(variance, mean): (f64, &f64)| Some(variance.sqrt()).filter(|deviation| *deviation > 1e-12 * mean.abs());
+        let deviation = variance.into_iter().zip(&mean).map(|pair| of(pair).unwrap_or(1.0)).collect();
+        Self { mean, deviation }
+    }
+
+    fn apply<'a>(&'a self, row: &'a [f64]) -> impl Iterator<Item = f32> + 'a {
+        row.iter().zip(&self.mean).zip(&self.deviation).map(|((x, mean), deviation)| ((x - mean) / deviation) as f32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::npy::write_npy_f32;
+
+    fn table(shape: &[usize], values: &[f32], scale: Option<&VectorScale>) -> Result<VectorTable, DataError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("v.npy");
+        write_npy_f32(&path, shape, values).unwrap();
+        VectorTable::open(&path, scale)
+    }
+
+    #[test]
+    fn each_number_gets_mean_0_and_deviation_1_and_others_follow_the_same_scale() {
+        let own = table(&[4, 2], &[1.0, 7.0, 3.0, 7.0, 1.0, 7.0, 3.0, 7.0], None).unwrap();
+        assert_eq!((own.rows(), own.dim()), (4, 2));
+        assert_eq!(own.pick([0, 1]), [-1.0, 0.0, 1.0, 0.0]);
+        let scale = own.scale().clone();
+        assert_eq!(scale, VectorScale { mean: vec![2.0, 7.0], deviation: vec![1.0, 1.0] });
+        assert_eq!(table(&[1, 2], &[5.0, 8.0], Some(&scale)).unwrap().row(0), [3.0, 1.0]);
+        let one = table(&[2], &[5.0, 8.0], Some(&scale)).unwrap();
+        assert_eq!((one.rows(), one.dim()), (1, 2), "one vector needs no second axis");
+        assert_eq!(table(&[3], &[1.0, 2.0, 3.0], None).unwrap().dim(), 1);
+    }
+
+    #[test]
+    fn what_are_no_vectors_is_refused() {
+        let text = |shape: &[usize], values: &[f32], scale: Option<&VectorScale>| {
+            table(shape, values, scale).unwrap_err().to_string()
+        };
+        assert!(text(&[1, 1, 1], &[0.0], None).contains("shape [1, 1, 1]"));
+        assert!(text(&[0, 2], &[], None).contains("at least one number"));
+        let nan = text(&[2, 2], &[0.0, 0.0, 1.0, f32::NAN], None);
+        assert!(nan.contains("NaN in row 1"), "{nan}");
+        let scale = VectorScale { mean: vec![0.0; 3], deviation: vec![1.0; 3] };
+        assert!(text(&[2, 2], &[0.0; 4], Some(&scale)).contains("vectors of 3 numbers"));
+    }
+}

@@ -1,0 +1,95 @@
+//! A condition that is a vector of numbers: as networks are given it, and its way into a network's embedding of the noise level.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor, TensorData, activation};
+
+use super::{Init, Linear};
+
+/// A vector for each example of a batch, or for some of them.
+#[derive(Clone, Debug)]
+pub struct Vectors {
+    /// `[b, dim]`
+    pub values: Tensor<2>,
+    /// `[b, 1]`: 1 where there is one, 0 where it is to be taken as unknown.
+    pub given: Tensor<2>,
+}
+
+impl Vectors {
+    /// From rows of `dim` numbers, of which those are unknown that `given` denies.
+    pub fn of_rows(rows: Vec<f32>, dim: usize, given: impl Fn(usize) -> bool, device: &Device) -> Self {
+        let b = rows.len() / dim;
+        let given: Vec<f32> = (0..b).map(|i| if given(i) { 1.0 } else { 0.0 }).collect();
+        Self {
+            values: Tensor::from_data(TensorData::new(rows, [b, dim]), device),
+            given: Tensor::from_data(TensorData::new(given, [b, 1]), device),
+        }
+    }
+
+    /// None for any of `b` examples.
+    pub fn unknown(b: usize, dim: usize, device: &Device) -> Self {
+        Self { values: Tensor::zeros([b, dim], device), given: Tensor::zeros([b, 1], device) }
+    }
+
+    /// These, then others.
+    pub fn then(self, other: Self) -> Self {
+        let cat = |one, other| Tensor::cat(vec![one, other], 0);
+        Self { values: cat(self.values, other.values), given: cat(self.given, other.given) }
+    }
+
+    /// The first `b`.
+    pub fn first(&self, b: usize) -> Self {
+        Self { values: self.values.clone().narrow(0, 0, b), given: self.given.clone().narrow(0, 0, b) }
+    }
+}
+
+/// Linear, SiLU, linear, to be added to the embedding of the noise level; an unknown vector has an embedding of its own in place of the
+/// first layer's output.
+#[derive(Module, Debug)]
+pub struct VectorEmbedding {
+    pub linear1: Linear,
+    /// `[dim_out]`
+    pub unknown: Param<Tensor<1>>,
+    pub linear2: Linear,
+}
+
+impl VectorEmbedding {
+    pub fn new(init: &mut Init, dim: usize, dim_out: usize) -> Self {
+        Self {
+            linear1: Linear::new(init, dim, dim_out),
+            unknown: init.normal([dim_out]),
+            linear2: Linear::new(init, dim_out, dim_out),
+        }
+    }
+
+    /// `[b, dim] -> [b, dim_out]`; no vectors are unknown ones for all.
+    pub fn forward(&self, vectors: Option<Vectors>, b: usize) -> Tensor<2> {
+        let unknown = self.unknown.val().unsqueeze::<2>();
+        let hidden = match vectors {
+            Some(Vectors { values, given }) => {
+                self.linear1.forward(values) * given.clone() + unknown * (given.neg() + 1.0)
+            }
+            None => unknown.repeat_dim(0, b),
+        };
+        self.linear2.forward(activation::silu(hidden))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::params::host_values;
+
+    #[test]
+    fn unknown_vectors_are_none() {
+        let device = Device::flex();
+        let embedding = VectorEmbedding::new(&mut Init::new(3, &device), 2, 4);
+        let some = Vectors::of_rows(vec![1.0, 2.0, 3.0, 4.0], 2, |i| i == 1, &device);
+        let got = host_values(embedding.forward(Some(some.clone()), 2));
+        let none = host_values(embedding.forward(None, 1));
+        let last = host_values(embedding.forward(Some(Vectors::of_rows(vec![3.0, 4.0], 2, |_| true, &device)), 1));
+        assert_eq!(got, [none.clone(), last.clone()].concat());
+        assert_ne!(none, last);
+        let both = some.first(1).then(Vectors::unknown(1, 2, &device));
+        assert_eq!(host_values(embedding.forward(Some(both), 2)), [none.clone(), none].concat());
+    }
+}
