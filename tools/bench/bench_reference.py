@@ -39,11 +39,33 @@ CONFIGS = {
     "m128": (dict(dim=64, dim_mults=(1, 2, 4, 8), channels=3), 32, 128),
     "g": (dict(dim=64, dim_mults=(1, 2, 4, 8), channels=3), 128, 32),
 }
+
+
+class Dit(torch.nn.Module):
+    """DiT of `diffusers`, as the reference has none. Its embedder of the noise level, of which diffusers has a copy in each block, is one."""
+
+    def __init__(self, hidden, depth, heads, patch, channels, side):
+        from diffusers import DiTTransformer2DModel
+
+        super().__init__()
+        self.model = DiTTransformer2DModel(
+            num_attention_heads=heads, attention_head_dim=hidden // heads, in_channels=channels, out_channels=channels,
+            num_layers=depth, sample_size=side, patch_size=patch, num_embeds_ada_norm=1, norm_eps=1e-6,
+        )
+        for block in self.model.transformer_blocks:
+            block.norm1.emb = self.model.transformer_blocks[0].norm1.emb
+
+    def forward(self, x, times):
+        classes = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        return self.model(x, timestep=times, class_labels=classes).sample
+
+
 KARRAS = dict(channels=3, num_downsamples=2, num_blocks_per_stage=2)
 # name -> (class, keywords, shape of an example, batch)
 OTHERS = {
     "unet1d": (Unet1D, dict(dim=32, dim_mults=(1, 2, 4), channels=1), (256,), 32),
     "uvit": (UViT, dict(dim=32, dim_mults=(1, 2, 4), vit_depth=4, channels=3), (32, 32), 16),
+    "dit": (Dit, dict(hidden=192, depth=6, heads=3, patch=2, channels=3, side=32), (32, 32), 16),
     "karras": (KarrasUnet, KARRAS | dict(image_size=32, dim=32, dim_max=128, attn_res=(16, 8)), (32, 32), 8),
     "karras3d": (KarrasUnet3D, KARRAS | dict(image_size=16, frames=8, dim=16, dim_max=64, attn_res=(4,), attn_dim_head=32), (8, 16, 16), 4),
 }

@@ -7,8 +7,8 @@ use clap::{Args, ValueEnum};
 use denoising_diffusion::data::DataLayout;
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig, ElucidatedConfig, FormulationConfig};
 use denoising_diffusion::models::{
-    Extent, ImageNetwork, KarrasUnetConfig, Network, NetworkConfig, NetworkInput, PerStage, Unet1dConfig, UnetConfig,
-    UvitConfig,
+    DitConfig, Extent, ImageNetwork, KarrasUnetConfig, Network, NetworkConfig, NetworkInput, PerStage, Unet1dConfig,
+    UnetConfig, UvitConfig,
 };
 use denoising_diffusion::nn::params::host_values;
 use denoising_diffusion::nn::{EvalMode, Init};
@@ -51,6 +51,7 @@ enum Config {
     G,
     Unet1d,
     Uvit,
+    Dit,
     Karras,
     #[value(name = "karras3d")]
     Karras3d,
@@ -87,6 +88,12 @@ impl Config {
             Self::Uvit => {
                 let config = UvitConfig { dim: 32, dim_mults: vec![1, 2, 4], vit_depth: 4, ..UvitConfig::default() };
                 (NetworkConfig::Uvit(config), [16, 3, 32, 32])
+            }
+            Self::Dit => {
+                let (hidden_size, depth, num_heads) = (Some(192), Some(6), Some(3));
+                // diffusers' has a class for all, and one for none.
+                let config = DitConfig { hidden_size, depth, num_heads, num_classes: 1, ..DitConfig::default() };
+                (NetworkConfig::Dit(config), [16, 3, 32, 32])
             }
             Self::Karras => (karras(32, 128, &[16, 8], 64, DataLayout::Images, [1, 32, 32]), [8, 3, 32, 32]),
             Self::Karras3d => (karras(16, 64, &[4], 32, DataLayout::Volumes, [8, 16, 16]), [4, 3, 8 * 16, 16]),

@@ -1,6 +1,6 @@
 //! What a case computes: its operations and bytes, its sizes as JSON, and the call itself.
 
-use denoising_diffusion_kernels::activation::{Activation, silu_backward, silu_forward};
+use denoising_diffusion_kernels::activation::{Activation, Pointwise, pointwise_backward, pointwise_forward};
 use denoising_diffusion_kernels::attention::{
     AttentionShape, attention_backward, attention_forward, linear_attention_backward, linear_attention_forward,
 };
@@ -275,8 +275,8 @@ fn optimizer(len: usize) -> Box<dyn FnMut()> {
 fn silu(len: usize, pass: Pass) -> Box<dyn FnMut()> {
     let (x, mut y) = (values(len), values(len));
     if pass == Pass::Forward {
-        return Box::new(move || silu_forward(&x, &mut y));
+        return Box::new(move || pointwise_forward(Pointwise::Silu, &x, &mut y));
     }
     let mut dx = values(len);
-    Box::new(move || silu_backward(&x, &y, &mut dx))
+    Box::new(move || pointwise_backward(Pointwise::Silu, &x, &y, &mut dx))
 }

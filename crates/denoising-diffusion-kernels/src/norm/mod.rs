@@ -13,11 +13,13 @@ mod group;
 mod group_rows;
 #[cfg(test)]
 mod group_tests;
+mod layer;
 mod rows;
 #[cfg(test)]
 mod tests;
 
 pub use group::{GroupNormAffine, GroupNormGrads, GroupNormShape, group_norm_backward, group_norm_forward};
+pub use layer::{gated_add_backward, gated_add_forward, layer_norm_backward, layer_norm_forward};
 
 use crate::activation::Activation;
 use crate::par::{ELEMENTS_PER_TASK, Scratch, Shared, for_each_task, task_range};

@@ -1,14 +1,13 @@
 //! DiT (Peebles and Xie 2022, arXiv:2212.09748): a transformer on patches, conditioned by adaLN-Zero: noise level and class scale, shift
 //! and gate every block, and a network that has just been drawn gives zeros.
 
-use std::f64::consts::PI;
-
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData, activation};
 
 use super::dit_config::{DitConfig, DitConfigError, TIME_FREQUENCIES};
 use super::{Network, NetworkInput, SizeError};
-use crate::nn::{Embedding, Init, Linear, VectorEmbedding, Vectors, layer_norm, ops};
+use crate::nn::ops::Pointwise;
+use crate::nn::{Embedding, Init, Linear, VectorEmbedding, Vectors, ops};
 
 /// Standard deviation of the embeddings' weights as they are drawn.
 const EMBEDDING_DEVIATION: f64 = 0.02;
@@ -182,9 +181,9 @@ impl DitBlock {
     fn forward(&self, x: Tensor<4>, condition: Tensor<2>) -> Tensor<4> {
         let [shift, scale, gate, mlp_shift, mlp_scale, mlp_gate] = parts(self.modulation.forward(condition));
         let attended = self.attention(modulated(x.clone(), shift, scale));
-        let x = x + on_tokens(&self.proj, attended) * gate;
+        let x = ops::gated_add(on_tokens(&self.proj, attended), gate, x);
         let hidden = on_tokens(&self.fc1, modulated(x.clone(), mlp_shift, mlp_scale));
-        x + on_tokens(&self.fc2, gelu_tanh(hidden)) * mlp_gate
+        ops::gated_add(on_tokens(&self.fc2, ops::pointwise(Pointwise::GeluTanh, hidden)), mlp_gate, x)
     }
 
     /// `softmax(q k^T / sqrt(d)) v` per head, `[b, h, w, hidden]`.
@@ -201,21 +200,15 @@ fn on_tokens(linear: &Linear, x: Tensor<4>) -> Tensor<4> {
     ops::conv2d(x, weight.reshape([c_out, c_in, 1, 1]), Some(linear.bias.val()))
 }
 
-/// `[b, N hidden]` as N of `[b, 1, 1, hidden]`.
-fn parts<const N: usize>(x: Tensor<2>) -> [Tensor<4>; N] {
-    let [b, all] = x.dims();
-    std::array::from_fn(|i| x.clone().narrow(1, i * all / N, all / N).reshape([b, 1, 1, all / N]))
+/// `[b, N hidden]` as N of `[b, hidden]`.
+fn parts<const N: usize>(x: Tensor<2>) -> [Tensor<2>; N] {
+    let all = x.dims()[1];
+    std::array::from_fn(|i| x.clone().narrow(1, i * all / N, all / N))
 }
 
 /// The normalised `x`, scaled by `1 + scale` and shifted.
-fn modulated(x: Tensor<4>, shift: Tensor<4>, scale: Tensor<4>) -> Tensor<4> {
-    layer_norm(x) * (scale + 1.0) + shift
-}
-
-/// `x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))` (Hendrycks and Gimpel 2016).
-fn gelu_tanh(x: Tensor<4>) -> Tensor<4> {
-    let inner = (x.clone() * x.clone() * 0.044715 + 1.0) * x.clone() * (2.0 / PI).sqrt();
-    x * 0.5 * (inner.tanh() + 1.0)
+fn modulated(x: Tensor<4>, shift: Tensor<2>, scale: Tensor<2>) -> Tensor<4> {
+    ops::layer_norm_scaled(x, Tensor::cat(vec![scale, shift], 1))
 }
 
 /// Sines and cosines of a token's column, then of its row, `[1, rows, columns, hidden]` (the order of the paper's code).

@@ -32,7 +32,7 @@ impl ScaledFeedForward {
     pub fn forward_residual(&self, x: Tensor<4>, cond: Tensor<2>) -> Tensor<4> {
         let dim = x.dims()[3];
         let normalised = ops::rms_norm(x.clone(), Tensor::ones([dim], &x.device()), None);
-        let hidden = activation::silu(self.proj_in.forward(normalised));
+        let hidden = ops::pointwise(ops::Pointwise::Silu, self.proj_in.forward(normalised));
         let scale_shift = self.to_scale_shift.forward(activation::silu(cond));
         let ([b, _], width) = (scale_shift.dims(), hidden.dims()[3]);
         let part = |i: usize| scale_shift.clone().narrow(1, i * width, width).reshape([b, 1, 1, width]);

@@ -5,9 +5,12 @@ use burn::tensor::Tensor;
 
 use super::Init;
 
+/// What is added to the variance where there are no weights.
+pub(super) const EPS: f64 = 1e-6;
+
 /// `(x - mean) / sqrt(variance + 1e-6)` over the last dimension (Ba et al. 2016), `[b, h, w, c]`.
 pub fn layer_norm(x: Tensor<4>) -> Tensor<4> {
-    normalised(x, 1e-6)
+    normalised(x, EPS)
 }
 
 /// `(x - mean) / sqrt(variance + 1e-5) weight + bias` over the last dimension.

@@ -7,7 +7,7 @@
 //! is [`force_weight_norm`], which training calls after a step of the optimizer and nothing else calls.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Int, Tensor, activation};
+use burn::tensor::{Int, Tensor};
 
 use super::embedding::sin_cos;
 use super::params::{self, MapTensor, Role};
@@ -21,7 +21,7 @@ const SILU_SCALE: f64 = 0.596;
 
 /// `silu(x) / 0.596` (eq. 81).
 pub fn mp_silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    activation::silu(x) / SILU_SCALE
+    ops::pointwise(ops::Pointwise::Silu, x) / SILU_SCALE
 }
 
 /// `((1 - t) a + t b) / sqrt((1 - t)^2 + t^2)` (eq. 88).

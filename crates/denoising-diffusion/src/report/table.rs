@@ -10,7 +10,7 @@ const WIDEST: usize = 110;
 /// Narrower than this, lines are longer than asked for.
 const NARROWEST: usize = 78;
 /// Names of measurements longer than this are cut.
-const LONGEST_NAME: usize = 22;
+const LONGEST_NAME: usize = 14;
 /// Between columns.
 const GAP: &str = "  ";
 /// Before a note under its row; lines that continue it are indented by two more.
@@ -259,6 +259,17 @@ mod tests {
         evaluation.loss = example::evaluation().loss;
         let text = table(&evaluation);
         assert!(text.starts_with("held-out loss 0.0") && text.lines().count() == 2, "{text}");
+    }
+
+    /// The longest figures beside the longest name.
+    #[test]
+    fn figures_of_any_size_fit_the_narrowest_table() {
+        let mut evaluation = example::evaluation();
+        let measurement = &mut evaluation.measurements[0];
+        (measurement.value, measurement.standard_error) = (-5.1631007845206103e284, Some(-1.943e276));
+        evaluation.measurements[1].name = "a".repeat(60);
+        let text = table_within(&evaluation, NARROWEST);
+        assert!(text.lines().all(|line| line.chars().count() <= NARROWEST), "{text}");
     }
 
     proptest! {

@@ -12,6 +12,7 @@ use burn::tensor::Tensor;
 
 use crate::device::is_cpu;
 
+pub use denoising_diffusion_kernels::activation::Pointwise;
 pub use denoising_diffusion_kernels::pooling::Pooling;
 pub use plain::{to_nchw, to_nhwc};
 pub use settings::{Activations, ConvPrecision, activations, set_activations, set_conv_precision};
@@ -102,6 +103,25 @@ pub fn rms_norm_scaled_silu(x: Tensor<4>, g: Tensor<1>, scale_shift: Tensor<2>) 
     } else {
         plain::rms_norm_scaled_silu(x, g, scale_shift)
     }
+}
+
+/// `(x - mean) / sqrt(variance + 1e-6) (scale + 1) + shift` over the last dimension, scale and shift being the halves of
+/// `scale_shift [b, 2 c]`: `x [b, h, w, c]`.
+pub fn layer_norm_scaled(x: Tensor<4>, scale_shift: Tensor<2>) -> Tensor<4> {
+    if on_cpu(&x) { fused::layer_norm_scaled(x, scale_shift) } else { plain::layer_norm_scaled(x, scale_shift) }
+}
+
+/// `residual + x gate`: `x` and `residual` `[b, h, w, c]`, `gate [b, c]`.
+pub fn gated_add(x: Tensor<4>, gate: Tensor<2>, residual: Tensor<4>) -> Tensor<4> {
+    if on_cpu(&x) { fused::gated_add(x, gate, residual) } else { plain::gated_add(x, gate, residual) }
+}
+
+/// A function of each value.
+pub fn pointwise<const D: usize>(f: Pointwise, x: Tensor<D>) -> Tensor<D> {
+    let dims = x.dims();
+    let flat = x.reshape([1, 1, 1, -1]);
+    let y = if on_cpu(&flat) { fused::pointwise(f, flat) } else { plain::pointwise(f, flat) };
+    y.reshape(dims)
 }
 
 /// `softmax(q k^T / sqrt(d)) v` per head, over memory and positions: `qkv [b, h, w, 3 heads d]`, `mem_kv [2, heads, m, d]` to

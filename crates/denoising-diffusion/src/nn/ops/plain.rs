@@ -1,10 +1,14 @@
 //! Every op in plain tensor operations: what backends without kernels of ours run, and what tests hold the kernels to.
 
+use std::f64::consts::PI;
+
 use burn::tensor::module::{avg_pool2d, conv2d as conv2d_nchw, max_pool2d};
 use burn::tensor::ops::{AvgPoolOptions, ConvOptions, MaxPoolOptions};
 use burn::tensor::{Tensor, activation};
 
-use super::{Pool, Pooling, Resampling, Window};
+use crate::nn::layer_norm;
+
+use super::{Pointwise, Pool, Pooling, Resampling, Window};
 
 /// Channels last to channels first.
 pub fn to_nchw(x: Tensor<4>) -> Tensor<4> {
@@ -87,6 +91,30 @@ pub fn rms_norm_scaled_silu(x: Tensor<4>, g: Tensor<1>, scale_shift: Tensor<2>) 
     let scale = scale_shift.clone().narrow(1, 0, c).reshape([b, 1, 1, c]);
     let shift = scale_shift.narrow(1, c, c).reshape([b, 1, 1, c]);
     activation::silu(rms_norm(x, g, None) * (scale + 1.0) + shift)
+}
+
+/// See [`super::layer_norm_scaled`].
+pub fn layer_norm_scaled(x: Tensor<4>, scale_shift: Tensor<2>) -> Tensor<4> {
+    let [b, _, _, c] = x.dims();
+    let part = |i: usize| scale_shift.clone().narrow(1, i * c, c).reshape([b, 1, 1, c]);
+    layer_norm(x) * (part(0) + 1.0) + part(1)
+}
+
+/// See [`super::gated_add`].
+pub fn gated_add(x: Tensor<4>, gate: Tensor<2>, residual: Tensor<4>) -> Tensor<4> {
+    let [b, c] = gate.dims();
+    residual + x * gate.reshape([b, 1, 1, c])
+}
+
+/// See [`super::pointwise`].
+pub fn pointwise(f: Pointwise, x: Tensor<4>) -> Tensor<4> {
+    match f {
+        Pointwise::Silu => activation::silu(x),
+        Pointwise::GeluTanh => {
+            let inner = (x.clone() * x.clone() * 0.044715 + 1.0) * x.clone() * (2.0 / PI).sqrt();
+            x * 0.5 * (inner.tanh() + 1.0)
+        }
+    }
 }
 
 fn plus(x: Tensor<4>, residual: Option<Tensor<4>>) -> Tensor<4> {

@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use proptest::prelude::*;
 
-use super::{ConvWeights, Pool, Pooling, Resampling, ResidualBlock, Window, plain};
+use super::{ConvWeights, Pointwise, Pool, Pooling, Resampling, ResidualBlock, Window, plain};
 use crate::nn::params::host_values;
 use crate::noise::{Purpose, Stream};
 
@@ -91,6 +91,33 @@ proptest! {
             outcome(y, &cotangent, &[&of(&x), &of(&weight), &of(&bias)])
         };
         compare("conv2d", run(super::conv2d), run(plain::conv2d));
+    }
+
+    #[test]
+    fn what_transformers_do_around_their_layers(
+        seed: u64, b in 1_usize..4, h in 1_usize..12, w in 1_usize..12, c in 2_usize..40,
+    ) {
+        let mut draw = Draw { seed, drawn: 0 };
+        let (x, r, m) = (draw.tensor([b, h, w, c]), draw.tensor([b, h, w, c]), draw.tensor([b, 2 * c]));
+        // A row of nearly equal values has a gradient as large as its deviation is small.
+        let away = Tensor::<1>::from_floats([8.0, -8.0], &x.device()).reshape([1, 1, 1, 2]);
+        let spread = || {
+            let rest = Tensor::zeros([1, 1, 1, c - 2], &x.device());
+            x.clone() + if c > 2 { Tensor::cat(vec![away.clone(), rest], 3) } else { away.clone() }
+        };
+        let (gate, cotangent) = (draw.tensor([b, c]), draw.tensor([b, h, w, c]));
+        let norm = |f: fn(Tensor<4>, Tensor<2>) -> Tensor<4>| {
+            outcome(f(spread(), m.clone()), &cotangent, &[&of(&x), &of(&m)])
+        };
+        compare("layer_norm_scaled", norm(super::layer_norm_scaled), norm(plain::layer_norm_scaled));
+        let gated = |f: fn(Tensor<4>, Tensor<2>, Tensor<4>) -> Tensor<4>| {
+            outcome(f(x.clone(), gate.clone(), r.clone()), &cotangent, &[&of(&x), &of(&gate), &of(&r)])
+        };
+        compare("gated_add", gated(super::gated_add), gated(plain::gated_add));
+        for f in [Pointwise::Silu, Pointwise::GeluTanh] {
+            let run = |op: fn(Pointwise, Tensor<4>) -> Tensor<4>| outcome(op(f, x.clone()), &cotangent, &[&of(&x)]);
+            compare(&format!("{f:?}"), run(super::pointwise), run(plain::pointwise));
+        }
     }
 
     #[test]

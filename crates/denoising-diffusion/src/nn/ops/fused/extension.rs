@@ -5,10 +5,12 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Flex, backend_extension};
 use burn_flex::FlexTensor;
 
-use super::super::{Pool, Resampling, Window};
+use super::super::{Pointwise, Pool, Resampling, Window};
 use super::attention::{FullAttention, LinearAttention};
 use super::conv::{Conv, ConvAdd, ConvRelu, ConvSkip};
+use super::layer_norm::{GatedAdd, LayerNormScaled};
 use super::norm::{RmsNorm, RmsNormAdd, RmsNormScaled, Silu};
+use super::pointwise::Each;
 use super::pooling::Pooled;
 use super::{blocks, run, track};
 
@@ -50,6 +52,9 @@ pub trait FusedOps: burn::backend::Backend {
         g: FloatTensor<Self>,
         scale_shift: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
+    fn layer_norm_scaled(x: FloatTensor<Self>, scale_shift: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn gated_add(x: FloatTensor<Self>, gate: FloatTensor<Self>, residual: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn pointwise(x: FloatTensor<Self>, f: Pointwise) -> FloatTensor<Self>;
     fn full_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self>;
     fn linear_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self>;
     fn residual_block(
@@ -137,6 +142,18 @@ impl FusedOps for Flex {
 
     fn rms_norm_scaled_silu(x: FlexTensor, g: FlexTensor, scale_shift: FlexTensor) -> FlexTensor {
         run(RmsNormScaled, [x, g, scale_shift])
+    }
+
+    fn layer_norm_scaled(x: FlexTensor, scale_shift: FlexTensor) -> FlexTensor {
+        run(LayerNormScaled, [x, scale_shift])
+    }
+
+    fn gated_add(x: FlexTensor, gate: FlexTensor, residual: FlexTensor) -> FlexTensor {
+        run(GatedAdd, [x, gate, residual])
+    }
+
+    fn pointwise(x: FlexTensor, f: Pointwise) -> FlexTensor {
+        run(Each(f), [x])
     }
 
     fn full_attention(qkv: FlexTensor, mem_kv: FlexTensor) -> FlexTensor {
@@ -267,6 +284,18 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         scale_shift: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         track::<C, _, 3>(RmsNormScaled, [x, g, scale_shift])
+    }
+
+    fn layer_norm_scaled(x: FloatTensor<Self>, scale_shift: FloatTensor<Self>) -> FloatTensor<Self> {
+        track::<C, _, 2>(LayerNormScaled, [x, scale_shift])
+    }
+
+    fn gated_add(x: FloatTensor<Self>, gate: FloatTensor<Self>, residual: FloatTensor<Self>) -> FloatTensor<Self> {
+        track::<C, _, 3>(GatedAdd, [x, gate, residual])
+    }
+
+    fn pointwise(x: FloatTensor<Self>, f: Pointwise) -> FloatTensor<Self> {
+        track::<C, _, 1>(Each(f), [x])
     }
 
     fn full_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self> {

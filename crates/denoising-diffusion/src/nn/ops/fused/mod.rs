@@ -8,7 +8,9 @@ mod blocks;
 mod chain;
 mod conv;
 mod extension;
+mod layer_norm;
 mod norm;
+mod pointwise;
 mod pooling;
 
 use std::fmt::Debug;
@@ -24,7 +26,7 @@ use burn_flex::{FlexTensor, Layout};
 
 use extension::FusedOps;
 
-use super::{Pool, Resampling, Window};
+use super::{Pointwise, Pool, Resampling, Window};
 
 pub use blocks::{attention_block, linear_attention_block, residual_block};
 
@@ -183,6 +185,22 @@ pub fn rms_norm_silu(x: Tensor<4>, g: Tensor<1>, residual: Option<Tensor<4>>) ->
 pub fn rms_norm_scaled_silu(x: Tensor<4>, g: Tensor<1>, scale_shift: Tensor<2>) -> Tensor<4> {
     let (x, g, scale_shift) = (x.into_dispatch(), g.into_dispatch(), scale_shift.into_dispatch());
     Tensor::from_dispatch(<Dispatch as FusedOps>::rms_norm_scaled_silu(x, g, scale_shift))
+}
+
+/// See [`super::layer_norm_scaled`].
+pub fn layer_norm_scaled(x: Tensor<4>, scale_shift: Tensor<2>) -> Tensor<4> {
+    Tensor::from_dispatch(<Dispatch as FusedOps>::layer_norm_scaled(x.into_dispatch(), scale_shift.into_dispatch()))
+}
+
+/// See [`super::gated_add`].
+pub fn gated_add(x: Tensor<4>, gate: Tensor<2>, residual: Tensor<4>) -> Tensor<4> {
+    let (x, gate, residual) = (x.into_dispatch(), gate.into_dispatch(), residual.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as FusedOps>::gated_add(x, gate, residual))
+}
+
+/// See [`super::pointwise`].
+pub fn pointwise(f: Pointwise, x: Tensor<4>) -> Tensor<4> {
+    Tensor::from_dispatch(<Dispatch as FusedOps>::pointwise(x.into_dispatch(), f))
 }
 
 /// See [`super::attention`].

@@ -34,7 +34,7 @@ pub(super) struct RmsNormAdd(pub(super) Silu);
 #[derive(Clone, Debug)]
 pub(super) struct RmsNormScaled;
 
-fn shape_of(x: &FlexTensor) -> RmsNormShape {
+pub(super) fn shape_of(x: &FlexTensor) -> RmsNormShape {
     let [batch, h, w, channels] = dims(x);
     RmsNormShape { batch, positions: h * w, channels }
 }
