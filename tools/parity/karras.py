@@ -45,7 +45,7 @@ def karras(name):
         with torch.no_grad():  # they start at 0, and hide everything
             for key, p in net.named_parameters():
                 if key.endswith("gain"):
-                    p.copy_(0.5 + torch.rand(()))
+                    p.copy_(0.5 + torch.rand((), dtype=torch.float32))
         out = state_of(net)
         out["x"] = x = randn(3, options["channels"], *shape)
         out["time"] = time = given([0.25, -1.5, 0.75])

@@ -66,7 +66,7 @@ fn tasks(shape: &RowShape) -> usize {
     shape.batch * shape.positions.div_ceil(shape.rows_per_task())
 }
 
-fn norm_with(isa: Isa, shape: &RowShape, x: &[f32], scale_shift: &[f32], eps: f32, y: &mut [f32]) {
+pub(super) fn norm_with(isa: Isa, shape: &RowShape, x: &[f32], scale_shift: &[f32], eps: f32, y: &mut [f32]) {
     let c = shape.channels;
     shape.check(x.len(), c, Some(scale_shift.len()), y.len());
     let out = Shared::new(y);
@@ -78,7 +78,7 @@ fn norm_with(isa: Isa, shape: &RowShape, x: &[f32], scale_shift: &[f32], eps: f3
 }
 
 #[allow(clippy::too_many_arguments, reason = "the public function's, and the instruction set")]
-fn norm_grad_with(
+pub(super) fn norm_grad_with(
     isa: Isa,
     shape: &RowShape,
     x: &[f32],
@@ -107,7 +107,7 @@ fn norm_grad_with(
     sum_tasks(shape, &sums, dscale_shift);
 }
 
-fn gate_with(isa: Isa, shape: &RowShape, x: &[f32], gate: &[f32], residual: &[f32], y: &mut [f32]) {
+pub(super) fn gate_with(isa: Isa, shape: &RowShape, x: &[f32], gate: &[f32], residual: &[f32], y: &mut [f32]) {
     let c = shape.channels;
     shape.check(x.len(), c, None, y.len());
     assert_eq!((residual.len(), gate.len()), (x.len(), shape.batch * c), "lengths of residual and gate of {shape:?}");
@@ -119,7 +119,15 @@ fn gate_with(isa: Isa, shape: &RowShape, x: &[f32], gate: &[f32], residual: &[f3
     });
 }
 
-fn gate_grad_with(isa: Isa, shape: &RowShape, x: &[f32], gate: &[f32], dy: &[f32], dx: &mut [f32], dgate: &mut [f32]) {
+pub(super) fn gate_grad_with(
+    isa: Isa,
+    shape: &RowShape,
+    x: &[f32],
+    gate: &[f32],
+    dy: &[f32],
+    dx: &mut [f32],
+    dgate: &mut [f32],
+) {
     let c = shape.channels;
     shape.check(x.len(), c, None, dx.len());
     assert_eq!((dy.len(), gate.len(), dgate.len()), (x.len(), shape.batch * c, shape.batch * c), "{shape:?}");
@@ -306,107 +314,6 @@ unsafe fn gate_grad_row<S: Simd, const WHOLE: bool>(
             let of_gate = sums.add(k);
             store::<S, WHOLE>(of_gate, S::fma(dy, load::<S, WHOLE>(x.add(k), n), load::<S, WHOLE>(of_gate, n)), n);
             store::<S, WHOLE>(dx.add(k), S::mul(dy, load::<S, WHOLE>(gate.add(k), n)), n);
-        });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::testing::{
-        assert_close, assert_some_close, numeric, one_and_two_threads_agree, random, some_indices, wide,
-    };
-
-    const EPS: f32 = 1e-6;
-
-    fn norm64(s: &RowShape, x: &[f64], m: &[f64]) -> Vec<f64> {
-        let c = s.channels;
-        let row = |(row, x): (usize, &[f64])| {
-            let mean = x.iter().sum::<f64>() / c as f64;
-            let variance = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / c as f64;
-            let at = row / s.positions * 2 * c;
-            (0..c)
-                .map(|k| (x[k] - mean) / (variance + f64::from(EPS)).sqrt() * (1.0 + m[at + k]) + m[at + c + k])
-                .collect::<Vec<_>>()
-        };
-        x.chunks_exact(c).enumerate().flat_map(row).collect()
-    }
-
-    fn gate64(s: &RowShape, x: &[f64], gate: &[f64], residual: &[f64]) -> Vec<f64> {
-        let image = s.positions * s.channels;
-        (0..x.len()).map(|i| residual[i] + x[i] * gate[i / image * s.channels + i % s.channels]).collect()
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(48))]
-        #[test]
-        fn both_agree_with_f64_and_finite_differences(
-            (batch, positions, channels) in (1usize..=5, 1usize..=289, 2usize..=70), seed: u64,
-        ) {
-            let s = RowShape { batch, positions, channels };
-            let (mut x, dy, r) = (random(s.len(), seed), random(s.len(), seed ^ 2), random(s.len(), seed ^ 4));
-            // No row is nearly constant: its gradient would be as large as its deviation is small.
-            x.chunks_exact_mut(channels).for_each(|row| {
-                row[0] = 2.0;
-                row[1] = -2.0;
-            });
-            let m = random(2 * batch * channels, seed ^ 3);
-            let gate = &m[..batch * channels];
-            let (x64, m64, gate64_, r64) = (wide(&x), wide(&m), wide(gate), wide(&r));
-            let (of_x, of_m, of_gate) = (some_indices(x.len()), some_indices(m.len()), some_indices(gate.len()));
-            let dx64 = numeric(&x64, &dy, &of_x, |x| norm64(&s, x, &m64));
-            let dm64 = numeric(&m64, &dy, &of_m, |m| norm64(&s, &x64, m));
-            let gate_dx64 = numeric(&x64, &dy, &of_x, |x| gate64(&s, x, &gate64_, &r64));
-            let dgate64 = numeric(&gate64_, &dy, &of_gate, |gate| gate64(&s, &x64, gate, &r64));
-            for isa in Isa::all() {
-                let (mut y, mut dx) = (vec![7.0; s.len()], vec![7.0; s.len()]);
-                let (mut dm, mut dgate) = (vec![7.0; m.len()], vec![7.0; gate.len()]);
-                norm_with(isa, &s, &x, &m, EPS, &mut y);
-                assert_close(&y, &norm64(&s, &x64, &m64), 2e-6);
-                norm_grad_with(isa, &s, &x, &m, EPS, &dy, &mut dx, &mut dm);
-                assert_some_close(&dx, &of_x, &dx64, 3e-6);
-                assert_some_close(&dm, &of_m, &dm64, 3e-6);
-                gate_with(isa, &s, &x, gate, &r, &mut y);
-                assert_close(&y, &gate64(&s, &x64, &gate64_, &r64), 1e-6);
-                gate_grad_with(isa, &s, &x, gate, &dy, &mut dx, &mut dgate);
-                assert_some_close(&dx, &of_x, &gate_dx64, 3e-6);
-                assert_some_close(&dgate, &of_gate, &dgate64, 3e-6);
-            }
-        }
-    }
-
-    #[test]
-    fn bad_values_stay_in_their_position() {
-        for c in [10, 32] {
-            let s = RowShape { batch: 1, positions: 3, channels: c };
-            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-                let (mut x, m, dy) = (random(s.len(), 1), vec![0.0; 2 * c], vec![1.0; s.len()]);
-                x[c + 2] = bad;
-                for isa in Isa::all() {
-                    let (mut y, mut dx, mut dm) = (vec![0.0; s.len()], vec![0.0; s.len()], vec![0.0; 2 * c]);
-                    norm_with(isa, &s, &x, &m, EPS, &mut y);
-                    norm_grad_with(isa, &s, &x, &m, EPS, &dy, &mut dx, &mut dm);
-                    assert!(y[c + 2].is_nan() && dx[c + 2].is_nan() && dm[2].is_nan(), "{isa:?} {bad}");
-                    assert!([&y, &dx].iter().all(|v| v[..c].iter().chain(&v[2 * c..]).all(|v| v.is_finite())));
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn bits_do_not_depend_on_threads() {
-        let s = RowShape { batch: 3, positions: 1000, channels: 50 };
-        let (x, dy, m) = (random(s.len(), 1), random(s.len(), 2), random(300, 4));
-        one_and_two_threads_agree(|| {
-            let (mut y, mut dx, mut dm, mut dgate) = (x.clone(), x.clone(), m.clone(), m[..150].to_vec());
-            layer_norm_forward(&s, &x, &m, EPS, &mut y);
-            layer_norm_backward(&s, &x, &m, EPS, &dy, &mut dx, &mut dm);
-            let first = [&y[..], &dx, &dm].concat();
-            gated_add_forward(&s, &x, &m[..150], &dy, &mut y);
-            gated_add_backward(&s, &x, &m[..150], &dy, &mut dx, &mut dgate);
-            [first, y, dx, dgate].concat()
         });
     }
 }

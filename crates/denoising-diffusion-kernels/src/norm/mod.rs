@@ -1,5 +1,5 @@
-//! RMS normalisation over channels (here) and group normalisation ([`GroupNormShape`]), each fused with what follows it: scale and
-//! shift, SiLU, a residual. And their gradients.
+//! RMS normalisation over channels (here), group normalisation ([`GroupNormShape`]) and layer normalisation ([`layer_norm_forward`]), each
+//! fused with what follows it: scale and shift, SiLU, a residual. And their gradients.
 //!
 //! For every position, with c channels:
 //!
@@ -14,6 +14,8 @@ mod group_rows;
 #[cfg(test)]
 mod group_tests;
 mod layer;
+#[cfg(test)]
+mod layer_tests;
 mod rows;
 #[cfg(test)]
 mod tests;

@@ -223,7 +223,7 @@ impl<M: Network<4>> Run<M> {
 
     /// The vectors that `count` samples belong to, likewise.
     pub(super) fn vectors_of_samples(&self, count: usize) -> Option<Vec<f32>> {
-        self.samples_belong_to().vectors(count)
+        self.samples_belong_to().vectors(count).filter(|_| self.trainer.model().vector_dim() > 0)
     }
 
     fn samples_belong_to(&self) -> Images {
