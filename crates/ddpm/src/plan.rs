@@ -127,13 +127,11 @@ impl Plan {
 
     fn network_row(&self) -> String {
         let network = networks::in_words(&self.network);
-        let network = match self.network.num_classes() {
-            0 => network,
-            n => format!("{network}, conditioned on {n} classes"),
-        };
-        match self.network.vector_dim() {
-            0 => network,
-            dim => format!("{network}, on vectors of {dim} numbers"),
+        match (self.network.num_classes(), self.network.vector_dim()) {
+            (0, 0) => network,
+            (n, 0) => format!("{network}, conditioned on {n} classes"),
+            (0, dim) => format!("{network}, conditioned on vectors of {dim} numbers"),
+            (n, dim) => format!("{network}, conditioned on {n} classes and vectors of {dim} numbers"),
         }
     }
 

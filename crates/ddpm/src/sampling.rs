@@ -133,11 +133,12 @@ impl SamplingArgs {
         }
         let known = by_network.max(by_classifier.unwrap_or(0));
         if known == 0 {
+            let guides_nowhere = guidance.guidance != 1.0 && from.weak.is_none() && from.model.vector_dim() == 0;
             return match &self.classes {
                 Some(_) => Err(Failure::usage("--classes is given, but the network was trained without classes")
                     .hint("train with --class-condition, or guide by a classifier")),
-                None if guidance.guidance != 1.0 && from.weak.is_none() && from.model.vector_dim() == 0 => Err(Failure::usage(
-                    "--guidance is given, but the network was trained without classes and vectors: there is nothing to guide towards",
+                None if guides_nowhere => Err(Failure::usage(
+                    "--guidance is given, but the network was trained without classes or vectors: nothing to guide towards",
                 )
                 .hint("guide away from a weaker network with --weak")),
                 None => Ok(None),
@@ -307,7 +308,7 @@ impl BelongTo {
         };
         let vectors = match own.vectors.filter(|_| args.vectors.is_none()) {
             Some(own) => Some(own),
-            None => args.vectors(from)?.map(|of| of.pick((0..count).map(|i| i % of.rows()))),
+            None => args.vectors(from)?.map(|of| of.in_turn(count)),
         };
         Ok(Self { conditions, vectors })
     }

@@ -120,7 +120,7 @@ pub fn run(args: &SampleArgs) -> Result {
     }
     sample.validate(from.diffusion.config()).or_usage()?;
     let conditions = in_turn(conditions.as_ref(), sample.num_samples)?;
-    let vectors = vectors.map(|of| of.pick((0..sample.num_samples).map(|i| i % of.rows())));
+    let vectors = vectors.map(|of| of.in_turn(sample.num_samples));
     let classes = args.sampling.classes_of(&from, sample.num_samples, &guidance)?;
     let request = Request {
         sample: &sample,

@@ -84,6 +84,11 @@ impl VectorTable {
         &self.values[index * self.dim..][..self.dim]
     }
 
+    /// `count` vectors, one after the other and again from the start.
+    pub fn in_turn(&self, count: usize) -> Vec<f32> {
+        self.pick((0..count).map(|i| i % self.rows()))
+    }
+
     /// The vectors at some places, one behind the other.
     pub fn pick(&self, places: impl IntoIterator<Item = usize>) -> Vec<f32> {
         places.into_iter().flat_map(|place| self.row(place)).copied().collect()

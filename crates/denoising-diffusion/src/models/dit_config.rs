@@ -47,7 +47,7 @@ pub struct DitConfig {
     pub patch_size: usize,
     /// Width of the hidden layer in each block, as a multiple of `hidden_size`.
     pub mlp_ratio: f64,
-    /// Probability with which training shows an example without its class and vector, in [0, 1]. Means nothing without both.
+    /// Probability with which training shows an example without its class and vector, in [0, 1]. Means nothing where there is neither.
     pub class_dropout_prob: f64,
     /// Channels of the data.
     pub channels: usize,

@@ -27,7 +27,7 @@ pub enum SpaceTimeAttention {
     /// All.
     #[default]
     Joint,
-    /// Those of each slice, then those at the same place of all slices, everywhere: memory and time grow with one size less.
+    /// Those of each slice, then those at the same place of all slices, everywhere: far fewer pairs.
     Factorized,
     /// The same in the blocks that change the size, joint in the others: what the reference's `factorize_space_time_attn` does.
     FactorizedAtResizing,
@@ -95,7 +95,7 @@ pub struct KarrasUnetConfig {
     #[serde(skip_serializing_if = "is_zero")]
     pub vector_dim: usize,
     /// Probability with which training shows an example without its class and vector, in [0, 1]; the reference, which cannot guide this network, has
-    /// none. Means nothing without both.
+    /// none. Means nothing where there is neither.
     pub class_drop_prob: f64,
     /// Follows the data.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -95,7 +95,7 @@ pub struct UnetConfig {
     #[serde(skip_serializing_if = "is_zero")]
     pub vector_dim: usize,
     /// Probability with which training shows an example without its class and vector, in [0, 1] (Ho and Salimans 2022, "Classifier-free diffusion
-    /// guidance", algorithm 1: p_uncond). Read by whoever trains: the network itself never drops anything. Means nothing without both.
+    /// guidance", algorithm 1: p_uncond). Read by whoever trains: the network itself never drops anything. Means nothing where there is neither.
     pub class_drop_prob: f64,
     /// Images, or sequences. [`Unet1dConfig`](super::Unet1dConfig) sets it; no option of a file.
     #[serde(skip)]

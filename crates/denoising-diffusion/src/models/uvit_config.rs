@@ -71,7 +71,7 @@ pub struct UvitConfig {
     /// Numbers of the vector that each example belongs to, embedded and added to the embedding of the noise level; 0: none.
     #[serde(skip_serializing_if = "is_zero")]
     pub vector_dim: usize,
-    /// Probability with which training shows an example without its class and vector, in [0, 1]. Means nothing without both.
+    /// Probability with which training shows an example without its class and vector, in [0, 1]. Means nothing where there is neither.
     pub class_drop_prob: f64,
 }
 
