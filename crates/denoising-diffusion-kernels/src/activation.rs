@@ -4,7 +4,7 @@
 //! Layers that normalise before SiLU use the fused version in [`crate::norm`] instead.
 
 use crate::par::{ELEMENTS_PER_TASK, Shared, for_each_task, task_range};
-use crate::simd::{Isa, LANES, Simd, exp, simd_fn};
+use crate::simd::{Isa, Simd, exp, simd_fn};
 
 /// What follows a layer's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +125,7 @@ macro_rules! for_vectors {
         while $i < len {
             let $n = len - $i;
             $one;
-            $i += LANES;
+            $i += S::LANES;
         }
     };
 }

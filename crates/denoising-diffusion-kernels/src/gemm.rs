@@ -4,7 +4,8 @@
 //! [`matrix_times_panels`] and [`rows_times_panels`] are that for a plain matrix and for tiles of six.
 //! [`outer_sum`] and [`outer_products`] sum outer products, for weight gradients. None of them starts threads: callers do.
 //!
-//! Tiles have one to six rows and one or two vectors, so that nothing is computed that is not there.
+//! Tiles have one to six rows and one or two vectors, so that nothing is computed that is not there. Two vectors are a panel, or two
+//! panels where a vector has sixteen lanes; sums of outer products, of a single panel, then have up to twelve rows.
 
 mod outer;
 #[cfg(test)]
@@ -12,11 +13,11 @@ mod tests;
 
 pub(crate) use outer::{outer_products, outer_products_at, outer_sum};
 
-use crate::simd::{Isa, LANES, Simd, prefetch, prefetch_far, simd_fn};
+use crate::simd::{Isa, MAX_LANES, Simd, prefetch, prefetch_far, simd_fn};
 
 /// Rows of the largest register tile.
 pub(crate) const ROWS: usize = 6;
-/// Columns of a register tile and of a packed panel.
+/// Columns of a packed panel.
 pub(crate) const PANEL: usize = 16;
 
 /// Products of one sum; longer sums are added up in parts, as rounding grows with the terms of one sum. That many rows of a
@@ -55,17 +56,22 @@ pub(crate) enum AddTo<'a> {
 /// Where the sums of one register tile go: `dst[r, j] = row[j] + matrix[r, j] + sums[r, j]`.
 #[derive(Clone, Copy)]
 struct Finish {
-    /// Two vectors.
+    /// As many values as the tile has in a row, up to whole vectors.
     row: *const f32,
     /// Null for none; rows lie as far apart as those of `dst`.
     matrix: *const f32,
     dst: *mut f32,
     stride: usize,
-    /// Columns, 1 to [`PANEL`].
+    /// Columns, 1 to two vectors.
     width: usize,
 }
 
-static ZEROS: [f32; PANEL] = [0.0; PANEL];
+static ZEROS: [f32; 2 * MAX_LANES] = [0.0; 2 * MAX_LANES];
+
+/// Panels that two vectors cover.
+pub(crate) const fn panels_of_tile<S: Simd>() -> usize {
+    2 * S::LANES / PANEL
+}
 
 simd_fn! {
     /// `dst[i, j] = (AddTo) + sum over t, k of rows[tile of i, t][row in tile][k] * b[j / 16, t len + k, j % 16]`
@@ -100,9 +106,9 @@ simd_fn! {
             let add_to = if tap + part == 0 { add_to } else { AddTo::Destination };
             for (block, tiles) in tiles.chunks(TILES_PER_BLOCK).enumerate() {
                 let rows = rows.as_ptr().add(block * TILES_PER_BLOCK * taps + tap);
-                for panel in 0..panels {
+                for panel in (0..panels).step_by(panels_of_tile::<S>()) {
                     let b = b.add(panel * panel_len);
-                    let width = (cols - panel * PANEL).min(PANEL);
+                    let width = (cols - panel * PANEL).min(2 * S::LANES);
                     for (i, tile) in tiles.iter().enumerate() {
                         let at = tile.at + panel * PANEL;
                         let dst = dst.add(at);
@@ -116,15 +122,18 @@ simd_fn! {
                         let finish = Finish { row, matrix, dst, stride, width };
                         // A share of the rows of the next block: they come while this one is used.
                         if part_taps == 1 && to - from >= 64 && (block + 1) * TILES_PER_BLOCK + i < all_tiles {
-                            let share = (to - from).div_ceil(panels).next_multiple_of(PANEL);
+                            let passes = panels.div_ceil(panels_of_tile::<S>());
+                            let share = (to - from).div_ceil(passes).next_multiple_of(PANEL);
+                            let first = from + panel / panels_of_tile::<S>() * share;
                             let next = &*rows.add((TILES_PER_BLOCK + i) * taps);
-                            for k in (from + panel * share..to.min(from + (panel + 1) * share)).step_by(PANEL) {
+                            for k in (first..to.min(first + share)).step_by(PANEL) {
                                 for row in &next[..tile.height] {
                                     prefetch_far(row.wrapping_add(k));
                                 }
                             }
                         }
-                        product_tile_of::<S>(tile.height, rows.add(i * taps), part_taps, from, to - from, b, finish);
+                        let rows = rows.add(i * taps);
+                        product_tile_of::<S>(tile.height, rows, part_taps, from, to - from, b, panel_len, finish);
                     }
                 }
             }
@@ -137,6 +146,7 @@ simd_fn! {
 /// # Safety
 /// As [`product_tile`].
 #[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "strides and sizes of plain memory")]
 unsafe fn product_tile_of<S: Simd>(
     height: usize,
     rows: *const RowPointers,
@@ -144,22 +154,23 @@ unsafe fn product_tile_of<S: Simd>(
     from: usize,
     len: usize,
     b: *const f32,
+    panel_len: usize,
     finish: Finish,
 ) {
     unsafe {
-        match (height, finish.width > LANES) {
-            (6, true) => product_tile::<S, 6, 2>(rows, taps, from, len, b, finish),
-            (5, true) => product_tile::<S, 5, 2>(rows, taps, from, len, b, finish),
-            (4, true) => product_tile::<S, 4, 2>(rows, taps, from, len, b, finish),
-            (3, true) => product_tile::<S, 3, 2>(rows, taps, from, len, b, finish),
-            (2, true) => product_tile::<S, 2, 2>(rows, taps, from, len, b, finish),
-            (1, true) => product_tile::<S, 1, 2>(rows, taps, from, len, b, finish),
-            (6, false) => product_tile::<S, 6, 1>(rows, taps, from, len, b, finish),
-            (5, false) => product_tile::<S, 5, 1>(rows, taps, from, len, b, finish),
-            (4, false) => product_tile::<S, 4, 1>(rows, taps, from, len, b, finish),
-            (3, false) => product_tile::<S, 3, 1>(rows, taps, from, len, b, finish),
-            (2, false) => product_tile::<S, 2, 1>(rows, taps, from, len, b, finish),
-            (1, false) => product_tile::<S, 1, 1>(rows, taps, from, len, b, finish),
+        match (height, finish.width > S::LANES) {
+            (6, true) => product_tile::<S, 6, 2>(rows, taps, from, len, b, panel_len, finish),
+            (5, true) => product_tile::<S, 5, 2>(rows, taps, from, len, b, panel_len, finish),
+            (4, true) => product_tile::<S, 4, 2>(rows, taps, from, len, b, panel_len, finish),
+            (3, true) => product_tile::<S, 3, 2>(rows, taps, from, len, b, panel_len, finish),
+            (2, true) => product_tile::<S, 2, 2>(rows, taps, from, len, b, panel_len, finish),
+            (1, true) => product_tile::<S, 1, 2>(rows, taps, from, len, b, panel_len, finish),
+            (6, false) => product_tile::<S, 6, 1>(rows, taps, from, len, b, panel_len, finish),
+            (5, false) => product_tile::<S, 5, 1>(rows, taps, from, len, b, panel_len, finish),
+            (4, false) => product_tile::<S, 4, 1>(rows, taps, from, len, b, panel_len, finish),
+            (3, false) => product_tile::<S, 3, 1>(rows, taps, from, len, b, panel_len, finish),
+            (2, false) => product_tile::<S, 2, 1>(rows, taps, from, len, b, panel_len, finish),
+            (1, false) => product_tile::<S, 1, 1>(rows, taps, from, len, b, panel_len, finish),
             (other, _) => unreachable!("tile of {other} rows"),
         }
     }
@@ -176,6 +187,7 @@ unsafe fn product_tile<S: Simd, const R: usize, const W: usize>(
     from: usize,
     len: usize,
     mut b: *const f32,
+    panel_len: usize,
     finish: Finish,
 ) {
     unsafe {
@@ -190,7 +202,7 @@ unsafe fn product_tile<S: Simd, const R: usize, const W: usize>(
             let a: [*const f32; R] = std::array::from_fn(|r| rows[r].wrapping_add(from));
             let mut k = 0;
             loop {
-                sums = step::<S, R, W>(sums, a.map(|a| a.wrapping_add(k)), b);
+                sums = step::<S, R, W>(sums, a.map(|a| a.wrapping_add(k)), b, panel_len);
                 (k, b) = (k + 1, b.wrapping_add(PANEL));
                 if k == len {
                     break;
@@ -205,7 +217,7 @@ unsafe fn product_tile<S: Simd, const R: usize, const W: usize>(
     }
 }
 
-/// `sums[r, j] + a[r] * b[j]`, by value, so that sums stay in registers.
+/// `sums[r, j] + a[r] * b[j]`, by value, so that sums stay in registers. The panel behind that of `b` begins `panel_len` after it.
 ///
 /// # Safety
 /// `a` must lead to one value each, `b` to `W` vectors.
@@ -215,9 +227,11 @@ pub(crate) unsafe fn step<S: Simd, const R: usize, const W: usize>(
     mut sums: [[S::V; W]; R],
     a: [*const f32; R],
     b: *const f32,
+    panel_len: usize,
 ) -> [[S::V; W]; R] {
     unsafe {
-        let b: [S::V; W] = std::array::from_fn(|w| S::load(b.add(w * LANES)));
+        let at = |w: usize| w * S::LANES / PANEL * panel_len + w * S::LANES % PANEL;
+        let b: [S::V; W] = std::array::from_fn(|w| S::load(b.wrapping_add(at(w))));
         for r in 0..R {
             let x = S::splat(*a[r]);
             for w in 0..W {
@@ -236,27 +250,27 @@ pub(crate) unsafe fn step<S: Simd, const R: usize, const W: usize>(
 unsafe fn store_tile<S: Simd, const R: usize, const W: usize>(mut sums: [[S::V; W]; R], finish: Finish) {
     let Finish { row, matrix, dst, stride, width } = finish;
     unsafe {
-        let row: [S::V; W] = std::array::from_fn(|w| S::load(row.add(w * LANES)));
+        let row: [S::V; W] = std::array::from_fn(|w| S::load(row.add(w * S::LANES)));
         for sums in &mut sums {
             *sums = std::array::from_fn(|w| S::add(row[w], sums[w]));
         }
-        if width == W * LANES {
+        if width == W * S::LANES {
             if !matrix.is_null() {
                 for (r, sums) in sums.iter_mut().enumerate() {
-                    *sums = std::array::from_fn(|w| S::add(S::load(matrix.add(r * stride + w * LANES)), sums[w]));
+                    *sums = std::array::from_fn(|w| S::add(S::load(matrix.add(r * stride + w * S::LANES)), sums[w]));
                 }
             }
             for (r, sums) in sums.iter().enumerate() {
                 for (w, sum) in sums.iter().enumerate() {
-                    S::store(dst.add(r * stride + w * LANES), *sum);
+                    S::store(dst.add(r * stride + w * S::LANES), *sum);
                 }
             }
             return;
         }
-        let mut lanes = [[0.0f32; PANEL]; R];
+        let mut lanes = [[0.0f32; 2 * MAX_LANES]; R];
         for (lanes, sums) in lanes.iter_mut().zip(&sums) {
             for (w, sum) in sums.iter().enumerate() {
-                S::store(lanes.as_mut_ptr().add(w * LANES), *sum);
+                S::store(lanes.as_mut_ptr().add(w * S::LANES), *sum);
             }
         }
         for (r, lanes) in lanes.iter().enumerate() {
@@ -341,8 +355,12 @@ pub(crate) unsafe fn rows_times_panels(
 /// The rows of tile `tile` where as few tiles as possible cover `rows` rows. They are as even as possible: those of less than
 /// four rows keep the processor waiting.
 pub(crate) fn tile_rows(rows: usize, tile: usize) -> std::ops::Range<usize> {
-    let tiles = rows.div_ceil(ROWS);
-    tile * rows / tiles..(tile + 1) * rows / tiles
+    even_share(rows, rows.div_ceil(ROWS), tile)
+}
+
+/// Part `part` of `items`, cut into `parts` as even as possible.
+fn even_share(items: usize, parts: usize, part: usize) -> std::ops::Range<usize> {
+    part * items / parts..(part + 1) * items / parts
 }
 
 /// Pointers to the first `count` rows of `matrix`, which begin `stride` values apart; the last row fills up the last tile.

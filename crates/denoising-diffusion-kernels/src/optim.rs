@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 use crate::par::{ELEMENTS_PER_TASK, Shared, for_each_task, task_range};
-use crate::simd::{Isa, LANES, simd_fn};
+use crate::simd::{Isa, simd_fn};
 
 /// Sum of squares of a gradient, accumulated in f64.
 ///
@@ -132,7 +132,7 @@ simd_fn! {
     unsafe fn adam_part<S>(c: Constants, w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
         let mut i = 0;
         while i < w.len() {
-            let n = (w.len() - i).min(LANES);
+            let n = (w.len() - i).min(S::LANES);
             let grad = S::mul(S::load_n(g.as_ptr().add(i), n), S::splat(c.grad_scale));
             let m1 = S::mul(S::load_n(m.as_ptr().add(i), n), S::splat(c.beta1));
             let m1 = S::fma(grad, S::splat(c.one_minus_beta1), m1);
@@ -144,7 +144,7 @@ simd_fn! {
             S::store_n(v.as_mut_ptr().add(i), v1, n);
             let w1 = S::sub(S::load_n(w.as_ptr().add(i), n), update);
             S::store_n(w.as_mut_ptr().add(i), w1, n);
-            i += LANES;
+            i += S::LANES;
         }
     }
 }
@@ -153,11 +153,11 @@ simd_fn! {
     unsafe fn lerp_part<S>(average: &mut [f32], w: &[f32], weight: f32) {
         let mut i = 0;
         while i < w.len() {
-            let n = (w.len() - i).min(LANES);
+            let n = (w.len() - i).min(S::LANES);
             let old = S::load_n(average.as_ptr().add(i), n);
             let difference = S::sub(S::load_n(w.as_ptr().add(i), n), old);
             S::store_n(average.as_mut_ptr().add(i), S::fma(difference, S::splat(weight), old), n);
-            i += LANES;
+            i += S::LANES;
         }
     }
 }

@@ -5,7 +5,7 @@ use super::pack::{key_rows, panels_of_rows, panels_of_transpose};
 use super::{AttentionShape, KEY, QUERY, VALUE};
 use crate::gemm::{AddTo, PANEL, ROWS, RowPointers, dense_pointers, rows_times_panels};
 use crate::par::{Scratch, Shared, for_each_task, task_range};
-use crate::simd::{Isa, LANES, exp, simd_fn};
+use crate::simd::{Isa, exp, simd_fn};
 
 /// Queries of a block of scores.
 pub(super) const QUERIES: usize = 48;
@@ -151,9 +151,9 @@ simd_fn! {
     /// As [`crate::simd::Simd`].
     unsafe fn softmax_step<S>(scores: &mut [f32], scale: f32, maximum: &mut f32, sum: &mut f32, out: &mut [f32]) {
         let (len, p) = (scores.len(), scores.as_mut_ptr());
-        let whole = len - len % LANES;
+        let whole = len - len % S::LANES;
         let mut largest = S::splat(f32::NEG_INFINITY);
-        for k in (0..whole).step_by(LANES) {
+        for k in (0..whole).step_by(S::LANES) {
             largest = S::max(S::load(p.add(k)), largest);
         }
         // A NaN score is skipped here or not, and comes out of the exponential in either case.
@@ -164,7 +164,7 @@ simd_fn! {
         new = maximum.max(new * scale);
         let (scale, shift) = (S::splat(scale), S::splat(-new));
         let mut total = S::splat(0.0);
-        for k in (0..whole).step_by(LANES) {
+        for k in (0..whole).step_by(S::LANES) {
             let e = exp::<S>(S::fma(S::load(p.add(k)), scale, shift));
             S::store(p.add(k), e);
             total = S::add(total, e);
@@ -180,7 +180,7 @@ simd_fn! {
         *maximum = new;
         *sum = *sum * carry + S::sum(total);
         // At first there is nothing to carry over.
-        for k in (0..if first { 0 } else { out.len() }).step_by(LANES) {
+        for k in (0..if first { 0 } else { out.len() }).step_by(S::LANES) {
             let at = out.as_mut_ptr().add(k);
             S::store(at, S::mul(S::load(at), S::splat(carry)));
         }

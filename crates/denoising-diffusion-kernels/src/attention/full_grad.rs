@@ -9,7 +9,7 @@ use super::rows::{copy, row_dots};
 use super::{AttentionShape, KEY, QUERY, VALUE, sum_batch};
 use crate::gemm::{AddTo, PANEL, dense_pointers, outer_sum, rows_times_panels, tile_heights};
 use crate::par::{Scratch, Shared, for_each_task, task_range};
-use crate::simd::{Isa, LANES, exp, simd_fn};
+use crate::simd::{Isa, exp, simd_fn};
 
 /// `dqkv` and `dmemory` from `dout`, the gradient of [`super::attention_forward`]'s output, and that call's inputs and results.
 ///
@@ -229,7 +229,7 @@ simd_fn! {
     /// scores becomes p = e^(scale scores - lse), dp becomes p (dp - dot) scale.
     ///
     /// # Safety
-    /// As [`crate::simd::Simd`]; both have the same length, a multiple of eight.
+    /// As [`crate::simd::Simd`]; both have the same length, a multiple of the lanes.
     unsafe fn softmax_grad<S>(scores: &mut [f32], dp: &mut [f32], scale: f32, lse: f32, dot: f32) {
         let mut k = 0;
         while k < scores.len() {
@@ -237,7 +237,7 @@ simd_fn! {
             let p = exp::<S>(S::fma(S::load(s), S::splat(scale), S::splat(-lse)));
             S::store(s, p);
             S::store(d, S::mul(S::mul(p, S::splat(scale)), S::sub(S::load(d), S::splat(dot))));
-            k += LANES;
+            k += S::LANES;
         }
     }
 }

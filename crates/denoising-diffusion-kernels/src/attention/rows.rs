@@ -4,15 +4,15 @@
 //! many reads in flight at once, which rows far apart need. Scratch rows have `padded` values, a multiple of sixteen; those
 //! behind `dim` are never written.
 
-use crate::simd::{LANES, Simd, exp, prefetch_far, simd_fn};
+use crate::simd::{Simd, exp, prefetch_far, simd_fn};
 
-/// Runs `$body` with the number of vectors of a row where that is known at compile time, else 0.
+/// Runs `$body` with the number of values of a row where that is known at compile time, else 0.
 macro_rules! with_width {
     ($dim:expr, $body:ident::<$s:ident>($($arg:expr),* $(,)?)) => {
         match $dim {
-            16 => $body::<$s, 2>($($arg),*),
-            32 => $body::<$s, 4>($($arg),*),
-            64 => $body::<$s, 8>($($arg),*),
+            16 => $body::<$s, 16>($($arg),*),
+            32 => $body::<$s, 32>($($arg),*),
+            64 => $body::<$s, 64>($($arg),*),
             _ => $body::<$s, 0>($($arg),*),
         }
     };
@@ -20,31 +20,27 @@ macro_rules! with_width {
 
 /// Vectors of a row of `dim` values, which the compiler knows if `W` is not 0.
 #[inline(always)]
-fn vectors<const W: usize>(dim: usize) -> usize {
-    if W > 0 { W } else { dim.div_ceil(LANES) }
+fn vectors<S: Simd, const W: usize>(dim: usize) -> usize {
+    if W > 0 { W / S::LANES } else { dim.div_ceil(S::LANES) }
 }
 
 /// Vector `w` of a row of `dim` values, zeros behind its end.
 #[inline(always)]
 unsafe fn load<S: Simd, const W: usize>(row: *const f32, w: usize, dim: usize) -> S::V {
-    let at = row.wrapping_add(w * LANES);
-    unsafe { if W > 0 { S::load(at) } else { S::load_n(at, dim - w * LANES) } }
+    let at = row.wrapping_add(w * S::LANES);
+    unsafe { if W > 0 { S::load(at) } else { S::load_n(at, dim - w * S::LANES) } }
 }
 
 #[inline(always)]
 unsafe fn store<S: Simd, const W: usize>(row: *mut f32, w: usize, dim: usize, v: S::V) {
-    let at = row.wrapping_add(w * LANES);
-    unsafe { if W > 0 { S::store(at, v) } else { S::store_n(at, v, dim - w * LANES) } }
+    let at = row.wrapping_add(w * S::LANES);
+    unsafe { if W > 0 { S::store(at, v) } else { S::store_n(at, v, dim - w * S::LANES) } }
 }
 
 /// Largest lane; where one is NaN, any of them.
 #[inline(always)]
 unsafe fn largest_lane<S: Simd>(v: S::V) -> f32 {
-    let mut l = [0.0f32; LANES];
-    unsafe { S::store(l.as_mut_ptr(), v) };
-    let max = |a: f32, b: f32| if a > b { a } else { b };
-    let four = [max(l[0], l[4]), max(l[1], l[5]), max(l[2], l[6]), max(l[3], l[7])];
-    max(max(four[0], four[2]), max(four[1], four[3]))
+    unsafe { S::fold(v, |a, b| if a > b { a } else { b }) }
 }
 
 /// Asks for a row of `dim` values that is about to be read.
@@ -85,7 +81,7 @@ unsafe fn copy_body<S: Simd, const W: usize>(
     unsafe {
         for i in 0..count {
             will_read(source.wrapping_add((i + count) * stride), dim);
-            for w in 0..vectors::<W>(dim) {
+            for w in 0..vectors::<S, W>(dim) {
                 let v = load::<S, W>(source.add(i * stride), w, dim);
                 store::<S, W>(target.add(i * target_stride), w, dim, v);
             }
@@ -111,8 +107,8 @@ unsafe fn query_weights_body<S: Simd, const W: usize>(rows: &mut [f32], dim: usi
             let mut largest = *p;
             if W > 0 {
                 let mut lanes = S::load(p);
-                for w in 1..W {
-                    lanes = S::max(S::load(p.add(w * LANES)), lanes);
+                for w in 1..W / S::LANES {
+                    lanes = S::max(S::load(p.add(w * S::LANES)), lanes);
                 }
                 largest = largest_lane::<S>(lanes);
             } else {
@@ -121,14 +117,14 @@ unsafe fn query_weights_body<S: Simd, const W: usize>(rows: &mut [f32], dim: usi
                 }
             }
             let mut sum = S::splat(0.0);
-            for w in 0..vectors::<W>(dim) {
+            for w in 0..vectors::<S, W>(dim) {
                 let e = exp::<S>(S::sub(load::<S, W>(p, w, dim), S::splat(largest)));
                 store::<S, W>(p, w, dim, e);
                 // Lanes beyond the end are zero when read back.
                 sum = S::add(sum, load::<S, W>(p, w, dim));
             }
             let factor = S::splat(factor / S::sum(sum));
-            for w in 0..vectors::<W>(dim) {
+            for w in 0..vectors::<S, W>(dim) {
                 store::<S, W>(p, w, dim, S::mul(load::<S, W>(p, w, dim), factor));
             }
         }
@@ -152,16 +148,20 @@ simd_fn! {
         assert!([maxima.len(), sums.len(), carry.len()] == [padded; 3]);
         let state = [maxima.as_mut_ptr(), sums.as_mut_ptr(), carry.as_mut_ptr()];
         let (first, count) = (rows.as_mut_ptr(), rows.len() / padded);
-        // Four vectors of columns at a time: independent sums and exponentials, all in registers.
+        // Four or two vectors of columns at a time: independent sums and exponentials, all in registers.
         let mut column = 0;
-        while column + 4 * LANES <= dim {
+        while column + 4 * S::LANES <= dim {
             key_columns::<S, 4>(first.add(column), count, 0, padded, state.map(|p| p.add(column)));
-            column += 4 * LANES;
+            column += 4 * S::LANES;
+        }
+        while column + 2 * S::LANES <= dim {
+            key_columns::<S, 2>(first.add(column), count, 0, padded, state.map(|p| p.add(column)));
+            column += 2 * S::LANES;
         }
         while column < dim {
-            let n = (dim - column).min(LANES);
+            let n = (dim - column).min(S::LANES);
             key_columns::<S, 1>(first.add(column), count, n, padded, state.map(|p| p.add(column)));
-            column += LANES;
+            column += S::LANES;
         }
     }
 }
@@ -177,12 +177,12 @@ unsafe fn key_columns<S: Simd, const W: usize>(
 ) {
     unsafe {
         let at = |i: usize, w: usize| {
-            let p = first.add(i * padded + w * LANES);
+            let p = first.add(i * padded + w * S::LANES);
             if W == 1 { S::load_n(p, n) } else { S::load(p) }
         };
         let mut largest = [S::splat(0.0); W];
         for (w, largest) in largest.iter_mut().enumerate() {
-            *largest = S::load(maxima.add(w * LANES));
+            *largest = S::load(maxima.add(w * S::LANES));
         }
         for i in 0..count {
             for (w, largest) in largest.iter_mut().enumerate() {
@@ -191,15 +191,15 @@ unsafe fn key_columns<S: Simd, const W: usize>(
         }
         let mut total = [S::splat(0.0); W];
         for w in 0..W {
-            let c = exp::<S>(S::sub(S::load(maxima.add(w * LANES)), largest[w]));
-            S::store(carry.add(w * LANES), c);
-            S::store(maxima.add(w * LANES), largest[w]);
-            total[w] = S::mul(S::load(sums.add(w * LANES)), c);
+            let c = exp::<S>(S::sub(S::load(maxima.add(w * S::LANES)), largest[w]));
+            S::store(carry.add(w * S::LANES), c);
+            S::store(maxima.add(w * S::LANES), largest[w]);
+            total[w] = S::mul(S::load(sums.add(w * S::LANES)), c);
         }
         for i in 0..count {
             for w in 0..W {
                 let e = exp::<S>(S::sub(at(i, w), largest[w]));
-                let p = first.add(i * padded + w * LANES);
+                let p = first.add(i * padded + w * S::LANES);
                 if W == 1 {
                     S::store_n(p, e, n)
                 } else {
@@ -209,7 +209,7 @@ unsafe fn key_columns<S: Simd, const W: usize>(
             }
         }
         for (w, total) in total.iter().enumerate() {
-            S::store(sums.add(w * LANES), *total);
+            S::store(sums.add(w * S::LANES), *total);
         }
     }
 }
@@ -241,10 +241,10 @@ unsafe fn key_softmax_body<S: Simd, const W: usize>(
 ) {
     for row in rows.chunks_exact_mut(padded) {
         let p = row.as_mut_ptr();
-        for w in 0..vectors::<W>(dim) {
+        for w in 0..vectors::<S, W>(dim) {
             unsafe {
-                let shifted = S::sub(load::<S, W>(p, w, dim), S::load(maxima.add(w * LANES)));
-                let weight = S::mul(exp::<S>(shifted), S::load(factors.add(w * LANES)));
+                let shifted = S::sub(load::<S, W>(p, w, dim), S::load(maxima.add(w * S::LANES)));
+                let weight = S::mul(exp::<S>(shifted), S::load(factors.add(w * S::LANES)));
                 store::<S, W>(p, w, dim, weight);
             }
         }
@@ -284,11 +284,11 @@ unsafe fn query_grads_body<S: Simd, const W: usize>(
         let (y, dy) = (y.as_ptr(), dy.as_ptr());
         unsafe {
             let mut dot = S::splat(0.0);
-            for w in 0..vectors::<W>(dim) {
+            for w in 0..vectors::<S, W>(dim) {
                 dot = S::fma(load::<S, W>(y, w, dim), load::<S, W>(dy, w, dim), dot);
             }
             let dot = S::splat(S::sum(dot) * inverse_factor);
-            for w in 0..vectors::<W>(dim) {
+            for w in 0..vectors::<S, W>(dim) {
                 let d = S::mul(load::<S, W>(y, w, dim), S::sub(load::<S, W>(dy, w, dim), dot));
                 store::<S, W>(target.add(i * stride), w, dim, d);
             }
@@ -326,9 +326,9 @@ unsafe fn key_grads_body<S: Simd, const W: usize>(
     stride: usize,
 ) {
     for (i, (y, dy)) in y.chunks_exact(padded).zip(dy.chunks_exact(padded)).enumerate() {
-        for w in 0..vectors::<W>(dim) {
+        for w in 0..vectors::<S, W>(dim) {
             unsafe {
-                let d = S::sub(load::<S, W>(dy.as_ptr(), w, dim), S::load(dots.add(w * LANES)));
+                let d = S::sub(load::<S, W>(dy.as_ptr(), w, dim), S::load(dots.add(w * S::LANES)));
                 store::<S, W>(target.add(i * stride), w, dim, S::mul(load::<S, W>(y.as_ptr(), w, dim), d));
             }
         }
@@ -343,10 +343,12 @@ simd_fn! {
     pub(super) unsafe fn row_dots<S>(a: &[f32], b: &[f32], padded: usize, dots: &mut [f32]) {
         for ((a, b), dot) in a.chunks_exact(padded).zip(b.chunks_exact(padded)).zip(dots) {
             let mut sums = [S::splat(0.0); 2];
-            for k in (0..padded).step_by(2 * LANES) {
+            for k in (0..padded).step_by(2 * S::LANES) {
                 for (half, sum) in sums.iter_mut().enumerate() {
-                    let at = k + half * LANES;
-                    *sum = S::fma(S::load(a.as_ptr().add(at)), S::load(b.as_ptr().add(at)), *sum);
+                    let at = k + half * S::LANES;
+                    if at < padded {
+                        *sum = S::fma(S::load(a.as_ptr().add(at)), S::load(b.as_ptr().add(at)), *sum);
+                    }
                 }
             }
             *dot = S::sum(S::add(sums[0], sums[1]));

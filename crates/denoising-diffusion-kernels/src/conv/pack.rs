@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::gemm::PANEL;
 use crate::par::{Scratch, Shared, for_each_task};
-use crate::simd::{Isa, LANES, simd_fn};
+use crate::simd::{EightLanes, Isa, SQUARE, Simd, simd_fn};
 
 /// Panels `range` of output channels: `[panels, taps * inputs, 16]`, for products with sources of `inputs` channels.
 /// `tap(t)` is where kernel position t goes.
@@ -79,16 +79,16 @@ fn transpose(
     packed: &mut [f32],
     line: impl Fn(usize) -> usize,
 ) {
-    let mut lines = [[0.0f32; PANEL]; LANES];
-    for k in (0..count).step_by(LANES) {
-        let lines = &mut lines[..LANES.min(count - k)];
+    let mut lines = [[0.0f32; PANEL]; SQUARE];
+    for k in (0..count).step_by(SQUARE) {
+        let lines = &mut lines[..SQUARE.min(count - k)];
         // Lanes whose eight values are read as vectors.
         let mut done = 0;
-        while lines.len() == LANES && done + LANES <= lanes {
-            let block = &source[done * stride + k..][..(LANES - 1) * stride + LANES];
+        while lines.len() == SQUARE && done + SQUARE <= lanes {
+            let block = &source[done * stride + k..][..(SQUARE - 1) * stride + SQUARE];
             // SAFETY: the block holds eight rows of eight values, the lines have eight lanes from `done` on.
             unsafe { transpose_block(isa, block.as_ptr(), stride, lines.as_mut_ptr().cast::<f32>().add(done)) };
-            done += LANES;
+            done += SQUARE;
         }
         for lane in done..lanes {
             for (line, value) in lines.iter_mut().zip(&source[lane * stride + k..]) {
@@ -107,9 +107,9 @@ simd_fn! {
     /// # Safety
     /// All addresses must be valid.
     unsafe fn transpose_block<S>(source: *const f32, stride: usize, target: *mut f32) {
-        let rows = std::array::from_fn(|i| S::load(source.add(i * stride)));
-        for (k, column) in S::transpose(rows).into_iter().enumerate() {
-            S::store(target.add(k * PANEL), column);
+        let rows = std::array::from_fn(|i| S::Eight::load(source.add(i * stride)));
+        for (k, column) in S::Eight::transpose(rows).into_iter().enumerate() {
+            S::Eight::store(target.add(k * PANEL), column);
         }
     }
 }

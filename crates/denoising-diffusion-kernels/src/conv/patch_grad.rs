@@ -6,7 +6,7 @@
 
 use crate::gemm::{PANEL, outer_products};
 use crate::par::{ELEMENTS_PER_TASK, Scratch, Shared, for_each_task, task_range};
-use crate::simd::{Isa, LANES, prefetch_far, simd_fn};
+use crate::simd::{Isa, prefetch_far, simd_fn};
 
 use super::Conv2dShape;
 use super::windows::Windows;
@@ -90,8 +90,8 @@ simd_fn! {
                 let (from, to) = (source.add(offset + run.shift), lines.add(m * PANEL + run.lane));
                 prefetch_far(from.wrapping_add(ahead));
                 S::store(to, S::load(from));
-                if run.len > LANES {
-                    S::store(to.add(LANES), S::load(from.add(LANES)));
+                if run.len > S::LANES {
+                    S::store(to.add(S::LANES), S::load(from.add(S::LANES)));
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! Sums of outer products, for weight gradients.
 
-use super::{Finish, PANEL, ROWS, ZEROS, step, store_tile, tile_rows};
-use crate::simd::{LANES, Simd, prefetch_far, simd_fn};
+use super::{Finish, PANEL, ROWS, ZEROS, even_share, step, store_tile};
+use crate::simd::{Simd, prefetch_far, simd_fn};
 
 simd_fn! {
     /// `dst[r, j] += sum over m of a[m, r] * b[offsets[m] + j]`, for r < `height` and j < 16.
@@ -47,8 +47,8 @@ simd_fn! {
         stride: usize,
         ahead: &[f32],
     ) {
-        let per_tile = ahead.len().div_ceil(height.div_ceil(ROWS));
-        for (i, tile) in (0..height.div_ceil(ROWS)).map(|tile| tile_rows(height, tile)).enumerate() {
+        let per_tile = ahead.len().div_ceil(height.div_ceil(max_height::<S>()));
+        for (i, tile) in outer_tiles::<S>(height).enumerate() {
             for line in (i * per_tile..ahead.len().min((i + 1) * per_tile)).step_by(PANEL) {
                 prefetch_far(ahead.as_ptr().wrapping_add(line));
             }
@@ -81,7 +81,7 @@ simd_fn! {
         debug_assert!(offsets.is_empty() || a.len() >= (offsets.len() - 1) * a_stride + height);
         let stride = shifts.len() * PANEL;
         // The columns of `a` of one tile stay in the cache for all shifts.
-        for tile in (0..height.div_ceil(ROWS)).map(|tile| tile_rows(height, tile)) {
+        for tile in outer_tiles::<S>(height) {
             for (t, &shift) in shifts.iter().enumerate() {
                 let dst = dst.add(tile.start * stride + t * PANEL);
                 let matrix = if accumulate { dst.cast_const() } else { std::ptr::null() };
@@ -92,6 +92,18 @@ simd_fn! {
             }
         }
     }
+}
+
+/// Rows of the largest register tile: those of less than eight sums keep the processor waiting, and a panel may be one vector.
+const fn max_height<S: Simd>() -> usize {
+    if S::LANES < PANEL { ROWS } else { 2 * ROWS }
+}
+
+/// Tiles that cover `height` rows.
+#[inline(always)]
+fn outer_tiles<S: Simd>(height: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let tiles = height.div_ceil(max_height::<S>());
+    (0..tiles).map(move |tile| even_share(height, tiles, tile))
 }
 
 /// [`outer_tile`] for the given height and the width in `finish`.
@@ -106,22 +118,20 @@ unsafe fn outer_tile_of<S: Simd>(
     lines: impl Iterator<Item = *const f32>,
     finish: Finish,
 ) {
-    unsafe {
-        match (height, finish.width > LANES) {
-            (6, true) => outer_tile::<S, 6, 2>(a, a_stride, lines, finish),
-            (5, true) => outer_tile::<S, 5, 2>(a, a_stride, lines, finish),
-            (4, true) => outer_tile::<S, 4, 2>(a, a_stride, lines, finish),
-            (3, true) => outer_tile::<S, 3, 2>(a, a_stride, lines, finish),
-            (2, true) => outer_tile::<S, 2, 2>(a, a_stride, lines, finish),
-            (1, true) => outer_tile::<S, 1, 2>(a, a_stride, lines, finish),
-            (6, false) => outer_tile::<S, 6, 1>(a, a_stride, lines, finish),
-            (5, false) => outer_tile::<S, 5, 1>(a, a_stride, lines, finish),
-            (4, false) => outer_tile::<S, 4, 1>(a, a_stride, lines, finish),
-            (3, false) => outer_tile::<S, 3, 1>(a, a_stride, lines, finish),
-            (2, false) => outer_tile::<S, 2, 1>(a, a_stride, lines, finish),
-            (1, false) => outer_tile::<S, 1, 1>(a, a_stride, lines, finish),
-            (other, _) => unreachable!("tile of {other} rows"),
-        }
+    macro_rules! of_height {
+        ($width:literal; $($height:literal)*) => {
+            match height {
+                $($height => unsafe { outer_tile::<S, $height, $width>(a, a_stride, lines, finish) },)*
+                other => unreachable!("tile of {other} rows"),
+            }
+        };
+    }
+    if S::LANES == PANEL {
+        of_height!(1; 1 2 3 4 5 6 7 8 9 10 11 12);
+    } else if finish.width > S::LANES {
+        of_height!(2; 1 2 3 4 5 6);
+    } else {
+        of_height!(1; 1 2 3 4 5 6);
     }
 }
 
@@ -139,7 +149,7 @@ unsafe fn outer_tile<S: Simd, const R: usize, const W: usize>(
     unsafe {
         let mut sums = [[S::splat(0.0); W]; R];
         for line in lines {
-            sums = step::<S, R, W>(sums, std::array::from_fn(|r| a.wrapping_add(r)), line);
+            sums = step::<S, R, W>(sums, std::array::from_fn(|r| a.wrapping_add(r)), line, 0);
             a = a.wrapping_add(a_stride);
         }
         store_tile::<S, R, W>(sums, finish);

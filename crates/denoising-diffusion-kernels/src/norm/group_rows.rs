@@ -2,7 +2,7 @@
 
 use super::rows::{load, store};
 use crate::activation::{Activation, silu, silu_slope};
-use crate::simd::{LANES, Simd, simd_fn};
+use crate::simd::{Simd, simd_fn};
 
 /// Rows of what [`statistics`] fills.
 pub(super) const STATS: usize = 3;
@@ -21,14 +21,14 @@ macro_rules! for_tiles {
             let step = if rows - $row >= ROWS { ROWS } else { 1 };
             let mut $k = 0;
             while $k < c {
-                let $n = (c - $k).min(LANES);
-                match (step == ROWS, $n == LANES) {
+                let $n = (c - $k).min($s::LANES);
+                match (step == ROWS, $n == $s::LANES) {
                     (true, true) => $body::<$s, ROWS, true $(, $flag)*>($($arg),*),
                     (true, false) => $body::<$s, ROWS, false $(, $flag)*>($($arg),*),
                     (false, true) => $body::<$s, 1, true $(, $flag)*>($($arg),*),
                     (false, false) => $body::<$s, 1, false $(, $flag)*>($($arg),*),
                 }
-                $k += LANES;
+                $k += $s::LANES;
             }
             $row += step;
         }

@@ -10,7 +10,7 @@
 use super::RmsNormShape as RowShape;
 use super::rows::{load, store};
 use crate::par::{Scratch, Shared, for_each_task, task_range};
-use crate::simd::{Isa, LANES, Simd, simd_fn};
+use crate::simd::{Isa, Simd, simd_fn};
 
 /// y = layer_norm(x) (1 + scale) + shift: `x` and `y` `[batch, positions, channels]`, `scale_shift` `[batch, 2 channels]`, each row scale before
 /// shift.
@@ -152,7 +152,7 @@ macro_rules! for_rows {
     ($len:expr, $c:expr, $body:ident::<$s:ident>, |$at:ident| ($($arg:expr),*)) => {
         let mut $at = 0;
         while $at < $len {
-            if $c % LANES == 0 {
+            if $c % $s::LANES == 0 {
                 $body::<$s, true>($($arg),*);
             } else {
                 $body::<$s, false>($($arg),*);
@@ -169,7 +169,7 @@ macro_rules! for_vectors {
         while $k < $c {
             let $n = $c - $k;
             $one
-            $k += LANES;
+            $k += S::LANES;
         }
     };
 }
@@ -223,7 +223,7 @@ unsafe fn moments<S: Simd, const WHOLE: bool>(x: *const f32, c: usize, eps: f32)
             squares = S::fma(off, off, squares);
         });
         // What lies behind the row was taken as 0.
-        let behind = if WHOLE { 0 } else { c.next_multiple_of(LANES) - c };
+        let behind = if WHOLE { 0 } else { c.next_multiple_of(S::LANES) - c };
         let variance = (S::sum(squares) - behind as f32 * mean * mean).max(0.0) / c as f32;
         // `max` would hide a NaN, which the mean has, too.
         [mean, (variance + eps + 0.0 * mean).sqrt().recip()]

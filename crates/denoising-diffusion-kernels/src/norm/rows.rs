@@ -2,7 +2,7 @@
 //! read memory once.
 
 use crate::activation::{Activation, silu, silu_slope};
-use crate::simd::{LANES, Simd, simd_fn};
+use crate::simd::{MAX_LANES, Simd, simd_fn};
 
 /// Norms are clamped to this from below, as in PyTorch's `normalize`.
 const MIN_NORM: f32 = 1e-12;
@@ -25,22 +25,22 @@ pub(super) unsafe fn store<S: Simd, const WHOLE: bool>(p: *mut f32, v: S::V, n: 
 
 /// The norms of `R` rows, not clamped, and 1 / those clamped.
 #[inline(always)]
-unsafe fn norms<S: Simd, const R: usize, const WHOLE: bool>(x: *const f32, c: usize) -> [[f32; LANES]; 2] {
+unsafe fn norms<S: Simd, const R: usize, const WHOLE: bool>(x: *const f32, c: usize) -> [[f32; MAX_LANES]; 2] {
     unsafe {
-        let (mut norms, mut inverse) = ([1.0f32; LANES], [0.0f32; LANES]);
+        let (mut norms, mut inverse) = ([1.0f32; MAX_LANES], [0.0f32; MAX_LANES]);
         for (row, norm) in norms[..R].iter_mut().enumerate() {
             let x = x.add(row * c);
             let mut sums = [S::splat(0.0); 2];
             let mut k = 0;
-            while k + 2 * LANES <= c {
-                let (a, b) = (S::load(x.add(k)), S::load(x.add(k + LANES)));
+            while k + 2 * S::LANES <= c {
+                let (a, b) = (S::load(x.add(k)), S::load(x.add(k + S::LANES)));
                 sums = [S::fma(a, a, sums[0]), S::fma(b, b, sums[1])];
-                k += 2 * LANES;
+                k += 2 * S::LANES;
             }
             while k < c {
                 let a = load::<S, WHOLE>(x.add(k), c - k);
                 sums[0] = S::fma(a, a, sums[0]);
-                k += LANES;
+                k += S::LANES;
             }
             *norm = S::sum(S::add(sums[0], sums[1]));
         }
@@ -57,7 +57,7 @@ macro_rules! for_rows {
     ($rows:expr, $c:expr, $body:ident::<$s:ident $(, $flag:tt)*>, |$at:ident| ($($arg:expr),*)) => {
         let (rows, c) = ($rows, $c);
         let mut row = 0;
-        if c % LANES == 0 && c < WIDE {
+        if c % $s::LANES == 0 && c < WIDE {
             while row + ROWS <= rows {
                 let $at = row * c;
                 $body::<$s, ROWS, true $(, $flag)*>($($arg),*);
@@ -66,7 +66,7 @@ macro_rules! for_rows {
         }
         while row < rows {
             let $at = row * c;
-            if c % LANES == 0 {
+            if c % $s::LANES == 0 {
                 $body::<$s, 1, true $(, $flag)*>($($arg),*);
             } else {
                 $body::<$s, 1, false $(, $flag)*>($($arg),*);
@@ -135,7 +135,7 @@ unsafe fn forward_rows<S: Simd, const R: usize, const WHOLE: bool, const SILU: b
                 }
                 store::<S, WHOLE>(y.add(at), out, n);
             }
-            k += LANES;
+            k += S::LANES;
         }
     }
 }
@@ -206,7 +206,7 @@ unsafe fn backward_rows<S: Simd, const R: usize, const WHOLE: bool, const SILU: 
             }
             store::<S, WHOLE>(sum_du.add(k), total_du, n);
             store::<S, WHOLE>(sum_unit.add(k), total_unit, n);
-            k += LANES;
+            k += S::LANES;
         }
         for (row, dot) in dots.into_iter().enumerate() {
             let dot = S::splat(if norms[row] < MIN_NORM { 0.0 } else { S::sum(dot) });
@@ -217,7 +217,7 @@ unsafe fn backward_rows<S: Simd, const R: usize, const WHOLE: bool, const SILU: 
                 let unit = S::mul(load::<S, WHOLE>(x.add(at), n), inverse);
                 let du = load::<S, WHOLE>(dx.add(at), n);
                 store::<S, WHOLE>(dx.add(at), S::mul(S::sub(du, S::mul(unit, dot)), inverse), n);
-                k += LANES;
+                k += S::LANES;
             }
         }
     }

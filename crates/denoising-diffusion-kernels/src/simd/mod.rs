@@ -1,21 +1,28 @@
-//! Eight-lane f32 arithmetic in two versions, and the run-time choice between them.
+//! Vectors of f32 in three versions, and the run-time choice between them.
 //!
 //! A kernel is written once, with [`simd_fn!`], over a type parameter `S: Simd`; the macro compiles it
-//! for AVX2 + FMA (`std::arch`) and as plain Rust, and picks by [`Isa`]. The plain version rounds products before adding
-//! them, the AVX2 version does not, so the two agree to rounding and not to the bit.
+//! for AVX-512 (sixteen lanes), for AVX2 + FMA (eight) and as plain Rust (eight), and picks by [`Isa`]. The plain version rounds
+//! products before adding them, the others do not, and sums over lanes depend on their number: versions agree to rounding and
+//! not to the bit.
 //!
 //! This is not a general vector library: it has the operations that the kernels need.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod portable;
-#[cfg(target_arch = "x86_64")]
-mod x86;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::Avx512;
 pub(crate) use portable::Portable;
-#[cfg(target_arch = "x86_64")]
-pub(crate) use x86::Avx2;
 
-/// Lanes of a vector.
-pub(crate) const LANES: usize = 8;
+/// Lanes of the widest vector.
+pub(crate) const MAX_LANES: usize = 16;
+/// Rows and columns of what [`EightLanes::transpose`] turns.
+pub(crate) const SQUARE: usize = 8;
 
 /// The instruction set that a kernel runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +32,9 @@ pub(crate) enum Isa {
     /// x86-64 with AVX2 and FMA. Only made where the CPU has both.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// x86-64 with AVX-512 F and DQ, besides AVX2 and FMA. Only made where the CPU has them.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
 }
 
 impl Isa {
@@ -32,7 +42,8 @@ impl Isa {
     pub(crate) fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            return Isa::Avx2;
+            let wide = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq");
+            return if wide { Isa::Avx512 } else { Isa::Avx2 };
         }
         Isa::Portable
     }
@@ -40,21 +51,27 @@ impl Isa {
     /// Every version that this CPU can run.
     #[cfg(test)]
     pub(crate) fn all() -> Vec<Self> {
-        let mut all = vec![Isa::Portable];
-        if Isa::detect() != Isa::Portable {
-            all.push(Isa::detect());
+        match Isa::detect() {
+            Isa::Portable => vec![Isa::Portable],
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => vec![Isa::Portable, Isa::Avx2],
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => vec![Isa::Portable, Isa::Avx2, Isa::Avx512],
         }
-        all
     }
 }
 
-/// Vector operations on [`LANES`] f32 values.
+/// Vector operations on [`Simd::LANES`] f32 values.
 ///
 /// # Safety
-/// The CPU must have the instructions of the implementation; pointers must be valid for eight (or `n`) values.
+/// The CPU must have the instructions of the implementation; pointers must be valid for that many (or `n`) values.
 /// `min(a, b)` is `a < b ? a : b` and `max` likewise, so a NaN in the second argument comes out.
 pub(crate) trait Simd: Copy {
+    /// 8 or 16.
+    const LANES: usize;
     type V: Copy;
+    /// The version of eight lanes.
+    type Eight: EightLanes;
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(p: *const f32) -> Self::V;
     unsafe fn store(p: *mut f32, v: Self::V);
@@ -72,29 +89,31 @@ pub(crate) trait Simd: Copy {
     /// 2^a for integers a in -126..=127; 0 for -127, infinity for 128.
     unsafe fn exp2_int(a: Self::V) -> Self::V;
 
-    /// Rows become columns.
-    unsafe fn transpose(rows: [Self::V; LANES]) -> [Self::V; LANES];
+    /// Lanes `8 i..8 i + 8`.
+    unsafe fn eight(v: Self::V, i: usize) -> <Self::Eight as Simd>::V;
+    /// The vector whose [`Simd::eight`]s are the first of these, as many as it has.
+    unsafe fn from_eights(eights: [<Self::Eight as Simd>::V; 2]) -> Self::V;
 
-    /// The first `n` (1..=8) values, zeros behind them.
+    /// The first `n` (at least 1) values, zeros behind them; all of them from `n` = [`Simd::LANES`] on.
     #[inline(always)]
     unsafe fn load_n(p: *const f32, n: usize) -> Self::V {
-        if n >= LANES {
+        if n >= Self::LANES {
             return unsafe { Self::load(p) };
         }
-        let mut lanes = [0.0f32; LANES];
+        let mut lanes = [0.0f32; MAX_LANES];
         unsafe {
             std::ptr::copy_nonoverlapping(p, lanes.as_mut_ptr(), n);
             Self::load(lanes.as_ptr())
         }
     }
 
-    /// Stores the first `n` (1..=8) values.
+    /// Stores the first `n` (at least 1) values, all of them from `n` = [`Simd::LANES`] on.
     #[inline(always)]
     unsafe fn store_n(p: *mut f32, v: Self::V, n: usize) {
-        if n >= LANES {
+        if n >= Self::LANES {
             return unsafe { Self::store(p, v) };
         }
-        let mut lanes = [0.0f32; LANES];
+        let mut lanes = [0.0f32; MAX_LANES];
         unsafe {
             Self::store(lanes.as_mut_ptr(), v);
             std::ptr::copy_nonoverlapping(lanes.as_ptr(), p, n);
@@ -104,18 +123,38 @@ pub(crate) trait Simd: Copy {
     /// Sum of the lanes, in a fixed order.
     #[inline(always)]
     unsafe fn sum(v: Self::V) -> f32 {
-        let mut l = [0.0f32; LANES];
-        unsafe { Self::store(l.as_mut_ptr(), v) };
-        ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
+        unsafe { Self::fold(v, |a, b| a + b) }
     }
 
     /// Largest lane that is a number.
     #[inline(always)]
     unsafe fn max_lane(v: Self::V) -> f32 {
-        let mut l = [0.0f32; LANES];
-        unsafe { Self::store(l.as_mut_ptr(), v) };
-        l.into_iter().fold(f32::NEG_INFINITY, f32::max)
+        unsafe { Self::fold(v, f32::max) }
     }
+
+    /// Both halves of the lanes with each other, then of what came out, until one value is left.
+    #[inline(always)]
+    unsafe fn fold(v: Self::V, f: impl Fn(f32, f32) -> f32) -> f32 {
+        let mut lanes = [0.0f32; MAX_LANES];
+        unsafe { Self::store(lanes.as_mut_ptr(), v) };
+        let mut width = Self::LANES;
+        while width > 1 {
+            width /= 2;
+            for i in 0..width {
+                lanes[i] = f(lanes[i], lanes[i + width]);
+            }
+        }
+        lanes[0]
+    }
+}
+
+/// A [`Simd`] of eight lanes.
+///
+/// # Safety
+/// As [`Simd`].
+pub(crate) trait EightLanes: Simd {
+    /// Rows become columns.
+    unsafe fn transpose(rows: [Self::V; SQUARE]) -> [Self::V; SQUARE];
 }
 
 /// e^x to a relative error below 2e-7 where that is a normal number; less than that becomes 0, and more than 2^127.5 becomes
@@ -189,11 +228,19 @@ macro_rules! simd_fn {
             unsafe fn avx2($($arg: $ty),*) $(-> $ret)? {
                 unsafe { body::<$crate::simd::Avx2>($($arg),*) }
             }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,avx512f,avx512dq")]
+            #[allow(clippy::too_many_arguments, reason = "strides and sizes of plain memory")]
+            unsafe fn avx512($($arg: $ty),*) $(-> $ret)? {
+                unsafe { body::<$crate::simd::Avx512>($($arg),*) }
+            }
             match isa {
                 $crate::simd::Isa::Portable => unsafe { body::<$crate::simd::Portable>($($arg),*) },
-                // SAFETY: `Isa::Avx2` is only made after the CPU was asked.
+                // SAFETY: these are only made after the CPU was asked.
                 #[cfg(target_arch = "x86_64")]
                 $crate::simd::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                #[cfg(target_arch = "x86_64")]
+                $crate::simd::Isa::Avx512 => unsafe { avx512($($arg),*) },
             }
         }
     };
@@ -205,16 +252,16 @@ mod tests {
     use super::*;
 
     simd_fn! {
-        unsafe fn exp_lanes<S>(x: &[f32; LANES], y: &mut [f32; LANES]) {
+        unsafe fn exp_lanes<S>(x: &[f32; MAX_LANES], y: &mut [f32; MAX_LANES]) {
             S::store(y.as_mut_ptr(), exp::<S>(S::load(x.as_ptr())));
         }
     }
 
     simd_fn! {
         unsafe fn transposed<S>(x: &[f32; 64], y: &mut [f32; 64]) {
-            let columns = S::transpose(std::array::from_fn(|i| S::load(x.as_ptr().add(i * LANES))));
+            let columns = S::Eight::transpose(std::array::from_fn(|i| S::Eight::load(x.as_ptr().add(i * SQUARE))));
             for (i, column) in columns.into_iter().enumerate() {
-                S::store(y.as_mut_ptr().add(i * LANES), column);
+                S::Eight::store(y.as_mut_ptr().add(i * SQUARE), column);
             }
         }
     }
@@ -230,10 +277,38 @@ mod tests {
         }
     }
 
+    simd_fn! {
+        unsafe fn parts<S>(x: &[f32; MAX_LANES], n: usize, y: &mut [f32; MAX_LANES]) -> [f32; 2] {
+            let v = S::load_n(x.as_ptr(), n);
+            let v = S::from_eights([S::eight(v, 0), S::eight(v, 1)]);
+            S::store_n(y.as_mut_ptr(), v, n);
+            [S::sum(v), S::max_lane(v)]
+        }
+    }
+
+    #[test]
+    fn parts_of_vectors_are_loaded_stored_taken_apart_and_added_up() {
+        let x = std::array::from_fn(|i| 1.0 + i as f32);
+        for isa in Isa::all() {
+            let lanes = match isa {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => 16,
+                _ => 8,
+            };
+            for n in 1..=lanes {
+                let mut y = [-1.0; MAX_LANES];
+                // SAFETY: `isa` is one that this machine runs.
+                let [sum, max] = unsafe { parts(isa, &x, n, &mut y) };
+                assert_eq!(y, std::array::from_fn(|i| if i < n { x[i] } else { -1.0 }), "{isa:?}, {n}");
+                assert_eq!([sum, max], [(n * (n + 1) / 2) as f32, n as f32], "{isa:?}, {n}");
+            }
+        }
+    }
+
     fn exp_all(isa: Isa, x: f32) -> f32 {
-        let mut y = [0.0; LANES];
+        let mut y = [0.0; MAX_LANES];
         // SAFETY: `isa` is one that this machine runs.
-        unsafe { exp_lanes(isa, &[x; LANES], &mut y) };
+        unsafe { exp_lanes(isa, &[x; MAX_LANES], &mut y) };
         y[0]
     }
 

@@ -1,6 +1,8 @@
 //! The plain version: arrays of eight, which the compiler turns into whatever vectors the target has.
 
-use super::{LANES, Simd};
+use super::{EightLanes, Simd};
+
+const LANES: usize = 8;
 
 /// Plain Rust, no FMA (a fused multiply-add without hardware support would be a library call).
 #[derive(Clone, Copy)]
@@ -17,7 +19,9 @@ fn zip(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; L
 }
 
 impl Simd for Portable {
+    const LANES: usize = LANES;
     type V = [f32; LANES];
+    type Eight = Self;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
@@ -74,6 +78,17 @@ impl Simd for Portable {
         // A NaN becomes 0 here; it is still in the polynomial that this multiplies.
         map(a, |x| f32::from_bits(((x as i32 + 127) << 23) as u32))
     }
+    #[inline(always)]
+    unsafe fn eight(v: Self::V, _: usize) -> Self::V {
+        v
+    }
+    #[inline(always)]
+    unsafe fn from_eights([v, _]: [Self::V; 2]) -> Self::V {
+        v
+    }
+}
+
+impl EightLanes for Portable {
     #[inline(always)]
     unsafe fn transpose(rows: [Self::V; LANES]) -> [Self::V; LANES] {
         std::array::from_fn(|i| std::array::from_fn(|j| rows[j][i]))

@@ -2,7 +2,7 @@
 
 use super::gather::OUTSIDE;
 use crate::gemm::PANEL;
-use crate::simd::{LANES, Simd, simd_fn};
+use crate::simd::{EightLanes, MAX_LANES, SQUARE, Simd, simd_fn};
 
 /// Positions of a transformed tile.
 pub(super) const FREQUENCIES: usize = 36;
@@ -129,7 +129,7 @@ impl Transform<4, 6> for OutputGrad {
     }
 }
 
-/// Up to eight values, zeros for those that are not there.
+/// Up to a vector of values, zeros for those that are not there.
 #[inline(always)]
 unsafe fn load_up_to<S: Simd>(p: *const f32, n: usize) -> S::V {
     unsafe { if n == 0 { S::splat(0.0) } else { S::load_n(p, n) } }
@@ -156,12 +156,12 @@ unsafe fn spread<S: Simd, T: Transform<N, 6>, const N: usize>(
     to: Spread,
 ) {
     unsafe {
-        for c in (0..channels.next_multiple_of(PANEL)).step_by(LANES) {
+        for c in (0..channels.next_multiple_of(PANEL)).step_by(S::LANES) {
             let at = first + c;
             let dst = to.at.add(at / to.block_len * to.block_stride + at % to.block_len);
             let store = |i: usize, j: usize, value| S::store(dst.add((i * 6 + j) * to.frequency_stride), value);
             // Apart, so that whole vectors pay nothing for those that are not.
-            if c + LANES <= channels {
+            if c + S::LANES <= channels {
                 T::square::<S>(|i, j| S::load(pixels[i * N + j].add(c)), store);
             } else {
                 let n = channels.saturating_sub(c);
@@ -216,8 +216,8 @@ simd_fn! {
         add: *const f32,
         floor: f32,
     ) {
-        for c in (0..bias.len()).step_by(LANES) {
-            let n = (bias.len() - c).min(LANES);
+        for c in (0..bias.len()).step_by(S::LANES) {
+            let n = (bias.len() - c).min(S::LANES);
             let bias = S::load_n(bias.as_ptr().add(c), n);
             let store = |i: usize, j: usize, value| {
                 let pixel = pixels[i * 4 + j];
@@ -249,8 +249,8 @@ simd_fn! {
         pixels: &[usize; 4],
         place: Place,
     ) {
-        for c in (0..channels).step_by(LANES) {
-            let n = (channels - c).min(LANES);
+        for c in (0..channels).step_by(S::LANES) {
+            let n = (channels - c).min(S::LANES);
             let mut y = [[S::splat(0.0); 2]; 2];
             let sum = |i: usize, j: usize, value| y[i / 2][j / 2] = S::add(y[i / 2][j / 2], value);
             Output::square::<S>(|i, j| S::load(m.add((i * 6 + j) * stride + c)), sum);
@@ -280,18 +280,23 @@ simd_fn! {
     /// Nine values must be at every kernel's address, and room for sixteen at every destination.
     pub(super) unsafe fn filter_rows<S>(kernels: Kernels, rows: usize, turned: bool, dst: *mut f32, stride: usize) {
         for k in 0..rows {
-            for lane in [0, LANES] {
+            for lane in (0..PANEL).step_by(S::LANES) {
                 let n = kernels.lanes.saturating_sub(lane);
-                let mut last = [0.0f32; LANES];
-                let rows: [S::V; LANES] = std::array::from_fn(|i| {
-                    if i >= n {
-                        return S::splat(0.0);
-                    }
-                    let at = kernels.at.add((lane + i) * kernels.lane_stride + k * kernels.row_stride);
-                    last[i] = *at.add(8);
-                    S::load(at)
-                });
-                let [t0, t1, t2, t3, t4, t5, t6, t7] = S::transpose(rows);
+                let mut last = [0.0f32; MAX_LANES];
+                let mut eight = |first: usize| {
+                    S::Eight::transpose(std::array::from_fn(|i| {
+                        let i = first + i;
+                        if i >= n {
+                            return S::Eight::splat(0.0);
+                        }
+                        let at = kernels.at.add((lane + i) * kernels.lane_stride + k * kernels.row_stride);
+                        last[i] = *at.add(8);
+                        S::Eight::load(at)
+                    }))
+                };
+                let low = eight(0);
+                let high = if S::LANES > SQUARE { eight(SQUARE) } else { low };
+                let [t0, t1, t2, t3, t4, t5, t6, t7] = std::array::from_fn(|i| S::from_eights([low[i], high[i]]));
                 let t8 = S::load(last.as_ptr());
                 let x = if turned {
                     [[t8, t7, t6], [t5, t4, t3], [t2, t1, t0]]
@@ -312,20 +317,22 @@ simd_fn! {
     /// # Safety
     /// `u` has sixteen values per frequency, `dst` nine per lane.
     pub(super) unsafe fn filter_grad<S>(u: *const f32, stride: usize, lanes: usize, add: bool, dst: *mut f32) {
-        for lane in (0..lanes).step_by(LANES) {
+        for lane in (0..lanes).step_by(S::LANES) {
             let mut taps = [S::splat(0.0); 9];
             let keep = |i: usize, j: usize, value| taps[i * 3 + j] = value;
             FilterGrad::square::<S>(|i, j| S::load(u.add((i * 6 + j) * stride + lane)), keep);
-            let [t0, t1, t2, t3, t4, t5, t6, t7, t8] = taps;
-            let mut last = [0.0f32; LANES];
-            S::store(last.as_mut_ptr(), t8);
-            let kernels = S::transpose([t0, t1, t2, t3, t4, t5, t6, t7]);
-            for (i, (kernel, last)) in kernels.into_iter().zip(last).enumerate().take(lanes - lane) {
-                let dst = dst.add((lane + i) * 9);
-                let (sum, sum_last) =
-                    if add { (S::add(S::load(dst), kernel), *dst.add(8) + last) } else { (kernel, last) };
-                S::store(dst, sum);
-                *dst.add(8) = sum_last;
+            let mut last = [0.0f32; MAX_LANES];
+            S::store(last.as_mut_ptr(), taps[8]);
+            for (half, last) in last[..S::LANES].chunks_exact(SQUARE).enumerate() {
+                let kernels = S::Eight::transpose(std::array::from_fn(|i| S::eight(taps[i], half)));
+                let lane = lane + half * SQUARE;
+                for (i, (kernel, &last)) in kernels.into_iter().zip(last).enumerate().take(lanes.saturating_sub(lane)) {
+                    let dst = dst.add((lane + i) * 9);
+                    let (sum, sum_last) =
+                        if add { (S::Eight::add(S::Eight::load(dst), kernel), *dst.add(8) + last) } else { (kernel, last) };
+                    S::Eight::store(dst, sum);
+                    *dst.add(8) = sum_last;
+                }
             }
         }
     }

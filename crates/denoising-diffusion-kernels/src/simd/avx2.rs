@@ -2,14 +2,16 @@
 
 use std::arch::x86_64::*;
 
-use super::Simd;
+use super::{EightLanes, Simd};
 
 /// AVX2 and FMA intrinsics. Every function may only run where the CPU has both, see [`super::Isa::detect`].
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2;
 
 impl Simd for Avx2 {
+    const LANES: usize = 8;
     type V = __m256;
+    type Eight = Self;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
@@ -66,6 +68,17 @@ impl Simd for Avx2 {
             _mm256_castsi256_ps(_mm256_slli_epi32::<23>(n))
         }
     }
+    #[inline(always)]
+    unsafe fn eight(v: Self::V, _: usize) -> Self::V {
+        v
+    }
+    #[inline(always)]
+    unsafe fn from_eights([v, _]: [Self::V; 2]) -> Self::V {
+        v
+    }
+}
+
+impl EightLanes for Avx2 {
     #[inline(always)]
     unsafe fn transpose(r: [Self::V; 8]) -> [Self::V; 8] {
         unsafe {
