@@ -15,6 +15,7 @@ const STEPS: usize = 1 << 19;
 /// Vectors that are computed independently of each other, enough for two results per cycle after four cycles each.
 const VECTORS: usize = 12;
 const LANES: usize = 8;
+const WIDE_LANES: usize = 16;
 
 /// The highest rates that were seen.
 #[derive(Clone, Copy, Default)]
@@ -38,7 +39,8 @@ pub struct Bound {
 impl Peaks {
     /// Measures for about a second and keeps what is higher than before: a shared machine only ever makes rates lower.
     pub fn measure(&mut self) {
-        let flops = 2 * STEPS * VECTORS * LANES * rayon::current_num_threads();
+        let lanes = if has_avx512() { WIDE_LANES } else { LANES };
+        let flops = 2 * STEPS * VECTORS * lanes * rayon::current_num_threads();
         self.gflops = self.gflops.max(rate(flops, 200, || drop(rayon::broadcast(|_| black_box(arithmetic())))));
         self.memory = self.memory.max(copy(LARGE, 4));
         self.cache = self.cache.max(copy(SMALL, 100));
@@ -53,7 +55,13 @@ impl Peaks {
 
     /// How arithmetic was measured.
     pub fn arithmetic(&self) -> &'static str {
-        if has_avx2_and_fma() { "AVX2 and FMA" } else { "portable" }
+        if has_avx512() {
+            "AVX-512"
+        } else if has_avx2_and_fma() {
+            "AVX2 and FMA"
+        } else {
+            "portable"
+        }
     }
 }
 
@@ -86,13 +94,28 @@ fn has_avx2_and_fma() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
 }
 
+#[cfg(target_arch = "x86_64")]
+fn has_avx512() -> bool {
+    has_avx2_and_fma() && is_x86_feature_detected!("avx512f")
+}
+
 #[cfg(not(target_arch = "x86_64"))]
 fn has_avx2_and_fma() -> bool {
     false
 }
 
+#[cfg(not(target_arch = "x86_64"))]
+fn has_avx512() -> bool {
+    false
+}
+
 /// [`STEPS`] multiplications and additions of [`VECTORS`] vectors. The values settle at 2.
 fn arithmetic() -> f32 {
+    #[cfg(target_arch = "x86_64")]
+    if has_avx512() {
+        // SAFETY: the machine has it.
+        return unsafe { fused_wide() };
+    }
     #[cfg(target_arch = "x86_64")]
     if has_avx2_and_fma() {
         // SAFETY: the machine has both.
@@ -113,6 +136,20 @@ fn fused() -> f32 {
         }
     }
     sums.into_iter().map(|sum| _mm256_cvtss_f32(sum)).sum()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn fused_wide() -> f32 {
+    use std::arch::x86_64::*;
+    let (half, one) = (_mm512_set1_ps(black_box(0.5)), _mm512_set1_ps(black_box(1.0)));
+    let mut sums = [one; VECTORS];
+    for _ in 0..STEPS {
+        for sum in &mut sums {
+            *sum = _mm512_fmadd_ps(*sum, half, one);
+        }
+    }
+    sums.into_iter().map(|sum| _mm512_cvtss_f32(sum)).sum()
 }
 
 /// As the kernels' portable version: not fused, in whatever vectors the target has.

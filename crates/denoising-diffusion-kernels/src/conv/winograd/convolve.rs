@@ -2,7 +2,7 @@
 //!
 //! - [`by_tiles`], where tiles outnumber output channels: the kernels are transformed once; each task takes a block of tiles through all
 //!   three steps, in the second-level cache.
-//! - [`by_channels`], where they do not: the tiles are transformed once; each task takes sixteen output channels through all three steps,
+//! - [`by_channels`], where they do not: the tiles are transformed once; each task takes a few output channels through all three steps,
 //!   transforming their kernels as it needs them. A transformed weight is four times as large as the weight, and
 //!   is never written to memory.
 
@@ -24,6 +24,14 @@ const GROUP: usize = 4 * PANEL;
 const BLOCK: usize = 64;
 /// Rows of sixteen kernels that one thread transforms sooner than others wake up.
 const FEW_ROWS: usize = 256;
+/// Panels of output channels that a task of [`by_channels`] computes: two vectors.
+const fn panels_per_task(isa: Isa) -> usize {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => 2,
+        _ => 1,
+    }
+}
 /// Tiles that are transformed at a time in [`by_channels`].
 const TILES_PER_TASK: usize = 4;
 
@@ -151,8 +159,10 @@ impl Job<'_> {
             });
         });
         let rows = &rows[..];
-        for_each_task(to.div_ceil(PANEL), |panel| {
-            let (filter_len, sums_len) = (spaced(BLOCK * PANEL), spaced(tiles * PANEL));
+        let (all_panels, group) = (to.div_ceil(PANEL), panels_per_task(self.isa));
+        for_each_task(all_panels.div_ceil(group), |task| {
+            let panels = task_range(task, group, all_panels);
+            let (filter_len, sums_len) = (spaced(group * BLOCK * PANEL), spaced(tiles * group * PANEL));
             let mut filters = Scratch::new(FREQUENCIES * filter_len);
             let mut sums = Scratch::new(FREQUENCIES * sums_len);
             for (block, k) in (0..from).step_by(BLOCK).enumerate() {
@@ -160,18 +170,21 @@ impl Job<'_> {
                 let len = k.len();
                 // SAFETY: the filters are this task's; rows, filters and sums are as long as their strides say.
                 unsafe {
-                    self.filters(panel, k, filters.as_mut_ptr(), filter_len);
+                    for (i, panel) in panels.clone().enumerate() {
+                        self.filters(panel, k.clone(), filters[i * BLOCK * PANEL..].as_mut_ptr(), filter_len);
+                    }
                     for f in 0..FREQUENCIES {
                         let a = rows[block * block_len + f * rows_len..].as_ptr();
                         let b = filters[f * filter_len..].as_ptr();
                         let dst = sums[f * sums_len..].as_mut_ptr();
-                        multiply(self.isa, tiles, len, 1, a, BLOCK, b, 0, block > 0, dst, PANEL);
+                        let (b_stride, dst_stride) = (BLOCK * PANEL, group * PANEL);
+                        multiply(self.isa, tiles, len, panels.len(), a, BLOCK, b, b_stride, block > 0, dst, dst_stride);
                     }
                 }
             }
-            let channels = panel * PANEL..to.min((panel + 1) * PANEL);
+            let channels = panels.start * PANEL..to.min(panels.end * PANEL);
             for tile in 0..tiles {
-                self.output(tile, channels.clone(), &sums[tile * PANEL..], sums_len, &zeros);
+                self.output(tile, channels.clone(), &sums[tile * group * PANEL..], sums_len, &zeros);
             }
         });
     }
