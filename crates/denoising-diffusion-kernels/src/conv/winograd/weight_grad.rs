@@ -34,7 +34,7 @@ const TASK_PANELS: [usize; 2] = [2, 4];
 /// Tasks wanted at least in [`Job::by_panels`], with fewer panels of x each.
 const MIN_TASKS: usize = 16;
 /// Values of the products of two panels at one frequency.
-const BLOCK: usize = (PANEL * PANEL / PANEL | 1) * PANEL;
+const BLOCK: usize = (PANEL + 1) * PANEL;
 
 /// As [`crate::conv::weight_grad::weight_grad`], for shapes to which [`super::applies`]; the parts of x begin at multiples of sixteen
 /// channels.
