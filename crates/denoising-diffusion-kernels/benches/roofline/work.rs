@@ -243,12 +243,14 @@ fn group_norm(s: GroupNormShape, pass: Pass) -> Box<dyn FnMut()> {
 }
 
 fn linear_attention(s: AttentionShape, pass: Pass) -> Box<dyn FnMut()> {
-    let (qkv, memory, mut out) = (values(s.qkv_len()), values(s.memory_len()), values(s.output_len()));
+    let (qkv, memory) = (values(s.qkv_len()), values(s.memory_len()));
+    let (mut out, mut state) = (values(s.output_len()), values(s.linear_state_len()));
     if pass == Pass::Forward {
-        return Box::new(move || linear_attention_forward(&s, &qkv, &memory, &mut out));
+        return Box::new(move || linear_attention_forward(&s, &qkv, &memory, &mut out, &mut state));
     }
-    let (mut dqkv, mut dmemory) = (qkv.clone(), memory.clone());
-    Box::new(move || linear_attention_backward(&s, &qkv, &memory, &out, &mut dqkv, &mut dmemory))
+    linear_attention_forward(&s, &qkv, &memory, &mut out, &mut state);
+    let (dout, mut dqkv, mut dmemory) = (values(s.output_len()), qkv.clone(), memory.clone());
+    Box::new(move || linear_attention_backward(&s, &qkv, &memory, &state, &dout, &mut dqkv, &mut dmemory))
 }
 
 fn attention(s: AttentionShape, pass: Pass) -> Box<dyn FnMut()> {

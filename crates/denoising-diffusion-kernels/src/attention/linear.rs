@@ -22,20 +22,41 @@ const TASKS: usize = 32;
 /// q' = softmax of q over the head's channels times head_dim^-1/2, k' = softmax of k over all keys.
 ///
 /// `qkv` is `[batch, positions, 3, heads, head_dim]`, `memory` is `[2, heads, head_dim, memory]` (keys, values), `out` is
-/// `[batch, positions, heads, head_dim]`.
-pub fn linear_attention_forward(shape: &AttentionShape, qkv: &[f32], memory: &[f32], out: &mut [f32]) {
-    forward_with(Isa::detect(), shape, qkv, memory, out);
+/// `[batch, positions, heads, head_dim]`. `state`, of [`AttentionShape::linear_state_len`] values, is what
+/// [`linear_attention_state`] makes, for the backward pass.
+pub fn linear_attention_forward(
+    shape: &AttentionShape,
+    qkv: &[f32],
+    memory: &[f32],
+    out: &mut [f32],
+    state: &mut [f32],
+) {
+    forward_with(Isa::detect(), shape, qkv, memory, out, state);
 }
 
-pub(super) fn forward_with(isa: Isa, shape: &AttentionShape, qkv: &[f32], memory: &[f32], out: &mut [f32]) {
+/// What the keys and values of each head of each image come to, as the backward pass needs it: the first half of
+/// [`linear_attention_forward`].
+pub fn linear_attention_state(shape: &AttentionShape, qkv: &[f32], memory: &[f32], state: &mut [f32]) {
+    shape.check(qkv.len(), memory.len(), shape.output_len());
+    Plan::new(shape).states(Isa::detect(), qkv, memory, state);
+}
+
+pub(super) fn forward_with(
+    isa: Isa,
+    shape: &AttentionShape,
+    qkv: &[f32],
+    memory: &[f32],
+    out: &mut [f32],
+    state: &mut [f32],
+) {
     shape.check(qkv.len(), memory.len(), out.len());
     let plan = Plan::new(shape);
     let (dim, padded, stride) = (plan.dim, plan.padded, shape.heads * plan.dim);
-    let states = plan.states(isa, qkv, memory, Side::Keys);
+    plan.states(isa, qkv, memory, state);
     let out = Shared::new(out);
     for_each_task(plan.tasks(), |task| {
         let (pair, positions) = plan.task(task);
-        let context = plan.state(&states, pair).context;
+        let context = plan.state(state, pair).context;
         let mut weights = plan.blocks(1);
         let pointers = dense_pointers(&weights, padded, BLOCK);
         for block in blocks(positions) {
@@ -59,13 +80,6 @@ pub(super) fn blocks(positions: Range<usize>) -> impl Iterator<Item = Range<usiz
     positions.clone().step_by(size.max(1)).map(move |start| start..positions.end.min(start + size))
 }
 
-/// Which index of a head's context counts rows: that of keys' channels or that of values' channels.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
-    Keys,
-    Values,
-}
-
 /// How a shape's work is divided: in (image, head) pairs, and these in chunks of positions where there are few pairs.
 ///
 /// Everything in scratch memory is `padded` wide, with zeros behind `dim`; matrices of `padded` rows and columns are stored as
@@ -87,7 +101,7 @@ pub(super) struct State<'a> {
     pub(super) maxima: &'a [f32],
     /// 1 / sum over keys of e^(key - maximum), `[padded]`.
     pub(super) factors: &'a [f32],
-    /// The context as panels; its rows are the channels of `Side`.
+    /// The context as panels; its rows are the channels of the keys.
     pub(super) context: &'a [f32],
 }
 
@@ -180,60 +194,59 @@ impl<'a> Plan<'a> {
         }
     }
 
-    fn state_len(&self) -> usize {
-        self.padded * (self.padded + 2)
-    }
-
-    /// The state of every pair, at the beginning of its chunks' partial states.
-    pub(super) fn states(&self, isa: Isa, qkv: &[f32], memory: &[f32], side: Side) -> Scratch {
-        let len = self.state_len();
-        let mut states = Scratch::new(self.tasks() * len);
-        let all = Shared::new(&mut states);
+    /// The state of every pair, one after the other.
+    fn states(&self, isa: Isa, qkv: &[f32], memory: &[f32], states: &mut [f32]) {
+        let len = self.shape.head_state_len();
+        assert_eq!(states.len(), self.shape.linear_state_len(), "length of the state of {:?}", self.shape);
+        let states = Shared::new(states);
+        // SAFETY: every task has its own pair.
+        let state = |pair| Partial::split(unsafe { states.part(pair * len..(pair + 1) * len) }, self.padded);
+        if self.chunks == 1 {
+            for_each_task(self.pairs(), |pair| {
+                let mut state = state(pair);
+                self.add_keys(isa, qkv, memory, pair, 0..self.shape.positions, &mut state);
+                state.finish();
+            });
+            return;
+        }
+        let mut partial = Scratch::new(self.tasks() * len);
+        let parts = Shared::new(&mut partial);
         for_each_task(self.tasks(), |task| {
             let (pair, positions) = self.task(task);
-            // SAFETY: every task has its own state.
-            let mut partial = Partial::split(unsafe { all.part(task * len..(task + 1) * len) }, self.padded);
-            self.add_keys(isa, qkv, memory, side, pair, positions, &mut partial);
-            if self.chunks == 1 {
-                partial.finish(side);
-            }
+            // SAFETY: every task has its own part.
+            let mut part = Partial::split(unsafe { parts.part(task * len..(task + 1) * len) }, self.padded);
+            self.add_keys(isa, qkv, memory, pair, positions, &mut part);
         });
-        if self.chunks > 1 {
-            for_each_task(self.pairs(), |pair| {
-                // SAFETY: every task has its own pair.
-                let states = unsafe { all.part(pair * self.chunks * len..(pair + 1) * self.chunks * len) };
-                let (first, rest) = states.split_at_mut(len);
-                let mut first = Partial::split(first, self.padded);
-                rest.chunks_exact_mut(len).for_each(|other| first.merge(Partial::split(other, self.padded), side));
-                first.finish(side);
-            });
-        }
-        states
+        for_each_task(self.pairs(), |pair| {
+            // SAFETY: every task has its own pair.
+            let parts = unsafe { parts.part(pair * self.chunks * len..(pair + 1) * self.chunks * len) };
+            let mut state = state(pair);
+            state.clear();
+            parts.chunks_exact_mut(len).for_each(|part| state.merge(Partial::split(part, self.padded)));
+            state.finish();
+        });
     }
 
     /// A pair's state.
     pub(super) fn state<'b>(&self, states: &'b [f32], pair: usize) -> State<'b> {
-        let state = &states[pair * self.chunks * self.state_len()..][..self.state_len()];
+        let len = self.shape.head_state_len();
+        let state = &states[pair * len..(pair + 1) * len];
         let (maxima, rest) = state.split_at(self.padded);
         let (factors, context) = rest.split_at(self.padded);
         State { maxima, factors, context }
     }
 
     /// A chunk's partial state; the first chunk has the memory, too.
-    #[allow(clippy::too_many_arguments, reason = "a task and its inputs")]
     fn add_keys(
         &self,
         isa: Isa,
         qkv: &[f32],
         memory: &[f32],
-        side: Side,
         pair: usize,
         positions: Range<usize>,
         partial: &mut Partial<'_>,
     ) {
-        partial.maxima.fill(f32::NEG_INFINITY);
-        partial.sums.fill(0.0);
-        partial.context.fill(0.0);
+        partial.clear();
         let mut room = self.blocks(2);
         let (keys, values) = room.split_at_mut(BLOCK * self.padded);
         let mut carry = Scratch::zeroed(self.padded);
@@ -241,11 +254,8 @@ impl<'a> Plan<'a> {
             let (maxima, sums) = (&mut *partial.maxima, &mut *partial.sums);
             // SAFETY: `isa` is what this machine has.
             unsafe { key_weights(isa, keys, self.dim, self.padded, maxima, sums, &mut carry) };
-            scale(partial.context, &carry, side);
-            match side {
-                Side::Keys => self.add_product(isa, keys, values, partial.context),
-                Side::Values => self.add_product(isa, values, keys, partial.context),
-            }
+            scale(partial.context, &carry);
+            self.add_product(isa, keys, values, partial.context);
         };
         if positions.start == 0 {
             let mut rows = self.memory(memory, pair);
@@ -276,8 +286,15 @@ impl<'a> Partial<'a> {
         Self { maxima, sums, context }
     }
 
+    /// No keys.
+    fn clear(&mut self) {
+        self.maxima.fill(f32::NEG_INFINITY);
+        self.sums.fill(0.0);
+        self.context.fill(0.0);
+    }
+
     /// Takes in the state of other keys.
-    fn merge(&mut self, other: Partial<'_>, side: Side) {
+    fn merge(&mut self, other: Partial<'_>) {
         let padded = self.maxima.len();
         let (mut old, mut new) = (Scratch::zeroed(padded), Scratch::zeroed(padded));
         for k in 0..padded {
@@ -289,33 +306,29 @@ impl<'a> Partial<'a> {
             self.maxima[k] = maximum;
             self.sums[k] = self.sums[k] * old[k] + other.sums[k] * new[k];
         }
-        scale(self.context, &old, side);
-        scale(other.context, &new, side);
+        scale(self.context, &old);
+        scale(other.context, &new);
         for (sum, part) in self.context.iter_mut().zip(other.context.iter()) {
             *sum += part;
         }
     }
 
     /// Divides the context by the sums and turns these into factors.
-    fn finish(&mut self, side: Side) {
+    fn finish(&mut self) {
         // No sum over keys is below 1; that of a column of padding is 0.
         self.sums.iter_mut().for_each(|sum| *sum = if *sum == 0.0 { 0.0 } else { 1.0 / *sum });
-        scale(self.context, self.sums, side);
+        scale(self.context, self.sums);
     }
 }
 
 /// Multiplies the context, as panels, by a factor for every channel of the keys.
-fn scale(panels: &mut [f32], factors: &[f32], side: Side) {
+fn scale(panels: &mut [f32], factors: &[f32]) {
     if factors.iter().all(|&factor| factor == 1.0) {
         return;
     }
-    for (panel, rows) in panels.chunks_exact_mut(factors.len() * PANEL).enumerate() {
-        let columns = &factors[panel * PANEL..][..PANEL];
+    for rows in panels.chunks_exact_mut(factors.len() * PANEL) {
         for (row, &factor) in rows.chunks_exact_mut(PANEL).zip(factors) {
-            match side {
-                Side::Keys => row.iter_mut().for_each(|x| *x *= factor),
-                Side::Values => row.iter_mut().zip(columns).for_each(|(x, factor)| *x *= factor),
-            }
+            row.iter_mut().for_each(|x| *x *= factor);
         }
     }
 }

@@ -1,9 +1,9 @@
-//! Gradient of linear attention; everything is recomputed from the inputs.
+//! Gradient of linear attention, from its inputs and the state of its keys; the weights of both softmaxes are computed again.
 //!
 //! With C the context: dq' = dO C^T, dC = q'^T dO, dk' = v dC^T, dv = k' dC, and dq and dk through their softmaxes. The sum over
 //! keys of k' dk', which the latter needs, is the sum of C dC over the channels of the values: no pass over the keys.
 
-use super::linear::{BLOCK, Plan, Side, State, blocks};
+use super::linear::{BLOCK, Plan, State, blocks};
 use super::pack::{MemoryLayout, carve};
 use super::rows::{key_grads, key_softmax, query_grads, query_weights};
 use super::{AttentionShape, KEY, QUERY, VALUE, sum_batch};
@@ -12,33 +12,37 @@ use crate::par::{Scratch, Shared, for_each_task};
 use crate::simd::Isa;
 use std::ops::Range;
 
-/// `dqkv` and `dmemory` from `dout`, the gradient of [`super::linear_attention_forward`]'s output, and that call's inputs.
+/// `dqkv` and `dmemory` from `dout`, the gradient of [`super::linear_attention_forward`]'s output, and that call's inputs and
+/// `state`.
 ///
 /// Lengths as in the forward pass; `dout` like `out`, `dqkv` like `qkv`, `dmemory` like `memory`.
 pub fn linear_attention_backward(
     shape: &AttentionShape,
     qkv: &[f32],
     memory: &[f32],
+    state: &[f32],
     dout: &[f32],
     dqkv: &mut [f32],
     dmemory: &mut [f32],
 ) {
-    backward_with(Isa::detect(), shape, qkv, memory, dout, dqkv, dmemory);
+    backward_with(Isa::detect(), shape, qkv, memory, state, dout, dqkv, dmemory);
 }
 
+#[allow(clippy::too_many_arguments, reason = "inputs and gradients of a layer")]
 pub(super) fn backward_with(
     isa: Isa,
     shape: &AttentionShape,
     qkv: &[f32],
     memory: &[f32],
+    states: &[f32],
     dout: &[f32],
     dqkv: &mut [f32],
     dmemory: &mut [f32],
 ) {
     shape.check(qkv.len(), memory.len(), dout.len());
     shape.check(dqkv.len(), dmemory.len(), dout.len());
+    assert_eq!(states.len(), shape.linear_state_len(), "length of the state of {shape:?}");
     let plan = Plan::new(shape);
-    let states = plan.states(isa, qkv, memory, Side::Values);
     let matrix = plan.matrix();
     let mut dcontexts = Scratch::zeroed(plan.tasks() * matrix);
     let (target, partial) = (Shared::new(dqkv), Shared::new(&mut dcontexts));
@@ -46,15 +50,15 @@ pub(super) fn backward_with(
         let (pair, positions) = plan.task(task);
         // SAFETY: every task has its own matrix.
         let dcontext = unsafe { partial.part(task * matrix..(task + 1) * matrix) };
-        queries(isa, &plan, qkv, dout, plan.state(&states, pair).context, pair, positions, target, dcontext);
+        queries(isa, &plan, qkv, dout, plan.state(states, pair).context, pair, positions, target, dcontext);
     });
     let mut memory_parts = Scratch::zeroed(shape.batch * shape.memory_len());
     let parts = Shared::new(&mut memory_parts);
     for_each_task(plan.tasks(), |task| {
         let (pair, positions) = plan.task(task);
         let dcontexts = &dcontexts[pair * plan.chunks * matrix..(pair + 1) * plan.chunks * matrix];
-        let (mut matrices, mut rows) = (Scratch::new(2 * matrix + plan.padded), plan.blocks(3));
-        let mut keys = Keys::new(isa, &plan, plan.state(&states, pair), dcontexts, &mut matrices, &mut rows);
+        let (mut matrices, mut rows) = (Scratch::new(3 * matrix + plan.padded), plan.blocks(3));
+        let mut keys = Keys::new(isa, &plan, plan.state(states, pair), dcontexts, &mut matrices, &mut rows);
         if positions.start == 0 {
             keys.memory(memory, pair, parts);
         }
@@ -78,6 +82,8 @@ fn queries(
 ) {
     let (s, dim, padded) = (plan.shape, plan.dim, plan.padded);
     let (image, head, stride) = (pair / s.heads, pair % s.heads, s.heads * dim);
+    let mut transposed = Scratch::new(plan.matrix());
+    transpose(context, padded, &mut transposed);
     let mut room = plan.blocks(3);
     let [weights, dweights, rows] = carve(&mut room, [BLOCK * padded; 3]);
     let pointers = dense_pointers(rows, padded, BLOCK);
@@ -92,8 +98,20 @@ fn queries(
             query_weights(isa, weights, dim, padded, plan.query_factor());
             plan.add_product(isa, weights, rows, dcontext);
             let dst = dweights.as_mut_ptr();
-            rows_times_panels(isa, &pointers, 1, padded, count, context, padded, AddTo::Nothing, dst, padded);
+            rows_times_panels(isa, &pointers, 1, padded, count, &transposed, padded, AddTo::Nothing, dst, padded);
             query_grads(isa, weights, dweights, dim, padded, 1.0 / plan.query_factor(), dq, 3 * stride);
+        }
+    }
+}
+
+/// The transpose of a square matrix, both as panels.
+fn transpose(panels: &[f32], padded: usize, target: &mut [f32]) {
+    for (panel, columns) in panels.chunks_exact(padded * PANEL).enumerate() {
+        for (row, values) in columns.chunks_exact(PANEL).enumerate() {
+            let target = &mut target[(row / PANEL * padded + panel * PANEL) * PANEL + row % PANEL..];
+            for (lane, &value) in values.iter().enumerate() {
+                target[lane * PANEL] = value;
+            }
         }
     }
 }
@@ -119,7 +137,7 @@ struct Keys<'a> {
 }
 
 impl<'a> Keys<'a> {
-    /// `dcontexts` holds the parts of dC of the pair's chunks; there must be room for two matrices and a row, and three blocks.
+    /// `dcontexts` holds the parts of dC of the pair's chunks; there must be room for three matrices and a row, and three blocks.
     fn new(
         isa: Isa,
         plan: &'a Plan<'a>,
@@ -129,18 +147,13 @@ impl<'a> Keys<'a> {
         rows: &'a mut [f32],
     ) -> Self {
         let padded = plan.padded;
-        let [dots, dcontext, transposed] = carve(matrices, [padded, plan.matrix(), plan.matrix()]);
+        let [dots, dcontext, transposed, context] =
+            carve(matrices, [padded, plan.matrix(), plan.matrix(), plan.matrix()]);
         sum_batch(dcontexts, dcontext);
-        for (panel, columns) in dcontext.chunks_exact(padded * PANEL).enumerate() {
-            for (row, values) in columns.chunks_exact(PANEL).enumerate() {
-                let target = &mut transposed[(row / PANEL * padded + panel * PANEL) * PANEL + row % PANEL..];
-                for (lane, &value) in values.iter().enumerate() {
-                    target[lane * PANEL] = value;
-                }
-            }
-        }
+        transpose(dcontext, padded, transposed);
+        transpose(state.context, padded, context);
         dots.fill(0.0);
-        let panels = state.context.chunks_exact(padded * PANEL).zip(transposed.chunks_exact(padded * PANEL));
+        let panels = context.chunks_exact(padded * PANEL).zip(transposed.chunks_exact(padded * PANEL));
         for ((a, b), dots) in panels.zip(dots.chunks_exact_mut(PANEL)) {
             for (a, b) in a.chunks_exact(PANEL).zip(b.chunks_exact(PANEL)) {
                 for (dot, (a, b)) in dots.iter_mut().zip(a.iter().zip(b)) {

@@ -16,7 +16,7 @@ mod tests;
 
 pub use full::attention_forward;
 pub use full_grad::attention_backward;
-pub use linear::linear_attention_forward;
+pub use linear::{linear_attention_forward, linear_attention_state};
 pub use linear_grad::linear_attention_backward;
 
 use crate::gemm::PANEL;
@@ -60,6 +60,16 @@ impl AttentionShape {
     /// Values of the log-sum-exp that full attention saves.
     pub fn lse_len(&self) -> usize {
         self.batch * self.heads * self.positions
+    }
+
+    /// Values of the state of keys and values that linear attention saves.
+    pub fn linear_state_len(&self) -> usize {
+        self.batch * self.heads * self.head_state_len()
+    }
+
+    /// Of one head: a matrix, and a maximum and a factor for each of its rows.
+    fn head_state_len(&self) -> usize {
+        self.padded_dim() * (self.padded_dim() + 2)
     }
 
     /// Keys of a head: memory and positions.

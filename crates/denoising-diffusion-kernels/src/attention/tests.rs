@@ -17,8 +17,9 @@ impl Kind {
                 full_grad::backward_with(isa, s, qkv, memory, &out, &lse, dout, &mut dqkv, &mut dmemory);
             }
             Kind::Linear => {
-                linear::forward_with(isa, s, qkv, memory, &mut out);
-                linear_grad::backward_with(isa, s, qkv, memory, dout, &mut dqkv, &mut dmemory);
+                let mut state = vec![7.0; s.linear_state_len()];
+                linear::forward_with(isa, s, qkv, memory, &mut out, &mut state);
+                linear_grad::backward_with(isa, s, qkv, memory, &state, dout, &mut dqkv, &mut dmemory);
             }
         }
         [out, dqkv, dmemory]

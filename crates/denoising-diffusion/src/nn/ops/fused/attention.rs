@@ -3,6 +3,7 @@
 use burn_flex::FlexTensor;
 use denoising_diffusion_kernels::attention::{
     AttentionShape, attention_backward, attention_forward, linear_attention_backward, linear_attention_forward,
+    linear_attention_state,
 };
 
 use super::{Kernel, dims, slice, tensor};
@@ -74,24 +75,33 @@ impl Kernel<2> for FullAttention {
 }
 
 impl Kernel<2> for LinearAttention {
-    type Saved = [FlexTensor; 2];
+    /// Inputs and the state of the keys.
+    type Saved = [FlexTensor; 3];
 
     fn forward(&self, [qkv, mem_kv]: [FlexTensor; 2]) -> (FlexTensor, Self::Saved) {
         let shape = linear_shape(&qkv, &mem_kv);
-        let out = tensor(output_dims(&qkv), |out| {
-            linear_attention_forward(&shape, slice(&qkv), slice(&mem_kv), out);
+        let mut out = None;
+        let state = tensor([shape.linear_state_len()], |state| {
+            out = Some(tensor(output_dims(&qkv), |out| {
+                linear_attention_forward(&shape, slice(&qkv), slice(&mem_kv), out, state);
+            }));
         });
-        (out, [qkv, mem_kv])
+        (out.expect("filled above"), [qkv, mem_kv, state])
     }
 
-    fn saved(&self, inputs: [FlexTensor; 2]) -> Self::Saved {
-        inputs
-    }
-
-    fn backward(&self, [qkv, mem_kv]: Self::Saved, dy: FlexTensor, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
+    fn saved(&self, [qkv, mem_kv]: [FlexTensor; 2]) -> Self::Saved {
         let shape = linear_shape(&qkv, &mem_kv);
-        gradients(&qkv, &mem_kv, |dqkv, dmem_kv| {
-            linear_attention_backward(&shape, slice(&qkv), slice(&mem_kv), slice(&dy), dqkv, dmem_kv);
+        let state = tensor([shape.linear_state_len()], |state| {
+            linear_attention_state(&shape, slice(&qkv), slice(&mem_kv), state);
+        });
+        [qkv, mem_kv, state]
+    }
+
+    fn backward(&self, saved: Self::Saved, dy: FlexTensor, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
+        let [qkv, mem_kv, state] = &saved;
+        let shape = linear_shape(qkv, mem_kv);
+        gradients(qkv, mem_kv, |dqkv, dmem_kv| {
+            linear_attention_backward(&shape, slice(qkv), slice(mem_kv), slice(state), slice(&dy), dqkv, dmem_kv);
         })
     }
 }
