@@ -21,6 +21,12 @@ sanitize:
     RUSTFLAGS="-Zsanitizer=address" ASAN_OPTIONS=detect_leaks=0 PROPTEST_CASES=16 CARGO_TARGET_DIR=target/sanitize \
         cargo +nightly test -p denoising-diffusion-kernels --lib --target x86_64-unknown-linux-gnu
 
+# The kernels' NEON version on any machine (needs `rustup target add aarch64-unknown-linux-gnu`; Debian's gcc-aarch64-linux-gnu, qemu-user)
+test-aarch64:
+    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -L /usr/aarch64-linux-gnu" PROPTEST_CASES=8 \
+        cargo test -p denoising-diffusion-kernels --lib --target aarch64-unknown-linux-gnu
+
 # Train on the embedded digits
 train *ARGS:
     cargo run --release -- train {{ARGS}}

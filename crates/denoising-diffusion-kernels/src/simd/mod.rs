@@ -1,9 +1,9 @@
 //! Vectors of f32 in three versions, and the run-time choice between them.
 //!
 //! A kernel is written once, with [`simd_fn!`], over a type parameter `S: Simd`; the macro compiles it
-//! for AVX-512 (sixteen lanes), for AVX2 + FMA (eight) and as plain Rust (eight), and picks by [`Isa`]. The plain version rounds
-//! products before adding them, the others do not, and sums over lanes depend on their number: versions agree to rounding and
-//! not to the bit.
+//! for AVX-512 (sixteen lanes), for AVX2 + FMA (eight), for NEON (eight) and as plain Rust (eight), and picks by [`Isa`]. The plain
+//! version rounds products before adding them, the others do not, and sums over lanes depend on their number: versions agree to
+//! rounding and not to the bit.
 //!
 //! This is not a general vector library: it has the operations that the kernels need.
 
@@ -11,12 +11,16 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::Neon;
 pub(crate) use portable::Portable;
 
 /// Lanes of the widest vector.
@@ -35,6 +39,9 @@ pub(crate) enum Isa {
     /// x86-64 with AVX-512 F and DQ, besides AVX2 and FMA. Only made where the CPU has them.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// aarch64 with NEON. Only made where the CPU has it.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
 }
 
 impl Isa {
@@ -44,6 +51,10 @@ impl Isa {
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             let wide = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq");
             return if wide { Isa::Avx512 } else { Isa::Avx2 };
+        }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            return Isa::Neon;
         }
         Isa::Portable
     }
@@ -57,6 +68,8 @@ impl Isa {
             Isa::Avx2 => vec![Isa::Portable, Isa::Avx2],
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => vec![Isa::Portable, Isa::Avx2, Isa::Avx512],
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => vec![Isa::Portable, Isa::Neon],
         }
     }
 }
@@ -192,7 +205,12 @@ pub(crate) fn prefetch(p: *const f32) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T0>(p.cast());
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above. (The intrinsic is not stable.)
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) p, options(readonly, nostack, preserves_flags));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = p;
 }
 
@@ -205,7 +223,12 @@ pub(crate) fn prefetch_far(p: *const f32) {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T1>(p.cast());
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as in `prefetch`.
+    unsafe {
+        std::arch::asm!("prfm pldl2keep, [{}]", in(reg) p, options(readonly, nostack, preserves_flags));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = p;
 }
 
@@ -234,6 +257,12 @@ macro_rules! simd_fn {
             unsafe fn avx512($($arg: $ty),*) $(-> $ret)? {
                 unsafe { body::<$crate::simd::Avx512>($($arg),*) }
             }
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon")]
+            #[allow(clippy::too_many_arguments, reason = "strides and sizes of plain memory")]
+            unsafe fn neon($($arg: $ty),*) $(-> $ret)? {
+                unsafe { body::<$crate::simd::Neon>($($arg),*) }
+            }
             match isa {
                 $crate::simd::Isa::Portable => unsafe { body::<$crate::simd::Portable>($($arg),*) },
                 // SAFETY: these are only made after the CPU was asked.
@@ -241,6 +270,8 @@ macro_rules! simd_fn {
                 $crate::simd::Isa::Avx2 => unsafe { avx2($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 $crate::simd::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                #[cfg(target_arch = "aarch64")]
+                $crate::simd::Isa::Neon => unsafe { neon($($arg),*) },
             }
         }
     };
