@@ -13,6 +13,7 @@ mod inception;
 mod interrupt;
 mod machine;
 mod networks;
+mod out_of_memory;
 mod output;
 mod panics;
 mod plan;

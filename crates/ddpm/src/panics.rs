@@ -1,9 +1,10 @@
-//! A panic is a defect of ours; the user gets one line all the same, and what is on disk is left as it is.
+//! A panic is a defect of ours, or a device's want of memory; the user gets one line all the same, and what is on disk is left as it is.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Mutex, PoisonError};
 
 use crate::failure::{Failure, Result};
+use crate::out_of_memory;
 
 /// What the first panic said: others are often its consequences.
 static FIRST: Mutex<Option<String>> = Mutex::new(None);
@@ -15,8 +16,10 @@ pub fn without_panic(work: impl FnOnce() -> Result) -> Result {
     }));
     panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
         let what = first(Option::take).unwrap_or_default();
-        Err(Failure::failed(format!("internal: {what}"))
-            .hint("this is a defect of the program; please report it with the command that shows it"))
+        Err(out_of_memory::failure(&what).unwrap_or_else(|| {
+            Failure::failed(format!("internal: {what}"))
+                .hint("this is a defect of the program; please report it with the command that shows it")
+        }))
     })
 }
 

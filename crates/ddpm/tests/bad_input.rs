@@ -144,6 +144,8 @@ fn settings_without_sense() {
         ("--lr -1", "`lr`"),
         ("--objective eps2", "pred_noise"),
         ("--device cuda:0", "--device"),
+        ("--device cpu --precision bf16", "cpu does not compute in bf16"),
+        ("--precision f16", "expected f32 or bf16, found `f16`"),
         ("--threads 0", "--threads"),
         ("--dropout 1", "`dropout`"),
         ("--cosine-s 0.1", "`cosine_s`"),

@@ -173,6 +173,7 @@ impl Subject {
     fn new(args: &BenchArgs, machine: &Machine) -> Result<Self> {
         let (network, dims) = args.config.parts();
         let config = TrainConfig { checkpoint_activations: args.checkpoint_activations, ..TrainConfig::default() };
+        machine.check_network(&network)?;
         let device = &machine.device;
         let diffusion = Diffusion::new(&args.config.diffusion())?;
         let training = machine.training_device(args.checkpoint_activations);
@@ -193,7 +194,7 @@ impl Subject {
         let model = self.trainer.model().eval();
         let forward = median_ms(|| {
             let input = NetworkInput::new(self.images.clone(), self.times.clone());
-            host_values(model.forward(input)).iter().all(|value| value.is_finite())
+            host_values(model.predict(input)).iter().all(|value| value.is_finite())
         })?;
         Ok(Round { train_step, forward })
     }

@@ -1,5 +1,6 @@
 //! `ddpm devices`: what this program and this machine can compute with, and why not with more.
 
+use burn::tensor::FloatDType;
 use clap::Args;
 use denoising_diffusion::device::{Backend, DeviceError, list};
 use serde_json::{Value, json};
@@ -40,8 +41,9 @@ pub fn run(args: &DevicesArgs) -> Result {
                     match device {
                         Ok(opened) => {
                             let hardware = opened.hardware.unwrap_or_else(|| "works".to_string());
-                            devices.push(json!({ "device": name, "hardware": hardware }));
-                            rows.row(name, hardware);
+                            let bf16 = opened.device.supports_dtype(FloatDType::BF16);
+                            devices.push(json!({ "device": name, "hardware": hardware, "bf16": bf16 }));
+                            rows.row(name, if bf16 { format!("{hardware}, f32 and bf16") } else { hardware });
                         }
                         Err(error) => absent(&mut rows, &name, error.to_string()),
                     }

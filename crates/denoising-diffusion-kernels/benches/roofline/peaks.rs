@@ -156,7 +156,7 @@ fn fused_wide() -> f32 {
 
 /// In whatever vectors the target has: fused where every machine of the target can do that, as the kernels' portable version elsewhere.
 fn portable() -> f32 {
-    let (half, one) = (black_box(0.5), black_box(1.0));
+    let (half, one) = (black_box(0.5f32), black_box(1.0f32));
     let mut sums = [[one; LANES]; VECTORS];
     for _ in 0..STEPS {
         for sum in sums.as_flattened_mut() {

@@ -174,8 +174,8 @@ impl Diffusion {
             NetworkInput { x: x.clone(), time: time.clone(), x_self_cond, classes, condition, vectors }
         };
         let x_self_cond = (model.self_condition() && draws.self_condition)
-            .then(|| self.x_start(TrainNoGrad::of(model).forward(input(None)), &parts).detach());
-        let output = model.forward(input(x_self_cond));
+            .then(|| self.x_start(TrainNoGrad::of(model).predict(input(None)), &parts).detach());
+        let output = model.predict(input(x_self_cond));
         match self.formulation.output() {
             Output::Prediction => per_example_mean((output - parts.target()).square()) * parts.weight(self),
             Output::Weighted(weights) => weighted_objective::loss(output, weights, &parts),

@@ -134,7 +134,7 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
             let x_self_cond = x_self_cond.filter(|_| model.self_condition());
             let condition = condition.filter(|_| model.condition_channels() > 0);
             // On a thread of the pool, so that none of the network's parallel loops has to wake one up.
-            rayon::scope(|_| model.forward(NetworkInput { x, time, x_self_cond, classes, condition, vectors }))
+            rayon::scope(|_| model.predict(NetworkInput { x, time, x_self_cond, classes, condition, vectors }))
         };
         let one = |model, labels| run(model, x.clone(), x_self_cond.clone(), labels, condition.clone());
         if scale == 1.0 {

@@ -116,7 +116,7 @@ impl Network<4> for Dit {
         let NetworkInput { time, classes, vectors, .. } = input;
         let x = on_tokens(&self.x_embedder, self.patches(x)); // [b, h / patch, w / patch, hidden] from here on
         let [_, rows, columns, hidden] = x.dims();
-        let x = x.clone() + positions(rows, columns, hidden, &x);
+        let x = x.clone() + positions(rows, columns, hidden, &x).cast(x.dtype());
         let condition = activation::silu(self.condition(time, classes, vectors));
         let x = self.blocks.iter().fold(x, |x, block| block.forward(x, condition.clone()));
         let [shift, scale] = parts(self.final_modulation.forward(condition));
@@ -145,6 +145,10 @@ impl Network<4> for Dit {
 
     fn class_drop_prob(&self) -> f64 {
         self.config.class_dropout_prob
+    }
+
+    fn takes_bf16(&self) -> bool {
+        true
     }
 
     fn check_size(&self, size: &[usize]) -> Result<(), SizeError> {

@@ -216,6 +216,11 @@ impl NetworkConfig {
         }
     }
 
+    /// Whether the network [takes bf16](Network::takes_bf16).
+    pub fn takes_bf16(&self) -> bool {
+        matches!(self, Self::Unet(_) | Self::Unet1d(_) | Self::Dit(_))
+    }
+
     /// Channels of the data, where they are known.
     pub fn channels(&self) -> Option<usize> {
         match self {
@@ -320,6 +325,10 @@ impl Network<4> for ImageNetwork {
 
     fn class_drop_prob(&self) -> f64 {
         of_each!(self, network => network.class_drop_prob())
+    }
+
+    fn takes_bf16(&self) -> bool {
+        of_each!(self, network => network.takes_bf16())
     }
 
     fn after_step(self) -> Self {

@@ -17,10 +17,11 @@ mod uvit;
 pub mod uvit_config;
 
 use burn::module::Module;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{FloatDType, Int, Tensor};
 use thiserror::Error;
 
 use crate::nn::Vectors;
+use crate::nn::ops::{Precision, precision};
 
 pub use classifier::{Classifier, ClassifierConfig};
 pub use dit::{Dit, DitBlock, TimestepEmbedder};
@@ -85,6 +86,25 @@ pub struct SizeError(pub String);
 pub trait Network<const D: usize>: Module + Sync {
     /// `[b, channels, ...] -> [b, out_channels, ...]`
     fn forward(&self, input: NetworkInput<D>) -> Tensor<D>;
+
+    /// Whether [`forward`](Network::forward) works on data in bf16, giving an output in bf16; what is embedded (time, vectors) stays
+    /// f32.
+    fn takes_bf16(&self) -> bool {
+        false
+    }
+
+    /// [`forward`](Network::forward) in this process's [`Precision`], as far as the network [takes it](Network::takes_bf16): f32 in,
+    /// f32 out.
+    fn predict(&self, input: NetworkInput<D>) -> Tensor<D> {
+        if precision() == Precision::F32 || !self.takes_bf16() {
+            return self.forward(input);
+        }
+        let narrow = |data: Tensor<D>| data.cast(FloatDType::BF16);
+        let NetworkInput { x, time, x_self_cond, classes, condition, vectors } = input;
+        let (x_self_cond, condition) = (x_self_cond.map(narrow), condition.map(narrow));
+        let input = NetworkInput { x: narrow(x), time, x_self_cond, classes, condition, vectors };
+        self.forward(input).cast(FloatDType::F32)
+    }
 
     /// Channels of the data.
     fn channels(&self) -> usize;

@@ -117,6 +117,10 @@ impl<const D: usize, M: Network<D> + ModuleDisplay> Network<D> for Scheduled<M> 
         self.network.forward(input)
     }
 
+    fn takes_bf16(&self) -> bool {
+        self.network.takes_bf16()
+    }
+
     fn channels(&self) -> usize {
         self.network.channels()
     }

@@ -32,7 +32,7 @@ impl Attention {
 
     /// `x + attention(x)`, `[b, h, w, c] -> [b, h, w, c]`
     pub fn forward_residual(&self, x: Tensor<4>) -> Tensor<4> {
-        if ops::activations() == ops::Activations::Recompute {
+        if ops::recomputes(&x) {
             let (g, memory) = (self.norm.g.val(), self.memory(&x));
             return ops::attention_block_recomputed(x, g, self.to_qkv.weights(), memory, self.to_out.weights());
         }
@@ -81,7 +81,7 @@ impl LinearAttention {
 
     /// `x + attention(x)`, `[b, h, w, c] -> [b, h, w, c]`
     pub fn forward_residual(&self, x: Tensor<4>) -> Tensor<4> {
-        if ops::activations() == ops::Activations::Recompute {
+        if ops::recomputes(&x) {
             let (g, memory, out_g) = (self.norm.g.val(), self.memory(&x), self.out_norm.g.val());
             let (to_qkv, to_out) = (self.to_qkv.weights(), self.to_out.weights());
             return ops::linear_attention_block_recomputed(x, g, to_qkv, memory, to_out, out_g);

@@ -1,6 +1,8 @@
 //! The few operations that networks spend their time on, channels-last. Each exists twice: in plain tensor operations (`plain`), and
-//! as a CPU kernel of ours behind Burn's backend extension (`fused`), which runs wherever the tensors are on the CPU. Tests hold the second
-//! to the first.
+//! as a CPU kernel of ours behind Burn's backend extension (`fused`), which runs wherever the tensors are f32 on the CPU. Tests hold the
+//! second to the first.
+//!
+//! Data may be bf16 (see [`Precision`]): outputs are of their type, weights and what data are scaled, shifted and gated by stay f32.
 
 mod fused;
 pub mod plain;
@@ -8,14 +10,17 @@ mod settings;
 #[cfg(test)]
 mod tests;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use crate::device::is_cpu;
 
 pub use denoising_diffusion_kernels::activation::Pointwise;
 pub use denoising_diffusion_kernels::pooling::Pooling;
 pub use plain::{to_nchw, to_nhwc};
-pub use settings::{Activations, ConvPrecision, activations, set_activations, set_conv_precision};
+pub use settings::{
+    Activations, ConvPrecision, Precision, UnknownPrecision, activations, precision, set_activations,
+    set_conv_precision, set_precision,
+};
 
 /// How the sides of an image change on its way into a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +35,12 @@ pub enum Resampling {
 
 /// Whether our kernels can take a tensor.
 fn on_cpu(tensor: &Tensor<4>) -> bool {
-    is_cpu(&tensor.device())
+    tensor.dtype() == DType::F32 && is_cpu(&tensor.device())
+}
+
+/// Whether blocks around `x` keep their inputs only.
+pub fn recomputes(x: &Tensor<4>) -> bool {
+    activations() == Activations::Recompute && on_cpu(x)
 }
 
 /// Stride 1, "same" zero padding: `x [b, h, w, c_in]`, `weight [c_out, c_in, k, k]` with `k` odd, `bias [c_out]` to

@@ -4,7 +4,7 @@ use std::f64::consts::PI;
 
 use burn::tensor::module::{avg_pool2d, conv2d as conv2d_nchw, max_pool2d};
 use burn::tensor::ops::{AvgPoolOptions, ConvOptions, MaxPoolOptions};
-use burn::tensor::{Tensor, activation};
+use burn::tensor::{FloatDType, Tensor, activation};
 
 use crate::nn::layer_norm;
 
@@ -20,8 +20,25 @@ pub fn to_nhwc(x: Tensor<4>) -> Tensor<4> {
     x.permute([0, 2, 3, 1])
 }
 
+/// `tensor` in the type of `x`: both sides of a product must have the same.
+fn like<const D: usize, const E: usize>(x: &Tensor<D>, tensor: Tensor<E>) -> Tensor<E> {
+    tensor.cast(x.dtype())
+}
+
+/// `f` of `x` in f32, in the type of `x`.
+fn in_f32(x: Tensor<4>, f: impl FnOnce(Tensor<4>) -> Tensor<4>) -> Tensor<4> {
+    let dtype = x.dtype();
+    f(x.cast(FloatDType::F32)).cast(dtype)
+}
+
+/// Softmax in f32, in the type of `x`.
+fn softmax(x: Tensor<4>, dim: usize) -> Tensor<4> {
+    in_f32(x, |x| activation::softmax(x, dim))
+}
+
 /// See [`super::conv2d`].
 pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tensor<4> {
+    let (weight, bias) = (like(&x, weight), bias.map(|bias| like(&x, bias)));
     let [_, _, kh, kw] = weight.dims();
     let options = ConvOptions::new([1, 1], [kh / 2, kw / 2], [1, 1], 1);
     to_nhwc(conv2d_nchw(to_nchw(x), weight, bias, options))
@@ -75,14 +92,12 @@ pub fn pool2d(x: Tensor<4>, pool: Pool) -> Tensor<4> {
 
 /// See [`super::rms_norm`].
 pub fn rms_norm(x: Tensor<4>, g: Tensor<1>, residual: Option<Tensor<4>>) -> Tensor<4> {
-    let channels = g.dims()[0];
-    let norm = x.clone().square().sum_dim(3).sqrt().clamp_min(1e-12);
-    plus(x / norm * (g * (channels as f64).sqrt()).unsqueeze(), residual)
+    in_f32(x, |x| plus(rms_normalised(x, g), residual))
 }
 
 /// See [`super::rms_norm_silu`].
 pub fn rms_norm_silu(x: Tensor<4>, g: Tensor<1>, residual: Option<Tensor<4>>) -> Tensor<4> {
-    plus(activation::silu(rms_norm(x, g, None)), residual)
+    in_f32(x, |x| plus(activation::silu(rms_normalised(x, g)), residual))
 }
 
 /// See [`super::rms_norm_scaled_silu`].
@@ -90,36 +105,44 @@ pub fn rms_norm_scaled_silu(x: Tensor<4>, g: Tensor<1>, scale_shift: Tensor<2>) 
     let [b, _, _, c] = x.dims();
     let scale = scale_shift.clone().narrow(1, 0, c).reshape([b, 1, 1, c]);
     let shift = scale_shift.narrow(1, c, c).reshape([b, 1, 1, c]);
-    activation::silu(rms_norm(x, g, None) * (scale + 1.0) + shift)
+    in_f32(x, |x| activation::silu(rms_normalised(x, g) * (scale + 1.0) + shift))
+}
+
+/// Of f32.
+fn rms_normalised(x: Tensor<4>, g: Tensor<1>) -> Tensor<4> {
+    let channels = g.dims()[0];
+    let norm = x.clone().square().sum_dim(3).sqrt().clamp_min(1e-12);
+    x / norm * (g * (channels as f64).sqrt()).unsqueeze()
 }
 
 /// See [`super::layer_norm_scaled`].
 pub fn layer_norm_scaled(x: Tensor<4>, scale_shift: Tensor<2>) -> Tensor<4> {
     let [b, _, _, c] = x.dims();
     let part = |i: usize| scale_shift.clone().narrow(1, i * c, c).reshape([b, 1, 1, c]);
-    layer_norm(x) * (part(0) + 1.0) + part(1)
+    in_f32(x, |x| layer_norm(x) * (part(0) + 1.0) + part(1))
 }
 
 /// See [`super::gated_add`].
 pub fn gated_add(x: Tensor<4>, gate: Tensor<2>, residual: Tensor<4>) -> Tensor<4> {
     let [b, c] = gate.dims();
-    residual + x * gate.reshape([b, 1, 1, c])
+    in_f32(x, |x| plus(x * gate.reshape([b, 1, 1, c]), Some(residual)))
 }
 
 /// See [`super::pointwise`].
 pub fn pointwise(f: Pointwise, x: Tensor<4>) -> Tensor<4> {
-    match f {
+    in_f32(x, |x| match f {
         Pointwise::Silu => activation::silu(x),
         Pointwise::GeluTanh => {
             let inner = (x.clone() * x.clone() * 0.044715 + 1.0) * x.clone() * (2.0 / PI).sqrt();
             x * 0.5 * (inner.tanh() + 1.0)
         }
-    }
+    })
 }
 
+/// `x`, in f32, and what is to be added, of either type.
 fn plus(x: Tensor<4>, residual: Option<Tensor<4>>) -> Tensor<4> {
     match residual {
-        Some(residual) => x + residual,
+        Some(residual) => x + residual.cast(FloatDType::F32),
         None => x,
     }
 }
@@ -129,6 +152,7 @@ pub fn attention(qkv: Tensor<4>, mem_kv: Tensor<4>) -> Tensor<4> {
     let [b, h, w, _] = qkv.dims();
     let n = h * w;
     let [_, heads, m, d] = mem_kv.dims();
+    let mem_kv = like(&qkv, mem_kv);
     let [q, k, v] = split_heads(qkv, heads, d); // [b, heads, n, d]
     let memory = |i: usize| mem_kv.clone().narrow(0, i, 1).expand([b, heads, m, d]);
     // An empty tensor cannot be expanded.
@@ -140,7 +164,7 @@ pub fn attention(qkv: Tensor<4>, mem_kv: Tensor<4>) -> Tensor<4> {
     let block = query_block(n);
     let outputs = (0..n).step_by(block).map(|start| {
         let q = q.clone().narrow(2, start, block.min(n - start)) * (d as f64).powf(-0.5);
-        activation::softmax(q.matmul(k.clone().swap_dims(2, 3)), 3).matmul(v.clone())
+        softmax(q.matmul(k.clone().swap_dims(2, 3)), 3).matmul(v.clone())
     });
     let out = Tensor::cat(outputs.collect(), 2);
     out.swap_dims(1, 2).reshape([b, h, w, heads * d])
@@ -155,14 +179,15 @@ fn query_block(n: usize) -> usize {
 pub fn linear_attention(qkv: Tensor<4>, mem_kv: Tensor<4>) -> Tensor<4> {
     let [b, h, w, _] = qkv.dims();
     let [_, heads, d, m] = mem_kv.dims();
+    let mem_kv = like(&qkv, mem_kv);
     let [q, k, v] = split_heads(qkv, heads, d); // [b, heads, n, d]
     let memory = |i: usize| mem_kv.clone().narrow(0, i, 1).swap_dims(2, 3).expand([b, heads, m, d]);
     let (k, v) = match m {
         0 => (k, v),
         _ => (Tensor::cat(vec![memory(0), k], 2), Tensor::cat(vec![memory(1), v], 2)),
     };
-    let q = activation::softmax(q, 3) * (d as f64).powf(-0.5);
-    let context = activation::softmax(k, 2).swap_dims(2, 3).matmul(v); // [b, heads, d, d]
+    let q = softmax(q, 3) * (d as f64).powf(-0.5);
+    let context = softmax(k, 2).swap_dims(2, 3).matmul(v); // [b, heads, d, d]
     q.matmul(context).swap_dims(1, 2).reshape([b, h, w, heads * d])
 }
 

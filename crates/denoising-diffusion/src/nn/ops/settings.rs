@@ -1,7 +1,11 @@
 //! How operations are computed, for the whole process: Burn's operations carry no context of their own. No setting changes what is
-//! computed beyond rounding.
+//! computed beyond rounding (which in bf16 is to 8 bits).
 
+use std::fmt;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use thiserror::Error;
 
 /// How exactly convolutions are computed on the CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,8 +26,45 @@ pub enum Activations {
     Recompute,
 }
 
+/// What networks compute in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// f32 throughout. Where a GPU multiplies matrices of f32 in TF32, Burn lets it.
+    #[default]
+    F32,
+    /// Data between the layers, and the products of convolutions and attention, in bf16 (sums in f32). Weights, gradients of weights,
+    /// optimizer, average, norms, softmax, embeddings of the noise level and losses stay in f32.
+    Bf16,
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+/// A word that names no [`Precision`].
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("expected f32 or bf16, found `{0}`")]
+pub struct UnknownPrecision(String);
+
+impl FromStr for Precision {
+    type Err = UnknownPrecision;
+
+    fn from_str(text: &str) -> Result<Self, UnknownPrecision> {
+        [Self::F32, Self::Bf16]
+            .into_iter()
+            .find(|precision| precision.to_string() == text)
+            .ok_or_else(|| UnknownPrecision(text.to_owned()))
+    }
+}
+
 static PRECISE: AtomicBool = AtomicBool::new(false);
 static RECOMPUTE: AtomicBool = AtomicBool::new(false);
+static BF16: AtomicBool = AtomicBool::new(false);
 
 /// Sets the precision of convolutions from now on; at the start it is [`ConvPrecision::Fast`].
 pub fn set_conv_precision(precision: ConvPrecision) {
@@ -42,4 +83,15 @@ pub fn set_activations(activations: Activations) {
 /// See [`set_activations`].
 pub fn activations() -> Activations {
     if RECOMPUTE.load(Ordering::Relaxed) { Activations::Recompute } else { Activations::Keep }
+}
+
+/// Sets what networks compute in from now on; at the start it is [`Precision::F32`]. Read by
+/// [`Network::predict`](crate::models::Network::predict).
+pub fn set_precision(precision: Precision) {
+    BF16.store(precision == Precision::Bf16, Ordering::Relaxed);
+}
+
+/// See [`set_precision`].
+pub fn precision() -> Precision {
+    if BF16.load(Ordering::Relaxed) { Precision::Bf16 } else { Precision::F32 }
 }

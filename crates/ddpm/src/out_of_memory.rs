@@ -1,0 +1,80 @@
+//! A device without memory left, as CubeCL says it: a text within a panic, raised where a result is read that could not be computed. Here it
+//! becomes an error that says what was asked for, what was taken and what to do. Not here: how much a network needs (`networks`).
+
+use std::sync::{Mutex, PoisonError};
+
+use burn::tensor::Device;
+
+use crate::failure::Failure;
+
+/// What CubeCL says before the number of bytes that it could not have, and what wgpu says, without a number.
+const WITH_BYTES: [&str; 2] = ["out of device memory allocating ", "can't allocate buffer of size: "];
+const WITHOUT: &str = "wgpu error: Out of Memory";
+
+/// The device that commands of this process compute on.
+static DEVICE: Mutex<Option<Device>> = Mutex::new(None);
+
+/// Names the device whose use of memory is told.
+pub fn watch(device: &Device) {
+    *DEVICE.lock().unwrap_or_else(PoisonError::into_inner) = Some(device.clone());
+}
+
+/// The failure behind a panic's text, if it is of this kind. Nothing that was written before is lost: results are read before anything is
+/// written.
+pub fn failure(panic: &str) -> Option<Failure> {
+    let asked = WITH_BYTES.iter().find_map(|words| {
+        let (_, rest) = panic.split_once(words)?;
+        rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    });
+    if asked.is_none() && !panic.contains(WITHOUT) {
+        return None;
+    }
+    let device = DEVICE.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let usage = device.and_then(|device| device.memory_pool_usage());
+    let message = in_words(asked, usage.map(|usage| (usage.bytes_in_use, usage.bytes_reserved)));
+    Some(Failure::failed(message).hint(
+        "a smaller --batch-size takes less memory (with --accumulate, a step is of as many images as before); so do \
+         --checkpoint-activations and, on GPUs that can, --precision bf16; checkpoints are whole, so that a run goes on with \
+         `ddpm train --resume RUN`",
+    ))
+}
+
+/// `asked`, and bytes in use and reserved.
+fn in_words(asked: Option<u64>, usage: Option<(u64, u64)>) -> String {
+    let asked = asked.map_or(String::new(), |bytes| format!(": {} more were needed", mib(bytes)));
+    let usage = usage.map_or(String::new(), |(used, reserved)| {
+        format!(" ({} of this process's {} on the device were in use)", mib(used), mib(reserved))
+    });
+    format!("the device has no memory left{asked}{usage}")
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{} MiB", bytes.div_ceil(1 << 20))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cubecl_says_becomes_an_error_with_a_hint() {
+        let reading = "panicked at float.rs:1: Error while reading data: Some(out of device memory allocating 1073741825 bytes 0: x)";
+        let text = failure(reading).unwrap().to_text();
+        assert!(text.starts_with("error: the device has no memory left: 1025 MiB more were needed\nhint: "), "{text}");
+        assert!(text.contains("--batch-size") && text.contains("--resume") && text.lines().count() == 2, "{text}");
+        let too_big = failure("can't allocate buffer of size: 7\nbacktrace").unwrap().to_text();
+        assert!(too_big.contains(": 1 MiB more"), "{too_big}");
+        let graphics = failure("wgpu error: Out of Memory").unwrap().to_text();
+        assert!(graphics.starts_with("error: the device has no memory left\n"), "{graphics}");
+        assert!(failure("index out of bounds").is_none());
+    }
+
+    #[test]
+    fn what_is_in_use_is_said() {
+        let words = in_words(Some(3 << 20), Some((5 << 20, 8 << 20)));
+        assert_eq!(
+            words,
+            "the device has no memory left: 3 MiB more were needed (5 MiB of this process's 8 MiB on the device were in use)"
+        );
+    }
+}
