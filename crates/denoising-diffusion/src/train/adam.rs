@@ -67,8 +67,8 @@ impl NamedGradients {
     /// The norm of all gradients together.
     pub fn norm(&self) -> GradNorm {
         let mut sum = 0.0;
-        for (name, gradient) in &self.0 {
-            let squared = sweep::squared_norm(gradient);
+        let gradients: Vec<&Tensor<1>> = self.0.iter().map(|(_, gradient)| gradient).collect();
+        for ((name, _), squared) in self.0.iter().zip(sweep::squared_norms(&gradients)) {
             if !squared.is_finite() {
                 return GradNorm::NonFinite { tensor: name.clone() };
             }

@@ -12,15 +12,19 @@ use denoising_diffusion::nn::{Init, params};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-/// Names another device than the CPU for these tests: `just test-device wgpu`.
+/// Names another device than the CPU for these tests: `just test-device wgpu`. `cubecl-cpu` is one for tests only.
 const DEVICE_VARIABLE: &str = "DDPM_TEST_DEVICE";
 /// How much less exact other devices may be, which sum in other orders and have other exponentials.
 const SLACK: f32 = 10.0;
 
 /// Where the tests compute.
 pub fn test_device() -> Device {
-    let choice = std::env::var(DEVICE_VARIABLE).map_or(DeviceChoice::Cpu, |name| name.parse().unwrap());
-    open(choice).unwrap().device
+    match std::env::var(DEVICE_VARIABLE) {
+        #[cfg(feature = "cubecl-cpu")]
+        Ok(name) if name == "cubecl-cpu" => Device::cpu(),
+        Ok(name) => open(name.parse().unwrap()).unwrap().device,
+        Err(_) => open(DeviceChoice::Cpu).unwrap().device,
+    }
 }
 
 /// What a comparison allows on the device of the tests, of what it allows on the CPU.

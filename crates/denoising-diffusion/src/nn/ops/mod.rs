@@ -1,12 +1,15 @@
 //! The few operations that networks spend their time on, channels-last. Each exists twice: in plain tensor operations (`plain`), and
-//! as a CPU kernel of ours behind Burn's backend extension (`fused`), which runs wherever the tensors are f32 on the CPU. Tests hold the
-//! second to the first.
+//! as a CPU kernel of ours behind Burn's backend extension (`fused`), which runs wherever the tensors are f32 on the CPU. Some exist a third
+//! time, as kernels for GPUs (`cube`). Tests hold the kernels to the plain operations.
 //!
 //! Data may be bf16 (see [`Precision`]): outputs are of their type, weights and what data are scaled, shifted and gated by stay f32.
 
+#[cfg(feature = "cube")]
+pub(crate) mod cube;
 mod fused;
 pub mod plain;
 mod settings;
+mod tape;
 #[cfg(test)]
 mod tests;
 
@@ -33,7 +36,7 @@ pub enum Resampling {
     Keep,
 }
 
-/// Whether our kernels can take a tensor.
+/// Whether our kernels for the CPU can take a tensor.
 fn on_cpu(tensor: &Tensor<4>) -> bool {
     tensor.dtype() == DType::F32 && is_cpu(&tensor.device())
 }
@@ -41,6 +44,21 @@ fn on_cpu(tensor: &Tensor<4>) -> bool {
 /// Whether blocks around `x` keep their inputs only.
 pub fn recomputes(x: &Tensor<4>) -> bool {
     activations() == Activations::Recompute && on_cpu(x)
+}
+
+/// Calls one of the versions of an operation that has kernels for GPUs, by where its first argument is.
+macro_rules! dispatch {
+    ($op:ident($first:expr $(, $other:expr)*)) => {{
+        let first = $first;
+        if on_cpu(&first) {
+            return fused::$op(first $(, $other)*);
+        }
+        #[cfg(feature = "cube")]
+        if cube::takes(&first) {
+            return cube::$op(first $(, $other)*);
+        }
+        plain::$op(first $(, $other)*)
+    }};
 }
 
 /// Stride 1, "same" zero padding: `x [b, h, w, c_in]`, `weight [c_out, c_in, k, k]` with `k` odd, `bias [c_out]` to
@@ -98,36 +116,36 @@ pub fn pool2d(x: Tensor<4>, pool: Pool) -> Tensor<4> {
 
 /// `x / max(|x|_2, 1e-12) * sqrt(c) * g + residual` over the last dimension: `x [b, h, w, c]`, `g [c]`, `residual` like `x`.
 pub fn rms_norm(x: Tensor<4>, g: Tensor<1>, residual: Option<Tensor<4>>) -> Tensor<4> {
-    if on_cpu(&x) { fused::rms_norm(x, g, residual) } else { plain::rms_norm(x, g, residual) }
+    dispatch!(rms_norm(x, g, residual))
 }
 
 /// `silu(rms_norm(x)) + residual`.
 pub fn rms_norm_silu(x: Tensor<4>, g: Tensor<1>, residual: Option<Tensor<4>>) -> Tensor<4> {
-    if on_cpu(&x) { fused::rms_norm_silu(x, g, residual) } else { plain::rms_norm_silu(x, g, residual) }
+    dispatch!(rms_norm_silu(x, g, residual))
 }
 
 /// `silu(rms_norm(x) * (scale + 1) + shift)`, scale and shift being the halves of `scale_shift [b, 2 c]`.
 pub fn rms_norm_scaled_silu(x: Tensor<4>, g: Tensor<1>, scale_shift: Tensor<2>) -> Tensor<4> {
-    if on_cpu(&x) {
-        fused::rms_norm_scaled_silu(x, g, scale_shift)
-    } else {
-        plain::rms_norm_scaled_silu(x, g, scale_shift)
-    }
+    dispatch!(rms_norm_scaled_silu(x, g, scale_shift))
 }
 
 /// `(x - mean) / sqrt(variance + 1e-6) (scale + 1) + shift` over the last dimension, scale and shift being the halves of
 /// `scale_shift [b, 2 c]`: `x [b, h, w, c]`.
 pub fn layer_norm_scaled(x: Tensor<4>, scale_shift: Tensor<2>) -> Tensor<4> {
-    if on_cpu(&x) { fused::layer_norm_scaled(x, scale_shift) } else { plain::layer_norm_scaled(x, scale_shift) }
+    dispatch!(layer_norm_scaled(x, scale_shift))
 }
 
 /// `residual + x gate`: `x` and `residual` `[b, h, w, c]`, `gate [b, c]`.
 pub fn gated_add(x: Tensor<4>, gate: Tensor<2>, residual: Tensor<4>) -> Tensor<4> {
-    if on_cpu(&x) { fused::gated_add(x, gate, residual) } else { plain::gated_add(x, gate, residual) }
+    dispatch!(gated_add(x, gate, residual))
 }
 
 /// A function of each value.
 pub fn pointwise<const D: usize>(f: Pointwise, x: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "cube")]
+    if cube::takes(&x) {
+        return cube::pointwise(f, x);
+    }
     let dims = x.dims();
     let flat = x.reshape([1, 1, 1, -1]);
     let y = if on_cpu(&flat) { fused::pointwise(f, flat) } else { plain::pointwise(f, flat) };

@@ -1,5 +1,5 @@
 //! The border to our CPU kernels: one Burn backend extension, implemented for the flex backend and, with gradients, for autodiff over it.
-//! A kernel is a [`Kernel`]: a forward and a backward pass on flex tensors; everything Burn wants around it is here, once.
+//! A kernel is a [`Kernel`]: a forward and a backward pass on flex tensors.
 //!
 //! Tensors come contiguous, `f32` and channels-last. What an operation computes is documented in [`super`].
 
@@ -13,12 +13,7 @@ mod norm;
 mod pointwise;
 mod pooling;
 
-use std::fmt::Debug;
-
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Dispatch, Flex};
 use burn::tensor::{Bytes, DType, Shape, Tensor};
@@ -26,68 +21,23 @@ use burn_flex::{FlexTensor, Layout};
 
 use extension::FusedOps;
 
+use super::tape::{self, Device, Kernel, run};
 use super::{Pointwise, Pool, Resampling, Window};
 
 pub use blocks::{attention_block, linear_attention_block, residual_block};
 
-/// A differentiable operation of `N` tensors.
-trait Kernel<const N: usize>: Clone + Debug + Send + 'static {
-    /// What the backward pass needs.
-    type Saved: Clone + Debug + Send + 'static;
-
-    fn forward(&self, inputs: [FlexTensor; N]) -> (FlexTensor, Self::Saved);
-
-    /// What [`forward`](Kernel::forward) saves, without its output where that is not needed.
-    fn saved(&self, inputs: [FlexTensor; N]) -> Self::Saved {
-        self.forward(inputs).1
+impl Device for Flex {
+    fn ready(tensor: FlexTensor) -> FlexTensor {
+        whole(tensor)
     }
-
-    /// Gradients of the inputs that are `wanted`; others may be left out.
-    fn backward(&self, saved: Self::Saved, dy: FlexTensor, wanted: [bool; N]) -> [Option<FlexTensor>; N];
 }
 
-/// Runs a kernel where no gradients are recorded.
-fn run<K: Kernel<N>, const N: usize>(kernel: K, inputs: [FlexTensor; N]) -> FlexTensor {
-    kernel.forward(inputs.map(whole)).0
-}
-
-/// Runs a kernel and records it for the backward pass.
+/// [`tape::track`] on the CPU.
 fn track<C: CheckpointStrategy, K: Kernel<N>, const N: usize>(
     kernel: K,
     inputs: [FloatTensor<Autodiff<Flex, C>>; N],
 ) -> FloatTensor<Autodiff<Flex, C>> {
-    let (mut primitives, mut nodes) = (Vec::with_capacity(N), Vec::with_capacity(N));
-    for input in inputs {
-        let (primitive, node) = input.into_parts();
-        primitives.push(whole(primitive));
-        nodes.push(node);
-    }
-    let Ok(inputs) = <[FlexTensor; N]>::try_from(primitives) else { unreachable!("N inputs give N primitives") };
-    let Ok(nodes) = <[_; N]>::try_from(nodes) else { unreachable!("N inputs give N nodes") };
-    let (y, saved) = kernel.forward(inputs);
-    match Recorded(kernel).prepare::<C>(nodes).compute_bound().stateful() {
-        OpsKind::Tracked(prepared) => prepared.finish(saved, y),
-        OpsKind::UnTracked(prepared) => prepared.finish(y),
-    }
-}
-
-/// A kernel on the tape.
-#[derive(Clone, Debug)]
-struct Recorded<K>(K);
-
-impl<K: Kernel<N>, const N: usize> Backward<Flex, N> for Recorded<K> {
-    type State = K::Saved;
-
-    fn backward(self, ops: Ops<K::Saved, N>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let dy = whole(grads.consume::<Flex>(&ops.node));
-        let wanted = std::array::from_fn(|i| ops.parents[i].is_some());
-        let gradients = self.0.backward(ops.state, dy, wanted);
-        for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
-            if let (Some(parent), Some(gradient)) = (parent, gradient) {
-                grads.register::<Flex>(parent.id, gradient);
-            }
-        }
-    }
+    tape::track::<_, C, _, _>(kernel, inputs)
 }
 
 /// The tensor as one contiguous slice.

@@ -1,0 +1,135 @@
+//! Sums over rows, column by column, in two steps: a kernel leaves one row of sums per cube (how many cubes, the shape decides: see
+//! [`Chunks`]), and [`sum_columns`] adds those. Without atomics: the order of additions is the same in every run.
+
+use burn::tensor::DType;
+use burn_cubecl::cubecl;
+use burn_cubecl::cubecl::ir::ElemType;
+use burn_cubecl::cubecl::prelude::*;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::tensor::CubeTensor;
+
+use super::lanes::{Lanes, cube_count, sum_over_groups};
+use super::rows::{Rows, vector_width};
+
+/// Enough cubes for any GPU; each leaves a row of sums.
+const CUBES: usize = 1024;
+
+/// How the rows of images are shared out to cubes: none has rows of two images.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Chunks {
+    images: usize,
+    /// Rows of an image.
+    pub(super) rows: usize,
+    /// Cubes of an image.
+    pub(super) per_image: usize,
+    /// Rows of each of a cube's groups.
+    pub(super) rows_per_group: usize,
+}
+
+impl Chunks {
+    /// For cubes of so many groups.
+    pub(super) fn new(images: usize, rows: usize, groups: usize) -> Self {
+        let rows_per_group = (images * rows).div_ceil(CUBES).div_ceil(groups).min(rows.div_ceil(groups));
+        Self { images, rows, per_image: rows.div_ceil(rows_per_group * groups), rows_per_group }
+    }
+
+    pub(super) fn cubes(&self) -> usize {
+        self.images * self.per_image
+    }
+
+    /// A row of sums per cube, nothing in them yet.
+    pub(super) fn empty(&self, like: &Rows, columns: usize) -> Rows {
+        let shape = [self.cubes(), columns].into();
+        Rows::of(empty_device_contiguous_dtype(like.client(), like.device(), shape, DType::F32))
+    }
+}
+
+/// Distances and counts; pitches in vectors.
+#[derive(CubeLaunch, CubeType)]
+struct Sizes {
+    images: u32,
+    rows_per_image: u32,
+    /// Columns that are summed, and blocks of them.
+    vectors: u32,
+    blocks: u32,
+    /// The first of them.
+    from: u32,
+    parts: u32,
+    sums: u32,
+}
+
+/// A cube per image and block of columns, as many vectors of them as a group has units.
+#[cube(launch)]
+fn sum_kernel<T: Float, N: Size>(
+    parts: &[Vector<f32, N>],
+    sums: &mut [Vector<T, N>],
+    sizes: &Sizes,
+    #[comptime] lanes: Lanes,
+    #[define(T)] _dtype: ElemType,
+) {
+    let image = CUBE_POS / sizes.blocks as usize;
+    let group = UNIT_POS as usize / lanes.units;
+    let column = CUBE_POS % sizes.blocks as usize * lanes.units + UNIT_POS as usize % lanes.units;
+    let is_column = image < sizes.images as usize && column < sizes.vectors as usize;
+    let rows = sizes.rows_per_image as usize;
+    let mut sum = Vector::<f32, N>::new(0.0f32);
+    if is_column {
+        let mut row = group;
+        while row < rows {
+            sum += parts[(image * rows + row) * sizes.parts as usize + sizes.from as usize + column];
+            row += lanes.groups;
+        }
+    }
+    let mut scratch = Shared::new_slice(comptime!(lanes.units * lanes.groups));
+    let sum = sum_over_groups::<N>(sum, &mut scratch, lanes);
+    if is_column && group == 0 {
+        sums[image * sizes.sums as usize + column] = Vector::cast_from(sum);
+    }
+}
+
+/// A tensor like `like [images, n]` or, for one image, `[n]`: sums over each image's rows of `parts [images * rows, columns]`, of its `n` columns
+/// after the first `from`.
+pub(super) fn sum_columns(parts: &Rows, from: usize, images: usize, like: &Rows) -> CubeTensor {
+    let sums = Rows::empty(like, like.shape(), like.dtype());
+    let client = parts.client();
+    let width = vector_width(&[from, like.len], &[parts, &sums]);
+    let vectors = like.len / width;
+    let lanes = Lanes::columns(&client, vectors);
+    let blocks = vectors.div_ceil(lanes.units);
+    sum_kernel::launch(
+        &client,
+        cube_count(&client, images * blocks),
+        lanes.cube_dim(),
+        width,
+        parts.arg(),
+        sums.arg(),
+        SizesLaunch::new(
+            images as u32,
+            (parts.count() / images) as u32,
+            vectors as u32,
+            blocks as u32,
+            (from / width) as u32,
+            parts.pitch(width),
+            sums.pitch(width),
+        ),
+        lanes,
+        sums.elem(),
+    );
+    sums.tensor()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Chunks;
+
+    #[test]
+    fn every_row_has_a_cube() {
+        for (images, rows, groups) in [(1, 1, 8), (1, 131_072, 8), (128, 16, 8), (5, 3, 1), (32, 16_384, 4), (2, 7, 2)]
+        {
+            let chunks = Chunks::new(images, rows, groups);
+            let rows_per_cube = chunks.rows_per_group * groups;
+            assert!(chunks.per_image * rows_per_cube >= rows && (chunks.per_image - 1) * rows_per_cube < rows);
+            assert!(chunks.cubes() <= 1024 + images, "{}", chunks.cubes());
+        }
+    }
+}

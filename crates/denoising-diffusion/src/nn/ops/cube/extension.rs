@@ -1,0 +1,291 @@
+//! The kernels as Burn backend extensions: [`CubeKernels`], each pass by itself, as the backend runs it (and as `fusion` puts it among the
+//! operations that it delays); [`CubeOps`], what layers call, with gradients.
+
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Cube, backend_extension};
+use burn_cubecl::CubeBackend;
+use burn_cubecl::tensor::CubeTensor;
+use denoising_diffusion_kernels::optim::AdamStep;
+
+use super::super::Pointwise;
+use super::super::tape::{run, track};
+use super::ops::{Each, GatedAdd, LayerNormScaled, RmsNorm, RmsNormAdd, RmsNormScaled};
+use super::rms_norm::{self, Then};
+use super::{gated_add, layer_norm, optim, pointwise};
+
+/// What the outputs of the kernels look like, for `fusion`.
+#[cfg(feature = "fusion")]
+mod shapes {
+    use burn::backend::fusion::custom::TensorSpec;
+    use burn::tensor::DType;
+
+    /// A result like `x`, and a number for each of its rows.
+    pub(super) fn with_norms(x: &TensorSpec) -> (TensorSpec, TensorSpec) {
+        let rows: usize = x.shape.iter().rev().skip(1).product();
+        (x.clone(), TensorSpec::new([rows].into(), DType::F32))
+    }
+}
+
+#[backend_extension(Cube, Fusion: cfg(feature = "fusion"))]
+pub trait CubeKernels: burn::backend::Backend {
+    /// See [`rms_norm::forward`].
+    #[fusion(meta = |x, _g, _then| shapes::with_norms(x))]
+    fn rms_forward(x: FloatTensor<Self>, g: FloatTensor<Self>, then: Then) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// The same with a residual.
+    #[fusion(meta = |x, _g, _residual, _then| shapes::with_norms(x))]
+    fn rms_add_forward(
+        x: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        then: Then,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// The same with scale and shift, after which SiLU follows.
+    #[fusion(meta = |x, _g, _scale_shift| shapes::with_norms(x))]
+    fn rms_scaled_forward(
+        x: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        scale_shift: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`rms_norm::backward`].
+    #[fusion(meta = |x, g, _norms, _dy, _then| (x.clone(), g.clone()))]
+    fn rms_backward(
+        x: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        norms: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        then: Then,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// The same with scale and shift, after which SiLU follows.
+    #[fusion(meta = |x, g, scale_shift, _norms, _dy| (x.clone(), g.clone(), scale_shift.clone()))]
+    fn rms_scaled_backward(
+        x: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        scale_shift: FloatTensor<Self>,
+        norms: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`layer_norm::forward`].
+    #[fusion(meta = |x, _scale_shift| x.clone())]
+    fn layer_norm_forward(x: FloatTensor<Self>, scale_shift: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// See [`layer_norm::backward`].
+    #[fusion(meta = |x, scale_shift, _dy| (x.clone(), scale_shift.clone()))]
+    fn layer_norm_backward(
+        x: FloatTensor<Self>,
+        scale_shift: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`gated_add::forward`].
+    #[fusion(meta = |x, _gate, _residual| x.clone())]
+    fn gated_add_forward(
+        x: FloatTensor<Self>,
+        gate: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+
+    /// See [`gated_add::backward`].
+    #[fusion(meta = |x, gate, _dy| (x.clone(), gate.clone()))]
+    fn gated_add_backward(
+        x: FloatTensor<Self>,
+        gate: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`pointwise::forward`].
+    #[fusion(meta = |x, _f| x.clone())]
+    fn pointwise_forward(x: FloatTensor<Self>, f: Pointwise) -> FloatTensor<Self>;
+
+    /// See [`pointwise::backward`].
+    #[fusion(meta = |x, _dy, _f| x.clone())]
+    fn pointwise_backward(x: FloatTensor<Self>, dy: FloatTensor<Self>, f: Pointwise) -> FloatTensor<Self>;
+
+    /// See [`optim::adam`].
+    #[fusion(meta = |w, m, v, _g, _step| (w.clone(), m.clone(), v.clone()))]
+    fn adam(
+        w: FloatTensor<Self>,
+        m: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        step: AdamStep,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`optim::lerp`].
+    #[fusion(meta = |average, _w, _weight| average.clone())]
+    fn lerp(average: FloatTensor<Self>, w: FloatTensor<Self>, weight: f64) -> FloatTensor<Self>;
+
+    /// See [`optim::squares`].
+    #[fusion(meta = |sums, _g, _from| sums.clone())]
+    fn squares(sums: FloatTensor<Self>, g: FloatTensor<Self>, from: usize) -> FloatTensor<Self>;
+}
+
+impl CubeKernels for CubeBackend {
+    fn rms_forward(x: CubeTensor, g: CubeTensor, then: Then) -> (CubeTensor, CubeTensor) {
+        rms_norm::forward(x, g, None, None, then)
+    }
+
+    fn rms_add_forward(x: CubeTensor, g: CubeTensor, residual: CubeTensor, then: Then) -> (CubeTensor, CubeTensor) {
+        rms_norm::forward(x, g, None, Some(residual), then)
+    }
+
+    fn rms_scaled_forward(x: CubeTensor, g: CubeTensor, scale_shift: CubeTensor) -> (CubeTensor, CubeTensor) {
+        rms_norm::forward(x, g, Some(scale_shift), None, Then::Silu)
+    }
+
+    fn rms_backward(
+        x: CubeTensor,
+        g: CubeTensor,
+        norms: CubeTensor,
+        dy: CubeTensor,
+        then: Then,
+    ) -> (CubeTensor, CubeTensor) {
+        rms_norm::backward(x, g, norms, dy, then)
+    }
+
+    fn rms_scaled_backward(
+        x: CubeTensor,
+        g: CubeTensor,
+        scale_shift: CubeTensor,
+        norms: CubeTensor,
+        dy: CubeTensor,
+    ) -> (CubeTensor, CubeTensor, CubeTensor) {
+        rms_norm::scaled_backward(x, g, scale_shift, norms, dy)
+    }
+
+    fn layer_norm_forward(x: CubeTensor, scale_shift: CubeTensor) -> CubeTensor {
+        layer_norm::forward(x, scale_shift)
+    }
+
+    fn layer_norm_backward(x: CubeTensor, scale_shift: CubeTensor, dy: CubeTensor) -> (CubeTensor, CubeTensor) {
+        layer_norm::backward(x, scale_shift, dy)
+    }
+
+    fn gated_add_forward(x: CubeTensor, gate: CubeTensor, residual: CubeTensor) -> CubeTensor {
+        gated_add::forward(x, gate, residual)
+    }
+
+    fn gated_add_backward(x: CubeTensor, gate: CubeTensor, dy: CubeTensor) -> (CubeTensor, CubeTensor) {
+        gated_add::backward(x, gate, dy)
+    }
+
+    fn pointwise_forward(x: CubeTensor, f: Pointwise) -> CubeTensor {
+        pointwise::forward(x, f)
+    }
+
+    fn pointwise_backward(x: CubeTensor, dy: CubeTensor, f: Pointwise) -> CubeTensor {
+        pointwise::backward(x, dy, f)
+    }
+
+    fn adam(
+        w: CubeTensor,
+        m: CubeTensor,
+        v: CubeTensor,
+        g: CubeTensor,
+        step: AdamStep,
+    ) -> (CubeTensor, CubeTensor, CubeTensor) {
+        optim::adam(w, m, v, g, step)
+    }
+
+    fn lerp(average: CubeTensor, w: CubeTensor, weight: f64) -> CubeTensor {
+        optim::lerp(average, w, weight)
+    }
+
+    fn squares(sums: CubeTensor, g: CubeTensor, from: usize) -> CubeTensor {
+        optim::squares(sums, g, from)
+    }
+}
+
+#[backend_extension(Cube, Autodiff)]
+pub trait CubeOps: burn::backend::Backend {
+    fn cube_rms_norm(x: FloatTensor<Self>, g: FloatTensor<Self>, then: Then) -> FloatTensor<Self>;
+    fn cube_rms_norm_add(
+        x: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        then: Then,
+    ) -> FloatTensor<Self>;
+    fn cube_rms_norm_scaled(
+        x: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        scale_shift: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+    fn cube_layer_norm_scaled(x: FloatTensor<Self>, scale_shift: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn cube_gated_add(x: FloatTensor<Self>, gate: FloatTensor<Self>, residual: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn cube_pointwise(x: FloatTensor<Self>, f: Pointwise) -> FloatTensor<Self>;
+}
+
+impl CubeOps for Cube {
+    fn cube_rms_norm(x: FloatTensor<Self>, g: FloatTensor<Self>, then: Then) -> FloatTensor<Self> {
+        run(RmsNorm(then), [x, g])
+    }
+
+    fn cube_rms_norm_add(
+        x: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        then: Then,
+    ) -> FloatTensor<Self> {
+        run(RmsNormAdd(then), [x, g, residual])
+    }
+
+    fn cube_rms_norm_scaled(
+        x: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        scale_shift: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        run(RmsNormScaled, [x, g, scale_shift])
+    }
+
+    fn cube_layer_norm_scaled(x: FloatTensor<Self>, scale_shift: FloatTensor<Self>) -> FloatTensor<Self> {
+        run(LayerNormScaled, [x, scale_shift])
+    }
+
+    fn cube_gated_add(x: FloatTensor<Self>, gate: FloatTensor<Self>, residual: FloatTensor<Self>) -> FloatTensor<Self> {
+        run(GatedAdd, [x, gate, residual])
+    }
+
+    fn cube_pointwise(x: FloatTensor<Self>, f: Pointwise) -> FloatTensor<Self> {
+        run(Each(f), [x])
+    }
+}
+
+impl<C: CheckpointStrategy> CubeOps for Autodiff<Cube, C> {
+    fn cube_rms_norm(x: FloatTensor<Self>, g: FloatTensor<Self>, then: Then) -> FloatTensor<Self> {
+        track::<_, C, _, _>(RmsNorm(then), [x, g])
+    }
+
+    fn cube_rms_norm_add(
+        x: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        then: Then,
+    ) -> FloatTensor<Self> {
+        track::<_, C, _, _>(RmsNormAdd(then), [x, g, residual])
+    }
+
+    fn cube_rms_norm_scaled(
+        x: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        scale_shift: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        track::<_, C, _, _>(RmsNormScaled, [x, g, scale_shift])
+    }
+
+    fn cube_layer_norm_scaled(x: FloatTensor<Self>, scale_shift: FloatTensor<Self>) -> FloatTensor<Self> {
+        track::<_, C, _, _>(LayerNormScaled, [x, scale_shift])
+    }
+
+    fn cube_gated_add(x: FloatTensor<Self>, gate: FloatTensor<Self>, residual: FloatTensor<Self>) -> FloatTensor<Self> {
+        track::<_, C, _, _>(GatedAdd, [x, gate, residual])
+    }
+
+    fn cube_pointwise(x: FloatTensor<Self>, f: Pointwise) -> FloatTensor<Self> {
+        track::<_, C, _, _>(Each(f), [x])
+    }
+}

@@ -1,0 +1,180 @@
+//! `gated_add`: `residual + x gate`, and the gradients of `x`, `dy gate`, and of the gate, the sum of `dy x` over an image's rows. (The
+//! residual's is `dy` itself.)
+
+use burn_cubecl::cubecl;
+use burn_cubecl::cubecl::ir::ElemType;
+use burn_cubecl::cubecl::prelude::*;
+use burn_cubecl::tensor::CubeTensor;
+
+use super::columns::{Chunks, sum_columns};
+use super::lanes::{Lanes, cube_count, sum_over_groups};
+use super::rows::{Rows, vector_width};
+
+/// Distances and counts; pitches in vectors.
+#[derive(CubeLaunch, CubeType)]
+struct Sizes {
+    rows_per_image: u32,
+    /// Per row.
+    vectors: u32,
+    /// How many cubes an image has, and how many rows each of their groups takes, at most.
+    chunks: u32,
+    rows_per_group: u32,
+    cubes: u32,
+    x: u32,
+    gate: u32,
+    /// Of the residual, or of the result's gradient.
+    other: u32,
+    /// Of the result, or of the gradient of `x`.
+    out: u32,
+}
+
+/// A cube per chunk of an image's rows.
+#[cube(launch)]
+fn forward_kernel<F: Float, S: Float, N: Size>(
+    x: &[Vector<F, N>],
+    gate: &[Vector<S, N>],
+    residual: &[Vector<F, N>],
+    y: &mut [Vector<F, N>],
+    sizes: &Sizes,
+    #[comptime] lanes: Lanes,
+    #[define(F, S)] _dtypes: [ElemType; 2],
+) {
+    let lane = UNIT_POS as usize % lanes.units;
+    let image = CUBE_POS / sizes.chunks as usize;
+    let first = CUBE_POS % sizes.chunks as usize * sizes.rows_per_group as usize * lanes.groups;
+    let rows_per_image = sizes.rows_per_image as usize;
+    if CUBE_POS < sizes.cubes as usize {
+        for step in 0..sizes.rows_per_group as usize {
+            let in_image = first + step * lanes.groups + UNIT_POS as usize / lanes.units;
+            let row = image * rows_per_image + in_image;
+            #[unroll(lanes.unrolled())]
+            for k in 0..lanes.vectors {
+                let i = lane + k * lanes.units;
+                if in_image < rows_per_image && i < sizes.vectors as usize {
+                    let value = Vector::<f32, N>::cast_from(x[row * sizes.x as usize + i]);
+                    let factor = Vector::<f32, N>::cast_from(gate[image * sizes.gate as usize + i]);
+                    let base = Vector::<f32, N>::cast_from(residual[row * sizes.other as usize + i]);
+                    y[row * sizes.out as usize + i] = Vector::cast_from(base + value * factor);
+                }
+            }
+        }
+    }
+}
+
+/// A cube per chunk of an image's rows. `sums [cubes, c]` are those of the cube's rows towards the gate's gradient.
+#[cube(launch)]
+fn backward_kernel<F: Float, S: Float, N: Size>(
+    x: &[Vector<F, N>],
+    gate: &[Vector<S, N>],
+    dy: &[Vector<F, N>],
+    dx: &mut [Vector<F, N>],
+    sums: &mut [Vector<f32, N>],
+    sizes: &Sizes,
+    #[comptime] lanes: Lanes,
+    #[define(F, S)] _dtypes: [ElemType; 2],
+) {
+    let is_cube = CUBE_POS < sizes.cubes as usize;
+    let lane = UNIT_POS as usize % lanes.units;
+    let group = UNIT_POS as usize / lanes.units;
+    let image = CUBE_POS / sizes.chunks as usize;
+    let first = CUBE_POS % sizes.chunks as usize * sizes.rows_per_group as usize * lanes.groups + group;
+    let rows_per_image = sizes.rows_per_image as usize;
+    let vectors = sizes.vectors as usize;
+    let mut d_gate = Array::<Vector<f32, N>>::new(lanes.vectors);
+    for step in 0..sizes.rows_per_group as usize {
+        let in_image = first + step * lanes.groups;
+        let row = image * rows_per_image + in_image;
+        #[unroll(lanes.unrolled())]
+        for k in 0..lanes.vectors {
+            let i = lane + k * lanes.units;
+            if is_cube && in_image < rows_per_image && i < vectors {
+                let du = Vector::<f32, N>::cast_from(dy[row * sizes.other as usize + i]);
+                let factor = Vector::<f32, N>::cast_from(gate[image * sizes.gate as usize + i]);
+                d_gate[k] += du * Vector::<f32, N>::cast_from(x[row * sizes.x as usize + i]);
+                dx[row * sizes.out as usize + i] = Vector::cast_from(du * factor);
+            }
+        }
+    }
+    let mut scratch = Shared::new_slice(comptime!(lanes.units * lanes.groups));
+    #[unroll(lanes.unrolled())]
+    for k in 0..lanes.vectors {
+        let i = lane + k * lanes.units;
+        let sum = sum_over_groups::<N>(d_gate[k], &mut scratch, lanes);
+        if is_cube && group == 0 && i < vectors {
+            sums[CUBE_POS * vectors + i] = sum;
+        }
+    }
+}
+
+/// What a pass is launched with.
+struct Plan {
+    width: usize,
+    lanes: Lanes,
+    chunks: Chunks,
+}
+
+impl Plan {
+    fn new(x: &Rows, gate: &Rows, other: &Rows, out: &Rows) -> (Self, SizesLaunch) {
+        let width = vector_width(&[x.len], &[x, gate, other, out]);
+        let lanes = Lanes::new(&x.client(), x.len / width);
+        let chunks = Chunks::new(gate.count(), x.count() / gate.count(), lanes.groups);
+        let sizes = SizesLaunch::new(
+            chunks.rows as u32,
+            (x.len / width) as u32,
+            chunks.per_image as u32,
+            chunks.rows_per_group as u32,
+            chunks.cubes() as u32,
+            x.pitch(width),
+            gate.pitch(width),
+            other.pitch(width),
+            out.pitch(width),
+        );
+        (Self { width, lanes, chunks }, sizes)
+    }
+}
+
+/// `x` and `residual` `[b, h, w, c]`, `gate [b, c]`.
+pub(super) fn forward(x: CubeTensor, gate: CubeTensor, residual: CubeTensor) -> CubeTensor {
+    let (x, gate, residual) = (Rows::of(x), Rows::of(gate), Rows::of(residual));
+    let client = x.client();
+    let y = Rows::empty(&x, x.shape(), x.dtype());
+    let (plan, sizes) = Plan::new(&x, &gate, &residual, &y);
+    forward_kernel::launch(
+        &client,
+        cube_count(&client, plan.chunks.cubes()),
+        plan.lanes.cube_dim(),
+        plan.width,
+        x.arg(),
+        gate.arg(),
+        residual.arg(),
+        y.arg(),
+        sizes,
+        plan.lanes,
+        [x.elem(), gate.elem()],
+    );
+    y.tensor()
+}
+
+/// The gradients of `x` and `gate`.
+pub(super) fn backward(x: CubeTensor, gate: CubeTensor, dy: CubeTensor) -> (CubeTensor, CubeTensor) {
+    let (x, gate, dy) = (Rows::of(x), Rows::of(gate), Rows::of(dy));
+    let client = x.client();
+    let dx = Rows::empty(&x, x.shape(), x.dtype());
+    let (plan, sizes) = Plan::new(&x, &gate, &dy, &dx);
+    let sums = plan.chunks.empty(&x, x.len);
+    backward_kernel::launch(
+        &client,
+        cube_count(&client, plan.chunks.cubes()),
+        plan.lanes.cube_dim(),
+        plan.width,
+        x.arg(),
+        gate.arg(),
+        dy.arg(),
+        dx.arg(),
+        sums.arg(),
+        sizes,
+        plan.lanes,
+        [x.elem(), gate.elem()],
+    );
+    (dx.tensor(), sum_columns(&sums, 0, gate.count(), &gate))
+}

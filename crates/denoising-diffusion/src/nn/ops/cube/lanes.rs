@@ -1,0 +1,123 @@
+//! How the units of a cube (CUDA: the threads of a block) share rows: a group of units takes a row, each unit of it every n-th vector; and
+//! sums over a group and over all groups, in an order that the shape alone decides.
+
+use burn_cubecl::cubecl;
+use burn_cubecl::cubecl::client::Client;
+use burn_cubecl::cubecl::ir::features::Plane;
+use burn_cubecl::cubecl::prelude::*;
+
+/// Units per cube, where the device takes that many.
+const UNITS: usize = 256;
+/// Planes (CUDA: warps) smaller than this are not worth an own way of adding.
+const SMALLEST_PLANE: u32 = 16;
+
+/// Part of what a kernel is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Lanes {
+    /// Units per group, a power of two.
+    pub(super) units: usize,
+    /// Groups per cube, a power of two.
+    pub(super) groups: usize,
+    /// Vectors per unit, at most; a unit keeps them in registers.
+    pub(super) vectors: usize,
+    /// Whether a group lies within a plane, whose units read each other's registers. Else sums go through shared memory.
+    pub(super) in_plane: bool,
+}
+
+impl Lanes {
+    /// For rows of `vectors` vectors.
+    pub(super) fn new(client: &Client, vectors: usize) -> Self {
+        let properties = client.properties();
+        let hardware = &properties.hardware;
+        let plane = hardware.plane_size_max;
+        let in_plane = hardware.plane_size_min == plane
+            && plane >= SMALLEST_PLANE
+            && plane.is_power_of_two()
+            && properties.features.plane.contains(Plane::Ops);
+        let most = most_units(client);
+        let units = vectors.next_power_of_two().min(if in_plane { plane as usize } else { most });
+        Self { units, groups: most / units, vectors: vectors.div_ceil(units), in_plane }
+    }
+
+    /// For sums over rows, column by column: a group has a vector of each of up to 16 columns.
+    pub(super) fn columns(client: &Client, vectors: usize) -> Self {
+        let most = most_units(client);
+        let units = vectors.next_power_of_two().min(16).min(most);
+        Self { units, groups: most / units, vectors: 1, in_plane: false }
+    }
+
+    /// For one sum per cube.
+    pub(super) fn whole_cube(client: &Client) -> Self {
+        Self { units: most_units(client), groups: 1, vectors: 1, in_plane: false }
+    }
+
+    /// The units of a cube.
+    pub(super) fn cube_dim(self) -> CubeDim {
+        CubeDim::new_1d((self.units * self.groups) as u32)
+    }
+
+    /// Whether loops over a unit's vectors are written out, so that what is kept is kept in registers.
+    pub(super) fn unrolled(self) -> bool {
+        self.vectors <= 8
+    }
+}
+
+/// Units per cube, a power of two. The CPU runtime takes as many as it has cores.
+fn most_units(client: &Client) -> usize {
+    1 << UNITS.min(client.properties().hardware.max_units_per_cube as usize).ilog2()
+}
+
+/// `cubes` cubes, in as many dimensions as the device needs for them; perhaps a few more.
+pub(super) fn cube_count(client: &Client, cubes: usize) -> CubeCount {
+    cubecl::calculate_cube_count_elemwise(client, cubes, CubeDim::new_single())
+}
+
+/// The sum of `value` over the units of this unit's group. All units of the cube must be here; `scratch` has a place for each.
+#[cube]
+pub(super) fn sum_over_group(value: f32, scratch: &mut [f32], #[comptime] lanes: Lanes) -> f32 {
+    if comptime!(lanes.in_plane) {
+        let mut sum = value;
+        #[unroll]
+        for step in 0..comptime!(lanes.units.ilog2()) {
+            sum += plane_shuffle_xor(sum, 1u32 << step);
+        }
+        sum
+    } else {
+        let unit = UNIT_POS as usize;
+        let lane = unit % lanes.units;
+        sync_cube();
+        scratch[unit] = value;
+        sync_cube();
+        let mut width = comptime!(lanes.units / 2).runtime();
+        while width > 0 {
+            if lane < width {
+                let other = scratch[unit + width];
+                scratch[unit] += other;
+            }
+            sync_cube();
+            width /= 2;
+        }
+        scratch[unit - lane]
+    }
+}
+
+/// The sum of the values that units at the same place in their groups have, in the first group. All units of the cube must be here;
+/// `scratch` has a place for each.
+#[cube]
+pub(super) fn sum_over_groups<N: Size>(
+    value: Vector<f32, N>,
+    scratch: &mut [Vector<f32, N>],
+    #[comptime] lanes: Lanes,
+) -> Vector<f32, N> {
+    let unit = UNIT_POS as usize;
+    sync_cube();
+    scratch[unit] = value;
+    sync_cube();
+    let mut sum = value;
+    if unit < lanes.units {
+        for group in 1..lanes.groups {
+            sum += scratch[unit + group * lanes.units];
+        }
+    }
+    sum
+}

@@ -1,0 +1,122 @@
+//! What the tape holds: which passes an operation consists of, and what it keeps from one to the other.
+
+use burn::backend::Cube;
+use burn::backend::tensor::FloatTensor;
+
+use super::super::Pointwise;
+use super::super::tape::{Device, Kernel};
+use super::extension::CubeKernels;
+use super::rms_norm::Then;
+
+type Primitive = FloatTensor<Cube>;
+
+impl Device for Cube {
+    /// Kernels look at strides themselves.
+    fn ready(tensor: Primitive) -> Primitive {
+        tensor
+    }
+}
+
+/// `x [b, h, w, c]`, `g [c]`.
+#[derive(Clone, Debug)]
+pub(super) struct RmsNorm(pub(super) Then);
+
+/// The same plus a residual like `x`.
+#[derive(Clone, Debug)]
+pub(super) struct RmsNormAdd(pub(super) Then);
+
+/// `x [b, h, w, c]`, `g [c]`, `scale_shift [b, 2 c]`; with SiLU.
+#[derive(Clone, Debug)]
+pub(super) struct RmsNormScaled;
+
+/// `x [b, h, w, c]`, `scale_shift [b, 2 c]`.
+#[derive(Clone, Debug)]
+pub(super) struct LayerNormScaled;
+
+/// `x` and `residual` `[b, h, w, c]`, `gate [b, c]`.
+#[derive(Clone, Debug)]
+pub(super) struct GatedAdd;
+
+/// `x` of any rank.
+#[derive(Clone, Debug)]
+pub(super) struct Each(pub(super) Pointwise);
+
+impl Kernel<2, Cube> for RmsNorm {
+    type Saved = [Primitive; 3];
+
+    fn forward(&self, [x, g]: [Primitive; 2]) -> (Primitive, Self::Saved) {
+        let (y, norms) = Cube::rms_forward(x.clone(), g.clone(), self.0);
+        (y, [x, g, norms])
+    }
+
+    fn backward(&self, [x, g, norms]: Self::Saved, dy: Primitive, _: [bool; 2]) -> [Option<Primitive>; 2] {
+        let (dx, dg) = Cube::rms_backward(x, g, norms, dy, self.0);
+        [Some(dx), Some(dg)]
+    }
+}
+
+impl Kernel<3, Cube> for RmsNormAdd {
+    type Saved = [Primitive; 3];
+
+    fn forward(&self, [x, g, residual]: [Primitive; 3]) -> (Primitive, Self::Saved) {
+        let (y, norms) = Cube::rms_add_forward(x.clone(), g.clone(), residual, self.0);
+        (y, [x, g, norms])
+    }
+
+    fn backward(&self, [x, g, norms]: Self::Saved, dy: Primitive, _: [bool; 3]) -> [Option<Primitive>; 3] {
+        let (dx, dg) = Cube::rms_backward(x, g, norms, dy.clone(), self.0);
+        [Some(dx), Some(dg), Some(dy)]
+    }
+}
+
+impl Kernel<3, Cube> for RmsNormScaled {
+    type Saved = [Primitive; 4];
+
+    fn forward(&self, [x, g, scale_shift]: [Primitive; 3]) -> (Primitive, Self::Saved) {
+        let (y, norms) = Cube::rms_scaled_forward(x.clone(), g.clone(), scale_shift.clone());
+        (y, [x, g, scale_shift, norms])
+    }
+
+    fn backward(&self, [x, g, scale_shift, norms]: Self::Saved, dy: Primitive, _: [bool; 3]) -> [Option<Primitive>; 3] {
+        let (dx, dg, d_scale_shift) = Cube::rms_scaled_backward(x, g, scale_shift, norms, dy);
+        [Some(dx), Some(dg), Some(d_scale_shift)]
+    }
+}
+
+impl Kernel<2, Cube> for LayerNormScaled {
+    type Saved = [Primitive; 2];
+
+    fn forward(&self, [x, scale_shift]: [Primitive; 2]) -> (Primitive, Self::Saved) {
+        (Cube::layer_norm_forward(x.clone(), scale_shift.clone()), [x, scale_shift])
+    }
+
+    fn backward(&self, [x, scale_shift]: Self::Saved, dy: Primitive, _: [bool; 2]) -> [Option<Primitive>; 2] {
+        let (dx, d_scale_shift) = Cube::layer_norm_backward(x, scale_shift, dy);
+        [Some(dx), Some(d_scale_shift)]
+    }
+}
+
+impl Kernel<3, Cube> for GatedAdd {
+    type Saved = [Primitive; 2];
+
+    fn forward(&self, [x, gate, residual]: [Primitive; 3]) -> (Primitive, Self::Saved) {
+        (Cube::gated_add_forward(x.clone(), gate.clone(), residual), [x, gate])
+    }
+
+    fn backward(&self, [x, gate]: Self::Saved, dy: Primitive, _: [bool; 3]) -> [Option<Primitive>; 3] {
+        let (dx, d_gate) = Cube::gated_add_backward(x, gate, dy.clone());
+        [Some(dx), Some(d_gate), Some(dy)]
+    }
+}
+
+impl Kernel<1, Cube> for Each {
+    type Saved = Primitive;
+
+    fn forward(&self, [x]: [Primitive; 1]) -> (Primitive, Self::Saved) {
+        (Cube::pointwise_forward(x.clone(), self.0), x)
+    }
+
+    fn backward(&self, x: Self::Saved, dy: Primitive, _: [bool; 1]) -> [Option<Primitive>; 1] {
+        [Some(Cube::pointwise_backward(x, dy, self.0))]
+    }
+}

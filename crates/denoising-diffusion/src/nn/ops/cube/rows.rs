@@ -1,0 +1,129 @@
+//! How tensors lie in memory, as the kernels take them: rows of the last dimension's values, evenly spaced. CUDA's allocations pad the
+//! rows of every tensor (96 `f32` values take the place of 128), so that nothing may be taken for dense; a copy is made only of what is
+//! not in rows at all, such as a permutation.
+
+use burn::tensor::Shape;
+use burn_cubecl::CubeDevice;
+use burn_cubecl::cubecl::client::Client;
+use burn_cubecl::cubecl::ir::ElemType;
+use burn_cubecl::cubecl::prelude::BufferArg;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::empty_device_dtype;
+use burn_cubecl::tensor::CubeTensor;
+
+use burn::backend::cubecl::dtype_to_storage_type;
+use burn::tensor::DType;
+
+/// A tensor whose rows, `len` values each, start `pitch` values after one another.
+#[derive(Clone, Debug)]
+pub(super) struct Rows {
+    tensor: CubeTensor,
+    pub(super) len: usize,
+    pitch: usize,
+}
+
+impl Rows {
+    /// The rows of a tensor; of a copy of it, where they are not evenly spaced.
+    pub(super) fn of(tensor: CubeTensor) -> Self {
+        let len = tensor.meta.shape()[tensor.meta.num_dims() - 1];
+        match pitch(tensor.meta.shape(), tensor.meta.strides()).filter(|_| !tensor.meta.is_tiled()) {
+            Some(pitch) => Self { tensor, len, pitch },
+            None => Self { tensor: into_contiguous(tensor), len, pitch: len },
+        }
+    }
+
+    /// Rows with nothing in them yet, where `like` is.
+    pub(super) fn empty(like: &Self, shape: Shape, dtype: DType) -> Self {
+        Self::of(empty_device_dtype(like.client(), like.device(), shape, dtype))
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.shape().num_elements() / self.len
+    }
+
+    pub(super) fn shape(&self) -> Shape {
+        self.tensor.meta.shape().clone()
+    }
+
+    /// Whether nobody else holds it.
+    pub(super) fn can_mut(&self) -> bool {
+        self.tensor.can_mut()
+    }
+
+    pub(super) fn dtype(&self) -> DType {
+        self.tensor.dtype
+    }
+
+    pub(super) fn elem(&self) -> ElemType {
+        dtype_to_storage_type(self.tensor.dtype)
+    }
+
+    pub(super) fn device(&self) -> CubeDevice {
+        self.tensor.device.clone()
+    }
+
+    pub(super) fn client(&self) -> Client {
+        self.tensor.client.clone()
+    }
+
+    /// The distance of two rows in vectors of `width` values, see [`vector_width`].
+    pub(super) fn pitch(&self, width: usize) -> u32 {
+        (self.pitch / width) as u32
+    }
+
+    pub(super) fn arg(&self) -> BufferArg {
+        self.tensor.clone().into_buffer_arg()
+    }
+
+    pub(super) fn tensor(self) -> CubeTensor {
+        self.tensor
+    }
+}
+
+/// The number of values from one row to the next, if it is the same everywhere.
+fn pitch(shape: &[usize], strides: &[usize]) -> Option<usize> {
+    let (&len, outer) = shape.split_last()?;
+    if len > 1 && strides[shape.len() - 1] != 1 {
+        return None;
+    }
+    let mut pitch = None;
+    let mut rows = 1;
+    for (&size, &stride) in outer.iter().zip(strides).rev().filter(|(size, _)| **size != 1) {
+        let pitch = *pitch.get_or_insert(stride);
+        if stride != pitch * rows {
+            return None;
+        }
+        rows *= size;
+    }
+    Some(pitch.unwrap_or(len))
+}
+
+/// How many values one instruction reads or writes, in kernels that cut these rows into parts of the given lengths (and compute in f32).
+pub(super) fn vector_width(parts: &[usize], rows: &[&Rows]) -> usize {
+    let Some(first) = rows.first() else { return 1 };
+    let bytes = rows.iter().map(|rows| rows.dtype().size()).max().unwrap_or(1).max(size_of::<f32>());
+    let lengths = || parts.iter().copied().chain(rows.iter().map(|rows| rows.pitch));
+    let fits = |width: &usize| lengths().all(|length| length.is_multiple_of(*width));
+    first.tensor.client.io_optimized_vector_sizes(bytes).filter(fits).max().unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::pitch;
+
+    #[test]
+    fn rows_are_found() {
+        assert_eq!(pitch(&[2, 3, 4, 5], &[60, 20, 5, 1]), Some(5));
+        assert_eq!(pitch(&[2, 3, 4, 5], &[96, 32, 8, 1]), Some(8));
+        assert_eq!(pitch(&[2, 1, 1, 5], &[8, 77, 99, 1]), Some(8));
+        assert_eq!(pitch(&[1, 1, 1, 5], &[1, 1, 1, 1]), Some(5));
+        assert_eq!(pitch(&[7], &[1]), Some(7));
+        // One row for all.
+        assert_eq!(pitch(&[3, 4], &[0, 1]), Some(0));
+        // One channel of several.
+        assert_eq!(pitch(&[3, 1], &[4, 4]), Some(4));
+        // Permuted, and with gaps between images only.
+        assert_eq!(pitch(&[2, 4, 5, 3], &[60, 5, 1, 20]), None);
+        assert_eq!(pitch(&[2, 3, 4, 5], &[200, 20, 5, 1]), None);
+    }
+}

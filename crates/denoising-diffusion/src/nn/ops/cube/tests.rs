@@ -1,0 +1,254 @@
+//! Each kernel on the device of the tests against plain tensor operations on the CPU: output and every gradient. Without `DDPM_TEST_DEVICE` and
+//! without the feature `cubecl-cpu` there is no such device, and nothing is compared.
+
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use proptest::prelude::*;
+
+use super::super::{Pointwise, plain};
+use crate::device::open;
+use crate::nn::params::host_values;
+use crate::noise::{Purpose, Stream};
+
+/// The device of `DDPM_TEST_DEVICE`, or CubeCL's CPU runtime.
+pub(crate) fn test_device() -> Option<Device> {
+    match std::env::var("DDPM_TEST_DEVICE") {
+        #[cfg(feature = "cubecl-cpu")]
+        Ok(name) if name == "cubecl-cpu" => Some(Device::cpu()),
+        Ok(name) => Some(open(name.parse().unwrap()).unwrap().device).filter(|device| !crate::device::is_cpu(device)),
+        #[cfg(feature = "cubecl-cpu")]
+        Err(_) => Some(Device::cpu()),
+        #[cfg(not(feature = "cubecl-cpu"))]
+        Err(_) => None,
+    }
+}
+
+/// Relative to the largest value.
+fn assert_close(what: &str, got: &[f32], expected: &[f32]) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    let scale = expected.iter().fold(1e-3_f32, |most, v| most.max(v.abs()));
+    let worst = got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0_f32, f32::max);
+    assert!(worst <= 1e-5 * scale, "{what}: differs by {worst:e}, values up to {scale}");
+}
+
+/// Values drawn from a seed, the same for each device.
+fn drawn(seed: u64, part: u64, count: usize) -> Vec<f32> {
+    let mut values = vec![0.0; count];
+    Stream::new(seed, Purpose::Init, part, 0).fill_normal(&mut values);
+    values
+}
+
+/// How an image lies in memory before an operation sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Layout {
+    Dense,
+    /// Rows with room between them, as CUDA has them.
+    Padded,
+    /// Channels first.
+    Permuted,
+}
+
+/// `[b, h, w, c]` of these values, in a memory of this layout.
+fn image(values: Vec<f32>, [b, h, w, c]: [usize; 4], layout: Layout, device: &Device) -> Tensor<4> {
+    let dense = Tensor::<4>::from_data(TensorData::new(values, [b, h, w, c]), device);
+    match layout {
+        Layout::Dense => dense,
+        Layout::Padded => {
+            let room = c.next_power_of_two().max(4) * 2 - c;
+            Tensor::cat(vec![dense, Tensor::full([b, h, w, room], f32::NAN, device)], 3).narrow(3, 0, c)
+        }
+        Layout::Permuted => {
+            let first = Tensor::<4>::from_data(dense.permute([0, 3, 1, 2]).to_data(), device);
+            first.permute([0, 2, 3, 1])
+        }
+    }
+}
+
+/// An operation of an image, other images and other tensors.
+struct Case<'a> {
+    dims: [usize; 4],
+    layout: Layout,
+    /// How many images beside the first.
+    images: usize,
+    /// Shapes of the other inputs, each `[1, n]` or `[b, n]`.
+    others: &'a [[usize; 2]],
+    /// What the first image is multiplied by.
+    scale: f32,
+}
+
+type Operation<'a> = &'a dyn Fn(Vec<Tensor<4>>, Vec<Tensor<2>>) -> Tensor<4>;
+
+impl Case<'_> {
+    /// The output, and the gradients of all inputs.
+    fn outcome(&self, seed: u64, operation: Operation<'_>, device: &Device) -> Vec<Vec<f32>> {
+        let device = device.clone().autodiff();
+        let count = self.dims.iter().product();
+        let mut part = 0;
+        let mut next = |count| {
+            part += 1;
+            drawn(seed, part, count)
+        };
+        let images: Vec<Tensor<4>> = (0..=self.images)
+            .map(|i| {
+                let factor = if i == 0 { self.scale } else { 1.0 };
+                let values = next(count).into_iter().map(|value| value * factor).collect();
+                image(values, self.dims, self.layout, &device).require_grad()
+            })
+            .collect();
+        let others: Vec<Tensor<2>> = self
+            .others
+            .iter()
+            .map(|shape| Tensor::from_data(TensorData::new(next(shape[0] * shape[1]), *shape), &device).require_grad())
+            .collect();
+        // Its gradient arrives in the layout of the input, too.
+        let cotangent = image(next(count), self.dims, self.layout, &device);
+        let y = operation(images.clone(), others.clone());
+        let mut all = vec![host_values(y.clone())];
+        let gradients: Gradients = (y * cotangent).sum().backward();
+        all.extend(images.iter().map(|x| host_values(x.grad(&gradients).expect("a gradient"))));
+        all.extend(others.iter().map(|x| host_values(x.grad(&gradients).expect("a gradient"))));
+        all
+    }
+
+    fn compare(&self, what: &str, seed: u64, ours: Operation<'_>, plain: Operation<'_>) {
+        let Some(device) = test_device() else { return eprintln!("{what}: no device to compare with") };
+        let expected = self.outcome(seed, plain, &Device::flex());
+        for (i, (ours, expected)) in self.outcome(seed, ours, &device).iter().zip(&expected).enumerate() {
+            let (dims, layout) = (self.dims, self.layout);
+            assert_close(&format!("{what} of {dims:?}, {layout:?}, result {i}"), ours, expected);
+        }
+    }
+}
+
+fn any_layout() -> impl Strategy<Value = Layout> {
+    prop::sample::select(vec![Layout::Dense, Layout::Padded, Layout::Permuted])
+}
+
+fn gain(others: &[Tensor<2>]) -> Tensor<1> {
+    others[0].clone().reshape([-1])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
+
+    #[test]
+    fn rms_norms(
+        seed: u64, b in 1_usize..6, h in 1_usize..8, w in 1_usize..8, c in 2_usize..71, layout in any_layout(), added: bool,
+    ) {
+        let case = Case { dims: [b, h, w, c], layout, images: usize::from(added), others: &[[1, c]], scale: 3.0 };
+        let residual = |mut images: Vec<Tensor<4>>| {
+            let residual = added.then(|| images.remove(1));
+            (images.remove(0), residual)
+        };
+        type Norm = fn(Tensor<4>, Tensor<1>, Option<Tensor<4>>) -> Tensor<4>;
+        for (what, ours, plain) in [
+            ("rms_norm", super::rms_norm as Norm, plain::rms_norm as Norm),
+            ("rms_norm_silu", super::rms_norm_silu as Norm, plain::rms_norm_silu as Norm),
+        ] {
+            let run = |norm: Norm| move |images: Vec<Tensor<4>>, others: Vec<Tensor<2>>| {
+                let (x, residual) = residual(images);
+                norm(x, gain(&others), residual)
+            };
+            case.compare(what, seed, &run(ours), &run(plain));
+        }
+        let case = Case { images: 0, others: &[[1, c], [b, 2 * c]], ..case };
+        case.compare(
+            "rms_norm_scaled_silu",
+            seed,
+            &|mut x, others| super::rms_norm_scaled_silu(x.remove(0), gain(&others), others[1].clone()),
+            &|mut x, others| plain::rms_norm_scaled_silu(x.remove(0), gain(&others), others[1].clone()),
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_transformers_do_around_their_layers(
+        seed: u64, b in 1_usize..6, h in 1_usize..8, w in 1_usize..8, c in 3_usize..71, layout in any_layout(),
+    ) {
+        let dims = [b, h, w, c];
+        // A row of nearly equal values has a gradient as large as its deviation is small.
+        let spread = |x: Tensor<4>| {
+            let ends = Tensor::<1>::from_floats([8.0, -8.0], &x.device()).reshape([1, 1, 1, 2]);
+            let rest = Tensor::zeros([1, 1, 1, c - 2], &x.device());
+            x + Tensor::cat(vec![ends, rest], 3)
+        };
+        let case = Case { dims, layout, images: 0, others: &[[b, 2 * c]], scale: 1.0 };
+        case.compare(
+            "layer_norm_scaled",
+            seed,
+            &|mut x, others| super::layer_norm_scaled(spread(x.remove(0)), others[0].clone()),
+            &|mut x, others| plain::layer_norm_scaled(spread(x.remove(0)), others[0].clone()),
+        );
+        let case = Case { images: 1, others: &[[b, c]], ..case };
+        case.compare(
+            "gated_add",
+            seed,
+            &|mut x, others| super::gated_add(x.remove(0), others[0].clone(), x.remove(0)),
+            &|mut x, others| plain::gated_add(x.remove(0), others[0].clone(), x.remove(0)),
+        );
+        let case = Case { images: 0, others: &[], scale: 3.0, ..case };
+        for f in [Pointwise::Silu, Pointwise::GeluTanh] {
+            let what = format!("{f:?}");
+            case.compare(&what, seed, &|mut x, _| super::pointwise(f, x.remove(0)), &|mut x, _| plain::pointwise(f, x.remove(0)));
+        }
+    }
+}
+
+/// More rows than there are cubes, and more channels than units hold in registers: every loop is taken more than once.
+#[test]
+fn large_norms() {
+    for dims in [[2, 64, 48, 8], [3, 5, 3, 700]] {
+        let case = Case {
+            dims,
+            layout: Layout::Dense,
+            images: 0,
+            others: &[[1, dims[3]], [dims[0], 2 * dims[3]]],
+            scale: 3.0,
+        };
+        case.compare(
+            "rms_norm_scaled_silu",
+            1,
+            &|mut x, others| super::rms_norm_scaled_silu(x.remove(0), gain(&others), others[1].clone()),
+            &|mut x, others| plain::rms_norm_scaled_silu(x.remove(0), gain(&others), others[1].clone()),
+        );
+        let case = Case { others: &[[dims[0], 2 * dims[3]]], ..case };
+        case.compare(
+            "layer_norm_scaled",
+            1,
+            &|mut x, others| super::layer_norm_scaled(x.remove(0), others[0].clone()),
+            &|mut x, others| plain::layer_norm_scaled(x.remove(0), others[0].clone()),
+        );
+        let case = Case { images: 1, others: &[[dims[0], dims[3]]], ..case };
+        case.compare(
+            "gated_add",
+            1,
+            &|mut x, others| super::gated_add(x.remove(0), others[0].clone(), x.remove(0)),
+            &|mut x, others| plain::gated_add(x.remove(0), others[0].clone(), x.remove(0)),
+        );
+    }
+}
+
+/// A row of zeros has no direction, but a result and gradients.
+#[test]
+fn norms_of_zeros() {
+    let Some(device) = test_device() else { return };
+    let device = device.autodiff();
+    let x = Tensor::<4>::zeros([1, 1, 2, 5], &device).require_grad();
+    let g = Tensor::<1>::ones([5], &device).require_grad();
+    let y = super::rms_norm_silu(x.clone(), g.clone(), None);
+    assert_eq!(host_values(y.clone()), [0.0; 10]);
+    let gradients = y.sum().backward();
+    assert!(host_values(x.grad(&gradients).unwrap()).iter().all(|v| v.is_finite() && *v > 1e11));
+    assert_eq!(host_values(g.grad(&gradients).unwrap()), [0.0; 5]);
+}
+
+/// What is not finite comes out as such.
+#[test]
+fn nan_is_not_swallowed() {
+    let Some(device) = test_device() else { return };
+    let x = Tensor::<4>::ones([1, 2, 1, 4], &device).slice_fill([0..1, 1..2, 0..1, 2..3], f32::NAN);
+    let y = host_values(super::rms_norm(x, Tensor::ones([4], &device), None));
+    assert!(y[..4].iter().all(|v| v.is_finite()) && y[4..].iter().all(|v| v.is_nan()));
+}
