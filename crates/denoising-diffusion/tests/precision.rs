@@ -1,5 +1,5 @@
-//! Mixed precision: networks in bf16 stay close to the same networks in f32, with weights and gradients in f32. Here on the CPU, where
-//! plain tensor operations stand in for a GPU's.
+//! Mixed precision: networks in bf16 stay close to the same networks in f32, with weights and gradients in f32. On the CPU plain tensor
+//! operations stand in for a GPU's.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -14,6 +14,10 @@ use denoising_diffusion::nn::{Init, Vectors};
 use denoising_diffusion::noise::{Purpose, normal_batch};
 use denoising_diffusion::train::{EmaConfig, NamedGradients, TrainConfig, Trainer};
 
+#[path = "common/device.rs"]
+mod common;
+use common::test_device;
+
 /// Runs `work` in a precision, which is the process's: tests take turns.
 fn with_precision<T>(precision: Precision, work: impl FnOnce() -> T) -> T {
     static TURN: Mutex<()> = Mutex::new(());
@@ -25,7 +29,7 @@ fn with_precision<T>(precision: Precision, work: impl FnOnce() -> T) -> T {
 }
 
 fn device() -> Device {
-    Device::flex().autodiff()
+    test_device().autodiff()
 }
 
 fn noise<const D: usize>(index: u64, dims: [usize; D]) -> Tensor<D> {
@@ -139,14 +143,14 @@ fn trainer<M: Network<4>>(network: M, lr: f64) -> Trainer<M> {
     let schedule = ScheduleConfig { timesteps: 100, ..Default::default() };
     let diffusion = Diffusion::new(&GaussianConfig { schedule, ..Default::default() }.into()).unwrap();
     let config = TrainConfig { batch_size: 4, lr, ..TrainConfig::default() };
-    Trainer::new::<4>(network, diffusion, config, EmaConfig::default(), &Device::flex())
+    Trainer::new::<4>(network, diffusion, config, EmaConfig::default(), &test_device())
 }
 
 #[test]
 fn training_in_bf16_follows_training_in_f32() {
     let config = UnetConfig { dim: 8, dim_mults: vec![1, 2], channels: 1, ..UnetConfig::default() };
     let images: Vec<f32> = (0..4 * 64).map(|i| ((i / 8 + i / 64) as f32).sin() / 2.0 + 0.5).collect();
-    let images = Tensor::<1>::from_floats(images.as_slice(), &Device::flex()).reshape([4, 1, 8, 8]);
+    let images = Tensor::<1>::from_floats(images.as_slice(), &test_device()).reshape([4, 1, 8, 8]);
     let losses = |precision| {
         with_precision(precision, || {
             let mut trainer = trainer(Unet::new(&config, &mut Init::new(0, &device())).unwrap(), 2e-3);

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use denoising_diffusion::device::{DeviceChoice, open};
 use denoising_diffusion::diffusion::Draws;
 use denoising_diffusion::interop::{StateDict, TensorData as HostTensor, to_ours};
 use denoising_diffusion::models::{Unet, UnetConfig};
@@ -12,24 +11,16 @@ use denoising_diffusion::nn::{Init, params};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-/// Names another device than the CPU for these tests: `just test-device wgpu`. `cubecl-cpu` is one for tests only.
-const DEVICE_VARIABLE: &str = "DDPM_TEST_DEVICE";
+#[path = "../common/device.rs"]
+mod device;
+pub use device::test_device;
+
 /// How much less exact other devices may be, which sum in other orders and have other exponentials.
 const SLACK: f32 = 10.0;
 
-/// Where the tests compute.
-pub fn test_device() -> Device {
-    match std::env::var(DEVICE_VARIABLE) {
-        #[cfg(feature = "cubecl-cpu")]
-        Ok(name) if name == "cubecl-cpu" => Device::cpu(),
-        Ok(name) => open(name.parse().unwrap()).unwrap().device,
-        Err(_) => open(DeviceChoice::Cpu).unwrap().device,
-    }
-}
-
 /// What a comparison allows on the device of the tests, of what it allows on the CPU.
 pub fn slack() -> f32 {
-    if std::env::var_os(DEVICE_VARIABLE).is_some() { SLACK } else { 1.0 }
+    if device::is_elsewhere() { SLACK } else { 1.0 }
 }
 
 /// A golden file: tensors as f32, and the configuration in its metadata.
