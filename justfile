@@ -61,8 +61,12 @@ bench-kernels-torch *ARGS:
     python3 -m venv target/parity && target/parity/bin/pip install -q -r tools/parity/requirements.txt
     target/parity/bin/python tools/bench/kernels.py {{ARGS}}
 
-# The golden tests, those of GPU kernels and of bf16 on another device: `just test-device wgpu` (Mesa's software Vulkan will do: Debian's
+# The golden tests and those of GPU kernels on another device: `just test-device wgpu` (Mesa's software Vulkan will do: Debian's
 # mesa-vulkan-drivers), or `just test-device cubecl-cpu [tests]`, which needs no GPU of any kind but an LLVM (tools/gpu/llvm-sdk)
 test-device DEVICE *TESTS:
     DDPM_TEST_DEVICE={{DEVICE}} cargo test --features denoising-diffusion/{{DEVICE}} -p denoising-diffusion --lib -- --test-threads 1 cube:: on_gpus
-    DDPM_TEST_DEVICE={{DEVICE}} cargo test --features denoising-diffusion/{{DEVICE}} -p denoising-diffusion --test reference --test precision -- --test-threads 1 {{TESTS}}
+    DDPM_TEST_DEVICE={{DEVICE}} cargo test --features denoising-diffusion/{{DEVICE}} -p denoising-diffusion --test reference -- --test-threads 1 {{TESTS}}
+
+# Mixed precision on a GPU that computes in bf16: `just test-bf16 cuda`
+test-bf16 DEVICE:
+    DDPM_TEST_DEVICE={{DEVICE}} cargo test --features denoising-diffusion/{{DEVICE}} -p denoising-diffusion --test precision -- --test-threads 1
