@@ -212,34 +212,37 @@ impl<M> Trainer<M> {
         }
     }
 
-    /// The mean loss of the step, and its gradients with their norm, or what was not finite.
+    /// The mean loss of the step, and its gradients with their norm, or what was not finite. The device is waited for at the end only, when
+    /// all of the step's work lies before it.
     fn gradients<const D: usize>(&self, batches: Vec<Examples<D>>) -> (f64, Result<(NamedGradients, f64), NonFinite>)
     where
         M: Network<D>,
     {
         let parts = batches.len() as u64;
-        let (mut total, mut sum) = (0.0, NamedGradients::default());
+        let (mut losses, mut sum) = (Vec::with_capacity(batches.len()), NamedGradients::default());
         for (k, examples) in batches.into_iter().enumerate() {
-            let (loss, gradients) = match self.backward(examples, self.step * parts + k as u64, parts) {
-                Ok(parts) => parts,
-                Err(cause) => return (f64::NAN, Err(cause)),
-            };
-            total += loss;
+            let data = examples.data.clone();
+            let (loss, gradients) = self.backward(examples, self.step * parts + k as u64, parts);
+            losses.push((loss, data));
             sum = sum.summed_with(gradients);
         }
-        match sum.norm() {
+        let norm = sum.norm();
+        let mut total = 0.0;
+        for (loss, data) in losses {
+            let value = f64::from(loss.into_scalar::<f32>());
+            if !value.is_finite() {
+                return (f64::NAN, Err(self.blame(data)));
+            }
+            total += value;
+        }
+        match norm {
             GradNorm::Finite(norm) => (total, Ok((sum, norm))),
             GradNorm::NonFinite { tensor } => (total, Err(NonFinite { tensor, kind: NonFiniteKind::Gradient })),
         }
     }
 
     /// Loss and gradients of one batch, both divided by the number of batches in the step.
-    fn backward<const D: usize>(
-        &self,
-        examples: Examples<D>,
-        batch: u64,
-        parts: u64,
-    ) -> Result<(f64, NamedGradients), NonFinite>
+    fn backward<const D: usize>(&self, examples: Examples<D>, batch: u64, parts: u64) -> (Tensor<1>, NamedGradients)
     where
         M: Network<D>,
     {
@@ -255,12 +258,9 @@ impl<M> Trainer<M> {
             classes: examples.classes,
             vectors: examples.vectors,
         };
-        let loss = self.diffusion.loss(self.model(), examples.clone(), &draws).mean() / parts as f64;
-        let value = f64::from(loss.clone().into_scalar::<f32>());
-        if !value.is_finite() {
-            return Err(self.blame(examples.data));
-        }
-        Ok((value, NamedGradients::take(self.model(), &mut loss.backward())))
+        let loss = self.diffusion.loss(self.model(), examples, &draws).mean() / parts as f64;
+        let gradients = NamedGradients::take(self.model(), &mut loss.backward());
+        (loss.detach(), gradients)
     }
 
     /// What made a loss non-finite: the images, a weight, or neither.
