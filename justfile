@@ -62,7 +62,7 @@ bench-kernels-torch *ARGS:
     target/parity/bin/python tools/bench/kernels.py {{ARGS}}
 
 # The golden tests and those of GPU kernels on another device: `just test-device wgpu` (Mesa's software Vulkan will do: Debian's
-# mesa-vulkan-drivers), or `just test-device cubecl-cpu [tests]`, which needs no GPU of any kind but an LLVM (tools/gpu/llvm-sdk)
+# mesa-vulkan-drivers), or `just test-device cubecl-cpu layers:: --skip attention`: no GPU of any kind, but an LLVM (tools/gpu/llvm-sdk)
 test-device DEVICE *TESTS:
     DDPM_TEST_DEVICE={{DEVICE}} cargo test --features denoising-diffusion/{{DEVICE}} -p denoising-diffusion --lib -- --test-threads 1 cube:: on_gpus
     DDPM_TEST_DEVICE={{DEVICE}} cargo test --features denoising-diffusion/{{DEVICE}} -p denoising-diffusion --test reference -- --test-threads 1 {{TESTS}}

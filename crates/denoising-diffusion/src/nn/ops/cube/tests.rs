@@ -1,7 +1,7 @@
 //! Each kernel on the device of the tests against plain tensor operations on the CPU: output and every gradient. Without `DDPM_TEST_DEVICE` and
 //! without the feature `cubecl-cpu` there is no such device, and nothing is compared.
 
-use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType, Gradients, Tensor, TensorData};
 use proptest::prelude::*;
 
 use super::super::{Pointwise, plain};
@@ -20,6 +20,16 @@ pub(crate) fn test_device() -> Option<Device> {
         #[cfg(not(feature = "cubecl-cpu"))]
         Err(_) => None,
     }
+}
+
+#[cfg(feature = "cubecl-cpu")]
+fn is_cubecl_cpu(device: &Device) -> bool {
+    *device == Device::cpu()
+}
+
+#[cfg(not(feature = "cubecl-cpu"))]
+fn is_cubecl_cpu(_: &Device) -> bool {
+    false
 }
 
 /// Relative to the largest value.
@@ -251,4 +261,43 @@ fn nan_is_not_swallowed() {
     let x = Tensor::<4>::ones([1, 2, 1, 4], &device).slice_fill([0..1, 1..2, 0..1, 2..3], f32::NAN);
     let y = host_values(super::rms_norm(x, Tensor::ones([4], &device), None));
     assert!(y[..4].iter().all(|v| v.is_finite()) && y[4..].iter().all(|v| v.is_nan()));
+}
+
+/// Images of 16 bits, weights of 32: computed in f32, rounded once. CubeCL's CPU runtime 0.11 lacks the function that rounds.
+#[test]
+fn bf16_images() {
+    let Some(device) = test_device() else { return };
+    if is_cubecl_cpu(&device) || !device.supports_dtype(DType::BF16) {
+        return eprintln!("no bf16 on this device");
+    }
+    let dims = [2, 3, 5, 24];
+    let rounded = |part| -> Vec<f32> {
+        let values = drawn(9, part, dims.iter().product());
+        values.into_iter().map(|value| half::bf16::from_f32(value).to_f32()).collect()
+    };
+    let run = |device: &Device, bf16: bool, operation: fn(Tensor<4>, Tensor<1>, Tensor<2>) -> Tensor<4>| {
+        let device = device.clone().autodiff();
+        let x = Tensor::<4>::from_data(TensorData::new(rounded(0), dims), &device).require_grad();
+        let g = Tensor::<1>::from_floats(drawn(9, 1, 24).as_slice(), &device).require_grad();
+        let scale_shift = Tensor::<2>::from_data(TensorData::new(drawn(9, 2, 96), [2, 48]), &device).require_grad();
+        let input = if bf16 { x.clone().cast(FloatDType::BF16) } else { x.clone() };
+        let y = operation(input, g.clone(), scale_shift.clone());
+        assert_eq!(y.dtype() == DType::BF16, bf16);
+        let cotangent = Tensor::<4>::from_data(TensorData::new(rounded(3), dims), &device);
+        let gradients = (y.clone().cast(FloatDType::F32) * cotangent).sum().backward();
+        [
+            host_values(y),
+            host_values(x.grad(&gradients).unwrap()),
+            host_values(g.grad(&gradients).unwrap()),
+            host_values(scale_shift.grad(&gradients).unwrap()),
+        ]
+    };
+    let ours = run(&device, true, super::rms_norm_scaled_silu);
+    let plain = run(&Device::flex(), false, plain::rms_norm_scaled_silu);
+    // Eight bits of an image's values; what is summed in f32 is exact to f32.
+    for ((ours, plain), allowed) in ours.iter().zip(&plain).zip([5e-3, 5e-3, 1e-5, 1e-5]) {
+        let scale = plain.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
+        let worst = ours.iter().zip(plain).map(|(a, b)| (a - b).abs()).fold(0.0_f32, f32::max);
+        assert!(worst <= allowed * scale, "{worst:e} of {scale}");
+    }
 }
