@@ -144,15 +144,18 @@ fn bad_values_come_out_of_their_image_alone() {
     }
 }
 
+/// In one chunk of positions, and in one of several.
 #[test]
 fn a_nan_key_reaches_every_query_of_its_head() {
-    let s = AttentionShape { batch: 1, positions: 60, heads: 1, head_dim: 8, memory: 2 };
-    let [mut qkv, memory, dout] = inputs(&s, 1);
-    qkv[s.qkv_at(0, 4, KEY, 0)] = f32::NAN;
-    for isa in Isa::all() {
-        for kind in [Kind::Full, Kind::Linear] {
-            let [out, ..] = kind.run(isa, &s, &qkv, &memory, &dout);
-            assert!(out.iter().all(|v| v.is_nan()), "{kind:?} {isa:?}");
+    for (positions, at) in [(60, 4), (600, 4), (600, 599)] {
+        let s = AttentionShape { batch: 1, positions, heads: 1, head_dim: 8, memory: 2 };
+        let [mut qkv, memory, dout] = inputs(&s, 1);
+        qkv[s.qkv_at(0, at, KEY, 0)] = f32::NAN;
+        for isa in Isa::all() {
+            for kind in [Kind::Full, Kind::Linear] {
+                let [out, ..] = kind.run(isa, &s, &qkv, &memory, &dout);
+                assert!(out.iter().all(|v| v.is_nan()), "{kind:?} {isa:?} {positions} {at}");
+            }
         }
     }
 }
