@@ -212,8 +212,8 @@ impl<M> Trainer<M> {
         }
     }
 
-    /// The mean loss of the step, and its gradients with their norm, or what was not finite. The device is waited for at the end only, when
-    /// all of the step's work lies before it.
+    /// The mean loss of the step, and its gradients with their norm, or what was not finite. The device is waited for at the end, when all
+    /// of the step's work lies before it (immiscible noise, which is assigned on the host, waits for the data before).
     fn gradients<const D: usize>(&self, batches: Vec<Examples<D>>) -> (f64, Result<(NamedGradients, f64), NonFinite>)
     where
         M: Network<D>,
