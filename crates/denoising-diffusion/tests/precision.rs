@@ -4,9 +4,11 @@
 use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::{DType, Device, Int, Tensor};
+use denoising_diffusion::data::DataLayout;
 use denoising_diffusion::diffusion::{Diffusion, GaussianConfig, ScheduleConfig};
 use denoising_diffusion::models::{
-    Dit, DitConfig, Downsampling, Network, NetworkInput, PerStage, Unet, Unet1dConfig, UnetConfig, Uvit, UvitConfig,
+    Dit, DitConfig, Downsampling, Extent, KarrasUnetConfig, Network, NetworkConfig, NetworkInput, PerStage, Unet,
+    Unet1dConfig, UnetConfig, Uvit, UvitConfig,
 };
 use denoising_diffusion::nn::ops::{Precision, set_precision};
 use denoising_diffusion::nn::params::host_values;
@@ -181,4 +183,26 @@ fn a_network_that_takes_no_bf16_runs_in_f32() {
     let network = Uvit::new(&config, &mut Init::new(0, &device())).unwrap();
     let output = || host_values(network.predict(input(&network, [8, 8])));
     assert_eq!(with_precision(Precision::F32, output), with_precision(Precision::Bf16, output));
+}
+
+/// A plan asks the options, a step the network.
+#[test]
+fn options_and_networks_say_the_same() {
+    let extent = Some(Extent { layout: DataLayout::Images, depth: 1, height: 8, width: 8 });
+    let configs = [
+        NetworkConfig::Unet(UnetConfig { dim: 8, dim_mults: vec![1, 2], ..UnetConfig::default() }),
+        NetworkConfig::Unet1d(Unet1dConfig { dim: 8, dim_mults: vec![1, 2], ..Unet1dConfig::default() }),
+        NetworkConfig::Dit(DitConfig {
+            hidden_size: Some(8),
+            depth: Some(1),
+            num_heads: Some(2),
+            ..DitConfig::default()
+        }),
+        NetworkConfig::Uvit(UvitConfig { dim: 8, dim_mults: vec![1, 2], vit_depth: 1, ..UvitConfig::default() }),
+        NetworkConfig::KarrasUnet(KarrasUnetConfig { dim: 8, dim_max: 16, extent, ..KarrasUnetConfig::default() }),
+    ];
+    for config in configs {
+        let network = config.build(&mut Init::new(0, &device())).unwrap();
+        assert_eq!(config.takes_bf16(), network.takes_bf16(), "{config:?}");
+    }
 }
