@@ -45,7 +45,6 @@ impl Plan {
         let ImageShape { height, width, .. } = dataset.shape();
         let recipe = Recipe { diffusion: recipe.diffusion.for_size(height, width), ..recipe };
         let network = recipe.network_for(DataFacts::of(&dataset)).or_usage()?;
-        machine.check_network(&network)?;
         let (train, held_out) = dataset.split_held_out(recipe.data.held_out, recipe.train.seed);
         let (batch_size, images) = (recipe.train.batch_size, train.len());
         if batch_size > images {

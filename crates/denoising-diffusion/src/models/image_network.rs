@@ -216,11 +216,6 @@ impl NetworkConfig {
         }
     }
 
-    /// Whether the network [takes bf16](Network::takes_bf16).
-    pub fn takes_bf16(&self) -> bool {
-        matches!(self, Self::Unet(_) | Self::Unet1d(_) | Self::Dit(_))
-    }
-
     /// Channels of the data, where they are known.
     pub fn channels(&self) -> Option<usize> {
         match self {

@@ -8,6 +8,7 @@ use burn::tensor::{Int, Tensor};
 
 use super::karras_unet_config::{BlockDims, KarrasUnetConfig, KarrasUnetConfigError};
 use super::{Network, NetworkInput, SizeError};
+use crate::nn::ops::in_f32;
 use crate::nn::{
     Among, Gain, Init, MpAttention, MpConv, MpFourierEmbedding, MpInput, MpLinear, Vectors, double_linearly,
     force_weight_norm, halve_by_mean, mp_cat, mp_silu, mp_sum, pixel_norm,
@@ -184,6 +185,10 @@ impl Network<4> for KarrasUnet {
         self.config.class_drop_prob
     }
 
+    fn takes_bf16(&self) -> bool {
+        true
+    }
+
     fn check_size(&self, size: &[usize]) -> Result<(), SizeError> {
         self.config.check_size(size[0], size[1]).map_err(|error| SizeError(error.to_string()))
     }
@@ -250,7 +255,7 @@ impl Block {
         let h = self.conv1.forward(mp_silu(x));
         let scale = self.emb_gain.forward(self.emb.forward(emb)) + 1.0;
         let [b, c] = scale.dims();
-        let h = h * scale.reshape([b, 1, 1, 1, c]);
+        let h = in_f32(h, |h| h * scale.reshape([b, 1, 1, 1, c]));
         let h = self.conv2.forward(self.dropout.forward(mp_silu(h)));
         let x = mp_sum(h, residual, self.residual_t);
         match (&self.attn, &self.time_attn) {

@@ -240,6 +240,10 @@ impl Network<4> for Uvit {
         self.config.class_drop_prob
     }
 
+    fn takes_bf16(&self) -> bool {
+        true
+    }
+
     fn check_size(&self, size: &[usize]) -> Result<(), SizeError> {
         self.config.check_size(size[0], size[1]).map_err(|error| SizeError(error.to_string()))
     }

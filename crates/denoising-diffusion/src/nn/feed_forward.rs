@@ -4,6 +4,7 @@ use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Tensor, activation};
 
+use super::ops::in_f32;
 use super::{Conv2d, Init, Linear, ops};
 
 /// `proj_out(dropout(silu(proj_in(x / rms(x))) (scale + 1) + shift))`, scale and shift linear in `silu(cond)` and 0 to begin with.
@@ -36,7 +37,7 @@ impl ScaledFeedForward {
         let scale_shift = self.to_scale_shift.forward(activation::silu(cond));
         let ([b, _], width) = (scale_shift.dims(), hidden.dims()[3]);
         let part = |i: usize| scale_shift.clone().narrow(1, i * width, width).reshape([b, 1, 1, width]);
-        let hidden = hidden * (part(0) + 1.0) + part(1);
+        let hidden = in_f32(hidden, |hidden| hidden * (part(0) + 1.0) + part(1));
         self.proj_out.forward_add(self.dropout.forward(hidden), x)
     }
 }

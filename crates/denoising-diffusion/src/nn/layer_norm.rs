@@ -4,6 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use super::Init;
+use super::ops::in_f32;
 
 /// What is added to the variance where there are no weights.
 pub(super) const EPS: f64 = 1e-6;
@@ -29,7 +30,7 @@ impl LayerNorm {
 
     /// `[b, h, w, c] -> [b, h, w, c]`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        normalised(x, 1e-5) * self.weight.val().unsqueeze() + self.bias.val().unsqueeze()
+        in_f32(x, |x| normalised(x, 1e-5) * self.weight.val().unsqueeze() + self.bias.val().unsqueeze())
     }
 }
 

@@ -10,6 +10,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
 
 use super::embedding::sin_cos;
+use super::ops::in_f32;
 use super::params::{self, MapTensor, Role};
 use super::{Init, ops};
 
@@ -41,8 +42,10 @@ pub fn mp_cat<const D: usize>(a: Tensor<D>, b: Tensor<D>, t: f64) -> Tensor<D> {
 /// `x / max(|x|, 1e-4) sqrt(c)` over the last dimension, of `c` channels (eq. 30).
 pub fn pixel_norm<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     let channels = x.dims()[D - 1] as f64;
-    let norm = floored_norm(x.clone(), D - 1);
-    x * (norm.recip() * channels.sqrt())
+    in_f32(x, |x| {
+        let norm = floored_norm(x.clone(), D - 1);
+        x * (norm.recip() * channels.sqrt())
+    })
 }
 
 /// `max(|x|, 1e-4)` along `dim`. The floor lies under the root, where it keeps the gradient of zeros finite.
@@ -118,8 +121,8 @@ impl MpConv {
         let x = match self.input {
             MpInput::Data => x,
             MpInput::OnesAndData => {
-                let [b, d, h, w, _] = x.dims();
-                Tensor::cat(vec![Tensor::ones([b, d, h, w, 1], &x.device()), x], 4)
+                let ones = x.clone().narrow(4, 0, 1).ones_like();
+                Tensor::cat(vec![ones, x], 4)
             }
         };
         conv3d(x, normalized(self.weight.val(), (self.fan_in as f64).sqrt().recip()))
@@ -136,7 +139,7 @@ fn conv3d(x: Tensor<5>, weight: Tensor<5>) -> Tensor<5> {
     // Where there are few slices, the outer parts of the kernel see nothing but padding.
     let seen = (0..depth).filter(|&k| k != half && k.abs_diff(half) < d).collect::<Vec<_>>();
     if !seen.is_empty() {
-        let padding = Tensor::zeros([b, half, h, w, c], &x.device());
+        let padding = Tensor::<5>::zeros([b, half, h, w, c], &x.device()).cast(x.dtype());
         let padded = Tensor::cat(vec![padding.clone(), x, padding], 1);
         for k in seen {
             let slices = padded.clone().narrow(1, k, d).reshape([b * d, h, w, c]);
@@ -191,7 +194,7 @@ impl Gain {
     }
 
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        x * self.gain.val().reshape([1; D])
+        in_f32(x, |x| x * self.gain.val().reshape([1; D]))
     }
 }
 

@@ -4,6 +4,7 @@ use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Tensor, activation};
 
+use super::ops::in_f32;
 use super::{Conv2d, Init, RmsNorm, ops};
 
 /// What the cosines of queries and keys are multiplied with, beside the learned scales.
@@ -66,7 +67,7 @@ impl QkNormAttention {
     fn attend_dropping(&self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
         let scale = (q.dims()[3] as f64).powf(-0.5);
         let [q, k, v] = [q * scale, k, v].map(|x| x.swap_dims(1, 2)); // [b, heads, n, d]
-        let weights = activation::softmax(q.matmul(k.swap_dims(2, 3)), 3);
+        let weights = in_f32(q.matmul(k.swap_dims(2, 3)), |scores| activation::softmax(scores, 3));
         self.dropout.forward(weights).matmul(v).swap_dims(1, 2)
     }
 }

@@ -3,6 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
+use super::ops::in_f32;
 use super::{Init, ops, pixel_shuffle};
 
 /// A transposed convolution whose windows lie side by side: every position becomes a block of `patch` by `patch` pixels.
@@ -25,6 +26,6 @@ impl Unpatchify {
         let weight = self.weight.val();
         let [c_in, c_out, patch, _] = weight.dims();
         let weight = weight.reshape([c_in, c_out * patch * patch]).transpose().unsqueeze_dims(&[2, 3]);
-        pixel_shuffle(ops::conv2d(x, weight, None), patch) + self.bias.val().unsqueeze()
+        in_f32(pixel_shuffle(ops::conv2d(x, weight, None), patch), |x| x + self.bias.val().unsqueeze())
     }
 }

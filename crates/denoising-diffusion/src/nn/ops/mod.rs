@@ -19,7 +19,7 @@ use crate::device::is_cpu;
 
 pub use denoising_diffusion_kernels::activation::Pointwise;
 pub use denoising_diffusion_kernels::pooling::Pooling;
-pub use plain::{to_nchw, to_nhwc};
+pub use plain::{in_f32, to_nchw, to_nhwc};
 pub use settings::{
     Activations, ConvPrecision, Precision, UnknownPrecision, activations, precision, set_activations,
     set_conv_precision, set_precision,

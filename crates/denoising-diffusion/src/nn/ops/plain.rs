@@ -4,7 +4,7 @@ use std::f64::consts::PI;
 
 use burn::tensor::module::{avg_pool2d, conv2d as conv2d_nchw, max_pool2d};
 use burn::tensor::ops::{AvgPoolOptions, ConvOptions, MaxPoolOptions};
-use burn::tensor::{FloatDType, Tensor, activation};
+use burn::tensor::{DType, FloatDType, Tensor, activation};
 
 use crate::nn::layer_norm;
 
@@ -26,9 +26,11 @@ fn like<const D: usize, const E: usize>(x: &Tensor<D>, tensor: Tensor<E>) -> Ten
 }
 
 /// `f` of `x` in f32, in the type of `x`.
-fn in_f32(x: Tensor<4>, f: impl FnOnce(Tensor<4>) -> Tensor<4>) -> Tensor<4> {
-    let dtype = x.dtype();
-    f(x.cast(FloatDType::F32)).cast(dtype)
+pub fn in_f32<const D: usize, const E: usize>(x: Tensor<D>, f: impl FnOnce(Tensor<D>) -> Tensor<E>) -> Tensor<E> {
+    match x.dtype() {
+        DType::F32 => f(x),
+        dtype => f(x.cast(FloatDType::F32)).cast(dtype),
+    }
 }
 
 /// Softmax in f32, in the type of `x`.
@@ -152,9 +154,8 @@ pub fn attention(qkv: Tensor<4>, mem_kv: Tensor<4>) -> Tensor<4> {
     let [b, h, w, _] = qkv.dims();
     let n = h * w;
     let [_, heads, m, d] = mem_kv.dims();
-    let mem_kv = like(&qkv, mem_kv);
     let [q, k, v] = split_heads(qkv, heads, d); // [b, heads, n, d]
-    let memory = |i: usize| mem_kv.clone().narrow(0, i, 1).expand([b, heads, m, d]);
+    let memory = |i: usize| like(&q, mem_kv.clone().narrow(0, i, 1)).expand([b, heads, m, d]);
     // An empty tensor cannot be expanded.
     let (k, v) = match m {
         0 => (k, v),
@@ -179,9 +180,8 @@ fn query_block(n: usize) -> usize {
 pub fn linear_attention(qkv: Tensor<4>, mem_kv: Tensor<4>) -> Tensor<4> {
     let [b, h, w, _] = qkv.dims();
     let [_, heads, d, m] = mem_kv.dims();
-    let mem_kv = like(&qkv, mem_kv);
     let [q, k, v] = split_heads(qkv, heads, d); // [b, heads, n, d]
-    let memory = |i: usize| mem_kv.clone().narrow(0, i, 1).swap_dims(2, 3).expand([b, heads, m, d]);
+    let memory = |i: usize| like(&q, mem_kv.clone().narrow(0, i, 1)).swap_dims(2, 3).expand([b, heads, m, d]);
     let (k, v) = match m {
         0 => (k, v),
         _ => (Tensor::cat(vec![memory(0), k], 2), Tensor::cat(vec![memory(1), v], 2)),
