@@ -1,17 +1,19 @@
 //! Where the work runs: device and threads.
 
+use std::path::PathBuf;
 use std::thread::available_parallelism;
 
 use burn::tensor::{Device, FloatDType};
 use clap::Args;
 use denoising_diffusion::device::{DeviceChoice, is_cpu, open};
-use denoising_diffusion::models::NetworkConfig;
 use denoising_diffusion::nn::ops::{ConvPrecision, Precision, set_conv_precision, set_precision};
 
 use crate::failure::{Failure, Result};
-use crate::{out_of_memory, panics};
+use crate::out_of_memory::Work;
+use crate::output::note;
+use crate::{cache, out_of_memory, panics};
 
-/// Flags of every command that computes.
+/// Flags of commands that compute.
 #[derive(Args, Clone, Debug)]
 pub struct MachineArgs {
     /// Where to compute: auto, cpu, or a GPU such as cuda:0 (`ddpm devices` lists them)
@@ -23,6 +25,13 @@ pub struct MachineArgs {
     /// Convolutions without Winograd's algorithm: slower, and a digit more exact
     #[arg(long, help_heading = "Machine")]
     precise: bool,
+}
+
+/// Flags of commands that run a network of the user's.
+#[derive(Args, Clone, Debug)]
+pub struct NetworkMachineArgs {
+    #[command(flatten)]
+    machine: MachineArgs,
     /// What networks compute in: f32, or bf16 on GPUs that can (weights, norms, softmax and losses stay f32)
     #[arg(long, value_name = "PRECISION", default_value = "f32", help_heading = "Machine")]
     precision: Precision,
@@ -36,18 +45,11 @@ pub struct Machine {
     pub name: String,
     pub threads: usize,
     precision: Precision,
+    /// Where kernels of the device will be kept, if none are yet.
+    new_kernels: Option<PathBuf>,
 }
 
 impl Machine {
-    /// Refuses a network that cannot compute in the precision that was asked for.
-    pub fn check_network(&self, network: &NetworkConfig) -> Result {
-        if self.precision == Precision::F32 || network.takes_bf16() {
-            return Ok(());
-        }
-        Err(Failure::usage(format!("--precision {}: this network computes in f32 only", self.precision))
-            .hint("unet, unet1d and dit compute in bf16"))
-    }
-
     /// Where a network is trained; with `checkpoint_activations` one that computes them again in the backward pass.
     pub fn training_device(&self, checkpoint_activations: bool) -> Device {
         let device = self.device.clone().autodiff();
@@ -56,27 +58,49 @@ impl Machine {
     }
 }
 
+impl NetworkMachineArgs {
+    /// Starts the threads. To be called once, before anything computes.
+    pub fn start(&self, work: Work) -> Result<Machine> {
+        self.machine.start_in(self.precision, work)
+    }
+
+    /// Without starting any threads.
+    pub fn describe(&self) -> Result<Machine> {
+        self.machine.describe(self.precision)
+    }
+}
+
 impl MachineArgs {
     /// Starts the threads. To be called once, before anything computes.
-    pub fn start(&self) -> Result<Machine> {
-        let machine = self.describe()?;
+    pub fn start(&self, work: Work) -> Result<Machine> {
+        self.start_in(Precision::F32, work)
+    }
+
+    fn start_in(&self, precision: Precision, work: Work) -> Result<Machine> {
+        let machine = self.describe(precision)?;
         rayon::ThreadPoolBuilder::new()
             .num_threads(machine.threads)
             .build_global()
             .map_err(|error| Failure::from(error).context(format!("cannot start {} threads", machine.threads)))?;
         set_conv_precision(if self.precise { ConvPrecision::Precise } else { ConvPrecision::Fast });
         set_precision(machine.precision);
-        out_of_memory::watch(&machine.device);
+        out_of_memory::watch(&machine.device, work);
+        if let Some(kept) = &machine.new_kernels {
+            let (name, kept) = (&machine.name, kept.display());
+            note(format!(
+                "{name}: the first steps try out and compile kernels, which can take minutes; later runs find them in {kept}"
+            ));
+        }
         Ok(machine)
     }
 
-    /// Without starting any threads.
-    pub fn describe(&self) -> Result<Machine> {
+    fn describe(&self, precision: Precision) -> Result<Machine> {
         let threads = self.threads.map_or_else(default_threads, usize::from);
+        let new_kernels = cache::keep_kernels().filter(|file| !file.exists());
         let opened = open(self.device);
         panics::forget();
         let opened = opened.map_err(|error| Failure::usage(format!("--device {}: {error}", self.device)))?;
-        let (device, precision) = (opened.device.clone(), self.precision);
+        let device = opened.device.clone();
         let bf16 = precision == Precision::Bf16;
         if bf16 && (is_cpu(&device) || !device.supports_dtype(FloatDType::BF16)) {
             let failure = Failure::usage(format!("--precision bf16: {} does not compute in bf16", opened.in_words()));
@@ -85,7 +109,8 @@ impl MachineArgs {
             );
         }
         let name = if bf16 { format!("{} in bf16", opened.in_words()) } else { opened.in_words() };
-        Ok(Machine { name, device, threads, precision })
+        let new_kernels = new_kernels.filter(|_| !is_cpu(&device));
+        Ok(Machine { name, device, threads, precision, new_kernels })
     }
 }
 

@@ -11,12 +11,45 @@ use crate::failure::Failure;
 const WITH_BYTES: [&str; 2] = ["out of device memory allocating ", "can't allocate buffer of size: "];
 const WITHOUT: &str = "wgpu error: Out of Memory";
 
-/// The device that commands of this process compute on.
-static DEVICE: Mutex<Option<Device>> = Mutex::new(None);
+/// What a command takes memory for, and so what it can do with less.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    Training,
+    TrainingClassifier,
+    /// A network without gradients, in batches.
+    Sampling,
+    /// Features of images, a few at a time.
+    Features,
+    Bench,
+}
 
-/// Names the device whose use of memory is told.
-pub fn watch(device: &Device) {
-    *DEVICE.lock().unwrap_or_else(PoisonError::into_inner) = Some(device.clone());
+impl Work {
+    fn hint(self) -> &'static str {
+        match self {
+            Self::Training => {
+                "a smaller --batch-size takes less memory (with --accumulate, a step is of as many images as before); so do \
+                 --checkpoint-activations and, on GPUs that can, --precision bf16; checkpoints are whole, so that a run goes on \
+                 with `ddpm train --resume RUN`"
+            }
+            Self::TrainingClassifier => "a smaller --batch-size takes less memory",
+            Self::Sampling => {
+                "a smaller --sample-batch-size takes less memory and gives the same images; so does, on GPUs that can, --precision bf16, \
+                 with images that differ a little"
+            }
+            Self::Features => "a GPU with more memory free, or --device cpu",
+            Self::Bench => {
+                "--checkpoint-activations takes less memory, and so does, on GPUs that can, --precision bf16"
+            }
+        }
+    }
+}
+
+/// The device that this process computes on, and what for.
+static WATCHED: Mutex<Option<(Device, Work)>> = Mutex::new(None);
+
+/// Says what runs on which device, for the words of [`failure`].
+pub fn watch(device: &Device, work: Work) {
+    *WATCHED.lock().unwrap_or_else(PoisonError::into_inner) = Some((device.clone(), work));
 }
 
 /// The failure behind a panic's text, if it is of this kind. Nothing that was written before is lost: results are read before anything is
@@ -29,14 +62,13 @@ pub fn failure(panic: &str) -> Option<Failure> {
     if asked.is_none() && !panic.contains(WITHOUT) {
         return None;
     }
-    let device = DEVICE.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let usage = device.and_then(|device| device.memory_pool_usage());
-    let message = in_words(asked, usage.map(|usage| (usage.bytes_in_use, usage.bytes_reserved)));
-    Some(Failure::failed(message).hint(
-        "a smaller --batch-size takes less memory (with --accumulate, a step is of as many images as before); so do \
-         --checkpoint-activations and, on GPUs that can, --precision bf16; checkpoints are whole, so that a run goes on with \
-         `ddpm train --resume RUN`",
-    ))
+    let watched = WATCHED.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let usage = watched.as_ref().and_then(|(device, _)| device.memory_pool_usage());
+    let failed = Failure::failed(in_words(asked, usage.map(|usage| (usage.bytes_in_use, usage.bytes_reserved))));
+    Some(match watched {
+        Some((_, work)) => failed.hint(work.hint()),
+        None => failed,
+    })
 }
 
 /// `asked`, and bytes in use and reserved.
@@ -54,10 +86,13 @@ fn mib(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
 
     #[test]
     fn what_cubecl_says_becomes_an_error_with_a_hint() {
+        watch(&Device::flex(), Work::Training);
         let reading = "panicked at float.rs:1: Error while reading data: Some(out of device memory allocating 1073741825 bytes 0: x)";
         let text = failure(reading).unwrap().to_text();
         assert!(text.starts_with("error: the device has no memory left: 1025 MiB more were needed\nhint: "), "{text}");
@@ -67,6 +102,33 @@ mod tests {
         let graphics = failure("wgpu error: Out of Memory").unwrap().to_text();
         assert!(graphics.starts_with("error: the device has no memory left\n"), "{graphics}");
         assert!(failure("index out of bounds").is_none());
+    }
+
+    #[test]
+    fn hints_name_flags_of_their_commands() {
+        let cli = crate::Cli::command();
+        for (command, work) in [
+            ("train", Work::Training),
+            ("train-classifier", Work::TrainingClassifier),
+            ("sample", Work::Sampling),
+            ("inpaint", Work::Sampling),
+            ("vary", Work::Sampling),
+            ("interpolate", Work::Sampling),
+            ("eval", Work::Sampling),
+            ("fid", Work::Sampling),
+            ("stats", Work::Features),
+            ("bench", Work::Bench),
+        ] {
+            let command = cli.find_subcommand(command).unwrap();
+            for flag in work.hint().split("--").skip(1) {
+                let flag = flag.split(|c: char| !c.is_ascii_lowercase() && c != '-').next();
+                assert!(
+                    command.get_arguments().any(|known| known.get_long() == flag),
+                    "{} {flag:?}",
+                    command.get_name()
+                );
+            }
+        }
     }
 
     #[test]

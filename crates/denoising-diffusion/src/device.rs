@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use burn::tensor::{Device, Tensor};
@@ -152,6 +153,23 @@ impl Opened {
             Some(hardware) => format!("{} ({hardware})", self.choice),
             None => self.choice.to_string(),
         }
+    }
+}
+
+/// Keeps what takes a GPU's first steps minutes to find out (which of several kernels is the fastest for a shape, kernels as compiled) in a folder, for
+/// later runs of any program that names the same one. To be called before a device is opened. Gives the file, which exists once something was
+/// kept; `None` in a build without the feature `persistence`. A file that cannot be written is as none: everything is found out again.
+pub fn keep_kernels_in(folder: &Path) -> Option<PathBuf> {
+    #[cfg(feature = "persistence")]
+    {
+        use burn_cubecl::cubecl::environment;
+        environment::set_root(folder);
+        Some(environment::path())
+    }
+    #[cfg(not(feature = "persistence"))]
+    {
+        let _ = folder;
+        None
     }
 }
 

@@ -17,7 +17,8 @@ use denoising_diffusion::train::{EmaConfig, TrainConfig, Trainer};
 use serde_json::json;
 
 use crate::failure::{Failure, Result};
-use crate::machine::{Machine, MachineArgs};
+use crate::machine::{Machine, NetworkMachineArgs};
+use crate::out_of_memory::Work;
 use crate::output::{self, Rows, note, thousands};
 
 /// Timed training steps, and forward passes, in a round; each after one that is not timed.
@@ -40,7 +41,7 @@ pub struct BenchArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    machine: MachineArgs,
+    machine: NetworkMachineArgs,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -121,7 +122,7 @@ struct Round {
 }
 
 pub fn run(args: &BenchArgs) -> Result {
-    let machine = args.machine.start()?;
+    let machine = args.machine.start(Work::Bench)?;
     let (network, [batch, ..]) = args.config.parts();
     let mut subject = Subject::new(args, &machine)?;
     let mut rounds = Vec::new();
@@ -173,7 +174,6 @@ impl Subject {
     fn new(args: &BenchArgs, machine: &Machine) -> Result<Self> {
         let (network, dims) = args.config.parts();
         let config = TrainConfig { checkpoint_activations: args.checkpoint_activations, ..TrainConfig::default() };
-        machine.check_network(&network)?;
         let device = &machine.device;
         let diffusion = Diffusion::new(&args.config.diffusion())?;
         let training = machine.training_device(args.checkpoint_activations);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::failure::Result;
 use crate::machine::default_threads;
 use crate::output::{self, Rows};
-use crate::panics;
+use crate::{cache, panics};
 
 /// List what can be computed with.
 #[derive(Args, Debug)]
@@ -19,6 +19,7 @@ pub struct DevicesArgs {
 }
 
 pub fn run(args: &DevicesArgs) -> Result {
+    cache::keep_kernels();
     let mut rows = Rows::default();
     let (mut devices, mut missing) = (vec![json!({ "device": "cpu", "threads": default_threads() })], Vec::new());
     rows.row("cpu", format!("{} threads", default_threads()));

@@ -17,7 +17,8 @@ use crate::commands::sample::{Out, Writing};
 use crate::failure::{Failure, FailureExt, Result};
 use crate::image_source::{all, open_prepared, prepared_as};
 use crate::interrupt::stop_on_ctrl_c;
-use crate::machine::{Machine, MachineArgs};
+use crate::machine::{Machine, NetworkMachineArgs};
+use crate::out_of_memory::Work;
 use crate::output::{self, Rows, note};
 use crate::recipe_flags::UntoldFlags;
 use crate::sampling::{Drawable, SamplingArgs, Settings};
@@ -43,7 +44,7 @@ pub struct EditArgs {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
-    machine: MachineArgs,
+    machine: NetworkMachineArgs,
     #[command(flatten)]
     untold: UntoldFlags,
 }
@@ -131,7 +132,7 @@ impl<'a> Job<'a> {
         let file = found.into_model(&args.untold)?;
         let out = Out::for_card(Some(out.path()), &file.card)?;
         let settings = args.sampling.settings_fit_for(fit, recipe.as_ref(), &file.card.diffusion)?;
-        let machine = args.machine.start()?;
+        let machine = args.machine.start(Work::Sampling)?;
         let from = args.sampling.open(file, &path, &machine)?;
         let stop = stop_on_ctrl_c("giving up")?;
         Ok(Self { args, out, path, recipe, from, settings, machine, stop })

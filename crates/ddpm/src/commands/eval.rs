@@ -22,7 +22,8 @@ use crate::failure::{Failure, Result};
 use crate::image_source::{all, prepared_as};
 use crate::inception::InceptionArgs;
 use crate::interrupt::stop_on_ctrl_c;
-use crate::machine::{Machine, MachineArgs};
+use crate::machine::{Machine, NetworkMachineArgs};
+use crate::out_of_memory::Work;
 use crate::output::{self, note};
 use crate::plan::open_data;
 use crate::recipe_flags::UntoldFlags;
@@ -68,7 +69,7 @@ pub struct EvalArgs {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
-    machine: MachineArgs,
+    machine: NetworkMachineArgs,
     #[command(flatten)]
     untold: UntoldFlags,
 }
@@ -122,7 +123,7 @@ impl<'a> Plan<'a> {
         let dataset = Arc::new(open_data(&data_config(args, config, recipe.is_some())?)?);
         let split = split(&dataset, recipe.as_ref(), args);
         let metrics = chosen(args, split.is_some())?;
-        let machine = args.machine.start()?;
+        let machine = args.machine.start(Work::Sampling)?;
         let extractor = extractor(args, &metrics, &machine)?;
         let metrics = metrics.into_iter().filter(|metric| extractor.is_some() || !metric.needs_inception()).collect();
         let from = args.sampling.open(file, &path, &machine)?;

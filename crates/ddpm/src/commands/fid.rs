@@ -18,7 +18,8 @@ use crate::failure::{Failure, Result};
 use crate::image_source::{ImageSource, all, open_images};
 use crate::inception::InceptionArgs;
 use crate::interrupt::stop_on_ctrl_c;
-use crate::machine::{Machine, MachineArgs};
+use crate::machine::{Machine, NetworkMachineArgs};
+use crate::out_of_memory::Work;
 use crate::output::{self, note};
 use crate::recipe_flags::UntoldFlags;
 use crate::sampling::{BelongTo, SamplingArgs, describe, draw};
@@ -49,7 +50,7 @@ pub struct FidArgs {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
-    machine: MachineArgs,
+    machine: NetworkMachineArgs,
 }
 
 pub fn parse_dims(text: &str) -> std::result::Result<FeatureBlock, String> {
@@ -85,7 +86,7 @@ pub fn run(args: &FidArgs) -> Result {
     let (a, b) = (ImageSource::open(&args.a)?, ImageSource::open(&args.b)?);
     check_statistics(&a, args)?;
     check_statistics(&b, args)?;
-    let machine = args.machine.start()?;
+    let machine = args.machine.start(Work::Sampling)?;
     let both_statistics = matches!((&a, &b), (ImageSource::Statistics(_), ImageSource::Statistics(_)));
     let extractor = if both_statistics { None } else { Some(args.inception.extractor(args.dims, &machine.device)?) };
     let mut reader =

@@ -28,7 +28,8 @@ use serde_json::json;
 
 use crate::failure::{Failure, FailureExt, Result};
 use crate::interrupt::stop_on_ctrl_c;
-use crate::machine::MachineArgs;
+use crate::machine::NetworkMachineArgs;
+use crate::out_of_memory::Work;
 use crate::output::{self, Rows, note};
 use crate::plan::open_data;
 use crate::recipe_flags::UntoldFlags;
@@ -69,7 +70,7 @@ pub struct SampleArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    machine: MachineArgs,
+    machine: NetworkMachineArgs,
     #[command(flatten)]
     untold: UntoldFlags,
 }
@@ -107,7 +108,7 @@ pub fn run(args: &SampleArgs) -> Result {
     let out = Out::for_card(args.out.as_deref(), &file.card)?;
     let Settings { mut sample, guidance } = args.sampling.settings(recipe.as_ref(), &file.card.diffusion)?;
 
-    let machine = args.machine.start()?;
+    let machine = args.machine.start(Work::Sampling)?;
     let from = args.sampling.open(file, &path, &machine)?;
     let shape = from.shape;
     let init_noise = args.init_noise.as_deref().map(|noise| read_noise(noise, args.num_samples, shape)).transpose()?;

@@ -17,6 +17,7 @@ use crate::image_source::{all, open_images};
 use crate::inception::InceptionArgs;
 use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::MachineArgs;
+use crate::out_of_memory::Work;
 use crate::output::{self, Rows};
 
 /// Write the statistics of a set of images for later comparisons.
@@ -48,7 +49,7 @@ pub fn run(args: &StatsArgs) -> Result {
     }
     refuse_file(&args.out, !args.force)?;
     let images = all(&open_images(&args.data)?);
-    let machine = args.machine.start()?;
+    let machine = args.machine.start(Work::Features)?;
     let extractor = args.inception.extractor(args.dims, &machine.device)?;
     let store = args.inception.store();
     let mut watch = StderrWatch::new(&stop_on_ctrl_c("giving up")?);

@@ -24,7 +24,8 @@ use serde_json::json;
 use crate::failure::{Failure, FailureExt, Result, chain};
 use crate::inception::InceptionArgs;
 use crate::interrupt::stop_on_ctrl_c;
-use crate::machine::MachineArgs;
+use crate::machine::NetworkMachineArgs;
+use crate::out_of_memory::Work;
 use crate::output::{self, Rows, note};
 use crate::plan::{self, Plan};
 use crate::recipe_flags::RecipeFlags;
@@ -65,7 +66,7 @@ pub struct TrainArgs {
     #[command(flatten)]
     inception: InceptionArgs,
     #[command(flatten)]
-    machine: MachineArgs,
+    machine: NetworkMachineArgs,
     #[command(flatten)]
     recipe: RecipeFlags,
 }
@@ -77,7 +78,7 @@ Ctrl-C finishes the step, writes a checkpoint and ends with exit code 130.";
 
 pub fn run(args: &TrainArgs) -> Result {
     let (recipe, dir) = settings(args)?;
-    let machine = if args.dry_run { args.machine.describe()? } else { args.machine.start()? };
+    let machine = if args.dry_run { args.machine.describe()? } else { args.machine.start(Work::Training)? };
     let plan = Plan::new(recipe, machine, dir)?;
     if args.dry_run {
         return if args.json { output::json(&plan.json()) } else { output::result(plan.rows().aligned()) };

@@ -24,6 +24,7 @@ use crate::failure::{Failure, FailureExt, Result};
 use crate::image_source::prepared_as;
 use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::{Machine, MachineArgs};
+use crate::out_of_memory::Work;
 use crate::output::{self, Rows, note, thousands};
 use crate::plan::{describe, open_data};
 use crate::recipe_flags::UntoldFlags;
@@ -94,7 +95,7 @@ pub fn run(args: &TrainClassifierArgs) -> Result {
     let (data, train) = (data(args, &file, run)?, settings(args)?);
     let (flip, workers) = (data.flip, data.workers);
     let setup = setup(args, &file, &data, (flip, workers))?;
-    let machine = args.machine.start()?;
+    let machine = args.machine.start(Work::TrainingClassifier)?;
     let init = &mut Init::new(train.seed, &machine.device.clone().autodiff());
     let classifier = Classifier::new(&setup.card.classifier, init).or_usage()?;
     let plan = Plan { setup, train, parameters: num_trainable(&classifier) as u64, machine };

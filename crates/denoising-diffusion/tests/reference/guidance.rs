@@ -215,7 +215,7 @@ fn classifier_guidance_of_ancestral_steps() {
         }));
         let moved = values(run(&pushed) - run(&denoiser()));
         let beta = diffusion.tables().unwrap().betas[t];
-        assert!(beta > rows.golden.values("classifier.variance")[row].into());
+        assert!(beta > f64::from(rows.golden.values("classifier.variance")[row]));
         assert_close("moved", &moved, &values(gradient * (beta / (1.0 - beta).sqrt())), 1e-5);
     }
 }
