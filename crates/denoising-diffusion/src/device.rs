@@ -280,4 +280,23 @@ mod tests {
         assert!(open(DeviceChoice::Auto).is_ok());
         assert!(is_cpu(&Device::flex()) && is_cpu(&Device::flex().autodiff()));
     }
+
+    #[cfg(feature = "persistence")]
+    mod on_gpus {
+        use super::*;
+        use crate::nn::ops::cube::tests::test_device;
+
+        /// The folder is the process's: tests that run later find it gone, and find everything out again.
+        #[test]
+        fn what_they_found_out_is_kept() {
+            let Some(device) = test_device() else { return };
+            let folder = tempfile::tempdir().unwrap();
+            let file = keep_kernels_in(folder.path()).unwrap();
+            assert!(file.starts_with(folder.path()) && !file.exists());
+            let square = Tensor::<2>::ones([40, 40], &device);
+            let sum = square.clone().matmul(square).sum().into_scalar::<f32>();
+            assert_eq!(sum, 64_000.0);
+            assert!(file.exists(), "{}", file.display());
+        }
+    }
 }

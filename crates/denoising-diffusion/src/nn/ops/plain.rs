@@ -26,7 +26,7 @@ fn like<const D: usize, const E: usize>(x: &Tensor<D>, tensor: Tensor<E>) -> Ten
 }
 
 /// `f` of `x` in f32, in the type of `x`.
-pub fn in_f32<const D: usize, const E: usize>(x: Tensor<D>, f: impl FnOnce(Tensor<D>) -> Tensor<E>) -> Tensor<E> {
+pub fn in_f32<const D: usize>(x: Tensor<D>, f: impl FnOnce(Tensor<D>) -> Tensor<D>) -> Tensor<D> {
     match x.dtype() {
         DType::F32 => f(x),
         dtype => f(x.cast(FloatDType::F32)).cast(dtype),
