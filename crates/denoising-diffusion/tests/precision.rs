@@ -145,11 +145,13 @@ fn trained<M: Network<4>>(network: M, [h, w]: [usize; 2], steps: usize) -> Train
         condition: (told > 0).then(|| noise(12, [4, told, h, w]).inner()),
         vectors: (vector_dim > 0).then(|| (0..4 * vector_dim).map(|i| (i as f32).cos()).collect()),
     };
-    let mut trainer = trainer(network, 1e-2);
-    for _ in 0..steps {
-        trainer.step(vec![examples.clone()]);
-    }
-    trainer
+    with_precision(Precision::F32, || {
+        let mut trainer = trainer(network, 1e-2);
+        for _ in 0..steps {
+            trainer.step(vec![examples.clone()]);
+        }
+        trainer
+    })
 }
 
 fn trainer<M: Network<4>>(network: M, lr: f64) -> Trainer<M> {
