@@ -161,7 +161,14 @@ pub fn attention(qkv: Tensor<4>, mem_kv: Tensor<4>) -> Tensor<4> {
 /// `context = softmax_n(k) v^T`, `out = context^T softmax_d(q) / sqrt(d)` per head, over memory and positions:
 /// `qkv [b, h, w, 3 heads d]`, `mem_kv [2, heads, d, m]` to `[b, h, w, heads d]`. `m` may be 0.
 pub fn linear_attention(qkv: Tensor<4>, mem_kv: Tensor<4>) -> Tensor<4> {
-    if on_cpu(&qkv) { fused::linear_attention(qkv, mem_kv) } else { plain::linear_attention(qkv, mem_kv) }
+    if on_cpu(&qkv) {
+        return fused::linear_attention(qkv, mem_kv);
+    }
+    #[cfg(feature = "cube")]
+    if cube::takes_linear_attention(&qkv, mem_kv.dims()[2]) {
+        return cube::linear_attention(qkv, mem_kv);
+    }
+    plain::linear_attention(qkv, mem_kv)
 }
 
 /// Weights of a convolution.

@@ -1,11 +1,9 @@
 //! Sums over rows, column by column, in two steps: a kernel leaves one row of sums per cube (how many cubes, the shape decides: see
 //! [`Chunks`]), and [`sum_columns`] adds those. Without atomics: the order of additions is the same in every run.
 
-use burn::tensor::DType;
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::ir::ElemType;
 use burn_cubecl::cubecl::prelude::*;
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::lanes::{Lanes, cube_count, sum_over_groups};
@@ -39,8 +37,7 @@ impl Chunks {
 
     /// A row of sums per cube, nothing in them yet.
     pub(super) fn empty(&self, like: &Rows, columns: usize) -> Rows {
-        let shape = [self.cubes(), columns].into();
-        Rows::of(empty_device_contiguous_dtype(like.client(), like.device(), shape, DType::F32))
+        Rows::dense(like, [self.cubes(), columns])
     }
 }
 

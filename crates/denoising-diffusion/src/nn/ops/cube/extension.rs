@@ -10,9 +10,9 @@ use denoising_diffusion_kernels::optim::AdamStep;
 
 use super::super::Pointwise;
 use super::super::tape::{run, track};
-use super::ops::{Each, GatedAdd, LayerNormScaled, RmsNorm, RmsNormAdd, RmsNormScaled};
+use super::ops::{Each, GatedAdd, LayerNormScaled, LinearAttention, RmsNorm, RmsNormAdd, RmsNormScaled};
 use super::rms_norm::{self, Then};
-use super::{gated_add, layer_norm, optim, pointwise};
+use super::{gated_add, layer_norm, linear_attention, optim, pointwise};
 
 /// What the outputs of the kernels look like, for `fusion`.
 #[cfg(feature = "fusion")]
@@ -20,10 +20,21 @@ mod shapes {
     use burn::backend::fusion::custom::TensorSpec;
     use burn::tensor::DType;
 
+    use super::linear_attention::state_rows;
+
     /// A result like `x`, and a number for each of its rows.
     pub(super) fn with_norms(x: &TensorSpec) -> (TensorSpec, TensorSpec) {
         let rows: usize = x.shape.iter().rev().skip(1).product();
         (x.clone(), TensorSpec::new([rows].into(), DType::F32))
+    }
+
+    /// The result of linear attention, and what is kept.
+    pub(super) fn attended(qkv: &TensorSpec, mem_kv: &TensorSpec) -> (TensorSpec, TensorSpec) {
+        let (heads, dim) = (mem_kv.shape[1], mem_kv.shape[2]);
+        let mut shape = qkv.shape.clone();
+        let state = [shape[0] * heads, state_rows(dim) * dim].into();
+        shape[3] = heads * dim;
+        (TensorSpec::new(shape, qkv.dtype), TensorSpec::new(state, DType::F32))
     }
 }
 
@@ -95,6 +106,22 @@ pub trait CubeKernels: burn::backend::Backend {
     fn gated_add_backward(
         x: FloatTensor<Self>,
         gate: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`linear_attention::forward`].
+    #[fusion(meta = |qkv, mem_kv| shapes::attended(qkv, mem_kv))]
+    fn linear_attention_forward(
+        qkv: FloatTensor<Self>,
+        mem_kv: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`linear_attention::backward`].
+    #[fusion(meta = |qkv, mem_kv, _state, _dy| (qkv.clone(), mem_kv.clone()))]
+    fn linear_attention_backward(
+        qkv: FloatTensor<Self>,
+        mem_kv: FloatTensor<Self>,
+        state: FloatTensor<Self>,
         dy: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
@@ -174,6 +201,19 @@ impl CubeKernels for CubeBackend {
         gated_add::backward(x, gate, dy)
     }
 
+    fn linear_attention_forward(qkv: CubeTensor, mem_kv: CubeTensor) -> (CubeTensor, CubeTensor) {
+        linear_attention::forward(qkv, mem_kv)
+    }
+
+    fn linear_attention_backward(
+        qkv: CubeTensor,
+        mem_kv: CubeTensor,
+        state: CubeTensor,
+        dy: CubeTensor,
+    ) -> (CubeTensor, CubeTensor) {
+        linear_attention::backward(qkv, mem_kv, state, dy)
+    }
+
     fn pointwise_forward(x: CubeTensor, f: Pointwise) -> CubeTensor {
         pointwise::forward(x, f)
     }
@@ -217,6 +257,7 @@ pub trait CubeOps: burn::backend::Backend {
     ) -> FloatTensor<Self>;
     fn cube_layer_norm_scaled(x: FloatTensor<Self>, scale_shift: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cube_gated_add(x: FloatTensor<Self>, gate: FloatTensor<Self>, residual: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn cube_linear_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cube_pointwise(x: FloatTensor<Self>, f: Pointwise) -> FloatTensor<Self>;
 }
 
@@ -248,6 +289,10 @@ impl CubeOps for Cube {
 
     fn cube_gated_add(x: FloatTensor<Self>, gate: FloatTensor<Self>, residual: FloatTensor<Self>) -> FloatTensor<Self> {
         run(GatedAdd, [x, gate, residual])
+    }
+
+    fn cube_linear_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self> {
+        run(LinearAttention, [qkv, mem_kv])
     }
 
     fn cube_pointwise(x: FloatTensor<Self>, f: Pointwise) -> FloatTensor<Self> {
@@ -283,6 +328,10 @@ impl<C: CheckpointStrategy> CubeOps for Autodiff<Cube, C> {
 
     fn cube_gated_add(x: FloatTensor<Self>, gate: FloatTensor<Self>, residual: FloatTensor<Self>) -> FloatTensor<Self> {
         track::<_, C, _, _>(GatedAdd, [x, gate, residual])
+    }
+
+    fn cube_linear_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self> {
+        track::<_, C, _, _>(LinearAttention, [qkv, mem_kv])
     }
 
     fn cube_pointwise(x: FloatTensor<Self>, f: Pointwise) -> FloatTensor<Self> {

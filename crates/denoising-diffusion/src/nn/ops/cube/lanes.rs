@@ -1,5 +1,5 @@
 //! How the units of a cube (CUDA: the threads of a block) share rows: a group of units takes a row, each unit of it every n-th vector; and
-//! sums over a group and over all groups, in an order that the shape alone decides.
+//! sums and maxima over a group and over all groups, in an order that the shape alone decides.
 
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::client::Client;
@@ -27,16 +27,17 @@ pub(super) struct Lanes {
 impl Lanes {
     /// For rows of `vectors` vectors.
     pub(super) fn new(client: &Client, vectors: usize) -> Self {
-        let properties = client.properties();
-        let hardware = &properties.hardware;
-        let plane = hardware.plane_size_max;
-        let in_plane = hardware.plane_size_min == plane
-            && plane >= SMALLEST_PLANE
-            && plane.is_power_of_two()
-            && properties.features.plane.contains(Plane::Ops);
         let most = most_units(client);
-        let units = vectors.next_power_of_two().min(if in_plane { plane as usize } else { most });
-        Self { units, groups: most / units, vectors: vectors.div_ceil(units), in_plane }
+        let plane = plane(client);
+        let units = vectors.next_power_of_two().min(plane.unwrap_or(most));
+        Self { units, groups: most / units, vectors: vectors.div_ceil(units), in_plane: plane.is_some() }
+    }
+
+    /// For rows of `vectors` vectors, one per unit, and cubes of `units` units, a power of two.
+    pub(super) fn one_each(client: &Client, vectors: usize, units: usize) -> Self {
+        let group = vectors.next_power_of_two();
+        let in_plane = plane(client).is_some_and(|plane| group <= plane);
+        Self { units: group, groups: units / group, vectors: 1, in_plane }
     }
 
     /// For sums over rows, column by column: a group has a vector of each of up to 16 columns.
@@ -62,6 +63,14 @@ impl Lanes {
     }
 }
 
+/// The units of a plane, where their number is fixed and they can read each other's registers.
+fn plane(client: &Client) -> Option<usize> {
+    let properties = client.properties();
+    let (least, most) = (properties.hardware.plane_size_min, properties.hardware.plane_size_max);
+    let usable = least == most && most >= SMALLEST_PLANE && most.is_power_of_two();
+    (usable && properties.features.plane.contains(Plane::Ops)).then_some(most as usize)
+}
+
 /// Units per cube, a power of two. The CPU runtime takes as many as it has cores.
 fn most_units(client: &Client) -> usize {
     1 << UNITS.min(client.properties().hardware.max_units_per_cube as usize).ilog2()
@@ -72,16 +81,39 @@ pub(super) fn cube_count(client: &Client, cubes: usize) -> CubeCount {
     cubecl::calculate_cube_count_elemwise(client, cubes, CubeDim::new_single())
 }
 
+/// What becomes of two values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Fold {
+    Sum,
+    Max,
+}
+
 /// The sum of `value` over the units of this unit's group. All units of the cube must be here; `scratch` has a place for each.
 #[cube]
 pub(super) fn sum_over_group(value: f32, scratch: &mut [f32], #[comptime] lanes: Lanes) -> f32 {
+    over_group(value, scratch, Fold::Sum, lanes)
+}
+
+/// The largest `value` of this unit's group; NaN may be passed over. As [`sum_over_group`] otherwise.
+#[cube]
+pub(super) fn max_over_group(value: f32, scratch: &mut [f32], #[comptime] lanes: Lanes) -> f32 {
+    over_group(value, scratch, Fold::Max, lanes)
+}
+
+#[cube]
+fn folded(a: f32, b: f32, #[comptime] fold: Fold) -> f32 {
+    if comptime!(fold == Fold::Sum) { a + b } else { max(a, b) }
+}
+
+#[cube]
+fn over_group(value: f32, scratch: &mut [f32], #[comptime] fold: Fold, #[comptime] lanes: Lanes) -> f32 {
     if comptime!(lanes.in_plane) {
-        let mut sum = value;
+        let mut all = value;
         #[unroll]
         for step in 0..comptime!(lanes.units.ilog2()) {
-            sum += plane_shuffle_xor(sum, 1u32 << step);
+            all = folded(all, plane_shuffle_xor(all, 1u32 << step), fold);
         }
-        sum
+        all
     } else {
         let unit = UNIT_POS as usize;
         let lane = unit % lanes.units;
@@ -92,7 +124,7 @@ pub(super) fn sum_over_group(value: f32, scratch: &mut [f32], #[comptime] lanes:
         while width > 0 {
             if lane < width {
                 let other = scratch[unit + width];
-                scratch[unit] += other;
+                scratch[unit] = folded(scratch[unit], other, fold);
             }
             sync_cube();
             width /= 2;

@@ -10,6 +10,7 @@ mod extension;
 mod gated_add;
 mod lanes;
 mod layer_norm;
+mod linear_attention;
 mod math;
 mod ops;
 mod optim;
@@ -33,6 +34,14 @@ use rms_norm::Then;
 pub fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {
     matches!(tensor.device().inner().as_dispatch(), DispatchDevice::Cube(_))
         && matches!(tensor.dtype(), DType::F32 | DType::BF16 | DType::F16)
+}
+
+/// Whether [`linear_attention`] can take these queries, keys and values of heads of `dim` channels.
+pub fn takes_linear_attention(qkv: &Tensor<4>, dim: usize) -> bool {
+    match qkv.device().inner().as_dispatch() {
+        DispatchDevice::Cube(device) => takes(qkv) && linear_attention::takes(&device.client(), dim),
+        _ => false,
+    }
 }
 
 /// See [`super::rms_norm`].
@@ -69,6 +78,12 @@ pub fn layer_norm_scaled(x: Tensor<4>, scale_shift: Tensor<2>) -> Tensor<4> {
 pub fn gated_add(x: Tensor<4>, gate: Tensor<2>, residual: Tensor<4>) -> Tensor<4> {
     let (x, gate, residual) = (x.into_dispatch(), gate.into_dispatch(), residual.into_dispatch());
     Tensor::from_dispatch(<Dispatch as CubeOps>::cube_gated_add(x, gate, residual))
+}
+
+/// See [`super::linear_attention`].
+pub fn linear_attention(qkv: Tensor<4>, mem_kv: Tensor<4>) -> Tensor<4> {
+    let (qkv, mem_kv) = (qkv.into_dispatch(), mem_kv.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as CubeOps>::cube_linear_attention(qkv, mem_kv))
 }
 
 /// See [`super::pointwise`].

@@ -37,6 +37,10 @@ pub(super) struct LayerNormScaled;
 #[derive(Clone, Debug)]
 pub(super) struct GatedAdd;
 
+/// `qkv [b, h, w, 3 heads d]`, `mem_kv [2, heads, d, m]`.
+#[derive(Clone, Debug)]
+pub(super) struct LinearAttention;
+
 /// `x` of any rank.
 #[derive(Clone, Debug)]
 pub(super) struct Each(pub(super) Pointwise);
@@ -106,6 +110,20 @@ impl Kernel<3, Cube> for GatedAdd {
     fn backward(&self, [x, gate]: Self::Saved, dy: Primitive, _: [bool; 3]) -> [Option<Primitive>; 3] {
         let (dx, d_gate) = Cube::gated_add_backward(x, gate, dy.clone());
         [Some(dx), Some(d_gate), Some(dy)]
+    }
+}
+
+impl Kernel<2, Cube> for LinearAttention {
+    type Saved = [Primitive; 3];
+
+    fn forward(&self, [qkv, mem_kv]: [Primitive; 2]) -> (Primitive, Self::Saved) {
+        let (y, state) = Cube::linear_attention_forward(qkv.clone(), mem_kv.clone());
+        (y, [qkv, mem_kv, state])
+    }
+
+    fn backward(&self, [qkv, mem_kv, state]: Self::Saved, dy: Primitive, _: [bool; 2]) -> [Option<Primitive>; 2] {
+        let (dqkv, d_memory) = Cube::linear_attention_backward(qkv, mem_kv, state, dy);
+        [Some(dqkv), Some(d_memory)]
     }
 }
 

@@ -8,7 +8,7 @@ use burn_cubecl::cubecl::client::Client;
 use burn_cubecl::cubecl::ir::ElemType;
 use burn_cubecl::cubecl::prelude::BufferArg;
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::empty_device_dtype;
+use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, empty_device_dtype};
 use burn_cubecl::tensor::CubeTensor;
 
 use burn::backend::cubecl::dtype_to_storage_type;
@@ -32,9 +32,23 @@ impl Rows {
         }
     }
 
+    /// The same, of a copy also where vectors of `width` values would lie across rows. `width` divides a row's length.
+    pub(super) fn of_vectors(tensor: CubeTensor, width: usize) -> Self {
+        let rows = Self::of(tensor);
+        if rows.pitch.is_multiple_of(width) {
+            return rows;
+        }
+        Self { tensor: into_contiguous(rows.tensor), len: rows.len, pitch: rows.len }
+    }
+
     /// Rows with nothing in them yet, where `like` is.
     pub(super) fn empty(like: &Self, shape: Shape, dtype: DType) -> Self {
         Self::of(empty_device_dtype(like.client(), like.device(), shape, dtype))
+    }
+
+    /// Rows of f32 without room between them and with nothing in them yet, where `like` is.
+    pub(super) fn dense(like: &Self, shape: [usize; 2]) -> Self {
+        Self::of(empty_device_contiguous_dtype(like.client(), like.device(), shape.into(), DType::F32))
     }
 
     pub(super) fn count(&self) -> usize {
@@ -105,6 +119,11 @@ pub(super) fn vector_width(parts: &[usize], rows: &[&Rows]) -> usize {
     let lengths = || parts.iter().copied().chain(rows.iter().map(|rows| rows.pitch));
     let fits = |width: &usize| lengths().all(|length| length.is_multiple_of(*width));
     first.tensor.client.io_optimized_vector_sizes(bytes).filter(fits).max().unwrap_or(1)
+}
+
+/// How many values one instruction reads or writes at most, in kernels that cut rows into parts of this length (and compute in f32).
+pub(super) fn widest_vector(client: &Client, part: usize) -> usize {
+    client.io_optimized_vector_sizes(size_of::<f32>()).filter(|width| part.is_multiple_of(*width)).max().unwrap_or(1)
 }
 
 #[cfg(test)]

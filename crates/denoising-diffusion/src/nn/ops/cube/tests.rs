@@ -109,9 +109,9 @@ impl Case<'_> {
             .iter()
             .map(|shape| Tensor::from_data(TensorData::new(next(shape[0] * shape[1]), *shape), &device).require_grad())
             .collect();
-        // Its gradient arrives in the layout of the input, too.
-        let cotangent = image(next(count), self.dims, self.layout, &device);
         let y = operation(images.clone(), others.clone());
+        // Its gradient arrives in the layout of the input, too.
+        let cotangent = image(next(y.dims().iter().product()), y.dims(), self.layout, &device);
         let mut all = vec![host_values(y.clone())];
         let gradients: Gradients = (y * cotangent).sum().backward();
         all.extend(images.iter().map(|x| host_values(x.grad(&gradients).expect("a gradient"))));
@@ -203,6 +203,60 @@ proptest! {
             let what = format!("{f:?}");
             case.compare(&what, seed, &|mut x, _| super::pointwise(f, x.remove(0)), &|mut x, _| plain::pointwise(f, x.remove(0)));
         }
+    }
+}
+
+/// Compares linear attention over `[b, h, w]` positions.
+fn compare_linear_attention(seed: u64, [b, h, w]: [usize; 3], heads: usize, d: usize, m: usize, layout: Layout) {
+    let memory = [[1, 2 * heads * d * m]];
+    let others = if m == 0 { &[] } else { memory.as_slice() };
+    let case = Case { dims: [b, h, w, 3 * heads * d], layout, images: 0, others, scale: 2.0 };
+    let run = |attention: fn(Tensor<4>, Tensor<4>) -> Tensor<4>| {
+        move |mut images: Vec<Tensor<4>>, mut others: Vec<Tensor<2>>| {
+            let qkv = images.remove(0);
+            let memory = match m {
+                0 => Tensor::zeros([2, heads, d, 0], &qkv.device()),
+                _ => others.remove(0).reshape([2, heads, d, m]),
+            };
+            attention(qkv, memory)
+        }
+    };
+    let what = format!("linear_attention with {heads} heads of {d} channels and {m} memories");
+    case.compare(&what, seed, &run(super::linear_attention), &run(plain::linear_attention));
+}
+
+/// Whether the device of the tests runs our attention kernels; CubeCL's CPU runtime has too few units.
+fn runs_attention() -> bool {
+    let runs = |device: Device| super::takes_linear_attention(&Tensor::zeros([1, 1, 1, 96], &device), 32);
+    let runs = test_device().is_some_and(runs);
+    if !runs {
+        eprintln!("no device that runs attention kernels");
+    }
+    runs
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    #[test]
+    fn linear_attentions(
+        seed: u64, b in 1_usize..4, h in 1_usize..14, w in 1_usize..14, heads in 1_usize..4, d in 1_usize..33, m in 0_usize..5,
+        layout in any_layout(),
+    ) {
+        if runs_attention() {
+            compare_linear_attention(seed, [b, h, w], heads, d, m, layout);
+        }
+    }
+}
+
+/// Heads of all widths that products are cut differently for, and more positions than a cube has in one block.
+#[test]
+fn large_linear_attentions() {
+    if runs_attention() {
+        compare_linear_attention(1, [2, 64, 64], 4, 32, 4, Layout::Dense);
+        compare_linear_attention(2, [1, 16, 24], 2, 64, 4, Layout::Padded);
+        compare_linear_attention(3, [1, 9, 9], 1, 128, 4, Layout::Dense);
+        compare_linear_attention(4, [3, 9, 9], 2, 4, 1, Layout::Permuted);
     }
 }
 
