@@ -49,15 +49,6 @@ pub struct Machine {
     new_kernels: Option<PathBuf>,
 }
 
-impl Machine {
-    /// Where a network is trained; with `checkpoint_activations` one that computes them again in the backward pass.
-    pub fn training_device(&self, checkpoint_activations: bool) -> Device {
-        let device = self.device.clone().autodiff();
-        // On the CPU our own blocks do it.
-        if checkpoint_activations && !is_cpu(&device) { device.gradient_checkpointing() } else { device }
-    }
-}
-
 impl NetworkMachineArgs {
     /// Starts the threads. To be called once, before anything computes.
     pub fn start(&self, work: Work) -> Result<Machine> {

@@ -4,22 +4,21 @@
 use std::sync::{Mutex, PoisonError};
 
 use burn::module::Module;
-use burn::tensor::{DType, Device, Int, Tensor};
+use burn::tensor::Tensor;
 use denoising_diffusion::data::DataLayout;
 use denoising_diffusion::diffusion::{Diffusion, Examples, GaussianConfig, ScheduleConfig};
 use denoising_diffusion::models::{
     Dit, DitConfig, Downsampling, Extent, ImageTransform, KarrasUnet, KarrasUnetConfig, Network, NetworkInput,
     PerStage, Unet, Unet1dConfig, UnetConfig, Uvit, UvitConfig,
 };
+use denoising_diffusion::nn::Init;
 use denoising_diffusion::nn::ops::{Precision, set_precision};
 use denoising_diffusion::nn::params::host_values;
-use denoising_diffusion::nn::{Init, Vectors};
-use denoising_diffusion::noise::{Purpose, normal_batch};
-use denoising_diffusion::train::{EmaConfig, NamedGradients, TrainConfig, Trainer};
+use denoising_diffusion::train::{EmaConfig, TrainConfig, Trainer};
 
-#[path = "common/device.rs"]
 mod common;
-use common::test_device;
+use common::device::test_device;
+use common::outcome::{device, input, noise, norm, outcome};
 
 /// Runs `work` in a precision, which is the process's: tests take turns.
 fn with_precision<T>(precision: Precision, work: impl FnOnce() -> T) -> T {
@@ -29,48 +28,6 @@ fn with_precision<T>(precision: Precision, work: impl FnOnce() -> T) -> T {
     let result = work();
     set_precision(Precision::F32);
     result
-}
-
-fn device() -> Device {
-    test_device().autodiff()
-}
-
-fn noise<const D: usize>(index: u64, dims: [usize; D]) -> Tensor<D> {
-    normal_batch(1, Purpose::SampleInit, index, 0, dims, &device())
-}
-
-/// Two examples with all that the network can be told.
-fn input(network: &impl Network<4>, [h, w]: [usize; 2]) -> NetworkInput<4> {
-    let (c, told) = (network.channels(), network.condition_channels());
-    let vectors = (network.vector_dim() > 0).then(|| {
-        let rows = (0..2 * network.vector_dim()).map(|i| (i as f32).sin()).collect();
-        Vectors::of_rows(rows, network.vector_dim(), |row| row == 0, &device())
-    });
-    NetworkInput {
-        x: noise(0, [2, c, h, w]),
-        time: Tensor::from_floats([3.0, 700.0], &device()),
-        x_self_cond: network.self_condition().then(|| noise(2, [2, c, h, w])),
-        classes: (network.num_classes() > 0).then(|| Tensor::<1, Int>::from_ints([0, 1], &device())),
-        condition: (told > 0).then(|| noise(4, [2, told, h, w])),
-        vectors,
-    }
-}
-
-/// The output, and the gradients of a sum of it, by parameter.
-fn outcome(network: &impl Network<4>, size: [usize; 2]) -> Vec<(String, Vec<f32>)> {
-    let output = network.predict(input(network, size));
-    assert_eq!(output.dtype(), DType::F32);
-    let cotangent = noise(6, output.dims());
-    let gradients = NamedGradients::take(network, &mut (output.clone() * cotangent).sum().backward());
-    let gradients = gradients.iter().map(|(name, gradient)| {
-        assert_eq!(gradient.dtype(), DType::F32, "{name}");
-        (name.to_string(), host_values(gradient.clone()))
-    });
-    std::iter::once(("output".to_string(), host_values(output))).chain(gradients).collect()
-}
-
-fn norm(values: impl Iterator<Item = f32>) -> f64 {
-    values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
 }
 
 /// bf16 has a relative rounding error of up to 2^-9 per operation, and some tens of operations stand one behind the other.

@@ -176,7 +176,7 @@ impl Subject {
         let config = TrainConfig { checkpoint_activations: args.checkpoint_activations, ..TrainConfig::default() };
         let device = &machine.device;
         let diffusion = Diffusion::new(&args.config.diffusion())?;
-        let training = machine.training_device(args.checkpoint_activations);
+        let training = machine.device.clone().autodiff();
         let network = network.build(&mut Init::new(0, &training))?;
         let mut stream = Stream::new(0, Purpose::SampleInit, 0, 0);
         let pixels: Vec<f32> = (0..dims.iter().product()).map(|_| stream.uniform() as f32).collect();

@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor, TensorData, activation};
 use super::dit_config::{DitConfig, DitConfigError, TIME_FREQUENCIES};
 use super::{Network, NetworkInput, SizeError};
 use crate::nn::ops::Pointwise;
-use crate::nn::{Embedding, Init, Linear, VectorEmbedding, Vectors, ops};
+use crate::nn::{Embedding, Init, Linear, VectorEmbedding, Vectors, ops, recompute};
 
 /// Standard deviation of the embeddings' weights as they are drawn.
 const EMBEDDING_DEVIATION: f64 = 0.02;
@@ -183,6 +183,10 @@ impl DitBlock {
 
     /// `x [b, h, w, hidden]`, `condition [b, hidden]`.
     fn forward(&self, x: Tensor<4>, condition: Tensor<2>) -> Tensor<4> {
+        recompute::block(self, true, [x], [condition], |block, [x], [condition]| block.forward_kept(x, condition))
+    }
+
+    fn forward_kept(&self, x: Tensor<4>, condition: Tensor<2>) -> Tensor<4> {
         let [shift, scale, gate, mlp_shift, mlp_scale, mlp_gate] = parts(self.modulation.forward(condition));
         let attended = self.attention(modulated(x.clone(), shift, scale));
         let x = ops::gated_add(on_tokens(&self.proj, attended), gate, x);

@@ -11,7 +11,7 @@ use super::{Network, NetworkInput, SizeError};
 use crate::nn::ops::in_f32;
 use crate::nn::{
     Among, Gain, Init, MpAttention, MpConv, MpFourierEmbedding, MpInput, MpLinear, Vectors, double_linearly,
-    force_weight_norm, halve_by_mean, mp_cat, mp_silu, mp_sum, pixel_norm,
+    force_weight_norm, halve_by_mean, mp_cat, mp_silu, mp_sum, pixel_norm, recompute,
 };
 
 /// A magnitude-preserving U-Net. Takes and gives `[b, c, d h, w]`: sequences of height 1, volumes slice below slice.
@@ -205,6 +205,10 @@ fn pointwise(init: &mut Init, dims: &BlockDims) -> MpConv {
 
 impl Encoder {
     fn forward(&self, x: Tensor<5>, emb: Tensor<2>) -> Tensor<5> {
+        recompute::block(self, self.block.repeatable(), [x], [emb], |block, [x], [emb]| block.forward_kept(x, emb))
+    }
+
+    fn forward_kept(&self, x: Tensor<5>, emb: Tensor<2>) -> Tensor<5> {
         let x = resized(x, self.dims.resized, halve_by_mean);
         let x = match &self.downsample_conv {
             Some(conv) => conv.forward(x),
@@ -217,6 +221,10 @@ impl Encoder {
 
 impl Decoder {
     fn forward(&self, x: Tensor<5>, emb: Tensor<2>) -> Tensor<5> {
+        recompute::block(self, self.block.repeatable(), [x], [emb], |block, [x], [emb]| block.forward_kept(x, emb))
+    }
+
+    fn forward_kept(&self, x: Tensor<5>, emb: Tensor<2>) -> Tensor<5> {
         let x = resized(x, self.dims.resized, double_linearly);
         let residual = match &self.res_conv {
             Some(conv) => conv.forward(x.clone()),
@@ -248,6 +256,11 @@ impl Block {
             time_attn: (dims.attention && config.is_factorized(dims)).then(|| attention(init)),
             residual_t: config.resnet_mp_add_t,
         }
+    }
+
+    /// Whether it gives the same every time.
+    fn repeatable(&self) -> bool {
+        self.dropout.prob == 0.0
     }
 
     /// `x` `[b, d, h, w, c_in]`, `residual` `[b, d, h, w, c_out]`, `emb` `[b, 4 dim]`.

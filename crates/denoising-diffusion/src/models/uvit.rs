@@ -9,7 +9,7 @@ use super::uvit_config::{ImageTransform, UvitConfig, UvitConfigError};
 use super::{Network, NetworkInput, SizeError};
 use crate::nn::{
     Conv2d, Downsample, Embedding, Init, LayerNorm, LinearAttention, QkNormAttention, ResnetBlock, ScaledFeedForward,
-    Unpatchify, Upsample, VectorEmbedding, Vectors, haar, inverse_haar, ops, pixel_unshuffle,
+    Unpatchify, Upsample, VectorEmbedding, Vectors, haar, inverse_haar, ops, pixel_unshuffle, recompute,
 };
 
 /// Heads of the linear attentions and their width: constants of the reference.
@@ -195,8 +195,7 @@ impl Network<4> for Uvit {
         }
 
         for block in &self.vit {
-            x = block.attn.forward_residual(x);
-            x = block.ff.forward_residual(x, cond.clone());
+            x = block.forward(x, cond.clone());
         }
 
         for stage in &self.ups {
@@ -246,6 +245,16 @@ impl Network<4> for Uvit {
 
     fn check_size(&self, size: &[usize]) -> Result<(), SizeError> {
         self.config.check_size(size[0], size[1]).map_err(|error| SizeError(error.to_string()))
+    }
+}
+
+impl UvitBlock {
+    /// `x [b, h, w, c]`, `cond [b, cond_dim]`.
+    fn forward(&self, x: Tensor<4>, cond: Tensor<2>) -> Tensor<4> {
+        let drops = self.attn.dropout.prob > 0.0 || self.ff.dropout.prob > 0.0;
+        recompute::block(self, !drops, [x], [cond], |block, [x], [cond]| {
+            block.ff.forward_residual(block.attn.forward_residual(x), cond)
+        })
     }
 }
 

@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
-use super::{Conv2d, Init, RmsNorm, ops};
+use super::{Conv2d, Init, RmsNorm, ops, recompute};
 
 /// Softmax attention (Vaswani et al. 2017) between normalised pixels.
 #[derive(Module, Debug)]
@@ -36,6 +36,10 @@ impl Attention {
             let (g, memory) = (self.norm.g.val(), self.memory(&x));
             return ops::attention_block_recomputed(x, g, self.to_qkv.weights(), memory, self.to_out.weights());
         }
+        recompute::block(self, true, [x], [], |block, [x], []| block.forward_kept(x))
+    }
+
+    fn forward_kept(&self, x: Tensor<4>) -> Tensor<4> {
         let qkv = self.to_qkv.forward(self.norm.forward(x.clone()));
         self.to_out.forward_add(ops::attention(qkv, self.memory(&x)), x)
     }
@@ -86,6 +90,10 @@ impl LinearAttention {
             let (to_qkv, to_out) = (self.to_qkv.weights(), self.to_out.weights());
             return ops::linear_attention_block_recomputed(x, g, to_qkv, memory, to_out, out_g);
         }
+        recompute::block(self, true, [x], [], |block, [x], []| block.forward_kept(x))
+    }
+
+    fn forward_kept(&self, x: Tensor<4>) -> Tensor<4> {
         let qkv = self.to_qkv.forward(self.norm.forward(x.clone()));
         let out = ops::linear_attention(qkv, self.memory(&x));
         self.out_norm.forward_add(self.to_out.forward(out), x)

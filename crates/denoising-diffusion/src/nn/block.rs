@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Tensor, activation};
 
-use super::{Axes, Conv2d, Init, Linear, RmsNorm, ops};
+use super::{Axes, Conv2d, Init, Linear, RmsNorm, ops, recompute};
 
 /// Convolution of three pixels along each axis, normalisation, scale and shift, SiLU.
 #[derive(Module, Debug)]
@@ -61,25 +61,49 @@ impl ResnetBlock {
 
     /// `x` `[b, h, w, c]` and, if given, `skip` `[b, h, w, c_in - c]` beside it, `cond` `[b, cond_dim]` to `[b, h, w, c_out]`.
     pub fn forward(&self, x: Tensor<4>, skip: Option<Tensor<4>>, cond: Tensor<2>) -> Tensor<4> {
-        let scale_shift = self.mlp.forward(activation::silu(cond));
-        let residual = match (&self.res_conv, &skip) {
+        // What is dropped out is drawn once, and could not be drawn again.
+        let repeatable = self.dropout.prob == 0.0;
+        if repeatable && ops::recomputes(&x) {
+            return self.forward_recomputed(x, skip, cond);
+        }
+        match skip {
+            None => {
+                recompute::block(self, repeatable, [x], [cond], |block, [x], [cond]| block.forward_kept(x, None, cond))
+            }
+            Some(skip) => recompute::block(self, repeatable, [x, skip], [cond], |block, [x, skip], [cond]| {
+                block.forward_kept(x, Some(skip), cond)
+            }),
+        }
+    }
+
+    fn scale_shift(&self, cond: Tensor<2>) -> Tensor<2> {
+        self.mlp.forward(activation::silu(cond))
+    }
+
+    fn residual(&self, x: &Tensor<4>, skip: &Option<Tensor<4>>) -> Tensor<4> {
+        match (&self.res_conv, skip) {
             (Some(conv), skip) => conv.forward_skip(x.clone(), skip.clone()),
             (None, Some(skip)) => Tensor::cat(vec![x.clone(), skip.clone()], 3),
             (None, None) => x.clone(),
-        };
-        // What is dropped out is drawn once, and could not be drawn again.
-        if ops::recomputes(&x) && self.dropout.prob == 0.0 {
-            return ops::ResidualBlock {
-                conv1: self.block1.proj.weights(),
-                g1: self.block1.norm.g.val(),
-                scale_shift,
-                conv2: self.block2.proj.weights(),
-                g2: self.block2.norm.g.val(),
-                residual,
-            }
-            .forward_recomputed(x, skip);
         }
+    }
+
+    fn forward_kept(&self, x: Tensor<4>, skip: Option<Tensor<4>>, cond: Tensor<2>) -> Tensor<4> {
+        let (scale_shift, residual) = (self.scale_shift(cond), self.residual(&x, &skip));
         let h = self.block1.forward_scaled(x, skip, scale_shift);
         self.block2.forward(self.dropout.forward(h), Some(residual))
+    }
+
+    fn forward_recomputed(&self, x: Tensor<4>, skip: Option<Tensor<4>>, cond: Tensor<2>) -> Tensor<4> {
+        let (scale_shift, residual) = (self.scale_shift(cond), self.residual(&x, &skip));
+        ops::ResidualBlock {
+            conv1: self.block1.proj.weights(),
+            g1: self.block1.norm.g.val(),
+            scale_shift,
+            conv2: self.block2.proj.weights(),
+            g2: self.block2.norm.g.val(),
+            residual,
+        }
+        .forward_recomputed(x, skip)
     }
 }

@@ -18,6 +18,7 @@ pub mod ops;
 pub mod params;
 mod pixel_shuffle;
 mod qk_norm_attention;
+pub mod recompute;
 mod resample;
 mod resize;
 mod strided_conv;

@@ -8,7 +8,6 @@ use super::adam::{Adam, GradNorm, NamedGradients};
 use super::config::TrainConfig;
 use super::ema::{Ema, EmaConfig};
 use super::lr::learning_rate;
-use crate::device::is_cpu;
 use crate::diffusion::{Diffusion, Examples};
 use crate::interop::StateDict;
 use crate::models::Network;
@@ -160,8 +159,7 @@ impl<M> Trainer<M> {
     where
         M: Network<D>,
     {
-        let recompute = self.config.checkpoint_activations && is_cpu(&self.device);
-        set_activations(if recompute { Activations::Recompute } else { Activations::Keep });
+        set_activations(if self.config.checkpoint_activations { Activations::Recompute } else { Activations::Keep });
         // On a thread of the pool: from outside, each of a step's thousand parallel loops would wait for a thread to wake up.
         let batches = batches.into_iter().map(Into::into).collect();
         rayon::scope(|_| self.step_in_pool(batches))

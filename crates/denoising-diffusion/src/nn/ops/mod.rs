@@ -8,6 +8,7 @@
 pub(crate) mod cube;
 mod fused;
 pub mod plain;
+mod recompute;
 mod settings;
 mod tape;
 #[cfg(test)]
@@ -20,6 +21,7 @@ use crate::device::is_cpu;
 pub use denoising_diffusion_kernels::activation::Pointwise;
 pub use denoising_diffusion_kernels::pooling::Pooling;
 pub use plain::{in_f32, to_nchw, to_nhwc};
+pub(crate) use recompute::Computation;
 pub use settings::{
     Activations, ConvPrecision, Precision, UnknownPrecision, activations, precision, set_activations,
     set_conv_precision, set_precision,
@@ -41,7 +43,7 @@ fn on_cpu(tensor: &Tensor<4>) -> bool {
     tensor.dtype() == DType::F32 && is_cpu(&tensor.device())
 }
 
-/// Whether blocks around `x` keep their inputs only.
+/// Whether blocks around `x` are to keep their inputs only, and have kernels for that; see [`recompute`](crate::nn::recompute) for others.
 pub fn recomputes(x: &Tensor<4>) -> bool {
     activations() == Activations::Recompute && on_cpu(x)
 }

@@ -21,8 +21,7 @@ pub enum ConvPrecision {
 pub enum Activations {
     /// All that it needs.
     Keep,
-    /// Their inputs; the rest is computed again, to the same bits. On the CPU only; elsewhere a device with Burn's own
-    /// `gradient_checkpointing` does the like.
+    /// Their inputs; the rest is computed again, the same. Blocks with dropout keep all.
     Recompute,
 }
 

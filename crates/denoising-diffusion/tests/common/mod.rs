@@ -1,0 +1,4 @@
+//! What several test binaries need.
+
+pub mod device;
+pub mod outcome;

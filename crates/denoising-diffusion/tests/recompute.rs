@@ -1,0 +1,126 @@
+//! Activations that are computed again in the backward pass: every network gives the same, and the same gradients.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use denoising_diffusion::data::DataLayout;
+use denoising_diffusion::models::{
+    Dit, DitConfig, Extent, KarrasUnet, KarrasUnetConfig, Network, PerStage, Unet, UnetConfig, Uvit, UvitConfig,
+};
+use denoising_diffusion::nn::ops::{Activations, set_activations};
+use denoising_diffusion::nn::params::host_values;
+use denoising_diffusion::nn::{Init, Linear, TrainNoGrad, recompute};
+
+mod common;
+use common::outcome::{device, input, noise, norm, outcome};
+
+/// Runs `work` with blocks that keep something, which is the process's: tests take turns.
+fn with_activations<T>(activations: Activations, work: impl FnOnce() -> T) -> T {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    set_activations(activations);
+    let result = work();
+    set_activations(Activations::Keep);
+    result
+}
+
+fn gives_the_same(name: &str, network: &impl Network<4>, size: [usize; 2]) {
+    let kept = with_activations(Activations::Keep, || outcome(network, size));
+    let recomputed = with_activations(Activations::Recompute, || outcome(network, size));
+    assert_eq!(kept.len(), recomputed.len(), "{name}: gradients");
+    let largest = kept.iter().map(|(_, values)| norm(values.iter().copied())).fold(0.0, f64::max);
+    for ((what, kept), (also, recomputed)) in kept.iter().zip(&recomputed) {
+        assert_eq!(what, also);
+        let difference = norm(kept.iter().zip(recomputed).map(|(a, b)| a - b));
+        // Gradients of what is used several times are added in another order.
+        let allowed = if what == "output" { 0.0 } else { 1e-5 * norm(kept.iter().copied()) + 1e-6 * largest };
+        assert!(difference <= allowed, "{name}, {what}: differs by {difference}");
+    }
+    let plain = |activations| {
+        with_activations(activations, || host_values(TrainNoGrad::of(network).predict(input(network, size))))
+    };
+    assert_eq!(plain(Activations::Recompute), plain(Activations::Keep), "{name} without gradients");
+}
+
+#[test]
+fn networks_give_the_same_with_activations_computed_again() {
+    let init = &mut Init::new(0, &device());
+    let unet = UnetConfig {
+        dim: 8,
+        dim_mults: vec![1, 2],
+        channels: 1,
+        self_condition: true,
+        num_classes: 2,
+        ..UnetConfig::default()
+    };
+    gives_the_same("unet", &Unet::new(&unet, init).unwrap(), [4, 6]);
+    let dit = DitConfig {
+        hidden_size: Some(16),
+        depth: Some(3),
+        num_heads: Some(2),
+        channels: 1,
+        num_classes: 2,
+        ..DitConfig::default()
+    };
+    gives_the_same("dit", &Dit::new(&dit, init).unwrap(), [4, 4]);
+    let uvit = UvitConfig {
+        dim: 8,
+        dim_mults: vec![1, 2],
+        channels: 1,
+        vit_depth: 2,
+        vit_dropout: 0.0,
+        ..UvitConfig::default()
+    };
+    gives_the_same("uvit", &Uvit::new(&uvit, init).unwrap(), [8, 8]);
+    let karras = KarrasUnetConfig {
+        dim: 8,
+        dim_max: 16,
+        channels: 1,
+        num_classes: 2,
+        attn_dim_head: 8,
+        dropout: 0.0,
+        num_downsamples: 1,
+        num_blocks_per_stage: PerStage::All(2),
+        extent: Some(Extent { layout: DataLayout::Volumes, depth: 4, height: 4, width: 4 }),
+        ..KarrasUnetConfig::default()
+    };
+    gives_the_same("karras_unet", &KarrasUnet::new(&karras, init).unwrap(), [16, 4]);
+}
+
+static RUNS: AtomicUsize = AtomicUsize::new(0);
+
+#[derive(Module, Debug)]
+struct Square {
+    linear: Linear,
+}
+
+impl Square {
+    fn forward(&self, x: Tensor<2>, repeatable: bool) -> Tensor<2> {
+        recompute::block(self, repeatable, [x], [], |block, [x], []| {
+            RUNS.fetch_add(1, Ordering::Relaxed);
+            block.linear.forward(x).square()
+        })
+    }
+}
+
+#[test]
+fn blocks_run_again_where_they_are_asked_to_and_can() {
+    let square = Square { linear: Linear::new(&mut Init::new(0, &device()), 3, 3) };
+    let x: Tensor<2> = noise(0, [2, 3]);
+    let runs = |activations, repeatable, backward| {
+        with_activations(activations, || {
+            let before = RUNS.load(Ordering::Relaxed);
+            let y = square.forward(x.clone(), repeatable);
+            if backward {
+                y.sum().backward();
+            }
+            RUNS.load(Ordering::Relaxed) - before
+        })
+    };
+    assert_eq!(runs(Activations::Keep, true, true), 1);
+    assert_eq!(runs(Activations::Recompute, true, false), 1);
+    assert_eq!(runs(Activations::Recompute, true, true), 2);
+    assert_eq!(runs(Activations::Recompute, false, true), 1);
+}
