@@ -57,12 +57,30 @@ impl Kept {
     /// What goes into each block and into attention.
     const INPUTS: Self = Self { blocks: 3, attention: 1, heads: 0 };
 
-    fn per_pixel(checkpoint_activations: bool) -> Self {
-        if checkpoint_activations { Self::INPUTS } else { Self::ALL }
-    }
-
     fn values(&self, pixels: u64, dim: usize, inner: usize) -> u64 {
         pixels * ((self.blocks + self.attention) * dim as u64 + self.heads * inner as u64)
+    }
+}
+
+/// Values kept until the backward pass, added up block by block.
+#[derive(Default)]
+struct Tally {
+    kept: u64,
+    /// Of the blocks that are computed again, one at a time: what the largest then holds.
+    again: u64,
+}
+
+impl Tally {
+    /// A block that keeps `all` or, if it is computed again, its `inputs`.
+    fn add(&mut self, again: bool, all: u64, inputs: u64) {
+        self.kept += if again { inputs } else { all };
+        if again {
+            self.again = self.again.max(all);
+        }
+    }
+
+    fn values(&self) -> u64 {
+        self.kept + self.again
     }
 }
 
@@ -75,12 +93,13 @@ pub fn memory_estimate(
     shape: ImageShape,
     train: &TrainConfig,
 ) -> Result<u64> {
+    let again = train.checkpoint_activations;
     let kept = match network {
-        NetworkConfig::Unet(unet) => kept_by_unet(unet, shape, train.checkpoint_activations)?,
-        NetworkConfig::Unet1d(config) => kept_by_unet(&config.unet(), shape, train.checkpoint_activations)?,
-        NetworkConfig::Dit(dit) => kept_by_dit(dit, shape),
-        NetworkConfig::Uvit(uvit) => kept_by_uvit(uvit, shape, train.checkpoint_activations)?,
-        NetworkConfig::KarrasUnet(karras) => kept_by_karras_unet(karras, shape),
+        NetworkConfig::Unet(unet) => kept_by_unet(unet, shape, again)?,
+        NetworkConfig::Unet1d(config) => kept_by_unet(&config.unet(), shape, again)?,
+        NetworkConfig::Dit(dit) => kept_by_dit(dit, shape, again),
+        NetworkConfig::Uvit(uvit) => kept_by_uvit(uvit, shape, again)?,
+        NetworkConfig::KarrasUnet(karras) => kept_by_karras_unet(karras, shape, again),
         NetworkConfig::Custom { .. } => 0,
     };
     let (step, checkpoint) = (5 * parameters + kept * train.batch_size as u64, 9 * parameters);
@@ -89,13 +108,11 @@ pub fn memory_estimate(
 }
 
 /// Values for each image, counted from the widths of the stages.
-fn kept_by_unet(unet: &UnetConfig, shape: ImageShape, checkpoint_activations: bool) -> Result<u64> {
+fn kept_by_unet(unet: &UnetConfig, shape: ImageShape, again: bool) -> Result<u64> {
     let stages = unet.stages().map_err(NetworkConfigError::from)?;
-    let (mut kept, mut pixels, mut largest) = (0_u64, (shape.height * shape.width) as u64, 0_u64);
-    let per_pixel = Kept::per_pixel(checkpoint_activations);
+    let (mut tally, mut pixels) = (Tally::default(), (shape.height * shape.width) as u64);
     let mut add = |pixels: u64, dim: usize, inner: usize| {
-        kept += per_pixel.values(pixels, dim, inner);
-        largest = largest.max(Kept::ALL.values(pixels, dim, inner));
+        tally.add(again, Kept::ALL.values(pixels, dim, inner), Kept::INPUTS.values(pixels, dim, inner));
     };
     for stage in &stages {
         let inner = stage.heads * stage.dim_head;
@@ -107,32 +124,36 @@ fn kept_by_unet(unet: &UnetConfig, shape: ImageShape, checkpoint_activations: bo
             pixels /= if unet.axes == Axes::Both { 4 } else { 2 };
         }
     }
-    // One stage at a time is computed again.
-    Ok(if checkpoint_activations { kept + largest } else { kept })
+    Ok(tally.values())
 }
 
 /// Values for each image: stages as a U-Net's, the transformer as one of as many tokens as the innermost stage has pixels.
-fn kept_by_uvit(uvit: &UvitConfig, shape: ImageShape, checkpoint_activations: bool) -> Result<u64> {
+fn kept_by_uvit(uvit: &UvitConfig, shape: ImageShape, again: bool) -> Result<u64> {
     /// Heads times their width in the linear attentions.
     const INNER: usize = 128;
     let outer = uvit.patch_size * uvit.image_transform.factor();
     let mut pixels = (shape.height * shape.width / (outer * outer)) as u64;
-    let per_pixel = Kept::per_pixel(checkpoint_activations);
-    let (mut kept, mut inner) = (0, uvit.first_dim());
+    let (mut tally, mut inner) = (Tally::default(), uvit.first_dim());
     for (mult, factor) in uvit.dim_mults.iter().zip(uvit.factors().map_err(NetworkConfigError::from)?) {
         let dim = uvit.dim * mult;
-        kept += per_pixel.values(pixels, inner, INNER) + per_pixel.values(pixels, dim, INNER);
+        for dim in [inner, dim] {
+            tally.add(again, Kept::ALL.values(pixels, dim, INNER), Kept::INPUTS.values(pixels, dim, INNER));
+        }
         pixels /= (factor * factor) as u64;
         inner = dim;
     }
-    let (hidden, heads) = (inner as u64, uvit.attn_heads as u64);
-    let attention = 8 * heads * uvit.attn_dim_head as u64 + if uvit.vit_dropout > 0.0 { 3 * heads * pixels } else { 0 };
-    Ok(kept + uvit.vit_depth as u64 * pixels * (8 * hidden + 6 * hidden * uvit.ff_mult as u64 + attention))
+    let (hidden, heads, drops) = (inner as u64, uvit.attn_heads as u64, uvit.vit_dropout > 0.0);
+    let attention = 8 * heads * uvit.attn_dim_head as u64 + if drops { 3 * heads * pixels } else { 0 };
+    for _ in 0..uvit.vit_depth {
+        let all = pixels * (8 * hidden + 6 * hidden * uvit.ff_mult as u64 + attention);
+        tally.add(again, all, pixels * hidden);
+    }
+    Ok(tally.values())
 }
 
 /// Values for each example: of each block's two convolutions inputs, activations and outputs, on either side.
-fn kept_by_karras_unet(karras: &KarrasUnetConfig, shape: ImageShape) -> u64 {
-    let (mut positions, mut kept) = ((shape.height * shape.width) as u64, 0);
+fn kept_by_karras_unet(karras: &KarrasUnetConfig, shape: ImageShape, again: bool) -> u64 {
+    let (mut positions, mut tally) = ((shape.height * shape.width) as u64, Tally::default());
     let axes = match karras.extent.map(|extent| extent.layout) {
         Some(DataLayout::Sequences) => 2,
         Some(DataLayout::Volumes) => 8,
@@ -144,15 +165,23 @@ fn kept_by_karras_unet(karras: &KarrasUnetConfig, shape: ImageShape) -> u64 {
     };
     for stage in 0..=karras.num_downsamples {
         let dim = (karras.dim << stage).min(karras.dim_max) as u64;
-        kept += positions * dim * (30 * blocks as u64 + 20);
+        // One on the way down and one on the way up, and one more for both at either end of a stage.
+        for _ in 0..blocks {
+            tally.add(again, 30 * positions * dim, 5 * positions * dim);
+        }
+        tally.add(again, 20 * positions * dim, 5 * positions * dim);
         positions /= axes;
     }
-    kept
+    tally.values()
 }
 
 /// Values for each image: of each block what its kernels save, and its hidden layer before and after GELU. Attention keeps no weights.
-fn kept_by_dit(dit: &DitConfig, shape: ImageShape) -> u64 {
+fn kept_by_dit(dit: &DitConfig, shape: ImageShape, again: bool) -> u64 {
     let tokens = (shape.height * shape.width / (dit.patch_size * dit.patch_size)) as u64;
     let (hidden, mlp) = (dit.hidden_size() as u64, dit.mlp_dim() as u64);
-    dit.depth() as u64 * tokens * (6 * hidden + 2 * mlp)
+    let mut tally = Tally::default();
+    for _ in 0..dit.depth() {
+        tally.add(again, tokens * (6 * hidden + 2 * mlp), tokens * hidden);
+    }
+    tally.values()
 }

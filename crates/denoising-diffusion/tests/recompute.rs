@@ -11,7 +11,7 @@ use denoising_diffusion::models::{
 };
 use denoising_diffusion::nn::ops::{Activations, set_activations};
 use denoising_diffusion::nn::params::host_values;
-use denoising_diffusion::nn::{Init, Linear, TrainNoGrad, recompute};
+use denoising_diffusion::nn::{Dropout, Init, Linear, TrainNoGrad, dropout, recompute};
 
 mod common;
 use common::outcome::{device, input, noise, norm, outcome};
@@ -27,8 +27,13 @@ fn with_activations<T>(activations: Activations, work: impl FnOnce() -> T) -> T 
 }
 
 fn gives_the_same(name: &str, network: &impl Network<4>, size: [usize; 2]) {
-    let kept = with_activations(Activations::Keep, || outcome(network, size));
-    let recomputed = with_activations(Activations::Recompute, || outcome(network, size));
+    let run = |activations| {
+        with_activations(activations, || {
+            dropout::seed(&device(), 5);
+            outcome(network, size)
+        })
+    };
+    let (kept, recomputed) = (run(Activations::Keep), run(Activations::Recompute));
     assert_eq!(kept.len(), recomputed.len(), "{name}: gradients");
     let largest = kept.iter().map(|(_, values)| norm(values.iter().copied())).fold(0.0, f64::max);
     for ((what, kept), (also, recomputed)) in kept.iter().zip(&recomputed) {
@@ -39,7 +44,10 @@ fn gives_the_same(name: &str, network: &impl Network<4>, size: [usize; 2]) {
         assert!(difference <= allowed, "{name}, {what}: differs by {difference}");
     }
     let plain = |activations| {
-        with_activations(activations, || host_values(TrainNoGrad::of(network).predict(input(network, size))))
+        with_activations(activations, || {
+            dropout::seed(&device(), 5);
+            host_values(TrainNoGrad::of(network).predict(input(network, size)))
+        })
     };
     assert_eq!(plain(Activations::Recompute), plain(Activations::Keep), "{name} without gradients");
 }
@@ -56,6 +64,8 @@ fn networks_give_the_same_with_activations_computed_again() {
         ..UnetConfig::default()
     };
     gives_the_same("unet", &Unet::new(&unet, init).unwrap(), [4, 6]);
+    let dropping = UnetConfig { dropout: 0.3, ..unet };
+    gives_the_same("unet with dropout", &Unet::new(&dropping, init).unwrap(), [4, 6]);
     let dit = DitConfig {
         hidden_size: Some(16),
         depth: Some(3),
@@ -70,7 +80,7 @@ fn networks_give_the_same_with_activations_computed_again() {
         dim_mults: vec![1, 2],
         channels: 1,
         vit_depth: 2,
-        vit_dropout: 0.0,
+        vit_dropout: 0.3,
         ..UvitConfig::default()
     };
     gives_the_same("uvit", &Uvit::new(&uvit, init).unwrap(), [8, 8]);
@@ -80,7 +90,7 @@ fn networks_give_the_same_with_activations_computed_again() {
         channels: 1,
         num_classes: 2,
         attn_dim_head: 8,
-        dropout: 0.0,
+        dropout: 0.3,
         num_downsamples: 1,
         num_blocks_per_stage: PerStage::All(2),
         extent: Some(Extent { layout: DataLayout::Volumes, depth: 4, height: 4, width: 4 }),
@@ -94,33 +104,59 @@ static RUNS: AtomicUsize = AtomicUsize::new(0);
 #[derive(Module, Debug)]
 struct Square {
     linear: Linear,
+    dropout: Dropout,
 }
 
 impl Square {
-    fn forward(&self, x: Tensor<2>, repeatable: bool) -> Tensor<2> {
-        recompute::block(self, repeatable, [x], [], |block, [x], []| {
+    fn new(dropout: f64) -> Self {
+        Self { linear: Linear::new(&mut Init::new(0, &device()), 3, 3), dropout: Dropout::new(dropout) }
+    }
+
+    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        recompute::block(self, [x], [], |block, [x], []| {
             RUNS.fetch_add(1, Ordering::Relaxed);
-            block.linear.forward(x).square()
+            block.dropout.forward(block.linear.forward(x).square())
         })
     }
 }
 
 #[test]
-fn blocks_run_again_where_they_are_asked_to_and_can() {
-    let square = Square { linear: Linear::new(&mut Init::new(0, &device()), 3, 3) };
-    let x: Tensor<2> = noise(0, [2, 3]);
-    let runs = |activations, repeatable, backward| {
+fn blocks_run_again_in_the_backward_pass_only() {
+    let square = Square::new(0.0);
+    let runs = |activations, backward| {
         with_activations(activations, || {
             let before = RUNS.load(Ordering::Relaxed);
-            let y = square.forward(x.clone(), repeatable);
+            let y = square.forward(noise(0, [2, 3]));
             if backward {
                 y.sum().backward();
             }
             RUNS.load(Ordering::Relaxed) - before
         })
     };
-    assert_eq!(runs(Activations::Keep, true, true), 1);
-    assert_eq!(runs(Activations::Recompute, true, false), 1);
-    assert_eq!(runs(Activations::Recompute, true, true), 2);
-    assert_eq!(runs(Activations::Recompute, false, true), 1);
+    assert_eq!(runs(Activations::Keep, true), 1);
+    assert_eq!(runs(Activations::Recompute, false), 1);
+    assert_eq!(runs(Activations::Recompute, true), 2);
+}
+
+/// Each call drops out other values, the same after the same seed, and a repetition does not disturb what comes after it.
+#[test]
+fn draws_go_on_after_a_repetition() {
+    let square = Square::new(0.5);
+    let x: Tensor<2> = noise(0, [8, 3]);
+    let draws = |activations| {
+        with_activations(activations, || {
+            dropout::seed(&device(), 1);
+            let mut results = Vec::new();
+            for _ in 0..3 {
+                let y = square.forward(x.clone());
+                results.push(host_values(y.clone()));
+                y.sum().backward();
+            }
+            results
+        })
+    };
+    let kept = draws(Activations::Keep);
+    assert_eq!(kept, draws(Activations::Recompute));
+    assert_ne!(kept[0], kept[1]);
+    assert_ne!(kept[1], kept[2]);
 }

@@ -183,7 +183,7 @@ impl DitBlock {
 
     /// `x [b, h, w, hidden]`, `condition [b, hidden]`.
     fn forward(&self, x: Tensor<4>, condition: Tensor<2>) -> Tensor<4> {
-        recompute::block(self, true, [x], [condition], |block, [x], [condition]| block.forward_kept(x, condition))
+        recompute::block(self, [x], [condition], |block, [x], [condition]| block.forward_kept(x, condition))
     }
 
     fn forward_kept(&self, x: Tensor<4>, condition: Tensor<2>) -> Tensor<4> {

@@ -3,14 +3,13 @@
 //! and changes of size leave out the axes that the data do not have.
 
 use burn::module::Module;
-use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Int, Tensor};
 
 use super::karras_unet_config::{BlockDims, KarrasUnetConfig, KarrasUnetConfigError};
 use super::{Network, NetworkInput, SizeError};
 use crate::nn::ops::in_f32;
 use crate::nn::{
-    Among, Gain, Init, MpAttention, MpConv, MpFourierEmbedding, MpInput, MpLinear, Vectors, double_linearly,
+    Among, Dropout, Gain, Init, MpAttention, MpConv, MpFourierEmbedding, MpInput, MpLinear, Vectors, double_linearly,
     force_weight_norm, halve_by_mean, mp_cat, mp_silu, mp_sum, pixel_norm, recompute,
 };
 
@@ -205,7 +204,7 @@ fn pointwise(init: &mut Init, dims: &BlockDims) -> MpConv {
 
 impl Encoder {
     fn forward(&self, x: Tensor<5>, emb: Tensor<2>) -> Tensor<5> {
-        recompute::block(self, self.block.repeatable(), [x], [emb], |block, [x], [emb]| block.forward_kept(x, emb))
+        recompute::block(self, [x], [emb], |block, [x], [emb]| block.forward_kept(x, emb))
     }
 
     fn forward_kept(&self, x: Tensor<5>, emb: Tensor<2>) -> Tensor<5> {
@@ -221,7 +220,7 @@ impl Encoder {
 
 impl Decoder {
     fn forward(&self, x: Tensor<5>, emb: Tensor<2>) -> Tensor<5> {
-        recompute::block(self, self.block.repeatable(), [x], [emb], |block, [x], [emb]| block.forward_kept(x, emb))
+        recompute::block(self, [x], [emb], |block, [x], [emb]| block.forward_kept(x, emb))
     }
 
     fn forward_kept(&self, x: Tensor<5>, emb: Tensor<2>) -> Tensor<5> {
@@ -250,17 +249,12 @@ impl Block {
             emb: MpLinear::new(init, config.emb_dim(), dim),
             emb_gain: Gain::new(init),
             conv1: MpConv::new(init, dim_in, dim, kernel, MpInput::Data),
-            dropout: DropoutConfig::new(config.dropout).init(),
+            dropout: Dropout::new(config.dropout),
             conv2: MpConv::new(init, dim, dim, kernel, MpInput::Data),
             attn: dims.attention.then(|| attention(init)),
             time_attn: (dims.attention && config.is_factorized(dims)).then(|| attention(init)),
             residual_t: config.resnet_mp_add_t,
         }
-    }
-
-    /// Whether it gives the same every time.
-    fn repeatable(&self) -> bool {
-        self.dropout.prob == 0.0
     }
 
     /// `x` `[b, d, h, w, c_in]`, `residual` `[b, d, h, w, c_out]`, `emb` `[b, 4 dim]`.

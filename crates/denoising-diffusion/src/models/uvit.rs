@@ -251,8 +251,7 @@ impl Network<4> for Uvit {
 impl UvitBlock {
     /// `x [b, h, w, c]`, `cond [b, cond_dim]`.
     fn forward(&self, x: Tensor<4>, cond: Tensor<2>) -> Tensor<4> {
-        let drops = self.attn.dropout.prob > 0.0 || self.ff.dropout.prob > 0.0;
-        recompute::block(self, !drops, [x], [cond], |block, [x], [cond]| {
+        recompute::block(self, [x], [cond], |block, [x], [cond]| {
             block.ff.forward_residual(block.attn.forward_residual(x), cond)
         })
     }

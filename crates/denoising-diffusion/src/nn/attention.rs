@@ -36,7 +36,7 @@ impl Attention {
             let (g, memory) = (self.norm.g.val(), self.memory(&x));
             return ops::attention_block_recomputed(x, g, self.to_qkv.weights(), memory, self.to_out.weights());
         }
-        recompute::block(self, true, [x], [], |block, [x], []| block.forward_kept(x))
+        recompute::block(self, [x], [], |block, [x], []| block.forward_kept(x))
     }
 
     fn forward_kept(&self, x: Tensor<4>) -> Tensor<4> {
@@ -90,7 +90,7 @@ impl LinearAttention {
             let (to_qkv, to_out) = (self.to_qkv.weights(), self.to_out.weights());
             return ops::linear_attention_block_recomputed(x, g, to_qkv, memory, to_out, out_g);
         }
-        recompute::block(self, true, [x], [], |block, [x], []| block.forward_kept(x))
+        recompute::block(self, [x], [], |block, [x], []| block.forward_kept(x))
     }
 
     fn forward_kept(&self, x: Tensor<4>) -> Tensor<4> {

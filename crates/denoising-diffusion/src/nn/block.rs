@@ -1,10 +1,9 @@
 //! The residual block of a U-Net.
 
 use burn::module::Module;
-use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Tensor, activation};
 
-use super::{Axes, Conv2d, Init, Linear, RmsNorm, ops, recompute};
+use super::{Axes, Conv2d, Dropout, Init, Linear, RmsNorm, ops, recompute};
 
 /// Convolution of three pixels along each axis, normalisation, scale and shift, SiLU.
 #[derive(Module, Debug)]
@@ -53,7 +52,7 @@ impl ResnetBlock {
         Self {
             mlp: Linear::new(init, cond_dim, 2 * dim_out),
             block1: Block::new(init, axes, dim_in, dim_out),
-            dropout: DropoutConfig::new(dropout).init(),
+            dropout: Dropout::new(dropout),
             block2: Block::new(init, axes, dim_out, dim_out),
             res_conv: (dim_in != dim_out).then(|| Conv2d::new(init, dim_in, dim_out, 1)),
         }
@@ -61,16 +60,12 @@ impl ResnetBlock {
 
     /// `x` `[b, h, w, c]` and, if given, `skip` `[b, h, w, c_in - c]` beside it, `cond` `[b, cond_dim]` to `[b, h, w, c_out]`.
     pub fn forward(&self, x: Tensor<4>, skip: Option<Tensor<4>>, cond: Tensor<2>) -> Tensor<4> {
-        // What is dropped out is drawn once, and could not be drawn again.
-        let repeatable = self.dropout.prob == 0.0;
-        if repeatable && ops::recomputes(&x) {
+        if ops::recomputes(&x) && !self.dropout.drops(&x) {
             return self.forward_recomputed(x, skip, cond);
         }
         match skip {
-            None => {
-                recompute::block(self, repeatable, [x], [cond], |block, [x], [cond]| block.forward_kept(x, None, cond))
-            }
-            Some(skip) => recompute::block(self, repeatable, [x, skip], [cond], |block, [x, skip], [cond]| {
+            None => recompute::block(self, [x], [cond], |block, [x], [cond]| block.forward_kept(x, None, cond)),
+            Some(skip) => recompute::block(self, [x, skip], [cond], |block, [x, skip], [cond]| {
                 block.forward_kept(x, Some(skip), cond)
             }),
         }

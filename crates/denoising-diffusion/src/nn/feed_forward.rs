@@ -1,11 +1,10 @@
 //! The hidden layer of a transformer's block, scaled and shifted inside by what the network is conditioned on.
 
 use burn::module::Module;
-use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Tensor, activation};
 
 use super::ops::in_f32;
-use super::{Conv2d, Init, Linear, ops};
+use super::{Conv2d, Dropout, Init, Linear, ops};
 
 /// `proj_out(dropout(silu(proj_in(x / rms(x))) (scale + 1) + shift))`, scale and shift linear in `silu(cond)` and 0 to begin with.
 #[derive(Module, Debug)]
@@ -24,7 +23,7 @@ impl ScaledFeedForward {
         Self {
             to_scale_shift: Linear::zeros(init, cond_dim, 2 * hidden),
             proj_in: Conv2d::without_bias(init, dim, hidden, 1),
-            dropout: DropoutConfig::new(dropout).init(),
+            dropout: Dropout::new(dropout),
             proj_out: Conv2d::without_bias(init, hidden, dim, 1),
         }
     }

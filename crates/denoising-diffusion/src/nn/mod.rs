@@ -5,6 +5,7 @@
 mod attention;
 mod block;
 mod conv;
+pub mod dropout;
 mod embedding;
 mod feed_forward;
 mod haar;
@@ -28,6 +29,7 @@ mod vector_embedding;
 pub use attention::{Attention, LinearAttention};
 pub use block::{Block, ResnetBlock};
 pub use conv::{Axes, Conv2d};
+pub use dropout::Dropout;
 pub use embedding::{Embedding, FourierPosEmb, FourierWeights, SinusoidalPosEmb};
 pub use feed_forward::ScaledFeedForward;
 pub use haar::{haar, inverse_haar};

@@ -1,11 +1,10 @@
 //! Softmax attention between normalised queries and keys, without learned memory.
 
 use burn::module::{Module, Param};
-use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Tensor, activation};
 
 use super::ops::in_f32;
-use super::{Conv2d, Init, RmsNorm, ops};
+use super::{Conv2d, Dropout, Init, RmsNorm, ops};
 
 /// What the cosines of queries and keys are multiplied with, beside the learned scales.
 const SCALE: f64 = 8.0;
@@ -33,7 +32,7 @@ impl QkNormAttention {
             to_qkv: Conv2d::without_bias(init, dim, 3 * hidden, 1),
             q_scale: init.ones([dim_head]),
             k_scale: init.ones([dim_head]),
-            dropout: DropoutConfig::new(dropout).init(),
+            dropout: Dropout::new(dropout),
             to_out: Conv2d::without_bias(init, hidden, dim, 1),
         }
     }
@@ -49,18 +48,14 @@ impl QkNormAttention {
         // The normalisation brings sqrt(d) along, which attention divides by once.
         let q = ops::rms_norm(q, self.q_scale.val() * SCALE, None);
         let k = ops::rms_norm(k, self.k_scale.val() / (d as f64).sqrt(), None);
-        let out = if self.drops(&x) {
+        // Dropping weights out needs all of them at once.
+        let out = if self.dropout.drops(&x) {
             self.attend_dropping(q, k, v).reshape([b, h, w, heads * d])
         } else {
             let qkv = Tensor::cat(vec![q, k, v], 2).reshape([b, h, w, 3 * heads * d]);
             ops::attention(qkv, Tensor::zeros([2, heads, 0, d], &x.device()))
         };
         self.to_out.forward_add(out, x)
-    }
-
-    /// Whether weights will be dropped out, which needs all of them at once.
-    fn drops(&self, x: &Tensor<4>) -> bool {
-        self.dropout.prob > 0.0 && self.dropout.training.is_enabled() && x.device().is_autodiff()
     }
 
     /// q, k and v `[b, n, heads, d]`, to the same.

@@ -13,6 +13,7 @@ use super::lr::{LrSchedule, learning_rate};
 use super::trainer::{NonFinite, NonFiniteKind, TrainError};
 use crate::diffusion::{Diffusion, Draws};
 use crate::models::Classifier;
+use crate::nn::dropout;
 use crate::nn::params::host_values;
 use crate::noise::{Purpose, Stream};
 
@@ -200,7 +201,7 @@ impl ClassifierTrainer {
     fn pass(&self, images: Tensor<4>, classes: &[u32]) -> Pass {
         let (seed, b) = (self.config.seed, classes.len());
         let draws: Draws<4> = self.diffusion.draw(seed, self.step * b as u64, self.step, images.dims(), &self.device);
-        self.device.seed(Stream::new(seed, Purpose::Dropout, self.step, 0).next_u64());
+        dropout::seed(&self.device, Stream::new(seed, Purpose::Dropout, self.step, 0).next_u64());
         let input = self.diffusion.noised_input(images, &draws);
         let log_p = log_softmax(self.model().forward(input.x, input.time), 1);
         let labels: Vec<i64> = classes.iter().map(|&class| class.into()).collect();

@@ -11,6 +11,7 @@ use super::lr::learning_rate;
 use crate::diffusion::{Diffusion, Examples};
 use crate::interop::StateDict;
 use crate::models::Network;
+use crate::nn::dropout;
 use crate::nn::ops::{Activations, set_activations};
 use crate::nn::params::{self, MapTensor, ParamsError, Role, VisitTensor};
 use crate::noise::{Purpose, Stream};
@@ -248,7 +249,7 @@ impl<M> Trainer<M> {
         let first = batch * dims[0] as u64;
         let seed = self.config.seed;
         let draws = self.diffusion.draw(seed, first, batch, dims, &self.device);
-        self.device.seed(Stream::new(seed, Purpose::Dropout, batch, 0).next_u64());
+        dropout::seed(&self.device, Stream::new(seed, Purpose::Dropout, batch, 0).next_u64());
         let to_device = |tensor: Tensor<D>| tensor.to_device(&self.device);
         let examples = Examples {
             data: to_device(examples.data),

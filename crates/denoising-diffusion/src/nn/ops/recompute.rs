@@ -66,8 +66,8 @@ impl Computation {
         // The tape wants a number of parents that is known at compile time: the last stands in for those that are not there.
         let nodes = std::array::from_fn(|i| inputs[i.min(count - 1)].node());
         let inputs: Vec<FloatTensor<B>> = inputs.into_iter().map(|input| input.into_primitive()).collect();
-        let y = (self.0)(inputs.iter().cloned().map(B::untracked).collect());
-        let y = B::backend(y.kind).float();
+        // In train behaviour, which layers tell by the device, but without a gradient.
+        let y = B::tracked((self.0)(inputs.iter().cloned().map(on_tape::<B>).collect())).into_primitive();
         match (Again { count }).prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prepared) => prepared.finish((inputs, self), y),
             OpsKind::UnTracked(prepared) => prepared.finish(y),
@@ -86,10 +86,6 @@ trait Dispatched: Backend {
     fn kind(tensor: BackendTensor<Self>) -> DispatchTensorKind;
 
     fn backend(kind: DispatchTensorKind) -> BackendTensor<Self>;
-
-    fn untracked(tensor: FloatTensor<Self>) -> DispatchTensor {
-        DispatchTensor { kind: Self::kind(BackendTensor::Float(tensor)), autodiff: DispatchAutodiffContext::Disabled }
-    }
 
     /// A tensor on the tape; a constant, where it was on none.
     fn tracked(tensor: DispatchTensor) -> FloatTensor<Autodiff<Self>> {
@@ -127,6 +123,12 @@ impl Dispatched for burn::backend::Cube {
     }
 }
 
+/// A tensor on a tape, without a gradient.
+fn on_tape<B: Dispatched>(tensor: FloatTensor<B>) -> DispatchTensor {
+    let kind = B::kind(BackendTensor::Float(tensor));
+    <Dispatch as AutodiffBackend>::from_inner(DispatchTensor { kind, autodiff: DispatchAutodiffContext::Disabled })
+}
+
 /// The backward pass.
 #[derive(Clone, Debug)]
 struct Again {
@@ -138,14 +140,13 @@ impl<B: Dispatched> Backward<B, INPUTS> for Again {
     type State = (Vec<FloatTensor<B>>, Computation);
 
     fn backward(self, ops: Ops<Self::State, INPUTS>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let on_tape = |tensor| <Dispatch as AutodiffBackend>::from_inner(B::untracked(tensor));
-        let dy = on_tape(grads.consume::<B>(&ops.node));
+        let dy = on_tape::<B>(grads.consume::<B>(&ops.node));
         let parents = &ops.parents[..self.count];
         let (tensors, computation) = ops.state;
         let inputs: Vec<DispatchTensor> = tensors
             .into_iter()
             .zip(parents)
-            .map(|(tensor, parent)| Dispatch::float_set_require_grad(on_tape(tensor), parent.is_some()))
+            .map(|(tensor, parent)| Dispatch::float_set_require_grad(on_tape::<B>(tensor), parent.is_some()))
             .collect();
         let y = (computation.0)(inputs.clone());
         // The gradient of this sum towards y is dy.

@@ -21,7 +21,7 @@ pub enum ConvPrecision {
 pub enum Activations {
     /// All that it needs.
     Keep,
-    /// Their inputs; the rest is computed again, the same. Blocks with dropout keep all.
+    /// Their inputs; the rest is computed again, the same.
     Recompute,
 }
 
