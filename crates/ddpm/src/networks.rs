@@ -66,17 +66,28 @@ impl Kept {
 #[derive(Default)]
 struct Tally {
     kept: u64,
-    /// Of the blocks that are computed again, one at a time: what the largest then holds.
+    /// Of the blocks that are computed again, one at a time: what the largest then takes.
     again: u64,
+}
+
+/// How a block is computed again in the backward pass, if it is.
+#[derive(Clone, Copy)]
+enum Again {
+    /// By a kernel.
+    Kernel,
+    /// With a tape of its own, on which gradients are beside what is kept.
+    Tape,
 }
 
 impl Tally {
     /// A block that keeps `all` or, if it is computed again, its `inputs`.
-    fn add(&mut self, again: bool, all: u64, inputs: u64) {
-        self.kept += if again { inputs } else { all };
-        if again {
-            self.again = self.again.max(all);
-        }
+    fn add(&mut self, again: Option<Again>, all: u64, inputs: u64) {
+        self.kept += if again.is_some() { inputs } else { all };
+        self.again = self.again.max(match again {
+            None => 0,
+            Some(Again::Kernel) => all,
+            Some(Again::Tape) => 2 * all,
+        });
     }
 
     fn values(&self) -> u64 {
@@ -84,31 +95,39 @@ impl Tally {
     }
 }
 
-/// Memory of training at its peak, in bytes. A step holds 4 bytes x (weights, gradients, two moments, average) and what the forward
-/// pass keeps for the backward pass; a checkpoint holds weights, moments and average twice and one buffer. The larger of both; the
-/// constants fit measured peaks of small networks of each kind within 20 %.
+/// Memory of training at its peak, in bytes: of a step or, where that is more, while a checkpoint is written, which holds weights, moments and average
+/// twice and one buffer.
 pub fn memory_estimate(
     network: &NetworkConfig,
     parameters: u64,
     shape: ImageShape,
     train: &TrainConfig,
 ) -> Result<u64> {
-    let again = train.checkpoint_activations;
+    Ok(step_estimate(network, parameters, shape, train)?.max(bytes(9 * parameters)))
+}
+
+/// Memory of a step at its peak, in bytes: weights, gradients, two moments, average, and what the forward pass keeps for the backward pass. The
+/// constants fit measured peaks of small networks of each kind within a fifth.
+pub fn step_estimate(network: &NetworkConfig, parameters: u64, shape: ImageShape, train: &TrainConfig) -> Result<u64> {
+    let again = |how| train.checkpoint_activations.then_some(how);
     let kept = match network {
-        NetworkConfig::Unet(unet) => kept_by_unet(unet, shape, again)?,
-        NetworkConfig::Unet1d(config) => kept_by_unet(&config.unet(), shape, again)?,
-        NetworkConfig::Dit(dit) => kept_by_dit(dit, shape, again),
-        NetworkConfig::Uvit(uvit) => kept_by_uvit(uvit, shape, again)?,
-        NetworkConfig::KarrasUnet(karras) => kept_by_karras_unet(karras, shape, again),
+        NetworkConfig::Unet(unet) => kept_by_unet(unet, shape, again(Again::Kernel))?,
+        NetworkConfig::Unet1d(config) => kept_by_unet(&config.unet(), shape, again(Again::Kernel))?,
+        NetworkConfig::Dit(dit) => kept_by_dit(dit, shape, again(Again::Tape)),
+        NetworkConfig::Uvit(uvit) => kept_by_uvit(uvit, shape, again(Again::Tape))?,
+        NetworkConfig::KarrasUnet(karras) => kept_by_karras_unet(karras, shape, again(Again::Tape)),
         NetworkConfig::Custom { .. } => 0,
     };
-    let (step, checkpoint) = (5 * parameters + kept * train.batch_size as u64, 9 * parameters);
-    // A quarter more for blocks that wait for their next use, and for their sizes, which are rounded up.
-    Ok(BASE_BYTES + 5 * step.max(checkpoint))
+    Ok(bytes(5 * parameters + kept * train.batch_size as u64))
+}
+
+/// Of a process with so many values: a quarter more for blocks that wait for their next use, and for their sizes, which are rounded up.
+fn bytes(values: u64) -> u64 {
+    BASE_BYTES + 5 * values
 }
 
 /// Values for each image, counted from the widths of the stages.
-fn kept_by_unet(unet: &UnetConfig, shape: ImageShape, again: bool) -> Result<u64> {
+fn kept_by_unet(unet: &UnetConfig, shape: ImageShape, again: Option<Again>) -> Result<u64> {
     let stages = unet.stages().map_err(NetworkConfigError::from)?;
     let (mut tally, mut pixels) = (Tally::default(), (shape.height * shape.width) as u64);
     let mut add = |pixels: u64, dim: usize, inner: usize| {
@@ -128,7 +147,7 @@ fn kept_by_unet(unet: &UnetConfig, shape: ImageShape, again: bool) -> Result<u64
 }
 
 /// Values for each image: stages as a U-Net's, the transformer as one of as many tokens as the innermost stage has pixels.
-fn kept_by_uvit(uvit: &UvitConfig, shape: ImageShape, again: bool) -> Result<u64> {
+fn kept_by_uvit(uvit: &UvitConfig, shape: ImageShape, again: Option<Again>) -> Result<u64> {
     /// Heads times their width in the linear attentions.
     const INNER: usize = 128;
     let outer = uvit.patch_size * uvit.image_transform.factor();
@@ -137,7 +156,11 @@ fn kept_by_uvit(uvit: &UvitConfig, shape: ImageShape, again: bool) -> Result<u64
     for (mult, factor) in uvit.dim_mults.iter().zip(uvit.factors().map_err(NetworkConfigError::from)?) {
         let dim = uvit.dim * mult;
         for dim in [inner, dim] {
-            tally.add(again, Kept::ALL.values(pixels, dim, INNER), Kept::INPUTS.values(pixels, dim, INNER));
+            tally.add(
+                again.map(|_| Again::Kernel),
+                Kept::ALL.values(pixels, dim, INNER),
+                Kept::INPUTS.values(pixels, dim, INNER),
+            );
         }
         pixels /= (factor * factor) as u64;
         inner = dim;
@@ -152,7 +175,7 @@ fn kept_by_uvit(uvit: &UvitConfig, shape: ImageShape, again: bool) -> Result<u64
 }
 
 /// Values for each example: of each block's two convolutions inputs, activations and outputs, on either side.
-fn kept_by_karras_unet(karras: &KarrasUnetConfig, shape: ImageShape, again: bool) -> u64 {
+fn kept_by_karras_unet(karras: &KarrasUnetConfig, shape: ImageShape, again: Option<Again>) -> u64 {
     let (mut positions, mut tally) = ((shape.height * shape.width) as u64, Tally::default());
     let axes = match karras.extent.map(|extent| extent.layout) {
         Some(DataLayout::Sequences) => 2,
@@ -165,18 +188,20 @@ fn kept_by_karras_unet(karras: &KarrasUnetConfig, shape: ImageShape, again: bool
     };
     for stage in 0..=karras.num_downsamples {
         let dim = (karras.dim << stage).min(karras.dim_max) as u64;
-        // One on the way down and one on the way up, and one more for both at either end of a stage.
-        for _ in 0..blocks {
-            tally.add(again, 30 * positions * dim, 5 * positions * dim);
+        // On the way down and on the way up; and one more each way where the size changes.
+        for _ in 0..2 * blocks {
+            tally.add(again, 15 * positions * dim, positions * dim);
         }
-        tally.add(again, 20 * positions * dim, 5 * positions * dim);
+        for _ in 0..2 {
+            tally.add(again, 10 * positions * dim, positions * dim);
+        }
         positions /= axes;
     }
     tally.values()
 }
 
 /// Values for each image: of each block what its kernels save, and its hidden layer before and after GELU. Attention keeps no weights.
-fn kept_by_dit(dit: &DitConfig, shape: ImageShape, again: bool) -> u64 {
+fn kept_by_dit(dit: &DitConfig, shape: ImageShape, again: Option<Again>) -> u64 {
     let tokens = (shape.height * shape.width / (dit.patch_size * dit.patch_size)) as u64;
     let (hidden, mlp) = (dit.hidden_size() as u64, dit.mlp_dim() as u64);
     let mut tally = Tally::default();

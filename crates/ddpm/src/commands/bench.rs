@@ -231,11 +231,41 @@ fn peak_rss_mib() -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::median;
+    use denoising_diffusion::data::ImageShape;
+
+    use super::*;
+    use crate::networks::step_estimate;
 
     #[test]
     fn medians() {
         assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), 2.5);
+    }
+
+    /// Peaks in MiB that this command reported on the CPU, keeping activations and computing them again.
+    #[test]
+    fn estimates_of_memory_fit_what_was_measured() {
+        for (config, peaks) in [
+            (Config::S, [453, 315]),
+            (Config::M, [1169, 1045]),
+            (Config::Unet1d, [248, 159]),
+            (Config::Uvit, [341, 261]),
+            (Config::Dit, [491, 286]),
+            (Config::Karras, [343, 189]),
+            (Config::Karras3d, [188, 131]),
+        ] {
+            let (network, [batch_size, channels, height, width]) = config.parts();
+            let shape = ImageShape { channels, height, width };
+            for (checkpoint_activations, peak) in [false, true].into_iter().zip(peaks) {
+                let train = TrainConfig { batch_size, checkpoint_activations, ..TrainConfig::default() };
+                let parameters = network.num_parameters().unwrap();
+                let estimate = step_estimate(&network, parameters, shape, &train).unwrap() as f64 / (1 << 20) as f64;
+                let ratio = estimate / f64::from(peak);
+                assert!(
+                    (0.8..1.2).contains(&ratio),
+                    "{config:?}, activations computed again: {checkpoint_activations}: {estimate} MiB, measured {peak}"
+                );
+            }
+        }
     }
 }
