@@ -11,6 +11,9 @@ use super::ops::{Activations, Computation, activations};
 /// `forward(block, x, cond)`, where `x` are data, all of one rank, and `cond` what the block is conditioned on. With [`Activations::Recompute`] only
 /// these and the parameters are kept. `forward` uses no other tensors that have gradients, and gives the same every time, apart from what
 /// [`Dropout`](super::Dropout) draws, which is repeated.
+///
+/// # Panics
+/// Where it would be computed again, with more than 64 tensors in all.
 pub fn block<M, const D: usize, const N: usize, const K: usize>(
     block: &M,
     x: [Tensor<D>; N],

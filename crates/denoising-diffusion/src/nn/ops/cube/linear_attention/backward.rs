@@ -119,7 +119,9 @@ fn queries_kernel<F: Float, N: Size>(
         sync_cube();
         share_rows(&rows, &mut gradients, tile);
         sync_cube();
-        rows_times(&gradients, state, transposed, &mut rows, tile);
+        if first < task.end {
+            rows_times(&gradients, state, transposed, &mut rows, tile);
+        }
         load_rows(qkv, task.qkv, sizes.qkv as usize, first, task.end, &mut weights, tile);
         softmax_rows(&mut weights, sizes.factor, &mut scratch, tile);
         #[unroll]
