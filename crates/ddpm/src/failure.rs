@@ -117,6 +117,10 @@ impl<T, E: Into<Failure>> FailureExt<T> for std::result::Result<T, E> {
     }
 }
 
+/// What serves networks that embed time by Fourier features.
+pub const SMALL_LEVELS: &str =
+    "its noise levels are small numbers: --diffusion elucidated, continuous_time, simple or rectified_flow";
+
 /// The library's hint. Errors that wrap others transparently hide them from the chain, so they are opened here.
 fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     if let Some(error) = error.downcast_ref::<DataError>() {
@@ -131,6 +135,7 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     match error.downcast_ref::<RecipeError>() {
         Some(RecipeError::Data(error)) => return hint_of(error),
         Some(RecipeError::OutChannels { .. }) => return None,
+        Some(RecipeError::FourierTime { .. }) => return Some(SMALL_LEVELS.to_string()),
         _ => {}
     }
     if let Some(ModelFileError::File(error)) = error.downcast_ref() {

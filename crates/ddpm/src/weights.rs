@@ -14,7 +14,7 @@ use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::train::{Checkpoints, RunError, weights_name};
 use toml::Table;
 
-use crate::failure::{Failure, FailureExt, Result, chain};
+use crate::failure::{Failure, FailureExt, Result, SMALL_LEVELS, chain};
 use crate::output::note;
 use crate::recipe_flags::{RecipeFlags, UntoldFlags, plain};
 use crate::recipes;
@@ -210,12 +210,13 @@ fn diffusion(inferred: &Inferred, untold: &RecipeFlags, path: &Path) -> Result<D
             needed.iter().copied().filter(|key| untold.only(key).iter().next().is_none()).collect();
         if !missing.is_empty() {
             let flags = missing.iter().map(|key| format!("--{}", key.replace('_', "-"))).collect::<Vec<_>>();
-            return Err(Failure::usage(format!("{} has no schedule: give {}", path.display(), flags.join(", ")))
-                .hint(if inferred.network.fourier_time() {
-                    "its noise levels are small numbers: --diffusion elucidated, continuous_time, simple or rectified_flow"
+            return Err(Failure::usage(format!("{} has no schedule: give {}", path.display(), flags.join(", "))).hint(
+                if inferred.network.fourier_time() {
+                    SMALL_LEVELS
                 } else {
                     "the package's defaults are --timesteps 1000 --beta-schedule sigmoid --objective pred_v"
-                }));
+                },
+            ));
         }
         return Ok(untold.apply(&Recipe::default()).or_usage()?.diffusion);
     };

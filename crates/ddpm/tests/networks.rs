@@ -93,6 +93,7 @@ fn volumes_through_the_magnitude_preserving_network() {
     place.ok("sample whole -n 3 --steps 2 --out x.png");
     place.fails("train volumes.npy --dry-run", 1, "shape [12, 1, 2, 4, 4]");
     place.fails("train digits --model karras_unet --dry-run", 2, "made for noise levels");
+    place.fails("train digits --model uvit --dry-run", 2, "--diffusion elucidated");
 }
 
 #[test]
