@@ -176,11 +176,25 @@ pub fn keep_kernels_in(folder: &Path) -> Option<PathBuf> {
     }
 }
 
+/// Runs `work` on a thread of rayon's pool: from outside, each of its parallel loops would wait for a thread to wake up.
+pub(crate) fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    one_stream();
+    rayon::scope(|_| work())
+}
+
+/// Has whatever is computed on a GPU from now on computed in the order in which it was asked for, whichever threads asked. By itself CubeCL 0.11 has a
+/// queue of work per thread, and what was changed in place from one thread can be read from another before it was changed.
+fn one_stream() {
+    #[cfg(feature = "cube")]
+    cubecl_environment::stream::set_policy(cubecl_environment::stream::StreamPolicy::Single);
+}
+
 /// Opens a device and computes something on it, so that one that cannot work is known before any other work is done.
 ///
 /// # Errors
 /// A device that this build or this machine does not have, or that fails.
 pub fn open(choice: DeviceChoice) -> Result<Opened, DeviceError> {
+    one_stream();
     match choice {
         DeviceChoice::Cpu => Ok(Opened::cpu()),
         DeviceChoice::Auto => {
@@ -202,6 +216,7 @@ pub fn open(choice: DeviceChoice) -> Result<Opened, DeviceError> {
 /// # Errors
 /// [`DeviceError::NotCompiled`]. Devices that fail are errors in the list.
 pub fn list(backend: Backend) -> Result<Vec<Result<Opened, DeviceError>>, DeviceError> {
+    one_stream();
     if !backend.is_compiled() {
         return Err(DeviceError::NotCompiled(backend.name()));
     }
@@ -288,6 +303,7 @@ mod tests {
     mod on_gpus {
         use super::*;
         use crate::nn::ops::cube::tests::test_device;
+        use crate::nn::params::host_values;
 
         /// The folder is the process's: tests that run later find it gone, and find everything out again. It is named before the device is opened, as
         /// programs do it.
@@ -301,6 +317,17 @@ mod tests {
             let sum = square.clone().matmul(square).sum().into_scalar::<f32>();
             assert_eq!(sum, 64_000.0);
             assert!(file.exists(), "{}", file.display());
+        }
+
+        #[test]
+        fn threads_see_what_others_did() {
+            let Some(device) = test_device() else { return };
+            for _ in 0..20 {
+                let ones = Tensor::<1>::ones([1000], &device);
+                let doubled = move || (0..20).fold(ones, |x, _| x * 2.0);
+                let values = host_values(std::thread::spawn(doubled).join().unwrap());
+                assert!(values.iter().all(|value| *value == (1 << 20) as f32), "{:?}", &values[..4]);
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ use burn::tensor::{Tensor, TensorData};
 use super::denoiser::NoiseLevel;
 use super::loss::per_example;
 use super::process::{Diffusion, Draws};
+use crate::device::in_pool;
 use crate::models::{Classifier, NetworkInput};
 use crate::nn::Eval;
 
@@ -81,8 +82,7 @@ impl ClassifierGuidance {
         let wanted = classes.iter().flat_map(|&class| (0..known).map(move |of| f32::from(class as usize == of)));
         let wanted = Tensor::from_data(TensorData::new(wanted.collect::<Vec<f32>>(), [b, known]), &x.device());
         let x = x.autodiff().require_grad();
-        // On a thread of the pool, so that none of the network's parallel loops has to wake one up.
-        let gradient = rayon::scope(|_| {
+        let gradient = in_pool(|| {
             let log_p = self.log_probabilities(x.clone(), level) * wanted;
             x.grad(&log_p.sum().backward())
         });

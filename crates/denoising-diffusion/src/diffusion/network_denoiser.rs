@@ -10,6 +10,7 @@ use super::prediction::Coefficients;
 use super::process::Diffusion;
 use super::spacing::NoiseLevels;
 use super::weighted_objective;
+use crate::device::in_pool;
 use crate::models::{Network, NetworkInput};
 use crate::nn::{Eval, Vectors};
 
@@ -133,8 +134,7 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
             let time = per_example::<1>(&vec![level.time; x.dims()[0]], &device);
             let x_self_cond = x_self_cond.filter(|_| model.self_condition());
             let condition = condition.filter(|_| model.condition_channels() > 0);
-            // On a thread of the pool, so that none of the network's parallel loops has to wake one up.
-            rayon::scope(|_| model.predict(NetworkInput { x, time, x_self_cond, classes, condition, vectors }))
+            in_pool(|| model.predict(NetworkInput { x, time, x_self_cond, classes, condition, vectors }))
         };
         let one = |model, labels| run(model, x.clone(), x_self_cond.clone(), labels, condition.clone());
         if scale == 1.0 {

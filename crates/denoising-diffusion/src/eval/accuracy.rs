@@ -4,6 +4,7 @@ use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::device::in_pool;
 use crate::diffusion::{Diffusion, Draws};
 use crate::models::Classifier;
 use crate::nn::Eval;
@@ -37,8 +38,7 @@ pub fn held_out_accuracy(
         for quarter in 0..4 {
             let draws = draws(diffusion, seed, quarter, images as u64, data.dims(), device);
             let input = diffusion.noised_input(data.clone(), &draws);
-            // On a thread of the pool, so that none of the network's parallel loops has to wake one up.
-            let logits = rayon::scope(|_| classifier.forward(input.x, input.time));
+            let logits = in_pool(|| classifier.forward(input.x, input.time));
             let log_p = host_values(log_softmax(logits, 1));
             let rows = log_p.chunks_exact(classifier.config().num_classes);
             for (row, &class) in rows.zip(&classes) {

@@ -12,6 +12,7 @@ use super::images::Images;
 use super::inception::{CLASSES, FeatureBlock, ImageInput, InceptionV3, InputError, SIDE};
 use super::result;
 use crate::data::DataError;
+use crate::device::in_pool;
 use crate::digest;
 use crate::interop::{self, InteropError, Metadata, TensorView};
 use crate::nn::params::host_values;
@@ -91,8 +92,7 @@ impl Extractor {
         images.each_batch(BATCH, |batch| {
             let prepared = input.prepare(batch);
             let x = TensorData::new(prepared, [batch.len() / images.image_len(), SIDE, SIDE, 3]);
-            let output =
-                rayon::scope(|_| self.network.forward(Tensor::from_data(x, self.network.device()), self.block));
+            let output = in_pool(|| self.network.forward(Tensor::from_data(x, self.network.device()), self.block));
             features.extend(host_values(output.features));
             logits.extend(output.logits.map(host_values).into_iter().flatten());
             match on_images(features.len() / dims) {

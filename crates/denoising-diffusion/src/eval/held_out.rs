@@ -2,6 +2,7 @@
 
 use burn::tensor::Device;
 
+use crate::device::in_pool;
 use crate::diffusion::{Diffusion, Draws, Examples};
 use crate::models::Network;
 use crate::nn::Eval;
@@ -42,8 +43,7 @@ pub fn held_out_loss<const D: usize, M: Network<D>>(
             self_condition: false,
             keep_condition: Vec::new(),
         };
-        // On a thread of the pool, so that none of the network's parallel loops has to wake one up.
-        let losses = rayon::scope(|_| host_values(diffusion.loss::<D, M>(model, examples, &draws)));
+        let losses = in_pool(|| host_values(diffusion.loss::<D, M>(model, examples, &draws)));
         for (i, loss) in (first..).zip(losses) {
             sums[(i % 4) as usize] += f64::from(loss);
             squares[(i % 4) as usize] += f64::from(loss).powi(2);

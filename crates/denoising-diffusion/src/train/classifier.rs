@@ -11,6 +11,7 @@ use super::config::{TrainConfigError, not_zero, value};
 use super::ema::{Ema, EmaConfig};
 use super::lr::{LrSchedule, learning_rate};
 use super::trainer::{NonFinite, NonFiniteKind, TrainError};
+use crate::device::in_pool;
 use crate::diffusion::{Diffusion, Draws};
 use crate::models::Classifier;
 use crate::nn::dropout;
@@ -176,8 +177,7 @@ impl ClassifierTrainer {
     pub fn step(&mut self, images: Tensor<4>, classes: &[u32]) -> Result<ClassifierStep, TrainError> {
         let c = &self.config;
         let lr = learning_rate(c.lr_schedule, c.lr, c.warmup_steps, c.steps, self.step + 1);
-        // On a thread of the pool: from outside, each of a step's parallel loops would wait for a thread to wake up.
-        let Pass { loss, accuracy, gradients } = rayon::scope(|_| self.pass(images.to_device(&self.device), classes));
+        let Pass { loss, accuracy, gradients } = in_pool(|| self.pass(images.to_device(&self.device), classes));
         self.step += 1;
         let mut report = ClassifierStep { step: self.step, loss, accuracy, grad_norm: f64::NAN, lr, skipped: None };
         match gradients {

@@ -8,6 +8,7 @@ use super::adam::{Adam, GradNorm, NamedGradients};
 use super::config::TrainConfig;
 use super::ema::{Ema, EmaConfig};
 use super::lr::learning_rate;
+use crate::device::in_pool;
 use crate::diffusion::{Diffusion, Examples};
 use crate::interop::StateDict;
 use crate::models::Network;
@@ -161,9 +162,8 @@ impl<M> Trainer<M> {
         M: Network<D>,
     {
         set_activations(if self.config.checkpoint_activations { Activations::Recompute } else { Activations::Keep });
-        // On a thread of the pool: from outside, each of a step's thousand parallel loops would wait for a thread to wake up.
         let batches = batches.into_iter().map(Into::into).collect();
-        rayon::scope(|_| self.step_in_pool(batches))
+        in_pool(|| self.step_in_pool(batches))
     }
 
     fn step_in_pool<const D: usize>(&mut self, batches: Vec<Examples<D>>) -> StepReport
