@@ -2,7 +2,7 @@
 //! never depends on batch size, thread count, device or how often a run was resumed. Philox4x32-10 (Salmon et al. 2011, "Parallel
 //! random numbers: as easy as 1, 2, 3") under normal numbers by Box and Muller.
 //!
-//! Not here: Burn's own generator. It is process-global and serves dropout alone, reseeded at every step.
+//! Not here: Burn's own generator. It is process-global and serves dropout alone, reseeded for each draw.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
@@ -25,7 +25,8 @@ pub enum Purpose {
     SampleInit = 6,
     /// Noise added while sampling; index: the sample's number, part: the step.
     SampleStep = 7,
-    /// Seeds of Burn's generator (dropout); index: the number of the batch.
+    /// Seeds of Burn's generator (dropout). From the run's seed one per batch; index: the number of the batch. From that one per draw; index: the
+    /// number of the draw.
     Dropout = 8,
     /// Noise levels and noise of held-out examples; index: the example, part: 0 level, 1 noise.
     HeldOut = 9,
