@@ -128,18 +128,18 @@ impl Classifier {
     /// Noisy images `[b, channels, h, w]` and their noise levels `[b]`, as the formulation numbers them, to logits `[b, num_classes]`.
     pub fn forward(&self, x: Tensor<4>, time: Tensor<1>) -> Tensor<2> {
         let mut x = self.init_conv.forward(ops::to_nhwc(x)); // [b, h, w, c] from here on
-        let t = self.time_mlp.forward(time); // [b, 4 dim]
+        let cond = ops::silu(self.time_mlp.forward(time)); // [b, 4 dim]
 
         for stage in &self.downs {
-            x = stage.block1.forward(x, None, t.clone());
-            x = stage.block2.forward(x, None, t.clone());
+            x = stage.block1.forward(x, None, cond.clone());
+            x = stage.block2.forward(x, None, cond.clone());
             x = stage.attn.forward_residual(x);
             x = stage.resample.forward(x);
         }
 
-        x = self.mid_block1.forward(x, None, t.clone());
+        x = self.mid_block1.forward(x, None, cond.clone());
         x = self.mid_attn.forward_residual(x);
-        x = self.mid_block2.forward(x, None, t);
+        x = self.mid_block2.forward(x, None, cond);
 
         x = self.norm.forward_silu(x, None);
         let [b, h, w, c] = x.dims();

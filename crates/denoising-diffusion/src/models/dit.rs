@@ -2,7 +2,7 @@
 //! and gate every block, and a network that has just been drawn gives zeros.
 
 use burn::module::Module;
-use burn::tensor::{Int, Tensor, TensorData, activation};
+use burn::tensor::{Int, Tensor, TensorData};
 
 use super::dit_config::{DitConfig, DitConfigError, TIME_FREQUENCIES};
 use super::{Network, NetworkInput, SizeError};
@@ -117,7 +117,7 @@ impl Network<4> for Dit {
         let x = on_tokens(&self.x_embedder, self.patches(x)); // [b, h / patch, w / patch, hidden] from here on
         let [_, rows, columns, hidden] = x.dims();
         let x = x.clone() + positions(rows, columns, hidden, &x).cast(x.dtype());
-        let condition = activation::silu(self.condition(time, classes, vectors));
+        let condition = ops::silu(self.condition(time, classes, vectors));
         let x = self.blocks.iter().fold(x, |x, block| block.forward(x, condition.clone()));
         let [shift, scale] = parts(self.final_modulation.forward(condition));
         self.image(on_tokens(&self.final_linear, modulated(x, shift, scale)))
@@ -164,7 +164,7 @@ impl TimestepEmbedder {
         let frequencies = Tensor::<2>::from_data(TensorData::new::<f32, _>(frequencies, [1, half]), &time.device());
         let angles = time.unsqueeze_dim::<2>(1) * frequencies;
         let waves = Tensor::cat(vec![angles.clone().cos(), angles.sin()], 1);
-        self.linear2.forward(activation::silu(self.linear1.forward(waves)))
+        self.linear2.forward(ops::silu(self.linear1.forward(waves)))
     }
 }
 

@@ -167,6 +167,7 @@ impl Network<4> for Unet {
             Some(c) => Tensor::cat(vec![t, c], 1), // [b, 8 dim]
             None => t,
         };
+        let cond = ops::silu(cond);
         let first = x.clone();
 
         let mut x = x;

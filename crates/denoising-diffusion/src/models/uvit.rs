@@ -181,7 +181,7 @@ impl Network<4> for Uvit {
             ImageTransform::Haar => haar(x),
         };
         let mut x = self.init_conv.forward(x);
-        let cond = self.condition(time, classes, vectors);
+        let cond = ops::silu(self.condition(time, classes, vectors));
         let first = x.clone();
 
         let mut skips = Vec::with_capacity(2 * self.downs.len());

@@ -1,7 +1,7 @@
 //! The residual block of a U-Net.
 
 use burn::module::Module;
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 
 use super::{Axes, Conv2d, Dropout, Init, Linear, RmsNorm, ops, recompute};
 
@@ -58,7 +58,8 @@ impl ResnetBlock {
         }
     }
 
-    /// `x` `[b, h, w, c]` and, if given, `skip` `[b, h, w, c_in - c]` beside it, `cond` `[b, cond_dim]` to `[b, h, w, c_out]`.
+    /// `x` `[b, h, w, c]` and, if given, `skip` `[b, h, w, c_in - c]` beside it, `cond` `[b, cond_dim]` to `[b, h, w, c_out]`. `cond` is SiLU of
+    /// what the block is conditioned on, which the network computes once for all blocks.
     pub fn forward(&self, x: Tensor<4>, skip: Option<Tensor<4>>, cond: Tensor<2>) -> Tensor<4> {
         if ops::recomputes(&x) && !self.dropout.drops(&x) {
             return self.forward_recomputed(x, skip, cond);
@@ -71,10 +72,6 @@ impl ResnetBlock {
         }
     }
 
-    fn scale_shift(&self, cond: Tensor<2>) -> Tensor<2> {
-        self.mlp.forward(activation::silu(cond))
-    }
-
     fn residual(&self, x: &Tensor<4>, skip: &Option<Tensor<4>>) -> Tensor<4> {
         match (&self.res_conv, skip) {
             (Some(conv), skip) => conv.forward_skip(x.clone(), skip.clone()),
@@ -84,13 +81,17 @@ impl ResnetBlock {
     }
 
     fn forward_kept(&self, x: Tensor<4>, skip: Option<Tensor<4>>, cond: Tensor<2>) -> Tensor<4> {
-        let (scale_shift, residual) = (self.scale_shift(cond), self.residual(&x, &skip));
+        let (x, skip) = match skip {
+            Some(skip) if !ops::takes_in_parts(&x) => (Tensor::cat(vec![x, skip], 3), None),
+            skip => (x, skip),
+        };
+        let (scale_shift, residual) = (self.mlp.forward(cond), self.residual(&x, &skip));
         let h = self.block1.forward_scaled(x, skip, scale_shift);
         self.block2.forward(self.dropout.forward(h), Some(residual))
     }
 
     fn forward_recomputed(&self, x: Tensor<4>, skip: Option<Tensor<4>>, cond: Tensor<2>) -> Tensor<4> {
-        let (scale_shift, residual) = (self.scale_shift(cond), self.residual(&x, &skip));
+        let (scale_shift, residual) = (self.mlp.forward(cond), self.residual(&x, &skip));
         ops::ResidualBlock {
             conv1: self.block1.proj.weights(),
             g1: self.block1.norm.g.val(),

@@ -1,12 +1,12 @@
 //! The hidden layer of a transformer's block, scaled and shifted inside by what the network is conditioned on.
 
 use burn::module::Module;
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 
 use super::ops::in_f32;
 use super::{Conv2d, Dropout, Init, Linear, ops};
 
-/// `proj_out(dropout(silu(proj_in(x / rms(x))) (scale + 1) + shift))`, scale and shift linear in `silu(cond)` and 0 to begin with.
+/// `proj_out(dropout(silu(proj_in(x / rms(x))) (scale + 1) + shift))`, scale and shift linear in `cond` and 0 to begin with.
 #[derive(Module, Debug)]
 pub struct ScaledFeedForward {
     /// To scale and shift, `[2 hidden, cond_dim]`.
@@ -28,12 +28,12 @@ impl ScaledFeedForward {
         }
     }
 
-    /// The layer plus `x`: `x [b, h, w, c]`, `cond [b, cond_dim]` to `[b, h, w, c]`.
+    /// The layer plus `x`: `x [b, h, w, c]`, `cond [b, cond_dim]`, SiLU of what the network is conditioned on, to `[b, h, w, c]`.
     pub fn forward_residual(&self, x: Tensor<4>, cond: Tensor<2>) -> Tensor<4> {
         let dim = x.dims()[3];
         let normalised = ops::rms_norm(x.clone(), Tensor::ones([dim], &x.device()), None);
-        let hidden = ops::pointwise(ops::Pointwise::Silu, self.proj_in.forward(normalised));
-        let scale_shift = self.to_scale_shift.forward(activation::silu(cond));
+        let hidden = ops::silu(self.proj_in.forward(normalised));
+        let scale_shift = self.to_scale_shift.forward(cond);
         let ([b, _], width) = (scale_shift.dims(), hidden.dims()[3]);
         let part = |i: usize| scale_shift.clone().narrow(1, i * width, width).reshape([b, 1, 1, width]);
         let hidden = in_f32(hidden, |hidden| hidden * (part(0) + 1.0) + part(1));

@@ -22,7 +22,7 @@ const SILU_SCALE: f64 = 0.596;
 
 /// `silu(x) / 0.596` (eq. 81).
 pub fn mp_silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    ops::pointwise(ops::Pointwise::Silu, x) / SILU_SCALE
+    ops::silu(x) / SILU_SCALE
 }
 
 /// `((1 - t) a + t b) / sqrt((1 - t)^2 + t^2)` (eq. 88).

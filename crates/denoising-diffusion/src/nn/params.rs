@@ -4,7 +4,7 @@
 //! Burn keys optimizer state by identifiers drawn at random in each process; we key everything by name.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Shape, Tensor, TensorData};
 use thiserror::Error;
 
 use crate::interop::{StateDict, TensorData as HostTensor};
@@ -108,6 +108,45 @@ pub fn visit<M: Module>(module: &M, visitor: &mut impl VisitTensor) {
 /// Replaces every floating-point tensor; the function sees plain tensors, gradients' requirements are kept.
 pub fn map<M: Module>(module: M, mapper: &mut impl MapTensor) -> M {
     module.map(&mut Mapping(Path::default(), mapper))
+}
+
+/// Replaces many floating-point tensors at once: those for which `takes`, asked by name, role and number of values, has something are taken out,
+/// flat and owned by nobody else, and `sweep` says what each of them becomes.
+pub fn map_together<M: Module, T>(
+    module: M,
+    takes: impl FnMut(&str, Role, usize) -> Option<T>,
+    sweep: impl FnOnce(Vec<(Tensor<1>, T)>) -> Vec<Tensor<1>>,
+) -> M {
+    struct Take<F, T> {
+        takes: F,
+        taken: Vec<(Tensor<1>, T)>,
+        shapes: Vec<Option<Shape>>,
+    }
+    impl<T, F: FnMut(&str, Role, usize) -> Option<T>> MapTensor for Take<F, T> {
+        fn map<const D: usize>(&mut self, name: &str, role: Role, tensor: Tensor<D>) -> Tensor<D> {
+            let (shape, device) = (tensor.shape(), tensor.device());
+            let size = shape.num_elements();
+            let Some(with) = (self.takes)(name, role, size) else {
+                self.shapes.push(None);
+                return tensor;
+            };
+            self.taken.push((tensor.reshape([size]), with));
+            self.shapes.push(Some(shape));
+            Tensor::empty([1; D], &device)
+        }
+    }
+    struct Put<S, V>(S, V);
+    impl<S: Iterator<Item = Option<Shape>>, V: Iterator<Item = Tensor<1>>> MapTensor for Put<S, V> {
+        fn map<const D: usize>(&mut self, _: &str, _: Role, tensor: Tensor<D>) -> Tensor<D> {
+            match self.0.next().flatten() {
+                Some(shape) => self.1.next().expect("a tensor for each that was taken").reshape(shape),
+                None => tensor,
+            }
+        }
+    }
+    let mut take = Take { takes, taken: Vec::new(), shapes: Vec::new() };
+    let module = map(module, &mut take);
+    map(module, &mut Put(take.shapes.into_iter(), sweep(take.taken).into_iter()))
 }
 
 /// Has Burn draw every parameter that its own layers have so far only promised.

@@ -2,7 +2,7 @@
 //! the halving and doubling of a U-Net (`resample.rs`).
 
 use burn::module::Module;
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 
 use super::{Conv2d, Init, ops};
 
@@ -65,7 +65,7 @@ impl Upsample {
 
     /// `[b, h, w, c_in] -> [b, h factor, w factor, c_out]`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let x = activation::silu(self.conv.forward(x));
+        let x = ops::silu(self.conv.forward(x));
         if self.factor == 1 { x } else { pixel_shuffle(x, self.factor) }
     }
 }

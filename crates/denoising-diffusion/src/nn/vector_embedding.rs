@@ -1,9 +1,9 @@
 //! A condition that is a vector of numbers: as networks are given it, and its way into a network's embedding of the noise level.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor, TensorData, activation};
+use burn::tensor::{Device, Tensor, TensorData};
 
-use super::{Init, Linear};
+use super::{Init, Linear, ops};
 
 /// A vector for each example of a batch, or for some of them.
 #[derive(Clone, Debug)]
@@ -65,7 +65,7 @@ impl VectorEmbedding {
             }
             None => unknown.repeat_dim(0, b),
         };
-        self.linear2.forward(activation::silu(hidden))
+        self.linear2.forward(ops::silu(hidden))
     }
 }
 

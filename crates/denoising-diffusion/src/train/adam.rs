@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::sweep;
 use crate::interop::StateDict;
-use crate::nn::params::{self, MapTensor, ParamsError, Role, VisitTensor};
+use crate::nn::params::{self, ParamsError, Role, VisitTensor};
 
 /// Options of [`Adam`] (Kingma and Ba 2015); `Default` is the reference's.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -108,24 +108,26 @@ impl Adam {
             step: self.steps,
             grad_scale: (self.config.max_grad_norm / (norm + 1e-6)).min(1.0),
         };
-        struct Sweep<'a> {
-            moments: &'a mut BTreeMap<String, [Tensor<1>; 2]>,
-            gradients: std::iter::Peekable<std::vec::IntoIter<(String, Tensor<1>)>>,
-            step: AdamStep,
-        }
-        impl MapTensor for Sweep<'_> {
-            fn map<const D: usize>(&mut self, name: &str, _: Role, tensor: Tensor<D>) -> Tensor<D> {
-                let Some((_, gradient)) = self.gradients.next_if(|(of, _)| of == name) else { return tensor };
-                let (dims, device) = (tensor.dims(), tensor.device());
-                let size = dims.iter().product::<usize>();
-                let [m, v] = self.moments.remove(name).unwrap_or_else(|| [(); 2].map(|()| zeros(size, &device)));
-                let [w, m, v] = sweep::adam(&self.step, [tensor.reshape([size]), m, v], gradient);
-                self.moments.insert(name.to_string(), [m, v]);
-                w.reshape(dims)
-            }
-        }
-        let gradients = gradients.0.into_iter().peekable();
-        params::map(model, &mut Sweep { moments: &mut self.moments, gradients, step })
+        let mut gradients = gradients.0.into_iter().peekable();
+        let moments = &mut self.moments;
+        let mut names = Vec::new();
+        let takes = |name: &str, _: Role, size: usize| {
+            let (name, gradient) = gradients.next_if(|(of, _)| of == name)?;
+            let moments = moments.remove(&name).unwrap_or_else(|| [(); 2].map(|()| zeros(size, &gradient.device())));
+            names.push(name);
+            Some((moments, gradient))
+        };
+        let mut swept = Vec::new();
+        let sweep = |taken: Vec<(Tensor<1>, ([Tensor<1>; 2], Tensor<1>))>| {
+            let all = taken.into_iter().map(|(w, ([m, v], gradient))| ([w, m, v], gradient)).collect();
+            let (weights, moments): (Vec<_>, Vec<_>) =
+                sweep::adam(&step, all).into_iter().map(|[w, m, v]| (w, [m, v])).unzip();
+            swept = moments;
+            weights
+        };
+        let model = params::map_together(model, takes, sweep);
+        self.moments.extend(names.into_iter().zip(swept));
+        model
     }
 
     /// The number of steps made.

@@ -114,8 +114,20 @@ impl<M: Module> Ema<M> {
             Update::Copy => None,
             Update::Lerp { decay } => Some(1.0 - decay),
         };
-        let mut towards = Towards { online: online_tensors(model), weight, buffers: self.config.ema_buffers };
-        self.average = self.average.take().map(|average| params::map(average, &mut towards));
+        let mut online = online_tensors(model);
+        for copied in [false, true] {
+            let takes = |name: &str, _: Role, _: usize| {
+                let (role, _) = online.get(name)?;
+                let is_copied =
+                    weight.is_none() || *role == Role::Buffer && self.config.ema_buffers == BufferPolicy::Copy;
+                if is_copied == copied { online.remove(name).map(|(_, tensor)| tensor) } else { None }
+            };
+            let weight = if copied { 1.0 } else { weight.unwrap_or(1.0) };
+            let sweep = |taken: Vec<(Tensor<1>, Tensor<1>)>| {
+                sweep::lerp(taken.into_iter().map(|(average, w)| [average, w]).collect(), weight)
+            };
+            self.average = self.average.take().map(|average| params::map_together(average, takes, sweep));
+        }
     }
 
     /// The decay that the latest call used, or would have used had it been due.
@@ -165,26 +177,6 @@ fn online_tensors<M: Module>(model: &M) -> BTreeMap<String, (Role, Tensor<1>)> {
     let mut collect = Collect(BTreeMap::new());
     params::visit(model, &mut collect);
     collect.0
-}
-
-/// Moves the average towards the tensors of the network in training.
-struct Towards {
-    online: BTreeMap<String, (Role, Tensor<1>)>,
-    /// `1 - decay`, or `None` to copy.
-    weight: Option<f64>,
-    buffers: BufferPolicy,
-}
-
-impl MapTensor for Towards {
-    fn map<const D: usize>(&mut self, name: &str, _: Role, average: Tensor<D>) -> Tensor<D> {
-        let Some((role, online)) = self.online.remove(name) else { return average };
-        let dims = average.dims();
-        let copied = role == Role::Buffer && self.buffers == BufferPolicy::Copy;
-        match self.weight.filter(|_| !copied) {
-            Some(weight) => sweep::lerp(average.reshape([online.dims()[0]]), online, weight).reshape(dims),
-            None => deep_copy(&online.reshape(dims)),
-        }
-    }
 }
 
 /// The same values in storage of their own.

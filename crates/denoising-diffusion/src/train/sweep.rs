@@ -11,12 +11,16 @@ use denoising_diffusion_kernels::optim::{self, AdamStep};
 #[cfg(feature = "cube")]
 use crate::nn::ops::cube;
 
-/// One Adam step on a parameter and its two moments, all flat and of one length.
-pub fn adam(step: &AdamStep, tensors: [Tensor<1>; 3], gradient: Tensor<1>) -> [Tensor<1>; 3] {
+/// One Adam step on parameters: of each, weights, both moments and gradient, flat and of one length, to the first three after the step.
+pub fn adam(step: &AdamStep, all: Vec<([Tensor<1>; 3], Tensor<1>)>) -> Vec<[Tensor<1>; 3]> {
     #[cfg(feature = "cube")]
-    if on_cube(&gradient) {
-        return cube::adam(step, tensors, gradient);
+    if all.iter().all(|(_, gradient)| on_cube(gradient)) {
+        return cube::adam(step, all);
     }
+    all.into_iter().map(|(tensors, gradient)| adam_one(step, tensors, gradient)).collect()
+}
+
+fn adam_one(step: &AdamStep, tensors: [Tensor<1>; 3], gradient: Tensor<1>) -> [Tensor<1>; 3] {
     if !on_cpu(&gradient) {
         return adam_plain(step, tensors, gradient);
     }
@@ -25,7 +29,7 @@ pub fn adam(step: &AdamStep, tensors: [Tensor<1>; 3], gradient: Tensor<1>) -> [T
     [w, m, v].map(Tensor::from_primitive::<Flex>)
 }
 
-/// [`adam`] in plain tensor operations.
+/// [`adam_one`] in plain tensor operations.
 fn adam_plain(step: &AdamStep, [w, m, v]: [Tensor<1>; 3], gradient: Tensor<1>) -> [Tensor<1>; 3] {
     let g = gradient * step.grad_scale;
     let m = m * step.beta1 + g.clone() * (1.0 - step.beta1);
@@ -35,23 +39,34 @@ fn adam_plain(step: &AdamStep, [w, m, v]: [Tensor<1>; 3], gradient: Tensor<1>) -
     [w, m, v]
 }
 
-/// `average + weight (w - average)`, flat tensors of one length.
-pub fn lerp(average: Tensor<1>, w: Tensor<1>, weight: f64) -> Tensor<1> {
+/// `average + weight (w - average)` of each `[average, w]`, flat and of one length; `w` itself with a weight of 1.
+pub fn lerp(all: Vec<[Tensor<1>; 2]>, weight: f64) -> Vec<Tensor<1>> {
     #[cfg(feature = "cube")]
-    if on_cube(&average) {
-        return cube::lerp(average, w, weight);
+    if all.iter().all(|[average, _]| on_cube(average)) {
+        return cube::lerp(all, weight);
     }
+    all.into_iter().map(|[average, w]| lerp_one(average, w, weight)).collect()
+}
+
+fn lerp_one(average: Tensor<1>, w: Tensor<1>, weight: f64) -> Tensor<1> {
     if !on_cpu(&average) {
         return lerp_plain(average, w, weight);
     }
     let (mut average, w) = (flex(average), flex(w));
-    optim::lerp(average.storage_mut(), w.storage(), weight);
+    match weight {
+        1.0 => average.storage_mut::<f32>().copy_from_slice(w.storage()),
+        _ => optim::lerp(average.storage_mut(), w.storage(), weight),
+    }
     Tensor::from_primitive::<Flex>(average)
 }
 
-/// [`lerp`] in plain tensor operations.
+/// [`lerp_one`] in plain tensor operations.
 fn lerp_plain(average: Tensor<1>, w: Tensor<1>, weight: f64) -> Tensor<1> {
-    average.clone() + (w - average) * weight
+    match weight {
+        // Of its own storage.
+        1.0 => average.slice_assign(0..w.dims()[0], w),
+        _ => average.clone() + (w - average) * weight,
+    }
 }
 
 /// The sum of squares of each gradient; infinite or NaN if a value is.
@@ -115,12 +130,14 @@ mod tests {
             let part = |f: fn(&(f32, f32, f32, f32)) -> f32| tensor(&values.iter().map(f).collect::<Vec<_>>());
             let (w, g, m, v) = (part(|p| p.0), part(|p| p.1), part(|p| p.2), part(|p| p.3 + 0.01));
             let step = AdamStep { lr: 1e-2, beta1: 0.9, beta2: 0.99, eps: 1e-8, step, grad_scale };
-            let ours = adam(&step, [w.clone(), m.clone(), v.clone()], g.clone());
+            let ours = adam_one(&step, [w.clone(), m.clone(), v.clone()], g.clone());
             let plain = adam_plain(&step, [w.clone(), m, v], g.clone());
             for (ours, plain) in ours.into_iter().zip(plain) {
                 prop_assert!(close(ours, plain));
             }
-            prop_assert!(close(lerp(w.clone(), g.clone(), weight), lerp_plain(w, g.clone(), weight)));
+            prop_assert!(close(lerp_one(w.clone(), g.clone(), weight), lerp_plain(w.clone(), g.clone(), weight)));
+            prop_assert_eq!(host_values(lerp_one(w.clone(), g.clone(), 1.0)), host_values(g.clone()));
+            prop_assert_eq!(host_values(lerp_plain(w, g.clone(), 1.0)), host_values(g.clone()));
             let (ours, plain) = (squared_norms(&[&g])[0], squared_norm_plain(&g));
             prop_assert!((ours - plain).abs() <= 1e-4 * plain.max(1.0));
         }
@@ -141,33 +158,48 @@ mod tests {
             values
         }
 
+        /// More tensors than a launch takes, of lengths that make vectors of different widths.
         #[test]
         fn sweeps_agree_with_plain_operations() {
             let Some(device) = test_device() else { return };
-            for count in [1, 3, 64, 1000, 70_001] {
-                let values = [0, 1, 2, 3].map(|part| drawn(part, count));
-                let all = |device: &Device| {
-                    let [w, g, m, v] = [0, 1, 2, 3].map(|i| Tensor::<1>::from_floats(values[i].as_slice(), device));
-                    (w, g, m, v.square() + 0.01)
+            let counts = [70_001, 64, 1, 3, 1000].into_iter().chain(16..56);
+            let values: Vec<[Vec<f32>; 4]> =
+                counts.zip(0..).map(|(count, i)| [0, 1, 2, 3].map(|part| drawn(4 * i + part, count))).collect();
+            let all = |device: &Device| -> Vec<[Tensor<1>; 4]> {
+                let tensors = |values: &[Vec<f32>; 4]| {
+                    let [w, g, m, v] =
+                        values.each_ref().map(|values| Tensor::<1>::from_floats(values.as_slice(), device));
+                    [w, g, m, v.square() + 0.01]
                 };
-                let step = AdamStep { lr: 1e-2, beta1: 0.9, beta2: 0.99, eps: 1e-8, step: 7, grad_scale: 0.3 };
-                let (w, g, m, v) = all(&device);
-                let ours = adam(&step, [w.clone(), m, v], g.clone()).map(host_values);
-                let (wp, gp, mp, vp) = all(&Device::flex());
-                for (ours, plain) in ours.into_iter().zip(adam_plain(&step, [wp.clone(), mp, vp], gp.clone())) {
-                    let near = |(a, b): (&f32, f32)| (a - b).abs() <= 1e-6 * b.abs().max(1.0);
-                    assert!(ours.iter().zip(host_values(plain)).all(near), "{count}");
+                values.iter().map(tensors).collect()
+            };
+            let near = |ours: &[f32], plain: &[f32]| {
+                ours.len() == plain.len()
+                    && ours.iter().zip(plain).all(|(a, b)| (a - b).abs() <= 1e-6 * b.abs().max(1.0))
+            };
+            let step = AdamStep { lr: 1e-2, beta1: 0.9, beta2: 0.99, eps: 1e-8, step: 7, grad_scale: 0.3 };
+            let (here, there) = (all(&device), all(&Device::flex()));
+            let swept = adam(&step, here.iter().cloned().map(|[w, g, m, v]| ([w, m, v], g)).collect());
+            for (ours, [w, g, m, v]) in swept.into_iter().zip(there.clone()) {
+                for (ours, plain) in ours.into_iter().zip(adam_plain(&step, [w, m, v], g)) {
+                    assert!(near(&host_values(ours), &host_values(plain)));
                 }
-                // What somebody else holds stays as it was.
+            }
+            let pairs = |all: &[[Tensor<1>; 4]]| all.iter().cloned().map(|[w, g, ..]| [w, g]).collect::<Vec<_>>();
+            for (ours, [w, g]) in lerp(pairs(&here), 0.25).into_iter().zip(pairs(&there)) {
+                assert!(near(&host_values(ours), &host_values(lerp_plain(w, g, 0.25))));
+            }
+            for (ours, [_, g]) in lerp(pairs(&here), 1.0).into_iter().zip(pairs(&there)) {
+                assert_eq!(host_values(ours), host_values(g));
+            }
+            // What somebody else holds stays as it was.
+            for ([w, ..], values) in here.iter().zip(&values) {
                 assert_eq!(host_values(w.clone()), values[0]);
-                let averaged = lerp(w.clone(), g.clone(), 0.25);
-                assert_eq!(host_values(w.clone()), values[0]);
-                assert!(close(averaged, lerp_plain(wp, gp, 0.25)), "{count}");
-                let sums = squared_norms(&[&w, &g]);
-                for (sum, values) in sums.into_iter().zip(&values) {
-                    let expected: f64 = values.iter().map(|&v| f64::from(v).powi(2)).sum();
-                    assert!((sum - expected).abs() <= 1e-6 * expected, "{count}: {sum}, {expected}");
-                }
+            }
+            let weights: Vec<&Tensor<1>> = here.iter().map(|[w, ..]| w).collect();
+            for (sum, values) in squared_norms(&weights).into_iter().zip(&values) {
+                let expected: f64 = values[0].iter().map(|&v| f64::from(v).powi(2)).sum();
+                assert!((sum - expected).abs() <= 1e-6 * expected, "{}: {sum}, {expected}", values[0].len());
             }
             assert_eq!(squared_norms(&[]), Vec::<f64>::new());
             let spoiled = Tensor::<1>::from_floats([1.0, f32::INFINITY], &device);
@@ -181,8 +213,9 @@ mod tests {
             let whole = Tensor::<2>::from_data(TensorData::new(drawn(0, 64 * 32), [64, 32]), &device);
             let before = host_values(whole.clone());
             let part = whole.clone().narrow(0, 16, 16).reshape([512]);
-            let zeroed = lerp(part, Tensor::zeros([512], &device), 1.0);
-            assert_eq!(host_values(zeroed), [0.0; 512]);
+            let halved: Vec<f32> = before[16 * 32..32 * 32].iter().map(|value| 0.5 * value).collect();
+            let swept = lerp(vec![[part, Tensor::zeros([512], &device)]], 0.5);
+            assert_eq!(host_values(swept[0].clone()), halved);
             assert_eq!(host_values(whole), before);
         }
     }
@@ -190,8 +223,8 @@ mod tests {
     #[test]
     fn a_part_of_a_tensor_is_swept_alone() {
         let whole = tensor(&[1.0, 2.0, 3.0, 4.0]);
-        let part = lerp(whole.clone().narrow(0, 1, 2), tensor(&[0.0, 0.0]), 1.0);
-        assert_eq!(host_values(part), [0.0, 0.0]);
+        let part = lerp(vec![[whole.clone().narrow(0, 1, 2), tensor(&[0.0, 0.0])]], 0.5);
+        assert_eq!(host_values(part[0].clone()), [1.0, 1.5]);
         assert_eq!(host_values(whole), [1.0, 2.0, 3.0, 4.0]);
     }
 }

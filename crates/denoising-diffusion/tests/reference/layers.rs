@@ -129,9 +129,9 @@ fn residual_block() {
         let case = Case::new(&golden, name);
         let layer = case.load(ResnetBlock::new(&mut case.init(), dim_in, 8, 12, 0.0), rename);
         let (x, time) = (case.input("x"), case.input::<2>("time_emb"));
-        let output = on_nchw(&x, |x| layer.forward(x, None, time.clone()));
+        let output = on_nchw(&x, |x| layer.forward(x, None, activation::silu(time.clone())));
         case.check(&layer, output, &[("x", &x)], rename);
-        let output = on_nchw(&x, |x| layer.forward(x, None, time.clone()));
+        let output = on_nchw(&x, |x| layer.forward(x, None, activation::silu(time.clone())));
         case.check(&layer, output, &[("time_emb", &time)], rename);
     }
 }

@@ -78,6 +78,11 @@ pub fn conv2d_resampled(x: Tensor<4>, resampling: Resampling, weight: Tensor<4>,
     }
 }
 
+/// Whether [`conv2d_skip`] takes `x` and `skip` as they are. Where it does not, who has two uses for both side by side joins them once.
+pub fn takes_in_parts(x: &Tensor<4>) -> bool {
+    on_cpu(x)
+}
+
 /// [`conv2d`] of `x` and `skip` side by side along the channels, which are not copied together.
 pub fn conv2d_skip(x: Tensor<4>, skip: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tensor<4> {
     if on_cpu(&x) { fused::conv2d_skip(x, skip, weight, bias) } else { plain::conv2d_skip(x, skip, weight, bias) }
@@ -140,6 +145,11 @@ pub fn layer_norm_scaled(x: Tensor<4>, scale_shift: Tensor<2>) -> Tensor<4> {
 /// `residual + x gate`: `x` and `residual` `[b, h, w, c]`, `gate [b, c]`.
 pub fn gated_add(x: Tensor<4>, gate: Tensor<2>, residual: Tensor<4>) -> Tensor<4> {
     dispatch!(gated_add(x, gate, residual))
+}
+
+/// SiLU (Hendrycks and Gimpel 2016) of each value.
+pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    pointwise(Pointwise::Silu, x)
 }
 
 /// A function of each value.

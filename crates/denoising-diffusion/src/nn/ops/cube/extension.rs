@@ -6,13 +6,12 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Cube, backend_extension};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
-use denoising_diffusion_kernels::optim::AdamStep;
 
 use super::super::Pointwise;
 use super::super::tape::{run, track};
 use super::ops::{Each, GatedAdd, LayerNormScaled, LinearAttention, RmsNorm, RmsNormAdd, RmsNormScaled};
 use super::rms_norm::{self, Then};
-use super::{gated_add, layer_norm, linear_attention, optim, pointwise};
+use super::{gated_add, layer_norm, linear_attention, pointwise};
 
 /// What the outputs of the kernels look like, for `fusion`.
 #[cfg(feature = "fusion")]
@@ -132,24 +131,6 @@ pub trait CubeKernels: burn::backend::Backend {
     /// See [`pointwise::backward`].
     #[fusion(meta = |x, _dy, _f| x.clone())]
     fn pointwise_backward(x: FloatTensor<Self>, dy: FloatTensor<Self>, f: Pointwise) -> FloatTensor<Self>;
-
-    /// See [`optim::adam`].
-    #[fusion(meta = |w, m, v, _g, _step| (w.clone(), m.clone(), v.clone()))]
-    fn adam(
-        w: FloatTensor<Self>,
-        m: FloatTensor<Self>,
-        v: FloatTensor<Self>,
-        g: FloatTensor<Self>,
-        step: AdamStep,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
-
-    /// See [`optim::lerp`].
-    #[fusion(meta = |average, _w, _weight| average.clone())]
-    fn lerp(average: FloatTensor<Self>, w: FloatTensor<Self>, weight: f64) -> FloatTensor<Self>;
-
-    /// See [`optim::squares`].
-    #[fusion(meta = |sums, _g, _from| sums.clone())]
-    fn squares(sums: FloatTensor<Self>, g: FloatTensor<Self>, from: usize) -> FloatTensor<Self>;
 }
 
 impl CubeKernels for CubeBackend {
@@ -220,24 +201,6 @@ impl CubeKernels for CubeBackend {
 
     fn pointwise_backward(x: CubeTensor, dy: CubeTensor, f: Pointwise) -> CubeTensor {
         pointwise::backward(x, dy, f)
-    }
-
-    fn adam(
-        w: CubeTensor,
-        m: CubeTensor,
-        v: CubeTensor,
-        g: CubeTensor,
-        step: AdamStep,
-    ) -> (CubeTensor, CubeTensor, CubeTensor) {
-        optim::adam(w, m, v, g, step)
-    }
-
-    fn lerp(average: CubeTensor, w: CubeTensor, weight: f64) -> CubeTensor {
-        optim::lerp(average, w, weight)
-    }
-
-    fn squares(sums: CubeTensor, g: CubeTensor, from: usize) -> CubeTensor {
-        optim::squares(sums, g, from)
     }
 }
 

@@ -20,14 +20,15 @@ mod rows;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use burn::backend::{Dispatch, DispatchDevice};
+use burn::backend::{Cube, Dispatch, DispatchDevice};
 use burn::tensor::{DType, Tensor};
+use burn_cubecl::tensor::CubeTensor;
 use denoising_diffusion_kernels::optim::AdamStep;
 
 use crate::nn::params::host_values;
 
 use super::Pointwise;
-use extension::{CubeKernels, CubeOps};
+use extension::CubeOps;
 use rms_norm::Then;
 
 /// Whether these kernels can take a tensor.
@@ -91,34 +92,31 @@ pub fn pointwise<const D: usize>(f: Pointwise, x: Tensor<D>) -> Tensor<D> {
     Tensor::from_dispatch(<Dispatch as CubeOps>::cube_pointwise(x.into_dispatch(), f))
 }
 
-/// One Adam step on a parameter and its two moments, all flat; none of them on the tape.
-pub fn adam(step: &AdamStep, [w, m, v]: [Tensor<1>; 3], gradient: Tensor<1>) -> [Tensor<1>; 3] {
-    let (w, m, v, gradient) = (w.into_dispatch(), m.into_dispatch(), v.into_dispatch(), gradient.into_dispatch());
-    let (w, m, v) = <Dispatch as CubeKernels>::adam(w, m, v, gradient, *step);
-    [w, m, v].map(Tensor::from_dispatch)
+/// One Adam step on parameters: of each, weights, both moments and gradient to the first three after it. All flat, none of them on the tape.
+pub fn adam(step: &AdamStep, all: Vec<([Tensor<1>; 3], Tensor<1>)>) -> Vec<[Tensor<1>; 3]> {
+    let all = all.into_iter().map(|([w, m, v], gradient)| [w, m, v, gradient].map(primitive)).collect();
+    optim::adam(step, all).into_iter().map(|swept| swept.map(tensor::<1>)).collect()
 }
 
-/// `average + weight (w - average)`, flat tensors.
-pub fn lerp(average: Tensor<1>, w: Tensor<1>, weight: f64) -> Tensor<1> {
-    Tensor::from_dispatch(<Dispatch as CubeKernels>::lerp(average.into_dispatch(), w.into_dispatch(), weight))
+/// `average + weight (w - average)` of each pair of flat tensors; `w` itself with a weight of 1.
+pub fn lerp(all: Vec<[Tensor<1>; 2]>, weight: f64) -> Vec<Tensor<1>> {
+    let all = all.into_iter().map(|pair| pair.map(primitive)).collect();
+    optim::lerp(all, weight).into_iter().map(tensor::<1>).collect()
 }
 
 /// The sum of squares of each of these flat tensors. The device is waited for once, not for each of them.
 pub fn squared_norms(gradients: &[&Tensor<1>]) -> Vec<f64> {
-    let Some(first) = gradients.first() else { return Vec::new() };
-    let parts: Vec<usize> = gradients.iter().map(|gradient| optim::parts(gradient.dims()[0])).collect();
-    let mut sums = Tensor::<1>::empty([parts.iter().sum::<usize>()], &first.device()).into_dispatch();
-    let mut from = 0;
-    for (gradient, parts) in gradients.iter().zip(&parts) {
-        sums = <Dispatch as CubeKernels>::squares(sums, (*gradient).clone().into_dispatch(), from);
-        from += parts;
-    }
-    let sums = host_values(Tensor::<1>::from_dispatch(sums));
-    let mut rest = sums.as_slice();
-    let mut sum = |parts: &usize| {
-        let (of_this, others) = rest.split_at(*parts);
-        rest = others;
-        of_this.iter().map(|&part| f64::from(part)).sum()
-    };
-    parts.iter().map(&mut sum).collect()
+    let all = gradients.iter().map(|&gradient| primitive(gradient.clone())).collect();
+    let Some(squares) = optim::squares(all) else { return Vec::new() };
+    let sums = host_values(tensor::<2>(squares.sums));
+    let sum = |places: std::ops::Range<usize>| sums[places].iter().map(|&part| f64::from(part)).sum();
+    squares.places.into_iter().map(sum).collect()
+}
+
+fn primitive(tensor: Tensor<1>) -> CubeTensor {
+    tensor.try_into_primitive::<Cube>().expect("asked before whether our kernels can take it")
+}
+
+fn tensor<const D: usize>(primitive: CubeTensor) -> Tensor<D> {
+    Tensor::from_primitive::<Cube>(primitive)
 }

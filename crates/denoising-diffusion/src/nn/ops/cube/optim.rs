@@ -1,5 +1,7 @@
-//! Passes over parameters that live for the whole run: Adam, the moving average, the sum of a gradient's squares. What is written is written in
-//! place wherever nobody else holds the tensor. All tensors are flat.
+//! Passes over parameters that live for the whole run: Adam, the moving average, the sums of gradients' squares. What is written is written in
+//! place wherever nobody else holds the tensor. All tensors are flat. A launch takes many tensors: networks have hundreds, most of them small.
+
+use std::collections::BTreeMap;
 
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::client::Client;
@@ -10,6 +12,49 @@ use denoising_diffusion_kernels::optim::AdamStep;
 
 use super::lanes::{Lanes, cube_count, sum_over_group};
 use super::rows::{Rows, vector_width};
+
+/// Most tensors of each kind per launch: what a kernel does to one is written out for each of them.
+const TOGETHER: usize = 16;
+/// Buffers that CubeCL may give a kernel beside its tensors.
+const OTHER_BUFFERS: u32 = 4;
+
+/// Tensors that go through a kernel together.
+struct Launch {
+    /// Of their vectors.
+    width: usize,
+    /// Where they are in the list of all.
+    places: Vec<usize>,
+}
+
+impl Launch {
+    /// All of a list whose members are `K` tensors of one length each: by vector width and types, as many at a time as the device binds.
+    fn all_of<const K: usize>(client: &Client, list: &[[Rows; K]]) -> Vec<Self> {
+        let mut alike = BTreeMap::<_, Vec<usize>>::new();
+        for (place, tensors) in list.iter().enumerate().filter(|(_, tensors)| tensors[0].len > 0) {
+            let width = vector_width(&[tensors[0].len], &tensors.each_ref());
+            alike.entry((width, tensors.each_ref().map(|rows| rows.dtype().name()))).or_default().push(place);
+        }
+        let most = client.properties().hardware.max_bindings.saturating_sub(OTHER_BUFFERS) as usize / K;
+        let most = most.clamp(1, TOGETHER);
+        let parts = alike.iter().flat_map(|((width, _), places)| places.chunks(most).map(|places| (*width, places)));
+        parts.map(|(width, places)| Self { width, places: places.to_vec() }).collect()
+    }
+
+    fn args<T: CubePrimitive>(&self, of: impl Fn(usize) -> BufferArg) -> SequenceArg<Box<[T]>> {
+        self.places.iter().map(|&place| of(place)).collect()
+    }
+
+    /// Up to which vector of all of the launch's those of each tensor go.
+    fn ends(&self, len: impl Fn(usize) -> usize) -> Vec<u32> {
+        let vectors = self.places.iter().map(|&place| (len(place) / self.width) as u32);
+        vectors
+            .scan(0, |end, vectors| {
+                *end += vectors;
+                Some(*end)
+            })
+            .collect()
+    }
+}
 
 /// [`AdamStep`] as the constants of the sweep, computed in f64 and rounded once.
 #[derive(CubeLaunch, CubeType)]
@@ -39,147 +84,212 @@ fn constants(step: &AdamStep) -> AdamLaunch {
     )
 }
 
-#[cube(launch)]
-fn adam_kernel<W: Float, G: Float, N: Size>(
+#[cube]
+fn adam_vector<W: Float, G: Float, N: Size>(
     w: &mut [Vector<W, N>],
     m: &mut [Vector<f32, N>],
     v: &mut [Vector<f32, N>],
     g: &[Vector<G, N>],
+    i: usize,
     step: &Adam,
-    vectors: u32,
+) {
+    let gradient = Vector::<f32, N>::cast_from(g[i]) * Vector::new(step.grad_scale);
+    let first = m[i] * Vector::new(step.beta1) + gradient * Vector::new(step.rest1);
+    let second = v[i] * Vector::new(step.beta2) + gradient * gradient * Vector::new(step.rest2);
+    let root = second.sqrt() * Vector::new(step.inverse_root) + Vector::new(step.eps);
+    m[i] = first;
+    v[i] = second;
+    w[i] = Vector::cast_from(Vector::<f32, N>::cast_from(w[i]) - first * Vector::new(step.rate) / root);
+}
+
+/// A unit per vector of all tensors, one tensor after the other.
+#[cube(launch)]
+fn adam_kernel<W: Float, G: Float, N: Size>(
+    w: &mut Sequence<Box<[Vector<W, N>]>>,
+    m: &mut Sequence<Box<[Vector<f32, N>]>>,
+    v: &mut Sequence<Box<[Vector<f32, N>]>>,
+    g: &Sequence<Box<[Vector<G, N>]>>,
+    ends: &Sequence<u32>,
+    step: &Adam,
     #[define(W, G)] _dtypes: [ElemType; 2],
 ) {
-    let i = ABSOLUTE_POS;
-    if i < vectors as usize {
-        let gradient = Vector::<f32, N>::cast_from(g[i]) * Vector::new(step.grad_scale);
-        let first = m[i] * Vector::new(step.beta1) + gradient * Vector::new(step.rest1);
-        let second = v[i] * Vector::new(step.beta2) + gradient * gradient * Vector::new(step.rest2);
-        let root = second.sqrt() * Vector::new(step.inverse_root) + Vector::new(step.eps);
-        m[i] = first;
-        v[i] = second;
-        w[i] = Vector::cast_from(Vector::<f32, N>::cast_from(w[i]) - first * Vector::new(step.rate) / root);
+    let mut first = 0usize;
+    #[unroll]
+    for tensor in 0..ends.len() {
+        let end = ends[tensor] as usize;
+        if ABSOLUTE_POS >= first && ABSOLUTE_POS < end {
+            let (w, m) = (w.index_mut(tensor), m.index_mut(tensor));
+            adam_vector(w, m, v.index_mut(tensor), g.index(tensor), ABSOLUTE_POS - first, step);
+        }
+        first = end;
     }
 }
 
-/// See [`AdamStep`]: weights, first and second moments, gradient to the first three as they are after the step.
-pub(super) fn adam(
-    w: CubeTensor,
-    m: CubeTensor,
-    v: CubeTensor,
-    g: CubeTensor,
-    step: AdamStep,
-) -> (CubeTensor, CubeTensor, CubeTensor) {
-    let ([w, m, v], g) = ([w, m, v].map(owned), Rows::of(g));
-    let client = w.client();
-    let width = vector_width(&[w.len], &[&w, &m, &v, &g]);
-    let (count, dim) = one_unit_each(&client, w.len / width);
-    adam_kernel::launch(
-        &client,
-        count,
-        dim,
-        width,
-        w.arg(),
-        m.arg(),
-        v.arg(),
-        g.arg(),
-        constants(&step),
-        (w.len / width) as u32,
-        [w.elem(), g.elem()],
-    );
-    (w.tensor(), m.tensor(), v.tensor())
+/// See [`AdamStep`]: of each, weights, first and second moments, gradient to the first three as they are after the step.
+pub(super) fn adam(step: &AdamStep, all: Vec<[CubeTensor; 4]>) -> Vec<[CubeTensor; 3]> {
+    let all: Vec<[Rows; 4]> = all.into_iter().map(|[w, m, v, g]| [owned(w), owned(m), owned(v), Rows::of(g)]).collect();
+    let Some(client) = all.first().map(|[w, ..]| w.client()) else { return Vec::new() };
+    for launch in Launch::all_of(&client, &all) {
+        let ends = launch.ends(|place| all[place][0].len);
+        let (count, dim) = one_unit_each(&client, *ends.last().unwrap_or(&0) as usize);
+        let [w, _, _, g] = &all[launch.places[0]];
+        adam_kernel::launch(
+            &client,
+            count,
+            dim,
+            launch.width,
+            launch.args(|place| all[place][0].arg()),
+            launch.args(|place| all[place][1].arg()),
+            launch.args(|place| all[place][2].arg()),
+            launch.args(|place| all[place][3].arg()),
+            ends.into_iter().collect(),
+            constants(step),
+            [w.elem(), g.elem()],
+        );
+    }
+    all.into_iter().map(|[w, m, v, _]| [w, m, v].map(Rows::tensor)).collect()
 }
 
-#[cube(launch)]
-fn lerp_kernel<A: Float, W: Float, N: Size>(
+#[cube]
+fn lerp_vector<A: Float, W: Float, N: Size>(
     average: &mut [Vector<A, N>],
     w: &[Vector<W, N>],
+    i: usize,
     weight: f32,
-    vectors: u32,
+    #[comptime] copies: bool,
+) {
+    let mut new = Vector::<f32, N>::cast_from(w[i]);
+    if comptime!(!copies) {
+        let old = Vector::<f32, N>::cast_from(average[i]);
+        new = old + (new - old) * Vector::new(weight);
+    }
+    average[i] = Vector::cast_from(new);
+}
+
+/// A unit per vector of all tensors, one tensor after the other.
+#[cube(launch)]
+fn lerp_kernel<A: Float, W: Float, N: Size>(
+    average: &mut Sequence<Box<[Vector<A, N>]>>,
+    w: &Sequence<Box<[Vector<W, N>]>>,
+    ends: &Sequence<u32>,
+    weight: f32,
+    #[comptime] copies: bool,
     #[define(A, W)] _dtypes: [ElemType; 2],
 ) {
-    let i = ABSOLUTE_POS;
-    if i < vectors as usize {
-        let old = Vector::<f32, N>::cast_from(average[i]);
-        average[i] = Vector::cast_from(old + (Vector::<f32, N>::cast_from(w[i]) - old) * Vector::new(weight));
+    let mut first = 0usize;
+    #[unroll]
+    for tensor in 0..ends.len() {
+        let end = ends[tensor] as usize;
+        if ABSOLUTE_POS >= first && ABSOLUTE_POS < end {
+            lerp_vector(average.index_mut(tensor), w.index(tensor), ABSOLUTE_POS - first, weight, copies);
+        }
+        first = end;
     }
 }
 
-/// `average + weight (w - average)`.
-pub(super) fn lerp(average: CubeTensor, w: CubeTensor, weight: f64) -> CubeTensor {
-    let (average, w) = (owned(average), Rows::of(w));
-    let client = average.client();
-    let width = vector_width(&[w.len], &[&average, &w]);
-    let (count, dim) = one_unit_each(&client, w.len / width);
-    lerp_kernel::launch(
-        &client,
-        count,
-        dim,
-        width,
-        average.arg(),
-        w.arg(),
-        weight as f32,
-        (w.len / width) as u32,
-        [average.elem(), w.elem()],
-    );
-    average.tensor()
+/// `average + weight (w - average)` of each `[average, w]`; `w` itself with a weight of 1.
+pub(super) fn lerp(all: Vec<[CubeTensor; 2]>, weight: f64) -> Vec<CubeTensor> {
+    let all: Vec<[Rows; 2]> = all.into_iter().map(|[average, w]| [owned(average), Rows::of(w)]).collect();
+    let Some(client) = all.first().map(|[average, _]| average.client()) else { return Vec::new() };
+    for launch in Launch::all_of(&client, &all) {
+        let ends = launch.ends(|place| all[place][0].len);
+        let (count, dim) = one_unit_each(&client, *ends.last().unwrap_or(&0) as usize);
+        let [average, w] = &all[launch.places[0]];
+        lerp_kernel::launch(
+            &client,
+            count,
+            dim,
+            launch.width,
+            launch.args(|place| all[place][0].arg()),
+            launch.args(|place| all[place][1].arg()),
+            ends.into_iter().collect(),
+            weight as f32,
+            weight == 1.0,
+            [average.elem(), w.elem()],
+        );
+    }
+    all.into_iter().map(|[average, _]| average.tensor()).collect()
 }
 
-/// Values per unit of [`squares_kernel`], and the most cubes that it runs as.
+/// Values per unit of [`squares_kernel`], and the most cubes that a tensor has.
 const VALUES: usize = 32;
 const CUBES: usize = 256;
 
 /// How many sums [`squares`] leaves of so many values.
-pub(super) fn parts(values: usize) -> usize {
+fn parts(values: usize) -> usize {
     values.div_ceil(256 * VALUES).clamp(1, CUBES)
 }
 
+/// Some cubes per tensor, one tensor after the other. `sums`, from place `from` on, has a sum for each.
 #[cube(launch)]
 fn squares_kernel<G: Float, N: Size>(
-    g: &[Vector<G, N>],
+    g: &Sequence<Box<[Vector<G, N>]>>,
+    vectors: &Sequence<u32>,
+    ends: &Sequence<u32>,
     sums: &mut [f32],
     from: u32,
-    cubes: u32,
-    vectors: u32,
     #[comptime] lanes: Lanes,
     #[define(G)] _dtype: ElemType,
 ) {
     let mut sum = Vector::<f32, N>::new(0.0f32);
-    if CUBE_POS < cubes as usize {
-        let mut i = CUBE_POS * lanes.units + UNIT_POS as usize;
-        while i < vectors as usize {
-            let value = Vector::<f32, N>::cast_from(g[i]);
-            sum += value * value;
-            i += cubes as usize * lanes.units;
+    let mut first = 0usize;
+    #[unroll]
+    for tensor in 0..ends.len() {
+        let end = ends[tensor] as usize;
+        if CUBE_POS >= first && CUBE_POS < end {
+            let mut i = (CUBE_POS - first) * lanes.units + UNIT_POS as usize;
+            while i < vectors[tensor] as usize {
+                let value = Vector::<f32, N>::cast_from(g[tensor][i]);
+                sum += value * value;
+                i += (end - first) * lanes.units;
+            }
         }
+        first = end;
     }
     let mut scratch = Shared::new_slice(comptime!(lanes.units * lanes.groups));
     let total = sum_over_group(sum.vector_sum(), &mut scratch, lanes);
-    if UNIT_POS == 0 && CUBE_POS < cubes as usize {
+    if UNIT_POS == 0 && CUBE_POS < first {
         sums[from as usize + CUBE_POS] = total;
     }
 }
 
-/// Writes [`parts`] sums of the gradient's squares into `sums`, from place `from` on.
-pub(super) fn squares(sums: CubeTensor, g: CubeTensor, from: usize) -> CubeTensor {
-    let (sums, g) = (owned(sums), Rows::of(g));
-    let client = g.client();
-    let width = vector_width(&[g.len], &[&g]);
+/// Sums of squares, and which of them are whose.
+pub(super) struct Squares {
+    pub(super) sums: CubeTensor,
+    pub(super) places: Vec<std::ops::Range<usize>>,
+}
+
+/// Sums of the squares of each tensor's values; `None` of no tensors.
+pub(super) fn squares(all: Vec<CubeTensor>) -> Option<Squares> {
+    let all: Vec<[Rows; 1]> = all.into_iter().map(|tensor| [Rows::of(tensor)]).collect();
+    let client = all.first()?[0].client();
+    let parts = |place: usize| parts(all[place][0].len);
+    let sums = Rows::dense(&all[0][0], [1, (0..all.len()).map(parts).sum()]);
     let lanes = Lanes::whole_cube(&client);
-    let cubes = parts(g.len);
-    squares_kernel::launch(
-        &client,
-        cube_count(&client, cubes),
-        lanes.cube_dim(),
-        width,
-        g.arg(),
-        sums.arg(),
-        from as u32,
-        cubes as u32,
-        (g.len / width) as u32,
-        lanes,
-        g.elem(),
-    );
-    sums.tensor()
+    let (mut places, mut from) = (vec![0..0; all.len()], 0);
+    for launch in Launch::all_of(&client, &all) {
+        let start = from;
+        let mut ends = Vec::new();
+        for &place in &launch.places {
+            places[place] = from..from + parts(place);
+            from = places[place].end;
+            ends.push((from - start) as u32);
+        }
+        squares_kernel::launch(
+            &client,
+            cube_count(&client, from - start),
+            lanes.cube_dim(),
+            launch.width,
+            launch.args(|place| all[place][0].arg()),
+            launch.places.iter().map(|&place| (all[place][0].len / launch.width) as u32).collect(),
+            ends.into_iter().collect(),
+            sums.arg(),
+            start as u32,
+            lanes,
+            all[launch.places[0]][0].elem(),
+        );
+    }
+    Some(Squares { sums: sums.tensor(), places })
 }
 
 /// A tensor that may be written to: this one, if nobody else holds it.
