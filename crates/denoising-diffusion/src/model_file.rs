@@ -117,12 +117,12 @@ impl ModelFile {
         let init = &mut Init::new(0, device);
         let network = self.card.network.build(init)?;
         let Some(options) = diffusion.formulation().learned_schedule() else {
-            return Ok((params::load_state_dict(network, &self.state)?.eval(), diffusion));
+            return Ok((params::load_state_dict(network, &self.state)?.eval().for_predictions(), diffusion));
         };
         let noise_schedule = LearnedSchedule::new(init, options);
         let both = params::load_state_dict(Scheduled { network, noise_schedule }, &self.state)?;
         let diffusion = diffusion.with_schedule_of::<4, _>(&both);
-        Ok((both.network.eval(), diffusion))
+        Ok((both.network.eval().for_predictions(), diffusion))
     }
 }
 

@@ -191,7 +191,7 @@ impl Subject {
 
     fn round(&mut self) -> Result<Round> {
         let train_step = median_ms(|| self.trainer.step(vec![self.images.clone()]).skipped.is_none())?;
-        let model = self.trainer.model().eval();
+        let model = self.trainer.model().eval().for_predictions();
         let forward = median_ms(|| {
             let input = NetworkInput::new(self.images.clone(), self.times.clone());
             host_values(model.predict(input)).iter().all(|value| value.is_finite())

@@ -17,11 +17,11 @@ mod uvit;
 pub mod uvit_config;
 
 use burn::module::Module;
-use burn::tensor::{FloatDType, Int, Tensor};
+use burn::tensor::{DType, FloatDType, Int, Tensor};
 use thiserror::Error;
 
-use crate::nn::Vectors;
 use crate::nn::ops::{Precision, precision};
+use crate::nn::{Eval, Vectors};
 
 pub use classifier::{Classifier, ClassifierConfig};
 pub use dit::{Dit, DitBlock, TimestepEmbedder};
@@ -93,10 +93,15 @@ pub trait Network<const D: usize>: Module + Sync {
         false
     }
 
+    /// What [`predict`](Network::predict) computes on.
+    fn data_type(&self) -> DType {
+        if precision() == Precision::Bf16 && self.takes_bf16() { DType::BF16 } else { DType::F32 }
+    }
+
     /// [`forward`](Network::forward) in this process's [`Precision`], as far as the network [takes it](Network::takes_bf16): f32 in,
     /// f32 out.
     fn predict(&self, input: NetworkInput<D>) -> Tensor<D> {
-        if precision() == Precision::F32 || !self.takes_bf16() {
+        if self.data_type() == DType::F32 {
             return self.forward(input);
         }
         let narrow = |data: Tensor<D>| data.cast(FloatDType::BF16);
@@ -152,5 +157,17 @@ pub trait Network<const D: usize>: Module + Sync {
     /// Refuses sizes (all dimensions after the channels) that the network cannot work on.
     fn check_size(&self, _size: &[usize]) -> Result<(), SizeError> {
         Ok(())
+    }
+}
+
+impl<M> Eval<M> {
+    /// The same network, ready for many [predictions](Network::predict) in the precision that this process has now: weights are converted
+    /// once, not in each of them.
+    pub fn for_predictions<const D: usize>(self) -> Self
+    where
+        M: Network<D>,
+    {
+        let dtype = self.data_type();
+        self.for_data(dtype)
     }
 }

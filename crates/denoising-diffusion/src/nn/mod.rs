@@ -23,6 +23,7 @@ pub mod recompute;
 mod resample;
 mod resize;
 mod strided_conv;
+pub(crate) mod sweeps;
 mod unpatchify;
 mod vector_embedding;
 

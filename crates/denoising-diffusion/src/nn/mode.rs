@@ -12,8 +12,9 @@
 use std::ops::Deref;
 
 use burn::module::Module;
+use burn::tensor::DType;
 
-use super::params;
+use super::{params, sweeps};
 
 /// A copy of a network in eval behaviour: dropout is off, batch statistics are the stored ones, no parameter records gradients.
 /// Gradients with respect to an input are still available: call it on `x.autodiff().require_grad()`.
@@ -25,6 +26,13 @@ impl<M> Deref for Eval<M> {
 
     fn deref(&self) -> &M {
         &self.0
+    }
+}
+
+impl<M: Module> Eval<M> {
+    /// The same network, its weights as convolutions of data of type `dtype` read them on this device.
+    pub(crate) fn for_data(self, dtype: DType) -> Self {
+        Self(sweeps::for_data(self.0, dtype))
     }
 }
 

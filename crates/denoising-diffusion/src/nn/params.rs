@@ -4,7 +4,7 @@
 //! Burn keys optimizer state by identifiers drawn at random in each process; we key everything by name.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Shape, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use thiserror::Error;
 
 use crate::interop::{StateDict, TensorData as HostTensor};
@@ -55,6 +55,9 @@ pub trait VisitTensor {
 /// A function that replaces a floating-point tensor of any rank.
 pub trait MapTensor {
     fn map<const D: usize>(&mut self, name: &str, role: Role, tensor: Tensor<D>) -> Tensor<D>;
+
+    /// Called before with the name of the type that the tensor is a field of.
+    fn in_layer(&mut self, _layer: &str) {}
 }
 
 struct Visiting<'a, V>(Path, &'a mut V);
@@ -73,23 +76,31 @@ impl<V: VisitTensor> ModuleVisitor for Visiting<'_, V> {
     }
 }
 
-struct Mapping<'a, F>(Path, &'a mut F);
+struct Mapping<'a, F> {
+    path: Path,
+    /// Names of the types that the path leads through.
+    layers: Vec<String>,
+    mapper: &'a mut F,
+}
 
 impl<F: MapTensor> ModuleMapper for Mapping<'_, F> {
     fn enter_module(&mut self, name: &str, container: &str) {
-        self.0.enter(name, container);
+        self.path.enter(name, container);
+        self.layers.push(container.trim_start_matches("Struct:").to_string());
     }
 
     fn exit_module(&mut self, _: &str, _: &str) {
-        self.0.exit();
+        self.path.exit();
+        self.layers.pop();
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let (name, role) = (self.0.name(), role(&param));
+        let (name, role) = (self.path.name(), role(&param));
         let (id, tensor, mapper) = param.consume();
         let (autodiff, grad) = (tensor.is_autodiff(), tensor.is_require_grad());
         let plain = if autodiff { tensor.inner() } else { tensor };
-        let mapped = self.1.map(&name, role, plain);
+        self.mapper.in_layer(self.layers.last().map_or("", String::as_str));
+        let mapped = self.mapper.map(&name, role, plain);
         let value = if autodiff { Tensor::from_inner(mapped).set_require_grad(grad) } else { mapped };
         Param::from_mapped_value(id, value, mapper)
     }
@@ -107,46 +118,7 @@ pub fn visit<M: Module>(module: &M, visitor: &mut impl VisitTensor) {
 
 /// Replaces every floating-point tensor; the function sees plain tensors, gradients' requirements are kept.
 pub fn map<M: Module>(module: M, mapper: &mut impl MapTensor) -> M {
-    module.map(&mut Mapping(Path::default(), mapper))
-}
-
-/// Replaces many floating-point tensors at once: those for which `takes`, asked by name, role and number of values, has something are taken out,
-/// flat and owned by nobody else, and `sweep` says what each of them becomes.
-pub fn map_together<M: Module, T>(
-    module: M,
-    takes: impl FnMut(&str, Role, usize) -> Option<T>,
-    sweep: impl FnOnce(Vec<(Tensor<1>, T)>) -> Vec<Tensor<1>>,
-) -> M {
-    struct Take<F, T> {
-        takes: F,
-        taken: Vec<(Tensor<1>, T)>,
-        shapes: Vec<Option<Shape>>,
-    }
-    impl<T, F: FnMut(&str, Role, usize) -> Option<T>> MapTensor for Take<F, T> {
-        fn map<const D: usize>(&mut self, name: &str, role: Role, tensor: Tensor<D>) -> Tensor<D> {
-            let (shape, device) = (tensor.shape(), tensor.device());
-            let size = shape.num_elements();
-            let Some(with) = (self.takes)(name, role, size) else {
-                self.shapes.push(None);
-                return tensor;
-            };
-            self.taken.push((tensor.reshape([size]), with));
-            self.shapes.push(Some(shape));
-            Tensor::empty([1; D], &device)
-        }
-    }
-    struct Put<S, V>(S, V);
-    impl<S: Iterator<Item = Option<Shape>>, V: Iterator<Item = Tensor<1>>> MapTensor for Put<S, V> {
-        fn map<const D: usize>(&mut self, _: &str, _: Role, tensor: Tensor<D>) -> Tensor<D> {
-            match self.0.next().flatten() {
-                Some(shape) => self.1.next().expect("a tensor for each that was taken").reshape(shape),
-                None => tensor,
-            }
-        }
-    }
-    let mut take = Take { takes, taken: Vec::new(), shapes: Vec::new() };
-    let module = map(module, &mut take);
-    map(module, &mut Put(take.shapes.into_iter(), sweep(take.taken).into_iter()))
+    module.map(&mut Mapping { path: Path::default(), layers: Vec::new(), mapper })
 }
 
 /// Has Burn draw every parameter that its own layers have so far only promised.

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use burn::module::Module;
-use burn::tensor::{Device, Gradients, Tensor};
+use burn::tensor::{Device, FloatDType, Gradients, Tensor};
 use denoising_diffusion_kernels::optim::AdamStep;
 use serde::{Deserialize, Serialize};
 
 use super::sweep;
 use crate::interop::StateDict;
 use crate::nn::params::{self, ParamsError, Role, VisitTensor};
+use crate::nn::sweeps::{self, Field};
 
 /// Options of [`Adam`] (Kingma and Ba 2015); `Default` is the reference's.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,7 +22,8 @@ pub struct AdamConfig {
     pub max_grad_norm: f64,
 }
 
-/// Gradients of one backward pass, or the sum of several, flat, in the order of the network's fields.
+/// Gradients of one backward pass, or the sum of several, flat, in the order of the network's fields; of the type of the tensors that the
+/// backward pass was about, sums in f32.
 #[derive(Debug, Default)]
 pub struct NamedGradients(Vec<(String, Tensor<1>)>);
 
@@ -45,8 +47,7 @@ impl NamedGradients {
                 if role == Role::Trainable
                     && let Some(gradient) = tensor.grad_remove(self.0)
                 {
-                    let size = gradient.dims().iter().product::<usize>();
-                    self.1.0.push((name.to_string(), gradient.reshape([size])));
+                    self.1.0.push((name.to_string(), sweeps::flat(name, gradient)));
                 }
             }
         }
@@ -60,7 +61,8 @@ impl NamedGradients {
         if self.0.is_empty() {
             return other;
         }
-        let sum = self.0.into_iter().zip(other.0).map(|((name, a), (_, b))| (name, a + b));
+        let f32 = FloatDType::F32;
+        let sum = self.0.into_iter().zip(other.0).map(|((name, a), (_, b))| (name, a.cast(f32) + b.cast(f32)));
         Self(sum.collect())
     }
 
@@ -87,8 +89,15 @@ impl NamedGradients {
 #[derive(Clone, Debug)]
 pub struct Adam {
     config: AdamConfig,
-    moments: BTreeMap<String, [Tensor<1>; 2]>,
+    moments: BTreeMap<String, Moments>,
     steps: u64,
+}
+
+/// Of a parameter of this shape, flat.
+#[derive(Clone, Debug)]
+struct Moments {
+    tensors: [Tensor<1>; 2],
+    shape: Vec<usize>,
 }
 
 impl Adam {
@@ -111,10 +120,13 @@ impl Adam {
         let mut gradients = gradients.0.into_iter().peekable();
         let moments = &mut self.moments;
         let mut names = Vec::new();
-        let takes = |name: &str, _: Role, size: usize| {
-            let (name, gradient) = gradients.next_if(|(of, _)| of == name)?;
-            let moments = moments.remove(&name).unwrap_or_else(|| [(); 2].map(|()| zeros(size, &gradient.device())));
-            names.push(name);
+        let takes = |field: Field<'_>| {
+            let (name, gradient) = gradients.next_if(|(of, _)| of == field.name)?;
+            let moments = match moments.remove(&name) {
+                Some(moments) => moments.tensors,
+                None => [(); 2].map(|()| Tensor::zeros([field.shape.num_elements()], &gradient.device())),
+            };
+            names.push((name, field.shape.to_vec()));
             Some((moments, gradient))
         };
         let mut swept = Vec::new();
@@ -125,8 +137,9 @@ impl Adam {
             swept = moments;
             weights
         };
-        let model = params::map_together(model, takes, sweep);
-        self.moments.extend(names.into_iter().zip(swept));
+        let model = sweeps::replace(model, takes, sweep);
+        let named = names.into_iter().zip(swept).map(|((name, shape), tensors)| (name, Moments { tensors, shape }));
+        self.moments.extend(named);
         model
     }
 
@@ -138,9 +151,11 @@ impl Adam {
     /// Both moments as `<name>.exp_avg` and `<name>.exp_avg_sq`, flat.
     pub fn to_state_dict(&self) -> StateDict {
         let mut state = StateDict::default();
-        for (name, [m, v]) in &self.moments {
-            state.insert(format!("{name}.exp_avg"), params::host_tensor(m.clone()));
-            state.insert(format!("{name}.exp_avg_sq"), params::host_tensor(v.clone()));
+        for (name, Moments { tensors, shape }) in &self.moments {
+            for (moment, kind) in tensors.iter().zip(["exp_avg", "exp_avg_sq"]) {
+                let rows = sweeps::in_rows(name, moment.clone(), shape);
+                state.insert(format!("{name}.{kind}"), params::host_tensor(rows));
+            }
         }
         state
     }
@@ -154,11 +169,11 @@ impl Adam {
         model: &M,
         device: &Device,
     ) -> Result<Self, ParamsError> {
-        struct Expected(Vec<(String, usize)>);
+        struct Expected(Vec<(String, Vec<usize>)>);
         impl VisitTensor for Expected {
             fn visit<const D: usize>(&mut self, name: &str, role: Role, tensor: &Tensor<D>) {
                 if role == Role::Trainable {
-                    self.0.push((name.to_string(), tensor.dims().iter().product()));
+                    self.0.push((name.to_string(), tensor.dims().to_vec()));
                 }
             }
         }
@@ -168,16 +183,17 @@ impl Adam {
         }
         let mut expected = Expected(Vec::new());
         params::visit(model, &mut expected);
-        let read = |name: String, size: usize| {
+        let read = |of: &str, kind: &str, shape: &[usize]| {
+            let (name, size) = (format!("{of}.{kind}"), shape.iter().product());
             let Some(host) = state.get(&name) else { return Err(ParamsError::Missing { name }) };
             if host.shape != [size] {
                 return Err(ParamsError::Shape { name, expected: vec![size], got: host.shape.clone() });
             }
-            Ok(Tensor::from_floats(host.values.as_slice(), device))
+            Ok(sweeps::from_rows(of, Tensor::from_floats(host.values.as_slice(), device), shape))
         };
-        for (name, size) in expected.0 {
-            let moments = [read(format!("{name}.exp_avg"), size)?, read(format!("{name}.exp_avg_sq"), size)?];
-            adam.moments.insert(name, moments);
+        for (name, shape) in expected.0 {
+            let tensors = [read(&name, "exp_avg", &shape)?, read(&name, "exp_avg_sq", &shape)?];
+            adam.moments.insert(name, Moments { tensors, shape });
         }
         if state.names().count() == 2 * adam.moments.len() {
             return Ok(adam);
@@ -187,16 +203,14 @@ impl Adam {
     }
 }
 
-fn zeros(size: usize, device: &Device) -> Tensor<1> {
-    Tensor::zeros([size], device)
-}
-
 #[cfg(test)]
 mod tests {
     use burn::backend::Flex;
+    use burn::tensor::TensorData;
 
     use super::*;
-    use crate::nn::{Init, Linear};
+    use crate::nn::{Conv2d, Init, Linear};
+    use crate::noise::{Purpose, Stream};
 
     /// Which memory a tensor lies in.
     fn memory<const D: usize>(tensor: Tensor<D>) -> String {
@@ -230,10 +244,45 @@ mod tests {
                 let gradients = NamedGradients::take(&model, &mut loss.backward());
                 let GradNorm::Finite(norm) = gradients.norm() else { panic!("not finite") };
                 model = adam.step(model, gradients, norm, 1e-3);
-                let moment = adam.moments["weight"][0].clone();
+                let moment = adam.moments["weight"].tensors[0].clone();
                 memories.push([memory(model.weight.val().inner()), memory(moment)]);
             }
             assert!(memories.windows(2).all(|pair| pair[0] == pair[1]), "{device:?}: {memories:?}");
+        }
+    }
+
+    /// Whatever order a device sweeps in, files have the same.
+    #[test]
+    fn states_of_all_devices_are_the_same() {
+        let states = devices().into_iter().map(|device| {
+            let device = device.autodiff();
+            let mut model = Conv2d::new(&mut Init::new(0, &device), 5, 4, 3);
+            let config = AdamConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8, max_grad_norm: 1.0 };
+            let mut adam = Adam::new(config);
+            let mut step = |adam: &mut Adam| {
+                let mut x = vec![0.0; 2 * 6 * 6 * 5];
+                Stream::new(3, Purpose::Init, adam.steps(), 0).fill_normal(&mut x);
+                let x = Tensor::<4>::from_data(TensorData::new(x, [2, 6, 6, 5]), &device);
+                let gradients = NamedGradients::take(&model, &mut model.forward(x).square().sum().backward());
+                let GradNorm::Finite(norm) = gradients.norm() else { panic!("not finite") };
+                model = adam.step(model.clone(), gradients, norm, 1e-3);
+            };
+            step(&mut adam);
+            step(&mut adam);
+            let state = adam.to_state_dict();
+            let read = Adam::from_state_dict(config, 2, &state, &model, &device.clone().inner()).unwrap();
+            assert_eq!(read.to_state_dict().get("weight.exp_avg"), state.get("weight.exp_avg"));
+            (state, params::to_state_dict(&model))
+        });
+        let states: Vec<_> = states.collect();
+        for (adam, model) in &states {
+            for (ours, first) in [(adam, &states[0].0), (model, &states[0].1)] {
+                for name in first.names() {
+                    let (ours, first) = (&ours.get(name).unwrap().values, &first.get(name).unwrap().values);
+                    let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-5 * (1.0 + b.abs());
+                    assert!(ours.iter().zip(first).all(near), "{name}: {ours:?}, {first:?}");
+                }
+            }
         }
     }
 }

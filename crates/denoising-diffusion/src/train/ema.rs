@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::sweep;
 use crate::interop::StateDict;
 use crate::nn::params::{self, MapTensor, ParamsError, Role, VisitTensor};
+use crate::nn::sweeps::{self, Field};
 use crate::nn::{Eval, EvalMode};
 
 /// What becomes of floating-point buffers (running statistics); integer buffers are always copied.
@@ -116,17 +117,17 @@ impl<M: Module> Ema<M> {
         };
         let mut online = online_tensors(model);
         for copied in [false, true] {
-            let takes = |name: &str, _: Role, _: usize| {
-                let (role, _) = online.get(name)?;
+            let takes = |field: Field<'_>| {
+                let (role, _) = online.get(field.name)?;
                 let is_copied =
                     weight.is_none() || *role == Role::Buffer && self.config.ema_buffers == BufferPolicy::Copy;
-                if is_copied == copied { online.remove(name).map(|(_, tensor)| tensor) } else { None }
+                if is_copied == copied { online.remove(field.name).map(|(_, tensor)| tensor) } else { None }
             };
             let weight = if copied { 1.0 } else { weight.unwrap_or(1.0) };
             let sweep = |taken: Vec<(Tensor<1>, Tensor<1>)>| {
                 sweep::lerp(taken.into_iter().map(|(average, w)| [average, w]).collect(), weight)
             };
-            self.average = self.average.take().map(|average| params::map_together(average, takes, sweep));
+            self.average = self.average.take().map(|average| sweeps::replace(average, takes, sweep));
         }
     }
 
@@ -168,8 +169,7 @@ fn online_tensors<M: Module>(model: &M) -> BTreeMap<String, (Role, Tensor<1>)> {
     impl VisitTensor for Collect {
         fn visit<const D: usize>(&mut self, name: &str, role: Role, tensor: &Tensor<D>) {
             let plain = if tensor.is_autodiff() { tensor.clone().inner() } else { tensor.clone() };
-            let size = plain.dims().iter().product::<usize>();
-            self.0.insert(name.to_string(), (role, plain.reshape([size])));
+            self.0.insert(name.to_string(), (role, sweeps::flat(name, plain)));
         }
     }
     // Running statistics that wait for their thread are flushed by `valid`.

@@ -81,7 +81,7 @@ impl<M: Network<4>> Run<M> {
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<ControlFlow<(), bool>, RunError> {
         let started = Instant::now();
-        let eval = self.trainer.ema().eval();
+        let eval = self.trainer.ema().eval().for_predictions();
         let samples = match self.evaluation_samples(setup, &eval, stop, on_event) {
             Err(RunError::Evaluation(EvaluateError::Interrupted)) => return Ok(ControlFlow::Break(())),
             samples => samples?,

@@ -81,7 +81,7 @@ impl<M: Network<4>> Run<M> {
         let batches = some.batches(self.trainer.config().batch_size)?.collect::<Result<Vec<_>, _>>()?;
         let examples = batches.into_iter().map(|batch| to_examples(batch, dataset, &device));
         let seed = self.trainer.config().seed;
-        let eval = self.trainer.ema().eval();
+        let eval = self.trainer.ema().eval().for_predictions();
         if let Some(loss) = held_out_loss(&eval, self.trainer.diffusion(), examples, seed, &device) {
             let HeldOutLoss { mean: held_out_loss, by_quarter: held_out_loss_by_quarter, .. } = loss;
             self.log.append(&Record::HeldOut(HeldOutRecord { step, held_out_loss, held_out_loss_by_quarter }))?;
@@ -115,7 +115,7 @@ impl<M: Network<4>> Run<M> {
             on_event(Event::Sampling { step: at.step, steps: at.steps, images_done: at.images_done });
             if stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let eval = self.trainer.ema().eval();
+        let eval = self.trainer.ema().eval().for_predictions();
         let device = self.trainer.device();
         let images = match self.generator(&eval).generate(&request, &device, &mut progress) {
             Ok(images) => images,

@@ -4,7 +4,7 @@
 #[cfg(feature = "cube")]
 use burn::backend::Cube;
 use burn::backend::Flex;
-use burn::tensor::Tensor;
+use burn::tensor::{FloatDType, Tensor};
 use burn_flex::FlexTensor;
 use denoising_diffusion_kernels::optim::{self, AdamStep};
 
@@ -24,14 +24,14 @@ fn adam_one(step: &AdamStep, tensors: [Tensor<1>; 3], gradient: Tensor<1>) -> [T
     if !on_cpu(&gradient) {
         return adam_plain(step, tensors, gradient);
     }
-    let ([mut w, mut m, mut v], gradient) = (tensors.map(flex), flex(gradient));
+    let ([mut w, mut m, mut v], gradient) = (tensors.map(flex), flex(gradient.cast(FloatDType::F32)));
     optim::adam_step(step, w.storage_mut(), gradient.storage(), m.storage_mut(), v.storage_mut());
     [w, m, v].map(Tensor::from_primitive::<Flex>)
 }
 
 /// [`adam_one`] in plain tensor operations.
 fn adam_plain(step: &AdamStep, [w, m, v]: [Tensor<1>; 3], gradient: Tensor<1>) -> [Tensor<1>; 3] {
-    let g = gradient * step.grad_scale;
+    let g = gradient.cast(FloatDType::F32) * step.grad_scale;
     let m = m * step.beta1 + g.clone() * (1.0 - step.beta1);
     let v = v * step.beta2 + g.square() * (1.0 - step.beta2);
     let (c1, c2) = (1.0 - step.beta1.powf(step.step as f64), 1.0 - step.beta2.powf(step.step as f64));
@@ -79,12 +79,16 @@ pub fn squared_norms(gradients: &[&Tensor<1>]) -> Vec<f64> {
 }
 
 fn squared_norm(gradient: &Tensor<1>) -> f64 {
-    if on_cpu(gradient) { optim::squared_norm(flex(gradient.clone()).storage()) } else { squared_norm_plain(gradient) }
+    if on_cpu(gradient) {
+        optim::squared_norm(flex(gradient.clone().cast(FloatDType::F32)).storage())
+    } else {
+        squared_norm_plain(gradient)
+    }
 }
 
 /// [`squared_norm`] in plain tensor operations.
 fn squared_norm_plain(gradient: &Tensor<1>) -> f64 {
-    f64::from(gradient.clone().square().sum().into_scalar::<f32>())
+    f64::from(gradient.clone().cast(FloatDType::F32).square().sum().into_scalar::<f32>())
 }
 
 fn on_cpu(tensor: &Tensor<1>) -> bool {

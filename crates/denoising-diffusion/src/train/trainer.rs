@@ -1,7 +1,7 @@
 //! One step of training. Not here: where batches come from, and what is written to disk.
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use thiserror::Error;
 
 use super::adam::{Adam, GradNorm, NamedGradients};
@@ -15,6 +15,7 @@ use crate::models::Network;
 use crate::nn::dropout;
 use crate::nn::ops::{Activations, set_activations};
 use crate::nn::params::{self, MapTensor, ParamsError, Role, VisitTensor};
+use crate::nn::sweeps;
 use crate::noise::{Purpose, Stream};
 
 /// A network in training, its optimizer and its moving average.
@@ -218,10 +219,12 @@ impl<M> Trainer<M> {
         M: Network<D>,
     {
         let parts = batches.len() as u64;
+        let for_data = self.for_data();
+        let model = for_data.as_ref().unwrap_or(self.model());
         let (mut losses, mut sum) = (Vec::with_capacity(batches.len()), NamedGradients::default());
         for (k, examples) in batches.into_iter().enumerate() {
             let data = examples.data.clone();
-            let (loss, gradients) = self.backward(examples, self.step * parts + k as u64, parts);
+            let (loss, gradients) = self.backward(model, examples, self.step * parts + k as u64, parts);
             losses.push((loss, data));
             sum = sum.summed_with(gradients);
         }
@@ -240,8 +243,23 @@ impl<M> Trainer<M> {
         }
     }
 
+    /// The network as the step's passes use it, if that is not as it is: what computes in bf16 is narrowed once per step, not at each use.
+    fn for_data<const D: usize>(&self) -> Option<M>
+    where
+        M: Network<D>,
+    {
+        let dtype = self.model().data_type();
+        (dtype != DType::F32 && !self.has_buffers).then(|| sweeps::for_data(self.model().clone(), dtype))
+    }
+
     /// Loss and gradients of one batch, both divided by the number of batches in the step.
-    fn backward<const D: usize>(&self, examples: Examples<D>, batch: u64, parts: u64) -> (Tensor<1>, NamedGradients)
+    fn backward<const D: usize>(
+        &self,
+        model: &M,
+        examples: Examples<D>,
+        batch: u64,
+        parts: u64,
+    ) -> (Tensor<1>, NamedGradients)
     where
         M: Network<D>,
     {
@@ -257,8 +275,8 @@ impl<M> Trainer<M> {
             classes: examples.classes,
             vectors: examples.vectors,
         };
-        let loss = self.diffusion.loss(self.model(), examples, &draws).mean() / parts as f64;
-        let gradients = NamedGradients::take(self.model(), &mut loss.backward());
+        let loss = self.diffusion.loss(model, examples, &draws).mean() / parts as f64;
+        let gradients = NamedGradients::take(model, &mut loss.backward());
         (loss.detach(), gradients)
     }
 

@@ -164,6 +164,15 @@ pub fn pointwise<const D: usize>(f: Pointwise, x: Tensor<D>) -> Tensor<D> {
     y.reshape(dims)
 }
 
+/// Flat tensors, none of them on the tape, in another type: on GPUs in few launches.
+pub(crate) fn cast(all: Vec<Tensor<1>>, dtype: DType) -> Vec<Tensor<1>> {
+    #[cfg(feature = "cube")]
+    if all.iter().all(cube::takes) {
+        return cube::cast(all, dtype);
+    }
+    all.into_iter().map(|tensor| tensor.cast(dtype)).collect()
+}
+
 /// `softmax(q k^T / sqrt(d)) v` per head, over memory and positions: `qkv [b, h, w, 3 heads d]`, `mem_kv [2, heads, m, d]` to
 /// `[b, h, w, heads d]`. The matrix of all pairs of positions never exists as a whole. `m` may be 0.
 pub fn attention(qkv: Tensor<4>, mem_kv: Tensor<4>) -> Tensor<4> {

@@ -104,6 +104,11 @@ pub fn lerp(all: Vec<[Tensor<1>; 2]>, weight: f64) -> Vec<Tensor<1>> {
     optim::lerp(all, weight).into_iter().map(tensor::<1>).collect()
 }
 
+/// Flat tensors in another type; those that are of it already stay as they are.
+pub fn cast(all: Vec<Tensor<1>>, dtype: DType) -> Vec<Tensor<1>> {
+    optim::cast(all.into_iter().map(primitive).collect(), dtype).into_iter().map(tensor::<1>).collect()
+}
+
 /// The sum of squares of each of these flat tensors. The device is waited for once, not for each of them.
 pub fn squared_norms(gradients: &[&Tensor<1>]) -> Vec<f64> {
     let all = gradients.iter().map(|&gradient| primitive(gradient.clone())).collect();

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use burn::tensor::DType;
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::client::Client;
 use burn_cubecl::cubecl::ir::ElemType;
@@ -209,6 +210,21 @@ pub(super) fn lerp(all: Vec<[CubeTensor; 2]>, weight: f64) -> Vec<CubeTensor> {
         );
     }
     all.into_iter().map(|[average, _]| average.tensor()).collect()
+}
+
+/// The same values in tensors of another type.
+pub(super) fn cast(all: Vec<CubeTensor>, dtype: DType) -> Vec<CubeTensor> {
+    let (mut done, mut pairs) = (Vec::with_capacity(all.len()), Vec::new());
+    for rows in all.into_iter().map(Rows::of) {
+        if rows.dtype() == dtype {
+            done.push(Some(rows.tensor()));
+        } else {
+            pairs.push([Rows::empty(&rows, rows.shape(), dtype).tensor(), rows.tensor()]);
+            done.push(None);
+        }
+    }
+    let mut changed = lerp(pairs, 1.0).into_iter();
+    done.into_iter().filter_map(|tensor| tensor.or_else(|| changed.next())).collect()
 }
 
 /// Values per unit of [`squares_kernel`], and the most cubes that a tensor has.

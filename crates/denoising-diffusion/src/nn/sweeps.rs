@@ -1,0 +1,181 @@
+//! Many of a network's tensors at once, flat: what optimizers, averages and changes of type go through, so that a GPU can take them in few
+//! launches. Not here: what is computed (`train::sweep`).
+//!
+//! The order of a flat tensor's values is that of its rows, but for weights of convolutions on GPUs: theirs is channels last, which is how
+//! those convolutions read weights and leave their gradients. A weight that went through here lies so, and is then copied nowhere.
+
+use burn::module::Module;
+use burn::tensor::{DType, Device, Shape, Tensor};
+
+use super::ops;
+use super::params::{self, MapTensor, Role};
+use crate::device::is_cpu;
+
+/// A tensor of a network.
+#[derive(Clone, Copy, Debug)]
+pub struct Field<'a> {
+    pub name: &'a str,
+    /// The name of the layer's type.
+    pub layer: &'a str,
+    pub shape: &'a Shape,
+}
+
+/// Replaces many floating-point tensors at once: those for which `takes` has something are taken out, flat and owned by nobody else, and `sweep`
+/// says what each of them becomes.
+pub fn replace<M: Module, T>(
+    module: M,
+    takes: impl FnMut(Field<'_>) -> Option<T>,
+    sweep: impl FnOnce(Vec<(Tensor<1>, T)>) -> Vec<Tensor<1>>,
+) -> M {
+    struct Take<F, T> {
+        takes: F,
+        layer: String,
+        taken: Vec<(Tensor<1>, T)>,
+        shapes: Vec<Option<Shape>>,
+    }
+    impl<T, F: FnMut(Field<'_>) -> Option<T>> MapTensor for Take<F, T> {
+        fn in_layer(&mut self, layer: &str) {
+            self.layer = layer.to_string();
+        }
+
+        fn map<const D: usize>(&mut self, name: &str, _: Role, tensor: Tensor<D>) -> Tensor<D> {
+            let (shape, device) = (tensor.shape(), tensor.device());
+            let Some(with) = (self.takes)(Field { name, layer: &self.layer, shape: &shape }) else {
+                self.shapes.push(None);
+                return tensor;
+            };
+            self.taken.push((flat(name, tensor), with));
+            self.shapes.push(Some(shape));
+            Tensor::empty([1; D], &device)
+        }
+    }
+    struct Put<S, V>(S, V);
+    impl<S: Iterator<Item = Option<Shape>>, V: Iterator<Item = Tensor<1>>> MapTensor for Put<S, V> {
+        fn map<const D: usize>(&mut self, name: &str, _: Role, tensor: Tensor<D>) -> Tensor<D> {
+            match self.0.next().flatten() {
+                Some(shape) => shaped(name, self.1.next().expect("a tensor for each that was taken"), &shape),
+                None => tensor,
+            }
+        }
+    }
+    let mut take = Take { takes, layer: String::new(), taken: Vec::new(), shapes: Vec::new() };
+    let module = params::map(module, &mut take);
+    params::map(module, &mut Put(take.shapes.into_iter(), sweep(take.taken).into_iter()))
+}
+
+/// A network for data of type `dtype`: weights and biases of [`Conv2d`](super::Conv2d), which are used with data and nowhere else, are of that type, and weights
+/// lie as the device's convolutions read them. They would otherwise be converted at each use, in a launch each.
+pub fn for_data<M: Module>(module: M, dtype: DType) -> M {
+    let is_conv = |field: Field<'_>| (field.layer == "Conv2d").then_some(());
+    replace(module, is_conv, |taken| ops::cast(taken.into_iter().map(|(tensor, ())| tensor).collect(), dtype))
+}
+
+/// The values of the tensor of this name, or of its gradient, in the order of flat tensors.
+pub fn flat<const D: usize>(name: &str, tensor: Tensor<D>) -> Tensor<1> {
+    let size = tensor.shape().num_elements();
+    let tensor = if is_kernel(name, D, &tensor.device()) { tensor.permute(axes(TO_LAST)) } else { tensor };
+    tensor.reshape([size])
+}
+
+/// The tensor of this name and shape whose values [`flat`] gives.
+pub fn shaped<const D: usize>(name: &str, flat: Tensor<1>, shape: &[usize]) -> Tensor<D> {
+    if is_kernel(name, D, &flat.device()) {
+        let last: [usize; D] = TO_LAST.map(|axis| shape[axis as usize])[..].try_into().expect("four axes");
+        return flat.reshape(last).permute(axes(FROM_LAST));
+    }
+    flat.reshape(Shape::from(shape))
+}
+
+/// The values of a flat tensor in the order of rows, which is that of files.
+pub fn in_rows(name: &str, flat: Tensor<1>, shape: &[usize]) -> Tensor<1> {
+    let size = flat.dims()[0];
+    if shape.len() == 4 { shaped::<4>(name, flat, shape).reshape([size]) } else { flat }
+}
+
+/// The flat tensor whose values [`in_rows`] gives.
+pub fn from_rows(name: &str, rows: Tensor<1>, shape: &[usize]) -> Tensor<1> {
+    if shape.len() == 4 { self::flat(name, rows.reshape::<4, _>(Shape::from(shape))) } else { rows }
+}
+
+const TO_LAST: [isize; 4] = [0, 2, 3, 1];
+const FROM_LAST: [isize; 4] = [0, 3, 1, 2];
+
+fn axes<const D: usize>(of_four: [isize; 4]) -> [isize; D] {
+    of_four[..].try_into().expect("only asked for tensors of four axes")
+}
+
+/// Whether a tensor is the weight `[c_out, c_in, kh, kw]` of a convolution on a GPU. All layers call theirs so.
+fn is_kernel(name: &str, rank: usize, device: &Device) -> bool {
+    rank == 4 && name.rsplit('.').next() == Some("weight") && !is_cpu(device)
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{FloatDType, TensorData};
+
+    use super::*;
+    use crate::nn::params::host_values;
+    use crate::nn::{Conv2d, Init, Linear};
+
+    #[cfg(feature = "cube")]
+    fn devices() -> Vec<Device> {
+        std::iter::once(Device::flex()).chain(crate::nn::ops::cube::tests::test_device()).collect()
+    }
+
+    #[cfg(not(feature = "cube"))]
+    fn devices() -> Vec<Device> {
+        vec![Device::flex()]
+    }
+
+    #[derive(Module, Debug)]
+    struct Layers {
+        conv: Conv2d,
+        linear: Linear,
+    }
+
+    #[test]
+    fn the_order_of_flat_tensors_is_undone() {
+        for device in devices() {
+            let shape = [3, 4, 3, 5];
+            let values: Vec<f32> = (0..180).map(|i| i as f32).collect();
+            let rows = Tensor::<1>::from_floats(values.as_slice(), &device);
+            for name in ["weight", "convs.0.weight", "mem_kv"] {
+                let flat = from_rows(name, rows.clone(), &shape);
+                let kernel = name != "mem_kv" && !is_cpu(&device);
+                assert_eq!(host_values(flat.clone())[1], if kernel { 15.0 } else { 1.0 });
+                assert_eq!(host_values(in_rows(name, flat.clone(), &shape)), values);
+                assert_eq!(host_values(shaped::<4>(name, flat, &shape)), values);
+                let plane = rows.clone().reshape([12, 15]);
+                assert_eq!(host_values(self::flat(name, plane)), values);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_used_with_data_is_of_their_type() {
+        let device = Device::flex().autodiff();
+        let init = &mut Init::new(0, &device);
+        let layers = Layers { conv: Conv2d::new(init, 8, 6, 3), linear: Linear::new(init, 8, 6) };
+        let narrow = for_data(layers.clone(), DType::BF16);
+        let bias = |layers: &Layers| layers.conv.bias.as_ref().map(|bias| bias.val()).unwrap();
+        assert_eq!((narrow.conv.weight.val().dtype(), bias(&narrow).dtype()), (DType::BF16, DType::BF16));
+        assert_eq!(narrow.linear.weight.val().dtype(), DType::F32);
+        let rounded = |tensor: Tensor<4>| host_values(tensor.cast(FloatDType::BF16).cast(FloatDType::F32));
+        assert_eq!(rounded(narrow.conv.weight.val()), rounded(layers.conv.weight.val()));
+        // Gradients are those of the narrow weights.
+        let x = Tensor::<4>::ones([1, 4, 4, 8], &device).cast(FloatDType::BF16);
+        let mut gradients = narrow.conv.forward(x).sum().backward();
+        assert_eq!(narrow.conv.weight.val().grad_remove(&mut gradients).unwrap().dtype(), DType::BF16);
+    }
+
+    #[test]
+    fn weights_of_every_device_are_the_same() {
+        for device in devices() {
+            let data = TensorData::new((0..54).map(|i| i as f32).collect::<Vec<_>>(), [2, 3, 3, 3]);
+            let mut conv = Conv2d::without_bias(&mut Init::new(0, &device), 3, 2, 3);
+            conv.weight = burn::module::Param::from_tensor(Tensor::from_data(data.clone(), &device));
+            let ready = for_data(conv, DType::F32);
+            assert_eq!(host_values(ready.weight.val()), data.try_into_vec::<f32>().unwrap());
+        }
+    }
+}
