@@ -164,8 +164,12 @@ pub fn keep_kernels_in(folder: &Path) -> Option<PathBuf> {
     {
         use burn_cubecl::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
         use burn_cubecl::cubecl::environment;
-        // Read now: it names a folder, too, and would have the last word where it is read at first use of a device.
-        CubeClRuntimeConfig::get();
+        // Set now: it names a folder, too, and would have the last word where it is read at first use of a device. By itself only what was tuned
+        // is kept, not what was compiled.
+        let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
+        config.compilation.cache = true;
+        // Refused where it was set or read before.
+        let _ = CubeClRuntimeConfig::try_set(config);
         environment::set_root(folder);
         Some(environment::path())
     }

@@ -32,6 +32,8 @@ pub fn replace<M: Module, T>(
         layer: String,
         taken: Vec<(Tensor<1>, T)>,
         shapes: Vec<Option<Shape>>,
+        /// Is where a tensor was.
+        nothing: Option<Tensor<1>>,
     }
     impl<T, F: FnMut(Field<'_>) -> Option<T>> MapTensor for Take<F, T> {
         fn in_layer(&mut self, layer: &str) {
@@ -46,7 +48,7 @@ pub fn replace<M: Module, T>(
             };
             self.taken.push((flat(name, tensor), with));
             self.shapes.push(Some(shape));
-            Tensor::empty([1; D], &device)
+            self.nothing.get_or_insert_with(|| Tensor::empty([1], &device)).clone().reshape([1; D])
         }
     }
     struct Put<S, V>(S, V);
@@ -58,7 +60,7 @@ pub fn replace<M: Module, T>(
             }
         }
     }
-    let mut take = Take { takes, layer: String::new(), taken: Vec::new(), shapes: Vec::new() };
+    let mut take = Take { takes, layer: String::new(), taken: Vec::new(), shapes: Vec::new(), nothing: None };
     let module = params::map(module, &mut take);
     params::map(module, &mut Put(take.shapes.into_iter(), sweep(take.taken).into_iter()))
 }
@@ -68,6 +70,12 @@ pub fn replace<M: Module, T>(
 pub fn for_data<M: Module>(module: M, dtype: DType) -> M {
     let is_conv = |field: Field<'_>| (field.layer == "Conv2d").then_some(());
     replace(module, is_conv, |taken| ops::cast(taken.into_iter().map(|(tensor, ())| tensor).collect(), dtype))
+}
+
+/// The same network in memory of its own, where it stays for the whole run: on GPUs kept apart from what comes and goes. There, room for each
+/// result is searched for among all that lives, and hundreds of small tensors that never make room cost more than the launches do.
+pub fn settled<M: Module>(module: M) -> M {
+    replace(module, |_| Some(()), |taken| ops::copied(taken.into_iter().map(|(tensor, ())| tensor).collect()))
 }
 
 /// The values of the tensor of this name, or of its gradient, in the order of flat tensors.

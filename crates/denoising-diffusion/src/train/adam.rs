@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::sweep;
 use crate::interop::StateDict;
+use crate::nn::ops;
 use crate::nn::params::{self, ParamsError, Role, VisitTensor};
 use crate::nn::sweeps::{self, Field};
 
@@ -124,7 +125,7 @@ impl Adam {
             let (name, gradient) = gradients.next_if(|(of, _)| of == field.name)?;
             let moments = match moments.remove(&name) {
                 Some(moments) => moments.tensors,
-                None => [(); 2].map(|()| Tensor::zeros([field.shape.num_elements()], &gradient.device())),
+                None => zeros(field.shape.num_elements(), &gradient.device()),
             };
             names.push((name, field.shape.to_vec()));
             Some((moments, gradient))
@@ -192,7 +193,8 @@ impl Adam {
             Ok(sweeps::from_rows(of, Tensor::from_floats(host.values.as_slice(), device), shape))
         };
         for (name, shape) in expected.0 {
-            let tensors = [read(&name, "exp_avg", &shape)?, read(&name, "exp_avg_sq", &shape)?];
+            let moments = vec![read(&name, "exp_avg", &shape)?, read(&name, "exp_avg_sq", &shape)?];
+            let tensors = ops::copied(moments).try_into().expect("as many copies");
             adam.moments.insert(name, Moments { tensors, shape });
         }
         if state.names().count() == 2 * adam.moments.len() {
@@ -201,6 +203,11 @@ impl Adam {
         let known = |name: &str| name.rsplit_once(".exp_avg").is_some_and(|(of, _)| adam.moments.contains_key(of));
         Err(ParamsError::Surplus { names: state.names().filter(|name| !known(name)).map(str::to_string).collect() })
     }
+}
+
+/// The moments of a parameter before the first step, where they stay.
+fn zeros(size: usize, device: &Device) -> [Tensor<1>; 2] {
+    device.memory_persistent_allocations((), |()| [(); 2].map(|()| Tensor::zeros([size], device)))
 }
 
 #[cfg(test)]

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use burn::module::Module;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::sweep;
 use crate::interop::StateDict;
-use crate::nn::params::{self, MapTensor, ParamsError, Role, VisitTensor};
+use crate::nn::params::{self, ParamsError, Role, VisitTensor};
 use crate::nn::sweeps::{self, Field};
 use crate::nn::{Eval, EvalMode};
 
@@ -97,13 +97,7 @@ pub struct Ema<M> {
 impl<M: Module> Ema<M> {
     /// An average that starts as a copy of `model`.
     pub fn new(model: &M, config: EmaConfig) -> Self {
-        struct DeepCopy;
-        impl MapTensor for DeepCopy {
-            fn map<const D: usize>(&mut self, _: &str, _: Role, tensor: Tensor<D>) -> Tensor<D> {
-                deep_copy(&tensor)
-            }
-        }
-        Self { average: Some(params::map(model.valid(), &mut DeepCopy)), config, calls: 0 }
+        Self { average: Some(sweeps::settled(model.valid())), config, calls: 0 }
     }
 
     /// To be called after every step of the optimizer.
@@ -153,7 +147,7 @@ impl<M: Module> Ema<M> {
 
     /// The average as it was after `calls` calls.
     pub fn restore(&mut self, state: &StateDict, calls: u64) -> Result<(), ParamsError> {
-        self.average = Some(params::load_state_dict(self.average().clone(), state)?);
+        self.average = Some(sweeps::settled(params::load_state_dict(self.average().clone(), state)?));
         self.calls = calls;
         Ok(())
     }
@@ -177,11 +171,6 @@ fn online_tensors<M: Module>(model: &M) -> BTreeMap<String, (Role, Tensor<1>)> {
     let mut collect = Collect(BTreeMap::new());
     params::visit(model, &mut collect);
     collect.0
-}
-
-/// The same values in storage of their own.
-fn deep_copy<const D: usize>(tensor: &Tensor<D>) -> Tensor<D> {
-    Tensor::from_data(TensorData::new(params::host_values(tensor.clone()), tensor.dims()), &tensor.device())
 }
 
 #[cfg(test)]

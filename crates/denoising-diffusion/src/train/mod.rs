@@ -2,6 +2,7 @@
 //! classifier that guides a network ([`train_classifier`]). Not here: which loss, which network, which sampler.
 
 mod adam;
+mod ahead;
 mod best;
 mod checkpoint;
 mod classifier;

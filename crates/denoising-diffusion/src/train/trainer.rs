@@ -5,11 +5,12 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use thiserror::Error;
 
 use super::adam::{Adam, GradNorm, NamedGradients};
+use super::ahead::Ahead;
 use super::config::TrainConfig;
 use super::ema::{Ema, EmaConfig};
 use super::lr::learning_rate;
-use crate::device::in_pool;
-use crate::diffusion::{Diffusion, Examples};
+use crate::device::{in_pool, is_cpu};
+use crate::diffusion::{Diffusion, Draws, Examples};
 use crate::interop::StateDict;
 use crate::models::Network;
 use crate::nn::dropout;
@@ -32,6 +33,7 @@ pub struct Trainer<M> {
     skipped: u64,
     skipped_in_a_row: u64,
     has_buffers: bool,
+    ahead: Option<Ahead>,
 }
 
 /// What a step did.
@@ -143,6 +145,7 @@ impl<M> Trainer<M> {
     where
         M: Network<D>,
     {
+        let model = if is_cpu(device) { model } else { sweeps::settled(model) };
         Self {
             ema: Ema::new(&model, ema),
             adam: Adam::new(config.adam()),
@@ -154,6 +157,7 @@ impl<M> Trainer<M> {
             step: 0,
             skipped: 0,
             skipped_in_a_row: 0,
+            ahead: None,
         }
     }
 
@@ -214,19 +218,29 @@ impl<M> Trainer<M> {
 
     /// The mean loss of the step, and its gradients with their norm, or what was not finite. The device is waited for at the end, when all
     /// of the step's work lies before it (immiscible noise, which is assigned on the host, waits for the data before).
-    fn gradients<const D: usize>(&self, batches: Vec<Examples<D>>) -> (f64, Result<(NamedGradients, f64), NonFinite>)
+    fn gradients<const D: usize>(
+        &mut self,
+        batches: Vec<Examples<D>>,
+    ) -> (f64, Result<(NamedGradients, f64), NonFinite>)
     where
         M: Network<D>,
     {
         let parts = batches.len() as u64;
+        let mut ahead = self.ahead.take();
         let for_data = self.for_data();
         let model = for_data.as_ref().unwrap_or(self.model());
         let (mut losses, mut sum) = (Vec::with_capacity(batches.len()), NamedGradients::default());
         for (k, examples) in batches.into_iter().enumerate() {
             let data = examples.data.clone();
-            let (loss, gradients) = self.backward(model, examples, self.step * parts + k as u64, parts);
+            let (batch, dims) = (self.step * parts + k as u64, data.dims());
+            let draws = ahead.take().and_then(|ahead| ahead.of(batch, dims)).unwrap_or_else(|| self.draw(batch, dims));
+            let (loss, gradients) = self.backward(model, examples, &draws, batch, parts);
             losses.push((loss, data));
             sum = sum.summed_with(gradients);
+        }
+        if let (false, Some((_, data))) = (is_cpu(&self.device), losses.first()) {
+            let (batch, dims) = ((self.step + 1) * parts, data.dims());
+            self.ahead = Some(Ahead::new(batch, dims, self.draw(batch, dims)));
         }
         let norm = sum.norm();
         let mut total = 0.0;
@@ -252,22 +266,24 @@ impl<M> Trainer<M> {
         (dtype != DType::F32 && !self.has_buffers).then(|| sweeps::for_data(self.model().clone(), dtype))
     }
 
+    /// What chance decides about a batch of shape `dims`.
+    fn draw<const D: usize>(&self, batch: u64, dims: [usize; D]) -> Draws<D> {
+        self.diffusion.draw(self.config.seed, batch * dims[0] as u64, batch, dims, &self.device)
+    }
+
     /// Loss and gradients of one batch, both divided by the number of batches in the step.
     fn backward<const D: usize>(
         &self,
         model: &M,
         examples: Examples<D>,
+        draws: &Draws<D>,
         batch: u64,
         parts: u64,
     ) -> (Tensor<1>, NamedGradients)
     where
         M: Network<D>,
     {
-        let dims = examples.data.dims();
-        let first = batch * dims[0] as u64;
-        let seed = self.config.seed;
-        let draws = self.diffusion.draw(seed, first, batch, dims, &self.device);
-        dropout::seed(&self.device, Stream::new(seed, Purpose::Dropout, batch, 0).next_u64());
+        dropout::seed(&self.device, Stream::new(self.config.seed, Purpose::Dropout, batch, 0).next_u64());
         let to_device = |tensor: Tensor<D>| tensor.to_device(&self.device);
         let examples = Examples {
             data: to_device(examples.data),
@@ -275,7 +291,7 @@ impl<M> Trainer<M> {
             classes: examples.classes,
             vectors: examples.vectors,
         };
-        let loss = self.diffusion.loss(model, examples, &draws).mean() / parts as f64;
+        let loss = self.diffusion.loss(model, examples, draws).mean() / parts as f64;
         let gradients = NamedGradients::take(model, &mut loss.backward());
         (loss.detach(), gradients)
     }
@@ -331,7 +347,7 @@ impl<M> Trainer<M> {
     {
         let model = params::load_state_dict(self.model().clone(), &state.model)?;
         self.adam = Adam::from_state_dict(self.config.adam(), state.adam_steps, &state.adam, &model, &self.device())?;
-        self.model = Some(model);
+        self.model = Some(if is_cpu(&self.device) { model } else { sweeps::settled(model) });
         self.ema.restore(&state.ema, state.ema_calls)?;
         (self.step, self.skipped, self.skipped_in_a_row) = (state.step, state.skipped, state.skipped_in_a_row);
         Ok(())

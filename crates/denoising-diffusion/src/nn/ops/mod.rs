@@ -164,11 +164,33 @@ pub fn pointwise<const D: usize>(f: Pointwise, x: Tensor<D>) -> Tensor<D> {
     y.reshape(dims)
 }
 
+/// The same values in memory that is theirs for the whole run; flat tensors, none of them on the tape.
+pub(crate) fn copied(all: Vec<Tensor<1>>) -> Vec<Tensor<1>> {
+    #[cfg(feature = "cube")]
+    if all.iter().all(cube::takes) {
+        return for_long(all, cube::copied);
+    }
+    let copy = |tensor: Tensor<1>| {
+        let device = tensor.device();
+        Tensor::from_data(tensor.into_data(), &device)
+    };
+    all.into_iter().map(copy).collect()
+}
+
+/// Runs `work` with what it allocates on a device put where it stays, and is found again by its size when it is free.
+#[cfg(feature = "cube")]
+fn for_long(all: Vec<Tensor<1>>, work: impl Fn(Vec<Tensor<1>>) -> Vec<Tensor<1>> + Send) -> Vec<Tensor<1>> {
+    match all.first().map(Tensor::device) {
+        Some(device) => device.memory_persistent_allocations(all, work),
+        None => all,
+    }
+}
+
 /// Flat tensors, none of them on the tape, in another type: on GPUs in few launches.
 pub(crate) fn cast(all: Vec<Tensor<1>>, dtype: DType) -> Vec<Tensor<1>> {
     #[cfg(feature = "cube")]
     if all.iter().all(cube::takes) {
-        return cube::cast(all, dtype);
+        return for_long(all, |all| cube::cast(all, dtype));
     }
     all.into_iter().map(|tensor| tensor.cast(dtype)).collect()
 }

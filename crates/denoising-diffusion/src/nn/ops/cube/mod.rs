@@ -109,6 +109,11 @@ pub fn cast(all: Vec<Tensor<1>>, dtype: DType) -> Vec<Tensor<1>> {
     optim::cast(all.into_iter().map(primitive).collect(), dtype).into_iter().map(tensor::<1>).collect()
 }
 
+/// The same values in memory of their own.
+pub fn copied(all: Vec<Tensor<1>>) -> Vec<Tensor<1>> {
+    optim::copied(all.into_iter().map(primitive).collect()).into_iter().map(tensor::<1>).collect()
+}
+
 /// The sum of squares of each of these flat tensors. The device is waited for once, not for each of them.
 pub fn squared_norms(gradients: &[&Tensor<1>]) -> Vec<f64> {
     let all = gradients.iter().map(|&gradient| primitive(gradient.clone())).collect();

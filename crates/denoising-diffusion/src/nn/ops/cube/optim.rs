@@ -212,6 +212,16 @@ pub(super) fn lerp(all: Vec<[CubeTensor; 2]>, weight: f64) -> Vec<CubeTensor> {
     all.into_iter().map(|[average, _]| average.tensor()).collect()
 }
 
+/// The same values in memory of their own.
+pub(super) fn copied(all: Vec<CubeTensor>) -> Vec<CubeTensor> {
+    lerp(all.into_iter().map(Rows::of).map(|rows| [like(&rows, rows.dtype()), rows.tensor()]).collect(), 1.0)
+}
+
+/// A flat tensor with nothing in it yet.
+fn like(rows: &Rows, dtype: DType) -> CubeTensor {
+    Rows::empty(rows, rows.shape(), dtype).tensor()
+}
+
 /// The same values in tensors of another type.
 pub(super) fn cast(all: Vec<CubeTensor>, dtype: DType) -> Vec<CubeTensor> {
     let (mut done, mut pairs) = (Vec::with_capacity(all.len()), Vec::new());
@@ -219,7 +229,7 @@ pub(super) fn cast(all: Vec<CubeTensor>, dtype: DType) -> Vec<CubeTensor> {
         if rows.dtype() == dtype {
             done.push(Some(rows.tensor()));
         } else {
-            pairs.push([Rows::empty(&rows, rows.shape(), dtype).tensor(), rows.tensor()]);
+            pairs.push([like(&rows, dtype), rows.tensor()]);
             done.push(None);
         }
     }
