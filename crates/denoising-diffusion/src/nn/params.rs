@@ -31,19 +31,30 @@ pub enum ParamsError {
 
 /// The path to the present field.
 #[derive(Debug, Default)]
-struct Path(Vec<Option<String>>);
+pub(super) struct Path {
+    names: Vec<Option<String>>,
+    /// Names of the types that it leads through.
+    layers: Vec<String>,
+}
 
 impl Path {
-    fn enter(&mut self, name: &str, container: &str) {
-        self.0.push((!container.starts_with("Enum:")).then(|| name.to_string()));
+    pub(super) fn enter(&mut self, name: &str, container: &str) {
+        self.names.push((!container.starts_with("Enum:")).then(|| name.to_string()));
+        self.layers.push(container.trim_start_matches("Struct:").to_string());
     }
 
-    fn exit(&mut self) {
-        self.0.pop();
+    pub(super) fn exit(&mut self) {
+        self.names.pop();
+        self.layers.pop();
     }
 
-    fn name(&self) -> String {
-        self.0.iter().flatten().map(String::as_str).collect::<Vec<_>>().join(".")
+    pub(super) fn name(&self) -> String {
+        self.names.iter().flatten().map(String::as_str).collect::<Vec<_>>().join(".")
+    }
+
+    /// The type that the field belongs to.
+    pub(super) fn layer(&self) -> &str {
+        self.layers.last().map_or("", String::as_str)
     }
 }
 
@@ -55,9 +66,6 @@ pub trait VisitTensor {
 /// A function that replaces a floating-point tensor of any rank.
 pub trait MapTensor {
     fn map<const D: usize>(&mut self, name: &str, role: Role, tensor: Tensor<D>) -> Tensor<D>;
-
-    /// Called before with the name of the type that the tensor is a field of.
-    fn in_layer(&mut self, _layer: &str) {}
 }
 
 struct Visiting<'a, V>(Path, &'a mut V);
@@ -76,31 +84,23 @@ impl<V: VisitTensor> ModuleVisitor for Visiting<'_, V> {
     }
 }
 
-struct Mapping<'a, F> {
-    path: Path,
-    /// Names of the types that the path leads through.
-    layers: Vec<String>,
-    mapper: &'a mut F,
-}
+struct Mapping<'a, F>(Path, &'a mut F);
 
 impl<F: MapTensor> ModuleMapper for Mapping<'_, F> {
     fn enter_module(&mut self, name: &str, container: &str) {
-        self.path.enter(name, container);
-        self.layers.push(container.trim_start_matches("Struct:").to_string());
+        self.0.enter(name, container);
     }
 
     fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.exit();
-        self.layers.pop();
+        self.0.exit();
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let (name, role) = (self.path.name(), role(&param));
+        let (name, role) = (self.0.name(), role(&param));
         let (id, tensor, mapper) = param.consume();
         let (autodiff, grad) = (tensor.is_autodiff(), tensor.is_require_grad());
         let plain = if autodiff { tensor.inner() } else { tensor };
-        self.mapper.in_layer(self.layers.last().map_or("", String::as_str));
-        let mapped = self.mapper.map(&name, role, plain);
+        let mapped = self.1.map(&name, role, plain);
         let value = if autodiff { Tensor::from_inner(mapped).set_require_grad(grad) } else { mapped };
         Param::from_mapped_value(id, value, mapper)
     }
@@ -118,7 +118,7 @@ pub fn visit<M: Module>(module: &M, visitor: &mut impl VisitTensor) {
 
 /// Replaces every floating-point tensor; the function sees plain tensors, gradients' requirements are kept.
 pub fn map<M: Module>(module: M, mapper: &mut impl MapTensor) -> M {
-    module.map(&mut Mapping { path: Path::default(), layers: Vec::new(), mapper })
+    module.map(&mut Mapping(Path::default(), mapper))
 }
 
 /// Has Burn draw every parameter that its own layers have so far only promised.

@@ -4,11 +4,11 @@
 //! The order of a flat tensor's values is that of its rows, but for weights of convolutions on GPUs: theirs is channels last, which is how
 //! those convolutions read weights and leave their gradients. A weight that went through here lies so, and is then copied nowhere.
 
-use burn::module::Module;
+use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Shape, Tensor};
 
 use super::ops;
-use super::params::{self, MapTensor, Role};
+use super::params::Path;
 use crate::device::is_cpu;
 
 /// A tensor of a network.
@@ -27,42 +27,69 @@ pub fn replace<M: Module, T>(
     takes: impl FnMut(Field<'_>) -> Option<T>,
     sweep: impl FnOnce(Vec<(Tensor<1>, T)>) -> Vec<Tensor<1>>,
 ) -> M {
-    struct Take<F, T> {
-        takes: F,
-        layer: String,
-        taken: Vec<(Tensor<1>, T)>,
-        shapes: Vec<Option<Shape>>,
-        /// Is where a tensor was.
-        nothing: Option<Tensor<1>>,
-    }
-    impl<T, F: FnMut(Field<'_>) -> Option<T>> MapTensor for Take<F, T> {
-        fn in_layer(&mut self, layer: &str) {
-            self.layer = layer.to_string();
-        }
+    let mut take = Take { path: Path::default(), takes, taken: Vec::new(), places: Vec::new(), nothing: None };
+    let module = module.map(&mut take);
+    module.map(&mut Put { places: take.places.into_iter(), replaced: sweep(take.taken).into_iter() })
+}
 
-        fn map<const D: usize>(&mut self, name: &str, _: Role, tensor: Tensor<D>) -> Tensor<D> {
-            let (shape, device) = (tensor.shape(), tensor.device());
-            let Some(with) = (self.takes)(Field { name, layer: &self.layer, shape: &shape }) else {
-                self.shapes.push(None);
-                return tensor;
-            };
-            self.taken.push((flat(name, tensor), with));
-            self.shapes.push(Some(shape));
-            self.nothing.get_or_insert_with(|| Tensor::empty([1], &device)).clone().reshape([1; D])
-        }
+/// What a tensor that was taken is to be again.
+struct Place {
+    name: String,
+    shape: Shape,
+    autodiff: bool,
+    require_grad: bool,
+}
+
+/// Takes tensors out. Not [`params::map`]: what is left in their places goes on no tape.
+struct Take<F, T> {
+    path: Path,
+    takes: F,
+    taken: Vec<(Tensor<1>, T)>,
+    places: Vec<Option<Place>>,
+    /// Is where a tensor was.
+    nothing: Option<Tensor<1>>,
+}
+
+impl<T, F: FnMut(Field<'_>) -> Option<T>> ModuleMapper for Take<F, T> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
     }
-    struct Put<S, V>(S, V);
-    impl<S: Iterator<Item = Option<Shape>>, V: Iterator<Item = Tensor<1>>> MapTensor for Put<S, V> {
-        fn map<const D: usize>(&mut self, name: &str, _: Role, tensor: Tensor<D>) -> Tensor<D> {
-            match self.0.next().flatten() {
-                Some(shape) => shaped(name, self.1.next().expect("a tensor for each that was taken"), &shape),
-                None => tensor,
-            }
-        }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.exit();
     }
-    let mut take = Take { takes, layer: String::new(), taken: Vec::new(), shapes: Vec::new(), nothing: None };
-    let module = params::map(module, &mut take);
-    params::map(module, &mut Put(take.shapes.into_iter(), sweep(take.taken).into_iter()))
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let name = self.path.name();
+        let (id, tensor, mapper) = param.consume();
+        let shape = tensor.shape();
+        let Some(with) = (self.takes)(Field { name: &name, layer: self.path.layer(), shape: &shape }) else {
+            self.places.push(None);
+            return Param::from_mapped_value(id, tensor, mapper);
+        };
+        let (autodiff, require_grad) = (tensor.is_autodiff(), tensor.is_require_grad());
+        let plain = if autodiff { tensor.inner() } else { tensor };
+        let nothing = self.nothing.get_or_insert_with(|| Tensor::empty([1], &plain.device())).clone();
+        self.taken.push((flat(&name, plain), with));
+        self.places.push(Some(Place { name, shape, autodiff, require_grad }));
+        Param::from_mapped_value(id, nothing.reshape([1; D]), mapper)
+    }
+}
+
+/// Puts others into their places.
+struct Put<P, R> {
+    places: P,
+    replaced: R,
+}
+
+impl<P: Iterator<Item = Option<Place>>, R: Iterator<Item = Tensor<1>>> ModuleMapper for Put<P, R> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let Some(Place { name, shape, autodiff, require_grad }) = self.places.next().flatten() else { return param };
+        let (id, _, mapper) = param.consume();
+        let plain = shaped(&name, self.replaced.next().expect("a tensor for each that was taken"), &shape);
+        let value = if autodiff { Tensor::from_inner(plain).set_require_grad(require_grad) } else { plain };
+        Param::from_mapped_value(id, value, mapper)
+    }
 }
 
 /// A network for data of type `dtype`: weights and biases of [`Conv2d`](super::Conv2d), which are used with data and nowhere else, are of that type, and weights
