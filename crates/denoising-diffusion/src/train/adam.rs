@@ -26,7 +26,15 @@ pub struct AdamConfig {
 /// Gradients of one backward pass, or the sum of several, flat, in the order of the network's fields; of the type of the tensors that the
 /// backward pass was about, sums in f32.
 #[derive(Debug, Default)]
-pub struct NamedGradients(Vec<(String, Tensor<1>)>);
+pub struct NamedGradients(Vec<Named>);
+
+/// The gradient of the parameter of this name and shape, in the order of [`sweeps::flat`].
+#[derive(Clone, Debug)]
+struct Named {
+    name: String,
+    shape: Vec<usize>,
+    gradient: Tensor<1>,
+}
 
 /// The norm of all gradients together, before clipping.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,7 +56,8 @@ impl NamedGradients {
                 if role == Role::Trainable
                     && let Some(gradient) = tensor.grad_remove(self.0)
                 {
-                    self.1.0.push((name.to_string(), sweeps::flat(name, gradient)));
+                    let (shape, gradient) = (gradient.dims().to_vec(), sweeps::flat(name, gradient));
+                    self.1.0.push(Named { name: name.to_string(), shape, gradient });
                 }
             }
         }
@@ -63,15 +72,18 @@ impl NamedGradients {
             return other;
         }
         let f32 = FloatDType::F32;
-        let sum = self.0.into_iter().zip(other.0).map(|((name, a), (_, b))| (name, a.cast(f32) + b.cast(f32)));
+        let sum = self.0.into_iter().zip(other.0).map(|(of, more)| {
+            let gradient = of.gradient.cast(f32) + more.gradient.cast(f32);
+            Named { gradient, ..of }
+        });
         Self(sum.collect())
     }
 
     /// The norm of all gradients together.
     pub fn norm(&self) -> GradNorm {
         let mut sum = 0.0;
-        let gradients: Vec<&Tensor<1>> = self.0.iter().map(|(_, gradient)| gradient).collect();
-        for ((name, _), squared) in self.0.iter().zip(sweep::squared_norms(&gradients)) {
+        let gradients: Vec<&Tensor<1>> = self.0.iter().map(|of| &of.gradient).collect();
+        for (Named { name, .. }, squared) in self.0.iter().zip(sweep::squared_norms(&gradients)) {
             if !squared.is_finite() {
                 return GradNorm::NonFinite { tensor: name.clone() };
             }
@@ -80,9 +92,9 @@ impl NamedGradients {
         GradNorm::Finite(sum.sqrt())
     }
 
-    /// Name and gradient of each tensor.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor<1>)> {
-        self.0.iter().map(|(name, gradient)| (name.as_str(), gradient))
+    /// Name and gradient of each tensor, in the order of its rows.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, Tensor<1>)> {
+        self.0.iter().map(|of| (of.name.as_str(), sweeps::in_rows(&of.name, of.gradient.clone(), &of.shape)))
     }
 }
 
@@ -122,12 +134,12 @@ impl Adam {
         let moments = &mut self.moments;
         let mut names = Vec::new();
         let takes = |field: Field<'_>| {
-            let (name, gradient) = gradients.next_if(|(of, _)| of == field.name)?;
+            let Named { name, shape, gradient } = gradients.next_if(|of| of.name == field.name)?;
             let moments = match moments.remove(&name) {
                 Some(moments) => moments.tensors,
                 None => zeros(field.shape.num_elements(), &gradient.device()),
             };
-            names.push((name, field.shape.to_vec()));
+            names.push((name, shape));
             Some((moments, gradient))
         };
         let mut swept = Vec::new();

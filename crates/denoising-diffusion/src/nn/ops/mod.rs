@@ -66,7 +66,14 @@ macro_rules! dispatch {
 /// Stride 1, "same" zero padding: `x [b, h, w, c_in]`, `weight [c_out, c_in, k, k]` with `k` odd, `bias [c_out]` to
 /// `[b, h, w, c_out]`.
 pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tensor<4> {
-    if on_cpu(&x) { fused::conv2d(x, Resampling::Keep, weight, bias) } else { plain::conv2d(x, weight, bias) }
+    if on_cpu(&x) {
+        return fused::conv2d(x, Resampling::Keep, weight, bias);
+    }
+    #[cfg(feature = "cube")]
+    if let (true, Some(bias)) = (cube::takes(&x), &bias) {
+        return cube::conv2d(x, weight, bias.clone());
+    }
+    plain::conv2d(x, weight, bias)
 }
 
 /// [`conv2d`] of the resampled `x`; [`Resampling::Halve`] needs even sides and `k = 1`. The resampled image is not made.
@@ -74,7 +81,7 @@ pub fn conv2d_resampled(x: Tensor<4>, resampling: Resampling, weight: Tensor<4>,
     if on_cpu(&x) {
         fused::conv2d(x, resampling, weight, bias)
     } else {
-        plain::conv2d_resampled(x, resampling, weight, bias)
+        conv2d(plain::resampled(x, resampling), weight, bias)
     }
 }
 
@@ -85,12 +92,16 @@ pub fn takes_in_parts(x: &Tensor<4>) -> bool {
 
 /// [`conv2d`] of `x` and `skip` side by side along the channels, which are not copied together.
 pub fn conv2d_skip(x: Tensor<4>, skip: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tensor<4> {
-    if on_cpu(&x) { fused::conv2d_skip(x, skip, weight, bias) } else { plain::conv2d_skip(x, skip, weight, bias) }
+    if on_cpu(&x) {
+        fused::conv2d_skip(x, skip, weight, bias)
+    } else {
+        conv2d(Tensor::cat(vec![x, skip], 3), weight, bias)
+    }
 }
 
 /// [`conv2d`] plus `residual [b, h, w, c_out]`.
 pub fn conv2d_add(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, residual: Tensor<4>) -> Tensor<4> {
-    if on_cpu(&x) { fused::conv2d_add(x, weight, bias, residual) } else { plain::conv2d_add(x, weight, bias, residual) }
+    if on_cpu(&x) { fused::conv2d_add(x, weight, bias, residual) } else { conv2d(x, weight, bias) + residual }
 }
 
 /// Where the windows of a convolution lie.

@@ -21,7 +21,7 @@ pub fn to_nhwc(x: Tensor<4>) -> Tensor<4> {
 }
 
 /// `tensor` in the type of `x`: both sides of a product must have the same.
-fn like<const D: usize, const E: usize>(x: &Tensor<D>, tensor: Tensor<E>) -> Tensor<E> {
+pub(super) fn like<const D: usize, const E: usize>(x: &Tensor<D>, tensor: Tensor<E>) -> Tensor<E> {
     tensor.cast(x.dtype())
 }
 
@@ -42,22 +42,30 @@ fn softmax(x: Tensor<4>, dim: usize) -> Tensor<4> {
 pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tensor<4> {
     let (weight, bias) = (like(&x, weight), bias.map(|bias| like(&x, bias)));
     let [_, _, kh, kw] = weight.dims();
-    let options = ConvOptions::new([1, 1], [kh / 2, kw / 2], [1, 1], 1);
-    to_nhwc(conv2d_nchw(to_nchw(x), weight, bias, options))
+    to_nhwc(conv2d_nchw(to_nchw(x), weight, bias, same_padding([kh, kw])))
+}
+
+/// Stride 1, zeros around the image so that it keeps its size under a kernel of this one.
+pub fn same_padding([kh, kw]: [usize; 2]) -> ConvOptions<2> {
+    ConvOptions::new([1, 1], [kh / 2, kw / 2], [1, 1], 1)
 }
 
 /// See [`super::conv2d_resampled`].
 pub fn conv2d_resampled(x: Tensor<4>, resampling: Resampling, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tensor<4> {
+    conv2d(resampled(x, resampling), weight, bias)
+}
+
+/// See [`Resampling`].
+pub fn resampled(x: Tensor<4>, resampling: Resampling) -> Tensor<4> {
     let [b, h, w, c] = x.dims();
-    let x = match resampling {
+    match resampling {
         Resampling::Keep => x,
         Resampling::Halve => {
             let blocks = x.reshape([b, h / 2, 2, w / 2, 2, c]).permute([0, 1, 3, 5, 2, 4]);
             blocks.reshape([b, h / 2, w / 2, 4 * c])
         }
         Resampling::Double => x.reshape([b, h, 1, w, 1, c]).expand([b, h, 2, w, 2, c]).reshape([b, 2 * h, 2 * w, c]),
-    };
-    conv2d(x, weight, bias)
+    }
 }
 
 /// See [`super::conv2d_skip`].

@@ -115,6 +115,83 @@ pub(super) fn sum_columns(parts: &Rows, from: usize, images: usize, like: &Rows)
     sums.tensor()
 }
 
+/// Distances and counts; pitches in vectors.
+#[derive(CubeLaunch, CubeType)]
+struct PartSizes {
+    rows: u32,
+    /// Per row.
+    vectors: u32,
+    rows_per_group: u32,
+    x: u32,
+    cubes: u32,
+}
+
+/// A cube per chunk of rows, whose sums it leaves in a row of `parts`.
+#[cube(launch)]
+fn parts_kernel<F: Float, N: Size>(
+    x: &[Vector<F, N>],
+    parts: &mut [Vector<f32, N>],
+    sizes: &PartSizes,
+    #[comptime] lanes: Lanes,
+    #[define(F)] _dtype: ElemType,
+) {
+    let is_cube = CUBE_POS < sizes.cubes as usize;
+    let lane = UNIT_POS as usize % lanes.units;
+    let group = UNIT_POS as usize / lanes.units;
+    let vectors = sizes.vectors as usize;
+    let first = CUBE_POS * sizes.rows_per_group as usize * lanes.groups + group;
+    let mut sums = Array::<Vector<f32, N>>::new(lanes.vectors);
+    for step in 0..sizes.rows_per_group as usize {
+        let row = first + step * lanes.groups;
+        let is_row = is_cube && row < sizes.rows as usize;
+        #[unroll(lanes.unrolled())]
+        for k in 0..lanes.vectors {
+            let i = lane + k * lanes.units;
+            if is_row && i < vectors {
+                sums[k] += Vector::cast_from(x[row * sizes.x as usize + i]);
+            }
+        }
+    }
+    let mut scratch = Shared::new_slice(comptime!(lanes.units * lanes.groups));
+    #[unroll(lanes.unrolled())]
+    for k in 0..lanes.vectors {
+        let i = lane + k * lanes.units;
+        let sum = sum_over_groups::<N>(sums[k], &mut scratch, lanes);
+        if is_cube && group == 0 && i < vectors {
+            parts[CUBE_POS * vectors + i] = sum;
+        }
+    }
+}
+
+/// A tensor like `like [n]`: the sums over all rows of `x [.., n]`, column by column.
+pub(super) fn sum_rows(x: CubeTensor, like: CubeTensor) -> CubeTensor {
+    let x = Rows::of(x);
+    let (client, rows) = (x.client(), x.count());
+    let width = vector_width(&[x.len], &[&x]);
+    let vectors = x.len / width;
+    let lanes = Lanes::new(&client, vectors);
+    let chunks = Chunks::new(1, rows, lanes.groups);
+    let parts = chunks.empty(&x, x.len);
+    parts_kernel::launch(
+        &client,
+        cube_count(&client, chunks.cubes()),
+        lanes.cube_dim(),
+        width,
+        x.arg(),
+        parts.arg(),
+        PartSizesLaunch::new(
+            rows as u32,
+            vectors as u32,
+            chunks.rows_per_group as u32,
+            x.pitch(width),
+            chunks.cubes() as u32,
+        ),
+        lanes,
+        x.elem(),
+    );
+    sum_columns(&parts, 0, 1, &Rows::of(like))
+}
+
 #[cfg(test)]
 mod tests {
     use super::Chunks;

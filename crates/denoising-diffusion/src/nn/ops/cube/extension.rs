@@ -9,9 +9,9 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::super::Pointwise;
 use super::super::tape::{run, track};
-use super::ops::{Each, GatedAdd, LayerNormScaled, LinearAttention, RmsNorm, RmsNormAdd, RmsNormScaled};
+use super::ops::{BiasedConv, Each, GatedAdd, LayerNormScaled, LinearAttention, RmsNorm, RmsNormAdd, RmsNormScaled};
 use super::rms_norm::{self, Then};
-use super::{gated_add, layer_norm, linear_attention, pointwise};
+use super::{columns, gated_add, layer_norm, linear_attention, pointwise};
 
 /// What the outputs of the kernels look like, for `fusion`.
 #[cfg(feature = "fusion")]
@@ -124,6 +124,10 @@ pub trait CubeKernels: burn::backend::Backend {
         dy: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
+    /// See [`columns::sum_rows`].
+    #[fusion(meta = |_x, like| like.clone())]
+    fn sum_rows(x: FloatTensor<Self>, like: FloatTensor<Self>) -> FloatTensor<Self>;
+
     /// See [`pointwise::forward`].
     #[fusion(meta = |x, _f| x.clone())]
     fn pointwise_forward(x: FloatTensor<Self>, f: Pointwise) -> FloatTensor<Self>;
@@ -195,6 +199,10 @@ impl CubeKernels for CubeBackend {
         linear_attention::backward(qkv, mem_kv, state, dy)
     }
 
+    fn sum_rows(x: CubeTensor, like: CubeTensor) -> CubeTensor {
+        columns::sum_rows(x, like)
+    }
+
     fn pointwise_forward(x: CubeTensor, f: Pointwise) -> CubeTensor {
         pointwise::forward(x, f)
     }
@@ -220,6 +228,7 @@ pub trait CubeOps: burn::backend::Backend {
     ) -> FloatTensor<Self>;
     fn cube_layer_norm_scaled(x: FloatTensor<Self>, scale_shift: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cube_gated_add(x: FloatTensor<Self>, gate: FloatTensor<Self>, residual: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn cube_conv2d(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cube_linear_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cube_pointwise(x: FloatTensor<Self>, f: Pointwise) -> FloatTensor<Self>;
 }
@@ -252,6 +261,10 @@ impl CubeOps for Cube {
 
     fn cube_gated_add(x: FloatTensor<Self>, gate: FloatTensor<Self>, residual: FloatTensor<Self>) -> FloatTensor<Self> {
         run(GatedAdd, [x, gate, residual])
+    }
+
+    fn cube_conv2d(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        run(BiasedConv, [x, weight, bias])
     }
 
     fn cube_linear_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -291,6 +304,10 @@ impl<C: CheckpointStrategy> CubeOps for Autodiff<Cube, C> {
 
     fn cube_gated_add(x: FloatTensor<Self>, gate: FloatTensor<Self>, residual: FloatTensor<Self>) -> FloatTensor<Self> {
         track::<_, C, _, _>(GatedAdd, [x, gate, residual])
+    }
+
+    fn cube_conv2d(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+        track::<_, C, _, _>(BiasedConv, [x, weight, bias])
     }
 
     fn cube_linear_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -27,7 +27,7 @@ use denoising_diffusion_kernels::optim::AdamStep;
 
 use crate::nn::params::host_values;
 
-use super::Pointwise;
+use super::{Pointwise, plain};
 use extension::CubeOps;
 use rms_norm::Then;
 
@@ -79,6 +79,13 @@ pub fn layer_norm_scaled(x: Tensor<4>, scale_shift: Tensor<2>) -> Tensor<4> {
 pub fn gated_add(x: Tensor<4>, gate: Tensor<2>, residual: Tensor<4>) -> Tensor<4> {
     let (x, gate, residual) = (x.into_dispatch(), gate.into_dispatch(), residual.into_dispatch());
     Tensor::from_dispatch(<Dispatch as CubeOps>::cube_gated_add(x, gate, residual))
+}
+
+/// See [`super::conv2d`]; with a bias, whose gradient is a sum over all positions.
+pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>) -> Tensor<4> {
+    let (weight, bias) = (plain::like(&x, weight), plain::like(&x, bias));
+    let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as CubeOps>::cube_conv2d(x, weight, bias))
 }
 
 /// See [`super::linear_attention`].

@@ -1,9 +1,12 @@
 //! What the tape holds: which passes an operation consists of, and what it keeps from one to the other.
 
-use burn::backend::Cube;
+use burn::backend::ops::{FloatTensorOps, ModuleOps};
 use burn::backend::tensor::FloatTensor;
+use burn::backend::{Cube, TensorMetadata};
+use burn::tensor::ops::ConvOptions;
 
 use super::super::Pointwise;
+use super::super::plain::same_padding;
 use super::super::tape::{Device, Kernel};
 use super::extension::CubeKernels;
 use super::rms_norm::Then;
@@ -36,6 +39,11 @@ pub(super) struct LayerNormScaled;
 /// `x` and `residual` `[b, h, w, c]`, `gate [b, c]`.
 #[derive(Clone, Debug)]
 pub(super) struct GatedAdd;
+
+/// `x [b, h, w, c_in]`, `weight [c_out, c_in, kh, kw]`, `bias [c_out]`. Burn's convolution and its gradients, but for that of the bias: Burn copies
+/// the gradient of the result to channels first for it, and sums what are then long rows, few at a time.
+#[derive(Clone, Debug)]
+pub(super) struct BiasedConv;
 
 /// `qkv [b, h, w, 3 heads d]`, `mem_kv [2, heads, d, m]`.
 #[derive(Clone, Debug)]
@@ -111,6 +119,36 @@ impl Kernel<3, Cube> for GatedAdd {
         let (dx, d_gate) = Cube::gated_add_backward(x, gate, dy.clone());
         [Some(dx), Some(d_gate), Some(dy)]
     }
+}
+
+impl Kernel<3, Cube> for BiasedConv {
+    type Saved = [Primitive; 3];
+
+    fn forward(&self, [x, weight, bias]: [Primitive; 3]) -> (Primitive, Self::Saved) {
+        let y = Cube::conv2d(to_nchw(x.clone()), weight.clone(), Some(bias.clone()), options(&weight));
+        (to_nhwc(y), [x, weight, bias])
+    }
+
+    fn backward(&self, [x, weight, bias]: Self::Saved, dy: Primitive, wanted: [bool; 3]) -> [Option<Primitive>; 3] {
+        let [wants_x, wants_weight, wants_bias] = wanted;
+        let (x, d_nchw, options) = (to_nchw(x), to_nchw(dy.clone()), options(&weight));
+        let dx = || Cube::conv2d_x_backward(x.clone(), weight.clone(), d_nchw.clone(), options.clone());
+        let dw = || Cube::conv2d_weight_backward(x.clone(), weight.clone(), d_nchw.clone(), options.clone());
+        [wants_x.then(dx).map(to_nhwc), wants_weight.then(dw), wants_bias.then(|| Cube::sum_rows(dy, bias))]
+    }
+}
+
+fn options(weight: &Primitive) -> ConvOptions<2> {
+    let shape = weight.shape();
+    same_padding([shape[2], shape[3]])
+}
+
+fn to_nchw(x: Primitive) -> Primitive {
+    Cube::float_permute(x, &[0, 3, 1, 2])
+}
+
+fn to_nhwc(x: Primitive) -> Primitive {
+    Cube::float_permute(x, &[0, 2, 3, 1])
 }
 
 impl Kernel<2, Cube> for LinearAttention {

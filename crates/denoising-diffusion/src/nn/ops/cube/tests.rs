@@ -206,6 +206,31 @@ proptest! {
     }
 }
 
+/// The gradient of the bias is ours: few and many positions, channels of all vector widths, more than a group has units.
+#[test]
+fn biased_convolutions() {
+    for (dims, c_out, [kh, kw]) in [
+        ([2, 5, 4, 3], 8, [3, 3]),
+        ([1, 1, 1, 4], 3, [1, 1]),
+        ([3, 1, 33, 6], 10, [1, 3]),
+        ([2, 64, 64, 4], 6, [1, 1]),
+        ([1, 2, 2, 8], 520, [1, 1]),
+    ] {
+        for layout in [Layout::Dense, Layout::Padded, Layout::Permuted] {
+            let others = [[1, c_out * dims[3] * kh * kw], [1, c_out]];
+            let case = Case { dims, layout, images: 0, others: &others, scale: 1.0 };
+            let run = |conv: fn(Tensor<4>, Tensor<4>, Tensor<1>) -> Tensor<4>| {
+                move |mut images: Vec<Tensor<4>>, others: Vec<Tensor<2>>| {
+                    let weight = others[0].clone().reshape([c_out, dims[3], kh, kw]);
+                    conv(images.remove(0), weight, others[1].clone().reshape([c_out]))
+                }
+            };
+            let expected = run(|x, weight, bias| plain::conv2d(x, weight, Some(bias)));
+            case.compare(&format!("conv2d of {dims:?}"), 1, &run(super::conv2d), &expected);
+        }
+    }
+}
+
 /// Compares linear attention over `[b, h, w]` positions.
 fn compare_linear_attention(seed: u64, [b, h, w]: [usize; 3], heads: usize, d: usize, m: usize, layout: Layout) {
     let memory = [[1, 2 * heads * d * m]];
