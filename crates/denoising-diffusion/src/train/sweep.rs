@@ -1,19 +1,20 @@
 //! Elementwise passes over parameters that live for the whole run: Adam, the moving average, the norms of gradients. On the CPU and on GPUs they
 //! run in place through our kernels; elsewhere, and in tests, as plain tensor operations.
 
-#[cfg(feature = "cube")]
+#[cfg(all(feature = "cube", not(feature = "fusion")))]
 use burn::backend::Cube;
 use burn::backend::Flex;
 use burn::tensor::{FloatDType, Tensor};
 use burn_flex::FlexTensor;
 use denoising_diffusion_kernels::optim::{self, AdamStep};
 
-#[cfg(feature = "cube")]
+#[cfg(all(feature = "cube", not(feature = "fusion")))]
 use crate::nn::ops::cube;
+use crate::nn::params::host_values;
 
 /// One Adam step on parameters: of each, weights, both moments and gradient, flat and of one length, to the first three after the step.
 pub fn adam(step: &AdamStep, all: Vec<([Tensor<1>; 3], Tensor<1>)>) -> Vec<[Tensor<1>; 3]> {
-    #[cfg(feature = "cube")]
+    #[cfg(all(feature = "cube", not(feature = "fusion")))]
     if all.iter().all(|(_, gradient)| on_cube(gradient)) {
         return cube::adam(step, all);
     }
@@ -41,7 +42,7 @@ fn adam_plain(step: &AdamStep, [w, m, v]: [Tensor<1>; 3], gradient: Tensor<1>) -
 
 /// `average + weight (w - average)` of each `[average, w]`, flat and of one length; `w` itself with a weight of 1.
 pub fn lerp(all: Vec<[Tensor<1>; 2]>, weight: f64) -> Vec<Tensor<1>> {
-    #[cfg(feature = "cube")]
+    #[cfg(all(feature = "cube", not(feature = "fusion")))]
     if all.iter().all(|[average, _]| on_cube(average)) {
         return cube::lerp(all, weight);
     }
@@ -71,24 +72,21 @@ fn lerp_plain(average: Tensor<1>, w: Tensor<1>, weight: f64) -> Tensor<1> {
 
 /// The sum of squares of each gradient; infinite or NaN if a value is.
 pub fn squared_norms(gradients: &[&Tensor<1>]) -> Vec<f64> {
-    #[cfg(feature = "cube")]
+    #[cfg(all(feature = "cube", not(feature = "fusion")))]
     if gradients.iter().all(|gradient| on_cube(gradient)) {
         return cube::squared_norms(gradients);
     }
-    gradients.iter().map(|gradient| squared_norm(gradient)).collect()
-}
-
-fn squared_norm(gradient: &Tensor<1>) -> f64 {
-    if on_cpu(gradient) {
-        optim::squared_norm(flex(gradient.clone().cast(FloatDType::F32)).storage())
-    } else {
-        squared_norm_plain(gradient)
+    if !gradients.iter().all(|gradient| on_cpu(gradient)) {
+        return squared_norms_plain(gradients);
     }
+    let values = |gradient: &&Tensor<1>| flex((*gradient).clone().cast(FloatDType::F32));
+    gradients.iter().map(|gradient| optim::squared_norm(values(gradient).storage())).collect()
 }
 
-/// [`squared_norm`] in plain tensor operations.
-fn squared_norm_plain(gradient: &Tensor<1>) -> f64 {
-    f64::from(gradient.clone().cast(FloatDType::F32).square().sum().into_scalar::<f32>())
+/// [`squared_norms`] in plain tensor operations; the device is waited for once.
+fn squared_norms_plain(gradients: &[&Tensor<1>]) -> Vec<f64> {
+    let sum = |gradient: &&Tensor<1>| (*gradient).clone().cast(FloatDType::F32).square().sum();
+    host_values(Tensor::cat(gradients.iter().map(sum).collect(), 0)).into_iter().map(f64::from).collect()
 }
 
 fn on_cpu(tensor: &Tensor<1>) -> bool {
@@ -96,7 +94,7 @@ fn on_cpu(tensor: &Tensor<1>) -> bool {
 }
 
 /// Whether the tensor is where our kernels for GPUs are.
-#[cfg(feature = "cube")]
+#[cfg(all(feature = "cube", not(feature = "fusion")))]
 fn on_cube(tensor: &Tensor<1>) -> bool {
     tensor.clone().try_into_primitive::<Cube>().is_ok()
 }
@@ -115,7 +113,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::nn::params::host_values;
 
     fn tensor(values: &[f32]) -> Tensor<1> {
         Tensor::from_floats(values, &Device::flex())
@@ -142,7 +139,7 @@ mod tests {
             prop_assert!(close(lerp_one(w.clone(), g.clone(), weight), lerp_plain(w.clone(), g.clone(), weight)));
             prop_assert_eq!(host_values(lerp_one(w.clone(), g.clone(), 1.0)), host_values(g.clone()));
             prop_assert_eq!(host_values(lerp_plain(w, g.clone(), 1.0)), host_values(g.clone()));
-            let (ours, plain) = (squared_norms(&[&g])[0], squared_norm_plain(&g));
+            let (ours, plain) = (squared_norms(&[&g])[0], squared_norms_plain(&[&g])[0]);
             prop_assert!((ours - plain).abs() <= 1e-4 * plain.max(1.0));
         }
     }

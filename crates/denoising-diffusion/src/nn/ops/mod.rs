@@ -177,7 +177,7 @@ pub fn pointwise<const D: usize>(f: Pointwise, x: Tensor<D>) -> Tensor<D> {
 
 /// The same values in memory that is theirs for the whole run; flat tensors, none of them on the tape.
 pub(crate) fn copied(all: Vec<Tensor<1>>) -> Vec<Tensor<1>> {
-    #[cfg(feature = "cube")]
+    #[cfg(all(feature = "cube", not(feature = "fusion")))]
     if all.iter().all(cube::takes) {
         return for_long(all, cube::copied);
     }
@@ -189,7 +189,7 @@ pub(crate) fn copied(all: Vec<Tensor<1>>) -> Vec<Tensor<1>> {
 }
 
 /// Runs `work` with what it allocates on a device put where it stays, and is found again by its size when it is free.
-#[cfg(feature = "cube")]
+#[cfg(all(feature = "cube", not(feature = "fusion")))]
 fn for_long(all: Vec<Tensor<1>>, work: impl Fn(Vec<Tensor<1>>) -> Vec<Tensor<1>> + Send) -> Vec<Tensor<1>> {
     match all.first().map(Tensor::device) {
         Some(device) => device.memory_persistent_allocations(all, work),
@@ -199,7 +199,7 @@ fn for_long(all: Vec<Tensor<1>>, work: impl Fn(Vec<Tensor<1>>) -> Vec<Tensor<1>>
 
 /// Flat tensors, none of them on the tape, in another type: on GPUs in few launches.
 pub(crate) fn cast(all: Vec<Tensor<1>>, dtype: DType) -> Vec<Tensor<1>> {
-    #[cfg(feature = "cube")]
+    #[cfg(all(feature = "cube", not(feature = "fusion")))]
     if all.iter().all(cube::takes) {
         return for_long(all, |all| cube::cast(all, dtype));
     }
