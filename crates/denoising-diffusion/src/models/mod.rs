@@ -88,7 +88,7 @@ pub trait Network<const D: usize>: Module + Sync {
     fn forward(&self, input: NetworkInput<D>) -> Tensor<D>;
 
     /// Whether [`forward`](Network::forward) works on data in bf16, giving an output in bf16; what is embedded (time, vectors) stays
-    /// f32.
+    /// f32. Weights of [`Conv2d`](crate::nn::Conv2d) may then be bf16 already, so that it is for data only.
     fn takes_bf16(&self) -> bool {
         false
     }

@@ -1,5 +1,5 @@
-//! A network's parameters and buffers by name, as one list, whatever their rank: read to the host, written from the host, or swept
-//! in place. Names are the paths of fields (`downs.0.block1.proj.weight`); the variant of an enum adds nothing to them.
+//! A network's parameters and buffers by name, as one list, whatever their rank: read to the host, written from the host, replaced. Not here: many
+//! of them at once (`nn::sweeps`). Names are the paths of fields (`downs.0.block1.proj.weight`); the variant of an enum adds nothing to them.
 //!
 //! Burn keys optimizer state by identifiers drawn at random in each process; we key everything by name.
 

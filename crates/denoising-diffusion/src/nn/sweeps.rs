@@ -40,7 +40,7 @@ struct Place {
     require_grad: bool,
 }
 
-/// Takes tensors out. Not [`params::map`]: what is left in their places goes on no tape.
+/// Takes tensors out. Not `params::map`: what is left in their places goes on no tape.
 struct Take<F, T> {
     path: Path,
     takes: F,
@@ -92,8 +92,8 @@ impl<P: Iterator<Item = Option<Place>>, R: Iterator<Item = Tensor<1>>> ModuleMap
     }
 }
 
-/// A network for data of type `dtype`: weights and biases of [`Conv2d`](super::Conv2d), which are used with data and nowhere else, are of that type, and weights
-/// lie as the device's convolutions read them. They would otherwise be converted at each use, in a launch each.
+/// A network for data of type `dtype`: weights and biases of [`Conv2d`](super::Conv2d), which are used with data and nowhere else, are of that
+/// type, and weights lie as the device's convolutions read them. They would otherwise be converted at each use, in a launch each.
 pub fn for_data<M: Module>(module: M, dtype: DType) -> M {
     let is_conv = |field: Field<'_>| (field.layer == "Conv2d").then_some(());
     replace(module, is_conv, |taken| ops::cast(taken.into_iter().map(|(tensor, ())| tensor).collect(), dtype))

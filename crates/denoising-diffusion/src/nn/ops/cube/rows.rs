@@ -60,6 +60,7 @@ impl Rows {
     }
 
     /// Whether nobody else holds it.
+    #[cfg(not(feature = "fusion"))]
     pub(super) fn can_mut(&self) -> bool {
         self.tensor.can_mut()
     }
