@@ -48,6 +48,7 @@ impl Lanes {
     }
 
     /// For one sum per cube.
+    #[cfg(not(feature = "fusion"))]
     pub(super) fn whole_cube(client: &Client) -> Self {
         Self { units: most_units(client), groups: 1, vectors: 1, in_plane: false }
     }
