@@ -67,6 +67,10 @@ test-device DEVICE *TESTS:
     DDPM_TEST_DEVICE={{DEVICE}} cargo test --features denoising-diffusion/{{DEVICE}} -p denoising-diffusion --lib -- --test-threads 1 cube:: on_gpus
     DDPM_TEST_DEVICE={{DEVICE}} cargo test --features denoising-diffusion/{{DEVICE}} -p denoising-diffusion --test reference -- --test-threads 1 {{TESTS}}
 
+# Launches and host time of a training step on CUDA, without a GPU (needs `cargo build --release --features cuda` and a C compiler)
+dry-cuda *ARGS:
+    tools/gpu/dry/run target/release/ddpm {{ARGS}}
+
 # Mixed precision on a GPU that computes in bf16: `just test-bf16 cuda`
 test-bf16 DEVICE:
     DDPM_TEST_DEVICE={{DEVICE}} cargo test --features denoising-diffusion/{{DEVICE}} -p denoising-diffusion --test precision -- --test-threads 1

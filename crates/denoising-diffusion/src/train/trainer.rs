@@ -217,7 +217,8 @@ impl<M> Trainer<M> {
     }
 
     /// The mean loss of the step, and its gradients with their norm, or what was not finite. The device is waited for at the end, when all
-    /// of the step's work lies before it (immiscible noise, which is assigned on the host, waits for the data before).
+    /// of the step's work lies before it (immiscible noise, which is assigned on the host, waits for the data before) and, where the device is
+    /// not the host, what the next step needs was drawn.
     fn gradients<const D: usize>(
         &mut self,
         batches: Vec<Examples<D>>,
