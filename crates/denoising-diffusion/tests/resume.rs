@@ -3,6 +3,8 @@
 #[path = "common/device.rs"]
 mod device;
 
+use std::sync::Mutex;
+
 use burn::tensor::Device;
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig};
 use denoising_diffusion::interop::StateDict;
@@ -11,6 +13,9 @@ use denoising_diffusion::nn::Init;
 use denoising_diffusion::noise::{Purpose, normal_batch};
 use denoising_diffusion::train::{EmaConfig, TrainConfig, Trainer};
 use device::test_device;
+
+/// Dropout draws from one generator per process: one training at a time.
+static ALONE: Mutex<()> = Mutex::new(());
 
 fn trainer(seed: u64, dropout: f64, device: &Device) -> Trainer<Unet> {
     let config = UnetConfig { dim: 8, dim_mults: vec![1, 2], channels: 1, dropout, ..UnetConfig::default() };
@@ -37,6 +42,7 @@ fn bits(state: &StateDict) -> Vec<(String, Vec<u32>)> {
 
 #[test]
 fn a_resumed_training_gives_the_same_bits() {
+    let _alone = ALONE.lock();
     let device = test_device();
     let new = |seed| trainer(seed, 0.1, &device);
     let (mut whole, mut begun, mut resumed) = (new(1), new(1), new(2));
@@ -55,6 +61,7 @@ fn a_resumed_training_gives_the_same_bits() {
 /// Without dropout, which each device draws by itself.
 #[test]
 fn a_training_goes_on_on_another_device() {
+    let _alone = ALONE.lock();
     let (here, there) = (test_device(), Device::flex());
     let mut begun = trainer(1, 0.0, &here);
     train(&mut begun, 0..2);
