@@ -109,13 +109,16 @@ impl<M: Module> Ema<M> {
             Update::Copy => None,
             Update::Lerp { decay } => Some(1.0 - decay),
         };
+        let copies_buffers = self.config.ema_buffers == BufferPolicy::Copy;
+        let is_copied = |role: Role| weight.is_none() || role == Role::Buffer && copies_buffers;
         let mut online = online_tensors(model);
         for copied in [false, true] {
+            if !online.values().any(|(role, _)| is_copied(*role) == copied) {
+                continue;
+            }
             let takes = |field: Field<'_>| {
                 let (role, _) = online.get(field.name)?;
-                let is_copied =
-                    weight.is_none() || *role == Role::Buffer && self.config.ema_buffers == BufferPolicy::Copy;
-                if is_copied == copied { online.remove(field.name).map(|(_, tensor)| tensor) } else { None }
+                if is_copied(*role) == copied { online.remove(field.name).map(|(_, tensor)| tensor) } else { None }
             };
             let weight = if copied { 1.0 } else { weight.unwrap_or(1.0) };
             let sweep = |taken: Vec<(Tensor<1>, Tensor<1>)>| {
