@@ -145,20 +145,21 @@ fn is_kernel(name: &str, rank: usize, device: &Device) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use burn::tensor::{FloatDType, TensorData};
 
     use super::*;
     use crate::nn::params::host_values;
     use crate::nn::{Conv2d, Init, Linear};
 
+    /// The CPU, and the device of the tests of GPU kernels if there is one.
     #[cfg(feature = "cube")]
-    fn devices() -> Vec<Device> {
+    pub(crate) fn devices() -> Vec<Device> {
         std::iter::once(Device::flex()).chain(crate::nn::ops::cube::tests::test_device()).collect()
     }
 
     #[cfg(not(feature = "cube"))]
-    fn devices() -> Vec<Device> {
+    pub(crate) fn devices() -> Vec<Device> {
         vec![Device::flex()]
     }
 
