@@ -49,22 +49,40 @@ pub(crate) fn some_indices(len: usize) -> Vec<usize> {
     (0..len).step_by(len.div_ceil(12).max(1) | 1).collect()
 }
 
+/// A derivative of a sum, and how large what is summed is: rounding every term changes the sum by about that.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slope {
+    pub(crate) value: f64,
+    /// The root of the sum of the terms' squares.
+    pub(crate) terms: f64,
+}
+
 /// d(sum of dy y) / d(values) at `indices`, where `f` gives y, by central differences in f64.
-pub(crate) fn numeric(values: &[f64], dy: &[f32], indices: &[usize], f: impl Fn(&[f64]) -> Vec<f64>) -> Vec<f64> {
-    let loss = |values: &[f64]| f(values).iter().zip(dy).map(|(y, &d)| y * f64::from(d)).sum::<f64>();
+pub(crate) fn numeric(values: &[f64], dy: &[f32], indices: &[usize], f: impl Fn(&[f64]) -> Vec<f64>) -> Vec<Slope> {
     let h = 3e-5;
     let mut moved = values.to_vec();
     let mut at = |i: usize, x: f64| {
         moved[i] = x;
-        let loss = loss(&moved);
+        let y = f(&moved);
         moved[i] = values[i];
-        loss
+        y
     };
-    indices.iter().map(|&i| (at(i, values[i] + h) - at(i, values[i] - h)) / (2.0 * h)).collect()
+    let mut slope = |i: usize| {
+        let (above, below) = (at(i, values[i] + h), at(i, values[i] - h));
+        let terms = || above.iter().zip(&below).zip(dy).map(|((a, b), &d)| (a - b) / (2.0 * h) * f64::from(d));
+        Slope { value: terms().sum(), terms: terms().map(|t| t * t).sum::<f64>().sqrt() }
+    };
+    indices.iter().map(|&i| slope(i)).collect()
 }
 
-/// Panics unless the values at `indices` are close to the exact ones, as [`assert_close`].
+/// Panics unless the values at `indices` are within `tolerance` of the exact ones, relative to the largest of 1, the exact values and
+/// their terms.
 #[track_caller]
-pub(crate) fn assert_some_close(values: &[f32], indices: &[usize], exact: &[f64], tolerance: f64) {
-    assert_close(&indices.iter().map(|&i| values[i]).collect::<Vec<_>>(), exact, tolerance);
+pub(crate) fn assert_some_close(values: &[f32], indices: &[usize], exact: &[Slope], tolerance: f64) {
+    assert_eq!(indices.len(), exact.len());
+    let scale = exact.iter().fold(1.0f64, |m, slope| m.max(slope.value.abs()).max(slope.terms));
+    for (&i, slope) in indices.iter().zip(exact) {
+        let error = (f64::from(values[i]) - slope.value).abs() / scale;
+        assert!(error <= tolerance, "value {i}: {} instead of {slope:?}, error {error:e} of scale {scale}", values[i]);
+    }
 }

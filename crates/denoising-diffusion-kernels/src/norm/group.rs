@@ -8,13 +8,17 @@
 //! the cache and are put together in f64 (Chan, Golub & LeVeque 1983), so that a large mean costs no accuracy.
 
 use super::group_rows;
+use super::sums::sum_rows;
 use crate::activation::Activation;
 use crate::par::{ELEMENTS_PER_TASK, Scratch, Shared, for_each_task, task_range};
 use crate::simd::Isa;
 use std::ops::Range;
 
-/// Most positions whose sums are f32.
+/// Most positions of a task.
 const ROWS_PER_TASK: usize = 512;
+
+/// Rows of a task's statistics: centres near the means of its columns, and the sums of x - centre and of its square.
+const STATS: usize = 3;
 
 /// Sizes of a normalised activation `[batch, positions, channels]`, its groups, and what is added to variances.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -185,7 +189,19 @@ pub(super) fn backward_with(
         // SAFETY: ranges of different tasks are disjoint.
         unsafe {
             let (dx, sums) = (dx.part(range.clone()), out.part(task * 2 * c..(task + 1) * 2 * c));
-            group_rows::outer_grad(isa, &x[range.clone()], &dy[range], c, map, activation, dx, sums);
+            let (x, dy) = (&x[range.clone()], &dy[range]);
+            sum_rows(x.len(), c, sums, |part, sums| {
+                group_rows::outer_grad(
+                    isa,
+                    &x[part.clone()],
+                    &dy[part.clone()],
+                    c,
+                    map,
+                    activation,
+                    &mut dx[part],
+                    sums,
+                );
+            });
         }
     });
     let corrections = reduce(shape, affine, &maps, &sums, grads.g, grads.b, grads.scale_shift);
@@ -207,18 +223,20 @@ pub(super) const MAP: usize = 5;
 /// Every image's map, `[batch, MAP, channels]`.
 fn maps(isa: Isa, shape: &GroupNormShape, x: &[f32], affine: GroupNormAffine<'_>) -> Scratch {
     let (c, blocks) = (shape.channels, shape.blocks());
-    let mut parts = Scratch::new(shape.batch * blocks * group_rows::STATS * c);
+    let mut parts = Scratch::new(shape.batch * blocks * STATS * c);
     let all = Shared::new(&mut parts);
     for_each_task(shape.batch * blocks, |task| {
         // SAFETY: every task has its own part.
         unsafe {
-            let part = all.part(task * group_rows::STATS * c..(task + 1) * group_rows::STATS * c);
-            group_rows::statistics(isa, &x[shape.range(task)], c, part);
+            let part = all.part(task * STATS * c..(task + 1) * STATS * c);
+            let (x, (centre, sums)) = (&x[shape.range(task)], part.split_at_mut(c));
+            group_rows::centres(isa, x, centre);
+            sum_rows(x.len(), c, sums, |part, sums| group_rows::moments(isa, &x[part], centre, sums));
         }
     });
     let mut maps = Scratch::new(shape.batch * MAP * c);
     for (image, map) in maps.chunks_exact_mut(MAP * c).enumerate() {
-        let parts = &parts[image * blocks * group_rows::STATS * c..][..blocks * group_rows::STATS * c];
+        let parts = &parts[image * blocks * STATS * c..][..blocks * STATS * c];
         for group in 0..shape.groups {
             let channels = task_range(group, c / shape.groups, c);
             let (mean, variance) = group_statistics(shape, parts, channels.clone());
@@ -246,7 +264,7 @@ fn group_statistics(shape: &GroupNormShape, parts: &[f32], channels: Range<usize
     let c = shape.channels;
     // Of every task and channel: how many values, their mean, and the sum of squares about it.
     let columns = || {
-        parts.chunks_exact(group_rows::STATS * c).enumerate().flat_map(|(task, part)| {
+        parts.chunks_exact(STATS * c).enumerate().flat_map(|(task, part)| {
             let rows = shape.task(task).1.len() as f64;
             channels.clone().map(move |k| {
                 let [centre, sum, squares] = [part[k], part[c + k], part[2 * c + k]].map(f64::from);

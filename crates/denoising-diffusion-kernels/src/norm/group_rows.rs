@@ -4,9 +4,6 @@ use super::rows::{load, store};
 use crate::activation::{Activation, silu, silu_slope};
 use crate::simd::{Simd, simd_fn};
 
-/// Rows of what [`statistics`] fills.
-pub(super) const STATS: usize = 3;
-
 /// Rows that one pass over the columns takes in, to load and store sums less often.
 const ROWS: usize = 4;
 
@@ -36,19 +33,30 @@ macro_rules! for_tiles {
 }
 
 simd_fn! {
-    /// Of every channel: a centre near its mean, and the sums of x - centre and of its square.
+    /// Of every channel a centre near its mean.
     ///
     /// # Safety
-    /// `x` holds whole rows of `c` values, at least one; `stats` holds [`STATS`] rows.
-    pub(super) unsafe fn statistics<S>(x: &[f32], c: usize, stats: &mut [f32]) {
-        debug_assert!(!x.is_empty() && stats.len() == STATS * c);
-        stats.fill(0.0);
-        let (count, x, stats) = (x.len() / c, x.as_ptr(), stats.as_mut_ptr());
-        for_tiles!(count, c, sum_tile::<S>, |row, k, n| (x.add(row * c + k), c, n, stats.add(k)));
-        for k in 0..c {
-            *stats.add(k) /= count as f32;
-        }
-        for_tiles!(count, c, moments_tile::<S>, |row, k, n| (x.add(row * c + k), c, n, stats.add(k)));
+    /// `x` holds whole rows of `centre.len()` values, at least one.
+    pub(super) unsafe fn centres<S>(x: &[f32], centre: &mut [f32]) {
+        debug_assert!(!x.is_empty());
+        centre.fill(0.0);
+        let c = centre.len();
+        let (count, x, sum) = (x.len() / c, x.as_ptr(), centre.as_mut_ptr());
+        for_tiles!(count, c, sum_tile::<S>, |row, k, n| (x.add(row * c + k), c, n, sum.add(k)));
+        centre.iter_mut().for_each(|sum| *sum /= count as f32);
+    }
+}
+
+simd_fn! {
+    /// sums[0] += x - centre, sums[1] += (x - centre)^2, of every channel.
+    ///
+    /// # Safety
+    /// `x` holds whole rows of `centre.len()` values, `sums` has two.
+    pub(super) unsafe fn moments<S>(x: &[f32], centre: &[f32], sums: &mut [f32]) {
+        let c = centre.len();
+        debug_assert!(sums.len() == 2 * c);
+        let (count, x, centre, sums) = (x.len() / c, x.as_ptr(), centre.as_ptr(), sums.as_mut_ptr());
+        for_tiles!(count, c, moments_tile::<S>, |row, k, n| (x.add(row * c + k), c, n, centre.add(k), sums.add(k)));
     }
 }
 
@@ -64,16 +72,22 @@ unsafe fn sum_tile<S: Simd, const R: usize, const WHOLE: bool>(x: *const f32, c:
 }
 
 #[inline(always)]
-unsafe fn moments_tile<S: Simd, const R: usize, const WHOLE: bool>(x: *const f32, c: usize, n: usize, stats: *mut f32) {
+unsafe fn moments_tile<S: Simd, const R: usize, const WHOLE: bool>(
+    x: *const f32,
+    c: usize,
+    n: usize,
+    centre: *const f32,
+    sums: *mut f32,
+) {
     unsafe {
-        let centre = load::<S, WHOLE>(stats, n);
-        let (mut sum, mut squares) = (load::<S, WHOLE>(stats.add(c), n), load::<S, WHOLE>(stats.add(2 * c), n));
+        let centre = load::<S, WHOLE>(centre, n);
+        let (mut sum, mut squares) = (load::<S, WHOLE>(sums, n), load::<S, WHOLE>(sums.add(c), n));
         for row in 0..R {
             let d = S::sub(load::<S, WHOLE>(x.add(row * c), n), centre);
             (sum, squares) = (S::add(sum, d), S::fma(d, d, squares));
         }
-        store::<S, WHOLE>(stats.add(c), sum, n);
-        store::<S, WHOLE>(stats.add(2 * c), squares, n);
+        store::<S, WHOLE>(sums, sum, n);
+        store::<S, WHOLE>(sums.add(c), squares, n);
     }
 }
 

@@ -95,10 +95,10 @@ proptest! {
         for isa in Isa::all() {
             let [y, got_dx, got_dg, got_db, got_dm] = case.run(isa, &s, activation);
             assert_close(&y, &exact, 1e-6);
-            assert_some_close(&got_dx, &of_x, &dx, 3e-6);
-            assert_some_close(&got_dg, &of_c, &dg, 3e-6);
-            assert_some_close(&got_db, &of_c, &db, 3e-6);
-            assert_some_close(&got_dm, &of_m, &dm, 3e-6);
+            assert_some_close(&got_dx, &of_x, &dx, 1e-6);
+            assert_some_close(&got_dg, &of_c, &dg, 1e-6);
+            assert_some_close(&got_db, &of_c, &db, 1e-6);
+            assert_some_close(&got_dm, &of_m, &dm, 1e-6);
         }
     }
 }

@@ -9,6 +9,7 @@
 
 use super::RmsNormShape as RowShape;
 use super::rows::{load, store};
+use super::sums::sum_rows;
 use crate::par::{Scratch, Shared, for_each_task, task_range};
 use crate::simd::{Isa, Simd, simd_fn};
 
@@ -101,7 +102,10 @@ pub(super) fn norm_grad_with(
         // SAFETY: as in `norm_with`; each task has sums of its own.
         unsafe {
             let (dx, sums) = (dx.part(range.clone()), out.part(task * 2 * c..(task + 1) * 2 * c));
-            norm_grad_rows(isa, &x[range.clone()], &dy[range], scale, eps, dx, sums);
+            let (x, dy) = (&x[range.clone()], &dy[range]);
+            sum_rows(x.len(), c, sums, |part, sums| {
+                norm_grad_rows(isa, &x[part.clone()], &dy[part.clone()], scale, eps, &mut dx[part], sums);
+            });
         }
     });
     sum_tasks(shape, &sums, dscale_shift);
@@ -141,7 +145,10 @@ pub(super) fn gate_grad_with(
         // SAFETY: as in `norm_grad_with`.
         unsafe {
             let (dx, sums) = (dx.part(range.clone()), out.part(task * c..(task + 1) * c));
-            gate_grad_rows(isa, &x[range.clone()], &dy[range], gate, dx, sums);
+            let (x, dy) = (&x[range.clone()], &dy[range]);
+            sum_rows(x.len(), c, sums, |part, sums| {
+                gate_grad_rows(isa, &x[part.clone()], &dy[part.clone()], gate, &mut dx[part], sums);
+            });
         }
     });
     sum_tasks(shape, &sums, dgate);

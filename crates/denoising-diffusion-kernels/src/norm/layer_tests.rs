@@ -54,13 +54,13 @@ proptest! {
             norm_with(isa, &s, &x, &m, EPS, &mut y);
             assert_close(&y, &norm64(&s, &x64, &m64), 2e-6);
             norm_grad_with(isa, &s, &x, &m, EPS, &dy, &mut dx, &mut dm);
-            assert_some_close(&dx, &of_x, &dx64, 3e-6);
-            assert_some_close(&dm, &of_m, &dm64, 3e-6);
+            assert_some_close(&dx, &of_x, &dx64, 1e-6);
+            assert_some_close(&dm, &of_m, &dm64, 1e-6);
             gate_with(isa, &s, &x, gate, &r, &mut y);
             assert_close(&y, &gate64(&s, &x64, &gate64_, &r64), 1e-6);
             gate_grad_with(isa, &s, &x, gate, &dy, &mut dx, &mut dgate);
-            assert_some_close(&dx, &of_x, &gate_dx64, 3e-6);
-            assert_some_close(&dgate, &of_gate, &dgate64, 3e-6);
+            assert_some_close(&dx, &of_x, &gate_dx64, 1e-6);
+            assert_some_close(&dgate, &of_gate, &dgate64, 1e-6);
         }
     }
 }

@@ -17,6 +17,7 @@ mod layer;
 #[cfg(test)]
 mod layer_tests;
 mod rows;
+mod sums;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +27,7 @@ pub use layer::{gated_add_backward, gated_add_forward, layer_norm_backward, laye
 use crate::activation::Activation;
 use crate::par::{ELEMENTS_PER_TASK, Scratch, Shared, for_each_task, task_range};
 use crate::simd::Isa;
+use sums::sum_rows;
 
 /// Sizes of a normalised activation `[batch, positions, channels]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,7 +174,10 @@ fn backward_with(
         // SAFETY: ranges of different tasks are disjoint.
         unsafe {
             let (dx, sums) = (dx.part(range.clone()), out.part(task * 2 * c..(task + 1) * 2 * c));
-            rows::backward(isa, &x[range.clone()], &dy[range], gain, shift, activation, dx, sums);
+            let (x, dy) = (&x[range.clone()], &dy[range]);
+            sum_rows(x.len(), c, sums, |part, sums| {
+                rows::backward(isa, &x[part.clone()], &dy[part.clone()], gain, shift, activation, &mut dx[part], sums);
+            });
         }
     });
     reduce(shape, &sums, g, scale_shift, grads.g, grads.scale_shift);

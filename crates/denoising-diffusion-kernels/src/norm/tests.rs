@@ -56,10 +56,10 @@ proptest! {
             let mut dm = scale_shift.clone();
             let grads = RmsNormGrads { x: &mut dx, g: &mut dg, scale_shift: dm.as_deref_mut() };
             backward_with(isa, &s, &x, &g, scale_shift.as_deref(), activation, &dy, grads);
-            assert_some_close(&dx, &of_x, &dx64, 3e-6);
-            assert_some_close(&dg, &of_g, &dg64, 3e-6);
+            assert_some_close(&dx, &of_x, &dx64, 1e-6);
+            assert_some_close(&dg, &of_g, &dg64, 1e-6);
             if let (Some(dm), Some(exact)) = (dm, &dm64) {
-                assert_some_close(&dm, &of_m, exact, 3e-6);
+                assert_some_close(&dm, &of_m, exact, 1e-6);
             }
         }
     }
