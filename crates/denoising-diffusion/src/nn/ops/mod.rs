@@ -209,7 +209,14 @@ pub(crate) fn cast(all: Vec<Tensor<1>>, dtype: DType) -> Vec<Tensor<1>> {
 /// `softmax(q k^T / sqrt(d)) v` per head, over memory and positions: `qkv [b, h, w, 3 heads d]`, `mem_kv [2, heads, m, d]` to
 /// `[b, h, w, heads d]`. The matrix of all pairs of positions never exists as a whole. `m` may be 0.
 pub fn attention(qkv: Tensor<4>, mem_kv: Tensor<4>) -> Tensor<4> {
-    if on_cpu(&qkv) { fused::full_attention(qkv, mem_kv) } else { plain::attention(qkv, mem_kv) }
+    if on_cpu(&qkv) {
+        return fused::full_attention(qkv, mem_kv);
+    }
+    #[cfg(feature = "cube")]
+    if cube::takes_attention(&qkv, mem_kv.dims()[3]) {
+        return cube::attention(qkv, mem_kv);
+    }
+    plain::attention(qkv, mem_kv)
 }
 
 /// `context = softmax_n(k) v^T`, `out = context^T softmax_d(q) / sqrt(d)` per head, over memory and positions:

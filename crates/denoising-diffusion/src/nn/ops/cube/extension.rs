@@ -9,9 +9,11 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::super::Pointwise;
 use super::super::tape::{run, track};
-use super::ops::{BiasedConv, Each, GatedAdd, LayerNormScaled, LinearAttention, RmsNorm, RmsNormAdd, RmsNormScaled};
+use super::ops::{
+    Attention, BiasedConv, Each, GatedAdd, LayerNormScaled, LinearAttention, RmsNorm, RmsNormAdd, RmsNormScaled,
+};
 use super::rms_norm::{self, Then};
-use super::{columns, gated_add, layer_norm, linear_attention, pointwise};
+use super::{attention, columns, gated_add, layer_norm, linear_attention, pointwise};
 
 /// What the outputs of the kernels look like, for `fusion`.
 #[cfg(feature = "fusion")]
@@ -27,8 +29,17 @@ mod shapes {
         (x.clone(), TensorSpec::new([rows].into(), DType::F32))
     }
 
-    /// The result of linear attention, and what is kept.
+    /// The result of attention, and what is kept.
     pub(super) fn attended(qkv: &TensorSpec, mem_kv: &TensorSpec) -> (TensorSpec, TensorSpec) {
+        let (heads, dim) = (mem_kv.shape[1], mem_kv.shape[3]);
+        let mut shape = qkv.shape.clone();
+        let state = [shape[0] * heads, 2 * shape[1] * shape[2]].into();
+        shape[3] = heads * dim;
+        (TensorSpec::new(shape, qkv.dtype), TensorSpec::new(state, DType::F32))
+    }
+
+    /// The result of linear attention, and what is kept.
+    pub(super) fn linearly_attended(qkv: &TensorSpec, mem_kv: &TensorSpec) -> (TensorSpec, TensorSpec) {
         let (heads, dim) = (mem_kv.shape[1], mem_kv.shape[2]);
         let mut shape = qkv.shape.clone();
         let state = [shape[0] * heads, state_rows(dim) * dim].into();
@@ -108,8 +119,22 @@ pub trait CubeKernels: burn::backend::Backend {
         dy: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// See [`linear_attention::forward`].
+    /// See [`attention::forward`].
     #[fusion(meta = |qkv, mem_kv| shapes::attended(qkv, mem_kv))]
+    fn attention_forward(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`attention::backward`].
+    #[fusion(meta = |qkv, mem_kv, _y, _state, _dy| (qkv.clone(), mem_kv.clone()))]
+    fn attention_backward(
+        qkv: FloatTensor<Self>,
+        mem_kv: FloatTensor<Self>,
+        y: FloatTensor<Self>,
+        state: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`linear_attention::forward`].
+    #[fusion(meta = |qkv, mem_kv| shapes::linearly_attended(qkv, mem_kv))]
     fn linear_attention_forward(
         qkv: FloatTensor<Self>,
         mem_kv: FloatTensor<Self>,
@@ -186,6 +211,20 @@ impl CubeKernels for CubeBackend {
         gated_add::backward(x, gate, dy)
     }
 
+    fn attention_forward(qkv: CubeTensor, mem_kv: CubeTensor) -> (CubeTensor, CubeTensor) {
+        attention::forward(qkv, mem_kv)
+    }
+
+    fn attention_backward(
+        qkv: CubeTensor,
+        mem_kv: CubeTensor,
+        y: CubeTensor,
+        state: CubeTensor,
+        dy: CubeTensor,
+    ) -> (CubeTensor, CubeTensor) {
+        attention::backward(qkv, mem_kv, y, state, dy)
+    }
+
     fn linear_attention_forward(qkv: CubeTensor, mem_kv: CubeTensor) -> (CubeTensor, CubeTensor) {
         linear_attention::forward(qkv, mem_kv)
     }
@@ -229,6 +268,7 @@ pub trait CubeOps: burn::backend::Backend {
     fn cube_layer_norm_scaled(x: FloatTensor<Self>, scale_shift: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cube_gated_add(x: FloatTensor<Self>, gate: FloatTensor<Self>, residual: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cube_conv2d(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn cube_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cube_linear_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cube_pointwise(x: FloatTensor<Self>, f: Pointwise) -> FloatTensor<Self>;
 }
@@ -265,6 +305,10 @@ impl CubeOps for Cube {
 
     fn cube_conv2d(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
         run(BiasedConv, [x, weight, bias])
+    }
+
+    fn cube_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self> {
+        run(Attention, [qkv, mem_kv])
     }
 
     fn cube_linear_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -308,6 +352,10 @@ impl<C: CheckpointStrategy> CubeOps for Autodiff<Cube, C> {
 
     fn cube_conv2d(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
         track::<_, C, _, _>(BiasedConv, [x, weight, bias])
+    }
+
+    fn cube_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self> {
+        track::<_, C, _, _>(Attention, [qkv, mem_kv])
     }
 
     fn cube_linear_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -5,6 +5,7 @@
 //! A kernel reads each value once per pass where it can, computes in f32 and takes f32, bf16 and f16. None waits for the device or asks it anything:
 //! launches depend on shapes alone, and sums are added in an order that the shape decides.
 
+mod attention;
 mod columns;
 mod extension;
 mod gated_add;
@@ -37,6 +38,15 @@ pub use sweeps::{adam, cast, copied, lerp, squared_norms};
 pub fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {
     matches!(tensor.device().inner().as_dispatch(), DispatchDevice::Cube(_))
         && matches!(tensor.dtype(), DType::F32 | DType::BF16 | DType::F16)
+}
+
+/// Whether [`attention`] can take these queries, keys and values of heads of `dim` channels, and is faster than plain operations.
+pub fn takes_attention(qkv: &Tensor<4>, dim: usize) -> bool {
+    let [_, h, w, _] = qkv.dims();
+    match qkv.device().inner().as_dispatch() {
+        DispatchDevice::Cube(device) => takes(qkv) && attention::takes(&device.client(), h * w, dim),
+        _ => false,
+    }
 }
 
 /// Whether [`linear_attention`] can take these queries, keys and values of heads of `dim` channels.
@@ -88,6 +98,12 @@ pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>) -> Tensor<4> {
     let (weight, bias) = (plain::like(&x, weight), plain::like(&x, bias));
     let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
     Tensor::from_dispatch(<Dispatch as CubeOps>::cube_conv2d(x, weight, bias))
+}
+
+/// See [`super::attention`].
+pub fn attention(qkv: Tensor<4>, mem_kv: Tensor<4>) -> Tensor<4> {
+    let (qkv, mem_kv) = (qkv.into_dispatch(), mem_kv.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as CubeOps>::cube_attention(qkv, mem_kv))
 }
 
 /// See [`super::linear_attention`].

@@ -45,6 +45,10 @@ pub(super) struct GatedAdd;
 #[derive(Clone, Debug)]
 pub(super) struct BiasedConv;
 
+/// `qkv [b, h, w, 3 heads d]`, `mem_kv [2, heads, m, d]`.
+#[derive(Clone, Debug)]
+pub(super) struct Attention;
+
 /// `qkv [b, h, w, 3 heads d]`, `mem_kv [2, heads, d, m]`.
 #[derive(Clone, Debug)]
 pub(super) struct LinearAttention;
@@ -149,6 +153,20 @@ fn to_nchw(x: Primitive) -> Primitive {
 
 fn to_nhwc(x: Primitive) -> Primitive {
     Cube::float_permute(x, &[0, 2, 3, 1])
+}
+
+impl Kernel<2, Cube> for Attention {
+    type Saved = [Primitive; 4];
+
+    fn forward(&self, [qkv, mem_kv]: [Primitive; 2]) -> (Primitive, Self::Saved) {
+        let (y, state) = Cube::attention_forward(qkv.clone(), mem_kv.clone());
+        (y.clone(), [qkv, mem_kv, y, state])
+    }
+
+    fn backward(&self, [qkv, mem_kv, y, state]: Self::Saved, dy: Primitive, _: [bool; 2]) -> [Option<Primitive>; 2] {
+        let (dqkv, d_memory) = Cube::attention_backward(qkv, mem_kv, y, state, dy);
+        [Some(dqkv), Some(d_memory)]
+    }
 }
 
 impl Kernel<2, Cube> for LinearAttention {

@@ -1,0 +1,295 @@
+//! The backward pass: [`queries_kernel`], then [`keys_kernel`], and the sum over images of what they contribute to the gradient of the memory.
+
+use burn_cubecl::cubecl;
+use burn_cubecl::cubecl::ir::ElemType;
+use burn_cubecl::cubecl::prelude::*;
+use burn_cubecl::ops::reshape;
+use burn_cubecl::tensor::CubeTensor;
+
+use super::super::columns::sum_columns;
+use super::super::lanes::cube_count;
+use super::super::rows::Rows;
+use super::{Plan, Sizes, Task, Tile, add_row, inner, load_row, share_keys, store_row, task};
+
+/// Most channels of a head whose keys' and values' gradients a unit sums at once: with four rows in registers.
+const CHANNELS_OF_BOTH: usize = 32;
+
+/// Distances in vectors.
+#[derive(CubeLaunch, CubeType)]
+struct Pitches {
+    y: u32,
+    dy: u32,
+    dqkv: u32,
+}
+
+/// A query per unit: its gradient, and its `deltas [all heads, positions]`.
+#[cube(launch)]
+fn queries_kernel<F: Float, M: Float, N: Size>(
+    qkv: &[Vector<F, N>],
+    memory: &[Vector<M, N>],
+    y: &[Vector<F, N>],
+    dy: &[Vector<F, N>],
+    state: &[f32],
+    dqkv: &mut [Vector<F, N>],
+    deltas: &mut [f32],
+    sizes: &Sizes,
+    pitches: &Pitches,
+    #[comptime] tile: Tile,
+    #[define(F, M)] _dtypes: [ElemType; 2],
+) {
+    let task = task(sizes, tile);
+    let positions = sizes.positions as usize;
+    let is_query = task.is_head && task.row < positions;
+    let mut q = Array::<Vector<f32, N>>::new(tile.vectors);
+    let mut d_result = Array::<Vector<f32, N>>::new(tile.vectors);
+    let mut dq = Array::<Vector<f32, N>>::new(tile.vectors);
+    #[unroll]
+    for v in 0..tile.vectors {
+        q[v] = Vector::new(0.0f32);
+        d_result[v] = Vector::new(0.0f32);
+        dq[v] = Vector::new(0.0f32);
+    }
+    let mut most = 0.0f32;
+    let mut inverse = 0.0f32;
+    let mut delta = 0.0f32;
+    if is_query {
+        let row = task.image + task.row;
+        load_row::<F, N>(qkv, row * sizes.qkv as usize + task.column, sizes.factor, &mut q, tile);
+        load_row::<F, N>(dy, row * pitches.dy as usize + task.column, 1.0f32, &mut d_result, tile);
+        let at = 2 * task.head * positions + task.row;
+        most = state[at];
+        inverse = state[at + positions];
+        let mut sum = Vector::<f32, N>::new(0.0f32);
+        #[unroll]
+        for v in 0..tile.vectors {
+            let result = y[row * pitches.y as usize + task.column + v];
+            sum += d_result[v] * Vector::cast_from(result);
+        }
+        delta = sum.vector_sum();
+        deltas[task.head * positions + task.row] = delta;
+    }
+    let mut keys = Shared::new_slice(comptime!(tile.block()));
+    let mut values = Shared::new_slice(comptime!(tile.block()));
+    let all = sizes.memory as usize + positions;
+    let mut first = 0usize;
+    while first < all {
+        // The block before this one was looked at.
+        sync_cube();
+        share_keys::<F, M, N>(qkv, memory, 0usize, first, &task, sizes, &mut keys, tile);
+        share_keys::<F, M, N>(qkv, memory, 1usize, first, &task, sizes, &mut values, tile);
+        sync_cube();
+        for j in 0..min(all - first, tile.rows) {
+            let at = j * tile.vectors;
+            let weight = (inner::<N>(&q, &keys, at, tile) - most).exp() * inverse;
+            let d_score = weight * (inner::<N>(&d_result, &values, at, tile) - delta);
+            add_row::<N>(&mut dq, d_score, &keys, at, tile);
+        }
+        first += tile.rows;
+    }
+    if is_query {
+        let at = (task.image + task.row) * pitches.dqkv as usize + task.column;
+        store_row::<F, N>(&dq, sizes.factor, dqkv, at, tile);
+    }
+}
+
+/// Queries (times `factor`) or another tensor's rows of the head from `first` on into shared memory, by all units.
+#[cube]
+fn share_queries<F: Float, N: Size>(
+    from: &[Vector<F, N>],
+    pitch: u32,
+    factor: f32,
+    first: usize,
+    task: &Task,
+    sizes: &Sizes,
+    shared: &mut [Vector<f32, N>],
+    #[comptime] tile: Tile,
+) {
+    let mut i = UNIT_POS as usize;
+    while i < comptime!(tile.block()) {
+        let (row, v) = (first + i / tile.vectors, i % tile.vectors);
+        if task.is_head && row < sizes.positions as usize {
+            let at = (task.image + row) * pitch as usize + task.column;
+            shared[i] = Vector::cast_from(from[at + v]) * Vector::new(factor);
+        }
+        i += tile.units;
+    }
+}
+
+/// Where the gradient of a unit's key (with `which` 0) or value (1) goes: to `dqkv`, or to what its image contributes to the memory's,
+/// `parts [b, 2 heads m d]`.
+#[cube]
+fn store_gradient<F: Float, N: Size>(
+    sums: &Array<Vector<f32, N>>,
+    which: usize,
+    dqkv: &mut [Vector<F, N>],
+    parts: &mut [Vector<f32, N>],
+    task: &Task,
+    sizes: &Sizes,
+    dqkv_pitch: u32,
+    #[comptime] tile: Tile,
+) {
+    let heads = sizes.heads as usize;
+    let of_memory = sizes.memory as usize;
+    if task.is_head && task.row < of_memory {
+        let image = task.head / heads;
+        let at = (((image * 2 + which) * heads + task.head % heads) * of_memory + task.row) * tile.vectors;
+        store_row::<f32, N>(sums, 1.0f32, parts, at, tile);
+    } else if task.is_head && task.row < of_memory + sizes.positions as usize {
+        let row = task.image + task.row - of_memory;
+        let at = row * dqkv_pitch as usize + task.column + (1 + which) * task.parts;
+        store_row::<F, N>(sums, 1.0f32, dqkv, at, tile);
+    }
+}
+
+/// A key and its value per unit: the gradients of one of them or both.
+#[cube(launch)]
+fn keys_kernel<F: Float, M: Float, N: Size>(
+    qkv: &[Vector<F, N>],
+    memory: &[Vector<M, N>],
+    dy: &[Vector<F, N>],
+    state: &[f32],
+    deltas: &[f32],
+    dqkv: &mut [Vector<F, N>],
+    parts: &mut [Vector<f32, N>],
+    sizes: &Sizes,
+    pitches: &Pitches,
+    #[comptime] of_keys: bool,
+    #[comptime] of_values: bool,
+    #[comptime] tile: Tile,
+    #[define(F, M)] _dtypes: [ElemType; 2],
+) {
+    let task = task(sizes, tile);
+    let heads = sizes.heads as usize;
+    let positions = sizes.positions as usize;
+    let of_memory = sizes.memory as usize;
+    let mut key = Array::<Vector<f32, N>>::new(tile.vectors);
+    let mut value = Array::<Vector<f32, N>>::new(tile.vectors);
+    let mut d_key = Array::<Vector<f32, N>>::new(tile.vectors);
+    let mut d_value = Array::<Vector<f32, N>>::new(tile.vectors);
+    #[unroll]
+    for v in 0..tile.vectors {
+        key[v] = Vector::new(0.0f32);
+        value[v] = Vector::new(0.0f32);
+        d_key[v] = Vector::new(0.0f32);
+        d_value[v] = Vector::new(0.0f32);
+    }
+    if task.is_head && task.row < of_memory {
+        let row = task.head % heads * of_memory + task.row;
+        load_row::<M, N>(memory, row * sizes.memory_pitch as usize, 1.0f32, &mut key, tile);
+        let row = row + heads * of_memory;
+        load_row::<M, N>(memory, row * sizes.memory_pitch as usize, 1.0f32, &mut value, tile);
+    } else if task.is_head && task.row < of_memory + positions {
+        let at = (task.image + task.row - of_memory) * sizes.qkv as usize + task.column + task.parts;
+        load_row::<F, N>(qkv, at, 1.0f32, &mut key, tile);
+        load_row::<F, N>(qkv, at + task.parts, 1.0f32, &mut value, tile);
+    }
+    let mut queries = Shared::new_slice(comptime!(tile.block()));
+    let mut d_results = Shared::new_slice(comptime!(tile.block()));
+    // The largest score, 1 / the sum, and delta of each query.
+    let mut scalars = Shared::<[f32]>::new_slice(comptime!(3 * tile.rows));
+    let mut first = 0usize;
+    while first < positions {
+        // The block before this one was looked at.
+        sync_cube();
+        share_queries::<F, N>(qkv, sizes.qkv, sizes.factor, first, &task, sizes, &mut queries, tile);
+        share_queries::<F, N>(dy, pitches.dy, 1.0f32, first, &task, sizes, &mut d_results, tile);
+        let unit = UNIT_POS as usize;
+        if task.is_head && unit < tile.rows && first + unit < positions {
+            let at = 2 * task.head * positions + first + unit;
+            scalars[unit] = state[at];
+            scalars[tile.rows + unit] = state[at + positions];
+            scalars[2 * tile.rows + unit] = deltas[task.head * positions + first + unit];
+        }
+        sync_cube();
+        for i in 0..min(positions - first, tile.rows) {
+            let at = i * tile.vectors;
+            let score = inner::<N>(&key, &queries, at, tile);
+            let weight = (score - scalars[i]).exp() * scalars[tile.rows + i];
+            if comptime!(of_values) {
+                add_row::<N>(&mut d_value, weight, &d_results, at, tile);
+            }
+            if comptime!(of_keys) {
+                let d_weight = inner::<N>(&value, &d_results, at, tile);
+                let d_score = weight * (d_weight - scalars[2 * tile.rows + i]);
+                add_row::<N>(&mut d_key, d_score, &queries, at, tile);
+            }
+        }
+        first += tile.rows;
+    }
+    if comptime!(of_keys) {
+        store_gradient::<F, N>(&d_key, 0usize, dqkv, parts, &task, sizes, pitches.dqkv, tile);
+    }
+    if comptime!(of_values) {
+        store_gradient::<F, N>(&d_value, 1usize, dqkv, parts, &task, sizes, pitches.dqkv, tile);
+    }
+}
+
+/// The gradients of `qkv` and `mem_kv` of a [`forward`](super::forward) pass that gave `y` and kept `state`.
+pub(in super::super) fn backward(
+    qkv: CubeTensor,
+    mem_kv: CubeTensor,
+    y: CubeTensor,
+    state: CubeTensor,
+    dy: CubeTensor,
+) -> (CubeTensor, CubeTensor) {
+    let plan = Plan::new(&qkv, &mem_kv);
+    let Plan { ref client, tile, positions, .. } = plan;
+    let [qkv, y, dy] = [qkv, y, dy].map(|tensor| Rows::of_vectors(tensor, tile.width));
+    let (memory, state) = (plan.memory_rows(mem_kv.clone(), &qkv), Rows::of(state));
+    let dqkv = Rows::empty(&qkv, qkv.shape(), qkv.dtype());
+    let deltas = Rows::dense(&qkv, [plan.all_heads(), positions]);
+    let pitches = || PitchesLaunch::new(y.pitch(tile.width), dy.pitch(tile.width), dqkv.pitch(tile.width));
+    let elems = [qkv.elem(), memory.elem()];
+    queries_kernel::launch(
+        client,
+        cube_count(client, plan.cubes(positions)),
+        plan.cube_dim(),
+        tile.width,
+        qkv.arg(),
+        memory.arg(),
+        y.arg(),
+        dy.arg(),
+        state.arg(),
+        dqkv.arg(),
+        deltas.arg(),
+        plan.sizes(positions, &qkv, &memory),
+        pitches(),
+        tile,
+        elems,
+    );
+    let of_memory = 2 * plan.heads * plan.memory * plan.dim;
+    // Something must be handed over, also where there is no memory to write it for.
+    let parts = Rows::dense(&qkv, [plan.images, of_memory.max(tile.width)]);
+    let rows = plan.memory + positions;
+    let both = plan.dim <= CHANNELS_OF_BOTH;
+    for (of_keys, of_values) in if both { &[(true, true)][..] } else { &[(true, false), (false, true)] } {
+        keys_kernel::launch(
+            client,
+            cube_count(client, plan.cubes(rows)),
+            plan.cube_dim(),
+            tile.width,
+            qkv.arg(),
+            memory.arg(),
+            dy.arg(),
+            state.arg(),
+            deltas.arg(),
+            dqkv.arg(),
+            parts.arg(),
+            plan.sizes(rows, &qkv, &memory),
+            pitches(),
+            *of_keys,
+            *of_values,
+            tile,
+            elems,
+        );
+    }
+    let d_memory = if plan.memory == 0 { mem_kv } else { summed(&parts, mem_kv) };
+    (dqkv.tensor(), d_memory)
+}
+
+/// The sum of what images contributed, like the memory.
+fn summed(parts: &Rows, mem_kv: CubeTensor) -> CubeTensor {
+    let shape = mem_kv.meta.shape().clone();
+    let flat = Rows::of(reshape(mem_kv, [shape.num_elements()].into()));
+    reshape(sum_columns(parts, 0, 1, &flat), shape)
+}

@@ -1,0 +1,264 @@
+//! `attention`, forward and backward. Per head, over memory and positions j, of queries q, keys k and values v of d channels:
+//!
+//!     s[i, j] = sum_c q[i, c] k[j, c] / √d    p[i, j] = e^(s[i, j] - most[i]) / sum[i]    y[i, c] = sum_j p[i, j] v[j, c]
+//!
+//! where most and sum are the largest of a row of e^s and its sum, found in one pass over the keys (Milakov & Gimelshein 2018; Dao et al. 2022). And
+//! backward, with `delta[i] = sum_c dy[i, c] y[i, c]`:
+//!
+//!     ds[i, j] = p[i, j] (sum_c dy[i, c] v[j, c] - delta[i])
+//!     dq[i, c] = sum_j ds[i, j] k[j, c] / √d    dk[j, c] = sum_i ds[i, j] q[i, c] / √d    dv[j, c] = sum_i p[i, j] dy[i, c]
+//!
+//! The matrix of all pairs of positions never exists: most, 1 / sum and delta are kept, three numbers per query. A unit has a query (or, for the
+//! gradients of keys and values, a key) in registers; what it meets passes through shared memory. Products are f32 and use no matrix units, so
+//! that [`takes`] leaves long rows and wide heads to plain operations, whose matrix products do.
+
+mod backward;
+mod forward;
+
+use burn_cubecl::cubecl;
+use burn_cubecl::cubecl::client::Client;
+use burn_cubecl::cubecl::prelude::*;
+use burn_cubecl::tensor::CubeTensor;
+
+use super::rows::{Rows, widest_vector};
+
+pub(super) use backward::backward;
+pub(super) use forward::forward;
+
+/// Most positions: each costs every other one some hundred operations, which matrix units do faster from about here on.
+const MOST_POSITIONS: usize = 512;
+/// Most channels of a head: a unit keeps three rows of so many in registers.
+const MOST_CHANNELS: usize = 64;
+/// Most units per cube.
+const UNITS: usize = 64;
+
+/// Whether a device can run the kernels for so many positions and heads of so many channels, and is faster with them.
+pub(super) fn takes(client: &Client, positions: usize, dim: usize) -> bool {
+    if dim == 0 || dim > MOST_CHANNELS || positions == 0 || positions > MOST_POSITIONS {
+        return false;
+    }
+    let hardware = &client.properties().hardware;
+    let tile = Tile::new(client, positions, dim);
+    tile.units <= hardware.max_units_per_cube as usize && tile.shared_memory() <= hardware.max_shared_memory_size
+}
+
+/// Part of what a kernel is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Tile {
+    /// Values of a vector.
+    width: usize,
+    /// Vectors of a row of one head.
+    vectors: usize,
+    /// Units per cube: rows that it has in registers.
+    units: usize,
+    /// Rows that are in shared memory at a time.
+    rows: usize,
+}
+
+impl Tile {
+    fn new(client: &Client, positions: usize, dim: usize) -> Self {
+        let width = widest_vector(client, dim);
+        let units = positions.next_power_of_two().clamp(UNITS / 2, UNITS);
+        Self { width, vectors: dim / width, units, rows: (MOST_CHANNELS * 16 / dim).clamp(8, 32) }
+    }
+
+    /// Vectors of a block of rows in shared memory.
+    fn block(self) -> usize {
+        self.rows * self.vectors
+    }
+
+    /// Bytes of shared memory that a kernel takes at most: two blocks of rows, and three values per row.
+    fn shared_memory(self) -> usize {
+        size_of::<f32>() * (2 * self.width * self.block() + 3 * self.rows)
+    }
+}
+
+/// Distances and counts; pitches in vectors.
+#[derive(CubeLaunch, CubeType)]
+struct Sizes {
+    /// Counted over images.
+    all_heads: u32,
+    /// Of an image.
+    heads: u32,
+    positions: u32,
+    /// Rows of the memory, which come before positions.
+    memory: u32,
+    /// Cubes of a head.
+    cubes_per_head: u32,
+    qkv: u32,
+    memory_pitch: u32,
+    /// 1 / √d.
+    factor: f32,
+}
+
+/// What a unit works on.
+#[derive(CubeType)]
+struct Task {
+    is_head: bool,
+    /// Counted over images.
+    head: usize,
+    /// Counted over the rows that the head's cubes share.
+    row: usize,
+    /// The first position's row, in tensors with a row per position.
+    image: usize,
+    /// The head's first vector in a row of its own queries, and in one of a result's.
+    column: usize,
+    /// From queries to keys and from keys to values, in vectors.
+    parts: usize,
+}
+
+#[cube]
+fn task(sizes: &Sizes, #[comptime] tile: Tile) -> Task {
+    let heads = sizes.heads as usize;
+    let head = CUBE_POS / sizes.cubes_per_head as usize;
+    Task {
+        is_head: head < sizes.all_heads as usize,
+        head,
+        row: CUBE_POS % sizes.cubes_per_head as usize * tile.units + UNIT_POS as usize,
+        image: head / heads * sizes.positions as usize,
+        column: head % heads * tile.vectors,
+        parts: heads * tile.vectors,
+    }
+}
+
+/// A row's vectors from `at` on, times a factor.
+#[cube]
+fn load_row<F: Float, N: Size>(
+    from: &[Vector<F, N>],
+    at: usize,
+    factor: f32,
+    row: &mut Array<Vector<f32, N>>,
+    #[comptime] tile: Tile,
+) {
+    #[unroll]
+    for v in 0..tile.vectors {
+        row[v] = Vector::cast_from(from[at + v]) * Vector::new(factor);
+    }
+}
+
+/// The same, times a factor, to memory.
+#[cube]
+fn store_row<F: Float, N: Size>(
+    row: &Array<Vector<f32, N>>,
+    factor: f32,
+    to: &mut [Vector<F, N>],
+    at: usize,
+    #[comptime] tile: Tile,
+) {
+    #[unroll]
+    for v in 0..tile.vectors {
+        to[at + v] = Vector::cast_from(row[v] * Vector::new(factor));
+    }
+}
+
+/// Keys (with `which` 0) or values (1) of memory and positions from `first` on into shared memory, by all units.
+#[cube]
+fn share_keys<F: Float, M: Float, N: Size>(
+    qkv: &[Vector<F, N>],
+    memory: &[Vector<M, N>],
+    which: usize,
+    first: usize,
+    task: &Task,
+    sizes: &Sizes,
+    shared: &mut [Vector<f32, N>],
+    #[comptime] tile: Tile,
+) {
+    let of_memory = sizes.memory as usize;
+    let heads = sizes.heads as usize;
+    let mut i = UNIT_POS as usize;
+    while i < comptime!(tile.block()) {
+        let (row, v) = (first + i / tile.vectors, i % tile.vectors);
+        if task.is_head && row < of_memory {
+            let at = ((which * heads + task.head % heads) * of_memory + row) * sizes.memory_pitch as usize;
+            shared[i] = Vector::cast_from(memory[at + v]);
+        } else if task.is_head && row < of_memory + sizes.positions as usize {
+            let at = (task.image + row - of_memory) * sizes.qkv as usize + task.column + (1 + which) * task.parts;
+            shared[i] = Vector::cast_from(qkv[at + v]);
+        }
+        i += tile.units;
+    }
+}
+
+/// The inner product of a row in registers and one in shared memory.
+#[cube]
+fn inner<N: Size>(row: &Array<Vector<f32, N>>, shared: &[Vector<f32, N>], at: usize, #[comptime] tile: Tile) -> f32 {
+    let mut sum = Vector::<f32, N>::new(0.0f32);
+    #[unroll]
+    for v in 0..tile.vectors {
+        sum += row[v] * shared[at + v];
+    }
+    sum.vector_sum()
+}
+
+/// `sums += factor row`, for a row in shared memory.
+#[cube]
+fn add_row<N: Size>(
+    sums: &mut Array<Vector<f32, N>>,
+    factor: f32,
+    shared: &[Vector<f32, N>],
+    at: usize,
+    #[comptime] tile: Tile,
+) {
+    #[unroll]
+    for v in 0..tile.vectors {
+        sums[v] += shared[at + v] * Vector::new(factor);
+    }
+}
+
+/// What the kernels are launched with.
+struct Plan {
+    client: Client,
+    images: usize,
+    heads: usize,
+    positions: usize,
+    /// Channels of a head.
+    dim: usize,
+    /// Rows of the memory.
+    memory: usize,
+    tile: Tile,
+}
+
+impl Plan {
+    /// `qkv [b, h, w, 3 heads d]`, `mem_kv [2, heads, m, d]`.
+    fn new(qkv: &CubeTensor, mem_kv: &CubeTensor) -> Self {
+        let client = qkv.client.clone();
+        let (shape, memory) = (qkv.meta.shape(), mem_kv.meta.shape());
+        let (images, positions) = (shape[0], shape[1] * shape[2]);
+        let (heads, dim) = (memory[1], memory[3]);
+        let tile = Tile::new(&client, positions, dim);
+        Self { client, images, heads, positions, dim, memory: memory[2], tile }
+    }
+
+    /// For cubes that share `rows` rows of each head.
+    fn sizes(&self, rows: usize, qkv: &Rows, memory: &Rows) -> SizesLaunch {
+        SizesLaunch::new(
+            self.all_heads() as u32,
+            self.heads as u32,
+            self.positions as u32,
+            self.memory as u32,
+            rows.div_ceil(self.tile.units) as u32,
+            qkv.pitch(self.tile.width),
+            memory.pitch(self.tile.width),
+            (self.dim as f32).powf(-0.5),
+        )
+    }
+
+    /// How many cubes share `rows` rows of each head.
+    fn cubes(&self, rows: usize) -> usize {
+        self.all_heads() * rows.div_ceil(self.tile.units)
+    }
+
+    fn cube_dim(&self) -> CubeDim {
+        CubeDim::new_1d(self.tile.units as u32)
+    }
+
+    /// The memory; where it has no rows, something else, as what is empty cannot be handed over. It will not be read.
+    fn memory_rows(&self, mem_kv: CubeTensor, other: &Rows) -> Rows {
+        if self.memory == 0 { other.clone() } else { Rows::of_vectors(mem_kv, self.tile.width) }
+    }
+
+    /// Heads of all images.
+    fn all_heads(&self) -> usize {
+        self.images * self.heads
+    }
+}
