@@ -141,7 +141,7 @@ impl Classifier {
         x = self.mid_attn.forward_residual(x);
         x = self.mid_block2.forward(x, None, cond);
 
-        x = self.norm.forward_silu(x, None);
+        x = self.norm.forward_silu(x);
         let [b, h, w, c] = x.dims();
         let mean = x.reshape([b, h * w, c]).mean_dim(1).reshape([b, c]);
         self.to_logits.forward(mean)

@@ -96,7 +96,7 @@ impl LinearAttention {
     fn forward_kept(&self, x: Tensor<4>) -> Tensor<4> {
         let qkv = self.to_qkv.forward(self.norm.forward(x.clone()));
         let out = ops::linear_attention(qkv, self.memory(&x));
-        self.out_norm.forward_add(self.to_out.forward(out), x)
+        ops::conv2d_rms_norm(out, self.to_out.weights(), self.out_norm.g.val(), x)
     }
 
     fn memory(&self, x: &Tensor<4>) -> Tensor<4> {

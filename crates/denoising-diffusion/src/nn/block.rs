@@ -20,12 +20,16 @@ impl Block {
     /// `[b, h, w, c_in] -> [b, h, w, c_out]`, scaled and shifted by `scale_shift` `[b, 2 c_out]`. `skip` lies beside `x` along the
     /// channels.
     pub fn forward_scaled(&self, x: Tensor<4>, skip: Option<Tensor<4>>, scale_shift: Tensor<2>) -> Tensor<4> {
-        self.norm.forward_scaled_silu(self.proj.forward_skip(x, skip), scale_shift)
+        let g = self.norm.g.val();
+        match skip {
+            Some(_) => ops::rms_norm_scaled_silu(self.proj.forward_skip(x, skip), g, scale_shift),
+            None => ops::conv2d_rms_norm_scaled_silu(x, self.proj.weights(), g, scale_shift),
+        }
     }
 
     /// `[b, h, w, c_in] -> [b, h, w, c_out]`, plus `residual` `[b, h, w, c_out]`.
-    pub fn forward(&self, x: Tensor<4>, residual: Option<Tensor<4>>) -> Tensor<4> {
-        self.norm.forward_silu(self.proj.forward(x), residual)
+    pub fn forward(&self, x: Tensor<4>, residual: Tensor<4>) -> Tensor<4> {
+        ops::conv2d_rms_norm_silu(x, self.proj.weights(), self.norm.g.val(), residual)
     }
 }
 
@@ -75,19 +79,19 @@ impl ResnetBlock {
     fn residual(&self, x: &Tensor<4>, skip: &Option<Tensor<4>>) -> Tensor<4> {
         match (&self.res_conv, skip) {
             (Some(conv), skip) => conv.forward_skip(x.clone(), skip.clone()),
-            (None, Some(skip)) => Tensor::cat(vec![x.clone(), skip.clone()], 3),
+            (None, Some(skip)) => ops::join(x.clone(), skip.clone()),
             (None, None) => x.clone(),
         }
     }
 
     fn forward_kept(&self, x: Tensor<4>, skip: Option<Tensor<4>>, cond: Tensor<2>) -> Tensor<4> {
         let (x, skip) = match skip {
-            Some(skip) if !ops::takes_in_parts(&x) => (Tensor::cat(vec![x, skip], 3), None),
+            Some(skip) if !ops::takes_in_parts(&x) => (ops::join(x, skip), None),
             skip => (x, skip),
         };
         let (scale_shift, residual) = (self.mlp.forward(cond), self.residual(&x, &skip));
         let h = self.block1.forward_scaled(x, skip, scale_shift);
-        self.block2.forward(self.dropout.forward(h), Some(residual))
+        self.block2.forward(self.dropout.forward(h), residual)
     }
 
     fn forward_recomputed(&self, x: Tensor<4>, skip: Option<Tensor<4>>, cond: Tensor<2>) -> Tensor<4> {

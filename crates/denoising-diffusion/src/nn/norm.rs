@@ -23,18 +23,8 @@ impl RmsNorm {
         ops::rms_norm(x, self.g.val(), None)
     }
 
-    /// `norm(x) + residual`
-    pub fn forward_add(&self, x: Tensor<4>, residual: Tensor<4>) -> Tensor<4> {
-        ops::rms_norm(x, self.g.val(), Some(residual))
-    }
-
-    /// `silu(norm(x)) + residual`
-    pub fn forward_silu(&self, x: Tensor<4>, residual: Option<Tensor<4>>) -> Tensor<4> {
-        ops::rms_norm_silu(x, self.g.val(), residual)
-    }
-
-    /// `silu(norm(x) * (scale + 1) + shift)` with scale and shift the halves of `scale_shift` `[b, 2 c]`.
-    pub fn forward_scaled_silu(&self, x: Tensor<4>, scale_shift: Tensor<2>) -> Tensor<4> {
-        ops::rms_norm_scaled_silu(x, self.g.val(), scale_shift)
+    /// `silu(norm(x))`
+    pub fn forward_silu(&self, x: Tensor<4>) -> Tensor<4> {
+        ops::rms_norm_silu(x, self.g.val(), None)
     }
 }

@@ -90,13 +90,18 @@ pub fn takes_in_parts(x: &Tensor<4>) -> bool {
     on_cpu(x)
 }
 
+/// `x [b, h, w, c]` and `skip [b, h, w, d]` side by side: `[b, h, w, c + d]`.
+pub fn join(x: Tensor<4>, skip: Tensor<4>) -> Tensor<4> {
+    #[cfg(feature = "cube")]
+    if cube::takes(&x) {
+        return cube::join(x, skip);
+    }
+    Tensor::cat(vec![x, skip], 3)
+}
+
 /// [`conv2d`] of `x` and `skip` side by side along the channels, which are not copied together.
 pub fn conv2d_skip(x: Tensor<4>, skip: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tensor<4> {
-    if on_cpu(&x) {
-        fused::conv2d_skip(x, skip, weight, bias)
-    } else {
-        conv2d(Tensor::cat(vec![x, skip], 3), weight, bias)
-    }
+    if on_cpu(&x) { fused::conv2d_skip(x, skip, weight, bias) } else { conv2d(join(x, skip), weight, bias) }
 }
 
 /// [`conv2d`] plus `residual [b, h, w, c_out]`.
@@ -144,7 +149,38 @@ pub fn rms_norm_silu(x: Tensor<4>, g: Tensor<1>, residual: Option<Tensor<4>>) ->
 
 /// `silu(rms_norm(x) * (scale + 1) + shift)`, scale and shift being the halves of `scale_shift [b, 2 c]`.
 pub fn rms_norm_scaled_silu(x: Tensor<4>, g: Tensor<1>, scale_shift: Tensor<2>) -> Tensor<4> {
-    dispatch!(rms_norm_scaled_silu(x, g, scale_shift))
+    if on_cpu(&x) {
+        fused::rms_norm_scaled_silu(x, g, scale_shift)
+    } else {
+        plain::rms_norm_scaled_silu(x, g, scale_shift)
+    }
+}
+
+/// [`rms_norm`] of [`conv2d`]. The kernels for GPUs add the bias where they normalise, and sum its gradient where they have it.
+pub fn conv2d_rms_norm(x: Tensor<4>, conv: ConvWeights, g: Tensor<1>, residual: Tensor<4>) -> Tensor<4> {
+    #[cfg(feature = "cube")]
+    if let (true, Some(bias)) = (cube::takes(&x), conv.bias.clone()) {
+        return cube::biased_rms_norm(plain::conv2d(x, conv.weight, None), bias, g, residual, cube::Then::Nothing);
+    }
+    rms_norm(conv2d(x, conv.weight, conv.bias), g, Some(residual))
+}
+
+/// [`rms_norm_silu`] of [`conv2d`]; see [`conv2d_rms_norm`].
+pub fn conv2d_rms_norm_silu(x: Tensor<4>, conv: ConvWeights, g: Tensor<1>, residual: Tensor<4>) -> Tensor<4> {
+    #[cfg(feature = "cube")]
+    if let (true, Some(bias)) = (cube::takes(&x), conv.bias.clone()) {
+        return cube::biased_rms_norm(plain::conv2d(x, conv.weight, None), bias, g, residual, cube::Then::Silu);
+    }
+    rms_norm_silu(conv2d(x, conv.weight, conv.bias), g, Some(residual))
+}
+
+/// [`rms_norm_scaled_silu`] of [`conv2d`]; see [`conv2d_rms_norm`].
+pub fn conv2d_rms_norm_scaled_silu(x: Tensor<4>, conv: ConvWeights, g: Tensor<1>, scale_shift: Tensor<2>) -> Tensor<4> {
+    #[cfg(feature = "cube")]
+    if let (true, Some(bias)) = (cube::takes(&x), conv.bias.clone()) {
+        return cube::biased_rms_norm_scaled_silu(plain::conv2d(x, conv.weight, None), bias, g, scale_shift);
+    }
+    rms_norm_scaled_silu(conv2d(x, conv.weight, conv.bias), g, scale_shift)
 }
 
 /// `(x - mean) / sqrt(variance + 1e-6) (scale + 1) + shift` over the last dimension, scale and shift being the halves of

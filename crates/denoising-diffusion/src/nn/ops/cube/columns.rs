@@ -117,6 +117,106 @@ pub(super) fn sum_columns(parts: &Rows, from: usize, images: usize, like: &Rows)
 
 /// Distances and counts; pitches in vectors.
 #[derive(CubeLaunch, CubeType)]
+struct KindSizes {
+    rows: u32,
+    /// Images whose sums are asked for.
+    images: u32,
+    rows_per_image: u32,
+    /// Of one kind.
+    vectors: u32,
+    /// Blocks of two kinds' columns.
+    blocks: u32,
+    parts: u32,
+    per_image: u32,
+}
+
+/// Two kinds of columns over all rows, a cube per block of them; then two more over the rows of each image, a cube per image and block.
+#[cube(launch)]
+fn kinds_kernel<T: Float, U: Float, V: Float, N: Size>(
+    parts: &[Vector<f32, N>],
+    first: &mut [Vector<T, N>],
+    second: &mut [Vector<U, N>],
+    per_image: &mut [Vector<V, N>],
+    sizes: &KindSizes,
+    #[comptime] lanes: Lanes,
+    #[define(T, U, V)] _dtypes: [ElemType; 3],
+) {
+    let blocks = sizes.blocks as usize;
+    let vectors = sizes.vectors as usize;
+    let of_all = CUBE_POS < blocks;
+    let image = CUBE_POS / blocks - select(of_all, 0, 1);
+    let column = CUBE_POS % blocks * lanes.units + UNIT_POS as usize % lanes.units;
+    let group = UNIT_POS as usize / lanes.units;
+    let is_column = (of_all || image < sizes.images as usize) && column < 2 * vectors;
+    let rows = select(of_all, sizes.rows as usize, sizes.rows_per_image as usize);
+    let at = image * rows * sizes.parts as usize + column + select(of_all, 0, 2 * vectors);
+    let mut sum = Vector::<f32, N>::new(0.0f32);
+    if is_column {
+        let mut row = group;
+        while row < rows {
+            sum += parts[at + row * sizes.parts as usize];
+            row += lanes.groups;
+        }
+    }
+    let mut scratch = Shared::new_slice(comptime!(lanes.units * lanes.groups));
+    let sum = sum_over_groups::<N>(sum, &mut scratch, lanes);
+    if is_column && group == 0 {
+        if !of_all {
+            per_image[image * sizes.per_image as usize + column] = Vector::cast_from(sum);
+        } else if column < vectors {
+            first[column] = Vector::cast_from(sum);
+        } else {
+            second[column - vectors] = Vector::cast_from(sum);
+        }
+    }
+}
+
+/// Of `parts [images * rows, kinds * c]` the sums of the first and of the second `c` columns, like `first` and `second` `[c]`, over all rows; and, where
+/// it is given, those of the next two over each image's rows, like `per_image [images, 2 c]`. The last result means nothing where it is not.
+pub(super) fn sum_columns_of_kinds(
+    parts: &Rows,
+    first: &Rows,
+    second: &Rows,
+    per_image: Option<&Rows>,
+) -> (CubeTensor, CubeTensor, CubeTensor) {
+    let client = parts.client();
+    let [sums_of_first, sums_of_second] = [first, second].map(|like| Rows::empty(like, like.shape(), like.dtype()));
+    let sums_per_image = match per_image {
+        Some(like) => Rows::empty(like, like.shape(), like.dtype()),
+        // Something must be handed over; nothing is written to it.
+        None => Rows::empty(second, second.shape(), second.dtype()),
+    };
+    let width = vector_width(&[first.len], &[parts, &sums_of_first, &sums_of_second, &sums_per_image]);
+    let vectors = first.len / width;
+    let lanes = Lanes::columns(&client, 2 * vectors);
+    let blocks = (2 * vectors).div_ceil(lanes.units);
+    let (rows, images) = (parts.count(), per_image.map_or(0, Rows::count));
+    kinds_kernel::launch(
+        &client,
+        cube_count(&client, blocks * (1 + images)),
+        lanes.cube_dim(),
+        width,
+        parts.arg(),
+        sums_of_first.arg(),
+        sums_of_second.arg(),
+        sums_per_image.arg(),
+        KindSizesLaunch::new(
+            rows as u32,
+            images as u32,
+            rows.checked_div(images).unwrap_or(0) as u32,
+            vectors as u32,
+            blocks as u32,
+            parts.pitch(width),
+            sums_per_image.pitch(width),
+        ),
+        lanes,
+        [sums_of_first.elem(), sums_of_second.elem(), sums_per_image.elem()],
+    );
+    (sums_of_first.tensor(), sums_of_second.tensor(), sums_per_image.tensor())
+}
+
+/// Distances and counts; pitches in vectors.
+#[derive(CubeLaunch, CubeType)]
 struct PartSizes {
     rows: u32,
     /// Per row.

@@ -10,10 +10,10 @@ use burn_cubecl::tensor::CubeTensor;
 use super::super::Pointwise;
 use super::super::tape::{run, track};
 use super::ops::{
-    Attention, BiasedConv, Each, GatedAdd, LayerNormScaled, LinearAttention, RmsNorm, RmsNormAdd, RmsNormScaled,
+    Attention, BiasedConv, Each, GatedAdd, Join, LayerNormScaled, LinearAttention, RmsNorm, RmsNormAdd, RmsNormScaled,
 };
 use super::rms_norm::{self, Then};
-use super::{attention, columns, gated_add, layer_norm, linear_attention, pointwise};
+use super::{attention, columns, gated_add, join, layer_norm, linear_attention, pointwise};
 
 /// What the outputs of the kernels look like, for `fusion`.
 #[cfg(feature = "fusion")]
@@ -27,6 +27,23 @@ mod shapes {
     pub(super) fn with_norms(x: &TensorSpec) -> (TensorSpec, TensorSpec) {
         let rows: usize = x.shape.iter().rev().skip(1).product();
         (x.clone(), TensorSpec::new([rows].into(), DType::F32))
+    }
+
+    /// Side by side.
+    pub(super) fn joined(first: &TensorSpec, second: &TensorSpec) -> TensorSpec {
+        let mut shape = first.shape.clone();
+        shape[3] += second.shape[3];
+        TensorSpec::new(shape, first.dtype)
+    }
+
+    /// The parts of that, of which the first has `c` channels.
+    pub(super) fn parts(whole: &TensorSpec, c: usize) -> (TensorSpec, TensorSpec) {
+        let part = |channels: usize| {
+            let mut shape = whole.shape.clone();
+            shape[3] = channels;
+            TensorSpec::new(shape, whole.dtype)
+        };
+        (part(c), part(whole.shape[3] - c))
     }
 
     /// The result of attention, and what is kept.
@@ -54,19 +71,21 @@ pub trait CubeKernels: burn::backend::Backend {
     #[fusion(meta = |x, _g, _then| shapes::with_norms(x))]
     fn rms_forward(x: FloatTensor<Self>, g: FloatTensor<Self>, then: Then) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// The same with a residual.
-    #[fusion(meta = |x, _g, _residual, _then| shapes::with_norms(x))]
+    /// The same with a bias and a residual.
+    #[fusion(meta = |x, _bias, _g, _residual, _then| shapes::with_norms(x))]
     fn rms_add_forward(
         x: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
         g: FloatTensor<Self>,
         residual: FloatTensor<Self>,
         then: Then,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// The same with scale and shift, after which SiLU follows.
-    #[fusion(meta = |x, _g, _scale_shift| shapes::with_norms(x))]
+    /// The same with a bias and with scale and shift, after which SiLU follows.
+    #[fusion(meta = |x, _bias, _g, _scale_shift| shapes::with_norms(x))]
     fn rms_scaled_forward(
         x: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
         g: FloatTensor<Self>,
         scale_shift: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
@@ -81,15 +100,27 @@ pub trait CubeKernels: burn::backend::Backend {
         then: Then,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// The same with scale and shift, after which SiLU follows.
-    #[fusion(meta = |x, g, scale_shift, _norms, _dy| (x.clone(), g.clone(), scale_shift.clone()))]
+    /// See [`rms_norm::biased_backward`].
+    #[fusion(meta = |x, bias, g, _norms, _dy, _then| (x.clone(), bias.clone(), g.clone()))]
+    fn rms_biased_backward(
+        x: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        norms: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        then: Then,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`rms_norm::scaled_backward`].
+    #[fusion(meta = |x, bias, g, scale_shift, _norms, _dy| (x.clone(), bias.clone(), g.clone(), scale_shift.clone()))]
     fn rms_scaled_backward(
         x: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
         g: FloatTensor<Self>,
         scale_shift: FloatTensor<Self>,
         norms: FloatTensor<Self>,
         dy: FloatTensor<Self>,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 
     /// See [`layer_norm::forward`].
     #[fusion(meta = |x, _scale_shift| x.clone())]
@@ -149,6 +180,14 @@ pub trait CubeKernels: burn::backend::Backend {
         dy: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
+    /// See [`join::join`].
+    #[fusion(meta = |first, second| shapes::joined(first, second))]
+    fn join(first: FloatTensor<Self>, second: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// See [`join::split`].
+    #[fusion(meta = |whole, c| shapes::parts(whole, *c))]
+    fn split(whole: FloatTensor<Self>, c: usize) -> (FloatTensor<Self>, FloatTensor<Self>);
+
     /// See [`columns::sum_rows`].
     #[fusion(meta = |_x, like| like.clone())]
     fn sum_rows(x: FloatTensor<Self>, like: FloatTensor<Self>) -> FloatTensor<Self>;
@@ -164,15 +203,26 @@ pub trait CubeKernels: burn::backend::Backend {
 
 impl CubeKernels for CubeBackend {
     fn rms_forward(x: CubeTensor, g: CubeTensor, then: Then) -> (CubeTensor, CubeTensor) {
-        rms_norm::forward(x, g, None, None, then)
+        rms_norm::forward(x, None, g, None, None, then)
     }
 
-    fn rms_add_forward(x: CubeTensor, g: CubeTensor, residual: CubeTensor, then: Then) -> (CubeTensor, CubeTensor) {
-        rms_norm::forward(x, g, None, Some(residual), then)
+    fn rms_add_forward(
+        x: CubeTensor,
+        bias: CubeTensor,
+        g: CubeTensor,
+        residual: CubeTensor,
+        then: Then,
+    ) -> (CubeTensor, CubeTensor) {
+        rms_norm::forward(x, Some(bias), g, None, Some(residual), then)
     }
 
-    fn rms_scaled_forward(x: CubeTensor, g: CubeTensor, scale_shift: CubeTensor) -> (CubeTensor, CubeTensor) {
-        rms_norm::forward(x, g, Some(scale_shift), None, Then::Silu)
+    fn rms_scaled_forward(
+        x: CubeTensor,
+        bias: CubeTensor,
+        g: CubeTensor,
+        scale_shift: CubeTensor,
+    ) -> (CubeTensor, CubeTensor) {
+        rms_norm::forward(x, Some(bias), g, Some(scale_shift), None, Then::Silu)
     }
 
     fn rms_backward(
@@ -185,14 +235,26 @@ impl CubeKernels for CubeBackend {
         rms_norm::backward(x, g, norms, dy, then)
     }
 
+    fn rms_biased_backward(
+        x: CubeTensor,
+        bias: CubeTensor,
+        g: CubeTensor,
+        norms: CubeTensor,
+        dy: CubeTensor,
+        then: Then,
+    ) -> (CubeTensor, CubeTensor, CubeTensor) {
+        rms_norm::biased_backward(x, bias, g, norms, dy, then)
+    }
+
     fn rms_scaled_backward(
         x: CubeTensor,
+        bias: CubeTensor,
         g: CubeTensor,
         scale_shift: CubeTensor,
         norms: CubeTensor,
         dy: CubeTensor,
-    ) -> (CubeTensor, CubeTensor, CubeTensor) {
-        rms_norm::scaled_backward(x, g, scale_shift, norms, dy)
+    ) -> (CubeTensor, CubeTensor, CubeTensor, CubeTensor) {
+        rms_norm::scaled_backward(x, bias, g, scale_shift, norms, dy)
     }
 
     fn layer_norm_forward(x: CubeTensor, scale_shift: CubeTensor) -> CubeTensor {
@@ -238,6 +300,14 @@ impl CubeKernels for CubeBackend {
         linear_attention::backward(qkv, mem_kv, state, dy)
     }
 
+    fn join(first: CubeTensor, second: CubeTensor) -> CubeTensor {
+        join::join(first, second)
+    }
+
+    fn split(whole: CubeTensor, c: usize) -> (CubeTensor, CubeTensor) {
+        join::split(whole, c)
+    }
+
     fn sum_rows(x: CubeTensor, like: CubeTensor) -> CubeTensor {
         columns::sum_rows(x, like)
     }
@@ -256,17 +326,20 @@ pub trait CubeOps: burn::backend::Backend {
     fn cube_rms_norm(x: FloatTensor<Self>, g: FloatTensor<Self>, then: Then) -> FloatTensor<Self>;
     fn cube_rms_norm_add(
         x: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
         g: FloatTensor<Self>,
         residual: FloatTensor<Self>,
         then: Then,
     ) -> FloatTensor<Self>;
     fn cube_rms_norm_scaled(
         x: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
         g: FloatTensor<Self>,
         scale_shift: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
     fn cube_layer_norm_scaled(x: FloatTensor<Self>, scale_shift: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cube_gated_add(x: FloatTensor<Self>, gate: FloatTensor<Self>, residual: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn cube_join(x: FloatTensor<Self>, skip: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cube_conv2d(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cube_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cube_linear_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self>;
@@ -280,19 +353,21 @@ impl CubeOps for Cube {
 
     fn cube_rms_norm_add(
         x: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
         g: FloatTensor<Self>,
         residual: FloatTensor<Self>,
         then: Then,
     ) -> FloatTensor<Self> {
-        run(RmsNormAdd(then), [x, g, residual])
+        run(RmsNormAdd(then), [x, bias, g, residual])
     }
 
     fn cube_rms_norm_scaled(
         x: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
         g: FloatTensor<Self>,
         scale_shift: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        run(RmsNormScaled, [x, g, scale_shift])
+        run(RmsNormScaled, [x, bias, g, scale_shift])
     }
 
     fn cube_layer_norm_scaled(x: FloatTensor<Self>, scale_shift: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -301,6 +376,10 @@ impl CubeOps for Cube {
 
     fn cube_gated_add(x: FloatTensor<Self>, gate: FloatTensor<Self>, residual: FloatTensor<Self>) -> FloatTensor<Self> {
         run(GatedAdd, [x, gate, residual])
+    }
+
+    fn cube_join(x: FloatTensor<Self>, skip: FloatTensor<Self>) -> FloatTensor<Self> {
+        run(Join, [x, skip])
     }
 
     fn cube_conv2d(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -327,19 +406,21 @@ impl<C: CheckpointStrategy> CubeOps for Autodiff<Cube, C> {
 
     fn cube_rms_norm_add(
         x: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
         g: FloatTensor<Self>,
         residual: FloatTensor<Self>,
         then: Then,
     ) -> FloatTensor<Self> {
-        track::<_, C, _, _>(RmsNormAdd(then), [x, g, residual])
+        track::<_, C, _, _>(RmsNormAdd(then), [x, bias, g, residual])
     }
 
     fn cube_rms_norm_scaled(
         x: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
         g: FloatTensor<Self>,
         scale_shift: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        track::<_, C, _, _>(RmsNormScaled, [x, g, scale_shift])
+        track::<_, C, _, _>(RmsNormScaled, [x, bias, g, scale_shift])
     }
 
     fn cube_layer_norm_scaled(x: FloatTensor<Self>, scale_shift: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -348,6 +429,10 @@ impl<C: CheckpointStrategy> CubeOps for Autodiff<Cube, C> {
 
     fn cube_gated_add(x: FloatTensor<Self>, gate: FloatTensor<Self>, residual: FloatTensor<Self>) -> FloatTensor<Self> {
         track::<_, C, _, _>(GatedAdd, [x, gate, residual])
+    }
+
+    fn cube_join(x: FloatTensor<Self>, skip: FloatTensor<Self>) -> FloatTensor<Self> {
+        track::<_, C, _, _>(Join, [x, skip])
     }
 
     fn cube_conv2d(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {

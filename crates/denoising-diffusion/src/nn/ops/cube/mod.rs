@@ -9,6 +9,7 @@ mod attention;
 mod columns;
 mod extension;
 mod gated_add;
+mod join;
 mod lanes;
 mod layer_norm;
 mod linear_attention;
@@ -30,7 +31,7 @@ use burn::tensor::{DType, Tensor};
 
 use super::{Pointwise, plain};
 use extension::CubeOps;
-use rms_norm::Then;
+pub use rms_norm::Then;
 #[cfg(not(feature = "fusion"))]
 pub use sweeps::{adam, cast, copied, lerp, squared_norms};
 
@@ -68,17 +69,25 @@ pub fn rms_norm_silu(x: Tensor<4>, g: Tensor<1>, residual: Option<Tensor<4>>) ->
 }
 
 fn normed(x: Tensor<4>, g: Tensor<1>, residual: Option<Tensor<4>>, then: Then) -> Tensor<4> {
-    let (x, g) = (x.into_dispatch(), g.into_dispatch());
-    Tensor::from_dispatch(match residual {
-        Some(residual) => <Dispatch as CubeOps>::cube_rms_norm_add(x, g, residual.into_dispatch(), then),
-        None => <Dispatch as CubeOps>::cube_rms_norm(x, g, then),
-    })
+    let y = Tensor::from_dispatch(<Dispatch as CubeOps>::cube_rms_norm(x.into_dispatch(), g.into_dispatch(), then));
+    match residual {
+        Some(residual) => y + residual,
+        None => y,
+    }
 }
 
-/// See [`super::rms_norm_scaled_silu`].
-pub fn rms_norm_scaled_silu(x: Tensor<4>, g: Tensor<1>, scale_shift: Tensor<2>) -> Tensor<4> {
-    let (x, g, scale_shift) = (x.into_dispatch(), g.into_dispatch(), scale_shift.into_dispatch());
-    Tensor::from_dispatch(<Dispatch as CubeOps>::cube_rms_norm_scaled(x, g, scale_shift))
+/// [`rms_norm`], or with `then` [`rms_norm_silu`], of `x + bias`, plus `residual`.
+pub fn biased_rms_norm(x: Tensor<4>, bias: Tensor<1>, g: Tensor<1>, residual: Tensor<4>, then: Then) -> Tensor<4> {
+    let bias = plain::like(&x, bias);
+    let (x, bias, g, residual) = (x.into_dispatch(), bias.into_dispatch(), g.into_dispatch(), residual.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as CubeOps>::cube_rms_norm_add(x, bias, g, residual, then))
+}
+
+/// [`super::rms_norm_scaled_silu`] of `x + bias`.
+pub fn biased_rms_norm_scaled_silu(x: Tensor<4>, bias: Tensor<1>, g: Tensor<1>, scale_shift: Tensor<2>) -> Tensor<4> {
+    let bias = plain::like(&x, bias);
+    let (x, bias, g) = (x.into_dispatch(), bias.into_dispatch(), g.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as CubeOps>::cube_rms_norm_scaled(x, bias, g, scale_shift.into_dispatch()))
 }
 
 /// See [`super::layer_norm_scaled`].
@@ -91,6 +100,11 @@ pub fn layer_norm_scaled(x: Tensor<4>, scale_shift: Tensor<2>) -> Tensor<4> {
 pub fn gated_add(x: Tensor<4>, gate: Tensor<2>, residual: Tensor<4>) -> Tensor<4> {
     let (x, gate, residual) = (x.into_dispatch(), gate.into_dispatch(), residual.into_dispatch());
     Tensor::from_dispatch(<Dispatch as CubeOps>::cube_gated_add(x, gate, residual))
+}
+
+/// See [`super::join`].
+pub fn join(x: Tensor<4>, skip: Tensor<4>) -> Tensor<4> {
+    Tensor::from_dispatch(<Dispatch as CubeOps>::cube_join(x.into_dispatch(), skip.into_dispatch()))
 }
 
 /// See [`super::conv2d`]; with a bias, whose gradient is a sum over all positions.

@@ -24,11 +24,11 @@ impl Device for Cube {
 #[derive(Clone, Debug)]
 pub(super) struct RmsNorm(pub(super) Then);
 
-/// The same plus a residual like `x`.
+/// The same of `x + bias`, with `bias [c]` of the type of `x`, plus a residual like `x`.
 #[derive(Clone, Debug)]
 pub(super) struct RmsNormAdd(pub(super) Then);
 
-/// `x [b, h, w, c]`, `g [c]`, `scale_shift [b, 2 c]`; with SiLU.
+/// `x [b, h, w, c]`, `bias [c]` of its type, `g [c]`, `scale_shift [b, 2 c]`; with SiLU.
 #[derive(Clone, Debug)]
 pub(super) struct RmsNormScaled;
 
@@ -39,6 +39,10 @@ pub(super) struct LayerNormScaled;
 /// `x` and `residual` `[b, h, w, c]`, `gate [b, c]`.
 #[derive(Clone, Debug)]
 pub(super) struct GatedAdd;
+
+/// `x [b, h, w, c]`, `skip [b, h, w, d]`, of one type.
+#[derive(Clone, Debug)]
+pub(super) struct Join;
 
 /// `x [b, h, w, c_in]`, `weight [c_out, c_in, kh, kw]`, `bias [c_out]`. Burn's convolution and its gradients, but for that of the bias: Burn copies
 /// the gradient of the result to channels first for it, and sums what are then long rows, few at a time.
@@ -71,31 +75,32 @@ impl Kernel<2, Cube> for RmsNorm {
     }
 }
 
-impl Kernel<3, Cube> for RmsNormAdd {
-    type Saved = [Primitive; 3];
+impl Kernel<4, Cube> for RmsNormAdd {
+    type Saved = [Primitive; 4];
 
-    fn forward(&self, [x, g, residual]: [Primitive; 3]) -> (Primitive, Self::Saved) {
-        let (y, norms) = Cube::rms_add_forward(x.clone(), g.clone(), residual, self.0);
-        (y, [x, g, norms])
+    fn forward(&self, [x, bias, g, residual]: [Primitive; 4]) -> (Primitive, Self::Saved) {
+        let (y, norms) = Cube::rms_add_forward(x.clone(), bias.clone(), g.clone(), residual, self.0);
+        (y, [x, bias, g, norms])
     }
 
-    fn backward(&self, [x, g, norms]: Self::Saved, dy: Primitive, _: [bool; 3]) -> [Option<Primitive>; 3] {
-        let (dx, dg) = Cube::rms_backward(x, g, norms, dy.clone(), self.0);
-        [Some(dx), Some(dg), Some(dy)]
+    fn backward(&self, [x, bias, g, norms]: Self::Saved, dy: Primitive, _: [bool; 4]) -> [Option<Primitive>; 4] {
+        let (dx, d_bias, dg) = Cube::rms_biased_backward(x, bias, g, norms, dy.clone(), self.0);
+        [Some(dx), Some(d_bias), Some(dg), Some(dy)]
     }
 }
 
-impl Kernel<3, Cube> for RmsNormScaled {
-    type Saved = [Primitive; 4];
+impl Kernel<4, Cube> for RmsNormScaled {
+    type Saved = [Primitive; 5];
 
-    fn forward(&self, [x, g, scale_shift]: [Primitive; 3]) -> (Primitive, Self::Saved) {
-        let (y, norms) = Cube::rms_scaled_forward(x.clone(), g.clone(), scale_shift.clone());
-        (y, [x, g, scale_shift, norms])
+    fn forward(&self, [x, bias, g, scale_shift]: [Primitive; 4]) -> (Primitive, Self::Saved) {
+        let (y, norms) = Cube::rms_scaled_forward(x.clone(), bias.clone(), g.clone(), scale_shift.clone());
+        (y, [x, bias, g, scale_shift, norms])
     }
 
-    fn backward(&self, [x, g, scale_shift, norms]: Self::Saved, dy: Primitive, _: [bool; 3]) -> [Option<Primitive>; 3] {
-        let (dx, dg, d_scale_shift) = Cube::rms_scaled_backward(x, g, scale_shift, norms, dy);
-        [Some(dx), Some(dg), Some(d_scale_shift)]
+    fn backward(&self, saved: Self::Saved, dy: Primitive, _: [bool; 4]) -> [Option<Primitive>; 4] {
+        let [x, bias, g, scale_shift, norms] = saved;
+        let (dx, d_bias, dg, d_scale_shift) = Cube::rms_scaled_backward(x, bias, g, scale_shift, norms, dy);
+        [Some(dx), Some(d_bias), Some(dg), Some(d_scale_shift)]
     }
 }
 
@@ -122,6 +127,21 @@ impl Kernel<3, Cube> for GatedAdd {
     fn backward(&self, [x, gate]: Self::Saved, dy: Primitive, _: [bool; 3]) -> [Option<Primitive>; 3] {
         let (dx, d_gate) = Cube::gated_add_backward(x, gate, dy.clone());
         [Some(dx), Some(d_gate), Some(dy)]
+    }
+}
+
+impl Kernel<2, Cube> for Join {
+    /// Channels of the first.
+    type Saved = usize;
+
+    fn forward(&self, [x, skip]: [Primitive; 2]) -> (Primitive, Self::Saved) {
+        let c = x.shape()[3];
+        (Cube::join(x, skip), c)
+    }
+
+    fn backward(&self, c: Self::Saved, dy: Primitive, _: [bool; 2]) -> [Option<Primitive>; 2] {
+        let (dx, d_skip) = Cube::split(dy, c);
+        [Some(dx), Some(d_skip)]
     }
 }
 

@@ -1,9 +1,9 @@
-//! `rms_norm`, `rms_norm_silu` and `rms_norm_scaled_silu`: one pass forward, one pass backward and the sums over what its cubes leave; f32
-//! arithmetic whatever the tensors are of.
+//! `rms_norm`, `rms_norm_silu` and `rms_norm_scaled_silu`, of what a convolution left without its bias: one pass forward, one pass backward and
+//! the sums over what its cubes leave; f32 arithmetic whatever the tensors are of.
 //!
-//! With `n = max(|x|_2, 1e-12)` over the channels, `v = x sqrt(c) / n` and `u = v g (scale + 1) + shift`, the result is `u` or `silu(u)`, plus a
-//! residual. Backward, with `du = dy silu'(u)` and `dv = du g (scale + 1)`: `dx = (dv - v sum(dv v) / c) sqrt(c) / n` over the channels,
-//! `dg = sum(du v (scale + 1))` over all rows, `dscale = sum(du v g)` and `dshift = sum(du)` over an image's rows.
+//! With `a = x + bias`, `n = max(|a|_2, 1e-12)` over the channels, `v = a sqrt(c) / n` and `u = v g (scale + 1) + shift`, the result is `u` or
+//! `silu(u)`, plus a residual. Backward, with `du = dy silu'(u)` and `dv = du g (scale + 1)`: `dx = (dv - v sum(dv v) / c) sqrt(c) / n` over the
+//! channels, `dbias = sum(dx)` and `dg = sum(du v (scale + 1))` over all rows, `dscale = sum(du v g)` and `dshift = sum(du)` over an image's rows.
 
 use burn::tensor::DType;
 use burn_cubecl::cubecl;
@@ -11,7 +11,7 @@ use burn_cubecl::cubecl::ir::ElemType;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::columns::{Chunks, sum_columns};
+use super::columns::{Chunks, sum_columns, sum_columns_of_kinds};
 use super::lanes::{Lanes, cube_count, sum_over_group, sum_over_groups};
 use super::math::{silu, silu_slope, value_or_zero};
 use super::rows::{Rows, vector_width};
@@ -37,6 +37,7 @@ struct Sizes {
 #[cube(launch)]
 fn forward_kernel<F: Float, G: Float, S: Float, N: Size>(
     x: &[Vector<F, N>],
+    bias: ComptimeOption<&[Vector<F, N>]>,
     g: &[Vector<G, N>],
     scale_shift: ComptimeOption<&[Vector<S, N>]>,
     residual: ComptimeOption<&[Vector<F, N>]>,
@@ -59,7 +60,7 @@ fn forward_kernel<F: Float, G: Float, S: Float, N: Size>(
     for k in 0..lanes.vectors {
         let i = lane + k * lanes.units;
         if is_row && i < vectors {
-            let value = Vector::<f32, N>::cast_from(x[row * sizes.x as usize + i]);
+            let value = Vector::<f32, N>::cast_from(x[row * sizes.x as usize + i]) + value_or_zero::<F, N>(&bias, i);
             values[k] = value;
             sum += (value * value).vector_sum();
         }
@@ -105,11 +106,25 @@ struct GradientSizes {
     root_c: f32,
 }
 
-/// A cube per chunk of an image's rows. `sums [cubes, kinds * c]` are those of the cube's rows towards the gradients of `g` and, with `kinds = 3`,
-/// of scale and shift.
+/// What a [`backward_kernel`] leaves sums of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Kinds {
+    bias: bool,
+    scale_shift: bool,
+}
+
+impl Kinds {
+    fn count(self) -> usize {
+        1 + usize::from(self.bias) + 2 * usize::from(self.scale_shift)
+    }
+}
+
+/// A cube per chunk of an image's rows. `sums [cubes, kinds * c]` are those of the cube's rows towards the gradients of `g` and, where they are there,
+/// of the bias, of scale and of shift.
 #[cube(launch)]
 fn backward_kernel<F: Float, G: Float, S: Float, N: Size>(
     x: &[Vector<F, N>],
+    bias: ComptimeOption<&[Vector<F, N>]>,
     g: &[Vector<G, N>],
     scale_shift: ComptimeOption<&[Vector<S, N>]>,
     norms: &[f32],
@@ -118,7 +133,7 @@ fn backward_kernel<F: Float, G: Float, S: Float, N: Size>(
     sums: &mut [Vector<f32, N>],
     sizes: &GradientSizes,
     cubes: u32,
-    #[comptime] kinds: usize,
+    #[comptime] kinds: Kinds,
     #[comptime] with_silu: bool,
     #[comptime] lanes: Lanes,
     #[define(F, G, S)] _dtypes: [ElemType; 3],
@@ -135,6 +150,7 @@ fn backward_kernel<F: Float, G: Float, S: Float, N: Size>(
     let root = Vector::<f32, N>::new(sizes.root_c);
     let mut scratch = Shared::new_slice(comptime!(lanes.units * lanes.groups));
 
+    let mut d_bias = Array::<Vector<f32, N>>::new(lanes.vectors);
     let mut d_gain = Array::<Vector<f32, N>>::new(lanes.vectors);
     let mut d_scale = Array::<Vector<f32, N>>::new(lanes.vectors);
     let mut d_shift = Array::<Vector<f32, N>>::new(lanes.vectors);
@@ -154,7 +170,9 @@ fn backward_kernel<F: Float, G: Float, S: Float, N: Size>(
         for k in 0..lanes.vectors {
             let i = lane + k * lanes.units;
             if is_row && i < vectors {
-                let unit = Vector::<f32, N>::cast_from(x[row * sizes.x as usize + i]) * inverse;
+                let biased =
+                    Vector::<f32, N>::cast_from(x[row * sizes.x as usize + i]) + value_or_zero::<F, N>(&bias, i);
+                let unit = biased * inverse;
                 let gain = Vector::<f32, N>::cast_from(g[i]) * root;
                 let scale = value_or_zero::<S, N>(&scale_shift, scale_shift_row + i) + Vector::new(1.0f32);
                 let mut du = Vector::<f32, N>::cast_from(dy[row * sizes.dy as usize + i]);
@@ -178,7 +196,9 @@ fn backward_kernel<F: Float, G: Float, S: Float, N: Size>(
         for k in 0..lanes.vectors {
             let i = lane + k * lanes.units;
             if is_row && i < vectors {
-                dx[row * sizes.dx as usize + i] = Vector::cast_from((slopes[k] - units[k] * along) * inverse);
+                let gradient = (slopes[k] - units[k] * along) * inverse;
+                d_bias[k] += gradient;
+                dx[row * sizes.dx as usize + i] = Vector::cast_from(gradient);
             }
         }
     }
@@ -188,17 +208,23 @@ fn backward_kernel<F: Float, G: Float, S: Float, N: Size>(
     for k in 0..lanes.vectors {
         let i = lane + k * lanes.units;
         let writes = is_cube && group == 0 && i < vectors;
-        let at = cube * kinds * vectors + i;
+        let at = cube * comptime!(kinds.count()) * vectors + i;
         let gain = sum_over_groups::<N>(d_gain[k], &mut vector_scratch, lanes);
         if writes {
             sums[at] = gain;
         }
-        if comptime!(kinds == 3) {
+        if comptime!(kinds.bias) {
+            let bias = sum_over_groups::<N>(d_bias[k], &mut vector_scratch, lanes);
+            if writes {
+                sums[at + vectors] = bias;
+            }
+        }
+        if comptime!(kinds.scale_shift) {
             let scale = sum_over_groups::<N>(d_scale[k], &mut vector_scratch, lanes);
             let shift = sum_over_groups::<N>(d_shift[k], &mut vector_scratch, lanes);
             if writes {
-                sums[at + vectors] = scale;
-                sums[at + 2 * vectors] = shift;
+                sums[at + comptime!(kinds.count() - 2) * vectors] = scale;
+                sums[at + comptime!(kinds.count() - 1) * vectors] = shift;
             }
         }
     }
@@ -211,22 +237,24 @@ pub enum Then {
     Silu,
 }
 
-/// `x [b, h, w, c]`, `g [c]`, `scale_shift [b, 2 c]`, `residual` like `x` to the result, like `x`, and the norm of each row.
+/// `x [b, h, w, c]`, `bias [c]` of the type of `x`, `g [c]`, `scale_shift [b, 2 c]`, `residual` like `x` to the result, like `x`, and the norm of each
+/// row.
 pub(super) fn forward(
     x: CubeTensor,
+    bias: Option<CubeTensor>,
     g: CubeTensor,
     scale_shift: Option<CubeTensor>,
     residual: Option<CubeTensor>,
     then: Then,
 ) -> (CubeTensor, CubeTensor) {
     let (x, g) = (Rows::of(x), Rows::of(g));
-    let (scale_shift, residual) = (scale_shift.map(Rows::of), residual.map(Rows::of));
+    let [bias, scale_shift, residual] = [bias, scale_shift, residual].map(|tensor| tensor.map(Rows::of));
     let images = scale_shift.as_ref().map_or(1, Rows::count);
     let (client, rows) = (x.client(), x.count());
     let y = Rows::empty(&x, x.shape(), x.dtype());
     let norms = Rows::empty(&x, [rows].into(), DType::F32);
     let mut all = vec![&x, &g, &y];
-    all.extend(scale_shift.iter().chain(&residual));
+    all.extend(bias.iter().chain(&scale_shift).chain(&residual));
     let width = vector_width(&[x.len], &all);
     let vectors = x.len / width;
     let lanes = Lanes::new(&client, vectors);
@@ -237,6 +265,7 @@ pub(super) fn forward(
         lanes.cube_dim(),
         width,
         x.arg(),
+        bias.as_ref().map(Rows::arg).into(),
         g.arg(),
         scale_shift.as_ref().map(Rows::arg).into(),
         residual.as_ref().map(Rows::arg).into(),
@@ -268,27 +297,45 @@ pub(super) fn backward(
     then: Then,
 ) -> (CubeTensor, CubeTensor) {
     let (x, g) = (Rows::of(x), Rows::of(g));
-    let (dx, sums) = launch_backward(&x, &g, None, norms, dy, then);
+    let (dx, sums) = launch_backward(&x, None, &g, None, norms, dy, then);
     (dx, sum_columns(&sums, 0, 1, &g))
 }
 
-/// The gradients of `x`, `g` and `scale_shift` of a [`forward`] pass with SiLU that gave `norms`.
+/// The gradients of `x`, `bias` and `g` of a [`forward`] pass that gave `norms`.
+pub(super) fn biased_backward(
+    x: CubeTensor,
+    bias: CubeTensor,
+    g: CubeTensor,
+    norms: CubeTensor,
+    dy: CubeTensor,
+    then: Then,
+) -> (CubeTensor, CubeTensor, CubeTensor) {
+    let (x, bias, g) = (Rows::of(x), Rows::of(bias), Rows::of(g));
+    let (dx, sums) = launch_backward(&x, Some(&bias), &g, None, norms, dy, then);
+    let (dg, d_bias, _) = sum_columns_of_kinds(&sums, &g, &bias, None);
+    (dx, d_bias, dg)
+}
+
+/// The gradients of `x`, `bias`, `g` and `scale_shift` of a [`forward`] pass with SiLU that gave `norms`.
 pub(super) fn scaled_backward(
     x: CubeTensor,
+    bias: CubeTensor,
     g: CubeTensor,
     scale_shift: CubeTensor,
     norms: CubeTensor,
     dy: CubeTensor,
-) -> (CubeTensor, CubeTensor, CubeTensor) {
-    let (x, g, scale_shift) = (Rows::of(x), Rows::of(g), Rows::of(scale_shift));
-    let (dx, sums) = launch_backward(&x, &g, Some(&scale_shift), norms, dy, Then::Silu);
-    (dx, sum_columns(&sums, 0, 1, &g), sum_columns(&sums, x.len, scale_shift.count(), &scale_shift))
+) -> (CubeTensor, CubeTensor, CubeTensor, CubeTensor) {
+    let (x, bias, g, scale_shift) = (Rows::of(x), Rows::of(bias), Rows::of(g), Rows::of(scale_shift));
+    let (dx, sums) = launch_backward(&x, Some(&bias), &g, Some(&scale_shift), norms, dy, Then::Silu);
+    let (dg, d_bias, d_scale_shift) = sum_columns_of_kinds(&sums, &g, &bias, Some(&scale_shift));
+    (dx, d_bias, dg, d_scale_shift)
 }
 
-/// The gradient of `x`, and for each cube its sums towards the gradients of `g` and, behind it, of `scale_shift` if given: `[cubes, c]` or
-/// `[cubes, 3 c]`.
+/// The gradient of `x`, and for each cube its sums towards the gradients of `g` and, behind it, where they are given, of `bias` and of
+/// `scale_shift`: `[cubes, c]` to `[cubes, 4 c]`.
 fn launch_backward(
     x: &Rows,
+    bias: Option<&Rows>,
     g: &Rows,
     scale_shift: Option<&Rows>,
     norms: CubeTensor,
@@ -300,19 +347,20 @@ fn launch_backward(
     let (client, channels) = (x.client(), x.len);
     let dx = Rows::empty(x, x.shape(), x.dtype());
     let mut all = vec![x, g, &dy, &dx];
-    all.extend(scale_shift);
+    all.extend(bias.into_iter().chain(scale_shift));
     let width = vector_width(&[channels], &all);
     let vectors = channels / width;
     let lanes = Lanes::new(&client, vectors);
     let chunks = Chunks::new(images, x.count() / images, lanes.groups);
-    let kinds = if scale_shift.is_some() { 3 } else { 1 };
-    let sums = chunks.empty(x, kinds * channels);
+    let kinds = Kinds { bias: bias.is_some(), scale_shift: scale_shift.is_some() };
+    let sums = chunks.empty(x, kinds.count() * channels);
     backward_kernel::launch(
         &client,
         cube_count(&client, chunks.cubes()),
         lanes.cube_dim(),
         width,
         x.arg(),
+        bias.map(Rows::arg).into(),
         g.arg(),
         scale_shift.map(Rows::arg).into(),
         norms.arg(),

@@ -5,6 +5,7 @@ use burn::tensor::{DType, Device, FloatDType, Gradients, Tensor, TensorData};
 use proptest::prelude::*;
 
 use super::super::{Pointwise, plain};
+use super::Then;
 use crate::device::open;
 use crate::nn::params::host_values;
 use crate::noise::{Purpose, Stream};
@@ -160,14 +161,40 @@ proptest! {
             };
             case.compare(what, seed, &run(ours), &run(plain));
         }
-        let case = Case { images: 0, others: &[[1, c], [b, 2 * c]], ..case };
-        case.compare(
-            "rms_norm_scaled_silu",
-            seed,
-            &|mut x, others| super::rms_norm_scaled_silu(x.remove(0), gain(&others), others[1].clone()),
-            &|mut x, others| plain::rms_norm_scaled_silu(x.remove(0), gain(&others), others[1].clone()),
-        );
+        let case = Case { images: 1, others: &[[1, c], [1, c]], ..case };
+        let bias = |others: &[Tensor<2>]| others[1].clone().reshape([c]);
+        for (what, then, norm) in [
+            ("biased_rms_norm", Then::Nothing, plain::rms_norm as Norm),
+            ("biased_rms_norm with silu", Then::Silu, plain::rms_norm_silu as Norm),
+        ] {
+            let ours = |mut images: Vec<Tensor<4>>, others: Vec<Tensor<2>>| {
+                let residual = images.remove(1);
+                super::biased_rms_norm(images.remove(0), bias(&others), gain(&others), residual, then)
+            };
+            let expected = |mut images: Vec<Tensor<4>>, others: Vec<Tensor<2>>| {
+                let residual = Some(images.remove(1));
+                norm(images.remove(0) + bias(&others).unsqueeze(), gain(&others), residual)
+            };
+            case.compare(what, seed, &ours, &expected);
+        }
+        compare_scaled_norm(seed, [b, h, w, c], layout);
     }
+}
+
+/// Compares [`super::biased_rms_norm_scaled_silu`].
+fn compare_scaled_norm(seed: u64, [b, h, w, c]: [usize; 4], layout: Layout) {
+    let others = [[1, c], [b, 2 * c], [1, c]];
+    let case = Case { dims: [b, h, w, c], layout, images: 0, others: &others, scale: 3.0 };
+    let parts = |others: Vec<Tensor<2>>| (gain(&others), others[1].clone(), others[2].clone().reshape([c]));
+    let ours = |mut x: Vec<Tensor<4>>, others: Vec<Tensor<2>>| {
+        let (g, scale_shift, bias) = parts(others);
+        super::biased_rms_norm_scaled_silu(x.remove(0), bias, g, scale_shift)
+    };
+    let expected = |mut x: Vec<Tensor<4>>, others: Vec<Tensor<2>>| {
+        let (g, scale_shift, bias) = parts(others);
+        plain::rms_norm_scaled_silu(x.remove(0) + bias.unsqueeze(), g, scale_shift)
+    };
+    case.compare("biased_rms_norm_scaled_silu", seed, &ours, &expected);
 }
 
 proptest! {
@@ -202,6 +229,23 @@ proptest! {
         for f in [Pointwise::Silu, Pointwise::GeluTanh] {
             let what = format!("{f:?}");
             case.compare(&what, seed, &|mut x, _| super::pointwise(f, x.remove(0)), &|mut x, _| plain::pointwise(f, x.remove(0)));
+        }
+    }
+}
+
+/// Parts of all vector widths.
+#[test]
+fn joined_images() {
+    for (channels, layout) in [(8, Layout::Dense), (6, Layout::Padded), (5, Layout::Dense), (4, Layout::Permuted)] {
+        for narrowed in [channels, channels - 2] {
+            let case = Case { dims: [2, 3, 5, channels], layout, images: 1, others: &[], scale: 1.0 };
+            let run = |join: fn(Tensor<4>, Tensor<4>) -> Tensor<4>| {
+                move |mut images: Vec<Tensor<4>>, _: Vec<Tensor<2>>| {
+                    let skip = images.remove(1).narrow(3, 0, narrowed);
+                    join(images.remove(0), skip)
+                }
+            };
+            case.compare("join", 1, &run(super::join), &run(|x, skip| Tensor::cat(vec![x, skip], 3)));
         }
     }
 }
@@ -322,20 +366,9 @@ fn large_linear_attentions() {
 #[test]
 fn large_norms() {
     for dims in [[2, 64, 48, 8], [3, 5, 3, 700]] {
-        let case = Case {
-            dims,
-            layout: Layout::Dense,
-            images: 0,
-            others: &[[1, dims[3]], [dims[0], 2 * dims[3]]],
-            scale: 3.0,
-        };
-        case.compare(
-            "rms_norm_scaled_silu",
-            1,
-            &|mut x, others| super::rms_norm_scaled_silu(x.remove(0), gain(&others), others[1].clone()),
-            &|mut x, others| plain::rms_norm_scaled_silu(x.remove(0), gain(&others), others[1].clone()),
-        );
-        let case = Case { others: &[[dims[0], 2 * dims[3]]], ..case };
+        compare_scaled_norm(1, dims, Layout::Dense);
+        let others = [[dims[0], 2 * dims[3]]];
+        let case = Case { dims, layout: Layout::Dense, images: 0, others: &others, scale: 3.0 };
         case.compare(
             "layer_norm_scaled",
             1,
@@ -404,7 +437,10 @@ fn bf16_images() {
             host_values(scale_shift.grad(&gradients).unwrap()),
         ]
     };
-    let ours = run(&device, true, super::rms_norm_scaled_silu);
+    let ours = run(&device, true, |x, g, scale_shift| {
+        let bias = Tensor::zeros([24], &x.device());
+        super::biased_rms_norm_scaled_silu(x, bias, g, scale_shift)
+    });
     let plain = run(&Device::flex(), false, plain::rms_norm_scaled_silu);
     // Eight bits of an image's values; what is summed in f32 is exact to f32.
     for ((ours, plain), allowed) in ours.iter().zip(&plain).zip([5e-3, 5e-3, 1e-5, 1e-5]) {

@@ -1,0 +1,150 @@
+//! `join`: two images side by side along the channels; and its gradient, the two parts. A launch each, where Burn's `cat` takes one per part, and
+//! another for each part of the gradient.
+
+use burn_cubecl::cubecl;
+use burn_cubecl::cubecl::ir::ElemType;
+use burn_cubecl::cubecl::prelude::*;
+use burn_cubecl::tensor::CubeTensor;
+
+use super::rows::{Rows, vector_width};
+
+/// Counts; pitches in vectors.
+#[derive(CubeLaunch, CubeType)]
+struct Sizes {
+    all: u32,
+    /// Per row of the first part, and of the second.
+    first_vectors: u32,
+    second_vectors: u32,
+    first: u32,
+    second: u32,
+    whole: u32,
+}
+
+/// Where a unit's vector is in the whole, in the part that it belongs to, and whether that is the first.
+#[derive(CubeType)]
+struct Place {
+    whole: usize,
+    part: usize,
+    in_first: bool,
+}
+
+#[cube]
+fn place(sizes: &Sizes) -> Place {
+    let first_vectors = sizes.first_vectors as usize;
+    let vectors = first_vectors + sizes.second_vectors as usize;
+    let row = ABSOLUTE_POS / vectors;
+    let i = ABSOLUTE_POS % vectors;
+    let in_first = i < first_vectors;
+    let of_first = row * sizes.first as usize + i;
+    let of_second = row * sizes.second as usize + i - first_vectors;
+    Place { whole: row * sizes.whole as usize + i, part: select(in_first, of_first, of_second), in_first }
+}
+
+/// A unit per vector.
+#[cube(launch)]
+fn join_kernel<F: Float, N: Size>(
+    first: &[Vector<F, N>],
+    second: &[Vector<F, N>],
+    whole: &mut [Vector<F, N>],
+    sizes: &Sizes,
+    #[define(F)] _dtype: ElemType,
+) {
+    if ABSOLUTE_POS < sizes.all as usize {
+        let place = place(sizes);
+        if place.in_first {
+            whole[place.whole] = first[place.part];
+        } else {
+            whole[place.whole] = second[place.part];
+        }
+    }
+}
+
+/// A unit per vector.
+#[cube(launch)]
+fn split_kernel<F: Float, N: Size>(
+    whole: &[Vector<F, N>],
+    first: &mut [Vector<F, N>],
+    second: &mut [Vector<F, N>],
+    sizes: &Sizes,
+    #[define(F)] _dtype: ElemType,
+) {
+    if ABSOLUTE_POS < sizes.all as usize {
+        let place = place(sizes);
+        if place.in_first {
+            first[place.part] = whole[place.whole];
+        } else {
+            second[place.part] = whole[place.whole];
+        }
+    }
+}
+
+/// What a kernel is launched with.
+struct Plan {
+    cubes: CubeCount,
+    cube_dim: CubeDim,
+    width: usize,
+    sizes: SizesLaunch,
+}
+
+impl Plan {
+    fn new(first: &Rows, second: &Rows, whole: &Rows) -> Self {
+        let client = whole.client();
+        let width = vector_width(&[first.len, second.len], &[first, second, whole]);
+        let units = whole.count() * whole.len / width;
+        let cube_dim = CubeDim::new(&client, units);
+        let sizes = SizesLaunch::new(
+            units as u32,
+            (first.len / width) as u32,
+            (second.len / width) as u32,
+            first.pitch(width),
+            second.pitch(width),
+            whole.pitch(width),
+        );
+        Self { cubes: cubecl::calculate_cube_count_elemwise(&client, units, cube_dim), cube_dim, width, sizes }
+    }
+}
+
+/// `[b, h, w, c]` and `[b, h, w, d]`, of one type, to `[b, h, w, c + d]`.
+pub(super) fn join(first: CubeTensor, second: CubeTensor) -> CubeTensor {
+    let (first, second) = (Rows::of(first), Rows::of(second));
+    let mut shape = first.shape();
+    shape[3] = first.len + second.len;
+    let whole = Rows::empty(&first, shape, first.dtype());
+    let Plan { cubes, cube_dim, width, sizes } = Plan::new(&first, &second, &whole);
+    join_kernel::launch(
+        &whole.client(),
+        cubes,
+        cube_dim,
+        width,
+        first.arg(),
+        second.arg(),
+        whole.arg(),
+        sizes,
+        whole.elem(),
+    );
+    whole.tensor()
+}
+
+/// The first `c` channels and the others.
+pub(super) fn split(whole: CubeTensor, c: usize) -> (CubeTensor, CubeTensor) {
+    let whole = Rows::of(whole);
+    let part = |channels: usize| {
+        let mut shape = whole.shape();
+        shape[3] = channels;
+        Rows::empty(&whole, shape, whole.dtype())
+    };
+    let (first, second) = (part(c), part(whole.len - c));
+    let Plan { cubes, cube_dim, width, sizes } = Plan::new(&first, &second, &whole);
+    split_kernel::launch(
+        &whole.client(),
+        cubes,
+        cube_dim,
+        width,
+        whole.arg(),
+        first.arg(),
+        second.arg(),
+        sizes,
+        whole.elem(),
+    );
+    (first.tensor(), second.tensor())
+}
