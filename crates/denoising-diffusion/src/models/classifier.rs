@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::unet_config::{PerStage, Stage, UnetConfig, UnetConfigError, at_least};
 use super::{StageAttention, TimeMlp, UnetStage};
-use crate::nn::{Attention, Conv2d, Init, Linear, Resample, Resampling, ResnetBlock, RmsNorm, ops};
+use crate::nn::{Attention, Conv2d, Init, Linear, Linears, Resample, Resampling, ResnetBlock, RmsNorm, ops};
 
 /// Learned pairs of key and value in each attention.
 const MEMORY: usize = 4;
@@ -125,21 +125,27 @@ impl Classifier {
         &self.config
     }
 
+    fn blocks(&self) -> impl Iterator<Item = &ResnetBlock> {
+        let stages = self.downs.iter().flat_map(|stage| [&stage.block1, &stage.block2]);
+        stages.chain([&self.mid_block1, &self.mid_block2])
+    }
+
     /// Noisy images `[b, channels, h, w]` and their noise levels `[b]`, as the formulation numbers them, to logits `[b, num_classes]`.
     pub fn forward(&self, x: Tensor<4>, time: Tensor<1>) -> Tensor<2> {
         let mut x = self.init_conv.forward(ops::to_nhwc(x)); // [b, h, w, c] from here on
         let cond = ops::silu(self.time_mlp.forward(time)); // [b, 4 dim]
+        let cond = Linears::new(cond, self.blocks().map(|block| &block.mlp));
 
         for stage in &self.downs {
-            x = stage.block1.forward(x, None, cond.clone());
-            x = stage.block2.forward(x, None, cond.clone());
+            x = stage.block1.forward(x, None, &cond);
+            x = stage.block2.forward(x, None, &cond);
             x = stage.attn.forward_residual(x);
             x = stage.resample.forward(x);
         }
 
-        x = self.mid_block1.forward(x, None, cond.clone());
+        x = self.mid_block1.forward(x, None, &cond);
         x = self.mid_attn.forward_residual(x);
-        x = self.mid_block2.forward(x, None, cond);
+        x = self.mid_block2.forward(x, None, &cond);
 
         x = self.norm.forward_silu(x);
         let [b, h, w, c] = x.dims();

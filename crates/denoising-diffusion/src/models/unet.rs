@@ -7,8 +7,8 @@ use burn::tensor::{Int, Tensor, activation};
 use super::unet_config::{Downsampling, Stage, UnetConfig, UnetConfigError};
 use super::{Network, NetworkInput, SizeError};
 use crate::nn::{
-    Attention, Conv2d, Embedding, FourierPosEmb, FourierWeights, Init, Linear, LinearAttention, Resample, Resampling,
-    ResnetBlock, SinusoidalPosEmb, VectorEmbedding, ops,
+    Attention, Conv2d, Embedding, FourierPosEmb, FourierWeights, Init, Linear, LinearAttention, Linears, Resample,
+    Resampling, ResnetBlock, SinusoidalPosEmb, VectorEmbedding, ops,
 };
 
 /// A U-Net for images, or for sequences that are carried as images of height 1 (`[b, c, 1, l]`); conditioned on a class if `num_classes`
@@ -142,6 +142,11 @@ impl Unet {
         &self.config
     }
 
+    fn blocks(&self) -> impl Iterator<Item = &ResnetBlock> {
+        let stages = self.downs.iter().chain(&self.ups).flat_map(|stage| [&stage.block1, &stage.block2]);
+        stages.chain([&self.mid_block1, &self.mid_block2, &self.final_res_block])
+    }
+
     /// The class of each of `b` examples, embedded: `[b, 4 dim]`. Absent `classes` are "no class" for all.
     fn embed_classes(&self, classes: Option<Tensor<1, Int>>, b: usize) -> Option<Tensor<2>> {
         let (emb, null, mlp) =
@@ -167,32 +172,32 @@ impl Network<4> for Unet {
             Some(c) => Tensor::cat(vec![t, c], 1), // [b, 8 dim]
             None => t,
         };
-        let cond = ops::silu(cond);
+        let cond = Linears::new(ops::silu(cond), self.blocks().map(|block| &block.mlp));
         let first = x.clone();
 
         let mut x = x;
         let mut skips = Vec::with_capacity(2 * self.downs.len());
         for stage in &self.downs {
-            x = stage.block1.forward(x, None, cond.clone());
+            x = stage.block1.forward(x, None, &cond);
             skips.push(x.clone());
-            x = stage.block2.forward(x, None, cond.clone());
+            x = stage.block2.forward(x, None, &cond);
             x = stage.attn.forward_residual(x);
             skips.push(x.clone());
             x = stage.resample.forward(x);
         }
 
-        x = self.mid_block1.forward(x, None, cond.clone());
+        x = self.mid_block1.forward(x, None, &cond);
         x = self.mid_attn.forward_residual(x);
-        x = self.mid_block2.forward(x, None, cond.clone());
+        x = self.mid_block2.forward(x, None, &cond);
 
         for stage in &self.ups {
-            x = stage.block1.forward(x, skips.pop(), cond.clone());
-            x = stage.block2.forward(x, skips.pop(), cond.clone());
+            x = stage.block1.forward(x, skips.pop(), &cond);
+            x = stage.block2.forward(x, skips.pop(), &cond);
             x = stage.attn.forward_residual(x);
             x = stage.resample.forward(x);
         }
 
-        x = self.final_res_block.forward(x, Some(first), cond);
+        x = self.final_res_block.forward(x, Some(first), &cond);
         ops::to_nchw(self.final_conv.forward(x))
     }
 

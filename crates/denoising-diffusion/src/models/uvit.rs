@@ -8,8 +8,9 @@ use super::unet::{ClassesMlp, TimeMlp};
 use super::uvit_config::{ImageTransform, UvitConfig, UvitConfigError};
 use super::{Network, NetworkInput, SizeError};
 use crate::nn::{
-    Conv2d, Downsample, Embedding, Init, LayerNorm, LinearAttention, QkNormAttention, ResnetBlock, ScaledFeedForward,
-    Unpatchify, Upsample, VectorEmbedding, Vectors, haar, inverse_haar, ops, pixel_unshuffle, recompute,
+    Conv2d, Downsample, Embedding, Init, LayerNorm, Linear, LinearAttention, Linears, QkNormAttention, ResnetBlock,
+    ScaledFeedForward, Unpatchify, Upsample, VectorEmbedding, Vectors, haar, inverse_haar, ops, pixel_unshuffle,
+    recompute,
 };
 
 /// Heads of the linear attentions and their width: constants of the reference.
@@ -153,6 +154,14 @@ impl Uvit {
         &self.config
     }
 
+    /// The layers of what every block is conditioned on.
+    fn conditioned(&self) -> impl Iterator<Item = &Linear> {
+        let downs = self.downs.iter().flat_map(|stage| [&stage.block1, &stage.block2]);
+        let ups = self.ups.iter().flat_map(|stage| [&stage.block1, &stage.block2]);
+        let blocks = downs.chain(ups).chain([&self.final_res_block]).map(|block| &block.mlp);
+        blocks.chain(self.vit.iter().map(|block| &block.ff.to_scale_shift))
+    }
+
     /// What every block is conditioned on, `[b, cond_dim]`. Absent `classes` are "no class" for all.
     fn condition(&self, time: Tensor<1>, classes: Option<Tensor<1, Int>>, vectors: Option<Vectors>) -> Tensor<2> {
         let b = time.dims()[0];
@@ -181,31 +190,31 @@ impl Network<4> for Uvit {
             ImageTransform::Haar => haar(x),
         };
         let mut x = self.init_conv.forward(x);
-        let cond = ops::silu(self.condition(time, classes, vectors));
+        let cond = Linears::new(ops::silu(self.condition(time, classes, vectors)), self.conditioned());
         let first = x.clone();
 
         let mut skips = Vec::with_capacity(2 * self.downs.len());
         for stage in &self.downs {
-            x = stage.block1.forward(x, None, cond.clone());
+            x = stage.block1.forward(x, None, &cond);
             skips.push(x.clone());
-            x = stage.block2.forward(x, None, cond.clone());
+            x = stage.block2.forward(x, None, &cond);
             x = stage.attn.forward_residual(x);
             skips.push(x.clone());
             x = stage.downsample.forward(x);
         }
 
         for block in &self.vit {
-            x = block.forward(x, cond.clone());
+            x = block.forward(x, &cond);
         }
 
         for stage in &self.ups {
             x = stage.upsample.forward(x);
-            x = stage.block1.forward(x, skips.pop(), cond.clone());
-            x = stage.block2.forward(x, skips.pop(), cond.clone());
+            x = stage.block1.forward(x, skips.pop(), &cond);
+            x = stage.block2.forward(x, skips.pop(), &cond);
             x = stage.attn.forward_residual(x);
         }
 
-        x = self.final_conv.forward(self.final_res_block.forward(x, Some(first), cond));
+        x = self.final_conv.forward(self.final_res_block.forward(x, Some(first), &cond));
         if let Some(unpatchify) = &self.unpatchify {
             x = unpatchify.forward(x);
         }
@@ -249,10 +258,10 @@ impl Network<4> for Uvit {
 }
 
 impl UvitBlock {
-    /// `x [b, h, w, c]`, `cond [b, cond_dim]`.
-    fn forward(&self, x: Tensor<4>, cond: Tensor<2>) -> Tensor<4> {
-        recompute::block(self, [x], [cond], |block, [x], [cond]| {
-            block.ff.forward_residual(block.attn.forward_residual(x), cond)
+    /// `x [b, h, w, c]`; `cond` of `[b, cond_dim]`.
+    fn forward(&self, x: Tensor<4>, cond: &Linears) -> Tensor<4> {
+        recompute::block(self, [x], [cond.of(&self.ff.to_scale_shift)], |block, [x], [scale_shift]| {
+            block.ff.forward_residual(block.attn.forward_residual(x), scale_shift)
         })
     }
 }

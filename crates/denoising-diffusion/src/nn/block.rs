@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 
-use super::{Axes, Conv2d, Dropout, Init, Linear, RmsNorm, ops, recompute};
+use super::{Axes, Conv2d, Dropout, Init, Linear, Linears, RmsNorm, ops, recompute};
 
 /// Convolution of three pixels along each axis, normalisation, scale and shift, SiLU.
 #[derive(Module, Debug)]
@@ -62,16 +62,19 @@ impl ResnetBlock {
         }
     }
 
-    /// `x` `[b, h, w, c]` and, if given, `skip` `[b, h, w, c_in - c]` beside it, `cond` `[b, cond_dim]` to `[b, h, w, c_out]`. `cond` is SiLU of
-    /// what the block is conditioned on, which the network computes once for all blocks.
-    pub fn forward(&self, x: Tensor<4>, skip: Option<Tensor<4>>, cond: Tensor<2>) -> Tensor<4> {
+    /// `x` `[b, h, w, c]` and, if given, `skip` `[b, h, w, c_in - c]` beside it to `[b, h, w, c_out]`. `cond` is of SiLU of what the block is
+    /// conditioned on, `[b, cond_dim]`, which the network computes once for all blocks.
+    pub fn forward(&self, x: Tensor<4>, skip: Option<Tensor<4>>, cond: &Linears) -> Tensor<4> {
+        let scale_shift = cond.of(&self.mlp);
         if ops::recomputes(&x) && !self.dropout.drops(&x) {
-            return self.forward_recomputed(x, skip, cond);
+            return self.forward_recomputed(x, skip, scale_shift);
         }
         match skip {
-            None => recompute::block(self, [x], [cond], |block, [x], [cond]| block.forward_kept(x, None, cond)),
-            Some(skip) => recompute::block(self, [x, skip], [cond], |block, [x, skip], [cond]| {
-                block.forward_kept(x, Some(skip), cond)
+            None => recompute::block(self, [x], [scale_shift], |block, [x], [scale_shift]| {
+                block.forward_kept(x, None, scale_shift)
+            }),
+            Some(skip) => recompute::block(self, [x, skip], [scale_shift], |block, [x, skip], [scale_shift]| {
+                block.forward_kept(x, Some(skip), scale_shift)
             }),
         }
     }
@@ -84,18 +87,18 @@ impl ResnetBlock {
         }
     }
 
-    fn forward_kept(&self, x: Tensor<4>, skip: Option<Tensor<4>>, cond: Tensor<2>) -> Tensor<4> {
+    fn forward_kept(&self, x: Tensor<4>, skip: Option<Tensor<4>>, scale_shift: Tensor<2>) -> Tensor<4> {
         let (x, skip) = match skip {
             Some(skip) if !ops::takes_in_parts(&x) => (ops::join(x, skip), None),
             skip => (x, skip),
         };
-        let (scale_shift, residual) = (self.mlp.forward(cond), self.residual(&x, &skip));
+        let residual = self.residual(&x, &skip);
         let h = self.block1.forward_scaled(x, skip, scale_shift);
         self.block2.forward(self.dropout.forward(h), residual)
     }
 
-    fn forward_recomputed(&self, x: Tensor<4>, skip: Option<Tensor<4>>, cond: Tensor<2>) -> Tensor<4> {
-        let (scale_shift, residual) = (self.mlp.forward(cond), self.residual(&x, &skip));
+    fn forward_recomputed(&self, x: Tensor<4>, skip: Option<Tensor<4>>, scale_shift: Tensor<2>) -> Tensor<4> {
+        let residual = self.residual(&x, &skip);
         ops::ResidualBlock {
             conv1: self.block1.proj.weights(),
             g1: self.block1.norm.g.val(),

@@ -28,12 +28,12 @@ impl ScaledFeedForward {
         }
     }
 
-    /// The layer plus `x`: `x [b, h, w, c]`, `cond [b, cond_dim]`, SiLU of what the network is conditioned on, to `[b, h, w, c]`.
-    pub fn forward_residual(&self, x: Tensor<4>, cond: Tensor<2>) -> Tensor<4> {
+    /// The layer plus `x`: `x [b, h, w, c]` to `[b, h, w, c]`, where `scale_shift` `[b, 2 hidden]` is what `to_scale_shift` makes of SiLU of what
+    /// the network is conditioned on.
+    pub fn forward_residual(&self, x: Tensor<4>, scale_shift: Tensor<2>) -> Tensor<4> {
         let dim = x.dims()[3];
         let normalised = ops::rms_norm(x.clone(), Tensor::ones([dim], &x.device()), None);
         let hidden = ops::silu(self.proj_in.forward(normalised));
-        let scale_shift = self.to_scale_shift.forward(cond);
         let ([b, _], width) = (scale_shift.dims(), hidden.dims()[3]);
         let part = |i: usize| scale_shift.clone().narrow(1, i * width, width).reshape([b, 1, 1, width]);
         let hidden = in_f32(hidden, |hidden| hidden * (part(0) + 1.0) + part(1));

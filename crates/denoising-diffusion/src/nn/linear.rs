@@ -1,9 +1,11 @@
-//! The linear layer.
+//! The linear layer, and many of one input.
 
-use burn::module::{Module, Param};
+use std::collections::HashMap;
+
+use burn::module::{Module, Param, ParamId};
 use burn::tensor::Tensor;
 
-use super::Init;
+use super::{Init, ops};
 
 /// `y = x weight^T + bias`: `[b, c_in] -> [b, c_out]`.
 #[derive(Module, Debug)]
@@ -37,5 +39,27 @@ impl Linear {
 
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         x.matmul(self.weight.val().transpose()) + self.bias.val().unsqueeze()
+    }
+}
+
+/// What many layers make of one input: all at once, where the device is faster so, else each when it is asked for.
+#[derive(Clone, Debug)]
+pub struct Linears {
+    x: Tensor<2>,
+    ready: HashMap<ParamId, Tensor<2>>,
+}
+
+impl Linears {
+    /// Of `x` `[b, c_in]`, by these layers and, when they are asked for, others.
+    pub fn new<'a>(x: Tensor<2>, layers: impl IntoIterator<Item = &'a Linear>) -> Self {
+        let layers: Vec<&Linear> = layers.into_iter().collect();
+        let weights: Vec<_> = layers.iter().map(|layer| (layer.weight.val(), layer.bias.val())).collect();
+        let results = ops::linears(&x, &weights).unwrap_or_default();
+        Self { x, ready: layers.iter().map(|layer| layer.weight.id).zip(results).collect() }
+    }
+
+    /// What this layer makes of it: `[b, c_out]`.
+    pub fn of(&self, layer: &Linear) -> Tensor<2> {
+        self.ready.get(&layer.weight.id).cloned().unwrap_or_else(|| layer.forward(self.x.clone()))
     }
 }

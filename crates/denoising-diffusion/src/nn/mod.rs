@@ -36,7 +36,7 @@ pub use feed_forward::ScaledFeedForward;
 pub use haar::{haar, inverse_haar};
 pub use init::Init;
 pub use layer_norm::{LayerNorm, layer_norm};
-pub use linear::Linear;
+pub use linear::{Linear, Linears};
 pub use magnitude::{
     Among, Gain, MpAttention, MpConv, MpFourierEmbedding, MpInput, MpLinear, force_weight_norm, mp_cat, mp_silu,
     mp_sum, pixel_norm,

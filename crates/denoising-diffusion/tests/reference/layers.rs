@@ -4,8 +4,8 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor, activation};
 use denoising_diffusion::interop::StateDict;
 use denoising_diffusion::nn::{
-    Attention, Axes, Block, Conv2d, FourierPosEmb, FourierWeights, Init, LinearAttention, Resample, Resampling,
-    ResnetBlock, RmsNorm, SinusoidalPosEmb, ops, params,
+    Attention, Axes, Block, Conv2d, FourierPosEmb, FourierWeights, Init, LinearAttention, Linears, Resample,
+    Resampling, ResnetBlock, RmsNorm, SinusoidalPosEmb, ops, params,
 };
 use denoising_diffusion::train::NamedGradients;
 
@@ -133,9 +133,10 @@ fn residual_block() {
         let case = Case::new(&golden, name);
         let layer = case.load(ResnetBlock::new(&mut case.init(), dim_in, 8, 12, 0.0), rename);
         let (x, time) = (case.input("x"), case.input::<2>("time_emb"));
-        let output = on_nchw(&x, |x| layer.forward(x, None, activation::silu(time.clone())));
+        let run = |x| layer.forward(x, None, &Linears::new(activation::silu(time.clone()), [&layer.mlp]));
+        let output = on_nchw(&x, run);
         case.check(&layer, output, &[("x", &x)], rename);
-        let output = on_nchw(&x, |x| layer.forward(x, None, activation::silu(time.clone())));
+        let output = on_nchw(&x, run);
         case.check(&layer, output, &[("time_emb", &time)], rename);
     }
 }

@@ -9,10 +9,14 @@ mod attention;
 mod columns;
 mod extension;
 mod gated_add;
+#[cfg(not(feature = "fusion"))]
+mod gather;
 mod join;
 mod lanes;
 mod layer_norm;
 mod linear_attention;
+#[cfg(not(feature = "fusion"))]
+mod linears;
 mod math;
 mod ops;
 #[cfg(not(feature = "fusion"))]
@@ -20,7 +24,8 @@ mod optim;
 mod pointwise;
 mod rms_norm;
 mod rows;
-// What they take are lists of tensors, which Burn's fusion cannot be told of: with it, sweeps are operations of Burn's.
+// What they take are lists of tensors, which Burn's fusion cannot be told of: with it, sweeps, as all that is kept from it here, are operations of
+// Burn's.
 #[cfg(not(feature = "fusion"))]
 mod sweeps;
 #[cfg(test)]
@@ -31,6 +36,8 @@ use burn::tensor::{DType, Tensor};
 
 use super::{Pointwise, plain};
 use extension::CubeOps;
+#[cfg(not(feature = "fusion"))]
+pub use linears::linears;
 pub use rms_norm::Then;
 #[cfg(not(feature = "fusion"))]
 pub use sweeps::{adam, cast, copied, lerp, squared_norms};

@@ -19,6 +19,12 @@ const TOGETHER: usize = 16;
 /// Buffers that CubeCL may give a kernel beside its tensors.
 const OTHER_BUFFERS: u32 = 4;
 
+/// How many lists of `kinds` tensors each a launch takes at most.
+pub(super) fn most_together(client: &Client, kinds: usize) -> usize {
+    let bindings = client.properties().hardware.max_bindings.saturating_sub(OTHER_BUFFERS) as usize;
+    (bindings / kinds).clamp(1, TOGETHER)
+}
+
 /// Tensors that go through a kernel together.
 struct Launch {
     /// Of their vectors.
@@ -35,8 +41,7 @@ impl Launch {
             let width = vector_width(&[tensors[0].len], &tensors.each_ref());
             alike.entry((width, tensors.each_ref().map(|rows| rows.dtype().name()))).or_default().push(place);
         }
-        let most = client.properties().hardware.max_bindings.saturating_sub(OTHER_BUFFERS) as usize / K;
-        let most = most.clamp(1, TOGETHER);
+        let most = most_together(client, K);
         let parts = alike.iter().flat_map(|((width, _), places)| places.chunks(most).map(|places| (*width, places)));
         parts.map(|(width, places)| Self { width, places: places.to_vec() }).collect()
     }

@@ -250,6 +250,44 @@ fn joined_images() {
     }
 }
 
+/// More layers than a launch takes, of all vector widths, one of them without a use.
+#[cfg(not(feature = "fusion"))]
+#[test]
+fn linear_layers_of_one_input() {
+    let Some(device) = test_device() else { return eprintln!("no device to compare with") };
+    for (b, width, sizes) in [(3, 8, vec![8; 20]), (2, 5, vec![3, 4, 130, 1, 64]), (4, 64, vec![128, 256, 64])] {
+        let run = |device: &Device, together: bool| -> Vec<Vec<f32>> {
+            let device = device.clone().autodiff();
+            let tensor = |part: usize, shape: [usize; 2]| {
+                let values = drawn(1, part as u64, shape[0] * shape[1]);
+                Tensor::<2>::from_data(TensorData::new(values, shape), &device)
+            };
+            let x = tensor(0, [b, width]).require_grad();
+            let layer = |(i, &size): (usize, &usize)| {
+                let bias = tensor(3 * i + 2, [1, size]).reshape([size]).detach();
+                (tensor(3 * i + 1, [size, width]).require_grad(), bias.require_grad())
+            };
+            let layers: Vec<(Tensor<2>, Tensor<1>)> = sizes.iter().enumerate().map(layer).collect();
+            let each = || layers.iter().map(|(w, b)| x.clone().matmul(w.clone().transpose()) + b.clone().unsqueeze());
+            let results = if together { super::linears(&x, &layers).unwrap() } else { each().collect() };
+            let sums = results.iter().enumerate().skip(1);
+            let sums = sums.map(|(i, y)| (y.clone() * tensor(3 * i + 3, y.dims())).sum());
+            let gradients = sums.reduce(|a, b| a + b).unwrap().backward();
+            let mut all = vec![host_values(x.grad(&gradients).unwrap())];
+            all.extend(results.into_iter().map(host_values));
+            for (weight, bias) in &layers[1..] {
+                all.push(host_values(weight.grad(&gradients).unwrap()));
+                all.push(host_values(bias.grad(&gradients).unwrap()));
+            }
+            all
+        };
+        let (ours, expected) = (run(&device, true), run(&Device::flex(), false));
+        for (i, (ours, expected)) in ours.iter().zip(&expected).enumerate() {
+            assert_close(&format!("layers of {width} channels, result {i}"), ours, expected);
+        }
+    }
+}
+
 /// The gradient of the bias is ours: few and many positions, channels of all vector widths, more than a group has units.
 #[test]
 fn biased_convolutions() {
