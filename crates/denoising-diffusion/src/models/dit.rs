@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use super::dit_config::{DitConfig, DitConfigError, TIME_FREQUENCIES};
 use super::{Network, NetworkInput, SizeError};
 use crate::nn::ops::Pointwise;
-use crate::nn::{Embedding, Init, Linear, VectorEmbedding, Vectors, ops, recompute};
+use crate::nn::{Embedding, Init, Linear, Linears, VectorEmbedding, Vectors, ops, recompute};
 
 /// Standard deviation of the embeddings' weights as they are drawn.
 const EMBEDDING_DEVIATION: f64 = 0.02;
@@ -117,9 +117,10 @@ impl Network<4> for Dit {
         let x = on_tokens(&self.x_embedder, self.patches(x)); // [b, h / patch, w / patch, hidden] from here on
         let [_, rows, columns, hidden] = x.dims();
         let x = x.clone() + positions(rows, columns, hidden, &x).cast(x.dtype());
-        let condition = ops::silu(self.condition(time, classes, vectors));
-        let x = self.blocks.iter().fold(x, |x, block| block.forward(x, condition.clone()));
-        let [shift, scale] = parts(self.final_modulation.forward(condition));
+        let modulations = self.blocks.iter().map(|block| &block.modulation).chain([&self.final_modulation]);
+        let condition = Linears::new(ops::silu(self.condition(time, classes, vectors)), modulations);
+        let x = self.blocks.iter().fold(x, |x, block| block.forward(x, condition.of(&block.modulation)));
+        let [shift, scale] = parts(condition.of(&self.final_modulation));
         self.image(on_tokens(&self.final_linear, modulated(x, shift, scale)))
     }
 
@@ -181,13 +182,13 @@ impl DitBlock {
         }
     }
 
-    /// `x [b, h, w, hidden]`, `condition [b, hidden]`.
-    fn forward(&self, x: Tensor<4>, condition: Tensor<2>) -> Tensor<4> {
-        recompute::block(self, [x], [condition], |block, [x], [condition]| block.forward_kept(x, condition))
+    /// `x [b, h, w, hidden]`; `modulation` `[b, 6 hidden]` is what the layer of this name makes of the condition.
+    fn forward(&self, x: Tensor<4>, modulation: Tensor<2>) -> Tensor<4> {
+        recompute::block(self, [x], [modulation], |block, [x], [modulation]| block.forward_kept(x, modulation))
     }
 
-    fn forward_kept(&self, x: Tensor<4>, condition: Tensor<2>) -> Tensor<4> {
-        let [shift, scale, gate, mlp_shift, mlp_scale, mlp_gate] = parts(self.modulation.forward(condition));
+    fn forward_kept(&self, x: Tensor<4>, modulation: Tensor<2>) -> Tensor<4> {
+        let [shift, scale, gate, mlp_shift, mlp_scale, mlp_gate] = parts(modulation);
         let attended = self.attention(modulated(x.clone(), shift, scale));
         let x = ops::gated_add(on_tokens(&self.proj, attended), gate, x);
         let hidden = on_tokens(&self.fc1, modulated(x.clone(), mlp_shift, mlp_scale));

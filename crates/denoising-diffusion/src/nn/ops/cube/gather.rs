@@ -6,7 +6,7 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::optim::most_together;
-use super::rows::{Rows, vector_width};
+use super::rows::{Rows, moved_width};
 
 /// Counts; pitches in vectors.
 #[derive(CubeLaunch, CubeType)]
@@ -51,7 +51,7 @@ pub(super) fn gather(parts: Vec<CubeTensor>) -> CubeTensor {
     let lengths: Vec<usize> = parts.iter().map(|part| part.len).collect();
     let shape = [parts[0].count(), lengths.iter().sum()];
     let whole = Rows::empty(&parts[0], shape.into(), parts[0].dtype());
-    let width = vector_width(&lengths, &parts.iter().chain([&whole]).collect::<Vec<_>>());
+    let width = moved_width(&lengths, &parts.iter().chain([&whole]).collect::<Vec<_>>());
     let client = whole.client();
     let mut from = 0;
     for parts in parts.chunks(most_together(&client, 1)) {

@@ -6,7 +6,7 @@ use burn_cubecl::cubecl::ir::ElemType;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::rows::{Rows, vector_width};
+use super::rows::{Rows, moved_width};
 
 /// Counts; pitches in vectors.
 #[derive(CubeLaunch, CubeType)]
@@ -89,7 +89,7 @@ struct Plan {
 impl Plan {
     fn new(first: &Rows, second: &Rows, whole: &Rows) -> Self {
         let client = whole.client();
-        let width = vector_width(&[first.len, second.len], &[first, second, whole]);
+        let width = moved_width(&[first.len, second.len], &[first, second, whole]);
         let units = whole.count() * whole.len / width;
         let cube_dim = CubeDim::new(&client, units);
         let sizes = SizesLaunch::new(

@@ -20,16 +20,20 @@ type Tracked = FloatTensor<Autodiff<Cube>>;
 
 /// Most layers at once.
 const LAYERS: usize = 64;
+/// Most values of all weights: they are copied, and of more the copy's memory matters more than the launches.
+const VALUES: usize = 1 << 26;
 
-/// `x weight^T + bias` for each pair of `weight [c_out, c_in]` and `bias [c_out]`; `None` where this does not know how. `x [b, c_in]` is on a GPU.
+/// `x weight^T + bias` for each pair of `weight [c_out, c_in]` and `bias [c_out]`; `None` where tensors differ in kind or are too many. `x [b, c_in]` is on a
+/// GPU.
 pub fn linears(x: &Tensor<2>, layers: &[(Tensor<2>, Tensor<1>)]) -> Option<Vec<Tensor<2>>> {
-    let same = |autodiff: bool| autodiff == x.is_autodiff();
-    if layers.len() > LAYERS
-        || !layers.iter().all(|(weight, bias)| same(weight.is_autodiff()) && same(bias.is_autodiff()))
-    {
+    let kind = (x.is_autodiff(), x.dtype());
+    let all_same = layers.iter().all(|(weight, bias)| {
+        (weight.is_autodiff(), weight.dtype()) == kind && (bias.is_autodiff(), bias.dtype()) == kind
+    });
+    let sizes: Vec<usize> = layers.iter().map(|(weight, _)| weight.dims()[0]).collect();
+    if !all_same || layers.len() > LAYERS || sizes.iter().sum::<usize>() * x.dims()[1] > VALUES {
         return None;
     }
-    let sizes: Vec<usize> = layers.iter().map(|(weight, _)| weight.dims()[0]).collect();
     let weight = gathered(layers.iter().map(|(weight, _)| weight.clone()).collect())?;
     let bias = gathered(layers.iter().map(|(_, bias)| bias.clone()).collect())?;
     let weight: Tensor<2> = weight.reshape([sizes.iter().sum(), x.dims()[1]]);

@@ -113,10 +113,20 @@ fn pitch(shape: &[usize], strides: &[usize]) -> Option<usize> {
     Some(pitch.unwrap_or(len))
 }
 
-/// How many values one instruction reads or writes, in kernels that cut these rows into parts of the given lengths (and compute in f32).
+/// How many values one instruction reads or writes, in kernels that cut these rows into parts of the given lengths and compute in f32.
 pub(super) fn vector_width(parts: &[usize], rows: &[&Rows]) -> usize {
+    width(size_of::<f32>(), parts, rows)
+}
+
+/// The same in kernels that only move values.
+pub(super) fn moved_width(parts: &[usize], rows: &[&Rows]) -> usize {
+    width(1, parts, rows)
+}
+
+/// Of values of at least so many bytes.
+fn width(bytes: usize, parts: &[usize], rows: &[&Rows]) -> usize {
     let Some(first) = rows.first() else { return 1 };
-    let bytes = rows.iter().map(|rows| rows.dtype().size()).max().unwrap_or(1).max(size_of::<f32>());
+    let bytes = rows.iter().map(|rows| rows.dtype().size()).fold(bytes, usize::max);
     let lengths = || parts.iter().copied().chain(rows.iter().map(|rows| rows.pitch));
     let fits = |width: &usize| lengths().all(|length| length.is_multiple_of(*width));
     first.tensor.client.io_optimized_vector_sizes(bytes).filter(fits).max().unwrap_or(1)
