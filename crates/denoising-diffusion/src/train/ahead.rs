@@ -1,5 +1,5 @@
-//! What chance decides about a batch, drawn while a GPU is busy with the batch before it, and another thread with asking for that: drawing is the
-//! host's work, and between two steps the GPU would wait for it.
+//! What chance decides about a batch, drawn while a GPU is busy with the batch before it: drawing is the host's work, and between two steps the GPU
+//! would wait for it.
 
 use std::any::Any;
 use std::fmt::Debug;

@@ -217,8 +217,8 @@ impl<M> Trainer<M> {
     }
 
     /// The mean loss of the step, and its gradients with their norm, or what was not finite. The device is waited for at the end, when all
-    /// of the step's work lies before it (immiscible noise, which is assigned on the host, waits for the data before). Meanwhile, where the
-    /// device is not the host, another thread draws what the next step needs.
+    /// of the step's work lies before it (immiscible noise, which is assigned on the host, waits for the data before) and, where the device is
+    /// not the host, what the next step needs was drawn.
     fn gradients<const D: usize>(
         &mut self,
         batches: Vec<Examples<D>>,
@@ -226,21 +226,23 @@ impl<M> Trainer<M> {
     where
         M: Network<D>,
     {
-        let (parts, first) = (batches.len() as u64, batches.first().map(|examples| examples.data.dims()));
-        let ahead = self.ahead.take();
+        let parts = batches.len() as u64;
+        let mut ahead = self.ahead.take();
         let for_data = self.for_data();
         let model = for_data.as_ref().unwrap_or(self.model());
-        let mut next = None;
-        let (losses, sum) = rayon::in_place_scope(|scope| {
-            if let (false, Some(dims)) = (is_cpu(&self.device), first) {
-                let (batch, next) = ((self.step + 1) * parts, &mut next);
-                let (diffusion, device, seed) = (&self.diffusion, &self.device, self.config.seed);
-                scope.spawn(move |_| *next = Some(Ahead::new(batch, dims, draw(diffusion, seed, batch, dims, device))));
-            }
-            self.passes(model, batches, ahead)
-        });
-        drop(for_data);
-        self.ahead = next;
+        let (mut losses, mut sum) = (Vec::with_capacity(batches.len()), NamedGradients::default());
+        for (k, examples) in batches.into_iter().enumerate() {
+            let data = examples.data.clone();
+            let (batch, dims) = (self.step * parts + k as u64, data.dims());
+            let draws = ahead.take().and_then(|ahead| ahead.of(batch, dims)).unwrap_or_else(|| self.draw(batch, dims));
+            let (loss, gradients) = self.backward(model, examples, &draws, batch, parts);
+            losses.push((loss, data));
+            sum = sum.summed_with(gradients);
+        }
+        if let (false, Some((_, data))) = (is_cpu(&self.device), losses.first()) {
+            let (batch, dims) = ((self.step + 1) * parts, data.dims());
+            self.ahead = Some(Ahead::new(batch, dims, self.draw(batch, dims)));
+        }
         let norm = sum.norm();
         let mut total = 0.0;
         for (loss, data) in losses {
@@ -256,30 +258,6 @@ impl<M> Trainer<M> {
         }
     }
 
-    /// Of each batch the loss and the data, and the sum of all gradients of `model`. `ahead` is what was drawn for the first batch.
-    fn passes<const D: usize>(
-        &self,
-        model: &M,
-        batches: Vec<Examples<D>>,
-        mut ahead: Option<Ahead>,
-    ) -> (Vec<(Tensor<1>, Tensor<D>)>, NamedGradients)
-    where
-        M: Network<D>,
-    {
-        let parts = batches.len() as u64;
-        let (mut losses, mut sum) = (Vec::with_capacity(batches.len()), NamedGradients::default());
-        for (k, examples) in batches.into_iter().enumerate() {
-            let data = examples.data.clone();
-            let (batch, dims) = (self.step * parts + k as u64, data.dims());
-            let draws = ahead.take().and_then(|ahead| ahead.of(batch, dims));
-            let draws = draws.unwrap_or_else(|| draw(&self.diffusion, self.config.seed, batch, dims, &self.device));
-            let (loss, gradients) = self.backward(model, examples, &draws, batch, parts);
-            losses.push((loss, data));
-            sum = sum.summed_with(gradients);
-        }
-        (losses, sum)
-    }
-
     /// The network as the step's passes use it, if that is not as it is: what computes in bf16 is narrowed once per step, not at each use.
     fn for_data<const D: usize>(&self) -> Option<M>
     where
@@ -287,6 +265,11 @@ impl<M> Trainer<M> {
     {
         let dtype = self.model().data_type();
         (dtype != DType::F32 && !self.has_buffers).then(|| sweeps::for_data(self.model().clone(), dtype))
+    }
+
+    /// What chance decides about a batch of shape `dims`.
+    fn draw<const D: usize>(&self, batch: u64, dims: [usize; D]) -> Draws<D> {
+        self.diffusion.draw(self.config.seed, batch * dims[0] as u64, batch, dims, &self.device)
     }
 
     /// Loss and gradients of one batch, both divided by the number of batches in the step.
@@ -370,11 +353,6 @@ impl<M> Trainer<M> {
         (self.step, self.skipped, self.skipped_in_a_row) = (state.step, state.skipped, state.skipped_in_a_row);
         Ok(())
     }
-}
-
-/// What chance decides about a batch of shape `dims`.
-fn draw<const D: usize>(diffusion: &Diffusion, seed: u64, batch: u64, dims: [usize; D], device: &Device) -> Draws<D> {
-    diffusion.draw(seed, batch * dims[0] as u64, batch, dims, device)
 }
 
 fn all_finite<const D: usize>(tensor: &Tensor<D>) -> bool {

@@ -156,11 +156,18 @@ pub fn rms_norm_scaled_silu(x: Tensor<4>, g: Tensor<1>, scale_shift: Tensor<2>) 
     }
 }
 
+/// [`conv2d`] without the bias, and the bias, where a norm that follows adds it.
+#[cfg(feature = "cube")]
+fn unbiased(x: &Tensor<4>, conv: &ConvWeights) -> Option<(Tensor<4>, Tensor<1>)> {
+    let bias = conv.bias.clone().filter(|_| cube::takes(x))?;
+    Some((plain::conv2d(x.clone(), conv.weight.clone(), None), bias))
+}
+
 /// [`rms_norm`] of [`conv2d`]. The kernels for GPUs add the bias where they normalise, and sum its gradient where they have it.
 pub fn conv2d_rms_norm(x: Tensor<4>, conv: ConvWeights, g: Tensor<1>, residual: Tensor<4>) -> Tensor<4> {
     #[cfg(feature = "cube")]
-    if let (true, Some(bias)) = (cube::takes(&x), conv.bias.clone()) {
-        return cube::biased_rms_norm(plain::conv2d(x, conv.weight, None), bias, g, residual, cube::Then::Nothing);
+    if let Some((x, bias)) = unbiased(&x, &conv) {
+        return cube::biased_rms_norm(x, bias, g, residual, cube::Then::Nothing);
     }
     rms_norm(conv2d(x, conv.weight, conv.bias), g, Some(residual))
 }
@@ -168,8 +175,8 @@ pub fn conv2d_rms_norm(x: Tensor<4>, conv: ConvWeights, g: Tensor<1>, residual: 
 /// [`rms_norm_silu`] of [`conv2d`]; see [`conv2d_rms_norm`].
 pub fn conv2d_rms_norm_silu(x: Tensor<4>, conv: ConvWeights, g: Tensor<1>, residual: Tensor<4>) -> Tensor<4> {
     #[cfg(feature = "cube")]
-    if let (true, Some(bias)) = (cube::takes(&x), conv.bias.clone()) {
-        return cube::biased_rms_norm(plain::conv2d(x, conv.weight, None), bias, g, residual, cube::Then::Silu);
+    if let Some((x, bias)) = unbiased(&x, &conv) {
+        return cube::biased_rms_norm(x, bias, g, residual, cube::Then::Silu);
     }
     rms_norm_silu(conv2d(x, conv.weight, conv.bias), g, Some(residual))
 }
@@ -177,8 +184,8 @@ pub fn conv2d_rms_norm_silu(x: Tensor<4>, conv: ConvWeights, g: Tensor<1>, resid
 /// [`rms_norm_scaled_silu`] of [`conv2d`]; see [`conv2d_rms_norm`].
 pub fn conv2d_rms_norm_scaled_silu(x: Tensor<4>, conv: ConvWeights, g: Tensor<1>, scale_shift: Tensor<2>) -> Tensor<4> {
     #[cfg(feature = "cube")]
-    if let (true, Some(bias)) = (cube::takes(&x), conv.bias.clone()) {
-        return cube::biased_rms_norm_scaled_silu(plain::conv2d(x, conv.weight, None), bias, g, scale_shift);
+    if let Some((x, bias)) = unbiased(&x, &conv) {
+        return cube::biased_rms_norm_scaled_silu(x, bias, g, scale_shift);
     }
     rms_norm_scaled_silu(conv2d(x, conv.weight, conv.bias), g, scale_shift)
 }

@@ -9,6 +9,7 @@ mod attention;
 mod columns;
 mod extension;
 mod gated_add;
+// This module and others without `fusion` take lists of tensors, which Burn's fusion cannot be told of: with it, they are operations of Burn's.
 #[cfg(not(feature = "fusion"))]
 mod gather;
 mod join;
@@ -24,8 +25,6 @@ mod optim;
 mod pointwise;
 mod rms_norm;
 mod rows;
-// What they take are lists of tensors, which Burn's fusion cannot be told of: with it, sweeps, as all that is kept from it here, are operations of
-// Burn's.
 #[cfg(not(feature = "fusion"))]
 mod sweeps;
 #[cfg(test)]
