@@ -43,12 +43,6 @@ fn queries_kernel<F: Float, M: Float, N: Size>(
     let mut q = Array::<Vector<f32, N>>::new(tile.vectors);
     let mut d_result = Array::<Vector<f32, N>>::new(tile.vectors);
     let mut dq = Array::<Vector<f32, N>>::new(tile.vectors);
-    #[unroll]
-    for v in 0..tile.vectors {
-        q[v] = Vector::new(0.0f32);
-        d_result[v] = Vector::new(0.0f32);
-        dq[v] = Vector::new(0.0f32);
-    }
     let mut most = 0.0f32;
     let mut inverse = 0.0f32;
     let mut delta = 0.0f32;
@@ -166,13 +160,6 @@ fn keys_kernel<F: Float, M: Float, N: Size>(
     let mut value = Array::<Vector<f32, N>>::new(tile.vectors);
     let mut d_key = Array::<Vector<f32, N>>::new(tile.vectors);
     let mut d_value = Array::<Vector<f32, N>>::new(tile.vectors);
-    #[unroll]
-    for v in 0..tile.vectors {
-        key[v] = Vector::new(0.0f32);
-        value[v] = Vector::new(0.0f32);
-        d_key[v] = Vector::new(0.0f32);
-        d_value[v] = Vector::new(0.0f32);
-    }
     if task.is_head && task.row < of_memory {
         let row = task.head % heads * of_memory + task.row;
         load_row::<M, N>(memory, row * sizes.memory_pitch as usize, 1.0f32, &mut key, tile);

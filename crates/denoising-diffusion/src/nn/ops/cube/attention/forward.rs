@@ -26,11 +26,6 @@ fn forward_kernel<F: Float, M: Float, N: Size>(
     let is_query = task.is_head && task.row < positions;
     let mut q = Array::<Vector<f32, N>>::new(tile.vectors);
     let mut sums = Array::<Vector<f32, N>>::new(tile.vectors);
-    #[unroll]
-    for v in 0..tile.vectors {
-        q[v] = Vector::new(0.0f32);
-        sums[v] = Vector::new(0.0f32);
-    }
     if is_query {
         let at = (task.image + task.row) * sizes.qkv as usize + task.column;
         load_row::<F, N>(qkv, at, sizes.factor, &mut q, tile);
