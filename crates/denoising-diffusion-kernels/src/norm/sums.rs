@@ -1,7 +1,7 @@
 //! Sums down the columns of many rows, in f32 for a few rows at a time and in f64 over those.
 //!
-//! A sum of n terms of either sign is of the order of sqrt(n) terms, and so is what f32 loses of it by adding one term at a time:
-//! over a thousand rows the third part of its digits, just where a small gradient is what large terms leave.
+//! A sum of n terms of either sign is about sqrt(n) terms large, and adding them one at a time rounds it n times: by about sqrt(n) units in its last
+//! place. Over a thousand rows that is five bits, and more where large terms leave a small gradient.
 
 use std::ops::Range;
 
