@@ -1,5 +1,5 @@
 //! Our kernels for GPUs: written in CubeCL's dialect of Rust, which is compiled at run time for whatever the tensors are on (CUDA, ROCm, Metal,
-//! Vulkan, WebGPU, or the CPU as a test device). A kernel has a file; `extension` puts them behind Burn's backends. What an operation
+//! Vulkan, WebGPU, or the CPU as a test device). A kernel has a file; `passes` and `extension` put them behind Burn's backends. What an operation
 //! computes is documented in [`super`]; what is not here runs in plain tensor operations.
 //!
 //! A kernel reads each value once per pass where it can, computes in f32 and takes f32, bf16 and f16. None waits for the device or asks it anything:
@@ -22,6 +22,7 @@ mod math;
 mod ops;
 #[cfg(not(feature = "fusion"))]
 mod optim;
+mod passes;
 mod pointwise;
 mod rms_norm;
 mod rows;

@@ -8,7 +8,7 @@ use burn::tensor::ops::ConvOptions;
 use super::super::Pointwise;
 use super::super::plain::same_padding;
 use super::super::tape::{Device, Kernel};
-use super::extension::CubeKernels;
+use super::passes::CubeKernels;
 use super::rms_norm::Then;
 
 type Primitive = FloatTensor<Cube>;

@@ -1,0 +1,317 @@
+//! Each pass of the kernels by itself, as the backend runs it (and as `fusion` puts it among the operations that it delays), as a Burn backend
+//! extension. What layers call, with gradients, is in [`extension`](super::extension).
+
+use burn::backend::backend_extension;
+use burn::backend::tensor::FloatTensor;
+use burn_cubecl::CubeBackend;
+use burn_cubecl::tensor::CubeTensor;
+
+use super::super::Pointwise;
+use super::rms_norm::{self, Then};
+use super::{attention, columns, gated_add, join, layer_norm, linear_attention, pointwise};
+
+/// What the outputs of the kernels look like, for `fusion`.
+#[cfg(feature = "fusion")]
+mod shapes {
+    use burn::backend::fusion::custom::TensorSpec;
+    use burn::tensor::DType;
+
+    use super::linear_attention::state_rows;
+
+    /// A result like `x`, and a number for each of its rows.
+    pub(super) fn with_norms(x: &TensorSpec) -> (TensorSpec, TensorSpec) {
+        let rows: usize = x.shape.iter().rev().skip(1).product();
+        (x.clone(), TensorSpec::new([rows].into(), DType::F32))
+    }
+
+    /// Side by side.
+    pub(super) fn joined(first: &TensorSpec, second: &TensorSpec) -> TensorSpec {
+        let mut shape = first.shape.clone();
+        shape[3] += second.shape[3];
+        TensorSpec::new(shape, first.dtype)
+    }
+
+    /// The parts of that, of which the first has `c` channels.
+    pub(super) fn parts(whole: &TensorSpec, c: usize) -> (TensorSpec, TensorSpec) {
+        let part = |channels: usize| {
+            let mut shape = whole.shape.clone();
+            shape[3] = channels;
+            TensorSpec::new(shape, whole.dtype)
+        };
+        (part(c), part(whole.shape[3] - c))
+    }
+
+    /// The result of attention, and what is kept.
+    pub(super) fn attended(qkv: &TensorSpec, mem_kv: &TensorSpec) -> (TensorSpec, TensorSpec) {
+        let (heads, dim) = (mem_kv.shape[1], mem_kv.shape[3]);
+        let mut shape = qkv.shape.clone();
+        let state = [shape[0] * heads, 2 * shape[1] * shape[2]].into();
+        shape[3] = heads * dim;
+        (TensorSpec::new(shape, qkv.dtype), TensorSpec::new(state, DType::F32))
+    }
+
+    /// The result of linear attention, and what is kept.
+    pub(super) fn linearly_attended(qkv: &TensorSpec, mem_kv: &TensorSpec) -> (TensorSpec, TensorSpec) {
+        let (heads, dim) = (mem_kv.shape[1], mem_kv.shape[2]);
+        let mut shape = qkv.shape.clone();
+        let state = [shape[0] * heads, state_rows(dim) * dim].into();
+        shape[3] = heads * dim;
+        (TensorSpec::new(shape, qkv.dtype), TensorSpec::new(state, DType::F32))
+    }
+}
+
+#[backend_extension(Cube, Fusion: cfg(feature = "fusion"))]
+pub trait CubeKernels: burn::backend::Backend {
+    /// See [`rms_norm::forward`].
+    #[fusion(meta = |x, _g, _then| shapes::with_norms(x))]
+    fn rms_forward(x: FloatTensor<Self>, g: FloatTensor<Self>, then: Then) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// The same with a bias and a residual.
+    #[fusion(meta = |x, _bias, _g, _residual, _then| shapes::with_norms(x))]
+    fn rms_add_forward(
+        x: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        then: Then,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// The same with a bias and with scale and shift, after which SiLU follows.
+    #[fusion(meta = |x, _bias, _g, _scale_shift| shapes::with_norms(x))]
+    fn rms_scaled_forward(
+        x: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        scale_shift: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`rms_norm::backward`].
+    #[fusion(meta = |x, g, _norms, _dy, _then| (x.clone(), g.clone()))]
+    fn rms_backward(
+        x: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        norms: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        then: Then,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`rms_norm::biased_backward`].
+    #[fusion(meta = |x, bias, g, _norms, _dy, _then| (x.clone(), bias.clone(), g.clone()))]
+    fn rms_biased_backward(
+        x: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        norms: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        then: Then,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`rms_norm::scaled_backward`].
+    #[fusion(meta = |x, bias, g, scale_shift, _norms, _dy| (x.clone(), bias.clone(), g.clone(), scale_shift.clone()))]
+    fn rms_scaled_backward(
+        x: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        scale_shift: FloatTensor<Self>,
+        norms: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`layer_norm::forward`].
+    #[fusion(meta = |x, _scale_shift| x.clone())]
+    fn layer_norm_forward(x: FloatTensor<Self>, scale_shift: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// See [`layer_norm::backward`].
+    #[fusion(meta = |x, scale_shift, _dy| (x.clone(), scale_shift.clone()))]
+    fn layer_norm_backward(
+        x: FloatTensor<Self>,
+        scale_shift: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`gated_add::forward`].
+    #[fusion(meta = |x, _gate, _residual| x.clone())]
+    fn gated_add_forward(
+        x: FloatTensor<Self>,
+        gate: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+
+    /// See [`gated_add::backward`].
+    #[fusion(meta = |x, gate, _dy| (x.clone(), gate.clone()))]
+    fn gated_add_backward(
+        x: FloatTensor<Self>,
+        gate: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`attention::forward`].
+    #[fusion(meta = |qkv, mem_kv| shapes::attended(qkv, mem_kv))]
+    fn attention_forward(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`attention::backward`].
+    #[fusion(meta = |qkv, mem_kv, _y, _state, _dy| (qkv.clone(), mem_kv.clone()))]
+    fn attention_backward(
+        qkv: FloatTensor<Self>,
+        mem_kv: FloatTensor<Self>,
+        y: FloatTensor<Self>,
+        state: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`linear_attention::forward`].
+    #[fusion(meta = |qkv, mem_kv| shapes::linearly_attended(qkv, mem_kv))]
+    fn linear_attention_forward(
+        qkv: FloatTensor<Self>,
+        mem_kv: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`linear_attention::backward`].
+    #[fusion(meta = |qkv, mem_kv, _state, _dy| (qkv.clone(), mem_kv.clone()))]
+    fn linear_attention_backward(
+        qkv: FloatTensor<Self>,
+        mem_kv: FloatTensor<Self>,
+        state: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`join::join`].
+    #[fusion(meta = |first, second| shapes::joined(first, second))]
+    fn join(first: FloatTensor<Self>, second: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// See [`join::split`].
+    #[fusion(meta = |whole, c| shapes::parts(whole, *c))]
+    fn split(whole: FloatTensor<Self>, c: usize) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`columns::sum_rows`].
+    #[fusion(meta = |_x, like| like.clone())]
+    fn sum_rows(x: FloatTensor<Self>, like: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// See [`pointwise::forward`].
+    #[fusion(meta = |x, _f| x.clone())]
+    fn pointwise_forward(x: FloatTensor<Self>, f: Pointwise) -> FloatTensor<Self>;
+
+    /// See [`pointwise::backward`].
+    #[fusion(meta = |x, _dy, _f| x.clone())]
+    fn pointwise_backward(x: FloatTensor<Self>, dy: FloatTensor<Self>, f: Pointwise) -> FloatTensor<Self>;
+}
+
+impl CubeKernels for CubeBackend {
+    fn rms_forward(x: CubeTensor, g: CubeTensor, then: Then) -> (CubeTensor, CubeTensor) {
+        rms_norm::forward(x, None, g, None, None, then)
+    }
+
+    fn rms_add_forward(
+        x: CubeTensor,
+        bias: CubeTensor,
+        g: CubeTensor,
+        residual: CubeTensor,
+        then: Then,
+    ) -> (CubeTensor, CubeTensor) {
+        rms_norm::forward(x, Some(bias), g, None, Some(residual), then)
+    }
+
+    fn rms_scaled_forward(
+        x: CubeTensor,
+        bias: CubeTensor,
+        g: CubeTensor,
+        scale_shift: CubeTensor,
+    ) -> (CubeTensor, CubeTensor) {
+        rms_norm::forward(x, Some(bias), g, Some(scale_shift), None, Then::Silu)
+    }
+
+    fn rms_backward(
+        x: CubeTensor,
+        g: CubeTensor,
+        norms: CubeTensor,
+        dy: CubeTensor,
+        then: Then,
+    ) -> (CubeTensor, CubeTensor) {
+        rms_norm::backward(x, g, norms, dy, then)
+    }
+
+    fn rms_biased_backward(
+        x: CubeTensor,
+        bias: CubeTensor,
+        g: CubeTensor,
+        norms: CubeTensor,
+        dy: CubeTensor,
+        then: Then,
+    ) -> (CubeTensor, CubeTensor, CubeTensor) {
+        rms_norm::biased_backward(x, bias, g, norms, dy, then)
+    }
+
+    fn rms_scaled_backward(
+        x: CubeTensor,
+        bias: CubeTensor,
+        g: CubeTensor,
+        scale_shift: CubeTensor,
+        norms: CubeTensor,
+        dy: CubeTensor,
+    ) -> (CubeTensor, CubeTensor, CubeTensor, CubeTensor) {
+        rms_norm::scaled_backward(x, bias, g, scale_shift, norms, dy)
+    }
+
+    fn layer_norm_forward(x: CubeTensor, scale_shift: CubeTensor) -> CubeTensor {
+        layer_norm::forward(x, scale_shift)
+    }
+
+    fn layer_norm_backward(x: CubeTensor, scale_shift: CubeTensor, dy: CubeTensor) -> (CubeTensor, CubeTensor) {
+        layer_norm::backward(x, scale_shift, dy)
+    }
+
+    fn gated_add_forward(x: CubeTensor, gate: CubeTensor, residual: CubeTensor) -> CubeTensor {
+        gated_add::forward(x, gate, residual)
+    }
+
+    fn gated_add_backward(x: CubeTensor, gate: CubeTensor, dy: CubeTensor) -> (CubeTensor, CubeTensor) {
+        gated_add::backward(x, gate, dy)
+    }
+
+    fn attention_forward(qkv: CubeTensor, mem_kv: CubeTensor) -> (CubeTensor, CubeTensor) {
+        attention::forward(qkv, mem_kv)
+    }
+
+    fn attention_backward(
+        qkv: CubeTensor,
+        mem_kv: CubeTensor,
+        y: CubeTensor,
+        state: CubeTensor,
+        dy: CubeTensor,
+    ) -> (CubeTensor, CubeTensor) {
+        attention::backward(qkv, mem_kv, y, state, dy)
+    }
+
+    fn linear_attention_forward(qkv: CubeTensor, mem_kv: CubeTensor) -> (CubeTensor, CubeTensor) {
+        linear_attention::forward(qkv, mem_kv)
+    }
+
+    fn linear_attention_backward(
+        qkv: CubeTensor,
+        mem_kv: CubeTensor,
+        state: CubeTensor,
+        dy: CubeTensor,
+    ) -> (CubeTensor, CubeTensor) {
+        linear_attention::backward(qkv, mem_kv, state, dy)
+    }
+
+    fn join(first: CubeTensor, second: CubeTensor) -> CubeTensor {
+        join::join(first, second)
+    }
+
+    fn split(whole: CubeTensor, c: usize) -> (CubeTensor, CubeTensor) {
+        join::split(whole, c)
+    }
+
+    fn sum_rows(x: CubeTensor, like: CubeTensor) -> CubeTensor {
+        columns::sum_rows(x, like)
+    }
+
+    fn pointwise_forward(x: CubeTensor, f: Pointwise) -> CubeTensor {
+        pointwise::forward(x, f)
+    }
+
+    fn pointwise_backward(x: CubeTensor, dy: CubeTensor, f: Pointwise) -> CubeTensor {
+        pointwise::backward(x, dy, f)
+    }
+}
