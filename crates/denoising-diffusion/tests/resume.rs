@@ -1,17 +1,18 @@
-//! A training that stops and goes on, on the device of the tests: `just test-device wgpu`. Every network and formulation on the CPU: `matrix`.
+//! A training that stops and goes on, and one that does not wait for its steps, on the device of the tests: `just test-device wgpu`. Every network
+//! and formulation on the CPU: `matrix`.
 
 #[path = "common/device.rs"]
 mod device;
 
 use std::sync::Mutex;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig};
 use denoising_diffusion::interop::StateDict;
 use denoising_diffusion::models::{Unet, UnetConfig};
 use denoising_diffusion::nn::Init;
 use denoising_diffusion::noise::{Purpose, normal_batch};
-use denoising_diffusion::train::{EmaConfig, TrainConfig, Trainer};
+use denoising_diffusion::train::{EmaConfig, NonFiniteKind, StepReport, TrainConfig, Trainer, TrainerState};
 use device::test_device;
 
 /// Dropout draws from one generator per process: one training at a time.
@@ -25,11 +26,15 @@ fn trainer(seed: u64, dropout: f64, device: &Device) -> Trainer<Unet> {
     Trainer::new(model, diffusion, TrainConfig { batch_size: 2, ..TrainConfig::default() }, ema, device)
 }
 
+fn data(step: u64) -> Tensor<4> {
+    let data = normal_batch(9, Purpose::Evaluation, 2 * step, 0, [2, 1, 8, 8], &Device::flex());
+    (data * 0.2 + 0.5).clamp(0.0, 1.0)
+}
+
 fn train(trainer: &mut Trainer<Unet>, steps: std::ops::Range<u64>) -> f64 {
     let mut loss = f64::NAN;
     for step in steps {
-        let data = normal_batch(9, Purpose::Evaluation, 2 * step, 0, [2, 1, 8, 8], &Device::flex());
-        let report = trainer.step(vec![(data * 0.2 + 0.5).clamp(0.0, 1.0)]);
+        let report = trainer.step(vec![data(step)]);
         assert!(report.skipped.is_none(), "{report:?}");
         loss = report.loss;
     }
@@ -52,10 +57,53 @@ fn a_resumed_training_gives_the_same_bits() {
     resumed.restore(&state).unwrap();
     train(&mut resumed, 2..3);
     let (whole, resumed) = (whole.state(), resumed.state());
-    for (a, b) in [(&whole.model, &resumed.model), (&whole.ema, &resumed.ema), (&whole.adam, &resumed.adam)] {
-        assert!(bits(a) == bits(b), "a resumed training differs");
-    }
+    assert_same(&whole, &resumed);
     assert!(bits(&resumed.model) != bits(&state.model));
+}
+
+fn assert_same(a: &TrainerState, b: &TrainerState) {
+    let counts = |state: &TrainerState| {
+        [state.step, state.skipped, state.skipped_in_a_row, state.adam_steps, state.ema_calls]
+            .map(|count| count as usize)
+    };
+    assert_eq!(counts(a), counts(b));
+    for (a, b) in [(&a.model, &b.model), (&a.ema, &b.ema), (&a.adam, &b.adam)] {
+        assert!(bits(a) == bits(b), "the trainings differ");
+    }
+}
+
+/// Steps that change nothing among them: the first, two in a row, and the last.
+#[test]
+fn steps_in_flight_come_to_the_same() {
+    let _alone = ALONE.lock();
+    let device = test_device();
+    let batches = |step: u64| match step {
+        0 | 3 | 4 | 6 => vec![data(step), data(step + 10).slice_fill([0..1, 0..1, 2..3, 2..3], f32::INFINITY)],
+        _ => vec![data(step), data(step + 10)],
+    };
+    let (mut waiting, mut flying) = (trainer(1, 0.1, &device), trainer(1, 0.1, &device));
+    let initial = waiting.state();
+    let waited: Vec<StepReport> = (0..7).map(|step| waiting.step(batches(step))).collect();
+    let mut flown: Vec<StepReport> = (0..7).filter_map(|step| flying.submit(batches(step))).collect();
+    let in_flight = 7 - flown.len();
+    assert_eq!(in_flight, usize::from(cfg!(not(feature = "fusion")) && device != Device::flex()));
+    // Whoever asks for the state waits, and the report is still told.
+    let state = flying.state();
+    flown.extend(flying.settle());
+    assert!(flying.settle().is_none());
+    let in_words = |reports: &[StepReport]| reports.iter().map(|report| format!("{report:?}")).collect::<Vec<_>>();
+    assert_eq!(in_words(&waited), in_words(&flown));
+    assert_same(&waiting.state(), &state);
+    assert_eq!((state.step, state.skipped, state.skipped_in_a_row, state.adam_steps), (7, 4, 1, 3));
+    let skipped = |step: usize| flown[step].skipped.clone().map(|cause| (cause.tensor, cause.kind));
+    assert_eq!([0, 3, 4, 6].map(skipped), [(); 4].map(|()| Some(("images".to_string(), NonFiniteKind::Loss))));
+
+    // A first step that changes nothing leaves no trace but its count.
+    let mut spoiled = trainer(1, 0.1, &device);
+    let told = spoiled.submit(batches(0));
+    let state = spoiled.state();
+    assert_same(&state, &TrainerState { step: 1, skipped: 1, skipped_in_a_row: 1, ..initial });
+    assert_eq!(told.or_else(|| spoiled.settle()).unwrap().step, 1);
 }
 
 /// Without dropout, which each device draws by itself.

@@ -13,7 +13,7 @@ use denoising_diffusion::models::{
 use denoising_diffusion::nn::params::host_values;
 use denoising_diffusion::nn::{EvalMode, Init};
 use denoising_diffusion::noise::{Purpose, Stream};
-use denoising_diffusion::train::{EmaConfig, TrainConfig, Trainer};
+use denoising_diffusion::train::{EmaConfig, StepReport, TrainConfig, Trainer};
 use serde_json::json;
 
 use crate::failure::{Failure, Result};
@@ -190,7 +190,11 @@ impl Subject {
     }
 
     fn round(&mut self) -> Result<Round> {
-        let train_step = median_ms(|| self.trainer.step(vec![self.images.clone()]).skipped.is_none())?;
+        let made = |report: Option<StepReport>| report.is_none_or(|report| report.skipped.is_none());
+        let train_step = median_ms(|| made(self.trainer.submit(vec![self.images.clone()])))?;
+        if !made(self.trainer.settle()) {
+            return Err(not_finite());
+        }
         let model = self.trainer.model().eval().for_predictions();
         let forward = median_ms(|| {
             let input = NetworkInput::new(self.images.clone(), self.times.clone());
@@ -206,13 +210,17 @@ fn median_ms(mut work: impl FnMut() -> bool) -> Result<f64> {
     for repeat in 0..=REPEATS {
         let start = Instant::now();
         if !work() {
-            return Err(Failure::failed("a result was not finite: the measurement means nothing"));
+            return Err(not_finite());
         }
         if repeat > 0 {
             times.push(start.elapsed().as_secs_f64() * 1e3);
         }
     }
     Ok(median(times))
+}
+
+fn not_finite() -> Failure {
+    Failure::failed("a result was not finite: the measurement means nothing")
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

@@ -11,7 +11,7 @@ use super::{
     SizeError, Unet, Unet1dConfig, UnetConfig, UnetConfigError, Uvit, UvitConfig, UvitConfigError,
 };
 use crate::data::DataLayout;
-use crate::nn::Init;
+use crate::nn::{Init, force_weight_norm};
 
 /// Which network weights belong to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -326,10 +326,13 @@ impl Network<4> for ImageNetwork {
         of_each!(self, network => network.takes_bf16())
     }
 
-    fn after_step(self) -> Self {
+    fn after_step(&self) -> Option<fn(Self) -> Self> {
         match self {
-            Self::KarrasUnet(network) => Self::KarrasUnet(network.after_step()),
-            other => other,
+            Self::KarrasUnet(_) => Some(|network| match network {
+                Self::KarrasUnet(network) => Self::KarrasUnet(force_weight_norm(network)),
+                other => other,
+            }),
+            _ => None,
         }
     }
 

@@ -193,8 +193,8 @@ impl Network<4> for KarrasUnet {
     }
 
     /// Forced weight normalisation (algorithm 1).
-    fn after_step(self) -> Self {
-        force_weight_norm(self)
+    fn after_step(&self) -> Option<fn(Self) -> Self> {
+        Some(force_weight_norm)
     }
 }
 

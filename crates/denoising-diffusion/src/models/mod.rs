@@ -144,9 +144,9 @@ pub trait Network<const D: usize>: Module + Sync {
         0.0
     }
 
-    /// What training does to the weights after each step of the optimizer, before they are averaged.
-    fn after_step(self) -> Self {
-        self
+    /// What training does to the weights after each step of the optimizer, before they are averaged; `None` if it leaves them.
+    fn after_step(&self) -> Option<fn(Self) -> Self> {
+        None
     }
 
     /// The noise schedule that is trained beside it, if there is one.

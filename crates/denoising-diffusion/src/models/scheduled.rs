@@ -149,8 +149,12 @@ impl<const D: usize, M: Network<D> + ModuleDisplay> Network<D> for Scheduled<M> 
         self.network.class_drop_prob()
     }
 
-    fn after_step(self) -> Self {
-        Self { network: self.network.after_step(), ..self }
+    fn after_step(&self) -> Option<fn(Self) -> Self> {
+        let of_network = |scheduled: Self| match scheduled.network.after_step() {
+            Some(after_step) => Self { network: after_step(scheduled.network), ..scheduled },
+            None => scheduled,
+        };
+        self.network.after_step().map(|_| of_network as fn(Self) -> Self)
     }
 
     fn noise_schedule(&self) -> Option<&LearnedSchedule> {

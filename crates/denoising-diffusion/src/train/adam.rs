@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use burn::module::Module;
-use burn::tensor::{Device, FloatDType, Gradients, Tensor};
+use burn::tensor::{Device, Tensor};
 use denoising_diffusion_kernels::optim::AdamStep;
 use serde::{Deserialize, Serialize};
 
-use super::sweep;
+use super::gradients::{Named, NamedGradients};
+use super::sweep::{self, Clip};
 use crate::interop::StateDict;
 use crate::nn::ops;
 use crate::nn::params::{self, ParamsError, Role, VisitTensor};
@@ -21,81 +22,6 @@ pub struct AdamConfig {
     pub eps: f64,
     /// Gradients are scaled down so that the norm of all of them together is at most this.
     pub max_grad_norm: f64,
-}
-
-/// Gradients of one backward pass, or the sum of several, flat, in the order of the network's fields; of the type of the tensors that the
-/// backward pass was about, sums in f32.
-#[derive(Debug, Default)]
-pub struct NamedGradients(Vec<Named>);
-
-/// The gradient of the parameter of this name and shape, in the order of [`sweeps::flat`].
-#[derive(Clone, Debug)]
-struct Named {
-    name: String,
-    shape: Vec<usize>,
-    gradient: Tensor<1>,
-}
-
-/// The norm of all gradients together, before clipping.
-#[derive(Clone, Debug, PartialEq)]
-pub enum GradNorm {
-    Finite(f64),
-    /// The first tensor whose gradient is not finite.
-    NonFinite {
-        tensor: String,
-    },
-}
-
-impl NamedGradients {
-    /// The gradients with respect to the trainable tensors of `model`, taken out of those of a backward pass; a tensor that the
-    /// loss does not depend on has none.
-    pub fn take<M: Module>(model: &M, gradients: &mut Gradients) -> Self {
-        struct Collect<'a>(&'a mut Gradients, NamedGradients);
-        impl VisitTensor for Collect<'_> {
-            fn visit<const D: usize>(&mut self, name: &str, role: Role, tensor: &Tensor<D>) {
-                if role == Role::Trainable
-                    && let Some(gradient) = tensor.grad_remove(self.0)
-                {
-                    let (shape, gradient) = (gradient.dims().to_vec(), sweeps::flat(name, gradient));
-                    self.1.0.push(Named { name: name.to_string(), shape, gradient });
-                }
-            }
-        }
-        let mut collect = Collect(gradients, Self::default());
-        params::visit(model, &mut collect);
-        collect.1
-    }
-
-    /// The sum with the gradients of another pass of the same network.
-    pub fn summed_with(self, other: Self) -> Self {
-        if self.0.is_empty() {
-            return other;
-        }
-        let f32 = FloatDType::F32;
-        let sum = self.0.into_iter().zip(other.0).map(|(of, more)| {
-            let gradient = of.gradient.cast(f32) + more.gradient.cast(f32);
-            Named { gradient, ..of }
-        });
-        Self(sum.collect())
-    }
-
-    /// The norm of all gradients together.
-    pub fn norm(&self) -> GradNorm {
-        let mut sum = 0.0;
-        let gradients: Vec<&Tensor<1>> = self.0.iter().map(|of| &of.gradient).collect();
-        for (Named { name, .. }, squared) in self.0.iter().zip(sweep::squared_norms(&gradients)) {
-            if !squared.is_finite() {
-                return GradNorm::NonFinite { tensor: name.clone() };
-            }
-            sum += squared;
-        }
-        GradNorm::Finite(sum.sqrt())
-    }
-
-    /// Name and gradient of each tensor, in the order of its rows.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, Tensor<1>)> {
-        self.0.iter().map(|of| (of.name.as_str(), sweeps::in_rows(&of.name, of.gradient.clone(), &of.shape)))
-    }
 }
 
 /// Both moments of each parameter, and how many steps they have seen.
@@ -121,6 +47,12 @@ impl Adam {
     /// One step; `norm` is the gradients' norm before clipping. As in PyTorch's `clip_grad_norm_`, the factor is
     /// `max_grad_norm / (norm + 1e-6)`, at most 1.
     pub fn step<M: Module>(&mut self, model: M, gradients: NamedGradients, norm: f64, lr: f64) -> M {
+        self.step_clipped(model, gradients, &Clip::Known(sweep::grad_scale(norm, self.config.max_grad_norm)), lr)
+    }
+
+    /// [`step`](Self::step), by a factor that perhaps the device alone knows. If that finds that the step must change nothing, nothing changes
+    /// but the count, see [`take_back`](Self::take_back).
+    pub(super) fn step_clipped<M: Module>(&mut self, model: M, gradients: NamedGradients, clip: &Clip, lr: f64) -> M {
         self.steps += 1;
         let step = AdamStep {
             lr,
@@ -128,9 +60,9 @@ impl Adam {
             beta2: self.config.beta2,
             eps: self.config.eps,
             step: self.steps,
-            grad_scale: (self.config.max_grad_norm / (norm + 1e-6)).min(1.0),
+            grad_scale: 1.0,
         };
-        let mut gradients = gradients.0.into_iter().peekable();
+        let mut gradients = gradients.into_named().peekable();
         let moments = &mut self.moments;
         let mut names = Vec::new();
         let takes = |field: Field<'_>| {
@@ -146,7 +78,7 @@ impl Adam {
         let sweep = |taken: Vec<(Tensor<1>, ([Tensor<1>; 2], Tensor<1>))>| {
             let all = taken.into_iter().map(|(w, ([m, v], gradient))| ([w, m, v], gradient)).collect();
             let (weights, moments): (Vec<_>, Vec<_>) =
-                sweep::adam(&step, all).into_iter().map(|[w, m, v]| (w, [m, v])).unzip();
+                sweep::adam(&step, clip, all).into_iter().map(|[w, m, v]| (w, [m, v])).unzip();
             swept = moments;
             weights
         };
@@ -156,14 +88,22 @@ impl Adam {
         model
     }
 
+    /// What the latest step of [`step_clipped`](Self::step_clipped) is told once it turns out to have changed nothing.
+    pub(super) fn take_back(&mut self) {
+        self.steps -= 1;
+    }
+
     /// The number of steps made.
     pub fn steps(&self) -> u64 {
         self.steps
     }
 
-    /// Both moments as `<name>.exp_avg` and `<name>.exp_avg_sq`, flat.
+    /// Both moments as `<name>.exp_avg` and `<name>.exp_avg_sq`, flat; nothing before the first step.
     pub fn to_state_dict(&self) -> StateDict {
         let mut state = StateDict::default();
+        if self.steps == 0 {
+            return state;
+        }
         for (name, Moments { tensors, shape }) in &self.moments {
             for (moment, kind) in tensors.iter().zip(["exp_avg", "exp_avg_sq"]) {
                 let rows = sweeps::in_rows(name, moment.clone(), shape);
@@ -227,6 +167,7 @@ mod tests {
     use burn::backend::Flex;
     use burn::tensor::TensorData;
 
+    use super::super::gradients::GradNorm;
     use super::*;
     use crate::nn::sweeps::tests::devices;
     use crate::nn::{Conv2d, Init, Linear};

@@ -6,10 +6,12 @@ use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use super::adam::{Adam, AdamConfig, GradNorm, NamedGradients};
+use super::adam::{Adam, AdamConfig};
 use super::config::{TrainConfigError, not_zero, value};
 use super::ema::{Ema, EmaConfig};
+use super::gradients::{NamedGradients, Spoiled, StepFound};
 use super::lr::{LrSchedule, learning_rate};
+use super::sweep::Clip;
 use super::trainer::{NonFinite, NonFiniteKind, TrainError};
 use crate::device::in_pool;
 use crate::diffusion::{Diffusion, Draws};
@@ -118,11 +120,12 @@ pub struct ClassifierStep {
     pub skipped: Option<NonFinite>,
 }
 
-/// What a batch's forward pass gave.
+/// What a batch's passes gave.
 struct Pass {
     loss: f64,
     accuracy: f64,
-    gradients: Result<(NamedGradients, f64), NonFinite>,
+    /// Its gradients with their norm and what clips them, or why there is no step.
+    step: Result<(NamedGradients, f64, Clip), NonFinite>,
 }
 
 impl ClassifierTrainer {
@@ -177,14 +180,14 @@ impl ClassifierTrainer {
     pub fn step(&mut self, images: Tensor<4>, classes: &[u32]) -> Result<ClassifierStep, TrainError> {
         let c = &self.config;
         let lr = learning_rate(c.lr_schedule, c.lr, c.warmup_steps, c.steps, self.step + 1);
-        let Pass { loss, accuracy, gradients } = in_pool(|| self.pass(images.to_device(&self.device), classes));
+        let Pass { loss, accuracy, step } = in_pool(|| self.pass(images.to_device(&self.device), classes));
         self.step += 1;
         let mut report = ClassifierStep { step: self.step, loss, accuracy, grad_norm: f64::NAN, lr, skipped: None };
-        match gradients {
-            Ok((gradients, norm)) => {
+        match step {
+            Ok((gradients, norm, clip)) => {
                 report.grad_norm = norm;
                 self.skipped_in_a_row = 0;
-                self.model = self.model.take().map(|model| self.adam.step(model, gradients, norm, lr));
+                self.model = self.model.take().map(|model| self.adam.step_clipped(model, gradients, &clip, lr));
                 self.ema.update(self.model.as_ref().expect("just put back"));
             }
             Err(NonFinite { tensor, kind }) if self.skipped_in_a_row + 1 >= MAX_SKIPPED => {
@@ -208,18 +211,14 @@ impl ClassifierTrainer {
         let labels = Tensor::from_data(TensorData::new(labels, [b, 1]), &self.device);
         let own = log_p.clone().gather(1, labels); // [b, 1]
         let right = own.clone().inner().greater_equal(log_p.inner().max_dim(1)).float();
-        let accuracy = host_values(right).iter().sum::<f32>() as f64 / b as f64;
         let loss = own.mean().neg();
-        let value = f64::from(loss.clone().into_scalar::<f32>());
-        if !value.is_finite() {
-            let cause = NonFinite { tensor: "loss".to_string(), kind: NonFiniteKind::Loss };
-            return Pass { loss: value, accuracy, gradients: Err(cause) };
-        }
         let gradients = NamedGradients::take(self.model(), &mut loss.backward());
-        let gradients = match gradients.norm() {
-            GradNorm::Finite(norm) => Ok((gradients, norm)),
-            GradNorm::NonFinite { tensor } => Err(NonFinite { tensor, kind: NonFiniteKind::Gradient }),
+        let StepFound { losses, step } = gradients.find(vec![loss.inner()], self.config.adam().max_grad_norm).wait();
+        let step = match step {
+            Ok((norm, clip)) => Ok((gradients, norm, clip)),
+            Err(Spoiled::Loss(_)) => Err(NonFinite { tensor: "loss".to_string(), kind: NonFiniteKind::Loss }),
+            Err(Spoiled::Gradient(tensor)) => Err(NonFinite { tensor, kind: NonFiniteKind::Gradient }),
         };
-        Pass { loss: value, accuracy, gradients }
+        Pass { loss: losses.iter().sum(), accuracy: f64::from(host_values(right).iter().sum::<f32>()) / b as f64, step }
     }
 }

@@ -6,7 +6,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::sweep;
+use super::sweep::{self, Clip};
 use crate::interop::StateDict;
 use crate::nn::params::{self, ParamsError, Role, VisitTensor};
 use crate::nn::sweeps::{self, Field};
@@ -102,6 +102,12 @@ impl<M: Module> Ema<M> {
 
     /// To be called after every step of the optimizer.
     pub fn update(&mut self, model: &M) {
+        self.update_clipped(model, &Clip::Known(1.0));
+    }
+
+    /// [`update`](Self::update) after a step that perhaps turns out to have changed nothing, of which the device alone knows. Then nothing changes but
+    /// the count, see [`take_back`](Self::take_back).
+    pub(super) fn update_clipped(&mut self, model: &M, clip: &Clip) {
         let call = self.calls;
         self.calls += 1;
         let weight = match self.config.update_at(call) {
@@ -122,10 +128,15 @@ impl<M: Module> Ema<M> {
             };
             let weight = if copied { 1.0 } else { weight.unwrap_or(1.0) };
             let sweep = |taken: Vec<(Tensor<1>, Tensor<1>)>| {
-                sweep::lerp(taken.into_iter().map(|(average, w)| [average, w]).collect(), weight)
+                sweep::lerp(taken.into_iter().map(|(average, w)| [average, w]).collect(), weight, clip)
             };
             self.average = self.average.take().map(|average| sweeps::replace(average, takes, sweep));
         }
+    }
+
+    /// What the latest call of [`update_clipped`](Self::update_clipped) is told once it turns out to have changed nothing.
+    pub(super) fn take_back(&mut self) {
+        self.calls -= 1;
     }
 
     /// The decay that the latest call used, or would have used had it been due.

@@ -24,14 +24,17 @@ pub(super) enum Periodic {
     GivenUp,
 }
 
+/// Which kinds of work a step ends with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Due {
+    held_out: bool,
+    samples: bool,
+    save: bool,
+    evaluate: bool,
+}
+
 impl<M: Network<4>> Run<M> {
-    /// Held-out loss, samples, evaluation and checkpoint, each when due and not in the log already.
-    pub(super) fn periodic(
-        &mut self,
-        step: u64,
-        stop: &StopSignal,
-        on_event: &mut dyn FnMut(Event<'_>),
-    ) -> Result<Periodic, RunError> {
+    fn due(&self, step: u64) -> Due {
         let config = self.trainer.config();
         let last = step == config.steps;
         let is_due = |interval: u64| step > 0 && (step.is_multiple_of(interval) || last);
@@ -39,9 +42,25 @@ impl<M: Network<4>> Run<M> {
             [config.held_out_interval(), config.sample_interval(), config.save_every].map(is_due);
         let evaluate =
             self.setup.evaluate.as_ref().is_some_and(|setup| setup.config.evaluate_every.is_some_and(is_due));
-        if !(held_out || samples || save || evaluate) {
+        Due { held_out, samples, save, evaluate }
+    }
+
+    /// Whether there is work after this step.
+    pub(super) fn is_due(&self, step: u64) -> bool {
+        self.due(step) != Due { held_out: false, samples: false, save: false, evaluate: false }
+    }
+
+    /// Held-out loss, samples, evaluation and checkpoint, each when due and not in the log already.
+    pub(super) fn periodic(
+        &mut self,
+        step: u64,
+        stop: &StopSignal,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Periodic, RunError> {
+        if !self.is_due(step) {
             return Ok(Periodic::NotDue);
         }
+        let Due { held_out, samples, save, evaluate } = self.due(step);
         let done = self.kinds_logged_at(step)?;
         let missing = |kind: &str| !done.iter().any(|done| done == kind);
         if held_out && missing("held_out") {

@@ -182,17 +182,22 @@ impl<M: Network<4>> Run<M> {
         let mut periodic = self.periodic(self.trainer.step_count(), stop, on_event)?;
         while self.trainer.step_count() < steps {
             if stop.is_requested() || periodic == Periodic::GivenUp {
+                let progress = self.settle(&mut pace, on_event)?;
                 self.save(Saving::Stopping, on_event)?;
-                return Ok(Outcome::Stopped);
+                return progress.map(|()| Outcome::Stopped).map_err(RunError::from);
             }
-            let report = self.one_step()?;
-            let images_per_s = pace.images_per_s(self.images_per_step());
-            self.record_step(&report, images_per_s, on_event)?;
-            if let Err(error) = self.trainer.check_progress(&report) {
+            let batches = self.next_batches()?;
+            let submitted = self.trainer.submit(batches);
+            let mut progress = self.record(submitted, &mut pace, on_event)?;
+            let step = self.trainer.step_count();
+            if progress.is_err() || step == steps || self.is_due(step) {
+                progress = progress.and(self.settle(&mut pace, on_event)?);
+            }
+            if let Err(error) = progress {
                 self.save(Saving::Stopping, on_event)?;
                 return Err(error.into());
             }
-            periodic = self.periodic(report.step, stop, on_event)?;
+            periodic = self.periodic(step, stop, on_event)?;
             if periodic != Periodic::NotDue {
                 pace = Pace::start();
             }
@@ -235,12 +240,33 @@ impl<M: Network<4>> Run<M> {
         self.trainer.config().batch_size * self.trainer.config().accumulate
     }
 
-    fn one_step(&mut self) -> Result<StepReport, RunError> {
+    fn next_batches(&mut self) -> Result<Vec<Examples<4>>, DataError> {
         let (dataset, device) = (self.setup.train.dataset().clone(), self.trainer.device());
-        let batches = (0..self.trainer.config().accumulate)
-            .map(|_| Ok(to_examples(self.loader.next_batch()?, &dataset, &device)))
-            .collect::<Result<Vec<_>, DataError>>()?;
-        Ok(self.trainer.step(batches))
+        let batches = 0..self.trainer.config().accumulate;
+        batches.map(|_| Ok(to_examples(self.loader.next_batch()?, &dataset, &device))).collect()
+    }
+
+    /// Waits for the step in flight, if there is one, and [records](Self::record) it: the log must have it before anything that comes after it.
+    fn settle(
+        &mut self,
+        pace: &mut Pace,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Result<(), TrainError>, RunError> {
+        let settled = self.trainer.settle();
+        self.record(settled, pace, on_event)
+    }
+
+    /// Logs and tells of a step that is known to be made or skipped. The inner error: training cannot go on.
+    fn record(
+        &mut self,
+        report: Option<StepReport>,
+        pace: &mut Pace,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Result<(), TrainError>, RunError> {
+        let Some(report) = report else { return Ok(Ok(())) };
+        let images_per_s = pace.images_per_s(self.images_per_step());
+        self.record_step(&report, images_per_s, on_event)?;
+        Ok(self.trainer.check_progress(&report))
     }
 
     fn record_step(

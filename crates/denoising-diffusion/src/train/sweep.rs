@@ -1,5 +1,5 @@
-//! Elementwise passes over parameters that live for the whole run: Adam, the moving average, the norms of gradients. On the CPU and on GPUs they
-//! run in place through our kernels; elsewhere, and in tests, as plain tensor operations.
+//! Passes over parameters that live for the whole run: Adam, the moving average, the norms of gradients. On the CPU and on GPUs they run in place
+//! through our kernels; elsewhere, and in tests, as plain tensor operations. On GPUs the host can ask for all of them without waiting for any.
 
 #[cfg(all(feature = "cube", not(feature = "fusion")))]
 use burn::backend::Cube;
@@ -12,11 +12,91 @@ use denoising_diffusion_kernels::optim::{self, AdamStep};
 use crate::nn::ops::cube;
 use crate::nn::params::host_values;
 
-/// One Adam step on parameters: of each, weights, both moments and gradient, flat and of one length, to the first three after the step.
-pub fn adam(step: &AdamStep, all: Vec<([Tensor<1>; 3], Tensor<1>)>) -> Vec<[Tensor<1>; 3]> {
+/// What has been found of a step's gradients, for those who work with them.
+#[derive(Clone, Debug)]
+pub enum Clip {
+    /// Their factor. They are finite.
+    Known(f64),
+    /// The device knows their factor, and whether it must change nothing because they, or the loss, are not finite.
+    #[cfg(all(feature = "cube", not(feature = "fusion")))]
+    OnDevice(cube::Clip),
+}
+
+/// What has been found of a step's losses and gradients.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found {
+    pub losses: Vec<f64>,
+    /// Of each gradient, the sum of its squares; infinite or NaN if a value is.
+    pub squared_norms: Vec<f64>,
+    /// What clips gradients; `None` if something is not finite, so that nothing is to change.
+    pub grad_scale: Option<f64>,
+}
+
+/// [`Found`], perhaps still to be computed.
+#[derive(Debug)]
+pub enum Finding {
+    Done(Found),
+    #[cfg(all(feature = "cube", not(feature = "fusion")))]
+    OnDevice(cube::Clip, cube::Reading),
+}
+
+impl Finding {
+    /// What the device makes of it by itself, if it does.
+    pub fn clip(&self) -> Option<Clip> {
+        match self {
+            Self::Done(_) => None,
+            #[cfg(all(feature = "cube", not(feature = "fusion")))]
+            Self::OnDevice(clip, _) => Some(Clip::OnDevice(clip.clone())),
+        }
+    }
+
+    /// Waits for it.
+    pub fn wait(self) -> Found {
+        match self {
+            Self::Done(found) => found,
+            #[cfg(all(feature = "cube", not(feature = "fusion")))]
+            Self::OnDevice(_, reading) => {
+                let (losses, squared_norms, grad_scale) = reading.wait();
+                Found { losses, squared_norms, grad_scale }
+            }
+        }
+    }
+}
+
+/// What is added to the norm that gradients are divided by, as in PyTorch's `clip_grad_norm_`.
+const EPS: f64 = 1e-6;
+
+/// The factor that clips gradients of this norm: `max_norm / (norm + 1e-6)`, at most 1.
+pub fn grad_scale(norm: f64, max_norm: f64) -> f64 {
+    (max_norm / (norm + EPS)).min(1.0)
+}
+
+/// Asks for losses (one value each) and for the norm of all gradients, and what clips it to `max_norm`.
+pub fn find(gradients: &[&Tensor<1>], losses: Vec<Tensor<1>>, max_norm: f64) -> Finding {
+    #[cfg(all(feature = "cube", not(feature = "fusion")))]
+    if gradients.iter().copied().chain(&losses).all(on_cube)
+        && let Some((clip, reading)) = cube::clip(gradients, &losses, max_norm, EPS)
+    {
+        return Finding::OnDevice(clip, reading);
+    }
+    let squared_norms = squared_norms(gradients);
+    let losses: Vec<f64> = losses.into_iter().map(|loss| f64::from(loss.into_scalar::<f32>())).collect();
+    let finite = losses.iter().chain(&squared_norms).all(|value| value.is_finite());
+    let grad_scale = finite.then(|| grad_scale(squared_norms.iter().sum::<f64>().sqrt(), max_norm));
+    Finding::Done(Found { losses, squared_norms, grad_scale })
+}
+
+/// One Adam step on parameters: of each, weights, both moments and gradient, flat and of one length, to the first three after the step; as they
+/// were, where the device finds that nothing is to change. `clip` stands in for the factor that `step` names.
+pub fn adam(step: &AdamStep, clip: &Clip, all: Vec<([Tensor<1>; 3], Tensor<1>)>) -> Vec<[Tensor<1>; 3]> {
+    let step = match clip {
+        Clip::Known(grad_scale) => &AdamStep { grad_scale: *grad_scale, ..*step },
+        #[cfg(all(feature = "cube", not(feature = "fusion")))]
+        Clip::OnDevice(clip) => return cube::adam(step, Some(clip), all),
+    };
     #[cfg(all(feature = "cube", not(feature = "fusion")))]
     if all.iter().all(|(_, gradient)| on_cube(gradient)) {
-        return cube::adam(step, all);
+        return cube::adam(step, None, all);
     }
     all.into_iter().map(|(tensors, gradient)| adam_one(step, tensors, gradient)).collect()
 }
@@ -40,11 +120,17 @@ fn adam_plain(step: &AdamStep, [w, m, v]: [Tensor<1>; 3], gradient: Tensor<1>) -
     [w, m, v]
 }
 
-/// `average + weight (w - average)` of each `[average, w]`, flat and of one length; `w` itself with a weight of 1.
-pub fn lerp(all: Vec<[Tensor<1>; 2]>, weight: f64) -> Vec<Tensor<1>> {
+/// `average + weight (w - average)` of each `[average, w]`, flat and of one length, `w` itself with a weight of 1; `average`, where the device
+/// finds that nothing is to change.
+pub fn lerp(all: Vec<[Tensor<1>; 2]>, weight: f64, clip: &Clip) -> Vec<Tensor<1>> {
+    match clip {
+        Clip::Known(_) => {}
+        #[cfg(all(feature = "cube", not(feature = "fusion")))]
+        Clip::OnDevice(clip) => return cube::lerp(all, weight, Some(clip)),
+    }
     #[cfg(all(feature = "cube", not(feature = "fusion")))]
     if all.iter().all(|[average, _]| on_cube(average)) {
-        return cube::lerp(all, weight);
+        return cube::lerp(all, weight, None);
     }
     all.into_iter().map(|[average, w]| lerp_one(average, w, weight)).collect()
 }
@@ -70,12 +156,8 @@ fn lerp_plain(average: Tensor<1>, w: Tensor<1>, weight: f64) -> Tensor<1> {
     }
 }
 
-/// The sum of squares of each gradient; infinite or NaN if a value is.
-pub fn squared_norms(gradients: &[&Tensor<1>]) -> Vec<f64> {
-    #[cfg(all(feature = "cube", not(feature = "fusion")))]
-    if gradients.iter().all(|gradient| on_cube(gradient)) {
-        return cube::squared_norms(gradients);
-    }
+/// The sum of squares of each gradient.
+fn squared_norms(gradients: &[&Tensor<1>]) -> Vec<f64> {
     if !gradients.iter().all(|gradient| on_cpu(gradient)) {
         return squared_norms_plain(gradients);
     }
@@ -180,31 +262,88 @@ mod tests {
             };
             let step = AdamStep { lr: 1e-2, beta1: 0.9, beta2: 0.99, eps: 1e-8, step: 7, grad_scale: 0.3 };
             let (here, there) = (all(&device), all(&Device::flex()));
-            let swept = adam(&step, here.iter().cloned().map(|[w, g, m, v]| ([w, m, v], g)).collect());
+            let clip = Clip::Known(step.grad_scale);
+            let swept = adam(&step, &clip, here.iter().cloned().map(|[w, g, m, v]| ([w, m, v], g)).collect());
             for (ours, [w, g, m, v]) in swept.into_iter().zip(there.clone()) {
                 for (ours, plain) in ours.into_iter().zip(adam_plain(&step, [w, m, v], g)) {
                     assert!(near(&host_values(ours), &host_values(plain)));
                 }
             }
             let pairs = |all: &[[Tensor<1>; 4]]| all.iter().cloned().map(|[w, g, ..]| [w, g]).collect::<Vec<_>>();
-            for (ours, [w, g]) in lerp(pairs(&here), 0.25).into_iter().zip(pairs(&there)) {
+            for (ours, [w, g]) in lerp(pairs(&here), 0.25, &clip).into_iter().zip(pairs(&there)) {
                 assert!(near(&host_values(ours), &host_values(lerp_plain(w, g, 0.25))));
             }
-            for (ours, [_, g]) in lerp(pairs(&here), 1.0).into_iter().zip(pairs(&there)) {
+            for (ours, [_, g]) in lerp(pairs(&here), 1.0, &clip).into_iter().zip(pairs(&there)) {
                 assert_eq!(host_values(ours), host_values(g));
             }
             // What somebody else holds stays as it was.
             for ([w, ..], values) in here.iter().zip(&values) {
                 assert_eq!(host_values(w.clone()), values[0]);
             }
-            let weights: Vec<&Tensor<1>> = here.iter().map(|[w, ..]| w).collect();
-            for (sum, values) in squared_norms(&weights).into_iter().zip(&values) {
-                let expected: f64 = values[0].iter().map(|&v| f64::from(v).powi(2)).sum();
-                assert!((sum - expected).abs() <= 1e-6 * expected, "{}: {sum}, {expected}", values[0].len());
+        }
+
+        /// More sums than a cube has units, and losses of several batches.
+        #[test]
+        fn clipping_agrees_with_plain_operations() {
+            let Some(device) = test_device() else { return };
+            let values: Vec<Vec<f32>> =
+                [2_100_001, 64, 1, 3, 1000].into_iter().chain(16..56).map(|count| drawn(0, count)).collect();
+            let tensors = |device: &Device| -> Vec<Tensor<1>> {
+                values.iter().map(|values| Tensor::from_floats(values.as_slice(), device)).collect()
+            };
+            let losses =
+                |device: &Device| [0.5_f32, 0.25, 3.0].map(|loss| Tensor::from_floats([loss], device)).to_vec();
+            let found = |device: &Device, max_norm: f64| {
+                let gradients = tensors(device);
+                let finding = find(&gradients.iter().collect::<Vec<_>>(), losses(device), max_norm);
+                assert_eq!(finding.clip().is_some(), !crate::device::is_cpu(device));
+                finding.wait()
+            };
+            for max_norm in [1.0, 1e6] {
+                let (ours, plain) = (found(&device, max_norm), found(&Device::flex(), max_norm));
+                assert_eq!(ours.losses, plain.losses);
+                let near = |(a, b): (&f64, &f64)| (a - b).abs() <= 1e-6 * b;
+                assert!(ours.squared_norms.iter().zip(&plain.squared_norms).all(near), "{ours:?} {plain:?}");
+                assert!(near((&ours.grad_scale.unwrap(), &plain.grad_scale.unwrap())), "{ours:?} {plain:?}");
             }
-            assert_eq!(squared_norms(&[]), Vec::<f64>::new());
-            let spoiled = Tensor::<1>::from_floats([1.0, f32::INFINITY], &device);
-            assert!(squared_norms(&[&Tensor::ones([3], &device), &spoiled])[1].is_infinite());
+        }
+
+        /// Nothing changes if a gradient, a loss, or the norm of all gradients is not finite; else what the device found goes into the step.
+        #[test]
+        fn the_device_decides_by_itself() {
+            let Some(device) = test_device() else { return };
+            let tensor = |values: &[f32]| Tensor::<1>::from_floats(values, &device);
+            let step = AdamStep { lr: 1e-2, beta1: 0.9, beta2: 0.99, eps: 1e-8, step: 7, grad_scale: f64::NAN };
+            let fine = [1.0, -2.0, 3.0];
+            for (gradient, loss, skipped) in [
+                (fine, 0.5, false),
+                ([1.0, f32::INFINITY, 3.0], 0.5, true),
+                ([1.0, f32::NAN, 3.0], 0.5, true),
+                ([1.5e19, 1.5e19, 1.0], 0.5, true),
+                (fine, f32::NAN, true),
+                (fine, f32::INFINITY, true),
+            ] {
+                let (w, g) = (tensor(&[0.5, 0.25, 4.0]), tensor(&gradient));
+                let (m, v) = (tensor(&[0.1, 0.2, 0.3]), tensor(&[0.4, 0.5, 0.6]));
+                let finding = find(&[&g, &tensor(&[0.0; 40])], vec![tensor(&[1.0]), tensor(&[loss])], 2.0);
+                let clip = finding.clip().unwrap();
+                let swept = adam(&step, &clip, vec![([w.clone(), m.clone(), v.clone()], g.clone())]);
+                let averages = [0.25, 1.0].map(|weight| lerp(vec![[w.clone(), m.clone()]], weight, &clip).remove(0));
+                let found = finding.wait();
+                assert_eq!(found.grad_scale.is_none(), skipped, "{gradient:?} {loss}");
+                let [w, m, v, g] = [w, m, v, g].map(|tensor| tensor.to_device(&Device::flex()));
+                let plain = match found.grad_scale {
+                    Some(grad_scale) => adam_plain(&AdamStep { grad_scale, ..step }, [w.clone(), m.clone(), v], g),
+                    None => [w.clone(), m.clone(), v],
+                };
+                for (ours, plain) in swept[0].iter().zip(plain) {
+                    assert!(close(ours.clone().to_device(&Device::flex()), plain), "{gradient:?} {loss}");
+                }
+                for (ours, weight) in averages.into_iter().zip([0.25, 1.0]) {
+                    let plain = if skipped { w.clone() } else { lerp_plain(w.clone(), m.clone(), weight) };
+                    assert!(close(ours.to_device(&Device::flex()), plain), "{gradient:?} {loss}");
+                }
+            }
         }
 
         /// A part of a tensor, and rows with room between them.
@@ -215,7 +354,7 @@ mod tests {
             let before = host_values(whole.clone());
             let part = whole.clone().narrow(0, 16, 16).reshape([512]);
             let halved: Vec<f32> = before[16 * 32..32 * 32].iter().map(|value| 0.5 * value).collect();
-            let swept = lerp(vec![[part, Tensor::zeros([512], &device)]], 0.5);
+            let swept = lerp(vec![[part, Tensor::zeros([512], &device)]], 0.5, &Clip::Known(1.0));
             assert_eq!(host_values(swept[0].clone()), halved);
             assert_eq!(host_values(whole), before);
         }
@@ -224,7 +363,8 @@ mod tests {
     #[test]
     fn a_part_of_a_tensor_is_swept_alone() {
         let whole = tensor(&[1.0, 2.0, 3.0, 4.0]);
-        let part = lerp(vec![[whole.clone().narrow(0, 1, 2), tensor(&[0.0, 0.0])]], 0.5);
+        let pair = [whole.clone().narrow(0, 1, 2), tensor(&[0.0, 0.0])];
+        let part = lerp(vec![pair], 0.5, &Clip::Known(1.0));
         assert_eq!(host_values(part[0].clone()), [1.0, 1.5]);
         assert_eq!(host_values(whole), [1.0, 2.0, 3.0, 4.0]);
     }

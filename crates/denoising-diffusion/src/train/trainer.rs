@@ -1,21 +1,24 @@
 //! One step of training. Not here: where batches come from, and what is written to disk.
 
 use burn::module::Module;
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor};
 use thiserror::Error;
 
-use super::adam::{Adam, GradNorm, NamedGradients};
+use super::adam::Adam;
 use super::ahead::Ahead;
+use super::buffers::Buffers;
 use super::config::TrainConfig;
 use super::ema::{Ema, EmaConfig};
+use super::gradients::{NamedGradients, Spoiled, StepFinding, StepFound};
 use super::lr::learning_rate;
+use super::sweep::Clip;
 use crate::device::{in_pool, is_cpu};
 use crate::diffusion::{Diffusion, Draws, Examples};
 use crate::interop::StateDict;
 use crate::models::Network;
 use crate::nn::dropout;
 use crate::nn::ops::{Activations, set_activations};
-use crate::nn::params::{self, MapTensor, ParamsError, Role, VisitTensor};
+use crate::nn::params::{self, ParamsError, Role, VisitTensor};
 use crate::nn::sweeps;
 use crate::noise::{Purpose, Stream};
 
@@ -34,6 +37,19 @@ pub struct Trainer<M> {
     skipped_in_a_row: u64,
     has_buffers: bool,
     ahead: Option<Ahead>,
+    in_flight: Option<Asked>,
+    /// Of a step that was waited for, and not yet told of.
+    settled: Option<StepReport>,
+}
+
+/// A step that was asked for; what it came to is perhaps still to be computed.
+#[derive(Debug)]
+struct Asked {
+    finding: StepFinding,
+    /// Of each batch the data, to look for the cause of a loss that is not finite.
+    data: Vec<Tensor<1>>,
+    step: u64,
+    lr: f64,
 }
 
 /// What a step did.
@@ -149,7 +165,7 @@ impl<M> Trainer<M> {
         Self {
             ema: Ema::new(&model, ema),
             adam: Adam::new(config.adam()),
-            has_buffers: !buffers(&model).0.is_empty(),
+            has_buffers: !Buffers::of(&model).is_empty(),
             model: Some(model),
             diffusion,
             config,
@@ -158,50 +174,115 @@ impl<M> Trainer<M> {
             skipped: 0,
             skipped_in_a_row: 0,
             ahead: None,
+            in_flight: None,
+            settled: None,
         }
     }
 
     /// One optimizer step on `accumulate` batches: tensors `[b, c, ...]` of data in the data's range, or [`Examples`] with classes and conditions.
+    /// Waits until it is made.
     pub fn step<const D: usize>(&mut self, batches: Vec<impl Into<Examples<D>>>) -> StepReport
+    where
+        M: Network<D>,
+    {
+        self.settle();
+        match self.submit(batches) {
+            Some(report) => report,
+            None => self.settle().expect("a step that is in flight"),
+        }
+    }
+
+    /// Asks for a [`step`](Self::step) and does not wait for it where that can be avoided: on a GPU, and with a network whose weights nothing but the
+    /// optimizer changes. Then it is in flight, the device itself sees to it that it changes nothing if something is not finite, and the report is
+    /// that of the step before. All steps come to the same as with `step`.
+    pub fn submit<const D: usize>(&mut self, batches: Vec<impl Into<Examples<D>>>) -> Option<StepReport>
     where
         M: Network<D>,
     {
         set_activations(if self.config.checkpoint_activations { Activations::Recompute } else { Activations::Keep });
         let batches = batches.into_iter().map(Into::into).collect();
-        in_pool(|| self.step_in_pool(batches))
+        in_pool(|| self.submit_in_pool(batches))
     }
 
-    fn step_in_pool<const D: usize>(&mut self, batches: Vec<Examples<D>>) -> StepReport
+    /// Waits for the step in flight. Its report; `None` if it was told already.
+    pub fn settle(&mut self) -> Option<StepReport>
+    where
+        M: Module,
+    {
+        let Some(asked) = self.in_flight.take() else { return self.settled.take() };
+        let (mut report, _) = self.came_to(asked);
+        if report.skipped.is_some() {
+            self.adam.take_back();
+            self.ema.take_back();
+        }
+        report.ema_decay = self.ema.decay();
+        Some(report)
+    }
+
+    fn submit_in_pool<const D: usize>(&mut self, batches: Vec<Examples<D>>) -> Option<StepReport>
     where
         M: Network<D>,
     {
-        let before = if self.has_buffers { buffers(self.model()) } else { Buffers::default() };
-        let lr = {
-            let c = &self.config;
-            learning_rate(c.lr_schedule, c.lr, c.warmup_steps, c.steps, self.step + 1)
-        };
-        let (loss, outcome) = self.gradients(batches);
-        self.step += 1;
-        let mut report =
-            StepReport { step: self.step, loss, grad_norm: f64::NAN, lr, ema_decay: self.ema.decay(), skipped: None };
-        match outcome {
-            Ok((gradients, norm)) => {
+        let before = if self.has_buffers { Buffers::of(self.model()) } else { Buffers::default() };
+        let (gradients, asked) = self.ask(batches);
+        // How many steps the optimizer has made depends on what the one before came to.
+        let earlier = self.settle();
+        if let (Some(clip), true) = (asked.finding.clip(), !self.has_buffers && self.model().after_step().is_none()) {
+            self.advance(gradients, &clip, asked.lr);
+            self.in_flight = Some(asked);
+            return earlier;
+        }
+        let lr = asked.lr;
+        let (mut report, clip) = self.came_to(asked);
+        match clip {
+            Some(clip) => self.advance(gradients, &clip, lr),
+            None if self.has_buffers => self.model = self.model.take().map(|model| before.restored(model)),
+            None => {}
+        }
+        report.ema_decay = self.ema.decay();
+        Some(report)
+    }
+
+    /// Changes weights, moments and average, as far as `clip` lets it.
+    fn advance<const D: usize>(&mut self, gradients: NamedGradients, clip: &Clip, lr: f64)
+    where
+        M: Network<D>,
+    {
+        self.model = self.model.take().map(|model| {
+            let model = self.adam.step_clipped(model, gradients, clip, lr);
+            match model.after_step() {
+                Some(after_step) => after_step(model),
+                None => model,
+            }
+        });
+        self.ema.update_clipped(self.model.as_ref().expect("just put back"), clip);
+    }
+
+    /// Waits for what a step came to, and counts it. The decay is left for later: the average may not have been updated yet.
+    fn came_to(&mut self, Asked { finding, data, step, lr }: Asked) -> (StepReport, Option<Clip>)
+    where
+        M: Module,
+    {
+        let StepFound { losses, step: found } = finding.wait();
+        let loss: f64 = losses.iter().sum();
+        let mut report = StepReport { step, loss, grad_norm: f64::NAN, lr, ema_decay: f64::NAN, skipped: None };
+        match found {
+            Ok((norm, clip)) => {
                 report.grad_norm = norm;
                 self.skipped_in_a_row = 0;
-                self.model = self.model.take().map(|model| self.adam.step(model, gradients, norm, lr).after_step());
-                self.ema.update(self.model.as_ref().expect("just put back"));
-                report.ema_decay = self.ema.decay();
+                return (report, Some(clip));
             }
-            Err(cause) => {
-                self.skipped += 1;
-                self.skipped_in_a_row += 1;
-                if self.has_buffers {
-                    self.restore_buffers(before);
-                }
-                report.skipped = Some(cause);
+            Err(Spoiled::Loss(batch)) => {
+                report.loss = f64::NAN;
+                report.skipped = Some(self.blame(&data[batch]));
+            }
+            Err(Spoiled::Gradient(tensor)) => {
+                report.skipped = Some(NonFinite { tensor, kind: NonFiniteKind::Gradient });
             }
         }
-        report
+        self.skipped += 1;
+        self.skipped_in_a_row += 1;
+        (report, None)
     }
 
     /// An error once `max_skipped` steps in a row were skipped.
@@ -216,13 +297,9 @@ impl<M> Trainer<M> {
         }
     }
 
-    /// The mean loss of the step, and its gradients with their norm, or what was not finite. The device is waited for at the end, when all
-    /// of the step's work lies before it (immiscible noise, which is assigned on the host, waits for the data before) and, where the device is
-    /// not the host, what the next step needs was drawn.
-    fn gradients<const D: usize>(
-        &mut self,
-        batches: Vec<Examples<D>>,
-    ) -> (f64, Result<(NamedGradients, f64), NonFinite>)
+    /// The step's passes: its gradients, and what is asked about them. A device is not waited for (but for immiscible noise, which is assigned on the
+    /// host from the data); where it is not the host, what the next step needs was drawn while it works.
+    fn ask<const D: usize>(&mut self, batches: Vec<Examples<D>>) -> (NamedGradients, Asked)
     where
         M: Network<D>,
     {
@@ -230,32 +307,45 @@ impl<M> Trainer<M> {
         let mut ahead = self.ahead.take();
         let for_data = self.for_data();
         let model = for_data.as_ref().unwrap_or(self.model());
-        let (mut losses, mut sum) = (Vec::with_capacity(batches.len()), NamedGradients::default());
+        let (mut losses, mut data, mut sum) = (Vec::new(), Vec::new(), NamedGradients::default());
+        let mut dims = None;
         for (k, examples) in batches.into_iter().enumerate() {
-            let data = examples.data.clone();
-            let (batch, dims) = (self.step * parts + k as u64, data.dims());
-            let draws = ahead.take().and_then(|ahead| ahead.of(batch, dims)).unwrap_or_else(|| self.draw(batch, dims));
+            let (batch, of_batch) = (self.step * parts + k as u64, examples.data.dims());
+            data.push(examples.data.clone().reshape([-1]));
+            dims = dims.or(Some(of_batch));
+            let draws =
+                ahead.take().and_then(|ahead| ahead.of(batch, of_batch)).unwrap_or_else(|| self.draw(batch, of_batch));
             let (loss, gradients) = self.backward(model, examples, &draws, batch, parts);
-            losses.push((loss, data));
+            losses.push(loss);
             sum = sum.summed_with(gradients);
         }
-        if let (false, Some((_, data))) = (is_cpu(&self.device), losses.first()) {
-            let (batch, dims) = ((self.step + 1) * parts, data.dims());
+        let finding = sum.find(losses, self.config.max_grad_norm);
+        if let (false, Some(dims)) = (is_cpu(&self.device), dims) {
+            let batch = (self.step + 1) * parts;
             self.ahead = Some(Ahead::new(batch, dims, self.draw(batch, dims)));
         }
-        let norm = sum.norm();
-        let mut total = 0.0;
-        for (loss, data) in losses {
-            let value = f64::from(loss.into_scalar::<f32>());
-            if !value.is_finite() {
-                return (f64::NAN, Err(self.blame(data)));
+        self.step += 1;
+        let c = &self.config;
+        let lr = learning_rate(c.lr_schedule, c.lr, c.warmup_steps, c.steps, self.step);
+        (sum, Asked { finding, data, step: self.step, lr })
+    }
+
+    /// What made a loss non-finite: the images, a weight, or neither.
+    fn blame(&self, images: &Tensor<1>) -> NonFinite
+    where
+        M: Module,
+    {
+        struct FirstBad(Option<String>);
+        impl VisitTensor for FirstBad {
+            fn visit<const D: usize>(&mut self, name: &str, _: Role, tensor: &Tensor<D>) {
+                if self.0.is_none() && !all_finite(tensor) {
+                    self.0 = Some(name.to_string());
+                }
             }
-            total += value;
         }
-        match norm {
-            GradNorm::Finite(norm) => (total, Ok((sum, norm))),
-            GradNorm::NonFinite { tensor } => (total, Err(NonFinite { tensor, kind: NonFiniteKind::Gradient })),
-        }
+        let mut bad = FirstBad((!all_finite(images)).then(|| "images".to_string()));
+        params::visit(self.model(), &mut bad);
+        NonFinite { tensor: bad.0.unwrap_or_else(|| "loss".to_string()), kind: NonFiniteKind::Loss }
     }
 
     /// The network as the step's passes use it, if that is not as it is: what computes in bf16 is narrowed once per step, not at each use.
@@ -294,41 +384,15 @@ impl<M> Trainer<M> {
         };
         let loss = self.diffusion.loss(model, examples, draws).mean() / parts as f64;
         let gradients = NamedGradients::take(model, &mut loss.backward());
-        (loss.detach(), gradients)
+        (loss.inner(), gradients)
     }
 
-    /// What made a loss non-finite: the images, a weight, or neither.
-    fn blame<const D: usize>(&self, images: Tensor<D>) -> NonFinite
+    /// All that must be saved to go on later. Waits for the step in flight, whose report is told by whatever tells one next.
+    pub fn state<const D: usize>(&mut self) -> TrainerState
     where
         M: Network<D>,
     {
-        struct FirstBad(Option<String>);
-        impl VisitTensor for FirstBad {
-            fn visit<const D: usize>(&mut self, name: &str, _: Role, tensor: &Tensor<D>) {
-                if self.0.is_none() && !all_finite(tensor) {
-                    self.0 = Some(name.to_string());
-                }
-            }
-        }
-        let mut bad = FirstBad((!all_finite(&images)).then(|| "images".to_string()));
-        params::visit(self.model(), &mut bad);
-        NonFinite { tensor: bad.0.unwrap_or_else(|| "loss".to_string()), kind: NonFiniteKind::Loss }
-    }
-
-    fn restore_buffers<const D: usize>(&mut self, before: Buffers)
-    where
-        M: Network<D>,
-    {
-        // Flushes what this thread's forward pass left pending, so that nothing overwrites the restored values later.
-        let _ = self.model().valid();
-        self.model = self.model.take().map(|model| params::map(model, &mut { before }));
-    }
-
-    /// All that must be saved to go on later.
-    pub fn state<const D: usize>(&self) -> TrainerState
-    where
-        M: Network<D>,
-    {
+        self.settled = self.settle();
         TrainerState {
             step: self.step,
             skipped: self.skipped,
@@ -351,41 +415,11 @@ impl<M> Trainer<M> {
         self.model = Some(if is_cpu(&self.device) { model } else { sweeps::settled(model) });
         self.ema.restore(&state.ema, state.ema_calls)?;
         (self.step, self.skipped, self.skipped_in_a_row) = (state.step, state.skipped, state.skipped_in_a_row);
+        (self.ahead, self.in_flight, self.settled) = (None, None, None);
         Ok(())
     }
 }
 
 fn all_finite<const D: usize>(tensor: &Tensor<D>) -> bool {
     params::host_values(tensor.clone()).iter().all(|value| value.is_finite())
-}
-
-/// Floating-point buffers by name, on the host.
-#[derive(Default)]
-struct Buffers(StateDict);
-
-impl VisitTensor for Buffers {
-    fn visit<const D: usize>(&mut self, name: &str, role: Role, tensor: &Tensor<D>) {
-        if role == Role::Buffer {
-            self.0.insert(name, params::host_tensor(tensor.clone()));
-        }
-    }
-}
-
-fn buffers<M: Module>(model: &M) -> Buffers {
-    let _ = model.valid();
-    let mut buffers = Buffers::default();
-    params::visit(model, &mut buffers);
-    buffers
-}
-
-impl MapTensor for Buffers {
-    fn map<const D: usize>(&mut self, name: &str, role: Role, tensor: Tensor<D>) -> Tensor<D> {
-        match self.0.get(name) {
-            Some(host) if role == Role::Buffer => {
-                let dims: [usize; D] = tensor.dims();
-                Tensor::from_data(TensorData::new(host.values.clone(), dims), &tensor.device())
-            }
-            _ => tensor,
-        }
-    }
 }

@@ -6,10 +6,12 @@
 //! launches depend on shapes alone, and sums are added in an order that the shape decides.
 
 mod attention;
+// This module and others without `fusion` take lists of tensors, which Burn's fusion cannot be told of: with it, they are operations of Burn's.
+#[cfg(not(feature = "fusion"))]
+mod clip;
 mod columns;
 mod extension;
 mod gated_add;
-// This module and others without `fusion` take lists of tensors, which Burn's fusion cannot be told of: with it, they are operations of Burn's.
 #[cfg(not(feature = "fusion"))]
 mod gather;
 mod join;
@@ -40,7 +42,7 @@ use extension::CubeOps;
 pub use linears::linears;
 pub use rms_norm::Then;
 #[cfg(not(feature = "fusion"))]
-pub use sweeps::{adam, cast, copied, lerp, squared_norms};
+pub use sweeps::{Clip, Reading, adam, cast, clip, copied, lerp};
 
 /// Whether these kernels can take a tensor.
 pub fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {

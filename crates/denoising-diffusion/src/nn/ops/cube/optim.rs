@@ -1,5 +1,5 @@
-//! Passes over parameters that live for the whole run: Adam, the moving average, the sums of gradients' squares. What is written is written in
-//! place wherever nobody else holds the tensor. All tensors are flat. A launch takes many tensors: networks have hundreds, most of them small.
+//! Passes over parameters that live for the whole run: Adam and the moving average. What is written is written in place wherever nobody else
+//! holds the tensor. All tensors are flat. A launch takes many tensors: networks have hundreds, most of them small.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +11,13 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 use denoising_diffusion_kernels::optim::AdamStep;
 
-use super::lanes::{Lanes, cube_count, sum_over_group};
+use super::clip::{grad_scale, is_skipped};
 use super::rows::{Rows, vector_width};
 
 /// Most tensors of each kind per launch: what a kernel does to one is written out for each of them.
 const TOGETHER: usize = 16;
-/// Buffers that CubeCL may give a kernel beside its tensors.
-const OTHER_BUFFERS: u32 = 4;
+/// Buffers that a kernel has beside its lists: up to four of CubeCL's, and what clipping found.
+const OTHER_BUFFERS: u32 = 5;
 
 /// How many lists of `kinds` tensors each a launch takes at most.
 pub(super) fn most_together(client: &Client, kinds: usize) -> usize {
@@ -26,16 +26,16 @@ pub(super) fn most_together(client: &Client, kinds: usize) -> usize {
 }
 
 /// Tensors that go through a kernel together.
-struct Launch {
+pub(super) struct Launch {
     /// Of their vectors.
-    width: usize,
+    pub(super) width: usize,
     /// Where they are in the list of all.
-    places: Vec<usize>,
+    pub(super) places: Vec<usize>,
 }
 
 impl Launch {
     /// All of a list whose members are `K` tensors of one length each: by vector width and types, as many at a time as the device binds.
-    fn all_of<const K: usize>(client: &Client, list: &[[Rows; K]]) -> Vec<Self> {
+    pub(super) fn all_of<const K: usize>(client: &Client, list: &[[Rows; K]]) -> Vec<Self> {
         let mut alike = BTreeMap::<_, Vec<usize>>::new();
         for (place, tensors) in list.iter().enumerate().filter(|(_, tensors)| tensors[0].len > 0) {
             let width = vector_width(&[tensors[0].len], &tensors.each_ref());
@@ -46,7 +46,7 @@ impl Launch {
         parts.map(|(width, places)| Self { width, places: places.to_vec() }).collect()
     }
 
-    fn args<T: CubePrimitive>(&self, of: impl Fn(usize) -> BufferArg) -> SequenceArg<Box<[T]>> {
+    pub(super) fn args<T: CubePrimitive>(&self, of: impl Fn(usize) -> BufferArg) -> SequenceArg<Box<[T]>> {
         self.places.iter().map(|&place| of(place)).collect()
     }
 
@@ -62,10 +62,9 @@ impl Launch {
     }
 }
 
-/// [`AdamStep`] as the constants of the sweep, computed in f64 and rounded once.
+/// [`AdamStep`] as the constants of the sweep, computed in f64 and rounded once; the factor of gradients comes from elsewhere.
 #[derive(CubeLaunch, CubeType)]
 struct Adam {
-    grad_scale: f32,
     beta1: f32,
     rest1: f32,
     beta2: f32,
@@ -79,7 +78,6 @@ fn constants(step: &AdamStep) -> AdamLaunch {
     let power = step.step as f64;
     let (c1, c2) = (1.0 - step.beta1.powf(power), 1.0 - step.beta2.powf(power));
     AdamLaunch::new(
-        step.grad_scale as f32,
         step.beta1 as f32,
         (1.0 - step.beta1) as f32,
         step.beta2 as f32,
@@ -97,9 +95,10 @@ fn adam_vector<W: Float, G: Float, N: Size>(
     v: &mut [Vector<f32, N>],
     g: &[Vector<G, N>],
     i: usize,
+    scale: f32,
     step: &Adam,
 ) {
-    let gradient = Vector::<f32, N>::cast_from(g[i]) * Vector::new(step.grad_scale);
+    let gradient = Vector::<f32, N>::cast_from(g[i]) * Vector::new(scale);
     let first = m[i] * Vector::new(step.beta1) + gradient * Vector::new(step.rest1);
     let second = v[i] * Vector::new(step.beta2) + gradient * gradient * Vector::new(step.rest2);
     let root = second.sqrt() * Vector::new(step.inverse_root) + Vector::new(step.eps);
@@ -116,23 +115,30 @@ fn adam_kernel<W: Float, G: Float, N: Size>(
     v: &mut Sequence<Box<[Vector<f32, N>]>>,
     g: &Sequence<Box<[Vector<G, N>]>>,
     ends: &Sequence<u32>,
+    clip: &[f32],
     step: &Adam,
     #[define(W, G)] _dtypes: [ElemType; 2],
 ) {
+    if is_skipped(clip) {
+        terminate!();
+    }
+    let scale = grad_scale(clip);
     let mut first = 0usize;
     #[unroll]
     for tensor in 0..ends.len() {
         let end = ends[tensor] as usize;
         if ABSOLUTE_POS >= first && ABSOLUTE_POS < end {
             let (w, m) = (w.index_mut(tensor), m.index_mut(tensor));
-            adam_vector(w, m, v.index_mut(tensor), g.index(tensor), ABSOLUTE_POS - first, step);
+            adam_vector(w, m, v.index_mut(tensor), g.index(tensor), ABSOLUTE_POS - first, scale, step);
         }
         first = end;
     }
 }
 
-/// See [`AdamStep`]: of each, weights, first and second moments, gradient to the first three as they are after the step.
-pub(super) fn adam(step: &AdamStep, all: Vec<[CubeTensor; 4]>) -> Vec<[CubeTensor; 3]> {
+/// See [`AdamStep`]: of each, weights, first and second moments, gradient to the first three as they are after the step; as they were, if
+/// `clip` (of [`super::clip`]) says so. It also has the factor of the gradients, in place of the step's.
+pub(super) fn adam(step: &AdamStep, clip: CubeTensor, all: Vec<[CubeTensor; 4]>) -> Vec<[CubeTensor; 3]> {
+    let clip = Rows::of(clip);
     let all: Vec<[Rows; 4]> = all.into_iter().map(|[w, m, v, g]| [owned(w), owned(m), owned(v), Rows::of(g)]).collect();
     let Some(client) = all.first().map(|[w, ..]| w.client()) else { return Vec::new() };
     for launch in Launch::all_of(&client, &all) {
@@ -149,6 +155,7 @@ pub(super) fn adam(step: &AdamStep, all: Vec<[CubeTensor; 4]>) -> Vec<[CubeTenso
             launch.args(|place| all[place][2].arg()),
             launch.args(|place| all[place][3].arg()),
             ends.into_iter().collect(),
+            clip.arg(),
             constants(step),
             [w.elem(), g.elem()],
         );
@@ -178,10 +185,17 @@ fn lerp_kernel<A: Float, W: Float, N: Size>(
     average: &mut Sequence<Box<[Vector<A, N>]>>,
     w: &Sequence<Box<[Vector<W, N>]>>,
     ends: &Sequence<u32>,
+    clip: ComptimeOption<&[f32]>,
     weight: f32,
     #[comptime] copies: bool,
     #[define(A, W)] _dtypes: [ElemType; 2],
 ) {
+    #[comptime]
+    if let ComptimeOption::Some(clip) = clip {
+        if is_skipped(clip) {
+            terminate!();
+        }
+    }
     let mut first = 0usize;
     #[unroll]
     for tensor in 0..ends.len() {
@@ -193,8 +207,10 @@ fn lerp_kernel<A: Float, W: Float, N: Size>(
     }
 }
 
-/// `average + weight (w - average)` of each `[average, w]`; `w` itself with a weight of 1.
-pub(super) fn lerp(all: Vec<[CubeTensor; 2]>, weight: f64) -> Vec<CubeTensor> {
+/// `average + weight (w - average)` of each `[average, w]`, `w` itself with a weight of 1; `average`, if there is a `clip` (of [`super::clip`])
+/// that says so.
+pub(super) fn lerp(all: Vec<[CubeTensor; 2]>, weight: f64, clip: Option<CubeTensor>) -> Vec<CubeTensor> {
+    let clip = clip.map(Rows::of);
     let all: Vec<[Rows; 2]> = all.into_iter().map(|[average, w]| [owned(average), Rows::of(w)]).collect();
     let Some(client) = all.first().map(|[average, _]| average.client()) else { return Vec::new() };
     for launch in Launch::all_of(&client, &all) {
@@ -209,6 +225,7 @@ pub(super) fn lerp(all: Vec<[CubeTensor; 2]>, weight: f64) -> Vec<CubeTensor> {
             launch.args(|place| all[place][0].arg()),
             launch.args(|place| all[place][1].arg()),
             ends.into_iter().collect(),
+            clip.as_ref().map(Rows::arg).into(),
             weight as f32,
             weight == 1.0,
             [average.elem(), w.elem()],
@@ -219,7 +236,7 @@ pub(super) fn lerp(all: Vec<[CubeTensor; 2]>, weight: f64) -> Vec<CubeTensor> {
 
 /// The same values in memory of their own.
 pub(super) fn copied(all: Vec<CubeTensor>) -> Vec<CubeTensor> {
-    lerp(all.into_iter().map(Rows::of).map(|rows| [like(&rows, rows.dtype()), rows.tensor()]).collect(), 1.0)
+    lerp(all.into_iter().map(Rows::of).map(|rows| [like(&rows, rows.dtype()), rows.tensor()]).collect(), 1.0, None)
 }
 
 /// A flat tensor with nothing in it yet.
@@ -238,89 +255,8 @@ pub(super) fn cast(all: Vec<CubeTensor>, dtype: DType) -> Vec<CubeTensor> {
             done.push(None);
         }
     }
-    let mut changed = lerp(pairs, 1.0).into_iter();
+    let mut changed = lerp(pairs, 1.0, None).into_iter();
     done.into_iter().filter_map(|tensor| tensor.or_else(|| changed.next())).collect()
-}
-
-/// Values per unit of [`squares_kernel`], and the most cubes that a tensor has.
-const VALUES: usize = 32;
-const CUBES: usize = 256;
-
-/// How many sums [`squares`] leaves of so many values.
-fn parts(values: usize) -> usize {
-    values.div_ceil(256 * VALUES).clamp(1, CUBES)
-}
-
-/// Some cubes per tensor, one tensor after the other. `sums`, from place `from` on, has a sum for each.
-#[cube(launch)]
-fn squares_kernel<G: Float, N: Size>(
-    g: &Sequence<Box<[Vector<G, N>]>>,
-    vectors: &Sequence<u32>,
-    ends: &Sequence<u32>,
-    sums: &mut [f32],
-    from: u32,
-    #[comptime] lanes: Lanes,
-    #[define(G)] _dtype: ElemType,
-) {
-    let mut sum = Vector::<f32, N>::new(0.0f32);
-    let mut first = 0usize;
-    #[unroll]
-    for tensor in 0..ends.len() {
-        let end = ends[tensor] as usize;
-        if CUBE_POS >= first && CUBE_POS < end {
-            let mut i = (CUBE_POS - first) * lanes.units + UNIT_POS as usize;
-            while i < vectors[tensor] as usize {
-                let value = Vector::<f32, N>::cast_from(g[tensor][i]);
-                sum += value * value;
-                i += (end - first) * lanes.units;
-            }
-        }
-        first = end;
-    }
-    let mut scratch = Shared::new_slice(comptime!(lanes.units * lanes.groups));
-    let total = sum_over_group(sum.vector_sum(), &mut scratch, lanes);
-    if UNIT_POS == 0 && CUBE_POS < first {
-        sums[from as usize + CUBE_POS] = total;
-    }
-}
-
-/// Sums of squares, and which of them are whose.
-pub(super) struct Squares {
-    pub(super) sums: CubeTensor,
-    pub(super) places: Vec<std::ops::Range<usize>>,
-}
-
-/// Sums of the squares of each tensor's values; `None` of no tensors.
-pub(super) fn squares(all: Vec<CubeTensor>) -> Option<Squares> {
-    let all: Vec<[Rows; 1]> = all.into_iter().map(|tensor| [Rows::of(tensor)]).collect();
-    let client = all.first()?[0].client();
-    let parts = |place: usize| parts(all[place][0].len);
-    let sums = Rows::dense(&all[0][0], [1, (0..all.len()).map(parts).sum()]);
-    let lanes = Lanes::whole_cube(&client);
-    let (mut places, mut from) = (vec![0..0; all.len()], 0);
-    for launch in Launch::all_of(&client, &all) {
-        let start = from;
-        let mut ends = Vec::new();
-        for &place in &launch.places {
-            places[place] = from..from + parts(place);
-            from = places[place].end;
-            ends.push((from - start) as u32);
-        }
-        squares_kernel::launch(
-            &client,
-            cube_count(&client, from - start),
-            lanes.cube_dim(),
-            launch.width,
-            launch.args(|place| all[place][0].arg()),
-            launch.places.iter().map(|&place| (all[place][0].len / launch.width) as u32).collect(),
-            ends.into_iter().collect(),
-            sums.arg(),
-            start as u32,
-            lanes,
-            all[launch.places[0]][0].elem(),
-        );
-    }
-    Some(Squares { sums: sums.tensor(), places })
 }
 
 /// A tensor that may be written to: this one, if nobody else holds it.

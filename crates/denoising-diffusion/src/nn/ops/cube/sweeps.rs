@@ -1,24 +1,46 @@
-//! The kernels of `optim` on Burn's tensors.
+//! The kernels of `optim` and `clip` on Burn's tensors.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use burn::backend::Cube;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Tensor, TensorData};
+use burn_cubecl::CubeDevice;
+use burn_cubecl::cubecl::client::Client;
+use burn_cubecl::cubecl::future::{DynFut, block_on};
+use burn_cubecl::cubecl::server::ServerError;
 use burn_cubecl::tensor::CubeTensor;
 use denoising_diffusion_kernels::optim::AdamStep;
 
-use crate::nn::params::host_values;
-
+use super::clip::{self, Squares};
 use super::optim;
 
-/// One Adam step on parameters: of each, weights, both moments and gradient to the first three after it. All flat, none of them on the tape.
-pub fn adam(step: &AdamStep, all: Vec<([Tensor<1>; 3], Tensor<1>)>) -> Vec<[Tensor<1>; 3]> {
-    let all = all.into_iter().map(|([w, m, v], gradient)| [w, m, v, gradient].map(primitive)).collect();
-    optim::adam(step, all).into_iter().map(|swept| swept.map(tensor::<1>)).collect()
+/// On the device: the factor of a step's gradients, and whether the step is to change nothing. `[1, 2]`.
+#[derive(Clone, Debug)]
+pub struct Clip(Tensor<2>);
+
+impl Clip {
+    /// What the host knows: the step is made.
+    fn of(grad_scale: f64, like: &Tensor<1>) -> Self {
+        Self(Tensor::from_data(TensorData::new(vec![grad_scale as f32, 0.0], [1, 2]), &like.device()))
+    }
 }
 
-/// `average + weight (w - average)` of each pair of flat tensors; `w` itself with a weight of 1.
-pub fn lerp(all: Vec<[Tensor<1>; 2]>, weight: f64) -> Vec<Tensor<1>> {
+/// One Adam step on parameters: of each, weights, both moments and gradient to the first three after it. All flat, none of them on the tape.
+/// `clip` stands in for the factor that `step` names, and may say that nothing is to change.
+pub fn adam(step: &AdamStep, clip: Option<&Clip>, all: Vec<([Tensor<1>; 3], Tensor<1>)>) -> Vec<[Tensor<1>; 3]> {
+    let Some((_, first)) = all.first() else { return Vec::new() };
+    let clip = clip.cloned().unwrap_or_else(|| Clip::of(step.grad_scale, first));
+    let all = all.into_iter().map(|([w, m, v], gradient)| [w, m, v, gradient].map(primitive)).collect();
+    optim::adam(step, primitive(clip.0), all).into_iter().map(|swept| swept.map(tensor::<1>)).collect()
+}
+
+/// `average + weight (w - average)` of each pair of flat tensors, `w` itself with a weight of 1; `average`, if `clip` says that nothing is to change.
+pub fn lerp(all: Vec<[Tensor<1>; 2]>, weight: f64, clip: Option<&Clip>) -> Vec<Tensor<1>> {
     let all = all.into_iter().map(|pair| pair.map(primitive)).collect();
-    optim::lerp(all, weight).into_iter().map(tensor::<1>).collect()
+    let clip = clip.map(|clip| primitive(clip.0.clone()));
+    optim::lerp(all, weight, clip).into_iter().map(tensor::<1>).collect()
 }
 
 /// Flat tensors in another type; those that are of it already stay as they are.
@@ -31,16 +53,84 @@ pub fn copied(all: Vec<Tensor<1>>) -> Vec<Tensor<1>> {
     optim::copied(all.into_iter().map(primitive).collect()).into_iter().map(tensor::<1>).collect()
 }
 
-/// The sum of squares of each of these flat tensors. The device is waited for once, not for each of them.
-pub fn squared_norms(gradients: &[&Tensor<1>]) -> Vec<f64> {
-    let all = gradients.iter().map(|&gradient| primitive(gradient.clone())).collect();
-    let Some(squares) = optim::squares(all) else { return Vec::new() };
-    let sums = host_values(tensor::<2>(squares.sums));
-    let sum = |places: std::ops::Range<usize>| sums[places].iter().map(|&part| f64::from(part)).sum();
-    squares.places.into_iter().map(sum).collect()
+/// What clipping the norm of these flat gradients makes of them: a factor `max_norm / (norm + eps)`, at most 1, and no step if the norm or
+/// one of `losses` (one value each) is not finite. The device is not waited for; what it found is read later. `None` of no gradients.
+pub fn clip(gradients: &[&Tensor<1>], losses: &[Tensor<1>], max_norm: f64, eps: f64) -> Option<(Clip, Reading)> {
+    let Squares { sums, places } =
+        clip::squares(gradients.iter().map(|&gradient| primitive(gradient.clone())).collect())?;
+    let losses = match losses {
+        [] => Tensor::empty([0], &gradients[0].device()),
+        [loss] => loss.clone(),
+        several => Tensor::cat(several.to_vec(), 0),
+    };
+    let losses = primitive(losses);
+    let clip = clip::of(sums.clone(), losses.clone(), max_norm, eps);
+    let handles = [&losses, &sums, &clip].map(|tensor| tensor.handle.clone());
+    // Asked for here, not where it is waited for.
+    let bytes = lasting_client(&sums).read_async(handles.to_vec());
+    let arrives = async { Ok(bytes.await?.iter().map(|bytes| values(bytes)).collect()) };
+    let reading = Reading { arrives: Mutex::new(Some(Box::pin(arrives))), places };
+    Some((Clip(tensor(clip)), reading))
 }
 
-fn primitive(tensor: Tensor<1>) -> CubeTensor {
+/// The tensor's client, one for each device, which lives as long as the process does: the type of what a read gives borrows it.
+fn lasting_client(tensor: &CubeTensor) -> &'static Client {
+    static CLIENTS: Mutex<Vec<(CubeDevice, &Client)>> = Mutex::new(Vec::new());
+    let mut clients = CLIENTS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, client)) = clients.iter().find(|(device, _)| *device == tensor.device) {
+        return client;
+    }
+    let client = Box::leak(Box::new(tensor.client.clone()));
+    clients.push((tensor.device.clone(), client));
+    client
+}
+
+fn values(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|bytes| f32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])).collect()
+}
+
+type Arrives = DynFut<Result<Vec<Vec<f32>>, ServerError>>;
+
+/// What [`clip`] found, on its way to the host: asked for behind the work that it depends on, and in front of what is asked for later.
+pub struct Reading {
+    /// A mutex, for a future is not shared between threads otherwise.
+    arrives: Mutex<Option<Arrives>>,
+    /// Which sums are whose.
+    places: Vec<Range<usize>>,
+}
+
+impl Reading {
+    /// Waits for it: the losses, the sum of squares of each gradient, and their factor, if the step is to change anything.
+    ///
+    /// # Panics
+    /// If the device could not compute it, with the device's words, as every read of a tensor does.
+    pub fn wait(mut self) -> (Vec<f64>, Vec<f64>, Option<f64>) {
+        let arrives = self.arrives.get_mut().unwrap_or_else(PoisonError::into_inner).take().expect("waited for once");
+        let values = block_on(arrives).unwrap_or_else(|error| panic!("what a step came to cannot be read: {error}"));
+        let wide = |values: &[f32]| -> Vec<f64> { values.iter().copied().map(f64::from).collect() };
+        let sum = |places: &Range<usize>| wide(&values[1][places.clone()]).iter().sum();
+        let clip = &values[2];
+        let grad_scale = (clip[1] == 0.0).then_some(f64::from(clip[0]));
+        (wide(&values[0]), self.places.iter().map(sum).collect(), grad_scale)
+    }
+}
+
+impl Drop for Reading {
+    /// The memory that it arrives in must not be given to others before.
+    fn drop(&mut self) {
+        if let Some(arrives) = self.arrives.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            let _ = block_on(arrives);
+        }
+    }
+}
+
+impl fmt::Debug for Reading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reading").field("places", &self.places).finish_non_exhaustive()
+    }
+}
+
+fn primitive<const D: usize>(tensor: Tensor<D>) -> CubeTensor {
     tensor.try_into_primitive::<Cube>().expect("asked before whether our kernels can take it")
 }
 

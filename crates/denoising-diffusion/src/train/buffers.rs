@@ -1,0 +1,54 @@
+//! A network's buffers (running statistics) before a step, for the step that must not have happened: a forward pass changes them, before anyone
+//! knows whether its loss is finite.
+
+use burn::module::Module;
+use burn::tensor::{Tensor, TensorData};
+
+use crate::interop::StateDict;
+use crate::nn::params::{self, MapTensor, Role, VisitTensor};
+
+/// Floating-point buffers by name, on the host.
+#[derive(Default)]
+pub struct Buffers(StateDict);
+
+impl Buffers {
+    /// Those of `model`.
+    pub fn of<M: Module>(model: &M) -> Self {
+        // Flushes what is pending on this thread.
+        let _ = model.valid();
+        let mut buffers = Self::default();
+        params::visit(model, &mut buffers);
+        buffers
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// `model` with these in their places.
+    pub fn restored<M: Module>(mut self, model: M) -> M {
+        // Flushes what this thread's forward pass left pending, so that nothing overwrites the restored values later.
+        let _ = model.valid();
+        params::map(model, &mut self)
+    }
+}
+
+impl VisitTensor for Buffers {
+    fn visit<const D: usize>(&mut self, name: &str, role: Role, tensor: &Tensor<D>) {
+        if role == Role::Buffer {
+            self.0.insert(name, params::host_tensor(tensor.clone()));
+        }
+    }
+}
+
+impl MapTensor for Buffers {
+    fn map<const D: usize>(&mut self, name: &str, role: Role, tensor: Tensor<D>) -> Tensor<D> {
+        match self.0.get(name) {
+            Some(host) if role == Role::Buffer => {
+                let dims: [usize; D] = tensor.dims();
+                Tensor::from_data(TensorData::new(host.values.clone(), dims), &tensor.device())
+            }
+            _ => tensor,
+        }
+    }
+}
