@@ -1,8 +1,9 @@
 /* A CUDA driver that computes nothing: kernels are taken and counted, memory is address space, copies copy. What a program asks of a GPU, and how
- * long the host takes to ask, can be seen with it where there is no GPU. Results mean nothing: all that was not uploaded is 0, but a single value
- * that is read is 3 if it is 0 (ddpm asks each device for 1 + 2).
+ * long the host takes to ask, can be seen with it where there is no GPU. Results mean nothing: all that was not uploaded is 0. But a single value
+ * that is read is 3 if it is 0 (ddpm asks each device for 1 + 2), and of two values each is 0 (the second says whether a step was skipped).
  *
- * Claims to be an H100. DRY_CUDA_LOG names the file of what was asked: seconds, what, details. Only what CubeCL 0.11 calls is here. */
+ * Claims to be an H100. DRY_CUDA_LOG names the file of what was asked: seconds, what, details. DRY_CUDA_US says how many microseconds a kernel takes
+ * (none): whoever waits for an event then waits until the kernels before it would have run, one after the other. Only what CubeCL 0.11 calls is here. */
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -11,21 +12,34 @@
 #include <sys/mman.h>
 #include <time.h>
 
-enum { SUCCESS = 0, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101 };
+enum { SUCCESS = 0, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, NOT_READY = 600 };
 static const size_t TOTAL = 80ull << 30;
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static FILE *out;
 static long launches;
+static double kernel_seconds, idle_at; /* when the device will have done all that it was asked for */
 static size_t live, peak;
 static int modules;
 
 static void open_log(void) {
     if (!out) {
-        const char *path = getenv("DRY_CUDA_LOG");
+        const char *path = getenv("DRY_CUDA_LOG"), *us = getenv("DRY_CUDA_US");
         out = fopen(path ? path : "/dev/null", "w");
         if (!out) abort();
+        kernel_seconds = us ? atof(us) * 1e-6 : 0;
     }
+}
+
+static double seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec + now.tv_nsec * 1e-9;
+}
+
+static void wait_until(double then) {
+    double left = then - seconds();
+    if (left > 0) nanosleep(&(struct timespec){(time_t)left, (long)((left - (time_t)left) * 1e9)}, NULL);
 }
 
 #define LOG(...)                                                          \
@@ -86,20 +100,32 @@ int cuCtxSynchronize(void) { return SUCCESS; }
 int cuGetErrorName(int error, const char **name) { return *name = "CUDA_ERROR", SUCCESS; }
 int cuGetErrorString(int error, const char **text) { return *text = "an error", SUCCESS; }
 
-/* Streams and events: an event knows how many launches there were before it, and a launch takes 10 microseconds. */
+/* Streams and events: an event knows how many launches there were before it, which by its own clock take 10 microseconds each, and when they will
+ * have run. */
+struct event { long launches; double at; };
 int cuStreamCreate(void **stream, unsigned flags) { return *stream = malloc(1), SUCCESS; }
 int cuStreamDestroy_v2(void *stream) { return free(stream), SUCCESS; }
-int cuStreamSynchronize(void *stream) { LOCKED(LOG("wait")); return SUCCESS; }
-int cuStreamWaitEvent(void *stream, void *event, unsigned flags) { return SUCCESS; }
-int cuEventCreate(void **event, unsigned flags) { return *event = calloc(1, sizeof(long)), SUCCESS; }
-int cuEventDestroy_v2(void *event) { return free(event), SUCCESS; }
-int cuEventRecord(void *event, void *stream) { LOCKED(*(long *)event = launches); return SUCCESS; }
-int cuEventSynchronize(void *event) { LOCKED(LOG("wait")); return SUCCESS; }
-int cuEventQuery(void *event) { return SUCCESS; }
-int cuEventElapsedTime_v2(float *ms, void *from, void *to) {
-    return *ms = 0.001f + 0.01f * (*(long *)to - *(long *)from), SUCCESS;
+int cuStreamSynchronize(void *stream) {
+    double then;
+    LOCKED(LOG("wait"); then = idle_at);
+    return wait_until(then), SUCCESS;
 }
-int cuEventElapsedTime(float *ms, void *from, void *to) { return cuEventElapsedTime_v2(ms, from, to); }
+int cuStreamWaitEvent(void *stream, void *event, unsigned flags) { return SUCCESS; }
+int cuEventCreate(void **event, unsigned flags) { return *event = calloc(1, sizeof(struct event)), SUCCESS; }
+int cuEventDestroy_v2(void *event) { return free(event), SUCCESS; }
+int cuEventRecord(struct event *event, void *stream) {
+    LOCKED(event->launches = launches; event->at = idle_at);
+    return SUCCESS;
+}
+int cuEventSynchronize(struct event *event) {
+    LOCKED(LOG("wait"));
+    return wait_until(event->at), SUCCESS;
+}
+int cuEventQuery(struct event *event) { return event->at <= seconds() ? SUCCESS : NOT_READY; }
+int cuEventElapsedTime_v2(float *ms, struct event *from, struct event *to) {
+    return *ms = 0.001f + 0.01f * (to->launches - from->launches), SUCCESS;
+}
+int cuEventElapsedTime(float *ms, struct event *from, struct event *to) { return cuEventElapsedTime_v2(ms, from, to); }
 
 /* Memory: pages that nobody touches take none. */
 static struct { uint64_t at; size_t bytes; } blocks[1 << 16];
@@ -150,6 +176,7 @@ int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
     LOCKED(LOG("read %zu", bytes));
     memcpy(to, (void *)from, bytes);
     if (bytes == sizeof(float) && *(int *)to == 0) *(float *)to = 3.0f;
+    if (bytes == 2 * sizeof(float)) memset(to, 0, bytes);
     return SUCCESS;
 }
 int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream) {
@@ -186,7 +213,8 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
 int cuFuncSetAttribute(void *function, int attribute, int value) { return SUCCESS; }
 int cuLaunchKernel(struct kernel *kernel, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                    unsigned shared, void *stream, void **arguments, void **extra) {
-    LOCKED(launches++; LOG("launch %s %ux%ux%u blocks of %ux%ux%u", kernel->name, gx, gy, gz, bx, by, bz));
+    double now = seconds();
+    LOCKED(launches++; idle_at = (idle_at > now ? idle_at : now) + kernel_seconds; LOG("launch %s %ux%ux%u blocks of %ux%ux%u", kernel->name, gx, gy, gz, bx, by, bz));
     return SUCCESS;
 }
 int cuTensorMapEncodeTiled(void *map, ...) { return memset(map, 0, 128), SUCCESS; }

@@ -119,23 +119,23 @@ impl LearnedVariance {
         self,
         half: Tensor<D>,
         x_start: Tensor<D>,
-        parts: &Parts<D>,
+        parts: &Parts<'_, D>,
         tables: &Tables,
     ) -> Tensor<1> {
         let device = half.device();
-        let log_variance = self.log_variance(half, tables, &parts.times);
-        let mean = |x_start: Tensor<D>| posterior_mean(x_start, parts.x.clone(), tables, &parts.times, &device);
-        let (true_mean, mean) = (mean(parts.x_start.clone()), mean(x_start.detach()));
-        let [true_log_variance, _] = log_bounds(tables, &parts.times);
+        let log_variance = self.log_variance(half, tables, parts.batch.times());
+        let mean = |x_start: Tensor<D>| posterior_mean(x_start, parts.x.clone(), tables, parts.batch.times(), &device);
+        let (true_mean, mean) = (mean(parts.batch.x_start.clone()), mean(x_start.detach()));
+        let [true_log_variance, _] = log_bounds(tables, parts.batch.times());
         let true_log_variance: Tensor<D> = per_example(&true_log_variance, &device);
 
         let divergence = (log_variance.clone() - true_log_variance.clone() - 1.0
             + (true_log_variance - log_variance.clone()).exp()
             + (true_mean - mean.clone()).square() * (-log_variance.clone()).exp())
             * 0.5;
-        let likelihood = -discretised_log_likelihood(parts.x_start.clone(), mean, log_variance * 0.5);
+        let likelihood = -discretised_log_likelihood(parts.batch.x_start.clone(), mean, log_variance * 0.5);
 
-        let first: Vec<f64> = parts.times.iter().map(|&t| f64::from(u8::from(t == 0.0))).collect();
+        let first: Vec<f64> = parts.batch.times().iter().map(|&t| f64::from(u8::from(t == 0.0))).collect();
         let rest: Vec<f64> = first.iter().map(|first| 1.0 - first).collect();
         let per_example = |values: &[f64]| per_example::<1>(values, &device);
         (per_example_mean(divergence) * per_example(&rest) + per_example_mean(likelihood) * per_example(&first))

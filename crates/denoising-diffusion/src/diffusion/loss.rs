@@ -5,7 +5,8 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use super::denoiser::NoiseLevel;
 use super::formulation::Output;
 use super::immiscible::least_distance_assignment;
-use super::prediction::{Coefficients, Prediction};
+use super::prediction::Prediction;
+use super::prepared::{Levels, Number, Prepared, Told};
 use super::process::{Diffusion, Draws};
 use super::weighted_objective;
 use crate::models::{Network, NetworkInput};
@@ -31,107 +32,75 @@ impl<const D: usize> From<Tensor<D>> for Examples<D> {
     }
 }
 
-/// What a network is told of a batch beside levels of noise.
-#[derive(Clone)]
-struct Told<const D: usize> {
-    classes: Option<Tensor<1, Int>>,
-    condition: Option<Tensor<D>>,
-    vectors: Option<Vectors>,
-}
-
-/// The noise levels of a batch.
-#[allow(clippy::large_enum_variant, reason = "one per step, never in a list")]
-enum Levels<const D: usize> {
-    Fixed(Vec<NoiseLevel>),
-    /// Given by a schedule that is being trained: log-SNR `[b]`, alpha and sigma `[b, 1, ...]`.
-    Learned {
-        log_snr: Tensor<1>,
-        alpha: Tensor<D>,
-        sigma: Tensor<D>,
-    },
+/// The levels of a schedule that is being trained: log-SNR `[b]`, alpha and sigma `[b, 1, ...]`.
+struct Learned<const D: usize> {
+    log_snr: Tensor<1>,
+    alpha: Tensor<D>,
+    sigma: Tensor<D>,
 }
 
 /// A noised batch and what it was made of.
-pub(super) struct Parts<const D: usize> {
-    pub x_start: Tensor<D>,
-    pub noise: Tensor<D>,
+pub(super) struct Parts<'a, const D: usize> {
+    pub batch: &'a Prepared<D>,
     pub x: Tensor<D>,
-    pub times: Vec<f64>,
-    levels: Levels<D>,
+    /// In place of the batch's own levels.
+    learned: Option<Learned<D>>,
     prediction: Prediction,
 }
 
-impl<const D: usize> Parts<D> {
-    /// A number of [`Coefficients`] for each example, `[b, 1, ...]`.
-    pub fn coefficient(&self, pick: impl Fn(Coefficients) -> f64) -> Tensor<D> {
-        let Levels::Fixed(levels) = &self.levels else {
-            unreachable!("schedules are learned for single predictions only, which `Learned` reads");
-        };
-        let values: Vec<f64> = levels.iter().map(|level| pick(self.prediction.coefficients(level))).collect();
-        per_example(&values, &self.x.device())
+impl<const D: usize> Parts<'_, D> {
+    /// A number of each example, `[b, 1, ...]`. Schedules are learned for single predictions only, which `Learned` reads.
+    pub fn number(&self, number: Number) -> Tensor<D> {
+        self.batch.shaped(number)
     }
 
     /// What the network is told, `[b]`.
     fn time(&self) -> Tensor<1> {
-        match &self.levels {
-            Levels::Fixed(levels) => {
-                let times: Vec<f64> = levels.iter().map(|level| level.time).collect();
-                per_example(&times, &self.x.device())
-            }
-            Levels::Learned { log_snr, .. } => log_snr.clone(),
+        match &self.learned {
+            None => self.batch.number(Number::Time),
+            Some(Learned { log_snr, .. }) => log_snr.clone(),
         }
     }
 
     fn input(&self) -> Tensor<D> {
-        match (&self.levels, self.prediction) {
-            (Levels::Fixed(_), Prediction::Elucidated { .. }) => self.x.clone() * self.coefficient(|c| c.c_in),
+        match (&self.learned, self.prediction) {
+            (None, Prediction::Elucidated { .. }) => self.x.clone() * self.number(Number::CIn),
             _ => self.x.clone(),
         }
     }
 
     fn target(&self) -> Tensor<D> {
-        let (x_start, noise) = (self.x_start.clone(), self.noise.clone());
-        match (&self.levels, self.prediction) {
+        let (x_start, noise) = (self.batch.x_start.clone(), self.batch.noise.clone());
+        match (&self.learned, self.prediction) {
             (_, Prediction::Noise) => noise,
             (_, Prediction::XStart) => x_start,
-            (Levels::Learned { alpha, sigma, .. }, _) => noise * alpha.clone() - x_start * sigma.clone(),
-            (Levels::Fixed(_), _) => {
-                x_start * self.coefficient(|c| c.target_x_start) + noise * self.coefficient(|c| c.target_noise)
-            }
+            (Some(Learned { alpha, sigma, .. }), _) => noise * alpha.clone() - x_start * sigma.clone(),
+            (None, _) => x_start * self.number(Number::TargetXStart) + noise * self.number(Number::TargetNoise),
         }
     }
 
     /// The estimate of x_start in a prediction.
     fn x_start_of(&self, prediction: Tensor<D>) -> Tensor<D> {
         let x = self.x.clone();
-        match (&self.levels, self.prediction) {
+        match (&self.learned, self.prediction) {
             (_, Prediction::XStart) => prediction,
-            (Levels::Learned { alpha, sigma, .. }, Prediction::Noise) => {
-                (x - prediction * sigma.clone()) / alpha.clone()
-            }
-            (Levels::Learned { alpha, sigma, .. }, _) => x * alpha.clone() - prediction * sigma.clone(),
-            (Levels::Fixed(_), _) => x * self.coefficient(|c| c.c_skip) + prediction * self.coefficient(|c| c.c_out),
+            (Some(Learned { alpha, sigma, .. }), Prediction::Noise) => (x - prediction * sigma.clone()) / alpha.clone(),
+            (Some(Learned { alpha, sigma, .. }), _) => x * alpha.clone() - prediction * sigma.clone(),
+            (None, _) => x * self.number(Number::CSkip) + prediction * self.number(Number::COut),
         }
     }
 
     /// The weight of each example, `[b]`.
     fn weight(&self, diffusion: &Diffusion) -> Tensor<1> {
-        match &self.levels {
-            Levels::Fixed(levels) => {
-                let weights: Vec<f64> = levels.iter().map(|level| diffusion.loss_weight(level)).collect();
-                per_example(&weights, &self.x.device())
-            }
-            // In terms of log-SNR, so that its gradient is there too.
-            Levels::Learned { log_snr, .. } => {
-                let snr = log_snr.clone().exp();
-                let clipped = diffusion.config.min_snr().map(|gamma| snr.clone().clamp_max(gamma));
-                match (self.prediction, clipped) {
-                    (Prediction::XStart, clipped) => clipped.unwrap_or(snr),
-                    (_, None) => snr.ones_like(),
-                    (Prediction::Noise, Some(clipped)) => clipped / snr,
-                    (_, Some(clipped)) => clipped / (snr + 1.0),
-                }
-            }
+        // In terms of log-SNR, so that its gradient is there too.
+        let Some(Learned { log_snr, .. }) = &self.learned else { return self.batch.number(Number::Weight) };
+        let snr = log_snr.clone().exp();
+        let clipped = diffusion.config.min_snr().map(|gamma| snr.clone().clamp_max(gamma));
+        match (self.prediction, clipped) {
+            (Prediction::XStart, clipped) => clipped.unwrap_or(snr),
+            (_, None) => snr.ones_like(),
+            (Prediction::Noise, Some(clipped)) => clipped / snr,
+            (_, Some(clipped)) => clipped / (snr + 1.0),
         }
     }
 }
@@ -145,6 +114,24 @@ impl Diffusion {
         examples: impl Into<Examples<D>>,
         draws: &Draws<D>,
     ) -> Tensor<1> {
+        self.loss_of(model, &self.prepare(model, examples, draws))
+    }
+
+    /// Whether all that the loss needs is in a [prepared](Self::prepare) batch: it asks neither the host nor chance for more, and takes the same way for
+    /// every batch.
+    pub fn is_decided_beforehand<const D: usize, M: Network<D>>(&self, model: &M) -> bool {
+        let learned = model.noise_schedule().is_some() || matches!(self.formulation.output(), Output::WithVariance(_));
+        !learned && !model.self_condition() && self.config.shared.xm_candidates == 1
+    }
+
+    /// A batch as the loss takes it: what the host decides about it is done. With several candidates of noise, each example gets the one of least
+    /// loss, found without gradients.
+    pub fn prepare<const D: usize, M: Network<D>>(
+        &self,
+        model: &M,
+        examples: impl Into<Examples<D>>,
+        draws: &Draws<D>,
+    ) -> Prepared<D> {
         let examples: Examples<D> = examples.into();
         let classes = kept(model, examples.classes, &draws.keep_condition);
         let classes = classes_tensor(model.num_classes(), classes.as_deref(), &examples.data.device());
@@ -154,27 +141,34 @@ impl Diffusion {
             condition: condition.map(|condition| self.normalize(condition)),
             vectors: kept_vectors(model, examples.vectors, &draws.keep_condition, &examples.data.device()),
         };
+        let learned = model.noise_schedule().is_some() && self.formulation.learned_schedule().is_some();
+        let levels: Vec<NoiseLevel> =
+            if learned { Vec::new() } else { draws.times.iter().map(|&time| self.level(time)).collect() };
+        let batch = |x_start: &Tensor<D>, noise| {
+            let weights = levels.iter().map(|level| self.loss_weight(level)).collect();
+            let levels = Levels {
+                times: draws.times.clone(),
+                prediction: self.formulation.prediction(),
+                levels: levels.clone(),
+                weights,
+            };
+            Prepared::new(x_start.clone(), noise, told.clone(), levels, model.self_condition() && draws.self_condition)
+        };
         let x_start = self.normalize(examples.data);
-        let noise = self.noise(model, &x_start, &told, draws);
-        self.loss_of(model, x_start, noise, told, draws)
+        let noise = self.noise(model, &x_start, &batch, draws);
+        batch(&x_start, noise)
     }
 
-    fn loss_of<const D: usize, M: Network<D>>(
-        &self,
-        model: &M,
-        x_start: Tensor<D>,
-        noise: Tensor<D>,
-        told: Told<D>,
-        draws: &Draws<D>,
-    ) -> Tensor<1> {
-        let parts = self.noised(model, x_start, noise, &draws.times);
+    /// The weighted loss of each example of a [prepared](Self::prepare) batch, `[b]`.
+    pub fn loss_of<const D: usize, M: Network<D>>(&self, model: &M, batch: &Prepared<D>) -> Tensor<1> {
+        let parts = self.noised(model, batch);
         let (x, time) = (parts.input(), parts.time());
         let input = |x_self_cond| {
-            let Told { classes, condition, vectors } = told.clone();
+            let Told { classes, condition, vectors } = batch.told.clone();
             NetworkInput { x: x.clone(), time: time.clone(), x_self_cond, classes, condition, vectors }
         };
-        let x_self_cond = (model.self_condition() && draws.self_condition)
-            .then(|| self.x_start(TrainNoGrad::of(model).predict(input(None)), &parts).detach());
+        let x_self_cond =
+            batch.self_condition.then(|| self.x_start(TrainNoGrad::of(model).predict(input(None)), &parts).detach());
         let output = model.predict(input(x_self_cond));
         match self.formulation.output() {
             Output::Prediction => per_example_mean((output - parts.target()).square()) * parts.weight(self),
@@ -191,47 +185,36 @@ impl Diffusion {
     }
 
     /// The estimate of x_start in a whole output.
-    fn x_start<const D: usize>(&self, output: Tensor<D>, parts: &Parts<D>) -> Tensor<D> {
+    fn x_start<const D: usize>(&self, output: Tensor<D>, parts: &Parts<'_, D>) -> Tensor<D> {
         match self.formulation.output() {
             Output::Prediction => parts.x_start_of(output),
             Output::WithVariance(_) => parts.x_start_of(output.narrow(1, 0, parts.x.dims()[1])),
             Output::Weighted(_) => {
-                let [skip, out] = [parts.coefficient(|c| c.c_skip), parts.coefficient(|c| c.c_out)];
+                let [skip, out] = [parts.number(Number::CSkip), parts.number(Number::COut)];
                 weighted_objective::x_start(output, parts.x.clone(), skip, out)
             }
         }
     }
 
-    fn noised<const D: usize, M: Network<D>>(
-        &self,
-        model: &M,
-        x_start: Tensor<D>,
-        noise: Tensor<D>,
-        times: &[f64],
-    ) -> Parts<D> {
-        let device = x_start.device();
-        let levels = match (model.noise_schedule(), self.formulation.learned_schedule()) {
+    fn noised<'a, const D: usize, M: Network<D>>(&self, model: &M, batch: &'a Prepared<D>) -> Parts<'a, D> {
+        let learned = match (model.noise_schedule(), self.formulation.learned_schedule()) {
             (Some(schedule), Some(_)) => {
-                let log_snr = schedule.forward(per_example(times, &device));
+                let times = batch.times();
+                let log_snr = schedule.forward(per_example(times, &batch.x_start.device()));
                 let root = |log_snr: Tensor<1>| {
                     let shape: [usize; D] = std::array::from_fn(|k| if k == 0 { times.len() } else { 1 });
                     burn::tensor::activation::sigmoid(log_snr).sqrt().reshape(shape)
                 };
-                Levels::Learned { alpha: root(log_snr.clone()), sigma: root(-log_snr.clone()), log_snr }
+                Some(Learned { alpha: root(log_snr.clone()), sigma: root(-log_snr.clone()), log_snr })
             }
-            _ => Levels::Fixed(times.iter().map(|&time| self.level(time)).collect()),
+            _ => None,
         };
-        let (alpha, sigma) = match &levels {
-            Levels::Learned { alpha, sigma, .. } => (alpha.clone(), sigma.clone()),
-            Levels::Fixed(levels) => {
-                let of =
-                    |pick: fn(&NoiseLevel) -> f64| per_example(&levels.iter().map(pick).collect::<Vec<_>>(), &device);
-                (of(|level| level.alpha), of(|level| level.sigma))
-            }
+        let (alpha, sigma) = match &learned {
+            Some(Learned { alpha, sigma, .. }) => (alpha.clone(), sigma.clone()),
+            None => (batch.shaped(Number::Alpha), batch.shaped(Number::Sigma)),
         };
-        let x = x_start.clone() * alpha + noise.clone() * sigma;
-        let prediction = self.formulation.prediction();
-        Parts { x_start, noise, x, times: times.to_vec(), levels, prediction }
+        let x = batch.x_start.clone() * alpha + batch.noise.clone() * sigma;
+        Parts { batch, x, learned, prediction: self.formulation.prediction() }
     }
 
     /// The noise that x_t and the target share: chosen among the candidates, offset added, handed out within the batch if immiscible.
@@ -239,7 +222,7 @@ impl Diffusion {
         &self,
         model: &M,
         x_start: &Tensor<D>,
-        told: &Told<D>,
+        batch: &impl Fn(&Tensor<D>, Tensor<D>) -> Prepared<D>,
         draws: &Draws<D>,
     ) -> Tensor<D> {
         let shared = &self.config.shared;
@@ -257,7 +240,7 @@ impl Diffusion {
         let probe = TrainNoGrad::of(model);
         let losses: Vec<Vec<f32>> = candidates
             .iter()
-            .map(|noise| host_values(self.loss_of::<D, M>(&probe, x_start.clone(), noise.clone(), told.clone(), draws)))
+            .map(|noise| host_values(self.loss_of::<D, M>(&probe, &batch(x_start, noise.clone()))))
             .collect();
         let chosen = (0..x_start.dims()[0]).map(|i| {
             let least = (0..losses.len()).min_by(|&a, &b| losses[a][i].total_cmp(&losses[b][i])).unwrap_or(0);

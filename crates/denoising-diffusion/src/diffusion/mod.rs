@@ -17,6 +17,7 @@ mod learned_variance;
 mod loss;
 mod network_denoiser;
 mod prediction;
+mod prepared;
 mod process;
 mod rectified_flow;
 pub mod schedule;
@@ -40,6 +41,7 @@ pub use learned_variance::{LearnedVariance, LearnedVarianceConfig, VarianceReadi
 pub use loss::Examples;
 pub use network_denoiser::{NetworkDenoiser, Push};
 pub use prediction::{Coefficients, Objective, Prediction};
+pub use prepared::Prepared;
 pub use process::{Diffusion, Draws};
 pub use rectified_flow::{RectifiedFlow, RectifiedFlowConfig, TimeDistribution};
 pub use schedule::{BetaSchedule, ScheduleConfig};

@@ -10,6 +10,7 @@ use super::formulation::Output;
 use super::gaussian::{GaussianDiffusion, refuse_noise_at_zero_snr};
 use super::loss::{Parts, per_example_mean};
 use super::prediction::Objective;
+use super::prepared::Number;
 use super::schedule::{ScheduleConfig, Tables};
 
 /// Options; `Default` is the reference's default.
@@ -78,12 +79,12 @@ pub(super) fn x_start<const D: usize>(
 }
 
 /// The loss of each example, `[b]`.
-pub(super) fn loss<const D: usize>(output: Tensor<D>, weights: ObjectiveWeights, parts: &Parts<D>) -> Tensor<1> {
-    let ([noise, pred_x_start], [a, b]) = split(output, parts.x_start.dims()[1]);
-    let from_noise = parts.x.clone() * parts.coefficient(|c| c.c_skip) + noise.clone() * parts.coefficient(|c| c.c_out);
+pub(super) fn loss<const D: usize>(output: Tensor<D>, weights: ObjectiveWeights, parts: &Parts<'_, D>) -> Tensor<1> {
+    let ([noise, pred_x_start], [a, b]) = split(output, parts.batch.x_start.dims()[1]);
+    let from_noise = parts.x.clone() * parts.number(Number::CSkip) + noise.clone() * parts.number(Number::COut);
     let mixture = from_noise.clamp(-LIMIT, LIMIT) * a + pred_x_start.clone() * b;
     let error = |got: Tensor<D>, wanted: &Tensor<D>| per_example_mean((got - wanted.clone()).square());
-    error(mixture, &parts.x_start)
-        + error(pred_x_start, &parts.x_start) * weights.pred_x_start_loss_weight
-        + error(noise, &parts.noise) * weights.pred_noise_loss_weight
+    error(mixture, &parts.batch.x_start)
+        + error(pred_x_start, &parts.batch.x_start) * weights.pred_x_start_loss_weight
+        + error(noise, &parts.batch.noise) * weights.pred_noise_loss_weight
 }

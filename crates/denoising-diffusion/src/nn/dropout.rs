@@ -35,6 +35,11 @@ impl Draws {
         with(|draws| *draws)
     }
 
+    /// How many were made since the generator was seeded.
+    pub fn count(self) -> u64 {
+        self.count
+    }
+
     /// Runs `work` as it ran, or is about to run, from here on. What is drawn afterwards is not changed by a repetition.
     pub fn from_here<T>(self, work: impl FnOnce() -> T) -> T {
         let before = with(|draws| std::mem::replace(draws, self));

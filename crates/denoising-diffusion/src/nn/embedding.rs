@@ -1,7 +1,9 @@
 //! Embeddings of the noise level and of classes.
 
+use std::sync::{Mutex, PoisonError};
+
 use burn::module::{Module, Param};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use super::Init;
 
@@ -20,11 +22,25 @@ impl SinusoidalPosEmb {
 
     /// `[b] -> [b, dim]`
     pub fn forward(&self, time: Tensor<1>) -> Tensor<2> {
+        let frequencies = self.frequencies(&time.device());
+        sin_cos(time.unsqueeze_dim(1) * frequencies)
+    }
+
+    /// `[1, dim / 2]`. Uploaded once per device: what is recorded of a training step cannot upload.
+    fn frequencies(&self, device: &Device) -> Tensor<2> {
+        type Key = (Device, bool, usize, u64);
+        static KNOWN: Mutex<Vec<(Key, Tensor<2>)>> = Mutex::new(Vec::new());
+        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (device.clone(), device.is_autodiff(), self.dim, self.theta.to_bits());
+        if let Some((_, found)) = known.iter().find(|(of, _)| *of == key) {
+            return found.clone();
+        }
         let half = self.dim / 2;
         let rate = self.theta.ln() / (half - 1) as f64;
         let frequencies: Vec<f32> = (0..half).map(|k| (-rate * k as f64).exp() as f32).collect();
-        let frequencies = Tensor::<2>::from_data(TensorData::new(frequencies, [1, half]), &time.device());
-        sin_cos(time.unsqueeze_dim(1) * frequencies)
+        let frequencies = Tensor::<2>::from_data(TensorData::new(frequencies, [1, half]), device);
+        known.push((key, frequencies.clone()));
+        frequencies
     }
 }
 

@@ -213,7 +213,8 @@ impl ClassifierTrainer {
         let right = own.clone().inner().greater_equal(log_p.inner().max_dim(1)).float();
         let loss = own.mean().neg();
         let gradients = NamedGradients::take(self.model(), &mut loss.backward());
-        let StepFound { losses, step } = gradients.find(vec![loss.inner()], self.config.adam().max_grad_norm).wait();
+        let StepFound { losses, step } =
+            gradients.ask(vec![loss.inner()], self.config.adam().max_grad_norm).read().wait();
         let step = match step {
             Ok((norm, clip)) => Ok((gradients, norm, clip)),
             Err(Spoiled::Loss(_)) => Err(NonFinite { tensor: "loss".to_string(), kind: NonFiniteKind::Loss }),

@@ -28,6 +28,9 @@ pub struct TrainConfig {
     /// Keep only the inputs of each block of the network for the backward pass and compute the rest again: less memory, more time, the same
     /// bits.
     pub checkpoint_activations: bool,
+    /// On a GPU, record the passes of a step once and ask for them as one thing from then on, where that can be: less work for the host, more memory,
+    /// the same bits.
+    pub device_graph: bool,
     /// Seeds weights, data order, noise levels, noise and samples.
     pub seed: u64,
     /// Steps between checkpoints.
@@ -60,6 +63,7 @@ impl Default for TrainConfig {
             adam_eps: 1e-8,
             max_grad_norm: 1.0,
             checkpoint_activations: false,
+            device_graph: false,
             seed: 0,
             save_every: 1000,
             sample_every: None,

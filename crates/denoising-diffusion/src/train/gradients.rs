@@ -1,16 +1,18 @@
 //! Gradients by the names of what they are of, and what a step with them comes to: its losses, the norm of all of them, and whether it can be
 //! made. Not here: the step itself (`adam`).
 
+use std::sync::Arc;
+
 use burn::module::Module;
 use burn::tensor::{FloatDType, Gradients, Tensor};
 
-use super::sweep::{self, Clip, Finding, Found};
+use super::sweep::{self, Clip, Finding, Found, Question};
 use crate::nn::params::{self, Role, VisitTensor};
 use crate::nn::sweeps;
 
 /// Gradients of one backward pass, or the sum of several, flat, in the order of the network's fields; of the type of the tensors that the
 /// backward pass was about, sums in f32.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct NamedGradients(Vec<Named>);
 
 /// The gradient of the parameter of this name and shape, in the order of [`sweeps::flat`].
@@ -66,15 +68,15 @@ impl NamedGradients {
 
     /// The norm of all gradients together. Waits for the device.
     pub fn norm(&self) -> GradNorm {
-        let StepFinding { names, finding } = self.find(Vec::new(), f64::INFINITY);
+        let StepFinding { names, finding } = self.ask(Vec::new(), f64::INFINITY).read();
         grad_norm(&names, &finding.wait().squared_norms)
     }
 
     /// Asks for what a step with these gradients comes to, which are clipped to a norm of `max_norm`; `losses` are of one value each.
-    pub(super) fn find(&self, losses: Vec<Tensor<1>>, max_norm: f64) -> StepFinding {
+    pub(super) fn ask(&self, losses: Vec<Tensor<1>>, max_norm: f64) -> StepQuestion {
         let gradients: Vec<&Tensor<1>> = self.0.iter().map(|of| &of.gradient).collect();
         let names = self.0.iter().map(|of| of.name.clone()).collect();
-        StepFinding { names, finding: sweep::find(&gradients, losses, max_norm) }
+        StepQuestion { names, question: sweep::ask(&gradients, losses, max_norm) }
     }
 
     /// One after the other.
@@ -88,11 +90,26 @@ impl NamedGradients {
     }
 }
 
+/// Losses and norm of a step, to be found on the device.
+#[derive(Clone, Debug)]
+pub(super) struct StepQuestion {
+    /// Of the gradients.
+    names: Arc<[String]>,
+    question: Question,
+}
+
+impl StepQuestion {
+    /// Sends for what the device finds.
+    pub(super) fn read(&self) -> StepFinding {
+        StepFinding { names: self.names.clone(), finding: self.question.read() }
+    }
+}
+
 /// Losses and norm of a step, perhaps still to be computed.
 #[derive(Debug)]
 pub(super) struct StepFinding {
     /// Of the gradients.
-    names: Vec<String>,
+    names: Arc<[String]>,
     finding: Finding,
 }
 
@@ -117,6 +134,11 @@ impl StepFinding {
     /// What the device makes of it by itself, if it does.
     pub(super) fn clip(&self) -> Option<Clip> {
         self.finding.clip()
+    }
+
+    /// Waits for it, as it is.
+    pub(super) fn wait_for_all(self) -> Found {
+        self.finding.wait()
     }
 
     /// Waits for it.

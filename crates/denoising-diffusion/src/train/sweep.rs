@@ -32,6 +32,25 @@ pub struct Found {
     pub grad_scale: Option<f64>,
 }
 
+/// What was asked about a step's losses and gradients, to be found on the device.
+#[derive(Clone, Debug)]
+pub enum Question {
+    Answered(Found),
+    #[cfg(all(feature = "cube", not(feature = "fusion")))]
+    OnDevice(cube::Clipping),
+}
+
+impl Question {
+    /// Sends for what the device finds.
+    pub fn read(&self) -> Finding {
+        match self {
+            Self::Answered(found) => Finding::Done(found.clone()),
+            #[cfg(all(feature = "cube", not(feature = "fusion")))]
+            Self::OnDevice(clipping) => Finding::OnDevice(clipping.clip(), clipping.read()),
+        }
+    }
+}
+
 /// [`Found`], perhaps still to be computed.
 #[derive(Debug)]
 pub enum Finding {
@@ -72,18 +91,18 @@ pub fn grad_scale(norm: f64, max_norm: f64) -> f64 {
 }
 
 /// Asks for losses (one value each) and for the norm of all gradients, and what clips it to `max_norm`.
-pub fn find(gradients: &[&Tensor<1>], losses: Vec<Tensor<1>>, max_norm: f64) -> Finding {
+pub fn ask(gradients: &[&Tensor<1>], losses: Vec<Tensor<1>>, max_norm: f64) -> Question {
     #[cfg(all(feature = "cube", not(feature = "fusion")))]
     if gradients.iter().copied().chain(&losses).all(on_cube)
-        && let Some((clip, reading)) = cube::clip(gradients, &losses, max_norm, EPS)
+        && let Some(clipping) = cube::clip(gradients, &losses, max_norm, EPS)
     {
-        return Finding::OnDevice(clip, reading);
+        return Question::OnDevice(clipping);
     }
     let squared_norms = squared_norms(gradients);
     let losses: Vec<f64> = losses.into_iter().map(|loss| f64::from(loss.into_scalar::<f32>())).collect();
     let finite = losses.iter().chain(&squared_norms).all(|value| value.is_finite());
     let grad_scale = finite.then(|| grad_scale(squared_norms.iter().sum::<f64>().sqrt(), max_norm));
-    Finding::Done(Found { losses, squared_norms, grad_scale })
+    Question::Answered(Found { losses, squared_norms, grad_scale })
 }
 
 /// One Adam step on parameters: of each, weights, both moments and gradient, flat and of one length, to the first three after the step; as they
@@ -169,6 +188,14 @@ fn squared_norms(gradients: &[&Tensor<1>]) -> Vec<f64> {
 fn squared_norms_plain(gradients: &[&Tensor<1>]) -> Vec<f64> {
     let sum = |gradient: &&Tensor<1>| (*gradient).clone().cast(FloatDType::F32).square().sum();
     host_values(Tensor::cat(gradients.iter().map(sum).collect(), 0)).into_iter().map(f64::from).collect()
+}
+
+/// Changes whenever a sweep on a GPU could not write in place, so that a tensor lies elsewhere now.
+pub fn moves() -> u64 {
+    #[cfg(all(feature = "cube", not(feature = "fusion")))]
+    return cube::moves();
+    #[cfg(not(all(feature = "cube", not(feature = "fusion"))))]
+    0
 }
 
 fn on_cpu(tensor: &Tensor<1>) -> bool {
@@ -295,7 +322,7 @@ mod tests {
                 |device: &Device| [0.5_f32, 0.25, 3.0].map(|loss| Tensor::from_floats([loss], device)).to_vec();
             let found = |device: &Device, max_norm: f64| {
                 let gradients = tensors(device);
-                let finding = find(&gradients.iter().collect::<Vec<_>>(), losses(device), max_norm);
+                let finding = ask(&gradients.iter().collect::<Vec<_>>(), losses(device), max_norm).read();
                 assert_eq!(finding.clip().is_some(), !crate::device::is_cpu(device));
                 finding.wait()
             };
@@ -325,7 +352,7 @@ mod tests {
             ] {
                 let (w, g) = (tensor(&[0.5, 0.25, 4.0]), tensor(&gradient));
                 let (m, v) = (tensor(&[0.1, 0.2, 0.3]), tensor(&[0.4, 0.5, 0.6]));
-                let finding = find(&[&g, &tensor(&[0.0; 40])], vec![tensor(&[1.0]), tensor(&[loss])], 2.0);
+                let finding = ask(&[&g, &tensor(&[0.0; 40])], vec![tensor(&[1.0]), tensor(&[loss])], 2.0).read();
                 let clip = finding.clip().unwrap();
                 let swept = adam(&step, &clip, vec![([w.clone(), m.clone(), v.clone()], g.clone())]);
                 let averages = [0.25, 1.0].map(|weight| lerp(vec![[w.clone(), m.clone()]], weight, &clip).remove(0));

@@ -1,7 +1,7 @@
 //! One step of training. Not here: where batches come from, and what is written to disk.
 
 use burn::module::Module;
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{Device, Tensor};
 use thiserror::Error;
 
 use super::adam::Adam;
@@ -10,33 +10,32 @@ use super::buffers::Buffers;
 use super::config::TrainConfig;
 use super::ema::{Ema, EmaConfig};
 use super::gradients::{NamedGradients, Spoiled, StepFinding, StepFound};
-use super::lr::learning_rate;
+use super::recording::Recording;
 use super::sweep::Clip;
 use crate::device::{in_pool, is_cpu};
-use crate::diffusion::{Diffusion, Draws, Examples};
+use crate::diffusion::{Diffusion, Examples};
 use crate::interop::StateDict;
 use crate::models::Network;
-use crate::nn::dropout;
 use crate::nn::ops::{Activations, set_activations};
 use crate::nn::params::{self, ParamsError, Role, VisitTensor};
 use crate::nn::sweeps;
-use crate::noise::{Purpose, Stream};
 
 /// A network in training, its optimizer and its moving average.
 #[derive(Debug)]
 pub struct Trainer<M> {
     /// Taken out only while the optimizer replaces it.
-    model: Option<M>,
+    pub(super) model: Option<M>,
     ema: Ema<M>,
     adam: Adam,
-    diffusion: Diffusion,
-    config: TrainConfig,
-    device: Device,
-    step: u64,
+    pub(super) diffusion: Diffusion,
+    pub(super) config: TrainConfig,
+    pub(super) device: Device,
+    pub(super) step: u64,
     skipped: u64,
     skipped_in_a_row: u64,
-    has_buffers: bool,
-    ahead: Option<Ahead>,
+    pub(super) has_buffers: bool,
+    pub(super) ahead: Option<Ahead>,
+    pub(super) recording: Recording,
     in_flight: Option<Asked>,
     /// Of a step that was waited for, and not yet told of.
     settled: Option<StepReport>,
@@ -44,12 +43,12 @@ pub struct Trainer<M> {
 
 /// A step that was asked for; what it came to is perhaps still to be computed.
 #[derive(Debug)]
-struct Asked {
-    finding: StepFinding,
+pub(super) struct Asked {
+    pub(super) finding: StepFinding,
     /// Of each batch the data, to look for the cause of a loss that is not finite.
-    data: Vec<Tensor<1>>,
-    step: u64,
-    lr: f64,
+    pub(super) data: Vec<Tensor<1>>,
+    pub(super) step: u64,
+    pub(super) lr: f64,
 }
 
 /// What a step did.
@@ -143,6 +142,15 @@ impl<M> Trainer<M> {
         self.skipped
     }
 
+    /// Whether the passes of steps are recorded (`device_graph`), or why they cannot be; `None` if it has not been tried.
+    pub fn is_recorded(&self) -> Option<Result<(), &str>> {
+        match &self.recording {
+            Recording::Launched(_) => None,
+            Recording::Recorded(_) => Some(Ok(())),
+            Recording::Refused(why) => Some(Err(why)),
+        }
+    }
+
     /// The plain device that evaluation runs on.
     pub fn device(&self) -> Device {
         self.device.clone().inner()
@@ -174,6 +182,7 @@ impl<M> Trainer<M> {
             skipped: 0,
             skipped_in_a_row: 0,
             ahead: None,
+            recording: Recording::default(),
             in_flight: None,
             settled: None,
         }
@@ -227,7 +236,7 @@ impl<M> Trainer<M> {
         let (gradients, asked) = self.ask(batches);
         // How many steps the optimizer has made depends on what the one before came to.
         let earlier = self.settle();
-        if let (Some(clip), true) = (asked.finding.clip(), !self.has_buffers && self.model().after_step().is_none()) {
+        if let (Some(clip), true) = (asked.finding.clip(), self.only_the_optimizer_changes_it()) {
             self.advance(gradients, &clip, asked.lr);
             self.in_flight = Some(asked);
             return earlier;
@@ -241,6 +250,14 @@ impl<M> Trainer<M> {
         }
         report.ema_decay = self.ema.decay();
         Some(report)
+    }
+
+    /// Whether nothing else changes the network.
+    pub(super) fn only_the_optimizer_changes_it<const D: usize>(&self) -> bool
+    where
+        M: Network<D>,
+    {
+        !self.has_buffers && self.model().after_step().is_none()
     }
 
     /// Changes weights, moments and average, as far as `clip` lets it.
@@ -297,39 +314,6 @@ impl<M> Trainer<M> {
         }
     }
 
-    /// The step's passes: its gradients, and what is asked about them. A device is not waited for (but for immiscible noise, which is assigned on the
-    /// host from the data); where it is not the host, what the next step needs was drawn while it works.
-    fn ask<const D: usize>(&mut self, batches: Vec<Examples<D>>) -> (NamedGradients, Asked)
-    where
-        M: Network<D>,
-    {
-        let parts = batches.len() as u64;
-        let mut ahead = self.ahead.take();
-        let for_data = self.for_data();
-        let model = for_data.as_ref().unwrap_or(self.model());
-        let (mut losses, mut data, mut sum) = (Vec::new(), Vec::new(), NamedGradients::default());
-        let mut dims = None;
-        for (k, examples) in batches.into_iter().enumerate() {
-            let (batch, of_batch) = (self.step * parts + k as u64, examples.data.dims());
-            data.push(examples.data.clone().reshape([-1]));
-            dims = dims.or(Some(of_batch));
-            let draws =
-                ahead.take().and_then(|ahead| ahead.of(batch, of_batch)).unwrap_or_else(|| self.draw(batch, of_batch));
-            let (loss, gradients) = self.backward(model, examples, &draws, batch, parts);
-            losses.push(loss);
-            sum = sum.summed_with(gradients);
-        }
-        let finding = sum.find(losses, self.config.max_grad_norm);
-        if let (false, Some(dims)) = (is_cpu(&self.device), dims) {
-            let batch = (self.step + 1) * parts;
-            self.ahead = Some(Ahead::new(batch, dims, self.draw(batch, dims)));
-        }
-        self.step += 1;
-        let c = &self.config;
-        let lr = learning_rate(c.lr_schedule, c.lr, c.warmup_steps, c.steps, self.step);
-        (sum, Asked { finding, data, step: self.step, lr })
-    }
-
     /// What made a loss non-finite: the images, a weight, or neither.
     fn blame(&self, images: &Tensor<1>) -> NonFinite
     where
@@ -346,45 +330,6 @@ impl<M> Trainer<M> {
         let mut bad = FirstBad((!all_finite(images)).then(|| "images".to_string()));
         params::visit(self.model(), &mut bad);
         NonFinite { tensor: bad.0.unwrap_or_else(|| "loss".to_string()), kind: NonFiniteKind::Loss }
-    }
-
-    /// The network as the step's passes use it, if that is not as it is: what computes in bf16 is narrowed once per step, not at each use.
-    fn for_data<const D: usize>(&self) -> Option<M>
-    where
-        M: Network<D>,
-    {
-        let dtype = self.model().data_type();
-        (dtype != DType::F32 && !self.has_buffers).then(|| sweeps::for_data(self.model().clone(), dtype))
-    }
-
-    /// What chance decides about a batch of shape `dims`.
-    fn draw<const D: usize>(&self, batch: u64, dims: [usize; D]) -> Draws<D> {
-        self.diffusion.draw(self.config.seed, batch * dims[0] as u64, batch, dims, &self.device)
-    }
-
-    /// Loss and gradients of one batch, both divided by the number of batches in the step.
-    fn backward<const D: usize>(
-        &self,
-        model: &M,
-        examples: Examples<D>,
-        draws: &Draws<D>,
-        batch: u64,
-        parts: u64,
-    ) -> (Tensor<1>, NamedGradients)
-    where
-        M: Network<D>,
-    {
-        dropout::seed(&self.device, Stream::new(self.config.seed, Purpose::Dropout, batch, 0).next_u64());
-        let to_device = |tensor: Tensor<D>| tensor.to_device(&self.device);
-        let examples = Examples {
-            data: to_device(examples.data),
-            condition: examples.condition.map(to_device),
-            classes: examples.classes,
-            vectors: examples.vectors,
-        };
-        let loss = self.diffusion.loss(model, examples, draws).mean() / parts as f64;
-        let gradients = NamedGradients::take(model, &mut loss.backward());
-        (loss.inner(), gradients)
     }
 
     /// All that must be saved to go on later. Waits for the step in flight, whose report is told by whatever tells one next.
@@ -416,6 +361,7 @@ impl<M> Trainer<M> {
         self.ema.restore(&state.ema, state.ema_calls)?;
         (self.step, self.skipped, self.skipped_in_a_row) = (state.step, state.skipped, state.skipped_in_a_row);
         (self.ahead, self.in_flight, self.settled) = (None, None, None);
+        self.recording = Recording::default();
         Ok(())
     }
 }

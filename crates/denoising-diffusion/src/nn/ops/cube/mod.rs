@@ -42,7 +42,7 @@ use extension::CubeOps;
 pub use linears::linears;
 pub use rms_norm::Then;
 #[cfg(not(feature = "fusion"))]
-pub use sweeps::{Clip, Reading, adam, cast, clip, copied, lerp};
+pub use sweeps::{Clip, Clipping, Reading, adam, cast, clip, copied, lerp, moves};
 
 /// Whether these kernels can take a tensor.
 pub fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {

@@ -2,6 +2,7 @@
 //! holds the tensor. All tensors are flat. A launch takes many tensors: networks have hundreds, most of them small.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::tensor::DType;
 use burn_cubecl::cubecl;
@@ -259,10 +260,21 @@ pub(super) fn cast(all: Vec<CubeTensor>, dtype: DType) -> Vec<CubeTensor> {
     done.into_iter().filter_map(|tensor| tensor.or_else(|| changed.next())).collect()
 }
 
+static MOVES: AtomicU64 = AtomicU64::new(0);
+
+/// How many tensors were not written to where they lay, because somebody else held them.
+pub(super) fn moves() -> u64 {
+    MOVES.load(Ordering::Relaxed)
+}
+
 /// A tensor that may be written to: this one, if nobody else holds it.
 fn owned(tensor: CubeTensor) -> Rows {
     let rows = Rows::of(tensor);
-    if rows.can_mut() { rows } else { Rows::of(rows.tensor().copy()) }
+    if rows.can_mut() {
+        return rows;
+    }
+    MOVES.fetch_add(1, Ordering::Relaxed);
+    Rows::of(rows.tensor().copy())
 }
 
 /// A unit for each of `units` pieces of work.

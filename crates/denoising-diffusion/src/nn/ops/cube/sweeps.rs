@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::backend::Cube;
 use burn::tensor::{DType, Tensor, TensorData};
@@ -43,6 +43,11 @@ pub fn lerp(all: Vec<[Tensor<1>; 2]>, weight: f64, clip: Option<&Clip>) -> Vec<T
     optim::lerp(all, weight, clip).into_iter().map(tensor::<1>).collect()
 }
 
+/// Changes whenever a sweep could not write in place, so that a tensor lies elsewhere now.
+pub fn moves() -> u64 {
+    optim::moves()
+}
+
 /// Flat tensors in another type; those that are of it already stay as they are.
 pub fn cast(all: Vec<Tensor<1>>, dtype: DType) -> Vec<Tensor<1>> {
     optim::cast(all.into_iter().map(primitive).collect(), dtype).into_iter().map(tensor::<1>).collect()
@@ -54,23 +59,42 @@ pub fn copied(all: Vec<Tensor<1>>) -> Vec<Tensor<1>> {
 }
 
 /// What clipping the norm of these flat gradients makes of them: a factor `max_norm / (norm + eps)`, at most 1, and no step if the norm or
-/// one of `losses` (one value each) is not finite. The device is not waited for; what it found is read later. `None` of no gradients.
-pub fn clip(gradients: &[&Tensor<1>], losses: &[Tensor<1>], max_norm: f64, eps: f64) -> Option<(Clip, Reading)> {
+/// one of `losses` (one value each) is not finite. The device is not waited for. `None` of no gradients.
+pub fn clip(gradients: &[&Tensor<1>], losses: &[Tensor<1>], max_norm: f64, eps: f64) -> Option<Clipping> {
     let Squares { sums, places } =
         clip::squares(gradients.iter().map(|&gradient| primitive(gradient.clone())).collect())?;
-    let losses = match losses {
+    let losses = primitive(match losses {
         [] => Tensor::empty([0], &gradients[0].device()),
         [loss] => loss.clone(),
         several => Tensor::cat(several.to_vec(), 0),
-    };
-    let losses = primitive(losses);
+    });
     let clip = clip::of(sums.clone(), losses.clone(), max_norm, eps);
-    let handles = [&losses, &sums, &clip].map(|tensor| tensor.handle.clone());
-    // Asked for here, not where it is waited for.
-    let bytes = lasting_client(&sums).read_async(handles.to_vec());
-    let arrives = async { Ok(bytes.await?.iter().map(|bytes| values(bytes)).collect()) };
-    let reading = Reading { arrives: Mutex::new(Some(Box::pin(arrives))), places };
-    Some((Clip(tensor(clip)), reading))
+    Some(Clipping { losses, sums, clip, places: places.into() })
+}
+
+/// What [`clip`] finds, on the device.
+#[derive(Clone, Debug)]
+pub struct Clipping {
+    losses: CubeTensor,
+    sums: CubeTensor,
+    clip: CubeTensor,
+    /// Which sums are whose.
+    places: Arc<[Range<usize>]>,
+}
+
+impl Clipping {
+    pub fn clip(&self) -> Clip {
+        Clip(tensor(self.clip.clone()))
+    }
+
+    /// Sends for it.
+    pub fn read(&self) -> Reading {
+        let handles = [&self.losses, &self.sums, &self.clip].map(|tensor| tensor.handle.clone());
+        // Asked for here, not where it is waited for.
+        let bytes = lasting_client(&self.sums).read_async(handles.to_vec());
+        let arrives = async { Ok(bytes.await?.iter().map(|bytes| values(bytes)).collect()) };
+        Reading { arrives: Mutex::new(Some(Box::pin(arrives))), places: self.places.clone() }
+    }
 }
 
 /// The tensor's client, one for each device, which lives as long as the process does: the type of what a read gives borrows it.
@@ -95,8 +119,7 @@ type Arrives = DynFut<Result<Vec<Vec<f32>>, ServerError>>;
 pub struct Reading {
     /// A mutex, for a future is not shared between threads otherwise.
     arrives: Mutex<Option<Arrives>>,
-    /// Which sums are whose.
-    places: Vec<Range<usize>>,
+    places: Arc<[Range<usize>]>,
 }
 
 impl Reading {
