@@ -65,7 +65,7 @@ bench-kernels-torch *ARGS:
 # mesa-vulkan-drivers), or `just test-device cubecl-cpu layers:: --skip attention`: no GPU of any kind, but an LLVM (tools/gpu/llvm-sdk)
 test-device DEVICE *TESTS:
     DDPM_TEST_DEVICE={{DEVICE}} cargo test --features denoising-diffusion/{{DEVICE}} -p denoising-diffusion --lib -- --test-threads 1 cube:: on_gpus
-    DDPM_TEST_DEVICE={{DEVICE}} cargo test --features denoising-diffusion/{{DEVICE}} -p denoising-diffusion --test resume -- --test-threads 1
+    DDPM_TEST_DEVICE={{DEVICE}} cargo test --features denoising-diffusion/{{DEVICE}} -p denoising-diffusion --test resume --test device_graph -- --test-threads 1
     DDPM_TEST_DEVICE={{DEVICE}} cargo test --features denoising-diffusion/{{DEVICE}} -p denoising-diffusion --test reference -- --test-threads 1 {{TESTS}}
 
 # Launches and host time of a training step on CUDA, without a GPU (needs `cargo build --release --features cuda` and a C compiler)

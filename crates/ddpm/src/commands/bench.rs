@@ -37,6 +37,9 @@ pub struct BenchArgs {
     /// Compute activations again in the backward pass instead of keeping them
     #[arg(long)]
     checkpoint_activations: bool,
+    /// Record the passes of a step once and replay them (on GPUs)
+    #[arg(long)]
+    device_graph: bool,
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
@@ -147,6 +150,7 @@ pub fn run(args: &BenchArgs) -> Result {
             "batch": batch,
             "threads": machine.threads,
             "device": machine.name,
+            "device_graph": args.device_graph,
             "rounds": rounds.iter().map(|round| json!({ "train_step_ms": round.train_step, "forward_ms": round.forward }))
                 .collect::<Vec<_>>(),
         }));
@@ -173,7 +177,8 @@ struct Subject {
 impl Subject {
     fn new(args: &BenchArgs, machine: &Machine) -> Result<Self> {
         let (network, dims) = args.config.parts();
-        let config = TrainConfig { checkpoint_activations: args.checkpoint_activations, ..TrainConfig::default() };
+        let BenchArgs { checkpoint_activations, device_graph, .. } = *args;
+        let config = TrainConfig { checkpoint_activations, device_graph, ..TrainConfig::default() };
         let device = &machine.device;
         let diffusion = Diffusion::new(&args.config.diffusion())?;
         let training = machine.device.clone().autodiff();
@@ -194,6 +199,9 @@ impl Subject {
         let train_step = median_ms(|| made(self.trainer.submit(vec![self.images.clone()])))?;
         if !made(self.trainer.settle()) {
             return Err(not_finite());
+        }
+        if let Some(Err(why)) = self.trainer.is_recorded() {
+            return Err(Failure::failed(format!("--device-graph has no effect: {why}")));
         }
         let model = self.trainer.model().eval().for_predictions();
         let forward = median_ms(|| {

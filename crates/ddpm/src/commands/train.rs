@@ -306,6 +306,9 @@ impl Watch {
                 let (step, kind, tensor) = (report.step, cause.kind, &cause.tensor);
                 self.progress.note(&format!("warning: step {step} skipped: {kind} not finite, first in `{tensor}`"));
             }
+            Event::NotRecorded { why } => {
+                self.progress.note(&format!("warning: --device-graph has no effect: {why}"));
+            }
             Event::HeldOut { step, loss } => {
                 let quarters = loss.by_quarter.map(|quarter| format!("{quarter:.4}")).join(", ");
                 let (mean, n) = (loss.mean, loss.n);

@@ -164,5 +164,5 @@ fn own_classes(classes: &Tensor<1, Int>) -> Tensor<1, Int> {
 }
 
 fn assign_classes(to: &mut Tensor<1, Int>, from: &Tensor<1, Int>) {
-    to.inplace(|to| to.slice_assign([0..from.dims()[0]], from.clone()));
+    to.inplace(|to| to.slice_assign(0..from.dims()[0], from.clone()));
 }

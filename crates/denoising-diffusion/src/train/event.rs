@@ -36,6 +36,10 @@ pub enum Event<'a> {
         cause: &'a NonFinite,
         skipped: u64,
     },
+    /// Once, if `device_graph` is set and the passes of steps are launched all the same.
+    NotRecorded {
+        why: &'a str,
+    },
     HeldOut {
         step: u64,
         loss: &'a HeldOutLoss,

@@ -24,18 +24,16 @@ pub struct Passes {
 impl<M> Trainer<M> {
     /// The step's passes: its gradients, and what was asked about them. A device is not waited for (but for immiscible noise, which is assigned on the
     /// host from the data); where it is not the host, what the next step needs was drawn while it works.
-    pub(super) fn ask<const D: usize>(&mut self, batches: Vec<Examples<D>>) -> (NamedGradients, Asked)
+    pub(super) fn ask<const D: usize>(&mut self, mut batches: Vec<Examples<D>>) -> (NamedGradients, Asked)
     where
         M: Network<D>,
     {
         let parts = batches.len() as u64;
         let data = batches.iter().map(|examples| examples.data.clone().reshape([-1])).collect();
         let dims = batches.first().map(|examples| examples.data.dims());
-        let Passes { gradients, question } = match <[_; 1]>::try_from(batches) {
-            Ok([examples]) if self.may_record() => self.recorded_passes(examples),
-            Ok(one) => self.passes(one.into()),
-            Err(several) => self.passes(several),
-        };
+        let recorded = self.may_record(batches.len());
+        let Passes { gradients, question } =
+            if recorded { self.recorded_passes(batches.remove(0)) } else { self.passes(batches) };
         let finding = question.read();
         if let (false, Some(dims)) = (is_cpu(&self.device), dims) {
             let batch = (self.step + 1) * parts;
@@ -70,16 +68,27 @@ impl<M> Trainer<M> {
         Passes { gradients: sum, question }
     }
 
-    /// Whether passes over a single batch may be [recorded](Recording): nothing but tensors on the device goes into them.
-    fn may_record<const D: usize>(&self) -> bool
+    /// Whether passes over so many batches may be [recorded](Recording): they must be made of launches alone, the same ones each time.
+    fn may_record<const D: usize>(&mut self, batches: usize) -> bool
     where
         M: Network<D>,
     {
-        self.config.device_graph
-            && !is_cpu(&self.device)
-            && !matches!(self.recording, Recording::Refused(_))
-            && self.only_the_optimizer_changes_it()
-            && self.diffusion.is_decided_beforehand(self.model())
+        if !self.config.device_graph || matches!(self.recording, Recording::Refused(_)) {
+            return false;
+        }
+        let why_not = if is_cpu(&self.device) || cfg!(feature = "fusion") {
+            "the device records nothing"
+        } else if batches != 1 {
+            "a step is of several batches (`accumulate`)"
+        } else if !self.only_the_optimizer_changes_it() {
+            "the optimizer is not all that changes the network"
+        } else if !self.diffusion.is_decided_beforehand(self.model()) {
+            "what the loss needs is not known before the network runs (self-conditioning, `xm_candidates`, learned schedule or variance)"
+        } else {
+            return true;
+        };
+        self.recording = Recording::Refused(why_not.to_string());
+        false
     }
 
     /// The passes of a step of one batch, as they were recorded, or launched while they are not.
@@ -104,7 +113,7 @@ impl<M> Trainer<M> {
         self.seed_dropout(number);
         let passes = self.passes_of(&batch);
         if dropout::Draws::now().count() > 0 {
-            self.recording = Recording::Refused("the network drops out, each time something else".to_string());
+            self.recording = Recording::Refused("the network has dropout, which draws anew for each step".to_string());
         }
         passes
     }

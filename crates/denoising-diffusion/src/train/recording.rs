@@ -107,28 +107,27 @@ impl<const D: usize> Recorded<D> {
         let device = device.clone().inner();
         let dispatch = device.as_dispatch().clone();
         let mut place = batch.in_own_memory();
-        let in_words = |error: &dyn std::fmt::Display| error.to_string();
         // What is launched from here on leaves behind the memory that the recording takes, which can have no other.
-        Dispatch::graph_prepare(&dispatch).map_err(|error| in_words(&error))?;
+        Dispatch::graph_prepare(&dispatch).map_err(|error| innermost(&error))?;
         let mut expected = Vec::new();
         for batch in [other, batch] {
             place.take_over(batch);
             expected.push(found(&passes(&place)));
         }
-        Dispatch::graph_start_capture(&dispatch).map_err(|error| in_words(&error))?;
+        Dispatch::graph_start_capture(&dispatch).map_err(|error| innermost(&error))?;
         let recorded = passes(&place);
-        let graph = Dispatch::graph_stop_capture(&dispatch).map_err(|error| in_words(&error))?;
+        let graph = Dispatch::graph_stop_capture(&dispatch).map_err(|error| innermost(&error))?;
         let replay = move || {
             // SAFETY: the recording's memory is alive: `Recorded` owns what it writes and what it reads of batches, temporaries lie on pages that the
             // device keeps for it, and weights lie where they lay as long as `is_current`. One queue takes the work of all threads, in order.
-            unsafe { Dispatch::graph_replay(&dispatch, &graph) }.map_err(|error| error.to_string())
+            unsafe { Dispatch::graph_replay(&dispatch, &graph) }.map_err(|error| innermost(&error))
         };
         let moves = sweep::moves();
         let mut recorded = Self { batch: place, passes: recorded, replay: Box::new(replay), moves };
         for (batch, expected) in [other, batch].into_iter().zip(expected) {
             let got = found(&recorded.run(batch)?);
             if got != expected {
-                return Err(format!("it gives {got:?}, not {expected:?}"));
+                return Err(format!("replayed, passes give {}; launched, {}", in_words(&got), in_words(&expected)));
             }
         }
         Ok(recorded)
@@ -145,6 +144,18 @@ impl<const D: usize> Recorded<D> {
         (self.replay)()?;
         Ok(self.passes.clone())
     }
+}
+
+/// The cause that lies innermost, in a line: CubeCL's errors are of many.
+fn innermost(error: &impl std::fmt::Display) -> String {
+    let words = error.to_string();
+    let cause = words.rsplit("Caused by:").next().unwrap_or(&words);
+    cause.trim().lines().next().unwrap_or_default().to_string()
+}
+
+fn in_words(found: &Found) -> String {
+    let (losses, norm) = (&found.losses, found.squared_norms.iter().sum::<f64>().sqrt());
+    format!("losses {losses:?} and gradients of norm {norm:?}")
 }
 
 fn found(passes: &Passes) -> Found {

@@ -178,6 +178,7 @@ impl<M: Network<4>> Run<M> {
     pub fn train(&mut self, stop: &StopSignal, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, RunError> {
         let steps = self.trainer.config().steps;
         let mut pace = Pace::start();
+        let mut told_why = false;
         // What a stop in the middle of this step's periodic work left undone.
         let mut periodic = self.periodic(self.trainer.step_count(), stop, on_event)?;
         while self.trainer.step_count() < steps {
@@ -188,6 +189,10 @@ impl<M: Network<4>> Run<M> {
             }
             let batches = self.next_batches()?;
             let submitted = self.trainer.submit(batches);
+            if let (false, Some(Err(why))) = (told_why, self.trainer.is_recorded()) {
+                on_event(Event::NotRecorded { why });
+                told_why = true;
+            }
             let mut progress = self.record(submitted, &mut pace, on_event)?;
             let step = self.trainer.step_count();
             if progress.is_err() || step == steps || self.is_due(step) {
