@@ -114,7 +114,11 @@ impl<const D: usize> Recorded<D> {
             place.take_over(batch);
             expected.push(found(&passes(&place)));
         }
-        Dispatch::graph_start_capture(&dispatch).map_err(|error| innermost(&error))?;
+        if let Err(error) = Dispatch::graph_start_capture(&dispatch) {
+            // Takes back the preparation.
+            let _ = Dispatch::graph_stop_capture(&dispatch);
+            return Err(innermost(&error));
+        }
         let recorded = passes(&place);
         let graph = Dispatch::graph_stop_capture(&dispatch).map_err(|error| innermost(&error))?;
         let replay = move || {
@@ -126,7 +130,7 @@ impl<const D: usize> Recorded<D> {
         let mut recorded = Self { batch: place, passes: recorded, replay: Box::new(replay), moves };
         for (batch, expected) in [other, batch].into_iter().zip(expected) {
             let got = found(&recorded.run(batch)?);
-            if got != expected {
+            if bits(&got) != bits(&expected) {
                 return Err(format!("replayed, passes give {}; launched, {}", in_words(&got), in_words(&expected)));
             }
         }
@@ -151,6 +155,11 @@ fn innermost(error: &impl std::fmt::Display) -> String {
     let words = error.to_string();
     let cause = words.rsplit("Caused by:").next().unwrap_or(&words);
     cause.trim().lines().next().unwrap_or_default().to_string()
+}
+
+/// Of all that was found; NaN is like NaN.
+fn bits(found: &Found) -> Vec<u64> {
+    found.losses.iter().chain(&found.squared_norms).chain(&found.grad_scale).map(|value| value.to_bits()).collect()
 }
 
 fn in_words(found: &Found) -> String {

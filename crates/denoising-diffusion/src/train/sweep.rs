@@ -13,6 +13,7 @@ use crate::nn::ops::cube;
 use crate::nn::params::host_values;
 
 /// What has been found of a step's gradients, for those who work with them.
+#[cfg_attr(feature = "cube", allow(clippy::large_enum_variant, reason = "one per step, never in a list"))]
 #[derive(Clone, Debug)]
 pub enum Clip {
     /// Their factor. They are finite.
@@ -33,6 +34,7 @@ pub struct Found {
 }
 
 /// What was asked about a step's losses and gradients, to be found on the device.
+#[cfg_attr(feature = "cube", allow(clippy::large_enum_variant, reason = "one per step, never in a list"))]
 #[derive(Clone, Debug)]
 pub enum Question {
     Answered(Found),
@@ -52,6 +54,7 @@ impl Question {
 }
 
 /// [`Found`], perhaps still to be computed.
+#[cfg_attr(feature = "cube", allow(clippy::large_enum_variant, reason = "one per step, never in a list"))]
 #[derive(Debug)]
 pub enum Finding {
     Done(Found),

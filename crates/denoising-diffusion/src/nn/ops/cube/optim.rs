@@ -181,6 +181,7 @@ fn lerp_vector<A: Float, W: Float, N: Size>(
 }
 
 /// A unit per vector of all tensors, one tensor after the other.
+#[allow(clippy::collapsible_if, reason = "CubeCL's macro takes no chains of conditions")]
 #[cube(launch)]
 fn lerp_kernel<A: Float, W: Float, N: Size>(
     average: &mut Sequence<Box<[Vector<A, N>]>>,
