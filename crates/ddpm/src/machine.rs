@@ -5,7 +5,7 @@ use std::thread::available_parallelism;
 
 use burn::tensor::{Device, FloatDType};
 use clap::Args;
-use denoising_diffusion::device::{DeviceChoice, is_cpu, open};
+use denoising_diffusion::device::{DeviceChoice, Opened, is_cpu, open};
 use denoising_diffusion::nn::ops::{ConvPrecision, Precision, set_conv_precision, set_precision};
 
 use crate::failure::{Failure, Result};
@@ -40,6 +40,7 @@ pub struct NetworkMachineArgs {
 /// A device and the number of threads, ready to use.
 #[derive(Clone, Debug)]
 pub struct Machine {
+    opened: Opened,
     pub device: Device,
     /// The device in words.
     pub name: String,
@@ -75,7 +76,7 @@ impl MachineArgs {
             .map_err(|error| Failure::from(error).context(format!("cannot start {} threads", machine.threads)))?;
         set_conv_precision(if self.precise { ConvPrecision::Precise } else { ConvPrecision::Fast });
         set_precision(machine.precision);
-        out_of_memory::watch(&machine.device, work);
+        out_of_memory::watch(&machine.opened, work);
         if let Some(kept) = &machine.new_kernels {
             let (name, kept) = (&machine.name, kept.display());
             note(format!(
@@ -101,7 +102,7 @@ impl MachineArgs {
         }
         let name = if bf16 { format!("{} in bf16", opened.in_words()) } else { opened.in_words() };
         let new_kernels = new_kernels.filter(|_| !is_cpu(&device));
-        Ok(Machine { name, device, threads, precision, new_kernels })
+        Ok(Machine { name, opened, device, threads, precision, new_kernels })
     }
 }
 

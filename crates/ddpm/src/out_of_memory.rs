@@ -3,7 +3,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use burn::tensor::Device;
+use denoising_diffusion::device::{DeviceMemory, Opened};
 
 use crate::failure::Failure;
 
@@ -45,11 +45,11 @@ impl Work {
 }
 
 /// The device that this process computes on, and what for.
-static WATCHED: Mutex<Option<(Device, Work)>> = Mutex::new(None);
+static WATCHED: Mutex<Option<(Opened, Work)>> = Mutex::new(None);
 
 /// Says what runs on which device, for the words of [`failure`].
-pub fn watch(device: &Device, work: Work) {
-    *WATCHED.lock().unwrap_or_else(PoisonError::into_inner) = Some((device.clone(), work));
+pub fn watch(opened: &Opened, work: Work) {
+    *WATCHED.lock().unwrap_or_else(PoisonError::into_inner) = Some((opened.clone(), work));
 }
 
 /// The failure behind a panic's text, if it is of this kind. Nothing that was written before is lost: results are read before anything is
@@ -63,21 +63,26 @@ pub fn failure(panic: &str) -> Option<Failure> {
         return None;
     }
     let watched = WATCHED.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let usage = watched.as_ref().and_then(|(device, _)| device.memory_pool_usage());
-    let failed = Failure::failed(in_words(asked, usage.map(|usage| (usage.bytes_in_use, usage.bytes_reserved))));
+    let usage = watched.as_ref().and_then(|(opened, _)| opened.device.memory_pool_usage());
+    let memory = watched.as_ref().and_then(|(opened, _)| opened.memory());
+    let usage = usage.map(|usage| (usage.bytes_in_use, usage.bytes_reserved));
+    let failed = Failure::failed(in_words(asked, usage, memory));
     Some(match watched {
         Some((_, work)) => failed.hint(work.hint()),
         None => failed,
     })
 }
 
-/// `asked`, and bytes in use and reserved.
-fn in_words(asked: Option<u64>, usage: Option<(u64, u64)>) -> String {
+/// `asked`, bytes in use and reserved, and what the whole device has.
+fn in_words(asked: Option<u64>, usage: Option<(u64, u64)>, memory: Option<DeviceMemory>) -> String {
     let asked = asked.map_or(String::new(), |bytes| format!(": {} more were needed", mib(bytes)));
-    let usage = usage.map_or(String::new(), |(used, reserved)| {
-        format!(" ({} of this process's {} on the device were in use)", mib(used), mib(reserved))
-    });
-    format!("the device has no memory left{asked}{usage}")
+    let usage = usage
+        .map(|(used, reserved)| format!("{} of this process's {} on the device were in use", mib(used), mib(reserved)));
+    let memory =
+        memory.map(|DeviceMemory { free, total }| format!("{} of the device's {} are free", mib(free), mib(total)));
+    let known: Vec<String> = usage.into_iter().chain(memory).collect();
+    let known = if known.is_empty() { String::new() } else { format!(" ({})", known.join("; ")) };
+    format!("the device has no memory left{asked}{known}")
 }
 
 fn mib(bytes: u64) -> String {
@@ -92,7 +97,7 @@ mod tests {
 
     #[test]
     fn what_cubecl_says_becomes_an_error_with_a_hint() {
-        watch(&Device::flex(), Work::Training);
+        watch(&Opened::cpu(), Work::Training);
         let reading = "panicked at float.rs:1: Error while reading data: Some(out of device memory allocating 1073741825 bytes 0: x)";
         let text = failure(reading).unwrap().to_text();
         assert!(text.starts_with("error: the device has no memory left: 1025 MiB more were needed\nhint: "), "{text}");
@@ -133,10 +138,14 @@ mod tests {
 
     #[test]
     fn what_is_in_use_is_said() {
-        let words = in_words(Some(3 << 20), Some((5 << 20, 8 << 20)));
+        let usage = Some((5 << 20, 8 << 20));
+        let memory = Some(DeviceMemory { free: 1 << 20, total: 16 << 20 });
+        let words = "the device has no memory left: 3 MiB more were needed (5 MiB of this process's 8 MiB on the device were in use";
+        assert_eq!(in_words(Some(3 << 20), usage, None), format!("{words})"));
+        assert_eq!(in_words(Some(3 << 20), usage, memory), format!("{words}; 1 MiB of the device's 16 MiB are free)"));
         assert_eq!(
-            words,
-            "the device has no memory left: 3 MiB more were needed (5 MiB of this process's 8 MiB on the device were in use)"
+            in_words(None, None, memory),
+            "the device has no memory left (1 MiB of the device's 16 MiB are free)"
         );
     }
 }

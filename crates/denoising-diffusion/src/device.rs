@@ -141,7 +141,28 @@ pub struct Opened {
     pub hardware: Option<String>,
 }
 
+/// The memory of a device, of all processes together, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    pub free: u64,
+    pub total: u64,
+}
+
 impl Opened {
+    /// The device's memory, where its driver tells: on CUDA.
+    pub fn memory(&self) -> Option<DeviceMemory> {
+        match self.choice {
+            #[cfg(feature = "cuda")]
+            DeviceChoice::Gpu { backend: Backend::Cuda, index } => catch_unwind(|| {
+                let (free, total) = cudarc::driver::CudaContext::new(index).ok()?.mem_get_info().ok()?;
+                Some(DeviceMemory { free: free as u64, total: total as u64 })
+            })
+            .ok()
+            .flatten(),
+            _ => None,
+        }
+    }
+
     /// The CPU.
     pub fn cpu() -> Self {
         Self { device: Device::flex(), choice: DeviceChoice::Cpu, hardware: None }

@@ -2,7 +2,7 @@
 
 use burn::tensor::FloatDType;
 use clap::Args;
-use denoising_diffusion::device::{Backend, DeviceError, list};
+use denoising_diffusion::device::{Backend, DeviceError, DeviceMemory, list};
 use serde_json::{Value, json};
 
 use crate::failure::Result;
@@ -41,10 +41,18 @@ pub fn run(args: &DevicesArgs) -> Result {
                     let name = format!("{}:{index}", backend.name());
                     match device {
                         Ok(opened) => {
+                            let memory = opened.memory();
                             let hardware = opened.hardware.unwrap_or_else(|| "works".to_string());
                             let bf16 = opened.device.supports_dtype(FloatDType::BF16);
-                            devices.push(json!({ "device": name, "hardware": hardware, "bf16": bf16 }));
-                            rows.row(name, if bf16 { format!("{hardware}, f32 and bf16") } else { hardware });
+                            let bytes = memory.map(|memory| json!({ "free": memory.free, "total": memory.total }));
+                            devices
+                                .push(json!({ "device": name, "hardware": hardware, "bf16": bf16, "memory": bytes }));
+                            let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+                            let free = memory.map(|DeviceMemory { free, total }| {
+                                format!("{:.1} of {:.1} GiB free", gib(free), gib(total))
+                            });
+                            let known = [Some(hardware), bf16.then(|| "f32 and bf16".to_string()), free];
+                            rows.row(name, known.into_iter().flatten().collect::<Vec<_>>().join(", "));
                         }
                         Err(error) => absent(&mut rows, &name, error.to_string()),
                     }
