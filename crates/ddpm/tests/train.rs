@@ -25,6 +25,19 @@ fn a_run_leaves_all_that_was_promised() {
 }
 
 #[test]
+fn what_cannot_be_recorded_is_said_once() {
+    let place = Place::new();
+    let output = place.run(&format!("train digits {TINY} --steps 3 --device cpu --device-graph"));
+    let words = stderr(&output);
+    assert!(output.status.success(), "{words}");
+    assert_eq!(
+        words.matches("warning: --device-graph has no effect: the device records nothing").count(),
+        1,
+        "{words}"
+    );
+}
+
+#[test]
 fn a_resumed_run_equals_one_in_one_go_with_any_number_of_threads() {
     let place = Place::new();
     let steps = |run: &str, n: u32, threads: u32| {
