@@ -68,11 +68,12 @@ impl NamedGradients {
 
     /// The norm of all gradients together. Waits for the device.
     pub fn norm(&self) -> GradNorm {
-        let StepFinding { names, finding } = self.ask(Vec::new(), f64::INFINITY).read();
+        let no_loss = self.0.first().map(|of| Tensor::zeros([1], &of.gradient.device()));
+        let StepFinding { names, finding } = self.ask(no_loss.into_iter().collect(), f64::INFINITY).read();
         grad_norm(&names, &finding.wait().squared_norms)
     }
 
-    /// Asks for what a step with these gradients comes to, which are clipped to a norm of `max_norm`; `losses` are of one value each.
+    /// Asks for what a step with these gradients comes to, which are clipped to a norm of `max_norm`; `losses` are of one value each, and there is one.
     pub(super) fn ask(&self, losses: Vec<Tensor<1>>, max_norm: f64) -> StepQuestion {
         let gradients: Vec<&Tensor<1>> = self.0.iter().map(|of| &of.gradient).collect();
         let names = self.0.iter().map(|of| of.name.clone()).collect();
