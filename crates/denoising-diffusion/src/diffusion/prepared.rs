@@ -100,9 +100,15 @@ impl<const D: usize> Prepared<D> {
         Self::new(own(&self.x_start), own(&self.noise), told, self.levels.clone(), self.self_condition)
     }
 
-    /// Whether all tensors are of the same shapes.
+    /// Whether both have the same tensors, of the same shapes.
     pub(crate) fn is_like(&self, other: &Self) -> bool {
-        self.x_start.dims() == other.x_start.dims()
+        let shapes = |batch: &Self| {
+            let Told { classes, condition, vectors } = &batch.told;
+            let classes = classes.as_ref().map(Tensor::dims);
+            let condition = condition.as_ref().map(Tensor::dims);
+            (batch.x_start.dims(), classes, condition, vectors.as_ref().map(|vectors| vectors.values.dims()))
+        };
+        shapes(self) == shapes(other) && self.self_condition == other.self_condition
     }
 
     /// Becomes `other`, which is [like](Self::is_like) it; all tensors stay where they lie if nobody else holds them.
@@ -165,4 +171,56 @@ fn own_classes(classes: &Tensor<1, Int>) -> Tensor<1, Int> {
 
 fn assign_classes(to: &mut Tensor<1, Int>, from: &Tensor<1, Int>) {
     to.inplace(|to| to.slice_assign(0..from.dims()[0], from.clone()));
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, TensorData};
+
+    use super::*;
+    use crate::nn::params::host_values;
+
+    fn batch(size: usize, value: f32, classes: Option<i64>, condition: bool) -> Prepared<4> {
+        let device = Device::flex();
+        let data = || Tensor::full([size, 1, 2, 2], value, &device);
+        let classes = classes.map(|class| Tensor::from_data(TensorData::new(vec![class; size], [size]), &device));
+        let level = NoiseLevel { alpha: f64::from(value), sigma: 0.5, time: 0.0 };
+        let levels = Levels {
+            times: vec![0.0; size],
+            prediction: Prediction::Noise,
+            levels: vec![level; size],
+            weights: vec![1.0; size],
+        };
+        let told = Told { classes, condition: condition.then(data), vectors: None };
+        Prepared::new(data(), data(), told, levels, false)
+    }
+
+    #[test]
+    fn what_belongs_to_one_batch_alone_makes_it_another_kind() {
+        let with_class = batch(2, 1.0, Some(1), false);
+        assert!(with_class.is_like(&batch(2, 3.0, Some(0), false)));
+        for other in [
+            batch(3, 1.0, Some(1), false),
+            batch(2, 1.0, None, false),
+            batch(2, 1.0, Some(1), true),
+            Prepared { self_condition: true, ..batch(2, 1.0, Some(1), false) },
+        ] {
+            assert!(!with_class.is_like(&other) && !other.is_like(&with_class));
+        }
+    }
+
+    #[test]
+    fn a_batch_takes_over_all_of_another() {
+        let (mut own, other) = (batch(2, 1.0, Some(1), true).in_own_memory(), batch(2, 3.0, Some(2), true));
+        assert_eq!(host_values(own.number(Number::Alpha)), [1.0; 2]);
+        own.take_over(&other);
+        let values = |batch: &Prepared<4>| {
+            let classes = batch.told.classes.clone().unwrap().float();
+            let condition = batch.told.condition.clone().unwrap();
+            let numbers = [Number::Alpha, Number::Weight].map(|number| host_values(batch.number(number)));
+            let data = [batch.x_start.clone(), batch.noise.clone(), condition].map(host_values);
+            (host_values(classes), data, numbers)
+        };
+        assert_eq!(values(&own), values(&other));
+    }
 }

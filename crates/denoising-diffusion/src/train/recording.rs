@@ -56,7 +56,7 @@ impl Recording {
         if let Self::Recorded(recorded) = self {
             let any: &mut dyn Any = &mut **recorded;
             match any.downcast_mut::<Recorded<D>>().filter(|recorded| recorded.is_current()) {
-                // The last batch of an epoch may be a smaller one.
+                // A batch of another kind is launched; those after it need not be.
                 Some(recorded) if !recorded.batch.is_like(batch) => return None,
                 Some(recorded) => match recorded.run(batch) {
                     Ok(passes) => return Some(passes),
