@@ -201,13 +201,13 @@ impl Subject {
         while self.trainer.config().device_graph && self.trainer.is_recorded().is_none() {
             self.trainer.submit(vec![self.images.clone()]);
         }
+        if let Some(Err(why)) = self.trainer.is_recorded() {
+            return Err(Failure::failed(format!("--device-graph has no effect: {why}")));
+        }
         let made = |report: Option<StepReport>| report.is_none_or(|report| report.skipped.is_none());
         let train_step = median_ms(|| made(self.trainer.submit(vec![self.images.clone()])))?;
         if !made(self.trainer.settle()) {
             return Err(not_finite());
-        }
-        if let Some(Err(why)) = self.trainer.is_recorded() {
-            return Err(Failure::failed(format!("--device-graph has no effect: {why}")));
         }
         let model = self.trainer.model().eval().for_predictions();
         let forward = median_ms(|| {

@@ -129,11 +129,10 @@ impl Reading {
     pub fn wait(mut self) -> (Vec<f64>, Vec<f64>, Option<f64>) {
         let arrives = self.arrives.get_mut().unwrap_or_else(PoisonError::into_inner).take().expect("waited for once");
         let values = block_on(arrives).unwrap_or_else(|error| panic!("what a step came to cannot be read: {error}"));
-        let wide = |values: &[f32]| -> Vec<f64> { values.iter().copied().map(f64::from).collect() };
-        let sum = |places: &Range<usize>| wide(&values[1][places.clone()]).iter().sum();
-        let clip = &values[2];
+        let [losses, sums, clip] = &values[..] else { panic!("three tensors were asked for") };
+        let sum = |places: &Range<usize>| sums[places.clone()].iter().map(|&part| f64::from(part)).sum();
         let grad_scale = (clip[1] == 0.0).then_some(f64::from(clip[0]));
-        (wide(&values[0]), self.places.iter().map(sum).collect(), grad_scale)
+        (losses.iter().copied().map(f64::from).collect(), self.places.iter().map(sum).collect(), grad_scale)
     }
 }
 
