@@ -128,13 +128,14 @@ fn a_weighted_objective_is_recorded() {
     assert_eq!(recorded.is_recorded().map(|recorded| recorded.is_ok()), Some(records()));
 }
 
-/// These upload constants in their passes, which some devices record and others do not.
+/// DiT uploads constants in its passes, which some devices record and others do not.
 #[test]
 fn transformers_train_the_same_recorded_or_not() {
     let (hidden_size, depth, num_heads) = (Some(16), Some(2), Some(2));
     let dit =
         DitConfig { hidden_size, depth, num_heads, channels: 1, num_classes: 3, patch_size: 2, ..DitConfig::default() };
-    let uvit = UvitConfig { dim: 8, dim_mults: vec![1, 2], vit_depth: 1, channels: 1, ..UvitConfig::default() };
+    let dim_mults = vec![1, 2];
+    let uvit = UvitConfig { dim: 8, dim_mults, vit_depth: 1, channels: 1, vit_dropout: 0.0, ..UvitConfig::default() };
     for network in [NetworkConfig::Dit(dit), NetworkConfig::Uvit(uvit)] {
         let gaussian = GaussianConfig { objective: Objective::PredV, ..GaussianConfig::default() };
         let recorded = Case::new(network, FormulationConfig::Gaussian(gaussian)).trained(8, |_, _| ());
