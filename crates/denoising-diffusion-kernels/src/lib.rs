@@ -18,6 +18,7 @@ pub mod norm;
 pub mod optim;
 mod par;
 pub mod pooling;
+pub mod random;
 mod simd;
 #[cfg(test)]
 mod testing;

@@ -1,10 +1,11 @@
 //! Counter-based random streams: every number is a function of (seed, purpose, index, part), drawn on the host, so that noise
-//! never depends on batch size, thread count, device or how often a run was resumed. Philox4x32-10 (Salmon et al. 2011, "Parallel
-//! random numbers: as easy as 1, 2, 3") under normal numbers by Box and Muller.
+//! never depends on batch size, thread count, device or how often a run was resumed.
 //!
-//! Not here: Burn's own generator. It is process-global and serves dropout alone, reseeded for each draw.
+//! Not here: how counters become numbers (`denoising_diffusion_kernels::random`), and Burn's own generator, which is process-global and serves dropout
+//! alone, reseeded for each draw.
 
 use burn::tensor::{Device, Tensor, TensorData};
+use denoising_diffusion_kernels::random::{normal_pair, normals, philox4x32_10};
 use rayon::prelude::*;
 
 /// What a stream is for. Streams of different purposes never share a number.
@@ -57,8 +58,7 @@ impl Stream {
     /// 32 random bits.
     pub fn next_u32(&mut self) -> u32 {
         if self.used == 4 {
-            let counter = [self.block, self.part, self.index as u32, (self.index >> 32) as u32];
-            self.buffer = philox4x32_10(counter, self.key);
+            self.buffer = philox4x32_10(self.counter(), self.key);
             self.block += 1;
             self.used = 0;
         }
@@ -88,14 +88,18 @@ impl Stream {
 
     /// Fills `out` with standard normal numbers.
     pub fn fill_normal(&mut self, out: &mut [f32]) {
-        for pair in out.chunks_mut(2) {
-            let radius = (-2.0 * self.uniform().ln()).sqrt();
-            let (sin, cos) = (std::f64::consts::TAU * self.uniform()).sin_cos();
-            pair[0] = (radius * cos) as f32;
-            if let Some(second) = pair.get_mut(1) {
-                *second = (radius * sin) as f32;
-            }
+        let at_a_time = if self.used == 4 { out.len() / 4 * 4 } else { 0 };
+        let (many, rest) = out.split_at_mut(at_a_time);
+        normals(self.counter(), self.key, many);
+        self.block += (many.len() / 4) as u32;
+        for pair in rest.chunks_mut(2) {
+            let numbers = normal_pair([self.next_u32(), self.next_u32()]);
+            pair.copy_from_slice(&numbers[..pair.len()]);
         }
+    }
+
+    fn counter(&self) -> [u32; 4] {
+        [self.block, self.part, self.index as u32, (self.index >> 32) as u32]
     }
 }
 
@@ -124,30 +128,9 @@ pub fn mix(z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
-    for _ in 0..10 {
-        let a = u64::from(counter[0]) * 0xD251_1F53;
-        let b = u64::from(counter[2]) * 0xCD9E_8D57;
-        counter = [(b >> 32) as u32 ^ counter[1] ^ key[0], b as u32, (a >> 32) as u32 ^ counter[3] ^ key[1], a as u32];
-        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
-    }
-    counter
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Known answers of Random123's kat_vectors, philox4x32 10.
-    #[test]
-    fn philox_known_answers() {
-        assert_eq!(philox4x32_10([0; 4], [0; 2]), [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]);
-        assert_eq!(philox4x32_10([u32::MAX; 4], [u32::MAX; 2]), [0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd]);
-        assert_eq!(
-            philox4x32_10([0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344], [0xa4093822, 0x299f31d0]),
-            [0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1]
-        );
-    }
 
     #[test]
     fn normal_numbers_have_the_moments_of_the_normal() {
@@ -157,6 +140,22 @@ mod tests {
         let moment = |k: i32| values.iter().map(|&v| f64::from(v).powi(k)).sum::<f64>() / n;
         assert!(moment(1).abs() < 0.01 && (moment(2) - 1.0).abs() < 0.02, "{} {}", moment(1), moment(2));
         assert!(moment(3).abs() < 0.05 && (moment(4) - 3.0).abs() < 0.1, "{} {}", moment(3), moment(4));
+    }
+
+    #[test]
+    fn many_numbers_at_once_are_those_of_one_pair_after_the_other() {
+        for (before, count) in [(0, 70), (1, 9), (2, 9), (3, 4), (4, 1)] {
+            let stream = || {
+                let mut stream = Stream::new(7, Purpose::TrainNoise, 3, 0);
+                (0..before).for_each(|_| _ = stream.next_u32());
+                stream
+            };
+            let (mut at_once, mut in_pairs) = (vec![0.0; count], vec![0.0; count]);
+            let [mut one, mut other] = [stream(), stream()];
+            one.fill_normal(&mut at_once);
+            in_pairs.chunks_mut(2).for_each(|pair| other.fill_normal(pair));
+            assert_eq!((at_once, one.next_u32()), (in_pairs, other.next_u32()), "after {before} words");
+        }
     }
 
     #[test]
