@@ -41,7 +41,6 @@ pub struct NetworkMachineArgs {
 #[derive(Clone, Debug)]
 pub struct Machine {
     opened: Opened,
-    pub device: Device,
     /// The device in words.
     pub name: String,
     pub threads: usize,
@@ -92,17 +91,23 @@ impl MachineArgs {
         let opened = open(self.device);
         panics::forget();
         let opened = opened.map_err(|error| Failure::usage(format!("--device {}: {error}", self.device)))?;
-        let device = opened.device.clone();
+        let device = &opened.device;
         let bf16 = precision == Precision::Bf16;
-        if bf16 && (is_cpu(&device) || !device.supports_dtype(FloatDType::BF16)) {
+        if bf16 && (is_cpu(device) || !device.supports_dtype(FloatDType::BF16)) {
             let failure = Failure::usage(format!("--precision bf16: {} does not compute in bf16", opened.in_words()));
             return Err(
                 failure.hint("leave --precision out, or choose a GPU that does (`ddpm devices`), such as cuda:0")
             );
         }
         let name = if bf16 { format!("{} in bf16", opened.in_words()) } else { opened.in_words() };
-        let new_kernels = new_kernels.filter(|_| !is_cpu(&device));
-        Ok(Machine { name, opened, device, threads, precision, new_kernels })
+        let new_kernels = new_kernels.filter(|_| !is_cpu(device));
+        Ok(Machine { name, opened, threads, precision, new_kernels })
+    }
+}
+
+impl Machine {
+    pub fn device(&self) -> &Device {
+        &self.opened.device
     }
 }
 

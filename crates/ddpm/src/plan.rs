@@ -58,7 +58,7 @@ impl Plan {
 
     /// Where the network is trained.
     pub fn training_device(&self) -> Device {
-        self.machine.device.clone().autodiff()
+        self.machine.device().clone().autodiff()
     }
 
     fn dataset(&self) -> &Dataset {

@@ -10,7 +10,7 @@ use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::result::Sampling;
 use denoising_diffusion::generate::{GenerateError, Generator, Request};
 use denoising_diffusion::model_file::ModelFile;
-use denoising_diffusion::models::{ImageNetwork, Network};
+use denoising_diffusion::models::{Calls, ImageNetwork, Network};
 use denoising_diffusion::nn::Eval;
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::{ImageBatch, Progress, Status, StderrProgress, Task};
@@ -21,6 +21,7 @@ use crate::classifier::GuidingClassifier;
 use crate::failure::{Failure, FailureExt, Result};
 use crate::image_source::{all, open_prepared, prepared_as};
 use crate::machine::Machine;
+use crate::output::note;
 use crate::plan::word;
 use crate::recipe_flags::{SamplingFlags, UntoldFlags};
 use crate::weights::Found;
@@ -51,6 +52,9 @@ pub struct SamplingArgs {
     /// How strongly the classifier pushes [default: 1]
     #[arg(long, value_name = "X", requires = "classifier", allow_negative_numbers = true)]
     classifier_scale: Option<f64>,
+    /// On GPUs, record the network once and replay it at each step: less work for the host, the same images
+    #[arg(long, help_heading = "Machine")]
+    device_graph: bool,
     #[command(flatten)]
     flags: SamplingFlags,
 }
@@ -202,7 +206,7 @@ impl SamplingArgs {
     /// Opens a network, and the weaker one if there is one.
     pub fn open(&self, file: ModelFile, path: &std::path::Path, machine: &Machine) -> Result<Drawable> {
         let shape = check(&file, path)?;
-        let (model, diffusion) = file.build(path, &machine.device)?;
+        let (model, diffusion) = file.build(path, machine.device())?;
         let weak = self
             .weak
             .as_deref()
@@ -216,16 +220,16 @@ impl SamplingArgs {
                         path.display()
                     )));
                 }
-                Ok(weak.build(&path, &machine.device)?.0)
+                Ok(weak.build(&path, machine.device())?.0)
             })
             .transpose()?;
         let (scale, image) = (self.classifier_scale.unwrap_or(1.0), file.card.image);
         let classifier = self
             .classifier
             .as_deref()
-            .map(|path| GuidingClassifier::open(path, scale, &diffusion, image, &machine.device))
+            .map(|path| GuidingClassifier::open(path, scale, &diffusion, image, machine.device()))
             .transpose()?;
-        Ok(Drawable { file, model, weak, classifier, diffusion, shape })
+        Ok(Drawable { file, model, weak, classifier, diffusion, shape, device_graph: self.device_graph })
     }
 }
 
@@ -255,17 +259,28 @@ pub struct Drawable {
     pub diffusion: Diffusion,
     /// `[channels, height, width]`
     pub shape: [usize; 3],
+    /// Whether networks are recorded.
+    device_graph: bool,
 }
 
 impl Drawable {
     /// What draws from it.
     pub fn generator(&self, guidance: &GuidanceConfig) -> Generator<'_, ImageNetwork> {
+        let calls = |model| Calls::new(model, self.device_graph);
         Generator {
             guidance: guidance.clone(),
-            weak: self.weak.as_ref(),
+            weak: self.weak.as_ref().map(calls),
             classifier: self.classifier.as_ref().map(|classifier| &*classifier.gradient),
-            ..Generator::new(&self.model, &self.diffusion)
+            ..Generator::new(calls(&self.model), &self.diffusion)
         }
+    }
+}
+
+/// Says why networks that were to be recorded were launched, if they were.
+pub fn tell_if_launched(generator: &Generator<'_, ImageNetwork>) {
+    let mut calls = [Some(&generator.model), generator.weak.as_ref()].into_iter().flatten();
+    if let Some(why) = calls.find_map(|calls| calls.is_recorded()?.err()) {
+        note(format!("warning: --device-graph has no effect: {why}"));
     }
 }
 
@@ -345,12 +360,14 @@ pub fn draw(
     let steps = sample.steps(from.diffusion.config());
     let batches = count.div_ceil(sample.sample_batch_size);
     let mut progress = StderrProgress::new(Task::Sample, 0, (batches * steps) as u64);
-    let images = from.generator(&settings.guidance).generate(&request, &machine.device, &mut |at| {
+    let generator = from.generator(&settings.guidance);
+    let images = generator.generate(&request, machine.device(), &mut |at| {
         let step = (at.images_done / sample.sample_batch_size * at.steps + at.step) as u64;
         progress.update(Status { step, ..Status::default() });
         if stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     progress.finish();
+    tell_if_launched(&generator);
     match images {
         Err(GenerateError::Interrupted(_)) => Err(Failure::interrupted()),
         images => Ok(images?),

@@ -4,7 +4,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{Place, TINY, golden};
+use common::{Place, TINY, golden, stderr};
 
 /// Shape and values of a float32 `.npy` file.
 fn npy(path: &Path) -> (Vec<usize>, Vec<f32>) {
@@ -38,6 +38,18 @@ fn the_same_seed_gives_the_same_images() {
     assert!(difference(&values, &other) > 1e-2);
     let (_, fewer) = sample("--seed 3 -n 2", "e.npy");
     assert!(difference(&values, &fewer) < 1e-4);
+}
+
+#[test]
+fn a_network_that_cannot_be_recorded_is_launched_and_that_is_said() {
+    let place = Place::new();
+    trained(&place);
+    place.ok("sample run -n 2 --steps 4 --device cpu --out launched.npy");
+    let output = place.run("sample run -n 2 --steps 4 --device cpu --device-graph --out recorded.npy");
+    let words = stderr(&output);
+    assert!(output.status.success(), "{words}");
+    assert_eq!(words.matches("warning: --device-graph has no effect: recording is for GPUs").count(), 1, "{words}");
+    assert_eq!(place.read("launched.npy"), place.read("recorded.npy"));
 }
 
 #[test]

@@ -7,8 +7,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use thiserror::Error;
 
 use crate::diffusion::{Diffusion, GuidanceConfig, NetworkDenoiser, NoiseLevel};
-use crate::models::Network;
-use crate::nn::Eval;
+use crate::models::{Calls, Network};
 use crate::nn::params::host_values;
 use crate::report::ImageBatch;
 use crate::sampler::{Interrupted, SampleConfig, SeededNoise, Step};
@@ -39,11 +38,11 @@ pub type ClassifierGradient<'a> = dyn Fn(Tensor<4>, NoiseLevel, &[u32]) -> Tenso
 
 /// Draws images from a network.
 pub struct Generator<'a, M> {
-    pub model: &'a Eval<M>,
+    pub model: Calls<'a, 4, M>,
     pub diffusion: &'a Diffusion,
     pub guidance: GuidanceConfig,
     /// What the network is guided away from in place of its own unconditional prediction.
-    pub weak: Option<&'a Eval<M>>,
+    pub weak: Option<Calls<'a, 4, M>>,
     pub classifier: Option<&'a ClassifierGradient<'a>>,
 }
 
@@ -97,8 +96,8 @@ pub struct SampleBatch<'a, M> {
 
 impl<'a, M: Network<4>> Generator<'a, M> {
     /// Without guidance.
-    pub fn new(model: &'a Eval<M>, diffusion: &'a Diffusion) -> Self {
-        Self { model, diffusion, guidance: GuidanceConfig::default(), weak: None, classifier: None }
+    pub fn new(model: impl Into<Calls<'a, 4, M>>, diffusion: &'a Diffusion) -> Self {
+        Self { model: model.into(), diffusion, guidance: GuidanceConfig::default(), weak: None, classifier: None }
     }
 
     /// Draws `request.count` images, in the data's range and before any rounding. A sample depends on the seed and its number; the size
@@ -159,7 +158,7 @@ impl<'a, M: Network<4>> Generator<'a, M> {
                     denoiser.with_condition(Tensor::from_data(TensorData::new(values, [b, channels, h, w]), device));
             }
             if let Some(vectors) = request.vectors {
-                let dim = self.model.vector_dim();
+                let dim = self.model.model().vector_dim();
                 denoiser = denoiser.with_vectors(vectors[first * dim..(first + b) * dim].to_vec());
             }
             let x = make(SampleBatch { denoiser, first, init, noise })?;
@@ -173,7 +172,7 @@ impl<'a, M: Network<4>> Generator<'a, M> {
 
     /// The guided denoiser of a batch of these classes.
     fn denoiser(&self, classes: Option<&[u32]>) -> NetworkDenoiser<'a, 4, M> {
-        let mut denoiser = self.diffusion.denoiser(self.model).guided(&self.guidance);
+        let mut denoiser = self.diffusion.denoiser(self.model.clone()).guided(&self.guidance);
         if let Some(classes) = classes {
             denoiser = denoiser.with_classes(classes.to_vec());
             if let Some(gradient) = self.classifier {
@@ -181,8 +180,8 @@ impl<'a, M: Network<4>> Generator<'a, M> {
                 denoiser = denoiser.with_push(Box::new(move |x, level| gradient(x, level, &classes)));
             }
         }
-        match self.weak {
-            Some(weak) => denoiser.with_weak(weak),
+        match &self.weak {
+            Some(weak) => denoiser.with_weak(weak.clone()),
             None => denoiser,
         }
     }
@@ -193,14 +192,14 @@ impl<'a, M: Network<4>> Generator<'a, M> {
         if let Some(got) = request.init_noise.map(<[f32]>::len).filter(|&got| got != expected) {
             return Err(GenerateError::InitNoise { count, shape, expected, got });
         }
-        let channels = self.model.condition_channels();
+        let channels = self.model.model().condition_channels();
         let expected = [count, channels, shape[1], shape[2]];
         match request.conditions.map(|conditions| conditions.shape) {
             None if channels > 0 => return Err(GenerateError::NoConditions { channels }),
             Some(got) if got != expected => return Err(GenerateError::Conditions { count, expected, got }),
             _ => {}
         }
-        let (dim, got) = (self.model.vector_dim(), request.vectors.map(<[f32]>::len));
+        let (dim, got) = (self.model.model().vector_dim(), request.vectors.map(<[f32]>::len));
         match got {
             None if dim > 0 => return Err(GenerateError::NoVectors { dim }),
             Some(got) if got != count * dim => {
@@ -212,7 +211,7 @@ impl<'a, M: Network<4>> Generator<'a, M> {
         if classes.len() != count {
             return Err(GenerateError::Classes { count, got: classes.len() });
         }
-        let known = self.model.num_classes();
+        let known = self.model.model().num_classes();
         match classes.iter().find(|&&class| self.classifier.is_none() && class as usize > known) {
             Some(&class) => Err(GenerateError::UnknownClass { class, last: known.saturating_sub(1) }),
             None => Ok(()),

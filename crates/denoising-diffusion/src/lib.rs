@@ -19,6 +19,7 @@ pub mod models;
 pub mod nn;
 pub mod noise;
 pub mod recipe;
+mod recording;
 pub mod report;
 pub mod sampler;
 pub mod train;

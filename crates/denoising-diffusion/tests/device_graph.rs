@@ -1,22 +1,28 @@
-//! Passes that are recorded on a GPU come to what passes come to that are launched: `just test-device wgpu`. On the CPU nothing is recorded.
+//! Training steps and samples whose networks are recorded on a GPU come to what those come to that are launched: `just test-device wgpu`. On the CPU
+//! nothing is recorded.
 
 #[path = "common/device.rs"]
 mod device;
 
+use std::ops::ControlFlow;
 use std::sync::Mutex;
 
 use burn::tensor::{Device, Tensor};
 use denoising_diffusion::data::DataLayout;
 use denoising_diffusion::diffusion::{
-    Diffusion, DiffusionConfig, ElucidatedConfig, Examples, FormulationConfig, GaussianConfig, LearnedVarianceConfig,
-    Objective, WeightedObjectiveConfig,
+    ContinuousTimeConfig, Diffusion, DiffusionConfig, ElucidatedConfig, Examples, FormulationConfig, GaussianConfig,
+    GuidanceConfig, LearnedVarianceConfig, NoiseSchedule, Objective, WeightedObjectiveConfig,
 };
+use denoising_diffusion::generate::{Generator, Request};
 use denoising_diffusion::interop::StateDict;
 use denoising_diffusion::models::{
-    DitConfig, Extent, ImageNetwork, KarrasUnetConfig, NetworkConfig, UnetConfig, UvitConfig,
+    Calls, DitConfig, Extent, ImageNetwork, KarrasUnetConfig, LearnedSchedule, LearnedScheduleOptions, Network,
+    NetworkConfig, Scheduled, UnetConfig, UvitConfig,
 };
-use denoising_diffusion::nn::Init;
+use denoising_diffusion::nn::{Eval, EvalMode, Init};
 use denoising_diffusion::noise::{Purpose, normal_batch};
+use denoising_diffusion::report::ImageBatch;
+use denoising_diffusion::sampler::SampleConfig;
 use denoising_diffusion::train::{EmaConfig, TrainConfig, Trainer, TrainerState};
 use device::{is_elsewhere, test_device};
 
@@ -42,32 +48,47 @@ impl Case {
     }
 
     fn trainer(&self, device_graph: bool) -> Trainer<ImageNetwork> {
-        let device = test_device();
-        let network = self.network.build(&mut Init::new(1, &device.clone().autodiff())).unwrap();
+        self.trainer_of(self.network.build(&mut init()).unwrap(), device_graph)
+    }
+
+    fn trainer_of<M: Network<4>>(&self, network: M, device_graph: bool) -> Trainer<M> {
         let ema = EmaConfig { ema_update_every: 1, ema_update_after_step: 1, ..EmaConfig::default() };
         let diffusion = Diffusion::new(&self.diffusion).unwrap();
-        Trainer::new(network, diffusion, TrainConfig { device_graph, ..self.train.clone() }, ema, &device)
+        Trainer::new(network, diffusion, TrainConfig { device_graph, ..self.train.clone() }, ema, &test_device())
     }
 
     /// Some steps of both trainings, which have to do the same to the bit; of the one that records, in the end.
-    fn trained(&self, steps: u64, mut between: impl FnMut(u64, &mut Trainer<ImageNetwork>)) -> Trainer<ImageNetwork> {
-        let _alone = ALONE.lock();
-        let [mut launched, mut recorded] = [false, true].map(|device_graph| self.trainer(device_graph));
-        for step in 0..steps {
-            let [a, b] = [&mut launched, &mut recorded].map(|trainer| {
-                between(step, trainer);
-                trainer.step((0..self.train.accumulate).map(|_| examples(step)).collect::<Vec<_>>())
-            });
-            assert_eq!(format!("{a:?}"), format!("{b:?}"));
-        }
-        assert_same(&launched.state(), &recorded.state());
-        recorded
+    fn trained(&self, steps: u64, between: impl FnMut(u64, &mut Trainer<ImageNetwork>)) -> Trainer<ImageNetwork> {
+        trained([false, true].map(|device_graph| self.trainer(device_graph)), steps, between)
     }
 }
 
+fn init() -> Init {
+    Init::new(1, &test_device().autodiff())
+}
+
+fn trained<M: Network<4>>(
+    [mut launched, mut recorded]: [Trainer<M>; 2],
+    steps: u64,
+    mut between: impl FnMut(u64, &mut Trainer<M>),
+) -> Trainer<M> {
+    let _alone = ALONE.lock();
+    let parts = launched.config().accumulate;
+    for step in 0..steps {
+        let [a, b] = [&mut launched, &mut recorded].map(|trainer| {
+            between(step, trainer);
+            trainer.step((0..parts).map(|part| examples(step, part)).collect::<Vec<_>>())
+        });
+        assert_eq!(format!("{a:?}"), format!("{b:?}"));
+    }
+    assert_same(&launched.state(), &recorded.state());
+    recorded
+}
+
 /// The sixth step's are spoiled.
-fn examples(step: u64) -> Examples<4> {
-    let data = normal_batch(9, Purpose::Evaluation, BATCH as u64 * step, 0, [BATCH, 1, 8, 8], &Device::flex());
+fn examples(step: u64, part: usize) -> Examples<4> {
+    let data =
+        normal_batch(9, Purpose::Evaluation, BATCH as u64 * step, part as u32, [BATCH, 1, 8, 8], &Device::flex());
     let mut data: Tensor<4> = (data * 0.2 + 0.5).clamp(0.0, 1.0);
     if step == 5 {
         data = data.slice_fill([0..1, 0..1, 2..3, 2..3], f32::INFINITY);
@@ -88,6 +109,28 @@ fn assert_same(a: &TrainerState, b: &TrainerState) {
 
 fn unet() -> UnetConfig {
     UnetConfig { dim: 8, dim_mults: vec![1, 2], channels: 1, ..UnetConfig::default() }
+}
+
+fn dit() -> DitConfig {
+    let (hidden_size, depth, num_heads) = (Some(16), Some(2), Some(2));
+    DitConfig { hidden_size, depth, num_heads, channels: 1, num_classes: 3, patch_size: 2, ..DitConfig::default() }
+}
+
+fn uvit() -> UvitConfig {
+    let dim_mults = vec![1, 2];
+    UvitConfig { dim: 8, dim_mults, vit_depth: 1, channels: 1, vit_dropout: 0.0, ..UvitConfig::default() }
+}
+
+fn karras() -> KarrasUnetConfig {
+    KarrasUnetConfig {
+        dim: 8,
+        dim_max: 8,
+        channels: 1,
+        num_downsamples: 1,
+        attn_res: vec![],
+        extent: Some(Extent { layout: DataLayout::Images, depth: 1, height: 8, width: 8 }),
+        ..KarrasUnetConfig::default()
+    }
 }
 
 fn records() -> bool {
@@ -119,56 +162,135 @@ fn what_the_host_decides_is_not_recorded() {
     assert_eq!(recorded.is_recorded().map(|recorded| recorded.is_ok()), Some(records()));
 }
 
+/// Outputs of several parts, passes before the step's own, several batches.
 #[test]
-fn a_weighted_objective_is_recorded() {
-    let unet = UnetConfig { out_dim: Some(4), ..unet() };
-    let case =
-        Case::new(NetworkConfig::Unet(unet), FormulationConfig::WeightedObjective(WeightedObjectiveConfig::default()));
-    let recorded = case.trained(8, |_, _| ());
+fn formulations_of_all_kinds_are_recorded() {
+    let two = UnetConfig { out_dim: Some(2), ..unet() };
+    let variance = FormulationConfig::LearnedVariance(LearnedVarianceConfig::default());
+    let four = UnetConfig { out_dim: Some(4), ..unet() };
+    let weighted = FormulationConfig::WeightedObjective(WeightedObjectiveConfig::default());
+    let earlier = UnetConfig { self_condition: true, ..unet() };
+    let mut candidates = Case::new(NetworkConfig::Unet(unet()), DiffusionConfig::default());
+    candidates.diffusion.shared.xm_candidates = 3;
+    let mut several = Case::new(NetworkConfig::Unet(earlier.clone()), DiffusionConfig::default());
+    several.train.accumulate = 2;
+    for case in [
+        Case::new(NetworkConfig::Unet(two), variance),
+        Case::new(NetworkConfig::Unet(four), weighted),
+        Case::new(NetworkConfig::Unet(earlier), DiffusionConfig::default()),
+        candidates,
+        several,
+    ] {
+        let recorded = case.trained(8, |_, _| ());
+        assert_eq!(recorded.is_recorded().map(|recorded| recorded.is_ok()), Some(records()), "{:?}", case.network);
+    }
+}
+
+#[test]
+fn a_schedule_that_is_learned_is_recorded() {
+    let learned = ContinuousTimeConfig { noise_schedule: NoiseSchedule::Learned, ..ContinuousTimeConfig::default() };
+    let case = Case::new(NetworkConfig::Unet(unet()), FormulationConfig::ContinuousTime(learned));
+    let trainers = [false, true].map(|device_graph| {
+        let network = case.network.build(&mut init()).unwrap();
+        let options = LearnedScheduleOptions { hidden_dim: 16, frac_gradient: 1.0, log_snr: [13.3, -5.0] };
+        let noise_schedule = LearnedSchedule::new(&mut init(), options);
+        case.trainer_of(Scheduled { network, noise_schedule }, device_graph)
+    });
+    let recorded = trained(trainers, 8, |_, _| ());
     assert_eq!(recorded.is_recorded().map(|recorded| recorded.is_ok()), Some(records()));
 }
 
 /// DiT uploads constants in its passes, which some devices record and others do not.
 #[test]
 fn transformers_train_the_same_recorded_or_not() {
-    let (hidden_size, depth, num_heads) = (Some(16), Some(2), Some(2));
-    let dit =
-        DitConfig { hidden_size, depth, num_heads, channels: 1, num_classes: 3, patch_size: 2, ..DitConfig::default() };
-    let dim_mults = vec![1, 2];
-    let uvit = UvitConfig { dim: 8, dim_mults, vit_depth: 1, channels: 1, vit_dropout: 0.0, ..UvitConfig::default() };
-    for network in [NetworkConfig::Dit(dit), NetworkConfig::Uvit(uvit)] {
+    for network in [NetworkConfig::Dit(dit()), NetworkConfig::Uvit(uvit())] {
         let gaussian = GaussianConfig { objective: Objective::PredV, ..GaussianConfig::default() };
         let recorded = Case::new(network, FormulationConfig::Gaussian(gaussian)).trained(8, |_, _| ());
         assert!(recorded.is_recorded().is_some());
     }
 }
 
+/// Of a network with dropout the second of two batches too draws its own.
 #[test]
 fn what_cannot_be_recorded_is_launched() {
-    let dropout = UnetConfig { dropout: 0.1, ..unet() };
-    let self_condition = UnetConfig { self_condition: true, ..unet() };
-    let two = UnetConfig { out_dim: Some(2), ..unet() };
-    let variance = FormulationConfig::LearnedVariance(LearnedVarianceConfig::default());
-    let extent = Some(Extent { layout: DataLayout::Images, depth: 1, height: 8, width: 8 });
-    let karras = KarrasUnetConfig {
-        dim: 8,
-        dim_max: 8,
-        channels: 1,
-        num_downsamples: 1,
-        attn_res: vec![],
-        extent,
-        ..KarrasUnetConfig::default()
-    };
-    let mut several = Case::new(NetworkConfig::Unet(unet()), DiffusionConfig::default());
-    several.train.accumulate = 2;
-    for case in [
-        Case::new(NetworkConfig::Unet(dropout), DiffusionConfig::default()),
-        Case::new(NetworkConfig::Unet(self_condition), DiffusionConfig::default()),
-        Case::new(NetworkConfig::Unet(two), variance),
-        Case::new(NetworkConfig::KarrasUnet(karras), FormulationConfig::Elucidated(ElucidatedConfig::default())),
-        several,
-    ] {
+    let dropout = UnetConfig { dropout: 0.1, self_condition: true, ..unet() };
+    let mut dropout = Case::new(NetworkConfig::Unet(dropout), DiffusionConfig::default());
+    dropout.train.accumulate = 2;
+    let elucidated = FormulationConfig::Elucidated(ElucidatedConfig::default());
+    for case in [dropout, Case::new(NetworkConfig::KarrasUnet(karras()), elucidated)] {
         let recorded = case.trained(3, |_, _| ());
         assert!(matches!(recorded.is_recorded(), Some(Err(_))), "{:?}", case.network);
+    }
+}
+
+/// How samples are drawn of networks.
+struct Drawing {
+    diffusion: DiffusionConfig,
+    guidance: GuidanceConfig,
+    sample: SampleConfig,
+}
+
+impl Drawing {
+    fn new(diffusion: impl Into<DiffusionConfig>) -> Self {
+        // The last batch is a smaller one.
+        let sample = SampleConfig { sampling_timesteps: Some(6), sample_batch_size: 3, ..SampleConfig::default() };
+        Self { diffusion: diffusion.into(), guidance: GuidanceConfig::default(), sample }
+    }
+
+    /// Samples for which `model` is launched and recorded, which have to be the same to the bit; whether it could be recorded.
+    fn drawn(&self, model: &NetworkConfig, weak: Option<&NetworkConfig>) -> Option<Result<(), String>> {
+        let _alone = ALONE.lock();
+        let diffusion = Diffusion::new(&self.diffusion).unwrap();
+        let build = |seed, network: &NetworkConfig| -> Eval<ImageNetwork> {
+            network.build(&mut Init::new(seed, &test_device().autodiff())).unwrap().eval().for_predictions::<4>()
+        };
+        let (model, weak) = (build(1, model), weak.map(|network| build(2, network)));
+        let draw = |device_graph| {
+            let calls = |model| Calls::new(model, device_graph);
+            let weak = weak.as_ref().map(calls);
+            let generator =
+                Generator { guidance: self.guidance.clone(), weak, ..Generator::new(calls(&model), &diffusion) };
+            let request = Request {
+                sample: &self.sample,
+                seed: 3,
+                count: 7,
+                shape: [1, 8, 8],
+                init_noise: None,
+                classes: (Network::<4>::num_classes(&*model) > 0).then_some(&[0, 1, 2, 0, 1, 2, 0]),
+                conditions: None,
+                vectors: None,
+            };
+            let images = generator.generate(&request, &test_device(), &mut |_| ControlFlow::Continue(())).unwrap();
+            (images, generator.model.is_recorded())
+        };
+        let (launched, _) = draw(false);
+        let (recorded, is_recorded) = draw(true);
+        let bits = |images: &ImageBatch| images.data.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+        assert!(bits(&launched) == bits(&recorded), "the samples differ");
+        is_recorded
+    }
+}
+
+/// With guidance in a part of the levels only, so that batches are of two sizes, and in all of them by a weaker network.
+#[test]
+fn samples_of_recorded_networks_are_those_of_launched_ones() {
+    let classes = NetworkConfig::Unet(UnetConfig { num_classes: 3, ..unet() });
+    let mut drawing = Drawing::new(DiffusionConfig::default());
+    drawing.guidance.guidance = 2.0;
+    drawing.guidance.guidance_interval = Some([0.3, 5.0]);
+    assert_eq!(drawing.drawn(&classes, None).map(|recorded| recorded.is_ok()), Some(records()));
+    drawing.guidance.guidance_interval = None;
+    let weak = NetworkConfig::Unet(UnetConfig { dim_mults: vec![1], num_classes: 3, ..unet() });
+    assert_eq!(drawing.drawn(&classes, Some(&weak)).map(|recorded| recorded.is_ok()), Some(records()));
+    let earlier = NetworkConfig::Unet(UnetConfig { self_condition: true, ..unet() });
+    assert_eq!(drawing.drawn(&earlier, None).map(|recorded| recorded.is_ok()), Some(records()));
+}
+
+/// Networks that upload constants, which some devices record and others do not.
+#[test]
+fn samples_are_the_same_recorded_or_not() {
+    let drawing = Drawing::new(FormulationConfig::Elucidated(ElucidatedConfig::default()));
+    for network in [NetworkConfig::Dit(dit()), NetworkConfig::Uvit(uvit()), NetworkConfig::KarrasUnet(karras())] {
+        assert!(drawing.drawn(&network, None).is_some(), "{network:?}");
     }
 }

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use denoising_diffusion::data::DataLayout;
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig, ElucidatedConfig, FormulationConfig};
 use denoising_diffusion::models::{
-    DitConfig, Extent, ImageNetwork, KarrasUnetConfig, Network, NetworkConfig, NetworkInput, PerStage, Unet1dConfig,
+    Calls, DitConfig, Extent, ImageNetwork, KarrasUnetConfig, NetworkConfig, NetworkInput, PerStage, Unet1dConfig,
     UnetConfig, UvitConfig,
 };
 use denoising_diffusion::nn::params::host_values;
@@ -37,7 +37,7 @@ pub struct BenchArgs {
     /// Compute activations again in the backward pass instead of keeping them
     #[arg(long)]
     checkpoint_activations: bool,
-    /// Record the passes of a step once and replay them (on GPUs)
+    /// Record the passes of a step, and the forward pass, once and replay them (on GPUs)
     #[arg(long)]
     device_graph: bool,
     /// Print the result as one JSON object
@@ -182,9 +182,9 @@ impl Subject {
         let (network, dims) = args.config.parts();
         let BenchArgs { checkpoint_activations, device_graph, .. } = *args;
         let config = TrainConfig { checkpoint_activations, device_graph, ..TrainConfig::default() };
-        let device = &machine.device;
+        let device = machine.device();
         let diffusion = Diffusion::new(&args.config.diffusion())?;
-        let training = machine.device.clone().autodiff();
+        let training = machine.device().clone().autodiff();
         let network = network.build(&mut Init::new(0, &training))?;
         let mut stream = Stream::new(0, Purpose::SampleInit, 0, 0);
         let pixels: Vec<f32> = (0..dims.iter().product()).map(|_| stream.uniform() as f32).collect();
@@ -202,7 +202,7 @@ impl Subject {
             self.trainer.submit(vec![self.images.clone()]);
         }
         if let Some(Err(why)) = self.trainer.is_recorded() {
-            return Err(Failure::failed(format!("--device-graph has no effect: {why}")));
+            return Err(has_no_effect(why));
         }
         let made = |report: Option<StepReport>| report.is_none_or(|report| report.skipped.is_none());
         let train_step = median_ms(|| made(self.trainer.submit(vec![self.images.clone()])))?;
@@ -210,10 +210,16 @@ impl Subject {
             return Err(not_finite());
         }
         let model = self.trainer.model().eval().for_predictions();
-        let forward = median_ms(|| {
-            let input = NetworkInput::new(self.images.clone(), self.times.clone());
-            host_values(model.predict(input)).iter().all(|value| value.is_finite())
-        })?;
+        let device_graph = self.trainer.config().device_graph;
+        let calls = Calls::new(&model, device_graph);
+        let output = || calls.predict(NetworkInput::new(self.images.clone(), self.times.clone()));
+        while device_graph && calls.is_recorded().is_none() {
+            output();
+        }
+        if let Some(Err(why)) = calls.is_recorded() {
+            return Err(has_no_effect(&why));
+        }
+        let forward = median_ms(|| host_values(output()).iter().all(|value| value.is_finite()))?;
         Ok(Round { train_step, forward })
     }
 }
@@ -231,6 +237,10 @@ fn median_ms(mut work: impl FnMut() -> bool) -> Result<f64> {
         }
     }
     Ok(median(times))
+}
+
+fn has_no_effect(why: &str) -> Failure {
+    Failure::failed(format!("--device-graph has no effect: {why}"))
 }
 
 fn not_finite() -> Failure {

@@ -6,7 +6,8 @@ use std::time::Instant;
 use clap::Args;
 use denoising_diffusion::data::DataConfig;
 use denoising_diffusion::edit::{Between, EditError};
-use denoising_diffusion::generate::{GenerateError, Progress as At, Request};
+use denoising_diffusion::generate::{GenerateError, Generator, Progress as At, Request};
+use denoising_diffusion::models::ImageNetwork;
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::{GridOptions, ImageBatch, Progress, Status, StderrProgress, Task};
 use denoising_diffusion::sampler::{RePaint, RePaintStep, SamplerKind};
@@ -21,7 +22,7 @@ use crate::machine::{Machine, NetworkMachineArgs};
 use crate::out_of_memory::Work;
 use crate::output::{self, Rows, note};
 use crate::recipe_flags::UntoldFlags;
-use crate::sampling::{Drawable, SamplingArgs, Settings};
+use crate::sampling::{Drawable, SamplingArgs, Settings, tell_if_launched};
 use crate::weights::{Found, WeightsArg};
 
 /// What the three commands share.
@@ -151,9 +152,10 @@ impl<'a> Job<'a> {
         Ok((images.values()?, images.len()))
     }
 
-    /// Makes `count` images in `steps` steps a batch, with progress, and writes them.
+    /// Has `generator` make `count` images in `steps` steps a batch, with progress, and writes them.
     fn finish(
         &self,
+        generator: &Generator<'_, ImageNetwork>,
         count: usize,
         steps: usize,
         details: &Value,
@@ -193,6 +195,7 @@ impl<'a> Job<'a> {
         };
         let images = make(&request, &mut watch);
         progress.finish();
+        tell_if_launched(generator);
         let images = match images {
             Err(EditError::Generate(GenerateError::Interrupted(_))) => return Err(Failure::interrupted()),
             Err(error @ EditError::Value { .. }) => return Err(error).or_usage(),
@@ -255,8 +258,8 @@ pub fn inpaint(args: &InpaintArgs) -> Result {
         vectors: None,
     };
     let steps = generator.inpaint_steps(&probe, &repaint);
-    job.finish(count, steps, &json!({ "repaint": repaint, "steps": steps }), |request, watch| {
-        generator.inpaint(request, &images, &mask, &repaint, &job.machine.device, watch)
+    job.finish(&generator, count, steps, &json!({ "repaint": repaint, "steps": steps }), |request, watch| {
+        generator.inpaint(request, &images, &mask, &repaint, job.machine.device(), watch)
     })
 }
 
@@ -281,8 +284,8 @@ pub fn vary(args: &VaryArgs) -> Result {
     let (images, n) = job.images(&args.images)?;
     let images = repeated(&images, n, args.variants);
     let generator = job.from.generator(&job.settings.guidance);
-    job.finish(n * args.variants, job.steps(), &json!({ "strength": args.strength }), |request, watch| {
-        generator.vary(request, &images, args.strength, &job.machine.device, watch)
+    job.finish(&generator, n * args.variants, job.steps(), &json!({ "strength": args.strength }), |request, watch| {
+        generator.vary(request, &images, args.strength, job.machine.device(), watch)
     })
 }
 
@@ -303,8 +306,8 @@ pub fn interpolate(args: &InterpolateArgs) -> Result {
     }
     let between = args.strength.map_or(Between::Inverted, |strength| Between::Noised { strength });
     let generator = job.from.generator(&job.settings.guidance);
-    job.finish(args.frames, job.steps(), &json!({ "strength": args.strength }), |request, watch| {
+    job.finish(&generator, args.frames, job.steps(), &json!({ "strength": args.strength }), |request, watch| {
         let pair = [&ends[..size], &ends[size..2 * size]];
-        generator.interpolate(request, pair, between, &job.machine.device, watch)
+        generator.interpolate(request, pair, between, job.machine.device(), watch)
     })
 }

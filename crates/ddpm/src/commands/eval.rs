@@ -172,7 +172,7 @@ impl<'a> Plan<'a> {
     fn network_metrics(&self, measured: Measured, watch: &mut dyn Watch, started: Instant) -> Result<Evaluation> {
         let held_out = self.split.as_ref().map_or(&self.real, |(_, held_out)| held_out);
         let (model, diffusion, seed) = (&self.from.model, &self.from.diffusion, self.args.sampling.seed);
-        let device = &self.machine.device;
+        let device = self.machine.device();
         let wants = |metric| self.metrics.contains(&metric);
         let loss = wants(Metric::Loss)
             .then(|| loss(model, diffusion, held_out, seed, device, watch).map_err(or_interrupted))
@@ -250,7 +250,7 @@ fn extractor(args: &EvalArgs, metrics: &[Metric], machine: &Machine) -> Result<O
     if !metrics.iter().any(|metric| metric.needs_inception()) {
         return Ok(None);
     }
-    match args.inception.extractor(FeatureBlock::Final, &machine.device) {
+    match args.inception.extractor(FeatureBlock::Final, machine.device()) {
         Ok(extractor) => Ok(Some(extractor)),
         Err(failure) if args.metrics.is_none() && !args.inception.is_named() => {
             note(format!("warning: without fid, kid, is and prdc: {}", failure.to_text().replace("error: ", "")));

@@ -88,7 +88,7 @@ pub fn run(args: &FidArgs) -> Result {
     check_statistics(&b, args)?;
     let machine = args.machine.start(Work::Sampling)?;
     let both_statistics = matches!((&a, &b), (ImageSource::Statistics(_), ImageSource::Statistics(_)));
-    let extractor = if both_statistics { None } else { Some(args.inception.extractor(args.dims, &machine.device)?) };
+    let extractor = if both_statistics { None } else { Some(args.inception.extractor(args.dims, machine.device())?) };
     let mut reader =
         Reader { args, machine: &machine, extractor: extractor.as_ref(), stop: stop_on_ctrl_c("giving up")? };
     let (a, b) = (reader.side(a, &args.a)?, reader.side(b, &args.b)?);

@@ -33,7 +33,7 @@ use crate::out_of_memory::Work;
 use crate::output::{self, Rows, note};
 use crate::plan::open_data;
 use crate::recipe_flags::UntoldFlags;
-use crate::sampling::{Drawable, SamplingArgs, Settings, in_turn};
+use crate::sampling::{Drawable, SamplingArgs, Settings, in_turn, tell_if_launched};
 use crate::weights::{Found, WeightsArg};
 
 /// Draw images from a trained network.
@@ -146,8 +146,9 @@ pub fn run(args: &SampleArgs) -> Result {
     let started = Instant::now();
     let mut watch = Watch::new(&sample, steps, args.trajectory.is_some(), stop);
     let generator = from.generator(&guidance);
-    let images = generator.generate(&request, &machine.device, &mut |at| watch.see(at, &from.diffusion));
+    let images = generator.generate(&request, machine.device(), &mut |at| watch.see(at, &from.diffusion));
     watch.progress.finish();
+    tell_if_launched(&generator);
     let images = match images {
         Err(GenerateError::Interrupted(_)) => return Err(Failure::interrupted()),
         images => images?,

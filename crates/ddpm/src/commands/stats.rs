@@ -50,7 +50,7 @@ pub fn run(args: &StatsArgs) -> Result {
     refuse_file(&args.out, !args.force)?;
     let images = all(&open_images(&args.data)?);
     let machine = args.machine.start(Work::Features)?;
-    let extractor = args.inception.extractor(args.dims, &machine.device)?;
+    let extractor = args.inception.extractor(args.dims, machine.device())?;
     let store = args.inception.store();
     let mut watch = StderrWatch::new(&stop_on_ctrl_c("giving up")?);
     let extracted = features(Inception { extractor: &extractor, store: store.as_ref() }, &images, &mut watch)

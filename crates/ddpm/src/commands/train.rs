@@ -233,7 +233,7 @@ fn evaluation(plan: &Plan, inception: &InceptionArgs) -> Result<Option<EvaluateS
     }
     let needs_inception = config.metrics.iter().any(|metric| metric.needs_inception());
     let extractor =
-        needs_inception.then(|| inception.extractor(FeatureBlock::Final, &plan.machine.device)).transpose()?;
+        needs_inception.then(|| inception.extractor(FeatureBlock::Final, plan.machine.device())).transpose()?;
     let store = inception.store().unwrap_or_else(|| FeatureStore::new(plan.dir.join("features")));
     Ok(Some(EvaluateSetup { config, extractor, store }))
 }
@@ -307,7 +307,7 @@ impl Watch {
                 self.progress.note(&format!("warning: step {step} skipped: {kind} not finite, first in `{tensor}`"));
             }
             Event::NotRecorded { why } => {
-                self.progress.note(&format!("warning: --device-graph has no effect: {why}"));
+                self.progress.note(&format!("warning: --device-graph has no effect on steps: {why}"));
             }
             Event::HeldOut { step, loss } => {
                 let quarters = loss.by_quarter.map(|quarter| format!("{quarter:.4}")).join(", ");

@@ -96,7 +96,7 @@ pub fn run(args: &TrainClassifierArgs) -> Result {
     let (flip, workers) = (data.flip, data.workers);
     let setup = setup(args, &file, &data, (flip, workers))?;
     let machine = args.machine.start(Work::TrainingClassifier)?;
-    let init = &mut Init::new(train.seed, &machine.device.clone().autodiff());
+    let init = &mut Init::new(train.seed, &machine.device().clone().autodiff());
     let classifier = Classifier::new(&setup.card.classifier, init).or_usage()?;
     let plan = Plan { setup, train, parameters: num_trainable(&classifier) as u64, machine };
     note(plan.rows().aligned());
@@ -232,7 +232,7 @@ impl Plan {
     }
 
     fn train(&self, classifier: Classifier, diffusion: Diffusion, as_json: bool) -> Result {
-        let mut trainer = ClassifierTrainer::new(classifier, diffusion, self.train.clone(), &self.machine.device);
+        let mut trainer = ClassifierTrainer::new(classifier, diffusion, self.train.clone(), self.machine.device());
         let stop = stop_on_ctrl_c("finishing this step and writing the classifier")?;
         let (started, mut loss) = (Instant::now(), None);
         let mut progress = StderrProgress::new(Task::Train, 0, self.train.steps);

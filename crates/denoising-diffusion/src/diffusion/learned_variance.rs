@@ -1,7 +1,7 @@
 //! Learned variance (Nichol and Dhariwal 2021, arXiv:2102.09672): beside its prediction the network gives the variance of the step from t
 //! to t - 1, trained by the variational bound of that step. Output: `[prediction, variance]` along the channels.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::error::{DiffusionConfigError, check};
@@ -9,6 +9,7 @@ use super::formulation::Output;
 use super::gaussian::{GaussianDiffusion, refuse_noise_at_zero_snr};
 use super::loss::{Parts, per_example, per_example_mean};
 use super::prediction::Objective;
+use super::prepared::Number;
 use super::schedule::{ScheduleConfig, Tables};
 
 /// How the second half of the output says the variance.
@@ -77,12 +78,32 @@ impl LearnedVarianceConfig {
     }
 }
 
-/// log of the least and of the largest variance of the step from each time to the one before, per example. The least is 0 at t = 0, which
-/// has no logarithm: that of t = 1 stands in for it, as in the paper's code.
-fn log_bounds(tables: &Tables, times: &[f64]) -> [Vec<f64>; 2] {
-    let least = times.iter().map(|&t| tables.posterior_log_variance_clipped[(t as usize).max(1)]).collect();
-    let largest = times.iter().map(|&t| tables.betas[t as usize].ln()).collect();
-    [least, largest]
+/// q(x_{t-1} | x_t, x_start) at a time, and what bounds its variance.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Posterior {
+    /// log of the least variance of the step. That is 0 at t = 0, which has no logarithm: that of t = 1 stands in for it, as in the paper's code.
+    pub(super) least_log_variance: f64,
+    /// log of the largest.
+    pub(super) largest_log_variance: f64,
+    /// The mean is this much x_start (Ho et al. 2020, eq. 7),
+    pub(super) of_x_start: f64,
+    /// and this much x_t.
+    pub(super) of_x: f64,
+    /// Whether t = 0, so that x_{t-1} is the data.
+    pub(super) is_first: bool,
+}
+
+impl Posterior {
+    pub(super) fn at(tables: &Tables, time: f64) -> Self {
+        let t = time as usize;
+        Self {
+            least_log_variance: tables.posterior_log_variance_clipped[t.max(1)],
+            largest_log_variance: tables.betas[t].ln(),
+            of_x_start: tables.posterior_mean_coef1[t],
+            of_x: tables.posterior_mean_coef2[t],
+            is_first: time == 0.0,
+        }
+    }
 }
 
 impl LearnedVariance {
@@ -93,41 +114,36 @@ impl LearnedVariance {
             VarianceReading::Range => (half + 1.0) * 0.5,
             VarianceReading::Direct => {
                 let device = half.device();
-                let [least, largest] = log_bounds(tables, times);
-                let scale = least.iter().zip(&largest).map(|(a, b)| 1.0 / (b - a).max(1e-12)).collect::<Vec<_>>();
-                (half - per_example(&least, &device)) * per_example(&scale, &device)
+                let at = |of: fn(Posterior) -> f64| {
+                    per_example(&times.iter().map(|&t| of(Posterior::at(tables, t))).collect::<Vec<_>>(), &device)
+                };
+                (half - at(|at| at.least_log_variance))
+                    * at(|at| 1.0 / (at.largest_log_variance - at.least_log_variance).max(1e-12))
             }
         }
     }
 
     /// log of the variance, `[b, c, ...]`.
-    fn log_variance<const D: usize>(self, half: Tensor<D>, tables: &Tables, times: &[f64]) -> Tensor<D> {
+    fn log_variance<const D: usize>(self, half: Tensor<D>, parts: &Parts<'_, D>) -> Tensor<D> {
         match self.variance_reading {
             VarianceReading::Direct => half,
             VarianceReading::Range => {
-                let device = half.device();
-                let [least, largest] = log_bounds(tables, times);
                 let place = (half + 1.0) * 0.5;
-                place.clone() * per_example(&largest, &device) + (1.0 - place) * per_example(&least, &device)
+                place.clone() * parts.number(Number::LargestLogVariance)
+                    + (1.0 - place) * parts.number(Number::LeastLogVariance)
             }
         }
     }
 
     /// The bound's term at each example's time, in bits per dimension, `[b]`: the divergence of the network's step from the posterior,
     /// and at t = 0 the negative log-likelihood of the 8-bit data. The mean is the prediction's, without its gradient.
-    pub(super) fn bound<const D: usize>(
-        self,
-        half: Tensor<D>,
-        x_start: Tensor<D>,
-        parts: &Parts<'_, D>,
-        tables: &Tables,
-    ) -> Tensor<1> {
-        let device = half.device();
-        let log_variance = self.log_variance(half, tables, parts.batch.times());
-        let mean = |x_start: Tensor<D>| posterior_mean(x_start, parts.x.clone(), tables, parts.batch.times(), &device);
+    pub(super) fn bound<const D: usize>(self, half: Tensor<D>, x_start: Tensor<D>, parts: &Parts<'_, D>) -> Tensor<1> {
+        let log_variance = self.log_variance(half, parts);
+        let mean = |x_start: Tensor<D>| {
+            x_start * parts.number(Number::PosteriorXStart) + parts.x.clone() * parts.number(Number::PosteriorX)
+        };
         let (true_mean, mean) = (mean(parts.batch.x_start.clone()), mean(x_start.detach()));
-        let [true_log_variance, _] = log_bounds(tables, parts.batch.times());
-        let true_log_variance: Tensor<D> = per_example(&true_log_variance, &device);
+        let true_log_variance = parts.number(Number::LeastLogVariance);
 
         let divergence = (log_variance.clone() - true_log_variance.clone() - 1.0
             + (true_log_variance - log_variance.clone()).exp()
@@ -135,24 +151,10 @@ impl LearnedVariance {
             * 0.5;
         let likelihood = -discretised_log_likelihood(parts.batch.x_start.clone(), mean, log_variance * 0.5);
 
-        let first: Vec<f64> = parts.batch.times().iter().map(|&t| f64::from(u8::from(t == 0.0))).collect();
-        let rest: Vec<f64> = first.iter().map(|first| 1.0 - first).collect();
-        let per_example = |values: &[f64]| per_example::<1>(values, &device);
-        (per_example_mean(divergence) * per_example(&rest) + per_example_mean(likelihood) * per_example(&first))
+        let first = parts.batch.number(Number::IsFirst);
+        (per_example_mean(divergence) * (1.0 - first.clone()) + per_example_mean(likelihood) * first)
             / std::f64::consts::LN_2
     }
-}
-
-/// The mean of q(x_{t-1} | x_t, x_start), Ho et al. 2020, eq. 7.
-fn posterior_mean<const D: usize>(
-    x_start: Tensor<D>,
-    x: Tensor<D>,
-    tables: &Tables,
-    times: &[f64],
-    device: &Device,
-) -> Tensor<D> {
-    let at = |table: &[f64]| per_example(&times.iter().map(|&t| table[t as usize]).collect::<Vec<_>>(), device);
-    x_start * at(&tables.posterior_mean_coef1) + x * at(&tables.posterior_mean_coef2)
 }
 
 /// Values whose probability is below this count as this improbable.

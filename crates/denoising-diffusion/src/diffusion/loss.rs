@@ -5,6 +5,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use super::denoiser::NoiseLevel;
 use super::formulation::Output;
 use super::immiscible::least_distance_assignment;
+use super::learned_variance::Posterior;
 use super::prediction::Prediction;
 use super::prepared::{Levels, Number, Prepared, Told};
 use super::process::{Diffusion, Draws};
@@ -69,6 +70,11 @@ impl<const D: usize> Parts<'_, D> {
         }
     }
 
+    fn network_input(&self, x_self_cond: Option<Tensor<D>>) -> NetworkInput<D> {
+        let Told { classes, condition, vectors } = self.batch.told.clone();
+        NetworkInput { x: self.input(), time: self.time(), x_self_cond, classes, condition, vectors }
+    }
+
     fn target(&self) -> Tensor<D> {
         let (x_start, noise) = (self.batch.x_start.clone(), self.batch.noise.clone());
         match (&self.learned, self.prediction) {
@@ -117,15 +123,8 @@ impl Diffusion {
         self.loss_of(model, &self.prepare(model, examples, draws))
     }
 
-    /// Whether all that the loss needs is in a [prepared](Self::prepare) batch: it asks neither the host nor chance for more, and takes the same way for
-    /// every batch.
-    pub fn is_decided_beforehand<const D: usize, M: Network<D>>(&self, model: &M) -> bool {
-        let learned = model.noise_schedule().is_some() || matches!(self.formulation.output(), Output::WithVariance(_));
-        !learned && !model.self_condition() && self.config.shared.xm_candidates == 1
-    }
-
-    /// A batch as the loss takes it: what the host decides about it is done. With several candidates of noise, each example gets the one of least
-    /// loss, found without gradients.
+    /// A batch as the loss takes it: all that the host and chance decide about it is decided, and what a network is shown of its own is there. With
+    /// several candidates of noise, each example gets the one of least loss, found without gradients.
     pub fn prepare<const D: usize, M: Network<D>>(
         &self,
         model: &M,
@@ -145,14 +144,16 @@ impl Diffusion {
         let levels: Vec<NoiseLevel> =
             if learned { Vec::new() } else { draws.times.iter().map(|&time| self.level(time)).collect() };
         let batch = |x_start: &Tensor<D>, noise| {
-            let weights = levels.iter().map(|level| self.loss_weight(level)).collect();
             let levels = Levels {
                 times: draws.times.clone(),
                 prediction: self.formulation.prediction(),
+                weights: levels.iter().map(|level| self.loss_weight(level)).collect(),
                 levels: levels.clone(),
-                weights,
+                posteriors: self.posteriors(&draws.times),
             };
-            Prepared::new(x_start.clone(), noise, told.clone(), levels, model.self_condition() && draws.self_condition)
+            let mut batch = Prepared::new(x_start.clone(), noise, told.clone(), levels);
+            batch.x_self_cond = model.self_condition().then(|| self.x_self_cond(model, &batch, draws.self_condition));
+            batch
         };
         let x_start = self.normalize(examples.data);
         let noise = self.noise(model, &x_start, &batch, draws);
@@ -162,14 +163,7 @@ impl Diffusion {
     /// The weighted loss of each example of a [prepared](Self::prepare) batch, `[b]`.
     pub fn loss_of<const D: usize, M: Network<D>>(&self, model: &M, batch: &Prepared<D>) -> Tensor<1> {
         let parts = self.noised(model, batch);
-        let (x, time) = (parts.input(), parts.time());
-        let input = |x_self_cond| {
-            let Told { classes, condition, vectors } = batch.told.clone();
-            NetworkInput { x: x.clone(), time: time.clone(), x_self_cond, classes, condition, vectors }
-        };
-        let x_self_cond =
-            batch.self_condition.then(|| self.x_start(TrainNoGrad::of(model).predict(input(None)), &parts).detach());
-        let output = model.predict(input(x_self_cond));
+        let output = model.predict(parts.network_input(batch.x_self_cond.clone()));
         match self.formulation.output() {
             Output::Prediction => per_example_mean((output - parts.target()).square()) * parts.weight(self),
             Output::Weighted(weights) => weighted_objective::loss(output, weights, &parts),
@@ -178,10 +172,27 @@ impl Diffusion {
                 let (prediction, half) = (output.clone().narrow(1, 0, c), output.narrow(1, c, c));
                 let simple = per_example_mean((prediction.clone() - parts.target()).square()) * parts.weight(self);
                 let Some(tables) = self.tables() else { return simple };
-                let bound = variance.bound(half, parts.x_start_of(prediction), &parts, tables);
+                let bound = variance.bound(half, parts.x_start_of(prediction), &parts);
                 simple + bound * (variance.vb_loss_weight * tables.timesteps() as f64)
             }
         }
+    }
+
+    /// The posteriors at these times, where their variance is learned.
+    fn posteriors(&self, times: &[f64]) -> Vec<Posterior> {
+        match (self.formulation.output(), self.tables()) {
+            (Output::WithVariance(_), Some(tables)) => times.iter().map(|&t| Posterior::at(tables, t)).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// What a network is shown as its earlier estimate: one made without gradients if there is `to_be_one`, else zeros.
+    fn x_self_cond<const D: usize, M: Network<D>>(&self, model: &M, batch: &Prepared<D>, to_be_one: bool) -> Tensor<D> {
+        if !to_be_one {
+            return batch.x_start.zeros_like();
+        }
+        let parts = self.noised(model, batch);
+        self.x_start(TrainNoGrad::of(model).predict(parts.network_input(None)), &parts).detach()
     }
 
     /// The estimate of x_start in a whole output.
@@ -199,10 +210,10 @@ impl Diffusion {
     fn noised<'a, const D: usize, M: Network<D>>(&self, model: &M, batch: &'a Prepared<D>) -> Parts<'a, D> {
         let learned = match (model.noise_schedule(), self.formulation.learned_schedule()) {
             (Some(schedule), Some(_)) => {
-                let times = batch.times();
-                let log_snr = schedule.forward(per_example(times, &batch.x_start.device()));
+                let log_snr = schedule.forward(batch.number(Number::FormulationTime));
                 let root = |log_snr: Tensor<1>| {
-                    let shape: [usize; D] = std::array::from_fn(|k| if k == 0 { times.len() } else { 1 });
+                    let b = batch.x_start.dims()[0];
+                    let shape: [usize; D] = std::array::from_fn(|k| if k == 0 { b } else { 1 });
                     burn::tensor::activation::sigmoid(log_snr).sqrt().reshape(shape)
                 };
                 Some(Learned { alpha: root(log_snr.clone()), sigma: root(-log_snr.clone()), log_snr })

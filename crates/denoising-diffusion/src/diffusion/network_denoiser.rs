@@ -11,8 +11,8 @@ use super::process::Diffusion;
 use super::spacing::NoiseLevels;
 use super::weighted_objective;
 use crate::device::in_pool;
-use crate::models::{Network, NetworkInput};
-use crate::nn::{Eval, Vectors};
+use crate::models::{Calls, Network, NetworkInput};
+use crate::nn::Vectors;
 
 /// Gives `scale grad_x ln p(y | x)` for x of a level: a classifier's push towards its class.
 pub type Push<'a, const D: usize> = Box<dyn Fn(Tensor<D>, NoiseLevel) -> Tensor<D> + 'a>;
@@ -30,7 +30,7 @@ impl Labels {
     }
 
     /// Of the same kinds, but unknown.
-    fn unknown<const D: usize, M: Network<D>>(&self, model: &Eval<M>, b: usize, device: &Device) -> Self {
+    fn unknown<const D: usize, M: Network<D>>(&self, model: &M, b: usize, device: &Device) -> Self {
         let no_class = |_: &Tensor<1, Int>| Tensor::full([b], model.num_classes() as i64, device);
         Self {
             classes: self.classes.as_ref().map(no_class),
@@ -50,17 +50,17 @@ impl Labels {
 /// A network under a formulation, ready to denoise.
 pub struct NetworkDenoiser<'a, const D: usize, M> {
     diffusion: Diffusion,
-    model: &'a Eval<M>,
+    model: Calls<'a, D, M>,
     guidance: GuidanceConfig,
     classes: Option<Vec<u32>>,
     condition: Option<Tensor<D>>,
     vectors: Option<Vec<f32>>,
-    weak: Option<&'a Eval<M>>,
+    weak: Option<Calls<'a, D, M>>,
     push: Option<Push<'a, D>>,
 }
 
 impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
-    pub(super) fn new(diffusion: Diffusion, model: &'a Eval<M>) -> Self {
+    pub(super) fn new(diffusion: Diffusion, model: Calls<'a, D, M>) -> Self {
         Self {
             diffusion,
             model,
@@ -95,8 +95,8 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
     }
 
     /// Guided away from a weaker network in place of the unconditional prediction (Karras et al. 2024, arXiv:2406.02507).
-    pub fn with_weak(self, weak: &'a Eval<M>) -> Self {
-        Self { weak: Some(weak), ..self }
+    pub fn with_weak(self, weak: impl Into<Calls<'a, D, M>>) -> Self {
+        Self { weak: Some(weak.into()), ..self }
     }
 
     /// Guided by a classifier (Dhariwal and Nichol 2021, arXiv:2105.05233, algorithm 2): eps becomes `eps - sigma push`, which moves
@@ -125,36 +125,37 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
     ) -> [Option<Tensor<D>>; 2] {
         let (b, device) = (x.dims()[0], x.device());
         let (labels, condition) = (self.labels(b, &device), self.condition(b));
-        let run = |model: &Eval<M>,
+        let run = |calls: &Calls<'a, D, M>,
                    x: Tensor<D>,
                    x_self_cond: Option<Tensor<D>>,
                    labels: Labels,
                    condition: Option<Tensor<D>>| {
             let Labels { classes, vectors } = labels;
             let time = per_example::<1>(&vec![level.time; x.dims()[0]], &device);
-            let x_self_cond = x_self_cond.filter(|_| model.self_condition());
-            let condition = condition.filter(|_| model.condition_channels() > 0);
-            in_pool(|| model.predict(NetworkInput { x, time, x_self_cond, classes, condition, vectors }))
+            let none_yet = || x.zeros_like();
+            let x_self_cond = calls.model().self_condition().then(|| x_self_cond.unwrap_or_else(none_yet));
+            let condition = condition.filter(|_| calls.model().condition_channels() > 0);
+            in_pool(|| calls.predict(NetworkInput { x, time, x_self_cond, classes, condition, vectors }))
         };
-        let one = |model, labels| run(model, x.clone(), x_self_cond.clone(), labels, condition.clone());
+        let one = |calls, labels| run(calls, x.clone(), x_self_cond.clone(), labels, condition.clone());
         if scale == 1.0 {
-            return [Some(one(self.model, labels)), None];
+            return [Some(one(&self.model, labels)), None];
         }
-        if let Some(weak) = self.weak {
-            let strong = (scale != 0.0).then(|| one(self.model, labels.clone()));
+        if let Some(weak) = &self.weak {
+            let strong = (scale != 0.0).then(|| one(&self.model, labels.clone()));
             return [strong, Some(one(weak, labels))];
         }
         if labels.are_absent() {
-            return [Some(one(self.model, labels)), None];
+            return [Some(one(&self.model, labels)), None];
         }
-        let unknown = labels.unknown(self.model, b, &device);
+        let unknown = labels.unknown::<D, M>(self.model.model(), b, &device);
         if scale == 0.0 {
-            return [None, Some(one(self.model, unknown))];
+            return [None, Some(one(&self.model, unknown))];
         }
         // Both halves as one batch.
         let twice = |x: Tensor<D>| Tensor::cat(vec![x.clone(), x], 0);
         let both = run(
-            self.model,
+            &self.model,
             twice(x.clone()),
             x_self_cond.clone().map(twice),
             labels.then(unknown),
@@ -166,10 +167,11 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
     /// Classes and vectors of the first `b` examples, as far as the network takes them.
     fn labels(&self, b: usize, device: &Device) -> Labels {
         let classes = self.classes.as_deref().map(|classes| &classes[..b.min(classes.len())]);
-        let dim = self.model.vector_dim();
+        let model = self.model.model();
+        let dim = model.vector_dim();
         let vectors = self.vectors.as_deref().filter(|_| dim > 0).map(|rows| &rows[..(b * dim).min(rows.len())]);
         Labels {
-            classes: classes_tensor(self.model.num_classes(), classes, device),
+            classes: classes_tensor(model.num_classes(), classes, device),
             vectors: vectors.map(|rows| Vectors::of_rows(rows.to_vec(), dim, |_| true, device)),
         }
     }

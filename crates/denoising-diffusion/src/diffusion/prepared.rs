@@ -7,9 +7,11 @@ use std::sync::{Mutex, PoisonError};
 use burn::tensor::{Int, Tensor};
 
 use super::denoiser::NoiseLevel;
+use super::learned_variance::Posterior;
 use super::loss::per_example;
-use super::prediction::Prediction;
+use super::prediction::{Coefficients, Prediction};
 use crate::nn::Vectors;
+use crate::recording::Place;
 
 /// What a network is told of a batch beside levels of noise.
 #[derive(Clone, Debug)]
@@ -22,6 +24,8 @@ pub(super) struct Told<const D: usize> {
 /// A number that an example's noise level comes with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Number {
+    /// The formulation's.
+    FormulationTime,
     /// What the network is told.
     Time,
     Alpha,
@@ -33,6 +37,11 @@ pub(super) enum Number {
     COut,
     TargetXStart,
     TargetNoise,
+    LeastLogVariance,
+    LargestLogVariance,
+    PosteriorXStart,
+    PosteriorX,
+    IsFirst,
 }
 
 /// The noise levels of a batch.
@@ -44,25 +53,34 @@ pub(super) struct Levels {
     pub levels: Vec<NoiseLevel>,
     /// Of each example, likewise.
     pub weights: Vec<f64>,
+    /// Of each example, where the variance of a step is learned.
+    pub posteriors: Vec<Posterior>,
 }
 
 impl Levels {
     fn number(&self, number: Number) -> Vec<f64> {
-        let of = |(level, &weight): (&NoiseLevel, &f64)| {
-            let coefficients = || self.prediction.coefficients(level);
-            match number {
-                Number::Time => level.time,
-                Number::Alpha => level.alpha,
-                Number::Sigma => level.sigma,
-                Number::Weight => weight,
-                Number::CIn => coefficients().c_in,
-                Number::CSkip => coefficients().c_skip,
-                Number::COut => coefficients().c_out,
-                Number::TargetXStart => coefficients().target_x_start,
-                Number::TargetNoise => coefficients().target_noise,
-            }
+        let level = |of: fn(&NoiseLevel) -> f64| self.levels.iter().map(of).collect();
+        let coefficient = |of: fn(Coefficients) -> f64| {
+            self.levels.iter().map(|level| of(self.prediction.coefficients(level))).collect()
         };
-        self.levels.iter().zip(&self.weights).map(of).collect()
+        let posterior = |of: fn(&Posterior) -> f64| self.posteriors.iter().map(of).collect();
+        match number {
+            Number::FormulationTime => self.times.clone(),
+            Number::Time => level(|level| level.time),
+            Number::Alpha => level(|level| level.alpha),
+            Number::Sigma => level(|level| level.sigma),
+            Number::Weight => self.weights.clone(),
+            Number::CIn => coefficient(|at| at.c_in),
+            Number::CSkip => coefficient(|at| at.c_skip),
+            Number::COut => coefficient(|at| at.c_out),
+            Number::TargetXStart => coefficient(|at| at.target_x_start),
+            Number::TargetNoise => coefficient(|at| at.target_noise),
+            Number::LeastLogVariance => posterior(|posterior| posterior.least_log_variance),
+            Number::LargestLogVariance => posterior(|posterior| posterior.largest_log_variance),
+            Number::PosteriorXStart => posterior(|posterior| posterior.of_x_start),
+            Number::PosteriorX => posterior(|posterior| posterior.of_x),
+            Number::IsFirst => posterior(|posterior| f64::from(u8::from(posterior.is_first))),
+        }
     }
 }
 
@@ -72,68 +90,16 @@ pub struct Prepared<const D: usize> {
     pub(super) x_start: Tensor<D>,
     pub(super) noise: Tensor<D>,
     pub(super) told: Told<D>,
-    /// Whether the network is given an estimate of its own.
-    pub(super) self_condition: bool,
+    /// The network's own estimate, or zeros, for networks that take one.
+    pub(super) x_self_cond: Option<Tensor<D>>,
     levels: Levels,
     /// Those that were asked for, `[b]`.
     numbers: Mutex<BTreeMap<Number, Tensor<1>>>,
 }
 
 impl<const D: usize> Prepared<D> {
-    pub(super) fn new(
-        x_start: Tensor<D>,
-        noise: Tensor<D>,
-        told: Told<D>,
-        levels: Levels,
-        self_condition: bool,
-    ) -> Self {
-        Self { x_start, noise, told, self_condition, levels, numbers: Mutex::default() }
-    }
-
-    /// The same values in memory that nobody else holds.
-    pub(crate) fn in_own_memory(&self) -> Self {
-        let told = Told {
-            classes: self.told.classes.as_ref().map(own_classes),
-            condition: self.told.condition.as_ref().map(own),
-            vectors: self.told.vectors.as_ref().map(|v| Vectors { values: own(&v.values), given: own(&v.given) }),
-        };
-        Self::new(own(&self.x_start), own(&self.noise), told, self.levels.clone(), self.self_condition)
-    }
-
-    /// Whether both have the same tensors, of the same shapes.
-    pub(crate) fn is_like(&self, other: &Self) -> bool {
-        let shapes = |batch: &Self| {
-            let Told { classes, condition, vectors } = &batch.told;
-            let classes = classes.as_ref().map(Tensor::dims);
-            let condition = condition.as_ref().map(Tensor::dims);
-            (batch.x_start.dims(), classes, condition, vectors.as_ref().map(|vectors| vectors.values.dims()))
-        };
-        shapes(self) == shapes(other) && self.self_condition == other.self_condition
-    }
-
-    /// Becomes `other`, which is [like](Self::is_like) it; all tensors stay where they lie if nobody else holds them.
-    pub(crate) fn take_over(&mut self, other: &Self) {
-        assign(&mut self.x_start, &other.x_start);
-        assign(&mut self.noise, &other.noise);
-        if let (Some(own), Some(other)) = (&mut self.told.classes, &other.told.classes) {
-            assign_classes(own, other);
-        }
-        if let (Some(own), Some(other)) = (&mut self.told.condition, &other.told.condition) {
-            assign(own, other);
-        }
-        if let (Some(own), Some(other)) = (&mut self.told.vectors, &other.told.vectors) {
-            assign(&mut own.values, &other.values);
-            assign(&mut own.given, &other.given);
-        }
-        self.levels = other.levels.clone();
-        for (number, own) in self.numbers.get_mut().unwrap_or_else(PoisonError::into_inner) {
-            assign(own, &other.number(*number));
-        }
-    }
-
-    /// The formulation's time of each example.
-    pub(super) fn times(&self) -> &[f64] {
-        &self.levels.times
+    pub(super) fn new(x_start: Tensor<D>, noise: Tensor<D>, told: Told<D>, levels: Levels) -> Self {
+        Self { x_start, noise, told, x_self_cond: None, levels, numbers: Mutex::default() }
     }
 
     /// A number of each example, `[b]`: the same tensor each time.
@@ -150,27 +116,48 @@ impl<const D: usize> Prepared<D> {
     }
 }
 
-/// The same values in memory that nobody else holds.
-fn own<const D: usize>(tensor: &Tensor<D>) -> Tensor<D> {
-    let mut own = tensor.zeros_like();
-    assign(&mut own, tensor);
-    own
+impl<const D: usize> Place for Prepared<D> {
+    fn in_own_memory(&self) -> Self {
+        let (x_start, noise) = (self.x_start.in_own_memory(), self.noise.in_own_memory());
+        let own = Self::new(x_start, noise, self.told.in_own_memory(), self.levels.clone());
+        Self { x_self_cond: self.x_self_cond.in_own_memory(), ..own }
+    }
+
+    fn is_like(&self, other: &Self) -> bool {
+        self.x_start.is_like(&other.x_start)
+            && self.told.is_like(&other.told)
+            && self.x_self_cond.is_like(&other.x_self_cond)
+    }
+
+    fn take_over(&mut self, other: &Self) {
+        self.x_start.take_over(&other.x_start);
+        self.noise.take_over(&other.noise);
+        self.told.take_over(&other.told);
+        self.x_self_cond.take_over(&other.x_self_cond);
+        self.levels = other.levels.clone();
+        for (number, own) in self.numbers.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            own.take_over(&other.number(*number));
+        }
+    }
 }
 
-/// In place, if nobody else holds `to`.
-fn assign<const D: usize>(to: &mut Tensor<D>, from: &Tensor<D>) {
-    let all: [_; D] = from.dims().map(|size| 0..size);
-    to.inplace(|to| to.slice_assign(all, from.clone()));
-}
+impl<const D: usize> Place for Told<D> {
+    fn in_own_memory(&self) -> Self {
+        let (classes, condition) = (self.classes.in_own_memory(), self.condition.in_own_memory());
+        Self { classes, condition, vectors: self.vectors.in_own_memory() }
+    }
 
-fn own_classes(classes: &Tensor<1, Int>) -> Tensor<1, Int> {
-    let mut own = classes.zeros_like();
-    assign_classes(&mut own, classes);
-    own
-}
+    fn is_like(&self, other: &Self) -> bool {
+        self.classes.is_like(&other.classes)
+            && self.condition.is_like(&other.condition)
+            && self.vectors.is_like(&other.vectors)
+    }
 
-fn assign_classes(to: &mut Tensor<1, Int>, from: &Tensor<1, Int>) {
-    to.inplace(|to| to.slice_assign(0..from.dims()[0], from.clone()));
+    fn take_over(&mut self, other: &Self) {
+        self.classes.take_over(&other.classes);
+        self.condition.take_over(&other.condition);
+        self.vectors.take_over(&other.vectors);
+    }
 }
 
 #[cfg(test)]
@@ -190,9 +177,10 @@ mod tests {
             prediction: Prediction::Noise,
             levels: vec![level; size],
             weights: vec![1.0; size],
+            posteriors: Vec::new(),
         };
         let told = Told { classes, condition: condition.then(data), vectors: None };
-        Prepared::new(data(), data(), told, levels, false)
+        Prepared::new(data(), data(), told, levels)
     }
 
     #[test]
@@ -203,7 +191,7 @@ mod tests {
             batch(3, 1.0, Some(1), false),
             batch(2, 1.0, None, false),
             batch(2, 1.0, Some(1), true),
-            Prepared { self_condition: true, ..batch(2, 1.0, Some(1), false) },
+            Prepared { x_self_cond: Some(with_class.noise.clone()), ..batch(2, 1.0, Some(1), false) },
         ] {
             assert!(!with_class.is_like(&other) && !other.is_like(&with_class));
         }

@@ -11,8 +11,7 @@ use super::formulation::Formulation;
 use super::network_denoiser::NetworkDenoiser;
 use super::prediction::Prediction;
 use super::schedule::Tables;
-use crate::models::Network;
-use crate::nn::Eval;
+use crate::models::{Calls, Network};
 use crate::noise::{Purpose, Stream, normal_batch};
 
 /// A formulation with its options: how data is noised, what networks predict, how their loss is weighed.
@@ -125,8 +124,12 @@ impl Diffusion {
     }
 
     /// The denoiser of a trained network, with the schedule that it learned, if there is one.
-    pub fn denoiser<'a, const D: usize, M: Network<D>>(&self, model: &'a Eval<M>) -> NetworkDenoiser<'a, D, M> {
-        NetworkDenoiser::new(self.with_schedule_of::<D, M>(model), model)
+    pub fn denoiser<'a, const D: usize, M: Network<D>>(
+        &self,
+        model: impl Into<Calls<'a, D, M>>,
+    ) -> NetworkDenoiser<'a, D, M> {
+        let model = model.into();
+        NetworkDenoiser::new(self.with_schedule_of::<D, M>(model.model()), model)
     }
 
     /// For measurements: noise stays with the example that it was drawn for, so that no loss depends on the rest of the batch.

@@ -1,6 +1,7 @@
 //! Networks, one readable page each, and the trait that makes a network trainable here. A network knows nothing of schedules,
 //! losses or samplers.
 
+mod calls;
 mod classifier;
 mod dit;
 pub mod dit_config;
@@ -23,6 +24,7 @@ use thiserror::Error;
 use crate::nn::ops::{Precision, precision};
 use crate::nn::{Eval, Vectors};
 
+pub use calls::Calls;
 pub use classifier::{Classifier, ClassifierConfig};
 pub use dit::{Dit, DitBlock, TimestepEmbedder};
 pub use dit_config::{DitConfig, DitConfigError, DitSize};
@@ -44,7 +46,7 @@ pub struct NetworkInput<const D: usize> {
     pub x: Tensor<D>,
     /// `[b]`, the noise level as the formulation numbers it (Gaussian diffusion: t).
     pub time: Tensor<1>,
-    /// `[b, c, ...]`, an earlier estimate of the clean data, if the network takes one and there is one.
+    /// `[b, c, ...]`, an earlier estimate of the clean data, if the network takes one; zeros where there is none yet.
     pub x_self_cond: Option<Tensor<D>>,
     /// `[b]`, the class of each example in `0..num_classes`, or `num_classes` for "no class", if the network takes classes.
     pub classes: Option<Tensor<1, Int>>,

@@ -48,8 +48,8 @@ impl LearnedSchedule {
     /// log-SNR of times in [0, 1]: `[b] -> [b]`. Only a share of the gradient reaches the schedule.
     pub fn forward(&self, t: Tensor<1>) -> Tensor<1> {
         let b = t.dims()[0];
-        let ends = Tensor::<1>::from_floats([0.0, 1.0], &t.device());
-        let f = self.rising(Tensor::cat(vec![t, ends], 0));
+        let (zero, one) = (Tensor::zeros([1], &t.device()), Tensor::ones([1], &t.device()));
+        let f = self.rising(Tensor::cat(vec![t, zero, one], 0));
         let [zero, one] = [b, b + 1].map(|at| f.clone().narrow(0, at, 1));
         let share = (f.narrow(0, 0, b) - zero.clone()) / (one - zero);
         let log_snr = share * (self.log_snr_at_1 - self.log_snr_at_0) + self.log_snr_at_0;

@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor};
 use denoising_diffusion_kernels::optim::AdamStep;
 use serde::{Deserialize, Serialize};
 
-use super::gradients::{Named, NamedGradients};
+use super::gradients::NamedGradients;
 use super::sweep::{self, Clip};
 use crate::interop::StateDict;
 use crate::nn::ops;
@@ -62,17 +62,18 @@ impl Adam {
             step: self.steps,
             grad_scale: 1.0,
         };
-        let mut gradients = gradients.into_named().peekable();
+        let (of, gradients) = gradients.into_parts();
+        let mut gradients = of.iter().zip(gradients).peekable();
         let moments = &mut self.moments;
         let mut names = Vec::new();
         let takes = |field: Field<'_>| {
-            let Named { name, shape, gradient } = gradients.next_if(|of| of.name == field.name)?;
-            let moments = match moments.remove(&name) {
-                Some(moments) => moments.tensors,
-                None => zeros(field.shape.num_elements(), &gradient.device()),
-            };
+            let (of, gradient) = gradients.next_if(|(of, _)| of.name == field.name)?;
+            let (name, Moments { tensors, shape }) = moments.remove_entry(field.name).unwrap_or_else(|| {
+                let tensors = zeros(field.shape.num_elements(), &gradient.device());
+                (of.name.clone(), Moments { tensors, shape: of.shape.clone() })
+            });
             names.push((name, shape));
-            Some((moments, gradient))
+            Some((tensors, gradient))
         };
         let mut swept = Vec::new();
         let sweep = |taken: Vec<(Tensor<1>, ([Tensor<1>; 2], Tensor<1>))>| {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::adam::{Adam, AdamConfig};
 use super::config::{TrainConfigError, not_zero, value};
 use super::ema::{Ema, EmaConfig};
-use super::gradients::{NamedGradients, Spoiled, StepFound};
+use super::gradients::{CameTo, NamedGradients, Spoiled};
 use super::lr::{LrSchedule, learning_rate};
 use super::sweep::Clip;
 use super::trainer::{NonFinite, NonFiniteKind, TrainError};
@@ -213,8 +213,8 @@ impl ClassifierTrainer {
         let right = own.clone().inner().greater_equal(log_p.inner().max_dim(1)).float();
         let loss = own.mean().neg();
         let gradients = NamedGradients::take(self.model(), &mut loss.backward());
-        let StepFound { losses, step } =
-            gradients.ask(vec![loss.inner()], self.config.adam().max_grad_norm).read().wait();
+        let found = gradients.ask(vec![loss.inner()], self.config.adam().max_grad_norm).read().wait();
+        let CameTo { losses, step } = CameTo::new(&gradients.of(), found);
         let step = match step {
             Ok((norm, clip)) => Ok((gradients, norm, clip)),
             Err(Spoiled::Loss(_)) => Err(NonFinite { tensor: "loss".to_string(), kind: NonFiniteKind::Loss }),

@@ -6,21 +6,24 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::tensor::{FloatDType, Gradients, Tensor};
 
-use super::sweep::{self, Clip, Finding, Found, Question};
+use super::sweep::{self, Clip, Found, Question};
 use crate::nn::params::{self, Role, VisitTensor};
 use crate::nn::sweeps;
 
 /// Gradients of one backward pass, or the sum of several, flat, in the order of the network's fields; of the type of the tensors that the
 /// backward pass was about, sums in f32.
 #[derive(Clone, Debug, Default)]
-pub struct NamedGradients(Vec<Named>);
+pub struct NamedGradients {
+    of: Arc<[Parameter]>,
+    /// Of each, in the order of [`sweeps::flat`].
+    tensors: Vec<Tensor<1>>,
+}
 
-/// The gradient of the parameter of this name and shape, in the order of [`sweeps::flat`].
+/// What a gradient is of.
 #[derive(Clone, Debug)]
-pub(super) struct Named {
+pub(super) struct Parameter {
     pub(super) name: String,
     pub(super) shape: Vec<usize>,
-    pub(super) gradient: Tensor<1>,
 }
 
 /// The norm of all gradients together, before clipping.
@@ -37,86 +40,68 @@ impl NamedGradients {
     /// The gradients with respect to the trainable tensors of `model`, taken out of those of a backward pass; a tensor that the
     /// loss does not depend on has none.
     pub fn take<M: Module>(model: &M, gradients: &mut Gradients) -> Self {
-        struct Collect<'a>(&'a mut Gradients, NamedGradients);
+        struct Collect<'a> {
+            from: &'a mut Gradients,
+            of: Vec<Parameter>,
+            tensors: Vec<Tensor<1>>,
+        }
         impl VisitTensor for Collect<'_> {
             fn visit<const D: usize>(&mut self, name: &str, role: Role, tensor: &Tensor<D>) {
                 if role == Role::Trainable
-                    && let Some(gradient) = tensor.grad_remove(self.0)
+                    && let Some(gradient) = tensor.grad_remove(self.from)
                 {
-                    let (shape, gradient) = (gradient.dims().to_vec(), sweeps::flat(name, gradient));
-                    self.1.0.push(Named { name: name.to_string(), shape, gradient });
+                    self.of.push(Parameter { name: name.to_string(), shape: gradient.dims().to_vec() });
+                    self.tensors.push(sweeps::flat(name, gradient));
                 }
             }
         }
-        let mut collect = Collect(gradients, Self::default());
+        let mut collect = Collect { from: gradients, of: Vec::new(), tensors: Vec::new() };
         params::visit(model, &mut collect);
-        collect.1
+        Self { of: collect.of.into(), tensors: collect.tensors }
     }
 
     /// The sum with the gradients of another pass of the same network.
     pub fn summed_with(self, other: Self) -> Self {
-        if self.0.is_empty() {
+        if self.tensors.is_empty() {
             return other;
         }
         let f32 = FloatDType::F32;
-        let sum = self.0.into_iter().zip(other.0).map(|(of, more)| {
-            let gradient = of.gradient.cast(f32) + more.gradient.cast(f32);
-            Named { gradient, ..of }
-        });
-        Self(sum.collect())
+        let sums = self.tensors.into_iter().zip(other.tensors).map(|(one, other)| one.cast(f32) + other.cast(f32));
+        Self { tensors: sums.collect(), of: self.of }
     }
 
     /// The norm of all gradients together. Waits for the device.
     pub fn norm(&self) -> GradNorm {
-        let no_loss = self.0.first().map(|of| Tensor::zeros([1], &of.gradient.device()));
-        let StepFinding { names, finding } = self.ask(no_loss.into_iter().collect(), f64::INFINITY).read();
-        grad_norm(&names, &finding.wait().squared_norms)
+        let no_loss = self.tensors.first().map(|gradient| Tensor::zeros([1], &gradient.device()));
+        let found = self.ask(no_loss.into_iter().collect(), f64::INFINITY).read().wait();
+        grad_norm(&self.of, &found.squared_norms)
     }
 
     /// Asks for what a step with these gradients comes to, which are clipped to a norm of `max_norm`; `losses` are of one value each, and there is one.
-    pub(super) fn ask(&self, losses: Vec<Tensor<1>>, max_norm: f64) -> StepQuestion {
-        let gradients: Vec<&Tensor<1>> = self.0.iter().map(|of| &of.gradient).collect();
-        let names = self.0.iter().map(|of| of.name.clone()).collect();
-        StepQuestion { names, question: sweep::ask(&gradients, losses, max_norm) }
+    pub(super) fn ask(&self, losses: Vec<Tensor<1>>, max_norm: f64) -> Question {
+        sweep::ask(&self.tensors, losses, max_norm)
     }
 
-    /// One after the other.
-    pub(super) fn into_named(self) -> impl Iterator<Item = Named> {
-        self.0.into_iter()
+    /// What they are of.
+    pub(super) fn of(&self) -> Arc<[Parameter]> {
+        self.of.clone()
+    }
+
+    /// What they are of, and as many gradients.
+    pub(super) fn into_parts(self) -> (Arc<[Parameter]>, Vec<Tensor<1>>) {
+        (self.of, self.tensors)
     }
 
     /// Name and gradient of each tensor, in the order of its rows.
     pub fn iter(&self) -> impl Iterator<Item = (&str, Tensor<1>)> {
-        self.0.iter().map(|of| (of.name.as_str(), sweeps::in_rows(&of.name, of.gradient.clone(), &of.shape)))
+        let rows = |(of, gradient): (&Parameter, &Tensor<1>)| sweeps::in_rows(&of.name, gradient.clone(), &of.shape);
+        self.of.iter().zip(&self.tensors).map(move |pair| (pair.0.name.as_str(), rows(pair)))
     }
 }
 
-/// Losses and norm of a step, to be found on the device.
-#[derive(Clone, Debug)]
-pub(super) struct StepQuestion {
-    /// Of the gradients.
-    names: Arc<[String]>,
-    question: Question,
-}
-
-impl StepQuestion {
-    /// Sends for what the device finds.
-    pub(super) fn read(&self) -> StepFinding {
-        StepFinding { names: self.names.clone(), finding: self.question.read() }
-    }
-}
-
-/// Losses and norm of a step, perhaps still to be computed.
+/// What a step came to.
 #[derive(Debug)]
-pub(super) struct StepFinding {
-    /// Of the gradients.
-    names: Arc<[String]>,
-    finding: Finding,
-}
-
-/// What was found of a step.
-#[derive(Debug)]
-pub(super) struct StepFound {
+pub(super) struct CameTo {
     pub(super) losses: Vec<f64>,
     /// The norm of all gradients before clipping, and what clips them; or why there must be no step.
     pub(super) step: Result<(f64, Clip), Spoiled>,
@@ -131,39 +116,29 @@ pub(super) enum Spoiled {
     Gradient(String),
 }
 
-impl StepFinding {
-    /// What the device makes of it by itself, if it does.
-    pub(super) fn clip(&self) -> Option<Clip> {
-        self.finding.clip()
-    }
-
-    /// Waits for it, as it is.
-    pub(super) fn wait_for_all(self) -> Found {
-        self.finding.wait()
-    }
-
-    /// Waits for it.
-    pub(super) fn wait(self) -> StepFound {
-        let Found { losses, squared_norms, grad_scale } = self.finding.wait();
+impl CameTo {
+    /// By what was found of the gradients of these parameters.
+    pub(super) fn new(of: &[Parameter], found: Found) -> Self {
+        let Found { losses, squared_norms, grad_scale } = found;
         let spoiled = losses.iter().position(|loss| !loss.is_finite());
-        let step = match (spoiled, grad_norm(&self.names, &squared_norms), grad_scale) {
+        let step = match (spoiled, grad_norm(of, &squared_norms), grad_scale) {
             (Some(batch), ..) => Err(Spoiled::Loss(batch)),
             (None, GradNorm::NonFinite { tensor }, _) => Err(Spoiled::Gradient(tensor)),
             (None, GradNorm::Finite(norm), Some(grad_scale)) => Ok((norm, Clip::Known(grad_scale))),
             // The sum of all is too large for f32, in which a device adds.
             (None, GradNorm::Finite(_), None) => {
-                let largest = self.names.iter().zip(&squared_norms).max_by(|(_, a), (_, b)| a.total_cmp(b));
-                Err(Spoiled::Gradient(largest.map_or(String::new(), |(tensor, _)| tensor.clone())))
+                let largest = of.iter().zip(&squared_norms).max_by(|(_, a), (_, b)| a.total_cmp(b));
+                Err(Spoiled::Gradient(largest.map_or(String::new(), |(parameter, _)| parameter.name.clone())))
             }
         };
-        StepFound { losses, step }
+        Self { losses, step }
     }
 }
 
 /// The norm of all gradients together, of the squares of each.
-fn grad_norm(names: &[String], squared_norms: &[f64]) -> GradNorm {
+fn grad_norm(of: &[Parameter], squared_norms: &[f64]) -> GradNorm {
     match squared_norms.iter().position(|squared| !squared.is_finite()) {
-        Some(first) => GradNorm::NonFinite { tensor: names[first].clone() },
+        Some(first) => GradNorm::NonFinite { tensor: of[first].name.clone() },
         None => GradNorm::Finite(squared_norms.iter().sum::<f64>().sqrt()),
     }
 }

@@ -1,39 +1,41 @@
 //! The passes of a training step: what is drawn for them, the loss and its gradients, and what is asked about those. Not here: what follows from the
 //! answer (`trainer`).
 
+use std::borrow::Borrow;
+
 use burn::tensor::{DType, Tensor};
 
 use super::ahead::Ahead;
-use super::gradients::{NamedGradients, StepQuestion};
+use super::gradients::NamedGradients;
 use super::lr::learning_rate;
-use super::recording::{Recorded, Recording};
+use super::recording::{RecordedPasses, Recording};
+use super::sweep::Question;
 use super::trainer::{Asked, Trainer};
 use crate::device::is_cpu;
 use crate::diffusion::{Draws, Examples, Prepared};
 use crate::models::Network;
 use crate::nn::{dropout, sweeps};
 use crate::noise::{Purpose, Stream};
+use crate::recording::why_not_on;
 
 /// What passes leave on the device.
 #[derive(Clone, Debug)]
 pub struct Passes {
     pub gradients: NamedGradients,
-    pub question: StepQuestion,
+    pub question: Question,
 }
 
 impl<M> Trainer<M> {
     /// The step's passes: its gradients, and what was asked about them. A device is not waited for (but for immiscible noise, which is assigned on the
     /// host from the data); where it is not the host, what the next step needs was drawn while it works.
-    pub(super) fn ask<const D: usize>(&mut self, mut batches: Vec<Examples<D>>) -> (NamedGradients, Asked)
+    pub(super) fn ask<const D: usize>(&mut self, batches: Vec<Examples<D>>) -> (NamedGradients, Asked)
     where
         M: Network<D>,
     {
         let parts = batches.len() as u64;
         let data = batches.iter().map(|examples| examples.data.clone().reshape([-1])).collect();
         let dims = batches.first().map(|examples| examples.data.dims());
-        let recorded = self.may_record(batches.len());
-        let Passes { gradients, question } =
-            if recorded { self.recorded_passes(batches.remove(0)) } else { self.passes(batches) };
+        let Passes { gradients, question } = self.passes_or_recorded(batches);
         let finding = question.read();
         if let (false, Some(dims)) = (is_cpu(&self.device), dims) {
             let batch = (self.step + 1) * parts;
@@ -42,48 +44,55 @@ impl<M> Trainer<M> {
         self.step += 1;
         let c = &self.config;
         let lr = learning_rate(c.lr_schedule, c.lr, c.warmup_steps, c.steps, self.step);
-        (gradients, Asked { finding, data, step: self.step, lr })
+        let of = gradients.of();
+        (gradients, Asked { finding, of, data, step: self.step, lr })
     }
 
-    /// One after the other, in the precision of this process.
+    /// The step's passes as they were recorded, or launched where they are not.
+    fn passes_or_recorded<const D: usize>(&mut self, batches: Vec<Examples<D>>) -> Passes
+    where
+        M: Network<D>,
+    {
+        if !self.may_record() {
+            return self.passes(batches);
+        }
+        if !self.recording.warms_up() {
+            return self.recorded_passes(batches);
+        }
+        let passes = self.passes(batches);
+        if dropout::Draws::now().count() > 0 {
+            self.recording = Recording::Refused("the network has dropout, which draws anew for each step".to_string());
+        }
+        passes
+    }
+
+    /// Launched over one batch after the other, each of which is prepared when it is its turn.
     fn passes<const D: usize>(&mut self, batches: Vec<Examples<D>>) -> Passes
     where
         M: Network<D>,
     {
-        let parts = batches.len() as u64;
-        let mut ahead = self.ahead.take();
-        let for_data = self.for_data();
-        let model = for_data.as_ref().unwrap_or(self.model());
-        let (mut losses, mut sum) = (Vec::with_capacity(batches.len()), NamedGradients::default());
-        for (k, examples) in batches.into_iter().enumerate() {
-            let batch = self.step * parts + k as u64;
+        let (first, mut ahead) = (self.step * batches.len() as u64, self.ahead.take());
+        let prepared = batches.into_iter().enumerate().map(|(k, examples)| {
+            let batch = first + k as u64;
             let draws = self.drawn(&mut ahead, batch, examples.data.dims());
             self.seed_dropout(batch);
-            let batch = self.diffusion.prepare(model, self.on_device(examples), &draws);
-            let (loss, gradients) = self.backward(model, &batch, parts);
-            losses.push(loss);
-            sum = sum.summed_with(gradients);
-        }
-        let question = sum.ask(losses, self.config.max_grad_norm);
-        Passes { gradients: sum, question }
+            self.diffusion.prepare(self.model(), self.on_device(examples), &draws)
+        });
+        self.passes_of(prepared)
     }
 
-    /// Whether passes over so many batches may be [recorded](Recording): they must be made of launches alone, the same ones each time.
-    fn may_record<const D: usize>(&mut self, batches: usize) -> bool
+    /// Whether passes may be [recorded](Recording): they must be made of launches alone, the same ones each time.
+    fn may_record<const D: usize>(&mut self) -> bool
     where
         M: Network<D>,
     {
         if !self.config.device_graph || matches!(self.recording, Recording::Refused(_)) {
             return false;
         }
-        let why_not = if is_cpu(&self.device) || cfg!(feature = "fusion") {
-            "the device records nothing"
-        } else if batches != 1 {
-            "a step is of several batches (`accumulate`)"
+        let why_not = if let Some(why_not) = why_not_on(&self.device) {
+            why_not
         } else if !self.only_the_optimizer_changes_it() {
             "the optimizer is not all that changes the network"
-        } else if !self.diffusion.is_decided_beforehand(self.model()) {
-            "what the loss needs is not known before the network runs (self-conditioning, `xm_candidates`, learned schedule or variance)"
         } else {
             return true;
         };
@@ -91,42 +100,51 @@ impl<M> Trainer<M> {
         false
     }
 
-    /// The passes of a step of one batch, as they were recorded, or launched while they are not.
-    fn recorded_passes<const D: usize>(&mut self, examples: Examples<D>) -> Passes
+    /// The same passes of a network without dropout, as they were recorded; launched, if they are not.
+    fn recorded_passes<const D: usize>(&mut self, batches: Vec<Examples<D>>) -> Passes
     where
         M: Network<D>,
     {
-        let (number, dims) = (self.step, examples.data.dims());
-        let mut ahead = self.ahead.take();
-        let draws = self.drawn(&mut ahead, number, dims);
-        let examples = self.on_device(examples);
-        let batch = self.diffusion.prepare(self.model(), examples.clone(), &draws);
+        let parts = batches.len() as u64;
+        let (first, mut ahead) = (self.step * parts, self.ahead.take());
         let mut recording = std::mem::take(&mut self.recording);
-        let recorded = recording.run(&batch, || {
-            let other = self.diffusion.prepare(self.model(), reversed(examples), &self.draw(number + 1, dims));
-            Recorded::new(&self.device, &batch, &other, |batch| self.passes_of(batch))
+        let batches: Vec<_> = batches.into_iter().map(|examples| self.on_device(examples)).collect();
+        let mut prepared = |first: u64, batches: Vec<Examples<D>>| -> Vec<Prepared<D>> {
+            let prepare = |(batch, examples): (u64, Examples<D>)| {
+                let draws = self.drawn(&mut ahead, batch, examples.data.dims());
+                self.diffusion.prepare(self.model(), examples, &draws)
+            };
+            (first..).zip(batches).map(prepare).collect()
+        };
+        let now = prepared(first, batches.clone());
+        let recorded = recording.run(&now, || {
+            let others = prepared(first + parts, batches.into_iter().map(reversed).collect());
+            RecordedPasses::new(&self.device, [&others, &now], |batches| self.passes_of(batches))
         });
         self.recording = recording;
-        if let Some(passes) = recorded {
-            return passes;
-        }
-        self.seed_dropout(number);
-        let passes = self.passes_of(&batch);
-        if dropout::Draws::now().count() > 0 {
-            self.recording = Recording::Refused("the network has dropout, which draws anew for each step".to_string());
-        }
-        passes
+        recorded.unwrap_or_else(|| self.passes_of(now))
     }
 
-    /// The passes over one batch.
-    fn passes_of<const D: usize>(&self, batch: &Prepared<D>) -> Passes
+    /// The passes over these batches, in the precision of this process: the sum of their gradients.
+    fn passes_of<const D: usize, B: Borrow<Prepared<D>>>(
+        &self,
+        batches: impl IntoIterator<Item = B, IntoIter: ExactSizeIterator>,
+    ) -> Passes
     where
         M: Network<D>,
     {
         let for_data = self.for_data();
-        let (loss, gradients) = self.backward(for_data.as_ref().unwrap_or(self.model()), batch, 1);
-        let question = gradients.ask(vec![loss], self.config.max_grad_norm);
-        Passes { gradients, question }
+        let model = for_data.as_ref().unwrap_or(self.model());
+        let batches = batches.into_iter();
+        let parts = batches.len();
+        let (mut losses, mut sum) = (Vec::with_capacity(parts), NamedGradients::default());
+        for batch in batches {
+            let (loss, gradients) = self.backward(model, batch.borrow(), parts);
+            losses.push(loss);
+            sum = sum.summed_with(gradients);
+        }
+        let question = sum.ask(losses, self.config.max_grad_norm);
+        Passes { gradients: sum, question }
     }
 
     /// The network as the step's passes use it, if that is not as it is: what computes in bf16 is narrowed once per step, not at each use.
@@ -159,7 +177,7 @@ impl<M> Trainer<M> {
     }
 
     /// Loss and gradients of one batch, both divided by the number of batches in the step.
-    fn backward<const D: usize>(&self, model: &M, batch: &Prepared<D>, parts: u64) -> (Tensor<1>, NamedGradients)
+    fn backward<const D: usize>(&self, model: &M, batch: &Prepared<D>, parts: usize) -> (Tensor<1>, NamedGradients)
     where
         M: Network<D>,
     {

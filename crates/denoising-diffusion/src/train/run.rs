@@ -25,7 +25,7 @@ use crate::eval::evaluate::EvaluateError;
 use crate::eval::images::Images;
 use crate::generate::{GenerateError, Generator};
 use crate::model_file::ModelCard;
-use crate::models::Network;
+use crate::models::{Calls, Network};
 use crate::nn::Eval;
 use crate::nn::params::{ParamsError, num_trainable};
 use crate::report::log::{CheckpointRecord, Record, RunLog, SkipReason, SkipRecord, StartRecord, StepRecord};
@@ -217,7 +217,8 @@ impl<M: Network<4>> Run<M> {
 
     /// What draws the run's samples from a copy of its average.
     pub(super) fn generator<'a>(&'a self, eval: &'a Eval<M>) -> Generator<'a, M> {
-        Generator { guidance: self.setup.guidance.clone(), ..Generator::new(eval, self.trainer.diffusion()) }
+        let calls = Calls::new(eval, self.trainer.config().device_graph);
+        Generator { guidance: self.setup.guidance.clone(), ..Generator::new(calls, self.trainer.diffusion()) }
     }
 
     /// The classes of `count` samples, one after the other, where the network is told classes.

@@ -94,9 +94,9 @@ pub fn grad_scale(norm: f64, max_norm: f64) -> f64 {
 }
 
 /// Asks for losses (one value each) and for the norm of all gradients, and what clips it to `max_norm`.
-pub fn ask(gradients: &[&Tensor<1>], losses: Vec<Tensor<1>>, max_norm: f64) -> Question {
+pub fn ask(gradients: &[Tensor<1>], losses: Vec<Tensor<1>>, max_norm: f64) -> Question {
     #[cfg(all(feature = "cube", not(feature = "fusion")))]
-    if gradients.iter().copied().chain(&losses).all(on_cube)
+    if gradients.iter().chain(&losses).all(on_cube)
         && let Some(clipping) = cube::clip(gradients, &losses, max_norm, EPS)
     {
         return Question::OnDevice(clipping);
@@ -179,17 +179,17 @@ fn lerp_plain(average: Tensor<1>, w: Tensor<1>, weight: f64) -> Tensor<1> {
 }
 
 /// The sum of squares of each gradient.
-fn squared_norms(gradients: &[&Tensor<1>]) -> Vec<f64> {
-    if !gradients.iter().all(|gradient| on_cpu(gradient)) {
+fn squared_norms(gradients: &[Tensor<1>]) -> Vec<f64> {
+    if !gradients.iter().all(on_cpu) {
         return squared_norms_plain(gradients);
     }
-    let values = |gradient: &&Tensor<1>| flex((*gradient).clone().cast(FloatDType::F32));
+    let values = |gradient: &Tensor<1>| flex(gradient.clone().cast(FloatDType::F32));
     gradients.iter().map(|gradient| optim::squared_norm(values(gradient).storage())).collect()
 }
 
 /// [`squared_norms`] in plain tensor operations; the device is waited for once.
-fn squared_norms_plain(gradients: &[&Tensor<1>]) -> Vec<f64> {
-    let sum = |gradient: &&Tensor<1>| (*gradient).clone().cast(FloatDType::F32).square().sum();
+fn squared_norms_plain(gradients: &[Tensor<1>]) -> Vec<f64> {
+    let sum = |gradient: &Tensor<1>| gradient.clone().cast(FloatDType::F32).square().sum();
     host_values(Tensor::cat(gradients.iter().map(sum).collect(), 0)).into_iter().map(f64::from).collect()
 }
 

@@ -1,5 +1,7 @@
 //! One step of training. Not here: where batches come from, and what is written to disk.
 
+use std::sync::Arc;
+
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use thiserror::Error;
@@ -9,9 +11,9 @@ use super::ahead::Ahead;
 use super::buffers::Buffers;
 use super::config::TrainConfig;
 use super::ema::{Ema, EmaConfig};
-use super::gradients::{NamedGradients, Spoiled, StepFinding, StepFound};
+use super::gradients::{CameTo, NamedGradients, Parameter, Spoiled};
 use super::recording::Recording;
-use super::sweep::Clip;
+use super::sweep::{Clip, Finding};
 use crate::device::{in_pool, is_cpu};
 use crate::diffusion::{Diffusion, Examples};
 use crate::interop::StateDict;
@@ -44,7 +46,9 @@ pub struct Trainer<M> {
 /// A step that was asked for; what it came to is perhaps still to be computed.
 #[derive(Debug)]
 pub(super) struct Asked {
-    pub(super) finding: StepFinding,
+    pub(super) finding: Finding,
+    /// What its gradients are of.
+    pub(super) of: Arc<[Parameter]>,
     /// Of each batch the data, to look for the cause of a loss that is not finite.
     pub(super) data: Vec<Tensor<1>>,
     pub(super) step: u64,
@@ -276,11 +280,11 @@ impl<M> Trainer<M> {
     }
 
     /// Waits for what a step came to, and counts it. The decay is left for later: the average may not have been updated yet.
-    fn came_to(&mut self, Asked { finding, data, step, lr }: Asked) -> (StepReport, Option<Clip>)
+    fn came_to(&mut self, Asked { finding, of, data, step, lr }: Asked) -> (StepReport, Option<Clip>)
     where
         M: Module,
     {
-        let StepFound { losses, step: found } = finding.wait();
+        let CameTo { losses, step: found } = CameTo::new(&of, finding.wait());
         let loss: f64 = losses.iter().sum();
         let mut report = StepReport { step, loss, grad_norm: f64::NAN, lr, ema_decay: f64::NAN, skipped: None };
         match found {

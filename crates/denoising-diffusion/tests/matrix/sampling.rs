@@ -8,7 +8,7 @@ use denoising_diffusion::diffusion::{
     Diffusion, DiffusionConfig, Examples, FormulationConfig, GuidanceConfig, NoiseLevels, Threshold,
 };
 use denoising_diffusion::generate::{Generator, Request};
-use denoising_diffusion::models::Network;
+use denoising_diffusion::models::{Calls, Network};
 use denoising_diffusion::nn::params::host_values;
 use denoising_diffusion::nn::{Eval, EvalMode};
 use denoising_diffusion::sampler::{
@@ -129,7 +129,11 @@ fn every_formulation_guided_in_every_way() {
         for (way, guidance) in &ways {
             guidance.validate().unwrap();
             for weak in [None, Some(&weak)] {
-                let generator = Generator { guidance: guidance.clone(), weak, ..Generator::new(&model, &diffusion) };
+                let generator = Generator {
+                    guidance: guidance.clone(),
+                    weak: weak.map(Calls::from),
+                    ..Generator::new(&model, &diffusion)
+                };
                 for sampler in SamplerKind::ALL {
                     let name = format!("{}, {way}, {}", config.formulation.name(), sampler.name());
                     let sample = SampleConfig { sampler, sampling_timesteps: Some(4), ..SampleConfig::default() };

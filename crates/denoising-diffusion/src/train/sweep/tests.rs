@@ -30,7 +30,7 @@ proptest! {
         prop_assert!(close(lerp_one(w.clone(), g.clone(), weight), lerp_plain(w.clone(), g.clone(), weight)));
         prop_assert_eq!(host_values(lerp_one(w.clone(), g.clone(), 1.0)), host_values(g.clone()));
         prop_assert_eq!(host_values(lerp_plain(w, g.clone(), 1.0)), host_values(g.clone()));
-        let (ours, plain) = (squared_norms(&[&g])[0], squared_norms_plain(&[&g])[0]);
+        let (ours, plain) = (squared_norms(std::slice::from_ref(&g))[0], squared_norms_plain(std::slice::from_ref(&g))[0]);
         prop_assert!((ours - plain).abs() <= 1e-4 * plain.max(1.0));
     }
 }
@@ -101,7 +101,7 @@ mod on_gpus {
         let losses = |device: &Device| [0.5_f32, 0.25, 3.0].map(|loss| Tensor::from_floats([loss], device)).to_vec();
         let found = |device: &Device, max_norm: f64| {
             let gradients = tensors(device);
-            let finding = ask(&gradients.iter().collect::<Vec<_>>(), losses(device), max_norm).read();
+            let finding = ask(&gradients, losses(device), max_norm).read();
             assert_eq!(finding.clip().is_some(), !crate::device::is_cpu(device));
             finding.wait()
         };
@@ -131,7 +131,7 @@ mod on_gpus {
         ] {
             let (w, g) = (tensor(&[0.5, 0.25, 4.0]), tensor(&gradient));
             let (m, v) = (tensor(&[0.1, 0.2, 0.3]), tensor(&[0.4, 0.5, 0.6]));
-            let finding = ask(&[&g, &tensor(&[0.0; 40])], vec![tensor(&[1.0]), tensor(&[loss])], 2.0).read();
+            let finding = ask(&[g.clone(), tensor(&[0.0; 40])], vec![tensor(&[1.0]), tensor(&[loss])], 2.0).read();
             let clip = finding.clip().unwrap();
             let swept = adam(&step, &clip, vec![([w.clone(), m.clone(), v.clone()], g.clone())]);
             let averages = [0.25, 1.0].map(|weight| lerp(vec![[w.clone(), m.clone()]], weight, &clip).remove(0));

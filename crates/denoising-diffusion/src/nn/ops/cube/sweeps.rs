@@ -60,9 +60,9 @@ pub fn copied(all: Vec<Tensor<1>>) -> Vec<Tensor<1>> {
 
 /// What clipping the norm of these flat gradients makes of them: a factor `max_norm / (norm + eps)`, at most 1, and no step if the norm or
 /// one of `losses` (one value each, at least one) is not finite. The device is not waited for. `None` of no gradients.
-pub fn clip(gradients: &[&Tensor<1>], losses: &[Tensor<1>], max_norm: f64, eps: f64) -> Option<Clipping> {
+pub fn clip(gradients: &[Tensor<1>], losses: &[Tensor<1>], max_norm: f64, eps: f64) -> Option<Clipping> {
     let Squares { sums, places } =
-        clip::squares(gradients.iter().map(|&gradient| primitive(gradient.clone())).collect())?;
+        clip::squares(gradients.iter().map(|gradient| primitive(gradient.clone())).collect())?;
     let losses = primitive(match losses {
         [loss] => loss.clone(),
         several => Tensor::cat(several.to_vec(), 0),

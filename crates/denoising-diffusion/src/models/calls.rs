@@ -1,0 +1,168 @@
+//! Calls of a network in eval behaviour, by which whatever samples runs it: launched, or recorded once and replayed.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use burn::tensor::Tensor;
+
+use super::{Network, NetworkInput};
+use crate::nn::Eval;
+use crate::nn::params::host_values;
+use crate::recording::{Place, Recorded, why_not_on};
+
+/// Calls with inputs of a kind that are launched before one is recorded: by then the device's kernels are tuned.
+const WARM_UP: u32 = 2;
+
+/// How a network is called.
+pub struct Calls<'a, const D: usize, M> {
+    model: &'a Eval<M>,
+    recordings: Option<Arc<Mutex<Recordings<D>>>>,
+}
+
+impl<const D: usize, M> Clone for Calls<'_, D, M> {
+    fn clone(&self) -> Self {
+        Self { model: self.model, recordings: self.recordings.clone() }
+    }
+}
+
+/// Calls that are launched.
+impl<'a, const D: usize, M: Network<D>> From<&'a Eval<M>> for Calls<'a, D, M> {
+    fn from(model: &'a Eval<M>) -> Self {
+        Self::new(model, false)
+    }
+}
+
+impl<'a, const D: usize, M: Network<D>> Calls<'a, D, M> {
+    /// With `device_graph` calls are recorded for each kind of inputs, as far as the device can, to the bits of launched ones; without, they are
+    /// launched.
+    pub fn new(model: &'a Eval<M>, device_graph: bool) -> Self {
+        Self { model, recordings: device_graph.then(Arc::default) }
+    }
+
+    /// The network.
+    pub fn model(&self) -> &'a Eval<M> {
+        self.model
+    }
+
+    /// Whether calls are recorded, or why they cannot be; `None` if it has not been tried.
+    pub fn is_recorded(&self) -> Option<Result<(), String>> {
+        let recordings = self.recordings.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        let any = recordings.kinds.iter().any(|kind| matches!(kind, Kind::Recorded(_)));
+        recordings.refused.clone().map(Err).or(any.then_some(Ok(())))
+    }
+
+    /// [`Network::predict`].
+    pub fn predict(&self, input: NetworkInput<D>) -> Tensor<D> {
+        let Some(recordings) = &self.recordings else { return self.model.predict(input) };
+        let mut recordings = recordings.lock().unwrap_or_else(PoisonError::into_inner);
+        recordings.run(self.model, &input).unwrap_or_else(|| self.model.predict(input))
+    }
+}
+
+/// What has been recorded of a network.
+struct Recordings<const D: usize> {
+    /// Of each kind of inputs.
+    kinds: Vec<Kind<D>>,
+    /// Why nothing is.
+    refused: Option<String>,
+}
+
+enum Kind<const D: usize> {
+    /// So many calls with inputs like this were launched.
+    Launched(NetworkInput<D>, u32),
+    Recorded(Recorded<NetworkInput<D>, Tensor<D>>),
+}
+
+impl<const D: usize> Default for Recordings<D> {
+    fn default() -> Self {
+        Self { kinds: Vec::new(), refused: None }
+    }
+}
+
+impl<const D: usize> Recordings<D> {
+    /// The network's output, in memory of its own; `None` if it is to be launched.
+    fn run<M: Network<D>>(&mut self, model: &Eval<M>, input: &NetworkInput<D>) -> Option<Tensor<D>> {
+        if self.refused.is_none() {
+            self.refused = why_not_on(&input.x.device()).map(str::to_string);
+        }
+        if self.refused.is_some() {
+            return None;
+        }
+        let Some(kind) = self.kinds.iter_mut().find(|kind| kind.input().is_like(input)) else {
+            self.kinds.push(Kind::Launched(input.clone(), 1));
+            return None;
+        };
+        match kind.run(model, input) {
+            Ok(output) => output,
+            Err(why) => {
+                self.refused = Some(why);
+                self.kinds.clear();
+                None
+            }
+        }
+    }
+}
+
+impl<const D: usize> Kind<D> {
+    fn input(&self) -> &NetworkInput<D> {
+        match self {
+            Self::Launched(input, _) => input,
+            Self::Recorded(recorded) => recorded.input(),
+        }
+    }
+
+    fn run<M: Network<D>>(&mut self, model: &Eval<M>, input: &NetworkInput<D>) -> Result<Option<Tensor<D>>, String> {
+        if let Self::Launched(_, calls) = self {
+            *calls += 1;
+            if *calls <= WARM_UP {
+                return Ok(None);
+            }
+            *self = Self::Recorded(record(model, input)?);
+        }
+        match self {
+            // A copy, in one launch.
+            Self::Recorded(recorded) => Ok(Some(recorded.run(input)?.clone() * 1.0)),
+            Self::Launched(..) => Ok(None),
+        }
+    }
+}
+
+fn record<const D: usize, M: Network<D>>(
+    model: &Eval<M>,
+    input: &NetworkInput<D>,
+) -> Result<Recorded<NetworkInput<D>, Tensor<D>>, String> {
+    let other = NetworkInput { x: input.x.clone() * 0.5, time: input.time.clone() * 0.5, ..input.clone() };
+    let work = |input: &NetworkInput<D>| model.predict(input.clone());
+    let numbers = |output: &Tensor<D>| host_values(output.clone()).into_iter().map(f64::from).collect();
+    // SAFETY: weights of an `Eval` change in no way, and `Calls`, which alone has its recordings, borrows it.
+    unsafe { Recorded::new(&input.x.device(), [&other, input], work, numbers) }
+}
+
+impl<const D: usize> Place for NetworkInput<D> {
+    fn in_own_memory(&self) -> Self {
+        Self {
+            x: self.x.in_own_memory(),
+            time: self.time.in_own_memory(),
+            x_self_cond: self.x_self_cond.in_own_memory(),
+            classes: self.classes.in_own_memory(),
+            condition: self.condition.in_own_memory(),
+            vectors: self.vectors.in_own_memory(),
+        }
+    }
+
+    fn is_like(&self, other: &Self) -> bool {
+        self.x.is_like(&other.x)
+            && self.x_self_cond.is_like(&other.x_self_cond)
+            && self.classes.is_like(&other.classes)
+            && self.condition.is_like(&other.condition)
+            && self.vectors.is_like(&other.vectors)
+    }
+
+    fn take_over(&mut self, other: &Self) {
+        self.x.take_over(&other.x);
+        self.time.take_over(&other.time);
+        self.x_self_cond.take_over(&other.x_self_cond);
+        self.classes.take_over(&other.classes);
+        self.condition.take_over(&other.condition);
+        self.vectors.take_over(&other.vectors);
+    }
+}
