@@ -12,6 +12,9 @@ use crate::recording::{Place, Recorded, why_not_on};
 /// Calls with inputs of a kind that are launched before one is recorded: by then the device's kernels are tuned.
 const WARM_UP: u32 = 2;
 
+/// Kinds of inputs that are recorded at most: each recording has memory of its own.
+const MOST_KINDS: usize = 8;
+
 /// How a network is called.
 pub struct Calls<'a, const D: usize, M> {
     model: &'a Eval<M>,
@@ -88,7 +91,9 @@ impl<const D: usize> Recordings<D> {
             return None;
         }
         let Some(kind) = self.kinds.iter_mut().find(|kind| kind.input().is_like(input)) else {
-            self.kinds.push(Kind::Launched(input.clone(), 1));
+            if self.kinds.len() < MOST_KINDS {
+                self.kinds.push(Kind::Launched(input.clone(), 1));
+            }
             return None;
         };
         match kind.run(model, input) {
