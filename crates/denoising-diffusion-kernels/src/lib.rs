@@ -1,7 +1,8 @@
 //! CPU kernels for training denoising diffusion networks.
 //!
 //! Plain slices in, plain slices out: f32, contiguous, activations channels-last (`[batch, height, width, channels]`), weights in
-//! PyTorch's layouts (convolution `[c_out, c_in, kh, kw]`, linear `[out, in]`). Every kernel comes with its gradient.
+//! PyTorch's layouts (convolution `[c_out, c_in, kh, kw]`, linear `[out, in]`). Every kernel comes with its gradient; [`random`] gives what
+//! noise is made of.
 //! Work is shared over rayon's current thread pool, in parts fixed by shape: the same bits come out on any number of threads.
 //! On x86-64 the kernels use AVX-512, or AVX2 and FMA, as the CPU has them, chosen at run time; elsewhere a portable version of the
 //! same code runs.

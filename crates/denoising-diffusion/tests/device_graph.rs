@@ -17,7 +17,7 @@ use denoising_diffusion::generate::{Generator, Request};
 use denoising_diffusion::interop::StateDict;
 use denoising_diffusion::models::{
     Calls, DitConfig, Extent, ImageNetwork, KarrasUnetConfig, LearnedSchedule, LearnedScheduleOptions, Network,
-    NetworkConfig, Scheduled, UnetConfig, UvitConfig,
+    NetworkConfig, NetworkInput, Scheduled, UnetConfig, UvitConfig,
 };
 use denoising_diffusion::nn::{Eval, EvalMode, Init};
 use denoising_diffusion::noise::{Purpose, normal_batch};
@@ -293,4 +293,24 @@ fn samples_are_the_same_recorded_or_not() {
     for network in [NetworkConfig::Dit(dit()), NetworkConfig::Uvit(uvit()), NetworkConfig::KarrasUnet(karras())] {
         assert!(drawing.drawn(&network, None).is_some(), "{network:?}");
     }
+}
+
+/// Also where the same network is recorded for inputs that none are asked of.
+#[test]
+fn what_gradients_are_asked_of_is_launched() {
+    let _alone = ALONE.lock();
+    let model: Eval<ImageNetwork> = NetworkConfig::Unet(unet()).build(&mut init()).unwrap().eval();
+    let x = normal_batch(3, Purpose::Evaluation, 0, 0, [BATCH, 1, 8, 8], &test_device());
+    let gradient = |device_graph| -> Vec<f32> {
+        let calls = Calls::new(&model, device_graph);
+        let input = |x: Tensor<4>| NetworkInput::new(x.clone(), Tensor::from_floats([3.0, 700.0], &x.device()));
+        (0..4).for_each(|_| _ = calls.predict(input(x.clone())));
+        assert_eq!(calls.is_recorded().is_some_and(|recorded| recorded.is_ok()), device_graph && records());
+        let x = x.clone().autodiff().require_grad();
+        let mut gradients = calls.predict(input(x.clone())).square().sum().backward();
+        x.grad_remove(&mut gradients).unwrap().into_data().try_to_vec().unwrap()
+    };
+    let launched = gradient(false);
+    assert!(launched.iter().any(|value| *value != 0.0));
+    assert_eq!(gradient(true), launched);
 }

@@ -35,8 +35,8 @@ impl<'a, const D: usize, M: Network<D>> From<&'a Eval<M>> for Calls<'a, D, M> {
 }
 
 impl<'a, const D: usize, M: Network<D>> Calls<'a, D, M> {
-    /// With `device_graph` calls are recorded for each kind of inputs, as far as the device can, to the bits of launched ones; without, they are
-    /// launched.
+    /// With `device_graph` calls are recorded for each kind of inputs, as far as the device can, to the bits of launched ones; without, and where
+    /// gradients are asked for, they are launched.
     pub fn new(model: &'a Eval<M>, device_graph: bool) -> Self {
         Self { model, recordings: device_graph.then(Arc::default) }
     }
@@ -87,7 +87,8 @@ impl<const D: usize> Recordings<D> {
         if self.refused.is_none() {
             self.refused = why_not_on(&input.x.device()).map(str::to_string);
         }
-        if self.refused.is_some() {
+        // Nothing goes on a tape that is replayed.
+        if self.refused.is_some() || input.x.is_autodiff() {
             return None;
         }
         let Some(kind) = self.kinds.iter_mut().find(|kind| kind.input().is_like(input)) else {

@@ -72,13 +72,15 @@ impl<M> Trainer<M> {
         M: Network<D>,
     {
         let (first, mut ahead) = (self.step * batches.len() as u64, self.ahead.take());
+        let for_data = self.for_data();
+        let model = for_data.as_ref().unwrap_or(self.model());
         let prepared = batches.into_iter().enumerate().map(|(k, examples)| {
             let batch = first + k as u64;
             let draws = self.drawn(&mut ahead, batch, examples.data.dims());
             self.seed_dropout(batch);
-            self.diffusion.prepare(self.model(), self.on_device(examples), &draws)
+            self.diffusion.prepare(model, self.on_device(examples), &draws)
         });
-        self.passes_of(prepared)
+        self.passes_of(model, prepared)
     }
 
     /// Whether passes may be [recorded](Recording): they must be made of launches alone, the same ones each time.
@@ -119,22 +121,30 @@ impl<M> Trainer<M> {
         let now = prepared(first, batches.clone());
         let recorded = recording.run(&now, || {
             let others = prepared(first + parts, batches.into_iter().map(reversed).collect());
-            RecordedPasses::new(&self.device, [&others, &now], |batches| self.passes_of(batches))
+            RecordedPasses::new(&self.device, [&others, &now], |batches| self.launched(batches))
         });
         self.recording = recording;
-        recorded.unwrap_or_else(|| self.passes_of(now))
+        recorded.unwrap_or_else(|| self.launched(&now))
     }
 
-    /// The passes over these batches, in the precision of this process: the sum of their gradients.
+    /// The passes over batches that are prepared.
+    fn launched<const D: usize>(&self, batches: &[Prepared<D>]) -> Passes
+    where
+        M: Network<D>,
+    {
+        let for_data = self.for_data();
+        self.passes_of(for_data.as_ref().unwrap_or(self.model()), batches)
+    }
+
+    /// The passes of `model`, which is the network as data use it, over these batches: the sum of their gradients.
     fn passes_of<const D: usize, B: Borrow<Prepared<D>>>(
         &self,
+        model: &M,
         batches: impl IntoIterator<Item = B, IntoIter: ExactSizeIterator>,
     ) -> Passes
     where
         M: Network<D>,
     {
-        let for_data = self.for_data();
-        let model = for_data.as_ref().unwrap_or(self.model());
         let batches = batches.into_iter();
         let parts = batches.len();
         let (mut losses, mut sum) = (Vec::with_capacity(parts), NamedGradients::default());
