@@ -42,8 +42,8 @@ simd_fn! {
     unsafe fn normals_on<S>(counter: [u32; WORDS], key: [u32; 2], out: &mut [f32]) {
         for (n, chunk) in out.chunks_mut(WORDS * COUNTERS).enumerate() {
             let mut counters = counter.map(|word| [word; COUNTERS]);
-            for i in 0..COUNTERS {
-                counters[0][i] = counter[0].wrapping_add((n * COUNTERS + i) as u32);
+            for (i, first) in counters[0].iter_mut().enumerate() {
+                *first = counter[0].wrapping_add((n * COUNTERS + i) as u32);
             }
             let words = philox(counters, key);
             let (first, second) = (normal_pairs(words[0], words[1]), normal_pairs(words[2], words[3]));
@@ -55,19 +55,19 @@ simd_fn! {
 }
 
 #[inline(always)]
-fn philox<const N: usize>(mut counters: Words<N>, mut key: [u32; 2]) -> Words<N> {
+fn philox<const N: usize>(counters: Words<N>, mut key: [u32; 2]) -> Words<N> {
+    let [mut a, mut b, mut c, mut d] = counters;
     for _ in 0..10 {
         for i in 0..N {
-            let a = u64::from(counters[0][i]) * 0xD251_1F53;
-            let c = u64::from(counters[2][i]) * 0xCD9E_8D57;
-            counters[0][i] = (c >> 32) as u32 ^ counters[1][i] ^ key[0];
-            counters[1][i] = c as u32;
-            counters[2][i] = (a >> 32) as u32 ^ counters[3][i] ^ key[1];
-            counters[3][i] = a as u32;
+            let (of_a, of_c) = (u64::from(a[i]) * 0xD251_1F53, u64::from(c[i]) * 0xCD9E_8D57);
+            a[i] = (of_c >> 32) as u32 ^ b[i] ^ key[0];
+            b[i] = of_c as u32;
+            c[i] = (of_a >> 32) as u32 ^ d[i] ^ key[1];
+            d[i] = of_a as u32;
         }
         key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
     }
-    counters
+    [a, b, c, d]
 }
 
 /// [`normal_pair`] of each of these and of those. Loops over arrays, which the compiler makes vectors of; closures it does not.

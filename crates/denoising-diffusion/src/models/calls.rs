@@ -69,6 +69,7 @@ struct Recordings<const D: usize> {
     refused: Option<String>,
 }
 
+#[allow(clippy::large_enum_variant, reason = "a few, in one list")]
 enum Kind<const D: usize> {
     /// So many calls with inputs like this were launched.
     Launched(NetworkInput<D>, u32),
