@@ -24,11 +24,14 @@ pub trait Place {
     fn take_over(&mut self, other: &Self);
 }
 
+fn taking_over<P: Place>(mut place: P, other: &P) -> P {
+    place.take_over(other);
+    place
+}
+
 impl<const D: usize> Place for Tensor<D> {
     fn in_own_memory(&self) -> Self {
-        let mut own = self.zeros_like();
-        own.take_over(self);
-        own
+        taking_over(self.zeros_like(), self)
     }
 
     fn is_like(&self, other: &Self) -> bool {
@@ -43,9 +46,7 @@ impl<const D: usize> Place for Tensor<D> {
 
 impl Place for Tensor<1, Int> {
     fn in_own_memory(&self) -> Self {
-        let mut own = self.zeros_like();
-        own.take_over(self);
-        own
+        taking_over(self.zeros_like(), self)
     }
 
     fn is_like(&self, other: &Self) -> bool {
