@@ -160,11 +160,13 @@ impl<I: Place, O> Recorded<I, O> {
         let mut recorded = Self { input: place, output, replay: Box::new(replay) };
         for (input, expected) in inputs.into_iter().zip(expected) {
             let got = numbers(recorded.run(input)?);
-            let differs = |(got, expected): (&f64, &f64)| got.to_bits() != expected.to_bits();
-            if let Some(at) = got.iter().zip(&expected).position(differs) {
-                let (got, expected) = (got[at], expected[at]);
+            let same = |at: usize| got.get(at).map(|value| value.to_bits()) == expected.get(at).map(|value| value.to_bits());
+            if let Some(at) = (0..got.len().max(expected.len())).find(|&at| !same(at)) {
+                let in_words = |numbers: &[f64]| numbers.get(at).map_or("none".to_string(), f64::to_string);
                 return Err(format!(
-                    "replayed, it comes to other numbers than launched ({got:?} in place of {expected:?})"
+                    "replayed, it comes to other numbers than launched ({} in place of {})",
+                    in_words(&got),
+                    in_words(&expected)
                 ));
             }
         }

@@ -56,8 +56,9 @@ impl<'a, const D: usize, M: Network<D>> Calls<'a, D, M> {
     /// [`Network::predict`].
     pub fn predict(&self, input: NetworkInput<D>) -> Tensor<D> {
         let Some(recordings) = &self.recordings else { return self.model.predict(input) };
-        let mut recordings = recordings.lock().unwrap_or_else(PoisonError::into_inner);
-        recordings.run(self.model, &input).unwrap_or_else(|| self.model.predict(input))
+        // Not held while the network is launched: what waits within that for its threads may be given other work that calls the network.
+        let recorded = recordings.lock().unwrap_or_else(PoisonError::into_inner).run(self.model, &input);
+        recorded.unwrap_or_else(|| self.model.predict(input))
     }
 }
 
