@@ -58,20 +58,27 @@ impl Place for Tensor<1, Int> {
     }
 }
 
-impl Place for Vectors {
-    fn in_own_memory(&self) -> Self {
-        Self { values: self.values.in_own_memory(), given: self.given.in_own_memory() }
-    }
+/// A place of each of these fields, which are all that the type has.
+macro_rules! place_of_fields {
+    ($type:ident $(<const $d:ident>)? { $($field:ident),* }) => {
+        impl$(<const $d: usize>)? $crate::recording::Place for $type$(<$d>)? {
+            fn in_own_memory(&self) -> Self {
+                Self { $($field: self.$field.in_own_memory()),* }
+            }
 
-    fn is_like(&self, other: &Self) -> bool {
-        self.values.is_like(&other.values)
-    }
+            fn is_like(&self, other: &Self) -> bool {
+                true $(&& self.$field.is_like(&other.$field))*
+            }
 
-    fn take_over(&mut self, other: &Self) {
-        self.values.take_over(&other.values);
-        self.given.take_over(&other.given);
-    }
+            fn take_over(&mut self, other: &Self) {
+                $(self.$field.take_over(&other.$field);)*
+            }
+        }
+    };
 }
+pub(crate) use place_of_fields;
+
+place_of_fields!(Vectors { values, given });
 
 impl<T: Place> Place for Option<T> {
     fn in_own_memory(&self) -> Self {
@@ -160,7 +167,8 @@ impl<I: Place, O> Recorded<I, O> {
         let mut recorded = Self { input: place, output, replay: Box::new(replay) };
         for (input, expected) in inputs.into_iter().zip(expected) {
             let got = numbers(recorded.run(input)?);
-            let same = |at: usize| got.get(at).map(|value| value.to_bits()) == expected.get(at).map(|value| value.to_bits());
+            let same =
+                |at: usize| got.get(at).map(|value| value.to_bits()) == expected.get(at).map(|value| value.to_bits());
             if let Some(at) = (0..got.len().max(expected.len())).find(|&at| !same(at)) {
                 let in_words = |numbers: &[f64]| numbers.get(at).map_or("none".to_string(), f64::to_string);
                 return Err(format!(

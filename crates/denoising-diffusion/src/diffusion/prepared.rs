@@ -11,7 +11,7 @@ use super::learned_variance::Posterior;
 use super::loss::per_example;
 use super::prediction::{Coefficients, Prediction};
 use crate::nn::Vectors;
-use crate::recording::Place;
+use crate::recording::{Place, place_of_fields};
 
 /// What a network is told of a batch beside levels of noise.
 #[derive(Clone, Debug)]
@@ -141,24 +141,7 @@ impl<const D: usize> Place for Prepared<D> {
     }
 }
 
-impl<const D: usize> Place for Told<D> {
-    fn in_own_memory(&self) -> Self {
-        let (classes, condition) = (self.classes.in_own_memory(), self.condition.in_own_memory());
-        Self { classes, condition, vectors: self.vectors.in_own_memory() }
-    }
-
-    fn is_like(&self, other: &Self) -> bool {
-        self.classes.is_like(&other.classes)
-            && self.condition.is_like(&other.condition)
-            && self.vectors.is_like(&other.vectors)
-    }
-
-    fn take_over(&mut self, other: &Self) {
-        self.classes.take_over(&other.classes);
-        self.condition.take_over(&other.condition);
-        self.vectors.take_over(&other.vectors);
-    }
-}
+place_of_fields!(Told<const D> { classes, condition, vectors });
 
 #[cfg(test)]
 mod tests {

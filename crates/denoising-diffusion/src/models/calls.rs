@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use super::{Network, NetworkInput};
 use crate::nn::Eval;
 use crate::nn::params::host_values;
-use crate::recording::{Place, Recorded, why_not_on};
+use crate::recording::{Place, Recorded, place_of_fields, why_not_on};
 
 /// Calls with inputs of a kind that are launched before one is recorded: by then the device's kernels are tuned.
 const WARM_UP: u32 = 2;
@@ -145,32 +145,4 @@ fn record<const D: usize, M: Network<D>>(
     unsafe { Recorded::new(&input.x.device(), [&other, input], work, numbers) }
 }
 
-impl<const D: usize> Place for NetworkInput<D> {
-    fn in_own_memory(&self) -> Self {
-        Self {
-            x: self.x.in_own_memory(),
-            time: self.time.in_own_memory(),
-            x_self_cond: self.x_self_cond.in_own_memory(),
-            classes: self.classes.in_own_memory(),
-            condition: self.condition.in_own_memory(),
-            vectors: self.vectors.in_own_memory(),
-        }
-    }
-
-    fn is_like(&self, other: &Self) -> bool {
-        self.x.is_like(&other.x)
-            && self.x_self_cond.is_like(&other.x_self_cond)
-            && self.classes.is_like(&other.classes)
-            && self.condition.is_like(&other.condition)
-            && self.vectors.is_like(&other.vectors)
-    }
-
-    fn take_over(&mut self, other: &Self) {
-        self.x.take_over(&other.x);
-        self.time.take_over(&other.time);
-        self.x_self_cond.take_over(&other.x_self_cond);
-        self.classes.take_over(&other.classes);
-        self.condition.take_over(&other.condition);
-        self.vectors.take_over(&other.vectors);
-    }
-}
+place_of_fields!(NetworkInput<const D> { x, time, x_self_cond, classes, condition, vectors });
