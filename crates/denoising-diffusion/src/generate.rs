@@ -158,7 +158,7 @@ impl<'a, M: Network<4>> Generator<'a, M> {
                     denoiser.with_condition(Tensor::from_data(TensorData::new(values, [b, channels, h, w]), device));
             }
             if let Some(vectors) = request.vectors {
-                let dim = self.model.model().vector_dim();
+                let dim = self.model.network().vector_dim();
                 denoiser = denoiser.with_vectors(vectors[first * dim..(first + b) * dim].to_vec());
             }
             let x = make(SampleBatch { denoiser, first, init, noise })?;
@@ -192,14 +192,14 @@ impl<'a, M: Network<4>> Generator<'a, M> {
         if let Some(got) = request.init_noise.map(<[f32]>::len).filter(|&got| got != expected) {
             return Err(GenerateError::InitNoise { count, shape, expected, got });
         }
-        let channels = self.model.model().condition_channels();
+        let channels = self.model.network().condition_channels();
         let expected = [count, channels, shape[1], shape[2]];
         match request.conditions.map(|conditions| conditions.shape) {
             None if channels > 0 => return Err(GenerateError::NoConditions { channels }),
             Some(got) if got != expected => return Err(GenerateError::Conditions { count, expected, got }),
             _ => {}
         }
-        let (dim, got) = (self.model.model().vector_dim(), request.vectors.map(<[f32]>::len));
+        let (dim, got) = (self.model.network().vector_dim(), request.vectors.map(<[f32]>::len));
         match got {
             None if dim > 0 => return Err(GenerateError::NoVectors { dim }),
             Some(got) if got != count * dim => {
@@ -211,7 +211,7 @@ impl<'a, M: Network<4>> Generator<'a, M> {
         if classes.len() != count {
             return Err(GenerateError::Classes { count, got: classes.len() });
         }
-        let known = self.model.model().num_classes();
+        let known = self.model.network().num_classes();
         match classes.iter().find(|&&class| self.classifier.is_none() && class as usize > known) {
             Some(&class) => Err(GenerateError::UnknownClass { class, last: known.saturating_sub(1) }),
             None => Ok(()),

@@ -133,8 +133,8 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
             let Labels { classes, vectors } = labels;
             let time = per_example::<1>(&vec![level.time; x.dims()[0]], &device);
             let none_yet = || x.zeros_like();
-            let x_self_cond = calls.model().self_condition().then(|| x_self_cond.unwrap_or_else(none_yet));
-            let condition = condition.filter(|_| calls.model().condition_channels() > 0);
+            let x_self_cond = calls.network().self_condition().then(|| x_self_cond.unwrap_or_else(none_yet));
+            let condition = condition.filter(|_| calls.network().condition_channels() > 0);
             in_pool(|| calls.predict(NetworkInput { x, time, x_self_cond, classes, condition, vectors }))
         };
         let one = |calls, labels| run(calls, x.clone(), x_self_cond.clone(), labels, condition.clone());
@@ -148,7 +148,7 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
         if labels.are_absent() {
             return [Some(one(&self.model, labels)), None];
         }
-        let unknown = labels.unknown::<D, M>(self.model.model(), b, &device);
+        let unknown = labels.unknown::<D, M>(self.model.network(), b, &device);
         if scale == 0.0 {
             return [None, Some(one(&self.model, unknown))];
         }
@@ -167,7 +167,7 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
     /// Classes and vectors of the first `b` examples, as far as the network takes them.
     fn labels(&self, b: usize, device: &Device) -> Labels {
         let classes = self.classes.as_deref().map(|classes| &classes[..b.min(classes.len())]);
-        let model = self.model.model();
+        let model = self.model.network();
         let dim = model.vector_dim();
         let vectors = self.vectors.as_deref().filter(|_| dim > 0).map(|rows| &rows[..(b * dim).min(rows.len())]);
         Labels {

@@ -129,7 +129,7 @@ impl Diffusion {
         model: impl Into<Calls<'a, D, M>>,
     ) -> NetworkDenoiser<'a, D, M> {
         let model = model.into();
-        NetworkDenoiser::new(self.with_schedule_of::<D, M>(model.model()), model)
+        NetworkDenoiser::new(self.with_schedule_of::<D, M>(model.network()), model)
     }
 
     /// For measurements: noise stays with the example that it was drawn for, so that no loss depends on the rest of the batch.

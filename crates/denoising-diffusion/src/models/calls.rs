@@ -41,8 +41,8 @@ impl<'a, const D: usize, M: Network<D>> Calls<'a, D, M> {
         Self { model, recordings: device_graph.then(Arc::default) }
     }
 
-    /// The network.
-    pub fn model(&self) -> &'a Eval<M> {
+    /// What is called.
+    pub fn network(&self) -> &'a Eval<M> {
         self.model
     }
 
