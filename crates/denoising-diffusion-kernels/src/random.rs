@@ -25,9 +25,11 @@ pub fn philox4x32_10(counter: [u32; WORDS], key: [u32; 2]) -> [u32; WORDS] {
 
 /// The two normal numbers of two random words: sqrt(-2 ln u) times cosine and sine of 2 pi v, where u = (`words[0]` + 1/2) / 2^32 and v likewise of
 /// `words[1]`.
+#[inline(always)]
 pub fn normal_pair(words: [u32; 2]) -> [f32; 2] {
     let radius = (-2.0 * ln(words[0])).sqrt();
-    cos_sin(words[1]).map(|part| (radius * part) as f32)
+    let [cos, sin] = cos_sin(words[1]);
+    [(radius * cos) as f32, (radius * sin) as f32]
 }
 
 /// Fills `out`, a multiple of 4 long, with the normal numbers of `counter` and those that follow it, whose first word is greater by 1, 2, ...: for each
@@ -75,10 +77,7 @@ fn philox<const N: usize>(counters: Words<N>, mut key: [u32; 2]) -> Words<N> {
 fn normal_pairs(these: [u32; COUNTERS], those: [u32; COUNTERS]) -> [[f32; COUNTERS]; 2] {
     let mut pairs = [[0.0; COUNTERS]; 2];
     for i in 0..COUNTERS {
-        let radius = (-2.0 * ln(these[i])).sqrt();
-        let [cos, sin] = cos_sin(those[i]);
-        pairs[0][i] = (radius * cos) as f32;
-        pairs[1][i] = (radius * sin) as f32;
+        [pairs[0][i], pairs[1][i]] = normal_pair([these[i], those[i]]);
     }
     pairs
 }
