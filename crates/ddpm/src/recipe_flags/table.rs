@@ -213,7 +213,7 @@ pub const FLAGS: &[Flag] = &[
     flag(TRAIN, "adam_eps", Number, Fixed, "Adam's epsilon"),
     flag(TRAIN, "max_grad_norm", Number, Fixed, "Scale gradients down to this norm; inf clips nothing"),
     flag(TRAIN, "checkpoint_activations", Switch, Free, "Compute activations again in the backward pass instead of keeping them: less memory, more time"),
-    flag(TRAIN, "device_graph", Switch, Free, "On GPUs, record a step's passes once and replay them: less work for the host, more memory"),
+    flag(TRAIN, "device_graph", Switch, Free, "On GPUs, record a step's passes, and the networks of samples, once and replay them: less work for the host, more memory"),
     flag(TRAIN, "seed", Whole, Fixed, "Seed of weights, data order, noise and samples"),
     flag(TRAIN, "save_every", Whole, Free, "Steps between checkpoints"),
     flag(TRAIN, "sample_every", Whole, Free, "Steps between sample grids [default: as --save-every]"),

@@ -28,8 +28,8 @@ pub struct TrainConfig {
     /// Keep only the inputs of each block of the network for the backward pass and compute the rest again: less memory, more time, the same
     /// bits.
     pub checkpoint_activations: bool,
-    /// On a GPU, record the passes of a step once and ask for them as one thing from then on, where that can be: less work for the host, more memory,
-    /// the same bits.
+    /// On a GPU, record the passes of a step, and the network that samples are drawn from, once and ask for them as one thing from then on, where that can
+    /// be: less work for the host, more memory, the same bits.
     pub device_graph: bool,
     /// Seeds weights, data order, noise levels, noise and samples.
     pub seed: u64,
