@@ -114,6 +114,15 @@ mod on_gpus {
         }
     }
 
+    /// What lies behind the loss in memory is none: a loss is part of a larger tensor here; several have room behind them on CUDA.
+    #[test]
+    fn only_losses_are_read() {
+        let Some(device) = test_device() else { return };
+        let loss = Tensor::<1>::from_floats([0.5, 0.25, 3.0, 7.0], &device).narrow(0, 1, 1);
+        let found = ask(&[Tensor::from_floats([1.0, 2.0], &device)], vec![loss], 1.0).read().wait();
+        assert_eq!(found.losses, [0.25]);
+    }
+
     /// Nothing changes if a gradient, a loss, or the norm of all gradients is not finite; else what the device found goes into the step.
     #[test]
     fn the_device_decides_by_itself() {

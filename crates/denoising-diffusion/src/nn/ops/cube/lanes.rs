@@ -109,6 +109,8 @@ fn folded(a: f32, b: f32, #[comptime] fold: Fold) -> f32 {
 #[cube]
 fn over_group(value: f32, scratch: &mut [f32], #[comptime] fold: Fold, #[comptime] lanes: Lanes) -> f32 {
     if comptime!(lanes.in_plane) {
+        // Units of a row that have no vector of it come from another branch: nothing but this promises that all are here.
+        sync_plane();
         let mut all = value;
         #[unroll]
         for step in 0..comptime!(lanes.units.ilog2()) {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::backend::Cube;
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{Bytes, DType, Tensor, TensorData};
 use burn_cubecl::CubeDevice;
 use burn_cubecl::cubecl::client::Client;
 use burn_cubecl::cubecl::future::{DynFut, block_on};
@@ -88,10 +88,13 @@ impl Clipping {
 
     /// Sends for it.
     pub fn read(&self) -> Reading {
-        let handles = [&self.losses, &self.sums, &self.clip].map(|tensor| tensor.handle.clone());
+        let tensors = [&self.losses, &self.sums, &self.clip];
+        let counts = tensors.map(|tensor| tensor.meta.num_elements());
         // Asked for here, not where it is waited for.
-        let bytes = lasting_client(&self.sums).read_async(handles.to_vec());
-        let arrives = async { Ok(bytes.await?.iter().map(|bytes| values(bytes)).collect()) };
+        let bytes = lasting_client(&self.sums).read_async(tensors.map(|tensor| tensor.handle.clone()).to_vec());
+        // What lies behind the values is room that CUDA's allocations have.
+        let of = move |(bytes, count): (&Bytes, usize)| values(&bytes[..count * size_of::<f32>()]);
+        let arrives = async move { Ok(bytes.await?.iter().zip(counts).map(of).collect()) };
         Reading { arrives: Mutex::new(Some(Box::pin(arrives))), places: self.places.clone() }
     }
 }
