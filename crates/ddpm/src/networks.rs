@@ -166,7 +166,7 @@ fn kept_by_uvit(uvit: &UvitConfig, shape: ImageShape, again: Option<Again>) -> R
         inner = dim;
     }
     let (hidden, heads, drops) = (inner as u64, uvit.attn_heads as u64, uvit.vit_dropout > 0.0);
-    let attention = 8 * heads * uvit.attn_dim_head as u64 + if drops { 3 * heads * pixels } else { 0 };
+    let attention = 8 * heads * uvit.attn_dim_head as u64 + if drops { 2 * heads * pixels } else { 0 };
     for _ in 0..uvit.vit_depth {
         let all = pixels * (8 * hidden + 6 * hidden * uvit.ff_mult as u64 + attention);
         tally.add(again, all, pixels * hidden);
@@ -190,10 +190,10 @@ fn kept_by_karras_unet(karras: &KarrasUnetConfig, shape: ImageShape, again: Opti
         let dim = (karras.dim << stage).min(karras.dim_max) as u64;
         // On the way down and on the way up; and one more each way where the size changes.
         for _ in 0..2 * blocks {
-            tally.add(again, 15 * positions * dim, positions * dim);
+            tally.add(again, 10 * positions * dim, positions * dim);
         }
         for _ in 0..2 {
-            tally.add(again, 10 * positions * dim, positions * dim);
+            tally.add(again, 6 * positions * dim, positions * dim);
         }
         positions /= axes;
     }

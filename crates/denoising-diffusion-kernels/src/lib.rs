@@ -13,13 +13,16 @@
 pub mod activation;
 pub mod attention;
 pub mod conv;
+pub mod dropout;
 mod gemm;
 pub mod memory;
+pub mod mix;
 pub mod norm;
 pub mod optim;
 mod par;
 pub mod pooling;
 pub mod random;
+pub mod resize;
 mod simd;
 #[cfg(test)]
 mod testing;

@@ -4,19 +4,19 @@
 //! Normal numbers are computed in f64 by additions, multiplications, divisions and roots alone, which are rounded the same everywhere, and
 //! rounded to f32 at the end: the same bits on every machine, in any vector width, whatever its mathematical library.
 //!
-//! Not here: what keys and counters stand for. No state is kept.
+//! Not here: what keys and counters stand for ([`dropout`](crate::dropout) has counters of its own). No state is kept.
 
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_PI_2, LN_2};
 
 use crate::simd::{Isa, simd_fn};
 
 /// Random words of a counter.
-const WORDS: usize = 4;
+pub(crate) const WORDS: usize = 4;
 /// Counters at a time: enough for the compiler to make vectors of.
-const COUNTERS: usize = 16;
+pub(crate) const COUNTERS: usize = 16;
 
 /// Words `k` of several counters.
-type Words<const N: usize> = [[u32; N]; WORDS];
+pub(crate) type Words<const N: usize> = [[u32; N]; WORDS];
 
 /// The random words of one counter.
 pub fn philox4x32_10(counter: [u32; WORDS], key: [u32; 2]) -> [u32; WORDS] {
@@ -56,8 +56,9 @@ simd_fn! {
     }
 }
 
+/// The random words of several counters, in vectors where it is inlined into a kernel.
 #[inline(always)]
-fn philox<const N: usize>(counters: Words<N>, mut key: [u32; 2]) -> Words<N> {
+pub(crate) fn philox<const N: usize>(counters: Words<N>, mut key: [u32; 2]) -> Words<N> {
     let [mut a, mut b, mut c, mut d] = counters;
     for _ in 0..10 {
         for i in 0..N {

@@ -1,8 +1,8 @@
 //! Counter-based random streams: every number is a function of (seed, purpose, index, part), drawn on the host, so that noise
 //! never depends on batch size, thread count, device or how often a run was resumed.
 //!
-//! Not here: how counters become numbers (`denoising_diffusion_kernels::random`), and Burn's own generator, which is process-global and serves dropout
-//! alone, reseeded for each draw.
+//! Not here: how counters become numbers (`denoising_diffusion_kernels::random`), what dropout draws (`nn::Dropout`), and Burn's own generator, which is
+//! process-global and serves layers that are not ours alone.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use denoising_diffusion_kernels::random::{normal_pair, normals, philox4x32_10};
@@ -26,8 +26,7 @@ pub enum Purpose {
     SampleInit = 6,
     /// Noise added while sampling; index: the sample's number, part: the step.
     SampleStep = 7,
-    /// Seeds of Burn's generator (dropout). From the run's seed one per batch; index: the number of the batch. From that one per draw; index: the
-    /// number of the draw.
+    /// Keys of dropout, and seeds of Burn's generator; index: the number of the batch, part: 0 before the loss, 1 for it.
     Dropout = 8,
     /// Noise levels and noise of held-out examples; index: the example, part: 0 level, 1 noise.
     HeldOut = 9,

@@ -11,6 +11,7 @@ use burn::tensor::{Device, Int, Tensor};
 
 use crate::device::is_cpu;
 use crate::nn::Vectors;
+use crate::nn::ops::DropoutKey;
 
 /// What recorded work reads, in a place of its own.
 pub trait Place {
@@ -79,6 +80,26 @@ macro_rules! place_of_fields {
 pub(crate) use place_of_fields;
 
 place_of_fields!(Vectors { values, given });
+
+impl Place for DropoutKey {
+    fn in_own_memory(&self) -> Self {
+        match self {
+            Self::Words(_) => self.clone(),
+            Self::OnDevice(key) => Self::OnDevice(key.in_own_memory()),
+        }
+    }
+
+    fn is_like(&self, other: &Self) -> bool {
+        matches!((self, other), (Self::Words(_), Self::Words(_)) | (Self::OnDevice(_), Self::OnDevice(_)))
+    }
+
+    fn take_over(&mut self, other: &Self) {
+        match (self, other) {
+            (Self::OnDevice(own), Self::OnDevice(other)) => own.take_over(other),
+            (own, other) => *own = other.clone(),
+        }
+    }
+}
 
 impl<T: Place> Place for Option<T> {
     fn in_own_memory(&self) -> Self {

@@ -281,10 +281,10 @@ mod tests {
             (Config::S, [453, 315]),
             (Config::M, [1169, 1045]),
             (Config::Unet1d, [248, 159]),
-            (Config::Uvit, [341, 261]),
+            (Config::Uvit, [305, 260]),
             (Config::Dit, [491, 286]),
-            (Config::Karras, [343, 189]),
-            (Config::Karras3d, [188, 131]),
+            (Config::Karras, [283, 181]),
+            (Config::Karras3d, [168, 127]),
         ] {
             let (network, [batch_size, channels, height, width]) = config.parts();
             let shape = ImageShape { channels, height, width };

@@ -1,9 +1,11 @@
-//! Layer normalisation and gated sums against plain f64 loops, and those against finite differences.
+//! Layer normalisation and gates against plain f64 loops, and those against finite differences.
 
 use proptest::prelude::*;
 
 use super::RmsNormShape as RowShape;
+use super::gate::*;
 use super::layer::*;
+use crate::activation::Activation;
 use crate::simd::Isa;
 use crate::testing::{assert_close, assert_some_close, numeric, one_and_two_threads_agree, random, some_indices, wide};
 
@@ -27,10 +29,14 @@ fn gate64(s: &RowShape, x: &[f64], gate: &[f64], residual: &[f64]) -> Vec<f64> {
     (0..x.len()).map(|i| residual[i] + x[i] * gate[i / image * s.channels + i % s.channels]).collect()
 }
 
+fn silu64(s: &RowShape, x: &[f64], gate: &[f64]) -> Vec<f64> {
+    gate64(s, x, gate, &vec![0.0; x.len()]).into_iter().map(|u| u / (1.0 + (-u).exp())).collect()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
-    fn both_agree_with_f64_and_finite_differences(
+    fn all_agree_with_f64_and_finite_differences(
         (batch, positions, channels) in (1usize..=5, 1usize..=289, 2usize..=70), seed: u64,
     ) {
         let s = RowShape { batch, positions, channels };
@@ -48,6 +54,8 @@ proptest! {
         let dm64 = numeric(&m64, &dy, &of_m, |m| norm64(&s, &x64, m));
         let gate_dx64 = numeric(&x64, &dy, &of_x, |x| gate64(&s, x, &gate64_, &r64));
         let dgate64 = numeric(&gate64_, &dy, &of_gate, |gate| gate64(&s, &x64, gate, &r64));
+        let silu_dx64 = numeric(&x64, &dy, &of_x, |x| silu64(&s, x, &gate64_));
+        let silu_dgate64 = numeric(&gate64_, &dy, &of_gate, |gate| silu64(&s, &x64, gate));
         for isa in Isa::all() {
             let (mut y, mut dx) = (vec![7.0; s.len()], vec![7.0; s.len()]);
             let (mut dm, mut dgate) = (vec![7.0; m.len()], vec![7.0; gate.len()]);
@@ -56,11 +64,16 @@ proptest! {
             norm_grad_with(isa, &s, &x, &m, EPS, &dy, &mut dx, &mut dm);
             assert_some_close(&dx, &of_x, &dx64, 1e-6);
             assert_some_close(&dm, &of_m, &dm64, 1e-6);
-            gate_with(isa, &s, &x, gate, &r, &mut y);
+            add_with(isa, &s, &x, gate, &r, &mut y);
             assert_close(&y, &gate64(&s, &x64, &gate64_, &r64), 1e-6);
-            gate_grad_with(isa, &s, &x, gate, &dy, &mut dx, &mut dgate);
+            grad_with(isa, &s, &x, gate, Activation::Identity, &dy, &mut dx, &mut dgate);
             assert_some_close(&dx, &of_x, &gate_dx64, 1e-6);
             assert_some_close(&dgate, &of_gate, &dgate64, 1e-6);
+            silu_with(isa, &s, &x, gate, &mut y);
+            assert_close(&y, &silu64(&s, &x64, &gate64_), 1e-6);
+            grad_with(isa, &s, &x, gate, Activation::Silu, &dy, &mut dx, &mut dgate);
+            assert_some_close(&dx, &of_x, &silu_dx64, 1e-6);
+            assert_some_close(&dgate, &of_gate, &silu_dgate64, 1e-6);
         }
     }
 }
@@ -94,6 +107,9 @@ fn bits_do_not_depend_on_threads() {
         let first = [&y[..], &dx, &dm].concat();
         gated_add_forward(&s, &x, &m[..150], &dy, &mut y);
         gated_add_backward(&s, &x, &m[..150], &dy, &mut dx, &mut dgate);
-        [first, y, dx, dgate].concat()
+        let second = [&y[..], &dx, &dgate].concat();
+        gated_silu_forward(&s, &x, &m[..150], &mut y);
+        gated_silu_backward(&s, &x, &m[..150], &dy, &mut dx, &mut dgate);
+        [first, second, y, dx, dgate].concat()
     });
 }

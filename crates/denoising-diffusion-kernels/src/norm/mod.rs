@@ -1,5 +1,6 @@
 //! RMS normalisation over channels (here), group normalisation ([`GroupNormShape`]) and layer normalisation ([`layer_norm_forward`]), each
-//! fused with what follows it: scale and shift, SiLU, a residual. And their gradients.
+//! fused with what follows it: scale and shift, SiLU, a residual. Normalisation without anything learned ([`UnitRows`]), and what gates a branch
+//! ([`gated_add_forward`], [`gated_silu_forward`]). And their gradients.
 //!
 //! For every position, with c channels:
 //!
@@ -9,6 +10,7 @@
 //! normalisation of Dhariwal & Nichol 2021). The backward pass recomputes z and u from x: nothing is saved; the residual's
 //! gradient is dy itself and nobody computes it. A sum of squares beyond f32 (|x| above 1e19) is not treated specially.
 
+mod gate;
 mod group;
 mod group_rows;
 #[cfg(test)]
@@ -16,13 +18,17 @@ mod group_tests;
 mod layer;
 #[cfg(test)]
 mod layer_tests;
+mod parts;
 mod rows;
 mod sums;
 #[cfg(test)]
 mod tests;
+mod unit;
 
+pub use gate::{gated_add_backward, gated_add_forward, gated_silu_backward, gated_silu_forward};
 pub use group::{GroupNormAffine, GroupNormGrads, GroupNormShape, group_norm_backward, group_norm_forward};
-pub use layer::{gated_add_backward, gated_add_forward, layer_norm_backward, layer_norm_forward};
+pub use layer::{layer_norm_backward, layer_norm_forward};
+pub use unit::{UnitRows, unit_rows_backward, unit_rows_forward};
 
 use crate::activation::Activation;
 use crate::par::{ELEMENTS_PER_TASK, Scratch, Shared, for_each_task, task_range};

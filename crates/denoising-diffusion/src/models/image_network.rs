@@ -11,7 +11,7 @@ use super::{
     SizeError, Unet, Unet1dConfig, UnetConfig, UnetConfigError, Uvit, UvitConfig, UvitConfigError,
 };
 use crate::data::DataLayout;
-use crate::nn::{Init, force_weight_norm};
+use crate::nn::Init;
 
 /// Which network weights belong to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -326,14 +326,8 @@ impl Network<4> for ImageNetwork {
         of_each!(self, network => network.takes_bf16())
     }
 
-    fn after_step(&self) -> Option<fn(Self) -> Self> {
-        match self {
-            Self::KarrasUnet(_) => Some(|network| match network {
-                Self::KarrasUnet(network) => Self::KarrasUnet(force_weight_norm(network)),
-                other => other,
-            }),
-            _ => None,
-        }
+    fn forces_norm_of(&self, name: &str) -> bool {
+        of_each!(self, network => network.forces_norm_of(name))
     }
 
     fn check_size(&self, size: &[usize]) -> Result<(), SizeError> {

@@ -7,10 +7,10 @@ use burn::tensor::{Int, Tensor};
 
 use super::karras_unet_config::{BlockDims, KarrasUnetConfig, KarrasUnetConfigError};
 use super::{Network, NetworkInput, SizeError};
-use crate::nn::ops::in_f32;
+use crate::nn::ops::{self, AxisResize};
 use crate::nn::{
-    Among, Dropout, Gain, Init, MpAttention, MpConv, MpFourierEmbedding, MpInput, MpLinear, Vectors, double_linearly,
-    force_weight_norm, halve_by_mean, mp_cat, mp_silu, mp_sum, pixel_norm, recompute,
+    Among, Dropout, Gain, Init, MP_SILU, MpAttention, MpConv, MpFourierEmbedding, MpInput, MpLinear, Vectors, mp_cat,
+    mp_silu, mp_sum, pixel_norm, recompute,
 };
 
 /// A magnitude-preserving U-Net. Takes and gives `[b, c, d h, w]`: sequences of height 1, volumes slice below slice.
@@ -192,9 +192,9 @@ impl Network<4> for KarrasUnet {
         self.config.check_size(size[0], size[1]).map_err(|error| SizeError(error.to_string()))
     }
 
-    /// Forced weight normalisation (algorithm 1).
-    fn after_step(&self) -> Option<fn(Self) -> Self> {
-        Some(force_weight_norm)
+    /// All weights: its layers call theirs so, and have no others that a step changes but gains and the memory of attention.
+    fn forces_norm_of(&self, name: &str) -> bool {
+        name.rsplit('.').next() == Some("weight")
     }
 }
 
@@ -208,7 +208,7 @@ impl Encoder {
     }
 
     fn forward_kept(&self, x: Tensor<5>, emb: Tensor<2>) -> Tensor<5> {
-        let x = resized(x, self.dims.resized, halve_by_mean);
+        let x = resized(x, self.dims.resized, AxisResize::HalveByMean);
         let x = match &self.downsample_conv {
             Some(conv) => conv.forward(x),
             None => x,
@@ -224,7 +224,7 @@ impl Decoder {
     }
 
     fn forward_kept(&self, x: Tensor<5>, emb: Tensor<2>) -> Tensor<5> {
-        let x = resized(x, self.dims.resized, double_linearly);
+        let x = resized(x, self.dims.resized, AxisResize::DoubleLinearly);
         let residual = match &self.res_conv {
             Some(conv) => conv.forward(x.clone()),
             None => x.clone(),
@@ -234,9 +234,9 @@ impl Decoder {
 }
 
 /// Depth, height and width, each resized where it is to be.
-fn resized(x: Tensor<5>, axes: Option<[bool; 3]>, by: fn(Tensor<5>, usize) -> Tensor<5>) -> Tensor<5> {
+fn resized(x: Tensor<5>, axes: Option<[bool; 3]>, by: AxisResize) -> Tensor<5> {
     let axes = axes.unwrap_or_default();
-    (1..=3).filter(|axis| axes[axis - 1]).fold(x, by)
+    (1..=3).filter(|axis| axes[axis - 1]).fold(x, |x, axis| ops::resize_axis(x, axis, by))
 }
 
 impl Block {
@@ -259,12 +259,11 @@ impl Block {
 
     /// `x` `[b, d, h, w, c_in]`, `residual` `[b, d, h, w, c_out]`, `emb` `[b, 4 dim]`.
     fn forward(&self, x: Tensor<5>, residual: Tensor<5>, emb: Tensor<2>) -> Tensor<5> {
-        let h = self.conv1.forward(mp_silu(x));
+        let hidden = self.conv1.forward_times(ops::silu(x), MP_SILU);
         let scale = self.emb_gain.forward(self.emb.forward(emb)) + 1.0;
-        let [b, c] = scale.dims();
-        let h = in_f32(h, |h| h * scale.reshape([b, 1, 1, 1, c]));
-        let h = self.conv2.forward(self.dropout.forward(mp_silu(h)));
-        let x = mp_sum(h, residual, self.residual_t);
+        let dims @ [b, d, h, w, c] = hidden.dims();
+        let hidden = ops::gated_silu(hidden.reshape([b, d * h, w, c]), scale).reshape(dims);
+        let x = self.conv2.forward_mp_sum(self.dropout.forward(hidden), MP_SILU, residual, self.residual_t);
         match (&self.attn, &self.time_attn) {
             (Some(space), Some(time)) => time.forward_residual(space.forward_residual(x, Among::Slice), Among::Place),
             (Some(attn), None) => attn.forward_residual(x, Among::All),

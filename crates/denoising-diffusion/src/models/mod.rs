@@ -146,9 +146,10 @@ pub trait Network<const D: usize>: Module + Sync {
         0.0
     }
 
-    /// What training does to the weights after each step of the optimizer, before they are averaged; `None` if it leaves them.
-    fn after_step(&self) -> Option<fn(Self) -> Self> {
-        None
+    /// Whether training brings the tensor of this name, of an output's values in each row, to rows of root mean square 1: at each step, after the
+    /// optimizer and before the average (forced weight normalisation, EDM2, algorithm 1).
+    fn forces_norm_of(&self, _name: &str) -> bool {
+        false
     }
 
     /// The noise schedule that is trained beside it, if there is one.

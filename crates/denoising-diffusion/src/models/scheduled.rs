@@ -149,12 +149,8 @@ impl<const D: usize, M: Network<D> + ModuleDisplay> Network<D> for Scheduled<M> 
         self.network.class_drop_prob()
     }
 
-    fn after_step(&self) -> Option<fn(Self) -> Self> {
-        let of_network = |scheduled: Self| match scheduled.network.after_step() {
-            Some(after_step) => Self { network: after_step(scheduled.network), ..scheduled },
-            None => scheduled,
-        };
-        self.network.after_step().map(|_| of_network as fn(Self) -> Self)
+    fn forces_norm_of(&self, name: &str) -> bool {
+        name.strip_prefix("network.").is_some_and(|name| self.network.forces_norm_of(name))
     }
 
     fn noise_schedule(&self) -> Option<&LearnedSchedule> {

@@ -1,5 +1,5 @@
-//! Dropout whose draws can be repeated: each takes the next number of a count, which with a seed says what is drawn (on one kind of device), so that
-//! a block that is computed again drops out the same.
+//! Dropout whose draws can be repeated: each takes the next number of a count, which with a key says what is dropped, so that a block that is computed
+//! again drops out the same, and every device drops the same.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -7,17 +7,19 @@ use burn::module::Module;
 use burn::nn::{Dropout as Layer, DropoutConfig};
 use burn::tensor::{Device, Tensor};
 
-use crate::noise::{Purpose, Stream};
+use super::ops::{self, DropoutKey};
 
 /// Where draws stand, for the whole process: Burn's operations carry no context.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Draws {
-    seed: u64,
+    key: DropoutKey,
     /// How many were made since.
     count: u64,
+    /// Which counts were begun before this one.
+    begun: u64,
 }
 
-static DRAWS: Mutex<Draws> = Mutex::new(Draws { seed: 0, count: 0 });
+static DRAWS: Mutex<Draws> = Mutex::new(Draws { key: DropoutKey::Words([0; 2]), count: 0, begun: 0 });
 
 fn with<T>(change: impl FnOnce(&mut Draws) -> T) -> T {
     change(&mut DRAWS.lock().unwrap_or_else(PoisonError::into_inner))
@@ -25,26 +27,37 @@ fn with<T>(change: impl FnOnce(&mut Draws) -> T) -> T {
 
 /// Begins a count, and seeds Burn's own generator on this device, which layers of others draw from.
 pub fn seed(device: &Device, seed: u64) {
-    with(|draws| *draws = Draws { seed, count: 0 });
+    begin(key(seed));
     device.seed(seed);
+}
+
+/// The key of a seed.
+pub fn key(seed: u64) -> DropoutKey {
+    DropoutKey::Words([seed as u32, (seed >> 32) as u32])
+}
+
+/// Begins a count with this key.
+pub fn begin(key: DropoutKey) {
+    with(|draws| *draws = Draws { key, count: 0, begun: draws.begun + 1 });
 }
 
 impl Draws {
     /// Where they stand.
     pub fn now() -> Self {
-        with(|draws| *draws)
+        with(|draws| draws.clone())
     }
 
-    /// How many were made since the generator was seeded.
-    pub fn count(self) -> u64 {
+    /// How many were made since the count began.
+    pub fn count(&self) -> u64 {
         self.count
     }
 
     /// Runs `work` as it ran, or is about to run, from here on. What is drawn afterwards is not changed by a repetition.
     pub fn from_here<T>(self, work: impl FnOnce() -> T) -> T {
+        let here = (self.begun, self.count);
         let before = with(|draws| std::mem::replace(draws, self));
         let result = work();
-        if before != self {
+        if (before.begun, before.count) != here {
             with(|draws| *draws = before);
         }
         result
@@ -72,12 +85,15 @@ impl Dropout {
         if !self.drops(&x) {
             return x;
         }
-        let Draws { seed, count } = with(|draws| {
-            let now = *draws;
+        let Draws { key, count, .. } = with(|draws| {
+            if ops::reads_key_on_device(&x) {
+                // Once for all draws of this count.
+                draws.key = draws.key.clone().on_device(&x.device());
+            }
+            let now = draws.clone();
             draws.count += 1;
             now
         });
-        x.device().seed(Stream::new(seed, Purpose::Dropout, count, 0).next_u64());
-        self.layer.forward(x)
+        ops::dropout(x, &key, count, self.layer.prob)
     }
 }

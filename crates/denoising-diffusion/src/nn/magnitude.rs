@@ -3,78 +3,61 @@
 //! `[b, d, h, w, c]`; images have depth 1, sequences height 1, too.
 //!
 //! Normalisation happens twice and in two places. The forward pass divides weights by their norm (eq. 47), in every mode, and changes none of
-//! them. *Forced* normalisation (algorithm 1) replaces the stored weights, so that the step size stays what the learning rate says; that
-//! is [`force_weight_norm`], which training calls after a step of the optimizer and nothing else calls.
+//! them. *Forced* normalisation (algorithm 1) replaces the stored weights, so that the step size stays what the learning rate says; that is what training
+//! does after a step of the optimizer to the tensors that [`Network::forces_norm_of`](crate::models::Network::forces_norm_of) names, and nothing else does.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
 
 use super::embedding::sin_cos;
 use super::ops::in_f32;
-use super::params::{self, MapTensor, Role};
 use super::{Init, ops};
 
-/// Norms below this count as this.
-const EPS: f64 = 1e-4;
+/// Norms, of pixels and of weights, below this count as this.
+pub const MP_EPS: f64 = 1e-4;
 
-/// The root mean square of SiLU of a standard normal variable (section B.3).
-const SILU_SCALE: f64 = 0.596;
+/// What SiLU is multiplied by for magnitudes to stay: one over the root mean square of SiLU of a standard normal variable (section B.3).
+pub const MP_SILU: f64 = 1.0 / 0.596;
 
-/// `silu(x) / 0.596` (eq. 81).
+/// `silu(x) / 0.596` (eq. 81). Before a convolution, the number is better multiplied to its weights: [`MpConv::forward_times`].
 pub fn mp_silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    ops::silu(x) / SILU_SCALE
+    ops::silu(x) * MP_SILU
 }
 
 /// `((1 - t) a + t b) / sqrt((1 - t)^2 + t^2)` (eq. 88).
 pub fn mp_sum<const D: usize>(a: Tensor<D>, b: Tensor<D>, t: f64) -> Tensor<D> {
+    let [of_a, of_b] = shares(t);
+    ops::add_scaled(a * of_a, b, of_b)
+}
+
+/// What two branches of unit variance are multiplied by, so that their sum has it: `1 - t` and `t` over `sqrt((1 - t)^2 + t^2)`.
+fn shares(t: f64) -> [f64; 2] {
     let scale = ((1.0 - t).powi(2) + t.powi(2)).sqrt().recip();
-    a * ((1.0 - t) * scale) + b * (t * scale)
+    [(1.0 - t) * scale, t * scale]
 }
 
 /// `sqrt((Na + Nb) / ((1 - t)^2 + t^2)) [(1 - t) / sqrt(Na) a, t / sqrt(Nb) b]` along the last dimension, of `Na` and `Nb` channels
-/// (eq. 103): both contribute by `1 - t` and `t`, however many channels they have.
-pub fn mp_cat<const D: usize>(a: Tensor<D>, b: Tensor<D>, t: f64) -> Tensor<D> {
-    let [na, nb] = [&a, &b].map(|x| x.dims()[D - 1] as f64);
-    let scale = ((na + nb) / ((1.0 - t).powi(2) + t.powi(2))).sqrt();
-    Tensor::cat(vec![a * (scale * (1.0 - t) / na.sqrt()), b * (scale * t / nb.sqrt())], D - 1)
+/// (eq. 103): both contribute by `1 - t` and `t`, however many channels they have. `[b, d, h, w, Na or Nb]`.
+pub fn mp_cat(a: Tensor<5>, b: Tensor<5>, t: f64) -> Tensor<5> {
+    let [batch, d, h, w, na] = a.dims();
+    let nb = b.dims()[4];
+    let ([of_a, of_b], all) = (shares(t), (na + nb) as f64);
+    let factors = [of_a * (all / na as f64).sqrt(), of_b * (all / nb as f64).sqrt()];
+    let image = |x: Tensor<5>, c: usize| x.reshape([batch, d * h, w, c]);
+    ops::join_scaled(image(a, na), image(b, nb), factors).reshape([batch, d, h, w, na + nb])
 }
 
 /// `x / max(|x|, 1e-4) sqrt(c)` over the last dimension, of `c` channels (eq. 30).
 pub fn pixel_norm<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     let channels = x.dims()[D - 1] as f64;
-    in_f32(x, |x| {
-        let norm = floored_norm(x.clone(), D - 1);
-        x * (norm.recip() * channels.sqrt())
-    })
-}
-
-/// `max(|x|, 1e-4)` along `dim`. The floor lies under the root, where it keeps the gradient of zeros finite.
-fn floored_norm<const D: usize>(x: Tensor<D>, dim: usize) -> Tensor<D> {
-    x.square().sum_dim(dim).clamp_min(EPS * EPS).sqrt()
+    ops::unit_rows(x, channels.sqrt(), MP_EPS)
 }
 
 /// Each output's weights scaled to the root mean square `scale`.
 fn normalized<const D: usize>(weight: Tensor<D>, scale: f64) -> Tensor<D> {
     let dims = weight.dims();
     let n = dims[1..].iter().product::<usize>();
-    let flat = weight.reshape([dims[0], n]);
-    let norm = floored_norm(flat.clone(), 1);
-    (flat * (norm.recip() * (scale * (n as f64).sqrt()))).reshape(dims)
-}
-
-/// Replaces every trained tensor that is called `weight` by its normalised self, each output's root mean square being 1 (algorithm 1).
-/// For networks whose weights are all of this file, after a step of the optimizer.
-pub fn force_weight_norm<M: Module>(module: M) -> M {
-    struct Force;
-    impl MapTensor for Force {
-        fn map<const D: usize>(&mut self, name: &str, role: Role, tensor: Tensor<D>) -> Tensor<D> {
-            match role {
-                Role::Trainable if name.rsplit('.').next() == Some("weight") => normalized(tensor, 1.0),
-                _ => tensor,
-            }
-        }
-    }
-    params::map(module, &mut Force)
+    ops::unit_rows(weight.reshape([dims[0], n]), scale * (n as f64).sqrt(), MP_EPS).reshape(dims)
 }
 
 /// Standard normal weights, normalised as after a step.
@@ -118,6 +101,11 @@ impl MpConv {
     }
 
     pub fn forward(&self, x: Tensor<5>) -> Tensor<5> {
+        self.forward_times(x, 1.0)
+    }
+
+    /// [`MpConv::forward`] of `x`, multiplied by a number: the weights are, which are fewer than values of `x`.
+    pub fn forward_times(&self, x: Tensor<5>, factor: f64) -> Tensor<5> {
         let x = match self.input {
             MpInput::Data => x,
             MpInput::OnesAndData => {
@@ -125,7 +113,13 @@ impl MpConv {
                 Tensor::cat(vec![ones, x], 4)
             }
         };
-        conv3d(x, normalized(self.weight.val(), (self.fan_in as f64).sqrt().recip()))
+        conv3d(x, normalized(self.weight.val(), factor * (self.fan_in as f64).sqrt().recip()))
+    }
+
+    /// [`mp_sum`] of the convolution of `factor x` and a residual.
+    pub fn forward_mp_sum(&self, x: Tensor<5>, factor: f64, residual: Tensor<5>, t: f64) -> Tensor<5> {
+        let [of_x, of_residual] = shares(t);
+        ops::add_scaled(self.forward_times(x, factor * of_x), residual, of_residual)
     }
 }
 
@@ -133,7 +127,11 @@ impl MpConv {
 /// an image of the batch, so that the kernels for images serve volumes.
 fn conv3d(x: Tensor<5>, weight: Tensor<5>) -> Tensor<5> {
     let ([b, d, h, w, c], [o, i, depth, kh, kw]) = (x.dims(), weight.dims());
-    let kernel = |k: usize| weight.clone().narrow(2, k, 1).reshape([o, i, kh, kw]);
+    // The gradient of a part is a tensor of zeros as large as the whole, so there are none of images.
+    let kernel = |k: usize| match depth {
+        1 => weight.clone().reshape([o, i, kh, kw]),
+        _ => weight.clone().narrow(2, k, 1).reshape([o, i, kh, kw]),
+    };
     let half = depth / 2;
     let mut y = ops::conv2d(x.clone().reshape([b * d, h, w, c]), kernel(half), None);
     // Where there are few slices, the outer parts of the kernel see nothing but padding.
@@ -274,8 +272,7 @@ impl MpAttention {
             Among::Place => out.reshape([b, h * w, d, hidden]).swap_dims(1, 2),
             _ => out.reshape([b, d, h * w, hidden]),
         };
-        let out = self.to_out.forward(out.reshape([b, d, h, w, hidden]));
-        mp_sum(out, x, self.residual_t)
+        self.to_out.forward_mp_sum(out.reshape([b, d, h, w, hidden]), 1.0, x, self.residual_t)
     }
 }
 
@@ -319,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn the_size_of_a_weight_means_nothing_and_is_forced_to_one() {
+    fn the_size_of_a_weight_means_nothing() {
         let device = Device::flex().autodiff();
         let conv = MpConv::new(&mut Init::new(5, &device), 6, 4, [1, 3, 3], MpInput::OnesAndData);
         let x = Init::new(6, &device).normal([2, 1, 5, 5, 6]).val();
@@ -327,11 +324,6 @@ mod tests {
         let larger = MpConv { weight: conv.weight.clone().map(|w| (w * 3.0).detach().require_grad()), ..conv };
         let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5);
         assert!(close(&before, &host_values(larger.forward(x.clone()))));
-        let forced = force_weight_norm(larger);
-        let values = host_values(forced.weight.val());
-        let mut means = values.chunks(7 * 9).map(|row| row.iter().map(|v| v * v).sum::<f32>() / 63.0);
-        assert!(means.all(|mean| (mean - 1.0).abs() < 1e-5));
-        assert!(close(&before, &host_values(forced.forward(x))));
     }
 
     #[test]

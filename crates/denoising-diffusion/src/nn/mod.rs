@@ -21,7 +21,6 @@ mod pixel_shuffle;
 mod qk_norm_attention;
 pub mod recompute;
 mod resample;
-mod resize;
 mod strided_conv;
 pub(crate) mod sweeps;
 mod unpatchify;
@@ -38,15 +37,14 @@ pub use init::Init;
 pub use layer_norm::{LayerNorm, layer_norm};
 pub use linear::{Linear, Linears};
 pub use magnitude::{
-    Among, Gain, MpAttention, MpConv, MpFourierEmbedding, MpInput, MpLinear, force_weight_norm, mp_cat, mp_silu,
-    mp_sum, pixel_norm,
+    Among, Gain, MP_EPS, MP_SILU, MpAttention, MpConv, MpFourierEmbedding, MpInput, MpLinear, mp_cat, mp_silu, mp_sum,
+    pixel_norm,
 };
 pub use mode::{Eval, EvalMode, TrainNoGrad};
 pub use norm::RmsNorm;
 pub use pixel_shuffle::{Downsample, Upsample, pixel_shuffle, pixel_unshuffle};
 pub use qk_norm_attention::QkNormAttention;
 pub use resample::{Resample, ResampleConv, Resampling};
-pub use resize::{double_linearly, halve_by_mean};
 pub use strided_conv::StridedConv;
 pub use unpatchify::Unpatchify;
 pub use vector_embedding::{VectorEmbedding, Vectors};

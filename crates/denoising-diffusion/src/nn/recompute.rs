@@ -35,7 +35,7 @@ where
         let x = std::array::from_fn(|_| inputs.next());
         let cond = std::array::from_fn(|_| inputs.next());
         let block = block.clone().map(&mut inputs);
-        draws.from_here(|| forward(&block, x, cond)).into_dispatch()
+        draws.clone().from_here(|| forward(&block, x, cond)).into_dispatch()
     });
     Tensor::from_dispatch(computation.recomputed(inputs))
 }

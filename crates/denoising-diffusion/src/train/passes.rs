@@ -14,9 +14,10 @@ use super::trainer::{Asked, Trainer};
 use crate::device::is_cpu;
 use crate::diffusion::{Draws, Examples, Prepared};
 use crate::models::Network;
+use crate::nn::ops::DropoutKey;
 use crate::nn::{dropout, sweeps};
 use crate::noise::{Purpose, Stream};
-use crate::recording::why_not_on;
+use crate::recording::{place_of_fields, why_not_on};
 
 /// What passes leave on the device.
 #[derive(Clone, Debug)]
@@ -24,6 +25,16 @@ pub struct Passes {
     pub gradients: NamedGradients,
     pub question: Question,
 }
+
+/// A batch as the passes take it.
+#[derive(Debug)]
+pub struct Batch<const D: usize> {
+    prepared: Prepared<D>,
+    /// What dropout drops.
+    dropout: DropoutKey,
+}
+
+place_of_fields!(Batch<const D> { prepared, dropout });
 
 impl<M> Trainer<M> {
     /// The step's passes: its gradients, and what was asked about them. A device is not waited for (but for immiscible noise, which is assigned on the
@@ -60,9 +71,7 @@ impl<M> Trainer<M> {
             return self.recorded_passes(batches);
         }
         let passes = self.passes(batches);
-        if dropout::Draws::now().count() > 0 {
-            self.recording = Recording::Refused("the network has dropout, which draws anew for each step".to_string());
-        }
+        self.drops_out = dropout::Draws::now().count() > 0;
         passes
     }
 
@@ -77,8 +86,7 @@ impl<M> Trainer<M> {
         let prepared = batches.into_iter().enumerate().map(|(k, examples)| {
             let batch = first + k as u64;
             let draws = self.drawn(&mut ahead, batch, examples.data.dims());
-            self.seed_dropout(batch);
-            self.diffusion.prepare(model, self.on_device(examples), &draws)
+            self.prepared(model, batch, self.on_device(examples), &draws)
         });
         self.passes_of(model, prepared)
     }
@@ -93,8 +101,8 @@ impl<M> Trainer<M> {
         }
         let why_not = if let Some(why_not) = why_not_on(&self.device) {
             why_not
-        } else if !self.only_the_optimizer_changes_it() {
-            "the optimizer is not all that changes the network"
+        } else if !self.only_steps_change_it() {
+            "the network has running statistics, which its passes change"
         } else {
             return true;
         };
@@ -102,7 +110,7 @@ impl<M> Trainer<M> {
         false
     }
 
-    /// The same passes of a network without dropout, as they were recorded; launched, if they are not.
+    /// The same passes as they were recorded; launched, if they are not.
     fn recorded_passes<const D: usize>(&mut self, batches: Vec<Examples<D>>) -> Passes
     where
         M: Network<D>,
@@ -111,10 +119,13 @@ impl<M> Trainer<M> {
         let (first, mut ahead) = (self.step * parts, self.ahead.take());
         let mut recording = std::mem::take(&mut self.recording);
         let batches: Vec<_> = batches.into_iter().map(|examples| self.on_device(examples)).collect();
-        let mut prepared = |first: u64, batches: Vec<Examples<D>>| -> Vec<Prepared<D>> {
+        let mut prepared = |first: u64, batches: Vec<Examples<D>>| -> Vec<Batch<D>> {
             let prepare = |(batch, examples): (u64, Examples<D>)| {
                 let draws = self.drawn(&mut ahead, batch, examples.data.dims());
-                self.diffusion.prepare(self.model(), examples, &draws)
+                let Batch { prepared, dropout } = self.prepared(self.model(), batch, examples, &draws);
+                // A network without it is spared the upload.
+                let dropout = if self.drops_out { dropout.on_device(&self.device) } else { dropout };
+                Batch { prepared, dropout }
             };
             (first..).zip(batches).map(prepare).collect()
         };
@@ -128,7 +139,7 @@ impl<M> Trainer<M> {
     }
 
     /// The passes over batches that are prepared.
-    fn launched<const D: usize>(&self, batches: &[Prepared<D>]) -> Passes
+    fn launched<const D: usize>(&self, batches: &[Batch<D>]) -> Passes
     where
         M: Network<D>,
     {
@@ -137,7 +148,7 @@ impl<M> Trainer<M> {
     }
 
     /// The passes of `model`, which is the network as data use it, over these batches: the sum of their gradients.
-    fn passes_of<const D: usize, B: Borrow<Prepared<D>>>(
+    fn passes_of<const D: usize, B: Borrow<Batch<D>>>(
         &self,
         model: &M,
         batches: impl IntoIterator<Item = B, IntoIter: ExactSizeIterator>,
@@ -176,8 +187,14 @@ impl<M> Trainer<M> {
         self.diffusion.draw(self.config.seed, batch * dims[0] as u64, batch, dims, &self.device)
     }
 
-    fn seed_dropout(&self, batch: u64) {
-        dropout::seed(&self.device, Stream::new(self.config.seed, Purpose::Dropout, batch, 0).next_u64());
+    /// The batch of this number, prepared by the network, whose draws until then are not those of the loss: how many they are is chance.
+    fn prepared<const D: usize>(&self, model: &M, batch: u64, examples: Examples<D>, draws: &Draws<D>) -> Batch<D>
+    where
+        M: Network<D>,
+    {
+        let [before, loss] = [0, 1].map(|part| Stream::new(self.config.seed, Purpose::Dropout, batch, part).next_u64());
+        dropout::seed(&self.device, before);
+        Batch { prepared: self.diffusion.prepare(model, examples, draws), dropout: dropout::key(loss) }
     }
 
     fn on_device<const D: usize>(&self, examples: Examples<D>) -> Examples<D> {
@@ -187,11 +204,12 @@ impl<M> Trainer<M> {
     }
 
     /// Loss and gradients of one batch, both divided by the number of batches in the step.
-    fn backward<const D: usize>(&self, model: &M, batch: &Prepared<D>, parts: usize) -> (Tensor<1>, NamedGradients)
+    fn backward<const D: usize>(&self, model: &M, batch: &Batch<D>, parts: usize) -> (Tensor<1>, NamedGradients)
     where
         M: Network<D>,
     {
-        let loss = self.diffusion.loss_of(model, batch).mean() / parts as f64;
+        dropout::begin(batch.dropout.clone());
+        let loss = self.diffusion.loss_of(model, &batch.prepared).mean() / parts as f64;
         let gradients = NamedGradients::take(model, &mut loss.backward());
         (loss.inner(), gradients)
     }

@@ -4,9 +4,8 @@ use std::any::Any;
 
 use burn::tensor::Device;
 
-use super::passes::Passes;
+use super::passes::{Batch, Passes};
 use super::sweep;
-use crate::diffusion::Prepared;
 use crate::recording::{Place, Recorded};
 
 /// Steps that are launched before: by then the device's kernels are tuned, and memory lies where it stays.
@@ -57,7 +56,7 @@ impl Recording {
     /// The passes over `batches`, if they are recorded or `record` does that now. `None` if they are to be launched.
     pub fn run<const D: usize>(
         &mut self,
-        batches: &Vec<Prepared<D>>,
+        batches: &Vec<Batch<D>>,
         record: impl FnOnce() -> Result<RecordedPasses<D>, String>,
     ) -> Option<Passes> {
         let ran = match self {
@@ -85,14 +84,14 @@ impl Recording {
 }
 
 /// Recorded passes, and [`sweep::moves`] when they were recorded.
-pub struct RecordedPasses<const D: usize>(Recorded<Vec<Prepared<D>>, Passes>, u64);
+pub struct RecordedPasses<const D: usize>(Recorded<Vec<Batch<D>>, Passes>, u64);
 
 impl<const D: usize> RecordedPasses<D> {
     /// Records `passes`; `inputs` are to try the recording with.
     pub fn new(
         device: &Device,
-        inputs: [&Vec<Prepared<D>>; 2],
-        passes: impl Fn(&Vec<Prepared<D>>) -> Passes,
+        inputs: [&Vec<Batch<D>>; 2],
+        passes: impl Fn(&Vec<Batch<D>>) -> Passes,
     ) -> Result<Self, String> {
         let numbers = |passes: &Passes| {
             let found = passes.question.read().wait();
@@ -108,7 +107,7 @@ impl<const D: usize> RecordedPasses<D> {
         self.1 == sweep::moves()
     }
 
-    fn run(&mut self, batches: &Vec<Prepared<D>>) -> Result<Passes, String> {
+    fn run(&mut self, batches: &Vec<Batch<D>>) -> Result<Passes, String> {
         self.0.run(batches).cloned()
     }
 }

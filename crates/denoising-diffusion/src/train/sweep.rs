@@ -1,4 +1,4 @@
-//! Passes over parameters that live for the whole run: Adam, the moving average, the norms of gradients. On the CPU and on GPUs they run in place
+//! Passes over parameters that live for the whole run: Adam, forced norms, the moving average, the norms of gradients. On the CPU and on GPUs they run in place
 //! through our kernels; elsewhere, and in tests, as plain tensor operations. On GPUs the host can ask for all of them without waiting for any.
 
 #[cfg(all(feature = "cube", not(feature = "fusion")))]
@@ -8,6 +8,7 @@ use burn::tensor::{FloatDType, Tensor};
 use burn_flex::FlexTensor;
 use denoising_diffusion_kernels::optim::{self, AdamStep};
 
+use crate::nn::ops;
 #[cfg(all(feature = "cube", not(feature = "fusion")))]
 use crate::nn::ops::cube;
 use crate::nn::params::host_values;
@@ -155,6 +156,22 @@ pub fn lerp(all: Vec<[Tensor<1>; 2]>, weight: f64, clip: &Clip) -> Vec<Tensor<1>
         return cube::lerp(all, weight, None);
     }
     all.into_iter().map(|[average, w]| lerp_one(average, w, weight)).collect()
+}
+
+/// Flat weights of so many rows each, every row brought to the root mean square 1 (its norm counting as `floor` at least); as they are, where the
+/// device finds that nothing is to change.
+pub fn unit_rows(all: Vec<(Tensor<1>, usize)>, floor: f64, clip: &Clip) -> Vec<Tensor<1>> {
+    match clip {
+        Clip::Known(_) => {}
+        #[cfg(all(feature = "cube", not(feature = "fusion")))]
+        Clip::OnDevice(clip) => return cube::force_unit_rows(all, floor, clip),
+    }
+    let one = |(tensor, rows): (Tensor<1>, usize)| {
+        let [size] = tensor.dims();
+        let len = size / rows;
+        ops::unit_rows(tensor.reshape([rows, len]), (len as f64).sqrt(), floor).reshape([size])
+    };
+    all.into_iter().map(one).collect()
 }
 
 fn lerp_one(average: Tensor<1>, w: Tensor<1>, weight: f64) -> Tensor<1> {

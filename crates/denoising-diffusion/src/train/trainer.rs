@@ -1,5 +1,6 @@
 //! One step of training. Not here: where batches come from, and what is written to disk.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use burn::module::Module;
@@ -13,14 +14,15 @@ use super::config::TrainConfig;
 use super::ema::{Ema, EmaConfig};
 use super::gradients::{CameTo, NamedGradients, Parameter, Spoiled};
 use super::recording::Recording;
-use super::sweep::{Clip, Finding};
+use super::sweep::{self, Clip, Finding};
 use crate::device::{in_pool, is_cpu};
 use crate::diffusion::{Diffusion, Examples};
 use crate::interop::StateDict;
 use crate::models::Network;
+use crate::nn::MP_EPS;
 use crate::nn::ops::{Activations, set_activations};
 use crate::nn::params::{self, ParamsError, Role, VisitTensor};
-use crate::nn::sweeps;
+use crate::nn::sweeps::{self, Field};
 
 /// A network in training, its optimizer and its moving average.
 #[derive(Debug)]
@@ -36,8 +38,11 @@ pub struct Trainer<M> {
     skipped: u64,
     skipped_in_a_row: u64,
     pub(super) has_buffers: bool,
+    forced_norms: BTreeSet<String>,
     pub(super) ahead: Option<Ahead>,
     pub(super) recording: Recording,
+    /// Whether the passes that were launched last dropped out.
+    pub(super) drops_out: bool,
     in_flight: Option<Asked>,
     /// Of a step that was waited for, and not yet told of.
     settled: Option<StepReport>,
@@ -178,6 +183,7 @@ impl<M> Trainer<M> {
             ema: Ema::new(&model, ema),
             adam: Adam::new(config.adam()),
             has_buffers: !Buffers::of(&model).is_empty(),
+            forced_norms: forced_norms(&model),
             model: Some(model),
             diffusion,
             config,
@@ -187,6 +193,7 @@ impl<M> Trainer<M> {
             skipped_in_a_row: 0,
             ahead: None,
             recording: Recording::default(),
+            drops_out: false,
             in_flight: None,
             settled: None,
         }
@@ -240,7 +247,7 @@ impl<M> Trainer<M> {
         let (gradients, asked) = self.ask(batches);
         // How many steps the optimizer has made depends on what the one before came to.
         let earlier = self.settle();
-        if let (Some(clip), true) = (asked.finding.clip(), self.only_the_optimizer_changes_it()) {
+        if let (Some(clip), true) = (asked.finding.clip(), self.only_steps_change_it()) {
             self.advance(gradients, &clip, asked.lr);
             self.in_flight = Some(asked);
             return earlier;
@@ -256,12 +263,9 @@ impl<M> Trainer<M> {
         Some(report)
     }
 
-    /// Whether nothing else changes the network.
-    pub(super) fn only_the_optimizer_changes_it<const D: usize>(&self) -> bool
-    where
-        M: Network<D>,
-    {
-        !self.has_buffers && self.model().after_step().is_none()
+    /// Whether passes leave the network as it is.
+    pub(super) fn only_steps_change_it(&self) -> bool {
+        !self.has_buffers
     }
 
     /// Changes weights, moments and average, as far as `clip` lets it.
@@ -271,10 +275,11 @@ impl<M> Trainer<M> {
     {
         self.model = self.model.take().map(|model| {
             let model = self.adam.step_clipped(model, gradients, clip, lr);
-            match model.after_step() {
-                Some(after_step) => after_step(model),
-                None => model,
+            if self.forced_norms.is_empty() {
+                return model;
             }
+            let rows = |field: Field<'_>| self.forced_norms.contains(field.name).then(|| field.shape[0]);
+            sweeps::replace(model, rows, |taken| sweep::unit_rows(taken, MP_EPS, clip))
         });
         self.ema.update_clipped(self.model.as_ref().expect("just put back"), clip);
     }
@@ -368,6 +373,21 @@ impl<M> Trainer<M> {
         self.recording = Recording::default();
         Ok(())
     }
+}
+
+/// The tensors whose [norms are forced](Network::forces_norm_of).
+fn forced_norms<const D: usize, M: Network<D>>(model: &M) -> BTreeSet<String> {
+    struct Forced<'a, M, const N: usize>(&'a M, BTreeSet<String>);
+    impl<M: Network<N>, const N: usize> VisitTensor for Forced<'_, M, N> {
+        fn visit<const D: usize>(&mut self, name: &str, role: Role, _: &Tensor<D>) {
+            if role == Role::Trainable && self.0.forces_norm_of(name) {
+                self.1.insert(name.to_string());
+            }
+        }
+    }
+    let mut forced = Forced::<M, D>(model, BTreeSet::new());
+    params::visit(model, &mut forced);
+    forced.1
 }
 
 fn all_finite<const D: usize>(tensor: &Tensor<D>) -> bool {

@@ -14,12 +14,14 @@ mod tape;
 #[cfg(test)]
 mod tests;
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
+use denoising_diffusion_kernels::dropout::Mask;
 
 use crate::device::is_cpu;
 
 pub use denoising_diffusion_kernels::activation::Pointwise;
 pub use denoising_diffusion_kernels::pooling::Pooling;
+pub use denoising_diffusion_kernels::resize::AxisResize;
 pub use plain::{in_f32, to_nchw, to_nhwc};
 pub(crate) use recompute::Computation;
 pub use settings::{
@@ -201,6 +203,49 @@ pub fn gated_add(x: Tensor<4>, gate: Tensor<2>, residual: Tensor<4>) -> Tensor<4
     dispatch!(gated_add(x, gate, residual))
 }
 
+/// `silu(x gate)`: `x [b, h, w, c]`, `gate [b, c]`.
+pub fn gated_silu(x: Tensor<4>, gate: Tensor<2>) -> Tensor<4> {
+    dispatch!(gated_silu(x, gate))
+}
+
+/// `x factor / max(|x|_2, floor)` over the last dimension. Where the floor counts, the gradient is that of a product by a number.
+pub fn unit_rows<const D: usize>(x: Tensor<D>, factor: f64, floor: f64) -> Tensor<D> {
+    let dims = x.dims();
+    let unit = |x: Tensor<4>| dispatch!(unit_rows(x, factor, floor));
+    unit(x.reshape(in_four(dims, D - 1))).reshape(dims)
+}
+
+/// `a + factor b`, of one shape.
+pub fn add_scaled<const D: usize>(a: Tensor<D>, b: Tensor<D>, factor: f64) -> Tensor<D> {
+    let dims = a.dims();
+    let [a, b] = [a, b].map(|x| x.reshape(in_four(dims, D - 1)));
+    let add = |a: Tensor<4>, b| dispatch!(add_scaled(a, b, factor));
+    add(a, b).reshape(dims)
+}
+
+/// `[b, h, w, c]` and `[b, h, w, d]` side by side, each multiplied by a number: `[b, h, w, c + d]`.
+pub fn join_scaled(first: Tensor<4>, second: Tensor<4>, factors: [f64; 2]) -> Tensor<4> {
+    dispatch!(join_scaled(first, second, factors))
+}
+
+/// One axis, not the last, halved or doubled; to be halved it is of even length.
+pub fn resize_axis<const D: usize>(x: Tensor<D>, axis: usize, resize: AxisResize) -> Tensor<D> {
+    let mut dims = x.dims();
+    let along = in_four(dims, axis);
+    dims[axis] = resize.length(dims[axis]);
+    let resized = |x: Tensor<4>| dispatch!(resize_axis(x, resize));
+    resized(x.reshape(along)).reshape(dims)
+}
+
+/// What lies before an axis, along it, between it and the last, and along that. (Rows of the last axis stay as they are: on CUDA they lie apart.)
+fn in_four<const D: usize>(dims: [usize; D], axis: usize) -> [usize; 4] {
+    let product = |dims: &[usize]| dims.iter().product();
+    if axis == D - 1 {
+        return [1, 1, product(&dims[..axis]), dims[axis]];
+    }
+    [product(&dims[..axis]), dims[axis], product(&dims[axis + 1..D - 1]), dims[D - 1]]
+}
+
 /// `x weight^T + bias` for each pair of `weight [c_out, c_in]` and `bias [c_out]`, of `x [b, c_in]`, where that is faster together than each by itself.
 pub fn linears(x: &Tensor<2>, layers: &[(Tensor<2>, Tensor<1>)]) -> Option<Vec<Tensor<2>>> {
     #[cfg(all(feature = "cube", not(feature = "fusion")))]
@@ -226,6 +271,57 @@ pub fn pointwise<const D: usize>(f: Pointwise, x: Tensor<D>) -> Tensor<D> {
     let flat = x.reshape([1, 1, 1, -1]);
     let y = if on_cpu(&flat) { fused::pointwise(f, flat) } else { plain::pointwise(f, flat) };
     y.reshape(dims)
+}
+
+/// What says which values dropout drops, of all the draws of a pass.
+#[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a handful of them exist")]
+pub enum DropoutKey {
+    /// Of Philox.
+    Words([u32; 2]),
+    /// The same in a device's memory, `[4]`: the words in parts of 16 bits, the lower first. What is recorded on a device reads it anew each time.
+    OnDevice(Tensor<1>),
+}
+
+impl DropoutKey {
+    /// The same in a device's memory, if it is not there yet.
+    pub fn on_device(self, device: &Device) -> Self {
+        match self {
+            Self::Words(words) => {
+                let parts = words.map(|word| [(word & 0xFFFF) as f32, (word >> 16) as f32]);
+                Self::OnDevice(Tensor::from_floats(parts.concat().as_slice(), &device.clone().inner()))
+            }
+            Self::OnDevice(_) => self,
+        }
+    }
+}
+
+/// Zeros in place of a part `prob`, in [0, 1), of the values, and the others over `1 - prob`. Key and `draw`, a number, say which: the same on every device
+/// (`denoising_diffusion_kernels::dropout`).
+///
+/// # Panics
+/// If `key` is in the memory of a device and `x` is where there is no kernel that reads it.
+pub fn dropout<const D: usize>(x: Tensor<D>, key: &DropoutKey, draw: u64, prob: f64) -> Tensor<D> {
+    #[cfg(feature = "cube")]
+    if cube::takes(&x) {
+        return cube::dropout(x, key.clone(), Mask::new([0; 2], draw, prob));
+    }
+    let DropoutKey::Words(words) = key else { panic!("the key of dropout is on a device that has no kernel for it") };
+    let (dims, mask) = (x.dims(), Mask::new(*words, draw, prob));
+    let flat = x.reshape([1, 1, 1, -1]);
+    let y = if on_cpu(&flat) { fused::dropout(flat, mask) } else { plain::dropout(flat, mask) };
+    y.reshape(dims)
+}
+
+/// Whether [`dropout`] of `x` reads its key from the device's memory.
+pub(crate) fn reads_key_on_device<const D: usize>(x: &Tensor<D>) -> bool {
+    #[cfg(feature = "cube")]
+    return cube::takes(x);
+    #[cfg(not(feature = "cube"))]
+    {
+        let _ = x;
+        false
+    }
 }
 
 /// The same values in memory that is theirs for the whole run; flat tensors, none of them on the tape.

@@ -4,11 +4,12 @@ use std::f64::consts::PI;
 
 use burn::tensor::module::{avg_pool2d, conv2d as conv2d_nchw, max_pool2d};
 use burn::tensor::ops::{AvgPoolOptions, ConvOptions, MaxPoolOptions};
-use burn::tensor::{DType, FloatDType, Tensor, activation};
+use burn::tensor::{DType, FloatDType, Tensor, TensorData, activation};
+use denoising_diffusion_kernels::dropout::Mask;
 
 use crate::nn::layer_norm;
 
-use super::{Pointwise, Pool, Pooling, Resampling, Window};
+use super::{AxisResize, Pointwise, Pool, Pooling, Resampling, Window};
 
 /// Channels last to channels first.
 pub fn to_nchw(x: Tensor<4>) -> Tensor<4> {
@@ -138,6 +139,52 @@ pub fn gated_add(x: Tensor<4>, gate: Tensor<2>, residual: Tensor<4>) -> Tensor<4
     in_f32(x, |x| plus(x * gate.reshape([b, 1, 1, c]), Some(residual)))
 }
 
+/// See [`super::gated_silu`].
+pub fn gated_silu(x: Tensor<4>, gate: Tensor<2>) -> Tensor<4> {
+    let [b, c] = gate.dims();
+    in_f32(x, |x| activation::silu(x * gate.reshape([b, 1, 1, c])))
+}
+
+/// See [`super::unit_rows`].
+pub fn unit_rows(x: Tensor<4>, factor: f64, floor: f64) -> Tensor<4> {
+    in_f32(x, |x| {
+        // The floor lies under the root, where it keeps the gradient of zeros finite.
+        let norm = x.clone().square().sum_dim(3).clamp_min(floor * floor).sqrt();
+        x * (norm.recip() * factor)
+    })
+}
+
+/// See [`super::add_scaled`].
+pub fn add_scaled(a: Tensor<4>, b: Tensor<4>, factor: f64) -> Tensor<4> {
+    in_f32(a, |a| a + b.cast(FloatDType::F32) * factor)
+}
+
+/// See [`super::join_scaled`].
+pub fn join_scaled(first: Tensor<4>, second: Tensor<4>, factors: [f64; 2]) -> Tensor<4> {
+    Tensor::cat(vec![first * factors[0], second * factors[1]], 3)
+}
+
+/// See [`super::resize_axis`]; of the second axis. Interpolation is between centres (PyTorch's `align_corners = False`), the ends repeated.
+pub fn resize_axis(x: Tensor<4>, resize: AxisResize) -> Tensor<4> {
+    let [outer, n, middle, c] = x.dims();
+    let to = [outer, resize.length(n), middle, c];
+    match resize {
+        AxisResize::HalveByMean => x.reshape([outer, n / 2, 2, middle * c]).mean_dim(2).reshape(to),
+        AxisResize::DoubleLinearly => {
+            let part = |first: usize, count: usize| x.clone().narrow(1, first, count);
+            let (left, right) = match n {
+                1 => (x.clone(), x.clone()),
+                _ => (
+                    Tensor::cat(vec![part(0, 1), part(0, n - 1)], 1),
+                    Tensor::cat(vec![part(1, n - 1), part(n - 1, 1)], 1),
+                ),
+            };
+            let near = x.clone() * 0.75;
+            Tensor::stack::<5>(vec![left * 0.25 + near.clone(), near + right * 0.25], 2).reshape(to)
+        }
+    }
+}
+
 /// See [`super::pointwise`].
 pub fn pointwise(f: Pointwise, x: Tensor<4>) -> Tensor<4> {
     in_f32(x, |x| match f {
@@ -155,6 +202,14 @@ fn plus(x: Tensor<4>, residual: Option<Tensor<4>>) -> Tensor<4> {
         Some(residual) => x + residual.cast(FloatDType::F32),
         None => x,
     }
+}
+
+/// See [`super::dropout`]; the mask is computed on the host.
+pub fn dropout(x: Tensor<4>, mask: Mask) -> Tensor<4> {
+    let shape = x.shape();
+    let factors: Vec<f32> = (0..shape.num_elements() as u64).map(|i| mask.factor(i)).collect();
+    let factors = Tensor::from_data(TensorData::new(factors, shape), &x.device());
+    in_f32(x, |x| x * factors)
 }
 
 /// See [`super::attention`].

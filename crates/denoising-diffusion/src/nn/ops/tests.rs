@@ -3,7 +3,9 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use proptest::prelude::*;
 
-use super::{ConvWeights, Pointwise, Pool, Pooling, Resampling, ResidualBlock, Window, plain};
+use super::{
+    AxisResize, ConvWeights, DropoutKey, Mask, Pointwise, Pool, Pooling, Resampling, ResidualBlock, Window, plain,
+};
 use crate::nn::params::host_values;
 use crate::noise::{Purpose, Stream};
 
@@ -117,6 +119,54 @@ proptest! {
         for f in [Pointwise::Silu, Pointwise::GeluTanh] {
             let run = |op: fn(Pointwise, Tensor<4>) -> Tensor<4>| outcome(op(f, x.clone()), &cotangent, &[&of(&x)]);
             compare(&format!("{f:?}"), run(super::pointwise), run(plain::pointwise));
+        }
+    }
+
+    #[test]
+    fn what_keeps_magnitudes(
+        seed: u64, b in 1_usize..4, h in 1_usize..12, w in 1_usize..12, c in 1_usize..40, d in 1_usize..20,
+    ) {
+        let mut draw = Draw { seed, drawn: 0 };
+        let (x, other, skip) = (draw.tensor([b, h, w, c]), draw.tensor([b, h, w, c]), draw.tensor([b, h, w, d]));
+        let (gate, cotangent) = (draw.tensor([b, c]), draw.tensor([b, h, w, c]));
+        let gated = |f: fn(Tensor<4>, Tensor<2>) -> Tensor<4>| {
+            outcome(f(x.clone(), gate.clone()), &cotangent, &[&of(&x), &of(&gate)])
+        };
+        compare("gated_silu", gated(super::gated_silu), gated(plain::gated_silu));
+        let summed = |f: fn(Tensor<4>, Tensor<4>, f64) -> Tensor<4>| {
+            outcome(f(x.clone(), other.clone(), 0.7), &cotangent, &[&of(&x), &of(&other)])
+        };
+        compare("add_scaled", summed(super::add_scaled), summed(plain::add_scaled));
+        let both = draw.tensor([b, h, w, c + d]);
+        let joined = |f: fn(Tensor<4>, Tensor<4>, [f64; 2]) -> Tensor<4>| {
+            outcome(f(x.clone(), skip.clone(), [0.7, -1.2]), &both, &[&of(&x), &of(&skip)])
+        };
+        compare("join_scaled", joined(super::join_scaled), joined(plain::join_scaled));
+        // Some rows are shorter than the larger floor, most are longer.
+        for floor in [1e-4, 0.5] {
+            let unit = |f: fn(Tensor<4>, f64, f64) -> Tensor<4>| outcome(f(x.clone(), 3.0, floor), &cotangent, &[&of(&x)]);
+            compare_norms("unit_rows", &x, 3.0 * largest(&cotangent), unit(super::unit_rows), unit(plain::unit_rows));
+        }
+    }
+
+    #[test]
+    fn dropped_values(seed: u64, b in 1_usize..4, h in 1_usize..12, w in 1_usize..12, c in 1_usize..40, draw: u64) {
+        let mut tensors = Draw { seed, drawn: 0 };
+        let (x, cotangent) = (tensors.tensor([b, h, w, c]), tensors.tensor([b, h, w, c]));
+        let words = [seed as u32, (seed >> 32) as u32];
+        let fused = outcome(super::dropout(x.clone(), &DropoutKey::Words(words), draw, 0.3), &cotangent, &[&of(&x)]);
+        let plain = outcome(plain::dropout(x.clone(), Mask::new(words, draw, 0.3)), &cotangent, &[&of(&x)]);
+        prop_assert_eq!(fused, plain);
+    }
+
+    #[test]
+    fn resized_axes(seed: u64, b in 1_usize..4, n in 1_usize..7, w in 1_usize..6, c in 1_usize..20) {
+        for resize in [AxisResize::HalveByMean, AxisResize::DoubleLinearly] {
+            let mut draw = Draw { seed, drawn: 0 };
+            let n = if resize == AxisResize::HalveByMean { 2 * n } else { n };
+            let (x, cotangent) = (draw.tensor([b, n, w, c]), draw.tensor([b, resize.length(n), w, c]));
+            let fused = outcome(super::resize_axis(x.clone(), 1, resize), &cotangent, &[&of(&x)]);
+            compare("resize_axis", fused, outcome(plain::resize_axis(x.clone(), resize), &cotangent, &[&of(&x)]));
         }
     }
 
@@ -238,6 +288,28 @@ proptest! {
             run(plain::linear_attention, &linear_memory),
         );
     }
+}
+
+fn sequence(values: &[f32]) -> Tensor<3> {
+    Tensor::<1>::from_floats(values, &Device::flex()).reshape([1, values.len() as i32, 1])
+}
+
+#[test]
+fn a_sequence_resized() {
+    let halved = |values: &[f32]| host_values(super::resize_axis(sequence(values), 1, AxisResize::HalveByMean));
+    let doubled = |values: &[f32]| host_values(super::resize_axis(sequence(values), 1, AxisResize::DoubleLinearly));
+    assert_eq!(halved(&[1.0, 3.0, 4.0, 8.0]), [2.0, 6.0]);
+    assert_eq!(doubled(&[4.0, 8.0]), [4.0, 5.0, 7.0, 8.0]);
+    assert_eq!(doubled(&[4.0]), [4.0, 4.0]);
+}
+
+#[test]
+fn an_axis_in_the_middle_resized() {
+    let x = Tensor::<1>::from_floats([0.0, 1.0, 4.0, 5.0], &Device::flex()).reshape([1, 2, 2, 1]);
+    let resized = |axis, resize| host_values(super::resize_axis::<4>(x.clone(), axis, resize));
+    assert_eq!(resized(1, AxisResize::HalveByMean), [2.0, 3.0]);
+    assert_eq!(resized(2, AxisResize::HalveByMean), [0.5, 4.5]);
+    assert_eq!(resized(1, AxisResize::DoubleLinearly), [0.0, 1.0, 1.0, 2.0, 3.0, 4.0, 4.0, 5.0]);
 }
 
 /// More positions than the plain version takes in one block.

@@ -161,6 +161,32 @@ mod on_gpus {
         }
     }
 
+    /// More tensors than a launch takes, with rows of all vector widths, some longer than a cube has units; in place, and not if the step is skipped.
+    #[test]
+    fn forced_norms_agree_with_plain_operations() {
+        let Some(device) = test_device() else { return };
+        let shapes = [(3, 2308), (128, 9), (1, 1), (70, 6)].into_iter().chain((16..36).map(|len| (2, len)));
+        let values: Vec<(Vec<f32>, usize)> =
+            shapes.zip(0..).map(|((rows, len), part)| (drawn(part, rows * len), rows)).collect();
+        let weights = |device: &Device| -> Vec<(Tensor<1>, usize)> {
+            values.iter().map(|(values, rows)| (Tensor::from_floats(values.as_slice(), device), *rows)).collect()
+        };
+        for loss in [0.5, f32::NAN] {
+            let of = |values: [f32; 1]| Tensor::<1>::from_floats(values, &device);
+            let finding = ask(&[of([1.0])], vec![of([loss])], 1.0).read();
+            let (ours, before) = (weights(&device), moves());
+            let ours = unit_rows(ours, 1e-4, &finding.clip().unwrap());
+            assert_eq!(moves(), before);
+            let plain = match loss.is_nan() {
+                true => weights(&Device::flex()).into_iter().map(|(tensor, _)| tensor).collect(),
+                false => unit_rows(weights(&Device::flex()), 1e-4, &Clip::Known(1.0)),
+            };
+            for (ours, plain) in ours.into_iter().zip(plain) {
+                assert!(close(ours.to_device(&Device::flex()), plain), "{loss}");
+            }
+        }
+    }
+
     /// A part of a tensor, and rows with room between them.
     #[test]
     fn views_are_swept_alone() {

@@ -3,13 +3,16 @@
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Cube, backend_extension};
+use denoising_diffusion_kernels::dropout::Mask;
 
-use super::super::Pointwise;
 use super::super::tape::{run, track};
+use super::super::{AxisResize, Pointwise};
 use super::ops::{
-    Attention, BiasedConv, Each, GatedAdd, Join, LayerNormScaled, LinearAttention, RmsNorm, RmsNormAdd, RmsNormScaled,
+    AddScaled, Attention, BiasedConv, Dropout, Each, GatedAdd, GatedSilu, Join, LayerNormScaled, LinearAttention,
+    Resize, RmsNorm, RmsNormAdd, RmsNormScaled, UnitRows,
 };
 use super::rms_norm::Then;
+use super::unit_rows::Length;
 
 #[backend_extension(Cube, Autodiff)]
 pub trait CubeOps: burn::backend::Backend {
@@ -29,10 +32,15 @@ pub trait CubeOps: burn::backend::Backend {
     ) -> FloatTensor<Self>;
     fn cube_layer_norm_scaled(x: FloatTensor<Self>, scale_shift: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cube_gated_add(x: FloatTensor<Self>, gate: FloatTensor<Self>, residual: FloatTensor<Self>) -> FloatTensor<Self>;
-    fn cube_join(x: FloatTensor<Self>, skip: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn cube_gated_silu(x: FloatTensor<Self>, gate: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn cube_unit_rows(x: FloatTensor<Self>, length: Length) -> FloatTensor<Self>;
+    fn cube_add_scaled(a: FloatTensor<Self>, b: FloatTensor<Self>, factor: f32) -> FloatTensor<Self>;
+    fn cube_resize_axis(x: FloatTensor<Self>, resize: AxisResize) -> FloatTensor<Self>;
+    fn cube_join(x: FloatTensor<Self>, skip: FloatTensor<Self>, factors: Option<[f32; 2]>) -> FloatTensor<Self>;
     fn cube_conv2d(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cube_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cube_linear_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn cube_dropout(x: FloatTensor<Self>, key: FloatTensor<Self>, mask: Mask) -> FloatTensor<Self>;
     fn cube_pointwise(x: FloatTensor<Self>, f: Pointwise) -> FloatTensor<Self>;
 }
 
@@ -68,8 +76,24 @@ impl CubeOps for Cube {
         run(GatedAdd, [x, gate, residual])
     }
 
-    fn cube_join(x: FloatTensor<Self>, skip: FloatTensor<Self>) -> FloatTensor<Self> {
-        run(Join, [x, skip])
+    fn cube_gated_silu(x: FloatTensor<Self>, gate: FloatTensor<Self>) -> FloatTensor<Self> {
+        run(GatedSilu, [x, gate])
+    }
+
+    fn cube_unit_rows(x: FloatTensor<Self>, length: Length) -> FloatTensor<Self> {
+        run(UnitRows(length), [x])
+    }
+
+    fn cube_add_scaled(a: FloatTensor<Self>, b: FloatTensor<Self>, factor: f32) -> FloatTensor<Self> {
+        run(AddScaled(factor), [a, b])
+    }
+
+    fn cube_resize_axis(x: FloatTensor<Self>, resize: AxisResize) -> FloatTensor<Self> {
+        run(Resize(resize), [x])
+    }
+
+    fn cube_join(x: FloatTensor<Self>, skip: FloatTensor<Self>, factors: Option<[f32; 2]>) -> FloatTensor<Self> {
+        run(Join(factors), [x, skip])
     }
 
     fn cube_conv2d(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -82,6 +106,10 @@ impl CubeOps for Cube {
 
     fn cube_linear_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self> {
         run(LinearAttention, [qkv, mem_kv])
+    }
+
+    fn cube_dropout(x: FloatTensor<Self>, key: FloatTensor<Self>, mask: Mask) -> FloatTensor<Self> {
+        run(Dropout(mask), [x, key])
     }
 
     fn cube_pointwise(x: FloatTensor<Self>, f: Pointwise) -> FloatTensor<Self> {
@@ -121,8 +149,24 @@ impl<C: CheckpointStrategy> CubeOps for Autodiff<Cube, C> {
         track::<_, C, _, _>(GatedAdd, [x, gate, residual])
     }
 
-    fn cube_join(x: FloatTensor<Self>, skip: FloatTensor<Self>) -> FloatTensor<Self> {
-        track::<_, C, _, _>(Join, [x, skip])
+    fn cube_gated_silu(x: FloatTensor<Self>, gate: FloatTensor<Self>) -> FloatTensor<Self> {
+        track::<_, C, _, _>(GatedSilu, [x, gate])
+    }
+
+    fn cube_unit_rows(x: FloatTensor<Self>, length: Length) -> FloatTensor<Self> {
+        track::<_, C, _, _>(UnitRows(length), [x])
+    }
+
+    fn cube_add_scaled(a: FloatTensor<Self>, b: FloatTensor<Self>, factor: f32) -> FloatTensor<Self> {
+        track::<_, C, _, _>(AddScaled(factor), [a, b])
+    }
+
+    fn cube_resize_axis(x: FloatTensor<Self>, resize: AxisResize) -> FloatTensor<Self> {
+        track::<_, C, _, _>(Resize(resize), [x])
+    }
+
+    fn cube_join(x: FloatTensor<Self>, skip: FloatTensor<Self>, factors: Option<[f32; 2]>) -> FloatTensor<Self> {
+        track::<_, C, _, _>(Join(factors), [x, skip])
     }
 
     fn cube_conv2d(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -135,6 +179,10 @@ impl<C: CheckpointStrategy> CubeOps for Autodiff<Cube, C> {
 
     fn cube_linear_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self> {
         track::<_, C, _, _>(LinearAttention, [qkv, mem_kv])
+    }
+
+    fn cube_dropout(x: FloatTensor<Self>, key: FloatTensor<Self>, mask: Mask) -> FloatTensor<Self> {
+        track::<_, C, _, _>(Dropout(mask), [x, key])
     }
 
     fn cube_pointwise(x: FloatTensor<Self>, f: Pointwise) -> FloatTensor<Self> {

@@ -1,5 +1,5 @@
-//! `gated_add`: `residual + x gate`, and the gradients of `x`, `dy gate`, and of the gate, the sum of `dy x` over an image's rows. (The
-//! residual's is `dy` itself.)
+//! `gated_add`: `residual + x gate`; and `gated_silu`: `silu(x gate)`. Their gradients, with `du = dy` or `du = dy silu'(x gate)`: that of `x` is `du gate`, that
+//! of the gate the sum of `du x` over an image's rows. (The residual's is `dy` itself.)
 
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::ir::ElemType;
@@ -8,6 +8,7 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::columns::{Chunks, sum_columns};
 use super::lanes::{Lanes, cube_count, sum_over_groups};
+use super::math::{silu, silu_slope, value_or_zero};
 use super::rows::{Rows, vector_width};
 
 /// Distances and counts; pitches in vectors.
@@ -33,9 +34,10 @@ struct Sizes {
 fn forward_kernel<F: Float, S: Float, N: Size>(
     x: &[Vector<F, N>],
     gate: &[Vector<S, N>],
-    residual: &[Vector<F, N>],
+    residual: ComptimeOption<&[Vector<F, N>]>,
     y: &mut [Vector<F, N>],
     sizes: &Sizes,
+    #[comptime] with_silu: bool,
     #[comptime] lanes: Lanes,
     #[define(F, S)] _dtypes: [ElemType; 2],
 ) {
@@ -53,8 +55,12 @@ fn forward_kernel<F: Float, S: Float, N: Size>(
                 if in_image < rows_per_image && i < sizes.vectors as usize {
                     let value = Vector::<f32, N>::cast_from(x[row * sizes.x as usize + i]);
                     let factor = Vector::<f32, N>::cast_from(gate[image * sizes.gate as usize + i]);
-                    let base = Vector::<f32, N>::cast_from(residual[row * sizes.other as usize + i]);
-                    y[row * sizes.out as usize + i] = Vector::cast_from(base + value * factor);
+                    let mut u = value * factor;
+                    if with_silu {
+                        u = silu::<N>(u);
+                    }
+                    u += value_or_zero::<F, N>(&residual, row * sizes.other as usize + i);
+                    y[row * sizes.out as usize + i] = Vector::cast_from(u);
                 }
             }
         }
@@ -70,6 +76,7 @@ fn backward_kernel<F: Float, S: Float, N: Size>(
     dx: &mut [Vector<F, N>],
     sums: &mut [Vector<f32, N>],
     sizes: &Sizes,
+    #[comptime] with_silu: bool,
     #[comptime] lanes: Lanes,
     #[define(F, S)] _dtypes: [ElemType; 2],
 ) {
@@ -88,9 +95,13 @@ fn backward_kernel<F: Float, S: Float, N: Size>(
         for k in 0..lanes.vectors {
             let i = lane + k * lanes.units;
             if is_cube && in_image < rows_per_image && i < vectors {
-                let du = Vector::<f32, N>::cast_from(dy[row * sizes.other as usize + i]);
+                let value = Vector::<f32, N>::cast_from(x[row * sizes.x as usize + i]);
                 let factor = Vector::<f32, N>::cast_from(gate[image * sizes.gate as usize + i]);
-                d_gate[k] += du * Vector::<f32, N>::cast_from(x[row * sizes.x as usize + i]);
+                let mut du = Vector::<f32, N>::cast_from(dy[row * sizes.other as usize + i]);
+                if with_silu {
+                    du *= silu_slope::<N>(value * factor);
+                }
+                d_gate[k] += du * value;
                 dx[row * sizes.out as usize + i] = Vector::cast_from(du * factor);
             }
         }
@@ -114,8 +125,9 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(x: &Rows, gate: &Rows, other: &Rows, out: &Rows) -> (Self, SizesLaunch) {
-        let width = vector_width(&[x.len], &[x, gate, other, out]);
+    fn new(x: &Rows, gate: &Rows, other: Option<&Rows>, out: &Rows) -> (Self, SizesLaunch) {
+        let all: Vec<&Rows> = [x, gate, out].into_iter().chain(other).collect();
+        let width = vector_width(&[x.len], &all);
         let lanes = Lanes::new(&x.client(), x.len / width);
         let chunks = Chunks::new(gate.count(), x.count() / gate.count(), lanes.groups);
         let sizes = SizesLaunch::new(
@@ -126,19 +138,27 @@ impl Plan {
             chunks.cubes() as u32,
             x.pitch(width),
             gate.pitch(width),
-            other.pitch(width),
+            other.map_or(0, |other| other.pitch(width)),
             out.pitch(width),
         );
         (Self { width, lanes, chunks }, sizes)
     }
 }
 
+/// What follows the product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gated {
+    /// A residual is added, or nothing.
+    Add,
+    Silu,
+}
+
 /// `x` and `residual` `[b, h, w, c]`, `gate [b, c]`.
-pub(super) fn forward(x: CubeTensor, gate: CubeTensor, residual: CubeTensor) -> CubeTensor {
-    let (x, gate, residual) = (Rows::of(x), Rows::of(gate), Rows::of(residual));
+pub(super) fn forward(x: CubeTensor, gate: CubeTensor, residual: Option<CubeTensor>, gated: Gated) -> CubeTensor {
+    let (x, gate, residual) = (Rows::of(x), Rows::of(gate), residual.map(Rows::of));
     let client = x.client();
     let y = Rows::empty(&x, x.shape(), x.dtype());
-    let (plan, sizes) = Plan::new(&x, &gate, &residual, &y);
+    let (plan, sizes) = Plan::new(&x, &gate, residual.as_ref(), &y);
     forward_kernel::launch(
         &client,
         cube_count(&client, plan.chunks.cubes()),
@@ -146,9 +166,10 @@ pub(super) fn forward(x: CubeTensor, gate: CubeTensor, residual: CubeTensor) -> 
         plan.width,
         x.arg(),
         gate.arg(),
-        residual.arg(),
+        residual.as_ref().map(Rows::arg).into(),
         y.arg(),
         sizes,
+        gated == Gated::Silu,
         plan.lanes,
         [x.elem(), gate.elem()],
     );
@@ -156,11 +177,11 @@ pub(super) fn forward(x: CubeTensor, gate: CubeTensor, residual: CubeTensor) -> 
 }
 
 /// The gradients of `x` and `gate`.
-pub(super) fn backward(x: CubeTensor, gate: CubeTensor, dy: CubeTensor) -> (CubeTensor, CubeTensor) {
+pub(super) fn backward(x: CubeTensor, gate: CubeTensor, dy: CubeTensor, gated: Gated) -> (CubeTensor, CubeTensor) {
     let (x, gate, dy) = (Rows::of(x), Rows::of(gate), Rows::of(dy));
     let client = x.client();
     let dx = Rows::empty(&x, x.shape(), x.dtype());
-    let (plan, sizes) = Plan::new(&x, &gate, &dy, &dx);
+    let (plan, sizes) = Plan::new(&x, &gate, Some(&dy), &dx);
     let sums = plan.chunks.empty(&x, x.len);
     backward_kernel::launch(
         &client,
@@ -173,6 +194,7 @@ pub(super) fn backward(x: CubeTensor, gate: CubeTensor, dy: CubeTensor) -> (Cube
         dx.arg(),
         sums.arg(),
         sizes,
+        gated == Gated::Silu,
         plan.lanes,
         [x.elem(), gate.elem()],
     );

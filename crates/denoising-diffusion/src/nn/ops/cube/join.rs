@@ -1,12 +1,12 @@
-//! `join`: two images side by side along the channels; and its gradient, the two parts. A launch each, where Burn's `cat` takes one per part, and
-//! another for each part of the gradient.
+//! `join`: two images side by side along the channels, each multiplied by a number if there are any; and its gradient, the two parts. A launch each, where
+//! Burn's `cat` takes one per part, and another for each part of the gradient.
 
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::ir::ElemType;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::rows::{Rows, moved_width};
+use super::rows::{Rows, moved_width, vector_width};
 
 /// Counts; pitches in vectors.
 #[derive(CubeLaunch, CubeType)]
@@ -18,6 +18,8 @@ struct Sizes {
     first: u32,
     second: u32,
     whole: u32,
+    first_factor: f32,
+    second_factor: f32,
 }
 
 /// Where a unit's vector is in the whole, in the part that it belongs to, and whether that is the first.
@@ -40,6 +42,16 @@ fn place(sizes: &Sizes) -> Place {
     Place { whole: row * sizes.whole as usize + i, part: select(in_first, of_first, of_second), in_first }
 }
 
+/// `value factor` in f32; without a factor `value` as it is.
+#[cube]
+fn scaled<F: Float, N: Size>(value: Vector<F, N>, factor: f32, #[comptime] with_factors: bool) -> Vector<F, N> {
+    if comptime!(with_factors) {
+        Vector::cast_from(Vector::<f32, N>::cast_from(value) * Vector::new(factor))
+    } else {
+        value
+    }
+}
+
 /// A unit per vector.
 #[cube(launch)]
 fn join_kernel<F: Float, N: Size>(
@@ -47,14 +59,15 @@ fn join_kernel<F: Float, N: Size>(
     second: &[Vector<F, N>],
     whole: &mut [Vector<F, N>],
     sizes: &Sizes,
+    #[comptime] with_factors: bool,
     #[define(F)] _dtype: ElemType,
 ) {
     if ABSOLUTE_POS < sizes.all as usize {
         let place = place(sizes);
         if place.in_first {
-            whole[place.whole] = first[place.part];
+            whole[place.whole] = scaled::<F, N>(first[place.part], sizes.first_factor, with_factors);
         } else {
-            whole[place.whole] = second[place.part];
+            whole[place.whole] = scaled::<F, N>(second[place.part], sizes.second_factor, with_factors);
         }
     }
 }
@@ -66,14 +79,15 @@ fn split_kernel<F: Float, N: Size>(
     first: &mut [Vector<F, N>],
     second: &mut [Vector<F, N>],
     sizes: &Sizes,
+    #[comptime] with_factors: bool,
     #[define(F)] _dtype: ElemType,
 ) {
     if ABSOLUTE_POS < sizes.all as usize {
         let place = place(sizes);
         if place.in_first {
-            first[place.part] = whole[place.whole];
+            first[place.part] = scaled::<F, N>(whole[place.whole], sizes.first_factor, with_factors);
         } else {
-            second[place.part] = whole[place.whole];
+            second[place.part] = scaled::<F, N>(whole[place.whole], sizes.second_factor, with_factors);
         }
     }
 }
@@ -87,9 +101,11 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(first: &Rows, second: &Rows, whole: &Rows) -> Self {
+    fn new(first: &Rows, second: &Rows, whole: &Rows, factors: Option<[f32; 2]>) -> Self {
         let client = whole.client();
-        let width = moved_width(&[first.len, second.len], &[first, second, whole]);
+        let width = if factors.is_some() { vector_width } else { moved_width };
+        let width = width(&[first.len, second.len], &[first, second, whole]);
+        let [first_factor, second_factor] = factors.unwrap_or_default();
         let units = whole.count() * whole.len / width;
         let cube_dim = CubeDim::new(&client, units);
         let sizes = SizesLaunch::new(
@@ -99,18 +115,20 @@ impl Plan {
             first.pitch(width),
             second.pitch(width),
             whole.pitch(width),
+            first_factor,
+            second_factor,
         );
         Self { cubes: cubecl::calculate_cube_count_elemwise(&client, units, cube_dim), cube_dim, width, sizes }
     }
 }
 
 /// `[b, h, w, c]` and `[b, h, w, d]`, of one type, to `[b, h, w, c + d]`.
-pub(super) fn join(first: CubeTensor, second: CubeTensor) -> CubeTensor {
+pub(super) fn join(first: CubeTensor, second: CubeTensor, factors: Option<[f32; 2]>) -> CubeTensor {
     let (first, second) = (Rows::of(first), Rows::of(second));
     let mut shape = first.shape();
     shape[3] = first.len + second.len;
     let whole = Rows::empty(&first, shape, first.dtype());
-    let Plan { cubes, cube_dim, width, sizes } = Plan::new(&first, &second, &whole);
+    let Plan { cubes, cube_dim, width, sizes } = Plan::new(&first, &second, &whole, factors);
     join_kernel::launch(
         &whole.client(),
         cubes,
@@ -120,13 +138,14 @@ pub(super) fn join(first: CubeTensor, second: CubeTensor) -> CubeTensor {
         second.arg(),
         whole.arg(),
         sizes,
+        factors.is_some(),
         whole.elem(),
     );
     whole.tensor()
 }
 
-/// The first `c` channels and the others.
-pub(super) fn split(whole: CubeTensor, c: usize) -> (CubeTensor, CubeTensor) {
+/// The first `c` channels and the others, multiplied as they were.
+pub(super) fn split(whole: CubeTensor, c: usize, factors: Option<[f32; 2]>) -> (CubeTensor, CubeTensor) {
     let whole = Rows::of(whole);
     let part = |channels: usize| {
         let mut shape = whole.shape();
@@ -134,7 +153,7 @@ pub(super) fn split(whole: CubeTensor, c: usize) -> (CubeTensor, CubeTensor) {
         Rows::empty(&whole, shape, whole.dtype())
     };
     let (first, second) = (part(c), part(whole.len - c));
-    let Plan { cubes, cube_dim, width, sizes } = Plan::new(&first, &second, &whole);
+    let Plan { cubes, cube_dim, width, sizes } = Plan::new(&first, &second, &whole, factors);
     split_kernel::launch(
         &whole.client(),
         cubes,
@@ -144,6 +163,7 @@ pub(super) fn split(whole: CubeTensor, c: usize) -> (CubeTensor, CubeTensor) {
         first.arg(),
         second.arg(),
         sizes,
+        factors.is_some(),
         whole.elem(),
     );
     (first.tensor(), second.tensor())

@@ -5,13 +5,15 @@
 //! A kernel reads each value once per pass where it can, computes in f32 and takes f32, bf16 and f16. None waits for the device or asks it anything:
 //! launches depend on shapes alone, and sums are added in an order that the shape decides.
 
+mod add_scaled;
 mod attention;
 // This module and others without `fusion` take lists of tensors, which Burn's fusion cannot be told of: with it, they are operations of Burn's.
 #[cfg(not(feature = "fusion"))]
 mod clip;
 mod columns;
+mod dropout;
 mod extension;
-mod gated_add;
+mod gate;
 #[cfg(not(feature = "fusion"))]
 mod gather;
 mod join;
@@ -26,23 +28,27 @@ mod ops;
 mod optim;
 mod passes;
 mod pointwise;
+mod resize;
 mod rms_norm;
 mod rows;
 #[cfg(not(feature = "fusion"))]
 mod sweeps;
 #[cfg(test)]
 pub(crate) mod tests;
+mod unit_rows;
 
 use burn::backend::{Dispatch, DispatchDevice};
 use burn::tensor::{DType, Tensor};
+use denoising_diffusion_kernels::dropout::Mask;
 
-use super::{Pointwise, plain};
+use super::{AxisResize, DropoutKey, Pointwise, plain};
 use extension::CubeOps;
 #[cfg(not(feature = "fusion"))]
 pub use linears::linears;
 pub use rms_norm::Then;
 #[cfg(not(feature = "fusion"))]
-pub use sweeps::{Clip, Clipping, Reading, adam, cast, clip, copied, lerp, moves};
+pub use sweeps::{Clip, Clipping, Reading, adam, cast, clip, copied, force_unit_rows, lerp, moves};
+use unit_rows::Length;
 
 /// Whether these kernels can take a tensor.
 pub fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {
@@ -111,9 +117,38 @@ pub fn gated_add(x: Tensor<4>, gate: Tensor<2>, residual: Tensor<4>) -> Tensor<4
     Tensor::from_dispatch(<Dispatch as CubeOps>::cube_gated_add(x, gate, residual))
 }
 
+/// See [`super::gated_silu`].
+pub fn gated_silu(x: Tensor<4>, gate: Tensor<2>) -> Tensor<4> {
+    Tensor::from_dispatch(<Dispatch as CubeOps>::cube_gated_silu(x.into_dispatch(), gate.into_dispatch()))
+}
+
+/// See [`super::unit_rows`].
+pub fn unit_rows(x: Tensor<4>, factor: f64, floor: f64) -> Tensor<4> {
+    let length = Length { factor: factor as f32, floor: floor as f32 };
+    Tensor::from_dispatch(<Dispatch as CubeOps>::cube_unit_rows(x.into_dispatch(), length))
+}
+
+/// See [`super::add_scaled`].
+pub fn add_scaled(a: Tensor<4>, b: Tensor<4>, factor: f64) -> Tensor<4> {
+    let (a, b) = (a.into_dispatch(), b.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as CubeOps>::cube_add_scaled(a, b, factor as f32))
+}
+
+/// See [`super::resize_axis`]; of the second axis.
+pub fn resize_axis(x: Tensor<4>, resize: AxisResize) -> Tensor<4> {
+    Tensor::from_dispatch(<Dispatch as CubeOps>::cube_resize_axis(x.into_dispatch(), resize))
+}
+
 /// See [`super::join`].
 pub fn join(x: Tensor<4>, skip: Tensor<4>) -> Tensor<4> {
-    Tensor::from_dispatch(<Dispatch as CubeOps>::cube_join(x.into_dispatch(), skip.into_dispatch()))
+    Tensor::from_dispatch(<Dispatch as CubeOps>::cube_join(x.into_dispatch(), skip.into_dispatch(), None))
+}
+
+/// See [`super::join_scaled`].
+pub fn join_scaled(first: Tensor<4>, second: Tensor<4>, factors: [f64; 2]) -> Tensor<4> {
+    let (first, second) = (first.into_dispatch(), second.into_dispatch());
+    let factors = Some(factors.map(|factor| factor as f32));
+    Tensor::from_dispatch(<Dispatch as CubeOps>::cube_join(first, second, factors))
 }
 
 /// See [`super::conv2d`]; with a bias, whose gradient is a sum over all positions.
@@ -133,6 +168,13 @@ pub fn attention(qkv: Tensor<4>, mem_kv: Tensor<4>) -> Tensor<4> {
 pub fn linear_attention(qkv: Tensor<4>, mem_kv: Tensor<4>) -> Tensor<4> {
     let (qkv, mem_kv) = (qkv.into_dispatch(), mem_kv.into_dispatch());
     Tensor::from_dispatch(<Dispatch as CubeOps>::cube_linear_attention(qkv, mem_kv))
+}
+
+/// See [`super::dropout`]; `mask` says all but the key.
+pub fn dropout<const D: usize>(x: Tensor<D>, key: DropoutKey, mask: Mask) -> Tensor<D> {
+    let DropoutKey::OnDevice(key) = key.on_device(&x.device()) else { unreachable!("it was just put there") };
+    let key = if x.device().is_autodiff() { Tensor::from_inner(key) } else { key };
+    Tensor::from_dispatch(<Dispatch as CubeOps>::cube_dropout(x.into_dispatch(), key.into_dispatch(), mask))
 }
 
 /// See [`super::pointwise`].

@@ -4,12 +4,15 @@ use burn::backend::ops::{FloatTensorOps, ModuleOps};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Cube, TensorMetadata};
 use burn::tensor::ops::ConvOptions;
+use denoising_diffusion_kernels::dropout::Mask;
 
-use super::super::Pointwise;
 use super::super::plain::same_padding;
 use super::super::tape::{Device, Kernel};
+use super::super::{AxisResize, Pointwise};
+use super::gate::Gated;
 use super::passes::CubeKernels;
 use super::rms_norm::Then;
+use super::unit_rows::Length;
 
 type Primitive = FloatTensor<Cube>;
 
@@ -40,9 +43,25 @@ pub(super) struct LayerNormScaled;
 #[derive(Clone, Debug)]
 pub(super) struct GatedAdd;
 
-/// `x [b, h, w, c]`, `skip [b, h, w, d]`, of one type.
+/// `x [b, h, w, c]`, `gate [b, c]`.
 #[derive(Clone, Debug)]
-pub(super) struct Join;
+pub(super) struct GatedSilu;
+
+/// `x` of any rank.
+#[derive(Clone, Debug)]
+pub(super) struct UnitRows(pub(super) Length);
+
+/// `a` and `b` of one shape and type; `b` is multiplied.
+#[derive(Clone, Debug)]
+pub(super) struct AddScaled(pub(super) f32);
+
+/// `x [outer, n, middle, c]`.
+#[derive(Clone, Debug)]
+pub(super) struct Resize(pub(super) AxisResize);
+
+/// `x [b, h, w, c]`, `skip [b, h, w, d]`, of one type; each multiplied, if there are factors.
+#[derive(Clone, Debug)]
+pub(super) struct Join(pub(super) Option<[f32; 2]>);
 
 /// `x [b, h, w, c_in]`, `weight [c_out, c_in, kh, kw]`, `bias [c_out]`. Burn's convolution and its gradients, but for that of the bias: Burn copies
 /// the gradient of the result to channels first for it, and sums what are then long rows, few at a time.
@@ -56,6 +75,10 @@ pub(super) struct Attention;
 /// `qkv [b, h, w, 3 heads d]`, `mem_kv [2, heads, d, m]`.
 #[derive(Clone, Debug)]
 pub(super) struct LinearAttention;
+
+/// `x` of any rank, and the key `[4]`.
+#[derive(Clone, Debug)]
+pub(super) struct Dropout(pub(super) Mask);
 
 /// `x` of any rank.
 #[derive(Clone, Debug)]
@@ -125,8 +148,61 @@ impl Kernel<3, Cube> for GatedAdd {
     }
 
     fn backward(&self, [x, gate]: Self::Saved, dy: Primitive, _: [bool; 3]) -> [Option<Primitive>; 3] {
-        let (dx, d_gate) = Cube::gated_add_backward(x, gate, dy.clone());
+        let (dx, d_gate) = Cube::gated_backward(x, gate, dy.clone(), Gated::Add);
         [Some(dx), Some(d_gate), Some(dy)]
+    }
+}
+
+impl Kernel<2, Cube> for GatedSilu {
+    type Saved = [Primitive; 2];
+
+    fn forward(&self, [x, gate]: [Primitive; 2]) -> (Primitive, Self::Saved) {
+        (Cube::gated_silu_forward(x.clone(), gate.clone()), [x, gate])
+    }
+
+    fn backward(&self, [x, gate]: Self::Saved, dy: Primitive, _: [bool; 2]) -> [Option<Primitive>; 2] {
+        let (dx, d_gate) = Cube::gated_backward(x, gate, dy, Gated::Silu);
+        [Some(dx), Some(d_gate)]
+    }
+}
+
+impl Kernel<1, Cube> for UnitRows {
+    type Saved = [Primitive; 2];
+
+    fn forward(&self, [x]: [Primitive; 1]) -> (Primitive, Self::Saved) {
+        let (y, norms) = Cube::unit_rows_forward(x.clone(), self.0);
+        (y, [x, norms])
+    }
+
+    fn backward(&self, [x, norms]: Self::Saved, dy: Primitive, _: [bool; 1]) -> [Option<Primitive>; 1] {
+        [Some(Cube::unit_rows_backward(x, norms, dy, self.0))]
+    }
+}
+
+impl Kernel<2, Cube> for AddScaled {
+    type Saved = ();
+
+    fn forward(&self, [a, b]: [Primitive; 2]) -> (Primitive, Self::Saved) {
+        (Cube::add_scaled_forward(a, b, self.0), ())
+    }
+
+    fn backward(&self, (): Self::Saved, dy: Primitive, wanted: [bool; 2]) -> [Option<Primitive>; 2] {
+        let db = wanted[1].then(|| Cube::float_mul_scalar(dy.clone(), self.0.into()));
+        [Some(dy), db]
+    }
+}
+
+impl Kernel<1, Cube> for Resize {
+    /// The length of the axis of `x`.
+    type Saved = usize;
+
+    fn forward(&self, [x]: [Primitive; 1]) -> (Primitive, Self::Saved) {
+        let n = x.shape()[1];
+        (Cube::resize_forward(x, self.0), n)
+    }
+
+    fn backward(&self, n: Self::Saved, dy: Primitive, _: [bool; 1]) -> [Option<Primitive>; 1] {
+        [Some(Cube::resize_backward(dy, n, self.0))]
     }
 }
 
@@ -136,11 +212,11 @@ impl Kernel<2, Cube> for Join {
 
     fn forward(&self, [x, skip]: [Primitive; 2]) -> (Primitive, Self::Saved) {
         let c = x.shape()[3];
-        (Cube::join(x, skip), c)
+        (Cube::join(x, skip, self.0), c)
     }
 
     fn backward(&self, c: Self::Saved, dy: Primitive, _: [bool; 2]) -> [Option<Primitive>; 2] {
-        let (dx, d_skip) = Cube::split(dy, c);
+        let (dx, d_skip) = Cube::split(dy, c, self.0);
         [Some(dx), Some(d_skip)]
     }
 }
@@ -200,6 +276,19 @@ impl Kernel<2, Cube> for LinearAttention {
     fn backward(&self, [qkv, mem_kv, state]: Self::Saved, dy: Primitive, _: [bool; 2]) -> [Option<Primitive>; 2] {
         let (dqkv, d_memory) = Cube::linear_attention_backward(qkv, mem_kv, state, dy);
         [Some(dqkv), Some(d_memory)]
+    }
+}
+
+impl Kernel<2, Cube> for Dropout {
+    /// The key.
+    type Saved = Primitive;
+
+    fn forward(&self, [x, key]: [Primitive; 2]) -> (Primitive, Self::Saved) {
+        (Cube::dropout_pass(x, key.clone(), self.0), key)
+    }
+
+    fn backward(&self, key: Self::Saved, dy: Primitive, _: [bool; 2]) -> [Option<Primitive>; 2] {
+        [Some(Cube::dropout_pass(dy, key, self.0)), None]
     }
 }
 

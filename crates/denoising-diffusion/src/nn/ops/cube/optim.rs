@@ -1,5 +1,5 @@
-//! Passes over parameters that live for the whole run: Adam and the moving average. What is written is written in place wherever nobody else
-//! holds the tensor. All tensors are flat. A launch takes many tensors: networks have hundreds, most of them small.
+//! Passes over parameters that live for the whole run: Adam, forced norms and the moving average. What is written is written in place wherever nobody
+//! else holds the tensor. All tensors are flat, but those whose rows are looked at. A launch takes many tensors: networks have hundreds, most of them small.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,6 +13,7 @@ use burn_cubecl::tensor::CubeTensor;
 use denoising_diffusion_kernels::optim::AdamStep;
 
 use super::clip::{grad_scale, is_skipped};
+use super::lanes::{Lanes, cube_count, sum_over_group};
 use super::rows::{Rows, vector_width};
 
 /// Most tensors of each kind per launch: what a kernel does to one is written out for each of them.
@@ -234,6 +235,96 @@ pub(super) fn lerp(all: Vec<[CubeTensor; 2]>, weight: f64, clip: Option<CubeTens
         );
     }
     all.into_iter().map(|[average, _]| average.tensor()).collect()
+}
+
+/// A cube per row of all tensors, one tensor after the other.
+#[cube(launch)]
+fn unit_rows_kernel<W: Float, N: Size>(
+    w: &mut Sequence<Box<[Vector<W, N>]>>,
+    vectors: &Sequence<u32>,
+    pitches: &Sequence<u32>,
+    ends: &Sequence<u32>,
+    clip: &[f32],
+    floor: f32,
+    #[comptime] width: usize,
+    #[comptime] lanes: Lanes,
+    #[define(W)] _dtype: ElemType,
+) {
+    if is_skipped(clip) {
+        terminate!();
+    }
+    let mut sum = Vector::<f32, N>::new(0.0f32);
+    let mut first = 0usize;
+    #[unroll]
+    for tensor in 0..ends.len() {
+        let end = ends[tensor] as usize;
+        if CUBE_POS >= first && CUBE_POS < end {
+            let count = vectors[tensor] as usize;
+            let start = (CUBE_POS - first) * pitches[tensor] as usize;
+            let row = w.index_mut(tensor);
+            let mut i = UNIT_POS as usize;
+            while i < count {
+                let value = Vector::<f32, N>::cast_from(row[start + i]);
+                sum += value * value;
+                i += lanes.units;
+            }
+        }
+        first = end;
+    }
+    let mut scratch = Shared::new_slice(comptime!(lanes.units * lanes.groups));
+    let norm = sum_over_group(sum.vector_sum(), &mut scratch, lanes).sqrt();
+    // Not `max`, which would make the floor of NaN.
+    let norm = select(norm < floor, floor, norm);
+    let mut first = 0usize;
+    #[unroll]
+    for tensor in 0..ends.len() {
+        let end = ends[tensor] as usize;
+        if CUBE_POS >= first && CUBE_POS < end {
+            let count = vectors[tensor] as usize;
+            let start = (CUBE_POS - first) * pitches[tensor] as usize;
+            let factor = Vector::<f32, N>::new(f32::cast_from((count * width) as u32).sqrt() / norm);
+            let row = w.index_mut(tensor);
+            let mut i = UNIT_POS as usize;
+            while i < count {
+                let value = Vector::<f32, N>::cast_from(row[start + i]);
+                row[start + i] = Vector::cast_from(value * factor);
+                i += lanes.units;
+            }
+        }
+        first = end;
+    }
+}
+
+/// Each row of tensors `[rows, n]` times `sqrt(n) / max(norm, floor)`; as it is, if `clip` (of [`super::clip`]) says so.
+pub(super) fn force_unit_rows(all: Vec<CubeTensor>, floor: f64, clip: CubeTensor) -> Vec<CubeTensor> {
+    let clip = Rows::of(clip);
+    let all: Vec<[Rows; 1]> = all.into_iter().map(|w| [owned(w)]).collect();
+    let Some(client) = all.first().map(|[w]| w.client()) else { return Vec::new() };
+    let lanes = Lanes::whole_cube(&client);
+    for launch in Launch::all_of(&client, &all) {
+        let mut end = 0;
+        let mut ends = Vec::with_capacity(launch.places.len());
+        for &place in &launch.places {
+            end += all[place][0].count() as u32;
+            ends.push(end);
+        }
+        unit_rows_kernel::launch(
+            &client,
+            cube_count(&client, end as usize),
+            lanes.cube_dim(),
+            launch.width,
+            launch.args(|place| all[place][0].arg()),
+            launch.places.iter().map(|&place| (all[place][0].len / launch.width) as u32).collect(),
+            launch.places.iter().map(|&place| all[place][0].pitch(launch.width)).collect(),
+            ends.into_iter().collect(),
+            clip.arg(),
+            floor as f32,
+            launch.width,
+            lanes,
+            all[launch.places[0]][0].elem(),
+        );
+    }
+    all.into_iter().map(|[w]| w.tensor()).collect()
 }
 
 /// The same values in memory of their own.

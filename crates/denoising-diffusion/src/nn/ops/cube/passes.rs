@@ -5,10 +5,13 @@ use burn::backend::backend_extension;
 use burn::backend::tensor::FloatTensor;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
+use denoising_diffusion_kernels::dropout::Mask;
 
-use super::super::Pointwise;
+use super::super::{AxisResize, Pointwise};
+use super::gate::{self, Gated};
 use super::rms_norm::{self, Then};
-use super::{attention, columns, gated_add, join, layer_norm, linear_attention, pointwise};
+use super::unit_rows::{self, Length};
+use super::{add_scaled, attention, columns, dropout, join, layer_norm, linear_attention, pointwise, resize};
 
 /// What the outputs of the kernels look like, for `fusion`.
 #[cfg(feature = "fusion")]
@@ -22,6 +25,13 @@ mod shapes {
     pub(super) fn with_norms(x: &TensorSpec) -> (TensorSpec, TensorSpec) {
         let rows: usize = x.shape.iter().rev().skip(1).product();
         (x.clone(), TensorSpec::new([rows].into(), DType::F32))
+    }
+
+    /// With the second of four axes `n` long.
+    pub(super) fn resized(x: &TensorSpec, n: usize) -> TensorSpec {
+        let mut shape = x.shape.clone();
+        shape[1] = n;
+        TensorSpec::new(shape, x.dtype)
     }
 
     /// Side by side.
@@ -129,7 +139,7 @@ pub trait CubeKernels: burn::backend::Backend {
         dy: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// See [`gated_add::forward`].
+    /// See [`gate::forward`]; with a residual.
     #[fusion(meta = |x, _gate, _residual| x.clone())]
     fn gated_add_forward(
         x: FloatTensor<Self>,
@@ -137,13 +147,43 @@ pub trait CubeKernels: burn::backend::Backend {
         residual: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 
-    /// See [`gated_add::backward`].
-    #[fusion(meta = |x, gate, _dy| (x.clone(), gate.clone()))]
-    fn gated_add_backward(
+    /// See [`gate::forward`]; with SiLU.
+    #[fusion(meta = |x, _gate| x.clone())]
+    fn gated_silu_forward(x: FloatTensor<Self>, gate: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// See [`gate::backward`].
+    #[fusion(meta = |x, gate, _dy, _gated| (x.clone(), gate.clone()))]
+    fn gated_backward(
         x: FloatTensor<Self>,
         gate: FloatTensor<Self>,
         dy: FloatTensor<Self>,
+        gated: Gated,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`unit_rows::forward`].
+    #[fusion(meta = |x, _length| shapes::with_norms(x))]
+    fn unit_rows_forward(x: FloatTensor<Self>, length: Length) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`unit_rows::backward`].
+    #[fusion(meta = |x, _norms, _dy, _length| x.clone())]
+    fn unit_rows_backward(
+        x: FloatTensor<Self>,
+        norms: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        length: Length,
+    ) -> FloatTensor<Self>;
+
+    /// See [`add_scaled::forward`].
+    #[fusion(meta = |a, _b, _factor| a.clone())]
+    fn add_scaled_forward(a: FloatTensor<Self>, b: FloatTensor<Self>, factor: f32) -> FloatTensor<Self>;
+
+    /// See [`resize::forward`].
+    #[fusion(meta = |x, resize| shapes::resized(x, resize.length(x.shape[1])))]
+    fn resize_forward(x: FloatTensor<Self>, resize: AxisResize) -> FloatTensor<Self>;
+
+    /// See [`resize::backward`].
+    #[fusion(meta = |dy, n, _resize| shapes::resized(dy, *n))]
+    fn resize_backward(dy: FloatTensor<Self>, n: usize, resize: AxisResize) -> FloatTensor<Self>;
 
     /// See [`attention::forward`].
     #[fusion(meta = |qkv, mem_kv| shapes::attended(qkv, mem_kv))]
@@ -176,16 +216,20 @@ pub trait CubeKernels: burn::backend::Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
     /// See [`join::join`].
-    #[fusion(meta = |first, second| shapes::joined(first, second))]
-    fn join(first: FloatTensor<Self>, second: FloatTensor<Self>) -> FloatTensor<Self>;
+    #[fusion(meta = |first, second, _factors| shapes::joined(first, second))]
+    fn join(first: FloatTensor<Self>, second: FloatTensor<Self>, factors: Option<[f32; 2]>) -> FloatTensor<Self>;
 
     /// See [`join::split`].
-    #[fusion(meta = |whole, c| shapes::parts(whole, *c))]
-    fn split(whole: FloatTensor<Self>, c: usize) -> (FloatTensor<Self>, FloatTensor<Self>);
+    #[fusion(meta = |whole, c, _factors| shapes::parts(whole, *c))]
+    fn split(whole: FloatTensor<Self>, c: usize, factors: Option<[f32; 2]>) -> (FloatTensor<Self>, FloatTensor<Self>);
 
     /// See [`columns::sum_rows`].
     #[fusion(meta = |_x, like| like.clone())]
     fn sum_rows(x: FloatTensor<Self>, like: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// See [`dropout::dropout`].
+    #[fusion(meta = |x, _key, _mask| x.clone())]
+    fn dropout_pass(x: FloatTensor<Self>, key: FloatTensor<Self>, mask: Mask) -> FloatTensor<Self>;
 
     /// See [`pointwise::forward`].
     #[fusion(meta = |x, _f| x.clone())]
@@ -261,11 +305,35 @@ impl CubeKernels for CubeBackend {
     }
 
     fn gated_add_forward(x: CubeTensor, gate: CubeTensor, residual: CubeTensor) -> CubeTensor {
-        gated_add::forward(x, gate, residual)
+        gate::forward(x, gate, Some(residual), Gated::Add)
     }
 
-    fn gated_add_backward(x: CubeTensor, gate: CubeTensor, dy: CubeTensor) -> (CubeTensor, CubeTensor) {
-        gated_add::backward(x, gate, dy)
+    fn gated_silu_forward(x: CubeTensor, gate: CubeTensor) -> CubeTensor {
+        gate::forward(x, gate, None, Gated::Silu)
+    }
+
+    fn gated_backward(x: CubeTensor, gate: CubeTensor, dy: CubeTensor, gated: Gated) -> (CubeTensor, CubeTensor) {
+        gate::backward(x, gate, dy, gated)
+    }
+
+    fn unit_rows_forward(x: CubeTensor, length: Length) -> (CubeTensor, CubeTensor) {
+        unit_rows::forward(x, length)
+    }
+
+    fn unit_rows_backward(x: CubeTensor, norms: CubeTensor, dy: CubeTensor, length: Length) -> CubeTensor {
+        unit_rows::backward(x, norms, dy, length)
+    }
+
+    fn add_scaled_forward(a: CubeTensor, b: CubeTensor, factor: f32) -> CubeTensor {
+        add_scaled::forward(a, b, factor)
+    }
+
+    fn resize_forward(x: CubeTensor, resize: AxisResize) -> CubeTensor {
+        resize::forward(x, resize)
+    }
+
+    fn resize_backward(dy: CubeTensor, n: usize, resize: AxisResize) -> CubeTensor {
+        resize::backward(dy, n, resize)
     }
 
     fn attention_forward(qkv: CubeTensor, mem_kv: CubeTensor) -> (CubeTensor, CubeTensor) {
@@ -295,16 +363,20 @@ impl CubeKernels for CubeBackend {
         linear_attention::backward(qkv, mem_kv, state, dy)
     }
 
-    fn join(first: CubeTensor, second: CubeTensor) -> CubeTensor {
-        join::join(first, second)
+    fn join(first: CubeTensor, second: CubeTensor, factors: Option<[f32; 2]>) -> CubeTensor {
+        join::join(first, second, factors)
     }
 
-    fn split(whole: CubeTensor, c: usize) -> (CubeTensor, CubeTensor) {
-        join::split(whole, c)
+    fn split(whole: CubeTensor, c: usize, factors: Option<[f32; 2]>) -> (CubeTensor, CubeTensor) {
+        join::split(whole, c, factors)
     }
 
     fn sum_rows(x: CubeTensor, like: CubeTensor) -> CubeTensor {
         columns::sum_rows(x, like)
+    }
+
+    fn dropout_pass(x: CubeTensor, key: CubeTensor, mask: Mask) -> CubeTensor {
+        dropout::dropout(x, key, mask)
     }
 
     fn pointwise_forward(x: CubeTensor, f: Pointwise) -> CubeTensor {

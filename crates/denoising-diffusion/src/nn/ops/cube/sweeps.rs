@@ -43,6 +43,14 @@ pub fn lerp(all: Vec<[Tensor<1>; 2]>, weight: f64, clip: Option<&Clip>) -> Vec<T
     optim::lerp(all, weight, clip).into_iter().map(tensor::<1>).collect()
 }
 
+/// Weights of so many rows each, each row brought to the root mean square 1; as they are, if `clip` says that nothing is to change.
+pub fn force_unit_rows(all: Vec<(Tensor<1>, usize)>, floor: f64, clip: &Clip) -> Vec<Tensor<1>> {
+    let sizes: Vec<usize> = all.iter().map(|(tensor, _)| tensor.dims()[0]).collect();
+    let rows = all.into_iter().zip(&sizes).map(|((tensor, rows), size)| primitive(tensor.reshape([rows, size / rows])));
+    let forced = optim::force_unit_rows(rows.collect(), floor, primitive(clip.0.clone()));
+    forced.into_iter().zip(sizes).map(|(rows, size)| tensor::<2>(rows).reshape([size])).collect()
+}
+
 /// Changes whenever a sweep could not write in place, so that a tensor lies elsewhere now.
 pub fn moves() -> u64 {
     optim::moves()

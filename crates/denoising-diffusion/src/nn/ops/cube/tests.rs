@@ -2,6 +2,7 @@
 //! without the feature `cubecl-cpu` there is no such device, and nothing is compared.
 
 mod attention;
+mod magnitude;
 
 use burn::tensor::{DType, Device, FloatDType, Gradients, Tensor, TensorData};
 use proptest::prelude::*;
@@ -328,6 +329,10 @@ fn large_norms() {
             &|mut x, others| super::layer_norm_scaled(x.remove(0), others[0].clone()),
             &|mut x, others| plain::layer_norm_scaled(x.remove(0), others[0].clone()),
         );
+        let case = Case { others: &[], ..case };
+        case.compare("unit_rows", 1, &|mut x, _| super::unit_rows(x.remove(0), 3.0, 1e-4), &|mut x, _| {
+            plain::unit_rows(x.remove(0), 3.0, 1e-4)
+        });
         let case = Case { images: 1, others: &[[dims[0], dims[3]]], ..case };
         case.compare(
             "gated_add",

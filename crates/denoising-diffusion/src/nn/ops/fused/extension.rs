@@ -4,13 +4,15 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Flex, backend_extension};
 use burn_flex::FlexTensor;
+use denoising_diffusion_kernels::dropout::Mask;
 
-use super::super::{Pointwise, Pool, Resampling, Window};
+use super::super::{AxisResize, Pointwise, Pool, Resampling, Window};
 use super::attention::{FullAttention, LinearAttention};
 use super::conv::{Conv, ConvAdd, ConvRelu, ConvSkip};
 use super::layer_norm::{GatedAdd, LayerNormScaled};
+use super::magnitude::{AddScaled, GatedSilu, JoinScaled, Resize, Unit};
 use super::norm::{RmsNorm, RmsNormAdd, RmsNormScaled, Silu};
-use super::pointwise::Each;
+use super::pointwise::{Dropout, Each};
 use super::pooling::Pooled;
 use super::{blocks, run, track};
 
@@ -54,7 +56,13 @@ pub trait FusedOps: burn::backend::Backend {
     ) -> FloatTensor<Self>;
     fn layer_norm_scaled(x: FloatTensor<Self>, scale_shift: FloatTensor<Self>) -> FloatTensor<Self>;
     fn gated_add(x: FloatTensor<Self>, gate: FloatTensor<Self>, residual: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn unit_rows(x: FloatTensor<Self>, factor: f32, floor: f32) -> FloatTensor<Self>;
+    fn gated_silu(x: FloatTensor<Self>, gate: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn add_scaled(a: FloatTensor<Self>, b: FloatTensor<Self>, factor: f32) -> FloatTensor<Self>;
+    fn join_scaled(first: FloatTensor<Self>, second: FloatTensor<Self>, factors: [f32; 2]) -> FloatTensor<Self>;
+    fn resize_axis(x: FloatTensor<Self>, resize: AxisResize) -> FloatTensor<Self>;
     fn pointwise(x: FloatTensor<Self>, f: Pointwise) -> FloatTensor<Self>;
+    fn dropout(x: FloatTensor<Self>, mask: Mask) -> FloatTensor<Self>;
     fn full_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self>;
     fn linear_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self>;
     fn residual_block(
@@ -152,8 +160,32 @@ impl FusedOps for Flex {
         run(GatedAdd, [x, gate, residual])
     }
 
+    fn unit_rows(x: FlexTensor, factor: f32, floor: f32) -> FlexTensor {
+        run(Unit { factor, floor }, [x])
+    }
+
+    fn gated_silu(x: FlexTensor, gate: FlexTensor) -> FlexTensor {
+        run(GatedSilu, [x, gate])
+    }
+
+    fn add_scaled(a: FlexTensor, b: FlexTensor, factor: f32) -> FlexTensor {
+        run(AddScaled(factor), [a, b])
+    }
+
+    fn join_scaled(first: FlexTensor, second: FlexTensor, factors: [f32; 2]) -> FlexTensor {
+        run(JoinScaled(factors), [first, second])
+    }
+
+    fn resize_axis(x: FlexTensor, resize: AxisResize) -> FlexTensor {
+        run(Resize(resize), [x])
+    }
+
     fn pointwise(x: FlexTensor, f: Pointwise) -> FlexTensor {
         run(Each(f), [x])
+    }
+
+    fn dropout(x: FlexTensor, mask: Mask) -> FlexTensor {
+        run(Dropout(mask), [x])
     }
 
     fn full_attention(qkv: FlexTensor, mem_kv: FlexTensor) -> FlexTensor {
@@ -294,8 +326,32 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         track::<C, _, 3>(GatedAdd, [x, gate, residual])
     }
 
+    fn unit_rows(x: FloatTensor<Self>, factor: f32, floor: f32) -> FloatTensor<Self> {
+        track::<C, _, 1>(Unit { factor, floor }, [x])
+    }
+
+    fn gated_silu(x: FloatTensor<Self>, gate: FloatTensor<Self>) -> FloatTensor<Self> {
+        track::<C, _, 2>(GatedSilu, [x, gate])
+    }
+
+    fn add_scaled(a: FloatTensor<Self>, b: FloatTensor<Self>, factor: f32) -> FloatTensor<Self> {
+        track::<C, _, 2>(AddScaled(factor), [a, b])
+    }
+
+    fn join_scaled(first: FloatTensor<Self>, second: FloatTensor<Self>, factors: [f32; 2]) -> FloatTensor<Self> {
+        track::<C, _, 2>(JoinScaled(factors), [first, second])
+    }
+
+    fn resize_axis(x: FloatTensor<Self>, resize: AxisResize) -> FloatTensor<Self> {
+        track::<C, _, 1>(Resize(resize), [x])
+    }
+
     fn pointwise(x: FloatTensor<Self>, f: Pointwise) -> FloatTensor<Self> {
         track::<C, _, 1>(Each(f), [x])
+    }
+
+    fn dropout(x: FloatTensor<Self>, mask: Mask) -> FloatTensor<Self> {
+        track::<C, _, 1>(Dropout(mask), [x])
     }
 
     fn full_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -9,6 +9,7 @@ mod chain;
 mod conv;
 mod extension;
 mod layer_norm;
+mod magnitude;
 mod norm;
 mod pointwise;
 mod pooling;
@@ -18,11 +19,12 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Dispatch, Flex};
 use burn::tensor::{Bytes, DType, Shape, Tensor};
 use burn_flex::{FlexTensor, Layout};
+use denoising_diffusion_kernels::dropout::Mask;
 
 use extension::FusedOps;
 
 use super::tape::{self, Device, Kernel, run};
-use super::{Pointwise, Pool, Resampling, Window};
+use super::{AxisResize, Pointwise, Pool, Resampling, Window};
 
 pub use blocks::{attention_block, linear_attention_block, residual_block};
 
@@ -148,9 +150,40 @@ pub fn gated_add(x: Tensor<4>, gate: Tensor<2>, residual: Tensor<4>) -> Tensor<4
     Tensor::from_dispatch(<Dispatch as FusedOps>::gated_add(x, gate, residual))
 }
 
+/// See [`super::unit_rows`].
+pub fn unit_rows(x: Tensor<4>, factor: f64, floor: f64) -> Tensor<4> {
+    Tensor::from_dispatch(<Dispatch as FusedOps>::unit_rows(x.into_dispatch(), factor as f32, floor as f32))
+}
+
+/// See [`super::gated_silu`].
+pub fn gated_silu(x: Tensor<4>, gate: Tensor<2>) -> Tensor<4> {
+    Tensor::from_dispatch(<Dispatch as FusedOps>::gated_silu(x.into_dispatch(), gate.into_dispatch()))
+}
+
+/// See [`super::add_scaled`].
+pub fn add_scaled(a: Tensor<4>, b: Tensor<4>, factor: f64) -> Tensor<4> {
+    Tensor::from_dispatch(<Dispatch as FusedOps>::add_scaled(a.into_dispatch(), b.into_dispatch(), factor as f32))
+}
+
+/// See [`super::join_scaled`].
+pub fn join_scaled(first: Tensor<4>, second: Tensor<4>, factors: [f64; 2]) -> Tensor<4> {
+    let (first, second) = (first.into_dispatch(), second.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as FusedOps>::join_scaled(first, second, factors.map(|factor| factor as f32)))
+}
+
+/// See [`super::resize_axis`]; of the second axis.
+pub fn resize_axis(x: Tensor<4>, resize: AxisResize) -> Tensor<4> {
+    Tensor::from_dispatch(<Dispatch as FusedOps>::resize_axis(x.into_dispatch(), resize))
+}
+
 /// See [`super::pointwise`].
 pub fn pointwise(f: Pointwise, x: Tensor<4>) -> Tensor<4> {
     Tensor::from_dispatch(<Dispatch as FusedOps>::pointwise(x.into_dispatch(), f))
+}
+
+/// See [`super::dropout`].
+pub fn dropout(x: Tensor<4>, mask: Mask) -> Tensor<4> {
+    Tensor::from_dispatch(<Dispatch as FusedOps>::dropout(x.into_dispatch(), mask))
 }
 
 /// See [`super::attention`].
