@@ -69,6 +69,7 @@ impl PoolShape {
 
     fn check(&self, x: usize, y: usize) {
         assert!(self.padding < self.window && self.stride > 0 && self.channels > 0, "{self:?}");
+        assert!(self.height > 0 && self.width > 0, "no pixels in {self:?}");
         assert!(self.height.min(self.width) + 2 * self.padding >= self.window, "no window of {self:?}");
         assert_eq!(x, self.input_len(), "length of the input of {self:?}");
         assert_eq!(y, self.output_len(), "length of the output of {self:?}");
@@ -220,5 +221,12 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "no pixels")]
+    fn no_pixels_are_not_pooled() {
+        let shape = PoolShape { batch: 1, height: 0, width: 5, channels: 2, window: 2, stride: 1, padding: 1 };
+        pool_forward(&shape, Pooling::Max, &[], &mut vec![0.0; shape.output_len()]);
     }
 }

@@ -96,6 +96,7 @@ pub(super) fn split(joined: &[f32], pixels: usize, parts: &mut [&mut [f32]]) {
     let channels = joined.len() / pixels;
     let mut first = 0;
     for part in parts {
+        assert!(part.len().is_multiple_of(pixels), "{} values are not {pixels} pixels", part.len());
         let own = part.len() / pixels;
         for (to, from) in part.chunks_exact_mut(own.max(1)).zip(joined.chunks_exact(channels)) {
             to.copy_from_slice(&from[first..][..own]);

@@ -25,7 +25,7 @@ pub(super) fn forward(
     Output::new(y, outputs, epilogue).for_each_block(pack, |block, packed| {
         let mut add_to = block.add_to;
         let mut first = 0;
-        for &(x, channels) in parts {
+        for &(x, channels) in parts.iter().filter(|(_, channels)| *channels > 0) {
             let a = x[block.pixels.start * channels..].as_ptr();
             let (b, panel_len, count) = (&packed[first * PANEL..], inputs * PANEL, block.pixels.len());
             // SAFETY: rows and panels are as many as the block has; blocks are disjoint.
@@ -43,7 +43,7 @@ pub(super) fn forward(
 pub(super) fn input_grads(isa: Isa, dy: &[f32], weight: &[f32], outputs: usize, parts: &mut [(&mut [f32], usize)]) {
     check(parts.iter().map(|part| (part.0.len(), part.1)), dy.len(), outputs, weight.len());
     let mut first = 0;
-    for (dx, channels) in parts {
+    for (dx, channels) in parts.iter_mut().filter(|(_, channels)| *channels > 0) {
         let columns = first..first + *channels;
         first = columns.end;
         input_grad(isa, dy, weight, outputs, columns, &Output::new(dx, *channels, Epilogue::default()));

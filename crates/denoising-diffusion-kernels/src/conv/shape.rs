@@ -29,6 +29,9 @@ pub enum ShapeError {
     /// A size that must be at least 1 is 0.
     #[error("{0} is 0, it must be at least 1")]
     Zero(&'static str),
+    /// More values than can be counted.
+    #[error("the sizes are too large")]
+    TooLarge,
     /// The kernel does not fit into the padded input, so there would be no output.
     #[error("a kernel of {kernel} does not fit into {input} {axis} plus {padding} on each side")]
     KernelTooLarge {
@@ -60,6 +63,7 @@ impl Conv2dShape {
         if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
             return Err(ShapeError::Zero(name));
         }
+        self.values().ok_or(ShapeError::TooLarge)?;
         let [rows, columns] = self.enlarged();
         for (axis, input) in [rows, columns].into_iter().enumerate() {
             let (kernel, padding) = (self.kernel[axis], self.padding[axis]);
@@ -68,6 +72,16 @@ impl Conv2dShape {
             }
         }
         Ok(())
+    }
+
+    /// More than input, enlarged and padded, output and weight have of values, if that can be counted.
+    fn values(&self) -> Option<usize> {
+        let side = |size: usize, padding: usize| size.checked_mul(self.upsample)?.checked_add(padding.checked_mul(2)?);
+        let pixels = side(self.height, self.padding[0])?.checked_mul(side(self.width, self.padding[1])?)?;
+        let channels = self.in_channels.checked_add(self.out_channels)?;
+        let activations = self.batch.checked_mul(pixels)?.checked_mul(channels)?;
+        let taps = self.kernel[0].checked_mul(self.kernel[1])?;
+        activations.checked_add(self.in_channels.checked_mul(self.out_channels)?.checked_mul(taps)?)
     }
 
     /// Rows and columns of what the kernel passes over.

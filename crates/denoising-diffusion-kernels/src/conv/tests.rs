@@ -126,8 +126,8 @@ proptest! {
 
     #[test]
     fn parts_give_what_the_whole_gives(
-        (batch, side, upsample) in (1usize..4, 3usize..12, 1usize..3),
-        first in prop::sample::select(vec![1usize, 16, 20, 32, 48]),
+        (batch, side, upsample) in (1usize..6, 3usize..12, 1usize..3),
+        first in prop::sample::select(vec![0usize, 1, 16, 20, 32, 48]),
         (second, out_channels) in (1usize..40, 1usize..40),
         kernel in prop::sample::select(vec![1usize, 3]),
         seed: u64,
@@ -248,6 +248,9 @@ fn impossible_shapes_are_named() {
     let good = same(1, 4, 2, 2, 3);
     assert_eq!(good.validate(), Ok(()));
     assert_eq!(Conv2dShape { stride: 0, ..good }.validate(), Err(ShapeError::Zero("stride")));
+    // Three times this is 1, if it is not noticed.
+    let batch = usize::MAX / 3 * 2 + 1;
+    assert_eq!(Conv2dShape { batch, ..good }.validate(), Err(ShapeError::TooLarge));
     let error = Conv2dShape { width: 2, padding: [0; 2], ..good }.validate().unwrap_err();
     assert_eq!(error.to_string(), "a kernel of 3 does not fit into 2 columns plus 0 on each side");
 }

@@ -12,7 +12,7 @@ use super::parts::{each_row, each_vector, for_each_part, sum_tasks, tasks};
 use super::rows::{load, store};
 use super::sums::sum_rows;
 use crate::par::{Scratch, Shared};
-use crate::simd::{Isa, Simd, simd_fn};
+use crate::simd::{Isa, MAX_LANES, Simd, simd_fn};
 
 /// y = layer_norm(x) (1 + scale) + shift: `x` and `y` `[batch, positions, channels]`, `scale_shift` `[batch, 2 channels]`, each row scale before
 /// shift.
@@ -105,14 +105,16 @@ unsafe fn moments<S: Simd, const WHOLE: bool>(x: *const f32, c: usize, eps: f32)
         let mean = S::sum(sum) / c as f32;
         let mut squares = S::splat(0.0);
         each_vector!(S, c, |k, n| {
-            let off = S::sub(load::<S, WHOLE>(x.add(k), n), S::splat(mean));
+            let mut off = S::sub(load::<S, WHOLE>(x.add(k), n), S::splat(mean));
+            if !WHOLE && n < S::LANES {
+                // What lies behind the row was taken as 0, which is off by the mean.
+                let mut own = [0.0f32; MAX_LANES];
+                S::store_n(own.as_mut_ptr(), off, n);
+                off = S::load(own.as_ptr());
+            }
             squares = S::fma(off, off, squares);
         });
-        // What lies behind the row was taken as 0.
-        let behind = if WHOLE { 0 } else { c.next_multiple_of(S::LANES) - c };
-        let variance = (S::sum(squares) - behind as f32 * mean * mean).max(0.0) / c as f32;
-        // `max` would hide a NaN, which the mean has, too.
-        [mean, (variance + eps + 0.0 * mean).sqrt().recip()]
+        [mean, (S::sum(squares) / c as f32 + eps).sqrt().recip()]
     }
 }
 

@@ -14,7 +14,7 @@ use crate::conv::parts::{Parts, PartsMut};
 use crate::conv::{Conv2dShape, Epilogue};
 use crate::gemm::{PANEL, spaced};
 use crate::par::{Scratch, Shared, for_each_task, task_range};
-use crate::simd::Isa;
+use crate::simd::{Isa, MAX_LANES};
 
 /// Values of transformed input and output that a task of [`by_tiles`] holds.
 const VALUES_PER_TASK: usize = 100 << 10;
@@ -109,7 +109,7 @@ impl Job<'_> {
             let tiles = task_range(task, block, tiles);
             let (rows_len, sums_len) = (spaced(block * stride), spaced(block * group));
             let mut rows = Scratch::new(FREQUENCIES * rows_len);
-            let mut sums = Scratch::new(FREQUENCIES * sums_len);
+            let mut sums = self.sums(sums_len);
             let start = rows.as_mut_ptr();
             self.transform(tiles.clone(), &zeros, |row| Spread {
                 at: start.wrapping_add(row * stride),
@@ -164,7 +164,7 @@ impl Job<'_> {
             let panels = task_range(task, group, all_panels);
             let (filter_len, sums_len) = (spaced(group * BLOCK * PANEL), spaced(tiles * group * PANEL));
             let mut filters = Scratch::new(FREQUENCIES * filter_len);
-            let mut sums = Scratch::new(FREQUENCIES * sums_len);
+            let mut sums = self.sums(sums_len);
             for (block, k) in (0..from).step_by(BLOCK).enumerate() {
                 let k = k..from.min(k + BLOCK);
                 let len = k.len();
@@ -187,6 +187,11 @@ impl Job<'_> {
                 self.output(tile, channels.clone(), &sums[tile * group * PANEL..], sums_len, &zeros);
             }
         });
+    }
+
+    /// Room for sums of all frequencies, and behind the last for a vector: [`Job::output`] loads whole ones, also from where a part of the target begins.
+    fn sums(&self, len: usize) -> Scratch {
+        Scratch::new(FREQUENCIES * len + MAX_LANES)
     }
 
     /// Transforms tiles of the source; `to(i)` says where the i-th of them goes.
@@ -233,6 +238,9 @@ impl Job<'_> {
     /// Transforms the sums of one tile back, for the output channels `channels` of which `sums` has the first.
     fn output(&self, tile: usize, channels: std::ops::Range<usize>, sums: &[f32], stride: usize, zeros: &[f32]) {
         for (first, end, place) in Tiles::targets(self.targets, channels.start, channels.end) {
+            let behind =
+                first - channels.start + (FREQUENCIES - 1) * stride + (end - first).next_multiple_of(MAX_LANES);
+            debug_assert!(behind <= sums.len(), "vectors would end {} values behind the sums", behind - sums.len());
             let m = sums[first - channels.start..].as_ptr();
             // SAFETY: every pixel of the target has these channels; callers give each tile and channel to one task.
             unsafe {
