@@ -17,7 +17,7 @@ use denoising_diffusion::nn::Init;
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::{Progress, Status, StderrProgress, Task};
 use denoising_diffusion::train::{
-    Checkpoints, EvaluateSetup, Event, Expected, Outcome, Run, RunError, RunSetup, Trainer,
+    Checkpoints, EvaluateSetup, Event, Expected, Outcome, Repair, Run, RunError, RunSetup, Trainer, is_free,
 };
 use serde_json::json;
 
@@ -133,7 +133,7 @@ fn settings(args: &TrainArgs) -> Result<(Recipe, PathBuf)> {
 
 /// Looks before the data are read, which can take long.
 fn refuse_existing(dir: &Path) -> Result<&Path> {
-    let taken = dir.is_file() || dir.read_dir().is_ok_and(|mut entries| entries.next().is_some());
+    let taken = matches!(is_free(dir), Ok(false));
     if taken { Err(RunError::Exists { path: dir.to_path_buf() }.into()) } else { Ok(dir) }
 }
 
@@ -176,9 +176,9 @@ fn open<M: Network<4>>(network: M, diffusion: Diffusion, plan: &Plan, args: &Tra
     if args.resume.is_none() {
         return Ok(Run::create(trainer, setup)?);
     }
-    let (run, rejected) = Run::resume(trainer, setup)?;
-    for passed_over in rejected {
-        note(format!("warning: passed over {}: {}", passed_over.path.display(), chain(&passed_over.error)));
+    let (run, repairs) = Run::resume(trainer, setup)?;
+    for repair in repairs {
+        note(format!("warning: {}", what_was_repaired(&repair)));
     }
     note(format!("going on from step {}", run.trainer().step_count()));
     if recipes::of_run(&plan.dir)? != plan.recipe {
@@ -247,6 +247,20 @@ fn how_to_go_on(error: RunError, dir: &Path) -> Failure {
         failure.hint(format!("the latest checkpoint is whole: go on with `ddpm train --resume {}`", dir.display()))
     } else {
         failure
+    }
+}
+
+/// What was not in order in a run folder.
+fn what_was_repaired(repair: &Repair) -> String {
+    match repair {
+        Repair::PassedOver { rejected, now } => {
+            let (path, error) = (rejected.path.display(), chain(&rejected.error));
+            format!("passed over {path}, which is {} now: {error}", now.display())
+        }
+        Repair::NoLog { log } => format!("{} was not there: a new log begins", log.display()),
+        Repair::DamagedLog { error, now } => {
+            format!("{}; lines that can be read are kept, and the log as it was is {} now", chain(error), now.display())
+        }
     }
 }
 
@@ -349,25 +363,26 @@ impl Watch {
     }
 
     fn report(&self, plan: &Plan, outcome: Outcome, step: u64, as_json: bool) -> Result {
+        // A path need not be text, which JSON is.
+        let shown = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
         if as_json {
             return output::json(&json!({
                 "outcome": match outcome { Outcome::Finished => "finished", Outcome::Stopped => "interrupted" },
-                "run": plan.dir,
+                "run": plan.dir.display().to_string(),
                 "step": step,
                 "steps": plan.recipe.train.steps,
                 "loss": self.loss,
                 "held_out_loss": self.held_out.map(|loss| loss.mean),
                 "held_out_loss_by_quarter": self.held_out.map(|loss| loss.by_quarter),
                 "skipped": self.skipped,
-                "grid": self.grid,
-                "checkpoint": self.checkpoint,
+                "grid": shown(&self.grid),
+                "checkpoint": shown(&self.checkpoint),
                 "parameters": plan.parameters,
                 "seconds": self.started.elapsed().as_secs_f64(),
             }));
         }
         let mut rows = Rows::default();
         rows.row("run folder", plan.dir.display()).row("step", format!("{step} of {}", plan.recipe.train.steps));
-        let shown = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
         let lines = [
             ("loss", self.loss.map(|loss| format!("{loss:.4}"))),
             ("held-out loss", self.held_out.map(|loss| format!("{:.4}", loss.mean))),

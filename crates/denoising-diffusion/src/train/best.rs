@@ -20,7 +20,7 @@ impl<M: Network<4>> Run<M> {
 
     /// Whether the evaluation of `step`, which has no checkpoint yet, is better than all that have one.
     pub(super) fn would_be_best(&self, name: &str, step: u64) -> Result<bool, RunError> {
-        let known = self.checkpoints.steps();
+        let known = self.checkpoints.steps()?;
         Ok(best_step(name, &self.evaluations()?, |other| other == step || known.contains(&other)) == Some(step))
     }
 
@@ -29,7 +29,7 @@ impl<M: Network<4>> Run<M> {
     pub(super) fn mark_best(&self) -> Result<(), RunError> {
         let Some(setup) = &self.setup.evaluate else { return Ok(()) };
         let Some(name) = setup.config.best() else { return Ok(self.checkpoints.mark_best(None)?) };
-        let known = self.checkpoints.steps();
+        let known = self.checkpoints.steps()?;
         match best_step(name, &self.evaluations()?, |step| known.contains(&step)) {
             Some(step) => Ok(self.checkpoints.mark_best(Some(step))?),
             None => Ok(()),
