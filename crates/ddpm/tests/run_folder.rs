@@ -174,3 +174,20 @@ fn restarts_of_a_run_that_diverged_leave_its_checkpoints() {
         assert_eq!(checkpoints(&place, "run"), saved);
     }
 }
+
+/// The evaluation of a stop's checkpoint is the best, its line is in the log, and the process died there.
+#[test]
+fn a_checkpoint_that_was_found_the_best_is_logged_whenever_the_process_died() {
+    let place = Place::new();
+    let flags = "--steps 4 --save-every 100 --evaluate-every 2 --metrics loss --evaluate-samples 8";
+    place.ok(&format!("train digits {TINY} {flags} --out whole"));
+    place.ok(&format!("train digits {TINY} {flags} --out parts"));
+    let log = text(&place, "parts/log.jsonl");
+    let end = log.find("{\"kind\":\"checkpoint\"").unwrap();
+    assert!(log[..end].lines().last().unwrap().contains("\"kind\":\"evaluation\",\"step\":2"), "{log}");
+    place.write("parts/log.jsonl", &log[..end]);
+    fs::remove_dir_all(place.path("parts/checkpoints/step-00000004")).unwrap();
+    let _ = fs::remove_file(place.path("parts/checkpoints/step-00000002/best"));
+    place.ok("train --resume parts");
+    assert_same(&place.path("whole"), &place.path("parts"));
+}
