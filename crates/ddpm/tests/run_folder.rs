@@ -6,6 +6,7 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::process::Stdio;
 
 use common::{Place, TINY, assert_same, stderr, wait_until};
 
@@ -119,11 +120,32 @@ fn a_run_goes_on_without_its_log() {
 }
 
 #[test]
+fn runs_that_start_at_once_have_a_folder_each() {
+    let place = Place::new();
+    let start = |lr: &str| {
+        let mut command = place.command(&format!("train digits {TINY} --steps 1 --lr {lr} --json"));
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let rates = ["0.001", "0.002", "0.003", "0.004"];
+    for (process, lr) in rates.map(start).into_iter().zip(rates) {
+        let output = process.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let config = text(&place, &format!("{}/config.toml", result["run"].as_str().unwrap()));
+        assert!(config.contains(&format!("\nlr = {lr}\n")), "{config}");
+    }
+    assert_eq!(fs::read_dir(place.path("runs")).unwrap().count(), rates.len());
+}
+
+#[test]
 fn a_folder_that_no_run_came_to_begin_in_is_free() {
     let place = Place::new();
     place.write("run/.config.toml.12-0.ddpm-tmp", "[trai");
     place.ok(&format!("train digits {TINY} --steps 1 --out run"));
     assert!(!place.path("run/.config.toml.12-0.ddpm-tmp").exists());
+    // What cannot begin leaves no folder.
+    place.fails("train digits --evaluate-every 1 --metrics loss --held-out 0", 2, "--held-out");
+    assert!(!place.path("runs/digits-001").exists());
 }
 
 #[test]

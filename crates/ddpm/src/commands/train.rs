@@ -79,12 +79,21 @@ Ctrl-C finishes the step, writes a checkpoint and ends with exit code 130.";
 pub fn run(args: &TrainArgs) -> Result {
     let (recipe, dir) = settings(args)?;
     let machine = if args.dry_run { args.machine.describe()? } else { args.machine.start(Work::Training)? };
-    let plan = Plan::new(recipe, machine, dir)?;
+    let mut plan = Plan::new(recipe, machine, dir)?;
     if args.dry_run {
         return if args.json { output::json(&plan.json()) } else { output::result(plan.rows().aligned()) };
     }
+    let by_default = args.resume.is_none() && args.out.is_none();
+    if by_default {
+        plan.dir = plan::make_default_dir(plan.recipe.data.path.as_deref())?;
+    }
     note(plan.rows().aligned());
-    train(&plan, args)
+    let done = train(&plan, args);
+    if by_default && done.is_err() {
+        // Nothing comes of it if a run began in there: it is not empty.
+        let _ = std::fs::remove_dir(&plan.dir);
+    }
+    done
 }
 
 /// The resolved recipe and the run folder.
