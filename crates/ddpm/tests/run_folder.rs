@@ -197,6 +197,22 @@ fn restarts_of_a_run_that_diverged_leave_its_checkpoints() {
     }
 }
 
+#[test]
+fn a_run_goes_on_as_precisely_as_it_began() {
+    let place = Place::new();
+    let flags =
+        "--dim 8 --dim-mults 1,2 --image-size 16 --batch-size 4 --num-samples 1 --sampling-timesteps 2 --log-every 1";
+    let train = |steps: u32, out: &str, more: &str| {
+        place.ok(&format!("train digits {flags} --precise --steps {steps} --out {out} {more}"));
+    };
+    train(4, "whole", "--save-every 2");
+    train(2, "parts", "--save-every 2");
+    place.fails("train --resume parts --steps 4 --precise=false", 2, "--precise cannot be given with --resume");
+    place.ok("train --resume parts --steps 4");
+    assert_same(&place.path("whole"), &place.path("parts"));
+    assert!(text(&place, "parts/config.toml").contains("precise = true"));
+}
+
 /// The evaluation of a stop's checkpoint is the best, its line is in the log, and the process died there.
 #[test]
 fn a_checkpoint_that_was_found_the_best_is_logged_whenever_the_process_died() {

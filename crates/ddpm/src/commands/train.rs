@@ -24,7 +24,7 @@ use serde_json::json;
 use crate::failure::{Failure, FailureExt, Result, chain};
 use crate::inception::InceptionArgs;
 use crate::interrupt::stop_on_ctrl_c;
-use crate::machine::NetworkMachineArgs;
+use crate::machine::DeviceArgs;
 use crate::out_of_memory::Work;
 use crate::output::{self, Rows, note};
 use crate::plan::{self, Plan};
@@ -66,7 +66,7 @@ pub struct TrainArgs {
     #[command(flatten)]
     inception: InceptionArgs,
     #[command(flatten)]
-    machine: NetworkMachineArgs,
+    device: DeviceArgs,
     #[command(flatten)]
     recipe: RecipeFlags,
 }
@@ -78,7 +78,8 @@ Ctrl-C finishes the step, writes a checkpoint and ends with exit code 130.";
 
 pub fn run(args: &TrainArgs) -> Result {
     let (recipe, dir) = settings(args)?;
-    let machine = if args.dry_run { args.machine.describe()? } else { args.machine.start(Work::Training)? };
+    let (device, arithmetic) = (&args.device, recipe.arithmetic);
+    let machine = if args.dry_run { device.describe(arithmetic)? } else { device.start(arithmetic, Work::Training)? };
     let mut plan = Plan::new(recipe, machine, dir)?;
     if args.dry_run {
         return if args.json { output::json(&plan.json()) } else { output::result(plan.rows().aligned()) };

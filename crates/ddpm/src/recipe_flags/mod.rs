@@ -43,6 +43,7 @@ impl Flag {
             ["guidance"] => "Guidance [guidance]",
             ["evaluate"] => "Evaluation [evaluate]",
             ["sample"] => "Samples [sample]",
+            ["arithmetic"] => "Arithmetic [arithmetic]",
             _ => "Several networks, each in its own section",
         }
     }
