@@ -213,6 +213,27 @@ fn a_run_goes_on_as_precisely_as_it_began() {
     assert!(text(&place, "parts/config.toml").contains("precise = true"));
 }
 
+#[test]
+fn settings_that_were_changed_by_hand_are_refused() {
+    let place = Place::new();
+    place.ok(&format!("train digits {TINY} --steps 2 --out run"));
+    let config = text(&place, "run/config.toml");
+    for (from, to, key) in [
+        ("batch_size = 4", "batch_size = 8", "`train.batch_size` is 8, and the checkpoint was made with 4"),
+        ("accumulate = 1", "accumulate = 2", "`train.accumulate`"),
+        ("objective = \"pred_v\"", "objective = \"pred_noise\"", "`diffusion.objective`"),
+        ("held_out = 0.05", "held_out = 0.5", "`data.held_out`"),
+        ("ema_decay = 0.995", "ema_decay = 0.5", "`ema.ema_decay`"),
+    ] {
+        assert!(config.contains(from), "{from}: {config}");
+        place.write("run/config.toml", config.replace(from, to));
+        let said = place.fails("train --resume run --steps 3", 1, key);
+        assert!(said.contains("config.toml"), "{said}");
+    }
+    place.write("run/config.toml", config.replace("steps = 2", "steps = 3"));
+    assert_eq!(place.json("train --resume run")["step"], 3);
+}
+
 /// The evaluation of a stop's checkpoint is the best, its line is in the log, and the process died there.
 #[test]
 fn a_checkpoint_that_was_found_the_best_is_logged_whenever_the_process_died() {

@@ -28,7 +28,7 @@ use crate::machine::DeviceArgs;
 use crate::out_of_memory::Work;
 use crate::output::{self, Rows, note};
 use crate::plan::{self, Plan};
-use crate::recipe_flags::RecipeFlags;
+use crate::recipe_flags::{RecipeFlags, settings_of_a_run};
 use crate::recipes;
 
 /// Train a network on images, sequences or volumes, or go on with a run.
@@ -182,7 +182,7 @@ fn train_network<M: Network<4>>(network: M, diffusion: Diffusion, plan: &Plan, a
 fn open<M: Network<4>>(network: M, diffusion: Diffusion, plan: &Plan, args: &TrainArgs) -> Result<Run<M>> {
     let Recipe { train, ema, .. } = &plan.recipe;
     let trainer = Trainer::new(network, diffusion, train.clone(), *ema, &plan.training_device());
-    let setup = setup(plan, evaluation(plan, &args.inception)?);
+    let setup = setup(plan, evaluation(plan, &args.inception)?)?;
     if args.resume.is_none() {
         return Ok(Run::create(trainer, setup)?);
     }
@@ -199,11 +199,12 @@ fn open<M: Network<4>>(network: M, diffusion: Diffusion, plan: &Plan, args: &Tra
     Ok(run)
 }
 
-fn setup(plan: &Plan, evaluate: Option<EvaluateSetup>) -> RunSetup {
+fn setup(plan: &Plan, evaluate: Option<EvaluateSetup>) -> Result<RunSetup> {
     let Recipe { data, diffusion, sample, guidance, .. } = &plan.recipe;
-    RunSetup {
+    Ok(RunSetup {
         dir: plan.dir.clone(),
         config_toml: plan.recipe.to_toml(),
+        settings: settings_of_a_run(&plan.recipe)?,
         card: ModelCard {
             version: env!("CARGO_PKG_VERSION").to_string(),
             network: plan.network.clone(),
@@ -224,7 +225,7 @@ fn setup(plan: &Plan, evaluate: Option<EvaluateSetup>) -> RunSetup {
         flip: data.flip,
         workers: data.workers,
         device_name: plan.machine.name.clone(),
-    }
+    })
 }
 
 /// What evaluations need, if there are any.

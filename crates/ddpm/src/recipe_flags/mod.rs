@@ -1,6 +1,8 @@
 //! A flag for every key of a recipe, from one table: what `--help` says, how values are read, and which keys a resumed run may change.
 //! Not here: what the values mean, which is the library's to say and to check.
 
+use std::collections::BTreeMap;
+
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use denoising_diffusion::diffusion::{DiffusionConfig, FormulationConfig, SharedConfig};
 use denoising_diffusion::recipe::{Model, Recipe};
@@ -104,6 +106,18 @@ fn default_of(defaults: &Table, section: &str, key: &str) -> Option<Value> {
     let of_formulation =
         |formulation| Table::try_from(DiffusionConfig::from(formulation)).unwrap_or_default().get(key).cloned();
     found.or_else(|| FormulationConfig::all().into_iter().filter(|_| section == "diffusion").find_map(of_formulation))
+}
+
+/// What a run goes on with as it began: every such key of the chosen network and of the rest, with its value if it has one.
+pub fn settings_of_a_run(recipe: &Recipe) -> Result<BTreeMap<String, Option<String>>, toml::ser::Error> {
+    let table = Table::try_from(recipe)?;
+    let others = Model::ALL.into_iter().filter(|model| *model != recipe.network.model).map(Model::name);
+    let others: Vec<&str> = others.collect();
+    let of_flag = |flag: &'static Flag| flag.sections.iter().map(move |section| (*section, flag.key));
+    let value = |section: &str, key: &str| table.get(section)?.get(key).map(plain);
+    let keys = FLAGS.iter().filter(|flag| flag.resume == Resume::Fixed).flat_map(of_flag);
+    let keys = keys.filter(|(section, _)| !others.contains(section));
+    Ok(keys.map(|(section, key)| (format!("{section}.{key}"), value(section, key))).collect())
 }
 
 /// The flags that were given, each with its value.

@@ -5,13 +5,14 @@
 //!   ema.safetensors    the averaged weights, complete in itself (see `model_file`)
 //!   model.safetensors  the weights in training, likewise
 //!   adam.safetensors   both moments of every parameter
-//!   state.json         counters, seed, and what the data was
+//!   state.json         counters, seed, settings, and what the data was
 //!   checksums.json     SHA-256 and size of the files above
 //! ```
 //!
 //! At every moment there is a whole checkpoint of each step that ever had one and was not deleted: under its own name, or aside, where
 //! [`Checkpoints::tidy`] finds it.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirEntry};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -58,6 +59,9 @@ pub struct CheckpointState {
     pub seed: u64,
     /// Identifies the data that was trained on.
     pub data_digest: String,
+    /// What must not change while the run goes on ([`RunSetup::settings`](super::RunSetup::settings)); checkpoints of earlier versions have none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub settings: BTreeMap<String, Option<String>>,
 }
 
 /// Why a checkpoint could not be written or read.

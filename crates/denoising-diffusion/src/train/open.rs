@@ -108,6 +108,13 @@ fn check_same<M>(trainer: &Trainer<M>, setup: &RunSetup, info: &CheckpointState)
     if trainer.config().seed != info.seed {
         return Err(RunError::OtherSeed { expected: info.seed, got: trainer.config().seed });
     }
+    let is_other =
+        |(key, value): &(&String, &Option<String>)| setup.settings.get(*key).is_some_and(|now| now != *value);
+    if let Some((key, expected)) = info.settings.iter().find(is_other) {
+        let shown = |value: Option<&String>| value.map_or("not set", String::as_str).to_string();
+        let got = setup.settings.get(key).and_then(Option::as_ref);
+        return Err(RunError::OtherSetting { key: key.clone(), expected: shown(expected.as_ref()), got: shown(got) });
+    }
     Ok(())
 }
 

@@ -7,6 +7,7 @@
 //! Everything is written before the checkpoint of the same step, and a resumed run cuts the log back to its checkpoint: whenever the
 //! process dies, going on gives what an uninterrupted run would have given. Not here: how a run begins and goes on (`open`).
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use burn::tensor::{Device, Tensor, TensorData};
@@ -42,6 +43,8 @@ pub struct RunSetup {
     pub dir: PathBuf,
     /// The resolved configuration, written to `config.toml`.
     pub config_toml: String,
+    /// Names and values of what must stay as it is when the run goes on. It is kept with each checkpoint and compared then; nothing is where it is empty.
+    pub settings: BTreeMap<String, Option<String>>,
     /// What exported weights say of themselves; step and decay are filled in.
     pub card: ModelCard,
     pub sample: SampleConfig,
@@ -75,6 +78,8 @@ pub enum RunError {
     OtherData { expected: String, got: String },
     #[error("the checkpoint was made with seed {expected}, not {got}")]
     OtherSeed { expected: u64, got: u64 },
+    #[error("`{key}` is {got}, and the checkpoint was made with {expected}")]
+    OtherSetting { key: String, expected: String, got: String },
     #[error("the checkpoint does not fit the network")]
     Weights(#[from] ParamsError),
     #[error(transparent)]
@@ -323,6 +328,7 @@ impl<M: Network<4>> Run<M> {
             ema_calls: state.ema_calls,
             seed: self.trainer.config().seed,
             data_digest: self.setup.train.dataset().digest().to_string(),
+            settings: self.setup.settings.clone(),
         };
         let ema_decay = Some(self.trainer.ema().decay());
         let card = ModelCard { step: state.step, ema_decay, ..self.setup.card.clone() };

@@ -49,6 +49,7 @@ impl Place {
             ema_calls: 0,
             seed: 0,
             data_digest: "d".into(),
+            settings: BTreeMap::new(),
         };
         let card = ModelCard {
             version: "1".into(),

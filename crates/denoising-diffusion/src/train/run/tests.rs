@@ -11,7 +11,7 @@ use crate::models::{NetworkConfig, Unet, UnetConfig};
 use crate::nn::Init;
 use crate::train::{EmaConfig, Repair, TrainConfig};
 
-fn parts(dir: &Path) -> (Trainer<Unet>, RunSetup) {
+fn parts(dir: &Path, settings: &[(&str, &str)]) -> (Trainer<Unet>, RunSetup) {
     let unet = UnetConfig { dim: 4, dim_mults: vec![1], channels: 1, ..UnetConfig::default() };
     let device = Device::flex();
     let model = Unet::new(&unet, &mut Init::new(1, &device.clone().autodiff())).unwrap();
@@ -35,6 +35,7 @@ fn parts(dir: &Path) -> (Trainer<Unet>, RunSetup) {
     let setup = RunSetup {
         dir: dir.to_path_buf(),
         config_toml: String::new(),
+        settings: settings.iter().map(|(key, value)| (key.to_string(), Some(value.to_string()))).collect(),
         card,
         sample: SampleConfig { num_samples: 1, sampling_timesteps: Some(1), ..SampleConfig::default() },
         guidance: GuidanceConfig::default(),
@@ -49,12 +50,12 @@ fn parts(dir: &Path) -> (Trainer<Unet>, RunSetup) {
 }
 
 fn create(dir: &Path) -> Run<Unet> {
-    let (trainer, setup) = parts(dir);
+    let (trainer, setup) = parts(dir, &[]);
     Run::create(trainer, setup).unwrap()
 }
 
-fn resume(dir: &Path) -> Result<(Run<Unet>, Vec<Repair>), RunError> {
-    let (trainer, setup) = parts(dir);
+fn resume(dir: &Path, settings: &[(&str, &str)]) -> Result<(Run<Unet>, Vec<Repair>), RunError> {
+    let (trainer, setup) = parts(dir, settings);
     Run::resume(trainer, setup)
 }
 
@@ -78,7 +79,7 @@ fn a_step_that_is_saved_is_not_written_again() {
     assert!(mine.exists(), "stopped where a checkpoint was due");
     let stop = StopSignal::default();
     stop.request();
-    let (mut run, repairs) = resume(place.path()).unwrap();
+    let (mut run, repairs) = resume(place.path(), &[]).unwrap();
     assert!(repairs.is_empty());
     assert_eq!(run.train(&stop, &mut |_| {}).unwrap(), Outcome::Stopped);
     assert!(mine.exists(), "stopped before a step was made");
@@ -89,7 +90,23 @@ fn a_step_that_is_saved_is_not_written_again() {
 fn a_run_folder_is_one_runs() {
     let place = tempfile::tempdir().unwrap();
     let run = create(&place.path().join("run"));
-    assert!(matches!(resume(&place.path().join("run")), Err(RunError::InUse { .. })));
+    assert!(matches!(resume(&place.path().join("run"), &[]), Err(RunError::InUse { .. })));
     drop(run);
-    assert!(resume(&place.path().join("run")).is_ok());
+    assert!(resume(&place.path().join("run"), &[]).is_ok());
+}
+
+#[test]
+fn settings_are_held_against_those_of_the_checkpoint() {
+    let place = tempfile::tempdir().unwrap();
+    let mine = stopped_at_its_first_checkpoint(place.path());
+    // It has none, as those of earlier versions.
+    let (mut run, _) = resume(place.path(), &[("lr", "1"), ("seed", "2")]).unwrap();
+    assert_eq!(run.train(&StopSignal::default(), &mut |_| {}).unwrap(), Outcome::Finished);
+    drop(run);
+    assert!(mine.exists());
+    match resume(place.path(), &[("lr", "1"), ("seed", "3")]).unwrap_err() {
+        RunError::OtherSetting { key, expected, got } => assert_eq!([key, expected, got], ["seed", "2", "3"]),
+        error => panic!("{error}"),
+    }
+    assert!(resume(place.path(), &[("lr", "1"), ("of a later version", "3")]).is_ok());
 }
