@@ -5,6 +5,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::process::Stdio;
 
@@ -232,6 +233,30 @@ fn settings_that_were_changed_by_hand_are_refused() {
     }
     place.write("run/config.toml", config.replace("steps = 2", "steps = 3"));
     assert_eq!(place.json("train --resume run")["step"], 3);
+}
+
+#[test]
+fn a_path_that_is_no_text_is_an_error() {
+    let place = Place::new();
+    let name = std::ffi::OsStr::from_bytes(b"d\xff");
+    fs::create_dir(place.path("").join(name)).unwrap();
+    place.image("image.png", 8, 8);
+    fs::rename(place.path("image.png"), place.path("").join(name).join("image.png")).unwrap();
+    for flag in [None, Some("--labels"), Some("--condition"), Some("--vectors")] {
+        let mut command = place.command("train");
+        let command = match flag {
+            None => command.arg(name),
+            Some(flag) => command.args(["digits", flag]).arg(name),
+        };
+        let output = command.args(TINY.split(' ')).args(["--steps", "1", "--dry-run"]).output().unwrap();
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{flag:?}: {said}");
+        assert!(said.contains("is not UTF-8") && said.contains("hint:"), "{flag:?}: {said}");
+    }
+    // A run folder need not be text.
+    let mut command = place.command(&format!("train digits {TINY} --steps 1 --json --out"));
+    let output = command.arg(std::ffi::OsStr::from_bytes(b"r\xff")).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
 }
 
 /// The evaluation of a stop's checkpoint is the best, its line is in the log, and the process died there.

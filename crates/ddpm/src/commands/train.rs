@@ -131,6 +131,10 @@ fn settings(args: &TrainArgs) -> Result<(Recipe, PathBuf)> {
     let others = [&mut recipe.data.labels, &mut recipe.data.condition, &mut recipe.data.vectors];
     for path in data.into_iter().chain(others.into_iter().flatten()) {
         *path = std::path::absolute(&*path).context(format!("cannot resolve {}", path.display()))?;
+        if path.to_str().is_none() {
+            return Err(Failure::usage(format!("the path {} is not UTF-8", path.display()))
+                .hint("recipes are text: give the data, or the folder above, another name"));
+        }
     }
     let recipe = args.recipe.apply(&recipe).or_usage()?;
     let dir = match (&args.resume, &args.out) {

@@ -7,6 +7,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use denoising_diffusion::diffusion::{DiffusionConfig, FormulationConfig, SharedConfig};
 use denoising_diffusion::recipe::{Model, Recipe};
 use denoising_diffusion::sampler::SamplerKind;
+use serde::de::Error;
 use toml::{Table, Value};
 
 mod kinds;
@@ -129,7 +130,7 @@ pub struct RecipeFlags {
 impl RecipeFlags {
     /// The recipe with these flags put over it.
     pub fn apply(&self, recipe: &Recipe) -> Result<Recipe, toml::de::Error> {
-        let mut table = Table::try_from(self.with_usual_sampler(recipe)?).unwrap_or_default();
+        let mut table = Table::try_from(self.with_usual_sampler(recipe)?).map_err(toml::de::Error::custom)?;
         self.change_formulation(&mut table);
         self.change_model(&mut table);
         let model = table.get("network").and_then(|network| network.get("model")).and_then(Value::as_str);
