@@ -165,7 +165,14 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
         RunError::Exists { .. } => {
             Some("go on with `ddpm train --resume RUN`, or choose another folder with --out".to_string())
         }
+        RunError::InUse { .. } => Some("let it end, or train in another folder (--out)".to_string()),
+        RunError::CheckpointsLost { .. } => {
+            Some("put the checkpoints back, or start another run, without --resume".to_string())
+        }
         RunError::OtherData { .. } => Some("a run goes on with the data it was started with".to_string()),
+        RunError::OtherSetting { .. } => {
+            Some("put it back in the run's config.toml, or start another run, without --resume".to_string())
+        }
         RunError::OtherSeed { .. } => Some("the seed stands in the run's config.toml: put it back".to_string()),
         RunError::Training(_) => Some(
             "look at the images, then try a lower --lr, a longer --warmup-steps or a lower --max-grad-norm".to_string(),

@@ -30,7 +30,7 @@ impl ImageSource {
             return Ok(Self::Statistics(Box::new(read_statistics(path)?)));
         }
         let names_weights = path.extension().is_some_and(|ending| ending == "safetensors" || ending == "pt");
-        let is_run = path.join("checkpoints").is_dir() || best_of(path).is_some();
+        let is_run = path.join("checkpoints").is_dir() || best_of(path)?.is_some();
         if names_weights || is_run || path.join("ema.safetensors").is_file() {
             return Ok(Self::Weights(Box::new(Found::open(path, None)?)));
         }

@@ -6,22 +6,30 @@ use std::thread::available_parallelism;
 use burn::tensor::{Device, FloatDType};
 use clap::Args;
 use denoising_diffusion::device::{DeviceChoice, Opened, is_cpu, open};
-use denoising_diffusion::nn::ops::{ConvPrecision, Precision, set_conv_precision, set_precision};
+use denoising_diffusion::nn::ops::Precision;
+use denoising_diffusion::recipe::ArithmeticConfig;
 
 use crate::failure::{Failure, Result};
 use crate::out_of_memory::Work;
 use crate::output::note;
 use crate::{cache, out_of_memory, panics};
 
-/// Flags of commands that compute.
+/// Flags of commands that compute as something else says.
 #[derive(Args, Clone, Debug)]
-pub struct MachineArgs {
+pub struct DeviceArgs {
     /// Where to compute: auto, cpu, or a GPU such as cuda:0 (`ddpm devices` lists them)
     #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Machine")]
     device: DeviceChoice,
     /// Threads to compute with [default: the number of physical cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Machine")]
     threads: Option<u16>,
+}
+
+/// Flags of commands that compute.
+#[derive(Args, Clone, Debug)]
+pub struct MachineArgs {
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Convolutions without Winograd's algorithm: slower, and a digit more exact
     #[arg(long, help_heading = "Machine")]
     precise: bool,
@@ -44,7 +52,6 @@ pub struct Machine {
     /// The device in words.
     pub name: String,
     pub threads: usize,
-    precision: Precision,
     /// Where kernels of the device will be kept, if none are yet.
     new_kernels: Option<PathBuf>,
 }
@@ -52,29 +59,27 @@ pub struct Machine {
 impl NetworkMachineArgs {
     /// Starts the threads. To be called once, before anything computes.
     pub fn start(&self, work: Work) -> Result<Machine> {
-        self.machine.start_in(self.precision, work)
-    }
-
-    /// Without starting any threads.
-    pub fn describe(&self) -> Result<Machine> {
-        self.machine.describe(self.precision)
+        let MachineArgs { device, precise } = &self.machine;
+        device.start(ArithmeticConfig { precise: *precise, precision: self.precision }, work)
     }
 }
 
 impl MachineArgs {
     /// Starts the threads. To be called once, before anything computes.
     pub fn start(&self, work: Work) -> Result<Machine> {
-        self.start_in(Precision::F32, work)
+        self.device.start(ArithmeticConfig { precise: self.precise, precision: Precision::F32 }, work)
     }
+}
 
-    fn start_in(&self, precision: Precision, work: Work) -> Result<Machine> {
-        let machine = self.describe(precision)?;
+impl DeviceArgs {
+    /// Starts the threads. To be called once, before anything computes.
+    pub fn start(&self, arithmetic: ArithmeticConfig, work: Work) -> Result<Machine> {
+        let machine = self.describe(arithmetic)?;
         rayon::ThreadPoolBuilder::new()
             .num_threads(machine.threads)
             .build_global()
             .map_err(|error| Failure::from(error).context(format!("cannot start {} threads", machine.threads)))?;
-        set_conv_precision(if self.precise { ConvPrecision::Precise } else { ConvPrecision::Fast });
-        set_precision(machine.precision);
+        arithmetic.set();
         out_of_memory::watch(&machine.opened, work);
         if let Some(kept) = &machine.new_kernels {
             let (name, kept) = (&machine.name, kept.display());
@@ -85,23 +90,24 @@ impl MachineArgs {
         Ok(machine)
     }
 
-    fn describe(&self, precision: Precision) -> Result<Machine> {
+    /// Without starting any threads.
+    pub fn describe(&self, arithmetic: ArithmeticConfig) -> Result<Machine> {
         let threads = self.threads.map_or_else(default_threads, usize::from);
         let new_kernels = cache::keep_kernels().filter(|file| !file.exists());
         let opened = open(self.device);
         panics::forget();
         let opened = opened.map_err(|error| Failure::usage(format!("--device {}: {error}", self.device)))?;
         let device = &opened.device;
-        let bf16 = precision == Precision::Bf16;
+        let bf16 = arithmetic.precision == Precision::Bf16;
         if bf16 && (is_cpu(device) || !device.supports_dtype(FloatDType::BF16)) {
             let failure = Failure::usage(format!("--precision bf16: {} does not compute in bf16", opened.in_words()));
-            return Err(
-                failure.hint("leave --precision out, or choose a GPU that does (`ddpm devices`), such as cuda:0")
-            );
+            return Err(failure.hint(
+                "choose a GPU that does (`ddpm devices`), such as cuda:0, or leave --precision out; a run goes on in the precision that it began in",
+            ));
         }
         let name = if bf16 { format!("{} in bf16", opened.in_words()) } else { opened.in_words() };
         let new_kernels = new_kernels.filter(|_| !is_cpu(device));
-        Ok(Machine { name, opened, threads, precision, new_kernels })
+        Ok(Machine { name, opened, threads, new_kernels })
     }
 }
 

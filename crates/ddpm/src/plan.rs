@@ -1,6 +1,6 @@
 //! What a training run is going to do, resolved and checked before anything is written. Not here: doing it.
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,6 +19,9 @@ use crate::machine::Machine;
 use crate::networks;
 use crate::output::{Rows, thousands};
 use crate::recipe_flags::plain;
+
+/// Where runs are that nobody gave a folder.
+const RUNS: &str = "runs";
 
 /// A run that can start.
 #[derive(Debug)]
@@ -153,7 +156,7 @@ impl Plan {
     pub fn json(&self) -> Value {
         let (summary, shape) = (self.dataset().summary(), self.dataset().shape());
         json!({
-            "run": self.dir,
+            "run": self.dir.display().to_string(),
             "parameters": self.parameters,
             "data": {
                 "source": summary.source, "kind": summary.kind, "images": summary.images, "shape": shape,
@@ -213,15 +216,42 @@ pub fn open_data(config: &DataConfig) -> Result<Dataset> {
 
 /// A run folder's default name: `runs/NAME-001`, or the next free number.
 pub fn default_dir(data: Option<&Path>) -> PathBuf {
+    numbered(&default_name(data), last_number(data) + 1)
+}
+
+/// Makes the folder of the default name. Of several processes that look at once, each gets one of its own.
+pub fn make_default_dir(data: Option<&Path>) -> Result<PathBuf> {
+    std::fs::create_dir_all(RUNS).context(format!("cannot create {RUNS}"))?;
+    let mut number = last_number(data);
+    loop {
+        number += 1;
+        let dir = numbered(&default_name(data), number);
+        match std::fs::create_dir(&dir) {
+            Ok(()) => return Ok(dir),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            made => made.context(format!("cannot create {}", dir.display()))?,
+        }
+    }
+}
+
+fn numbered(name: &str, number: u32) -> PathBuf {
+    Path::new(RUNS).join(format!("{name}-{number:03}"))
+}
+
+/// The largest number of a run folder of this name.
+fn last_number(data: Option<&Path>) -> u32 {
+    let name = default_name(data);
+    let number = |entry: std::fs::DirEntry| {
+        entry.file_name().to_str()?.strip_prefix(&name)?.strip_prefix('-')?.parse::<u32>().ok()
+    };
+    let entries = std::fs::read_dir(RUNS).into_iter().flatten().flatten();
+    entries.filter_map(number).max().unwrap_or(0)
+}
+
+fn default_name(data: Option<&Path>) -> String {
     let name = data
         .and_then(Path::file_name)
         .map(|name| name.to_string_lossy())
         .map_or_else(|| "digits".to_string(), |name| name.split('.').next().unwrap_or_default().to_string());
-    let name = if name.is_empty() { "run".to_string() } else { name };
-    let number = |entry: std::fs::DirEntry| {
-        entry.file_name().to_str()?.strip_prefix(&name)?.strip_prefix('-')?.parse::<u32>().ok()
-    };
-    let entries = std::fs::read_dir("runs").into_iter().flatten().flatten();
-    let last = entries.filter_map(number).max().unwrap_or(0);
-    Path::new("runs").join(format!("{name}-{:03}", last + 1))
+    if name.is_empty() { "run".to_string() } else { name }
 }

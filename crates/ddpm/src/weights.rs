@@ -68,7 +68,7 @@ impl Found {
     /// everything else the moving average.
     pub fn open(target: &Path, wanted: Option<WeightsArg>) -> Result<Self> {
         let kind = wanted.map_or(WeightsKind::Ema, WeightsKind::from);
-        if let Some(best) = best_of(target) {
+        if let Some(best) = best_of(target)? {
             let recipe = target.parent().map(recipes::of_run).transpose()?;
             return Ok(Self { recipe, ..Self::open_file(&best.join(weights_name(kind)), wanted)? });
         }
@@ -127,12 +127,10 @@ impl Found {
 }
 
 /// The best checkpoint's folder where the target is `RUN/best`.
-pub fn best_of(target: &Path) -> Option<PathBuf> {
-    if target.exists() || target.file_name()? != "best" {
-        return None;
-    }
-    let checkpoints = Checkpoints::new(target.parent()?.join("checkpoints"));
-    checkpoints.best().map(|step| checkpoints.path_of(step))
+pub fn best_of(target: &Path) -> Result<Option<PathBuf>> {
+    let Some(run) = target.parent().filter(|_| target.ends_with("best") && !target.exists()) else { return Ok(None) };
+    let checkpoints = Checkpoints::new(run.join("checkpoints"));
+    Ok(checkpoints.best()?.map(|step| checkpoints.path_of(step)))
 }
 
 /// A file of ours holds one kind of weights.

@@ -1,6 +1,6 @@
 //! Files that survive a crash: written beside their place, synced to the device, then renamed into it.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -25,13 +25,16 @@ pub fn write_atomically(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Re
 pub fn remove_leftovers(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
-        let name = entry.file_name();
-        let is_ours = name.to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(SUFFIX));
-        if is_ours && entry.file_type()?.is_file() {
+        if is_leftover(&entry.file_name()) && entry.file_type()?.is_file() {
             fs::remove_file(entry.path())?;
         }
     }
     Ok(())
+}
+
+/// Whether a name is that of an unfinished file.
+pub fn is_leftover(name: &OsStr) -> bool {
+    name.to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(SUFFIX))
 }
 
 fn temporary_beside(path: &Path) -> io::Result<PathBuf> {

@@ -11,6 +11,7 @@ use crate::models::{
     DitConfig, Extent, KarrasUnetConfig, NetworkConfig, NetworkConfigError, NetworkFit, Unet1dConfig, UnetConfig,
     UvitConfig,
 };
+use crate::nn::ops::{ConvPrecision, Precision, set_conv_precision, set_precision};
 use crate::sampler::{SampleConfig, SampleConfigError, SamplerKind};
 use crate::train::{EmaConfig, TrainConfig, TrainConfigError};
 
@@ -71,6 +72,23 @@ pub struct ModelConfig {
     pub model: Model,
 }
 
+/// How a run computes. It decides bits of the result, so a run goes on as it began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ArithmeticConfig {
+    /// Convolutions without Winograd's algorithm.
+    pub precise: bool,
+    pub precision: Precision,
+}
+
+impl ArithmeticConfig {
+    /// Makes it that of the process.
+    pub fn set(self) {
+        set_conv_precision(if self.precise { ConvPrecision::Precise } else { ConvPrecision::Fast });
+        set_precision(self.precision);
+    }
+}
+
 /// What a network must know of the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DataFacts {
@@ -126,6 +144,7 @@ pub struct Recipe {
     pub sample: SampleConfig,
     pub guidance: GuidanceConfig,
     pub evaluate: EvaluateConfig,
+    pub arithmetic: ArithmeticConfig,
 }
 
 /// Why a recipe describes no run.

@@ -1,35 +1,34 @@
-//! `ddpm train`: a recipe, flags over it, a plan, and the run.
+//! `ddpm train`: a recipe, flags over it, a plan, and the run. Not here: what is shown of it (`watch`).
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use clap::Args;
 use denoising_diffusion::atomic_file::write_atomically;
 use denoising_diffusion::diffusion::Diffusion;
 use denoising_diffusion::eval::extract::FeatureStore;
-use denoising_diffusion::eval::held_out::HeldOutLoss;
 use denoising_diffusion::eval::inception::FeatureBlock;
 use denoising_diffusion::eval::metric::Metric;
-use denoising_diffusion::eval::result::Measurement;
 use denoising_diffusion::model_file::{ModelCard, WeightsKind};
 use denoising_diffusion::models::{LearnedSchedule, Network, Scheduled};
 use denoising_diffusion::nn::Init;
 use denoising_diffusion::recipe::Recipe;
-use denoising_diffusion::report::{Progress, Status, StderrProgress, Task};
 use denoising_diffusion::train::{
-    Checkpoints, EvaluateSetup, Event, Expected, Outcome, Run, RunError, RunSetup, Trainer,
+    Checkpoints, EvaluateSetup, Outcome, Repair, Run, RunError, RunSetup, Trainer, is_free,
 };
-use serde_json::json;
 
 use crate::failure::{Failure, FailureExt, Result, chain};
 use crate::inception::InceptionArgs;
 use crate::interrupt::stop_on_ctrl_c;
-use crate::machine::NetworkMachineArgs;
+use crate::machine::DeviceArgs;
 use crate::out_of_memory::Work;
-use crate::output::{self, Rows, note};
+use crate::output::{self, note};
 use crate::plan::{self, Plan};
-use crate::recipe_flags::RecipeFlags;
+use crate::recipe_flags::{RecipeFlags, settings_of_a_run};
 use crate::recipes;
+
+mod watch;
+
+use watch::Watch;
 
 /// Train a network on images, sequences or volumes, or go on with a run.
 #[derive(Args, Debug)]
@@ -66,7 +65,7 @@ pub struct TrainArgs {
     #[command(flatten)]
     inception: InceptionArgs,
     #[command(flatten)]
-    machine: NetworkMachineArgs,
+    device: DeviceArgs,
     #[command(flatten)]
     recipe: RecipeFlags,
 }
@@ -78,13 +77,23 @@ Ctrl-C finishes the step, writes a checkpoint and ends with exit code 130.";
 
 pub fn run(args: &TrainArgs) -> Result {
     let (recipe, dir) = settings(args)?;
-    let machine = if args.dry_run { args.machine.describe()? } else { args.machine.start(Work::Training)? };
-    let plan = Plan::new(recipe, machine, dir)?;
+    let (device, arithmetic) = (&args.device, recipe.arithmetic);
+    let machine = if args.dry_run { device.describe(arithmetic)? } else { device.start(arithmetic, Work::Training)? };
+    let mut plan = Plan::new(recipe, machine, dir)?;
     if args.dry_run {
         return if args.json { output::json(&plan.json()) } else { output::result(plan.rows().aligned()) };
     }
+    let by_default = args.resume.is_none() && args.out.is_none();
+    if by_default {
+        plan.dir = plan::make_default_dir(plan.recipe.data.path.as_deref())?;
+    }
     note(plan.rows().aligned());
-    train(&plan, args)
+    let done = train(&plan, args);
+    if by_default && done.is_err() {
+        // Nothing comes of it if a run began in there: it is not empty.
+        let _ = std::fs::remove_dir(&plan.dir);
+    }
+    done
 }
 
 /// The resolved recipe and the run folder.
@@ -121,6 +130,10 @@ fn settings(args: &TrainArgs) -> Result<(Recipe, PathBuf)> {
     let others = [&mut recipe.data.labels, &mut recipe.data.condition, &mut recipe.data.vectors];
     for path in data.into_iter().chain(others.into_iter().flatten()) {
         *path = std::path::absolute(&*path).context(format!("cannot resolve {}", path.display()))?;
+        if path.to_str().is_none() {
+            return Err(Failure::usage(format!("the path {} is not UTF-8", path.display()))
+                .hint("recipes are text: give the data, or the folder above, another name"));
+        }
     }
     let recipe = args.recipe.apply(&recipe).or_usage()?;
     let dir = match (&args.resume, &args.out) {
@@ -133,7 +146,7 @@ fn settings(args: &TrainArgs) -> Result<(Recipe, PathBuf)> {
 
 /// Looks before the data are read, which can take long.
 fn refuse_existing(dir: &Path) -> Result<&Path> {
-    let taken = dir.is_file() || dir.read_dir().is_ok_and(|mut entries| entries.next().is_some());
+    let taken = matches!(is_free(dir), Ok(false));
     if taken { Err(RunError::Exists { path: dir.to_path_buf() }.into()) } else { Ok(dir) }
 }
 
@@ -156,7 +169,7 @@ fn train_network<M: Network<4>>(network: M, diffusion: Diffusion, plan: &Plan, a
     let stop = stop_on_ctrl_c("finishing this step and writing a checkpoint")?;
     let mut watch = Watch::new(run.trainer().step_count(), plan.recipe.train.steps);
     let outcome = run.train(&stop, &mut |event| watch.see(event));
-    watch.progress.finish();
+    watch.finish();
     let outcome = outcome.map_err(|error| how_to_go_on(error, &plan.dir))?;
     watch.report(plan, outcome, run.trainer().step_count(), args.json)?;
     match outcome {
@@ -172,13 +185,13 @@ fn train_network<M: Network<4>>(network: M, diffusion: Diffusion, plan: &Plan, a
 fn open<M: Network<4>>(network: M, diffusion: Diffusion, plan: &Plan, args: &TrainArgs) -> Result<Run<M>> {
     let Recipe { train, ema, .. } = &plan.recipe;
     let trainer = Trainer::new(network, diffusion, train.clone(), *ema, &plan.training_device());
-    let setup = setup(plan, evaluation(plan, &args.inception)?);
+    let setup = setup(plan, evaluation(plan, &args.inception)?)?;
     if args.resume.is_none() {
         return Ok(Run::create(trainer, setup)?);
     }
-    let (run, rejected) = Run::resume(trainer, setup)?;
-    for passed_over in rejected {
-        note(format!("warning: passed over {}: {}", passed_over.path.display(), chain(&passed_over.error)));
+    let (run, repairs) = Run::resume(trainer, setup)?;
+    for repair in repairs {
+        note(format!("warning: {}", what_was_repaired(&repair)));
     }
     note(format!("going on from step {}", run.trainer().step_count()));
     if recipes::of_run(&plan.dir)? != plan.recipe {
@@ -189,11 +202,12 @@ fn open<M: Network<4>>(network: M, diffusion: Diffusion, plan: &Plan, args: &Tra
     Ok(run)
 }
 
-fn setup(plan: &Plan, evaluate: Option<EvaluateSetup>) -> RunSetup {
+fn setup(plan: &Plan, evaluate: Option<EvaluateSetup>) -> Result<RunSetup> {
     let Recipe { data, diffusion, sample, guidance, .. } = &plan.recipe;
-    RunSetup {
+    Ok(RunSetup {
         dir: plan.dir.clone(),
         config_toml: plan.recipe.to_toml(),
+        settings: settings_of_a_run(&plan.recipe)?,
         card: ModelCard {
             version: env!("CARGO_PKG_VERSION").to_string(),
             network: plan.network.clone(),
@@ -214,7 +228,7 @@ fn setup(plan: &Plan, evaluate: Option<EvaluateSetup>) -> RunSetup {
         flip: data.flip,
         workers: data.workers,
         device_name: plan.machine.name.clone(),
-    }
+    })
 }
 
 /// What evaluations need, if there are any.
@@ -250,136 +264,16 @@ fn how_to_go_on(error: RunError, dir: &Path) -> Failure {
     }
 }
 
-/// `fid 12.3, swd 0.031`.
-fn numbers(measurements: &[Measurement]) -> String {
-    measurements.iter().map(|m| format!("{} {:.4}", m.name, m.value)).collect::<Vec<_>>().join(", ")
-}
-
-/// What an evaluation will cost.
-fn in_words(expected: &Expected) -> String {
-    let Expected { samples, asked, seconds, seconds_once } = *expected;
-    let fewer = if samples < asked { format!(" (of {asked}: the time budget allows no more)") } else { String::new() };
-    let once = if seconds_once > 0.0 {
-        format!(", {:.0} s of it for the real images, this once", seconds_once)
-    } else {
-        String::new()
-    };
-    format!("evaluation: {samples} samples{fewer}, about {seconds:.0} s{once}")
-}
-
-/// Shows a run's events and remembers what its result lines need.
-struct Watch {
-    progress: StderrProgress,
-    /// Progress of a part of an evaluation: which, of how many steps.
-    evaluating: Option<(Task, usize, StderrProgress)>,
-    started: Instant,
-    loss: Option<f64>,
-    held_out: Option<HeldOutLoss>,
-    grid: Option<PathBuf>,
-    checkpoint: Option<PathBuf>,
-    skipped: u64,
-}
-
-impl Watch {
-    fn new(done: u64, steps: u64) -> Self {
-        Self {
-            progress: StderrProgress::new(Task::Train, done, steps),
-            evaluating: None,
-            started: Instant::now(),
-            loss: None,
-            held_out: None,
-            grid: None,
-            checkpoint: None,
-            skipped: 0,
+/// What was not in order in a run folder.
+fn what_was_repaired(repair: &Repair) -> String {
+    match repair {
+        Repair::PassedOver { rejected, now } => {
+            let (path, error) = (rejected.path.display(), chain(&rejected.error));
+            format!("passed over {path}, which is {} now: {error}", now.display())
         }
-    }
-
-    fn see(&mut self, event: Event<'_>) {
-        match event {
-            Event::Step { report, images_per_s } => {
-                self.loss = Some(report.loss);
-                let (step, loss, images_per_s) = (report.step, Some(report.loss), Some(images_per_s));
-                self.progress.update(Status { step, loss, images_per_s });
-            }
-            Event::Skipped { report, cause, skipped } => {
-                self.skipped = skipped;
-                let (step, kind, tensor) = (report.step, cause.kind, &cause.tensor);
-                self.progress.note(&format!("warning: step {step} skipped: {kind} not finite, first in `{tensor}`"));
-            }
-            Event::NotRecorded { why } => {
-                self.progress.note(&format!("warning: --device-graph has no effect on steps: {why}"));
-            }
-            Event::HeldOut { step, loss } => {
-                let quarters = loss.by_quarter.map(|quarter| format!("{quarter:.4}")).join(", ");
-                let (mean, n) = (loss.mean, loss.n);
-                self.held_out = Some(*loss);
-                self.progress
-                    .note(&format!("step {step}: held-out loss {mean:.4} on {n} images (by quarter of t: {quarters})"));
-            }
-            Event::Sampling { .. } => {}
-            Event::Evaluating { task, done, total } => self.see_evaluating(task, done, total),
-            Event::Expected(expected) => self.progress.note(&in_words(expected)),
-            Event::Evaluation { step, measurements, best } => {
-                let best = best.map_or(String::new(), |name| format!(" (best {name} so far)"));
-                self.progress.note(&format!("step {step}: {}{best}", numbers(measurements)));
-            }
-            Event::Note { line } => self.progress.note(line),
-            Event::Samples { step, path } => {
-                self.grid = Some(path.to_path_buf());
-                self.progress.note(&format!("step {step}: samples {}", path.display()));
-            }
-            Event::Checkpoint { step, path } => {
-                self.checkpoint = Some(path.to_path_buf());
-                self.progress.note(&format!("step {step}: checkpoint {}", path.display()));
-            }
+        Repair::NoLog { log } => format!("{} was not there: a new log begins", log.display()),
+        Repair::DamagedLog { error, now } => {
+            format!("{}; lines that can be read are kept, and the log as it was is {} now", chain(error), now.display())
         }
-    }
-
-    fn see_evaluating(&mut self, task: Task, done: usize, total: usize) {
-        let same = |(at, of, _): &(Task, usize, StderrProgress)| (*at, *of) == (task, total);
-        if !self.evaluating.as_ref().is_some_and(same) {
-            self.evaluating = Some((task, total, StderrProgress::new(task, 0, total as u64)));
-        }
-        if let Some((.., progress)) = &mut self.evaluating {
-            progress.update(Status { step: done as u64, ..Status::default() });
-        }
-        if done >= total {
-            self.evaluating = None;
-        }
-    }
-
-    fn report(&self, plan: &Plan, outcome: Outcome, step: u64, as_json: bool) -> Result {
-        if as_json {
-            return output::json(&json!({
-                "outcome": match outcome { Outcome::Finished => "finished", Outcome::Stopped => "interrupted" },
-                "run": plan.dir,
-                "step": step,
-                "steps": plan.recipe.train.steps,
-                "loss": self.loss,
-                "held_out_loss": self.held_out.map(|loss| loss.mean),
-                "held_out_loss_by_quarter": self.held_out.map(|loss| loss.by_quarter),
-                "skipped": self.skipped,
-                "grid": self.grid,
-                "checkpoint": self.checkpoint,
-                "parameters": plan.parameters,
-                "seconds": self.started.elapsed().as_secs_f64(),
-            }));
-        }
-        let mut rows = Rows::default();
-        rows.row("run folder", plan.dir.display()).row("step", format!("{step} of {}", plan.recipe.train.steps));
-        let shown = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
-        let lines = [
-            ("loss", self.loss.map(|loss| format!("{loss:.4}"))),
-            ("held-out loss", self.held_out.map(|loss| format!("{:.4}", loss.mean))),
-            ("skipped steps", (self.skipped > 0).then(|| self.skipped.to_string())),
-            ("samples", shown(&self.grid)),
-            ("checkpoint", shown(&self.checkpoint)),
-        ];
-        for (name, value) in lines {
-            if let Some(value) = value {
-                rows.row(name, value);
-            }
-        }
-        output::result(rows.aligned())
     }
 }

@@ -1,11 +1,12 @@
 //! How the values of flags are read from the command line, by their kind. Not here: which flag has which kind.
 
 use denoising_diffusion::data::{self, ChannelPolicy, ImageSize};
+use denoising_diffusion::nn::ops;
 use toml::Value;
 
 use super::table::Kind::{
-    self, Channels, ImageSize as Size, Number, Range, Switch, SwitchPerStage, ValueRange, Whole, WholePerStage, Wholes,
-    Word, WordPerStage, Words,
+    self, Channels, ImageSize as Size, Number, Precision, Range, Switch, SwitchPerStage, ValueRange, Whole,
+    WholePerStage, Wholes, Word, WordPerStage, Words,
 };
 
 impl Kind {
@@ -24,6 +25,7 @@ impl Kind {
             Channels => "CHANNELS",
             Range => "LOW,HIGH",
             ValueRange => "LOW,HIGH|measured",
+            Precision => "PRECISION",
         }
     }
 
@@ -68,6 +70,10 @@ impl Kind {
             ValueRange => {
                 let range = text.parse::<data::ValueRange>().map_err(|e| e.to_string())?;
                 Ok(Value::String(range.to_string()))
+            }
+            Precision => {
+                let precision = text.parse::<ops::Precision>().map_err(|e| e.to_string())?;
+                Ok(Value::String(precision.to_string()))
             }
             Channels => {
                 text.parse::<ChannelPolicy>().map(|policy| Value::String(policy.to_string())).map_err(|e| e.to_string())

@@ -1,10 +1,13 @@
 //! A flag for every key of a recipe, from one table: what `--help` says, how values are read, and which keys a resumed run may change.
 //! Not here: what the values mean, which is the library's to say and to check.
 
+use std::collections::BTreeMap;
+
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use denoising_diffusion::diffusion::{DiffusionConfig, FormulationConfig, SharedConfig};
 use denoising_diffusion::recipe::{Model, Recipe};
 use denoising_diffusion::sampler::SamplerKind;
+use serde::de::Error;
 use toml::{Table, Value};
 
 mod kinds;
@@ -43,6 +46,7 @@ impl Flag {
             ["guidance"] => "Guidance [guidance]",
             ["evaluate"] => "Evaluation [evaluate]",
             ["sample"] => "Samples [sample]",
+            ["arithmetic"] => "Arithmetic [arithmetic]",
             _ => "Several networks, each in its own section",
         }
     }
@@ -105,6 +109,18 @@ fn default_of(defaults: &Table, section: &str, key: &str) -> Option<Value> {
     found.or_else(|| FormulationConfig::all().into_iter().filter(|_| section == "diffusion").find_map(of_formulation))
 }
 
+/// What a run goes on with as it began: every such key of the chosen network and of the rest, with its value if it has one.
+pub fn settings_of_a_run(recipe: &Recipe) -> Result<BTreeMap<String, Option<String>>, toml::ser::Error> {
+    let table = Table::try_from(recipe)?;
+    let others = Model::ALL.into_iter().filter(|model| *model != recipe.network.model).map(Model::name);
+    let others: Vec<&str> = others.collect();
+    let of_flag = |flag: &'static Flag| flag.sections.iter().map(move |section| (*section, flag.key));
+    let value = |section: &str, key: &str| table.get(section)?.get(key).map(plain);
+    let keys = FLAGS.iter().filter(|flag| flag.resume == Resume::Fixed).flat_map(of_flag);
+    let keys = keys.filter(|(section, _)| !others.contains(section));
+    Ok(keys.map(|(section, key)| (format!("{section}.{key}"), value(section, key))).collect())
+}
+
 /// The flags that were given, each with its value.
 #[derive(Clone, Debug, Default)]
 pub struct RecipeFlags {
@@ -114,7 +130,7 @@ pub struct RecipeFlags {
 impl RecipeFlags {
     /// The recipe with these flags put over it.
     pub fn apply(&self, recipe: &Recipe) -> Result<Recipe, toml::de::Error> {
-        let mut table = Table::try_from(self.with_usual_sampler(recipe)?).unwrap_or_default();
+        let mut table = Table::try_from(self.with_usual_sampler(recipe)?).map_err(toml::de::Error::custom)?;
         self.change_formulation(&mut table);
         self.change_model(&mut table);
         let model = table.get("network").and_then(|network| network.get("model")).and_then(Value::as_str);

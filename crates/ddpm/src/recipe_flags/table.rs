@@ -26,6 +26,7 @@ pub enum Kind {
     Range,
     /// The same, or `measured`.
     ValueRange,
+    Precision,
 }
 
 /// What a run that goes on may change.
@@ -48,8 +49,8 @@ pub struct Flag {
 }
 
 use Kind::{
-    Channels, ImageSize as Size, Number, Range, Switch, SwitchPerStage, ValueRange, Whole, WholePerStage, Wholes, Word,
-    WordPerStage, Words,
+    Channels, ImageSize as Size, Number, Precision, Range, Switch, SwitchPerStage, ValueRange, Whole, WholePerStage,
+    Wholes, Word, WordPerStage, Words,
 };
 use Resume::{Fixed, Free};
 
@@ -71,6 +72,7 @@ const EMA: &[&str] = &["ema"];
 const SAMPLE: &[&str] = &["sample"];
 const GUIDANCE: &[&str] = &["guidance"];
 const EVALUATE: &[&str] = &["evaluate"];
+const ARITHMETIC: &[&str] = &["arithmetic"];
 /// Networks.
 const UNET: &[&str] = &["unet"];
 const UNETS: &[&str] = &["unet", "unet1d"];
@@ -259,4 +261,7 @@ pub const FLAGS: &[Flag] = &[
     flag(EVALUATE, "evaluate_sampling_timesteps", Whole, Free, "Evaluations of the network per image [default: as --sampling-timesteps]"),
     flag(EVALUATE, "evaluate_budget_s", Number, Free, "Longest time for one evaluation, seconds: draw fewer images if more is expected [default: no limit]"),
     flag(EVALUATE, "best_metric", Word(NUMBERS), Free, "The number that tells the best checkpoint [default: the first that is measured and has a better side]"),
+
+    flag(ARITHMETIC, "precise", Switch, Fixed, "Convolutions without Winograd's algorithm: slower, and a digit more exact"),
+    flag(ARITHMETIC, "precision", Precision, Fixed, "What networks compute in: f32, or bf16 on GPUs that can (weights, norms, softmax and losses stay f32)"),
 ];

@@ -21,12 +21,14 @@ use serde_json::Value;
 use super::{ReportError, files};
 
 mod record;
+mod salvage;
 
 use record::named_number;
 pub use record::{
     CheckpointRecord, EvaluationRecord, HeldOutRecord, Record, SamplesRecord, SkipReason, SkipRecord, StartRecord,
     StepRecord, number,
 };
+pub use salvage::{put_aside, readable};
 
 /// The log of a run, open for appending. One writer at a time.
 #[derive(Debug)]

@@ -1,6 +1,7 @@
 //! Which checkpoint is the best. It is told from the evaluations in the log, anew at every save and every resume, so that a process that
 //! dies between writing a checkpoint and marking it leaves no wrong mark for good. Not here: measuring, and what a mark is.
 
+use super::evaluation::EvaluateSetup;
 use super::run::{Run, RunError};
 use crate::eval::metric::{Metric, better};
 use crate::eval::result::Better;
@@ -18,10 +19,12 @@ impl<M: Network<4>> Run<M> {
         Ok(records.into_iter().filter_map(read).collect())
     }
 
-    /// Whether the evaluation of `step`, which has no checkpoint yet, is better than all that have one.
-    pub(super) fn would_be_best(&self, name: &str, step: u64) -> Result<bool, RunError> {
-        let known = self.checkpoints.steps();
-        Ok(best_step(name, &self.evaluations()?, |other| other == step || known.contains(&other)) == Some(step))
+    /// The number by which the evaluation of `step`, which need not have a checkpoint yet, is better than all that have one.
+    pub(super) fn best_by<'a>(&self, setup: &'a EvaluateSetup, step: u64) -> Result<Option<&'a str>, RunError> {
+        let Some(name) = setup.config.best() else { return Ok(None) };
+        let known = self.checkpoints.steps()?;
+        let best = best_step(name, &self.evaluations()?, |other| other == step || known.contains(&other));
+        Ok((best == Some(step)).then_some(name))
     }
 
     /// Marks the best of the checkpoints that there are. Where nothing that is measured tells a best one, none is marked; until the
@@ -29,7 +32,7 @@ impl<M: Network<4>> Run<M> {
     pub(super) fn mark_best(&self) -> Result<(), RunError> {
         let Some(setup) = &self.setup.evaluate else { return Ok(()) };
         let Some(name) = setup.config.best() else { return Ok(self.checkpoints.mark_best(None)?) };
-        let known = self.checkpoints.steps();
+        let known = self.checkpoints.steps()?;
         match best_step(name, &self.evaluations()?, |step| known.contains(&step)) {
             Some(step) => Ok(self.checkpoints.mark_best(Some(step))?),
             None => Ok(()),

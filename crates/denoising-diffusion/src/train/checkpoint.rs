@@ -5,27 +5,43 @@
 //!   ema.safetensors    the averaged weights, complete in itself (see `model_file`)
 //!   model.safetensors  the weights in training, likewise
 //!   adam.safetensors   both moments of every parameter
-//!   state.json         counters, seed, and what the data was
+//!   state.json         counters, seed, settings, and what the data was
 //!   checksums.json     SHA-256 and size of the files above
 //! ```
+//!
+//! At every moment there is a whole checkpoint of each step that ever had one and was not deleted: under its own name, or aside, where
+//! [`Checkpoints::tidy`] finds it.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs::{self, DirEntry};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::trainer::TrainerState;
-use crate::digest::{self, FileDigest};
-use crate::interop::{self, InteropError, Metadata};
-use crate::model_file::{ModelCard, ModelFile, ModelFileError, WeightsKind};
+use crate::interop::InteropError;
+use crate::model_file::{ModelCard, ModelFileError};
 
-const CHECKSUMS: &str = "checksums.json";
-const STATE: &str = "state.json";
-/// How the name of an unfinished checkpoint begins.
+mod files;
+#[cfg(test)]
+mod tests;
+
+pub(super) use files::read_state;
+pub use files::weights_name;
+use files::{create_empty, sync_dir, verify};
+
+/// How the names of folders begin: of a checkpoint,
+const STEP: &str = "step-";
+/// of one that is being written,
 const WRITING: &str = ".writing-step-";
+/// of one whose place another one takes,
+const REPLACED: &str = ".replaced-step-";
+/// of one that is being deleted,
+const DELETING: &str = ".deleting-step-";
+/// and of one that was passed over because it is damaged.
+const DAMAGED: &str = "damaged-step-";
 /// A checkpoint with a file of this name is never deleted.
 const KEEP: &str = "keep";
 /// The best checkpoint has a file of this name, and is not deleted while it is the best.
@@ -43,12 +59,9 @@ pub struct CheckpointState {
     pub seed: u64,
     /// Identifies the data that was trained on.
     pub data_digest: String,
-}
-
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-struct Checksum {
-    sha256: String,
-    bytes: u64,
+    /// What must not change while the run goes on ([`RunSetup::settings`](super::RunSetup::settings)); checkpoints of earlier versions have none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub settings: BTreeMap<String, Option<String>>,
 }
 
 /// Why a checkpoint could not be written or read.
@@ -89,39 +102,59 @@ impl Checkpoints {
 
     /// The folder of a step.
     pub fn path_of(&self, step: u64) -> PathBuf {
-        self.dir.join(format!("step-{step:08}"))
+        self.named(STEP, step)
+    }
+
+    fn named(&self, prefix: &str, step: u64) -> PathBuf {
+        self.dir.join(format!("{prefix}{step:08}"))
     }
 
     /// Steps with a folder, whole or not, in rising order.
-    pub fn steps(&self) -> Vec<u64> {
-        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        let mut steps: Vec<u64> =
-            entries.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("step-")?.parse().ok()).collect();
-        steps.sort_unstable();
-        steps
+    ///
+    /// # Errors
+    /// The folder of all checkpoints cannot be read. That there is none yet is no error.
+    pub fn steps(&self) -> Result<Vec<u64>, CheckpointError> {
+        self.steps_named(STEP)
     }
 
-    /// Writes a checkpoint; if that fails nothing of it remains, and those before it are untouched.
+    fn steps_named(&self, prefix: &str) -> Result<Vec<u64>, CheckpointError> {
+        let step = |entry: &DirEntry| {
+            let step = entry.file_name().to_str()?.strip_prefix(prefix)?.parse().ok()?;
+            (entry.path() == self.named(prefix, step)).then_some(step)
+        };
+        let mut steps: Vec<u64> = self.entries()?.iter().filter_map(step).collect();
+        steps.sort_unstable();
+        Ok(steps)
+    }
+
+    fn entries(&self) -> Result<Vec<DirEntry>, CheckpointError> {
+        let entries = fs::read_dir(&self.dir).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+        match entries {
+            // A link to nowhere is a place that is missing, not a run without checkpoints.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.dir.symlink_metadata().is_err() => {
+                Ok(Vec::new())
+            }
+            entries => entries.map_err(io_error("read", &self.dir)),
+        }
+    }
+
+    /// Writes a checkpoint, marked to be kept if `keep` or if there is one of its step that is; if that fails nothing of it remains, and
+    /// what was there is untouched.
     pub fn save(
         &self,
         state: &TrainerState,
         info: &CheckpointState,
         card: &ModelCard,
+        keep: bool,
     ) -> Result<PathBuf, CheckpointError> {
-        let aside = self.dir.join(format!("{WRITING}{:08}", info.step));
-        let target = self.path_of(info.step);
-        let written = self.write_aside(&aside, state, info, card).and_then(|()| {
-            if target.exists() {
-                fs::remove_dir_all(&target).map_err(io_error("replace", &target))?;
-            }
-            fs::rename(&aside, &target).map_err(io_error("rename", &aside))?;
-            sync_dir(&self.dir)
-        });
+        let (aside, target) = (self.named(WRITING, info.step), self.path_of(info.step));
+        let keep = keep || target.join(KEEP).exists();
+        let written = files::write(&aside, state, info, card, keep).and_then(|()| self.put_in_place(&aside, info.step));
         match written {
             Ok(()) => Ok(target),
             Err(source) => {
                 let _ = fs::remove_dir_all(&aside);
-                let previous = match self.steps().last() {
+                let previous = match self.steps().unwrap_or_default().last() {
                     Some(step) => format!("the one before it, {}, is whole", self.path_of(*step).display()),
                     None => "there is none before it".to_string(),
                 };
@@ -130,54 +163,77 @@ impl Checkpoints {
         }
     }
 
-    fn write_aside(
-        &self,
-        aside: &Path,
-        state: &TrainerState,
-        info: &CheckpointState,
-        card: &ModelCard,
-    ) -> Result<(), CheckpointError> {
-        if aside.exists() {
-            fs::remove_dir_all(aside).map_err(io_error("remove", aside))?;
+    /// Gives a whole checkpoint its name. One that has the name is there until then, and deleted afterwards.
+    fn put_in_place(&self, aside: &Path, step: u64) -> Result<(), CheckpointError> {
+        let (target, replaced) = (self.path_of(step), self.named(REPLACED, step));
+        if target.exists() {
+            self.delete_aside(&replaced)?;
+            rename(&target, &replaced)?;
         }
-        fs::create_dir_all(aside).map_err(io_error("create", aside))?;
-        for (weights, tensors) in [(WeightsKind::Ema, &state.ema), (WeightsKind::Model, &state.model)] {
-            let card = ModelCard { weights, ..card.clone() };
-            ModelFile { card, state: tensors.clone() }.write(&aside.join(weights_name(weights)))?;
+        if let Err(error) = rename(aside, &target) {
+            if replaced.exists() {
+                let _ = fs::rename(&replaced, &target);
+            }
+            return Err(error);
         }
-        interop::write_safetensors(&aside.join("adam.safetensors"), &state.adam, &Metadata::new())?;
-        write_json(&aside.join(STATE), info)?;
-        let mut checksums = BTreeMap::new();
-        for name in ["ema.safetensors", "model.safetensors", "adam.safetensors", STATE] {
-            checksums.insert(name, checksum(&aside.join(name))?);
-        }
-        write_json(&aside.join(CHECKSUMS), &checksums)?;
-        sync_dir(aside)
+        sync_dir(&self.dir)?;
+        self.delete_aside(&replaced)
     }
 
-    /// Removes what a process that was killed while saving has left.
-    pub fn remove_leftovers(&self) -> Result<(), CheckpointError> {
-        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
-            if entry.file_name().to_str().is_some_and(|name| name.starts_with(WRITING)) {
-                fs::remove_dir_all(entry.path()).map_err(io_error("remove", &entry.path()))?;
+    fn delete_aside(&self, path: &Path) -> Result<(), CheckpointError> {
+        if path.exists() { fs::remove_dir_all(path).map_err(io_error("remove", path)) } else { Ok(()) }
+    }
+
+    /// Ends what a process that was killed has begun: a checkpoint that lies whole aside gets its place if there is no whole one in it, and
+    /// everything else that lies aside is removed. Nobody may be writing there.
+    pub fn tidy(&self) -> Result<(), CheckpointError> {
+        // The newer one of a step first.
+        for prefix in [WRITING, REPLACED] {
+            for step in self.steps_named(prefix)? {
+                let (aside, target) = (self.named(prefix, step), self.path_of(step));
+                if verify(&target).is_err() && verify(&aside).is_ok() {
+                    if target.exists() {
+                        self.call_damaged(step)?;
+                    }
+                    rename(&aside, &target)?;
+                    sync_dir(&self.dir)?;
+                }
+                self.delete_aside(&aside)?;
             }
         }
-        Ok(())
+        self.steps_named(DELETING)?.into_iter().try_for_each(|step| self.delete_aside(&self.named(DELETING, step)))
+    }
+
+    /// Gives the checkpoints that were passed over another name, so that they count no longer, and tells it.
+    pub(super) fn put_aside(&self, rejected: &[Rejected]) -> Result<Vec<PathBuf>, CheckpointError> {
+        let steps = self.steps()?;
+        let step = |rejected: &Rejected| steps.iter().copied().find(|step| self.path_of(*step) == rejected.path);
+        rejected.iter().filter_map(step).map(|step| self.call_damaged(step)).collect()
+    }
+
+    fn call_damaged(&self, step: u64) -> Result<PathBuf, CheckpointError> {
+        let first = self.named(DAMAGED, step);
+        let others = (2..).map(|number| self.dir.join(format!("{DAMAGED}{step:08}-{number}")));
+        let free = std::iter::once(first).chain(others).find(|path| path.symlink_metadata().is_err());
+        let free = free.expect("numbers do not end");
+        rename(&self.path_of(step), &free)?;
+        sync_dir(&self.dir)?;
+        Ok(free)
     }
 
     /// Marks a checkpoint so that it is never deleted.
     pub fn mark(&self, step: u64) -> Result<(), CheckpointError> {
         let path = self.path_of(step).join(KEEP);
-        File::create(&path).map(drop).map_err(io_error("create", &path))
+        if path.exists() { Ok(()) } else { create_empty(&path) }
     }
 
     /// Marks a checkpoint as the best, and no other; `None` marks none.
     pub fn mark_best(&self, step: Option<u64>) -> Result<(), CheckpointError> {
         // The new mark first: there is a best checkpoint at every moment.
         if let Some(path) = step.map(|step| self.path_of(step).join(BEST)).filter(|path| !path.exists()) {
-            File::create(&path).map(drop).map_err(io_error("create", &path))?;
+            create_empty(&path)?;
         }
-        for other in self.steps().into_iter().filter(|other| Some(*other) != step) {
+        for other in self.steps()?.into_iter().filter(|other| Some(*other) != step) {
             let path = self.path_of(other).join(BEST);
             if path.exists() {
                 fs::remove_file(&path).map_err(io_error("remove", &path))?;
@@ -187,17 +243,21 @@ impl Checkpoints {
     }
 
     /// The step of the checkpoint that is marked as the best.
-    pub fn best(&self) -> Option<u64> {
-        self.steps().into_iter().rev().find(|step| self.path_of(*step).join(BEST).exists())
+    pub fn best(&self) -> Result<Option<u64>, CheckpointError> {
+        Ok(self.steps()?.into_iter().rev().find(|step| self.path_of(*step).join(BEST).exists()))
     }
 
-    /// Deletes all but the latest `keep` checkpoints, the marked ones and the best.
-    pub fn prune(&self, keep: usize) -> Result<(), CheckpointError> {
-        let best = self.best();
-        for step in self.steps().into_iter().rev().skip(keep) {
+    /// Deletes all but the latest `keep` checkpoints, the marked ones, the best, and that of the step just `saved`.
+    pub fn prune(&self, keep: usize, saved: u64) -> Result<(), CheckpointError> {
+        let best = self.best()?;
+        for step in self.steps()?.into_iter().rev().skip(keep) {
             let path = self.path_of(step);
-            if !path.join(KEEP).exists() && Some(step) != best {
-                fs::remove_dir_all(&path).map_err(io_error("delete", &path))?;
+            if !path.join(KEEP).exists() && Some(step) != best && step != saved {
+                // A folder that is half deleted is no checkpoint.
+                let deleting = self.named(DELETING, step);
+                self.delete_aside(&deleting)?;
+                rename(&path, &deleting)?;
+                self.delete_aside(&deleting)?;
             }
         }
         Ok(())
@@ -206,7 +266,7 @@ impl Checkpoints {
     /// The latest checkpoint that is whole, and those after it that are not. `None` if there is no checkpoint at all.
     pub fn latest(&self) -> Result<Option<(CheckpointState, PathBuf, Vec<Rejected>)>, CheckpointError> {
         let mut rejected = Vec::new();
-        for step in self.steps().into_iter().rev() {
+        for step in self.steps()?.into_iter().rev() {
             let path = self.path_of(step);
             match verify(&path) {
                 Ok(state) => return Ok(Some((state, path, rejected))),
@@ -220,73 +280,8 @@ impl Checkpoints {
     }
 }
 
-/// The file of some weights in a checkpoint's folder.
-pub fn weights_name(weights: WeightsKind) -> &'static str {
-    match weights {
-        WeightsKind::Ema => "ema.safetensors",
-        WeightsKind::Model => "model.safetensors",
-    }
-}
-
-/// Reads the state of training from a checkpoint's folder that [`Checkpoints::latest`] found whole.
-pub fn read_state(path: &Path, info: &CheckpointState) -> Result<TrainerState, CheckpointError> {
-    let weights = |kind| ModelFile::read(&path.join(weights_name(kind))).map(|file| file.state);
-    Ok(TrainerState {
-        step: info.step,
-        skipped: info.skipped,
-        skipped_in_a_row: info.skipped_in_a_row,
-        adam_steps: info.adam_steps,
-        ema_calls: info.ema_calls,
-        model: weights(WeightsKind::Model)?,
-        ema: weights(WeightsKind::Ema)?,
-        adam: interop::read_safetensors(&path.join("adam.safetensors"))?.0,
-    })
-}
-
-/// Checks every file of a checkpoint against its checksum.
-fn verify(path: &Path) -> Result<CheckpointState, CheckpointError> {
-    let checksums: BTreeMap<String, Checksum> = read_json(&path.join(CHECKSUMS))?;
-    for (name, expected) in &checksums {
-        let file = path.join(name);
-        let got = checksum(&file)?;
-        let problem = if got.bytes != expected.bytes {
-            format!("has {} bytes, {} were written: it was cut off or changed", got.bytes, expected.bytes)
-        } else if got.sha256 != expected.sha256 {
-            format!("was changed: its SHA-256 is {}, {} was written", got.sha256, expected.sha256)
-        } else {
-            continue;
-        };
-        return Err(CheckpointError::Damaged { path: file.display().to_string(), problem });
-    }
-    read_json(&path.join(STATE))
-}
-
-fn checksum(path: &Path) -> Result<Checksum, CheckpointError> {
-    let FileDigest { sha256, bytes } = digest::of_file(path).map_err(io_error("read", path))?;
-    Ok(Checksum { sha256, bytes })
-}
-
-fn write_json(path: &Path, value: &impl Serialize) -> Result<(), CheckpointError> {
-    let json = serde_json::to_vec_pretty(value).expect("counters and strings serialise");
-    let write = || {
-        let mut file = File::create(path)?;
-        file.write_all(&json)?;
-        file.sync_all()
-    };
-    write().map_err(io_error("write", path))
-}
-
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, CheckpointError> {
-    let text = fs::read(path).map_err(io_error("read", path))?;
-    serde_json::from_slice(&text).map_err(|error| CheckpointError::Damaged {
-        path: path.display().to_string(),
-        problem: format!("cannot be read: {error}"),
-    })
-}
-
-/// Makes a rename durable; only Unix lets a folder be opened for that.
-fn sync_dir(path: &Path) -> Result<(), CheckpointError> {
-    if cfg!(unix) { File::open(path).and_then(|dir| dir.sync_all()).map_err(io_error("sync", path)) } else { Ok(()) }
+fn rename(from: &Path, to: &Path) -> Result<(), CheckpointError> {
+    fs::rename(from, to).map_err(io_error("rename", from))
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {

@@ -102,10 +102,7 @@ impl<M: Network<4>> Run<M> {
             seconds: started.elapsed().as_secs_f64(),
         };
         self.log.append(&Record::Evaluation(record))?;
-        let best = match setup.config.best() {
-            Some(name) => self.would_be_best(name, step)?.then_some(name),
-            None => None,
-        };
+        let best = self.best_by(setup, step)?;
         on_event(Event::Evaluation { step, measurements: &measurements, best });
         Ok(ControlFlow::Continue(best.is_some()))
     }

@@ -69,13 +69,15 @@ impl<M: Network<4>> Run<M> {
         if samples && missing("samples") && self.draw_samples(step, stop, on_event)?.is_break() {
             return Ok(Periodic::GivenUp);
         }
-        let mut best = false;
-        if let Some(setup) = self.setup.evaluate.clone().filter(|_| evaluate && missing("evaluation")) {
-            match self.evaluate(&setup, step, stop, on_event)? {
-                ControlFlow::Continue(is_best) => best = is_best,
+        let best = match self.setup.evaluate.clone().filter(|_| evaluate) {
+            None => false,
+            // A process that was killed after the evaluation may not have come to what follows from it.
+            Some(setup) if !missing("evaluation") => self.best_by(&setup, step)?.is_some(),
+            Some(setup) => match self.evaluate(&setup, step, stop, on_event)? {
+                ControlFlow::Continue(is_best) => is_best,
                 ControlFlow::Break(()) => return Ok(Periodic::GivenUp),
-            }
-        }
+            },
+        };
         if (save || best) && missing("checkpoint") {
             self.save(Saving::Due, on_event)?;
         } else if best {

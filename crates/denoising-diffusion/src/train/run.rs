@@ -5,21 +5,22 @@
 //! ```
 //!
 //! Everything is written before the checkpoint of the same step, and a resumed run cuts the log back to its checkpoint: whenever the
-//! process dies, going on gives what an uninterrupted run would have given.
+//! process dies, going on gives what an uninterrupted run would have given. Not here: how a run begins and goes on (`open`).
 
-use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use thiserror::Error;
 
-use super::checkpoint::{CheckpointError, CheckpointState, Checkpoints, Rejected, read_state};
+use super::checkpoint::{CheckpointError, CheckpointState, Checkpoints};
 use super::evaluation::EvaluateSetup;
 use super::event::{Event, Outcome, StopSignal};
+use super::folder::Lock;
+use super::pace::Pace;
 use super::periodic::Periodic;
 use super::trainer::{NonFiniteKind, StepReport, TrainError, Trainer};
-use crate::atomic_file::{remove_leftovers, write_atomically};
-use crate::data::{Batch, DataError, Dataset, Flip, ImageShape, Loader, LoaderConfig, Subset};
+use crate::data::{Batch, DataError, Dataset, Flip, ImageShape, Loader, Subset};
 use crate::diffusion::{Examples, GuidanceConfig};
 use crate::eval::evaluate::EvaluateError;
 use crate::eval::images::Images;
@@ -27,10 +28,13 @@ use crate::generate::{GenerateError, Generator};
 use crate::model_file::ModelCard;
 use crate::models::{Calls, Network};
 use crate::nn::Eval;
-use crate::nn::params::{ParamsError, num_trainable};
-use crate::report::log::{CheckpointRecord, Record, RunLog, SkipReason, SkipRecord, StartRecord, StepRecord};
+use crate::nn::params::ParamsError;
+use crate::report::log::{CheckpointRecord, Record, RunLog, SkipReason, SkipRecord, StepRecord};
 use crate::report::{CurveOptions, ImageBatch, ReportError, Series, log, save_curve_png, save_curve_svg};
 use crate::sampler::SampleConfig;
+
+#[cfg(test)]
+mod tests;
 
 /// What a run needs beside its trainer.
 #[derive(Clone, Debug)]
@@ -39,6 +43,8 @@ pub struct RunSetup {
     pub dir: PathBuf,
     /// The resolved configuration, written to `config.toml`.
     pub config_toml: String,
+    /// Names and values of what must stay as it is when the run goes on. It is kept with each checkpoint and compared then; nothing is where it is empty.
+    pub settings: BTreeMap<String, Option<String>>,
     /// What exported weights say of themselves; step and decay are filled in.
     pub card: ModelCard,
     pub sample: SampleConfig,
@@ -64,10 +70,16 @@ pub enum RunError {
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
     #[error("{path} has no checkpoint to go on from")]
     NothingToResume { path: PathBuf },
+    #[error("another process trains in {path}")]
+    InUse { path: PathBuf },
+    #[error("{log} tells of a checkpoint of step {step}, and there is none in {checkpoints}")]
+    CheckpointsLost { log: PathBuf, step: u64, checkpoints: PathBuf },
     #[error("the data is not what this run was trained on: its digest is {got}, the checkpoint names {expected}")]
     OtherData { expected: String, got: String },
     #[error("the checkpoint was made with seed {expected}, not {got}")]
     OtherSeed { expected: u64, got: u64 },
+    #[error("`{key}` is {got}, and the checkpoint was made with {expected}")]
+    OtherSetting { key: String, expected: String, got: String },
     #[error("the checkpoint does not fit the network")]
     Weights(#[from] ParamsError),
     #[error(transparent)]
@@ -78,6 +90,8 @@ pub enum RunError {
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
     Report(#[from] ReportError),
+    #[error("step {step} could not be logged")]
+    NotLogged { step: u64, source: ReportError },
     #[error("no samples could be drawn")]
     Samples(#[source] GenerateError),
     #[error("the samples could not be evaluated")]
@@ -91,6 +105,22 @@ pub(super) enum Saving {
     Due,
     /// The run ends here for now, which leaves no trace in the log.
     Stopping,
+    /// Training cannot go on. A checkpoint from before that differs by skipped steps only is as good.
+    Diverged,
+}
+
+/// What the latest checkpoint holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Saved {
+    pub(super) step: u64,
+    /// Steps that changed something.
+    pub(super) adam_steps: u64,
+}
+
+impl From<&CheckpointState> for Saved {
+    fn from(state: &CheckpointState) -> Self {
+        Self { step: state.step, adam_steps: state.adam_steps }
+    }
 }
 
 /// A run in progress.
@@ -98,94 +128,45 @@ pub(super) enum Saving {
 pub struct Run<M> {
     pub(super) trainer: Trainer<M>,
     pub(super) setup: RunSetup,
-    loader: Loader,
+    pub(super) loader: Loader,
     pub(super) log: RunLog,
     pub(super) checkpoints: Checkpoints,
+    /// What was saved or gone on from last.
+    pub(super) saved: Option<Saved>,
+    /// Held as long as the run is.
+    pub(super) _lock: Lock,
 }
 
 impl<M: Network<4>> Run<M> {
-    /// Starts a run in a folder that does not exist yet, or is empty.
-    pub fn create(trainer: Trainer<M>, setup: RunSetup) -> Result<Self, RunError> {
-        let dir = setup.dir.clone();
-        if dir.read_dir().is_ok_and(|mut entries| entries.next().is_some()) || dir.is_file() {
-            return Err(RunError::Exists { path: dir });
-        }
-        Self::start(trainer, setup)
-    }
-
-    fn start(trainer: Trainer<M>, setup: RunSetup) -> Result<Self, RunError> {
-        let dir = setup.dir.clone();
-        let loader = open_loader(&trainer, &setup)?;
-        std::fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
-        let config = dir.join("config.toml");
-        write_atomically(&config, |out| out.write_all(setup.config_toml.as_bytes()))
-            .map_err(io_error("write", &config))?;
-        let mut log = RunLog::create(dir.join("log.jsonl"))?;
-        log.append(&Record::Start(StartRecord {
-            step: 0,
-            version: setup.card.version.clone(),
-            seed: trainer.config().seed,
-            parameters: num_trainable(trainer.model()) as u64,
-            images: setup.train.len() as u64,
-            device: setup.device_name.clone(),
-        }))?;
-        let checkpoints = Checkpoints::new(dir.join("checkpoints"));
-        Ok(Self { trainer, setup, loader, log, checkpoints })
-    }
-
-    /// Goes on from the latest checkpoint that is whole; a run that ended before its first one starts over. `trainer` is fresh, made
-    /// from the run's own configuration. Also returns the checkpoints that were passed over because they are damaged.
-    pub fn resume(mut trainer: Trainer<M>, setup: RunSetup) -> Result<(Self, Vec<Rejected>), RunError> {
-        let checkpoints = Checkpoints::new(setup.dir.join("checkpoints"));
-        checkpoints.remove_leftovers()?;
-        for folder in [setup.dir.clone(), setup.dir.join("samples")].iter().filter(|folder| folder.is_dir()) {
-            remove_leftovers(folder).map_err(io_error("clean up", folder))?;
-        }
-        let Some((info, path, rejected)) = checkpoints.latest()? else {
-            return Ok((Self::start_over(trainer, setup)?, Vec::new()));
-        };
-        let (got, expected) = (setup.train.dataset().digest().to_string(), info.data_digest.clone());
-        if got != expected {
-            return Err(RunError::OtherData { expected, got });
-        }
-        if trainer.config().seed != info.seed {
-            return Err(RunError::OtherSeed { expected: info.seed, got: trainer.config().seed });
-        }
-        trainer.restore(&read_state(&path, &info)?)?;
-        let loader = open_loader(&trainer, &setup)?;
-        let (log, _) = RunLog::open_for_resume(setup.dir.join("log.jsonl"), info.step)?;
-        let run = Self { trainer, setup, loader, log, checkpoints };
-        run.mark_best()?;
-        Ok((run, rejected))
-    }
-
-    fn start_over(trainer: Trainer<M>, setup: RunSetup) -> Result<Self, RunError> {
-        if !setup.dir.join("config.toml").is_file() {
-            return Err(RunError::NothingToResume { path: setup.dir.clone() });
-        }
-        let log = setup.dir.join("log.jsonl");
-        if log.exists() {
-            std::fs::remove_file(&log).map_err(io_error("remove", &log))?;
-        }
-        Self::start(trainer, setup)
-    }
-
     pub fn trainer(&self) -> &Trainer<M> {
         &self.trainer
     }
 
-    /// Trains until all steps are made or `stop` asks for an end; in both cases, and if training fails, the state is saved.
+    /// Trains until all steps are made or `stop` asks for an end; in both cases, and if something fails, the state is saved.
     pub fn train(&mut self, stop: &StopSignal, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, RunError> {
-        let steps = self.trainer.config().steps;
         let mut pace = Pace::start();
+        let outcome = self.train_steps(stop, &mut pace, on_event);
+        if let Err(error) = &outcome {
+            self.save_in_spite_of(error, &mut pace, on_event);
+        }
+        outcome
+    }
+
+    fn train_steps(
+        &mut self,
+        stop: &StopSignal,
+        pace: &mut Pace,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Outcome, RunError> {
+        let steps = self.trainer.config().steps;
         let mut told_why = false;
         // What a stop in the middle of this step's periodic work left undone.
         let mut periodic = self.periodic(self.trainer.step_count(), stop, on_event)?;
         while self.trainer.step_count() < steps {
             if stop.is_requested() || periodic == Periodic::GivenUp {
-                let progress = self.settle(&mut pace, on_event)?;
+                self.settle(pace, on_event)?;
                 self.save(Saving::Stopping, on_event)?;
-                return progress.map(|()| Outcome::Stopped).map_err(RunError::from);
+                return Ok(Outcome::Stopped);
             }
             let batches = self.next_batches()?;
             let submitted = self.trainer.submit(batches);
@@ -193,18 +174,14 @@ impl<M: Network<4>> Run<M> {
                 on_event(Event::NotRecorded { why });
                 told_why = true;
             }
-            let mut progress = self.record(submitted, &mut pace, on_event)?;
+            self.record(submitted, pace, on_event)?;
             let step = self.trainer.step_count();
-            if progress.is_err() || step == steps || self.is_due(step) {
-                progress = progress.and(self.settle(&mut pace, on_event)?);
-            }
-            if let Err(error) = progress {
-                self.save(Saving::Stopping, on_event)?;
-                return Err(error.into());
+            if step == steps || self.is_due(step) {
+                self.settle(pace, on_event)?;
             }
             periodic = self.periodic(step, stop, on_event)?;
             if periodic != Periodic::NotDue {
-                pace = Pace::start();
+                *pace = Pace::start();
             }
         }
         if periodic == Periodic::GivenUp {
@@ -213,6 +190,23 @@ impl<M: Network<4>> Run<M> {
         }
         self.draw_curve()?;
         Ok(Outcome::Finished)
+    }
+
+    /// Saves what was trained before an error, which is the one to tell whatever becomes of that.
+    fn save_in_spite_of(&mut self, error: &RunError, pace: &mut Pace, on_event: &mut dyn FnMut(Event<'_>)) {
+        let saving = match error {
+            RunError::Training(_) => Saving::Diverged,
+            // It could not be saved just now, or the log lacks what must be in it before.
+            RunError::Checkpoint(_) | RunError::NotLogged { .. } => return,
+            _ => Saving::Stopping,
+        };
+        let saved = match self.settle(pace, on_event) {
+            Ok(()) | Err(RunError::Training(_)) => self.save(saving, on_event),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = saved {
+            on_event(Event::Note { line: &format!("warning: not saved: {error}") });
+        }
     }
 
     /// What draws the run's samples from a copy of its average.
@@ -253,26 +247,23 @@ impl<M: Network<4>> Run<M> {
     }
 
     /// Waits for the step in flight, if there is one, and [records](Self::record) it: the log must have it before anything that comes after it.
-    fn settle(
-        &mut self,
-        pace: &mut Pace,
-        on_event: &mut dyn FnMut(Event<'_>),
-    ) -> Result<Result<(), TrainError>, RunError> {
+    fn settle(&mut self, pace: &mut Pace, on_event: &mut dyn FnMut(Event<'_>)) -> Result<(), RunError> {
         let settled = self.trainer.settle();
         self.record(settled, pace, on_event)
     }
 
-    /// Logs and tells of a step that is known to be made or skipped. The inner error: training cannot go on.
+    /// Logs and tells of a step that is known to be made or skipped, and says whether training can go on.
     fn record(
         &mut self,
         report: Option<StepReport>,
         pace: &mut Pace,
         on_event: &mut dyn FnMut(Event<'_>),
-    ) -> Result<Result<(), TrainError>, RunError> {
-        let Some(report) = report else { return Ok(Ok(())) };
+    ) -> Result<(), RunError> {
+        let Some(report) = report else { return Ok(()) };
         let images_per_s = pace.images_per_s(self.images_per_step());
-        self.record_step(&report, images_per_s, on_event)?;
-        Ok(self.trainer.check_progress(&report))
+        self.record_step(&report, images_per_s, on_event)
+            .map_err(|source| RunError::NotLogged { step: report.step, source })?;
+        Ok(self.trainer.check_progress(&report)?)
     }
 
     fn record_step(
@@ -280,7 +271,7 @@ impl<M: Network<4>> Run<M> {
         report: &StepReport,
         images_per_s: f64,
         on_event: &mut dyn FnMut(Event<'_>),
-    ) -> Result<(), RunError> {
+    ) -> Result<(), ReportError> {
         let step = report.step;
         if let Some(cause) = &report.skipped {
             let skipped = self.trainer.skipped();
@@ -302,35 +293,61 @@ impl<M: Network<4>> Run<M> {
         Ok(())
     }
 
+    /// Sees to it that the state is in a checkpoint. One that is there already is not written again: a process that dies meanwhile would
+    /// take it along.
     pub(super) fn save(&mut self, saving: Saving, on_event: &mut dyn FnMut(Event<'_>)) -> Result<(), RunError> {
-        let state = self.trainer.state();
-        let step = state.step;
-        let config = self.trainer.config();
-        if saving != Saving::Stopping {
+        let now = Saved { step: self.trainer.step_count(), adam_steps: self.trainer.adam_steps() };
+        if saving == Saving::Diverged && self.saved.is_some_and(|saved| saved.adam_steps == now.adam_steps) {
+            return Ok(());
+        }
+        let step = now.step;
+        if saving == Saving::Due {
             let folder = format!("checkpoints/step-{step:08}");
             self.log.append(&Record::Checkpoint(CheckpointRecord { step, folder }))?;
         }
         self.log.sync()?;
+        if self.saved.is_none_or(|saved| saved.step != step) {
+            self.write_checkpoint()?;
+            self.saved = Some(now);
+        }
+        self.mark_best()?;
+        self.prune()?;
+        self.draw_curve()?;
+        on_event(Event::Checkpoint { step, path: &self.checkpoints.path_of(step) });
+        Ok(())
+    }
+
+    fn write_checkpoint(&mut self) -> Result<(), CheckpointError> {
+        let state = self.trainer.state();
         let info = CheckpointState {
             version: self.setup.card.version.clone(),
-            step,
+            step: state.step,
             skipped: state.skipped,
             skipped_in_a_row: state.skipped_in_a_row,
             adam_steps: state.adam_steps,
             ema_calls: state.ema_calls,
-            seed: config.seed,
+            seed: self.trainer.config().seed,
             data_digest: self.setup.train.dataset().digest().to_string(),
+            settings: self.setup.settings.clone(),
         };
-        let card = ModelCard { step, ema_decay: Some(self.trainer.ema().decay()), ..self.setup.card.clone() };
-        let path = self.checkpoints.save(&state, &info, &card)?;
-        if config.keep_every.is_some_and(|every| step.is_multiple_of(every)) {
-            self.checkpoints.mark(step)?;
-        }
-        self.mark_best()?;
-        self.checkpoints.prune(config.keep)?;
-        self.draw_curve()?;
-        on_event(Event::Checkpoint { step, path: &path });
+        let ema_decay = Some(self.trainer.ema().decay());
+        let card = ModelCard { step: state.step, ema_decay, ..self.setup.card.clone() };
+        self.checkpoints.save(&state, &info, &card, self.is_kept(state.step))?;
         Ok(())
+    }
+
+    /// Deletes the checkpoints that are not to be kept: none while steps are skipped, as those from before are all that a run is left with which
+    /// has diverged.
+    pub(super) fn prune(&self) -> Result<(), CheckpointError> {
+        match self.trainer.skipped_in_a_row() {
+            0 => self.checkpoints.prune(self.trainer.config().keep, self.trainer.step_count()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the checkpoint of a step is never to be deleted.
+    pub(super) fn is_kept(&self, step: u64) -> bool {
+        self.trainer.config().keep_every.is_some_and(|every| step.is_multiple_of(every))
     }
 
     /// The loss curve, from the log. A run too short for a curve has none.
@@ -353,14 +370,6 @@ impl<M: Network<4>> Run<M> {
     }
 }
 
-fn open_loader<M>(trainer: &Trainer<M>, setup: &RunSetup) -> Result<Loader, DataError> {
-    let config = trainer.config();
-    let loader =
-        LoaderConfig { batch_size: config.batch_size, seed: config.seed, flip: setup.flip, workers: setup.workers };
-    let first = trainer.step_count() * config.accumulate as u64;
-    Loader::start_at(setup.train.clone(), loader, first)
-}
-
 /// A batch with what the network is told of it.
 pub(super) fn to_examples(batch: Batch, dataset: &Dataset, device: &Device) -> Examples<4> {
     let tensor = |values: Vec<f32>, shape: ImageShape| {
@@ -373,31 +382,5 @@ pub(super) fn to_examples(batch: Batch, dataset: &Dataset, device: &Device) -> E
         classes: batch.classes,
         condition: condition.map(|(values, shape)| tensor(values, shape)),
         vectors: batch.vectors,
-    }
-}
-
-fn io_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> RunError {
-    let path = path.to_owned();
-    move |source| RunError::Io { action, path, source }
-}
-
-/// Images per second, smoothed over the last steps.
-#[derive(Debug)]
-struct Pace {
-    last: Instant,
-    seconds_per_step: Option<f64>,
-}
-
-impl Pace {
-    fn start() -> Self {
-        Self { last: Instant::now(), seconds_per_step: None }
-    }
-
-    fn images_per_s(&mut self, images: usize) -> f64 {
-        let seconds = self.last.elapsed().as_secs_f64();
-        self.last = Instant::now();
-        let smoothed = self.seconds_per_step.map_or(seconds, |before| 0.9 * before + 0.1 * seconds);
-        self.seconds_per_step = Some(smoothed);
-        images as f64 / smoothed
     }
 }

@@ -151,6 +151,16 @@ impl<M> Trainer<M> {
         self.skipped
     }
 
+    /// Steps skipped since the last one that was not.
+    pub(super) fn skipped_in_a_row(&self) -> u64 {
+        self.skipped_in_a_row
+    }
+
+    /// Steps that changed something, as far as is known without waiting.
+    pub(super) fn adam_steps(&self) -> u64 {
+        self.adam.steps()
+    }
+
     /// Whether the passes of steps are recorded (`device_graph`), or why they cannot be; `None` if it has not been tried.
     pub fn is_recorded(&self) -> Option<Result<(), &str>> {
         match &self.recording {

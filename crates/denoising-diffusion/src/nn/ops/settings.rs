@@ -5,6 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// How exactly convolutions are computed on the CPU.
@@ -26,7 +27,8 @@ pub enum Activations {
 }
 
 /// What networks compute in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Precision {
     /// f32 throughout. Where a GPU multiplies matrices of f32 in TF32, Burn lets it.
     #[default]

@@ -1,0 +1,126 @@
+//! The files of one checkpoint: writing, reading, and holding them against their checksums. Not here: which checkpoints there are.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{CheckpointError, CheckpointState, KEEP, io_error};
+use crate::digest::{self, FileDigest};
+use crate::interop::{self, Metadata};
+use crate::model_file::{ModelCard, ModelFile, WeightsKind};
+use crate::train::trainer::TrainerState;
+
+const CHECKSUMS: &str = "checksums.json";
+const STATE: &str = "state.json";
+const ADAM: &str = "adam.safetensors";
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Checksum {
+    sha256: String,
+    bytes: u64,
+}
+
+/// The file of some weights in a checkpoint's folder.
+pub fn weights_name(weights: WeightsKind) -> &'static str {
+    match weights {
+        WeightsKind::Ema => "ema.safetensors",
+        WeightsKind::Model => "model.safetensors",
+    }
+}
+
+/// Writes a whole checkpoint into a new folder. The checksums come last: with them the folder is [whole](verify).
+pub(super) fn write(
+    folder: &Path,
+    state: &TrainerState,
+    info: &CheckpointState,
+    card: &ModelCard,
+    keep: bool,
+) -> Result<(), CheckpointError> {
+    if folder.exists() {
+        fs::remove_dir_all(folder).map_err(io_error("remove", folder))?;
+    }
+    fs::create_dir_all(folder).map_err(io_error("create", folder))?;
+    for (weights, tensors) in [(WeightsKind::Ema, &state.ema), (WeightsKind::Model, &state.model)] {
+        let card = ModelCard { weights, ..card.clone() };
+        ModelFile { card, state: tensors.clone() }.write(&folder.join(weights_name(weights)))?;
+    }
+    interop::write_safetensors(&folder.join(ADAM), &state.adam, &Metadata::new())?;
+    write_json(&folder.join(STATE), info)?;
+    if keep {
+        create_empty(&folder.join(KEEP))?;
+    }
+    let mut checksums = BTreeMap::new();
+    for name in [weights_name(WeightsKind::Ema), weights_name(WeightsKind::Model), ADAM, STATE] {
+        checksums.insert(name, checksum(&folder.join(name))?);
+    }
+    write_json(&folder.join(CHECKSUMS), &checksums)?;
+    sync_dir(folder)
+}
+
+/// Checks every file of a checkpoint against its checksum.
+pub(super) fn verify(path: &Path) -> Result<CheckpointState, CheckpointError> {
+    let checksums: BTreeMap<String, Checksum> = read_json(&path.join(CHECKSUMS))?;
+    for (name, expected) in &checksums {
+        let file = path.join(name);
+        let got = checksum(&file)?;
+        let problem = if got.bytes != expected.bytes {
+            format!("has {} bytes, {} were written: it was cut off or changed", got.bytes, expected.bytes)
+        } else if got.sha256 != expected.sha256 {
+            format!("was changed: its SHA-256 is {}, {} was written", got.sha256, expected.sha256)
+        } else {
+            continue;
+        };
+        return Err(CheckpointError::Damaged { path: file.display().to_string(), problem });
+    }
+    read_json(&path.join(STATE))
+}
+
+/// Reads the state of training from a checkpoint's folder that [`verify`] found whole.
+pub(crate) fn read_state(path: &Path, info: &CheckpointState) -> Result<TrainerState, CheckpointError> {
+    let weights = |kind| ModelFile::read(&path.join(weights_name(kind))).map(|file| file.state);
+    Ok(TrainerState {
+        step: info.step,
+        skipped: info.skipped,
+        skipped_in_a_row: info.skipped_in_a_row,
+        adam_steps: info.adam_steps,
+        ema_calls: info.ema_calls,
+        model: weights(WeightsKind::Model)?,
+        ema: weights(WeightsKind::Ema)?,
+        adam: interop::read_safetensors(&path.join(ADAM))?.0,
+    })
+}
+
+pub(super) fn create_empty(path: &Path) -> Result<(), CheckpointError> {
+    File::create(path).map(drop).map_err(io_error("create", path))
+}
+
+/// Makes a rename durable; only Unix lets a folder be opened for that.
+pub(super) fn sync_dir(path: &Path) -> Result<(), CheckpointError> {
+    if cfg!(unix) { File::open(path).and_then(|dir| dir.sync_all()).map_err(io_error("sync", path)) } else { Ok(()) }
+}
+
+fn checksum(path: &Path) -> Result<Checksum, CheckpointError> {
+    let FileDigest { sha256, bytes } = digest::of_file(path).map_err(io_error("read", path))?;
+    Ok(Checksum { sha256, bytes })
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<(), CheckpointError> {
+    let json = serde_json::to_vec_pretty(value).expect("counters and strings serialise");
+    let write = || {
+        let mut file = File::create(path)?;
+        file.write_all(&json)?;
+        file.sync_all()
+    };
+    write().map_err(io_error("write", path))
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, CheckpointError> {
+    let text = fs::read(path).map_err(io_error("read", path))?;
+    serde_json::from_slice(&text).map_err(|error| CheckpointError::Damaged {
+        path: path.display().to_string(),
+        problem: format!("cannot be read: {error}"),
+    })
+}

@@ -1,0 +1,180 @@
+//! How a run begins, and how it goes on: what is checked, cut back and put in order before the first step.
+
+use std::path::{Path, PathBuf};
+
+use super::checkpoint::{CheckpointState, Checkpoints, Rejected, read_state};
+use super::folder::{self, Lock, io_error};
+use super::run::{Run, RunError, RunSetup, Saved};
+use super::trainer::Trainer;
+use crate::atomic_file::{remove_leftovers, write_atomically};
+use crate::data::{DataError, Loader, LoaderConfig};
+use crate::models::Network;
+use crate::nn::params::num_trainable;
+use crate::report::ReportError;
+use crate::report::log::{self, Record, RunLog, StartRecord};
+
+/// Something in the folder of a resumed run that was not as it should be, and what became of it.
+#[derive(Debug)]
+pub enum Repair {
+    /// A damaged checkpoint was passed over; its folder has another name now.
+    PassedOver { rejected: Rejected, now: PathBuf },
+    /// The log was not there. A new one begins, without what was logged up to the checkpoint.
+    NoLog { log: PathBuf },
+    /// Lines of the log could not be read. The others are kept, and the log as it was in another file.
+    DamagedLog { error: ReportError, now: PathBuf },
+}
+
+impl<M: Network<4>> Run<M> {
+    /// Starts a run in a folder that does not exist yet, or is empty.
+    pub fn create(trainer: Trainer<M>, setup: RunSetup) -> Result<Self, RunError> {
+        let dir = setup.dir.clone();
+        if matches!(folder::is_free(&dir), Ok(false)) {
+            return Err(RunError::Exists { path: dir });
+        }
+        let loader = open_loader(&trainer, &setup)?;
+        let lock = folder::claim(&dir)?;
+        Self::start(trainer, setup, loader, lock)
+    }
+
+    fn start(trainer: Trainer<M>, setup: RunSetup, loader: Loader, lock: Lock) -> Result<Self, RunError> {
+        let config = setup.dir.join("config.toml");
+        write_atomically(&config, |out| out.write_all(setup.config_toml.as_bytes()))
+            .map_err(io_error("write", &config))?;
+        let log = new_log(&trainer, &setup)?;
+        let checkpoints = Checkpoints::new(setup.dir.join("checkpoints"));
+        Ok(Self { trainer, setup, loader, log, checkpoints, saved: None, _lock: lock })
+    }
+
+    /// Goes on from the latest checkpoint that is whole; a run that ended before its first one starts over. `trainer` is fresh, made
+    /// from the run's own configuration. Also returns what was not in order.
+    pub fn resume(mut trainer: Trainer<M>, setup: RunSetup) -> Result<(Self, Vec<Repair>), RunError> {
+        if !setup.dir.is_dir() {
+            return Err(RunError::NothingToResume { path: setup.dir });
+        }
+        let lock = folder::lock(&setup.dir)?;
+        let checkpoints = Checkpoints::new(setup.dir.join("checkpoints"));
+        checkpoints.tidy()?;
+        for folder in [setup.dir.clone(), setup.dir.join("samples")].iter().filter(|folder| folder.is_dir()) {
+            remove_leftovers(folder).map_err(io_error("clean up", folder))?;
+        }
+        let Some((info, path, rejected)) = checkpoints.latest()? else {
+            return Self::start_over(trainer, setup, lock);
+        };
+        check_same(&trainer, &setup, &info)?;
+        trainer.restore(&read_state(&path, &info)?)?;
+        let loader = open_loader(&trainer, &setup)?;
+        let renamed = checkpoints.put_aside(&rejected)?;
+        let passed_over = |(rejected, now)| Repair::PassedOver { rejected, now };
+        let mut repairs: Vec<Repair> = rejected.into_iter().zip(renamed).map(passed_over).collect();
+        let log = reopen_log(&trainer, &setup, &mut repairs)?;
+        let run = Self { trainer, setup, loader, log, checkpoints, saved: Some(Saved::from(&info)), _lock: lock };
+        run.finish_saving()?;
+        Ok((run, repairs))
+    }
+
+    /// What follows writing a checkpoint, for a process that was killed in between.
+    fn finish_saving(&self) -> Result<(), RunError> {
+        for kept in self.checkpoints.steps()?.into_iter().filter(|&step| self.is_kept(step)) {
+            self.checkpoints.mark(kept)?;
+        }
+        self.mark_best()?;
+        Ok(self.prune()?)
+    }
+
+    fn start_over(trainer: Trainer<M>, setup: RunSetup, lock: Lock) -> Result<(Self, Vec<Repair>), RunError> {
+        if !setup.dir.join("config.toml").is_file() {
+            return Err(RunError::NothingToResume { path: setup.dir });
+        }
+        let loader = open_loader(&trainer, &setup)?;
+        let repair = remove_log(&setup.dir)?;
+        Ok((Self::start(trainer, setup, loader, lock)?, repair.into_iter().collect()))
+    }
+}
+
+fn open_loader<M>(trainer: &Trainer<M>, setup: &RunSetup) -> Result<Loader, DataError> {
+    let config = trainer.config();
+    let loader =
+        LoaderConfig { batch_size: config.batch_size, seed: config.seed, flip: setup.flip, workers: setup.workers };
+    let first = trainer.step_count() * config.accumulate as u64;
+    Loader::start_at(setup.train.clone(), loader, first)
+}
+
+/// Holds what a run goes on with against what its checkpoint was made with.
+fn check_same<M>(trainer: &Trainer<M>, setup: &RunSetup, info: &CheckpointState) -> Result<(), RunError> {
+    let (got, expected) = (setup.train.dataset().digest().to_string(), info.data_digest.clone());
+    if got != expected {
+        return Err(RunError::OtherData { expected, got });
+    }
+    if trainer.config().seed != info.seed {
+        return Err(RunError::OtherSeed { expected: info.seed, got: trainer.config().seed });
+    }
+    let is_other =
+        |(key, value): &(&String, &Option<String>)| setup.settings.get(*key).is_some_and(|now| now != *value);
+    if let Some((key, expected)) = info.settings.iter().find(is_other) {
+        let shown = |value: Option<&String>| value.map_or("not set", String::as_str).to_string();
+        let got = setup.settings.get(key).and_then(Option::as_ref);
+        return Err(RunError::OtherSetting { key: key.clone(), expected: shown(expected.as_ref()), got: shown(got) });
+    }
+    Ok(())
+}
+
+fn new_log<M: Network<4>>(trainer: &Trainer<M>, setup: &RunSetup) -> Result<RunLog, ReportError> {
+    let mut log = RunLog::create(setup.dir.join("log.jsonl"))?;
+    log.append(&Record::Start(StartRecord {
+        step: 0,
+        version: setup.card.version.clone(),
+        seed: trainer.config().seed,
+        parameters: num_trainable(trainer.model()) as u64,
+        images: setup.train.len() as u64,
+        device: setup.device_name.clone(),
+    }))?;
+    Ok(log)
+}
+
+/// The log up to the trainer's step. A checkpoint is worth more than the lines that led to it: what is wrong with them does not end a run.
+fn reopen_log<M: Network<4>>(
+    trainer: &Trainer<M>,
+    setup: &RunSetup,
+    repairs: &mut Vec<Repair>,
+) -> Result<RunLog, ReportError> {
+    let (path, step) = (setup.dir.join("log.jsonl"), trainer.step_count());
+    match RunLog::open_for_resume(&path, step) {
+        Ok((log, _)) => Ok(log),
+        Err(ReportError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            let log = new_log(trainer, setup)?;
+            repairs.push(Repair::NoLog { log: path });
+            Ok(log)
+        }
+        Err(error @ ReportError::LogLine { .. }) => {
+            let (log, now) = RunLog::salvage(&path, step)?;
+            repairs.push(Repair::DamagedLog { error, now });
+            Ok(log)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Clears away the log of a run without checkpoints, unless it tells of one that was there.
+fn remove_log(dir: &Path) -> Result<Option<Repair>, RunError> {
+    let path = dir.join("log.jsonl");
+    if path.symlink_metadata().is_err() {
+        return Ok(None);
+    }
+    let records = log::readable(&path)?;
+    let is_checkpoint = |record: &&serde_json::Value| record["kind"] == "checkpoint";
+    // A process that was killed while it wrote its first checkpoint leaves the line as the last one.
+    if let Some(lost) = records[..records.len().saturating_sub(1)].iter().find(is_checkpoint) {
+        let step = lost["step"].as_u64().unwrap_or_default();
+        return Err(RunError::CheckpointsLost { log: path, step, checkpoints: dir.join("checkpoints") });
+    }
+    match log::read(&path) {
+        Err(error @ ReportError::LogLine { .. }) => {
+            let now = log::put_aside(&path)?;
+            Ok(Some(Repair::DamagedLog { error, now }))
+        }
+        _ => {
+            std::fs::remove_file(&path).map_err(io_error("remove", &path))?;
+            Ok(None)
+        }
+    }
+}

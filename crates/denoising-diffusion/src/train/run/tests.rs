@@ -1,0 +1,112 @@
+//! A run that is stopped, saved and gone on with, in one process.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::*;
+use crate::data::DataConfig;
+use crate::diffusion::{Diffusion, DiffusionConfig};
+use crate::models::{NetworkConfig, Unet, UnetConfig};
+use crate::nn::Init;
+use crate::train::{EmaConfig, Repair, TrainConfig};
+
+fn parts(dir: &Path, settings: &[(&str, &str)]) -> (Trainer<Unet>, RunSetup) {
+    let unet = UnetConfig { dim: 4, dim_mults: vec![1], channels: 1, ..UnetConfig::default() };
+    let device = Device::flex();
+    let model = Unet::new(&unet, &mut Init::new(1, &device.clone().autodiff())).unwrap();
+    let config = TrainConfig { steps: 4, batch_size: 2, save_every: 2, ..TrainConfig::default() };
+    let diffusion = Diffusion::new(&DiffusionConfig::default()).unwrap();
+    let trainer = Trainer::new(model, diffusion, config, EmaConfig::default(), &device);
+    let digits = DataConfig { path: Some("digits".into()), ..DataConfig::default() };
+    let train = Subset::from(Arc::new(Dataset::open(&digits).unwrap()));
+    let card = ModelCard {
+        version: "1".into(),
+        network: NetworkConfig::Unet(unet),
+        diffusion: DiffusionConfig::default(),
+        betas: None,
+        image: train.dataset().shape(),
+        value_range: None,
+        vectors: None,
+        weights: crate::model_file::WeightsKind::Ema,
+        step: 0,
+        ema_decay: None,
+    };
+    let setup = RunSetup {
+        dir: dir.to_path_buf(),
+        config_toml: String::new(),
+        settings: settings.iter().map(|(key, value)| (key.to_string(), Some(value.to_string()))).collect(),
+        card,
+        sample: SampleConfig { num_samples: 1, sampling_timesteps: Some(1), ..SampleConfig::default() },
+        guidance: GuidanceConfig::default(),
+        evaluate: None,
+        held_out: train.first(0),
+        train,
+        flip: Flip::Off,
+        workers: 1,
+        device_name: "cpu".into(),
+    };
+    (trainer, setup)
+}
+
+fn create(dir: &Path) -> Run<Unet> {
+    let (trainer, setup) = parts(dir, &[]);
+    Run::create(trainer, setup).unwrap()
+}
+
+fn resume(dir: &Path, settings: &[(&str, &str)]) -> Result<(Run<Unet>, Vec<Repair>), RunError> {
+    let (trainer, setup) = parts(dir, settings);
+    Run::resume(trainer, setup)
+}
+
+/// Runs until the first checkpoint, and puts a file into it.
+fn stopped_at_its_first_checkpoint(dir: &Path) -> PathBuf {
+    let stop = StopSignal::default();
+    let outcome = create(dir).train(&stop, &mut |event| {
+        if let (Event::Checkpoint { path, .. }, false) = (event, stop.is_requested()) {
+            fs::write(path.join("mine"), "").unwrap();
+            stop.request();
+        }
+    });
+    assert_eq!(outcome.unwrap(), Outcome::Stopped);
+    dir.join("checkpoints/step-00000002/mine")
+}
+
+#[test]
+fn a_step_that_is_saved_is_not_written_again() {
+    let place = tempfile::tempdir().unwrap();
+    let mine = stopped_at_its_first_checkpoint(place.path());
+    assert!(mine.exists(), "stopped where a checkpoint was due");
+    let stop = StopSignal::default();
+    stop.request();
+    let (mut run, repairs) = resume(place.path(), &[]).unwrap();
+    assert!(repairs.is_empty());
+    assert_eq!(run.train(&stop, &mut |_| {}).unwrap(), Outcome::Stopped);
+    assert!(mine.exists(), "stopped before a step was made");
+    assert_eq!(run.trainer().step_count(), 2);
+}
+
+#[test]
+fn a_run_folder_is_one_runs() {
+    let place = tempfile::tempdir().unwrap();
+    let run = create(&place.path().join("run"));
+    assert!(matches!(resume(&place.path().join("run"), &[]), Err(RunError::InUse { .. })));
+    drop(run);
+    assert!(resume(&place.path().join("run"), &[]).is_ok());
+}
+
+#[test]
+fn settings_are_held_against_those_of_the_checkpoint() {
+    let place = tempfile::tempdir().unwrap();
+    let mine = stopped_at_its_first_checkpoint(place.path());
+    // It has none, as those of earlier versions.
+    let (mut run, _) = resume(place.path(), &[("lr", "1"), ("seed", "2")]).unwrap();
+    assert_eq!(run.train(&StopSignal::default(), &mut |_| {}).unwrap(), Outcome::Finished);
+    drop(run);
+    assert!(mine.exists());
+    match resume(place.path(), &[("lr", "1"), ("seed", "3")]).unwrap_err() {
+        RunError::OtherSetting { key, expected, got } => assert_eq!([key, expected, got], ["seed", "2", "3"]),
+        error => panic!("{error}"),
+    }
+    assert!(resume(place.path(), &[("lr", "1"), ("of a later version", "3")]).is_ok());
+}
