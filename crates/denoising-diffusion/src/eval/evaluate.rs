@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use thiserror::Error;
 
 use super::extract::{ExtractError, Extracted, Extractor, FeatureStore};
-use super::held_out::held_out_loss;
+use super::held_out::{HeldOutLoss, held_out_loss};
 use super::images::Images;
 use super::likelihood::{LikelihoodError, TERMS, bits_per_dim, evaluations};
 use super::metric::{self, FidInput, Metric, MetricError};
@@ -253,12 +253,9 @@ pub fn loss<M: Network<4>>(
     watch.finish();
     match loss {
         _ if stopped => Err(EvaluateError::Interrupted),
-        Some(loss) if loss.n > 1 => Ok(LossByTime {
-            n: loss.n,
-            mean: loss.mean,
-            standard_error: loss.standard_error,
-            quarters: loss.by_quarter,
-        }),
+        Some(HeldOutLoss { mean, standard_error: Some(standard_error), by_quarter: quarters, n }) => {
+            Ok(LossByTime { n, mean, standard_error, quarters })
+        }
         _ => Err(EvaluateError::TooFew { what: "the held-out images", n: held_out.len() }),
     }
 }
