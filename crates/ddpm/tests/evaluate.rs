@@ -279,3 +279,29 @@ fn neighbours_choose_no_checkpoint() {
     place.write("wrong.toml", "[evaluate]\nmetrics = [\"neighbours\", \"loss\"]\nbest_metric = \"neighbours\"\n");
     place.fails("train --config wrong.toml --out x", 2, "neither better low nor better high");
 }
+
+/// Loss and bound say what they were measured on: a number on training images is no held-out loss.
+#[test]
+fn what_a_network_is_judged_on_is_said() {
+    let place = Place::new();
+    pictures(&place, "few", 6, 8, 0);
+    let train = |out: &str, more: &str| place.ok(&format!("train {more} --steps 1 --out {out} {TINY}"));
+    train("few-run", "few");
+    train("digits-run", "digits");
+    let eval = |what: &str| format!("eval {what} --metrics loss,bpd");
+    let on = |what: &str| {
+        let result = place.json(&eval(what));
+        let on = |of: &str| (result[of]["on"].clone(), result[of]["n"].clone());
+        assert_eq!(on("loss"), on("bits_per_dim"));
+        on("loss")
+    };
+    assert_eq!(on("few-run"), ("training".into(), 6.into()));
+    assert_eq!(on("digits-run few"), ("given".into(), 6.into()));
+    assert_eq!(on("digits-run").0, "held_out");
+    let text = place.ok(&format!("{} --report page.html", eval("few-run")));
+    assert!(text.starts_with("loss on training images ") && !text.contains("held-out"), "{text}");
+    assert!(text.contains("bits per dimension (6 training images)"), "{text}");
+    let page = String::from_utf8(place.read("page.html")).unwrap();
+    assert!(page.contains("Loss on training images</h2>") && !page.contains("eld-out loss"), "{page}");
+    place.fails("eval few-run --metrics neighbours", 2, "neighbours");
+}

@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use clap::Args;
 use denoising_diffusion::data::{DataConfig, Dataset};
-use denoising_diffusion::eval::evaluate::{self, Inception, Measured, Sets, Split, Watch, bpd, loss};
+use denoising_diffusion::eval::evaluate::{self, Inception, Judged, Measured, Sets, Split, Watch, bpd, loss};
 use denoising_diffusion::eval::extract::Extractor;
 use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::inception::FeatureBlock;
 use denoising_diffusion::eval::metric::Metric;
-use denoising_diffusion::eval::result::{Evaluation, Provenance};
+use denoising_diffusion::eval::result::{Evaluation, JudgedOn, Provenance};
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::{ImageBatch, table};
 use denoising_diffusion::train::StopSignal;
@@ -36,7 +36,7 @@ use crate::weights::{Found, WeightsArg};
 #[command(
     after_help = "fid, kid, is and prdc (precision, recall, density, coverage) rest on Inception's features; swd (sliced Wasserstein \
                   distance) and neighbours (nearest training images) on pixels; loss (by quarter of t) and bpd (variational bound, \
-                  bits per dimension) on held-out images. The limit beside a FID is what is expected of infinitely many samples."
+                  bits per dimension) on held-out images, on training images where none were held out, or on DATA. The limit beside a FID is what is expected of infinitely many samples."
 )]
 pub struct EvalArgs {
     /// Run folder (its latest whole checkpoint), RUN/best (its best), checkpoint's folder, .safetensors file, or .pt file of the reference
@@ -84,8 +84,10 @@ struct Plan<'a> {
     settings: Settings,
     real: Images,
     real_digest: String,
-    /// Training and held-out images, where the data is that of a run.
+    /// Training and held-out images, where the data is that of a run and at least two were held out.
     split: Option<(Images, Images)>,
+    /// What loss and bound are measured on.
+    judged: (JudgedOn, Images),
     metrics: Vec<Metric>,
     extractor: Option<Extractor>,
     recipe: Option<Recipe>,
@@ -121,16 +123,22 @@ impl<'a> Plan<'a> {
 
         let config = prepared_as(&file, recipe.as_ref().map(|recipe| &recipe.data))?;
         let dataset = Arc::new(open_data(&data_config(args, config, recipe.is_some())?)?);
-        let split = split(&dataset, recipe.as_ref(), args);
+        let real = first(all(&dataset), args.num_real);
+        let parts = parts(&dataset, recipe.as_ref(), args);
+        let judged = match &parts {
+            Some((_, held_out)) if held_out.len() > 1 => (JudgedOn::HeldOut, held_out.clone()),
+            Some((training, _)) => (JudgedOn::Training, first(training.clone(), args.num_real)),
+            None => (JudgedOn::Given, real.clone()),
+        };
+        let split = parts.filter(|(_, held_out)| held_out.len() > 1);
         let metrics = chosen(args, split.is_some())?;
         let machine = args.machine.start(Work::Sampling)?;
         let extractor = extractor(args, &metrics, &machine)?;
         let metrics = metrics.into_iter().filter(|metric| extractor.is_some() || !metric.needs_inception()).collect();
         let from = args.sampling.open(file, &path, &machine)?;
-        let real = all(&dataset);
         Ok(Self {
             stop: stop_on_ctrl_c("giving up")?,
-            real: args.num_real.map_or(real.clone(), |n| real.first(n)),
+            real,
             real_digest: dataset.digest().to_string(),
             args,
             machine,
@@ -138,6 +146,7 @@ impl<'a> Plan<'a> {
             path,
             settings,
             split,
+            judged,
             metrics,
             extractor,
             recipe,
@@ -170,15 +179,15 @@ impl<'a> Plan<'a> {
 
     /// What rests on the network itself, and the whole.
     fn network_metrics(&self, measured: Measured, watch: &mut dyn Watch, started: Instant) -> Result<Evaluation> {
-        let held_out = self.split.as_ref().map_or(&self.real, |(_, held_out)| held_out);
+        let judged = Judged { on: self.judged.0, images: &self.judged.1 };
         let (model, diffusion, seed) = (&self.from.model, &self.from.diffusion, self.args.sampling.seed);
         let device = self.machine.device();
         let wants = |metric| self.metrics.contains(&metric);
         let loss = wants(Metric::Loss)
-            .then(|| loss(model, diffusion, held_out, seed, device, watch).map_err(or_interrupted))
+            .then(|| loss(model, diffusion, judged, seed, device, watch).map_err(or_interrupted))
             .transpose()?;
         let bits_per_dim = wants(Metric::Bpd)
-            .then(|| bpd(model, diffusion, held_out, seed, device, watch).map_err(or_interrupted))
+            .then(|| bpd(model, diffusion, judged, seed, device, watch).map_err(or_interrupted))
             .transpose()?;
         Ok(Evaluation {
             version: env!("CARGO_PKG_VERSION").to_string(),
@@ -224,10 +233,15 @@ fn data_config(args: &EvalArgs, config: DataConfig, has_recipe: bool) -> Result<
 }
 
 /// The two parts that the run made of its data; none of other data.
-fn split(dataset: &Arc<Dataset>, recipe: Option<&Recipe>, args: &EvalArgs) -> Option<(Images, Images)> {
+fn parts(dataset: &Arc<Dataset>, recipe: Option<&Recipe>, args: &EvalArgs) -> Option<(Images, Images)> {
     let recipe = recipe.filter(|_| args.data.is_none())?;
     let (training, held_out) = dataset.split_held_out(recipe.data.held_out, recipe.train.seed);
-    (held_out.len() > 1).then(|| (Images::of_data(training), Images::of_data(held_out)))
+    Some((Images::of_data(training), Images::of_data(held_out)))
+}
+
+/// The first images, if so many are named.
+fn first(images: Images, count: Option<usize>) -> Images {
+    count.map_or(images.clone(), |n| images.first(n))
 }
 
 /// The metrics that were asked for, or all that can be had.

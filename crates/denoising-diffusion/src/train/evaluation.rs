@@ -9,12 +9,12 @@ use super::periodic::HELD_OUT_IMAGES;
 use super::run::{Run, RunError};
 use crate::data::Subset;
 use crate::eval::config::EvaluateConfig;
-use crate::eval::evaluate::{EvaluateError, Inception, Sets, Split, Watch, bpd, loss, measure};
+use crate::eval::evaluate::{EvaluateError, Inception, Judged, Sets, Split, Watch, bpd, loss, measure};
 use crate::eval::extract::{ExtractError, Extractor, FeatureStore};
 use crate::eval::images::Images;
 use crate::eval::likelihood::{TERMS, evaluations};
 use crate::eval::metric::Metric;
-use crate::eval::result::Measurement;
+use crate::eval::result::{JudgedOn, Measurement};
 use crate::generate::{GenerateError, Progress, Request};
 use crate::models::Network;
 use crate::nn::Eval;
@@ -201,11 +201,12 @@ impl<M: Network<4>> Run<M> {
             measurements.extend(measured.measurements);
             measurements.extend(measured.neighbours.map(|neighbours| neighbours.measurement()));
         }
+        let judged = Judged { on: JudgedOn::HeldOut, images: &held_out };
         if metrics.contains(&Metric::Loss) {
-            measurements.push(loss(eval, diffusion, &held_out, seed, &device, events)?.measurement());
+            measurements.push(loss(eval, diffusion, judged, seed, &device, events)?.measurement());
         }
         if metrics.contains(&Metric::Bpd) {
-            measurements.push(bpd(eval, diffusion, &held_out, seed, &device, events)?.measurement());
+            measurements.push(bpd(eval, diffusion, judged, seed, &device, events)?.measurement());
         }
         Ok(measurements)
     }
