@@ -5,19 +5,21 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
-use denoising_diffusion::data::{DataConfig, Dataset};
+use denoising_diffusion::data::{DataConfig, DataLayout, Dataset};
 use denoising_diffusion::eval::evaluate::{self, Inception, Judged, Measured, Sets, Split, Watch, bpd, loss};
 use denoising_diffusion::eval::extract::Extractor;
 use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::inception::FeatureBlock;
 use denoising_diffusion::eval::metric::Metric;
+use denoising_diffusion::eval::needs::Facts;
 use denoising_diffusion::eval::result::{Evaluation, JudgedOn, Provenance};
+use denoising_diffusion::model_file::ModelCard;
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::{ImageBatch, table};
 use denoising_diffusion::train::StopSignal;
 
 use crate::commands::sample::refuse_file;
-use crate::evaluation::{StderrWatch, at_least_two, or_interrupted};
+use crate::evaluation::{StderrWatch, at_least_two, listed, or_interrupted, those_measurable};
 use crate::failure::{Failure, Result};
 use crate::image_source::{all, prepared_as};
 use crate::inception::InceptionArgs;
@@ -36,7 +38,8 @@ use crate::weights::{Found, WeightsArg};
 #[command(
     after_help = "fid, kid, is and prdc (precision, recall, density, coverage) rest on Inception's features; swd (sliced Wasserstein \
                   distance) and neighbours (nearest training images) on pixels; loss (by quarter of t) and bpd (variational bound, \
-                  bits per dimension) on held-out images, on training images where none were held out, or on DATA. The limit beside a FID is what is expected of infinitely many samples."
+                  bits per dimension) on held-out images, on training images where none were held out, or on DATA, and say so. The limit \
+                  beside a FID is what is expected of infinitely many samples."
 )]
 pub struct EvalArgs {
     /// Run folder (its latest whole checkpoint), RUN/best (its best), checkpoint's folder, .safetensors file, or .pt file of the reference
@@ -125,13 +128,17 @@ impl<'a> Plan<'a> {
         let dataset = Arc::new(open_data(&data_config(args, config, recipe.is_some())?)?);
         let real = first(all(&dataset), args.num_real);
         let parts = parts(&dataset, recipe.as_ref(), args);
-        let judged = match &parts {
-            Some((_, held_out)) if held_out.len() > 1 => (JudgedOn::HeldOut, held_out.clone()),
-            Some((training, _)) => (JudgedOn::Training, first(training.clone(), args.num_real)),
-            None => (JudgedOn::Given, real.clone()),
+        let judged = judged(parts.as_ref(), &real, args);
+        let facts = Facts {
+            layout: layout(&dataset, &file.card),
+            shape: real.shape(),
+            samples: args.num_samples,
+            real: real.len(),
+            held_out: parts.as_ref().map(|(_, held_out)| held_out.len()),
+            judged: (judged.0, judged.1.len()),
+            diffusion: &file.card.diffusion,
         };
-        let split = parts.filter(|(_, held_out)| held_out.len() > 1);
-        let metrics = chosen(args, split.is_some())?;
+        let metrics = chosen(args, &facts)?;
         let machine = args.machine.start(Work::Sampling)?;
         let extractor = extractor(args, &metrics, &machine)?;
         let metrics = metrics.into_iter().filter(|metric| extractor.is_some() || !metric.needs_inception()).collect();
@@ -145,7 +152,7 @@ impl<'a> Plan<'a> {
             from,
             path,
             settings,
-            split,
+            split: parts.filter(|(_, held_out)| held_out.len() > 1),
             judged,
             metrics,
             extractor,
@@ -239,35 +246,46 @@ fn parts(dataset: &Arc<Dataset>, recipe: Option<&Recipe>, args: &EvalArgs) -> Op
     Some((Images::of_data(training), Images::of_data(held_out)))
 }
 
+/// What loss and bound are measured on.
+fn judged(parts: Option<&(Images, Images)>, real: &Images, args: &EvalArgs) -> (JudgedOn, Images) {
+    match parts {
+        Some((_, held_out)) if held_out.len() > 1 => (JudgedOn::HeldOut, held_out.clone()),
+        Some((training, _)) => (JudgedOn::Training, first(training.clone(), args.num_real)),
+        None => (JudgedOn::Given, real.clone()),
+    }
+}
+
 /// The first images, if so many are named.
 fn first(images: Images, count: Option<usize>) -> Images {
     count.map_or(images.clone(), |n| images.first(n))
 }
 
-/// The metrics that were asked for, or all that can be had.
-fn chosen(args: &EvalArgs, has_split: bool) -> Result<Vec<Metric>> {
-    let Some(asked) = &args.metrics else {
-        return Ok(Metric::ALL.into_iter().filter(|&metric| metric != Metric::Neighbours || has_split).collect());
-    };
-    if asked.contains(&Metric::Neighbours) && !has_split {
-        return Err(Failure::usage("neighbours: it is not known which images were trained on and which were held out")
-            .hint("give a run folder, and no data beside it"));
+/// What the examples are: the data say it, or the network does.
+fn layout(dataset: &Dataset, card: &ModelCard) -> DataLayout {
+    match dataset.layout() {
+        DataLayout::Images => card.network.layout(),
+        layout => layout,
     }
-    let mut metrics = asked.clone();
+}
+
+/// The metrics that were asked for, or all that can be had.
+fn chosen(args: &EvalArgs, facts: &Facts<'_>) -> Result<Vec<Metric>> {
+    let mut metrics = args.metrics.clone().unwrap_or_else(|| Metric::ALL.to_vec());
     metrics.sort();
     metrics.dedup();
-    Ok(metrics)
+    those_measurable(&metrics, args.metrics.is_some(), facts)
 }
 
 /// Inception, if a metric needs it. Where nobody asked for such a metric by name, its absence is told and no more.
 fn extractor(args: &EvalArgs, metrics: &[Metric], machine: &Machine) -> Result<Option<Extractor>> {
-    if !metrics.iter().any(|metric| metric.needs_inception()) {
+    let wanting = metrics.iter().copied().filter(|metric| metric.needs_inception());
+    if wanting.clone().next().is_none() {
         return Ok(None);
     }
     match args.inception.extractor(FeatureBlock::Final, machine.device()) {
         Ok(extractor) => Ok(Some(extractor)),
         Err(failure) if args.metrics.is_none() && !args.inception.is_named() => {
-            note(format!("warning: without fid, kid, is and prdc: {}", failure.to_text().replace("error: ", "")));
+            note(format!("warning: without {}: {}", listed(wanting), failure.to_text().replace("error: ", "")));
             Ok(None)
         }
         Err(failure) => Err(failure),

@@ -20,7 +20,7 @@ use rayon::prelude::*;
 
 use super::images::ExampleSet;
 use super::result::{BitsPerDim, JudgedOn};
-use crate::diffusion::{Denoiser, Diffusion, Formulation, NoiseLevel, even_in_log_snr};
+use crate::diffusion::{Denoiser, Diffusion, DiffusionConfig, Formulation, NoiseLevel, even_in_log_snr};
 use crate::models::Network;
 use crate::nn::Eval;
 use crate::nn::params::host_values;
@@ -70,7 +70,7 @@ pub fn bits_per_dim<M: Network<4>>(
 ) -> Result<BitsPerDim, LikelihoodError> {
     let [n, c, h, w] = examples.images.shape;
     let (images, len) = (&examples.images.data, c * h * w);
-    if !diffusion.config().shared.auto_normalize || n < 2 {
+    if !is_defined(diffusion.config()) || n < 2 {
         return Err(LikelihoodError::Undefined);
     }
     let diffusion = diffusion.with_schedule_of::<4, M>(model);
@@ -139,6 +139,11 @@ fn sums_between(times: &[usize], bits: &[Vec<f64>]) -> Vec<f64> {
     weights[times.len() - 1] += 0.5;
     let images = bits[0].len();
     (0..images).map(|i| weights.iter().zip(bits).map(|(weight, bits)| weight * bits[i]).sum()).collect()
+}
+
+/// Whether there is a bound for networks that learned this.
+pub fn is_defined(diffusion: &DiffusionConfig) -> bool {
+    diffusion.shared.auto_normalize
 }
 
 /// How many evaluations of the network [`bits_per_dim`] makes per image.
