@@ -305,3 +305,28 @@ fn what_a_network_is_judged_on_is_said() {
     assert!(page.contains("Loss on training images</h2>") && !page.contains("eld-out loss"), "{page}");
     place.fails("eval few-run --metrics neighbours", 2, "neighbours");
 }
+
+/// An evaluation that fails is told, and training goes on.
+#[test]
+fn a_failed_evaluation_stops_no_run() {
+    let place = Place::new();
+    let mut drawn = drawn_weights();
+    let scales: Vec<String> = drawn.names().filter(|name| name.ends_with("bn.weight")).map(String::from).collect();
+    for name in scales {
+        if let Some(mut scale) = drawn.remove(&name) {
+            scale.values.iter_mut().for_each(|value| *value *= 1e30);
+            drawn.insert(name, scale);
+        }
+    }
+    write_safetensors(&place.path("huge.safetensors"), &drawn, &Metadata::new()).unwrap();
+    let output = place.run(&format!(
+        "train digits --steps 2 --out run {TINY} --evaluate-every 1 --metrics fid,loss --evaluate-samples 4 \
+         --evaluate-real 4 --inception huge.safetensors --unverified-inception --no-cache"
+    ));
+    let told = common::stderr(&output);
+    assert!(output.status.success(), "{told}");
+    assert_eq!(told.matches("is not evaluated: ").count(), 2, "{told}");
+    assert!(told.contains("features that are not finite"), "{told}");
+    assert!(evaluations(&place, "run").is_empty());
+    place.ok("sample run -n 1 --steps 1");
+}

@@ -9,7 +9,6 @@ use denoising_diffusion::diffusion::Diffusion;
 use denoising_diffusion::eval::extract::FeatureStore;
 use denoising_diffusion::eval::held_out::HeldOutLoss;
 use denoising_diffusion::eval::inception::FeatureBlock;
-use denoising_diffusion::eval::metric::Metric;
 use denoising_diffusion::eval::result::Measurement;
 use denoising_diffusion::model_file::{ModelCard, WeightsKind};
 use denoising_diffusion::models::{LearnedSchedule, Network, Scheduled};
@@ -223,14 +222,6 @@ fn evaluation(plan: &Plan, inception: &InceptionArgs) -> Result<Option<EvaluateS
     if config.evaluate_every.is_none() {
         return Ok(None);
     }
-    let needs_split = |metric: &Metric| matches!(metric, Metric::Neighbours | Metric::Loss | Metric::Bpd);
-    if let Some(metric) = config.metrics.iter().find(|metric| needs_split(metric) && plan.held_out.len() < 2) {
-        return Err(Failure::usage(format!(
-            "{metric} is measured on held-out images, and there are {}",
-            plan.held_out.len()
-        ))
-        .hint("hold out some (--held-out), or leave it out of --metrics"));
-    }
     let needs_inception = config.metrics.iter().any(|metric| metric.needs_inception());
     let extractor =
         needs_inception.then(|| inception.extractor(FeatureBlock::Final, plan.machine.device())).transpose()?;
@@ -322,6 +313,10 @@ impl Watch {
             Event::Evaluation { step, measurements, best } => {
                 let best = best.map_or(String::new(), |name| format!(" (best {name} so far)"));
                 self.progress.note(&format!("step {step}: {}{best}", numbers(measurements)));
+            }
+            Event::NotEvaluated { step, why } => {
+                self.evaluating = None;
+                self.progress.note(&format!("warning: step {step} is not evaluated: {}", chain(why)));
             }
             Event::Note { line } => self.progress.note(line),
             Event::Samples { step, path } => {

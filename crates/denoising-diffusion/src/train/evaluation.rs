@@ -72,7 +72,8 @@ impl Watch for Events<'_> {
 }
 
 impl<M: Network<4>> Run<M> {
-    /// Evaluates the average, and says whether it is the best so far. `Break`: a stop was asked for, and nothing is recorded.
+    /// Evaluates the average, and says whether it is the best so far. `Break`: a stop was asked for, and nothing is recorded. Of an evaluation that
+    /// fails nothing is recorded either, and training goes on.
     pub(super) fn evaluate(
         &mut self,
         setup: &EvaluateSetup,
@@ -81,15 +82,12 @@ impl<M: Network<4>> Run<M> {
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<ControlFlow<(), bool>, RunError> {
         let started = Instant::now();
-        let eval = self.trainer.ema().eval().for_predictions();
-        let samples = match self.evaluation_samples(setup, &eval, stop, on_event) {
+        let (samples, measurements) = match self.measurements(setup, stop, on_event) {
             Err(RunError::Evaluation(EvaluateError::Interrupted)) => return Ok(ControlFlow::Break(())),
-            samples => samples?,
-        };
-        let mut events = Events { task: Task::Sample, total: 0, stop, on_event };
-        let measured = self.evaluate_with(setup, &eval, samples, &mut events);
-        let measurements = match measured {
-            Err(RunError::Evaluation(EvaluateError::Interrupted)) => return Ok(ControlFlow::Break(())),
+            Err(why @ (RunError::Evaluation(_) | RunError::Samples(_))) => {
+                on_event(Event::NotEvaluated { step, why: &why });
+                return Ok(ControlFlow::Continue(false));
+            }
             measured => measured?,
         };
         let record = EvaluationRecord {
@@ -108,6 +106,19 @@ impl<M: Network<4>> Run<M> {
         };
         on_event(Event::Evaluation { step, measurements: &measurements, best });
         Ok(ControlFlow::Continue(best.is_some()))
+    }
+
+    /// How many samples were drawn, and what was measured.
+    fn measurements(
+        &self,
+        setup: &EvaluateSetup,
+        stop: &StopSignal,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(usize, Vec<Measurement>), RunError> {
+        let eval = self.trainer.ema().eval().for_predictions();
+        let samples = self.evaluation_samples(setup, &eval, stop, on_event)?;
+        let mut events = Events { task: Task::Sample, total: 0, stop, on_event };
+        Ok((samples, self.evaluate_with(setup, &eval, samples, &mut events)?))
     }
 
     /// How many samples to draw: as in the evaluation before, so that numbers compare; the first time, and when the run was resumed with
