@@ -202,9 +202,9 @@ impl<M: Network<4>> Run<M> {
             let sample = setup.config.sampling(&self.setup.sample);
             let stop = events.stop;
             let images = self.draw(eval, &sample, samples, stop, &mut |event| (events.on_event)(event))?;
-            let generated = Images::of_samples(&images);
             let split = Split { training: &training, held_out: &held_out };
             let real = self.real_images(&setup.config);
+            let generated = real.samples_like_these(&images);
             let sets = Sets { generated: &generated, real: &real, split: Some(split) };
             let inception =
                 setup.extractor.as_ref().map(|extractor| Inception { extractor, store: Some(&setup.store) });
