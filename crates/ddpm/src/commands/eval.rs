@@ -103,18 +103,21 @@ pub fn run(args: &EvalArgs) -> Result {
     }
     let plan = Plan::new(args)?;
     let images = plan.draw()?;
-    let generated = images.as_ref().map(Images::of_samples);
+    let generated = images.as_ref().map(|images| plan.real.samples_like_these(images));
     let mut watch = StderrWatch::new(&plan.stop);
     let measured = plan.measure(generated.as_ref(), &mut watch)?;
     let evaluation = plan.network_metrics(measured, &mut watch, started)?;
+    // The numbers first: they are there whatever becomes of the page.
+    if args.json {
+        output::json(&serde_json::to_value(&evaluation)?)?;
+    } else {
+        output::result(table(&evaluation))?;
+    }
     if let Some(report) = &args.report {
         plan.write_report(report, &evaluation, images.as_ref())?;
         note(format!("report: {}", report.display()));
     }
-    if args.json {
-        return output::json(&serde_json::to_value(&evaluation)?);
-    }
-    output::result(table(&evaluation))
+    Ok(())
 }
 
 impl<'a> Plan<'a> {
