@@ -104,11 +104,12 @@ fn bad_input_is_told_in_one_line() {
     let fails = |args: &str, code: i32, part: &str| place.fails(&with_weights(args), code, part);
 
     fails("fid a one --no-cache --dims 64", 1, "1 images; a distance needs at least 2");
+    fails("stats one -o one.npz --no-cache --dims 64", 1, "one has 1 images; statistics need at least 2");
     fails("fid a mixed --no-cache --dims 64", 1, "size");
     fails("fid a nowhere --no-cache --dims 64", 1, "nowhere");
     fails("stats a -o a.txt --no-cache", 2, ".npz");
     place.ok(&with_weights("stats a -o s64.npz --dims 64 --no-cache"));
-    fails("fid s64.npz a --no-cache", 2, "statistics of 64 features");
+    fails("fid s64.npz a --no-cache", 2, "s64.npz has statistics of 64 features");
     fails("stats a -o s64.npz --dims 64 --no-cache", 2, "exists already");
     place.write("empty.npz", b"");
     fails("fid empty.npz a --no-cache --dims 64", 1, "empty.npz");
