@@ -1,12 +1,18 @@
-//! What the evaluating commands share: a parser, progress and Ctrl-C of the library's evaluations.
+//! What the evaluating commands share: a parser, what can be measured, progress and Ctrl-C of the library's evaluations.
 
 use std::ops::ControlFlow;
 
+use denoising_diffusion::data::Dataset;
+use denoising_diffusion::eval::config::EvaluateConfig;
 use denoising_diffusion::eval::evaluate::{EvaluateError, Watch};
+use denoising_diffusion::eval::metric::Metric;
+use denoising_diffusion::eval::needs::{Facts, Unmeasurable, measurable};
+use denoising_diffusion::eval::result::JudgedOn;
+use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::{Progress, Status, StderrProgress, Task};
 use denoising_diffusion::train::StopSignal;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, Result};
 use crate::output::note;
 
 /// Shows an evaluation on stderr.
@@ -48,8 +54,70 @@ impl Watch for StderrWatch {
 }
 
 /// For clap: a number of images that can be compared with others.
-pub fn at_least_two(text: &str) -> Result<usize, String> {
+pub fn at_least_two(text: &str) -> std::result::Result<usize, String> {
     text.parse().ok().filter(|&n| n >= 2).ok_or_else(|| "a number of images, at least 2".to_string())
+}
+
+/// Those of the metrics that can be measured. Others are an error if they were asked for by name, else told and left out.
+pub fn those_measurable(metrics: &[Metric], by_name: bool, facts: &Facts<'_>) -> Result<Vec<Metric>> {
+    let (can, cannot) = measurable(metrics, facts);
+    if let Some((metric, why)) = cannot.first().filter(|_| by_name || can.is_empty()) {
+        let failure = Failure::usage(format!("{metric}: {why}"));
+        return Err(match hint(why) {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        });
+    }
+    // A line for each reason.
+    for (i, (_, why)) in cannot.iter().enumerate() {
+        if cannot[..i].iter().all(|(_, other)| other != why) {
+            let of_it = cannot.iter().filter(|(_, other)| other == why);
+            note(format!("without {}: {why}", listed(of_it.map(|(metric, _)| *metric))));
+        }
+    }
+    Ok(can)
+}
+
+fn hint(why: &Unmeasurable) -> Option<&'static str> {
+    let held_out = JudgedOn::HeldOut.images();
+    match why {
+        Unmeasurable::NoImages(_) => Some("sequences and volumes are compared by swd, spectrum and neighbours"),
+        Unmeasurable::NoSplit => Some("give a run folder, and no data beside it"),
+        Unmeasurable::TooFew { what, .. } if *what == held_out => {
+            Some("train with some held out (--held-out), or leave it out of --metrics")
+        }
+        _ => None,
+    }
+}
+
+/// `fid, kid and is`.
+pub fn listed(metrics: impl Iterator<Item = Metric>) -> String {
+    let names: Vec<&str> = metrics.map(Metric::name).collect();
+    match names.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} and {last}", rest.join(", ")),
+        _ => names.concat(),
+    }
+}
+
+/// The recipe with those metrics of its evaluations that can be measured. What a recipe measures by default, nobody asked for by name.
+pub fn with_measurable(recipe: Recipe, dataset: &Dataset, held_out: usize) -> Result<Recipe> {
+    let config = &recipe.evaluate;
+    if config.evaluate_every.is_none() {
+        return Ok(recipe);
+    }
+    let shape = dataset.shape();
+    let facts = Facts {
+        layout: dataset.layout(),
+        shape: [shape.channels, shape.height, shape.width],
+        samples: config.evaluate_samples,
+        real: config.evaluate_real.map_or(dataset.len(), |n| n.min(dataset.len())),
+        held_out: Some(held_out),
+        judged: (JudgedOn::HeldOut, held_out),
+        diffusion: &recipe.diffusion,
+    };
+    let by_name = config.metrics != EvaluateConfig::default().metrics || config.best_metric.is_some();
+    let metrics = those_measurable(&config.metrics, by_name, &facts)?;
+    Ok(Recipe { evaluate: EvaluateConfig { metrics, ..config.clone() }, ..recipe })
 }
 
 /// Ctrl-C is no error to tell.
@@ -57,5 +125,17 @@ pub fn or_interrupted(error: EvaluateError) -> Failure {
     match error {
         EvaluateError::Interrupted => Failure::interrupted(),
         error => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_end_in_and() {
+        for (count, list) in [(0, ""), (1, "fid"), (2, "fid and kid"), (4, "fid, kid, is and prdc")] {
+            assert_eq!(listed(Metric::ALL.into_iter().take(count)), list);
+        }
     }
 }

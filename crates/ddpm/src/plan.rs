@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use toml::Table;
 
 use crate::cache;
+use crate::evaluation::with_measurable;
 use crate::failure::{FailureExt, Result};
 use crate::machine::Machine;
 use crate::networks;
@@ -49,6 +50,7 @@ impl Plan {
         let recipe = Recipe { diffusion: recipe.diffusion.for_size(height, width), ..recipe };
         let network = recipe.network_for(DataFacts::of(&dataset)).or_usage()?;
         let (train, held_out) = dataset.split_held_out(recipe.data.held_out, recipe.train.seed);
+        let recipe = with_measurable(recipe, &dataset, held_out.len())?;
         let (batch_size, images) = (recipe.train.batch_size, train.len());
         if batch_size > images {
             return Err(DataError::BatchTooLarge { batch_size, images }).or_usage();

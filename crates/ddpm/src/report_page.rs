@@ -6,9 +6,12 @@ use denoising_diffusion::atomic_file::write_atomically;
 use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::result::Evaluation;
 use denoising_diffusion::report::log::{self, Record};
-use denoising_diffusion::report::{GridOptions, History, ImageBatch, Page, PairsOptions, grid_png, pairs_picture};
+use denoising_diffusion::report::{
+    GridOptions, History, ImageBatch, Page, PairsOptions, ReportError, grid_png, pairs_picture,
+};
 
-use crate::failure::{FailureExt, Result};
+use crate::failure::{FailureExt, Result, chain};
+use crate::output::note;
 
 /// Samples in the grid.
 const SHOWN: usize = 64;
@@ -25,8 +28,9 @@ pub struct Shown<'a> {
 
 /// Writes the page.
 pub fn write_page(path: &Path, shown: &Shown<'_>) -> Result {
-    let samples = shown.samples.map(|samples| grid_png(&first(samples, SHOWN), GridOptions::default())).transpose()?;
-    let pairs = pairs(shown)?;
+    let samples = shown.samples.map(|samples| grid_png(&first(samples, SHOWN), GridOptions::default()));
+    let samples = samples.and_then(|picture| or_left_out("samples", picture));
+    let pairs = pairs(shown)?.and_then(|picture| or_left_out("the nearest training images", picture));
     let history = shown.log.map(history).transpose()?.unwrap_or_default();
     let command: Vec<String> = std::env::args().collect();
     let page = Page {
@@ -47,8 +51,13 @@ fn first(images: &ImageBatch, most: usize) -> ImageBatch {
     ImageBatch { shape: [n, c, h, w], data: images.data[..n * c * h * w].to_vec() }
 }
 
+/// A picture that cannot be drawn (of very long sequences) is told: the page does without it.
+fn or_left_out(what: &str, picture: std::result::Result<Vec<u8>, ReportError>) -> Option<Vec<u8>> {
+    picture.inspect_err(|error| note(format!("warning: the page has no picture of {what}: {}", chain(error)))).ok()
+}
+
 /// The picture of the closest pairs.
-fn pairs(shown: &Shown<'_>) -> Result<Option<Vec<u8>>> {
+fn pairs(shown: &Shown<'_>) -> Result<Option<std::result::Result<Vec<u8>, ReportError>>> {
     let (Some(found), Some(samples), Some(training)) = (&shown.evaluation.neighbours, shown.samples, shown.training)
     else {
         return Ok(None);
@@ -59,10 +68,10 @@ fn pairs(shown: &Shown<'_>) -> Result<Option<Vec<u8>>> {
     let places = |of: fn(&denoising_diffusion::eval::result::Pair) -> usize| {
         found.closest.iter().map(of).collect::<Vec<usize>>()
     };
-    let upper = Images::of_samples(samples).pick(&places(|pair| pair.generated))?;
+    let upper = training.samples_like_these(samples).pick(&places(|pair| pair.generated))?;
     let lower = training.pick(&places(|pair| pair.training))?;
     let distances: Vec<f64> = found.closest.iter().map(|pair| pair.distance).collect();
-    Ok(Some(pairs_picture(&upper, &lower, &distances, PairsOptions::default())?))
+    Ok(Some(pairs_picture(&upper, &lower, &distances, PairsOptions::default())))
 }
 
 /// The evaluations of a run, a series per number.
@@ -95,7 +104,31 @@ fn quoted(args: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::quoted;
+    use super::*;
+    use denoising_diffusion::eval::result::Provenance;
+
+    #[test]
+    fn a_page_does_without_a_picture_that_cannot_be_drawn() {
+        let path = std::env::temp_dir().join(format!("ddpm-page-{}.html", std::process::id()));
+        let evaluation = Evaluation {
+            version: "1".into(),
+            provenance: Provenance::default(),
+            measurements: Vec::new(),
+            loss: None,
+            bits_per_dim: None,
+            neighbours: None,
+            seconds: 1.0,
+        };
+        // A row of eight is too wide.
+        for (width, pictures) in [(64, 1), (9000, 0)] {
+            let samples = ImageBatch { shape: [64, 1, 1, width], data: vec![0.5; 64 * width] };
+            write_page(&path, &Shown { evaluation: &evaluation, samples: Some(&samples), training: None, log: None })
+                .unwrap();
+            let page = std::fs::read_to_string(&path).unwrap();
+            assert_eq!(page.matches("data:image/png;base64,").count(), pictures, "{width} wide");
+        }
+        std::fs::remove_file(path).unwrap();
+    }
 
     #[test]
     fn a_shell_reads_the_command_as_it_was() {

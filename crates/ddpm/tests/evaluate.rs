@@ -104,11 +104,12 @@ fn bad_input_is_told_in_one_line() {
     let fails = |args: &str, code: i32, part: &str| place.fails(&with_weights(args), code, part);
 
     fails("fid a one --no-cache --dims 64", 1, "1 images; a distance needs at least 2");
+    fails("stats one -o one.npz --no-cache --dims 64", 1, "one has 1 images; statistics need at least 2");
     fails("fid a mixed --no-cache --dims 64", 1, "size");
     fails("fid a nowhere --no-cache --dims 64", 1, "nowhere");
     fails("stats a -o a.txt --no-cache", 2, ".npz");
     place.ok(&with_weights("stats a -o s64.npz --dims 64 --no-cache"));
-    fails("fid s64.npz a --no-cache", 2, "statistics of 64 features");
+    fails("fid s64.npz a --no-cache", 2, "s64.npz has statistics of 64 features");
     fails("stats a -o s64.npz --dims 64 --no-cache", 2, "exists already");
     place.write("empty.npz", b"");
     fails("fid empty.npz a --no-cache --dims 64", 1, "empty.npz");
@@ -278,4 +279,55 @@ fn neighbours_choose_no_checkpoint() {
     place.fails(&format!("train digits --steps 2 --out x {best}"), 2, "--best-metric");
     place.write("wrong.toml", "[evaluate]\nmetrics = [\"neighbours\", \"loss\"]\nbest_metric = \"neighbours\"\n");
     place.fails("train --config wrong.toml --out x", 2, "neither better low nor better high");
+}
+
+/// Loss and bound say what they were measured on: a number on training images is no held-out loss.
+#[test]
+fn what_a_network_is_judged_on_is_said() {
+    let place = Place::new();
+    pictures(&place, "few", 6, 8, 0);
+    let train = |out: &str, more: &str| place.ok(&format!("train {more} --steps 1 --out {out} {TINY}"));
+    train("few-run", "few");
+    train("digits-run", "digits");
+    let eval = |what: &str| format!("eval {what} --metrics loss,bpd");
+    let on = |what: &str| {
+        let result = place.json(&eval(what));
+        let on = |of: &str| (result[of]["on"].clone(), result[of]["n"].clone());
+        assert_eq!(on("loss"), on("bits_per_dim"));
+        on("loss")
+    };
+    assert_eq!(on("few-run"), ("training".into(), 6.into()));
+    assert_eq!(on("digits-run few"), ("given".into(), 6.into()));
+    assert_eq!(on("digits-run").0, "held_out");
+    let text = place.ok(&format!("{} --report page.html", eval("few-run")));
+    assert!(text.starts_with("loss on training images ") && !text.contains("held-out"), "{text}");
+    assert!(text.contains("bits per dimension (6 training images)"), "{text}");
+    let page = String::from_utf8(place.read("page.html")).unwrap();
+    assert!(page.contains("Loss on training images</h2>") && !page.contains("eld-out loss"), "{page}");
+    place.fails("eval few-run --metrics neighbours", 2, "neighbours");
+}
+
+/// An evaluation that fails is told, and training goes on.
+#[test]
+fn a_failed_evaluation_stops_no_run() {
+    let place = Place::new();
+    let mut drawn = drawn_weights();
+    let scales: Vec<String> = drawn.names().filter(|name| name.ends_with("bn.weight")).map(String::from).collect();
+    for name in scales {
+        if let Some(mut scale) = drawn.remove(&name) {
+            scale.values.iter_mut().for_each(|value| *value *= 1e30);
+            drawn.insert(name, scale);
+        }
+    }
+    write_safetensors(&place.path("huge.safetensors"), &drawn, &Metadata::new()).unwrap();
+    let output = place.run(&format!(
+        "train digits --steps 2 --out run {TINY} --evaluate-every 1 --metrics fid,loss --evaluate-samples 4 \
+         --evaluate-real 4 --inception huge.safetensors --unverified-inception --no-cache"
+    ));
+    let told = common::stderr(&output);
+    assert!(output.status.success(), "{told}");
+    assert_eq!(told.matches("is not evaluated: ").count(), 2, "{told}");
+    assert!(told.contains("features that are not finite"), "{told}");
+    assert!(evaluations(&place, "run").is_empty());
+    place.ok("sample run -n 1 --steps 1");
 }

@@ -133,3 +133,14 @@ fn a_network_in_training_converts_and_comes_back() {
     assert_eq!((&info["format"], &info["network"]["dim"]), (&"denoising-diffusion-pytorch".into(), &4.into()));
     assert_eq!(info["parameters"], place.json("info run")["parameters"]);
 }
+
+#[test]
+fn a_grid_that_is_too_large_is_refused_before_images_are_drawn() {
+    let place = Place::new();
+    trained(&place);
+    for args in ["--out x.png", "--out x.npy --trajectory x.gif"] {
+        let told = place.fails(&format!("sample run -n 3000000 --steps 1 {args}"), 2, "is too large");
+        assert!(!told.contains("images of"), "{told}");
+    }
+    assert!(!place.path("x.npy").exists());
+}

@@ -5,19 +5,21 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
-use denoising_diffusion::data::{DataConfig, Dataset};
-use denoising_diffusion::eval::evaluate::{self, Inception, Measured, Sets, Split, Watch, bpd, loss};
+use denoising_diffusion::data::{DataConfig, DataLayout, Dataset};
+use denoising_diffusion::eval::evaluate::{self, Inception, Judged, Measured, Sets, Split, Watch, bpd, loss};
 use denoising_diffusion::eval::extract::Extractor;
 use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::inception::FeatureBlock;
 use denoising_diffusion::eval::metric::Metric;
-use denoising_diffusion::eval::result::{Evaluation, Provenance};
+use denoising_diffusion::eval::needs::Facts;
+use denoising_diffusion::eval::result::{Evaluation, JudgedOn, Provenance};
+use denoising_diffusion::model_file::ModelCard;
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::{ImageBatch, table};
 use denoising_diffusion::train::StopSignal;
 
 use crate::commands::sample::refuse_file;
-use crate::evaluation::{StderrWatch, at_least_two, or_interrupted};
+use crate::evaluation::{StderrWatch, at_least_two, listed, or_interrupted, those_measurable};
 use crate::failure::{Failure, Result};
 use crate::image_source::{all, prepared_as};
 use crate::inception::InceptionArgs;
@@ -36,7 +38,8 @@ use crate::weights::{Found, WeightsArg};
 #[command(
     after_help = "fid, kid, is and prdc (precision, recall, density, coverage) rest on Inception's features; swd (sliced Wasserstein \
                   distance) and neighbours (nearest training images) on pixels; loss (by quarter of t) and bpd (variational bound, \
-                  bits per dimension) on held-out images. The limit beside a FID is what is expected of infinitely many samples."
+                  bits per dimension) on held-out images, on training images where none were held out, or on DATA, and say so. The limit \
+                  beside a FID is what is expected of infinitely many samples."
 )]
 pub struct EvalArgs {
     /// Run folder (its latest whole checkpoint), RUN/best (its best), checkpoint's folder, .safetensors file, or .pt file of the reference
@@ -84,8 +87,10 @@ struct Plan<'a> {
     settings: Settings,
     real: Images,
     real_digest: String,
-    /// Training and held-out images, where the data is that of a run.
+    /// Training and held-out images, where the data is that of a run and at least two were held out.
     split: Option<(Images, Images)>,
+    /// What loss and bound are measured on.
+    judged: (JudgedOn, Images),
     metrics: Vec<Metric>,
     extractor: Option<Extractor>,
     recipe: Option<Recipe>,
@@ -98,18 +103,21 @@ pub fn run(args: &EvalArgs) -> Result {
     }
     let plan = Plan::new(args)?;
     let images = plan.draw()?;
-    let generated = images.as_ref().map(Images::of_samples);
+    let generated = images.as_ref().map(|images| plan.real.samples_like_these(images));
     let mut watch = StderrWatch::new(&plan.stop);
     let measured = plan.measure(generated.as_ref(), &mut watch)?;
     let evaluation = plan.network_metrics(measured, &mut watch, started)?;
+    // The numbers first: they are there whatever becomes of the page.
+    if args.json {
+        output::json(&serde_json::to_value(&evaluation)?)?;
+    } else {
+        output::result(table(&evaluation))?;
+    }
     if let Some(report) = &args.report {
         plan.write_report(report, &evaluation, images.as_ref())?;
         note(format!("report: {}", report.display()));
     }
-    if args.json {
-        return output::json(&serde_json::to_value(&evaluation)?);
-    }
-    output::result(table(&evaluation))
+    Ok(())
 }
 
 impl<'a> Plan<'a> {
@@ -121,23 +129,34 @@ impl<'a> Plan<'a> {
 
         let config = prepared_as(&file, recipe.as_ref().map(|recipe| &recipe.data))?;
         let dataset = Arc::new(open_data(&data_config(args, config, recipe.is_some())?)?);
-        let split = split(&dataset, recipe.as_ref(), args);
-        let metrics = chosen(args, split.is_some())?;
+        let real = first(all(&dataset), args.num_real);
+        let parts = parts(&dataset, recipe.as_ref(), args);
+        let judged = judged(parts.as_ref(), &real, args);
+        let facts = Facts {
+            layout: layout(&dataset, &file.card),
+            shape: real.shape(),
+            samples: args.num_samples,
+            real: real.len(),
+            held_out: parts.as_ref().map(|(_, held_out)| held_out.len()),
+            judged: (judged.0, judged.1.len()),
+            diffusion: &file.card.diffusion,
+        };
+        let metrics = chosen(args, &facts)?;
         let machine = args.machine.start(Work::Sampling)?;
         let extractor = extractor(args, &metrics, &machine)?;
         let metrics = metrics.into_iter().filter(|metric| extractor.is_some() || !metric.needs_inception()).collect();
         let from = args.sampling.open(file, &path, &machine)?;
-        let real = all(&dataset);
         Ok(Self {
             stop: stop_on_ctrl_c("giving up")?,
-            real: args.num_real.map_or(real.clone(), |n| real.first(n)),
+            real,
             real_digest: dataset.digest().to_string(),
             args,
             machine,
             from,
             path,
             settings,
-            split,
+            split: parts.filter(|(_, held_out)| held_out.len() > 1),
+            judged,
             metrics,
             extractor,
             recipe,
@@ -170,15 +189,15 @@ impl<'a> Plan<'a> {
 
     /// What rests on the network itself, and the whole.
     fn network_metrics(&self, measured: Measured, watch: &mut dyn Watch, started: Instant) -> Result<Evaluation> {
-        let held_out = self.split.as_ref().map_or(&self.real, |(_, held_out)| held_out);
+        let judged = Judged { on: self.judged.0, images: &self.judged.1 };
         let (model, diffusion, seed) = (&self.from.model, &self.from.diffusion, self.args.sampling.seed);
         let device = self.machine.device();
         let wants = |metric| self.metrics.contains(&metric);
         let loss = wants(Metric::Loss)
-            .then(|| loss(model, diffusion, held_out, seed, device, watch).map_err(or_interrupted))
+            .then(|| loss(model, diffusion, judged, seed, device, watch).map_err(or_interrupted))
             .transpose()?;
         let bits_per_dim = wants(Metric::Bpd)
-            .then(|| bpd(model, diffusion, held_out, seed, device, watch).map_err(or_interrupted))
+            .then(|| bpd(model, diffusion, judged, seed, device, watch).map_err(or_interrupted))
             .transpose()?;
         Ok(Evaluation {
             version: env!("CARGO_PKG_VERSION").to_string(),
@@ -224,36 +243,52 @@ fn data_config(args: &EvalArgs, config: DataConfig, has_recipe: bool) -> Result<
 }
 
 /// The two parts that the run made of its data; none of other data.
-fn split(dataset: &Arc<Dataset>, recipe: Option<&Recipe>, args: &EvalArgs) -> Option<(Images, Images)> {
+fn parts(dataset: &Arc<Dataset>, recipe: Option<&Recipe>, args: &EvalArgs) -> Option<(Images, Images)> {
     let recipe = recipe.filter(|_| args.data.is_none())?;
     let (training, held_out) = dataset.split_held_out(recipe.data.held_out, recipe.train.seed);
-    (held_out.len() > 1).then(|| (Images::of_data(training), Images::of_data(held_out)))
+    Some((Images::of_data(training), Images::of_data(held_out)))
+}
+
+/// What loss and bound are measured on.
+fn judged(parts: Option<&(Images, Images)>, real: &Images, args: &EvalArgs) -> (JudgedOn, Images) {
+    match parts {
+        Some((_, held_out)) if held_out.len() > 1 => (JudgedOn::HeldOut, held_out.clone()),
+        Some((training, _)) => (JudgedOn::Training, first(training.clone(), args.num_real)),
+        None => (JudgedOn::Given, real.clone()),
+    }
+}
+
+/// The first images, if so many are named.
+fn first(images: Images, count: Option<usize>) -> Images {
+    count.map_or(images.clone(), |n| images.first(n))
+}
+
+/// What the examples are: the data say it, or the network does.
+fn layout(dataset: &Dataset, card: &ModelCard) -> DataLayout {
+    match dataset.layout() {
+        DataLayout::Images => card.network.layout(),
+        layout => layout,
+    }
 }
 
 /// The metrics that were asked for, or all that can be had.
-fn chosen(args: &EvalArgs, has_split: bool) -> Result<Vec<Metric>> {
-    let Some(asked) = &args.metrics else {
-        return Ok(Metric::ALL.into_iter().filter(|&metric| metric != Metric::Neighbours || has_split).collect());
-    };
-    if asked.contains(&Metric::Neighbours) && !has_split {
-        return Err(Failure::usage("neighbours: it is not known which images were trained on and which were held out")
-            .hint("give a run folder, and no data beside it"));
-    }
-    let mut metrics = asked.clone();
+fn chosen(args: &EvalArgs, facts: &Facts<'_>) -> Result<Vec<Metric>> {
+    let mut metrics = args.metrics.clone().unwrap_or_else(|| Metric::ALL.to_vec());
     metrics.sort();
     metrics.dedup();
-    Ok(metrics)
+    those_measurable(&metrics, args.metrics.is_some(), facts)
 }
 
 /// Inception, if a metric needs it. Where nobody asked for such a metric by name, its absence is told and no more.
 fn extractor(args: &EvalArgs, metrics: &[Metric], machine: &Machine) -> Result<Option<Extractor>> {
-    if !metrics.iter().any(|metric| metric.needs_inception()) {
+    let wanting = metrics.iter().copied().filter(|metric| metric.needs_inception());
+    if wanting.clone().next().is_none() {
         return Ok(None);
     }
     match args.inception.extractor(FeatureBlock::Final, machine.device()) {
         Ok(extractor) => Ok(Some(extractor)),
         Err(failure) if args.metrics.is_none() && !args.inception.is_named() => {
-            note(format!("warning: without fid, kid, is and prdc: {}", failure.to_text().replace("error: ", "")));
+            note(format!("warning: without {}: {}", listed(wanting), failure.to_text().replace("error: ", "")));
             Ok(None)
         }
         Err(failure) => Err(failure),

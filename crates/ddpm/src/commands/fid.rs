@@ -14,7 +14,7 @@ use denoising_diffusion::eval::result::{Measurement, Sampling};
 use serde_json::json;
 
 use crate::evaluation::{StderrWatch, at_least_two, or_interrupted};
-use crate::failure::{Failure, Result};
+use crate::failure::{Failure, FailureExt, Result};
 use crate::image_source::{ImageSource, all, open_images};
 use crate::inception::InceptionArgs;
 use crate::interrupt::stop_on_ctrl_c;
@@ -84,8 +84,8 @@ impl Side {
 pub fn run(args: &FidArgs) -> Result {
     let started = Instant::now();
     let (a, b) = (ImageSource::open(&args.a)?, ImageSource::open(&args.b)?);
-    check_statistics(&a, args)?;
-    check_statistics(&b, args)?;
+    check_statistics(&a, &args.a, args)?;
+    check_statistics(&b, &args.b, args)?;
     let machine = args.machine.start(Work::Sampling)?;
     let both_statistics = matches!((&a, &b), (ImageSource::Statistics(_), ImageSource::Statistics(_)));
     let extractor = if both_statistics { None } else { Some(args.inception.extractor(args.dims, machine.device())?) };
@@ -98,15 +98,20 @@ pub fn run(args: &FidArgs) -> Result {
     } else {
         (&a, &b)
     };
-    let result = fid(real.input(), generated.input(), args.sampling.seed)?;
+    let result = fid(real.input(), generated.input(), args.sampling.seed).context(format!(
+        "{} and {} cannot be compared",
+        args.a.display(),
+        args.b.display()
+    ))?;
     report(args, extractor.as_ref(), [&a, &b], &result, started.elapsed().as_secs_f64())
 }
 
 /// Statistics of another block are refused before any work.
-fn check_statistics(source: &ImageSource, args: &FidArgs) -> Result {
+fn check_statistics(source: &ImageSource, path: &Path, args: &FidArgs) -> Result {
     match source {
         ImageSource::Statistics(gaussian) if gaussian.dims() != args.dims.dims() => Err(Failure::usage(format!(
-            "statistics of {} features, but --dims is {}",
+            "{} has statistics of {} features, but --dims is {}",
+            path.display(),
             gaussian.dims(),
             args.dims.dims()
         ))
@@ -169,7 +174,9 @@ impl Reader<'_> {
         };
         let from = Inception { extractor, store: store.as_ref() };
         let mut watch = StderrWatch::new(&self.stop);
-        let extracted = features(from, &images, &mut watch).map_err(|error| or_interrupted(error.into()))?;
+        let extracted = features(from, &images, &mut watch)
+            .map_err(|error| or_interrupted(error.into()))
+            .context(format!("no features of {}", path.display()))?;
         let preprocessing = Some(extractor.preprocessing(images.shape())?);
         Ok(Side { values: Values::Features(extracted), preprocessing, sampling })
     }

@@ -19,7 +19,7 @@ use denoising_diffusion::model_file::ModelCard;
 use denoising_diffusion::nn::params::host_values;
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::{
-    GridOptions, ImageBatch, Progress, SequenceSet, Status, StderrProgress, Task, TrajectoryGif, save_grid,
+    GridOptions, ImageBatch, Progress, SequenceSet, Status, StderrProgress, Task, TrajectoryGif, check_grid, save_grid,
     save_images, sequences_svg,
 };
 use denoising_diffusion::sampler::SampleConfig;
@@ -85,6 +85,7 @@ pub enum Out {
 }
 
 /// How samples are written.
+#[derive(Clone, Copy)]
 pub struct Writing<'a> {
     pub grid: GridOptions,
     pub card: &'a ModelCard,
@@ -133,6 +134,13 @@ pub fn run(args: &SampleArgs) -> Result {
         conditions: conditions.as_ref(),
         vectors: vectors.as_deref(),
     };
+    let grid = GridOptions::of_classes(classes.as_deref());
+    let writing = Writing { grid, card: &from.file.card, real: None, conditions: conditions.as_ref() };
+    let [c, h, w] = shape;
+    out.check_size([sample.num_samples, c, h, w], &writing)?;
+    if args.trajectory.is_some() {
+        check_grid([sample.num_samples, c, h, w], GridOptions::default()).or_usage()?;
+    }
     let steps = sample.steps(from.diffusion.config());
     note(format!(
         "{} images of {} by {}, {}, from {}",
@@ -155,8 +163,7 @@ pub fn run(args: &SampleArgs) -> Result {
     };
     let seconds = started.elapsed().as_secs_f64();
     let real = args.real.then(|| real_sequences(recipe.as_ref(), &out, images.shape[0])).transpose()?;
-    let grid = GridOptions::of_classes(classes.as_deref());
-    out.write(&images, &Writing { grid, card: &from.file.card, real: real.as_ref(), conditions: conditions.as_ref() })?;
+    out.write(&images, &Writing { real: real.as_ref(), ..writing })?;
     if let Some(gif) = &args.trajectory {
         watch.frames.save(gif, shape)?;
     }
@@ -183,6 +190,20 @@ fn read_noise(path: &Path, count: Option<usize>, [c, h, w]: [usize; 3]) -> Resul
         "--init-noise {}: expected an array of shape [{n}, {c}, {h}, {w}] (images, channels, height, width), got {got:?}",
         path.display()
     )))
+}
+
+impl Writing<'_> {
+    /// The shape of what stands in a grid of images of a shape, and how.
+    fn in_grid(&self, shape: [usize; 4]) -> ([usize; 4], GridOptions) {
+        // Slices lie one below the other: a column per volume.
+        if self.card.network.layout() == DataLayout::Volumes {
+            return (shape, GridOptions { columns: NonZeroUsize::new(shape[0]), ..GridOptions::default() });
+        }
+        match self.conditions.and_then(|conditions| ImageBatch::shape_beside(shape, conditions.shape)) {
+            Some(pairs) => (pairs, GridOptions::of_pairs(shape[0])),
+            None => (shape, self.grid),
+        }
+    }
 }
 
 impl Out {
@@ -234,19 +255,22 @@ impl Out {
         }
     }
 
+    /// Refuses images of a shape, `[n, c, h, w]`, that the file cannot hold, before there are any.
+    pub fn check_size(&self, shape: [usize; 4], writing: &Writing<'_>) -> Result {
+        let Self::Grid(path) = self else { return Ok(()) };
+        let (shape, options) = writing.in_grid(shape);
+        check_grid(shape, options).or_usage().context(format!("--out {}", path.display()))
+    }
+
     pub fn write(&self, images: &ImageBatch, writing: &Writing<'_>) -> Result {
         let card = writing.card;
         let range @ [low, high] = card.value_range.unwrap_or([0.0, 1.0]);
         match self {
-            // Slices lie one below the other: a column per volume.
-            Self::Grid(path) if card.network.layout() == DataLayout::Volumes => {
-                let columns = NonZeroUsize::new(images.shape[0]);
-                save_grid(path, images, GridOptions { columns, ..GridOptions::default() })?;
+            Self::Grid(path) => {
+                let (shape, options) = writing.in_grid(images.shape);
+                let pairs = writing.conditions.filter(|_| shape != images.shape).and_then(|of| images.beside(of));
+                save_grid(path, pairs.as_ref().unwrap_or(images), options)?;
             }
-            Self::Grid(path) => match writing.conditions.and_then(|conditions| images.beside(conditions)) {
-                Some(pairs) => save_grid(path, &pairs, GridOptions::of_pairs(images.shape[0]))?,
-                None => save_grid(path, images, writing.grid)?,
-            },
             Self::Folder(path) => save_images(path, images, 0)?,
             Self::Array(path) => {
                 if let Some(folder) = path.parent() {

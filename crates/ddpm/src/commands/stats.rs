@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::commands::fid::parse_dims;
 use crate::commands::sample::refuse_file;
 use crate::evaluation::{StderrWatch, or_interrupted};
-use crate::failure::{Failure, Result};
+use crate::failure::{Failure, FailureExt, Result};
 use crate::image_source::{all, open_images};
 use crate::inception::InceptionArgs;
 use crate::interrupt::stop_on_ctrl_c;
@@ -49,13 +49,19 @@ pub fn run(args: &StatsArgs) -> Result {
     }
     refuse_file(&args.out, !args.force)?;
     let images = all(&open_images(&args.data)?);
+    let data = args.data.display();
+    if images.len() < 2 {
+        return Err(Failure::failed(format!("{data} has {} images; statistics need at least 2", images.len())));
+    }
     let machine = args.machine.start(Work::Features)?;
     let extractor = args.inception.extractor(args.dims, machine.device())?;
     let store = args.inception.store();
     let mut watch = StderrWatch::new(&stop_on_ctrl_c("giving up")?);
     let extracted = features(Inception { extractor: &extractor, store: store.as_ref() }, &images, &mut watch)
-        .map_err(|error| or_interrupted(error.into()))?;
-    let gaussian = Gaussian::of(extracted.table()?)?;
+        .map_err(|error| or_interrupted(error.into()))
+        .context(format!("no features of {data}"))?;
+    let gaussian = extracted.table().map_err(Failure::from).and_then(|table| Ok(Gaussian::of(table)?));
+    let gaussian = gaussian.context(format!("no statistics of {data}"))?;
     write_statistics(&args.out, &gaussian)?;
     if args.json {
         return output::json(&json!({

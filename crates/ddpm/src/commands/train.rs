@@ -7,7 +7,6 @@ use denoising_diffusion::atomic_file::write_atomically;
 use denoising_diffusion::diffusion::Diffusion;
 use denoising_diffusion::eval::extract::FeatureStore;
 use denoising_diffusion::eval::inception::FeatureBlock;
-use denoising_diffusion::eval::metric::Metric;
 use denoising_diffusion::model_file::{ModelCard, WeightsKind};
 use denoising_diffusion::models::{LearnedSchedule, Network, Scheduled};
 use denoising_diffusion::nn::Init;
@@ -236,14 +235,6 @@ fn evaluation(plan: &Plan, inception: &InceptionArgs) -> Result<Option<EvaluateS
     let config = plan.recipe.evaluate.clone();
     if config.evaluate_every.is_none() {
         return Ok(None);
-    }
-    let needs_split = |metric: &Metric| matches!(metric, Metric::Neighbours | Metric::Loss | Metric::Bpd);
-    if let Some(metric) = config.metrics.iter().find(|metric| needs_split(metric) && plan.held_out.len() < 2) {
-        return Err(Failure::usage(format!(
-            "{metric} is measured on held-out images, and there are {}",
-            plan.held_out.len()
-        ))
-        .hint("hold out some (--held-out), or leave it out of --metrics"));
     }
     let needs_inception = config.metrics.iter().any(|metric| metric.needs_inception());
     let extractor =

@@ -52,6 +52,8 @@ pub enum EvaluateConfigError {
     NoMetrics,
     #[error("`{key}` is {got}; at least 2 are needed")]
     TooFew { key: &'static str, got: usize },
+    #[error("`{key}` is {got}; {metric} needs at least {least}")]
+    TooFewFor { metric: Metric, key: &'static str, least: usize, got: usize },
     #[error(transparent)]
     Sampling(#[from] SampleConfigError),
     #[error("`evaluate_budget_s` is {0}; expected a time above 0, in seconds")]
@@ -83,6 +85,13 @@ impl EvaluateConfig {
         for (key, got) in [("evaluate_samples", samples), ("evaluate_real", real)] {
             if let Some(got) = got.filter(|&got| got < 2) {
                 return Err(EvaluateConfigError::TooFew { key, got });
+            }
+            let of_samples = self.metrics.iter().filter(|metric| metric.needs_samples());
+            let wanting = of_samples.max_by_key(|metric| metric.fewest_images());
+            if let (Some(&metric), Some(got)) = (wanting, got)
+                && got < metric.fewest_images()
+            {
+                return Err(EvaluateConfigError::TooFewFor { metric, key, least: metric.fewest_images(), got });
             }
         }
         if let Some(got) = self.evaluate_sampling_timesteps {
@@ -156,6 +165,12 @@ mod tests {
         let too_few = |key| EvaluateConfigError::TooFew { key, got: 1 };
         assert_eq!(refused(&|c| c.evaluate_samples = 1), too_few("evaluate_samples"));
         assert_eq!(refused(&|c| c.evaluate_real = Some(1)), too_few("evaluate_real"));
+        for (key, samples, real) in [("evaluate_samples", 5, None), ("evaluate_real", 6, Some(5))] {
+            let error = refused(&|c| {
+                (c.metrics, c.evaluate_samples, c.evaluate_real) = (vec![Metric::Swd, Metric::Prdc], samples, real);
+            });
+            assert_eq!(error, EvaluateConfigError::TooFewFor { metric: Metric::Prdc, key, least: 6, got: 5 });
+        }
         assert!(matches!(
             refused(&|c| c.evaluate_sampling_timesteps = Some(101)),
             EvaluateConfigError::Sampling(SampleConfigError::SamplingTimesteps { got: 101, timesteps: 100, .. })

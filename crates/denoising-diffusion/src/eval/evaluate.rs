@@ -7,12 +7,12 @@ use burn::tensor::Device;
 use thiserror::Error;
 
 use super::extract::{ExtractError, Extracted, Extractor, FeatureStore};
-use super::held_out::held_out_loss;
+use super::held_out::{HeldOutLoss, held_out_loss};
 use super::images::Images;
 use super::likelihood::{LikelihoodError, TERMS, bits_per_dim, evaluations};
 use super::metric::{self, FidInput, Metric, MetricError};
 use super::metrics::features::Features;
-use super::result::{BitsPerDim, LossByTime, Measurement, Neighbours};
+use super::result::{BitsPerDim, JudgedOn, LossByTime, Measurement, Neighbours};
 use crate::data::DataError;
 use crate::diffusion::Diffusion;
 use crate::models::Network;
@@ -51,6 +51,13 @@ pub struct Sets<'a> {
 pub struct Split<'a> {
     pub training: &'a Images,
     pub held_out: &'a Images,
+}
+
+/// The images that a network is judged on.
+#[derive(Clone, Copy, Debug)]
+pub struct Judged<'a> {
+    pub on: JudgedOn,
+    pub images: &'a Images,
 }
 
 /// What features are taken with, and where they are kept.
@@ -226,20 +233,21 @@ fn table<'a>(values: &'a [f32], images: &Images) -> Result<Features<'a>, MetricE
     Ok(Features::new(values, images.image_len())?)
 }
 
-/// Held-out loss by quarter of t.
+/// Loss by quarter of t.
 ///
 /// # Errors
 /// Images that cannot be read, fewer than two of them, and the wish to stop.
 pub fn loss<M: Network<4>>(
     model: &Eval<M>,
     diffusion: &Diffusion,
-    held_out: &Images,
+    judged: Judged<'_>,
     seed: u64,
     device: &Device,
     watch: &mut dyn Watch,
 ) -> Result<LossByTime, EvaluateError> {
-    let examples = held_out.examples()?;
-    watch.start(Task::Loss, held_out.len());
+    let Judged { on, images } = judged;
+    let examples = images.examples()?;
+    watch.start(Task::Loss, images.len());
     let (mut done, mut stopped) = (0, false);
     let batches = examples.batches(BATCH, device).map_while(|batch| {
         // The batches before this one.
@@ -253,13 +261,10 @@ pub fn loss<M: Network<4>>(
     watch.finish();
     match loss {
         _ if stopped => Err(EvaluateError::Interrupted),
-        Some(loss) if loss.n > 1 => Ok(LossByTime {
-            n: loss.n,
-            mean: loss.mean,
-            standard_error: loss.standard_error,
-            quarters: loss.by_quarter,
-        }),
-        _ => Err(EvaluateError::TooFew { what: "the held-out images", n: held_out.len() }),
+        Some(HeldOutLoss { mean, standard_error: Some(standard_error), by_quarter: quarters, n }) => {
+            Ok(LossByTime { on, n, mean, standard_error, quarters })
+        }
+        _ => Err(EvaluateError::TooFew { what: on.images(), n: images.len() }),
     }
 }
 
@@ -270,19 +275,20 @@ pub fn loss<M: Network<4>>(
 pub fn bpd<M: Network<4>>(
     model: &Eval<M>,
     diffusion: &Diffusion,
-    held_out: &Images,
+    judged: Judged<'_>,
     seed: u64,
     device: &Device,
     watch: &mut dyn Watch,
 ) -> Result<BitsPerDim, EvaluateError> {
-    if held_out.len() < 2 {
-        return Err(EvaluateError::TooFew { what: "the held-out images", n: held_out.len() });
+    let Judged { on, images } = judged;
+    if images.len() < 2 {
+        return Err(EvaluateError::TooFew { what: on.images(), n: images.len() });
     }
-    let examples = held_out.examples()?;
-    watch.start(Task::Loss, held_out.len() * evaluations(diffusion, TERMS));
+    let examples = images.examples()?;
+    watch.start(Task::Loss, images.len() * evaluations(diffusion, TERMS));
     let bits = bits_per_dim(model, diffusion, &examples, TERMS, seed, BATCH, device, &mut |done| watch.done(done));
     watch.finish();
-    bits.map_err(|error| match error {
+    bits.map(|bits| BitsPerDim { on, ..bits }).map_err(|error| match error {
         LikelihoodError::Interrupted => EvaluateError::Interrupted,
         error => EvaluateError::Likelihood(error),
     })
@@ -363,7 +369,8 @@ mod tests {
         let held_out = images(40, 4);
         let told = |stop_at: usize| {
             let mut told = Told { done: Vec::new(), stop_at };
-            let loss = loss(&unet, &diffusion, &held_out, 0, &device, &mut told);
+            let judged = Judged { on: JudgedOn::HeldOut, images: &held_out };
+            let loss = loss(&unet, &diffusion, judged, 0, &device, &mut told);
             (told.done, loss)
         };
         let (done, loss) = told(usize::MAX);

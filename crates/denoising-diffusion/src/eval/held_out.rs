@@ -1,6 +1,6 @@
 //! The loss on data that training does not see, by quarter of t, from the averaged network in eval behaviour.
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::device::in_pool;
 use crate::diffusion::{Diffusion, Draws, Examples};
@@ -9,20 +9,24 @@ use crate::nn::Eval;
 use crate::nn::params::host_values;
 use crate::noise::{Purpose, Stream, normal_batch};
 
+/// Of fewer examples each is measured in all quarters: one quarter each would leave quarters without two of them, and so without a spread.
+const FEW: usize = 8;
+
 /// Mean losses, weighted as in training.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HeldOutLoss {
     pub mean: f64,
-    /// Of the mean, over examples within their quarters; 0 with fewer than two of them in a quarter.
-    pub standard_error: f64,
+    /// Of the mean, over examples; `None` of a single one.
+    pub standard_error: Option<f64>,
     /// The loss over the cleanest quarter of the noise levels that training draws (t in `[0, T/4)`), the next one, ...
     pub by_quarter: [f64; 4],
     /// Examples measured.
     pub n: usize,
 }
 
-/// The loss on batches: tensors `[b, c, ...]`, or [`Examples`] with classes and conditions. Example `i` has its noise level in quarter `i mod 4`; level and noise depend on (seed, i) alone, so that
-/// two measurements differ by the network only. `None` without any example.
+/// The loss on batches: tensors `[b, c, ...]`, or [`Examples`] with classes and conditions. Example `i` has its noise level in quarter `i mod 4`; of
+/// fewer than eight examples each has a noise level in every quarter. Levels and noise depend on (seed, i) alone, so that two measurements differ by the
+/// network only. `None` without any example.
 pub fn held_out_loss<const D: usize, M: Network<D>>(
     model: &Eval<M>,
     diffusion: &Diffusion,
@@ -30,37 +34,99 @@ pub fn held_out_loss<const D: usize, M: Network<D>>(
     seed: u64,
     device: &Device,
 ) -> Option<HeldOutLoss> {
-    let diffusion = diffusion.with_schedule_of(&**model).measuring();
-    let (mut sums, mut squares, mut counts, mut first) = ([0.0; 4], [0.0; 4], [0_usize; 4], 0_u64);
+    let mut batches = batches.map(Into::<Examples<D>>::into);
+    let mut first = Vec::new();
+    let count = |batches: &[Examples<D>]| batches.iter().map(|examples| examples.data.dims()[0]).sum::<usize>();
+    while count(&first) < FEW {
+        let Some(examples) = batches.next() else { break };
+        first.push(examples);
+    }
+    let few = count(&first) < FEW;
+    let times = if few { 4 } else { 1 };
+    let batches = first.into_iter().map(|examples| repeated(examples, times)).chain(batches);
+    let losses = losses(model, &diffusion.with_schedule_of(&**model).measuring(), batches, seed, device);
+    (!losses.is_empty()).then(|| if few { of_few(&losses) } else { of_many(&losses) })
+}
+
+/// The losses of examples, of which number `i` has its noise level in quarter `i mod 4`.
+fn losses<const D: usize, M: Network<D>>(
+    model: &Eval<M>,
+    diffusion: &Diffusion,
+    batches: impl Iterator<Item = Examples<D>>,
+    seed: u64,
+    device: &Device,
+) -> Vec<f64> {
+    let mut all = Vec::new();
     for examples in batches {
-        let examples: Examples<D> = examples.into();
-        let dims = examples.data.dims();
-        let b = dims[0] as u64;
+        let (dims, first) = (examples.data.dims(), all.len() as u64);
         let draws = Draws {
-            times: (first..first + b).map(|i| diffusion.formulation().time(stratified(seed, i))).collect(),
+            times: (first..first + dims[0] as u64).map(|i| diffusion.formulation().time(stratified(seed, i))).collect(),
             noise: vec![normal_batch(seed, Purpose::HeldOut, first, 1, dims, device)],
             offset_noise: None,
             self_condition: false,
             keep_condition: Vec::new(),
         };
         let losses = in_pool(|| host_values(diffusion.loss::<D, M>(model, examples, &draws)));
-        for (i, loss) in (first..).zip(losses) {
-            sums[(i % 4) as usize] += f64::from(loss);
-            squares[(i % 4) as usize] += f64::from(loss).powi(2);
-            counts[(i % 4) as usize] += 1;
-        }
-        first += b;
+        all.extend(losses.into_iter().map(f64::from));
     }
-    let n: usize = counts.iter().sum();
-    let by_quarter = std::array::from_fn(|q| sums[q] / counts[q].max(1) as f64);
+    all
+}
+
+/// Each example so many times in a row.
+fn repeated<const D: usize>(examples: Examples<D>, times: usize) -> Examples<D> {
+    if times == 1 {
+        return examples;
+    }
+    let n = examples.data.dims()[0];
+    let places: Vec<i64> = (0..n * times).map(|i| (i / times) as i64).collect();
+    let rows = |data: Tensor<D>| {
+        let places: Tensor<1, Int> = Tensor::from_data(TensorData::new(places.clone(), [n * times]), &data.device());
+        data.select(0, places)
+    };
+    let repeat = |row: &[f32]| row.repeat(times);
+    Examples {
+        data: rows(examples.data),
+        classes: examples.classes.map(|of| of.into_iter().flat_map(|class| [class].repeat(times)).collect()),
+        condition: examples.condition.map(rows),
+        vectors: examples.vectors.map(|of| of.chunks((of.len() / n).max(1)).flat_map(repeat).collect()),
+    }
+}
+
+/// Of examples with one loss each; at least two in every quarter.
+fn of_many(losses: &[f64]) -> HeldOutLoss {
+    let (mut sums, mut squares, mut counts) = ([0.0; 4], [0.0; 4], [0_usize; 4]);
+    for (i, loss) in losses.iter().enumerate() {
+        sums[i % 4] += loss;
+        squares[i % 4] += loss.powi(2);
+        counts[i % 4] += 1;
+    }
+    let n = losses.len();
     // The variance of a mean over strata: within each, its share of the examples squared, times its variance over its count.
-    let variance = (0..4).filter(|&q| counts[q] > 1).map(|q| {
+    let variance = (0..4).map(|q| {
         let count = counts[q] as f64;
         let within = (squares[q] - sums[q] * sums[q] / count).max(0.0) / (count - 1.0);
         (count / n as f64).powi(2) * within / count
     });
-    let standard_error = variance.sum::<f64>().sqrt();
-    (n > 0).then(|| HeldOutLoss { mean: sums.iter().sum::<f64>() / n as f64, standard_error, by_quarter, n })
+    HeldOutLoss {
+        mean: sums.iter().sum::<f64>() / n as f64,
+        standard_error: Some(variance.sum::<f64>().sqrt()),
+        by_quarter: std::array::from_fn(|q| sums[q] / counts[q] as f64),
+        n,
+    }
+}
+
+/// Of examples with four losses each, one in every quarter.
+fn of_few(losses: &[f64]) -> HeldOutLoss {
+    let n = losses.len() / 4;
+    let of_examples: Vec<f64> = losses.chunks_exact(4).map(|of| of.iter().sum::<f64>() / 4.0).collect();
+    let mean = of_examples.iter().sum::<f64>() / n as f64;
+    let variance = of_examples.iter().map(|loss| (loss - mean).powi(2)).sum::<f64>() / (n.max(2) - 1) as f64;
+    HeldOutLoss {
+        mean,
+        standard_error: (n > 1).then(|| (variance / n as f64).sqrt()),
+        by_quarter: std::array::from_fn(|q| losses.iter().skip(q).step_by(4).sum::<f64>() / n as f64),
+        n,
+    }
 }
 
 /// A share of the training examples in quarter `i mod 4` of (0, 1).
@@ -71,11 +137,47 @@ fn stratified(seed: u64, i: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::diffusion::DiffusionConfig;
+    use crate::models::{Unet, UnetConfig};
+    use crate::nn::{EvalMode, Init};
 
     #[test]
     fn times_lie_in_their_quarter() {
         for i in 0..400 {
             assert_eq!((stratified(3, i) * 4.0) as u64, i % 4);
         }
+    }
+
+    /// Of seven examples each counts in every quarter, of eight each in one.
+    #[test]
+    fn few_examples_have_a_loss_in_every_quarter_and_a_spread() {
+        let few = of_few(&[1.0, 2.0, 3.0, 6.0, 3.0, 4.0, 5.0, 8.0]);
+        assert_eq!(few, HeldOutLoss { mean: 4.0, standard_error: Some(1.0), by_quarter: [2.0, 3.0, 4.0, 7.0], n: 2 });
+        let one = of_few(&[1.0, 2.0, 3.0, 6.0]);
+        assert_eq!(one, HeldOutLoss { mean: 3.0, standard_error: None, by_quarter: [1.0, 2.0, 3.0, 6.0], n: 1 });
+    }
+
+    #[test]
+    fn quarters_and_error_of_every_number_of_examples_are_known() {
+        let device = Device::flex();
+        let config = UnetConfig { dim: 4, dim_mults: vec![1], channels: 1, ..UnetConfig::default() };
+        let unet = Unet::new(&config, &mut Init::new(0, &device.clone().autodiff())).unwrap().eval();
+        let diffusion = Diffusion::new(&DiffusionConfig::default()).unwrap();
+        let measure = |n: usize, size: usize| {
+            let data = normal_batch(1, Purpose::Evaluation, 0, 0, [n, 1, 4, 4], &device);
+            let batches = (0..n).step_by(size).map(|at| data.clone().narrow(0, at, size.min(n - at)));
+            held_out_loss(&unet, &diffusion, batches.collect::<Vec<Tensor<4>>>().into_iter(), 0, &device).unwrap()
+        };
+        for n in [1, 2, 3, 4, 7, 8, 9] {
+            let loss = measure(n, 32);
+            assert_eq!((loss.n, loss.standard_error.is_none()), (n, n == 1), "{loss:?}");
+            assert!(loss.by_quarter.iter().all(|loss| *loss > 0.0), "{loss:?}");
+            assert!(loss.standard_error.is_none_or(|error| error > 0.0), "{loss:?}");
+            let in_parts = measure(n, 3);
+            assert!((loss.mean - in_parts.mean).abs() < 1e-4 * loss.mean, "{loss:?} {in_parts:?}");
+        }
+        // With few, every quarter counts as much.
+        let three = measure(3, 32);
+        assert!((three.by_quarter.iter().sum::<f64>() / 4.0 - three.mean).abs() < 1e-9, "{three:?}");
     }
 }

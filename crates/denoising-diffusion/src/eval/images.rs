@@ -34,9 +34,29 @@ impl Images {
 
     /// Samples. Their values are rounded to 8 bits, as files would hold them.
     pub fn of_samples(samples: &ImageBatch) -> Self {
-        let [count, c, h, w] = samples.shape;
-        let values: Vec<f32> = samples.data.iter().map(|v| (v.clamp(0.0, 1.0) * 255.0).round() / 255.0).collect();
+        let rounded = samples.data.iter().map(|v| (v.clamp(0.0, 1.0) * 255.0).round() / 255.0);
+        Self::in_memory(samples.shape, rounded.collect())
+    }
+
+    /// Samples to be compared with these images: rounded to 8 bits if these are of 8 bits, else (sequences and images of floats, images of 16
+    /// bits) as they are, as these are.
+    pub fn samples_like_these(&self, samples: &ImageBatch) -> Self {
+        if self.are_of_8_bits() {
+            Self::of_samples(samples)
+        } else {
+            Self::in_memory(samples.shape, samples.data.clone())
+        }
+    }
+
+    fn in_memory([count, c, h, w]: [usize; 4], values: Vec<f32>) -> Self {
         Self { source: Source::Memory(values.into()), shape: [c, h, w], count }
+    }
+
+    fn are_of_8_bits(&self) -> bool {
+        match &self.source {
+            Source::Data(data) => data.dataset().summary().bits.iter().all(|tally| tally.value == 8),
+            Source::Memory(values) => values.iter().all(|v| (v * 255.0).round() / 255.0 == *v),
+        }
     }
 
     /// The first `count` images, or all if there are fewer.
@@ -240,7 +260,7 @@ fn part(batch: &ImageBatch, first: usize, count: usize, device: &Device) -> Tens
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{DataConfig, Dataset};
+    use crate::data::{DataConfig, DataLayout, Dataset};
 
     fn samples() -> ImageBatch {
         ImageBatch::new([3, 1, 1, 2], vec![0.1, -0.2, 0.5, 1.7, 0.3, 0.4]).unwrap()
@@ -254,6 +274,22 @@ mod tests {
         assert_eq!((images.len(), images.shape(), images.cache_key()), (3, [1, 1, 2], None));
         assert_eq!(images.first(2).values().unwrap(), expected[..4]);
         assert_eq!(images.pick(&[2, 0]).unwrap().data, [&expected[4..], &expected[..2]].concat());
+    }
+
+    #[test]
+    fn samples_are_rounded_where_the_data_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("signals.npy");
+        crate::data::npy::write_npy_f32(&path, &[4, 1, 2], &[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]).unwrap();
+        let config = DataConfig { path: Some(path), layout: DataLayout::Sequences, ..DataConfig::default() };
+        for (config, rounded) in [(config, false), (DataConfig::default(), true)] {
+            let data = Images::of_data(Subset::from(Arc::new(Dataset::open(&config).unwrap())));
+            let like_these = data.samples_like_these(&samples()).values().unwrap();
+            assert_eq!(like_these == samples().data, !rounded);
+            assert_eq!(like_these == Images::of_samples(&samples()).values().unwrap(), rounded);
+        }
+        let rounded = Images::of_samples(&samples());
+        assert_eq!(rounded.samples_like_these(&samples()).values().unwrap(), rounded.values().unwrap());
     }
 
     #[test]

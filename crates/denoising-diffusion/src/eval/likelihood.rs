@@ -1,4 +1,4 @@
-//! The variational bound on the negative log-likelihood of held-out images, in bits per dimension (Ho et al. 2020, "Denoising diffusion
+//! The variational bound on the negative log-likelihood of images, in bits per dimension (Ho et al. 2020, "Denoising diffusion
 //! probabilistic models", arXiv:2006.11239, eq. 5):
 //!
 //! `L = KL(q(x_T | x_0) || p(x_T)) + sum over t > 1 of KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) - log p(x_0 | x_1)`
@@ -19,8 +19,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 
 use super::images::ExampleSet;
-use super::result::BitsPerDim;
-use crate::diffusion::{Denoiser, Diffusion, Formulation, NoiseLevel, even_in_log_snr};
+use super::result::{BitsPerDim, JudgedOn};
+use crate::diffusion::{Denoiser, Diffusion, DiffusionConfig, Formulation, NoiseLevel, even_in_log_snr};
 use crate::models::Network;
 use crate::nn::Eval;
 use crate::nn::params::host_values;
@@ -61,16 +61,16 @@ pub enum LikelihoodError {
 pub fn bits_per_dim<M: Network<4>>(
     model: &Eval<M>,
     diffusion: &Diffusion,
-    held_out: &ExampleSet,
+    examples: &ExampleSet,
     terms: usize,
     seed: u64,
     batch: usize,
     device: &Device,
     on_batch: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<BitsPerDim, LikelihoodError> {
-    let [n, c, h, w] = held_out.images.shape;
-    let (images, len) = (&held_out.images.data, c * h * w);
-    if !diffusion.config().shared.auto_normalize || n < 2 {
+    let [n, c, h, w] = examples.images.shape;
+    let (images, len) = (&examples.images.data, c * h * w);
+    if !is_defined(diffusion.config()) || n < 2 {
         return Err(LikelihoodError::Undefined);
     }
     let diffusion = diffusion.with_schedule_of::<4, M>(model);
@@ -84,7 +84,7 @@ pub fn bits_per_dim<M: Network<4>>(
             let x_start: Vec<f32> = images.iter().map(|v| 2.0 * v - 1.0).collect();
             let (x, count) = (noised(chain.level(t), &x_start, len, t, seed, first), x_start.len() / len);
             let x = Tensor::from_data(TensorData::new(x, [count, c, h, w]), device);
-            let denoiser = held_out.told(diffusion.denoiser::<4, M>(model), first, count, device);
+            let denoiser = examples.told(diffusion.denoiser::<4, M>(model), first, count, device);
             let estimate = host_values(denoiser.denoise(x, chain.level(t), None).x_start);
             if estimate.iter().any(|v| !v.is_finite()) {
                 return Err(LikelihoodError::NotFinite { t });
@@ -115,6 +115,7 @@ fn add_up(times: &[usize], bits: &[Vec<f64>], prior: &[f64]) -> BitsPerDim {
     let total = mean(&totals);
     let variance = totals.iter().map(|v| (v - total).powi(2)).sum::<f64>() / (n - 1) as f64;
     BitsPerDim {
+        on: JudgedOn::Given,
         n,
         total,
         standard_error: (variance / n as f64).sqrt(),
@@ -138,6 +139,11 @@ fn sums_between(times: &[usize], bits: &[Vec<f64>]) -> Vec<f64> {
     weights[times.len() - 1] += 0.5;
     let images = bits[0].len();
     (0..images).map(|i| weights.iter().zip(bits).map(|(weight, bits)| weight * bits[i]).sum()).collect()
+}
+
+/// Whether there is a bound for networks that learned this.
+pub fn is_defined(diffusion: &DiffusionConfig) -> bool {
+    diffusion.shared.auto_normalize
 }
 
 /// How many evaluations of the network [`bits_per_dim`] makes per image.

@@ -12,5 +12,6 @@ pub mod inception;
 pub mod likelihood;
 pub mod metric;
 pub mod metrics;
+pub mod needs;
 pub mod result;
 pub mod statistics_file;

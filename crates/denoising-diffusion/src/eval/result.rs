@@ -12,7 +12,7 @@ pub struct Evaluation {
     pub version: String,
     pub provenance: Provenance,
     pub measurements: Vec<Measurement>,
-    /// Held-out loss of the network, where a network was evaluated and that was asked for.
+    /// Loss of the network, where a network was evaluated and that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<LossByTime>,
     /// The variational bound, likewise.
@@ -97,10 +97,43 @@ pub struct Measurement {
     pub notes: Vec<String>,
 }
 
-/// Held-out loss by noise level.
+/// Which images a network was judged on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JudgedOn {
+    /// Those of its data that it was not trained on.
+    HeldOut,
+    /// Those that it was trained on, for want of two others: numbers on them do not tell what was learned from what was learned by heart.
+    Training,
+    /// Those that a user gave; whether it was trained on them is not known.
+    Given,
+}
+
+impl JudgedOn {
+    /// `held-out images`.
+    pub fn images(self) -> &'static str {
+        match self {
+            Self::HeldOut => "held-out images",
+            Self::Training => "training images",
+            Self::Given => "images of the data given",
+        }
+    }
+
+    /// `held-out loss`.
+    pub fn loss(self) -> &'static str {
+        match self {
+            Self::HeldOut => "held-out loss",
+            Self::Training => "loss on training images",
+            Self::Given => "loss on the data given",
+        }
+    }
+}
+
+/// Loss by noise level.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LossByTime {
-    /// Held-out images.
+    /// On which images, and on how many.
+    pub on: JudgedOn,
     pub n: usize,
     /// Mean over all noise levels, and its standard error over images.
     pub mean: f64,
@@ -112,7 +145,8 @@ pub struct LossByTime {
 /// The variational bound on the negative log-likelihood per value, in bits (Ho et al. 2020, arXiv:2006.11239, eq. 5).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BitsPerDim {
-    /// Held-out images.
+    /// Of which images, and of how many.
+    pub on: JudgedOn,
     pub n: usize,
     /// The sum of the three terms, and its standard error over images.
     pub total: f64,
@@ -150,14 +184,14 @@ pub struct Neighbours {
 impl LossByTime {
     /// The mean as a measurement.
     pub fn measurement(&self) -> Measurement {
-        of_held_out("loss", self.mean, self.standard_error, self.n)
+        of_network("loss", self.mean, self.standard_error, self.n)
     }
 }
 
 impl BitsPerDim {
     /// The total as a measurement.
     pub fn measurement(&self) -> Measurement {
-        of_held_out("bpd", self.total, self.standard_error, self.n)
+        of_network("bpd", self.total, self.standard_error, self.n)
     }
 }
 
@@ -176,7 +210,7 @@ impl Neighbours {
     }
 }
 
-fn of_held_out(name: &str, value: f64, standard_error: f64, n: usize) -> Measurement {
+fn of_network(name: &str, value: f64, standard_error: f64, n: usize) -> Measurement {
     Measurement {
         name: name.to_string(),
         value,

@@ -96,6 +96,22 @@ pub fn columns_for(count: usize) -> usize {
     (square..=2 * square).min_by_key(|&columns| cost(columns)).unwrap_or(square)
 }
 
+/// Says whether images of a shape, `[n, c, h, w]`, fit in a grid, before there are any.
+///
+/// # Errors
+/// No images, or a grid that is too large.
+pub fn check_grid(shape: [usize; 4], options: GridOptions) -> Result<(), ReportError> {
+    if shape.contains(&0) {
+        return Err(ReportError::EmptyShape { shape });
+    }
+    Geometry::new(shape[0], cell(shape), options).map(|_| ())
+}
+
+/// Width and height of an image of this shape as drawn, before magnification.
+pub(super) fn cell([_, c, h, w]: [usize; 4]) -> [usize; 2] {
+    [if c > 4 { c * w } else { w }, h]
+}
+
 /// Writes `images` as one PNG.
 ///
 /// The file appears whole or not at all; parent folders are created.
@@ -327,6 +343,11 @@ mod tests {
         assert!(matches!(Geometry::new(4, [8, 8], options), Err(ReportError::GridTooLarge { .. })));
         let options = GridOptions { columns: NonZeroUsize::new(70_000), ..Default::default() };
         assert!(matches!(Geometry::new(70_000, [8, 8], options), Err(ReportError::GridTooLarge { .. })));
+        let check = |shape| check_grid(shape, GridOptions::default());
+        assert!(matches!(check([70_000, 3, 256, 256]), Err(ReportError::GridTooLarge { .. })));
+        assert!(matches!(check([1, 400, 8, 200]), Err(ReportError::GridTooLarge { .. })), "planes side by side");
+        assert!(matches!(check([0, 1, 8, 8]), Err(ReportError::EmptyShape { .. })));
+        assert!(check([10_000, 1, 8, 8]).is_ok());
     }
 
     proptest! {

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 pub use curve::{CurveOptions, Series, Smoothing, YScale, save_curve_png, save_curve_svg};
 pub use figures::thousands;
 pub use gif::TrajectoryGif;
-pub use grid::{GridOptions, Scale, grid_png, save_grid, save_images};
+pub use grid::{GridOptions, Scale, check_grid, grid_png, save_grid, save_images};
 pub use log::{Record, RunLog};
 pub use page::{History, Page};
 pub use pairs::{PairsOptions, pairs_picture};
@@ -58,12 +58,9 @@ impl ImageBatch {
     /// Each image behind what it belongs to, `[2 n, c, h, w]`; grey beside colour becomes colour. `None` if the two cannot stand side by
     /// side: other sizes, or channels that are no grey or colour.
     pub fn beside(&self, conditions: &Self) -> Option<Self> {
-        let ([n, c, h, w], [m, k, ..]) = (self.shape, conditions.shape);
-        let drawn = matches!((c, k), (1 | 3, 1 | 3)) || c == k;
-        if !drawn || [m, h, w] != [n, conditions.shape[2], conditions.shape[3]] {
-            return None;
-        }
-        let (channels, plane) = (c.max(k), h * w);
+        let shape = Self::shape_beside(self.shape, conditions.shape)?;
+        let ([n, c, h, w], k) = (self.shape, conditions.shape[1]);
+        let (channels, plane) = (shape[1], h * w);
         let mut data = Vec::with_capacity(2 * n * channels * plane);
         for i in 0..n {
             for (batch, own) in [(conditions, k), (self, c)] {
@@ -71,7 +68,14 @@ impl ImageBatch {
                 (0..channels / own).for_each(|_| data.extend_from_slice(image));
             }
         }
-        Some(Self { shape: [2 * n, channels, h, w], data })
+        Some(Self { shape, data })
+    }
+
+    /// The shape of images of a shape [behind](Self::beside) conditions of another.
+    pub fn shape_beside([n, c, h, w]: [usize; 4], conditions: [usize; 4]) -> Option<[usize; 4]> {
+        let k = conditions[1];
+        let drawn = matches!((c, k), (1 | 3, 1 | 3)) || c == k;
+        (drawn && conditions == [n, k, h, w]).then_some([2 * n, c.max(k), h, w])
     }
 
     /// Holds the fields, which are public, to what [`ImageBatch::new`] promises.

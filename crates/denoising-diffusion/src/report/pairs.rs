@@ -10,8 +10,10 @@ use super::grid::{MAX_PIXELS, MAX_SIDE};
 use super::raster::{Planes, png};
 use super::{ImageBatch, ReportError};
 
-/// Images are enlarged by the smallest whole factor that gives their shorter side this many pixels.
+/// Images are enlarged by the smallest whole factor that gives their shorter side this many pixels ...
 const COMFORTABLE_SIDE: usize = 160;
+/// ... but not so much that their longer side has more than this many.
+const MAGNIFIED_SIDE: usize = 1024;
 // In units of the text, each of which is DENSITY pixels:
 const TEXT: f64 = 13.0;
 const EDGE: u32 = 8;
@@ -90,7 +92,8 @@ impl Layout {
     fn new(count: usize, image: [usize; 2], options: PairsOptions) -> Result<Self, ReportError> {
         let density = DENSITY as usize;
         // Whole units, so that images stand on whole pixels.
-        let factor = COMFORTABLE_SIDE.div_ceil(image[0].min(image[1]));
+        let comfortable = COMFORTABLE_SIDE.div_ceil(image[0].min(image[1]));
+        let factor = comfortable.min(MAGNIFIED_SIDE / image[0].max(image[1])).max(1);
         let sides = image.map(|side| side.saturating_mul(factor).div_ceil(density));
         let left = EDGE as usize + names_width() as usize + GAP as usize;
         let pitch = sides[0].saturating_add(GAP as usize).max(LEAST_PITCH as usize);
@@ -233,9 +236,19 @@ mod tests {
         let mut broken = two.clone();
         broken.data[70] = f32::NAN;
         assert!(matches!(refused(&two, &broken, &[0.1; 2]), ReportError::NonFinitePixel { image: 1, .. }));
-        let flat = batch([1, 1, 1, 9000]);
+        let flat = batch([1, 1, 1, 70_000]);
         assert!(matches!(refused(&flat, &flat, &[0.1]), ReportError::GridTooLarge { .. }));
         let odd = picture([2, 1, 3, 201], 2240);
         assert!(odd.width() > 201);
+    }
+
+    #[test]
+    fn long_images_are_enlarged_no_more_than_fits() {
+        for (image, factor) in
+            [([64, 1], 16), ([410, 1], 2), ([1, 1024], 1), ([4096, 1], 1), ([1, 1], 160), ([3, 201], 5)]
+        {
+            let layout = Layout::new(10, image, PairsOptions::default()).unwrap();
+            assert_eq!(layout.factor, factor, "{image:?}");
+        }
     }
 }

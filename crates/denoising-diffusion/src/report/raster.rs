@@ -8,7 +8,7 @@ use std::path::Path;
 use image::error::{LimitError, LimitErrorKind};
 use image::{ExtendedColorType, ImageEncoder, ImageError, codecs::png::PngEncoder};
 
-use super::grid::Geometry;
+use super::grid::{Geometry, cell};
 use super::{GridOptions, ImageBatch, ReportError, files};
 
 /// Interleaved 8-bit pixels, `[height, width, channels]`.
@@ -47,8 +47,7 @@ impl Planes {
 
     /// Width and height of an image as drawn, before magnification.
     pub fn cell(&self) -> [usize; 2] {
-        let [_, c, h, w] = self.shape;
-        [if c > 4 { c * w } else { w }, h]
+        cell(self.shape)
     }
 
     /// Image `index` at its native size with its own channels.

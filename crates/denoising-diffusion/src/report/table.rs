@@ -122,7 +122,7 @@ fn loss(loss: &LossByTime) -> Vec<String> {
     let mean = Figure::new(loss.mean, Some(loss.standard_error));
     let quarters = loss.quarters.map(|quarter| significant(quarter, 3)).join(", ");
     vec![
-        format!("held-out loss {mean} ({} images)", thousands(loss.n as u64)),
+        format!("{} {mean} ({} images)", loss.on.loss(), thousands(loss.n as u64)),
         format!("by quarter of t, least noise first: {quarters}"),
     ]
 }
@@ -132,7 +132,7 @@ fn bits_per_dim(bound: &BitsPerDim) -> Vec<String> {
     let parts = [bound.prior, bound.diffusion, bound.reconstruction];
     let ([prior, diffusion, reconstruction], sum) = adding_up(parts, bound.total, decimals_for(bound.standard_error));
     vec![
-        format!("variational bound {total} bits per dimension ({} images)", thousands(bound.n as u64)),
+        format!("variational bound {total} bits per dimension ({} {})", thousands(bound.n as u64), bound.on.images()),
         format!("prior {prior} + diffusion {diffusion} + reconstruction {reconstruction} = {sum}"),
     ]
 }
@@ -203,6 +203,7 @@ mod tests {
     use super::*;
     use crate::eval::extract::Extracted;
     use crate::eval::metric::{self, FidInput};
+    use crate::eval::result::JudgedOn;
     use proptest::prelude::*;
 
     fn line_of<'a>(text: &'a str, name: &str) -> &'a str {
@@ -259,6 +260,20 @@ mod tests {
         evaluation.loss = example::evaluation().loss;
         let text = table(&evaluation);
         assert!(text.starts_with("held-out loss 0.0") && text.lines().count() == 2, "{text}");
+    }
+
+    #[test]
+    fn a_loss_on_training_images_is_called_that() {
+        for on in [JudgedOn::Training, JudgedOn::Given] {
+            let mut evaluation = example::evaluation();
+            evaluation.neighbours = None;
+            (evaluation.loss, evaluation.bits_per_dim) = (
+                evaluation.loss.map(|of| LossByTime { on, ..of }),
+                evaluation.bits_per_dim.map(|of| BitsPerDim { on, ..of }),
+            );
+            let text = table(&evaluation);
+            assert!(text.contains(on.loss()) && text.contains(on.images()) && !text.contains("held-out"), "{text}");
+        }
     }
 
     /// The longest figures beside the longest name.

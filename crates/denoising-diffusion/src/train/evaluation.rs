@@ -9,12 +9,12 @@ use super::periodic::HELD_OUT_IMAGES;
 use super::run::{Run, RunError};
 use crate::data::Subset;
 use crate::eval::config::EvaluateConfig;
-use crate::eval::evaluate::{EvaluateError, Inception, Sets, Split, Watch, bpd, loss, measure};
+use crate::eval::evaluate::{EvaluateError, Inception, Judged, Sets, Split, Watch, bpd, loss, measure};
 use crate::eval::extract::{ExtractError, Extractor, FeatureStore};
 use crate::eval::images::Images;
 use crate::eval::likelihood::{TERMS, evaluations};
 use crate::eval::metric::Metric;
-use crate::eval::result::Measurement;
+use crate::eval::result::{JudgedOn, Measurement};
 use crate::generate::{GenerateError, Progress, Request};
 use crate::models::Network;
 use crate::nn::Eval;
@@ -72,7 +72,8 @@ impl Watch for Events<'_> {
 }
 
 impl<M: Network<4>> Run<M> {
-    /// Evaluates the average, and says whether it is the best so far. `Break`: a stop was asked for, and nothing is recorded.
+    /// Evaluates the average, and says whether it is the best so far. `Break`: a stop was asked for, and nothing is recorded. Of an evaluation that
+    /// fails nothing is recorded either, and training goes on.
     pub(super) fn evaluate(
         &mut self,
         setup: &EvaluateSetup,
@@ -81,15 +82,12 @@ impl<M: Network<4>> Run<M> {
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<ControlFlow<(), bool>, RunError> {
         let started = Instant::now();
-        let eval = self.trainer.ema().eval().for_predictions();
-        let samples = match self.evaluation_samples(setup, &eval, stop, on_event) {
+        let (samples, measurements) = match self.measurements(setup, stop, on_event) {
             Err(RunError::Evaluation(EvaluateError::Interrupted)) => return Ok(ControlFlow::Break(())),
-            samples => samples?,
-        };
-        let mut events = Events { task: Task::Sample, total: 0, stop, on_event };
-        let measured = self.evaluate_with(setup, &eval, samples, &mut events);
-        let measurements = match measured {
-            Err(RunError::Evaluation(EvaluateError::Interrupted)) => return Ok(ControlFlow::Break(())),
+            Err(why @ (RunError::Evaluation(_) | RunError::Samples(_))) => {
+                on_event(Event::NotEvaluated { step, why: &why });
+                return Ok(ControlFlow::Continue(false));
+            }
             measured => measured?,
         };
         let record = EvaluationRecord {
@@ -105,6 +103,19 @@ impl<M: Network<4>> Run<M> {
         let best = self.best_by(setup, step)?;
         on_event(Event::Evaluation { step, measurements: &measurements, best });
         Ok(ControlFlow::Continue(best.is_some()))
+    }
+
+    /// How many samples were drawn, and what was measured.
+    fn measurements(
+        &self,
+        setup: &EvaluateSetup,
+        stop: &StopSignal,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(usize, Vec<Measurement>), RunError> {
+        let eval = self.trainer.ema().eval().for_predictions();
+        let samples = self.evaluation_samples(setup, &eval, stop, on_event)?;
+        let mut events = Events { task: Task::Sample, total: 0, stop, on_event };
+        Ok((samples, self.evaluate_with(setup, &eval, samples, &mut events)?))
     }
 
     /// How many samples to draw: as in the evaluation before, so that numbers compare; the first time, and when the run was resumed with
@@ -188,9 +199,9 @@ impl<M: Network<4>> Run<M> {
             let sample = setup.config.sampling(&self.setup.sample);
             let stop = events.stop;
             let images = self.draw(eval, &sample, samples, stop, &mut |event| (events.on_event)(event))?;
-            let generated = Images::of_samples(&images);
             let split = Split { training: &training, held_out: &held_out };
             let real = self.real_images(&setup.config);
+            let generated = real.samples_like_these(&images);
             let sets = Sets { generated: &generated, real: &real, split: Some(split) };
             let inception =
                 setup.extractor.as_ref().map(|extractor| Inception { extractor, store: Some(&setup.store) });
@@ -198,11 +209,12 @@ impl<M: Network<4>> Run<M> {
             measurements.extend(measured.measurements);
             measurements.extend(measured.neighbours.map(|neighbours| neighbours.measurement()));
         }
+        let judged = Judged { on: JudgedOn::HeldOut, images: &held_out };
         if metrics.contains(&Metric::Loss) {
-            measurements.push(loss(eval, diffusion, &held_out, seed, &device, events)?.measurement());
+            measurements.push(loss(eval, diffusion, judged, seed, &device, events)?.measurement());
         }
         if metrics.contains(&Metric::Bpd) {
-            measurements.push(bpd(eval, diffusion, &held_out, seed, &device, events)?.measurement());
+            measurements.push(bpd(eval, diffusion, judged, seed, &device, events)?.measurement());
         }
         Ok(measurements)
     }

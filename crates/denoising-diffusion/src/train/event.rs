@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::evaluation::Expected;
+use super::run::RunError;
 use super::trainer::{NonFinite, StepReport};
 use crate::eval::held_out::HeldOutLoss;
 use crate::eval::result::Measurement;
@@ -65,6 +66,11 @@ pub enum Event<'a> {
         step: u64,
         measurements: &'a [Measurement],
         best: Option<&'a str>,
+    },
+    /// An evaluation came to nothing; training goes on.
+    NotEvaluated {
+        step: u64,
+        why: &'a RunError,
     },
     /// Something worth reading.
     Note {

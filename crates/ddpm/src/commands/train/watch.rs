@@ -9,7 +9,7 @@ use denoising_diffusion::report::{Progress, Status, StderrProgress, Task};
 use denoising_diffusion::train::{Event, Expected, Outcome};
 use serde_json::json;
 
-use crate::failure::Result;
+use crate::failure::{Result, chain};
 use crate::output::{self, Rows};
 use crate::plan::Plan;
 
@@ -85,6 +85,10 @@ impl Watch {
             Event::Evaluation { step, measurements, best } => {
                 let best = best.map_or(String::new(), |name| format!(" (best {name} so far)"));
                 self.progress.note(&format!("step {step}: {}{best}", numbers(measurements)));
+            }
+            Event::NotEvaluated { step, why } => {
+                self.evaluating = None;
+                self.progress.note(&format!("warning: step {step} is not evaluated: {}", chain(why)));
             }
             Event::Note { line } => self.progress.note(line),
             Event::Samples { step, path } => {

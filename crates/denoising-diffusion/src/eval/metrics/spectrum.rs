@@ -30,17 +30,16 @@ pub struct SpectrumDistance {
 /// Compares rows that hold sequences of `length` values one after the other (channels, or the rows of images).
 ///
 /// # Errors
-/// [`TableError`] where the dimensions differ or a table has fewer than 2 rows.
-///
-/// # Panics
-/// Where `length` does not divide the dimensions, or is below 2.
+/// [`TableError`] where the dimensions differ or a table has fewer than 2 rows, and where `length` is below 2 or does not divide the dimensions.
 pub fn spectrum_distance(
     real: Features<'_>,
     generated: Features<'_>,
     length: usize,
     seed: u64,
 ) -> Result<SpectrumDistance, TableError> {
-    assert!(length >= 2 && real.dims().is_multiple_of(length), "rows of {} values, {length} each", real.dims());
+    if length < 2 || !real.dims().is_multiple_of(length) {
+        return Err(TableError::Sequences { dims: real.dims(), length });
+    }
     TableError::dims("real", real, "generated", generated)?;
     TableError::rows("real", real, 2)?;
     TableError::rows("generated", generated, 1)?;
@@ -123,6 +122,16 @@ mod tests {
         let quieter = distance(&real, &waves(6, [1.0, 0.1], 2.0)).distance;
         assert!((quieter - (20.0_f64.powi(2) / 8.0).sqrt()).abs() < 0.05, "{quieter}");
         assert!(distance(&real, &waves(6, [1.0, 1.0], 3.0)).distance > 30.0);
+    }
+
+    #[test]
+    fn rows_that_are_no_sequences_are_refused() {
+        let values = [0.5; 32];
+        let table = Features::new(&values, 16).unwrap();
+        for length in [0, 1, 3] {
+            let refused = spectrum_distance(table, table, length, 1).unwrap_err();
+            assert_eq!(refused, TableError::Sequences { dims: 16, length });
+        }
     }
 
     #[test]

@@ -28,6 +28,14 @@ pub enum TableError {
         /// Rows that came.
         found: usize,
     },
+    /// Rows that are no sequences with a spectrum.
+    #[error("rows of {dims} values are no sequences of {length}; expected whole sequences of at least 2 values")]
+    Sequences {
+        /// Values in a row.
+        dims: usize,
+        /// Values in a sequence.
+        length: usize,
+    },
     /// No neighbours asked for.
     #[error("k is 0; expected at least 1 neighbour")]
     NoNeighbours,

@@ -1,7 +1,8 @@
 //! An evaluation with everything in it, and one with nothing, for tests.
 
 use crate::eval::result::{
-    Better, BitsPerDim, Evaluation, Extractor, LossByTime, Measurement, Neighbours, Pair, Provenance, Sampling,
+    Better, BitsPerDim, Evaluation, Extractor, JudgedOn, LossByTime, Measurement, Neighbours, Pair, Provenance,
+    Sampling,
 };
 
 pub fn bare() -> Evaluation {
@@ -45,6 +46,7 @@ pub fn evaluation() -> Evaluation {
         provenance,
         measurements: measurements(),
         loss: Some(LossByTime {
+            on: JudgedOn::HeldOut,
             n: 179,
             mean: 0.087_264,
             standard_error: 0.001_234,
@@ -102,6 +104,7 @@ fn bits_per_dim() -> BitsPerDim {
     let term = |index: i32| (2 + 34 * index as usize, 0.04 * 10_f64.powf(-3.6 * (f64::from(index) / 29.0).powf(0.4)));
     let [prior, diffusion, reconstruction] = [0.000_123, 1.932_44, 1.819_83];
     BitsPerDim {
+        on: JudgedOn::HeldOut,
         n: 179,
         total: prior + diffusion + reconstruction,
         standard_error: 0.011_2,

@@ -52,6 +52,12 @@ pub(super) fn warning(text: &str) -> String {
     format!("<p class=\"warning\">{}</p>\n", unbroken(text))
 }
 
+/// With a capital at its beginning, for headings.
+pub(super) fn capitalised(text: &str) -> String {
+    let mut rest = text.chars();
+    rest.next().map_or_else(String::new, |first| first.to_uppercase().chain(rest).collect())
+}
+
 /// How a metric is called in sentences and headings; names that are not known here stay as they are.
 pub(super) fn metric(name: &str) -> &str {
     match name {

@@ -74,12 +74,16 @@ fn loss(loss: &LossByTime) -> String {
     let bars = [0, 1, 2, 3].map(bar);
     let description = format!("Mean loss by quarter of t, least noise first: {}", texts.join(", "));
     let svg = inline_bars(&bars, &options("part of t, least noise first", "mean loss", YScale::Linear), &description);
-    let summary = format!("Mean over all t: {mean} ({} held-out images).", thousands(loss.n as u64));
-    card("loss", "Held-out loss", &format!("{}{}", svg.unwrap_or_default(), parts::paragraph(&summary)))
+    let summary = format!("Mean over all t: {mean} ({} {}).", thousands(loss.n as u64), loss.on.images());
+    card(
+        "loss",
+        &parts::capitalised(loss.on.loss()),
+        &format!("{}{}", svg.unwrap_or_default(), parts::paragraph(&summary)),
+    )
 }
 
 fn bits_per_dim(bound: &BitsPerDim) -> String {
-    let BitsPerDim { n, total, standard_error, prior, diffusion, reconstruction, terms } = bound;
+    let BitsPerDim { on, n, total, standard_error, prior, diffusion, reconstruction, terms } = bound;
     let figure = Figure::new(*total, Some(*standard_error));
     let points: Vec<(f64, f64)> = terms.iter().map(|&(t, bits)| (t as f64, bits)).collect();
     let y_scale = scale_for(points.iter().map(|point| point.1));
@@ -97,7 +101,7 @@ fn bits_per_dim(bound: &BitsPerDim) -> String {
     ];
     let table = parts::table("Terms of the variational bound", &["term", "bits per dimension"], &rows);
     let table = table.replacen("class=\"numbers\"", "class=\"numbers sum\"", 1);
-    let summary = format!("At most {figure} bits per dimension ({} held-out images).", thousands(*n as u64));
+    let summary = format!("At most {figure} bits per dimension ({} {}).", thousands(*n as u64), on.images());
     card("bound", "Variational bound", &format!("{svg}{}{table}", parts::paragraph(&summary)))
 }
 

@@ -2,6 +2,7 @@
 
 use super::super::{ImageBatch, PairsOptions, grid_png, pairs_picture};
 use super::*;
+use crate::eval::result::JudgedOn;
 
 fn page(evaluation: &Evaluation) -> Page<'_> {
     Page { title: "Digits", evaluation, history: &[], samples: None, neighbours: None, command: None }
@@ -142,6 +143,19 @@ fn copies_are_pointed_out() {
     }
     assert_eq!(warnings(&evaluation), 2);
     assert!(page(&evaluation).html().contains("3 of 2,000 samples are exact copies"));
+}
+
+#[test]
+fn a_loss_on_training_images_is_called_that() {
+    let mut evaluation = example::evaluation();
+    evaluation.neighbours = None;
+    assert!(page(&evaluation).html().contains("Held-out loss</h2>"));
+    if let (Some(loss), Some(bound)) = (&mut evaluation.loss, &mut evaluation.bits_per_dim) {
+        (loss.on, bound.on) = (JudgedOn::Training, JudgedOn::Training);
+    }
+    let html = page(&evaluation).html();
+    assert!(html.contains("Loss on training images</h2>") && !html.contains("eld-out"), "{html}");
+    assert_eq!(html.matches("training images).").count(), 2, "of loss and bound");
 }
 
 #[test]
