@@ -3,8 +3,8 @@
 //! Not here: the network (`infer.rs`), fitting a schedule to its betas (`infer_schedule.rs`), what someone says (`said.rs`).
 
 use super::error::InteropError;
-use super::infer::Inferred;
 use super::infer_schedule::{LARGEST_BETA, describe, named_schedule, rounded};
+use super::inferred::Inferred;
 use super::learned_schedule;
 use super::reference_weights::{ReferenceNetwork, ReferenceWeights, Wrapper};
 use super::state_dict::{StateDict, TensorData};
