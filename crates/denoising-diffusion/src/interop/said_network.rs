@@ -91,6 +91,8 @@ fn read<T: DeserializeOwned>(key: &str, value: &Value) -> Result<T, InteropError
 
 #[cfg(test)]
 mod tests {
+    use std::error::Error;
+
     use serde_json::json;
 
     use super::*;
@@ -100,7 +102,11 @@ mod tests {
         let (diffusion, betas, notes) = (None, None, Vec::new());
         let inferred = Inferred { network, diffusion, betas, assumed: assumed.to_vec(), notes };
         let said = inferred.with_network(said.as_object().unwrap());
-        said.map(|inferred| inferred.network).map_err(|error| error.to_string())
+        let with_cause = |error: InteropError| match error.source() {
+            Some(cause) => format!("{error}: {cause}"),
+            None => error.to_string(),
+        };
+        said.map(|inferred| inferred.network).map_err(with_cause)
     }
 
     #[test]
