@@ -88,7 +88,7 @@ fn what_nobody_says_is_named() {
     assert_eq!(notes(all), "");
     let note = notes("--diffusion elucidated --sigma-data 0.5");
     assert!(
-        note.contains("sigma_max 80") && !note.contains("sigma_data") && !note.contains("noise_schedule"),
+        note.contains("sigma_max 80,") && !note.contains("sigma_data") && !note.contains("noise_schedule"),
         "{note}"
     );
 }

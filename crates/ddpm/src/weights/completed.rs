@@ -54,6 +54,7 @@ impl Reference {
             return Err(Failure::usage(format!("{} does not say the size of its images", path.display()))
                 .hint("give it: --image-size 28, or height x width: --image-size 28x20"));
         };
+        let diffusion = diffusion.for_size(size.height, size.width);
         tell_assumed(&inferred, &diffusion, untold, path);
         let network = inferred.network_for(&self.weights, size.height, size.width)?;
         let image = ImageShape { channels: network.channels().unwrap_or(0), height: size.height, width: size.width };
@@ -149,7 +150,9 @@ fn tell_assumed(inferred: &Inferred, diffusion: &DiffusionConfig, untold: &Recip
         .map(|key| match of_diffusion.get(key).or_else(|| of_network.get(key)) {
             None | Some(Value::Null) => format!("{key} none"),
             Some(Value::String(word)) => format!("{key} {word}"),
-            Some(value) => format!("{key} {value}"),
+            Some(value) => {
+                format!("{key} {}", value.as_f64().map_or_else(|| value.to_string(), |number| number.to_string()))
+            }
         })
         .collect();
     if !taken.is_empty() {
