@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use denoising_diffusion::data::{ChannelPolicy, DataConfig, ImageShape, VectorTable};
-use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig, GuidanceConfig};
+use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig, GuidanceConfig, Threshold};
 use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::result::Sampling;
 use denoising_diffusion::generate::{GenerateError, Generator, Request};
@@ -116,6 +116,10 @@ impl SamplingArgs {
         let Recipe { sample, guidance, .. } = self.flags.0.apply(&recipe).or_usage()?;
         sample.validate(diffusion).or_usage()?;
         guidance.validate().or_usage()?;
+        let limits = self.flags.0.only("threshold").iter().next().is_some() && guidance.threshold != Threshold::None;
+        if limits && !diffusion.shared.auto_normalize {
+            note("warning: --threshold has no effect without auto_normalize: the range of the data is not known");
+        }
         if guidance.cfg_plus_plus && !sample.sampler.renoises() {
             return Err(Failure::usage(format!(
                 "--cfg-plus-plus has no meaning with --sampler {}",

@@ -7,7 +7,7 @@ use denoising_diffusion::data::ImageShape;
 use denoising_diffusion::diffusion::DiffusionConfig;
 use denoising_diffusion::interop::{ReferenceKind, StateDict, Which};
 use denoising_diffusion::model_file::ModelFile;
-use denoising_diffusion::models::{NetworkConfig, UnetConfig};
+use denoising_diffusion::models::{KarrasUnetConfig, NetworkConfig, UnetConfig};
 use serde_json::{Value, json};
 
 use crate::failure::Result;
@@ -107,6 +107,17 @@ fn of_reference(path: &Path, reference: &Reference) -> (Rows, Value) {
         NetworkConfig::Unet(unet) => network_rows(&mut rows, unet),
         other => rows.row("network", networks::in_words(other)),
     };
+    let mut network = json!(inferred.network);
+    if let NetworkConfig::KarrasUnet(karras) = &inferred.network {
+        let shares = attention_shares(karras);
+        if shares.is_empty() {
+            rows.row("attention", "none");
+        } else {
+            let width = karras.attn_dim_head;
+            rows.row("attention", format!("at {} of the size of the data, width {width}", shares.join(", ")));
+        }
+        without_size(&mut network, &shares);
+    }
     match &inferred.diffusion {
         Some(diffusion) => rows.row("diffusion", described(diffusion, inferred.betas.is_some())),
         None if inferred.network.fourier_time() => rows.row("diffusion", "not told (--diffusion)"),
@@ -124,7 +135,7 @@ fn of_reference(path: &Path, reference: &Reference) -> (Rows, Value) {
         "weights": kind,
         "available": available,
         "step": checkpoint.step(),
-        "network": inferred.network,
+        "network": network,
         "diffusion": inferred.diffusion,
         "betas": inferred.betas,
         "assumed": inferred.assumed,
@@ -134,6 +145,21 @@ fn of_reference(path: &Path, reference: &Reference) -> (Rows, Value) {
         "non_finite": weights.state.non_finite(),
     });
     (rows, json)
+}
+
+/// Where a network attends whose size is not told: at which shares of it.
+fn attention_shares(karras: &KarrasUnetConfig) -> Vec<String> {
+    let side = karras.extent.map_or(1, |extent| extent.width);
+    karras.attn_res.iter().filter(|&&size| size > 0).map(|size| format!("1/{}", side / size)).collect()
+}
+
+/// The smallest size that the network takes stands for the one that is not told: it says nothing to anybody.
+fn without_size(network: &mut Value, shares: &[String]) {
+    if let Value::Object(options) = network {
+        options.remove("attn_res");
+        options.remove("extent");
+        options.insert("attn_shares".to_string(), json!(shares));
+    }
 }
 
 fn network_rows<'a>(rows: &'a mut Rows, unet: &UnetConfig) -> &'a mut Rows {

@@ -15,7 +15,7 @@ use denoising_diffusion::data::{DataLayout, VectorTable};
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig};
 use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::generate::{GenerateError, Progress as At, Request};
-use denoising_diffusion::model_file::ModelCard;
+use denoising_diffusion::model_file::{ModelCard, NetworkConfig};
 use denoising_diffusion::nn::params::host_values;
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::{
@@ -47,7 +47,7 @@ pub struct SampleArgs {
     num_samples: Option<usize>,
     #[command(flatten)]
     sampling: SamplingArgs,
-    /// Start from this noise: a float32 .npy file of shape [n, channels, height, width]
+    /// Start from this noise: a float32 .npy file of shape [n, channels, height, width], of sequences [n, channels, length]
     #[arg(long, value_name = "NPY")]
     init_noise: Option<PathBuf>,
     /// Which weights to use [default: ema]
@@ -112,7 +112,7 @@ pub fn run(args: &SampleArgs) -> Result {
     let machine = args.machine.start(Work::Sampling)?;
     let from = args.sampling.open(file, &path, &machine)?;
     let shape = from.shape;
-    let init_noise = args.init_noise.as_deref().map(|noise| read_noise(noise, args.num_samples, shape)).transpose()?;
+    let init_noise = args.init_noise.as_deref().map(|noise| read_noise(noise, args.num_samples, &from)).transpose()?;
     let conditions = args.sampling.conditions(&from, recipe.as_ref())?;
     let vectors = args.sampling.vectors(&from)?;
     let one_each = conditions.as_ref().map(Images::len).max(vectors.as_ref().map(VectorTable::rows));
@@ -178,18 +178,36 @@ fn steps_in_words(sample: &SampleConfig, diffusion: &DiffusionConfig) -> String 
     }
 }
 
-/// x_T of every image.
-fn read_noise(path: &Path, count: Option<usize>, [c, h, w]: [usize; 3]) -> Result<Vec<f32>> {
+/// x_T of every image, in the shape that `--out` would write.
+fn read_noise(path: &Path, count: Option<usize>, from: &Drawable) -> Result<Vec<f32>> {
     let (got, values) = read_npy_f32(path)?;
-    let n = count.map_or("n".to_string(), |n| n.to_string());
-    let fits = matches!(got[..], [n, gc, gh, gw] if n > 0 && count.is_none_or(|count| count == n) && [gc, gh, gw] == [c, h, w]);
-    if fits {
+    let [c, h, w] = from.shape;
+    let network = &from.file.card.network;
+    let sides = sides_of(network, h, w);
+    let fits = |each: &[usize]| *each == [c, h, w] || *each == [&[c], &sides[..]].concat();
+    if matches!(&got[..], [n, each @ ..] if *n > 0 && count.is_none_or(|count| count == *n) && fits(each)) {
         return Ok(values);
     }
+    let n = count.map_or("n".to_string(), |n| n.to_string());
+    let names = match network.layout() {
+        DataLayout::Sequences => "sequences, channels, length",
+        DataLayout::Volumes => "volumes, channels, depth, height, width",
+        _ => "images, channels, height, width",
+    };
+    let sides: String = sides.iter().map(|side| format!(", {side}")).collect();
     Err(Failure::usage(format!(
-        "--init-noise {}: expected an array of shape [{n}, {c}, {h}, {w}] (images, channels, height, width), got {got:?}",
+        "--init-noise {}: expected an array of shape [{n}, {c}{sides}] ({names}), got {got:?}",
         path.display()
     )))
+}
+
+/// The sides of what a network draws, which is carried as `h` by `w`: sequences have a length, volumes lie slice below slice.
+fn sides_of(network: &NetworkConfig, h: usize, w: usize) -> Vec<usize> {
+    match network.layout() {
+        DataLayout::Sequences => vec![w],
+        DataLayout::Volumes => vec![network.depth(), h / network.depth(), w],
+        _ => vec![h, w],
+    }
 }
 
 impl Writing<'_> {
@@ -279,14 +297,7 @@ impl Out {
                 let values: Vec<f32> =
                     images.data.iter().map(|v| (low + (high - low) * f64::from(*v)) as f32).collect();
                 let [n, c, h, w] = images.shape;
-                match card.network.layout() {
-                    DataLayout::Sequences => write_npy_f32(path, &[n, c, w], &values)?,
-                    DataLayout::Volumes => {
-                        let depth = card.network.depth();
-                        write_npy_f32(path, &[n, c, depth, h / depth, w], &values)?;
-                    }
-                    _ => write_npy_f32(path, &[n, c, h, w], &values)?,
-                }
+                write_npy_f32(path, &[&[n, c], &sides_of(&card.network, h, w)[..]].concat(), &values)?;
             }
             Self::Curves(path) => {
                 let (samples, data) = (format!("{} samples", images.shape[0]), "the data");

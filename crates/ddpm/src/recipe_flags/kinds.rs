@@ -66,7 +66,8 @@ impl Kind {
                     .map(Value::Array)
                     .ok_or_else(|| expected("two numbers such as 0.2,5"))
             }
-            Size => text.parse::<ImageSize>().map(|size| Value::String(size.to_string())).map_err(|e| e.to_string()),
+            // As it was typed: 16x16 is no length of sequences, 16 is one.
+            Size => text.parse::<ImageSize>().map(|_| Value::String(text.to_string())).map_err(|e| e.to_string()),
             ValueRange => {
                 let range = text.parse::<data::ValueRange>().map_err(|e| e.to_string())?;
                 Ok(Value::String(range.to_string()))

@@ -242,6 +242,13 @@ const UNTOLD: &[&str] = &[
     "beta_schedule",
     "noise_schedule",
     "sigma_data",
+    "sigma_min",
+    "sigma_max",
+    "rho",
+    "noise_d",
+    "noise_d_low",
+    "noise_d_high",
+    "image_d",
     "cosine_s",
     "sigmoid_start",
     "sigmoid_end",
@@ -249,7 +256,16 @@ const UNTOLD: &[&str] = &[
     "auto_normalize",
     "sinusoidal_pos_emb_theta",
     "mid_attn_heads",
+    "mp_cat_t",
+    "mp_add_emb_t",
+    "attn_res_mp_add_t",
+    "image_transform",
 ];
+
+/// Whether a flag says this key of weights that do not tell it.
+pub fn is_untold(key: &str) -> bool {
+    UNTOLD.contains(&key)
+}
 
 impl Args for UntoldFlags {
     fn augment_args(command: Command) -> Command {

@@ -64,6 +64,9 @@ pub struct SimpleConfig {
 const STEPS: usize = 500;
 /// Offset of the cosine schedule.
 const COSINE_S: f64 = 0.008;
+/// No cosine is smaller: cos(pi / 2) in f32, as the reference computes. In f64 log-SNR would fall to -75 at t = 1, where sampling starts, and training,
+/// whose t are below 1, shows a network nothing like it; so it ends at -33.9.
+const LEAST_COSINE: f64 = 4.371_139e-8;
 
 impl ContinuousTimeConfig {
     /// # Errors
@@ -167,7 +170,7 @@ impl LogSnr {
         match self {
             Self::Linear => linear(t),
             Self::Cosine => {
-                let cos = ((t + COSINE_S) / (1.0 + COSINE_S) * quarter).cos();
+                let cos = ((t + COSINE_S) / (1.0 + COSINE_S) * quarter).cos().max(LEAST_COSINE);
                 -(cos.powi(-2) - 1.0).max(1e-5).ln()
             }
             Self::ShiftedCosine { at_0, at_1 } => {

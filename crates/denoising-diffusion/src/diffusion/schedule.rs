@@ -258,12 +258,12 @@ pub fn variance_preserving(log_snr: f64) -> NoiseLevel {
     NoiseLevel { alpha: sigmoid(log_snr).sqrt(), sigma: sigmoid(-log_snr).sqrt(), time: 0.0 }
 }
 
-/// In f32, from both ends, as `torch.linspace` does it: the cut to integers shows the difference.
+/// In f32, from both ends, rounded once per point, as `torch.linspace` does it: the cut to integers shows the difference.
 fn spaced_times(timesteps: usize, steps: usize) -> Vec<i64> {
     let (first, last) = (-1.0_f32, timesteps as f32 - 1.0);
     let step = (last - first) / steps as f32;
     let point = |k: usize| {
-        if k < steps.div_ceil(2) { first + step * k as f32 } else { last - step * (steps - k) as f32 }
+        if k < steps.div_ceil(2) { step.mul_add(k as f32, first) } else { (-step).mul_add((steps - k) as f32, last) }
     };
     (0..=steps).rev().map(|k| point(k) as i64).collect()
 }
@@ -320,6 +320,24 @@ mod tests {
             prop_assert_eq!(tables.level(last as f64).alpha, 0.0);
             prop_assert!((tables.alphas_cumprod[0] - plain.alphas_cumprod[0]).abs() < 1e-9);
             prop_assert!(tables.alphas_cumprod.windows(2).all(|pair| pair[1] <= pair[0]));
+        }
+    }
+
+    /// `list(reversed(torch.linspace(-1, T - 1, steps = S + 1).int().tolist()))` of torch, where rounding twice would differ.
+    #[test]
+    fn times_are_those_of_torch() {
+        for (timesteps, expected) in [
+            (16, &[15, 13, 12, 11, 10, 9, 8, 6, 5, 4, 3, 2, 1, 0, -1][..]),
+            (32, &[31, 28, 26, 24, 21, 19, 17, 14, 12, 10, 8, 5, 3, 1, -1]),
+            (
+                64,
+                &[
+                    63, 60, 58, 56, 54, 52, 50, 48, 45, 43, 41, 39, 37, 35, 33, 30, 28, 26, 24, 22, 20, 18, 16, 13, 11,
+                    9, 7, 5, 3, 1, -1,
+                ],
+            ),
+        ] {
+            assert_eq!(spaced_times(timesteps, expected.len() - 1), expected);
         }
     }
 }

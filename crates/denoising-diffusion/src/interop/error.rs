@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use crate::diffusion::DiffusionConfigError;
+use crate::models::NetworkConfigError;
 use crate::models::unet_config::UnetConfigError;
 
 /// Why weights could not be read, written or understood. Each variant carries what was expected and what came;
@@ -56,11 +57,20 @@ pub enum InteropError {
     NoConfiguration(String),
     #[error("the tensors describe a U-Net that is not allowed")]
     Unet(#[from] UnetConfigError),
+    #[error("what is known of the network describes none that is allowed")]
+    Network(#[from] NetworkConfigError),
+    #[error(
+        "the network is a KarrasUnet3D, for volumes, whose depth no tensor tells: of the library, `interop::infer_karras_unet` takes it"
+    )]
+    Volumes,
     #[error("what is known of the diffusion describes none that is allowed")]
     Diffusion(#[from] DiffusionConfigError),
     /// Someone said something else than the tensors do.
     #[error("`{key} = {said}` contradicts the file, whose tensors tell {told}")]
     Contradicted { key: String, said: String, told: String },
+    /// Someone said what the tensors tell, or what means nothing to the network.
+    #[error("`{key}` is told by the tensors, or means nothing to their network")]
+    NotOpen { key: String },
     /// Nobody said what the tensors do not tell.
     #[error("the file does not tell the diffusion: its {} must be given", missing.join(", "))]
     Untold { missing: Vec<&'static str> },
@@ -93,20 +103,26 @@ impl InteropError {
                 "give a checkpoint of the package's Trainer, or a state dict of one of its diffusion classes or networks"
             }
             Self::NoSuchWeights { .. } => "choose other weights with --weights",
-            Self::Missing { .. } | Self::Unknown { .. } | Self::Shape { .. } | Self::NoConfiguration(_) => {
-                "the network may come from another package, an old version, or changed code"
-            }
+            Self::Missing { .. }
+            | Self::Unknown { .. }
+            | Self::Shape { .. }
+            | Self::NoConfiguration(_)
+            | Self::Unet(_) => "the network may come from another package, an old version, or changed code",
             Self::NotThere { .. } => {
                 "write it in our format; the reference has no conditions but classes, and with classes it has linear attention in every stage, \
                  no learned keys (num_mem_kv = 0) and strided downsampling"
             }
-            Self::Contradicted { .. } => "leave it out: what the file tells is used",
+            Self::Contradicted { .. } | Self::NotOpen { .. } => "leave it out: what the file tells is used",
             Self::Untold { .. } => {
                 "the package's defaults are timesteps 1000, beta_schedule sigmoid, objective pred_v; in continuous time noise_schedule \
                  linear, objective pred_noise"
             }
-            Self::Diffusion(_) | Self::Unet(_) => "give the configuration by flags",
-            Self::Integer { .. } | Self::ValueCount { .. } | Self::ReservedName(_) => return None,
+            Self::Volumes => "`ddpm` draws from networks for volumes that it trained itself",
+            Self::Diffusion(_)
+            | Self::Network(_)
+            | Self::Integer { .. }
+            | Self::ValueCount { .. }
+            | Self::ReservedName(_) => return None,
         })
     }
 }

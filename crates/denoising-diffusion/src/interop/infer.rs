@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use super::error::InteropError;
 use super::infer_diffusion::infer_diffusion;
+use super::inferred::Inferred;
 use super::karras_unet::infer_karras_unet;
 use super::layout::reference_layout;
 use super::names::refuse_unknown;
@@ -12,88 +13,9 @@ use super::reference_weights::{ReferenceNetwork, ReferenceWeights};
 use super::state_dict::StateDict;
 use super::uvit::infer_uvit;
 use crate::data::DataLayout;
-use crate::diffusion::DiffusionConfig;
 use crate::models::unet_config::{Downsampling, PerStage, UnetConfig};
 use crate::models::{Extent, KarrasUnetConfig, NetworkConfig};
 use crate::nn::Axes;
-
-/// What the tensors of a reference checkpoint tell.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Inferred {
-    /// Fits the tensors exactly: every parameter is there in its shape, and none is left over. Of a KarrasUnet the size of the data is still
-    /// open, see [`network_for`](Self::network_for).
-    pub network: NetworkConfig,
-    /// `None` if nothing tells the formulation. See [`diffusion_with`](Self::diffusion_with).
-    pub diffusion: Option<DiffusionConfig>,
-    /// The stored noise schedule if no named one gives it; `diffusion.beta_schedule` and its parameters then mean nothing.
-    pub betas: Option<Vec<f64>>,
-    /// Configuration keys that no tensor tells; they hold the likeliest values. `diffusion` among them: the formulation itself, and so
-    /// all of its options.
-    pub assumed: Vec<&'static str>,
-    /// What was inferred from what, and what remains open, in sentences.
-    pub notes: Vec<String>,
-}
-
-impl Inferred {
-    /// The same with another number of heads in the middle block, where no tensor tells it.
-    ///
-    /// # Errors
-    /// The tensors tell it, or their features cannot be shared out to so many heads.
-    pub fn with_mid_attn_heads(mut self, heads: usize) -> Result<Self, InteropError> {
-        let told = || InteropError::Contradicted {
-            key: "mid_attn_heads".to_string(),
-            told: "the heads of every attention".to_string(),
-            said: heads.to_string(),
-        };
-        let NetworkConfig::Unet(unet) = &mut self.network else { return Err(told()) };
-        let (Some(assumed), Some(dim_head)) = (unet.mid_attn_heads, unet.mid_attn_dim_head) else {
-            return Err(told());
-        };
-        let features = assumed * dim_head;
-        if heads == 0 || !features.is_multiple_of(heads) {
-            return Err(no_configuration(format!(
-                "the middle block's attention has {features} features, which are no multiple of {heads} heads"
-            )));
-        }
-        (unet.mid_attn_heads, unet.mid_attn_dim_head) = (Some(heads), Some(features / heads));
-        Ok(self)
-    }
-
-    /// The U-Net, if it is one.
-    pub fn unet(&self) -> Option<&UnetConfig> {
-        match &self.network {
-            NetworkConfig::Unet(unet) => Some(unet),
-            _ => None,
-        }
-    }
-
-    /// The network for data of a size, as a model card says it. Only of a KarrasUnet the size decides something: at which of its stages it
-    /// attends.
-    ///
-    /// # Errors
-    /// A KarrasUnet for volumes, whose depth nobody says.
-    pub fn network_for(
-        &self,
-        weights: &ReferenceWeights,
-        height: usize,
-        width: usize,
-    ) -> Result<NetworkConfig, InteropError> {
-        match &self.network {
-            NetworkConfig::Unet(unet) => Ok(NetworkConfig::of_unet(unet.clone())),
-            NetworkConfig::KarrasUnet(config) => {
-                let layout = config.extent.map_or(DataLayout::Images, |extent| extent.layout);
-                if layout == DataLayout::Volumes {
-                    let what = "a KarrasUnet for volumes: `interop::infer_karras_unet` takes their depth".to_string();
-                    return Err(no_configuration(what));
-                }
-                let height = if layout == DataLayout::Sequences { 1 } else { height };
-                let extent = Extent { layout, depth: 1, height, width };
-                Ok(NetworkConfig::KarrasUnet(infer_karras_unet(&weights.state, extent)?))
-            }
-            other => Ok(other.clone()),
-        }
-    }
-}
 
 /// Sides above this are no layer's; the bound keeps products of sides within `usize`.
 const WIDEST: usize = 1 << 20;
@@ -108,10 +30,13 @@ pub(super) fn infer(weights: &ReferenceWeights) -> Result<Inferred, InteropError
             (NetworkConfig::Uvit(config), vec!["vit_dropout", "image_transform"], vec![note.to_string()])
         }
         ReferenceNetwork::KarrasUnet => {
-            let note = "no tensor tells dropout, the shares mp_*_t and *_mp_add_t, and downsample_types: taken as the package's";
-            let assumed =
-                vec!["dropout", "mp_cat_t", "mp_add_emb_t", "attn_mp_add_t", "resnet_mp_add_t", "downsample_types"];
-            (NetworkConfig::KarrasUnet(karras_unet(&weights.state)?), assumed, vec![note.to_string()])
+            let config = karras_unet(&weights.state)?;
+            let assumed = open_in_karras_unet(&config);
+            let note = format!(
+                "no tensor tells {}: taken as the package's (dropout matters for training only)",
+                assumed.join(", ")
+            );
+            (NetworkConfig::KarrasUnet(config), assumed, vec![note])
         }
     };
     let mut inferred = Inferred { network, diffusion: None, betas: None, assumed, notes };
@@ -156,6 +81,21 @@ fn karras_unet(state: &StateDict) -> Result<KarrasUnetConfig, InteropError> {
         _ => return Err(no_configuration(format!("a first kernel of {rank} axes"))),
     };
     infer_karras_unet(state, Extent { layout, depth, height, width: side })
+}
+
+/// What no tensor tells and means something. Not the share `resnet_mp_add_t`: the package takes it and uses its default.
+fn open_in_karras_unet(config: &KarrasUnetConfig) -> Vec<&'static str> {
+    let volumes = config.extent.is_some_and(|extent| extent.layout == DataLayout::Volumes);
+    [
+        ("dropout", true),
+        ("mp_cat_t", true),
+        ("mp_add_emb_t", config.num_classes > 0),
+        ("attn_res_mp_add_t", !config.attn_res.is_empty()),
+        ("downsample_types", volumes),
+    ]
+    .into_iter()
+    .filter_map(|(key, means)| means.then_some(key))
+    .collect()
 }
 
 fn infer_unet(state: &StateDict, notes: &mut Vec<String>) -> Result<UnetConfig, InteropError> {
@@ -328,93 +268,4 @@ fn no_configuration(what: String) -> InteropError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::TensorData;
-    use super::*;
-    use crate::models::Unet1dConfig;
-
-    fn state(config: &UnetConfig) -> StateDict {
-        let layout = reference_layout(config).unwrap();
-        let zeros = |shape: &[usize]| TensorData::new(shape, vec![0.0; shape.iter().product()]).unwrap();
-        layout.into_iter().map(|p| (p.reference, zeros(&p.reference_shape))).collect()
-    }
-
-    fn alone(unet: StateDict) -> ReferenceWeights {
-        ReferenceWeights { state: unet, ..ReferenceWeights::default() }
-    }
-
-    fn inferred(config: &UnetConfig) -> Inferred {
-        alone(state(config)).infer().unwrap()
-    }
-
-    fn network_of(found: &Inferred) -> NetworkConfig {
-        found.network_for(&ReferenceWeights::default(), 8, 8).unwrap()
-    }
-
-    fn small() -> UnetConfig {
-        UnetConfig { dim: 4, dim_mults: vec![1, 3], channels: 2, ..UnetConfig::default() }
-    }
-
-    #[test]
-    fn configurations_come_back_from_their_shapes() {
-        for config in [
-            UnetConfig { dim: 8, ..UnetConfig::default() },
-            small(),
-            UnetConfig { dim_mults: vec![2], init_dim: Some(6), ..small() },
-            UnetConfig { self_condition: true, ..small() },
-            UnetConfig { learned_variance: true, ..small() },
-            UnetConfig { out_dim: Some(5), ..small() },
-            UnetConfig { learned_sinusoidal_cond: true, learned_sinusoidal_dim: 6, ..small() },
-            UnetConfig { full_attn: Some(PerStage::All(false)), ..small() },
-            UnetConfig { full_attn: Some(PerStage::All(true)), ..small() },
-            UnetConfig { full_attn: Some(PerStage::Each(vec![true, false])), ..small() },
-            UnetConfig { attn_heads: PerStage::Each(vec![1, 4]), attn_dim_head: PerStage::Each(vec![4, 7]), ..small() },
-        ] {
-            let found = inferred(&config);
-            assert_eq!(found.unet(), Some(&config));
-            assert_eq!((found.diffusion, found.betas), (None, None));
-        }
-    }
-
-    #[test]
-    fn what_cannot_be_told_is_said() {
-        let found = inferred(&UnetConfig { random_fourier_features: true, ..small() });
-        assert!(found.unet().unwrap().learned_sinusoidal_cond);
-        assert!(found.notes.iter().any(|note| note.contains("learned or random")));
-        assert_eq!(found.assumed, ["dropout"]);
-        assert_eq!(inferred(&small()).assumed, ["dropout", "sinusoidal_pos_emb_theta"]);
-    }
-
-    #[test]
-    fn older_networks_come_back_from_their_shapes() {
-        let sequences = Unet1dConfig { dim: 4, dim_mults: vec![1, 3], channels: 2, ..Unet1dConfig::default() };
-        let found = inferred(&sequences.unet());
-        assert_eq!(network_of(&found), NetworkConfig::Unet1d(sequences.clone()));
-        let learned = Unet1dConfig { attn_heads: 2, learned_variance: true, ..sequences };
-        assert_eq!(inferred(&learned.unet()).unet(), Some(&learned.unet()));
-        let with_classes = UnetConfig { num_classes: 7, axes: Axes::Both, ..learned.unet() };
-        let found = inferred(&with_classes);
-        assert_eq!(network_of(&found), NetworkConfig::Unet(with_classes));
-        assert!(found.notes.iter().any(|note| note.contains("7 classes")));
-    }
-
-    #[test]
-    fn what_does_not_fit_is_named() {
-        let refused = |change: &dyn Fn(&mut StateDict)| {
-            let mut state = state(&small());
-            change(&mut state);
-            alone(state).infer().unwrap_err().to_string()
-        };
-        let zeros = |shape: &[usize]| TensorData::new(shape, vec![0.0; shape.iter().product()]).unwrap();
-        let text = refused(&|state| drop(state.remove("time_mlp.3.weight")));
-        assert!(text.contains("`time_mlp.3.weight` is missing"), "{text}");
-        let text = refused(&|state| drop(state.insert("init_conv.weight", zeros(&[4, 2]))));
-        assert!(text.contains("4 axes"), "{text}");
-        let text = refused(&|state| drop(state.insert("ups.0.3.1.bias", zeros(&[5]))));
-        assert!(text.contains("`ups.0.3.1.bias` must have shape [4], got [5]"), "{text}");
-        let text = refused(&|state| drop(state.insert("extra", zeros(&[5]))));
-        assert!(text.contains("extra"), "{text}");
-        let text = refused(&|state| drop(state.insert("downs.0.2.mem_kv", zeros(&[2, 1 << 40, 0, 1]))));
-        assert!(text.contains("expected 1 to"), "{text}");
-    }
-}
+mod tests;

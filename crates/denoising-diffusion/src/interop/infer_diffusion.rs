@@ -3,8 +3,8 @@
 //! Not here: the network (`infer.rs`), fitting a schedule to its betas (`infer_schedule.rs`), what someone says (`said.rs`).
 
 use super::error::InteropError;
-use super::infer::Inferred;
 use super::infer_schedule::{LARGEST_BETA, describe, named_schedule, rounded};
+use super::inferred::Inferred;
 use super::learned_schedule;
 use super::reference_weights::{ReferenceNetwork, ReferenceWeights, Wrapper};
 use super::state_dict::{StateDict, TensorData};
@@ -164,18 +164,28 @@ fn continuous_time(inferred: &mut Inferred) -> DiffusionConfig {
 /// The stored weight is `min(SNR, gamma)`, or SNR, times a factor of the SNR that only the objective decides.
 fn infer_objective(tables: &StateDict, betas: &[f64], inferred: &mut Inferred) -> (Objective, SharedConfig) {
     let weights = tables.get("loss_weight").map(|table| table.values.as_slice()).filter(|w| w.len() == betas.len());
+    let objectives = [Objective::PredNoise, Objective::PredX0, Objective::PredV];
     let found = weights.and_then(|weights| {
         let snr: Vec<f64> = cumulative(betas).into_iter().map(|bar| bar / (1.0 - bar)).collect();
-        [Objective::PredNoise, Objective::PredX0, Objective::PredV]
-            .into_iter()
-            .find_map(|objective| Some((objective, weighting(objective, weights, &snr)?)))
+        let scaled = objectives.map(|objective| (objective, scaled_by_snr(objective, weights, &snr)));
+        // Few weights can be read as clipped ones of another objective, but hardly as its unclipped ones.
+        let plain = scaled.iter().find(|(_, scaled)| is_plain(scaled)).map(|(objective, _)| (*objective, None));
+        let clipped = || scaled.iter().find_map(|(objective, scaled)| Some((*objective, Some(clipping(scaled)?))));
+        let (objective, weighting) = plain.or_else(clipped)?;
+        Some((objective, weighting, scaled[0].1.len()))
     });
     match found {
-        Some((objective, weighting)) => {
+        Some((objective, weighting, telling)) => {
             let mut shared = SharedConfig { min_snr_loss_weight: Some(weighting.is_some()), ..SharedConfig::default() };
             shared.min_snr_gamma = weighting.unwrap_or(shared.min_snr_gamma);
             let weighted = weighting.map_or(String::new(), |gamma| format!(" with min-SNR weighting, gamma {gamma}"));
             inferred.note(format!("objective {}{weighted} gives the table `loss_weight`", objective.name()));
+            if telling < TELLING {
+                inferred.assume(
+                    &["objective", "min_snr_loss_weight", "min_snr_gamma"],
+                    &format!("the objective for sure: {telling} weights fit several"),
+                );
+            }
             (objective, shared)
         }
         None => {
@@ -186,10 +196,13 @@ fn infer_objective(tables: &StateDict, betas: &[f64], inferred: &mut Inferred) -
     }
 }
 
-/// `Some(None)`: the weights are this objective's without clipping; `Some(Some(gamma))`: with min-SNR clipping.
-fn weighting(objective: Objective, weights: &[f32], snr: &[f64]) -> Option<Option<f64>> {
+/// So many weights tell an objective from the others.
+const TELLING: usize = 3;
+
+/// Weights times the factor that makes the objective's `min(SNR, gamma)`, or SNR, beside SNR.
+fn scaled_by_snr(objective: Objective, weights: &[f32], snr: &[f64]) -> Vec<(f64, f64)> {
     // SNR is 0 where a schedule ends in pure noise, and no weight can be read there.
-    let clipped: Vec<(f64, f64)> = weights
+    weights
         .iter()
         .zip(snr)
         .filter(|(weight, snr)| weight.is_finite() && snr.is_finite() && **snr > 0.0)
@@ -201,15 +214,24 @@ fn weighting(objective: Objective, weights: &[f32], snr: &[f64]) -> Option<Optio
             };
             (f64::from(weight) * factor, snr)
         })
-        .collect();
-    let equal = |a: f64, b: f64| (a - b).abs() <= 1e-3 * b;
+        .collect()
+}
+
+/// Whether the weights are the objective's without clipping.
+fn is_plain(scaled: &[(f64, f64)]) -> bool {
+    !scaled.is_empty() && scaled.iter().all(|&(got, snr)| equal(got, snr))
+}
+
+/// The gamma of min-SNR clipping that gives the weights.
+fn clipping(scaled: &[(f64, f64)]) -> Option<f64> {
     // SNR falls with t, so the first weight shows where it was clipped.
-    let &(plateau, largest) = clipped.first()?;
-    if clipped.iter().all(|&(got, snr)| equal(got, snr)) {
-        return Some(None);
-    }
+    let &(plateau, largest) = scaled.first()?;
     let gamma = rounded(plateau).find(|&gamma| equal_closely(gamma, plateau)).unwrap_or(plateau);
-    (gamma < largest && clipped.iter().all(|&(got, snr)| equal(got, snr.min(gamma)))).then_some(Some(gamma))
+    (gamma < largest && scaled.iter().all(|&(got, snr)| equal(got, snr.min(gamma)))).then_some(gamma)
+}
+
+fn equal(a: f64, b: f64) -> bool {
+    (a - b).abs() <= 1e-3 * b
 }
 
 /// Within what f32 tables leave open.

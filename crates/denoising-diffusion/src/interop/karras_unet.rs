@@ -43,10 +43,9 @@ pub fn infer_karras_unet(state: &StateDict, extent: Extent) -> Result<KarrasUnet
         false => 0,
     };
     let is_down = |i: usize| state.contains(&format!("downs.{i}.downsample_conv.weight"));
-    let memory = |block: &str| ["attn", "attn.0"].iter().find_map(|attn| state.get(&format!("{block}.{attn}.mem_kv")));
-    let factorized = (0..counted(state, "downs")).any(|i| state.contains(&format!("downs.{i}.attn.1.mem_kv")));
-    let (mut counts, mut widest, mut attn_res, mut attn_dim_head) = (vec![0], dim, Vec::new(), None);
-    let mut size = if extent.height == 1 { extent.width } else { extent.height.min(extent.width) };
+    let attends = |block: &str| ["attn", "attn.0"].iter().any(|attn| state.contains(&format!("{block}.{attn}.mem_kv")));
+    let own_size = if extent.height == 1 { extent.width } else { extent.height.min(extent.width) };
+    let (mut counts, mut widest, mut attn_res, mut size) = (vec![0], dim, Vec::new(), own_size);
     for i in 0..counted(state, "downs") {
         match counts.last_mut() {
             Some(count) if !is_down(i) => *count += 1,
@@ -56,19 +55,19 @@ pub fn infer_karras_unet(state: &StateDict, extent: Extent) -> Result<KarrasUnet
             }
         }
         widest = first_sides(state, &format!("downs.{i}.block1.1.weight"))?[0];
-        if let Some(memory) = memory(&format!("downs.{i}")) {
-            if attn_res.last() != Some(&size) {
-                attn_res.push(size);
-            }
-            attn_dim_head = memory.shape.last().copied();
+        if attends(&format!("downs.{i}")) && attn_res.last() != Some(&size) {
+            attn_res.push(size);
         }
     }
-    // At the size of the data only the block that leads back to it attends, before the last blocks of the way up.
-    if let Some(last) = counted(state, "ups").checked_sub(counts[0] + 2)
-        && memory(&format!("ups.{last}")).is_some()
-    {
-        attn_res.insert(0, if extent.height == 1 { extent.width } else { extent.height.min(extent.width) });
+    // At the size of the data the blocks on the way down never attend: only the block that leads back to it does, before the last blocks of the
+    // way up, and, where nothing is halved, the middle.
+    let led_back = counted(state, "ups").checked_sub(counts[0] + 2).map(|last| format!("ups.{last}"));
+    let unhalved = (counts.len() == 1).then(|| "mids.0".to_string());
+    if led_back.into_iter().chain(unhalved).any(|block| attends(&block)) {
+        attn_res.insert(0, own_size);
     }
+    let memory = state.iter().find(|(name, _)| name.ends_with(".mem_kv")).map(|(_, memory)| memory);
+    let factorized = state.names().any(|name| name.ends_with(".attn.1.mem_kv"));
     let default = KarrasUnetConfig::default();
     Ok(KarrasUnetConfig {
         dim,
@@ -84,7 +83,7 @@ pub fn infer_karras_unet(state: &StateDict, extent: Extent) -> Result<KarrasUnet
             true => SpaceTimeAttention::FactorizedAtResizing,
             false => SpaceTimeAttention::Joint,
         },
-        attn_dim_head: attn_dim_head.unwrap_or(default.attn_dim_head),
+        attn_dim_head: memory.and_then(|memory| memory.shape.last().copied()).unwrap_or(default.attn_dim_head),
         fourier_dim,
         self_condition: inputs == 2 * out + 1,
         num_classes,
@@ -169,6 +168,51 @@ mod tests {
         ] {
             assert_eq!(our_name(reference).as_deref(), ours, "{reference}");
         }
+    }
+
+    fn told(config: &KarrasUnetConfig, attends: &[&str], downs: usize) -> KarrasUnetConfig {
+        let mut state = StateDict::new();
+        let mut insert = |name: &str, shape: &[usize]| {
+            let values = vec![0.0; shape.iter().product()];
+            state.insert(name, TensorData::new(shape, values).unwrap());
+        };
+        insert("input_block.weight", &[config.dim, config.channels + 1, 3, 3]);
+        insert("output_block.0.weight", &[config.channels, config.dim, 3, 3]);
+        insert("to_time_emb.0.weights", &[8]);
+        for i in 0..downs {
+            insert(&format!("downs.{i}.block1.1.weight"), &[config.dim, config.dim, 3, 3]);
+        }
+        for i in 0..config.num_downsamples {
+            insert(&format!("downs.{}.downsample_conv.weight", i + 1), &[config.dim, config.dim, 1, 1]);
+        }
+        for i in 0..(downs + 1 + config.num_downsamples) {
+            insert(&format!("ups.{i}.block1.1.weight"), &[config.dim, config.dim, 3, 3]);
+        }
+        for block in attends {
+            insert(&format!("{block}.attn.mem_kv"), &[2, 2, 4, config.attn_dim_head]);
+        }
+        infer_karras_unet(&state, config.extent.unwrap()).unwrap()
+    }
+
+    /// Stages at the size of the data attend in the block alone that leads back to it; with nothing halved, in the middle.
+    #[test]
+    fn attention_at_the_size_of_the_data_is_told() {
+        let square = |side| Some(Extent { layout: DataLayout::Images, depth: 1, height: side, width: side });
+        let config = |side, num_downsamples, attn_dim_head| KarrasUnetConfig {
+            dim: 4,
+            dim_max: 4,
+            channels: 3,
+            num_downsamples,
+            num_blocks_per_stage: PerStage::All(1),
+            attn_res: vec![side],
+            attn_dim_head,
+            extent: square(side),
+            ..KarrasUnetConfig::default()
+        };
+        assert_eq!(told(&config(6, 1, 16), &["ups.2"], 3), config(6, 1, 16));
+        assert_eq!(told(&config(4, 0, 8), &["mids.0", "mids.1"], 1), config(4, 0, 8));
+        let none = KarrasUnetConfig { attn_res: Vec::new(), ..config(4, 0, 64) };
+        assert_eq!(told(&config(4, 0, 64), &[], 1), none);
     }
 
     #[test]

@@ -168,14 +168,28 @@ impl Root {
             return None;
         }
         let which = if network.split('.').any(|part| part == "ema_model") { Which::Ema } else { Which::Model };
+        let holder = without_torch_wrappers(network);
         let within =
-            |attribute| network.strip_suffix(attribute).filter(|outer| outer.is_empty() || outer.ends_with('.'));
+            |attribute| holder.strip_suffix(attribute).filter(|outer| outer.is_empty() || outer.ends_with('.'));
         let (wrapper, outer) = [(Wrapper::Model, "model."), (Wrapper::Net, "net.")]
             .into_iter()
             .find_map(|(wrapper, attribute)| Some((wrapper, within(attribute)?)))
             .unwrap_or((Wrapper::None, network));
         Some(Self { which, network: network.to_string(), wrapper, outer: outer.to_string() })
     }
+}
+
+/// A network's prefix up to the attribute that holds it: `torch.compile` and `DataParallel` put parts of their own behind that.
+fn without_torch_wrappers(mut prefix: &str) -> &str {
+    let part = |prefix: &'_ str| ["_orig_mod.", "module."].into_iter().find(|part| prefix.ends_with(part));
+    while let Some(part) = part(prefix) {
+        let outer = &prefix[..prefix.len() - part.len()];
+        if !(outer.is_empty() || outer.ends_with('.')) {
+            break;
+        }
+        prefix = outer;
+    }
+    prefix
 }
 
 impl Source {

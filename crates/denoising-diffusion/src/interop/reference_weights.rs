@@ -2,7 +2,8 @@
 //! configurations from tensors (`infer.rs`).
 
 use super::error::InteropError;
-use super::infer::{Inferred, infer};
+use super::infer::infer;
+use super::inferred::Inferred;
 use super::karras_unet::karras_unet_to_ours;
 use super::learned_schedule;
 use super::names::to_ours;

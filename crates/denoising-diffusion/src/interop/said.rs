@@ -4,13 +4,24 @@
 use serde_json::{Map, Value};
 
 use super::error::InteropError;
-use super::infer::Inferred;
-use crate::diffusion::DiffusionConfig;
+use super::inferred::Inferred;
+use crate::diffusion::{DiffusionConfig, FormulationConfig};
 
 const FORMULATION: &str = "diffusion";
 
 /// What the meaning of an output depends on most: not guessed where the tensors tell nothing at all.
-const NEEDED: [&str; 4] = ["timesteps", "beta_schedule", "noise_schedule", "objective"];
+fn needed(formulation: &FormulationConfig) -> &'static [&'static str] {
+    match formulation {
+        FormulationConfig::Gaussian(_) => &["timesteps", "beta_schedule", "objective"],
+        // Their classes predict noise, and noise and data, whatever they are told.
+        FormulationConfig::LearnedVariance(_) | FormulationConfig::WeightedObjective(_) => {
+            &["timesteps", "beta_schedule"]
+        }
+        FormulationConfig::ContinuousTime(_) => &["noise_schedule", "objective"],
+        FormulationConfig::Simple(_) => &["objective"],
+        FormulationConfig::Elucidated(_) | FormulationConfig::RectifiedFlow(_) => &[],
+    }
+}
 
 impl Inferred {
     /// The formulation, with keys of a [`DiffusionConfig`] that someone gives (`diffusion`, `objective`, `noise_schedule`, ...). They
@@ -61,9 +72,8 @@ impl Inferred {
 
 fn all_said(said: &Map<String, Value>) -> Result<DiffusionConfig, InteropError> {
     let config = DiffusionConfig::try_from(said.clone())?;
-    let known = Map::from(config.clone());
     let missing: Vec<&str> =
-        NEEDED.into_iter().filter(|key| known.contains_key(*key) && !said.contains_key(*key)).collect();
+        needed(&config.formulation).iter().copied().filter(|key| !said.contains_key(*key)).collect();
     if missing.is_empty() { Ok(config) } else { Err(InteropError::Untold { missing }) }
 }
 
@@ -153,6 +163,7 @@ mod tests {
         assert_eq!(missing(json!({})), ["timesteps", "beta_schedule", "objective"]);
         assert_eq!(missing(json!({"timesteps": 10, "objective": "pred_v"})), ["beta_schedule"]);
         assert_eq!(missing(json!({"diffusion": "weighted_objective"})), ["timesteps", "beta_schedule"]);
+        assert_eq!(missing(json!({"diffusion": "learned_variance", "timesteps": 10})), ["beta_schedule"]);
         assert_eq!(missing(json!({"diffusion": "continuous_time"})), ["noise_schedule", "objective"]);
         assert!(with(&nothing, json!({"diffusion": "elucidated"})).is_ok());
         let said = json!({"timesteps": 10, "objective": "pred_v", "beta_schedule": "linear"});

@@ -144,7 +144,10 @@ pub enum UnetConfigError {
     PerStage { key: &'static str, stages: usize, got: usize },
     #[error("`learned_sinusoidal_dim` must be even, got {0}")]
     OddFourierDim(usize),
-    #[error("`dim` must be even (half of the time embedding is sines, half cosines) and at least 4, got {0}")]
+    #[error(
+        "`dim` must be even (half of the time embedding is sines, half cosines) and at least 4, got {0}; with `learned_sinusoidal_cond` or \
+         `random_fourier_features` it may be any"
+    )]
     BadDim(usize),
     #[error("`dropout` must lie in [0, 1), got {0}")]
     Dropout(f64),
@@ -249,7 +252,7 @@ impl UnetConfig {
             return Err(UnetConfigError::NoStages);
         }
         at_least_one("dim", self.dim)?;
-        if self.dim < 4 || !self.dim.is_multiple_of(2) {
+        if !self.fourier_time() && (self.dim < 4 || !self.dim.is_multiple_of(2)) {
             return Err(UnetConfigError::BadDim(self.dim));
         }
         at_least_one("channels", self.channels)?;

@@ -24,15 +24,19 @@ pub fn lms<const D: usize>(
     let mut slopes: Vec<(f64, Tensor<D>)> = Vec::new();
     walk_once(denoiser, x, levels, callback, |_, x, estimate, [t, s]| {
         let x_start = &estimate.x_start;
+        let constant_slope = exponential_step(x.clone(), x_start.clone(), [t, s]);
         if t.is_pure_noise() || s.is_clean() {
-            return exponential_step(x, x_start.clone(), [t, s]);
+            return constant_slope;
         }
         let (from, to) = (t.sigma / t.alpha, s.sigma / s.alpha);
-        slopes.insert(0, (from, eps_of(&x, x_start, t)));
+        let eps = eps_of(&x, x_start, t);
+        slopes.insert(0, (from, eps.clone()));
         slopes.truncate(ORDER);
         let nodes: Vec<f64> = slopes.iter().map(|(node, _)| *node).collect();
         let weights = lagrange_integrals(&nodes, [from, to], |_| 1.0);
-        let whole_step = slopes.iter().zip(weights).map(|((_, eps), weight)| eps.clone() * (weight * s.alpha));
-        whole_step.fold(x * (s.alpha / t.alpha), |x, part| x + part)
+        // The weights add up to `to - from`. Adding whole slopes to `x s.alpha / t.alpha` would be the same, but for what is lost where t.alpha is
+        // nearly 0 and both are huge.
+        let earlier = slopes.iter().zip(weights).skip(1);
+        earlier.fold(constant_slope, |x, ((_, slope), weight)| x + (slope.clone() - eps.clone()) * (weight * s.alpha))
     })
 }

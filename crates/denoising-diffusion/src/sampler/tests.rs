@@ -101,3 +101,32 @@ fn a_callback_sees_every_step_and_can_stop() {
     assert_eq!(stopped, Interrupted { done: 7, total: 10 });
     assert_eq!(seen, (0..7).map(|i| (i, 10)).collect::<Vec<_>>());
 }
+
+/// The same estimate everywhere.
+struct Constant;
+
+impl<const D: usize> Denoiser<D> for Constant {
+    fn denoise(&self, x: Tensor<D>, _: NoiseLevel, _: Option<Tensor<D>>) -> Estimate<D> {
+        Estimate::of(x.zeros_like() + MEAN)
+    }
+
+    fn level(&self, log_snr: f64) -> NoiseLevel {
+        Denoiser::<D>::level(&Gaussian, log_snr)
+    }
+}
+
+/// `x / alpha` is huge at the first of these levels. With one estimate all the way the noise in x stays what it was.
+#[test]
+fn lms_loses_no_digits_where_alpha_is_nearly_0() {
+    let levels = [1e-6_f64, 0.01, 0.2, 0.5, 0.8].map(|alpha| NoiseLevel {
+        alpha,
+        sigma: (1.0 - alpha * alpha).sqrt(),
+        time: 0.0,
+    });
+    let (_, x) = start(16);
+    let out = lms(&Constant, x.clone(), &levels, &mut ignore).unwrap();
+    for (out, eps) in host_values(out).into_iter().zip(host_values(x)) {
+        let expected = 0.8 * MEAN + 0.6 * f64::from(eps);
+        assert!((f64::from(out) - expected).abs() < 3e-6, "{out} {expected}");
+    }
+}

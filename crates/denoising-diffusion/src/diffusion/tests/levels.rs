@@ -127,3 +127,14 @@ fn times_rise_with_the_share_of_examples() {
         }
     }
 }
+
+/// The cosine in f64 would go on to -75 there.
+#[test]
+fn a_cosine_ends_where_it_does_in_f32() {
+    let noise_schedule = NoiseSchedule::Cosine;
+    let config = ContinuousTimeConfig { noise_schedule, ..Default::default() };
+    let cosine = build(&FormulationConfig::ContinuousTime(config));
+    let last = cosine.level(1.0);
+    assert!((last.time + 33.8913).abs() < 1e-3 && last.log_snr() < -33.8, "{last:?}");
+    assert!(cosine.level(1.0 - 1e-6).time > last.time);
+}

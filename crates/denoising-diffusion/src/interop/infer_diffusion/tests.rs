@@ -139,6 +139,32 @@ fn a_strange_weight_leaves_the_objective_open() {
     assert!(inferred(&without).unwrap().assumed.contains(&"objective"));
 }
 
+/// Two and three weights of v look like clipped ones of other objectives.
+#[test]
+fn few_weights_are_read_as_unclipped_ones_first() {
+    for (timesteps, beta_schedule, is_assumed) in
+        [(2, BetaSchedule::Cosine, true), (3, BetaSchedule::Linear, false), (3, BetaSchedule::Sigmoid, false)]
+    {
+        for objective in [Objective::PredNoise, Objective::PredX0, Objective::PredV] {
+            let schedule = ScheduleConfig { timesteps, beta_schedule, ..ScheduleConfig::default() };
+            let found = inferred(&tables_of(&GaussianConfig { schedule, objective }.into())).unwrap();
+            let config = found.diffusion.as_ref().unwrap();
+            assert_eq!((gaussian(config).objective, config.min_snr()), (objective, None), "{timesteps}");
+            assert_eq!(found.assumed.contains(&"objective"), is_assumed, "{:?}", found.notes);
+        }
+    }
+}
+
+/// The reference's betas at T = 3 pass 1, so only the first of its weights means something.
+#[test]
+fn one_weight_leaves_the_objective_open() {
+    let betas = [1.0 / 30.0, 3.35, 20.0 / 3.0];
+    let found = inferred(&tables(&betas, &[29.0 / 30.0, 0.0, 0.0])).unwrap();
+    let config = found.diffusion.unwrap();
+    assert_eq!((gaussian(&config).objective, config.min_snr()), (Objective::PredV, None));
+    assert!(found.assumed.contains(&"objective"));
+}
+
 #[test]
 fn what_is_no_schedule_is_refused() {
     for betas in [vec![0.1, f64::NAN], vec![-0.1, 0.1], vec![0.1], vec![]] {

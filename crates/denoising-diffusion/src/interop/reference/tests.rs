@@ -118,6 +118,25 @@ fn trainer_checkpoints_of_other_classes() {
     }
 }
 
+/// `torch.compile` and `DataParallel` around the network, within the class that holds it.
+#[test]
+fn wrapped_networks_are_found_with_what_is_beside_them() {
+    let plain = ReferenceCheckpoint::open(&golden("model-1.pt")).unwrap().weights(Which::Ema).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.safetensors");
+    for prefix in ["model._orig_mod.", "model.module.", "_orig_mod.model.module._orig_mod.", "module.model."] {
+        let outer = &prefix[..prefix.find("model.").unwrap()];
+        let mut whole = plain.state.clone().with_prefix(prefix);
+        whole.merge(plain.tables.clone().with_prefix(outer));
+        write_safetensors(&path, &whole, &Metadata::new()).unwrap();
+        let file = ReferenceCheckpoint::open(&path).unwrap();
+        assert_eq!(file.kind(), ReferenceKind::Diffusion, "{prefix}");
+        assert_eq!(file.weights(Which::Model).unwrap(), plain, "{prefix}");
+    }
+    write_safetensors(&path, &plain.state.clone().with_prefix("_orig_mod."), &Metadata::new()).unwrap();
+    assert_eq!(ReferenceCheckpoint::open(&path).unwrap().kind(), ReferenceKind::Network);
+}
+
 /// The option sets that the golden networks were made with, as their files state them.
 #[test]
 fn golden_networks_are_inferred() {

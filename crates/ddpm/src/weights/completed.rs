@@ -1,0 +1,172 @@
+//! Weights with what flags say about them: all that a file of the reference leaves open, of a file of ours the size of the images. Not here:
+//! finding weights (`weights.rs`), and what a file tells (the library's `interop`).
+
+use std::path::Path;
+
+use denoising_diffusion::data::{DataLayout, ImageShape, ImageSize};
+use denoising_diffusion::diffusion::DiffusionConfig;
+use denoising_diffusion::interop::{Inferred, InteropError};
+use denoising_diffusion::model_file::{ModelCard, ModelFile, NetworkConfig};
+use denoising_diffusion::recipe::Recipe;
+use serde_json::{Map, Value};
+
+use super::Reference;
+use crate::failure::{Failure, FailureExt, Result, SMALL_LEVELS};
+use crate::output::note;
+use crate::recipe_flags::{RecipeFlags, is_untold, plain};
+
+/// Our files say everything; only the size of the images may be chosen anew.
+pub(super) fn resized(mut file: ModelFile, untold: &RecipeFlags, path: &Path) -> Result<ModelFile> {
+    if let Some((flag, _)) = untold.iter().find(|(flag, _)| flag.key != "image_size") {
+        return Err(Failure::usage(format!("{} says itself what {} would say", path.display(), flag.name())));
+    }
+    if let Some(size) = size_for(file.card.network.layout(), untold)? {
+        (file.card.image.height, file.card.image.width) = (size.height, size.width);
+    }
+    Ok(file)
+}
+
+/// The size that a flag says. One number is the length of a sequence.
+fn size_for(layout: DataLayout, untold: &RecipeFlags) -> Result<Option<ImageSize>> {
+    let said = untold.only("image_size");
+    let Some(size) = said.apply(&Recipe::default()).or_usage()?.data.image_size else { return Ok(None) };
+    if layout != DataLayout::Sequences {
+        return Ok(Some(size));
+    }
+    let text = said.iter().map(|(_, value)| plain(value)).collect::<String>();
+    if text.contains('x') && size.height != 1 {
+        return Err(Failure::usage(format!("--image-size {text}: the network is for sequences, which have no height"))
+            .hint(format!("give their length: --image-size {}", size.width)));
+    }
+    Ok(Some(ImageSize { height: 1, ..size }))
+}
+
+impl Reference {
+    pub(super) fn into_model(self, untold: &RecipeFlags, path: &Path) -> Result<ModelFile> {
+        let layout = self.inferred.network.layout();
+        if layout == DataLayout::Volumes {
+            return Err(InteropError::Volumes.into());
+        }
+        let Said { of_network, of_diffusion } = Said::by(untold);
+        let inferred = self.inferred.with_network(&of_network).map_err(|error| in_flags(error, path))?;
+        let diffusion = diffusion(&inferred, &of_diffusion, path)?;
+        let Some(size) = size_for(layout, untold)? else {
+            return Err(Failure::usage(format!("{} does not say the size of its images", path.display()))
+                .hint("give it: --image-size 28, or height x width: --image-size 28x20"));
+        };
+        let diffusion = diffusion.for_size(size.height, size.width);
+        tell_assumed(&inferred, &diffusion, untold, path);
+        let network = inferred.network_for(&self.weights, size.height, size.width)?;
+        let image = ImageShape { channels: network.channels().unwrap_or(0), height: size.height, width: size.width };
+        let card = ModelCard {
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            image,
+            value_range: None,
+            vectors: None,
+            network,
+            diffusion,
+            betas: inferred.betas,
+            weights: self.kind,
+            step: self.checkpoint.step().unwrap_or(0),
+            // The file does not say: what the reference's defaults give at this step.
+            ema_decay: None,
+        };
+        Ok(ModelFile { card, state: self.weights.to_ours()? })
+    }
+}
+
+/// What flags say, by key.
+#[derive(Default)]
+struct Said {
+    of_network: Map<String, Value>,
+    of_diffusion: Map<String, Value>,
+}
+
+impl Said {
+    fn by(untold: &RecipeFlags) -> Self {
+        let mut said = Self::default();
+        for (flag, value) in untold.iter().filter(|(flag, _)| flag.key != "image_size") {
+            let of = if flag.sections == ["diffusion"] { &mut said.of_diffusion } else { &mut said.of_network };
+            of.extend(serde_json::to_value(value).ok().map(|value| (flag.key.to_string(), value)));
+        }
+        said
+    }
+}
+
+/// The formulation as the file tells it, completed by flags.
+fn diffusion(inferred: &Inferred, said: &Map<String, Value>, path: &Path) -> Result<DiffusionConfig> {
+    // A network that embeds levels of a small range has, alone, none of the schedules that are numbered.
+    if inferred.diffusion.is_none() && inferred.network.fourier_time() && !said.contains_key("diffusion") {
+        return Err(no_schedule(&["diffusion"], path).hint(SMALL_LEVELS));
+    }
+    inferred.diffusion_with(said).map_err(|error| in_flags(error, path))
+}
+
+fn no_schedule(missing: &[&str], path: &Path) -> Failure {
+    let flags = missing.iter().map(|key| flag_of(key)).collect::<Vec<_>>();
+    Failure::usage(format!("{} has no schedule: give {}", path.display(), flags.join(", ")))
+}
+
+fn flag_of(key: &str) -> String {
+    format!("--{}", key.replace('_', "-"))
+}
+
+/// What is wrong with what was said, in the words of who said it.
+fn in_flags(error: InteropError, path: &Path) -> Failure {
+    let path_shown = path.display();
+    match error {
+        InteropError::Untold { missing } => no_schedule(&missing, path).hint(
+            "the package's defaults are --timesteps 1000 --beta-schedule sigmoid --objective pred_v; in continuous time --noise-schedule linear \
+             --objective pred_noise",
+        ),
+        InteropError::Contradicted { key, said, told } => {
+            Failure::usage(format!("{} {said} contradicts {path_shown}, whose tensors tell {told}", flag_of(&key)))
+                .hint("leave it out: what the file tells is used")
+        }
+        InteropError::NotOpen { key } => {
+            Failure::usage(format!("{} means nothing to the network of {path_shown}", flag_of(&key)))
+                .hint("`ddpm info` says which network it is")
+        }
+        error => Failure::from(error).into_usage(),
+    }
+}
+
+/// Says what nobody said and decides what is drawn.
+fn tell_assumed(inferred: &Inferred, diffusion: &DiffusionConfig, untold: &RecipeFlags, path: &Path) {
+    let (of_diffusion, of_network) = (Map::from(diffusion.clone()), network_options(&inferred.network));
+    let assumed = inferred.assumed.iter().copied();
+    // The file tells nothing of a formulation that it does not tell itself.
+    let told = inferred.diffusion.as_ref().map(|told| told.formulation.name());
+    let open: Vec<&str> = match told == Some(diffusion.formulation.name()) {
+        true => assumed.collect(),
+        false => {
+            let keys = of_diffusion.keys().map(String::as_str);
+            assumed.filter(|key| of_network.contains_key(*key)).chain(keys).collect()
+        }
+    };
+    let taken: Vec<String> = open
+        .into_iter()
+        .filter(|key| is_untold(key) && untold.only(key).iter().next().is_none())
+        .map(|key| match of_diffusion.get(key).or_else(|| of_network.get(key)) {
+            None | Some(Value::Null) => format!("{key} none"),
+            Some(Value::String(word)) => format!("{key} {word}"),
+            Some(value) => {
+                format!("{key} {}", value.as_f64().map_or_else(|| value.to_string(), |number| number.to_string()))
+            }
+        })
+        .collect();
+    if !taken.is_empty() {
+        note(format!(
+            "what {} does not tell is taken as the package has it ({}); flags of these names say otherwise",
+            path.display(),
+            taken.join(", ")
+        ));
+    }
+}
+
+fn network_options(network: &NetworkConfig) -> Map<String, Value> {
+    match serde_json::to_value(network) {
+        Ok(Value::Object(options)) => options,
+        _ => Map::new(),
+    }
+}
