@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use denoising_diffusion::data::{ChannelPolicy, DataConfig, Dataset, Subset};
+use denoising_diffusion::data::{ChannelPolicy, DataConfig, DataLayout, Dataset, Subset};
 use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::metrics::statistics::Gaussian;
 use denoising_diffusion::eval::statistics_file::{holds_statistics, read_statistics};
@@ -56,8 +56,16 @@ pub fn all(dataset: &Arc<Dataset>) -> Images {
 
 /// How data must be prepared to look as a network's samples do.
 pub fn prepared_as(file: &ModelFile, run: Option<&DataConfig>) -> Result<DataConfig> {
-    let image = file.card.image;
+    let (card, image) = (&file.card, file.card.image);
     let mut config = run.cloned().unwrap_or_default();
+    let layout = card.network.layout();
+    if config.layout == DataLayout::Auto {
+        config.layout = layout;
+    }
+    // A card that says nothing stands for pixels, or was written when [0, 1] was not.
+    let unit = matches!(layout, DataLayout::Sequences | DataLayout::Volumes) || config.value_range.is_some();
+    config.trained_range = card.value_range.or(unit.then_some([0.0, 1.0]));
+    config.trained_condition_range = card.condition_value_range;
     config.image_size = Some(image.size());
     config.channels = ChannelPolicy::Exact(image.channels);
     config.validate().or_usage()?;

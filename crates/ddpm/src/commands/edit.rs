@@ -267,6 +267,8 @@ pub fn inpaint(args: &InpaintArgs) -> Result {
 fn mask(path: &Path, job: &Job<'_>, n: usize) -> Result<Vec<f32>> {
     let grey = DataConfig {
         channels: denoising_diffusion::data::ChannelPolicy::Exact(1),
+        // Whatever the units of the data are.
+        trained_range: Some([0.0, 1.0]),
         ..prepared_as(&job.from.file, None)?
     };
     let masks = all(&open_prepared(path, grey)?);

@@ -34,8 +34,8 @@ pub(super) struct ArraySource {
     pub(super) classes: Option<Classes>,
     /// Range of the values and what it is mapped to, in words.
     pub(super) values: String,
-    /// What 0 and 1 stand for.
-    pub(super) range: [f64; 2],
+    /// What 0 and 1 stand for; none if the type alone says it, as of 8 and 16 bits.
+    pub(super) range: Option<[f64; 2]>,
     /// Never [`DataLayout::Auto`].
     pub(super) layout: DataLayout,
     /// Slices of a volume; 1 for what is none.
@@ -180,7 +180,7 @@ impl Axes {
 fn examples(array: NpyArray, path: &Path, kind: &'static str, config: &DataConfig) -> Result<ArraySource, DataError> {
     let Axes { count, shape, channels, layout, depth } = Axes::read(&array.shape, path, config)?;
     let size = shape.len().max(1);
-    let Mapped { samples, words, range } = value_map::map(array, path, size, layout, config.value_range)?;
+    let Mapped { samples, words, range } = value_map::map(array, path, size, layout, config)?;
     let samples = Held::Memory(samples_last(samples, shape, channels));
     Ok(ArraySource {
         path: path.to_path_buf(),

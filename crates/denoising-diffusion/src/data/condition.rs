@@ -33,7 +33,10 @@ impl Conditions {
             image_size: images.then(|| examples.shape().size()),
             channels: config.condition_channels,
             layout: examples.layout(),
-            value_range: None,
+            value_range: config.condition_value_range,
+            condition_value_range: None,
+            trained_range: config.trained_condition_range,
+            trained_condition_range: None,
             class_condition: false,
             ..config.clone()
         };
@@ -50,6 +53,10 @@ impl Conditions {
 
     pub(super) fn shape(&self) -> ImageShape {
         self.data.shape()
+    }
+
+    pub(super) fn trained_range(&self) -> Option<[f64; 2]> {
+        self.data.trained_range()
     }
 
     pub(super) fn digest(&self) -> &str {

@@ -173,6 +173,20 @@ pub enum DataError {
         /// The declared range.
         declared: Option<[f64; 2]>,
     },
+    /// Values far from those that a network was trained on.
+    #[error(
+        "{}: values range from {min} to {max}; the network was trained on values from {} to {}", path.display(), trained[0], trained[1]
+    )]
+    OtherUnits {
+        /// The file.
+        path: PathBuf,
+        /// Smallest value.
+        min: f32,
+        /// Largest value.
+        max: f32,
+        /// What 0 and 1 stood for in training.
+        trained: [f64; 2],
+    },
     /// NaN or infinity.
     #[error("{}: value {value} of image {image} is not a finite number", path.display())]
     NotFinite {
@@ -314,6 +328,7 @@ impl DataError {
                 "say the range with --value-range 0,255, or store the values as uint8".into()
             }
             Self::ValueRange { .. } => "say the range with --value-range LOW,HIGH or --value-range measured".into(),
+            Self::OtherUnits { .. } => "give the values in the units of the data that the network was trained on".into(),
             Self::LabelCount { .. } => {
                 "the labels must be those of the same images, in the same order".into()
             }

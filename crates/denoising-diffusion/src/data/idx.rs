@@ -40,7 +40,7 @@ pub(super) fn load(path: &Path) -> Result<ArraySource, DataError> {
         samples: Held::Memory(Samples::U8(bytes)),
         classes,
         values: "uint8 0 to 255 -> [0, 1]".into(),
-        range: [0.0, 1.0],
+        range: None,
         layout: DataLayout::Images,
         depth: 1,
     })
