@@ -84,7 +84,16 @@ pub fn run(args: &TrainArgs) -> Result {
         return if args.json { output::json(&plan.json()) } else { output::result(plan.rows().aligned()) };
     }
     note(plan.rows().aligned());
+    tell_what_is_ignored(&plan);
     train(&plan, args)
+}
+
+/// Says what was given and teaches nothing.
+fn tell_what_is_ignored(plan: &Plan) {
+    let dataset = plan.train.dataset();
+    if let Some(why) = &dataset.summary().ignored_labels {
+        note(format!("note: labels ignored: {why}"));
+    }
 }
 
 /// The resolved recipe and the run folder.
@@ -353,15 +362,15 @@ impl Watch {
         if as_json {
             return output::json(&json!({
                 "outcome": match outcome { Outcome::Finished => "finished", Outcome::Stopped => "interrupted" },
-                "run": plan.dir,
+                "run": output::path(&plan.dir),
                 "step": step,
                 "steps": plan.recipe.train.steps,
                 "loss": self.loss,
                 "held_out_loss": self.held_out.map(|loss| loss.mean),
                 "held_out_loss_by_quarter": self.held_out.map(|loss| loss.by_quarter),
                 "skipped": self.skipped,
-                "grid": self.grid,
-                "checkpoint": self.checkpoint,
+                "grid": self.grid.as_deref().map(output::path),
+                "checkpoint": self.checkpoint.as_deref().map(output::path),
                 "parameters": plan.parameters,
                 "seconds": self.started.elapsed().as_secs_f64(),
             }));

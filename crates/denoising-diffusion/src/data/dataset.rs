@@ -93,7 +93,8 @@ pub fn inspect_with(config: &DataConfig, opening: &Opening<'_>) -> Result<Summar
     Ok(match Source::read(&config, opening)? {
         Source::Folder(root, scan) => {
             refuse_empty(&root, &scan)?;
-            let shape = common_shape(&root, &scan, &config).ok();
+            let usable = !scan.files.is_empty();
+            let shape = common_shape(&root, &scan, &config).ok().filter(|_| usable);
             Summary::of_folder(&root, &scan, shape)
         }
         Source::Array(source) => Summary::of_array(&source, config.image_size),
@@ -183,6 +184,7 @@ impl Dataset {
                     path: source.path,
                     expected,
                     found: source.shape.channels.to_string(),
+                    files: false,
                 });
             }
             _ => {}

@@ -52,6 +52,7 @@ pub(super) fn load() -> Result<ArraySource, DataError> {
         classes: Some(Classes::number(&labels)),
         values: "levels 0 to 16 -> [0, 1]".into(),
         range: None,
+        ignored_labels: None,
         layout: DataLayout::Images,
         depth: 1,
     })

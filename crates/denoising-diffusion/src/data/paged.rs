@@ -64,6 +64,7 @@ impl PagedArray {
             count: axes.count,
             shape: axes.shape,
             classes: None,
+            ignored_labels: None,
             values: array.rule.words(),
             range: array.rule.range(),
             layout: axes.layout,
