@@ -25,6 +25,7 @@ mod folder_shape;
 mod hint;
 mod identity;
 mod idx;
+mod jpeg_end;
 mod loader;
 pub mod npy;
 mod order;
@@ -40,6 +41,7 @@ mod subset;
 mod summary;
 #[cfg(test)]
 mod tests;
+mod tiff_alpha;
 mod value_map;
 mod vector_table;
 
