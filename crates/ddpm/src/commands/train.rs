@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use clap::Args;
 use denoising_diffusion::atomic_file::write_atomically;
+use denoising_diffusion::data::VectorTable;
 use denoising_diffusion::diffusion::Diffusion;
 use denoising_diffusion::eval::extract::FeatureStore;
 use denoising_diffusion::eval::held_out::HeldOutLoss;
@@ -93,6 +94,13 @@ fn tell_what_is_ignored(plan: &Plan) {
     let dataset = plan.train.dataset();
     if let Some(why) = &dataset.summary().ignored_labels {
         note(format!("note: labels ignored: {why}"));
+    }
+    let constant = dataset.vectors().map(VectorTable::constant).unwrap_or_default();
+    if !constant.is_empty() {
+        let numbers = constant.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+        note(format!(
+            "note: the same in all vectors, so that nothing can be learned from it: number {numbers}, counted from 0"
+        ));
     }
 }
 
