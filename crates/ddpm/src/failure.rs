@@ -124,7 +124,7 @@ pub const SMALL_LEVELS: &str =
 /// The library's hint. Errors that wrap others transparently hide them from the chain, so they are opened here.
 fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     if let Some(error) = error.downcast_ref::<DataError>() {
-        return error.hint();
+        return error.hint_for(&crate::takes);
     }
     if let Some(error) = error.downcast_ref::<InteropError>() {
         return error.hint().map(str::to_string);

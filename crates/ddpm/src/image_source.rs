@@ -3,14 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use denoising_diffusion::data::{ChannelPolicy, DataConfig, Dataset, Subset};
+use denoising_diffusion::data::{
+    ChannelPolicy, DataConfig, DataError, DataLayout, Dataset, Subset, Verify, inspect_with,
+};
 use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::metrics::statistics::Gaussian;
 use denoising_diffusion::eval::statistics_file::{holds_statistics, read_statistics};
 use denoising_diffusion::model_file::ModelFile;
 
 use crate::failure::{FailureExt, Result};
-use crate::plan::open_data;
+use crate::plan::{open_data, opening};
 use crate::weights::{Found, best_of};
 
 /// What a path names.
@@ -38,9 +40,23 @@ impl ImageSource {
     }
 }
 
-/// Opens images as they are, at their own size; none may be broken.
+/// Opens images as they are, at their own size; none may be broken. Where grey and RGB files lie together, all become RGB, as in
+/// pytorch-fid.
 pub fn open_images(path: &Path) -> Result<Arc<Dataset>> {
-    open_prepared(path, DataConfig::default())
+    let config = DataConfig { path: Some(path.to_path_buf()), max_broken: 0.0, ..DataConfig::default() };
+    match opening(|opening| Dataset::open_with(&config, opening)) {
+        Err(DataError::MixedChannels { .. }) if are_grey_and_rgb(&config)? => {
+            open_prepared(path, DataConfig { channels: ChannelPolicy::Exact(3), ..config })
+        }
+        dataset => Ok(Arc::new(dataset?)),
+    }
+}
+
+/// Whether there are these two kinds and no transparency.
+fn are_grey_and_rgb(config: &DataConfig) -> Result<bool> {
+    let headers = DataConfig { verify: Verify::Header, ..config.clone() };
+    let channels = opening(|opening| inspect_with(&headers, opening))?.channels;
+    Ok(channels.iter().all(|tally| matches!(tally.value, 1 | 3)))
 }
 
 /// Opens images, fitted as `config` says; none may be broken.
@@ -56,8 +72,16 @@ pub fn all(dataset: &Arc<Dataset>) -> Images {
 
 /// How data must be prepared to look as a network's samples do.
 pub fn prepared_as(file: &ModelFile, run: Option<&DataConfig>) -> Result<DataConfig> {
-    let image = file.card.image;
+    let (card, image) = (&file.card, file.card.image);
     let mut config = run.cloned().unwrap_or_default();
+    let layout = card.network.layout();
+    if config.layout == DataLayout::Auto {
+        config.layout = layout;
+    }
+    // A card that says nothing stands for pixels, or was written when [0, 1] was not.
+    let unit = matches!(layout, DataLayout::Sequences | DataLayout::Volumes) || config.value_range.is_some();
+    config.trained_range = card.value_range.or(unit.then_some([0.0, 1.0]));
+    config.trained_condition_range = card.condition_value_range;
     config.image_size = Some(image.size());
     config.channels = ChannelPolicy::Exact(image.channels);
     config.validate().or_usage()?;

@@ -24,6 +24,7 @@ mod sampling;
 mod weights;
 
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
@@ -96,6 +97,16 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
+}
+
+/// Whether the command at work takes a flag, named with its dashes.
+fn takes(flag: &str) -> bool {
+    static COMMAND: LazyLock<Option<clap::Command>> = LazyLock::new(|| {
+        let name = std::env::args_os().nth(1)?;
+        Cli::command().find_subcommand(&name).cloned()
+    });
+    let long = flag.trim_start_matches('-');
+    COMMAND.as_ref().is_some_and(|command| command.get_arguments().any(|arg| arg.get_long() == Some(long)))
 }
 
 fn completions(shell: Shell) -> Result {

@@ -1,11 +1,17 @@
 //! Where words go: results to stdout, everything else to stderr. A closed pipe ends neither with a panic.
 
 use std::io::{ErrorKind, Write};
+use std::path::Path;
 
 pub use denoising_diffusion::report::thousands;
 use serde_json::Value;
 
 use crate::failure::{Failure, Result};
+
+/// A path as JSON can hold it.
+pub fn path(path: &Path) -> Value {
+    path.to_string_lossy().into()
+}
 
 /// A line on stderr.
 pub fn note(line: impl AsRef<str>) {

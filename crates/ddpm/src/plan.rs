@@ -18,7 +18,7 @@ use crate::evaluation::with_measurable;
 use crate::failure::{FailureExt, Result};
 use crate::machine::Machine;
 use crate::networks;
-use crate::output::{Rows, thousands};
+use crate::output::{self, Rows, thousands};
 use crate::recipe_flags::plain;
 
 /// Where runs are that nobody gave a folder.
@@ -158,7 +158,7 @@ impl Plan {
     pub fn json(&self) -> Value {
         let (summary, shape) = (self.dataset().summary(), self.dataset().shape());
         json!({
-            "run": self.dir.display().to_string(),
+            "run": output::path(&self.dir),
             "parameters": self.parameters,
             "data": {
                 "source": summary.source, "kind": summary.kind, "images": summary.images, "shape": shape,
@@ -203,6 +203,11 @@ fn mib(bytes: u64) -> u64 {
 
 /// Opens data, telling on a terminal how many files have been checked.
 pub fn open_data(config: &DataConfig) -> Result<Dataset> {
+    Ok(opening(|opening| Dataset::open_with(config, opening))?)
+}
+
+/// The same for whoever looks at the library's error.
+pub fn opening<T>(open: impl FnOnce(&Opening<'_>) -> T) -> T {
     let terminal = std::io::stderr().is_terminal();
     let shown = AtomicUsize::new(0);
     let progress = |done: usize, total: usize| {
@@ -213,7 +218,7 @@ pub fn open_data(config: &DataConfig) -> Result<Dataset> {
         }
     };
     let index_folder = cache::folder().map(|folder| folder.join("folders"));
-    Ok(Dataset::open_with(config, &Opening { progress: &progress, index_folder: index_folder.as_deref() })?)
+    open(&Opening { progress: &progress, index_folder: index_folder.as_deref() })
 }
 
 /// A run folder's default name: `runs/NAME-001`, or the next free number.

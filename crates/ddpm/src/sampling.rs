@@ -186,7 +186,9 @@ impl SamplingArgs {
             labels: None,
             condition: None,
             vectors: None,
-            value_range: None,
+            value_range: prepared.condition_value_range,
+            condition_value_range: None,
+            trained_range: prepared.trained_condition_range,
             ..prepared
         };
         Ok(Some(all(&open_prepared(path, config)?)))

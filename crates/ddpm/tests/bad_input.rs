@@ -3,6 +3,7 @@
 mod common;
 
 use common::{Place, TINY, golden};
+use denoising_diffusion::data::npy::write_npy_f32;
 
 /// `ddpm train DATA` fails, and leaves no run folder.
 fn refused(place: &Place, args: &str, code: i32, part: &str) -> String {
@@ -203,4 +204,64 @@ fn samples_that_cannot_be() {
         assert!(text.starts_with("error:") && text.contains(part), "{flags}: {text}");
     }
     assert!(!place.path("samples.png").exists());
+}
+
+#[test]
+fn hints_name_flags_that_the_command_has() {
+    let place = Place::new();
+    for i in 0..4 {
+        place.image(&format!("sizes/{i}.png"), 8, 8 + i);
+    }
+    let text = place.fails("fid sizes sizes", 1, "images differ in size");
+    assert!(text.contains("hint:") && !text.contains("--image-size"), "{text}");
+    place.write("sizes/text.png", "text");
+    let text = place.fails("stats sizes -o s.npz", 1, "are broken");
+    assert!(text.contains("hint:") && !text.contains("--max-broken"), "{text}");
+    refused(&place, "sizes --max-broken 0.5 --channels 7 --image-size 8", 1, "which give 1 to 4");
+}
+
+#[test]
+fn inspect_takes_what_arrays_need_said() {
+    let place = Place::new();
+    let values: Vec<f32> = (0..96).map(|i| i as f32 - 20.0).collect();
+    write_npy_f32(&place.path("x.npy"), &[2, 12, 4], &values).unwrap();
+    let text = place.fails("inspect x.npy", 1, "values range from -20 to 75");
+    assert!(text.contains("--value-range"), "{text}");
+    let told = place.ok("inspect x.npy --layout sequences");
+    assert!(told.contains("12x1x4 (channels x height x width)") && told.contains("read as [-20, 75]"), "{told}");
+    assert!(place.ok("inspect x.npy --value-range=-20,80").contains("read as [-20, 80]"));
+}
+
+#[test]
+fn grey_and_colour_are_compared_as_colour() {
+    let place = Place::new();
+    place.image("mixed/grey.png", 8, 8);
+    image::RgbImage::new(8, 8).save(place.path("mixed/colour.png")).unwrap();
+    // All that is missing are the weights, which come after the images.
+    let text = place.fails("stats mixed -o s.npz --inception nowhere.pth", 1, "nowhere.pth");
+    assert!(!text.contains("channels"), "{text}");
+    image::RgbaImage::new(8, 8).save(place.path("mixed/clear.png")).unwrap();
+    let text = place.fails("stats mixed -o s.npz --inception nowhere.pth", 1, "images differ in channels");
+    assert!(text.contains("transparency") && !text.contains("--channels"), "{text}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn names_that_are_no_text_are_told_as_far_as_they_are() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let place = Place::new();
+    let name = OsStr::from_bytes(b"d\xff");
+    std::fs::create_dir(place.path("").join(name)).unwrap();
+    image::GrayImage::new(4, 4).save(place.path("").join(name).join("a.png")).unwrap();
+    std::fs::write(place.path("").join(name).join(OsStr::from_bytes(b"torn\xfe.png")), "").unwrap();
+    let output = place.command("inspect --json").arg(name).output().unwrap();
+    assert!(output.status.success(), "{}", common::stderr(&output));
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["broken"][0]["path"], "torn\u{fffd}.png");
+    let dry = format!("train digits {TINY} --steps 1 --dry-run --json --out");
+    let output = place.command(&dry).arg(name).output().unwrap();
+    assert!(!common::stderr(&output).contains("panicked"), "{}", common::stderr(&output));
+    let output = place.command(&dry).arg(OsStr::from_bytes(b"run\xff")).output().unwrap();
+    assert!(output.status.success(), "{}", common::stderr(&output));
 }

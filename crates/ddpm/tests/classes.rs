@@ -62,6 +62,7 @@ fn write_model(place: &Place, num_classes: usize) {
         betas: None,
         image: ImageShape { channels: 1, height: 4, width: 4 },
         value_range: None,
+        condition_value_range: None,
         vectors: None,
         weights: WeightsKind::Model,
         step: 1,

@@ -45,6 +45,9 @@ pub struct ModelCard {
     /// What 0 and 1 stand for in the units of the data it was trained on; `[0, 1]` if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value_range: Option<[f64; 2]>,
+    /// The same of the data that those belong to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub condition_value_range: Option<[f64; 2]>,
     /// How vectors were scaled that the data belong to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vectors: Option<VectorScale>,
@@ -147,6 +150,7 @@ mod tests {
             betas: None,
             image: ImageShape { channels: 1, height: 4, width: 4 },
             value_range: None,
+            condition_value_range: None,
             vectors: None,
             weights: WeightsKind::Model,
             step: 1,

@@ -66,7 +66,7 @@ pub fn run(args: &ConvertArgs) -> Result {
     let (tensors, parameters) = (file.state.len(), file.state.value_count());
     if args.json {
         return output::json(&json!({
-            "out": args.out,
+            "out": output::path(&args.out),
             "format": match args.to { Format::Ours => "ours", Format::Reference => "reference" },
             "weights": file.card.weights,
             "tensors": tensors,

@@ -33,7 +33,7 @@ pub struct EditArgs {
     /// Which weights to use [default: ema]
     #[arg(long)]
     weights: Option<WeightsArg>,
-    /// Grid (.png), folder of images (ends in /), or float32 array in [0, 1] (.npy)
+    /// Grid (.png), folder of images (ends in /), or float32 array in the units of the data (.npy)
     #[arg(long, value_name = "FILE|DIR/")]
     out: PathBuf,
     /// Replace what --out names
@@ -207,7 +207,7 @@ impl<'a> Job<'a> {
         )?;
         if self.args.json {
             return output::json(&json!({
-                "out": self.out.path(),
+                "out": output::path(self.out.path()),
                 "images": count,
                 "shape": self.from.shape,
                 "sampler": sample.sampler,
@@ -267,6 +267,8 @@ pub fn inpaint(args: &InpaintArgs) -> Result {
 fn mask(path: &Path, job: &Job<'_>, n: usize) -> Result<Vec<f32>> {
     let grey = DataConfig {
         channels: denoising_diffusion::data::ChannelPolicy::Exact(1),
+        // Whatever the units of the data are.
+        trained_range: Some([0.0, 1.0]),
         ..prepared_as(&job.from.file, None)?
     };
     let masks = all(&open_prepared(path, grey)?);

@@ -193,7 +193,7 @@ fn report(args: &FidArgs, extractor: Option<&Extractor>, sets: [&Side; 2], fid: 
             "n_generated": fid.n_generated,
             "notes": fid.notes,
             "inception": digest,
-            "sets": [&args.a, &args.b],
+            "sets": [output::path(&args.a), output::path(&args.b)],
             "preprocessing": sets.map(|set| &set.preprocessing),
             "sampling": sets.map(|set| &set.sampling),
             "seed": args.sampling.seed,

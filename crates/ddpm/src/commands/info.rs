@@ -66,7 +66,7 @@ fn ours(path: &Path, file: &ModelFile) -> (Rows, Value) {
     rows.row("diffusion", described(&card.diffusion, card.betas.is_some()));
     tensor_rows(&mut rows, state);
     let json = json!({
-        "file": path,
+        "file": output::path(path),
         "format": "denoising-diffusion",
         "card": card,
         "parameters": state.value_count(),
@@ -128,7 +128,7 @@ fn of_reference(path: &Path, reference: &Reference) -> (Rows, Value) {
         rows.row("inferred", note);
     }
     let json = json!({
-        "file": path,
+        "file": output::path(path),
         "format": "denoising-diffusion-pytorch",
         "kind": format!("{:?}", checkpoint.kind()).to_lowercase(),
         "version": checkpoint.version(),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use denoising_diffusion::data::{ChannelPolicy, DataConfig, ImageSize, inspect};
+use denoising_diffusion::data::{ChannelPolicy, DataConfig, DataLayout, ImageSize, ValueRange, inspect};
 
 use crate::failure::Result;
 use crate::output;
@@ -19,6 +19,13 @@ pub struct InspectArgs {
     /// Channels to train on: auto, 1 (grey), 3 (RGB), ...
     #[arg(long, default_value = "auto")]
     channels: ChannelPolicy,
+    /// What an array holds: auto, images, sequences or volumes
+    #[arg(long, default_value = "auto")]
+    layout: DataLayout,
+    /// Values of an array that become 0 and 1: measured, or two numbers: -5,5 [default: those of the type; floats in [0, 1] or
+    /// [-1, 1]; of sequences and volumes measured]
+    #[arg(long, value_name = "LOW,HIGH", allow_negative_numbers = true)]
+    value_range: Option<ValueRange>,
     /// IDX or .npy file with the labels of an array [default: those in the .npz file, or beside the IDX file]
     #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
@@ -33,6 +40,8 @@ pub fn run(args: &InspectArgs) -> Result {
         labels: args.labels.clone(),
         image_size: args.image_size,
         channels: args.channels,
+        layout: args.layout,
+        value_range: args.value_range,
         ..DataConfig::default()
     };
     let summary = inspect(&config)?;

@@ -395,8 +395,8 @@ fn report(args: &SampleArgs, out: &Out, from: &Drawable, request: &Request<'_>, 
     let (card, sample) = (&from.file.card, request.sample);
     if args.json {
         return output::json(&json!({
-            "out": out.path(),
-            "trajectory": args.trajectory,
+            "out": output::path(out.path()),
+            "trajectory": args.trajectory.as_deref().map(output::path),
             "images": request.count,
             "shape": request.shape,
             "sampler": sample.sampler,

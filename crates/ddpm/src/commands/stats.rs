@@ -65,7 +65,7 @@ pub fn run(args: &StatsArgs) -> Result {
     write_statistics(&args.out, &gaussian)?;
     if args.json {
         return output::json(&json!({
-            "out": args.out,
+            "out": output::path(&args.out),
             "n": extracted.n,
             "dims": extracted.dims,
             "inception": extractor.digest,

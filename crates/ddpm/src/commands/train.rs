@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use denoising_diffusion::atomic_file::write_atomically;
+use denoising_diffusion::data::VectorTable;
 use denoising_diffusion::diffusion::Diffusion;
 use denoising_diffusion::eval::extract::FeatureStore;
 use denoising_diffusion::eval::inception::FeatureBlock;
@@ -87,12 +88,28 @@ pub fn run(args: &TrainArgs) -> Result {
         plan.dir = plan::make_default_dir(plan.recipe.data.path.as_deref())?;
     }
     note(plan.rows().aligned());
+    tell_what_is_ignored(&plan);
     let done = train(&plan, args);
     if by_default && done.is_err() {
         // Nothing comes of it if a run began in there: it is not empty.
         let _ = std::fs::remove_dir(&plan.dir);
     }
     done
+}
+
+/// Says what was given and teaches nothing.
+fn tell_what_is_ignored(plan: &Plan) {
+    let dataset = plan.train.dataset();
+    if let Some(why) = &dataset.summary().ignored_labels {
+        note(format!("note: labels ignored: {why}"));
+    }
+    let constant = dataset.vectors().map(VectorTable::constant).unwrap_or_default();
+    if !constant.is_empty() {
+        let numbers = constant.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+        note(format!(
+            "note: the same in all vectors, so that nothing can be learned from it: number {numbers}, counted from 0"
+        ));
+    }
 }
 
 /// The resolved recipe and the run folder.
@@ -213,7 +230,8 @@ fn setup(plan: &Plan, evaluate: Option<EvaluateSetup>) -> Result<RunSetup> {
             diffusion: diffusion.clone(),
             betas: None,
             image: plan.train.dataset().shape(),
-            value_range: Some(plan.train.dataset().value_range()).filter(|range| *range != [0.0, 1.0]),
+            value_range: plan.train.dataset().trained_range(),
+            condition_value_range: plan.train.dataset().trained_condition_range(),
             vectors: plan.train.dataset().vectors().map(|vectors| vectors.scale().clone()),
             weights: WeightsKind::Ema,
             step: 0,

@@ -117,6 +117,8 @@ fn data(args: &TrainClassifierArgs, file: &ModelFile, run: Option<DataConfig>) -
     if args.labels.is_some() {
         config.labels.clone_from(&args.labels);
     }
+    // Labels that cannot be used are an error here.
+    config.class_condition = true;
     Ok(config)
 }
 
@@ -272,7 +274,7 @@ impl Plan {
         if as_json {
             return output::json(&json!({
                 "outcome": match outcome { Outcome::Finished => "finished", Outcome::Stopped => "interrupted" },
-                "out": self.setup.file,
+                "out": output::path(&self.setup.file),
                 "step": card.step,
                 "steps": self.train.steps,
                 "classes": card.class_names,

@@ -22,6 +22,7 @@ fn the_table_covers_the_recipe_exactly() {
     // Absent from a default recipe; the others below are no flags.
     keys.insert(("data".into(), "image_size".into()));
     keys.insert(("data".into(), "value_range".into()));
+    keys.insert(("data".into(), "condition_value_range".into()));
     // Every formulation's own, and those without a default.
     for formulation in FormulationConfig::all() {
         let serde_json::Value::Object(own) = serde_json::to_value(&formulation).unwrap() else { panic!() };

@@ -62,6 +62,7 @@ impl Reference {
             version: env!("CARGO_PKG_VERSION").to_string(),
             image,
             value_range: None,
+            condition_value_range: None,
             vectors: None,
             network,
             diffusion,

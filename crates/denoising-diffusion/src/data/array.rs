@@ -32,14 +32,32 @@ pub(super) struct ArraySource {
     pub(super) shape: ImageShape,
     pub(super) samples: Held,
     pub(super) classes: Option<Classes>,
+    /// Why the labels that lie with the images cannot be used.
+    pub(super) ignored_labels: Option<String>,
     /// Range of the values and what it is mapped to, in words.
     pub(super) values: String,
-    /// What 0 and 1 stand for.
-    pub(super) range: [f64; 2],
+    /// What 0 and 1 stand for; none if the type alone says it, as of 8 and 16 bits.
+    pub(super) range: Option<[f64; 2]>,
     /// Never [`DataLayout::Auto`].
     pub(super) layout: DataLayout,
     /// Slices of a volume; 1 for what is none.
     pub(super) depth: usize,
+}
+
+impl ArraySource {
+    /// Takes labels that lie with the images. Where nobody asked for classes, those that are none do no harm.
+    pub(super) fn take_labels(
+        &mut self,
+        labels: Result<Classes, DataError>,
+        config: &DataConfig,
+    ) -> Result<(), DataError> {
+        match labels {
+            Ok(classes) => self.classes = Some(classes),
+            Err(error) if config.class_condition => return Err(error),
+            Err(error) => self.ignored_labels = Some(error.to_string()),
+        }
+        Ok(())
+    }
 }
 
 /// Where the values of an array are.
@@ -94,9 +112,9 @@ pub(super) fn load_npz(path: &Path, config: &DataConfig) -> Result<ArraySource, 
         read_npy(entry, &path.join(name))
     };
     let mut source = examples(read(image_name)?, &path.join(image_name), "NumPy archive", config)?;
-    if let Some(name) = choose(&LABEL_NAMES) {
-        let labels_path = path.join(name);
-        source.classes = classes::of_array(read(name)?, &labels_path, source.count)?;
+    if let Some(name) = choose(&LABEL_NAMES).filter(|_| config.labels.is_none()) {
+        let labels = read(name).and_then(|labels| classes::demand(labels, &path.join(name), source.count));
+        source.take_labels(labels, config)?;
     }
     source.path = path.to_path_buf();
     Ok(source)
@@ -125,7 +143,8 @@ impl Axes {
     /// # Errors
     /// A shape that is none of those expected.
     pub(super) fn read(shape: &[usize], path: &Path, config: &DataConfig) -> Result<Self, DataError> {
-        Self::of(shape, config).map_err(|found| DataError::format(path, Self::expected(config.layout), found))
+        let expected = Self::expected(config.layout);
+        Self::of(shape, config).map_err(|found| DataError::Shape { path: path.to_path_buf(), expected, found })
     }
 
     fn of(shape: &[usize], config: &DataConfig) -> Result<Self, String> {
@@ -160,7 +179,7 @@ impl Axes {
         } else if asked_for(last) || usual(last) {
             with(n, last, first, middle, Channels::Last)
         } else {
-            Err(format!("shape {shape:?}, where neither axis has 1 to 4 channels (--channels N says which one)"))
+            Err(format!("shape {shape:?}, where neither axis has 1 to 4 channels"))
         }
     }
 
@@ -170,9 +189,7 @@ impl Axes {
             DataLayout::Images => "images [n, c, h, w], [n, h, w, c] or [n, h, w]",
             DataLayout::Sequences => "sequences [n, c, l] or [n, l]",
             DataLayout::Volumes => "volumes [n, c, d, h, w] or [n, d, h, w]",
-            DataLayout::Auto => {
-                "images [n, c, h, w], [n, h, w, c] or [n, h, w], or volumes [n, c, d, h, w] (sequences: --layout sequences)"
-            }
+            DataLayout::Auto => "images [n, c, h, w], [n, h, w, c] or [n, h, w], or volumes [n, c, d, h, w]",
         }
     }
 }
@@ -180,7 +197,7 @@ impl Axes {
 fn examples(array: NpyArray, path: &Path, kind: &'static str, config: &DataConfig) -> Result<ArraySource, DataError> {
     let Axes { count, shape, channels, layout, depth } = Axes::read(&array.shape, path, config)?;
     let size = shape.len().max(1);
-    let Mapped { samples, words, range } = value_map::map(array, path, size, layout, config.value_range)?;
+    let Mapped { samples, words, range } = value_map::map(array, path, size, layout, config)?;
     let samples = Held::Memory(samples_last(samples, shape, channels));
     Ok(ArraySource {
         path: path.to_path_buf(),
@@ -189,6 +206,7 @@ fn examples(array: NpyArray, path: &Path, kind: &'static str, config: &DataConfi
         shape,
         samples,
         classes: None,
+        ignored_labels: None,
         values: words,
         range,
         layout,

@@ -3,11 +3,11 @@
 //! Classes are numbered 0 to n - 1 in the order of their names (folders) or values (labels), without gaps: what a network's
 //! embedding of classes needs. A class that no image has does not exist.
 
-use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
 
 use super::npy::{NpyArray, Values, read_npy};
+use super::source::{first_bytes, open_file};
 use super::{DataError, idx};
 
 /// A class for every image.
@@ -22,14 +22,16 @@ pub(super) struct Classes {
 impl Classes {
     /// Numbers the distinct values in ascending order and names each class by its value.
     pub(super) fn number<T: Ord + ToString>(values: &[T]) -> Self {
+        Self::number_named(values, T::to_string)
+    }
+
+    /// The same with names of one's own.
+    pub(super) fn number_named<T: Ord>(values: &[T], name: impl Fn(&T) -> String) -> Self {
         let mut distinct: Vec<&T> = values.iter().collect();
         distinct.sort_unstable();
         distinct.dedup();
         let class = |value| distinct.partition_point(|known| *known < value) as u32;
-        Self {
-            of_image: values.iter().map(class).collect(),
-            names: distinct.iter().map(|value| value.to_string()).collect(),
-        }
+        Self { of_image: values.iter().map(class).collect(), names: distinct.into_iter().map(name).collect() }
     }
 
     /// True if each class is named by its number, as labels without gaps are.
@@ -43,12 +45,19 @@ impl Classes {
 /// # Errors
 /// A file of another kind, values that are no labels, or labels of another number.
 pub(super) fn load(path: &Path, images: usize) -> Result<Classes, DataError> {
-    let first = super::source::first_bytes(path)?;
+    let first = first_bytes(path)?;
     if !first.starts_with(b"\x93NUM") {
         return idx::load_labels(path, images);
     }
-    let file = File::open(path).map_err(|e| DataError::io("open", path, e))?;
-    let array = read_npy(BufReader::new(file), path)?;
+    let file = open_file(path)?;
+    demand(read_npy(BufReader::new(file), path)?, path, images)
+}
+
+/// [`of_array`], where what is no labels is an error.
+///
+/// # Errors
+/// As [`of_array`], and another type or shape.
+pub(super) fn demand(array: NpyArray, path: &Path, images: usize) -> Result<Classes, DataError> {
     let found = format!("dtype `{}`, shape {:?}", array.descr, array.shape);
     of_array(array, path, images)?.ok_or_else(|| DataError::format(path, "integer labels of shape [n]", found))
 }

@@ -4,9 +4,10 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use super::error::shown;
 use super::order::Mirror;
 use super::policy::DataLayout;
-use super::{DataConfig, DataError, Dataset, ImageShape, Opening};
+use super::{Broken, DataConfig, DataError, Dataset, ImageShape, Opening};
 
 /// Conditions of the examples of a dataset.
 #[derive(Debug)]
@@ -33,11 +34,14 @@ impl Conditions {
             image_size: images.then(|| examples.shape().size()),
             channels: config.condition_channels,
             layout: examples.layout(),
-            value_range: None,
+            value_range: config.condition_value_range,
+            condition_value_range: None,
+            trained_range: config.trained_condition_range,
+            trained_condition_range: None,
             class_condition: false,
             ..config.clone()
         };
-        let data = Dataset::open_with(&config, opening)?;
+        let data = Dataset::open_with(&config, opening).map_err(|error| DataError::OfConditions(Box::new(error)))?;
         if data.shape().size() != examples.shape().size() || data.depth() != examples.depth() {
             let reason =
                 format!("they are {}, the examples {}", data.shape().size().full(), examples.shape().size().full());
@@ -50,6 +54,10 @@ impl Conditions {
 
     pub(super) fn shape(&self) -> ImageShape {
         self.data.shape()
+    }
+
+    pub(super) fn trained_range(&self) -> Option<[f64; 2]> {
+        self.data.trained_range()
     }
 
     pub(super) fn digest(&self) -> &str {
@@ -73,7 +81,7 @@ impl Conditions {
 /// The condition of each example, or why there is none, in words.
 fn matched(conditions: &Dataset, examples: &Dataset) -> Result<Vec<usize>, String> {
     match (conditions.names(), examples.names()) {
-        (Some(conditions), Some(examples)) => by_name(conditions, examples),
+        (Some(names), Some(examples)) => by_name(names, &conditions.summary().broken, examples),
         (None, None) if conditions.len() == examples.len() => Ok((0..examples.len()).collect()),
         (None, None) => Err(format!("{} for {} examples", conditions.len(), examples.len())),
         (None, Some(_)) => Err("files are matched by name, and this is an array".into()),
@@ -81,19 +89,47 @@ fn matched(conditions: &Dataset, examples: &Dataset) -> Result<Vec<usize>, Strin
     }
 }
 
-fn by_name(conditions: &[PathBuf], examples: &[PathBuf]) -> Result<Vec<usize>, String> {
-    let mut places = HashMap::new();
+/// By the whole name, else by the name without its ending, of which there must be one.
+fn by_name(conditions: &[PathBuf], broken: &[Broken], examples: &[PathBuf]) -> Result<Vec<usize>, String> {
+    let whole: HashMap<&Path, usize> = conditions.iter().enumerate().map(|(i, path)| (path.as_path(), i)).collect();
+    let mut stems: HashMap<PathBuf, Vec<usize>> = HashMap::new();
     for (i, path) in conditions.iter().enumerate() {
-        if let Some(other) = places.insert(path.with_extension(""), i) {
-            let other = &conditions[other];
-            return Err(format!("{} and {} have the same name", other.display(), path.display()));
-        }
+        stems.entry(path.with_extension("")).or_default().push(i);
     }
-    examples
-        .iter()
-        .map(|path| {
-            let place = places.get(&path.with_extension("")).copied();
-            place.ok_or_else(|| format!("no file is named as {} is", path.display()))
-        })
-        .collect()
+    let of = |path: &PathBuf| match (whole.get(path.as_path()), stems.get(&path.with_extension("")).map(|of| &of[..])) {
+        (Some(&place), _) | (None, Some(&[place])) => Ok(place),
+        (None, Some(&[one, other, ..])) => {
+            let [one, other] = [one, other].map(|place| shown(&conditions[place]));
+            Err(format!("{one} and {other} have the same name as {}", shown(path)))
+        }
+        (None, _) => {
+            let unusable = broken.iter().find(|broken| broken.path.with_extension("") == path.with_extension(""));
+            Err(unusable.map_or_else(
+                || format!("no file is named as {} is", shown(path)),
+                |broken| format!("that of {} is broken: {broken}", shown(path)),
+            ))
+        }
+    };
+    examples.iter().map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn matches(conditions: &[&str], examples: &[&str]) -> Result<Vec<usize>, String> {
+        let paths = |names: &[&str]| names.iter().map(PathBuf::from).collect::<Vec<_>>();
+        let broken = [Broken { path: "torn.png".into(), reason: "empty".into() }];
+        by_name(&paths(conditions), &broken, &paths(examples))
+    }
+
+    #[test]
+    fn names_are_matched_as_exactly_as_they_can_be() {
+        assert_eq!(matches(&["a.bmp", "b.png"], &["b.jpg", "a.png"]), Ok(vec![1, 0]));
+        assert_eq!(matches(&["a.jpg", "a.png"], &["a.png", "a.jpg"]), Ok(vec![1, 0]));
+        let doubled = matches(&["a.jpg", "a.png"], &["a.bmp"]).unwrap_err();
+        assert!(doubled.contains("a.jpg and a.png have the same name"), "{doubled}");
+        assert_eq!(matches(&["a.jpg"], &["c.png"]).unwrap_err(), "no file is named as c.png is");
+        assert_eq!(matches(&["a.jpg"], &["torn.jpg"]).unwrap_err(), "that of torn.jpg is broken: torn.png: empty");
+    }
 }

@@ -248,6 +248,16 @@ pub struct DataConfig {
     /// of sequences and volumes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub value_range: Option<ValueRange>,
+    /// The same of what `condition` names, which else is read as arrays of examples are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub condition_value_range: Option<ValueRange>,
+    /// What 0 and 1 stood for in the training of a network that is to see these data, too. It takes the place of what would be measured
+    /// anew, and of the range that a type has if it is none of pixels. Not a key of a recipe.
+    #[serde(skip)]
+    pub trained_range: Option<[f64; 2]>,
+    /// The same of what `condition` names.
+    #[serde(skip)]
+    pub trained_condition_range: Option<[f64; 2]>,
     /// Tell the network the class of each image.
     pub class_condition: bool,
     /// Horizontal mirroring of training images.
@@ -279,6 +289,9 @@ impl Default for DataConfig {
             resize: ResizePolicy::Crop,
             layout: DataLayout::Auto,
             value_range: None,
+            condition_value_range: None,
+            trained_range: None,
+            trained_condition_range: None,
             class_condition: false,
             flip: Flip::Auto,
             held_out: 0.05,
@@ -304,14 +317,13 @@ impl DataConfig {
                 expected: "a fraction of at least 0 and less than 1",
             });
         }
-        if let Some(ValueRange::Declared([low, high])) = self.value_range
-            && !(low.is_finite() && high.is_finite() && low < high)
-        {
-            return Err(DataError::Setting {
-                key: "value_range",
-                value: format!("{low},{high}"),
-                expected: "two finite numbers, the lower one first",
-            });
+        for (key, range) in [("value_range", self.value_range), ("condition_value_range", self.condition_value_range)] {
+            if let Some(ValueRange::Declared([low, high])) = range
+                && !(low.is_finite() && high.is_finite() && low < high)
+            {
+                let expected = "two finite numbers, the lower one first";
+                return Err(DataError::Setting { key, value: format!("{low},{high}"), expected });
+            }
         }
         if !(0.0..=1.0).contains(&self.max_broken) {
             return Err(DataError::Setting {

@@ -71,7 +71,8 @@ pub struct Dataset {
     resize: ResizePolicy,
     layout: DataLayout,
     depth: usize,
-    value_range: [f64; 2],
+    /// Of an array whose type does not say it.
+    value_range: Option<[f64; 2]>,
 }
 
 /// Describes a source without demanding that it can be trained on: mixed sizes and any number of
@@ -92,7 +93,8 @@ pub fn inspect_with(config: &DataConfig, opening: &Opening<'_>) -> Result<Summar
     Ok(match Source::read(&config, opening)? {
         Source::Folder(root, scan) => {
             refuse_empty(&root, &scan)?;
-            let shape = common_shape(&root, &scan, &config).ok();
+            let usable = !scan.files.is_empty();
+            let shape = common_shape(&root, &scan, &config).ok().filter(|_| usable);
             Summary::of_folder(&root, &scan, shape)
         }
         Source::Array(source) => Summary::of_array(&source, config.image_size),
@@ -167,7 +169,7 @@ impl Dataset {
             resize: config.resize,
             layout: DataLayout::Images,
             depth: 1,
-            value_range: [0.0, 1.0],
+            value_range: None,
         })
     }
 
@@ -182,6 +184,7 @@ impl Dataset {
                     path: source.path,
                     expected,
                     found: source.shape.channels.to_string(),
+                    files: false,
                 });
             }
             _ => {}
@@ -307,7 +310,19 @@ impl Dataset {
 
     /// What 0 and 1 stand for in the units of the source: `[low, high]`. `[0, 1]` for image files and arrays of 8 or 16 bits.
     pub fn value_range(&self) -> [f64; 2] {
-        self.value_range
+        self.value_range.unwrap_or([0.0, 1.0])
+    }
+
+    /// The range by which a network that is trained on these data must be shown others; none where each type of pixels says its own, as
+    /// in image files and in images of 8 or 16 bits.
+    pub fn trained_range(&self) -> Option<[f64; 2]> {
+        let pixels = self.layout == DataLayout::Images && self.value_range.is_none();
+        (!pixels).then(|| self.value_range())
+    }
+
+    /// The same of the conditions, if the data have some.
+    pub fn trained_condition_range(&self) -> Option<[f64; 2]> {
+        self.conditions.as_ref().and_then(Conditions::trained_range)
     }
 
     /// Whether images are mirrored under [`Flip::Auto`]: [`Flip::Off`] for the digits, sequences and volumes, else [`Flip::On`].

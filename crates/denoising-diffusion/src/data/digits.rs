@@ -51,7 +51,8 @@ pub(super) fn load() -> Result<ArraySource, DataError> {
         samples: Held::Memory(Samples::U8(levels)),
         classes: Some(Classes::number(&labels)),
         values: "levels 0 to 16 -> [0, 1]".into(),
-        range: [0.0, 1.0],
+        range: None,
+        ignored_labels: None,
         layout: DataLayout::Images,
         depth: 1,
     })

@@ -1,6 +1,6 @@
 //! What can go wrong with data, in the terms of whoever brought the data.
 //!
-//! Each variant carries what was expected and what came; [`DataError::hint`] says what to do about it.
+//! Each variant carries what was expected and what came. Not here: what to do about it (`hint.rs`).
 
 use std::fmt;
 use std::io;
@@ -14,14 +14,20 @@ use super::{ImageShape, ImageSize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Broken {
     /// Path relative to the data folder.
+    #[serde(serialize_with = "as_text")]
     pub path: PathBuf,
     /// Why, in words.
     pub reason: String,
 }
 
+/// JSON has no other names.
+fn as_text<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
+}
+
 impl fmt::Display for Broken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.path.display(), self.reason)
+        write!(f, "{}: {}", shown(&self.path), self.reason)
     }
 }
 
@@ -40,13 +46,13 @@ pub enum DataError {
         expected: &'static str,
     },
     /// Nothing at this path.
-    #[error("no data at {}: no such file or folder", path.display())]
+    #[error("no data at {}: no such file or folder", shown(path))]
     NotFound {
         /// The path asked for.
         path: PathBuf,
     },
     /// The operating system refused.
-    #[error("cannot {action} {}", path.display())]
+    #[error("cannot {action} {}", shown(path))]
     Io {
         /// What was attempted, for example `read`.
         action: &'static str,
@@ -56,7 +62,7 @@ pub enum DataError {
         source: io::Error,
     },
     /// A folder without a single image.
-    #[error("no images in {} ({other_files} other files)", path.display())]
+    #[error("no images in {} ({other_files} other files)", shown(path))]
     NoImages {
         /// The folder.
         path: PathBuf,
@@ -66,14 +72,20 @@ pub enum DataError {
         array: Option<PathBuf>,
     },
     /// A file that is no known kind of data.
-    #[error(
-        "{} is neither IDX, .npy nor .npz (first bytes {first_bytes})", path.display()
-    )]
+    #[error("{} is neither IDX, .npy nor .npz (first bytes {first_bytes})", shown(path))]
     UnknownFormat {
         /// The file.
         path: PathBuf,
         /// Its first bytes in hexadecimal.
         first_bytes: String,
+    },
+    /// Neither a file nor a folder.
+    #[error("{} is {kind}; expected a file or a folder", shown(path))]
+    NotAFile {
+        /// What is there.
+        path: PathBuf,
+        /// What it is, in words.
+        kind: &'static str,
     },
     /// More broken files than allowed.
     #[error(
@@ -91,7 +103,7 @@ pub enum DataError {
     /// Images of several sizes and no training size.
     #[error(
         "images differ in size: {} is {} (height x width), most are {}",
-        path.display(), found.full(), common.full()
+        shown(path), found.full(), common.full()
     )]
     MixedSizes {
         /// First image of another size.
@@ -102,9 +114,7 @@ pub enum DataError {
         common: ImageSize,
     },
     /// Images with several numbers of channels and none asked for.
-    #[error(
-        "images differ in channels: {} has {found}, most have {common}", path.display()
-    )]
+    #[error("images differ in channels: {} has {found}, most have {common}", shown(path))]
     MixedChannels {
         /// First image with another number.
         path: PathBuf,
@@ -114,7 +124,7 @@ pub enum DataError {
         common: usize,
     },
     /// A number of channels that the source cannot give.
-    #[error("channels = {expected} asked for, but {} has {found}", path.display())]
+    #[error("channels = {expected} asked for, but {} has {found}", shown(path))]
     Channels {
         /// The source.
         path: PathBuf,
@@ -122,9 +132,11 @@ pub enum DataError {
         expected: usize,
         /// What it has, in words.
         found: String,
+        /// Whether it is image files, whose channels can be converted.
+        files: bool,
     },
     /// A file that was readable at the scan and no longer is.
-    #[error("cannot decode {}: {reason}", path.display())]
+    #[error("cannot decode {}: {reason}", shown(path))]
     Decode {
         /// The file.
         path: PathBuf,
@@ -132,7 +144,7 @@ pub enum DataError {
         reason: String,
     },
     /// A file whose size or channels are no longer those of the scan.
-    #[error("{} changed while in use: expected {expected}, found {found} (channels x height x width)", path.display())]
+    #[error("{} changed while in use: expected {expected}, found {found} (channels x height x width)", shown(path))]
     Changed {
         /// The file.
         path: PathBuf,
@@ -142,7 +154,7 @@ pub enum DataError {
         found: ImageShape,
     },
     /// An array file that breaks its format, or holds what cannot be images.
-    #[error("{}: expected {expected}, found {found}", path.display())]
+    #[error("{}: expected {expected}, found {found}", shown(path))]
     Format {
         /// The file (and the array within a `.npz`).
         path: PathBuf,
@@ -151,8 +163,18 @@ pub enum DataError {
         /// What came.
         found: String,
     },
+    /// An array that is none of the shapes that are read.
+    #[error("{}: expected {expected}, found {found}", shown(path))]
+    Shape {
+        /// The file (and the array within a `.npz`).
+        path: PathBuf,
+        /// The shapes that are read, in words.
+        expected: &'static str,
+        /// What came.
+        found: String,
+    },
     /// A file that ends before its header says.
-    #[error("{} is truncated: its header promises {expected} bytes of values, found {found}", path.display())]
+    #[error("{} is truncated: its header promises {expected} bytes of values, found {found}", shown(path))]
     Truncated {
         /// The file.
         path: PathBuf,
@@ -162,7 +184,7 @@ pub enum DataError {
         found: u64,
     },
     /// Values outside of the accepted ranges.
-    #[error("{}: values range from {min} to {max}; expected {}", path.display(), expected_range(*declared))]
+    #[error("{}: values range from {min} to {max}; expected {}", shown(path), expected_range(*declared))]
     ValueRange {
         /// The file.
         path: PathBuf,
@@ -173,8 +195,22 @@ pub enum DataError {
         /// The declared range.
         declared: Option<[f64; 2]>,
     },
+    /// Values far from those that a network was trained on.
+    #[error(
+        "{}: values range from {min} to {max}; the network was trained on values from {} to {}", shown(path), trained[0], trained[1]
+    )]
+    OtherUnits {
+        /// The file.
+        path: PathBuf,
+        /// Smallest value.
+        min: f32,
+        /// Largest value.
+        max: f32,
+        /// What 0 and 1 stood for in training.
+        trained: [f64; 2],
+    },
     /// NaN or infinity.
-    #[error("{}: value {value} of image {image} is not a finite number", path.display())]
+    #[error("{}: value {value} of image {image} is not a finite number", shown(path))]
     NotFinite {
         /// The file.
         path: PathBuf,
@@ -184,7 +220,7 @@ pub enum DataError {
         value: f32,
     },
     /// A labels array that does not belong to the images.
-    #[error("{} has {labels} labels for {images} images", path.display())]
+    #[error("{} has {labels} labels for {images} images", shown(path))]
     LabelCount {
         /// The labels' file.
         path: PathBuf,
@@ -194,15 +230,18 @@ pub enum DataError {
         images: usize,
     },
     /// Conditions that do not belong to the examples.
-    #[error("the conditions in {} do not fit: {reason}", path.display())]
+    #[error("the conditions in {} do not fit: {reason}", shown(path))]
     Conditions {
         /// The conditions' folder or file.
         path: PathBuf,
         /// Why, in words.
         reason: String,
     },
+    /// An error of the conditions' own data.
+    #[error(transparent)]
+    OfConditions(Box<DataError>),
     /// Another number of vectors than of examples.
-    #[error("{} holds {rows} vectors for {examples} examples", path.display())]
+    #[error("{} holds {rows} vectors for {examples} examples", shown(path))]
     Vectors {
         /// The vectors' file.
         path: PathBuf,
@@ -253,6 +292,17 @@ fn shortened(broken: &[Broken]) -> String {
     text
 }
 
+/// A path for people: what would move a terminal's cursor, or end the line, is escaped.
+pub(super) fn shown(path: &Path) -> String {
+    printable(&path.to_string_lossy())
+}
+
+/// The same of any name.
+pub(super) fn printable(name: &str) -> String {
+    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    name.chars().map(escaped).collect()
+}
+
 fn expected_range(declared: Option<[f64; 2]>) -> String {
     match declared {
         Some([low, high]) => format!("[{low}, {high}]"),
@@ -272,62 +322,5 @@ impl DataError {
 
     pub(super) fn format(path: &Path, expected: impl Into<String>, found: impl Into<String>) -> Self {
         Self::Format { path: path.to_path_buf(), expected: expected.into(), found: found.into() }
-    }
-
-    /// What the user can do about it, if there is something.
-    pub fn hint(&self) -> Option<String> {
-        let text = match self {
-            Self::NotFound { .. } => {
-                "give a folder of images, an IDX, .npy or .npz file, or `digits` for the embedded set".into()
-            }
-            Self::NoImages {
-                array: Some(file), ..
-            } => format!("to train on that array, give the file itself: {}", file.display()),
-            Self::NoImages { .. } | Self::UnknownFormat { .. } => {
-                "accepted are folders with png, jpg, jpeg, bmp, webp, tif or tiff files, IDX files (also .gz), .npy and .npz".into()
-            }
-            Self::TooManyBroken { .. } => {
-                "`ddpm inspect` lists every broken file; remove or repair them, or raise --max-broken".into()
-            }
-            Self::MixedSizes { common, .. } if common.height.max(common.width) > 256 => {
-                "give the training size, for example --image-size 128; --resize crop, stretch or pad says how".into()
-            }
-            Self::MixedSizes { common, .. } => format!(
-                "give the training size, for example --image-size {common}; --resize crop, stretch or pad says how"
-            ),
-            Self::MixedChannels { common, .. } => format!(
-                "give the number of channels, for example --channels {} (1 grey, 3 RGB; transparency is composited on white)",
-                common.max(&3)
-            ),
-            Self::Channels { .. } => {
-                "an array keeps its channels: take other data, or leave out --channels if you gave it".into()
-            }
-            Self::Decode { .. } => {
-                "with --verify full every file is decoded before training starts".into()
-            }
-            Self::Changed { .. } => "leave the data unchanged during a run".into(),
-            Self::Truncated { .. } => "the file is probably an interrupted copy or download; fetch it again".into(),
-            Self::ValueRange { declared: Some(_), .. } => {
-                "declare a range that holds all values, or --value-range measured".into()
-            }
-            Self::ValueRange { min, max, .. } if *min >= 0.0 && *max > 1.0 && *max <= 255.0 => {
-                "say the range with --value-range 0,255, or store the values as uint8".into()
-            }
-            Self::ValueRange { .. } => "say the range with --value-range LOW,HIGH or --value-range measured".into(),
-            Self::LabelCount { .. } => {
-                "the labels must be those of the same images, in the same order".into()
-            }
-            Self::Conditions { .. } => "each example needs one: a file of the same name (its ending may differ), or in an array the same \
-                place"
-                .into(),
-            Self::Vectors { .. } => "a row for each example is needed, in the order of the array, or of the files by name (a broken file has \
-                none)"
-                .into(),
-            Self::BatchTooLarge { images, .. } => {
-                format!("use --batch-size {images} or less, or --held-out 0 to train on every image")
-            }
-            _ => return None,
-        };
-        Some(text)
     }
 }

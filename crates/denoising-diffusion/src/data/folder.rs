@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use super::classes::Classes;
 use super::config::{ChannelPolicy, DataConfig};
 use super::dataset::{Opening, ScanProgress};
-use super::decode::{self, Probe};
+use super::decode::{self, Probe, Unusable};
 use super::folder_index::{self, FolderIndex};
 use super::policy::Verify;
 use super::raster::Raster;
@@ -134,7 +134,7 @@ fn scan_listed(root: &Path, listing: Listing, config: &DataConfig, opening: &Ope
                 files.push(ImageFile { path, bytes, modified, probe });
                 decoded.push(raster);
             }
-            Err(reason) => broken.push(Broken { path, reason }),
+            Err(reason) => broken.push(Broken { path, reason: reason.to_string() }),
         }
     }
     Scan { files, broken, other_files: listing.other_files, array: listing.array.map(|(_, path)| path), decoded }
@@ -188,7 +188,7 @@ fn is_array_name(path: &Path) -> bool {
     name.ends_with(".npy") || name.ends_with(".npz") || name.contains("images-idx3")
 }
 
-type Checked = Result<(Probe, Option<Raster>), String>;
+type Checked = Result<(Probe, Option<Raster>), Unusable>;
 
 /// Checks every file, on several threads; results in the order of `files`.
 fn check(root: &Path, files: &[&Listed], config: &DataConfig, progress: ScanProgress<'_>) -> Vec<Checked> {
@@ -267,9 +267,16 @@ impl<'a> Checker<'a> {
 
 /// Class of each file: the name of the folder that it lies in. `None` if some file lies in the root, or there is none.
 pub(super) fn classes(files: &[ImageFile]) -> Option<Classes> {
-    let parents = files
-        .iter()
-        .map(|file| Some(file.path.parent()?.file_name()?.to_string_lossy()))
-        .collect::<Option<Vec<_>>>()?;
-    (!parents.is_empty()).then(|| Classes::number(&parents))
+    let parents = files.iter().map(|file| file.path.parent()?.file_name()).collect::<Option<Vec<_>>>()?;
+    (!parents.is_empty()).then(|| Classes::number_named(&parents, |name| lossless(name)))
+}
+
+/// A name as text: bytes that are none are written in hexadecimal, so that different names stay different.
+fn lossless(name: &OsStr) -> String {
+    let chunks = name.as_encoded_bytes().utf8_chunks();
+    chunks.map(|chunk| chunk.valid().to_string() + &hex(chunk.invalid())).collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect()
 }

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::ImageShape;
-use super::decode::Probe;
+use super::decode::{Probe, Unusable};
 use super::folder::Listed;
 use super::policy::Verify;
 use crate::atomic_file::write_atomically;
@@ -19,20 +19,21 @@ use crate::digest::Digest;
 /// Folders of fewer files are looked at anew each time.
 pub(super) const LEAST_FILES: usize = 1000;
 /// Of the file's contents.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// A folder's file of entries.
 #[derive(Debug)]
 pub(super) struct FolderIndex {
     path: PathBuf,
-    root: PathBuf,
+    /// As text; the index's own name tells apart what text cannot.
+    root: String,
     entries: HashMap<PathBuf, Entry>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Contents {
     version: u32,
-    root: PathBuf,
+    root: String,
     entries: Vec<(PathBuf, Entry)>,
 }
 
@@ -51,6 +52,7 @@ impl FolderIndex {
         let root = root.canonicalize().unwrap_or_else(|_| root.to_path_buf());
         let mut name = Digest::new();
         name.update(root.as_os_str().as_encoded_bytes());
+        let root = root.to_string_lossy().into_owned();
         let path = folder.join(format!("{}.json", &name.finish()[..16]));
         let contents = File::open(&path).ok().and_then(|file| serde_json::from_reader(BufReader::new(file)).ok());
         let entries = match contents {
@@ -61,23 +63,31 @@ impl FolderIndex {
     }
 
     /// What is known of a file from a look at least as thorough as `verify`.
-    pub(super) fn get(&self, file: &Listed, verify: Verify) -> Option<Result<Probe, String>> {
+    pub(super) fn get(&self, file: &Listed, verify: Verify) -> Option<Result<Probe, Unusable>> {
         let entry = self.entries.get(&file.path)?;
         let same = entry.bytes == file.bytes && Some(entry.modified) == file.modified;
         let thorough = entry.verify == Verify::Full || verify == Verify::Header;
         let probe = |(shape, bits)| Probe { shape, bits };
-        (same && thorough).then(|| entry.found.clone().map(probe))
+        (same && thorough).then(|| entry.found.clone().map(probe).map_err(Unusable::Content))
     }
 
     /// Replaces the entries by those of a new look and writes them. A folder for such files that cannot be written to costs the next look
     /// its time and nothing else.
-    pub(super) fn save<'a>(self, looked: impl Iterator<Item = (&'a Listed, Result<Probe, String>)>, verify: Verify) {
-        let entry = |(file, found): (&Listed, Result<Probe, String>)| {
-            let found = found.map(|probe| (probe.shape, probe.bits));
+    pub(super) fn save<'a>(self, looked: impl Iterator<Item = (&'a Listed, Result<Probe, Unusable>)>, verify: Verify) {
+        let entry = |(file, found): (&Listed, Result<Probe, Unusable>)| {
+            let found = match found {
+                Ok(probe) => Ok((probe.shape, probe.bits)),
+                Err(Unusable::Content(reason)) => Err(reason),
+                // Another time it may be.
+                Err(Unusable::Unread(_)) => return None,
+            };
+            // JSON has no other names and times; such a file is looked at each time.
+            let modified = file.modified.filter(|at| *at >= SystemTime::UNIX_EPOCH)?;
+            file.path.to_str()?;
             // What was known from a more thorough look stays so.
             let before = self.get(file, Verify::Full).is_some();
             let verify = if before { Verify::Full } else { verify };
-            Some((file.path.clone(), Entry { bytes: file.bytes, modified: file.modified?, verify, found }))
+            Some((file.path.clone(), Entry { bytes: file.bytes, modified, verify, found }))
         };
         let entries = looked.filter_map(entry).collect();
         let contents = Contents { version: VERSION, root: self.root.clone(), entries };

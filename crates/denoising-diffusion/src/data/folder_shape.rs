@@ -19,17 +19,21 @@ pub(super) fn refuse_empty(root: &Path, scan: &Scan) -> Result<(), DataError> {
     Ok(())
 }
 
+/// Refuses channels that no image file can be converted to, before any is looked at.
+pub(super) fn refuse_channels(root: &Path, channels: ChannelPolicy) -> Result<(), DataError> {
+    match channels {
+        ChannelPolicy::Auto | ChannelPolicy::Exact(1..=4) => Ok(()),
+        ChannelPolicy::Exact(expected) => {
+            let found = "image files, which give 1 to 4".into();
+            Err(DataError::Channels { path: root.to_path_buf(), expected, found, files: true })
+        }
+    }
+}
+
 /// The shape that all images of a folder get.
 pub(super) fn common_shape(root: &Path, scan: &Scan, config: &DataConfig) -> Result<ImageShape, DataError> {
     let channels = match config.channels {
-        ChannelPolicy::Exact(channels @ 1..=4) => channels,
-        ChannelPolicy::Exact(expected) => {
-            return Err(DataError::Channels {
-                path: root.to_path_buf(),
-                expected,
-                found: "image files, which give 1 to 4".into(),
-            });
-        }
+        ChannelPolicy::Exact(channels) => channels,
         ChannelPolicy::Auto => uniform(&scan.files, |file| file.probe.shape.channels)
             .map_err(|(file, found, common)| DataError::MixedChannels { path: root.join(&file.path), found, common })?,
     };

@@ -13,7 +13,7 @@ use super::array::{ArraySource, Held};
 use super::classes::{self, Classes};
 use super::decode::read_limited;
 use super::raster::Samples;
-use super::{DataError, DataLayout, ImageShape};
+use super::{DataConfig, DataError, DataLayout, ImageShape};
 
 /// Element type of the only accepted kind of values.
 const UNSIGNED_BYTE: u8 = 8;
@@ -21,29 +21,30 @@ const UNSIGNED_BYTE: u8 = 8;
 /// Reads images, and their labels from the file next to them, if there is one.
 ///
 /// # Errors
-/// A file that is not IDX, holds something else than images, or ends early; labels of another number.
-pub(super) fn load(path: &Path) -> Result<ArraySource, DataError> {
+/// A file that is not IDX, holds something else than images, or ends early; unusable labels, if they are wanted.
+pub(super) fn load(path: &Path, config: &DataConfig) -> Result<ArraySource, DataError> {
     let (dims, bytes) = read(path)?;
     let [count, height, width] = dims[..] else {
         let found = format!("{} dimensions {dims:?}", dims.len());
         return Err(DataError::format(path, "images with 3 dimensions [n, h, w]", found));
     };
-    let classes = match labels_file(path) {
-        None => None,
-        Some(file) => Some(load_labels(&file, count)?),
-    };
-    Ok(ArraySource {
+    let mut source = ArraySource {
         path: path.to_path_buf(),
         kind: "IDX file",
         count,
         shape: ImageShape { channels: 1, height, width },
         samples: Held::Memory(Samples::U8(bytes)),
-        classes,
+        classes: None,
+        ignored_labels: None,
         values: "uint8 0 to 255 -> [0, 1]".into(),
-        range: [0.0, 1.0],
+        range: None,
         layout: DataLayout::Images,
         depth: 1,
-    })
+    };
+    if let Some(file) = labels_file(path).filter(|_| config.labels.is_none()) {
+        source.take_labels(load_labels(&file, count), config)?;
+    }
+    Ok(source)
 }
 
 /// Reads the labels of `images` images.
@@ -147,12 +148,13 @@ mod tests {
         let images = idx(&[3, 1, 2], &[0, 1, 2, 3, 4, 5]);
         let labels = idx(&[3], &[2, 0, 2]);
         let at = |name: &str| folder.path().join(name);
+        let plain = DataConfig::default();
         std::fs::write(at("train-images-idx3-ubyte.gz"), gzip(&images)).unwrap();
         std::fs::write(at("train-labels-idx1-ubyte.gz"), gzip(&labels)).unwrap();
         std::fs::write(at("t10k-images-idx3-ubyte"), &images).unwrap();
         std::fs::write(at("t10k-labels-idx1-ubyte"), &labels).unwrap();
         for name in ["train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte"] {
-            let source = load(&at(name)).unwrap();
+            let source = load(&at(name), &plain).unwrap();
             assert_eq!(source.count, 3);
             assert_eq!((source.shape.height, source.shape.width), (1, 2));
             assert!(matches!(source.samples, Held::Memory(Samples::U8(v)) if v == [0, 1, 2, 3, 4, 5]));
@@ -161,10 +163,13 @@ mod tests {
             assert_eq!(classes.names, ["0", "2"]);
         }
         std::fs::write(at("t10k-labels-idx1-ubyte"), idx(&[2], &[0, 0])).unwrap();
-        let error = load(&at("t10k-images-idx3-ubyte")).unwrap_err();
+        let classes = DataConfig { class_condition: true, ..plain.clone() };
+        let error = load(&at("t10k-images-idx3-ubyte"), &classes).unwrap_err();
         assert!(error.to_string().contains("2 labels for 3 images"), "{error}");
         std::fs::write(at("plain"), &images).unwrap();
-        assert!(load(&at("plain")).unwrap().classes.is_none());
+        assert!(load(&at("plain"), &plain).unwrap().classes.is_none());
+        let ignored = load(&at("t10k-images-idx3-ubyte"), &plain).unwrap().ignored_labels.unwrap();
+        assert!(ignored.contains("2 labels for 3 images"), "{ignored}");
     }
 
     #[test]
@@ -186,7 +191,7 @@ mod tests {
         ];
         for (bytes, expected) in cases {
             std::fs::write(&path, bytes).unwrap();
-            let error = load(&path).unwrap_err().to_string();
+            let error = load(&path, &DataConfig::default()).unwrap_err().to_string();
             assert!(error.contains(expected), "`{expected}` not in `{error}`");
         }
     }

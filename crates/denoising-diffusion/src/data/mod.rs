@@ -22,8 +22,10 @@ mod error;
 mod folder;
 mod folder_index;
 mod folder_shape;
+mod hint;
 mod identity;
 mod idx;
+mod jpeg_end;
 mod loader;
 pub mod npy;
 mod order;
@@ -39,12 +41,14 @@ mod subset;
 mod summary;
 #[cfg(test)]
 mod tests;
+mod tiff_alpha;
 mod value_map;
 mod vector_table;
 
 pub use config::{ChannelPolicy, DataConfig, ImageShape, ImageSize, ParseSettingError};
 pub use dataset::{Dataset, Image, Opening, ScanProgress, inspect, inspect_with};
 pub use error::{Broken, DataError};
+pub use hint::Takes;
 pub use loader::{Batch, Loader, LoaderConfig};
 pub use policy::{CachePolicy, DataLayout, Flip, ResizePolicy, ValueRange, Verify};
 pub use subset::{Batches, Subset};

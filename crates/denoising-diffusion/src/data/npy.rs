@@ -8,8 +8,13 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::Path;
 
+use half::f16;
+
 use super::DataError;
 use super::decode::read_limited;
+
+#[cfg(test)]
+mod tests;
 
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
 
@@ -22,6 +27,8 @@ pub(super) enum Kind {
     Unsigned,
     Signed,
     Float,
+    /// A byte that is zero or not.
+    Bool,
 }
 
 /// What an array's header says.
@@ -39,10 +46,11 @@ pub(super) struct Header {
 /// Values of an array, in C order.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Values {
+    /// uint8, or bool as 0 and 1.
     U8(Vec<u8>),
     /// Any other integer type.
     Int(Vec<i64>),
-    /// float32, or float64 rounded to it.
+    /// float32, float16, or float64 rounded to float32.
     F32(Vec<f32>),
 }
 
@@ -101,24 +109,38 @@ pub fn write_npy_f32(path: &Path, shape: &[usize], values: &[f32]) -> Result<(),
     write().map_err(|e| DataError::io("write", path, e))
 }
 
-/// A float64 or float32 array, without loss: its shape and its values in C order. `path` is for messages.
+/// An array of floats, without loss: its shape and its values in C order. `path` is for messages.
 pub(crate) fn read_npy_f64(mut reader: impl Read, path: &Path) -> Result<(Vec<usize>, Vec<f64>), DataError> {
     let header = read_header(&mut reader, path)?;
     if header.kind != Kind::Float {
         return Err(DataError::format(path, "float64 or float32 values", format!("dtype `{}`", header.descr)));
     }
+    read_floats(header, reader, path)
+}
+
+fn read_floats(header: Header, reader: impl Read, path: &Path) -> Result<(Vec<usize>, Vec<f64>), DataError> {
     let bytes = read_bytes(&header, reader, path)?;
-    let values = elements(&bytes, &header, |bits| match header.width {
-        4 => f32::from_bits(bits as u32).into(),
-        _ => f64::from_bits(bits),
-    });
+    let values = elements(&bytes, &header, |bits| float(bits, header.width));
     let values = c_order(values, &header.shape, header.fortran);
     Ok((header.shape, values))
 }
 
-/// An array of any type of numbers, float64 rounded to float32: its shape and its values in C order. `path` is for messages.
+/// A float of so many bytes.
+fn float(bits: u64, width: usize) -> f64 {
+    match width {
+        2 => f16::from_bits(bits as u16).into(),
+        4 => f32::from_bits(bits as u32).into(),
+        _ => f64::from_bits(bits),
+    }
+}
+
+/// An array of any type of numbers: its shape and its values in C order. `path` is for messages.
 pub(super) fn read_numbers(mut reader: impl Read, path: &Path) -> Result<(Vec<usize>, Vec<f64>), DataError> {
     let header = read_header(&mut reader, path)?;
+    if header.kind == Kind::Float {
+        // As measurements of time need, whose digits float32 has not.
+        return read_floats(header, reader, path);
+    }
     let array = read_values(header, reader, path)?;
     let values = match array.values {
         Values::U8(values) => values.into_iter().map(f64::from).collect(),
@@ -211,12 +233,13 @@ fn parse_header(text: &str) -> Result<Header, String> {
         .ok_or("no tuple in `shape`")?
         .map(|side| side.parse().map_err(|_| format!("`{side}` in `shape`")))
         .collect::<Result<Vec<usize>, _>>()?;
-    let unsupported = || format!("dtype `{descr}` (accepted: integers, float32, float64)");
+    let unsupported = || format!("dtype `{descr}` (accepted: integers, bool, float16, float32, float64)");
     let (order, rest) = descr.split_at_checked(1).ok_or_else(unsupported)?;
     let (kind, width) = match rest {
         "u1" | "u2" | "u4" | "u8" => (Kind::Unsigned, &rest[1..]),
         "i1" | "i2" | "i4" | "i8" => (Kind::Signed, &rest[1..]),
-        "f4" | "f8" => (Kind::Float, &rest[1..]),
+        "f2" | "f4" | "f8" => (Kind::Float, &rest[1..]),
+        "b1" => (Kind::Bool, &rest[1..]),
         _ => return Err(unsupported()),
     };
     let width = width.parse().map_err(|_| unsupported())?;
@@ -257,11 +280,15 @@ fn read_values(header: Header, reader: impl Read, path: &Path) -> Result<NpyArra
     let bytes = read_bytes(&header, reader, path)?;
     let shape = &header.shape;
     let values = match header.kind {
+        Kind::Bool => {
+            Values::U8(c_order(bytes.iter().map(|&byte| u8::from(byte != 0)).collect(), shape, header.fortran))
+        }
         Kind::Unsigned if header.width == 1 => Values::U8(c_order(bytes, shape, header.fortran)),
         Kind::Float => {
             let values = elements(&bytes, &header, |bits| match header.width {
+                // Through f64 a NaN could lose bits.
                 4 => f32::from_bits(bits as u32),
-                _ => f64::from_bits(bits) as f32,
+                width => float(bits, width) as f32,
             });
             Values::F32(c_order(values, shape, header.fortran))
         }
@@ -312,102 +339,4 @@ fn c_order<T: Copy>(values: Vec<T>, shape: &[usize], fortran: bool) -> Vec<T> {
         }
     }
     out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    /// A file as NumPy writes it.
-    fn file(descr: &str, fortran: &str, shape: &str, values: &[u8]) -> Vec<u8> {
-        let dict = format!("{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}, }}\n");
-        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-        bytes.extend((dict.len() as u16).to_le_bytes());
-        bytes.extend(dict.as_bytes());
-        bytes.extend(values);
-        bytes
-    }
-
-    fn read(bytes: &[u8]) -> Result<NpyArray, DataError> {
-        read_npy(bytes, Path::new("x.npy"))
-    }
-
-    #[test]
-    fn element_types_are_read() {
-        let array = read(&file("'|u1'", "False", "(3,)", &[0, 128, 255])).unwrap();
-        assert_eq!(array.values, Values::U8(vec![0, 128, 255]));
-        let array = read(&file("'>i2'", "False", "(2,)", &[0xff, 0xfe, 1, 0])).unwrap();
-        assert_eq!(array.values, Values::Int(vec![-2, 256]));
-        let array = read(&file("'<u4'", "False", "(1,)", &[255; 4])).unwrap();
-        assert_eq!(array.values, Values::Int(vec![u32::MAX.into()]));
-        let array = read(&file("'<f8'", "False", "(1, 1)", &0.25f64.to_le_bytes())).unwrap();
-        assert_eq!(array.values, Values::F32(vec![0.25]));
-        let array = read(&file("'>f4'", "False", "()", &(-3.5f32).to_be_bytes())).unwrap();
-        assert_eq!((array.shape, array.values), (vec![], Values::F32(vec![-3.5])));
-    }
-
-    #[test]
-    fn fortran_order_becomes_c_order() {
-        // numpy: np.asfortranarray(np.arange(6, dtype="u1").reshape(1, 2, 3)).tobytes("A")
-        let array = read(&file("'|u1'", "True", "(1, 2, 3)", &[0, 3, 1, 4, 2, 5])).unwrap();
-        assert_eq!(array.values, Values::U8(vec![0, 1, 2, 3, 4, 5]));
-    }
-
-    #[test]
-    fn bad_files_say_what_is_wrong() {
-        let huge = format!("({0}, {0}, {0})", u32::MAX);
-        let cases = [
-            (file("'<f4'", "False", "(2, 3)", &[0; 20]), "promises 24 bytes of values, found 20"),
-            (file("'<f4'", "False", &huge, &[]), "memory can hold"),
-            (file("'<f4'", "False", "(1000000000000,)", &[]), "truncated"),
-            (file("'<c8'", "False", "(1,)", &[0; 8]), "dtype `<c8`"),
-            (file("'|O'", "False", "(1,)", &[0; 8]), "dtype `|O`"),
-            (file("''", "False", "(1,)", &[]), "dtype ``"),
-            (file("[('a', '<f4')]", "False", "(1,)", &[0; 4]), "structured"),
-            (file("'<f4'", "Maybe", "(1,)", &[0; 4]), "fortran_order"),
-            (file("'<f4'", "False", "(-1,)", &[0; 4]), "`-1` in `shape`"),
-            (b"\x93NUMPY\x09\x00".to_vec(), "version 9"),
-            (b"\x93NUM".to_vec(), "end of the file"),
-            (b"P5 8 8 255 not an array".to_vec(), "NUMPY"),
-        ];
-        for (bytes, expected) in cases {
-            let error = read(&bytes).unwrap_err().to_string();
-            assert!(error.contains(expected), "`{expected}` not in `{error}`");
-        }
-    }
-
-    #[test]
-    fn float32_is_demanded_where_it_matters() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("x.npy");
-        std::fs::write(&path, file("'<f8'", "False", "(1,)", &[0; 8])).unwrap();
-        let error = read_npy_f32(&path).unwrap_err().to_string();
-        assert!(error.contains("float32") && error.contains("`<f8`"), "{error}");
-        let error = read_npy_f32(&folder.path().join("none.npy")).unwrap_err();
-        assert!(matches!(error, DataError::NotFound { .. }));
-        let error = write_npy_f32(&path, &[2, 2], &[0.0; 3]).unwrap_err().to_string();
-        assert!(error.contains("4 values"), "{error}");
-    }
-
-    proptest! {
-        #[test]
-        fn written_arrays_read_back_bit_for_bit(
-            shape in prop::collection::vec(0usize..5, 0..5), seed: u32,
-        ) {
-            let count: usize = shape.iter().product();
-            let values: Vec<f32> = (0..count as u32)
-                .map(|i| f32::from_bits(i.wrapping_mul(2_654_435_761).wrapping_add(seed)))
-                .collect();
-            let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join("x.npy");
-            write_npy_f32(&path, &shape, &values).unwrap();
-            let (read_shape, read) = read_npy_f32(&path).unwrap();
-            prop_assert_eq!(read_shape, shape);
-            let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-            prop_assert_eq!(bits(&read), bits(&values));
-            let header = std::fs::metadata(&path).unwrap().len() as usize - 4 * count;
-            prop_assert_eq!(header % 64, 0);
-        }
-    }
 }

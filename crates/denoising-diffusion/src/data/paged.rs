@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::array::{ArraySource, Axes, Held, samples_last};
 use super::npy::{self, Header, Values};
 use super::raster::Samples;
-use super::value_map::{Extremes, Rule};
+use super::value_map::{Extremes, Known, Rule};
 use super::{DataConfig, DataError};
 
 /// Values read at a time while all of them are looked at.
@@ -50,12 +50,13 @@ impl PagedArray {
         if axes.count == 0 || axes.shape.is_empty() {
             return Ok(None);
         }
-        let rule = Rule::of_type(&header.descr, path, axes.layout, config.value_range)?;
+        let known = Known::of(&header.descr, config);
+        let rule = Rule::of_type(&header.descr, path, axes.layout, known)?;
         let mut array = Self { file, path: path.to_path_buf(), header, start, axes, rule: rule.unwrap_or(Rule::U8) };
         if rule.is_none() {
             let mut extremes = Extremes::default();
             array.each_chunk(|values| extremes.see(&values, path, axes.shape.len()))?;
-            array.rule = Rule::of_extremes(extremes, path, axes.layout, config.value_range)?;
+            array.rule = Rule::of_extremes(extremes, path, axes.layout, known)?;
         }
         Ok(Some(ArraySource {
             path: path.to_path_buf(),
@@ -63,6 +64,7 @@ impl PagedArray {
             count: axes.count,
             shape: axes.shape,
             classes: None,
+            ignored_labels: None,
             values: array.rule.words(),
             range: array.rule.range(),
             layout: axes.layout,

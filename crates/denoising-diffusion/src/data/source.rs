@@ -1,6 +1,6 @@
 //! What a path holds, read but not yet prepared: a folder of files, or one array. Not here: what makes a dataset of it.
 
-use std::fs::File;
+use std::fs::{File, FileType, Metadata};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,9 @@ use super::array::{self, ArraySource};
 use super::classes;
 use super::config::DataConfig;
 use super::dataset::Opening;
+use super::error::shown;
 use super::folder::{self, Scan};
+use super::folder_shape::refuse_channels;
 use super::{DataError, digits, idx};
 
 /// A source after reading, before any demand that it can be trained on.
@@ -27,20 +29,22 @@ impl Source {
                 return Ok(Self::Array(digits::load()?));
             }
         };
-        let meta = std::fs::metadata(path).map_err(|e| DataError::io("open", path, e))?;
+        let meta = look(path)?;
         if meta.is_dir() {
+            refuse_channels(path, config.channels)?;
             refuse_labels(config, "none: the classes of a folder are its subfolders")?;
             let scan = folder::scan(path, config, opening)?;
             return Ok(Self::Folder(path.to_path_buf(), scan));
         }
         if let (true, Some(folder)) = (folder::is_image_name(path), path.parent()) {
+            refuse_channels(path, config.channels)?;
             refuse_labels(config, "none: one image has no classes")?;
             return Ok(Self::Folder(folder.to_path_buf(), folder::scan_file(path, config, opening)?));
         }
         let source = match &first_bytes(path)?[..] {
             [0x93, b'N', b'U', b'M', ..] => array::load_npy(path, config),
             [b'P', b'K', ..] => array::load_npz(path, config),
-            [0x1f, 0x8b, ..] | [0, 0, _, _] => idx::load(path),
+            [0x1f, 0x8b, ..] | [0, 0, _, _] => idx::load(path, config),
             other => Err(DataError::UnknownFormat { path: path.to_path_buf(), first_bytes: format!("{other:02x?}") }),
         };
         let mut source = source?;
@@ -55,14 +59,49 @@ impl Source {
 fn refuse_labels(config: &DataConfig, expected: &'static str) -> Result<(), DataError> {
     match &config.labels {
         None => Ok(()),
-        Some(path) => Err(DataError::Setting { key: "labels", value: path.display().to_string(), expected }),
+        Some(path) => Err(DataError::Setting { key: "labels", value: shown(path), expected }),
     }
+}
+
+/// What is at a path that must name a file or a folder: anything else could be waited for without end.
+pub(super) fn look(path: &Path) -> Result<Metadata, DataError> {
+    let meta = std::fs::metadata(path).map_err(|e| DataError::io("open", path, e))?;
+    match kind(meta.file_type()) {
+        None => Ok(meta),
+        Some(kind) => Err(DataError::NotAFile { path: path.to_path_buf(), kind }),
+    }
+}
+
+/// What is neither file nor folder, in words.
+pub(super) fn kind(file: FileType) -> Option<&'static str> {
+    if file.is_file() || file.is_dir() {
+        return None;
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        if file.is_fifo() {
+            return Some("a named pipe");
+        }
+        if file.is_socket() {
+            return Some("a socket");
+        }
+        if file.is_char_device() || file.is_block_device() {
+            return Some("a device");
+        }
+    }
+    Some("no regular file")
+}
+
+/// Opens a file, if it is one.
+pub(super) fn open_file(path: &Path) -> Result<File, DataError> {
+    look(path)?;
+    File::open(path).map_err(|e| DataError::io("open", path, e))
 }
 
 pub(super) fn first_bytes(path: &Path) -> Result<Vec<u8>, DataError> {
     let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(4).read_to_end(&mut bytes))
-        .map_err(|e| DataError::io("read", path, e))?;
+    let file = open_file(path)?;
+    file.take(4).read_to_end(&mut bytes).map_err(|e| DataError::io("read", path, e))?;
     Ok(bytes)
 }

@@ -71,7 +71,7 @@ impl Store {
                 let path = root.join(&file.path);
                 let raster = match decode::decode(&path) {
                     Ok(raster) => raster,
-                    Err(reason) => return Err(DataError::Decode { path, reason }),
+                    Err(reason) => return Err(DataError::Decode { path, reason: reason.to_string() }),
                 };
                 if raster.shape != file.probe.shape {
                     return Err(DataError::Changed { path, expected: file.probe.shape, found: raster.shape });

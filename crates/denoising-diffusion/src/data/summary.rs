@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::array::ArraySource;
 use super::classes::Classes;
+use super::error::{printable, shown};
 use super::folder::{self, Scan};
 use super::{Broken, ImageShape, ImageSize};
 
@@ -33,6 +34,9 @@ pub struct Summary {
     pub shape: Option<ImageShape>,
     /// Images per class, in the order of the classes' numbers; empty without classes.
     pub classes: Vec<Tally<String>>,
+    /// Why the labels that lie with the images cannot be used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ignored_labels: Option<String>,
     /// Images per stored size, most frequent first.
     pub sizes: Vec<Tally<ImageSize>>,
     /// Images per stored number of channels, most frequent first.
@@ -51,11 +55,12 @@ impl Summary {
     pub(super) fn of_folder(root: &Path, scan: &Scan, shape: Option<ImageShape>) -> Self {
         let shapes = || scan.files.iter().map(|file| file.probe.shape);
         Self {
-            source: root.display().to_string(),
+            source: shown(root),
             kind: "image folder".into(),
             images: scan.files.len(),
             shape,
             classes: folder::classes(&scan.files).as_ref().map(per_class).unwrap_or_default(),
+            ignored_labels: None,
             sizes: tally(shapes().map(|shape| shape.size())),
             channels: tally(shapes().map(|shape| shape.channels)),
             bits: tally(scan.files.iter().map(|file| file.probe.bits)),
@@ -68,12 +73,14 @@ impl Summary {
     pub(super) fn of_array(source: &ArraySource, size: Option<ImageSize>) -> Self {
         let ImageSize { height, width } = size.unwrap_or(source.shape.size());
         let all = source.count;
+        let shape = ImageShape { channels: source.shape.channels, height, width };
         Self {
-            source: source.path.display().to_string(),
+            source: shown(&source.path),
             kind: source.kind.into(),
             images: all,
-            shape: Some(ImageShape { channels: source.shape.channels, height, width }),
+            shape: Some(shape).filter(|shape| all > 0 && !shape.is_empty()),
             classes: source.classes.as_ref().map(per_class).unwrap_or_default(),
+            ignored_labels: source.ignored_labels.clone(),
             sizes: vec![Tally { value: source.shape.size(), images: all }],
             channels: vec![Tally { value: source.shape.channels, images: all }],
             bits: vec![Tally { value: source.samples.bits(), images: all }],
@@ -155,13 +162,17 @@ impl fmt::Display for Summary {
         }
         match self.shape {
             Some(shape) => writeln!(f, "trained as {shape} (channels x height x width)")?,
+            None if self.images == 0 => writeln!(f, "trained as nothing: there is no usable image")?,
             None => writeln!(f, "trained as (images differ: give --image-size or --channels)")?,
         }
         if self.classes.is_empty() {
             writeln!(f, "classes    none")?;
         } else {
-            let names = list(&self.classes, String::clone);
+            let names = list(&self.classes, |name| printable(name));
             writeln!(f, "classes    {}: {names}", self.classes.len())?;
+        }
+        if let Some(why) = &self.ignored_labels {
+            writeln!(f, "labels     ignored: {why}")?;
         }
         for broken in &self.broken {
             writeln!(f, "broken     {broken}")?;

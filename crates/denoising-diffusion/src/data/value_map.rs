@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::npy::{NpyArray, Values};
 use super::raster::Samples;
-use super::{DataError, DataLayout, ValueRange};
+use super::{DataConfig, DataError, DataLayout, ValueRange};
 
 /// Values may leave their range by this share of it, as rounding does; they are clamped.
 const SLACK: f64 = 1e-6;
@@ -15,8 +15,33 @@ pub(super) struct Mapped {
     pub(super) samples: Samples,
     /// For people.
     pub(super) words: String,
-    /// What 0 and 1 stand for: of what is stored in 8 or 16 bits, 0 and 1.
-    pub(super) range: [f64; 2],
+    /// What 0 and 1 stand for; none of what is stored in 8 or 16 bits.
+    pub(super) range: Option<[f64; 2]>,
+}
+
+/// What is known of the range before the values are looked at.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Known {
+    Nothing,
+    /// It is that of the values.
+    Measured,
+    Declared([f64; 2]),
+    /// It is that of the data which a network was trained on.
+    Trained([f64; 2]),
+}
+
+impl Known {
+    /// Pixels of 8 or 16 bits are read by their type if the network was trained on [0, 1] or [-1, 1], which they cannot hold.
+    pub(super) fn of(descr: &str, config: &DataConfig) -> Self {
+        let pixels = matches!(descr.get(1..), Some("u1" | "u2"));
+        match (config.value_range, config.trained_range) {
+            (None, Some([-1.0 | 0.0, 1.0])) if pixels => Self::Nothing,
+            (_, Some(range)) => Self::Trained(range),
+            (Some(ValueRange::Measured), None) => Self::Measured,
+            (Some(ValueRange::Declared(range)), None) => Self::Declared(range),
+            (None, None) => Self::Nothing,
+        }
+    }
 }
 
 /// Maps the values of `array`, `size` to an example.
@@ -28,14 +53,15 @@ pub(super) fn map(
     path: &Path,
     size: usize,
     layout: DataLayout,
-    range: Option<ValueRange>,
+    config: &DataConfig,
 ) -> Result<Mapped, DataError> {
-    let rule = match Rule::of_type(&array.descr, path, layout, range)? {
+    let known = Known::of(&array.descr, config);
+    let rule = match Rule::of_type(&array.descr, path, layout, known)? {
         Some(rule) => rule,
         None => {
             let mut extremes = Extremes::default();
             extremes.see(&array.values, path, size)?;
-            Rule::of_extremes(extremes, path, layout, range)?
+            Rule::of_extremes(extremes, path, layout, known)?
         }
     };
     Ok(Mapped { samples: rule.apply(array.values), words: rule.words(), range: rule.range() })
@@ -61,10 +87,10 @@ impl Rule {
         descr: &str,
         path: &Path,
         layout: DataLayout,
-        range: Option<ValueRange>,
+        known: Known,
     ) -> Result<Option<Self>, DataError> {
         match descr.get(1..).unwrap_or_default() {
-            _ if range.is_some() => Ok(None),
+            _ if known != Known::Nothing => Ok(None),
             "u1" => Ok(Some(Self::U8)),
             "u2" => Ok(Some(Self::U16)),
             kind if kind.starts_with(['u', 'i']) && layout == DataLayout::Images => {
@@ -83,22 +109,32 @@ impl Rule {
         extremes: Extremes,
         path: &Path,
         layout: DataLayout,
-        range: Option<ValueRange>,
+        known: Known,
     ) -> Result<Self, DataError> {
         let Extremes { min, max, .. } = extremes;
         let outside = |declared| DataError::ValueRange { path: path.to_path_buf(), min, max, declared };
-        let [low, high] = match (range, usual(min, max)) {
-            (Some(ValueRange::Declared(range)), _) => range,
-            (Some(ValueRange::Measured), _) => measured(min, max),
-            (None, Some(range)) => range,
-            (None, None) if layout == DataLayout::Images => return Err(outside(None)),
-            (None, None) => measured(min, max),
+        let [low, high] = match (known, usual(min, max)) {
+            (Known::Declared(range) | Known::Trained(range), _) => range,
+            (Known::Measured, _) => measured(min, max),
+            (Known::Nothing, Some(range)) => range,
+            (Known::Nothing, None) if layout == DataLayout::Images => return Err(outside(None)),
+            (Known::Nothing, None) => measured(min, max),
         };
-        let slack = SLACK * (high - low);
-        if f64::from(min) < low - slack || f64::from(max) > high + slack {
-            return Err(outside(Some([low, high])));
+        let rule = Self::Range { low, high, extremes };
+        match known {
+            _ if rule.holds_all() => Ok(rule),
+            Known::Trained(range) if extremes.leave_by(range) <= spare(range) => Ok(rule),
+            Known::Trained(trained) => Err(DataError::OtherUnits { path: path.to_path_buf(), min, max, trained }),
+            _ => Err(outside(Some([low, high]))),
         }
-        Ok(Self::Range { low, high, extremes })
+    }
+
+    /// Whether no value lies outside of the range, but for rounding.
+    fn holds_all(self) -> bool {
+        match self {
+            Self::U8 | Self::U16 => true,
+            Self::Range { low, high, extremes } => extremes.leave_by([low, high]) <= SLACK,
+        }
     }
 
     /// Values as they are kept.
@@ -110,9 +146,12 @@ impl Rule {
                 Samples::U16(v.into_iter().map(|v| u16::try_from(v).unwrap_or(u16::MAX)).collect())
             }
             (rule, values) => {
-                let [low, high] = rule.range();
-                let unit = |value: f32| ((f64::from(value) - low) / (high - low)).clamp(0.0, 1.0) as f32;
-                Samples::F32(numbers(&values).map(unit).collect())
+                let [low, high] = rule.range().unwrap_or([0.0, 1.0]);
+                let unit = |value: f32| (f64::from(value) - low) / (high - low);
+                // What leaves a trained range by more than rounding stays outside.
+                let all = rule.holds_all();
+                let kept = |value| if all { unit(value).clamp(0.0, 1.0) as f32 } else { unit(value) as f32 };
+                Samples::F32(numbers(&values).map(kept).collect())
             }
         }
     }
@@ -137,11 +176,11 @@ impl Rule {
         }
     }
 
-    /// What 0 and 1 stand for: of what is stored in 8 or 16 bits, 0 and 1.
-    pub(super) fn range(self) -> [f64; 2] {
+    /// What 0 and 1 stand for; none of what is stored in 8 or 16 bits.
+    pub(super) fn range(self) -> Option<[f64; 2]> {
         match self {
-            Self::U8 | Self::U16 => [0.0, 1.0],
-            Self::Range { low, high, .. } => [low, high],
+            Self::U8 | Self::U16 => None,
+            Self::Range { low, high, .. } => Some([low, high]),
         }
     }
 }
@@ -161,6 +200,11 @@ impl Default for Extremes {
 }
 
 impl Extremes {
+    /// How far the numbers reach beyond a range, as a share of its width.
+    fn leave_by(self, [low, high]: [f64; 2]) -> f64 {
+        (low - f64::from(self.min)).max(f64::from(self.max) - high) / (high - low)
+    }
+
     /// Looks at the next values, `size` to an example.
     ///
     /// # Errors
@@ -196,6 +240,15 @@ fn usual(min: f32, max: f32) -> Option<[f64; 2]> {
     }
 }
 
+/// By what share of its width data may leave the range of other data that were trained on. What is measured anew lies somewhat higher
+/// or lower; in other units it lies elsewhere. [0, 1] and [-1, 1] are conventions, which nothing leaves.
+fn spare(trained: [f64; 2]) -> f64 {
+    match trained {
+        [-1.0 | 0.0, 1.0] => SLACK,
+        _ => 1.0,
+    }
+}
+
 /// The range of what occurs; of a constant, one that has a width.
 fn measured(min: f32, max: f32) -> [f64; 2] {
     let [min, max] = [min, max].map(f64::from);
@@ -208,7 +261,7 @@ mod tests {
 
     fn read(values: Values, descr: &str, layout: DataLayout, range: Option<ValueRange>) -> Result<Mapped, DataError> {
         let array = NpyArray { shape: vec![1], descr: descr.into(), values };
-        map(array, Path::new("x.npy"), 1, layout, range)
+        map(array, Path::new("x.npy"), 1, layout, &DataConfig { value_range: range, ..DataConfig::default() })
     }
 
     fn floats(values: &[f32], layout: DataLayout, range: Option<ValueRange>) -> Result<Mapped, DataError> {
@@ -220,7 +273,7 @@ mod tests {
         let images = |values: &[f32]| floats(values, DataLayout::Images, None);
         assert_eq!(images(&[0.0, 0.25, 1.0]).unwrap().samples, Samples::F32(vec![0.0, 0.25, 1.0]));
         let signed = images(&[-1.0, 0.0, 0.5]).unwrap();
-        assert_eq!((signed.samples, signed.range), (Samples::F32(vec![0.0, 0.5, 0.75]), [-1.0, 1.0]));
+        assert_eq!((signed.samples, signed.range), (Samples::F32(vec![0.0, 0.5, 0.75]), Some([-1.0, 1.0])));
         let error = images(&[0.0, 254.5]).unwrap_err();
         assert!(error.to_string().contains("254.5"), "{error}");
         assert!(error.hint().unwrap().contains("255"));
@@ -242,14 +295,40 @@ mod tests {
     fn other_ranges_are_declared_or_measured() {
         let declared = Some(ValueRange::Declared([-1000.0, 3000.0]));
         let scan = floats(&[-1000.0, 0.0, 3000.0], DataLayout::Images, declared).unwrap();
-        assert_eq!((scan.samples, scan.range), (Samples::F32(vec![0.0, 0.25, 1.0]), [-1000.0, 3000.0]));
+        assert_eq!((scan.samples, scan.range), (Samples::F32(vec![0.0, 0.25, 1.0]), Some([-1000.0, 3000.0])));
         let error = floats(&[-1000.0, 3001.0], DataLayout::Volumes, declared).unwrap_err().to_string();
         assert!(error.contains("3001") && error.contains("[-1000, 3000]"), "{error}");
         for range in [None, Some(ValueRange::Measured)] {
             let signal = read(Values::Int(vec![-4, 4, 0]), "<i2", DataLayout::Sequences, range).unwrap();
-            assert_eq!((signal.samples, signal.range), (Samples::F32(vec![0.0, 1.0, 0.5]), [-4.0, 4.0]));
+            assert_eq!((signal.samples, signal.range), (Samples::F32(vec![0.0, 1.0, 0.5]), Some([-4.0, 4.0])));
         }
         let constant = floats(&[5.0, 5.0], DataLayout::Sequences, None).unwrap();
-        assert_eq!((constant.samples, constant.range), (Samples::F32(vec![0.5, 0.5]), [4.5, 5.5]));
+        assert_eq!((constant.samples, constant.range), (Samples::F32(vec![0.5, 0.5]), Some([4.5, 5.5])));
+    }
+
+    #[test]
+    fn data_of_a_trained_network_are_read_by_its_range() {
+        let read = |values: Values, descr: &str, trained, layout| {
+            let array = NpyArray { shape: vec![1], descr: descr.into(), values };
+            let config = DataConfig { trained_range: Some(trained), ..DataConfig::default() };
+            map(array, Path::new("x.npy"), 1, layout, &config)
+        };
+        let floats =
+            |values: &[f32], trained| read(Values::F32(values.to_vec()), "<f4", trained, DataLayout::Sequences);
+        // Neither measured nor told by where the values lie.
+        assert_eq!(floats(&[5.0, 6.0], [2.0, 10.0]).unwrap().samples, Samples::F32(vec![0.375, 0.5]));
+        assert_eq!(floats(&[0.0, 0.5], [-1.0, 1.0]).unwrap().samples, Samples::F32(vec![0.5, 0.75]));
+        // Other data of the same kind reach somewhat further; other units much further.
+        assert_eq!(floats(&[1.0, 12.0], [2.0, 10.0]).unwrap().samples, Samples::F32(vec![-0.125, 1.25]));
+        let error = floats(&[120.0, 200.0], [2.0, 10.0]).unwrap_err();
+        assert!(matches!(error, DataError::OtherUnits { trained: [2.0, 10.0], .. }), "{error}");
+        assert!(error.to_string().contains("from 120 to 200"), "{error}");
+        assert!(floats(&[-1.0, 1.0], [0.0, 1.0]).is_err());
+        // Pixels stay pixels, unless the network knows integers of its own.
+        let pixels = |trained| read(Values::U8(vec![0, 255]), "|u1", trained, DataLayout::Images).unwrap().samples;
+        assert_eq!(pixels([-1.0, 1.0]), Samples::U8(vec![0, 255]));
+        assert_eq!(pixels([-255.0, 255.0]), Samples::F32(vec![0.5, 1.0]));
+        let integers = read(Values::Int(vec![0, 1]), "<i8", [-1.0, 1.0], DataLayout::Images).unwrap();
+        assert_eq!(integers.samples, Samples::F32(vec![0.5, 1.0]));
     }
 }

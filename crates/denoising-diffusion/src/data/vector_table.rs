@@ -1,7 +1,6 @@
 //! A vector of numbers for each example, such as a measurement or the embedding of a text, from a `.npy` file. Not here: how a network
 //! uses it.
 
-use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
 
@@ -9,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::DataError;
 use super::npy::read_numbers;
+use super::source::open_file;
 use crate::digest::Digest;
 
 /// What is subtracted from each number of a vector, and what it is then divided by.
@@ -35,7 +35,7 @@ impl VectorTable {
     /// No such array, another shape, a value that is not finite, or other vectors than `scale` is made for; with `scale`, `[dim]` is one
     /// vector.
     pub fn open(path: &Path, scale: Option<&VectorScale>) -> Result<Self, DataError> {
-        let file = File::open(path).map_err(|e| DataError::io("open", path, e))?;
+        let file = open_file(path)?;
         let (shape, values) = read_numbers(BufReader::new(file), path)?;
         let expected = scale.map(|scale| scale.mean.len());
         let (n, dim) = match (&shape[..], expected) {
@@ -75,6 +75,12 @@ impl VectorTable {
         &self.scale
     }
 
+    /// Which of the numbers are the same in all vectors and so tell nothing.
+    pub fn constant(&self) -> Vec<usize> {
+        let rows = || self.values.chunks_exact(self.dim);
+        (0..self.dim).filter(|&k| rows().all(|row| row[k] == self.values[k])).collect()
+    }
+
     pub(super) fn digest(&self) -> &str {
         &self.digest
     }
@@ -105,12 +111,17 @@ impl VectorScale {
             }
             sums.iter().map(|sum| sum / n).collect()
         };
-        let mean = sums(&|_, value| value);
-        let variance = sums(&|k, value| (value - mean[k]).powi(2));
+        // Squares of what is beyond this, and sums of it, are not finite.
+        let largest = values.iter().fold(0.0_f64, |largest, value| largest.max(value.abs()));
+        let unit = if largest > 1e100 { largest } else { 1.0 };
+        let mean = sums(&|_, value| value / unit);
+        let variance = sums(&|k, value| (value / unit - mean[k]).powi(2));
         // What rounding of the mean makes of equal numbers is no deviation.
         let of =
             |(variance, mean): (f64, &f64)| Some(variance.sqrt()).filter(|deviation| *deviation > 1e-12 * mean.abs());
-        let deviation = variance.into_iter().zip(&mean).map(|pair| of(pair).unwrap_or(1.0)).collect();
+        let deviation =
+            variance.into_iter().zip(&mean).map(|pair| of(pair).map_or(1.0, |deviation| deviation * unit)).collect();
+        let mean = mean.iter().map(|mean| mean * unit).collect();
         Self { mean, deviation }
     }
 
@@ -122,7 +133,7 @@ impl VectorScale {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::npy::write_npy_f32;
+    use crate::data::npy::{write_npy_f32, write_npy_f64};
 
     fn table(shape: &[usize], values: &[f32], scale: Option<&VectorScale>) -> Result<VectorTable, DataError> {
         let folder = tempfile::tempdir().unwrap();
@@ -142,6 +153,19 @@ mod tests {
         let one = table(&[2], &[5.0, 8.0], Some(&scale)).unwrap();
         assert_eq!((one.rows(), one.dim()), (1, 2), "one vector needs no second axis");
         assert_eq!(table(&[3], &[1.0, 2.0, 3.0], None).unwrap().dim(), 1);
+    }
+
+    #[test]
+    fn numbers_are_scaled_before_they_are_rounded() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("v.npy");
+        let mut file = Vec::new();
+        let rows = [[1.7e9, 5.0, 1e300], [1.7e9 + 2.0, 5.0, -1e300]];
+        write_npy_f64(&mut file, &[2, 3], rows.as_flattened()).unwrap();
+        std::fs::write(&path, file).unwrap();
+        let table = VectorTable::open(&path, None).unwrap();
+        assert_eq!(table.pick([0, 1]), [-1.0, 0.0, 1.0, 1.0, 0.0, -1.0]);
+        assert_eq!(table.constant(), [1]);
     }
 
     #[test]

@@ -101,6 +101,7 @@ impl<M: Network<4>> Case<'_, M> {
             betas: None,
             image: ImageShape { channels, height, width },
             value_range: None,
+            condition_value_range: None,
             vectors: None,
             weights: WeightsKind::Ema,
             step,

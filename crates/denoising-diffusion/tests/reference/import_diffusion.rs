@@ -42,6 +42,7 @@ impl Case {
             betas: inferred.betas,
             image: ImageShape { channels: inferred.network.channels().unwrap(), height: 8, width: 8 },
             value_range: None,
+            condition_value_range: None,
             vectors: None,
             network: inferred.network,
             weights: WeightsKind::Model,

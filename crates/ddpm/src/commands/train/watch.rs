@@ -125,7 +125,7 @@ impl Watch {
         if as_json {
             return output::json(&json!({
                 "outcome": match outcome { Outcome::Finished => "finished", Outcome::Stopped => "interrupted" },
-                "run": plan.dir.display().to_string(),
+                "run": output::path(&plan.dir),
                 "step": step,
                 "steps": plan.recipe.train.steps,
                 "loss": self.loss,

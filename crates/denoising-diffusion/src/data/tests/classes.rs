@@ -61,9 +61,37 @@ fn labels_in_an_archive_are_numbered_without_gaps() {
         assert!(!digests[..i].contains(one), "{i}");
     }
     write_npz(&path, &[("images", images), ("labels", npy_i64(&[0, 1, 2]))]);
-    let refused = error(&config(&path));
+    let refused = error(&DataConfig { class_condition: true, ..config(&path) });
     assert!(refused.to_string().ends_with("labels has 3 labels for 4 images"), "{refused}");
     assert!(refused.hint().unwrap().contains("same images"));
+}
+
+#[test]
+fn labels_that_are_none_are_in_the_way_of_classes_only() {
+    let root = folder();
+    let at = |name: &str| root.path().join(name);
+    write_images(&at("x.npy"), 3);
+    std::fs::write(at("y.npy"), npy_i64(&[4, 9, 4])).unwrap();
+    let images = std::fs::read(at("x.npy")).unwrap();
+    let header = "{'descr': '<U1', 'fortran_order': False, 'shape': (3,)}";
+    let text = [b"\x93NUMPY\x01\x00", &(header.len() as u16).to_le_bytes()[..], header.as_bytes(), &[0; 12]].concat();
+    for (labels, why) in [
+        (npy_i64(&[0, -1, 0]), "label -1"),
+        (npy_i64(&[0, 1]), "2 labels for 3 images"),
+        (text, "dtype `<U1`"),
+        (images.clone(), "integer labels of shape [n]"),
+    ] {
+        write_npz(&at("a.npz"), &[("images", images.clone()), ("labels", labels)]);
+        let plain = config(&at("a.npz"));
+        let data = Dataset::open(&plain).unwrap();
+        assert!(data.classes().is_none());
+        let summary = data.summary().to_string();
+        assert!(summary.contains("labels     ignored: ") && summary.contains(why), "{why}: {summary}");
+        let refused = error(&DataConfig { class_condition: true, ..plain.clone() }).to_string();
+        assert!(refused.contains(why), "{why}: {refused}");
+        let others = DataConfig { labels: Some(at("y.npy")), class_condition: true, ..plain };
+        assert_eq!(Dataset::open(&others).unwrap().class_names().unwrap(), ["4", "9"]);
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod classes;
 mod large;
 mod loading;
+mod odd_files;
 mod sources;
 
 use std::path::{Path, PathBuf};

@@ -58,6 +58,7 @@ impl Place {
             betas: None,
             image: ImageShape { channels: 1, height: 8, width: 8 },
             value_range: None,
+            condition_value_range: None,
             vectors: None,
             weights: WeightsKind::Ema,
             step,

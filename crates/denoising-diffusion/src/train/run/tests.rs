@@ -27,6 +27,7 @@ fn parts(dir: &Path, settings: &[(&str, &str)]) -> (Trainer<Unet>, RunSetup) {
         betas: None,
         image: train.dataset().shape(),
         value_range: None,
+        condition_value_range: None,
         vectors: None,
         weights: crate::model_file::WeightsKind::Ema,
         step: 0,

@@ -1,0 +1,142 @@
+//! What a user can do about an error of data. Not here: the errors (`error.rs`).
+
+use super::DataError;
+use super::error::shown;
+
+/// Whether the command at work takes a flag, named with its dashes. Hints must not name others.
+pub type Takes<'a> = &'a dyn Fn(&str) -> bool;
+
+impl DataError {
+    /// What the user can do about it, if there is something, where every flag of `ddpm train` can be given.
+    pub fn hint(&self) -> Option<String> {
+        self.hint_for(&|_| true)
+    }
+
+    /// The same for a command that takes only some flags.
+    pub fn hint_for(&self, takes: Takes<'_>) -> Option<String> {
+        let text: String = match self {
+            Self::NotFound { .. } => {
+                "give a folder of images, an IDX, .npy or .npz file, or `digits` for the embedded set".into()
+            }
+            Self::NoImages { array: Some(file), .. } => {
+                format!("to train on that array, give the file itself: {}", shown(file))
+            }
+            Self::NoImages { .. } | Self::UnknownFormat { .. } => {
+                "accepted are folders with png, jpg, jpeg, bmp, webp, tif or tiff files, IDX files (also .gz), .npy and .npz".into()
+            }
+            Self::TooManyBroken { .. } => {
+                let raise = if takes("--max-broken") { ", or raise --max-broken" } else { "" };
+                format!("`ddpm inspect` lists every broken file; remove or repair them{raise}")
+            }
+            Self::MixedSizes { .. } | Self::MixedChannels { .. } | Self::Channels { .. } => self.hint_on_shape(takes)?,
+            Self::Shape { .. } if takes("--layout") => {
+                "--layout says what an array holds (sequences: --layout sequences), --channels N which axis its channels are".into()
+            }
+            Self::Decode { .. } if takes("--verify") => {
+                "with --verify full every file is decoded before training starts".into()
+            }
+            Self::Changed { .. } => "leave the data unchanged during a run".into(),
+            Self::Truncated { .. } => "the file is probably an interrupted copy or download; fetch it again".into(),
+            Self::ValueRange { .. } => self.hint_on_values(takes),
+            Self::OtherUnits { .. } => "give the values in the units of the data that the network was trained on".into(),
+            Self::LabelCount { .. } => "the labels must be those of the same images, in the same order".into(),
+            Self::Conditions { .. } => {
+                "each example needs one: a file of the same name (its ending may differ), or in an array the same place".into()
+            }
+            Self::OfConditions(error) => {
+                let own = ["--channels", "--value-range"];
+                let named = |flag: &str| if own.contains(&flag) { flag.replace("--", "--condition-") } else { flag.into() };
+                let takes = |flag: &str| takes(&named(flag));
+                let hint = error.hint_for(&takes)?;
+                own.iter().fold(hint, |hint, flag| hint.replace(flag, &named(flag)))
+            }
+            Self::Vectors { .. } => "a row for each example is needed, in the order of the array, or of the files by name (a broken file has \
+                none)"
+                .into(),
+            Self::BatchTooLarge { images, .. } if takes("--held-out") => {
+                format!("use --batch-size {images} or less, or --held-out 0 to train on every image")
+            }
+            Self::BatchTooLarge { images, .. } => format!("use --batch-size {images} or less"),
+            _ => return None,
+        };
+        Some(text)
+    }
+
+    fn hint_on_shape(&self, takes: Takes<'_>) -> Option<String> {
+        let hint = match self {
+            Self::MixedSizes { .. } if !takes("--image-size") => "give images of one size".into(),
+            Self::MixedSizes { common, .. } => {
+                let large = common.height.max(common.width) > 256;
+                let size = if large { "128".to_string() } else { common.to_string() };
+                let how = if takes("--resize") { "; --resize crop, stretch or pad says how" } else { "" };
+                format!("give the training size, for example --image-size {size}{how}")
+            }
+            Self::MixedChannels { .. } if !takes("--channels") => {
+                "give images of one kind: all grey or RGB, or all with transparency".into()
+            }
+            Self::MixedChannels { common, .. } => format!(
+                "give the number of channels, for example --channels {} (1 grey, 3 RGB; transparency is composited on white)",
+                common.max(&3)
+            ),
+            Self::Channels { files: true, .. } if takes("--channels") => {
+                "--channels 1 is grey, 2 grey with alpha, 3 RGB, 4 RGBA".into()
+            }
+            Self::Channels { files: false, .. } if takes("--channels") => {
+                "an array keeps its channels: take other data, or leave out --channels if you gave it".into()
+            }
+            Self::Channels { .. } => "take other data".into(),
+            _ => return None,
+        };
+        Some(hint)
+    }
+
+    fn hint_on_values(&self, takes: Takes<'_>) -> String {
+        match self {
+            _ if !takes("--value-range") => "store the values as uint8, or as floats in [0, 1]".into(),
+            Self::ValueRange { declared: Some(_), .. } => {
+                "declare a range that holds all values, or --value-range measured".into()
+            }
+            Self::ValueRange { min, max, .. } if *min >= 0.0 && *max > 1.0 && *max <= 255.0 => {
+                "say the range with --value-range 0,255, or store the values as uint8".into()
+            }
+            _ => "say the range with --value-range LOW,HIGH or --value-range measured".into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::ImageSize;
+
+    #[test]
+    fn hints_name_only_flags_that_the_command_takes() {
+        let path = || "x".into();
+        let errors = || {
+            [
+                DataError::TooManyBroken { broken: Vec::new(), total: 1, limit: 0.0 },
+                DataError::MixedSizes { path: path(), found: ImageSize::square(2), common: ImageSize::square(3) },
+                DataError::MixedChannels { path: path(), found: 1, common: 4 },
+                DataError::Channels { path: path(), expected: 5, found: String::new(), files: true },
+                DataError::ValueRange { path: path(), min: 0.0, max: 9.0, declared: None },
+                DataError::BatchTooLarge { batch_size: 9, images: 3 },
+            ]
+        };
+        for error in errors() {
+            assert!(error.hint().unwrap().contains("--"), "{error}");
+            let hint = error.hint_for(&|flag| flag == "--batch-size").unwrap();
+            assert!(!hint.replace("--batch-size", "").contains("--"), "{hint}");
+        }
+        for error in errors().into_iter().skip(2).take(3) {
+            let hint = DataError::OfConditions(Box::new(error)).hint().unwrap();
+            assert!(hint.contains("--condition-"), "{hint}");
+            assert!(!hint.contains("--channels") && !hint.contains("--value-range"), "{hint}");
+        }
+    }
+
+    #[test]
+    fn names_cannot_move_the_cursor() {
+        let error = DataError::NotFound { path: "a\n\u{1b}[2Jb\u{e9}".into() };
+        assert!(error.to_string().contains("a\\n\\u{1b}[2Jb\u{e9}"), "{error}");
+    }
+}
