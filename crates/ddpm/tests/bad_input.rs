@@ -212,7 +212,7 @@ fn hints_name_flags_that_the_command_has() {
     for i in 0..4 {
         place.image(&format!("sizes/{i}.png"), 8, 8 + i);
     }
-    let text = place.fails("fid sizes sizes", 1, "images differ in size");
+    let text = place.fails("stats sizes -o s.npz", 1, "images differ in size");
     assert!(text.contains("hint:") && !text.contains("--image-size"), "{text}");
     place.write("sizes/text.png", "text");
     let text = place.fails("stats sizes -o s.npz", 1, "are broken");

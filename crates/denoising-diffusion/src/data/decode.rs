@@ -76,12 +76,12 @@ impl From<ImageError> for Unusable {
     }
 }
 
-const DEPTHS: &str = "only 8 and 16 bit are supported";
+const DEPTHS: &str = "only 8 and 16 bit are supported, grey or RGB, with or without transparency";
 
 /// A kind of samples that is not supported.
 fn in_words(color: &ExtendedColorType) -> String {
     match color {
-        ExtendedColorType::Unknown(bits) => format!("samples of {bits} bits per pixel"),
+        ExtendedColorType::Unknown(bits) => format!("pixels of {bits} bits in a form that is not read"),
         other => format!("{other:?} samples"),
     }
 }
@@ -253,6 +253,6 @@ mod tests {
 
     #[test]
     fn unsupported_samples_are_named_in_words() {
-        assert_eq!(in_words(&ExtendedColorType::Unknown(32)), "samples of 32 bits per pixel");
+        assert_eq!(in_words(&ExtendedColorType::Unknown(32)), "pixels of 32 bits in a form that is not read");
     }
 }

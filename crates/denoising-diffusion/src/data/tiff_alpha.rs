@@ -68,34 +68,34 @@ fn extra_samples(bytes: &[u8]) -> Option<u16> {
 mod tests {
     use super::*;
 
-    /// A grey image of two pixels with alpha, in either byte order.
-    fn grey_alpha(little: bool, extra: u16, pixels: [u8; 4]) -> Vec<u8> {
+    /// Two pixels of RGBA, in either byte order.
+    fn rgba(little: bool, extra: u16, pixels: [u8; 8]) -> Vec<u8> {
         let short = |v: u16| if little { v.to_le_bytes() } else { v.to_be_bytes() };
         let long = |v: u32| if little { v.to_le_bytes() } else { v.to_be_bytes() };
         let mut bytes = if little { b"II".to_vec() } else { b"MM".to_vec() };
         bytes.extend(short(42));
-        bytes.extend(long(12));
+        bytes.extend(long(24));
         bytes.extend(pixels);
-        let bits = u32::from_ne_bytes([short(8), short(8)].concat().try_into().unwrap());
-        let one = |v: u16| u32::from_ne_bytes([short(v), [0; 2]].concat().try_into().unwrap());
-        let entries: [(u16, u16, u32, u32); 10] = [
-            (256, 3, 1, one(2)),
-            (257, 3, 1, one(1)),
-            (258, 3, 2, bits),
-            (259, 3, 1, one(1)),
-            (262, 3, 1, one(1)),
-            (273, 3, 1, one(8)),
-            (277, 3, 1, one(2)),
-            (278, 3, 1, one(1)),
-            (279, 3, 1, one(4)),
-            (EXTRA_SAMPLES, 3, 1, one(extra)),
+        bytes.extend([short(8); 4].concat());
+        let one = |v: u16| [short(v), [0; 2]].concat();
+        let entries = [
+            (256, 1, one(2)),
+            (257, 1, one(1)),
+            (258, 4, long(16).to_vec()),
+            (259, 1, one(1)),
+            (262, 1, one(2)),
+            (273, 1, one(8)),
+            (277, 1, one(4)),
+            (278, 1, one(1)),
+            (279, 1, one(8)),
+            (EXTRA_SAMPLES, 1, one(extra)),
         ];
         bytes.extend(short(entries.len() as u16));
-        for (tag, kind, count, value) in entries {
-            bytes.extend(short(tag));
-            bytes.extend(short(kind));
+        for (tag, count, value) in entries {
+            // 3: numbers of 16 bits.
+            bytes.extend([short(tag), short(3)].concat());
             bytes.extend(long(count));
-            bytes.extend(value.to_ne_bytes());
+            bytes.extend(value);
         }
         bytes.extend([0; 4]);
         bytes
@@ -106,9 +106,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.tif");
         for little in [true, false] {
+            let stored = [100, 128, 0, 128, 7, 8, 9, 0];
             // 100 * 255 / 128, rounded down as PIL does.
-            for (extra, expected) in [(ASSOCIATED, [199, 128, 0, 0]), (2, [100, 128, 0, 0])] {
-                std::fs::write(&path, grey_alpha(little, extra, [100, 128, 0, 0])).unwrap();
+            for (extra, expected) in [(ASSOCIATED, [199, 255, 0, 128, 7, 8, 9, 0]), (2, stored)] {
+                std::fs::write(&path, rgba(little, extra, stored)).unwrap();
                 let raster = super::super::decode::decode(&path).unwrap();
                 assert_eq!(raster.samples, Samples::U8(expected.to_vec()), "{little} {extra}");
             }
