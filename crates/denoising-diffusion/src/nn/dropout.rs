@@ -41,6 +41,11 @@ pub fn begin(key: DropoutKey) {
     with(|draws| *draws = Draws { key, count: 0, begun: draws.begun + 1 });
 }
 
+/// Lets go of the count's key, which whoever gave it may then change where it lies.
+pub fn let_go() {
+    with(|draws| draws.key = DropoutKey::Words([0; 2]));
+}
+
 impl Draws {
     /// Where they stand.
     pub fn now() -> Self {

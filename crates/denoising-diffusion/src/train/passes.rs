@@ -211,6 +211,7 @@ impl<M> Trainer<M> {
         dropout::begin(batch.dropout.clone());
         let loss = self.diffusion.loss_of(model, &batch.prepared).mean() / parts as f64;
         let gradients = NamedGradients::take(model, &mut loss.backward());
+        dropout::let_go();
         (loss.inner(), gradients)
     }
 }
