@@ -1,4 +1,4 @@
-//! A network's buffers (running statistics) before a step, for the step that must not have happened: a forward pass changes them, before anyone
+//! A network's buffers (running statistics, not fixed frequencies) before a step, for the step that must not have happened: a forward pass changes them, before anyone
 //! knows whether its loss is finite.
 
 use burn::module::Module;
@@ -7,7 +7,7 @@ use burn::tensor::{Tensor, TensorData};
 use crate::interop::StateDict;
 use crate::nn::params::{self, MapTensor, Role, VisitTensor};
 
-/// Floating-point buffers by name, on the host.
+/// Floating-point buffers that passes change, by name, on the host.
 #[derive(Default)]
 pub struct Buffers(StateDict);
 
@@ -33,9 +33,14 @@ impl Buffers {
     }
 }
 
+/// Whether a buffer is one of fixed frequencies, which no pass changes. All layers call theirs so.
+fn is_constant(name: &str) -> bool {
+    name.rsplit('.').next() == Some("weights")
+}
+
 impl VisitTensor for Buffers {
     fn visit<const D: usize>(&mut self, name: &str, role: Role, tensor: &Tensor<D>) {
-        if role == Role::Buffer {
+        if role == Role::Buffer && !is_constant(name) {
             self.0.insert(name, params::host_tensor(tensor.clone()));
         }
     }
