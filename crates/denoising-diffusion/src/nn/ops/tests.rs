@@ -1,11 +1,10 @@
 //! Each kernel against its plain-tensor version: output and every gradient.
 
 use burn::tensor::{Device, Tensor, TensorData};
+use denoising_diffusion_kernels::dropout::Mask;
 use proptest::prelude::*;
 
-use super::{
-    AxisResize, ConvWeights, DropoutKey, Mask, Pointwise, Pool, Pooling, Resampling, ResidualBlock, Window, plain,
-};
+use super::{AxisResize, ConvWeights, DropoutKey, Pointwise, Pool, Pooling, Resampling, ResidualBlock, Window, plain};
 use crate::nn::params::host_values;
 use crate::noise::{Purpose, Stream};
 

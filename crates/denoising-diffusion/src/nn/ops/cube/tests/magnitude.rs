@@ -1,6 +1,8 @@
 //! What keeps magnitudes, and axes halved and doubled.
 
-use super::super::super::{AxisResize, DropoutKey, Mask, cube};
+use denoising_diffusion_kernels::dropout::Mask;
+
+use super::super::super::{AxisResize, DropoutKey, cube};
 use super::*;
 
 proptest! {
