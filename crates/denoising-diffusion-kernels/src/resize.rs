@@ -3,8 +3,8 @@
 //! Halving takes the mean of each pair of neighbours. Doubling interpolates linearly between centres (PyTorch's `align_corners = False`): new values lie at a
 //! quarter and three quarters between neighbours, and the ends are repeated. Each is linear, and its gradient is its transpose:
 //!
-//! halved: y[i] = (x[2 i] + x[2 i + 1]) / 2
-//! doubled: y[2 i] = 3/4 x[i] + 1/4 x[max(i - 1, 0)], y[2 i + 1] = 3/4 x[i] + 1/4 x[min(i + 1, n - 1)]
+//! - halved: `y[i] = (x[2 i] + x[2 i + 1]) / 2`
+//! - doubled: `y[2 i] = 3/4 x[i] + 1/4 x[max(i - 1, 0)]`, `y[2 i + 1] = 3/4 x[i] + 1/4 x[min(i + 1, n - 1)]`
 
 use crate::par::{ELEMENTS_PER_TASK, Shared, for_each_task, task_range};
 use crate::simd::{Isa, simd_fn};
