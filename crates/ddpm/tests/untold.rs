@@ -140,23 +140,32 @@ fn options_of_networks_that_no_tensor_tells_are_said() {
 #[test]
 fn sequences_have_a_length_and_noise_of_it() {
     let place = Place::new();
-    network(&place, "karras_sequence", "net.");
-    let sample = "sample network.safetensors --steps 2 --force --out";
-    let text = place.fails(&format!("{sample} x.npy --image-size 8x8"), 2, "--image-size 8x8");
-    assert!(text.contains("--image-size 8\n"), "{text}");
-    place.ok(&format!("{sample} x.npy --image-size 8 -n 2 --sampler ddim"));
-    place.ok(&format!("{sample} y.npy --image-size 1x8 -n 2 --sampler ddim"));
-    assert_eq!(place.read("x.npy"), place.read("y.npy"));
-    let (shape, values) = read_npy_f32(&place.path("x.npy")).unwrap();
-    assert_eq!(shape.len(), 3);
-    let carried = [shape[0], shape[1], 1, shape[2]];
-    write_npy_f32(&place.path("carried.npy"), &carried, &values).unwrap();
-    for (noise, out) in [("x", "a"), ("carried", "b")] {
-        place.ok(&format!("{sample} {out}.npy --image-size 8 --init-noise {noise}.npy --sampler ddim"));
+    for (name, prefix, flags) in [
+        ("karras_sequence", "net.", ""),
+        ("unet1d_base", "", "--timesteps 10 --beta-schedule linear --objective pred_v"),
+    ] {
+        network(&place, name, prefix);
+        let sample = format!("sample network.safetensors --steps 2 --sampler ddim --force {flags} --out");
+        let text = place.fails(&format!("{sample} x.npy --image-size 8x8"), 2, "--image-size 8x8");
+        assert!(text.contains("--image-size 8\n"), "{text}");
+        place.ok(&format!("{sample} x.npy --image-size 8 -n 2"));
+        place.ok(&format!("{sample} y.npy --image-size 1x8 -n 2"));
+        assert_eq!(place.read("x.npy"), place.read("y.npy"));
+        let (shape, values) = read_npy_f32(&place.path("x.npy")).unwrap();
+        assert_eq!((shape.len(), shape[2]), (3, 8));
+        let carried = [shape[0], shape[1], 1, shape[2]];
+        write_npy_f32(&place.path("carried.npy"), &carried, &values).unwrap();
+        for (noise, out) in [("x", "a"), ("carried", "b")] {
+            place.ok(&format!("{sample} {out}.npy --image-size 8 --init-noise {noise}.npy"));
+        }
+        assert_eq!(place.read("a.npy"), place.read("b.npy"));
+        write_npy_f32(&place.path("flat.npy"), &[shape[0]], &values[..shape[0]]).unwrap();
+        place.fails(
+            &format!("{sample} x.npy --image-size 8 --init-noise flat.npy"),
+            2,
+            "(sequences, channels, length)",
+        );
     }
-    assert_eq!(place.read("a.npy"), place.read("b.npy"));
-    write_npy_f32(&place.path("flat.npy"), &[shape[0]], &values[..shape[0]]).unwrap();
-    place.fails(&format!("{sample} x.npy --image-size 8 --init-noise flat.npy"), 2, "(sequences, channels, length)");
 }
 
 #[test]

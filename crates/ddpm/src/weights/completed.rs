@@ -43,7 +43,7 @@ fn size_for(layout: DataLayout, untold: &RecipeFlags) -> Result<Option<ImageSize
 
 impl Reference {
     pub(super) fn into_model(self, untold: &RecipeFlags, path: &Path) -> Result<ModelFile> {
-        let layout = self.inferred.network.layout();
+        let layout = self.inferred.layout();
         if layout == DataLayout::Volumes {
             return Err(InteropError::Volumes.into());
         }

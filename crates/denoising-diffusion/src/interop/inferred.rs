@@ -8,6 +8,7 @@ use crate::data::DataLayout;
 use crate::diffusion::DiffusionConfig;
 use crate::models::unet_config::UnetConfig;
 use crate::models::{Extent, KarrasUnetConfig, NetworkConfig};
+use crate::nn::Axes;
 
 /// What the tensors of a reference checkpoint tell.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +33,14 @@ impl Inferred {
         match &self.network {
             NetworkConfig::Unet(unet) => Some(unet),
             _ => None,
+        }
+    }
+
+    /// What the network is for.
+    pub fn layout(&self) -> DataLayout {
+        match &self.network {
+            NetworkConfig::Unet(unet) if unet.axes == Axes::Width => DataLayout::Sequences,
+            other => other.layout(),
         }
     }
 

@@ -62,6 +62,7 @@ fn older_networks_come_back_from_their_shapes() {
     let sequences = Unet1dConfig { dim: 4, dim_mults: vec![1, 3], channels: 2, ..Unet1dConfig::default() };
     let found = inferred(&sequences.unet());
     assert_eq!(network_of(&found), NetworkConfig::Unet1d(sequences.clone()));
+    assert_eq!(found.layout(), network_of(&found).layout());
     let learned = Unet1dConfig { attn_heads: 2, learned_variance: true, ..sequences };
     assert_eq!(inferred(&learned.unet()).unet(), Some(&learned.unet()));
     let with_classes = UnetConfig { num_classes: 7, axes: Axes::Both, ..learned.unet() };
