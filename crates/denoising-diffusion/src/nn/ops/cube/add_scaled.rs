@@ -5,6 +5,7 @@ use burn_cubecl::cubecl::ir::ElemType;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
+use super::lanes::one_unit_each;
 use super::rows::{Rows, vector_width};
 
 /// Counts; pitches in vectors.
@@ -44,10 +45,10 @@ pub(super) fn forward(a: CubeTensor, b: CubeTensor, factor: f32) -> CubeTensor {
     let width = vector_width(&[a.len], &[&a, &b, &out]);
     let vectors = a.len / width;
     let units = a.count() * vectors;
-    let dim = CubeDim::new(&client, units);
+    let (count, dim) = one_unit_each(&client, units);
     kernel::launch(
         &client,
-        cubecl::calculate_cube_count_elemwise(&client, units, dim),
+        count,
         dim,
         width,
         a.arg(),

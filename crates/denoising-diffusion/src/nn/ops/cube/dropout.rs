@@ -7,6 +7,7 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 use denoising_diffusion_kernels::dropout::Mask;
 
+use super::lanes::one_unit_each;
 use super::rows::{Rows, vector_width};
 
 /// Counts; pitches in vectors.
@@ -94,10 +95,10 @@ pub(super) fn dropout(x: CubeTensor, key: CubeTensor, mask: Mask) -> CubeTensor 
     let width = vector_width(&[x.len, 4], &[&x, &y]);
     let vectors = x.len / width;
     let units = x.count() * vectors;
-    let dim = CubeDim::new(&client, units);
+    let (count, dim) = one_unit_each(&client, units);
     kernel::launch(
         &client,
-        cubecl::calculate_cube_count_elemwise(&client, units, dim),
+        count,
         dim,
         width,
         x.arg(),

@@ -5,6 +5,7 @@ use burn_cubecl::cubecl::ir::ElemType;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
+use super::lanes::one_unit_each;
 use super::optim::most_together;
 use super::rows::{Rows, moved_width};
 
@@ -64,10 +65,10 @@ pub(super) fn gather(parts: Vec<CubeTensor>) -> CubeTensor {
             .collect();
         let vectors = ends[ends.len() - 1];
         let units = shape[0] * vectors as usize;
-        let dim = CubeDim::new(&client, units);
+        let (count, dim) = one_unit_each(&client, units);
         gather_kernel::launch(
             &client,
-            cubecl::calculate_cube_count_elemwise(&client, units, dim),
+            count,
             dim,
             width,
             parts.iter().map(Rows::arg).collect(),

@@ -6,6 +6,7 @@ use burn_cubecl::cubecl::ir::ElemType;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
+use super::lanes::one_unit_each;
 use super::rows::{Rows, moved_width, vector_width};
 
 /// Counts; pitches in vectors.
@@ -107,7 +108,7 @@ impl Plan {
         let width = width(&[first.len, second.len], &[first, second, whole]);
         let [first_factor, second_factor] = factors.unwrap_or_default();
         let units = whole.count() * whole.len / width;
-        let cube_dim = CubeDim::new(&client, units);
+        let (cubes, cube_dim) = one_unit_each(&client, units);
         let sizes = SizesLaunch::new(
             units as u32,
             (first.len / width) as u32,
@@ -118,7 +119,7 @@ impl Plan {
             first_factor,
             second_factor,
         );
-        Self { cubes: cubecl::calculate_cube_count_elemwise(&client, units, cube_dim), cube_dim, width, sizes }
+        Self { cubes, cube_dim, width, sizes }
     }
 }
 

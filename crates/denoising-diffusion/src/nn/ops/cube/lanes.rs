@@ -82,6 +82,12 @@ pub(super) fn cube_count(client: &Client, cubes: usize) -> CubeCount {
     cubecl::calculate_cube_count_elemwise(client, cubes, CubeDim::new_single())
 }
 
+/// A unit for each of `units` pieces of work.
+pub(super) fn one_unit_each(client: &Client, units: usize) -> (CubeCount, CubeDim) {
+    let dim = CubeDim::new(client, units);
+    (cubecl::calculate_cube_count_elemwise(client, units, dim), dim)
+}
+
 /// What becomes of two values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Fold {

@@ -13,7 +13,7 @@ use burn_cubecl::tensor::CubeTensor;
 use denoising_diffusion_kernels::optim::AdamStep;
 
 use super::clip::{grad_scale, is_skipped};
-use super::lanes::{Lanes, cube_count, sum_over_group};
+use super::lanes::{Lanes, cube_count, one_unit_each, sum_over_group};
 use super::rows::{Rows, vector_width};
 
 /// Most tensors of each kind per launch: what a kernel does to one is written out for each of them.
@@ -367,10 +367,4 @@ fn owned(tensor: CubeTensor) -> Rows {
     }
     MOVES.fetch_add(1, Ordering::Relaxed);
     Rows::of(rows.tensor().copy())
-}
-
-/// A unit for each of `units` pieces of work.
-fn one_unit_each(client: &Client, units: usize) -> (CubeCount, CubeDim) {
-    let dim = CubeDim::new(client, units);
-    (cubecl::calculate_cube_count_elemwise(client, units, dim), dim)
 }

@@ -6,6 +6,7 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::super::Pointwise;
+use super::lanes::one_unit_each;
 use super::math::{gelu_tanh, gelu_tanh_slope, silu, silu_slope, value_or_zero};
 use super::rows::{Rows, vector_width};
 
@@ -72,10 +73,10 @@ fn launch(x: Rows, dy: Option<Rows>, f: Pointwise) -> CubeTensor {
     let width = vector_width(&[x.len], &all);
     let vectors = x.len / width;
     let units = x.count() * vectors;
-    let dim = CubeDim::new(&client, units);
+    let (count, dim) = one_unit_each(&client, units);
     kernel::launch(
         &client,
-        cubecl::calculate_cube_count_elemwise(&client, units, dim),
+        count,
         dim,
         width,
         x.arg(),

@@ -7,6 +7,7 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::super::AxisResize;
+use super::lanes::one_unit_each;
 use super::rows::{Rows, vector_width};
 
 /// Counts; pitches in vectors.
@@ -98,10 +99,10 @@ fn launch(from: CubeTensor, to_n: usize, rule: Rule) -> CubeTensor {
     let width = vector_width(&[from.len], &[&from, &to]);
     let vectors = from.len / width;
     let units = to.count() * vectors;
-    let dim = CubeDim::new(&client, units);
+    let (count, dim) = one_unit_each(&client, units);
     kernel::launch(
         &client,
-        cubecl::calculate_cube_count_elemwise(&client, units, dim),
+        count,
         dim,
         width,
         from.arg(),
