@@ -127,7 +127,7 @@ impl MpConv {
 /// an image of the batch, so that the kernels for images serve volumes.
 fn conv3d(x: Tensor<5>, weight: Tensor<5>) -> Tensor<5> {
     let ([b, d, h, w, c], [o, i, depth, kh, kw]) = (x.dims(), weight.dims());
-    // The gradient of a part is a tensor of zeros as large as the whole, so there are none of images.
+    // The gradient of a part is made as large as the whole, so images, which have one, do without.
     let kernel = |k: usize| match depth {
         1 => weight.clone().reshape([o, i, kh, kw]),
         _ => weight.clone().narrow(2, k, 1).reshape([o, i, kh, kw]),
