@@ -171,7 +171,7 @@ pub enum RecipeError {
     #[error("`class_condition` is set, but the data have no classes (a folder per class, or labels)")]
     NoClasses,
     #[error(
-        "time embedded by Fourier features (`learned_sinusoidal_cond`, `random_fourier_features`, and always in a U-ViT) is made for noise \
+        "time embedded by Fourier features (`learned_sinusoidal_cond`, `random_fourier_features`, and always in a U-ViT and a KarrasUnet) is made for noise \
          levels between about -15 and 15; `diffusion = \"{formulation}\"` numbers them up to a thousand"
     )]
     FourierTime { formulation: &'static str },
