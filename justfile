@@ -70,7 +70,7 @@ test-device DEVICE *TESTS:
 
 # Launches and host time of a training step on CUDA, without a GPU (needs `cargo build --release --features cuda` and a C compiler)
 dry-cuda *ARGS:
-    tools/gpu/dry/run target/release/ddpm {{ARGS}}
+    tools/gpu/dry target/release/ddpm {{ARGS}}
 
 # Mixed precision on a GPU that computes in bf16: `just test-bf16 cuda`
 test-bf16 DEVICE:

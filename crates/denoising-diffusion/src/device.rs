@@ -285,6 +285,17 @@ fn hardware(_: &Device) -> Option<String> {
     None
 }
 
+/// Whether matrices of f32 are multiplied in TF32 on a device, with the 11 bits of its mantissa: by Burn, where a GPU's tensor cores can.
+pub fn multiplies_in_tf32(device: &Device) -> bool {
+    #[cfg(feature = "cube")]
+    return crate::nn::ops::cube::multiplies_in_tf32(device);
+    #[cfg(not(feature = "cube"))]
+    {
+        let _ = device;
+        false
+    }
+}
+
 /// Whether a device is the CPU, with or without gradients.
 pub fn is_cpu(device: &Device) -> bool {
     device.clone().inner() == Device::flex()

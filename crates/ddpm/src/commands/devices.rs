@@ -2,7 +2,7 @@
 
 use burn::tensor::FloatDType;
 use clap::Args;
-use denoising_diffusion::device::{Backend, DeviceError, DeviceMemory, list};
+use denoising_diffusion::device::{Backend, DeviceError, DeviceMemory, list, multiplies_in_tf32};
 use serde_json::{Value, json};
 
 use crate::failure::Result;
@@ -44,14 +44,17 @@ pub fn run(args: &DevicesArgs) -> Result {
                             let memory = opened.memory();
                             let hardware = opened.hardware.unwrap_or_else(|| "works".to_string());
                             let bf16 = opened.device.supports_dtype(FloatDType::BF16);
+                            let tf32 = multiplies_in_tf32(&opened.device);
                             let bytes = memory.map(|memory| json!({ "free": memory.free, "total": memory.total }));
-                            devices
-                                .push(json!({ "device": name, "hardware": hardware, "bf16": bf16, "memory": bytes }));
+                            devices.push(json!({
+                                "device": name, "hardware": hardware, "bf16": bf16, "tf32": tf32, "memory": bytes
+                            }));
                             let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
                             let free = memory.map(|DeviceMemory { free, total }| {
                                 format!("{:.1} of {:.1} GiB free", gib(free), gib(total))
                             });
-                            let known = [Some(hardware), bf16.then(|| "f32 and bf16".to_string()), free];
+                            let f32 = if tf32 { "f32 (matrices in tf32)" } else { "f32" };
+                            let known = [Some(hardware), bf16.then(|| format!("{f32} and bf16")), free];
                             rows.row(name, known.into_iter().flatten().collect::<Vec<_>>().join(", "));
                         }
                         Err(error) => absent(&mut rows, &name, error.to_string()),

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use denoising_diffusion::device::multiplies_in_tf32;
 use denoising_diffusion::diffusion::Draws;
 use denoising_diffusion::interop::{StateDict, TensorData as HostTensor, to_ours};
 use denoising_diffusion::models::{Unet, UnetConfig};
@@ -17,10 +19,17 @@ pub use device::test_device;
 
 /// How much less exact other devices may be, which sum in other orders and have other exponentials.
 const SLACK: f32 = 10.0;
+/// And those that multiply matrices with 11 bits of a mantissa in place of 24.
+const SLACK_OF_TF32: f32 = 1000.0;
 
 /// What a comparison allows on the device of the tests, of what it allows on the CPU.
 pub fn slack() -> f32 {
-    if device::is_elsewhere() { SLACK } else { 1.0 }
+    static SLACK_HERE: OnceLock<f32> = OnceLock::new();
+    *SLACK_HERE.get_or_init(|| match device::is_elsewhere() {
+        true if multiplies_in_tf32(&test_device()) => SLACK_OF_TF32,
+        true => SLACK,
+        false => 1.0,
+    })
 }
 
 /// A golden file: tensors as f32, and the configuration in its metadata.

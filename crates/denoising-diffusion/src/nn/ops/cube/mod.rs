@@ -38,7 +38,8 @@ pub(crate) mod tests;
 mod unit_rows;
 
 use burn::backend::{Dispatch, DispatchDevice};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
+use burn_cubecl::cubecl::ir::{ElemType, FloatKind};
 use denoising_diffusion_kernels::dropout::Mask;
 
 use super::{AxisResize, DropoutKey, Pointwise, plain};
@@ -54,6 +55,14 @@ use unit_rows::Length;
 pub fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {
     matches!(tensor.device().inner().as_dispatch(), DispatchDevice::Cube(_))
         && matches!(tensor.dtype(), DType::F32 | DType::BF16 | DType::F16)
+}
+
+/// Whether Burn multiplies matrices of f32 with the 11 bits of TF32 on this device: CubeK does with tensor cores that can.
+pub fn multiplies_in_tf32(device: &Device) -> bool {
+    match device.clone().inner().as_dispatch() {
+        DispatchDevice::Cube(device) => device.client().properties().supports_type(ElemType::Float(FloatKind::TF32)),
+        _ => false,
+    }
 }
 
 /// Whether [`attention`] can take these queries, keys and values of heads of `dim` channels, and is faster than plain operations.
