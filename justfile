@@ -62,11 +62,16 @@ bench-kernels-torch *ARGS:
     target/parity/bin/python tools/bench/kernels.py {{ARGS}}
 
 # The golden tests and those of GPU kernels on another device: `just test-device wgpu` (Mesa's software Vulkan will do: Debian's
-# mesa-vulkan-drivers), or `just test-device cubecl-cpu layers:: --skip attention`: no GPU of any kind, but an LLVM (tools/gpu/llvm-sdk)
+# mesa-vulkan-drivers)
 test-device DEVICE *TESTS:
     DDPM_TEST_DEVICE={{DEVICE}} cargo test --features denoising-diffusion/{{DEVICE}} -p denoising-diffusion --lib -- --test-threads 1 cube:: on_gpus
     DDPM_TEST_DEVICE={{DEVICE}} cargo test --features denoising-diffusion/{{DEVICE}} -p denoising-diffusion --test resume --test device_graph -- --test-threads 1
     DDPM_TEST_DEVICE={{DEVICE}} cargo test --features denoising-diffusion/{{DEVICE}} -p denoising-diffusion --test reference -- --test-threads 1 {{TESTS}}
+
+# The same on CUDA without a GPU: the processor computes kernels (tools/gpu/soft), tensor cores and all. 90 is an H100, which
+# multiplies matrices in TF32; 70 has none of that. (Needs what `--features cuda` does, CUDA_PATH, Python and a C compiler; an hour at first.)
+test-soft-cuda CAPABILITY="90":
+    CUDA_CAPABILITY={{CAPABILITY}} tools/gpu/soft just test-device cuda --skip inception --skip import
 
 # Launches and host time of a training step on CUDA, without a GPU (needs `cargo build --release --features cuda` and a C compiler)
 dry-cuda *ARGS:

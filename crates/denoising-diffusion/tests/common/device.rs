@@ -3,7 +3,7 @@
 use burn::tensor::Device;
 use denoising_diffusion::device::{DeviceChoice, open};
 
-/// Names another device than the CPU. `cubecl-cpu` is one for tests only.
+/// Names another device than the CPU.
 const VARIABLE: &str = "DDPM_TEST_DEVICE";
 
 /// Whether tests compute elsewhere than on the CPU.
@@ -15,8 +15,6 @@ pub fn is_elsewhere() -> bool {
 /// Where tests compute.
 pub fn test_device() -> Device {
     match std::env::var(VARIABLE) {
-        #[cfg(feature = "cubecl-cpu")]
-        Ok(name) if name == "cubecl-cpu" => Device::cpu(),
         Ok(name) => open(name.parse().unwrap()).unwrap().device,
         Err(_) => open(DeviceChoice::Cpu).unwrap().device,
     }

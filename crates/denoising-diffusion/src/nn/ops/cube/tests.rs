@@ -1,5 +1,5 @@
-//! Each kernel on the device of the tests against plain tensor operations on the CPU: output and every gradient. Without `DDPM_TEST_DEVICE` and
-//! without the feature `cubecl-cpu` there is no such device, and nothing is compared.
+//! Each kernel on the device of the tests against plain tensor operations on the CPU: output and every gradient. Without `DDPM_TEST_DEVICE` there is
+//! no such device, and nothing is compared.
 
 mod attention;
 mod magnitude;
@@ -13,27 +13,10 @@ use crate::device::open;
 use crate::nn::params::host_values;
 use crate::noise::{Purpose, Stream};
 
-/// The device of `DDPM_TEST_DEVICE`, or CubeCL's CPU runtime.
+/// The device of `DDPM_TEST_DEVICE`.
 pub(crate) fn test_device() -> Option<Device> {
-    match std::env::var("DDPM_TEST_DEVICE") {
-        #[cfg(feature = "cubecl-cpu")]
-        Ok(name) if name == "cubecl-cpu" => Some(Device::cpu()),
-        Ok(name) => Some(open(name.parse().unwrap()).unwrap().device).filter(|device| !crate::device::is_cpu(device)),
-        #[cfg(feature = "cubecl-cpu")]
-        Err(_) => Some(Device::cpu()),
-        #[cfg(not(feature = "cubecl-cpu"))]
-        Err(_) => None,
-    }
-}
-
-#[cfg(feature = "cubecl-cpu")]
-fn is_cubecl_cpu(device: &Device) -> bool {
-    *device == Device::cpu()
-}
-
-#[cfg(not(feature = "cubecl-cpu"))]
-fn is_cubecl_cpu(_: &Device) -> bool {
-    false
+    let name = std::env::var("DDPM_TEST_DEVICE").ok()?;
+    Some(open(name.parse().unwrap()).unwrap().device).filter(|device| !crate::device::is_cpu(device))
 }
 
 /// Relative to the largest value.
@@ -375,7 +358,7 @@ fn nan_is_not_swallowed() {
 #[test]
 fn bf16_images() {
     let Some(device) = test_device() else { return };
-    if is_cubecl_cpu(&device) || !device.supports_dtype(DType::BF16) {
+    if !device.supports_dtype(DType::BF16) {
         return eprintln!("no bf16 on this device");
     }
     let dims = [2, 3, 5, 24];
