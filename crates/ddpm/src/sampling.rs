@@ -296,6 +296,7 @@ pub fn describe(from: &Drawable, sample: &SampleConfig) -> Sampling {
     Sampling {
         sampler: word(&sample.sampler),
         steps: sample.steps(&card.diffusion),
+        evaluations: Some(sample.evaluations(&card.diffusion)),
         weights: word(&card.weights),
         step: card.step,
         ema_decay: card.ema_decay,

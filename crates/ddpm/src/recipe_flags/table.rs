@@ -259,7 +259,7 @@ pub const FLAGS: &[Flag] = &[
     flag(EVALUATE, "metrics", Words(METRICS), Free, "What is measured"),
     flag(EVALUATE, "evaluate_samples", Whole, Free, "Images drawn for an evaluation"),
     flag(EVALUATE, "evaluate_real", Whole, Free, "Real images that are compared with [default: all]"),
-    flag(EVALUATE, "evaluate_sampling_timesteps", Whole, Free, "Evaluations of the network per image [default: as --sampling-timesteps]"),
+    flag(EVALUATE, "evaluate_sampling_timesteps", Whole, Free, "Steps from noise to data of images drawn for an evaluation [default: as --sampling-timesteps]"),
     flag(EVALUATE, "evaluate_budget_s", Number, Free, "Longest time for one evaluation, seconds: draw fewer images if more is expected [default: no limit]"),
     flag(EVALUATE, "best_metric", Word(NUMBERS), Free, "The number that tells the best checkpoint [default: the first that is measured and has a better side]"),
 
