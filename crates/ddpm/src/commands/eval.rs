@@ -288,7 +288,7 @@ fn extractor(args: &EvalArgs, metrics: &[Metric], machine: &Machine) -> Result<O
     match args.inception.extractor(FeatureBlock::Final, machine.device()) {
         Ok(extractor) => Ok(Some(extractor)),
         Err(failure) if args.metrics.is_none() && !args.inception.is_named() => {
-            note(format!("warning: without {}: {}", listed(wanting), failure.to_text().replace("error: ", "")));
+            note(format!("warning: without {}: {}", listed(wanting), failure.in_one_line()));
             Ok(None)
         }
         Err(failure) => Err(failure),

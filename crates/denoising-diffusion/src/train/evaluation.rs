@@ -16,6 +16,7 @@ use crate::eval::likelihood::{TERMS, evaluations};
 use crate::eval::metric::Metric;
 use crate::eval::result::{JudgedOn, Measurement};
 use crate::generate::{GenerateError, Progress, Request};
+use crate::interop::InteropError;
 use crate::models::Network;
 use crate::nn::Eval;
 use crate::report::log::{EvaluationRecord, Record};
@@ -66,8 +67,8 @@ impl Watch for Events<'_> {
 
     fn finish(&mut self) {}
 
-    fn note(&mut self, line: &str) {
-        (self.on_event)(Event::Note { line });
+    fn not_stored(&mut self, why: &InteropError) {
+        (self.on_event)(Event::NotStored { why });
     }
 }
 

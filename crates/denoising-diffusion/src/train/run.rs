@@ -205,7 +205,7 @@ impl<M: Network<4>> Run<M> {
             Err(error) => Err(error),
         };
         if let Err(error) = saved {
-            on_event(Event::Note { line: &format!("warning: not saved: {error}") });
+            on_event(Event::NotSaved { why: &error });
         }
     }
 
