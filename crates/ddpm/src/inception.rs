@@ -21,7 +21,6 @@ const URL: &str =
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth";
 /// Names another place to fetch the file from.
 const URL_VARIABLE: &str = "DDPM_INCEPTION_URL";
-/// Names another cache folder.
 /// More than the file has; a server that sends more sends something else.
 const MOST_BYTES: u64 = 200 << 20;
 

@@ -1,5 +1,5 @@
-//! Networks, one readable page each, and the trait that makes a network trainable here. A network knows nothing of schedules,
-//! losses or samplers.
+//! Networks, one readable page each, and the trait that makes a network trainable here; beside them the learned noise schedule, which is
+//! trained as a part of a network ([`Scheduled`]). A network knows nothing of formulations, losses or samplers: its time is a number.
 
 mod calls;
 mod classifier;
