@@ -192,13 +192,11 @@ pub fn load_state_dict<M: Module>(module: M, state: &StateDict) -> Result<M, Par
 pub fn check_state_dict<M: Module>(module: &M, state: &StateDict) -> Result<(), ParamsError> {
     struct Check<'a> {
         state: &'a StateDict,
-        seen: usize,
         error: Option<ParamsError>,
         known: std::collections::BTreeSet<String>,
     }
     impl VisitTensor for Check<'_> {
         fn visit<const D: usize>(&mut self, name: &str, _: Role, tensor: &Tensor<D>) {
-            self.seen += 1;
             self.known.insert(name.to_string());
             let error = match self.state.get(name) {
                 None => ParamsError::Missing { name: name.to_string() },
@@ -212,7 +210,7 @@ pub fn check_state_dict<M: Module>(module: &M, state: &StateDict) -> Result<(), 
             self.error.get_or_insert(error);
         }
     }
-    let mut check = Check { state, seen: 0, error: None, known: Default::default() };
+    let mut check = Check { state, error: None, known: Default::default() };
     visit(module, &mut check);
     if let Some(error) = check.error {
         return Err(error);
