@@ -201,10 +201,10 @@ impl Formulation for ContinuousTime {
     }
 
     fn level(&self, t: f64) -> NoiseLevel {
-        self.level_of(self.schedule.at(t))
+        self.level_at_log_snr(self.schedule.at(t))
     }
 
-    fn level_of(&self, log_snr: f64) -> NoiseLevel {
+    fn level_at_log_snr(&self, log_snr: f64) -> NoiseLevel {
         NoiseLevel { time: log_snr, ..variance_preserving(log_snr) }
     }
 

@@ -271,7 +271,7 @@ impl<const D: usize, M: Network<D>> Denoiser<D> for NetworkDenoiser<'_, D, M> {
         Estimate { x_start: self.limit(x_start), renoise, variance }
     }
 
-    fn level(&self, log_snr: f64) -> NoiseLevel {
-        self.diffusion.formulation.level_of(log_snr)
+    fn level_at_log_snr(&self, log_snr: f64) -> NoiseLevel {
+        self.diffusion.formulation.level_at_log_snr(log_snr)
     }
 }

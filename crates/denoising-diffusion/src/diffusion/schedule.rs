@@ -225,7 +225,7 @@ impl Tables {
     }
 
     /// The level of a log-SNR. Between two of the T levels, t is a fraction; outside of them it is that of the outermost one.
-    pub fn level_of(&self, log_snr: f64) -> NoiseLevel {
+    pub fn level_at_log_snr(&self, log_snr: f64) -> NoiseLevel {
         let at = |t: usize| self.level_at(t).log_snr();
         // log_snr falls with t: a search for the last t that is no noisier.
         let (mut low, mut high) = (0, self.timesteps());
@@ -305,7 +305,7 @@ mod tests {
             let tables = Tables::new(&config);
             let t = u * (config.timesteps - 1) as f64;
             let level = tables.level(t);
-            let found = tables.level_of(level.log_snr());
+            let found = tables.level_at_log_snr(level.log_snr());
             prop_assert!((found.alpha - level.alpha).abs() < 1e-9, "{level:?} {found:?}");
             // Where noise does not grow from one t to the next, t cannot be told.
             let flat = (level.log_snr() - tables.level(level.time.floor() + 1.0).log_snr()).abs() < 1e-6;

@@ -43,7 +43,7 @@ impl Churn {
             return (x, t);
         }
         let sigma_hat = sigma * (1.0 + gamma);
-        let hat = denoiser.level(-2.0 * sigma_hat.ln());
+        let hat = denoiser.level_at_log_snr(-2.0 * sigma_hat.ln());
         let added = self.s_noise * (sigma_hat.powi(2) - sigma.powi(2)).sqrt();
         (x * (hat.alpha / t.alpha) + draw() * (hat.alpha * added), hat)
     }

@@ -31,7 +31,7 @@ impl Oracle {
     fn level(&self, time: f64) -> NoiseLevel {
         let formulation = self.diffusion.formulation();
         match &self.diffusion.config().formulation {
-            FormulationConfig::ContinuousTime(_) | FormulationConfig::Simple(_) => formulation.level_of(time),
+            FormulationConfig::ContinuousTime(_) | FormulationConfig::Simple(_) => formulation.level_at_log_snr(time),
             FormulationConfig::Elucidated(_) => formulation.level((4.0 * time).exp()),
             FormulationConfig::RectifiedFlow(_) => {
                 let sigma = time / 1000.0;

@@ -237,7 +237,8 @@ fn check_trajectory(golden: &Golden, name: &str, diffusion: &Diffusion, network:
     let key = |what: &str| format!("ddpm_{name}.{what}");
     let denoiser = diffusion.denoiser(network);
     let log_snrs = golden.values(&key("log_snr"));
-    let theirs: Vec<NoiseLevel> = log_snrs.iter().map(|&log_snr| denoiser.level(f64::from(log_snr))).collect();
+    let theirs: Vec<NoiseLevel> =
+        log_snrs.iter().map(|&log_snr| denoiser.level_at_log_snr(f64::from(log_snr))).collect();
 
     let ours = denoiser.levels(Default::default(), STEPS, 7.0);
     assert!(ours.len() == theirs.len() && ours[STEPS] == NoiseLevel::CLEAN);
