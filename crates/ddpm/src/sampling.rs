@@ -10,7 +10,7 @@ use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::result::Sampling;
 use denoising_diffusion::generate::{GenerateError, Generator, Request};
 use denoising_diffusion::model_file::ModelFile;
-use denoising_diffusion::models::{Calls, ImageNetwork, Network};
+use denoising_diffusion::models::{Calls, ImageNetwork, Network, RecordingState};
 use denoising_diffusion::nn::Eval;
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::{ImageBatch, Progress, Status, StderrProgress, Task};
@@ -284,9 +284,11 @@ impl Drawable {
 
 /// Says why networks that were to be recorded were launched, if they were.
 pub fn tell_if_launched(generator: &Generator<'_, ImageNetwork>) {
-    let mut calls = [Some(&generator.model), generator.weak.as_ref()].into_iter().flatten();
-    if let Some(why) = calls.find_map(|calls| calls.is_recorded()?.err()) {
-        note(format!("warning: --device-graph has no effect: {why}"));
+    let calls = [Some(&generator.model), generator.weak.as_ref()].into_iter().flatten();
+    for state in calls.map(Calls::recording_state) {
+        if let RecordingState::Refused(why) = state {
+            return note(format!("warning: --device-graph has no effect: {why}"));
+        }
     }
 }
 

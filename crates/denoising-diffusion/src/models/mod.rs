@@ -24,6 +24,7 @@ use thiserror::Error;
 use crate::nn::ops::{Precision, precision};
 use crate::nn::{Eval, Vectors};
 
+pub use crate::recording::RecordingState;
 pub use calls::Calls;
 pub use classifier::{Classifier, ClassifierConfig};
 pub use dit::{Dit, DitBlock, TimestepEmbedder};

@@ -26,7 +26,7 @@ use crate::eval::evaluate::EvaluateError;
 use crate::eval::images::Images;
 use crate::generate::{GenerateError, Generator};
 use crate::model_file::ModelCard;
-use crate::models::{Calls, Network};
+use crate::models::{Calls, Network, RecordingState};
 use crate::nn::Eval;
 use crate::nn::params::ParamsError;
 use crate::report::log::{CheckpointRecord, Record, RunLog, SkipReason, SkipRecord, StepRecord};
@@ -170,8 +170,8 @@ impl<M: Network<4>> Run<M> {
             }
             let batches = self.next_batches()?;
             let submitted = self.trainer.submit(batches);
-            if let (false, Some(Err(why))) = (told_why, self.trainer.is_recorded()) {
-                on_event(Event::NotRecorded { why });
+            if !told_why && let RecordingState::Refused(why) = self.trainer.recording_state() {
+                on_event(Event::NotRecorded { why: &why });
                 told_why = true;
             }
             self.record(submitted, pace, on_event)?;
