@@ -7,9 +7,8 @@ use std::collections::BTreeSet;
 
 use common::{Place, golden, stderr};
 use denoising_diffusion::data::npy::{read_npy_f32, write_npy_f32};
-use denoising_diffusion::interop::{
-    Metadata, ReferenceCheckpoint, StateDict, Which, read_safetensors, write_safetensors,
-};
+use denoising_diffusion::interop::{Metadata, ReferenceCheckpoint, Which, read_safetensors, write_safetensors};
+use denoising_diffusion::weights::StateDict;
 
 const DRAW: &str = "-n 1 --steps 3 --sampler ddim --force --out x.npy";
 

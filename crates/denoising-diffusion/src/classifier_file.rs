@@ -11,11 +11,12 @@ use thiserror::Error;
 use crate::data::ImageShape;
 use crate::diffusion::{ClassifierGuidance, Diffusion, DiffusionConfig, DiffusionConfigError};
 use crate::eval::accuracy::HeldOutAccuracy;
-use crate::interop::{self, InteropError, Metadata, StateDict};
+use crate::interop::{self, InteropError, Metadata};
 use crate::model_file::CARD_KEY;
 use crate::models::{Classifier, ClassifierConfig, UnetConfigError};
 use crate::nn::params::{self, ParamsError};
 use crate::nn::{Eval, EvalMode, Init};
+use crate::weights::StateDict;
 
 /// The metadata key under which the card stands, as JSON.
 pub const CLASSIFIER_CARD_KEY: &str = "denoising-diffusion.classifier";

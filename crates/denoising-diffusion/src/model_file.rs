@@ -10,11 +10,12 @@ use thiserror::Error;
 use crate::classifier_file::CLASSIFIER_CARD_KEY;
 use crate::data::{ImageShape, VectorScale};
 use crate::diffusion::{Diffusion, DiffusionConfig, DiffusionConfigError};
-use crate::interop::{self, InteropError, Metadata, StateDict};
+use crate::interop::{self, InteropError, Metadata};
 pub use crate::models::NetworkConfig;
 use crate::models::{ImageNetwork, LearnedSchedule, NetworkConfigError, Scheduled};
 use crate::nn::params::{self, ParamsError};
 use crate::nn::{Eval, EvalMode, Init};
+use crate::weights::StateDict;
 
 /// The metadata key under which the card stands, as JSON.
 pub const CARD_KEY: &str = "denoising-diffusion.card";

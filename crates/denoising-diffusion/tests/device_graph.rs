@@ -14,7 +14,6 @@ use denoising_diffusion::diffusion::{
     GuidanceConfig, LearnedVarianceConfig, NoiseSchedule, Objective, WeightedObjectiveConfig,
 };
 use denoising_diffusion::generate::{Generator, Request};
-use denoising_diffusion::interop::StateDict;
 use denoising_diffusion::models::{
     Calls, DitConfig, Extent, ImageNetwork, KarrasUnetConfig, LearnedSchedule, LearnedScheduleOptions, Network,
     NetworkConfig, NetworkInput, RecordingState, Scheduled, UnetConfig, UvitConfig,
@@ -24,6 +23,7 @@ use denoising_diffusion::noise::{Purpose, normal_batch};
 use denoising_diffusion::report::ImageBatch;
 use denoising_diffusion::sampler::SampleConfig;
 use denoising_diffusion::train::{EmaConfig, TrainConfig, Trainer, TrainerState};
+use denoising_diffusion::weights::StateDict;
 use device::{is_elsewhere, test_device};
 
 /// Dropout draws from one generator per process: one training at a time.

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use denoising_diffusion::data::ImageShape;
 use denoising_diffusion::diffusion::DiffusionConfig;
-use denoising_diffusion::interop::{ReferenceKind, StateDict, Which};
+use denoising_diffusion::interop::{ReferenceKind, Which};
 use denoising_diffusion::model_file::ModelFile;
 use denoising_diffusion::models::{KarrasUnetConfig, NetworkConfig, UnetConfig};
+use denoising_diffusion::weights::StateDict;
 use serde_json::{Value, json};
 
 use crate::failure::Result;

@@ -11,7 +11,7 @@ use super::learned_schedule::REFERENCE as SCHEDULE;
 use super::pt::PtFile;
 use super::reference_weights::{ReferenceWeights, Wrapper};
 use super::safetensors_file::{Metadata, read_safetensors};
-use super::state_dict::StateDict;
+use crate::weights::StateDict;
 
 /// Which weights of a training run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Tensor, TensorData};
 use thiserror::Error;
 
-use crate::interop::{StateDict, TensorData as HostTensor};
+use crate::weights::{HostTensor, StateDict};
 
 /// What a tensor of a network is to training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

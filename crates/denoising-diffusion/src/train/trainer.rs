@@ -17,12 +17,12 @@ use super::recording::Recording;
 use super::sweep::{self, Clip, Finding};
 use crate::device::{in_pool, is_cpu};
 use crate::diffusion::{Diffusion, Examples};
-use crate::interop::StateDict;
 use crate::models::{Network, RecordingState};
 use crate::nn::MP_EPS;
 use crate::nn::ops::{Activations, set_activations};
 use crate::nn::params::{self, ParamsError, Role, VisitTensor};
 use crate::nn::sweeps::{self, Field};
+use crate::weights::StateDict;
 
 /// A network in training, its optimizer and its moving average.
 #[derive(Debug)]

@@ -10,7 +10,6 @@ use denoising_diffusion::eval::held_out::held_out_loss;
 use denoising_diffusion::eval::images::ExampleSet;
 use denoising_diffusion::eval::likelihood::{LikelihoodError, bits_per_dim};
 use denoising_diffusion::generate::{Generator, Request};
-use denoising_diffusion::interop::StateDict;
 use denoising_diffusion::model_file::{ModelCard, ModelFile, NetworkConfig, WeightsKind};
 use denoising_diffusion::models::{
     DitConfig, Downsampling, Extent, KarrasUnetConfig, Network, PerStage, Unet1dConfig, UnetConfig, UvitConfig,
@@ -21,6 +20,7 @@ use denoising_diffusion::noise::{Purpose, normal_batch};
 use denoising_diffusion::report::ImageBatch;
 use denoising_diffusion::sampler::SampleConfig;
 use denoising_diffusion::train::{EmaConfig, TrainConfig, Trainer};
+use denoising_diffusion::weights::StateDict;
 
 use crate::mlp::{Mlp, SHAPE, Takes, learned_schedule, scheduled};
 use crate::points;

@@ -5,11 +5,12 @@ use denoising_diffusion::diffusion::{
     ContinuousTimeConfig, Denoiser, Diffusion, DiffusionConfig, FormulationConfig, GuidanceConfig, NoiseLevel,
     NoiseSchedule, Objective, SharedConfig, SimpleConfig, Threshold,
 };
-use denoising_diffusion::interop::{StateDict, to_ours};
+use denoising_diffusion::interop::to_ours;
 use denoising_diffusion::models::{LearnedSchedule, Network, Scheduled, Unet};
 use denoising_diffusion::nn::{Eval, EvalMode, Init, params};
 use denoising_diffusion::sampler::{PosteriorVariance, Step, ddpm, ignore};
 use denoising_diffusion::train::NamedGradients;
+use denoising_diffusion::weights::StateDict;
 
 use crate::golden::{Golden, assert_close, assert_relative, draws, slack, test_device, values};
 use crate::unets::{check_gradients, check_gradients_among};

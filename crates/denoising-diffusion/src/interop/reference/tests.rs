@@ -1,9 +1,10 @@
 //! Finding networks in files of all kinds, and reading them whatever is wrong with them.
 
-use super::super::{TensorData, to_ours, to_reference, write_safetensors};
+use super::super::{to_ours, to_reference, write_safetensors};
 use super::*;
 use crate::diffusion::{BetaSchedule, FormulationConfig, GaussianConfig, Objective, ScheduleConfig, SharedConfig};
 use crate::models::unet_config::{PerStage, UnetConfig};
+use crate::weights::HostTensor;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
@@ -98,7 +99,7 @@ fn trainer_checkpoints_of_other_classes() {
         let whole = plain.source.read(Some).unwrap();
         let doubled = whole.iter().map(|(name, tensor)| {
             let values = tensor.values.iter().map(|x| x * 2.0).collect();
-            (name.to_string(), TensorData::new(tensor.shape.clone(), values).unwrap())
+            (name.to_string(), HostTensor::new(tensor.shape.clone(), values).unwrap())
         });
         let doubled: StateDict = doubled.collect();
         let mut saved = whole.clone().with_prefix("ema.ema_model.");
