@@ -16,20 +16,10 @@ use crate::models::{ImageNetwork, LearnedSchedule, NetworkConfigError, Scheduled
 use crate::nn::params::{self, ParamsError};
 use crate::nn::{Eval, EvalMode, Init};
 use crate::weights::StateDict;
+pub use crate::weights::WeightsKind;
 
 /// The metadata key under which the card stands, as JSON.
 pub const CARD_KEY: &str = "denoising-diffusion.card";
-
-/// Which weights a file holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum WeightsKind {
-    /// The moving average.
-    #[default]
-    Ema,
-    /// The network in training.
-    Model,
-}
 
 /// All that must be known to use weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

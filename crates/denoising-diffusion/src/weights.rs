@@ -1,9 +1,43 @@
-//! Weights on the host: named `f32` tensors, in the order of their names. Not here: files, networks, and what the names mean.
+//! Weights on the host: named `f32` tensors, in the order of their names, and which of a run's weights they are. Not here: files,
+//! networks, and what the names mean.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+/// Which weights of a training run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightsKind {
+    /// The moving average, which samples are drawn from.
+    #[default]
+    Ema,
+    /// The network in training.
+    Model,
+}
+
+impl WeightsKind {
+    /// Both of them.
+    pub const ALL: [Self; 2] = [Self::Ema, Self::Model];
+
+    /// The word of model cards.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ema => "ema",
+            Self::Model => "model",
+        }
+    }
+
+    /// A few words for people.
+    pub fn about(self) -> &'static str {
+        match self {
+            Self::Ema => "The moving average",
+            Self::Model => "The network in training",
+        }
+    }
+}
 
 /// Tensors that are not as somebody needs them.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

@@ -12,6 +12,7 @@ use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::{GridOptions, ImageBatch, Progress, Status, StderrProgress, Task};
 use denoising_diffusion::sampler::{RePaint, RePaintStep, SamplerKind};
 use denoising_diffusion::train::StopSignal;
+use denoising_diffusion::weights::WeightsKind;
 use serde_json::{Value, json};
 
 use crate::commands::sample::{Out, Writing};
@@ -23,7 +24,7 @@ use crate::out_of_memory::Work;
 use crate::output::{self, Rows, note};
 use crate::recipe_flags::UntoldFlags;
 use crate::sampling::{Drawable, SamplingArgs, Settings, tell_if_launched};
-use crate::weights::{Found, WeightsArg};
+use crate::weights::{Found, weights_kind};
 
 /// What the three commands share.
 #[derive(Args, Debug)]
@@ -31,8 +32,8 @@ pub struct EditArgs {
     /// Run folder (its latest whole checkpoint), RUN/best, checkpoint's folder, .safetensors file, or .pt file of the reference
     target: PathBuf,
     /// Which weights to use [default: ema]
-    #[arg(long)]
-    weights: Option<WeightsArg>,
+    #[arg(long, value_parser = weights_kind())]
+    weights: Option<WeightsKind>,
     /// Grid (.png), folder of images (ends in /), or float32 array in the units of the data (.npy)
     #[arg(long, value_name = "FILE|DIR/")]
     out: PathBuf,

@@ -17,6 +17,7 @@ use denoising_diffusion::model_file::ModelCard;
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::{ImageBatch, table};
 use denoising_diffusion::train::StopSignal;
+use denoising_diffusion::weights::WeightsKind;
 
 use crate::commands::sample::refuse_file;
 use crate::evaluation::{StderrWatch, at_least_two, listed, or_interrupted, those_measurable};
@@ -31,7 +32,7 @@ use crate::plan::open_data;
 use crate::recipe_flags::UntoldFlags;
 use crate::report_page::{Shown, write_page};
 use crate::sampling::{BelongTo, Drawable, SamplingArgs, Settings, describe, draw};
-use crate::weights::{Found, WeightsArg};
+use crate::weights::{Found, weights_kind};
 
 /// Measure how good a network's samples are.
 #[derive(Args, Debug)]
@@ -56,8 +57,8 @@ pub struct EvalArgs {
     #[arg(long, value_name = "N", value_parser = at_least_two)]
     num_real: Option<usize>,
     /// Which weights to use [default: ema]
-    #[arg(long)]
-    weights: Option<WeightsArg>,
+    #[arg(long, value_parser = weights_kind())]
+    weights: Option<WeightsKind>,
     /// Write a page with tables, plots and pictures
     #[arg(long, value_name = "HTML")]
     report: Option<PathBuf>,

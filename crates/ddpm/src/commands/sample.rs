@@ -24,6 +24,7 @@ use denoising_diffusion::report::{
 };
 use denoising_diffusion::sampler::SampleConfig;
 use denoising_diffusion::train::StopSignal;
+use denoising_diffusion::weights::WeightsKind;
 use serde_json::json;
 
 use crate::failure::{Failure, FailureExt, Result};
@@ -34,7 +35,7 @@ use crate::output::{self, Rows, note};
 use crate::plan::open_data;
 use crate::recipe_flags::UntoldFlags;
 use crate::sampling::{Drawable, SamplingArgs, Settings, in_turn, tell_if_launched};
-use crate::weights::{Found, WeightsArg};
+use crate::weights::{Found, weights_kind};
 
 /// Draw images from a trained network.
 #[derive(Args, Debug)]
@@ -51,8 +52,8 @@ pub struct SampleArgs {
     #[arg(long, value_name = "NPY")]
     init_noise: Option<PathBuf>,
     /// Which weights to use [default: ema]
-    #[arg(long)]
-    weights: Option<WeightsArg>,
+    #[arg(long, value_parser = weights_kind())]
+    weights: Option<WeightsKind>,
     /// Grid (.png), folder of images (ends in /), float32 array (.npy: images in [0, 1], else in the units of the data), or curves of sequences
     /// (.svg) [default: samples.png, of sequences samples.svg, which is replaced]
     #[arg(long, value_name = "FILE|DIR/")]
