@@ -10,7 +10,8 @@ use denoising_diffusion::eval::needs::{Facts, Unmeasurable, measurable};
 use denoising_diffusion::eval::result::JudgedOn;
 use denoising_diffusion::interop::InteropError;
 use denoising_diffusion::recipe::Recipe;
-use denoising_diffusion::report::{Progress, Status, StderrProgress, Task};
+use denoising_diffusion::report::{Progress, Status, StderrProgress};
+use denoising_diffusion::task::Task;
 use denoising_diffusion::train::StopSignal;
 
 use crate::failure::{Failure, Result, chain};

@@ -9,7 +9,8 @@ use denoising_diffusion::atomic_file::write_atomically;
 use denoising_diffusion::digest;
 use denoising_diffusion::eval::extract::{Extractor, FeatureStore};
 use denoising_diffusion::eval::inception::{FeatureBlock, InceptionWeights, OFFICIAL_DIGEST, Verification};
-use denoising_diffusion::report::{Progress, Status, StderrProgress, Task};
+use denoising_diffusion::report::{Progress, Status, StderrProgress};
+use denoising_diffusion::task::Task;
 
 use crate::cache;
 use crate::failure::{Failure, FailureExt, Result};

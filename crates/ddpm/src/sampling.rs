@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use clap::Args;
-use denoising_diffusion::data::{ChannelPolicy, DataConfig, ImageShape, VectorTable};
+use denoising_diffusion::data::{ChannelPolicy, DataConfig, ImageBatch, ImageShape, VectorTable};
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig, GuidanceConfig, Threshold};
 use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::result::Sampling;
@@ -13,8 +13,9 @@ use denoising_diffusion::model_file::ModelFile;
 use denoising_diffusion::models::{Calls, ImageNetwork, Network, RecordingState};
 use denoising_diffusion::nn::Eval;
 use denoising_diffusion::recipe::Recipe;
-use denoising_diffusion::report::{ImageBatch, Progress, Status, StderrProgress, Task};
+use denoising_diffusion::report::{Progress, Status, StderrProgress};
 use denoising_diffusion::sampler::{SampleConfig, SamplerKind};
+use denoising_diffusion::task::Task;
 use denoising_diffusion::train::StopSignal;
 
 use crate::classifier::GuidingClassifier;

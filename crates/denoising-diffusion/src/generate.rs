@@ -3,13 +3,13 @@
 
 use std::ops::ControlFlow;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use thiserror::Error;
 
+use crate::data::ImageBatch;
 use crate::diffusion::{Diffusion, GuidanceConfig, NetworkDenoiser, NoiseLevel};
 use crate::models::{Calls, Network};
-use crate::nn::params::host_values;
-use crate::report::ImageBatch;
+use crate::nn::params::{from_host, host_values};
 use crate::sampler::{Interrupted, SampleConfig, SeededNoise, Step};
 
 /// What samples are made of.
@@ -149,18 +149,13 @@ impl<'a, M: Network<4>> Generator<'a, M> {
             let b = request.sample.sample_batch_size.min(count - first);
             let noise = SeededNoise::new(request.seed, first as u64, device);
             let init = match request.init_noise {
-                Some(values) => {
-                    let values = values[first * size..(first + b) * size].to_vec();
-                    Tensor::from_data(TensorData::new(values, [b, c, h, w]), device)
-                }
+                Some(values) => from_host(values[first * size..(first + b) * size].to_vec(), [b, c, h, w], device),
                 None => noise.init([b, c, h, w]),
             };
             let mut denoiser = self.denoiser(request.classes.map(|classes| &classes[first..first + b]));
             if let Some(conditions) = request.conditions {
-                let [_, channels, ..] = conditions.shape;
-                let values = conditions.data[first * channels * h * w..(first + b) * channels * h * w].to_vec();
-                denoiser =
-                    denoiser.with_condition(Tensor::from_data(TensorData::new(values, [b, channels, h, w]), device));
+                let ImageBatch { shape, data } = conditions.slice(first, b);
+                denoiser = denoiser.with_condition(from_host(data, shape, device));
             }
             if let Some(vectors) = request.vectors {
                 let dim = self.model.network().vector_dim();

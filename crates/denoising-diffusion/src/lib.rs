@@ -4,7 +4,7 @@
 //! [`Denoiser`](diffusion::Denoiser)), [`sampler`] (noise to data), [`generate`] and [`edit`] (images from a network and from images),
 //! [`eval`] (metrics), [`train`] (trainer, moving average, checkpoints, run folder), [`recipe`] (a run as a file says it).
 //! [`data`], [`noise`], [`weights`], [`interop`], [`model_file`], [`classifier_file`] and [`report`] serve them, and so do [`device`],
-//! [`atomic_file`] and [`digest`]. `ARCHITECTURE.md` in the repository says why.
+//! [`atomic_file`], [`digest`] and [`task`]. `ARCHITECTURE.md` in the repository says why.
 
 pub mod atomic_file;
 pub mod classifier_file;
@@ -24,5 +24,6 @@ pub mod recipe;
 mod recording;
 pub mod report;
 pub mod sampler;
+pub mod task;
 pub mod train;
 pub mod weights;

@@ -9,6 +9,7 @@ use std::sync::Mutex;
 
 use burn::tensor::{Device, Tensor};
 use denoising_diffusion::data::DataLayout;
+use denoising_diffusion::data::ImageBatch;
 use denoising_diffusion::diffusion::{
     ContinuousTimeConfig, Diffusion, DiffusionConfig, ElucidatedConfig, Examples, FormulationConfig, GaussianConfig,
     GuidanceConfig, LearnedVarianceConfig, NoiseSchedule, Objective, WeightedObjectiveConfig,
@@ -20,7 +21,6 @@ use denoising_diffusion::models::{
 };
 use denoising_diffusion::nn::{Eval, EvalMode, Init};
 use denoising_diffusion::noise::{Purpose, normal_batch};
-use denoising_diffusion::report::ImageBatch;
 use denoising_diffusion::sampler::SampleConfig;
 use denoising_diffusion::train::{EmaConfig, TrainConfig, Trainer, TrainerState};
 use denoising_diffusion::weights::StateDict;

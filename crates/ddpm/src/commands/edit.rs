@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
-use denoising_diffusion::data::DataConfig;
+use denoising_diffusion::data::{DataConfig, ImageBatch};
 use denoising_diffusion::edit::{Between, EditError};
 use denoising_diffusion::generate::{GenerateError, Generator, Progress as At, Request};
 use denoising_diffusion::models::ImageNetwork;
 use denoising_diffusion::recipe::Recipe;
-use denoising_diffusion::report::{GridOptions, ImageBatch, Progress, Status, StderrProgress, Task};
+use denoising_diffusion::report::{GridOptions, Progress, Status, StderrProgress};
 use denoising_diffusion::sampler::{RePaint, RePaintStep, SamplerKind};
+use denoising_diffusion::task::Task;
 use denoising_diffusion::train::StopSignal;
 use denoising_diffusion::weights::WeightsKind;
 use serde_json::{Value, json};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
-use denoising_diffusion::data::{DataConfig, DataLayout, Dataset};
+use denoising_diffusion::data::{DataConfig, DataLayout, Dataset, ImageBatch};
 use denoising_diffusion::eval::evaluate::{self, Inception, Judged, Measured, Sets, Split, Watch, bpd, loss};
 use denoising_diffusion::eval::extract::Extractor;
 use denoising_diffusion::eval::images::Images;
@@ -15,7 +15,7 @@ use denoising_diffusion::eval::needs::Facts;
 use denoising_diffusion::eval::result::{Evaluation, JudgedOn, Provenance};
 use denoising_diffusion::model_file::ModelCard;
 use denoising_diffusion::recipe::Recipe;
-use denoising_diffusion::report::{ImageBatch, table};
+use denoising_diffusion::report::table;
 use denoising_diffusion::train::StopSignal;
 use denoising_diffusion::weights::WeightsKind;
 

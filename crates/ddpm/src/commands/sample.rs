@@ -11,7 +11,7 @@ use burn::tensor::Tensor;
 use clap::Args;
 use denoising_diffusion::atomic_file::write_atomically;
 use denoising_diffusion::data::npy::{read_npy_f32, write_npy_f32};
-use denoising_diffusion::data::{DataLayout, VectorTable};
+use denoising_diffusion::data::{DataLayout, ImageBatch, VectorTable};
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig};
 use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::generate::{GenerateError, Progress as At, Request};
@@ -19,10 +19,11 @@ use denoising_diffusion::model_file::{ModelCard, NetworkConfig};
 use denoising_diffusion::nn::params::host_values;
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::{
-    GridOptions, ImageBatch, Progress, SequenceSet, Status, StderrProgress, Task, TrajectoryGif, check_grid, save_grid,
-    save_images, sequences_svg,
+    GridOptions, Progress, SequenceSet, Status, StderrProgress, TrajectoryGif, check_grid, save_grid, save_images,
+    sequences_svg,
 };
 use denoising_diffusion::sampler::SampleConfig;
+use denoising_diffusion::task::Task;
 use denoising_diffusion::train::StopSignal;
 use denoising_diffusion::weights::WeightsKind;
 use serde_json::json;

@@ -13,7 +13,8 @@ use denoising_diffusion::model_file::{ModelFile, NetworkConfig};
 use denoising_diffusion::models::{Classifier, ClassifierConfig};
 use denoising_diffusion::nn::Init;
 use denoising_diffusion::nn::params::num_trainable;
-use denoising_diffusion::report::{Progress, Status, StderrProgress, Task};
+use denoising_diffusion::report::{Progress, Status, StderrProgress};
+use denoising_diffusion::task::Task;
 use denoising_diffusion::train::{
     ClassifierEvent, ClassifierSetup, ClassifierTrainConfig, ClassifierTrainer, Outcome, train_classifier,
 };

@@ -18,7 +18,7 @@ use crate::diffusion::Diffusion;
 use crate::interop::InteropError;
 use crate::models::Network;
 use crate::nn::Eval;
-use crate::report::Task;
+use crate::task::Task;
 
 /// Values of images that a metric of pixels holds at most, a gigabyte of them; of larger sets it takes the first images.
 const MOST_PIXELS: usize = 1 << 28;
@@ -298,10 +298,10 @@ pub fn bpd<M: Network<4>>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::ImageBatch;
     use crate::diffusion::DiffusionConfig;
     use crate::models::{Unet, UnetConfig};
     use crate::nn::{EvalMode, Init};
-    use crate::report::ImageBatch;
 
     struct Silent;
 

@@ -4,7 +4,7 @@
 //! Burn keys optimizer state by identifiers drawn at random in each process; we key everything by name.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use thiserror::Error;
 
 use crate::weights::{HostTensor, StateDict};
@@ -169,6 +169,11 @@ pub fn host_values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().convert::<f32>().try_into_vec().expect("a float tensor converts to f32")
 }
 
+/// Values of the host, in row-major order, on a device; as many as the shape has.
+pub fn from_host<const D: usize>(values: Vec<f32>, shape: [usize; D], device: &Device) -> Tensor<D> {
+    Tensor::from_data(TensorData::new(values, shape), device)
+}
+
 /// Replaces every floating-point tensor by the one of its name. Nothing is skipped: a missing or surplus tensor and a wrong shape
 /// are errors.
 pub fn load_state_dict<M: Module>(module: M, state: &StateDict) -> Result<M, ParamsError> {
@@ -177,10 +182,7 @@ pub fn load_state_dict<M: Module>(module: M, state: &StateDict) -> Result<M, Par
     impl MapTensor for Write<'_> {
         fn map<const D: usize>(&mut self, name: &str, _: Role, tensor: Tensor<D>) -> Tensor<D> {
             match self.0.get(name) {
-                Some(host) => {
-                    let dims: [usize; D] = tensor.dims();
-                    Tensor::from_data(TensorData::new(host.values.clone(), dims), &tensor.device())
-                }
+                Some(host) => from_host(host.values.clone(), tensor.dims(), &tensor.device()),
                 None => tensor,
             }
         }

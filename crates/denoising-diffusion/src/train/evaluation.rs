@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::event::{Event, StopSignal};
 use super::periodic::HELD_OUT_IMAGES;
 use super::run::{Run, RunError};
-use crate::data::Subset;
+use crate::data::{ImageBatch, Subset};
 use crate::eval::config::EvaluateConfig;
 use crate::eval::evaluate::{EvaluateError, Inception, Judged, Sets, Split, Watch, bpd, loss, measure};
 use crate::eval::extract::{ExtractError, Extractor, FeatureStore};
@@ -20,8 +20,8 @@ use crate::interop::InteropError;
 use crate::models::Network;
 use crate::nn::Eval;
 use crate::report::log::{EvaluationRecord, Record};
-use crate::report::{ImageBatch, Task};
 use crate::sampler::SampleConfig;
+use crate::task::Task;
 
 /// Fewer samples than this are not drawn, whatever the time budget.
 const FEWEST: usize = 16;

@@ -10,7 +10,7 @@ use super::trainer::{NonFinite, StepReport};
 use crate::eval::held_out::HeldOutLoss;
 use crate::eval::result::Measurement;
 use crate::interop::InteropError;
-use crate::report::Task;
+use crate::task::Task;
 
 /// Asks a run to stop: it finishes its step, writes a checkpoint and returns.
 #[derive(Clone, Debug, Default)]

@@ -20,7 +20,7 @@ use super::folder::Lock;
 use super::pace::Pace;
 use super::periodic::Periodic;
 use super::trainer::{NonFiniteKind, StepReport, TrainError, Trainer};
-use crate::data::{Batch, DataError, Dataset, Flip, ImageShape, Loader, Subset};
+use crate::data::{Batch, DataError, Dataset, Flip, ImageBatch, ImageShape, Loader, Subset};
 use crate::diffusion::{Examples, GuidanceConfig};
 use crate::eval::evaluate::EvaluateError;
 use crate::eval::images::Images;
@@ -30,7 +30,7 @@ use crate::models::{Calls, Network, RecordingState};
 use crate::nn::Eval;
 use crate::nn::params::ParamsError;
 use crate::report::log::{CheckpointRecord, Record, RunLog, SkipReason, SkipRecord, StepRecord};
-use crate::report::{CurveOptions, ImageBatch, ReportError, Series, log, save_curve_png, save_curve_svg};
+use crate::report::{CurveOptions, ReportError, Series, log, save_curve_png, save_curve_svg};
 use crate::sampler::SampleConfig;
 
 #[cfg(test)]

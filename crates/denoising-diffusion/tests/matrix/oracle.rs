@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
+use denoising_diffusion::data::ImageBatch;
 use denoising_diffusion::diffusion::{Diffusion, FormulationConfig, NoiseLevel, Output, VarianceReading};
 use denoising_diffusion::eval::images::ExampleSet;
 use denoising_diffusion::eval::likelihood::bits_per_dim;
@@ -12,7 +13,6 @@ use denoising_diffusion::generate::{Generator, Request};
 use denoising_diffusion::models::{Network, NetworkInput};
 use denoising_diffusion::nn::EvalMode;
 use denoising_diffusion::nn::params::host_values;
-use denoising_diffusion::report::ImageBatch;
 use denoising_diffusion::sampler::SampleConfig;
 
 use crate::mlp::SHAPE;

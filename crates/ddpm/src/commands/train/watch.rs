@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use denoising_diffusion::eval::held_out::HeldOutLoss;
 use denoising_diffusion::eval::result::Measurement;
-use denoising_diffusion::report::{Progress, Status, StderrProgress, Task};
+use denoising_diffusion::report::{Progress, Status, StderrProgress};
+use denoising_diffusion::task::Task;
 use denoising_diffusion::train::{Event, Expected, Outcome};
 use serde_json::json;
 

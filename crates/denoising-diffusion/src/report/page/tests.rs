@@ -1,7 +1,8 @@
 //! The page as a reader's browser sees it: well-formed, complete, harmless.
 
-use super::super::{ImageBatch, PairsOptions, grid_png, pairs_picture};
+use super::super::{PairsOptions, grid_png, pairs_picture};
 use super::*;
+use crate::data::ImageBatch;
 use crate::eval::result::JudgedOn;
 
 fn page(evaluation: &Evaluation) -> Page<'_> {
