@@ -27,3 +27,4 @@ pub mod sampler;
 pub mod task;
 pub mod train;
 pub mod weights;
+mod weights_file;
