@@ -59,6 +59,20 @@ pub struct Progress<'a> {
     pub x: &'a Tensor<4>,
 }
 
+impl Request<'_> {
+    /// Batches that the samples are drawn in.
+    pub fn batches(&self) -> usize {
+        self.count.div_ceil(self.sample.sample_batch_size)
+    }
+}
+
+impl Progress<'_> {
+    /// Steps done in all batches together, where each but the last has `batch_size` images.
+    pub fn steps_done(&self, batch_size: usize) -> usize {
+        self.images_done / batch_size * self.steps + self.step
+    }
+}
+
 /// What watches sampling; `Break` ends it.
 pub type Watch<'a> = dyn FnMut(&Progress<'_>) -> ControlFlow<()> + 'a;
 

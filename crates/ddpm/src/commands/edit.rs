@@ -1,17 +1,17 @@
 //! `ddpm inpaint`, `ddpm vary` and `ddpm interpolate`: images made from images by a trained network.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
 use denoising_diffusion::data::{DataConfig, ImageBatch};
 use denoising_diffusion::edit::{Between, EditError};
-use denoising_diffusion::generate::{GenerateError, Generator, Progress as At, Request};
+use denoising_diffusion::generate::{Generator, Progress as At, Request};
 use denoising_diffusion::models::ImageNetwork;
 use denoising_diffusion::recipe::Recipe;
-use denoising_diffusion::report::{GridOptions, Progress, Status, StderrProgress};
+use denoising_diffusion::report::GridOptions;
 use denoising_diffusion::sampler::{RePaint, RePaintStep, SamplerKind};
-use denoising_diffusion::task::Task;
 use denoising_diffusion::train::StopSignal;
 use denoising_diffusion::weights::WeightsKind;
 use serde_json::{Value, json};
@@ -24,7 +24,7 @@ use crate::machine::{Machine, NetworkMachineArgs};
 use crate::out_of_memory::Work;
 use crate::output::{self, Rows, note};
 use crate::recipe_flags::UntoldFlags;
-use crate::sampling::{Drawable, SamplingArgs, Settings, tell_if_launched};
+use crate::sampling::{Drawable, SamplingArgs, SamplingProgress, Settings, or_interrupted};
 use crate::weights::{Found, weights_kind};
 
 /// What the three commands share.
@@ -163,7 +163,7 @@ impl<'a> Job<'a> {
         details: &Value,
         make: impl FnOnce(
             &Request<'_>,
-            &mut dyn FnMut(&At<'_>) -> std::ops::ControlFlow<()>,
+            &mut dyn FnMut(&At<'_>) -> ControlFlow<()>,
         ) -> std::result::Result<ImageBatch, EditError>,
     ) -> Result {
         let (sample, started) = (&self.settings.sample, Instant::now());
@@ -184,22 +184,11 @@ impl<'a> Job<'a> {
             vectors: vectors.as_deref(),
         };
         note(format!("{count} images by {}, from {}", sample.sampler.name(), self.path.display()));
-        let batches = count.div_ceil(sample.sample_batch_size);
-        let mut progress = StderrProgress::new(Task::Sample, 0, (batches * steps) as u64);
-        let mut watch = |at: &At<'_>| {
-            let step = (at.images_done / sample.sample_batch_size * at.steps + at.step) as u64;
-            progress.update(Status { step, ..Status::default() });
-            if self.stop.is_requested() {
-                std::ops::ControlFlow::Break(())
-            } else {
-                std::ops::ControlFlow::Continue(())
-            }
-        };
-        let images = make(&request, &mut watch);
-        progress.finish();
-        tell_if_launched(generator);
+        let mut progress = SamplingProgress::new(&request, steps, &self.stop);
+        let images = make(&request, &mut |at| progress.see(at));
+        progress.finish(generator);
         let images = match images {
-            Err(EditError::Generate(GenerateError::Interrupted(_))) => return Err(Failure::interrupted()),
+            Err(EditError::Generate(error)) => return Err(or_interrupted(error)),
             Err(error @ EditError::Value { .. }) => return Err(error).or_usage(),
             images => images?,
         };

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,17 +13,14 @@ use denoising_diffusion::data::npy::{read_npy_f32, write_npy_f32};
 use denoising_diffusion::data::{DataLayout, ImageBatch, VectorTable};
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig};
 use denoising_diffusion::eval::images::Images;
-use denoising_diffusion::generate::{GenerateError, Progress as At, Request};
+use denoising_diffusion::generate::Request;
 use denoising_diffusion::model_file::{ModelCard, NetworkConfig};
 use denoising_diffusion::nn::params::host_values;
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::{
-    GridOptions, Progress, SequenceSet, Status, StderrProgress, TrajectoryGif, check_grid, save_grid, save_images,
-    sequences_svg,
+    GridOptions, SequenceSet, TrajectoryGif, check_grid, save_grid, save_images, sequences_svg,
 };
 use denoising_diffusion::sampler::SampleConfig;
-use denoising_diffusion::task::Task;
-use denoising_diffusion::train::StopSignal;
 use denoising_diffusion::weights::WeightsKind;
 use serde_json::json;
 
@@ -35,7 +31,7 @@ use crate::out_of_memory::Work;
 use crate::output::{self, Rows, note};
 use crate::plan::open_data;
 use crate::recipe_flags::UntoldFlags;
-use crate::sampling::{Drawable, SamplingArgs, Settings, in_turn, tell_if_launched};
+use crate::sampling::{Drawable, SamplingArgs, SamplingProgress, Settings, in_turn, or_interrupted};
 use crate::weights::{Found, weights_kind};
 
 /// Draw images from a trained network.
@@ -154,20 +150,20 @@ pub fn run(args: &SampleArgs) -> Result {
     ));
     let stop = stop_on_ctrl_c("giving up")?;
     let started = Instant::now();
-    let mut watch = Watch::new(&sample, steps, args.trajectory.is_some(), stop);
+    let mut progress = SamplingProgress::new(&request, steps, &stop);
+    let mut frames = Frames::new(steps, args.trajectory.is_some());
     let generator = from.generator(&guidance);
-    let images = generator.generate(&request, machine.device(), &mut |at| watch.see(at, &from.diffusion));
-    watch.progress.finish();
-    tell_if_launched(&generator);
-    let images = match images {
-        Err(GenerateError::Interrupted(_)) => return Err(Failure::interrupted()),
-        images => images?,
-    };
+    let images = generator.generate(&request, machine.device(), &mut |at| {
+        frames.take(at.step - 1, at.x, &from.diffusion);
+        progress.see(at)
+    });
+    progress.finish(&generator);
+    let images = images.map_err(or_interrupted)?;
     let seconds = started.elapsed().as_secs_f64();
     let real = args.real.then(|| real_sequences(recipe.as_ref(), &out, images.shape[0])).transpose()?;
     out.write(&images, &Writing { real: real.as_ref(), ..writing })?;
     if let Some(gif) = &args.trajectory {
-        watch.frames.save(gif, shape)?;
+        frames.save(gif, shape)?;
     }
     report(args, &out, &from, &request, seconds)
 }
@@ -347,6 +343,10 @@ struct Frames {
 }
 
 impl Frames {
+    fn new(steps: usize, wanted: bool) -> Self {
+        Self { gif: wanted.then(|| TrajectoryGif::new(steps, GridOptions::default())), states: BTreeMap::new() }
+    }
+
     fn take(&mut self, step: usize, x: &Tensor<4>, diffusion: &Diffusion) {
         if self.gif.as_ref().is_some_and(|gif| gif.wants(step)) {
             self.states.entry(step).or_default().extend(host_values(diffusion.unnormalize(x.clone())));
@@ -360,36 +360,6 @@ impl Frames {
             gif.push(step, &ImageBatch::new([n, c, h, w], data)?)?;
         }
         Ok(gif.save(path)?)
-    }
-}
-
-/// Shows how far sampling is, and collects the trajectory.
-struct Watch {
-    progress: StderrProgress,
-    frames: Frames,
-    batch_size: usize,
-    stop: StopSignal,
-}
-
-impl Watch {
-    fn new(sample: &SampleConfig, steps: usize, trajectory: bool, stop: StopSignal) -> Self {
-        let batches = sample.num_samples.div_ceil(sample.sample_batch_size);
-        Self {
-            progress: StderrProgress::new(Task::Sample, 0, (batches * steps) as u64),
-            frames: Frames {
-                gif: trajectory.then(|| TrajectoryGif::new(steps, GridOptions::default())),
-                states: BTreeMap::new(),
-            },
-            batch_size: sample.sample_batch_size,
-            stop,
-        }
-    }
-
-    fn see(&mut self, at: &At<'_>, diffusion: &Diffusion) -> ControlFlow<()> {
-        let step = (at.images_done / self.batch_size * at.steps + at.step) as u64;
-        self.progress.update(Status { step, ..Status::default() });
-        self.frames.take(at.step - 1, at.x, diffusion);
-        if self.stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 }
 

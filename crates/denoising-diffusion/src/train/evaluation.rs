@@ -251,9 +251,9 @@ impl<M: Network<4>> Run<M> {
             conditions: conditions.as_ref(),
             vectors: vectors.as_deref(),
         };
-        let batches = count.div_ceil(sample.sample_batch_size);
+        let batches = request.batches();
         let mut progress = |at: &Progress<'_>| {
-            let done = at.images_done / sample.sample_batch_size * at.steps + at.step;
+            let done = at.steps_done(sample.sample_batch_size);
             on_event(Event::Evaluating { task: Task::Sample, done, total: batches * at.steps });
             if stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
