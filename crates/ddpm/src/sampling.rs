@@ -19,8 +19,7 @@ use crate::classifier::GuidingClassifier;
 use crate::failure::{Failure, FailureExt, Result};
 use crate::image_source::{all, open_prepared, prepared_as};
 use crate::machine::Machine;
-use crate::output::note;
-use crate::plan::word;
+use crate::output::{note, word};
 use crate::recipe_flags::{SamplingFlags, UntoldFlags};
 use crate::weights::Found;
 

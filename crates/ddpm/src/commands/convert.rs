@@ -10,10 +10,8 @@ use denoising_diffusion::models::UnetConfig;
 use denoising_diffusion::weights::WeightsKind;
 use serde_json::{Value, json};
 
-use super::sample::refuse_file;
 use crate::failure::{Failure, Result};
-use crate::output::{self, Rows, note};
-use crate::plan::word;
+use crate::output::{self, Rows, note, refuse_file, word};
 use crate::recipe_flags::UntoldFlags;
 use crate::weights::{Found, weights_kind};
 

@@ -16,7 +16,6 @@ use denoising_diffusion::train::StopSignal;
 use denoising_diffusion::weights::WeightsKind;
 use serde_json::{Value, json};
 
-use crate::commands::sample::{Out, Writing};
 use crate::failure::{Failure, FailureExt, Result};
 use crate::image_source::{all, open_prepared, prepared_as};
 use crate::interrupt::stop_on_ctrl_c;
@@ -24,6 +23,7 @@ use crate::machine::{Machine, NetworkMachineArgs};
 use crate::out_of_memory::Work;
 use crate::output::{self, Rows, note};
 use crate::recipe_flags::UntoldFlags;
+use crate::sample_output::{Out, Writing};
 use crate::sampling::{Drawable, SamplingArgs, SamplingProgress, Settings, or_interrupted};
 use crate::weights::{Found, weights_kind};
 

@@ -19,16 +19,15 @@ use denoising_diffusion::report::table;
 use denoising_diffusion::train::StopSignal;
 use denoising_diffusion::weights::WeightsKind;
 
-use crate::commands::sample::refuse_file;
 use crate::evaluation::{StderrWatch, at_least_two, listed, or_interrupted, those_measurable};
 use crate::failure::{Failure, Result};
 use crate::image_source::{all, prepared_as};
 use crate::inception::InceptionArgs;
 use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::{Machine, NetworkMachineArgs};
+use crate::opening::open_data;
 use crate::out_of_memory::Work;
-use crate::output::{self, note};
-use crate::plan::open_data;
+use crate::output::{self, note, refuse_file};
 use crate::recipe_flags::UntoldFlags;
 use crate::report_page::{Shown, write_page};
 use crate::sampling::{BelongTo, Drawable, SamplingArgs, Settings, describe, draw};

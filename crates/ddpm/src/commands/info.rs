@@ -12,9 +12,9 @@ use denoising_diffusion::weights::{StateDict, WeightsKind};
 use serde_json::{Value, json};
 
 use crate::failure::Result;
+use crate::formulations;
 use crate::networks;
-use crate::output::{self, Rows, thousands};
-use crate::plan::{self, word};
+use crate::output::{self, Rows, thousands, word};
 use crate::weights::{Found, Reference, Source, weights_kind};
 
 /// Tell what a file of weights holds: network, diffusion, training.
@@ -187,7 +187,7 @@ fn network_rows<'a>(rows: &'a mut Rows, unet: &UnetConfig) -> &'a mut Rows {
 
 fn described(diffusion: &DiffusionConfig, own_betas: bool) -> String {
     let own = if own_betas { ", but with a schedule of its own" } else { "" };
-    format!("{}{own}", plan::describe(diffusion))
+    format!("{}{own}", formulations::in_words(diffusion))
 }
 
 fn tensor_rows(rows: &mut Rows, state: &StateDict) {

@@ -1,25 +1,20 @@
 //! `ddpm sample`: weights, a sampler, and images in a file.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use burn::tensor::Tensor;
 use clap::Args;
-use denoising_diffusion::atomic_file::write_atomically;
-use denoising_diffusion::data::npy::{read_npy_f32, write_npy_f32};
+use denoising_diffusion::data::npy::read_npy_f32;
 use denoising_diffusion::data::{DataLayout, ImageBatch, VectorTable};
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig};
 use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::generate::Request;
-use denoising_diffusion::model_file::{ModelCard, NetworkConfig};
 use denoising_diffusion::nn::params::host_values;
 use denoising_diffusion::recipe::Recipe;
-use denoising_diffusion::report::{
-    GridOptions, SequenceSet, TrajectoryGif, check_grid, save_grid, save_images, sequences_svg,
-};
+use denoising_diffusion::report::{GridOptions, TrajectoryGif, check_grid};
 use denoising_diffusion::sampler::SampleConfig;
 use denoising_diffusion::weights::WeightsKind;
 use serde_json::json;
@@ -27,10 +22,11 @@ use serde_json::json;
 use crate::failure::{Failure, FailureExt, Result};
 use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::NetworkMachineArgs;
+use crate::opening::open_data;
 use crate::out_of_memory::Work;
-use crate::output::{self, Rows, note};
-use crate::plan::open_data;
+use crate::output::{self, Rows, note, refuse_file};
 use crate::recipe_flags::UntoldFlags;
+use crate::sample_output::{Out, Writing, sides_of};
 use crate::sampling::{Drawable, SamplingArgs, SamplingProgress, Settings, in_turn, or_interrupted};
 use crate::weights::{Found, weights_kind};
 
@@ -71,26 +67,6 @@ pub struct SampleArgs {
     machine: NetworkMachineArgs,
     #[command(flatten)]
     untold: UntoldFlags,
-}
-
-/// Where images go.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Out {
-    Grid(PathBuf),
-    Folder(PathBuf),
-    Array(PathBuf),
-    Curves(PathBuf),
-}
-
-/// How samples are written.
-#[derive(Clone, Copy)]
-pub struct Writing<'a> {
-    pub grid: GridOptions,
-    pub card: &'a ModelCard,
-    /// Data to draw beside the samples.
-    pub real: Option<&'a ImageBatch>,
-    /// What each sample belongs to, drawn before it in grids.
-    pub conditions: Option<&'a ImageBatch>,
 }
 
 pub fn run(args: &SampleArgs) -> Result {
@@ -199,119 +175,6 @@ fn read_noise(path: &Path, count: Option<usize>, from: &Drawable) -> Result<Vec<
     )))
 }
 
-/// The sides of what a network draws, which is carried as `h` by `w`: sequences have a length, volumes lie slice below slice.
-fn sides_of(network: &NetworkConfig, h: usize, w: usize) -> Vec<usize> {
-    match network.layout() {
-        DataLayout::Sequences => vec![w],
-        DataLayout::Volumes => vec![network.depth(), h / network.depth(), w],
-        _ => vec![h, w],
-    }
-}
-
-impl Writing<'_> {
-    /// The shape of what stands in a grid of images of a shape, and how.
-    fn in_grid(&self, shape: [usize; 4]) -> ([usize; 4], GridOptions) {
-        // Slices lie one below the other: a column per volume.
-        if self.card.network.layout() == DataLayout::Volumes {
-            return (shape, GridOptions { columns: NonZeroUsize::new(shape[0]), ..GridOptions::default() });
-        }
-        match self.conditions.and_then(|conditions| ImageBatch::shape_beside(shape, conditions.shape)) {
-            Some(pairs) => (pairs, GridOptions::of_pairs(shape[0])),
-            None => (shape, self.grid),
-        }
-    }
-}
-
-impl Out {
-    /// What `--out` asks for, or the default, of what a network draws.
-    pub fn for_card(path: Option<&Path>, card: &ModelCard) -> Result<Self> {
-        let sequences = card.network.layout() == DataLayout::Sequences;
-        match path.map(Self::of).transpose()? {
-            None if sequences => Ok(Self::Curves("samples.svg".into())),
-            None => Ok(Self::Grid("samples.png".into())),
-            Some(Self::Grid(path) | Self::Folder(path)) if sequences => {
-                Err(Failure::usage(format!("--out {}: the network draws sequences, not images", path.display()))
-                    .hint("end it in .svg for curves, or in .npy for an array"))
-            }
-            Some(Self::Curves(path)) if !sequences => {
-                Err(Failure::usage(format!("--out {}: only sequences are drawn as curves", path.display()))
-                    .hint("end it in .png for a grid, in / for a folder of images, or in .npy for an array"))
-            }
-            Some(out) => Ok(out),
-        }
-    }
-
-    pub fn of(path: &Path) -> Result<Self> {
-        let owned = path.to_path_buf();
-        if path.is_dir() || path.to_string_lossy().ends_with(['/', '\\']) {
-            return Ok(Self::Folder(owned));
-        }
-        match path.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase).as_deref() {
-            Some("png") => Ok(Self::Grid(owned)),
-            Some("npy") => Ok(Self::Array(owned)),
-            Some("svg") => Ok(Self::Curves(owned)),
-            _ => Err(Failure::usage(format!("--out {}: not known what to write", path.display()))
-                .hint("end it in .png for a grid, in / for a folder of images, or in .npy for an array")),
-        }
-    }
-
-    pub fn path(&self) -> &Path {
-        match self {
-            Self::Grid(path) | Self::Folder(path) | Self::Array(path) | Self::Curves(path) => path,
-        }
-    }
-
-    pub fn refuse_existing(&self, refuse: bool) -> Result {
-        match self {
-            Self::Grid(path) | Self::Array(path) | Self::Curves(path) => refuse_file(path, refuse),
-            Self::Folder(path) => {
-                let taken = path.read_dir().is_ok_and(|mut entries| entries.next().is_some());
-                if taken && refuse { Err(exists(path)) } else { Ok(()) }
-            }
-        }
-    }
-
-    /// Refuses images of a shape, `[n, c, h, w]`, that the file cannot hold, before there are any.
-    pub fn check_size(&self, shape: [usize; 4], writing: &Writing<'_>) -> Result {
-        let Self::Grid(path) = self else { return Ok(()) };
-        let (shape, options) = writing.in_grid(shape);
-        check_grid(shape, options).or_usage().context(format!("--out {}", path.display()))
-    }
-
-    pub fn write(&self, images: &ImageBatch, writing: &Writing<'_>) -> Result {
-        let card = writing.card;
-        let range @ [low, high] = card.value_range.unwrap_or([0.0, 1.0]);
-        match self {
-            Self::Grid(path) => {
-                let (shape, options) = writing.in_grid(images.shape);
-                let pairs = writing.conditions.filter(|_| shape != images.shape).and_then(|of| images.beside(of));
-                save_grid(path, pairs.as_ref().unwrap_or(images), options)?;
-            }
-            Self::Folder(path) => save_images(path, images, 0)?,
-            Self::Array(path) => {
-                if let Some(folder) = path.parent() {
-                    std::fs::create_dir_all(folder).context(format!("cannot create {}", folder.display()))?;
-                }
-                let values: Vec<f32> =
-                    images.data.iter().map(|v| (low + (high - low) * f64::from(*v)) as f32).collect();
-                let [n, c, h, w] = images.shape;
-                write_npy_f32(path, &[&[n, c], &sides_of(&card.network, h, w)[..]].concat(), &values)?;
-            }
-            Self::Curves(path) => {
-                let (samples, data) = (format!("{} samples", images.shape[0]), "the data");
-                let generated = SequenceSet { title: &samples, batch: images };
-                let svg = match writing.real {
-                    Some(batch) => sequences_svg(&[SequenceSet { title: data, batch }, generated], range)?,
-                    None => sequences_svg(&[generated], range)?,
-                };
-                write_atomically(path, |out| out.write_all(svg.as_bytes()))
-                    .context(format!("cannot write {}", path.display()))?;
-            }
-        }
-        Ok(())
-    }
-}
-
 /// So many sequences of the data that a run was trained on, far apart; of those that were held out, if there are any.
 fn real_sequences(recipe: Option<&Recipe>, out: &Out, count: usize) -> Result<ImageBatch> {
     let (Some(recipe), Out::Curves(_)) = (recipe, out) else {
@@ -326,14 +189,6 @@ fn real_sequences(recipe: Option<&Recipe>, out: &Out, count: usize) -> Result<Im
         values.extend(dataset.get(from.indices()[i * from.len() / count])?.pixels);
     }
     Ok(ImageBatch::new([count, shape.channels, shape.height, shape.width], values)?)
-}
-
-pub fn refuse_file(path: &Path, refuse: bool) -> Result {
-    if refuse && path.exists() { Err(exists(path)) } else { Ok(()) }
-}
-
-fn exists(path: &Path) -> Failure {
-    Failure::usage(format!("{} exists already", path.display())).hint("replace it with --force, or choose another name")
 }
 
 /// The states of all images by step; batches come one after the other.
