@@ -8,11 +8,13 @@ use denoising_diffusion::eval::evaluate::{EvaluateError, Watch};
 use denoising_diffusion::eval::metric::Metric;
 use denoising_diffusion::eval::needs::{Facts, Unmeasurable, measurable};
 use denoising_diffusion::eval::result::JudgedOn;
+use denoising_diffusion::interop::InteropError;
 use denoising_diffusion::recipe::Recipe;
-use denoising_diffusion::report::{Progress, Status, StderrProgress, Task};
+use denoising_diffusion::report::{Progress, Status, StderrProgress};
+use denoising_diffusion::task::Task;
 use denoising_diffusion::train::StopSignal;
 
-use crate::failure::{Failure, Result};
+use crate::failure::{Failure, Result, chain};
 use crate::output::note;
 
 /// Shows an evaluation on stderr.
@@ -45,12 +47,18 @@ impl Watch for StderrWatch {
         }
     }
 
-    fn note(&mut self, line: &str) {
+    fn not_stored(&mut self, why: &InteropError) {
+        let line = not_stored(why);
         match &mut self.progress {
-            Some(progress) => progress.note(line),
+            Some(progress) => progress.note(&line),
             None => note(line),
         }
     }
+}
+
+/// What is said of features that could not be kept.
+pub fn not_stored(why: &InteropError) -> String {
+    format!("warning: the features are not kept for next time: {}", chain(why))
 }
 
 /// For clap: a number of images that can be compared with others.

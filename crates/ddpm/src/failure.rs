@@ -94,8 +94,20 @@ impl Failure {
                 text += &format!("  {line}\n");
             }
         }
-        let hint = self.hint.clone().or_else(|| error.chain().find_map(hint_of));
-        hint.map(|hint| text.clone() + &format!("hint: {hint}\n")).unwrap_or(text)
+        self.hint_to_give().map(|hint| text.clone() + &format!("hint: {hint}\n")).unwrap_or(text)
+    }
+
+    /// The error and its causes in one line, and the hint in brackets if there is something to do: for warnings.
+    pub fn in_one_line(&self) -> String {
+        let Some(error) = &self.error else { return String::new() };
+        let line = |text: &str| text.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+        let hint = self.hint_to_give().map(|hint| format!(" ({})", line(&hint))).unwrap_or_default();
+        line(&chain(error.as_ref())) + &hint
+    }
+
+    /// What was said to do, else what the library says.
+    fn hint_to_give(&self) -> Option<String> {
+        self.hint.clone().or_else(|| self.error.as_ref()?.chain().find_map(hint_of))
     }
 }
 
@@ -203,4 +215,22 @@ pub fn chain(error: &dyn Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_warning_has_causes_and_hint_in_one_line() {
+        let cause = std::io::Error::other("no space left\non device");
+        let failure = Failure::from(cause).context("cannot write a.npz").hint("make room");
+        assert_eq!(failure.in_one_line(), "cannot write a.npz: no space left on device (make room)");
+        assert_eq!(
+            failure.to_text(),
+            "error: cannot write a.npz\n  caused by: no space left\n    on device\nhint: make room\n"
+        );
+        assert_eq!(Failure::failed("error: an odd name").in_one_line(), "error: an odd name");
+        assert_eq!(Failure::interrupted().in_one_line(), "");
+    }
 }

@@ -12,7 +12,7 @@ use denoising_diffusion::eval::statistics_file::{holds_statistics, read_statisti
 use denoising_diffusion::model_file::ModelFile;
 
 use crate::failure::{FailureExt, Result};
-use crate::plan::{open_data, opening};
+use crate::opening::{open_data, opening};
 use crate::weights::{Found, best_of};
 
 /// What a path names.

@@ -9,7 +9,8 @@ use denoising_diffusion::atomic_file::write_atomically;
 use denoising_diffusion::digest;
 use denoising_diffusion::eval::extract::{Extractor, FeatureStore};
 use denoising_diffusion::eval::inception::{FeatureBlock, InceptionWeights, OFFICIAL_DIGEST, Verification};
-use denoising_diffusion::report::{Progress, Status, StderrProgress, Task};
+use denoising_diffusion::report::{Progress, Status, StderrProgress};
+use denoising_diffusion::task::Task;
 
 use crate::cache;
 use crate::failure::{Failure, FailureExt, Result};
@@ -21,7 +22,6 @@ const URL: &str =
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth";
 /// Names another place to fetch the file from.
 const URL_VARIABLE: &str = "DDPM_INCEPTION_URL";
-/// Names another cache folder.
 /// More than the file has; a server that sends more sends something else.
 const MOST_BYTES: u64 = 200 << 20;
 

@@ -1,4 +1,4 @@
-//! Where words go: results to stdout, everything else to stderr. A closed pipe ends neither with a panic.
+//! Where words go: results to stdout, everything else to stderr (a closed pipe ends neither with a panic), and what files they may replace.
 
 use std::io::{ErrorKind, Write};
 use std::path::Path;
@@ -32,6 +32,24 @@ pub fn result(line: impl AsRef<str>) -> Result {
 /// The result as one JSON object.
 pub fn json(value: &Value) -> Result {
     result(value.to_string())
+}
+
+/// Refuses a file that is there, unless it may be replaced.
+pub fn refuse_file(path: &Path, refuse: bool) -> Result {
+    if refuse && path.exists() { Err(exists(path)) } else { Ok(()) }
+}
+
+/// The refusal.
+pub fn exists(path: &Path) -> Failure {
+    Failure::usage(format!("{} exists already", path.display())).hint("replace it with --force, or choose another name")
+}
+
+/// A word of the configuration as a recipe spells it.
+pub fn word(value: &impl serde::Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(Value::String(word)) => word,
+        other => other.map(|value| value.to_string()).unwrap_or_default(),
+    }
 }
 
 /// Names and values, to be read one below the other.

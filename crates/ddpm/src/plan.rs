@@ -1,25 +1,22 @@
 //! What a training run is going to do, resolved and checked before anything is written. Not here: doing it.
 
-use std::io::{ErrorKind, IsTerminal, Write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::tensor::Device;
-use denoising_diffusion::data::{DataConfig, DataError, Dataset, ImageShape, Opening, Subset};
-use denoising_diffusion::diffusion::{DiffusionConfig, FormulationConfig};
+use denoising_diffusion::data::{DataError, Dataset, ImageShape, Subset};
 use denoising_diffusion::models::NetworkConfig;
 use denoising_diffusion::recipe::{DataFacts, Recipe};
 use serde_json::{Value, json};
-use toml::Table;
 
-use crate::cache;
 use crate::evaluation::with_measurable;
 use crate::failure::{FailureExt, Result};
+use crate::formulations;
 use crate::machine::Machine;
 use crate::networks;
-use crate::output::{self, Rows, thousands};
-use crate::recipe_flags::plain;
+use crate::opening::open_data;
+use crate::output::{self, Rows, thousands, word};
 
 /// Where runs are that nobody gave a folder.
 const RUNS: &str = "runs";
@@ -102,7 +99,7 @@ impl Plan {
         )
         .row("network", self.network_row())
         .row("parameters", thousands(self.parameters))
-        .row("diffusion", describe(diffusion))
+        .row("diffusion", formulations::in_words(diffusion))
         .row(
             "optimizer",
             format!(
@@ -173,52 +170,8 @@ impl Plan {
     }
 }
 
-/// A formulation in a line: its name, and what is not as by default.
-pub fn describe(diffusion: &DiffusionConfig) -> String {
-    let name = diffusion.formulation.name();
-    let all = FormulationConfig::all();
-    let default = all.iter().find(|formulation| formulation.name() == name).cloned().unwrap_or_default();
-    let table = |config: &DiffusionConfig| Table::try_from(config).unwrap_or_default();
-    let (own, usual) = (table(diffusion), table(&default.into()));
-    let mut parts = vec![name.to_string()];
-    // What a reader looks for first, whatever its value.
-    let first = ["timesteps", "beta_schedule", "noise_schedule", "objective", "time_distribution"];
-    parts.extend(first.iter().filter_map(|key| Some(format!("{key} {}", plain(own.get(*key)?)))));
-    let changed = own.iter().filter(|(key, value)| usual.get(*key) != Some(value) && !first.contains(&key.as_str()));
-    parts.extend(changed.map(|(key, value)| format!("{key} {}", plain(value))));
-    parts.join(", ")
-}
-
-/// A word of the configuration as a recipe spells it.
-pub fn word(value: &impl serde::Serialize) -> String {
-    match serde_json::to_value(value) {
-        Ok(Value::String(word)) => word,
-        other => other.map(|value| value.to_string()).unwrap_or_default(),
-    }
-}
-
 fn mib(bytes: u64) -> u64 {
     bytes.div_ceil(1 << 20)
-}
-
-/// Opens data, telling on a terminal how many files have been checked.
-pub fn open_data(config: &DataConfig) -> Result<Dataset> {
-    Ok(opening(|opening| Dataset::open_with(config, opening))?)
-}
-
-/// The same for whoever looks at the library's error.
-pub fn opening<T>(open: impl FnOnce(&Opening<'_>) -> T) -> T {
-    let terminal = std::io::stderr().is_terminal();
-    let shown = AtomicUsize::new(0);
-    let progress = |done: usize, total: usize| {
-        let percent = 100 * done / total.max(1);
-        if terminal && shown.fetch_max(percent, Ordering::Relaxed) < percent {
-            let end = if done == total { "\r\x1b[K" } else { "" };
-            let _ = write!(std::io::stderr(), "\rchecking images: {percent} %{end}");
-        }
-    };
-    let index_folder = cache::folder().map(|folder| folder.join("folders"));
-    open(&Opening { progress: &progress, index_folder: index_folder.as_deref() })
 }
 
 /// A run folder's default name: `runs/NAME-001`, or the next free number.

@@ -3,12 +3,11 @@
 use std::path::Path;
 
 use denoising_diffusion::atomic_file::write_atomically;
+use denoising_diffusion::data::ImageBatch;
 use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::result::Evaluation;
 use denoising_diffusion::report::log::{self, Record};
-use denoising_diffusion::report::{
-    GridOptions, History, ImageBatch, Page, PairsOptions, ReportError, grid_png, pairs_picture,
-};
+use denoising_diffusion::report::{GridOptions, History, Page, PairsOptions, ReportError, grid_png, pairs_picture};
 
 use crate::failure::{FailureExt, Result, chain};
 use crate::output::note;
@@ -46,9 +45,7 @@ pub fn write_page(path: &Path, shown: &Shown<'_>) -> Result {
 }
 
 fn first(images: &ImageBatch, most: usize) -> ImageBatch {
-    let [n, c, h, w] = images.shape;
-    let n = n.min(most);
-    ImageBatch { shape: [n, c, h, w], data: images.data[..n * c * h * w].to_vec() }
+    images.slice(0, images.shape[0].min(most))
 }
 
 /// A picture that cannot be drawn (of very long sequences) is told: the page does without it.

@@ -1,19 +1,17 @@
 //! How samples are drawn: the flags that the commands which draw some share, and drawing them with progress.
 
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use clap::Args;
-use denoising_diffusion::data::{ChannelPolicy, DataConfig, ImageShape, VectorTable};
+use denoising_diffusion::data::{ChannelPolicy, DataConfig, ImageBatch, ImageShape, VectorTable};
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig, GuidanceConfig, Threshold};
 use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::result::Sampling;
-use denoising_diffusion::generate::{GenerateError, Generator, Request};
+use denoising_diffusion::generate::{Generator, Request};
 use denoising_diffusion::model_file::ModelFile;
 use denoising_diffusion::models::{Calls, ImageNetwork, Network};
 use denoising_diffusion::nn::Eval;
 use denoising_diffusion::recipe::Recipe;
-use denoising_diffusion::report::{ImageBatch, Progress, Status, StderrProgress, Task};
 use denoising_diffusion::sampler::{SampleConfig, SamplerKind};
 use denoising_diffusion::train::StopSignal;
 
@@ -21,10 +19,13 @@ use crate::classifier::GuidingClassifier;
 use crate::failure::{Failure, FailureExt, Result};
 use crate::image_source::{all, open_prepared, prepared_as};
 use crate::machine::Machine;
-use crate::output::note;
-use crate::plan::word;
+use crate::output::{note, word};
 use crate::recipe_flags::{SamplingFlags, UntoldFlags};
 use crate::weights::Found;
+
+mod progress;
+
+pub use progress::{SamplingProgress, or_interrupted};
 
 /// Flags of sampling.
 #[derive(Args, Clone, Debug)]
@@ -282,20 +283,13 @@ impl Drawable {
     }
 }
 
-/// Says why networks that were to be recorded were launched, if they were.
-pub fn tell_if_launched(generator: &Generator<'_, ImageNetwork>) {
-    let mut calls = [Some(&generator.model), generator.weak.as_ref()].into_iter().flatten();
-    if let Some(why) = calls.find_map(|calls| calls.is_recorded()?.err()) {
-        note(format!("warning: --device-graph has no effect: {why}"));
-    }
-}
-
 /// How samples of a network are drawn, for reports.
 pub fn describe(from: &Drawable, sample: &SampleConfig) -> Sampling {
     let card = &from.file.card;
     Sampling {
         sampler: word(&sample.sampler),
         steps: sample.steps(&card.diffusion),
+        evaluations: Some(sample.evaluations(&card.diffusion)),
         weights: word(&card.weights),
         step: card.step,
         ema_decay: card.ema_decay,
@@ -363,21 +357,11 @@ pub fn draw(
         conditions: belong_to.conditions.as_ref(),
         vectors: belong_to.vectors.as_deref(),
     };
-    let steps = sample.steps(from.diffusion.config());
-    let batches = count.div_ceil(sample.sample_batch_size);
-    let mut progress = StderrProgress::new(Task::Sample, 0, (batches * steps) as u64);
+    let mut progress = SamplingProgress::new(&request, sample.steps(from.diffusion.config()), stop);
     let generator = from.generator(&settings.guidance);
-    let images = generator.generate(&request, machine.device(), &mut |at| {
-        let step = (at.images_done / sample.sample_batch_size * at.steps + at.step) as u64;
-        progress.update(Status { step, ..Status::default() });
-        if stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
-    progress.finish();
-    tell_if_launched(&generator);
-    match images {
-        Err(GenerateError::Interrupted(_)) => Err(Failure::interrupted()),
-        images => Ok(images?),
-    }
+    let images = generator.generate(&request, machine.device(), &mut |at| progress.see(at));
+    progress.finish(&generator);
+    images.map_err(or_interrupted)
 }
 
 #[cfg(test)]

@@ -5,11 +5,12 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
-use denoising_diffusion::interop::{Inferred, ReferenceCheckpoint, ReferenceWeights, Which};
-use denoising_diffusion::model_file::{ModelFile, ModelFileError, WeightsKind};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use denoising_diffusion::interop::{Inferred, ReferenceCheckpoint, ReferenceWeights};
+use denoising_diffusion::model_file::{ModelFile, ModelFileError};
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::train::{Checkpoints, RunError, weights_name};
+use denoising_diffusion::weights::WeightsKind;
 
 use crate::failure::{Failure, FailureExt, Result, chain};
 use crate::output::note;
@@ -18,22 +19,11 @@ use crate::recipes;
 
 mod completed;
 
-/// Which weights are wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum WeightsArg {
-    /// The moving average.
-    Ema,
-    /// The network in training.
-    Model,
-}
-
-impl From<WeightsArg> for WeightsKind {
-    fn from(arg: WeightsArg) -> Self {
-        match arg {
-            WeightsArg::Ema => Self::Ema,
-            WeightsArg::Model => Self::Model,
-        }
-    }
+/// For clap: which weights are wanted.
+pub fn weights_kind() -> impl TypedValueParser<Value = WeightsKind> {
+    let words = WeightsKind::ALL.map(|kind| PossibleValue::new(kind.name()).help(kind.about()));
+    let named = |word: String| WeightsKind::ALL.into_iter().find(|kind| kind.name() == word);
+    PossibleValuesParser::new(words).try_map(move |word| named(word).ok_or("no such weights"))
 }
 
 /// Weights, found but not yet made use of.
@@ -65,8 +55,8 @@ pub struct Reference {
 impl Found {
     /// Finds the weights of a run folder, a checkpoint's folder or a file. Without `wanted` a file of ours gives what it has, and
     /// everything else the moving average.
-    pub fn open(target: &Path, wanted: Option<WeightsArg>) -> Result<Self> {
-        let kind = wanted.map_or(WeightsKind::Ema, WeightsKind::from);
+    pub fn open(target: &Path, wanted: Option<WeightsKind>) -> Result<Self> {
+        let kind = wanted.unwrap_or_default();
         if let Some(best) = best_of(target)? {
             let recipe = target.parent().map(recipes::of_run).transpose()?;
             return Ok(Self { recipe, ..Self::open_file(&best.join(weights_name(kind)), wanted)? });
@@ -95,7 +85,7 @@ impl Found {
         Ok(Self { recipe: Some(recipe), ..found })
     }
 
-    fn open_file(path: &Path, wanted: Option<WeightsArg>) -> Result<Self> {
+    fn open_file(path: &Path, wanted: Option<WeightsKind>) -> Result<Self> {
         let found = |source| Self { path: path.to_path_buf(), source, recipe: None };
         if starts_like_safetensors(path)? {
             match ModelFile::read(path) {
@@ -104,13 +94,10 @@ impl Found {
             }
         }
         let checkpoint = ReferenceCheckpoint::open(path)?;
-        let which = match wanted {
-            Some(WeightsArg::Model) => Which::Model,
-            Some(WeightsArg::Ema) | None => Which::Ema,
-        };
-        let weights = checkpoint.weights(which)?;
+        let asked_for = wanted.unwrap_or_default();
+        let weights = checkpoint.weights(asked_for)?;
         // A plain state dict has one set of weights, whatever was asked for.
-        let averaged = which == Which::Ema && checkpoint.available().contains(&Which::Ema);
+        let averaged = asked_for == WeightsKind::Ema && checkpoint.available().contains(&WeightsKind::Ema);
         let kind = if averaged { WeightsKind::Ema } else { WeightsKind::Model };
         let inferred = weights.infer().context(format!("cannot use the weights of {}", path.display()))?;
         Ok(found(Source::Reference(Box::new(Reference { checkpoint, weights, inferred, kind }))))
@@ -133,14 +120,13 @@ pub fn best_of(target: &Path) -> Result<Option<PathBuf>> {
 }
 
 /// A file of ours holds one kind of weights.
-fn of_kind(file: ModelFile, path: &Path, wanted: Option<WeightsArg>) -> Result<ModelFile> {
-    let has = |kind| if kind == WeightsKind::Ema { "ema" } else { "model" };
-    match wanted.map(WeightsKind::from) {
+fn of_kind(file: ModelFile, path: &Path, wanted: Option<WeightsKind>) -> Result<ModelFile> {
+    match wanted {
         Some(kind) if kind != file.card.weights => Err(Failure::usage(format!(
             "{} holds the weights `{}`, not `{}`",
             path.display(),
-            has(file.card.weights),
-            has(kind)
+            file.card.weights.name(),
+            kind.name()
         ))
         .hint("give the checkpoint's folder, which holds both")),
         _ => Ok(file),

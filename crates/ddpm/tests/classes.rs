@@ -5,9 +5,10 @@ mod common;
 use common::{Place, TINY, stderr};
 use denoising_diffusion::data::ImageShape;
 use denoising_diffusion::diffusion::DiffusionConfig;
-use denoising_diffusion::interop::{StateDict, TensorData, reference_layout};
+use denoising_diffusion::interop::reference_layout;
 use denoising_diffusion::model_file::{ModelCard, ModelFile, NetworkConfig, WeightsKind};
 use denoising_diffusion::models::UnetConfig;
+use denoising_diffusion::weights::{HostTensor, StateDict};
 
 fn idx(dims: &[u32], values: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0, 0, 8, dims.len() as u8];
@@ -52,7 +53,7 @@ fn a_run_remembers_where_its_labels_lie() {
 /// A file of ours with a network of zeros.
 fn write_model(place: &Place, num_classes: usize) {
     let unet = UnetConfig { dim: 4, dim_mults: vec![1], channels: 1, num_classes, ..UnetConfig::default() };
-    let zeros = |shape: Vec<usize>| TensorData::new(shape.clone(), vec![0.0; shape.iter().product()]).unwrap();
+    let zeros = |shape: Vec<usize>| HostTensor::new(shape.clone(), vec![0.0; shape.iter().product()]).unwrap();
     let layout = reference_layout(&unet).unwrap();
     let state: StateDict = layout.into_iter().map(|p| (p.ours, zeros(p.our_shape))).collect();
     let card = ModelCard {

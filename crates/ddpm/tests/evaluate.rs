@@ -68,6 +68,20 @@ fn fid_of_folders_statistics_and_a_cache() {
     assert!(text.contains("; n < 10000: bias about ") && text.contains("fewer than 64 dimensions"), "{text}");
 }
 
+/// Features that cannot be kept are no error, and the warning says why they cannot.
+#[test]
+fn a_cache_that_cannot_be_written_is_told_with_its_cause() {
+    let place = Place::new();
+    pictures(&place, "a", 4, 12, 0);
+    place.write("file", b"");
+    let mut command = place.command(&with_weights("stats a -o a.npz --dims 64"));
+    let output = command.env("DDPM_CACHE_DIR", place.path("file")).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && place.path("a.npz").is_file(), "{said}");
+    let warning = said.lines().find(|line| line.starts_with("warning: the features are not kept for next time: "));
+    assert!(warning.is_some_and(|line| line.contains("file/features: ")), "{said}");
+}
+
 /// A file with other contents of the same length is no longer what the cache knows.
 #[test]
 fn a_file_written_anew_is_not_taken_from_the_cache() {
@@ -164,6 +178,9 @@ fn an_evaluation_of_a_run_has_all_its_numbers_and_a_page() {
         "no pictures"
     );
     place.fails(&with_weights(args), 2, "exists already");
+    let heun = place.json("eval run -n 2 --steps 3 --sampler heun --metrics swd");
+    let sampling = &heun["provenance"]["sampling"];
+    assert_eq!((&sampling["steps"], &sampling["evaluations"]), (&3.into(), &5.into()));
 
     // Without Inception: what can be had, and a warning.
     let output = place

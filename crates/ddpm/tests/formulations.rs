@@ -133,6 +133,20 @@ fn images_are_filled_in_varied_and_joined() {
     place.ok("interpolate run --from a.png --to pair/b.png --strength 0.5 --sampler ddpm --out between.png");
     place.fails("interpolate run --images a.png --out x.png", 2, "two images");
     assert!(!stderr(&place.run("interpolate run --from a.png --out x.png")).is_empty());
+
+    let inpaint = "inpaint run --images a.png --mask mask.npy";
+    let interpolate = "interpolate run --images pair";
+    let none = [(inpaint, "--variants 0"), ("vary run --images a.png", "--variants 0"), (interpolate, "--frames 1")];
+    for (command, count) in none {
+        place.fails(&format!("{command} {count} --out x.png"), 2, count.split_once(' ').unwrap().0);
+    }
+    // Before any is drawn.
+    let many = [inpaint, "vary run --images a.png"].map(|command| format!("{command} --variants 3000000"));
+    for command in many.iter().map(String::as_str).chain(["interpolate run --images pair --frames 3000000"]) {
+        let told = place.fails(&format!("{command} --steps 1 --out x.png"), 2, "is too large");
+        assert!(!told.contains("images by"), "{told}");
+    }
+    assert!(!place.path("x.png").exists());
 }
 
 #[test]

@@ -7,9 +7,8 @@ use std::collections::BTreeSet;
 
 use common::{Place, golden, stderr};
 use denoising_diffusion::data::npy::{read_npy_f32, write_npy_f32};
-use denoising_diffusion::interop::{
-    Metadata, ReferenceCheckpoint, StateDict, Which, read_safetensors, write_safetensors,
-};
+use denoising_diffusion::interop::{Metadata, ReferenceCheckpoint, read_safetensors, write_safetensors};
+use denoising_diffusion::weights::{StateDict, WeightsKind};
 
 const DRAW: &str = "-n 1 --steps 3 --sampler ddim --force --out x.npy";
 
@@ -99,7 +98,7 @@ fn networks_alone_need_what_their_formulation_needs() {
     for name in ["weighted_objective", "learned_variance"] {
         checkpoint(&place, name);
         let whole = ReferenceCheckpoint::open(&golden(&format!("formulation_{name}.pt"))).unwrap();
-        write(&place, "alone.safetensors", &whole.weights(Which::Model).unwrap().state);
+        write(&place, "alone.safetensors", &whole.weights(WeightsKind::Model).unwrap().state);
         let told = &place.json("info model.pt")["diffusion"];
         let word = |key: &str| told[key].to_string().replace('"', "");
         let said = format!("--timesteps {} --beta-schedule {}", word("timesteps"), word("beta_schedule"));

@@ -18,7 +18,7 @@ pub fn write_atomically(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Re
         // The first error is the one to tell; a temporary file that cannot be removed either is only litter.
         let _ = fs::remove_file(&temporary);
     })?;
-    sync_folder(path)
+    sync_folder(folder_of(path))
 }
 
 /// Removes what writers that were killed have left in `folder`. Nobody may be writing there.
@@ -53,12 +53,13 @@ fn fill_and_sync(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()
 }
 
 /// A rename is durable once its folder is; only Unix lets a folder be synced.
-fn sync_folder(path: &Path) -> io::Result<()> {
-    if cfg!(unix) {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(folder)?.sync_all()?;
-    }
-    Ok(())
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+}
+
+/// The folder that a file is in.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 #[cfg(test)]

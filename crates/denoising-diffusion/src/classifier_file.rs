@@ -11,14 +11,12 @@ use thiserror::Error;
 use crate::data::ImageShape;
 use crate::diffusion::{ClassifierGuidance, Diffusion, DiffusionConfig, DiffusionConfigError};
 use crate::eval::accuracy::HeldOutAccuracy;
-use crate::interop::{self, InteropError, Metadata, StateDict};
-use crate::model_file::CARD_KEY;
+use crate::interop::InteropError;
 use crate::models::{Classifier, ClassifierConfig, UnetConfigError};
 use crate::nn::params::{self, ParamsError};
 use crate::nn::{Eval, EvalMode, Init};
-
-/// The metadata key under which the card stands, as JSON.
-pub const CLASSIFIER_CARD_KEY: &str = "denoising-diffusion.classifier";
+use crate::weights::StateDict;
+use crate::weights_file::{self, NoCard, Of};
 
 /// All that must be known to use a classifier.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -81,17 +79,14 @@ impl ClassifierFile {
     /// # Errors
     /// [`ClassifierFileError`]: a damaged file, or one of something else.
     pub fn read(path: &Path) -> Result<Self, ClassifierFileError> {
-        let (state, metadata) = interop::read_safetensors(path)?;
         let shown = || path.display().to_string();
-        let Some(json) = metadata.get(CLASSIFIER_CARD_KEY) else {
-            return Err(if metadata.contains_key(CARD_KEY) {
-                ClassifierFileError::Denoiser { path: shown() }
-            } else {
-                ClassifierFileError::NoCard { path: shown() }
-            });
-        };
-        let card: ClassifierCard =
-            serde_json::from_str(json).map_err(|source| ClassifierFileError::Card { path: shown(), source })?;
+        let read = weights_file::read::<ClassifierCard>(path, Of::Classifier);
+        let (card, state) = read.map_err(|error| match error {
+            NoCard::File(error) => ClassifierFileError::File(error),
+            NoCard::OfOther => ClassifierFileError::Denoiser { path: shown() },
+            NoCard::Absent => ClassifierFileError::NoCard { path: shown() },
+            NoCard::Unreadable(source) => ClassifierFileError::Card { path: shown(), source },
+        })?;
         let (names, num_classes) = (card.class_names.len(), card.classifier.num_classes);
         if names != num_classes {
             return Err(ClassifierFileError::ClassNames { names, num_classes });
@@ -104,8 +99,7 @@ impl ClassifierFile {
     /// # Errors
     /// The folder is missing or not writable, or the disk is full.
     pub fn write(&self, path: &Path) -> Result<(), InteropError> {
-        let card = serde_json::to_string(&self.card).expect("a card holds numbers and strings only");
-        interop::write_safetensors(path, &self.state, &Metadata::from([(CLASSIFIER_CARD_KEY.to_string(), card)]))
+        weights_file::write(path, Of::Classifier, &self.card, &self.state)
     }
 
     /// The classifier in eval behaviour on `device`.

@@ -1,13 +1,14 @@
 //! Images made from images: filling in what is missing, variations, and what lies between two. Not here: the solvers (`sampler`), files.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use thiserror::Error;
 
+use crate::data::ImageBatch;
 use crate::diffusion::NoiseLevel;
 use crate::generate::{GenerateError, Generator, Progress, Request, SampleBatch, Watch};
 use crate::models::Network;
+use crate::nn::params::from_host;
 use crate::noise::{Purpose, normal_batch};
-use crate::report::ImageBatch;
 use crate::sampler::{
     Callback, Interrupted, Known, NoiseSource, RePaint, SeededNoise, Step, ddim_inversion, inpaint, noised_mixture,
     repaint_schedule, slerp,
@@ -129,10 +130,7 @@ impl<'a, M: Network<4>> Generator<'a, M> {
         let last = request.count.saturating_sub(1).max(1) as f64;
         Ok(self.in_batches(request, device, |batch| {
             let (b, levels) = (batch.init.dims()[0], self.levels(&batch, request));
-            let of = |image: &[f32]| {
-                let one = Tensor::<4>::from_data(TensorData::new(image.to_vec(), [1, c, h, w]), device);
-                self.diffusion.normalize(one)
-            };
+            let of = |image: &[f32]| self.diffusion.normalize(from_host(image.to_vec(), [1, c, h, w], device));
             let ends = pair.map(of);
             let lambdas = (0..b).map(|i| (batch.first + i) as f64 / last);
             let (levels, mixed) = match between {
@@ -197,7 +195,7 @@ fn last_share(levels: &[NoiseLevel], strength: f64) -> Vec<NoiseLevel> {
 fn part<M>(values: &[f32], batch: &SampleBatch<'_, M>, shape: [usize; 3], device: &Device) -> Tensor<4> {
     let (size, b) = (shape.iter().product::<usize>(), batch.init.dims()[0]);
     let values = values[batch.first * size..(batch.first + b) * size].to_vec();
-    Tensor::from_data(TensorData::new(values, [b, shape[0], shape[1], shape[2]]), device)
+    from_host(values, [b, shape[0], shape[1], shape[2]], device)
 }
 
 fn passed_on<'w>(images_done: usize, watch: &'w mut Watch<'_>) -> Box<Callback<'w, 4>> {

@@ -3,13 +3,13 @@
 
 use std::ops::ControlFlow;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use thiserror::Error;
 
+use crate::data::ImageBatch;
 use crate::diffusion::{Diffusion, GuidanceConfig, NetworkDenoiser, NoiseLevel};
 use crate::models::{Calls, Network};
-use crate::nn::params::host_values;
-use crate::report::ImageBatch;
+use crate::nn::params::{from_host, host_values};
 use crate::sampler::{Interrupted, SampleConfig, SeededNoise, Step};
 
 /// What samples are made of.
@@ -25,7 +25,8 @@ pub struct Request<'a> {
     /// x_T of every sample, `[count, c, h, w]` in row-major order, in place of noise drawn from the seed. Of deviation 1, whatever the
     /// formulation.
     pub init_noise: Option<&'a [f32]>,
-    /// The class of every sample, for networks that take classes.
+    /// The class of every sample, for networks that take classes and for guidance by a classifier. A network that knows `n` classes takes
+    /// 0 to `n - 1`, and `n` for a sample of no class; one that knows none is not shown those that a classifier guides towards.
     pub classes: Option<&'a [u32]>,
     /// What every sample is to belong to, `[count, condition channels, h, w]` in the data's range, for networks that take a condition.
     pub conditions: Option<&'a ImageBatch>,
@@ -58,6 +59,20 @@ pub struct Progress<'a> {
     pub x: &'a Tensor<4>,
 }
 
+impl Request<'_> {
+    /// Batches that the samples are drawn in.
+    pub fn batches(&self) -> usize {
+        self.count.div_ceil(self.sample.sample_batch_size)
+    }
+}
+
+impl Progress<'_> {
+    /// Steps done in all batches together, where each but the last has `batch_size` images.
+    pub fn steps_done(&self, batch_size: usize) -> usize {
+        self.images_done / batch_size * self.steps + self.step
+    }
+}
+
 /// What watches sampling; `Break` ends it.
 pub type Watch<'a> = dyn FnMut(&Progress<'_>) -> ControlFlow<()> + 'a;
 
@@ -72,6 +87,10 @@ pub enum GenerateError {
     Classes { count: usize, got: usize },
     #[error("class {class} was asked for, the network knows classes 0 to {last}")]
     UnknownClass { class: u32, last: usize },
+    #[error(
+        "samples of classes were asked for, but the network knows no classes and no classifier guides towards them"
+    )]
+    NoClasses,
     #[error("the network draws images that belong to others, of {channels} channels, and was given none")]
     NoConditions { channels: usize },
     #[error("{count} samples need conditions of shape {expected:?}, got {got:?}")]
@@ -144,18 +163,13 @@ impl<'a, M: Network<4>> Generator<'a, M> {
             let b = request.sample.sample_batch_size.min(count - first);
             let noise = SeededNoise::new(request.seed, first as u64, device);
             let init = match request.init_noise {
-                Some(values) => {
-                    let values = values[first * size..(first + b) * size].to_vec();
-                    Tensor::from_data(TensorData::new(values, [b, c, h, w]), device)
-                }
+                Some(values) => from_host(values[first * size..(first + b) * size].to_vec(), [b, c, h, w], device),
                 None => noise.init([b, c, h, w]),
             };
             let mut denoiser = self.denoiser(request.classes.map(|classes| &classes[first..first + b]));
             if let Some(conditions) = request.conditions {
-                let [_, channels, ..] = conditions.shape;
-                let values = conditions.data[first * channels * h * w..(first + b) * channels * h * w].to_vec();
-                denoiser =
-                    denoiser.with_condition(Tensor::from_data(TensorData::new(values, [b, channels, h, w]), device));
+                let ImageBatch { shape, data } = conditions.slice(first, b);
+                denoiser = denoiser.with_condition(from_host(data, shape, device));
             }
             if let Some(vectors) = request.vectors {
                 let dim = self.model.network().vector_dim();
@@ -207,14 +221,74 @@ impl<'a, M: Network<4>> Generator<'a, M> {
             }
             _ => {}
         }
-        let Some(classes) = request.classes else { return Ok(()) };
+        request.classes.map_or(Ok(()), |classes| self.check_classes(classes, count))
+    }
+
+    /// Whether the network can be shown these classes of `count` samples. What a classifier knows is its own business: classes that it does
+    /// not have push nowhere.
+    fn check_classes(&self, classes: &[u32], count: usize) -> Result<(), GenerateError> {
         if classes.len() != count {
             return Err(GenerateError::Classes { count, got: classes.len() });
         }
         let known = self.model.network().num_classes();
-        match classes.iter().find(|&&class| self.classifier.is_none() && class as usize > known) {
-            Some(&class) => Err(GenerateError::UnknownClass { class, last: known.saturating_sub(1) }),
+        if known == 0 {
+            return if self.classifier.is_some() { Ok(()) } else { Err(GenerateError::NoClasses) };
+        }
+        match classes.iter().find(|&&class| class as usize > known) {
+            Some(&class) => Err(GenerateError::UnknownClass { class, last: known - 1 }),
             None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diffusion::DiffusionConfig;
+    use crate::models::{Unet, UnetConfig};
+    use crate::nn::{EvalMode, Init};
+
+    /// Samples of these classes from a network that knows so many, guided by a classifier or not.
+    fn samples(classes: &[u32], known: usize, guided: bool) -> Result<ImageBatch, GenerateError> {
+        let device = Device::flex();
+        let config =
+            UnetConfig { dim: 4, dim_mults: vec![1], channels: 1, num_classes: known, ..UnetConfig::default() };
+        let unet = Unet::new(&config, &mut Init::new(0, &device)).unwrap().eval();
+        let diffusion = Diffusion::new(&DiffusionConfig::default()).unwrap();
+        let push = |x: Tensor<4>, _: NoiseLevel, _: &[u32]| x.zeros_like();
+        let classifier = guided.then_some(&push as &ClassifierGradient<'_>);
+        let generator = Generator { classifier, ..Generator::new(&unet, &diffusion) };
+        let sample = SampleConfig { sampling_timesteps: Some(1), ..SampleConfig::default() };
+        let request = Request {
+            sample: &sample,
+            seed: 0,
+            count: 2,
+            shape: [1, 4, 4],
+            init_noise: None,
+            classes: Some(classes),
+            conditions: None,
+            vectors: None,
+        };
+        generator.generate(&request, &device, &mut |_| ControlFlow::Continue(()))
+    }
+
+    #[test]
+    fn classes_that_the_network_does_not_know_are_refused_with_a_classifier_as_without() {
+        for guided in [false, true] {
+            let unknown = |class| Some(GenerateError::UnknownClass { class, last: 2 });
+            assert_eq!(samples(&[2, 4], 3, guided).err(), unknown(4));
+            assert_eq!(samples(&[u32::MAX, 0], 3, guided).err(), unknown(u32::MAX));
+            assert_eq!(samples(&[2], 3, guided).err(), Some(GenerateError::Classes { count: 2, got: 1 }));
+            assert!(samples(&[0, 2], 3, guided).is_ok());
+            assert!(samples(&[2, 3], 3, guided).is_ok(), "3 stands for no class");
+        }
+    }
+
+    #[test]
+    fn a_network_without_classes_is_shown_none() {
+        for classes in [[0, 0], [0, 1]] {
+            assert_eq!(samples(&classes, 0, false).err(), Some(GenerateError::NoClasses));
+            assert!(samples(&classes, 0, true).is_ok(), "only the classifier is asked");
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Train, sample and evaluate denoising diffusion models.
 //!
 //! The parts, each on those before it: [`nn`] (layers, modes), [`models`] (networks), [`diffusion`] (formulations, which give a
-//! [`Denoiser`](diffusion::Denoiser)), [`sampler`] (noise to data), [`train`] (trainer, moving average, checkpoints, run folder).
-//! [`data`], [`noise`], [`interop`] and [`report`] serve them. `ARCHITECTURE.md` in the repository says why.
+//! [`Denoiser`](diffusion::Denoiser)), [`sampler`] (noise to data), [`generate`] and [`edit`] (images from a network and from images),
+//! [`eval`] (metrics), [`train`] (trainer, moving average, checkpoints, run folder), [`recipe`] (a run as a file says it).
+//! [`data`], [`noise`], [`weights`], [`interop`], [`model_file`], [`classifier_file`] and [`report`] serve them, and so do [`device`],
+//! [`atomic_file`], [`digest`] and [`task`]. `ARCHITECTURE.md` in the repository says why.
 
 pub mod atomic_file;
 pub mod classifier_file;
@@ -22,4 +24,7 @@ pub mod recipe;
 mod recording;
 pub mod report;
 pub mod sampler;
+pub mod task;
 pub mod train;
+pub mod weights;
+mod weights_file;

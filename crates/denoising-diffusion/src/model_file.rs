@@ -7,28 +7,16 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::classifier_file::CLASSIFIER_CARD_KEY;
 use crate::data::{ImageShape, VectorScale};
 use crate::diffusion::{Diffusion, DiffusionConfig, DiffusionConfigError};
-use crate::interop::{self, InteropError, Metadata, StateDict};
+use crate::interop::InteropError;
 pub use crate::models::NetworkConfig;
 use crate::models::{ImageNetwork, LearnedSchedule, NetworkConfigError, Scheduled};
 use crate::nn::params::{self, ParamsError};
 use crate::nn::{Eval, EvalMode, Init};
-
-/// The metadata key under which the card stands, as JSON.
-pub const CARD_KEY: &str = "denoising-diffusion.card";
-
-/// Which weights a file holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum WeightsKind {
-    /// The moving average.
-    #[default]
-    Ema,
-    /// The network in training.
-    Model,
-}
+use crate::weights::StateDict;
+pub use crate::weights::WeightsKind;
+use crate::weights_file::{self, NoCard, Of};
 
 /// All that must be known to use weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -90,21 +78,19 @@ pub enum ModelFileError {
 impl ModelFile {
     /// Reads a file written by [`write`](Self::write).
     pub fn read(path: &Path) -> Result<Self, ModelFileError> {
-        let (state, metadata) = interop::read_safetensors(path)?;
         let shown = || path.display().to_string();
-        let Some(json) = metadata.get(CARD_KEY) else {
-            let path = shown();
-            let classifier = metadata.contains_key(CLASSIFIER_CARD_KEY);
-            return Err(if classifier { ModelFileError::Classifier { path } } else { ModelFileError::NoCard { path } });
-        };
-        let card = serde_json::from_str(json).map_err(|source| ModelFileError::Card { path: shown(), source })?;
+        let (card, state) = weights_file::read(path, Of::Model).map_err(|error| match error {
+            NoCard::File(error) => ModelFileError::File(error),
+            NoCard::OfOther => ModelFileError::Classifier { path: shown() },
+            NoCard::Absent => ModelFileError::NoCard { path: shown() },
+            NoCard::Unreadable(source) => ModelFileError::Card { path: shown(), source },
+        })?;
         Ok(Self { card, state })
     }
 
     /// Writes card and tensors, aside first and then renamed.
     pub fn write(&self, path: &Path) -> Result<(), InteropError> {
-        let card = serde_json::to_string(&self.card).expect("a card holds numbers and strings only");
-        interop::write_safetensors(path, &self.state, &Metadata::from([(CARD_KEY.to_string(), card)]))
+        weights_file::write(path, Of::Model, &self.card, &self.state)
     }
 
     /// The network in eval behaviour on `device`, and its formulation, with the schedule that was learned beside the network where there

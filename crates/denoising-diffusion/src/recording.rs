@@ -13,6 +13,16 @@ use crate::device::is_cpu;
 use crate::nn::Vectors;
 use crate::nn::ops::DropoutKey;
 
+/// Where recording some work stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RecordingState {
+    /// It was launched so far: it is not to be recorded, or its time has not come.
+    NotTried,
+    Recorded,
+    /// It is launched for good, and why.
+    Refused(String),
+}
+
 /// What recorded work reads, in a place of its own.
 pub trait Place {
     /// The same values in memory that nobody else holds.

@@ -157,7 +157,7 @@ fn samples(diffusion: &Diffusion, classifier: Option<&ClassifierGradient<'_>>, c
         count: 64,
         shape: [1, 2, 2],
         init_noise: None,
-        classes: Some(&classes),
+        classes: classifier.map(|_| &classes[..]),
         conditions: None,
         vectors: None,
     };

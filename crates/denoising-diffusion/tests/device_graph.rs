@@ -9,21 +9,21 @@ use std::sync::Mutex;
 
 use burn::tensor::{Device, Tensor};
 use denoising_diffusion::data::DataLayout;
+use denoising_diffusion::data::ImageBatch;
 use denoising_diffusion::diffusion::{
     ContinuousTimeConfig, Diffusion, DiffusionConfig, ElucidatedConfig, Examples, FormulationConfig, GaussianConfig,
     GuidanceConfig, LearnedVarianceConfig, NoiseSchedule, Objective, WeightedObjectiveConfig,
 };
 use denoising_diffusion::generate::{Generator, Request};
-use denoising_diffusion::interop::StateDict;
 use denoising_diffusion::models::{
     Calls, DitConfig, Extent, ImageNetwork, KarrasUnetConfig, LearnedSchedule, LearnedScheduleOptions, Network,
-    NetworkConfig, NetworkInput, Scheduled, UnetConfig, UvitConfig,
+    NetworkConfig, NetworkInput, RecordingState, Scheduled, UnetConfig, UvitConfig,
 };
 use denoising_diffusion::nn::{Eval, EvalMode, Init};
 use denoising_diffusion::noise::{Purpose, normal_batch};
-use denoising_diffusion::report::ImageBatch;
 use denoising_diffusion::sampler::SampleConfig;
 use denoising_diffusion::train::{EmaConfig, TrainConfig, Trainer, TrainerState};
+use denoising_diffusion::weights::StateDict;
 use device::{is_elsewhere, test_device};
 
 /// Dropout draws from one generator per process: one training at a time.
@@ -137,12 +137,17 @@ fn records() -> bool {
     is_elsewhere() && cfg!(not(feature = "fusion"))
 }
 
-/// Where it can be.
-fn assert_recorded<M: Network<4>>(trainer: &Trainer<M>) {
-    match trainer.is_recorded() {
-        Some(recorded) if recorded.is_ok() == records() => {}
+/// Where it can be, and refused elsewhere.
+fn assert_state(state: &RecordingState) {
+    match state {
+        RecordingState::Recorded if records() => {}
+        RecordingState::Refused(_) if !records() => {}
         otherwise => panic!("{otherwise:?}"),
     }
+}
+
+fn assert_recorded<M: Network<4>>(trainer: &Trainer<M>) {
+    assert_state(&trainer.recording_state());
 }
 
 /// Something holds the weights for a while, so that they move.
@@ -190,7 +195,7 @@ fn formulations_of_all_kinds_are_recorded() {
         several,
     ] {
         let recorded = case.trained(8, |_, _| ());
-        assert_eq!(recorded.is_recorded().map(|recorded| recorded.is_ok()), Some(records()), "{:?}", case.network);
+        assert_recorded(&recorded);
     }
 }
 
@@ -214,7 +219,7 @@ fn transformers_train_the_same_recorded_or_not() {
     for network in [NetworkConfig::Dit(dit()), NetworkConfig::Uvit(uvit())] {
         let gaussian = GaussianConfig { objective: Objective::PredV, ..GaussianConfig::default() };
         let recorded = Case::new(network, FormulationConfig::Gaussian(gaussian)).trained(8, |_, _| ());
-        assert!(recorded.is_recorded().is_some());
+        assert_ne!(recorded.recording_state(), RecordingState::NotTried);
     }
 }
 
@@ -251,7 +256,7 @@ impl Drawing {
     }
 
     /// Samples for which `model` is launched and recorded, which have to be the same to the bit; whether it could be recorded.
-    fn drawn(&self, model: &NetworkConfig, weak: Option<&NetworkConfig>) -> Option<Result<(), String>> {
+    fn drawn(&self, model: &NetworkConfig, weak: Option<&NetworkConfig>) -> RecordingState {
         let _alone = ALONE.lock();
         let diffusion = Diffusion::new(&self.diffusion).unwrap();
         let build = |seed, network: &NetworkConfig| -> Eval<ImageNetwork> {
@@ -274,13 +279,13 @@ impl Drawing {
                 vectors: None,
             };
             let images = generator.generate(&request, &test_device(), &mut |_| ControlFlow::Continue(())).unwrap();
-            (images, generator.model.is_recorded())
+            (images, generator.model.recording_state())
         };
         let (launched, _) = draw(false);
-        let (recorded, is_recorded) = draw(true);
+        let (recorded, state) = draw(true);
         let bits = |images: &ImageBatch| images.data.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
         assert!(bits(&launched) == bits(&recorded), "the samples differ");
-        is_recorded
+        state
     }
 }
 
@@ -291,12 +296,12 @@ fn samples_of_recorded_networks_are_those_of_launched_ones() {
     let mut drawing = Drawing::new(DiffusionConfig::default());
     drawing.guidance.guidance = 2.0;
     drawing.guidance.guidance_interval = Some([0.3, 5.0]);
-    assert_eq!(drawing.drawn(&classes, None).map(|recorded| recorded.is_ok()), Some(records()));
+    assert_state(&drawing.drawn(&classes, None));
     drawing.guidance.guidance_interval = None;
     let weak = NetworkConfig::Unet(UnetConfig { dim_mults: vec![1], num_classes: 3, ..unet() });
-    assert_eq!(drawing.drawn(&classes, Some(&weak)).map(|recorded| recorded.is_ok()), Some(records()));
+    assert_state(&drawing.drawn(&classes, Some(&weak)));
     let earlier = NetworkConfig::Unet(UnetConfig { self_condition: true, ..unet() });
-    assert_eq!(drawing.drawn(&earlier, None).map(|recorded| recorded.is_ok()), Some(records()));
+    assert_state(&drawing.drawn(&earlier, None));
 }
 
 /// Networks that upload constants, which some devices record and others do not.
@@ -304,7 +309,7 @@ fn samples_of_recorded_networks_are_those_of_launched_ones() {
 fn samples_are_the_same_recorded_or_not() {
     let drawing = Drawing::new(FormulationConfig::Elucidated(ElucidatedConfig::default()));
     for network in [NetworkConfig::Dit(dit()), NetworkConfig::Uvit(uvit()), NetworkConfig::KarrasUnet(karras())] {
-        assert!(drawing.drawn(&network, None).is_some(), "{network:?}");
+        assert_ne!(drawing.drawn(&network, None), RecordingState::NotTried, "{network:?}");
     }
 }
 
@@ -318,7 +323,7 @@ fn what_gradients_are_asked_of_is_launched() {
         let calls = Calls::new(&model, device_graph);
         let input = |x: Tensor<4>| NetworkInput::new(x.clone(), Tensor::from_floats([3.0, 700.0], &x.device()));
         (0..4).for_each(|_| _ = calls.predict(input(x.clone())));
-        assert_eq!(calls.is_recorded().is_some_and(|recorded| recorded.is_ok()), device_graph && records());
+        assert_eq!(calls.recording_state() == RecordingState::Recorded, device_graph && records());
         let x = x.clone().autodiff().require_grad();
         let mut gradients = calls.predict(input(x.clone())).square().sum().backward();
         x.grad_remove(&mut gradients).unwrap().into_data().try_to_vec().unwrap()

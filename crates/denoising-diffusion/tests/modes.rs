@@ -11,12 +11,12 @@ use burn::tensor::{Device, Tensor};
 use denoising_diffusion::diffusion::{Diffusion, GaussianConfig, ScheduleConfig};
 use denoising_diffusion::eval::held_out::held_out_loss;
 use denoising_diffusion::generate::{GenerateError, Generator, Progress, Request};
-use denoising_diffusion::interop::StateDict;
 use denoising_diffusion::models::{Network, NetworkInput};
 use denoising_diffusion::nn::params::{host_values, to_state_dict};
 use denoising_diffusion::nn::{Eval, EvalMode, TrainNoGrad};
 use denoising_diffusion::sampler::SampleConfig;
 use denoising_diffusion::train::{EmaConfig, NamedGradients, TrainConfig, Trainer};
+use denoising_diffusion::weights::StateDict;
 
 /// Dropout is the one thing that draws from Burn's process-global generator; tests that compare draws take turns.
 static GENERATOR: Mutex<()> = Mutex::new(());

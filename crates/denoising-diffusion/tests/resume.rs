@@ -8,11 +8,11 @@ use std::sync::Mutex;
 
 use burn::tensor::{Device, Tensor};
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig};
-use denoising_diffusion::interop::StateDict;
 use denoising_diffusion::models::{Unet, UnetConfig};
 use denoising_diffusion::nn::Init;
 use denoising_diffusion::noise::{Purpose, normal_batch};
 use denoising_diffusion::train::{EmaConfig, NonFiniteKind, StepReport, TrainConfig, Trainer, TrainerState};
+use denoising_diffusion::weights::StateDict;
 use device::test_device;
 
 /// Dropout draws from one generator per process: one training at a time.

@@ -7,8 +7,8 @@ use clap::{Args, ValueEnum};
 use denoising_diffusion::data::DataLayout;
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig, ElucidatedConfig, FormulationConfig};
 use denoising_diffusion::models::{
-    Calls, DitConfig, Extent, ImageNetwork, KarrasUnetConfig, NetworkConfig, NetworkInput, PerStage, Unet1dConfig,
-    UnetConfig, UvitConfig,
+    Calls, DitConfig, Extent, ImageNetwork, KarrasUnetConfig, NetworkConfig, NetworkInput, PerStage, RecordingState,
+    Unet1dConfig, UnetConfig, UvitConfig,
 };
 use denoising_diffusion::nn::params::host_values;
 use denoising_diffusion::nn::{EvalMode, Init};
@@ -198,11 +198,11 @@ impl Subject {
     }
 
     fn round(&mut self) -> Result<Round> {
-        while self.trainer.config().device_graph && self.trainer.is_recorded().is_none() {
+        while self.trainer.config().device_graph && self.trainer.recording_state() == RecordingState::NotTried {
             self.trainer.submit(vec![self.images.clone()]);
         }
-        if let Some(Err(why)) = self.trainer.is_recorded() {
-            return Err(has_no_effect(why));
+        if let RecordingState::Refused(why) = self.trainer.recording_state() {
+            return Err(has_no_effect(&why));
         }
         let made = |report: Option<StepReport>| report.is_none_or(|report| report.skipped.is_none());
         let train_step = median_ms(|| made(self.trainer.submit(vec![self.images.clone()])))?;
@@ -213,10 +213,10 @@ impl Subject {
         let device_graph = self.trainer.config().device_graph;
         let calls = Calls::new(&model, device_graph);
         let output = || calls.predict(NetworkInput::new(self.images.clone(), self.times.clone()));
-        while device_graph && calls.is_recorded().is_none() {
+        while device_graph && calls.recording_state() == RecordingState::NotTried {
             output();
         }
-        if let Some(Err(why)) = calls.is_recorded() {
+        if let RecordingState::Refused(why) = calls.recording_state() {
             return Err(has_no_effect(&why));
         }
         let forward = median_ms(|| host_values(output()).iter().all(|value| value.is_finite()))?;

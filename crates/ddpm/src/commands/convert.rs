@@ -7,14 +7,13 @@ use denoising_diffusion::diffusion::{FormulationConfig, GaussianConfig};
 use denoising_diffusion::interop::{Metadata, to_reference, write_safetensors};
 use denoising_diffusion::model_file::{ModelCard, ModelFile, NetworkConfig};
 use denoising_diffusion::models::UnetConfig;
+use denoising_diffusion::weights::WeightsKind;
 use serde_json::{Value, json};
 
-use super::sample::refuse_file;
 use crate::failure::{Failure, Result};
-use crate::output::{self, Rows, note};
-use crate::plan::word;
+use crate::output::{self, Rows, note, refuse_file, word};
 use crate::recipe_flags::UntoldFlags;
-use crate::weights::{Found, WeightsArg};
+use crate::weights::{Found, weights_kind};
 
 /// Write weights in our format, or under the reference's names.
 #[derive(Args, Debug)]
@@ -31,8 +30,8 @@ pub struct ConvertArgs {
     #[arg(long, default_value = "ours")]
     to: Format,
     /// Which weights [default: ema]
-    #[arg(long)]
-    weights: Option<WeightsArg>,
+    #[arg(long, value_parser = weights_kind())]
+    weights: Option<WeightsKind>,
     /// Replace what --out names
     #[arg(long)]
     force: bool,

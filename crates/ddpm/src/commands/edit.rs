@@ -1,20 +1,21 @@
 //! `ddpm inpaint`, `ddpm vary` and `ddpm interpolate`: images made from images by a trained network.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
-use denoising_diffusion::data::DataConfig;
+use denoising_diffusion::data::{DataConfig, ImageBatch};
 use denoising_diffusion::edit::{Between, EditError};
-use denoising_diffusion::generate::{GenerateError, Generator, Progress as At, Request};
+use denoising_diffusion::generate::{Generator, Progress as At, Request};
 use denoising_diffusion::models::ImageNetwork;
 use denoising_diffusion::recipe::Recipe;
-use denoising_diffusion::report::{GridOptions, ImageBatch, Progress, Status, StderrProgress, Task};
+use denoising_diffusion::report::GridOptions;
 use denoising_diffusion::sampler::{RePaint, RePaintStep, SamplerKind};
 use denoising_diffusion::train::StopSignal;
+use denoising_diffusion::weights::WeightsKind;
 use serde_json::{Value, json};
 
-use crate::commands::sample::{Out, Writing};
 use crate::failure::{Failure, FailureExt, Result};
 use crate::image_source::{all, open_prepared, prepared_as};
 use crate::interrupt::stop_on_ctrl_c;
@@ -22,8 +23,9 @@ use crate::machine::{Machine, NetworkMachineArgs};
 use crate::out_of_memory::Work;
 use crate::output::{self, Rows, note};
 use crate::recipe_flags::UntoldFlags;
-use crate::sampling::{Drawable, SamplingArgs, Settings, tell_if_launched};
-use crate::weights::{Found, WeightsArg};
+use crate::sample_output::{Out, Writing};
+use crate::sampling::{Drawable, SamplingArgs, SamplingProgress, Settings, or_interrupted};
+use crate::weights::{Found, weights_kind};
 
 /// What the three commands share.
 #[derive(Args, Debug)]
@@ -31,8 +33,8 @@ pub struct EditArgs {
     /// Run folder (its latest whole checkpoint), RUN/best, checkpoint's folder, .safetensors file, or .pt file of the reference
     target: PathBuf,
     /// Which weights to use [default: ema]
-    #[arg(long)]
-    weights: Option<WeightsArg>,
+    #[arg(long, value_parser = weights_kind())]
+    weights: Option<WeightsKind>,
     /// Grid (.png), folder of images (ends in /), or float32 array in the units of the data (.npy)
     #[arg(long, value_name = "FILE|DIR/")]
     out: PathBuf,
@@ -63,8 +65,8 @@ pub struct InpaintArgs {
     #[arg(long, value_name = "DATA")]
     mask: PathBuf,
     /// Fill in each image so many times, in different ways
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    variants: usize,
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    variants: u32,
     /// Levels of noise that a jump goes back
     #[arg(long, value_name = "N", default_value_t = 10)]
     jump_length: usize,
@@ -85,8 +87,8 @@ pub struct VaryArgs {
     #[arg(long, value_name = "X", default_value_t = 0.6)]
     strength: f64,
     /// Variations of each image
-    #[arg(long, value_name = "N", default_value_t = 4)]
-    variants: usize,
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    variants: u32,
 }
 
 /// Draw what lies between two images.
@@ -104,8 +106,8 @@ pub struct InterpolateArgs {
     #[arg(long, value_name = "FILE", requires = "from")]
     to: Option<PathBuf>,
     /// Images, the two ends included
-    #[arg(long, value_name = "N", default_value_t = 9)]
-    frames: usize,
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(2..))]
+    frames: u32,
     /// Mix at this much noise, in (0, 1], as the reference does, in place of inverting both images to noise
     #[arg(long, value_name = "X")]
     strength: Option<f64>,
@@ -161,7 +163,7 @@ impl<'a> Job<'a> {
         details: &Value,
         make: impl FnOnce(
             &Request<'_>,
-            &mut dyn FnMut(&At<'_>) -> std::ops::ControlFlow<()>,
+            &mut dyn FnMut(&At<'_>) -> ControlFlow<()>,
         ) -> std::result::Result<ImageBatch, EditError>,
     ) -> Result {
         let (sample, started) = (&self.settings.sample, Instant::now());
@@ -182,29 +184,15 @@ impl<'a> Job<'a> {
             vectors: vectors.as_deref(),
         };
         note(format!("{count} images by {}, from {}", sample.sampler.name(), self.path.display()));
-        let batches = count.div_ceil(sample.sample_batch_size);
-        let mut progress = StderrProgress::new(Task::Sample, 0, (batches * steps) as u64);
-        let mut watch = |at: &At<'_>| {
-            let step = (at.images_done / sample.sample_batch_size * at.steps + at.step) as u64;
-            progress.update(Status { step, ..Status::default() });
-            if self.stop.is_requested() {
-                std::ops::ControlFlow::Break(())
-            } else {
-                std::ops::ControlFlow::Continue(())
-            }
-        };
-        let images = make(&request, &mut watch);
-        progress.finish();
-        tell_if_launched(generator);
+        let mut progress = SamplingProgress::new(&request, steps, &self.stop);
+        let images = make(&request, &mut |at| progress.see(at));
+        progress.finish(generator);
         let images = match images {
-            Err(EditError::Generate(GenerateError::Interrupted(_))) => return Err(Failure::interrupted()),
+            Err(EditError::Generate(error)) => return Err(or_interrupted(error)),
             Err(error @ EditError::Value { .. }) => return Err(error).or_usage(),
             images => images?,
         };
-        self.out.write(
-            &images,
-            &Writing { grid: GridOptions::default(), card: &self.from.file.card, real: None, conditions: None },
-        )?;
+        self.out.write(&images, &self.writing())?;
         if self.args.json {
             return output::json(&json!({
                 "out": output::path(self.out.path()),
@@ -219,6 +207,16 @@ impl<'a> Job<'a> {
         let mut rows = Rows::default();
         rows.row("images", self.out.path().display());
         output::result(rows.aligned())
+    }
+
+    fn writing(&self) -> Writing<'_> {
+        Writing { grid: GridOptions::default(), card: &self.from.file.card, real: None, conditions: None }
+    }
+
+    /// Refuses more images than `--out` can hold, before there are any.
+    fn check_count(&self, count: usize) -> Result {
+        let [c, h, w] = self.from.shape;
+        self.out.check_size([count, c, h, w], &self.writing())
     }
 
     fn steps(&self) -> usize {
@@ -242,11 +240,13 @@ pub fn inpaint(args: &InpaintArgs) -> Result {
         }
     };
     let (images, n) = job.images(&args.images)?;
+    let variants = args.variants as usize;
+    let count = n * variants;
+    job.check_count(count)?;
     let mask = mask(&args.mask, &job, n)?;
     let repaint = RePaint { jump_length: args.jump_length, jump_n_sample: args.jump_n_sample, step };
-    let (images, mask) = (repeated(&images, n, args.variants), repeated(&mask, n, args.variants));
+    let (images, mask) = (repeated(&images, n, variants), repeated(&mask, n, variants));
     let generator = job.from.generator(&job.settings.guidance);
-    let count = n * args.variants;
     let probe = Request {
         sample: &job.settings.sample,
         seed: 0,
@@ -284,9 +284,11 @@ fn mask(path: &Path, job: &Job<'_>, n: usize) -> Result<Vec<f32>> {
 pub fn vary(args: &VaryArgs) -> Result {
     let job = Job::new(&args.common, |own| own)?;
     let (images, n) = job.images(&args.images)?;
-    let images = repeated(&images, n, args.variants);
+    let count = n * args.variants as usize;
+    job.check_count(count)?;
+    let images = repeated(&images, n, args.variants as usize);
     let generator = job.from.generator(&job.settings.guidance);
-    job.finish(&generator, n * args.variants, job.steps(), &json!({ "strength": args.strength }), |request, watch| {
+    job.finish(&generator, count, job.steps(), &json!({ "strength": args.strength }), |request, watch| {
         generator.vary(request, &images, args.strength, job.machine.device(), watch)
     })
 }
@@ -298,6 +300,8 @@ pub fn interpolate(args: &InterpolateArgs) -> Result {
         SamplerKind::Ddpm | SamplerKind::EulerAncestral | SamplerKind::DpmppSde2m if inverted => SamplerKind::Ddim,
         _ => own,
     })?;
+    let frames = args.frames as usize;
+    job.check_count(frames)?;
     let mut ends = Vec::new();
     for path in [&args.images, &args.from, &args.to].into_iter().flatten() {
         ends.extend(job.images(path)?.0);
@@ -308,7 +312,7 @@ pub fn interpolate(args: &InterpolateArgs) -> Result {
     }
     let between = args.strength.map_or(Between::Inverted, |strength| Between::Noised { strength });
     let generator = job.from.generator(&job.settings.guidance);
-    job.finish(&generator, args.frames, job.steps(), &json!({ "strength": args.strength }), |request, watch| {
+    job.finish(&generator, frames, job.steps(), &json!({ "strength": args.strength }), |request, watch| {
         let pair = [&ends[..size], &ends[size..2 * size]];
         generator.interpolate(request, pair, between, job.machine.device(), watch)
     })

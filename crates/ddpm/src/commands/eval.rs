@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
-use denoising_diffusion::data::{DataConfig, DataLayout, Dataset};
+use denoising_diffusion::data::{DataConfig, DataLayout, Dataset, ImageBatch};
 use denoising_diffusion::eval::evaluate::{self, Inception, Judged, Measured, Sets, Split, Watch, bpd, loss};
 use denoising_diffusion::eval::extract::Extractor;
 use denoising_diffusion::eval::images::Images;
@@ -15,23 +15,23 @@ use denoising_diffusion::eval::needs::Facts;
 use denoising_diffusion::eval::result::{Evaluation, JudgedOn, Provenance};
 use denoising_diffusion::model_file::ModelCard;
 use denoising_diffusion::recipe::Recipe;
-use denoising_diffusion::report::{ImageBatch, table};
+use denoising_diffusion::report::table;
 use denoising_diffusion::train::StopSignal;
+use denoising_diffusion::weights::WeightsKind;
 
-use crate::commands::sample::refuse_file;
 use crate::evaluation::{StderrWatch, at_least_two, listed, or_interrupted, those_measurable};
 use crate::failure::{Failure, Result};
 use crate::image_source::{all, prepared_as};
 use crate::inception::InceptionArgs;
 use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::{Machine, NetworkMachineArgs};
+use crate::opening::open_data;
 use crate::out_of_memory::Work;
-use crate::output::{self, note};
-use crate::plan::open_data;
+use crate::output::{self, note, refuse_file};
 use crate::recipe_flags::UntoldFlags;
 use crate::report_page::{Shown, write_page};
 use crate::sampling::{BelongTo, Drawable, SamplingArgs, Settings, describe, draw};
-use crate::weights::{Found, WeightsArg};
+use crate::weights::{Found, weights_kind};
 
 /// Measure how good a network's samples are.
 #[derive(Args, Debug)]
@@ -56,8 +56,8 @@ pub struct EvalArgs {
     #[arg(long, value_name = "N", value_parser = at_least_two)]
     num_real: Option<usize>,
     /// Which weights to use [default: ema]
-    #[arg(long)]
-    weights: Option<WeightsArg>,
+    #[arg(long, value_parser = weights_kind())]
+    weights: Option<WeightsKind>,
     /// Write a page with tables, plots and pictures
     #[arg(long, value_name = "HTML")]
     report: Option<PathBuf>,
@@ -288,7 +288,7 @@ fn extractor(args: &EvalArgs, metrics: &[Metric], machine: &Machine) -> Result<O
     match args.inception.extractor(FeatureBlock::Final, machine.device()) {
         Ok(extractor) => Ok(Some(extractor)),
         Err(failure) if args.metrics.is_none() && !args.inception.is_named() => {
-            note(format!("warning: without {}: {}", listed(wanting), failure.to_text().replace("error: ", "")));
+            note(format!("warning: without {}: {}", listed(wanting), failure.in_one_line()));
             Ok(None)
         }
         Err(failure) => Err(failure),

@@ -5,16 +5,17 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use denoising_diffusion::data::ImageShape;
 use denoising_diffusion::diffusion::DiffusionConfig;
-use denoising_diffusion::interop::{ReferenceKind, StateDict, Which};
+use denoising_diffusion::interop::ReferenceKind;
 use denoising_diffusion::model_file::ModelFile;
 use denoising_diffusion::models::{KarrasUnetConfig, NetworkConfig, UnetConfig};
+use denoising_diffusion::weights::{StateDict, WeightsKind};
 use serde_json::{Value, json};
 
 use crate::failure::Result;
+use crate::formulations;
 use crate::networks;
-use crate::output::{self, Rows, thousands};
-use crate::plan::{self, word};
-use crate::weights::{Found, Reference, Source, WeightsArg};
+use crate::output::{self, Rows, thousands, word};
+use crate::weights::{Found, Reference, Source, weights_kind};
 
 /// Tell what a file of weights holds: network, diffusion, training.
 #[derive(Args, Debug)]
@@ -22,8 +23,8 @@ pub struct InfoArgs {
     /// Run folder (its latest whole checkpoint), RUN/best (its best), checkpoint's folder, .safetensors file, or .pt file of the reference
     target: PathBuf,
     /// Which weights to look at [default: ema]
-    #[arg(long)]
-    weights: Option<WeightsArg>,
+    #[arg(long, value_parser = weights_kind())]
+    weights: Option<WeightsKind>,
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
@@ -83,14 +84,7 @@ fn of_reference(path: &Path, reference: &Reference) -> (Rows, Value) {
         ReferenceKind::Diffusion => "a state dict of a diffusion class",
         ReferenceKind::Network => "a state dict of a network",
     };
-    let available: Vec<&str> = checkpoint
-        .available()
-        .into_iter()
-        .map(|which| match which {
-            Which::Ema => "ema",
-            Which::Model => "model",
-        })
-        .collect();
+    let available: Vec<&str> = checkpoint.available().into_iter().map(WeightsKind::name).collect();
     let mut rows = Rows::default();
     rows.row("file", path.display())
         .row("format", format!("denoising-diffusion-pytorch: {what} ({})", weights.kind().name()));
@@ -193,7 +187,7 @@ fn network_rows<'a>(rows: &'a mut Rows, unet: &UnetConfig) -> &'a mut Rows {
 
 fn described(diffusion: &DiffusionConfig, own_betas: bool) -> String {
     let own = if own_betas { ", but with a schedule of its own" } else { "" };
-    format!("{}{own}", plan::describe(diffusion))
+    format!("{}{own}", formulations::in_words(diffusion))
 }
 
 fn tensor_rows(rows: &mut Rows, state: &StateDict) {

@@ -1,40 +1,34 @@
 //! `ddpm sample`: weights, a sampler, and images in a file.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use burn::tensor::Tensor;
 use clap::Args;
-use denoising_diffusion::atomic_file::write_atomically;
-use denoising_diffusion::data::npy::{read_npy_f32, write_npy_f32};
-use denoising_diffusion::data::{DataLayout, VectorTable};
+use denoising_diffusion::data::npy::read_npy_f32;
+use denoising_diffusion::data::{DataLayout, ImageBatch, VectorTable};
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig};
 use denoising_diffusion::eval::images::Images;
-use denoising_diffusion::generate::{GenerateError, Progress as At, Request};
-use denoising_diffusion::model_file::{ModelCard, NetworkConfig};
+use denoising_diffusion::generate::Request;
 use denoising_diffusion::nn::params::host_values;
 use denoising_diffusion::recipe::Recipe;
-use denoising_diffusion::report::{
-    GridOptions, ImageBatch, Progress, SequenceSet, Status, StderrProgress, Task, TrajectoryGif, check_grid, save_grid,
-    save_images, sequences_svg,
-};
+use denoising_diffusion::report::{GridOptions, TrajectoryGif, check_grid};
 use denoising_diffusion::sampler::SampleConfig;
-use denoising_diffusion::train::StopSignal;
+use denoising_diffusion::weights::WeightsKind;
 use serde_json::json;
 
 use crate::failure::{Failure, FailureExt, Result};
 use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::NetworkMachineArgs;
+use crate::opening::open_data;
 use crate::out_of_memory::Work;
-use crate::output::{self, Rows, note};
-use crate::plan::open_data;
+use crate::output::{self, Rows, note, refuse_file};
 use crate::recipe_flags::UntoldFlags;
-use crate::sampling::{Drawable, SamplingArgs, Settings, in_turn, tell_if_launched};
-use crate::weights::{Found, WeightsArg};
+use crate::sample_output::{Out, Writing, sides_of};
+use crate::sampling::{Drawable, SamplingArgs, SamplingProgress, Settings, in_turn, or_interrupted};
+use crate::weights::{Found, weights_kind};
 
 /// Draw images from a trained network.
 #[derive(Args, Debug)]
@@ -51,8 +45,8 @@ pub struct SampleArgs {
     #[arg(long, value_name = "NPY")]
     init_noise: Option<PathBuf>,
     /// Which weights to use [default: ema]
-    #[arg(long)]
-    weights: Option<WeightsArg>,
+    #[arg(long, value_parser = weights_kind())]
+    weights: Option<WeightsKind>,
     /// Grid (.png), folder of images (ends in /), float32 array (.npy: images in [0, 1], else in the units of the data), or curves of sequences
     /// (.svg) [default: samples.png, of sequences samples.svg, which is replaced]
     #[arg(long, value_name = "FILE|DIR/")]
@@ -73,26 +67,6 @@ pub struct SampleArgs {
     machine: NetworkMachineArgs,
     #[command(flatten)]
     untold: UntoldFlags,
-}
-
-/// Where images go.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Out {
-    Grid(PathBuf),
-    Folder(PathBuf),
-    Array(PathBuf),
-    Curves(PathBuf),
-}
-
-/// How samples are written.
-#[derive(Clone, Copy)]
-pub struct Writing<'a> {
-    pub grid: GridOptions,
-    pub card: &'a ModelCard,
-    /// Data to draw beside the samples.
-    pub real: Option<&'a ImageBatch>,
-    /// What each sample belongs to, drawn before it in grids.
-    pub conditions: Option<&'a ImageBatch>,
 }
 
 pub fn run(args: &SampleArgs) -> Result {
@@ -152,20 +126,20 @@ pub fn run(args: &SampleArgs) -> Result {
     ));
     let stop = stop_on_ctrl_c("giving up")?;
     let started = Instant::now();
-    let mut watch = Watch::new(&sample, steps, args.trajectory.is_some(), stop);
+    let mut progress = SamplingProgress::new(&request, steps, &stop);
+    let mut frames = Frames::new(steps, args.trajectory.is_some());
     let generator = from.generator(&guidance);
-    let images = generator.generate(&request, machine.device(), &mut |at| watch.see(at, &from.diffusion));
-    watch.progress.finish();
-    tell_if_launched(&generator);
-    let images = match images {
-        Err(GenerateError::Interrupted(_)) => return Err(Failure::interrupted()),
-        images => images?,
-    };
+    let images = generator.generate(&request, machine.device(), &mut |at| {
+        frames.take(at.step - 1, at.x, &from.diffusion);
+        progress.see(at)
+    });
+    progress.finish(&generator);
+    let images = images.map_err(or_interrupted)?;
     let seconds = started.elapsed().as_secs_f64();
     let real = args.real.then(|| real_sequences(recipe.as_ref(), &out, images.shape[0])).transpose()?;
     out.write(&images, &Writing { real: real.as_ref(), ..writing })?;
     if let Some(gif) = &args.trajectory {
-        watch.frames.save(gif, shape)?;
+        frames.save(gif, shape)?;
     }
     report(args, &out, &from, &request, seconds)
 }
@@ -201,119 +175,6 @@ fn read_noise(path: &Path, count: Option<usize>, from: &Drawable) -> Result<Vec<
     )))
 }
 
-/// The sides of what a network draws, which is carried as `h` by `w`: sequences have a length, volumes lie slice below slice.
-fn sides_of(network: &NetworkConfig, h: usize, w: usize) -> Vec<usize> {
-    match network.layout() {
-        DataLayout::Sequences => vec![w],
-        DataLayout::Volumes => vec![network.depth(), h / network.depth(), w],
-        _ => vec![h, w],
-    }
-}
-
-impl Writing<'_> {
-    /// The shape of what stands in a grid of images of a shape, and how.
-    fn in_grid(&self, shape: [usize; 4]) -> ([usize; 4], GridOptions) {
-        // Slices lie one below the other: a column per volume.
-        if self.card.network.layout() == DataLayout::Volumes {
-            return (shape, GridOptions { columns: NonZeroUsize::new(shape[0]), ..GridOptions::default() });
-        }
-        match self.conditions.and_then(|conditions| ImageBatch::shape_beside(shape, conditions.shape)) {
-            Some(pairs) => (pairs, GridOptions::of_pairs(shape[0])),
-            None => (shape, self.grid),
-        }
-    }
-}
-
-impl Out {
-    /// What `--out` asks for, or the default, of what a network draws.
-    pub fn for_card(path: Option<&Path>, card: &ModelCard) -> Result<Self> {
-        let sequences = card.network.layout() == DataLayout::Sequences;
-        match path.map(Self::of).transpose()? {
-            None if sequences => Ok(Self::Curves("samples.svg".into())),
-            None => Ok(Self::Grid("samples.png".into())),
-            Some(Self::Grid(path) | Self::Folder(path)) if sequences => {
-                Err(Failure::usage(format!("--out {}: the network draws sequences, not images", path.display()))
-                    .hint("end it in .svg for curves, or in .npy for an array"))
-            }
-            Some(Self::Curves(path)) if !sequences => {
-                Err(Failure::usage(format!("--out {}: only sequences are drawn as curves", path.display()))
-                    .hint("end it in .png for a grid, in / for a folder of images, or in .npy for an array"))
-            }
-            Some(out) => Ok(out),
-        }
-    }
-
-    pub fn of(path: &Path) -> Result<Self> {
-        let owned = path.to_path_buf();
-        if path.is_dir() || path.to_string_lossy().ends_with(['/', '\\']) {
-            return Ok(Self::Folder(owned));
-        }
-        match path.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase).as_deref() {
-            Some("png") => Ok(Self::Grid(owned)),
-            Some("npy") => Ok(Self::Array(owned)),
-            Some("svg") => Ok(Self::Curves(owned)),
-            _ => Err(Failure::usage(format!("--out {}: not known what to write", path.display()))
-                .hint("end it in .png for a grid, in / for a folder of images, or in .npy for an array")),
-        }
-    }
-
-    pub fn path(&self) -> &Path {
-        match self {
-            Self::Grid(path) | Self::Folder(path) | Self::Array(path) | Self::Curves(path) => path,
-        }
-    }
-
-    pub fn refuse_existing(&self, refuse: bool) -> Result {
-        match self {
-            Self::Grid(path) | Self::Array(path) | Self::Curves(path) => refuse_file(path, refuse),
-            Self::Folder(path) => {
-                let taken = path.read_dir().is_ok_and(|mut entries| entries.next().is_some());
-                if taken && refuse { Err(exists(path)) } else { Ok(()) }
-            }
-        }
-    }
-
-    /// Refuses images of a shape, `[n, c, h, w]`, that the file cannot hold, before there are any.
-    pub fn check_size(&self, shape: [usize; 4], writing: &Writing<'_>) -> Result {
-        let Self::Grid(path) = self else { return Ok(()) };
-        let (shape, options) = writing.in_grid(shape);
-        check_grid(shape, options).or_usage().context(format!("--out {}", path.display()))
-    }
-
-    pub fn write(&self, images: &ImageBatch, writing: &Writing<'_>) -> Result {
-        let card = writing.card;
-        let range @ [low, high] = card.value_range.unwrap_or([0.0, 1.0]);
-        match self {
-            Self::Grid(path) => {
-                let (shape, options) = writing.in_grid(images.shape);
-                let pairs = writing.conditions.filter(|_| shape != images.shape).and_then(|of| images.beside(of));
-                save_grid(path, pairs.as_ref().unwrap_or(images), options)?;
-            }
-            Self::Folder(path) => save_images(path, images, 0)?,
-            Self::Array(path) => {
-                if let Some(folder) = path.parent() {
-                    std::fs::create_dir_all(folder).context(format!("cannot create {}", folder.display()))?;
-                }
-                let values: Vec<f32> =
-                    images.data.iter().map(|v| (low + (high - low) * f64::from(*v)) as f32).collect();
-                let [n, c, h, w] = images.shape;
-                write_npy_f32(path, &[&[n, c], &sides_of(&card.network, h, w)[..]].concat(), &values)?;
-            }
-            Self::Curves(path) => {
-                let (samples, data) = (format!("{} samples", images.shape[0]), "the data");
-                let generated = SequenceSet { title: &samples, batch: images };
-                let svg = match writing.real {
-                    Some(batch) => sequences_svg(&[SequenceSet { title: data, batch }, generated], range)?,
-                    None => sequences_svg(&[generated], range)?,
-                };
-                write_atomically(path, |out| out.write_all(svg.as_bytes()))
-                    .context(format!("cannot write {}", path.display()))?;
-            }
-        }
-        Ok(())
-    }
-}
-
 /// So many sequences of the data that a run was trained on, far apart; of those that were held out, if there are any.
 fn real_sequences(recipe: Option<&Recipe>, out: &Out, count: usize) -> Result<ImageBatch> {
     let (Some(recipe), Out::Curves(_)) = (recipe, out) else {
@@ -330,14 +191,6 @@ fn real_sequences(recipe: Option<&Recipe>, out: &Out, count: usize) -> Result<Im
     Ok(ImageBatch::new([count, shape.channels, shape.height, shape.width], values)?)
 }
 
-pub fn refuse_file(path: &Path, refuse: bool) -> Result {
-    if refuse && path.exists() { Err(exists(path)) } else { Ok(()) }
-}
-
-fn exists(path: &Path) -> Failure {
-    Failure::usage(format!("{} exists already", path.display())).hint("replace it with --force, or choose another name")
-}
-
 /// The states of all images by step; batches come one after the other.
 struct Frames {
     gif: Option<TrajectoryGif>,
@@ -345,6 +198,10 @@ struct Frames {
 }
 
 impl Frames {
+    fn new(steps: usize, wanted: bool) -> Self {
+        Self { gif: wanted.then(|| TrajectoryGif::new(steps, GridOptions::default())), states: BTreeMap::new() }
+    }
+
     fn take(&mut self, step: usize, x: &Tensor<4>, diffusion: &Diffusion) {
         if self.gif.as_ref().is_some_and(|gif| gif.wants(step)) {
             self.states.entry(step).or_default().extend(host_values(diffusion.unnormalize(x.clone())));
@@ -358,36 +215,6 @@ impl Frames {
             gif.push(step, &ImageBatch::new([n, c, h, w], data)?)?;
         }
         Ok(gif.save(path)?)
-    }
-}
-
-/// Shows how far sampling is, and collects the trajectory.
-struct Watch {
-    progress: StderrProgress,
-    frames: Frames,
-    batch_size: usize,
-    stop: StopSignal,
-}
-
-impl Watch {
-    fn new(sample: &SampleConfig, steps: usize, trajectory: bool, stop: StopSignal) -> Self {
-        let batches = sample.num_samples.div_ceil(sample.sample_batch_size);
-        Self {
-            progress: StderrProgress::new(Task::Sample, 0, (batches * steps) as u64),
-            frames: Frames {
-                gif: trajectory.then(|| TrajectoryGif::new(steps, GridOptions::default())),
-                states: BTreeMap::new(),
-            },
-            batch_size: sample.sample_batch_size,
-            stop,
-        }
-    }
-
-    fn see(&mut self, at: &At<'_>, diffusion: &Diffusion) -> ControlFlow<()> {
-        let step = (at.images_done / self.batch_size * at.steps + at.step) as u64;
-        self.progress.update(Status { step, ..Status::default() });
-        self.frames.take(at.step - 1, at.x, diffusion);
-        if self.stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 }
 

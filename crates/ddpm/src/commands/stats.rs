@@ -10,7 +10,6 @@ use denoising_diffusion::eval::statistics_file::write_statistics;
 use serde_json::json;
 
 use crate::commands::fid::parse_dims;
-use crate::commands::sample::refuse_file;
 use crate::evaluation::{StderrWatch, or_interrupted};
 use crate::failure::{Failure, FailureExt, Result};
 use crate::image_source::{all, open_images};
@@ -18,7 +17,7 @@ use crate::inception::InceptionArgs;
 use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::MachineArgs;
 use crate::out_of_memory::Work;
-use crate::output::{self, Rows};
+use crate::output::{self, Rows, refuse_file};
 
 /// Write the statistics of a set of images for later comparisons.
 #[derive(Args, Debug)]

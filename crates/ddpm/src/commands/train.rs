@@ -212,7 +212,8 @@ fn open<M: Network<4>>(network: M, diffusion: Diffusion, plan: &Plan, args: &Tra
     note(format!("going on from step {}", run.trainer().step_count()));
     if recipes::of_run(&plan.dir)? != plan.recipe {
         let path = plan.dir.join("config.toml");
-        write_atomically(&path, |out| out.write_all(plan.recipe.to_toml().as_bytes()))
+        let recipe = plan.recipe.to_toml()?;
+        write_atomically(&path, |out| out.write_all(recipe.as_bytes()))
             .context(format!("cannot write {}", path.display()))?;
     }
     Ok(run)
@@ -222,7 +223,7 @@ fn setup(plan: &Plan, evaluate: Option<EvaluateSetup>) -> Result<RunSetup> {
     let Recipe { data, diffusion, sample, guidance, .. } = &plan.recipe;
     Ok(RunSetup {
         dir: plan.dir.clone(),
-        config_toml: plan.recipe.to_toml(),
+        config_toml: plan.recipe.to_toml()?,
         settings: settings_of_a_run(&plan.recipe)?,
         card: ModelCard {
             version: env!("CARGO_PKG_VERSION").to_string(),

@@ -13,20 +13,21 @@ use denoising_diffusion::model_file::{ModelFile, NetworkConfig};
 use denoising_diffusion::models::{Classifier, ClassifierConfig};
 use denoising_diffusion::nn::Init;
 use denoising_diffusion::nn::params::num_trainable;
-use denoising_diffusion::report::{Progress, Status, StderrProgress, Task};
+use denoising_diffusion::report::{Progress, Status, StderrProgress};
+use denoising_diffusion::task::Task;
 use denoising_diffusion::train::{
     ClassifierEvent, ClassifierSetup, ClassifierTrainConfig, ClassifierTrainer, Outcome, train_classifier,
 };
 use serde_json::json;
 
-use super::sample::refuse_file;
 use crate::failure::{Failure, FailureExt, Result};
+use crate::formulations;
 use crate::image_source::prepared_as;
 use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::{Machine, MachineArgs};
+use crate::opening::open_data;
 use crate::out_of_memory::Work;
-use crate::output::{self, Rows, note, thousands};
-use crate::plan::{describe, open_data};
+use crate::output::{self, Rows, note, refuse_file, thousands};
 use crate::recipe_flags::UntoldFlags;
 use crate::weights::Found;
 
@@ -226,7 +227,7 @@ impl Plan {
             )
             .row("classifier", format!("encoder of a U-Net, stages {}", widths.join(", ")))
             .row("parameters", thousands(self.parameters))
-            .row("noise", describe(&card.diffusion))
+            .row("noise", formulations::in_words(&card.diffusion))
             .row("steps", format!("{} of {} images", thousands(self.train.steps), self.train.batch_size))
             .row("device", format!("{}, {} threads", self.machine.name, self.machine.threads))
             .row("file", file.display());

@@ -110,7 +110,7 @@ pub const FLAGS: &[Flag] = &[
     flag(DATA, "value_range", ValueRange, Fixed, "Values of an array that become 0 and 1 [default: those of the type; floats in [0, 1] or [-1, 1]; of sequences and volumes measured]"),
     flag(DATA, "condition_value_range", ValueRange, Fixed, "Values of an array that --condition names that become 0 and 1 [default: as --value-range]"),
     flag(DATA, "class_condition", Switch, Fixed, "Tell the network the class of each image"),
-    flag(DATA, "flip", Word(&["auto", "on", "off"]), Fixed, "Mirror half of the images; auto: on, but off for the digits"),
+    flag(DATA, "flip", Word(&["auto", "on", "off"]), Fixed, "Mirror half of the images; auto: on, but off for the digits, sequences and volumes"),
     flag(DATA, "held_out", Number, Fixed, "Fraction of the images held out for the held-out loss, at most 1000 images"),
     flag(DATA, "cache", Word(&["auto", "on", "off"]), Free, "Keep decoded images in memory"),
     flag(DATA, "cache_mib", Whole, Free, "Largest cache that --cache auto makes, MiB"),
@@ -259,7 +259,7 @@ pub const FLAGS: &[Flag] = &[
     flag(EVALUATE, "metrics", Words(METRICS), Free, "What is measured"),
     flag(EVALUATE, "evaluate_samples", Whole, Free, "Images drawn for an evaluation"),
     flag(EVALUATE, "evaluate_real", Whole, Free, "Real images that are compared with [default: all]"),
-    flag(EVALUATE, "evaluate_sampling_timesteps", Whole, Free, "Evaluations of the network per image [default: as --sampling-timesteps]"),
+    flag(EVALUATE, "evaluate_sampling_timesteps", Whole, Free, "Steps from noise to data of images drawn for an evaluation [default: as --sampling-timesteps]"),
     flag(EVALUATE, "evaluate_budget_s", Number, Free, "Longest time for one evaluation, seconds: draw fewer images if more is expected [default: no limit]"),
     flag(EVALUATE, "best_metric", Word(NUMBERS), Free, "The number that tells the best checkpoint [default: the first that is measured and has a better side]"),
 

@@ -3,6 +3,9 @@
 use std::collections::BTreeSet;
 
 use denoising_diffusion::data::ChannelPolicy;
+use denoising_diffusion::diffusion::NoiseLevels;
+use denoising_diffusion::eval::metric::{Metric, better};
+use denoising_diffusion::eval::result::Better;
 
 use super::table::Kind::{Word, WordPerStage, Words};
 use super::*;
@@ -73,6 +76,22 @@ fn words_are_those_that_the_library_takes() {
             assert!(FormulationConfig::all().into_iter().any(takes), "{} {word}", flag.key);
         }
     }
+}
+
+#[test]
+fn words_are_all_that_the_library_has() {
+    let words = |key: &str| match FLAGS.iter().find(|flag| flag.key == key).unwrap().kind {
+        Word(words) | Words(words) => words,
+        kind => panic!("{key}: {kind:?}"),
+    };
+    assert_eq!(words("diffusion"), FormulationConfig::all().map(|formulation| formulation.name()));
+    assert_eq!(words("sampler"), SamplerKind::ALL.map(SamplerKind::name));
+    assert_eq!(words("noise_levels"), NoiseLevels::ALL.map(NoiseLevels::name));
+    assert_eq!(words("metrics"), Metric::ALL.map(Metric::name));
+    assert_eq!(words("model"), Model::ALL.map(Model::name));
+    let numbers = Metric::ALL.into_iter().flat_map(|metric| metric.numbers().iter().copied());
+    let with_a_better_side: Vec<&str> = numbers.filter(|number| better(number) != Better::Neither).collect();
+    assert_eq!(words("best_metric"), with_a_better_side);
 }
 
 #[test]

@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::DataError;
 use super::policy::{CachePolicy, DataLayout, Flip, ResizePolicy, ValueRange, Verify};
+use super::prefetch::usual_workers;
 
 /// Largest accepted image side, in pixels.
 const MAX_SIDE: usize = 65_535;
@@ -347,7 +348,7 @@ impl DataConfig {
     /// Number of threads that read and decode files.
     pub(super) fn worker_count(&self) -> usize {
         match self.workers {
-            0 => std::thread::available_parallelism().map_or(1, |n| n.get().min(8)),
+            0 => usual_workers(),
             n => n,
         }
     }

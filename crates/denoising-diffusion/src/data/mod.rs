@@ -25,6 +25,7 @@ mod folder_shape;
 mod hint;
 mod identity;
 mod idx;
+mod image_batch;
 mod jpeg_end;
 mod loader;
 pub mod npy;
@@ -49,6 +50,7 @@ pub use config::{ChannelPolicy, DataConfig, ImageShape, ImageSize, ParseSettingE
 pub use dataset::{Dataset, Image, Opening, ScanProgress, inspect, inspect_with};
 pub use error::{Broken, DataError};
 pub use hint::Takes;
+pub use image_batch::{ImageBatch, ImageBatchError};
 pub use loader::{Batch, Loader, LoaderConfig};
 pub use policy::{CachePolicy, DataLayout, Flip, ResizePolicy, ValueRange, Verify};
 pub use subset::{Batches, Subset};

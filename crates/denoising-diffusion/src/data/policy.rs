@@ -54,7 +54,7 @@ keyword_enum! {
 keyword_enum! {
     /// Whether half of the training images are mirrored left to right.
     pub enum Flip: "a flip policy: auto, on or off" {
-        /// On, except for the embedded digits, which mirroring makes unreadable.
+        /// On, except for the embedded digits, which mirroring makes unreadable, and for sequences and volumes.
         #[default]
         Auto = "auto",
         /// Mirror with probability one half.
@@ -65,7 +65,8 @@ keyword_enum! {
 }
 
 keyword_enum! {
-    /// Whether decoded images of a folder stay in memory. Arrays always do.
+    /// Whether decoded images of a folder stay in memory. Arrays do, but for `.npy` files that this leaves no room for: those are read at a
+    /// place when they are needed.
     pub enum CachePolicy: "a cache policy: auto, on or off" {
         /// Keep them if all together fit in `cache_mib`.
         #[default]

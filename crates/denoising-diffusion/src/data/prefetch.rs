@@ -17,6 +17,11 @@ use super::DataError;
 /// Items that each thread may be ahead of the consumer.
 const AHEAD_PER_WORKER: u64 = 2;
 
+/// Threads where nobody says how many.
+pub(super) fn usual_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(8))
+}
+
 type Make<T> = dyn Fn(u64) -> Result<T, DataError> + Send + Sync;
 
 struct State<T> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::loader::Batch;
 use super::order::Mirror;
-use super::prefetch::Prefetcher;
+use super::prefetch::{Prefetcher, usual_workers};
 use super::{DataError, Dataset};
 
 /// Some images of a dataset, in a fixed order. Cheap to clone.
@@ -95,7 +95,7 @@ impl Subset {
     pub(super) fn worker_count(&self, asked_for: usize) -> usize {
         match asked_for {
             0 if self.dataset.is_in_memory() => 1,
-            0 => std::thread::available_parallelism().map_or(1, |n| n.get().min(8)),
+            0 => usual_workers(),
             n => n,
         }
     }

@@ -40,7 +40,7 @@ impl Diffusion {
         let close = |a: f64, b: f64| (a - b).abs() <= 1e-4 * (1.0 + a.abs());
         let same_at = |u: f64| {
             let level = self.level(self.formulation.time(u));
-            let theirs = other.formulation.level_of(level.log_snr());
+            let theirs = other.formulation.level_at_log_snr(level.log_snr());
             let c_in = |of: &Self, level: &NoiseLevel| of.formulation.prediction().coefficients(level).c_in;
             close(level.alpha, theirs.alpha)
                 && close(level.sigma, theirs.sigma)

@@ -83,23 +83,26 @@ impl ContinuousTimeConfig {
                 });
             }
         }
-        let (hidden, share) = (hidden.unwrap_or(1024.0), share.unwrap_or(1.0));
+        let LearnedScheduleOptions { hidden_dim, frac_gradient: share, .. } = self.learned_options();
+        let hidden = hidden_dim as f64;
         check(hidden >= 1.0, "learned_schedule_hidden_dim", "at least 1", hidden)?;
         check((0.0..=1.0).contains(&share), "learned_schedule_frac_gradient", "in [0, 1]", share)
+    }
+
+    /// Of a learned schedule.
+    fn learned_options(&self) -> LearnedScheduleOptions {
+        LearnedScheduleOptions {
+            hidden_dim: self.learned_schedule_hidden_dim.unwrap_or(1024),
+            frac_gradient: self.learned_schedule_frac_gradient.unwrap_or(1.0),
+            log_snr: [0.0, 1.0].map(linear),
+        }
     }
 
     pub(super) fn build(&self) -> ContinuousTime {
         let schedule = match self.noise_schedule {
             NoiseSchedule::Linear => LogSnr::Linear,
             NoiseSchedule::Cosine => LogSnr::Cosine,
-            NoiseSchedule::Learned => LogSnr::Learned {
-                options: LearnedScheduleOptions {
-                    hidden_dim: self.learned_schedule_hidden_dim.unwrap_or(1024),
-                    frac_gradient: self.learned_schedule_frac_gradient.unwrap_or(1.0),
-                    log_snr: [0.0, 1.0].map(linear),
-                },
-                weights: None,
-            },
+            NoiseSchedule::Learned => LogSnr::Learned { options: self.learned_options(), weights: None },
         };
         ContinuousTime { schedule, objective: self.objective, signal_weighs_v: false }
     }
@@ -201,10 +204,10 @@ impl Formulation for ContinuousTime {
     }
 
     fn level(&self, t: f64) -> NoiseLevel {
-        self.level_of(self.schedule.at(t))
+        self.level_at_log_snr(self.schedule.at(t))
     }
 
-    fn level_of(&self, log_snr: f64) -> NoiseLevel {
+    fn level_at_log_snr(&self, log_snr: f64) -> NoiseLevel {
         NoiseLevel { time: log_snr, ..variance_preserving(log_snr) }
     }
 

@@ -76,5 +76,5 @@ pub trait Denoiser<const D: usize> {
     fn denoise(&self, x: Tensor<D>, level: NoiseLevel, x_self_cond: Option<Tensor<D>>) -> Estimate<D>;
 
     /// The level with this [`log_snr`](NoiseLevel::log_snr), for solvers that need levels between those that they were given.
-    fn level(&self, log_snr: f64) -> NoiseLevel;
+    fn level_at_log_snr(&self, log_snr: f64) -> NoiseLevel;
 }

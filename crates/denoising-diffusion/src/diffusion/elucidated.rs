@@ -62,7 +62,7 @@ impl Formulation for Elucidated {
         NoiseLevel { alpha: 1.0, sigma, time: sigma.ln() / 4.0 }
     }
 
-    fn level_of(&self, log_snr: f64) -> NoiseLevel {
+    fn level_at_log_snr(&self, log_snr: f64) -> NoiseLevel {
         self.level((-0.5 * log_snr).exp())
     }
 

@@ -42,7 +42,7 @@ pub trait Formulation: Debug + Send + Sync {
     fn level(&self, time: f64) -> NoiseLevel;
 
     /// The level of a [`log_snr`](NoiseLevel::log_snr).
-    fn level_of(&self, log_snr: f64) -> NoiseLevel;
+    fn level_at_log_snr(&self, log_snr: f64) -> NoiseLevel;
 
     /// What the network predicts.
     fn prediction(&self) -> Prediction;

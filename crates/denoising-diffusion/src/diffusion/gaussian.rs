@@ -71,8 +71,8 @@ impl Formulation for GaussianDiffusion {
         self.tables.level(time)
     }
 
-    fn level_of(&self, log_snr: f64) -> NoiseLevel {
-        self.tables.level_of(log_snr)
+    fn level_at_log_snr(&self, log_snr: f64) -> NoiseLevel {
+        self.tables.level_at_log_snr(log_snr)
     }
 
     fn prediction(&self) -> Prediction {

@@ -1,12 +1,13 @@
 //! Guidance: how a conditional and a weaker prediction (the unconditional one, or that of a weaker network) become one, and how far the
 //! estimate of clean data may go. On tensors alone; [`NetworkDenoiser`](super::NetworkDenoiser) makes the predictions.
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::denoiser::NoiseLevel;
 use super::error::{DiffusionConfigError, check};
-use crate::nn::params::host_values;
+use super::loss::number_shape;
+use crate::nn::params::{from_host, host_values};
 
 /// What happens to estimates outside of the data's range [-1, 1].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -150,6 +151,5 @@ fn per_example_quantile<const D: usize>(x: Tensor<D>, q: f64) -> Tensor<D> {
         low + (high - low) * at.fract() as f32
     };
     let quantiles: Vec<f32> = values.chunks_mut(n).map(of_example).collect();
-    let shape: [usize; D] = std::array::from_fn(|k| if k == 0 { b } else { 1 });
-    Tensor::from_data(TensorData::new(quantiles, shape), &device)
+    from_host(quantiles, number_shape(b), &device)
 }

@@ -11,7 +11,7 @@ use super::prepared::{Levels, Number, Prepared, Told};
 use super::process::{Diffusion, Draws};
 use super::weighted_objective;
 use crate::models::{Network, NetworkInput};
-use crate::nn::params::host_values;
+use crate::nn::params::{from_host, host_values};
 use crate::nn::{TrainNoGrad, Vectors};
 
 /// What a network is trained on.
@@ -212,8 +212,7 @@ impl Diffusion {
             (Some(schedule), Some(_)) => {
                 let log_snr = schedule.forward(batch.number(Number::FormulationTime));
                 let root = |log_snr: Tensor<1>| {
-                    let b = batch.x_start.dims()[0];
-                    let shape: [usize; D] = std::array::from_fn(|k| if k == 0 { b } else { 1 });
+                    let shape = number_shape::<D>(batch.x_start.dims()[0]);
                     burn::tensor::activation::sigmoid(log_snr).sqrt().reshape(shape)
                 };
                 Some(Learned { alpha: root(log_snr.clone()), sigma: root(-log_snr.clone()), log_snr })
@@ -302,11 +301,16 @@ pub(super) fn classes_tensor(num_classes: usize, classes: Option<&[u32]>, device
     Some(Tensor::from_data(TensorData::new(classes, [b]), device))
 }
 
+/// `[b, 1, ...]`: of a number of each example, to multiply a batch of rank `D`.
+pub(super) fn number_shape<const D: usize>(b: usize) -> [usize; D] {
+    std::array::from_fn(|k| if k == 0 { b } else { 1 })
+}
+
 /// Numbers of each example, shaped to multiply a batch of rank `D`.
 pub(super) fn per_example<const D: usize>(values: &[f64], device: &Device) -> Tensor<D> {
     let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
-    let shape = std::array::from_fn(|k| if k == 0 { values.len() } else { 1 });
-    Tensor::from_data(TensorData::new::<f32, [usize; D]>(values, shape), device)
+    let shape = number_shape(values.len());
+    from_host(values, shape, device)
 }
 
 /// The mean over everything but the examples, `[b]`.

@@ -47,6 +47,38 @@ impl Labels {
     }
 }
 
+/// What guidance needs of a batch at a level: of the network itself, of what it is guided away from, or of both.
+enum Outputs<T> {
+    Strong(T),
+    Weak(T),
+    Both { strong: T, weak: T },
+}
+
+impl<T> Outputs<T> {
+    fn map<U>(self, of: impl Fn(T) -> U) -> Outputs<U> {
+        match self {
+            Self::Strong(strong) => Outputs::Strong(of(strong)),
+            Self::Weak(weak) => Outputs::Weak(of(weak)),
+            Self::Both { strong, weak } => Outputs::Both { strong: of(strong), weak: of(weak) },
+        }
+    }
+
+    /// The network's own, where there is one.
+    fn first(&self) -> &T {
+        match self {
+            Self::Strong(one) | Self::Weak(one) | Self::Both { strong: one, .. } => one,
+        }
+    }
+
+    /// What the network is guided away from.
+    fn weak(&self) -> Option<&T> {
+        match self {
+            Self::Strong(_) => None,
+            Self::Weak(weak) | Self::Both { weak, .. } => Some(weak),
+        }
+    }
+}
+
 /// A network under a formulation, ready to denoise.
 pub struct NetworkDenoiser<'a, const D: usize, M> {
     diffusion: Diffusion,
@@ -115,14 +147,14 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
         spacing.of(self.diffusion.formulation(), steps, karras_rho)
     }
 
-    /// The outputs of the network itself and, where guidance needs one, of what it is guided away from.
+    /// The outputs that guidance by this scale needs.
     fn outputs(
         &self,
         x: Tensor<D>,
         level: NoiseLevel,
         x_self_cond: Option<Tensor<D>>,
         scale: f64,
-    ) -> [Option<Tensor<D>>; 2] {
+    ) -> Outputs<Tensor<D>> {
         let (b, device) = (x.dims()[0], x.device());
         let (labels, condition) = (self.labels(b, &device), self.condition(b));
         let run = |calls: &Calls<'a, D, M>,
@@ -139,18 +171,20 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
         };
         let one = |calls, labels| run(calls, x.clone(), x_self_cond.clone(), labels, condition.clone());
         if scale == 1.0 {
-            return [Some(one(&self.model, labels)), None];
+            return Outputs::Strong(one(&self.model, labels));
         }
         if let Some(weak) = &self.weak {
-            let strong = (scale != 0.0).then(|| one(&self.model, labels.clone()));
-            return [strong, Some(one(weak, labels))];
+            if scale == 0.0 {
+                return Outputs::Weak(one(weak, labels));
+            }
+            return Outputs::Both { strong: one(&self.model, labels.clone()), weak: one(weak, labels) };
         }
         if labels.are_absent() {
-            return [Some(one(&self.model, labels)), None];
+            return Outputs::Strong(one(&self.model, labels));
         }
         let unknown = labels.unknown::<D, M>(self.model.network(), b, &device);
         if scale == 0.0 {
-            return [None, Some(one(&self.model, unknown))];
+            return Outputs::Weak(one(&self.model, unknown));
         }
         // Both halves as one batch.
         let twice = |x: Tensor<D>| Tensor::cat(vec![x.clone(), x], 0);
@@ -161,7 +195,7 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
             labels.then(unknown),
             condition.clone().map(twice),
         );
-        [Some(both.clone().narrow(0, 0, b)), Some(both.narrow(0, b, b))]
+        Outputs::Both { strong: both.clone().narrow(0, 0, b), weak: both.narrow(0, b, b) }
     }
 
     /// Classes and vectors of the first `b` examples, as far as the network takes them.
@@ -221,15 +255,14 @@ impl<const D: usize, M: Network<D>> Denoiser<D> for NetworkDenoiser<'_, D, M> {
         let at = self.diffusion.formulation.prediction().coefficients(&level);
         let scale = self.guidance.scale_at(&level);
         let input = if at.c_in == 1.0 { x.clone() } else { x.clone() * at.c_in };
-        let [strong, weak] = self.outputs(input, level, x_self_cond, scale);
-        let variance = strong.as_ref().or(weak.as_ref()).and_then(|output| self.variance(output, level, x.dims()[1]));
-        let [strong, weak] = [strong, weak].map(|output| output.map(|output| self.prediction(output, &x, at)));
-        let renoise = weak.clone().filter(|_| self.guidance.cfg_plus_plus);
+        let outputs = self.outputs(input, level, x_self_cond, scale);
+        let variance = self.variance(outputs.first(), level, x.dims()[1]);
+        let predictions = outputs.map(|output| self.prediction(output, &x, at));
+        let renoise = predictions.weak().cloned().filter(|_| self.guidance.cfg_plus_plus);
         let renoise = renoise.map(|weak| self.limit(self.read(weak, &x, at)));
-        let prediction = match (strong, weak) {
-            (Some(strong), Some(weak)) => self.guidance.combine(strong, weak, scale),
-            (Some(one), None) | (None, Some(one)) => one,
-            (None, None) => return Estimate::of(x),
+        let prediction = match predictions {
+            Outputs::Strong(one) | Outputs::Weak(one) => one,
+            Outputs::Both { strong, weak } => self.guidance.combine(strong, weak, scale),
         };
         let mut x_start = self.read(prediction, &x, at);
         if let Some(push) = self.push.as_ref().filter(|_| !level.is_pure_noise()) {
@@ -238,7 +271,7 @@ impl<const D: usize, M: Network<D>> Denoiser<D> for NetworkDenoiser<'_, D, M> {
         Estimate { x_start: self.limit(x_start), renoise, variance }
     }
 
-    fn level(&self, log_snr: f64) -> NoiseLevel {
-        self.diffusion.formulation.level_of(log_snr)
+    fn level_at_log_snr(&self, log_snr: f64) -> NoiseLevel {
+        self.diffusion.formulation.level_at_log_snr(log_snr)
     }
 }

@@ -8,7 +8,7 @@ use burn::tensor::{Int, Tensor};
 
 use super::denoiser::NoiseLevel;
 use super::learned_variance::Posterior;
-use super::loss::per_example;
+use super::loss::{number_shape, per_example};
 use super::prediction::{Coefficients, Prediction};
 use crate::nn::Vectors;
 use crate::recording::{Place, place_of_fields};
@@ -111,8 +111,7 @@ impl<const D: usize> Prepared<D> {
 
     /// The same, `[b, 1, ...]`.
     pub(super) fn shaped(&self, number: Number) -> Tensor<D> {
-        let b = self.x_start.dims()[0];
-        self.number(number).reshape(std::array::from_fn::<_, D, _>(|k| if k == 0 { b } else { 1 }))
+        self.number(number).reshape(number_shape::<D>(self.x_start.dims()[0]))
     }
 }
 

@@ -139,7 +139,7 @@ impl Formulation for RectifiedFlow {
         Self::at((shift * t / (1.0 + (shift - 1.0) * t)).clamp(0.0, 1.0))
     }
 
-    fn level_of(&self, log_snr: f64) -> NoiseLevel {
+    fn level_at_log_snr(&self, log_snr: f64) -> NoiseLevel {
         Self::at(1.0 / (1.0 + (0.5 * log_snr).exp()))
     }
 

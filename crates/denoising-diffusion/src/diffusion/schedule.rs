@@ -73,12 +73,20 @@ impl ScheduleConfig {
         }
         self.check_parameters()?;
         let finite = |x: f64| x.is_finite();
-        let s = self.cosine_s.unwrap_or(0.008);
-        let (start, end) = (self.sigmoid_start.unwrap_or(-3.0), self.sigmoid_end.unwrap_or(3.0));
-        let tau = self.sigmoid_tau.unwrap_or(1.0);
+        let (s, [start, end, tau]) = (self.offset(), self.cut_and_temperature());
         check(finite(s) && s >= 0.0, "cosine_s", "a number of at least 0", s)?;
         check(finite(start) && finite(end) && start < end, "sigmoid_start", "below `sigmoid_end`", start)?;
         check(finite(tau) && tau > 0.0, "sigmoid_tau", "a number above 0", tau)
+    }
+
+    /// s of the cosine schedule.
+    fn offset(&self) -> f64 {
+        self.cosine_s.unwrap_or(0.008)
+    }
+
+    /// Start, end and tau of the sigmoid schedule.
+    fn cut_and_temperature(&self) -> [f64; 3] {
+        [self.sigmoid_start.unwrap_or(-3.0), self.sigmoid_end.unwrap_or(3.0), self.sigmoid_tau.unwrap_or(1.0)]
     }
 
     fn check_parameters(&self) -> Result<(), DiffusionConfigError> {
@@ -108,12 +116,11 @@ pub fn betas(config: &ScheduleConfig) -> Vec<f64> {
     let betas = match config.beta_schedule {
         BetaSchedule::Linear => linear_betas(n),
         BetaSchedule::Cosine => {
-            let s = config.cosine_s.unwrap_or(0.008);
+            let s = config.offset();
             betas_of(n, |u| ((u + s) / (1.0 + s) * std::f64::consts::FRAC_PI_2).cos().powi(2))
         }
         BetaSchedule::Sigmoid => {
-            let (start, end) = (config.sigmoid_start.unwrap_or(-3.0), config.sigmoid_end.unwrap_or(3.0));
-            let tau = config.sigmoid_tau.unwrap_or(1.0);
+            let [start, end, tau] = config.cut_and_temperature();
             let sigmoid = |x: f64| 1.0 / (1.0 + (-x / tau).exp());
             let (v_start, v_end) = (sigmoid(start), sigmoid(end));
             betas_of(n, |u| (v_end - sigmoid(u * (end - start) + start)) / (v_end - v_start))
@@ -225,7 +232,7 @@ impl Tables {
     }
 
     /// The level of a log-SNR. Between two of the T levels, t is a fraction; outside of them it is that of the outermost one.
-    pub fn level_of(&self, log_snr: f64) -> NoiseLevel {
+    pub fn level_at_log_snr(&self, log_snr: f64) -> NoiseLevel {
         let at = |t: usize| self.level_at(t).log_snr();
         // log_snr falls with t: a search for the last t that is no noisier.
         let (mut low, mut high) = (0, self.timesteps());
@@ -305,7 +312,7 @@ mod tests {
             let tables = Tables::new(&config);
             let t = u * (config.timesteps - 1) as f64;
             let level = tables.level(t);
-            let found = tables.level_of(level.log_snr());
+            let found = tables.level_at_log_snr(level.log_snr());
             prop_assert!((found.alpha - level.alpha).abs() < 1e-9, "{level:?} {found:?}");
             // Where noise does not grow from one t to the next, t cannot be told.
             let flat = (level.log_snr() - tables.level(level.time.floor() + 1.0).log_snr()).abs() < 1e-6;

@@ -95,7 +95,7 @@ fn between(
         let own = formulation.levels(steps).into_iter().find(|level| !level.is_pure_noise());
         first = own.map_or(cleanest, |level| level.log_snr()).min(cleanest - if n > 1 { LEAST_RANGE } else { 0.0 });
     }
-    levels.extend(log_snrs([first, cleanest], n).into_iter().map(|at| formulation.level_of(at)));
+    levels.extend(log_snrs([first, cleanest], n).into_iter().map(|at| formulation.level_at_log_snr(at)));
     levels.push(NoiseLevel::CLEAN);
     levels
 }

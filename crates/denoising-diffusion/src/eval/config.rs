@@ -20,7 +20,7 @@ pub struct EvaluateConfig {
     pub evaluate_samples: usize,
     /// Real images that are compared with, the first ones of the data. None: all.
     pub evaluate_real: Option<usize>,
-    /// Evaluations of the network per sample. None: as the recipe's samples.
+    /// Steps from noise to data of these samples. None: as the recipe's samples.
     pub evaluate_sampling_timesteps: Option<usize>,
     /// Longest time that one evaluation should take, in seconds: where more is expected, fewer samples are drawn. None: no limit.
     pub evaluate_budget_s: Option<f64>,

@@ -15,9 +15,10 @@ use super::metrics::features::Features;
 use super::result::{BitsPerDim, JudgedOn, LossByTime, Measurement, Neighbours};
 use crate::data::DataError;
 use crate::diffusion::Diffusion;
+use crate::interop::InteropError;
 use crate::models::Network;
 use crate::nn::Eval;
-use crate::report::Task;
+use crate::task::Task;
 
 /// Values of images that a metric of pixels holds at most, a gigabyte of them; of larger sets it takes the first images.
 const MOST_PIXELS: usize = 1 << 28;
@@ -32,8 +33,8 @@ pub trait Watch {
     fn done(&mut self, done: usize) -> ControlFlow<()>;
     /// The part has ended.
     fn finish(&mut self);
-    /// A line worth reading.
-    fn note(&mut self, line: &str);
+    /// Features could not be kept for next time; the evaluation goes on.
+    fn not_stored(&mut self, why: &InteropError);
 }
 
 /// The images that an evaluation compares.
@@ -129,7 +130,7 @@ pub fn features(from: Inception<'_>, images: &Images, watch: &mut dyn Watch) -> 
     if let Some((store, path)) = stored
         && let Err(error) = store.save(&path, &extracted)
     {
-        watch.note(&format!("warning: the features are not kept for next time: {error}"));
+        watch.not_stored(&error);
     }
     Ok(extracted)
 }
@@ -297,10 +298,10 @@ pub fn bpd<M: Network<4>>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::ImageBatch;
     use crate::diffusion::DiffusionConfig;
     use crate::models::{Unet, UnetConfig};
     use crate::nn::{EvalMode, Init};
-    use crate::report::ImageBatch;
 
     struct Silent;
 
@@ -310,7 +311,7 @@ mod tests {
             ControlFlow::Continue(())
         }
         fn finish(&mut self) {}
-        fn note(&mut self, _: &str) {}
+        fn not_stored(&mut self, _: &InteropError) {}
     }
 
     /// Images of one pixel per row and column, drawn by a rule.
@@ -357,7 +358,7 @@ mod tests {
             if done >= self.stop_at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         }
         fn finish(&mut self) {}
-        fn note(&mut self, _: &str) {}
+        fn not_stored(&mut self, _: &InteropError) {}
     }
 
     #[test]

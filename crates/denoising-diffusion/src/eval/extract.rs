@@ -14,8 +14,9 @@ use super::result;
 use crate::data::DataError;
 use crate::device::in_pool;
 use crate::digest;
-use crate::interop::{self, InteropError, Metadata, TensorView};
+use crate::interop::{self, InteropError, Metadata};
 use crate::nn::params::host_values;
+use crate::weights::TensorView;
 
 /// Images that go through Inception at a time; more is not faster, and takes memory.
 const BATCH: usize = 4;

@@ -3,13 +3,13 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 
-use crate::data::{DataError, ImageShape, Subset};
+use crate::data::{DataError, ImageBatch, ImageShape, Subset};
 use crate::diffusion::{Examples, NetworkDenoiser};
 use crate::digest::Digest;
 use crate::models::Network;
-use crate::report::ImageBatch;
+use crate::nn::params::from_host;
 
 /// A finite, ordered set of images `[c, h, w]` with values in [0, 1].
 #[derive(Clone, Debug)]
@@ -252,9 +252,8 @@ impl ExampleSet {
 }
 
 fn part(batch: &ImageBatch, first: usize, count: usize, device: &Device) -> Tensor<4> {
-    let [_, c, h, w] = batch.shape;
-    let values = batch.data[first * c * h * w..][..count * c * h * w].to_vec();
-    Tensor::from_data(TensorData::new(values, [count, c, h, w]), device)
+    let ImageBatch { shape, data } = batch.slice(first, count);
+    from_host(data, shape, device)
 }
 
 #[cfg(test)]

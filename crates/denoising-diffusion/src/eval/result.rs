@@ -48,8 +48,12 @@ pub struct Provenance {
 pub struct Sampling {
     /// `ddim`, `ddpm`.
     pub sampler: String,
-    /// Evaluations of the network per sample.
+    /// Steps from noise to data.
     pub steps: usize,
+    /// Evaluations of the network per sample, one for both predictions of guidance: `heun` and `dpmpp_2s` take two in each step but the
+    /// last. Absent in results of versions that did not write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluations: Option<usize>,
     /// `ema` or `model`.
     pub weights: String,
     /// Optimizer steps that the weights had.
@@ -231,4 +235,18 @@ pub struct Pair {
     pub training: usize,
     /// Root mean squared difference of values in [0, 1].
     pub distance: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_without_a_number_of_evaluations_are_read() {
+        let old = r#"{"sampler": "heun", "steps": 50, "weights": "ema", "step": 20000, "ema_decay": 0.995}"#;
+        let read: Sampling = serde_json::from_str(old).unwrap();
+        assert_eq!((read.steps, read.evaluations), (50, None));
+        let told = Sampling { evaluations: Some(99), ..read };
+        assert_eq!(serde_json::from_value::<Sampling>(serde_json::to_value(&told).unwrap()).unwrap(), told);
+    }
 }

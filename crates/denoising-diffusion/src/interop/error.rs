@@ -8,6 +8,7 @@ use thiserror::Error;
 use crate::diffusion::DiffusionConfigError;
 use crate::models::NetworkConfigError;
 use crate::models::unet_config::UnetConfigError;
+use crate::weights::StateDictError;
 
 /// Why weights could not be read, written or understood. Each variant carries what was expected and what came;
 /// [`hint`](Self::hint) says what to do about it.
@@ -30,12 +31,8 @@ pub enum InteropError {
         path.display()
     )]
     TooLarge { path: PathBuf, bytes: u64, limit: u64 },
-    #[error("a tensor of shape {shape:?} needs {expected} values, got {got}")]
-    ValueCount { shape: Vec<usize>, expected: usize, got: usize },
-    #[error("tensor `{name}` (shape {expected:?}) is missing")]
-    Missing { name: String, expected: Vec<usize> },
-    #[error("tensor `{name}` must have shape {expected:?}, got {got:?}")]
-    Shape { name: String, expected: Vec<usize>, got: Vec<usize> },
+    #[error(transparent)]
+    Tensor(#[from] StateDictError),
     /// Tensors that a U-Net does not have; at most five are named.
     #[error("{count} {} to no part of a U-Net: {}", belong(*count), names.join(", "))]
     Unknown { count: usize, names: Vec<String> },
@@ -103,9 +100,8 @@ impl InteropError {
                 "give a checkpoint of the package's Trainer, or a state dict of one of its diffusion classes or networks"
             }
             Self::NoSuchWeights { .. } => "choose other weights with --weights",
-            Self::Missing { .. }
+            Self::Tensor(StateDictError::Missing { .. } | StateDictError::Shape { .. })
             | Self::Unknown { .. }
-            | Self::Shape { .. }
             | Self::NoConfiguration(_)
             | Self::Unet(_) => "the network may come from another package, an old version, or changed code",
             Self::NotThere { .. } => {
@@ -121,7 +117,7 @@ impl InteropError {
             Self::Diffusion(_)
             | Self::Network(_)
             | Self::Integer { .. }
-            | Self::ValueCount { .. }
+            | Self::Tensor(StateDictError::ValueCount { .. })
             | Self::ReservedName(_) => return None,
         })
     }

@@ -10,12 +10,12 @@ use super::karras_unet::infer_karras_unet;
 use super::layout::reference_layout;
 use super::names::refuse_unknown;
 use super::reference_weights::{ReferenceNetwork, ReferenceWeights};
-use super::state_dict::StateDict;
 use super::uvit::infer_uvit;
 use crate::data::DataLayout;
 use crate::models::unet_config::{Downsampling, PerStage, UnetConfig};
 use crate::models::{Extent, KarrasUnetConfig, NetworkConfig};
 use crate::nn::Axes;
+use crate::weights::StateDict;
 
 /// Sides above this are no layer's; the bound keeps products of sides within `usize`.
 const WIDEST: usize = 1 << 20;

@@ -7,12 +7,12 @@ use super::infer_schedule::{LARGEST_BETA, describe, named_schedule, rounded};
 use super::inferred::Inferred;
 use super::learned_schedule;
 use super::reference_weights::{ReferenceNetwork, ReferenceWeights, Wrapper};
-use super::state_dict::{StateDict, TensorData};
 use crate::diffusion::schedule::cumulative;
 use crate::diffusion::{
     ContinuousTimeConfig, DiffusionConfig, ElucidatedConfig, FormulationConfig, GaussianConfig, LearnedVarianceConfig,
     NoiseSchedule, Objective, ScheduleConfig, SharedConfig, SimpleConfig, WeightedObjectiveConfig,
 };
+use crate::weights::{HostTensor, StateDict};
 
 /// Fills in `inferred.diffusion` and `inferred.betas` where something tells the formulation.
 pub(super) fn infer_diffusion(weights: &ReferenceWeights, inferred: &mut Inferred) -> Result<(), InteropError> {
@@ -57,7 +57,7 @@ impl Inferred {
 }
 
 /// With tables. What the network gives for each channel of the data tells the class.
-fn discrete(betas: &TensorData, tables: &StateDict, inferred: &mut Inferred) -> Result<DiffusionConfig, InteropError> {
+fn discrete(betas: &HostTensor, tables: &StateDict, inferred: &mut Inferred) -> Result<DiffusionConfig, InteropError> {
     let (schedule, betas) = schedule_of(betas, inferred)?;
     let channels = inferred.network.channels().unwrap_or(0);
     let out_channels = inferred.network.out_channels().unwrap_or(0);
@@ -86,7 +86,7 @@ fn discrete(betas: &TensorData, tables: &StateDict, inferred: &mut Inferred) -> 
 }
 
 /// The schedule of a table of betas, and the betas. One without a name is kept in `inferred.betas`.
-fn schedule_of(stored: &TensorData, inferred: &mut Inferred) -> Result<(ScheduleConfig, Vec<f64>), InteropError> {
+fn schedule_of(stored: &HostTensor, inferred: &mut Inferred) -> Result<(ScheduleConfig, Vec<f64>), InteropError> {
     let betas: Vec<f64> = stored.values.iter().map(|&beta| beta.into()).collect();
     if stored.shape.len() != 1 || betas.iter().any(|beta| !(0.0..).contains(beta)) {
         return Err(InteropError::NoConfiguration("the table `betas` is no list of noise variances".to_string()));

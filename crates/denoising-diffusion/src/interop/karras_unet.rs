@@ -3,8 +3,8 @@
 
 use super::error::InteropError;
 use super::names::{is_index, refuse_unknown};
-use super::state_dict::{StateDict, TensorData};
 use crate::models::{Extent, KarrasUnetConfig, PerStage, SpaceTimeAttention};
+use crate::weights::{HostTensor, StateDict, StateDictError};
 
 /// Renames a state dict from the reference's names to ours; kernels of any rank become kernels of volumes. Needs no configuration.
 ///
@@ -134,8 +134,8 @@ fn our_name(reference: &str) -> Option<String> {
     }
 }
 
-fn get<'a>(state: &'a StateDict, name: &str) -> Result<&'a TensorData, InteropError> {
-    state.get(name).ok_or_else(|| InteropError::Missing { name: name.to_string(), expected: Vec::new() })
+fn get<'a>(state: &'a StateDict, name: &str) -> Result<&'a HostTensor, InteropError> {
+    state.get(name).ok_or_else(|| StateDictError::Missing { name: name.to_string(), expected: Vec::new() }.into())
 }
 
 fn first_sides(state: &StateDict, name: &str) -> Result<[usize; 2], InteropError> {
@@ -146,7 +146,7 @@ fn first_sides(state: &StateDict, name: &str) -> Result<[usize; 2], InteropError
     }
 }
 
-fn contradiction(name: &str, tensor: &TensorData) -> InteropError {
+fn contradiction(name: &str, tensor: &HostTensor) -> InteropError {
     InteropError::NoConfiguration(format!("`{name}` has shape {:?}", tensor.shape))
 }
 
@@ -174,7 +174,7 @@ mod tests {
         let mut state = StateDict::new();
         let mut insert = |name: &str, shape: &[usize]| {
             let values = vec![0.0; shape.iter().product()];
-            state.insert(name, TensorData::new(shape, values).unwrap());
+            state.insert(name, HostTensor::new(shape, values).unwrap());
         };
         insert("input_block.weight", &[config.dim, config.channels + 1, 3, 3]);
         insert("output_block.0.weight", &[config.channels, config.dim, 3, 3]);

@@ -3,7 +3,7 @@
 
 use super::error::InteropError;
 use super::names::refuse_unknown;
-use super::state_dict::StateDict;
+use crate::weights::StateDict;
 
 /// Our layers and theirs: a linear function, then the two of a residual branch.
 const LAYERS: [(&str, &str); 3] = [
@@ -75,13 +75,13 @@ fn renamed(state: &StateDict, layers: [[&str; 2]; 3]) -> Result<StateDict, Inter
 
 #[cfg(test)]
 mod tests {
-    use super::super::TensorData;
     use super::*;
+    use crate::weights::HostTensor;
 
     fn schedule(units: usize) -> StateDict {
         let counted = |shape: &[usize]| {
             let count: usize = shape.iter().product();
-            TensorData::new(shape, (0..count).map(|i| i as f32 + 0.5).collect()).unwrap()
+            HostTensor::new(shape, (0..count).map(|i| i as f32 + 0.5).collect()).unwrap()
         };
         let shapes = [("1.net", [1, 1]), ("2.fn.0.net", [units, 1]), ("2.fn.2.net", [1, units])];
         let tensors = shapes.into_iter().flat_map(|(layer, [c_out, c_in])| {
@@ -120,7 +120,7 @@ mod tests {
         assert!(text.contains("`log_snr.net.1.net.bias` (shape [1]) is missing"), "{text}");
         let text = refused(&|state| drop(state.remove("log_snr.net.2.fn.0.net.bias")));
         assert!(text.contains("log_snr.net.2.fn.0.net"), "{text}");
-        let one = || TensorData::new([1, 1], vec![0.0]).unwrap();
+        let one = || HostTensor::new([1, 1], vec![0.0]).unwrap();
         let text = refused(&|state| drop(state.insert("log_snr.net.2.fn.2.net.weight", one())));
         assert!(text.contains("must have shape [1, 3], got [1, 1]"), "{text}");
         let text = refused(&|state| drop(state.insert("log_snr.net.4.weight", one())));

@@ -24,7 +24,6 @@ mod reference_weights;
 mod safetensors_file;
 mod said;
 mod said_network;
-mod state_dict;
 mod uvit;
 
 pub use error::InteropError;
@@ -33,8 +32,7 @@ pub use karras_unet::{infer_karras_unet, karras_unet_to_ours};
 pub use layout::{ParameterName, reference_layout};
 pub use names::{to_ours, to_reference};
 pub use pt::PtFile;
-pub use reference::{ReferenceCheckpoint, ReferenceKind, Which};
+pub use reference::{ReferenceCheckpoint, ReferenceKind};
 pub use reference_weights::{ReferenceNetwork, ReferenceWeights, Wrapper};
 pub use safetensors_file::{Metadata, read_safetensors, write_safetensors, write_tensor_views};
-pub use state_dict::{StateDict, TensorData, TensorView};
 pub use uvit::{infer_uvit, uvit_to_ours};

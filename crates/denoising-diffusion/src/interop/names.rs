@@ -13,9 +13,9 @@ use std::collections::BTreeSet;
 use super::error::{InteropError, NAMED};
 use super::layout::reference_layout;
 use super::learned_schedule;
-use super::state_dict::{StateDict, TensorData};
 use crate::models::unet_config::{Downsampling, PerStage, UnetConfig};
 use crate::nn::Axes;
+use crate::weights::{HostTensor, StateDict, StateDictError};
 
 /// Renames a U-Net's state dict from the reference's names to ours. Needs no configuration: every name stands for itself.
 ///
@@ -91,10 +91,10 @@ pub(super) fn refuse_unknown(unknown: &[&str]) -> Result<(), InteropError> {
     Err(InteropError::Unknown { count: unknown.len(), names })
 }
 
-fn flat_gain(name: &str, tensor: &TensorData) -> Result<TensorData, InteropError> {
+fn flat_gain(name: &str, tensor: &HostTensor) -> Result<HostTensor, StateDictError> {
     match tensor.shape[..] {
         [1, c, 1, 1] | [1, c, 1] => tensor.clone().reshaped([c]),
-        _ => Err(InteropError::Shape {
+        _ => Err(StateDictError::Shape {
             name: name.to_string(),
             expected: vec![1, tensor.values.len(), 1, 1],
             got: tensor.shape.clone(),
@@ -103,7 +103,7 @@ fn flat_gain(name: &str, tensor: &TensorData) -> Result<TensorData, InteropError
 }
 
 /// Kernels of sequences as kernels of images of height 1.
-fn as_image_kernel(tensor: &TensorData) -> Result<TensorData, InteropError> {
+fn as_image_kernel(tensor: &HostTensor) -> Result<HostTensor, StateDictError> {
     match tensor.shape[..] {
         [o, i, k] => tensor.clone().reshaped([o, i, 1, k]),
         _ => Ok(tensor.clone()),
@@ -206,7 +206,7 @@ mod tests {
                 next = next.wrapping_add(1);
                 f32::from(next)
             });
-            TensorData::new(shape, values.collect()).unwrap()
+            HostTensor::new(shape, values.collect()).unwrap()
         };
         let layout = reference_layout(config).unwrap();
         layout.into_iter().map(|p| (p.reference, tensor(&p.reference_shape))).collect()
@@ -295,7 +295,7 @@ mod tests {
     fn unknown_tensors_are_named_up_to_five() {
         let mut state = reference_state(&configs()[1]);
         for i in 0..7 {
-            state.insert(format!("conv{i}.weight"), TensorData::new([1], vec![0.0]).unwrap());
+            state.insert(format!("conv{i}.weight"), HostTensor::new([1], vec![0.0]).unwrap());
         }
         let text = to_ours(&state).unwrap_err().to_string();
         assert!(text.starts_with("7 tensors belong"), "{text}");
@@ -309,9 +309,9 @@ mod tests {
         let ours = to_ours(&reference_state(single)).unwrap();
         assert!(to_reference(&ours, wide).is_err());
         let wider = UnetConfig { dim: 6, ..single.clone() };
-        assert!(matches!(to_reference(&ours, &wider).unwrap_err(), InteropError::Shape { .. }));
+        assert!(matches!(to_reference(&ours, &wider).unwrap_err(), InteropError::Tensor(StateDictError::Shape { .. })));
         let mut doubled = reference_state(single);
-        doubled.insert("downs.0.3.1.weight", TensorData::new([1], vec![0.0]).unwrap());
+        doubled.insert("downs.0.3.1.weight", HostTensor::new([1], vec![0.0]).unwrap());
         assert!(matches!(to_ours(&doubled).unwrap_err(), InteropError::NoConfiguration(_)));
     }
 }

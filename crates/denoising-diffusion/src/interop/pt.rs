@@ -12,7 +12,7 @@ use pytorch_reader::{DType, PickleValue, PytorchError, PytorchReader, Tensor};
 
 use super::dtype::ElementType;
 use super::error::InteropError;
-use super::state_dict::{StateDict, TensorData};
+use crate::weights::{HostTensor, StateDict};
 
 const FORMAT: &str = "PyTorch";
 
@@ -104,14 +104,14 @@ impl PtFile {
         Ok(())
     }
 
-    fn read_tensor(&self, tensor: &Tensor) -> Result<TensorData, InteropError> {
+    fn read_tensor(&self, tensor: &Tensor) -> Result<HostTensor, InteropError> {
         let bytes = tensor.read().map_err(|error| self.unreadable_tensor(error))?;
         let values = element_type(tensor.dtype()).to_f32(&bytes).map_err(|value| InteropError::Integer {
             path: self.path.clone(),
             name: tensor.name.clone(),
             value,
         })?;
-        TensorData::new(tensor.shape(), values)
+        Ok(HostTensor::new(tensor.shape(), values)?)
     }
 
     fn unreadable_tensor(&self, error: io::Error) -> InteropError {

@@ -11,25 +11,7 @@ use super::learned_schedule::REFERENCE as SCHEDULE;
 use super::pt::PtFile;
 use super::reference_weights::{ReferenceWeights, Wrapper};
 use super::safetensors_file::{Metadata, read_safetensors};
-use super::state_dict::StateDict;
-
-/// Which weights of a training run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Which {
-    /// The moving average, which samples are drawn from.
-    Ema,
-    /// The network in training.
-    Model,
-}
-
-impl Which {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Ema => "EMA",
-            Self::Model => "model",
-        }
-    }
-}
+use crate::weights::{StateDict, WeightsKind};
 
 /// What kind of file a reference checkpoint is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +41,7 @@ enum Source {
 /// Where a network's names start: `init_conv.weight` is at `network` + `init_conv.weight`.
 #[derive(Clone, Debug)]
 struct Root {
-    which: Which,
+    which: WeightsKind,
     network: String,
     wrapper: Wrapper,
     /// Prefix of what stands beside the network in the class that holds it.
@@ -100,7 +82,7 @@ impl ReferenceCheckpoint {
             let signs = [format!("{}betas", root.outer), format!("{}{FOURIER}", root.network)];
             root.wrapper != Wrapper::None && signs.iter().any(|sign| names.contains(sign.as_str()))
         };
-        if self.root(Which::Ema).is_some() {
+        if self.root(WeightsKind::Ema).is_some() {
             ReferenceKind::Trainer
         } else if self.roots.iter().any(in_class) {
             ReferenceKind::Diffusion
@@ -110,8 +92,8 @@ impl ReferenceCheckpoint {
     }
 
     /// The weights that the file has.
-    pub fn available(&self) -> Vec<Which> {
-        [Which::Ema, Which::Model].into_iter().filter(|&which| self.root(which).is_some()).collect()
+    pub fn available(&self) -> Vec<WeightsKind> {
+        [WeightsKind::Ema, WeightsKind::Model].into_iter().filter(|&which| self.root(which).is_some()).collect()
     }
 
     /// Training steps done, if the file says so.
@@ -130,14 +112,14 @@ impl ReferenceCheckpoint {
         }
     }
 
-    /// Reads one set of weights. A file without EMA (a plain state dict) gives its only set for [`Which::Ema`] too.
+    /// Reads one set of weights. A file without EMA (a plain state dict) gives its only set for [`WeightsKind::Ema`] too.
     ///
     /// # Errors
     /// The file has no such weights, or they are damaged.
-    pub fn weights(&self, which: Which) -> Result<ReferenceWeights, InteropError> {
-        let only = || self.root(Which::Model).filter(|_| which == Which::Ema);
+    pub fn weights(&self, which: WeightsKind) -> Result<ReferenceWeights, InteropError> {
+        let only = || self.root(WeightsKind::Model).filter(|_| which == WeightsKind::Ema);
         let Some(root) = self.root(which).or_else(only) else {
-            let available: Vec<&str> = self.available().into_iter().map(Which::name).collect();
+            let available: Vec<&str> = self.available().into_iter().map(WeightsKind::name).collect();
             return Err(InteropError::NoSuchWeights {
                 path: self.path.clone(),
                 wanted: which.name(),
@@ -156,7 +138,7 @@ impl ReferenceCheckpoint {
         Ok(weights)
     }
 
-    fn root(&self, which: Which) -> Option<&Root> {
+    fn root(&self, which: WeightsKind) -> Option<&Root> {
         self.roots.iter().find(|root| root.which == which)
     }
 }
@@ -167,7 +149,8 @@ impl Root {
         if !(network.is_empty() || network.ends_with('.')) {
             return None;
         }
-        let which = if network.split('.').any(|part| part == "ema_model") { Which::Ema } else { Which::Model };
+        let which =
+            if network.split('.').any(|part| part == "ema_model") { WeightsKind::Ema } else { WeightsKind::Model };
         let holder = without_torch_wrappers(network);
         let within =
             |attribute| holder.strip_suffix(attribute).filter(|outer| outer.is_empty() || outer.ends_with('.'));

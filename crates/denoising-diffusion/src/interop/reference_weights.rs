@@ -7,8 +7,8 @@ use super::inferred::Inferred;
 use super::karras_unet::karras_unet_to_ours;
 use super::learned_schedule;
 use super::names::to_ours;
-use super::state_dict::StateDict;
 use super::uvit::uvit_to_ours;
+use crate::weights::StateDict;
 
 /// Under which attribute a network was saved, which the reference's diffusion classes differ in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

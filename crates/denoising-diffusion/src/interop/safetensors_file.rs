@@ -15,8 +15,8 @@ use serde::Serialize;
 use super::checksum::{Checksum, for_bytes};
 use super::dtype::ElementType;
 use super::error::InteropError;
-use super::state_dict::{StateDict, TensorData, TensorView};
 use crate::atomic_file::write_atomically;
+use crate::weights::{HostTensor, StateDict, TensorView};
 
 /// Text entries in the header of a safetensors file.
 pub type Metadata = BTreeMap<String, String>;
@@ -134,7 +134,7 @@ fn read_data(file: &mut File, data_start: u64, info: &TensorInfo) -> io::Result<
     Ok(bytes)
 }
 
-fn to_tensor(path: &Path, name: &str, info: &TensorInfo, bytes: &[u8]) -> Result<TensorData, InteropError> {
+fn to_tensor(path: &Path, name: &str, info: &TensorInfo, bytes: &[u8]) -> Result<HostTensor, InteropError> {
     let Some(kind) = element_type(info.dtype) else {
         return Err(InteropError::ElementType {
             path: path.to_path_buf(),
@@ -148,7 +148,7 @@ fn to_tensor(path: &Path, name: &str, info: &TensorInfo, bytes: &[u8]) -> Result
         name: name.to_string(),
         value,
     })?;
-    TensorData::new(info.shape.clone(), values)
+    Ok(HostTensor::new(info.shape.clone(), values)?)
 }
 
 fn element_type(dtype: Dtype) -> Option<ElementType> {
@@ -211,13 +211,14 @@ fn header_bytes(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weights::StateDictError;
     use proptest::prelude::*;
 
     fn example() -> (StateDict, Metadata) {
         let mut state = StateDict::new();
-        state.insert("b.weight", TensorData::new([2, 3], vec![0.0, -1.5, 2.0, 1e-30, f32::MAX, -0.0]).unwrap());
-        state.insert("a", TensorData::new([], vec![7.0]).unwrap());
-        state.insert("empty", TensorData::new([0, 3], vec![]).unwrap());
+        state.insert("b.weight", HostTensor::new([2, 3], vec![0.0, -1.5, 2.0, 1e-30, f32::MAX, -0.0]).unwrap());
+        state.insert("a", HostTensor::new([], vec![7.0]).unwrap());
+        state.insert("empty", HostTensor::new([0, 3], vec![]).unwrap());
         (state, Metadata::from([("zeta".into(), "1".into()), ("config".into(), "{\"dim\": 8}".into())]))
     }
 
@@ -335,20 +336,23 @@ mod tests {
     fn reserved_names_and_wrong_counts_are_refused_before_writing() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.safetensors");
-        let one = || TensorData { shape: vec![2], values: vec![0.0] };
+        let one = || HostTensor { shape: vec![2], values: vec![0.0] };
         let state: StateDict = [("a".to_string(), one())].into_iter().collect();
-        assert!(matches!(write_safetensors(&path, &state, &Metadata::new()), Err(InteropError::ValueCount { .. })));
+        assert!(matches!(
+            write_safetensors(&path, &state, &Metadata::new()),
+            Err(InteropError::Tensor(StateDictError::ValueCount { .. }))
+        ));
         let reserved = Metadata::from([(CHECKSUM.to_string(), String::new())]);
         assert!(matches!(write_safetensors(&path, &StateDict::new(), &reserved), Err(InteropError::ReservedName(_))));
         assert!(!path.exists());
     }
 
-    fn tensors() -> impl Strategy<Value = Vec<(String, TensorData)>> {
+    fn tensors() -> impl Strategy<Value = Vec<(String, HostTensor)>> {
         let shape = proptest::collection::vec(0usize..4, 0..4);
         let tensor = shape.prop_flat_map(|shape| {
             let count: usize = shape.iter().product();
             proptest::collection::vec(any::<f32>(), count)
-                .prop_map(move |values| TensorData::new(shape.clone(), values).unwrap())
+                .prop_map(move |values| HostTensor::new(shape.clone(), values).unwrap())
         });
         proptest::collection::vec(("[a-z.\\\\\"\u{e9}]{0,8}", tensor), 0..6)
     }
@@ -367,7 +371,7 @@ mod tests {
             prop_assert!(read.names().eq(state.names()));
             for ((_, a), (_, b)) in read.iter().zip(state.iter()) {
                 prop_assert_eq!(&a.shape, &b.shape);
-                let bits = |t: &TensorData| t.values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                let bits = |t: &HostTensor| t.values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
                 prop_assert_eq!(bits(a), bits(b));
             }
         }

@@ -3,8 +3,8 @@
 
 use super::error::InteropError;
 use super::names::{is_index, our_attention, our_name, our_residual, refuse_unknown};
-use super::state_dict::{StateDict, TensorData};
 use crate::models::{PerStage, UvitConfig};
+use crate::weights::{HostTensor, StateDict, StateDictError};
 
 /// Renames a U-ViT's state dict from the reference's names to ours, and gives linear maps of pixels the shape of 1x1 convolutions. Needs no
 /// configuration.
@@ -145,9 +145,9 @@ fn is_pixelwise(ours: &str) -> bool {
 }
 
 /// `[o, i, ...]` as `[o, i ..., 1, 1]`.
-fn as_conv(name: &str, tensor: &TensorData) -> Result<TensorData, InteropError> {
+fn as_conv(name: &str, tensor: &HostTensor) -> Result<HostTensor, InteropError> {
     match tensor.shape[..] {
-        [out, _] | [out, _, _, _] if out > 0 => tensor.clone().reshaped([out, tensor.values.len() / out, 1, 1]),
+        [out, _] | [out, _, _, _] if out > 0 => Ok(tensor.clone().reshaped([out, tensor.values.len() / out, 1, 1])?),
         _ => Err(contradiction(format!("`{name}` has shape {:?}", tensor.shape))),
     }
 }
@@ -158,7 +158,7 @@ fn contradiction(what: String) -> InteropError {
 
 fn shape<const D: usize>(state: &StateDict, name: &str) -> Result<[usize; D], InteropError> {
     let tensor =
-        state.get(name).ok_or_else(|| InteropError::Missing { name: name.to_string(), expected: Vec::new() })?;
+        state.get(name).ok_or_else(|| StateDictError::Missing { name: name.to_string(), expected: Vec::new() })?;
     let wrong = || contradiction(format!("`{name}` has shape {:?}, {D} sides were expected", tensor.shape));
     tensor.shape.clone().try_into().map_err(|_| wrong())
 }

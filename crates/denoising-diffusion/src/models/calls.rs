@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use super::{Network, NetworkInput};
 use crate::nn::Eval;
 use crate::nn::params::host_values;
-use crate::recording::{Place, Recorded, place_of_fields, why_not_on};
+use crate::recording::{Place, Recorded, RecordingState, place_of_fields, why_not_on};
 
 /// Calls with inputs of a kind that are launched before one is recorded: by then the device's kernels are tuned.
 const WARM_UP: u32 = 2;
@@ -46,11 +46,15 @@ impl<'a, const D: usize, M: Network<D>> Calls<'a, D, M> {
         self.model
     }
 
-    /// Whether calls are recorded, or why they cannot be; `None` if it has not been tried.
-    pub fn is_recorded(&self) -> Option<Result<(), String>> {
-        let recordings = self.recordings.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
-        let any = recordings.kinds.iter().any(|kind| matches!(kind, Kind::Recorded(_)));
-        recordings.refused.clone().map(Err).or(any.then_some(Ok(())))
+    /// Whether calls are recorded, or why they cannot be.
+    pub fn recording_state(&self) -> RecordingState {
+        let Some(recordings) = &self.recordings else { return RecordingState::NotTried };
+        let recordings = recordings.lock().unwrap_or_else(PoisonError::into_inner);
+        match &recordings.refused {
+            Some(why) => RecordingState::Refused(why.clone()),
+            None if recordings.kinds.iter().any(|kind| matches!(kind, Kind::Recorded(_))) => RecordingState::Recorded,
+            None => RecordingState::NotTried,
+        }
     }
 
     /// [`Network::predict`].

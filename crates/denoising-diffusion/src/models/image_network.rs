@@ -42,6 +42,17 @@ pub struct NetworkFit {
     pub out_channels: usize,
 }
 
+/// What networks of every kind have.
+#[derive(Clone, Copy, Debug)]
+struct Shared {
+    channels: usize,
+    out_channels: usize,
+    num_classes: usize,
+    condition_channels: usize,
+    vector_dim: usize,
+    class_drop_prob: f64,
+}
+
 /// Why a configuration gives no network.
 #[derive(Clone, Debug, PartialEq, Error)]
 pub enum NetworkConfigError {
@@ -73,18 +84,6 @@ impl NetworkConfig {
     /// A U-Net's options, as those of a network for sequences where they are.
     pub fn of_unet(unet: UnetConfig) -> Self {
         Unet1dConfig::of_unet(&unet).map_or_else(|| Self::Unet(unet), Self::Unet1d)
-    }
-
-    /// The probability with which training hides an example's class.
-    pub fn class_drop_prob(&self) -> f64 {
-        match self {
-            Self::Unet(config) => config.class_drop_prob,
-            Self::Unet1d(config) => config.class_drop_prob,
-            Self::Dit(config) => config.class_dropout_prob,
-            Self::Uvit(config) => config.class_drop_prob,
-            Self::KarrasUnet(config) => config.class_drop_prob,
-            Self::Custom { .. } => 0.0,
-        }
     }
 
     /// Draws the network's weights.
@@ -216,64 +215,58 @@ impl NetworkConfig {
         }
     }
 
-    /// Channels of the data, where they are known.
-    pub fn channels(&self) -> Option<usize> {
+    /// What networks of every kind have, where it is known: not of a custom one.
+    fn shared(&self) -> Option<Shared> {
+        macro_rules! shared {
+            ($config:ident, $out_channels:expr, $class_drop_prob:expr) => {
+                Some(Shared {
+                    channels: $config.channels,
+                    out_channels: $out_channels,
+                    num_classes: $config.num_classes,
+                    condition_channels: $config.condition_channels,
+                    vector_dim: $config.vector_dim,
+                    class_drop_prob: $class_drop_prob,
+                })
+            };
+        }
         match self {
-            Self::Unet(config) => Some(config.channels),
-            Self::Unet1d(config) => Some(config.channels),
-            Self::Dit(config) => Some(config.channels),
-            Self::Uvit(config) => Some(config.channels),
-            Self::KarrasUnet(config) => Some(config.channels),
+            Self::Unet(config) => shared!(config, config.out_channels(), config.class_drop_prob),
+            Self::Unet1d(config) => shared!(config, config.unet().out_channels(), config.class_drop_prob),
+            Self::Dit(config) => shared!(config, config.out_channels(), config.class_dropout_prob),
+            Self::Uvit(config) => shared!(config, config.out_channels(), config.class_drop_prob),
+            Self::KarrasUnet(config) => shared!(config, config.out_channels(), config.class_drop_prob),
             Self::Custom { .. } => None,
         }
+    }
+
+    /// Channels of the data, where they are known.
+    pub fn channels(&self) -> Option<usize> {
+        self.shared().map(|shared| shared.channels)
     }
 
     /// Channels of the output, where they are known.
     pub fn out_channels(&self) -> Option<usize> {
-        match self {
-            Self::Unet(config) => Some(config.out_channels()),
-            Self::Unet1d(config) => Some(config.unet().out_channels()),
-            Self::Dit(config) => Some(config.out_channels()),
-            Self::Uvit(config) => Some(config.out_channels()),
-            Self::KarrasUnet(config) => Some(config.out_channels()),
-            Self::Custom { .. } => None,
-        }
+        self.shared().map(|shared| shared.out_channels)
     }
 
     /// Number of classes that the network is conditioned on.
     pub fn num_classes(&self) -> usize {
-        match self {
-            Self::Unet(config) => config.num_classes,
-            Self::Unet1d(config) => config.num_classes,
-            Self::Dit(config) => config.num_classes,
-            Self::Uvit(config) => config.num_classes,
-            Self::KarrasUnet(config) => config.num_classes,
-            Self::Custom { .. } => 0,
-        }
+        self.shared().map_or(0, |shared| shared.num_classes)
     }
 
     /// Channels of the data that the network's output is to belong to; 0 if there are none.
     pub fn condition_channels(&self) -> usize {
-        match self {
-            Self::Unet(config) => config.condition_channels,
-            Self::Unet1d(config) => config.condition_channels,
-            Self::Dit(config) => config.condition_channels,
-            Self::Uvit(config) => config.condition_channels,
-            Self::KarrasUnet(config) => config.condition_channels,
-            Self::Custom { .. } => 0,
-        }
+        self.shared().map_or(0, |shared| shared.condition_channels)
     }
 
     /// Numbers of the vector that each example belongs to; 0 if the network takes none.
     pub fn vector_dim(&self) -> usize {
-        match self {
-            Self::Unet(config) => config.vector_dim,
-            Self::Unet1d(config) => config.vector_dim,
-            Self::Dit(config) => config.vector_dim,
-            Self::Uvit(config) => config.vector_dim,
-            Self::KarrasUnet(config) => config.vector_dim,
-            Self::Custom { .. } => 0,
-        }
+        self.shared().map_or(0, |shared| shared.vector_dim)
+    }
+
+    /// The probability with which training hides an example's class.
+    pub fn class_drop_prob(&self) -> f64 {
+        self.shared().map_or(0.0, |shared| shared.class_drop_prob)
     }
 }
 

@@ -1,5 +1,5 @@
-//! Networks, one readable page each, and the trait that makes a network trainable here. A network knows nothing of schedules,
-//! losses or samplers.
+//! Networks, one readable page each, and the trait that makes a network trainable here; beside them the learned noise schedule, which is
+//! trained as a part of a network ([`Scheduled`]). A network knows nothing of formulations, losses or samplers: its time is a number.
 
 mod calls;
 mod classifier;
@@ -24,6 +24,7 @@ use thiserror::Error;
 use crate::nn::ops::{Precision, precision};
 use crate::nn::{Eval, Vectors};
 
+pub use crate::recording::RecordingState;
 pub use calls::Calls;
 pub use classifier::{Classifier, ClassifierConfig};
 pub use dit::{Dit, DitBlock, TimestepEmbedder};

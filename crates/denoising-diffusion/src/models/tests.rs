@@ -3,11 +3,12 @@
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use super::{Network, NetworkInput, Unet, UnetConfig};
-use crate::interop::{StateDict, TensorData as HostTensor, reference_layout};
+use crate::interop::reference_layout;
 use crate::models::PerStage;
 use crate::nn::{EvalMode, Init, TrainNoGrad, params};
 use crate::noise::{Purpose, Stream};
 use crate::train::NamedGradients;
+use crate::weights::{HostTensor, StateDict};
 
 const CLASSES: usize = 5;
 

@@ -4,10 +4,10 @@
 //! Burn keys optimizer state by identifiers drawn at random in each process; we key everything by name.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use thiserror::Error;
 
-use crate::interop::{StateDict, TensorData as HostTensor};
+use crate::weights::{HostTensor, StateDict};
 
 /// What a tensor of a network is to training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,6 +169,11 @@ pub fn host_values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().convert::<f32>().try_into_vec().expect("a float tensor converts to f32")
 }
 
+/// Values of the host, in row-major order, on a device; as many as the shape has.
+pub fn from_host<const D: usize>(values: Vec<f32>, shape: [usize; D], device: &Device) -> Tensor<D> {
+    Tensor::from_data(TensorData::new(values, shape), device)
+}
+
 /// Replaces every floating-point tensor by the one of its name. Nothing is skipped: a missing or surplus tensor and a wrong shape
 /// are errors.
 pub fn load_state_dict<M: Module>(module: M, state: &StateDict) -> Result<M, ParamsError> {
@@ -177,10 +182,7 @@ pub fn load_state_dict<M: Module>(module: M, state: &StateDict) -> Result<M, Par
     impl MapTensor for Write<'_> {
         fn map<const D: usize>(&mut self, name: &str, _: Role, tensor: Tensor<D>) -> Tensor<D> {
             match self.0.get(name) {
-                Some(host) => {
-                    let dims: [usize; D] = tensor.dims();
-                    Tensor::from_data(TensorData::new(host.values.clone(), dims), &tensor.device())
-                }
+                Some(host) => from_host(host.values.clone(), tensor.dims(), &tensor.device()),
                 None => tensor,
             }
         }
@@ -192,13 +194,11 @@ pub fn load_state_dict<M: Module>(module: M, state: &StateDict) -> Result<M, Par
 pub fn check_state_dict<M: Module>(module: &M, state: &StateDict) -> Result<(), ParamsError> {
     struct Check<'a> {
         state: &'a StateDict,
-        seen: usize,
         error: Option<ParamsError>,
         known: std::collections::BTreeSet<String>,
     }
     impl VisitTensor for Check<'_> {
         fn visit<const D: usize>(&mut self, name: &str, _: Role, tensor: &Tensor<D>) {
-            self.seen += 1;
             self.known.insert(name.to_string());
             let error = match self.state.get(name) {
                 None => ParamsError::Missing { name: name.to_string() },
@@ -212,7 +212,7 @@ pub fn check_state_dict<M: Module>(module: &M, state: &StateDict) -> Result<(), 
             self.error.get_or_insert(error);
         }
     }
-    let mut check = Check { state, seen: 0, error: None, known: Default::default() };
+    let mut check = Check { state, error: None, known: Default::default() };
     visit(module, &mut check);
     if let Some(error) = check.error {
         return Err(error);

@@ -9,7 +9,8 @@ use std::path::Path;
 use gif::{Encoder, Frame, Repeat};
 
 use super::raster::{Planes, Raster};
-use super::{GridOptions, ImageBatch, ReportError, files};
+use super::{GridOptions, ReportError, files};
+use crate::data::ImageBatch;
 
 /// The most frames of an animation.
 pub const MAX_FRAMES: usize = 64;
@@ -29,9 +30,10 @@ const QUANTISER_SPEED: i32 = 10;
 /// ones get a palette of 256 colours per frame.
 ///
 /// ```no_run
-/// use denoising_diffusion::report::{GridOptions, ImageBatch, ReportError, TrajectoryGif};
+/// use denoising_diffusion::data::{ImageBatch, ImageBatchError};
+/// use denoising_diffusion::report::{GridOptions, ReportError, TrajectoryGif};
 ///
-/// # fn state(step: usize) -> Result<ImageBatch, ReportError> { ImageBatch::new([1, 1, 2, 2], vec![step as f32 / 250.0; 4]) }
+/// # fn state(step: usize) -> Result<ImageBatch, ImageBatchError> { ImageBatch::new([1, 1, 2, 2], vec![step as f32 / 250.0; 4]) }
 /// let mut gif = TrajectoryGif::new(250, GridOptions::default());
 /// for step in 0..250 {
 ///     if gif.wants(step) {

@@ -16,8 +16,9 @@
 use std::num::NonZeroUsize;
 use std::path::Path;
 
+use super::ReportError;
 use super::raster::{Planes, png, write_png};
-use super::{ImageBatch, ReportError};
+use crate::data::{ImageBatch, ImageBatchError};
 
 /// Images are magnified until their shorter side has this many pixels.
 const COMFORTABLE_SIDE: usize = 64;
@@ -102,7 +103,7 @@ pub fn columns_for(count: usize) -> usize {
 /// No images, or a grid that is too large.
 pub fn check_grid(shape: [usize; 4], options: GridOptions) -> Result<(), ReportError> {
     if shape.contains(&0) {
-        return Err(ReportError::EmptyShape { shape });
+        return Err(ImageBatchError::Empty { shape }.into());
     }
     Geometry::new(shape[0], cell(shape), options).map(|_| ())
 }
@@ -346,7 +347,7 @@ mod tests {
         let check = |shape| check_grid(shape, GridOptions::default());
         assert!(matches!(check([70_000, 3, 256, 256]), Err(ReportError::GridTooLarge { .. })));
         assert!(matches!(check([1, 400, 8, 200]), Err(ReportError::GridTooLarge { .. })), "planes side by side");
-        assert!(matches!(check([0, 1, 8, 8]), Err(ReportError::EmptyShape { .. })));
+        assert!(matches!(check([0, 1, 8, 8]), Err(ReportError::Batch(ImageBatchError::Empty { .. }))));
         assert!(check([10_000, 1, 8, 8]).is_ok());
     }
 

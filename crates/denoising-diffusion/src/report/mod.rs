@@ -2,7 +2,7 @@
 //! and as a page.
 //!
 //! Everything here takes plain numbers and writes files (or stderr, or returns text). It knows no tensor, no network and no trainer;
-//! whoever has tensors copies them into an [`ImageBatch`] first.
+//! whoever has tensors copies them into an [`ImageBatch`](crate::data::ImageBatch) first.
 
 pub mod curve;
 pub mod gif;
@@ -20,6 +20,8 @@ mod raster;
 
 use std::path::{Path, PathBuf};
 
+use crate::data::ImageBatchError;
+
 pub use curve::{CurveOptions, Series, Smoothing, YScale, save_curve_png, save_curve_svg};
 pub use figures::thousands;
 pub use gif::TrajectoryGif;
@@ -27,92 +29,17 @@ pub use grid::{GridOptions, Scale, check_grid, grid_png, save_grid, save_images}
 pub use log::{Record, RunLog};
 pub use page::{History, Page};
 pub use pairs::{PairsOptions, pairs_picture};
-pub use progress::{NoProgress, Progress, Status, StderrProgress, Task};
+pub use progress::{NoProgress, Progress, Status, StderrProgress};
 pub use sequences::{SequenceSet, save_sequences, sequences_svg};
 pub use table::{table, table_within};
-
-/// A batch of images on the host, `[n, c, h, w]` in row-major order.
-///
-/// Pixels are nominally in `[0, 1]`; what lies outside is clamped when the image is quantised, what is not finite is
-/// an error then.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ImageBatch {
-    /// `[n, c, h, w]`: images, channels, rows, columns.
-    pub shape: [usize; 4],
-    /// `n * c * h * w` pixels.
-    pub data: Vec<f32>,
-}
-
-impl ImageBatch {
-    /// A batch whose `data` fills `shape` exactly.
-    ///
-    /// # Errors
-    /// [`ReportError::EmptyShape`] when a dimension is zero, [`ReportError::DataLength`] when `data` has another
-    /// number of pixels than `shape` asks for.
-    pub fn new(shape: [usize; 4], data: Vec<f32>) -> Result<Self, ReportError> {
-        let batch = Self { shape, data };
-        batch.validate()?;
-        Ok(batch)
-    }
-
-    /// Each image behind what it belongs to, `[2 n, c, h, w]`; grey beside colour becomes colour. `None` if the two cannot stand side by
-    /// side: other sizes, or channels that are no grey or colour.
-    pub fn beside(&self, conditions: &Self) -> Option<Self> {
-        let shape = Self::shape_beside(self.shape, conditions.shape)?;
-        let ([n, c, h, w], k) = (self.shape, conditions.shape[1]);
-        let (channels, plane) = (shape[1], h * w);
-        let mut data = Vec::with_capacity(2 * n * channels * plane);
-        for i in 0..n {
-            for (batch, own) in [(conditions, k), (self, c)] {
-                let image = &batch.data[i * own * plane..][..own * plane];
-                (0..channels / own).for_each(|_| data.extend_from_slice(image));
-            }
-        }
-        Some(Self { shape, data })
-    }
-
-    /// The shape of images of a shape [behind](Self::beside) conditions of another.
-    pub fn shape_beside([n, c, h, w]: [usize; 4], conditions: [usize; 4]) -> Option<[usize; 4]> {
-        let k = conditions[1];
-        let drawn = matches!((c, k), (1 | 3, 1 | 3)) || c == k;
-        (drawn && conditions == [n, k, h, w]).then_some([2 * n, c.max(k), h, w])
-    }
-
-    /// Holds the fields, which are public, to what [`ImageBatch::new`] promises.
-    fn validate(&self) -> Result<(), ReportError> {
-        let shape = self.shape;
-        if shape.contains(&0) {
-            return Err(ReportError::EmptyShape { shape });
-        }
-        let expected = shape.iter().try_fold(1_usize, |product, &size| product.checked_mul(size));
-        if expected != Some(self.data.len()) {
-            return Err(ReportError::DataLength { shape, expected, actual: self.data.len() });
-        }
-        Ok(())
-    }
-}
 
 /// Why a report could not be made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReportError {
-    /// A dimension of a batch is zero.
-    #[error("images of shape {shape:?} ([n, c, h, w]) hold nothing: every dimension must be at least 1")]
-    EmptyShape {
-        /// `[n, c, h, w]`.
-        shape: [usize; 4],
-    },
-    /// A batch's data does not fill its shape.
-    #[error("images of shape {shape:?} ([n, c, h, w]) need {} pixels, but {actual} were given",
-        expected.map_or_else(|| "more than addressable".to_owned(), |count| count.to_string()))]
-    DataLength {
-        /// `[n, c, h, w]`.
-        shape: [usize; 4],
-        /// The product of `shape`; `None` when it overflows.
-        expected: Option<usize>,
-        /// Length of the data.
-        actual: usize,
-    },
+    /// A batch whose data does not fill its shape.
+    #[error(transparent)]
+    Batch(#[from] ImageBatchError),
     /// Images where sequences are wanted.
     #[error("data of shape {shape:?} ([n, c, h, w]) are no sequences, which have height 1")]
     NotSequences {
@@ -251,21 +178,5 @@ impl ReportError {
     /// For `map_err`: an I/O error with its place.
     fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::Io { action, path: path.to_owned(), source }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_batch_must_fill_its_shape() {
-        assert!(ImageBatch::new([1, 2, 3, 4], vec![0.0; 24]).is_ok());
-        let error = ImageBatch::new([1, 2, 3, 4], vec![0.0; 23]).unwrap_err();
-        assert!(matches!(error, ReportError::DataLength { expected: Some(24), actual: 23, .. }));
-        let error = ImageBatch::new([0, 1, 8, 8], vec![]).unwrap_err();
-        assert!(matches!(error, ReportError::EmptyShape { shape: [0, 1, 8, 8] }));
-        let error = ImageBatch::new([usize::MAX, 2, 1, 1], vec![]).unwrap_err();
-        assert!(matches!(error, ReportError::DataLength { expected: None, .. }));
     }
 }

@@ -2,13 +2,14 @@
 //!
 //! Which images are nearest is found elsewhere; here they are drawn in the order given.
 
+use super::ReportError;
 use super::curve::raster::{DENSITY, draw};
 use super::curve::scene::{Anchor, Direction, INK, Label, Scene, Shape};
 use super::curve::text;
 use super::figures::significant;
 use super::grid::{MAX_PIXELS, MAX_SIDE};
 use super::raster::{Planes, png};
-use super::{ImageBatch, ReportError};
+use crate::data::ImageBatch;
 
 /// Images are enlarged by the smallest whole factor that gives their shorter side this many pixels ...
 const COMFORTABLE_SIDE: usize = 160;
@@ -158,6 +159,7 @@ fn names_width() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::ImageBatchError;
 
     fn batch(shape: [usize; 4]) -> ImageBatch {
         let count = shape.iter().product();
@@ -232,7 +234,7 @@ mod tests {
         assert!(matches!(refused(&two, &three, &[0.1; 2]), ReportError::Pairs { .. }));
         assert!(matches!(refused(&two, &two, &[0.1; 3]), ReportError::Pairs { distances: 3, .. }));
         let empty = ImageBatch { shape: [0, 1, 8, 8], data: vec![] };
-        assert!(matches!(refused(&empty, &empty, &[]), ReportError::EmptyShape { .. }));
+        assert!(matches!(refused(&empty, &empty, &[]), ReportError::Batch(ImageBatchError::Empty { .. })));
         let mut broken = two.clone();
         broken.data[70] = f32::NAN;
         assert!(matches!(refused(&two, &broken, &[0.1; 2]), ReportError::NonFinitePixel { image: 1, .. }));

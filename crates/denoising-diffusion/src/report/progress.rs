@@ -8,39 +8,14 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::task::Task;
+
 /// A plain line is due after this time ...
 const LINE_EVERY: Duration = Duration::from_secs(10);
 /// ... or after this part of the steps (1/20 = 5 %), ...
 const LINE_EVERY_PART: u64 = 20;
 /// ... but never sooner than this.
 const LINE_PAUSE: Duration = Duration::from_secs(1);
-
-/// What a job's steps are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Task {
-    /// Steps of training.
-    Train,
-    /// Steps of a sampler.
-    Sample,
-    /// Images through the network that metrics rest on.
-    Features,
-    /// Evaluations of a network's loss.
-    Loss,
-    /// Mebibytes of a file.
-    Fetch,
-}
-
-impl Task {
-    fn verb(self) -> &'static str {
-        match self {
-            Self::Train => "train",
-            Self::Sample => "sample",
-            Self::Features => "features",
-            Self::Loss => "loss",
-            Self::Fetch => "fetch",
-        }
-    }
-}
 
 /// Where a job stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

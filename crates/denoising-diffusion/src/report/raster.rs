@@ -9,7 +9,8 @@ use image::error::{LimitError, LimitErrorKind};
 use image::{ExtendedColorType, ImageEncoder, ImageError, codecs::png::PngEncoder};
 
 use super::grid::{Geometry, cell};
-use super::{GridOptions, ImageBatch, ReportError, files};
+use super::{GridOptions, ReportError, files};
+use crate::data::ImageBatch;
 
 /// Interleaved 8-bit pixels, `[height, width, channels]`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,7 +4,8 @@ use std::fmt::Write;
 use std::path::Path;
 
 use super::files;
-use super::{ImageBatch, ReportError, grid::columns_for};
+use super::{ReportError, grid::columns_for};
+use crate::data::ImageBatch;
 
 /// Width and height of a panel, pixels.
 const PANEL: [f64; 2] = [220.0, 80.0];

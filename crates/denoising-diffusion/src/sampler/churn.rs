@@ -3,27 +3,20 @@
 use std::f64::consts::SQRT_2;
 
 use burn::tensor::Tensor;
-use serde::{Deserialize, Serialize};
 
 use crate::diffusion::{Denoiser, NoiseLevel};
 
 /// How much of it, and where. In terms of `sigma / alpha`, so that the numbers mean the same under every schedule. The default is none.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Churn {
     /// Of the whole run: each of N steps multiplies its sigma by `1 + min(s_churn / N, sqrt(2) - 1)`. At least 0; 0 is none.
     pub s_churn: f64,
     /// Steps from a sigma below this one get none.
     pub s_tmin: f64,
-    /// Steps from a sigma above this one get none. Left out of files where infinite, which JSON cannot say.
-    #[serde(skip_serializing_if = "is_infinite")]
+    /// Steps from a sigma above this one get none.
     pub s_tmax: f64,
     /// The noise's own deviation: slightly above 1 makes up for a network that removes too much.
     pub s_noise: f64,
-}
-
-fn is_infinite(value: &f64) -> bool {
-    value.is_infinite()
 }
 
 impl Default for Churn {
@@ -50,7 +43,7 @@ impl Churn {
             return (x, t);
         }
         let sigma_hat = sigma * (1.0 + gamma);
-        let hat = denoiser.level(-2.0 * sigma_hat.ln());
+        let hat = denoiser.level_at_log_snr(-2.0 * sigma_hat.ln());
         let added = self.s_noise * (sigma_hat.powi(2) - sigma.powi(2)).sqrt();
         (x * (hat.alpha / t.alpha) + draw() * (hat.alpha * added), hat)
     }

@@ -7,7 +7,7 @@ use super::step::{Callback, Interrupted, walk};
 use crate::diffusion::{Denoiser, NoiseLevel};
 
 /// From `x` at `levels[0]` to the last level (Lu et al. 2022, arXiv:2211.01095, algorithm 1 with r = 1/2): the estimate halfway in lambda,
-/// where [`Denoiser::level`] says the level lies, then the whole step with it:
+/// where [`Denoiser::level_at_log_snr`] says the level lies, then the whole step with it:
 /// `x_s = (sigma_s / sigma_t) x_t + alpha_s (1 - e^-h) x_start_mid`. Second order, two estimates per step; one and first order where there
 /// is no halfway: from pure noise and to clean data. Ignores [`Estimate::renoise`](crate::diffusion::Estimate::renoise).
 pub fn dpmpp_2s<const D: usize>(
@@ -19,7 +19,7 @@ pub fn dpmpp_2s<const D: usize>(
     walk(x, levels, callback, |_, x, x_self_cond, [t, s]| {
         let mut x_start = denoiser.denoise(x.clone(), t, x_self_cond).x_start;
         if !t.is_pure_noise() && !s.is_clean() {
-            let mid = denoiser.level(0.5 * (t.log_snr() + s.log_snr()));
+            let mid = denoiser.level_at_log_snr(0.5 * (t.log_snr() + s.log_snr()));
             let x_mid = exponential_step(x.clone(), x_start.clone(), [t, mid]);
             x_start = denoiser.denoise(x_mid, mid, Some(x_start)).x_start;
         }

@@ -1,7 +1,7 @@
 //! Filling in what is not known of an image (Lugmayr et al. 2022, "RePaint", arXiv:2201.09865, algorithm 1), over any levels of noise.
 
 use burn::tensor::Tensor;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::ddim::ddim_step;
 use super::ddpm::{PosteriorVariance, ddpm_step};
@@ -10,8 +10,7 @@ use super::step::{Callback, Interrupted, Step};
 use crate::diffusion::{Denoiser, NoiseLevel};
 
 /// How often and how far back, and by which step down. The defaults are the paper's.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct RePaint {
     /// Levels that a jump goes back.
     pub jump_length: usize,
@@ -27,7 +26,7 @@ impl Default for RePaint {
 }
 
 /// How a step down is made.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RePaintStep {
     /// As in [`ddpm`](super::ddpm()).

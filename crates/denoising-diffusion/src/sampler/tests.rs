@@ -29,7 +29,7 @@ impl<const D: usize> Denoiser<D> for Gaussian {
     }
 
     /// Variance preserving.
-    fn level(&self, log_snr: f64) -> NoiseLevel {
+    fn level_at_log_snr(&self, log_snr: f64) -> NoiseLevel {
         let squared = 1.0 / (1.0 + (-log_snr).exp());
         NoiseLevel { alpha: squared.sqrt(), sigma: (1.0 - squared).sqrt(), time: 0.0 }
     }
@@ -110,8 +110,8 @@ impl<const D: usize> Denoiser<D> for Constant {
         Estimate::of(x.zeros_like() + MEAN)
     }
 
-    fn level(&self, log_snr: f64) -> NoiseLevel {
-        Denoiser::<D>::level(&Gaussian, log_snr)
+    fn level_at_log_snr(&self, log_snr: f64) -> NoiseLevel {
+        Denoiser::<D>::level_at_log_snr(&Gaussian, log_snr)
     }
 }
 

@@ -1,7 +1,6 @@
 //! UniPC, a predictor and a corrector of any order from the same formula.
 
 use burn::tensor::Tensor;
-use serde::{Deserialize, Serialize};
 
 use super::exponential::lambda;
 use super::lagrange::{lagrange, lagrange_integrals};
@@ -9,8 +8,7 @@ use super::step::{Callback, Interrupted, walk};
 use crate::diffusion::{Denoiser, NoiseLevel};
 
 /// Estimates that a prediction is made from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UnipcOrder {
     /// Advised for guided sampling.
     #[default]

@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::gradients::NamedGradients;
 use super::sweep::{self, Clip};
-use crate::interop::StateDict;
 use crate::nn::ops;
 use crate::nn::params::{self, ParamsError, Role, VisitTensor};
 use crate::nn::sweeps::{self, Field};
+use crate::weights::StateDict;
 
 /// Options of [`Adam`] (Kingma and Ba 2015); `Default` is the reference's.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

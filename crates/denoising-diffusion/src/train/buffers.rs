@@ -4,8 +4,8 @@
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 
-use crate::interop::StateDict;
 use crate::nn::params::{self, MapTensor, Role, VisitTensor};
+use crate::weights::StateDict;
 
 /// Floating-point buffers that passes change, by name, on the host.
 #[derive(Default)]

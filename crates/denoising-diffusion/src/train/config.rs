@@ -83,10 +83,8 @@ pub enum TrainConfigError {
     Zero { key: &'static str },
     #[error("`{key}` must be {expected}, got {got}")]
     Value { key: &'static str, expected: &'static str, got: f64 },
-    #[error(
-        "`warmup_steps` ({warmup}) must be at least 1 for `lr_schedule = \"inverse_sqrt\"`: the decay begins there"
-    )]
-    InverseSqrtNeedsWarmup { warmup: u64 },
+    #[error("`warmup_steps` must be at least 1 for `lr_schedule = \"inverse_sqrt\"`, whose decay begins there; got 0")]
+    InverseSqrtNeedsWarmup,
 }
 
 impl TrainConfig {
@@ -129,7 +127,7 @@ impl TrainConfig {
         value(positive(self.adam_eps), "adam_eps", "a finite number above 0", self.adam_eps)?;
         value(self.max_grad_norm > 0.0, "max_grad_norm", "above 0 (`inf` clips nothing)", self.max_grad_norm)?;
         if self.lr_schedule == LrSchedule::InverseSqrt && self.warmup_steps == 0 {
-            return Err(TrainConfigError::InverseSqrtNeedsWarmup { warmup: 0 });
+            return Err(TrainConfigError::InverseSqrtNeedsWarmup);
         }
         Ok(())
     }

@@ -7,10 +7,10 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::sweep::{self, Clip};
-use crate::interop::StateDict;
 use crate::nn::params::{self, ParamsError, Role, VisitTensor};
 use crate::nn::sweeps::{self, Field};
 use crate::nn::{Eval, EvalMode};
+use crate::weights::StateDict;
 
 /// What becomes of floating-point buffers (running statistics); integer buffers are always copied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::event::{Event, StopSignal};
 use super::periodic::HELD_OUT_IMAGES;
 use super::run::{Run, RunError};
-use crate::data::Subset;
+use crate::data::{ImageBatch, Subset};
 use crate::eval::config::EvaluateConfig;
 use crate::eval::evaluate::{EvaluateError, Inception, Judged, Sets, Split, Watch, bpd, loss, measure};
 use crate::eval::extract::{ExtractError, Extractor, FeatureStore};
@@ -16,11 +16,12 @@ use crate::eval::likelihood::{TERMS, evaluations};
 use crate::eval::metric::Metric;
 use crate::eval::result::{JudgedOn, Measurement};
 use crate::generate::{GenerateError, Progress, Request};
+use crate::interop::InteropError;
 use crate::models::Network;
 use crate::nn::Eval;
 use crate::report::log::{EvaluationRecord, Record};
-use crate::report::{ImageBatch, Task};
 use crate::sampler::SampleConfig;
+use crate::task::Task;
 
 /// Fewer samples than this are not drawn, whatever the time budget.
 const FEWEST: usize = 16;
@@ -66,8 +67,8 @@ impl Watch for Events<'_> {
 
     fn finish(&mut self) {}
 
-    fn note(&mut self, line: &str) {
-        (self.on_event)(Event::Note { line });
+    fn not_stored(&mut self, why: &InteropError) {
+        (self.on_event)(Event::NotStored { why });
     }
 }
 
@@ -250,9 +251,9 @@ impl<M: Network<4>> Run<M> {
             conditions: conditions.as_ref(),
             vectors: vectors.as_deref(),
         };
-        let batches = count.div_ceil(sample.sample_batch_size);
+        let batches = request.batches();
         let mut progress = |at: &Progress<'_>| {
-            let done = at.images_done / sample.sample_batch_size * at.steps + at.step;
+            let done = at.steps_done(sample.sample_batch_size);
             on_event(Event::Evaluating { task: Task::Sample, done, total: batches * at.steps });
             if stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };

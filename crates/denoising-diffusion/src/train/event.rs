@@ -9,7 +9,8 @@ use super::run::RunError;
 use super::trainer::{NonFinite, StepReport};
 use crate::eval::held_out::HeldOutLoss;
 use crate::eval::result::Measurement;
-use crate::report::Task;
+use crate::interop::InteropError;
+use crate::task::Task;
 
 /// Asks a run to stop: it finishes its step, writes a checkpoint and returns.
 #[derive(Clone, Debug, Default)]
@@ -72,9 +73,13 @@ pub enum Event<'a> {
         step: u64,
         why: &'a RunError,
     },
-    /// Something worth reading.
-    Note {
-        line: &'a str,
+    /// Features of an evaluation could not be kept for the next one; it goes on.
+    NotStored {
+        why: &'a InteropError,
+    },
+    /// After an error, what was trained before it could not be saved either.
+    NotSaved {
+        why: &'a RunError,
     },
     Checkpoint {
         step: u64,

@@ -139,7 +139,7 @@ fn reopen_log<M: Network<4>>(
 ) -> Result<RunLog, ReportError> {
     let (path, step) = (setup.dir.join("log.jsonl"), trainer.step_count());
     match RunLog::open_for_resume(&path, step) {
-        Ok((log, _)) => Ok(log),
+        Ok(log) => Ok(log),
         Err(ReportError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
             let log = new_log(trainer, setup)?;
             repairs.push(Repair::NoLog { log: path });

@@ -20,17 +20,17 @@ use super::folder::Lock;
 use super::pace::Pace;
 use super::periodic::Periodic;
 use super::trainer::{NonFiniteKind, StepReport, TrainError, Trainer};
-use crate::data::{Batch, DataError, Dataset, Flip, ImageShape, Loader, Subset};
+use crate::data::{Batch, DataError, Dataset, Flip, ImageBatch, ImageShape, Loader, Subset};
 use crate::diffusion::{Examples, GuidanceConfig};
 use crate::eval::evaluate::EvaluateError;
 use crate::eval::images::Images;
 use crate::generate::{GenerateError, Generator};
 use crate::model_file::ModelCard;
-use crate::models::{Calls, Network};
+use crate::models::{Calls, Network, RecordingState};
 use crate::nn::Eval;
 use crate::nn::params::ParamsError;
 use crate::report::log::{CheckpointRecord, Record, RunLog, SkipReason, SkipRecord, StepRecord};
-use crate::report::{CurveOptions, ImageBatch, ReportError, Series, log, save_curve_png, save_curve_svg};
+use crate::report::{CurveOptions, ReportError, Series, log, save_curve_png, save_curve_svg};
 use crate::sampler::SampleConfig;
 
 #[cfg(test)]
@@ -170,8 +170,8 @@ impl<M: Network<4>> Run<M> {
             }
             let batches = self.next_batches()?;
             let submitted = self.trainer.submit(batches);
-            if let (false, Some(Err(why))) = (told_why, self.trainer.is_recorded()) {
-                on_event(Event::NotRecorded { why });
+            if !told_why && let RecordingState::Refused(why) = self.trainer.recording_state() {
+                on_event(Event::NotRecorded { why: &why });
                 told_why = true;
             }
             self.record(submitted, pace, on_event)?;
@@ -205,7 +205,7 @@ impl<M: Network<4>> Run<M> {
             Err(error) => Err(error),
         };
         if let Err(error) = saved {
-            on_event(Event::Note { line: &format!("warning: not saved: {error}") });
+            on_event(Event::NotSaved { why: &error });
         }
     }
 

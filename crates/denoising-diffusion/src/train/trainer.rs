@@ -17,12 +17,12 @@ use super::recording::Recording;
 use super::sweep::{self, Clip, Finding};
 use crate::device::{in_pool, is_cpu};
 use crate::diffusion::{Diffusion, Examples};
-use crate::interop::StateDict;
-use crate::models::Network;
+use crate::models::{Network, RecordingState};
 use crate::nn::MP_EPS;
 use crate::nn::ops::{Activations, set_activations};
 use crate::nn::params::{self, ParamsError, Role, VisitTensor};
 use crate::nn::sweeps::{self, Field};
+use crate::weights::StateDict;
 
 /// A network in training, its optimizer and its moving average.
 #[derive(Debug)]
@@ -161,12 +161,12 @@ impl<M> Trainer<M> {
         self.adam.steps()
     }
 
-    /// Whether the passes of steps are recorded (`device_graph`), or why they cannot be; `None` if it has not been tried.
-    pub fn is_recorded(&self) -> Option<Result<(), &str>> {
+    /// Whether the passes of steps are recorded (`device_graph`), or why they cannot be.
+    pub fn recording_state(&self) -> RecordingState {
         match &self.recording {
-            Recording::Launched(_) => None,
-            Recording::Recorded(_) => Some(Ok(())),
-            Recording::Refused(why) => Some(Err(why)),
+            Recording::Launched(_) => RecordingState::NotTried,
+            Recording::Recorded(_) => RecordingState::Recorded,
+            Recording::Refused(why) => RecordingState::Refused(why.clone()),
         }
     }
 

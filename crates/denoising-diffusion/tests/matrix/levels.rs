@@ -32,7 +32,7 @@ fn check(name: &str, diffusion: &Diffusion, levels: &[NoiseLevel], steps: usize)
     // None is noisier than what was trained, and the network is told the same of a level however it was found.
     assert!(levels[0].log_snr() >= noisiest.log_snr() - 1e-9, "{name}: {levels:?}");
     for level in levels[..steps].iter().filter(|level| level.log_snr().is_finite()) {
-        let found = diffusion.formulation().level_of(level.log_snr());
+        let found = diffusion.formulation().level_at_log_snr(level.log_snr());
         let near = |a: f64, b: f64| (a - b).abs() <= 1e-6 * a.abs().max(1.0);
         assert!(near(found.alpha, level.alpha) && near(found.sigma, level.sigma), "{name}: {level:?} {found:?}");
         assert!(near(found.time, level.time), "{name}: {level:?} {found:?}");
@@ -95,7 +95,7 @@ fn a_level_between_two_is_told_between_them() {
         let formulation = diffusion.formulation();
         let levels = formulation.levels(8);
         for pair in levels[..8].windows(2).filter(|pair| pair[0].alpha > 0.0) {
-            let middle = formulation.level_of(0.5 * (pair[0].log_snr() + pair[1].log_snr()));
+            let middle = formulation.level_at_log_snr(0.5 * (pair[0].log_snr() + pair[1].log_snr()));
             let between = |pick: fn(&NoiseLevel) -> f64| {
                 let ends = [pick(&pair[0]), pick(&pair[1])];
                 (ends[0].min(ends[1])..=ends[0].max(ends[1])).contains(&pick(&middle))

@@ -4,13 +4,13 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use denoising_diffusion::data::ImageBatch;
 use denoising_diffusion::data::{DataLayout, ImageShape};
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig, Examples, FormulationConfig};
 use denoising_diffusion::eval::held_out::held_out_loss;
 use denoising_diffusion::eval::images::ExampleSet;
 use denoising_diffusion::eval::likelihood::{LikelihoodError, bits_per_dim};
 use denoising_diffusion::generate::{Generator, Request};
-use denoising_diffusion::interop::StateDict;
 use denoising_diffusion::model_file::{ModelCard, ModelFile, NetworkConfig, WeightsKind};
 use denoising_diffusion::models::{
     DitConfig, Downsampling, Extent, KarrasUnetConfig, Network, PerStage, Unet1dConfig, UnetConfig, UvitConfig,
@@ -18,9 +18,9 @@ use denoising_diffusion::models::{
 use denoising_diffusion::nn::params::{host_values, load_state_dict, num_trainable};
 use denoising_diffusion::nn::{Eval, EvalMode, Init};
 use denoising_diffusion::noise::{Purpose, normal_batch};
-use denoising_diffusion::report::ImageBatch;
 use denoising_diffusion::sampler::SampleConfig;
 use denoising_diffusion::train::{EmaConfig, TrainConfig, Trainer};
+use denoising_diffusion::weights::StateDict;
 
 use crate::mlp::{Mlp, SHAPE, Takes, learned_schedule, scheduled};
 use crate::points;

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
+use denoising_diffusion::data::ImageBatch;
 use denoising_diffusion::diffusion::{Diffusion, FormulationConfig, NoiseLevel, Output, VarianceReading};
 use denoising_diffusion::eval::images::ExampleSet;
 use denoising_diffusion::eval::likelihood::bits_per_dim;
@@ -12,7 +13,6 @@ use denoising_diffusion::generate::{Generator, Request};
 use denoising_diffusion::models::{Network, NetworkInput};
 use denoising_diffusion::nn::EvalMode;
 use denoising_diffusion::nn::params::host_values;
-use denoising_diffusion::report::ImageBatch;
 use denoising_diffusion::sampler::SampleConfig;
 
 use crate::mlp::SHAPE;
@@ -31,7 +31,7 @@ impl Oracle {
     fn level(&self, time: f64) -> NoiseLevel {
         let formulation = self.diffusion.formulation();
         match &self.diffusion.config().formulation {
-            FormulationConfig::ContinuousTime(_) | FormulationConfig::Simple(_) => formulation.level_of(time),
+            FormulationConfig::ContinuousTime(_) | FormulationConfig::Simple(_) => formulation.level_at_log_snr(time),
             FormulationConfig::Elucidated(_) => formulation.level((4.0 * time).exp()),
             FormulationConfig::RectifiedFlow(_) => {
                 let sigma = time / 1000.0;

@@ -5,11 +5,12 @@ use denoising_diffusion::diffusion::{
     ContinuousTimeConfig, Denoiser, Diffusion, DiffusionConfig, FormulationConfig, GuidanceConfig, NoiseLevel,
     NoiseSchedule, Objective, SharedConfig, SimpleConfig, Threshold,
 };
-use denoising_diffusion::interop::{StateDict, to_ours};
+use denoising_diffusion::interop::to_ours;
 use denoising_diffusion::models::{LearnedSchedule, Network, Scheduled, Unet};
 use denoising_diffusion::nn::{Eval, EvalMode, Init, params};
 use denoising_diffusion::sampler::{PosteriorVariance, Step, ddpm, ignore};
 use denoising_diffusion::train::NamedGradients;
+use denoising_diffusion::weights::StateDict;
 
 use crate::golden::{Golden, assert_close, assert_relative, draws, slack, test_device, values};
 use crate::unets::{check_gradients, check_gradients_among};
@@ -237,7 +238,8 @@ fn check_trajectory(golden: &Golden, name: &str, diffusion: &Diffusion, network:
     let key = |what: &str| format!("ddpm_{name}.{what}");
     let denoiser = diffusion.denoiser(network);
     let log_snrs = golden.values(&key("log_snr"));
-    let theirs: Vec<NoiseLevel> = log_snrs.iter().map(|&log_snr| denoiser.level(f64::from(log_snr))).collect();
+    let theirs: Vec<NoiseLevel> =
+        log_snrs.iter().map(|&log_snr| denoiser.level_at_log_snr(f64::from(log_snr))).collect();
 
     let ours = denoiser.levels(Default::default(), STEPS, 7.0);
     assert!(ours.len() == theirs.len() && ours[STEPS] == NoiseLevel::CLEAN);

@@ -7,9 +7,10 @@ use std::sync::OnceLock;
 use burn::tensor::{Device, Tensor, TensorData};
 use denoising_diffusion::device::multiplies_in_tf32;
 use denoising_diffusion::diffusion::Draws;
-use denoising_diffusion::interop::{StateDict, TensorData as HostTensor, to_ours};
+use denoising_diffusion::interop::to_ours;
 use denoising_diffusion::models::{Unet, UnetConfig};
 use denoising_diffusion::nn::{Init, params};
+use denoising_diffusion::weights::{HostTensor, StateDict};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 

@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use burn::tensor::Device;
 use denoising_diffusion::diffusion::{BetaSchedule, Diffusion, FormulationConfig, Objective};
 use denoising_diffusion::generate::{Generator, Request};
-use denoising_diffusion::interop::{ReferenceCheckpoint, Which, to_ours};
+use denoising_diffusion::interop::{ReferenceCheckpoint, to_ours};
 use denoising_diffusion::models::{Network, NetworkInput, Unet};
 use denoising_diffusion::nn::{Eval, EvalMode, Init, params};
 use denoising_diffusion::sampler::{SampleConfig, SamplerKind};
+use denoising_diffusion::weights::WeightsKind;
 
 use crate::golden::{Golden, assert_close, test_device, values};
 
@@ -17,7 +18,7 @@ fn open(file: &str) -> ReferenceCheckpoint {
     ReferenceCheckpoint::open(&PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file)).unwrap()
 }
 
-fn unet(checkpoint: &ReferenceCheckpoint, which: Which, device: &Device) -> Eval<Unet> {
+fn unet(checkpoint: &ReferenceCheckpoint, which: WeightsKind, device: &Device) -> Eval<Unet> {
     let weights = checkpoint.weights(which).unwrap();
     let config = weights.infer().unwrap().unet().unwrap().clone();
     let unet = Unet::new(&config, &mut Init::new(0, device)).unwrap();
@@ -29,7 +30,7 @@ fn a_trainer_checkpoint_gives_the_references_outputs_and_samples() {
     let golden = Golden::open("import");
     let device = test_device();
     let checkpoint = open("model-1.pt");
-    for (which, name) in [(Which::Ema, "ema"), (Which::Model, "model")] {
+    for (which, name) in [(WeightsKind::Ema, "ema"), (WeightsKind::Model, "model")] {
         let unet = unet(&checkpoint, which, &device);
         let input = NetworkInput::new(golden.tensor("x", &device), golden.tensor("time", &device));
         let forward = format!("forward.{name}");
@@ -63,7 +64,7 @@ fn a_trainer_checkpoint_gives_the_references_outputs_and_samples() {
 fn a_plain_state_dict_gives_the_references_output() {
     let golden = Golden::open("import");
     let device = test_device();
-    let unet = unet(&open("state_dict.pt"), Which::Ema, &device);
+    let unet = unet(&open("state_dict.pt"), WeightsKind::Ema, &device);
     let input = NetworkInput {
         x_self_cond: Some(golden.tensor("plain.x_self_cond", &device)),
         ..NetworkInput::new(golden.tensor("plain.x", &device), golden.tensor("plain.time", &device))

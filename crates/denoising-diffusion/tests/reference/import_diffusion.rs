@@ -7,7 +7,7 @@ use denoising_diffusion::data::ImageShape;
 use denoising_diffusion::diffusion::{
     Denoiser, Diffusion, DiffusionConfig, Estimate, FormulationConfig, GuidanceConfig, NoiseLevel, Threshold,
 };
-use denoising_diffusion::interop::{ReferenceCheckpoint, ReferenceKind, ReferenceWeights, Which, to_reference};
+use denoising_diffusion::interop::{ReferenceCheckpoint, ReferenceKind, ReferenceWeights, to_reference};
 use denoising_diffusion::model_file::{ModelCard, ModelFile, WeightsKind};
 use denoising_diffusion::models::ImageNetwork;
 use denoising_diffusion::nn::Eval;
@@ -28,7 +28,7 @@ fn weights(name: &str) -> ReferenceWeights {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/formulation_{name}.pt"));
     let checkpoint = ReferenceCheckpoint::open(&path).unwrap();
     assert_eq!(checkpoint.kind(), ReferenceKind::Diffusion, "{name}");
-    checkpoint.weights(Which::Ema).unwrap()
+    checkpoint.weights(WeightsKind::Ema).unwrap()
 }
 
 impl Case {

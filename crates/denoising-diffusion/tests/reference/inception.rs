@@ -3,11 +3,11 @@
 use std::ops::ControlFlow;
 
 use burn::tensor::{Tensor, TensorData};
+use denoising_diffusion::data::ImageBatch;
 use denoising_diffusion::eval::extract::{Extracted, Extractor};
 use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::inception::{FeatureBlock, ImageInput, InceptionV3, SIDE, drawn_weights};
 use denoising_diffusion::eval::metric::{FidInput, fid};
-use denoising_diffusion::report::ImageBatch;
 
 use crate::golden::{Golden, test_device, values};
 

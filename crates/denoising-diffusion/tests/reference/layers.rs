@@ -2,12 +2,12 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, activation};
-use denoising_diffusion::interop::StateDict;
 use denoising_diffusion::nn::{
     Attention, Axes, Block, Conv2d, FourierPosEmb, FourierWeights, Init, LinearAttention, Linears, Resample,
     Resampling, ResnetBlock, RmsNorm, SinusoidalPosEmb, ops, params,
 };
 use denoising_diffusion::train::NamedGradients;
+use denoising_diffusion::weights::StateDict;
 
 use crate::golden::{Golden, assert_close, test_device, values};
 

@@ -2,10 +2,11 @@
 //! `classifier_free_guidance.Unet`: the one that ours is with classes.
 
 use burn::tensor::{Device, Int, Tensor};
-use denoising_diffusion::interop::{StateDict, to_ours};
+use denoising_diffusion::interop::to_ours;
 use denoising_diffusion::models::{Network, NetworkInput, Unet};
 use denoising_diffusion::nn::EvalMode;
 use denoising_diffusion::train::NamedGradients;
+use denoising_diffusion::weights::StateDict;
 
 use crate::golden::{Golden, assert_close, test_device, values};
 

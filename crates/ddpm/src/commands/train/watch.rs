@@ -5,10 +5,12 @@ use std::time::Instant;
 
 use denoising_diffusion::eval::held_out::HeldOutLoss;
 use denoising_diffusion::eval::result::Measurement;
-use denoising_diffusion::report::{Progress, Status, StderrProgress, Task};
+use denoising_diffusion::report::{Progress, Status, StderrProgress};
+use denoising_diffusion::task::Task;
 use denoising_diffusion::train::{Event, Expected, Outcome};
 use serde_json::json;
 
+use crate::evaluation::not_stored;
 use crate::failure::{Result, chain};
 use crate::output::{self, Rows};
 use crate::plan::Plan;
@@ -90,7 +92,8 @@ impl Watch {
                 self.evaluating = None;
                 self.progress.note(&format!("warning: step {step} is not evaluated: {}", chain(why)));
             }
-            Event::Note { line } => self.progress.note(line),
+            Event::NotStored { why } => self.progress.note(&not_stored(why)),
+            Event::NotSaved { why } => self.progress.note(&format!("warning: not saved: {}", chain(why))),
             Event::Samples { step, path } => {
                 self.grid = Some(path.to_path_buf());
                 self.progress.note(&format!("step {step}: samples {}", path.display()));

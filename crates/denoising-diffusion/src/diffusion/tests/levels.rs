@@ -85,14 +85,14 @@ fn a_level_is_found_by_its_log_snr() {
         let formulation = diffusion.formulation();
         for k in 1..400 {
             let level = formulation.level(formulation.time(f64::from(k) / 400.0));
-            let found = formulation.level_of(level.log_snr());
+            let found = formulation.level_at_log_snr(level.log_snr());
             for (a, b) in [(found.alpha, level.alpha), (found.sigma, level.sigma), (found.time, level.time)] {
                 assert!((a - b).abs() <= 1e-6 * b.abs().max(1.0), "{level:?} {found:?} of {config:?}");
             }
         }
         let [noisiest, cleanest] = formulation.range();
         for level in [noisiest, cleanest] {
-            let found = formulation.level_of(level.log_snr());
+            let found = formulation.level_at_log_snr(level.log_snr());
             assert!((found.time - level.time).abs() < 1e-6, "{level:?} {found:?} of {config:?}");
         }
     }

@@ -15,8 +15,9 @@ use burn::tensor::module::linear;
 use burn::tensor::{Device, Tensor};
 
 use self::blocks::{BlockA, BlockB, BlockC, BlockD, BlockE, Conv, Read, max_pool};
-use crate::interop::{InteropError, StateDict};
+use crate::interop::InteropError;
 use crate::nn::ops::Pooling;
+use crate::weights::StateDict;
 
 pub use self::input::{ImageInput, InputError, SIDE};
 pub use self::weights::{InceptionWeights, OFFICIAL_DIGEST, Verification, WeightsError, drawn_weights};

@@ -8,7 +8,8 @@ use thiserror::Error;
 use super::InceptionV3;
 use super::blocks::Read;
 use crate::digest;
-use crate::interop::{InteropError, PtFile, StateDict, TensorData, read_safetensors};
+use crate::interop::{InteropError, PtFile, read_safetensors};
+use crate::weights::{HostTensor, StateDict};
 
 /// The first digits of the published file's SHA-256, as its name, `pt_inception-2015-12-05-6726825d.pth`, says.
 pub const OFFICIAL_DIGEST: &str = "6726825d";
@@ -100,7 +101,7 @@ pub fn drawn_weights() -> StateDict {
     let mut state = StateDict::new();
     let mut source = |name: &str, shape: &[usize]| {
         let values = drawn(name, shape);
-        state.insert(name, TensorData { shape: shape.to_vec(), values: values.clone() });
+        state.insert(name, HostTensor { shape: shape.to_vec(), values: values.clone() });
         Ok(values)
     };
     let device = Device::flex();

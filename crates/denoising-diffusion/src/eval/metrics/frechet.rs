@@ -119,7 +119,8 @@ impl Reference {
     }
 
     /// The distance to the statistics of `features`, at least 0. With fewer images than dimensions this takes the
-    /// eigenvalues of an n x n matrix only; with more it does what [`distance`](Self::distance) does.
+    /// eigenvalues of an n x n matrix only; with more it does what [`distance`](Self::distance) does. Evaluations take [`Fid`](super::fid::Fid),
+    /// which also needs the distances of parts; this is for users of the library, and the tests hold it to the reference.
     ///
     /// # Errors
     /// [`FrechetError`].

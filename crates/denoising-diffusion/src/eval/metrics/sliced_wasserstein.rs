@@ -69,7 +69,8 @@ pub fn sliced_wasserstein(a: Features, b: Features, directions: usize, seed: u64
     Ok(root_mean(&along_all(a, b, None, &drawn(seed, a.dims()), directions).distance))
 }
 
-/// The distance of two tables along given directions, `[directions, dims]` row by row, used as they are (of unit length or not).
+/// The distance of two tables along given directions, `[directions, dims]` row by row, used as they are (of unit length or not). Evaluations
+/// draw theirs ([`sliced_wasserstein_with_floor`]); along given ones the tests hold the distance to another program's.
 ///
 /// # Errors
 /// As [`sliced_wasserstein`]; also where `directions` holds a partial one or a value that is not finite.

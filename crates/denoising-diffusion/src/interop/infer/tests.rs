@@ -1,12 +1,12 @@
 //! Configurations of U-Nets, told from shapes.
 
-use super::super::TensorData;
 use super::*;
 use crate::models::Unet1dConfig;
+use crate::weights::HostTensor;
 
 fn state(config: &UnetConfig) -> StateDict {
     let layout = reference_layout(config).unwrap();
-    let zeros = |shape: &[usize]| TensorData::new(shape, vec![0.0; shape.iter().product()]).unwrap();
+    let zeros = |shape: &[usize]| HostTensor::new(shape, vec![0.0; shape.iter().product()]).unwrap();
     layout.into_iter().map(|p| (p.reference, zeros(&p.reference_shape))).collect()
 }
 
@@ -78,7 +78,7 @@ fn what_does_not_fit_is_named() {
         change(&mut state);
         alone(state).infer().unwrap_err().to_string()
     };
-    let zeros = |shape: &[usize]| TensorData::new(shape, vec![0.0; shape.iter().product()]).unwrap();
+    let zeros = |shape: &[usize]| HostTensor::new(shape, vec![0.0; shape.iter().product()]).unwrap();
     let text = refused(&|state| drop(state.remove("time_mlp.3.weight")));
     assert!(text.contains("`time_mlp.3.weight` is missing"), "{text}");
     let text = refused(&|state| drop(state.insert("init_conv.weight", zeros(&[4, 2]))));

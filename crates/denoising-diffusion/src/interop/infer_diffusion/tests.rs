@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::super::{TensorData, read_safetensors, reference_layout};
+use super::super::{read_safetensors, reference_layout};
 use super::*;
 use crate::diffusion::schedule;
 use crate::diffusion::{BetaSchedule, Diffusion, FormulationConfig};
@@ -14,13 +14,13 @@ fn inferred(tables: &StateDict) -> Result<Inferred, InteropError> {
 }
 
 fn unet(config: &UnetConfig) -> StateDict {
-    let zeros = |shape: &[usize]| TensorData::new(shape, vec![0.0; shape.iter().product()]).unwrap();
+    let zeros = |shape: &[usize]| HostTensor::new(shape, vec![0.0; shape.iter().product()]).unwrap();
     let layout = reference_layout(config).unwrap();
     layout.into_iter().map(|p| (p.reference, zeros(&p.reference_shape))).collect()
 }
 
 fn tables(betas: &[f64], weights: &[f64]) -> StateDict {
-    let table = |values: &[f64]| TensorData::new([values.len()], values.iter().map(|&x| x as f32).collect()).unwrap();
+    let table = |values: &[f64]| HostTensor::new([values.len()], values.iter().map(|&x| x as f32).collect()).unwrap();
     [("betas".to_string(), table(betas)), ("loss_weight".to_string(), table(weights))].into_iter().collect()
 }
 

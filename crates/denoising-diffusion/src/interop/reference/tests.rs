@@ -1,9 +1,10 @@
 //! Finding networks in files of all kinds, and reading them whatever is wrong with them.
 
-use super::super::{TensorData, to_ours, to_reference, write_safetensors};
+use super::super::{to_ours, to_reference, write_safetensors};
 use super::*;
 use crate::diffusion::{BetaSchedule, FormulationConfig, GaussianConfig, Objective, ScheduleConfig, SharedConfig};
 use crate::models::unet_config::{PerStage, UnetConfig};
+use crate::weights::HostTensor;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
@@ -18,10 +19,10 @@ fn testdata(name: &str) -> PathBuf {
 fn a_trainer_checkpoint() {
     let file = ReferenceCheckpoint::open(&golden("model-1.pt")).unwrap();
     assert_eq!(file.kind(), ReferenceKind::Trainer);
-    assert_eq!(file.available(), [Which::Ema, Which::Model]);
+    assert_eq!(file.available(), [WeightsKind::Ema, WeightsKind::Model]);
     assert_eq!((file.step(), file.version()), (Some(12), Some("2.3.4")));
 
-    let [ema, model] = [Which::Ema, Which::Model].map(|which| file.weights(which).unwrap());
+    let [ema, model] = [WeightsKind::Ema, WeightsKind::Model].map(|which| file.weights(which).unwrap());
     assert!(ema.state.names().eq(model.state.names()));
     assert_ne!(ema.state, model.state);
     assert!(ema.state.non_finite().is_empty());
@@ -51,10 +52,10 @@ fn a_trainer_checkpoint() {
 #[test]
 fn a_plain_state_dict() {
     let file = ReferenceCheckpoint::open(&golden("state_dict.pt")).unwrap();
-    assert_eq!((file.kind(), file.available()), (ReferenceKind::Network, vec![Which::Model]));
+    assert_eq!((file.kind(), file.available()), (ReferenceKind::Network, vec![WeightsKind::Model]));
     assert_eq!((file.step(), file.version()), (None, None));
-    let weights = file.weights(Which::Ema).unwrap();
-    assert_eq!(weights, file.weights(Which::Model).unwrap());
+    let weights = file.weights(WeightsKind::Ema).unwrap();
+    assert_eq!(weights, file.weights(WeightsKind::Model).unwrap());
     assert!(weights.tables.is_empty());
     let inferred = weights.infer().unwrap();
     let unet = inferred.unet().unwrap();
@@ -65,7 +66,7 @@ fn a_plain_state_dict() {
 
 #[test]
 fn the_same_as_safetensors_of_any_name() {
-    let from_pt = ReferenceCheckpoint::open(&golden("model-1.pt")).unwrap().weights(Which::Ema).unwrap();
+    let from_pt = ReferenceCheckpoint::open(&golden("model-1.pt")).unwrap().weights(WeightsKind::Ema).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let mut whole = from_pt.state.clone().with_prefix("model.");
     whole.merge(from_pt.tables.clone());
@@ -74,14 +75,14 @@ fn the_same_as_safetensors_of_any_name() {
         write_safetensors(&path, &whole, &Metadata::from([("step".into(), "12".into())])).unwrap();
         let file = ReferenceCheckpoint::open(&path).unwrap();
         assert_eq!((file.kind(), file.step()), (ReferenceKind::Diffusion, Some(12)));
-        assert_eq!(file.weights(Which::Ema).unwrap(), from_pt);
+        assert_eq!(file.weights(WeightsKind::Ema).unwrap(), from_pt);
     }
     let path = folder.path().join("ema.safetensors");
     write_safetensors(&path, &whole.with_prefix("ema_model."), &Metadata::new()).unwrap();
     let file = ReferenceCheckpoint::open(&path).unwrap();
-    assert_eq!(file.weights(Which::Ema).unwrap(), from_pt);
-    let error = file.weights(Which::Model).unwrap_err().to_string();
-    assert!(error.ends_with("has no model weights; it has EMA"), "{error}");
+    assert_eq!(file.weights(WeightsKind::Ema).unwrap(), from_pt);
+    let error = file.weights(WeightsKind::Model).unwrap_err().to_string();
+    assert!(error.ends_with("has no model weights; it has ema"), "{error}");
 }
 
 /// As a Trainer would save the classes that keep their network under `net`, or a schedule beside it.
@@ -94,11 +95,11 @@ fn trainer_checkpoints_of_other_classes() {
         ("learned_variance", Wrapper::Model, "learned_variance", 0),
     ] {
         let plain = ReferenceCheckpoint::open(&golden(&format!("formulation_{name}.pt"))).unwrap();
-        assert_eq!((plain.kind(), plain.available()), (ReferenceKind::Diffusion, vec![Which::Model]), "{name}");
+        assert_eq!((plain.kind(), plain.available()), (ReferenceKind::Diffusion, vec![WeightsKind::Model]), "{name}");
         let whole = plain.source.read(Some).unwrap();
         let doubled = whole.iter().map(|(name, tensor)| {
             let values = tensor.values.iter().map(|x| x * 2.0).collect();
-            (name.to_string(), TensorData::new(tensor.shape.clone(), values).unwrap())
+            (name.to_string(), HostTensor::new(tensor.shape.clone(), values).unwrap())
         });
         let doubled: StateDict = doubled.collect();
         let mut saved = whole.clone().with_prefix("ema.ema_model.");
@@ -108,9 +109,12 @@ fn trainer_checkpoints_of_other_classes() {
         write_safetensors(&path, &saved, &Metadata::new()).unwrap();
 
         let file = ReferenceCheckpoint::open(&path).unwrap();
-        assert_eq!((file.kind(), file.available()), (ReferenceKind::Trainer, vec![Which::Ema, Which::Model]));
-        let [ema, model] = [Which::Ema, Which::Model].map(|which| file.weights(which).unwrap());
-        assert_eq!(ema, plain.weights(Which::Ema).unwrap(), "{name}");
+        assert_eq!(
+            (file.kind(), file.available()),
+            (ReferenceKind::Trainer, vec![WeightsKind::Ema, WeightsKind::Model])
+        );
+        let [ema, model] = [WeightsKind::Ema, WeightsKind::Model].map(|which| file.weights(which).unwrap());
+        assert_eq!(ema, plain.weights(WeightsKind::Ema).unwrap(), "{name}");
         assert_eq!((ema.wrapper, ema.schedule.len()), (wrapper, schedule), "{name}");
         let bias = |weights: &ReferenceWeights| weights.state.get("init_conv.bias").unwrap().values[0];
         assert_eq!(bias(&model), 2.0 * bias(&ema));
@@ -121,7 +125,7 @@ fn trainer_checkpoints_of_other_classes() {
 /// `torch.compile` and `DataParallel` around the network, within the class that holds it.
 #[test]
 fn wrapped_networks_are_found_with_what_is_beside_them() {
-    let plain = ReferenceCheckpoint::open(&golden("model-1.pt")).unwrap().weights(Which::Ema).unwrap();
+    let plain = ReferenceCheckpoint::open(&golden("model-1.pt")).unwrap().weights(WeightsKind::Ema).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.safetensors");
     for prefix in ["model._orig_mod.", "model.module.", "_orig_mod.model.module._orig_mod.", "module.model."] {
@@ -131,7 +135,7 @@ fn wrapped_networks_are_found_with_what_is_beside_them() {
         write_safetensors(&path, &whole, &Metadata::new()).unwrap();
         let file = ReferenceCheckpoint::open(&path).unwrap();
         assert_eq!(file.kind(), ReferenceKind::Diffusion, "{prefix}");
-        assert_eq!(file.weights(Which::Model).unwrap(), plain, "{prefix}");
+        assert_eq!(file.weights(WeightsKind::Model).unwrap(), plain, "{prefix}");
     }
     write_safetensors(&path, &plain.state.clone().with_prefix("_orig_mod."), &Metadata::new()).unwrap();
     assert_eq!(ReferenceCheckpoint::open(&path).unwrap().kind(), ReferenceKind::Network);
@@ -180,7 +184,7 @@ fn damaged_checkpoints_never_panic() {
     let path = folder.path().join("x.pt");
     let try_all = |bytes: &[u8]| {
         std::fs::write(&path, bytes).unwrap();
-        let weights = ReferenceCheckpoint::open(&path).and_then(|file| file.weights(Which::Ema));
+        let weights = ReferenceCheckpoint::open(&path).and_then(|file| file.weights(WeightsKind::Ema));
         weights.and_then(|weights| weights.infer()).is_ok()
     };
     assert!(try_all(&bytes));

@@ -21,8 +21,7 @@ impl RunLog {
         let kept = lines.iter().filter(|(of, ..)| *of <= step).map(|(.., line)| line.as_slice());
         let kept: Vec<u8> = kept.flat_map(|line| [line, b"\n".as_slice()]).flatten().copied().collect();
         write_atomically(path, |out| out.write_all(&kept)).map_err(ReportError::io("write", path))?;
-        let (log, _) = Self::open_for_resume(path, step)?;
-        Ok((log, copy))
+        Ok((Self::open_for_resume(path, step)?, copy))
     }
 }
 

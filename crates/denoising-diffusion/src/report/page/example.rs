@@ -24,6 +24,7 @@ pub fn evaluation() -> Evaluation {
     let sampling = Sampling {
         sampler: "ddim".to_owned(),
         steps: 50,
+        evaluations: Some(50),
         weights: "ema".to_owned(),
         step: 20_000,
         ema_decay: Some(0.995),

@@ -68,10 +68,12 @@ impl List {
     }
 
     fn sampling(&mut self, sampling: &Sampling) {
-        let Sampling { sampler, steps, weights, step, ema_decay } = sampling;
-        let evaluations = if *steps == 1 { "evaluation" } else { "evaluations" };
-        let steps = thousands(*steps as u64);
-        self.text("sampler", &format!("{sampler}, {steps} {evaluations} of the network per sample"));
+        let Sampling { sampler, steps, evaluations, weights, step, ema_decay } = sampling;
+        let counted = |n: usize, what: &str| format!("{} {what}{}", thousands(n as u64), if n == 1 { "" } else { "s" });
+        let evaluations = evaluations
+            .map(|n| format!(", {} of the network per sample", counted(n, "evaluation")))
+            .unwrap_or_default();
+        self.text("sampler", &format!("{sampler}, {}{evaluations}", counted(*steps, "step")));
         let decay = ema_decay.map(|decay| format!(", decay {decay:.6}")).unwrap_or_default();
         self.text("weights", &format!("{weights}{decay}")).text("training steps", &thousands(*step));
     }

@@ -1,7 +1,8 @@
 //! The page as a reader's browser sees it: well-formed, complete, harmless.
 
-use super::super::{ImageBatch, PairsOptions, grid_png, pairs_picture};
+use super::super::{PairsOptions, grid_png, pairs_picture};
 use super::*;
+use crate::data::ImageBatch;
 use crate::eval::result::JudgedOn;
 
 fn page(evaluation: &Evaluation) -> Page<'_> {
@@ -75,9 +76,15 @@ fn a_full_page_is_well_formed_and_complete() {
     for digest in digests {
         assert!(html.contains(&format!("title=\"{digest}\">{digest}</code>")), "whole, to be copied");
     }
-    for text in
-        ["ddim, 50 evaluations", "ema, decay 0.995", "20,000", "2,048 dimensions", "20 min 35 s", "12.35", "± 0.21"]
-    {
+    for text in [
+        "ddim, 50 steps, 50 evaluations of the network",
+        "ema, decay 0.995",
+        "20,000",
+        "2,048 dimensions",
+        "20 min 35 s",
+        "12.35",
+        "± 0.21",
+    ] {
         assert!(html.contains(text), "{text}");
     }
     assert!(html.contains("<span>--metrics</span> <span>fid,kid</span>"), "as it is to be typed, but for the tags");
@@ -85,6 +92,19 @@ fn a_full_page_is_well_formed_and_complete() {
     let distinct: std::collections::HashSet<&&str> = ids.iter().collect();
     assert_eq!(distinct.len(), ids.len(), "{ids:?}");
     assert!(html.matches("<svg ").count() == 5 && html.matches("role=\"img\" aria-label=\"").count() == 5);
+}
+
+#[test]
+fn steps_and_evaluations_of_the_network_are_told_apart() {
+    let mut evaluation = example::evaluation();
+    let mut told = |steps, evaluations| {
+        let sampling = evaluation.provenance.sampling.as_mut().unwrap();
+        (sampling.sampler, sampling.steps, sampling.evaluations) = ("heun".to_owned(), steps, evaluations);
+        page(&evaluation).html()
+    };
+    assert!(told(50, Some(99)).contains("heun, 50 steps, 99 evaluations of the network per sample<"));
+    assert!(told(1, Some(1)).contains("heun, 1 step, 1 evaluation of the network per sample<"));
+    assert!(told(50, None).contains("heun, 50 steps<"), "of a result that does not say it");
 }
 
 #[test]

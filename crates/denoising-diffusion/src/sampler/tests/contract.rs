@@ -34,8 +34,8 @@ impl Denoiser<2> for Remembering {
         estimate
     }
 
-    fn level(&self, log_snr: f64) -> NoiseLevel {
-        self.mixture.level(log_snr)
+    fn level_at_log_snr(&self, log_snr: f64) -> NoiseLevel {
+        self.mixture.level_at_log_snr(log_snr)
     }
 }
 
@@ -72,8 +72,8 @@ impl Denoiser<2> for Renoising {
         Estimate { renoise: Some(estimate.x_start.clone() * 0.5 + 0.1), ..estimate }
     }
 
-    fn level(&self, log_snr: f64) -> NoiseLevel {
-        self.0.level(log_snr)
+    fn level_at_log_snr(&self, log_snr: f64) -> NoiseLevel {
+        self.0.level_at_log_snr(log_snr)
     }
 }
 

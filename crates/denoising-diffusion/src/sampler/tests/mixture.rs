@@ -158,7 +158,7 @@ impl Denoiser<2> for Mixture {
         Estimate::of(tensor(&estimates.collect::<Vec<_>>()))
     }
 
-    fn level(&self, log_snr: f64) -> NoiseLevel {
+    fn level_at_log_snr(&self, log_snr: f64) -> NoiseLevel {
         self.family.level((-0.5 * log_snr).exp())
     }
 }

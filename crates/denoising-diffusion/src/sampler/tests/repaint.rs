@@ -144,8 +144,8 @@ impl Denoiser<2> for Seen {
         self.0.denoise(x, level, x_self_cond)
     }
 
-    fn level(&self, log_snr: f64) -> NoiseLevel {
-        self.0.level(log_snr)
+    fn level_at_log_snr(&self, log_snr: f64) -> NoiseLevel {
+        self.0.level_at_log_snr(log_snr)
     }
 }
 

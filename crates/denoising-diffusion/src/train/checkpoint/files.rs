@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{CheckpointError, CheckpointState, KEEP, io_error};
+use crate::atomic_file::sync_folder;
 use crate::digest::{self, FileDigest};
 use crate::interop::{self, Metadata};
 use crate::model_file::{ModelCard, ModelFile, WeightsKind};
@@ -97,9 +98,9 @@ pub(super) fn create_empty(path: &Path) -> Result<(), CheckpointError> {
     File::create(path).map(drop).map_err(io_error("create", path))
 }
 
-/// Makes a rename durable; only Unix lets a folder be opened for that.
+/// Makes a rename durable.
 pub(super) fn sync_dir(path: &Path) -> Result<(), CheckpointError> {
-    if cfg!(unix) { File::open(path).and_then(|dir| dir.sync_all()).map_err(io_error("sync", path)) } else { Ok(()) }
+    sync_folder(path).map_err(io_error("sync", path))
 }
 
 fn checksum(path: &Path) -> Result<Checksum, CheckpointError> {

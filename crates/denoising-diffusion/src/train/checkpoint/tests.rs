@@ -5,9 +5,9 @@ use std::fs;
 use super::*;
 use crate::data::ImageShape;
 use crate::diffusion::DiffusionConfig;
-use crate::interop::StateDict;
 use crate::model_file::WeightsKind;
 use crate::models::{NetworkConfig, UnetConfig};
+use crate::weights::StateDict;
 
 struct Place {
     _folder: tempfile::TempDir,

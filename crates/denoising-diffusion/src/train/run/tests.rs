@@ -88,6 +88,24 @@ fn a_step_that_is_saved_is_not_written_again() {
 }
 
 #[test]
+fn what_cannot_be_saved_after_an_error_is_told_with_its_cause() {
+    let place = tempfile::tempdir().unwrap();
+    let mut run = create(place.path());
+    // In the way of folders.
+    for name in ["samples", "checkpoints"] {
+        fs::write(place.path().join(name), "").unwrap();
+    }
+    let mut told = Vec::new();
+    let outcome = run.train(&StopSignal::default(), &mut |event| {
+        if let Event::NotSaved { why } = event {
+            told.push((why.to_string(), std::error::Error::source(why).map(ToString::to_string)));
+        }
+    });
+    assert!(matches!(outcome, Err(RunError::Report(_))), "{outcome:?}");
+    assert!(matches!(&told[..], [(_, Some(_))]), "{told:?}");
+}
+
+#[test]
 fn a_run_folder_is_one_runs() {
     let place = tempfile::tempdir().unwrap();
     let run = create(&place.path().join("run"));

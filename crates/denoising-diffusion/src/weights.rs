@@ -1,13 +1,58 @@
-//! Named `f32` tensors, in the order of their names. Not here: files, and what the names mean.
+//! Weights on the host: named `f32` tensors, in the order of their names, and which of a run's weights they are. Not here: files,
+//! networks, and what the names mean.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map;
 
-use super::error::InteropError;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// Which weights of a training run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightsKind {
+    /// The moving average, which samples are drawn from.
+    #[default]
+    Ema,
+    /// The network in training.
+    Model,
+}
+
+impl WeightsKind {
+    /// Both of them.
+    pub const ALL: [Self; 2] = [Self::Ema, Self::Model];
+
+    /// The word of model cards.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ema => "ema",
+            Self::Model => "model",
+        }
+    }
+
+    /// A few words for people.
+    pub fn about(self) -> &'static str {
+        match self {
+            Self::Ema => "The moving average",
+            Self::Model => "The network in training",
+        }
+    }
+}
+
+/// Tensors that are not as somebody needs them.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum StateDictError {
+    #[error("a tensor of shape {shape:?} needs {expected} values, got {got}")]
+    ValueCount { shape: Vec<usize>, expected: usize, got: usize },
+    #[error("tensor `{name}` (shape {expected:?}) is missing")]
+    Missing { name: String, expected: Vec<usize> },
+    #[error("tensor `{name}` must have shape {expected:?}, got {got:?}")]
+    Shape { name: String, expected: Vec<usize>, got: Vec<usize> },
+}
 
 /// A tensor on the host: `values` in row-major order, as many as the product of `shape` (1 for a scalar, shape `[]`).
 #[derive(Clone, Debug, PartialEq)]
-pub struct TensorData {
+pub struct HostTensor {
     pub shape: Vec<usize>,
     pub values: Vec<f32>,
 }
@@ -21,25 +66,25 @@ pub struct TensorView<'a> {
 
 impl TensorView<'_> {
     /// The fields are public, so whoever depends on their agreement checks it.
-    pub(super) fn check(&self) -> Result<(), InteropError> {
+    pub(crate) fn check(&self) -> Result<(), StateDictError> {
         let expected = element_count(self.shape).unwrap_or(usize::MAX);
         if expected == self.values.len() {
             return Ok(());
         }
-        Err(InteropError::ValueCount { shape: self.shape.to_vec(), expected, got: self.values.len() })
+        Err(StateDictError::ValueCount { shape: self.shape.to_vec(), expected, got: self.values.len() })
     }
 }
 
-impl TensorData {
+impl HostTensor {
     /// Refuses values that do not fill the shape.
-    pub fn new(shape: impl Into<Vec<usize>>, values: Vec<f32>) -> Result<Self, InteropError> {
+    pub fn new(shape: impl Into<Vec<usize>>, values: Vec<f32>) -> Result<Self, StateDictError> {
         let tensor = Self { shape: shape.into(), values };
         tensor.check()?;
         Ok(tensor)
     }
 
     /// The same values under another shape of the same size.
-    pub fn reshaped(self, shape: impl Into<Vec<usize>>) -> Result<Self, InteropError> {
+    pub fn reshaped(self, shape: impl Into<Vec<usize>>) -> Result<Self, StateDictError> {
         Self::new(shape, self.values)
     }
 
@@ -48,20 +93,20 @@ impl TensorData {
         TensorView { shape: &self.shape, values: &self.values }
     }
 
-    pub(super) fn check(&self) -> Result<(), InteropError> {
+    fn check(&self) -> Result<(), StateDictError> {
         self.view().check()
     }
 }
 
 /// The product of a shape, unless it overflows.
-pub(super) fn element_count(shape: &[usize]) -> Option<usize> {
+fn element_count(shape: &[usize]) -> Option<usize> {
     shape.iter().try_fold(1usize, |product, &side| product.checked_mul(side))
 }
 
 /// Tensors by name, as PyTorch's `state_dict()`; iterates in sorted order of names, so files made of it are reproducible.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StateDict {
-    tensors: BTreeMap<String, TensorData>,
+    tensors: BTreeMap<String, HostTensor>,
 }
 
 impl StateDict {
@@ -70,15 +115,15 @@ impl StateDict {
     }
 
     /// Adds a tensor, giving back the one that had this name.
-    pub fn insert(&mut self, name: impl Into<String>, tensor: TensorData) -> Option<TensorData> {
+    pub fn insert(&mut self, name: impl Into<String>, tensor: HostTensor) -> Option<HostTensor> {
         self.tensors.insert(name.into(), tensor)
     }
 
-    pub fn get(&self, name: &str) -> Option<&TensorData> {
+    pub fn get(&self, name: &str) -> Option<&HostTensor> {
         self.tensors.get(name)
     }
 
-    pub fn remove(&mut self, name: &str) -> Option<TensorData> {
+    pub fn remove(&mut self, name: &str) -> Option<HostTensor> {
         self.tensors.remove(name)
     }
 
@@ -87,12 +132,12 @@ impl StateDict {
     }
 
     /// The tensor of this name and shape; errors name what was expected and what is there.
-    pub fn require(&self, name: &str, shape: &[usize]) -> Result<&TensorData, InteropError> {
+    pub fn require(&self, name: &str, shape: &[usize]) -> Result<&HostTensor, StateDictError> {
         let Some(tensor) = self.get(name) else {
-            return Err(InteropError::Missing { name: name.to_string(), expected: shape.to_vec() });
+            return Err(StateDictError::Missing { name: name.to_string(), expected: shape.to_vec() });
         };
         if tensor.shape != shape {
-            return Err(InteropError::Shape {
+            return Err(StateDictError::Shape {
                 name: name.to_string(),
                 expected: shape.to_vec(),
                 got: tensor.shape.clone(),
@@ -118,7 +163,7 @@ impl StateDict {
         self.tensors.extend(other.tensors);
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &TensorData)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &HostTensor)> {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
     }
 
@@ -146,15 +191,15 @@ impl StateDict {
     }
 }
 
-impl FromIterator<(String, TensorData)> for StateDict {
-    fn from_iter<I: IntoIterator<Item = (String, TensorData)>>(tensors: I) -> Self {
+impl FromIterator<(String, HostTensor)> for StateDict {
+    fn from_iter<I: IntoIterator<Item = (String, HostTensor)>>(tensors: I) -> Self {
         Self { tensors: tensors.into_iter().collect() }
     }
 }
 
 impl IntoIterator for StateDict {
-    type Item = (String, TensorData);
-    type IntoIter = btree_map::IntoIter<String, TensorData>;
+    type Item = (String, HostTensor);
+    type IntoIter = btree_map::IntoIter<String, HostTensor>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.tensors.into_iter()
@@ -165,8 +210,8 @@ impl IntoIterator for StateDict {
 mod tests {
     use super::*;
 
-    fn tensor(shape: &[usize], value: f32) -> TensorData {
-        TensorData::new(shape, vec![value; shape.iter().product()]).unwrap()
+    fn tensor(shape: &[usize], value: f32) -> HostTensor {
+        HostTensor::new(shape, vec![value; shape.iter().product()]).unwrap()
     }
 
     #[test]
@@ -201,8 +246,8 @@ mod tests {
 
     #[test]
     fn values_must_fill_the_shape() {
-        assert!(TensorData::new([2, 2], vec![0.0; 3]).unwrap_err().to_string().contains("needs 4 values, got 3"));
-        assert!(TensorData::new([usize::MAX, 2], vec![]).is_err());
+        assert!(HostTensor::new([2, 2], vec![0.0; 3]).unwrap_err().to_string().contains("needs 4 values, got 3"));
+        assert!(HostTensor::new([usize::MAX, 2], vec![]).is_err());
         assert!(tensor(&[2, 3], 0.0).reshaped([1, 6, 1]).is_ok());
         assert!(tensor(&[2, 3], 0.0).reshaped([5]).is_err());
     }

@@ -1,0 +1,29 @@
+//! Opening data, with progress on a terminal and the index of large folders in the cache. Not here: which data.
+
+use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use denoising_diffusion::data::{DataConfig, Dataset, Opening};
+
+use crate::cache;
+use crate::failure::Result;
+
+/// Opens data, telling on a terminal how many files have been checked.
+pub fn open_data(config: &DataConfig) -> Result<Dataset> {
+    Ok(opening(|opening| Dataset::open_with(config, opening))?)
+}
+
+/// The same for whoever looks at the library's error.
+pub fn opening<T>(open: impl FnOnce(&Opening<'_>) -> T) -> T {
+    let terminal = std::io::stderr().is_terminal();
+    let shown = AtomicUsize::new(0);
+    let progress = |done: usize, total: usize| {
+        let percent = 100 * done / total.max(1);
+        if terminal && shown.fetch_max(percent, Ordering::Relaxed) < percent {
+            let end = if done == total { "\r\x1b[K" } else { "" };
+            let _ = write!(std::io::stderr(), "\rchecking images: {percent} %{end}");
+        }
+    };
+    let index_folder = cache::folder().map(|folder| folder.join("folders"));
+    open(&Opening { progress: &progress, index_folder: index_folder.as_deref() })
+}

@@ -1,0 +1,146 @@
+//! Where samples go and how they are written: a grid, a folder of images, an array, curves. Not here: drawing them.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use denoising_diffusion::atomic_file::write_atomically;
+use denoising_diffusion::data::npy::write_npy_f32;
+use denoising_diffusion::data::{DataLayout, ImageBatch};
+use denoising_diffusion::model_file::{ModelCard, NetworkConfig};
+use denoising_diffusion::report::{GridOptions, SequenceSet, check_grid, save_grid, save_images, sequences_svg};
+
+use crate::failure::{Failure, FailureExt, Result};
+use crate::output::{exists, refuse_file};
+
+/// Where images go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Out {
+    Grid(PathBuf),
+    Folder(PathBuf),
+    Array(PathBuf),
+    Curves(PathBuf),
+}
+
+/// How samples are written.
+#[derive(Clone, Copy)]
+pub struct Writing<'a> {
+    pub grid: GridOptions,
+    pub card: &'a ModelCard,
+    /// Data to draw beside the samples.
+    pub real: Option<&'a ImageBatch>,
+    /// What each sample belongs to, drawn before it in grids.
+    pub conditions: Option<&'a ImageBatch>,
+}
+
+/// The sides of what a network draws, which is carried as `h` by `w`: sequences have a length, volumes lie slice below slice.
+pub fn sides_of(network: &NetworkConfig, h: usize, w: usize) -> Vec<usize> {
+    match network.layout() {
+        DataLayout::Sequences => vec![w],
+        DataLayout::Volumes => vec![network.depth(), h / network.depth(), w],
+        _ => vec![h, w],
+    }
+}
+
+impl Writing<'_> {
+    /// The shape of what stands in a grid of images of a shape, and how.
+    fn in_grid(&self, shape: [usize; 4]) -> ([usize; 4], GridOptions) {
+        // Slices lie one below the other: a column per volume.
+        if self.card.network.layout() == DataLayout::Volumes {
+            return (shape, GridOptions { columns: NonZeroUsize::new(shape[0]), ..GridOptions::default() });
+        }
+        match self.conditions.and_then(|conditions| ImageBatch::shape_beside(shape, conditions.shape)) {
+            Some(pairs) => (pairs, GridOptions::of_pairs(shape[0])),
+            None => (shape, self.grid),
+        }
+    }
+}
+
+impl Out {
+    /// What `--out` asks for, or the default, of what a network draws.
+    pub fn for_card(path: Option<&Path>, card: &ModelCard) -> Result<Self> {
+        let sequences = card.network.layout() == DataLayout::Sequences;
+        match path.map(Self::of).transpose()? {
+            None if sequences => Ok(Self::Curves("samples.svg".into())),
+            None => Ok(Self::Grid("samples.png".into())),
+            Some(Self::Grid(path) | Self::Folder(path)) if sequences => {
+                Err(Failure::usage(format!("--out {}: the network draws sequences, not images", path.display()))
+                    .hint("end it in .svg for curves, or in .npy for an array"))
+            }
+            Some(Self::Curves(path)) if !sequences => {
+                Err(Failure::usage(format!("--out {}: only sequences are drawn as curves", path.display()))
+                    .hint("end it in .png for a grid, in / for a folder of images, or in .npy for an array"))
+            }
+            Some(out) => Ok(out),
+        }
+    }
+
+    pub fn of(path: &Path) -> Result<Self> {
+        let owned = path.to_path_buf();
+        if path.is_dir() || path.to_string_lossy().ends_with(['/', '\\']) {
+            return Ok(Self::Folder(owned));
+        }
+        match path.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase).as_deref() {
+            Some("png") => Ok(Self::Grid(owned)),
+            Some("npy") => Ok(Self::Array(owned)),
+            Some("svg") => Ok(Self::Curves(owned)),
+            _ => Err(Failure::usage(format!("--out {}: not known what to write", path.display()))
+                .hint("end it in .png for a grid, in / for a folder of images, or in .npy for an array")),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Grid(path) | Self::Folder(path) | Self::Array(path) | Self::Curves(path) => path,
+        }
+    }
+
+    pub fn refuse_existing(&self, refuse: bool) -> Result {
+        match self {
+            Self::Grid(path) | Self::Array(path) | Self::Curves(path) => refuse_file(path, refuse),
+            Self::Folder(path) => {
+                let taken = path.read_dir().is_ok_and(|mut entries| entries.next().is_some());
+                if taken && refuse { Err(exists(path)) } else { Ok(()) }
+            }
+        }
+    }
+
+    /// Refuses images of a shape, `[n, c, h, w]`, that the file cannot hold, before there are any.
+    pub fn check_size(&self, shape: [usize; 4], writing: &Writing<'_>) -> Result {
+        let Self::Grid(path) = self else { return Ok(()) };
+        let (shape, options) = writing.in_grid(shape);
+        check_grid(shape, options).or_usage().context(format!("--out {}", path.display()))
+    }
+
+    pub fn write(&self, images: &ImageBatch, writing: &Writing<'_>) -> Result {
+        let card = writing.card;
+        let range @ [low, high] = card.value_range.unwrap_or([0.0, 1.0]);
+        match self {
+            Self::Grid(path) => {
+                let (shape, options) = writing.in_grid(images.shape);
+                let pairs = writing.conditions.filter(|_| shape != images.shape).and_then(|of| images.beside(of));
+                save_grid(path, pairs.as_ref().unwrap_or(images), options)?;
+            }
+            Self::Folder(path) => save_images(path, images, 0)?,
+            Self::Array(path) => {
+                if let Some(folder) = path.parent() {
+                    std::fs::create_dir_all(folder).context(format!("cannot create {}", folder.display()))?;
+                }
+                let values: Vec<f32> =
+                    images.data.iter().map(|v| (low + (high - low) * f64::from(*v)) as f32).collect();
+                let [n, c, h, w] = images.shape;
+                write_npy_f32(path, &[&[n, c], &sides_of(&card.network, h, w)[..]].concat(), &values)?;
+            }
+            Self::Curves(path) => {
+                let (samples, data) = (format!("{} samples", images.shape[0]), "the data");
+                let generated = SequenceSet { title: &samples, batch: images };
+                let svg = match writing.real {
+                    Some(batch) => sequences_svg(&[SequenceSet { title: data, batch }, generated], range)?,
+                    None => sequences_svg(&[generated], range)?,
+                };
+                write_atomically(path, |out| out.write_all(svg.as_bytes()))
+                    .context(format!("cannot write {}", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+}

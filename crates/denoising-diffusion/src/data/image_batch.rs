@@ -1,0 +1,116 @@
+//! A batch of images on the host. Not here: where images come from, and what draws them.
+
+use thiserror::Error;
+
+/// A batch of images on the host, `[n, c, h, w]` in row-major order.
+///
+/// Pixels are nominally in `[0, 1]`; what lies outside is clamped when the image is quantised, what is not finite is
+/// an error then.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ImageBatch {
+    /// `[n, c, h, w]`: images, channels, rows, columns.
+    pub shape: [usize; 4],
+    /// `n * c * h * w` pixels.
+    pub data: Vec<f32>,
+}
+
+impl ImageBatch {
+    /// A batch whose `data` fills `shape` exactly.
+    ///
+    /// # Errors
+    /// [`ImageBatchError::Empty`] when a dimension is zero, [`ImageBatchError::Length`] when `data` has another
+    /// number of pixels than `shape` asks for.
+    pub fn new(shape: [usize; 4], data: Vec<f32>) -> Result<Self, ImageBatchError> {
+        let batch = Self { shape, data };
+        batch.validate()?;
+        Ok(batch)
+    }
+
+    /// Each image behind what it belongs to, `[2 n, c, h, w]`; grey beside colour becomes colour. `None` if the two cannot stand side by
+    /// side: other sizes, or channels that are no grey or colour.
+    pub fn beside(&self, conditions: &Self) -> Option<Self> {
+        let shape = Self::shape_beside(self.shape, conditions.shape)?;
+        let ([n, c, h, w], k) = (self.shape, conditions.shape[1]);
+        let (channels, plane) = (shape[1], h * w);
+        let mut data = Vec::with_capacity(2 * n * channels * plane);
+        for i in 0..n {
+            for (batch, own) in [(conditions, k), (self, c)] {
+                let image = &batch.data[i * own * plane..][..own * plane];
+                (0..channels / own).for_each(|_| data.extend_from_slice(image));
+            }
+        }
+        Some(Self { shape, data })
+    }
+
+    /// The shape of images of a shape [behind](Self::beside) conditions of another.
+    pub fn shape_beside([n, c, h, w]: [usize; 4], conditions: [usize; 4]) -> Option<[usize; 4]> {
+        let k = conditions[1];
+        let drawn = matches!((c, k), (1 | 3, 1 | 3)) || c == k;
+        (drawn && conditions == [n, k, h, w]).then_some([2 * n, c.max(k), h, w])
+    }
+
+    /// `count` images from the `first`, which the batch must have.
+    pub fn slice(&self, first: usize, count: usize) -> Self {
+        let [_, c, h, w] = self.shape;
+        let size = c * h * w;
+        Self { shape: [count, c, h, w], data: self.data[first * size..(first + count) * size].to_vec() }
+    }
+
+    /// Holds the fields, which are public, to what [`ImageBatch::new`] promises.
+    pub(crate) fn validate(&self) -> Result<(), ImageBatchError> {
+        let shape = self.shape;
+        if shape.contains(&0) {
+            return Err(ImageBatchError::Empty { shape });
+        }
+        let expected = shape.iter().try_fold(1_usize, |product, &size| product.checked_mul(size));
+        if expected != Some(self.data.len()) {
+            return Err(ImageBatchError::Length { shape, expected, actual: self.data.len() });
+        }
+        Ok(())
+    }
+}
+
+/// Why numbers are no batch of images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ImageBatchError {
+    /// A dimension is zero.
+    #[error("images of shape {shape:?} ([n, c, h, w]) hold nothing: every dimension must be at least 1")]
+    Empty {
+        /// `[n, c, h, w]`.
+        shape: [usize; 4],
+    },
+    /// The data does not fill the shape.
+    #[error("images of shape {shape:?} ([n, c, h, w]) need {} pixels, but {actual} were given",
+        expected.map_or_else(|| "more than addressable".to_owned(), |count| count.to_string()))]
+    Length {
+        /// `[n, c, h, w]`.
+        shape: [usize; 4],
+        /// The product of `shape`; `None` when it overflows.
+        expected: Option<usize>,
+        /// Length of the data.
+        actual: usize,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_must_fill_its_shape() {
+        assert!(ImageBatch::new([1, 2, 3, 4], vec![0.0; 24]).is_ok());
+        let error = ImageBatch::new([1, 2, 3, 4], vec![0.0; 23]).unwrap_err();
+        assert!(matches!(error, ImageBatchError::Length { expected: Some(24), actual: 23, .. }));
+        let error = ImageBatch::new([0, 1, 8, 8], vec![]).unwrap_err();
+        assert!(matches!(error, ImageBatchError::Empty { shape: [0, 1, 8, 8] }));
+        let error = ImageBatch::new([usize::MAX, 2, 1, 1], vec![]).unwrap_err();
+        assert!(matches!(error, ImageBatchError::Length { expected: None, .. }));
+    }
+
+    #[test]
+    fn a_slice_is_of_whole_images() {
+        let batch = ImageBatch::new([3, 2, 1, 2], (0..12).map(|i| i as f32).collect()).unwrap();
+        assert_eq!(batch.slice(1, 1), ImageBatch::new([1, 2, 1, 2], vec![4.0, 5.0, 6.0, 7.0]).unwrap());
+        assert_eq!(batch.slice(0, 3), batch);
+    }
+}

@@ -1,0 +1,29 @@
+//! Parts of long work by name, for whoever does them and whoever shows how far they are.
+
+/// What a job's steps are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Steps of training.
+    Train,
+    /// Steps of a sampler.
+    Sample,
+    /// Images through the network that metrics rest on.
+    Features,
+    /// Evaluations of a network's loss.
+    Loss,
+    /// Mebibytes of a file.
+    Fetch,
+}
+
+impl Task {
+    /// In one word.
+    pub fn verb(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Sample => "sample",
+            Self::Features => "features",
+            Self::Loss => "loss",
+            Self::Fetch => "fetch",
+        }
+    }
+}

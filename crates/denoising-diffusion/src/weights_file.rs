@@ -1,0 +1,60 @@
+//! A safetensors file that is complete in itself: its metadata have a card, as JSON, that says what the tensors are of. Not here: what is in
+//! a card.
+
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::interop::{self, InteropError, Metadata};
+use crate::weights::StateDict;
+
+/// What a file can be of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Of {
+    /// A network that denoises.
+    Model,
+    Classifier,
+}
+
+impl Of {
+    const ALL: [Self; 2] = [Self::Model, Self::Classifier];
+
+    /// The metadata key under which the card stands.
+    fn key(self) -> &'static str {
+        match self {
+            Self::Model => "denoising-diffusion.card",
+            Self::Classifier => "denoising-diffusion.classifier",
+        }
+    }
+}
+
+/// Why a file gives no card.
+#[derive(Debug)]
+pub enum NoCard {
+    File(InteropError),
+    /// The card is that of something else.
+    OfOther,
+    /// There is none: the file is another program's.
+    Absent,
+    Unreadable(serde_json::Error),
+}
+
+/// The card and the tensors of a file.
+pub fn read<C: DeserializeOwned>(path: &Path, of: Of) -> Result<(C, StateDict), NoCard> {
+    let (state, metadata) = interop::read_safetensors(path).map_err(NoCard::File)?;
+    let Some(json) = metadata.get(of.key()) else {
+        let of_other = Of::ALL.into_iter().any(|other| metadata.contains_key(other.key()));
+        return Err(if of_other { NoCard::OfOther } else { NoCard::Absent });
+    };
+    Ok((serde_json::from_str(json).map_err(NoCard::Unreadable)?, state))
+}
+
+/// Writes card and tensors, aside first and then renamed.
+///
+/// # Errors
+/// The folder is missing or not writable, or the disk is full.
+pub fn write<C: Serialize>(path: &Path, of: Of, card: &C, state: &StateDict) -> Result<(), InteropError> {
+    let card = serde_json::to_string(card).expect("a card holds numbers and strings only");
+    interop::write_safetensors(path, state, &Metadata::from([(of.key().to_string(), card)]))
+}
