@@ -23,7 +23,9 @@ fn every_formulation_from_training_to_samples() {
         let info = place.ok(&format!("info {run}"));
         assert!(info.contains(&format!("diffusion   {}", name.split(' ').next().unwrap())), "{info}");
         let sampled = place.json(&format!("sample {run} -n 2 --sampler heun --steps 3 --out {run}.npy"));
-        assert_eq!((&sampled["steps"], &sampled["evaluations"]), (&3.into(), &5.into()));
+        // The first step alone has one slope where it begins in what is nothing but noise, or nearly so.
+        let evaluations = if name == "elucidated" { 5 } else { 4 };
+        assert_eq!((&sampled["steps"], &sampled["evaluations"]), (&3.into(), &evaluations.into()));
         let (_, values) = read_npy_f32(&place.path(&format!("{run}.npy"))).unwrap();
         assert!(values.iter().all(|value| (0.0..=1.0).contains(value)), "{name}");
     }

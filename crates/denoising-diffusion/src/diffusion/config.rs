@@ -100,7 +100,7 @@ impl FormulationConfig {
     }
 
     /// Of valid options; `betas` in place of the named schedule.
-    pub(super) fn build(&self, betas: Option<Vec<f64>>) -> Result<Box<dyn Formulation>, DiffusionConfigError> {
+    pub(crate) fn build(&self, betas: Option<Vec<f64>>) -> Result<Box<dyn Formulation>, DiffusionConfigError> {
         let tables = |schedule: &ScheduleConfig| match &betas {
             Some(betas) if betas.len() != schedule.timesteps => Err(DiffusionConfigError::Timesteps(betas.len())),
             Some(betas) => Ok(Tables::from_betas(betas.clone())),

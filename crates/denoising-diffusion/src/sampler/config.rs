@@ -6,7 +6,7 @@ use thiserror::Error;
 use super::churn::Churn;
 use super::ddpm::PosteriorVariance;
 use super::kind::SamplerKind;
-use crate::diffusion::{DiffusionConfig, NoiseLevels};
+use crate::diffusion::{DiffusionConfig, Formulation, NoiseLevels};
 
 /// How samples are drawn.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -84,7 +84,11 @@ impl SampleConfig {
 
     /// Evaluations of the network per image.
     pub fn evaluations(&self, diffusion: &DiffusionConfig) -> usize {
-        self.sampler.evaluations(self.steps(diffusion))
+        let steps = self.steps(diffusion);
+        let of = |formulation: &dyn Formulation| {
+            self.sampler.evaluations(&self.noise_levels.of(formulation, steps, self.karras_rho))
+        };
+        diffusion.formulation.build(None).map_or(steps, |formulation| of(&*formulation))
     }
 
     pub(super) fn eta(&self) -> f64 {

@@ -4,6 +4,8 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::config::SampleConfig;
+use super::dpmpp_2s::has_halfway;
+use super::heun::has_two_slopes;
 use super::noise_source::NoiseSource;
 use super::step::{Callback, Interrupted};
 use super::{UnipcOrder, ddim, ddpm, dpmpp_2m, dpmpp_2s, dpmpp_sde_2m, euler, euler_ancestral, heun, lms, unipc};
@@ -85,12 +87,18 @@ impl SamplerKind {
         }
     }
 
-    /// Evaluations of the network in `steps` steps, the last of them to clean data.
-    pub fn evaluations(self, steps: usize) -> usize {
-        match self {
-            Self::Heun | Self::Dpmpp2s => 2 * steps.max(1) - 1,
-            _ => steps,
-        }
+    /// Evaluations of the network from the first level to the last.
+    pub fn evaluations(self, levels: &[NoiseLevel]) -> usize {
+        let evaluations_of = |pair: &[NoiseLevel]| {
+            let pair = [pair[0], pair[1]];
+            let second = match self {
+                Self::Heun => has_two_slopes(pair),
+                Self::Dpmpp2s => has_halfway(pair),
+                _ => false,
+            };
+            1 + usize::from(second)
+        };
+        levels.windows(2).map(evaluations_of).sum()
     }
 
     /// The eta that is taken where none is given, for solvers that read it.

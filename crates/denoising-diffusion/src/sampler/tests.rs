@@ -3,6 +3,7 @@
 mod contract;
 mod mixture;
 mod order;
+mod real_levels;
 mod repaint;
 mod solvers;
 mod stochastic;
