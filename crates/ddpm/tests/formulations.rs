@@ -130,6 +130,20 @@ fn images_are_filled_in_varied_and_joined() {
     place.fails("vary run --images a.png --strength 0 --out x.png", 2, "above 0");
     place.fails("vary run --images nothing --out x.png", 1, "nothing");
 
+    // One class for all variants, by default none.
+    place.ok(&format!("train digits {SMALL} --timesteps 8 --class-condition --steps 2 --out told"));
+    let vary = |flags: &str| {
+        place.ok(&format!("vary told --images pair --strength 1 --variants 2 --out v.npy --force {flags}"));
+        read_npy_f32(&place.path("v.npy")).unwrap().1
+    };
+    let (none, zero_one, zero) = (vary(""), vary("--classes 0,1"), vary("--classes 0"));
+    assert_eq!(zero_one[..128], zero[..128], "the first image's variants are of the first class");
+    assert!(zero_one[128..] != zero[128..] && none != zero);
+    place.ok("train-classifier digits --like told --dim 4 --dim-mults 1 --steps 2 --batch-size 8 --out c.safetensors");
+    let between = "interpolate told --images pair --frames 3 --classifier c.safetensors --out guided.npy";
+    place.ok(&format!("{between} --classes 3"));
+    place.fails(&format!("{between} --force"), 2, "none are named");
+
     place.ok("interpolate run --images pair --frames 5 --out between.npy");
     assert_eq!(read_npy_f32(&place.path("between.npy")).unwrap().0, [5, 1, 8, 8]);
     place.ok("interpolate run --from a.png --to pair/b.png --strength 0.5 --sampler ddpm --out between.png");

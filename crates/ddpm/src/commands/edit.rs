@@ -165,7 +165,7 @@ impl<'a> Job<'a> {
         ) -> std::result::Result<ImageBatch, EditError>,
     ) -> Result {
         let (sample, started) = (&self.settings.sample, Instant::now());
-        let classes = self.args.sampling.classes_of(&self.from, count, &self.settings.guidance)?;
+        let classes = self.args.sampling.classes_by_image(&self.from, count, &self.settings.guidance)?;
         let conditions = self.args.sampling.conditions(&self.from, self.recipe.as_ref())?;
         // In the order of the images, all variants of one behind each other.
         let places = |of: usize| (0..count).map(move |i| i * of / count);
