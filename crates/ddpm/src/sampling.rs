@@ -228,6 +228,12 @@ pub struct Drawable {
 }
 
 impl Drawable {
+    /// Classes that the network, or a classifier that guides it, knows.
+    pub fn num_classes(&self) -> usize {
+        let by_classifier = self.classifier.as_ref().map_or(0, |classifier| classifier.class_names.len());
+        self.model.num_classes().max(by_classifier)
+    }
+
     /// What draws from it.
     pub fn generator(&self, guidance: &GuidanceConfig) -> Generator<'_, ImageNetwork> {
         let calls = |model| Calls::new(model, self.device_graph);
@@ -263,6 +269,8 @@ pub fn describe(from: &Drawable, sample: &SampleConfig) -> Sampling {
 /// What `count` samples belong to.
 #[derive(Clone, Debug, Default)]
 pub struct BelongTo {
+    /// Unless others are named.
+    pub classes: Option<Vec<u32>>,
     pub conditions: Option<ImageBatch>,
     pub vectors: Option<Vec<f32>>,
 }
@@ -289,7 +297,7 @@ impl BelongTo {
             Some(own) => Some(own),
             None => args.vectors(from)?.map(|of| of.in_turn(count)),
         };
-        Ok(Self { conditions, vectors })
+        Ok(Self { classes: own.classes, conditions, vectors })
     }
 }
 
@@ -311,13 +319,15 @@ pub fn draw(
 ) -> Result<ImageBatch> {
     let sample = &settings.sample;
     let classes = args.classes_of(from, count, &settings.guidance)?;
+    let own = belong_to.classes.as_ref().filter(|_| args.classes.is_none() && classes.is_some());
+    let classes = own.or(classes.as_ref());
     let request = Request {
         sample,
         seed: args.seed,
         count,
         shape: from.shape,
         init_noise: None,
-        classes: classes.as_deref(),
+        classes: classes.map(Vec::as_slice),
         conditions: belong_to.conditions.as_ref(),
         vectors: belong_to.vectors.as_deref(),
     };

@@ -239,7 +239,8 @@ impl<M: Network<4>> Run<M> {
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<ImageBatch, RunError> {
         let shape = self.setup.train.dataset().shape();
-        let (classes, conditions) = (self.classes_of_samples(count), self.conditions_of_samples(count)?);
+        let conditions = self.conditions_of_samples(count)?;
+        let classes = self.classes_of_measured(count, &self.real_images(&setup.config));
         let vectors = self.vectors_of_samples(count);
         let request = Request {
             sample,
