@@ -208,7 +208,7 @@ pub const FLAGS: &[Flag] = &[
     flag(TRAIN, "steps", Whole, Free, "Optimizer steps"),
     flag(TRAIN, "batch_size", Whole, Fixed, "Images per backward pass"),
     flag(TRAIN, "accumulate", Whole, Fixed, "Backward passes per optimizer step"),
-    flag(TRAIN, "lr", Number, Fixed, "Learning rate"),
+    flag(TRAIN, "lr", Number, Fixed, "Learning rate [default: 0.0001; karras_unet: 0.01]"),
     flag(TRAIN, "lr_schedule", Word(&["constant", "cosine", "inverse_sqrt"]), Fixed, "How the learning rate changes after warm-up"),
     flag(TRAIN, "warmup_steps", Whole, Fixed, "Steps over which the learning rate rises"),
     flag(TRAIN, "adam_beta1", Number, Fixed, "Adam's decay of the first moment"),
