@@ -260,6 +260,7 @@ const UNTOLD: &[&str] = &[
     "sigmoid_start",
     "sigmoid_end",
     "sigmoid_tau",
+    "time_scale",
     "auto_normalize",
     "sinusoidal_pos_emb_theta",
     "mid_attn_heads",

@@ -14,7 +14,7 @@ const CLASSES: usize = 4;
 
 fn gaussian() -> Diffusion {
     let schedule = ScheduleConfig { timesteps: 40, ..Default::default() };
-    Diffusion::new(&GaussianConfig { schedule, objective: Objective::PredX0 }.into()).unwrap()
+    Diffusion::new(&GaussianConfig { schedule, objective: Objective::PredX0, ..Default::default() }.into()).unwrap()
 }
 
 fn fake(gain: f32, traits: Traits) -> Eval<Fake> {
