@@ -234,7 +234,9 @@ fn repeated(values: &[f32], images: usize, times: usize) -> Vec<f32> {
 pub fn inpaint(args: &InpaintArgs) -> Result {
     let job = Job::new(&args.common, |own| if own == SamplerKind::Ddpm { own } else { SamplerKind::Ddim })?;
     let step = match job.settings.sample.sampler {
-        SamplerKind::Ddpm => RePaintStep::Ddpm { posterior_variance: job.settings.sample.posterior_variance },
+        SamplerKind::Ddpm => {
+            RePaintStep::Ddpm { posterior_variance: job.settings.sample.posterior_variance.unwrap_or_default() }
+        }
         SamplerKind::Ddim => RePaintStep::Ddim { eta: job.settings.sample.eta.unwrap_or(0.0) },
         other => {
             return Err(Failure::usage(format!("images cannot be filled in by --sampler {}", other.name()))

@@ -242,7 +242,7 @@ pub const FLAGS: &[Flag] = &[
     flag(SAMPLE, "noise_levels", Word(&["trained", "karras", "log_snr", "trailing"]), Free, "Which noise levels the steps visit"),
     flag(SAMPLE, "karras_rho", Number, Free, "rho of --noise-levels karras"),
     flag(SAMPLE, "eta", Number, Free, "Noise of each step, 0 (none) to 1 [default: ddim 0, euler_ancestral and dpmpp_sde_2m 1]"),
-    flag(SAMPLE, "posterior_variance", Word(&["small", "large", "learned"]), Free, "Variance of the steps of ddpm"),
+    flag(SAMPLE, "posterior_variance", Word(&["small", "large", "learned"]), Free, "Variance of the steps of ddpm [default: learned where the network has learned one, else small]"),
     flag(SAMPLE, "s_churn", Number, Free, "euler, heun: noise added before steps and removed by them"),
     flag(SAMPLE, "s_tmin", Number, Free, "euler, heun: least sigma at which it is added"),
     flag(SAMPLE, "s_tmax", Number, Free, "euler, heun: largest sigma at which it is added [default: no limit]"),

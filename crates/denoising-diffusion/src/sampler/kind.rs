@@ -4,6 +4,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::config::SampleConfig;
+use super::ddpm::{PosteriorVariance, WithinBounds};
 use super::dpmpp_2s::has_halfway;
 use super::heun::has_two_slopes;
 use super::noise_source::NoiseSource;
@@ -137,7 +138,10 @@ impl SampleConfig {
     ) -> Result<Tensor<D>, Interrupted> {
         let (eta, churn) = (self.eta(), self.churn());
         match self.sampler {
-            SamplerKind::Ddpm => ddpm(denoiser, x, levels, self.posterior_variance, noise, callback),
+            SamplerKind::Ddpm => match self.posterior_variance {
+                Some(variance) => ddpm(denoiser, x, levels, variance, noise, callback),
+                None => ddpm(&WithinBounds(denoiser), x, levels, PosteriorVariance::Learned, noise, callback),
+            },
             SamplerKind::Ddim => ddim(denoiser, x, levels, eta, noise, callback),
             SamplerKind::Euler => euler(denoiser, x, levels, &churn, noise, callback),
             SamplerKind::EulerAncestral => euler_ancestral(denoiser, x, levels, eta, noise, callback),
