@@ -238,7 +238,7 @@ pub const FLAGS: &[Flag] = &[
 
     flag(SAMPLE, "num_samples", Whole, Free, "Images per grid"),
     flag(SAMPLE, "sampler", Word(SAMPLERS), Free, "Solver [default: dpmpp_sde_2m; elucidated: dpmpp_2m; rectified_flow: euler]"),
-    flag(SAMPLE, "sampling_timesteps", Whole, Free, "Steps from noise to data [default: ddpm: as many as training has; others: at most 50]"),
+    flag(SAMPLE, "sampling_timesteps", Whole, Free, "Steps from noise to data [default: ddpm: as many as training has (elucidated: 250); others: at most 50 (elucidated with heun: 18)]"),
     flag(SAMPLE, "noise_levels", Word(&["trained", "karras", "log_snr", "trailing"]), Free, "Which noise levels the steps visit"),
     flag(SAMPLE, "karras_rho", Number, Free, "rho of --noise-levels karras"),
     flag(SAMPLE, "eta", Number, Free, "Noise of each step, 0 (none) to 1 [default: ddim 0, euler_ancestral and dpmpp_sde_2m 1]"),

@@ -15,7 +15,7 @@ pub struct SampleConfig {
     /// Images per grid.
     pub num_samples: usize,
     pub sampler: SamplerKind,
-    /// Steps from noise to data; absent: as many as the formulation has for `ddpm`, at most 50 for the others.
+    /// Steps from noise to data; absent: as many as the formulation has for `ddpm`, at most 50 for the others, 18 for `heun` under `elucidated`.
     pub sampling_timesteps: Option<usize>,
     pub noise_levels: NoiseLevels,
     /// rho of `noise_levels = "karras"`.
@@ -80,13 +80,15 @@ const HEUN_STEPS: usize = 18;
 impl SampleConfig {
     /// Steps from noise to data.
     pub fn steps(&self, diffusion: &DiffusionConfig) -> usize {
-        self.sampling_timesteps.unwrap_or(match self.sampler {
-            SamplerKind::Ddpm => diffusion.default_steps(),
+        self.sampling_timesteps.unwrap_or(match (self.sampler, &diffusion.formulation) {
+            (SamplerKind::Ddpm, _) => diffusion.default_steps(),
+            (SamplerKind::Heun, FormulationConfig::Elucidated(_)) => HEUN_STEPS,
             _ => diffusion.default_steps().min(STEPS),
         })
     }
 
-    /// Evaluations of the network per image.
+    /// Evaluations of the network per image: some solvers need two in most steps. For valid options; under a learned schedule as at the beginning of
+    /// training.
     pub fn evaluations(&self, diffusion: &DiffusionConfig) -> usize {
         let steps = self.steps(diffusion);
         let of = |formulation: &dyn Formulation| {
