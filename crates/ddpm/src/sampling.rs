@@ -23,8 +23,10 @@ use crate::output::{note, word};
 use crate::recipe_flags::{SamplingFlags, UntoldFlags};
 use crate::weights::Found;
 
+mod classes;
 mod progress;
 
+use classes::{Classes, parse_classes};
 pub use progress::{SamplingProgress, or_interrupted};
 
 /// Flags of sampling.
@@ -33,7 +35,8 @@ pub struct SamplingArgs {
     /// Seed of the noise
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Classes of the images, one after the other and again: 0-9, or 3, or 0,2,5 [default: all, if the network takes classes]
+    /// Classes of the images, one after the other and again: 0-9, or 3, or 0,2,5 [default: all, if the network takes classes]; inpaint, vary and
+    /// interpolate spread them over the images in order [default: no class]
     #[arg(long, value_name = "LIST", value_parser = parse_classes)]
     pub classes: Option<Classes>,
     /// What the samples are to belong to, for networks that were trained with --condition: an image, a folder, or an array; fitted as
@@ -58,21 +61,6 @@ pub struct SamplingArgs {
     device_graph: bool,
     #[command(flatten)]
     flags: SamplingFlags,
-}
-
-/// Classes as numbers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Classes(Vec<u32>);
-
-fn parse_classes(text: &str) -> std::result::Result<Classes, String> {
-    let expected = || "expected classes such as 3, 0-9 or 0,2,5".to_string();
-    let part = |part: &str| -> Option<Vec<u32>> {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let (first, last): (u32, u32) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-        (first <= last && last < 1_000_000).then(|| (first..=last).collect())
-    };
-    let parts: Option<Vec<Vec<u32>>> = text.split(',').map(part).collect();
-    parts.map(|parts| Classes(parts.concat())).ok_or_else(expected)
 }
 
 /// How samples of a network are drawn.
@@ -129,38 +117,6 @@ impl SamplingArgs {
             .hint("it is defined for ddim, euler and euler_ancestral"));
         }
         Ok(Settings { sample, guidance })
-    }
-
-    /// The class of each of `count` samples of a network.
-    pub fn classes_of(&self, from: &Drawable, count: usize, guidance: &GuidanceConfig) -> Result<Option<Vec<u32>>> {
-        let by_network = from.model.num_classes() as u32;
-        let by_classifier = from.classifier.as_ref().map(|classifier| classifier.class_names.len() as u32);
-        if let Some(count) = by_classifier.filter(|&count| by_network > 0 && count != by_network) {
-            return Err(Failure::usage(format!(
-                "the network knows {by_network} classes, the classifier {count}: they were trained on other data"
-            )));
-        }
-        let known = by_network.max(by_classifier.unwrap_or(0));
-        if known == 0 {
-            let guides_nowhere = guidance.guidance != 1.0 && from.weak.is_none() && from.model.vector_dim() == 0;
-            return match &self.classes {
-                Some(_) => Err(Failure::usage("--classes is given, but the network was trained without classes")
-                    .hint("train with --class-condition, or guide by a classifier")),
-                None if guides_nowhere => Err(Failure::usage(
-                    "--guidance is given, but the network was trained without classes or vectors: nothing to guide towards",
-                )
-                .hint("guide away from a weaker network with --weak")),
-                None => Ok(None),
-            };
-        }
-        let classes = self.classes.as_ref().map_or_else(|| (0..known).collect(), |classes| classes.0.clone());
-        if let Some(unknown) = classes.iter().find(|&&class| class >= known) {
-            return Err(Failure::usage(format!(
-                "--classes: there is no class {unknown}; there are 0 to {}",
-                known - 1
-            )));
-        }
-        Ok(Some(classes.iter().copied().cycle().take(count).collect()))
     }
 
     /// What samples of a network are to belong to, prepared as in training, where it needs that.
@@ -271,6 +227,12 @@ pub struct Drawable {
 }
 
 impl Drawable {
+    /// Classes that the network, or a classifier that guides it, knows.
+    pub fn num_classes(&self) -> usize {
+        let by_classifier = self.classifier.as_ref().map_or(0, |classifier| classifier.class_names.len());
+        self.model.num_classes().max(by_classifier)
+    }
+
     /// What draws from it.
     pub fn generator(&self, guidance: &GuidanceConfig) -> Generator<'_, ImageNetwork> {
         let calls = |model| Calls::new(model, self.device_graph);
@@ -299,6 +261,8 @@ pub fn describe(from: &Drawable, sample: &SampleConfig) -> Sampling {
 /// What `count` samples belong to.
 #[derive(Clone, Debug, Default)]
 pub struct BelongTo {
+    /// Unless others are named.
+    pub classes: Option<Vec<u32>>,
     pub conditions: Option<ImageBatch>,
     pub vectors: Option<Vec<f32>>,
 }
@@ -325,7 +289,7 @@ impl BelongTo {
             Some(own) => Some(own),
             None => args.vectors(from)?.map(|of| of.in_turn(count)),
         };
-        Ok(Self { conditions, vectors })
+        Ok(Self { classes: own.classes, conditions, vectors })
     }
 }
 
@@ -347,13 +311,15 @@ pub fn draw(
 ) -> Result<ImageBatch> {
     let sample = &settings.sample;
     let classes = args.classes_of(from, count, &settings.guidance)?;
+    let own = belong_to.classes.as_ref().filter(|_| args.classes.is_none() && classes.is_some());
+    let classes = own.or(classes.as_ref());
     let request = Request {
         sample,
         seed: args.seed,
         count,
         shape: from.shape,
         init_noise: None,
-        classes: classes.as_deref(),
+        classes: classes.map(Vec::as_slice),
         conditions: belong_to.conditions.as_ref(),
         vectors: belong_to.vectors.as_deref(),
     };
@@ -362,19 +328,4 @@ pub fn draw(
     let images = generator.generate(&request, machine.device(), &mut |at| progress.see(at));
     progress.finish(&generator);
     images.map_err(or_interrupted)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn classes_are_lists_and_ranges() {
-        for (text, classes) in [("3", vec![3]), ("0-3", vec![0, 1, 2, 3]), ("5,1-2", vec![5, 1, 2])] {
-            assert_eq!(parse_classes(text), Ok(Classes(classes)));
-        }
-        for text in ["", "3-1", "a", "1,", "-2"] {
-            assert!(parse_classes(text).is_err(), "{text}");
-        }
-    }
 }

@@ -23,7 +23,9 @@ fn every_formulation_from_training_to_samples() {
         let info = place.ok(&format!("info {run}"));
         assert!(info.contains(&format!("diffusion   {}", name.split(' ').next().unwrap())), "{info}");
         let sampled = place.json(&format!("sample {run} -n 2 --sampler heun --steps 3 --out {run}.npy"));
-        assert_eq!((&sampled["steps"], &sampled["evaluations"]), (&3.into(), &5.into()));
+        // The first step alone has one slope where it begins in what is nothing but noise, or nearly so.
+        let evaluations = if name == "elucidated" { 5 } else { 4 };
+        assert_eq!((&sampled["steps"], &sampled["evaluations"]), (&3.into(), &evaluations.into()));
         let (_, values) = read_npy_f32(&place.path(&format!("{run}.npy"))).unwrap();
         assert!(values.iter().all(|value| (0.0..=1.0).contains(value)), "{name}");
     }
@@ -36,7 +38,8 @@ fn what_cannot_be_is_refused_before_training_with_the_reason() {
         ("--diffusion elucidated --timesteps 8", "`timesteps` is no option of `diffusion = \"elucidated\"`"),
         ("--diffusion weighted_objective --min-snr-loss-weight", "no single weight"),
         ("--diffusion learned_variance --offset-noise-strength 0.1", "white noise"),
-        ("--diffusion rectified_flow --random-fourier-features", "up to a thousand"),
+        ("--random-fourier-features", "up to a thousand"),
+        ("--diffusion rectified_flow --time-scale 1000 --random-fourier-features", "up to a thousand"),
         ("--posterior-variance learned --sampler ddpm", "needs `diffusion = \"learned_variance\"`"),
         ("--sampler unipc --s-churn 10", "`s_churn` belongs to"),
         ("--sampler lms --eta 0.5", "`eta` belongs to"),
@@ -127,6 +130,20 @@ fn images_are_filled_in_varied_and_joined() {
     assert_eq!(varied["images"], 6);
     place.fails("vary run --images a.png --strength 0 --out x.png", 2, "above 0");
     place.fails("vary run --images nothing --out x.png", 1, "nothing");
+
+    // One class for all variants, by default none.
+    place.ok(&format!("train digits {SMALL} --timesteps 8 --class-condition --steps 2 --out told"));
+    let vary = |flags: &str| {
+        place.ok(&format!("vary told --images pair --strength 1 --variants 2 --out v.npy --force {flags}"));
+        read_npy_f32(&place.path("v.npy")).unwrap().1
+    };
+    let (none, zero_one, zero) = (vary(""), vary("--classes 0,1"), vary("--classes 0"));
+    assert_eq!(zero_one[..128], zero[..128], "the first image's variants are of the first class");
+    assert!(zero_one[128..] != zero[128..] && none != zero);
+    place.ok("train-classifier digits --like told --dim 4 --dim-mults 1 --steps 2 --batch-size 8 --out c.safetensors");
+    let between = "interpolate told --images pair --frames 3 --classifier c.safetensors --out guided.npy";
+    place.ok(&format!("{between} --classes 3"));
+    place.fails(&format!("{between} --force"), 2, "none are named");
 
     place.ok("interpolate run --images pair --frames 5 --out between.npy");
     assert_eq!(read_npy_f32(&place.path("between.npy")).unwrap().0, [5, 1, 8, 8]);

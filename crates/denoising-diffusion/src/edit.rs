@@ -14,6 +14,9 @@ use crate::sampler::{
     repaint_schedule, slerp,
 };
 
+#[cfg(test)]
+mod tests;
+
 /// Why there are no edited images.
 #[derive(Debug, Error, PartialEq)]
 pub enum EditError {
@@ -108,7 +111,8 @@ impl<'a, M: Network<4>> Generator<'a, M> {
         })?)
     }
 
-    /// `request.count` images from `pair[0]` to `pair[1]` (each `[c, h, w]`, in the data's range), the ends included.
+    /// `request.count` images from `pair[0]` to `pair[1]` (each `[c, h, w]`, in the data's range), the ends included. Inverted images come back: each is
+    /// inverted as what its own frame, the first or the last, belongs to.
     ///
     /// # Errors
     /// [`EditError`].
@@ -124,33 +128,33 @@ impl<'a, M: Network<4>> Generator<'a, M> {
         for image in pair {
             check_size("an image", image, 1, shape)?;
         }
+        let mut share = 1.0;
         if let Between::Noised { strength } = between {
             check_strength(strength)?;
+            share = strength;
         }
-        let last = request.count.saturating_sub(1).max(1) as f64;
+        let last = request.count.saturating_sub(1);
+        let ends = pair.map(|image| self.diffusion.normalize(from_host(image.to_vec(), [1, c, h, w], device)));
+        let noise: Tensor<4> = normal_batch(request.seed, Purpose::SampleInit, 0, 0, [1, c, h, w], device);
+        let mut inverted = None;
         Ok(self.in_batches(request, device, |batch| {
-            let (b, levels) = (batch.init.dims()[0], self.levels(&batch, request));
-            let of = |image: &[f32]| self.diffusion.normalize(from_host(image.to_vec(), [1, c, h, w], device));
-            let ends = pair.map(of);
-            let lambdas = (0..b).map(|i| (batch.first + i) as f64 / last);
-            let (levels, mixed) = match between {
+            let levels = last_share(&self.levels(&batch, request), share);
+            let lambdas = (batch.first..batch.first + batch.init.dims()[0]).map(|i| i as f64 / last.max(1) as f64);
+            let mixed = match between {
                 Between::Inverted => {
-                    let upwards = self.levels_of(&batch, request, self.inversion_steps(request));
-                    let mut quiet = crate::sampler::ignore;
-                    let mut noises = Vec::with_capacity(2);
-                    for end in ends {
-                        noises.push(ddim_inversion(&batch.denoiser, end, &upwards, &mut quiet)?);
-                    }
-                    let mix = |lambda| slerp(noises[0].clone(), noises[1].clone(), lambda);
-                    (levels, lambdas.map(mix).collect::<Vec<_>>())
+                    let [from, to] = match inverted.take() {
+                        Some(noises) => noises,
+                        None => {
+                            let [from, to] = ends.clone();
+                            [self.inverted(request, 0, from, device)?, self.inverted(request, last, to, device)?]
+                        }
+                    };
+                    inverted = Some([from.clone(), to.clone()]);
+                    lambdas.map(|lambda| slerp(from.clone(), to.clone(), lambda)).collect()
                 }
-                Between::Noised { strength } => {
-                    let levels = last_share(&levels, strength);
-                    let noise: Tensor<4> = normal_batch(request.seed, Purpose::SampleInit, 0, 0, [1, c, h, w], device);
+                Between::Noised { .. } => {
                     let noises = || [noise.clone(), noise.clone()];
-                    let mix = |lambda| noised_mixture(ends.clone(), lambda, levels[0], noises());
-                    let mixed = lambdas.map(mix).collect::<Vec<_>>();
-                    (levels, mixed)
+                    lambdas.map(|lambda| noised_mixture(ends.clone(), lambda, levels[0], noises())).collect()
                 }
             };
             let mut callback = passed_on(batch.first, watch);
@@ -158,6 +162,19 @@ impl<'a, M: Network<4>> Generator<'a, M> {
             let mut noise = Shared(SeededNoise::new(request.seed, 0, device));
             request.sample.run(&batch.denoiser, Tensor::cat(mixed, 0), &levels, &mut noise, &mut callback)
         })?)
+    }
+
+    /// The noise that an image, `[1, c, h, w]` on the network's scale, comes of, told what the sample of this number belongs to.
+    fn inverted(
+        &'a self,
+        request: &Request<'_>,
+        number: usize,
+        image: Tensor<4>,
+        device: &Device,
+    ) -> Result<Tensor<4>, Interrupted> {
+        let batch = self.batch(request, number..number + 1, device);
+        let upwards = self.levels_of(&batch, request, self.inversion_steps(request));
+        ddim_inversion(&batch.denoiser, image, &upwards, &mut crate::sampler::ignore)
     }
 
     fn levels(&self, batch: &SampleBatch<'_, M>, request: &Request<'_>) -> Vec<NoiseLevel> {

@@ -1,7 +1,7 @@
 //! From a network in eval behaviour to images: noise levels, sampler, guidance and batches chosen by configurations. Not here: the
 //! samplers themselves, and files.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use burn::tensor::{Device, Tensor};
 use thiserror::Error;
@@ -161,27 +161,37 @@ impl<'a, M: Network<4>> Generator<'a, M> {
         let mut data = Vec::with_capacity(count * size);
         for first in (0..count).step_by(request.sample.sample_batch_size) {
             let b = request.sample.sample_batch_size.min(count - first);
-            let noise = SeededNoise::new(request.seed, first as u64, device);
-            let init = match request.init_noise {
-                Some(values) => from_host(values[first * size..(first + b) * size].to_vec(), [b, c, h, w], device),
-                None => noise.init([b, c, h, w]),
-            };
-            let mut denoiser = self.denoiser(request.classes.map(|classes| &classes[first..first + b]));
-            if let Some(conditions) = request.conditions {
-                let ImageBatch { shape, data } = conditions.slice(first, b);
-                denoiser = denoiser.with_condition(from_host(data, shape, device));
-            }
-            if let Some(vectors) = request.vectors {
-                let dim = self.model.network().vector_dim();
-                denoiser = denoiser.with_vectors(vectors[first * dim..(first + b) * dim].to_vec());
-            }
-            let x = make(SampleBatch { denoiser, first, init, noise })?;
+            let x = make(self.batch(request, first..first + b, device))?;
             data.extend(host_values(self.diffusion.unnormalize(x)));
         }
         if let Some(at) = data.iter().position(|value| !value.is_finite()) {
             return Err(GenerateError::NonFinite { sample: at / size });
         }
         Ok(ImageBatch { shape: [count, c, h, w], data })
+    }
+
+    /// The samples of these numbers, before anything is made of their noise. For requests that [`in_batches`](Self::in_batches) takes.
+    pub(crate) fn batch(&self, request: &Request<'_>, numbers: Range<usize>, device: &Device) -> SampleBatch<'a, M>
+    where
+        Self: 'a,
+    {
+        let [c, h, w] = request.shape;
+        let (Range { start: first, end }, b, size) = (numbers.clone(), numbers.len(), c * h * w);
+        let noise = SeededNoise::new(request.seed, first as u64, device);
+        let init = match request.init_noise {
+            Some(values) => from_host(values[first * size..end * size].to_vec(), [b, c, h, w], device),
+            None => noise.init([b, c, h, w]),
+        };
+        let mut denoiser = self.denoiser(request.classes.map(|classes| &classes[numbers]));
+        if let Some(conditions) = request.conditions {
+            let ImageBatch { shape, data } = conditions.slice(first, b);
+            denoiser = denoiser.with_condition(from_host(data, shape, device));
+        }
+        if let Some(vectors) = request.vectors {
+            let dim = self.model.network().vector_dim();
+            denoiser = denoiser.with_vectors(vectors[first * dim..end * dim].to_vec());
+        }
+        SampleBatch { denoiser, first, init, noise }
     }
 
     /// The guided denoiser of a batch of these classes.

@@ -54,6 +54,15 @@ impl Model {
         }
     }
 
+    /// The learning rate where nobody says one. Forced weight normalisation keeps weights at one size, of which Adam's steps must be a share that gets
+    /// them anywhere: EDM2 (Karras et al. 2023, arXiv:2312.02696) begins at about 1e-2. For the others the reference's.
+    pub fn usual_lr(self) -> f64 {
+        match self {
+            Self::KarrasUnet => 1e-2,
+            _ => TrainConfig::default().lr,
+        }
+    }
+
     /// One line for people.
     pub fn about(self) -> &'static str {
         match self {
@@ -219,8 +228,12 @@ impl Recipe {
             }
         }
         let mut recipe: Self = toml::from_str(text)?;
-        if table.get("sample").and_then(|sample| sample.get("sampler")).is_none() {
+        let says = |section, key| table.get(section).and_then(|section| section.get(key)).is_some();
+        if !says("sample", "sampler") {
             recipe.sample.sampler = SamplerKind::usual(&recipe.diffusion.formulation);
+        }
+        if !says("train", "lr") {
+            recipe.train.lr = recipe.network.model.usual_lr();
         }
         Ok(recipe)
     }
@@ -239,6 +252,13 @@ impl Recipe {
             }
         }
         Ok(toml::to_string(&table)?)
+    }
+
+    /// For a run that begins: choices that older runs, whose `config.toml` lacks the key, did not have.
+    pub fn for_new_run(mut self) -> Self {
+        let fourier_time = self.bare_network().fourier_time();
+        self.diffusion = self.diffusion.for_new_run(fourier_time);
+        self
     }
 
     /// With the data read as what the network is for, where nobody says how.

@@ -43,7 +43,7 @@ fn tiny(num_classes: usize, dim_mults: &[usize]) -> ClassifierConfig {
 
 fn gaussian(timesteps: usize, objective: Objective) -> Diffusion {
     let schedule = ScheduleConfig { timesteps, ..ScheduleConfig::default() };
-    Diffusion::new(&GaussianConfig { schedule, objective }.into()).unwrap()
+    Diffusion::new(&GaussianConfig { schedule, objective, ..Default::default() }.into()).unwrap()
 }
 
 fn elucidated() -> Diffusion {

@@ -132,7 +132,7 @@ fn class_unet_keywords(unet: &UnetConfig) -> Result<Value> {
 /// The keywords of the reference's GaussianDiffusion; of another formulation, our own options. A schedule without name cannot be one of
 /// them.
 fn diffusion_keywords(card: &ModelCard) -> Value {
-    let FormulationConfig::Gaussian(GaussianConfig { schedule, objective }) = &card.diffusion.formulation else {
+    let FormulationConfig::Gaussian(GaussianConfig { schedule, objective, .. }) = &card.diffusion.formulation else {
         return json!(card.diffusion);
     };
     let (s, shared) = (schedule, &card.diffusion.shared);

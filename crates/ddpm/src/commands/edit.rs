@@ -167,7 +167,7 @@ impl<'a> Job<'a> {
         ) -> std::result::Result<ImageBatch, EditError>,
     ) -> Result {
         let (sample, started) = (&self.settings.sample, Instant::now());
-        let classes = self.args.sampling.classes_of(&self.from, count, &self.settings.guidance)?;
+        let classes = self.args.sampling.classes_by_image(&self.from, count, &self.settings.guidance)?;
         let conditions = self.args.sampling.conditions(&self.from, self.recipe.as_ref())?;
         // In the order of the images, all variants of one behind each other.
         let places = |of: usize| (0..count).map(move |i| i * of / count);
@@ -232,7 +232,9 @@ fn repeated(values: &[f32], images: usize, times: usize) -> Vec<f32> {
 pub fn inpaint(args: &InpaintArgs) -> Result {
     let job = Job::new(&args.common, |own| if own == SamplerKind::Ddpm { own } else { SamplerKind::Ddim })?;
     let step = match job.settings.sample.sampler {
-        SamplerKind::Ddpm => RePaintStep::Ddpm { posterior_variance: job.settings.sample.posterior_variance },
+        SamplerKind::Ddpm => {
+            RePaintStep::Ddpm { posterior_variance: job.settings.sample.posterior_variance.unwrap_or_default() }
+        }
         SamplerKind::Ddim => RePaintStep::Ddim { eta: job.settings.sample.eta.unwrap_or(0.0) },
         other => {
             return Err(Failure::usage(format!("images cannot be filled in by --sampler {}", other.name()))

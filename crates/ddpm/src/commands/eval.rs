@@ -163,8 +163,8 @@ impl<'a> Plan<'a> {
         })
     }
 
-    /// Samples, where a metric rests on them. They belong to what --condition and --vectors name, else to what the data that they are compared with
-    /// belong to.
+    /// Samples, where a metric rests on them. They belong to what --classes, --condition and --vectors name, else to what the data that they are compared
+    /// with belong to.
     fn draw(&self) -> Result<Option<ImageBatch>> {
         if !self.metrics.iter().any(|metric| metric.needs_samples()) {
             return Ok(None);
@@ -173,7 +173,15 @@ impl<'a> Plan<'a> {
         note(format!("{n} images by {} from {}", self.settings.sample.sampler.name(), self.path.display()));
         let sampling = &self.args.sampling;
         let own = self.split.as_ref().map_or(&self.real, |(_, held_out)| held_out);
-        let own = BelongTo { conditions: own.conditions(n)?, vectors: own.vectors(n) };
+        let (conditions, vectors) = (own.conditions(n)?, own.vectors(n));
+        let named = sampling.condition.is_some() || sampling.vectors.is_some();
+        // Those of the same examples, else as often as in the data that the samples are compared with.
+        let classes = match !named && (conditions.is_some() || vectors.is_some()) {
+            true => own.classes(n),
+            false => self.real.classes_by_share(n),
+        };
+        let classes = classes.filter(|_| self.real.num_classes() == self.from.num_classes());
+        let own = BelongTo { classes, conditions, vectors };
         let belong_to = BelongTo::named_or(own, sampling, &self.from, self.recipe.as_ref(), n)?;
         draw(&self.from, &self.settings, sampling, n, &belong_to, &self.machine, &self.stop).map(Some)
     }

@@ -152,6 +152,7 @@ fn settings(args: &TrainArgs) -> Result<(Recipe, PathBuf)> {
         }
     }
     let recipe = args.recipe.apply(&recipe).or_usage()?;
+    let recipe = if args.resume.is_some() { recipe } else { recipe.for_new_run() };
     let dir = match (&args.resume, &args.out) {
         (Some(run), _) => run.clone(),
         (None, Some(out)) => refuse_existing(out)?.to_path_buf(),

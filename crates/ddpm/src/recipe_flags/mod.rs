@@ -130,7 +130,7 @@ pub struct RecipeFlags {
 impl RecipeFlags {
     /// The recipe with these flags put over it.
     pub fn apply(&self, recipe: &Recipe) -> Result<Recipe, toml::de::Error> {
-        let mut table = Table::try_from(self.with_usual_sampler(recipe)?).map_err(toml::de::Error::custom)?;
+        let mut table = Table::try_from(self.with_what_is_usual(recipe)?).map_err(toml::de::Error::custom)?;
         self.change_formulation(&mut table);
         self.change_model(&mut table);
         let model = table.get("network").and_then(|network| network.get("model")).and_then(Value::as_str);
@@ -155,14 +155,21 @@ impl RecipeFlags {
         }
     }
 
-    /// Where the flags choose another formulation and no sampler, one that is usual for the old formulation becomes the new one's.
-    fn with_usual_sampler(&self, recipe: &Recipe) -> Result<Recipe, toml::de::Error> {
+    /// Where the flags choose another formulation and no sampler, or another network and no learning rate, what is usual for the old one becomes what is
+    /// usual for the new one.
+    fn with_what_is_usual(&self, recipe: &Recipe) -> Result<Recipe, toml::de::Error> {
         let mut recipe = recipe.clone();
         let said = |key| self.given.iter().find(|(flag, _)| flag.key == key).map(|(_, value)| value.clone());
         if let (Some(chosen), None) = (said("diffusion"), said("sampler")) {
             let chosen: DiffusionConfig = Table::from_iter([("diffusion".to_string(), chosen)]).try_into()?;
             if recipe.sample.sampler == SamplerKind::usual(&recipe.diffusion.formulation) {
                 recipe.sample.sampler = SamplerKind::usual(&chosen.formulation);
+            }
+        }
+        if let (Some(chosen), None) = (said("model"), said("lr")) {
+            let chosen: Model = chosen.try_into()?;
+            if recipe.train.lr == recipe.network.model.usual_lr() {
+                recipe.train.lr = chosen.usual_lr();
             }
         }
         Ok(recipe)
@@ -253,6 +260,7 @@ const UNTOLD: &[&str] = &[
     "sigmoid_start",
     "sigmoid_end",
     "sigmoid_tau",
+    "time_scale",
     "auto_normalize",
     "sinusoidal_pos_emb_theta",
     "mid_attn_heads",

@@ -6,6 +6,7 @@ use denoising_diffusion::data::ChannelPolicy;
 use denoising_diffusion::diffusion::NoiseLevels;
 use denoising_diffusion::eval::metric::{Metric, better};
 use denoising_diffusion::eval::result::Better;
+use denoising_diffusion::train::TrainConfig;
 
 use super::table::Kind::{Word, WordPerStage, Words};
 use super::*;
@@ -173,6 +174,19 @@ fn another_formulation_starts_from_its_own_defaults_and_shared_options_stay() {
     assert_eq!(same, base);
     let error = parse(&["--sigma-max", "40"]).unwrap().apply(&base).unwrap_err().to_string();
     assert!(error.contains("`sigma_max` is no option of `diffusion = \"gaussian\"` (but of elucidated)"), "{error}");
+}
+
+#[test]
+fn another_network_has_its_own_learning_rate_unless_one_is_named() {
+    let lr = |args: &[&str], of: &Recipe| parse(args).unwrap().apply(of).unwrap().train.lr;
+    let digits = Recipe { train: TrainConfig { lr: 1.5e-3, ..TrainConfig::default() }, ..Recipe::default() };
+    let karras = parse(&["--model", "karras_unet"]).unwrap().apply(&Recipe::default()).unwrap();
+    assert_eq!(karras.train.lr, 1e-2);
+    assert_eq!(lr(&["--model", "unet"], &karras), 1e-4);
+    assert_eq!(lr(&["--model", "dit"], &Recipe::default()), 1e-4);
+    assert_eq!(lr(&["--model", "karras_unet", "--lr", "0.0001"], &Recipe::default()), 1e-4);
+    assert_eq!(lr(&["--model", "karras_unet"], &digits), 1.5e-3, "the recipe's");
+    assert_eq!(lr(&["--dim", "8"], &karras), 1e-2);
 }
 
 #[test]

@@ -9,11 +9,14 @@ use super::continuous_time::{ContinuousTimeConfig, SimpleConfig};
 use super::elucidated::{Elucidated, ElucidatedConfig};
 use super::error::{DiffusionConfigError, check};
 use super::formulation::{Formulation, Output};
-use super::gaussian::{GaussianConfig, GaussianDiffusion};
+use super::gaussian::GaussianConfig;
 use super::learned_variance::LearnedVarianceConfig;
 use super::rectified_flow::{RectifiedFlow, RectifiedFlowConfig};
 use super::schedule::{ScheduleConfig, Tables};
 use super::weighted_objective::WeightedObjectiveConfig;
+
+#[cfg(test)]
+mod tests;
 
 /// Which formulation, with its own options.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -100,7 +103,7 @@ impl FormulationConfig {
     }
 
     /// Of valid options; `betas` in place of the named schedule.
-    pub(super) fn build(&self, betas: Option<Vec<f64>>) -> Result<Box<dyn Formulation>, DiffusionConfigError> {
+    pub(crate) fn build(&self, betas: Option<Vec<f64>>) -> Result<Box<dyn Formulation>, DiffusionConfigError> {
         let tables = |schedule: &ScheduleConfig| match &betas {
             Some(betas) if betas.len() != schedule.timesteps => Err(DiffusionConfigError::Timesteps(betas.len())),
             Some(betas) => Ok(Tables::from_betas(betas.clone())),
@@ -110,7 +113,7 @@ impl FormulationConfig {
             return Err(DiffusionConfigError::BetasWithoutTable { formulation: self.name() });
         }
         Ok(match self {
-            Self::Gaussian(c) => Box::new(GaussianDiffusion::with_tables(tables(&c.schedule)?, c.objective)),
+            Self::Gaussian(c) => Box::new(c.build(tables(&c.schedule)?)),
             Self::LearnedVariance(c) => Box::new(c.build(tables(&c.schedule)?)),
             Self::WeightedObjective(c) => Box::new(c.build(tables(&c.schedule)?)),
             Self::ContinuousTime(c) => Box::new(c.build()),
@@ -223,6 +226,9 @@ impl DiffusionConfig {
                 &name,
                 "its loss is a sum of errors of noise and of data, which no single weight turns into one of data",
             ),
+            FormulationConfig::Gaussian(GaussianConfig { loss_weight: Some(_), .. }) if self.min_snr().is_some() => {
+                refuse("loss_weight", "`min_snr_loss_weight`", "both say how the loss is weighted")
+            }
             _ if self.shared.immiscible && xm_candidates > 1 => refuse(
                 "immiscible",
                 "`xm_candidates` above 1",
@@ -255,6 +261,19 @@ impl DiffusionConfig {
             FormulationConfig::WeightedObjective(config) => Output::Weighted(config.weights).channels(channels),
             _ => channels,
         }
+    }
+
+    /// For a run that begins, of a network that may embed time by Fourier features: choices that older runs, whose files lack the key, did not have.
+    pub fn for_new_run(self, fourier_time: bool) -> Self {
+        let weighted = self.min_snr().is_some();
+        let formulation = match self.formulation {
+            FormulationConfig::Gaussian(config) if !weighted => FormulationConfig::Gaussian(config.for_new_run()),
+            FormulationConfig::RectifiedFlow(config) if fourier_time => {
+                FormulationConfig::RectifiedFlow(config.for_fourier_time())
+            }
+            formulation => formulation,
+        };
+        Self { formulation, ..self }
     }
 
     /// Fills in what the size of the data decides.
@@ -325,63 +344,5 @@ impl TryFrom<Map<String, Value>> for DiffusionConfig {
             formulation: read_table(own).map_err(whole)?,
             shared: read_table(shared.into_iter().collect()).map_err(whole)?,
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(text: &str) -> Result<DiffusionConfig, String> {
-        toml::from_str(text).map_err(|error: toml::de::Error| error.to_string())
-    }
-
-    #[test]
-    fn every_formulation_reads_what_it_writes() {
-        for formulation in FormulationConfig::all() {
-            let config = DiffusionConfig::from(formulation);
-            assert_eq!(config.validate(), Ok(()));
-            let text = toml::to_string(&config).unwrap();
-            assert!(text.contains(&format!("diffusion = \"{}\"", config.formulation.name())), "{text}");
-            assert_eq!(read(&text).unwrap(), config);
-            assert_eq!(config.formulation.build(None).unwrap().output().channels(3), config.out_channels(3));
-        }
-        assert_eq!(read("").unwrap(), DiffusionConfig::default());
-        assert_eq!(read("sigma_max = 40\ndiffusion = \"elucidated\"").unwrap().formulation.name(), "elucidated");
-    }
-
-    #[test]
-    fn keys_of_other_formulations_are_refused_with_their_owner() {
-        let error = read("sigma_data = 0.5").unwrap_err();
-        assert!(
-            error.contains("`sigma_data` is no option of `diffusion = \"gaussian\"` (but of elucidated)"),
-            "{error}"
-        );
-        let error = read("diffusion = \"edm\"").unwrap_err();
-        assert!(error.contains("no formulation \"edm\"") && error.contains("rectified_flow"), "{error}");
-        let error = read("objective = \"pred_x\"").unwrap_err();
-        assert!(error.contains("pred_x0"), "{error}");
-        assert!(read("immiscible = 3").is_err());
-    }
-
-    #[test]
-    fn combinations_without_meaning_are_refused_with_the_reason() {
-        for (text, reason) in [
-            ("diffusion = \"learned_variance\"\noffset_noise_strength = 0.1", "white noise"),
-            ("diffusion = \"weighted_objective\"\nmin_snr_loss_weight = true", "no single weight"),
-            ("immiscible = true\nxm_candidates = 2", "only one of them"),
-            ("zero_terminal_snr = true\nobjective = \"pred_noise\"", "says nothing about the data"),
-            ("diffusion = \"simple\"\nnoise_d_low = 32", "`noise_d_high` is missing"),
-            (
-                "diffusion = \"continuous_time\"\nlearned_schedule_hidden_dim = 8",
-                "belongs to `noise_schedule = \"learned\"`",
-            ),
-            ("diffusion = \"rectified_flow\"\nmode_scale = 1.0", "another distribution"),
-            ("diffusion = \"elucidated\"\nsigma_max = 0.001", "above `sigma_min`"),
-            ("xm_candidates = 0", "at least 1"),
-        ] {
-            let error = read(text).unwrap().validate().unwrap_err().to_string();
-            assert!(error.contains(reason), "{error}");
-        }
     }
 }

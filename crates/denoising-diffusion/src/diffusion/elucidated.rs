@@ -31,8 +31,8 @@ impl Default for ElucidatedConfig {
     }
 }
 
-/// Heun steps of the paper for CIFAR-10 (35 evaluations).
-const STEPS: usize = 18;
+/// Of ancestral sampling; the paper has none.
+const STEPS: usize = 250;
 
 impl ElucidatedConfig {
     /// # Errors

@@ -16,6 +16,20 @@ pub struct GaussianConfig {
     #[serde(flatten)]
     pub schedule: ScheduleConfig,
     pub objective: Objective,
+    /// Weight of the prediction's squared error; absent: as [`LossWeight::Noise`].
+    pub loss_weight: Option<LossWeight>,
+}
+
+/// How the squared error of predicted data, or of v, is weighted. That of predicted noise has weight 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossWeight {
+    /// By what makes the squared error of the noise of it (the reference's choice): SNR for data, alpha^2 for v. At a level that is nothing but noise
+    /// that is 0, and the network is never told what to do there.
+    #[default]
+    Noise,
+    /// 1 (Salimans and Ho 2022, arXiv:2202.00512, section 4, "SNR+1" for v; Lin et al. 2023, arXiv:2305.08891, section 3.2).
+    Uniform,
 }
 
 impl GaussianConfig {
@@ -24,6 +38,20 @@ impl GaussianConfig {
     pub fn validate(&self) -> Result<(), DiffusionConfigError> {
         self.schedule.validate()?;
         refuse_noise_at_zero_snr(&self.schedule, self.objective)
+    }
+
+    pub(super) fn build(&self, tables: Tables) -> GaussianDiffusion {
+        GaussianDiffusion {
+            loss_weight: self.loss_weight.unwrap_or_default(),
+            ..GaussianDiffusion::with_tables(tables, self.objective)
+        }
+    }
+
+    /// For a run that begins: where the last level is nothing but noise, the network learns what to do there, unless something else is said.
+    #[must_use]
+    pub fn for_new_run(self) -> Self {
+        let uniform = self.schedule.zero_terminal_snr.then_some(LossWeight::Uniform);
+        Self { loss_weight: self.loss_weight.or(uniform), ..self }
     }
 }
 
@@ -48,16 +76,17 @@ pub struct GaussianDiffusion {
     pub(super) tables: Tables,
     pub(super) prediction: Prediction,
     pub(super) output: Output,
+    pub(super) loss_weight: LossWeight,
 }
 
 impl GaussianDiffusion {
     pub fn new(config: &GaussianConfig) -> Self {
-        Self::with_tables(Tables::new(&config.schedule), config.objective)
+        config.build(Tables::new(&config.schedule))
     }
 
     /// With a schedule that has no name.
     pub fn with_tables(tables: Tables, objective: Objective) -> Self {
-        Self { tables, prediction: objective.into(), output: Output::Prediction }
+        Self { tables, prediction: objective.into(), output: Output::Prediction, loss_weight: LossWeight::Noise }
     }
 }
 
@@ -79,10 +108,11 @@ impl Formulation for GaussianDiffusion {
         self.prediction
     }
 
-    /// 1 for noise; for the other objectives what makes the same loss on the noise out of theirs (Hang et al. 2023, section 3.4). For
+    /// 1 for noise; for the other objectives what makes the same loss on the noise out of theirs (Hang et al. 2023, section 3.4), or 1. For
     /// noise and variance, and for weighted objectives, 1.
     fn loss_weight(&self, level: &NoiseLevel) -> f64 {
         match (self.output, self.prediction) {
+            _ if self.loss_weight == LossWeight::Uniform => 1.0,
             (Output::Prediction, Prediction::XStart) => (level.alpha / level.sigma).powi(2),
             (Output::Prediction, Prediction::V) => level.alpha.powi(2),
             _ => 1.0,

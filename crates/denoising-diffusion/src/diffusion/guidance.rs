@@ -81,8 +81,18 @@ impl GuidanceConfig {
 
     /// The scale at a level: 1 outside of the interval.
     pub fn scale_at(&self, level: &NoiseLevel) -> f64 {
+        if self.acts_at(level) { self.guidance } else { 1.0 }
+    }
+
+    /// Whether the direction back to noise is that of the unconditional estimate at a level. That is so at a scale of 1, too: in CFG++ it is a scale
+    /// like any other.
+    pub(super) fn renoises_at(&self, level: &NoiseLevel) -> bool {
+        self.cfg_plus_plus && self.acts_at(level)
+    }
+
+    fn acts_at(&self, level: &NoiseLevel) -> bool {
         let inside = |[low, high]: [f64; 2]| (low..=high).contains(&(level.sigma / level.alpha));
-        if self.guidance_interval.is_none_or(inside) { self.guidance } else { 1.0 }
+        self.guidance_interval.is_none_or(inside)
     }
 
     /// One prediction out of two. A scale of 1 is the strong one and 0 the weak one, whatever the other options.

@@ -34,7 +34,7 @@ pub use distribution::inverse_normal_cdf;
 pub use elucidated::{Elucidated, ElucidatedConfig};
 pub use error::DiffusionConfigError;
 pub use formulation::{Formulation, Output};
-pub use gaussian::{GaussianConfig, GaussianDiffusion};
+pub use gaussian::{GaussianConfig, GaussianDiffusion, LossWeight};
 pub use guidance::{GuidanceConfig, Threshold, projection};
 pub use immiscible::least_distance_assignment;
 pub use learned_variance::{LearnedVariance, LearnedVarianceConfig, VarianceReading};

@@ -170,7 +170,7 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
             in_pool(|| calls.predict(NetworkInput { x, time, x_self_cond, classes, condition, vectors }))
         };
         let one = |calls, labels| run(calls, x.clone(), x_self_cond.clone(), labels, condition.clone());
-        if scale == 1.0 {
+        if scale == 1.0 && !self.guidance.renoises_at(&level) {
             return Outputs::Strong(one(&self.model, labels));
         }
         if let Some(weak) = &self.weak {

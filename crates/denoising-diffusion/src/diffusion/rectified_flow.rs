@@ -36,6 +36,8 @@ pub struct RectifiedFlowConfig {
     pub mode_scale: Option<f64>,
     /// More noise at every t, for large images: `t' = shift t / (1 + (shift - 1) t)` in training and sampling (ibid., eq. 23).
     pub flow_shift: f64,
+    /// What the network is told at t = 1 (1000 if absent): 1 for networks that embed time by Fourier features.
+    pub time_scale: Option<f64>,
 }
 
 impl Default for RectifiedFlowConfig {
@@ -46,12 +48,15 @@ impl Default for RectifiedFlowConfig {
             logit_std: None,
             mode_scale: None,
             flow_shift: 1.0,
+            time_scale: None,
         }
     }
 }
 
-/// What the network is told at t = 1; its sinusoids are made for numbers up to about a thousand.
+/// What the network is told at t = 1 where nobody says; sinusoids are made for numbers up to about a thousand.
 const TOLD: f64 = 1000.0;
+/// Fourier features, whose frequencies are about 1, resolve times up to about this.
+const LARGE: f64 = 15.0;
 /// The cleanest sigma that levels spaced otherwise go down to.
 const CLEANEST: f64 = 0.001;
 const STEPS: usize = 100;
@@ -80,7 +85,19 @@ impl RectifiedFlowConfig {
         let largest = 2.0 / (std::f64::consts::PI - 2.0);
         check((-1.0..=largest).contains(&scale), "mode_scale", "in [-1, 1.75]", scale)?;
         let shift = self.flow_shift;
-        check(shift.is_finite() && shift > 0.0, "flow_shift", "a number above 0", shift)
+        check(shift.is_finite() && shift > 0.0, "flow_shift", "a number above 0", shift)?;
+        let scale = self.time_scale();
+        check(scale.is_finite() && scale > 0.0, "time_scale", "a number above 0", scale)
+    }
+
+    /// For a network that embeds time by Fourier features: it is told t itself, unless something else is said.
+    #[must_use]
+    pub fn for_fourier_time(self) -> Self {
+        Self { time_scale: self.time_scale.or(Some(1.0)), ..self }
+    }
+
+    fn time_scale(&self) -> f64 {
+        self.time_scale.unwrap_or(TOLD)
     }
 
     fn logit_mean(&self) -> f64 {
@@ -112,8 +129,8 @@ impl TimeDistribution {
 pub struct RectifiedFlow(pub RectifiedFlowConfig);
 
 impl RectifiedFlow {
-    fn at(sigma: f64) -> NoiseLevel {
-        NoiseLevel { alpha: 1.0 - sigma, sigma, time: TOLD * sigma }
+    fn at(&self, sigma: f64) -> NoiseLevel {
+        NoiseLevel { alpha: 1.0 - sigma, sigma, time: self.0.time_scale() * sigma }
     }
 }
 
@@ -136,11 +153,11 @@ impl Formulation for RectifiedFlow {
 
     fn level(&self, t: f64) -> NoiseLevel {
         let shift = self.0.flow_shift;
-        Self::at((shift * t / (1.0 + (shift - 1.0) * t)).clamp(0.0, 1.0))
+        self.at((shift * t / (1.0 + (shift - 1.0) * t)).clamp(0.0, 1.0))
     }
 
     fn level_at_log_snr(&self, log_snr: f64) -> NoiseLevel {
-        Self::at(1.0 / (1.0 + (0.5 * log_snr).exp()))
+        self.at(1.0 / (1.0 + (0.5 * log_snr).exp()))
     }
 
     fn prediction(&self) -> Prediction {
@@ -157,10 +174,14 @@ impl Formulation for RectifiedFlow {
     }
 
     fn range(&self) -> [NoiseLevel; 2] {
-        [Self::at(1.0), Self::at(CLEANEST)]
+        [self.at(1.0), self.at(CLEANEST)]
     }
 
     fn default_steps(&self) -> usize {
         STEPS
+    }
+
+    fn tells_large_times(&self) -> bool {
+        self.0.time_scale() > LARGE
     }
 }

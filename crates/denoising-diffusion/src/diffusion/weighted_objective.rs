@@ -57,7 +57,8 @@ impl WeightedObjectiveConfig {
     }
 }
 
-/// How far training lets the estimate from the predicted noise go: at high noise it is that noise's error many times over.
+/// How far training lets the estimate from the predicted noise go: at high noise it is that noise's error many times over. Sampling does not cut it, as
+/// the reference does not; there it is the mixture that is kept within the data's range.
 const LIMIT: f64 = 2.0;
 
 /// Noise, clean data and the mixing weights (each `[b, 1, ...]`, summing to 1) of an output for data of `c` channels.

@@ -12,7 +12,7 @@ use crate::noise::{Purpose, Stream, normal_batch};
 /// Of fewer examples each is measured in all quarters: one quarter each would leave quarters without two of them, and so without a spread.
 const FEW: usize = 8;
 
-/// Mean losses, weighted as in training.
+/// Mean losses, weighted as in training, on white noise: without offset noise, whatever training adds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HeldOutLoss {
     pub mean: f64,

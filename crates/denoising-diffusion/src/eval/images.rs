@@ -169,6 +169,33 @@ impl Images {
         Some(subset.dataset().vectors()?.pick(subset.indices().iter().copied().cycle().take(count)))
     }
 
+    /// The classes of the first `count` images, and again from the start where there are fewer. `None` for samples, and where the data have none.
+    pub fn classes(&self, count: usize) -> Option<Vec<u32>> {
+        let Source::Data(subset) = &self.source else { return None };
+        if subset.is_empty() {
+            return None;
+        }
+        let of_image = |at: usize| Some(subset.class_of(at % self.count)? as u32);
+        (0..count).map(of_image).collect()
+    }
+
+    /// `count` classes, each as often as its share of the images says; likewise.
+    pub fn classes_by_share(&self, count: usize) -> Option<Vec<u32>> {
+        let mut images_of = vec![0; self.num_classes()];
+        for class in self.classes(self.count)? {
+            *images_of.get_mut(class as usize)? += 1;
+        }
+        Some(by_share(&images_of, count))
+    }
+
+    /// Classes of the data that the images are of; 0 if there are none.
+    pub fn num_classes(&self) -> usize {
+        match &self.source {
+            Source::Data(subset) => subset.dataset().num_classes(),
+            Source::Memory(_) => 0,
+        }
+    }
+
     /// The images at some places.
     ///
     /// # Errors
@@ -186,6 +213,25 @@ impl Images {
         }
         Ok(ImageBatch { shape: [places.len(), c, h, w], data })
     }
+}
+
+/// `count` numbers of classes, in the proportions of their images: as often as the share says, rounded down, and once more for those whose share was cut the
+/// most (of equal ones the first) until there are enough. They are mixed, so that the first of them have about the same proportions.
+fn by_share(images_of: &[usize], count: usize) -> Vec<u32> {
+    let all: usize = images_of.iter().sum();
+    let mut times: Vec<usize> = images_of.iter().map(|n| n * count / all).collect();
+    let mut by_rest: Vec<usize> = (0..images_of.len()).collect();
+    by_rest.sort_by_key(|&class| std::cmp::Reverse(images_of[class] * count % all));
+    let missing = count - times.iter().sum::<usize>();
+    for class in by_rest.into_iter().take(missing) {
+        times[class] += 1;
+    }
+    let mut placed = Vec::with_capacity(count);
+    for (class, &times) in times.iter().enumerate() {
+        placed.extend((0..times).map(|k| ((k as f64 + 0.5) / times as f64, class as u32)));
+    }
+    placed.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    placed.into_iter().map(|(_, class)| class).collect()
 }
 
 /// Examples in memory.
@@ -289,6 +335,31 @@ mod tests {
         }
         let rounded = Images::of_samples(&samples());
         assert_eq!(rounded.samples_like_these(&samples()).values().unwrap(), rounded.values().unwrap());
+    }
+
+    #[test]
+    fn classes_come_in_the_proportions_of_the_images() {
+        // Shares of 3.5, 2.1 and 1.4: the largest rest first.
+        assert_eq!(by_share(&[50, 30, 20], 7), [0, 1, 0, 2, 0, 1, 0]);
+        // Equal shares: one after the other, as in grids.
+        assert_eq!(by_share(&[4, 4, 4], 8), [0, 1, 2, 0, 1, 2, 0, 1]);
+        assert_eq!(by_share(&[0, 7], 3), [1, 1, 1]);
+        let data = Images::of_data(Subset::from(Arc::new(Dataset::open(&DataConfig::default()).unwrap())));
+        let of_all = data.classes(data.len()).unwrap();
+        for count in [1, 10, 1000, 1797, 5000] {
+            let drawn = data.classes_by_share(count).unwrap();
+            assert_eq!(drawn.len(), count);
+            for class in 0..10 {
+                let times = |of: &[u32]| of.iter().filter(|&&other| other == class).count() as f64;
+                let share = times(&of_all) * count as f64 / of_all.len() as f64;
+                assert!((times(&drawn) - share).abs() < 1.0, "{count}, {class}");
+            }
+        }
+        assert_eq!(data.classes(1800).unwrap()[1797..], of_all[..3]);
+        assert_eq!(
+            (Images::of_samples(&samples()).classes(2), Images::of_samples(&samples()).classes_by_share(2)),
+            (None, None)
+        );
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! `L = KL(q(x_T | x_0) || p(x_T)) + sum over t > 1 of KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) - log p(x_0 | x_1)`
 //!
 //! p's variance is the posterior's (ancestral sampling's small one; at the last step that of the step before, as in Nichol & Dhariwal
-//! 2021, arXiv:2102.09672), its estimate of x_0 is cut to the data's range, and the last term is that of 8-bit values under a
-//! discretised Gaussian whose distribution function is the usual tanh approximation.
+//! 2021, arXiv:2102.09672), or, where the network has learned one, that (ibid., eq. 15); its estimate of x_0 is cut to the data's range,
+//! and the last term is that of 8-bit values under a discretised Gaussian whose distribution function is the usual tanh approximation.
 //!
 //! In continuous time the bound depends on the schedule through its ends alone (Kingma et al. 2021, "Variational diffusion models",
 //! arXiv:2107.00630, section 5.1), but a sum in place of the integral depends on where its levels lie. It is taken over [`LEVELS`] levels
@@ -85,17 +85,16 @@ pub fn bits_per_dim<M: Network<4>>(
             let (x, count) = (noised(chain.level(t), &x_start, len, t, seed, first), x_start.len() / len);
             let x = Tensor::from_data(TensorData::new(x, [count, c, h, w]), device);
             let denoiser = examples.told(diffusion.denoiser::<4, M>(model), first, count, device);
-            let estimate = host_values(denoiser.denoise(x, chain.level(t), None).x_start);
-            if estimate.iter().any(|v| !v.is_finite()) {
+            let estimate = denoiser.denoise(x, chain.level(t), None);
+            let (estimate, variance) = (host_values(estimate.x_start), estimate.variance.map(host_values));
+            if estimate.iter().chain(variance.iter().flatten()).any(|v| !v.is_finite()) {
                 return Err(LikelihoodError::NotFinite { t });
             }
-            of_images.extend(
-                x_start
-                    .par_chunks_exact(len)
-                    .zip(estimate.par_chunks_exact(len))
-                    .map(|(x, estimate)| chain.term(t, x, estimate))
-                    .collect::<Vec<f64>>(),
-            );
+            let of_image = |i: usize| {
+                let at = i * len..(i + 1) * len;
+                chain.term(t, &x_start[at.clone()], &estimate[at.clone()], variance.as_ref().map(|v| &v[at]))
+            };
+            of_images.extend((0..count).into_par_iter().map(of_image).collect::<Vec<f64>>());
             if on_batch(k * n + first + count).is_break() {
                 return Err(LikelihoodError::Interrupted);
             }
@@ -211,22 +210,26 @@ impl Chain {
         self.levels[t + 1]
     }
 
-    /// The term of one image at t, bits per dimension.
-    fn term(&self, t: usize, x: &[f32], estimate: &[f32]) -> f64 {
+    /// The term of one image at t, bits per dimension. `variance` is what the network has learned of p's: 0 for the least variance, 1 for the largest,
+    /// between them linear in the logarithm.
+    fn term(&self, t: usize, x: &[f32], estimate: &[f32], variance: Option<&[f32]>) -> f64 {
         let (of_t, of_s) = (self.level(t), self.levels[t]);
-        let nats = if t == 0 {
-            // The posterior's mean at the last step is the estimate itself.
-            x.iter()
-                .zip(estimate)
-                .map(|(&x, &mean)| -discretised_log_probability(x.into(), mean.into(), self.last_deviation))
-                .sum::<f64>()
-        } else {
-            // The weight of x_0 in the posterior's mean.
-            let in_mean = of_s.alpha * of_t.variance_given(&of_s) / of_t.sigma.powi(2);
-            let weight = in_mean.powi(2) / (2.0 * of_t.posterior_variance(&of_s));
-            weight * x.iter().zip(estimate).map(|(&x, &estimate)| f64::from(x - estimate).powi(2)).sum::<f64>()
+        // The last step has no posterior variance of its own.
+        let least = if t == 0 { self.last_deviation.powi(2) } else { of_t.posterior_variance(&of_s) };
+        let range = (of_t.variance_given(&of_s) / least).ln();
+        // The weight of x_0 in the posterior's mean.
+        let in_mean = if t == 0 { 1.0 } else { of_s.alpha * of_t.variance_given(&of_s) / of_t.sigma.powi(2) };
+        let nats = |i: usize| {
+            let (x, estimate) = (f64::from(x[i]), f64::from(estimate[i]));
+            let above_least = variance.map_or(0.0, |variance| f64::from(variance[i]) * range);
+            if t == 0 {
+                // The posterior's mean at the last step is the estimate itself.
+                return -discretised_log_probability(x, estimate, (least * above_least.exp()).sqrt());
+            }
+            let squared = (in_mean * (x - estimate)).powi(2) / least;
+            0.5 * (above_least + (-above_least).exp_m1() + squared * (-above_least).exp())
         };
-        nats / (x.len() as f64 * std::f64::consts::LN_2)
+        (0..x.len()).map(nats).sum::<f64>() / (x.len() as f64 * std::f64::consts::LN_2)
     }
 
     /// `KL(N(alpha_T x_0, sigma_T^2) || N(0, init_deviation^2))` of an image in [0, 1], bits per dimension.
@@ -280,7 +283,7 @@ mod tests {
             let estimate: Vec<f32> = numbers(&case["estimate"]).iter().map(|&v| v as f32).collect();
             // The reference keeps its tables in f32.
             for (t, expected) in numbers(&case["terms"]).into_iter().enumerate() {
-                let got = chain.term(t, &x_start, &estimate);
+                let got = chain.term(t, &x_start, &estimate, None);
                 assert!(
                     (got - expected).abs() <= 1e-5 * expected.abs() + 1e-9,
                     "{}, t = {t}: {got}, {expected}",
@@ -290,6 +293,42 @@ mod tests {
             let (got, expected) = (chain.prior(&image), case["prior"].as_f64().unwrap());
             assert!((got - expected).abs() <= 1e-5 * expected + 1e-9, "prior: {got}, {expected}");
         }
+    }
+
+    /// The divergence of two normal distributions by the integral that it is, with the variance that a network learned; at t = 0 the probability of the
+    /// 8-bit value under it.
+    #[test]
+    fn a_learned_variance_has_its_divergence() {
+        let config = GaussianConfig {
+            schedule: ScheduleConfig { timesteps: 50, ..ScheduleConfig::default() },
+            ..GaussianConfig::default()
+        };
+        let chain = Chain::of(&GaussianDiffusion::new(&config));
+        let (x, estimate) = (0.2_f32, 0.35_f32);
+        let density = |y: f64, mean: f64, variance: f64| {
+            (-(y - mean).powi(2) / (2.0 * variance)).exp() / (2.0 * std::f64::consts::PI * variance).sqrt()
+        };
+        for (t, place) in [(1, 0.0), (1, 0.7), (20, 0.3), (20, 1.2), (49, 1.0)] {
+            let (of_t, of_s) = (chain.level(t), chain.levels[t]);
+            let (small, large) = (of_t.posterior_variance(&of_s), of_t.variance_given(&of_s));
+            let variance = (f64::from(place) * large.ln() + (1.0 - f64::from(place)) * small.ln()).exp();
+            let mean = |x: f32| of_s.alpha * large / of_t.sigma.powi(2) * f64::from(x);
+            let step = small.sqrt() / 200.0;
+            let integral: f64 = (-2000..=2000)
+                .map(|k| mean(x) + f64::from(k) * step)
+                .map(|y| (density(y, mean(x), small), density(y, mean(estimate), variance)))
+                .map(|(q, p)| q * (q.max(1e-300) / p.max(1e-300)).ln() * step)
+                .sum();
+            let got = chain.term(t, &[x], &[estimate], Some(&[place])) * std::f64::consts::LN_2;
+            assert!((got - integral).abs() < 1e-6 * (1.0 + integral), "t = {t}, {place}: {got}, {integral}");
+        }
+        assert_eq!(chain.term(20, &[x], &[estimate], Some(&[0.0])), chain.term(20, &[x], &[estimate], None));
+        // Between the variance of the step before and that of the last level's noise.
+        let [small, large] = [chain.last_deviation.powi(2), chain.level(0).sigma.powi(2)];
+        let deviation = (0.4 * large.ln() + 0.6 * small.ln()).exp().sqrt();
+        let expected = -discretised_log_probability(x.into(), estimate.into(), deviation);
+        let got = chain.term(0, &[x], &[estimate], Some(&[0.4])) * std::f64::consts::LN_2;
+        assert!((got - expected).abs() < 1e-6 * expected, "{got}, {expected}");
     }
 
     #[test]

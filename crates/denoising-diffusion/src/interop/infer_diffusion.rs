@@ -82,7 +82,7 @@ fn discrete(betas: &HostTensor, tables: &StateDict, inferred: &mut Inferred) -> 
         );
     }
     let (objective, shared) = infer_objective(tables, &betas, inferred);
-    Ok(DiffusionConfig { shared, ..GaussianConfig { schedule, objective }.into() })
+    Ok(DiffusionConfig { shared, ..GaussianConfig { schedule, objective, ..Default::default() }.into() })
 }
 
 /// The schedule of a table of betas, and the betas. One without a name is kept in `inferred.betas`.

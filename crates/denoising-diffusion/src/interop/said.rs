@@ -96,7 +96,7 @@ mod tests {
 
     fn of_tables() -> Inferred {
         let schedule = ScheduleConfig { timesteps: 50, ..ScheduleConfig::default() };
-        let told = GaussianConfig { schedule, objective: Objective::PredNoise }.into();
+        let told = GaussianConfig { schedule, objective: Objective::PredNoise, ..Default::default() }.into();
         inferred(Some(told), &["auto_normalize"])
     }
 

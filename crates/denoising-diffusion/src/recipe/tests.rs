@@ -1,3 +1,5 @@
+//! What recipes say, mean where they say nothing, and are refused for.
+
 use super::*;
 
 fn images(shape: ImageShape, num_classes: usize) -> DataFacts {
@@ -36,6 +38,28 @@ fn a_formulation_has_its_usual_sampler_unless_one_is_named() {
     assert_eq!(sampler(""), SamplerKind::DpmppSde2m);
     assert_eq!(sampler("[diffusion]\ndiffusion = 'rectified_flow'"), SamplerKind::Euler);
     assert_eq!(sampler("[diffusion]\ndiffusion = 'elucidated'\n[sample]\nsampler = 'heun'"), SamplerKind::Heun);
+}
+
+#[test]
+fn a_network_has_its_usual_learning_rate_unless_one_is_named() {
+    let lr = |text| Recipe::from_toml(text).unwrap().train.lr;
+    assert_eq!((lr(""), lr("[network]\nmodel = 'dit'")), (1e-4, 1e-4));
+    assert_eq!(lr("[network]\nmodel = 'karras_unet'"), 1e-2);
+    assert_eq!(lr("[network]\nmodel = 'karras_unet'\n[train]\nlr = 1e-4"), 1e-4);
+    let recipe = Recipe::from_toml("[network]\nmodel = 'karras_unet'\n[train]\nlr = 1e-4").unwrap();
+    assert_eq!(Recipe::from_toml(&recipe.to_toml().unwrap()).unwrap(), recipe);
+}
+
+#[test]
+fn fourier_features_are_told_small_times_by_rectified_flow() {
+    for model in ["uvit", "karras_unet"] {
+        let text = format!("[network]\nmodel = '{model}'\n[diffusion]\ndiffusion = 'rectified_flow'\n");
+        let begun = Recipe::from_toml(&text).unwrap().for_new_run();
+        begun.validate().unwrap();
+        assert_eq!(Recipe::from_toml(&begun.to_toml().unwrap()).unwrap(), begun);
+        let large = Recipe::from_toml(&format!("{text}time_scale = 1000.0")).unwrap().for_new_run();
+        assert!(matches!(large.validate(), Err(RecipeError::FourierTime { .. })));
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use thiserror::Error;
 use super::churn::Churn;
 use super::ddpm::PosteriorVariance;
 use super::kind::SamplerKind;
-use crate::diffusion::{DiffusionConfig, NoiseLevels};
+use crate::diffusion::{DiffusionConfig, Formulation, FormulationConfig, NoiseLevels};
 
 /// How samples are drawn.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -15,7 +15,7 @@ pub struct SampleConfig {
     /// Images per grid.
     pub num_samples: usize,
     pub sampler: SamplerKind,
-    /// Steps from noise to data; absent: as many as the formulation has for `ddpm`, at most 50 for the others.
+    /// Steps from noise to data; absent: as many as the formulation has for `ddpm`, at most 50 for the others, 18 for `heun` under `elucidated`.
     pub sampling_timesteps: Option<usize>,
     pub noise_levels: NoiseLevels,
     /// rho of `noise_levels = "karras"`.
@@ -23,8 +23,9 @@ pub struct SampleConfig {
     /// Noise of the solvers that read it, 0 (none) to 1 (as ancestral sampling).
     #[serde(alias = "ddim_sampling_eta")]
     pub eta: Option<f64>,
-    /// Variance of `ddpm`'s steps.
-    pub posterior_variance: PosteriorVariance,
+    /// Variance of `ddpm`'s steps; absent: the learned one where the network has learned one, kept between the small and the large
+    /// one, else the small one.
+    pub posterior_variance: Option<PosteriorVariance>,
     /// Noise added by `euler` and `heun` before each step and removed by it (Karras et al. 2022, algorithm 2).
     pub s_churn: f64,
     /// Range of `sigma / alpha` in which it is added; without an upper end if `s_tmax` is absent.
@@ -45,7 +46,7 @@ impl Default for SampleConfig {
             noise_levels: NoiseLevels::default(),
             karras_rho: 7.0,
             eta: None,
-            posterior_variance: PosteriorVariance::Small,
+            posterior_variance: None,
             s_churn: 0.0,
             s_tmin: 0.0,
             s_tmax: None,
@@ -73,18 +74,27 @@ pub enum SampleConfigError {
 /// Steps where nobody says how many, for solvers that do not need as many as training has. Measured: docs/samplers.md.
 const STEPS: usize = 50;
 
+/// Those of Heun's method under `elucidated`: 35 evaluations (Karras et al. 2022, table 2).
+const HEUN_STEPS: usize = 18;
+
 impl SampleConfig {
     /// Steps from noise to data.
     pub fn steps(&self, diffusion: &DiffusionConfig) -> usize {
-        self.sampling_timesteps.unwrap_or(match self.sampler {
-            SamplerKind::Ddpm => diffusion.default_steps(),
+        self.sampling_timesteps.unwrap_or(match (self.sampler, &diffusion.formulation) {
+            (SamplerKind::Ddpm, _) => diffusion.default_steps(),
+            (SamplerKind::Heun, FormulationConfig::Elucidated(_)) => HEUN_STEPS,
             _ => diffusion.default_steps().min(STEPS),
         })
     }
 
-    /// Evaluations of the network per image.
+    /// Evaluations of the network per image: some solvers need two in most steps. For valid options; under a learned schedule as at the beginning of
+    /// training.
     pub fn evaluations(&self, diffusion: &DiffusionConfig) -> usize {
-        self.sampler.evaluations(self.steps(diffusion))
+        let steps = self.steps(diffusion);
+        let of = |formulation: &dyn Formulation| {
+            self.sampler.evaluations(&self.noise_levels.of(formulation, steps, self.karras_rho))
+        };
+        diffusion.formulation.build(None).map_or(steps, |formulation| of(&*formulation))
     }
 
     pub(super) fn eta(&self) -> f64 {
@@ -110,7 +120,7 @@ impl SampleConfig {
         self.check_values()?;
         self.check_owners()?;
         match (self.posterior_variance, diffusion.out_channels(1)) {
-            (PosteriorVariance::Learned, channels) if channels != 2 => {
+            (Some(PosteriorVariance::Learned), channels) if channels != 2 => {
                 Err(SampleConfigError::VarianceNotLearned { formulation: diffusion.formulation.name() })
             }
             _ => Ok(()),
@@ -161,7 +171,9 @@ impl SampleConfig {
         if self.eta.is_some_and(|eta| eta > 0.0) && sampler.default_eta().is_none() {
             return not_read("eta", "ddim");
         }
-        if self.posterior_variance != PosteriorVariance::Small && sampler != SamplerKind::Ddpm {
+        // Files of older runs say "small" whatever their sampler.
+        let says = self.posterior_variance.is_some_and(|variance| variance != PosteriorVariance::Small);
+        if says && sampler != SamplerKind::Ddpm {
             return not_read("posterior_variance", "ddpm");
         }
         let churn = [

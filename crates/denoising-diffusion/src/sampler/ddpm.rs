@@ -63,3 +63,18 @@ pub(super) fn ddpm_step<const D: usize>(
         (PosteriorVariance::Small | PosteriorVariance::Learned, _) => mean + draw() * small.sqrt(),
     }
 }
+
+/// A denoiser whose learned variances stay within their bounds. Those of a network that is hardly trained, or is shown what its data are nothing like,
+/// need not, and then nothing holds the samples together.
+pub(super) struct WithinBounds<'a, T>(pub &'a T);
+
+impl<const D: usize, T: Denoiser<D>> Denoiser<D> for WithinBounds<'_, T> {
+    fn denoise(&self, x: Tensor<D>, level: NoiseLevel, x_self_cond: Option<Tensor<D>>) -> Estimate<D> {
+        let estimate = self.0.denoise(x, level, x_self_cond);
+        Estimate { variance: estimate.variance.map(|variance| variance.clamp(0.0, 1.0)), ..estimate }
+    }
+
+    fn level_at_log_snr(&self, log_snr: f64) -> NoiseLevel {
+        self.0.level_at_log_snr(log_snr)
+    }
+}

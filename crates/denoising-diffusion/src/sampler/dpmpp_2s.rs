@@ -18,11 +18,16 @@ pub fn dpmpp_2s<const D: usize>(
 ) -> Result<Tensor<D>, Interrupted> {
     walk(x, levels, callback, |_, x, x_self_cond, [t, s]| {
         let mut x_start = denoiser.denoise(x.clone(), t, x_self_cond).x_start;
-        if !t.is_pure_noise() && !s.is_clean() {
+        if has_halfway([t, s]) {
             let mid = denoiser.level_at_log_snr(0.5 * (t.log_snr() + s.log_snr()));
             let x_mid = exponential_step(x.clone(), x_start.clone(), [t, mid]);
             x_start = denoiser.denoise(x_mid, mid, Some(x_start)).x_start;
         }
         (exponential_step(x, x_start.clone(), [t, s]), x_start)
     })
+}
+
+/// Whether a level lies halfway between t and s, which takes a second estimate.
+pub(super) fn has_halfway([t, s]: [NoiseLevel; 2]) -> bool {
+    !t.is_pure_noise() && !s.is_clean()
 }

@@ -4,6 +4,9 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::config::SampleConfig;
+use super::ddpm::{PosteriorVariance, WithinBounds};
+use super::dpmpp_2s::has_halfway;
+use super::heun::has_two_slopes;
 use super::noise_source::NoiseSource;
 use super::step::{Callback, Interrupted};
 use super::{UnipcOrder, ddim, ddpm, dpmpp_2m, dpmpp_2s, dpmpp_sde_2m, euler, euler_ancestral, heun, lms, unipc};
@@ -85,12 +88,18 @@ impl SamplerKind {
         }
     }
 
-    /// Evaluations of the network in `steps` steps, the last of them to clean data.
-    pub fn evaluations(self, steps: usize) -> usize {
-        match self {
-            Self::Heun | Self::Dpmpp2s => 2 * steps.max(1) - 1,
-            _ => steps,
-        }
+    /// Evaluations of the network from the first level to the last.
+    pub fn evaluations(self, levels: &[NoiseLevel]) -> usize {
+        let evaluations_of = |pair: &[NoiseLevel]| {
+            let pair = [pair[0], pair[1]];
+            let second = match self {
+                Self::Heun => has_two_slopes(pair),
+                Self::Dpmpp2s => has_halfway(pair),
+                _ => false,
+            };
+            1 + usize::from(second)
+        };
+        levels.windows(2).map(evaluations_of).sum()
     }
 
     /// The eta that is taken where none is given, for solvers that read it.
@@ -129,7 +138,10 @@ impl SampleConfig {
     ) -> Result<Tensor<D>, Interrupted> {
         let (eta, churn) = (self.eta(), self.churn());
         match self.sampler {
-            SamplerKind::Ddpm => ddpm(denoiser, x, levels, self.posterior_variance, noise, callback),
+            SamplerKind::Ddpm => match self.posterior_variance {
+                Some(variance) => ddpm(denoiser, x, levels, variance, noise, callback),
+                None => ddpm(&WithinBounds(denoiser), x, levels, PosteriorVariance::Learned, noise, callback),
+            },
             SamplerKind::Ddim => ddim(denoiser, x, levels, eta, noise, callback),
             SamplerKind::Euler => euler(denoiser, x, levels, &churn, noise, callback),
             SamplerKind::EulerAncestral => euler_ancestral(denoiser, x, levels, eta, noise, callback),

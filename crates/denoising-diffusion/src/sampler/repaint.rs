@@ -51,10 +51,11 @@ pub struct Known<const D: usize> {
 }
 
 /// From `x` at `levels[0]` to the last level, keeping to what is known. After each step down to level s:
-/// `x_s = mask (alpha_s known + sigma_s z) + (1 - mask) x_s`. So that both parts come to agree, the walk jumps back and repeats:
-/// `x_t = (alpha_t / alpha_s) x_s + sqrt(variance of x_t given x_s) z`, as [`repaint_schedule`] says. If the last level is clean data,
-/// the result equals the known data where the mask is 1. Each draw takes the next number of the noise source, from 0.
-/// The callback counts steps down, repeated ones too.
+/// `x_s = mask alpha_s known + (1 - mask) x_s + sigma_s sqrt(1 - (1 - mask)^2) z`, which has the noise of the level for masks in between, too
+/// (the paper's `mask (alpha_s known + sigma_s z)` has less, and is the same where the mask is 0 or 1). So that both parts come to agree, the
+/// walk jumps back and repeats: `x_t = (alpha_t / alpha_s) x_s + sqrt(variance of x_t given x_s) z`, as [`repaint_schedule`] says. If the last
+/// level is clean data, the result equals the known data where the mask is 1. Each draw takes the next number of the noise source, from 0. The
+/// callback counts steps down, repeated ones too.
 pub fn inpaint<const D: usize>(
     denoiser: &impl Denoiser<D>,
     mut x: Tensor<D>,
@@ -93,12 +94,14 @@ pub fn inpaint<const D: usize>(
 
 impl<const D: usize> Known<D> {
     fn put_into(&self, x: Tensor<D>, level: NoiseLevel, draw: impl FnOnce() -> Tensor<D>) -> Tensor<D> {
-        let known = if level.is_clean() {
-            self.x_start.clone()
-        } else {
-            self.x_start.clone() * level.alpha + draw() * level.sigma
-        };
-        known * self.mask.clone() + x * (1.0 - self.mask.clone())
+        let mask = self.mask.clone();
+        let unknown: Tensor<D> = 1.0 - mask.clone();
+        if level.is_clean() {
+            return self.x_start.clone() * mask + x * unknown;
+        }
+        let variance: Tensor<D> = 1.0 - unknown.clone().square();
+        let known = self.x_start.clone() * level.alpha * mask + draw() * level.sigma * variance.sqrt();
+        known + x * unknown
     }
 }
 

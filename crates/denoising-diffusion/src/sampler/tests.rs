@@ -3,6 +3,7 @@
 mod contract;
 mod mixture;
 mod order;
+mod real_levels;
 mod repaint;
 mod solvers;
 mod stochastic;
@@ -86,6 +87,39 @@ fn ancestral_samples_have_the_moments_of_the_data() {
         let (mean, deviation) = moments(out);
         assert!((mean - MEAN).abs() < 0.03 && (deviation - DEVIATION).abs() < 0.03, "{variance:?} {mean} {deviation}");
     }
+}
+
+/// The variance that a network has learned is used unless another is named; where it has learned none, the small one.
+#[test]
+fn a_learned_variance_is_used_unless_another_is_named() {
+    /// So many times the whole range between both.
+    struct Above(f64);
+    impl Denoiser<2> for Above {
+        fn denoise(&self, x: Tensor<2>, level: NoiseLevel, x_self_cond: Option<Tensor<2>>) -> Estimate<2> {
+            let variance = Some(x.full_like(self.0));
+            Estimate { variance, ..Gaussian.denoise(x, level, x_self_cond) }
+        }
+
+        fn level_at_log_snr(&self, log_snr: f64) -> NoiseLevel {
+            Denoiser::<2>::level_at_log_snr(&Gaussian, log_snr)
+        }
+    }
+    let levels = diffusion().levels(20);
+    let run = |denoiser: &dyn Denoiser<2>, posterior_variance| {
+        let (mut noise, x) = start(8);
+        let sample = SampleConfig { sampler: SamplerKind::Ddpm, posterior_variance, ..SampleConfig::default() };
+        host_values(sample.run(&solvers::By(denoiser), x, &levels, &mut noise, &mut ignore).unwrap())
+    };
+    let [small, large] =
+        [PosteriorVariance::Small, PosteriorVariance::Large].map(|named| run(&Above(1.0), Some(named)));
+    assert_ne!(small, large);
+    // As no step's variance should be larger, none is.
+    for learned in [run(&Above(1.0), None), run(&Above(7.0), None)] {
+        for (a, b) in learned.iter().zip(&large) {
+            assert!((a - b).abs() < 1e-5, "{a} {b}");
+        }
+    }
+    assert_eq!(run(&Gaussian, None), small);
 }
 
 #[test]

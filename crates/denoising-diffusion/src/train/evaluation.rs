@@ -152,10 +152,10 @@ impl<M: Network<4>> Run<M> {
             let steps = diffusion.formulation().timesteps().map_or(2, |timesteps| timesteps.min(2));
             let trial = SampleConfig { sampling_timesteps: Some(steps), ..sample.clone() };
             // The first steps are slower than all others.
-            let _ = self.draw(eval, &trial, batch, stop, &mut |_| {})?;
+            let _ = self.draw(setup, eval, &trial, batch, stop, &mut |_| {})?;
             let started = Instant::now();
-            let images = self.draw(eval, &trial, batch, stop, &mut |_| {})?;
-            let per_output = started.elapsed().as_secs_f64() / (sample.sampler.evaluations(steps) * batch) as f64;
+            let images = self.draw(setup, eval, &trial, batch, stop, &mut |_| {})?;
+            let per_output = started.elapsed().as_secs_f64() / (trial.evaluations(diffusion.config()) * batch) as f64;
             if wants(Metric::needs_samples) {
                 per_sample += per_output * sample.evaluations(diffusion.config()) as f64;
             }
@@ -199,7 +199,7 @@ impl<M: Network<4>> Run<M> {
         if metrics.iter().any(|metric| metric.needs_samples()) {
             let sample = setup.config.sampling(&self.setup.sample);
             let stop = events.stop;
-            let images = self.draw(eval, &sample, samples, stop, &mut |event| (events.on_event)(event))?;
+            let images = self.draw(setup, eval, &sample, samples, stop, &mut |event| (events.on_event)(event))?;
             let split = Split { training: &training, held_out: &held_out };
             let real = self.real_images(&setup.config);
             let generated = real.samples_like_these(&images);
@@ -232,6 +232,7 @@ impl<M: Network<4>> Run<M> {
 
     fn draw(
         &self,
+        setup: &EvaluateSetup,
         eval: &Eval<M>,
         sample: &SampleConfig,
         count: usize,
@@ -239,7 +240,8 @@ impl<M: Network<4>> Run<M> {
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<ImageBatch, RunError> {
         let shape = self.setup.train.dataset().shape();
-        let (classes, conditions) = (self.classes_of_samples(count), self.conditions_of_samples(count)?);
+        let conditions = self.conditions_of_samples(count)?;
+        let classes = self.classes_of_measured(count, &self.real_images(&setup.config));
         let vectors = self.vectors_of_samples(count);
         let request = Request {
             sample,

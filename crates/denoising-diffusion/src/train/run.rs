@@ -215,10 +215,26 @@ impl<M: Network<4>> Run<M> {
         Generator { guidance: self.setup.guidance.clone(), ..Generator::new(calls, self.trainer.diffusion()) }
     }
 
-    /// The classes of `count` samples, one after the other, where the network is told classes.
+    /// The classes of `count` samples to look at, where the network is told classes: all, one after the other.
     pub(super) fn classes_of_samples(&self, count: usize) -> Option<Vec<u32>> {
         let num_classes = self.trainer.model().num_classes() as u32;
-        (num_classes > 0).then(|| (0..count as u32).map(|i| i % num_classes).collect())
+        self.classes_or(count, || (0..count as u32).map(|i| i % num_classes.max(1)).collect())
+    }
+
+    /// The classes of `count` samples to be compared with `real` images: as often as there.
+    pub(super) fn classes_of_measured(&self, count: usize, real: &Images) -> Option<Vec<u32>> {
+        self.classes_or(count, || real.classes_by_share(count).unwrap_or_default())
+    }
+
+    /// Where the network is told classes: of the examples whose conditions or vectors the samples belong to, else those of `alone`.
+    fn classes_or(&self, count: usize, alone: impl FnOnce() -> Vec<u32>) -> Option<Vec<u32>> {
+        let model = self.trainer.model();
+        if model.num_classes() == 0 {
+            return None;
+        }
+        let belong = model.condition_channels() > 0 || model.vector_dim() > 0;
+        let classes = belong.then(|| self.samples_belong_to().classes(count)).flatten();
+        Some(classes.unwrap_or_else(alone))
     }
 
     /// What `count` samples belong to, where the data have conditions: those of held-out images, if there are any.

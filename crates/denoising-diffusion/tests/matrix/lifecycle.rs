@@ -6,7 +6,7 @@ use std::path::Path;
 use burn::tensor::{Device, Tensor, TensorData};
 use denoising_diffusion::data::ImageBatch;
 use denoising_diffusion::data::{DataLayout, ImageShape};
-use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig, Examples, FormulationConfig};
+use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig, Examples, FormulationConfig, RectifiedFlowConfig};
 use denoising_diffusion::eval::held_out::held_out_loss;
 use denoising_diffusion::eval::images::ExampleSet;
 use denoising_diffusion::eval::likelihood::{LikelihoodError, bits_per_dim};
@@ -275,7 +275,10 @@ fn networks(out_dim: usize, self_condition: bool, large_times: bool) -> Vec<(Net
 #[test]
 fn every_formulation_with_every_network() {
     let dir = tempfile::tempdir().unwrap();
-    for (formulation, self_condition) in FormulationConfig::all().into_iter().zip([true, false].into_iter().cycle()) {
+    // Told small times, rectified flow takes those networks, too.
+    let small_times = FormulationConfig::RectifiedFlow(RectifiedFlowConfig::default().for_fourier_time());
+    let formulations = FormulationConfig::all().into_iter().chain([small_times]);
+    for (formulation, self_condition) in formulations.zip([true, false].into_iter().cycle()) {
         let name = formulation.name();
         let config = DiffusionConfig::from(formulation);
         let large_times = Diffusion::new(&config).unwrap().formulation().tells_large_times();

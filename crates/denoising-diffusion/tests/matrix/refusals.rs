@@ -82,7 +82,7 @@ fn of_solvers() {
     let learned = read("diffusion = 'learned_variance'; timesteps = 12").unwrap();
     let default = SampleConfig::default;
     let of = |sampler| SampleConfig { sampler, ..default() };
-    let variance = |sampler| SampleConfig { posterior_variance: PosteriorVariance::Learned, ..of(sampler) };
+    let variance = |sampler| SampleConfig { posterior_variance: Some(PosteriorVariance::Learned), ..of(sampler) };
     for (config, sample, reason) in [
         (
             &gaussian,

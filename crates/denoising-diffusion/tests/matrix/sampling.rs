@@ -34,15 +34,20 @@ pub fn solvers(config: &DiffusionConfig, steps: usize) -> Vec<(String, SampleCon
             "heun, some churn",
             SampleConfig { s_churn: 10.0, s_tmin: 0.05, s_tmax: Some(50.0), s_noise: 1.003, ..of(SamplerKind::Heun) },
         ),
-        ("ddpm, large", SampleConfig { posterior_variance: PosteriorVariance::Large, ..of(SamplerKind::Ddpm) }),
-        ("ddpm, learned", SampleConfig { posterior_variance: PosteriorVariance::Learned, ..of(SamplerKind::Ddpm) }),
+        ("ddpm, small", SampleConfig { posterior_variance: Some(PosteriorVariance::Small), ..of(SamplerKind::Ddpm) }),
+        ("ddpm, large", SampleConfig { posterior_variance: Some(PosteriorVariance::Large), ..of(SamplerKind::Ddpm) }),
+        (
+            "ddpm, learned",
+            SampleConfig { posterior_variance: Some(PosteriorVariance::Learned), ..of(SamplerKind::Ddpm) },
+        ),
     ];
     let mut solvers = Vec::new();
     for (name, sample) in plain.into_iter().chain(with_options) {
         for noise_levels in NoiseLevels::ALL {
             let sample = SampleConfig { noise_levels, sampling_timesteps: Some(steps), ..sample.clone() };
             // Nothing holds the variance within its bounds that a network gives far away from its data, and nothing holds the estimate there.
-            let unbounded = sample.posterior_variance == PosteriorVariance::Learned && !config.shared.auto_normalize;
+            let unbounded =
+                sample.posterior_variance == Some(PosteriorVariance::Learned) && !config.shared.auto_normalize;
             if !unbounded && sample.validate(config).is_ok() {
                 solvers.push((format!("{name}, {}, {steps} steps", noise_levels.name()), sample));
             }

@@ -83,7 +83,7 @@ impl Network<4> for Outputs {
 
 fn gaussian(objective: Objective) -> Diffusion {
     let schedule = ScheduleConfig { timesteps: 50, beta_schedule: BetaSchedule::Linear, ..Default::default() };
-    Diffusion::new(&GaussianConfig { schedule, objective }.into()).unwrap()
+    Diffusion::new(&GaussianConfig { schedule, objective, ..Default::default() }.into()).unwrap()
 }
 
 /// Each example has a time of its own, ours takes one per batch.

@@ -19,7 +19,7 @@ const OBJECTIVES: [(&str, Objective); 3] =
 
 fn config(beta_schedule: BetaSchedule, objective: Objective, shared: SharedConfig) -> DiffusionConfig {
     let schedule = ScheduleConfig { timesteps: 50, beta_schedule, ..Default::default() };
-    DiffusionConfig { shared, ..GaussianConfig { schedule, objective }.into() }
+    DiffusionConfig { shared, ..GaussianConfig { schedule, objective, ..Default::default() }.into() }
 }
 
 fn min_snr(on: bool) -> SharedConfig {

@@ -10,7 +10,7 @@ use crate::golden::{Golden, assert_close, test_device, values};
 
 fn gaussian(timesteps: usize, beta_schedule: BetaSchedule, objective: Objective) -> Diffusion {
     let schedule = ScheduleConfig { timesteps, beta_schedule, ..Default::default() };
-    Diffusion::new(&GaussianConfig { schedule, objective }.into()).unwrap()
+    Diffusion::new(&GaussianConfig { schedule, objective, ..Default::default() }.into()).unwrap()
 }
 
 struct Case {

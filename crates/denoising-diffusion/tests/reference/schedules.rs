@@ -57,7 +57,10 @@ fn check_loss_weights(golden: &Golden, set: &str, schedule: &ScheduleConfig, tol
     for (objective_name, objective) in objectives {
         for (kind, min_snr_loss_weight) in [("plain", false), ("min_snr", true)] {
             let shared = SharedConfig { min_snr_loss_weight: Some(min_snr_loss_weight), ..Default::default() };
-            let config = DiffusionConfig { shared, ..GaussianConfig { schedule: schedule.clone(), objective }.into() };
+            let config = DiffusionConfig {
+                shared,
+                ..GaussianConfig { schedule: schedule.clone(), objective, ..Default::default() }.into()
+            };
             let diffusion = Diffusion::new(&config).unwrap();
             let weight = |t| diffusion.loss_weight(&diffusion.level(t as f64)) as f32;
             let ours: Vec<f32> = (0..schedule.timesteps).map(weight).collect();

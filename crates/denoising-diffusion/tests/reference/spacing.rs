@@ -82,7 +82,7 @@ fn zero_terminal_snr() {
             let got: Vec<f64> = at.iter().map(|&t| table[t]).collect();
             assert_relative(&format!("{name} of {schedule:?}"), &got, &numbers(&case[name]), 1e-9);
         }
-        let config = GaussianConfig { schedule, objective: Objective::PredV };
+        let config = GaussianConfig { schedule, objective: Objective::PredV, ..Default::default() };
         let [noisiest, _] = Diffusion::new(&config.into()).unwrap().formulation().range();
         assert_eq!((noisiest.alpha, noisiest.sigma), (0.0, 1.0));
     }

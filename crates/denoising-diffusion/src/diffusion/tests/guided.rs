@@ -14,7 +14,7 @@ const CLASSES: usize = 4;
 
 fn gaussian() -> Diffusion {
     let schedule = ScheduleConfig { timesteps: 40, ..Default::default() };
-    Diffusion::new(&GaussianConfig { schedule, objective: Objective::PredX0 }.into()).unwrap()
+    Diffusion::new(&GaussianConfig { schedule, objective: Objective::PredX0, ..Default::default() }.into()).unwrap()
 }
 
 fn fake(gain: f32, traits: Traits) -> Eval<Fake> {
@@ -88,6 +88,31 @@ fn scales_of_zero_and_one_take_one_prediction() {
             assert!((got - (0.5 * x + classes[i / 6] as f32 / 10.0)).abs() < 1e-6);
         }
     }
+}
+
+/// CFG++ takes both predictions at a scale of 1 as at those beside it; outside of its interval it takes one.
+#[test]
+fn cfg_plus_plus_does_not_jump_at_a_scale_of_one() {
+    let (diffusion, network, x) = (gaussian(), conditional(), batch(2, &Device::flex()));
+    let level = diffusion.level(20.0);
+    let at = |scale: f64, guidance_interval| {
+        let config = GuidanceConfig { cfg_plus_plus: true, guidance_interval, ..unlimited(scale) };
+        let denoiser = diffusion.denoiser(&network).with_classes(vec![1, 3]).guided(&config);
+        let estimate = denoiser.denoise(x.clone(), level, None);
+        (host_values(estimate.x_start), estimate.renoise.map(host_values), network.calls()[0].time.len())
+    };
+    let (x_start, renoise, examples) = at(1.0, None);
+    assert_eq!(examples, 4);
+    for (near, one) in [(at(0.999, None), &x_start), (at(1.001, None), &x_start)] {
+        assert!(near.0.iter().zip(one).all(|(a, b)| (a - b).abs() < 1e-3));
+        assert_eq!(near.1, renoise);
+    }
+    for (i, x) in host_values(x.clone()).into_iter().enumerate() {
+        assert!((x_start[i] - (0.5 * x + [1.0, 3.0][i / 6] / 10.0)).abs() < 1e-6);
+        assert!((renoise.as_ref().unwrap()[i] - (0.5 * x + CLASSES as f32 / 10.0)).abs() < 1e-6);
+    }
+    let (outside, renoise, examples) = at(1.0, Some([1e6, 1e7]));
+    assert_eq!((outside, renoise, examples), (x_start, None, 2));
 }
 
 #[test]

@@ -11,7 +11,11 @@ fn formulations() -> Vec<FormulationConfig> {
     for beta_schedule in [BetaSchedule::Linear, BetaSchedule::Cosine, BetaSchedule::Sigmoid] {
         for (timesteps, zero_terminal_snr) in [(1000, false), (1000, true), (7, true)] {
             let schedule = ScheduleConfig { timesteps, beta_schedule, zero_terminal_snr, ..Default::default() };
-            all.push(FormulationConfig::Gaussian(GaussianConfig { schedule, objective: Objective::PredV }));
+            all.push(FormulationConfig::Gaussian(GaussianConfig {
+                schedule,
+                objective: Objective::PredV,
+                ..Default::default()
+            }));
         }
     }
     for noise_schedule in [NoiseSchedule::Linear, NoiseSchedule::Cosine, NoiseSchedule::Learned] {

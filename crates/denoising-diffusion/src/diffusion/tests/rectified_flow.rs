@@ -87,3 +87,21 @@ fn by_default_half_of_the_examples_lie_on_each_side_of_the_middle() {
     let deviation = 1.0 / (1.0 + (-1.0_f64).exp());
     assert!((diffusion.formulation().time(0.841_344_746_068_543) - deviation).abs() < 1e-9);
 }
+
+/// Sinusoids are told up to 1000, Fourier features up to 1; nothing else depends on it.
+#[test]
+fn the_scale_of_what_is_told() {
+    let told = |config: RectifiedFlowConfig| Diffusion::new(&FormulationConfig::RectifiedFlow(config).into()).unwrap();
+    let config = RectifiedFlowConfig { flow_shift: 3.0, ..Default::default() };
+    let (large, small) = (told(config), told(config.for_fourier_time()));
+    assert!(large.formulation().tells_large_times() && !small.formulation().tells_large_times());
+    for t in [0.2, 0.7, 1.0] {
+        let [a, b] = [&large, &small].map(|diffusion| diffusion.level(t));
+        assert_eq!((a.alpha, a.sigma, a.time), (b.alpha, b.sigma, 1000.0 * b.time));
+        assert_eq!(b.time, sigma(t, 3.0));
+    }
+    let said = RectifiedFlowConfig { time_scale: Some(1000.0), ..config };
+    assert_eq!(said.for_fourier_time(), said);
+    let zero = RectifiedFlowConfig { time_scale: Some(0.0), ..config };
+    assert!(Diffusion::new(&FormulationConfig::RectifiedFlow(zero).into()).is_err());
+}

@@ -64,7 +64,7 @@ fn the_references_tables_are_recognised() {
                 let found = inferred(&tables).unwrap();
                 assert_eq!(found.betas, None, "{key}: {:?}", found.notes);
                 let config = found.diffusion.unwrap();
-                let GaussianConfig { schedule, objective: found_objective } = gaussian(&config);
+                let GaussianConfig { schedule, objective: found_objective, .. } = gaussian(&config);
                 let found_schedule = (
                     schedule.timesteps,
                     schedule.beta_schedule,
@@ -92,7 +92,7 @@ fn gamma_and_parameters_are_fitted() {
             sigmoid_end: Some(2.0),
             ..ScheduleConfig::default()
         };
-        let formulation = GaussianConfig { schedule, objective: Objective::PredX0 }.into();
+        let formulation = GaussianConfig { schedule, objective: Objective::PredX0, ..Default::default() }.into();
         let shared = SharedConfig { min_snr_loss_weight: Some(true), min_snr_gamma: gamma, ..SharedConfig::default() };
         let config = DiffusionConfig { shared, ..formulation };
         assert_eq!(inferred(&tables_of(&config)).unwrap().diffusion.unwrap(), config);
@@ -147,7 +147,8 @@ fn few_weights_are_read_as_unclipped_ones_first() {
     {
         for objective in [Objective::PredNoise, Objective::PredX0, Objective::PredV] {
             let schedule = ScheduleConfig { timesteps, beta_schedule, ..ScheduleConfig::default() };
-            let found = inferred(&tables_of(&GaussianConfig { schedule, objective }.into())).unwrap();
+            let found =
+                inferred(&tables_of(&GaussianConfig { schedule, objective, ..Default::default() }.into())).unwrap();
             let config = found.diffusion.as_ref().unwrap();
             assert_eq!((gaussian(config).objective, config.min_snr()), (objective, None), "{timesteps}");
             assert_eq!(found.assumed.contains(&"objective"), is_assumed, "{:?}", found.notes);
@@ -194,7 +195,7 @@ fn inferred_of(out_dim: usize, fourier: bool, weights: ReferenceWeights) -> Infe
 #[test]
 fn channels_tell_the_classes_with_tables() {
     let schedule = ScheduleConfig { timesteps: 30, ..ScheduleConfig::default() };
-    let of_v = GaussianConfig { schedule: schedule.clone(), objective: Objective::PredV }.into();
+    let of_v = GaussianConfig { schedule: schedule.clone(), objective: Objective::PredV, ..Default::default() }.into();
     let weights = ReferenceWeights { wrapper: Wrapper::Model, tables: tables_of(&of_v), ..Default::default() };
     let formulation = |out_dim| inferred_of(out_dim, false, weights.clone()).diffusion.unwrap().formulation;
     let learned = LearnedVarianceConfig { schedule: schedule.clone(), ..LearnedVarianceConfig::default() };

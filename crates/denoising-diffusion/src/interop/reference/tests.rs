@@ -42,7 +42,7 @@ fn a_trainer_checkpoint() {
     let diffusion = inferred.diffusion.clone().unwrap();
     assert_eq!(
         diffusion.formulation,
-        FormulationConfig::Gaussian(GaussianConfig { schedule, objective: Objective::PredNoise })
+        FormulationConfig::Gaussian(GaussianConfig { schedule, objective: Objective::PredNoise, ..Default::default() })
     );
     assert_eq!(diffusion.shared, SharedConfig { min_snr_loss_weight: Some(true), ..SharedConfig::default() });
     assert_eq!(inferred.betas, None);

@@ -91,6 +91,32 @@ fn masks_spread_over_channels_and_may_be_soft() {
     }
 }
 
+/// Data that are known to be 0, half of them by the mask: what stands at a level is then noise alone, of the deviation of that level.
+#[test]
+fn soft_masks_keep_the_noise_of_each_level() {
+    let (family, samples) = (Family::VariancePreserving, 4000);
+    let levels = to_clean(family.karras(10.0, 0.05, 8));
+    let zero = Mode { weight: 1.0, mean: [0.0; 2], covariance: [1e-6, 0.0, 1e-6] };
+    let data = Mixture { family, modes: vec![zero], calls: Cell::new(0) };
+    for mask in [0.0, 0.25, 0.5, 0.9, 1.0] {
+        let known = Known {
+            x_start: tensor(&vec![[0.0; 2]; samples]),
+            mask: Tensor::full([samples, 1], mask, &Device::flex()),
+        };
+        let mut deviations = Vec::new();
+        let mut keep = |step: &Step<'_, 2>| {
+            let values = points(step.x.clone()).concat();
+            deviations.push((values.iter().map(|v| v * v).sum::<f64>() / values.len() as f64).sqrt());
+            std::ops::ControlFlow::Continue(())
+        };
+        let options = RePaint { jump_n_sample: 1, ..RePaint::default() };
+        inpaint(&data, start(levels[0], samples), &levels, &known, &options, &mut seeded(), &mut keep).unwrap();
+        for (deviation, level) in deviations.iter().zip(&levels[1..levels.len() - 1]) {
+            assert!((deviation / level.sigma - 1.0).abs() < 0.05, "{mask}: {deviation} at {level:?}");
+        }
+    }
+}
+
 /// Keeps the number of each draw.
 struct Numbers(Vec<usize>);
 

@@ -129,3 +129,42 @@ fn settings_are_held_against_those_of_the_checkpoint() {
     }
     assert!(resume(place.path(), &[("lr", "1"), ("of a later version", "3")]).is_ok());
 }
+
+/// What samples belong to is that of one example each: its condition with its class. Without conditions grids have all classes in turn, and what is
+/// measured has as many of each as the data.
+#[test]
+fn samples_are_of_the_classes_of_what_they_belong_to() {
+    let place = tempfile::tempdir().unwrap();
+    for i in 0..8_u8 {
+        // A quarter are cats.
+        let path = place.path().join(format!("images/{}/{i}.png", if i % 4 == 1 { "cat" } else { "dog" }));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        image::GrayImage::from_pixel(4, 4, image::Luma([10 * i])).save(path).unwrap();
+    }
+    let images = place.path().join("images");
+    let run = |name: &str, condition: Option<PathBuf>| {
+        let unet = UnetConfig { dim: 4, dim_mults: vec![1], channels: 1, num_classes: 2, ..UnetConfig::default() };
+        let unet = UnetConfig { condition_channels: usize::from(condition.is_some()), ..unet };
+        let device = Device::flex();
+        let model = Unet::new(&unet, &mut Init::new(1, &device.clone().autodiff())).unwrap();
+        let config =
+            DataConfig { path: Some(images.clone()), condition, class_condition: true, ..DataConfig::default() };
+        let train = Subset::from(Arc::new(Dataset::open(&config).unwrap()));
+        let (old, setup) = parts(&place.path().join(name), &[]);
+        let trainer = Trainer::new(model, old.diffusion().clone(), old.config().clone(), EmaConfig::default(), &device);
+        Run::create(trainer, RunSetup { held_out: train.first(5), train, ..setup }).unwrap()
+    };
+
+    let plain = run("plain", None);
+    let all = Images::of_data(plain.setup.train.clone());
+    assert_eq!(plain.classes_of_samples(4), Some(vec![0, 1, 0, 1]));
+    assert_eq!(plain.classes_of_measured(8, &all), Some(vec![1, 0, 1, 1, 1, 0, 1, 1]));
+
+    let belonging = run("belonging", Some(images.clone()));
+    let held_out = &belonging.setup.held_out;
+    let expected: Vec<u32> = (0..7).map(|i| held_out.class_of(i % 5).unwrap() as u32).collect();
+    let conditions = belonging.conditions_of_samples(7).unwrap().unwrap();
+    assert_eq!(conditions.shape[0], 7);
+    assert_eq!(belonging.classes_of_samples(7), Some(expected.clone()));
+    assert_eq!(belonging.classes_of_measured(7, &all), Some(expected));
+}

@@ -1,0 +1,99 @@
+//! Which class each sample is to be of.
+
+use denoising_diffusion::diffusion::GuidanceConfig;
+use denoising_diffusion::models::Network;
+
+use super::{Drawable, SamplingArgs};
+use crate::failure::{Failure, Result};
+use crate::output::note;
+
+/// Classes as numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Classes(Vec<u32>);
+
+pub(super) fn parse_classes(text: &str) -> std::result::Result<Classes, String> {
+    let expected = || "expected classes such as 3, 0-9 or 0,2,5".to_string();
+    let part = |part: &str| -> Option<Vec<u32>> {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u32, u32) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        (first <= last && last < 1_000_000).then(|| (first..=last).collect())
+    };
+    let parts: Option<Vec<Vec<u32>>> = text.split(',').map(part).collect();
+    parts.map(|parts| Classes(parts.concat())).ok_or_else(expected)
+}
+
+impl SamplingArgs {
+    /// The class of each of `count` samples of a network: those named, else all, one after the other.
+    pub fn classes_of(&self, from: &Drawable, count: usize, guidance: &GuidanceConfig) -> Result<Option<Vec<u32>>> {
+        Ok(self.classes_in_use(from, guidance)?.map(|classes| classes.into_iter().cycle().take(count).collect()))
+    }
+
+    /// The class of each of `count` images that are made of others: those named, spread over the images in order; without any, no class.
+    pub fn classes_by_image(
+        &self,
+        from: &Drawable,
+        count: usize,
+        guidance: &GuidanceConfig,
+    ) -> Result<Option<Vec<u32>>> {
+        let in_use = self.classes_in_use(from, guidance)?;
+        if self.classes.is_none() {
+            if self.classifier.is_some() {
+                return Err(Failure::usage("--classifier guides towards classes, and none are named")
+                    .hint("name the class of the images, or of each of them: --classes"));
+            }
+            if in_use.is_some() && guidance.guidance != 1.0 && from.weak.is_none() && from.model.vector_dim() == 0 {
+                note("warning: no class is named (--classes), so guidance changes nothing");
+            }
+            return Ok(None);
+        }
+        let spread = |classes: Vec<u32>| (0..count).map(|i| classes[i * classes.len() / count]).collect();
+        Ok(in_use.map(spread))
+    }
+
+    /// The classes that are named, else all; none if neither the network nor a classifier knows any.
+    fn classes_in_use(&self, from: &Drawable, guidance: &GuidanceConfig) -> Result<Option<Vec<u32>>> {
+        let by_network = from.model.num_classes() as u32;
+        let by_classifier = from.classifier.as_ref().map(|classifier| classifier.class_names.len() as u32);
+        if let Some(count) = by_classifier.filter(|&count| by_network > 0 && count != by_network) {
+            return Err(Failure::usage(format!(
+                "the network knows {by_network} classes, the classifier {count}: they were trained on other data"
+            )));
+        }
+        let known = by_network.max(by_classifier.unwrap_or(0));
+        if known == 0 {
+            let guides_nowhere = guidance.guidance != 1.0 && from.weak.is_none() && from.model.vector_dim() == 0;
+            return match &self.classes {
+                Some(_) => Err(Failure::usage("--classes is given, but the network was trained without classes")
+                    .hint("train with --class-condition, or guide by a classifier")),
+                None if guides_nowhere => Err(Failure::usage(
+                    "--guidance is given, but the network was trained without classes or vectors: nothing to guide towards",
+                )
+                .hint("guide away from a weaker network with --weak")),
+                None => Ok(None),
+            };
+        }
+        let classes = self.classes.as_ref().map_or_else(|| (0..known).collect(), |classes| classes.0.clone());
+        if let Some(unknown) = classes.iter().find(|&&class| class >= known) {
+            return Err(Failure::usage(format!(
+                "--classes: there is no class {unknown}; there are 0 to {}",
+                known - 1
+            )));
+        }
+        Ok(Some(classes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_are_lists_and_ranges() {
+        for (text, classes) in [("3", vec![3]), ("0-3", vec![0, 1, 2, 3]), ("5,1-2", vec![5, 1, 2])] {
+            assert_eq!(parse_classes(text), Ok(Classes(classes)));
+        }
+        for text in ["", "3-1", "a", "1,", "-2"] {
+            assert!(parse_classes(text).is_err(), "{text}");
+        }
+    }
+}

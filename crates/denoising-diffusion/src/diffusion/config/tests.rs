@@ -1,0 +1,82 @@
+//! What options say, mean where they say nothing, and are refused for.
+
+use super::*;
+
+fn read(text: &str) -> Result<DiffusionConfig, String> {
+    toml::from_str(text).map_err(|error: toml::de::Error| error.to_string())
+}
+
+#[test]
+fn every_formulation_reads_what_it_writes() {
+    for formulation in FormulationConfig::all() {
+        let config = DiffusionConfig::from(formulation);
+        assert_eq!(config.validate(), Ok(()));
+        let text = toml::to_string(&config).unwrap();
+        assert!(text.contains(&format!("diffusion = \"{}\"", config.formulation.name())), "{text}");
+        assert_eq!(read(&text).unwrap(), config);
+        assert_eq!(config.formulation.build(None).unwrap().output().channels(3), config.out_channels(3));
+    }
+    assert_eq!(read("").unwrap(), DiffusionConfig::default());
+    assert_eq!(read("sigma_max = 40\ndiffusion = \"elucidated\"").unwrap().formulation.name(), "elucidated");
+}
+
+#[test]
+fn keys_of_other_formulations_are_refused_with_their_owner() {
+    let error = read("sigma_data = 0.5").unwrap_err();
+    assert!(error.contains("`sigma_data` is no option of `diffusion = \"gaussian\"` (but of elucidated)"), "{error}");
+    let error = read("diffusion = \"edm\"").unwrap_err();
+    assert!(error.contains("no formulation \"edm\"") && error.contains("rectified_flow"), "{error}");
+    let error = read("objective = \"pred_x\"").unwrap_err();
+    assert!(error.contains("pred_x0"), "{error}");
+    assert!(read("immiscible = 3").is_err());
+}
+
+#[test]
+fn combinations_without_meaning_are_refused_with_the_reason() {
+    for (text, reason) in [
+        ("diffusion = \"learned_variance\"\noffset_noise_strength = 0.1", "white noise"),
+        ("diffusion = \"weighted_objective\"\nmin_snr_loss_weight = true", "no single weight"),
+        ("immiscible = true\nxm_candidates = 2", "only one of them"),
+        ("zero_terminal_snr = true\nobjective = \"pred_noise\"", "says nothing about the data"),
+        ("diffusion = \"simple\"\nnoise_d_low = 32", "`noise_d_high` is missing"),
+        (
+            "diffusion = \"continuous_time\"\nlearned_schedule_hidden_dim = 8",
+            "belongs to `noise_schedule = \"learned\"`",
+        ),
+        ("diffusion = \"rectified_flow\"\nmode_scale = 1.0", "another distribution"),
+        ("diffusion = \"elucidated\"\nsigma_max = 0.001", "above `sigma_min`"),
+        ("loss_weight = \"uniform\"\nmin_snr_loss_weight = true", "both say how the loss is weighted"),
+        ("diffusion = \"rectified_flow\"\ntime_scale = -1.0", "above 0"),
+        ("xm_candidates = 0", "at least 1"),
+    ] {
+        let error = read(text).unwrap().validate().unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    }
+}
+
+/// What a key that is absent means does not change for runs that have begun.
+#[test]
+fn runs_that_begin_have_choices_that_older_ones_had_not() {
+    let zero = "zero_terminal_snr = true";
+    let weights = |text: &str, new: bool| {
+        let config = read(text).unwrap();
+        let config = if new { config.for_new_run(false) } else { config };
+        config.validate().unwrap();
+        let diffusion = crate::diffusion::Diffusion::new(&config).unwrap();
+        [0.0, 500.0, 999.0].map(|t| diffusion.loss_weight(&diffusion.level(t)))
+    };
+    assert_eq!(weights(zero, false)[2], 0.0);
+    assert_eq!(weights(zero, true), [1.0; 3]);
+    assert_eq!(weights(&format!("{zero}\nobjective = \"pred_x0\""), true), [1.0; 3]);
+    for same in [
+        "",
+        "zero_terminal_snr = true\nloss_weight = \"noise\"",
+        "zero_terminal_snr = true\nmin_snr_loss_weight = true",
+    ] {
+        assert_eq!(weights(same, true), weights(same, false), "{same}");
+    }
+    let flow = |text: &str, fourier_time| read(text).unwrap().for_new_run(fourier_time);
+    let text = |config: &DiffusionConfig| toml::to_string(config).unwrap();
+    assert!(text(&flow("diffusion = \"rectified_flow\"", true)).contains("time_scale = 1.0"));
+    assert!(!text(&flow("diffusion = \"rectified_flow\"", false)).contains("time_scale"));
+}

@@ -1,0 +1,117 @@
+//! Images come back from where inversion went, whatever each belongs to and however many are made at once.
+
+use std::sync::Arc;
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor};
+
+use super::*;
+use crate::diffusion::{Diffusion, GaussianConfig, GuidanceConfig, Objective, Threshold};
+use crate::generate::ClassifierGradient;
+use crate::models::NetworkInput;
+use crate::nn::params::host_values;
+use crate::nn::{Eval, EvalMode};
+use crate::sampler::{SampleConfig, SamplerKind};
+
+const SHAPE: [usize; 3] = [1, 2, 2];
+
+/// The exact denoiser of pixels that are normally distributed, around another mean for each class (the last: none).
+#[derive(Module, Debug)]
+struct Exact {
+    means: Param<Tensor<1>>,
+    #[module(skip)]
+    diffusion: Arc<Diffusion>,
+}
+
+const MEANS: [f32; 4] = [-0.6, 0.0, 0.6, 0.2];
+const DEVIATION: f64 = 0.5;
+
+impl Network<4> for Exact {
+    fn forward(&self, input: NetworkInput<4>) -> Tensor<4> {
+        let (b, device) = (input.x.dims()[0], input.x.device());
+        let none = || Tensor::full([b], MEANS.len() as i64 - 1, &device);
+        let mean = self.means.val().select(0, input.classes.unwrap_or_else(none)).reshape([b, 1, 1, 1]);
+        // The levels of a batch are one.
+        let NoiseLevel { alpha, sigma, .. } = self.diffusion.level(host_values(input.time)[0].into());
+        let gain = alpha * DEVIATION.powi(2) / ((alpha * DEVIATION).powi(2) + sigma.powi(2));
+        (input.x - mean.clone() * alpha) * gain + mean
+    }
+
+    fn channels(&self) -> usize {
+        1
+    }
+
+    fn num_classes(&self) -> usize {
+        MEANS.len() - 1
+    }
+}
+
+fn network() -> (Arc<Diffusion>, Eval<Exact>) {
+    let config = GaussianConfig { objective: Objective::PredX0, ..GaussianConfig::default() };
+    let diffusion = Arc::new(Diffusion::new(&config.into()).unwrap());
+    let means = Param::from_tensor(Tensor::from_floats(MEANS, &Device::flex()));
+    (diffusion.clone(), Exact { means, diffusion }.eval())
+}
+
+/// Frames from an image to another, so many per batch.
+fn frames(classes: &[u32], sample_batch_size: usize, classifier: Option<&ClassifierGradient<'_>>) -> Vec<Vec<f32>> {
+    let (diffusion, model) = network();
+    let guidance = GuidanceConfig { threshold: Threshold::None, ..GuidanceConfig::default() };
+    let generator = Generator { guidance, classifier, ..Generator::new(&model, &diffusion) };
+    let sample = SampleConfig {
+        sampler: SamplerKind::Ddim,
+        sampling_timesteps: Some(500),
+        sample_batch_size,
+        ..SampleConfig::default()
+    };
+    let request = Request {
+        sample: &sample,
+        seed: 0,
+        count: classes.len(),
+        shape: SHAPE,
+        init_noise: None,
+        classes: Some(classes),
+        conditions: None,
+        vectors: None,
+    };
+    let images = generator
+        .interpolate(&request, ENDS, Between::Inverted, &Device::flex(), &mut |_| std::ops::ControlFlow::Continue(()));
+    images.unwrap().data.chunks(4).map(<[f32]>::to_vec).collect()
+}
+
+const ENDS: [&[f32]; 2] = [&[0.1, 0.4, 0.2, 0.9], &[0.7, 0.3, 0.8, 0.0]];
+
+fn furthest(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn both_ends_come_back_as_what_they_belong_to() {
+    for classes in [[1; 5], [0, 0, 1, 2, 2], [3, 3, 3, 3, 0]] {
+        let frames = frames(&classes, 64, None);
+        let away = [furthest(&frames[0], ENDS[0]), furthest(&frames[4], ENDS[1])];
+        println!("{classes:?} {away:?}");
+        assert!(away.iter().all(|&away| away < 0.02), "{classes:?} {away:?}");
+        assert!(furthest(&frames[2], ENDS[0]) > 0.1);
+    }
+}
+
+#[test]
+fn the_size_of_a_batch_is_not_to_be_seen() {
+    let classes = [0, 0, 1, 2, 2];
+    let whole = frames(&classes, 64, None);
+    for size in [1, 2, 3] {
+        for (a, b) in frames(&classes, size, None).iter().zip(&whole) {
+            assert!(furthest(a, b) < 1e-5, "{size}: {a:?} {b:?}");
+        }
+    }
+}
+
+#[test]
+fn a_classifier_is_asked_for_the_classes_of_what_it_is_shown() {
+    let asked = |x: Tensor<4>, _: NoiseLevel, classes: &[u32]| {
+        assert_eq!(x.dims()[0], classes.len());
+        x.zeros_like()
+    };
+    assert_eq!(frames(&[0, 1, 2], 64, Some(&asked)), frames(&[0, 1, 2], 64, None));
+}

@@ -1,0 +1,98 @@
+//! Solvers on the levels that formulations really begin at, where hardly anything, or nothing, is to be seen of the data.
+
+use std::cell::Cell;
+
+use burn::tensor::{Device, Tensor};
+
+use super::{DEVIATION, Gaussian};
+use crate::diffusion::{
+    BetaSchedule, Denoiser, Diffusion, DiffusionConfig, Estimate, FormulationConfig, GaussianConfig, NoiseLevel,
+    NoiseLevels, ScheduleConfig, SimpleConfig,
+};
+use crate::nn::params::host_values;
+use crate::sampler::*;
+
+/// The exact denoiser of a Gaussian under a formulation, counting its calls.
+struct Exact(Diffusion, Cell<usize>);
+
+impl Exact {
+    fn new(config: &DiffusionConfig) -> Self {
+        Self(Diffusion::new(config).unwrap(), Cell::new(0))
+    }
+}
+
+impl Denoiser<2> for Exact {
+    fn denoise(&self, x: Tensor<2>, level: NoiseLevel, x_self_cond: Option<Tensor<2>>) -> Estimate<2> {
+        self.1.set(self.1.get() + 1);
+        Gaussian.denoise(x, level, x_self_cond)
+    }
+
+    fn level_at_log_snr(&self, log_snr: f64) -> NoiseLevel {
+        self.0.formulation().level_at_log_snr(log_snr)
+    }
+}
+
+fn discrete(beta_schedule: BetaSchedule, zero_terminal_snr: bool) -> DiffusionConfig {
+    let schedule = ScheduleConfig { beta_schedule, zero_terminal_snr, ..ScheduleConfig::default() };
+    GaussianConfig { schedule, ..GaussianConfig::default() }.into()
+}
+
+fn sampled(exact: &Exact, sample: &SampleConfig, x: &[f32]) -> Vec<f64> {
+    let formulation = exact.0.formulation();
+    let levels = sample.noise_levels.of(formulation, sample.steps(exact.0.config()), sample.karras_rho);
+    let x = Tensor::<1>::from_floats(x, &Device::flex()).reshape([x.len(), 1]) * formulation.init_deviation();
+    let mut noise = SeededNoise::new(1, 0, &Device::flex());
+    let out = sample.run(exact, x, &levels, &mut noise, &mut ignore).unwrap();
+    host_values(out).into_iter().map(f64::from).collect()
+}
+
+/// How wide samples are beside the data. Every step is linear in x, so that two points tell it.
+fn width(config: &DiffusionConfig, sampler: SamplerKind, steps: usize) -> f64 {
+    let sample = SampleConfig { sampler, sampling_timesteps: Some(steps), ..SampleConfig::default() };
+    let out = sampled(&Exact::new(config), &sample, &[-1.0, 1.0]);
+    (out[1] - out[0]) / (2.0 * DEVIATION)
+}
+
+/// The first step of these comes down from a sigma / alpha of thousands to less than ten.
+#[test]
+fn few_steps_from_levels_without_signal_keep_samples_as_wide_as_data() {
+    let simple = FormulationConfig::Simple(SimpleConfig::default()).into();
+    let [sigmoid, cosine] = [BetaSchedule::Sigmoid, BetaSchedule::Cosine].map(|schedule| discrete(schedule, false));
+    for (name, config) in [("sigmoid", sigmoid), ("cosine", cosine), ("simple", simple)] {
+        for sampler in
+            [SamplerKind::Heun, SamplerKind::Dpmpp2m, SamplerKind::Dpmpp2s, SamplerKind::Unipc, SamplerKind::Lms]
+        {
+            let [five, ten, fifty] = [5, 10, 50].map(|steps| width(&config, sampler, steps));
+            println!("{name}, {}: {five:.3}, {ten:.3}, {fifty:.3}", sampler.name());
+            assert!((0.74..1.0).contains(&five), "{name}, {}: {five}", sampler.name());
+            assert!((0.9..1.0).contains(&ten), "{name}, {}: {ten}", sampler.name());
+            assert!((0.97..1.01).contains(&fifty), "{name}, {}: {fifty}", sampler.name());
+        }
+        // As many evaluations of a method of first order lead less far.
+        assert!(width(&config, SamplerKind::Heun, 10) > width(&config, SamplerKind::Ddim, 19), "{name}");
+    }
+}
+
+#[test]
+fn evaluations_are_counted_as_they_are_made() {
+    let mut configs = FormulationConfig::all().map(DiffusionConfig::from).to_vec();
+    configs.push(discrete(BetaSchedule::Cosine, false));
+    configs.push(discrete(BetaSchedule::Linear, true));
+    for config in configs {
+        for sampler in SamplerKind::ALL {
+            for noise_levels in NoiseLevels::ALL {
+                let sample = SampleConfig {
+                    sampler,
+                    noise_levels,
+                    sampling_timesteps: Some(7),
+                    s_churn: if sampler.churns() { 10.0 } else { 0.0 },
+                    ..SampleConfig::default()
+                };
+                let exact = Exact::new(&config);
+                sampled(&exact, &sample, &[0.5]);
+                let what = format!("{}, {}, {noise_levels:?}", config.formulation.name(), sampler.name());
+                assert_eq!(sample.evaluations(&config), exact.1.get(), "{what}");
+            }
+        }
+    }
+}
