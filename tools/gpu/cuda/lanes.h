@@ -42,8 +42,7 @@ static inline uint8_t *in_shared(struct lane *L, uint32_t at, uint32_t bytes) {
     if (at & (bytes - 1) & 15) refuse(L, "not aligned: shared", at);
     return L->shared + at;
 }
-static inline uint8_t *in_memory(struct lane *L, uint64_t at, uint32_t bytes, int writes) {
-    (void)writes;
+static inline uint8_t *in_memory(struct lane *L, uint64_t at, uint32_t bytes) {
     if ((at < known_from || at + bytes > known_to) && !may_touch(L, at, bytes)) refuse(L, "no memory at", at);
     if (at & (bytes - 1) & 15) refuse(L, "not aligned:", at);
     return (uint8_t *)at;
@@ -253,9 +252,8 @@ static inline void fragment_from(struct lane *L, uint32_t *part, int registers, 
         if (bytes == 2) part[i / 2] |= (uint32_t)AT(uint16_t, place(at, first + i, stride, columns, by_rows, 2)) << (i % 2 * 16);
         else part[i] = AT(uint32_t, place(at, first + i, stride, columns, by_rows, 4));
 }
-static inline void fragment_into(struct lane *L, const uint32_t *part, int registers, uint8_t *at, uint32_t stride, int rows, int columns, int by_rows, int bytes) {
+static inline void fragment_into(struct lane *L, const uint32_t *part, uint8_t *at, uint32_t stride, int rows, int columns, int by_rows, int bytes) {
     int each = rows * columns / WARP, first = L->index % WARP * each;
-    (void)registers;
     for (int i = 0; i < each; i++)
         if (bytes == 2) AT(uint16_t, place(at, first + i, stride, columns, by_rows, 2)) = part[i / 2] >> (i % 2 * 16);
         else AT(uint32_t, place(at, first + i, stride, columns, by_rows, 4)) = part[i];

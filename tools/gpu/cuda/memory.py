@@ -30,7 +30,7 @@ class Memory(Operands):
         of = [part.strip() for part in ops[1].strip("{}").split(",")]
         size = BITS[kind] // 8
         self.emit("{")
-        self.emit(f"uint8_t *at = {self.memory(ops[0], space, size * len(of), True)};")
+        self.emit(f"uint8_t *at = {self.memory(ops[0], space, size * len(of))};")
         for i, register in enumerate(of):
             self.emit(f"AT({ctype('b%d' % BITS[kind])}, at + {i * size}) = {self.bits(register, kind)};")
         self.emit("}")
@@ -48,7 +48,7 @@ class Memory(Operands):
         kind = parts[-1]
         how = next(part for part in parts if part in ("add", "exch", "cas", "min", "max", "and", "or", "xor", "inc", "dec"))
         to, at, *values = ops if result else ["_"] + ops
-        pointer = self.memory(at, space, BITS[kind] // 8, True)
+        pointer = self.memory(at, space, BITS[kind] // 8)
         values = [self.read(value, kind) for value in values]
         bits = f"uint{BITS[kind]}_t"
         self.emit(f"{{ {bits} *at = ({bits} *){pointer}, old = __atomic_load_n(at, __ATOMIC_SEQ_CST), new;")

@@ -107,7 +107,7 @@ class Operands:
             return f"(uint64_t)({symbol})" if space != "shared" else f"{at}" if at is not None else "DYNAMIC"
         raise Unknown(f"symbol {symbol}")
 
-    def memory(self, text, space, size, writes=False):
+    def memory(self, text, space, size):
         """A pointer to what an operand in brackets names."""
         base, _, offset = re.match(r"\[\s*([^\s+\]]+)(\s*\+\s*(-?\w+))?\s*\]", text).groups()
         offset = offset or "0"
@@ -120,7 +120,7 @@ class Operands:
             return f"in_shared(L, (uint32_t)({address}), {size})"
         if space in ("param", "local"):
             return f"((uint8_t *)({address}))"
-        return f"in_memory(L, {address}, {size}, {int(writes)})"
+        return f"in_memory(L, {address}, {size})"
 
     def emit(self, line):
         self.lines.append("    " + line)

@@ -78,17 +78,17 @@ class Together(Operands):
             rows, columns = {"a": (m, k), "b": (k, n), "c": (m, n), "d": (m, n)}[which]
             fragment, at, stride = (ops[0], ops[1], ops[2]) if what == "load" else (ops[1], ops[0], ops[2])
             registers = self.registers_of(fragment)
-            pointer = self.memory(at, space, BITS[kind] // 8, what == "store")
+            pointer = self.memory(at, space, BITS[kind] // 8)
             self.emit(f"{{ uint32_t part[{len(registers)}]; uint8_t *at = {pointer};")
-            arguments = f"L, part, {len(registers)}, at, {self.read(stride, 'u32')}, {rows}, {columns}, {int(layout[0] == 'row')}, {BITS[kind] // 8}"
+            matrix = f"at, {self.read(stride, 'u32')}, {rows}, {columns}, {int(layout[0] == 'row')}, {BITS[kind] // 8}"
             if what == "load":
-                self.emit(f"fragment_from({arguments});")
+                self.emit(f"fragment_from(L, part, {len(registers)}, {matrix});")
                 for i, register in enumerate(registers):
                     self.write(register, "b32", f"part[{i}]")
             else:
                 for i, register in enumerate(registers):
                     self.emit(f"part[{i}] = {self.read(register, 'b32')};")
-                self.emit(f"fragment_into({arguments});")
+                self.emit(f"fragment_into(L, part, {matrix});")
             self.emit("}")
             return
         types = [part for part in parts if part in BITS]

@@ -74,8 +74,13 @@ pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tenso
         return fused::conv2d(x, Resampling::Keep, weight, bias);
     }
     #[cfg(feature = "cube")]
-    if let (true, Some(bias)) = (cube::takes(&x), &bias) {
-        return cube::conv2d(x, weight, bias.clone());
+    if cube::takes(&x) {
+        let dims = weight.dims();
+        let convolve = |x: Tensor<4>| match &bias {
+            Some(bias) => cube::conv2d(x, weight, bias.clone()),
+            None => plain::conv2d(x, weight, None),
+        };
+        return if cube::narrow_convolutions_sum_in_f32(dims) { convolve(x) } else { in_f32(x, convolve) };
     }
     plain::conv2d(x, weight, bias)
 }
