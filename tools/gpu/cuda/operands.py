@@ -107,10 +107,15 @@ class Operands:
             return f"(uint64_t)({symbol})" if space != "shared" else f"{at}" if at is not None else "DYNAMIC"
         raise Unknown(f"symbol {symbol}")
 
+    @staticmethod
+    def base_and_offset(text):
+        """The parts of an address in brackets."""
+        base, _, offset = re.match(r"\[\s*([^\s+\]]+)(\s*\+\s*(-?\w+))?\s*\]", text).groups()
+        return base, offset or "0"
+
     def memory(self, text, space, size):
         """A pointer to what an operand in brackets names."""
-        base, _, offset = re.match(r"\[\s*([^\s+\]]+)(\s*\+\s*(-?\w+))?\s*\]", text).groups()
-        offset = offset or "0"
+        base, offset = self.base_and_offset(text)
         if base in self.parameters and space == "param":
             return f"(P + {self.parameters[base][0]} + {offset})"
         if base in self.variables and space in ("", "global", "const", "local") and self.variables[base][0] != "shared":

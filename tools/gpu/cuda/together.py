@@ -104,28 +104,24 @@ class Together(Operands):
             self.write(register, "b32", f"sums[{i}]")
         self.emit("}")
 
-    def do_ldmatrix(self, parts, ops):
+    def told_where_rows_lie(self, parts, address):
+        """What comes before matrices of eight rows, each of eight values of 16 bits, are read or written: lanes tell each other where rows lie."""
         if parts[-1] != "b16" or "m8n8" not in parts:
             self.unknown()
-        registers = self.registers_of(ops[0])
-        base, _, offset = re.match(r"\[\s*([^\s+\]]+)(\s*\+\s*(-?\w+))?\s*\]", ops[1]).groups()
-        address = f"{self.read(base, 'u64')} + ({offset or 0})"
-        if not any(part.startswith("shared") for part in parts):
-            address = f"{address} - (uint64_t)L->shared"
-        self.together("0xffffffffu", [f"(uint32_t)({address})"])
-        for i, register in enumerate(registers):
+        base, offset = self.base_and_offset(address)
+        place = f"{self.read(base, 'u64')} + ({offset})"
+        if space_of(parts) != "shared":
+            place = f"{place} - (uint64_t)L->shared"
+        self.together("0xffffffffu", [f"(uint32_t)({place})"])
+
+    def do_ldmatrix(self, parts, ops):
+        self.told_where_rows_lie(parts, ops[1])
+        for i, register in enumerate(self.registers_of(ops[0])):
             self.write(register, "b32", f"matrix_row(L, all, {i}, {int('trans' in parts)})")
         self.emit("exchange(L, 0xffffffffu, NULL, 0, -1); }")
 
     def do_stmatrix(self, parts, ops):
-        if parts[-1] != "b16" or "m8n8" not in parts:
-            self.unknown()
-        registers = self.registers_of(ops[1])
-        base, _, offset = re.match(r"\[\s*([^\s+\]]+)(\s*\+\s*(-?\w+))?\s*\]", ops[0]).groups()
-        address = f"{self.read(base, 'u64')} + ({offset or 0})"
-        if not any(part.startswith("shared") for part in parts):
-            address = f"{address} - (uint64_t)L->shared"
-        self.together("0xffffffffu", [f"(uint32_t)({address})"])
-        for i, register in enumerate(registers):
+        self.told_where_rows_lie(parts, ops[0])
+        for i, register in enumerate(self.registers_of(ops[1])):
             self.emit(f"store_matrix_row(L, all, {i}, {int('trans' in parts)}, {self.read(register, 'b32')});")
         self.emit("exchange(L, 0xffffffffu, NULL, 0, -1); }")
