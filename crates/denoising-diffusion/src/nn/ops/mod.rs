@@ -169,7 +169,7 @@ pub fn rms_norm_scaled_silu(x: Tensor<4>, g: Tensor<1>, scale_shift: Tensor<2>) 
 #[cfg(feature = "cube")]
 fn unbiased(x: &Tensor<4>, conv: &ConvWeights) -> Option<(Tensor<4>, Tensor<1>)> {
     let bias = conv.bias.clone().filter(|_| cube::takes(x))?;
-    Some((plain::conv2d(x.clone(), conv.weight.clone(), None), bias))
+    Some((conv2d(x.clone(), conv.weight.clone(), None), bias))
 }
 
 /// [`rms_norm`] of [`conv2d`]. The kernels for GPUs add the bias where they normalise, and sum its gradient where they have it.
