@@ -77,6 +77,6 @@ test-soft-cuda CAPABILITY="90":
 dry-cuda *ARGS:
     tools/gpu/dry target/release/ddpm {{ARGS}}
 
-# Mixed precision on a GPU that computes in bf16: `just test-bf16 cuda`
+# Mixed precision on a GPU that computes in bf16: `just test-bf16 cuda`, or `tools/gpu/soft just test-bf16 cuda`
 test-bf16 DEVICE:
     DDPM_TEST_DEVICE={{DEVICE}} cargo test --features denoising-diffusion/{{DEVICE}} -p denoising-diffusion --test precision -- --test-threads 1
