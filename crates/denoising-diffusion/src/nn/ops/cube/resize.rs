@@ -48,6 +48,7 @@ fn at<F: Float, N: Size>(
 }
 
 /// A unit per vector of `to`.
+#[allow(clippy::manual_is_multiple_of, reason = "CubeCL knows no such function")]
 #[cube(launch)]
 fn kernel<F: Float, N: Size>(
     from: &[Vector<F, N>],
