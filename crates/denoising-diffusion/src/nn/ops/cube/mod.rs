@@ -65,9 +65,9 @@ pub fn multiplies_in_tf32(device: &Device) -> bool {
     }
 }
 
-/// Whether Burn's convolutions of bf16 by weights `[c_out, c_in, kh, kw]`, and their gradients, sum in f32. Tensor cores do, and are the fastest of
-/// what its tuner tries where there are channels enough; its direct kernels, which it takes by itself without a tuner, sum in the type of their data: a
-/// gradient of weights is then a sum over all positions with 8 bits of a mantissa.
+/// Whether Burn's convolutions of bf16 by weights `[c_out, c_in, kh, kw]`, and their gradients, sum in f32. Tensor cores do, and ought to be the
+/// fastest of what its tuner tries where there are channels enough (not seen on hardware). Its direct kernels, which it takes by itself without a
+/// tuner, sum in the type of their data: a gradient of weights is then a sum over all positions with 8 bits of a mantissa.
 pub fn narrow_convolutions_sum_in_f32([c_out, c_in, ..]: [usize; 4]) -> bool {
     cfg!(feature = "autotune") && [c_out, c_in].iter().all(|channels| *channels >= 32 && channels % 8 == 0)
 }
