@@ -217,24 +217,25 @@ impl<M: Network<4>> Run<M> {
 
     /// The classes of `count` samples to look at, where the network is told classes: all, one after the other.
     pub(super) fn classes_of_samples(&self, count: usize) -> Option<Vec<u32>> {
-        let num_classes = self.trainer.model().num_classes() as u32;
-        self.classes_or(count, || (0..count as u32).map(|i| i % num_classes.max(1)).collect())
+        self.classes_or(count, || None)
     }
 
     /// The classes of `count` samples to be compared with `real` images: as often as there.
     pub(super) fn classes_of_measured(&self, count: usize, real: &Images) -> Option<Vec<u32>> {
-        self.classes_or(count, || real.classes_by_share(count).unwrap_or_default())
+        self.classes_or(count, || real.classes_by_share(count))
     }
 
-    /// Where the network is told classes: of the examples whose conditions or vectors the samples belong to, else those of `alone`.
-    fn classes_or(&self, count: usize, alone: impl FnOnce() -> Vec<u32>) -> Option<Vec<u32>> {
+    /// Where the network is told classes: of the examples whose conditions or vectors the samples belong to, else those of `alone`, else all, one after
+    /// the other.
+    fn classes_or(&self, count: usize, alone: impl FnOnce() -> Option<Vec<u32>>) -> Option<Vec<u32>> {
         let model = self.trainer.model();
-        if model.num_classes() == 0 {
+        let num_classes = model.num_classes();
+        if num_classes == 0 {
             return None;
         }
         let belong = model.condition_channels() > 0 || model.vector_dim() > 0;
-        let classes = belong.then(|| self.samples_belong_to().classes(count)).flatten();
-        Some(classes.unwrap_or_else(alone))
+        let classes = belong.then(|| self.samples_belong_to().classes(count)).flatten().or_else(alone);
+        Some(classes.unwrap_or_else(|| (0..num_classes as u32).cycle().take(count).collect()))
     }
 
     /// What `count` samples belong to, where the data have conditions: those of held-out images, if there are any.

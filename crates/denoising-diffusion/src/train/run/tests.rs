@@ -159,6 +159,8 @@ fn samples_are_of_the_classes_of_what_they_belong_to() {
     let all = Images::of_data(plain.setup.train.clone());
     assert_eq!(plain.classes_of_samples(4), Some(vec![0, 1, 0, 1]));
     assert_eq!(plain.classes_of_measured(8, &all), Some(vec![1, 0, 1, 1, 1, 0, 1, 1]));
+    let without_classes = Images::of_samples(&ImageBatch { shape: [1, 1, 4, 4], data: vec![0.0; 16] });
+    assert_eq!(plain.classes_of_measured(3, &without_classes), Some(vec![0, 1, 0]));
 
     let belonging = run("belonging", Some(images.clone()));
     let held_out = &belonging.setup.held_out;
