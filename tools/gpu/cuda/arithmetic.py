@@ -54,9 +54,6 @@ class Arithmetic(Operands):
     def product_of(self, parts, ops):
         return self.high("u32", ops) if "hi" in parts else f"(uint32_t)({self.read(ops[1], 'u32')} * {self.read(ops[2], 'u32')})"
 
-    def do_addc(self, parts, ops):
-        self.carrying(parts, ops, f"(uint64_t){self.read(ops[1], 'u32')} + {self.read(ops[2], 'u32')} + carry")
-
     def do_madc(self, parts, ops):
         self.carrying(parts, ops, f"(uint64_t){self.product_of(parts, ops)} + {self.read(ops[3], 'u32')} + carry")
 
@@ -149,12 +146,6 @@ class Arithmetic(Operands):
             return self.write(ops[0], "b%d" % BITS[kind], f"{self.read(ops[1], 'b%d' % BITS[kind])} ^ {hex(1 << BITS[kind] - 1)}ull")
         self.write(ops[0], kind, f"0 - {self.read(ops[1], self.unsigned(kind))}")
 
-    def do_copysign(self, parts, ops):
-        """The sign of the first, the rest of the second."""
-        kind = "b%d" % BITS[parts[-1]]
-        sign = hex(1 << BITS[kind] - 1) + "ull"
-        self.write(ops[0], kind, f"({self.read(ops[1], kind)} & {sign}) | ({self.read(ops[2], kind)} & ~{sign})")
-
     def logical(self, parts, ops, symbol):
         kind = parts[-1]
         self.write(ops[0], kind, f"{self.read(ops[1], kind)} {symbol} {self.read(ops[2], kind)}")
@@ -171,9 +162,6 @@ class Arithmetic(Operands):
     def do_not(self, parts, ops):
         a = self.read(ops[1], parts[-1])
         self.write(ops[0], parts[-1], f"!{a}" if parts[-1] == "pred" else f"~{a}")
-
-    def do_lop3(self, parts, ops):
-        self.write(ops[0], "b32", f"lop3({', '.join(self.read(op, 'b32') for op in ops[1:])})")
 
     def do_shl(self, parts, ops):
         kind = parts[-1]
@@ -196,32 +184,10 @@ class Arithmetic(Operands):
         kind = parts[-1]
         self.write(ops[0], kind, f"bits_of_{kind}({self.read(ops[1], kind)}, {self.read(ops[2], 'u32')}, {self.read(ops[3], 'u32')})")
 
-    def do_bfi(self, parts, ops):
-        kind = parts[-1]
-        self.write(ops[0], kind, f"with_bits_{kind}({self.read(ops[1], kind)}, {self.read(ops[2], kind)}, {self.read(ops[3], 'u32')}, {self.read(ops[4], 'u32')})")
-
     def do_prmt(self, parts, ops):
         if len(parts) > 1:
             self.unknown()
         self.write(ops[0], "b32", f"permuted({', '.join(self.read(op, 'b32') for op in ops[1:])})")
-
-    def do_popc(self, parts, ops):
-        self.write(ops[0], "u32", f"__builtin_popcountll({self.read(ops[1], parts[-1])})")
-
-    def do_clz(self, parts, ops):
-        a, width = self.read(ops[1], parts[-1]), BITS[parts[-1]]
-        self.write(ops[0], "u32", f"{a} ? __builtin_clzll({a}) - {64 - width} : {width}")
-
-    def do_brev(self, parts, ops):
-        self.write(ops[0], parts[-1], f"reversed({self.read(ops[1], parts[-1])}, {BITS[parts[-1]]})")
-
-    def do_bfind(self, parts, ops):
-        kind = parts[-1]
-        if kind[0] == "s":
-            self.unknown()
-        a = self.read(ops[1], kind)
-        place = "%d - __builtin_clzll(%s)" % (BITS[kind] - 1, a) if "shiftamt" in parts else f"63 - __builtin_clzll({a})"
-        self.write(ops[0], "u32", f"{a} ? (uint32_t)({place}) : 0xffffffffu")
 
     def do_setp(self, parts, ops):
         how, kind = parts[0], parts[-1]
@@ -250,9 +216,6 @@ class Arithmetic(Operands):
             self.unknown()
         self.write(first, "pred", value)
 
-    def do_set(self, parts, ops):
-        self.unknown()
-
     def do_selp(self, parts, ops):
         kind = "b%d" % BITS[parts[-1]]
         self.write(ops[0], kind, f"{self.read(ops[3], 'pred')} ? {self.bits(ops[1], parts[-1])} : {self.bits(ops[2], parts[-1])}")
@@ -261,14 +224,14 @@ class Arithmetic(Operands):
         kind = parts[-1]
         to, what = ops
         if to.startswith("{"):
-            halves = [part.strip() for part in to[1:-1].split(",")]
+            halves = self.registers_of(to)
             width = BITS[kind] // len(halves)
             value = self.read(what, kind)
             for i, half in enumerate(halves):
                 if half != "_":
                     self.write(half, f"b{width}", f"{value} >> {i * width}")
         elif what.startswith("{"):
-            halves = [part.strip() for part in what[1:-1].split(",")]
+            halves = self.registers_of(what)
             width = BITS[kind] // len(halves)
             self.write(to, kind, " | ".join(f"({ctype(kind)}){self.bits(half, f'b{width}')} << {i * width}" for i, half in enumerate(halves)))
         elif kind == "pred":

@@ -140,20 +140,6 @@ static inline int64_t sign_extended(int64_t a, int64_t top, uint32_t at, uint32_
 }
 static inline int32_t bits_of_s32(int32_t a, uint32_t at, uint32_t count) { return (int32_t)sign_extended((uint32_t)a, 31, at, count); }
 static inline int64_t bits_of_s64(int64_t a, uint32_t at, uint32_t count) { return sign_extended(a, 63, at, count); }
-static inline uint64_t with_bits_b64(uint64_t of, uint64_t into, uint32_t at, uint32_t count) {
-    at &= 255, count &= 255;
-    if (at >= 64) return into;
-    uint64_t where = ones(count) << at;
-    return (into & ~where) | (of << at & where);
-}
-static inline uint32_t with_bits_b32(uint32_t of, uint32_t into, uint32_t at, uint32_t count) {
-    return (at & 255) < 32 ? (uint32_t)with_bits_b64(of, into, at, count) : into;
-}
-static inline uint64_t reversed(uint64_t a, int width) {
-    uint64_t b = 0;
-    for (int i = 0; i < width; i++) b |= (a >> i & 1) << (width - 1 - i);
-    return b;
-}
 static inline uint32_t permuted(uint32_t a, uint32_t b, uint32_t how) {
     uint64_t both = (uint64_t)b << 32 | a;
     uint32_t result = 0;
@@ -162,12 +148,6 @@ static inline uint32_t permuted(uint32_t a, uint32_t b, uint32_t how) {
         if (pick & 8) byte = byte & 128 ? 255 : 0;
         result |= byte << (8 * i);
     }
-    return result;
-}
-static inline uint32_t lop3(uint32_t a, uint32_t b, uint32_t c, uint32_t table) {
-    uint32_t result = 0;
-    for (int i = 0; i < 8; i++)
-        if (table >> i & 1) result |= (i & 4 ? a : ~a) & (i & 2 ? b : ~b) & (i & 1 ? c : ~c);
     return result;
 }
 
@@ -199,12 +179,6 @@ static inline uint32_t shuffled_from_idx(struct lane *L, uint32_t by, uint32_t c
     SEGMENT;
     int from = (int)(first | (by & 31 & ~segment));
     return shuffled(L, from, from <= last, there);
-}
-static inline uint32_t ballot(const slot *all, uint32_t members) {
-    uint32_t votes = 0;
-    for (int i = 0; i < WARP; i++)
-        if (members >> i & 1 && all[i][0]) votes |= 1u << i;
-    return votes;
 }
 
 /* mma: PTX ISA, "Matrix fragments for mma.m16n8k16" and the like. `all` holds a's registers, then b's. */
@@ -270,20 +244,5 @@ static inline void fragments_multiplied(struct lane *L, const slot *all, uint32_
         if (to == AS_f32) sums[i] = f32_bits(sum);
         else sums[i / 2] = i % 2 ? (sums[i / 2] & 0xffff) | (uint32_t)f16_bits(sum) << 16 : (sums[i / 2] & 0xffff0000u) | f16_bits(sum);
     }
-}
-
-/* ldmatrix, stmatrix: rows of eight values of 16 bits; lanes 8 i to 8 i + 7 said where those of matrix i lie. */
-static inline uint16_t *of_matrix(struct lane *L, const slot *all, int i, int row, int column) {
-    return (uint16_t *)in_shared(L, all[8 * i + row][0], 16) + column;
-}
-static inline uint32_t matrix_row(struct lane *L, const slot *all, int i, int transposed) {
-    int row = L->index % WARP / 4, column = L->index % 4 * 2;
-    if (transposed) return *of_matrix(L, all, i, column, row) | (uint32_t)*of_matrix(L, all, i, column + 1, row) << 16;
-    return *of_matrix(L, all, i, row, column) | (uint32_t)*of_matrix(L, all, i, row, column + 1) << 16;
-}
-static inline void store_matrix_row(struct lane *L, const slot *all, int i, int transposed, uint32_t two) {
-    int row = L->index % WARP / 4, column = L->index % 4 * 2;
-    *(transposed ? of_matrix(L, all, i, column, row) : of_matrix(L, all, i, row, column)) = (uint16_t)two;
-    *(transposed ? of_matrix(L, all, i, column + 1, row) : of_matrix(L, all, i, row, column + 1)) = two >> 16;
 }
 #endif

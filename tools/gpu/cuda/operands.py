@@ -108,6 +108,11 @@ class Operands:
         raise Unknown(f"symbol {symbol}")
 
     @staticmethod
+    def registers_of(text):
+        """The registers of a vector in braces, or the one that stands alone."""
+        return [part.strip() for part in text.strip("{} ").split(",")]
+
+    @staticmethod
     def base_and_offset(text):
         """The parts of an address in brackets."""
         base, _, offset = re.match(r"\[\s*([^\s+\]]+)(\s*\+\s*(-?\w+))?\s*\]", text).groups()

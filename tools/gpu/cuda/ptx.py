@@ -15,10 +15,10 @@ from together import Together
 
 # What may stand behind an instruction's name: anything else could mean something that is done nowhere here.
 MODIFIERS = set(BITS) | set(COMPARISONS) | {how + "u" for how in COMPARISONS} | set(SPACES)
-MODIFIERS |= set("num nan and or xor rn rm rp rz rzi rni rmi rpi rna ftz noftz approx full sat cc lo hi wide NaN to".split())
-MODIFIERS |= set("uni sync aligned warp cta bfly idx up down all any ballot l r wrap clamp shiftamt".split())
-MODIFIERS |= set("nc volatile relaxed acquire release acq_rel weak gpu sys sc v2 v4 add exch cas min max".split())
-MODIFIERS |= set("row col a b c d load store mma m8n8 x1 x2 x4 trans".split())
+MODIFIERS |= set("num nan and or xor rn rm rp rz rzi rni rmi rpi rna ftz approx full sat cc lo hi wide NaN to".split())
+MODIFIERS |= set("uni sync aligned warp cta bfly idx up down l r wrap clamp".split())
+MODIFIERS |= set("nc volatile relaxed weak gpu v2 v4 add".split())
+MODIFIERS |= set("row col a b c d load store mma".split())
 
 
 def is_known(modifier):
@@ -56,24 +56,12 @@ class Kernel(Arithmetic, Memory, Together):
     def label(text):
         return text.replace("$", "l_")
 
-    def do_brx(self, parts, ops):
-        self.emit(f"switch ({self.read(ops[0], 'u32')}) {{")
-        for i, target in enumerate(self.targets[ops[1]]):
-            self.emit(f"case {i}: goto {self.label(target)};")
-        self.emit("}")
-
     def do_ret(self, parts, ops):
         self.emit("return;")
-
-    do_exit = do_ret
-
-    def do_trap(self, parts, ops):
-        self.emit('refuse(L, "it stops itself", 0);')
 
     # As a whole
 
     def body(self, text):
-        self.targets = {}
         # Local names of blocks that inline assembly opens are those of the kernel: LLVM numbers them.
         for statement in re.split(r";|(?<=:)(?=\s)|(?=[{}]\s)|(?<=[{}])(?=\s)", text):
             statement = " ".join(statement.split())
@@ -95,9 +83,6 @@ class Kernel(Arithmetic, Memory, Together):
                 continue
             elif statement.startswith("."):
                 raise Unknown(f"directive {statement}")
-            elif ".branchtargets" in statement:
-                name, targets = statement.split(": .branchtargets")
-                self.targets[name] = [target.strip() for target in targets.split(",")]
             else:
                 self.instruction(statement)
 

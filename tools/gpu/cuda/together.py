@@ -21,8 +21,6 @@ class Together(Operands):
         else:
             self.emit(f"meet(L, {self.read(ops[0], 'u32')});")
 
-    do_barrier = do_bar
-
     def do_activemask(self, parts, ops):
         self.meets = True
         self.write(ops[0], "b32", "lanes_there(L)")
@@ -37,20 +35,6 @@ class Together(Operands):
         if predicate:
             self.write(predicate, "pred", "there")
         self.emit("}")
-
-    def do_vote(self, parts, ops):
-        how = next(part for part in parts if part in ("all", "any", "uni", "ballot"))
-        to, what, mask = ops
-        negated = what.startswith("!")
-        value = ("!" if negated else "!!") + self.read(what.lstrip("!"), "pred")
-        self.together(self.read(mask, "u32"), [value])
-        self.emit(f"uint32_t members = {self.read(mask, 'u32')} & lanes_there(L), votes = ballot(all, members);")
-        self.write(to, "b32" if how == "ballot" else "pred", {"all": "votes == members", "any": "votes != 0", "ballot": "votes", "uni": "votes == 0 || votes == members"}[how])
-        self.emit("}")
-
-    @staticmethod
-    def registers_of(text):
-        return [part.strip() for part in text.strip("{} ").split(",")]
 
     def do_mma(self, parts, ops):
         shape = next(part for part in parts if re.match(r"m\d+n\d+k\d+$", part))
@@ -95,7 +79,7 @@ class Together(Operands):
         # Of bf16 and tf32 the types of all four are written, of f16 those of the sums alone.
         sums, of = (types[0], types[1]) if len(types) == 4 else (types[0], "f16")
         d, a, b, c = (self.registers_of(op) for op in ops)
-        if what != "mma" or len(set((types * 2)[:1] + [types[-1]])) != 1:
+        if what != "mma" or types[0] != types[-1]:
             self.unknown()
         self.together("0xffffffffu", [self.read(r, "b32") for r in a + b])
         self.emit(f"uint32_t sums[] = {{ {', '.join(self.read(r, 'b32') for r in c)} }};")
@@ -103,25 +87,3 @@ class Together(Operands):
         for i, register in enumerate(d):
             self.write(register, "b32", f"sums[{i}]")
         self.emit("}")
-
-    def told_where_rows_lie(self, parts, address):
-        """What comes before matrices of eight rows, each of eight values of 16 bits, are read or written: lanes tell each other where rows lie."""
-        if parts[-1] != "b16" or "m8n8" not in parts:
-            self.unknown()
-        base, offset = self.base_and_offset(address)
-        place = f"{self.read(base, 'u64')} + ({offset})"
-        if space_of(parts) != "shared":
-            place = f"{place} - (uint64_t)L->shared"
-        self.together("0xffffffffu", [f"(uint32_t)({place})"])
-
-    def do_ldmatrix(self, parts, ops):
-        self.told_where_rows_lie(parts, ops[1])
-        for i, register in enumerate(self.registers_of(ops[0])):
-            self.write(register, "b32", f"matrix_row(L, all, {i}, {int('trans' in parts)})")
-        self.emit("exchange(L, 0xffffffffu, NULL, 0, -1); }")
-
-    def do_stmatrix(self, parts, ops):
-        self.told_where_rows_lie(parts, ops[0])
-        for i, register in enumerate(self.registers_of(ops[1])):
-            self.emit(f"store_matrix_row(L, all, {i}, {int('trans' in parts)}, {self.read(register, 'b32')});")
-        self.emit("exchange(L, 0xffffffffu, NULL, 0, -1); }")
