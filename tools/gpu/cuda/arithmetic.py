@@ -181,8 +181,9 @@ class Arithmetic(Operands):
         self.write(ops[0], "b32", f"({both} << {by}) >> 32" if parts[0] == "l" else f"{both} >> {by}")
 
     def do_bfe(self, parts, ops):
-        kind = parts[-1]
-        self.write(ops[0], kind, f"bits_of_{kind}({self.read(ops[1], kind)}, {self.read(ops[2], 'u32')}, {self.read(ops[3], 'u32')})")
+        if parts != ["u32"]:
+            self.unknown()
+        self.write(ops[0], "u32", f"bits_of_u32({', '.join(self.read(op, 'u32') for op in ops[1:])})")
 
     def do_prmt(self, parts, ops):
         if len(parts) > 1:

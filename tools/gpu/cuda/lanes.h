@@ -129,17 +129,6 @@ static inline float max_of_floats(float a, float b, int nan) { return (float)max
 static inline uint64_t ones(uint32_t count) { return count < 64 ? (1ull << count) - 1 : ~0ull; }
 static inline uint64_t bits_of_u64(uint64_t a, uint32_t at, uint32_t count) { return (at & 255) < 64 ? a >> (at & 255) & ones(count & 255) : 0; }
 static inline uint32_t bits_of_u32(uint32_t a, uint32_t at, uint32_t count) { return (uint32_t)bits_of_u64(a, at, count); }
-static inline int64_t sign_extended(int64_t a, int64_t top, uint32_t at, uint32_t count) {
-    at &= 255, count &= 255;
-    if (count == 0) return 0;
-    uint32_t last = at + count - 1 < (uint32_t)top ? at + count - 1 : (uint32_t)top;
-    int negative = a >> last & 1;
-    uint64_t part = at <= (uint32_t)top ? (uint64_t)a >> at & ones(last - at + 1) : 0;
-    uint32_t width = at <= (uint32_t)top ? last - at + 1 : 0;
-    return (int64_t)(negative ? part | ~ones(width) : part);
-}
-static inline int32_t bits_of_s32(int32_t a, uint32_t at, uint32_t count) { return (int32_t)sign_extended((uint32_t)a, 31, at, count); }
-static inline int64_t bits_of_s64(int64_t a, uint32_t at, uint32_t count) { return sign_extended(a, 63, at, count); }
 static inline uint32_t permuted(uint32_t a, uint32_t b, uint32_t how) {
     uint64_t both = (uint64_t)b << 32 | a;
     uint32_t result = 0;
