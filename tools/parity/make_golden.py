@@ -14,7 +14,8 @@ behind `grad_state.`; images are [b, c, h, w].
     uvit_<name>      the same of UViT (uvit.py)
     losses           per-sample and mean losses, offset noise, self-conditioning, immiscible assignment
     sampling         single DDPM steps, DDPM and DDIM trajectories with their noise, interpolation, DDIM times
-    ema, adam        sequences of ema-pytorch's EMA and of clipped Adam steps
+    ema, adam, adamw sequences of ema-pytorch's EMA, of clipped Adam steps, and of AdamW's
+    post_hoc         which sums of stored averages ema-pytorch's PostHocEMA makes others of
     import           what model-1.pt (written by the reference's Trainer) and state_dict.pt must give
     formulations     learned variance, weighted objective, candidates of noise: losses, gradients, trajectories
     formulations_continuous, formulations_edm
@@ -74,7 +75,9 @@ def main():
     write(folder, "losses", diffusing.losses)
     write(folder, "sampling", diffusing.sampling)
     write(folder, "ema", training.ema, compare=False)
+    write(folder, "post_hoc", training.post_hoc, compare=False)
     write(folder, "adam", training.adam, compare=False)
+    write(folder, "adamw", training.adamw, compare=False)
     write(folder, "import", training.checkpoints(folder), compare=False)
     write(folder, "formulations", formulations.formulations)
     write(folder, "formulations_continuous", continuous.continuous)

@@ -1,4 +1,4 @@
-"""ema.safetensors, adam.safetensors, and a real checkpoint of the reference's Trainer with what it must give."""
+"""ema.safetensors, post_hoc.safetensors, adam.safetensors, adamw.safetensors, and a real checkpoint of the reference's Trainer with what it must give."""
 
 import math
 import tempfile
@@ -9,6 +9,7 @@ import torch
 from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
 from denoising_diffusion_pytorch import denoising_diffusion_pytorch as ddp
 from ema_pytorch import EMA
+from ema_pytorch.post_hoc_ema import sigma_rel_to_gamma, solve_weights
 from PIL import Image
 from torch import nn
 
@@ -94,15 +95,46 @@ def ema():
     return out, {"keys": keys, "semantics": semantics, "sets": {n: {"calls": c} | k for n, (c, k) in EMA_SETS.items()}}
 
 
+# Averages of any length
+
+# Lengths and steps of the stored averages, length and step of the wanted one.
+POST_HOC_SETS = {
+    "between": ((0.05, 0.1), range(500, 5001, 500), 0.07, 5000),
+    "longer": ((0.05, 0.28), range(1000, 8001, 1000), 0.15, 8000),
+    "shorter": ((0.1, 0.2), range(250, 2001, 250), 0.08, 2000),
+}
+
+
+def post_hoc():
+    sigma_rels = (0.01, 0.05, 0.1, 0.2, 0.28)
+    out = {"gamma": torch.tensor([sigma_rel_to_gamma(s) for s in sigma_rels])}
+    for name, (lengths, steps, length, step) in POST_HOC_SETS.items():
+        stored = [(float(t), sigma_rel_to_gamma(s)) for t in steps for s in lengths]
+        t_i, gamma_i = (torch.tensor(x, dtype=torch.float64) for x in zip(*stored))
+        t_r, gamma_r = (torch.tensor([x], dtype=torch.float64) for x in (float(step), sigma_rel_to_gamma(length)))
+        solved = solve_weights(t_i, gamma_i, t_r, gamma_r).flatten()
+        out[f"{name}.weights"] = (solved / solved.sum()).float()
+    keys = {
+        "gamma": "the exponents of config's sigma_rels",
+        "<set>.weights": "[n] what each stored average counts, for each step all lengths; divided by their sum, which ema-pytorch leaves out and EDM2 does not",
+    }
+    fields = ("stored_sigma_rels", "stored_steps", "sigma_rel", "step")
+    sets = {name: dict(zip(fields, (list(a), list(b), c, d))) for name, (a, b, c, d) in POST_HOC_SETS.items()}
+    return out, {"keys": keys, "sigma_rels": sigma_rels, "sets": sets}
+
+
 # Adam
 
 
-def adam():
+def adam(weight_decay=0.0):
     torch.manual_seed(40)
     options = dict(lr=1e-3, betas=(0.9, 0.99), eps=1e-8)
     params = {"a": nn.Parameter(torch.randn(4, 3)), "b": nn.Parameter(torch.randn(7))}
     out = {f"param.{k}.0": p.detach().clone() for k, p in params.items()}
-    optimizer = torch.optim.Adam(params.values(), **options)
+    if weight_decay:
+        options["weight_decay"] = weight_decay
+    make = torch.optim.AdamW if weight_decay else torch.optim.Adam
+    optimizer = make(params.values(), **options)
     for step, scale in enumerate([50.0, 3.0, 0.05], start=1):
         for key, p in params.items():
             p.grad = scale * torch.randn(p.shape)
@@ -123,6 +155,10 @@ def adam():
         "exp_avg.<a|b>.<step>, exp_avg_sq.<a|b>.<step>": "moments after the step",
     }
     return out, {"keys": keys, "adam": options, "max_norm": 1.0}
+
+
+def adamw():
+    return adam(weight_decay=1.0)
 
 
 # checkpoint

@@ -33,7 +33,9 @@ use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use denoising_diffusion_kernels::memory::CachingAllocator;
 
-use commands::{bench, convert, devices, edit, eval, fid, info, inspect, list, sample, stats, train, train_classifier};
+use commands::{
+    average, bench, convert, devices, edit, eval, fid, info, inspect, list, sample, stats, train, train_classifier,
+};
 use failure::Result;
 use panics::without_panic;
 
@@ -66,6 +68,7 @@ enum Command {
     Stats(stats::StatsArgs),
     Inspect(inspect::InspectArgs),
     Info(info::InfoArgs),
+    Average(average::AverageArgs),
     Convert(Box<convert::ConvertArgs>),
     Devices(devices::DevicesArgs),
     List(list::ListArgs),
@@ -90,6 +93,7 @@ fn main() -> ExitCode {
         Command::Stats(args) => stats::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Info(args) => info::run(&args),
+        Command::Average(args) => average::run(&args),
         Command::Convert(args) => convert::run(&args),
         Command::Devices(args) => devices::run(&args),
         Command::List(args) => list::run(&args),

@@ -21,6 +21,8 @@ use crate::output::{self, Rows, thousands, word};
 /// Where runs are that nobody gave a folder.
 const RUNS: &str = "runs";
 
+const F32_BYTES: u64 = 4;
+
 /// A run that can start.
 #[derive(Debug)]
 pub struct Plan {
@@ -54,7 +56,9 @@ impl Plan {
         }
         let parameters = network.num_parameters()?;
         let data_bytes = dataset.bytes_in_memory();
-        let memory = networks::memory_estimate(&network, parameters, dataset.shape(), &recipe.train)? + data_bytes;
+        let averages = recipe.post_hoc.post_hoc_sigma_rels.len() as u64 * parameters * F32_BYTES;
+        let network_bytes = networks::memory_estimate(&network, parameters, dataset.shape(), &recipe.train)?;
+        let memory = network_bytes + averages + data_bytes;
         Ok(Self { recipe, network, train, held_out, machine, dir, parameters, memory })
     }
 
@@ -83,6 +87,8 @@ impl Plan {
         };
         let warmup =
             if train.warmup_steps > 0 { format!(", {} steps of warm-up", train.warmup_steps) } else { String::new() };
+        let decay =
+            if train.weight_decay > 0.0 { format!(", weight decay {}", train.weight_decay) } else { String::new() };
         let mut rows = Rows::default();
         rows.row("data", format!("{} ({})", summary.source, summary.kind));
         if let (Some(shape), Some(path)) = (self.dataset().condition_shape(), &self.recipe.data.condition) {
@@ -103,14 +109,17 @@ impl Plan {
         .row(
             "optimizer",
             format!(
-                "Adam, lr {} ({}{warmup}), gradient norm at most {}",
+                "Adam, lr {} ({}{warmup}){decay}, gradient norm at most {}",
                 train.lr,
                 word(&train.lr_schedule),
                 train.max_grad_norm
             ),
         )
-        .row("average", format!("EMA, decay up to {}", ema.ema_decay))
-        .row(
+        .row("average", format!("EMA, decay up to {}", ema.ema_decay));
+        if let Some(snapshots) = self.snapshots() {
+            rows.row("snapshots", snapshots);
+        }
+        rows.row(
             "batch",
             match train.accumulate {
                 1 => format!("{} images", train.batch_size),
@@ -135,6 +144,28 @@ impl Plan {
             (0, dim) => format!("{network}, conditioned on vectors of {dim} numbers"),
             (n, dim) => format!("{network}, conditioned on {n} classes and vectors of {dim} numbers"),
         }
+    }
+
+    /// Steps between snapshots of averages.
+    pub fn snapshot_every(&self) -> u64 {
+        self.recipe.post_hoc.post_hoc_every.unwrap_or(self.recipe.train.save_every)
+    }
+
+    /// Which averages are kept for others to be made of, and what that takes.
+    fn snapshots(&self) -> Option<String> {
+        let sigma_rels: Vec<String> = self.recipe.post_hoc.post_hoc_sigma_rels.iter().map(f64::to_string).collect();
+        let every = self.snapshot_every();
+        let files = self.recipe.train.steps.div_ceil(every) * sigma_rels.len() as u64;
+        let bytes = files * self.parameters * F32_BYTES;
+        (!sigma_rels.is_empty()).then(|| {
+            format!(
+                "averages of sigma_rel {} every {} steps: {} files, {} MiB",
+                sigma_rels.join(", "),
+                thousands(every),
+                thousands(files),
+                thousands(mib(bytes))
+            )
+        })
     }
 
     /// When and how the run is evaluated.

@@ -255,6 +255,7 @@ pub fn describe(from: &Drawable, sample: &SampleConfig) -> Sampling {
         weights: word(&card.weights),
         step: card.step,
         ema_decay: card.ema_decay,
+        ema_sigma_rel: card.ema_sigma_rel,
     }
 }
 

@@ -68,6 +68,8 @@ fn write_model(place: &Place, num_classes: usize) {
         weights: WeightsKind::Model,
         step: 1,
         ema_decay: None,
+        ema_sigma_rel: None,
+        updates: None,
     };
     ModelFile { card, state }.write(&place.path("model.safetensors")).unwrap();
 }

@@ -16,10 +16,10 @@ pub fn squared_norm(g: &[f32]) -> f64 {
     squared_norm_with(Isa::detect(), g)
 }
 
-/// One step of Adam (Kingma & Ba 2015, algorithm 1, in PyTorch's order of operations).
+/// One step of Adam (Kingma & Ba 2015, algorithm 1), with decoupled weight decay (AdamW: Loshchilov & Hutter 2019), in PyTorch's order of operations.
 ///
 /// g' = `grad_scale` g, m = beta1 m + (1 - beta1) g', v = beta2 v + (1 - beta2) g'^2,
-/// w -= lr / (1 - beta1^step) m / (sqrt(v) / sqrt(1 - beta2^step) + eps)
+/// w = (1 - lr weight_decay) w - lr / (1 - beta1^step) m / (sqrt(v) / sqrt(1 - beta2^step) + eps)
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamStep {
     /// Learning rate.
@@ -30,10 +30,19 @@ pub struct AdamStep {
     pub beta2: f64,
     /// Added to the root of the bias-corrected second moment.
     pub eps: f64,
+    /// Weights shrink by `lr` times this; 0: not.
+    pub weight_decay: f64,
     /// Number of this step, from 1.
     pub step: u64,
     /// What the gradient is multiplied by first: `min(1, max_norm / norm)` for clipping, 1 for none.
     pub grad_scale: f64,
+}
+
+impl AdamStep {
+    /// What weights are multiplied by before the step.
+    pub fn kept(&self) -> f64 {
+        1.0 - self.lr * self.weight_decay
+    }
 }
 
 /// Updates weights `w`, first moments `m` and second moments `v` with the gradient `g`; all have the same length.
@@ -67,6 +76,7 @@ struct Constants {
     step_size: f32,
     root_correction: f32,
     eps: f32,
+    kept: f32,
 }
 
 impl From<&AdamStep> for Constants {
@@ -81,6 +91,7 @@ impl From<&AdamStep> for Constants {
             step_size: (c.lr / (1.0 - c.beta1.powf(step))) as f32,
             root_correction: (1.0 / (1.0 - c.beta2.powf(step)).sqrt()) as f32,
             eps: c.eps as f32,
+            kept: c.kept() as f32,
         }
     }
 }
@@ -142,7 +153,7 @@ simd_fn! {
             let update = S::div(S::mul(m1, S::splat(c.step_size)), denominator);
             S::store_n(m.as_mut_ptr().add(i), m1, n);
             S::store_n(v.as_mut_ptr().add(i), v1, n);
-            let w1 = S::sub(S::load_n(w.as_ptr().add(i), n), update);
+            let w1 = S::sub(S::mul(S::load_n(w.as_ptr().add(i), n), S::splat(c.kept)), update);
             S::store_n(w.as_mut_ptr().add(i), w1, n);
             i += S::LANES;
         }
@@ -177,7 +188,7 @@ mod tests {
             let v = c.beta2 * f64::from(v[i]) + (1.0 - c.beta2) * g * g;
             let m_hat = m / (1.0 - c.beta1.powi(c.step as i32));
             let v_hat = v / (1.0 - c.beta2.powi(c.step as i32));
-            out[0].push(f64::from(w[i]) - c.lr * m_hat / (v_hat.sqrt() + c.eps));
+            out[0].push(f64::from(w[i]) * c.kept() - c.lr * m_hat / (v_hat.sqrt() + c.eps));
             out[1].push(m);
             out[2].push(v);
         }
@@ -186,8 +197,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn adam_agrees_with_f64(len in 0usize..70, step in 1u64..2000, lr in 1e-5f64..1.0, grad_scale in 0.01f64..1.0, seed: u64) {
-            let c = AdamStep { lr, beta1: 0.9, beta2: 0.99, eps: 1e-8, step, grad_scale };
+        fn adam_agrees_with_f64(len in 0usize..70, step in 1u64..2000, lr in 1e-5f64..1.0, weight_decay in 0.0f64..1.0, grad_scale in 0.01f64..1.0, seed: u64) {
+            let c = AdamStep { lr, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay, step, grad_scale };
             let (w, g, m) = (random(len, seed), random(len, seed ^ 1), random(len, seed ^ 2));
             // A second moment far below the first's square would make the division ill-conditioned, which Adam's never is.
             let v: Vec<f32> = m.iter().map(|m| m * m + 1e-3).collect();
@@ -229,7 +240,7 @@ mod tests {
     #[test]
     fn first_step_moves_by_the_learning_rate() {
         // m_hat / sqrt(v_hat) is the sign of the gradient at step 1, whatever the betas.
-        let c = AdamStep { lr: 0.01, beta1: 0.9, beta2: 0.99, eps: 1e-8, step: 1, grad_scale: 1.0 };
+        let c = AdamStep { lr: 0.01, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0, step: 1, grad_scale: 1.0 };
         let (mut w, mut m, mut v) = ([1.0, 1.0], [0.0; 2], [0.0; 2]);
         adam_step(&c, &mut w, &[3.0, -5.0], &mut m, &mut v);
         assert_close(&w, &[0.99, 1.01], 1e-7);
@@ -242,7 +253,15 @@ mod tests {
         one_and_two_threads_agree(|| {
             let (mut w, mut m, mut v) = (random(len, 4), vec![0.0; len], vec![0.0; len]);
             let norm = squared_norm(&g);
-            let c = AdamStep { lr: 1e-3, beta1: 0.9, beta2: 0.99, eps: 1e-8, step: 7, grad_scale: 1.0 / norm.sqrt() };
+            let c = AdamStep {
+                lr: 1e-3,
+                beta1: 0.9,
+                beta2: 0.99,
+                eps: 1e-8,
+                weight_decay: 0.0,
+                step: 7,
+                grad_scale: 1.0 / norm.sqrt(),
+            };
             adam_step(&c, &mut w, &g, &mut m, &mut v);
             let mut average = g.clone();
             lerp(&mut average, &w, 0.005);

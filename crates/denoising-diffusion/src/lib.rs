@@ -3,7 +3,7 @@
 //! The parts, each on those before it: [`nn`] (layers, modes), [`models`] (networks), [`diffusion`] (formulations, which give a
 //! [`Denoiser`](diffusion::Denoiser)), [`sampler`] (noise to data), [`generate`] and [`edit`] (images from a network and from images),
 //! [`eval`] (metrics), [`train`] (trainer, moving average, checkpoints, run folder), [`recipe`] (a run as a file says it).
-//! [`data`], [`noise`], [`weights`], [`interop`], [`model_file`], [`classifier_file`] and [`report`] serve them, and so do [`device`],
+//! [`data`], [`noise`], [`post_hoc`], [`weights`], [`interop`], [`model_file`], [`classifier_file`] and [`report`] serve them, and so do [`device`],
 //! [`atomic_file`], [`digest`] and [`task`]. `ARCHITECTURE.md` in the repository says why.
 
 pub mod atomic_file;
@@ -20,6 +20,7 @@ pub mod model_file;
 pub mod models;
 pub mod nn;
 pub mod noise;
+pub mod post_hoc;
 pub mod recipe;
 mod recording;
 pub mod report;

@@ -45,6 +45,12 @@ pub struct ModelCard {
     /// Decay of the moving average at that step, where it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ema_decay: Option<f64>,
+    /// The average's length as a share of the training, where it has a power-function profile ([`crate::post_hoc`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema_sigma_rel: Option<f64>,
+    /// Steps that the weights were changed by, where some of [`step`](Self::step) may have been skipped: in snapshots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub updates: Option<u64>,
 }
 
 /// A card and the tensors under our names.
@@ -78,14 +84,13 @@ pub enum ModelFileError {
 impl ModelFile {
     /// Reads a file written by [`write`](Self::write).
     pub fn read(path: &Path) -> Result<Self, ModelFileError> {
-        let shown = || path.display().to_string();
-        let (card, state) = weights_file::read(path, Of::Model).map_err(|error| match error {
-            NoCard::File(error) => ModelFileError::File(error),
-            NoCard::OfOther => ModelFileError::Classifier { path: shown() },
-            NoCard::Absent => ModelFileError::NoCard { path: shown() },
-            NoCard::Unreadable(source) => ModelFileError::Card { path: shown(), source },
-        })?;
+        let (card, state) = weights_file::read(path, Of::Model).map_err(|error| no_card(path, error))?;
         Ok(Self { card, state })
+    }
+
+    /// The card of a file, without its tensors.
+    pub fn read_card(path: &Path) -> Result<ModelCard, ModelFileError> {
+        weights_file::read_card(path, Of::Model).map_err(|error| no_card(path, error))
     }
 
     /// Writes card and tensors, aside first and then renamed.
@@ -115,6 +120,16 @@ impl ModelFile {
     }
 }
 
+fn no_card(path: &Path, error: NoCard) -> ModelFileError {
+    let path = path.display().to_string();
+    match error {
+        NoCard::File(error) => ModelFileError::File(error),
+        NoCard::OfOther => ModelFileError::Classifier { path },
+        NoCard::Absent => ModelFileError::NoCard { path },
+        NoCard::Unreadable(source) => ModelFileError::Card { path, source },
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,6 +156,8 @@ mod tests {
             weights: WeightsKind::Model,
             step: 1,
             ema_decay: None,
+            ema_sigma_rel: None,
+            updates: None,
         }
     }
 

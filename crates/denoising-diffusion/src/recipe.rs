@@ -13,7 +13,7 @@ use crate::models::{
 };
 use crate::nn::ops::{ConvPrecision, Precision, set_conv_precision, set_precision};
 use crate::sampler::{SampleConfig, SampleConfigError, SamplerKind};
-use crate::train::{EmaConfig, TrainConfig, TrainConfigError};
+use crate::train::{EmaConfig, PostHocConfig, TrainConfig, TrainConfigError};
 
 #[cfg(test)]
 mod tests;
@@ -153,6 +153,7 @@ pub struct Recipe {
     pub diffusion: DiffusionConfig,
     pub train: TrainConfig,
     pub ema: EmaConfig,
+    pub post_hoc: PostHocConfig,
     pub sample: SampleConfig,
     pub guidance: GuidanceConfig,
     pub evaluate: EvaluateConfig,
@@ -280,6 +281,7 @@ impl Recipe {
         self.diffusion.validate()?;
         self.train.validate()?;
         self.ema.validate()?;
+        self.post_hoc.validate()?;
         self.sample.validate(&self.diffusion)?;
         self.guidance.validate()?;
         self.evaluate.validate(&self.sample, &self.diffusion)?;

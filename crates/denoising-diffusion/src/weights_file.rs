@@ -43,11 +43,20 @@ pub enum NoCard {
 /// The card and the tensors of a file.
 pub fn read<C: DeserializeOwned>(path: &Path, of: Of) -> Result<(C, StateDict), NoCard> {
     let (state, metadata) = interop::read_safetensors(path).map_err(NoCard::File)?;
+    Ok((card_in(&metadata, of)?, state))
+}
+
+/// The card alone; the tensors may be damaged.
+pub fn read_card<C: DeserializeOwned>(path: &Path, of: Of) -> Result<C, NoCard> {
+    card_in(&interop::read_metadata(path).map_err(NoCard::File)?, of)
+}
+
+fn card_in<C: DeserializeOwned>(metadata: &Metadata, of: Of) -> Result<C, NoCard> {
     let Some(json) = metadata.get(of.key()) else {
         let of_other = Of::ALL.into_iter().any(|other| metadata.contains_key(other.key()));
         return Err(if of_other { NoCard::OfOther } else { NoCard::Absent });
     };
-    Ok((serde_json::from_str(json).map_err(NoCard::Unreadable)?, state))
+    serde_json::from_str(json).map_err(NoCard::Unreadable)
 }
 
 /// Writes card and tensors, aside first and then renamed.

@@ -11,6 +11,7 @@ use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig};
 use denoising_diffusion::models::{Unet, UnetConfig};
 use denoising_diffusion::nn::Init;
 use denoising_diffusion::noise::{Purpose, normal_batch};
+use denoising_diffusion::post_hoc::Profile;
 use denoising_diffusion::train::{EmaConfig, NonFiniteKind, StepReport, TrainConfig, Trainer, TrainerState};
 use denoising_diffusion::weights::StateDict;
 use device::test_device;
@@ -23,7 +24,9 @@ fn trainer(seed: u64, dropout: f64, device: &Device) -> Trainer<Unet> {
     let model = Unet::new(&config, &mut Init::new(seed, &device.clone().autodiff())).unwrap();
     let diffusion = Diffusion::new(&DiffusionConfig::default()).unwrap();
     let ema = EmaConfig { ema_update_every: 1, ema_update_after_step: 1, ..EmaConfig::default() };
-    Trainer::new(model, diffusion, TrainConfig { batch_size: 2, ..TrainConfig::default() }, ema, device)
+    let profiles = [0.05, 0.2].map(|sigma_rel| Profile::new(sigma_rel).unwrap());
+    let config = TrainConfig { batch_size: 2, ..TrainConfig::default() };
+    Trainer::new(model, diffusion, config, ema, device).with_power_emas(&profiles)
 }
 
 fn data(step: u64) -> Tensor<4> {
@@ -69,6 +72,11 @@ fn assert_same(a: &TrainerState, b: &TrainerState) {
     assert_eq!(counts(a), counts(b));
     for (a, b) in [(&a.model, &b.model), (&a.ema, &b.ema), (&a.adam, &b.adam)] {
         assert!(bits(a) == bits(b), "the trainings differ");
+    }
+    assert_eq!((a.power_emas.len(), b.power_emas.len()), (2, 2));
+    for (a, b) in a.power_emas.iter().zip(&b.power_emas) {
+        assert_eq!(a.sigma_rel, b.sigma_rel);
+        assert!(bits(&a.weights) == bits(&b.weights), "the averages of {} differ", a.sigma_rel);
     }
 }
 

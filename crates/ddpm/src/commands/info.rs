@@ -47,6 +47,9 @@ fn ours(path: &Path, file: &ModelFile) -> (Rows, Value) {
     if let Some(decay) = card.ema_decay {
         rows.row("EMA decay", decay);
     }
+    if let Some(sigma_rel) = card.ema_sigma_rel {
+        rows.row("EMA sigma_rel", sigma_rel);
+    }
     rows.row("images", format!("{} (channels x height x width)", card.image));
     match &card.network {
         NetworkConfig::Unet(unet) => network_rows(&mut rows, unet),

@@ -1,5 +1,6 @@
 //! One file per command: typed arguments in, library calls, results out.
 
+pub mod average;
 pub mod bench;
 pub mod convert;
 pub mod devices;

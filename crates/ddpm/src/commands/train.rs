@@ -200,8 +200,9 @@ fn train_network<M: Network<4>>(network: M, diffusion: Diffusion, plan: &Plan, a
 
 /// A new run, or one that goes on.
 fn open<M: Network<4>>(network: M, diffusion: Diffusion, plan: &Plan, args: &TrainArgs) -> Result<Run<M>> {
-    let Recipe { train, ema, .. } = &plan.recipe;
+    let Recipe { train, ema, post_hoc, .. } = &plan.recipe;
     let trainer = Trainer::new(network, diffusion, train.clone(), *ema, &plan.training_device());
+    let trainer = trainer.with_power_emas(&post_hoc.profiles().or_usage()?);
     let setup = setup(plan, evaluation(plan, &args.inception)?)?;
     if args.resume.is_none() {
         return Ok(Run::create(trainer, setup)?);
@@ -238,9 +239,12 @@ fn setup(plan: &Plan, evaluate: Option<EvaluateSetup>) -> Result<RunSetup> {
             weights: WeightsKind::Ema,
             step: 0,
             ema_decay: None,
+            ema_sigma_rel: None,
+            updates: None,
         },
         sample: sample.clone(),
         guidance: guidance.clone(),
+        snapshot_every: plan.snapshot_every(),
         evaluate,
         train: plan.train.clone(),
         held_out: plan.held_out.clone(),

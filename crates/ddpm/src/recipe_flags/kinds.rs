@@ -5,7 +5,7 @@ use denoising_diffusion::nn::ops;
 use toml::Value;
 
 use super::table::Kind::{
-    self, Channels, ImageSize as Size, Number, Precision, Range, Switch, SwitchPerStage, ValueRange, Whole,
+    self, Channels, ImageSize as Size, Number, Numbers, Precision, Range, Switch, SwitchPerStage, ValueRange, Whole,
     WholePerStage, Wholes, Word, WordPerStage, Words,
 };
 
@@ -19,6 +19,7 @@ impl Kind {
             Words(_) => "WORD,...",
             WordPerStage(_) => "WORD[,WORD...]",
             Wholes => "N,N,...",
+            Numbers => "X,X,...",
             WholePerStage => "N[,N...]",
             SwitchPerStage => "BOOL[,BOOL...]",
             Size => "SIZE",
@@ -34,7 +35,7 @@ impl Kind {
         let expected = |what: &str| format!("expected {what}");
         match self {
             Whole => whole(text).ok_or_else(|| expected("a whole number of at least 0")),
-            Number => text.parse().map(Value::Float).map_err(|_| expected("a number such as 0.001 or 1e-3")),
+            Number => number(text).ok_or_else(|| expected("a number such as 0.001 or 1e-3")),
             Switch => switch(text).ok_or_else(|| expected("true or false")),
             Word(words) if words.contains(&text) => Ok(Value::String(text.to_string())),
             Word(words) => Err(expected(&words.join(", "))),
@@ -51,6 +52,7 @@ impl Kind {
                     || text.split(',').map(|part| one(part.trim())).collect::<Option<Vec<_>>>().map(Value::Array);
                 one(text).or_else(each).ok_or_else(|| expected(&format!("{}, or one per stage", words.join(", "))))
             }
+            Numbers => list(text, number).ok_or_else(|| expected("numbers such as 0.05,0.1")),
             Wholes => list(text, whole).ok_or_else(|| expected("whole numbers such as 1,2,4")),
             WholePerStage => {
                 one_or_list(text, whole).ok_or_else(|| expected("a whole number, or one per stage such as 4,8"))
@@ -59,12 +61,8 @@ impl Kind {
                 one_or_list(text, switch).ok_or_else(|| expected("true or false, or one per stage such as false,true"))
             }
             Range => {
-                let numbers: Option<Vec<Value>> =
-                    text.split(',').map(|part| part.trim().parse().ok().map(Value::Float)).collect();
-                numbers
-                    .filter(|numbers| numbers.len() == 2)
-                    .map(Value::Array)
-                    .ok_or_else(|| expected("two numbers such as 0.2,5"))
+                let pair = list(text, number).filter(|numbers| numbers.as_array().is_some_and(|all| all.len() == 2));
+                pair.ok_or_else(|| expected("two numbers such as 0.2,5"))
             }
             // As it was typed: 16x16 is no length of sequences, 16 is one.
             Size => text.parse::<ImageSize>().map(|_| Value::String(text.to_string())).map_err(|e| e.to_string()),
@@ -85,6 +83,10 @@ impl Kind {
 
 fn whole(text: &str) -> Option<Value> {
     text.parse::<i64>().ok().filter(|number| *number >= 0).map(Value::Integer)
+}
+
+fn number(text: &str) -> Option<Value> {
+    text.parse().ok().map(Value::Float)
 }
 
 fn switch(text: &str) -> Option<Value> {

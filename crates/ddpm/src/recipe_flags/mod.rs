@@ -43,6 +43,7 @@ impl Flag {
             ["diffusion"] => "Diffusion [diffusion]",
             ["train"] => "Training [train]",
             ["ema"] => "Moving average [ema]",
+            ["post_hoc"] => "Averages of any length, after training [post_hoc]",
             ["guidance"] => "Guidance [guidance]",
             ["evaluate"] => "Evaluation [evaluate]",
             ["sample"] => "Samples [sample]",

@@ -12,6 +12,8 @@ pub enum Kind {
     Word(&'static [&'static str]),
     /// Whole numbers, separated by commas.
     Wholes,
+    /// Numbers, separated by commas.
+    Numbers,
     /// One whole number, or one per stage.
     WholePerStage,
     /// true or false, or one of them per stage.
@@ -49,8 +51,8 @@ pub struct Flag {
 }
 
 use Kind::{
-    Channels, ImageSize as Size, Number, Precision, Range, Switch, SwitchPerStage, ValueRange, Whole, WholePerStage,
-    Wholes, Word, WordPerStage, Words,
+    Channels, ImageSize as Size, Number, Numbers, Precision, Range, Switch, SwitchPerStage, ValueRange, Whole,
+    WholePerStage, Wholes, Word, WordPerStage, Words,
 };
 use Resume::{Fixed, Free};
 
@@ -69,6 +71,7 @@ const NETWORK: &[&str] = &["network"];
 const DIFFUSION: &[&str] = &["diffusion"];
 const TRAIN: &[&str] = &["train"];
 const EMA: &[&str] = &["ema"];
+const POST_HOC: &[&str] = &["post_hoc"];
 const SAMPLE: &[&str] = &["sample"];
 const GUIDANCE: &[&str] = &["guidance"];
 const EVALUATE: &[&str] = &["evaluate"];
@@ -216,6 +219,7 @@ pub const FLAGS: &[Flag] = &[
     flag(TRAIN, "adam_beta1", Number, Fixed, "Adam's decay of the first moment"),
     flag(TRAIN, "adam_beta2", Number, Fixed, "Adam's decay of the second moment"),
     flag(TRAIN, "adam_eps", Number, Fixed, "Adam's epsilon"),
+    flag(TRAIN, "weight_decay", Number, Fixed, "Decoupled weight decay (AdamW): weights shrink by lr times this in each step"),
     flag(TRAIN, "max_grad_norm", Number, Fixed, "Scale gradients down to this norm; inf clips nothing"),
     flag(TRAIN, "checkpoint_activations", Switch, Free, "Compute activations again in the backward pass instead of keeping them: less memory, more time"),
     flag(TRAIN, "device_graph", Switch, Free, "On GPUs, record a step's passes, and the networks of samples, once and replay them: less work for the host, more memory"),
@@ -235,6 +239,9 @@ pub const FLAGS: &[Flag] = &[
     flag(EMA, "ema_power", Number, Fixed, "Exponent of the decay's warm-up"),
     flag(EMA, "ema_min_value", Number, Fixed, "Smallest decay"),
     flag(EMA, "ema_buffers", Word(&["copy", "lerp"]), Fixed, "What becomes of running statistics"),
+
+    flag(POST_HOC, "post_hoc_sigma_rels", Numbers, Fixed, "Keep averages of these lengths (shares of the training, such as 0.05,0.1), of which `ddpm average` makes one of any length [default: none]"),
+    flag(POST_HOC, "post_hoc_every", Whole, Free, "Steps between their snapshots [default: as --save-every]"),
 
     flag(SAMPLE, "num_samples", Whole, Free, "Images per grid"),
     flag(SAMPLE, "sampler", Word(SAMPLERS), Free, "Solver [default: dpmpp_sde_2m; elucidated: dpmpp_2m; rectified_flow: euler]"),

@@ -71,6 +71,8 @@ impl Reference {
             step: self.checkpoint.step().unwrap_or(0),
             // The file does not say: what the reference's defaults give at this step.
             ema_decay: None,
+            ema_sigma_rel: None,
+            updates: None,
         };
         Ok(ModelFile { card, state: self.weights.to_ours()? })
     }

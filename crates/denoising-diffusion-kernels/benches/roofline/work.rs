@@ -268,7 +268,7 @@ fn optimizer(len: usize) -> Box<dyn FnMut()> {
     let (mut w, g, mut m, mut v, mut average) = (values(len), values(len), values(len), vec![0.1; len], values(len));
     Box::new(move || {
         let grad_scale = 1.0 / squared_norm(&g).sqrt().max(1.0);
-        let step = AdamStep { lr: 1e-4, beta1: 0.9, beta2: 0.99, eps: 1e-8, step: 10, grad_scale };
+        let step = AdamStep { lr: 1e-4, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0, step: 10, grad_scale };
         adam_step(&step, &mut w, &g, &mut m, &mut v);
         lerp(&mut average, &w, 0.005);
     })

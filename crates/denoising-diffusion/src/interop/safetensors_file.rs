@@ -37,7 +37,7 @@ const LONGEST_HEADER: u64 = 100_000_000;
 pub fn read_safetensors(path: &Path) -> Result<(StateDict, Metadata), InteropError> {
     let mut file = File::open(path).map_err(InteropError::io("read", path))?;
     let (header, data_start) = read_header(&mut file, path)?;
-    let mut metadata: Metadata = header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
+    let mut metadata = metadata_of(&header);
     let expected = metadata.remove(CHECKSUM);
 
     let mut checksum = Checksum::new(&metadata);
@@ -61,6 +61,21 @@ pub fn read_safetensors(path: &Path) -> Result<(StateDict, Metadata), InteropErr
         )),
         _ => Ok((state, metadata)),
     }
+}
+
+/// The metadata of a file, without reading what else is in it.
+///
+/// # Errors
+/// No safetensors file, or one whose tensors do not fit into it.
+pub fn read_metadata(path: &Path) -> Result<Metadata, InteropError> {
+    let mut file = File::open(path).map_err(InteropError::io("read", path))?;
+    let mut metadata = metadata_of(&read_header(&mut file, path)?.0);
+    metadata.remove(CHECKSUM);
+    Ok(metadata)
+}
+
+fn metadata_of(header: &Header) -> Metadata {
+    header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect()
 }
 
 /// Writes tensors (as `f32`) and metadata, with a checksum. Equal contents give equal bytes; `path` then holds either the whole

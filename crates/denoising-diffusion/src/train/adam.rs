@@ -1,4 +1,4 @@
-//! Adam with clipping by the global norm, its state keyed by the parameters' names.
+//! Adam with decoupled weight decay and clipping by the global norm, its state keyed by the parameters' names.
 
 use std::collections::BTreeMap;
 
@@ -14,12 +14,14 @@ use crate::nn::params::{self, ParamsError, Role, VisitTensor};
 use crate::nn::sweeps::{self, Field};
 use crate::weights::StateDict;
 
-/// Options of [`Adam`] (Kingma and Ba 2015); `Default` is the reference's.
+/// Options of [`Adam`] (Kingma and Ba 2015; AdamW: Loshchilov and Hutter 2019); `Default` is the reference's.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdamConfig {
     pub beta1: f64,
     pub beta2: f64,
     pub eps: f64,
+    /// Weights shrink by the learning rate times this in each step, all of them, as in PyTorch's AdamW.
+    pub weight_decay: f64,
     /// Gradients are scaled down so that the norm of all of them together is at most this.
     pub max_grad_norm: f64,
 }
@@ -59,6 +61,7 @@ impl Adam {
             beta1: self.config.beta1,
             beta2: self.config.beta2,
             eps: self.config.eps,
+            weight_decay: self.config.weight_decay,
             step: self.steps,
             grad_scale: 1.0,
         };
@@ -191,7 +194,8 @@ mod tests {
         for device in devices().into_iter().filter(|device| !on_cpu_only || crate::device::is_cpu(device)) {
             let device = device.autodiff();
             let mut model = Linear::new(&mut Init::new(0, &device), 300, 200);
-            let mut adam = Adam::new(AdamConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8, max_grad_norm: 1.0 });
+            let mut adam =
+                Adam::new(AdamConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 });
             let mut memories = Vec::new();
             for _ in 0..3 {
                 let loss = model.weight.val().square().sum();
@@ -211,7 +215,7 @@ mod tests {
         let states = devices().into_iter().map(|device| {
             let device = device.autodiff();
             let mut model = Conv2d::new(&mut Init::new(0, &device), 5, 4, 3);
-            let config = AdamConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8, max_grad_norm: 1.0 };
+            let config = AdamConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 };
             let mut adam = Adam::new(config);
             let mut step = |adam: &mut Adam| {
                 let mut x = vec![0.0; 2 * 6 * 6 * 5];

@@ -4,6 +4,7 @@
 //! checkpoints/step-00001000/
 //!   ema.safetensors    the averaged weights, complete in itself (see `model_file`)
 //!   model.safetensors  the weights in training, likewise
+//!   ema-0.05.safetensors  averages that others are made of, if there are any, likewise
 //!   adam.safetensors   both moments of every parameter
 //!   state.json         counters, seed, settings, and what the data was
 //!   checksums.json     SHA-256 and size of the files above
@@ -62,6 +63,9 @@ pub struct CheckpointState {
     /// What must not change while the run goes on ([`RunSetup::settings`](super::RunSetup::settings)); checkpoints of earlier versions have none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub settings: BTreeMap<String, Option<String>>,
+    /// Lengths of the averages that others can be made of.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub post_hoc_sigma_rels: Vec<f64>,
 }
 
 /// Why a checkpoint could not be written or read.

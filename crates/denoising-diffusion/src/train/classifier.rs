@@ -86,7 +86,7 @@ impl ClassifierTrainConfig {
 
     /// With the decays of the paper which are PyTorch's default.
     fn adam(&self) -> AdamConfig {
-        AdamConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, max_grad_norm: self.max_grad_norm }
+        AdamConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, max_grad_norm: self.max_grad_norm }
     }
 }
 

@@ -6,6 +6,8 @@ use thiserror::Error;
 use super::adam::AdamConfig;
 use super::ema::EmaConfig;
 use super::lr::LrSchedule;
+use super::power_ema::PostHocConfig;
+use crate::post_hoc::ProfileError;
 
 /// Options of a [`Trainer`](super::Trainer) and the run around it; `Default` is the reference's default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,6 +25,8 @@ pub struct TrainConfig {
     pub adam_beta1: f64,
     pub adam_beta2: f64,
     pub adam_eps: f64,
+    /// Decoupled weight decay (AdamW): weights shrink by `lr` times this in each step; 0: not.
+    pub weight_decay: f64,
     /// Gradients are scaled down so that the norm of all of them together is at most this.
     pub max_grad_norm: f64,
     /// Keep only the inputs of each block of the network for the backward pass and compute the rest again: less memory, more time, the same
@@ -61,6 +65,7 @@ impl Default for TrainConfig {
             adam_beta1: 0.9,
             adam_beta2: 0.99,
             adam_eps: 1e-8,
+            weight_decay: 0.0,
             max_grad_norm: 1.0,
             checkpoint_activations: false,
             device_graph: false,
@@ -85,13 +90,19 @@ pub enum TrainConfigError {
     Value { key: &'static str, expected: &'static str, got: f64 },
     #[error("`warmup_steps` must be at least 1 for `lr_schedule = \"inverse_sqrt\"`, whose decay begins there; got 0")]
     InverseSqrtNeedsWarmup,
+    #[error("`post_hoc_sigma_rels`: {0}")]
+    PostHoc(#[from] ProfileError),
+    #[error("`post_hoc_sigma_rels` names {0} twice")]
+    PostHocTwice(f64),
+    #[error("`post_hoc_every` is set, but `post_hoc_sigma_rels` names no average to be kept")]
+    PostHocNothing,
 }
 
 impl TrainConfig {
     /// Options of the optimizer.
     pub fn adam(&self) -> AdamConfig {
-        let Self { adam_beta1: beta1, adam_beta2: beta2, adam_eps: eps, max_grad_norm, .. } = *self;
-        AdamConfig { beta1, beta2, eps, max_grad_norm }
+        let Self { adam_beta1: beta1, adam_beta2: beta2, adam_eps: eps, weight_decay, max_grad_norm, .. } = *self;
+        AdamConfig { beta1, beta2, eps, weight_decay, max_grad_norm }
     }
 
     /// Steps between sample grids.
@@ -125,6 +136,8 @@ impl TrainConfig {
         value((0.0..1.0).contains(&self.adam_beta1), "adam_beta1", "in [0, 1)", self.adam_beta1)?;
         value((0.0..1.0).contains(&self.adam_beta2), "adam_beta2", "in [0, 1)", self.adam_beta2)?;
         value(positive(self.adam_eps), "adam_eps", "a finite number above 0", self.adam_eps)?;
+        let decays = self.weight_decay >= 0.0 && self.weight_decay * self.lr < 1.0;
+        value(decays, "weight_decay", "at least 0 and below 1 / lr", self.weight_decay)?;
         value(self.max_grad_norm > 0.0, "max_grad_norm", "above 0 (`inf` clips nothing)", self.max_grad_norm)?;
         if self.lr_schedule == LrSchedule::InverseSqrt && self.warmup_steps == 0 {
             return Err(TrainConfigError::InverseSqrtNeedsWarmup);
@@ -140,6 +153,20 @@ impl EmaConfig {
         value((0.0..=1.0).contains(&self.ema_min_value), "ema_min_value", "in [0, 1]", self.ema_min_value)?;
         value(self.ema_inv_gamma > 0.0, "ema_inv_gamma", "above 0", self.ema_inv_gamma)?;
         value(self.ema_power >= 0.0, "ema_power", "at least 0", self.ema_power)
+    }
+}
+
+impl PostHocConfig {
+    pub fn validate(&self) -> Result<(), TrainConfigError> {
+        self.profiles()?;
+        let all = &self.post_hoc_sigma_rels;
+        if let Some((_, twice)) = all.iter().enumerate().find(|(i, sigma_rel)| all[..*i].contains(sigma_rel)) {
+            return Err(TrainConfigError::PostHocTwice(*twice));
+        }
+        if all.is_empty() && self.post_hoc_every.is_some() {
+            return Err(TrainConfigError::PostHocNothing);
+        }
+        not_zero("post_hoc_every", self.post_hoc_every.unwrap_or(1))
     }
 }
 

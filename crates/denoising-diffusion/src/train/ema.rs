@@ -1,14 +1,11 @@
-//! The exponential moving average of a network, in storage of its own.
-
-use std::collections::BTreeMap;
+//! The exponential moving average of a network that samples are drawn from: when it takes in how much. Not here: its storage (`average`).
 
 use burn::module::Module;
-use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::sweep::{self, Clip};
-use crate::nn::params::{self, ParamsError, Role, VisitTensor};
-use crate::nn::sweeps::{self, Field};
+use super::average::Average;
+use super::sweep::Clip;
+use crate::nn::params::ParamsError;
 use crate::nn::{Eval, EvalMode};
 use crate::weights::StateDict;
 
@@ -88,8 +85,7 @@ impl EmaConfig {
 /// one in training.
 #[derive(Clone, Debug)]
 pub struct Ema<M> {
-    /// Taken out only while an update replaces it.
-    average: Option<M>,
+    average: Average<M>,
     config: EmaConfig,
     calls: u64,
 }
@@ -97,7 +93,7 @@ pub struct Ema<M> {
 impl<M: Module> Ema<M> {
     /// An average that starts as a copy of `model`.
     pub fn new(model: &M, config: EmaConfig) -> Self {
-        Self { average: Some(sweeps::settled(model.valid())), config, calls: 0 }
+        Self { average: Average::new(model), config, calls: 0 }
     }
 
     /// To be called after every step of the optimizer.
@@ -110,28 +106,12 @@ impl<M: Module> Ema<M> {
     pub(super) fn update_clipped(&mut self, model: &M, clip: &Clip) {
         let call = self.calls;
         self.calls += 1;
-        let weight = match self.config.update_at(call) {
+        let share = match self.config.update_at(call) {
             Update::Nothing => return,
-            Update::Copy => None,
-            Update::Lerp { decay } => Some(1.0 - decay),
+            Update::Copy => 1.0,
+            Update::Lerp { decay } => 1.0 - decay,
         };
-        let copies_buffers = self.config.ema_buffers == BufferPolicy::Copy;
-        let is_copied = |role: Role| weight.is_none() || role == Role::Buffer && copies_buffers;
-        let mut online = online_tensors(model);
-        for copied in [false, true] {
-            if !online.values().any(|(role, _)| is_copied(*role) == copied) {
-                continue;
-            }
-            let takes = |field: Field<'_>| {
-                let (role, _) = online.get(field.name)?;
-                if is_copied(*role) == copied { online.remove(field.name).map(|(_, tensor)| tensor) } else { None }
-            };
-            let weight = if copied { 1.0 } else { weight.unwrap_or(1.0) };
-            let sweep = |taken: Vec<(Tensor<1>, Tensor<1>)>| {
-                sweep::lerp(taken.into_iter().map(|(average, w)| [average, w]).collect(), weight, clip)
-            };
-            self.average = self.average.take().map(|average| sweeps::replace(average, takes, sweep));
-        }
+        self.average.take_in(model, share, self.config.ema_buffers, clip);
     }
 
     /// What the latest call of [`update_clipped`](Self::update_clipped) is told once it turns out to have changed nothing.
@@ -151,40 +131,20 @@ impl<M: Module> Ema<M> {
 
     /// The averaged network, ready to sample or to be measured.
     pub fn eval(&self) -> Eval<M> {
-        self.average().eval()
+        self.average.network().eval()
     }
 
     /// The averaged weights.
     pub fn to_state_dict(&self) -> StateDict {
-        params::to_state_dict(self.average())
+        self.average.to_state_dict()
     }
 
     /// The average as it was after `calls` calls.
     pub fn restore(&mut self, state: &StateDict, calls: u64) -> Result<(), ParamsError> {
-        self.average = Some(sweeps::settled(params::load_state_dict(self.average().clone(), state)?));
+        self.average.restore(state)?;
         self.calls = calls;
         Ok(())
     }
-
-    fn average(&self) -> &M {
-        self.average.as_ref().expect("an update puts the average back")
-    }
-}
-
-/// The tensors of the network in training, plain and flat, by name.
-fn online_tensors<M: Module>(model: &M) -> BTreeMap<String, (Role, Tensor<1>)> {
-    struct Collect(BTreeMap<String, (Role, Tensor<1>)>);
-    impl VisitTensor for Collect {
-        fn visit<const D: usize>(&mut self, name: &str, role: Role, tensor: &Tensor<D>) {
-            let plain = if tensor.is_autodiff() { tensor.clone().inner() } else { tensor.clone() };
-            self.0.insert(name.to_string(), (role, sweeps::flat(name, plain)));
-        }
-    }
-    // Running statistics that wait for their thread are flushed by `valid`.
-    let _ = model.valid();
-    let mut collect = Collect(BTreeMap::new());
-    params::visit(model, &mut collect);
-    collect.0
 }
 
 #[cfg(test)]

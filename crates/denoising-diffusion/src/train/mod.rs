@@ -3,6 +3,7 @@
 
 mod adam;
 mod ahead;
+mod average;
 mod best;
 mod buffers;
 mod checkpoint;
@@ -19,8 +20,10 @@ mod open;
 mod pace;
 mod passes;
 mod periodic;
+mod power_ema;
 mod recording;
 mod run;
+mod snapshots;
 mod sweep;
 mod trainer;
 
@@ -36,5 +39,7 @@ pub use folder::is_free;
 pub use gradients::{GradNorm, NamedGradients};
 pub use lr::{LrSchedule, learning_rate};
 pub use open::Repair;
+pub use power_ema::PostHocConfig;
 pub use run::{Run, RunError, RunSetup};
-pub use trainer::{NonFinite, NonFiniteKind, StepReport, TrainError, Trainer, TrainerState};
+pub use snapshots::{Averaged, Snapshots, SnapshotsError};
+pub use trainer::{NonFinite, NonFiniteKind, PowerEmaState, StepReport, TrainError, Trainer, TrainerState};

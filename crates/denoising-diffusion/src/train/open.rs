@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::checkpoint::{CheckpointState, Checkpoints, Rejected, read_state};
 use super::folder::{self, Lock, io_error};
 use super::run::{Run, RunError, RunSetup, Saved};
+use super::snapshots::Snapshots;
 use super::trainer::Trainer;
 use crate::atomic_file::{remove_leftovers, write_atomically};
 use crate::data::{DataError, Loader, LoaderConfig};
@@ -68,6 +69,7 @@ impl<M: Network<4>> Run<M> {
         let mut repairs: Vec<Repair> = rejected.into_iter().zip(renamed).map(passed_over).collect();
         let log = reopen_log(&trainer, &setup, &mut repairs)?;
         let run = Self { trainer, setup, loader, log, checkpoints, saved: Some(Saved::from(&info)), _lock: lock };
+        run.snapshots().cut_back(info.step)?;
         run.finish_saving()?;
         Ok((run, repairs))
     }
@@ -87,6 +89,7 @@ impl<M: Network<4>> Run<M> {
         }
         let loader = open_loader(&trainer, &setup)?;
         let repair = remove_log(&setup.dir)?;
+        Snapshots::of_run(&setup.dir).cut_back(0)?;
         Ok((Self::start(trainer, setup, loader, lock)?, repair.into_iter().collect()))
     }
 }
@@ -107,6 +110,11 @@ fn check_same<M>(trainer: &Trainer<M>, setup: &RunSetup, info: &CheckpointState)
     }
     if trainer.config().seed != info.seed {
         return Err(RunError::OtherSeed { expected: info.seed, got: trainer.config().seed });
+    }
+    if trainer.sigma_rels() != info.post_hoc_sigma_rels {
+        let shown = |sigma_rels: &[f64]| sigma_rels.iter().map(f64::to_string).collect::<Vec<_>>().join(",");
+        let (expected, got) = (shown(&info.post_hoc_sigma_rels), shown(&trainer.sigma_rels()));
+        return Err(RunError::OtherSetting { key: "post_hoc_sigma_rels".to_string(), expected, got });
     }
     let is_other =
         |(key, value): &(&String, &Option<String>)| setup.settings.get(*key).is_some_and(|now| now != *value);

@@ -1,4 +1,4 @@
-//! What a run does every so many steps: held-out loss, samples, evaluation, checkpoint. Not here: how each is done, but for the first two.
+//! What a run does every so many steps: snapshots of averages, held-out loss, samples, evaluation, checkpoint. Not here: how each is done, but for the first two.
 
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
@@ -27,6 +27,7 @@ pub(super) enum Periodic {
 /// Which kinds of work a step ends with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Due {
+    snapshots: bool,
     held_out: bool,
     samples: bool,
     save: bool,
@@ -42,15 +43,16 @@ impl<M: Network<4>> Run<M> {
             [config.held_out_interval(), config.sample_interval(), config.save_every].map(is_due);
         let evaluate =
             self.setup.evaluate.as_ref().is_some_and(|setup| setup.config.evaluate_every.is_some_and(is_due));
-        Due { held_out, samples, save, evaluate }
+        let snapshots = !self.trainer.sigma_rels().is_empty() && is_due(self.setup.snapshot_every);
+        Due { snapshots, held_out, samples, save, evaluate }
     }
 
     /// Whether there is work after this step.
     pub(super) fn is_due(&self, step: u64) -> bool {
-        self.due(step) != Due { held_out: false, samples: false, save: false, evaluate: false }
+        self.due(step) != Due { snapshots: false, held_out: false, samples: false, save: false, evaluate: false }
     }
 
-    /// Held-out loss, samples, evaluation and checkpoint, each when due and not in the log already.
+    /// Snapshots; held-out loss, samples, evaluation and checkpoint, each when due and not in the log already.
     pub(super) fn periodic(
         &mut self,
         step: u64,
@@ -60,9 +62,13 @@ impl<M: Network<4>> Run<M> {
         if !self.is_due(step) {
             return Ok(Periodic::NotDue);
         }
-        let Due { held_out, samples, save, evaluate } = self.due(step);
+        let Due { snapshots, held_out, samples, save, evaluate } = self.due(step);
         let done = self.kinds_logged_at(step)?;
         let missing = |kind: &str| !done.iter().any(|done| done == kind);
+        // The same files if they are there already.
+        if snapshots {
+            self.save_snapshots(step)?;
+        }
         if held_out && missing("held_out") {
             self.measure_held_out(step, on_event)?;
         }

@@ -1,7 +1,7 @@
 //! A run folder: training in a loop, with log, held-out loss, sample grids, loss curve and checkpoints.
 //!
 //! ```text
-//! RUN/config.toml  log.jsonl  loss.svg  loss.png  samples/step-00001000.png  checkpoints/step-00001000/
+//! RUN/config.toml  log.jsonl  loss.svg  loss.png  samples/step-00001000.png  checkpoints/step-00001000/  snapshots/step-00001000/
 //! ```
 //!
 //! Everything is written before the checkpoint of the same step, and a resumed run cuts the log back to its checkpoint: whenever the
@@ -19,6 +19,7 @@ use super::event::{Event, Outcome, StopSignal};
 use super::folder::Lock;
 use super::pace::Pace;
 use super::periodic::Periodic;
+use super::snapshots::{Snapshots, SnapshotsError};
 use super::trainer::{NonFiniteKind, StepReport, TrainError, Trainer};
 use crate::data::{Batch, DataError, Dataset, Flip, ImageBatch, ImageShape, Loader, Subset};
 use crate::diffusion::{Examples, GuidanceConfig};
@@ -50,6 +51,8 @@ pub struct RunSetup {
     pub sample: SampleConfig,
     /// Of the samples, in the run's grids and evaluations.
     pub guidance: GuidanceConfig,
+    /// Steps between snapshots of the averages that others are made of, if the trainer has some.
+    pub snapshot_every: u64,
     /// Evaluations, if there are any.
     pub evaluate: Option<EvaluateSetup>,
     pub train: Subset,
@@ -88,6 +91,8 @@ pub enum RunError {
     Training(#[from] TrainError),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    #[error("the averages could not be kept")]
+    Snapshots(#[from] SnapshotsError),
     #[error(transparent)]
     Report(#[from] ReportError),
     #[error("step {step} could not be logged")]
@@ -346,11 +351,23 @@ impl<M: Network<4>> Run<M> {
             seed: self.trainer.config().seed,
             data_digest: self.setup.train.dataset().digest().to_string(),
             settings: self.setup.settings.clone(),
+            post_hoc_sigma_rels: self.trainer.sigma_rels(),
         };
         let ema_decay = Some(self.trainer.ema().decay());
         let card = ModelCard { step: state.step, ema_decay, ..self.setup.card.clone() };
         self.checkpoints.save(&state, &info, &card, self.is_kept(state.step))?;
         Ok(())
+    }
+
+    /// Keeps the averages that others are made of, as they are after this step.
+    pub(super) fn save_snapshots(&mut self, step: u64) -> Result<(), RunError> {
+        let card = ModelCard { step, ..self.setup.card.clone() };
+        let averages = self.trainer.power_emas();
+        Ok(self.snapshots().save(&card, self.trainer.adam_steps(), averages)?)
+    }
+
+    pub(super) fn snapshots(&self) -> Snapshots {
+        Snapshots::of_run(&self.setup.dir)
     }
 
     /// Deletes the checkpoints that are not to be kept: none while steps are skipped, as those from before are all that a run is left with which

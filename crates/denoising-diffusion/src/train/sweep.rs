@@ -139,7 +139,7 @@ fn adam_plain(step: &AdamStep, [w, m, v]: [Tensor<1>; 3], gradient: Tensor<1>) -
     let m = m * step.beta1 + g.clone() * (1.0 - step.beta1);
     let v = v * step.beta2 + g.square() * (1.0 - step.beta2);
     let (c1, c2) = (1.0 - step.beta1.powf(step.step as f64), 1.0 - step.beta2.powf(step.step as f64));
-    let w = w - m.clone() * (step.lr / c1) / ((v.clone() / c2).sqrt() + step.eps);
+    let w = w * step.kept() - m.clone() * (step.lr / c1) / ((v.clone() / c2).sqrt() + step.eps);
     [w, m, v]
 }
 

@@ -13,6 +13,7 @@ use super::buffers::Buffers;
 use super::config::TrainConfig;
 use super::ema::{Ema, EmaConfig};
 use super::gradients::{CameTo, NamedGradients, Parameter, Spoiled};
+use super::power_ema::PowerEma;
 use super::recording::Recording;
 use super::sweep::{self, Clip, Finding};
 use crate::device::{in_pool, is_cpu};
@@ -22,6 +23,7 @@ use crate::nn::MP_EPS;
 use crate::nn::ops::{Activations, set_activations};
 use crate::nn::params::{self, ParamsError, Role, VisitTensor};
 use crate::nn::sweeps::{self, Field};
+use crate::post_hoc::Profile;
 use crate::weights::StateDict;
 
 /// A network in training, its optimizer and its moving average.
@@ -30,6 +32,7 @@ pub struct Trainer<M> {
     /// Taken out only while the optimizer replaces it.
     pub(super) model: Option<M>,
     ema: Ema<M>,
+    power_emas: Vec<PowerEma<M>>,
     adam: Adam,
     pub(super) diffusion: Diffusion,
     pub(super) config: TrainConfig,
@@ -119,7 +122,15 @@ pub struct TrainerState {
     pub ema_calls: u64,
     pub model: StateDict,
     pub ema: StateDict,
+    pub power_emas: Vec<PowerEmaState>,
     pub adam: StateDict,
+}
+
+/// An average that others are made of ([`crate::post_hoc`]).
+#[derive(Clone, Debug, PartialEq)]
+pub struct PowerEmaState {
+    pub sigma_rel: f64,
+    pub weights: StateDict,
 }
 
 impl<M> Trainer<M> {
@@ -170,6 +181,11 @@ impl<M> Trainer<M> {
         }
     }
 
+    /// Lengths of the averages that others can be made of.
+    pub(super) fn sigma_rels(&self) -> Vec<f64> {
+        self.power_emas.iter().map(|average| average.profile().sigma_rel()).collect()
+    }
+
     /// The plain device that evaluation runs on.
     pub fn device(&self) -> Device {
         self.device.clone().inner()
@@ -191,6 +207,7 @@ impl<M> Trainer<M> {
         let model = if is_cpu(device) { model } else { sweeps::settled(model) };
         Self {
             ema: Ema::new(&model, ema),
+            power_emas: Vec::new(),
             adam: Adam::new(config.adam()),
             has_buffers: !Buffers::of(&model).is_empty(),
             forced_norms: forced_norms(&model),
@@ -207,6 +224,15 @@ impl<M> Trainer<M> {
             in_flight: None,
             settled: None,
         }
+    }
+
+    /// With averages of these profiles beside [`ema`](Self::ema), of which others can be made later ([`crate::post_hoc`]). Before the first step.
+    pub fn with_power_emas(mut self, profiles: &[Profile]) -> Self
+    where
+        M: Module,
+    {
+        self.power_emas = profiles.iter().map(|&profile| PowerEma::new(self.model(), profile)).collect();
+        self
     }
 
     /// One optimizer step on `accumulate` batches: tensors `[b, c, ...]` of data in the data's range, or [`Examples`] with classes and conditions.
@@ -291,7 +317,11 @@ impl<M> Trainer<M> {
             let rows = |field: Field<'_>| self.forced_norms.contains(field.name).then(|| field.shape[0]);
             sweeps::replace(model, rows, |taken| sweep::unit_rows(taken, MP_EPS, clip))
         });
-        self.ema.update_clipped(self.model.as_ref().expect("just put back"), clip);
+        let model = self.model.as_ref().expect("just put back");
+        self.ema.update_clipped(model, clip);
+        for average in &mut self.power_emas {
+            average.update(model, self.adam.steps(), clip);
+        }
     }
 
     /// Waits for what a step came to, and counts it. The decay is left for later: the average may not have been updated yet.
@@ -365,8 +395,17 @@ impl<M> Trainer<M> {
             ema_calls: self.ema.calls(),
             model: params::to_state_dict(self.model()),
             ema: self.ema.to_state_dict(),
+            power_emas: self.power_emas(),
             adam: self.adam.to_state_dict(),
         }
+    }
+
+    /// The averages that [`with_power_emas`](Self::with_power_emas) asked for. No step may be in flight.
+    pub(super) fn power_emas(&self) -> Vec<PowerEmaState>
+    where
+        M: Module,
+    {
+        self.power_emas.iter().map(PowerEma::state).collect()
     }
 
     /// Goes on from a saved state of the same network and configuration.
@@ -378,6 +417,9 @@ impl<M> Trainer<M> {
         self.adam = Adam::from_state_dict(self.config.adam(), state.adam_steps, &state.adam, &model, &self.device())?;
         self.model = Some(if is_cpu(&self.device) { model } else { sweeps::settled(model) });
         self.ema.restore(&state.ema, state.ema_calls)?;
+        for average in &mut self.power_emas {
+            average.restore(&state.power_emas)?;
+        }
         (self.step, self.skipped, self.skipped_in_a_row) = (state.step, state.skipped, state.skipped_in_a_row);
         (self.ahead, self.in_flight, self.settled) = (None, None, None);
         self.recording = Recording::default();

@@ -106,6 +106,8 @@ impl<M: Network<4>> Case<'_, M> {
             weights: WeightsKind::Ema,
             step,
             ema_decay: None,
+            ema_sigma_rel: None,
+            updates: None,
         }
     }
 

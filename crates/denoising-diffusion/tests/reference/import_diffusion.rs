@@ -48,6 +48,8 @@ impl Case {
             weights: WeightsKind::Model,
             step: 0,
             ema_decay: None,
+            ema_sigma_rel: None,
+            updates: None,
         };
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.safetensors");

@@ -1,7 +1,8 @@
-//! `torch.optim.Adam` behind `clip_grad_norm_`, and ema-pytorch's `EMA`.
+//! `torch.optim.Adam` and `AdamW` behind `clip_grad_norm_`, and ema-pytorch's `EMA` and `PostHocEMA`.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
+use denoising_diffusion::post_hoc::{Profile, Snapshot, combine};
 use denoising_diffusion::train::{Adam, AdamConfig, BufferPolicy, Ema, EmaConfig, GradNorm, NamedGradients};
 use serde_json::Value;
 
@@ -15,13 +16,22 @@ struct Two {
 
 #[test]
 fn three_steps_of_adam() {
-    let golden = Golden::open("adam");
+    three_steps("adam", 0.0);
+}
+
+#[test]
+fn three_steps_of_adamw() {
+    three_steps("adamw", 1.0);
+}
+
+fn three_steps(file: &str, weight_decay: f64) {
+    let golden = Golden::open(file);
     let device = test_device().autodiff();
     let mut model = Two {
         a: Param::from_tensor(golden.tensor("param.a.0", &device)),
         b: Param::from_tensor(golden.tensor("param.b.0", &device)),
     };
-    let mut adam = Adam::new(AdamConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8, max_grad_norm: 1.0 });
+    let mut adam = Adam::new(AdamConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay, max_grad_norm: 1.0 });
     for step in 1..=3 {
         // The gradient of sum(parameter * given) is what is given.
         let given = |name: &str| format!("grad.{name}.{step}");
@@ -91,5 +101,24 @@ fn moving_average_of_weights_and_buffers() {
         }
         assert_close(set, &w, golden.values(&format!("{set}.w")), 1e-5);
         assert_close(set, &floating, golden.values(&format!("{set}.floating")), 1e-5);
+    }
+}
+
+/// `ema_pytorch.post_hoc_ema.sigma_rel_to_gamma` and `solve_weights`, the weights divided by their sum as EDM2 does.
+#[test]
+fn averages_made_of_others() {
+    let golden = Golden::open("post_hoc");
+    let numbers = |value: &Value| value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect::<Vec<_>>();
+    let profile = |sigma_rel: f64| Profile::new(sigma_rel).unwrap();
+    let exponents = numbers(&golden.config["sigma_rels"]).into_iter().map(|s| profile(s).exponent() as f32);
+    assert_close("gamma", &exponents.collect::<Vec<_>>(), golden.values("gamma"), 1e-6);
+    for (set, options) in golden.config["sets"].as_object().unwrap() {
+        let at = |sigma_rel: f64, steps: f64| Snapshot { profile: profile(sigma_rel), steps: steps as u64 };
+        let lengths = numbers(&options["stored_sigma_rels"]);
+        let of_step = |steps: f64| lengths.iter().map(move |&sigma_rel| at(sigma_rel, steps));
+        let stored: Vec<Snapshot> = numbers(&options["stored_steps"]).into_iter().flat_map(of_step).collect();
+        let wanted = at(options["sigma_rel"].as_f64().unwrap(), options["step"].as_f64().unwrap());
+        let got: Vec<f32> = combine(&stored, &wanted).unwrap().coefficients.into_iter().map(|c| c as f32).collect();
+        assert_close(set, &got, golden.values(&format!("{set}.weights")), 1e-5);
     }
 }

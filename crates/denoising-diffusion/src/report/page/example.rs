@@ -28,6 +28,7 @@ pub fn evaluation() -> Evaluation {
         weights: "ema".to_owned(),
         step: 20_000,
         ema_decay: Some(0.995),
+        ema_sigma_rel: None,
     };
     let extractor = Extractor {
         name: "inception-v3".to_owned(),

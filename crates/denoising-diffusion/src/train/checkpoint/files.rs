@@ -11,8 +11,9 @@ use super::{CheckpointError, CheckpointState, KEEP, io_error};
 use crate::atomic_file::sync_folder;
 use crate::digest::{self, FileDigest};
 use crate::interop::{self, Metadata};
-use crate::model_file::{ModelCard, ModelFile, WeightsKind};
-use crate::train::trainer::TrainerState;
+use crate::model_file::{ModelCard, ModelFile, ModelFileError, WeightsKind};
+use crate::train::snapshots::{power_ema_file, power_ema_name};
+use crate::train::trainer::{PowerEmaState, TrainerState};
 
 const CHECKSUMS: &str = "checksums.json";
 const STATE: &str = "state.json";
@@ -48,14 +49,22 @@ pub(super) fn write(
         let card = ModelCard { weights, ..card.clone() };
         ModelFile { card, state: tensors.clone() }.write(&folder.join(weights_name(weights)))?;
     }
+    let mut names = vec![weights_name(WeightsKind::Ema).to_string(), weights_name(WeightsKind::Model).to_string()];
+    for average in &state.power_emas {
+        let name = power_ema_name(average.sigma_rel);
+        power_ema_file(card, state.adam_steps, average.clone()).write(&folder.join(&name))?;
+        names.push(name);
+    }
+    names.extend([ADAM, STATE].map(str::to_string));
     interop::write_safetensors(&folder.join(ADAM), &state.adam, &Metadata::new())?;
     write_json(&folder.join(STATE), info)?;
     if keep {
         create_empty(&folder.join(KEEP))?;
     }
     let mut checksums = BTreeMap::new();
-    for name in [weights_name(WeightsKind::Ema), weights_name(WeightsKind::Model), ADAM, STATE] {
-        checksums.insert(name, checksum(&folder.join(name))?);
+    for name in names {
+        let sum = checksum(&folder.join(&name))?;
+        checksums.insert(name, sum);
     }
     write_json(&folder.join(CHECKSUMS), &checksums)?;
     sync_dir(folder)
@@ -82,6 +91,10 @@ pub(super) fn verify(path: &Path) -> Result<CheckpointState, CheckpointError> {
 /// Reads the state of training from a checkpoint's folder that [`verify`] found whole.
 pub(crate) fn read_state(path: &Path, info: &CheckpointState) -> Result<TrainerState, CheckpointError> {
     let weights = |kind| ModelFile::read(&path.join(weights_name(kind))).map(|file| file.state);
+    let average = |&sigma_rel: &f64| {
+        let file = ModelFile::read(&path.join(power_ema_name(sigma_rel)))?;
+        Ok(PowerEmaState { sigma_rel, weights: file.state })
+    };
     Ok(TrainerState {
         step: info.step,
         skipped: info.skipped,
@@ -90,6 +103,7 @@ pub(crate) fn read_state(path: &Path, info: &CheckpointState) -> Result<TrainerS
         ema_calls: info.ema_calls,
         model: weights(WeightsKind::Model)?,
         ema: weights(WeightsKind::Ema)?,
+        power_emas: info.post_hoc_sigma_rels.iter().map(average).collect::<Result<_, ModelFileError>>()?,
         adam: interop::read_safetensors(&path.join(ADAM))?.0,
     })
 }

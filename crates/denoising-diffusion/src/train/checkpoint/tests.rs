@@ -38,6 +38,7 @@ impl Place {
             ema_calls: 0,
             model: empty(),
             ema: empty(),
+            power_emas: Vec::new(),
             adam: empty(),
         };
         let info = CheckpointState {
@@ -50,6 +51,7 @@ impl Place {
             seed: 0,
             data_digest: "d".into(),
             settings: BTreeMap::new(),
+            post_hoc_sigma_rels: Vec::new(),
         };
         let card = ModelCard {
             version: "1".into(),
@@ -63,6 +65,8 @@ impl Place {
             weights: WeightsKind::Ema,
             step,
             ema_decay: None,
+            ema_sigma_rel: None,
+            updates: None,
         };
         self.checkpoints.save(&state, &info, &card, keep).map(drop)
     }

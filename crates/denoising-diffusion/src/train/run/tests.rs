@@ -32,6 +32,8 @@ fn parts(dir: &Path, settings: &[(&str, &str)]) -> (Trainer<Unet>, RunSetup) {
         weights: crate::model_file::WeightsKind::Ema,
         step: 0,
         ema_decay: None,
+        ema_sigma_rel: None,
+        updates: None,
     };
     let setup = RunSetup {
         dir: dir.to_path_buf(),
@@ -40,6 +42,7 @@ fn parts(dir: &Path, settings: &[(&str, &str)]) -> (Trainer<Unet>, RunSetup) {
         card,
         sample: SampleConfig { num_samples: 1, sampling_timesteps: Some(1), ..SampleConfig::default() },
         guidance: GuidanceConfig::default(),
+        snapshot_every: 1,
         evaluate: None,
         held_out: train.first(0),
         train,

@@ -21,7 +21,7 @@ proptest! {
     ) {
         let part = |f: fn(&(f32, f32, f32, f32)) -> f32| tensor(&values.iter().map(f).collect::<Vec<_>>());
         let (w, g, m, v) = (part(|p| p.0), part(|p| p.1), part(|p| p.2), part(|p| p.3 + 0.01));
-        let step = AdamStep { lr: 1e-2, beta1: 0.9, beta2: 0.99, eps: 1e-8, step, grad_scale };
+        let step = AdamStep { lr: 1e-2, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.3, step, grad_scale };
         let ours = adam_one(&step, [w.clone(), m.clone(), v.clone()], g.clone());
         let plain = adam_plain(&step, [w.clone(), m, v], g.clone());
         for (ours, plain) in ours.into_iter().zip(plain) {
@@ -67,7 +67,8 @@ mod on_gpus {
         let near = |ours: &[f32], plain: &[f32]| {
             ours.len() == plain.len() && ours.iter().zip(plain).all(|(a, b)| (a - b).abs() <= 1e-6 * b.abs().max(1.0))
         };
-        let step = AdamStep { lr: 1e-2, beta1: 0.9, beta2: 0.99, eps: 1e-8, step: 7, grad_scale: 0.3 };
+        let step =
+            AdamStep { lr: 1e-2, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.3, step: 7, grad_scale: 0.3 };
         let (here, there) = (all(&device), all(&Device::flex()));
         let clip = Clip::Known(step.grad_scale);
         let swept = adam(&step, &clip, here.iter().cloned().map(|[w, g, m, v]| ([w, m, v], g)).collect());
@@ -132,7 +133,8 @@ mod on_gpus {
     fn the_device_decides_by_itself() {
         let Some(device) = test_device() else { return };
         let tensor = |values: &[f32]| Tensor::<1>::from_floats(values, &device);
-        let step = AdamStep { lr: 1e-2, beta1: 0.9, beta2: 0.99, eps: 1e-8, step: 7, grad_scale: f64::NAN };
+        let step =
+            AdamStep { lr: 1e-2, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.3, step: 7, grad_scale: f64::NAN };
         let fine = [1.0, -2.0, 3.0];
         for (gradient, loss, skipped) in [
             (fine, 0.5, false),

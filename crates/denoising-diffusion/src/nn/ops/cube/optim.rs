@@ -74,6 +74,7 @@ struct Adam {
     rate: f32,
     inverse_root: f32,
     eps: f32,
+    kept: f32,
 }
 
 fn constants(step: &AdamStep) -> AdamLaunch {
@@ -87,6 +88,7 @@ fn constants(step: &AdamStep) -> AdamLaunch {
         (step.lr / c1) as f32,
         (1.0 / c2.sqrt()) as f32,
         step.eps as f32,
+        step.kept() as f32,
     )
 }
 
@@ -106,7 +108,8 @@ fn adam_vector<W: Float, G: Float, N: Size>(
     let root = second.sqrt() * Vector::new(step.inverse_root) + Vector::new(step.eps);
     m[i] = first;
     v[i] = second;
-    w[i] = Vector::cast_from(Vector::<f32, N>::cast_from(w[i]) - first * Vector::new(step.rate) / root);
+    let kept = Vector::<f32, N>::cast_from(w[i]) * Vector::new(step.kept);
+    w[i] = Vector::cast_from(kept - first * Vector::new(step.rate) / root);
 }
 
 /// A unit per vector of all tensors, one tensor after the other.

@@ -1,0 +1,79 @@
+//! `ddpm average`: of the averages that a run has kept, one of another length.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use denoising_diffusion::train::{Averaged, Snapshots, SnapshotsError};
+use serde_json::json;
+
+use crate::failure::{Failure, Result};
+use crate::output::{self, Rows, note, refuse_file, thousands};
+
+/// Make an average of another length of those that a run has kept (--post-hoc-sigma-rels).
+#[derive(Args, Debug)]
+#[command(after_help = AFTER_HELP)]
+pub struct AverageArgs {
+    /// Run folder
+    run: PathBuf,
+    /// Length of the average: the deviation of its weights over the steps, as a share of them; 0.289 is the plain mean of all
+    #[arg(long, value_name = "X")]
+    sigma_rel: f64,
+    /// The average as it would be after this step, of which there must be a snapshot [default: the last]
+    #[arg(long, value_name = "N")]
+    step: Option<u64>,
+    /// The file to write
+    #[arg(long, value_name = "SAFETENSORS")]
+    out: PathBuf,
+    /// Replace what --out names
+    #[arg(long)]
+    force: bool,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+const AFTER_HELP: &str = "\
+Which length draws the best samples is not known before training: make some and compare them by `ddpm eval`.
+The file is complete in itself: `ddpm sample`, `eval`, `convert` and the others read it.";
+
+/// From here on the average is another one than was asked for.
+const LARGE_ERROR: f64 = 0.1;
+
+pub fn run(args: &AverageArgs) -> Result {
+    if args.out.extension().is_none_or(|extension| extension != "safetensors") {
+        return Err(Failure::usage(format!("--out {}: the name must end in .safetensors", args.out.display())));
+    }
+    refuse_file(&args.out, !args.force)?;
+    let averaged = Snapshots::of_run(&args.run).average(args.sigma_rel, args.step);
+    let Averaged { file, made_of, relative_error } = averaged.map_err(with_hint)?;
+    file.write(&args.out)?;
+    let percent = 100.0 * relative_error;
+    if relative_error > LARGE_ERROR {
+        note(format!(
+            "warning: its weights over the steps are {percent:.0} % off: the run kept too few snapshots, or none of a length near this"
+        ));
+    }
+    if args.json {
+        return output::json(&json!({
+            "out": output::path(&args.out),
+            "sigma_rel": args.sigma_rel,
+            "step": file.card.step,
+            "snapshots": made_of,
+            "relative_error": relative_error,
+        }));
+    }
+    let mut rows = Rows::default();
+    rows.row("written", args.out.display())
+        .row("average", format!("sigma_rel {}, after step {}", args.sigma_rel, thousands(file.card.step)))
+        .row("made of", format!("{made_of} snapshots; weights over the steps {percent:.2} % off"));
+    output::result(rows.aligned())
+}
+
+fn with_hint(error: SnapshotsError) -> Failure {
+    match error {
+        SnapshotsError::None { .. } => Failure::from(error)
+            .hint("a run keeps some if it is trained with, for instance, --post-hoc-sigma-rels 0.05,0.1"),
+        SnapshotsError::Length(_) => Failure::from(error).into_usage(),
+        error => error.into(),
+    }
+}
