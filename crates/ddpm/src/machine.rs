@@ -5,7 +5,7 @@ use std::thread::available_parallelism;
 
 use burn::tensor::{Device, FloatDType};
 use clap::Args;
-use denoising_diffusion::device::{DeviceChoice, Opened, is_cpu, open};
+use denoising_diffusion::device::{DeviceChoice, Opened, is_cpu, multiplies_in_tf32, open};
 use denoising_diffusion::nn::ops::Precision;
 use denoising_diffusion::recipe::ArithmeticConfig;
 
@@ -40,7 +40,7 @@ pub struct MachineArgs {
 pub struct NetworkMachineArgs {
     #[command(flatten)]
     machine: MachineArgs,
-    /// What networks compute in: f32, or bf16 on GPUs that can (weights, norms, softmax and losses stay f32)
+    /// What networks compute in: f32; on GPUs that can tf32 (products of matrices; f32 is the same there) or bf16 (weights, norms, softmax and losses stay f32)
     #[arg(long, value_name = "PRECISION", default_value = "f32", help_heading = "Machine")]
     precision: Precision,
 }
@@ -98,14 +98,26 @@ impl DeviceArgs {
         panics::forget();
         let opened = opened.map_err(|error| Failure::usage(format!("--device {}: {error}", self.device)))?;
         let device = &opened.device;
-        let bf16 = arithmetic.precision == Precision::Bf16;
-        if bf16 && (is_cpu(device) || !device.supports_dtype(FloatDType::BF16)) {
-            let failure = Failure::usage(format!("--precision bf16: {} does not compute in bf16", opened.in_words()));
+        let (precision, tf32) = (arithmetic.precision, multiplies_in_tf32(device));
+        let can = match precision {
+            Precision::F32 => true,
+            Precision::Tf32 => tf32,
+            Precision::Bf16 => !is_cpu(device) && device.supports_dtype(FloatDType::BF16),
+        };
+        if !can {
+            let failure = Failure::usage(format!(
+                "--precision {precision}: {} does not compute in {precision}",
+                opened.in_words()
+            ));
             return Err(failure.hint(
                 "choose a GPU that does (`ddpm devices`), such as cuda:0, or leave --precision out; a run goes on in the precision that it began in",
             ));
         }
-        let name = if bf16 { format!("{} in bf16", opened.in_words()) } else { opened.in_words() };
+        let name = match precision {
+            Precision::Bf16 => format!("{} in bf16", opened.in_words()),
+            Precision::F32 | Precision::Tf32 if tf32 => format!("{}, matrices in tf32", opened.in_words()),
+            Precision::F32 | Precision::Tf32 => opened.in_words(),
+        };
         let new_kernels = new_kernels.filter(|_| !is_cpu(device));
         Ok(Machine { name, opened, threads, new_kernels })
     }

@@ -30,9 +30,11 @@ pub enum Activations {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
-    /// f32 throughout. Where a GPU multiplies matrices of f32 in TF32, Burn lets it.
+    /// f32 throughout, but on GPUs that [can](crate::device::multiplies_in_tf32) multiply matrices in TF32: there Burn does, without a switch.
     #[default]
     F32,
+    /// The same, on such GPUs only: products of matrices and convolutions of numbers with 11 bits of mantissa, sums and everything else in f32.
+    Tf32,
     /// Data between the layers, and the products of convolutions and attention, in bf16 (sums in f32). Weights, gradients of weights,
     /// optimizer, average, norms, softmax, embeddings of the noise level and losses stay in f32.
     Bf16,
@@ -42,6 +44,7 @@ impl fmt::Display for Precision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::F32 => "f32",
+            Self::Tf32 => "tf32",
             Self::Bf16 => "bf16",
         })
     }
@@ -49,14 +52,14 @@ impl fmt::Display for Precision {
 
 /// A word that names no [`Precision`].
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("expected f32 or bf16, found `{0}`")]
+#[error("expected f32, tf32 or bf16, found `{0}`")]
 pub struct UnknownPrecision(String);
 
 impl FromStr for Precision {
     type Err = UnknownPrecision;
 
     fn from_str(text: &str) -> Result<Self, UnknownPrecision> {
-        [Self::F32, Self::Bf16]
+        [Self::F32, Self::Tf32, Self::Bf16]
             .into_iter()
             .find(|precision| precision.to_string() == text)
             .ok_or_else(|| UnknownPrecision(text.to_owned()))
@@ -92,7 +95,7 @@ pub fn set_precision(precision: Precision) {
     BF16.store(precision == Precision::Bf16, Ordering::Relaxed);
 }
 
-/// See [`set_precision`].
+/// See [`set_precision`]. No operation tells `Tf32` from `F32`, so it is `F32` here.
 pub fn precision() -> Precision {
     if BF16.load(Ordering::Relaxed) { Precision::Bf16 } else { Precision::F32 }
 }
