@@ -14,11 +14,11 @@ from pathlib import Path
 
 BUDGETS = (5, 10, 20, 50, 250)
 SOLVERS = ("ddpm", "ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2s", "dpmpp_sde_2m", "unipc", "lms")
-TWICE = ("heun", "dpmpp_2s")  # evaluations per step, but for the last
+TWICE = ("heun", "dpmpp_2s")  # evaluations per step, but for the first, out of nothing but noise, and the last
 
 
 def steps(solver, budget):
-    return (budget + 1) // 2 if solver in TWICE else budget
+    return (budget + 2) // 2 if solver in TWICE else budget
 
 
 def measure(args, solver, levels, budget):

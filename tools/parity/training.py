@@ -9,7 +9,7 @@ import torch
 from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
 from denoising_diffusion_pytorch import denoising_diffusion_pytorch as ddp
 from ema_pytorch import EMA
-from ema_pytorch.post_hoc_ema import sigma_rel_to_gamma, solve_weights
+from ema_pytorch.post_hoc_ema import p_dot_p, sigma_rel_to_gamma, solve_weights
 from PIL import Image
 from torch import nn
 
@@ -113,10 +113,16 @@ def post_hoc():
         t_i, gamma_i = (torch.tensor(x, dtype=torch.float64) for x in zip(*stored))
         t_r, gamma_r = (torch.tensor([x], dtype=torch.float64) for x in (float(step), sigma_rel_to_gamma(length)))
         solved = solve_weights(t_i, gamma_i, t_r, gamma_r).flatten()
-        out[f"{name}.weights"] = (solved / solved.sum()).float()
+        solved = solved / solved.sum()
+        among = p_dot_p(t_i[:, None], gamma_i[:, None], t_i, gamma_i)
+        norm = p_dot_p(t_r, gamma_r, t_r, gamma_r)
+        squares = solved @ among @ solved - 2 * solved @ p_dot_p(t_i, gamma_i, t_r, gamma_r) + norm
+        out[f"{name}.weights"] = solved.float()
+        out[f"{name}.relative_error"] = (squares / norm).sqrt().float()
     keys = {
         "gamma": "the exponents of config's sigma_rels",
         "<set>.weights": "[n] what each stored average counts, for each step all lengths; divided by their sum, which ema-pytorch leaves out and EDM2 does not",
+        "<set>.relative_error": "[1] norm of the difference to the wanted profile, as a share of the norm of that",
     }
     fields = ("stored_sigma_rels", "stored_steps", "sigma_rel", "step")
     sets = {name: dict(zip(fields, (list(a), list(b), c, d))) for name, (a, b, c, d) in POST_HOC_SETS.items()}

@@ -11,7 +11,7 @@ use denoising_diffusion::eval::inception::WeightsError;
 use denoising_diffusion::interop::InteropError;
 use denoising_diffusion::model_file::ModelFileError;
 use denoising_diffusion::recipe::RecipeError;
-use denoising_diffusion::train::{CheckpointError, ClassifierTrainError, RunError};
+use denoising_diffusion::train::{CheckpointError, ClassifierTrainError, RunError, SnapshotsError};
 
 /// The exit codes beside 0 (done).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,9 +171,23 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
         }
         _ => {}
     }
+    match error.downcast_ref::<SnapshotsError>() {
+        Some(SnapshotsError::None { .. }) => {
+            return Some(
+                "a run keeps some if it is trained with, for instance, --post-hoc-sigma-rels 0.05,0.1".to_string(),
+            );
+        }
+        Some(SnapshotsError::Model(_)) => {
+            return Some("snapshots can do without one: move its folder away, and the others are used".to_string());
+        }
+        _ => {}
+    }
     match error.downcast_ref::<RunError>()? {
         RunError::Data(error) => hint_of(error),
         RunError::Checkpoint(error) => hint_of(error),
+        RunError::Snapshots(_) => {
+            Some("make room or free the folder, then go on with `ddpm train --resume RUN`".to_string())
+        }
         RunError::Exists { .. } => {
             Some("go on with `ddpm train --resume RUN`, or choose another folder with --out".to_string())
         }

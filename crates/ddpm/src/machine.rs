@@ -12,6 +12,7 @@ use denoising_diffusion::recipe::ArithmeticConfig;
 use crate::failure::{Failure, Result};
 use crate::out_of_memory::Work;
 use crate::output::note;
+use crate::recipe_flags::PRECISION;
 use crate::{cache, out_of_memory, panics};
 
 /// Flags of commands that compute as something else says.
@@ -40,8 +41,7 @@ pub struct MachineArgs {
 pub struct NetworkMachineArgs {
     #[command(flatten)]
     machine: MachineArgs,
-    /// What networks compute in: f32; on GPUs that can tf32 (products of matrices; f32 is the same there) or bf16 (weights, norms, softmax and losses stay f32)
-    #[arg(long, value_name = "PRECISION", default_value = "f32", help_heading = "Machine")]
+    #[arg(long, help = PRECISION, value_name = "PRECISION", default_value = "f32", help_heading = "Machine")]
     precision: Precision,
 }
 
@@ -98,28 +98,32 @@ impl DeviceArgs {
         panics::forget();
         let opened = opened.map_err(|error| Failure::usage(format!("--device {}: {error}", self.device)))?;
         let device = &opened.device;
-        let (precision, tf32) = (arithmetic.precision, multiplies_in_tf32(device));
-        let can = match precision {
-            Precision::F32 => true,
-            Precision::Tf32 => tf32,
-            Precision::Bf16 => !is_cpu(device) && device.supports_dtype(FloatDType::BF16),
+        let abilities = Abilities {
+            tf32: multiplies_in_tf32(device),
+            bf16: !is_cpu(device) && device.supports_dtype(FloatDType::BF16),
         };
-        if !can {
-            let failure = Failure::usage(format!(
-                "--precision {precision}: {} does not compute in {precision}",
-                opened.in_words()
-            ));
-            return Err(failure.hint(
-                "choose a GPU that does (`ddpm devices`), such as cuda:0, or leave --precision out; a run goes on in the precision that it began in",
-            ));
-        }
-        let name = match precision {
-            Precision::Bf16 => format!("{} in bf16", opened.in_words()),
-            Precision::F32 | Precision::Tf32 if tf32 => format!("{}, matrices in tf32", opened.in_words()),
-            Precision::F32 | Precision::Tf32 => opened.in_words(),
-        };
+        let name = name_in(arithmetic.precision, &opened.in_words(), abilities)?;
         let new_kernels = new_kernels.filter(|_| !is_cpu(device));
         Ok(Machine { name, opened, threads, new_kernels })
+    }
+}
+
+/// What a device can compute in beside f32.
+#[derive(Clone, Copy, Debug)]
+struct Abilities {
+    tf32: bool,
+    bf16: bool,
+}
+
+/// A device in words, with what it computes in where that is not f32 throughout.
+fn name_in(precision: Precision, device: &str, Abilities { tf32, bf16 }: Abilities) -> Result<String> {
+    match precision {
+        Precision::F32 if !tf32 => Ok(device.to_string()),
+        Precision::F32 | Precision::Tf32 if tf32 => Ok(format!("{device}, matrices in tf32")),
+        Precision::Bf16 if bf16 => Ok(format!("{device} in bf16")),
+        _ => Err(Failure::usage(format!("--precision {precision}: {device} does not compute in {precision}")).hint(
+            "choose a GPU that does (`ddpm devices`), such as cuda:0, or leave --precision out; a run goes on in the precision that it began in",
+        )),
     }
 }
 
@@ -133,4 +137,20 @@ impl Machine {
 pub fn default_threads() -> usize {
     let allowed = available_parallelism().map_or(1, usize::from);
     num_cpus::get_physical().clamp(1, allowed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_say_what_is_computed_in() {
+        let name = |precision, tf32, bf16| name_in(precision, "gpu", Abilities { tf32, bf16 }).ok();
+        assert_eq!(name(Precision::F32, false, true).unwrap(), "gpu");
+        assert_eq!(name(Precision::F32, true, true).unwrap(), "gpu, matrices in tf32");
+        assert_eq!(name(Precision::Tf32, true, false).unwrap(), "gpu, matrices in tf32");
+        assert_eq!(name(Precision::Bf16, true, true).unwrap(), "gpu in bf16");
+        assert_eq!(name(Precision::Tf32, false, true), None);
+        assert_eq!(name(Precision::Bf16, true, false), None);
+    }
 }

@@ -95,15 +95,17 @@ impl Tally {
     }
 }
 
-/// Memory of training at its peak, in bytes: of a step or, where that is more, while a checkpoint is written, which holds weights, moments and average
-/// twice and one buffer.
+/// Memory of training at its peak, in bytes, with so many averages beside the one: of a step or, where that is more, while a checkpoint is written, which
+/// holds weights, moments and averages twice and one buffer.
 pub fn memory_estimate(
     network: &NetworkConfig,
     parameters: u64,
     shape: ImageShape,
     train: &TrainConfig,
+    averages: u64,
 ) -> Result<u64> {
-    Ok(step_estimate(network, parameters, shape, train)?.max(bytes(9 * parameters)))
+    let step = step_estimate(network, parameters, shape, train)? + values(averages * parameters);
+    Ok(step.max(BASE_BYTES + values((9 + 2 * averages) * parameters)))
 }
 
 /// Memory of a step at its peak, in bytes: weights, gradients, two moments, average, and what the forward pass keeps for the backward pass. The
@@ -118,12 +120,12 @@ pub fn step_estimate(network: &NetworkConfig, parameters: u64, shape: ImageShape
         NetworkConfig::KarrasUnet(karras) => kept_by_karras_unet(karras, shape, again(Again::Tape)),
         NetworkConfig::Custom { .. } => 0,
     };
-    Ok(bytes(5 * parameters + kept * train.batch_size as u64))
+    Ok(BASE_BYTES + values(5 * parameters + kept * train.batch_size as u64))
 }
 
-/// Of a process with so many values: a quarter more for blocks that wait for their next use, and for their sizes, which are rounded up.
-fn bytes(values: u64) -> u64 {
-    BASE_BYTES + 5 * values
+/// Bytes of so many values: a quarter more for blocks that wait for their next use, and for their sizes, which are rounded up.
+fn values(count: u64) -> u64 {
+    5 * count
 }
 
 /// Values for each image, counted from the widths of the stages.

@@ -56,9 +56,9 @@ impl Plan {
         }
         let parameters = network.num_parameters()?;
         let data_bytes = dataset.bytes_in_memory();
-        let averages = recipe.post_hoc.post_hoc_sigma_rels.len() as u64 * parameters * F32_BYTES;
-        let network_bytes = networks::memory_estimate(&network, parameters, dataset.shape(), &recipe.train)?;
-        let memory = network_bytes + averages + data_bytes;
+        let averages = recipe.post_hoc.post_hoc_sigma_rels.len() as u64;
+        let memory =
+            networks::memory_estimate(&network, parameters, dataset.shape(), &recipe.train, averages)? + data_bytes;
         Ok(Self { recipe, network, train, held_out, machine, dir, parameters, memory })
     }
 

@@ -13,6 +13,8 @@ pub enum Task {
     Loss,
     /// Mebibytes of a file.
     Fetch,
+    /// Snapshots of averages that another one is made of.
+    Average,
 }
 
 impl Task {
@@ -24,6 +26,7 @@ impl Task {
             Self::Features => "features",
             Self::Loss => "loss",
             Self::Fetch => "fetch",
+            Self::Average => "average",
         }
     }
 }

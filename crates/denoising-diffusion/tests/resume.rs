@@ -26,7 +26,7 @@ fn trainer(seed: u64, dropout: f64, device: &Device) -> Trainer<Unet> {
     let ema = EmaConfig { ema_update_every: 1, ema_update_after_step: 1, ..EmaConfig::default() };
     let profiles = [0.05, 0.2].map(|sigma_rel| Profile::new(sigma_rel).unwrap());
     let config = TrainConfig { batch_size: 2, ..TrainConfig::default() };
-    Trainer::new(model, diffusion, config, ema, device).with_power_emas(&profiles)
+    Trainer::new(model, diffusion, config, ema, device).with_power_emas(&profiles).unwrap()
 }
 
 fn data(step: u64) -> Tensor<4> {
@@ -112,6 +112,39 @@ fn steps_in_flight_come_to_the_same() {
     let state = spoiled.state();
     assert_same(&state, &TrainerState { step: 1, skipped: 1, skipped_in_a_row: 1, ..initial });
     assert_eq!(told.or_else(|| spoiled.settle()).unwrap().step, 1);
+}
+
+/// Time is counted in steps that changed something: those that were skipped weigh nothing.
+#[test]
+fn averages_weigh_the_steps_that_changed_something() {
+    let _alone = ALONE.lock();
+    let mut trainer = trainer(1, 0.0, &test_device());
+    let mut weights: Vec<Vec<f64>> = Vec::new();
+    let values = |state: &StateDict| {
+        state.iter().flat_map(|(_, tensor)| tensor.values.iter().copied().map(f64::from)).collect::<Vec<_>>()
+    };
+    for step in 0..9 {
+        let spoiled = [0, 3, 4].contains(&step);
+        let data = if spoiled { data(step).slice_fill([0..1, 0..1, 2..3, 2..3], f32::NAN) } else { data(step) };
+        assert_eq!(trainer.step(vec![data]).skipped.is_some(), spoiled);
+        if !spoiled {
+            weights.push(values(&trainer.state().model));
+        }
+    }
+    let t = weights.len() as f64;
+    for average in trainer.state().power_emas {
+        let exponent = Profile::new(average.sigma_rel).unwrap().exponent();
+        let integral = |tau: f64| (tau / t).powf(exponent + 1.0);
+        let largest = values(&average.weights).into_iter().enumerate().map(|(i, got)| {
+            let parts = weights
+                .iter()
+                .zip(1..)
+                .map(|(w, tau)| w[i] * (integral(f64::from(tau)) - integral(f64::from(tau) - 1.0)));
+            (got - parts.sum::<f64>()).abs()
+        });
+        let largest = largest.fold(0.0, f64::max);
+        assert!(largest < 1e-6, "{}: {largest}", average.sigma_rel);
+    }
 }
 
 /// Without dropout, which each device draws by itself.

@@ -3,11 +3,14 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use denoising_diffusion::report::{Progress, Status, StderrProgress};
+use denoising_diffusion::task::Task;
 use denoising_diffusion::train::{Averaged, Snapshots, SnapshotsError};
 use serde_json::json;
 
 use crate::failure::{Failure, Result};
 use crate::output::{self, Rows, note, refuse_file, thousands};
+use crate::recipes;
 
 /// Make an average of another length of those that a run has kept (--post-hoc-sigma-rels).
 #[derive(Args, Debug)]
@@ -15,10 +18,12 @@ use crate::output::{self, Rows, note, refuse_file, thousands};
 pub struct AverageArgs {
     /// Run folder
     run: PathBuf,
-    /// Length of the average: the deviation of its weights over the steps, as a share of them; 0.289 is the plain mean of all
+    /// Length of the average: the deviation of its weights over the steps, as a share of them; 0.2886 is nearly the plain
+    /// mean of all
     #[arg(long, value_name = "X")]
     sigma_rel: f64,
-    /// The average as it would be after this step, of which there must be a snapshot [default: the last]
+    /// The average as it would be after this step, of which there must be a snapshot (a checkpoint is none) [default: the
+    /// last]
     #[arg(long, value_name = "N")]
     step: Option<u64>,
     /// The file to write
@@ -44,8 +49,20 @@ pub fn run(args: &AverageArgs) -> Result {
         return Err(Failure::usage(format!("--out {}: the name must end in .safetensors", args.out.display())));
     }
     refuse_file(&args.out, !args.force)?;
-    let averaged = Snapshots::of_run(&args.run).average(args.sigma_rel, args.step);
-    let Averaged { file, made_of, relative_error } = averaged.map_err(with_hint)?;
+    let folder = args.out.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+        return Err(Failure::usage(format!("--out {}: there is no folder {}", args.out.display(), folder.display())));
+    }
+    recipes::of_run(&args.run)?;
+    let mut shown = None;
+    let averaged = Snapshots::of_run(&args.run).average(args.sigma_rel, args.step, &mut |read, all| {
+        let progress = shown.get_or_insert_with(|| StderrProgress::new(Task::Average, 0, all as u64));
+        progress.update(Status { step: read as u64, ..Status::default() });
+    });
+    if let Some(mut progress) = shown {
+        progress.finish();
+    }
+    let Averaged { file, made_of, relative_error } = averaged.map_err(usage_if_length)?;
     file.write(&args.out)?;
     let percent = 100.0 * relative_error;
     if relative_error > LARGE_ERROR {
@@ -69,10 +86,8 @@ pub fn run(args: &AverageArgs) -> Result {
     output::result(rows.aligned())
 }
 
-fn with_hint(error: SnapshotsError) -> Failure {
+fn usage_if_length(error: SnapshotsError) -> Failure {
     match error {
-        SnapshotsError::None { .. } => Failure::from(error)
-            .hint("a run keeps some if it is trained with, for instance, --post-hoc-sigma-rels 0.05,0.1"),
         SnapshotsError::Length(_) => Failure::from(error).into_usage(),
         error => error.into(),
     }

@@ -8,6 +8,7 @@ use denoising_diffusion::diffusion::DiffusionConfig;
 use denoising_diffusion::interop::ReferenceKind;
 use denoising_diffusion::model_file::ModelFile;
 use denoising_diffusion::models::{KarrasUnetConfig, NetworkConfig, UnetConfig};
+use denoising_diffusion::train::Snapshots;
 use denoising_diffusion::weights::{StateDict, WeightsKind};
 use serde_json::{Value, json};
 
@@ -32,10 +33,15 @@ pub struct InfoArgs {
 
 pub fn run(args: &InfoArgs) -> Result {
     let found = Found::open(&args.target, args.weights)?;
-    let (rows, json) = match &found.source {
+    let (mut rows, json) = match &found.source {
         Source::Ours(file) => ours(&found.path, file),
         Source::Reference(reference) => of_reference(&found.path, reference),
     };
+    let snapshots = if args.target.is_dir() { Snapshots::of_run(&args.target).steps()? } else { Vec::new() };
+    if let (Some(first), Some(last)) = (snapshots.first(), snapshots.last()) {
+        let (first, last) = (thousands(*first), thousands(*last));
+        rows.row("snapshots", format!("{} of steps {first} to {last} (for `ddpm average`)", snapshots.len()));
+    }
     if args.json { output::json(&json) } else { output::result(rows.aligned()) }
 }
 

@@ -202,7 +202,7 @@ fn train_network<M: Network<4>>(network: M, diffusion: Diffusion, plan: &Plan, a
 fn open<M: Network<4>>(network: M, diffusion: Diffusion, plan: &Plan, args: &TrainArgs) -> Result<Run<M>> {
     let Recipe { train, ema, post_hoc, .. } = &plan.recipe;
     let trainer = Trainer::new(network, diffusion, train.clone(), *ema, &plan.training_device());
-    let trainer = trainer.with_power_emas(&post_hoc.profiles().or_usage()?);
+    let trainer = trainer.with_power_emas(&post_hoc.profiles().or_usage()?).or_usage()?;
     let setup = setup(plan, evaluation(plan, &args.inception)?)?;
     if args.resume.is_none() {
         return Ok(Run::create(trainer, setup)?);

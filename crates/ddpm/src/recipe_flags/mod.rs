@@ -16,6 +16,7 @@ mod table;
 mod tests;
 
 use table::Kind::{Switch, WordPerStage};
+pub use table::PRECISION;
 use table::{FLAGS, Flag, Kind, Resume};
 
 impl Flag {

@@ -87,6 +87,10 @@ const DIT: &[&str] = &["dit"];
 const PATCHED: &[&str] = &["dit", "uvit"];
 const UVIT: &[&str] = &["uvit"];
 
+/// What `--precision` is, wherever it is a flag.
+pub const PRECISION: &str = "What networks compute in: f32; on GPUs that can tf32 (products of matrices and convolutions; f32 is the same there) or \
+                             bf16 (weights, norms, softmax and losses stay f32)";
+
 const FORMULATIONS: &[&str] = &[
     "gaussian",
     "learned_variance",
@@ -273,5 +277,5 @@ pub const FLAGS: &[Flag] = &[
     flag(EVALUATE, "best_metric", Word(NUMBERS), Free, "The number that tells the best checkpoint [default: the first that is measured and has a better side]"),
 
     flag(ARITHMETIC, "precise", Switch, Fixed, "Convolutions without Winograd's algorithm: slower, and a digit more exact"),
-    flag(ARITHMETIC, "precision", Precision, Fixed, "What networks compute in: f32; on GPUs that can tf32 (products of matrices; f32 is the same there) or bf16 (weights, norms, softmax and losses stay f32)"),
+    flag(ARITHMETIC, "precision", Precision, Fixed, PRECISION),
 ];

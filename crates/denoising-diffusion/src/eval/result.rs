@@ -60,7 +60,7 @@ pub struct Sampling {
     pub step: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ema_decay: Option<f64>,
-    /// The average's length, where it was chosen after training ([`crate::post_hoc`]).
+    /// The average's length as a share of the training, where it has a power-function profile ([`crate::post_hoc`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ema_sigma_rel: Option<f64>,
 }

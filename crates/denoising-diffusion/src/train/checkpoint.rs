@@ -14,13 +14,14 @@
 //! [`Checkpoints::tidy`] finds it.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirEntry};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::step_folders::{STEP, StepFolders, WRITING};
 use super::trainer::TrainerState;
 use crate::interop::InteropError;
 use crate::model_file::{ModelCard, ModelFileError};
@@ -33,11 +34,7 @@ pub(super) use files::read_state;
 pub use files::weights_name;
 use files::{create_empty, sync_dir, verify};
 
-/// How the names of folders begin: of a checkpoint,
-const STEP: &str = "step-";
-/// of one that is being written,
-const WRITING: &str = ".writing-step-";
-/// of one whose place another one takes,
+/// How the names of folders begin, beside those of whole checkpoints and of one that is being written: of one whose place another one takes,
 const REPLACED: &str = ".replaced-step-";
 /// of one that is being deleted,
 const DELETING: &str = ".deleting-step-";
@@ -95,13 +92,13 @@ pub struct Rejected {
 /// The folder of all checkpoints of a run.
 #[derive(Clone, Debug)]
 pub struct Checkpoints {
-    dir: PathBuf,
+    folders: StepFolders,
 }
 
 impl Checkpoints {
     /// Those in `dir`, which need not exist yet.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into() }
+        Self { folders: StepFolders::new(dir.into()) }
     }
 
     /// The folder of a step.
@@ -110,7 +107,11 @@ impl Checkpoints {
     }
 
     fn named(&self, prefix: &str, step: u64) -> PathBuf {
-        self.dir.join(format!("{prefix}{step:08}"))
+        self.folders.named(prefix, step)
+    }
+
+    fn dir(&self) -> &Path {
+        self.folders.dir()
     }
 
     /// Steps with a folder, whole or not, in rising order.
@@ -122,24 +123,7 @@ impl Checkpoints {
     }
 
     fn steps_named(&self, prefix: &str) -> Result<Vec<u64>, CheckpointError> {
-        let step = |entry: &DirEntry| {
-            let step = entry.file_name().to_str()?.strip_prefix(prefix)?.parse().ok()?;
-            (entry.path() == self.named(prefix, step)).then_some(step)
-        };
-        let mut steps: Vec<u64> = self.entries()?.iter().filter_map(step).collect();
-        steps.sort_unstable();
-        Ok(steps)
-    }
-
-    fn entries(&self) -> Result<Vec<DirEntry>, CheckpointError> {
-        let entries = fs::read_dir(&self.dir).and_then(Iterator::collect::<io::Result<Vec<_>>>);
-        match entries {
-            // A link to nowhere is a place that is missing, not a run without checkpoints.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && self.dir.symlink_metadata().is_err() => {
-                Ok(Vec::new())
-            }
-            entries => entries.map_err(io_error("read", &self.dir)),
-        }
+        self.folders.steps(prefix).map_err(io_error("read", self.dir()))
     }
 
     /// Writes a checkpoint, marked to be kept if `keep` or if there is one of its step that is; if that fails nothing of it remains, and
@@ -180,7 +164,7 @@ impl Checkpoints {
             }
             return Err(error);
         }
-        sync_dir(&self.dir)?;
+        sync_dir(self.dir())?;
         self.delete_aside(&replaced)
     }
 
@@ -200,7 +184,7 @@ impl Checkpoints {
                         self.call_damaged(step)?;
                     }
                     rename(&aside, &target)?;
-                    sync_dir(&self.dir)?;
+                    sync_dir(self.dir())?;
                 }
                 self.delete_aside(&aside)?;
             }
@@ -217,11 +201,11 @@ impl Checkpoints {
 
     fn call_damaged(&self, step: u64) -> Result<PathBuf, CheckpointError> {
         let first = self.named(DAMAGED, step);
-        let others = (2..).map(|number| self.dir.join(format!("{DAMAGED}{step:08}-{number}")));
+        let others = (2..).map(|number| self.dir().join(format!("{DAMAGED}{step:08}-{number}")));
         let free = std::iter::once(first).chain(others).find(|path| path.symlink_metadata().is_err());
         let free = free.expect("numbers do not end");
         rename(&self.path_of(step), &free)?;
-        sync_dir(&self.dir)?;
+        sync_dir(self.dir())?;
         Ok(free)
     }
 
@@ -280,7 +264,7 @@ impl Checkpoints {
         if rejected.is_empty() {
             return Ok(None);
         }
-        Err(CheckpointError::NoneWhole { path: self.dir.display().to_string(), rejected })
+        Err(CheckpointError::NoneWhole { path: self.dir().display().to_string(), rejected })
     }
 }
 

@@ -90,7 +90,7 @@ pub enum TrainConfigError {
     Value { key: &'static str, expected: &'static str, got: f64 },
     #[error("`warmup_steps` must be at least 1 for `lr_schedule = \"inverse_sqrt\"`, whose decay begins there; got 0")]
     InverseSqrtNeedsWarmup,
-    #[error("`post_hoc_sigma_rels`: {0}")]
+    #[error("`post_hoc_sigma_rels` names a length that no average has")]
     PostHoc(#[from] ProfileError),
     #[error("`post_hoc_sigma_rels` names {0} twice")]
     PostHocTwice(f64),

@@ -24,6 +24,7 @@ mod power_ema;
 mod recording;
 mod run;
 mod snapshots;
+mod step_folders;
 mod sweep;
 mod trainer;
 
@@ -39,7 +40,7 @@ pub use folder::is_free;
 pub use gradients::{GradNorm, NamedGradients};
 pub use lr::{LrSchedule, learning_rate};
 pub use open::Repair;
-pub use power_ema::PostHocConfig;
+pub use power_ema::{PostHocConfig, PowerEmaError};
 pub use run::{Run, RunError, RunSetup};
 pub use snapshots::{Averaged, Snapshots, SnapshotsError};
 pub use trainer::{NonFinite, NonFiniteKind, PowerEmaState, StepReport, TrainError, Trainer, TrainerState};

@@ -112,7 +112,10 @@ fn check_same<M>(trainer: &Trainer<M>, setup: &RunSetup, info: &CheckpointState)
         return Err(RunError::OtherSeed { expected: info.seed, got: trainer.config().seed });
     }
     if trainer.sigma_rels() != info.post_hoc_sigma_rels {
-        let shown = |sigma_rels: &[f64]| sigma_rels.iter().map(f64::to_string).collect::<Vec<_>>().join(",");
+        let shown = |sigma_rels: &[f64]| match sigma_rels {
+            [] => "none".to_string(),
+            all => all.iter().map(f64::to_string).collect::<Vec<_>>().join(","),
+        };
         let (expected, got) = (shown(&info.post_hoc_sigma_rels), shown(&trainer.sigma_rels()));
         return Err(RunError::OtherSetting { key: "post_hoc_sigma_rels".to_string(), expected, got });
     }

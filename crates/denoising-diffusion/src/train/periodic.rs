@@ -1,4 +1,5 @@
-//! What a run does every so many steps: snapshots of averages, held-out loss, samples, evaluation, checkpoint. Not here: how each is done, but for the first two.
+//! What a run does every so many steps: snapshots of averages, held-out loss, samples, evaluation, checkpoint. Not here: how each is done, but for
+//! held-out loss and samples.
 
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
@@ -52,7 +53,7 @@ impl<M: Network<4>> Run<M> {
         self.due(step) != Due { snapshots: false, held_out: false, samples: false, save: false, evaluate: false }
     }
 
-    /// Snapshots; held-out loss, samples, evaluation and checkpoint, each when due and not in the log already.
+    /// Snapshots, each when due and not there already; held-out loss, samples, evaluation and checkpoint, each when due and not in the log already.
     pub(super) fn periodic(
         &mut self,
         step: u64,
@@ -65,7 +66,6 @@ impl<M: Network<4>> Run<M> {
         let Due { snapshots, held_out, samples, save, evaluate } = self.due(step);
         let done = self.kinds_logged_at(step)?;
         let missing = |kind: &str| !done.iter().any(|done| done == kind);
-        // The same files if they are there already.
         if snapshots {
             self.save_snapshots(step)?;
         }

@@ -3,6 +3,7 @@
 
 use burn::module::Module;
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use super::average::Average;
 use super::ema::BufferPolicy;
@@ -31,6 +32,17 @@ impl PostHocConfig {
     }
 }
 
+/// Why averages cannot be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Error)]
+pub enum PowerEmaError {
+    #[error("averages of all steps can be kept from the first step on only")]
+    Begun,
+    #[error("the average of sigma_rel {sigma_rel} would be kept twice")]
+    Twice { sigma_rel: f64 },
+    #[error("a network with running statistics has no averages of which others can be made")]
+    RunningStatistics,
+}
+
 /// One average, of power-function profile, brought up to date after every step.
 #[derive(Clone, Debug)]
 pub(super) struct PowerEma<M> {
@@ -50,7 +62,7 @@ impl<M: Module> PowerEma<M> {
         Self { average: Average::new(model), profile }
     }
 
-    /// After step `step` (1-based) that changed something, or perhaps not: then neither does this.
+    /// After the `step`-th step (1-based) that changed something, or perhaps not: then neither does this.
     pub(super) fn update(&mut self, model: &M, step: u64, clip: &Clip) {
         self.average.take_in(model, self.profile.share_at(step), BufferPolicy::Copy, clip);
     }

@@ -91,7 +91,7 @@ pub enum RunError {
     Training(#[from] TrainError),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    #[error("the averages could not be kept")]
+    #[error(transparent)]
     Snapshots(#[from] SnapshotsError),
     #[error(transparent)]
     Report(#[from] ReportError),
@@ -362,8 +362,7 @@ impl<M: Network<4>> Run<M> {
     /// Keeps the averages that others are made of, as they are after this step.
     pub(super) fn save_snapshots(&mut self, step: u64) -> Result<(), RunError> {
         let card = ModelCard { step, ..self.setup.card.clone() };
-        let averages = self.trainer.power_emas();
-        Ok(self.snapshots().save(&card, self.trainer.adam_steps(), averages)?)
+        Ok(self.snapshots().save(&card, self.trainer.adam_steps(), self.trainer.power_emas())?)
     }
 
     pub(super) fn snapshots(&self) -> Snapshots {

@@ -11,17 +11,19 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use super::step_folders::{STEP, StepFolders, WRITING};
 use super::trainer::PowerEmaState;
+use crate::atomic_file::sync_folder;
+use crate::interop::InteropError;
 use crate::model_file::{ModelCard, ModelFile, ModelFileError, WeightsKind};
 use crate::post_hoc::{Combination, Profile, ProfileError, Snapshot, combine};
 use crate::weights::{HostTensor, StateDict};
-
-const STEP: &str = "step-";
+use crate::weights_file::{self, Of};
 
 /// The folder of a run's snapshots.
 #[derive(Clone, Debug)]
 pub struct Snapshots {
-    dir: PathBuf,
+    folders: StepFolders,
 }
 
 /// An average that was made of snapshots.
@@ -40,12 +42,14 @@ pub struct Averaged {
 pub enum SnapshotsError {
     #[error("there are no snapshots in {dir}")]
     None { dir: PathBuf },
-    #[error("there is no snapshot of step {step} in {dir}; there are some of steps {first} to {last}")]
-    NoSuchStep { dir: PathBuf, step: u64, first: u64, last: u64 },
-    #[error("{path} holds no average that others can be made of")]
-    NoSnapshot { path: PathBuf },
+    #[error("there is no snapshot of step {step} in {dir}; the nearest one is of step {nearest}")]
+    NoSuchStep { dir: PathBuf, step: u64, nearest: u64 },
+    #[error("{path} is no snapshot of step {step}")]
+    NoSnapshot { path: PathBuf, step: u64 },
     #[error("{path} belongs to another network than the other snapshots do")]
     OtherNetwork { path: PathBuf },
+    #[error("no step up to {step} changed anything, so that there is nothing to average")]
+    NothingChanged { step: u64 },
     #[error("no sum of these snapshots comes near the average")]
     Unsolvable,
     #[error(transparent)]
@@ -61,141 +65,169 @@ pub(super) fn power_ema_name(sigma_rel: f64) -> String {
     format!("ema-{sigma_rel}.safetensors")
 }
 
-/// An average as a file; `card` is that of the run, `updates` what the weights were changed by.
-pub(super) fn power_ema_file(card: &ModelCard, updates: u64, average: PowerEmaState) -> ModelFile {
-    let PowerEmaState { sigma_rel, weights: state } = average;
-    let ema_sigma_rel = Some(sigma_rel);
+/// Writes an average into a folder, and gives the name of the file. `card` is that of the run; `updates` steps changed the weights.
+pub(super) fn write(
+    folder: &Path,
+    card: &ModelCard,
+    updates: u64,
+    average: &PowerEmaState,
+) -> Result<String, InteropError> {
+    let (name, ema_sigma_rel) = (power_ema_name(average.sigma_rel), Some(average.sigma_rel));
     let card =
         ModelCard { weights: WeightsKind::Ema, ema_decay: None, ema_sigma_rel, updates: Some(updates), ..card.clone() };
-    ModelFile { card, state }
+    weights_file::write(&folder.join(&name), Of::Model, &card, &average.weights)?;
+    Ok(name)
+}
+
+/// A file, and what it holds.
+#[derive(Clone, Debug)]
+struct Stored {
+    path: PathBuf,
+    at: Snapshot,
 }
 
 impl Snapshots {
     /// Those of the run in `run`.
     pub fn of_run(run: &Path) -> Self {
-        Self { dir: run.join("snapshots") }
+        Self { folders: StepFolders::new(run.join("snapshots")) }
     }
 
-    fn folder(&self, step: u64) -> PathBuf {
-        self.dir.join(format!("{STEP}{step:08}"))
-    }
-
-    /// Steps with a folder, in rising order.
+    /// Steps with snapshots, in rising order.
     pub fn steps(&self) -> Result<Vec<u64>, SnapshotsError> {
-        let entries = match fs::read_dir(&self.dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => {
-                entries.and_then(Iterator::collect::<io::Result<Vec<_>>>).map_err(io_error("read", &self.dir))?
-            }
-        };
-        let step = |name: &str| name.strip_prefix(STEP)?.parse().ok();
-        let mut steps: Vec<u64> = entries.iter().filter_map(|entry| step(entry.file_name().to_str()?)).collect();
-        steps.sort_unstable();
-        Ok(steps)
+        self.steps_named(STEP)
     }
 
-    /// Writes averages as they are after step `card.step`, of which `updates` changed something.
+    fn steps_named(&self, prefix: &str) -> Result<Vec<u64>, SnapshotsError> {
+        self.folders.steps(prefix).map_err(io_error("read", self.folders.dir()))
+    }
+
+    /// Writes averages as they are after step `card.step`, of which `updates` changed something; all of them or, where they are already, none.
     pub(super) fn save(
         &self,
         card: &ModelCard,
         updates: u64,
-        averages: Vec<PowerEmaState>,
+        averages: impl Iterator<Item = PowerEmaState>,
     ) -> Result<(), SnapshotsError> {
-        let folder = self.folder(card.step);
-        fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
-        for average in averages {
-            let path = folder.join(power_ema_name(average.sigma_rel));
-            power_ema_file(card, updates, average).write(&path).map_err(ModelFileError::File)?;
+        let (aside, target) = (self.folders.named(WRITING, card.step), self.folders.named(STEP, card.step));
+        if target.is_dir() {
+            return Ok(());
         }
-        Ok(())
+        fs::create_dir_all(&aside).map_err(io_error("create", &aside))?;
+        for average in averages {
+            write(&aside, card, updates, &average).map_err(ModelFileError::File)?;
+        }
+        fs::rename(&aside, &target).map_err(io_error("rename", &aside))?;
+        sync_folder(self.folders.dir()).map_err(io_error("sync", self.folders.dir()))
     }
 
-    /// Removes the snapshots of later steps, which a run that goes on from `step` makes again.
+    /// Removes the snapshots of later steps, which a run that goes on from `step` makes again, and those that are not whole.
     pub(super) fn cut_back(&self, step: u64) -> Result<(), SnapshotsError> {
-        for later in self.steps()?.into_iter().filter(|&later| later > step) {
-            let folder = self.folder(later);
+        let later = self.steps_named(STEP)?.into_iter().filter(|&later| later > step).map(|later| (STEP, later));
+        let half = self.steps_named(WRITING)?.into_iter().map(|step| (WRITING, step));
+        for folder in later.chain(half).map(|(prefix, step)| self.folders.named(prefix, step)) {
             fs::remove_dir_all(&folder).map_err(io_error("remove", &folder))?;
         }
         Ok(())
     }
 
-    /// The average of this length as it would be after step `at`, of which there must be a snapshot; by default the last.
-    pub fn average(&self, sigma_rel: f64, at: Option<u64>) -> Result<Averaged, SnapshotsError> {
+    /// The average of this length as it would be after step `at`, of which there must be a snapshot; by default the last. `progress` is told how many of
+    /// how many files were read.
+    pub fn average(
+        &self,
+        sigma_rel: f64,
+        at: Option<u64>,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Averaged, SnapshotsError> {
         let profile = Profile::new(sigma_rel)?;
         let steps = self.steps()?;
-        let (Some(&first), Some(&last)) = (steps.first(), steps.last()) else {
-            return Err(SnapshotsError::None { dir: self.dir.clone() });
-        };
+        let dir = || self.folders.dir().to_path_buf();
+        let Some(&last) = steps.last() else { return Err(SnapshotsError::None { dir: dir() }) };
         let step = at.unwrap_or(last);
         if !steps.contains(&step) {
-            return Err(SnapshotsError::NoSuchStep { dir: self.dir.clone(), step, first, last });
+            let nearest = steps.into_iter().min_by_key(|other| other.abs_diff(step)).unwrap_or(last);
+            return Err(SnapshotsError::NoSuchStep { dir: dir(), step, nearest });
         }
         let stored = self.stored(&steps, step)?;
-        let (Some(latest), snapshots) = (stored.last(), stored.iter().map(|(_, at)| *at).collect::<Vec<_>>()) else {
-            return Err(SnapshotsError::None { dir: self.dir.clone() });
-        };
-        let wanted = Snapshot { profile, steps: latest.1.steps };
-        let Some(Combination { coefficients, relative_error }) = combine(&snapshots, &wanted) else {
-            return Err(SnapshotsError::Unsolvable);
-        };
-        let parts: Vec<(&Path, f64)> =
-            stored.iter().zip(&coefficients).map(|((path, _), coefficient)| (path.as_path(), *coefficient)).collect();
-        let mut file = add_up(&parts)?;
-        file.card.ema_sigma_rel = Some(sigma_rel);
-        file.card.updates = None;
+        let Some(latest) = stored.last() else { return Err(SnapshotsError::NothingChanged { step }) };
+        let wanted = Snapshot { profile, steps: latest.at.steps };
+        let snapshots: Vec<Snapshot> = stored.iter().map(|stored| stored.at).collect();
+        let Combination { coefficients, relative_error } =
+            combine(&snapshots, &wanted).ok_or(SnapshotsError::Unsolvable)?;
+        let mut file = add_up(&stored, &coefficients, progress)?;
+        file.card = ModelCard { step, ema_sigma_rel: Some(sigma_rel), updates: None, ..file.card };
         Ok(Averaged { file, made_of: stored.len(), relative_error })
     }
 
-    /// The files of steps up to `last`, and what they hold; the latest at the end. Where no step between two snapshots changed anything, one of them.
-    fn stored(&self, steps: &[u64], last: u64) -> Result<Vec<(PathBuf, Snapshot)>, SnapshotsError> {
-        let mut stored: Vec<(PathBuf, Snapshot)> = Vec::new();
-        for folder in steps.iter().filter(|&&step| step <= last).map(|&step| self.folder(step)) {
-            let entries = fs::read_dir(&folder).and_then(Iterator::collect::<io::Result<Vec<_>>>);
-            let mut paths: Vec<PathBuf> =
-                entries.map_err(io_error("read", &folder))?.into_iter().map(|entry| entry.path()).collect();
-            paths.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
-            paths.sort();
-            for path in paths {
-                let card = ModelFile::read_card(&path)?;
-                let (Some(sigma_rel), Some(steps)) = (card.ema_sigma_rel, card.updates) else {
-                    return Err(SnapshotsError::NoSnapshot { path });
-                };
-                let at = Snapshot { profile: Profile::new(sigma_rel)?, steps };
-                // Before the first step there is no average yet.
-                if steps > 0 && stored.iter().all(|(_, other)| *other != at) {
-                    stored.push((path, at));
+    /// The snapshots of steps up to `last`, the latest at the end. Where no step between two of them changed anything, one of the two.
+    fn stored(&self, steps: &[u64], last: u64) -> Result<Vec<Stored>, SnapshotsError> {
+        let mut all: Vec<Stored> = Vec::new();
+        for &step in steps.iter().filter(|&&step| step <= last) {
+            for stored in self.stored_at(step)? {
+                // Before the first step that changes something there is no average.
+                if stored.at.steps > 0 && all.iter().all(|other| other.at != stored.at) {
+                    all.push(stored);
                 }
             }
         }
-        Ok(stored)
+        Ok(all)
+    }
+
+    fn stored_at(&self, step: u64) -> Result<Vec<Stored>, SnapshotsError> {
+        let folder = self.folders.named(STEP, step);
+        let entries = fs::read_dir(&folder).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+        let paths = entries.map_err(io_error("read", &folder))?.into_iter().map(|entry| entry.path());
+        let mut paths: Vec<PathBuf> =
+            paths.filter(|path| path.extension().is_some_and(|extension| extension == "safetensors")).collect();
+        paths.sort();
+        if paths.is_empty() {
+            return Err(SnapshotsError::NoSnapshot { path: folder, step });
+        }
+        let stored = |path: PathBuf| {
+            let card = ModelFile::read_card(&path)?;
+            match (card.ema_sigma_rel, card.updates) {
+                (Some(sigma_rel), Some(steps)) if card.step == step => {
+                    Ok(Stored { at: Snapshot { profile: Profile::new(sigma_rel)?, steps }, path })
+                }
+                _ => Err(SnapshotsError::NoSnapshot { path, step }),
+            }
+        };
+        paths.into_iter().map(stored).collect()
     }
 }
 
 /// The weighted sum of files, the weights being 1 together; a card like that of the last.
-fn add_up(parts: &[(&Path, f64)]) -> Result<ModelFile, SnapshotsError> {
-    let Some(((last, _), others)) = parts.split_last() else { return Err(SnapshotsError::Unsolvable) };
-    let mut sum = ModelFile::read(last)?;
+fn add_up(
+    stored: &[Stored],
+    coefficients: &[f64],
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<ModelFile, SnapshotsError> {
+    let Some((last, others)) = stored.split_last() else { return Err(SnapshotsError::Unsolvable) };
+    let base = ModelFile::read(&last.path)?;
+    progress(1, stored.len());
     // Differences to the last one are added up: what never changed stays as it is, to the bit.
-    let mut added: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    for (path, coefficient) in others {
+    let mut added: BTreeMap<String, Vec<f64>> =
+        base.state.iter().map(|(name, tensor)| (name.to_string(), vec![0.0; tensor.values.len()])).collect();
+    for (i, (Stored { path, .. }, coefficient)) in others.iter().zip(coefficients).enumerate() {
         let part = ModelFile::read(path)?;
-        let other_network = || SnapshotsError::OtherNetwork { path: path.to_path_buf() };
-        for (name, base) in sum.state.iter() {
+        let other_network = || SnapshotsError::OtherNetwork { path: path.clone() };
+        if part.card.network != base.card.network || part.card.diffusion != base.card.diffusion {
+            return Err(other_network());
+        }
+        for (name, added) in &mut added {
+            let base = base.state.get(name).ok_or_else(other_network)?;
             let tensor = part.state.get(name).filter(|tensor| tensor.shape == base.shape).ok_or_else(other_network)?;
-            let added = added.entry(name.to_string()).or_insert_with(|| vec![0.0; base.values.len()]);
             for ((added, value), base) in added.iter_mut().zip(&tensor.values).zip(&base.values) {
                 *added += coefficient * (f64::from(*value) - f64::from(*base));
             }
         }
+        progress(i + 2, stored.len());
     }
     let mut state = StateDict::new();
-    for (name, HostTensor { shape, values }) in sum.state.iter() {
-        let changes = added.get(name).into_iter().flatten().copied().chain(std::iter::repeat(0.0));
-        let values = values.iter().zip(changes).map(|(base, change)| (f64::from(*base) + change) as f32).collect();
-        state.insert(name, HostTensor { shape: shape.clone(), values });
+    for (name, HostTensor { shape, values }) in base.state.iter() {
+        let sums = values.iter().zip(&added[name]).map(|(base, added)| (f64::from(*base) + added) as f32);
+        state.insert(name, HostTensor { shape: shape.clone(), values: sums.collect() });
     }
-    sum.state = state;
-    Ok(sum)
+    Ok(ModelFile { card: base.card, state })
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SnapshotsError {

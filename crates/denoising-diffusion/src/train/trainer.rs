@@ -13,7 +13,7 @@ use super::buffers::Buffers;
 use super::config::TrainConfig;
 use super::ema::{Ema, EmaConfig};
 use super::gradients::{CameTo, NamedGradients, Parameter, Spoiled};
-use super::power_ema::PowerEma;
+use super::power_ema::{PowerEma, PowerEmaError};
 use super::recording::Recording;
 use super::sweep::{self, Clip, Finding};
 use crate::device::{in_pool, is_cpu};
@@ -226,13 +226,26 @@ impl<M> Trainer<M> {
         }
     }
 
-    /// With averages of these profiles beside [`ema`](Self::ema), of which others can be made later ([`crate::post_hoc`]). Before the first step.
-    pub fn with_power_emas(mut self, profiles: &[Profile]) -> Self
+    /// With averages of these profiles beside [`ema`](Self::ema), of which others can be made later ([`crate::post_hoc`]).
+    ///
+    /// # Errors
+    /// After the first step, which they would lack; two profiles of one length; a network with running statistics, of which there are no such sums.
+    pub fn with_power_emas(mut self, profiles: &[Profile]) -> Result<Self, PowerEmaError>
     where
         M: Module,
     {
+        let twice = |(i, profile): (usize, &Profile)| profiles[..i].contains(profile).then_some(profile.sigma_rel());
+        if let Some(sigma_rel) = profiles.iter().enumerate().find_map(twice) {
+            return Err(PowerEmaError::Twice { sigma_rel });
+        }
+        if self.step > 0 || self.in_flight.is_some() {
+            return Err(PowerEmaError::Begun);
+        }
+        if self.has_buffers && !profiles.is_empty() {
+            return Err(PowerEmaError::RunningStatistics);
+        }
         self.power_emas = profiles.iter().map(|&profile| PowerEma::new(self.model(), profile)).collect();
-        self
+        Ok(self)
     }
 
     /// One optimizer step on `accumulate` batches: tensors `[b, c, ...]` of data in the data's range, or [`Examples`] with classes and conditions.
@@ -395,17 +408,17 @@ impl<M> Trainer<M> {
             ema_calls: self.ema.calls(),
             model: params::to_state_dict(self.model()),
             ema: self.ema.to_state_dict(),
-            power_emas: self.power_emas(),
+            power_emas: self.power_emas().collect(),
             adam: self.adam.to_state_dict(),
         }
     }
 
     /// The averages that [`with_power_emas`](Self::with_power_emas) asked for. No step may be in flight.
-    pub(super) fn power_emas(&self) -> Vec<PowerEmaState>
+    pub(super) fn power_emas(&self) -> impl Iterator<Item = PowerEmaState>
     where
         M: Module,
     {
-        self.power_emas.iter().map(PowerEma::state).collect()
+        self.power_emas.iter().map(PowerEma::state)
     }
 
     /// Goes on from a saved state of the same network and configuration.

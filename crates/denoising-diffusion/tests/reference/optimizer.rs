@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
-use denoising_diffusion::post_hoc::{Profile, Snapshot, combine};
+use denoising_diffusion::post_hoc::{Combination, Profile, Snapshot, combine};
 use denoising_diffusion::train::{Adam, AdamConfig, BufferPolicy, Ema, EmaConfig, GradNorm, NamedGradients};
 use serde_json::Value;
 
@@ -118,7 +118,9 @@ fn averages_made_of_others() {
         let of_step = |steps: f64| lengths.iter().map(move |&sigma_rel| at(sigma_rel, steps));
         let stored: Vec<Snapshot> = numbers(&options["stored_steps"]).into_iter().flat_map(of_step).collect();
         let wanted = at(options["sigma_rel"].as_f64().unwrap(), options["step"].as_f64().unwrap());
-        let got: Vec<f32> = combine(&stored, &wanted).unwrap().coefficients.into_iter().map(|c| c as f32).collect();
+        let Combination { coefficients, relative_error } = combine(&stored, &wanted).unwrap();
+        let got: Vec<f32> = coefficients.into_iter().map(|c| c as f32).collect();
+        assert_close(set, &[relative_error as f32], golden.values(&format!("{set}.relative_error")), 1e-4);
         assert_close(set, &got, golden.values(&format!("{set}.weights")), 1e-5);
     }
 }

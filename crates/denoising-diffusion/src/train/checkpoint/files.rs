@@ -12,8 +12,9 @@ use crate::atomic_file::sync_folder;
 use crate::digest::{self, FileDigest};
 use crate::interop::{self, Metadata};
 use crate::model_file::{ModelCard, ModelFile, ModelFileError, WeightsKind};
-use crate::train::snapshots::{power_ema_file, power_ema_name};
+use crate::train::snapshots::{self, power_ema_name};
 use crate::train::trainer::{PowerEmaState, TrainerState};
+use crate::weights_file::{self, Of};
 
 const CHECKSUMS: &str = "checksums.json";
 const STATE: &str = "state.json";
@@ -47,13 +48,11 @@ pub(super) fn write(
     fs::create_dir_all(folder).map_err(io_error("create", folder))?;
     for (weights, tensors) in [(WeightsKind::Ema, &state.ema), (WeightsKind::Model, &state.model)] {
         let card = ModelCard { weights, ..card.clone() };
-        ModelFile { card, state: tensors.clone() }.write(&folder.join(weights_name(weights)))?;
+        weights_file::write(&folder.join(weights_name(weights)), Of::Model, &card, tensors)?;
     }
     let mut names = vec![weights_name(WeightsKind::Ema).to_string(), weights_name(WeightsKind::Model).to_string()];
     for average in &state.power_emas {
-        let name = power_ema_name(average.sigma_rel);
-        power_ema_file(card, state.adam_steps, average.clone()).write(&folder.join(&name))?;
-        names.push(name);
+        names.push(snapshots::write(folder, card, state.adam_steps, average)?);
     }
     names.extend([ADAM, STATE].map(str::to_string));
     interop::write_safetensors(&folder.join(ADAM), &state.adam, &Metadata::new())?;

@@ -72,12 +72,12 @@ impl Place {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.checkpoints.dir.join(name)
+        self.checkpoints.dir().join(name)
     }
 
     fn names(&self) -> Vec<String> {
         let mut names: Vec<String> =
-            self.checkpoints.entries().unwrap().iter().map(|e| e.file_name().into_string().unwrap()).collect();
+            self.checkpoints.folders.entries().unwrap().iter().map(|e| e.file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }
@@ -185,7 +185,7 @@ fn the_checkpoint_just_saved_is_not_pruned() {
 fn no_folder_is_no_checkpoint_and_a_folder_that_cannot_be_read_is_an_error() {
     let place = Place::new();
     assert!(place.checkpoints.latest().unwrap().is_none());
-    fs::write(&place.checkpoints.dir, "").unwrap();
+    fs::write(place.checkpoints.dir(), "").unwrap();
     assert!(matches!(place.checkpoints.latest(), Err(CheckpointError::Io { action: "read", .. })));
 }
 
@@ -193,7 +193,7 @@ fn no_folder_is_no_checkpoint_and_a_folder_that_cannot_be_read_is_an_error() {
 #[test]
 fn a_link_to_nowhere_is_an_error() {
     let place = Place::new();
-    std::os::unix::fs::symlink("nowhere/at/all", &place.checkpoints.dir).unwrap();
+    std::os::unix::fs::symlink("nowhere/at/all", place.checkpoints.dir()).unwrap();
     assert!(matches!(place.checkpoints.latest(), Err(CheckpointError::Io { action: "read", .. })));
 }
 
