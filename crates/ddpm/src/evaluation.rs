@@ -61,11 +61,6 @@ pub fn not_stored(why: &InteropError) -> String {
     format!("warning: the features are not kept for next time: {}", chain(why))
 }
 
-/// For clap: a number of images that can be compared with others.
-pub fn at_least_two(text: &str) -> std::result::Result<usize, String> {
-    text.parse().ok().filter(|&n| n >= 2).ok_or_else(|| "a number of images, at least 2".to_string())
-}
-
 /// Those of the metrics that can be measured. Others are an error if they were asked for by name, else told and left out.
 pub fn those_measurable(metrics: &[Metric], by_name: bool, facts: &Facts<'_>) -> Result<Vec<Metric>> {
     let (can, cannot) = measurable(metrics, facts);

@@ -10,6 +10,7 @@ use denoising_diffusion::nn::ops::Precision;
 use denoising_diffusion::recipe::ArithmeticConfig;
 
 use crate::failure::{Failure, Result};
+use crate::numbers::at_least;
 use crate::out_of_memory::Work;
 use crate::output::note;
 use crate::recipe_flags::PRECISION;
@@ -22,7 +23,7 @@ pub struct DeviceArgs {
     #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Machine")]
     device: DeviceChoice,
     /// Threads to compute with [default: the number of physical cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Machine")]
+    #[arg(long, value_name = "N", value_parser = at_least(1_u16), help_heading = "Machine")]
     threads: Option<u16>,
 }
 

@@ -14,6 +14,7 @@ mod inception;
 mod interrupt;
 mod machine;
 mod networks;
+mod numbers;
 mod opening;
 mod out_of_memory;
 mod output;

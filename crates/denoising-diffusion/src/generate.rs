@@ -97,6 +97,10 @@ pub enum GenerateError {
     Conditions { count: usize, expected: [usize; 4], got: [usize; 4] },
     #[error("the network draws what belongs to vectors of {dim} numbers, and was given none")]
     NoVectors { dim: usize },
+    #[error(
+        "the weaker network is told other {told} than the network ({got} and {expected}); it may be told the same, or nothing"
+    )]
+    OtherWeak { told: &'static str, expected: usize, got: usize },
     #[error("{count} samples need vectors of {expected} numbers in all, got {got}")]
     Vectors { count: usize, expected: usize, got: usize },
     #[error("sample {sample} is not finite: the network's output is NaN or infinite")]
@@ -231,7 +235,21 @@ impl<'a, M: Network<4>> Generator<'a, M> {
             }
             _ => {}
         }
+        self.check_weak()?;
         request.classes.map_or(Ok(()), |classes| self.check_classes(classes, count))
+    }
+
+    /// Whether the weaker network, if there is one, can be told what the network is told.
+    fn check_weak(&self) -> Result<(), GenerateError> {
+        let Some(weak) = &self.weak else { return Ok(()) };
+        let (model, weak) = (self.model.network(), weak.network());
+        let check = |told: &'static str, expected: usize, got: usize, may_be_unknown: bool| {
+            let fits = got == 0 || got == expected || may_be_unknown && expected == 0;
+            if fits { Ok(()) } else { Err(GenerateError::OtherWeak { told, expected, got }) }
+        };
+        check("classes", model.num_classes(), weak.num_classes(), true)?;
+        check("numbers of a vector", model.vector_dim(), weak.vector_dim(), true)?;
+        check("channels of conditions", model.condition_channels(), weak.condition_channels(), false)
     }
 
     /// Whether the network can be shown these classes of `count` samples. What a classifier knows is its own business: classes that it does
@@ -292,6 +310,32 @@ mod tests {
             assert!(samples(&[0, 2], 3, guided).is_ok());
             assert!(samples(&[2, 3], 3, guided).is_ok(), "3 stands for no class");
         }
+    }
+
+    #[test]
+    fn a_weaker_network_is_told_the_same_or_nothing() {
+        let device = Device::flex();
+        let unet = |num_classes| {
+            let unet = UnetConfig { dim: 4, dim_mults: vec![1], channels: 1, num_classes, ..UnetConfig::default() };
+            Unet::new(&unet, &mut Init::new(0, &device)).unwrap().eval()
+        };
+        let diffusion = Diffusion::new(&DiffusionConfig::default()).unwrap();
+        let sample = SampleConfig { sampling_timesteps: Some(1), ..SampleConfig::default() };
+        let samples = |known, known_to_weak, classes| {
+            let (strong, weak) = (unet(known), unet(known_to_weak));
+            let guidance = GuidanceConfig { guidance: 2.0, ..GuidanceConfig::default() };
+            let generator = Generator { guidance, weak: Some((&weak).into()), ..Generator::new(&strong, &diffusion) };
+            let (count, shape) = (2, [1, 4, 4]);
+            let (init_noise, conditions, vectors) = (None, None, None);
+            let request = Request { sample: &sample, seed: 0, count, shape, init_noise, classes, conditions, vectors };
+            generator.generate(&request, &device, &mut |_| ControlFlow::Continue(()))
+        };
+        let classes: Option<&[u32]> = Some(&[0, 2]);
+        assert!(samples(3, 3, classes).is_ok());
+        assert!(samples(3, 0, classes).is_ok());
+        let other = |expected, got| Some(GenerateError::OtherWeak { told: "classes", expected, got });
+        assert!(samples(0, 3, None).is_ok(), "it is told that the class is unknown");
+        assert_eq!(samples(3, 2, classes).err(), other(3, 2));
     }
 
     #[test]

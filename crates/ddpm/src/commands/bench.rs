@@ -18,6 +18,7 @@ use serde_json::json;
 
 use crate::failure::{Failure, Result};
 use crate::machine::{Machine, NetworkMachineArgs};
+use crate::numbers::at_least;
 use crate::out_of_memory::Work;
 use crate::output::{self, Rows, note, thousands};
 
@@ -32,7 +33,7 @@ pub struct BenchArgs {
     #[arg(long)]
     config: Config,
     /// Rounds; the result is the median over rounds of the median within each
-    #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = at_least(1_u16))]
     rounds: u16,
     /// Compute activations again in the backward pass instead of keeping them
     #[arg(long)]

@@ -20,6 +20,7 @@ use crate::failure::{Failure, FailureExt, Result};
 use crate::image_source::{all, open_prepared, prepared_as};
 use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::{Machine, NetworkMachineArgs};
+use crate::numbers::at_least;
 use crate::out_of_memory::Work;
 use crate::output::{self, Rows, note};
 use crate::recipe_flags::UntoldFlags;
@@ -65,7 +66,7 @@ pub struct InpaintArgs {
     #[arg(long, value_name = "DATA")]
     mask: PathBuf,
     /// Fill in each image so many times, in different ways
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least(1_u32))]
     variants: u32,
     /// Levels of noise that a jump goes back
     #[arg(long, value_name = "N", default_value_t = 10)]
@@ -87,7 +88,7 @@ pub struct VaryArgs {
     #[arg(long, value_name = "X", default_value_t = 0.6)]
     strength: f64,
     /// Variations of each image
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = at_least(1_u32))]
     variants: u32,
 }
 
@@ -106,7 +107,7 @@ pub struct InterpolateArgs {
     #[arg(long, value_name = "FILE", requires = "from")]
     to: Option<PathBuf>,
     /// Images, the two ends included
-    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(2..))]
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = at_least(2_u32))]
     frames: u32,
     /// Mix at this much noise, in (0, 1], as the reference does, in place of inverting both images to noise
     #[arg(long, value_name = "X")]

@@ -19,12 +19,13 @@ use denoising_diffusion::report::table;
 use denoising_diffusion::train::StopSignal;
 use denoising_diffusion::weights::WeightsKind;
 
-use crate::evaluation::{StderrWatch, at_least_two, listed, or_interrupted, those_measurable};
+use crate::evaluation::{StderrWatch, listed, or_interrupted, those_measurable};
 use crate::failure::{Failure, Result};
 use crate::image_source::{all, prepared_as};
 use crate::inception::InceptionArgs;
 use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::{Machine, NetworkMachineArgs};
+use crate::numbers::at_least;
 use crate::opening::open_data;
 use crate::out_of_memory::Work;
 use crate::output::{self, note, refuse_file};
@@ -50,10 +51,10 @@ pub struct EvalArgs {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     metrics: Option<Vec<Metric>>,
     /// Images to draw
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 10_000, value_parser = at_least_two)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 10_000, value_parser = at_least(2_usize))]
     num_samples: usize,
     /// Use so many of the real images only [default: all]
-    #[arg(long, value_name = "N", value_parser = at_least_two)]
+    #[arg(long, value_name = "N", value_parser = at_least(2_usize))]
     num_real: Option<usize>,
     /// Which weights to use [default: ema]
     #[arg(long, value_parser = weights_kind())]

@@ -13,12 +13,13 @@ use denoising_diffusion::eval::metrics::statistics::Gaussian;
 use denoising_diffusion::eval::result::{Measurement, Sampling};
 use serde_json::json;
 
-use crate::evaluation::{StderrWatch, at_least_two, or_interrupted};
+use crate::evaluation::{StderrWatch, or_interrupted};
 use crate::failure::{Failure, FailureExt, Result};
 use crate::image_source::{ImageSource, all, open_images};
 use crate::inception::InceptionArgs;
 use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::{Machine, NetworkMachineArgs};
+use crate::numbers::at_least;
 use crate::out_of_memory::Work;
 use crate::output::{self, note};
 use crate::recipe_flags::UntoldFlags;
@@ -40,7 +41,7 @@ pub struct FidArgs {
     #[arg(long, value_name = "N", default_value = "2048", value_parser = parse_dims)]
     dims: FeatureBlock,
     /// Images to draw where weights are given
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 10_000, value_parser = at_least_two)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 10_000, value_parser = at_least(2_usize))]
     num_samples: usize,
     /// Print the result as one JSON object
     #[arg(long)]

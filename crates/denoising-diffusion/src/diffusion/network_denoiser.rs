@@ -156,7 +156,8 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
         scale: f64,
     ) -> Outputs<Tensor<D>> {
         let (b, device) = (x.dims()[0], x.device());
-        let (labels, condition) = (self.labels(b, &device), self.condition(b));
+        let condition = self.condition(b);
+        let labels = |calls: &Calls<'a, D, M>| self.labels(calls.network(), b, &device);
         let run = |calls: &Calls<'a, D, M>,
                    x: Tensor<D>,
                    x_self_cond: Option<Tensor<D>>,
@@ -171,14 +172,15 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
         };
         let one = |calls, labels| run(calls, x.clone(), x_self_cond.clone(), labels, condition.clone());
         if scale == 1.0 && !self.guidance.renoises_at(&level) {
-            return Outputs::Strong(one(&self.model, labels));
+            return Outputs::Strong(one(&self.model, labels(&self.model)));
         }
         if let Some(weak) = &self.weak {
             if scale == 0.0 {
-                return Outputs::Weak(one(weak, labels));
+                return Outputs::Weak(one(weak, labels(weak)));
             }
-            return Outputs::Both { strong: one(&self.model, labels.clone()), weak: one(weak, labels) };
+            return Outputs::Both { strong: one(&self.model, labels(&self.model)), weak: one(weak, labels(weak)) };
         }
+        let labels = labels(&self.model);
         if labels.are_absent() {
             return Outputs::Strong(one(&self.model, labels));
         }
@@ -198,10 +200,9 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
         Outputs::Both { strong: both.clone().narrow(0, 0, b), weak: both.narrow(0, b, b) }
     }
 
-    /// Classes and vectors of the first `b` examples, as far as the network takes them.
-    fn labels(&self, b: usize, device: &Device) -> Labels {
+    /// Classes and vectors of the first `b` examples, as far as a network takes them.
+    fn labels(&self, model: &M, b: usize, device: &Device) -> Labels {
         let classes = self.classes.as_deref().map(|classes| &classes[..b.min(classes.len())]);
-        let model = self.model.network();
         let dim = model.vector_dim();
         let vectors = self.vectors.as_deref().filter(|_| dim > 0).map(|rows| &rows[..(b * dim).min(rows.len())]);
         Labels {

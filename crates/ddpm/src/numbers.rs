@@ -1,0 +1,29 @@
+//! Whole numbers on the command line.
+
+use std::fmt::Display;
+use std::str::FromStr;
+
+/// For clap: a whole number of at least so much.
+pub fn at_least<T: FromStr + PartialOrd + Display + Copy>(least: T) -> impl Fn(&str) -> Result<T, String> + Clone
+where
+    T: Send + Sync + 'static,
+{
+    move |text| {
+        let number = text.parse().ok().filter(|number| *number >= least);
+        number.ok_or_else(|| format!("expected a whole number of at least {least}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_numbers_and_words_are_refused() {
+        let read = at_least(2_u32);
+        assert_eq!(read("2"), Ok(2));
+        for text in ["1", "-3", "two", "2.5", "4294967296"] {
+            assert_eq!(read(text), Err("expected a whole number of at least 2".to_string()), "{text}");
+        }
+    }
+}
