@@ -4,9 +4,9 @@ use std::fmt::Display;
 use std::str::FromStr;
 
 /// For clap: a whole number of at least so much.
-pub fn at_least<T: FromStr + PartialOrd + Display + Copy>(least: T) -> impl Fn(&str) -> Result<T, String> + Clone
+pub fn at_least<T>(least: T) -> impl Fn(&str) -> Result<T, String> + Clone
 where
-    T: Send + Sync + 'static,
+    T: FromStr + PartialOrd + Display + Copy,
 {
     move |text| {
         let number = text.parse().ok().filter(|number| *number >= least);
