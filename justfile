@@ -67,6 +67,7 @@ test-device DEVICE *TESTS:
     DDPM_TEST_DEVICE={{DEVICE}} cargo test --features denoising-diffusion/{{DEVICE}} -p denoising-diffusion --lib -- --test-threads 1 cube:: on_gpus
     DDPM_TEST_DEVICE={{DEVICE}} cargo test --features denoising-diffusion/{{DEVICE}} -p denoising-diffusion --test resume --test device_graph -- --test-threads 1
     DDPM_TEST_DEVICE={{DEVICE}} cargo test --features denoising-diffusion/{{DEVICE}} -p denoising-diffusion --test reference -- --test-threads 1 {{TESTS}}
+    DDPM_TEST_DEVICE={{DEVICE}} cargo test --features denoising-diffusion/{{DEVICE}},denoising-diffusion/persistence -p denoising-diffusion --test kept_kernels
 
 # The same on CUDA without a GPU: the processor computes kernels (tools/gpu/soft), tensor cores and all. 90 is an H100, which
 # multiplies matrices in TF32; 70 has none of that. (Needs what `--features cuda` does, CUDA_PATH, Python and a C compiler; an hour at first.)

@@ -85,7 +85,7 @@ impl DeviceArgs {
         if let Some(kept) = &machine.new_kernels {
             let (name, kept) = (&machine.name, kept.display());
             note(format!(
-                "{name}: the first steps try out and compile kernels, which can take minutes; later runs find them in {kept}"
+                "{name}: the first steps try out kernels, which can take minutes; which were the fastest is kept in {kept}"
             ));
         }
         Ok(machine)

@@ -177,18 +177,19 @@ impl Opened {
     }
 }
 
-/// Keeps what takes a GPU's first steps minutes to find out (which of several kernels is the fastest for a shape, kernels as compiled) in a folder, for
-/// later runs of any program that names the same one. To be called before a device is opened. Gives the file, which exists once something was
+/// Keeps what takes a GPU's first steps minutes to find out (which of several kernels is the fastest for a shape) in a folder, for later runs of any
+/// program that names the same one. To be called before a device is opened. Gives the file, which exists once something was
 /// kept; `None` in a build without the feature `persistence`. A file that cannot be written is as none: everything is found out again.
 pub fn keep_kernels_in(folder: &Path) -> Option<PathBuf> {
     #[cfg(feature = "persistence")]
     {
         use burn_cubecl::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
         use burn_cubecl::cubecl::environment;
-        // Set now: it names a folder, too, and would have the last word where it is read at first use of a device. By itself only what was tuned
-        // is kept, not what was compiled.
+        // Set now: it names a folder, too, and would have the last word where it is read at first use of a device. What was compiled is not kept,
+        // whatever the user's configuration says: CubeCL 0.11 finds it by a hash that does not tell which of several optional buffers a kernel has, so
+        // that a normalisation with a bias was run in place of one with a residual.
         let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
-        config.compilation.cache = true;
+        config.compilation.cache = false;
         // Refused where it was set or read before.
         let _ = CubeClRuntimeConfig::try_set(config);
         environment::set_root(folder);
