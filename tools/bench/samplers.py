@@ -12,7 +12,7 @@ import json
 import subprocess
 from pathlib import Path
 
-BUDGETS = (5, 10, 20, 50, 100)
+BUDGETS = (5, 10, 20, 50, 250)
 SOLVERS = ("ddpm", "ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2s", "dpmpp_sde_2m", "unipc", "lms")
 TWICE = ("heun", "dpmpp_2s")  # evaluations per step, but for the first, out of nothing but noise, and the last
 
