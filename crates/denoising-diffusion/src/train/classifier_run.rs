@@ -11,7 +11,7 @@ use super::classifier::{ClassifierStep, ClassifierTrainer};
 use super::event::{Outcome, StopSignal};
 use super::periodic::HELD_OUT_IMAGES;
 use super::run::to_examples;
-use super::trainer::TrainError;
+use super::step_report::TrainError;
 use crate::classifier_file::{ClassifierCard, ClassifierFile};
 use crate::data::{DataError, Flip, Loader, LoaderConfig, Subset};
 use crate::diffusion::Examples;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::evaluation::Expected;
 use super::run::RunError;
-use super::trainer::{NonFinite, StepReport};
+use super::step_report::{NonFinite, StepReport};
 use crate::eval::held_out::HeldOutLoss;
 use crate::eval::result::Measurement;
 use crate::interop::InteropError;

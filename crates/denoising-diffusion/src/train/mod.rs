@@ -25,6 +25,7 @@ mod recording;
 mod run;
 mod snapshots;
 mod step_folders;
+mod step_report;
 mod sweep;
 mod trainer;
 
@@ -43,4 +44,5 @@ pub use open::Repair;
 pub use power_ema::{PostHocConfig, PowerEmaError};
 pub use run::{Run, RunError, RunSetup};
 pub use snapshots::{Averaged, Snapshots, SnapshotsError};
-pub use trainer::{NonFinite, NonFiniteKind, PowerEmaState, StepReport, TrainError, Trainer, TrainerState};
+pub use step_report::{NonFinite, NonFiniteKind, StepReport, TrainError};
+pub use trainer::{PowerEmaState, Trainer, TrainerState};

@@ -1,0 +1,52 @@
+//! What a step of training comes to. Not here: making one.
+
+use thiserror::Error;
+
+/// What a step did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepReport {
+    /// 1-based.
+    pub step: u64,
+    /// The weighted loss, averaged over the step's images.
+    pub loss: f64,
+    /// The norm of all gradients together, before clipping; NaN if the step was skipped.
+    pub grad_norm: f64,
+    pub lr: f64,
+    pub ema_decay: f64,
+    /// Set if the step was skipped: it changed neither weights, statistics, optimizer nor average.
+    pub skipped: Option<NonFinite>,
+}
+
+/// The first thing in a step that was not finite.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NonFinite {
+    /// `images`, `loss`, or the name of a weight or of the tensor whose gradient it is.
+    pub tensor: String,
+    pub kind: NonFiniteKind,
+}
+
+/// Where a value that is not finite showed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NonFiniteKind {
+    Loss,
+    /// The loss was finite.
+    Gradient,
+}
+
+impl std::fmt::Display for NonFiniteKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Loss => "loss",
+            Self::Gradient => "gradient",
+        })
+    }
+}
+
+/// Why training cannot go on.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum TrainError {
+    #[error(
+        "{count} steps in a row had no finite {kind}; the first tensor that was not finite in the last one: `{tensor}`"
+    )]
+    NonFinite { count: u64, tensor: String, kind: NonFiniteKind },
+}
