@@ -104,17 +104,12 @@ pub fn combine(stored: &[Snapshot], wanted: &Snapshot) -> Option<Combination> {
     if !coefficients.iter().all(|c| c.is_finite()) {
         return None;
     }
+    let overlap =
+        |at: &Snapshot| -> f64 { coefficients.iter().zip(stored).map(|(c, other)| c * other.overlap(at)).sum() };
+    let squares: f64 = coefficients.iter().zip(stored).map(|(c, at)| c * overlap(at)).sum();
     let norm = wanted.overlap(wanted);
-    let squares: f64 =
-        coefficients.iter().zip(stored).map(|(c, at)| c * error_along(at, &coefficients, stored, wanted)).sum();
-    let cross: f64 = coefficients.iter().zip(stored).map(|(c, at)| c * at.overlap(wanted)).sum();
-    Some(Combination { relative_error: ((squares - cross + norm) / norm).max(0.0).sqrt(), coefficients })
-}
-
-/// The overlap of one average with the difference between the combination and what is wanted.
-fn error_along(at: &Snapshot, coefficients: &[f64], stored: &[Snapshot], wanted: &Snapshot) -> f64 {
-    let combined: f64 = coefficients.iter().zip(stored).map(|(c, other)| c * at.overlap(other)).sum();
-    combined - at.overlap(wanted)
+    let relative_error = ((squares - 2.0 * overlap(wanted) + norm) / norm).max(0.0).sqrt();
+    Some(Combination { coefficients, relative_error })
 }
 
 #[cfg(test)]

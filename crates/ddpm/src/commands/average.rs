@@ -53,6 +53,7 @@ pub fn run(args: &AverageArgs) -> Result {
     if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
         return Err(Failure::usage(format!("--out {}: there is no folder {}", args.out.display(), folder.display())));
     }
+    // Says so if it is no run folder.
     recipes::of_run(&args.run)?;
     let mut shown = None;
     let averaged = Snapshots::of_run(&args.run).average(args.sigma_rel, args.step, &mut |read, all| {
