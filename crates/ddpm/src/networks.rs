@@ -96,7 +96,7 @@ impl Tally {
 }
 
 /// Memory of training at its peak, in bytes, with so many averages beside the one: of a step or, where that is more, while a checkpoint is written, which
-/// holds weights, moments and averages twice and one buffer.
+/// holds weights, moments and averages twice.
 pub fn memory_estimate(
     network: &NetworkConfig,
     parameters: u64,
@@ -105,7 +105,7 @@ pub fn memory_estimate(
     averages: u64,
 ) -> Result<u64> {
     let step = step_estimate(network, parameters, shape, train)? + values(averages * parameters);
-    Ok(step.max(BASE_BYTES + values((9 + 2 * averages) * parameters)))
+    Ok(step.max(BASE_BYTES + values((8 + 2 * averages) * parameters)))
 }
 
 /// Memory of a step at its peak, in bytes: weights, gradients, two moments, average, and what the forward pass keeps for the backward pass. The
