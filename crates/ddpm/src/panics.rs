@@ -6,18 +6,25 @@ use std::sync::{Mutex, PoisonError};
 use crate::failure::{Failure, Result};
 use crate::out_of_memory;
 
-/// What the first panic said: others are often its consequences.
-static FIRST: Mutex<Option<String>> = Mutex::new(None);
+/// What the first panic said, and what the last one did. The last ended the work. It may be a consequence of the first, or the first one of those that a
+/// GPU's tuner provokes and survives.
+static SAID: Mutex<Option<[String; 2]>> = Mutex::new(None);
 
 /// Does the work; a panic in it becomes a failure that says what and where.
 pub fn without_panic(work: impl FnOnce() -> Result) -> Result {
     panic::set_hook(Box::new(|info| {
-        first(|first| _ = first.get_or_insert_with(|| info.to_string().replace('\n', " ")));
+        let text = info.to_string().replace('\n', " ");
+        said(|said| {
+            let first = said.take().map_or_else(|| text.clone(), |[first, _]| first);
+            *said = Some([first, text]);
+        });
     }));
     panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-        let what = first(Option::take).unwrap_or_default();
-        Err(out_of_memory::failure(&what).unwrap_or_else(|| {
-            Failure::failed(format!("internal: {what}"))
+        let [first, last] = said(Option::take).unwrap_or_default();
+        let memory = [&last, &first].into_iter().find_map(|what| out_of_memory::failure(what));
+        Err(memory.unwrap_or_else(|| {
+            let before = if first == last { String::new() } else { format!("; the first of those before it: {first}") };
+            Failure::failed(format!("internal: {last}{before}"))
                 .hint("this is a defect of the program; please report it with the command that shows it")
         }))
     })
@@ -25,11 +32,11 @@ pub fn without_panic(work: impl FnOnce() -> Result) -> Result {
 
 /// After work whose panics were expected, such as drivers tried out that are not there: a later one is reported with its own words.
 pub fn forget() {
-    first(|first| *first = None);
+    said(|said| *said = None);
 }
 
-fn first<T>(act: impl FnOnce(&mut Option<String>) -> T) -> T {
-    act(&mut FIRST.lock().unwrap_or_else(PoisonError::into_inner))
+fn said<T>(act: impl FnOnce(&mut Option<[String; 2]>) -> T) -> T {
+    act(&mut SAID.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 #[cfg(test)]
@@ -41,11 +48,14 @@ mod tests {
         let failure = without_panic(|| {
             assert!(panic::catch_unwind(|| panic!("expected")).is_err());
             forget();
+            assert!(panic::catch_unwind(|| panic!("survived")).is_err());
             panic!("two\nlines")
         })
         .unwrap_err();
         let _ = panic::take_hook();
         let text = failure.to_text();
+        let (ended, before) = text.split_once("before it: ").unwrap();
+        assert!(!ended.contains("survived") && before.contains("survived") && !text.contains("expected"), "{text}");
         assert!(
             text.starts_with("error: internal: ") && text.contains("panics.rs") && text.contains("two lines"),
             "{text}"
