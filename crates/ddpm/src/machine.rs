@@ -16,22 +16,38 @@ use crate::output::note;
 use crate::recipe_flags::PRECISION;
 use crate::{cache, out_of_memory, panics};
 
-/// Flags of commands that compute as something else says.
 #[derive(Args, Clone, Debug)]
-pub struct DeviceArgs {
-    /// Where to compute: auto, cpu, or a GPU such as cuda:0 (`ddpm devices` lists them)
-    #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Machine")]
-    device: DeviceChoice,
+struct ThreadsArgs {
     /// Threads to compute with [default: the number of physical cores]
     #[arg(long, value_name = "N", value_parser = at_least(1_u16), help_heading = "Machine")]
     threads: Option<u16>,
 }
 
+/// Flags of a training, whose recipe says how it computes.
+#[derive(Args, Clone, Debug)]
+pub struct DevicesArgs {
+    /// Where to compute: auto, cpu, or a GPU such as cuda:0 (`ddpm devices` lists them); or several of a kind, as in cuda:0,cuda:1, that take
+    /// turns with the batches of each step (--accumulate)
+    #[arg(
+        long = "device",
+        value_name = "DEVICES",
+        value_delimiter = ',',
+        default_value = "auto",
+        help_heading = "Machine"
+    )]
+    devices: Vec<DeviceChoice>,
+    #[command(flatten)]
+    threads: ThreadsArgs,
+}
+
 /// Flags of commands that compute.
 #[derive(Args, Clone, Debug)]
 pub struct MachineArgs {
+    /// Where to compute: auto, cpu, or a GPU such as cuda:0 (`ddpm devices` lists them)
+    #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Machine")]
+    device: DeviceChoice,
     #[command(flatten)]
-    device: DeviceArgs,
+    threads: ThreadsArgs,
     /// Convolutions without Winograd's algorithm: slower, and a digit more exact
     #[arg(long, help_heading = "Machine")]
     precise: bool,
@@ -46,11 +62,13 @@ pub struct NetworkMachineArgs {
     precision: Precision,
 }
 
-/// A device and the number of threads, ready to use.
+/// Devices and the number of threads, ready to use.
 #[derive(Clone, Debug)]
 pub struct Machine {
     opened: Opened,
-    /// The device in words.
+    /// Devices that share the work with that one.
+    others: Vec<Device>,
+    /// The devices in words.
     pub name: String,
     pub threads: usize,
     /// Where kernels of the device will be kept, if none are yet.
@@ -60,52 +78,51 @@ pub struct Machine {
 impl NetworkMachineArgs {
     /// Starts the threads. To be called once, before anything computes.
     pub fn start(&self, work: Work) -> Result<Machine> {
-        let MachineArgs { device, precise } = &self.machine;
-        device.start(ArithmeticConfig { precise: *precise, precision: self.precision }, work)
+        self.machine.start_in(self.precision, work)
     }
 }
 
 impl MachineArgs {
     /// Starts the threads. To be called once, before anything computes.
     pub fn start(&self, work: Work) -> Result<Machine> {
-        self.device.start(ArithmeticConfig { precise: self.precise, precision: Precision::F32 }, work)
+        self.start_in(Precision::F32, work)
+    }
+
+    fn start_in(&self, precision: Precision, work: Work) -> Result<Machine> {
+        let arithmetic = ArithmeticConfig { precise: self.precise, precision };
+        Machine::describe(&[self.device], &self.threads, arithmetic)?.started(arithmetic, work)
     }
 }
 
-impl DeviceArgs {
+impl DevicesArgs {
     /// Starts the threads. To be called once, before anything computes.
     pub fn start(&self, arithmetic: ArithmeticConfig, work: Work) -> Result<Machine> {
-        let machine = self.describe(arithmetic)?;
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(machine.threads)
-            .build_global()
-            .map_err(|error| Failure::from(error).context(format!("cannot start {} threads", machine.threads)))?;
-        arithmetic.set();
-        out_of_memory::watch(&machine.opened, work);
-        if let Some(kept) = &machine.new_kernels {
-            let (name, kept) = (&machine.name, kept.display());
-            note(format!(
-                "{name}: the first steps try out kernels, which can take minutes; which were the fastest is kept in {kept}"
-            ));
-        }
-        Ok(machine)
+        self.describe(arithmetic)?.started(arithmetic, work)
     }
 
     /// Without starting any threads.
     pub fn describe(&self, arithmetic: ArithmeticConfig) -> Result<Machine> {
-        let threads = self.threads.map_or_else(default_threads, usize::from);
-        let new_kernels = cache::keep_kernels().filter(|file| !file.exists());
-        let opened = open(self.device);
-        panics::forget();
-        let opened = opened.map_err(|error| Failure::usage(format!("--device {}: {error}", self.device)))?;
-        let device = &opened.device;
-        let abilities = Abilities {
-            tf32: multiplies_in_tf32(device),
-            bf16: !is_cpu(device) && device.supports_dtype(FloatDType::BF16),
-        };
-        let name = name_in(arithmetic.precision, &opened.in_words(), abilities)?;
-        let new_kernels = new_kernels.filter(|_| !is_cpu(device));
-        Ok(Machine { name, opened, threads, new_kernels })
+        check_kinds(&self.devices)?;
+        Machine::describe(&self.devices, &self.threads, arithmetic)
+    }
+}
+
+/// Whether these devices can share the work: each once, and all of one kind, which then round alike.
+fn check_kinds(devices: &[DeviceChoice]) -> Result {
+    let kind = |device: &DeviceChoice| match device {
+        DeviceChoice::Gpu { backend, .. } => Some(*backend),
+        DeviceChoice::Auto | DeviceChoice::Cpu => None,
+    };
+    let [first, others @ ..] = devices else { return Ok(()) };
+    let shown = devices.iter().map(DeviceChoice::to_string).collect::<Vec<_>>().join(",");
+    if !others.is_empty() && devices.iter().any(|device| kind(device).is_none() || kind(device) != kind(first)) {
+        return Err(Failure::usage(format!(
+            "--device {shown}: several devices are GPUs of one kind, such as cuda:0,cuda:1"
+        )));
+    }
+    match (0..others.len()).find(|&i| others[i..].contains(&devices[i])) {
+        Some(twice) => Err(Failure::usage(format!("--device {shown}: {} is named twice", devices[twice]))),
+        None => Ok(()),
     }
 }
 
@@ -129,9 +146,71 @@ fn name_in(precision: Precision, device: &str, Abilities { tf32, bf16 }: Abiliti
 }
 
 impl Machine {
+    fn describe(choices: &[DeviceChoice], threads: &ThreadsArgs, arithmetic: ArithmeticConfig) -> Result<Self> {
+        let threads = threads.threads.map_or_else(default_threads, usize::from);
+        let new_kernels = cache::keep_kernels().filter(|file| !file.exists());
+        let mut opened = choices.iter().map(|&choice| opened(choice)).collect::<Result<Vec<_>>>()?;
+        let names: Vec<String> =
+            opened.iter().map(|opened| name_of(opened, arithmetic.precision)).collect::<Result<_>>()?;
+        let others = opened.split_off(1).into_iter().map(|opened| opened.device).collect();
+        let opened = opened.remove(0);
+        let new_kernels = new_kernels.filter(|_| !is_cpu(&opened.device));
+        Ok(Self { name: names.join(" and "), opened, others, threads, new_kernels })
+    }
+
+    fn started(self, arithmetic: ArithmeticConfig, work: Work) -> Result<Self> {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(self.threads)
+            .build_global()
+            .map_err(|error| Failure::from(error).context(format!("cannot start {} threads", self.threads)))?;
+        arithmetic.set();
+        out_of_memory::watch(&self.opened, work);
+        if let Some(kept) = &self.new_kernels {
+            let (name, kept) = (&self.name, kept.display());
+            note(format!(
+                "{name}: the first steps try out kernels, which can take minutes; which were the fastest is kept in {kept}"
+            ));
+        }
+        Ok(self)
+    }
+
     pub fn device(&self) -> &Device {
         &self.opened.device
     }
+
+    /// Whether each device has something to do in a step of so many batches.
+    pub fn check_shares(&self, accumulate: usize) -> Result {
+        let devices = 1 + self.others.len();
+        if accumulate >= devices {
+            return Ok(());
+        }
+        let batches = if accumulate == 1 { "one".to_string() } else { accumulate.to_string() };
+        Err(Failure::usage(format!(
+            "{devices} devices take turns with the batches of a step, and a step has {batches}"
+        ))
+        .hint(format!("--accumulate {devices}, with a smaller --batch-size if a step is to be of as many images")))
+    }
+
+    /// Devices beside [`device`](Self::device).
+    pub fn others(&self) -> &[Device] {
+        &self.others
+    }
+}
+
+fn opened(choice: DeviceChoice) -> Result<Opened> {
+    let opened = open(choice);
+    panics::forget();
+    opened.map_err(|error| Failure::usage(format!("--device {choice}: {error}")))
+}
+
+/// The device in words, with what it computes in.
+fn name_of(opened: &Opened, precision: Precision) -> Result<String> {
+    let device = &opened.device;
+    let abilities = Abilities {
+        tf32: multiplies_in_tf32(device),
+        bf16: !is_cpu(device) && device.supports_dtype(FloatDType::BF16),
+    };
+    name_in(precision, &opened.in_words(), abilities)
 }
 
 /// Physical cores, as far as this process may use them: arithmetic gains nothing from a second thread on the same core.
@@ -143,6 +222,21 @@ pub fn default_threads() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn several_devices_are_of_a_kind() {
+        let check = |words: &str| {
+            let devices: Vec<DeviceChoice> = words.split(',').map(|word| word.parse().unwrap()).collect();
+            check_kinds(&devices).err().map(|failure| failure.to_string())
+        };
+        for devices in ["auto", "cpu", "cuda:3", "cuda:0,cuda:1", "rocm:2,rocm:0,rocm:1"] {
+            assert_eq!(check(devices), None, "{devices}");
+        }
+        for devices in ["cuda:0,cpu", "auto,cuda:1", "cuda:0,vulkan:0", "cpu,cpu"] {
+            assert!(check(devices).unwrap().contains("of one kind"), "{devices}");
+        }
+        assert_eq!(check("cuda:1,cuda:0,cuda:1").unwrap(), "--device cuda:1,cuda:0,cuda:1: cuda:1 is named twice");
+    }
 
     #[test]
     fn names_say_what_is_computed_in() {

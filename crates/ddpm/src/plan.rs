@@ -50,6 +50,7 @@ impl Plan {
         let network = recipe.network_for(DataFacts::of(&dataset)).or_usage()?;
         let (train, held_out) = dataset.split_held_out(recipe.data.held_out, recipe.train.seed);
         let recipe = with_measurable(recipe, &dataset, held_out.len())?;
+        machine.check_shares(recipe.train.accumulate)?;
         let (batch_size, images) = (recipe.train.batch_size, train.len());
         if batch_size > images {
             return Err(DataError::BatchTooLarge { batch_size, images }).or_usage();

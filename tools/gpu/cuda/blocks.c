@@ -64,9 +64,11 @@ static int within(uint64_t address, uint32_t bytes, const void *from, uint64_t l
     return address >= (uint64_t)from && address + bytes <= (uint64_t)from + length;
 }
 
+static __thread int on_device; /* whose memory this thread's block may touch */
+
 int may_touch(struct lane *L, uint64_t address, uint32_t bytes) {
     struct block *block = L->block;
-    if (device_memory(address, bytes, &known_from, &known_to)) return 1;
+    if (device_memory(on_device, address, bytes, &known_from, &known_to)) return 1;
     if (within(address, bytes, L->shared, L->shared_bytes) || within(address, bytes, block->parameters, block->parameter_bytes)) return 1;
     uint8_t here;
     return within(address, bytes, &here, STACK); /* the thread's own variables lie above */
@@ -177,7 +179,7 @@ static void run_block(struct block *block, const uint32_t *grid, const uint32_t 
 }
 
 void run_kernel(const struct kernel *kernel, const uint8_t *parameters, uint32_t parameter_bytes, const uint32_t *grid, const uint32_t *size,
-                uint32_t dynamic_shared) {
+                uint32_t dynamic_shared, int device) {
     uint64_t blocks = (uint64_t)grid[0] * grid[1] * grid[2];
     uint32_t shared_bytes = kernel->static_shared + dynamic_shared;
 #pragma omp parallel if (blocks > 1)
@@ -188,7 +190,7 @@ void run_kernel(const struct kernel *kernel, const uint8_t *parameters, uint32_t
             block = mmap(NULL, sizeof *block, PROT_READ | PROT_WRITE, flags, -1, 0);
             block->stacks = mmap(NULL, (size_t)MOST_LANES * STACK, PROT_READ | PROT_WRITE, flags, -1, 0);
         }
-        known_from = known_to = 0;
+        known_from = known_to = 0, on_device = device;
         block->kernel = kernel, block->parameters = parameters, block->parameter_bytes = parameter_bytes;
         block->lanes = size[0] * size[1] * size[2];
 #pragma omp for schedule(dynamic, 4)

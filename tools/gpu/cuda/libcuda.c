@@ -7,7 +7,7 @@
  *
  * The soft one (tools/gpu/soft, compiled with COMPUTES) runs each launch before it returns, on the processor: see blocks.c.
  *
- * Both claim to be an H100, or what CUDA_CAPABILITY says. Only what CubeCL 0.11 calls is here. */
+ * Both claim to be an H100, or what CUDA_CAPABILITY says, and as many of them as CUDA_DEVICES says. Only what CubeCL 0.11 calls is here. */
 #ifdef COMPUTES
 #define _GNU_SOURCE
 #include "blocks.h"
@@ -82,11 +82,17 @@ __attribute__((destructor)) static void finish(void) {
 /* Devices */
 int cuInit(unsigned flags) { return SUCCESS; }
 int cuDriverGetVersion(int *version) { return *version = 13000, SUCCESS; }
-int cuDeviceGet(int *device, int ordinal) { return *device = ordinal, ordinal == 0 ? SUCCESS : INVALID_DEVICE; }
-int cuDeviceGetCount(int *count) { return *count = 1, SUCCESS; }
+enum { MOST_DEVICES = 8 };
+static int devices(void) {
+    const char *claimed = getenv("CUDA_DEVICES");
+    int count = claimed ? atoi(claimed) : 1;
+    return count > MOST_DEVICES ? MOST_DEVICES : count;
+}
+int cuDeviceGet(int *device, int ordinal) { return *device = ordinal, ordinal < devices() ? SUCCESS : INVALID_DEVICE; }
+int cuDeviceGetCount(int *count) { return *count = devices(), SUCCESS; }
 int cuDeviceGetName(char *name, int len, int device) { return snprintf(name, len, "%s", NAME), SUCCESS; }
-int cuDeviceGetPCIBusId(char *id, int len, int device) { return snprintf(id, len, "0000:01:00.0"), SUCCESS; }
-int cuDeviceGetUuid_v2(void *uuid, int device) { return memset(uuid, 1, 16), SUCCESS; }
+int cuDeviceGetPCIBusId(char *id, int len, int device) { return snprintf(id, len, "0000:0%d:00.0", device + 1), SUCCESS; }
+int cuDeviceGetUuid_v2(void *uuid, int device) { return memset(uuid, device + 1, 16), SUCCESS; }
 int cuDeviceTotalMem_v2(size_t *bytes, int device) { return *bytes = TOTAL, SUCCESS; }
 static int capability(void) {
     const char *claimed = getenv("CUDA_CAPABILITY");
@@ -109,11 +115,12 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {
     }
     return SUCCESS;
 }
-static int context;
-int cuDevicePrimaryCtxRetain(void **ctx, int device) { return *ctx = &context, SUCCESS; }
+static char contexts[MOST_DEVICES];
+static __thread int current; /* the device of this thread */
+int cuDevicePrimaryCtxRetain(void **ctx, int device) { return *ctx = &contexts[device], SUCCESS; }
 int cuDevicePrimaryCtxRelease_v2(int device) { return SUCCESS; }
-int cuCtxSetCurrent(void *ctx) { return SUCCESS; }
-int cuCtxGetCurrent(void **ctx) { return *ctx = &context, SUCCESS; }
+int cuCtxSetCurrent(void *ctx) { return current = ctx ? (int)((char *)ctx - contexts) : 0, SUCCESS; }
+int cuCtxGetCurrent(void **ctx) { return *ctx = &contexts[current], SUCCESS; }
 int cuCtxSynchronize(void) { return SUCCESS; }
 int cuGetErrorName(int error, const char **name) { return *name = "CUDA_ERROR", SUCCESS; }
 int cuGetErrorString(int error, const char **text) { return *text = "an error", SUCCESS; }
@@ -150,7 +157,7 @@ int cuEventElapsedTime_v2(float *ms, struct event *from, struct event *to) {
 int cuEventElapsedTime(float *ms, struct event *from, struct event *to) { return cuEventElapsedTime_v2(ms, from, to); }
 
 /* Memory: pages that nobody touches take none. */
-static struct { uint64_t at; size_t bytes; } blocks[1 << 16];
+static struct { uint64_t at; size_t bytes; int device; } blocks[1 << 16];
 static int held;
 int cuMemAlloc_v2(uint64_t *at, size_t bytes) {
     size_t whole = (bytes + 4095) & ~(size_t)4095;
@@ -164,6 +171,7 @@ int cuMemAlloc_v2(uint64_t *at, size_t bytes) {
     } else {
         *at = (uint64_t)block;
         blocks[held].at = *at;
+        blocks[held].device = current;
         blocks[held++].bytes = whole;
         live += whole;
         peak = live > peak ? live : peak;
@@ -216,10 +224,10 @@ static struct graph *recorded;
  * first kernel that it tries. */
 static int measures_peak(const struct kernel_here *kernel) { return strstr(kernel->name, "_throughput_") != NULL; }
 #ifdef COMPUTES
-int device_memory(uint64_t address, uint32_t bytes, uint64_t *from, uint64_t *to) {
+int device_memory(int device, uint64_t address, uint32_t bytes, uint64_t *from, uint64_t *to) {
     int found = 0;
     LOCKED(for (int i = 0; i < held && !found; i++)
-               if (address >= blocks[i].at && address + bytes <= blocks[i].at + blocks[i].bytes)
+               if (blocks[i].device == device && address >= blocks[i].at && address + bytes <= blocks[i].at + blocks[i].bytes)
                    found = 1, *from = blocks[i].at, *to = blocks[i].at + blocks[i].bytes);
     return found;
 }
@@ -230,7 +238,7 @@ static void run(const struct task *task) {
     if (task->what == LAUNCH && measures_peak(task->kernel)) return;
     if (task->what == COPY) memmove(task->to, task->from, task->bytes);
     else if (task->what == SET) memset(task->to, task->value, task->bytes);
-    else run_kernel(task->kernel->soft, task->arguments, argument_bytes(task->kernel->soft), task->grid, task->block, task->shared);
+    else run_kernel(task->kernel->soft, task->arguments, argument_bytes(task->kernel->soft), task->grid, task->block, task->shared, current);
 }
 static unsigned char *copied_arguments(const struct kernel_here *kernel, void **arguments) {
     unsigned char *copy = aligned_alloc(64, (argument_bytes(kernel->soft) + 64) & ~63u);

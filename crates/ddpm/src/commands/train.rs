@@ -19,7 +19,7 @@ use denoising_diffusion::train::{
 use crate::failure::{Failure, FailureExt, Result, chain};
 use crate::inception::InceptionArgs;
 use crate::interrupt::stop_on_ctrl_c;
-use crate::machine::DeviceArgs;
+use crate::machine::DevicesArgs;
 use crate::out_of_memory::Work;
 use crate::output::{self, note};
 use crate::plan::{self, Plan};
@@ -65,7 +65,7 @@ pub struct TrainArgs {
     #[command(flatten)]
     inception: InceptionArgs,
     #[command(flatten)]
-    device: DeviceArgs,
+    devices: DevicesArgs,
     #[command(flatten)]
     recipe: RecipeFlags,
 }
@@ -77,8 +77,9 @@ Ctrl-C finishes the step, writes a checkpoint and ends with exit code 130.";
 
 pub fn run(args: &TrainArgs) -> Result {
     let (recipe, dir) = settings(args)?;
-    let (device, arithmetic) = (&args.device, recipe.arithmetic);
-    let machine = if args.dry_run { device.describe(arithmetic)? } else { device.start(arithmetic, Work::Training)? };
+    let (devices, arithmetic) = (&args.devices, recipe.arithmetic);
+    let machine =
+        if args.dry_run { devices.describe(arithmetic)? } else { devices.start(arithmetic, Work::Training)? };
     let mut plan = Plan::new(recipe, machine, dir)?;
     if args.dry_run {
         return if args.json { output::json(&plan.json()) } else { output::result(plan.rows().aligned()) };
@@ -203,6 +204,7 @@ fn open<M: Network<4>>(network: M, diffusion: Diffusion, plan: &Plan, args: &Tra
     let Recipe { train, ema, post_hoc, .. } = &plan.recipe;
     let trainer = Trainer::new(network, diffusion, train.clone(), *ema, &plan.training_device());
     let trainer = trainer.with_power_emas(&post_hoc.profiles().or_usage()?).or_usage()?;
+    let trainer = trainer.with_replicas(plan.machine.others()).or_usage()?;
     let setup = setup(plan, evaluation(plan, &args.inception)?)?;
     if args.resume.is_none() {
         return Ok(Run::create(trainer, setup)?);

@@ -33,6 +33,14 @@ impl<const D: usize> From<Tensor<D>> for Examples<D> {
     }
 }
 
+impl<const D: usize> Examples<D> {
+    /// The same on this device.
+    pub fn on(self, device: &Device) -> Self {
+        let condition = self.condition.map(|condition| condition.to_device(device));
+        Self { data: self.data.to_device(device), condition, ..self }
+    }
+}
+
 /// The levels of a schedule that is being trained: log-SNR `[b]`, alpha and sigma `[b, 1, ...]`.
 struct Learned<const D: usize> {
     log_snr: Tensor<1>,

@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use burn::module::Module;
-use burn::tensor::{FloatDType, Gradients, Tensor};
+use burn::tensor::{Device, FloatDType, Gradients, Tensor};
 
+use super::replicas;
 use super::sweep::{self, Clip, Found, Question};
 use crate::nn::params::{self, Role, VisitTensor};
 use crate::nn::sweeps;
@@ -24,6 +25,8 @@ pub struct NamedGradients {
 pub(super) struct Parameter {
     pub(super) name: String,
     pub(super) shape: Vec<usize>,
+    /// Its number among the network's trainable tensors.
+    number: usize,
 }
 
 /// The norm of all gradients together, before clipping.
@@ -42,32 +45,53 @@ impl NamedGradients {
     pub fn take<M: Module>(model: &M, gradients: &mut Gradients) -> Self {
         struct Collect<'a> {
             from: &'a mut Gradients,
+            seen: usize,
             of: Vec<Parameter>,
             tensors: Vec<Tensor<1>>,
         }
         impl VisitTensor for Collect<'_> {
             fn visit<const D: usize>(&mut self, name: &str, role: Role, tensor: &Tensor<D>) {
-                if role == Role::Trainable
-                    && let Some(gradient) = tensor.grad_remove(self.from)
-                {
-                    self.of.push(Parameter { name: name.to_string(), shape: gradient.dims().to_vec() });
+                if role != Role::Trainable {
+                    return;
+                }
+                if let Some(gradient) = tensor.grad_remove(self.from) {
+                    let shape = gradient.dims().to_vec();
+                    self.of.push(Parameter { name: name.to_string(), shape, number: self.seen });
                     self.tensors.push(sweeps::flat(name, gradient));
                 }
+                self.seen += 1;
             }
         }
-        let mut collect = Collect { from: gradients, of: Vec::new(), tensors: Vec::new() };
+        let mut collect = Collect { from: gradients, seen: 0, of: Vec::new(), tensors: Vec::new() };
         params::visit(model, &mut collect);
         Self { of: collect.of.into(), tensors: collect.tensors }
     }
 
-    /// The sum with the gradients of another pass of the same network.
+    /// The sum with the gradients of another pass of the same network, which may have been about other tensors of it.
     pub fn summed_with(self, other: Self) -> Self {
         if self.tensors.is_empty() {
             return other;
         }
-        let f32 = FloatDType::F32;
-        let sums = self.tensors.into_iter().zip(other.tensors).map(|(one, other)| one.cast(f32) + other.cast(f32));
-        Self { tensors: sums.collect(), of: self.of }
+        let wide = |gradient: Tensor<1>| gradient.cast(FloatDType::F32);
+        let numbered = |gradients: Self| gradients.of.to_vec().into_iter().zip(gradients.tensors.into_iter().map(wide));
+        let (mut one, mut other) = (numbered(self).peekable(), numbered(other).peekable());
+        let mut sum = (Vec::new(), Vec::new());
+        loop {
+            let number = |next: Option<&(Parameter, _)>| next.map_or(usize::MAX, |(of, _)| of.number);
+            let first = number(one.peek()).min(number(other.peek()));
+            let next = [&mut one, &mut other].map(|gradients| gradients.next_if(|(of, _)| of.number == first));
+            let Some((of, gradient)) = next.into_iter().flatten().reduce(|(of, a), (_, b)| (of, a + b)) else { break };
+            sum.0.push(of);
+            sum.1.push(gradient);
+        }
+        Self { of: sum.0.into(), tensors: sum.1 }
+    }
+
+    /// The same on another device, with the loss that they are of. Waits for theirs.
+    pub(super) fn moved(self, loss: Tensor<1>, device: &Device) -> (Tensor<1>, Self) {
+        let mut tensors = replicas::moved(self.tensors.into_iter().chain([loss]).collect(), device);
+        let loss = tensors.pop().expect("as many as there were");
+        (loss, Self { tensors, of: self.of })
     }
 
     /// The norm of all gradients together. Waits for the device.
@@ -140,5 +164,34 @@ fn grad_norm(of: &[Parameter], squared_norms: &[f64]) -> GradNorm {
     match squared_norms.iter().position(|squared| !squared.is_finite()) {
         Some(first) => GradNorm::NonFinite { tensor: of[first].name.clone() },
         None => GradNorm::Finite(squared_norms.iter().sum::<f64>().sqrt()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::module::{Module, Param};
+    use burn::tensor::Device;
+
+    use super::*;
+
+    #[derive(Module, Debug)]
+    struct Three {
+        a: Param<Tensor<1>>,
+        b: Param<Tensor<1>>,
+        c: Param<Tensor<1>>,
+    }
+
+    /// A class that no example of a batch has, say, has no gradient there.
+    #[test]
+    fn batches_may_be_about_different_tensors() {
+        let number = |value: f32| Param::from_tensor(Tensor::from_floats([value], &Device::flex().autodiff()));
+        let three = Three { a: number(1.0), b: number(2.0), c: number(3.0) };
+        let take = |loss: Tensor<1>| NamedGradients::take(&three, &mut loss.backward());
+        let of_a_and_c = || take(three.a.val() * 2.0 + three.c.val() * 3.0);
+        let of_b_and_c = || take(three.b.val() * 5.0 + three.c.val() * 7.0);
+        for sum in [of_a_and_c().summed_with(of_b_and_c()), of_b_and_c().summed_with(of_a_and_c())] {
+            let values: Vec<_> = sum.iter().map(|(name, gradient)| (name, gradient.into_scalar::<f32>())).collect();
+            assert_eq!(values, [("a", 2.0), ("b", 5.0), ("c", 10.0)]);
+        }
     }
 }

@@ -3,12 +3,13 @@
 
 use std::borrow::Borrow;
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 use super::ahead::Ahead;
 use super::gradients::NamedGradients;
 use super::lr::learning_rate;
 use super::recording::{RecordedPasses, Recording};
+use super::replicas::{self, At, Replica};
 use super::sweep::Question;
 use super::trainer::{Asked, Trainer};
 use crate::device::is_cpu;
@@ -50,7 +51,7 @@ impl<M> Trainer<M> {
         let finding = question.read();
         if let (false, Some(dims)) = (is_cpu(&self.device), dims) {
             let batch = (self.step + 1) * parts;
-            self.ahead = Some(Ahead::new(batch, dims, self.draw(batch, dims)));
+            self.ahead = Some(Ahead::new(batch, dims, self.draw(batch, dims, &self.device)));
         }
         self.step += 1;
         let c = &self.config;
@@ -75,20 +76,26 @@ impl<M> Trainer<M> {
         passes
     }
 
-    /// Launched over one batch after the other, each of which is prepared when it is its turn.
+    /// Launched over one batch after the other, each of which is prepared when it is its turn. Where several devices take turns, they do in the order
+    /// of the trainer's own and its replicas.
     fn passes<const D: usize>(&mut self, batches: Vec<Examples<D>>) -> Passes
     where
         M: Network<D>,
     {
         let (first, mut ahead) = (self.step * batches.len() as u64, self.ahead.take());
         let for_data = self.for_data();
+        let mut replicas = std::mem::take(&mut self.replicas);
         let model = for_data.as_ref().unwrap_or(self.model());
+        replicas::follow(&mut replicas, model);
+        let places: Vec<_> = std::iter::once(self.here(model)).chain(replicas.iter().map(Replica::place)).collect();
         let prepared = batches.into_iter().enumerate().map(|(k, examples)| {
-            let batch = first + k as u64;
-            let draws = self.drawn(&mut ahead, batch, examples.data.dims());
-            self.prepared(model, batch, self.on_device(examples), &draws)
+            let (batch, at) = (first + k as u64, places[k % places.len()]);
+            let draws = self.drawn(&mut ahead, batch, examples.data.dims(), at.device);
+            self.prepared(at, batch, examples.on(at.device), &draws)
         });
-        self.passes_of(model, prepared)
+        let passes = self.passes_of(&places, prepared);
+        self.replicas = replicas;
+        passes
     }
 
     /// Whether passes may be [recorded](Recording): they must be made of launches alone, the same ones each time.
@@ -103,6 +110,8 @@ impl<M> Trainer<M> {
             why_not
         } else if !self.only_steps_change_it() {
             "the network has running statistics, which its passes change"
+        } else if !self.replicas.is_empty() {
+            "several devices share the batches of a step"
         } else {
             return true;
         };
@@ -118,11 +127,11 @@ impl<M> Trainer<M> {
         let parts = batches.len() as u64;
         let (first, mut ahead) = (self.step * parts, self.ahead.take());
         let mut recording = std::mem::take(&mut self.recording);
-        let batches: Vec<_> = batches.into_iter().map(|examples| self.on_device(examples)).collect();
+        let batches: Vec<_> = batches.into_iter().map(|examples| examples.on(&self.device)).collect();
         let mut prepared = |first: u64, batches: Vec<Examples<D>>| -> Vec<Batch<D>> {
             let prepare = |(batch, examples): (u64, Examples<D>)| {
-                let draws = self.drawn(&mut ahead, batch, examples.data.dims());
-                let Batch { prepared, dropout } = self.prepared(self.model(), batch, examples, &draws);
+                let draws = self.drawn(&mut ahead, batch, examples.data.dims(), &self.device);
+                let Batch { prepared, dropout } = self.prepared(self.here(self.model()), batch, examples, &draws);
                 // A network without it is spared the upload.
                 let dropout = if self.drops_out { dropout.on_device(&self.device) } else { dropout };
                 Batch { prepared, dropout }
@@ -144,13 +153,14 @@ impl<M> Trainer<M> {
         M: Network<D>,
     {
         let for_data = self.for_data();
-        self.passes_of(for_data.as_ref().unwrap_or(self.model()), batches)
+        self.passes_of(&[self.here(for_data.as_ref().unwrap_or(self.model()))], batches)
     }
 
-    /// The passes of `model`, which is the network as data use it, over these batches: the sum of their gradients.
+    /// The passes over these batches of the network as data use it, by places that take turns: the sum of their gradients, in the order of the batches
+    /// whatever the number of places. No place is waited for before all have been asked.
     fn passes_of<const D: usize, B: Borrow<Batch<D>>>(
         &self,
-        model: &M,
+        places: &[At<'_, M>],
         batches: impl IntoIterator<Item = B, IntoIter: ExactSizeIterator>,
     ) -> Passes
     where
@@ -159,10 +169,20 @@ impl<M> Trainer<M> {
         let batches = batches.into_iter();
         let parts = batches.len();
         let (mut losses, mut sum) = (Vec::with_capacity(parts), NamedGradients::default());
-        for batch in batches {
-            let (loss, gradients) = self.backward(model, batch.borrow(), parts);
-            losses.push(loss);
-            sum = sum.summed_with(gradients);
+        let mut asked = Vec::with_capacity(places.len());
+        for (k, batch) in batches.enumerate() {
+            asked.push(self.backward(places[asked.len()].model, batch.borrow(), parts));
+            if asked.len() < places.len() && k + 1 < parts {
+                continue;
+            }
+            for (place, (loss, gradients)) in asked.drain(..).enumerate() {
+                let (loss, gradients) = match place {
+                    0 => (loss, gradients),
+                    _ => gradients.moved(loss, &self.device()),
+                };
+                losses.push(loss);
+                sum = sum.summed_with(gradients);
+            }
         }
         let question = sum.ask(losses, self.config.max_grad_norm);
         Passes { gradients: sum, question }
@@ -177,30 +197,35 @@ impl<M> Trainer<M> {
         (dtype != DType::F32 && !self.has_buffers).then(|| sweeps::for_data(self.model().clone(), dtype))
     }
 
-    /// What was drawn ahead, if it is for this batch; else it is drawn now.
-    fn drawn<const D: usize>(&self, ahead: &mut Option<Ahead>, batch: u64, dims: [usize; D]) -> Draws<D> {
-        ahead.take().and_then(|ahead| ahead.of(batch, dims)).unwrap_or_else(|| self.draw(batch, dims))
+    /// The trainer's own place, with the network as data use it.
+    fn here<'a>(&'a self, model: &'a M) -> At<'a, M> {
+        At { device: &self.device, model }
+    }
+
+    /// What was drawn ahead, which is for the trainer's own device, if it is for this batch; else it is drawn now.
+    fn drawn<const D: usize>(
+        &self,
+        ahead: &mut Option<Ahead>,
+        batch: u64,
+        dims: [usize; D],
+        device: &Device,
+    ) -> Draws<D> {
+        ahead.take().and_then(|ahead| ahead.of(batch, dims)).unwrap_or_else(|| self.draw(batch, dims, device))
     }
 
     /// What chance decides about a batch of shape `dims`.
-    fn draw<const D: usize>(&self, batch: u64, dims: [usize; D]) -> Draws<D> {
-        self.diffusion.draw(self.config.seed, batch * dims[0] as u64, batch, dims, &self.device)
+    fn draw<const D: usize>(&self, batch: u64, dims: [usize; D], device: &Device) -> Draws<D> {
+        self.diffusion.draw(self.config.seed, batch * dims[0] as u64, batch, dims, device)
     }
 
     /// The batch of this number, prepared by the network, whose draws until then are not those of the loss: how many they are is chance.
-    fn prepared<const D: usize>(&self, model: &M, batch: u64, examples: Examples<D>, draws: &Draws<D>) -> Batch<D>
+    fn prepared<const D: usize>(&self, at: At<'_, M>, batch: u64, examples: Examples<D>, draws: &Draws<D>) -> Batch<D>
     where
         M: Network<D>,
     {
         let [before, loss] = [0, 1].map(|part| Stream::new(self.config.seed, Purpose::Dropout, batch, part).next_u64());
-        dropout::seed(&self.device, before);
-        Batch { prepared: self.diffusion.prepare(model, examples, draws), dropout: dropout::key(loss) }
-    }
-
-    fn on_device<const D: usize>(&self, examples: Examples<D>) -> Examples<D> {
-        let to_device = |tensor: Tensor<D>| tensor.to_device(&self.device);
-        let condition = examples.condition.map(to_device);
-        Examples { data: to_device(examples.data), condition, ..examples }
+        dropout::seed(at.device, before);
+        Batch { prepared: self.diffusion.prepare(at.model, examples, draws), dropout: dropout::key(loss) }
     }
 
     /// Loss and gradients of one batch, both divided by the number of batches in the step.

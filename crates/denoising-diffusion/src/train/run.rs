@@ -264,9 +264,13 @@ impl<M: Network<4>> Run<M> {
     }
 
     fn next_batches(&mut self) -> Result<Vec<Examples<4>>, DataError> {
-        let (dataset, device) = (self.setup.train.dataset().clone(), self.trainer.device());
+        let dataset = self.setup.train.dataset().clone();
         let batches = 0..self.trainer.config().accumulate;
-        batches.map(|_| Ok(to_examples(self.loader.next_batch()?, &dataset, &device))).collect()
+        let on_its_device = |k| {
+            let batch = self.loader.next_batch()?;
+            Ok(to_examples(batch, &dataset, &self.trainer.device_of_batch(k)))
+        };
+        batches.map(on_its_device).collect()
     }
 
     /// Waits for the step in flight, if there is one, and [records](Self::record) it: the log must have it before anything that comes after it.

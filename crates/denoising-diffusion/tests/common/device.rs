@@ -6,6 +6,10 @@ use denoising_diffusion::device::{DeviceChoice, open};
 /// Names another device than the CPU.
 const VARIABLE: &str = "DDPM_TEST_DEVICE";
 
+fn named() -> DeviceChoice {
+    std::env::var(VARIABLE).map_or(DeviceChoice::Cpu, |name| name.parse().unwrap())
+}
+
 /// Whether tests compute elsewhere than on the CPU.
 #[allow(dead_code, reason = "not every test binary asks")]
 pub fn is_elsewhere() -> bool {
@@ -14,8 +18,12 @@ pub fn is_elsewhere() -> bool {
 
 /// Where tests compute.
 pub fn test_device() -> Device {
-    match std::env::var(VARIABLE) {
-        Ok(name) => open(name.parse().unwrap()).unwrap().device,
-        Err(_) => open(DeviceChoice::Cpu).unwrap().device,
-    }
+    open(named()).unwrap().device
+}
+
+/// The one after it, if there is another of its kind.
+#[allow(dead_code, reason = "not every test binary asks")]
+pub fn second_device() -> Option<Device> {
+    let DeviceChoice::Gpu { backend, index } = named() else { return None };
+    open(DeviceChoice::Gpu { backend, index: index + 1 }).ok().map(|opened| opened.device)
 }

@@ -1,0 +1,116 @@
+//! The batches of a step on several devices, which take turns with them: each has a copy of the network, gets its weights before the step, and gives the
+//! gradients of its batches to the trainer's own device, which adds them in the order of the batches. So a step comes to what it comes to on one
+//! device. Not here: the passes themselves (`passes`).
+//!
+//! Weights and gradients travel through the host, which any two devices can do. Devices compute at the same time because none is waited for before
+//! all were asked.
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor, TensorData, Transaction};
+use thiserror::Error;
+
+use crate::device::is_cpu;
+use crate::nn::params::{self, Role, VisitTensor};
+use crate::nn::sweeps;
+
+/// Why devices cannot share the batches of a step.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ReplicasError {
+    #[error(
+        "{devices} devices take turns with the batches of a step, and a step has {batches}: accumulate {devices} or more"
+    )]
+    TooFewBatches { devices: usize, batches: usize },
+    #[error(
+        "a network with running statistics is trained on one device: which batches they were of would depend on the devices"
+    )]
+    RunningStatistics,
+    #[error("a CPU and a GPU cannot share the batches of a step")]
+    CpuAndGpu,
+}
+
+/// A copy of the network in training.
+#[derive(Debug)]
+pub(super) struct Replica<M> {
+    /// With gradients.
+    pub(super) device: Device,
+    pub(super) model: M,
+}
+
+impl<M: Module> Replica<M> {
+    pub(super) fn new(model: &M, device: &Device) -> Self {
+        let device = device.clone().autodiff();
+        Self { model: model.clone().fork(&device), device }
+    }
+
+    pub(super) fn place(&self) -> At<'_, M> {
+        At { device: &self.device, model: &self.model }
+    }
+
+    /// Takes these [`weights`] over, which are of the same network.
+    fn take_over(&mut self, weights: Vec<TensorData>) {
+        let device = self.device.clone().inner();
+        self.model = sweeps::replace(self.model.clone(), |_| Some(()), |_| written(weights, &device));
+    }
+}
+
+/// A device, and the network on it as data use it.
+#[derive(Debug)]
+pub(super) struct At<'a, M> {
+    pub(super) device: &'a Device,
+    pub(super) model: &'a M,
+}
+
+impl<M> Clone for At<'_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<M> Copy for At<'_, M> {}
+
+/// Has all copies take over the weights of `model`, for which its device is waited for.
+pub(super) fn follow<M: Module>(replicas: &mut [Replica<M>], model: &M) {
+    let Some((last, others)) = replicas.split_last_mut() else { return };
+    let weights = weights(model);
+    for replica in others {
+        replica.take_over(weights.clone());
+    }
+    last.take_over(weights);
+}
+
+/// All floating-point tensors of a network, flat.
+fn weights<M: Module>(model: &M) -> Vec<TensorData> {
+    struct Flat(Vec<Tensor<1>>);
+    impl VisitTensor for Flat {
+        fn visit<const D: usize>(&mut self, name: &str, _: Role, tensor: &Tensor<D>) {
+            self.0.push(sweeps::flat(name, tensor.clone().inner()));
+        }
+    }
+    let mut flat = Flat(Vec::new());
+    params::visit(model, &mut flat);
+    read(flat.0)
+}
+
+/// The same tensors on another device.
+pub(super) fn moved(tensors: Vec<Tensor<1>>, device: &Device) -> Vec<Tensor<1>> {
+    written(read(tensors), device)
+}
+
+/// Tensors of these values and of their types.
+fn written(values: Vec<TensorData>, device: &Device) -> Vec<Tensor<1>> {
+    let one = |data: TensorData| {
+        let dtype = data.dtype();
+        Tensor::from_data(data, (device, dtype))
+    };
+    values.into_iter().map(one).collect()
+}
+
+/// What is in tensors of one device, for which it is waited for once.
+fn read(tensors: Vec<Tensor<1>>) -> Vec<TensorData> {
+    tensors.into_iter().fold(Transaction::default(), Transaction::register).execute()
+}
+
+/// Whether two devices have weights in the same order, see [`sweeps::flat`].
+pub(super) fn can_share(one: &Device, other: &Device) -> bool {
+    is_cpu(one) == is_cpu(other)
+}

@@ -1,0 +1,166 @@
+//! A training whose batches are spread over devices comes to what it comes to on one: `just test-device cuda`, or, on two devices made of software,
+//! `CUDA_DEVICES=2 just test-soft-cuda`. Where there is one device, it takes turns with itself.
+
+#[path = "common/device.rs"]
+mod device;
+
+use std::sync::Mutex;
+
+use burn::tensor::{Device, Tensor};
+use denoising_diffusion::data::DataLayout;
+use denoising_diffusion::diffusion::{
+    ContinuousTimeConfig, Diffusion, DiffusionConfig, ElucidatedConfig, Examples, FormulationConfig, NoiseSchedule,
+};
+use denoising_diffusion::models::{
+    Extent, KarrasUnetConfig, LearnedSchedule, LearnedScheduleOptions, Network, NetworkConfig, RecordingState,
+    Scheduled, UnetConfig,
+};
+use denoising_diffusion::nn::Init;
+use denoising_diffusion::noise::{Purpose, normal_batch};
+use denoising_diffusion::train::{EmaConfig, ReplicasError, TrainConfig, Trainer, TrainerState};
+use denoising_diffusion::weights::StateDict;
+use device::{second_device, test_device};
+
+/// Dropout draws from one generator per process: one training at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+const BATCH: usize = 2;
+
+fn trainer<M: Network<4>>(network: M, diffusion: &DiffusionConfig, config: &TrainConfig) -> Trainer<M> {
+    let ema = EmaConfig { ema_update_every: 1, ema_update_after_step: 1, ..EmaConfig::default() };
+    Trainer::new(network, Diffusion::new(diffusion).unwrap(), config.clone(), ema, &test_device())
+}
+
+fn config(accumulate: usize) -> TrainConfig {
+    TrainConfig { batch_size: BATCH, accumulate, ..TrainConfig::default() }
+}
+
+/// Devices beside the test's own.
+fn others(count: usize) -> Vec<Device> {
+    vec![second_device().unwrap_or_else(test_device); count]
+}
+
+/// Of the third step, one batch is spoiled.
+fn batches(step: u64, count: usize) -> Vec<Examples<4>> {
+    let batch = |part| {
+        let data = normal_batch(9, Purpose::Evaluation, BATCH as u64 * step, part, [BATCH, 1, 8, 8], &Device::flex());
+        let mut data: Tensor<4> = (data * 0.2 + 0.5).clamp(0.0, 1.0);
+        if (step, part) == (2, 1) {
+            data = data.slice_fill([0..1, 0..1, 2..3, 2..3], f32::INFINITY);
+        }
+        Examples { classes: Some(vec![step as u32 % 3, 1]), ..data.into() }
+    };
+    (0..count as u32).map(batch).collect()
+}
+
+fn bits(state: &StateDict) -> Vec<(String, Vec<u32>)> {
+    state.iter().map(|(name, tensor)| (name.to_string(), tensor.values.iter().map(|v| v.to_bits()).collect())).collect()
+}
+
+fn assert_same(a: &TrainerState, b: &TrainerState) {
+    assert_eq!((a.step, a.skipped, a.adam_steps, a.ema_calls), (b.step, b.skipped, b.adam_steps, b.ema_calls));
+    for (a, b) in [(&a.model, &b.model), (&a.ema, &b.ema), (&a.adam, &b.adam)] {
+        assert!(bits(a) == bits(b), "the trainings differ");
+    }
+}
+
+/// Trains on one device and on `1 + more`, and holds both trainings to the same bits.
+fn assert_spreads<M: Network<4>>([one, many]: [Trainer<M>; 2], more: usize) {
+    let _alone = ALONE.lock();
+    let count = one.config().accumulate;
+    let (mut one, mut many) = (one, many.with_replicas(&others(more)).unwrap());
+    for step in 0..4 {
+        let [a, b] = [&mut one, &mut many].map(|trainer| trainer.step(batches(step, count)));
+        assert_eq!(format!("{a:?}"), format!("{b:?}"));
+        assert_eq!(a.skipped.is_some(), step == 2);
+    }
+    assert_same(&one.state(), &many.state());
+}
+
+fn unet() -> UnetConfig {
+    UnetConfig { dim: 8, dim_mults: vec![1, 2], channels: 1, ..UnetConfig::default() }
+}
+
+/// Five batches on two devices: the last round is not full. Dropout, self-conditioning, classes that are dropped, noise that is assigned.
+#[test]
+fn what_is_drawn_is_drawn_for_the_batch_and_not_for_the_device() {
+    let unet = UnetConfig { dropout: 0.1, self_condition: true, num_classes: 3, class_drop_prob: 0.5, ..unet() };
+    let mut diffusion = DiffusionConfig::default();
+    diffusion.shared.offset_noise_strength = 0.1;
+    diffusion.shared.immiscible = true;
+    let init = || Init::new(1, &test_device().autodiff());
+    let build = || trainer(NetworkConfig::Unet(unet.clone()).build(&mut init()).unwrap(), &diffusion, &config(5));
+    assert_spreads([build(), build()], 1);
+}
+
+/// Weights whose norms are forced after the step.
+#[test]
+fn three_devices_come_to_what_one_comes_to() {
+    let karras = KarrasUnetConfig {
+        dim: 8,
+        dim_max: 8,
+        channels: 1,
+        num_downsamples: 1,
+        attn_res: vec![],
+        extent: Some(Extent { layout: DataLayout::Images, depth: 1, height: 8, width: 8 }),
+        ..KarrasUnetConfig::default()
+    };
+    let diffusion = FormulationConfig::Elucidated(ElucidatedConfig::default()).into();
+    let init = || Init::new(1, &test_device().autodiff());
+    let build =
+        || trainer(NetworkConfig::KarrasUnet(karras.clone()).build(&mut init()).unwrap(), &diffusion, &config(3));
+    assert_spreads([build(), build()], 2);
+}
+
+/// It is trained beside the network.
+#[test]
+fn a_learned_schedule_is_on_every_device() {
+    let learned = ContinuousTimeConfig { noise_schedule: NoiseSchedule::Learned, ..ContinuousTimeConfig::default() };
+    let diffusion = FormulationConfig::ContinuousTime(learned).into();
+    let options = LearnedScheduleOptions { hidden_dim: 16, frac_gradient: 1.0, log_snr: [13.3, -5.0] };
+    let build = || {
+        let init = &mut Init::new(1, &test_device().autodiff());
+        let network = NetworkConfig::Unet(unet()).build(init).unwrap();
+        let noise_schedule = LearnedSchedule::new(init, options);
+        trainer(Scheduled { network, noise_schedule }, &diffusion, &config(2))
+    };
+    assert_spreads([build(), build()], 1);
+}
+
+#[test]
+fn a_training_goes_on_on_other_devices() {
+    let _alone = ALONE.lock();
+    let diffusion = DiffusionConfig::default();
+    let build = |seed| {
+        let network = NetworkConfig::Unet(unet()).build(&mut Init::new(seed, &test_device().autodiff())).unwrap();
+        trainer(network, &diffusion, &config(2))
+    };
+    let (mut whole, mut begun, mut resumed) = (build(1), build(1), build(2).with_replicas(&others(1)).unwrap());
+    for step in [0, 1, 3] {
+        whole.step(batches(step, 2));
+    }
+    for step in [0, 1] {
+        begun.step(batches(step, 2));
+    }
+    resumed.restore(&begun.state()).unwrap();
+    resumed.step(batches(3, 2));
+    assert_same(&whole.state(), &resumed.state());
+}
+
+#[test]
+fn what_cannot_be_spread_is_refused() {
+    let _alone = ALONE.lock();
+    let diffusion = DiffusionConfig::default();
+    let build = |config: TrainConfig| {
+        let network = NetworkConfig::Unet(unet()).build(&mut Init::new(1, &test_device().autodiff())).unwrap();
+        trainer(network, &diffusion, &config)
+    };
+    let error = build(config(2)).with_replicas(&others(2)).unwrap_err();
+    assert_eq!(error, ReplicasError::TooFewBatches { devices: 3, batches: 2 });
+    if device::is_elsewhere() {
+        assert_eq!(build(config(2)).with_replicas(&[Device::flex()]).unwrap_err(), ReplicasError::CpuAndGpu);
+    }
+    let mut recording = build(TrainConfig { device_graph: true, ..config(2) }).with_replicas(&others(1)).unwrap();
+    recording.step(batches(0, 2));
+    assert!(matches!(recording.recording_state(), RecordingState::Refused(_)));
+}
