@@ -75,12 +75,9 @@ pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tenso
     }
     #[cfg(feature = "cube")]
     if cube::takes(&x) {
-        let dims = weight.dims();
-        let convolve = |x: Tensor<4>| match &bias {
-            Some(bias) => cube::conv2d(x, weight, bias.clone()),
-            None => plain::conv2d(x, weight, None),
-        };
-        return if cube::narrow_convolutions_sum_in_f32(dims) { convolve(x) } else { in_f32(x, convolve) };
+        let is_narrow_enough = cube::narrow_convolutions_sum_in_f32(&x, weight.dims());
+        let convolve = |x: Tensor<4>| cube::conv2d(x, weight, bias);
+        return if is_narrow_enough { convolve(x) } else { in_f32(x, convolve) };
     }
     plain::conv2d(x, weight, bias)
 }

@@ -9,7 +9,7 @@ use denoising_diffusion_kernels::dropout::Mask;
 
 use crate::nn::layer_norm;
 
-use super::{AxisResize, Pointwise, Pool, Pooling, Resampling, Window};
+use super::{AxisResize, Computation, Pointwise, Pool, Pooling, Resampling, Window};
 
 /// Channels last to channels first.
 pub fn to_nchw(x: Tensor<4>) -> Tensor<4> {
@@ -224,19 +224,34 @@ pub fn attention(qkv: Tensor<4>, mem_kv: Tensor<4>) -> Tensor<4> {
         0 => (k, v),
         _ => (Tensor::cat(vec![memory(0), k], 2), Tensor::cat(vec![memory(1), v], 2)),
     };
-    // One block of queries at a time: the whole n x n matrix never exists.
-    let block = query_block(n);
-    let outputs = (0..n).step_by(block).map(|start| {
-        let q = q.clone().narrow(2, start, block.min(n - start)) * (d as f64).powf(-0.5);
-        softmax(q.matmul(k.clone().swap_dims(2, 3)), 3).matmul(v.clone())
-    });
-    let out = Tensor::cat(outputs.collect(), 2);
+    let q = q * (d as f64).powf(-0.5);
+    let out = if n <= ONE_BLOCK { attend(q, k, v) } else { attend_in_blocks(q, k, v) };
     out.swap_dims(1, 2).reshape([b, h, w, heads * d])
 }
 
-/// Queries per block: all of them up to 1024, so that a block's scores stay within a few MB per head.
-fn query_block(n: usize) -> usize {
-    if n <= 1024 { n } else { 256 }
+/// Most queries whose scores may exist all at once: a few MB per head.
+const ONE_BLOCK: usize = 1024;
+/// Queries of a block, where there are more.
+const BLOCK: usize = 256;
+
+/// `q [b, heads, n, d]`, already divided by √d, over `k` and `v` `[b, heads, m + n, d]`.
+fn attend(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
+    softmax(q.matmul(k.swap_dims(2, 3)), 3).matmul(v)
+}
+
+/// The same of one block of queries at a time, whose scores the tape does not keep but has computed again: the whole n x n matrix never exists.
+fn attend_in_blocks(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
+    let n = q.dims()[2];
+    let block = Computation::new(|inputs| {
+        let [q, k, v] = inputs.try_into().map(|all: [_; 3]| all.map(Tensor::from_dispatch)).expect("three tensors");
+        attend(q, k, v).into_dispatch()
+    });
+    let attended = |start: usize| {
+        let q = q.clone().narrow(2, start, BLOCK.min(n - start));
+        let inputs = [q, k.clone(), v.clone()].map(Tensor::into_dispatch);
+        Tensor::from_dispatch(block.clone().recomputed(inputs.into()))
+    };
+    Tensor::cat((0..n).step_by(BLOCK).map(attended).collect(), 2)
 }
 
 /// See [`super::linear_attention`].

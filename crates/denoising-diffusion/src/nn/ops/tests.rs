@@ -316,8 +316,11 @@ fn an_axis_in_the_middle_resized() {
 fn long_attention_in_blocks() {
     let mut draw = Draw { seed: 1, drawn: 0 };
     let (qkv, memory) = (draw.tensor([1, 1100, 1, 3 * 8]), draw.tensor([2, 1, 4, 8]));
-    let run = |f: fn(Tensor<4>, Tensor<4>) -> Tensor<4>| host_values(f(qkv.clone(), memory.clone()));
-    assert_close("output", run(super::attention), run(plain::attention));
+    let cotangent = draw.tensor([1, 1100, 1, 8]);
+    let run = |f: fn(Tensor<4>, Tensor<4>) -> Tensor<4>| {
+        outcome(f(qkv.clone(), memory.clone()), &cotangent, &[&of(&qkv), &of(&memory)])
+    };
+    compare("attention in blocks", run(super::attention), run(plain::attention));
 }
 
 /// Broken-up storage (slices, permutations) gives the same as contiguous storage.

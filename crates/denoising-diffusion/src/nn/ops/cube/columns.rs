@@ -87,10 +87,14 @@ fn sum_kernel<T: Float, N: Size>(
 /// A tensor like `like [images, n]` or, for one image, `[n]`: sums over each image's rows of `parts [images * rows, columns]`, of its `n` columns
 /// after the first `from`.
 pub(super) fn sum_columns(parts: &Rows, from: usize, images: usize, like: &Rows) -> CubeTensor {
-    let sums = Rows::empty(like, like.shape(), like.dtype());
+    sum_columns_into(parts, from, images, Rows::empty(like, like.shape(), like.dtype()))
+}
+
+/// The same in the place of `sums`.
+pub(super) fn sum_columns_into(parts: &Rows, from: usize, images: usize, sums: Rows) -> CubeTensor {
     let client = parts.client();
-    let width = vector_width(&[from, like.len], &[parts, &sums]);
-    let vectors = like.len / width;
+    let width = vector_width(&[from, sums.len], &[parts, &sums]);
+    let vectors = sums.len / width;
     let lanes = Lanes::columns(&client, vectors);
     let blocks = vectors.div_ceil(lanes.units);
     sum_kernel::launch(

@@ -73,12 +73,13 @@ fn kernel<F: Float, N: Size>(
     if ABSOLUTE_POS < sizes.all as usize {
         let row = ABSOLUTE_POS / sizes.vectors as usize;
         let i = ABSOLUTE_POS % sizes.vectors as usize;
-        let first = ABSOLUTE_POS * width;
-        let words = philox((first / 4) as u32, sizes.draw_low, sizes.draw_high, key);
+        let per_counter = comptime!(4 / width);
+        let words = philox((ABSOLUTE_POS / per_counter) as u32, sizes.draw_low, sizes.draw_high, key);
+        let first = ABSOLUTE_POS % per_counter * width;
         let mut factors = Vector::<f32, N>::new(sizes.scale);
         #[unroll]
         for k in 0..width {
-            let at = first % 4 + k;
+            let at = first + k;
             let word = select(at < 2, select(at == 0, words.a, words.b), select(at == 2, words.c, words.d));
             factors.insert(k, select(word < sizes.threshold, 0.0f32, sizes.scale));
         }

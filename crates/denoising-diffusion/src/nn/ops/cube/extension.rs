@@ -8,7 +8,7 @@ use denoising_diffusion_kernels::dropout::Mask;
 use super::super::tape::{run, track};
 use super::super::{AxisResize, Pointwise};
 use super::ops::{
-    AddScaled, Attention, BiasedConv, Dropout, Each, GatedAdd, GatedSilu, Join, LayerNormScaled, LinearAttention,
+    AddScaled, Attention, BiasedConv, Conv, Dropout, Each, GatedAdd, GatedSilu, Join, LayerNormScaled, LinearAttention,
     Resize, RmsNorm, RmsNormAdd, RmsNormScaled, UnitRows,
 };
 use super::rms_norm::Then;
@@ -37,7 +37,12 @@ pub trait CubeOps: burn::backend::Backend {
     fn cube_add_scaled(a: FloatTensor<Self>, b: FloatTensor<Self>, factor: f32) -> FloatTensor<Self>;
     fn cube_resize_axis(x: FloatTensor<Self>, resize: AxisResize) -> FloatTensor<Self>;
     fn cube_join(x: FloatTensor<Self>, skip: FloatTensor<Self>, factors: Option<[f32; 2]>) -> FloatTensor<Self>;
-    fn cube_conv2d(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn cube_conv2d(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn cube_biased_conv2d(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
     fn cube_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cube_linear_attention(qkv: FloatTensor<Self>, mem_kv: FloatTensor<Self>) -> FloatTensor<Self>;
     fn cube_dropout(x: FloatTensor<Self>, key: FloatTensor<Self>, mask: Mask) -> FloatTensor<Self>;
@@ -96,7 +101,15 @@ impl CubeOps for Cube {
         run(Join(factors), [x, skip])
     }
 
-    fn cube_conv2d(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn cube_conv2d(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        run(Conv, [x, weight])
+    }
+
+    fn cube_biased_conv2d(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
         run(BiasedConv, [x, weight, bias])
     }
 
@@ -169,7 +182,15 @@ impl<C: CheckpointStrategy> CubeOps for Autodiff<Cube, C> {
         track::<_, C, _, _>(Join(factors), [x, skip])
     }
 
-    fn cube_conv2d(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn cube_conv2d(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        track::<_, C, _, _>(Conv, [x, weight])
+    }
+
+    fn cube_biased_conv2d(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
         track::<_, C, _, _>(BiasedConv, [x, weight, bias])
     }
 

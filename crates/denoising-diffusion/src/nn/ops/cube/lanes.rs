@@ -40,10 +40,11 @@ impl Lanes {
         Self { units: group, groups: units / group, vectors: 1, in_plane }
     }
 
-    /// For sums over rows, column by column: a group has a vector of each of up to 16 columns.
+    /// For sums over rows, column by column: a group has up to four vectors of a row. There are few columns and up to a thousand rows, so that with
+    /// more of them a handful of cubes would read one row after the other.
     pub(super) fn columns(client: &Client, vectors: usize) -> Self {
         let most = most_units(client);
-        let units = vectors.next_power_of_two().min(16).min(most);
+        let units = vectors.next_power_of_two().min(4).min(most);
         Self { units, groups: most / units, vectors: 1, in_plane: false }
     }
 

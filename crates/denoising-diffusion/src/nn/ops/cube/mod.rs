@@ -11,6 +11,7 @@ mod attention;
 #[cfg(not(feature = "fusion"))]
 mod clip;
 mod columns;
+mod conv_weights;
 mod dropout;
 mod extension;
 mod gate;
@@ -37,6 +38,7 @@ mod sweeps;
 pub(crate) mod tests;
 mod unit_rows;
 
+use burn::backend::cubecl::dtype_to_storage_type;
 use burn::backend::{Dispatch, DispatchDevice};
 use burn::tensor::{DType, Device, Tensor};
 use burn_cubecl::cubecl::ir::{ElemType, FloatKind};
@@ -65,11 +67,22 @@ pub fn multiplies_in_tf32(device: &Device) -> bool {
     }
 }
 
-/// Whether Burn's convolutions of bf16 by weights `[c_out, c_in, kh, kw]`, and their gradients, sum in f32. Tensor cores do, and ought to be the
-/// fastest of what its tuner tries where there are channels enough (not seen on hardware). Its direct kernels, which it takes by itself without a
-/// tuner, sum in the type of their data: a gradient of weights is then a sum over all positions with 8 bits of a mantissa.
-pub fn narrow_convolutions_sum_in_f32([c_out, c_in, ..]: [usize; 4]) -> bool {
-    cfg!(feature = "autotune") && [c_out, c_in].iter().all(|channels| *channels >= 32 && channels % 8 == 0)
+/// Whether Burn's convolutions of `x`, which is not f32, by weights `[c_out, c_in, kh, kw]`, and their gradients, sum in f32. Tensor cores do where they
+/// can (Metal's matrices sum bf16 in bf16), and ought to be the fastest of what its tuner tries where there are channels enough (not seen on
+/// hardware). Its direct kernels, which it takes by itself without a tuner, sum in the type of their data: a gradient of weights is then a sum over all
+/// positions with 8 bits of a mantissa.
+pub fn narrow_convolutions_sum_in_f32(x: &Tensor<4>, [c_out, c_in, ..]: [usize; 4]) -> bool {
+    let wide = [c_out, c_in].iter().all(|channels| *channels >= 32 && channels % 8 == 0);
+    cfg!(feature = "autotune") && wide && has_matrices_that_sum_in_f32(&x.device(), x.dtype())
+}
+
+/// Whether a device multiplies matrices of this type with sums in f32.
+fn has_matrices_that_sum_in_f32(device: &Device, dtype: DType) -> bool {
+    let DispatchDevice::Cube(device) = device.clone().inner().as_dispatch().clone() else { return false };
+    let client = device.client();
+    let matmul = &client.properties().features.matmul;
+    let (elem, f32) = (dtype_to_storage_type(dtype), ElemType::Float(FloatKind::F32));
+    matmul.cmma.iter().chain(&matmul.mma).any(|mma| (mma.a_type, mma.b_type, mma.cd_type) == (elem, elem, f32))
 }
 
 /// Whether [`attention`] can take these queries, keys and values of heads of `dim` channels, and is faster than plain operations.
@@ -167,11 +180,14 @@ pub fn join_scaled(first: Tensor<4>, second: Tensor<4>, factors: [f64; 2]) -> Te
     Tensor::from_dispatch(<Dispatch as CubeOps>::cube_join(first, second, factors))
 }
 
-/// See [`super::conv2d`]; with a bias, whose gradient is a sum over all positions.
-pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>) -> Tensor<4> {
-    let (weight, bias) = (plain::like(&x, weight), plain::like(&x, bias));
-    let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
-    Tensor::from_dispatch(<Dispatch as CubeOps>::cube_conv2d(x, weight, bias))
+/// See [`super::conv2d`].
+pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tensor<4> {
+    let (weight, bias) = (plain::like(&x, weight).into_dispatch(), bias.map(|bias| plain::like(&x, bias)));
+    let x = x.into_dispatch();
+    Tensor::from_dispatch(match bias {
+        Some(bias) => <Dispatch as CubeOps>::cube_biased_conv2d(x, weight, bias.into_dispatch()),
+        None => <Dispatch as CubeOps>::cube_conv2d(x, weight),
+    })
 }
 
 /// See [`super::attention`].

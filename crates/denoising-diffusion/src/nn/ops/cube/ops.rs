@@ -63,8 +63,12 @@ pub(super) struct Resize(pub(super) AxisResize);
 #[derive(Clone, Debug)]
 pub(super) struct Join(pub(super) Option<[f32; 2]>);
 
-/// `x [b, h, w, c_in]`, `weight [c_out, c_in, kh, kw]`, `bias [c_out]`. Burn's convolution and its gradients, but for that of the bias: Burn copies
-/// the gradient of the result to channels first for it, and sums what are then long rows, few at a time.
+/// `x [b, h, w, c_in]`, `weight [c_out, c_in, kh, kw]`. Burn's convolution and its gradient, but for that of the [weight](super::conv_weights).
+#[derive(Clone, Debug)]
+pub(super) struct Conv;
+
+/// The same and `bias [c_out]`, whose gradient is ours, too: Burn copies the gradient of the result to channels first for it, and sums what are then
+/// long rows, few at a time.
 #[derive(Clone, Debug)]
 pub(super) struct BiasedConv;
 
@@ -221,21 +225,45 @@ impl Kernel<2, Cube> for Join {
     }
 }
 
+impl Kernel<2, Cube> for Conv {
+    type Saved = [Primitive; 2];
+
+    fn forward(&self, [x, weight]: [Primitive; 2]) -> (Primitive, Self::Saved) {
+        (convolved(x.clone(), weight.clone(), None), [x, weight])
+    }
+
+    fn backward(&self, [x, weight]: Self::Saved, dy: Primitive, wanted: [bool; 2]) -> [Option<Primitive>; 2] {
+        convolved_backward(x, weight, dy, wanted)
+    }
+}
+
 impl Kernel<3, Cube> for BiasedConv {
     type Saved = [Primitive; 3];
 
     fn forward(&self, [x, weight, bias]: [Primitive; 3]) -> (Primitive, Self::Saved) {
-        let y = Cube::conv2d(to_nchw(x.clone()), weight.clone(), Some(bias.clone()), options(&weight));
-        (to_nhwc(y), [x, weight, bias])
+        (convolved(x.clone(), weight.clone(), Some(bias.clone())), [x, weight, bias])
     }
 
     fn backward(&self, [x, weight, bias]: Self::Saved, dy: Primitive, wanted: [bool; 3]) -> [Option<Primitive>; 3] {
         let [wants_x, wants_weight, wants_bias] = wanted;
-        let (x, d_nchw, options) = (to_nchw(x), to_nchw(dy.clone()), options(&weight));
-        let dx = || Cube::conv2d_x_backward(x.clone(), weight.clone(), d_nchw.clone(), options.clone());
-        let dw = || Cube::conv2d_weight_backward(x.clone(), weight.clone(), d_nchw.clone(), options.clone());
-        [wants_x.then(dx).map(to_nhwc), wants_weight.then(dw), wants_bias.then(|| Cube::sum_rows(dy, bias))]
+        let [dx, dw] = convolved_backward(x, weight, dy.clone(), [wants_x, wants_weight]);
+        [dx, dw, wants_bias.then(|| Cube::sum_rows(dy, bias))]
     }
+}
+
+fn convolved(x: Primitive, weight: Primitive, bias: Option<Primitive>) -> Primitive {
+    let options = options(&weight);
+    to_nhwc(Cube::conv2d(to_nchw(x), weight, bias, options))
+}
+
+/// The gradients of data and weight.
+fn convolved_backward(x: Primitive, weight: Primitive, dy: Primitive, wanted: [bool; 2]) -> [Option<Primitive>; 2] {
+    let dx = || {
+        let (x, dy, options) = (to_nchw(x.clone()), to_nchw(dy.clone()), options(&weight));
+        to_nhwc(Cube::conv2d_x_backward(x, weight.clone(), dy, options))
+    };
+    let dw = || Cube::conv_weight_backward(x.clone(), weight.clone(), dy.clone());
+    [wanted[0].then(dx), wanted[1].then(dw)]
 }
 
 fn options(weight: &Primitive) -> ConvOptions<2> {

@@ -11,7 +11,9 @@ use super::super::{AxisResize, Pointwise};
 use super::gate::{self, Gated};
 use super::rms_norm::{self, Then};
 use super::unit_rows::{self, Length};
-use super::{add_scaled, attention, columns, dropout, join, layer_norm, linear_attention, pointwise, resize};
+use super::{
+    add_scaled, attention, columns, conv_weights, dropout, join, layer_norm, linear_attention, pointwise, resize,
+};
 
 /// What the outputs of the kernels look like, for `fusion`.
 #[cfg(feature = "fusion")]
@@ -223,6 +225,14 @@ pub trait CubeKernels: burn::backend::Backend {
     #[fusion(meta = |whole, c, _factors| shapes::parts(whole, *c))]
     fn split(whole: FloatTensor<Self>, c: usize, factors: Option<[f32; 2]>) -> (FloatTensor<Self>, FloatTensor<Self>);
 
+    /// See [`conv_weights::backward`].
+    #[fusion(meta = |_x, weight, _dy| weight.clone())]
+    fn conv_weight_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+
     /// See [`columns::sum_rows`].
     #[fusion(meta = |_x, like| like.clone())]
     fn sum_rows(x: FloatTensor<Self>, like: FloatTensor<Self>) -> FloatTensor<Self>;
@@ -369,6 +379,10 @@ impl CubeKernels for CubeBackend {
 
     fn split(whole: CubeTensor, c: usize, factors: Option<[f32; 2]>) -> (CubeTensor, CubeTensor) {
         join::split(whole, c, factors)
+    }
+
+    fn conv_weight_backward(x: CubeTensor, weight: CubeTensor, dy: CubeTensor) -> CubeTensor {
+        conv_weights::backward(x, weight, dy)
     }
 
     fn sum_rows(x: CubeTensor, like: CubeTensor) -> CubeTensor {

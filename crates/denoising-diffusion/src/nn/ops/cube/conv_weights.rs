@@ -1,0 +1,424 @@
+//! Gradients of the weights of convolutions, on matrix units (CUDA: tensor cores): of `x [b, h, w, c_in]` and `dy [b, h, w, c_out]`, with stride 1 and "same"
+//! padding,
+//!
+//!     dw[o, i, ky, kx] = sum over positions p of dy[p, o] x[p + (ky, kx) - center, i]
+//!
+//! A matrix product whose result is small and whose sum is over all positions: Burn's give each cube all of it, so that a few cubes work, or write the
+//! shifted images side by side first (nine times their memory, in a launch each). Here a cube has some of the positions and leaves its sums in f32,
+//! which a second kernel adds. Values of a kernel's row `(kx, i)` lie side by side in memory for each position, so that rows of few channels fill
+//! matrices, too. With a tuner, this and Burn's are tried and the faster one is taken.
+
+use burn::backend::ops::{FloatTensorOps, ModuleOps};
+use burn::tensor::{DType, Shape};
+use burn_cubecl::CubeBackend;
+use burn_cubecl::cubecl;
+use burn_cubecl::cubecl::client::Client;
+use burn_cubecl::cubecl::cmma;
+use burn_cubecl::cubecl::ir::features::MmaConfig;
+use burn_cubecl::cubecl::ir::{ElemType, FloatKind};
+use burn_cubecl::cubecl::prelude::*;
+use burn_cubecl::tensor::CubeTensor;
+
+use super::super::plain::same_padding;
+use super::columns::sum_columns_into;
+use super::lanes::cube_count;
+use super::rows::{Rows, moved_width};
+
+/// Output channels of a cube, and columns `(kx, i)`.
+const SIDE: usize = 64;
+/// Positions that are in shared memory at a time.
+const ROWS: usize = 32;
+/// Four planes, which have a quarter of the cube's sums each.
+const UNITS: usize = 128;
+const PLANE: usize = 32;
+/// Rows and columns of a matrix; two by two of them are a plane's quarter.
+const MATRIX: usize = 16;
+/// Enough cubes for any GPU, if the sums of a few positions each are to be worth their memory.
+const CUBES: usize = 512;
+/// Alignment of what matrix units read, in bytes.
+const ALIGNMENT: usize = 128;
+
+/// Part of what the kernel is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Tile {
+    /// Positions that a matrix product is about.
+    depth: usize,
+    /// The distance of two positions in shared memory, in values: more than [`SIDE`], for the sake of its banks.
+    pitch: usize,
+    /// Values of a vector of `dy`, and of `x`.
+    dy_width: usize,
+    x_width: usize,
+}
+
+/// Distances and counts; pitches in vectors.
+#[derive(CubeLaunch, CubeType)]
+struct Sizes {
+    positions: u32,
+    height: u32,
+    width: u32,
+    c_out: u32,
+    c_in: u32,
+    kernel_height: u32,
+    kernel_width: u32,
+    dy: u32,
+    x: u32,
+    /// Blocks of output channels, and of columns.
+    channel_blocks: u32,
+    column_blocks: u32,
+    chunks: u32,
+    /// Of [`ROWS`] positions each, that a cube makes.
+    steps: u32,
+    /// Rows and columns of a chunk's sums, whole matrices of them.
+    padded_c_out: u32,
+    padded_columns: u32,
+}
+
+/// What a cube sums.
+#[derive(CubeType)]
+struct Task {
+    chunk: usize,
+    /// The first output channel, and the first column.
+    channel: usize,
+    column: usize,
+    ky: usize,
+}
+
+#[cube]
+fn task(sizes: &Sizes) -> Task {
+    let columns = sizes.column_blocks as usize;
+    let heights = sizes.kernel_height as usize;
+    let channels = sizes.channel_blocks as usize;
+    let rest = CUBE_POS / columns;
+    Task {
+        chunk: rest / heights / channels,
+        channel: rest / heights % channels * SIDE,
+        column: CUBE_POS % columns * SIDE,
+        ky: rest % heights,
+    }
+}
+
+/// A block of `dy` from position `first` on, to shared memory; zeros where there is nothing.
+#[cube]
+fn share_dy<F: Float, G: Float, A: Size>(
+    dy: &[Vector<F, A>],
+    shared: &mut [Vector<G, A>],
+    first: usize,
+    task: &Task,
+    sizes: &Sizes,
+    #[comptime] tile: Tile,
+) {
+    let per_row = comptime!(SIDE / tile.dy_width);
+    #[unroll]
+    for i in 0..comptime!(ROWS * SIDE / tile.dy_width / UNITS) {
+        let at = i * UNITS + UNIT_POS as usize;
+        let row = at / per_row;
+        let vector = at % per_row;
+        let channel = task.channel + vector * tile.dy_width;
+        let mut value = Vector::<F, A>::cast_from(0.0f32);
+        if first + row < sizes.positions as usize && channel < sizes.c_out as usize {
+            value = dy[(first + row) * sizes.dy as usize + channel / tile.dy_width];
+        }
+        shared[row * comptime!(tile.pitch / tile.dy_width) + vector] = Vector::cast_from(value);
+    }
+}
+
+/// The same of what the kernel's row sees of `x` at these positions.
+#[cube]
+fn share_x<F: Float, G: Float, B: Size>(
+    x: &[Vector<F, B>],
+    shared: &mut [Vector<G, B>],
+    first: usize,
+    task: &Task,
+    sizes: &Sizes,
+    #[comptime] tile: Tile,
+) {
+    let per_row = comptime!(SIDE / tile.x_width);
+    let height = sizes.height as usize;
+    let width = sizes.width as usize;
+    let c_in = sizes.c_in as usize;
+    let top = sizes.kernel_height as usize / 2;
+    let left = sizes.kernel_width as usize / 2;
+    #[unroll]
+    for i in 0..comptime!(ROWS * SIDE / tile.x_width / UNITS) {
+        let at = i * UNITS + UNIT_POS as usize;
+        let row = at / per_row;
+        let vector = at % per_row;
+        let position = first + row;
+        let column = task.column + vector * tile.x_width;
+        let kx = column / c_in;
+        // Both counted from the padding's first.
+        let padded_y = position / width % height + task.ky;
+        let padded_x = position % width + kx;
+        let is_column = position < sizes.positions as usize && kx < sizes.kernel_width as usize;
+        let is_row = padded_y >= top && padded_y < top + height;
+        let mut value = Vector::<F, B>::cast_from(0.0f32);
+        if is_column && is_row && padded_x >= left && padded_x < left + width {
+            let seen = position + task.ky * width + kx - top * width - left;
+            value = x[seen * sizes.x as usize + column % c_in / tile.x_width];
+        }
+        shared[row * comptime!(tile.pitch / tile.x_width) + vector] = Vector::cast_from(value);
+    }
+}
+
+/// Output channels by columns of a kernel's row, summed over some of the positions: `parts [chunks, padded c_out, kernel height, padded columns]`.
+#[cube(launch)]
+fn products_kernel<F: Float, G: Float, A: Size, B: Size>(
+    dy: &[Vector<F, A>],
+    x: &[Vector<F, B>],
+    parts: &mut [f32],
+    sizes: &Sizes,
+    #[comptime] tile: Tile,
+    #[define(F, G)] _dtypes: [ElemType; 2],
+) {
+    let task = task(sizes);
+    let mut shared_dy =
+        Shared::<[Vector<G, A>]>::new_aligned_slice(comptime!(ROWS * tile.pitch / tile.dy_width), ALIGNMENT);
+    let mut shared_x =
+        Shared::<[Vector<G, B>]>::new_aligned_slice(comptime!(ROWS * tile.pitch / tile.x_width), ALIGNMENT);
+    let plane = UNIT_POS as usize / PLANE;
+    let channel = plane % 2 * comptime!(SIDE / 2);
+    let column = plane / 2 * comptime!(SIDE / 2);
+    let mut sums = Sequence::<cmma::Matrix<f32>>::new();
+    #[unroll]
+    for _ in 0..4 {
+        sums.push(cmma::Matrix::<f32>::from_value(
+            cmma::MatrixIdent::Accumulator,
+            MATRIX,
+            MATRIX,
+            tile.depth,
+            cmma::MatrixLayout::Undefined,
+            0.0f32,
+        ));
+    }
+
+    let start = task.chunk * sizes.steps as usize * ROWS;
+    for step in 0..sizes.steps as usize {
+        // The block before this one was multiplied.
+        sync_cube();
+        share_dy::<F, G, A>(dy, &mut shared_dy, start + step * ROWS, &task, sizes, tile);
+        share_x::<F, G, B>(x, &mut shared_x, start + step * ROWS, &task, sizes, tile);
+        sync_cube();
+        #[unroll]
+        for k in 0..comptime!(ROWS / tile.depth) {
+            let row = comptime!(k * tile.depth * tile.pitch);
+            let mut of_dy = Sequence::<cmma::Matrix<Vector<G, A>>>::new();
+            let mut of_x = Sequence::<cmma::Matrix<Vector<G, B>>>::new();
+            #[unroll]
+            for i in 0..2 {
+                let dy_at = (row + channel + i * MATRIX) / tile.dy_width;
+                let x_at = (row + column + i * MATRIX) / tile.x_width;
+                of_dy.push(cmma::Matrix::<Vector<G, A>>::from_slice(
+                    cmma::MatrixIdent::A,
+                    MATRIX,
+                    MATRIX,
+                    tile.depth,
+                    cmma::MatrixLayout::ColMajor,
+                    &shared_dy[dy_at..shared_dy.len()],
+                    tile.pitch as u32,
+                ));
+                of_x.push(cmma::Matrix::<Vector<G, B>>::from_slice(
+                    cmma::MatrixIdent::B,
+                    MATRIX,
+                    MATRIX,
+                    tile.depth,
+                    cmma::MatrixLayout::RowMajor,
+                    &shared_x[x_at..shared_x.len()],
+                    tile.pitch as u32,
+                ));
+            }
+            #[unroll]
+            for i in 0..2 {
+                #[unroll]
+                for j in 0..2 {
+                    let sum = &sums[comptime!(2 * i + j)];
+                    cmma::execute(&of_dy[i], &of_x[j], sum, sum);
+                }
+            }
+        }
+    }
+
+    let pitch = sizes.kernel_height as usize * sizes.padded_columns as usize;
+    #[unroll]
+    for i in 0..2 {
+        #[unroll]
+        for j in 0..2 {
+            let o = task.channel + channel + i * MATRIX;
+            let n = task.column + column + j * MATRIX;
+            let is_sum = task.chunk < sizes.chunks as usize;
+            if is_sum && o < sizes.padded_c_out as usize && n < sizes.padded_columns as usize {
+                let row = (task.chunk * sizes.padded_c_out as usize + o) * pitch;
+                let at = row + task.ky * sizes.padded_columns as usize + n;
+                let len = parts.len();
+                cmma::store(
+                    &mut parts[at..len],
+                    &sums[comptime!(2 * i + j)],
+                    pitch as u32,
+                    cmma::MatrixLayout::RowMajor,
+                );
+            }
+        }
+    }
+}
+
+/// What matrices of this type are multiplied in, and how many values deep, where the device can.
+fn matrices(client: &Client, dtype: DType) -> Option<(ElemType, usize)> {
+    let (kind, depth) = match dtype {
+        DType::F32 => (FloatKind::TF32, 8),
+        DType::BF16 => (FloatKind::BF16, 16),
+        DType::F16 => (FloatKind::F16, 16),
+        _ => return None,
+    };
+    let (elem, side) = (ElemType::Float(kind), MATRIX as u32);
+    let config = MmaConfig {
+        a_type: elem,
+        b_type: elem,
+        cd_type: ElemType::Float(FloatKind::F32),
+        m: side,
+        n: side,
+        k: depth as u32,
+    };
+    let (properties, plane) = (client.properties(), PLANE as u32);
+    let hardware = &properties.hardware;
+    let planes = (hardware.plane_size_min, hardware.plane_size_max) == (plane, plane);
+    let fits = hardware.max_units_per_cube as usize >= UNITS && hardware.max_shared_memory_size >= shared_bytes(depth);
+    (planes && fits && properties.features.matmul.cmma.contains(&config)).then_some((elem, depth))
+}
+
+/// Values from one position to the next in shared memory: each begins four banks of four bytes after the one before.
+fn shared_pitch(depth: usize) -> usize {
+    if depth == 16 { SIDE + 8 } else { SIDE + 4 }
+}
+
+/// Bytes of shared memory that the kernel takes.
+fn shared_bytes(depth: usize) -> usize {
+    let value = if depth == 16 { 2 } else { 4 };
+    2 * (ROWS * shared_pitch(depth) * value + ALIGNMENT)
+}
+
+/// The gradient of `weight [c_out, c_in, kh, kw]`, of its type.
+pub(super) fn backward(x: CubeTensor, weight: CubeTensor, dy: CubeTensor) -> CubeTensor {
+    let [_, _, kh, kw] = dims(&weight);
+    match matrices(&x.client, x.dtype) {
+        Some(_) if kh * kw > 1 => faster(x, weight, dy),
+        _ => burns(x, weight, dy),
+    }
+}
+
+fn dims(tensor: &CubeTensor) -> [usize; 4] {
+    tensor.meta.shape()[..].try_into().expect("four axes")
+}
+
+#[cfg(not(feature = "autotune"))]
+use ours as faster;
+
+/// By Burn's kernels.
+fn burns(x: CubeTensor, weight: CubeTensor, dy: CubeTensor) -> CubeTensor {
+    let [_, _, kh, kw] = dims(&weight);
+    let to_nchw = |tensor| CubeBackend::float_permute(tensor, &[0, 3, 1, 2]);
+    CubeBackend::conv2d_weight_backward(to_nchw(x), weight, to_nchw(dy), same_padding([kh, kw]))
+}
+
+/// By ours.
+fn ours(x: CubeTensor, weight: CubeTensor, dy: CubeTensor) -> CubeTensor {
+    let [_, height, width, c_in] = dims(&x);
+    let [c_out, _, kh, kw] = dims(&weight);
+    let client = x.client.clone();
+    let (elem, depth) = matrices(&client, x.dtype).expect("asked before");
+    let (x, dy) = (Rows::of(x), Rows::of(dy));
+    let tile = Tile {
+        depth,
+        pitch: shared_pitch(depth),
+        dy_width: moved_width(&[c_out, MATRIX], &[&dy]),
+        x_width: moved_width(&[c_in, MATRIX], &[&x]),
+    };
+    let (positions, columns) = (x.count(), kw * c_in);
+    let (channel_blocks, column_blocks) = (c_out.div_ceil(SIDE), columns.div_ceil(SIDE));
+    let tasks = channel_blocks * column_blocks * kh;
+    let steps = positions.div_ceil(ROWS).div_ceil(CUBES.div_ceil(tasks));
+    let chunks = positions.div_ceil(ROWS * steps);
+    let [padded_c_out, padded_columns] = [c_out, columns].map(|side| side.next_multiple_of(MATRIX));
+    let parts = Rows::dense(&x, [chunks, padded_c_out * kh * padded_columns]);
+    products_kernel::launch(
+        &client,
+        cube_count(&client, chunks * tasks),
+        CubeDim::new_1d(UNITS as u32),
+        tile.dy_width,
+        tile.x_width,
+        dy.arg(),
+        x.arg(),
+        parts.arg(),
+        SizesLaunch::new(
+            positions as u32,
+            height as u32,
+            width as u32,
+            c_out as u32,
+            c_in as u32,
+            kh as u32,
+            kw as u32,
+            dy.pitch(tile.dy_width),
+            x.pitch(tile.x_width),
+            channel_blocks as u32,
+            column_blocks as u32,
+            chunks as u32,
+            steps as u32,
+            padded_c_out as u32,
+            padded_columns as u32,
+        ),
+        tile,
+        [dy.elem(), elem],
+    );
+    let sums = sum_columns_into(&parts, 0, 1, Rows::empty(&x, [parts.len].into(), weight.dtype));
+    let sums = CubeBackend::float_reshape(sums, Shape::new([padded_c_out, kh, padded_columns]));
+    let whole = [padded_c_out, padded_columns] == [c_out, columns];
+    let sums =
+        if whole { sums } else { CubeBackend::float_slice(sums, &[c_out, kh, columns].map(|end| (0..end).into())) };
+    let channels_last = CubeBackend::float_reshape(sums, Shape::new([c_out, kh, kw, c_in]));
+    CubeBackend::float_permute(channels_last, &[0, 3, 1, 2])
+}
+
+/// By whichever was found to be the fastest for such images on this device.
+#[cfg(feature = "autotune")]
+fn faster(x: CubeTensor, weight: CubeTensor, dy: CubeTensor) -> CubeTensor {
+    tuned::run(x, weight, dy)
+}
+
+#[cfg(feature = "autotune")]
+mod tuned {
+    use burn_cubecl::CubeTuneId;
+    use burn_cubecl::cubecl::AutotuneKey;
+    use burn_cubecl::cubecl::tune::{LocalTuner, Tunable, TunableSet, local_tuner};
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+
+    /// What decides which is the fastest.
+    #[derive(Hash, Eq, PartialEq, Debug, Clone, Serialize, Deserialize, AutotuneKey)]
+    struct Key {
+        weight: [usize; 4],
+        #[autotune(anchor)]
+        batch: usize,
+        #[autotune(anchor)]
+        height: usize,
+        #[autotune(anchor)]
+        width: usize,
+        dtype: DType,
+    }
+
+    type Inputs = (CubeTensor, CubeTensor, CubeTensor);
+
+    pub(super) fn run(x: CubeTensor, weight: CubeTensor, dy: CubeTensor) -> CubeTensor {
+        static TUNER: LocalTuner<Key, CubeTuneId> = local_tuner!();
+        let (client, id) = (x.client.clone(), CubeTuneId::new(&x.client, &x.device));
+        let tunables = TUNER.init(&id, || {
+            TunableSet::new(key, |_: &Key, inputs: &Inputs| inputs.clone())
+                .with(Tunable::new("ours", |(x, weight, dy)| Ok::<_, String>(ours(x, weight, dy))))
+                .with(Tunable::new("burns", |(x, weight, dy)| Ok::<_, String>(burns(x, weight, dy))))
+        });
+        TUNER.execute(&id, &client, tunables, (x, weight, dy))
+    }
+
+    fn key((x, weight, _): &Inputs) -> Key {
+        let [batch, height, width, _] = dims(x);
+        Key::new(dims(weight), batch, height, width, x.dtype)
+    }
+}
