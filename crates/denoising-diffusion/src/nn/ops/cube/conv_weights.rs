@@ -97,11 +97,11 @@ fn task(sizes: &Sizes) -> Task {
     }
 }
 
-/// A block of `dy` from position `first` on, to shared memory; zeros where there is nothing.
+/// A block of `dy` from position `first` on, some of its vectors per unit; zeros where there is nothing.
 #[cube]
-fn share_dy<F: Float, G: Float, A: Size>(
+fn load_dy<F: Float, G: Float, A: Size>(
     dy: &[Vector<F, A>],
-    shared: &mut [Vector<G, A>],
+    block: &mut Array<Vector<G, A>>,
     first: usize,
     task: &Task,
     sizes: &Sizes,
@@ -109,24 +109,23 @@ fn share_dy<F: Float, G: Float, A: Size>(
 ) {
     let per_row = comptime!(SIDE / tile.dy_width);
     #[unroll]
-    for i in 0..comptime!(ROWS * SIDE / tile.dy_width / UNITS) {
+    for i in 0..comptime!(per_unit(tile.dy_width)) {
         let at = i * UNITS + UNIT_POS as usize;
-        let row = at / per_row;
-        let vector = at % per_row;
-        let channel = task.channel + vector * tile.dy_width;
+        let position = first + at / per_row;
+        let channel = task.channel + at % per_row * tile.dy_width;
         let mut value = Vector::<F, A>::cast_from(0.0f32);
-        if first + row < sizes.positions as usize && channel < sizes.c_out as usize {
-            value = dy[(first + row) * sizes.dy as usize + channel / tile.dy_width];
+        if position < sizes.positions as usize && channel < sizes.c_out as usize {
+            value = dy[position * sizes.dy as usize + channel / tile.dy_width];
         }
-        shared[row * comptime!(tile.pitch / tile.dy_width) + vector] = Vector::cast_from(value);
+        block[i] = Vector::cast_from(value);
     }
 }
 
 /// The same of what the kernel's row sees of `x` at these positions.
 #[cube]
-fn share_x<F: Float, G: Float, B: Size>(
+fn load_x<F: Float, G: Float, B: Size>(
     x: &[Vector<F, B>],
-    shared: &mut [Vector<G, B>],
+    block: &mut Array<Vector<G, B>>,
     first: usize,
     task: &Task,
     sizes: &Sizes,
@@ -139,12 +138,10 @@ fn share_x<F: Float, G: Float, B: Size>(
     let top = sizes.kernel_height as usize / 2;
     let left = sizes.kernel_width as usize / 2;
     #[unroll]
-    for i in 0..comptime!(ROWS * SIDE / tile.x_width / UNITS) {
+    for i in 0..comptime!(per_unit(tile.x_width)) {
         let at = i * UNITS + UNIT_POS as usize;
-        let row = at / per_row;
-        let vector = at % per_row;
-        let position = first + row;
-        let column = task.column + vector * tile.x_width;
+        let position = first + at / per_row;
+        let column = task.column + at % per_row * tile.x_width;
         let kx = column / c_in;
         // Both counted from the padding's first.
         let padded_y = position / width % height + task.ky;
@@ -156,8 +153,29 @@ fn share_x<F: Float, G: Float, B: Size>(
             let seen = position + task.ky * width + kx - top * width - left;
             value = x[seen * sizes.x as usize + column % c_in / tile.x_width];
         }
-        shared[row * comptime!(tile.pitch / tile.x_width) + vector] = Vector::cast_from(value);
+        block[i] = Vector::cast_from(value);
     }
+}
+
+/// Puts a block that the units have together into shared memory.
+#[cube]
+fn share<G: Float, N: Size>(
+    block: &Array<Vector<G, N>>,
+    shared: &mut [Vector<G, N>],
+    #[comptime] width: usize,
+    #[comptime] tile: Tile,
+) {
+    let per_row = comptime!(SIDE / width);
+    #[unroll]
+    for i in 0..comptime!(per_unit(width)) {
+        let at = i * UNITS + UNIT_POS as usize;
+        shared[at / per_row * comptime!(tile.pitch / width) + at % per_row] = block[i];
+    }
+}
+
+/// Vectors of a block that a unit has.
+fn per_unit(width: usize) -> usize {
+    ROWS * SIDE / width / UNITS
 }
 
 /// Output channels by columns of a kernel's row, summed over some of the positions: `parts [chunks, padded c_out, kernel height, padded columns]`.
@@ -192,12 +210,20 @@ fn products_kernel<F: Float, G: Float, A: Size, B: Size>(
     }
 
     let start = task.chunk * sizes.steps as usize * ROWS;
+    let mut block_of_dy = Array::<Vector<G, A>>::new(comptime!(per_unit(tile.dy_width)));
+    let mut block_of_x = Array::<Vector<G, B>>::new(comptime!(per_unit(tile.x_width)));
+    load_dy::<F, G, A>(dy, &mut block_of_dy, start, &task, sizes, tile);
+    load_x::<F, G, B>(x, &mut block_of_x, start, &task, sizes, tile);
     for step in 0..sizes.steps as usize {
         // The block before this one was multiplied.
         sync_cube();
-        share_dy::<F, G, A>(dy, &mut shared_dy, start + step * ROWS, &task, sizes, tile);
-        share_x::<F, G, B>(x, &mut shared_x, start + step * ROWS, &task, sizes, tile);
+        share::<G, A>(&block_of_dy, &mut shared_dy, tile.dy_width, tile);
+        share::<G, B>(&block_of_x, &mut shared_x, tile.x_width, tile);
         sync_cube();
+        // The next one is on its way meanwhile; after the last one it is another chunk's, or nothing.
+        let next = start + (step + 1) * ROWS;
+        load_dy::<F, G, A>(dy, &mut block_of_dy, next, &task, sizes, tile);
+        load_x::<F, G, B>(x, &mut block_of_x, next, &task, sizes, tile);
         #[unroll]
         for k in 0..comptime!(ROWS / tile.depth) {
             let row = comptime!(k * tile.depth * tile.pitch);
