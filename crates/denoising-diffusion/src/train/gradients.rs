@@ -73,7 +73,9 @@ impl NamedGradients {
             return other;
         }
         let wide = |gradient: Tensor<1>| gradient.cast(FloatDType::F32);
-        let numbered = |gradients: Self| gradients.of.to_vec().into_iter().zip(gradients.tensors.into_iter().map(wide));
+        let numbered = |Self { of, tensors }| {
+            tensors.into_iter().enumerate().map(move |(i, gradient)| (of[i].clone(), wide(gradient)))
+        };
         let (mut one, mut other) = (numbered(self).peekable(), numbered(other).peekable());
         let mut sum = (Vec::new(), Vec::new());
         loop {

@@ -9,6 +9,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData, Transaction};
 use thiserror::Error;
 
+use super::trainer::Trainer;
 use crate::device::is_cpu;
 use crate::nn::params::{self, Role, VisitTensor};
 use crate::nn::sweeps;
@@ -26,6 +27,38 @@ pub enum ReplicasError {
     RunningStatistics,
     #[error("a CPU and a GPU cannot share the batches of a step")]
     CpuAndGpu,
+}
+
+impl<M> Trainer<M> {
+    /// With these devices beside its own: they take turns with the batches of a step, and it comes to the same as on one device of their kind.
+    ///
+    /// # Errors
+    /// Fewer batches in a step than devices; a CPU beside a GPU; a network with running statistics.
+    pub fn with_replicas(mut self, devices: &[Device]) -> Result<Self, ReplicasError>
+    where
+        M: Module,
+    {
+        let (count, batches) = (1 + devices.len(), self.config.accumulate);
+        if batches < count {
+            return Err(ReplicasError::TooFewBatches { devices: count, batches });
+        }
+        if !devices.iter().all(|device| can_share(&self.device, device)) {
+            return Err(ReplicasError::CpuAndGpu);
+        }
+        if self.has_buffers && !devices.is_empty() {
+            return Err(ReplicasError::RunningStatistics);
+        }
+        self.replicas = devices.iter().map(|device| Replica::new(self.model(), device)).collect();
+        Ok(self)
+    }
+
+    /// The plain device that the passes over batch number `k` of a step run on.
+    pub fn device_of_batch(&self, k: usize) -> Device {
+        match k % (1 + self.replicas.len()) {
+            0 => self.device(),
+            other => self.replicas[other - 1].device.clone().inner(),
+        }
+    }
 }
 
 /// A copy of the network in training.

@@ -14,7 +14,7 @@ use super::ema::{Ema, EmaConfig};
 use super::gradients::{CameTo, NamedGradients, Parameter, Spoiled};
 use super::power_ema::{PowerEma, PowerEmaError};
 use super::recording::Recording;
-use super::replicas::{self, Replica, ReplicasError};
+use super::replicas::Replica;
 use super::step_report::{NonFinite, NonFiniteKind, StepReport, TrainError};
 use super::sweep::{self, Clip, Finding};
 use crate::device::{in_pool, is_cpu};
@@ -144,14 +144,6 @@ impl<M> Trainer<M> {
     pub fn device(&self) -> Device {
         self.device.clone().inner()
     }
-
-    /// The plain device that the passes over batch number `k` of a step run on.
-    pub fn device_of_batch(&self, k: usize) -> Device {
-        match k % (1 + self.replicas.len()) {
-            0 => self.device(),
-            other => self.replicas[other - 1].device.clone().inner(),
-        }
-    }
 }
 
 impl<M> Trainer<M> {
@@ -208,28 +200,6 @@ impl<M> Trainer<M> {
             return Err(PowerEmaError::RunningStatistics);
         }
         self.power_emas = profiles.iter().map(|&profile| PowerEma::new(self.model(), profile)).collect();
-        Ok(self)
-    }
-
-    /// With these devices beside its own: they take turns with the batches of a step, and it comes to the same as on one device of their kind.
-    ///
-    /// # Errors
-    /// Fewer batches in a step than devices; a CPU beside a GPU; a network with running statistics.
-    pub fn with_replicas(mut self, devices: &[Device]) -> Result<Self, ReplicasError>
-    where
-        M: Module,
-    {
-        let (count, batches) = (1 + devices.len(), self.config.accumulate);
-        if batches < count {
-            return Err(ReplicasError::TooFewBatches { devices: count, batches });
-        }
-        if !devices.iter().all(|device| replicas::can_share(&self.device, device)) {
-            return Err(ReplicasError::CpuAndGpu);
-        }
-        if self.has_buffers && !devices.is_empty() {
-            return Err(ReplicasError::RunningStatistics);
-        }
-        self.replicas = devices.iter().map(|device| Replica::new(self.model(), device)).collect();
         Ok(self)
     }
 

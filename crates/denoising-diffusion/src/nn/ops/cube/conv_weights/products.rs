@@ -1,14 +1,7 @@
-//! Gradients of the weights of convolutions, on matrix units (CUDA: tensor cores): of `x [b, h, w, c_in]` and `dy [b, h, w, c_out]`, with stride 1 and "same"
-//! padding,
-//!
-//!     dw[o, i, ky, kx] = sum over positions p of dy[p, o] x[p + (ky, kx) - center, i]
-//!
-//! A matrix product whose result is small and whose sum is over all positions: Burn's give each cube all of it, so that a few cubes work, or write the
-//! shifted images side by side first (nine times their memory, in a launch each). Here a cube has some of the positions and leaves its sums in f32,
-//! which a second kernel adds. Values of a kernel's row `(kx, i)` lie side by side in memory for each position, so that rows of few channels fill
-//! matrices, too. With a tuner, this and Burn's are tried and the faster one is taken.
+//! The product on matrix units (CUDA: tensor cores). A cube has some of the positions and leaves its sums in f32, which a second kernel adds. Values of
+//! a kernel's row `(kx, i)` lie side by side in memory for each position, so that rows of few channels fill matrices, too.
 
-use burn::backend::ops::{FloatTensorOps, ModuleOps};
+use burn::backend::ops::FloatTensorOps;
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl;
@@ -19,10 +12,10 @@ use burn_cubecl::cubecl::ir::{ElemType, FloatKind};
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::super::plain::same_padding;
-use super::columns::sum_columns_into;
-use super::lanes::cube_count;
-use super::rows::{Rows, moved_width};
+use super::super::columns::sum_columns_into;
+use super::super::lanes::cube_count;
+use super::super::rows::{Rows, moved_width};
+use super::dims;
 
 /// Output channels of a cube, and columns `(kx, i)`.
 const SIDE: usize = 64;
@@ -321,31 +314,13 @@ fn shared_bytes(depth: usize) -> usize {
     2 * (ROWS * shared_pitch(depth) * value + ALIGNMENT)
 }
 
-/// The gradient of `weight [c_out, c_in, kh, kw]`, of its type.
-pub(super) fn backward(x: CubeTensor, weight: CubeTensor, dy: CubeTensor) -> CubeTensor {
-    let [_, _, kh, kw] = dims(&weight);
-    match matrices(&x.client, x.dtype) {
-        Some(_) if kh * kw > 1 => faster(x, weight, dy),
-        _ => burns(x, weight, dy),
-    }
+/// Whether the device has matrices for this type.
+pub(super) fn takes(x: &CubeTensor) -> bool {
+    matrices(&x.client, x.dtype).is_some()
 }
 
-fn dims(tensor: &CubeTensor) -> [usize; 4] {
-    tensor.meta.shape()[..].try_into().expect("four axes")
-}
-
-#[cfg(not(feature = "autotune"))]
-use ours as faster;
-
-/// By Burn's kernels.
-fn burns(x: CubeTensor, weight: CubeTensor, dy: CubeTensor) -> CubeTensor {
-    let [_, _, kh, kw] = dims(&weight);
-    let to_nchw = |tensor| CubeBackend::float_permute(tensor, &[0, 3, 1, 2]);
-    CubeBackend::conv2d_weight_backward(to_nchw(x), weight, to_nchw(dy), same_padding([kh, kw]))
-}
-
-/// By ours.
-fn ours(x: CubeTensor, weight: CubeTensor, dy: CubeTensor) -> CubeTensor {
+/// The gradient of `weight [c_out, c_in, kh, kw]`, of its type, where the device [can](takes).
+pub(super) fn ours(x: CubeTensor, weight: CubeTensor, dy: CubeTensor) -> CubeTensor {
     let [_, height, width, c_in] = dims(&x);
     let [c_out, _, kh, kw] = dims(&weight);
     let client = x.client.clone();
@@ -400,51 +375,4 @@ fn ours(x: CubeTensor, weight: CubeTensor, dy: CubeTensor) -> CubeTensor {
         if whole { sums } else { CubeBackend::float_slice(sums, &[c_out, kh, columns].map(|end| (0..end).into())) };
     let channels_last = CubeBackend::float_reshape(sums, Shape::new([c_out, kh, kw, c_in]));
     CubeBackend::float_permute(channels_last, &[0, 3, 1, 2])
-}
-
-/// By whichever was found to be the fastest for such images on this device.
-#[cfg(feature = "autotune")]
-fn faster(x: CubeTensor, weight: CubeTensor, dy: CubeTensor) -> CubeTensor {
-    tuned::run(x, weight, dy)
-}
-
-#[cfg(feature = "autotune")]
-mod tuned {
-    use burn_cubecl::CubeTuneId;
-    use burn_cubecl::cubecl::AutotuneKey;
-    use burn_cubecl::cubecl::tune::{LocalTuner, Tunable, TunableSet, local_tuner};
-    use serde::{Deserialize, Serialize};
-
-    use super::*;
-
-    /// What decides which is the fastest.
-    #[derive(Hash, Eq, PartialEq, Debug, Clone, Serialize, Deserialize, AutotuneKey)]
-    struct Key {
-        weight: [usize; 4],
-        #[autotune(anchor)]
-        batch: usize,
-        #[autotune(anchor)]
-        height: usize,
-        #[autotune(anchor)]
-        width: usize,
-        dtype: DType,
-    }
-
-    type Inputs = (CubeTensor, CubeTensor, CubeTensor);
-
-    pub(super) fn run(x: CubeTensor, weight: CubeTensor, dy: CubeTensor) -> CubeTensor {
-        static TUNER: LocalTuner<Key, CubeTuneId> = local_tuner!();
-        let (client, id) = (x.client.clone(), CubeTuneId::new(&x.client, &x.device));
-        let tunables = TUNER.init(&id, || {
-            TunableSet::new(key, |_: &Key, inputs: &Inputs| inputs.clone())
-                .with(Tunable::new("ours", |(x, weight, dy)| Ok::<_, String>(ours(x, weight, dy))))
-                .with(Tunable::new("burns", |(x, weight, dy)| Ok::<_, String>(burns(x, weight, dy))))
-        });
-        TUNER.execute(&id, &client, tunables, (x, weight, dy))
-    }
-
-    fn key((x, weight, _): &Inputs) -> Key {
-        let [batch, height, width, _] = dims(x);
-        Key::new(dims(weight), batch, height, width, x.dtype)
-    }
 }
