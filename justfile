@@ -31,7 +31,7 @@ test-aarch64:
 train *ARGS:
     cargo run --release -- train {{ARGS}}
 
-# Regenerate the golden files (needs Python and PyPI; see tools/parity)
+# Regenerate most golden files (needs Python and PyPI; tools/parity/README.md has the others)
 golden:
     python3 -m venv target/parity && target/parity/bin/pip install -q -r tools/parity/requirements.txt
     target/parity/bin/pip install -q -r tools/parity/requirements-eval.txt

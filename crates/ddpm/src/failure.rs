@@ -130,8 +130,7 @@ impl<T, E: Into<Failure>> FailureExt<T> for std::result::Result<T, E> {
 }
 
 /// What serves networks that embed time by Fourier features.
-pub const SMALL_LEVELS: &str =
-    "its noise levels are small numbers: --diffusion elucidated, continuous_time, simple or rectified_flow";
+pub const SMALL_LEVELS: &str = "choose a formulation whose noise levels are small numbers: --diffusion elucidated, continuous_time, simple or rectified_flow";
 
 /// The library's hint. Errors that wrap others transparently hide them from the chain, so they are opened here.
 fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {

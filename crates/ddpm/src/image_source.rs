@@ -11,7 +11,7 @@ use denoising_diffusion::eval::metrics::statistics::Gaussian;
 use denoising_diffusion::eval::statistics_file::{holds_statistics, read_statistics};
 use denoising_diffusion::model_file::ModelFile;
 
-use crate::failure::{FailureExt, Result};
+use crate::failure::{Failure, FailureExt, Result};
 use crate::opening::{open_data, opening};
 use crate::weights::{Found, best_of};
 
@@ -35,6 +35,10 @@ impl ImageSource {
         let is_run = path.join("checkpoints").is_dir() || best_of(path)?.is_some();
         if names_weights || is_run || path.join("ema.safetensors").is_file() {
             return Ok(Self::Weights(Box::new(Found::open(path, None)?)));
+        }
+        // Before anything is prepared to read it.
+        if !path.exists() {
+            return Err(Failure::failed(format!("no such file or folder: {}", path.display())));
         }
         Ok(Self::Data(path.to_path_buf()))
     }

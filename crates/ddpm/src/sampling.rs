@@ -33,7 +33,7 @@ pub use progress::{SamplingProgress, or_interrupted};
 #[derive(Args, Clone, Debug)]
 pub struct SamplingArgs {
     /// Seed of the noise
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     pub seed: u64,
     /// Classes of the images, one after the other and again: 0-9, or 3, or 0,2,5 [default: all, if the network takes classes]; inpaint, vary and
     /// interpolate spread them over the images in order [default: no class]

@@ -61,6 +61,13 @@ impl Found {
             let recipe = target.parent().map(recipes::of_run).transpose()?;
             return Ok(Self { recipe, ..Self::open_file(&best.join(weights_name(kind)), wanted)? });
         }
+        if target.ends_with("best")
+            && !target.exists()
+            && target.parent().is_some_and(|run| run.join("checkpoints").is_dir())
+        {
+            return Err(Failure::failed(format!("{}: no checkpoint of the run is the best", target.display()))
+                .hint("the run is not evaluated: train with --evaluate-every, or name the run folder for its latest checkpoint"));
+        }
         if !target.exists() {
             return Err(Failure::failed(format!("no such file or folder: {}", target.display()))
                 .hint("give a run folder, RUN/best, a checkpoint's folder, a .safetensors file or a .pt file of the reference"));

@@ -38,7 +38,7 @@ use crate::weights::{Found, weights_kind};
 #[derive(Args, Debug)]
 #[command(
     after_help = "fid, kid, is and prdc (precision, recall, density, coverage) rest on Inception's features; swd (sliced Wasserstein \
-                  distance) and neighbours (nearest training images) on pixels; loss (by quarter of t) and bpd (variational bound, \
+                  distance), spectrum (difference of power spectra) and neighbours (nearest training images) on pixels; loss (by quarter of t) and bpd (variational bound, \
                   bits per dimension) on held-out images, on training images where none were held out, or on DATA, and say so. The limit \
                   beside a FID is what is expected of infinitely many samples."
 )]

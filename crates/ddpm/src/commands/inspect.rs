@@ -24,7 +24,7 @@ pub struct InspectArgs {
     layout: DataLayout,
     /// Values of an array that become 0 and 1: measured, or two numbers: -5,5 [default: those of the type; floats in [0, 1] or
     /// [-1, 1]; of sequences and volumes measured]
-    #[arg(long, value_name = "LOW,HIGH", allow_negative_numbers = true)]
+    #[arg(long, value_name = "LOW,HIGH", allow_hyphen_values = true)]
     value_range: Option<ValueRange>,
     /// IDX or .npy file with the labels of an array [default: those in the .npz file, or beside the IDX file]
     #[arg(long, value_name = "FILE")]

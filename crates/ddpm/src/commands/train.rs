@@ -152,7 +152,7 @@ fn settings(args: &TrainArgs) -> Result<(Recipe, PathBuf)> {
                 .hint("recipes are text: give the data, or the folder above, another name"));
         }
     }
-    let recipe = args.recipe.apply(&recipe).or_usage()?;
+    let recipe = args.recipe.apply(&recipe).map_err(|error| Failure::usage(error.message().trim_end()))?;
     let recipe = if args.resume.is_some() { recipe } else { recipe.for_new_run() };
     let dir = match (&args.resume, &args.out) {
         (Some(run), _) => run.clone(),

@@ -44,7 +44,8 @@ impl Kind {
                     .split(',')
                     .map(|word| words.contains(&word).then(|| Value::String(word.to_string())))
                     .collect();
-                all.map(Value::Array).ok_or_else(|| expected(&format!("words out of {}", words.join(", "))))
+                all.map(Value::Array)
+                    .ok_or_else(|| expected(&format!("some of {}, separated by commas", words.join(", "))))
             }
             WordPerStage(words) => {
                 let one = |text: &str| words.contains(&text).then(|| Value::String(text.to_string()));

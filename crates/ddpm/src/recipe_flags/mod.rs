@@ -85,6 +85,8 @@ impl Flag {
             .help_heading(heading)
             .value_name(kind.value_name())
             .allow_negative_numbers(true)
+            // Two numbers, of which the first may be negative, are no number to clap.
+            .allow_hyphen_values(matches!(kind, Kind::ValueRange))
             .action(ArgAction::Set)
             .value_parser(move |text: &str| kind.parse(text));
         match kind {

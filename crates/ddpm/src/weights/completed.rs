@@ -52,7 +52,7 @@ impl Reference {
         let diffusion = diffusion(&inferred, &of_diffusion, path)?;
         let Some(size) = size_for(layout, untold)? else {
             return Err(Failure::usage(format!("{} does not say the size of its images", path.display()))
-                .hint("give it: --image-size 28, or height x width: --image-size 28x20"));
+                .hint("give it: --image-size 28, or height x width: --image-size 28x20; where such a flag is not taken, convert the file first: `ddpm convert`"));
         };
         let diffusion = diffusion.for_size(size.height, size.width);
         tell_assumed(&inferred, &diffusion, untold, path);

@@ -263,7 +263,7 @@ pub struct DataConfig {
     pub class_condition: bool,
     /// Horizontal mirroring of training images.
     pub flip: Flip,
-    /// Fraction of the images held out for evaluation, in [0, 1); at most 1000 images.
+    /// Fraction of the images held out for evaluation, in [0, 1); at most 1000 images, and none of fewer than 40.
     pub held_out: f64,
     /// Whether decoded files, and arrays, stay in memory.
     pub cache: CachePolicy,

@@ -259,7 +259,7 @@ pub enum DataError {
         len: usize,
     },
     /// A batch that the data cannot fill without repeating an image.
-    #[error("batch_size is {batch_size}, but the data has only {images} images")]
+    #[error("batch_size is {batch_size}, and there are only {images} images to train on")]
     BatchTooLarge {
         /// Images per batch.
         batch_size: usize,

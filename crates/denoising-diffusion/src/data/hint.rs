@@ -54,7 +54,7 @@ impl DataError {
                 none)"
                 .into(),
             Self::BatchTooLarge { images, .. } if takes("--held-out") => {
-                format!("use --batch-size {images} or less, or --held-out 0 to train on every image")
+                format!("use --batch-size {images} or less; --held-out 0 trains on those that are held out, too")
             }
             Self::BatchTooLarge { images, .. } => format!("use --batch-size {images} or less"),
             _ => return None,

@@ -65,7 +65,7 @@ pub enum SampleConfigError {
     Value { key: &'static str, expected: &'static str, got: f64 },
     #[error("`{key}` must lie between 1 and `timesteps` ({timesteps}), got {got}")]
     SamplingTimesteps { key: &'static str, timesteps: usize, got: usize },
-    #[error("`{key}` belongs to `sampler = \"{belongs_to}\"`, but the sampler is \"{sampler}\"")]
+    #[error("`{key}` belongs to {belongs_to}, but the sampler is {sampler}")]
     OtherSampler { key: &'static str, belongs_to: &'static str, sampler: &'static str },
     #[error("`posterior_variance = \"learned\"` needs `diffusion = \"learned_variance\"`, this is \"{formulation}\"")]
     VarianceNotLearned { formulation: &'static str },
@@ -169,7 +169,7 @@ impl SampleConfig {
         let not_read =
             |key, belongs_to| Err(SampleConfigError::OtherSampler { key, belongs_to, sampler: sampler.name() });
         if self.eta.is_some_and(|eta| eta > 0.0) && sampler.default_eta().is_none() {
-            return not_read("eta", "ddim");
+            return not_read("eta", "ddim, euler_ancestral and dpmpp_sde_2m");
         }
         // Files of older runs say "small" whatever their sampler.
         let says = self.posterior_variance.is_some_and(|variance| variance != PosteriorVariance::Small);
@@ -183,7 +183,7 @@ impl SampleConfig {
             ("s_noise", self.s_noise != defaults.s_noise),
         ];
         match churn.into_iter().find(|(_, given)| *given && !sampler.churns()) {
-            Some((key, _)) => not_read(key, "heun"),
+            Some((key, _)) => not_read(key, "euler and heun"),
             None => Ok(()),
         }
     }

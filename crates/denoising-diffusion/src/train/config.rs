@@ -30,7 +30,7 @@ pub struct TrainConfig {
     /// Gradients are scaled down so that the norm of all of them together is at most this.
     pub max_grad_norm: f64,
     /// Keep only the inputs of each block of the network for the backward pass and compute the rest again: less memory, more time, the same
-    /// bits.
+    /// numbers; of U-Nets without dropout on the CPU to the bit, of others up to the order in which gradients are added.
     pub checkpoint_activations: bool,
     /// On a GPU, record the passes of a step, and the network that samples are drawn from, once and ask for them as one thing from then on, where that can
     /// be: less work for the host, more memory, the same bits.

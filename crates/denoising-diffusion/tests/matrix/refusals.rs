@@ -91,7 +91,7 @@ fn of_solvers() {
         ),
         (&elucidated, SampleConfig { sampling_timesteps: Some(0), ..default() }, "at least 1"),
         (&gaussian, variance(SamplerKind::Ddpm), "needs `diffusion = \"learned_variance\"`"),
-        (&learned, variance(SamplerKind::Ddim), "belongs to `sampler = \"ddpm\"`"),
+        (&learned, variance(SamplerKind::Ddim), "belongs to ddpm"),
         (&elucidated, SampleConfig { eta: Some(0.5), ..of(SamplerKind::Heun) }, "belongs to"),
         (&elucidated, SampleConfig { s_churn: 40.0, ..of(SamplerKind::Dpmpp2m) }, "belongs to"),
         (&elucidated, SampleConfig { s_tmax: Some(0.1), s_tmin: 0.2, ..of(SamplerKind::Heun) }, "above `s_tmin`"),

@@ -42,8 +42,8 @@ fn burns(x: CubeTensor, weight: CubeTensor, dy: CubeTensor) -> CubeTensor {
 mod tuned {
     use burn::tensor::DType;
     use burn_cubecl::CubeTuneId;
-    use burn_cubecl::cubecl::AutotuneKey;
     use burn_cubecl::cubecl::tune::{LocalTuner, Tunable, TunableSet, local_tuner};
+    use burn_cubecl::cubecl::{self, AutotuneKey};
     use serde::{Deserialize, Serialize};
 
     use super::products::ours;
