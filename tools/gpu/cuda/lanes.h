@@ -170,6 +170,19 @@ static inline uint32_t shuffled_from_idx(struct lane *L, uint32_t by, uint32_t c
     return shuffled(L, from, from <= last, there);
 }
 
+/* ldmatrix and stmatrix: of matrix i, eight by eight values of 16 bits, the rows begin where lanes 8 i to 8 i + 7 say. A lane has two values. */
+static inline uint16_t *matrix_element(struct lane *L, const slot *all, int i, int half, int transposed) {
+    int row = L->index % WARP / 4, column = L->index % 4 * 2 + half;
+    const uint32_t *said = all[8 * i + (transposed ? column : row)];
+    return (uint16_t *)(said[0] | (uint64_t)said[1] << 32) + (transposed ? row : column);
+}
+static inline uint32_t matrix_part(struct lane *L, const slot *all, int i, int transposed) {
+    return *matrix_element(L, all, i, 0, transposed) | (uint32_t)*matrix_element(L, all, i, 1, transposed) << 16;
+}
+static inline void matrix_part_into(struct lane *L, const slot *all, int i, int transposed, uint32_t part) {
+    for (int half = 0; half < 2; half++) *matrix_element(L, all, i, half, transposed) = part >> (16 * half);
+}
+
 /* mma: PTX ISA, "Matrix fragments for mma.m16n8k16" and the like. `all` holds a's registers, then b's. */
 #define MULTIPLIED_16(kind)                                                                                                       \
     static inline void multiplied_##kind(struct lane *L, const slot *all, int k, int registers_of_a, float *d) {                 \

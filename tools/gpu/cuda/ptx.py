@@ -18,7 +18,7 @@ MODIFIERS = set(BITS) | set(COMPARISONS) | {how + "u" for how in COMPARISONS} | 
 MODIFIERS |= set("num nan and or xor rn rm rp rz rzi rni rmi rpi rna ftz approx full sat cc lo hi wide NaN to".split())
 MODIFIERS |= set("uni sync aligned warp cta bfly idx up down l r wrap clamp".split())
 MODIFIERS |= set("nc volatile relaxed weak gpu v2 v4 add".split())
-MODIFIERS |= set("row col a b c d load store mma".split())
+MODIFIERS |= set("row col a b c d load store mma m8n8 x1 x2 x4 trans noftz".split())
 
 
 def is_known(modifier):

@@ -36,6 +36,28 @@ class Together(Operands):
             self.write(predicate, "pred", "there")
         self.emit("}")
 
+    def matrix_rows(self, parts, at, registers):
+        """Gives every lane the places of all rows, in a block that is opened, and says whether rows are columns."""
+        if parts[-1] != "b16" or "m8n8" not in parts or f"x{len(registers)}" not in parts:
+            self.unknown()
+        self.emit(f"{{ uint64_t row = (uint64_t){self.memory(at, space_of(parts), 16)};")
+        self.together("0xffffffffu", ["(uint32_t)row", "(uint32_t)(row >> 32)"])
+        return int("trans" in parts)
+
+    def do_ldmatrix(self, parts, ops):
+        registers = self.registers_of(ops[0])
+        trans = self.matrix_rows(parts, ops[1], registers)
+        for i, register in enumerate(registers):
+            self.write(register, "b32", f"matrix_part(L, all, {i}, {trans})")
+        self.emit("}}")
+
+    def do_stmatrix(self, parts, ops):
+        registers = self.registers_of(ops[1])
+        trans = self.matrix_rows(parts, ops[0], registers)
+        for i, register in enumerate(registers):
+            self.emit(f"matrix_part_into(L, all, {i}, {trans}, {self.read(register, 'b32')});")
+        self.emit("}}")
+
     def do_mma(self, parts, ops):
         shape = next(part for part in parts if re.match(r"m\d+n\d+k\d+$", part))
         kinds = parts[-4:]

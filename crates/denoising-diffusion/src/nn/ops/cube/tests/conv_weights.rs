@@ -1,8 +1,9 @@
-//! Gradients of the weights of convolutions, of whole numbers: products are exact in every type, and sums in f32.
+//! Convolutions of whole numbers and their gradients: products are exact in every type, and sums in f32. With a tuner, whatever it finds the fastest
+//! has to be exact, too.
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 
-use super::super::super::plain;
+use super::super::super::{self as ops, plain};
 use super::super::has_matrices_that_sum_in_f32;
 use super::{Layout, image, test_device};
 use crate::nn::params::host_values;
@@ -14,6 +15,7 @@ fn whole_numbers(part: u64, count: usize) -> Vec<f32> {
     (0..count).map(|_| (stream.next_u64() % 7) as f32 - 3.0).collect()
 }
 
+#[derive(Debug)]
 struct Case {
     dims: [usize; 4],
     c_out: usize,
@@ -24,29 +26,47 @@ struct Case {
 type Conv = fn(Tensor<4>, Tensor<4>, Option<Tensor<1>>) -> Tensor<4>;
 
 impl Case {
-    /// The gradient, computed in this type; one of bf16 is rounded to 8 bits.
-    fn gradient(&self, conv: Conv, dtype: FloatDType, device: &Device) -> Vec<f32> {
+    /// The output and the gradients of data and weights, computed in this type.
+    fn outcome(&self, conv: Conv, dtype: FloatDType, device: &Device) -> [Vec<f32>; 3] {
         let device = device.clone().autodiff();
         let ([b, h, w, c_in], [kh, kw]) = (self.dims, self.kernel);
         let shape = [self.c_out, c_in, kh, kw];
+        // A cast leaves values as they lie.
         let typed = |x: Tensor<4>| x.cast(dtype);
         let laid_out = |part, c| {
             let values = whole_numbers(part, b * h * w * c);
-            image(values, [b, h, w, c], self.layout, &device)
+            typed(image(values, [b, h, w, c], self.layout, &device))
         };
         let weight = TensorData::new(whole_numbers(0, shape.iter().product()), shape);
-        let weight = typed(Tensor::from_data(weight, &device)).require_grad();
-        // A cast leaves values as they lie.
-        let (x, dy) = (typed(laid_out(1, c_in)), typed(laid_out(2, self.c_out)));
-        let mut gradients = (conv(x, weight.clone(), None) * dy).cast(FloatDType::F32).sum().backward();
-        host_values(weight.grad_remove(&mut gradients).unwrap())
+        let weight = typed(Tensor::from_data(weight, &device)).detach().require_grad();
+        let (x, dy) = (laid_out(1, c_in).detach().require_grad(), laid_out(2, self.c_out));
+        let y = conv(x.clone(), weight.clone(), None);
+        let mut gradients = (y.clone() * dy).cast(FloatDType::F32).sum().backward();
+        let [dx, dw] = [x, weight].map(|tensor| host_values(tensor.grad_remove(&mut gradients).unwrap()));
+        [host_values(y), dx, dw]
+    }
+
+    /// Holds what the device makes of it to the exact numbers.
+    fn check(&self, exact: &[Vec<f32>; 3], dtype: FloatDType, device: &Device) {
+        let rounded = |value: &f32| match dtype {
+            FloatDType::BF16 => half::bf16::from_f32(*value).to_f32(),
+            FloatDType::F16 => half::f16::from_f32(*value).to_f32(),
+            _ => *value,
+        };
+        let got = self.outcome(ops::conv2d, dtype, device);
+        for ((what, got), exact) in ["y", "dx", "dw"].iter().zip(&got).zip(exact) {
+            let expected: Vec<f32> = exact.iter().map(rounded).collect();
+            let differ: Vec<usize> = (0..got.len()).filter(|&i| got[i] != expected[i]).collect();
+            let first = differ.first().map(|&i| (i, got[i], expected[i]));
+            assert_eq!(first, None, "{what} of {self:?} in {dtype:?}: {} of {} differ", differ.len(), got.len());
+        }
     }
 }
 
 /// Fewer channels than a matrix is wide and more than a cube has; kernels of all shapes; fewer positions than a block, and so many that cubes have
 /// several.
 #[test]
-fn weights_of_convolutions() {
+fn convolutions_of_whole_numbers() {
     let Some(device) = test_device() else { return };
     let cases = [
         ([2, 9, 7, 24], 40, [3, 3]),
@@ -54,28 +74,17 @@ fn weights_of_convolutions() {
         ([3, 1, 33, 6], 10, [1, 3]),
         ([1, 2, 2, 72], 130, [3, 3]),
         ([1, 130, 130, 16], 16, [3, 3]),
+        ([2, 16, 16, 32], 64, [3, 3]),
         ([2, 5, 4, 32], 8, [1, 1]),
     ];
     for (dims, c_out, kernel) in cases {
         for layout in [Layout::Dense, Layout::Padded, Layout::Permuted] {
             let case = Case { dims, c_out, kernel, layout };
-            let exact = case.gradient(plain::conv2d, FloatDType::F32, &Device::flex());
+            let exact = case.outcome(plain::conv2d, FloatDType::F32, &Device::flex());
             for dtype in [FloatDType::F32, FloatDType::BF16, FloatDType::F16] {
-                // Others are computed by Burn's kernels, which may sum in their type.
-                let ours = kernel != [1, 1] && has_matrices_that_sum_in_f32(&device, dtype.into());
-                if dtype != FloatDType::F32 && !ours {
-                    continue;
+                if dtype == FloatDType::F32 || has_matrices_that_sum_in_f32(&device, dtype.into()) {
+                    case.check(&exact, dtype, &device);
                 }
-                let rounded = |value: &f32| match dtype {
-                    FloatDType::BF16 => half::bf16::from_f32(*value).to_f32(),
-                    FloatDType::F16 => half::f16::from_f32(*value).to_f32(),
-                    _ => *value,
-                };
-                let expected: Vec<f32> = exact.iter().map(rounded).collect();
-                let got = case.gradient(super::super::conv2d, dtype, &device);
-                let differs = got.iter().zip(&expected).position(|(got, expected)| got != expected);
-                let at = differs.map(|i| (i, got[i], expected[i]));
-                assert_eq!(at, None, "{dims:?} to {c_out}, {kernel:?}, {layout:?}, {dtype:?}");
             }
         }
     }
