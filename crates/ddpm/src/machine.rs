@@ -227,7 +227,7 @@ mod tests {
     fn several_devices_are_of_a_kind() {
         let check = |words: &str| {
             let devices: Vec<DeviceChoice> = words.split(',').map(|word| word.parse().unwrap()).collect();
-            check_kinds(&devices).err().map(|failure| failure.to_string())
+            check_kinds(&devices).err().map(|failure| format!("{failure:?}"))
         };
         for devices in ["auto", "cpu", "cuda:3", "cuda:0,cuda:1", "rocm:2,rocm:0,rocm:1"] {
             assert_eq!(check(devices), None, "{devices}");
@@ -235,7 +235,9 @@ mod tests {
         for devices in ["cuda:0,cpu", "auto,cuda:1", "cuda:0,vulkan:0", "cpu,cpu"] {
             assert!(check(devices).unwrap().contains("of one kind"), "{devices}");
         }
-        assert_eq!(check("cuda:1,cuda:0,cuda:1").unwrap(), "--device cuda:1,cuda:0,cuda:1: cuda:1 is named twice");
+        assert!(
+            check("cuda:1,cuda:0,cuda:1").unwrap().contains("--device cuda:1,cuda:0,cuda:1: cuda:1 is named twice")
+        );
     }
 
     #[test]
