@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{Tensor, TensorData};
 use denoising_diffusion::data::ImageBatch;
+use denoising_diffusion::device::multiplies_in_tf32;
 use denoising_diffusion::eval::extract::{Extracted, Extractor};
 use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::inception::{FeatureBlock, ImageInput, InceptionV3, SIDE, drawn_weights};
@@ -55,16 +56,18 @@ fn relative(got: &[f32], expected: &[f32]) -> f32 {
 fn features_of_all_blocks() {
     let golden = Golden::open("inception");
     let network = InceptionV3::new(&drawn_weights(), &test_device()).unwrap();
+    // Products in TF32 were 2.4e-4 off on the software CUDA.
+    let most = if multiplies_in_tf32(&test_device()) { 1e-3 } else { 1e-4 };
     for name in ["grey", "rgb", "large"] {
         let shape: [usize; 3] = serde_json::from_value(golden.config["shapes"][name].clone()).unwrap();
         let images: Vec<f32> = (0..2).flat_map(|number| picture(0, number, shape)).collect();
         for block in FeatureBlock::ALL {
             let (features, logits) = forward(&network, &images, shape, block);
             let error = relative(&features, golden.values(&format!("{name}.{}", block.dims())));
-            assert!(error < 1e-4, "{name}, {} features: relative error {error:e}", block.dims());
+            assert!(error < most, "{name}, {} features: relative error {error:e}", block.dims());
             if let Some(logits) = logits {
                 let error = relative(&logits, golden.values(&format!("{name}.logits")));
-                assert!(error < 1e-4, "{name}, logits: relative error {error:e}");
+                assert!(error < most, "{name}, logits: relative error {error:e}");
             }
         }
     }
