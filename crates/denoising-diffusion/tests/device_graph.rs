@@ -3,6 +3,8 @@
 
 #[path = "common/device.rs"]
 mod device;
+#[path = "common/state.rs"]
+mod state;
 
 use std::ops::ControlFlow;
 use std::sync::Mutex;
@@ -22,9 +24,9 @@ use denoising_diffusion::models::{
 use denoising_diffusion::nn::{Eval, EvalMode, Init};
 use denoising_diffusion::noise::{Purpose, normal_batch};
 use denoising_diffusion::sampler::SampleConfig;
-use denoising_diffusion::train::{EmaConfig, TrainConfig, Trainer, TrainerState};
-use denoising_diffusion::weights::StateDict;
+use denoising_diffusion::train::{EmaConfig, TrainConfig, Trainer};
 use device::{is_elsewhere, test_device};
+use state::assert_same;
 
 /// Dropout draws from one generator per process: one training at a time.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -94,17 +96,6 @@ fn examples(step: u64, part: usize) -> Examples<4> {
         data = data.slice_fill([0..1, 0..1, 2..3, 2..3], f32::INFINITY);
     }
     Examples { classes: Some(vec![step as u32 % 3, 1]), ..data.into() }
-}
-
-fn bits(state: &StateDict) -> Vec<(String, Vec<u32>)> {
-    state.iter().map(|(name, tensor)| (name.to_string(), tensor.values.iter().map(|v| v.to_bits()).collect())).collect()
-}
-
-fn assert_same(a: &TrainerState, b: &TrainerState) {
-    assert_eq!((a.step, a.skipped, a.adam_steps, a.ema_calls), (b.step, b.skipped, b.adam_steps, b.ema_calls));
-    for (a, b) in [(&a.model, &b.model), (&a.ema, &b.ema), (&a.adam, &b.adam)] {
-        assert!(bits(a) == bits(b), "the trainings differ");
-    }
 }
 
 fn unet() -> UnetConfig {

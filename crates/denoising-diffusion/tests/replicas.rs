@@ -3,6 +3,8 @@
 
 #[path = "common/device.rs"]
 mod device;
+#[path = "common/state.rs"]
+mod state;
 
 use std::sync::Mutex;
 
@@ -17,9 +19,9 @@ use denoising_diffusion::models::{
 };
 use denoising_diffusion::nn::Init;
 use denoising_diffusion::noise::{Purpose, normal_batch};
-use denoising_diffusion::train::{EmaConfig, ReplicasError, TrainConfig, Trainer, TrainerState};
-use denoising_diffusion::weights::StateDict;
+use denoising_diffusion::train::{EmaConfig, ReplicasError, TrainConfig, Trainer};
 use device::{second_device, test_device};
+use state::assert_same;
 
 /// Dropout draws from one generator per process: one training at a time.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -51,17 +53,6 @@ fn batches(step: u64, count: usize) -> Vec<Examples<4>> {
         Examples { classes: Some(vec![step as u32 % 3, 1]), ..data.into() }
     };
     (0..count as u32).map(batch).collect()
-}
-
-fn bits(state: &StateDict) -> Vec<(String, Vec<u32>)> {
-    state.iter().map(|(name, tensor)| (name.to_string(), tensor.values.iter().map(|v| v.to_bits()).collect())).collect()
-}
-
-fn assert_same(a: &TrainerState, b: &TrainerState) {
-    assert_eq!((a.step, a.skipped, a.adam_steps, a.ema_calls), (b.step, b.skipped, b.adam_steps, b.ema_calls));
-    for (a, b) in [(&a.model, &b.model), (&a.ema, &b.ema), (&a.adam, &b.adam)] {
-        assert!(bits(a) == bits(b), "the trainings differ");
-    }
 }
 
 /// Trains on one device and on `1 + more`, and holds both trainings to the same bits.

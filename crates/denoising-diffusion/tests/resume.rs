@@ -3,6 +3,8 @@
 
 #[path = "common/device.rs"]
 mod device;
+#[path = "common/state.rs"]
+mod state;
 
 use std::sync::Mutex;
 
@@ -15,6 +17,7 @@ use denoising_diffusion::post_hoc::Profile;
 use denoising_diffusion::train::{EmaConfig, NonFiniteKind, StepReport, TrainConfig, Trainer, TrainerState};
 use denoising_diffusion::weights::StateDict;
 use device::test_device;
+use state::bits;
 
 /// Dropout draws from one generator per process: one training at a time.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -44,10 +47,6 @@ fn train(trainer: &mut Trainer<Unet>, steps: std::ops::Range<u64>) -> f64 {
     loss
 }
 
-fn bits(state: &StateDict) -> Vec<(String, Vec<u32>)> {
-    state.iter().map(|(name, tensor)| (name.to_string(), tensor.values.iter().map(|v| v.to_bits()).collect())).collect()
-}
-
 #[test]
 fn a_resumed_training_gives_the_same_bits() {
     let _alone = ALONE.lock();
@@ -65,14 +64,7 @@ fn a_resumed_training_gives_the_same_bits() {
 }
 
 fn assert_same(a: &TrainerState, b: &TrainerState) {
-    let counts = |state: &TrainerState| {
-        [state.step, state.skipped, state.skipped_in_a_row, state.adam_steps, state.ema_calls]
-            .map(|count| count as usize)
-    };
-    assert_eq!(counts(a), counts(b));
-    for (a, b) in [(&a.model, &b.model), (&a.ema, &b.ema), (&a.adam, &b.adam)] {
-        assert!(bits(a) == bits(b), "the trainings differ");
-    }
+    state::assert_same(a, b);
     assert_eq!((a.power_emas.len(), b.power_emas.len()), (2, 2));
     for (a, b) in a.power_emas.iter().zip(&b.power_emas) {
         assert_eq!(a.sigma_rel, b.sigma_rel);
