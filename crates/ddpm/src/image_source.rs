@@ -1,6 +1,6 @@
 //! What a path names when images are to be compared: images, statistics of features, or weights to draw images from.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use denoising_diffusion::data::{
@@ -11,14 +11,14 @@ use denoising_diffusion::eval::metrics::statistics::Gaussian;
 use denoising_diffusion::eval::statistics_file::{holds_statistics, read_statistics};
 use denoising_diffusion::model_file::ModelFile;
 
-use crate::failure::{Failure, FailureExt, Result};
+use crate::failure::{FailureExt, Result};
 use crate::opening::{open_data, opening};
 use crate::weights::{Found, best_of};
 
 /// What a path names.
 pub enum ImageSource {
-    /// A folder, IDX, `.npy` or `.npz` of images.
-    Data(PathBuf),
+    /// Of a folder, IDX, `.npy` or `.npz`.
+    Data(Images),
     /// `.npz` statistics.
     Statistics(Box<Gaussian>),
     /// A run, a checkpoint, a file of weights.
@@ -26,7 +26,7 @@ pub enum ImageSource {
 }
 
 impl ImageSource {
-    /// Looks at what is there.
+    /// Looks at what is there, and opens it.
     pub fn open(path: &Path) -> Result<Self> {
         if holds_statistics(path) {
             return Ok(Self::Statistics(Box::new(read_statistics(path)?)));
@@ -36,11 +36,7 @@ impl ImageSource {
         if names_weights || is_run || path.join("ema.safetensors").is_file() {
             return Ok(Self::Weights(Box::new(Found::open(path, None)?)));
         }
-        // Before anything is prepared to read it.
-        if !path.exists() {
-            return Err(Failure::failed(format!("no such file or folder: {}", path.display())));
-        }
-        Ok(Self::Data(path.to_path_buf()))
+        Ok(Self::Data(all(&open_images(path)?)))
     }
 }
 

@@ -15,7 +15,7 @@ use serde_json::json;
 
 use crate::evaluation::{StderrWatch, or_interrupted};
 use crate::failure::{Failure, FailureExt, Result};
-use crate::image_source::{ImageSource, all, open_images};
+use crate::image_source::ImageSource;
 use crate::inception::InceptionArgs;
 use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::{Machine, NetworkMachineArgs};
@@ -84,6 +84,7 @@ impl Side {
 
 pub fn run(args: &FidArgs) -> Result {
     let started = Instant::now();
+    // Before Inception is made ready, which can be a download.
     let (a, b) = (ImageSource::open(&args.a)?, ImageSource::open(&args.b)?);
     check_statistics(&a, &args.a, args)?;
     check_statistics(&b, &args.b, args)?;
@@ -147,7 +148,7 @@ impl Reader<'_> {
             ImageSource::Statistics(gaussian) => {
                 return Ok(Side { values: Values::Statistics(*gaussian), preprocessing: None, sampling: None });
             }
-            ImageSource::Data(path) => all(&open_images(&path)?),
+            ImageSource::Data(images) => images,
             ImageSource::Weights(found) => {
                 let recipe = found.recipe.clone();
                 let file_path = found.path.clone();

@@ -70,7 +70,7 @@ pub(super) struct Replica<M> {
 }
 
 impl<M: Module> Replica<M> {
-    pub(super) fn new(model: &M, device: &Device) -> Self {
+    fn new(model: &M, device: &Device) -> Self {
         let device = device.clone().autodiff();
         Self { model: model.clone().fork(&device), device }
     }
@@ -144,6 +144,6 @@ fn read(tensors: Vec<Tensor<1>>) -> Vec<TensorData> {
 }
 
 /// Whether two devices have weights in the same order, see [`sweeps::flat`].
-pub(super) fn can_share(one: &Device, other: &Device) -> bool {
+fn can_share(one: &Device, other: &Device) -> bool {
     is_cpu(one) == is_cpu(other)
 }
