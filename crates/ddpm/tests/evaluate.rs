@@ -68,6 +68,20 @@ fn fid_of_folders_statistics_and_a_cache() {
     assert!(text.contains("; n < 10000: bias about ") && text.contains("fewer than 64 dimensions"), "{text}");
 }
 
+/// Getting Inception ready can be a download.
+#[test]
+fn data_that_are_not_there_are_told_before_inception_is_looked_for() {
+    let place = Place::new();
+    let said = |args: &str| {
+        let output = place.command(&format!("{args} --inception missing.pth")).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(said("fid nowhere digits").contains("no data at nowhere"));
+    assert!(said("fid digits nowhere").contains("no data at nowhere"));
+    assert!(said("fid digits digits").contains("missing.pth"));
+}
+
 /// Features that cannot be kept are no error, and the warning says why they cannot.
 #[test]
 fn a_cache_that_cannot_be_written_is_told_with_its_cause() {
