@@ -7,9 +7,35 @@ use denoising_diffusion::device::{DeviceMemory, Opened};
 
 use crate::failure::Failure;
 
-/// What CubeCL says before the number of bytes that it could not have, and what wgpu says, without a number.
-const WITH_BYTES: [&str; 2] = ["out of device memory allocating ", "can't allocate buffer of size: "];
-const WITHOUT: &str = "wgpu error: Out of Memory";
+/// What CubeCL says before the number of bytes that it could not have; before the size of a tensor that is larger than the device gives in one piece (a
+/// quarter of CUDA's memory, 2 GiB on most of Vulkan), however much is free; and what wgpu says, without a number.
+const NO_MEMORY: &str = "out of device memory allocating ";
+const TOO_LARGE: &str = "can't allocate buffer of size: ";
+const NO_MEMORY_UNCOUNTED: &str = "wgpu error: Out of Memory";
+
+/// What could not be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refused {
+    /// Memory: so many bytes, if that is known.
+    Memory(Option<u64>),
+    /// A tensor of so many bytes.
+    Tensor(u64),
+}
+
+impl Refused {
+    /// What a panic's text tells of.
+    fn told_by(panic: &str) -> Option<Self> {
+        let bytes_after = |words| {
+            let (_, rest) = panic.split_once(words)?;
+            rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+        };
+        let uncounted = || panic.contains(NO_MEMORY_UNCOUNTED).then_some(Self::Memory(None));
+        bytes_after(NO_MEMORY)
+            .map(|bytes| Self::Memory(Some(bytes)))
+            .or_else(|| bytes_after(TOO_LARGE).map(Self::Tensor))
+            .or_else(uncounted)
+    }
+}
 
 /// What a command takes memory for, and so what it can do with less.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,8 +50,12 @@ pub enum Work {
 }
 
 impl Work {
-    fn hint(self) -> &'static str {
+    fn hint(self, refused: Refused) -> &'static str {
         match self {
+            Self::Training if matches!(refused, Refused::Tensor(_)) => {
+                "a smaller --batch-size makes it smaller (with --accumulate, a step is of as many images as before); so does, on GPUs \
+                 that can, --precision bf16; checkpoints are whole, so that a run goes on with `ddpm train --resume RUN`"
+            }
             Self::Training => {
                 "a smaller --batch-size takes less memory (with --accumulate, a step is of as many images as before); so do \
                  --checkpoint-activations and, on GPUs that can, --precision bf16; checkpoints are whole, so that a run goes on \
@@ -37,6 +67,9 @@ impl Work {
                  with images that differ a little"
             }
             Self::Features => "a GPU with more memory free, or --device cpu",
+            Self::Bench if matches!(refused, Refused::Tensor(_)) => {
+                "--precision bf16, on GPUs that can, makes it smaller"
+            }
             Self::Bench => {
                 "--checkpoint-activations takes less memory, and so does, on GPUs that can, --precision bf16"
             }
@@ -55,34 +88,32 @@ pub fn watch(opened: &Opened, work: Work) {
 /// The failure behind a panic's text, if it is of this kind. Nothing that was written before is lost: results are read before anything is
 /// written.
 pub fn failure(panic: &str) -> Option<Failure> {
-    let asked = WITH_BYTES.iter().find_map(|words| {
-        let (_, rest) = panic.split_once(words)?;
-        rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-    });
-    if asked.is_none() && !panic.contains(WITHOUT) {
-        return None;
-    }
+    let refused = Refused::told_by(panic)?;
     let watched = WATCHED.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let usage = watched.as_ref().and_then(|(opened, _)| opened.device.memory_pool_usage());
     let memory = watched.as_ref().and_then(|(opened, _)| opened.memory());
     let usage = usage.map(|usage| (usage.bytes_in_use, usage.bytes_reserved));
-    let failed = Failure::failed(in_words(asked, usage, memory));
+    let failed = Failure::failed(in_words(refused, usage, memory));
     Some(match watched {
-        Some((_, work)) => failed.hint(work.hint()),
+        Some((_, work)) => failed.hint(work.hint(refused)),
         None => failed,
     })
 }
 
-/// `asked`, bytes in use and reserved, and what the whole device has.
-fn in_words(asked: Option<u64>, usage: Option<(u64, u64)>, memory: Option<DeviceMemory>) -> String {
-    let asked = asked.map_or(String::new(), |bytes| format!(": {} more were needed", mib(bytes)));
+/// What was refused, bytes in use and reserved, and what the whole device has.
+fn in_words(refused: Refused, usage: Option<(u64, u64)>, memory: Option<DeviceMemory>) -> String {
+    let refused = match refused {
+        Refused::Memory(Some(bytes)) => format!("the device has no memory left: {} more were needed", mib(bytes)),
+        Refused::Memory(None) => "the device has no memory left".to_string(),
+        Refused::Tensor(bytes) => format!("a tensor of {} is larger than the device gives in one piece", mib(bytes)),
+    };
     let usage = usage
         .map(|(used, reserved)| format!("{} of this process's {} on the device were in use", mib(used), mib(reserved)));
     let memory =
         memory.map(|DeviceMemory { free, total }| format!("{} of the device's {} are free", mib(free), mib(total)));
     let known: Vec<String> = usage.into_iter().chain(memory).collect();
     let known = if known.is_empty() { String::new() } else { format!(" ({})", known.join("; ")) };
-    format!("the device has no memory left{asked}{known}")
+    format!("{refused}{known}")
 }
 
 fn mib(bytes: u64) -> String {
@@ -102,8 +133,9 @@ mod tests {
         let text = failure(reading).unwrap().to_text();
         assert!(text.starts_with("error: the device has no memory left: 1025 MiB more were needed\nhint: "), "{text}");
         assert!(text.contains("--batch-size") && text.contains("--resume") && text.lines().count() == 2, "{text}");
-        let too_big = failure("can't allocate buffer of size: 7\nbacktrace").unwrap().to_text();
-        assert!(too_big.contains(": 1 MiB more"), "{too_big}");
+        let too_large = failure("can't allocate buffer of size: 7\nbacktrace").unwrap().to_text();
+        assert!(too_large.starts_with("error: a tensor of 1 MiB is larger than the device gives in one piece\nhint: "));
+        assert!(too_large.contains("--batch-size") && !too_large.contains("--checkpoint-activations"), "{too_large}");
         let graphics = failure("wgpu error: Out of Memory").unwrap().to_text();
         assert!(graphics.starts_with("error: the device has no memory left\n"), "{graphics}");
         assert!(failure("index out of bounds").is_none());
@@ -125,7 +157,8 @@ mod tests {
             ("bench", Work::Bench),
         ] {
             let command = cli.find_subcommand(command).unwrap();
-            for flag in work.hint().split("--").skip(1) {
+            let hints = [Refused::Memory(None), Refused::Tensor(1)].map(|refused| work.hint(refused));
+            for flag in hints.iter().flat_map(|hint| hint.split("--").skip(1)) {
                 let flag = flag.split(|c: char| !c.is_ascii_lowercase() && c != '-').next();
                 assert!(
                     command.get_arguments().any(|known| known.get_long() == flag),
@@ -141,10 +174,13 @@ mod tests {
         let usage = Some((5 << 20, 8 << 20));
         let memory = Some(DeviceMemory { free: 1 << 20, total: 16 << 20 });
         let words = "the device has no memory left: 3 MiB more were needed (5 MiB of this process's 8 MiB on the device were in use";
-        assert_eq!(in_words(Some(3 << 20), usage, None), format!("{words})"));
-        assert_eq!(in_words(Some(3 << 20), usage, memory), format!("{words}; 1 MiB of the device's 16 MiB are free)"));
+        assert_eq!(in_words(Refused::Memory(Some(3 << 20)), usage, None), format!("{words})"));
         assert_eq!(
-            in_words(None, None, memory),
+            in_words(Refused::Memory(Some(3 << 20)), usage, memory),
+            format!("{words}; 1 MiB of the device's 16 MiB are free)")
+        );
+        assert_eq!(
+            in_words(Refused::Memory(None), None, memory),
             "the device has no memory left (1 MiB of the device's 16 MiB are free)"
         );
     }

@@ -95,7 +95,8 @@ pub(super) fn sum_columns_into(parts: &Rows, from: usize, images: usize, sums: R
     let client = parts.client();
     let width = vector_width(&[from, sums.len], &[parts, &sums]);
     let vectors = sums.len / width;
-    let lanes = Lanes::columns(&client, vectors);
+    let rows = parts.count() / images;
+    let lanes = Lanes::columns(&client, vectors, rows);
     let blocks = vectors.div_ceil(lanes.units);
     sum_kernel::launch(
         &client,
@@ -106,7 +107,7 @@ pub(super) fn sum_columns_into(parts: &Rows, from: usize, images: usize, sums: R
         sums.arg(),
         SizesLaunch::new(
             images as u32,
-            (parts.count() / images) as u32,
+            rows as u32,
             vectors as u32,
             blocks as u32,
             (from / width) as u32,
@@ -192,9 +193,9 @@ pub(super) fn sum_columns_of_kinds(
     };
     let width = vector_width(&[first.len], &[parts, &sums_of_first, &sums_of_second, &sums_per_image]);
     let vectors = first.len / width;
-    let lanes = Lanes::columns(&client, 2 * vectors);
-    let blocks = (2 * vectors).div_ceil(lanes.units);
     let (rows, images) = (parts.count(), per_image.map_or(0, Rows::count));
+    let lanes = Lanes::columns(&client, 2 * vectors, rows);
+    let blocks = (2 * vectors).div_ceil(lanes.units);
     kinds_kernel::launch(
         &client,
         cube_count(&client, blocks * (1 + images)),

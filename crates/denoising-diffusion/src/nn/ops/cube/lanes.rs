@@ -40,11 +40,12 @@ impl Lanes {
         Self { units: group, groups: units / group, vectors: 1, in_plane }
     }
 
-    /// For sums over rows, column by column: a group has up to four vectors of a row. There are few columns and up to a thousand rows, so that with
-    /// more of them a handful of cubes would read one row after the other.
-    pub(super) fn columns(client: &Client, vectors: usize) -> Self {
+    /// For sums over so many rows, column by column. Where there are many rows a group has up to four vectors of one: with few columns and more of
+    /// them to a group, a handful of cubes would read one row after the other. Where there are few rows it has more, so that each group has a row.
+    pub(super) fn columns(client: &Client, vectors: usize, rows: usize) -> Self {
         let most = most_units(client);
-        let units = vectors.next_power_of_two().min(4).min(most);
+        let groups = rows.next_power_of_two().min(most);
+        let units = vectors.next_power_of_two().min((most / groups).max(4)).min(most);
         Self { units, groups: most / units, vectors: 1, in_plane: false }
     }
 

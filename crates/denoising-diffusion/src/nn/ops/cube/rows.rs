@@ -87,8 +87,14 @@ impl Rows {
         self.tensor.client.clone()
     }
 
-    /// The distance of two rows in vectors of `width` values, see [`vector_width`].
+    /// The distance of two rows in vectors of `width` values, see [`vector_width`]. Kernels count vectors in 32 bits, which is less than the largest
+    /// GPUs have room for (64 GiB of f32 in vectors of four): a larger tensor ends the program rather than being read at other places.
     pub(super) fn pitch(&self, width: usize) -> u32 {
+        let vectors = self.count() * self.pitch / width;
+        assert!(
+            u32::try_from(vectors).is_ok(),
+            "a tensor of {vectors} vectors of {width} values is too large for this device's kernels"
+        );
         (self.pitch / width) as u32
     }
 

@@ -54,7 +54,7 @@ fn contexts_kernel<F: Float, N: Size>(
     write_products(&sums, parts, at, CUBE_POS < sizes.cubes as usize, &mut scratch, tile);
 }
 
-/// A cube per head: `gradient`, see [`gradient_rows`], of the parts that its queries left.
+/// A group for each row: `gradient`, see [`gradient_rows`], of the parts that a head's queries left.
 #[cube(launch)]
 fn merge_kernel(
     parts: &[f32],
@@ -65,31 +65,29 @@ fn merge_kernel(
     dim: u32,
     #[comptime] lanes: Lanes,
 ) {
-    let head = CUBE_POS;
     let dim = dim as usize;
+    let cubes_per_head = dim.div_ceil(lanes.groups);
+    let head = CUBE_POS / cubes_per_head;
     let column = UNIT_POS as usize % lanes.units;
-    let group = UNIT_POS as usize / lanes.units;
+    let row = CUBE_POS % cubes_per_head * lanes.groups + UNIT_POS as usize / lanes.units;
+    let is_row = head < all_heads as usize && row < dim;
     let matrix = dim * dim;
     let first = head * parts_per_head as usize * matrix;
     let at = head * (2 * matrix + dim);
     let mut scratch = Shared::new_slice(UNITS);
-    for step in 0..dim.div_ceil(lanes.groups) {
-        let row = group + step * lanes.groups;
-        let is_row = head < all_heads as usize && row < dim;
-        let mut product = 0.0f32;
-        if is_row && column < dim {
-            let mut sum = 0.0f32;
-            for i in 0..parts_per_head as usize {
-                sum += parts[first + i * matrix + row * dim + column];
-            }
-            gradient[at + row * dim + column] = sum;
-            gradient[at + matrix + column * dim + row] = sum;
-            product = sum * state[head * (2 * matrix + 2 * dim) + row * dim + column];
+    let mut product = 0.0f32;
+    if is_row && column < dim {
+        let mut sum = 0.0f32;
+        for i in 0..parts_per_head as usize {
+            sum += parts[first + i * matrix + row * dim + column];
         }
-        let product = sum_over_group(product, &mut scratch, lanes);
-        if is_row && column == 0 {
-            gradient[at + 2 * matrix + row] = product;
-        }
+        gradient[at + row * dim + column] = sum;
+        gradient[at + matrix + column * dim + row] = sum;
+        product = sum * state[head * (2 * matrix + 2 * dim) + row * dim + column];
+    }
+    let product = sum_over_group(product, &mut scratch, lanes);
+    if is_row && column == 0 {
+        gradient[at + 2 * matrix + row] = product;
     }
 }
 
@@ -324,7 +322,7 @@ fn context_gradient(plan: &Plan, qkv: &Rows, state: &Rows, dy: &Rows) -> Rows {
     let lanes = Lanes::one_each(client, *dim, UNITS);
     merge_kernel::launch(
         client,
-        cube_count(client, plan.all_heads()),
+        cube_count(client, plan.all_heads() * dim.div_ceil(lanes.groups)),
         lanes.cube_dim(),
         parts.arg(),
         state.arg(),

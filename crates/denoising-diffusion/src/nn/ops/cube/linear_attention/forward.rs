@@ -1,11 +1,11 @@
-//! The forward pass: [`keys_kernel`] leaves a context per cube, [`merge_kernel`] one per head, [`queries_kernel`] multiplies it.
+//! The forward pass: [`keys_kernel`] leaves a context per cube, [`merge_kernel`] makes one per head of them, [`queries_kernel`] multiplies it.
 
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::ir::ElemType;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::super::lanes::{Lanes, cube_count};
+use super::super::lanes::{Lanes, cube_count, max_over_group, sum_over_group};
 use super::super::rows::Rows;
 use super::tile::{
     ROWS, Tile, UNITS, add_products, has_column, load_rows, rows_times, share_rows, softmax_rows, write_products,
@@ -100,7 +100,8 @@ struct MergeSizes {
     pitch: u32,
 }
 
-/// A cube per head: its `state`, see [`state_rows`], of the parts that its keys left and its memory `[2, heads, d, m]`.
+/// A group for each row of a head's context: its part of the head's `state`, see [`state_rows`], of the parts that its keys left and its memory
+/// `[2, heads, d, m]`. With one image there are few heads and up to a thousand parts.
 #[cube(launch)]
 fn merge_kernel<M: Float>(
     parts: &[f32],
@@ -110,10 +111,12 @@ fn merge_kernel<M: Float>(
     #[comptime] lanes: Lanes,
     #[define(M)] _dtype: ElemType,
 ) {
-    let head = CUBE_POS;
     let dim = sizes.dim as usize;
+    let cubes_per_head = dim.div_ceil(lanes.groups);
+    let head = CUBE_POS / cubes_per_head;
     let column = UNIT_POS as usize % lanes.units;
-    let group = UNIT_POS as usize / lanes.units;
+    let row = CUBE_POS % cubes_per_head * lanes.groups + UNIT_POS as usize / lanes.units;
+    let is_row = head < sizes.all_heads as usize && row < dim;
     let matrix = dim * dim;
     let part = matrix + 2 * dim;
     let first = head * sizes.parts as usize * part;
@@ -121,51 +124,55 @@ fn merge_kernel<M: Float>(
     let keys = head % sizes.heads as usize * dim * pitch;
     let values = keys + sizes.heads as usize * dim * pitch;
     let state_at = head * (2 * matrix + 2 * dim);
-    let is_head = head < sizes.all_heads as usize;
-    let mut maxima = Shared::new_slice(UNITS);
-    let mut factors = Shared::new_slice(UNITS);
+    let mut scratch = Shared::new_slice(UNITS);
 
-    let channel = UNIT_POS as usize;
-    if is_head && channel < dim {
-        let mut most = f32::min_value();
-        for i in 0..sizes.parts as usize {
-            most = max(most, parts[first + i * part + matrix + channel]);
+    // Parts and memory are shared out to the row's units.
+    let mut most = f32::min_value();
+    if is_row {
+        let mut i = column;
+        while i < sizes.parts as usize {
+            most = max(most, parts[first + i * part + matrix + row]);
+            i += lanes.units;
         }
-        for j in 0..sizes.memory as usize {
-            most = max(most, f32::cast_from(memory[keys + channel * pitch + j]));
+        let mut j = column;
+        while j < sizes.memory as usize {
+            most = max(most, f32::cast_from(memory[keys + row * pitch + j]));
+            j += lanes.units;
         }
+    }
+    let most = max_over_group(most, &mut scratch, lanes);
+    let mut sum = 0.0f32;
+    if is_row {
+        let mut i = column;
+        while i < sizes.parts as usize {
+            let at = first + i * part + matrix + row;
+            sum += parts[at + dim] * (parts[at] - most).exp();
+            i += lanes.units;
+        }
+        let mut j = column;
+        while j < sizes.memory as usize {
+            sum += (f32::cast_from(memory[keys + row * pitch + j]) - most).exp();
+            j += lanes.units;
+        }
+    }
+    let factor = 1.0f32 / sum_over_group(sum, &mut scratch, lanes);
+    if is_row && column == 0 {
+        state[state_at + 2 * matrix + row] = most;
+        state[state_at + 2 * matrix + dim + row] = factor;
+    }
+    if is_row && column < dim {
         let mut sum = 0.0f32;
         for i in 0..sizes.parts as usize {
-            let at = first + i * part + matrix + channel;
-            sum += parts[at + dim] * (parts[at] - most).exp();
+            let at = first + i * part;
+            sum += parts[at + row * dim + column] * (parts[at + matrix + row] - most).exp();
         }
         for j in 0..sizes.memory as usize {
-            sum += (f32::cast_from(memory[keys + channel * pitch + j]) - most).exp();
+            let weight = (f32::cast_from(memory[keys + row * pitch + j]) - most).exp();
+            sum += weight * f32::cast_from(memory[values + column * pitch + j]);
         }
-        maxima[channel] = most;
-        factors[channel] = 1.0f32 / sum;
-        state[state_at + 2 * matrix + channel] = most;
-        state[state_at + 2 * matrix + dim + channel] = 1.0f32 / sum;
-    }
-    sync_cube();
-    if is_head && column < dim {
-        let mut row = group;
-        while row < dim {
-            let most = maxima[row];
-            let mut sum = 0.0f32;
-            for i in 0..sizes.parts as usize {
-                let at = first + i * part;
-                sum += parts[at + row * dim + column] * (parts[at + matrix + row] - most).exp();
-            }
-            for j in 0..sizes.memory as usize {
-                let weight = (f32::cast_from(memory[keys + row * pitch + j]) - most).exp();
-                sum += weight * f32::cast_from(memory[values + column * pitch + j]);
-            }
-            let value = sum * factors[row];
-            state[state_at + row * dim + column] = value;
-            state[state_at + matrix + column * dim + row] = value;
-            row += lanes.groups;
-        }
+        let value = sum * factor;
+        state[state_at + row * dim + column] = value;
+        state[state_at + matrix + column * dim + row] = value;
     }
 }
 
@@ -224,7 +231,7 @@ pub(in super::super) fn forward(qkv: CubeTensor, mem_kv: CubeTensor) -> (CubeTen
     let lanes = Lanes::one_each(client, plan.dim, UNITS);
     merge_kernel::launch(
         client,
-        cube_count(client, plan.all_heads()),
+        cube_count(client, plan.all_heads() * plan.dim.div_ceil(lanes.groups)),
         lanes.cube_dim(),
         parts.arg(),
         memory.arg(),
