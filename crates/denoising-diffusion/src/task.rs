@@ -9,6 +9,8 @@ pub enum Task {
     Sample,
     /// Images through the network that metrics rest on.
     Features,
+    /// Training images that samples are compared with.
+    Compare,
     /// Evaluations of a network's loss.
     Loss,
     /// Mebibytes of a file.
@@ -24,6 +26,7 @@ impl Task {
             Self::Train => "train",
             Self::Sample => "sample",
             Self::Features => "features",
+            Self::Compare => "compare",
             Self::Loss => "loss",
             Self::Fetch => "fetch",
             Self::Average => "average",

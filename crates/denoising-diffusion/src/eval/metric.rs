@@ -15,7 +15,7 @@ use super::metrics::fid::{Fid, FidError, FidNote, FidOptions, LEAST_SAMPLES, Sid
 use super::metrics::frechet::{FrechetError, Reference};
 use super::metrics::inception_score::{InceptionScoreError, Predictions, inception_score};
 use super::metrics::kid::{Kid, KidError, KidOptions};
-use super::metrics::neighbours::{Quantiles, memorisation};
+use super::metrics::neighbours::{Neighbour, Quantiles, memorisation};
 use super::metrics::prdc::{PRDC_NEIGHBOURS, prdc};
 use super::metrics::sliced_wasserstein::{DIRECTIONS, sliced_wasserstein_with_floor};
 use super::metrics::spectrum::{SpectrumDistance, spectrum_distance};
@@ -328,17 +328,19 @@ pub fn spectrum(
     })
 }
 
-/// Distances to the nearest training images, as root mean squared differences of pixels in [0, 1].
+/// Distances of generated and held-out images, of `dims` pixels each, to the nearest of `n_training` training images, as root mean squared differences
+/// of pixels in [0, 1].
 ///
 /// # Errors
 /// [`MetricError`].
 pub fn neighbours(
-    generated: Features<'_>,
-    held_out: Features<'_>,
-    training: Features<'_>,
+    generated: Vec<Neighbour>,
+    held_out: Vec<Neighbour>,
+    n_training: usize,
+    dims: usize,
 ) -> Result<Neighbours, MetricError> {
-    let found = memorisation(generated, held_out, training)?;
-    let rms = |distance: f64| distance / (training.dims() as f64).sqrt();
+    let found = memorisation(generated, held_out)?;
+    let rms = |distance: f64| distance / (dims as f64).sqrt();
     let all = |q: &Quantiles| [q.min, q.p05, q.p25, q.median, q.p75, q.p95, q.max].map(rms);
     let pair = |p: &super::metrics::neighbours::ClosestPair| Pair {
         generated: p.generated,
@@ -346,9 +348,9 @@ pub fn neighbours(
         distance: rms(p.distance),
     };
     Ok(Neighbours {
-        n_generated: generated.n(),
-        n_training: training.n(),
-        n_held_out: held_out.n(),
+        n_generated: found.generated.nearest.len(),
+        n_training,
+        n_held_out: found.held_out.nearest.len(),
         generated_quantiles: all(&found.generated.quantiles),
         held_out_quantiles: all(&found.held_out.quantiles),
         share_below_held_out: found.near,

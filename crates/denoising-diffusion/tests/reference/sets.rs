@@ -1,7 +1,9 @@
 //! Metrics that compare two sets of feature vectors, against prdc, POT, scikit-learn and scipy (tools/parity/golden_sets.py).
 
 use denoising_diffusion::eval::metrics::features::Features;
-use denoising_diffusion::eval::metrics::neighbours::{DistanceToTraining, mann_whitney_z, memorisation};
+use denoising_diffusion::eval::metrics::neighbours::{
+    DistanceToTraining, NearestTraining, mann_whitney_z, memorisation,
+};
 use denoising_diffusion::eval::metrics::prdc::prdc;
 use denoising_diffusion::eval::metrics::sliced_wasserstein::sliced_wasserstein_along;
 
@@ -52,7 +54,12 @@ fn sliced_wasserstein_distances() {
 fn nearest_training_images_and_the_data_copying_test() {
     let golden = Golden::open("sets");
     let table = |name: &str| features(&golden, &format!("neighbours.{name}"));
-    let found = memorisation(table("generated"), table("held_out"), table("training")).unwrap();
+    let nearest = |name| {
+        let mut nearest = NearestTraining::of(table(name));
+        nearest.see(table("training")).unwrap();
+        nearest.finish().unwrap()
+    };
+    let found = memorisation(nearest("generated"), nearest("held_out")).unwrap();
     check_distances(&golden, "generated", &found.generated);
     check_distances(&golden, "held_out", &found.held_out);
     assert_eq!((found.generated.exact_copies, found.held_out.exact_copies), (3, 0));

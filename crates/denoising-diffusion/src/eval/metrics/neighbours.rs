@@ -89,31 +89,70 @@ pub struct Memorisation {
     pub closest: Vec<ClosestPair>,
 }
 
-/// The nearest row of `training` for every row of `images`. Time grows as the product of the tables' rows and dims; memory beyond the
-/// tables as the rows of `images`.
-///
-/// # Errors
-/// [`TableError`] where the dimensions differ or `training` has no rows.
-pub fn nearest_training(images: Features, training: Features) -> Result<Vec<Neighbour>, TableError> {
-    TableError::dims("training", training, "image", images)?;
-    TableError::rows("training", training, 1)?;
-    let found = distances::nearest(images, training, 1, Among::All);
-    Ok(found.into_iter().map(|near| Neighbour { index: near.index, distance: near.squared.sqrt() }).collect())
+/// The nearest training image of each image, of training images that come a block at a time. Time grows as the product of the tables' rows and
+/// dims; memory beyond the tables as the rows of `images`.
+#[derive(Clone, Debug)]
+pub struct NearestTraining<'a> {
+    images: Features<'a>,
+    /// Of the training images so far; empty before the first.
+    found: Vec<Neighbour>,
+    seen: usize,
 }
 
-/// Compares generated and held-out images with the training images.
+impl<'a> NearestTraining<'a> {
+    /// Before any training image.
+    pub fn of(images: Features<'a>) -> Self {
+        Self { images, found: Vec::new(), seen: 0 }
+    }
+
+    /// Sees the next rows of the training table.
+    ///
+    /// # Errors
+    /// [`TableError`] where the dimensions differ.
+    pub fn see(&mut self, block: Features<'_>) -> Result<(), TableError> {
+        TableError::dims("training", block, "image", self.images)?;
+        if block.n() == 0 {
+            return Ok(());
+        }
+        let nearest = distances::nearest(self.images, block, 1, Among::All).into_iter();
+        let nearest = nearest.map(|near| Neighbour { index: self.seen + near.index, distance: near.squared.sqrt() });
+        if self.seen == 0 {
+            self.found = nearest.collect();
+        } else {
+            // Of equally near ones that with the smaller index stays.
+            for (found, near) in
+                self.found.iter_mut().zip(nearest).filter(|(found, near)| near.distance < found.distance)
+            {
+                *found = near;
+            }
+        }
+        self.seen += block.n();
+        Ok(())
+    }
+
+    /// Training images seen.
+    pub fn seen(&self) -> usize {
+        self.seen
+    }
+
+    /// For each image, in order.
+    ///
+    /// # Errors
+    /// [`TableError`] where there was no training image.
+    pub fn finish(self) -> Result<Vec<Neighbour>, TableError> {
+        TableError::count("training", self.seen, 1)?;
+        Ok(self.found)
+    }
+}
+
+/// Compares generated and held-out images by the training images [nearest](NearestTraining) to each.
 ///
 /// # Errors
-/// [`TableError`] where the dimensions differ or a table has no rows.
-pub fn memorisation(generated: Features, held_out: Features, training: Features) -> Result<Memorisation, TableError> {
-    TableError::rows("training", training, 1)?;
-    TableError::rows("generated", generated, 1)?;
-    TableError::rows("held-out", held_out, 1)?;
-    TableError::dims("training", training, "generated", generated)?;
-    TableError::dims("training", training, "held-out", held_out)?;
-
-    let generated = DistanceToTraining::new(nearest_training(generated, training)?);
-    let held_out = DistanceToTraining::new(nearest_training(held_out, training)?);
+/// [`TableError`] where there are none.
+pub fn memorisation(generated: Vec<Neighbour>, held_out: Vec<Neighbour>) -> Result<Memorisation, TableError> {
+    TableError::count("generated", generated.len(), 1)?;
+    TableError::count("held-out", held_out.len(), 1)?;
+    let (generated, held_out) = (DistanceToTraining::new(generated), DistanceToTraining::new(held_out));
     let (from_generated, from_held_out) = (generated.sorted(), held_out.sorted());
     let threshold = quantile(&from_held_out, NEAR_QUANTILE);
     let near = from_generated.partition_point(|&distance| distance < threshold);
@@ -224,6 +263,16 @@ mod tests {
         Features::new(values, dims).unwrap()
     }
 
+    fn nearest(images: Features<'_>, training: Features<'_>) -> Result<Vec<Neighbour>, TableError> {
+        let mut nearest = NearestTraining::of(images);
+        nearest.see(training)?;
+        nearest.finish()
+    }
+
+    fn memorisation(generated: Features, held_out: Features, training: Features) -> Result<Memorisation, TableError> {
+        super::memorisation(nearest(generated, training)?, nearest(held_out, training)?)
+    }
+
     #[test]
     fn by_hand_on_a_line() {
         let training = [0.0, 10.0, 20.0, 20.0];
@@ -281,9 +330,8 @@ mod tests {
         assert!(matches!(memorisation(one, one, none), Err(TableError::TooFew { what: "training", .. })));
         assert!(matches!(memorisation(none, one, one), Err(TableError::TooFew { what: "generated", .. })));
         assert!(matches!(memorisation(one, none, one), Err(TableError::TooFew { what: "held-out", .. })));
-        assert!(matches!(memorisation(one, wide, one), Err(TableError::Dims { second: "held-out", found: 2, .. })));
-        assert!(matches!(nearest_training(wide, one), Err(TableError::Dims { second: "image", found: 2, .. })));
-        assert_eq!(nearest_training(none, one).unwrap(), []);
+        assert!(matches!(memorisation(one, wide, one), Err(TableError::Dims { second: "image", found: 2, .. })));
+        assert_eq!(nearest(none, one).unwrap(), []);
     }
 
     proptest! {
@@ -299,6 +347,21 @@ mod tests {
                 (Some(z), Some(other)) => prop_assert!((z + other).abs() < 1e-9),
                 (z, other) => prop_assert_eq!(z, other),
             }
+        }
+
+        /// Values repeat, so that equally near images are common.
+        #[test]
+        fn blocks_come_to_what_the_whole_comes_to(
+            images in prop::collection::vec(0_u8..6, 1..20), training in prop::collection::vec(0_u8..6, 1..40), block in 1_usize..8,
+        ) {
+            let number = |values: &[u8]| values.iter().map(|&v| f32::from(v)).collect::<Vec<_>>();
+            let (images, training) = (number(&images), number(&training));
+            let mut in_blocks = NearestTraining::of(table(&images, 1));
+            for block in training.chunks(block) {
+                in_blocks.see(table(block, 1)).unwrap();
+            }
+            prop_assert_eq!(in_blocks.seen(), training.len());
+            prop_assert_eq!(in_blocks.finish().unwrap(), nearest(table(&images, 1), table(&training, 1)).unwrap());
         }
 
         #[test]

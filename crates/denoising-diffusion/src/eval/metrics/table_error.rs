@@ -78,10 +78,12 @@ impl TableError {
 
     /// Refuses a table of fewer rows than needed.
     pub(super) fn rows(what: &'static str, table: Features, needed: usize) -> Result<(), Self> {
-        if table.n() >= needed {
-            return Ok(());
-        }
-        Err(Self::TooFew { what, needed, found: table.n() })
+        Self::count(what, table.n(), needed)
+    }
+
+    /// Refuses fewer rows than needed.
+    pub(super) fn count(what: &'static str, found: usize, needed: usize) -> Result<(), Self> {
+        if found >= needed { Ok(()) } else { Err(Self::TooFew { what, needed, found }) }
     }
 }
 
