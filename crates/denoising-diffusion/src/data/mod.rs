@@ -53,6 +53,7 @@ pub use hint::Takes;
 pub use image_batch::{ImageBatch, ImageBatchError};
 pub use loader::{Batch, Loader, LoaderConfig};
 pub use policy::{CachePolicy, DataLayout, Flip, ResizePolicy, ValueRange, Verify};
+pub(crate) use subset::spread_places;
 pub use subset::{Batches, Subset};
 pub use summary::{Summary, Tally};
 pub use vector_table::{VectorScale, VectorTable};

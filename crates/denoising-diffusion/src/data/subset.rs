@@ -31,10 +31,10 @@ impl Subset {
         Self { dataset, indices: indices.into() }
     }
 
-    /// The first `count` images of this subset, or all if it has fewer.
-    pub fn first(&self, count: usize) -> Self {
-        let count = count.min(self.len());
-        Self::of(self.dataset.clone(), self.indices[..count].to_vec())
+    /// `count` images of this subset at even distances, or all if it has fewer. (The first ones of a folder per class would be of one class.)
+    pub fn spread(&self, count: usize) -> Self {
+        let places = spread_places(self.len(), count.min(self.len()));
+        Self::of(self.dataset.clone(), places.map(|place| self.indices[place]).collect())
     }
 
     /// Number of images.
@@ -139,4 +139,10 @@ impl Iterator for Batches {
     fn next(&mut self) -> Option<Self::Item> {
         self.prefetcher.next()
     }
+}
+
+/// `count` of `len` places at even distances, in order; where there are fewer, all of them, and again from the start.
+pub(crate) fn spread_places(len: usize, count: usize) -> impl Iterator<Item = usize> {
+    let count = if len == 0 { 0 } else { count };
+    (0..count).map(move |i| if count <= len { i * len / count } else { i % len })
 }

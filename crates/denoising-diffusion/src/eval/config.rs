@@ -18,7 +18,7 @@ pub struct EvaluateConfig {
     pub metrics: Vec<Metric>,
     /// Samples drawn for it, at least 2.
     pub evaluate_samples: usize,
-    /// Real images that are compared with, the first ones of the data. None: all.
+    /// Real images that are compared with, at even distances in the data. None: all.
     pub evaluate_real: Option<usize>,
     /// Steps from noise to data of these samples. None: as the recipe's samples.
     pub evaluate_sampling_timesteps: Option<usize>,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 
-use crate::data::{DataError, ImageBatch, ImageShape, Subset};
+use crate::data::{DataError, ImageBatch, ImageShape, Subset, spread_places};
 use crate::diffusion::{Examples, NetworkDenoiser};
 use crate::digest::Digest;
 use crate::models::Network;
@@ -59,15 +59,16 @@ impl Images {
         }
     }
 
-    /// The first `count` images, or all if there are fewer.
-    pub fn first(&self, count: usize) -> Self {
+    /// `count` images at even distances, or all if there are fewer.
+    pub fn spread(&self, count: usize) -> Self {
         let count = count.min(self.count);
         match &self.source {
             _ if count == self.count => self.clone(),
-            Source::Data(data) => Self::of_data(data.first(count)),
+            Source::Data(data) => Self::of_data(data.spread(count)),
             Source::Memory(values) => {
-                let first = values[..count * self.image_len()].to_vec();
-                Self { source: Source::Memory(first.into()), shape: self.shape, count }
+                let image = |place| &values[place * self.image_len()..][..self.image_len()];
+                let some = spread_places(self.count, count).flat_map(image).copied().collect::<Vec<_>>();
+                Self { source: Source::Memory(some.into()), shape: self.shape, count }
             }
         }
     }
@@ -147,8 +148,8 @@ impl Images {
         Ok(ExampleSet { images, classes, conditions: self.conditions(self.count)?, vectors: self.vectors(self.count) })
     }
 
-    /// What the first `count` images belong to, and again from the start where there are fewer. `None` for samples, and where the data
-    /// have no conditions.
+    /// What `count` images at even distances belong to; where there are fewer, all of them, and again from the start. `None` for samples, and
+    /// where the data have no conditions.
     ///
     /// # Errors
     /// Those of reading.
@@ -156,27 +157,25 @@ impl Images {
         let Source::Data(subset) = &self.source else { return Ok(None) };
         let Some(ImageShape { channels, height, width }) = subset.dataset().condition_shape() else { return Ok(None) };
         let mut data = Vec::with_capacity(count * channels * height * width);
-        for &index in subset.indices().iter().cycle().take(count) {
-            data.extend(subset.dataset().condition(index)?.unwrap_or_default());
+        for place in spread_places(self.count, count) {
+            data.extend(subset.dataset().condition(subset.indices()[place])?.unwrap_or_default());
         }
         Ok(Some(ImageBatch { shape: [count, channels, height, width], data }))
     }
 
-    /// The vectors of the first `count` images, and again from the start where there are fewer. `None` for samples, and where the data
-    /// have none.
+    /// The vectors of the same images. `None` for samples, and where the data have none.
     pub fn vectors(&self, count: usize) -> Option<Vec<f32>> {
         let Source::Data(subset) = &self.source else { return None };
-        Some(subset.dataset().vectors()?.pick(subset.indices().iter().copied().cycle().take(count)))
+        Some(subset.dataset().vectors()?.pick(spread_places(self.count, count).map(|place| subset.indices()[place])))
     }
 
-    /// The classes of the first `count` images, and again from the start where there are fewer. `None` for samples, and where the data have none.
+    /// The classes of the same images. `None` for samples, and where the data have none.
     pub fn classes(&self, count: usize) -> Option<Vec<u32>> {
         let Source::Data(subset) = &self.source else { return None };
         if subset.is_empty() {
             return None;
         }
-        let of_image = |at: usize| Some(subset.class_of(at % self.count)? as u32);
-        (0..count).map(of_image).collect()
+        spread_places(self.count, count).map(|place| Some(subset.class_of(place)? as u32)).collect()
     }
 
     /// `count` classes, each as often as its share of the images says; likewise.
@@ -317,7 +316,7 @@ mod tests {
         let expected: Vec<f32> = [26.0, 0.0, 128.0, 255.0, 77.0, 102.0].iter().map(|v| v / 255.0).collect();
         assert_eq!(images.values().unwrap(), expected);
         assert_eq!((images.len(), images.shape(), images.cache_key()), (3, [1, 1, 2], None));
-        assert_eq!(images.first(2).values().unwrap(), expected[..4]);
+        assert_eq!(images.spread(2).values().unwrap(), expected[..4]);
         assert_eq!(images.pick(&[2, 0]).unwrap().data, [&expected[4..], &expected[..2]].concat());
     }
 
@@ -366,18 +365,22 @@ mod tests {
     fn batches_cover_data_once_in_order_and_keys_tell_sets_apart() {
         let dataset = Arc::new(Dataset::open(&DataConfig::default()).unwrap());
         let all = Images::of_data(Subset::from(dataset.clone()));
-        let some = all.first(10);
+        let some = all.spread(10);
         let mut seen = Vec::new();
         some.each_batch(4, |batch| {
             seen.extend_from_slice(batch);
             Ok::<_, DataError>(())
         })
         .unwrap();
-        let expected: Vec<f32> = (0..10).flat_map(|i| dataset.get(i).unwrap().pixels).collect();
+        let expected: Vec<f32> = (0..10).flat_map(|i| dataset.get(i * dataset.len() / 10).unwrap().pixels).collect();
         assert_eq!(seen, expected);
-        assert_eq!(some.cache_key(), all.first(10).cache_key());
+        assert_eq!(some.cache_key(), all.spread(10).cache_key());
         assert_ne!(some.cache_key(), all.cache_key());
         let (training, _) = dataset.split_held_out(0.1, 0);
-        assert_ne!(Images::of_data(training.first(10)).cache_key(), some.cache_key(), "other images of the same data");
+        assert_ne!(Images::of_data(training.spread(10)).cache_key(), some.cache_key(), "other images of the same data");
+        // One behind the other, and so are their classes where each has a folder.
+        let of_some: Vec<f32> = all.spread(3).values().unwrap();
+        assert_eq!(of_some, all.pick(&[0, 599, 1198]).unwrap().data);
+        assert_eq!(all.classes(3), Some([0, 599, 1198].map(|i| dataset.class_of(i).unwrap() as u32).to_vec()));
     }
 }

@@ -115,7 +115,7 @@ fn measure(
     setup: &ClassifierSetup,
     stop: &StopSignal,
 ) -> Result<Option<HeldOutAccuracy>, ClassifierTrainError> {
-    let some = setup.held_out.first(HELD_OUT_IMAGES);
+    let some = setup.held_out.spread(HELD_OUT_IMAGES);
     if some.is_empty() {
         return Ok(None);
     }

@@ -163,5 +163,5 @@ fn parts_number_classes_as_the_whole() {
     let dogs = Subset::of(data.clone(), vec![2, 1]);
     assert_eq!((dogs.num_classes(), dogs.class_of(0), dogs.class_of(2)), (2, Some(1), None));
     assert_eq!(dogs.class_names().unwrap(), ["cat", "dog"]);
-    assert_eq!(dogs.first(1).class_of(0), data.class_of(2));
+    assert_eq!(dogs.spread(1).class_of(0), data.class_of(2));
 }

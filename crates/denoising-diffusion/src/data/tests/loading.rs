@@ -111,8 +111,8 @@ fn a_pass_visits_each_image_once_in_order() {
     let indices: Vec<usize> = batches.iter().flat_map(|b| b.indices.clone()).collect();
     assert_eq!(indices, [0, 1, 2, 3, 4, 5, 6]);
     assert!(batches.iter().all(|batch| batch.images[0] == 1.0), "mirrored");
-    assert_eq!(subset.first(2).batches(3).unwrap().count(), 1);
-    assert_eq!(subset.first(0).batches(3).unwrap().count(), 0);
+    assert_eq!(subset.spread(2).batches(3).unwrap().count(), 1);
+    assert_eq!(subset.spread(0).batches(3).unwrap().count(), 0);
 }
 
 proptest! {
