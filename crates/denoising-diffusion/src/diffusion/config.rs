@@ -12,11 +12,14 @@ use super::formulation::{Formulation, Output};
 use super::gaussian::GaussianConfig;
 use super::learned_variance::LearnedVarianceConfig;
 use super::rectified_flow::{RectifiedFlow, RectifiedFlowConfig};
-use super::schedule::{ScheduleConfig, Tables};
+use super::schedule::{ScheduleConfig, Tables, check_betas};
 use super::weighted_objective::WeightedObjectiveConfig;
 
 #[cfg(test)]
 mod tests;
+
+/// Candidates of noise for an example at most: each is a pass through the network.
+const MOST_CANDIDATES: usize = 1000;
 
 /// Which formulation, with its own options.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -106,7 +109,7 @@ impl FormulationConfig {
     pub(crate) fn build(&self, betas: Option<Vec<f64>>) -> Result<Box<dyn Formulation>, DiffusionConfigError> {
         let tables = |schedule: &ScheduleConfig| match &betas {
             Some(betas) if betas.len() != schedule.timesteps => Err(DiffusionConfigError::Timesteps(betas.len())),
-            Some(betas) => Ok(Tables::from_betas(betas.clone())),
+            Some(betas) => check_betas(betas).map(|()| Tables::from_betas(betas.clone())),
             None => Ok(Tables::new(schedule)),
         };
         if betas.is_some() && self.schedule().is_none() {
@@ -211,7 +214,7 @@ impl DiffusionConfig {
         let SharedConfig { min_snr_gamma: gamma, offset_noise_strength: offset, xm_candidates, .. } = self.shared;
         check(gamma.is_finite() && gamma > 0.0, "min_snr_gamma", "a number above 0", gamma)?;
         check(offset.is_finite() && offset >= 0.0, "offset_noise_strength", "a number of at least 0", offset)?;
-        check(xm_candidates >= 1, "xm_candidates", "at least 1", xm_candidates as f64)?;
+        check((1..=MOST_CANDIDATES).contains(&xm_candidates), "xm_candidates", "1 to 1000", xm_candidates as f64)?;
         let refuse =
             |option, with: &str, why| Err(DiffusionConfigError::Contradiction { option, with: with.to_string(), why });
         let name = format!("`diffusion = \"{}\"`", self.formulation.name());

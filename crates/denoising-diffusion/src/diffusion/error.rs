@@ -11,6 +11,10 @@ pub enum DiffusionConfigError {
     OtherSchedule { key: &'static str, belongs_to: &'static str, schedule: &'static str },
     #[error("`{key}` must be {expected}, got {got}")]
     Value { key: &'static str, expected: &'static str, got: f64 },
+    #[error(
+        "beta of noise level {t} is {beta}, and must be above 0 and at most 1: the schedule's parameters leave no noise to add there, or none at all"
+    )]
+    Betas { t: usize, beta: f64 },
     #[error("`{option}` has no meaning with {with}: {why}")]
     Contradiction { option: &'static str, with: String, why: &'static str },
     #[error("there is no formulation \"{name}\"; there are {known}")]

@@ -29,6 +29,9 @@ impl BetaSchedule {
     }
 }
 
+/// Most noise levels: tables of more are a mistake.
+const MOST_TIMESTEPS: usize = 1_000_000;
+
 /// Options of a schedule in discrete time; `Default` is the reference's default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -71,12 +74,14 @@ impl ScheduleConfig {
         if self.timesteps < 2 {
             return Err(DiffusionConfigError::Timesteps(self.timesteps));
         }
+        check(self.timesteps <= MOST_TIMESTEPS, "timesteps", "at most 1000000", self.timesteps as f64)?;
         self.check_parameters()?;
         let finite = |x: f64| x.is_finite();
         let (s, [start, end, tau]) = (self.offset(), self.cut_and_temperature());
         check(finite(s) && s >= 0.0, "cosine_s", "a number of at least 0", s)?;
         check(finite(start) && finite(end) && start < end, "sigmoid_start", "below `sigmoid_end`", start)?;
-        check(finite(tau) && tau > 0.0, "sigmoid_tau", "a number above 0", tau)
+        check(finite(tau) && tau > 0.0, "sigmoid_tau", "a number above 0", tau)?;
+        check_betas(&betas(self))
     }
 
     /// s of the cosine schedule.
@@ -106,6 +111,14 @@ impl ScheduleConfig {
             }
         }
         Ok(())
+    }
+}
+
+/// Refuses betas of a level that is not noisier than the one before, and what is no number: steps between such levels divide 0 by 0.
+pub(super) fn check_betas(betas: &[f64]) -> Result<(), DiffusionConfigError> {
+    match betas.iter().position(|beta| !(*beta > 0.0 && *beta <= 1.0)) {
+        Some(t) => Err(DiffusionConfigError::Betas { t, beta: betas[t] }),
+        None => Ok(()),
     }
 }
 

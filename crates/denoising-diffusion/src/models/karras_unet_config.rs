@@ -33,6 +33,9 @@ pub enum SpaceTimeAttention {
     FactorizedAtResizing,
 }
 
+/// Halvings at most: no side of an image is longer than 2^16.
+const MOST_DOWNSAMPLES: usize = 16;
+
 /// What the network works on, and the size of it, which decides where attention is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -229,6 +232,10 @@ impl KarrasUnetConfig {
             if value == 0 {
                 return Err(KarrasUnetConfigError::Zero { key });
             }
+        }
+        if self.num_downsamples > MOST_DOWNSAMPLES {
+            let (key, got) = ("num_downsamples", self.num_downsamples as f64);
+            return Err(KarrasUnetConfigError::Value { key, range: "in [0, 16]", got });
         }
         if !self.fourier_dim.is_multiple_of(2) {
             return Err(KarrasUnetConfigError::OddFourierDim(self.fourier_dim));

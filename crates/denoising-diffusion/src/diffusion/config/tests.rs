@@ -47,7 +47,11 @@ fn combinations_without_meaning_are_refused_with_the_reason() {
         ("diffusion = \"elucidated\"\nsigma_max = 0.001", "above `sigma_min`"),
         ("loss_weight = \"uniform\"\nmin_snr_loss_weight = true", "both say how the loss is weighted"),
         ("diffusion = \"rectified_flow\"\ntime_scale = -1.0", "above 0"),
-        ("xm_candidates = 0", "at least 1"),
+        ("xm_candidates = 0", "1 to 1000"),
+        ("timesteps = 1000000000000", "at most 1000000"),
+        ("sigmoid_tau = 0.05", "beta of noise level"),
+        ("sigmoid_end = 40.0", "beta of noise level"),
+        ("sigmoid_start = -40.0", "beta of noise level 0 is 0,"),
     ] {
         let error = read(text).unwrap().validate().unwrap_err().to_string();
         assert!(error.contains(reason), "{error}");
