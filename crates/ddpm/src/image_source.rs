@@ -73,7 +73,7 @@ pub fn all(dataset: &Arc<Dataset>) -> Images {
 /// How data must be prepared to look as a network's samples do.
 pub fn prepared_as(file: &ModelFile, run: Option<&DataConfig>) -> Result<DataConfig> {
     let (card, image) = (&file.card, file.card.image);
-    let mut config = run.cloned().unwrap_or_default();
+    let mut config = run.cloned().unwrap_or_else(|| DataConfig { resize: card.resize, ..DataConfig::default() });
     let layout = card.network.layout();
     if config.layout == DataLayout::Auto {
         config.layout = layout;

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Place, TINY, stderr};
-use denoising_diffusion::data::ImageShape;
+use denoising_diffusion::data::{ImageShape, ResizePolicy};
 use denoising_diffusion::diffusion::DiffusionConfig;
 use denoising_diffusion::interop::reference_layout;
 use denoising_diffusion::model_file::{ModelCard, ModelFile, NetworkConfig, WeightsKind};
@@ -62,6 +62,7 @@ fn write_model(place: &Place, num_classes: usize) {
         diffusion: DiffusionConfig::default(),
         betas: None,
         image: ImageShape { channels: 1, height: 4, width: 4 },
+        resize: ResizePolicy::Crop,
         value_range: None,
         condition_value_range: None,
         vectors: None,

@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::data::{ImageShape, VectorScale};
+use crate::data::{ImageShape, ResizePolicy, VectorScale};
 use crate::diffusion::{Diffusion, DiffusionConfig, DiffusionConfigError};
 use crate::interop::InteropError;
 pub use crate::models::NetworkConfig;
@@ -30,6 +30,9 @@ pub struct ModelCard {
     pub betas: Option<Vec<f64>>,
     /// Size of the data.
     pub image: ImageShape,
+    /// How images of another size were fitted; cards of version 0.1.0 may not say it.
+    #[serde(default)]
+    pub resize: ResizePolicy,
     /// What 0 and 1 stand for in the units of the data it was trained on; `[0, 1]` if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value_range: Option<[f64; 2]>,
@@ -150,6 +153,7 @@ mod tests {
             diffusion,
             betas: None,
             image: ImageShape { channels: 1, height: 4, width: 4 },
+            resize: ResizePolicy::Crop,
             value_range: None,
             condition_value_range: None,
             vectors: None,

@@ -118,9 +118,8 @@ fn data(args: &TrainClassifierArgs, file: &ModelFile, run: Option<DataConfig>) -
     if args.labels.is_some() {
         config.labels.clone_from(&args.labels);
     }
-    // Labels that cannot be used are an error here.
-    config.class_condition = true;
-    Ok(config)
+    // Classifiers see nothing of what the images belong to but classes, and labels that cannot be used are an error here.
+    Ok(DataConfig { class_condition: true, condition: None, condition_value_range: None, vectors: None, ..config })
 }
 
 /// How it is trained.

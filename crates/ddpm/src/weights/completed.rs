@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use denoising_diffusion::data::{DataLayout, ImageShape, ImageSize};
+use denoising_diffusion::data::{DataLayout, ImageShape, ImageSize, ResizePolicy};
 use denoising_diffusion::diffusion::DiffusionConfig;
 use denoising_diffusion::interop::{Inferred, InteropError};
 use denoising_diffusion::model_file::{ModelCard, ModelFile, NetworkConfig};
@@ -61,6 +61,8 @@ impl Reference {
         let card = ModelCard {
             version: env!("CARGO_PKG_VERSION").to_string(),
             image,
+            // The reference stretches whatever its options say.
+            resize: ResizePolicy::Stretch,
             value_range: None,
             condition_value_range: None,
             vectors: None,

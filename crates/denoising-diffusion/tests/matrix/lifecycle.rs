@@ -5,7 +5,7 @@ use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use denoising_diffusion::data::ImageBatch;
-use denoising_diffusion::data::{DataLayout, ImageShape};
+use denoising_diffusion::data::{DataLayout, ImageShape, ResizePolicy};
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig, Examples, FormulationConfig, RectifiedFlowConfig};
 use denoising_diffusion::eval::held_out::held_out_loss;
 use denoising_diffusion::eval::images::ExampleSet;
@@ -100,6 +100,7 @@ impl<M: Network<4>> Case<'_, M> {
             diffusion: self.diffusion.config().clone(),
             betas: None,
             image: ImageShape { channels, height, width },
+            resize: ResizePolicy::Crop,
             value_range: None,
             condition_value_range: None,
             vectors: None,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use burn::tensor::{Device, Tensor};
-use denoising_diffusion::data::ImageShape;
+use denoising_diffusion::data::{ImageShape, ResizePolicy};
 use denoising_diffusion::diffusion::{
     Denoiser, Diffusion, DiffusionConfig, Estimate, FormulationConfig, GuidanceConfig, NoiseLevel, Threshold,
 };
@@ -41,6 +41,7 @@ impl Case {
             diffusion: inferred.diffusion_with(&said).unwrap(),
             betas: inferred.betas,
             image: ImageShape { channels: inferred.network.channels().unwrap(), height: 8, width: 8 },
+            resize: ResizePolicy::Crop,
             value_range: None,
             condition_value_range: None,
             vectors: None,

@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::*;
-use crate::data::ImageShape;
+use crate::data::{ImageShape, ResizePolicy};
 use crate::diffusion::DiffusionConfig;
 use crate::model_file::WeightsKind;
 use crate::models::{NetworkConfig, UnetConfig};
@@ -59,6 +59,7 @@ impl Place {
             diffusion: DiffusionConfig::default(),
             betas: None,
             image: ImageShape { channels: 1, height: 8, width: 8 },
+            resize: ResizePolicy::Crop,
             value_range: None,
             condition_value_range: None,
             vectors: None,
