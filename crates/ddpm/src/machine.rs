@@ -23,11 +23,18 @@ struct ThreadsArgs {
     threads: Option<u16>,
 }
 
+#[derive(Args, Clone, Debug)]
+struct PreciseArgs {
+    /// Convolutions without Winograd's algorithm: slower, and a digit more exact
+    #[arg(long, help_heading = "Machine")]
+    precise: bool,
+}
+
 /// Flags of a training, whose recipe says how it computes.
 #[derive(Args, Clone, Debug)]
 pub struct DevicesArgs {
-    /// Where to compute: auto, cpu, or a GPU such as cuda:0 (`ddpm devices` lists them); or several of a kind, as in cuda:0,cuda:1, that take
-    /// turns with the batches of each step (--accumulate)
+    /// Where to compute: auto, cpu, or a GPU such as cuda:0 (`ddpm devices` lists them); or several of a kind, as in cuda:0,cuda:1, which share
+    /// the batches of samples, and in training those of each step (--accumulate)
     #[arg(
         long = "device",
         value_name = "DEVICES",
@@ -48,9 +55,8 @@ pub struct MachineArgs {
     device: DeviceChoice,
     #[command(flatten)]
     threads: ThreadsArgs,
-    /// Convolutions without Winograd's algorithm: slower, and a digit more exact
-    #[arg(long, help_heading = "Machine")]
-    precise: bool,
+    #[command(flatten)]
+    exactness: PreciseArgs,
 }
 
 /// Flags of commands that run a network of the user's.
@@ -58,6 +64,17 @@ pub struct MachineArgs {
 pub struct NetworkMachineArgs {
     #[command(flatten)]
     machine: MachineArgs,
+    #[arg(long, help = PRECISION, value_name = "PRECISION", default_value = "f32", help_heading = "Machine")]
+    precision: Precision,
+}
+
+/// Flags of commands that draw samples from a network of the user's, on one device or more.
+#[derive(Args, Clone, Debug)]
+pub struct NetworkDevicesArgs {
+    #[command(flatten)]
+    devices: DevicesArgs,
+    #[command(flatten)]
+    exactness: PreciseArgs,
     #[arg(long, help = PRECISION, value_name = "PRECISION", default_value = "f32", help_heading = "Machine")]
     precision: Precision,
 }
@@ -82,6 +99,13 @@ impl NetworkMachineArgs {
     }
 }
 
+impl NetworkDevicesArgs {
+    /// Starts the threads. To be called once, before anything computes.
+    pub fn start(&self, work: Work) -> Result<Machine> {
+        self.devices.start(ArithmeticConfig { precise: self.exactness.precise, precision: self.precision }, work)
+    }
+}
+
 impl MachineArgs {
     /// Starts the threads. To be called once, before anything computes.
     pub fn start(&self, work: Work) -> Result<Machine> {
@@ -89,7 +113,7 @@ impl MachineArgs {
     }
 
     fn start_in(&self, precision: Precision, work: Work) -> Result<Machine> {
-        let arithmetic = ArithmeticConfig { precise: self.precise, precision };
+        let arithmetic = ArithmeticConfig { precise: self.exactness.precise, precision };
         Machine::describe(&[self.device], &self.threads, arithmetic)?.started(arithmetic, work)
     }
 }

@@ -120,7 +120,10 @@ impl Out {
                 let pairs = writing.conditions.filter(|_| shape != images.shape).and_then(|of| images.beside(of));
                 save_grid(path, pairs.as_ref().unwrap_or(images), options)?;
             }
-            Self::Folder(path) => save_images(path, images, 0)?,
+            Self::Folder(path) => {
+                save_images(path, images, 0)?;
+                remove_numbered(path, images.shape[0])?;
+            }
             Self::Array(path) => {
                 if let Some(folder) = path.parent() {
                     std::fs::create_dir_all(folder).context(format!("cannot create {}", folder.display()))?;
@@ -143,4 +146,19 @@ impl Out {
         }
         Ok(())
     }
+}
+
+/// Removes images that earlier samples left in a folder, which are numbered from `first`: they are not of these.
+fn remove_numbered(folder: &Path, first: usize) -> Result {
+    let number_of = |name: &str| name.strip_suffix(".png").and_then(|number| number.parse::<usize>().ok());
+    let is_left =
+        |name: &str| number_of(name).is_some_and(|number| number >= first && name == format!("{number:06}.png"));
+    let in_words = || format!("cannot remove earlier images from {}", folder.display());
+    for entry in folder.read_dir().context(in_words())? {
+        let entry = entry.context(in_words())?;
+        if entry.file_name().to_str().is_some_and(is_left) {
+            std::fs::remove_file(entry.path()).context(in_words())?;
+        }
+    }
+    Ok(())
 }

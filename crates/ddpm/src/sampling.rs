@@ -1,13 +1,14 @@
 //! How samples are drawn: the flags that the commands which draw some share, and drawing them with progress.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use burn::tensor::Device;
 use clap::Args;
 use denoising_diffusion::data::{ChannelPolicy, DataConfig, ImageBatch, ImageShape, VectorTable};
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig, GuidanceConfig, Threshold};
 use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::result::Sampling;
-use denoising_diffusion::generate::{Generator, Request};
+use denoising_diffusion::generate::{Generator, Progress as At, Replica, Request};
 use denoising_diffusion::model_file::ModelFile;
 use denoising_diffusion::models::{Calls, ImageNetwork, Network};
 use denoising_diffusion::nn::Eval;
@@ -24,9 +25,11 @@ use crate::recipe_flags::{SamplingFlags, UntoldFlags};
 use crate::weights::Found;
 
 mod classes;
+mod ignored;
 mod progress;
 
 use classes::{Classes, parse_classes};
+pub use ignored::tell_ignored;
 pub use progress::{SamplingProgress, or_interrupted};
 
 /// Flags of sampling.
@@ -109,6 +112,10 @@ impl SamplingArgs {
         if limits && !diffusion.shared.auto_normalize {
             note("warning: --threshold has no effect without auto_normalize: the range of the data is not known");
         }
+        tell_ignored(&self.flags.0, &sample, &guidance);
+        if self.weak.is_some() && !ignored::guides(&guidance) {
+            note("warning: --weak has no effect without --guidance");
+        }
         if guidance.cfg_plus_plus && !sample.sampler.renoises() {
             return Err(Failure::usage(format!(
                 "--cfg-plus-plus has no meaning with --sampler {}",
@@ -121,7 +128,7 @@ impl SamplingArgs {
 
     /// What samples of a network are to belong to, prepared as in training, where it needs that.
     pub fn conditions(&self, from: &Drawable, run: Option<&Recipe>) -> Result<Option<Images>> {
-        let (channels, image) = (from.model.condition_channels(), from.file.card.image);
+        let (channels, image) = (from.own.model.condition_channels(), from.file.card.image);
         let path = match &self.condition {
             Some(path) if channels > 0 => path,
             Some(_) => {
@@ -153,7 +160,7 @@ impl SamplingArgs {
 
     /// The vectors that samples of a network are to belong to, where it needs some; scaled as in training.
     pub fn vectors(&self, from: &Drawable) -> Result<Option<VectorTable>> {
-        let dim = from.model.vector_dim();
+        let dim = from.own.model.vector_dim();
         match &self.vectors {
             Some(path) if dim > 0 => Ok(Some(VectorTable::open(path, from.file.card.vectors.as_ref())?)),
             Some(_) => Err(Failure::usage("--vectors is given, but the network was trained without")
@@ -166,38 +173,43 @@ impl SamplingArgs {
         }
     }
 
-    /// Opens a network, and the weaker one if there is one.
-    pub fn open(&self, file: ModelFile, path: &std::path::Path, machine: &Machine) -> Result<Drawable> {
+    /// Opens a network, and what guides it, on each of the machine's devices.
+    pub fn open(&self, file: ModelFile, path: &Path, machine: &Machine) -> Result<Drawable> {
         let shape = check(&file, path)?;
-        let (model, diffusion) = file.build(path, machine.device())?;
-        let weak = self
-            .weak
-            .as_deref()
-            .map(|target| {
-                let found = Found::open(target, None)?;
-                let path = found.path.clone();
-                let weak = found.into_model(&UntoldFlags::default())?;
-                if check(&weak, &path)? != shape || weak.card.diffusion != file.card.diffusion {
-                    return Err(Failure::usage(format!(
-                        "--weak {}: trained on other images or by another formulation",
-                        path.display()
-                    )));
-                }
-                Ok(weak.build(&path, machine.device())?.0)
-            })
-            .transpose()?;
-        let (scale, image) = (self.classifier_scale.unwrap_or(1.0), file.card.image);
-        let classifier = self
-            .classifier
-            .as_deref()
-            .map(|path| GuidingClassifier::open(path, scale, &diffusion, image, machine.device()))
-            .transpose()?;
-        Ok(Drawable { file, model, weak, classifier, diffusion, shape, device_graph: self.device_graph })
+        let weak = self.weak.as_deref().map(|target| open_weak(target, &file, shape)).transpose()?;
+        let on = |device: &Device| -> Result<(Networks, Diffusion)> {
+            let (model, diffusion) = file.build(path, device)?;
+            let weak = weak.as_ref().map(|(weak, path)| weak.build(path, device)).transpose()?.map(|(weak, _)| weak);
+            let (scale, image) = (self.classifier_scale.unwrap_or(1.0), file.card.image);
+            let classifier = self
+                .classifier
+                .as_deref()
+                .map(|path| GuidingClassifier::open(path, scale, &diffusion, image, device))
+                .transpose()?;
+            Ok((Networks { device: device.clone(), model, weak, classifier }, diffusion))
+        };
+        let (own, diffusion) = on(machine.device())?;
+        let replicas = machine.others().iter().map(|device| Ok(on(device)?.0)).collect::<Result<_>>()?;
+        Ok(Drawable { file, own, replicas, diffusion, shape, device_graph: self.device_graph })
     }
 }
 
+/// The weaker network that one is to be guided away from, and where it lies.
+fn open_weak(target: &Path, strong: &ModelFile, shape: [usize; 3]) -> Result<(ModelFile, PathBuf)> {
+    let found = Found::open(target, None)?;
+    let path = found.path.clone();
+    let weak = found.into_model(&UntoldFlags::default())?;
+    if check(&weak, &path)? != shape || weak.card.diffusion != strong.card.diffusion {
+        return Err(Failure::usage(format!(
+            "--weak {}: trained on other images or by another formulation",
+            path.display()
+        )));
+    }
+    Ok((weak, path))
+}
+
 /// Checks that the network can draw images of the card's size; their shape `[c, h, w]`.
-fn check(file: &ModelFile, path: &std::path::Path) -> Result<[usize; 3]> {
+fn check(file: &ModelFile, path: &Path) -> Result<[usize; 3]> {
     let (image, card) = (file.card.image, &file.card);
     card.network.check_size(image.height, image.width).or_usage()?;
     if let Some(got) = card.network.out_channels() {
@@ -213,12 +225,31 @@ fn check(file: &ModelFile, path: &std::path::Path) -> Result<[usize; 3]> {
     Ok([image.channels, image.height, image.width])
 }
 
-/// A network ready to draw from.
-pub struct Drawable {
-    pub file: ModelFile,
+/// What is drawn from, on one device.
+pub struct Networks {
+    pub device: Device,
     pub model: Eval<ImageNetwork>,
     pub weak: Option<Eval<ImageNetwork>>,
     pub classifier: Option<GuidingClassifier>,
+}
+
+impl Networks {
+    fn calls(&self, device_graph: bool) -> Replica<'_, ImageNetwork> {
+        Replica {
+            device: self.device.clone(),
+            model: Calls::new(&self.model, device_graph),
+            weak: self.weak.as_ref().map(|weak| Calls::new(weak, device_graph)),
+            classifier: self.classifier.as_ref().map(|classifier| &*classifier.gradient),
+        }
+    }
+}
+
+/// A network ready to draw from.
+pub struct Drawable {
+    pub file: ModelFile,
+    pub own: Networks,
+    /// The same on other devices.
+    replicas: Vec<Networks>,
     pub diffusion: Diffusion,
     /// `[channels, height, width]`
     pub shape: [usize; 3],
@@ -229,19 +260,48 @@ pub struct Drawable {
 impl Drawable {
     /// Classes that the network, or a classifier that guides it, knows.
     pub fn num_classes(&self) -> usize {
-        let by_classifier = self.classifier.as_ref().map_or(0, |classifier| classifier.class_names.len());
-        self.model.num_classes().max(by_classifier)
+        let by_classifier = self.own.classifier.as_ref().map_or(0, |classifier| classifier.class_names.len());
+        self.own.model.num_classes().max(by_classifier)
     }
 
     /// What draws from it.
     pub fn generator(&self, guidance: &GuidanceConfig) -> Generator<'_, ImageNetwork> {
-        let calls = |model| Calls::new(model, self.device_graph);
+        let Replica { model, weak, classifier, .. } = self.own.calls(self.device_graph);
         Generator {
             guidance: guidance.clone(),
-            weak: self.weak.as_ref().map(calls),
-            classifier: self.classifier.as_ref().map(|classifier| &*classifier.gradient),
-            ..Generator::new(calls(&self.model), &self.diffusion)
+            weak,
+            classifier,
+            replicas: self.replicas.iter().map(|networks| networks.calls(self.device_graph)).collect(),
+            ..Generator::new(model, &self.diffusion)
         }
+    }
+
+    /// Draws samples, with progress and somebody who sees each step; Ctrl-C gives up.
+    pub fn draw(
+        &self,
+        guidance: &GuidanceConfig,
+        request: &Request<'_>,
+        stop: &StopSignal,
+        see: &mut dyn FnMut(&At<'_>),
+    ) -> Result<ImageBatch> {
+        let (devices, batches) = (1 + self.replicas.len(), request.batches());
+        if batches < devices {
+            note(format!(
+                "warning: {devices} devices share {batches} {}: with --sample-batch-size {} each has some of the {} samples",
+                if batches == 1 { "batch" } else { "batches" },
+                request.count.div_ceil(devices),
+                request.count,
+            ));
+        }
+        let steps = request.sample.steps(self.diffusion.config());
+        let mut progress = SamplingProgress::new(batches * steps, stop);
+        let generator = self.generator(guidance);
+        let images = generator.generate(request, &self.own.device, &mut |at| {
+            see(at);
+            progress.see()
+        });
+        progress.finish(&generator);
+        images.map_err(or_interrupted)
     }
 }
 
@@ -307,15 +367,13 @@ pub fn draw(
     args: &SamplingArgs,
     count: usize,
     belong_to: &BelongTo,
-    machine: &Machine,
     stop: &StopSignal,
 ) -> Result<ImageBatch> {
-    let sample = &settings.sample;
     let classes = args.classes_of(from, count, &settings.guidance)?;
     let own = belong_to.classes.as_ref().filter(|_| args.classes.is_none() && classes.is_some());
     let classes = own.or(classes.as_ref());
     let request = Request {
-        sample,
+        sample: &settings.sample,
         seed: args.seed,
         count,
         shape: from.shape,
@@ -324,9 +382,5 @@ pub fn draw(
         conditions: belong_to.conditions.as_ref(),
         vectors: belong_to.vectors.as_deref(),
     };
-    let mut progress = SamplingProgress::new(&request, sample.steps(from.diffusion.config()), stop);
-    let generator = from.generator(&settings.guidance);
-    let images = generator.generate(&request, machine.device(), &mut |at| progress.see(at));
-    progress.finish(&generator);
-    images.map_err(or_interrupted)
+    from.draw(&settings.guidance, &request, stop, &mut |_| {})
 }

@@ -205,6 +205,12 @@ fn samples_that_cannot_be() {
         assert!(text.starts_with("error:") && text.contains(part), "{flags}: {text}");
     }
     assert!(!place.path("samples.png").exists());
+    // Before anything is drawn.
+    place.fails("sample run --out x.npy --real", 2, "--real needs");
+    for huge in ["-n 1000000000000 --out x.npy", "-n 18446744073709551615 --out many/"] {
+        place.fails(&format!("sample run {huge}"), 2, "do not fit into memory");
+    }
+    place.fails("eval run -n 1000000000000 --metrics swd", 2, "do not fit into memory");
 }
 
 #[test]

@@ -66,6 +66,11 @@ fn samplers_and_outputs() {
     place.ok("sample run/checkpoints/step-00000002/ema.safetensors -n 1 --image-size 6x4 --out odd.npy");
     assert_eq!(npy(&place.path("odd.npy")).0, [1, 1, 6, 4]);
     place.fails("sample run --out images/", 2, "--force");
+    place.write("images/notes.png", "mine");
+    place.ok("sample run -n 1 --out images/ --force");
+    let mut left: Vec<_> = std::fs::read_dir(place.path("images")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["000000.png", "notes.png"], "images of earlier samples are gone");
     place.fails("sample run --out model.png", 2, "exists already");
     place.ok("sample run -n 1 --out model.png --force");
 }

@@ -5,7 +5,7 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::{Place, golden, stderr};
+use common::{Place, TINY, golden, stderr};
 use denoising_diffusion::data::npy::{read_npy_f32, write_npy_f32};
 use denoising_diffusion::interop::{Metadata, ReferenceCheckpoint, read_safetensors, write_safetensors};
 use denoising_diffusion::weights::{StateDict, WeightsKind};
@@ -193,5 +193,25 @@ fn volumes_and_limits_without_effect_are_said() {
         let output = place.run(&format!("sample model.pt --image-size 8 {DRAW} {flags}"));
         assert!(output.status.success());
         assert_eq!(stderr(&output).contains("--threshold has no effect"), warned, "{flags}");
+    }
+}
+
+#[test]
+fn flags_without_effect_are_told() {
+    let place = Place::new();
+    checkpoint(&place, "elucidated");
+    for (flags, warning) in [
+        ("--rescale-phi 0.5", "--rescale-phi has no effect without --guidance"),
+        ("--s-noise 1.1", "--s-noise has no effect without --s-churn"),
+        ("--karras-rho 5 --noise-levels trained", "--karras-rho has no effect without --noise-levels karras"),
+        ("--weak model.pt", "--weak has no effect without --guidance"),
+    ] {
+        let output = place.run(&format!("sample model.pt --image-size 8 {} {flags}", DRAW.replace("ddim", "heun")));
+        assert!(stderr(&output).contains(warning), "{flags}: {}", stderr(&output));
+    }
+    let output = place.run(&format!("train digits {TINY} --steps 1 --metrics swd --evaluate-samples 5 --out run"));
+    let text = stderr(&output);
+    for flag in ["--metrics", "--evaluate-samples"] {
+        assert!(text.contains(&format!("{flag} has no effect without --evaluate-every")), "{text}");
     }
 }

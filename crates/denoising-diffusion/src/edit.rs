@@ -10,8 +10,8 @@ use crate::models::Network;
 use crate::nn::params::from_host;
 use crate::noise::{Purpose, normal_batch};
 use crate::sampler::{
-    Callback, Interrupted, Known, NoiseSource, RePaint, SeededNoise, Step, ddim_inversion, inpaint, noised_mixture,
-    repaint_schedule, slerp,
+    Callback, Interrupted, Known, NoiseSource, RePaint, SampleConfig, SeededNoise, Step, ddim_inversion, inpaint,
+    noised_mixture, repaint_schedule, slerp,
 };
 
 #[cfg(test)]
@@ -81,9 +81,9 @@ impl<'a, M: Network<4>> Generator<'a, M> {
         Ok(filled)
     }
 
-    /// Steps down that [`inpaint`](Self::inpaint) makes.
-    pub fn inpaint_steps(&self, request: &Request<'_>, repaint: &RePaint) -> usize {
-        let steps = request.sample.steps(self.diffusion.config());
+    /// Steps down that [`inpaint`](Self::inpaint) makes for each batch.
+    pub fn inpaint_steps(&self, sample: &SampleConfig, repaint: &RePaint) -> usize {
+        let steps = sample.steps(self.diffusion.config());
         repaint_schedule(steps, repaint).windows(2).filter(|pair| pair[0] < pair[1]).count()
     }
 
@@ -112,7 +112,7 @@ impl<'a, M: Network<4>> Generator<'a, M> {
     }
 
     /// `request.count` images from `pair[0]` to `pair[1]` (each `[c, h, w]`, in the data's range), the ends included. Inverted images come back: each is
-    /// inverted as what its own frame, the first or the last, belongs to.
+    /// inverted as what its own frame, the first or the last, belongs to, in [so many steps](Self::inversion_steps), of which `watch` is told, too.
     ///
     /// # Errors
     /// [`EditError`].
@@ -146,7 +146,8 @@ impl<'a, M: Network<4>> Generator<'a, M> {
                         Some(noises) => noises,
                         None => {
                             let [from, to] = ends.clone();
-                            [self.inverted(request, 0, from, device)?, self.inverted(request, last, to, device)?]
+                            let mut invert = |number, image| self.inverted(request, number, image, device, watch);
+                            [invert(0, from)?, invert(last, to)?]
                         }
                     };
                     inverted = Some([from.clone(), to.clone()]);
@@ -171,10 +172,11 @@ impl<'a, M: Network<4>> Generator<'a, M> {
         number: usize,
         image: Tensor<4>,
         device: &Device,
+        watch: &mut Watch<'_>,
     ) -> Result<Tensor<4>, Interrupted> {
         let batch = self.batch(request, number..number + 1, device);
-        let upwards = self.levels_of(&batch, request, self.inversion_steps(request));
-        ddim_inversion(&batch.denoiser, image, &upwards, &mut crate::sampler::ignore)
+        let upwards = self.levels_of(&batch, request, self.inversion_steps(request.sample));
+        ddim_inversion(&batch.denoiser, image, &upwards, &mut passed_on(number, watch))
     }
 
     fn levels(&self, batch: &SampleBatch<'_, M>, request: &Request<'_>) -> Vec<NoiseLevel> {
@@ -185,9 +187,10 @@ impl<'a, M: Network<4>> Generator<'a, M> {
         batch.denoiser.levels(request.sample.noise_levels, steps, request.sample.karras_rho)
     }
 
-    fn inversion_steps(&self, request: &Request<'_>) -> usize {
+    /// Steps that the inversion of one image takes.
+    pub fn inversion_steps(&self, sample: &SampleConfig) -> usize {
         let most = self.diffusion.formulation().timesteps().unwrap_or(INVERSION_STEPS);
-        request.sample.steps(self.diffusion.config()).max(INVERSION_STEPS.min(most))
+        sample.steps(self.diffusion.config()).max(INVERSION_STEPS.min(most))
     }
 }
 
@@ -215,10 +218,8 @@ fn part<M>(values: &[f32], batch: &SampleBatch<'_, M>, shape: [usize; 3], device
     from_host(values, [b, shape[0], shape[1], shape[2]], device)
 }
 
-fn passed_on<'w>(images_done: usize, watch: &'w mut Watch<'_>) -> Box<Callback<'w, 4>> {
-    Box::new(move |step: &Step<'_, 4>| {
-        watch(&Progress { images_done, step: step.index + 1, steps: step.total, x: step.x })
-    })
+fn passed_on<'w>(first: usize, watch: &'w mut Watch<'_>) -> Box<Callback<'w, 4>> {
+    Box::new(move |step: &Step<'_, 4>| watch(&Progress { first, step: step.index + 1, steps: step.total, x: step.x }))
 }
 
 fn check_size(what: &'static str, values: &[f32], count: usize, shape: [usize; 3]) -> Result<(), EditError> {

@@ -1,5 +1,5 @@
-//! From a network in eval behaviour to images: noise levels, sampler, guidance and batches chosen by configurations. Not here: the
-//! samplers themselves, and files.
+//! From a network in eval behaviour to images: noise levels, sampler, guidance and batches chosen by configurations, on one device or on several. Not
+//! here: the samplers themselves, and files.
 
 use std::ops::{ControlFlow, Range};
 
@@ -7,10 +7,12 @@ use burn::tensor::{Device, Tensor};
 use thiserror::Error;
 
 use crate::data::ImageBatch;
-use crate::diffusion::{Diffusion, GuidanceConfig, NetworkDenoiser, NoiseLevel};
+use crate::diffusion::{Diffusion, DiffusionConfigError, GuidanceConfig, NetworkDenoiser, NoiseLevel};
 use crate::models::{Calls, Network};
 use crate::nn::params::{from_host, host_values};
-use crate::sampler::{Interrupted, SampleConfig, SeededNoise, Step};
+use crate::sampler::{Interrupted, SampleConfig, SampleConfigError, SeededNoise, Step};
+
+mod replicas;
 
 /// What samples are made of.
 #[derive(Clone, Debug)]
@@ -35,7 +37,7 @@ pub struct Request<'a> {
 }
 
 /// A classifier: `scale grad_x ln p(y | x)` for x of a level and the classes y.
-pub type ClassifierGradient<'a> = dyn Fn(Tensor<4>, NoiseLevel, &[u32]) -> Tensor<4> + 'a;
+pub type ClassifierGradient<'a> = dyn Fn(Tensor<4>, NoiseLevel, &[u32]) -> Tensor<4> + Sync + 'a;
 
 /// Draws images from a network.
 pub struct Generator<'a, M> {
@@ -45,13 +47,23 @@ pub struct Generator<'a, M> {
     /// What the network is guided away from in place of its own unconditional prediction.
     pub weak: Option<Calls<'a, 4, M>>,
     pub classifier: Option<&'a ClassifierGradient<'a>>,
+    /// The same on other devices, which share the batches that [`generate`](Generator::generate) draws.
+    pub replicas: Vec<Replica<'a, M>>,
 }
 
-/// Where sampling stands.
+/// What a [`Generator`] draws from, on another device than its own.
+pub struct Replica<'a, M> {
+    pub device: Device,
+    pub model: Calls<'a, 4, M>,
+    pub weak: Option<Calls<'a, 4, M>>,
+    pub classifier: Option<&'a ClassifierGradient<'a>>,
+}
+
+/// A step that a batch has made.
 #[derive(Debug)]
 pub struct Progress<'a> {
-    /// Images finished before this batch.
-    pub images_done: usize,
+    /// Number of the batch's first image. On several devices, batches are drawn at the same time.
+    pub first: usize,
     /// Steps done in this batch, from 1, and how many there are.
     pub step: usize,
     pub steps: usize,
@@ -64,16 +76,15 @@ impl Request<'_> {
     pub fn batches(&self) -> usize {
         self.count.div_ceil(self.sample.sample_batch_size)
     }
-}
 
-impl Progress<'_> {
-    /// Steps done in all batches together, where each but the last has `batch_size` images.
-    pub fn steps_done(&self, batch_size: usize) -> usize {
-        self.images_done / batch_size * self.steps + self.step
+    /// Numbers of the samples of batch `k`.
+    fn batch(&self, k: usize) -> Range<usize> {
+        let size = self.sample.sample_batch_size;
+        k * size..self.count.min((k + 1) * size)
     }
 }
 
-/// What watches sampling; `Break` ends it.
+/// What watches sampling, told of every step of every batch; `Break` ends it.
 pub type Watch<'a> = dyn FnMut(&Progress<'_>) -> ControlFlow<()> + 'a;
 
 /// Why there are no samples.
@@ -103,6 +114,12 @@ pub enum GenerateError {
     OtherWeak { told: &'static str, expected: usize, got: usize },
     #[error("{count} samples need vectors of {expected} numbers in all, got {got}")]
     Vectors { count: usize, expected: usize, got: usize },
+    #[error(transparent)]
+    Sample(#[from] SampleConfigError),
+    #[error(transparent)]
+    Guidance(DiffusionConfigError),
+    #[error("{count} samples of shape {shape:?} do not fit into memory")]
+    NoRoom { count: usize, shape: [usize; 3] },
     #[error("sample {sample} is not finite: the network's output is NaN or infinite")]
     NonFinite { sample: usize },
 }
@@ -120,11 +137,13 @@ pub struct SampleBatch<'a, M> {
 impl<'a, M: Network<4>> Generator<'a, M> {
     /// Without guidance.
     pub fn new(model: impl Into<Calls<'a, 4, M>>, diffusion: &'a Diffusion) -> Self {
-        Self { model: model.into(), diffusion, guidance: GuidanceConfig::default(), weak: None, classifier: None }
+        let (guidance, weak, classifier, replicas) = (GuidanceConfig::default(), None, None, Vec::new());
+        Self { model: model.into(), diffusion, guidance, weak, classifier, replicas }
     }
 
     /// Draws `request.count` images, in the data's range and before any rounding. A sample depends on the seed and its number; the size
-    /// of the batch changes it by rounding alone. A value that is not finite is an error, never a picture.
+    /// of the batch changes it by rounding alone, and which of several devices of a kind draws it changes nothing. A value that is not finite is an
+    /// error, never a picture.
     ///
     /// # Errors
     /// [`GenerateError`].
@@ -134,19 +153,32 @@ impl<'a, M: Network<4>> Generator<'a, M> {
         device: &Device,
         watch: &mut Watch<'_>,
     ) -> Result<ImageBatch, GenerateError> {
-        let config = request.sample;
-        let steps = config.steps(self.diffusion.config());
-        self.in_batches(request, device, |mut batch| {
-            let levels = batch.denoiser.levels(config.noise_levels, steps, config.karras_rho);
-            let x = batch.init * self.diffusion.formulation().init_deviation();
-            let mut callback = |step: &Step<'_, 4>| {
-                watch(&Progress { images_done: batch.first, step: step.index + 1, steps: step.total, x: step.x })
-            };
-            config.run(&batch.denoiser, x, &levels, &mut batch.noise, &mut callback)
-        })
+        if self.replicas.is_empty() {
+            return self.in_batches(request, device, |batch| self.solve(batch, request, watch));
+        }
+        self.check(request)?;
+        let data = self.on_all_devices(request, device, watch)?;
+        finite(data, request)
     }
 
-    /// Whatever makes samples of noise batch by batch; what `make` returns is on the network's scale.
+    /// Has the configured solver denoise a batch.
+    fn solve(
+        &self,
+        mut batch: SampleBatch<'a, M>,
+        request: &Request<'_>,
+        watch: &mut Watch<'_>,
+    ) -> Result<Tensor<4>, Interrupted> {
+        let config = request.sample;
+        let levels =
+            batch.denoiser.levels(config.noise_levels, config.steps(self.diffusion.config()), config.karras_rho);
+        let x = batch.init * self.diffusion.formulation().init_deviation();
+        let mut callback = |step: &Step<'_, 4>| {
+            watch(&Progress { first: batch.first, step: step.index + 1, steps: step.total, x: step.x })
+        };
+        config.run(&batch.denoiser, x, &levels, &mut batch.noise, &mut callback)
+    }
+
+    /// Whatever makes samples of noise batch by batch, on one device; what `make` returns is on the network's scale.
     ///
     /// # Errors
     /// [`GenerateError`].
@@ -160,18 +192,12 @@ impl<'a, M: Network<4>> Generator<'a, M> {
         Self: 'a,
     {
         self.check(request)?;
-        let [c, h, w] = request.shape;
-        let (count, size) = (request.count, c * h * w);
-        let mut data = Vec::with_capacity(count * size);
-        for first in (0..count).step_by(request.sample.sample_batch_size) {
-            let b = request.sample.sample_batch_size.min(count - first);
-            let x = make(self.batch(request, first..first + b, device))?;
+        let mut data = room_for(request.count, request.shape)?;
+        for k in 0..request.batches() {
+            let x = make(self.batch(request, request.batch(k), device))?;
             data.extend(host_values(self.diffusion.unnormalize(x)));
         }
-        if let Some(at) = data.iter().position(|value| !value.is_finite()) {
-            return Err(GenerateError::NonFinite { sample: at / size });
-        }
-        Ok(ImageBatch { shape: [count, c, h, w], data })
+        finite(data, request)
     }
 
     /// The samples of these numbers, before anything is made of their noise. For requests that [`in_batches`](Self::in_batches) takes.
@@ -215,7 +241,10 @@ impl<'a, M: Network<4>> Generator<'a, M> {
     }
 
     fn check(&self, request: &Request<'_>) -> Result<(), GenerateError> {
+        request.sample.validate(self.diffusion.config())?;
+        self.guidance.validate().map_err(GenerateError::Guidance)?;
         let (count, shape) = (request.count, request.shape);
+        room_for(count, shape)?;
         let expected = count * shape.iter().product::<usize>();
         if let Some(got) = request.init_noise.map(<[f32]>::len).filter(|&got| got != expected) {
             return Err(GenerateError::InitNoise { count, shape, expected, got });
@@ -266,6 +295,28 @@ impl<'a, M: Network<4>> Generator<'a, M> {
             Some(&class) => Err(GenerateError::UnknownClass { class, last: known - 1 }),
             None => Ok(()),
         }
+    }
+}
+
+/// Room for `count` samples of a shape, `[c, h, w]`: 4 bytes for each value.
+///
+/// # Errors
+/// [`GenerateError::NoRoom`], in place of the end of the process.
+pub fn room_for(count: usize, shape: [usize; 3]) -> Result<Vec<f32>, GenerateError> {
+    let values = shape.iter().try_fold(count, |values, side| values.checked_mul(*side));
+    let mut room = Vec::new();
+    match values.map(|values| room.try_reserve_exact(values)) {
+        Some(Ok(())) => Ok(room),
+        _ => Err(GenerateError::NoRoom { count, shape }),
+    }
+}
+
+/// The values of all samples, if they are numbers.
+fn finite(data: Vec<f32>, request: &Request<'_>) -> Result<ImageBatch, GenerateError> {
+    let [c, h, w] = request.shape;
+    match data.iter().position(|value| !value.is_finite()) {
+        Some(at) => Err(GenerateError::NonFinite { sample: at / (c * h * w) }),
+        None => Ok(ImageBatch { shape: [request.count, c, h, w], data }),
     }
 }
 
@@ -336,6 +387,33 @@ mod tests {
         let other = |expected, got| Some(GenerateError::OtherWeak { told: "classes", expected, got });
         assert!(samples(0, 3, None).is_ok(), "it is told that the class is unknown");
         assert_eq!(samples(3, 2, classes).err(), other(3, 2));
+    }
+
+    /// Configurations of one's own need not have been checked before.
+    #[test]
+    fn what_describes_no_samples_is_refused() {
+        let device = Device::flex();
+        let unet = UnetConfig { dim: 4, dim_mults: vec![1], channels: 1, ..UnetConfig::default() };
+        let unet = Unet::new(&unet, &mut Init::new(0, &device)).unwrap().eval();
+        let diffusion = Diffusion::new(&DiffusionConfig::default()).unwrap();
+        let drawn = |sample: SampleConfig, threshold_quantile: f64, count: usize| {
+            let guidance = GuidanceConfig { threshold_quantile, ..GuidanceConfig::default() };
+            let generator = Generator { guidance, ..Generator::new(&unet, &diffusion) };
+            let (init_noise, classes, conditions, vectors) = (None, None, None, None);
+            let (seed, shape) = (0, [1, 4, 4]);
+            let request = Request { sample: &sample, seed, count, shape, init_noise, classes, conditions, vectors };
+            generator.generate(&request, &device, &mut |_| ControlFlow::Continue(())).map(|images| images.shape[0])
+        };
+        let sample = SampleConfig { sampling_timesteps: Some(1), ..SampleConfig::default() };
+        let none_at_a_time = SampleConfig { sample_batch_size: 0, ..sample.clone() };
+        let in_no_steps = SampleConfig { sampling_timesteps: Some(0), ..sample.clone() };
+        assert!(matches!(drawn(none_at_a_time, 0.9, 1), Err(GenerateError::Sample(_))));
+        assert!(matches!(drawn(in_no_steps, 0.9, 1), Err(GenerateError::Sample(_))));
+        assert!(matches!(drawn(sample.clone(), 2.0, 1), Err(GenerateError::Guidance(_))));
+        for count in [usize::MAX, usize::MAX / 64] {
+            assert_eq!(drawn(sample.clone(), 0.9, count), Err(GenerateError::NoRoom { count, shape: [1, 4, 4] }));
+        }
+        assert_eq!(drawn(sample, 0.9, 2), Ok(2));
     }
 
     #[test]

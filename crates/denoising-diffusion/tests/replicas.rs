@@ -1,24 +1,29 @@
-//! A training whose batches are spread over devices comes to what it comes to on one: `just test-device cuda`, or, on two devices made of software,
-//! `CUDA_DEVICES=2 just test-soft-cuda`. Where there is one device, it takes turns with itself.
+//! A training, and samples, whose batches are spread over devices come to what they come to on one: `just test-device cuda`, or, on two devices made of
+//! software, `CUDA_DEVICES=2 just test-soft-cuda`. Where there is one device, it takes turns with itself.
 
 #[path = "common/device.rs"]
 mod device;
 #[path = "common/state.rs"]
 mod state;
 
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 
 use burn::tensor::{Device, Tensor};
-use denoising_diffusion::data::DataLayout;
+use denoising_diffusion::data::{DataLayout, ImageBatch};
 use denoising_diffusion::diffusion::{
     ContinuousTimeConfig, Diffusion, DiffusionConfig, ElucidatedConfig, Examples, FormulationConfig, NoiseSchedule,
 };
+use denoising_diffusion::generate::{ClassifierGradient, GenerateError, Generator, Progress, Replica, Request};
 use denoising_diffusion::models::{
-    Extent, KarrasUnetConfig, LearnedSchedule, LearnedScheduleOptions, Network, NetworkConfig, RecordingState,
-    Scheduled, UnetConfig,
+    Extent, ImageNetwork, KarrasUnetConfig, LearnedSchedule, LearnedScheduleOptions, Network, NetworkConfig,
+    RecordingState, Scheduled, UnetConfig,
 };
-use denoising_diffusion::nn::Init;
+use denoising_diffusion::nn::{Eval, EvalMode, Init};
 use denoising_diffusion::noise::{Purpose, normal_batch};
+use denoising_diffusion::sampler::{SampleConfig, SamplerKind};
 use denoising_diffusion::train::{EmaConfig, ReplicasError, TrainConfig, Trainer};
 use device::{second_device, test_device};
 use state::assert_same;
@@ -154,4 +159,92 @@ fn what_cannot_be_spread_is_refused() {
     let mut recording = build(TrainConfig { device_graph: true, ..config(2) }).with_replicas(&others(1)).unwrap();
     recording.step(batches(0, 2));
     assert!(matches!(recording.recording_state(), RecordingState::Refused(_)));
+}
+
+/// Steps of each batch of samples.
+const STEPS: usize = 3;
+/// In batches of two, the last of one.
+const SAMPLES: usize = 7;
+
+/// A network on this device.
+fn sampled(device: &Device) -> Eval<ImageNetwork> {
+    let unet = UnetConfig { num_classes: 3, condition_channels: 1, ..unet() };
+    NetworkConfig::Unet(unet).build(&mut Init::new(1, &device.clone().autodiff())).unwrap().eval()
+}
+
+/// Samples drawn on the test's device and so many others: with noise in each step, classes and conditions.
+fn draw(
+    more: usize,
+    classifier: Option<&ClassifierGradient<'_>>,
+    watch: &mut dyn FnMut(&Progress<'_>) -> ControlFlow<()>,
+) -> Result<ImageBatch, GenerateError> {
+    let (device, others) = (test_device(), others(more));
+    let (model, copies) = (sampled(&device), others.iter().map(sampled).collect::<Vec<_>>());
+    let replica = |(device, copy): (&Device, _)| Replica {
+        device: device.clone(),
+        model: Into::into(copy),
+        weak: None,
+        classifier,
+    };
+    let replicas = others.iter().zip(&copies).map(replica).collect();
+    let diffusion = Diffusion::new(&DiffusionConfig::default()).unwrap();
+    let generator = Generator { replicas, classifier, ..Generator::new(&model, &diffusion) };
+    let conditions = (0..SAMPLES * 64).map(|i| (i * i % 17) as f32 / 16.0).collect();
+    let request = Request {
+        sample: &SampleConfig {
+            sampler: SamplerKind::EulerAncestral,
+            sampling_timesteps: Some(STEPS),
+            sample_batch_size: 2,
+            ..SampleConfig::default()
+        },
+        seed: 3,
+        count: SAMPLES,
+        shape: [1, 8, 8],
+        init_noise: None,
+        classes: Some(&[0, 1, 2, 0, 1, 2, 3]),
+        conditions: Some(&ImageBatch::new([SAMPLES, 1, 8, 8], conditions).unwrap()),
+        vectors: None,
+    };
+    generator.generate(&request, &device, watch)
+}
+
+#[test]
+fn samples_are_those_of_one_device() {
+    let bits = |images: ImageBatch| images.data.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+    let one = bits(draw(0, None, &mut |_| ControlFlow::Continue(())).unwrap());
+    for more in [1, 2, 5] {
+        let mut seen = BTreeMap::<usize, Vec<usize>>::new();
+        let many = draw(more, None, &mut |at| {
+            assert_eq!(at.steps, STEPS);
+            seen.entry(at.first).or_default().push(at.step);
+            ControlFlow::Continue(())
+        });
+        assert_eq!(bits(many.unwrap()), one);
+        assert_eq!(seen, [0, 2, 4, 6].map(|first| (first, vec![1, 2, 3])).into());
+    }
+}
+
+#[test]
+fn sampling_on_several_devices_stops_where_it_is_told_to() {
+    for stop_at in [1, 5, STEPS * 3] {
+        let mut steps = 0;
+        let images = draw(1, None, &mut |_| {
+            steps += 1;
+            if steps < stop_at { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        assert!(matches!(images, Err(GenerateError::Interrupted(_))), "{stop_at}");
+        assert_eq!(steps, stop_at, "nobody is told of a step after that");
+    }
+}
+
+/// A device without memory left is a panic, which the program tells.
+#[test]
+fn the_panic_of_a_device_is_handed_on() {
+    let classifier = |x: Tensor<4>, _, classes: &[u32]| {
+        assert_ne!(classes[0], 2, "of this class there is nothing");
+        x.zeros_like()
+    };
+    let drawn = catch_unwind(AssertUnwindSafe(|| draw(1, Some(&classifier), &mut |_| ControlFlow::Continue(()))));
+    let panic = *drawn.unwrap_err().downcast::<String>().unwrap();
+    assert!(panic.contains("of this class there is nothing"), "{panic}");
 }

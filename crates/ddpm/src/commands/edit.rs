@@ -7,7 +7,8 @@ use std::time::Instant;
 use clap::Args;
 use denoising_diffusion::data::{DataConfig, ImageBatch};
 use denoising_diffusion::edit::{Between, EditError};
-use denoising_diffusion::generate::{Generator, Progress as At, Request};
+use denoising_diffusion::eval::images::Images;
+use denoising_diffusion::generate::{Generator, Progress as At, Request, room_for};
 use denoising_diffusion::models::ImageNetwork;
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::GridOptions;
@@ -143,7 +144,7 @@ impl<'a> Job<'a> {
     }
 
     /// Images as the network's data were prepared.
-    fn images(&self, path: &Path) -> Result<(Vec<f32>, usize)> {
+    fn images(&self, path: &Path) -> Result<Images> {
         let run = self.recipe.as_ref().map(|recipe| DataConfig {
             labels: None,
             condition: None,
@@ -151,16 +152,15 @@ impl<'a> Job<'a> {
             ..recipe.data.clone()
         });
         let dataset = open_prepared(path, prepared_as(&self.from.file, run.as_ref())?)?;
-        let images = all(&dataset);
-        Ok((images.values()?, images.len()))
+        Ok(all(&dataset))
     }
 
-    /// Has `generator` make `count` images in `steps` steps a batch, with progress, and writes them.
+    /// Has `generator` make `count` images in `steps` steps a batch, and `before` before, with progress, and writes them.
     fn finish(
         &self,
         generator: &Generator<'_, ImageNetwork>,
         count: usize,
-        steps: usize,
+        (before, steps): (usize, usize),
         details: &Value,
         make: impl FnOnce(
             &Request<'_>,
@@ -185,8 +185,8 @@ impl<'a> Job<'a> {
             vectors: vectors.as_deref(),
         };
         note(format!("{count} images by {}, from {}", sample.sampler.name(), self.path.display()));
-        let mut progress = SamplingProgress::new(&request, steps, &self.stop);
-        let images = make(&request, &mut |at| progress.see(at));
+        let mut progress = SamplingProgress::new(before + request.batches() * steps, &self.stop);
+        let images = make(&request, &mut |_| progress.see());
         progress.finish(generator);
         let images = match images {
             Err(EditError::Generate(error)) => return Err(or_interrupted(error)),
@@ -217,6 +217,7 @@ impl<'a> Job<'a> {
     /// Refuses more images than `--out` can hold, before there are any.
     fn check_count(&self, count: usize) -> Result {
         let [c, h, w] = self.from.shape;
+        room_for(count, self.from.shape).or_usage()?;
         self.out.check_size([count, c, h, w], &self.writing())
     }
 
@@ -233,42 +234,33 @@ fn repeated(values: &[f32], images: usize, times: usize) -> Vec<f32> {
 pub fn inpaint(args: &InpaintArgs) -> Result {
     let job = Job::new(&args.common, |own| if own == SamplerKind::Ddpm { own } else { SamplerKind::Ddim })?;
     let step = match job.settings.sample.sampler {
-        SamplerKind::Ddpm => {
-            RePaintStep::Ddpm { posterior_variance: job.settings.sample.posterior_variance.unwrap_or_default() }
-        }
+        SamplerKind::Ddpm => RePaintStep::Ddpm { posterior_variance: job.settings.sample.posterior_variance },
         SamplerKind::Ddim => RePaintStep::Ddim { eta: job.settings.sample.eta.unwrap_or(0.0) },
         other => {
             return Err(Failure::usage(format!("images cannot be filled in by --sampler {}", other.name()))
                 .hint("take ddpm or ddim, whose steps RePaint is made of"));
         }
     };
-    let (images, n) = job.images(&args.images)?;
+    let images = job.images(&args.images)?;
+    let n = images.len();
     let variants = args.variants as usize;
     let count = n * variants;
     job.check_count(count)?;
     let mask = mask(&args.mask, &job, n)?;
     let repaint = RePaint { jump_length: args.jump_length, jump_n_sample: args.jump_n_sample, step };
-    let (images, mask) = (repeated(&images, n, variants), repeated(&mask, n, variants));
+    let (images, mask) = (repeated(&images.values()?, n, variants), repeated(&mask, n, variants));
     let generator = job.from.generator(&job.settings.guidance);
-    let probe = Request {
-        sample: &job.settings.sample,
-        seed: 0,
-        count,
-        shape: job.from.shape,
-        init_noise: None,
-        classes: None,
-        conditions: None,
-        vectors: None,
-    };
-    let steps = generator.inpaint_steps(&probe, &repaint);
-    job.finish(&generator, count, steps, &json!({ "repaint": repaint, "steps": steps }), |request, watch| {
+    let steps = generator.inpaint_steps(&job.settings.sample, &repaint);
+    job.finish(&generator, count, (0, steps), &json!({ "repaint": repaint, "steps": steps }), |request, watch| {
         generator.inpaint(request, &images, &mask, &repaint, job.machine.device(), watch)
     })
 }
 
 /// Masks of `n` images, `[n, 1, h, w]`.
 fn mask(path: &Path, job: &Job<'_>, n: usize) -> Result<Vec<f32>> {
+    let resize = job.recipe.as_ref().map_or(job.from.file.card.resize, |run| run.data.resize);
     let grey = DataConfig {
+        resize,
         channels: denoising_diffusion::data::ChannelPolicy::Exact(1),
         // Whatever the units of the data are.
         trained_range: Some([0.0, 1.0]),
@@ -286,12 +278,13 @@ fn mask(path: &Path, job: &Job<'_>, n: usize) -> Result<Vec<f32>> {
 
 pub fn vary(args: &VaryArgs) -> Result {
     let job = Job::new(&args.common, |own| own)?;
-    let (images, n) = job.images(&args.images)?;
-    let count = n * args.variants as usize;
+    let images = job.images(&args.images)?;
+    let (n, variants) = (images.len(), args.variants as usize);
+    let count = n * variants;
     job.check_count(count)?;
-    let images = repeated(&images, n, args.variants as usize);
+    let images = repeated(&images.values()?, n, variants);
     let generator = job.from.generator(&job.settings.guidance);
-    job.finish(&generator, count, job.steps(), &json!({ "strength": args.strength }), |request, watch| {
+    job.finish(&generator, count, (0, job.steps()), &json!({ "strength": args.strength }), |request, watch| {
         generator.vary(request, &images, args.strength, job.machine.device(), watch)
     })
 }
@@ -307,7 +300,9 @@ pub fn interpolate(args: &InterpolateArgs) -> Result {
     job.check_count(frames)?;
     let mut ends = Vec::new();
     for path in [&args.images, &args.from, &args.to].into_iter().flatten() {
-        ends.extend(job.images(path)?.0);
+        let images = job.images(path)?;
+        let first_two: Vec<usize> = (0..images.len().min(2)).collect();
+        ends.extend(images.pick(&first_two)?.data);
     }
     let size = job.from.shape.iter().product::<usize>();
     if ends.len() < 2 * size {
@@ -315,7 +310,8 @@ pub fn interpolate(args: &InterpolateArgs) -> Result {
     }
     let between = args.strength.map_or(Between::Inverted, |strength| Between::Noised { strength });
     let generator = job.from.generator(&job.settings.guidance);
-    job.finish(&generator, frames, job.steps(), &json!({ "strength": args.strength }), |request, watch| {
+    let before = if inverted { 2 * generator.inversion_steps(&job.settings.sample) } else { 0 };
+    job.finish(&generator, frames, (before, job.steps()), &json!({ "strength": args.strength }), |request, watch| {
         let pair = [&ends[..size], &ends[size..2 * size]];
         generator.interpolate(request, pair, between, job.machine.device(), watch)
     })

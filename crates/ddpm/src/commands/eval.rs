@@ -13,6 +13,7 @@ use denoising_diffusion::eval::inception::FeatureBlock;
 use denoising_diffusion::eval::metric::Metric;
 use denoising_diffusion::eval::needs::Facts;
 use denoising_diffusion::eval::result::{Evaluation, JudgedOn, Provenance};
+use denoising_diffusion::generate::room_for;
 use denoising_diffusion::model_file::ModelCard;
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::table;
@@ -20,11 +21,11 @@ use denoising_diffusion::train::StopSignal;
 use denoising_diffusion::weights::WeightsKind;
 
 use crate::evaluation::{StderrWatch, listed, or_interrupted, those_measurable};
-use crate::failure::{Failure, Result};
+use crate::failure::{Failure, FailureExt, Result};
 use crate::image_source::{all, prepared_as};
 use crate::inception::InceptionArgs;
 use crate::interrupt::stop_on_ctrl_c;
-use crate::machine::{Machine, NetworkMachineArgs};
+use crate::machine::{Machine, NetworkDevicesArgs};
 use crate::numbers::at_least;
 use crate::opening::open_data;
 use crate::out_of_memory::Work;
@@ -53,7 +54,7 @@ pub struct EvalArgs {
     /// Images to draw
     #[arg(short = 'n', long, value_name = "N", default_value_t = 10_000, value_parser = at_least(2_usize))]
     num_samples: usize,
-    /// Use so many of the real images only [default: all]
+    /// Use so many of the real images only, at even distances in the data [default: all]
     #[arg(long, value_name = "N", value_parser = at_least(2_usize))]
     num_real: Option<usize>,
     /// Which weights to use [default: ema]
@@ -73,7 +74,7 @@ pub struct EvalArgs {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
-    machine: NetworkMachineArgs,
+    machine: NetworkDevicesArgs,
     #[command(flatten)]
     untold: UntoldFlags,
 }
@@ -81,7 +82,6 @@ pub struct EvalArgs {
 /// Everything that is known before samples are drawn.
 struct Plan<'a> {
     args: &'a EvalArgs,
-    machine: Machine,
     stop: StopSignal,
     from: Drawable,
     path: PathBuf,
@@ -130,7 +130,7 @@ impl<'a> Plan<'a> {
 
         let config = prepared_as(&file, recipe.as_ref().map(|recipe| &recipe.data))?;
         let dataset = Arc::new(open_data(&data_config(args, config, recipe.is_some())?)?);
-        let real = first(all(&dataset), args.num_real);
+        let real = some(all(&dataset), args.num_real);
         let parts = parts(&dataset, recipe.as_ref(), args);
         let judged = judged(parts.as_ref(), &real, args);
         let facts = Facts {
@@ -152,7 +152,6 @@ impl<'a> Plan<'a> {
             real,
             real_digest: dataset.digest().to_string(),
             args,
-            machine,
             from,
             path,
             settings,
@@ -171,6 +170,7 @@ impl<'a> Plan<'a> {
             return Ok(None);
         }
         let n = self.args.num_samples;
+        room_for(n, self.from.shape).or_usage()?;
         note(format!("{n} images by {} from {}", self.settings.sample.sampler.name(), self.path.display()));
         let sampling = &self.args.sampling;
         let own = self.split.as_ref().map_or(&self.real, |(_, held_out)| held_out);
@@ -184,7 +184,7 @@ impl<'a> Plan<'a> {
         let classes = classes.filter(|_| self.real.num_classes() == self.from.num_classes());
         let own = BelongTo { classes, conditions, vectors };
         let belong_to = BelongTo::named_or(own, sampling, &self.from, self.recipe.as_ref(), n)?;
-        draw(&self.from, &self.settings, sampling, n, &belong_to, &self.machine, &self.stop).map(Some)
+        draw(&self.from, &self.settings, sampling, n, &belong_to, &self.stop).map(Some)
     }
 
     fn measure(&self, generated: Option<&Images>, watch: &mut dyn Watch) -> Result<Measured> {
@@ -199,8 +199,8 @@ impl<'a> Plan<'a> {
     /// What rests on the network itself, and the whole.
     fn network_metrics(&self, measured: Measured, watch: &mut dyn Watch, started: Instant) -> Result<Evaluation> {
         let judged = Judged { on: self.judged.0, images: &self.judged.1 };
-        let (model, diffusion, seed) = (&self.from.model, &self.from.diffusion, self.args.sampling.seed);
-        let device = self.machine.device();
+        let (model, diffusion, seed) = (&self.from.own.model, &self.from.diffusion, self.args.sampling.seed);
+        let device = &self.from.own.device;
         let wants = |metric| self.metrics.contains(&metric);
         let loss = wants(Metric::Loss)
             .then(|| loss(model, diffusion, judged, seed, device, watch).map_err(or_interrupted))
@@ -262,14 +262,14 @@ fn parts(dataset: &Arc<Dataset>, recipe: Option<&Recipe>, args: &EvalArgs) -> Op
 fn judged(parts: Option<&(Images, Images)>, real: &Images, args: &EvalArgs) -> (JudgedOn, Images) {
     match parts {
         Some((_, held_out)) if held_out.len() > 1 => (JudgedOn::HeldOut, held_out.clone()),
-        Some((training, _)) => (JudgedOn::Training, first(training.clone(), args.num_real)),
+        Some((training, _)) => (JudgedOn::Training, some(training.clone(), args.num_real)),
         None => (JudgedOn::Given, real.clone()),
     }
 }
 
-/// The first images, if so many are named.
-fn first(images: Images, count: Option<usize>) -> Images {
-    count.map_or(images.clone(), |n| images.first(n))
+/// So many of them, at even distances, if a number is named.
+fn some(images: Images, count: Option<usize>) -> Images {
+    count.map_or(images.clone(), |n| images.spread(n))
 }
 
 /// What the examples are: the data say it, or the network does.

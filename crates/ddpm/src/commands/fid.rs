@@ -11,6 +11,7 @@ use denoising_diffusion::eval::inception::FeatureBlock;
 use denoising_diffusion::eval::metric::{FidInput, fid};
 use denoising_diffusion::eval::metrics::statistics::Gaussian;
 use denoising_diffusion::eval::result::{Measurement, Sampling};
+use denoising_diffusion::generate::room_for;
 use serde_json::json;
 
 use crate::evaluation::{StderrWatch, or_interrupted};
@@ -18,7 +19,7 @@ use crate::failure::{Failure, FailureExt, Result};
 use crate::image_source::ImageSource;
 use crate::inception::InceptionArgs;
 use crate::interrupt::stop_on_ctrl_c;
-use crate::machine::{Machine, NetworkMachineArgs};
+use crate::machine::{Machine, NetworkDevicesArgs};
 use crate::numbers::at_least;
 use crate::out_of_memory::Work;
 use crate::output::{self, note};
@@ -40,9 +41,9 @@ pub struct FidArgs {
     /// Features: 64, 192, 768 or 2048
     #[arg(long, value_name = "N", default_value = "2048", value_parser = parse_dims)]
     dims: FeatureBlock,
-    /// Images to draw where weights are given
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 10_000, value_parser = at_least(2_usize))]
-    num_samples: usize,
+    /// Images to draw where weights are given [default: 10000]
+    #[arg(short = 'n', long, value_name = "N", value_parser = at_least(2_usize))]
+    num_samples: Option<usize>,
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
@@ -51,7 +52,7 @@ pub struct FidArgs {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
-    machine: NetworkMachineArgs,
+    machine: NetworkDevicesArgs,
 }
 
 pub fn parse_dims(text: &str) -> std::result::Result<FeatureBlock, String> {
@@ -88,6 +89,9 @@ pub fn run(args: &FidArgs) -> Result {
     let (a, b) = (ImageSource::open(&args.a)?, ImageSource::open(&args.b)?);
     check_statistics(&a, &args.a, args)?;
     check_statistics(&b, &args.b, args)?;
+    if args.num_samples.is_some() && ![&a, &b].iter().any(|set| matches!(set, ImageSource::Weights(_))) {
+        note("warning: --num-samples has no effect: neither set is drawn from weights");
+    }
     let machine = args.machine.start(Work::Sampling)?;
     let both_statistics = matches!((&a, &b), (ImageSource::Statistics(_), ImageSource::Statistics(_)));
     let extractor = if both_statistics { None } else { Some(args.inception.extractor(args.dims, machine.device())?) };
@@ -155,11 +159,12 @@ impl Reader<'_> {
                 let (file, args) = (found.into_model(&UntoldFlags::default())?, &self.args.sampling);
                 let settings = args.settings(recipe.as_ref(), &file.card.diffusion)?;
                 let from = args.open(file, &file_path, self.machine)?;
-                let count = self.args.num_samples;
+                let count = self.args.num_samples.unwrap_or(10_000);
                 note(format!("{count} images from {}", file_path.display()));
+                room_for(count, from.shape).or_usage()?;
                 sampling = Some(describe(&from, &settings.sample));
                 let belong_to = BelongTo::named(args, &from, recipe.as_ref(), count)?;
-                Images::of_samples(&draw(&from, &settings, args, count, &belong_to, self.machine, &self.stop)?)
+                Images::of_samples(&draw(&from, &settings, args, count, &belong_to, &self.stop)?)
             }
         };
         refuse_sequences(path, images.shape())?;

@@ -5,13 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use burn::tensor::Tensor;
 use clap::Args;
 use denoising_diffusion::data::npy::read_npy_f32;
 use denoising_diffusion::data::{DataLayout, ImageBatch, VectorTable};
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig};
 use denoising_diffusion::eval::images::Images;
-use denoising_diffusion::generate::Request;
+use denoising_diffusion::generate::{Progress as At, Request, room_for};
 use denoising_diffusion::nn::params::host_values;
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::{GridOptions, TrajectoryGif, check_grid};
@@ -21,13 +20,13 @@ use serde_json::json;
 
 use crate::failure::{Failure, FailureExt, Result};
 use crate::interrupt::stop_on_ctrl_c;
-use crate::machine::NetworkMachineArgs;
+use crate::machine::NetworkDevicesArgs;
 use crate::opening::open_data;
 use crate::out_of_memory::Work;
 use crate::output::{self, Rows, note, refuse_file};
 use crate::recipe_flags::UntoldFlags;
 use crate::sample_output::{Out, Writing, sides_of};
-use crate::sampling::{Drawable, SamplingArgs, SamplingProgress, Settings, in_turn, or_interrupted};
+use crate::sampling::{Drawable, SamplingArgs, Settings, in_turn};
 use crate::weights::{Found, weights_kind};
 
 /// Draw images from a trained network.
@@ -64,7 +63,7 @@ pub struct SampleArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    machine: NetworkMachineArgs,
+    machine: NetworkDevicesArgs,
     #[command(flatten)]
     untold: UntoldFlags,
 }
@@ -95,6 +94,8 @@ pub fn run(args: &SampleArgs) -> Result {
         sample.num_samples = noise.len() / shape.iter().product::<usize>();
     }
     sample.validate(from.diffusion.config()).or_usage()?;
+    room_for(sample.num_samples, shape).or_usage()?;
+    let real = args.real.then(|| real_sequences(recipe.as_ref(), &out, sample.num_samples)).transpose()?;
     let conditions = in_turn(conditions.as_ref(), sample.num_samples)?;
     let vectors = vectors.map(|of| of.in_turn(sample.num_samples));
     let classes = args.sampling.classes_of(&from, sample.num_samples, &guidance)?;
@@ -109,7 +110,7 @@ pub fn run(args: &SampleArgs) -> Result {
         vectors: vectors.as_deref(),
     };
     let grid = GridOptions::of_classes(classes.as_deref());
-    let writing = Writing { grid, card: &from.file.card, real: None, conditions: conditions.as_ref() };
+    let writing = Writing { grid, card: &from.file.card, real: real.as_ref(), conditions: conditions.as_ref() };
     let [c, h, w] = shape;
     out.check_size([sample.num_samples, c, h, w], &writing)?;
     if args.trajectory.is_some() {
@@ -126,18 +127,10 @@ pub fn run(args: &SampleArgs) -> Result {
     ));
     let stop = stop_on_ctrl_c("giving up")?;
     let started = Instant::now();
-    let mut progress = SamplingProgress::new(&request, steps, &stop);
     let mut frames = Frames::new(steps, args.trajectory.is_some());
-    let generator = from.generator(&guidance);
-    let images = generator.generate(&request, machine.device(), &mut |at| {
-        frames.take(at.step - 1, at.x, &from.diffusion);
-        progress.see(at)
-    });
-    progress.finish(&generator);
-    let images = images.map_err(or_interrupted)?;
+    let images = from.draw(&guidance, &request, &stop, &mut |at| frames.take(at, &from.diffusion))?;
     let seconds = started.elapsed().as_secs_f64();
-    let real = args.real.then(|| real_sequences(recipe.as_ref(), &out, images.shape[0])).transpose()?;
-    out.write(&images, &Writing { real: real.as_ref(), ..writing })?;
+    out.write(&images, &writing)?;
     if let Some(gif) = &args.trajectory {
         frames.save(gif, shape)?;
     }
@@ -191,10 +184,10 @@ fn real_sequences(recipe: Option<&Recipe>, out: &Out, count: usize) -> Result<Im
     Ok(ImageBatch::new([count, shape.channels, shape.height, shape.width], values)?)
 }
 
-/// The states of all images by step; batches come one after the other.
+/// The states of all images by step, and in each by the number of a batch's first image.
 struct Frames {
     gif: Option<TrajectoryGif>,
-    states: BTreeMap<usize, Vec<f32>>,
+    states: BTreeMap<usize, BTreeMap<usize, Vec<f32>>>,
 }
 
 impl Frames {
@@ -202,15 +195,18 @@ impl Frames {
         Self { gif: wanted.then(|| TrajectoryGif::new(steps, GridOptions::default())), states: BTreeMap::new() }
     }
 
-    fn take(&mut self, step: usize, x: &Tensor<4>, diffusion: &Diffusion) {
+    fn take(&mut self, at: &At<'_>, diffusion: &Diffusion) {
+        let step = at.step - 1;
         if self.gif.as_ref().is_some_and(|gif| gif.wants(step)) {
-            self.states.entry(step).or_default().extend(host_values(diffusion.unnormalize(x.clone())));
+            let values = host_values(diffusion.unnormalize(at.x.clone()));
+            self.states.entry(step).or_default().insert(at.first, values);
         }
     }
 
     fn save(self, path: &Path, [c, h, w]: [usize; 3]) -> Result {
         let Some(mut gif) = self.gif else { return Ok(()) };
-        for (step, data) in self.states {
+        for (step, batches) in self.states {
+            let data: Vec<f32> = batches.into_values().flatten().collect();
             let n = data.len() / (c * h * w);
             gif.push(step, &ImageBatch::new([n, c, h, w], data)?)?;
         }

@@ -25,6 +25,7 @@ use crate::output::{self, note};
 use crate::plan::{self, Plan};
 use crate::recipe_flags::{RecipeFlags, settings_of_a_run};
 use crate::recipes;
+use crate::sampling::tell_ignored;
 
 mod watch;
 
@@ -89,7 +90,7 @@ pub fn run(args: &TrainArgs) -> Result {
         plan.dir = plan::make_default_dir(plan.recipe.data.path.as_deref())?;
     }
     note(plan.rows().aligned());
-    tell_what_is_ignored(&plan);
+    tell_what_is_ignored(&plan, &args.recipe);
     let done = train(&plan, args);
     if by_default && done.is_err() {
         // Nothing comes of it if a run began in there: it is not empty.
@@ -98,8 +99,14 @@ pub fn run(args: &TrainArgs) -> Result {
     done
 }
 
-/// Says what was given and teaches nothing.
-fn tell_what_is_ignored(plan: &Plan) {
+/// Says what was given and changes nothing.
+fn tell_what_is_ignored(plan: &Plan, said: &RecipeFlags) {
+    let Recipe { sample, guidance, evaluate, .. } = &plan.recipe;
+    tell_ignored(said, sample, guidance);
+    let of_evaluations = said.iter().filter(|(flag, _)| evaluate.evaluate_every.is_none() && flag.is_of("evaluate"));
+    for (flag, _) in of_evaluations {
+        note(format!("warning: {} has no effect without --evaluate-every", flag.name()));
+    }
     let dataset = plan.train.dataset();
     if let Some(why) = &dataset.summary().ignored_labels {
         note(format!("note: labels ignored: {why}"));
@@ -235,6 +242,7 @@ fn setup(plan: &Plan, evaluate: Option<EvaluateSetup>) -> Result<RunSetup> {
             diffusion: diffusion.clone(),
             betas: None,
             image: plan.train.dataset().shape(),
+            resize: data.resize,
             value_range: plan.train.dataset().trained_range(),
             condition_value_range: plan.train.dataset().trained_condition_range(),
             vectors: plan.train.dataset().vectors().map(|vectors| vectors.scale().clone()),

@@ -29,7 +29,8 @@ impl Flag {
         self.key.replace('_', "-")
     }
 
-    fn is_of(&self, section: &str) -> bool {
+    /// Whether it sets something in this section of a recipe.
+    pub fn is_of(&self, section: &str) -> bool {
         self.sections.contains(&section)
     }
 

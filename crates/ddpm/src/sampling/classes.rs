@@ -41,7 +41,11 @@ impl SamplingArgs {
                 return Err(Failure::usage("--classifier guides towards classes, and none are named")
                     .hint("name the class of the images, or of each of them: --classes"));
             }
-            if in_use.is_some() && guidance.guidance != 1.0 && from.weak.is_none() && from.model.vector_dim() == 0 {
+            if in_use.is_some()
+                && guidance.guidance != 1.0
+                && from.own.weak.is_none()
+                && from.own.model.vector_dim() == 0
+            {
                 note("warning: no class is named (--classes), so guidance changes nothing");
             }
             return Ok(None);
@@ -52,8 +56,8 @@ impl SamplingArgs {
 
     /// The classes that are named, else all; none if neither the network nor a classifier knows any.
     fn classes_in_use(&self, from: &Drawable, guidance: &GuidanceConfig) -> Result<Option<Vec<u32>>> {
-        let by_network = from.model.num_classes() as u32;
-        let by_classifier = from.classifier.as_ref().map(|classifier| classifier.class_names.len() as u32);
+        let by_network = from.own.model.num_classes() as u32;
+        let by_classifier = from.own.classifier.as_ref().map(|classifier| classifier.class_names.len() as u32);
         if let Some(count) = by_classifier.filter(|&count| by_network > 0 && count != by_network) {
             return Err(Failure::usage(format!(
                 "the network knows {by_network} classes, the classifier {count}: they were trained on other data"
@@ -61,7 +65,8 @@ impl SamplingArgs {
         }
         let known = by_network.max(by_classifier.unwrap_or(0));
         if known == 0 {
-            let guides_nowhere = guidance.guidance != 1.0 && from.weak.is_none() && from.model.vector_dim() == 0;
+            let guides_nowhere =
+                guidance.guidance != 1.0 && from.own.weak.is_none() && from.own.model.vector_dim() == 0;
             return match &self.classes {
                 Some(_) => Err(Failure::usage("--classes is given, but the network was trained without classes")
                     .hint("train with --class-condition, or guide by a classifier")),

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use denoising_diffusion::generate::{GenerateError, Generator, Progress as At, Request};
+use denoising_diffusion::generate::{GenerateError, Generator};
 use denoising_diffusion::models::{Calls, ImageNetwork, RecordingState};
 use denoising_diffusion::report::{Progress, Status, StderrProgress};
 use denoising_diffusion::task::Task;
@@ -14,22 +14,21 @@ use crate::output::note;
 /// Shows how far sampling is, and ends it where that was asked for.
 pub struct SamplingProgress {
     shown: StderrProgress,
-    batch_size: usize,
+    /// Steps of all batches together.
+    done: u64,
     stop: StopSignal,
 }
 
 impl SamplingProgress {
-    /// Of a request whose batches take so many steps each.
-    pub fn new(request: &Request<'_>, steps: usize, stop: &StopSignal) -> Self {
-        Self {
-            shown: StderrProgress::new(Task::Sample, 0, (request.batches() * steps) as u64),
-            batch_size: request.sample.sample_batch_size,
-            stop: stop.clone(),
-        }
+    /// Of so many steps, of all batches together.
+    pub fn new(steps: usize, stop: &StopSignal) -> Self {
+        Self { shown: StderrProgress::new(Task::Sample, 0, steps as u64), done: 0, stop: stop.clone() }
     }
 
-    pub fn see(&mut self, at: &At<'_>) -> ControlFlow<()> {
-        self.shown.update(Status { step: at.steps_done(self.batch_size) as u64, ..Status::default() });
+    /// One more step of a batch is done.
+    pub fn see(&mut self) -> ControlFlow<()> {
+        self.done += 1;
+        self.shown.update(Status { step: self.done, ..Status::default() });
         if self.stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
@@ -50,8 +49,9 @@ pub fn or_interrupted(error: GenerateError) -> Failure {
 
 /// Says why networks that were to be recorded were launched, if they were.
 fn tell_if_launched(generator: &Generator<'_, ImageNetwork>) {
-    let calls = [Some(&generator.model), generator.weak.as_ref()].into_iter().flatten();
-    for state in calls.map(Calls::recording_state) {
+    let own = [Some(&generator.model), generator.weak.as_ref()];
+    let replicas = generator.replicas.iter().flat_map(|replica| [Some(&replica.model), replica.weak.as_ref()]);
+    for state in own.into_iter().chain(replicas).flatten().map(Calls::recording_state) {
         if let RecordingState::Refused(why) = state {
             return note(format!("warning: --device-graph has no effect: {why}"));
         }

@@ -12,7 +12,7 @@
 use std::ops::Deref;
 
 use burn::module::Module;
-use burn::tensor::DType;
+use burn::tensor::{DType, Device};
 
 use super::{params, sweeps};
 
@@ -30,6 +30,11 @@ impl<M> Deref for Eval<M> {
 }
 
 impl<M: Module> Eval<M> {
+    /// The same network on another device.
+    pub(crate) fn on(&self, device: &Device) -> Self {
+        Self(self.0.clone().fork(device))
+    }
+
     /// The same network, its weights as convolutions of data of type `dtype` read them on this device.
     pub(crate) fn for_data(self, dtype: DType) -> Self {
         Self(sweeps::for_data(self.0, dtype))

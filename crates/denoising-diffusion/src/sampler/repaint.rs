@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use serde::Serialize;
 
 use super::ddim::ddim_step;
-use super::ddpm::{PosteriorVariance, ddpm_step};
+use super::ddpm::{PosteriorVariance, WithinBounds, ddpm_step};
 use super::noise_source::NoiseSource;
 use super::step::{Callback, Interrupted, Step};
 use crate::diffusion::{Denoiser, NoiseLevel};
@@ -29,15 +29,15 @@ impl Default for RePaint {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RePaintStep {
-    /// As in [`ddpm`](super::ddpm()).
-    Ddpm { posterior_variance: PosteriorVariance },
+    /// As in [`ddpm`](super::ddpm()); of the learned variance, within its bounds, if none is named.
+    Ddpm { posterior_variance: Option<PosteriorVariance> },
     /// As in [`ddim`](super::ddim()).
     Ddim { eta: f64 },
 }
 
 impl Default for RePaintStep {
     fn default() -> Self {
-        Self::Ddpm { posterior_variance: PosteriorVariance::Small }
+        Self::Ddpm { posterior_variance: None }
     }
 }
 
@@ -77,9 +77,16 @@ pub fn inpaint<const D: usize>(
             x = x * (s.alpha / t.alpha) + draw() * s.variance_given(&t).sqrt();
             continue;
         }
-        let estimate = denoiser.denoise(x.clone(), t, x_self_cond.take());
+        let before = x_self_cond.take();
+        let estimate = match options.step {
+            RePaintStep::Ddpm { posterior_variance: None } => WithinBounds(denoiser).denoise(x.clone(), t, before),
+            _ => denoiser.denoise(x.clone(), t, before),
+        };
         x = match options.step {
-            RePaintStep::Ddpm { posterior_variance } => ddpm_step(x, &estimate, [t, s], posterior_variance, &mut draw),
+            RePaintStep::Ddpm { posterior_variance } => {
+                let variance = posterior_variance.unwrap_or(PosteriorVariance::Learned);
+                ddpm_step(x, &estimate, [t, s], variance, &mut draw)
+            }
             RePaintStep::Ddim { eta } => ddim_step(x, &estimate, [t, s], eta, &mut draw),
         };
         x = known.put_into(x, s, &mut draw);

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::event::{Event, StopSignal};
 use super::periodic::HELD_OUT_IMAGES;
+use super::replicas::AverageOnDevices;
 use super::run::{Run, RunError};
 use crate::data::{ImageBatch, Subset};
 use crate::eval::config::EvaluateConfig;
@@ -18,7 +19,6 @@ use crate::eval::result::{JudgedOn, Measurement};
 use crate::generate::{GenerateError, Progress, Request};
 use crate::interop::InteropError;
 use crate::models::Network;
-use crate::nn::Eval;
 use crate::report::log::{EvaluationRecord, Record};
 use crate::sampler::SampleConfig;
 use crate::task::Task;
@@ -113,10 +113,10 @@ impl<M: Network<4>> Run<M> {
         stop: &StopSignal,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<(usize, Vec<Measurement>), RunError> {
-        let eval = self.trainer.ema().eval().for_predictions();
-        let samples = self.evaluation_samples(setup, &eval, stop, on_event)?;
+        let average = self.trainer.averaged();
+        let samples = self.evaluation_samples(setup, &average, stop, on_event)?;
         let mut events = Events { task: Task::Sample, total: 0, stop, on_event };
-        Ok((samples, self.evaluate_with(setup, &eval, samples, &mut events)?))
+        Ok((samples, self.evaluate_with(setup, &average, samples, &mut events)?))
     }
 
     /// How many samples to draw: as in the evaluation before, so that numbers compare; the first time, and when the run was resumed with
@@ -124,7 +124,7 @@ impl<M: Network<4>> Run<M> {
     fn evaluation_samples(
         &self,
         setup: &EvaluateSetup,
-        eval: &Eval<M>,
+        average: &AverageOnDevices<M>,
         stop: &StopSignal,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<usize, RunError> {
@@ -135,13 +135,18 @@ impl<M: Network<4>> Run<M> {
         if let Some(before) = self.evaluations()?.last().filter(same) {
             return Ok(before.samples as usize);
         }
-        let expected = self.expected_time(setup, eval, stop)?;
+        let expected = self.expected_time(setup, average, stop)?;
         on_event(Event::Expected(&expected));
         Ok(expected.samples)
     }
 
     /// From the time of two steps on one batch, and of Inception on one batch.
-    fn expected_time(&self, setup: &EvaluateSetup, eval: &Eval<M>, stop: &StopSignal) -> Result<Expected, RunError> {
+    fn expected_time(
+        &self,
+        setup: &EvaluateSetup,
+        average: &AverageOnDevices<M>,
+        stop: &StopSignal,
+    ) -> Result<Expected, RunError> {
         let asked = setup.config.evaluate_samples;
         let sample = setup.config.sampling(&self.setup.sample);
         let wants = |needs: fn(Metric) -> bool| setup.config.metrics.iter().any(|&metric| needs(metric));
@@ -152,18 +157,20 @@ impl<M: Network<4>> Run<M> {
             let steps = diffusion.formulation().timesteps().map_or(2, |timesteps| timesteps.min(2));
             let trial = SampleConfig { sampling_timesteps: Some(steps), ..sample.clone() };
             // The first steps are slower than all others.
-            let _ = self.draw(setup, eval, &trial, batch, stop, &mut |_| {})?;
+            let _ = self.draw(setup, average, &trial, batch, stop, &mut |_| {})?;
             let started = Instant::now();
-            let images = self.draw(setup, eval, &trial, batch, stop, &mut |_| {})?;
+            let images = self.draw(setup, average, &trial, batch, stop, &mut |_| {})?;
             let per_output = started.elapsed().as_secs_f64() / (trial.evaluations(diffusion.config()) * batch) as f64;
             if wants(Metric::needs_samples) {
-                per_sample += per_output * sample.evaluations(diffusion.config()) as f64;
+                // Batches are spread over the devices; that one was the first device's.
+                let share = 1.0 / (1 + average.others.len()) as f64;
+                per_sample += per_output * sample.evaluations(diffusion.config()) as f64 * share;
             }
             if setup.config.metrics.contains(&Metric::Bpd) {
                 fixed = per_output * (self.held_out_images().len() * evaluations(diffusion, TERMS)) as f64;
             }
             if let Some(extractor) = setup.extractor.as_ref().filter(|_| wants(Metric::needs_inception)) {
-                let some = Images::of_samples(&images).first(16);
+                let some = Images::of_samples(&images).spread(16);
                 let started = Instant::now();
                 let extracted = extractor.extract(&some, &mut |_| ControlFlow::Continue(()));
                 extracted.map_err(EvaluateError::from)?;
@@ -188,7 +195,7 @@ impl<M: Network<4>> Run<M> {
     fn evaluate_with(
         &self,
         setup: &EvaluateSetup,
-        eval: &Eval<M>,
+        average: &AverageOnDevices<M>,
         samples: usize,
         events: &mut Events<'_>,
     ) -> Result<Vec<Measurement>, RunError> {
@@ -199,7 +206,7 @@ impl<M: Network<4>> Run<M> {
         if metrics.iter().any(|metric| metric.needs_samples()) {
             let sample = setup.config.sampling(&self.setup.sample);
             let stop = events.stop;
-            let images = self.draw(setup, eval, &sample, samples, stop, &mut |event| (events.on_event)(event))?;
+            let images = self.draw(setup, average, &sample, samples, stop, &mut |event| (events.on_event)(event))?;
             let split = Split { training: &training, held_out: &held_out };
             let real = self.real_images(&setup.config);
             let generated = real.samples_like_these(&images);
@@ -212,10 +219,10 @@ impl<M: Network<4>> Run<M> {
         }
         let judged = Judged { on: JudgedOn::HeldOut, images: &held_out };
         if metrics.contains(&Metric::Loss) {
-            measurements.push(loss(eval, diffusion, judged, seed, &device, events)?.measurement());
+            measurements.push(loss(&average.eval, diffusion, judged, seed, &device, events)?.measurement());
         }
         if metrics.contains(&Metric::Bpd) {
-            measurements.push(bpd(eval, diffusion, judged, seed, &device, events)?.measurement());
+            measurements.push(bpd(&average.eval, diffusion, judged, seed, &device, events)?.measurement());
         }
         Ok(measurements)
     }
@@ -223,17 +230,17 @@ impl<M: Network<4>> Run<M> {
     /// The data, trained on or not, as it is: all of it, or as much as the recipe says.
     fn real_images(&self, config: &EvaluateConfig) -> Images {
         let all = Subset::from(self.setup.train.dataset().clone());
-        Images::of_data(config.evaluate_real.map_or(all.clone(), |n| all.first(n)))
+        Images::of_data(config.evaluate_real.map_or(all.clone(), |n| all.spread(n)))
     }
 
     fn held_out_images(&self) -> Images {
-        Images::of_data(self.setup.held_out.first(HELD_OUT_IMAGES))
+        Images::of_data(self.setup.held_out.spread(HELD_OUT_IMAGES))
     }
 
     fn draw(
         &self,
         setup: &EvaluateSetup,
-        eval: &Eval<M>,
+        average: &AverageOnDevices<M>,
         sample: &SampleConfig,
         count: usize,
         stop: &StopSignal,
@@ -253,13 +260,13 @@ impl<M: Network<4>> Run<M> {
             conditions: conditions.as_ref(),
             vectors: vectors.as_deref(),
         };
-        let batches = request.batches();
+        let (batches, mut done) = (request.batches(), 0);
         let mut progress = |at: &Progress<'_>| {
-            let done = at.steps_done(sample.sample_batch_size);
+            done += 1;
             on_event(Event::Evaluating { task: Task::Sample, done, total: batches * at.steps });
             if stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        self.generator(eval).generate(&request, &self.trainer.device(), &mut progress).map_err(|error| match error {
+        self.generator(average).generate(&request, &self.trainer.device(), &mut progress).map_err(|error| match error {
             GenerateError::Interrupted(_) => RunError::Evaluation(EvaluateError::Interrupted),
             error => RunError::Samples(error),
         })

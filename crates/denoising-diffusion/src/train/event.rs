@@ -9,6 +9,7 @@ use super::run::RunError;
 use super::step_report::{NonFinite, StepReport};
 use crate::eval::held_out::HeldOutLoss;
 use crate::eval::result::Measurement;
+use crate::generate::GenerateError;
 use crate::interop::InteropError;
 use crate::task::Task;
 
@@ -46,14 +47,20 @@ pub enum Event<'a> {
         step: u64,
         loss: &'a HeldOutLoss,
     },
+    /// A step of the batch of samples that begins with image `first`.
     Sampling {
+        first: usize,
         step: usize,
         steps: usize,
-        images_done: usize,
     },
     Samples {
         step: u64,
         path: &'a Path,
+    },
+    /// Samples to look at came to nothing; training goes on.
+    NotSampled {
+        step: u64,
+        why: &'a GenerateError,
     },
     /// Before the first evaluation, and before the first one with another number of samples or another time budget.
     Expected(&'a Expected),

@@ -100,7 +100,7 @@ impl<M: Network<4>> Run<M> {
     }
 
     fn measure_held_out(&mut self, step: u64, on_event: &mut dyn FnMut(Event<'_>)) -> Result<(), RunError> {
-        let some = self.setup.held_out.first(HELD_OUT_IMAGES);
+        let some = self.setup.held_out.spread(HELD_OUT_IMAGES);
         if some.is_empty() {
             return Ok(());
         }
@@ -117,7 +117,8 @@ impl<M: Network<4>> Run<M> {
         Ok(())
     }
 
-    /// A grid from the averaged network; the same noise every time. A request to stop gives the grid up: `Break`.
+    /// A grid from the averaged network; the same noise every time. A request to stop gives the grid up: `Break`. Samples that are not finite are
+    /// told, and training goes on.
     fn draw_samples(
         &mut self,
         step: u64,
@@ -139,15 +140,18 @@ impl<M: Network<4>> Run<M> {
             vectors: vectors.as_deref(),
         };
         let mut progress = |at: &Progress<'_>| {
-            on_event(Event::Sampling { step: at.step, steps: at.steps, images_done: at.images_done });
+            on_event(Event::Sampling { first: at.first, step: at.step, steps: at.steps });
             if stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let eval = self.trainer.ema().eval().for_predictions();
+        let average = self.trainer.averaged();
         let device = self.trainer.device();
-        let images = match self.generator(&eval).generate(&request, &device, &mut progress) {
+        let images = match self.generator(&average).generate(&request, &device, &mut progress) {
             Ok(images) => images,
             Err(GenerateError::Interrupted(_)) => return Ok(ControlFlow::Break(())),
-            Err(error) => return Err(RunError::Samples(error)),
+            Err(why) => {
+                on_event(Event::NotSampled { step, why: &why });
+                return Ok(ControlFlow::Continue(()));
+            }
         };
         let dataset = self.setup.train.dataset();
         let sequences = dataset.layout() == DataLayout::Sequences;

@@ -11,6 +11,8 @@ use thiserror::Error;
 
 use super::trainer::Trainer;
 use crate::device::is_cpu;
+use crate::models::Network;
+use crate::nn::Eval;
 use crate::nn::params::{self, Role, VisitTensor};
 use crate::nn::sweeps;
 
@@ -59,6 +61,28 @@ impl<M> Trainer<M> {
             other => self.replicas[other - 1].device.clone().inner(),
         }
     }
+}
+
+impl<M: Network<4>> Trainer<M> {
+    /// The moving average, ready for samples and measurements, on all of the trainer's devices.
+    pub(super) fn averaged(&self) -> AverageOnDevices<M> {
+        let eval = self.ema().eval();
+        let on = |replica: &Replica<M>| {
+            let device = replica.device.clone().inner();
+            (device.clone(), eval.on(&device).for_predictions())
+        };
+        let others = self.replicas.iter().map(on).collect();
+        AverageOnDevices { eval: eval.for_predictions(), others }
+    }
+}
+
+/// Copies of a moving average.
+#[derive(Debug)]
+pub(super) struct AverageOnDevices<M> {
+    /// On the trainer's own device.
+    pub(super) eval: Eval<M>,
+    /// On its replicas'.
+    pub(super) others: Vec<(Device, Eval<M>)>,
 }
 
 /// A copy of the network in training.

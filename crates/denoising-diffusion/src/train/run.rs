@@ -19,6 +19,7 @@ use super::event::{Event, Outcome, StopSignal};
 use super::folder::Lock;
 use super::pace::Pace;
 use super::periodic::Periodic;
+use super::replicas::AverageOnDevices;
 use super::snapshots::{Snapshots, SnapshotsError};
 use super::step_report::{NonFiniteKind, StepReport, TrainError};
 use super::trainer::Trainer;
@@ -26,7 +27,7 @@ use crate::data::{Batch, DataError, Dataset, Flip, ImageBatch, ImageShape, Loade
 use crate::diffusion::{Examples, GuidanceConfig};
 use crate::eval::evaluate::EvaluateError;
 use crate::eval::images::Images;
-use crate::generate::{GenerateError, Generator};
+use crate::generate::{GenerateError, Generator, Replica};
 use crate::model_file::ModelCard;
 use crate::models::{Calls, Network, RecordingState};
 use crate::nn::Eval;
@@ -215,10 +216,20 @@ impl<M: Network<4>> Run<M> {
         }
     }
 
-    /// What draws the run's samples from a copy of its average.
-    pub(super) fn generator<'a>(&'a self, eval: &'a Eval<M>) -> Generator<'a, M> {
-        let calls = Calls::new(eval, self.trainer.config().device_graph);
-        Generator { guidance: self.setup.guidance.clone(), ..Generator::new(calls, self.trainer.diffusion()) }
+    /// What draws the run's samples, from copies of its average.
+    pub(super) fn generator<'a>(&'a self, average: &'a AverageOnDevices<M>) -> Generator<'a, M> {
+        let calls = |eval| Calls::new(eval, self.trainer.config().device_graph);
+        let replica = |(device, eval): &'a (Device, Eval<M>)| Replica {
+            device: device.clone(),
+            model: calls(eval),
+            weak: None,
+            classifier: None,
+        };
+        Generator {
+            guidance: self.setup.guidance.clone(),
+            replicas: average.others.iter().map(replica).collect(),
+            ..Generator::new(calls(&average.eval), self.trainer.diffusion())
+        }
     }
 
     /// The classes of `count` samples to look at, where the network is told classes: all, one after the other.

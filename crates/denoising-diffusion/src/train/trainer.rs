@@ -28,6 +28,9 @@ use crate::post_hoc::Profile;
 use crate::weights::StateDict;
 
 /// A network in training, its optimizer and its moving average.
+///
+/// One training at a time in a process: what dropout drops, and whether activations are kept, are settings of the process, as Burn's operations carry
+/// no context. Of two trainers that step at the same time each may be given the other's.
 #[derive(Debug)]
 pub struct Trainer<M> {
     /// Taken out only while the optimizer replaces it.
@@ -205,6 +208,9 @@ impl<M> Trainer<M> {
 
     /// One optimizer step on `accumulate` batches: tensors `[b, c, ...]` of data in the data's range, or [`Examples`] with classes and conditions.
     /// Waits until it is made.
+    ///
+    /// Noise, times and what is dropped are keyed by the number of an example, which is counted in batches of this one's size and steps of `accumulate`
+    /// batches: with batches of several sizes, or another number of them, some examples are given what others were given before.
     pub fn step<const D: usize>(&mut self, batches: Vec<impl Into<Examples<D>>>) -> StepReport
     where
         M: Network<D>,

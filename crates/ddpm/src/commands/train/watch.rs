@@ -88,6 +88,9 @@ impl Watch {
                 let best = best.map_or(String::new(), |name| format!(" (best {name} so far)"));
                 self.progress.note(&format!("step {step}: {}{best}", numbers(measurements)));
             }
+            Event::NotSampled { step, why } => {
+                self.progress.note(&format!("warning: step {step}: no samples: {}", chain(why)));
+            }
             Event::NotEvaluated { step, why } => {
                 self.evaluating = None;
                 self.progress.note(&format!("warning: step {step} is not evaluated: {}", chain(why)));

@@ -10,7 +10,7 @@ use crate::diffusion::{Denoiser, Estimate, NoiseLevel};
 use crate::sampler::*;
 
 const STEPS: [RePaintStep; 2] =
-    [RePaintStep::Ddpm { posterior_variance: PosteriorVariance::Small }, RePaintStep::Ddim { eta: 0.5 }];
+    [RePaintStep::Ddpm { posterior_variance: Some(PosteriorVariance::Small) }, RePaintStep::Ddim { eta: 0.5 }];
 
 /// Unit variances, correlation 0.9: given that the first number is v, the second is 0.9 v with variance 0.19.
 fn correlated(family: Family) -> Mixture {

@@ -5,11 +5,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::*;
-use crate::data::DataConfig;
-use crate::diffusion::{Diffusion, DiffusionConfig};
+use crate::data::{DataConfig, ResizePolicy};
+use crate::diffusion::{Diffusion, DiffusionConfig, Threshold};
+use crate::eval::config::EvaluateConfig;
+use crate::eval::extract::FeatureStore;
+use crate::eval::metric::Metric;
 use crate::models::{NetworkConfig, Unet, UnetConfig};
 use crate::nn::Init;
-use crate::train::{EmaConfig, Repair, TrainConfig};
+use crate::nn::params::{load_state_dict, to_state_dict};
+use crate::sampler::SamplerKind;
+use crate::train::{EmaConfig, EvaluateSetup, Repair, TrainConfig};
 
 fn parts(dir: &Path, settings: &[(&str, &str)]) -> (Trainer<Unet>, RunSetup) {
     let unet = UnetConfig { dim: 4, dim_mults: vec![1], channels: 1, ..UnetConfig::default() };
@@ -26,6 +31,7 @@ fn parts(dir: &Path, settings: &[(&str, &str)]) -> (Trainer<Unet>, RunSetup) {
         diffusion: DiffusionConfig::default(),
         betas: None,
         image: train.dataset().shape(),
+        resize: ResizePolicy::Crop,
         value_range: None,
         condition_value_range: None,
         vectors: None,
@@ -44,7 +50,7 @@ fn parts(dir: &Path, settings: &[(&str, &str)]) -> (Trainer<Unet>, RunSetup) {
         guidance: GuidanceConfig::default(),
         snapshot_every: 1,
         evaluate: None,
-        held_out: train.first(0),
+        held_out: train.spread(0),
         train,
         flip: Flip::Off,
         workers: 1,
@@ -155,7 +161,7 @@ fn samples_are_of_the_classes_of_what_they_belong_to() {
         let train = Subset::from(Arc::new(Dataset::open(&config).unwrap()));
         let (old, setup) = parts(&place.path().join(name), &[]);
         let trainer = Trainer::new(model, old.diffusion().clone(), old.config().clone(), EmaConfig::default(), &device);
-        Run::create(trainer, RunSetup { held_out: train.first(5), train, ..setup }).unwrap()
+        Run::create(trainer, RunSetup { held_out: train.spread(5), train, ..setup }).unwrap()
     };
 
     let plain = run("plain", None);
@@ -172,4 +178,67 @@ fn samples_are_of_the_classes_of_what_they_belong_to() {
     assert_eq!(conditions.shape[0], 7);
     assert_eq!(belonging.classes_of_samples(7), Some(expected.clone()));
     assert_eq!(belonging.classes_of_measured(7, &all), Some(expected));
+}
+
+/// Outputs of a network whose last weights are large: each step of a sampler makes more of them, and nothing limits them.
+#[test]
+fn samples_that_are_not_finite_end_no_run() {
+    let place = tempfile::tempdir().unwrap();
+    let (old, setup) = parts(place.path(), &[]);
+    let mut state = to_state_dict(old.model());
+    let mut last = state.get("final_conv.weight").unwrap().clone();
+    last.values.iter_mut().for_each(|value| *value = 1e12);
+    state.insert("final_conv.weight", last);
+    let model = load_state_dict(old.model().clone(), &state).unwrap();
+    let trainer =
+        Trainer::new(model, old.diffusion().clone(), old.config().clone(), EmaConfig::default(), &old.device());
+    let guidance = GuidanceConfig { threshold: Threshold::None, ..GuidanceConfig::default() };
+    let sample =
+        SampleConfig { sampler: SamplerKind::Ddim, sampling_timesteps: Some(20), num_samples: 1, ..setup.sample };
+    let mut told = Vec::new();
+    let mut run = Run::create(trainer, RunSetup { sample, guidance, ..setup }).unwrap();
+    let outcome = run.train(&StopSignal::default(), &mut |event| {
+        if let Event::NotSampled { step, why } = event {
+            told.push((step, why.to_string()));
+        }
+    });
+    assert_eq!(outcome.unwrap(), Outcome::Finished);
+    assert!(matches!(&told[..], [(2, why), (4, _)] if why.contains("not finite")), "{told:?}");
+}
+
+/// Grids and what is measured of samples, in a run on three devices that are one.
+#[test]
+fn samples_of_a_run_on_several_devices_are_those_of_one() {
+    let place = tempfile::tempdir().unwrap();
+    let samples_and_values = |name: &str, more: usize| {
+        let dir = place.path().join(name);
+        let (old, setup) = parts(&dir, &[]);
+        let model = old.model().clone();
+        let config = TrainConfig { steps: 2, accumulate: 3, ..old.config().clone() };
+        let trainer = Trainer::new(model, old.diffusion().clone(), config, EmaConfig::default(), &old.device());
+        let trainer = trainer.with_replicas(&vec![old.device(); more]).unwrap();
+        let evaluate = EvaluateConfig {
+            evaluate_every: Some(2),
+            metrics: vec![Metric::Swd],
+            evaluate_samples: 5,
+            evaluate_real: Some(20),
+            ..EvaluateConfig::default()
+        };
+        let store = FeatureStore::new(&dir);
+        let evaluate = Some(EvaluateSetup { config: evaluate, extractor: None, store });
+        let sample = SampleConfig { num_samples: 5, sample_batch_size: 2, ..setup.sample };
+        let mut run = Run::create(trainer, RunSetup { sample, evaluate, ..setup }).unwrap();
+        let (mut values, mut batches) = (Vec::new(), Vec::new());
+        let outcome = run.train(&StopSignal::default(), &mut |event| match event {
+            Event::Evaluation { measurements, .. } => values.push(measurements[0].value),
+            Event::Sampling { first, .. } => batches.push(first),
+            _ => {}
+        });
+        assert_eq!(outcome.unwrap(), Outcome::Finished);
+        batches.sort();
+        assert_eq!(batches, [0, 2, 4]);
+        assert_eq!(values.len(), 1);
+        (fs::read(dir.join("samples/step-00000002.png")).unwrap(), values)
+    };
+    assert!(samples_and_values("one", 0) == samples_and_values("three", 2));
 }
