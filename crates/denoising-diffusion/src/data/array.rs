@@ -194,7 +194,13 @@ impl Axes {
     }
 }
 
-fn examples(array: NpyArray, path: &Path, kind: &'static str, config: &DataConfig) -> Result<ArraySource, DataError> {
+/// The examples of an array; `path` is for messages.
+pub(super) fn examples(
+    array: NpyArray,
+    path: &Path,
+    kind: &'static str,
+    config: &DataConfig,
+) -> Result<ArraySource, DataError> {
     let Axes { count, shape, channels, layout, depth } = Axes::read(&array.shape, path, config)?;
     let size = shape.len().max(1);
     let Mapped { samples, words, range } = value_map::map(array, path, size, layout, config)?;

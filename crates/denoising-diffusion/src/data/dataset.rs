@@ -116,7 +116,12 @@ impl Dataset {
     /// # Errors
     /// As [`Dataset::open`].
     pub fn open_with(config: &DataConfig, opening: &Opening<'_>) -> Result<Self, DataError> {
-        let mut dataset = match Source::read(config, opening)? {
+        Self::of_source(Source::read(config, opening)?, config, opening)
+    }
+
+    /// What was read, and what it belongs to.
+    pub(super) fn of_source(source: Source, config: &DataConfig, opening: &Opening<'_>) -> Result<Self, DataError> {
+        let mut dataset = match source {
             Source::Folder(root, scan) => Self::from_folder(root, scan, config),
             Source::Array(source) => Self::from_array(source, config),
         }?;

@@ -1,7 +1,7 @@
 //! Data: where training images come from, how they become tensors, and in which order.
 //!
 //! A [`Dataset`] is a finite, indexed set of images of one shape, read from a folder of image files,
-//! an IDX file (`.gz` too), a `.npy` or `.npz` array, or the embedded `digits`. [`inspect`] describes a
+//! an IDX file (`.gz` too), a `.npy` or `.npz` array, an array in memory, or the embedded `digits`. [`inspect`] describes a
 //! source without demanding that it can be trained on. A [`Subset`] is a dataset seen through a list of indices; a
 //! [`Loader`] turns a subset into an endless, deterministic sequence of batches, decoded by worker
 //! threads ahead of the consumer.
@@ -26,6 +26,7 @@ mod hint;
 mod identity;
 mod idx;
 mod image_batch;
+mod in_memory;
 mod jpeg_end;
 mod loader;
 pub mod npy;
@@ -51,6 +52,7 @@ pub use dataset::{Dataset, Image, Opening, ScanProgress, inspect, inspect_with};
 pub use error::{Broken, DataError};
 pub use hint::Takes;
 pub use image_batch::{ImageBatch, ImageBatchError};
+pub use in_memory::ArrayValues;
 pub use loader::{Batch, Loader, LoaderConfig};
 pub use policy::{CachePolicy, DataLayout, Flip, ResizePolicy, ValueRange, Verify};
 pub(crate) use subset::spread_places;
