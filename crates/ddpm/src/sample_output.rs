@@ -1,11 +1,13 @@
 //! Where samples go and how they are written: a grid, a folder of images, an array, curves. Not here: drawing them.
 
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use denoising_diffusion::atomic_file::write_atomically;
 use denoising_diffusion::data::npy::write_npy_f32;
 use denoising_diffusion::data::{DataLayout, ImageBatch};
+use denoising_diffusion::generate::room_for;
 use denoising_diffusion::model_file::{ModelCard, NetworkConfig};
 use denoising_diffusion::report::{GridOptions, SequenceSet, check_grid, save_grid, save_images, sequences_svg};
 
@@ -94,13 +96,36 @@ impl Out {
         }
     }
 
-    pub fn refuse_existing(&self, refuse: bool) -> Result {
+    /// Refuses what is there already; of a folder that images from number `first` on are added to, unless they are the first ones, only those
+    /// that [are theirs](Self::refuse_numbered).
+    pub fn refuse_existing(&self, first: usize, refuse: bool) -> Result {
         match self {
             Self::Grid(path) | Self::Array(path) | Self::Curves(path) => refuse_file(path, refuse),
+            Self::Folder(_) if first > 0 => Ok(()),
             Self::Folder(path) => {
                 let taken = path.read_dir().is_ok_and(|mut entries| entries.next().is_some());
                 if taken && refuse { Err(exists(path)) } else { Ok(()) }
             }
+        }
+    }
+
+    /// Refuses images of these numbers that are in the folder already.
+    pub fn refuse_numbered(&self, mut numbers: Range<usize>, refuse: bool) -> Result {
+        let Self::Folder(folder) = self else { return Ok(()) };
+        match numbers.find(|number| refuse && folder.join(numbered(*number)).exists()) {
+            Some(number) => Err(exists(&folder.join(numbered(number)))),
+            None => Ok(()),
+        }
+    }
+
+    /// The numbers of `count` images of a shape, `[c, h, w]`, if there can be so many: they are held until all are drawn, but for those that go into a
+    /// folder.
+    pub fn check_room(&self, first: usize, count: usize, shape: [usize; 3]) -> Result<Range<usize>> {
+        let each = if matches!(self, Self::Folder(_)) { [1; 3] } else { shape };
+        room_for(count, each).or_usage()?;
+        match first.checked_add(count) {
+            Some(end) => Ok(first..end),
+            None => Err(Failure::usage(format!("--first {first}: there are no numbers left for {count} images"))),
         }
     }
 
@@ -148,12 +173,19 @@ impl Out {
     }
 }
 
-/// Removes images that earlier samples left in a folder, which are numbered from `first`: they are not of these.
-fn remove_numbered(folder: &Path, first: usize) -> Result {
+/// Name of the file of an image in a folder.
+fn numbered(number: usize) -> String {
+    format!("{number:06}.png")
+}
+
+/// Removes images that earlier samples left in a folder, numbered from `first` on.
+pub fn remove_numbered(folder: &Path, first: usize) -> Result {
     let number_of = |name: &str| name.strip_suffix(".png").and_then(|number| number.parse::<usize>().ok());
-    let is_left =
-        |name: &str| number_of(name).is_some_and(|number| number >= first && name == format!("{number:06}.png"));
+    let is_left = |name: &str| number_of(name).is_some_and(|number| number >= first && name == numbered(number));
     let in_words = || format!("cannot remove earlier images from {}", folder.display());
+    if !folder.exists() {
+        return Ok(());
+    }
     for entry in folder.read_dir().context(in_words())? {
         let entry = entry.context(in_words())?;
         if entry.file_name().to_str().is_some_and(is_left) {

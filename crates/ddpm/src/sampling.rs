@@ -1,5 +1,6 @@
 //! How samples are drawn: the flags that the commands which draw some share, and drawing them with progress.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
@@ -8,10 +9,9 @@ use denoising_diffusion::data::{ChannelPolicy, DataConfig, ImageBatch, ImageShap
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig, GuidanceConfig, Threshold};
 use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::result::Sampling;
-use denoising_diffusion::generate::{Generator, Progress as At, Replica, Request};
+use denoising_diffusion::generate::Request;
 use denoising_diffusion::model_file::ModelFile;
-use denoising_diffusion::models::{Calls, ImageNetwork, Network};
-use denoising_diffusion::nn::Eval;
+use denoising_diffusion::models::Network;
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::sampler::{SampleConfig, SamplerKind};
 use denoising_diffusion::train::StopSignal;
@@ -25,10 +25,12 @@ use crate::recipe_flags::{SamplingFlags, UntoldFlags};
 use crate::weights::Found;
 
 mod classes;
+mod drawable;
 mod ignored;
 mod progress;
 
 use classes::{Classes, parse_classes};
+pub use drawable::{Drawable, Networks};
 pub use ignored::tell_ignored;
 pub use progress::{SamplingProgress, or_interrupted};
 
@@ -225,86 +227,6 @@ fn check(file: &ModelFile, path: &Path) -> Result<[usize; 3]> {
     Ok([image.channels, image.height, image.width])
 }
 
-/// What is drawn from, on one device.
-pub struct Networks {
-    pub device: Device,
-    pub model: Eval<ImageNetwork>,
-    pub weak: Option<Eval<ImageNetwork>>,
-    pub classifier: Option<GuidingClassifier>,
-}
-
-impl Networks {
-    fn calls(&self, device_graph: bool) -> Replica<'_, ImageNetwork> {
-        Replica {
-            device: self.device.clone(),
-            model: Calls::new(&self.model, device_graph),
-            weak: self.weak.as_ref().map(|weak| Calls::new(weak, device_graph)),
-            classifier: self.classifier.as_ref().map(|classifier| &*classifier.gradient),
-        }
-    }
-}
-
-/// A network ready to draw from.
-pub struct Drawable {
-    pub file: ModelFile,
-    pub own: Networks,
-    /// The same on other devices.
-    replicas: Vec<Networks>,
-    pub diffusion: Diffusion,
-    /// `[channels, height, width]`
-    pub shape: [usize; 3],
-    /// Whether networks are recorded.
-    device_graph: bool,
-}
-
-impl Drawable {
-    /// Classes that the network, or a classifier that guides it, knows.
-    pub fn num_classes(&self) -> usize {
-        let by_classifier = self.own.classifier.as_ref().map_or(0, |classifier| classifier.class_names.len());
-        self.own.model.num_classes().max(by_classifier)
-    }
-
-    /// What draws from it.
-    pub fn generator(&self, guidance: &GuidanceConfig) -> Generator<'_, ImageNetwork> {
-        let Replica { model, weak, classifier, .. } = self.own.calls(self.device_graph);
-        Generator {
-            guidance: guidance.clone(),
-            weak,
-            classifier,
-            replicas: self.replicas.iter().map(|networks| networks.calls(self.device_graph)).collect(),
-            ..Generator::new(model, &self.diffusion)
-        }
-    }
-
-    /// Draws samples, with progress and somebody who sees each step; Ctrl-C gives up.
-    pub fn draw(
-        &self,
-        guidance: &GuidanceConfig,
-        request: &Request<'_>,
-        stop: &StopSignal,
-        see: &mut dyn FnMut(&At<'_>),
-    ) -> Result<ImageBatch> {
-        let (devices, batches) = (1 + self.replicas.len(), request.batches());
-        if batches < devices {
-            note(format!(
-                "warning: {devices} devices share {batches} {}: with --sample-batch-size {} each has some of the {} samples",
-                if batches == 1 { "batch" } else { "batches" },
-                request.count.div_ceil(devices),
-                request.count,
-            ));
-        }
-        let steps = request.sample.steps(self.diffusion.config());
-        let mut progress = SamplingProgress::new(batches * steps, stop);
-        let generator = self.generator(guidance);
-        let images = generator.generate(request, &self.own.device, &mut |at| {
-            see(at);
-            progress.see()
-        });
-        progress.finish(&generator);
-        images.map_err(or_interrupted)
-    }
-}
-
 /// How samples of a network are drawn, for reports.
 pub fn describe(from: &Drawable, sample: &SampleConfig) -> Sampling {
     let card = &from.file.card;
@@ -344,19 +266,19 @@ impl BelongTo {
     ) -> Result<Self> {
         let conditions = match own.conditions.filter(|_| args.condition.is_none()) {
             Some(own) => Some(own),
-            None => in_turn(args.conditions(from, run)?.as_ref(), count)?,
+            None => in_turn(args.conditions(from, run)?.as_ref(), 0..count)?,
         };
         let vectors = match own.vectors.filter(|_| args.vectors.is_none()) {
             Some(own) => Some(own),
-            None => args.vectors(from)?.map(|of| of.in_turn(count)),
+            None => args.vectors(from)?.map(|of| of.in_turn(0..count)),
         };
         Ok(Self { classes: own.classes, conditions, vectors })
     }
 }
 
-/// What `count` samples belong to: one thing for each of as many in turn, all of `conditions` about equally often.
-pub fn in_turn(conditions: Option<&Images>, count: usize) -> Result<Option<ImageBatch>> {
-    let places = |of: &Images| (0..count).map(|i| i % of.len()).collect::<Vec<_>>();
+/// What samples of these numbers belong to: one thing after the other, and again from the start.
+pub fn in_turn(conditions: Option<&Images>, numbers: Range<usize>) -> Result<Option<ImageBatch>> {
+    let places = |of: &Images| numbers.map(|i| i % of.len()).collect::<Vec<_>>();
     Ok(conditions.map(|of| of.pick(&places(of))).transpose()?)
 }
 
@@ -369,18 +291,14 @@ pub fn draw(
     belong_to: &BelongTo,
     stop: &StopSignal,
 ) -> Result<ImageBatch> {
-    let classes = args.classes_of(from, count, &settings.guidance)?;
+    let classes = args.classes_of(from, 0..count, &settings.guidance)?;
     let own = belong_to.classes.as_ref().filter(|_| args.classes.is_none() && classes.is_some());
     let classes = own.or(classes.as_ref());
     let request = Request {
-        sample: &settings.sample,
-        seed: args.seed,
-        count,
-        shape: from.shape,
-        init_noise: None,
         classes: classes.map(Vec::as_slice),
         conditions: belong_to.conditions.as_ref(),
         vectors: belong_to.vectors.as_deref(),
+        ..Request::new(&settings.sample, args.seed, count, from.shape)
     };
     from.draw(&settings.guidance, &request, stop, &mut |_| {})
 }

@@ -75,6 +75,37 @@ fn samplers_and_outputs() {
     place.ok("sample run -n 1 --out model.png --force");
 }
 
+/// Large sets in parts: at other times, or on other machines.
+#[test]
+fn images_of_a_seed_are_numbered() {
+    let place = Place::new();
+    place.ok(&format!("train digits {TINY} --class-condition --steps 1 --out run"));
+    let draw = |args: &str| place.ok(&format!("sample run --steps 2 --sample-batch-size 2 {args}"));
+    draw("-n 7 --out whole/");
+    draw("-n 3 --out parts/");
+    draw("-n 4 --first 3 --out parts/");
+    common::assert_same(&place.path("whole"), &place.path("parts"));
+    let text = place.fails("sample run -n 3 --first 6 --out parts/", 2, "000006.png exists already");
+    assert!(text.contains("--force"), "{text}");
+    place.fails("sample run -n 2 --first 18446744073709551615 --out more/", 2, "no numbers left");
+    draw("-n 7 --out whole.npy");
+    draw("-n 4 --first 3 --out part.npy");
+    let [whole, part] = ["whole.npy", "part.npy"].map(|name| npy(&place.path(name)).1);
+    assert!(difference(&whole[3 * 64..], &part) < 1e-5);
+}
+
+/// A folder is in the way of the third image: those before it are there.
+#[test]
+fn images_are_written_as_they_are_drawn() {
+    let place = Place::new();
+    trained(&place);
+    place.write("images/000006.png/in the way", []);
+    let text =
+        place.fails("sample run -n 6 --steps 2 --sample-batch-size 2 --first 4 --force --out images/", 1, "000006.png");
+    assert!(text.contains("the first 2 of 6 images are there") && text.contains("--first 6 -n 4"), "{text}");
+    assert!(place.path("images/000005.png").exists() && !place.path("images/000008.png").exists());
+}
+
 #[test]
 fn initial_noise_from_a_file() {
     let place = Place::new();

@@ -98,16 +98,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // `eval()` is the only way to something that samples: dropout is off, statistics are the stored ones.
     let sample = SampleConfig { sampling_timesteps: Some(50), ..SampleConfig::default() };
     let [_, c, h, w] = dims(1);
-    let request = Request {
-        sample: &sample,
-        seed: 0,
-        count: 36,
-        shape: [c, h, w],
-        init_noise: None,
-        classes: None,
-        conditions: None,
-        vectors: None,
-    };
+    let request = Request::new(&sample, 0, 36, [c, h, w]);
     let network = trainer.ema().eval();
     let images =
         Generator::new(&network, &diffusion).generate(&request, &device, &mut |_| ControlFlow::Continue(()))?;

@@ -18,10 +18,12 @@ mod replicas;
 #[derive(Clone, Debug)]
 pub struct Request<'a> {
     pub sample: &'a SampleConfig,
-    /// Of the noise: sample `i` takes stream `i`.
+    /// Of the noise: sample `i` takes stream `first + i`.
     pub seed: u64,
     /// Number of images.
     pub count: usize,
+    /// Of these and other samples of the seed, the number of the first: a large set can be drawn in parts.
+    pub first: u64,
     /// `[channels, height, width]`
     pub shape: [usize; 3],
     /// x_T of every sample, `[count, c, h, w]` in row-major order, in place of noise drawn from the seed. Of deviation 1, whatever the
@@ -71,7 +73,13 @@ pub struct Progress<'a> {
     pub x: &'a Tensor<4>,
 }
 
-impl Request<'_> {
+impl<'a> Request<'a> {
+    /// The first samples of a seed, of noise that is drawn, told nothing.
+    pub fn new(sample: &'a SampleConfig, seed: u64, count: usize, shape: [usize; 3]) -> Self {
+        let (init_noise, classes, conditions, vectors) = (None, None, None, None);
+        Self { sample, seed, count, first: 0, shape, init_noise, classes, conditions, vectors }
+    }
+
     /// Batches that the samples are drawn in.
     pub fn batches(&self) -> usize {
         self.count.div_ceil(self.sample.sample_batch_size)
@@ -86,6 +94,9 @@ impl Request<'_> {
 
 /// What watches sampling, told of every step of every batch; `Break` ends it.
 pub type Watch<'a> = dyn FnMut(&Progress<'_>) -> ControlFlow<()> + 'a;
+
+/// What takes a batch of samples, and the place of its first one among those of the request.
+pub type Take<'a, E> = dyn FnMut(usize, ImageBatch) -> Result<(), E> + 'a;
 
 /// Why there are no samples.
 #[derive(Debug, Error, PartialEq)]
@@ -153,12 +164,39 @@ impl<'a, M: Network<4>> Generator<'a, M> {
         device: &Device,
         watch: &mut Watch<'_>,
     ) -> Result<ImageBatch, GenerateError> {
-        if self.replicas.is_empty() {
-            return self.in_batches(request, device, |batch| self.solve(batch, request, watch));
-        }
+        let [c, h, w] = request.shape;
+        let mut data = room_for(request.count, request.shape)?;
+        data.resize(request.count * c * h * w, 0.0);
+        self.generate_each(request, device, watch, &mut |first, images| {
+            data[first * c * h * w..][..images.data.len()].copy_from_slice(&images.data);
+            Ok::<_, GenerateError>(())
+        })?;
+        Ok(ImageBatch { shape: [request.count, c, h, w], data })
+    }
+
+    /// Draws the same images, and hands each batch over as soon as it is drawn, with the place of its first image among those of the request. On
+    /// several devices batches come in any order.
+    ///
+    /// # Errors
+    /// [`GenerateError`], and those of `take`, which end it. What was handed over before stays good.
+    pub fn generate_each<E: From<GenerateError>>(
+        &self,
+        request: &Request<'_>,
+        device: &Device,
+        watch: &mut Watch<'_>,
+        take: &mut Take<'_, E>,
+    ) -> Result<(), E> {
         self.check(request)?;
-        let data = self.on_all_devices(request, device, watch)?;
-        finite(data, request)
+        if !self.replicas.is_empty() {
+            return self.on_all_devices(request, device, watch, take);
+        }
+        for k in 0..request.batches() {
+            let numbers = request.batch(k);
+            let x = self.solve(self.batch(request, numbers.clone(), device), request, watch);
+            let values = host_values(self.diffusion.unnormalize(x.map_err(GenerateError::from)?));
+            take(numbers.start, finite(values, numbers.start, request)?)?;
+        }
+        Ok(())
     }
 
     /// Has the configured solver denoise a batch.
@@ -197,7 +235,7 @@ impl<'a, M: Network<4>> Generator<'a, M> {
             let x = make(self.batch(request, request.batch(k), device))?;
             data.extend(host_values(self.diffusion.unnormalize(x)));
         }
-        finite(data, request)
+        finite(data, 0, request)
     }
 
     /// The samples of these numbers, before anything is made of their noise. For requests that [`in_batches`](Self::in_batches) takes.
@@ -207,7 +245,7 @@ impl<'a, M: Network<4>> Generator<'a, M> {
     {
         let [c, h, w] = request.shape;
         let (Range { start: first, end }, b, size) = (numbers.clone(), numbers.len(), c * h * w);
-        let noise = SeededNoise::new(request.seed, first as u64, device);
+        let noise = SeededNoise::new(request.seed, request.first + first as u64, device);
         let init = match request.init_noise {
             Some(values) => from_host(values[first * size..end * size].to_vec(), [b, c, h, w], device),
             None => noise.init([b, c, h, w]),
@@ -244,7 +282,6 @@ impl<'a, M: Network<4>> Generator<'a, M> {
         request.sample.validate(self.diffusion.config())?;
         self.guidance.validate().map_err(GenerateError::Guidance)?;
         let (count, shape) = (request.count, request.shape);
-        room_for(count, shape)?;
         let expected = count * shape.iter().product::<usize>();
         if let Some(got) = request.init_noise.map(<[f32]>::len).filter(|&got| got != expected) {
             return Err(GenerateError::InitNoise { count, shape, expected, got });
@@ -311,12 +348,13 @@ pub fn room_for(count: usize, shape: [usize; 3]) -> Result<Vec<f32>, GenerateErr
     }
 }
 
-/// The values of all samples, if they are numbers.
-fn finite(data: Vec<f32>, request: &Request<'_>) -> Result<ImageBatch, GenerateError> {
+/// Images of these values, the first of them in place `first` of a request, if all are numbers.
+fn finite(data: Vec<f32>, first: usize, request: &Request<'_>) -> Result<ImageBatch, GenerateError> {
     let [c, h, w] = request.shape;
+    let size = c * h * w;
     match data.iter().position(|value| !value.is_finite()) {
-        Some(at) => Err(GenerateError::NonFinite { sample: at / (c * h * w) }),
-        None => Ok(ImageBatch { shape: [request.count, c, h, w], data }),
+        Some(at) => Err(GenerateError::NonFinite { sample: request.first as usize + first + at / size }),
+        None => Ok(ImageBatch { shape: [data.len() / size.max(1), c, h, w], data }),
     }
 }
 
@@ -338,16 +376,7 @@ mod tests {
         let classifier = guided.then_some(&push as &ClassifierGradient<'_>);
         let generator = Generator { classifier, ..Generator::new(&unet, &diffusion) };
         let sample = SampleConfig { sampling_timesteps: Some(1), ..SampleConfig::default() };
-        let request = Request {
-            sample: &sample,
-            seed: 0,
-            count: 2,
-            shape: [1, 4, 4],
-            init_noise: None,
-            classes: Some(classes),
-            conditions: None,
-            vectors: None,
-        };
+        let request = Request { classes: Some(classes), ..Request::new(&sample, 0, 2, [1, 4, 4]) };
         generator.generate(&request, &device, &mut |_| ControlFlow::Continue(()))
     }
 
@@ -376,9 +405,7 @@ mod tests {
             let (strong, weak) = (unet(known), unet(known_to_weak));
             let guidance = GuidanceConfig { guidance: 2.0, ..GuidanceConfig::default() };
             let generator = Generator { guidance, weak: Some((&weak).into()), ..Generator::new(&strong, &diffusion) };
-            let (count, shape) = (2, [1, 4, 4]);
-            let (init_noise, conditions, vectors) = (None, None, None);
-            let request = Request { sample: &sample, seed: 0, count, shape, init_noise, classes, conditions, vectors };
+            let request = Request { classes, ..Request::new(&sample, 0, 2, [1, 4, 4]) };
             generator.generate(&request, &device, &mut |_| ControlFlow::Continue(()))
         };
         let classes: Option<&[u32]> = Some(&[0, 2]);
@@ -399,9 +426,7 @@ mod tests {
         let drawn = |sample: SampleConfig, threshold_quantile: f64, count: usize| {
             let guidance = GuidanceConfig { threshold_quantile, ..GuidanceConfig::default() };
             let generator = Generator { guidance, ..Generator::new(&unet, &diffusion) };
-            let (init_noise, classes, conditions, vectors) = (None, None, None, None);
-            let (seed, shape) = (0, [1, 4, 4]);
-            let request = Request { sample: &sample, seed, count, shape, init_noise, classes, conditions, vectors };
+            let request = Request::new(&sample, 0, count, [1, 4, 4]);
             generator.generate(&request, &device, &mut |_| ControlFlow::Continue(())).map(|images| images.shape[0])
         };
         let sample = SampleConfig { sampling_timesteps: Some(1), ..SampleConfig::default() };

@@ -151,16 +151,7 @@ fn samples(diffusion: &Diffusion, classifier: Option<&ClassifierGradient<'_>>, c
         ..SampleConfig::default()
     };
     let classes = vec![class; 64];
-    let request = Request {
-        sample: &sample,
-        seed: 4,
-        count: 64,
-        shape: [1, 2, 2],
-        init_noise: None,
-        classes: classifier.map(|_| &classes[..]),
-        conditions: None,
-        vectors: None,
-    };
+    let request = Request { classes: classifier.map(|_| &classes[..]), ..Request::new(&sample, 4, 64, [1, 2, 2]) };
     let model = TwoColours::new(diffusion).eval();
     let generator = Generator { classifier, ..Generator::new(&model, diffusion) };
     let images = generator.generate(&request, &Device::flex(), &mut |_| ControlFlow::Continue(())).unwrap();

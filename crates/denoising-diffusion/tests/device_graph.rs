@@ -260,14 +260,8 @@ impl Drawing {
             let generator =
                 Generator { guidance: self.guidance.clone(), weak, ..Generator::new(calls(&model), &diffusion) };
             let request = Request {
-                sample: &self.sample,
-                seed: 3,
-                count: 7,
-                shape: [1, 8, 8],
-                init_noise: None,
                 classes: (Network::<4>::num_classes(&*model) > 0).then_some(&[0, 1, 2, 0, 1, 2, 0]),
-                conditions: None,
-                vectors: None,
+                ..Request::new(&self.sample, 3, 7, [1, 8, 8])
             };
             let images = generator.generate(&request, &test_device(), &mut |_| ControlFlow::Continue(())).unwrap();
             (images, generator.model.recording_state())

@@ -85,16 +85,7 @@ fn sample(
     on_step: &mut dyn FnMut() -> ControlFlow<()>,
 ) -> Result<Vec<f32>, GenerateError> {
     let sample = SampleConfig { sampling_timesteps: Some(5), ..SampleConfig::default() };
-    let request = Request {
-        sample: &sample,
-        seed: 3,
-        count: 2,
-        shape: [1, 8, 8],
-        init_noise: None,
-        classes: None,
-        conditions: None,
-        vectors: None,
-    };
+    let request = Request::new(&sample, 3, 2, [1, 8, 8]);
     let mut progress = |_: &Progress<'_>| on_step();
     Generator::new(model, diffusion).generate(&request, &Device::flex(), &mut progress).map(|images| images.data)
 }

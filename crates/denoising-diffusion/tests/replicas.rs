@@ -190,20 +190,17 @@ fn draw(
     let diffusion = Diffusion::new(&DiffusionConfig::default()).unwrap();
     let generator = Generator { replicas, classifier, ..Generator::new(&model, &diffusion) };
     let conditions = (0..SAMPLES * 64).map(|i| (i * i % 17) as f32 / 16.0).collect();
+    let conditions = ImageBatch::new([SAMPLES, 1, 8, 8], conditions).unwrap();
+    let sample = SampleConfig {
+        sampler: SamplerKind::EulerAncestral,
+        sampling_timesteps: Some(STEPS),
+        sample_batch_size: 2,
+        ..SampleConfig::default()
+    };
     let request = Request {
-        sample: &SampleConfig {
-            sampler: SamplerKind::EulerAncestral,
-            sampling_timesteps: Some(STEPS),
-            sample_batch_size: 2,
-            ..SampleConfig::default()
-        },
-        seed: 3,
-        count: SAMPLES,
-        shape: [1, 8, 8],
-        init_noise: None,
         classes: Some(&[0, 1, 2, 0, 1, 2, 3]),
-        conditions: Some(&ImageBatch::new([SAMPLES, 1, 8, 8], conditions).unwrap()),
-        vectors: None,
+        conditions: Some(&conditions),
+        ..Request::new(&sample, 3, SAMPLES, [1, 8, 8])
     };
     generator.generate(&request, &device, watch)
 }

@@ -131,7 +131,7 @@ impl<'a> Job<'a> {
     /// Without `--sampler`, `fit` turns the run's own sampler into one that can do the work.
     fn new(args: &'a EditArgs, fit: impl FnOnce(SamplerKind) -> SamplerKind) -> Result<Self> {
         let out = Out::of(&args.out)?;
-        out.refuse_existing(!args.force)?;
+        out.refuse_existing(0, !args.force)?;
         let found = Found::open(&args.target, args.weights)?;
         let (path, recipe) = (found.path.clone(), found.recipe.clone());
         let file = found.into_model(&args.untold)?;
@@ -175,14 +175,10 @@ impl<'a> Job<'a> {
         let conditions = conditions.map(|of| of.pick(&places(of.len()).collect::<Vec<_>>())).transpose()?;
         let vectors = self.args.sampling.vectors(&self.from)?.map(|of| of.pick(places(of.rows())));
         let request = Request {
-            sample,
-            seed: self.args.sampling.seed,
-            count,
-            shape: self.from.shape,
-            init_noise: None,
             classes: classes.as_deref(),
             conditions: conditions.as_ref(),
             vectors: vectors.as_deref(),
+            ..Request::new(sample, self.args.sampling.seed, count, self.from.shape)
         };
         note(format!("{count} images by {}, from {}", sample.sampler.name(), self.path.display()));
         let mut progress = SamplingProgress::new(before + request.batches() * steps, &self.stop);

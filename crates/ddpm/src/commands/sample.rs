@@ -10,11 +10,12 @@ use denoising_diffusion::data::npy::read_npy_f32;
 use denoising_diffusion::data::{DataLayout, ImageBatch, VectorTable};
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig};
 use denoising_diffusion::eval::images::Images;
-use denoising_diffusion::generate::{Progress as At, Request, room_for};
+use denoising_diffusion::generate::{Progress as At, Request};
 use denoising_diffusion::nn::params::host_values;
 use denoising_diffusion::recipe::Recipe;
-use denoising_diffusion::report::{GridOptions, TrajectoryGif, check_grid};
+use denoising_diffusion::report::{GridOptions, TrajectoryGif, check_grid, save_images};
 use denoising_diffusion::sampler::SampleConfig;
+use denoising_diffusion::train::StopSignal;
 use denoising_diffusion::weights::WeightsKind;
 use serde_json::json;
 
@@ -25,8 +26,8 @@ use crate::opening::open_data;
 use crate::out_of_memory::Work;
 use crate::output::{self, Rows, note, refuse_file};
 use crate::recipe_flags::UntoldFlags;
-use crate::sample_output::{Out, Writing, sides_of};
-use crate::sampling::{Drawable, SamplingArgs, Settings, in_turn};
+use crate::sample_output::{Out, Writing, remove_numbered, sides_of};
+use crate::sampling::{BelongTo, Drawable, SamplingArgs, Settings, in_turn};
 use crate::weights::{Found, weights_kind};
 
 /// Draw images from a trained network.
@@ -38,6 +39,10 @@ pub struct SampleArgs {
     /// Number of images [default: one for each of --condition or --vectors, else as in the run's recipe, else 25]
     #[arg(short = 'n', long, value_name = "N")]
     num_samples: Option<usize>,
+    /// Number of the first image: those of a seed are numbered from 0, and are the same drawn at once or in parts (with --out DIR/, whose files
+    /// have the same numbers)
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with_all = ["init_noise", "real"])]
+    first: usize,
     #[command(flatten)]
     sampling: SamplingArgs,
     /// Start from this noise: a float32 .npy file of shape [n, channels, height, width], of sequences [n, channels, length]
@@ -69,72 +74,154 @@ pub struct SampleArgs {
 }
 
 pub fn run(args: &SampleArgs) -> Result {
-    if let Some(out) = &args.out {
-        Out::of(out)?.refuse_existing(!args.force)?;
-    }
-    if let Some(gif) = &args.trajectory {
-        refuse_file(gif, !args.force)?;
-    }
-    let found = Found::open(&args.target, args.weights)?;
-    let path = found.path.clone();
-    let recipe = found.recipe.clone();
-    let file = found.into_model(&args.untold)?;
-    let out = Out::for_card(args.out.as_deref(), &file.card)?;
-    let Settings { mut sample, guidance } = args.sampling.settings(recipe.as_ref(), &file.card.diffusion)?;
-
-    let machine = args.machine.start(Work::Sampling)?;
-    let from = args.sampling.open(file, &path, &machine)?;
-    let shape = from.shape;
-    let init_noise = args.init_noise.as_deref().map(|noise| read_noise(noise, args.num_samples, &from)).transpose()?;
-    let conditions = args.sampling.conditions(&from, recipe.as_ref())?;
-    let vectors = args.sampling.vectors(&from)?;
-    let one_each = conditions.as_ref().map(Images::len).max(vectors.as_ref().map(VectorTable::rows));
-    sample.num_samples = args.num_samples.or(one_each).unwrap_or(sample.num_samples);
-    if let Some(noise) = &init_noise {
-        sample.num_samples = noise.len() / shape.iter().product::<usize>();
-    }
-    sample.validate(from.diffusion.config()).or_usage()?;
-    room_for(sample.num_samples, shape).or_usage()?;
-    let real = args.real.then(|| real_sequences(recipe.as_ref(), &out, sample.num_samples)).transpose()?;
-    let conditions = in_turn(conditions.as_ref(), sample.num_samples)?;
-    let vectors = vectors.map(|of| of.in_turn(sample.num_samples));
-    let classes = args.sampling.classes_of(&from, sample.num_samples, &guidance)?;
-    let request = Request {
-        sample: &sample,
-        seed: args.sampling.seed,
-        count: sample.num_samples,
-        shape,
-        init_noise: init_noise.as_deref(),
-        classes: classes.as_deref(),
-        conditions: conditions.as_ref(),
-        vectors: vectors.as_deref(),
-    };
-    let grid = GridOptions::of_classes(classes.as_deref());
-    let writing = Writing { grid, card: &from.file.card, real: real.as_ref(), conditions: conditions.as_ref() };
-    let [c, h, w] = shape;
-    out.check_size([sample.num_samples, c, h, w], &writing)?;
-    if args.trajectory.is_some() {
-        check_grid([sample.num_samples, c, h, w], GridOptions::default()).or_usage()?;
-    }
-    let steps = sample.steps(from.diffusion.config());
-    note(format!(
-        "{} images of {} by {}, {}, from {}",
-        request.count,
-        from.file.card.image,
-        sample.sampler.name(),
-        steps_in_words(&sample, from.diffusion.config()),
-        path.display()
-    ));
+    let plan = Plan::new(args)?;
     let stop = stop_on_ctrl_c("giving up")?;
+    note(plan.in_words());
     let started = Instant::now();
-    let mut frames = Frames::new(steps, args.trajectory.is_some());
-    let images = from.draw(&guidance, &request, &stop, &mut |at| frames.take(at, &from.diffusion))?;
+    let mut frames = Frames::new(plan.steps(), args.trajectory.is_some());
+    plan.draw(&stop, &mut frames)?;
     let seconds = started.elapsed().as_secs_f64();
-    out.write(&images, &writing)?;
     if let Some(gif) = &args.trajectory {
-        frames.save(gif, shape)?;
+        frames.save(gif, plan.from.shape)?;
     }
-    report(args, &out, &from, &request, seconds)
+    report(&plan, seconds)
+}
+
+/// Everything that is known before images are drawn.
+struct Plan<'a> {
+    args: &'a SampleArgs,
+    out: Out,
+    path: PathBuf,
+    from: Drawable,
+    settings: Settings,
+    init_noise: Option<Vec<f32>>,
+    belong_to: BelongTo,
+    /// Data to draw beside the samples.
+    real: Option<ImageBatch>,
+}
+
+impl<'a> Plan<'a> {
+    fn new(args: &'a SampleArgs) -> Result<Self> {
+        if let Some(out) = &args.out {
+            Out::of(out)?.refuse_existing(args.first, !args.force)?;
+        }
+        if let Some(gif) = &args.trajectory {
+            refuse_file(gif, !args.force)?;
+        }
+        let found = Found::open(&args.target, args.weights)?;
+        let (path, recipe) = (found.path.clone(), found.recipe.clone());
+        let file = found.into_model(&args.untold)?;
+        let out = Out::for_card(args.out.as_deref(), &file.card)?;
+        let mut settings = args.sampling.settings(recipe.as_ref(), &file.card.diffusion)?;
+
+        let machine = args.machine.start(Work::Sampling)?;
+        let from = args.sampling.open(file, &path, &machine)?;
+        let init_noise =
+            args.init_noise.as_deref().map(|noise| read_noise(noise, args.num_samples, &from)).transpose()?;
+        let conditions = args.sampling.conditions(&from, recipe.as_ref())?;
+        let vectors = args.sampling.vectors(&from)?;
+        let one_each = conditions.as_ref().map(Images::len).max(vectors.as_ref().map(VectorTable::rows));
+        let count = &mut settings.sample.num_samples;
+        *count = args.num_samples.or(one_each).unwrap_or(*count);
+        if let Some(noise) = &init_noise {
+            *count = noise.len() / from.shape.iter().product::<usize>();
+        }
+        let numbers = out.check_room(args.first, *count, from.shape)?;
+        settings.sample.validate(from.diffusion.config()).or_usage()?;
+        out.refuse_numbered(numbers.clone(), !args.force)?;
+        let real = args.real.then(|| real_sequences(recipe.as_ref(), &out, numbers.len())).transpose()?;
+        let belong_to = BelongTo {
+            classes: args.sampling.classes_of(&from, numbers.clone(), &settings.guidance)?,
+            conditions: in_turn(conditions.as_ref(), numbers.clone())?,
+            vectors: vectors.map(|of| of.in_turn(numbers)),
+        };
+        let plan = Self { args, out, path, from, settings, init_noise, belong_to, real };
+        plan.check_grids()?;
+        Ok(plan)
+    }
+
+    /// Refuses what no grid can hold.
+    fn check_grids(&self) -> Result {
+        let [c, h, w] = self.from.shape;
+        let shape = [self.settings.sample.num_samples, c, h, w];
+        self.out.check_size(shape, &self.writing())?;
+        match self.args.trajectory {
+            Some(_) => check_grid(shape, GridOptions::default()).or_usage(),
+            None => Ok(()),
+        }
+    }
+
+    fn request(&self) -> Request<'_> {
+        let sample = &self.settings.sample;
+        Request {
+            first: self.args.first as u64,
+            init_noise: self.init_noise.as_deref(),
+            classes: self.belong_to.classes.as_deref(),
+            conditions: self.belong_to.conditions.as_ref(),
+            vectors: self.belong_to.vectors.as_deref(),
+            ..Request::new(sample, self.args.sampling.seed, sample.num_samples, self.from.shape)
+        }
+    }
+
+    fn writing(&self) -> Writing<'_> {
+        Writing {
+            grid: GridOptions::of_classes(self.belong_to.classes.as_deref()),
+            card: &self.from.file.card,
+            real: self.real.as_ref(),
+            conditions: self.belong_to.conditions.as_ref(),
+        }
+    }
+
+    fn steps(&self) -> usize {
+        self.settings.sample.steps(self.from.diffusion.config())
+    }
+
+    fn in_words(&self) -> String {
+        let sample = &self.settings.sample;
+        format!(
+            "{} images of {} by {}, {}, from {}",
+            sample.num_samples,
+            self.from.file.card.image,
+            sample.sampler.name(),
+            steps_in_words(sample, self.from.diffusion.config()),
+            self.path.display()
+        )
+    }
+
+    /// Draws the images and writes them: into a folder batch by batch, else all at the end.
+    fn draw(&self, stop: &StopSignal, frames: &mut Frames) -> Result {
+        let (guidance, request) = (&self.settings.guidance, self.request());
+        let mut see = |at: &At<'_>| frames.take(at, &self.from.diffusion);
+        let Out::Folder(folder) = &self.out else {
+            let images = self.from.draw(guidance, &request, stop, &mut see)?;
+            return self.out.write(&images, &self.writing());
+        };
+        if self.args.force && self.args.first == 0 {
+            remove_numbered(folder, 0)?;
+        }
+        let mut done = BTreeMap::new();
+        let drawn = self.from.draw_each(guidance, &request, stop, &mut see, &mut |first, images| {
+            save_images(folder, &images, self.args.first + first)?;
+            done.insert(first, images.shape[0]);
+            Ok(())
+        });
+        if drawn.is_err() {
+            tell_where_to_go_on(self.args.first, &done, request.count);
+        }
+        drawn
+    }
+}
+
+/// After an end before time: what is there, without gaps, need not be drawn again.
+fn tell_where_to_go_on(first: usize, done: &BTreeMap<usize, usize>, count: usize) {
+    let there = done.iter().fold(0, |there, (&at, &images)| if at == there { at + images } else { there });
+    if there > 0 {
+        note(format!(
+            "the first {there} of {count} images are there; the others are drawn by --first {} -n {}",
+            first + there,
+            count - there
+        ));
+    }
 }
 
 /// `18 steps (35 evaluations)`.
@@ -214,19 +301,21 @@ impl Frames {
     }
 }
 
-fn report(args: &SampleArgs, out: &Out, from: &Drawable, request: &Request<'_>, seconds: f64) -> Result {
-    let (card, sample) = (&from.file.card, request.sample);
+fn report(plan: &Plan<'_>, seconds: f64) -> Result {
+    let Plan { args, out, from, .. } = plan;
+    let (card, sample) = (&from.file.card, &plan.settings.sample);
     if args.json {
         return output::json(&json!({
             "out": output::path(out.path()),
             "trajectory": args.trajectory.as_deref().map(output::path),
-            "images": request.count,
-            "shape": request.shape,
+            "images": sample.num_samples,
+            "first": args.first,
+            "shape": from.shape,
             "sampler": sample.sampler,
             "noise_levels": sample.noise_levels,
             "steps": sample.steps(&card.diffusion),
             "evaluations": sample.evaluations(&card.diffusion),
-            "classes": request.classes,
+            "classes": plan.belong_to.classes,
             "seed": args.sampling.seed,
             "weights": card.weights,
             "step": card.step,

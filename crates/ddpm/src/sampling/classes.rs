@@ -1,5 +1,7 @@
 //! Which class each sample is to be of.
 
+use std::ops::Range;
+
 use denoising_diffusion::diffusion::GuidanceConfig;
 use denoising_diffusion::models::Network;
 
@@ -23,9 +25,15 @@ pub(super) fn parse_classes(text: &str) -> std::result::Result<Classes, String> 
 }
 
 impl SamplingArgs {
-    /// The class of each of `count` samples of a network: those named, else all, one after the other.
-    pub fn classes_of(&self, from: &Drawable, count: usize, guidance: &GuidanceConfig) -> Result<Option<Vec<u32>>> {
-        Ok(self.classes_in_use(from, guidance)?.map(|classes| classes.into_iter().cycle().take(count).collect()))
+    /// The class of each of a network's samples of these numbers: those named, else all, one after the other.
+    pub fn classes_of(
+        &self,
+        from: &Drawable,
+        numbers: Range<usize>,
+        guidance: &GuidanceConfig,
+    ) -> Result<Option<Vec<u32>>> {
+        let in_use = self.classes_in_use(from, guidance)?;
+        Ok(in_use.map(|classes| numbers.map(|i| classes[i % classes.len()]).collect()))
     }
 
     /// The class of each of `count` images that are made of others: those named, spread over the images in order; without any, no class.

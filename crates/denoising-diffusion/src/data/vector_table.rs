@@ -2,6 +2,7 @@
 //! uses it.
 
 use std::io::BufReader;
+use std::ops::Range;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -90,9 +91,9 @@ impl VectorTable {
         &self.values[index * self.dim..][..self.dim]
     }
 
-    /// `count` vectors, one after the other and again from the start.
-    pub fn in_turn(&self, count: usize) -> Vec<f32> {
-        self.pick((0..count).map(|i| i % self.rows()))
+    /// The vectors of these numbers, counted on from the start behind the last.
+    pub fn in_turn(&self, numbers: Range<usize>) -> Vec<f32> {
+        self.pick(numbers.map(|i| i % self.rows()))
     }
 
     /// The vectors at some places, one behind the other.

@@ -64,16 +64,7 @@ fn frames(classes: &[u32], sample_batch_size: usize, classifier: Option<&Classif
         sample_batch_size,
         ..SampleConfig::default()
     };
-    let request = Request {
-        sample: &sample,
-        seed: 0,
-        count: classes.len(),
-        shape: SHAPE,
-        init_noise: None,
-        classes: Some(classes),
-        conditions: None,
-        vectors: None,
-    };
+    let request = Request { classes: Some(classes), ..Request::new(&sample, 0, classes.len(), SHAPE) };
     let images = generator
         .interpolate(&request, ENDS, Between::Inverted, &Device::flex(), &mut |_| std::ops::ControlFlow::Continue(()));
     images.unwrap().data.chunks(4).map(<[f32]>::to_vec).collect()

@@ -3,7 +3,6 @@
 //!
 //! Each device has a thread that asks it for work: the host's part of a step would otherwise be that of all devices together.
 
-use std::collections::BTreeMap;
 use std::iter::once;
 use std::ops::ControlFlow;
 use std::panic::resume_unwind;
@@ -13,12 +12,19 @@ use std::thread;
 
 use burn::tensor::{Device, Tensor};
 
-use super::{Generator, Progress, Replica, Request, Watch};
+use super::{GenerateError, Generator, Progress, Replica, Request, Take, Watch, finite};
 use crate::models::Network;
 use crate::nn::params::host_values;
 use crate::sampler::Interrupted;
 
-/// A step that a device's thread tells the one that watches, see [`Progress`].
+/// What a device's thread tells the one that watches.
+enum Told {
+    Step(Box<Seen>),
+    /// A batch is done: the place of its first image, and its values in the data's range.
+    Done(usize, Vec<f32>),
+}
+
+/// A step of a batch, see [`Progress`].
 struct Seen {
     first: usize,
     step: usize,
@@ -63,13 +69,14 @@ impl Shared {
 }
 
 impl<'a, M: Network<4>> Generator<'a, M> {
-    /// The values of all samples, drawn on `device` and those of the replicas. A thread's panic is handed on.
-    pub(super) fn on_all_devices(
+    /// Has batches drawn on `device` and those of the replicas, and hands each over. A thread's panic is handed on.
+    pub(super) fn on_all_devices<E: From<GenerateError>>(
         &self,
         request: &Request<'_>,
         device: &Device,
         watch: &mut Watch<'_>,
-    ) -> Result<Vec<f32>, Interrupted> {
+        take: &mut Take<'_, E>,
+    ) -> Result<(), E> {
         let own = Replica {
             device: device.clone(),
             model: self.model.clone(),
@@ -88,22 +95,29 @@ impl<'a, M: Network<4>> Generator<'a, M> {
                 })
                 .collect();
             drop(tell);
-            let mut interrupted = Interrupted { done: 0, total: 0 };
-            for Seen { first, step, steps, x } in told {
-                if !shared.is_stopped() && watch(&Progress { first, step, steps, x: &x }).is_break() {
+            let mut hear = |told: Told| match told {
+                Told::Step(seen) => {
+                    let Seen { first, step, steps, ref x } = *seen;
+                    match watch(&Progress { first, step, steps, x }) {
+                        ControlFlow::Continue(()) => Ok(()),
+                        ControlFlow::Break(()) => Err(GenerateError::from(Interrupted { done: step, total: steps }))?,
+                    }
+                }
+                Told::Done(first, values) => take(first, finite(values, first, request)?),
+            };
+            let mut failed = None;
+            for told in told {
+                if failed.is_none()
+                    && let Err(error) = hear(told)
+                {
+                    failed = Some(error);
                     shared.stop();
-                    interrupted = Interrupted { done: step, total: steps };
                 }
             }
-            let drawn =
-                threads.into_iter().flat_map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
-            let batches: BTreeMap<usize, Vec<f32>> = drawn.collect();
-            if batches.len() < request.batches() {
-                return Err(interrupted);
+            for thread in threads {
+                thread.join().unwrap_or_else(|panic| resume_unwind(panic));
             }
-            let mut all = Vec::with_capacity(batches.values().map(Vec::len).sum());
-            batches.into_values().for_each(|values| all.extend(values));
-            Ok(all)
+            failed.map_or(Ok(()), Err)
         })
     }
 
@@ -119,25 +133,21 @@ impl<'a, M: Network<4>> Generator<'a, M> {
         }
     }
 
-    /// Draws batches until none is left, or nobody listens: their numbers and values in the data's range.
-    fn draw_shares(
-        &self,
-        request: &Request<'_>,
-        device: &Device,
-        shared: &Shared,
-        tell: &SyncSender<Seen>,
-    ) -> Vec<(usize, Vec<f32>)> {
+    /// Draws batches until none is left, or nobody wants them.
+    fn draw_shares(&self, request: &Request<'_>, device: &Device, shared: &Shared, tell: &SyncSender<Told>) {
         let _stop_on_panic = StopOnPanic(shared);
-        let mut drawn = Vec::new();
         while let Some(k) = shared.take(request.batches()) {
             let mut watch = |&Progress { first, step, steps, x }: &Progress<'_>| {
-                let heard = tell.send(Seen { first, step, steps, x: x.clone() }).is_ok();
+                let heard = tell.send(Told::Step(Box::new(Seen { first, step, steps, x: x.clone() }))).is_ok();
                 if heard && !shared.is_stopped() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             };
-            let batch = self.batch(request, request.batch(k), device);
-            let Ok(x) = self.solve(batch, request, &mut watch) else { break };
-            drawn.push((k, host_values(self.diffusion.unnormalize(x))));
+            let numbers = request.batch(k);
+            let batch = self.batch(request, numbers.clone(), device);
+            let Ok(x) = self.solve(batch, request, &mut watch) else { return };
+            let values = host_values(self.diffusion.unnormalize(x));
+            if tell.send(Told::Done(numbers.start, values)).is_err() {
+                return;
+            }
         }
-        drawn
     }
 }

@@ -251,14 +251,10 @@ impl<M: Network<4>> Run<M> {
         let classes = self.classes_of_measured(count, &self.real_images(&setup.config));
         let vectors = self.vectors_of_samples(count);
         let request = Request {
-            sample,
-            seed: self.trainer.config().seed,
-            count,
-            shape: [shape.channels, shape.height, shape.width],
-            init_noise: None,
             classes: classes.as_deref(),
             conditions: conditions.as_ref(),
             vectors: vectors.as_deref(),
+            ..Request::new(sample, self.trainer.config().seed, count, [shape.channels, shape.height, shape.width])
         };
         let (batches, mut done) = (request.batches(), 0);
         let mut progress = |at: &Progress<'_>| {

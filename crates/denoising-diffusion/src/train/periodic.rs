@@ -130,14 +130,10 @@ impl<M: Network<4>> Run<M> {
         let (classes, conditions) = (self.classes_of_samples(count), self.conditions_of_samples(count)?);
         let vectors = self.vectors_of_samples(count);
         let request = Request {
-            sample: &self.setup.sample,
-            seed: self.trainer.config().seed,
-            count,
-            shape: [channels, height, width],
-            init_noise: None,
             classes: classes.as_deref(),
             conditions: conditions.as_ref(),
             vectors: vectors.as_deref(),
+            ..Request::new(&self.setup.sample, self.trainer.config().seed, count, [channels, height, width])
         };
         let mut progress = |at: &Progress<'_>| {
             on_event(Event::Sampling { first: at.first, step: at.step, steps: at.steps });

@@ -114,16 +114,7 @@ impl<M: Network<4>> Case<'_, M> {
 
     fn samples(&self, model: &Eval<M>, diffusion: &Diffusion) -> Vec<f32> {
         let sample = SampleConfig { sampling_timesteps: Some(3), ..SampleConfig::default() };
-        let request = Request {
-            sample: &sample,
-            seed: 2,
-            count: 3,
-            shape: self.shape,
-            init_noise: None,
-            classes: None,
-            conditions: None,
-            vectors: None,
-        };
+        let request = Request::new(&sample, 2, 3, self.shape);
         let generator = Generator::new(model, diffusion);
         let images = generator.generate(&request, &Device::flex(), &mut |_| ControlFlow::Continue(())).unwrap();
         let [c, h, w] = self.shape;

@@ -105,16 +105,7 @@ fn samples_of_the_best_network_are_the_data() {
         let oracle = Oracle { diffusion: diffusion.clone() }.eval();
         for (solver, sample) in solvers(&config, 20) {
             let sample = SampleConfig { sample_batch_size: 256, ..sample };
-            let request = Request {
-                sample: &sample,
-                seed: 4,
-                count: 256,
-                shape: SHAPE,
-                init_noise: None,
-                classes: None,
-                conditions: None,
-                vectors: None,
-            };
+            let request = Request::new(&sample, 4, 256, SHAPE);
             let generator = Generator::new(&oracle, &diffusion);
             let images = generator.generate(&request, &device, &mut |_| ControlFlow::Continue(())).unwrap();
             let shares = points::shares(&diffusion, &images.data);

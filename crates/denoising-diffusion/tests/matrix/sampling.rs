@@ -71,16 +71,7 @@ fn hardly_trained<M: Network<4>>(model: M, diffusion: &Diffusion) -> Eval<M> {
 /// Three samples in two batches.
 fn check<M: Network<4>>(name: &str, generator: &Generator<'_, M>, sample: &SampleConfig, classes: Option<&[u32]>) {
     let sample = SampleConfig { sample_batch_size: 2, ..sample.clone() };
-    let request = Request {
-        sample: &sample,
-        seed: 5,
-        count: 3,
-        shape: SHAPE,
-        init_noise: None,
-        classes,
-        conditions: None,
-        vectors: None,
-    };
+    let request = Request { classes, ..Request::new(&sample, 5, 3, SHAPE) };
     let images = generator.generate(&request, &Device::flex(), &mut |_| ControlFlow::Continue(()));
     let images = images.unwrap_or_else(|error| panic!("{name}: {error}"));
     assert_eq!((images.shape, images.data.len()), ([3, 1, 1, 2], 6), "{name}");

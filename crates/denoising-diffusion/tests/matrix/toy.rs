@@ -75,16 +75,7 @@ impl<M: Network<4>> Training<M> {
 fn shares<M: Network<4>>(generator: &Generator<'_, M>, sample: SampleConfig, classes: Option<&[u32]>) -> [f64; 2] {
     let sample = SampleConfig { sample_batch_size: SAMPLES, ..sample };
     sample.validate(generator.diffusion.config()).unwrap();
-    let request = Request {
-        sample: &sample,
-        seed: 4,
-        count: SAMPLES,
-        shape: SHAPE,
-        init_noise: None,
-        classes,
-        conditions: None,
-        vectors: None,
-    };
+    let request = Request { classes, ..Request::new(&sample, 4, SAMPLES, SHAPE) };
     let images = generator.generate(&request, &Device::flex(), &mut |_| ControlFlow::Continue(())).unwrap();
     points::shares(generator.diffusion, &images.data)
 }

@@ -44,16 +44,7 @@ fn a_trainer_checkpoint_gives_the_references_outputs_and_samples() {
         let sample =
             SampleConfig { sampler: SamplerKind::Ddim, sampling_timesteps: Some(5), ..SampleConfig::default() };
         let init_noise = Some(golden.values("x_T"));
-        let request = Request {
-            sample: &sample,
-            seed: 0,
-            count: 4,
-            shape: [1, 8, 8],
-            init_noise,
-            classes: None,
-            conditions: None,
-            vectors: None,
-        };
+        let request = Request { init_noise, ..Request::new(&sample, 0, 4, [1, 8, 8]) };
         let images =
             Generator::new(&unet, &diffusion).generate(&request, &device, &mut |_| ControlFlow::Continue(())).unwrap();
         assert_close(name, &images.data, golden.values(&format!("ddim.{name}")), 1e-4);

@@ -1,0 +1,139 @@
+//! A network ready to draw from, and drawing from it with progress. Not here: opening one (`sampling`), and what becomes of images.
+
+use burn::tensor::Device;
+use denoising_diffusion::data::ImageBatch;
+use denoising_diffusion::diffusion::{Diffusion, GuidanceConfig};
+use denoising_diffusion::generate::{GenerateError, Generator, Progress as At, Replica, Request, Watch};
+use denoising_diffusion::model_file::ModelFile;
+use denoising_diffusion::models::{Calls, ImageNetwork, Network};
+use denoising_diffusion::nn::Eval;
+use denoising_diffusion::train::StopSignal;
+
+use super::progress::{SamplingProgress, or_interrupted};
+use crate::classifier::GuidingClassifier;
+use crate::failure::{Failure, Result};
+use crate::output::note;
+
+/// What is drawn from, on one device.
+pub struct Networks {
+    pub device: Device,
+    pub model: Eval<ImageNetwork>,
+    pub weak: Option<Eval<ImageNetwork>>,
+    pub classifier: Option<GuidingClassifier>,
+}
+
+impl Networks {
+    fn calls(&self, device_graph: bool) -> Replica<'_, ImageNetwork> {
+        Replica {
+            device: self.device.clone(),
+            model: Calls::new(&self.model, device_graph),
+            weak: self.weak.as_ref().map(|weak| Calls::new(weak, device_graph)),
+            classifier: self.classifier.as_ref().map(|classifier| &*classifier.gradient),
+        }
+    }
+}
+
+/// A network ready to draw from.
+pub struct Drawable {
+    pub file: ModelFile,
+    pub own: Networks,
+    /// The same on other devices.
+    pub replicas: Vec<Networks>,
+    pub diffusion: Diffusion,
+    /// `[channels, height, width]`
+    pub shape: [usize; 3],
+    /// Whether networks are recorded.
+    pub device_graph: bool,
+}
+
+impl Drawable {
+    /// Classes that the network, or a classifier that guides it, knows.
+    pub fn num_classes(&self) -> usize {
+        let by_classifier = self.own.classifier.as_ref().map_or(0, |classifier| classifier.class_names.len());
+        self.own.model.num_classes().max(by_classifier)
+    }
+
+    /// What draws from it.
+    pub fn generator(&self, guidance: &GuidanceConfig) -> Generator<'_, ImageNetwork> {
+        let Replica { model, weak, classifier, .. } = self.own.calls(self.device_graph);
+        Generator {
+            guidance: guidance.clone(),
+            weak,
+            classifier,
+            replicas: self.replicas.iter().map(|networks| networks.calls(self.device_graph)).collect(),
+            ..Generator::new(model, &self.diffusion)
+        }
+    }
+
+    /// Draws samples, with progress and somebody who sees each step; Ctrl-C gives up.
+    pub fn draw(
+        &self,
+        guidance: &GuidanceConfig,
+        request: &Request<'_>,
+        stop: &StopSignal,
+        see: &mut dyn FnMut(&At<'_>),
+    ) -> Result<ImageBatch> {
+        self.shown(guidance, request, stop, see, |generator, watch| {
+            generator.generate(request, &self.own.device, watch).map_err(or_interrupted)
+        })
+    }
+
+    /// The same, each batch being handed over as soon as it is drawn, with the place of its first image.
+    pub fn draw_each(
+        &self,
+        guidance: &GuidanceConfig,
+        request: &Request<'_>,
+        stop: &StopSignal,
+        see: &mut dyn FnMut(&At<'_>),
+        take: &mut dyn FnMut(usize, ImageBatch) -> Result,
+    ) -> Result {
+        self.shown(guidance, request, stop, see, |generator, watch| {
+            let mut take = |first, images| take(first, images).map_err(NotTaken::There);
+            generator.generate_each(request, &self.own.device, watch, &mut take).map_err(|error| match error {
+                NotTaken::Drawn(error) => or_interrupted(error),
+                NotTaken::There(failure) => failure,
+            })
+        })
+    }
+
+    /// Draws, with progress.
+    fn shown<T>(
+        &self,
+        guidance: &GuidanceConfig,
+        request: &Request<'_>,
+        stop: &StopSignal,
+        see: &mut dyn FnMut(&At<'_>),
+        draw: impl FnOnce(&Generator<'_, ImageNetwork>, &mut Watch<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let (devices, batches) = (1 + self.replicas.len(), request.batches());
+        if batches < devices {
+            note(format!(
+                "warning: {devices} devices share {batches} {}: with --sample-batch-size {} each has some of the {} samples",
+                if batches == 1 { "batch" } else { "batches" },
+                request.count.div_ceil(devices),
+                request.count,
+            ));
+        }
+        let steps = request.sample.steps(self.diffusion.config());
+        let mut progress = SamplingProgress::new(batches * steps, stop);
+        let generator = self.generator(guidance);
+        let drawn = draw(&generator, &mut |at| {
+            see(at);
+            progress.see()
+        });
+        progress.finish(&generator);
+        drawn
+    }
+}
+
+/// Why a batch is not where it should be.
+enum NotTaken {
+    Drawn(GenerateError),
+    There(Failure),
+}
+
+impl From<GenerateError> for NotTaken {
+    fn from(error: GenerateError) -> Self {
+        Self::Drawn(error)
+    }
+}
