@@ -1,5 +1,5 @@
 //! A device without memory left, as CubeCL says it: a text within a panic, raised where a result is read that could not be computed. Here it
-//! becomes an error that says what was asked for, what was taken and what to do. Not here: how much a network needs (`networks`).
+//! becomes an error that says what was asked for, what was taken and what to do. Not here: how much a training needs (the library tells).
 
 use std::sync::{Mutex, PoisonError};
 

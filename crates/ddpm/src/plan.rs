@@ -8,6 +8,7 @@ use burn::tensor::Device;
 use denoising_diffusion::data::{DataError, Dataset, ImageShape, Subset};
 use denoising_diffusion::models::NetworkConfig;
 use denoising_diffusion::recipe::{DataFacts, Recipe};
+use denoising_diffusion::train::memory_estimate;
 use serde_json::{Value, json};
 
 use crate::evaluation::with_measurable;
@@ -58,8 +59,7 @@ impl Plan {
         let parameters = network.num_parameters()?;
         let data_bytes = dataset.bytes_in_memory();
         let averages = recipe.post_hoc.post_hoc_sigma_rels.len() as u64;
-        let memory =
-            networks::memory_estimate(&network, parameters, dataset.shape(), &recipe.train, averages)? + data_bytes;
+        let memory = memory_estimate(&network, parameters, dataset.shape(), &recipe.train, averages)? + data_bytes;
         Ok(Self { recipe, network, train, held_out, machine, dir, parameters, memory })
     }
 

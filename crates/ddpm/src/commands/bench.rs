@@ -265,9 +265,9 @@ fn peak_rss_mib() -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use denoising_diffusion::data::ImageShape;
+    use denoising_diffusion::train::step_estimate;
 
     use super::*;
-    use crate::networks::step_estimate;
 
     #[test]
     fn medians() {
