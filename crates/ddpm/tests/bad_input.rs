@@ -155,6 +155,14 @@ fn settings_without_sense() {
         ("--random-fourier-features", "random_fourier_features"),
         ("--no-such-flag", "--no-such-flag"),
         ("--channels 3", "channels = 3"),
+        ("--init-dim 4294967295", "`init_dim` is 4294967295; no network has more than 1000000"),
+        ("--model dit --depth 1001", "`depth` is 1001; no network has more than 1000"),
+        ("--model dit --mlp-ratio 1e30", "`mlp_ratio`"),
+        ("--model karras_unet --diffusion elucidated --num-blocks-per-stage 4294967295", "`num_blocks_per_stage`"),
+        ("--model karras_unet --diffusion elucidated --num-downsamples 64", "`num_downsamples`"),
+        ("--timesteps 1000000000000", "`timesteps`"),
+        ("--xm-candidates 4294967296", "`xm_candidates`"),
+        ("--sigmoid-tau 0.05", "beta of noise level"),
     ] {
         let output = place.run(&format!("train digits --steps 1 {flags}"));
         let text = common::stderr(&output);

@@ -92,7 +92,7 @@ pub enum DitConfigError {
     #[error("`hidden_size` must be a multiple of {what}, got {got}")]
     HiddenSize { what: String, got: usize },
     #[error(
-        "`mlp_ratio` must be a number that gives `hidden_size` {hidden_size} a hidden layer of at least 1, got {got}"
+        "`mlp_ratio` must be a number, at most 1000, that gives `hidden_size` {hidden_size} a hidden layer of at least 1, got {got}"
     )]
     MlpRatio { hidden_size: usize, got: f64 },
     #[error("`class_dropout_prob` must lie in [0, 1], got {0}")]
@@ -161,7 +161,7 @@ impl DitConfig {
             let what = format!("`num_heads` ({})", self.num_heads());
             return Err(DitConfigError::HiddenSize { what, got: hidden_size });
         }
-        if !(self.mlp_ratio.is_finite() && self.mlp_ratio > 0.0 && self.mlp_dim() > 0) {
+        if !(self.mlp_ratio > 0.0 && self.mlp_ratio <= 1000.0 && self.mlp_dim() > 0) {
             return Err(DitConfigError::MlpRatio { hidden_size, got: self.mlp_ratio });
         }
         if !(0.0..=1.0).contains(&self.class_dropout_prob) {

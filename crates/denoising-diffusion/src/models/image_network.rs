@@ -4,6 +4,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use thiserror::Error;
 
 use super::{
@@ -68,7 +69,15 @@ pub enum NetworkConfigError {
     NotSequences { height: usize, width: usize },
     #[error("`{name}` is a custom network; only the program that defines it can build it")]
     Custom { name: String },
+    #[error("`{key}` is {got}; no network has more than {most}")]
+    TooLarge { key: String, most: u64, got: u64 },
 }
+
+/// Options that number blocks, one behind the other.
+const DEPTHS: [&str; 3] = ["depth", "vit_depth", "num_blocks_per_stage"];
+/// Blocks of one kind at most, and channels, heads or classes: so that sizes of weights can be counted, and what is mistyped is told.
+const MOST_BLOCKS: u64 = 1000;
+const MOST_OF_ANYTHING: u64 = 1_000_000;
 
 /// A network for images, or for what is carried as images: sequences have height 1.
 #[derive(Module, Debug)]
@@ -91,6 +100,7 @@ impl NetworkConfig {
     /// # Errors
     /// Options that describe no network; a custom one.
     pub fn build(&self, init: &mut Init) -> Result<ImageNetwork, NetworkConfigError> {
+        self.check_magnitudes()?;
         Ok(match self {
             Self::Unet(config) => ImageNetwork::Unet(Unet::new(config, init)?),
             Self::Unet1d(config) => ImageNetwork::Unet(Unet::new(&config.unet(), init)?),
@@ -116,6 +126,7 @@ impl NetworkConfig {
     /// # Errors
     /// What is wrong with them.
     pub fn validate(&self) -> Result<(), NetworkConfigError> {
+        self.check_magnitudes()?;
         match self {
             Self::Unet(config) => config.stages().map(drop)?,
             Self::Unet1d(config) => config.validate()?,
@@ -125,6 +136,24 @@ impl NetworkConfig {
             Self::Custom { .. } => {}
         }
         Ok(())
+    }
+
+    /// Refuses whole numbers that no network has.
+    fn check_magnitudes(&self) -> Result<(), NetworkConfigError> {
+        fn check(key: &str, value: &Value) -> Result<(), NetworkConfigError> {
+            match value {
+                Value::Array(values) => values.iter().try_for_each(|value| check(key, value)),
+                Value::Object(fields) => fields.iter().try_for_each(|(key, value)| check(key, value)),
+                other => {
+                    let most = if DEPTHS.contains(&key) { MOST_BLOCKS } else { MOST_OF_ANYTHING };
+                    match other.as_u64().filter(|&got| got > most) {
+                        Some(got) => Err(NetworkConfigError::TooLarge { key: key.to_string(), most, got }),
+                        None => Ok(()),
+                    }
+                }
+            }
+        }
+        serde_json::to_value(self).map_or(Ok(()), |options| check("", &options))
     }
 
     /// Whether time is embedded by Fourier features alone, which cannot tell levels that are numbered up to a thousand.
