@@ -19,11 +19,11 @@ fn mix(z: u64) -> u64 {
 }
 
 /// A stream of 64-bit values, different for different words.
-struct Stream {
+struct SplitMix {
     state: u64,
 }
 
-impl Stream {
+impl SplitMix {
     fn new(words: &[u64]) -> Self {
         let state = words.iter().fold(0, |state, &word| mix(mix(state).wrapping_add(word).wrapping_add(GOLDEN_GAMMA)));
         Self { state }
@@ -48,22 +48,22 @@ impl Stream {
 }
 
 /// Fisher-Yates shuffle of `0..n`.
-fn permutation(mut stream: Stream, n: usize) -> Vec<usize> {
+fn permutation(mut generator: SplitMix, n: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..n).collect();
     for i in (1..n).rev() {
-        order.swap(i, stream.below(i as u64 + 1) as usize);
+        order.swap(i, generator.below(i as u64 + 1) as usize);
     }
     order
 }
 
 /// The order in which epoch `epoch` visits `n` images.
 pub(super) fn epoch_permutation(seed: u64, epoch: u64, n: usize) -> Vec<usize> {
-    permutation(Stream::new(&[EPOCH, seed, epoch]), n)
+    permutation(SplitMix::new(&[EPOCH, seed, epoch]), n)
 }
 
 /// The order from whose front held-out images are taken.
 pub(super) fn split_permutation(seed: u64, n: usize) -> Vec<usize> {
-    permutation(Stream::new(&[SPLIT, seed]), n)
+    permutation(SplitMix::new(&[SPLIT, seed]), n)
 }
 
 /// Whether an image is used as it is or mirrored left to right.
@@ -75,7 +75,7 @@ pub(super) enum Mirror {
 
 /// A fair coin for image `index` of the data set in epoch `epoch`.
 pub(super) fn flip_coin(seed: u64, epoch: u64, index: usize) -> Mirror {
-    if Stream::new(&[FLIP, seed, epoch, index as u64]).next() >> 63 == 0 { Mirror::Keep } else { Mirror::LeftRight }
+    if SplitMix::new(&[FLIP, seed, epoch, index as u64]).next() >> 63 == 0 { Mirror::Keep } else { Mirror::LeftRight }
 }
 
 /// Where position `position` of the endless concatenation of epochs over `n` images lies:
@@ -100,7 +100,7 @@ mod tests {
 
         #[test]
         fn a_bounded_draw_stays_below_its_bound(seed: u64, bound in 1u64..) {
-            let mut stream = Stream::new(&[seed]);
+            let mut stream = SplitMix::new(&[seed]);
             for _ in 0..20 {
                 prop_assert!(stream.below(bound) < bound);
             }
