@@ -238,7 +238,7 @@ fn neighbours(generated: &Images, split: Split<'_>, watch: &mut dyn Watch) -> Re
     let (metric, Split { training, held_out }) = (Metric::Neighbours, split);
     of_one_shape(metric, generated, training)?;
     let failed = |source: MetricError| EvaluateError::Metric { metric, source };
-    let (samples, unseen) = (generated.values()?, pixels(held_out)?);
+    let (samples, unseen) = (generated.borrowed()?, pixels(held_out)?);
     let samples = table(&samples, generated).map_err(failed)?;
     let unseen = table(&unseen, held_out).map_err(failed)?;
     let mut nearest = [NearestTraining::of(samples), NearestTraining::of(unseen)];

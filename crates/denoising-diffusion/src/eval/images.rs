@@ -1,6 +1,7 @@
 //! Images to be measured, whatever they come from: a pass over data, each image once, in order, never mirrored; or samples in memory.
 //! Not here: the loader of training, of which an evaluation consumes nothing.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
@@ -120,6 +121,17 @@ impl Images {
         match &self.source {
             Source::Data(data) => data.batches(size)?.try_for_each(|batch| f(&batch?.images)),
             Source::Memory(values) => values.chunks(size * self.image_len()).try_for_each(f),
+        }
+    }
+
+    /// All values, `[n, c h w]`, where they are if they are in memory.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn borrowed(&self) -> Result<Cow<'_, [f32]>, DataError> {
+        match &self.source {
+            Source::Memory(values) => Ok(Cow::Borrowed(values)),
+            Source::Data(_) => self.values().map(Cow::Owned),
         }
     }
 
