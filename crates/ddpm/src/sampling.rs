@@ -103,9 +103,16 @@ impl SamplingArgs {
             None => fit(own),
         };
         if sampler != own {
-            // The run's other settings belong to its own sampler.
-            let SampleConfig { num_samples, sample_batch_size, .. } = recipe.sample;
-            recipe.sample = SampleConfig { sampler, num_samples, sample_batch_size, ..SampleConfig::default() };
+            // Steps and what few samplers know belong to the run's own; the spacing of levels goes with all.
+            let SampleConfig { num_samples, sample_batch_size, noise_levels, karras_rho, .. } = recipe.sample;
+            recipe.sample = SampleConfig {
+                sampler,
+                num_samples,
+                sample_batch_size,
+                noise_levels,
+                karras_rho,
+                ..SampleConfig::default()
+            };
         }
         let Recipe { sample, guidance, .. } = self.flags.0.apply(&recipe).or_usage()?;
         sample.validate(diffusion).or_usage()?;

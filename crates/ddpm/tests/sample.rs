@@ -75,6 +75,18 @@ fn samplers_and_outputs() {
     place.ok("sample run -n 1 --out model.png --force");
 }
 
+#[test]
+fn another_sampler_keeps_the_spacing_of_levels_and_not_the_steps() {
+    let place = Place::new();
+    place.ok(&format!(
+        "train digits {TINY} --steps 1 --sampler ddpm --noise-levels trailing --sampling-timesteps 3 --out run"
+    ));
+    let own = place.json("sample run -n 1");
+    assert_eq!((&own["noise_levels"], &own["steps"]), (&"trailing".into(), &3.into()));
+    let other = place.json("sample run -n 1 --sampler ddim");
+    assert_eq!((&other["noise_levels"], &other["steps"]), (&"trailing".into(), &8.into()));
+}
+
 /// Large sets in parts: at other times, or on other machines.
 #[test]
 fn images_of_a_seed_are_numbered() {
