@@ -6,13 +6,13 @@ use std::ops::ControlFlow;
 use burn::tensor::Device;
 use thiserror::Error;
 
+use super::copies::neighbours;
 use super::extract::{ExtractError, Extracted, Extractor, FeatureStore};
 use super::held_out::{HeldOutLoss, held_out_loss};
 use super::images::Images;
 use super::likelihood::{LikelihoodError, TERMS, bits_per_dim, evaluations};
 use super::metric::{self, FidInput, Metric, MetricError};
 use super::metrics::features::Features;
-use super::metrics::neighbours::NearestTraining;
 use super::result::{BitsPerDim, JudgedOn, LossByTime, Measurement, Neighbours};
 use crate::data::DataError;
 use crate::diffusion::Diffusion;
@@ -23,9 +23,6 @@ use crate::task::Task;
 
 /// Values of images that a metric of pixels holds at most, a gigabyte of them; of larger sets it takes images at even distances.
 const MOST_PIXELS: usize = 1 << 28;
-/// Values of training images that samples are compared with at a time, and how many images these are at least.
-const BLOCK_PIXELS: usize = 1 << 25;
-const FEWEST_IN_BLOCK: usize = 64;
 /// Held-out images that go through the network at a time.
 const BATCH: usize = 32;
 
@@ -224,39 +221,16 @@ fn by_pixels<T>(
 }
 
 /// The pixels of images, as many as memory bears.
-fn pixels(images: &Images) -> Result<Vec<f32>, DataError> {
+pub(super) fn pixels(images: &Images) -> Result<Vec<f32>, DataError> {
     images.spread(MOST_PIXELS / images.image_len().max(1)).values()
 }
 
-fn of_one_shape(metric: Metric, generated: &Images, real: &Images) -> Result<(), EvaluateError> {
+pub(super) fn of_one_shape(metric: Metric, generated: &Images, real: &Images) -> Result<(), EvaluateError> {
     let (generated, real) = (generated.shape(), real.shape());
     if generated == real { Ok(()) } else { Err(EvaluateError::Shapes { metric, generated, real }) }
 }
 
-/// How near generated and held-out images lie to the training images, all of them: these come a block at a time.
-fn neighbours(generated: &Images, split: Split<'_>, watch: &mut dyn Watch) -> Result<Neighbours, EvaluateError> {
-    let (metric, Split { training, held_out }) = (Metric::Neighbours, split);
-    of_one_shape(metric, generated, training)?;
-    let failed = |source: MetricError| EvaluateError::Metric { metric, source };
-    let (samples, unseen) = (generated.borrowed()?, pixels(held_out)?);
-    let samples = table(&samples, generated).map_err(failed)?;
-    let unseen = table(&unseen, held_out).map_err(failed)?;
-    let mut nearest = [NearestTraining::of(samples), NearestTraining::of(unseen)];
-    let size = (BLOCK_PIXELS / training.image_len().max(1)).max(FEWEST_IN_BLOCK);
-    watch.start(Task::Compare, training.len());
-    let seen = training.each_batch(size, |block| {
-        let block = table(block, training).map_err(failed)?;
-        nearest.iter_mut().try_for_each(|nearest| nearest.see(block)).map_err(|error| failed(error.into()))?;
-        if watch.done(nearest[0].seen()).is_break() { Err(EvaluateError::Interrupted) } else { Ok(()) }
-    });
-    watch.finish();
-    seen?;
-    let n_training = nearest[0].seen();
-    let [generated, held_out] = nearest.map(|nearest| nearest.finish().map_err(|error| failed(error.into())));
-    metric::neighbours(generated?, held_out?, n_training, training.image_len()).map_err(failed)
-}
-
-fn table<'a>(values: &'a [f32], images: &Images) -> Result<Features<'a>, MetricError> {
+pub(super) fn table<'a>(values: &'a [f32], images: &Images) -> Result<Features<'a>, MetricError> {
     Ok(Features::new(values, images.image_len())?)
 }
 

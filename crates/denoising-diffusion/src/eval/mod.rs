@@ -4,6 +4,7 @@
 
 pub mod accuracy;
 pub mod config;
+mod copies;
 pub mod evaluate;
 pub mod extract;
 pub mod held_out;

@@ -1,0 +1,40 @@
+//! Whether samples are copies: how near they lie to the training images, which come a block at a time. Not here: what follows from the distances
+//! (`metrics::neighbours`).
+
+use super::evaluate::{EvaluateError, Split, Watch, of_one_shape, pixels, table};
+use super::images::Images;
+use super::metric::{self, Metric, MetricError};
+use super::metrics::neighbours::NearestTraining;
+use super::result::Neighbours;
+use crate::task::Task;
+
+/// Values of training images that samples are compared with at a time, and how many images these are at least.
+const BLOCK_PIXELS: usize = 1 << 25;
+const FEWEST_IN_BLOCK: usize = 64;
+
+/// How near generated and held-out images lie to the training images, all of them: these come a block at a time.
+pub(super) fn neighbours(
+    generated: &Images,
+    split: Split<'_>,
+    watch: &mut dyn Watch,
+) -> Result<Neighbours, EvaluateError> {
+    let (metric, Split { training, held_out }) = (Metric::Neighbours, split);
+    of_one_shape(metric, generated, training)?;
+    let failed = |source: MetricError| EvaluateError::Metric { metric, source };
+    let (samples, unseen) = (generated.borrowed()?, pixels(held_out)?);
+    let samples = table(&samples, generated).map_err(failed)?;
+    let unseen = table(&unseen, held_out).map_err(failed)?;
+    let mut nearest = [NearestTraining::of(samples), NearestTraining::of(unseen)];
+    let size = (BLOCK_PIXELS / training.image_len().max(1)).max(FEWEST_IN_BLOCK);
+    watch.start(Task::Compare, training.len());
+    let seen = training.each_batch(size, |block| {
+        let block = table(block, training).map_err(failed)?;
+        nearest.iter_mut().try_for_each(|nearest| nearest.see(block)).map_err(|error| failed(error.into()))?;
+        if watch.done(nearest[0].seen()).is_break() { Err(EvaluateError::Interrupted) } else { Ok(()) }
+    });
+    watch.finish();
+    seen?;
+    let n_training = nearest[0].seen();
+    let [generated, held_out] = nearest.map(|nearest| nearest.finish().map_err(|error| failed(error.into())));
+    metric::neighbours(generated?, held_out?, n_training, training.image_len()).map_err(failed)
+}

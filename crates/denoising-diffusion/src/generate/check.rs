@@ -1,0 +1,226 @@
+//! What can be drawn, and why something cannot. Not here: drawing.
+
+use thiserror::Error;
+
+use super::{Generator, Request};
+use crate::data::ImageBatch;
+use crate::diffusion::DiffusionConfigError;
+use crate::models::Network;
+use crate::sampler::{Interrupted, SampleConfigError};
+
+/// Why there are no samples.
+#[derive(Debug, Error, PartialEq)]
+pub enum GenerateError {
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+    #[error("{count} samples of shape {shape:?} need {expected} values of initial noise, got {got}")]
+    InitNoise { count: usize, shape: [usize; 3], expected: usize, got: usize },
+    #[error("{count} samples need {count} classes, got {got}")]
+    Classes { count: usize, got: usize },
+    #[error("class {class} was asked for, the network knows classes 0 to {last}")]
+    UnknownClass { class: u32, last: usize },
+    #[error(
+        "samples of classes were asked for, but the network knows no classes and no classifier guides towards them"
+    )]
+    NoClasses,
+    #[error("the network draws images that belong to others, of {channels} channels, and was given none")]
+    NoConditions { channels: usize },
+    #[error("{count} samples need conditions of shape {expected:?}, got {got:?}")]
+    Conditions { count: usize, expected: [usize; 4], got: [usize; 4] },
+    #[error("the network draws what belongs to vectors of {dim} numbers, and was given none")]
+    NoVectors { dim: usize },
+    #[error(
+        "the weaker network is told other {told} than the network ({got} and {expected}); it may be told the same, or nothing"
+    )]
+    OtherWeak { told: &'static str, expected: usize, got: usize },
+    #[error("{count} samples need vectors of {expected} numbers in all, got {got}")]
+    Vectors { count: usize, expected: usize, got: usize },
+    #[error(transparent)]
+    Sample(#[from] SampleConfigError),
+    #[error(transparent)]
+    Guidance(DiffusionConfigError),
+    #[error("{count} samples of shape {shape:?} do not fit into memory")]
+    NoRoom { count: usize, shape: [usize; 3] },
+    #[error("sample {sample} is not finite: the network's output is NaN or infinite")]
+    NonFinite { sample: usize },
+}
+
+impl<M: Network<4>> Generator<'_, M> {
+    /// Whether the request, and the options of the generator, describe samples of this network.
+    pub(super) fn check(&self, request: &Request<'_>) -> Result<(), GenerateError> {
+        request.sample.validate(self.diffusion.config())?;
+        self.guidance.validate().map_err(GenerateError::Guidance)?;
+        let (count, shape) = (request.count, request.shape);
+        let expected = count * shape.iter().product::<usize>();
+        if let Some(got) = request.init_noise.map(<[f32]>::len).filter(|&got| got != expected) {
+            return Err(GenerateError::InitNoise { count, shape, expected, got });
+        }
+        let channels = self.model.network().condition_channels();
+        let expected = [count, channels, shape[1], shape[2]];
+        match request.conditions.map(|conditions| conditions.shape) {
+            None if channels > 0 => return Err(GenerateError::NoConditions { channels }),
+            Some(got) if got != expected => return Err(GenerateError::Conditions { count, expected, got }),
+            _ => {}
+        }
+        let (dim, got) = (self.model.network().vector_dim(), request.vectors.map(<[f32]>::len));
+        match got {
+            None if dim > 0 => return Err(GenerateError::NoVectors { dim }),
+            Some(got) if got != count * dim => {
+                return Err(GenerateError::Vectors { count, expected: count * dim, got });
+            }
+            _ => {}
+        }
+        self.check_weak()?;
+        request.classes.map_or(Ok(()), |classes| self.check_classes(classes, count))
+    }
+
+    /// Whether the weaker network, if there is one, can be told what the network is told.
+    fn check_weak(&self) -> Result<(), GenerateError> {
+        let Some(weak) = &self.weak else { return Ok(()) };
+        let (model, weak) = (self.model.network(), weak.network());
+        let check = |told: &'static str, expected: usize, got: usize, may_be_unknown: bool| {
+            let fits = got == 0 || got == expected || may_be_unknown && expected == 0;
+            if fits { Ok(()) } else { Err(GenerateError::OtherWeak { told, expected, got }) }
+        };
+        check("classes", model.num_classes(), weak.num_classes(), true)?;
+        check("numbers of a vector", model.vector_dim(), weak.vector_dim(), true)?;
+        check("channels of conditions", model.condition_channels(), weak.condition_channels(), false)
+    }
+
+    /// Whether the network can be shown these classes of `count` samples. What a classifier knows is its own business: classes that it does
+    /// not have push nowhere.
+    fn check_classes(&self, classes: &[u32], count: usize) -> Result<(), GenerateError> {
+        if classes.len() != count {
+            return Err(GenerateError::Classes { count, got: classes.len() });
+        }
+        let known = self.model.network().num_classes();
+        if known == 0 {
+            return if self.classifier.is_some() { Ok(()) } else { Err(GenerateError::NoClasses) };
+        }
+        match classes.iter().find(|&&class| class as usize > known) {
+            Some(&class) => Err(GenerateError::UnknownClass { class, last: known - 1 }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Room for `count` samples of a shape, `[c, h, w]`: 4 bytes for each value.
+///
+/// # Errors
+/// [`GenerateError::NoRoom`], in place of the end of the process.
+pub fn room_for(count: usize, shape: [usize; 3]) -> Result<Vec<f32>, GenerateError> {
+    let values = shape.iter().try_fold(count, |values, side| values.checked_mul(*side));
+    let mut room = Vec::new();
+    match values.map(|values| room.try_reserve_exact(values)) {
+        Some(Ok(())) => Ok(room),
+        _ => Err(GenerateError::NoRoom { count, shape }),
+    }
+}
+
+/// Images of these values, the first of them in place `first` of a request, if all are numbers.
+pub(super) fn finite(data: Vec<f32>, first: usize, request: &Request<'_>) -> Result<ImageBatch, GenerateError> {
+    let [c, h, w] = request.shape;
+    let size = c * h * w;
+    match data.iter().position(|value| !value.is_finite()) {
+        Some(at) => Err(GenerateError::NonFinite { sample: request.first as usize + first + at / size }),
+        None => Ok(ImageBatch { shape: [data.len() / size.max(1), c, h, w], data }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+
+    use burn::tensor::{Device, Tensor};
+
+    use super::super::ClassifierGradient;
+    use super::*;
+    use crate::diffusion::{Diffusion, DiffusionConfig, GuidanceConfig, NoiseLevel};
+    use crate::models::{Unet, UnetConfig};
+    use crate::nn::{EvalMode, Init};
+    use crate::sampler::SampleConfig;
+
+    /// Samples of these classes from a network that knows so many, guided by a classifier or not.
+    fn samples(classes: &[u32], known: usize, guided: bool) -> Result<ImageBatch, GenerateError> {
+        let device = Device::flex();
+        let config =
+            UnetConfig { dim: 4, dim_mults: vec![1], channels: 1, num_classes: known, ..UnetConfig::default() };
+        let unet = Unet::new(&config, &mut Init::new(0, &device)).unwrap().eval();
+        let diffusion = Diffusion::new(&DiffusionConfig::default()).unwrap();
+        let push = |x: Tensor<4>, _: NoiseLevel, _: &[u32]| x.zeros_like();
+        let classifier = guided.then_some(&push as &ClassifierGradient<'_>);
+        let generator = Generator { classifier, ..Generator::new(&unet, &diffusion) };
+        let sample = SampleConfig { sampling_timesteps: Some(1), ..SampleConfig::default() };
+        let request = Request { classes: Some(classes), ..Request::new(&sample, 0, 2, [1, 4, 4]) };
+        generator.generate(&request, &device, &mut |_| ControlFlow::Continue(()))
+    }
+
+    #[test]
+    fn classes_that_the_network_does_not_know_are_refused_with_a_classifier_as_without() {
+        for guided in [false, true] {
+            let unknown = |class| Some(GenerateError::UnknownClass { class, last: 2 });
+            assert_eq!(samples(&[2, 4], 3, guided).err(), unknown(4));
+            assert_eq!(samples(&[u32::MAX, 0], 3, guided).err(), unknown(u32::MAX));
+            assert_eq!(samples(&[2], 3, guided).err(), Some(GenerateError::Classes { count: 2, got: 1 }));
+            assert!(samples(&[0, 2], 3, guided).is_ok());
+            assert!(samples(&[2, 3], 3, guided).is_ok(), "3 stands for no class");
+        }
+    }
+
+    #[test]
+    fn a_weaker_network_is_told_the_same_or_nothing() {
+        let device = Device::flex();
+        let unet = |num_classes| {
+            let unet = UnetConfig { dim: 4, dim_mults: vec![1], channels: 1, num_classes, ..UnetConfig::default() };
+            Unet::new(&unet, &mut Init::new(0, &device)).unwrap().eval()
+        };
+        let diffusion = Diffusion::new(&DiffusionConfig::default()).unwrap();
+        let sample = SampleConfig { sampling_timesteps: Some(1), ..SampleConfig::default() };
+        let samples = |known, known_to_weak, classes| {
+            let (strong, weak) = (unet(known), unet(known_to_weak));
+            let guidance = GuidanceConfig { guidance: 2.0, ..GuidanceConfig::default() };
+            let generator = Generator { guidance, weak: Some((&weak).into()), ..Generator::new(&strong, &diffusion) };
+            let request = Request { classes, ..Request::new(&sample, 0, 2, [1, 4, 4]) };
+            generator.generate(&request, &device, &mut |_| ControlFlow::Continue(()))
+        };
+        let classes: Option<&[u32]> = Some(&[0, 2]);
+        assert!(samples(3, 3, classes).is_ok());
+        assert!(samples(3, 0, classes).is_ok());
+        let other = |expected, got| Some(GenerateError::OtherWeak { told: "classes", expected, got });
+        assert!(samples(0, 3, None).is_ok(), "it is told that the class is unknown");
+        assert_eq!(samples(3, 2, classes).err(), other(3, 2));
+    }
+
+    /// Configurations of one's own need not have been checked before.
+    #[test]
+    fn what_describes_no_samples_is_refused() {
+        let device = Device::flex();
+        let unet = UnetConfig { dim: 4, dim_mults: vec![1], channels: 1, ..UnetConfig::default() };
+        let unet = Unet::new(&unet, &mut Init::new(0, &device)).unwrap().eval();
+        let diffusion = Diffusion::new(&DiffusionConfig::default()).unwrap();
+        let drawn = |sample: SampleConfig, threshold_quantile: f64, count: usize| {
+            let guidance = GuidanceConfig { threshold_quantile, ..GuidanceConfig::default() };
+            let generator = Generator { guidance, ..Generator::new(&unet, &diffusion) };
+            let request = Request::new(&sample, 0, count, [1, 4, 4]);
+            generator.generate(&request, &device, &mut |_| ControlFlow::Continue(())).map(|images| images.shape[0])
+        };
+        let sample = SampleConfig { sampling_timesteps: Some(1), ..SampleConfig::default() };
+        let none_at_a_time = SampleConfig { sample_batch_size: 0, ..sample.clone() };
+        let in_no_steps = SampleConfig { sampling_timesteps: Some(0), ..sample.clone() };
+        assert!(matches!(drawn(none_at_a_time, 0.9, 1), Err(GenerateError::Sample(_))));
+        assert!(matches!(drawn(in_no_steps, 0.9, 1), Err(GenerateError::Sample(_))));
+        assert!(matches!(drawn(sample.clone(), 2.0, 1), Err(GenerateError::Guidance(_))));
+        for count in [usize::MAX, usize::MAX / 64] {
+            assert_eq!(drawn(sample.clone(), 0.9, count), Err(GenerateError::NoRoom { count, shape: [1, 4, 4] }));
+        }
+        assert_eq!(drawn(sample, 0.9, 2), Ok(2));
+    }
+
+    #[test]
+    fn a_network_without_classes_is_shown_none() {
+        for classes in [[0, 0], [0, 1]] {
+            assert_eq!(samples(&classes, 0, false).err(), Some(GenerateError::NoClasses));
+            assert!(samples(&classes, 0, true).is_ok(), "only the classifier is asked");
+        }
+    }
+}
