@@ -52,7 +52,7 @@ pub struct Generator<'a, M> {
     /// What the network is guided away from in place of its own unconditional prediction.
     pub weak: Option<Calls<'a, 4, M>>,
     pub classifier: Option<&'a ClassifierGradient<'a>>,
-    /// The same on other devices, which share the batches that [`generate`](Generator::generate) draws.
+    /// The same on other devices, which share the batches that [`generate`](Generator::generate) draws. All networks are launched then, not recorded.
     pub replicas: Vec<Replica<'a, M>>,
 }
 

@@ -114,6 +114,9 @@ impl Drawable {
                 request.count,
             ));
         }
+        if devices > 1 && self.device_graph {
+            note("warning: --device-graph has no effect on several devices");
+        }
         let steps = request.sample.steps(self.diffusion.config());
         let mut progress = SamplingProgress::new(batches * steps, stop);
         let generator = self.generator(guidance);

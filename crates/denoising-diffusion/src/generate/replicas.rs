@@ -13,7 +13,7 @@ use std::thread;
 use burn::tensor::{Device, Tensor};
 
 use super::{GenerateError, Generator, Progress, Replica, Request, Take, Watch, finite};
-use crate::models::Network;
+use crate::models::{Calls, Network};
 use crate::nn::params::host_values;
 use crate::sampler::Interrupted;
 
@@ -121,13 +121,14 @@ impl<'a, M: Network<4>> Generator<'a, M> {
         })
     }
 
-    /// The same on one of the devices, alone.
+    /// The same on one of the devices, alone. Nothing is recorded: while CubeCL records on one device of CUDA, no thread may ask any other for memory
+    /// (it captures in the global mode).
     fn at(&self, replica: &Replica<'a, M>) -> Self {
         Self {
-            model: replica.model.clone(),
+            model: replica.model.launched(),
             diffusion: self.diffusion,
             guidance: self.guidance.clone(),
-            weak: replica.weak.clone(),
+            weak: replica.weak.as_ref().map(Calls::launched),
             classifier: replica.classifier,
             replicas: Vec::new(),
         }

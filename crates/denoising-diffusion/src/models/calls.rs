@@ -41,6 +41,11 @@ impl<'a, const D: usize, M: Network<D>> Calls<'a, D, M> {
         Self { model, recordings: device_graph.then(Arc::default) }
     }
 
+    /// The same calls, launched.
+    pub fn launched(&self) -> Self {
+        Self { model: self.model, recordings: None }
+    }
+
     /// What is called.
     pub fn network(&self) -> &'a Eval<M> {
         self.model
