@@ -137,6 +137,17 @@ int cuStreamSynchronize(void *stream) {
 }
 int cuStreamWaitEvent(void *stream, void *event, unsigned flags) { return SUCCESS; }
 int cuEventCreate(void **event, unsigned flags) { return *event = calloc(1, sizeof(struct event)), SUCCESS; }
+/* CubeCL records in CUDA's global mode, in which no thread may call what could wait for a stream that records. Streams are recorded one by one. */
+static struct { void *stream; struct graph *graph; } recordings[16];
+static int recording_streams;
+static struct graph *recorded_of(void *stream) {
+    for (int i = 0; i < recording_streams; i++)
+        if (recordings[i].stream == stream) return recordings[i].graph;
+    return NULL;
+}
+static void refused_while_recording(const char *call) {
+    if (recording_streams) fprintf(stderr, "soft CUDA: %s while a stream records in the global mode, which CUDA refuses\n", call), abort();
+}
 int cuEventDestroy_v2(void *event) { return free(event), SUCCESS; }
 int cuEventRecord(struct event *event, void *stream) {
     LOCKED(event->launches = launches; event->at = idle_at);
@@ -146,7 +157,7 @@ int cuEventSynchronize(struct event *event) {
     LOCKED(LOG("wait"));
     return wait_until(event->at), SUCCESS;
 }
-int cuEventQuery(struct event *event) { return event->at <= seconds() ? SUCCESS : NOT_READY; }
+int cuEventQuery(struct event *event) { refused_while_recording("cuEventQuery"); return event->at <= seconds() ? SUCCESS : NOT_READY; }
 int cuEventElapsedTime_v2(float *ms, struct event *from, struct event *to) {
     /* CUDA_TUNED draws how long a launch takes, so that a tuner finds others the fastest. */
     const char *tuned = getenv("CUDA_TUNED");
@@ -159,7 +170,7 @@ int cuEventElapsedTime(float *ms, struct event *from, struct event *to) { return
 /* Memory: pages that nobody touches take none. */
 static struct { uint64_t at; size_t bytes; int device; } blocks[1 << 16];
 static int held;
-int cuMemAlloc_v2(uint64_t *at, size_t bytes) {
+static int take(uint64_t *at, size_t bytes) {
     size_t whole = (bytes + 4095) & ~(size_t)4095;
     int error = SUCCESS;
     pthread_mutex_lock(&mutex);
@@ -180,7 +191,7 @@ int cuMemAlloc_v2(uint64_t *at, size_t bytes) {
     pthread_mutex_unlock(&mutex);
     return error;
 }
-int cuMemFree_v2(uint64_t at) {
+static int give_back(uint64_t at) {
     pthread_mutex_lock(&mutex);
     for (int i = 0; i < held; i++)
         if (blocks[i].at == at) {
@@ -192,11 +203,13 @@ int cuMemFree_v2(uint64_t at) {
     pthread_mutex_unlock(&mutex);
     return SUCCESS;
 }
-int cuMemAllocAsync(uint64_t *at, size_t bytes, void *stream) { return cuMemAlloc_v2(at, bytes); }
-int cuMemFreeAsync(uint64_t at, void *stream) { return cuMemFree_v2(at); }
+int cuMemAlloc_v2(uint64_t *at, size_t bytes) { refused_while_recording("cuMemAlloc"); return take(at, bytes); }
+int cuMemFree_v2(uint64_t at) { refused_while_recording("cuMemFree"); return give_back(at); }
+int cuMemAllocAsync(uint64_t *at, size_t bytes, void *stream) { return take(at, bytes); }
+int cuMemFreeAsync(uint64_t at, void *stream) { return give_back(at); }
 int cuMemGetInfo_v2(size_t *unused, size_t *total) { return *unused = TOTAL - live, *total = TOTAL, SUCCESS; }
-int cuMemAllocHost_v2(void **at, size_t bytes) { return posix_memalign(at, 4096, bytes) ? OUT_OF_MEMORY : SUCCESS; }
-int cuMemFreeHost(void *at) { return free(at), SUCCESS; }
+int cuMemAllocHost_v2(void **at, size_t bytes) { refused_while_recording("cuMemAllocHost"); return posix_memalign(at, 4096, bytes) ? OUT_OF_MEMORY : SUCCESS; }
+int cuMemFreeHost(void *at) { refused_while_recording("cuMemFreeHost"); return free(at), SUCCESS; }
 /* What a stream is asked to do: done at once, or kept by a stream that records. */
 enum { COPY, SET, LAUNCH };
 struct kernel_here {
@@ -218,7 +231,6 @@ struct graph {
     struct task *tasks;
     int count, launches;
 };
-static struct graph *recorded;
 
 /* CubeCL asks how fast a device is at most, and reads no result. A tuner is content with what comes near that, so this one is slow: it is content with the
  * first kernel that it tries. */
@@ -250,11 +262,11 @@ static void run(const struct task *task) { }
 static unsigned char *copied_arguments(const struct kernel_here *kernel, void **arguments) { return NULL; }
 #endif
 
-static int ask(struct task task) {
+static int ask(struct task task, void *stream) {
     double now = seconds();
     int launch = task.what == LAUNCH;
     pthread_mutex_lock(&mutex);
-    struct graph *graph = recorded;
+    struct graph *graph = recorded_of(stream);
     if (graph) {
         graph->tasks = realloc(graph->tasks, (graph->count + 1) * sizeof task);
         graph->tasks[graph->count++] = task;
@@ -275,11 +287,11 @@ static int ask(struct task task) {
 }
 
 int cuMemsetD8Async(uint64_t at, unsigned char value, size_t bytes, void *stream) {
-    return ask((struct task){ .what = SET, .to = (void *)at, .value = value, .bytes = bytes });
+    return ask((struct task){ .what = SET, .to = (void *)at, .value = value, .bytes = bytes }, stream);
 }
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
     LOCKED(LOG("upload %zu", bytes));
-    return ask((struct task){ .what = COPY, .to = (void *)to, .from = from, .bytes = bytes });
+    return ask((struct task){ .what = COPY, .to = (void *)to, .from = from, .bytes = bytes }, stream);
 }
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
     LOCKED(LOG("read %zu", bytes));
@@ -287,11 +299,11 @@ int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
     memset(to, 0, bytes);
     if (bytes == sizeof(float)) *(float *)to = 3.0f;
 #endif
-    return ask((struct task){ .what = COPY, .to = to, .from = (const void *)from, .bytes = bytes });
+    return ask((struct task){ .what = COPY, .to = to, .from = (const void *)from, .bytes = bytes }, stream);
 }
 int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream) {
     LOCKED(LOG("copy %zu", bytes));
-    return ask((struct task){ .what = COPY, .to = (void *)to, .from = (const void *)from, .bytes = bytes });
+    return ask((struct task){ .what = COPY, .to = (void *)to, .from = (const void *)from, .bytes = bytes }, stream);
 }
 struct copy_2d {
     size_t src_x, src_y; int src_type; const void *src_host; uint64_t src; void *src_array; size_t src_pitch;
@@ -306,14 +318,21 @@ int cuMemcpy2DAsync_v2(const struct copy_2d *copy, void *stream) {
 #ifndef COMPUTES
         if (copy->dst_type == 1) memset(to + i * copy->dst_pitch, 0, copy->width);
 #endif
-        ask((struct task){ .what = COPY, .to = to + i * copy->dst_pitch, .from = from + i * copy->src_pitch, .bytes = copy->width });
+        ask((struct task){ .what = COPY, .to = to + i * copy->dst_pitch, .from = from + i * copy->src_pitch, .bytes = copy->width }, stream);
     }
     return SUCCESS;
 }
 
 /* Graphs: a stream that records keeps what it is asked for. */
-int cuStreamBeginCapture_v2(void *stream, int mode) { LOCKED(recorded = calloc(1, sizeof *recorded)); return SUCCESS; }
-int cuStreamEndCapture(void *stream, struct graph **graph) { LOCKED(*graph = recorded; recorded = NULL); return SUCCESS; }
+int cuStreamBeginCapture_v2(void *stream, int mode) {
+    LOCKED(recordings[recording_streams].stream = stream; recordings[recording_streams++].graph = calloc(1, sizeof(struct graph)));
+    return SUCCESS;
+}
+int cuStreamEndCapture(void *stream, struct graph **graph) {
+    LOCKED(*graph = recorded_of(stream);
+           for (int i = 0; i < recording_streams; i++) if (recordings[i].stream == stream) recordings[i] = recordings[--recording_streams]);
+    return SUCCESS;
+}
 int cuGraphGetNodes(struct graph *graph, void **nodes, size_t *count) { return *count = 0, SUCCESS; }
 int cuGraphInstantiateWithFlags(struct graph **exec, struct graph *graph, unsigned long long flags) {
     *exec = malloc(sizeof *graph);
@@ -394,7 +413,7 @@ int cuFuncSetAttribute(void *function, int attribute, int value) { return SUCCES
 int cuLaunchKernel(struct kernel_here *kernel, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
                    void *stream, void **arguments, void **extra) {
     return ask((struct task){ .what = LAUNCH, .kernel = kernel, .grid = { gx, gy, gz }, .block = { bx, by, bz }, .shared = shared,
-                              .arguments = copied_arguments(kernel, arguments) });
+                              .arguments = copied_arguments(kernel, arguments) }, stream);
 }
 int cuTensorMapEncodeTiled(void *map, ...) { return memset(map, 0, 128), SUCCESS; }
 int cuTensorMapEncodeIm2col(void *map, ...) { return memset(map, 0, 128), SUCCESS; }
