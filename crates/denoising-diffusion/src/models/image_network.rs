@@ -143,7 +143,11 @@ impl NetworkConfig {
         fn check(key: &str, value: &Value) -> Result<(), NetworkConfigError> {
             match value {
                 Value::Array(values) => values.iter().try_for_each(|value| check(key, value)),
-                Value::Object(fields) => fields.iter().try_for_each(|(key, value)| check(key, value)),
+                // Of the network: the size of the data is none of it.
+                Value::Object(fields) => {
+                    let mut own = fields.iter().filter(|(key, _)| *key != "extent");
+                    own.try_for_each(|(key, value)| check(key, value))
+                }
                 other => {
                     let most = if DEPTHS.contains(&key) { MOST_BLOCKS } else { MOST_OF_ANYTHING };
                     match other.as_u64().filter(|&got| got > most) {
@@ -354,5 +358,22 @@ impl Network<4> for ImageNetwork {
 
     fn check_size(&self, size: &[usize]) -> Result<(), SizeError> {
         of_each!(self, network => network.check_size(size))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Extent;
+    use super::*;
+
+    /// What is not an option of the network has no limit: a volume may have more slices than a network has blocks.
+    #[test]
+    fn numbers_that_no_network_has_are_refused_and_those_of_the_data_are_not() {
+        let extent = Extent { layout: DataLayout::Volumes, depth: 1600, height: 64, width: 2_000_000 };
+        let karras = KarrasUnetConfig { extent: Some(extent), ..KarrasUnetConfig::default() };
+        assert_eq!(NetworkConfig::KarrasUnet(karras.clone()).validate(), Ok(()));
+        let wide = KarrasUnetConfig { dim: 1_000_001, ..karras };
+        let error = NetworkConfig::KarrasUnet(wide).validate().unwrap_err();
+        assert_eq!(error, NetworkConfigError::TooLarge { key: "dim".into(), most: 1_000_000, got: 1_000_001 });
     }
 }
