@@ -120,6 +120,22 @@ fn a_learned_variance_is_used_unless_another_is_named() {
         }
     }
     assert_eq!(run(&Gaussian, None), small);
+    // So it is where nothing of an image is known.
+    let filled = |denoiser: &dyn Denoiser<2>, posterior_variance| {
+        let (mut noise, x) = start(8);
+        let known = Known { x_start: x.zeros_like(), mask: x.zeros_like() };
+        let options =
+            RePaint { jump_n_sample: 1, step: RePaintStep::Ddpm { posterior_variance }, ..RePaint::default() };
+        let denoiser = &solvers::By(denoiser);
+        host_values(inpaint(denoiser, x, &levels, &known, &options, &mut noise, &mut ignore).unwrap())
+    };
+    let [small, large] =
+        [PosteriorVariance::Small, PosteriorVariance::Large].map(|named| filled(&Gaussian, Some(named)));
+    assert_ne!(small, large);
+    for (a, b) in filled(&Above(7.0), None).iter().zip(&large) {
+        assert!((a - b).abs() < 1e-5, "{a} {b}");
+    }
+    assert_eq!(filled(&Gaussian, None), small);
 }
 
 #[test]
