@@ -51,7 +51,7 @@ impl<M: Network<4>> Generator<'_, M> {
         request.sample.validate(self.diffusion.config())?;
         self.guidance.validate().map_err(GenerateError::Guidance)?;
         let (count, shape) = (request.count, request.shape);
-        let expected = count * shape.iter().product::<usize>();
+        let expected = shape.iter().fold(count, |values, &side| values.saturating_mul(side));
         if let Some(got) = request.init_noise.map(<[f32]>::len).filter(|&got| got != expected) {
             return Err(GenerateError::InitNoise { count, shape, expected, got });
         }
@@ -65,8 +65,8 @@ impl<M: Network<4>> Generator<'_, M> {
         let (dim, got) = (self.model.network().vector_dim(), request.vectors.map(<[f32]>::len));
         match got {
             None if dim > 0 => return Err(GenerateError::NoVectors { dim }),
-            Some(got) if got != count * dim => {
-                return Err(GenerateError::Vectors { count, expected: count * dim, got });
+            Some(got) if got != count.saturating_mul(dim) => {
+                return Err(GenerateError::Vectors { count, expected: count.saturating_mul(dim), got });
             }
             _ => {}
         }

@@ -162,7 +162,7 @@ impl<M: Network<4>> Run<M> {
             let images = self.draw(setup, average, &trial, batch, stop, &mut |_| {})?;
             let per_output = started.elapsed().as_secs_f64() / (trial.evaluations(diffusion.config()) * batch) as f64;
             if wants(Metric::needs_samples) {
-                // Batches are spread over the devices; that one was the first device's.
+                // Batches are spread over the devices; that one was one device's.
                 let share = 1.0 / (1 + average.others.len()) as f64;
                 per_sample += per_output * sample.evaluations(diffusion.config()) as f64 * share;
             }
