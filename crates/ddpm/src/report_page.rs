@@ -18,7 +18,7 @@ const SHOWN: usize = 64;
 /// What a page is made of.
 pub struct Shown<'a> {
     pub evaluation: &'a Evaluation,
-    pub samples: Option<&'a ImageBatch>,
+    pub samples: Option<&'a Images>,
     /// Where the nearest neighbours lie.
     pub training: Option<&'a Images>,
     /// The run's log.
@@ -27,7 +27,8 @@ pub struct Shown<'a> {
 
 /// Writes the page.
 pub fn write_page(path: &Path, shown: &Shown<'_>) -> Result {
-    let samples = shown.samples.map(|samples| grid_png(&first(samples, SHOWN), GridOptions::default()));
+    let samples = shown.samples.map(first).transpose()?;
+    let samples = samples.map(|samples| grid_png(&samples, GridOptions::default()));
     let samples = samples.and_then(|picture| or_left_out("samples", picture));
     let pairs = pairs(shown)?.and_then(|picture| or_left_out("the nearest training images", picture));
     let history = shown.log.map(history).transpose()?.unwrap_or_default();
@@ -44,8 +45,9 @@ pub fn write_page(path: &Path, shown: &Shown<'_>) -> Result {
     write_atomically(path, |out| out.write_all(html.as_bytes())).context(format!("cannot write {}", path.display()))
 }
 
-fn first(images: &ImageBatch, most: usize) -> ImageBatch {
-    images.slice(0, images.shape[0].min(most))
+/// The samples of the grid.
+fn first(samples: &Images) -> Result<ImageBatch> {
+    Ok(samples.pick(&(0..samples.len().min(SHOWN)).collect::<Vec<_>>())?)
 }
 
 /// A picture that cannot be drawn (of very long sequences) is told: the page does without it.
@@ -65,7 +67,7 @@ fn pairs(shown: &Shown<'_>) -> Result<Option<std::result::Result<Vec<u8>, Report
     let places = |of: fn(&denoising_diffusion::eval::result::Pair) -> usize| {
         found.closest.iter().map(of).collect::<Vec<usize>>()
     };
-    let upper = training.samples_like_these(samples).pick(&places(|pair| pair.generated))?;
+    let upper = samples.pick(&places(|pair| pair.generated))?;
     let lower = training.pick(&places(|pair| pair.training))?;
     let distances: Vec<f64> = found.closest.iter().map(|pair| pair.distance).collect();
     Ok(Some(pairs_picture(&upper, &lower, &distances, PairsOptions::default())))
@@ -119,6 +121,7 @@ mod tests {
         // A row of eight is too wide.
         for (width, pictures) in [(64, 1), (9000, 0)] {
             let samples = ImageBatch { shape: [64, 1, 1, width], data: vec![0.5; 64 * width] };
+            let samples = Images::of_samples(&samples);
             write_page(&path, &Shown { evaluation: &evaluation, samples: Some(&samples), training: None, log: None })
                 .unwrap();
             let page = std::fs::read_to_string(&path).unwrap();

@@ -9,7 +9,7 @@ use denoising_diffusion::data::{ChannelPolicy, DataConfig, ImageBatch, ImageShap
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig, GuidanceConfig, Threshold};
 use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::result::Sampling;
-use denoising_diffusion::generate::Request;
+use denoising_diffusion::generate::{Request, Samples};
 use denoising_diffusion::model_file::ModelFile;
 use denoising_diffusion::models::Network;
 use denoising_diffusion::recipe::Recipe;
@@ -289,15 +289,16 @@ pub fn in_turn(conditions: Option<&Images>, numbers: Range<usize>) -> Result<Opt
     Ok(conditions.map(|of| of.pick(&places(of))).transpose()?)
 }
 
-/// Draws `count` images, with progress; Ctrl-C gives up.
+/// Draws samples, as many as there is room for, with progress; Ctrl-C gives up.
 pub fn draw(
     from: &Drawable,
     settings: &Settings,
     args: &SamplingArgs,
-    count: usize,
+    mut samples: Samples,
     belong_to: &BelongTo,
     stop: &StopSignal,
-) -> Result<ImageBatch> {
+) -> Result<Images> {
+    let count = samples.len();
     let classes = args.classes_of(from, 0..count, &settings.guidance)?;
     let own = belong_to.classes.as_ref().filter(|_| args.classes.is_none() && classes.is_some());
     let classes = own.or(classes.as_ref());
@@ -307,5 +308,10 @@ pub fn draw(
         vectors: belong_to.vectors.as_deref(),
         ..Request::new(&settings.sample, args.seed, count, from.shape)
     };
-    from.draw(&settings.guidance, &request, stop, &mut |_| {})
+    let mut take = |first, images: ImageBatch| {
+        samples.put(first, &images);
+        Ok(())
+    };
+    from.draw_each(&settings.guidance, &request, stop, &mut |_| {}, &mut take)?;
+    Ok(samples.into())
 }

@@ -13,9 +13,11 @@ use crate::sampler::{Interrupted, SampleConfig, SeededNoise, Step};
 
 mod check;
 mod replicas;
+mod samples;
 
 use check::finite;
 pub use check::{GenerateError, room_for};
+pub use samples::{Depth, Samples};
 
 /// What samples are made of.
 #[derive(Clone, Debug)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
-use denoising_diffusion::data::{DataConfig, DataLayout, Dataset, ImageBatch};
+use denoising_diffusion::data::{DataConfig, DataLayout, Dataset};
 use denoising_diffusion::eval::evaluate::{self, Inception, Judged, Measured, Sets, Split, Watch, bpd, loss};
 use denoising_diffusion::eval::extract::Extractor;
 use denoising_diffusion::eval::images::Images;
@@ -13,7 +13,7 @@ use denoising_diffusion::eval::inception::FeatureBlock;
 use denoising_diffusion::eval::metric::Metric;
 use denoising_diffusion::eval::needs::Facts;
 use denoising_diffusion::eval::result::{Evaluation, JudgedOn, Provenance};
-use denoising_diffusion::generate::room_for;
+use denoising_diffusion::generate::Samples;
 use denoising_diffusion::model_file::ModelCard;
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::table;
@@ -103,8 +103,7 @@ pub fn run(args: &EvalArgs) -> Result {
         refuse_file(report, !args.force)?;
     }
     let plan = Plan::new(args)?;
-    let images = plan.draw()?;
-    let generated = images.as_ref().map(|images| plan.real.samples_like_these(images));
+    let generated = plan.draw()?;
     let mut watch = StderrWatch::new(&plan.stop);
     let measured = plan.measure(generated.as_ref(), &mut watch)?;
     let evaluation = plan.network_metrics(measured, &mut watch, started)?;
@@ -115,7 +114,7 @@ pub fn run(args: &EvalArgs) -> Result {
         output::result(table(&evaluation))?;
     }
     if let Some(report) = &args.report {
-        plan.write_report(report, &evaluation, images.as_ref())?;
+        plan.write_report(report, &evaluation, generated.as_ref())?;
         note(format!("report: {}", report.display()));
     }
     Ok(())
@@ -165,12 +164,12 @@ impl<'a> Plan<'a> {
 
     /// Samples, where a metric rests on them. They belong to what --classes, --condition and --vectors name, else to what the data that they are compared
     /// with belong to.
-    fn draw(&self) -> Result<Option<ImageBatch>> {
+    fn draw(&self) -> Result<Option<Images>> {
         if !self.metrics.iter().any(|metric| metric.needs_samples()) {
             return Ok(None);
         }
         let n = self.args.num_samples;
-        room_for(n, self.from.shape).or_usage()?;
+        let room = Samples::with_room(n, self.from.shape, self.real.depth()).or_usage()?;
         note(format!("{n} images by {} from {}", self.settings.sample.sampler.name(), self.path.display()));
         let sampling = &self.args.sampling;
         let own = self.split.as_ref().map_or(&self.real, |(_, held_out)| held_out);
@@ -184,7 +183,7 @@ impl<'a> Plan<'a> {
         let classes = classes.filter(|_| self.real.num_classes() == self.from.num_classes());
         let own = BelongTo { classes, conditions, vectors };
         let belong_to = BelongTo::named_or(own, sampling, &self.from, self.recipe.as_ref(), n)?;
-        draw(&self.from, &self.settings, sampling, n, &belong_to, &self.stop).map(Some)
+        draw(&self.from, &self.settings, sampling, room, &belong_to, &self.stop).map(Some)
     }
 
     fn measure(&self, generated: Option<&Images>, watch: &mut dyn Watch) -> Result<Measured> {
@@ -231,7 +230,7 @@ impl<'a> Plan<'a> {
         })
     }
 
-    fn write_report(&self, path: &Path, evaluation: &Evaluation, samples: Option<&ImageBatch>) -> Result {
+    fn write_report(&self, path: &Path, evaluation: &Evaluation, samples: Option<&Images>) -> Result {
         let run = self.args.target.join("log.jsonl");
         let training = self.split.as_ref().map(|(training, _)| training);
         write_page(path, &Shown { evaluation, samples, training, log: run.is_file().then_some(run.as_path()) })

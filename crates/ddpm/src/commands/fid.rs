@@ -6,12 +6,11 @@ use std::time::Instant;
 use clap::Args;
 use denoising_diffusion::eval::evaluate::{Inception, features};
 use denoising_diffusion::eval::extract::{Extracted, Extractor};
-use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::inception::FeatureBlock;
 use denoising_diffusion::eval::metric::{FidInput, fid};
 use denoising_diffusion::eval::metrics::statistics::Gaussian;
 use denoising_diffusion::eval::result::{Measurement, Sampling};
-use denoising_diffusion::generate::room_for;
+use denoising_diffusion::generate::{Depth, Samples};
 use serde_json::json;
 
 use crate::evaluation::{StderrWatch, or_interrupted};
@@ -161,10 +160,10 @@ impl Reader<'_> {
                 let from = args.open(file, &file_path, self.machine)?;
                 let count = self.args.num_samples.unwrap_or(10_000);
                 note(format!("{count} images from {}", file_path.display()));
-                room_for(count, from.shape).or_usage()?;
+                let room = Samples::with_room(count, from.shape, Depth::Bits8).or_usage()?;
                 sampling = Some(describe(&from, &settings.sample));
                 let belong_to = BelongTo::named(args, &from, recipe.as_ref(), count)?;
-                Images::of_samples(&draw(&from, &settings, args, count, &belong_to, &self.stop)?)
+                draw(&from, &settings, args, room, &belong_to, &self.stop)?
             }
         };
         refuse_sequences(path, images.shape())?;

@@ -1,27 +1,39 @@
 //! Whether samples are copies: how near they lie to the training images, which come a block at a time. Not here: what follows from the distances
 //! (`metrics::neighbours`).
 
-use super::evaluate::{EvaluateError, Split, Watch, of_one_shape, pixels, table};
+use super::evaluate::{EvaluateError, Split, Watch, bearable, of_one_shape, table};
 use super::images::Images;
 use super::metric::{self, Metric, MetricError};
 use super::metrics::neighbours::NearestTraining;
 use super::result::Neighbours;
+use crate::data::spread_places;
 use crate::task::Task;
 
 /// Values of training images that samples are compared with at a time, and how many images these are at least.
 const BLOCK_PIXELS: usize = 1 << 25;
 const FEWEST_IN_BLOCK: usize = 64;
 
-/// How near generated and held-out images lie to the training images, all of them: these come a block at a time.
+/// How near generated and held-out images lie to the training images, all of them: these come a block at a time. Of generated and of held-out images
+/// those are compared that memory bears, at even distances.
 pub(super) fn neighbours(
     generated: &Images,
     split: Split<'_>,
     watch: &mut dyn Watch,
 ) -> Result<Neighbours, EvaluateError> {
+    of_one_shape(Metric::Neighbours, generated, split.training)?;
+    let compared = bearable(generated);
+    let mut found = neighbours_of(&compared, split, watch)?;
+    // Pairs name samples by their numbers among all.
+    for pair in &mut found.closest {
+        pair.generated = spread_places(generated.len(), compared.len()).nth(pair.generated).unwrap_or_default();
+    }
+    Ok(found)
+}
+
+fn neighbours_of(generated: &Images, split: Split<'_>, watch: &mut dyn Watch) -> Result<Neighbours, EvaluateError> {
     let (metric, Split { training, held_out }) = (Metric::Neighbours, split);
-    of_one_shape(metric, generated, training)?;
     let failed = |source: MetricError| EvaluateError::Metric { metric, source };
-    let (samples, unseen) = (generated.borrowed()?, pixels(held_out)?);
+    let (samples, unseen) = (generated.values()?, bearable(held_out).values()?);
     let samples = table(&samples, generated).map_err(failed)?;
     let unseen = table(&unseen, held_out).map_err(failed)?;
     let mut nearest = [NearestTraining::of(samples), NearestTraining::of(unseen)];

@@ -214,15 +214,15 @@ fn by_pixels<T>(
     compare: impl FnOnce(Features<'_>, Features<'_>) -> Result<T, MetricError>,
 ) -> Result<T, EvaluateError> {
     of_one_shape(metric, generated, real)?;
-    let (left, right) = (pixels(generated)?, pixels(real)?);
+    let (left, right) = (bearable(generated).values()?, bearable(real).values()?);
     table(&left, generated)
         .and_then(|left| compare(left, table(&right, real)?))
         .map_err(|source| EvaluateError::Metric { metric, source })
 }
 
-/// The pixels of images, as many as memory bears.
-pub(super) fn pixels(images: &Images) -> Result<Vec<f32>, DataError> {
-    images.spread(MOST_PIXELS / images.image_len().max(1)).values()
+/// As many of the images as memory bears the pixels of.
+pub(super) fn bearable(images: &Images) -> Images {
+    images.spread(MOST_PIXELS / images.image_len().max(1))
 }
 
 pub(super) fn of_one_shape(metric: Metric, generated: &Images, real: &Images) -> Result<(), EvaluateError> {
@@ -247,21 +247,23 @@ pub fn loss<M: Network<4>>(
     watch: &mut dyn Watch,
 ) -> Result<LossByTime, EvaluateError> {
     let Judged { on, images } = judged;
-    let examples = images.examples()?;
+    let mut parts = images.examples(BATCH)?;
     watch.start(Task::Loss, images.len());
-    let (mut done, mut stopped) = (0, false);
-    let batches = examples.batches(BATCH, device).map_while(|batch| {
+    let (mut done, mut ended) = (0, Ok(()));
+    let batches = std::iter::from_fn(|| {
         // The batches before this one.
-        stopped = stopped || watch.done(done).is_break();
-        done += batch.data.dims()[0];
-        (!stopped).then_some(batch)
+        if watch.done(done).is_break() {
+            ended = Err(EvaluateError::Interrupted);
+            return None;
+        }
+        let part = parts.next()?.map_err(|error| ended = Err(error.into())).ok()?;
+        done += part.len();
+        Some(part.on(device))
     });
-    let loss = held_out_loss(model, diffusion, batches, seed, device);
-    // The last batch.
-    stopped = stopped || watch.done(done).is_break();
+    let loss = held_out_loss(model, diffusion, batches.fuse(), seed, device);
     watch.finish();
+    ended?;
     match loss {
-        _ if stopped => Err(EvaluateError::Interrupted),
         Some(HeldOutLoss { mean, standard_error: Some(standard_error), by_quarter: quarters, n }) => {
             Ok(LossByTime { on, n, mean, standard_error, quarters })
         }
@@ -285,12 +287,13 @@ pub fn bpd<M: Network<4>>(
     if images.len() < 2 {
         return Err(EvaluateError::TooFew { what: on.images(), n: images.len() });
     }
-    let examples = images.examples()?;
+    let parts = images.examples(BATCH)?;
     watch.start(Task::Loss, images.len() * evaluations(diffusion, TERMS));
-    let bits = bits_per_dim(model, diffusion, &examples, TERMS, seed, BATCH, device, &mut |done| watch.done(done));
+    let bits = bits_per_dim(model, diffusion, parts, TERMS, seed, device, &mut |done| watch.done(done));
     watch.finish();
     bits.map(|bits| BitsPerDim { on, ..bits }).map_err(|error| match error {
         LikelihoodError::Interrupted => EvaluateError::Interrupted,
+        LikelihoodError::Data(error) => EvaluateError::Data(error),
         error => EvaluateError::Likelihood(error),
     })
 }

@@ -12,14 +12,16 @@ use super::images::Images;
 use super::inception::{CLASSES, FeatureBlock, ImageInput, InceptionV3, InputError, SIDE};
 use super::result;
 use crate::data::DataError;
-use crate::device::in_pool;
+use crate::device::{in_pool, is_cpu};
 use crate::digest;
 use crate::interop::{self, InteropError, Metadata};
 use crate::nn::params::host_values;
 use crate::weights::TensorView;
 
-/// Images that go through Inception at a time; more is not faster, and takes memory.
-const BATCH: usize = 4;
+/// Images that go through Inception at a time on the CPU: more is not faster, and takes memory.
+const BATCH_ON_CPU: usize = 4;
+/// On a GPU, which fewer would leave idle; the usual number of pytorch-fid.
+const BATCH_ON_GPU: usize = 50;
 
 /// Inception with the name of its weights.
 #[derive(Clone, Debug)]
@@ -90,7 +92,8 @@ impl Extractor {
         let dims = self.block.dims();
         let mut features = Vec::with_capacity(images.len() * dims);
         let mut logits = Vec::new();
-        images.each_batch(BATCH, |batch| {
+        let size = if is_cpu(self.network.device()) { BATCH_ON_CPU } else { BATCH_ON_GPU };
+        images.each_batch(size, |batch| {
             let prepared = input.prepare(batch);
             let x = TensorData::new(prepared, [batch.len() / images.image_len(), SIDE, SIDE, 3]);
             let output = in_pool(|| self.network.forward(Tensor::from_data(x, self.network.device()), self.block));

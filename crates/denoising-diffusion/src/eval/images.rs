@@ -1,16 +1,12 @@
 //! Images to be measured, whatever they come from: a pass over data, each image once, in order, never mirrored; or samples in memory.
 //! Not here: the loader of training, of which an evaluation consumes nothing.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor};
-
+use super::examples::ExampleSet;
 use crate::data::{DataError, ImageBatch, ImageShape, Subset, spread_places};
-use crate::diffusion::{Examples, NetworkDenoiser};
 use crate::digest::Digest;
-use crate::models::Network;
-use crate::nn::params::from_host;
+use crate::generate::{Depth, Samples};
 
 /// A finite, ordered set of images `[c, h, w]` with values in [0, 1].
 #[derive(Clone, Debug)]
@@ -23,8 +19,11 @@ pub struct Images {
 #[derive(Clone, Debug)]
 enum Source {
     Data(Subset),
-    Memory(Arc<Vec<f32>>),
+    Drawn(Arc<Samples>),
 }
+
+/// Examples, a part of them after the other.
+pub type Parts<'a> = Box<dyn Iterator<Item = Result<ExampleSet, DataError>> + 'a>;
 
 impl Images {
     /// Images of a dataset.
@@ -35,28 +34,16 @@ impl Images {
 
     /// Samples. Their values are rounded to 8 bits, as files would hold them.
     pub fn of_samples(samples: &ImageBatch) -> Self {
-        let rounded = samples.data.iter().map(|v| (v.clamp(0.0, 1.0) * 255.0).round() / 255.0);
-        Self::in_memory(samples.shape, rounded.collect())
+        Samples::of(samples, Depth::Bits8).into()
     }
 
-    /// Samples to be compared with these images: rounded to 8 bits if these are of 8 bits, else (sequences and images of floats, images of 16
-    /// bits) as they are, as these are.
-    pub fn samples_like_these(&self, samples: &ImageBatch) -> Self {
-        if self.are_of_8_bits() {
-            Self::of_samples(samples)
-        } else {
-            Self::in_memory(samples.shape, samples.data.clone())
-        }
-    }
-
-    fn in_memory([count, c, h, w]: [usize; 4], values: Vec<f32>) -> Self {
-        Self { source: Source::Memory(values.into()), shape: [c, h, w], count }
-    }
-
-    fn are_of_8_bits(&self) -> bool {
+    /// How exactly samples are kept that are to be compared with these images: in 8 bits if these are of 8 bits, else (sequences and images of
+    /// floats, images of 16 bits) as they are drawn.
+    pub fn depth(&self) -> Depth {
         match &self.source {
-            Source::Data(data) => data.dataset().summary().bits.iter().all(|tally| tally.value == 8),
-            Source::Memory(values) => values.iter().all(|v| (v * 255.0).round() / 255.0 == *v),
+            Source::Data(data) if data.dataset().summary().bits.iter().all(|tally| tally.value == 8) => Depth::Bits8,
+            Source::Data(_) => Depth::Float,
+            Source::Drawn(samples) => samples.depth(),
         }
     }
 
@@ -66,11 +53,7 @@ impl Images {
         match &self.source {
             _ if count == self.count => self.clone(),
             Source::Data(data) => Self::of_data(data.spread(count)),
-            Source::Memory(values) => {
-                let image = |place| &values[place * self.image_len()..][..self.image_len()];
-                let some = spread_places(self.count, count).flat_map(image).copied().collect::<Vec<_>>();
-                Self { source: Source::Memory(some.into()), shape: self.shape, count }
-            }
+            Source::Drawn(samples) => samples.pick(spread_places(self.count, count)).into(),
         }
     }
 
@@ -120,18 +103,7 @@ impl Images {
     ) -> Result<(), E> {
         match &self.source {
             Source::Data(data) => data.batches(size)?.try_for_each(|batch| f(&batch?.images)),
-            Source::Memory(values) => values.chunks(size * self.image_len()).try_for_each(f),
-        }
-    }
-
-    /// All values, `[n, c h w]`, where they are if they are in memory.
-    ///
-    /// # Errors
-    /// Those of reading.
-    pub fn borrowed(&self) -> Result<Cow<'_, [f32]>, DataError> {
-        match &self.source {
-            Source::Memory(values) => Ok(Cow::Borrowed(values)),
-            Source::Data(_) => self.values().map(Cow::Owned),
+            Source::Drawn(samples) => samples.batches(size).try_for_each(|batch| f(&batch)),
         }
     }
 
@@ -148,16 +120,22 @@ impl Images {
         Ok(all)
     }
 
-    /// All of them in memory, with what a network is told of them.
+    /// All of them in order, at most `size` at a time, with what a network is told of them.
     ///
     /// # Errors
-    /// Those of reading.
-    pub fn examples(&self) -> Result<ExampleSet, DataError> {
-        let [c, h, w] = self.shape;
-        let images = ImageBatch { shape: [self.count, c, h, w], data: self.values()? };
-        let Source::Data(data) = &self.source else { return Ok(ExampleSet::of(images)) };
-        let classes = (0..self.count).map(|i| Some(data.class_of(i)? as u32)).collect();
-        Ok(ExampleSet { images, classes, conditions: self.conditions(self.count)?, vectors: self.vectors(self.count) })
+    /// Those of reading, each in place of the examples that could not be read.
+    pub fn examples(&self, size: usize) -> Result<Parts<'_>, DataError> {
+        Ok(match &self.source {
+            Source::Data(data) => {
+                let (shape, of_conditions) = (self.shape, data.dataset().condition_shape());
+                Box::new(data.batches(size)?.map(move |batch| Ok(ExampleSet::of_batch(batch?, shape, of_conditions))))
+            }
+            Source::Drawn(samples) => {
+                let [c, h, w] = self.shape;
+                let of = move |data: Vec<f32>| ImageBatch { shape: [data.len() / (c * h * w), c, h, w], data };
+                Box::new(samples.batches(size).map(move |data| Ok(ExampleSet::of(of(data)))))
+            }
+        })
     }
 
     /// What `count` images at even distances belong to; where there are fewer, all of them, and again from the start. `None` for samples, and
@@ -203,7 +181,7 @@ impl Images {
     pub fn num_classes(&self) -> usize {
         match &self.source {
             Source::Data(subset) => subset.dataset().num_classes(),
-            Source::Memory(_) => 0,
+            Source::Drawn(_) => 0,
         }
     }
 
@@ -217,12 +195,16 @@ impl Images {
         for &place in places {
             match &self.source {
                 Source::Data(subset) => data.extend(subset.dataset().get(subset.indices()[place])?.pixels),
-                Source::Memory(values) => {
-                    data.extend_from_slice(&values[place * self.image_len()..][..self.image_len()])
-                }
+                Source::Drawn(samples) => samples.append(place, 1, &mut data),
             }
         }
         Ok(ImageBatch { shape: [places.len(), c, h, w], data })
+    }
+}
+
+impl From<Samples> for Images {
+    fn from(samples: Samples) -> Self {
+        Self { shape: samples.shape(), count: samples.len(), source: Source::Drawn(Arc::new(samples)) }
     }
 }
 
@@ -245,74 +227,6 @@ fn by_share(images_of: &[usize], count: usize) -> Vec<u32> {
     placed.into_iter().map(|(_, class)| class).collect()
 }
 
-/// Examples in memory.
-#[derive(Clone, Debug)]
-pub struct ExampleSet {
-    /// In [0, 1].
-    pub images: ImageBatch,
-    /// The class of each.
-    pub classes: Option<Vec<u32>>,
-    /// What each belongs to.
-    pub conditions: Option<ImageBatch>,
-    /// The vector of each, `[n, vector_dim]`.
-    pub vectors: Option<Vec<f32>>,
-}
-
-impl ExampleSet {
-    /// Images of which nothing is known.
-    pub fn of(images: ImageBatch) -> Self {
-        Self { images, classes: None, conditions: None, vectors: None }
-    }
-
-    /// The examples in batches of at most `size`, on a device.
-    pub fn batches<'a>(&'a self, size: usize, device: &'a Device) -> impl Iterator<Item = Examples<4>> + 'a {
-        let n = self.images.shape[0];
-        (0..n).step_by(size).map(move |first| {
-            let count = size.min(n - first);
-            Examples {
-                data: part(&self.images, first, count, device),
-                classes: self.classes.as_ref().map(|classes| classes[first..first + count].to_vec()),
-                condition: self.conditions.as_ref().map(|conditions| part(conditions, first, count, device)),
-                vectors: self.vectors_of(first, count),
-            }
-        })
-    }
-
-    /// A denoiser that is told of `count` examples from `first`.
-    pub(super) fn told<'a, M: Network<4>>(
-        &self,
-        denoiser: NetworkDenoiser<'a, 4, M>,
-        first: usize,
-        count: usize,
-        device: &Device,
-    ) -> NetworkDenoiser<'a, 4, M> {
-        let denoiser = match &self.classes {
-            Some(classes) => denoiser.with_classes(classes[first..first + count].to_vec()),
-            None => denoiser,
-        };
-        let denoiser = match self.vectors_of(first, count) {
-            Some(vectors) => denoiser.with_vectors(vectors),
-            None => denoiser,
-        };
-        match &self.conditions {
-            Some(conditions) => denoiser.with_condition(part(conditions, first, count, device)),
-            None => denoiser,
-        }
-    }
-
-    /// The vectors of `count` examples from `first`.
-    fn vectors_of(&self, first: usize, count: usize) -> Option<Vec<f32>> {
-        let (vectors, n) = (self.vectors.as_ref()?, self.images.shape[0]);
-        let dim = vectors.len() / n.max(1);
-        Some(vectors[first * dim..(first + count) * dim].to_vec())
-    }
-}
-
-fn part(batch: &ImageBatch, first: usize, count: usize, device: &Device) -> Tensor<4> {
-    let ImageBatch { shape, data } = batch.slice(first, count);
-    from_host(data, shape, device)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -333,19 +247,31 @@ mod tests {
     }
 
     #[test]
-    fn samples_are_rounded_where_the_data_are() {
+    fn samples_are_kept_as_exact_as_the_data_are() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("signals.npy");
         crate::data::npy::write_npy_f32(&path, &[4, 1, 2], &[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]).unwrap();
         let config = DataConfig { path: Some(path), layout: DataLayout::Sequences, ..DataConfig::default() };
-        for (config, rounded) in [(config, false), (DataConfig::default(), true)] {
+        for (config, depth) in [(config, Depth::Float), (DataConfig::default(), Depth::Bits8)] {
             let data = Images::of_data(Subset::from(Arc::new(Dataset::open(&config).unwrap())));
-            let like_these = data.samples_like_these(&samples()).values().unwrap();
-            assert_eq!(like_these == samples().data, !rounded);
-            assert_eq!(like_these == Images::of_samples(&samples()).values().unwrap(), rounded);
+            assert_eq!(data.depth(), depth);
         }
-        let rounded = Images::of_samples(&samples());
-        assert_eq!(rounded.samples_like_these(&samples()).values().unwrap(), rounded.values().unwrap());
+        assert_eq!(Images::from(Samples::of(&samples(), Depth::Float)).values().unwrap(), samples().data);
+    }
+
+    #[test]
+    fn examples_come_in_parts_with_what_belongs_to_them() {
+        let data = Images::of_data(Subset::from(Arc::new(Dataset::open(&DataConfig::default()).unwrap()))).spread(7);
+        let parts: Vec<ExampleSet> = data.examples(3).unwrap().collect::<Result<_, _>>().unwrap();
+        assert_eq!(parts.iter().map(ExampleSet::len).collect::<Vec<_>>(), [3, 3, 1]);
+        let values: Vec<f32> = parts.iter().flat_map(|part| part.images.data.clone()).collect();
+        assert_eq!(values, data.values().unwrap());
+        let classes: Vec<u32> = parts.iter().flat_map(|part| part.classes.clone().unwrap()).collect();
+        assert_eq!(classes, data.classes(7).unwrap());
+        let drawn: Vec<ExampleSet> =
+            Images::of_samples(&samples()).examples(2).unwrap().collect::<Result<_, _>>().unwrap();
+        assert_eq!(drawn.iter().map(ExampleSet::len).collect::<Vec<_>>(), [2, 1]);
+        assert!(drawn.iter().all(|part| part.classes.is_none()));
     }
 
     #[test]

@@ -18,8 +18,9 @@ use std::ops::ControlFlow;
 use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 
-use super::images::ExampleSet;
+use super::examples::ExampleSet;
 use super::result::{BitsPerDim, JudgedOn};
+use crate::data::DataError;
 use crate::diffusion::{Denoiser, Diffusion, DiffusionConfig, Formulation, NoiseLevel, even_in_log_snr};
 use crate::models::Network;
 use crate::nn::Eval;
@@ -40,69 +41,91 @@ pub const RESOLUTION: f64 = 1.0 / 255.0;
 pub const TERMS: usize = 64;
 
 /// Why there is no bound.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum LikelihoodError {
     #[error("the bound is defined for data in [-1, 1] (auto_normalize), and for at least 2 images and 2 timesteps")]
     Undefined,
     #[error("the network's output at t = {t} is not finite")]
     NotFinite { t: usize },
+    #[error(transparent)]
+    Data(#[from] DataError),
     #[error("interrupted")]
     Interrupted,
 }
 
-/// The bound of images in [0, 1], given what the network is told of them. The sum over t is taken at `terms` times and is linear
+/// The bound of images in [0, 1], given what the network is told of them, a part at a time. The sum over t is taken at `terms` times and is linear
 /// between them: in discrete time denser where noise is small, in continuous time evenly in log-SNR, all of them if `terms` is enough for
 /// that. Noise depends on (seed, image, t) alone.
 /// `on_batch` is told how many of `n` times [`evaluations`] are done.
 ///
 /// # Errors
 /// [`LikelihoodError`].
-#[allow(clippy::too_many_arguments, reason = "a network, its data and how to go about it")]
 pub fn bits_per_dim<M: Network<4>>(
     model: &Eval<M>,
     diffusion: &Diffusion,
-    examples: &ExampleSet,
+    parts: impl Iterator<Item = Result<ExampleSet, DataError>>,
     terms: usize,
     seed: u64,
-    batch: usize,
     device: &Device,
     on_batch: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<BitsPerDim, LikelihoodError> {
-    let [n, c, h, w] = examples.images.shape;
-    let (images, len) = (&examples.images.data, c * h * w);
-    if !is_defined(diffusion.config()) || n < 2 {
+    if !is_defined(diffusion.config()) {
         return Err(LikelihoodError::Undefined);
     }
     let diffusion = diffusion.with_schedule_of::<4, M>(model);
     let formulation = diffusion.formulation();
     let (chain, times) = (Chain::of(formulation), times(formulation.timesteps(), terms));
-    // [times, n]: bits per dimension of each image.
-    let mut bits = Vec::with_capacity(times.len());
-    for (k, &t) in times.iter().enumerate() {
-        let mut of_images = Vec::with_capacity(n);
-        for (first, images) in (0..n).step_by(batch).zip(images.chunks(batch * len)) {
-            let x_start: Vec<f32> = images.iter().map(|v| 2.0 * v - 1.0).collect();
-            let (x, count) = (noised(chain.level(t), &x_start, len, t, seed, first), x_start.len() / len);
-            let x = Tensor::from_data(TensorData::new(x, [count, c, h, w]), device);
-            let denoiser = examples.told(diffusion.denoiser::<4, M>(model), first, count, device);
-            let estimate = denoiser.denoise(x, chain.level(t), None);
-            let (estimate, variance) = (host_values(estimate.x_start), estimate.variance.map(host_values));
-            if estimate.iter().chain(variance.iter().flatten()).any(|v| !v.is_finite()) {
-                return Err(LikelihoodError::NotFinite { t });
-            }
-            let of_image = |i: usize| {
-                let at = i * len..(i + 1) * len;
-                chain.term(t, &x_start[at.clone()], &estimate[at.clone()], variance.as_ref().map(|v| &v[at]))
-            };
-            of_images.extend((0..count).into_par_iter().map(of_image).collect::<Vec<f64>>());
-            if on_batch(k * n + first + count).is_break() {
+    let bound = Bound { model, diffusion: &diffusion, chain: &chain, seed, device };
+    // [times, n] and [n]: bits per dimension of each image.
+    let (mut bits, mut prior) = (vec![Vec::new(); times.len()], Vec::new());
+    for part in parts {
+        let part = part?;
+        let first = prior.len();
+        for (k, (&t, bits)) in times.iter().zip(&mut bits).enumerate() {
+            bits.extend(bound.terms(&part, first, t)?);
+            if on_batch(first * times.len() + (k + 1) * part.len()).is_break() {
                 return Err(LikelihoodError::Interrupted);
             }
         }
-        bits.push(of_images);
+        let len = part.images.data.len() / part.len();
+        prior.par_extend(part.images.data.par_chunks_exact(len).map(|image| chain.prior(image)));
     }
-    let prior: Vec<f64> = images.par_chunks_exact(len).map(|image| chain.prior(image)).collect();
+    if prior.len() < 2 {
+        return Err(LikelihoodError::Undefined);
+    }
     Ok(add_up(&times, &bits, &prior))
+}
+
+/// What the terms of images are computed with.
+struct Bound<'a, M> {
+    model: &'a Eval<M>,
+    diffusion: &'a Diffusion,
+    chain: &'a Chain,
+    seed: u64,
+    device: &'a Device,
+}
+
+impl<M: Network<4>> Bound<'_, M> {
+    /// The terms at t of images numbered from `first`.
+    fn terms(&self, part: &ExampleSet, first: usize, t: usize) -> Result<Vec<f64>, LikelihoodError> {
+        let Self { model, diffusion, chain, seed, device } = *self;
+        let level = chain.level(t);
+        let [count, c, h, w] = part.images.shape;
+        let len = c * h * w;
+        let x_start: Vec<f32> = part.images.data.iter().map(|v| 2.0 * v - 1.0).collect();
+        let x = TensorData::new(noised(level, &x_start, len, t, seed, first), [count, c, h, w]);
+        let denoiser = part.told(diffusion.denoiser::<4, M>(model), device);
+        let estimate = denoiser.denoise(Tensor::from_data(x, device), level, None);
+        let (estimate, variance) = (host_values(estimate.x_start), estimate.variance.map(host_values));
+        if estimate.iter().chain(variance.iter().flatten()).any(|v| !v.is_finite()) {
+            return Err(LikelihoodError::NotFinite { t });
+        }
+        let of_image = |i: usize| {
+            let at = i * len..(i + 1) * len;
+            chain.term(t, &x_start[at.clone()], &estimate[at.clone()], variance.as_ref().map(|v| &v[at]))
+        };
+        Ok((0..count).into_par_iter().map(of_image).collect())
+    }
 }
 
 /// Sums over t per image, then means over images.

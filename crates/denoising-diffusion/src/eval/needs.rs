@@ -43,8 +43,8 @@ pub enum Unmeasurable {
     NoSpectrum(usize),
     #[error("it is not known which images were trained on and which were held out")]
     NoSplit,
-    #[error(transparent)]
-    Likelihood(#[from] LikelihoodError),
+    #[error("{}", LikelihoodError::Undefined)]
+    Bound,
 }
 
 impl Unmeasurable {
@@ -79,7 +79,7 @@ impl Metric {
             (Self::Spectrum, _) if width < 2 => Err(Unmeasurable::NoSpectrum(width)),
             (Self::Neighbours, None) => Err(Unmeasurable::NoSplit),
             (Self::Neighbours, Some(n)) => Unmeasurable::unless(2, JudgedOn::HeldOut.images(), n),
-            (Self::Bpd, _) if !is_defined(facts.diffusion) => Err(LikelihoodError::Undefined.into()),
+            (Self::Bpd, _) if !is_defined(facts.diffusion) => Err(Unmeasurable::Bound),
             _ => Ok(()),
         }
     }
@@ -176,7 +176,7 @@ mod tests {
     fn the_bound_is_that_of_normalised_data() {
         let mut diffusion = DiffusionConfig::default();
         diffusion.shared.auto_normalize = false;
-        assert_eq!(Metric::Bpd.check(&facts(&diffusion)), Err(LikelihoodError::Undefined.into()));
+        assert_eq!(Metric::Bpd.check(&facts(&diffusion)), Err(Unmeasurable::Bound));
         assert_eq!(Metric::Loss.check(&facts(&diffusion)), Ok(()));
     }
 }

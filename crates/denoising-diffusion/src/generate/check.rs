@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 
+use super::samples::room;
 use super::{Generator, Request};
 use crate::data::ImageBatch;
 use crate::diffusion::DiffusionConfigError;
@@ -109,12 +110,7 @@ impl<M: Network<4>> Generator<'_, M> {
 /// # Errors
 /// [`GenerateError::NoRoom`], in place of the end of the process.
 pub fn room_for(count: usize, shape: [usize; 3]) -> Result<Vec<f32>, GenerateError> {
-    let values = shape.iter().try_fold(count, |values, side| values.checked_mul(*side));
-    let mut room = Vec::new();
-    match values.map(|values| room.try_reserve_exact(values)) {
-        Some(Ok(())) => Ok(room),
-        _ => Err(GenerateError::NoRoom { count, shape }),
-    }
+    room(count, shape)
 }
 
 /// Images of these values, the first of them in place `first` of a request, if all are numbers.

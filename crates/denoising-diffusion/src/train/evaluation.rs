@@ -16,7 +16,7 @@ use crate::eval::images::Images;
 use crate::eval::likelihood::{TERMS, evaluations};
 use crate::eval::metric::Metric;
 use crate::eval::result::{JudgedOn, Measurement};
-use crate::generate::{GenerateError, Progress, Request};
+use crate::generate::{GenerateError, Progress, Request, Samples};
 use crate::interop::InteropError;
 use crate::models::Network;
 use crate::report::log::{EvaluationRecord, Record};
@@ -170,7 +170,7 @@ impl<M: Network<4>> Run<M> {
                 fixed = per_output * (self.held_out_images().len() * evaluations(diffusion, TERMS)) as f64;
             }
             if let Some(extractor) = setup.extractor.as_ref().filter(|_| wants(Metric::needs_inception)) {
-                let some = Images::of_samples(&images).spread(16);
+                let some = Images::from(images).spread(16);
                 let started = Instant::now();
                 let extracted = extractor.extract(&some, &mut |_| ControlFlow::Continue(()));
                 extracted.map_err(EvaluateError::from)?;
@@ -206,10 +206,10 @@ impl<M: Network<4>> Run<M> {
         if metrics.iter().any(|metric| metric.needs_samples()) {
             let sample = setup.config.sampling(&self.setup.sample);
             let stop = events.stop;
-            let images = self.draw(setup, average, &sample, samples, stop, &mut |event| (events.on_event)(event))?;
-            let split = Split { training: &training, held_out: &held_out };
             let real = self.real_images(&setup.config);
-            let generated = real.samples_like_these(&images);
+            let drawn = self.draw(setup, average, &sample, samples, stop, &mut |event| (events.on_event)(event))?;
+            let generated = Images::from(drawn);
+            let split = Split { training: &training, held_out: &held_out };
             let sets = Sets { generated: &generated, real: &real, split: Some(split) };
             let inception =
                 setup.extractor.as_ref().map(|extractor| Inception { extractor, store: Some(&setup.store) });
@@ -245,10 +245,11 @@ impl<M: Network<4>> Run<M> {
         count: usize,
         stop: &StopSignal,
         on_event: &mut dyn FnMut(Event<'_>),
-    ) -> Result<ImageBatch, RunError> {
+    ) -> Result<Samples, RunError> {
         let shape = self.setup.train.dataset().shape();
         let conditions = self.conditions_of_samples(count)?;
-        let classes = self.classes_of_measured(count, &self.real_images(&setup.config));
+        let real = self.real_images(&setup.config);
+        let classes = self.classes_of_measured(count, &real);
         let vectors = self.vectors_of_samples(count);
         let request = Request {
             classes: classes.as_deref(),
@@ -262,9 +263,17 @@ impl<M: Network<4>> Run<M> {
             on_event(Event::Evaluating { task: Task::Sample, done, total: batches * at.steps });
             if stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        self.generator(average).generate(&request, &self.trainer.device(), &mut progress).map_err(|error| match error {
+        let of_drawing = |error| match error {
             GenerateError::Interrupted(_) => RunError::Evaluation(EvaluateError::Interrupted),
             error => RunError::Samples(error),
-        })
+        };
+        let mut samples = Samples::with_room(count, request.shape, real.depth()).map_err(of_drawing)?;
+        let mut take = |first, images: ImageBatch| {
+            samples.put(first, &images);
+            Ok(())
+        };
+        let (generator, device) = (self.generator(average), self.trainer.device());
+        generator.generate_each(&request, &device, &mut progress, &mut take).map_err(of_drawing)?;
+        Ok(samples)
     }
 }

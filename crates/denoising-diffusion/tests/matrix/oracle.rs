@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use denoising_diffusion::data::ImageBatch;
 use denoising_diffusion::diffusion::{Diffusion, FormulationConfig, NoiseLevel, Output, VarianceReading};
-use denoising_diffusion::eval::images::ExampleSet;
+use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::likelihood::bits_per_dim;
 use denoising_diffusion::generate::{Generator, Request};
 use denoising_diffusion::models::{Network, NetworkInput};
@@ -127,12 +127,13 @@ fn the_bound_of_the_best_network_is_the_entropy_of_the_data() {
     let choice: f64 = -WEIGHTS.iter().map(|p| p * p.log2()).sum::<f64>();
     let entropy = around_a_place + choice / 2.0;
     let images: Vec<f32> = points::values(0, 1000).into_iter().map(|v| (v * 255.0).round() / 255.0).collect();
-    let held_out = ExampleSet::of(ImageBatch::new([1000, SHAPE[0], SHAPE[1], SHAPE[2]], images).unwrap());
+    let held_out = Images::of_samples(&ImageBatch::new([1000, SHAPE[0], SHAPE[1], SHAPE[2]], images).unwrap());
     for Variant { name, config } in variants::own(1000) {
         let diffusion = Diffusion::new(&config).unwrap();
         let oracle = Oracle { diffusion: diffusion.clone() }.eval();
         let mut on_batch = |_| ControlFlow::Continue(());
-        let bits = bits_per_dim(&oracle, &diffusion, &held_out, 64, 1, 1000, &device, &mut on_batch).unwrap();
+        let parts = held_out.examples(1000).unwrap();
+        let bits = bits_per_dim(&oracle, &diffusion, parts, 64, 1, &device, &mut on_batch).unwrap();
         println!("{name}: {:.4} of {entropy:.4}, {:.4}", bits.total, bits.standard_error);
         // In discrete time the last steps are long.
         let most = if config.timesteps().is_some() { 0.7 } else { 0.1 };
