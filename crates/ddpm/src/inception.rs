@@ -28,16 +28,16 @@ const MOST_BYTES: u64 = 200 << 20;
 /// Flags of every command that shows images to Inception.
 #[derive(Args, Clone, Debug)]
 pub struct InceptionArgs {
-    /// Weights of Inception, .pth or .safetensors [default: from the cache folder, else fetched into it]
+    /// Weights of Inception, .pth or .safetensors [default: those in the cache folder, downloaded at first use]
     #[arg(long, value_name = "FILE", help_heading = "Inception")]
     inception: Option<PathBuf>,
-    /// Take the weights even if they are not the published ones; the numbers compare with no others
+    /// Accept weights that are not the published ones; the results are not comparable with others
     #[arg(long, requires = "inception", help_heading = "Inception")]
     unverified_inception: bool,
     /// Colour behind transparent pixels, as rrggbb
     #[arg(long, value_name = "COLOUR", default_value = "ffffff", value_parser = parse_colour, help_heading = "Inception")]
     background: Colour,
-    /// Neither use nor keep features in the cache folder
+    /// Neither read nor write features in the cache folder
     #[arg(long, help_heading = "Inception")]
     no_cache: bool,
 }

@@ -25,7 +25,7 @@ struct ThreadsArgs {
 
 #[derive(Args, Clone, Debug)]
 struct PreciseArgs {
-    /// Convolutions without Winograd's algorithm: slower, and a digit more exact
+    /// Compute convolutions without Winograd's algorithm: slower, and one digit more exact
     #[arg(long, help_heading = "Machine")]
     precise: bool,
 }
@@ -33,8 +33,8 @@ struct PreciseArgs {
 /// Flags of a training, whose recipe says how it computes.
 #[derive(Args, Clone, Debug)]
 pub struct DevicesArgs {
-    /// Where to compute: auto, cpu, or a GPU such as cuda:0 (`ddpm devices` lists them); or several of a kind, as in cuda:0,cuda:1, which share
-    /// the batches of samples, and in training those of each step (--accumulate)
+    /// Where to compute: auto, cpu, or a GPU such as cuda:0 (see `ddpm devices`); or several of a kind, such as cuda:0,cuda:1, which share the
+    /// batches of samples and, in training, those of each step (--accumulate)
     #[arg(
         long = "device",
         value_name = "DEVICES",
@@ -50,7 +50,7 @@ pub struct DevicesArgs {
 /// Flags of commands that compute.
 #[derive(Args, Clone, Debug)]
 pub struct MachineArgs {
-    /// Where to compute: auto, cpu, or a GPU such as cuda:0 (`ddpm devices` lists them)
+    /// Where to compute: auto, cpu, or a GPU such as cuda:0 (see `ddpm devices`)
     #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Machine")]
     device: DeviceChoice,
     #[command(flatten)]

@@ -74,7 +74,7 @@ enum Command {
     Devices(devices::DevicesArgs),
     List(list::ListArgs),
     Bench(bench::BenchArgs),
-    /// Print a script that completes commands and flags in a shell.
+    /// Print a completion script for a shell.
     Completions {
         shell: Shell,
     },

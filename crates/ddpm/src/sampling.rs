@@ -40,28 +40,27 @@ pub struct SamplingArgs {
     /// Seed of the noise
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     pub seed: u64,
-    /// Classes of the images, one after the other and again: 0-9, or 3, or 0,2,5 [default: all, if the network takes classes]; inpaint, vary and
-    /// interpolate spread them over the images in order [default: no class]
+    /// Classes of the images, in turn: 0-9, or 3, or 0,2,5 [default: all, if the network takes classes]; inpaint, vary and interpolate spread
+    /// them over the images in order [default: no class]
     #[arg(long, value_name = "LIST", value_parser = parse_classes)]
     pub classes: Option<Classes>,
-    /// What the samples are to belong to, for networks that were trained with --condition: an image, a folder, or an array; fitted as
-    /// in training, one for each sample, and again from the start
+    /// Conditions of the samples, for networks trained with --condition: an image, a folder, or an array; fitted as in training, one for
+    /// each sample in turn
     #[arg(long, value_name = "DATA")]
     pub condition: Option<PathBuf>,
-    /// Vectors that the samples are to belong to, for networks that were trained with --vectors: .npy file, a row for each sample, and again
-    /// from the start
+    /// Vectors of the samples, for networks trained with --vectors: .npy file, one row for each sample in turn
     #[arg(long, value_name = "FILE")]
     pub vectors: Option<PathBuf>,
-    /// Guide away from this weaker network (an earlier checkpoint, a smaller network) in place of the unconditional prediction
+    /// Guide away from this weaker network (an earlier checkpoint, a smaller network) instead of from the unconditional prediction
     #[arg(long, value_name = "RUN|FILE")]
     weak: Option<PathBuf>,
-    /// Guide by this classifier of noisy images (`ddpm train-classifier`) towards --classes, in any sampler
+    /// Guide towards --classes with this classifier of noisy images (`ddpm train-classifier`), in any sampler
     #[arg(long, value_name = "FILE")]
     classifier: Option<PathBuf>,
     /// How strongly the classifier pushes [default: 1]
     #[arg(long, value_name = "X", requires = "classifier", allow_negative_numbers = true)]
     classifier_scale: Option<f64>,
-    /// On GPUs, record the network once and replay it at each step: less work for the host, the same images
+    /// On GPUs, record the network once and replay it in each step: less work for the host, the same images
     #[arg(long, help_heading = "Machine")]
     device_graph: bool,
     #[command(flatten)]

@@ -12,24 +12,24 @@ use crate::failure::{Failure, Result};
 use crate::output::{self, Rows, note, refuse_file, thousands};
 use crate::recipes;
 
-/// Make an average of another length of those that a run has kept (--post-hoc-sigma-rels).
+/// Make an average of another length from those that a run has kept (--post-hoc-sigma-rels).
 #[derive(Args, Debug)]
 #[command(after_help = AFTER_HELP)]
 pub struct AverageArgs {
     /// Run folder
     run: PathBuf,
-    /// Length of the average: the deviation of its weights over the steps, as a share of them; 0.2886 is nearly the plain
-    /// mean of all
+    /// Length of the average: standard deviation of its weights over the steps, as a fraction of the training; 0.2886 is nearly
+    /// the plain mean of all steps
     #[arg(long, value_name = "X")]
     sigma_rel: f64,
-    /// The average as it would be after this step, of which there must be a snapshot (a checkpoint is none) [default: the
+    /// The average as it would be after this step, which must have a snapshot (a checkpoint does not count) [default: the
     /// last]
     #[arg(long, value_name = "N")]
     step: Option<u64>,
-    /// The file to write
+    /// File to write
     #[arg(long, value_name = "SAFETENSORS")]
     out: PathBuf,
-    /// Replace what --out names
+    /// Overwrite an existing --out
     #[arg(long)]
     force: bool,
     /// Print the result as one JSON object
@@ -38,8 +38,8 @@ pub struct AverageArgs {
 }
 
 const AFTER_HELP: &str = "\
-Which length draws the best samples is not known before training: make some and compare them by `ddpm eval`.
-The file is complete in itself: `ddpm sample`, `eval`, `convert` and the others read it.";
+Which length draws the best samples is not known before training: make some and compare them with `ddpm eval`.
+The file is self-contained: `ddpm sample`, `eval`, `convert` and the other commands read it.";
 
 /// From here on the average is another one than was asked for.
 const LARGE_ERROR: f64 = 0.1;

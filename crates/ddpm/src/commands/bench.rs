@@ -25,7 +25,7 @@ use crate::output::{self, Rows, note, thousands};
 /// Timed training steps, and forward passes, in a round; each after one that is not timed.
 const REPEATS: usize = 5;
 
-/// Measure training and forward passes.
+/// Measure training steps and forward passes.
 #[derive(Args, Debug)]
 pub struct BenchArgs {
     /// s: U-Net, dim 32, mults 1,2,4, 32 images of 1x28x28; m: dim 64, mults 1,2,4,8, 16 images of 3x32x32 (m128: 128 of them; g: 32 of
@@ -35,10 +35,10 @@ pub struct BenchArgs {
     /// Rounds; the result is the median over rounds of the median within each
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = at_least(1_u16))]
     rounds: u16,
-    /// Compute activations again in the backward pass instead of keeping them
+    /// Recompute activations in the backward pass instead of keeping them
     #[arg(long)]
     checkpoint_activations: bool,
-    /// Record the passes of a step, and the forward pass, once and replay them (on GPUs)
+    /// On GPUs, record the passes of a step and the forward pass once, and replay them
     #[arg(long)]
     device_graph: bool,
     /// Print the result as one JSON object

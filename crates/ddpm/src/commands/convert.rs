@@ -15,24 +15,22 @@ use crate::output::{self, Rows, note, refuse_file, word};
 use crate::recipe_flags::UntoldFlags;
 use crate::weights::{Found, weights_kind};
 
-/// Write weights in our format, or under the reference's names.
+/// Write weights in our format, or in that of the reference.
 #[derive(Args, Debug)]
-#[command(
-    after_help = "Under the reference's names, the metadata hold the keywords of Unet and GaussianDiffusion as JSON."
-)]
+#[command(after_help = "With --to reference, the metadata hold the arguments of Unet and GaussianDiffusion as JSON.")]
 pub struct ConvertArgs {
-    /// Run folder (its latest whole checkpoint), RUN/best (its best), checkpoint's folder, .safetensors file, or .pt file of the reference
+    /// Run folder (its latest intact checkpoint), RUN/best (its best), checkpoint folder, .safetensors file, or .pt file of the reference
     target: PathBuf,
-    /// The file to write
+    /// File to write
     #[arg(long, value_name = "SAFETENSORS")]
     out: PathBuf,
     /// Format to write
     #[arg(long, default_value = "ours")]
     to: Format,
-    /// Which weights [default: ema]
+    /// Which weights to write [default: ema]
     #[arg(long, value_parser = weights_kind())]
     weights: Option<WeightsKind>,
-    /// Replace what --out names
+    /// Overwrite an existing --out
     #[arg(long)]
     force: bool,
     /// Print the result as one JSON object
@@ -44,9 +42,9 @@ pub struct ConvertArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// Complete in itself: `ddpm sample` reads it.
+    /// Self-contained: `ddpm sample` reads it.
     Ours,
-    /// What `Unet.load_state_dict` of denoising-diffusion-pytorch takes.
+    /// For `Unet.load_state_dict` of denoising-diffusion-pytorch.
     Reference,
 }
 

@@ -10,7 +10,7 @@ use crate::machine::default_threads;
 use crate::output::{self, Rows};
 use crate::{cache, panics};
 
-/// List what can be computed with.
+/// List the devices that this build can compute with.
 #[derive(Args, Debug)]
 pub struct DevicesArgs {
     /// Print the result as one JSON object

@@ -32,7 +32,7 @@ use crate::weights::{Found, weights_kind};
 /// What the three commands share.
 #[derive(Args, Debug)]
 pub struct EditArgs {
-    /// Run folder (its latest whole checkpoint), RUN/best, checkpoint's folder, .safetensors file, or .pt file of the reference
+    /// Run folder (its latest intact checkpoint), RUN/best (its best), checkpoint folder, .safetensors file, or .pt file of the reference
     target: PathBuf,
     /// Which weights to use [default: ema]
     #[arg(long, value_parser = weights_kind())]
@@ -40,7 +40,7 @@ pub struct EditArgs {
     /// Grid (.png), folder of images (ends in /), or float32 array in the units of the data (.npy)
     #[arg(long, value_name = "FILE|DIR/")]
     out: PathBuf,
-    /// Replace what --out names
+    /// Overwrite an existing --out
     #[arg(long)]
     force: bool,
     /// Print the result as one JSON object
@@ -66,13 +66,13 @@ pub struct InpaintArgs {
     /// Mask: one image for all, or as many as there are images
     #[arg(long, value_name = "DATA")]
     mask: PathBuf,
-    /// Fill in each image so many times, in different ways
+    /// Number of different fillings of each image
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least(1_u32))]
     variants: u32,
-    /// Levels of noise that a jump goes back
+    /// Noise levels that a jump goes back
     #[arg(long, value_name = "N", default_value_t = 10)]
     jump_length: usize,
-    /// Times that each stretch is walked down; 1 is without jumps
+    /// Times that each stretch of levels is denoised; 1: no jumps
     #[arg(long, value_name = "N", default_value_t = 10)]
     jump_n_sample: usize,
 }
@@ -85,20 +85,20 @@ pub struct VaryArgs {
     /// Images: a file, a folder, or an array; fitted to the network's size
     #[arg(long, value_name = "DATA")]
     images: PathBuf,
-    /// How far towards pure noise: near 0 hardly a change, 1 a new image
+    /// How far to go towards pure noise: near 0 hardly changes the image, 1 is a new image
     #[arg(long, value_name = "X", default_value_t = 0.6)]
     strength: f64,
-    /// Variations of each image
+    /// Number of variations of each image
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = at_least(1_u32))]
     variants: u32,
 }
 
-/// Draw what lies between two images.
+/// Draw images between two images.
 #[derive(Args, Debug)]
 pub struct InterpolateArgs {
     #[command(flatten)]
     common: EditArgs,
-    /// Two images: a folder or an array, of which the first two are taken
+    /// Folder or array whose first two images to use
     #[arg(long, value_name = "DATA", required_unless_present = "from", conflicts_with_all = ["from", "to"])]
     images: Option<PathBuf>,
     /// First image, a file
@@ -107,10 +107,10 @@ pub struct InterpolateArgs {
     /// Second image, a file
     #[arg(long, value_name = "FILE", requires = "from")]
     to: Option<PathBuf>,
-    /// Images, the two ends included
+    /// Number of images, including both ends
     #[arg(long, value_name = "N", default_value_t = 9, value_parser = at_least(2_u32))]
     frames: u32,
-    /// Mix at this much noise, in (0, 1], as the reference does, in place of inverting both images to noise
+    /// Mix at this much noise, in (0, 1], as the reference does, instead of inverting both images to noise
     #[arg(long, value_name = "X")]
     strength: Option<f64>,
 }

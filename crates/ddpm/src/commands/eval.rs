@@ -38,23 +38,23 @@ use crate::weights::{Found, weights_kind};
 /// Measure how good a network's samples are.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "fid, kid, is and prdc (precision, recall, density, coverage) rest on Inception's features; swd (sliced Wasserstein \
-                  distance), spectrum (difference of power spectra) and neighbours (nearest training images) on pixels; loss (by quarter of t) and bpd (variational bound, \
-                  bits per dimension) on held-out images, on training images where none were held out, or on DATA, and say so. The limit \
-                  beside a FID is what is expected of infinitely many samples."
+    after_help = "fid, kid, is and prdc (precision, recall, density, coverage) are computed from Inception's features; swd (sliced Wasserstein \
+                  distance), spectrum (difference of power spectra) and neighbours (nearest training images) from pixels; loss (by quarter of t) and bpd \
+                  (variational bound, bits per dimension) on held-out images, on training images if none were held out, or on DATA, and say on \
+                  which. The limit beside a FID is its expected value for infinitely many samples."
 )]
 pub struct EvalArgs {
-    /// Run folder (its latest whole checkpoint), RUN/best (its best), checkpoint's folder, .safetensors file, or .pt file of the reference
+    /// Run folder (its latest intact checkpoint), RUN/best (its best), checkpoint folder, .safetensors file, or .pt file of the reference
     target: PathBuf,
     /// Data to compare with [default: what the run was trained on]
     data: Option<PathBuf>,
-    /// Metrics, separated by commas [default: all, those of Inception if its weights can be had]
+    /// Metrics, separated by commas [default: all; those that need Inception only if its weights are available]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     metrics: Option<Vec<Metric>>,
     /// Images to draw
     #[arg(short = 'n', long, value_name = "N", default_value_t = 10_000, value_parser = at_least(2_usize))]
     num_samples: usize,
-    /// Use so many of the real images only, at even distances in the data [default: all]
+    /// Use only this many of the real images, evenly spaced in the data [default: all]
     #[arg(long, value_name = "N", value_parser = at_least(2_usize))]
     num_real: Option<usize>,
     /// Which weights to use [default: ema]
@@ -63,7 +63,7 @@ pub struct EvalArgs {
     /// Write a page with tables, plots and pictures
     #[arg(long, value_name = "HTML")]
     report: Option<PathBuf>,
-    /// Replace what --report names
+    /// Overwrite an existing --report
     #[arg(long)]
     force: bool,
     /// Print the result as one JSON object

@@ -29,8 +29,8 @@ use crate::sampling::{BelongTo, SamplingArgs, describe, draw};
 #[derive(Args, Debug)]
 #[command(
     after_help = "A set is a folder of images, an IDX, .npy or .npz file, .npz statistics (mu and sigma, or m2 and s2), or a run or \
-                  weights to draw images from. Images are read as they are and must share one size. The limit beside a FID is what is \
-                  expected of infinitely many generated images."
+                  weights to draw images from. Images are read as they are and must all have one size. The limit beside a FID is its \
+                  expected value for infinitely many generated images."
 )]
 pub struct FidArgs {
     /// Real images
@@ -40,7 +40,7 @@ pub struct FidArgs {
     /// Features: 64, 192, 768 or 2048
     #[arg(long, value_name = "N", default_value = "2048", value_parser = parse_dims)]
     dims: FeatureBlock,
-    /// Images to draw where weights are given [default: 10000]
+    /// Number of images to draw if weights are given [default: 10000]
     #[arg(short = 'n', long, value_name = "N", value_parser = at_least(2_usize))]
     num_samples: Option<usize>,
     /// Print the result as one JSON object

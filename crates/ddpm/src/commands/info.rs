@@ -18,10 +18,10 @@ use crate::networks;
 use crate::output::{self, Rows, thousands, word};
 use crate::weights::{Found, Reference, Source, weights_kind};
 
-/// Tell what a file of weights holds: network, diffusion, training.
+/// Show what a file of weights contains: network, diffusion, training.
 #[derive(Args, Debug)]
 pub struct InfoArgs {
-    /// Run folder (its latest whole checkpoint), RUN/best (its best), checkpoint's folder, .safetensors file, or .pt file of the reference
+    /// Run folder (its latest intact checkpoint), RUN/best (its best), checkpoint folder, .safetensors file, or .pt file of the reference
     target: PathBuf,
     /// Which weights to look at [default: ema]
     #[arg(long, value_parser = weights_kind())]

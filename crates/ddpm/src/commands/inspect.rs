@@ -8,7 +8,7 @@ use denoising_diffusion::data::{ChannelPolicy, DataConfig, DataLayout, ImageSize
 use crate::failure::Result;
 use crate::output;
 
-/// Count images, sizes, channels and classes of data, and name broken files.
+/// Count the images, sizes, channels and classes of data, and name broken files.
 #[derive(Args, Debug)]
 pub struct InspectArgs {
     /// Folder of images, IDX file (.gz too), .npy or .npz file, or `digits`
@@ -22,8 +22,8 @@ pub struct InspectArgs {
     /// What an array holds: auto, images, sequences or volumes
     #[arg(long, default_value = "auto")]
     layout: DataLayout,
-    /// Values of an array that become 0 and 1: measured, or two numbers: -5,5 [default: those of the type; floats in [0, 1] or
-    /// [-1, 1]; of sequences and volumes measured]
+    /// Array values that become 0 and 1: measured, or two numbers: -5,5 [default: the range of the type; for floats [0, 1] or
+    /// [-1, 1]; measured for sequences and volumes]
     #[arg(long, value_name = "LOW,HIGH", allow_hyphen_values = true)]
     value_range: Option<ValueRange>,
     /// IDX or .npy file with the labels of an array [default: those in the .npz file, or beside the IDX file]

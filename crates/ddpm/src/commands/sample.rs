@@ -34,34 +34,34 @@ use crate::weights::{Found, weights_kind};
 #[derive(Args, Debug)]
 #[command(after_help = "The same seed gives the same images, whatever the batch size and the number of threads.")]
 pub struct SampleArgs {
-    /// Run folder (its latest whole checkpoint), RUN/best (its best), checkpoint's folder, .safetensors file, or .pt file of the reference
+    /// Run folder (its latest intact checkpoint), RUN/best (its best), checkpoint folder, .safetensors file, or .pt file of the reference
     target: PathBuf,
-    /// Number of images [default: one for each of --condition or --vectors, else as in the run's recipe, else 25]
+    /// Number of images [default: one per entry of --condition or --vectors, else as in the run's recipe, else 25]
     #[arg(short = 'n', long, value_name = "N")]
     num_samples: Option<usize>,
-    /// Number of the first image: those of a seed are numbered from 0, and are the same drawn at once or in parts (with --out DIR/, whose files
-    /// have the same numbers)
+    /// Number of the first image. The images of a seed are numbered from 0, and are the same whether drawn at once or in parts; files in
+    /// a folder (--out DIR/) have the same numbers
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with_all = ["init_noise", "real"])]
     first: usize,
     #[command(flatten)]
     sampling: SamplingArgs,
-    /// Start from this noise: a float32 .npy file of shape [n, channels, height, width], of sequences [n, channels, length]
+    /// Start from this noise: a float32 .npy file of shape [n, channels, height, width], for sequences [n, channels, length]
     #[arg(long, value_name = "NPY")]
     init_noise: Option<PathBuf>,
     /// Which weights to use [default: ema]
     #[arg(long, value_parser = weights_kind())]
     weights: Option<WeightsKind>,
-    /// Grid (.png), folder of images (ends in /), float32 array (.npy: images in [0, 1], else in the units of the data), or curves of sequences
-    /// (.svg) [default: samples.png, of sequences samples.svg, which is replaced]
+    /// Grid (.png), folder of images (ends in /), float32 array (.npy: images in [0, 1], else in the units of the data), or curves for sequences
+    /// (.svg) [default: samples.png, for sequences samples.svg, which is overwritten]
     #[arg(long, value_name = "FILE|DIR/")]
     out: Option<PathBuf>,
-    /// Draw as many sequences of the run's data beside the samples (with --out FILE.svg)
+    /// Show as many sequences of the run's data beside the samples (with --out FILE.svg)
     #[arg(long)]
     real: bool,
-    /// Also write how noise becomes images, as an animated GIF
+    /// Also write an animated GIF of the noise becoming images
     #[arg(long, value_name = "GIF")]
     trajectory: Option<PathBuf>,
-    /// Replace what --out and --trajectory name
+    /// Overwrite existing --out and --trajectory
     #[arg(long)]
     force: bool,
     /// Print the result as one JSON object

@@ -30,7 +30,7 @@ pub struct StatsArgs {
     /// Features: 64, 192, 768 or 2048
     #[arg(long, value_name = "N", default_value = "2048", value_parser = parse_dims)]
     dims: FeatureBlock,
-    /// Replace what --out names
+    /// Overwrite an existing --out
     #[arg(long)]
     force: bool,
     /// Print the result as one JSON object

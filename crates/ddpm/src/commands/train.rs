@@ -31,7 +31,7 @@ mod watch;
 
 use watch::Watch;
 
-/// Train a network on images, sequences or volumes, or go on with a run.
+/// Train a network on images, sequences or volumes, or resume a run.
 #[derive(Args, Debug)]
 #[command(after_help = AFTER_HELP)]
 pub struct TrainArgs {
@@ -40,24 +40,24 @@ pub struct TrainArgs {
     /// IDX or .npy file with the labels of an array [default: those in the .npz file, or beside the IDX file]
     #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
-    /// Train to draw images that belong to others, such as a large picture to a small one: folder of those others, matched by name, or
-    /// array, by place; fitted to the size of the images
+    /// Condition on other images, such as small pictures for drawing large ones: a folder, matched by file name, or an array, matched by
+    /// index; fitted to the size of the images
     #[arg(long, value_name = "DATA")]
     condition: Option<PathBuf>,
-    /// Train to draw what belongs to vectors of numbers, such as measurements or embeddings of texts: .npy file with a row for each
-    /// example, in the order of an array or of the files' names
+    /// Condition on vectors of numbers, such as measurements or text embeddings: .npy file with a row for each example, in the order of
+    /// the array or of the sorted file names
     #[arg(long, value_name = "FILE")]
     vectors: Option<PathBuf>,
-    /// Recipe: a TOML file, or the name of an embedded one (`ddpm list` names them)
+    /// Recipe: a TOML file, or the name of an embedded one (see `ddpm list`)
     #[arg(long, value_name = "RECIPE")]
     config: Option<String>,
-    /// Go on with the run in this folder, from its latest whole checkpoint
+    /// Resume the run in this folder from its latest intact checkpoint
     #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "out"])]
     resume: Option<PathBuf>,
-    /// Run folder, which must not exist or be empty [default: runs/DATA-NNN]
+    /// Run folder; must be empty or not exist [default: runs/DATA-NNN]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Print what would be done, and do nothing
+    /// Print the plan and do nothing
     #[arg(long)]
     dry_run: bool,
     /// Print the result as one JSON object
@@ -72,9 +72,9 @@ pub struct TrainArgs {
 }
 
 const AFTER_HELP: &str = "\
-Without DATA and --config: the embedded handwritten digits, by the embedded recipe `digits`.
-A setting is the default shown above, unless the recipe names it, unless a flag gives it.
-Ctrl-C finishes the step, writes a checkpoint and ends with exit code 130.";
+Without DATA and --config: the embedded handwritten digits, with the embedded recipe `digits`.
+Flags override the recipe, which overrides the defaults shown above.
+Ctrl-C finishes the step, writes a checkpoint and exits with code 130.";
 
 pub fn run(args: &TrainArgs) -> Result {
     let (recipe, dir) = settings(args)?;

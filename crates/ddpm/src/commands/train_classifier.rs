@@ -31,19 +31,19 @@ use crate::output::{self, Rows, note, refuse_file, thousands};
 use crate::recipe_flags::UntoldFlags;
 use crate::weights::Found;
 
-/// Train a classifier of noisy images, to guide a network by.
+/// Train a classifier of noisy images to guide a network.
 #[derive(Args, Debug)]
 #[command(after_help = AFTER_HELP)]
 pub struct TrainClassifierArgs {
     /// Images with classes: a folder per class, an array with labels, or `digits` [default: what the run of --like was trained on]
     data: Option<PathBuf>,
-    /// The network that it will guide: run folder, checkpoint's folder, .safetensors file, or .pt file of the reference
+    /// The network that it will guide: run folder, checkpoint folder, .safetensors file, or .pt file of the reference
     #[arg(long, value_name = "RUN|FILE")]
     like: PathBuf,
-    /// Where the classifier is written (.safetensors)
+    /// File to write the classifier to (.safetensors)
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Replace what --out names
+    /// Overwrite an existing --out
     #[arg(long)]
     force: bool,
     /// IDX or .npy file with the labels of an array [default: those in the .npz file, or beside the IDX file]
@@ -55,7 +55,7 @@ pub struct TrainClassifierArgs {
     /// Images per step
     #[arg(long, value_name = "N", default_value_t = ClassifierTrainConfig::default().batch_size)]
     batch_size: usize,
-    /// Learning rate, after a warm-up; it falls to 0 along a cosine
+    /// Learning rate after the warm-up; it falls to 0 along a cosine
     #[arg(long, value_name = "X", default_value_t = ClassifierTrainConfig::default().lr)]
     lr: f64,
     /// Base width [default: that of the network]
@@ -80,8 +80,8 @@ pub struct TrainClassifierArgs {
 }
 
 const AFTER_HELP: &str = "\
-Formulation, image size and channels are those of the network. The file is written at every tenth of the steps and at the end.
-Ctrl-C finishes the step, writes the file and ends with exit code 130. There is no going on: the steps begin anew.";
+Formulation, image size and channels are those of the network. The file is written after every tenth of the steps and at the end.
+Ctrl-C finishes the step, writes the file and exits with code 130. Training cannot be resumed; it starts anew.";
 
 pub fn run(args: &TrainClassifierArgs) -> Result {
     refuse_file(&args.out, !args.force)?;

@@ -282,7 +282,7 @@ pub fn is_untold(key: &str) -> bool {
 
 impl Args for UntoldFlags {
     fn augment_args(command: Command) -> Command {
-        let heading = "What the file does not say (`ddpm info` tells what it says)";
+        let heading = "What the file does not contain (see `ddpm info`)";
         FLAGS.iter().filter(|flag| UNTOLD.contains(&flag.key)).fold(command, |command, flag| {
             let help = flag.help.split(" [default").next().unwrap_or(flag.help);
             command.arg(flag.arg(help.to_string(), heading))
