@@ -42,7 +42,7 @@ def variants(case):
     if case["op"] == "attention":
         formulas = {"einsum": attention, "sdpa": scaled_dot_product}
         return {f"{name} {f}": attend(case, layout, formulas[f]) for f in formulas for name, layout in LAYOUTS.items()}
-    make = {"rms_norm": norm, "group_norm": norm, "linear_attention": lambda c, l: attend(c, l, linear_attention)}[case["op"]]
+    make = {"rms_norm": norm, "linear_attention": lambda c, l: attend(c, l, linear_attention)}[case["op"]]
     return {name: make(case, layout) for name, layout in LAYOUTS.items()}
 
 
@@ -115,9 +115,6 @@ def norm(c, layout):
     def rms(x, g):
         return F.normalize(x, dim=1) * g * channels**0.5
 
-    if c["op"] == "group_norm":
-        function = lambda x, g, b, scale, shift: F.silu(F.group_norm(x, c["groups"], g, b) * (scale + 1) + shift)
-        return differentiable(function, c["pass"], x, torch.randn(channels), torch.randn(channels), scale, shift)
     if c["scaled"]:
         function = lambda x, g, scale, shift: F.silu(rms(x, g) * (scale + 1) + shift)
         return differentiable(function, c["pass"], x, g, scale, shift)

@@ -7,7 +7,7 @@ use super::work::{Pass, Work};
 use Pass::{Backward, Forward, InputGrad, Step, WeightGrad};
 use denoising_diffusion_kernels::attention::AttentionShape;
 use denoising_diffusion_kernels::conv::{Conv2dShape, ConvAlgorithm};
-use denoising_diffusion_kernels::norm::{GroupNormShape, RmsNormShape};
+use denoising_diffusion_kernels::norm::RmsNormShape;
 
 /// A kernel at one size.
 pub struct Case {
@@ -91,8 +91,6 @@ const RMS_NORMS: &[Norm] = &[(M, 64, 32), (M, 512, 4), (S, 32, 28)];
 const MORE_RMS_NORMS: &[Norm] = &[(M, 128, 16), (M, 256, 8)];
 /// Without.
 const MORE_PLAIN_RMS_NORMS: &[Norm] = &[(M, 64, 32), (M, 128, 16), (M, 256, 8), (M, 512, 4), (S, 32, 28)];
-const GROUP_NORMS: &[Norm] = &[(M, 64, 32)];
-const MORE_GROUP_NORMS: &[Norm] = &[(M, 128, 16), (M, 256, 8), (M, 512, 4), (S, 32, 28)];
 
 /// Side.
 type Attention = (Network, usize);
@@ -122,13 +120,6 @@ pub fn cases(all: bool) -> Vec<Case> {
         for pass in [Forward, Backward] {
             let kernel = format!("rms_norm{} {}", if scaled { "_silu" } else { "" }, pass.name());
             add(kernel, format!("{network} {channels}@{side}"), Work::RmsNorm { shape, scaled, pass });
-        }
-    }
-    for ((network, batch), channels, side) in chosen(all, GROUP_NORMS, MORE_GROUP_NORMS) {
-        let shape = GroupNormShape { batch, positions: side * side, channels, groups: 8, eps: 1e-5 };
-        for pass in [Forward, Backward] {
-            let kernel = format!("group_norm_silu {}", pass.name());
-            add(kernel, format!("{network} {channels}@{side}"), Work::GroupNorm { shape, pass });
         }
     }
     let linear = chosen(all, LINEAR_ATTENTIONS, MORE_LINEAR_ATTENTIONS).map(|attention| (attention, true));

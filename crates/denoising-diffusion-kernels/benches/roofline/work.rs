@@ -7,10 +7,7 @@ use denoising_diffusion_kernels::attention::{
 use denoising_diffusion_kernels::conv::{
     Conv2dShape, ConvAlgorithm, Epilogue, conv2d_forward, conv2d_input_grad, conv2d_weight_grad,
 };
-use denoising_diffusion_kernels::norm::{
-    GroupNormAffine, GroupNormGrads, GroupNormShape, RmsNormGrads, RmsNormShape, group_norm_backward,
-    group_norm_forward, rms_norm_backward, rms_norm_forward,
-};
+use denoising_diffusion_kernels::norm::{RmsNormGrads, RmsNormShape, rms_norm_backward, rms_norm_forward};
 use denoising_diffusion_kernels::optim::{AdamStep, adam_step, lerp, squared_norm};
 
 #[derive(Clone, Copy, PartialEq)]
@@ -48,11 +45,6 @@ pub enum Work {
     RmsNorm {
         shape: RmsNormShape,
         scaled: bool,
-        pass: Pass,
-    },
-    /// With scale, shift and SiLU.
-    GroupNorm {
-        shape: GroupNormShape,
         pass: Pass,
     },
     Attention {
@@ -113,7 +105,6 @@ impl Work {
                 let parameters = s.channels + if scaled { s.batch * 2 * s.channels } else { 0 };
                 norm_values(s.len(), parameters, pass)
             }
-            Work::GroupNorm { shape: s, pass } => norm_values(s.len(), 2 * s.channels + s.batch * 2 * s.channels, pass),
             Work::Attention { shape: s, linear, pass } => {
                 let inputs = s.qkv_len() + s.memory_len();
                 let outputs = s.output_len() + if linear { 0 } else { s.lse_len() };
@@ -157,15 +148,6 @@ impl Work {
                 ];
                 ("rms_norm", pass, sizes)
             }
-            Work::GroupNorm { shape: s, pass } => {
-                let sizes = vec![
-                    ("batch", s.batch),
-                    ("positions", s.positions),
-                    ("channels", s.channels),
-                    ("groups", s.groups),
-                ];
-                ("group_norm", pass, sizes)
-            }
             Work::Attention { shape: s, linear, pass } => {
                 let sizes = vec![
                     ("batch", s.batch),
@@ -188,7 +170,6 @@ impl Work {
         match *self {
             Work::Conv { shape, algorithm, pass } => convolution(shape, algorithm, pass),
             Work::RmsNorm { shape, scaled, pass } => rms_norm(shape, scaled, pass),
-            Work::GroupNorm { shape, pass } => group_norm(shape, pass),
             Work::Attention { shape, linear: true, pass } => linear_attention(shape, pass),
             Work::Attention { shape, linear: false, pass } => attention(shape, pass),
             Work::Optimizer { len } => optimizer(len),
@@ -222,23 +203,6 @@ fn rms_norm(s: RmsNormShape, scaled: bool, pass: Pass) -> Box<dyn FnMut()> {
     Box::new(move || {
         let grads = RmsNormGrads { x: &mut dx, g: &mut dg, scale_shift: dscale_shift.as_deref_mut() };
         rms_norm_backward(&s, &x, &g, scale_shift.as_deref(), activation, &y, grads);
-    })
-}
-
-fn group_norm(s: GroupNormShape, pass: Pass) -> Box<dyn FnMut()> {
-    let (x, mut y, g, b) = (values(s.len()), values(s.len()), values(s.channels), values(s.channels));
-    let scale_shift = values(s.batch * 2 * s.channels);
-    if pass == Pass::Forward {
-        return Box::new(move || {
-            let affine = GroupNormAffine { g: &g, b: &b, scale_shift: Some(&scale_shift) };
-            group_norm_forward(&s, &x, affine, Activation::Silu, None, &mut y);
-        });
-    }
-    let (mut dx, mut dg, mut db, mut dscale_shift) = (values(s.len()), g.clone(), b.clone(), scale_shift.clone());
-    Box::new(move || {
-        let affine = GroupNormAffine { g: &g, b: &b, scale_shift: Some(&scale_shift) };
-        let grads = GroupNormGrads { x: &mut dx, g: &mut dg, b: &mut db, scale_shift: Some(&mut dscale_shift) };
-        group_norm_backward(&s, &x, affine, Activation::Silu, &y, grads);
     })
 }
 

@@ -1,5 +1,5 @@
-//! RMS normalisation over channels (here), group normalisation ([`GroupNormShape`]) and layer normalisation ([`layer_norm_forward`]), each
-//! fused with what follows it: scale and shift, SiLU, a residual. Normalisation without anything learned ([`UnitRows`]), and what gates a branch
+//! RMS normalisation over channels (here) and layer normalisation ([`layer_norm_forward`]), each fused with what follows it: scale and shift,
+//! SiLU, a residual. Normalisation without anything learned ([`UnitRows`]), and what gates a branch
 //! ([`gated_add_forward`], [`gated_silu_forward`]). And their gradients.
 //!
 //! For every position, with c channels:
@@ -11,10 +11,6 @@
 //! gradient is dy itself and nobody computes it. A sum of squares beyond f32 (|x| above 1e19) is not treated specially.
 
 mod gate;
-mod group;
-mod group_rows;
-#[cfg(test)]
-mod group_tests;
 mod layer;
 #[cfg(test)]
 mod layer_tests;
@@ -26,7 +22,6 @@ mod tests;
 mod unit;
 
 pub use gate::{gated_add_backward, gated_add_forward, gated_silu_backward, gated_silu_forward};
-pub use group::{GroupNormAffine, GroupNormGrads, GroupNormShape, group_norm_backward, group_norm_forward};
 pub use layer::{layer_norm_backward, layer_norm_forward};
 pub use unit::{UnitRows, unit_rows_backward, unit_rows_forward};
 
