@@ -53,8 +53,8 @@ impl ConvNet {
     }
 }
 
-impl Network<4> for ConvNet {
-    fn forward(&self, input: NetworkInput<4>) -> Tensor<4> {
+impl Network for ConvNet {
+    fn forward(&self, input: NetworkInput) -> Tensor<4> {
         let NetworkInput { x, time, .. } = input; // x [b, c, h, w], time [b] in 0..1000
         let angle = (time * (std::f64::consts::FRAC_PI_2 / 1000.0)).unsqueeze_dim::<2>(1);
         let level = Tensor::cat(vec![angle.clone().sin(), angle.cos()], 1); // [b, 2]
@@ -84,7 +84,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut loader = Loader::new(data, loader)?;
     let model = ConvNet::new(shape.channels, &device.clone().autodiff());
     let diffusion = Diffusion::new(&DiffusionConfig::default())?;
-    let mut trainer = Trainer::new::<4>(model, diffusion.clone(), config, EmaConfig::default(), &device);
+    let mut trainer = Trainer::new(model, diffusion.clone(), config, EmaConfig::default(), &device);
 
     for _ in 0..STEPS {
         let batch = loader.next_batch()?;

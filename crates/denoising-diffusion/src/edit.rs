@@ -42,7 +42,7 @@ pub enum Between {
     Noised { strength: f64 },
 }
 
-impl<'a, M: Network<4>> Generator<'a, M> {
+impl<'a, M: Network> Generator<'a, M> {
     /// Fills in `images` where `mask` is 0 (Lugmayr et al. 2022, arXiv:2201.09865); where it is 1 they come back bit for bit. `images` are
     /// `[count, c, h, w]` in the data's range, `mask` is `[count, 1, h, w]` with values from 0 to 1.
     ///

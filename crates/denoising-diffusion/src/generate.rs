@@ -48,11 +48,11 @@ pub type ClassifierGradient<'a> = dyn Fn(Tensor<4>, NoiseLevel, &[u32]) -> Tenso
 
 /// Draws images from a network.
 pub struct Generator<'a, M> {
-    pub model: Calls<'a, 4, M>,
+    pub model: Calls<'a, M>,
     pub diffusion: &'a Diffusion,
     pub guidance: GuidanceConfig,
     /// What the network is guided away from in place of its own unconditional prediction.
-    pub weak: Option<Calls<'a, 4, M>>,
+    pub weak: Option<Calls<'a, M>>,
     pub classifier: Option<&'a ClassifierGradient<'a>>,
     /// The same on other devices, which share the batches that [`generate`](Generator::generate) draws. All networks are launched then, not recorded.
     pub replicas: Vec<Replica<'a, M>>,
@@ -61,8 +61,8 @@ pub struct Generator<'a, M> {
 /// What a [`Generator`] draws from, on another device than its own.
 pub struct Replica<'a, M> {
     pub device: Device,
-    pub model: Calls<'a, 4, M>,
-    pub weak: Option<Calls<'a, 4, M>>,
+    pub model: Calls<'a, M>,
+    pub weak: Option<Calls<'a, M>>,
     pub classifier: Option<&'a ClassifierGradient<'a>>,
 }
 
@@ -105,7 +105,7 @@ pub type Take<'a, E> = dyn FnMut(usize, ImageBatch) -> Result<(), E> + 'a;
 
 /// One batch of samples in the making.
 pub struct SampleBatch<'a, M> {
-    pub denoiser: NetworkDenoiser<'a, 4, M>,
+    pub denoiser: NetworkDenoiser<'a, M>,
     /// Number of its first sample.
     pub first: usize,
     /// Standard normal, `[b, c, h, w]`.
@@ -113,9 +113,9 @@ pub struct SampleBatch<'a, M> {
     pub noise: SeededNoise,
 }
 
-impl<'a, M: Network<4>> Generator<'a, M> {
+impl<'a, M: Network> Generator<'a, M> {
     /// Without guidance.
-    pub fn new(model: impl Into<Calls<'a, 4, M>>, diffusion: &'a Diffusion) -> Self {
+    pub fn new(model: impl Into<Calls<'a, M>>, diffusion: &'a Diffusion) -> Self {
         let (guidance, weak, classifier, replicas) = (GuidanceConfig::default(), None, None, Vec::new());
         Self { model: model.into(), diffusion, guidance, weak, classifier, replicas }
     }
@@ -231,7 +231,7 @@ impl<'a, M: Network<4>> Generator<'a, M> {
     }
 
     /// The guided denoiser of a batch of these classes.
-    fn denoiser(&self, classes: Option<&[u32]>) -> NetworkDenoiser<'a, 4, M> {
+    fn denoiser(&self, classes: Option<&[u32]>) -> NetworkDenoiser<'a, M> {
         let mut denoiser = self.diffusion.denoiser(self.model.clone()).guided(&self.guidance);
         if let Some(classes) = classes {
             denoiser = denoiser.with_classes(classes.to_vec());

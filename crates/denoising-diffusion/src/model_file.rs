@@ -118,7 +118,7 @@ impl ModelFile {
         };
         let noise_schedule = LearnedSchedule::new(init, options);
         let both = params::load_state_dict(Scheduled { network, noise_schedule }, &self.state)?;
-        let diffusion = diffusion.with_schedule_of::<4, _>(&both);
+        let diffusion = diffusion.with_schedule_of(&both);
         Ok((both.network.eval().for_predictions(), diffusion))
     }
 }
@@ -192,7 +192,7 @@ mod tests {
         let (unet, diffusion) = file.build(&path, &device).unwrap();
         assert_eq!(params::to_state_dict(&*unet), file.state.strip_prefix("network."));
         let untrained = Diffusion::new(&file.card.diffusion).unwrap();
-        let weights = Network::<4>::noise_schedule(&trained).unwrap().weights();
+        let weights = Network::noise_schedule(&trained).unwrap().weights();
         for t in [0.1, 0.5, 0.9] {
             let log_snr = diffusion.level(t).log_snr();
             assert!((log_snr - weights.log_snr(t)).abs() < 1e-9);

@@ -71,8 +71,8 @@ impl Place for Tensor<1, Int> {
 
 /// A place of each of these fields, which are all that the type has.
 macro_rules! place_of_fields {
-    ($type:ident $(<const $d:ident>)? { $($field:ident),* }) => {
-        impl$(<const $d: usize>)? $crate::recording::Place for $type$(<$d>)? {
+    ($type:ident { $($field:ident),* }) => {
+        impl $crate::recording::Place for $type {
             fn in_own_memory(&self) -> Self {
                 Self { $($field: self.$field.in_own_memory()),* }
             }

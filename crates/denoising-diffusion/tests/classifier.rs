@@ -129,8 +129,8 @@ fn variance(alpha: f64, sigma: f64) -> f64 {
     (alpha * S).powi(2) + sigma.powi(2)
 }
 
-impl Network<4> for TwoColours {
-    fn forward(&self, input: NetworkInput<4>) -> Tensor<4> {
+impl Network for TwoColours {
+    fn forward(&self, input: NetworkInput) -> Tensor<4> {
         let [alpha, sigma] = self.levels[host_values(input.time)[0].round() as usize];
         let (x, v) = (input.x, variance(alpha, sigma));
         let sum = x.clone().sum_dim(1).sum_dim(2).sum_dim(3);

@@ -53,7 +53,7 @@ impl Case {
         self.trainer_of(self.network.build(&mut init()).unwrap(), device_graph)
     }
 
-    fn trainer_of<M: Network<4>>(&self, network: M, device_graph: bool) -> Trainer<M> {
+    fn trainer_of<M: Network>(&self, network: M, device_graph: bool) -> Trainer<M> {
         let ema = EmaConfig { ema_update_every: 1, ema_update_after_step: 1, ..EmaConfig::default() };
         let diffusion = Diffusion::new(&self.diffusion).unwrap();
         Trainer::new(network, diffusion, TrainConfig { device_graph, ..self.train.clone() }, ema, &test_device())
@@ -69,7 +69,7 @@ fn init() -> Init {
     Init::new(1, &test_device().autodiff())
 }
 
-fn trained<M: Network<4>>(
+fn trained<M: Network>(
     [mut launched, mut recorded]: [Trainer<M>; 2],
     steps: u64,
     mut between: impl FnMut(u64, &mut Trainer<M>),
@@ -88,7 +88,7 @@ fn trained<M: Network<4>>(
 }
 
 /// The sixth step's are spoiled.
-fn examples(step: u64, part: usize) -> Examples<4> {
+fn examples(step: u64, part: usize) -> Examples {
     let data =
         normal_batch(9, Purpose::Evaluation, BATCH as u64 * step, part as u32, [BATCH, 1, 8, 8], &Device::flex());
     let mut data: Tensor<4> = (data * 0.2 + 0.5).clamp(0.0, 1.0);
@@ -137,7 +137,7 @@ fn assert_state(state: &RecordingState) {
     }
 }
 
-fn assert_recorded<M: Network<4>>(trainer: &Trainer<M>) {
+fn assert_recorded<M: Network>(trainer: &Trainer<M>) {
     assert_state(&trainer.recording_state());
 }
 
@@ -251,7 +251,7 @@ impl Drawing {
         let _alone = ALONE.lock();
         let diffusion = Diffusion::new(&self.diffusion).unwrap();
         let build = |seed, network: &NetworkConfig| -> Eval<ImageNetwork> {
-            network.build(&mut Init::new(seed, &test_device().autodiff())).unwrap().eval().for_predictions::<4>()
+            network.build(&mut Init::new(seed, &test_device().autodiff())).unwrap().eval().for_predictions()
         };
         let (model, weak) = (build(1, model), weak.map(|network| build(2, network)));
         let draw = |device_graph| {
@@ -260,7 +260,7 @@ impl Drawing {
             let generator =
                 Generator { guidance: self.guidance.clone(), weak, ..Generator::new(calls(&model), &diffusion) };
             let request = Request {
-                classes: (Network::<4>::num_classes(&*model) > 0).then_some(&[0, 1, 2, 0, 1, 2, 0]),
+                classes: (Network::num_classes(&*model) > 0).then_some(&[0, 1, 2, 0, 1, 2, 0]),
                 ..Request::new(&self.sample, 3, 7, [1, 8, 8])
             };
             let images = generator.generate(&request, &test_device(), &mut |_| ControlFlow::Continue(())).unwrap();

@@ -42,8 +42,8 @@ impl Net {
     }
 }
 
-impl Network<4> for Net {
-    fn forward(&self, input: NetworkInput<4>) -> Tensor<4> {
+impl Network for Net {
+    fn forward(&self, input: NetworkInput) -> Tensor<4> {
         self.last.forward(self.dropout.forward(self.norm.forward(self.first.forward(input.x))))
     }
 
@@ -57,7 +57,7 @@ fn images(device: &Device, value: f32) -> Tensor<4> {
     Tensor::<1>::from_floats(values.as_slice(), device).reshape([4, 1, 8, 8])
 }
 
-fn input(x: Tensor<4>) -> NetworkInput<4> {
+fn input(x: Tensor<4>) -> NetworkInput {
     let time = Tensor::zeros([x.dims()[0]], &x.device());
     NetworkInput::new(x, time)
 }
@@ -72,7 +72,7 @@ fn trainer(steps: usize) -> Trainer<Net> {
     let schedule = ScheduleConfig { timesteps: 20, ..Default::default() };
     let diffusion = Diffusion::new(&GaussianConfig { schedule, ..Default::default() }.into()).unwrap();
     let model = Net::new(&device.clone().autodiff());
-    let mut trainer = Trainer::new::<4>(model, diffusion, config, EmaConfig::default(), &device);
+    let mut trainer = Trainer::new(model, diffusion, config, EmaConfig::default(), &device);
     for step in 0..steps {
         trainer.step(vec![images(&device, 0.1 + step as f32)]);
     }
@@ -169,7 +169,7 @@ fn evaluation_never_disturbs_training() {
     let _turn = GENERATOR.lock().unwrap_or_else(|e| e.into_inner());
     let device = Device::flex();
     let (mut disturbed, mut alone) = (trainer(3), trainer(3));
-    let before = disturbed.state::<4>();
+    let before = disturbed.state();
 
     let eval = disturbed.ema().eval();
     sample(&eval, disturbed.diffusion(), &mut go_on).unwrap();
@@ -181,13 +181,13 @@ fn evaluation_never_disturbs_training() {
     }));
     assert!(panicked.is_err());
 
-    let after = disturbed.state::<4>();
+    let after = disturbed.state();
     for (before, after) in [(&before.model, &after.model), (&before.ema, &after.ema), (&before.adam, &after.adam)] {
         assert_eq!(bits(before), bits(after));
     }
     let step = |trainer: &mut Trainer<Net>| trainer.step(vec![images(&device, 0.9)]);
     assert_eq!(step(&mut disturbed), step(&mut alone));
-    assert_eq!(bits(&disturbed.state::<4>().model), bits(&alone.state::<4>().model));
+    assert_eq!(bits(&disturbed.state().model), bits(&alone.state().model));
 }
 
 /// Training changes the network and, later, the average; what was copied before stays.
@@ -218,11 +218,11 @@ fn a_step_that_is_not_finite_changes_nothing() {
     let _turn = GENERATOR.lock().unwrap_or_else(|e| e.into_inner());
     let device = Device::flex();
     let mut trainer = trainer(2);
-    let before = trainer.state::<4>();
+    let before = trainer.state();
     let spoiled = images(&device, 0.4).slice_fill([0..1, 0..1, 2..3, 2..3], f32::INFINITY);
     let report = trainer.step(vec![spoiled]);
     assert_eq!(report.skipped.as_ref().unwrap().tensor, "images");
-    let after = trainer.state::<4>();
+    let after = trainer.state();
     assert_eq!((after.step, after.skipped, after.adam_steps), (3, 1, before.adam_steps));
     for (before, after) in [(&before.model, &after.model), (&before.ema, &after.ema), (&before.adam, &after.adam)] {
         assert_eq!(bits(before), bits(after));
@@ -231,7 +231,7 @@ fn a_step_that_is_not_finite_changes_nothing() {
 
     // The statistics that the spoiled batch left pending must not come back with the next one.
     assert!(trainer.step(vec![images(&device, 0.6)]).skipped.is_none());
-    assert!(trainer.state::<4>().model.non_finite().is_empty());
+    assert!(trainer.state().model.non_finite().is_empty());
 }
 
 #[test]

@@ -31,12 +31,12 @@ fn with_precision<T>(precision: Precision, work: impl FnOnce() -> T) -> T {
 }
 
 /// bf16 has a relative rounding error of up to 2^-9 per operation, and some tens of operations stand one behind the other.
-fn is_close(name: &str, network: &impl Network<4>, size: [usize; 2]) {
+fn is_close(name: &str, network: &impl Network, size: [usize; 2]) {
     is_within(0.05, name, network, size);
 }
 
 /// Outputs and gradients, relative to the size of each.
-fn is_within(tolerance: f64, name: &str, network: &impl Network<4>, size: [usize; 2]) {
+fn is_within(tolerance: f64, name: &str, network: &impl Network, size: [usize; 2]) {
     let exact = with_precision(Precision::F32, || outcome(network, size));
     let rounded = with_precision(Precision::Bf16, || outcome(network, size));
     assert_eq!(exact.len(), rounded.len());
@@ -94,7 +94,7 @@ fn a_transformer_in_bf16_is_close_to_one_in_f32() {
 }
 
 /// After a few steps: some networks give zeros at first.
-fn trained<M: Network<4>>(network: M, [h, w]: [usize; 2], steps: usize) -> Trainer<M> {
+fn trained<M: Network>(network: M, [h, w]: [usize; 2], steps: usize) -> Trainer<M> {
     let (told, vector_dim) = (network.condition_channels(), network.vector_dim());
     let examples = Examples {
         data: noise(8, [4, network.channels(), h, w]).inner(),
@@ -111,15 +111,15 @@ fn trained<M: Network<4>>(network: M, [h, w]: [usize; 2], steps: usize) -> Train
     })
 }
 
-fn trainer<M: Network<4>>(network: M, lr: f64) -> Trainer<M> {
+fn trainer<M: Network>(network: M, lr: f64) -> Trainer<M> {
     let schedule = ScheduleConfig { timesteps: 100, ..Default::default() };
     let diffusion = Diffusion::new(&GaussianConfig { schedule, ..Default::default() }.into()).unwrap();
     let config = TrainConfig { batch_size: 4, lr, ..TrainConfig::default() };
-    Trainer::new::<4>(network, diffusion, config, EmaConfig::default(), &test_device())
+    Trainer::new(network, diffusion, config, EmaConfig::default(), &test_device())
 }
 
 /// Means of the losses of `steps`, in quarters, are within 3 % of those in f32.
-fn follows<M: Network<4>>(steps: usize, lr: f64, network: impl Fn(&mut Init) -> M) {
+fn follows<M: Network>(steps: usize, lr: f64, network: impl Fn(&mut Init) -> M) {
     let images: Vec<f32> = (0..4 * 64).map(|i| ((i / 8 + i / 64) as f32).sin() / 2.0 + 0.5).collect();
     let images = Tensor::<1>::from_floats(images.as_slice(), &test_device()).reshape([4, 1, 8, 8]);
     let losses = |precision| {
@@ -214,8 +214,8 @@ fn a_magnitude_preserving_network_in_bf16_is_close_to_one_in_f32() {
 #[derive(Module, Debug)]
 struct Identity;
 
-impl Network<4> for Identity {
-    fn forward(&self, input: NetworkInput<4>) -> Tensor<4> {
+impl Network for Identity {
+    fn forward(&self, input: NetworkInput) -> Tensor<4> {
         input.x
     }
 

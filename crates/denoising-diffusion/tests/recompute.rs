@@ -26,7 +26,7 @@ fn with_activations<T>(activations: Activations, work: impl FnOnce() -> T) -> T 
     result
 }
 
-fn gives_the_same(name: &str, network: &impl Network<4>, size: [usize; 2]) {
+fn gives_the_same(name: &str, network: &impl Network, size: [usize; 2]) {
     let run = |activations| {
         with_activations(activations, || {
             dropout::seed(&device(), 5);

@@ -33,7 +33,7 @@ static ALONE: Mutex<()> = Mutex::new(());
 
 const BATCH: usize = 2;
 
-fn trainer<M: Network<4>>(network: M, diffusion: &DiffusionConfig, config: &TrainConfig) -> Trainer<M> {
+fn trainer<M: Network>(network: M, diffusion: &DiffusionConfig, config: &TrainConfig) -> Trainer<M> {
     let ema = EmaConfig { ema_update_every: 1, ema_update_after_step: 1, ..EmaConfig::default() };
     Trainer::new(network, Diffusion::new(diffusion).unwrap(), config.clone(), ema, &test_device())
 }
@@ -48,7 +48,7 @@ fn others(count: usize) -> Vec<Device> {
 }
 
 /// Of the third step, one batch is spoiled.
-fn batches(step: u64, count: usize) -> Vec<Examples<4>> {
+fn batches(step: u64, count: usize) -> Vec<Examples> {
     let batch = |part| {
         let data = normal_batch(9, Purpose::Evaluation, BATCH as u64 * step, part, [BATCH, 1, 8, 8], &Device::flex());
         let mut data: Tensor<4> = (data * 0.2 + 0.5).clamp(0.0, 1.0);
@@ -61,7 +61,7 @@ fn batches(step: u64, count: usize) -> Vec<Examples<4>> {
 }
 
 /// Trains on one device and on `1 + more`, and holds both trainings to the same bits.
-fn assert_spreads<M: Network<4>>([one, many]: [Trainer<M>; 2], more: usize) {
+fn assert_spreads<M: Network>([one, many]: [Trainer<M>; 2], more: usize) {
     let _alone = ALONE.lock();
     let count = one.config().accumulate;
     let (mut one, mut many) = (one, many.with_replicas(&others(more)).unwrap());

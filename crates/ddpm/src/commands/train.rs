@@ -189,7 +189,7 @@ fn train(plan: &Plan, args: &TrainArgs) -> Result {
     }
 }
 
-fn train_network<M: Network<4>>(network: M, diffusion: Diffusion, plan: &Plan, args: &TrainArgs) -> Result {
+fn train_network<M: Network>(network: M, diffusion: Diffusion, plan: &Plan, args: &TrainArgs) -> Result {
     let mut run = open(network, diffusion, plan, args)?;
     let stop = stop_on_ctrl_c("finishing this step and writing a checkpoint")?;
     let mut watch = Watch::new(run.trainer().step_count(), plan.recipe.train.steps);
@@ -207,7 +207,7 @@ fn train_network<M: Network<4>>(network: M, diffusion: Diffusion, plan: &Plan, a
 }
 
 /// A new run, or one that goes on.
-fn open<M: Network<4>>(network: M, diffusion: Diffusion, plan: &Plan, args: &TrainArgs) -> Result<Run<M>> {
+fn open<M: Network>(network: M, diffusion: Diffusion, plan: &Plan, args: &TrainArgs) -> Result<Run<M>> {
     let Recipe { train, ema, post_hoc, .. } = &plan.recipe;
     let trainer = Trainer::new(network, diffusion, train.clone(), *ema, &plan.training_device());
     let trainer = trainer.with_power_emas(&post_hoc.profiles().or_usage()?).or_usage()?;

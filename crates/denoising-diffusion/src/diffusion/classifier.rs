@@ -16,9 +16,9 @@ use crate::nn::Eval;
 const COMPARED: u32 = 64;
 
 impl Diffusion {
-    /// Data `[b, c, ...]` noised as `draws` say, as a network is shown them: `c_in (alpha x_start + sigma eps)` and its time. Of several
+    /// Data `[b, c, h, w]` noised as `draws` say, as a network is shown them: `c_in (alpha x_start + sigma eps)` and its time. Of several
     /// candidates of noise the first one is taken.
-    pub fn noised_input<const D: usize>(&self, data: Tensor<D>, draws: &Draws<D>) -> NetworkInput<D> {
+    pub fn noised_input(&self, data: Tensor<4>, draws: &Draws) -> NetworkInput {
         let (x_start, device) = (self.normalize(data), draws.noise[0].device());
         let noise = match &draws.offset_noise {
             Some(offset) => draws.noise[0].clone() + offset.clone() * self.config.shared.offset_noise_strength,
@@ -27,8 +27,8 @@ impl Diffusion {
         let levels: Vec<NoiseLevel> = draws.times.iter().map(|&time| self.level(time)).collect();
         let of = |pick: &dyn Fn(&NoiseLevel) -> f64| levels.iter().map(pick).collect::<Vec<f64>>();
         let c_in = |level: &NoiseLevel| self.formulation.prediction().coefficients(level).c_in;
-        let alpha = per_example::<D>(&of(&|level| c_in(level) * level.alpha), &device);
-        let sigma = per_example::<D>(&of(&|level| c_in(level) * level.sigma), &device);
+        let alpha = per_example::<4>(&of(&|level| c_in(level) * level.alpha), &device);
+        let sigma = per_example::<4>(&of(&|level| c_in(level) * level.sigma), &device);
         let time = per_example(&of(&|level| level.time), &device);
         NetworkInput::new(x_start * alpha + noise * sigma, time)
     }

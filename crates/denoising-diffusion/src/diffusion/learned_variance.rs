@@ -123,8 +123,8 @@ impl LearnedVariance {
         }
     }
 
-    /// log of the variance, `[b, c, ...]`.
-    fn log_variance<const D: usize>(self, half: Tensor<D>, parts: &Parts<'_, D>) -> Tensor<D> {
+    /// log of the variance, `[b, c, h, w]`.
+    fn log_variance(self, half: Tensor<4>, parts: &Parts<'_>) -> Tensor<4> {
         match self.variance_reading {
             VarianceReading::Direct => half,
             VarianceReading::Range => {
@@ -137,9 +137,9 @@ impl LearnedVariance {
 
     /// The bound's term at each example's time, in bits per dimension, `[b]`: the divergence of the network's step from the posterior,
     /// and at t = 0 the negative log-likelihood of the 8-bit data. The mean is the prediction's, without its gradient.
-    pub(super) fn bound<const D: usize>(self, half: Tensor<D>, x_start: Tensor<D>, parts: &Parts<'_, D>) -> Tensor<1> {
+    pub(super) fn bound(self, half: Tensor<4>, x_start: Tensor<4>, parts: &Parts<'_>) -> Tensor<1> {
         let log_variance = self.log_variance(half, parts);
-        let mean = |x_start: Tensor<D>| {
+        let mean = |x_start: Tensor<4>| {
             x_start * parts.number(Number::PosteriorXStart) + parts.x.clone() * parts.number(Number::PosteriorX)
         };
         let (true_mean, mean) = (mean(parts.batch.x_start.clone()), mean(x_start.detach()));

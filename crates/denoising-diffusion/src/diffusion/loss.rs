@@ -16,24 +16,24 @@ use crate::nn::{TrainNoGrad, Vectors};
 
 /// What a network is trained on.
 #[derive(Clone, Debug)]
-pub struct Examples<const D: usize> {
-    /// `[b, c, ...]` as the data gives them, in [0, 1] with `auto_normalize`.
-    pub data: Tensor<D>,
+pub struct Examples {
+    /// `[b, c, h, w]` as the data gives them, in [0, 1] with `auto_normalize`.
+    pub data: Tensor<4>,
     /// The class of each example, for networks that take classes.
     pub classes: Option<Vec<u32>>,
-    /// `[b, condition channels, ...]` in the same range, for networks that take a condition.
-    pub condition: Option<Tensor<D>>,
+    /// `[b, condition channels, h, w]` in the same range, for networks that take a condition.
+    pub condition: Option<Tensor<4>>,
     /// The vector of each example, `[b, vector_dim]` in row-major order, for networks that take vectors.
     pub vectors: Option<Vec<f32>>,
 }
 
-impl<const D: usize> From<Tensor<D>> for Examples<D> {
-    fn from(data: Tensor<D>) -> Self {
+impl From<Tensor<4>> for Examples {
+    fn from(data: Tensor<4>) -> Self {
         Self { data, classes: None, condition: None, vectors: None }
     }
 }
 
-impl<const D: usize> Examples<D> {
+impl Examples {
     /// The same on this device.
     pub fn on(self, device: &Device) -> Self {
         let condition = self.condition.map(|condition| condition.to_device(device));
@@ -41,25 +41,25 @@ impl<const D: usize> Examples<D> {
     }
 }
 
-/// The levels of a schedule that is being trained: log-SNR `[b]`, alpha and sigma `[b, 1, ...]`.
-struct Learned<const D: usize> {
+/// The levels of a schedule that is being trained: log-SNR `[b]`, alpha and sigma `[b, 1, 1, 1]`.
+struct Learned {
     log_snr: Tensor<1>,
-    alpha: Tensor<D>,
-    sigma: Tensor<D>,
+    alpha: Tensor<4>,
+    sigma: Tensor<4>,
 }
 
 /// A noised batch and what it was made of.
-pub(super) struct Parts<'a, const D: usize> {
-    pub batch: &'a Prepared<D>,
-    pub x: Tensor<D>,
+pub(super) struct Parts<'a> {
+    pub batch: &'a Prepared,
+    pub x: Tensor<4>,
     /// In place of the batch's own levels.
-    learned: Option<Learned<D>>,
+    learned: Option<Learned>,
     prediction: Prediction,
 }
 
-impl<const D: usize> Parts<'_, D> {
-    /// A number of each example, `[b, 1, ...]`. Schedules are learned for single predictions only, which `Learned` reads.
-    pub fn number(&self, number: Number) -> Tensor<D> {
+impl Parts<'_> {
+    /// A number of each example, `[b, 1, 1, 1]`. Schedules are learned for single predictions only, which `Learned` reads.
+    pub fn number(&self, number: Number) -> Tensor<4> {
         self.batch.shaped(number)
     }
 
@@ -71,19 +71,19 @@ impl<const D: usize> Parts<'_, D> {
         }
     }
 
-    fn input(&self) -> Tensor<D> {
+    fn input(&self) -> Tensor<4> {
         match (&self.learned, self.prediction) {
             (None, Prediction::Elucidated { .. }) => self.x.clone() * self.number(Number::CIn),
             _ => self.x.clone(),
         }
     }
 
-    fn network_input(&self, x_self_cond: Option<Tensor<D>>) -> NetworkInput<D> {
+    fn network_input(&self, x_self_cond: Option<Tensor<4>>) -> NetworkInput {
         let Told { classes, condition, vectors } = self.batch.told.clone();
         NetworkInput { x: self.input(), time: self.time(), x_self_cond, classes, condition, vectors }
     }
 
-    fn target(&self) -> Tensor<D> {
+    fn target(&self) -> Tensor<4> {
         let (x_start, noise) = (self.batch.x_start.clone(), self.batch.noise.clone());
         match (&self.learned, self.prediction) {
             (_, Prediction::Noise) => noise,
@@ -94,7 +94,7 @@ impl<const D: usize> Parts<'_, D> {
     }
 
     /// The estimate of x_start in a prediction.
-    fn x_start_of(&self, prediction: Tensor<D>) -> Tensor<D> {
+    fn x_start_of(&self, prediction: Tensor<4>) -> Tensor<4> {
         let x = self.x.clone();
         match (&self.learned, self.prediction) {
             (_, Prediction::XStart) => prediction,
@@ -122,24 +122,14 @@ impl<const D: usize> Parts<'_, D> {
 impl Diffusion {
     /// The weighted loss of each example, `[b]`. Everything must lie on the network's device. With several candidates of noise, each
     /// example is trained on the one of least loss, found without gradients.
-    pub fn loss<const D: usize, M: Network<D>>(
-        &self,
-        model: &M,
-        examples: impl Into<Examples<D>>,
-        draws: &Draws<D>,
-    ) -> Tensor<1> {
+    pub fn loss<M: Network>(&self, model: &M, examples: impl Into<Examples>, draws: &Draws) -> Tensor<1> {
         self.loss_of(model, &self.prepare(model, examples, draws))
     }
 
     /// A batch as the loss takes it: all that the host and chance decide about it is decided, and what a network is shown of its own is there. With
     /// several candidates of noise, each example gets the one of least loss, found without gradients.
-    pub fn prepare<const D: usize, M: Network<D>>(
-        &self,
-        model: &M,
-        examples: impl Into<Examples<D>>,
-        draws: &Draws<D>,
-    ) -> Prepared<D> {
-        let examples: Examples<D> = examples.into();
+    pub fn prepare<M: Network>(&self, model: &M, examples: impl Into<Examples>, draws: &Draws) -> Prepared {
+        let examples: Examples = examples.into();
         let classes = kept(model, examples.classes, &draws.keep_condition);
         let classes = classes_tensor(model.num_classes(), classes.as_deref(), &examples.data.device());
         let condition = examples.condition.filter(|_| model.condition_channels() > 0);
@@ -151,7 +141,7 @@ impl Diffusion {
         let learned = model.noise_schedule().is_some() && self.formulation.learned_schedule().is_some();
         let levels: Vec<NoiseLevel> =
             if learned { Vec::new() } else { draws.times.iter().map(|&time| self.level(time)).collect() };
-        let batch = |x_start: &Tensor<D>, noise| {
+        let batch = |x_start: &Tensor<4>, noise| {
             let levels = Levels {
                 times: draws.times.clone(),
                 prediction: self.formulation.prediction(),
@@ -169,7 +159,7 @@ impl Diffusion {
     }
 
     /// The weighted loss of each example of a [prepared](Self::prepare) batch, `[b]`.
-    pub fn loss_of<const D: usize, M: Network<D>>(&self, model: &M, batch: &Prepared<D>) -> Tensor<1> {
+    pub fn loss_of<M: Network>(&self, model: &M, batch: &Prepared) -> Tensor<1> {
         let parts = self.noised(model, batch);
         let output = model.predict(parts.network_input(batch.x_self_cond.clone()));
         match self.formulation.output() {
@@ -195,7 +185,7 @@ impl Diffusion {
     }
 
     /// What a network is shown as its earlier estimate: one made without gradients if there is `to_be_one`, else zeros.
-    fn x_self_cond<const D: usize, M: Network<D>>(&self, model: &M, batch: &Prepared<D>, to_be_one: bool) -> Tensor<D> {
+    fn x_self_cond<M: Network>(&self, model: &M, batch: &Prepared, to_be_one: bool) -> Tensor<4> {
         if !to_be_one {
             return batch.x_start.zeros_like();
         }
@@ -204,7 +194,7 @@ impl Diffusion {
     }
 
     /// The estimate of x_start in a whole output.
-    fn x_start<const D: usize>(&self, output: Tensor<D>, parts: &Parts<'_, D>) -> Tensor<D> {
+    fn x_start(&self, output: Tensor<4>, parts: &Parts<'_>) -> Tensor<4> {
         match self.formulation.output() {
             Output::Prediction => parts.x_start_of(output),
             Output::WithVariance(_) => parts.x_start_of(output.narrow(1, 0, parts.x.dims()[1])),
@@ -215,12 +205,12 @@ impl Diffusion {
         }
     }
 
-    fn noised<'a, const D: usize, M: Network<D>>(&self, model: &M, batch: &'a Prepared<D>) -> Parts<'a, D> {
+    fn noised<'a, M: Network>(&self, model: &M, batch: &'a Prepared) -> Parts<'a> {
         let learned = match (model.noise_schedule(), self.formulation.learned_schedule()) {
             (Some(schedule), Some(_)) => {
                 let log_snr = schedule.forward(batch.number(Number::FormulationTime));
                 let root = |log_snr: Tensor<1>| {
-                    let shape = number_shape::<D>(batch.x_start.dims()[0]);
+                    let shape = number_shape::<4>(batch.x_start.dims()[0]);
                     burn::tensor::activation::sigmoid(log_snr).sqrt().reshape(shape)
                 };
                 Some(Learned { alpha: root(log_snr.clone()), sigma: root(-log_snr.clone()), log_snr })
@@ -236,15 +226,15 @@ impl Diffusion {
     }
 
     /// The noise that x_t and the target share: chosen among the candidates, offset added, handed out within the batch if immiscible.
-    fn noise<const D: usize, M: Network<D>>(
+    fn noise<M: Network>(
         &self,
         model: &M,
-        x_start: &Tensor<D>,
-        batch: &impl Fn(&Tensor<D>, Tensor<D>) -> Prepared<D>,
-        draws: &Draws<D>,
-    ) -> Tensor<D> {
+        x_start: &Tensor<4>,
+        batch: &impl Fn(&Tensor<4>, Tensor<4>) -> Prepared,
+        draws: &Draws,
+    ) -> Tensor<4> {
         let shared = &self.config.shared;
-        let candidates: Vec<Tensor<D>> = draws
+        let candidates: Vec<Tensor<4>> = draws
             .noise
             .iter()
             .map(|noise| match &draws.offset_noise {
@@ -258,7 +248,7 @@ impl Diffusion {
         let probe = TrainNoGrad::of(model);
         let losses: Vec<Vec<f32>> = candidates
             .iter()
-            .map(|noise| host_values(self.loss_of::<D, M>(&probe, &batch(x_start, noise.clone()))))
+            .map(|noise| host_values(self.loss_of::<M>(&probe, &batch(x_start, noise.clone()))))
             .collect();
         let chosen = (0..x_start.dims()[0]).map(|i| {
             let least = (0..losses.len()).min_by(|&a, &b| losses[a][i].total_cmp(&losses[b][i])).unwrap_or(0);
@@ -269,7 +259,7 @@ impl Diffusion {
 }
 
 /// The noise of a batch handed out by least distance.
-fn assigned<const D: usize>(x_start: &Tensor<D>, noise: Tensor<D>) -> Tensor<D> {
+fn assigned(x_start: &Tensor<4>, noise: Tensor<4>) -> Tensor<4> {
     let size = noise.dims()[1..].iter().product();
     let order = least_distance_assignment(&host_values(x_start.clone()), &host_values(noise.clone()), size);
     let order: Vec<i64> = order.into_iter().map(|i| i as i64).collect();
@@ -279,7 +269,7 @@ fn assigned<const D: usize>(x_start: &Tensor<D>, noise: Tensor<D>) -> Tensor<D> 
 }
 
 /// Classes with those dropped whose draw lies below the network's probability. Only training draws: measurements drop nothing.
-fn kept<const D: usize, M: Network<D>>(model: &M, classes: Option<Vec<u32>>, draws: &[f64]) -> Option<Vec<u32>> {
+fn kept<M: Network>(model: &M, classes: Option<Vec<u32>>, draws: &[f64]) -> Option<Vec<u32>> {
     let mut classes = classes?;
     for (class, draw) in classes.iter_mut().zip(draws) {
         if *draw < model.class_drop_prob() {
@@ -290,12 +280,7 @@ fn kept<const D: usize, M: Network<D>>(model: &M, classes: Option<Vec<u32>>, dra
 }
 
 /// Vectors as a network takes them, those unknown whose class would be dropped; `None` for a network that takes none.
-fn kept_vectors<const D: usize, M: Network<D>>(
-    model: &M,
-    vectors: Option<Vec<f32>>,
-    draws: &[f64],
-    device: &Device,
-) -> Option<Vectors> {
+fn kept_vectors<M: Network>(model: &M, vectors: Option<Vec<f32>>, draws: &[f64], device: &Device) -> Option<Vectors> {
     let dim = model.vector_dim();
     let rows = vectors.filter(|_| dim > 0)?;
     let given = |i: usize| draws.get(i).is_none_or(|&draw| draw >= model.class_drop_prob());

@@ -15,7 +15,7 @@ use crate::models::{Calls, Network, NetworkInput};
 use crate::nn::Vectors;
 
 /// Gives `scale grad_x ln p(y | x)` for x of a level: a classifier's push towards its class.
-pub type Push<'a, const D: usize> = Box<dyn Fn(Tensor<D>, NoiseLevel) -> Tensor<D> + 'a>;
+pub type Push<'a> = Box<dyn Fn(Tensor<4>, NoiseLevel) -> Tensor<4> + 'a>;
 
 /// What guidance guides towards: all that a network can also be without.
 #[derive(Clone)]
@@ -30,7 +30,7 @@ impl Labels {
     }
 
     /// Of the same kinds, but unknown.
-    fn unknown<const D: usize, M: Network<D>>(&self, model: &M, b: usize, device: &Device) -> Self {
+    fn unknown<M: Network>(&self, model: &M, b: usize, device: &Device) -> Self {
         let no_class = |_: &Tensor<1, Int>| Tensor::full([b], model.num_classes() as i64, device);
         Self {
             classes: self.classes.as_ref().map(no_class),
@@ -80,19 +80,19 @@ impl<T> Outputs<T> {
 }
 
 /// A network under a formulation, ready to denoise.
-pub struct NetworkDenoiser<'a, const D: usize, M> {
+pub struct NetworkDenoiser<'a, M> {
     diffusion: Diffusion,
-    model: Calls<'a, D, M>,
+    model: Calls<'a, M>,
     guidance: GuidanceConfig,
     classes: Option<Vec<u32>>,
-    condition: Option<Tensor<D>>,
+    condition: Option<Tensor<4>>,
     vectors: Option<Vec<f32>>,
-    weak: Option<Calls<'a, D, M>>,
-    push: Option<Push<'a, D>>,
+    weak: Option<Calls<'a, M>>,
+    push: Option<Push<'a>>,
 }
 
-impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
-    pub(super) fn new(diffusion: Diffusion, model: Calls<'a, D, M>) -> Self {
+impl<'a, M: Network> NetworkDenoiser<'a, M> {
+    pub(super) fn new(diffusion: Diffusion, model: Calls<'a, M>) -> Self {
         Self {
             diffusion,
             model,
@@ -115,8 +115,8 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
         Self { classes: Some(classes), ..self }
     }
 
-    /// Conditioned on data of each example, `[b, condition channels, ...]` in the data's range.
-    pub fn with_condition(self, condition: Tensor<D>) -> Self {
+    /// Conditioned on data of each example, `[b, condition channels, h, w]` in the data's range.
+    pub fn with_condition(self, condition: Tensor<4>) -> Self {
         let condition = Some(self.diffusion.normalize(condition));
         Self { condition, ..self }
     }
@@ -127,13 +127,13 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
     }
 
     /// Guided away from a weaker network in place of the unconditional prediction (Karras et al. 2024, arXiv:2406.02507).
-    pub fn with_weak(self, weak: impl Into<Calls<'a, D, M>>) -> Self {
+    pub fn with_weak(self, weak: impl Into<Calls<'a, M>>) -> Self {
         Self { weak: Some(weak.into()), ..self }
     }
 
     /// Guided by a classifier (Dhariwal and Nichol 2021, arXiv:2105.05233, algorithm 2): eps becomes `eps - sigma push`, which moves
     /// x_start by `sigma^2 / alpha push`, in every sampler.
-    pub fn with_push(self, push: Push<'a, D>) -> Self {
+    pub fn with_push(self, push: Push<'a>) -> Self {
         Self { push: Some(push), ..self }
     }
 
@@ -150,19 +150,19 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
     /// The outputs that guidance by this scale needs.
     fn outputs(
         &self,
-        x: Tensor<D>,
+        x: Tensor<4>,
         level: NoiseLevel,
-        x_self_cond: Option<Tensor<D>>,
+        x_self_cond: Option<Tensor<4>>,
         scale: f64,
-    ) -> Outputs<Tensor<D>> {
+    ) -> Outputs<Tensor<4>> {
         let (b, device) = (x.dims()[0], x.device());
         let condition = self.condition(b);
-        let labels = |calls: &Calls<'a, D, M>| self.labels(calls.network(), b, &device);
-        let run = |calls: &Calls<'a, D, M>,
-                   x: Tensor<D>,
-                   x_self_cond: Option<Tensor<D>>,
+        let labels = |calls: &Calls<'a, M>| self.labels(calls.network(), b, &device);
+        let run = |calls: &Calls<'a, M>,
+                   x: Tensor<4>,
+                   x_self_cond: Option<Tensor<4>>,
                    labels: Labels,
-                   condition: Option<Tensor<D>>| {
+                   condition: Option<Tensor<4>>| {
             let Labels { classes, vectors } = labels;
             let time = per_example::<1>(&vec![level.time; x.dims()[0]], &device);
             let none_yet = || x.zeros_like();
@@ -184,12 +184,12 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
         if labels.are_absent() {
             return Outputs::Strong(one(&self.model, labels));
         }
-        let unknown = labels.unknown::<D, M>(self.model.network(), b, &device);
+        let unknown = labels.unknown::<M>(self.model.network(), b, &device);
         if scale == 0.0 {
             return Outputs::Weak(one(&self.model, unknown));
         }
         // Both halves as one batch.
-        let twice = |x: Tensor<D>| Tensor::cat(vec![x.clone(), x], 0);
+        let twice = |x: Tensor<4>| Tensor::cat(vec![x.clone(), x], 0);
         let both = run(
             &self.model,
             twice(x.clone()),
@@ -212,13 +212,13 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
     }
 
     /// What the first `b` examples belong to.
-    fn condition(&self, b: usize) -> Option<Tensor<D>> {
+    fn condition(&self, b: usize) -> Option<Tensor<4>> {
         let condition = self.condition.as_ref()?;
         Some(condition.clone().narrow(0, 0, b.min(condition.dims()[0])))
     }
 
     /// The prediction in an output: what guidance combines.
-    fn prediction(&self, output: Tensor<D>, x: &Tensor<D>, at: Coefficients) -> Tensor<D> {
+    fn prediction(&self, output: Tensor<4>, x: &Tensor<4>, at: Coefficients) -> Tensor<4> {
         let c = x.dims()[1];
         match self.diffusion.formulation.output() {
             Output::Prediction => output,
@@ -232,7 +232,7 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
     }
 
     /// The clean data in a prediction.
-    fn read(&self, prediction: Tensor<D>, x: &Tensor<D>, at: Coefficients) -> Tensor<D> {
+    fn read(&self, prediction: Tensor<4>, x: &Tensor<4>, at: Coefficients) -> Tensor<4> {
         match self.diffusion.formulation.output() {
             Output::Weighted(_) => prediction,
             _ => x.clone() * at.c_skip + prediction * at.c_out,
@@ -240,19 +240,19 @@ impl<'a, const D: usize, M: Network<D>> NetworkDenoiser<'a, D, M> {
     }
 
     /// Where the learned variance lies between its bounds.
-    fn variance(&self, output: &Tensor<D>, level: NoiseLevel, c: usize) -> Option<Tensor<D>> {
+    fn variance(&self, output: &Tensor<4>, level: NoiseLevel, c: usize) -> Option<Tensor<4>> {
         let Output::WithVariance(variance) = self.diffusion.formulation.output() else { return None };
         let times = vec![level.time.round().max(0.0); output.dims()[0]];
         Some(variance.place(output.clone().narrow(1, c, c), self.diffusion.tables()?, &times))
     }
 
-    fn limit(&self, x_start: Tensor<D>) -> Tensor<D> {
+    fn limit(&self, x_start: Tensor<4>) -> Tensor<4> {
         if self.diffusion.config.shared.auto_normalize { self.guidance.limit(x_start) } else { x_start }
     }
 }
 
-impl<const D: usize, M: Network<D>> Denoiser<D> for NetworkDenoiser<'_, D, M> {
-    fn denoise(&self, x: Tensor<D>, level: NoiseLevel, x_self_cond: Option<Tensor<D>>) -> Estimate<D> {
+impl<M: Network> Denoiser<4> for NetworkDenoiser<'_, M> {
+    fn denoise(&self, x: Tensor<4>, level: NoiseLevel, x_self_cond: Option<Tensor<4>>) -> Estimate<4> {
         let at = self.diffusion.formulation.prediction().coefficients(&level);
         let scale = self.guidance.scale_at(&level);
         let input = if at.c_in == 1.0 { x.clone() } else { x.clone() * at.c_in };

@@ -15,9 +15,9 @@ use crate::recording::{Place, place_of_fields};
 
 /// What a network is told of a batch beside levels of noise.
 #[derive(Clone, Debug)]
-pub(super) struct Told<const D: usize> {
+pub(super) struct Told {
     pub classes: Option<Tensor<1, Int>>,
-    pub condition: Option<Tensor<D>>,
+    pub condition: Option<Tensor<4>>,
     pub vectors: Option<Vectors>,
 }
 
@@ -86,19 +86,19 @@ impl Levels {
 
 /// See [`Diffusion::prepare`](super::Diffusion::prepare).
 #[derive(Debug)]
-pub struct Prepared<const D: usize> {
-    pub(super) x_start: Tensor<D>,
-    pub(super) noise: Tensor<D>,
-    pub(super) told: Told<D>,
+pub struct Prepared {
+    pub(super) x_start: Tensor<4>,
+    pub(super) noise: Tensor<4>,
+    pub(super) told: Told,
     /// The network's own estimate, or zeros, for networks that take one.
-    pub(super) x_self_cond: Option<Tensor<D>>,
+    pub(super) x_self_cond: Option<Tensor<4>>,
     levels: Levels,
     /// Those that were asked for, `[b]`.
     numbers: Mutex<BTreeMap<Number, Tensor<1>>>,
 }
 
-impl<const D: usize> Prepared<D> {
-    pub(super) fn new(x_start: Tensor<D>, noise: Tensor<D>, told: Told<D>, levels: Levels) -> Self {
+impl Prepared {
+    pub(super) fn new(x_start: Tensor<4>, noise: Tensor<4>, told: Told, levels: Levels) -> Self {
         Self { x_start, noise, told, x_self_cond: None, levels, numbers: Mutex::default() }
     }
 
@@ -109,13 +109,13 @@ impl<const D: usize> Prepared<D> {
         numbers.entry(number).or_insert_with(tensor).clone()
     }
 
-    /// The same, `[b, 1, ...]`.
-    pub(super) fn shaped(&self, number: Number) -> Tensor<D> {
-        self.number(number).reshape(number_shape::<D>(self.x_start.dims()[0]))
+    /// The same, `[b, 1, 1, 1]`.
+    pub(super) fn shaped(&self, number: Number) -> Tensor<4> {
+        self.number(number).reshape(number_shape::<4>(self.x_start.dims()[0]))
     }
 }
 
-impl<const D: usize> Place for Prepared<D> {
+impl Place for Prepared {
     fn in_own_memory(&self) -> Self {
         let (x_start, noise) = (self.x_start.in_own_memory(), self.noise.in_own_memory());
         let own = Self::new(x_start, noise, self.told.in_own_memory(), self.levels.clone());
@@ -140,7 +140,7 @@ impl<const D: usize> Place for Prepared<D> {
     }
 }
 
-place_of_fields!(Told<const D> { classes, condition, vectors });
+place_of_fields!(Told { classes, condition, vectors });
 
 #[cfg(test)]
 mod tests {
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
     use crate::nn::params::host_values;
 
-    fn batch(size: usize, value: f32, classes: Option<i64>, condition: bool) -> Prepared<4> {
+    fn batch(size: usize, value: f32, classes: Option<i64>, condition: bool) -> Prepared {
         let device = Device::flex();
         let data = || Tensor::full([size, 1, 2, 2], value, &device);
         let classes = classes.map(|class| Tensor::from_data(TensorData::new(vec![class; size], [size]), &device));
@@ -184,7 +184,7 @@ mod tests {
         let (mut own, other) = (batch(2, 1.0, Some(1), true).in_own_memory(), batch(2, 3.0, Some(2), true));
         assert_eq!(host_values(own.number(Number::Alpha)), [1.0; 2]);
         own.take_over(&other);
-        let values = |batch: &Prepared<4>| {
+        let values = |batch: &Prepared| {
             let classes = batch.told.classes.clone().unwrap().float();
             let condition = batch.told.condition.clone().unwrap();
             let numbers = [Number::Alpha, Number::Weight].map(|number| host_values(batch.number(number)));

@@ -23,13 +23,13 @@ pub struct Diffusion {
 
 /// All that chance decides about one batch of training.
 #[derive(Clone, Debug)]
-pub struct Draws<const D: usize> {
+pub struct Draws {
     /// `[b]`, the formulation's time of each example.
     pub times: Vec<f64>,
-    /// `[b, c, ...]`, standard normal, one for each candidate (`xm_candidates`).
-    pub noise: Vec<Tensor<D>>,
-    /// `[b, c, 1, ...]`, standard normal; used if `offset_noise_strength` is above 0.
-    pub offset_noise: Option<Tensor<D>>,
+    /// `[b, c, h, w]`, standard normal, one for each candidate (`xm_candidates`).
+    pub noise: Vec<Tensor<4>>,
+    /// `[b, c, 1, 1]`, standard normal; used if `offset_noise_strength` is above 0.
+    pub offset_noise: Option<Tensor<4>>,
     /// Whether a network that takes an earlier estimate is given one for this batch.
     pub self_condition: bool,
     /// `[b]`, in (0, 1): an example below the probability of dropping loses its condition. The same for all candidates.
@@ -67,12 +67,12 @@ impl Diffusion {
     }
 
     /// Data `[0, 1]` to the network's `[-1, 1]`, unless `auto_normalize` is off.
-    pub fn normalize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+    pub fn normalize(&self, x: Tensor<4>) -> Tensor<4> {
         if self.config.shared.auto_normalize { x * 2.0 - 1.0 } else { x }
     }
 
     /// The way back.
-    pub fn unnormalize<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+    pub fn unnormalize(&self, x: Tensor<4>) -> Tensor<4> {
         if self.config.shared.auto_normalize { (x + 1.0) * 0.5 } else { x }
     }
 
@@ -98,14 +98,7 @@ impl Diffusion {
     }
 
     /// Draws for the training examples numbered `first..first + b` since the start of training, in batch number `batch`.
-    pub fn draw<const D: usize>(
-        &self,
-        seed: u64,
-        first: u64,
-        batch: u64,
-        dims: [usize; D],
-        device: &Device,
-    ) -> Draws<D> {
+    pub fn draw(&self, seed: u64, first: u64, batch: u64, dims: [usize; 4], device: &Device) -> Draws {
         let uniform =
             |purpose| (0..dims[0] as u64).map(move |i| Stream::new(seed, purpose, first + i, 0).uniform_f64());
         let shared = &self.config.shared;
@@ -124,12 +117,9 @@ impl Diffusion {
     }
 
     /// The denoiser of a trained network, with the schedule that it learned, if there is one.
-    pub fn denoiser<'a, const D: usize, M: Network<D>>(
-        &self,
-        model: impl Into<Calls<'a, D, M>>,
-    ) -> NetworkDenoiser<'a, D, M> {
+    pub fn denoiser<'a, M: Network>(&self, model: impl Into<Calls<'a, M>>) -> NetworkDenoiser<'a, M> {
         let model = model.into();
-        NetworkDenoiser::new(self.with_schedule_of::<D, M>(model.network()), model)
+        NetworkDenoiser::new(self.with_schedule_of::<M>(model.network()), model)
     }
 
     /// For measurements: noise stays with the example that it was drawn for, so that no loss depends on the rest of the batch.
@@ -140,7 +130,7 @@ impl Diffusion {
     }
 
     /// With the schedule that a network has learned.
-    pub fn with_schedule_of<const D: usize, M: Network<D>>(&self, model: &M) -> Self {
+    pub fn with_schedule_of<M: Network>(&self, model: &M) -> Self {
         let learned = model.noise_schedule().and_then(|schedule| self.formulation.with_schedule(schedule.weights()));
         match learned {
             Some(formulation) => Self { config: self.config.clone(), formulation: formulation.into() },

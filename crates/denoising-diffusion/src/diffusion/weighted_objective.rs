@@ -61,7 +61,7 @@ impl WeightedObjectiveConfig {
 /// the reference does not; there it is the mixture that is kept within the data's range.
 const LIMIT: f64 = 2.0;
 
-/// Noise, clean data and the mixing weights (each `[b, 1, ...]`, summing to 1) of an output for data of `c` channels.
+/// Noise, clean data and the mixing weights (each `[b, 1, 1, 1]`, summing to 1) of an output for data of `c` channels.
 fn split<const D: usize>(output: Tensor<D>, c: usize) -> ([Tensor<D>; 2], [Tensor<D>; 2]) {
     let weights = softmax(output.clone().narrow(1, 2 * c, 2), 1);
     let part = |first: usize| output.clone().narrow(1, first, c);
@@ -80,11 +80,11 @@ pub(super) fn x_start<const D: usize>(
 }
 
 /// The loss of each example, `[b]`.
-pub(super) fn loss<const D: usize>(output: Tensor<D>, weights: ObjectiveWeights, parts: &Parts<'_, D>) -> Tensor<1> {
+pub(super) fn loss(output: Tensor<4>, weights: ObjectiveWeights, parts: &Parts<'_>) -> Tensor<1> {
     let ([noise, pred_x_start], [a, b]) = split(output, parts.batch.x_start.dims()[1]);
     let from_noise = parts.x.clone() * parts.number(Number::CSkip) + noise.clone() * parts.number(Number::COut);
     let mixture = from_noise.clamp(-LIMIT, LIMIT) * a + pred_x_start.clone() * b;
-    let error = |got: Tensor<D>, wanted: &Tensor<D>| per_example_mean((got - wanted.clone()).square());
+    let error = |got: Tensor<4>, wanted: &Tensor<4>| per_example_mean((got - wanted.clone()).square());
     error(mixture, &parts.batch.x_start)
         + error(pred_x_start, &parts.batch.x_start) * weights.pred_x_start_loss_weight
         + error(noise, &parts.batch.noise) * weights.pred_noise_loss_weight

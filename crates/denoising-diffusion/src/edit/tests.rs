@@ -26,8 +26,8 @@ struct Exact {
 const MEANS: [f32; 4] = [-0.6, 0.0, 0.6, 0.2];
 const DEVIATION: f64 = 0.5;
 
-impl Network<4> for Exact {
-    fn forward(&self, input: NetworkInput<4>) -> Tensor<4> {
+impl Network for Exact {
+    fn forward(&self, input: NetworkInput) -> Tensor<4> {
         let (b, device) = (input.x.dims()[0], input.x.device());
         let none = || Tensor::full([b], MEANS.len() as i64 - 1, &device);
         let mean = self.means.val().select(0, input.classes.unwrap_or_else(none)).reshape([b, 1, 1, 1]);

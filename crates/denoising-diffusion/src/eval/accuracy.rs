@@ -62,7 +62,7 @@ pub fn held_out_accuracy(
 }
 
 /// For images numbered from `first`; parts `2 quarter` and `2 quarter + 1` of an image's stream.
-fn draws(diffusion: &Diffusion, seed: u64, quarter: u32, first: u64, dims: [usize; 4], device: &Device) -> Draws<4> {
+fn draws(diffusion: &Diffusion, seed: u64, quarter: u32, first: u64, dims: [usize; 4], device: &Device) -> Draws {
     let share = |i: u64| {
         let within = Stream::new(seed, Purpose::Evaluation, i, 2 * quarter).uniform();
         (f64::from(quarter) + within) / 4.0

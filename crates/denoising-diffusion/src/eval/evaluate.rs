@@ -238,7 +238,7 @@ pub(super) fn table<'a>(values: &'a [f32], images: &Images) -> Result<Features<'
 ///
 /// # Errors
 /// Images that cannot be read, fewer than two of them, and the wish to stop.
-pub fn loss<M: Network<4>>(
+pub fn loss<M: Network>(
     model: &Eval<M>,
     diffusion: &Diffusion,
     judged: Judged<'_>,
@@ -275,7 +275,7 @@ pub fn loss<M: Network<4>>(
 ///
 /// # Errors
 /// As [`loss`]; a network or data for which the bound is not defined.
-pub fn bpd<M: Network<4>>(
+pub fn bpd<M: Network>(
     model: &Eval<M>,
     diffusion: &Diffusion,
     judged: Judged<'_>,

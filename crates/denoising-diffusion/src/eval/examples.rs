@@ -47,7 +47,7 @@ impl ExampleSet {
     }
 
     /// The same on a device.
-    pub fn on(self, device: &Device) -> Examples<4> {
+    pub fn on(self, device: &Device) -> Examples {
         Examples {
             data: on(self.images, device),
             classes: self.classes,
@@ -57,11 +57,11 @@ impl ExampleSet {
     }
 
     /// A denoiser that is told of these examples.
-    pub(super) fn told<'a, M: Network<4>>(
+    pub(super) fn told<'a, M: Network>(
         &self,
-        mut denoiser: NetworkDenoiser<'a, 4, M>,
+        mut denoiser: NetworkDenoiser<'a, M>,
         device: &Device,
-    ) -> NetworkDenoiser<'a, 4, M> {
+    ) -> NetworkDenoiser<'a, M> {
         if let Some(classes) = &self.classes {
             denoiser = denoiser.with_classes(classes.clone());
         }

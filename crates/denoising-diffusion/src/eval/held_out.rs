@@ -27,16 +27,16 @@ pub struct HeldOutLoss {
 /// The loss on batches: tensors `[b, c, ...]`, or [`Examples`] with classes and conditions. Example `i` has its noise level in quarter `i mod 4`; of
 /// fewer than eight examples each has a noise level in every quarter. Levels and noise depend on (seed, i) alone, so that two measurements differ by the
 /// network only. `None` without any example.
-pub fn held_out_loss<const D: usize, M: Network<D>>(
+pub fn held_out_loss<M: Network>(
     model: &Eval<M>,
     diffusion: &Diffusion,
-    batches: impl Iterator<Item = impl Into<Examples<D>>>,
+    batches: impl Iterator<Item = impl Into<Examples>>,
     seed: u64,
     device: &Device,
 ) -> Option<HeldOutLoss> {
-    let mut batches = batches.map(Into::<Examples<D>>::into);
+    let mut batches = batches.map(Into::<Examples>::into);
     let mut first = Vec::new();
-    let count = |batches: &[Examples<D>]| batches.iter().map(|examples| examples.data.dims()[0]).sum::<usize>();
+    let count = |batches: &[Examples]| batches.iter().map(|examples| examples.data.dims()[0]).sum::<usize>();
     while count(&first) < FEW {
         let Some(examples) = batches.next() else { break };
         first.push(examples);
@@ -49,10 +49,10 @@ pub fn held_out_loss<const D: usize, M: Network<D>>(
 }
 
 /// The losses of examples, of which number `i` has its noise level in quarter `i mod 4`.
-fn losses<const D: usize, M: Network<D>>(
+fn losses<M: Network>(
     model: &Eval<M>,
     diffusion: &Diffusion,
-    batches: impl Iterator<Item = Examples<D>>,
+    batches: impl Iterator<Item = Examples>,
     seed: u64,
     device: &Device,
 ) -> Vec<f64> {
@@ -66,20 +66,20 @@ fn losses<const D: usize, M: Network<D>>(
             self_condition: false,
             keep_condition: Vec::new(),
         };
-        let losses = in_pool(|| host_values(diffusion.loss::<D, M>(model, examples, &draws)));
+        let losses = in_pool(|| host_values(diffusion.loss::<M>(model, examples, &draws)));
         all.extend(losses.into_iter().map(f64::from));
     }
     all
 }
 
 /// Each example so many times in a row.
-fn repeated<const D: usize>(examples: Examples<D>, times: usize) -> Examples<D> {
+fn repeated(examples: Examples, times: usize) -> Examples {
     if times == 1 {
         return examples;
     }
     let n = examples.data.dims()[0];
     let places: Vec<i64> = (0..n * times).map(|i| (i / times) as i64).collect();
-    let rows = |data: Tensor<D>| {
+    let rows = |data: Tensor<4>| {
         let places: Tensor<1, Int> = Tensor::from_data(TensorData::new(places.clone(), [n * times]), &data.device());
         data.select(0, places)
     };

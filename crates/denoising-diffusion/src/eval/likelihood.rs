@@ -60,7 +60,7 @@ pub enum LikelihoodError {
 ///
 /// # Errors
 /// [`LikelihoodError`].
-pub fn bits_per_dim<M: Network<4>>(
+pub fn bits_per_dim<M: Network>(
     model: &Eval<M>,
     diffusion: &Diffusion,
     parts: impl Iterator<Item = Result<ExampleSet, DataError>>,
@@ -72,7 +72,7 @@ pub fn bits_per_dim<M: Network<4>>(
     if !is_defined(diffusion.config()) {
         return Err(LikelihoodError::Undefined);
     }
-    let diffusion = diffusion.with_schedule_of::<4, M>(model);
+    let diffusion = diffusion.with_schedule_of::<M>(model);
     let formulation = diffusion.formulation();
     let (chain, times) = (Chain::of(formulation), times(formulation.timesteps(), terms));
     let bound = Bound { model, diffusion: &diffusion, chain: &chain, seed, device };
@@ -105,7 +105,7 @@ struct Bound<'a, M> {
     device: &'a Device,
 }
 
-impl<M: Network<4>> Bound<'_, M> {
+impl<M: Network> Bound<'_, M> {
     /// The terms at t of images numbered from `first`.
     fn terms(&self, part: &ExampleSet, first: usize, t: usize) -> Result<Vec<f64>, LikelihoodError> {
         let Self { model, diffusion, chain, seed, device } = *self;
@@ -114,7 +114,7 @@ impl<M: Network<4>> Bound<'_, M> {
         let len = c * h * w;
         let x_start: Vec<f32> = part.images.data.iter().map(|v| 2.0 * v - 1.0).collect();
         let x = TensorData::new(noised(level, &x_start, len, t, seed, first), [count, c, h, w]);
-        let denoiser = part.told(diffusion.denoiser::<4, M>(model), device);
+        let denoiser = part.told(diffusion.denoiser(model), device);
         let estimate = denoiser.denoise(Tensor::from_data(x, device), level, None);
         let (estimate, variance) = (host_values(estimate.x_start), estimate.variance.map(host_values));
         if estimate.iter().chain(variance.iter().flatten()).any(|v| !v.is_finite()) {

@@ -46,7 +46,7 @@ pub enum GenerateError {
     NonFinite { sample: usize },
 }
 
-impl<M: Network<4>> Generator<'_, M> {
+impl<M: Network> Generator<'_, M> {
     /// Whether the request, and the options of the generator, describe samples of this network.
     pub(super) fn check(&self, request: &Request<'_>) -> Result<(), GenerateError> {
         request.sample.validate(self.diffusion.config())?;

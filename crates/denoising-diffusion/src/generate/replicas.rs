@@ -68,7 +68,7 @@ impl Shared {
     }
 }
 
-impl<'a, M: Network<4>> Generator<'a, M> {
+impl<'a, M: Network> Generator<'a, M> {
     /// Has batches drawn on `device` and those of the replicas, and hands each over. A thread's panic is handed on.
     pub(super) fn on_all_devices<E: From<GenerateError>>(
         &self,

@@ -16,25 +16,25 @@ const WARM_UP: u32 = 2;
 const MOST_KINDS: usize = 8;
 
 /// How a network is called.
-pub struct Calls<'a, const D: usize, M> {
+pub struct Calls<'a, M> {
     model: &'a Eval<M>,
-    recordings: Option<Arc<Mutex<Recordings<D>>>>,
+    recordings: Option<Arc<Mutex<Recordings>>>,
 }
 
-impl<const D: usize, M> Clone for Calls<'_, D, M> {
+impl<M> Clone for Calls<'_, M> {
     fn clone(&self) -> Self {
         Self { model: self.model, recordings: self.recordings.clone() }
     }
 }
 
 /// Calls that are launched.
-impl<'a, const D: usize, M: Network<D>> From<&'a Eval<M>> for Calls<'a, D, M> {
+impl<'a, M: Network> From<&'a Eval<M>> for Calls<'a, M> {
     fn from(model: &'a Eval<M>) -> Self {
         Self::new(model, false)
     }
 }
 
-impl<'a, const D: usize, M: Network<D>> Calls<'a, D, M> {
+impl<'a, M: Network> Calls<'a, M> {
     /// With `device_graph` calls are recorded for each kind of inputs, as far as the device can, to the bits of launched ones; without, and where
     /// gradients are asked for, they are launched.
     pub fn new(model: &'a Eval<M>, device_graph: bool) -> Self {
@@ -63,7 +63,7 @@ impl<'a, const D: usize, M: Network<D>> Calls<'a, D, M> {
     }
 
     /// [`Network::predict`].
-    pub fn predict(&self, input: NetworkInput<D>) -> Tensor<D> {
+    pub fn predict(&self, input: NetworkInput) -> Tensor<4> {
         let Some(recordings) = &self.recordings else { return self.model.predict(input) };
         // Not held while the network is launched: what waits within that for its threads may be given other work that calls the network.
         let recorded = recordings.lock().unwrap_or_else(PoisonError::into_inner).run(self.model, &input);
@@ -72,29 +72,29 @@ impl<'a, const D: usize, M: Network<D>> Calls<'a, D, M> {
 }
 
 /// What has been recorded of a network.
-struct Recordings<const D: usize> {
+struct Recordings {
     /// Of each kind of inputs.
-    kinds: Vec<Kind<D>>,
+    kinds: Vec<Kind>,
     /// Why nothing is.
     refused: Option<String>,
 }
 
 #[allow(clippy::large_enum_variant, reason = "a few, in one list")]
-enum Kind<const D: usize> {
+enum Kind {
     /// So many calls with inputs like this were launched.
-    Launched(NetworkInput<D>, u32),
-    Recorded(Recorded<NetworkInput<D>, Tensor<D>>),
+    Launched(NetworkInput, u32),
+    Recorded(Recorded<NetworkInput, Tensor<4>>),
 }
 
-impl<const D: usize> Default for Recordings<D> {
+impl Default for Recordings {
     fn default() -> Self {
         Self { kinds: Vec::new(), refused: None }
     }
 }
 
-impl<const D: usize> Recordings<D> {
+impl Recordings {
     /// The network's output, in memory of its own; `None` if it is to be launched.
-    fn run<M: Network<D>>(&mut self, model: &Eval<M>, input: &NetworkInput<D>) -> Option<Tensor<D>> {
+    fn run<M: Network>(&mut self, model: &Eval<M>, input: &NetworkInput) -> Option<Tensor<4>> {
         if self.refused.is_none() {
             self.refused = why_not_on(&input.x.device()).map(str::to_string);
         }
@@ -119,15 +119,15 @@ impl<const D: usize> Recordings<D> {
     }
 }
 
-impl<const D: usize> Kind<D> {
-    fn input(&self) -> &NetworkInput<D> {
+impl Kind {
+    fn input(&self) -> &NetworkInput {
         match self {
             Self::Launched(input, _) => input,
             Self::Recorded(recorded) => recorded.input(),
         }
     }
 
-    fn run<M: Network<D>>(&mut self, model: &Eval<M>, input: &NetworkInput<D>) -> Result<Option<Tensor<D>>, String> {
+    fn run<M: Network>(&mut self, model: &Eval<M>, input: &NetworkInput) -> Result<Option<Tensor<4>>, String> {
         if let Self::Launched(_, calls) = self {
             *calls += 1;
             if *calls <= WARM_UP {
@@ -143,15 +143,12 @@ impl<const D: usize> Kind<D> {
     }
 }
 
-fn record<const D: usize, M: Network<D>>(
-    model: &Eval<M>,
-    input: &NetworkInput<D>,
-) -> Result<Recorded<NetworkInput<D>, Tensor<D>>, String> {
+fn record<M: Network>(model: &Eval<M>, input: &NetworkInput) -> Result<Recorded<NetworkInput, Tensor<4>>, String> {
     let other = NetworkInput { x: input.x.clone() * 0.5, time: input.time.clone() * 0.5, ..input.clone() };
-    let work = |input: &NetworkInput<D>| model.predict(input.clone());
-    let numbers = |output: &Tensor<D>| host_values(output.clone()).into_iter().map(f64::from).collect();
+    let work = |input: &NetworkInput| model.predict(input.clone());
+    let numbers = |output: &Tensor<4>| host_values(output.clone()).into_iter().map(f64::from).collect();
     // SAFETY: weights of an `Eval` change in no way, and `Calls`, which alone has its recordings, borrows it.
     unsafe { Recorded::new(&input.x.device(), [&other, input], work, numbers) }
 }
 
-place_of_fields!(NetworkInput<const D> { x, time, x_self_cond, classes, condition, vectors });
+place_of_fields!(NetworkInput { x, time, x_self_cond, classes, condition, vectors });

@@ -110,8 +110,8 @@ impl Dit {
     }
 }
 
-impl Network<4> for Dit {
-    fn forward(&self, input: NetworkInput<4>) -> Tensor<4> {
+impl Network for Dit {
+    fn forward(&self, input: NetworkInput) -> Tensor<4> {
         let x = input.stacked(false);
         let NetworkInput { time, classes, vectors, .. } = input;
         let x = on_tokens(&self.x_embedder, self.patches(x)); // [b, h / patch, w / patch, hidden] from here on

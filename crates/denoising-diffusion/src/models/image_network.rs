@@ -315,8 +315,8 @@ macro_rules! of_each {
     };
 }
 
-impl Network<4> for ImageNetwork {
-    fn forward(&self, input: NetworkInput<4>) -> Tensor<4> {
+impl Network for ImageNetwork {
+    fn forward(&self, input: NetworkInput) -> Tensor<4> {
         of_each!(self, network => network.forward(input))
     }
 

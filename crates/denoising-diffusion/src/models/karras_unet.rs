@@ -126,8 +126,8 @@ impl KarrasUnet {
     }
 }
 
-impl Network<4> for KarrasUnet {
-    fn forward(&self, input: NetworkInput<4>) -> Tensor<4> {
+impl Network for KarrasUnet {
+    fn forward(&self, input: NetworkInput) -> Tensor<4> {
         let x = input.stacked(self.config.self_condition);
         let NetworkInput { time, classes, vectors, .. } = input;
         let [b, c, rows, w] = x.dims();

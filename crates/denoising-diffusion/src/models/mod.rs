@@ -39,33 +39,33 @@ pub use unet1d_config::Unet1dConfig;
 pub use uvit::{PatchNorm, Uvit, UvitBlock, UvitDown, UvitInput, UvitUp};
 pub use uvit_config::{ImageTransform, UvitConfig, UvitConfigError};
 
-/// What a network is given: a batch of noisy data, its noise levels, and what else it is to know. `D` is the rank of the data's
-/// batch: 3 for sequences, 4 for images, 5 for volumes.
+/// The input of a network: a batch of noisy data, its noise levels, and what else the network is told. Data are `[b, c, h, w]`: a sequence
+/// is an image of height 1, a volume `[d, h, w]` an image of height `d h` (slice below slice).
 #[derive(Clone, Debug)]
-pub struct NetworkInput<const D: usize> {
-    /// `[b, c, ...]`
-    pub x: Tensor<D>,
+pub struct NetworkInput {
+    /// `[b, c, h, w]`
+    pub x: Tensor<4>,
     /// `[b]`, the noise level as the formulation numbers it (Gaussian diffusion: t).
     pub time: Tensor<1>,
-    /// `[b, c, ...]`, an earlier estimate of the clean data, if the network takes one; zeros where there is none yet.
-    pub x_self_cond: Option<Tensor<D>>,
+    /// `[b, c, h, w]`, an earlier estimate of the clean data, if the network takes one; zeros where there is none yet.
+    pub x_self_cond: Option<Tensor<4>>,
     /// `[b]`, the class of each example in `0..num_classes`, or `num_classes` for "no class", if the network takes classes.
     pub classes: Option<Tensor<1, Int>>,
-    /// `[b, condition channels, ...]`, data that the output is to belong to, if the network takes some.
-    pub condition: Option<Tensor<D>>,
+    /// `[b, condition channels, h, w]`, data that the output is to belong to, if the network takes some.
+    pub condition: Option<Tensor<4>>,
     /// The vector that each example belongs to, if the network takes vectors.
     pub vectors: Option<Vectors>,
 }
 
-impl<const D: usize> NetworkInput<D> {
+impl NetworkInput {
     /// Noisy data and their levels, and nothing else.
-    pub fn new(x: Tensor<D>, time: Tensor<1>) -> Self {
+    pub fn new(x: Tensor<4>, time: Tensor<1>) -> Self {
         Self { x, time, x_self_cond: None, classes: None, condition: None, vectors: None }
     }
 
     /// What a network's first layer sees, one behind the other along the channels: the earlier estimate, for networks that take one
     /// (zeros where there is none yet), the noisy data, and the condition.
-    pub fn stacked(&self, self_condition: bool) -> Tensor<D> {
+    pub fn stacked(&self, self_condition: bool) -> Tensor<4> {
         let x = self.x.clone();
         let earlier = self_condition.then(|| self.x_self_cond.clone().unwrap_or_else(|| x.zeros_like()));
         let parts: Vec<_> = earlier.into_iter().chain([x.clone()]).chain(self.condition.clone()).collect();
@@ -86,9 +86,9 @@ pub struct SizeError(pub String);
 /// A network that can be trained to denoise. Derive Burn's `Module` and implement this; see `examples/custom_network.rs`.
 /// Layers take their mode from Burn: as in training on an autodiff device, as in evaluation in a copy made by
 /// [`eval`](crate::nn::EvalMode::eval).
-pub trait Network<const D: usize>: Module + Sync {
-    /// `[b, channels, ...] -> [b, out_channels, ...]`
-    fn forward(&self, input: NetworkInput<D>) -> Tensor<D>;
+pub trait Network: Module + Sync {
+    /// `[b, channels, h, w] -> [b, out_channels, h, w]`
+    fn forward(&self, input: NetworkInput) -> Tensor<4>;
 
     /// Whether [`forward`](Network::forward) works on data in bf16, giving an output in bf16; what is embedded (time, vectors) stays
     /// f32. Weights of [`Conv2d`](crate::nn::Conv2d) may then be bf16 already, so that it is for data only.
@@ -103,11 +103,11 @@ pub trait Network<const D: usize>: Module + Sync {
 
     /// [`forward`](Network::forward) in this process's [`Precision`], as far as the network [takes it](Network::takes_bf16): f32 in,
     /// f32 out.
-    fn predict(&self, input: NetworkInput<D>) -> Tensor<D> {
+    fn predict(&self, input: NetworkInput) -> Tensor<4> {
         if self.data_type() == DType::F32 {
             return self.forward(input);
         }
-        let narrow = |data: Tensor<D>| data.cast(FloatDType::BF16);
+        let narrow = |data: Tensor<4>| data.cast(FloatDType::BF16);
         let NetworkInput { x, time, x_self_cond, classes, condition, vectors } = input;
         let (x_self_cond, condition) = (x_self_cond.map(narrow), condition.map(narrow));
         let input = NetworkInput { x: narrow(x), time, x_self_cond, classes, condition, vectors };
@@ -167,9 +167,9 @@ pub trait Network<const D: usize>: Module + Sync {
 impl<M> Eval<M> {
     /// The same network, ready for many [predictions](Network::predict) in the precision that this process has now: weights are converted
     /// once, not in each of them.
-    pub fn for_predictions<const D: usize>(self) -> Self
+    pub fn for_predictions(self) -> Self
     where
-        M: Network<D>,
+        M: Network,
     {
         let dtype = self.data_type();
         self.for_data(dtype)

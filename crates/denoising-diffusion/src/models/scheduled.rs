@@ -112,8 +112,8 @@ pub struct Scheduled<M> {
     pub noise_schedule: LearnedSchedule,
 }
 
-impl<const D: usize, M: Network<D> + ModuleDisplay> Network<D> for Scheduled<M> {
-    fn forward(&self, input: NetworkInput<D>) -> Tensor<D> {
+impl<M: Network + ModuleDisplay> Network for Scheduled<M> {
+    fn forward(&self, input: NetworkInput) -> Tensor<4> {
         self.network.forward(input)
     }
 

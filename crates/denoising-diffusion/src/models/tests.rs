@@ -33,7 +33,7 @@ fn unet(config: &UnetConfig, device: &Device) -> Unet {
 }
 
 /// The same image at the same noise level for each class.
-fn input(classes: Option<&[i64]>, device: &Device) -> NetworkInput<4> {
+fn input(classes: Option<&[i64]>, device: &Device) -> NetworkInput {
     let b = classes.map_or(1, <[i64]>::len);
     let mut image = vec![0.0; 16];
     Stream::new(1, Purpose::SampleInit, 0, 0).fill_normal(&mut image);

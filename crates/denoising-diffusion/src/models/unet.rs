@@ -157,8 +157,8 @@ impl Unet {
     }
 }
 
-impl Network<4> for Unet {
-    fn forward(&self, input: NetworkInput<4>) -> Tensor<4> {
+impl Network for Unet {
+    fn forward(&self, input: NetworkInput) -> Tensor<4> {
         let x = input.stacked(self.config.self_condition);
         let NetworkInput { time, classes, vectors, .. } = input;
         let b = x.dims()[0];

@@ -180,8 +180,8 @@ impl Uvit {
     }
 }
 
-impl Network<4> for Uvit {
-    fn forward(&self, input: NetworkInput<4>) -> Tensor<4> {
+impl Network for Uvit {
+    fn forward(&self, input: NetworkInput) -> Tensor<4> {
         let x = input.stacked(false);
         let NetworkInput { time, classes, vectors, .. } = input;
         let x = ops::to_nhwc(x); // [b, h, w, c] from here on

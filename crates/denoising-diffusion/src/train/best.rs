@@ -8,7 +8,7 @@ use crate::eval::result::Better;
 use crate::models::Network;
 use crate::report::log::{self, EvaluationRecord, Record};
 
-impl<M: Network<4>> Run<M> {
+impl<M: Network> Run<M> {
     /// All evaluations so far, in the order of their steps.
     pub(super) fn evaluations(&self) -> Result<Vec<EvaluationRecord>, RunError> {
         let records = log::read(self.setup.dir.join("log.jsonl"))?;

@@ -203,7 +203,7 @@ impl ClassifierTrainer {
 
     fn pass(&self, images: Tensor<4>, classes: &[u32]) -> Pass {
         let (seed, b) = (self.config.seed, classes.len());
-        let draws: Draws<4> = self.diffusion.draw(seed, self.step * b as u64, self.step, images.dims(), &self.device);
+        let draws: Draws = self.diffusion.draw(seed, self.step * b as u64, self.step, images.dims(), &self.device);
         dropout::seed(&self.device, Stream::new(seed, Purpose::Dropout, self.step, 0).next_u64());
         let input = self.diffusion.noised_input(images, &draws);
         let log_p = log_softmax(self.model().forward(input.x, input.time), 1);

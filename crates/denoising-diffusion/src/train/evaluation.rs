@@ -72,7 +72,7 @@ impl Watch for Events<'_> {
     }
 }
 
-impl<M: Network<4>> Run<M> {
+impl<M: Network> Run<M> {
     /// Evaluates the average, and says whether it is the best so far. `Break`: a stop was asked for, and nothing is recorded. Of an evaluation that
     /// fails nothing is recorded either, and training goes on.
     pub(super) fn evaluate(

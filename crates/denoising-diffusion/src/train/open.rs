@@ -25,7 +25,7 @@ pub enum Repair {
     DamagedLog { error: ReportError, now: PathBuf },
 }
 
-impl<M: Network<4>> Run<M> {
+impl<M: Network> Run<M> {
     /// Starts a run in a folder that does not exist yet, or is empty.
     pub fn create(trainer: Trainer<M>, setup: RunSetup) -> Result<Self, RunError> {
         let dir = setup.dir.clone();
@@ -129,7 +129,7 @@ fn check_same<M>(trainer: &Trainer<M>, setup: &RunSetup, info: &CheckpointState)
     Ok(())
 }
 
-fn new_log<M: Network<4>>(trainer: &Trainer<M>, setup: &RunSetup) -> Result<RunLog, ReportError> {
+fn new_log<M: Network>(trainer: &Trainer<M>, setup: &RunSetup) -> Result<RunLog, ReportError> {
     let mut log = RunLog::create(setup.dir.join("log.jsonl"))?;
     log.append(&Record::Start(StartRecord {
         step: 0,
@@ -143,7 +143,7 @@ fn new_log<M: Network<4>>(trainer: &Trainer<M>, setup: &RunSetup) -> Result<RunL
 }
 
 /// The log up to the trainer's step. A checkpoint is worth more than the lines that led to it: what is wrong with them does not end a run.
-fn reopen_log<M: Network<4>>(
+fn reopen_log<M: Network>(
     trainer: &Trainer<M>,
     setup: &RunSetup,
     repairs: &mut Vec<Repair>,

@@ -29,21 +29,18 @@ pub struct Passes {
 
 /// A batch as the passes take it.
 #[derive(Debug)]
-pub struct Batch<const D: usize> {
-    prepared: Prepared<D>,
+pub struct Batch {
+    prepared: Prepared,
     /// What dropout drops.
     dropout: DropoutKey,
 }
 
-place_of_fields!(Batch<const D> { prepared, dropout });
+place_of_fields!(Batch { prepared, dropout });
 
-impl<M> Trainer<M> {
+impl<M: Network> Trainer<M> {
     /// The step's passes: its gradients, and what was asked about them. A device is not waited for (but for immiscible noise, which is assigned on the
     /// host from the data); where it is not the host, what the next step needs was drawn while it works.
-    pub(super) fn ask<const D: usize>(&mut self, batches: Vec<Examples<D>>) -> (NamedGradients, Asked)
-    where
-        M: Network<D>,
-    {
+    pub(super) fn ask(&mut self, batches: Vec<Examples>) -> (NamedGradients, Asked) {
         let parts = batches.len() as u64;
         let data = batches.iter().map(|examples| examples.data.clone().reshape([-1])).collect();
         let dims = batches.first().map(|examples| examples.data.dims());
@@ -61,10 +58,7 @@ impl<M> Trainer<M> {
     }
 
     /// The step's passes as they were recorded, or launched where they are not.
-    fn passes_or_recorded<const D: usize>(&mut self, batches: Vec<Examples<D>>) -> Passes
-    where
-        M: Network<D>,
-    {
+    fn passes_or_recorded(&mut self, batches: Vec<Examples>) -> Passes {
         if !self.may_record() {
             return self.passes(batches);
         }
@@ -78,10 +72,7 @@ impl<M> Trainer<M> {
 
     /// Launched over one batch after the other, each of which is prepared when it is its turn. Where several devices take turns, they do in the order
     /// of the trainer's own and its replicas.
-    fn passes<const D: usize>(&mut self, batches: Vec<Examples<D>>) -> Passes
-    where
-        M: Network<D>,
-    {
+    fn passes(&mut self, batches: Vec<Examples>) -> Passes {
         let (first, mut ahead) = (self.step * batches.len() as u64, self.ahead.take());
         let for_data = self.for_data();
         let mut replicas = std::mem::take(&mut self.replicas);
@@ -99,10 +90,7 @@ impl<M> Trainer<M> {
     }
 
     /// Whether passes may be [recorded](Recording): they must be made of launches alone, the same ones each time.
-    fn may_record<const D: usize>(&mut self) -> bool
-    where
-        M: Network<D>,
-    {
+    fn may_record(&mut self) -> bool {
         if !self.config.device_graph || matches!(self.recording, Recording::Refused(_)) {
             return false;
         }
@@ -120,16 +108,13 @@ impl<M> Trainer<M> {
     }
 
     /// The same passes as they were recorded; launched, if they are not.
-    fn recorded_passes<const D: usize>(&mut self, batches: Vec<Examples<D>>) -> Passes
-    where
-        M: Network<D>,
-    {
+    fn recorded_passes(&mut self, batches: Vec<Examples>) -> Passes {
         let parts = batches.len() as u64;
         let (first, mut ahead) = (self.step * parts, self.ahead.take());
         let mut recording = std::mem::take(&mut self.recording);
         let batches: Vec<_> = batches.into_iter().map(|examples| examples.on(&self.device)).collect();
-        let mut prepared = |first: u64, batches: Vec<Examples<D>>| -> Vec<Batch<D>> {
-            let prepare = |(batch, examples): (u64, Examples<D>)| {
+        let mut prepared = |first: u64, batches: Vec<Examples>| -> Vec<Batch> {
+            let prepare = |(batch, examples): (u64, Examples)| {
                 let draws = self.drawn(&mut ahead, batch, examples.data.dims(), &self.device);
                 let Batch { prepared, dropout } = self.prepared(self.here(self.model()), batch, examples, &draws);
                 // A network without it is spared the upload.
@@ -148,24 +133,18 @@ impl<M> Trainer<M> {
     }
 
     /// The passes over batches that are prepared.
-    fn launched<const D: usize>(&self, batches: &[Batch<D>]) -> Passes
-    where
-        M: Network<D>,
-    {
+    fn launched(&self, batches: &[Batch]) -> Passes {
         let for_data = self.for_data();
         self.passes_of(&[self.here(for_data.as_ref().unwrap_or(self.model()))], batches)
     }
 
     /// The passes over these batches of the network as data use it, by places that take turns: the sum of their gradients, in the order of the batches
     /// whatever the number of places. No place is waited for before all have been asked.
-    fn passes_of<const D: usize, B: Borrow<Batch<D>>>(
+    fn passes_of<B: Borrow<Batch>>(
         &self,
         places: &[At<'_, M>],
         batches: impl IntoIterator<Item = B, IntoIter: ExactSizeIterator>,
-    ) -> Passes
-    where
-        M: Network<D>,
-    {
+    ) -> Passes {
         let batches = batches.into_iter();
         let parts = batches.len();
         let (mut losses, mut sum) = (Vec::with_capacity(parts), NamedGradients::default());
@@ -189,10 +168,7 @@ impl<M> Trainer<M> {
     }
 
     /// The network as the step's passes use it, if that is not as it is: what computes in bf16 is narrowed once per step, not at each use.
-    fn for_data<const D: usize>(&self) -> Option<M>
-    where
-        M: Network<D>,
-    {
+    fn for_data(&self) -> Option<M> {
         let dtype = self.model().data_type();
         (dtype != DType::F32 && !self.has_buffers).then(|| sweeps::for_data(self.model().clone(), dtype))
     }
@@ -203,36 +179,24 @@ impl<M> Trainer<M> {
     }
 
     /// What was drawn ahead, which is for the trainer's own device, if it is for this batch; else it is drawn now.
-    fn drawn<const D: usize>(
-        &self,
-        ahead: &mut Option<Ahead>,
-        batch: u64,
-        dims: [usize; D],
-        device: &Device,
-    ) -> Draws<D> {
+    fn drawn(&self, ahead: &mut Option<Ahead>, batch: u64, dims: [usize; 4], device: &Device) -> Draws {
         ahead.take().and_then(|ahead| ahead.of(batch, dims)).unwrap_or_else(|| self.draw(batch, dims, device))
     }
 
     /// What chance decides about a batch of shape `dims`.
-    fn draw<const D: usize>(&self, batch: u64, dims: [usize; D], device: &Device) -> Draws<D> {
+    fn draw(&self, batch: u64, dims: [usize; 4], device: &Device) -> Draws {
         self.diffusion.draw(self.config.seed, batch * dims[0] as u64, batch, dims, device)
     }
 
     /// The batch of this number, prepared by the network, whose draws until then are not those of the loss: how many they are is chance.
-    fn prepared<const D: usize>(&self, at: At<'_, M>, batch: u64, examples: Examples<D>, draws: &Draws<D>) -> Batch<D>
-    where
-        M: Network<D>,
-    {
+    fn prepared(&self, at: At<'_, M>, batch: u64, examples: Examples, draws: &Draws) -> Batch {
         let [before, loss] = [0, 1].map(|part| Stream::new(self.config.seed, Purpose::Dropout, batch, part).next_u64());
         dropout::seed(at.device, before);
         Batch { prepared: self.diffusion.prepare(at.model, examples, draws), dropout: dropout::key(loss) }
     }
 
     /// Loss and gradients of one batch, both divided by the number of batches in the step.
-    fn backward<const D: usize>(&self, model: &M, batch: &Batch<D>, parts: usize) -> (Tensor<1>, NamedGradients)
-    where
-        M: Network<D>,
-    {
+    fn backward(&self, model: &M, batch: &Batch, parts: usize) -> (Tensor<1>, NamedGradients) {
         dropout::begin(batch.dropout.clone());
         let loss = self.diffusion.loss_of(model, &batch.prepared).mean() / parts as f64;
         let gradients = NamedGradients::take(model, &mut loss.backward());
@@ -242,7 +206,7 @@ impl<M> Trainer<M> {
 }
 
 /// The same examples in another order.
-fn reversed<const D: usize>(examples: Examples<D>) -> Examples<D> {
+fn reversed(examples: Examples) -> Examples {
     let Examples { data, mut classes, condition, vectors } = examples;
     if let Some(classes) = &mut classes {
         classes.reverse();

@@ -35,7 +35,7 @@ struct Due {
     evaluate: bool,
 }
 
-impl<M: Network<4>> Run<M> {
+impl<M: Network> Run<M> {
     fn due(&self, step: u64) -> Due {
         let config = self.trainer.config();
         let last = step == config.steps;

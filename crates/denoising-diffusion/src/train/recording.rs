@@ -1,7 +1,5 @@
 //! The passes of a training step, recorded when it is time. Weights are changed in place, so that a recording goes on reading the network's.
 
-use std::any::Any;
-
 use burn::tensor::Device;
 
 use super::passes::{Batch, Passes};
@@ -15,15 +13,10 @@ const WARM_UP: u32 = 3;
 pub enum Recording {
     /// So many steps were launched.
     Launched(u32),
-    /// [`RecordedPasses`] over batches of some rank.
-    Recorded(Box<dyn AnyRecorded>),
+    Recorded(Box<RecordedPasses>),
     /// It is not to be, and why.
     Refused(String),
 }
-
-pub trait AnyRecorded: Any + Send + Sync {}
-
-impl<const D: usize> AnyRecorded for RecordedPasses<D> {}
 
 impl Default for Recording {
     fn default() -> Self {
@@ -54,10 +47,10 @@ impl Recording {
     }
 
     /// The passes over `batches`, if they are recorded or `record` does that now. `None` if they are to be launched.
-    pub fn run<const D: usize>(
+    pub fn run(
         &mut self,
-        batches: &Vec<Batch<D>>,
-        record: impl FnOnce() -> Result<RecordedPasses<D>, String>,
+        batches: &Vec<Batch>,
+        record: impl FnOnce() -> Result<RecordedPasses, String>,
     ) -> Option<Passes> {
         let ran = match self {
             Self::Refused(_) => return None,
@@ -67,16 +60,15 @@ impl Recording {
                 Ok(passes)
             }),
             Self::Recorded(recorded) => {
-                let any: &mut dyn Any = &mut **recorded;
-                match any.downcast_mut::<RecordedPasses<D>>().filter(|recorded| recorded.is_current()) {
-                    // Batches of another kind are launched; those after them need not be.
-                    Some(recorded) if !recorded.0.input().is_like(batches) => return None,
-                    Some(recorded) => recorded.run(batches),
-                    None => {
-                        *self = Self::Launched(WARM_UP);
-                        return None;
-                    }
+                if !recorded.is_current() {
+                    *self = Self::Launched(WARM_UP);
+                    return None;
                 }
+                // Batches of another kind are launched; those after them need not be.
+                if !recorded.0.input().is_like(batches) {
+                    return None;
+                }
+                recorded.run(batches)
             }
         };
         ran.map_err(|why| *self = Self::Refused(why)).ok()
@@ -84,14 +76,14 @@ impl Recording {
 }
 
 /// Recorded passes, and [`sweep::moves`] when they were recorded.
-pub struct RecordedPasses<const D: usize>(Recorded<Vec<Batch<D>>, Passes>, u64);
+pub struct RecordedPasses(Recorded<Vec<Batch>, Passes>, u64);
 
-impl<const D: usize> RecordedPasses<D> {
+impl RecordedPasses {
     /// Records `passes`; `inputs` are to try the recording with.
     pub fn new(
         device: &Device,
-        inputs: [&Vec<Batch<D>>; 2],
-        passes: impl Fn(&Vec<Batch<D>>) -> Passes,
+        inputs: [&Vec<Batch>; 2],
+        passes: impl Fn(&Vec<Batch>) -> Passes,
     ) -> Result<Self, String> {
         let numbers = |passes: &Passes| {
             let found = passes.question.read().wait();
@@ -107,7 +99,7 @@ impl<const D: usize> RecordedPasses<D> {
         self.1 == sweep::moves()
     }
 
-    fn run(&mut self, batches: &Vec<Batch<D>>) -> Result<Passes, String> {
+    fn run(&mut self, batches: &Vec<Batch>) -> Result<Passes, String> {
         self.0.run(batches).cloned()
     }
 }

@@ -63,7 +63,7 @@ impl<M> Trainer<M> {
     }
 }
 
-impl<M: Network<4>> Trainer<M> {
+impl<M: Network> Trainer<M> {
     /// The moving average, ready for samples and measurements, on all of the trainer's devices.
     pub(super) fn averaged(&self) -> AverageOnDevices<M> {
         let eval = self.ema().eval();

@@ -144,7 +144,7 @@ pub struct Run<M> {
     pub(super) _lock: Lock,
 }
 
-impl<M: Network<4>> Run<M> {
+impl<M: Network> Run<M> {
     pub fn trainer(&self) -> &Trainer<M> {
         &self.trainer
     }
@@ -274,7 +274,7 @@ impl<M: Network<4>> Run<M> {
         self.trainer.config().batch_size * self.trainer.config().accumulate
     }
 
-    fn next_batches(&mut self) -> Result<Vec<Examples<4>>, DataError> {
+    fn next_batches(&mut self) -> Result<Vec<Examples>, DataError> {
         let dataset = self.setup.train.dataset().clone();
         let batches = 0..self.trainer.config().accumulate;
         let on_its_device = |k| {
@@ -420,7 +420,7 @@ impl<M: Network<4>> Run<M> {
 }
 
 /// A batch with what the network is told of it.
-pub(super) fn to_examples(batch: Batch, dataset: &Dataset, device: &Device) -> Examples<4> {
+pub(super) fn to_examples(batch: Batch, dataset: &Dataset, device: &Device) -> Examples {
     let tensor = |values: Vec<f32>, shape: ImageShape| {
         let dims = [batch.indices.len(), shape.channels, shape.height, shape.width];
         Tensor::from_data(TensorData::new(values, dims), device)

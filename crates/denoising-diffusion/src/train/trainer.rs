@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
 use super::adam::Adam;
@@ -149,18 +148,9 @@ impl<M> Trainer<M> {
     }
 }
 
-impl<M> Trainer<M> {
+impl<M: Network> Trainer<M> {
     /// `model` must lie on an autodiff device; its configuration is taken as valid.
-    pub fn new<const D: usize>(
-        model: M,
-        diffusion: Diffusion,
-        config: TrainConfig,
-        ema: EmaConfig,
-        device: &Device,
-    ) -> Self
-    where
-        M: Network<D>,
-    {
+    pub fn new(model: M, diffusion: Diffusion, config: TrainConfig, ema: EmaConfig, device: &Device) -> Self {
         let model = if is_cpu(device) { model } else { sweeps::settled(model) };
         Self {
             ema: Ema::new(&model, ema),
@@ -188,10 +178,7 @@ impl<M> Trainer<M> {
     ///
     /// # Errors
     /// After the first step, which they would lack; two profiles of one length; a network with running statistics, of which there are no such sums.
-    pub fn with_power_emas(mut self, profiles: &[Profile]) -> Result<Self, PowerEmaError>
-    where
-        M: Module,
-    {
+    pub fn with_power_emas(mut self, profiles: &[Profile]) -> Result<Self, PowerEmaError> {
         let twice = |(i, profile): (usize, &Profile)| profiles[..i].contains(profile).then_some(profile.sigma_rel());
         if let Some(sigma_rel) = profiles.iter().enumerate().find_map(twice) {
             return Err(PowerEmaError::Twice { sigma_rel });
@@ -206,15 +193,12 @@ impl<M> Trainer<M> {
         Ok(self)
     }
 
-    /// One optimizer step on `accumulate` batches: tensors `[b, c, ...]` of data in the data's range, or [`Examples`] with classes and conditions.
+    /// One optimizer step on `accumulate` batches: tensors `[b, c, h, w]` of data in the data's range, or [`Examples`] with classes and conditions.
     /// Waits until it is made.
     ///
     /// Noise, times and what is dropped are keyed by the number of an example, which is counted in batches of this one's size and steps of `accumulate`
     /// batches: with batches of several sizes, or another number of them, some examples are given what others were given before.
-    pub fn step<const D: usize>(&mut self, batches: Vec<impl Into<Examples<D>>>) -> StepReport
-    where
-        M: Network<D>,
-    {
+    pub fn step(&mut self, batches: Vec<impl Into<Examples>>) -> StepReport {
         self.settle();
         match self.submit(batches) {
             Some(report) => report,
@@ -225,20 +209,14 @@ impl<M> Trainer<M> {
     /// Asks for a [`step`](Self::step) and does not wait for it where that can be avoided: on a GPU, and with a network whose weights nothing but the
     /// optimizer changes. Then it is in flight, the device itself sees to it that it changes nothing if something is not finite, and the report is
     /// that of the step before. All steps come to the same as with `step`.
-    pub fn submit<const D: usize>(&mut self, batches: Vec<impl Into<Examples<D>>>) -> Option<StepReport>
-    where
-        M: Network<D>,
-    {
+    pub fn submit(&mut self, batches: Vec<impl Into<Examples>>) -> Option<StepReport> {
         set_activations(if self.config.checkpoint_activations { Activations::Recompute } else { Activations::Keep });
         let batches = batches.into_iter().map(Into::into).collect();
         in_pool(|| self.submit_in_pool(batches))
     }
 
     /// Waits for the step in flight. Its report; `None` if it was told already.
-    pub fn settle(&mut self) -> Option<StepReport>
-    where
-        M: Module,
-    {
+    pub fn settle(&mut self) -> Option<StepReport> {
         let Some(asked) = self.in_flight.take() else { return self.settled.take() };
         let (mut report, _) = self.came_to(asked);
         if report.skipped.is_some() {
@@ -249,10 +227,7 @@ impl<M> Trainer<M> {
         Some(report)
     }
 
-    fn submit_in_pool<const D: usize>(&mut self, batches: Vec<Examples<D>>) -> Option<StepReport>
-    where
-        M: Network<D>,
-    {
+    fn submit_in_pool(&mut self, batches: Vec<Examples>) -> Option<StepReport> {
         let before = if self.has_buffers { Buffers::of(self.model()) } else { Buffers::default() };
         let (gradients, asked) = self.ask(batches);
         // How many steps the optimizer has made depends on what the one before came to.
@@ -279,10 +254,7 @@ impl<M> Trainer<M> {
     }
 
     /// Changes weights, moments and average, as far as `clip` lets it.
-    fn advance<const D: usize>(&mut self, gradients: NamedGradients, clip: &Clip, lr: f64)
-    where
-        M: Network<D>,
-    {
+    fn advance(&mut self, gradients: NamedGradients, clip: &Clip, lr: f64) {
         self.model = self.model.take().map(|model| {
             let model = self.adam.step_clipped(model, gradients, clip, lr);
             if self.forced_norms.is_empty() {
@@ -299,10 +271,7 @@ impl<M> Trainer<M> {
     }
 
     /// Waits for what a step came to, and counts it. The decay is left for later: the average may not have been updated yet.
-    fn came_to(&mut self, Asked { finding, of, data, step, lr }: Asked) -> (StepReport, Option<Clip>)
-    where
-        M: Module,
-    {
+    fn came_to(&mut self, Asked { finding, of, data, step, lr }: Asked) -> (StepReport, Option<Clip>) {
         let CameTo { losses, step: found } = CameTo::new(&of, finding.wait());
         let loss: f64 = losses.iter().sum();
         let mut report = StepReport { step, loss, grad_norm: f64::NAN, lr, ema_decay: f64::NAN, skipped: None };
@@ -338,10 +307,7 @@ impl<M> Trainer<M> {
     }
 
     /// What made a loss non-finite: the images, a weight, or neither.
-    fn blame(&self, images: &Tensor<1>) -> NonFinite
-    where
-        M: Module,
-    {
+    fn blame(&self, images: &Tensor<1>) -> NonFinite {
         struct FirstBad(Option<String>);
         impl VisitTensor for FirstBad {
             fn visit<const D: usize>(&mut self, name: &str, _: Role, tensor: &Tensor<D>) {
@@ -356,10 +322,7 @@ impl<M> Trainer<M> {
     }
 
     /// All that must be saved to go on later. Waits for the step in flight, whose report is told by whatever tells one next.
-    pub fn state<const D: usize>(&mut self) -> TrainerState
-    where
-        M: Network<D>,
-    {
+    pub fn state(&mut self) -> TrainerState {
         self.settled = self.settle();
         TrainerState {
             step: self.step,
@@ -375,18 +338,12 @@ impl<M> Trainer<M> {
     }
 
     /// The averages that [`with_power_emas`](Self::with_power_emas) asked for. No step may be in flight.
-    pub(super) fn power_emas(&self) -> impl Iterator<Item = PowerEmaState>
-    where
-        M: Module,
-    {
+    pub(super) fn power_emas(&self) -> impl Iterator<Item = PowerEmaState> {
         self.power_emas.iter().map(PowerEma::state)
     }
 
     /// Goes on from a saved state of the same network and configuration.
-    pub fn restore<const D: usize>(&mut self, state: &TrainerState) -> Result<(), ParamsError>
-    where
-        M: Network<D>,
-    {
+    pub fn restore(&mut self, state: &TrainerState) -> Result<(), ParamsError> {
         let model = params::load_state_dict(self.model().clone(), &state.model)?;
         self.adam = Adam::from_state_dict(self.config.adam(), state.adam_steps, &state.adam, &model, &self.device())?;
         self.model = Some(if is_cpu(&self.device) { model } else { sweeps::settled(model) });
@@ -402,16 +359,16 @@ impl<M> Trainer<M> {
 }
 
 /// The tensors whose [norms are forced](Network::forces_norm_of).
-fn forced_norms<const D: usize, M: Network<D>>(model: &M) -> BTreeSet<String> {
-    struct Forced<'a, M, const N: usize>(&'a M, BTreeSet<String>);
-    impl<M: Network<N>, const N: usize> VisitTensor for Forced<'_, M, N> {
+fn forced_norms<M: Network>(model: &M) -> BTreeSet<String> {
+    struct Forced<'a, M>(&'a M, BTreeSet<String>);
+    impl<M: Network> VisitTensor for Forced<'_, M> {
         fn visit<const D: usize>(&mut self, name: &str, role: Role, _: &Tensor<D>) {
             if role == Role::Trainable && self.0.forces_norm_of(name) {
                 self.1.insert(name.to_string());
             }
         }
     }
-    let mut forced = Forced::<M, D>(model, BTreeSet::new());
+    let mut forced = Forced(model, BTreeSet::new());
     params::visit(model, &mut forced);
     forced.1
 }

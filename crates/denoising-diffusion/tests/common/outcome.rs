@@ -19,7 +19,7 @@ pub fn noise<const D: usize>(index: u64, dims: [usize; D]) -> Tensor<D> {
 }
 
 /// Two examples with all that the network can be told.
-pub fn input(network: &impl Network<4>, [h, w]: [usize; 2]) -> NetworkInput<4> {
+pub fn input(network: &impl Network, [h, w]: [usize; 2]) -> NetworkInput {
     let (c, told) = (network.channels(), network.condition_channels());
     let vectors = (network.vector_dim() > 0).then(|| {
         let rows = (0..2 * network.vector_dim()).map(|i| (i as f32).sin()).collect();
@@ -36,7 +36,7 @@ pub fn input(network: &impl Network<4>, [h, w]: [usize; 2]) -> NetworkInput<4> {
 }
 
 /// The output, and the gradients of a sum of it, by parameter.
-pub fn outcome(network: &impl Network<4>, size: [usize; 2]) -> Vec<(String, Vec<f32>)> {
+pub fn outcome(network: &impl Network, size: [usize; 2]) -> Vec<(String, Vec<f32>)> {
     let output = network.predict(input(network, size));
     assert_eq!(output.dtype(), DType::F32);
     let cotangent = noise(6, output.dims());

@@ -45,8 +45,8 @@ fn bits(state: &StateDict) -> Vec<(String, Vec<u32>)> {
     state.iter().map(|(name, tensor)| (name.to_string(), tensor.values.iter().map(|v| v.to_bits()).collect())).collect()
 }
 
-impl<M: Network<4>> Case<'_, M> {
-    fn data(&self, batch: u64) -> Examples<4> {
+impl<M: Network> Case<'_, M> {
+    fn data(&self, batch: u64) -> Examples {
         let device = Device::flex();
         let first = batch * BATCH as u64;
         if self.shape == SHAPE {

@@ -69,8 +69,8 @@ impl Mlp {
     }
 }
 
-impl Network<4> for Mlp {
-    fn forward(&self, input: NetworkInput<4>) -> Tensor<4> {
+impl Network for Mlp {
+    fn forward(&self, input: NetworkInput) -> Tensor<4> {
         let NetworkInput { x, time, x_self_cond, classes, .. } = input;
         let b = x.dims()[0];
         let flat = |x: Tensor<4>| x.reshape([b, 2]);

@@ -79,8 +79,8 @@ impl Oracle {
     }
 }
 
-impl Network<4> for Oracle {
-    fn forward(&self, input: NetworkInput<4>) -> Tensor<4> {
+impl Network for Oracle {
+    fn forward(&self, input: NetworkInput) -> Tensor<4> {
         let (b, device) = (input.x.dims()[0], input.x.device());
         let (x, times) = (host_values(input.x), host_values(input.time));
         let outputs =

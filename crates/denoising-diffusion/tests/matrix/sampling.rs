@@ -57,7 +57,7 @@ pub fn solvers(config: &DiffusionConfig, steps: usize) -> Vec<(String, SampleCon
 }
 
 /// After three steps of training.
-fn hardly_trained<M: Network<4>>(model: M, diffusion: &Diffusion) -> Eval<M> {
+fn hardly_trained<M: Network>(model: M, diffusion: &Diffusion) -> Eval<M> {
     let device = Device::flex();
     let train = TrainConfig { lr: 1e-2, ..TrainConfig::default() };
     let mut trainer = Trainer::new(model, diffusion.clone(), train, EmaConfig::default(), &device);
@@ -69,7 +69,7 @@ fn hardly_trained<M: Network<4>>(model: M, diffusion: &Diffusion) -> Eval<M> {
 }
 
 /// Three samples in two batches.
-fn check<M: Network<4>>(name: &str, generator: &Generator<'_, M>, sample: &SampleConfig, classes: Option<&[u32]>) {
+fn check<M: Network>(name: &str, generator: &Generator<'_, M>, sample: &SampleConfig, classes: Option<&[u32]>) {
     let sample = SampleConfig { sample_batch_size: 2, ..sample.clone() };
     let request = Request { classes, ..Request::new(&sample, 5, 3, SHAPE) };
     let images = generator.generate(&request, &Device::flex(), &mut |_| ControlFlow::Continue(()));
@@ -81,7 +81,7 @@ fn check<M: Network<4>>(name: &str, generator: &Generator<'_, M>, sample: &Sampl
     }
 }
 
-fn check_solvers<M: Network<4>>(name: &str, model: M, diffusion: &Diffusion) {
+fn check_solvers<M: Network>(name: &str, model: M, diffusion: &Diffusion) {
     let model = hardly_trained(model, diffusion);
     let generator = Generator::new(&model, diffusion);
     for steps in [1, 2, 5] {
@@ -148,7 +148,7 @@ fn every_formulation_on_data_that_is_given() {
     for Variant { name, config } in variants::own(12) {
         let diffusion = Diffusion::new(&config).unwrap();
         let model = hardly_trained(Mlp::new(&diffusion, Takes::Nothing, 1, &device.clone().autodiff()), &diffusion);
-        let denoiser = diffusion.denoiser::<4, _>(&model);
+        let denoiser = diffusion.denoiser(&model);
         let noise = |first| SeededNoise::new(1, first, &device);
         let x_start = diffusion.normalize(points::batch(&diffusion, 0, 2, &device));
         for noise_levels in NoiseLevels::ALL {

@@ -29,7 +29,7 @@ struct Training<M> {
     device: Device,
 }
 
-impl<M: Network<4>> Training<M> {
+impl<M: Network> Training<M> {
     fn new(model: M, diffusion: &Diffusion, schedule: LrSchedule) -> Self {
         let device = Device::flex();
         let lr = if schedule == LrSchedule::Cosine { 0.025 } else { 0.004 };
@@ -72,7 +72,7 @@ impl<M: Network<4>> Training<M> {
 }
 
 /// Shares of samples near each place.
-fn shares<M: Network<4>>(generator: &Generator<'_, M>, sample: SampleConfig, classes: Option<&[u32]>) -> [f64; 2] {
+fn shares<M: Network>(generator: &Generator<'_, M>, sample: SampleConfig, classes: Option<&[u32]>) -> [f64; 2] {
     let sample = SampleConfig { sample_batch_size: SAMPLES, ..sample };
     sample.validate(generator.diffusion.config()).unwrap();
     let request = Request { classes, ..Request::new(&sample, 4, SAMPLES, SHAPE) };
@@ -82,7 +82,7 @@ fn shares<M: Network<4>>(generator: &Generator<'_, M>, sample: SampleConfig, cla
 
 /// 65 % of the points are near one place, 35 % near the other; a short training gets there roughly. Of points anywhere a sixth
 /// would be near each.
-fn check_places<M: Network<4>>(name: &str, model: M, diffusion: &Diffusion) {
+fn check_places<M: Network>(name: &str, model: M, diffusion: &Diffusion) {
     let model = Training::new(model, diffusion, LrSchedule::Cosine).trained();
     let generator = Generator::new(&model, diffusion);
     let of = |sampler, steps| SampleConfig { sampler, sampling_timesteps: Some(steps), ..SampleConfig::default() };
@@ -94,7 +94,7 @@ fn check_places<M: Network<4>>(name: &str, model: M, diffusion: &Diffusion) {
     }
 }
 
-fn check_fall<M: Network<4>>(name: &str, model: M, diffusion: &Diffusion) {
+fn check_fall<M: Network>(name: &str, model: M, diffusion: &Diffusion) {
     let fall = Training::new(model, diffusion, LrSchedule::Constant).fall();
     assert!(fall < 0.95, "{name}: {fall}");
 }

@@ -62,7 +62,7 @@ fn scheduled(golden: &Golden, config: &FormulationConfig, device: &Device) -> Sc
     Scheduled { network: unet(golden, device), noise_schedule }
 }
 
-fn check_losses(golden: &Golden, key: &str, network: &impl Network<4>, diffusion: &Diffusion) -> Tensor<1> {
+fn check_losses(golden: &Golden, key: &str, network: &impl Network, diffusion: &Diffusion) -> Tensor<1> {
     let device = test_device().autodiff();
     let draws = draws(golden.values("times"), vec![golden.tensor("noise", &device)]);
     let loss = diffusion.loss(network, golden.tensor::<4>("image", &device), &draws);
@@ -233,7 +233,7 @@ fn trajectories() {
 
 /// Ours end in clean data, the reference's in a level of log_snr(0): every step but the last is that of our own levels, all of them are
 /// those of the reference's. The network feels the last digits of log-SNR, so that x is compared on the reference's.
-fn check_trajectory(golden: &Golden, name: &str, diffusion: &Diffusion, network: &Eval<impl Network<4>>) {
+fn check_trajectory(golden: &Golden, name: &str, diffusion: &Diffusion, network: &Eval<impl Network>) {
     let device = test_device();
     let key = |what: &str| format!("ddpm_{name}.{what}");
     let denoiser = diffusion.denoiser(network);

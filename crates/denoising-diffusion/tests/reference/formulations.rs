@@ -86,7 +86,7 @@ fn candidates_of_noise() {
     let unet = golden.unet("xm_unet", "xm.state.", &device);
     let schedule = ScheduleConfig { timesteps: 50, beta_schedule: BetaSchedule::Sigmoid, ..Default::default() };
     let gaussian = GaussianConfig { schedule, objective: Objective::PredV, ..Default::default() };
-    let loss = |draws: &Draws<4>| {
+    let loss = |draws: &Draws| {
         let (min_snr, xm_candidates) = (Some(true), draws.noise.len());
         let shared = SharedConfig { min_snr_loss_weight: min_snr, xm_candidates, ..Default::default() };
         let diffusion = Diffusion::new(&DiffusionConfig { shared, ..gaussian.clone().into() }).unwrap();

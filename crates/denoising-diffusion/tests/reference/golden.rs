@@ -151,7 +151,7 @@ pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 }
 
 /// Draws of these times and candidates of noise, and nothing else.
-pub fn draws<const D: usize>(times: &[f32], noise: Vec<Tensor<D>>) -> Draws<D> {
+pub fn draws(times: &[f32], noise: Vec<Tensor<4>>) -> Draws {
     let times = times.iter().map(|&t| t.into()).collect();
     Draws { times, noise, offset_noise: None, self_condition: false, keep_condition: Vec::new() }
 }

@@ -65,8 +65,8 @@ impl Outputs {
     }
 }
 
-impl Network<4> for Outputs {
-    fn forward(&self, input: NetworkInput<4>) -> Tensor<4> {
+impl Network for Outputs {
+    fn forward(&self, input: NetworkInput) -> Tensor<4> {
         let none = input.classes.expect("it is conditioned").float().reshape([-1, 1, 1, 1]);
         let [with_class, without] = [&self.with_class, &self.without].map(|output| output.val());
         with_class * (1.0 - none.clone()) + without * none
@@ -169,7 +169,7 @@ fn classifier_guidance() {
         let diffusion = gaussian(Objective::PredNoise);
         let levels = rows.levels(&diffusion);
         let nothing = rows.tensor("x").zeros_like();
-        let denoiser = |scale: f64, threshold| -> NetworkDenoiser<'_, 4, Outputs> {
+        let denoiser = |scale: f64, threshold| -> NetworkDenoiser<'_, Outputs> {
             let gradient = rows.tensor("gradient");
             let config = GuidanceConfig { threshold, ..Default::default() };
             let denoiser = diffusion.denoiser(&network).with_classes(vec![0]).guided(&config);
@@ -204,7 +204,7 @@ fn classifier_guidance_of_ancestral_steps() {
         let levels = [diffusion.level(t as f64), diffusion.level(t as f64 - 1.0)];
         let plain = GuidanceConfig { threshold: Threshold::None, ..Default::default() };
         let denoiser = || diffusion.denoiser(&network).with_classes(vec![0]).guided(&plain);
-        let run = |denoiser: &NetworkDenoiser<'_, 4, Outputs>| {
+        let run = |denoiser: &NetworkDenoiser<'_, Outputs>| {
             let (x, noise) = (rows.tensor("x"), [rows.tensor("x").zeros_like()]);
             ddpm(denoiser, x, &levels, PosteriorVariance::Small, &mut noise.as_slice(), &mut ignore).unwrap()
         };

@@ -56,7 +56,7 @@ fn carried(golden: &Golden, name: &str, device: &Device) -> Tensor<4> {
     Tensor::<1>::from_floats(flat, device).reshape([shape[0], shape[1], rows, width])
 }
 
-fn input(golden: &Golden, device: &Device) -> NetworkInput<4> {
+fn input(golden: &Golden, device: &Device) -> NetworkInput {
     let classes =
         golden.has("classes").then(|| golden.indices("classes").iter().map(|&c| c as i64).collect::<Vec<_>>());
     NetworkInput {
@@ -136,7 +136,7 @@ fn weights_are_forced_to_unit_size_by_steps_alone() {
 
     let diffusion = Diffusion::new(&FormulationConfig::Elucidated(ElucidatedConfig::default()).into()).unwrap();
     let train = TrainConfig { batch_size: 2, lr: 1e-2, ..TrainConfig::default() };
-    let mut trainer = Trainer::new::<4>(model, diffusion, train, EmaConfig::default(), &device);
+    let mut trainer = Trainer::new(model, diffusion, train, EmaConfig::default(), &device);
     for step in 0..3 {
         let data = normal_batch(step, Purpose::Evaluation, 0, 0, [2, 2, 4, 4], &device);
         trainer.step(vec![data]);

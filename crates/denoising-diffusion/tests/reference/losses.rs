@@ -39,12 +39,12 @@ impl Case {
         Self { unet: golden.unet("unet", "state.", &device), golden, device }
     }
 
-    fn draws(&self) -> Draws<4> {
+    fn draws(&self) -> Draws {
         let noise = self.golden.tensor("noise", &self.device);
         draws(self.golden.values("times"), vec![noise])
     }
 
-    fn loss(&self, unet: &Unet, config: &DiffusionConfig, draws: &Draws<4>) -> Tensor<1> {
+    fn loss(&self, unet: &Unet, config: &DiffusionConfig, draws: &Draws) -> Tensor<1> {
         let diffusion = Diffusion::new(config).unwrap();
         diffusion.loss(unet, self.golden.tensor::<4>("image", &self.device), draws)
     }

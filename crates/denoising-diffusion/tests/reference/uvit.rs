@@ -19,7 +19,7 @@ fn network(golden: &Golden, device: &Device) -> Uvit {
     params::load_state_dict(uvit, &uvit_to_ours(&golden.under("state.")).unwrap()).unwrap()
 }
 
-fn input(golden: &Golden, device: &Device) -> NetworkInput<4> {
+fn input(golden: &Golden, device: &Device) -> NetworkInput {
     let classes =
         golden.has("classes").then(|| golden.indices("classes").iter().map(|&c| c as i64).collect::<Vec<_>>());
     NetworkInput {

@@ -9,11 +9,11 @@ use crate::nn::EvalMode;
 
 const TRAITS: Traits = Traits { num_classes: 3, vector_dim: 2, class_drop_prob: 0.25, self_condition: false };
 
-fn draws(noise: Vec<Tensor<4>>, keep_condition: Vec<f64>) -> Draws<4> {
+fn draws(noise: Vec<Tensor<4>>, keep_condition: Vec<f64>) -> Draws {
     Draws { times: vec![100.0; 4], noise, offset_noise: None, self_condition: false, keep_condition }
 }
 
-fn examples(device: &Device) -> Examples<4> {
+fn examples(device: &Device) -> Examples {
     Examples { classes: Some(vec![0, 1, 2, 1]), ..batch(4, device).into() }
 }
 

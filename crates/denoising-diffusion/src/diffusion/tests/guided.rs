@@ -173,7 +173,7 @@ fn away_from_a_weaker_network() {
         assert_eq!((strong.calls().is_empty(), weak.calls().is_empty()), (scale == 0.0, scale == 1.0));
     }
     // Guidance by a weaker network needs no classes.
-    let denoiser: NetworkDenoiser<'_, 4, Fake> = diffusion.denoiser(&strong).with_weak(&weak).guided(&unlimited(2.0));
+    let denoiser: NetworkDenoiser<'_, Fake> = diffusion.denoiser(&strong).with_weak(&weak).guided(&unlimited(2.0));
     x_start(&denoiser, &x, diffusion.level(20.0));
     assert_eq!((strong.calls().len(), weak.calls().len()), (1, 1));
 }
