@@ -86,6 +86,7 @@ fn hint(why: &Unmeasurable) -> Option<&'static str> {
     match why {
         Unmeasurable::NoImages(_) => Some("sequences and volumes are compared by swd, spectrum and neighbours"),
         Unmeasurable::NoSplit => Some("give a run folder, and no data beside it"),
+        Unmeasurable::NoConditions(_) => Some("give a run folder, and no data beside it: its data have conditions"),
         Unmeasurable::TooFew { what, .. } if *what == held_out => {
             Some("train with some held out (--held-out), or leave it out of --metrics")
         }
@@ -116,6 +117,7 @@ pub fn with_measurable(recipe: Recipe, dataset: &Dataset, held_out: usize) -> Re
         real: config.evaluate_real.map_or(dataset.len(), |n| n.min(dataset.len())),
         held_out: Some(held_out),
         judged: (JudgedOn::HeldOut, held_out),
+        judged_lack_conditions: false,
         diffusion: &recipe.diffusion,
     };
     let by_name = config.metrics != EvaluateConfig::default().metrics || config.best_metric.is_some();

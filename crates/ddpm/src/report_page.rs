@@ -68,7 +68,7 @@ fn pairs(shown: &Shown<'_>) -> Result<Option<std::result::Result<Vec<u8>, Report
         found.closest.iter().map(of).collect::<Vec<usize>>()
     };
     let upper = samples.pick(&places(|pair| pair.generated))?;
-    let lower = training.pick(&places(|pair| pair.training))?;
+    let lower = training.whole_data().pick(&places(|pair| pair.training))?;
     let distances: Vec<f64> = found.closest.iter().map(|pair| pair.distance).collect();
     Ok(Some(pairs_picture(&upper, &lower, &distances, PairsOptions::default())))
 }

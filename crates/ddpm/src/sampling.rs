@@ -11,7 +11,8 @@ use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::result::Sampling;
 use denoising_diffusion::generate::{Request, Samples};
 use denoising_diffusion::model_file::ModelFile;
-use denoising_diffusion::models::Network;
+use denoising_diffusion::models::{ImageNetwork, Network};
+use denoising_diffusion::nn::Eval;
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::sampler::{SampleConfig, SamplerKind};
 use denoising_diffusion::train::StopSignal;
@@ -116,7 +117,7 @@ impl SamplingArgs {
         let Recipe { sample, guidance, .. } = self.flags.0.apply(&recipe).or_usage()?;
         sample.validate(diffusion).or_usage()?;
         guidance.validate().or_usage()?;
-        let limits = self.flags.0.only("threshold").iter().next().is_some() && guidance.threshold != Threshold::None;
+        let limits = self.say("threshold") && guidance.threshold != Threshold::None;
         if limits && !diffusion.shared.auto_normalize {
             note("warning: --threshold has no effect without auto_normalize: the range of the data is not known");
         }
@@ -132,6 +133,11 @@ impl SamplingArgs {
             .hint("it is defined for ddim, euler and euler_ancestral"));
         }
         Ok(Settings { sample, guidance })
+    }
+
+    /// Whether a flag of the sampler or of guidance was given.
+    pub fn say(&self, key: &str) -> bool {
+        self.flags.0.only(key).iter().next().is_some()
     }
 
     /// What samples of a network are to belong to, prepared as in training, where it needs that.
@@ -156,6 +162,7 @@ impl SamplingArgs {
         let config = DataConfig {
             channels: ChannelPolicy::Exact(channels),
             labels: None,
+            class_condition: false,
             condition: None,
             vectors: None,
             value_range: prepared.condition_value_range,
@@ -187,7 +194,7 @@ impl SamplingArgs {
         let weak = self.weak.as_deref().map(|target| open_weak(target, &file, shape)).transpose()?;
         let on = |device: &Device| -> Result<(Networks, Diffusion)> {
             let (model, diffusion) = file.build(path, device)?;
-            let weak = weak.as_ref().map(|(weak, path)| weak.build(path, device)).transpose()?.map(|(weak, _)| weak);
+            let weak = weak.as_ref().map(|(weak, path)| build_weak(weak, path, &diffusion, device)).transpose()?;
             let (scale, image) = (self.classifier_scale.unwrap_or(1.0), file.card.image);
             let classifier = self
                 .classifier
@@ -207,13 +214,19 @@ fn open_weak(target: &Path, strong: &ModelFile, shape: [usize; 3]) -> Result<(Mo
     let found = Found::open(target, None)?;
     let path = found.path.clone();
     let weak = found.into_model(&UntoldFlags::default())?;
-    if check(&weak, &path)? != shape || weak.card.diffusion != strong.card.diffusion {
-        return Err(Failure::usage(format!(
-            "--weak {}: trained on other images or by another formulation",
-            path.display()
-        )));
+    if check(&weak, &path)? != shape || weak.card.value_range != strong.card.value_range {
+        return Err(Failure::usage(format!("--weak {}: trained on other images", path.display())));
     }
     Ok((weak, path))
+}
+
+/// The weaker network, which must be shown the same noisy images and predict the same as one of `diffusion`.
+fn build_weak(weak: &ModelFile, path: &Path, diffusion: &Diffusion, device: &Device) -> Result<Eval<ImageNetwork>> {
+    let (network, of_weak) = weak.build(path, device)?;
+    if !diffusion.reads_the_same_as(&of_weak) {
+        return Err(Failure::usage(format!("--weak {}: trained by another formulation", path.display())));
+    }
+    Ok(network)
 }
 
 /// Checks that the network can draw images of the card's size; their shape `[c, h, w]`.

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Place, TINY, stderr};
-use denoising_diffusion::data::{ImageShape, ResizePolicy};
+use denoising_diffusion::data::ImageShape;
 use denoising_diffusion::diffusion::DiffusionConfig;
 use denoising_diffusion::interop::reference_layout;
 use denoising_diffusion::model_file::{ModelCard, ModelFile, NetworkConfig, WeightsKind};
@@ -57,20 +57,13 @@ fn write_model(place: &Place, num_classes: usize) {
     let layout = reference_layout(&unet).unwrap();
     let state: StateDict = layout.into_iter().map(|p| (p.ours, zeros(p.our_shape))).collect();
     let card = ModelCard {
-        version: "0".to_string(),
-        network: NetworkConfig::Unet(unet),
-        diffusion: DiffusionConfig::default(),
-        betas: None,
-        image: ImageShape { channels: 1, height: 4, width: 4 },
-        resize: ResizePolicy::Crop,
-        value_range: None,
-        condition_value_range: None,
-        vectors: None,
         weights: WeightsKind::Model,
         step: 1,
-        ema_decay: None,
-        ema_sigma_rel: None,
-        updates: None,
+        ..ModelCard::new(
+            NetworkConfig::Unet(unet),
+            DiffusionConfig::default(),
+            ImageShape { channels: 1, height: 4, width: 4 },
+        )
     };
     ModelFile { card, state }.write(&place.path("model.safetensors")).unwrap();
 }

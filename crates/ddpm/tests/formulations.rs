@@ -125,6 +125,13 @@ fn images_are_filled_in_varied_and_joined() {
     }
     place.fails("inpaint run --images a.png --mask mask.npy --sampler heun --out x.png", 2, "ddpm or ddim");
     place.fails("inpaint run --images a.png --mask pair --out x.png", 2, "2 masks for 1 images");
+    // Ones of 255 are all but black.
+    let bits = |one: u8| (0..64).map(|i| one * u8::from(i % 8 < 4)).collect::<Vec<u8>>();
+    for (name, one) in [("ones.png", 1), ("white.png", 255)] {
+        image::GrayImage::from_raw(8, 8, bits(one)).unwrap().save(place.path(name)).unwrap();
+    }
+    place.ok("inpaint run --images a.png --mask white.png --jump-n-sample 1 --out white.npy");
+    place.fails("inpaint run --images a.png --mask ones.png --out x.png", 2, "8 bits");
 
     let varied = place.json("vary run --images pair --strength 0.5 --variants 3 --out vary.png");
     assert_eq!(varied["images"], 6);
@@ -146,6 +153,19 @@ fn images_are_filled_in_varied_and_joined() {
     place.fails(&format!("{between} --force"), 2, "none are named");
 
     place.ok("interpolate run --images pair --frames 5 --out between.npy");
+    // What a run draws its samples with does not spoil the ends.
+    place.ok(&format!("train digits {SMALL} --timesteps 8 --steps 2 --sampler euler --s-churn 20 --out churned"));
+    let ends = |flags: &str| {
+        let interpolate = format!("interpolate churned --images pair --frames 2 --threshold none {flags}");
+        let output = place.run(&format!("{interpolate} --out ends.npy --force"));
+        assert!(output.status.success(), "{}", stderr(&output));
+        (read_npy_f32(&place.path("ends.npy")).unwrap().1, stderr(&output).contains("draws noise"))
+    };
+    let (own, said) = ends("");
+    assert!(!said);
+    assert_eq!((own.clone(), false), ends("--s-churn 0"));
+    let (churned, said) = ends("--s-churn 20");
+    assert!(said && churned != own);
     assert_eq!(read_npy_f32(&place.path("between.npy")).unwrap().0, [5, 1, 8, 8]);
     place.ok("interpolate run --from a.png --to pair/b.png --strength 0.5 --sampler ddpm --out between.png");
     place.fails("interpolate run --images a.png --out x.png", 2, "two images");

@@ -172,6 +172,40 @@ fn a_checkpoint_of_the_reference_works_where_ours_do() {
     place.fails("sample ours.safetensors --weights model", 2, "`ema`");
 }
 
+/// The arguments that a converted file names for the reference's diffusion class.
+fn arguments(place: &Place, run: &str) -> serde_json::Value {
+    place.ok(&format!("convert {run} --to reference --out {run}.safetensors"));
+    let metadata = denoising_diffusion::interop::read_metadata(&place.path(&format!("{run}.safetensors"))).unwrap();
+    serde_json::from_str(&metadata["diffusion"]).unwrap()
+}
+
+#[test]
+fn schedules_that_the_reference_has_no_name_for_are_written_as_betas() {
+    let place = Place::new();
+    place.ok(&format!("train digits {TINY} --steps 1 --beta-schedule linear --out plain"));
+    let plain = arguments(&place, "plain");
+    assert_eq!((&plain["beta_schedule"], &plain["betas"]), (&"linear".into(), &serde_json::Value::Null));
+    assert_eq!(plain["image_size"], serde_json::json!([8, 8]));
+    place.ok(&format!(
+        "train digits {TINY} --steps 1 --beta-schedule linear --zero-terminal-snr --objective pred_v --out zero"
+    ));
+    let zero = arguments(&place, "zero");
+    assert_eq!(zero["beta_schedule"], serde_json::Value::Null);
+    let betas = zero["betas"].as_array().unwrap();
+    assert_eq!((betas.len(), &betas[7]), (8, &1.0.into()));
+
+    denoising_diffusion::data::npy::write_npy_f32(&place.path("signals.npy"), &[8, 1, 16], &[0.5; 128]).unwrap();
+    for (schedule, named) in [("cosine", true), ("sigmoid", false)] {
+        place.ok(&format!(
+            "train signals.npy --model unet1d --beta-schedule {schedule} {TINY} --steps 1 --out {schedule}"
+        ));
+        let of_sequences = arguments(&place, schedule);
+        assert_eq!((&of_sequences["seq_length"], &of_sequences["image_size"]), (&16.into(), &serde_json::Value::Null));
+        assert_eq!(of_sequences["beta_schedule"].is_string(), named);
+        assert_eq!(of_sequences["betas"].is_array(), !named);
+    }
+}
+
 #[test]
 fn a_network_in_training_converts_and_comes_back() {
     let place = Place::new();

@@ -10,8 +10,8 @@ use crate::models::Network;
 use crate::nn::params::from_host;
 use crate::noise::{Purpose, normal_batch};
 use crate::sampler::{
-    Callback, Interrupted, Known, NoiseSource, RePaint, SampleConfig, SeededNoise, Step, ddim_inversion, inpaint,
-    noised_mixture, repaint_schedule, slerp,
+    Callback, Interrupted, Jumps, Known, NoiseSource, RePaint, RePaintStep, SampleConfig, SeededNoise, Step,
+    ddim_inversion, inpaint, noised_mixture, repaint_schedule, slerp,
 };
 
 #[cfg(test)]
@@ -24,6 +24,8 @@ pub enum EditError {
     Generate(#[from] GenerateError),
     #[error("{what} must have {expected} values ({count} images of shape {shape:?}), got {got}")]
     Size { what: &'static str, count: usize, shape: [usize; 3], expected: usize, got: usize },
+    #[error("images are filled in by `ddpm` or `ddim`, not by `{sampler}`")]
+    Sampler { sampler: &'static str },
     #[error("`{key}` must be {expected}, got {got}")]
     Value { key: &'static str, expected: &'static str, got: f64 },
 }
@@ -44,7 +46,8 @@ pub enum Between {
 
 impl<'a, M: Network> Generator<'a, M> {
     /// Fills in `images` where `mask` is 0 (Lugmayr et al. 2022, arXiv:2201.09865); where it is 1 they come back bit for bit. `images` are
-    /// `[count, c, h, w]` in the data's range, `mask` is `[count, 1, h, w]` with values from 0 to 1.
+    /// `[count, c, h, w]` in the data's range, `mask` is `[count, 1, h, w]` with values from 0 to 1. Steps down are those of the configured sampler,
+    /// `ddpm` or `ddim`.
     ///
     /// # Errors
     /// [`EditError`].
@@ -53,13 +56,16 @@ impl<'a, M: Network> Generator<'a, M> {
         request: &Request<'_>,
         images: &[f32],
         mask: &[f32],
-        repaint: &RePaint,
+        jumps: Jumps,
         device: &Device,
         watch: &mut Watch<'_>,
     ) -> Result<ImageBatch, EditError> {
         let [c, h, w] = request.shape;
         check_size("the images", images, request.count, request.shape)?;
         check_size("the mask", mask, request.count, [1, h, w])?;
+        let step = RePaintStep::of(request.sample);
+        let step = step.ok_or(EditError::Sampler { sampler: request.sample.sampler.name() })?;
+        let repaint = RePaint { jumps, step };
         let mut filled = self.in_batches(request, device, |mut batch| {
             let known = Known {
                 x_start: self.diffusion.normalize(part(images, &batch, [c, h, w], device)),
@@ -68,7 +74,7 @@ impl<'a, M: Network> Generator<'a, M> {
             let levels = self.levels(&batch, request);
             let x = batch.init * self.diffusion.formulation().init_deviation();
             let mut callback = passed_on(batch.first, watch);
-            inpaint(&batch.denoiser, x, &levels, &known, repaint, &mut batch.noise, &mut callback)
+            inpaint(&batch.denoiser, x, &levels, &known, &repaint, &mut batch.noise, &mut callback)
         })?;
         // Mapping to the network's range and back rounds.
         let size = h * w;
@@ -82,9 +88,9 @@ impl<'a, M: Network> Generator<'a, M> {
     }
 
     /// Steps down that [`inpaint`](Self::inpaint) makes for each batch.
-    pub fn inpaint_steps(&self, sample: &SampleConfig, repaint: &RePaint) -> usize {
+    pub fn inpaint_steps(&self, sample: &SampleConfig, jumps: Jumps) -> usize {
         let steps = sample.steps(self.diffusion.config());
-        repaint_schedule(steps, repaint).windows(2).filter(|pair| pair[0] < pair[1]).count()
+        repaint_schedule(steps, &jumps).windows(2).filter(|pair| pair[0] < pair[1]).count()
     }
 
     /// Noises `images` (`[count, c, h, w]`) to the level that is `strength` of the way to pure noise, in (0, 1], and denoises them again

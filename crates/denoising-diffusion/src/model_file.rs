@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::data::{ImageShape, ResizePolicy, VectorScale};
+use crate::data::{Dataset, ImageShape, ResizePolicy, VectorScale};
 use crate::diffusion::{Diffusion, DiffusionConfig, DiffusionConfigError};
 use crate::interop::InteropError;
 pub use crate::models::NetworkConfig;
@@ -42,6 +42,10 @@ pub struct ModelCard {
     /// How vectors were scaled that the data belong to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vectors: Option<VectorScale>,
+    /// Names of the classes that the network was trained on, in the order of their numbers; absent for a network that takes none, and in
+    /// cards that do not know them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_names: Option<Vec<String>>,
     pub weights: WeightsKind,
     /// Optimizer steps made.
     pub step: u64,
@@ -82,6 +86,42 @@ pub enum ModelFileError {
     Diffusion(#[from] DiffusionConfigError),
     #[error("the weights do not fit the network that the model card describes")]
     Weights(#[from] ParamsError),
+}
+
+impl ModelCard {
+    /// The card of averaged weights before training, for images of this shape whose values are pixels.
+    pub fn new(network: NetworkConfig, diffusion: DiffusionConfig, image: ImageShape) -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            network,
+            diffusion,
+            betas: None,
+            image,
+            resize: ResizePolicy::default(),
+            value_range: None,
+            condition_value_range: None,
+            vectors: None,
+            class_names: None,
+            weights: WeightsKind::Ema,
+            step: 0,
+            ema_decay: None,
+            ema_sigma_rel: None,
+            updates: None,
+        }
+    }
+
+    /// The same for a network that is trained on `data`.
+    pub fn for_data(network: NetworkConfig, diffusion: DiffusionConfig, data: &Dataset) -> Self {
+        let takes_classes = network.num_classes() > 0 || matches!(network, NetworkConfig::Custom { .. });
+        Self {
+            resize: data.resize(),
+            value_range: data.trained_range(),
+            condition_value_range: data.trained_condition_range(),
+            vectors: data.vectors().map(|vectors| vectors.scale().clone()),
+            class_names: data.class_names().filter(|_| takes_classes).map(<[String]>::to_vec),
+            ..Self::new(network, diffusion, data.shape())
+        }
+    }
 }
 
 impl ModelFile {
@@ -147,21 +187,11 @@ mod tests {
             learned_sinusoidal_cond: true,
             ..UnetConfig::default()
         };
+        let image = ImageShape { channels: 1, height: 4, width: 4 };
         ModelCard {
-            version: "0".to_string(),
-            network: NetworkConfig::Unet(network),
-            diffusion,
-            betas: None,
-            image: ImageShape { channels: 1, height: 4, width: 4 },
-            resize: ResizePolicy::Crop,
-            value_range: None,
-            condition_value_range: None,
-            vectors: None,
             weights: WeightsKind::Model,
             step: 1,
-            ema_decay: None,
-            ema_sigma_rel: None,
-            updates: None,
+            ..ModelCard::new(NetworkConfig::Unet(network), diffusion, image)
         }
     }
 

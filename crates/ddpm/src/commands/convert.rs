@@ -3,21 +3,23 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use denoising_diffusion::diffusion::{FormulationConfig, GaussianConfig};
+use denoising_diffusion::diffusion::{BetaSchedule, Diffusion, FormulationConfig, GaussianConfig};
 use denoising_diffusion::interop::{Metadata, to_reference, write_safetensors};
 use denoising_diffusion::model_file::{ModelCard, ModelFile, NetworkConfig};
 use denoising_diffusion::models::UnetConfig;
 use denoising_diffusion::weights::WeightsKind;
 use serde_json::{Value, json};
 
-use crate::failure::{Failure, Result};
+use crate::failure::{Failure, FailureExt, Result};
 use crate::output::{self, Rows, note, refuse_file, word};
 use crate::recipe_flags::UntoldFlags;
 use crate::weights::{Found, weights_kind};
 
 /// Write weights in our format, or in that of the reference.
 #[derive(Args, Debug)]
-#[command(after_help = "With --to reference, the metadata hold the arguments of Unet and GaussianDiffusion as JSON.")]
+#[command(
+    after_help = "With --to reference, the metadata hold the arguments of its network and diffusion classes as JSON."
+)]
 pub struct ConvertArgs {
     /// Run folder (its latest intact checkpoint), RUN/best (its best), checkpoint folder, .safetensors file, or .pt file of the reference
     target: PathBuf,
@@ -85,7 +87,7 @@ fn write_reference(file: &ModelFile, args: &ConvertArgs) -> Result {
     let state = to_reference(&file.state, &unet)?;
     let metadata = [
         ("unet", keywords.to_string()),
-        ("diffusion", diffusion_keywords(&file.card).to_string()),
+        ("diffusion", diffusion_keywords(&file.card)?.to_string()),
         ("step", file.card.step.to_string()),
         ("weights", word(&file.card.weights)),
     ];
@@ -127,26 +129,44 @@ fn class_unet_keywords(unet: &UnetConfig) -> Result<Value> {
     Ok(keywords)
 }
 
-/// The keywords of the reference's GaussianDiffusion; of another formulation, our own options. A schedule without name cannot be one of
-/// them.
-fn diffusion_keywords(card: &ModelCard) -> Value {
-    let FormulationConfig::Gaussian(GaussianConfig { schedule, objective, .. }) = &card.diffusion.formulation else {
-        return json!(card.diffusion);
+/// The keywords of the reference's GaussianDiffusion, or of its GaussianDiffusion1D; of another formulation, our own options. A schedule that
+/// has no name there is written as its `betas`.
+fn diffusion_keywords(card: &ModelCard) -> Result<Value> {
+    let FormulationConfig::Gaussian(GaussianConfig { schedule: s, objective, .. }) = &card.diffusion.formulation else {
+        return Ok(json!(card.diffusion));
     };
-    let (s, shared) = (schedule, &card.diffusion.shared);
+    let shared = &card.diffusion.shared;
     let parameters = [("s", s.cosine_s), ("start", s.sigmoid_start), ("end", s.sigmoid_end), ("tau", s.sigmoid_tau)];
     let parameters: serde_json::Map<String, Value> =
         parameters.into_iter().filter_map(|(name, value)| Some((name.to_string(), json!(value?)))).collect();
-    json!({
-        "image_size": [card.image.height, card.image.width],
+    let of_sequences = matches!(card.network, NetworkConfig::Unet1d(_));
+    let has_name = card.betas.is_none() && !s.zero_terminal_snr;
+    let known = has_name && (!of_sequences || parameters.is_empty() && s.beta_schedule != BetaSchedule::Sigmoid);
+    let mut keywords = json!({
         "timesteps": s.timesteps,
         "objective": objective,
-        "beta_schedule": if card.betas.is_some() { Value::Null } else { json!(s.beta_schedule) },
-        "schedule_fn_kwargs": parameters,
+        "beta_schedule": if known { json!(s.beta_schedule) } else { Value::Null },
         "auto_normalize": shared.auto_normalize,
-        "offset_noise_strength": shared.offset_noise_strength,
-        "min_snr_loss_weight": card.diffusion.min_snr().is_some(),
-        "min_snr_gamma": shared.min_snr_gamma,
-        "immiscible": shared.immiscible,
-    })
+    });
+    if !known {
+        let diffusion = Diffusion::with_betas(&card.diffusion, card.betas.clone()).or_usage()?;
+        keywords["betas"] = json!(diffusion.tables().map(|tables| &tables.betas));
+        note("warning: the reference has no such schedule; its betas are in the metadata");
+    }
+    let own = if of_sequences {
+        json!({ "seq_length": card.image.width })
+    } else {
+        json!({
+            "image_size": [card.image.height, card.image.width],
+            "schedule_fn_kwargs": parameters,
+            "offset_noise_strength": shared.offset_noise_strength,
+            "min_snr_loss_weight": card.diffusion.min_snr().is_some(),
+            "min_snr_gamma": shared.min_snr_gamma,
+            "immiscible": shared.immiscible,
+        })
+    };
+    if let (Value::Object(keywords), Value::Object(own)) = (&mut keywords, own) {
+        keywords.extend(own);
+    }
+    Ok(keywords)
 }

@@ -8,11 +8,11 @@ use clap::Args;
 use denoising_diffusion::data::{DataConfig, ImageBatch};
 use denoising_diffusion::edit::{Between, EditError};
 use denoising_diffusion::eval::images::Images;
-use denoising_diffusion::generate::{Generator, Progress as At, Request, room_for};
+use denoising_diffusion::generate::{Depth, Generator, Progress as At, Request, room_for};
 use denoising_diffusion::models::ImageNetwork;
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::GridOptions;
-use denoising_diffusion::sampler::{RePaint, RePaintStep, SamplerKind};
+use denoising_diffusion::sampler::{Jumps, RePaint, RePaintStep, SampleConfig, SamplerKind};
 use denoising_diffusion::train::StopSignal;
 use denoising_diffusion::weights::WeightsKind;
 use serde_json::{Value, json};
@@ -147,6 +147,7 @@ impl<'a> Job<'a> {
     fn images(&self, path: &Path) -> Result<Images> {
         let run = self.recipe.as_ref().map(|recipe| DataConfig {
             labels: None,
+            class_condition: false,
             condition: None,
             vectors: None,
             ..recipe.data.clone()
@@ -229,13 +230,10 @@ fn repeated(values: &[f32], images: usize, times: usize) -> Vec<f32> {
 
 pub fn inpaint(args: &InpaintArgs) -> Result {
     let job = Job::new(&args.common, |own| if own == SamplerKind::Ddpm { own } else { SamplerKind::Ddim })?;
-    let step = match job.settings.sample.sampler {
-        SamplerKind::Ddpm => RePaintStep::Ddpm { posterior_variance: job.settings.sample.posterior_variance },
-        SamplerKind::Ddim => RePaintStep::Ddim { eta: job.settings.sample.eta.unwrap_or(0.0) },
-        other => {
-            return Err(Failure::usage(format!("images cannot be filled in by --sampler {}", other.name()))
-                .hint("take ddpm or ddim, whose steps RePaint is made of"));
-        }
+    let Some(step) = RePaintStep::of(&job.settings.sample) else {
+        let sampler = job.settings.sample.sampler.name();
+        return Err(Failure::usage(format!("images cannot be filled in by --sampler {sampler}"))
+            .hint("take ddpm or ddim, whose steps RePaint is made of"));
     };
     let images = job.images(&args.images)?;
     let n = images.len();
@@ -243,12 +241,13 @@ pub fn inpaint(args: &InpaintArgs) -> Result {
     let count = n * variants;
     job.check_count(count)?;
     let mask = mask(&args.mask, &job, n)?;
-    let repaint = RePaint { jump_length: args.jump_length, jump_n_sample: args.jump_n_sample, step };
+    let jumps = Jumps { jump_length: args.jump_length, jump_n_sample: args.jump_n_sample };
     let (images, mask) = (repeated(&images.values()?, n, variants), repeated(&mask, n, variants));
     let generator = job.from.generator(&job.settings.guidance);
-    let steps = generator.inpaint_steps(&job.settings.sample, &repaint);
+    let steps = generator.inpaint_steps(&job.settings.sample, jumps);
+    let repaint = RePaint { jumps, step };
     job.finish(&generator, count, (0, steps), &json!({ "repaint": repaint, "steps": steps }), |request, watch| {
-        generator.inpaint(request, &images, &mask, &repaint, job.machine.device(), watch)
+        generator.inpaint(request, &images, &mask, jumps, job.machine.device(), watch)
     })
 }
 
@@ -264,6 +263,11 @@ fn mask(path: &Path, job: &Job<'_>, n: usize) -> Result<Vec<f32>> {
     };
     let masks = all(&open_prepared(path, grey)?);
     let values = masks.values()?;
+    let largest = values.iter().copied().fold(0.0, f32::max);
+    if largest > 0.0 && largest <= 1.0 / 255.0 && masks.depth() == Depth::Bits8 {
+        return Err(Failure::usage(format!("--mask {}: nothing is known, as 1 is black in 8 bits", path.display()))
+            .hint("store masks of zeros and ones as bool, or as 0 and 255"));
+    }
     match masks.len() {
         1 => Ok(values.repeat(n)),
         count if count == n => Ok(values),
@@ -288,10 +292,13 @@ pub fn vary(args: &VaryArgs) -> Result {
 pub fn interpolate(args: &InterpolateArgs) -> Result {
     // An inverted image comes back the way it went: without noise.
     let inverted = args.strength.is_none();
-    let job = Job::new(&args.common, |own| match own {
+    let mut job = Job::new(&args.common, |own| match own {
         SamplerKind::Ddpm | SamplerKind::EulerAncestral | SamplerKind::DpmppSde2m if inverted => SamplerKind::Ddim,
         _ => own,
     })?;
+    if inverted {
+        job.settings.sample = without_noise(&job.settings.sample, &args.common.sampling);
+    }
     let frames = args.frames as usize;
     job.check_count(frames)?;
     let mut ends = Vec::new();
@@ -311,4 +318,21 @@ pub fn interpolate(args: &InterpolateArgs) -> Result {
         let pair = [&ends[..size], &ends[size..2 * size]];
         generator.interpolate(request, pair, between, job.machine.device(), watch)
     })
+}
+
+/// The run's own sampler without noise, as far as flags do not ask for some.
+fn without_noise(sample: &SampleConfig, flags: &SamplingArgs) -> SampleConfig {
+    let mut quiet = sample.clone();
+    if !flags.say("eta") {
+        quiet.eta = quiet.eta.map(|_| 0.0);
+    }
+    if !flags.say("s_churn") {
+        quiet.s_churn = 0.0;
+    }
+    if quiet.draws_noise() {
+        note(
+            "warning: the sampler draws noise, so the two images will not come back as the ends (--strength mixes at a level of noise)",
+        );
+    }
+    quiet
 }

@@ -128,7 +128,9 @@ impl<'a> Plan<'a> {
         let settings = args.sampling.settings(recipe.as_ref(), &file.card.diffusion)?;
 
         let config = prepared_as(&file, recipe.as_ref().map(|recipe| &recipe.data))?;
-        let dataset = Arc::new(open_data(&data_config(args, config, recipe.is_some())?)?);
+        let mut dataset = open_data(&data_config(args, config, recipe.is_some())?)?;
+        number_classes(&mut dataset, &file.card);
+        let dataset = Arc::new(dataset);
         let real = some(all(&dataset), args.num_real);
         let parts = parts(&dataset, recipe.as_ref(), args);
         let judged = judged(parts.as_ref(), &real, args);
@@ -139,9 +141,11 @@ impl<'a> Plan<'a> {
             real: real.len(),
             held_out: parts.as_ref().map(|(_, held_out)| held_out.len()),
             judged: (judged.0, judged.1.len()),
+            judged_lack_conditions: file.card.network.condition_channels() > 0 && dataset.condition_shape().is_none(),
             diffusion: &file.card.diffusion,
         };
         let metrics = chosen(args, &facts)?;
+        tell_unknown(&metrics, &dataset, &file.card);
         let machine = args.machine.start(Work::Sampling)?;
         let extractor = extractor(args, &metrics, &machine)?;
         let metrics = metrics.into_iter().filter(|metric| extractor.is_some() || !metric.needs_inception()).collect();
@@ -247,6 +251,36 @@ fn data_config(args: &EvalArgs, config: DataConfig, has_recipe: bool) -> Result<
         None if has_recipe => Ok(config),
         None => Err(Failure::usage(format!("{} does not say what it was trained on", args.target.display()))
             .hint("give the data to compare with: ddpm eval FILE DATA")),
+    }
+}
+
+/// Gives the classes of data the numbers by which the network knows them; forgets them where it knows others.
+fn number_classes(dataset: &mut Dataset, card: &ModelCard) {
+    let known = card.network.num_classes();
+    if known == 0 || dataset.num_classes() == 0 {
+        return;
+    }
+    let same = match &card.class_names {
+        Some(names) => dataset.number_classes_as(names),
+        None => dataset.num_classes() == known,
+    };
+    if !same {
+        dataset.forget_classes();
+        note("warning: the data have other classes than those the network was trained on; they are not used");
+    }
+}
+
+/// Says what the network takes and the images that it is judged on do not have.
+fn tell_unknown(metrics: &[Metric], dataset: &Dataset, card: &ModelCard) {
+    let judged = metrics.iter().filter(|metric| matches!(metric, Metric::Loss | Metric::Bpd));
+    let unknown = [
+        ("classes", card.network.num_classes() > 0 && dataset.num_classes() == 0),
+        ("vectors", card.network.vector_dim() > 0 && dataset.vectors().is_none()),
+    ];
+    let unknown: Vec<&str> = unknown.into_iter().filter(|(_, unknown)| *unknown).map(|(what, _)| what).collect();
+    if !unknown.is_empty() && judged.clone().next().is_some() {
+        let what = unknown.join(" and ");
+        note(format!("warning: {} without {what}, which the data do not have", listed(judged.copied())));
     }
 }
 

@@ -215,11 +215,14 @@ impl<'a> Plan<'a> {
 /// After an end before time: what is there, without gaps, need not be drawn again.
 fn tell_where_to_go_on(first: usize, done: &BTreeMap<usize, usize>, count: usize) {
     let there = done.iter().fold(0, |there, (&at, &images)| if at == there { at + images } else { there });
-    if there > 0 {
+    if !done.is_empty() {
+        // Several devices finish batches in any order.
+        let beyond_a_gap = done.keys().any(|&at| at >= there);
         note(format!(
-            "the first {there} of {count} images are there; the others are drawn by --first {} -n {}",
+            "the first {there} of {count} images are there; the others are drawn by --first {} -n {}{}",
             first + there,
-            count - there
+            count - there,
+            if beyond_a_gap { " --force" } else { "" }
         ));
     }
 }

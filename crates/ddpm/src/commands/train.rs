@@ -8,7 +8,7 @@ use denoising_diffusion::data::VectorTable;
 use denoising_diffusion::diffusion::Diffusion;
 use denoising_diffusion::eval::extract::FeatureStore;
 use denoising_diffusion::eval::inception::FeatureBlock;
-use denoising_diffusion::model_file::{ModelCard, WeightsKind};
+use denoising_diffusion::model_file::ModelCard;
 use denoising_diffusion::models::{LearnedSchedule, Network, Scheduled};
 use denoising_diffusion::nn::Init;
 use denoising_diffusion::recipe::Recipe;
@@ -236,22 +236,7 @@ fn setup(plan: &Plan, evaluate: Option<EvaluateSetup>) -> Result<RunSetup> {
         dir: plan.dir.clone(),
         config_toml: plan.recipe.to_toml()?,
         settings: settings_of_a_run(&plan.recipe)?,
-        card: ModelCard {
-            version: env!("CARGO_PKG_VERSION").to_string(),
-            network: plan.network.clone(),
-            diffusion: diffusion.clone(),
-            betas: None,
-            image: plan.train.dataset().shape(),
-            resize: data.resize,
-            value_range: plan.train.dataset().trained_range(),
-            condition_value_range: plan.train.dataset().trained_condition_range(),
-            vectors: plan.train.dataset().vectors().map(|vectors| vectors.scale().clone()),
-            weights: WeightsKind::Ema,
-            step: 0,
-            ema_decay: None,
-            ema_sigma_rel: None,
-            updates: None,
-        },
+        card: ModelCard::for_data(plan.network.clone(), diffusion.clone(), plan.train.dataset()),
         sample: sample.clone(),
         guidance: guidance.clone(),
         snapshot_every: plan.snapshot_every(),

@@ -252,6 +252,7 @@ const UNTOLD: &[&str] = &[
     "timesteps",
     "objective",
     "beta_schedule",
+    "zero_terminal_snr",
     "noise_schedule",
     "sigma_data",
     "sigma_min",

@@ -59,22 +59,13 @@ impl Reference {
         let network = inferred.network_for(&self.weights, size.height, size.width)?;
         let image = ImageShape { channels: network.channels().unwrap_or(0), height: size.height, width: size.width };
         let card = ModelCard {
-            version: env!("CARGO_PKG_VERSION").to_string(),
-            image,
             // The reference stretches whatever its options say.
             resize: ResizePolicy::Stretch,
-            value_range: None,
-            condition_value_range: None,
-            vectors: None,
-            network,
-            diffusion,
             betas: inferred.betas,
             weights: self.kind,
+            // What the average's decay was at this step the file does not say.
             step: self.checkpoint.step().unwrap_or(0),
-            // The file does not say: what the reference's defaults give at this step.
-            ema_decay: None,
-            ema_sigma_rel: None,
-            updates: None,
+            ..ModelCard::new(network, diffusion, image)
         };
         Ok(ModelFile { card, state: self.weights.to_ours()? })
     }

@@ -34,6 +34,17 @@ impl Classes {
         Self { of_image: values.iter().map(class).collect(), names: distinct.into_iter().map(name).collect() }
     }
 
+    /// The same classes by the numbers that they have in `names`. `None` if one of them is not there.
+    pub(super) fn numbered_as(&self, names: &[String]) -> Option<Self> {
+        let numbers: Vec<u32> = self
+            .names
+            .iter()
+            .map(|name| names.iter().position(|known| known == name).map(|number| number as u32))
+            .collect::<Option<_>>()?;
+        let of_image = self.of_image.iter().map(|&class| numbers[class as usize]).collect();
+        Some(Self { of_image, names: names.to_vec() })
+    }
+
     /// True if each class is named by its number, as labels without gaps are.
     pub(super) fn named_by_number(&self) -> bool {
         self.names.iter().enumerate().all(|(class, name)| *name == class.to_string())
@@ -106,6 +117,14 @@ mod tests {
         assert!(Classes::number(&[1_u32, 0, 2]).named_by_number());
         assert_eq!(Classes::number(&["dog", "cat", "dog"]).of_image, [1, 0, 1]);
         assert!(Classes::number::<u32>(&[]).names.is_empty());
+    }
+
+    #[test]
+    fn classes_take_the_numbers_of_others_by_name() {
+        let names = ["0", "1", "2"].map(String::from);
+        let classes = Classes::number(&[2_u32, 1, 2]).numbered_as(&names).unwrap();
+        assert_eq!((classes.of_image, &classes.names[..]), (vec![2, 1, 2], &names[..]));
+        assert_eq!(Classes::number(&[2_u32, 3]).numbered_as(&names), None);
     }
 
     #[test]

@@ -270,6 +270,19 @@ impl Dataset {
         self.classes.as_ref().map(|classes| &classes.names[..])
     }
 
+    /// Gives each class the number that its name has in `names`, those of a network that was trained on other data. False, and no classes any
+    /// more, if one of them is not there.
+    pub fn number_classes_as(&mut self, names: &[String]) -> bool {
+        let Some(classes) = self.classes.take() else { return true };
+        self.classes = classes.numbered_as(names);
+        self.classes.is_some()
+    }
+
+    /// Forgets the classes.
+    pub fn forget_classes(&mut self) {
+        self.classes = None;
+    }
+
     /// Shape of the condition of each image, if the data have conditions: as high and wide as the images.
     pub fn condition_shape(&self) -> Option<ImageShape> {
         self.conditions.as_ref().map(Conditions::shape)

@@ -33,6 +33,12 @@ impl Diffusion {
         NetworkInput::new(x_start * alpha + noise * sigma, time)
     }
 
+    /// Whether networks of both formulations can guide each other: they are [shown the same](Self::shows_the_same_as) and predict the same.
+    pub fn reads_the_same_as(&self, other: &Self) -> bool {
+        let (ours, theirs) = (&self.formulation, &other.formulation);
+        ours.prediction() == theirs.prediction() && ours.output() == theirs.output() && self.shows_the_same_as(other)
+    }
+
     /// Whether both formulations show networks the same noisy data, at all noise levels that this one trains on: data on the same scale,
     /// and for the same signal-to-noise ratio the same alpha, sigma, time and scale of the input. Then a classifier that was trained
     /// under `other` can guide a network of this one, whatever each network predicts.

@@ -99,6 +99,24 @@ fn the_size_of_a_batch_is_not_to_be_seen() {
 }
 
 #[test]
+fn images_are_filled_in_by_the_configured_sampler_or_not_at_all() {
+    let (diffusion, network) = network();
+    let (image, mask) = ([0.25; 4], [0.0; 4]);
+    let jumps = Jumps { jump_length: 2, jump_n_sample: 1 };
+    let fill = |sample: SampleConfig| {
+        let request = Request { classes: Some(&[0]), ..Request::new(&sample, 0, 1, SHAPE) };
+        let mut watch = |_: &Progress<'_>| std::ops::ControlFlow::Continue(());
+        Generator::new(&network, &diffusion).inpaint(&request, &image, &mask, jumps, &Device::flex(), &mut watch)
+    };
+    let by = |sampler, eta| SampleConfig { sampler, eta, sampling_timesteps: Some(4), ..SampleConfig::default() };
+    let still = fill(by(SamplerKind::Ddim, None)).unwrap();
+    let noisy = fill(by(SamplerKind::Ddim, Some(1.0))).unwrap();
+    assert_ne!(still, noisy, "eta is heeded");
+    assert_ne!(fill(by(SamplerKind::Ddpm, None)).unwrap(), noisy);
+    assert_eq!(fill(by(SamplerKind::Heun, None)), Err(EditError::Sampler { sampler: "heun" }));
+}
+
+#[test]
 fn a_classifier_is_asked_for_the_classes_of_what_it_is_shown() {
     let asked = |x: Tensor<4>, _: NoiseLevel, classes: &[u32]| {
         assert_eq!(x.dims()[0], classes.len());

@@ -23,9 +23,10 @@ pub(super) fn neighbours(
     of_one_shape(Metric::Neighbours, generated, split.training)?;
     let compared = bearable(generated);
     let mut found = neighbours_of(&compared, split, watch)?;
-    // Pairs name samples by their numbers among all.
+    // Pairs name samples by their numbers among all, images by their places in the data.
     for pair in &mut found.closest {
         pair.generated = spread_places(generated.len(), compared.len()).nth(pair.generated).unwrap_or_default();
+        pair.training = split.training.place_in_data(pair.training);
     }
     Ok(found)
 }

@@ -62,6 +62,22 @@ impl Images {
         self.shape
     }
 
+    /// The place of an image in the dataset that these are some images of; of samples its own.
+    pub fn place_in_data(&self, place: usize) -> usize {
+        match &self.source {
+            Source::Data(data) => data.indices()[place],
+            Source::Drawn(_) => place,
+        }
+    }
+
+    /// All images of the dataset that these are some of; of samples these.
+    pub fn whole_data(&self) -> Self {
+        match &self.source {
+            Source::Data(data) => Self::of_data(Subset::from(data.dataset().clone())),
+            Source::Drawn(_) => self.clone(),
+        }
+    }
+
     /// Values of an image.
     pub fn image_len(&self) -> usize {
         self.shape.iter().product()

@@ -25,6 +25,8 @@ pub struct Facts<'a> {
     pub held_out: Option<usize>,
     /// What the network is judged on, and how many images that are.
     pub judged: (JudgedOn, usize),
+    /// Whether the network must be shown what an example belongs to, and it is not known of the images that it is judged on.
+    pub judged_lack_conditions: bool,
     pub diffusion: &'a DiffusionConfig,
 }
 
@@ -45,6 +47,8 @@ pub enum Unmeasurable {
     NoSplit,
     #[error("{}", LikelihoodError::Undefined)]
     Bound,
+    #[error("the network must be shown what each image belongs to, and {0} come without")]
+    NoConditions(&'static str),
 }
 
 impl Unmeasurable {
@@ -73,6 +77,9 @@ impl Metric {
         } else {
             let (on, n) = facts.judged;
             Unmeasurable::unless(2, on.images(), n)?;
+            if facts.judged_lack_conditions {
+                return Err(Unmeasurable::NoConditions(on.images()));
+            }
         }
         let [_, _, width] = facts.shape;
         match (self, facts.held_out) {
@@ -121,6 +128,7 @@ mod tests {
             real: 6,
             held_out: Some(2),
             judged: (JudgedOn::HeldOut, 2),
+            judged_lack_conditions: false,
             diffusion,
         }
     }
@@ -170,6 +178,7 @@ mod tests {
         assert_eq!(missing(|facts| facts.held_out = Some(1)), [("neighbours", too_few("held-out images", 2, 1))]);
         assert_eq!(missing(|facts| facts.held_out = None), [("neighbours", Unmeasurable::NoSplit)]);
         assert_eq!(names(&missing(|facts| facts.judged = (JudgedOn::Given, 1))), ["loss", "bpd"]);
+        assert_eq!(names(&missing(|facts| facts.judged_lack_conditions = true)), ["loss", "bpd"]);
     }
 
     #[test]

@@ -97,6 +97,11 @@ impl SampleConfig {
         diffusion.formulation.build(None).map_or(steps, |formulation| of(&*formulation))
     }
 
+    /// Whether steps add noise.
+    pub fn draws_noise(&self) -> bool {
+        self.sampler == SamplerKind::Ddpm || self.eta() > 0.0 || (self.sampler.churns() && self.s_churn > 0.0)
+    }
+
     pub(super) fn eta(&self) -> f64 {
         self.eta.or(self.sampler.default_eta()).unwrap_or(0.0)
     }

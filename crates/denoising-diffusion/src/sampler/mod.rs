@@ -46,6 +46,6 @@ pub use interpolate::{noised_mixture, slerp};
 pub use kind::SamplerKind;
 pub use lms::lms;
 pub use noise_source::{NoiseSource, SeededNoise};
-pub use repaint::{Known, RePaint, RePaintStep, inpaint, repaint_schedule};
+pub use repaint::{Jumps, Known, RePaint, RePaintStep, inpaint, repaint_schedule};
 pub use step::{Callback, Interrupted, Step, ignore};
 pub use unipc::{UnipcOrder, unipc};

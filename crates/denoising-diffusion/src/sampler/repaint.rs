@@ -3,26 +3,35 @@
 use burn::tensor::Tensor;
 use serde::Serialize;
 
+use super::config::SampleConfig;
 use super::ddim::ddim_step;
 use super::ddpm::{PosteriorVariance, WithinBounds, ddpm_step};
+use super::kind::SamplerKind;
 use super::noise_source::NoiseSource;
 use super::step::{Callback, Interrupted, Step};
 use crate::diffusion::{Denoiser, NoiseLevel};
 
-/// How often and how far back, and by which step down. The defaults are the paper's.
+/// How often and how far back the walk jumps. The defaults are the paper's.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct RePaint {
+pub struct Jumps {
     /// Levels that a jump goes back.
     pub jump_length: usize,
     /// Times that each stretch of `jump_length` levels is walked down: 1 is without jumps.
     pub jump_n_sample: usize,
-    pub step: RePaintStep,
 }
 
-impl Default for RePaint {
+impl Default for Jumps {
     fn default() -> Self {
-        Self { jump_length: 10, jump_n_sample: 10, step: RePaintStep::default() }
+        Self { jump_length: 10, jump_n_sample: 10 }
     }
+}
+
+/// The jumps, and the step down between them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct RePaint {
+    #[serde(flatten)]
+    pub jumps: Jumps,
+    pub step: RePaintStep,
 }
 
 /// How a step down is made.
@@ -33,6 +42,17 @@ pub enum RePaintStep {
     Ddpm { posterior_variance: Option<PosteriorVariance> },
     /// As in [`ddim`](super::ddim()).
     Ddim { eta: f64 },
+}
+
+impl RePaintStep {
+    /// The step of a configured sampler; `None` of one whose steps RePaint is not made of.
+    pub fn of(sample: &SampleConfig) -> Option<Self> {
+        match sample.sampler {
+            SamplerKind::Ddpm => Some(Self::Ddpm { posterior_variance: sample.posterior_variance }),
+            SamplerKind::Ddim => Some(Self::Ddim { eta: sample.eta() }),
+            _ => None,
+        }
+    }
 }
 
 impl Default for RePaintStep {
@@ -65,7 +85,7 @@ pub fn inpaint<const D: usize>(
     noise: &mut impl NoiseSource<D>,
     callback: &mut Callback<'_, D>,
 ) -> Result<Tensor<D>, Interrupted> {
-    let visits = repaint_schedule(levels.len().saturating_sub(1), options);
+    let visits = repaint_schedule(levels.len().saturating_sub(1), &options.jumps);
     let total = visits.windows(2).filter(|pair| pair[0] < pair[1]).count();
     let dims = x.dims();
     let mut numbers = 0..;
@@ -117,18 +137,18 @@ impl<const D: usize> Known<D> {
 ///
 /// Jumps as in the authors' code (`get_schedule_jump`): counted from `steps - 1`, the last level with noise, every `jump_length`-th level is
 /// jumped back from `jump_n_sample - 1` times, if the jump ends at `levels[0]` at the earliest. From clean data nothing jumps.
-pub fn repaint_schedule(steps: usize, options: &RePaint) -> Vec<usize> {
-    let &RePaint { jump_length, jump_n_sample, .. } = options;
+pub fn repaint_schedule(steps: usize, jumps: &Jumps) -> Vec<usize> {
+    let &Jumps { jump_length, jump_n_sample } = jumps;
     let mut visits = vec![0];
-    let mut jumps = vec![0; steps + 1];
+    let mut jumped = vec![0; steps + 1];
     let mut at = 0;
     while at < steps {
         at += 1;
         visits.push(at);
         let jumps_from_here =
             at < steps && jump_length > 0 && (steps - 1 - at).is_multiple_of(jump_length) && at >= jump_length;
-        if jumps_from_here && jumps[at] + 1 < jump_n_sample {
-            jumps[at] += 1;
+        if jumps_from_here && jumped[at] + 1 < jump_n_sample {
+            jumped[at] += 1;
             at -= jump_length;
             visits.push(at);
         }

@@ -124,8 +124,10 @@ fn a_learned_variance_is_used_unless_another_is_named() {
     let filled = |denoiser: &dyn Denoiser<2>, posterior_variance| {
         let (mut noise, x) = start(8);
         let known = Known { x_start: x.zeros_like(), mask: x.zeros_like() };
-        let options =
-            RePaint { jump_n_sample: 1, step: RePaintStep::Ddpm { posterior_variance }, ..RePaint::default() };
+        let options = RePaint {
+            jumps: Jumps { jump_n_sample: 1, ..Jumps::default() },
+            step: RePaintStep::Ddpm { posterior_variance },
+        };
         let denoiser = &solvers::By(denoiser);
         host_values(inpaint(denoiser, x, &levels, &known, &options, &mut noise, &mut ignore).unwrap())
     };

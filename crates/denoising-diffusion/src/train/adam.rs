@@ -117,8 +117,8 @@ impl Adam {
         state
     }
 
-    /// The state after `steps` steps, written by [`to_state_dict`](Self::to_state_dict) for the same `model`; every trainable tensor must have both
-    /// moments, and nothing else may be there.
+    /// The state after `steps` steps, written by [`to_state_dict`](Self::to_state_dict) for the same `model`: both moments of each trainable tensor
+    /// that has had a gradient, and nothing else.
     pub fn from_state_dict<M: Module>(
         config: AdamConfig,
         steps: u64,
@@ -149,6 +149,10 @@ impl Adam {
             Ok(sweeps::from_rows(of, Tensor::from_floats(host.values.as_slice(), device), shape))
         };
         for (name, shape) in expected.0 {
+            // Has had no gradient yet.
+            if ["exp_avg", "exp_avg_sq"].iter().all(|kind| state.get(&format!("{name}.{kind}")).is_none()) {
+                continue;
+            }
             let moments = vec![read(&name, "exp_avg", &shape)?, read(&name, "exp_avg_sq", &shape)?];
             let tensors = ops::copied(moments).try_into().expect("as many copies");
             adam.moments.insert(name, Moments { tensors, shape });
@@ -207,6 +211,24 @@ mod tests {
             }
             assert!(memories.windows(2).all(|pair| pair[0] == pair[1]), "{device:?}: {memories:?}");
         }
+    }
+
+    /// What a loss does not depend on has no moments yet, in files neither.
+    #[test]
+    fn tensors_without_gradients_go_on_without_moments() {
+        let device = Device::flex().autodiff();
+        let model = Linear::new(&mut Init::new(0, &device), 3, 2);
+        let config = AdamConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 };
+        let mut adam = Adam::new(config);
+        let gradients = NamedGradients::take(&model, &mut model.weight.val().square().sum().backward());
+        let model = adam.step(model, gradients, 1.0, 1e-3);
+        let state = adam.to_state_dict();
+        assert_eq!(state.names().collect::<Vec<_>>(), ["weight.exp_avg", "weight.exp_avg_sq"]);
+        let read = |state: &StateDict| Adam::from_state_dict(config, 1, state, &model, &device.clone().inner());
+        assert_eq!(read(&state).unwrap().to_state_dict().get("weight.exp_avg"), state.get("weight.exp_avg"));
+        let mut half = state.clone();
+        half.remove("weight.exp_avg_sq");
+        assert!(matches!(read(&half), Err(ParamsError::Missing { .. })));
     }
 
     /// Whatever order a device sweeps in, files have the same.

@@ -5,14 +5,14 @@ use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use denoising_diffusion::data::ImageBatch;
-use denoising_diffusion::data::{DataLayout, ImageShape, ResizePolicy};
+use denoising_diffusion::data::{DataLayout, ImageShape};
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig, Examples, FormulationConfig, RectifiedFlowConfig};
 use denoising_diffusion::eval::held_out::held_out_loss;
 use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::likelihood::{LikelihoodError, bits_per_dim};
 use denoising_diffusion::generate::{Depth, Samples};
 use denoising_diffusion::generate::{Generator, Request};
-use denoising_diffusion::model_file::{ModelCard, ModelFile, NetworkConfig, WeightsKind};
+use denoising_diffusion::model_file::{ModelCard, ModelFile, NetworkConfig};
 use denoising_diffusion::models::{
     DitConfig, Downsampling, Extent, KarrasUnetConfig, Network, PerStage, Unet1dConfig, UnetConfig, UvitConfig,
 };
@@ -96,20 +96,12 @@ impl<M: Network> Case<'_, M> {
     fn card(&self, step: u64) -> ModelCard {
         let [channels, height, width] = self.shape;
         ModelCard {
-            version: "0".to_string(),
-            network: self.network.clone(),
-            diffusion: self.diffusion.config().clone(),
-            betas: None,
-            image: ImageShape { channels, height, width },
-            resize: ResizePolicy::Crop,
-            value_range: None,
-            condition_value_range: None,
-            vectors: None,
-            weights: WeightsKind::Ema,
             step,
-            ema_decay: None,
-            ema_sigma_rel: None,
-            updates: None,
+            ..ModelCard::new(
+                self.network.clone(),
+                self.diffusion.config().clone(),
+                ImageShape { channels, height, width },
+            )
         }
     }
 

@@ -12,7 +12,7 @@ use denoising_diffusion::models::{Calls, Network};
 use denoising_diffusion::nn::params::host_values;
 use denoising_diffusion::nn::{Eval, EvalMode};
 use denoising_diffusion::sampler::{
-    Known, PosteriorVariance, RePaint, SampleConfig, SamplerKind, SeededNoise, ddim_inversion, ignore, inpaint,
+    Jumps, Known, PosteriorVariance, RePaint, SampleConfig, SamplerKind, SeededNoise, ddim_inversion, ignore, inpaint,
 };
 use denoising_diffusion::train::{EmaConfig, TrainConfig, Trainer};
 
@@ -158,7 +158,7 @@ fn every_formulation_on_data_that_is_given() {
 
             let mask = Tensor::<4>::from_floats([[[[1.0, 0.0]]]], &device);
             let known = Known { x_start: x_start.clone(), mask: mask.clone() };
-            let repaint = RePaint { jump_length: 2, jump_n_sample: 2, ..RePaint::default() };
+            let repaint = RePaint { jumps: Jumps { jump_length: 2, jump_n_sample: 2 }, ..RePaint::default() };
             let x = noise(0).init([2, 1, 1, 2]) * diffusion.formulation().init_deviation();
             let x = inpaint(&denoiser, x, &levels, &known, &repaint, &mut noise(0), &mut ignore).unwrap();
             assert!(finite(&x), "{name}");

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use burn::tensor::{Device, Tensor};
-use denoising_diffusion::data::{ImageShape, ResizePolicy};
+use denoising_diffusion::data::ImageShape;
 use denoising_diffusion::diffusion::{
     Denoiser, Diffusion, DiffusionConfig, Estimate, FormulationConfig, GuidanceConfig, NoiseLevel, Threshold,
 };
@@ -36,21 +36,12 @@ impl Case {
         let weights = weights(name);
         let inferred = weights.infer().unwrap();
         let Value::Object(said) = said else { panic!("{said}") };
+        let diffusion = inferred.diffusion_with(&said).unwrap();
+        let image = ImageShape { channels: inferred.network.channels().unwrap(), height: 8, width: 8 };
         let card = ModelCard {
-            version: "0".to_string(),
-            diffusion: inferred.diffusion_with(&said).unwrap(),
             betas: inferred.betas,
-            image: ImageShape { channels: inferred.network.channels().unwrap(), height: 8, width: 8 },
-            resize: ResizePolicy::Crop,
-            value_range: None,
-            condition_value_range: None,
-            vectors: None,
-            network: inferred.network,
             weights: WeightsKind::Model,
-            step: 0,
-            ema_decay: None,
-            ema_sigma_rel: None,
-            updates: None,
+            ..ModelCard::new(inferred.network, diffusion, image)
         };
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.safetensors");

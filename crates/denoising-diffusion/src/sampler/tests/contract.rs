@@ -14,7 +14,7 @@ fn all() -> impl Iterator<Item = (&'static str, Solver)> {
     let inversion: Solver = |d, x, l| ddim_inversion(&By(d), x, l, &mut ignore);
     let repaint: Solver = |d, x, l| {
         let known = Known { x_start: x.zeros_like(), mask: x.zeros_like() };
-        let options = RePaint { jump_length: 2, jump_n_sample: 2, ..RePaint::default() };
+        let options = RePaint { jumps: Jumps { jump_length: 2, jump_n_sample: 2 }, ..RePaint::default() };
         inpaint(&By(d), x, l, &known, &options, &mut seeded(), &mut ignore)
     };
     DETERMINISTIC.into_iter().chain(STOCHASTIC).chain([("ddim_inversion", inversion), ("inpaint", repaint)])

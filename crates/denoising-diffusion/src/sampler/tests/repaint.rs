@@ -38,7 +38,7 @@ fn conditional(options: RePaint) -> (f64, f64) {
 #[test]
 fn resampling_brings_the_unknown_part_to_its_conditional_distribution() {
     for step in STEPS {
-        let run = |jump_n_sample| conditional(RePaint { jump_length: 4, jump_n_sample, step });
+        let run = |jump_n_sample| conditional(RePaint { jumps: Jumps { jump_length: 4, jump_n_sample }, step });
         let (without, with) = (run(1), run(8));
         println!("{step:?} {without:?} {with:?}");
         let error = |(mean, variance): (f64, f64)| (mean - 0.9).abs() + (variance - 0.19).abs();
@@ -51,7 +51,7 @@ fn known_data_comes_back_exactly() {
     for family in FAMILIES {
         for step in STEPS {
             for jump_n_sample in [1, 3] {
-                let options = RePaint { jump_length: 2, jump_n_sample, step };
+                let options = RePaint { jumps: Jumps { jump_length: 2, jump_n_sample }, step };
                 let levels = to_clean(family.karras(10.0, 0.05, 8));
                 let (x, known) = (start(levels[0], 5), known(5, 0.123_456_7));
                 let noise = &mut seeded();
@@ -74,7 +74,8 @@ fn masks_spread_over_channels_and_may_be_soft() {
     let x_start = tensor(&[[0.5, -0.25]; 3]);
     let run = |mask: f64| {
         let known = Known { x_start: x_start.clone(), mask: Tensor::full([3, 1], mask, &Device::flex()) };
-        let (mut last, options) = (Vec::new(), RePaint { jump_n_sample: 1, ..RePaint::default() });
+        let (mut last, options) =
+            (Vec::new(), RePaint { jumps: Jumps { jump_n_sample: 1, ..Jumps::default() }, ..RePaint::default() });
         let mut keep = |step: &Step<'_, 2>| {
             last = points(step.x_start.clone());
             std::ops::ControlFlow::Continue(())
@@ -109,7 +110,7 @@ fn soft_masks_keep_the_noise_of_each_level() {
             deviations.push((values.iter().map(|v| v * v).sum::<f64>() / values.len() as f64).sqrt());
             std::ops::ControlFlow::Continue(())
         };
-        let options = RePaint { jump_n_sample: 1, ..RePaint::default() };
+        let options = RePaint { jumps: Jumps { jump_n_sample: 1, ..Jumps::default() }, ..RePaint::default() };
         inpaint(&data, start(levels[0], samples), &levels, &known, &options, &mut seeded(), &mut keep).unwrap();
         for (deviation, level) in deviations.iter().zip(&levels[1..levels.len() - 1]) {
             assert!((deviation / level.sigma - 1.0).abs() < 0.05, "{mask}: {deviation} at {level:?}");
@@ -129,9 +130,9 @@ impl NoiseSource<2> for Numbers {
 
 #[test]
 fn draws_are_numbered_and_steps_counted() {
-    let options = RePaint { jump_length: 2, jump_n_sample: 3, ..RePaint::default() };
+    let options = RePaint { jumps: Jumps { jump_length: 2, jump_n_sample: 3 }, ..RePaint::default() };
     let levels = to_clean(Family::Edm.karras(10.0, 0.05, 7));
-    let visits = repaint_schedule(8, &options);
+    let visits = repaint_schedule(8, &options.jumps);
     let down = visits.windows(2).filter(|pair| pair[1] > pair[0]).count();
     let (mut noise, mut seen) = (Numbers(Vec::new()), Vec::new());
     let mut callback = |step: &Step<'_, 2>| {
@@ -149,16 +150,16 @@ fn draws_are_numbered_and_steps_counted() {
 
 #[test]
 fn the_schedule_jumps_as_in_the_paper() {
-    let jumps = |jump_length, jump_n_sample| RePaint { jump_length, jump_n_sample, ..RePaint::default() };
+    let jumps = |jump_length, jump_n_sample| Jumps { jump_length, jump_n_sample };
     let down = |steps, options| repaint_schedule(steps, &options).windows(2).filter(|pair| pair[1] > pair[0]).count();
     assert_eq!(repaint_schedule(6, &jumps(2, 2)), [0, 1, 2, 3, 1, 2, 3, 4, 5, 3, 4, 5, 6]);
     assert_eq!(repaint_schedule(3, &jumps(1, 3)), [0, 1, 0, 1, 0, 1, 2, 1, 2, 1, 2, 3]);
     for options in [jumps(10, 1), jumps(10, 0), jumps(0, 10)] {
         assert_eq!(repaint_schedule(5, &options), [0, 1, 2, 3, 4, 5]);
     }
-    assert_eq!(repaint_schedule(0, &RePaint::default()), [0]);
+    assert_eq!(repaint_schedule(0, &Jumps::default()), [0]);
     // The paper's 250 levels: 24 stretches of 10 steps, each repeated 9 times.
-    assert_eq!(down(250, RePaint::default()), 250 + 24 * 9 * 10);
+    assert_eq!(down(250, Jumps::default()), 250 + 24 * 9 * 10);
 }
 
 /// Keeps every x that it is asked about.
@@ -179,7 +180,8 @@ impl Denoiser<2> for Seen {
 #[test]
 fn a_jump_adds_the_noise_between_its_levels() {
     for family in FAMILIES {
-        let options = RePaint { jump_length: 1, jump_n_sample: 2, step: RePaintStep::Ddim { eta: 0.0 } };
+        let options =
+            RePaint { jumps: Jumps { jump_length: 1, jump_n_sample: 2 }, step: RePaintStep::Ddim { eta: 0.0 } };
         let levels = to_clean(vec![family.level(1.0), family.level(0.9)]);
         let denoiser = Seen(correlated(family), RefCell::new(Vec::new()));
         let ones = vec![tensor(&[[1.0, 1.0]]); 10];

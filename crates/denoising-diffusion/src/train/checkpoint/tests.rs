@@ -3,9 +3,8 @@
 use std::fs;
 
 use super::*;
-use crate::data::{ImageShape, ResizePolicy};
+use crate::data::ImageShape;
 use crate::diffusion::DiffusionConfig;
-use crate::model_file::WeightsKind;
 use crate::models::{NetworkConfig, UnetConfig};
 use crate::weights::StateDict;
 
@@ -54,20 +53,12 @@ impl Place {
             post_hoc_sigma_rels: Vec::new(),
         };
         let card = ModelCard {
-            version: "1".into(),
-            network: NetworkConfig::Unet(UnetConfig::default()),
-            diffusion: DiffusionConfig::default(),
-            betas: None,
-            image: ImageShape { channels: 1, height: 8, width: 8 },
-            resize: ResizePolicy::Crop,
-            value_range: None,
-            condition_value_range: None,
-            vectors: None,
-            weights: WeightsKind::Ema,
             step,
-            ema_decay: None,
-            ema_sigma_rel: None,
-            updates: None,
+            ..ModelCard::new(
+                NetworkConfig::Unet(UnetConfig::default()),
+                DiffusionConfig::default(),
+                ImageShape { channels: 1, height: 8, width: 8 },
+            )
         };
         self.checkpoints.save(&state, &info, &card, keep).map(drop)
     }

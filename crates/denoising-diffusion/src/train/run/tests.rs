@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::*;
-use crate::data::{DataConfig, ResizePolicy};
+use crate::data::DataConfig;
 use crate::diffusion::{Diffusion, DiffusionConfig, Threshold};
 use crate::eval::config::EvaluateConfig;
 use crate::eval::extract::FeatureStore;
@@ -25,22 +25,7 @@ fn parts(dir: &Path, settings: &[(&str, &str)]) -> (Trainer<Unet>, RunSetup) {
     let trainer = Trainer::new(model, diffusion, config, EmaConfig::default(), &device);
     let digits = DataConfig { path: Some("digits".into()), ..DataConfig::default() };
     let train = Subset::from(Arc::new(Dataset::open(&digits).unwrap()));
-    let card = ModelCard {
-        version: "1".into(),
-        network: NetworkConfig::Unet(unet),
-        diffusion: DiffusionConfig::default(),
-        betas: None,
-        image: train.dataset().shape(),
-        resize: ResizePolicy::Crop,
-        value_range: None,
-        condition_value_range: None,
-        vectors: None,
-        weights: crate::model_file::WeightsKind::Ema,
-        step: 0,
-        ema_decay: None,
-        ema_sigma_rel: None,
-        updates: None,
-    };
+    let card = ModelCard::for_data(NetworkConfig::Unet(unet), DiffusionConfig::default(), train.dataset());
     let setup = RunSetup {
         dir: dir.to_path_buf(),
         config_toml: String::new(),
