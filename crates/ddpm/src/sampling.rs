@@ -91,7 +91,7 @@ impl SamplingArgs {
         let mut recipe = run.cloned().unwrap_or_default();
         recipe.diffusion = diffusion.clone();
         if run.is_none() {
-            recipe.sample.sampler = SamplerKind::usual(&diffusion.formulation);
+            recipe.sample.sampler = SamplerKind::usual(&diffusion.formulation, &recipe.guidance);
         }
         let own = recipe.sample.sampler;
         let said = self.flags.0.only("sampler");
@@ -125,13 +125,7 @@ impl SamplingArgs {
         if self.weak.is_some() && !ignored::guides(&guidance) {
             note("warning: --weak has no effect without --guidance");
         }
-        if guidance.cfg_plus_plus && !sample.sampler.renoises() {
-            return Err(Failure::usage(format!(
-                "--cfg-plus-plus has no meaning with --sampler {}",
-                sample.sampler.name()
-            ))
-            .hint("it is defined for ddim, euler and euler_ancestral"));
-        }
+        sample.check_guidance(&guidance).or_usage()?;
         Ok(Settings { sample, guidance })
     }
 

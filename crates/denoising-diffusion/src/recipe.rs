@@ -231,7 +231,7 @@ impl Recipe {
         let mut recipe: Self = toml::from_str(text)?;
         let says = |section, key| table.get(section).and_then(|section| section.get(key)).is_some();
         if !says("sample", "sampler") {
-            recipe.sample.sampler = SamplerKind::usual(&recipe.diffusion.formulation);
+            recipe.sample.sampler = SamplerKind::usual(&recipe.diffusion.formulation, &recipe.guidance);
         }
         if !says("train", "lr") {
             recipe.train.lr = recipe.network.model.usual_lr();
@@ -284,6 +284,7 @@ impl Recipe {
         self.post_hoc.validate()?;
         self.sample.validate(&self.diffusion)?;
         self.guidance.validate()?;
+        self.sample.check_guidance(&self.guidance)?;
         self.evaluate.validate(&self.sample, &self.diffusion)?;
         let diffusion = Diffusion::new(&self.diffusion)?;
         if self.bare_network().fourier_time() && diffusion.formulation().tells_large_times() {

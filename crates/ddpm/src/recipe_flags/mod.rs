@@ -160,15 +160,22 @@ impl RecipeFlags {
         }
     }
 
-    /// Where the flags choose another formulation and no sampler, or another network and no learning rate, what is usual for the old one becomes what is
+    /// Where the flags choose another formulation or CFG++ and no sampler, or another network and no learning rate, what is usual for the old one becomes what is
     /// usual for the new one.
     fn with_what_is_usual(&self, recipe: &Recipe) -> Result<Recipe, toml::de::Error> {
         let mut recipe = recipe.clone();
         let said = |key| self.given.iter().find(|(flag, _)| flag.key == key).map(|(_, value)| value.clone());
-        if let (Some(chosen), None) = (said("diffusion"), said("sampler")) {
-            let chosen: DiffusionConfig = Table::from_iter([("diffusion".to_string(), chosen)]).try_into()?;
-            if recipe.sample.sampler == SamplerKind::usual(&recipe.diffusion.formulation) {
-                recipe.sample.sampler = SamplerKind::usual(&chosen.formulation);
+        if said("sampler").is_none() {
+            let usual = |recipe: &Recipe| SamplerKind::usual(&recipe.diffusion.formulation, &recipe.guidance);
+            let (before, mut chosen) = (usual(&recipe), recipe.clone());
+            if let Some(formulation) = said("diffusion") {
+                chosen.diffusion = Table::from_iter([("diffusion".to_string(), formulation)]).try_into()?;
+            }
+            if let Some(cfg_plus_plus) = said("cfg_plus_plus") {
+                chosen.guidance.cfg_plus_plus = cfg_plus_plus.try_into()?;
+            }
+            if recipe.sample.sampler == before {
+                recipe.sample.sampler = usual(&chosen);
             }
         }
         if let (Some(chosen), None) = (said("model"), said("lr")) {

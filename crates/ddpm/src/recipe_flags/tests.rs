@@ -177,6 +177,16 @@ fn another_formulation_starts_from_its_own_defaults_and_shared_options_stay() {
 }
 
 #[test]
+fn cfg_plus_plus_goes_with_a_sampler_that_can() {
+    let apply = |args: &[&str]| parse(args).unwrap().apply(&Recipe::default()).unwrap();
+    let sampler = |args: &[&str]| apply(args).sample.sampler;
+    assert_eq!(sampler(&["--cfg-plus-plus"]), SamplerKind::Ddim);
+    assert_eq!(sampler(&["--cfg-plus-plus", "--diffusion", "rectified_flow"]), SamplerKind::Euler);
+    let refused = apply(&["--cfg-plus-plus", "--sampler", "unipc"]).validate().unwrap_err().to_string();
+    assert!(refused.contains("no meaning") && refused.contains("unipc"), "{refused}");
+}
+
+#[test]
 fn another_network_has_its_own_learning_rate_unless_one_is_named() {
     let lr = |args: &[&str], of: &Recipe| parse(args).unwrap().apply(of).unwrap().train.lr;
     let digits = Recipe { train: TrainConfig { lr: 1.5e-3, ..TrainConfig::default() }, ..Recipe::default() };

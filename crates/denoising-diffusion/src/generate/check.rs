@@ -51,6 +51,7 @@ impl<M: Network> Generator<'_, M> {
     pub(super) fn check(&self, request: &Request<'_>) -> Result<(), GenerateError> {
         request.sample.validate(self.diffusion.config())?;
         self.guidance.validate().map_err(GenerateError::Guidance)?;
+        request.sample.check_guidance(&self.guidance)?;
         let (count, shape) = (request.count, request.shape);
         let expected = shape.iter().fold(count, |values, &side| values.saturating_mul(side));
         if let Some(got) = request.init_noise.map(<[f32]>::len).filter(|&got| got != expected) {

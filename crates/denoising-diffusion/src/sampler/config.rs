@@ -6,7 +6,7 @@ use thiserror::Error;
 use super::churn::Churn;
 use super::ddpm::PosteriorVariance;
 use super::kind::SamplerKind;
-use crate::diffusion::{DiffusionConfig, Formulation, FormulationConfig, NoiseLevels};
+use crate::diffusion::{DiffusionConfig, Formulation, FormulationConfig, GuidanceConfig, NoiseLevels};
 
 /// How samples are drawn.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -69,6 +69,10 @@ pub enum SampleConfigError {
     OtherSampler { key: &'static str, belongs_to: &'static str, sampler: &'static str },
     #[error("`posterior_variance = \"learned\"` needs `diffusion = \"learned_variance\"`, this is \"{formulation}\"")]
     VarianceNotLearned { formulation: &'static str },
+    #[error(
+        "`cfg_plus_plus` has no meaning with `sampler = \"{sampler}\"`: it is defined for ddim, euler and euler_ancestral"
+    )]
+    CfgPlusPlus { sampler: &'static str },
 }
 
 /// Steps where nobody says how many, for solvers that do not need as many as training has. Measured: docs/samplers.md.
@@ -130,6 +134,17 @@ impl SampleConfig {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Refuses guidance that the sampler cannot take.
+    ///
+    /// # Errors
+    /// [`SampleConfigError::CfgPlusPlus`].
+    pub fn check_guidance(&self, guidance: &GuidanceConfig) -> Result<(), SampleConfigError> {
+        if guidance.cfg_plus_plus && !self.sampler.renoises() {
+            return Err(SampleConfigError::CfgPlusPlus { sampler: self.sampler.name() });
+        }
+        Ok(())
     }
 
     /// Whether `got` steps are possible.

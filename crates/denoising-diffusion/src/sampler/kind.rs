@@ -10,7 +10,7 @@ use super::heun::has_two_slopes;
 use super::noise_source::NoiseSource;
 use super::step::{Callback, Interrupted};
 use super::{UnipcOrder, ddim, ddpm, dpmpp_2m, dpmpp_2s, dpmpp_sde_2m, euler, euler_ancestral, heun, lms, unipc};
-use crate::diffusion::{Denoiser, FormulationConfig, NoiseLevel};
+use crate::diffusion::{Denoiser, FormulationConfig, GuidanceConfig, NoiseLevel};
 
 /// A solver. The default is the one that came out best of a Gaussian diffusion at 10 to 250 evaluations (docs/samplers.md).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,13 +47,14 @@ impl SamplerKind {
         Self::Lms,
     ];
 
-    /// What is taken for a formulation where nobody says which: of what was measured the best at up to 50 evaluations (docs/samplers.md).
-    pub fn usual(formulation: &FormulationConfig) -> Self {
-        match formulation {
+    /// What is taken for a formulation and guidance where nobody says which: of what was measured the best at up to 50 evaluations (docs/samplers.md).
+    pub fn usual(formulation: &FormulationConfig, guidance: &GuidanceConfig) -> Self {
+        let usual = match formulation {
             FormulationConfig::Elucidated(_) => Self::Dpmpp2m,
             FormulationConfig::RectifiedFlow(_) => Self::Euler,
             _ => Self::default(),
-        }
+        };
+        if guidance.cfg_plus_plus && !usual.renoises() { Self::Ddim } else { usual }
     }
 
     /// The word of configurations.
