@@ -138,7 +138,7 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_used() {
     assert!(output.status.success(), "{said}");
     assert!(said.contains("step-00000006") && said.contains("cut off"), "{said}");
     assert!(said.contains("step-00000004") && said.contains("was changed"), "{said}");
-    assert!(said.contains("going on from step 2"), "{said}");
+    assert!(said.contains("continuing from step 2"), "{said}");
 }
 
 #[test]
