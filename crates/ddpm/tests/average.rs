@@ -73,11 +73,11 @@ fn what_cannot_be_averaged_is_told() {
     place.ok(&format!("train digits {TINY} --steps 2 --save-every 1 --out without"));
     let text = place.fails("average without --sigma-rel 0.1 --out a.safetensors", 1, "there are no snapshots in");
     assert!(text.contains("--post-hoc-sigma-rels"), "{text}");
-    place.fails("average nowhere --sigma-rel 0.1 --out a.safetensors", 1, "nowhere is no run folder");
+    place.fails("average nowhere --sigma-rel 0.1 --out a.safetensors", 1, "nowhere is not a run folder");
     place.ok(&format!("train digits {TINY} {KEPT} 0.05,0.1 --steps 2 --out run"));
     place.fails("average run --sigma-rel 0.3 --out a.safetensors", 2, "at most 0.2886, got 0.3");
     place.fails("average run --sigma-rel 0.1 --step 7 --out a.safetensors", 1, "the nearest one is of step 2");
-    place.fails("average run --sigma-rel 0.1 --out there/a.safetensors", 2, "there is no folder there");
+    place.fails("average run --sigma-rel 0.1 --out there/a.safetensors", 2, "the folder there does not exist");
     place.fails("average run --sigma-rel 0.1 --out a.png", 2, "must end in .safetensors");
     place.ok("average run --sigma-rel 0.1 --out a.safetensors");
     place.fails("average run --sigma-rel 0.1 --out a.safetensors", 2, "exists");
@@ -90,7 +90,7 @@ fn what_cannot_be_averaged_is_told() {
     fs::remove_file(place.path("run/snapshots/step-00000002/x.safetensors")).unwrap();
     fs::write(place.path("run/snapshots/step-00000001/ema-0.1.safetensors"), "half").unwrap();
     let text = place.fails("average run --sigma-rel 0.1 --out b.safetensors", 1, "step-00000001/ema-0.1.safetensors");
-    assert!(text.contains("move its folder away"), "{text}");
+    assert!(text.contains("move the folder of this snapshot"), "{text}");
     fs::remove_dir_all(place.path("run/snapshots/step-00000001")).unwrap();
     place.ok("average run --sigma-rel 0.1 --out b.safetensors");
     fs::create_dir(place.path("run/snapshots/step-00000003")).unwrap();

@@ -247,7 +247,10 @@ fn other_networks_of_the_reference_are_found_in_their_files() {
     ] {
         let file = state_dict(&place, golden, "");
         let told = place.ok(&format!("info {file}"));
-        assert!(told.contains("a state dict of a network") && told.contains("not told (--diffusion)"), "{told}");
+        assert!(
+            told.contains("a state dict of a network") && told.contains("not in the file (give --diffusion)"),
+            "{told}"
+        );
         assert!(told.contains(&format!("{channels} channels")), "{told}");
         place.fails(&format!("sample {file} --image-size {size}"), 2, "--diffusion");
         let sample = format!("sample {file} --image-size {size} --diffusion elucidated --steps 2 -n 2");

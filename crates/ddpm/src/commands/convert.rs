@@ -54,7 +54,7 @@ pub fn run(args: &ConvertArgs) -> Result {
     }
     refuse_file(&args.out, !args.force)?;
     let found = Found::open(&args.target, args.weights)?;
-    note(format!("from {}", found.path.display()));
+    note(format!("reading {}", found.path.display()));
     let file = found.into_model(&args.untold)?;
     match args.to {
         Format::Ours => file.write(&args.out)?,
@@ -80,7 +80,7 @@ fn write_reference(file: &ModelFile, args: &ConvertArgs) -> Result {
         NetworkConfig::Unet(unet) if unet.num_classes > 0 => (unet.clone(), class_unet_keywords(unet)?),
         NetworkConfig::Unet(unet) => (unet.clone(), unet_keywords(unet)?),
         NetworkConfig::Unet1d(config) => (config.unet(), without(serde_json::to_value(config)?, OURS)),
-        _ => return Err(Failure::failed("only a U-Net can be written for the reference")),
+        _ => return Err(Failure::failed("only U-Nets can be written for the reference")),
     };
     let state = to_reference(&file.state, &unet)?;
     let metadata = [

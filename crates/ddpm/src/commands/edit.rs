@@ -139,7 +139,7 @@ impl<'a> Job<'a> {
         let settings = args.sampling.settings_fit_for(fit, recipe.as_ref(), &file.card.diffusion)?;
         let machine = args.machine.start(Work::Sampling)?;
         let from = args.sampling.open(file, &path, &machine)?;
-        let stop = stop_on_ctrl_c("giving up")?;
+        let stop = stop_on_ctrl_c("cancelling")?;
         Ok(Self { args, out, path, recipe, from, settings, machine, stop })
     }
 
@@ -180,7 +180,7 @@ impl<'a> Job<'a> {
             vectors: vectors.as_deref(),
             ..Request::new(sample, self.args.sampling.seed, count, self.from.shape)
         };
-        note(format!("{count} images by {}, from {}", sample.sampler.name(), self.path.display()));
+        note(format!("drawing {count} images with {}, from {}", sample.sampler.name(), self.path.display()));
         let mut progress = SamplingProgress::new(before + request.batches() * steps, &self.stop);
         let images = make(&request, &mut |_| progress.see());
         progress.finish(generator);
@@ -233,8 +233,8 @@ pub fn inpaint(args: &InpaintArgs) -> Result {
         SamplerKind::Ddpm => RePaintStep::Ddpm { posterior_variance: job.settings.sample.posterior_variance },
         SamplerKind::Ddim => RePaintStep::Ddim { eta: job.settings.sample.eta.unwrap_or(0.0) },
         other => {
-            return Err(Failure::usage(format!("images cannot be filled in by --sampler {}", other.name()))
-                .hint("take ddpm or ddim, whose steps RePaint is made of"));
+            return Err(Failure::usage(format!("inpainting cannot use --sampler {}", other.name()))
+                .hint("use --sampler ddpm or ddim, for which RePaint is defined"));
         }
     };
     let images = job.images(&args.images)?;
@@ -302,7 +302,7 @@ pub fn interpolate(args: &InterpolateArgs) -> Result {
     }
     let size = job.from.shape.iter().product::<usize>();
     if ends.len() < 2 * size {
-        return Err(Failure::usage("two images are needed to draw what lies between them"));
+        return Err(Failure::usage("interpolation needs two images, but only one is given"));
     }
     let between = args.strength.map_or(Between::Inverted, |strength| Between::Noised { strength });
     let generator = job.from.generator(&job.settings.guidance);

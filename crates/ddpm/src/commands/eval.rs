@@ -147,7 +147,7 @@ impl<'a> Plan<'a> {
         let metrics = metrics.into_iter().filter(|metric| extractor.is_some() || !metric.needs_inception()).collect();
         let from = args.sampling.open(file, &path, &machine)?;
         Ok(Self {
-            stop: stop_on_ctrl_c("giving up")?,
+            stop: stop_on_ctrl_c("cancelling")?,
             real,
             real_digest: dataset.digest().to_string(),
             args,
@@ -170,7 +170,7 @@ impl<'a> Plan<'a> {
         }
         let n = self.args.num_samples;
         let room = Samples::with_room(n, self.from.shape, self.real.depth()).or_usage()?;
-        note(format!("{n} images by {} from {}", self.settings.sample.sampler.name(), self.path.display()));
+        note(format!("drawing {n} images with {}, from {}", self.settings.sample.sampler.name(), self.path.display()));
         let sampling = &self.args.sampling;
         let own = self.split.as_ref().map_or(&self.real, |(_, held_out)| held_out);
         let (conditions, vectors) = (own.conditions(n)?, own.vectors(n));
@@ -245,8 +245,8 @@ fn data_config(args: &EvalArgs, config: DataConfig, has_recipe: bool) -> Result<
             Ok(DataConfig { path: Some(path.clone()), labels: None, condition: None, vectors: None, ..config })
         }
         None if has_recipe => Ok(config),
-        None => Err(Failure::usage(format!("{} does not say what it was trained on", args.target.display()))
-            .hint("give the data to compare with: ddpm eval FILE DATA")),
+        None => Err(Failure::usage(format!("{} does not say which data it was trained on", args.target.display()))
+            .hint("give the data to compare with: `ddpm eval FILE DATA`")),
     }
 }
 
@@ -296,7 +296,7 @@ fn extractor(args: &EvalArgs, metrics: &[Metric], machine: &Machine) -> Result<O
     match args.inception.extractor(FeatureBlock::Final, machine.device()) {
         Ok(extractor) => Ok(Some(extractor)),
         Err(failure) if args.metrics.is_none() && !args.inception.is_named() => {
-            note(format!("warning: without {}: {}", listed(wanting), failure.in_one_line()));
+            note(format!("warning: skipping {}: {}", listed(wanting), failure.in_one_line()));
             Ok(None)
         }
         Err(failure) => Err(failure),
