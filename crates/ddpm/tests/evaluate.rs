@@ -204,7 +204,7 @@ fn an_evaluation_of_a_run_has_all_its_numbers_and_a_page() {
         .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success() && text.contains("swd"), "{text}");
-    place.fails("eval run --metrics swd,fud", 2, "no metric is called `fud`");
+    place.fails("eval run --metrics swd,fud", 2, "unknown metric `fud`");
     place.fails("eval run/checkpoints/step-00000004/ema.safetensors", 2, "does not say which data it was trained on");
 }
 
@@ -309,7 +309,7 @@ fn neighbours_choose_no_checkpoint() {
     let best = "--evaluate-every 1 --metrics neighbours,loss --best-metric neighbours";
     place.fails(&format!("train digits --steps 2 --out x {best}"), 2, "--best-metric");
     place.write("wrong.toml", "[evaluate]\nmetrics = [\"neighbours\", \"loss\"]\nbest_metric = \"neighbours\"\n");
-    place.fails("train --config wrong.toml --out x", 2, "neither better low nor better high");
+    place.fails("train --config wrong.toml --out x", 2, "neither lower nor higher is better");
 }
 
 /// Loss and bound say what they were measured on: a number on training images is no held-out loss.

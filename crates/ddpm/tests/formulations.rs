@@ -35,11 +35,11 @@ fn every_formulation_from_training_to_samples() {
 fn what_cannot_be_is_refused_before_training_with_the_reason() {
     let place = Place::new();
     for (flags, reason) in [
-        ("--diffusion elucidated --timesteps 8", "`timesteps` is no option of `diffusion = \"elucidated\"`"),
+        ("--diffusion elucidated --timesteps 8", "`timesteps` is not an option of `diffusion = \"elucidated\"`"),
         ("--diffusion weighted_objective --min-snr-loss-weight", "no single weight"),
         ("--diffusion learned_variance --offset-noise-strength 0.1", "white noise"),
-        ("--random-fourier-features", "up to a thousand"),
-        ("--diffusion rectified_flow --time-scale 1000 --random-fourier-features", "up to a thousand"),
+        ("--random-fourier-features", "up to 1000"),
+        ("--diffusion rectified_flow --time-scale 1000 --random-fourier-features", "up to 1000"),
         ("--posterior-variance learned --sampler ddpm", "needs `diffusion = \"learned_variance\"`"),
         ("--sampler unipc --s-churn 10", "`s_churn` belongs to"),
         ("--sampler lms --eta 0.5", "`eta` belongs to"),

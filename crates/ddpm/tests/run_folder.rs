@@ -220,7 +220,7 @@ fn settings_that_were_changed_by_hand_are_refused() {
     place.ok(&format!("train digits {TINY} --steps 2 --out run"));
     let config = text(&place, "run/config.toml");
     for (from, to, key) in [
-        ("batch_size = 4", "batch_size = 8", "`train.batch_size` is 8, and the checkpoint was made with 4"),
+        ("batch_size = 4", "batch_size = 8", "`train.batch_size` is 8, but the checkpoint was made with 4"),
         ("accumulate = 1", "accumulate = 2", "`train.accumulate`"),
         ("objective = \"pred_v\"", "objective = \"pred_noise\"", "`diffusion.objective`"),
         ("held_out = 0.05", "held_out = 0.5", "`data.held_out`"),

@@ -60,7 +60,7 @@ fn options_of_a_formulation_that_is_taken_for_likely_are_said_without_its_name()
             "--diffusion simple --noise-d-low 16 --noise-d-high 64",
         ],
     );
-    let text = place.fails("sample model.pt --image-size 8 --sigma-data 0.3", 2, "`sigma_data` is no option");
+    let text = place.fails("sample model.pt --image-size 8 --sigma-data 0.3", 2, "`sigma_data` is not an option");
     assert!(text.contains("\"continuous_time\""), "{text}");
     place.fails("sample model.pt --image-size 8 --diffusion simple --noise-d-low 16", 2, "noise_d_high");
     checkpoint(&place, "elucidated");

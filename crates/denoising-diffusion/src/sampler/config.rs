@@ -67,7 +67,9 @@ pub enum SampleConfigError {
     SamplingTimesteps { key: &'static str, timesteps: usize, got: usize },
     #[error("`{key}` belongs to {belongs_to}, but the sampler is {sampler}")]
     OtherSampler { key: &'static str, belongs_to: &'static str, sampler: &'static str },
-    #[error("`posterior_variance = \"learned\"` needs `diffusion = \"learned_variance\"`, this is \"{formulation}\"")]
+    #[error(
+        "`posterior_variance = \"learned\"` needs `diffusion = \"learned_variance\"`, but this is \"{formulation}\""
+    )]
     VarianceNotLearned { formulation: &'static str },
 }
 
