@@ -53,13 +53,12 @@ impl Work {
     fn hint(self, refused: Refused) -> &'static str {
         match self {
             Self::Training if matches!(refused, Refused::Tensor(_)) => {
-                "start a new run with a smaller --batch-size (--accumulate keeps the number of images per step) or, on GPUs that \
-                 support it, --precision bf16; what this run has stored is intact"
+                "start a new run with a smaller --batch-size (--accumulate keeps the number of images per step) or, on GPUs that support \
+                 it, with --precision bf16: both are fixed for the life of a run"
             }
             Self::Training => {
-                "checkpoints are intact: `ddpm train --resume RUN --checkpoint-activations` continues in less memory; for a new run, a \
-                 smaller --batch-size (--accumulate keeps the number of images per step) and, on GPUs that support it, --precision bf16 \
-                 help as well"
+                "use a smaller --batch-size (--accumulate keeps the number of images per step), --checkpoint-activations or, on GPUs that \
+                 support it, --precision bf16; of these, only `ddpm train --resume RUN --checkpoint-activations` can continue this run"
             }
             Self::TrainingClassifier => "use a smaller --batch-size",
             Self::Sampling => {
