@@ -136,7 +136,7 @@ fn infer_time(state: &StateDict, config: &mut UnetConfig, notes: &mut Vec<String
         config.learned_sinusoidal_cond = true;
         config.learned_sinusoidal_dim = frequencies * 2;
         notes.push(
-            "Fourier time embedding (time_mlp.0.weights): whether its frequencies were learned or random cannot be told; both \
+            "Fourier time embedding (time_mlp.0.weights): whether its frequencies were learned or random cannot be determined; both \
              compute the same, and learned_sinusoidal_cond is assumed"
                 .to_string(),
         );
@@ -227,7 +227,7 @@ fn infer_channels(input: usize, output: usize, config: &mut UnetConfig, notes: &
         config.channels = input;
         config.out_dim = Some(output);
         format!(
-            "channels {input} and out_dim {output}: taken from init_conv and final_conv; self_condition cannot be told"
+            "channels {input} and out_dim {output}: taken from init_conv and final_conv; self_condition cannot be determined"
         )
     };
     notes.push(note);

@@ -100,7 +100,7 @@ fn schedule_of(stored: &HostTensor, inferred: &mut Inferred) -> Result<(Schedule
         }
         None => {
             inferred
-                .note(format!("no named schedule gives the table `betas` (T = {}); it is kept as it is", betas.len()));
+                .note(format!("no named schedule gives the table `betas` (T = {}); it is kept unchanged", betas.len()));
             inferred.betas = Some(betas.iter().map(|beta| beta.min(LARGEST_BETA)).collect());
             base
         }
