@@ -23,14 +23,16 @@ impl GuidingClassifier {
     /// other images or of another formulation is wrong usage.
     pub fn open(path: &Path, scale: f64, diffusion: &Diffusion, image: ImageShape, device: &Device) -> Result<Self> {
         if !scale.is_finite() {
-            return Err(Failure::usage(format!("the scale of a classifier must be a number, got {scale}")));
+            return Err(Failure::usage(format!("--classifier-scale must be a finite number, got {scale}")));
         }
         let file = ClassifierFile::read(path).map_err(|error| how_to_make_one(error, path))?;
         let guidance = file
             .guidance(diffusion, image, scale, device)
             .context(format!("the classifier {} cannot guide this network", path.display()))
             .or_usage()
-            .map_err(|failure| failure.hint("train one that does: ddpm train-classifier DATA --like RUN --out FILE"))?;
+            .map_err(|failure| {
+                failure.hint("train one that can: `ddpm train-classifier DATA --like RUN --out FILE`")
+            })?;
         Ok(Self {
             gradient: Box::new(move |x, level, classes| guidance.gradient(x, level, classes)),
             class_names: file.card.class_names,
@@ -42,7 +44,7 @@ fn how_to_make_one(error: ClassifierFileError, path: &Path) -> Failure {
     let other = matches!(error, ClassifierFileError::Denoiser { .. } | ClassifierFileError::NoCard { .. });
     let failure = Failure::from(error).context(format!("{} cannot be used as a classifier", path.display()));
     match other {
-        true => failure.into_usage().hint("classifiers are made by `ddpm train-classifier`"),
+        true => failure.into_usage().hint("train a classifier with `ddpm train-classifier`"),
         false => failure,
     }
 }

@@ -58,7 +58,7 @@ impl Watch for StderrWatch {
 
 /// What is said of features that could not be kept.
 pub fn not_stored(why: &InteropError) -> String {
-    format!("warning: the features are not kept for next time: {}", chain(why))
+    format!("warning: cannot store the features for later use: {}", chain(why))
 }
 
 /// Those of the metrics that can be measured. Others are an error if they were asked for by name, else told and left out.
@@ -75,7 +75,7 @@ pub fn those_measurable(metrics: &[Metric], by_name: bool, facts: &Facts<'_>) ->
     for (i, (_, why)) in cannot.iter().enumerate() {
         if cannot[..i].iter().all(|(_, other)| other != why) {
             let of_it = cannot.iter().filter(|(_, other)| other == why);
-            note(format!("without {}: {why}", listed(of_it.map(|(metric, _)| *metric))));
+            note(format!("skipping {}: {why}", listed(of_it.map(|(metric, _)| *metric))));
         }
     }
     Ok(can)
@@ -84,11 +84,11 @@ pub fn those_measurable(metrics: &[Metric], by_name: bool, facts: &Facts<'_>) ->
 fn hint(why: &Unmeasurable) -> Option<&'static str> {
     let held_out = JudgedOn::HeldOut.images();
     match why {
-        Unmeasurable::NoImages(_) => Some("sequences and volumes are compared by swd, spectrum and neighbours"),
-        Unmeasurable::NoSplit => Some("give a run folder, and no data beside it"),
-        Unmeasurable::NoConditions(_) => Some("give a run folder, and no data beside it: its data have conditions"),
+        Unmeasurable::NoImages(_) => Some("for sequences and volumes, use swd, spectrum and neighbours"),
+        Unmeasurable::NoSplit => Some("give a run folder and no DATA"),
+        Unmeasurable::NoConditions(_) => Some("give a run folder and no DATA: the run's own data have conditions"),
         Unmeasurable::TooFew { what, .. } if *what == held_out => {
-            Some("train with some held out (--held-out), or leave it out of --metrics")
+            Some("train with held-out images (--held-out), or leave this metric out of --metrics")
         }
         _ => None,
     }

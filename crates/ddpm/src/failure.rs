@@ -130,7 +130,8 @@ impl<T, E: Into<Failure>> FailureExt<T> for std::result::Result<T, E> {
 }
 
 /// What serves networks that embed time by Fourier features.
-pub const SMALL_LEVELS: &str = "choose a formulation whose noise levels are small numbers: --diffusion elucidated, continuous_time, simple or rectified_flow";
+pub const SMALL_LEVELS: &str = "choose a formulation with a small range of noise levels: --diffusion elucidated, continuous_time, \
+                                simple or rectified_flow";
 
 /// The library's hint. Errors that wrap others transparently hide them from the chain, so they are opened here.
 fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
@@ -158,7 +159,7 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     match error.downcast_ref::<ClassifierTrainError>() {
         Some(ClassifierTrainError::Data(error)) => return hint_of(error),
         Some(ClassifierTrainError::Training(_)) => {
-            return Some("look at the images, then try a lower --lr".to_string());
+            return Some("check the images, then try a lower --lr".to_string());
         }
         _ => {}
     }
@@ -166,39 +167,47 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
         Some(CheckpointError::Weights(error)) => return hint_of(error),
         Some(CheckpointError::Model(error)) => return hint_of(error),
         Some(CheckpointError::NotWritten { .. }) => {
-            return Some("make room or free the folder, then go on with `ddpm train --resume RUN`".to_string());
+            return Some(
+                "free disk space or make the folder writable, then continue with `ddpm train --resume RUN`".to_string(),
+            );
         }
         _ => {}
     }
     match error.downcast_ref::<SnapshotsError>() {
         Some(SnapshotsError::None { .. }) => {
             return Some(
-                "a run keeps some if it is trained with, for instance, --post-hoc-sigma-rels 0.05,0.1".to_string(),
+                "snapshots are stored by training with, for example, --post-hoc-sigma-rels 0.05,0.1".to_string(),
             );
         }
         Some(SnapshotsError::Model(_)) => {
-            return Some("snapshots can do without one: move its folder away, and the others are used".to_string());
+            return Some(
+                "move the folder of this snapshot elsewhere; the average is then made from the others".to_string(),
+            );
         }
         _ => {}
     }
     match error.downcast_ref::<RunError>()? {
         RunError::Data(error) => hint_of(error),
         RunError::Checkpoint(error) => hint_of(error),
-        RunError::Snapshots(_) => {
-            Some("make room or free the folder, then go on with `ddpm train --resume RUN`".to_string())
-        }
+        RunError::Snapshots(_) => Some(
+            "free disk space or make the folder writable, then continue with `ddpm train --resume RUN`".to_string(),
+        ),
         RunError::Exists { .. } => {
-            Some("go on with `ddpm train --resume RUN`, or choose another folder with --out".to_string())
+            Some("continue that run with `ddpm train --resume RUN`, or choose another folder with --out".to_string())
         }
-        RunError::InUse { .. } => Some("let it end, or train in another folder (--out)".to_string()),
+        RunError::InUse { .. } => Some("wait until it ends, or train in another folder (--out)".to_string()),
         RunError::CheckpointsLost { .. } => {
-            Some("put the checkpoints back, or start another run, without --resume".to_string())
+            Some("restore the checkpoints, or start a new run without --resume".to_string())
         }
-        RunError::OtherData { .. } => Some("a run goes on with the data it was started with".to_string()),
+        RunError::OtherData { .. } => {
+            Some("resume with the data the run was started with, or start a new run without --resume".to_string())
+        }
         RunError::OtherSetting { .. } => {
-            Some("put it back in the run's config.toml, or start another run, without --resume".to_string())
+            Some("restore the old value in the run's config.toml, or start a new run without --resume".to_string())
         }
-        RunError::OtherSeed { .. } => Some("the seed stands in the run's config.toml: put it back".to_string()),
+        RunError::OtherSeed { .. } => {
+            Some("restore the old seed in the run's config.toml, or start a new run without --resume".to_string())
+        }
         RunError::Training(_) => Some(
             "look at the images, then try a lower --lr, a longer --warmup-steps or a lower --max-grad-norm".to_string(),
         ),

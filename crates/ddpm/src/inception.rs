@@ -51,7 +51,7 @@ fn parse_colour(text: &str) -> std::result::Result<Colour, String> {
     let part = |k: usize| digits.get(2 * k..2 * k + 2).and_then(|two| u8::from_str_radix(two, 16).ok());
     match (digits.len(), part(0), part(1), part(2)) {
         (6, Some(r), Some(g), Some(b)) => Ok(Colour([r, g, b].map(|v| f32::from(v) / 255.0))),
-        _ => Err("six hexadecimal digits, as ffffff".to_string()),
+        _ => Err("expected six hexadecimal digits, such as ffffff".to_string()),
     }
 }
 
@@ -68,7 +68,7 @@ impl InceptionArgs {
             weights.network(device).context(format!("cannot use the Inception weights in {}", path.display()))?;
         note(format!("Inception: {} (SHA-256 {})", path.display(), weights.digest));
         if verification == Verification::Any && !weights.digest.starts_with(OFFICIAL_DIGEST) {
-            note("warning: these are not the published weights; the numbers compare with no others");
+            note("warning: these are not the published weights; the results are not comparable with others");
         }
         Ok(Extractor { network, block, digest: weights.digest, background: self.background.0 })
     }
@@ -86,15 +86,15 @@ impl InceptionArgs {
 
 fn cached_or_fetched() -> Result<PathBuf> {
     let folder = cache::folder().ok_or_else(|| {
-        Failure::failed("there is no folder to keep the Inception weights in")
-            .hint(format!("name the file with --inception, or a folder with {}", cache::VARIABLE))
+        Failure::failed("there is no cache folder for the Inception weights")
+            .hint(format!("give the file with --inception FILE, or set {} to a folder", cache::VARIABLE))
     })?;
     let path = folder.join(FILE);
     if !path.is_file() {
         let url = std::env::var(URL_VARIABLE).unwrap_or_else(|_| URL.to_string());
         fetch(&url, &path).map_err(|failure| {
-            failure.context("the weights of Inception cannot be fetched").hint(format!(
-                "fetch {URL} (91 MiB) and put it at {}, or name it with --inception FILE",
+            failure.context("cannot download the Inception weights").hint(format!(
+                "download {URL} (91 MiB) and put it at {}, or give it with --inception FILE",
                 path.display()
             ))
         })?;
@@ -104,7 +104,7 @@ fn cached_or_fetched() -> Result<PathBuf> {
 
 /// Fetches a file and checks it before it gets its name.
 fn fetch(url: &str, path: &Path) -> Result {
-    note(format!("fetching {url}"));
+    note(format!("downloading {url}"));
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).context(format!("cannot create {}", folder.display()))?;
     }
@@ -129,7 +129,7 @@ fn fetch(url: &str, path: &Path) -> Result {
     let digest = digest::of_bytes(&bytes);
     if !digest.starts_with(OFFICIAL_DIGEST) {
         return Err(Failure::failed(format!(
-            "{url} gave another file: its SHA-256 is {digest}, and that must begin with {OFFICIAL_DIGEST}"
+            "{url} is not the published file: its SHA-256 is {digest}, expected one that begins with {OFFICIAL_DIGEST}"
         )));
     }
     write_atomically(path, |out: &mut dyn Write| out.write_all(&bytes))

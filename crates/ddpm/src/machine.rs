@@ -141,7 +141,7 @@ fn check_kinds(devices: &[DeviceChoice]) -> Result {
     let shown = devices.iter().map(DeviceChoice::to_string).collect::<Vec<_>>().join(",");
     if !others.is_empty() && devices.iter().any(|device| kind(device).is_none() || kind(device) != kind(first)) {
         return Err(Failure::usage(format!(
-            "--device {shown}: several devices are GPUs of one kind, such as cuda:0,cuda:1"
+            "--device {shown}: several devices must be GPUs of one kind, such as cuda:0,cuda:1"
         )));
     }
     match (0..others.len()).find(|&i| others[i..].contains(&devices[i])) {
@@ -164,7 +164,8 @@ fn name_in(precision: Precision, device: &str, Abilities { tf32, bf16 }: Abiliti
         Precision::F32 | Precision::Tf32 if tf32 => Ok(format!("{device}, matrices in tf32")),
         Precision::Bf16 if bf16 => Ok(format!("{device} in bf16")),
         _ => Err(Failure::usage(format!("--precision {precision}: {device} does not compute in {precision}")).hint(
-            "choose a GPU that does (`ddpm devices`), such as cuda:0, or leave --precision out; a run goes on in the precision that it began in",
+            "choose a GPU that does (see `ddpm devices`), such as --device cuda:0, or leave out --precision; a run can only be resumed \
+             in the precision it was started with",
         )),
     }
 }
@@ -192,7 +193,7 @@ impl Machine {
         if let Some(kept) = &self.new_kernels {
             let (name, kept) = (&self.name, kept.display());
             note(format!(
-                "{name}: the first steps try out kernels, which can take minutes; which were the fastest is kept in {kept}"
+                "{name}: the first steps try out kernels, which can take minutes; the fastest ones are remembered in {kept}"
             ));
         }
         Ok(self)
@@ -210,9 +211,9 @@ impl Machine {
         }
         let batches = if accumulate == 1 { "one".to_string() } else { accumulate.to_string() };
         Err(Failure::usage(format!(
-            "{devices} devices take turns with the batches of a step, and a step has {batches}"
+            "{devices} devices need at least {devices} batches per step, but a step has {batches}"
         ))
-        .hint(format!("--accumulate {devices}, with a smaller --batch-size if a step is to be of as many images")))
+        .hint(format!("use --accumulate {devices}; a smaller --batch-size keeps the number of images per step")))
     }
 
     /// Devices beside [`device`](Self::device).

@@ -53,26 +53,21 @@ impl Work {
     fn hint(self, refused: Refused) -> &'static str {
         match self {
             Self::Training if matches!(refused, Refused::Tensor(_)) => {
-                "a smaller --batch-size makes it smaller (with --accumulate, a step is of as many images as before); so does, on GPUs \
-                 that can, --precision bf16; checkpoints are whole, so that a run goes on with `ddpm train --resume RUN`"
+                "start a new run with a smaller --batch-size (--accumulate keeps the number of images per step) or, on GPUs that support \
+                 it, with --precision bf16: both are fixed for the life of a run"
             }
             Self::Training => {
-                "a smaller --batch-size takes less memory (with --accumulate, a step is of as many images as before); so do \
-                 --checkpoint-activations and, on GPUs that can, --precision bf16; checkpoints are whole, so that a run goes on \
-                 with `ddpm train --resume RUN`"
+                "use a smaller --batch-size (--accumulate keeps the number of images per step), --checkpoint-activations or, on GPUs that \
+                 support it, --precision bf16; of these, only `ddpm train --resume RUN --checkpoint-activations` can continue this run"
             }
-            Self::TrainingClassifier => "a smaller --batch-size takes less memory",
+            Self::TrainingClassifier => "use a smaller --batch-size",
             Self::Sampling => {
-                "a smaller --sample-batch-size takes less memory and gives the same images; so does, on GPUs that can, --precision bf16, \
-                 with images that differ a little"
+                "use a smaller --sample-batch-size, which gives the same images, or, on GPUs that support it, --precision bf16, which \
+                 changes them a little"
             }
-            Self::Features => "a GPU with more memory free, or --device cpu",
-            Self::Bench if matches!(refused, Refused::Tensor(_)) => {
-                "--precision bf16, on GPUs that can, makes it smaller"
-            }
-            Self::Bench => {
-                "--checkpoint-activations takes less memory, and so does, on GPUs that can, --precision bf16"
-            }
+            Self::Features => "use a GPU with more free memory, or --device cpu",
+            Self::Bench if matches!(refused, Refused::Tensor(_)) => "use --precision bf16 on GPUs that support it",
+            Self::Bench => "use --checkpoint-activations or, on GPUs that support it, --precision bf16",
         }
     }
 }
@@ -103,9 +98,11 @@ pub fn failure(panic: &str) -> Option<Failure> {
 /// What was refused, bytes in use and reserved, and what the whole device has.
 fn in_words(refused: Refused, usage: Option<(u64, u64)>, memory: Option<DeviceMemory>) -> String {
     let refused = match refused {
-        Refused::Memory(Some(bytes)) => format!("the device has no memory left: {} more were needed", mib(bytes)),
-        Refused::Memory(None) => "the device has no memory left".to_string(),
-        Refused::Tensor(bytes) => format!("a tensor of {} is larger than the device gives in one piece", mib(bytes)),
+        Refused::Memory(Some(bytes)) => format!("the device is out of memory: {} more were needed", mib(bytes)),
+        Refused::Memory(None) => "the device is out of memory".to_string(),
+        Refused::Tensor(bytes) => {
+            format!("a tensor of {} is larger than the device can allocate in one piece", mib(bytes))
+        }
     };
     let usage = usage
         .map(|(used, reserved)| format!("{} of this process's {} on the device were in use", mib(used), mib(reserved)));
@@ -131,13 +128,16 @@ mod tests {
         watch(&Opened::cpu(), Work::Training);
         let reading = "panicked at float.rs:1: Error while reading data: Some(out of device memory allocating 1073741825 bytes 0: x)";
         let text = failure(reading).unwrap().to_text();
-        assert!(text.starts_with("error: the device has no memory left: 1025 MiB more were needed\nhint: "), "{text}");
+        assert!(text.starts_with("error: the device is out of memory: 1025 MiB more were needed\nhint: "), "{text}");
         assert!(text.contains("--batch-size") && text.contains("--resume") && text.lines().count() == 2, "{text}");
         let too_large = failure("can't allocate buffer of size: 7\nbacktrace").unwrap().to_text();
-        assert!(too_large.starts_with("error: a tensor of 1 MiB is larger than the device gives in one piece\nhint: "));
+        assert!(
+            too_large
+                .starts_with("error: a tensor of 1 MiB is larger than the device can allocate in one piece\nhint: ")
+        );
         assert!(too_large.contains("--batch-size") && !too_large.contains("--checkpoint-activations"), "{too_large}");
         let graphics = failure("wgpu error: Out of Memory").unwrap().to_text();
-        assert!(graphics.starts_with("error: the device has no memory left\n"), "{graphics}");
+        assert!(graphics.starts_with("error: the device is out of memory\n"), "{graphics}");
         assert!(failure("index out of bounds").is_none());
     }
 
@@ -173,7 +173,7 @@ mod tests {
     fn what_is_in_use_is_said() {
         let usage = Some((5 << 20, 8 << 20));
         let memory = Some(DeviceMemory { free: 1 << 20, total: 16 << 20 });
-        let words = "the device has no memory left: 3 MiB more were needed (5 MiB of this process's 8 MiB on the device were in use";
+        let words = "the device is out of memory: 3 MiB more were needed (5 MiB of this process's 8 MiB on the device were in use";
         assert_eq!(in_words(Refused::Memory(Some(3 << 20)), usage, None), format!("{words})"));
         assert_eq!(
             in_words(Refused::Memory(Some(3 << 20)), usage, memory),
@@ -181,7 +181,7 @@ mod tests {
         );
         assert_eq!(
             in_words(Refused::Memory(None), None, memory),
-            "the device has no memory left (1 MiB of the device's 16 MiB are free)"
+            "the device is out of memory (1 MiB of the device's 16 MiB are free)"
         );
     }
 }

@@ -41,7 +41,8 @@ pub fn refuse_file(path: &Path, refuse: bool) -> Result {
 
 /// The refusal.
 pub fn exists(path: &Path) -> Failure {
-    Failure::usage(format!("{} exists already", path.display())).hint("replace it with --force, or choose another name")
+    Failure::usage(format!("{} exists already", path.display()))
+        .hint("overwrite it with --force, or choose another name")
 }
 
 /// A word of the configuration as a recipe spells it.

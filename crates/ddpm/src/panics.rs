@@ -23,9 +23,9 @@ pub fn without_panic(work: impl FnOnce() -> Result) -> Result {
         let [first, last] = said(Option::take).unwrap_or_default();
         let memory = [&last, &first].into_iter().find_map(|what| out_of_memory::failure(what));
         Err(memory.unwrap_or_else(|| {
-            let before = if first == last { String::new() } else { format!("; the first of those before it: {first}") };
+            let before = if first == last { String::new() } else { format!("; the first panic before it: {first}") };
             Failure::failed(format!("internal: {last}{before}"))
-                .hint("this is a defect of the program; please report it with the command that shows it")
+                .hint("this is a bug; please report it with the command that triggers it")
         }))
     })
 }

@@ -175,11 +175,11 @@ impl Plan {
         let every = config.evaluate_every?;
         let metrics: Vec<&str> = config.metrics.iter().map(|metric| metric.name()).collect();
         Some(format!(
-            "every {} steps: {} on {} samples; best by {}",
+            "every {} steps: {} on {} samples; {}",
             thousands(every),
             metrics.join(", "),
             thousands(config.evaluate_samples as u64),
-            config.best().unwrap_or("nothing that is measured")
+            config.best().map_or("no best checkpoint".to_string(), |best| format!("best checkpoint by {best}"))
         ))
     }
 

@@ -24,7 +24,7 @@ pub fn load(name_or_path: &str) -> Result<Recipe> {
     let path = Path::new(name_or_path);
     let text = std::fs::read_to_string(path)
         .context(format!("cannot read the recipe {}", path.display()))
-        .map_err(|failure| failure.hint(format!("give a TOML file, or one of {}", names())))
+        .map_err(|failure| failure.hint(format!("give a TOML file, or one of the embedded recipes: {}", names())))
         .or_usage()?;
     parse(&text, &path.display().to_string())
 }
@@ -33,9 +33,9 @@ pub fn load(name_or_path: &str) -> Result<Recipe> {
 pub fn of_run(run: &Path) -> Result<Recipe> {
     let path = run.join("config.toml");
     let text = std::fs::read_to_string(&path)
-        .context(format!("{} is no run folder: cannot read its config.toml", run.display()))
+        .context(format!("{} is not a run folder: cannot read its config.toml", run.display()))
         .map_err(|failure| {
-            failure.hint("give the folder that `ddpm train` named at its start, such as runs/digits-001")
+            failure.hint("give the folder that `ddpm train` prints as `run folder`, such as runs/digits-001")
         })?;
     parse(&text, &path.display().to_string())
 }
@@ -57,7 +57,7 @@ pub fn names() -> String {
 fn parse(text: &str, source: &str) -> Result<Recipe> {
     Recipe::from_toml(text).map_err(|error| {
         let RecipeError::Toml(error) = error else {
-            return Failure::from(error).context(format!("{source} is no recipe")).into_usage();
+            return Failure::from(error).context(format!("{source} is not a valid recipe")).into_usage();
         };
         let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
         let at = line.map_or_else(|| source.to_string(), |line| format!("{source}, line {line}"));

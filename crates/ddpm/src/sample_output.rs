@@ -66,11 +66,11 @@ impl Out {
             None => Ok(Self::Grid("samples.png".into())),
             Some(Self::Grid(path) | Self::Folder(path)) if sequences => {
                 Err(Failure::usage(format!("--out {}: the network draws sequences, not images", path.display()))
-                    .hint("end it in .svg for curves, or in .npy for an array"))
+                    .hint("give FILE.svg for curves, or FILE.npy for an array"))
             }
             Some(Self::Curves(path)) if !sequences => {
-                Err(Failure::usage(format!("--out {}: only sequences are drawn as curves", path.display()))
-                    .hint("end it in .png for a grid, in / for a folder of images, or in .npy for an array"))
+                Err(Failure::usage(format!("--out {}: only sequences can be drawn as curves", path.display()))
+                    .hint("give FILE.png for a grid, DIR/ for a folder of images, or FILE.npy for an array"))
             }
             Some(out) => Ok(out),
         }
@@ -85,8 +85,8 @@ impl Out {
             Some("png") => Ok(Self::Grid(owned)),
             Some("npy") => Ok(Self::Array(owned)),
             Some("svg") => Ok(Self::Curves(owned)),
-            _ => Err(Failure::usage(format!("--out {}: not known what to write", path.display()))
-                .hint("end it in .png for a grid, in / for a folder of images, or in .npy for an array")),
+            _ => Err(Failure::usage(format!("--out {}: the name does not say what to write", path.display()))
+                .hint("give FILE.png for a grid, DIR/ for a folder of images, or FILE.npy for an array")),
         }
     }
 
@@ -125,7 +125,7 @@ impl Out {
         room_for(count, each).or_usage()?;
         match first.checked_add(count) {
             Some(end) => Ok(first..end),
-            None => Err(Failure::usage(format!("--first {first}: there are no numbers left for {count} images"))),
+            None => Err(Failure::usage(format!("--first {first} is too large to number {count} images from there"))),
         }
     }
 

@@ -140,16 +140,16 @@ impl SamplingArgs {
         let path = match &self.condition {
             Some(path) if channels > 0 => path,
             Some(_) => {
-                return Err(Failure::usage("--condition is given, but the network was trained without")
-                    .hint("train with --condition to have one that draws images that belong to others"));
+                return Err(Failure::usage("--condition is given, but the network was trained without conditions")
+                    .hint("leave it out, or train a network with --condition"));
             }
             None if channels == 0 => return Ok(None),
             None => {
                 let shape = ImageShape { channels, ..image };
                 return Err(Failure::usage(format!(
-                    "the network draws images that belong to others, {shape} (channels x height x width), and none are named"
+                    "the network needs a condition for each sample, an image of {shape} (channels x height x width), but none is given"
                 ))
-                .hint("name an image, a folder or an array of them: --condition DATA"));
+                .hint("give an image, a folder or an array: --condition DATA"));
             }
         };
         let prepared = prepared_as(&from.file, run.map(|run| &run.data))?;
@@ -172,13 +172,13 @@ impl SamplingArgs {
         let dim = from.own.model.vector_dim();
         match &self.vectors {
             Some(path) if dim > 0 => Ok(Some(VectorTable::open(path, from.file.card.vectors.as_ref())?)),
-            Some(_) => Err(Failure::usage("--vectors is given, but the network was trained without")
-                .hint("train with --vectors to have one that draws what belongs to vectors")),
+            Some(_) => Err(Failure::usage("--vectors is given, but the network was trained without vectors")
+                .hint("leave it out, or train a network with --vectors")),
             None if dim == 0 => Ok(None),
             None => Err(Failure::usage(format!(
-                "the network draws what belongs to vectors of {dim} numbers, and none are named"
+                "the network needs a vector of {dim} numbers for each sample, but none is given"
             ))
-            .hint("name a .npy file with a row for each sample: --vectors FILE")),
+            .hint("give a .npy file with a row for each sample: --vectors FILE")),
         }
     }
 
@@ -209,7 +209,10 @@ fn open_weak(target: &Path, strong: &ModelFile, shape: [usize; 3]) -> Result<(Mo
     let path = found.path.clone();
     let weak = found.into_model(&UntoldFlags::default())?;
     if check(&weak, &path)? != shape || weak.card.value_range != strong.card.value_range {
-        return Err(Failure::usage(format!("--weak {}: trained on other images", path.display())));
+        return Err(Failure::usage(format!(
+            "--weak {}: trained on images of another shape or another range of values",
+            path.display()
+        )));
     }
     Ok((weak, path))
 }
@@ -218,7 +221,7 @@ fn open_weak(target: &Path, strong: &ModelFile, shape: [usize; 3]) -> Result<(Mo
 fn build_weak(weak: &ModelFile, path: &Path, diffusion: &Diffusion, device: &Device) -> Result<Eval<ImageNetwork>> {
     let (network, of_weak) = weak.build(path, device)?;
     if !diffusion.reads_the_same_as(&of_weak) {
-        return Err(Failure::usage(format!("--weak {}: trained by another formulation", path.display())));
+        return Err(Failure::usage(format!("--weak {}: trained with another formulation", path.display())));
     }
     Ok(network)
 }
@@ -231,7 +234,7 @@ fn check(file: &ModelFile, path: &Path) -> Result<[usize; 3]> {
         let expected = card.diffusion.out_channels(image.channels);
         if got != expected {
             return Err(Failure::failed(format!(
-                "the network in {} gives {got} channels, `{}` needs {expected}",
+                "the network in {} has {got} output channels, but `{}` needs {expected}",
                 path.display(),
                 card.diffusion.formulation.name()
             )));

@@ -65,12 +65,13 @@ impl Found {
             && !target.exists()
             && target.parent().is_some_and(|run| run.join("checkpoints").is_dir())
         {
-            return Err(Failure::failed(format!("{}: no checkpoint of the run is the best", target.display()))
-                .hint("the run is not evaluated: train with --evaluate-every, or name the run folder for its latest checkpoint"));
+            return Err(Failure::failed(format!("{}: the run has no best checkpoint", target.display()))
+                .hint("train with --evaluate-every to have one, or give the run folder to use its latest checkpoint"));
         }
         if !target.exists() {
-            return Err(Failure::failed(format!("no such file or folder: {}", target.display()))
-                .hint("give a run folder, RUN/best, a checkpoint's folder, a .safetensors file or a .pt file of the reference"));
+            return Err(Failure::failed(format!("no such file or folder: {}", target.display())).hint(
+                "give a run folder, RUN/best, a checkpoint folder, a .safetensors file or a .pt file of the reference",
+            ));
         }
         if !target.is_dir() {
             return Self::open_file(target, wanted);
@@ -86,7 +87,11 @@ impl Found {
             });
         };
         for passed_over in rejected {
-            note(format!("warning: passed over {}: {}", passed_over.path.display(), chain(&passed_over.error)));
+            note(format!(
+                "warning: skipped the damaged checkpoint {}: {}",
+                passed_over.path.display(),
+                chain(&passed_over.error)
+            ));
         }
         let found = Self::open_file(&folder.join(weights_name(kind)), wanted)?;
         Ok(Self { recipe: Some(recipe), ..found })
@@ -135,7 +140,7 @@ fn of_kind(file: ModelFile, path: &Path, wanted: Option<WeightsKind>) -> Result<
             file.card.weights.name(),
             kind.name()
         ))
-        .hint("give the checkpoint's folder, which holds both")),
+        .hint("give the checkpoint folder, which holds both")),
         _ => Ok(file),
     }
 }

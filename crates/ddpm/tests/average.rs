@@ -73,11 +73,11 @@ fn what_cannot_be_averaged_is_told() {
     place.ok(&format!("train digits {TINY} --steps 2 --save-every 1 --out without"));
     let text = place.fails("average without --sigma-rel 0.1 --out a.safetensors", 1, "there are no snapshots in");
     assert!(text.contains("--post-hoc-sigma-rels"), "{text}");
-    place.fails("average nowhere --sigma-rel 0.1 --out a.safetensors", 1, "nowhere is no run folder");
+    place.fails("average nowhere --sigma-rel 0.1 --out a.safetensors", 1, "nowhere is not a run folder");
     place.ok(&format!("train digits {TINY} {KEPT} 0.05,0.1 --steps 2 --out run"));
     place.fails("average run --sigma-rel 0.3 --out a.safetensors", 2, "at most 0.2886, got 0.3");
     place.fails("average run --sigma-rel 0.1 --step 7 --out a.safetensors", 1, "the nearest one is of step 2");
-    place.fails("average run --sigma-rel 0.1 --out there/a.safetensors", 2, "there is no folder there");
+    place.fails("average run --sigma-rel 0.1 --out there/a.safetensors", 2, "the folder there does not exist");
     place.fails("average run --sigma-rel 0.1 --out a.png", 2, "must end in .safetensors");
     place.ok("average run --sigma-rel 0.1 --out a.safetensors");
     place.fails("average run --sigma-rel 0.1 --out a.safetensors", 2, "exists");
@@ -86,15 +86,15 @@ fn what_cannot_be_averaged_is_told() {
         place.path("run/snapshots/step-00000002/x.safetensors"),
     )
     .unwrap();
-    place.fails("average run --sigma-rel 0.1 --out b.safetensors", 1, "x.safetensors is no snapshot of step 2");
+    place.fails("average run --sigma-rel 0.1 --out b.safetensors", 1, "x.safetensors is not a snapshot of step 2");
     fs::remove_file(place.path("run/snapshots/step-00000002/x.safetensors")).unwrap();
     fs::write(place.path("run/snapshots/step-00000001/ema-0.1.safetensors"), "half").unwrap();
     let text = place.fails("average run --sigma-rel 0.1 --out b.safetensors", 1, "step-00000001/ema-0.1.safetensors");
-    assert!(text.contains("move its folder away"), "{text}");
+    assert!(text.contains("move the folder of this snapshot"), "{text}");
     fs::remove_dir_all(place.path("run/snapshots/step-00000001")).unwrap();
     place.ok("average run --sigma-rel 0.1 --out b.safetensors");
     fs::create_dir(place.path("run/snapshots/step-00000003")).unwrap();
-    place.fails("average run --sigma-rel 0.1 --out c.safetensors", 1, "step-00000003 is no snapshot of step 3");
+    place.fails("average run --sigma-rel 0.1 --out c.safetensors", 1, "step-00000003 is not a snapshot of step 3");
 
     let train = |flags: &str| format!("train digits {TINY} --steps 2 --out refused {flags}");
     place.fails(
@@ -102,8 +102,8 @@ fn what_cannot_be_averaged_is_told() {
         2,
         "sigma_rel must be at least 0.0001 and at most 0.2886, got 0.5",
     );
-    place.fails(&train("--post-hoc-sigma-rels 0.1,0.1"), 2, "names 0.1 twice");
-    place.fails(&train("--post-hoc-every 5"), 2, "names no average to be kept");
+    place.fails(&train("--post-hoc-sigma-rels 0.1,0.1"), 2, "contains 0.1 twice");
+    place.fails(&train("--post-hoc-every 5"), 2, "`post_hoc_sigma_rels` is empty");
     place.fails("train --resume run --post-hoc-sigma-rels 0.2", 2, "cannot be given with --resume");
     let config = String::from_utf8(place.read("without/config.toml")).unwrap();
     place.write(
@@ -113,6 +113,6 @@ fn what_cannot_be_averaged_is_told() {
     place.fails(
         "train --resume without --steps 3",
         1,
-        "`post_hoc_sigma_rels` is 0.1, and the checkpoint was made with",
+        "`post_hoc_sigma_rels` is 0.1, but the checkpoint was made with",
     );
 }

@@ -5,7 +5,7 @@ mod common;
 use common::{Place, TINY, golden};
 use denoising_diffusion::data::npy::write_npy_f32;
 
-/// `ddpm train DATA` fails, and leaves no run folder.
+/// `ddpm train DATA` fails, and leaves not a run folder.
 fn refused(place: &Place, args: &str, code: i32, part: &str) -> String {
     let text = place.fails(&format!("train {args} --steps 1"), code, part);
     assert!(!place.path("runs").exists(), "{args}");
@@ -110,7 +110,7 @@ fn weights_that_are_none() {
     }
     assert!(!place.path("new.safetensors").exists() && !place.path("samples.png").exists());
     place.write("folder/x", "");
-    place.fails("sample folder", 1, "no run folder");
+    place.fails("sample folder", 1, "not a run folder");
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn run_folders_are_never_overwritten() {
     assert!(text.contains("--resume"), "{text}");
     assert_eq!(place.read("taken/notes.txt"), b"mine");
     place.fails(&format!("train digits {TINY} --steps 1 --out taken/notes.txt/run"), 1, "cannot create");
-    place.fails("train --resume taken", 1, "no run folder");
+    place.fails("train --resume taken", 1, "not a run folder");
     place.fails("train --resume nowhere", 1, "nowhere");
 }
 
@@ -155,8 +155,8 @@ fn settings_without_sense() {
         ("--random-fourier-features", "random_fourier_features"),
         ("--no-such-flag", "--no-such-flag"),
         ("--channels 3", "channels = 3"),
-        ("--init-dim 4294967295", "`init_dim` is 4294967295; no network has more than 1000000"),
-        ("--model dit --depth 1001", "`depth` is 1001; no network has more than 1000"),
+        ("--init-dim 4294967295", "`init_dim` is 4294967295; at most 1000000 is allowed"),
+        ("--model dit --depth 1001", "`depth` is 1001; at most 1000 is allowed"),
         ("--model dit --mlp-ratio 1e30", "`mlp_ratio`"),
         ("--model karras_unet --diffusion elucidated --num-blocks-per-stage 4294967295", "`num_blocks_per_stage`"),
         ("--model karras_unet --diffusion elucidated --num-downsamples 64", "`num_downsamples`"),

@@ -131,14 +131,14 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_used() {
     assert!(output.status.success(), "{}", stderr(&output));
     let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(result["step"], 2);
-    place.fails("sample run/checkpoints/step-00000004 --out x.png", 1, "altered");
+    place.fails("sample run/checkpoints/step-00000004 --out x.png", 1, "changed after");
 
     let output = place.run("train --resume run");
     let said = stderr(&output);
     assert!(output.status.success(), "{said}");
     assert!(said.contains("step-00000006") && said.contains("cut off"), "{said}");
     assert!(said.contains("step-00000004") && said.contains("was changed"), "{said}");
-    assert!(said.contains("going on from step 2"), "{said}");
+    assert!(said.contains("continuing from step 2"), "{said}");
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn a_full_disk_leaves_the_previous_checkpoint_whole() {
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert_eq!(said.lines().filter(|line| line.starts_with("error:")).count(), 1, "{said}");
-    assert!(said.contains("step 4 could not be written") && said.contains("step-00000002, is whole"), "{said}");
+    assert!(said.contains("step 4 could not be written") && said.contains("step-00000002, is intact"), "{said}");
     assert!(said.contains("hint:") && said.contains("--resume run"), "{said}");
     assert!(before == common::contents(&place.path("run/checkpoints")));
     assert_eq!(place.json("train --resume run --steps 4")["step"], 4);

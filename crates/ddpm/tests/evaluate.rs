@@ -92,7 +92,7 @@ fn a_cache_that_cannot_be_written_is_told_with_its_cause() {
     let output = command.env("DDPM_CACHE_DIR", place.path("file")).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success() && place.path("a.npz").is_file(), "{said}");
-    let warning = said.lines().find(|line| line.starts_with("warning: the features are not kept for next time: "));
+    let warning = said.lines().find(|line| line.starts_with("warning: cannot store the features for later use: "));
     assert!(warning.is_some_and(|line| line.contains("file/features: ")), "{said}");
 }
 
@@ -131,7 +131,7 @@ fn bad_input_is_told_in_one_line() {
     std::fs::copy(place.path("large/000.png"), place.path("mixed/big.png")).unwrap();
     let fails = |args: &str, code: i32, part: &str| place.fails(&with_weights(args), code, part);
 
-    fails("fid a one --no-cache --dims 64", 1, "1 images; a distance needs at least 2");
+    fails("fid a one --no-cache --dims 64", 1, "1 images; FID needs at least 2");
     fails("stats one -o one.npz --no-cache --dims 64", 1, "one has 1 images; statistics need at least 2");
     fails("fid a mixed --no-cache --dims 64", 1, "size");
     fails("fid a nowhere --no-cache --dims 64", 1, "nowhere");
@@ -160,7 +160,7 @@ fn bad_input_is_told_in_one_line() {
         .unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(text.contains("cannot be fetched") && text.contains("put it at"), "{text}");
+    assert!(text.contains("cannot download") && text.contains("put it at"), "{text}");
 }
 
 #[test]
@@ -204,8 +204,8 @@ fn an_evaluation_of_a_run_has_all_its_numbers_and_a_page() {
         .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success() && text.contains("swd"), "{text}");
-    place.fails("eval run --metrics swd,fud", 2, "no metric is called `fud`");
-    place.fails("eval run/checkpoints/step-00000004/ema.safetensors", 2, "does not say what it was trained on");
+    place.fails("eval run --metrics swd,fud", 2, "unknown metric `fud`");
+    place.fails("eval run/checkpoints/step-00000004/ema.safetensors", 2, "does not say which data it was trained on");
 }
 
 /// Evaluating changes nothing of training: the same weights with and without, and after an interruption.
@@ -309,7 +309,7 @@ fn neighbours_choose_no_checkpoint() {
     let best = "--evaluate-every 1 --metrics neighbours,loss --best-metric neighbours";
     place.fails(&format!("train digits --steps 2 --out x {best}"), 2, "--best-metric");
     place.write("wrong.toml", "[evaluate]\nmetrics = [\"neighbours\", \"loss\"]\nbest_metric = \"neighbours\"\n");
-    place.fails("train --config wrong.toml --out x", 2, "neither better low nor better high");
+    place.fails("train --config wrong.toml --out x", 2, "neither lower nor higher is better");
 }
 
 /// Loss and bound say what they were measured on: a number on training images is no held-out loss.

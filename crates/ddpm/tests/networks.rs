@@ -28,7 +28,7 @@ fn a_transformer_goes_all_the_way() {
 #[test]
 fn options_of_another_network_are_refused() {
     let place = Place::new();
-    place.fails("train digits --model dit --dim 8 --dry-run", 2, "the section [unet] says something");
+    place.fails("train digits --model dit --dim 8 --dry-run", 2, "the section [unet] has settings");
     place.fails("train digits --patch-size 3 --dry-run", 2, "`model = \"unet\"`");
     place.fails("train digits --model dit --patch-size 3 --dry-run", 2, "patches of 3x3 do not tile");
     let plan = place.ok("train digits --model dit --dit-size b --dry-run");
@@ -218,7 +218,7 @@ fn conditions_must_belong_to_the_images() {
     pictures_and_levels(&place, 5);
     let train = "train pictures --dim 4 --dim-mults 1 --batch-size 2 --steps 1 --num-samples 1 --sampling-timesteps 1";
     std::fs::remove_file(place.path("small/3.png")).unwrap();
-    place.fails(&format!("{train} --condition small --dry-run"), 1, "no file is named as 3.png is");
+    place.fails(&format!("{train} --condition small --dry-run"), 1, "no file matches 3.png");
     write_npy_f32(&place.path("levels.npy"), &[5, 1, 4, 4], &[0.5; 80]).unwrap();
     place.fails(&format!("{train} --condition levels.npy --dry-run"), 1, "this is an array");
     place.fails("train levels.npy --condition pictures --dry-run", 1, "these are files");
@@ -247,7 +247,10 @@ fn other_networks_of_the_reference_are_found_in_their_files() {
     ] {
         let file = state_dict(&place, golden, "");
         let told = place.ok(&format!("info {file}"));
-        assert!(told.contains("a state dict of a network") && told.contains("not told (--diffusion)"), "{told}");
+        assert!(
+            told.contains("a state dict of a network") && told.contains("not in the file (give --diffusion)"),
+            "{told}"
+        );
         assert!(told.contains(&format!("{channels} channels")), "{told}");
         place.fails(&format!("sample {file} --image-size {size}"), 2, "--diffusion");
         let sample = format!("sample {file} --image-size {size} --diffusion elucidated --steps 2 -n 2");

@@ -47,7 +47,7 @@ fn checkpoints_that_cannot_be_read_are_not_taken_for_none() {
     // The place is there, and empty.
     fs::create_dir(place.path("not-mounted")).unwrap();
     let text = place.fails("train --resume run --steps 8", 1, "a checkpoint of step 2");
-    assert!(text.contains("put the checkpoints back"), "{text}");
+    assert!(text.contains("restore the checkpoints"), "{text}");
     assert!(log == place.read("run/log.jsonl"));
     fs::remove_file(place.path("run/checkpoints")).unwrap();
     fs::rename(place.path("elsewhere"), place.path("run/checkpoints")).unwrap();
@@ -77,7 +77,7 @@ fn damaged_checkpoints_are_told_and_do_not_count() {
         fs::write(place.path(&format!("run/checkpoints/step-0000000{step}/adam.safetensors")), "").unwrap();
     }
     let said = said(&place, "train --resume run --steps 3 --save-every 1 --keep 1");
-    assert!(said.contains("step-00000006, which is run/checkpoints/damaged-step-00000006 now"), "{said}");
+    assert!(said.contains("step-00000006, renamed to run/checkpoints/damaged-step-00000006"), "{said}");
     assert_eq!(checkpoints(&place, "run"), ["damaged-step-00000004", "damaged-step-00000006", "step-00000003"]);
 }
 
@@ -103,7 +103,7 @@ fn a_log_with_lines_that_cannot_be_read_ends_no_run() {
     let damaged = log.replacen("{\"kind\":\"step\",\"step\":3", "{\"kind\":\"st{\"kind\":\"step\",\"step\":3", 1);
     place.write("run/log.jsonl", &damaged);
     let said = said(&place, "train --resume run --steps 8");
-    assert!(said.contains("not JSON") && said.contains("is run/log-damaged.jsonl now"), "{said}");
+    assert!(said.contains("not JSON") && said.contains("the original log is now run/log-damaged.jsonl"), "{said}");
     assert_eq!(text(&place, "run/log-damaged.jsonl"), damaged);
     let kept = log.lines().filter(|line| !line.contains("\"kind\":\"step\",\"step\":3"));
     assert!(text(&place, "run/log.jsonl").starts_with(&kept.map(|line| line.to_owned() + "\n").collect::<String>()));
@@ -115,7 +115,7 @@ fn a_run_goes_on_without_its_log() {
     run_of_three(&place);
     fs::remove_file(place.path("run/log.jsonl")).unwrap();
     let said = said(&place, "train --resume run --steps 7");
-    assert!(said.contains("run/log.jsonl was not there") && said.contains("going on from step 6"), "{said}");
+    assert!(said.contains("run/log.jsonl was missing") && said.contains("continuing from step 6"), "{said}");
     let log = text(&place, "run/log.jsonl");
     assert!(log.starts_with("{\"kind\":\"start\"") && log.contains("\"step\":7"), "{log}");
 }
@@ -177,7 +177,7 @@ fn what_was_trained_before_an_error_is_saved() {
     fs::rename(place.path("data/5.png"), place.path("away.png")).unwrap();
     assert_eq!(child.wait_with_output().unwrap().status.code(), Some(1));
     let said = text(&place, "stderr");
-    assert!(said.contains("5.png") && said.contains("go on with"), "{said}");
+    assert!(said.contains("5.png") && said.contains("continue with"), "{said}");
     let saved = checkpoints(&place, "run");
     assert!(saved.len() == 1 && saved[0].as_str() >= "step-00000003", "{saved:?}");
     fs::rename(place.path("away.png"), place.path("data/5.png")).unwrap();
@@ -220,7 +220,7 @@ fn settings_that_were_changed_by_hand_are_refused() {
     place.ok(&format!("train digits {TINY} --steps 2 --out run"));
     let config = text(&place, "run/config.toml");
     for (from, to, key) in [
-        ("batch_size = 4", "batch_size = 8", "`train.batch_size` is 8, and the checkpoint was made with 4"),
+        ("batch_size = 4", "batch_size = 8", "`train.batch_size` is 8, but the checkpoint was made with 4"),
         ("accumulate = 1", "accumulate = 2", "`train.accumulate`"),
         ("objective = \"pred_v\"", "objective = \"pred_noise\"", "`diffusion.objective`"),
         ("held_out = 0.05", "held_out = 0.5", "`data.held_out`"),

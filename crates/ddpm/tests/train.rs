@@ -31,7 +31,7 @@ fn what_cannot_be_recorded_is_said_once() {
     let words = stderr(&output);
     assert!(output.status.success(), "{words}");
     assert_eq!(
-        words.matches("warning: --device-graph has no effect on steps: recording is for GPUs").count(),
+        words.matches("warning: --device-graph has no effect on steps: only GPUs can record").count(),
         1,
         "{words}"
     );

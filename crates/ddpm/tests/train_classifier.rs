@@ -43,7 +43,7 @@ fn networks_of_edm_can_be_guided_and_those_with_a_learned_schedule_cannot() {
     place.ok(&format!("train-classifier --like run --out a.safetensors {FEW}"));
     let learned = "--diffusion continuous_time --noise-schedule learned";
     place.ok(&format!("train digits {tiny} {learned} --steps 1 --out learned"));
-    place.fails(&format!("train-classifier --like learned --out b.safetensors {FEW}"), 2, "was learned");
+    place.fails(&format!("train-classifier --like learned --out b.safetensors {FEW}"), 2, "is learned");
 }
 
 #[test]
@@ -58,12 +58,12 @@ fn what_gives_no_classifier_is_refused_before_training() {
     array("colour.npy", &[50, 3, 8, 8]);
     let text = fails("plain.npy --like run", 1, "plain.npy has no classes");
     assert!(text.contains("--labels"), "{text}");
-    let text = fails("colour.npy --like run", 1, "no images of 1x8x8");
+    let text = fails("colour.npy --like run", 1, "as images of 1x8x8");
     assert!(text.contains("3"), "{text}");
     for i in 0..4 {
         place.image(&format!("one/a/{i}.png"), 8, 8);
     }
-    fails("one --like run", 1, "one class only, `a`");
+    fails("one --like run", 1, "only one class, `a`");
     fails("digits --like nowhere", 1, "nowhere");
     fails("digits --like run --dim-mults 1,2,4,8,16", 2, "multiples of 16");
     fails("digits --like run --dropout 1", 2, "`dropout`");

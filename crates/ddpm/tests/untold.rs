@@ -60,7 +60,7 @@ fn options_of_a_formulation_that_is_taken_for_likely_are_said_without_its_name()
             "--diffusion simple --noise-d-low 16 --noise-d-high 64",
         ],
     );
-    let text = place.fails("sample model.pt --image-size 8 --sigma-data 0.3", 2, "`sigma_data` is no option");
+    let text = place.fails("sample model.pt --image-size 8 --sigma-data 0.3", 2, "`sigma_data` is not an option");
     assert!(text.contains("\"continuous_time\""), "{text}");
     place.fails("sample model.pt --image-size 8 --diffusion simple --noise-d-low 16", 2, "noise_d_high");
     checkpoint(&place, "elucidated");
@@ -75,7 +75,7 @@ fn what_nobody_says_is_named() {
     checkpoint(&place, "continuous_v");
     let notes = |flags: &str| {
         let text = stderr(&place.run(&format!("sample model.pt --image-size 8 {DRAW} {flags}")));
-        let notes: Vec<&str> = text.lines().filter(|line| line.contains("does not tell")).collect();
+        let notes: Vec<&str> = text.lines().filter(|line| line.contains("does not contain these settings")).collect();
         assert!(notes.len() <= 1, "{text}");
         notes.join("")
     };
@@ -123,7 +123,7 @@ fn options_of_networks_that_no_tensor_tells_are_said() {
     place.fails(
         "sample network.safetensors --image-size 8 --image-transform haar",
         2,
-        "--image-transform means nothing",
+        "--image-transform does not apply",
     );
     network(&place, "uvit_haar", "model.");
     let channels = |place: &Place| read_npy_f32(&place.path("x.npy")).unwrap().0[1];
@@ -133,7 +133,7 @@ fn options_of_networks_that_no_tensor_tells_are_said() {
     assert_eq!(channels(&place) * 4, bare);
     std::fs::copy(golden("model-1.pt"), place.path("model.pt")).unwrap();
     all_differ(&place, "model.pt", &["--sinusoidal-pos-emb-theta 500"]);
-    place.fails("sample model.pt --image-size 8 --mp-cat-t 0.4", 2, "--mp-cat-t means nothing");
+    place.fails("sample model.pt --image-size 8 --mp-cat-t 0.4", 2, "--mp-cat-t does not apply");
 }
 
 #[test]

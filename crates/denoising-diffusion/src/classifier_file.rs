@@ -51,24 +51,24 @@ pub struct ClassifierFile {
 pub enum ClassifierFileError {
     #[error(transparent)]
     File(#[from] InteropError),
-    #[error("{path} holds no classifier, but a network that denoises")]
+    #[error("{path} holds a denoising network, not a classifier")]
     Denoiser { path: String },
-    #[error("{path} holds no classifier: it is a safetensors file of another program")]
+    #[error("{path} holds no classifier: it is a safetensors file from another program")]
     NoCard { path: String },
-    #[error("the card of the classifier {path} cannot be read")]
+    #[error("cannot read the card of the classifier {path}")]
     Card { path: String, source: serde_json::Error },
-    #[error("the card describes no classifier")]
+    #[error("the card does not describe a valid classifier")]
     Network(#[from] UnetConfigError),
-    #[error("the card names {names} classes for a classifier of {num_classes}")]
+    #[error("the card names {names} classes, but the classifier has {num_classes}")]
     ClassNames { names: usize, num_classes: usize },
-    #[error("the card describes no diffusion")]
+    #[error("the card does not describe a valid formulation")]
     Diffusion(#[from] DiffusionConfigError),
-    #[error("the weights do not fit the classifier that the card describes")]
+    #[error("the weights do not match the classifier described by the card")]
     Weights(#[from] ParamsError),
-    #[error("the classifier was trained on images of {got}, the network draws images of {expected}")]
+    #[error("the classifier was trained on images of {got}, but the network draws images of {expected}")]
     Shape { expected: ImageShape, got: ImageShape },
     #[error(
-        "the classifier was trained on other noisy images than the network denoises: its formulation has {got}; the network's has {expected}"
+        "the classifier was trained for another formulation than the network: it has {got}, the network has {expected}"
     )]
     Formulation { expected: String, got: String },
 }

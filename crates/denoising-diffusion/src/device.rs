@@ -112,10 +112,10 @@ impl FromStr for DeviceChoice {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum DeviceError {
     #[error(
-        "`{found}` is no device: expected auto, cpu, or cuda, rocm, metal, vulkan or wgpu, each with a number if there are several (cuda:1)"
+        "`{found}` is not a device; expected auto, cpu, or one of cuda, rocm, metal, vulkan and wgpu, with a number if there are several (cuda:1)"
     )]
     Unknown { found: String },
-    #[error("this build has no {0}: build it with `--features {0}`")]
+    #[error("this build does not support {0}: build with `--features {0}`")]
     NotCompiled(&'static str),
     #[error("{backend} finds {} on this machine", devices_in_words(*found))]
     NotThere { backend: &'static str, found: usize },
@@ -319,7 +319,7 @@ mod tests {
             assert_eq!(choice.to_string().parse::<DeviceChoice>().unwrap(), choice);
         }
         for text in ["", "gpu", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "auto:1", "Cuda"] {
-            assert!(text.parse::<DeviceChoice>().unwrap_err().to_string().contains("is no device"), "{text}");
+            assert!(text.parse::<DeviceChoice>().unwrap_err().to_string().contains("is not a device"), "{text}");
         }
     }
 

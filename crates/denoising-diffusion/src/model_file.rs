@@ -72,19 +72,19 @@ pub struct ModelFile {
 pub enum ModelFileError {
     #[error(transparent)]
     File(#[from] InteropError),
-    #[error("{path} holds no model card: it is a safetensors file of another program")]
+    #[error("{path} holds no model card: it is a safetensors file from another program")]
     NoCard { path: String },
-    #[error("{path} holds a classifier, not a network that denoises")]
+    #[error("{path} holds a classifier, not a denoising network")]
     Classifier { path: String },
-    #[error("the model card of {path} cannot be read")]
+    #[error("cannot read the model card of {path}")]
     Card { path: String, source: serde_json::Error },
     #[error("{path} holds the weights of a custom network, `{name}`; only the program that defines it can build it")]
     Custom { path: String, name: String },
-    #[error("the model card describes no network")]
+    #[error("the model card does not describe a valid network")]
     Network(#[from] NetworkConfigError),
-    #[error("the model card describes no diffusion")]
+    #[error("the model card does not describe a valid formulation")]
     Diffusion(#[from] DiffusionConfigError),
-    #[error("the weights do not fit the network that the model card describes")]
+    #[error("the weights do not match the network described by the model card")]
     Weights(#[from] ParamsError),
 }
 

@@ -66,12 +66,12 @@ impl Model {
     /// One line for people.
     pub fn about(self) -> &'static str {
         match self {
-            Self::Unet => "U-Net of residual blocks and attention, for images; classes if asked for (Ho et al. 2020)",
-            Self::Unet1d => "the same for sequences, with linear attention; classes if asked for",
-            Self::Dit => "transformer on patches, for images; classes if asked for (Peebles and Xie 2022)",
-            Self::Uvit => "U-Net around a transformer, for images; classes if asked for (Hoogeboom et al. 2023)",
+            Self::Unet => "U-Net of residual blocks and attention, for images; optional classes (Ho et al. 2020)",
+            Self::Unet1d => "the same for sequences, with linear attention; optional classes",
+            Self::Dit => "transformer on patches, for images; optional classes (Peebles and Xie 2022)",
+            Self::Uvit => "U-Net around a transformer, for images; optional classes (Hoogeboom et al. 2023)",
             Self::KarrasUnet => {
-                "magnitude-preserving U-Net, for images, sequences, volumes; classes (Karras et al. 2023)"
+                "magnitude-preserving U-Net, for images, sequences, volumes; optional classes (Karras et al. 2023)"
             }
         }
     }
@@ -163,36 +163,38 @@ pub struct Recipe {
 /// Why a recipe describes no run.
 #[derive(Debug, Error)]
 pub enum RecipeError {
-    #[error("the recipe is not valid TOML, or a key or value is not what it should be")]
+    #[error("the recipe is not valid TOML, or has an unknown key or an invalid value")]
     Toml(#[from] toml::de::Error),
     /// Whole numbers of TOML end at 2^63 - 1, and its words are UTF-8.
-    #[error("the recipe holds a value that TOML cannot")]
+    #[error("the recipe has a value that TOML cannot represent")]
     Write(#[from] toml::ser::Error),
-    #[error("`{section}.channels` follows the data: set `channels` in the section [data]")]
+    #[error("`{section}.channels` follows from the data: set `channels` in the section [data] instead")]
     Channels { section: &'static str },
-    #[error("`{section}.num_classes` follows the data: set `class_condition = true` in the section [data]")]
+    #[error(
+        "`{section}.num_classes` follows from the data: set `class_condition = true` in the section [data] instead"
+    )]
     Classes { section: &'static str },
     #[error(
-        "`{section}.condition_channels` follows the data: set `condition` and `condition_channels` in the section [data]"
+        "`{section}.condition_channels` follows from the data: set `condition` and `condition_channels` in the section [data] instead"
     )]
     ConditionChannels { section: &'static str },
-    #[error("`{section}.vector_dim` follows the data: set `vectors` in the section [data]")]
+    #[error("`{section}.vector_dim` follows from the data: set `vectors` in the section [data] instead")]
     VectorDim { section: &'static str },
     #[error(
-        "the section [{section}] says something, but the network is `model = \"{model}\"`: remove one or change the other"
+        "the section [{section}] has settings, but the network is `model = \"{model}\"`: remove the settings or change `model`"
     )]
     OtherModel { section: &'static str, model: &'static str },
-    #[error("`model = \"{model}\"` is a network for {of}, and `layout = \"{layout}\"`: change one of them")]
+    #[error("`model = \"{model}\"` is a network for {of}, but `layout = \"{layout}\"`: change one of them")]
     Layout { model: &'static str, of: DataLayout, layout: DataLayout },
     #[error("`class_condition` is set, but the data have no classes (a folder per class, or labels)")]
     NoClasses,
     #[error(
-        "time embedded by Fourier features (`learned_sinusoidal_cond`, `random_fourier_features`, and always in a U-ViT and a KarrasUnet) is made for noise \
-         levels between about -15 and 15; `diffusion = \"{formulation}\"` numbers them up to a thousand"
+        "time embeddings by Fourier features (`learned_sinusoidal_cond`, `random_fourier_features`, and always in a U-ViT and a \
+         KarrasUnet) are made for noise levels between about -15 and 15, but those of `diffusion = \"{formulation}\"` go up to 1000"
     )]
     FourierTime { formulation: &'static str },
     #[error(
-        "`{key}` gives the network {got} channels of output where `diffusion = \"{formulation}\"` needs {expected}: unset it"
+        "`{key}` gives the network {got} output channels, but `diffusion = \"{formulation}\"` needs {expected}: leave it out"
     )]
     OutChannels { key: &'static str, formulation: &'static str, expected: usize, got: usize },
     #[error(transparent)]

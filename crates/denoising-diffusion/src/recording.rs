@@ -147,7 +147,7 @@ impl<T: Place> Place for Vec<T> {
 /// Why nothing is recorded on this device, if that is known beforehand.
 pub fn why_not_on(device: &Device) -> Option<&'static str> {
     match is_cpu(device) {
-        true => Some("recording is for GPUs"),
+        true => Some("only GPUs can record"),
         false if cfg!(feature = "fusion") => Some("the program fuses operations (feature `fusion`)"),
         false => None,
     }
@@ -203,7 +203,7 @@ impl<I: Place, O> Recorded<I, O> {
             if let Some(at) = (0..got.len().max(expected.len())).find(|&at| !same(at)) {
                 let in_words = |numbers: &[f64]| numbers.get(at).map_or("none".to_string(), f64::to_string);
                 return Err(format!(
-                    "replayed, it comes to other numbers than launched ({} in place of {})",
+                    "the replay gives other numbers than ordinary launches ({} instead of {})",
                     in_words(&got),
                     in_words(&expected)
                 ));

@@ -51,7 +51,11 @@ pub fn run(args: &AverageArgs) -> Result {
     refuse_file(&args.out, !args.force)?;
     let folder = args.out.parent().filter(|folder| !folder.as_os_str().is_empty());
     if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
-        return Err(Failure::usage(format!("--out {}: there is no folder {}", args.out.display(), folder.display())));
+        return Err(Failure::usage(format!(
+            "--out {}: the folder {} does not exist",
+            args.out.display(),
+            folder.display()
+        )));
     }
     // Says so if it is no run folder.
     recipes::of_run(&args.run)?;
@@ -68,7 +72,7 @@ pub fn run(args: &AverageArgs) -> Result {
     let percent = 100.0 * relative_error;
     if relative_error > LARGE_ERROR {
         note(format!(
-            "warning: its weights over the steps are {percent:.0} % off: the run kept too few snapshots, or none of a length near this"
+            "warning: the error of this average is {percent:.0} %: the run has too few snapshots, or none of a similar length"
         ));
     }
     if args.json {
@@ -83,7 +87,7 @@ pub fn run(args: &AverageArgs) -> Result {
     let mut rows = Rows::default();
     rows.row("written", args.out.display())
         .row("average", format!("sigma_rel {}, after step {}", args.sigma_rel, thousands(file.card.step)))
-        .row("made of", format!("{made_of} snapshots; weights over the steps {percent:.2} % off"));
+        .row("made of", format!("{made_of} snapshots, with an error of {percent:.2} %"));
     output::result(rows.aligned())
 }
 

@@ -159,10 +159,7 @@ pub fn run(args: &BenchArgs) -> Result {
     let mut rows = Rows::default();
     rows.row("configuration", format!("{}, {} parameters, batch {batch}", args.config.name(), thousands(parameters)))
         .row("device", format!("{}, {} threads", machine.name, machine.threads))
-        .row(
-            "train step",
-            format!("{train_step:.1} ms{}", if args.device_graph { ", its passes recorded" } else { "" }),
-        )
+        .row("train step", format!("{train_step:.1} ms{}", if args.device_graph { ", passes recorded" } else { "" }))
         .row("forward", format!("{forward:.1} ms"))
         .row("training", format!("{images_per_s:.1} images/s"));
     if let Some(peak) = peak {
@@ -245,7 +242,7 @@ fn has_no_effect(why: &str) -> Failure {
 }
 
 fn not_finite() -> Failure {
-    Failure::failed("a result was not finite: the measurement means nothing")
+    Failure::failed("a result was not finite, so the measurement is meaningless")
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

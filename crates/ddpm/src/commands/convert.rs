@@ -56,7 +56,7 @@ pub fn run(args: &ConvertArgs) -> Result {
     }
     refuse_file(&args.out, !args.force)?;
     let found = Found::open(&args.target, args.weights)?;
-    note(format!("from {}", found.path.display()));
+    note(format!("reading {}", found.path.display()));
     let file = found.into_model(&args.untold)?;
     match args.to {
         Format::Ours => file.write(&args.out)?,
@@ -82,7 +82,7 @@ fn write_reference(file: &ModelFile, args: &ConvertArgs) -> Result {
         NetworkConfig::Unet(unet) if unet.num_classes > 0 => (unet.clone(), class_unet_keywords(unet)?),
         NetworkConfig::Unet(unet) => (unet.clone(), unet_keywords(unet)?),
         NetworkConfig::Unet1d(config) => (config.unet(), without(serde_json::to_value(config)?, OURS)),
-        _ => return Err(Failure::failed("only a U-Net can be written for the reference")),
+        _ => return Err(Failure::failed("only U-Nets can be written for the reference")),
     };
     let state = to_reference(&file.state, &unet)?;
     let metadata = [
@@ -151,7 +151,7 @@ fn diffusion_keywords(card: &ModelCard) -> Result<Value> {
     if !known {
         let diffusion = Diffusion::with_betas(&card.diffusion, card.betas.clone()).or_usage()?;
         keywords["betas"] = json!(diffusion.tables().map(|tables| &tables.betas));
-        note("warning: the reference has no such schedule; its betas are in the metadata");
+        note("warning: the reference has no name for this schedule; the metadata hold its betas instead");
     }
     let own = if of_sequences {
         json!({ "seq_length": card.image.width })

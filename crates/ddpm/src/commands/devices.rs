@@ -30,11 +30,11 @@ pub fn run(args: &DevicesArgs) -> Result {
         };
         match list(backend) {
             Err(DeviceError::NotCompiled(name)) => {
-                absent(&mut rows, name, format!("not in this build (--features {name})"));
+                absent(&mut rows, name, format!("not in this build (build with --features {name})"));
             }
             Err(error) => absent(&mut rows, backend.name(), error.to_string()),
             Ok(found) if found.is_empty() => {
-                absent(&mut rows, backend.name(), "no device, or no driver for one".to_string());
+                absent(&mut rows, backend.name(), "no device or no driver found".to_string());
             }
             Ok(found) => {
                 for (index, device) in found.into_iter().enumerate() {

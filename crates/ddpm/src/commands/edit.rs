@@ -139,7 +139,7 @@ impl<'a> Job<'a> {
         let settings = args.sampling.settings_fit_for(fit, recipe.as_ref(), &file.card.diffusion)?;
         let machine = args.machine.start(Work::Sampling)?;
         let from = args.sampling.open(file, &path, &machine)?;
-        let stop = stop_on_ctrl_c("giving up")?;
+        let stop = stop_on_ctrl_c("cancelling")?;
         Ok(Self { args, out, path, recipe, from, settings, machine, stop })
     }
 
@@ -181,7 +181,7 @@ impl<'a> Job<'a> {
             vectors: vectors.as_deref(),
             ..Request::new(sample, self.args.sampling.seed, count, self.from.shape)
         };
-        note(format!("{count} images by {}, from {}", sample.sampler.name(), self.path.display()));
+        note(format!("drawing {count} images with {}, from {}", sample.sampler.name(), self.path.display()));
         let mut progress = SamplingProgress::new(before + request.batches() * steps, &self.stop);
         let images = make(&request, &mut |_| progress.see());
         progress.finish(generator);
@@ -232,8 +232,8 @@ pub fn inpaint(args: &InpaintArgs) -> Result {
     let job = Job::new(&args.common, |own| if own == SamplerKind::Ddpm { own } else { SamplerKind::Ddim })?;
     let Some(step) = RePaintStep::of(&job.settings.sample) else {
         let sampler = job.settings.sample.sampler.name();
-        return Err(Failure::usage(format!("images cannot be filled in by --sampler {sampler}"))
-            .hint("take ddpm or ddim, whose steps RePaint is made of"));
+        return Err(Failure::usage(format!("inpainting cannot use --sampler {sampler}"))
+            .hint("use --sampler ddpm or ddim, for which RePaint is defined"));
     };
     let images = job.images(&args.images)?;
     let n = images.len();
@@ -265,8 +265,11 @@ fn mask(path: &Path, job: &Job<'_>, n: usize) -> Result<Vec<f32>> {
     let values = masks.values()?;
     let largest = values.iter().copied().fold(0.0, f32::max);
     if largest > 0.0 && largest <= 1.0 / 255.0 && masks.depth() == Depth::Bits8 {
-        return Err(Failure::usage(format!("--mask {}: nothing is known, as 1 is black in 8 bits", path.display()))
-            .hint("store masks of zeros and ones as bool, or as 0 and 255"));
+        return Err(Failure::usage(format!(
+            "--mask {}: an 8-bit mask is white at 255, and the largest value here is 1",
+            path.display()
+        ))
+        .hint("store a mask of zeros and ones as bool, or as 0 and 255"));
     }
     match masks.len() {
         1 => Ok(values.repeat(n)),
@@ -309,7 +312,7 @@ pub fn interpolate(args: &InterpolateArgs) -> Result {
     }
     let size = job.from.shape.iter().product::<usize>();
     if ends.len() < 2 * size {
-        return Err(Failure::usage("two images are needed to draw what lies between them"));
+        return Err(Failure::usage("interpolation needs two images, but only one is given"));
     }
     let between = args.strength.map_or(Between::Inverted, |strength| Between::Noised { strength });
     let generator = job.from.generator(&job.settings.guidance);

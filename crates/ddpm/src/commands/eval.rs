@@ -151,7 +151,7 @@ impl<'a> Plan<'a> {
         let metrics = metrics.into_iter().filter(|metric| extractor.is_some() || !metric.needs_inception()).collect();
         let from = args.sampling.open(file, &path, &machine)?;
         Ok(Self {
-            stop: stop_on_ctrl_c("giving up")?,
+            stop: stop_on_ctrl_c("cancelling")?,
             real,
             real_digest: dataset.digest().to_string(),
             args,
@@ -174,7 +174,7 @@ impl<'a> Plan<'a> {
         }
         let n = self.args.num_samples;
         let room = Samples::with_room(n, self.from.shape, self.real.depth()).or_usage()?;
-        note(format!("{n} images by {} from {}", self.settings.sample.sampler.name(), self.path.display()));
+        note(format!("drawing {n} images with {}, from {}", self.settings.sample.sampler.name(), self.path.display()));
         let sampling = &self.args.sampling;
         let own = self.split.as_ref().map_or(&self.real, |(_, held_out)| held_out);
         let (conditions, vectors) = (own.conditions(n)?, own.vectors(n));
@@ -249,8 +249,8 @@ fn data_config(args: &EvalArgs, config: DataConfig, has_recipe: bool) -> Result<
             Ok(DataConfig { path: Some(path.clone()), labels: None, condition: None, vectors: None, ..config })
         }
         None if has_recipe => Ok(config),
-        None => Err(Failure::usage(format!("{} does not say what it was trained on", args.target.display()))
-            .hint("give the data to compare with: ddpm eval FILE DATA")),
+        None => Err(Failure::usage(format!("{} does not say which data it was trained on", args.target.display()))
+            .hint("give the data to compare with: `ddpm eval FILE DATA`")),
     }
 }
 
@@ -266,7 +266,7 @@ fn number_classes(dataset: &mut Dataset, card: &ModelCard) {
     };
     if !same {
         dataset.forget_classes();
-        note("warning: the data have other classes than those the network was trained on; they are not used");
+        note("warning: the classes of the data are not those that the network was trained on; they are ignored");
     }
 }
 
@@ -280,7 +280,10 @@ fn tell_unknown(metrics: &[Metric], dataset: &Dataset, card: &ModelCard) {
     let unknown: Vec<&str> = unknown.into_iter().filter(|(_, unknown)| *unknown).map(|(what, _)| what).collect();
     if !unknown.is_empty() && judged.clone().next().is_some() {
         let what = unknown.join(" and ");
-        note(format!("warning: {} without {what}, which the data do not have", listed(judged.copied())));
+        note(format!(
+            "warning: {} ignores the {what} that the network takes, because the data have none",
+            listed(judged.copied())
+        ));
     }
 }
 
@@ -330,7 +333,7 @@ fn extractor(args: &EvalArgs, metrics: &[Metric], machine: &Machine) -> Result<O
     match args.inception.extractor(FeatureBlock::Final, machine.device()) {
         Ok(extractor) => Ok(Some(extractor)),
         Err(failure) if args.metrics.is_none() && !args.inception.is_named() => {
-            note(format!("warning: without {}: {}", listed(wanting), failure.in_one_line()));
+            note(format!("warning: skipping {}: {}", listed(wanting), failure.in_one_line()));
             Ok(None)
         }
         Err(failure) => Err(failure),

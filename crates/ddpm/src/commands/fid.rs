@@ -56,7 +56,7 @@ pub struct FidArgs {
 
 pub fn parse_dims(text: &str) -> std::result::Result<FeatureBlock, String> {
     let block = text.parse().ok().and_then(FeatureBlock::of_dims);
-    block.ok_or_else(|| "64, 192, 768 or 2048".to_string())
+    block.ok_or_else(|| "expected 64, 192, 768 or 2048".to_string())
 }
 
 /// One of the two sets, ready to compare.
@@ -95,7 +95,7 @@ pub fn run(args: &FidArgs) -> Result {
     let both_statistics = matches!((&a, &b), (ImageSource::Statistics(_), ImageSource::Statistics(_)));
     let extractor = if both_statistics { None } else { Some(args.inception.extractor(args.dims, machine.device())?) };
     let mut reader =
-        Reader { args, machine: &machine, extractor: extractor.as_ref(), stop: stop_on_ctrl_c("giving up")? };
+        Reader { args, machine: &machine, extractor: extractor.as_ref(), stop: stop_on_ctrl_c("cancelling")? };
     let (a, b) = (reader.side(a, &args.a)?, reader.side(b, &args.b)?);
     // The error and the bias come from images: the side that has some is the one they are computed for.
     let (real, generated) = if matches!((&a.values, &b.values), (Values::Features(_), Values::Statistics(_))) {
@@ -122,7 +122,7 @@ fn check_statistics(source: &ImageSource, path: &Path, args: &FidArgs) -> Result
         ))
         .hint(match FeatureBlock::of_dims(gaussian.dims()) {
             Some(block) => format!("compare with --dims {}", block.dims()),
-            None => "they are not from Inception: 64, 192, 768 or 2048 features".to_string(),
+            None => "give statistics from Inception, which have 64, 192, 768 or 2048 features".to_string(),
         })),
         _ => Ok(()),
     }
@@ -133,8 +133,8 @@ fn refuse_sequences(path: &Path, [_, height, width]: [usize; 3]) -> Result {
     if height.min(width) > 1 {
         return Ok(());
     }
-    Err(Failure::usage(format!("{} holds no images: what it holds is {height} high and {width} wide", path.display()))
-        .hint("sequences are compared with those of a run by `ddpm eval RUN DATA --metrics swd,spectrum`"))
+    Err(Failure::usage(format!("{} holds no images: its entries are {height} high and {width} wide", path.display()))
+        .hint("to compare sequences with those of a run, use `ddpm eval RUN DATA --metrics swd,spectrum`"))
 }
 
 struct Reader<'a> {
@@ -159,7 +159,7 @@ impl Reader<'_> {
                 let settings = args.settings(recipe.as_ref(), &file.card.diffusion)?;
                 let from = args.open(file, &file_path, self.machine)?;
                 let count = self.args.num_samples.unwrap_or(10_000);
-                note(format!("{count} images from {}", file_path.display()));
+                note(format!("drawing {count} images from {}", file_path.display()));
                 let room = Samples::with_room(count, from.shape, Depth::Bits8).or_usage()?;
                 sampling = Some(describe(&from, &settings.sample));
                 let belong_to = BelongTo::named(args, &from, recipe.as_ref(), count)?;
@@ -169,7 +169,7 @@ impl Reader<'_> {
         refuse_sequences(path, images.shape())?;
         if images.len() < 2 {
             return Err(Failure::failed(format!(
-                "{} has {} images; a distance needs at least 2 of each set",
+                "{} has {} images; FID needs at least 2 in each set",
                 path.display(),
                 images.len()
             )));
@@ -182,7 +182,7 @@ impl Reader<'_> {
         let mut watch = StderrWatch::new(&self.stop);
         let extracted = features(from, &images, &mut watch)
             .map_err(|error| or_interrupted(error.into()))
-            .context(format!("no features of {}", path.display()))?;
+            .context(format!("cannot compute the features of {}", path.display()))?;
         let preprocessing = Some(extractor.preprocessing(images.shape())?);
         Ok(Side { values: Values::Features(extracted), preprocessing, sampling })
     }

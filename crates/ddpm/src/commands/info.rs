@@ -100,12 +100,12 @@ fn of_reference(path: &Path, reference: &Reference) -> (Rows, Value) {
     if let Some(version) = checkpoint.version() {
         rows.row("version", version);
     }
-    rows.row("weights", format!("{} (has {})", word(kind), available.join(", ")));
+    rows.row("weights", format!("{} (available: {})", word(kind), available.join(", ")));
     if let Some(step) = checkpoint.step() {
         rows.row("step", thousands(step));
     }
     let channels = inferred.network.channels().unwrap_or(0);
-    rows.row("images", format!("{channels} channels; the size is not told (--image-size)"));
+    rows.row("images", format!("{channels} channels; the size is not in the file (give --image-size)"));
     match &inferred.network {
         NetworkConfig::Unet(unet) => network_rows(&mut rows, unet),
         other => rows.row("network", networks::in_words(other)),
@@ -123,8 +123,8 @@ fn of_reference(path: &Path, reference: &Reference) -> (Rows, Value) {
     }
     match &inferred.diffusion {
         Some(diffusion) => rows.row("diffusion", described(diffusion, inferred.betas.is_some())),
-        None if inferred.network.fourier_time() => rows.row("diffusion", "not told (--diffusion)"),
-        None => rows.row("diffusion", "not told (--timesteps, --beta-schedule, --objective)"),
+        None if inferred.network.fourier_time() => rows.row("diffusion", "not in the file (give --diffusion)"),
+        None => rows.row("diffusion", "not in the file (give --timesteps, --beta-schedule and --objective)"),
     };
     tensor_rows(&mut rows, &weights.state);
     for note in &inferred.notes {

@@ -75,7 +75,7 @@ pub struct SampleArgs {
 
 pub fn run(args: &SampleArgs) -> Result {
     let plan = Plan::new(args)?;
-    let stop = stop_on_ctrl_c("giving up")?;
+    let stop = stop_on_ctrl_c("cancelling")?;
     note(plan.in_words());
     let started = Instant::now();
     let mut frames = Frames::new(plan.steps(), args.trajectory.is_some());
@@ -179,7 +179,7 @@ impl<'a> Plan<'a> {
     fn in_words(&self) -> String {
         let sample = &self.settings.sample;
         format!(
-            "{} images of {} by {}, {}, from {}",
+            "drawing {} images of {} with {}, {}, from {}",
             sample.num_samples,
             self.from.file.card.image,
             sample.sampler.name(),
@@ -219,7 +219,7 @@ fn tell_where_to_go_on(first: usize, done: &BTreeMap<usize, usize>, count: usize
         // Several devices finish batches in any order.
         let beyond_a_gap = done.keys().any(|&at| at >= there);
         note(format!(
-            "the first {there} of {count} images are there; the others are drawn by --first {} -n {}{}",
+            "the first {there} of {count} images are written; draw the others with --first {} -n {}{}",
             first + there,
             count - there,
             if beyond_a_gap { " --force" } else { "" }

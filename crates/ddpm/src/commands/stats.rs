@@ -44,7 +44,7 @@ pub struct StatsArgs {
 
 pub fn run(args: &StatsArgs) -> Result {
     if args.out.extension().is_none_or(|ending| ending != "npz") {
-        return Err(Failure::usage(format!("--out {}: statistics go into a .npz file", args.out.display())));
+        return Err(Failure::usage(format!("--out {}: the name must end in .npz", args.out.display())));
     }
     refuse_file(&args.out, !args.force)?;
     let images = all(&open_images(&args.data)?);
@@ -55,12 +55,12 @@ pub fn run(args: &StatsArgs) -> Result {
     let machine = args.machine.start(Work::Features)?;
     let extractor = args.inception.extractor(args.dims, machine.device())?;
     let store = args.inception.store();
-    let mut watch = StderrWatch::new(&stop_on_ctrl_c("giving up")?);
+    let mut watch = StderrWatch::new(&stop_on_ctrl_c("cancelling")?);
     let extracted = features(Inception { extractor: &extractor, store: store.as_ref() }, &images, &mut watch)
         .map_err(|error| or_interrupted(error.into()))
-        .context(format!("no features of {data}"))?;
+        .context(format!("cannot compute the features of {data}"))?;
     let gaussian = extracted.table().map_err(Failure::from).and_then(|table| Ok(Gaussian::of(table)?));
-    let gaussian = gaussian.context(format!("no statistics of {data}"))?;
+    let gaussian = gaussian.context(format!("cannot compute the statistics of {data}"))?;
     write_statistics(&args.out, &gaussian)?;
     if args.json {
         return output::json(&json!({

@@ -115,7 +115,7 @@ fn tell_what_is_ignored(plan: &Plan, said: &RecipeFlags) {
     if !constant.is_empty() {
         let numbers = constant.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
         note(format!(
-            "note: the same in all vectors, so that nothing can be learned from it: number {numbers}, counted from 0"
+            "note: nothing can be learned from columns of --vectors that are constant: {numbers} (counted from 0)"
         ));
     }
 }
@@ -132,10 +132,10 @@ fn settings(args: &TrainArgs) -> Result<(Recipe, PathBuf)> {
         && let Some(flag) = args.recipe.fixed()
     {
         return Err(Failure::usage(format!(
-            "{} cannot be given with --resume: it would not be the same run",
+            "{} cannot be given with --resume: this setting is fixed for the life of a run",
             flag.name()
         ))
-        .hint("start another run, without --resume"));
+        .hint("start a new run without --resume"));
     }
     if let Some(data) = &args.data {
         recipe.data.path = Some(data.clone());
@@ -156,7 +156,7 @@ fn settings(args: &TrainArgs) -> Result<(Recipe, PathBuf)> {
         *path = std::path::absolute(&*path).context(format!("cannot resolve {}", path.display()))?;
         if path.to_str().is_none() {
             return Err(Failure::usage(format!("the path {} is not UTF-8", path.display()))
-                .hint("recipes are text: give the data, or the folder above, another name"));
+                .hint("rename the file or its folder; recipes are text, which holds only UTF-8 paths"));
         }
     }
     let recipe = args.recipe.apply(&recipe).map_err(|error| Failure::usage(error.message().trim_end()))?;
@@ -200,7 +200,7 @@ fn train_network<M: Network>(network: M, diffusion: Diffusion, plan: &Plan, args
     match outcome {
         Outcome::Finished => Ok(()),
         Outcome::Stopped => {
-            note(format!("stopped; go on with `ddpm train --resume {}`", plan.dir.display()));
+            note(format!("stopped; continue with `ddpm train --resume {}`", plan.dir.display()));
             Err(Failure::interrupted())
         }
     }
@@ -220,7 +220,7 @@ fn open<M: Network>(network: M, diffusion: Diffusion, plan: &Plan, args: &TrainA
     for repair in repairs {
         note(format!("warning: {}", what_was_repaired(&repair)));
     }
-    note(format!("going on from step {}", run.trainer().step_count()));
+    note(format!("continuing from step {}", run.trainer().step_count()));
     if recipes::of_run(&plan.dir)? != plan.recipe {
         let path = plan.dir.join("config.toml");
         let recipe = plan.recipe.to_toml()?;
@@ -268,7 +268,7 @@ fn how_to_go_on(error: RunError, dir: &Path) -> Failure {
     let training = matches!(error, RunError::Training(_));
     let failure = Failure::from(error);
     if whole && !training {
-        failure.hint(format!("the latest checkpoint is whole: go on with `ddpm train --resume {}`", dir.display()))
+        failure.hint(format!("the latest checkpoint is intact: continue with `ddpm train --resume {}`", dir.display()))
     } else {
         failure
     }
@@ -279,11 +279,11 @@ fn what_was_repaired(repair: &Repair) -> String {
     match repair {
         Repair::PassedOver { rejected, now } => {
             let (path, error) = (rejected.path.display(), chain(&rejected.error));
-            format!("passed over {path}, which is {} now: {error}", now.display())
+            format!("skipped the damaged checkpoint {path}, renamed to {}: {error}", now.display())
         }
-        Repair::NoLog { log } => format!("{} was not there: a new log begins", log.display()),
+        Repair::NoLog { log } => format!("{} was missing: a new log is started", log.display()),
         Repair::DamagedLog { error, now } => {
-            format!("{}; lines that can be read are kept, and the log as it was is {} now", chain(error), now.display())
+            format!("{}; the readable lines are kept, and the original log is now {}", chain(error), now.display())
         }
     }
 }

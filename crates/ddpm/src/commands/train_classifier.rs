@@ -90,8 +90,11 @@ pub fn run(args: &TrainClassifierArgs) -> Result {
     let file = found.into_model(&args.untold)?;
     let diffusion = Diffusion::with_betas(&file.card.diffusion, file.card.betas.clone()).or_usage()?;
     if diffusion.formulation().learned_schedule().is_some() {
-        return Err(Failure::usage(format!("the noise schedule of {} was learned", args.like.display()))
-            .hint("classifiers are trained under schedules that are given by the formulation"));
+        return Err(Failure::usage(format!(
+            "the noise schedule of {} is learned, and classifiers need a fixed one",
+            args.like.display()
+        ))
+        .hint("give a network that was trained without --noise-schedule learned"));
     }
     let (data, train) = (data(args, &file, run)?, settings(args)?);
     let (flip, workers) = (data.flip, data.workers);
@@ -111,8 +114,8 @@ fn data(args: &TrainClassifierArgs, file: &ModelFile, run: Option<DataConfig>) -
         (Some(path), _) => (config.path, config.labels) = (Some(path.clone()), None),
         (None, Some(_)) => {}
         (None, None) => {
-            return Err(Failure::usage("no DATA is given, and --like names no run whose data could be taken")
-                .hint("ddpm train-classifier DATA --like FILE --out FILE"));
+            return Err(Failure::usage("no DATA is given, and --like is not a run folder whose data could be used")
+                .hint("give the data: `ddpm train-classifier DATA --like FILE --out FILE`"));
         }
     }
     if args.labels.is_some() {
@@ -160,7 +163,7 @@ fn setup(
     let card = &file.card;
     let shown = data.path.as_deref().unwrap_or(Path::new("digits")).display();
     let dataset = open_data(data).context(format!(
-        "{shown} gives no images of {} (channels x height x width), which the network draws",
+        "cannot read {shown} as images of {} (channels x height x width), which the network draws",
         card.image
     ))?;
     let dataset = Arc::new(dataset);
@@ -169,7 +172,10 @@ fn setup(
             .hint("give a folder with a subfolder per class, or labels: --labels FILE"));
     };
     if class_names.len() < 2 {
-        return Err(Failure::failed(format!("{shown} has one class only, `{}`", class_names.join(""))));
+        return Err(Failure::failed(format!(
+            "{shown} has only one class, `{}`; a classifier needs at least two",
+            class_names.join("")
+        )));
     }
     let config = classifier(args, file, class_names.len());
     config.stages().or_usage()?;

@@ -46,15 +46,15 @@ impl SamplingArgs {
         let in_use = self.classes_in_use(from, guidance)?;
         if self.classes.is_none() {
             if self.classifier.is_some() {
-                return Err(Failure::usage("--classifier guides towards classes, and none are named")
-                    .hint("name the class of the images, or of each of them: --classes"));
+                return Err(Failure::usage("--classifier guides towards classes, but none is given")
+                    .hint("give --classes: one class for all images, or several, spread over the images in order"));
             }
             if in_use.is_some()
                 && guidance.guidance != 1.0
                 && from.own.weak.is_none()
                 && from.own.model.vector_dim() == 0
             {
-                note("warning: no class is named (--classes), so guidance changes nothing");
+                note("warning: --guidance has no effect without --classes");
             }
             return Ok(None);
         }
@@ -68,7 +68,7 @@ impl SamplingArgs {
         let by_classifier = from.own.classifier.as_ref().map(|classifier| classifier.class_names.len() as u32);
         if let Some(count) = by_classifier.filter(|&count| by_network > 0 && count != by_network) {
             return Err(Failure::usage(format!(
-                "the network knows {by_network} classes, the classifier {count}: they were trained on other data"
+                "the network has {by_network} classes, but the classifier has {count}: they were trained on different data"
             )));
         }
         let known = by_network.max(by_classifier.unwrap_or(0));
@@ -77,18 +77,18 @@ impl SamplingArgs {
                 guidance.guidance != 1.0 && from.own.weak.is_none() && from.own.model.vector_dim() == 0;
             return match &self.classes {
                 Some(_) => Err(Failure::usage("--classes is given, but the network was trained without classes")
-                    .hint("train with --class-condition, or guide by a classifier")),
+                    .hint("train with --class-condition, or guide with --classifier")),
                 None if guides_nowhere => Err(Failure::usage(
                     "--guidance is given, but the network was trained without classes or vectors: nothing to guide towards",
                 )
-                .hint("guide away from a weaker network with --weak")),
+                .hint("give --weak to guide away from a weaker network")),
                 None => Ok(None),
             };
         }
         let classes = self.classes.as_ref().map_or_else(|| (0..known).collect(), |classes| classes.0.clone());
         if let Some(unknown) = classes.iter().find(|&&class| class >= known) {
             return Err(Failure::usage(format!(
-                "--classes: there is no class {unknown}; there are 0 to {}",
+                "--classes: there is no class {unknown}; the classes are 0 to {}",
                 known - 1
             )));
         }

@@ -108,7 +108,7 @@ impl Drawable {
         let (devices, batches) = (1 + self.replicas.len(), request.batches());
         if batches < devices {
             note(format!(
-                "warning: {devices} devices share {batches} {}: with --sample-batch-size {} each has some of the {} samples",
+                "warning: {devices} devices share only {batches} {}; --sample-batch-size {} gives each some of the {} samples",
                 if batches == 1 { "batch" } else { "batches" },
                 request.count.div_ceil(devices),
                 request.count,

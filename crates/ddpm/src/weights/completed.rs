@@ -18,7 +18,11 @@ use crate::recipe_flags::{RecipeFlags, is_untold, plain};
 /// Our files say everything; only the size of the images may be chosen anew.
 pub(super) fn resized(mut file: ModelFile, untold: &RecipeFlags, path: &Path) -> Result<ModelFile> {
     if let Some((flag, _)) = untold.iter().find(|(flag, _)| flag.key != "image_size") {
-        return Err(Failure::usage(format!("{} says itself what {} would say", path.display(), flag.name())));
+        return Err(Failure::usage(format!(
+            "{} holds its own settings, so {} cannot be given",
+            path.display(),
+            flag.name()
+        )));
     }
     if let Some(size) = size_for(file.card.network.layout(), untold)? {
         (file.card.image.height, file.card.image.width) = (size.height, size.width);
@@ -51,8 +55,9 @@ impl Reference {
         let inferred = self.inferred.with_network(&of_network).map_err(|error| in_flags(error, path))?;
         let diffusion = diffusion(&inferred, &of_diffusion, path)?;
         let Some(size) = size_for(layout, untold)? else {
-            return Err(Failure::usage(format!("{} does not say the size of its images", path.display()))
-                .hint("give it: --image-size 28, or height x width: --image-size 28x20; where such a flag is not taken, convert the file first: `ddpm convert`"));
+            return Err(Failure::usage(format!("{} does not contain the size of its images", path.display()))
+                .hint("give it: --image-size 28, or height x width: --image-size 28x20; for a command without this flag, convert the \
+                       file first: `ddpm convert`"));
         };
         let diffusion = diffusion.for_size(size.height, size.width);
         tell_assumed(&inferred, &diffusion, untold, path);
@@ -100,7 +105,7 @@ fn diffusion(inferred: &Inferred, said: &Map<String, Value>, path: &Path) -> Res
 
 fn no_schedule(missing: &[&str], path: &Path) -> Failure {
     let flags = missing.iter().map(|key| flag_of(key)).collect::<Vec<_>>();
-    Failure::usage(format!("{} has no schedule: give {}", path.display(), flags.join(", ")))
+    Failure::usage(format!("{} does not state its formulation: give {}", path.display(), flags.join(", ")))
 }
 
 fn flag_of(key: &str) -> String {
@@ -116,11 +121,11 @@ fn in_flags(error: InteropError, path: &Path) -> Failure {
              --objective pred_noise",
         ),
         InteropError::Contradicted { key, said, told } => {
-            Failure::usage(format!("{} {said} contradicts {path_shown}, whose tensors tell {told}", flag_of(&key)))
-                .hint("leave it out: what the file tells is used")
+            Failure::usage(format!("{} {said} contradicts {path_shown}, whose tensors show {told}", flag_of(&key)))
+                .hint("leave it out: the value in the file is used")
         }
         InteropError::NotOpen { key } => {
-            Failure::usage(format!("{} means nothing to the network of {path_shown}", flag_of(&key)))
+            Failure::usage(format!("{} does not apply to the network of {path_shown}", flag_of(&key)))
                 .hint("`ddpm info` says which network it is")
         }
         error => Failure::from(error).into_usage(),
@@ -153,7 +158,7 @@ fn tell_assumed(inferred: &Inferred, diffusion: &DiffusionConfig, untold: &Recip
         .collect();
     if !taken.is_empty() {
         note(format!(
-            "what {} does not tell is taken as the package has it ({}); flags of these names say otherwise",
+            "{} does not contain these settings, so the package's defaults are used ({}); flags of the same names change them",
             path.display(),
             taken.join(", ")
         ));

@@ -43,8 +43,11 @@ impl Conditions {
         };
         let data = Dataset::open_with(&config, opening).map_err(|error| DataError::OfConditions(Box::new(error)))?;
         if data.shape().size() != examples.shape().size() || data.depth() != examples.depth() {
-            let reason =
-                format!("they are {}, the examples {}", data.shape().size().full(), examples.shape().size().full());
+            let reason = format!(
+                "they are {}, but the examples are {}",
+                data.shape().size().full(),
+                examples.shape().size().full()
+            );
             return Err(DataError::Conditions { path: path.to_path_buf(), reason });
         }
         let of_example =
@@ -84,8 +87,10 @@ fn matched(conditions: &Dataset, examples: &Dataset) -> Result<Vec<usize>, Strin
         (Some(names), Some(examples)) => by_name(names, &conditions.summary().broken, examples),
         (None, None) if conditions.len() == examples.len() => Ok((0..examples.len()).collect()),
         (None, None) => Err(format!("{} for {} examples", conditions.len(), examples.len())),
-        (None, Some(_)) => Err("files are matched by name, and this is an array".into()),
-        (Some(_), None) => Err("the entries of an array are matched by place, and these are files".into()),
+        (None, Some(_)) => Err("the examples are files, which are matched by name, but this is an array".into()),
+        (Some(_), None) => {
+            Err("the examples are an array, whose entries are matched by index, but these are files".into())
+        }
     }
 }
 
@@ -100,13 +105,13 @@ fn by_name(conditions: &[PathBuf], broken: &[Broken], examples: &[PathBuf]) -> R
         (Some(&place), _) | (None, Some(&[place])) => Ok(place),
         (None, Some(&[one, other, ..])) => {
             let [one, other] = [one, other].map(|place| shown(&conditions[place]));
-            Err(format!("{one} and {other} have the same name as {}", shown(path)))
+            Err(format!("{one} and {other} both match {}", shown(path)))
         }
         (None, _) => {
             let unusable = broken.iter().find(|broken| broken.path.with_extension("") == path.with_extension(""));
             Err(unusable.map_or_else(
-                || format!("no file is named as {} is", shown(path)),
-                |broken| format!("that of {} is broken: {broken}", shown(path)),
+                || format!("no file matches {}", shown(path)),
+                |broken| format!("the file that matches {} is broken: {broken}", shown(path)),
             ))
         }
     };
@@ -128,8 +133,11 @@ mod tests {
         assert_eq!(matches(&["a.bmp", "b.png"], &["b.jpg", "a.png"]), Ok(vec![1, 0]));
         assert_eq!(matches(&["a.jpg", "a.png"], &["a.png", "a.jpg"]), Ok(vec![1, 0]));
         let doubled = matches(&["a.jpg", "a.png"], &["a.bmp"]).unwrap_err();
-        assert!(doubled.contains("a.jpg and a.png have the same name"), "{doubled}");
-        assert_eq!(matches(&["a.jpg"], &["c.png"]).unwrap_err(), "no file is named as c.png is");
-        assert_eq!(matches(&["a.jpg"], &["torn.jpg"]).unwrap_err(), "that of torn.jpg is broken: torn.png: empty");
+        assert!(doubled.contains("a.jpg and a.png both match"), "{doubled}");
+        assert_eq!(matches(&["a.jpg"], &["c.png"]).unwrap_err(), "no file matches c.png");
+        assert_eq!(
+            matches(&["a.jpg"], &["torn.jpg"]).unwrap_err(),
+            "the file that matches torn.jpg is broken: torn.png: empty"
+        );
     }
 }

@@ -203,7 +203,7 @@ impl Dataset {
             return Err(DataError::Setting {
                 key: "image_size",
                 value: size.to_string(),
-                expected: "unset: sequences and volumes are not resized",
+                expected: "no size, since sequences and volumes are not resized",
             });
         }
         let (store, shape) = match source.samples {

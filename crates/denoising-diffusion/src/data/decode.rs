@@ -69,7 +69,7 @@ impl From<ImageError> for Unusable {
                 _ => Self::Content(error.to_string()),
             },
             ImageError::Limits(error) if matches!(error.kind(), LimitErrorKind::InsufficientMemory) => {
-                Self::Content("decoding it takes more memory than an image may".into())
+                Self::Content("decoding it takes more memory than is allowed for an image".into())
             }
             error => Self::Content(error.to_string()),
         }
@@ -81,7 +81,7 @@ const DEPTHS: &str = "only 8 and 16 bit are supported, grey or RGB, with or with
 /// A kind of samples that is not supported.
 fn in_words(color: &ExtendedColorType) -> String {
     match color {
-        ExtendedColorType::Unknown(bits) => format!("pixels of {bits} bits in a form that is not read"),
+        ExtendedColorType::Unknown(bits) => format!("an unsupported form of pixels of {bits} bits"),
         other => format!("{other:?} samples"),
     }
 }
@@ -119,7 +119,7 @@ pub(super) fn decode(path: &Path) -> Result<Raster, Unusable> {
 fn check_length(path: &Path) -> Result<(), Unusable> {
     let meta = std::fs::metadata(path)?;
     if let Some(kind) = kind(meta.file_type()) {
-        return Err(Unusable::Unread(format!("{kind}, no file")));
+        return Err(Unusable::Unread(format!("{kind}, not a file")));
     }
     match meta.len() {
         0 => Err("empty file (0 bytes)".to_string().into()),
@@ -130,7 +130,7 @@ fn check_length(path: &Path) -> Result<(), Unusable> {
 
 /// A decoder that panics on a malformed file must not take the run with it.
 fn guarded<T>(read: impl FnOnce() -> Result<T, Unusable>) -> Result<T, Unusable> {
-    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err("the decoder gave up".to_string().into()))
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err("the decoder failed".to_string().into()))
 }
 
 fn open<'a, R: BufRead + Seek + 'a>(reader: R) -> Result<(Probe, impl ImageDecoder + 'a), Unusable> {
@@ -253,6 +253,6 @@ mod tests {
 
     #[test]
     fn unsupported_samples_are_named_in_words() {
-        assert_eq!(in_words(&ExtendedColorType::Unknown(32)), "pixels of 32 bits in a form that is not read");
+        assert_eq!(in_words(&ExtendedColorType::Unknown(32)), "an unsupported form of pixels of 32 bits");
     }
 }

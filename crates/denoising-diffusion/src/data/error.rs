@@ -124,7 +124,7 @@ pub enum DataError {
         common: usize,
     },
     /// A number of channels that the source cannot give.
-    #[error("channels = {expected} asked for, but {} has {found}", shown(path))]
+    #[error("channels = {expected} was requested, but {} has {found}", shown(path))]
     Channels {
         /// The source.
         path: PathBuf,
@@ -251,7 +251,7 @@ pub enum DataError {
         examples: usize,
     },
     /// An index past the end.
-    #[error("image {index} asked for, but the data has {len} images")]
+    #[error("image {index} was requested, but the data have {len} images")]
     IndexOutOfRange {
         /// The index.
         index: usize,
@@ -259,7 +259,7 @@ pub enum DataError {
         len: usize,
     },
     /// A batch that the data cannot fill without repeating an image.
-    #[error("batch_size is {batch_size}, and there are only {images} images to train on")]
+    #[error("batch_size is {batch_size}, but there are only {images} images to train on")]
     BatchTooLarge {
         /// Images per batch.
         batch_size: usize,

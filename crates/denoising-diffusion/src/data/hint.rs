@@ -22,7 +22,7 @@ impl DataError {
                 format!("to train on that array, give the file itself: {}", shown(file))
             }
             Self::NoImages { .. } | Self::UnknownFormat { .. } => {
-                "accepted are folders with png, jpg, jpeg, bmp, webp, tif or tiff files, IDX files (also .gz), .npy and .npz".into()
+                "give a folder with png, jpg, jpeg, bmp, webp, tif or tiff files, an IDX file (also .gz), or a .npy or .npz file".into()
             }
             Self::TooManyBroken { .. } => {
                 let raise = if takes("--max-broken") { ", or raise --max-broken" } else { "" };
@@ -30,18 +30,18 @@ impl DataError {
             }
             Self::MixedSizes { .. } | Self::MixedChannels { .. } | Self::Channels { .. } => self.hint_on_shape(takes)?,
             Self::Shape { .. } if takes("--layout") => {
-                "--layout says what an array holds (sequences: --layout sequences), --channels N which axis its channels are".into()
+                "use --layout to say what the array holds (such as --layout sequences), and --channels N to say which axis is that of the channels".into()
             }
             Self::Decode { .. } if takes("--verify") => {
-                "with --verify full every file is decoded before training starts".into()
+                "use --verify full to decode every file before training starts".into()
             }
-            Self::Changed { .. } => "leave the data unchanged during a run".into(),
-            Self::Truncated { .. } => "the file is probably an interrupted copy or download; fetch it again".into(),
+            Self::Changed { .. } => "do not change the data during a run".into(),
+            Self::Truncated { .. } => "the file is probably an interrupted copy or download: copy or download it again".into(),
             Self::ValueRange { .. } => self.hint_on_values(takes),
             Self::OtherUnits { .. } => "give the values in the units of the data that the network was trained on".into(),
-            Self::LabelCount { .. } => "the labels must be those of the same images, in the same order".into(),
+            Self::LabelCount { .. } => "give one label per image, in the order of the images".into(),
             Self::Conditions { .. } => {
-                "each example needs one: a file of the same name (its ending may differ), or in an array the same place".into()
+                "give one condition per example: a file of the same name (the extension may differ), or the entry of the same index in an array".into()
             }
             Self::OfConditions(error) => {
                 let own = ["--channels", "--value-range"];
@@ -50,11 +50,10 @@ impl DataError {
                 let hint = error.hint_for(&takes)?;
                 own.iter().fold(hint, |hint, flag| hint.replace(flag, &named(flag)))
             }
-            Self::Vectors { .. } => "a row for each example is needed, in the order of the array, or of the files by name (a broken file has \
-                none)"
+            Self::Vectors { .. } => "give one row per example, in the order of the array or of the sorted file names (without broken files)"
                 .into(),
             Self::BatchTooLarge { images, .. } if takes("--held-out") => {
-                format!("use --batch-size {images} or less; --held-out 0 trains on those that are held out, too")
+                format!("use --batch-size {images} or less; --held-out 0 trains on the held-out images, too")
             }
             Self::BatchTooLarge { images, .. } => format!("use --batch-size {images} or less"),
             _ => return None,
@@ -68,7 +67,7 @@ impl DataError {
             Self::MixedSizes { common, .. } => {
                 let large = common.height.max(common.width) > 256;
                 let size = if large { "128".to_string() } else { common.to_string() };
-                let how = if takes("--resize") { "; --resize crop, stretch or pad says how" } else { "" };
+                let how = if takes("--resize") { "; --resize crop, stretch or pad chooses how" } else { "" };
                 format!("give the training size, for example --image-size {size}{how}")
             }
             Self::MixedChannels { .. } if !takes("--channels") => {
@@ -79,12 +78,12 @@ impl DataError {
                 common.max(&3)
             ),
             Self::Channels { files: true, .. } if takes("--channels") => {
-                "--channels 1 is grey, 2 grey with alpha, 3 RGB, 4 RGBA".into()
+                "use --channels 1 (grey), 2 (grey with alpha), 3 (RGB) or 4 (RGBA)".into()
             }
             Self::Channels { files: false, .. } if takes("--channels") => {
-                "an array keeps its channels: take other data, or leave out --channels if you gave it".into()
+                "the channels of an array cannot be changed: leave out --channels, or use other data".into()
             }
-            Self::Channels { .. } => "take other data".into(),
+            Self::Channels { .. } => "use other data".into(),
             _ => return None,
         };
         Some(hint)
@@ -94,12 +93,12 @@ impl DataError {
         match self {
             _ if !takes("--value-range") => "store the values as uint8, or as floats in [0, 1]".into(),
             Self::ValueRange { declared: Some(_), .. } => {
-                "declare a range that holds all values, or --value-range measured".into()
+                "give a range that contains all values, or --value-range measured".into()
             }
             Self::ValueRange { min, max, .. } if *min >= 0.0 && *max > 1.0 && *max <= 255.0 => {
-                "say the range with --value-range 0,255, or store the values as uint8".into()
+                "give the range with --value-range 0,255, or store the values as uint8".into()
             }
-            _ => "say the range with --value-range LOW,HIGH or --value-range measured".into(),
+            _ => "give the range with --value-range LOW,HIGH or --value-range measured".into(),
         }
     }
 }

@@ -109,7 +109,7 @@ fn read_values(mut reader: impl Read, path: &Path) -> Result<(Vec<usize>, Vec<u8
     // A gzip stream that ends early is an error of its own; how much it would have held is unknown.
     let (bytes, more) = match read_limited(reader, expected) {
         Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
-            return Err(DataError::format(path, "a complete gzip stream", "its end cut off"));
+            return Err(DataError::format(path, "a complete gzip stream", "a truncated one"));
         }
         result => result.map_err(|e| DataError::io("read", path, e))?,
     };
@@ -117,7 +117,7 @@ fn read_values(mut reader: impl Read, path: &Path) -> Result<(Vec<usize>, Vec<u8
         return Err(DataError::Truncated { path: path.to_path_buf(), expected, found: bytes.len() as u64 });
     }
     if more {
-        let found = "more after them".to_owned();
+        let found = "more bytes after them".to_owned();
         return Err(DataError::format(path, format!("{expected} bytes of values"), found));
     }
     Ok((dims, bytes))
@@ -181,7 +181,7 @@ mod tests {
         let cases = [
             (good[..20].to_vec(), "promises 8 bytes of values, found 4"),
             (good[..10].to_vec(), "end of the file"),
-            ([&good[..], &[0]].concat(), "more after them"),
+            ([&good[..], &[0]].concat(), "more bytes after them"),
             (zipped[..zipped.len() - 10].to_vec(), "gzip"),
             (gzip(&good[..20]), "found 4"),
             (idx(&[u32::MAX; 3], &[]), "memory can hold"),

@@ -74,7 +74,7 @@ impl ImageBatch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum ImageBatchError {
     /// A dimension is zero.
-    #[error("images of shape {shape:?} ([n, c, h, w]) hold nothing: every dimension must be at least 1")]
+    #[error("images of shape {shape:?} ([n, c, h, w]) are empty: every dimension must be at least 1")]
     Empty {
         /// `[n, c, h, w]`.
         shape: [usize; 4],

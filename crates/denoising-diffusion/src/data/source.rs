@@ -90,7 +90,7 @@ pub(super) fn kind(file: FileType) -> Option<&'static str> {
             return Some("a device");
         }
     }
-    Some("no regular file")
+    Some("a special file")
 }
 
 /// Opens a file, if it is one.

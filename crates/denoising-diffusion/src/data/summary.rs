@@ -162,7 +162,7 @@ impl fmt::Display for Summary {
         }
         match self.shape {
             Some(shape) => writeln!(f, "trained as {shape} (channels x height x width)")?,
-            None if self.images == 0 => writeln!(f, "trained as nothing: there is no usable image")?,
+            None if self.images == 0 => writeln!(f, "trained as nothing: there are no usable images")?,
             None => writeln!(f, "trained as (images differ: give --image-size or --channels)")?,
         }
         if self.classes.is_empty() {

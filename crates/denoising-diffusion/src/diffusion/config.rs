@@ -71,10 +71,10 @@ impl FormulationConfig {
     pub fn about(&self) -> &'static str {
         match self {
             Self::Gaussian(_) => "T noise levels; predicts noise, data or v (Ho et al. 2020)",
-            Self::LearnedVariance(_) => "the same, with a learned variance of each step (Nichol and Dhariwal 2021)",
+            Self::LearnedVariance(_) => "the same, with a learned variance for each step (Nichol and Dhariwal 2021)",
             Self::WeightedObjective(_) => "the same, mixing predicted noise and data by learned weights",
-            Self::ContinuousTime(_) => "log-SNR linear, cosine or learned over continuous t (Kingma et al. 2021)",
-            Self::Simple(_) => "log-SNR a cosine, shifted for the size of the images (Hoogeboom et al. 2023)",
+            Self::ContinuousTime(_) => "linear, cosine or learned log-SNR over continuous t (Kingma et al. 2021)",
+            Self::Simple(_) => "cosine log-SNR, shifted for the image size (Hoogeboom et al. 2023)",
             Self::Elucidated(_) => "EDM: preconditioned network, log-normal sigma (Karras et al. 2022)",
             Self::RectifiedFlow(_) => {
                 "flow matching: straight paths, predicted velocity (Liu et al. 2022, Esser et al. 2024)"
@@ -219,23 +219,21 @@ impl DiffusionConfig {
             |option, with: &str, why| Err(DiffusionConfigError::Contradiction { option, with: with.to_string(), why });
         let name = format!("`diffusion = \"{}\"`", self.formulation.name());
         match &self.formulation {
-            FormulationConfig::LearnedVariance(_) if offset > 0.0 => refuse(
-                "offset_noise_strength",
-                &name,
-                "the bound that trains the variance is one of white noise, the same in every pixel",
-            ),
+            FormulationConfig::LearnedVariance(_) if offset > 0.0 => {
+                refuse("offset_noise_strength", &name, "the bound that trains the variance assumes white noise")
+            }
             FormulationConfig::WeightedObjective(_) if self.shared.min_snr_loss_weight == Some(true) => refuse(
                 "min_snr_loss_weight",
                 &name,
-                "its loss is a sum of errors of noise and of data, which no single weight turns into one of data",
+                "its loss sums the errors of noise and of data, so no single weight turns it into an error of data",
             ),
             FormulationConfig::Gaussian(GaussianConfig { loss_weight: Some(_), .. }) if self.min_snr().is_some() => {
-                refuse("loss_weight", "`min_snr_loss_weight`", "both say how the loss is weighted")
+                refuse("loss_weight", "`min_snr_loss_weight`", "both set the weights of the loss")
             }
             _ if self.shared.immiscible && xm_candidates > 1 => refuse(
                 "immiscible",
                 "`xm_candidates` above 1",
-                "one hands out noise by its distance, the other by its loss; only one of them can choose",
+                "one chooses noise by its distance, the other by its loss",
             ),
             _ => Ok(()),
         }

@@ -127,8 +127,12 @@ impl SimpleConfig {
         match (self.noise_d, self.noise_d_low, self.noise_d_high) {
             (Some(_), None, None) | (None, Some(_), Some(_)) | (None, None, None) => Ok(()),
             (Some(_), ..) => contradiction("noise_d", "`noise_d_low` or `noise_d_high`", "one shifts, two interpolate"),
-            (None, Some(_), None) => contradiction("noise_d_low", "nothing else", "`noise_d_high` is missing"),
-            (None, None, Some(_)) => contradiction("noise_d_high", "nothing else", "`noise_d_low` is missing"),
+            (None, Some(_), None) => {
+                contradiction("noise_d_low", "`noise_d_high` unset", "they are the two ends of a range")
+            }
+            (None, None, Some(_)) => {
+                contradiction("noise_d_high", "`noise_d_low` unset", "they are the two ends of a range")
+            }
         }
     }
 

@@ -5,25 +5,28 @@ use thiserror::Error;
 /// Why a [`DiffusionConfig`](super::DiffusionConfig) describes no diffusion.
 #[derive(Clone, Debug, PartialEq, Error)]
 pub enum DiffusionConfigError {
-    #[error("`timesteps` must be at least 2 (one step of noise cannot be undone in steps), got {0}")]
+    #[error("`timesteps` must be at least 2, got {0}")]
     Timesteps(usize),
     #[error("`{key}` belongs to `beta_schedule = \"{belongs_to}\"`, but the schedule is \"{schedule}\"")]
     OtherSchedule { key: &'static str, belongs_to: &'static str, schedule: &'static str },
     #[error("`{key}` must be {expected}, got {got}")]
     Value { key: &'static str, expected: &'static str, got: f64 },
     #[error(
-        "beta of noise level {t} is {beta}, and must be above 0 and at most 1: the schedule's parameters leave no noise to add there, or none at all"
+        "beta of noise level {t} is {beta}, but must be above 0 and at most 1: change the parameters of the schedule"
     )]
     Betas { t: usize, beta: f64 },
-    #[error("`{option}` has no meaning with {with}: {why}")]
+    #[error("`{option}` cannot be used with {with}: {why}")]
     Contradiction { option: &'static str, with: String, why: &'static str },
-    #[error("there is no formulation \"{name}\"; there are {known}")]
+    #[error("unknown formulation \"{name}\"; expected one of {known}")]
     UnknownFormulation { name: String, known: String },
-    #[error("`{key}` is no option of `diffusion = \"{formulation}\"`{}; its options: {known}", of_another(owners))]
+    #[error(
+        "`{key}` is not an option of `diffusion = \"{formulation}\"`{}; its options are {known}",
+        of_another(owners)
+    )]
     UnknownKey { key: String, formulation: &'static str, owners: Vec<&'static str>, known: String },
-    #[error("`{key}` has a wrong value: {problem}")]
+    #[error("`{key}` has an invalid value: {problem}")]
     Malformed { key: String, problem: String },
-    #[error("a schedule given as betas belongs to a formulation in discrete time, not to \"{formulation}\"")]
+    #[error("a schedule can be given as betas for formulations in discrete time only, not for \"{formulation}\"")]
     BetasWithoutTable { formulation: &'static str },
 }
 

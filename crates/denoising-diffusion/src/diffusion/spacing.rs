@@ -39,9 +39,9 @@ impl NoiseLevels {
     /// One line for people.
     pub fn about(self) -> &'static str {
         match self {
-            Self::Trained => "as the formulation has them; in discrete time evenly spaced t, as the reference does",
-            Self::Karras => "sigma / alpha to the power 1 / rho evenly spaced",
-            Self::LogSnr => "log-SNR evenly spaced",
+            Self::Trained => "the formulation's own; in discrete time evenly spaced t, as in the reference",
+            Self::Karras => "evenly spaced sigma / alpha to the power 1 / rho",
+            Self::LogSnr => "evenly spaced log-SNR",
             Self::Trailing => "evenly spaced t from the noisiest level down, for zero terminal SNR",
         }
     }

@@ -46,9 +46,9 @@ impl Default for EvaluateConfig {
 /// Why a run cannot be evaluated so.
 #[derive(Clone, Debug, PartialEq, Error)]
 pub enum EvaluateConfigError {
-    #[error("`evaluate_every` is 0; leave it out for no evaluation")]
+    #[error("`evaluate_every` is 0; leave it out if nothing is to be evaluated")]
     Never,
-    #[error("`metrics` names nothing")]
+    #[error("`metrics` is empty")]
     NoMetrics,
     #[error("`{key}` is {got}; at least 2 are needed")]
     TooFew { key: &'static str, got: usize },
@@ -58,13 +58,10 @@ pub enum EvaluateConfigError {
     Sampling(#[from] SampleConfigError),
     #[error("`evaluate_budget_s` is {0}; expected a time above 0, in seconds")]
     Budget(f64),
-    #[error(
-        "`best_metric` is `{best}`, which is not measured; the measured numbers that tell a best checkpoint: {telling}"
-    )]
+    #[error("`best_metric` is `{best}`, which is not measured; possible values with these `metrics`: {telling}")]
     BestMetric { best: String, telling: String },
     #[error(
-        "`best_metric` is `{best}`, which is neither better low nor better high; the measured numbers that tell a best \
-         checkpoint: {telling}"
+        "`best_metric` is `{best}`, for which neither lower nor higher is better; possible values with these `metrics`: {telling}"
     )]
     TellsNoBest { best: String, telling: String },
 }

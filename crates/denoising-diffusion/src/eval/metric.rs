@@ -125,7 +125,7 @@ impl fmt::Display for Metric {
 
 /// A word that names no metric.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("no metric is called `{0}`; there are {names}", names = Metric::ALL.map(Metric::name).join(", "))]
+#[error("unknown metric `{0}`; expected one of {names}", names = Metric::ALL.map(Metric::name).join(", "))]
 pub struct UnknownMetric(String);
 
 impl FromStr for Metric {
@@ -141,17 +141,17 @@ impl FromStr for Metric {
 pub enum MetricError {
     #[error("the features cannot be used")]
     Features(#[from] FeatureError),
-    #[error("no mean and covariance")]
+    #[error("cannot compute mean and covariance")]
     Statistics(#[from] StatisticsError),
-    #[error("no FID")]
+    #[error("cannot compute the FID")]
     Fid(#[from] FidError),
-    #[error("no Fréchet distance")]
+    #[error("cannot compute the Fréchet distance")]
     Frechet(#[from] FrechetError),
-    #[error("no KID")]
+    #[error("cannot compute the KID")]
     Kid(#[from] KidError),
-    #[error("no Inception Score")]
+    #[error("cannot compute the Inception Score")]
     InceptionScore(#[from] InceptionScoreError),
-    #[error("no comparison of the two sets")]
+    #[error("cannot compare the two sets")]
     Table(#[from] TableError),
 }
 
@@ -265,7 +265,7 @@ pub fn is(generated: &Extracted, seed: u64) -> Result<Measurement, MetricError> 
         inception_score(Predictions::Logits(table), splits, &permutation(seed, Draw::InceptionScore, 0, table.n()))?;
     let standard_error = (splits > 1).then(|| score.standard_deviation / ((splits - 1) as f64).sqrt());
     let notes = if n / splits < 1000 {
-        vec![format!("parts of {} images: low; published scores use parts of 5000", n / splits)]
+        vec![format!("parts of {} images, which lowers the score; published scores use parts of 5000", n / splits)]
     } else {
         Vec::new()
     };

@@ -33,11 +33,11 @@ pub struct Facts<'a> {
 /// Why a metric cannot be measured.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Unmeasurable {
-    #[error("at least {least} {what} are needed, and there are {n}")]
+    #[error("at least {least} {what} are needed, but there are {n}")]
     TooFew { what: &'static str, least: usize, n: usize },
-    #[error("Inception is shown images, and the data are {0}")]
+    #[error("Inception takes images, but the data are {0}")]
     NoImages(DataLayout),
-    #[error("Inception is shown images, and the data are {height} high and {width} wide")]
+    #[error("Inception takes images, but the data are {height} high and {width} wide")]
     Thin { height: usize, width: usize },
     #[error(transparent)]
     Input(#[from] InputError),
@@ -47,7 +47,7 @@ pub enum Unmeasurable {
     NoSplit,
     #[error("{}", LikelihoodError::Undefined)]
     Bound,
-    #[error("the network must be shown what each image belongs to, and {0} come without")]
+    #[error("the network takes a condition with each image, but the {0} have none")]
     NoConditions(&'static str),
 }
 

@@ -24,9 +24,9 @@ const COUNT: &str = "n";
 pub enum StatisticsFileError {
     #[error("cannot {action} {}", path.display())]
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
-    #[error("{} is no .npz archive", path.display())]
+    #[error("{} is not a .npz archive", path.display())]
     Archive { path: PathBuf, source: zip::result::ZipError },
-    #[error("{} holds no statistics: it has the arrays {found:?}; expected mu and sigma, or m2 and s2", path.display())]
+    #[error("{} holds no statistics: found the arrays {found:?}; expected mu and sigma, or m2 and s2", path.display())]
     Names { path: PathBuf, found: Vec<String> },
     #[error(transparent)]
     Array(#[from] DataError),

@@ -18,20 +18,18 @@ pub enum GenerateError {
     InitNoise { count: usize, shape: [usize; 3], expected: usize, got: usize },
     #[error("{count} samples need {count} classes, got {got}")]
     Classes { count: usize, got: usize },
-    #[error("class {class} was asked for, the network knows classes 0 to {last}")]
+    #[error("class {class} was requested, but the network has the classes 0 to {last}")]
     UnknownClass { class: u32, last: usize },
-    #[error(
-        "samples of classes were asked for, but the network knows no classes and no classifier guides towards them"
-    )]
+    #[error("classes were requested, but the network has none and no classifier guides towards them")]
     NoClasses,
-    #[error("the network draws images that belong to others, of {channels} channels, and was given none")]
+    #[error("the network needs conditions of {channels} channels, but none are given")]
     NoConditions { channels: usize },
     #[error("{count} samples need conditions of shape {expected:?}, got {got:?}")]
     Conditions { count: usize, expected: [usize; 4], got: [usize; 4] },
-    #[error("the network draws what belongs to vectors of {dim} numbers, and was given none")]
+    #[error("the network needs vectors of {dim} numbers, but none are given")]
     NoVectors { dim: usize },
     #[error(
-        "the weaker network is told other {told} than the network ({got} and {expected}); it may be told the same, or nothing"
+        "the weaker network takes {got} {told}, but the network takes {expected}; the weaker one must take as many, or none"
     )]
     OtherWeak { told: &'static str, expected: usize, got: usize },
     #[error("{count} samples need vectors of {expected} numbers in all, got {got}")]

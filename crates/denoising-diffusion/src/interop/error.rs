@@ -36,7 +36,7 @@ pub enum InteropError {
     /// Tensors that a U-Net does not have; at most five are named.
     #[error("{count} {} to no part of a U-Net: {}", belong(*count), names.join(", "))]
     Unknown { count: usize, names: Vec<String> },
-    #[error("the reference has no such network{}", conditioned(*num_classes, *condition_channels, *vector_dim))]
+    #[error("the reference has no network{}", conditioned(*num_classes, *condition_channels, *vector_dim))]
     NotThere { num_classes: usize, condition_channels: usize, vector_dim: usize },
     #[error("the name `{0}` is reserved in safetensors files")]
     ReservedName(String),
@@ -50,26 +50,26 @@ pub enum InteropError {
     #[error("{} has no {wanted} weights; it has {available}", path.display())]
     NoSuchWeights { path: PathBuf, wanted: &'static str, available: String },
     /// Tensors that contradict each other or fit no configuration.
-    #[error("the tensors describe no U-Net: {0}")]
+    #[error("the tensors and options describe no network: {0}")]
     NoConfiguration(String),
-    #[error("the tensors describe a U-Net that is not allowed")]
+    #[error("the tensors describe an invalid U-Net")]
     Unet(#[from] UnetConfigError),
-    #[error("what is known of the network describes none that is allowed")]
+    #[error("the tensors and options describe an invalid network")]
     Network(#[from] NetworkConfigError),
     #[error(
-        "the network is a KarrasUnet3D, for volumes, whose depth no tensor tells: of the library, `interop::infer_karras_unet` takes it"
+        "the network is a KarrasUnet3D, for volumes, whose depth no tensor reveals; only the library can read it (`interop::infer_karras_unet`)"
     )]
     Volumes,
-    #[error("what is known of the diffusion describes none that is allowed")]
+    #[error("the tensors and options describe an invalid formulation")]
     Diffusion(#[from] DiffusionConfigError),
     /// Someone said something else than the tensors do.
-    #[error("`{key} = {said}` contradicts the file, whose tensors tell {told}")]
+    #[error("`{key} = {said}` contradicts the file, whose tensors show {told}")]
     Contradicted { key: String, said: String, told: String },
     /// Someone said what the tensors tell, or what means nothing to the network.
-    #[error("`{key}` is told by the tensors, or means nothing to their network")]
+    #[error("`{key}` follows from the tensors, or does not apply to their network")]
     NotOpen { key: String },
     /// Nobody said what the tensors do not tell.
-    #[error("the file does not tell the diffusion: its {} must be given", missing.join(", "))]
+    #[error("the file does not state the formulation: {} must be given", missing.join(", "))]
     Untold { missing: Vec<&'static str> },
 }
 
@@ -92,7 +92,7 @@ impl InteropError {
             Self::Io { action: "write", .. } => "check that the folder exists, is writable and has space left",
             Self::Io { .. } => "check the path and its permissions",
             Self::Damaged { .. } => {
-                "the copy or download may have been cut off: fetch the file again, or use an earlier one"
+                "the copy or download may have been cut off: copy or download the file again, or use an earlier one"
             }
             Self::ElementType { .. } => "convert the tensors to float32 before saving them",
             Self::TooLarge { .. } => "save contiguous copies of the tensors, not expanded views",
@@ -105,15 +105,15 @@ impl InteropError {
             | Self::NoConfiguration(_)
             | Self::Unet(_) => "the network may come from another package, an old version, or changed code",
             Self::NotThere { .. } => {
-                "write it in our format; the reference has no conditions but classes, and with classes it has linear attention in every stage, \
-                 no learned keys (num_mem_kv = 0) and strided downsampling"
+                "write it in our format; the reference takes classes as its only condition, and then needs linear attention in every \
+                 stage, no learned keys (num_mem_kv = 0) and strided downsampling"
             }
-            Self::Contradicted { .. } | Self::NotOpen { .. } => "leave it out: what the file tells is used",
+            Self::Contradicted { .. } | Self::NotOpen { .. } => "leave it out: the value in the file is used",
             Self::Untold { .. } => {
                 "the package's defaults are timesteps 1000, beta_schedule sigmoid, objective pred_v; in continuous time noise_schedule \
                  linear, objective pred_noise"
             }
-            Self::Volumes => "`ddpm` draws from networks for volumes that it trained itself",
+            Self::Volumes => "`ddpm` can sample volumes only from networks that it trained itself",
             Self::Diffusion(_)
             | Self::Network(_)
             | Self::Integer { .. }
@@ -126,10 +126,10 @@ impl InteropError {
 fn conditioned(num_classes: usize, condition_channels: usize, vector_dim: usize) -> String {
     match (num_classes, condition_channels, vector_dim) {
         (0, 0, 0) => String::new(),
-        (classes, 0, 0) => format!(" as this one, conditioned on {classes} classes"),
-        (_, 0, dim) => format!(" as this one, conditioned on vectors of {dim} numbers"),
-        (_, 1, _) => " as this one, with 1 condition channel beside the input".to_string(),
-        (_, channels, _) => format!(" as this one, with {channels} condition channels beside the input"),
+        (classes, 0, 0) => format!(" like this one, which is conditioned on {classes} classes"),
+        (_, 0, dim) => format!(" like this one, which is conditioned on vectors of {dim} numbers"),
+        (_, 1, _) => " like this one, with 1 condition channel beside the input".to_string(),
+        (_, channels, _) => format!(" like this one, with {channels} condition channels beside the input"),
     }
 }
 

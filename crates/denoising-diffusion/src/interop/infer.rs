@@ -26,14 +26,15 @@ pub(super) fn infer(weights: &ReferenceWeights) -> Result<Inferred, InteropError
         ReferenceNetwork::Unet => unet(&weights.state)?,
         ReferenceNetwork::Uvit => {
             let config = infer_uvit(&weights.state)?;
-            let note = "no tensor tells vit_dropout (taken as the package's; it matters for training only) and image_transform (taken as none)";
+            let note = "no tensor reveals vit_dropout (the package's default is taken; it matters for training only) and \
+                        image_transform (taken as none)";
             (NetworkConfig::Uvit(config), vec!["vit_dropout", "image_transform"], vec![note.to_string()])
         }
         ReferenceNetwork::KarrasUnet => {
             let config = karras_unet(&weights.state)?;
             let assumed = open_in_karras_unet(&config);
             let note = format!(
-                "no tensor tells {}: taken as the package's (dropout matters for training only)",
+                "no tensor reveals {}: the package's defaults are taken (dropout matters for training only)",
                 assumed.join(", ")
             );
             (NetworkConfig::KarrasUnet(config), assumed, vec![note])
@@ -61,7 +62,7 @@ fn unet(state: &StateDict) -> Result<Told, InteropError> {
     taken.extend((!config.fourier_time()).then(|| config.sinusoidal_pos_emb_theta.to_string()));
     taken.extend(config.mid_attn_heads.map(|heads| heads.to_string()));
     notes.push(format!(
-        "no tensor tells {}: taken as {} (dropout matters for training only)",
+        "no tensor reveals {}: taken as {} (dropout matters for training only)",
         assumed.join(" and "),
         taken.join(" and "),
     ));
@@ -135,7 +136,7 @@ fn infer_time(state: &StateDict, config: &mut UnetConfig, notes: &mut Vec<String
         config.learned_sinusoidal_cond = true;
         config.learned_sinusoidal_dim = frequencies * 2;
         notes.push(
-            "Fourier time embedding (time_mlp.0.weights): whether its frequencies were learned or random cannot be told; both \
+            "Fourier time embedding (time_mlp.0.weights): whether its frequencies were learned or random cannot be determined; both \
              compute the same, and learned_sinusoidal_cond is assumed"
                 .to_string(),
         );
@@ -152,7 +153,7 @@ fn infer_stages(state: &StateDict, config: &mut UnetConfig) -> Result<(), Intero
         let [width, ..] = shape::<4>(state, &conv)?;
         if !width.is_multiple_of(config.dim) {
             return Err(no_configuration(format!(
-                "stage {i} is {width} wide (`{conv}`), which is no multiple of the base width {}",
+                "stage {i} is {width} wide (`{conv}`), which is not a multiple of the base width {}",
                 config.dim
             )));
         }
@@ -182,7 +183,7 @@ fn infer_old_stages(state: &StateDict, config: &mut UnetConfig, notes: &mut Vec<
                 return Ok(width / config.dim);
             }
             Err(no_configuration(format!(
-                "stage {i} is {width} wide, which is no multiple of the base width {}",
+                "stage {i} is {width} wide, which is not a multiple of the base width {}",
                 config.dim
             )))
         })
@@ -212,7 +213,7 @@ fn one_or_each<T: Clone + PartialEq>(values: Vec<T>) -> PerStage<T> {
 fn infer_channels(input: usize, output: usize, config: &mut UnetConfig, notes: &mut Vec<String>) {
     let note = if input == output {
         config.channels = input;
-        let other = "; self_condition together with learned_variance on half as many would look the same";
+        let other = "; self_condition together with learned_variance on half as many channels would look the same";
         format!("channels {input}, in and out{}", if input.is_multiple_of(2) { other } else { "" })
     } else if input == output * 2 {
         config.channels = output;
@@ -226,7 +227,7 @@ fn infer_channels(input: usize, output: usize, config: &mut UnetConfig, notes: &
         config.channels = input;
         config.out_dim = Some(output);
         format!(
-            "channels {input} and out_dim {output}: taken from init_conv and final_conv; self_condition cannot be told"
+            "channels {input} and out_dim {output}: taken from init_conv and final_conv; self_condition cannot be determined"
         )
     };
     notes.push(note);

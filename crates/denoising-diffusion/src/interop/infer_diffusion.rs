@@ -26,7 +26,7 @@ pub(super) fn infer_diffusion(weights: &ReferenceWeights, inferred: &mut Inferre
             (Wrapper::Net, true) => elucidated(inferred),
             (Wrapper::Model, true) => continuous_time(inferred),
             _ => {
-                inferred.note("no schedule tables: timesteps, schedule and objective cannot be told");
+                inferred.note("no schedule tables: timesteps, schedule and objective are unknown");
                 return Ok(());
             }
         }
@@ -52,7 +52,7 @@ impl Inferred {
     /// Notes keys that no tensor tells; `how` names them with what they are taken as.
     fn assume(&mut self, keys: &[&'static str], how: &str) {
         self.assumed.extend(keys);
-        self.note(format!("no tensor tells {how}"));
+        self.note(format!("no tensor reveals {how}"));
     }
 }
 
@@ -63,8 +63,8 @@ fn discrete(betas: &HostTensor, tables: &StateDict, inferred: &mut Inferred) -> 
     let out_channels = inferred.network.out_channels().unwrap_or(0);
     if out_channels == 2 * channels {
         inferred.note(
-            "tables, and twice the channels of the data: LearnedGaussianDiffusion, diffusion learned_variance; whatever `loss_weight` \
-             says, that class trains on noise without weights",
+            "tables, and twice the channels of the data: LearnedGaussianDiffusion, diffusion learned_variance; that class trains on \
+             noise without weights, whatever `loss_weight` says",
         );
         inferred.assume(&["objective", "vb_loss_weight"], "vb_loss_weight (it matters for training only)");
         return Ok(FormulationConfig::LearnedVariance(LearnedVarianceConfig { schedule, ..Default::default() }).into());
@@ -89,7 +89,7 @@ fn discrete(betas: &HostTensor, tables: &StateDict, inferred: &mut Inferred) -> 
 fn schedule_of(stored: &HostTensor, inferred: &mut Inferred) -> Result<(ScheduleConfig, Vec<f64>), InteropError> {
     let betas: Vec<f64> = stored.values.iter().map(|&beta| beta.into()).collect();
     if stored.shape.len() != 1 || betas.iter().any(|beta| !(0.0..).contains(beta)) {
-        return Err(InteropError::NoConfiguration("the table `betas` is no list of noise variances".to_string()));
+        return Err(InteropError::NoConfiguration("the table `betas` is not a list of noise variances".to_string()));
     }
     let base = ScheduleConfig { timesteps: betas.len(), ..ScheduleConfig::default() };
     base.validate()?;
@@ -100,7 +100,7 @@ fn schedule_of(stored: &HostTensor, inferred: &mut Inferred) -> Result<(Schedule
         }
         None => {
             inferred
-                .note(format!("no named schedule gives the table `betas` (T = {}); it is kept as it is", betas.len()));
+                .note(format!("no named schedule gives the table `betas` (T = {}); it is kept unchanged", betas.len()));
             inferred.betas = Some(betas.iter().map(|beta| beta.min(LARGEST_BETA)).collect());
             base
         }
@@ -131,8 +131,8 @@ fn elucidated(inferred: &mut Inferred) -> DiffusionConfig {
     inferred.assume(
         &["diffusion", "sigma_data", "sigma_min", "sigma_max", "rho", "p_mean", "p_std"],
         &format!(
-            "sigma_data (taken as {}), sigma_min, sigma_max and rho (taken as the package's), p_mean and p_std (they matter for training \
-             only)",
+            "sigma_data (taken as {}), sigma_min, sigma_max and rho (the package's defaults are taken), p_mean and p_std (they matter \
+             for training only)",
             config.sigma_data
         ),
     );

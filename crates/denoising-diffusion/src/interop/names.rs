@@ -29,7 +29,9 @@ pub fn to_ours(reference: &StateDict) -> Result<StateDict, InteropError> {
         let Some(our_name) = our_name(name) else { continue };
         let tensor = if our_name.ends_with(".g") { flat_gain(name, tensor)? } else { as_image_kernel(tensor)? };
         if ours.insert(our_name.as_str(), tensor).is_some() {
-            return Err(InteropError::NoConfiguration(format!("two tensors stand for `{our_name}`, one is `{name}`")));
+            return Err(InteropError::NoConfiguration(format!(
+                "two tensors map to `{our_name}`, one of them `{name}`"
+            )));
         }
     }
     Ok(ours)

@@ -55,8 +55,8 @@ pub fn read_safetensors(path: &Path) -> Result<(StateDict, Metadata), InteropErr
             path,
             FORMAT,
             format!(
-                "its contents do not match the checksum in its metadata: it was altered after it was written (whoever \
-                 changes tensors on purpose drops `{CHECKSUM}`)"
+                "its contents do not match the checksum in its metadata: it was changed after it was written (if on purpose, remove \
+                 `{CHECKSUM}` from the metadata)"
             ),
         )),
         _ => Ok((state, metadata)),
@@ -298,7 +298,7 @@ mod tests {
         let last = bytes.len() - 1;
         bytes[last] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
-        assert!(read_safetensors(&path).unwrap_err().to_string().contains("altered after it was written"));
+        assert!(read_safetensors(&path).unwrap_err().to_string().contains("changed after it was written"));
     }
 
     #[test]

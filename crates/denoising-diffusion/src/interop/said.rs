@@ -121,18 +121,18 @@ mod tests {
             json!({"diffusion": "gaussian", "timesteps": 50, "objective": "pred_noise", "beta_schedule": "sigmoid"});
         assert_eq!(with(&of_tables, same), Ok(of_tables.diffusion.clone().unwrap()));
         for (said, expected) in [
-            (json!({"timesteps": 60}), "`timesteps = 60` contradicts the file, whose tensors tell 50"),
+            (json!({"timesteps": 60}), "`timesteps = 60` contradicts the file, whose tensors show 50"),
             (
                 json!({"objective": "pred_v"}),
-                "`objective = pred_v` contradicts the file, whose tensors tell pred_noise",
+                "`objective = pred_v` contradicts the file, whose tensors show pred_noise",
             ),
             (
                 json!({"sigmoid_tau": 0.5}),
-                "`sigmoid_tau = 0.5` contradicts the file, whose tensors tell something else",
+                "`sigmoid_tau = 0.5` contradicts the file, whose tensors show something else",
             ),
             (
                 json!({"diffusion": "elucidated"}),
-                "`diffusion = elucidated` contradicts the file, whose tensors tell gaussian",
+                "`diffusion = elucidated` contradicts the file, whose tensors show gaussian",
             ),
         ] {
             assert_eq!(with(&of_tables, said), Err(expected.to_string()));

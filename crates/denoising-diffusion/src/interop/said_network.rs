@@ -57,7 +57,7 @@ impl Inferred {
         let features = assumed * dim_head;
         if heads == 0 || !features.is_multiple_of(heads) {
             return Err(InteropError::NoConfiguration(format!(
-                "the middle block's attention has {features} features, which are no multiple of {heads} heads"
+                "the middle block's attention has {features} features, which is not a multiple of {heads} heads"
             )));
         }
         (unet.mid_attn_heads, unet.mid_attn_dim_head) = (Some(heads), Some(features / heads));
@@ -73,7 +73,7 @@ fn behind(uvit: &UvitConfig, image_transform: ImageTransform) -> Result<UvitConf
         match channels.is_multiple_of(area) {
             true => Ok(channels / area),
             false => Err(InteropError::NoConfiguration(format!(
-                "behind the transform there are {area} channels for each of an image, and the network has {channels}"
+                "with this transform, the number of channels must be a multiple of {area}, but the network has {channels}"
             ))),
         }
     };

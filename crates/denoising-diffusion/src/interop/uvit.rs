@@ -20,7 +20,9 @@ pub fn uvit_to_ours(reference: &StateDict) -> Result<StateDict, InteropError> {
         let Some(our_name) = uvit_name(name, patches) else { continue };
         let tensor = if is_pixelwise(&our_name) { as_conv(name, tensor)? } else { tensor.clone() };
         if ours.insert(our_name.as_str(), tensor).is_some() {
-            return Err(InteropError::NoConfiguration(format!("two tensors stand for `{our_name}`, one is `{name}`")));
+            return Err(InteropError::NoConfiguration(format!(
+                "two tensors map to `{our_name}`, one of them `{name}`"
+            )));
         }
     }
     Ok(ours)
@@ -53,7 +55,9 @@ pub fn infer_uvit(state: &StateDict) -> Result<UvitConfig, InteropError> {
         let square = ratio("a stage's block of pixels", inputs, dim_in)?;
         let factor = square.isqrt();
         if factor * factor != square {
-            return Err(contradiction(format!("stage {i} takes blocks of {square} pixels, which is no square")));
+            return Err(contradiction(format!(
+                "stage {i} takes blocks of {square} pixels, which is not a square number"
+            )));
         }
         dim_mults.push(ratio("a stage", dim_out, dim)?);
         factors.push(factor);
@@ -159,7 +163,7 @@ fn contradiction(what: String) -> InteropError {
 fn shape<const D: usize>(state: &StateDict, name: &str) -> Result<[usize; D], InteropError> {
     let tensor =
         state.get(name).ok_or_else(|| StateDictError::Missing { name: name.to_string(), expected: Vec::new() })?;
-    let wrong = || contradiction(format!("`{name}` has shape {:?}, {D} sides were expected", tensor.shape));
+    let wrong = || contradiction(format!("`{name}` has shape {:?}, but {D} sides were expected", tensor.shape));
     tensor.shape.clone().try_into().map_err(|_| wrong())
 }
 
@@ -167,7 +171,7 @@ fn shape<const D: usize>(state: &StateDict, name: &str) -> Result<[usize; D], In
 fn ratio(what: &str, whole: usize, part: usize) -> Result<usize, InteropError> {
     match whole.checked_div(part) {
         Some(times) if times > 0 && times * part == whole => Ok(times),
-        _ => Err(contradiction(format!("{what} has width {whole}, which is no multiple of {part}"))),
+        _ => Err(contradiction(format!("{what} has width {whole}, which is not a multiple of {part}"))),
     }
 }
 

@@ -65,11 +65,11 @@ pub enum NetworkConfigError {
     Uvit(#[from] UvitConfigError),
     #[error(transparent)]
     KarrasUnet(#[from] KarrasUnetConfigError),
-    #[error("the network is for sequences [n, c, l], and the data are images of {height}x{width}")]
+    #[error("the network is for sequences [n, c, l], but the data are images of {height}x{width}")]
     NotSequences { height: usize, width: usize },
     #[error("`{name}` is a custom network; only the program that defines it can build it")]
     Custom { name: String },
-    #[error("`{key}` is {got}; no network has more than {most}")]
+    #[error("`{key}` is {got}; at most {most} is allowed")]
     TooLarge { key: String, most: u64, got: u64 },
 }
 

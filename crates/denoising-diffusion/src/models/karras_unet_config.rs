@@ -145,9 +145,9 @@ pub enum KarrasUnetConfigError {
     Value { key: &'static str, range: &'static str, got: f64 },
     #[error("`{key}` has {got} values for {stages} stages: give one value, or one per stage")]
     PerStage { key: &'static str, stages: usize, got: usize },
-    #[error("`downsample_types` is for volumes, and the data are {0}")]
+    #[error("`downsample_types` is for volumes, but the data are {0}")]
     DownsampleTypes(DataLayout),
-    #[error("`space_time_attn` is for volumes, and the data are {0}")]
+    #[error("`space_time_attn` is for volumes, but the data are {0}")]
     SpaceTime(DataLayout),
     #[error("`{axis}` is halved {times} times and must be a multiple of {}, got {got}", 1_usize << times)]
     Size { axis: &'static str, times: usize, got: usize },

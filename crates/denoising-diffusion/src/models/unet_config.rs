@@ -145,8 +145,8 @@ pub enum UnetConfigError {
     #[error("`learned_sinusoidal_dim` must be even, got {0}")]
     OddFourierDim(usize),
     #[error(
-        "`dim` must be even (half of the time embedding is sines, half cosines) and at least 4, got {0}; with `learned_sinusoidal_cond` or \
-         `random_fourier_features` it may be any"
+        "`dim` must be even (half of the time embedding is sines, half cosines) and at least 4, got {0}; with `learned_sinusoidal_cond` \
+         or `random_fourier_features` any value is allowed"
     )]
     BadDim(usize),
     #[error("`dropout` must lie in [0, 1), got {0}")]
@@ -165,7 +165,7 @@ pub enum UnetConfigError {
          {length} is not: the nearest lengths that work are {}", stages - 1, nearest.join(" and ")
     )]
     Length { length: usize, stages: usize, factor: usize, nearest: Vec<String> },
-    #[error("sequences are halved by a convolution of stride 2 only: `downsample` must be \"strided\"")]
+    #[error("for sequences, `downsample` must be \"strided\"")]
     UnshuffledSequence,
 }
 

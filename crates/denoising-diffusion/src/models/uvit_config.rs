@@ -118,7 +118,7 @@ pub enum UvitConfigError {
     ClassDropProb(f64),
     #[error("`dual_patchnorm` normalises patches, and needs a `patch_size` above 1")]
     DualPatchnorm,
-    #[error("`{key}` multiplies to more than a number can hold")]
+    #[error("the product of `{key}` is too large")]
     TooLarge { key: &'static str },
     #[error(
         "the network divides both sides by {factor} (`image_transform`, `patch_size` and every `downsample_factor` together), so they must \

@@ -23,7 +23,7 @@ pub enum Role {
 pub enum ParamsError {
     #[error("tensor `{name}` is missing")]
     Missing { name: String },
-    #[error("tensor `{name}` has shape {got:?}, the network needs {expected:?}")]
+    #[error("tensor `{name}` has shape {got:?}, but the network needs {expected:?}")]
     Shape { name: String, expected: Vec<usize>, got: Vec<usize> },
     #[error("{} tensors do not belong to the network: {}", names.len(), names.join(", "))]
     Surplus { names: Vec<String> },

@@ -41,7 +41,7 @@ pub enum ReportError {
     #[error(transparent)]
     Batch(#[from] ImageBatchError),
     /// Images where sequences are wanted.
-    #[error("data of shape {shape:?} ([n, c, h, w]) are no sequences, which have height 1")]
+    #[error("data of shape {shape:?} ([n, c, h, w]) are not sequences, which have height 1")]
     NotSequences {
         /// `[n, c, h, w]`.
         shape: [usize; 4],

@@ -67,11 +67,11 @@ pub enum SampleConfigError {
     SamplingTimesteps { key: &'static str, timesteps: usize, got: usize },
     #[error("`{key}` belongs to {belongs_to}, but the sampler is {sampler}")]
     OtherSampler { key: &'static str, belongs_to: &'static str, sampler: &'static str },
-    #[error("`posterior_variance = \"learned\"` needs `diffusion = \"learned_variance\"`, this is \"{formulation}\"")]
-    VarianceNotLearned { formulation: &'static str },
     #[error(
-        "`cfg_plus_plus` has no meaning with `sampler = \"{sampler}\"`: it is defined for ddim, euler and euler_ancestral"
+        "`posterior_variance = \"learned\"` needs `diffusion = \"learned_variance\"`, but this is \"{formulation}\""
     )]
+    VarianceNotLearned { formulation: &'static str },
+    #[error("`cfg_plus_plus` cannot be used with `sampler = \"{sampler}\"`: use ddim, euler or euler_ancestral")]
     CfgPlusPlus { sampler: &'static str },
 }
 

@@ -77,13 +77,13 @@ impl SamplerKind {
     pub fn about(self) -> &'static str {
         match self {
             Self::Ddpm => "ancestral sampling, noise in every step (Ho et al. 2020)",
-            Self::Ddim => "deterministic, or with noise by --eta (Song et al. 2020)",
+            Self::Ddim => "deterministic, or with noise (--eta) (Song et al. 2020)",
             Self::Euler => "first order in sigma, with churn (Karras et al. 2022)",
-            Self::EulerAncestral => "first order, noise in every step by --eta",
+            Self::EulerAncestral => "first order, noise in every step (--eta)",
             Self::Heun => "second order, two evaluations per step, with churn (Karras et al. 2022)",
             Self::Dpmpp2m => "DPM-Solver++, second order from two steps (Lu et al. 2022)",
             Self::Dpmpp2s => "DPM-Solver++, second order, two evaluations per step (Lu et al. 2022)",
-            Self::DpmppSde2m => "DPM-Solver++ as a stochastic solver, noise by --eta (Lu et al. 2022)",
+            Self::DpmppSde2m => "DPM-Solver++ as a stochastic solver, noise set by --eta (Lu et al. 2022)",
             Self::Unipc => "predictor and corrector of second order (Zhao et al. 2023)",
             Self::Lms => "linear multistep, fourth order",
         }

@@ -78,7 +78,7 @@ pub enum CheckpointError {
     Model(#[from] ModelFileError),
     #[error("the checkpoint of step {step} could not be written; {previous}")]
     NotWritten { step: u64, previous: String, source: Box<CheckpointError> },
-    #[error("no checkpoint in {path} is whole")]
+    #[error("no checkpoint in {path} is intact")]
     NoneWhole { path: String, rejected: Vec<Rejected> },
 }
 
@@ -143,8 +143,8 @@ impl Checkpoints {
             Err(source) => {
                 let _ = fs::remove_dir_all(&aside);
                 let previous = match self.steps().unwrap_or_default().last() {
-                    Some(step) => format!("the one before it, {}, is whole", self.path_of(*step).display()),
-                    None => "there is none before it".to_string(),
+                    Some(step) => format!("the previous one, {}, is intact", self.path_of(*step).display()),
+                    None => "there is no previous one".to_string(),
                 };
                 Err(CheckpointError::NotWritten { step: info.step, previous, source: Box::new(source) })
             }

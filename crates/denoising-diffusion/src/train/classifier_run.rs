@@ -46,7 +46,7 @@ pub enum ClassifierEvent<'a> {
 pub enum ClassifierTrainError {
     #[error("the data have no classes")]
     NoClasses,
-    #[error("the data have {got} classes, the classifier {expected}")]
+    #[error("the data have {got} classes, but the classifier has {expected}")]
     Classes { expected: usize, got: usize },
     #[error(transparent)]
     Data(#[from] DataError),

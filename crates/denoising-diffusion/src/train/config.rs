@@ -88,13 +88,15 @@ pub enum TrainConfigError {
     Zero { key: &'static str },
     #[error("`{key}` must be {expected}, got {got}")]
     Value { key: &'static str, expected: &'static str, got: f64 },
-    #[error("`warmup_steps` must be at least 1 for `lr_schedule = \"inverse_sqrt\"`, whose decay begins there; got 0")]
+    #[error(
+        "`warmup_steps` must be at least 1 for `lr_schedule = \"inverse_sqrt\"`, whose decay begins after them; got 0"
+    )]
     InverseSqrtNeedsWarmup,
-    #[error("`post_hoc_sigma_rels` names a length that no average has")]
+    #[error("`post_hoc_sigma_rels` contains a length that is not possible")]
     PostHoc(#[from] ProfileError),
-    #[error("`post_hoc_sigma_rels` names {0} twice")]
+    #[error("`post_hoc_sigma_rels` contains {0} twice")]
     PostHocTwice(f64),
-    #[error("`post_hoc_every` is set, but `post_hoc_sigma_rels` names no average to be kept")]
+    #[error("`post_hoc_every` is set, but `post_hoc_sigma_rels` is empty")]
     PostHocNothing,
 }
 

@@ -35,11 +35,11 @@ impl PostHocConfig {
 /// Why averages cannot be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Error)]
 pub enum PowerEmaError {
-    #[error("averages of all steps can be kept from the first step on only")]
+    #[error("averages over all steps can only be kept from the first step on")]
     Begun,
     #[error("the average of sigma_rel {sigma_rel} would be kept twice")]
     Twice { sigma_rel: f64 },
-    #[error("a network with running statistics has no averages of which others can be made")]
+    #[error("averages of any length are not possible for a network with running statistics")]
     RunningStatistics,
 }
 

@@ -20,11 +20,11 @@ use crate::nn::sweeps;
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ReplicasError {
     #[error(
-        "{devices} devices take turns with the batches of a step, and a step has {batches}: accumulate {devices} or more"
+        "{devices} devices need at least {devices} batches per step, but a step has {batches}: set `accumulate` to {devices} or more"
     )]
     TooFewBatches { devices: usize, batches: usize },
     #[error(
-        "a network with running statistics is trained on one device: which batches they were of would depend on the devices"
+        "a network with running statistics can be trained on one device only: its statistics would depend on how batches are divided"
     )]
     RunningStatistics,
     #[error("a CPU and a GPU cannot share the batches of a step")]

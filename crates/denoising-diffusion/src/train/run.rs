@@ -73,19 +73,21 @@ pub enum RunError {
     Exists { path: PathBuf },
     #[error("cannot {action} {path}")]
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
-    #[error("{path} has no checkpoint to go on from")]
+    #[error("{path} has no checkpoint to continue from")]
     NothingToResume { path: PathBuf },
     #[error("another process trains in {path}")]
     InUse { path: PathBuf },
-    #[error("{log} tells of a checkpoint of step {step}, and there is none in {checkpoints}")]
+    #[error("{log} mentions a checkpoint of step {step}, but there is none in {checkpoints}")]
     CheckpointsLost { log: PathBuf, step: u64, checkpoints: PathBuf },
-    #[error("the data is not what this run was trained on: its digest is {got}, the checkpoint names {expected}")]
+    #[error(
+        "the data are not those that this run was trained on: their digest is {got}, but the checkpoint has {expected}"
+    )]
     OtherData { expected: String, got: String },
     #[error("the checkpoint was made with seed {expected}, not {got}")]
     OtherSeed { expected: u64, got: u64 },
-    #[error("`{key}` is {got}, and the checkpoint was made with {expected}")]
+    #[error("`{key}` is {got}, but the checkpoint was made with {expected}")]
     OtherSetting { key: String, expected: String, got: String },
-    #[error("the checkpoint does not fit the network")]
+    #[error("the checkpoint does not match the network")]
     Weights(#[from] ParamsError),
     #[error(transparent)]
     Data(#[from] DataError),

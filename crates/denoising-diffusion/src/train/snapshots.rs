@@ -44,13 +44,13 @@ pub enum SnapshotsError {
     None { dir: PathBuf },
     #[error("there is no snapshot of step {step} in {dir}; the nearest one is of step {nearest}")]
     NoSuchStep { dir: PathBuf, step: u64, nearest: u64 },
-    #[error("{path} is no snapshot of step {step}")]
+    #[error("{path} is not a snapshot of step {step}")]
     NoSnapshot { path: PathBuf, step: u64 },
-    #[error("{path} belongs to another network than the other snapshots do")]
+    #[error("{path} belongs to another network than the other snapshots")]
     OtherNetwork { path: PathBuf },
-    #[error("no step up to {step} changed anything, so that there is nothing to average")]
+    #[error("no step up to {step} changed the weights, so there is nothing to average")]
     NothingChanged { step: u64 },
-    #[error("no sum of these snapshots comes near the average")]
+    #[error("no combination of these snapshots approximates the average")]
     Unsolvable,
     #[error(transparent)]
     Length(#[from] ProfileError),

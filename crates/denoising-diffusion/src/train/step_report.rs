@@ -45,8 +45,6 @@ impl std::fmt::Display for NonFiniteKind {
 /// Why training cannot go on.
 #[derive(Clone, Debug, PartialEq, Error)]
 pub enum TrainError {
-    #[error(
-        "{count} steps in a row had no finite {kind}; the first tensor that was not finite in the last one: `{tensor}`"
-    )]
+    #[error("{count} steps in a row had no finite {kind}; the first non-finite tensor in the last one: `{tensor}`")]
     NonFinite { count: u64, tensor: String, kind: NonFiniteKind },
 }

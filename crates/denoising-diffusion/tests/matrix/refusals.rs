@@ -18,7 +18,10 @@ fn of_formulations() {
     for (options, reason) in [
         ("diffusion = 'learned_variance'; zero_terminal_snr = true", "says nothing about the data"),
         ("diffusion = 'weighted_objective'; zero_terminal_snr = true", "says nothing about the data"),
-        ("diffusion = 'weighted_objective'; objective = 'pred_v'", "no option of `diffusion = \"weighted_objective\"`"),
+        (
+            "diffusion = 'weighted_objective'; objective = 'pred_v'",
+            "not an option of `diffusion = \"weighted_objective\"`",
+        ),
         ("diffusion = 'weighted_objective'; pred_noise_loss_weight = -0.1", "at least 0"),
         ("diffusion = 'learned_variance'; vb_loss_weight = -1", "at least 0"),
         ("diffusion = 'learned_variance'; variance_reading = 'both'", "range"),
@@ -38,10 +41,10 @@ fn of_formulations() {
         ("diffusion = 'continuous_time'; noise_schedule = 'learned'; learned_schedule_hidden_dim = 0", "at least 1"),
         ("diffusion = 'simple'; noise_d = 32; noise_d_low = 16; noise_d_high = 64", "one shifts, two interpolate"),
         ("diffusion = 'simple'; noise_d = 32; noise_d_low = 16", "one shifts, two interpolate"),
-        ("diffusion = 'simple'; noise_d_high = 64", "`noise_d_low` is missing"),
+        ("diffusion = 'simple'; noise_d_high = 64", "`noise_d_low` unset"),
         ("diffusion = 'simple'; image_d = 0", "above 0"),
         ("diffusion = 'simple'; noise_schedule = 'cosine'", "but of continuous_time"),
-        ("diffusion = 'elucidated'; objective = 'pred_v'", "no option of `diffusion = \"elucidated\"`"),
+        ("diffusion = 'elucidated'; objective = 'pred_v'", "not an option of `diffusion = \"elucidated\"`"),
         ("diffusion = 'elucidated'; sigma_data = 0", "above 0"),
         ("diffusion = 'elucidated'; sigma_min = 0", "above 0"),
         ("diffusion = 'elucidated'; p_std = 0", "above 0"),
@@ -52,7 +55,7 @@ fn of_formulations() {
         ("diffusion = 'rectified_flow'; logit_std = 0", "above 0"),
         ("min_snr_gamma = 0", "above 0"),
         ("offset_noise_strength = -1", "at least 0"),
-        ("diffusion = 'elucidated'; immiscible = true; xm_candidates = 3", "only one of them can choose"),
+        ("diffusion = 'elucidated'; immiscible = true; xm_candidates = 3", "by its distance"),
         ("xm_candidates = -1", "xm_candidates"),
     ] {
         let refusal = refusal(options);

@@ -23,9 +23,9 @@ fn numbers(measurements: &[Measurement]) -> String {
 /// What an evaluation will cost.
 fn in_words(expected: &Expected) -> String {
     let Expected { samples, asked, seconds, seconds_once } = *expected;
-    let fewer = if samples < asked { format!(" (of {asked}: the time budget allows no more)") } else { String::new() };
+    let fewer = if samples < asked { format!(" (of {asked}, limited by the time budget)") } else { String::new() };
     let once = if seconds_once > 0.0 {
-        format!(", {:.0} s of it for the real images, this once", seconds_once)
+        format!(", of which {:.0} s for the real images, only the first time", seconds_once)
     } else {
         String::new()
     };
@@ -96,7 +96,9 @@ impl Watch {
                 self.progress.note(&format!("warning: step {step} is not evaluated: {}", chain(why)));
             }
             Event::NotStored { why } => self.progress.note(&not_stored(why)),
-            Event::NotSaved { why } => self.progress.note(&format!("warning: not saved: {}", chain(why))),
+            Event::NotSaved { why } => {
+                self.progress.note(&format!("warning: the state after the error could not be saved: {}", chain(why)))
+            }
             Event::Samples { step, path } => {
                 self.grid = Some(path.to_path_buf());
                 self.progress.note(&format!("step {step}: samples {}", path.display()));

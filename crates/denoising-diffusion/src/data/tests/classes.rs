@@ -63,7 +63,7 @@ fn labels_in_an_archive_are_numbered_without_gaps() {
     write_npz(&path, &[("images", images), ("labels", npy_i64(&[0, 1, 2]))]);
     let refused = error(&DataConfig { class_condition: true, ..config(&path) });
     assert!(refused.to_string().ends_with("labels has 3 labels for 4 images"), "{refused}");
-    assert!(refused.hint().unwrap().contains("same images"));
+    assert!(refused.hint().unwrap().contains("one label per image"));
 }
 
 #[test]

@@ -23,9 +23,12 @@ fn every_formulation_reads_what_it_writes() {
 #[test]
 fn keys_of_other_formulations_are_refused_with_their_owner() {
     let error = read("sigma_data = 0.5").unwrap_err();
-    assert!(error.contains("`sigma_data` is no option of `diffusion = \"gaussian\"` (but of elucidated)"), "{error}");
+    assert!(
+        error.contains("`sigma_data` is not an option of `diffusion = \"gaussian\"` (but of elucidated)"),
+        "{error}"
+    );
     let error = read("diffusion = \"edm\"").unwrap_err();
-    assert!(error.contains("no formulation \"edm\"") && error.contains("rectified_flow"), "{error}");
+    assert!(error.contains("unknown formulation \"edm\"") && error.contains("rectified_flow"), "{error}");
     let error = read("objective = \"pred_x\"").unwrap_err();
     assert!(error.contains("pred_x0"), "{error}");
     assert!(read("immiscible = 3").is_err());
@@ -36,16 +39,16 @@ fn combinations_without_meaning_are_refused_with_the_reason() {
     for (text, reason) in [
         ("diffusion = \"learned_variance\"\noffset_noise_strength = 0.1", "white noise"),
         ("diffusion = \"weighted_objective\"\nmin_snr_loss_weight = true", "no single weight"),
-        ("immiscible = true\nxm_candidates = 2", "only one of them"),
+        ("immiscible = true\nxm_candidates = 2", "by its distance"),
         ("zero_terminal_snr = true\nobjective = \"pred_noise\"", "says nothing about the data"),
-        ("diffusion = \"simple\"\nnoise_d_low = 32", "`noise_d_high` is missing"),
+        ("diffusion = \"simple\"\nnoise_d_low = 32", "`noise_d_high` unset"),
         (
             "diffusion = \"continuous_time\"\nlearned_schedule_hidden_dim = 8",
             "belongs to `noise_schedule = \"learned\"`",
         ),
         ("diffusion = \"rectified_flow\"\nmode_scale = 1.0", "another distribution"),
         ("diffusion = \"elucidated\"\nsigma_max = 0.001", "above `sigma_min`"),
-        ("loss_weight = \"uniform\"\nmin_snr_loss_weight = true", "both say how the loss is weighted"),
+        ("loss_weight = \"uniform\"\nmin_snr_loss_weight = true", "both set the weights of the loss"),
         ("diffusion = \"rectified_flow\"\ntime_scale = -1.0", "above 0"),
         ("xm_candidates = 0", "1 to 1000"),
         ("timesteps = 1000000000000", "at most 1000000"),

@@ -21,7 +21,7 @@ pub struct ImageInput {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum InputError {
     #[error(
-        "images of {0} channels cannot be shown to Inception; it takes 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGB and alpha)"
+        "images of {0} channels cannot be shown to Inception, which takes 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGB and alpha)"
     )]
     Channels(usize),
     #[error("images of {0} x {1} pixels cannot be shown to Inception")]
@@ -60,7 +60,11 @@ impl ImageInput {
     pub fn prepare(&self, images: &[f32]) -> Vec<f32> {
         let [c, h, w] = self.shape;
         let len = c * h * w;
-        assert!(images.len().is_multiple_of(len), "{} values are no images of {len}", images.len());
+        assert!(
+            images.len().is_multiple_of(len),
+            "{} values are not a whole number of images of {len} values",
+            images.len()
+        );
         let rows: Vec<Tap> = taps(h);
         let columns: Vec<Tap> = taps(w);
         let mut out = vec![0.0; images.len() / len * SIDE * SIDE * 3];

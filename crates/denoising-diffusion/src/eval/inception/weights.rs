@@ -29,7 +29,7 @@ pub enum WeightsError {
     #[error("cannot read {}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
     #[error(
-        "{} is not the published file: its SHA-256 is {digest}, and that must begin with {OFFICIAL_DIGEST}",
+        "{} is not the published file: its SHA-256 is {digest}, expected one that begins with {OFFICIAL_DIGEST}",
         path.display()
     )]
     Digest { path: PathBuf, digest: String },
@@ -37,7 +37,7 @@ pub enum WeightsError {
     File(InteropError),
     #[error("the tensors are not those of Inception-v3 as FID uses it")]
     Network(#[from] InteropError),
-    #[error("the tensors are not those of Inception-v3 as FID uses it: {count} belong to no part of it, as `{first}`")]
+    #[error("the tensors are not those of Inception-v3 as FID uses it: {count} do not belong to it, such as `{first}`")]
     Unknown { count: usize, first: String },
     #[error("tensor `{name}` of the Inception weights holds a NaN or an infinity")]
     NotFinite { name: String },
@@ -48,7 +48,7 @@ impl WeightsError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Digest { .. } => Some(
-                "fetch it again; or, for numbers that are not comparable with published ones, --unverified-inception",
+                "download it again, or accept it with --unverified-inception (the results are then not comparable with published ones)",
             ),
             Self::Network(_) | Self::Unknown { .. } | Self::NotFinite { .. } => Some(
                 "it must be the network of pytorch-fid (pt_inception-2015-12-05-6726825d.pth), not torchvision's own Inception",

@@ -59,7 +59,7 @@ pub enum FeatureError {
     #[error("features have 0 dimensions; expected at least 1")]
     NoDims,
     /// The last row is not whole.
-    #[error("{values} values are no whole rows of {dims}")]
+    #[error("{values} values are not a whole number of rows of {dims}")]
     PartialRow {
         /// Values that came.
         values: usize,
@@ -102,7 +102,7 @@ mod tests {
         assert_eq!(Features::new(&[1.0], 0).unwrap_err(), FeatureError::NoDims);
         let error = Features::new(&[1.0; 5], 3).unwrap_err();
         assert_eq!(error, FeatureError::PartialRow { values: 5, dims: 3 });
-        assert_eq!(error.to_string(), "5 values are no whole rows of 3");
+        assert_eq!(error.to_string(), "5 values are not a whole number of rows of 3");
         let error = Features::new(&[0.0, 0.0, 0.0, f32::INFINITY], 2).unwrap_err();
         assert_eq!(error, FeatureError::NotFinite { row: 1, dim: 1, value: f32::INFINITY });
         assert!(matches!(Features::new(&[f32::NAN], 1), Err(FeatureError::NotFinite { row: 0, dim: 0, .. })));

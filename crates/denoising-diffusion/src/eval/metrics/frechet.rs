@@ -29,7 +29,7 @@ pub enum FrechetError {
         found: usize,
     },
     /// A symmetric matrix that is no covariance.
-    #[error("sigma is no covariance: its eigenvalues range from {smallest:e} to {largest:e}; expected none below 0")]
+    #[error("sigma is not a covariance: its eigenvalues range from {smallest:e} to {largest:e}; expected none below 0")]
     NotACovariance {
         /// Smallest eigenvalue.
         smallest: f64,

@@ -42,7 +42,7 @@ pub enum InceptionScoreError {
         n: usize,
     },
     /// Not an order of the images.
-    #[error("the order is no permutation of 0..{n}: it has {len} entries{}", wrong_entry(first_wrong))]
+    #[error("the order is not a permutation of 0..{n}: it has {len} entries{}", wrong_entry(first_wrong))]
     Order {
         /// Number of images.
         n: usize,
@@ -52,7 +52,7 @@ pub enum InceptionScoreError {
         first_wrong: Option<usize>,
     },
     /// A row that is no distribution.
-    #[error("row {row} is no distribution: smallest probability {smallest}, sum {sum}")]
+    #[error("row {row} is not a distribution: smallest probability {smallest}, sum {sum}")]
     NotADistribution {
         /// The row.
         row: usize,

@@ -7,7 +7,7 @@ use super::features::Features;
 #[non_exhaustive]
 pub enum TableError {
     /// Rows of different lengths.
-    #[error("{second} features have {found} dimensions, {first} features {expected}; expected as many")]
+    #[error("{second} features have {found} dimensions, but {first} features have {expected}")]
     Dims {
         /// Whose dimensions set the expectation.
         first: &'static str,
@@ -29,7 +29,7 @@ pub enum TableError {
         found: usize,
     },
     /// Rows that are no sequences with a spectrum.
-    #[error("rows of {dims} values are no sequences of {length}; expected whole sequences of at least 2 values")]
+    #[error("rows of {dims} values do not hold sequences of {length}; expected whole sequences of at least 2 values")]
     Sequences {
         /// Values in a row.
         dims: usize,
@@ -48,7 +48,7 @@ pub enum TableError {
         found: usize,
     },
     /// Directions of another length than the features.
-    #[error("{values} values are no whole directions of {dims} dimensions")]
+    #[error("{values} values are not a whole number of directions of {dims} dimensions")]
     PartialDirection {
         /// Values that came.
         values: usize,
@@ -95,7 +95,7 @@ mod tests {
     fn messages_carry_both_numbers() {
         let (a, b) = (Features::new(&[0.0; 6], 3).unwrap(), Features::new(&[0.0; 6], 2).unwrap());
         let error = TableError::dims("real", a, "generated", b).unwrap_err();
-        assert_eq!(error.to_string(), "generated features have 2 dimensions, real features 3; expected as many");
+        assert_eq!(error.to_string(), "generated features have 2 dimensions, but real features have 3");
         let error = TableError::rows("real", a, 6).unwrap_err();
         assert_eq!(error.to_string(), "2 real features; expected at least 6");
         assert!(TableError::dims("real", a, "generated", a).is_ok() && TableError::rows("real", a, 2).is_ok());

@@ -44,7 +44,7 @@ pub(super) fn command(command: Option<&str>) -> String {
     let line = |line: &str| line.split(' ').map(word).collect::<Vec<_>>().join(" ");
     let lines = |text: &str| text.split('\n').map(line).collect::<Vec<_>>().join("\n");
     let html = command.map(|command| format!("<pre><code>{}</code></pre>\n", lines(command)));
-    parts::section("command", "To get this again", &html.unwrap_or_default())
+    parts::section("command", "To reproduce this", &html.unwrap_or_default())
 }
 
 /// Names and what they stand for, as HTML.

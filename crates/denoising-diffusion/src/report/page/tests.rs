@@ -66,7 +66,7 @@ fn a_full_page_is_well_formed_and_complete() {
         ">Nearest neighbours</h2>",
         ">Samples</h2>",
         ">Closest pairs</h2>",
-        ">To get this again</h2>",
+        ">To reproduce this</h2>",
     ];
     let places: Vec<Option<usize>> = order.iter().map(|text| html.find(text)).collect();
     assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{places:?}");

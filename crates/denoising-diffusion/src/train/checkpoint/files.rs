@@ -76,9 +76,9 @@ pub(super) fn verify(path: &Path) -> Result<CheckpointState, CheckpointError> {
         let file = path.join(name);
         let got = checksum(&file)?;
         let problem = if got.bytes != expected.bytes {
-            format!("has {} bytes, {} were written: it was cut off or changed", got.bytes, expected.bytes)
+            format!("has {} bytes, but {} were written: it was cut off or changed", got.bytes, expected.bytes)
         } else if got.sha256 != expected.sha256 {
-            format!("was changed: its SHA-256 is {}, {} was written", got.sha256, expected.sha256)
+            format!("was changed: its SHA-256 is {}, but was {} when it was written", got.sha256, expected.sha256)
         } else {
             continue;
         };
