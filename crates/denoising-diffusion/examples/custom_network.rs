@@ -84,7 +84,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut loader = Loader::new(data, loader)?;
     let model = ConvNet::new(shape.channels, &device.clone().autodiff());
     let diffusion = Diffusion::new(&DiffusionConfig::default())?;
-    let mut trainer = Trainer::new(model, diffusion.clone(), config, EmaConfig::default(), &device);
+    let mut trainer = Trainer::new(model, diffusion.clone(), config, EmaConfig::default(), &device)?;
 
     for _ in 0..STEPS {
         let batch = loader.next_batch()?;

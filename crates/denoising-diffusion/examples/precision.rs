@@ -38,7 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let loader = LoaderConfig { batch_size: config.batch_size, seed: config.seed, flip: Flip::Off, workers: 0 };
         let mut loader = Loader::new(data.clone(), loader)?;
         let diffusion = Diffusion::new(&DiffusionConfig::default())?;
-        let mut trainer = Trainer::new(network, diffusion, config, EmaConfig::default(), &device);
+        let mut trainer = Trainer::new(network, diffusion, config, EmaConfig::default(), &device)?;
         let mut losses = Vec::with_capacity(steps);
         for _ in 0..steps {
             let batch = loader.next_batch()?;

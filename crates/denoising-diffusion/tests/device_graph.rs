@@ -57,6 +57,7 @@ impl Case {
         let ema = EmaConfig { ema_update_every: 1, ema_update_after_step: 1, ..EmaConfig::default() };
         let diffusion = Diffusion::new(&self.diffusion).unwrap();
         Trainer::new(network, diffusion, TrainConfig { device_graph, ..self.train.clone() }, ema, &test_device())
+            .unwrap()
     }
 
     /// Some steps of both trainings, which have to do the same to the bit; of the one that records, in the end.

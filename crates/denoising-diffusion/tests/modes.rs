@@ -72,7 +72,7 @@ fn trainer(steps: usize) -> Trainer<Net> {
     let schedule = ScheduleConfig { timesteps: 20, ..Default::default() };
     let diffusion = Diffusion::new(&GaussianConfig { schedule, ..Default::default() }.into()).unwrap();
     let model = Net::new(&device.clone().autodiff());
-    let mut trainer = Trainer::new(model, diffusion, config, EmaConfig::default(), &device);
+    let mut trainer = Trainer::new(model, diffusion, config, EmaConfig::default(), &device).unwrap();
     for step in 0..steps {
         trainer.step(vec![images(&device, 0.1 + step as f32)]);
     }

@@ -115,7 +115,7 @@ fn trainer<M: Network>(network: M, lr: f64) -> Trainer<M> {
     let schedule = ScheduleConfig { timesteps: 100, ..Default::default() };
     let diffusion = Diffusion::new(&GaussianConfig { schedule, ..Default::default() }.into()).unwrap();
     let config = TrainConfig { batch_size: 4, lr, ..TrainConfig::default() };
-    Trainer::new(network, diffusion, config, EmaConfig::default(), &test_device())
+    Trainer::new(network, diffusion, config, EmaConfig::default(), &test_device()).unwrap()
 }
 
 /// Means of the losses of `steps`, in quarters, are within 3 % of those in f32.

@@ -35,7 +35,7 @@ const BATCH: usize = 2;
 
 fn trainer<M: Network>(network: M, diffusion: &DiffusionConfig, config: &TrainConfig) -> Trainer<M> {
     let ema = EmaConfig { ema_update_every: 1, ema_update_after_step: 1, ..EmaConfig::default() };
-    Trainer::new(network, Diffusion::new(diffusion).unwrap(), config.clone(), ema, &test_device())
+    Trainer::new(network, Diffusion::new(diffusion).unwrap(), config.clone(), ema, &test_device()).unwrap()
 }
 
 fn config(accumulate: usize) -> TrainConfig {

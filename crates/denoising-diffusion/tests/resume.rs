@@ -29,7 +29,7 @@ fn trainer(seed: u64, dropout: f64, device: &Device) -> Trainer<Unet> {
     let ema = EmaConfig { ema_update_every: 1, ema_update_after_step: 1, ..EmaConfig::default() };
     let profiles = [0.05, 0.2].map(|sigma_rel| Profile::new(sigma_rel).unwrap());
     let config = TrainConfig { batch_size: 2, ..TrainConfig::default() };
-    Trainer::new(model, diffusion, config, ema, device).with_power_emas(&profiles).unwrap()
+    Trainer::new(model, diffusion, config, ema, device).unwrap().with_power_emas(&profiles).unwrap()
 }
 
 fn data(step: u64) -> Tensor<4> {

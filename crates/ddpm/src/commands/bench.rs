@@ -189,7 +189,7 @@ impl Subject {
         let (batch, most) = (dims[0], if diffusion.formulation().tells_large_times() { 1000.0 } else { 1.0 });
         let times: Vec<f32> = (0..batch).map(|i| most * i as f32 / batch as f32).collect();
         Ok(Self {
-            trainer: Trainer::new(network, diffusion, config, EmaConfig::default(), &training),
+            trainer: Trainer::new(network, diffusion, config, EmaConfig::default(), &training)?,
             images: Tensor::from_data(TensorData::new(pixels, dims), device),
             times: Tensor::from_data(TensorData::new(times, [batch]), device),
         })

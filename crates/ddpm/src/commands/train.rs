@@ -209,7 +209,7 @@ fn train_network<M: Network>(network: M, diffusion: Diffusion, plan: &Plan, args
 /// A new run, or one that goes on.
 fn open<M: Network>(network: M, diffusion: Diffusion, plan: &Plan, args: &TrainArgs) -> Result<Run<M>> {
     let Recipe { train, ema, post_hoc, .. } = &plan.recipe;
-    let trainer = Trainer::new(network, diffusion, train.clone(), *ema, &plan.training_device());
+    let trainer = Trainer::new(network, diffusion, train.clone(), *ema, &plan.training_device()).or_usage()?;
     let trainer = trainer.with_power_emas(&post_hoc.profiles().or_usage()?).or_usage()?;
     let trainer = trainer.with_replicas(plan.machine.others()).or_usage()?;
     let setup = setup(plan, evaluation(plan, &args.inception)?)?;

@@ -128,8 +128,12 @@ impl Diffusion {
 
     /// A batch as the loss takes it: all that the host and chance decide about it is decided, and what a network is shown of its own is there. With
     /// several candidates of noise, each example gets the one of least loss, found without gradients.
+    ///
+    /// # Panics
+    /// Data of other channels than the network takes, which would broadcast.
     pub fn prepare<M: Network>(&self, model: &M, examples: impl Into<Examples>, draws: &Draws) -> Prepared {
         let examples: Examples = examples.into();
+        assert_eq!(examples.data.dims()[1], model.channels(), "channels of the data, and those that the network takes");
         let classes = kept(model, examples.classes, &draws.keep_condition);
         let classes = classes_tensor(model.num_classes(), classes.as_deref(), &examples.data.device());
         let condition = examples.condition.filter(|_| model.condition_channels() > 0);

@@ -5,7 +5,7 @@ use thiserror::Error;
 use super::samples::room;
 use super::{Generator, Request};
 use crate::data::ImageBatch;
-use crate::diffusion::DiffusionConfigError;
+use crate::diffusion::{DiffusionConfigError, Misfit};
 use crate::models::Network;
 use crate::sampler::{Interrupted, SampleConfigError};
 
@@ -35,6 +35,8 @@ pub enum GenerateError {
     #[error("{count} samples need vectors of {expected} numbers in all, got {got}")]
     Vectors { count: usize, expected: usize, got: usize },
     #[error(transparent)]
+    Misfit(#[from] Misfit),
+    #[error(transparent)]
     Sample(#[from] SampleConfigError),
     #[error(transparent)]
     Guidance(DiffusionConfigError),
@@ -51,6 +53,7 @@ impl<M: Network> Generator<'_, M> {
         self.guidance.validate().map_err(GenerateError::Guidance)?;
         request.sample.check_guidance(&self.guidance)?;
         let (count, shape) = (request.count, request.shape);
+        self.diffusion.check_sampling(&**self.model.network(), shape)?;
         let expected = shape.iter().fold(count, |values, &side| values.saturating_mul(side));
         if let Some(got) = request.init_noise.map(<[f32]>::len).filter(|&got| got != expected) {
             return Err(GenerateError::InitNoise { count, shape, expected, got });

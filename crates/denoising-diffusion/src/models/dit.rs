@@ -152,8 +152,8 @@ impl Network for Dit {
         true
     }
 
-    fn check_size(&self, size: &[usize]) -> Result<(), SizeError> {
-        self.config.check_size(size[0], size[1]).map_err(|error| SizeError(error.to_string()))
+    fn check_size(&self, height: usize, width: usize) -> Result<(), SizeError> {
+        self.config.check_size(height, width).map_err(|error| SizeError(error.to_string()))
     }
 }
 
@@ -253,6 +253,6 @@ mod tests {
             assert_eq!(out.dims(), [2, 1, h, w]);
             assert!(host_values(out).iter().all(|v| *v == 0.0));
         }
-        assert!(dit.check_size(&[5, 4]).is_err());
+        assert!(dit.check_size(5, 4).is_err());
     }
 }

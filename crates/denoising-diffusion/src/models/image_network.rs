@@ -356,8 +356,12 @@ impl Network for ImageNetwork {
         of_each!(self, network => network.forces_norm_of(name))
     }
 
-    fn check_size(&self, size: &[usize]) -> Result<(), SizeError> {
-        of_each!(self, network => network.check_size(size))
+    fn resolves_large_times(&self) -> bool {
+        of_each!(self, network => network.resolves_large_times())
+    }
+
+    fn check_size(&self, height: usize, width: usize) -> Result<(), SizeError> {
+        of_each!(self, network => network.check_size(height, width))
     }
 }
 

@@ -188,8 +188,12 @@ impl Network for KarrasUnet {
         true
     }
 
-    fn check_size(&self, size: &[usize]) -> Result<(), SizeError> {
-        self.config.check_size(size[0], size[1]).map_err(|error| SizeError(error.to_string()))
+    fn resolves_large_times(&self) -> bool {
+        false
+    }
+
+    fn check_size(&self, height: usize, width: usize) -> Result<(), SizeError> {
+        self.config.check_size(height, width).map_err(|error| SizeError(error.to_string()))
     }
 
     /// All weights: its layers call theirs so, and have no others that a step changes but gains and the memory of attention.

@@ -158,8 +158,13 @@ pub trait Network: Module + Sync {
         None
     }
 
-    /// Refuses sizes (all dimensions after the channels) that the network cannot work on.
-    fn check_size(&self, _size: &[usize]) -> Result<(), SizeError> {
+    /// Whether [`NetworkInput::time`] may be as large as 1000, which Fourier features of random frequency cannot resolve.
+    fn resolves_large_times(&self) -> bool {
+        true
+    }
+
+    /// Refuses heights and widths that the network cannot work on.
+    fn check_size(&self, _height: usize, _width: usize) -> Result<(), SizeError> {
         Ok(())
     }
 }

@@ -157,7 +157,11 @@ impl<M: Network + ModuleDisplay> Network for Scheduled<M> {
         Some(&self.noise_schedule)
     }
 
-    fn check_size(&self, size: &[usize]) -> Result<(), SizeError> {
-        self.network.check_size(size)
+    fn resolves_large_times(&self) -> bool {
+        self.network.resolves_large_times()
+    }
+
+    fn check_size(&self, height: usize, width: usize) -> Result<(), SizeError> {
+        self.network.check_size(height, width)
     }
 }

@@ -233,8 +233,12 @@ impl Network for Unet {
         true
     }
 
-    fn check_size(&self, size: &[usize]) -> Result<(), SizeError> {
-        self.config.check_size(size[0], size[1]).map_err(|error| SizeError(error.to_string()))
+    fn resolves_large_times(&self) -> bool {
+        !self.config.fourier_time()
+    }
+
+    fn check_size(&self, height: usize, width: usize) -> Result<(), SizeError> {
+        self.config.check_size(height, width).map_err(|error| SizeError(error.to_string()))
     }
 }
 

@@ -252,8 +252,12 @@ impl Network for Uvit {
         true
     }
 
-    fn check_size(&self, size: &[usize]) -> Result<(), SizeError> {
-        self.config.check_size(size[0], size[1]).map_err(|error| SizeError(error.to_string()))
+    fn resolves_large_times(&self) -> bool {
+        false
+    }
+
+    fn check_size(&self, height: usize, width: usize) -> Result<(), SizeError> {
+        self.config.check_size(height, width).map_err(|error| SizeError(error.to_string()))
     }
 }
 

@@ -48,5 +48,5 @@ pub use power_ema::{PostHocConfig, PowerEmaError};
 pub use replicas::ReplicasError;
 pub use run::{Run, RunError, RunSetup};
 pub use snapshots::{Averaged, Snapshots, SnapshotsError};
-pub use step_report::{NonFinite, NonFiniteKind, StepReport, TrainError};
+pub use step_report::{NonFinite, NonFiniteKind, StepReport, TrainError, TrainerError};
 pub use trainer::{PowerEmaState, Trainer, TrainerState};

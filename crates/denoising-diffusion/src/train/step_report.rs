@@ -2,6 +2,9 @@
 
 use thiserror::Error;
 
+use super::config::TrainConfigError;
+use crate::diffusion::Misfit;
+
 /// What a step did.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepReport {
@@ -40,6 +43,15 @@ impl std::fmt::Display for NonFiniteKind {
             Self::Gradient => "gradient",
         })
     }
+}
+
+/// Why there is no trainer.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum TrainerError {
+    #[error(transparent)]
+    Config(#[from] TrainConfigError),
+    #[error(transparent)]
+    Misfit(#[from] Misfit),
 }
 
 /// Why training cannot go on.

@@ -14,7 +14,7 @@ use super::gradients::{CameTo, NamedGradients, Parameter, Spoiled};
 use super::power_ema::{PowerEma, PowerEmaError};
 use super::recording::Recording;
 use super::replicas::Replica;
-use super::step_report::{NonFinite, NonFiniteKind, StepReport, TrainError};
+use super::step_report::{NonFinite, NonFiniteKind, StepReport, TrainError, TrainerError};
 use super::sweep::{self, Clip, Finding};
 use crate::device::{in_pool, is_cpu};
 use crate::diffusion::{Diffusion, Examples};
@@ -149,10 +149,22 @@ impl<M> Trainer<M> {
 }
 
 impl<M: Network> Trainer<M> {
-    /// `model` must lie on an autodiff device; its configuration is taken as valid.
-    pub fn new(model: M, diffusion: Diffusion, config: TrainConfig, ema: EmaConfig, device: &Device) -> Self {
+    /// A trainer before its first step. `model` must lie on an autodiff device.
+    ///
+    /// # Errors
+    /// Options without meaning, and a network that does not fit the formulation.
+    pub fn new(
+        model: M,
+        diffusion: Diffusion,
+        config: TrainConfig,
+        ema: EmaConfig,
+        device: &Device,
+    ) -> Result<Self, TrainerError> {
+        config.validate()?;
+        ema.validate()?;
+        diffusion.check_training(&model)?;
         let model = if is_cpu(device) { model } else { sweeps::settled(model) };
-        Self {
+        Ok(Self {
             ema: Ema::new(&model, ema),
             power_emas: Vec::new(),
             adam: Adam::new(config.adam()),
@@ -171,7 +183,7 @@ impl<M: Network> Trainer<M> {
             drops_out: false,
             in_flight: None,
             settled: None,
-        }
+        })
     }
 
     /// With averages of these profiles beside [`ema`](Self::ema), of which others can be made later ([`crate::post_hoc`]).

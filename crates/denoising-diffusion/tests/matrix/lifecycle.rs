@@ -63,7 +63,7 @@ impl<M: Network> Case<'_, M> {
         let train = TrainConfig { batch_size: BATCH, lr: 1e-2, seed: SEED, ..TrainConfig::default() };
         let ema = EmaConfig { ema_update_every: 1, ema_update_after_step: 1, ..EmaConfig::default() };
         let model = (self.build)(seed, &device.clone().autodiff());
-        Trainer::new(model, self.diffusion.clone(), train, ema, &device)
+        Trainer::new(model, self.diffusion.clone(), train, ema, &device).unwrap()
     }
 
     fn train(&self, trainer: &mut Trainer<M>, steps: std::ops::Range<u64>) {

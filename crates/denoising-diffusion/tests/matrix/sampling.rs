@@ -60,7 +60,7 @@ pub fn solvers(config: &DiffusionConfig, steps: usize) -> Vec<(String, SampleCon
 fn hardly_trained<M: Network>(model: M, diffusion: &Diffusion) -> Eval<M> {
     let device = Device::flex();
     let train = TrainConfig { lr: 1e-2, ..TrainConfig::default() };
-    let mut trainer = Trainer::new(model, diffusion.clone(), train, EmaConfig::default(), &device);
+    let mut trainer = Trainer::new(model, diffusion.clone(), train, EmaConfig::default(), &device).unwrap();
     for step in 0..3 {
         let data = points::batch(diffusion, 8 * step, 8, &device);
         trainer.step(vec![Examples { classes: Some(points::classes(8 * step, 8)), ..data.into() }]);

@@ -35,7 +35,7 @@ impl<M: Network> Training<M> {
         let lr = if schedule == LrSchedule::Cosine { 0.025 } else { 0.004 };
         let train = TrainConfig { batch_size: BATCH, lr, lr_schedule: schedule, steps: LONG, ..TrainConfig::default() };
         let ema = EmaConfig { ema_update_every: 1, ema_update_after_step: 0, ema_decay: 0.9, ..EmaConfig::default() };
-        Self { trainer: Trainer::new(model, diffusion.clone(), train, ema, &device), device }
+        Self { trainer: Trainer::new(model, diffusion.clone(), train, ema, &device).unwrap(), device }
     }
 
     fn step(&mut self) {

@@ -136,7 +136,7 @@ fn weights_are_forced_to_unit_size_by_steps_alone() {
 
     let diffusion = Diffusion::new(&FormulationConfig::Elucidated(ElucidatedConfig::default()).into()).unwrap();
     let train = TrainConfig { batch_size: 2, lr: 1e-2, ..TrainConfig::default() };
-    let mut trainer = Trainer::new(model, diffusion, train, EmaConfig::default(), &device);
+    let mut trainer = Trainer::new(model, diffusion, train, EmaConfig::default(), &device).unwrap();
     for step in 0..3 {
         let data = normal_batch(step, Purpose::Evaluation, 0, 0, [2, 2, 4, 4], &device);
         trainer.step(vec![data]);

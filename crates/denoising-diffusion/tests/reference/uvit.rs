@@ -32,7 +32,7 @@ fn check_forward(name: &str) -> Golden {
     let golden = Golden::open(name);
     let uvit = network(&golden, &test_device().autodiff());
     let x = golden.host("x").shape.clone();
-    uvit.check_size(&x[2..]).unwrap();
+    uvit.check_size(x[2], x[3]).unwrap();
     let output = uvit.eval().forward(input(&golden, &test_device()));
     assert_close(name, &values(output), golden.values("output"), 1e-4);
     golden

@@ -22,7 +22,7 @@ fn parts(dir: &Path, settings: &[(&str, &str)]) -> (Trainer<Unet>, RunSetup) {
     let model = Unet::new(&unet, &mut Init::new(1, &device.clone().autodiff())).unwrap();
     let config = TrainConfig { steps: 4, batch_size: 2, save_every: 2, ..TrainConfig::default() };
     let diffusion = Diffusion::new(&DiffusionConfig::default()).unwrap();
-    let trainer = Trainer::new(model, diffusion, config, EmaConfig::default(), &device);
+    let trainer = Trainer::new(model, diffusion, config, EmaConfig::default(), &device).unwrap();
     let digits = DataConfig { path: Some("digits".into()), ..DataConfig::default() };
     let train = Subset::from(Arc::new(Dataset::open(&digits).unwrap()));
     let card = ModelCard::for_data(NetworkConfig::Unet(unet), DiffusionConfig::default(), train.dataset());
@@ -145,7 +145,8 @@ fn samples_are_of_the_classes_of_what_they_belong_to() {
             DataConfig { path: Some(images.clone()), condition, class_condition: true, ..DataConfig::default() };
         let train = Subset::from(Arc::new(Dataset::open(&config).unwrap()));
         let (old, setup) = parts(&place.path().join(name), &[]);
-        let trainer = Trainer::new(model, old.diffusion().clone(), old.config().clone(), EmaConfig::default(), &device);
+        let trainer =
+            Trainer::new(model, old.diffusion().clone(), old.config().clone(), EmaConfig::default(), &device).unwrap();
         Run::create(trainer, RunSetup { held_out: train.spread(5), train, ..setup }).unwrap()
     };
 
@@ -176,7 +177,8 @@ fn samples_that_are_not_finite_end_no_run() {
     state.insert("final_conv.weight", last);
     let model = load_state_dict(old.model().clone(), &state).unwrap();
     let trainer =
-        Trainer::new(model, old.diffusion().clone(), old.config().clone(), EmaConfig::default(), &old.device());
+        Trainer::new(model, old.diffusion().clone(), old.config().clone(), EmaConfig::default(), &old.device())
+            .unwrap();
     let guidance = GuidanceConfig { threshold: Threshold::None, ..GuidanceConfig::default() };
     let sample =
         SampleConfig { sampler: SamplerKind::Ddim, sampling_timesteps: Some(20), num_samples: 1, ..setup.sample };
@@ -200,7 +202,8 @@ fn samples_of_a_run_on_several_devices_are_those_of_one() {
         let (old, setup) = parts(&dir, &[]);
         let model = old.model().clone();
         let config = TrainConfig { steps: 2, accumulate: 3, ..old.config().clone() };
-        let trainer = Trainer::new(model, old.diffusion().clone(), config, EmaConfig::default(), &old.device());
+        let trainer =
+            Trainer::new(model, old.diffusion().clone(), config, EmaConfig::default(), &old.device()).unwrap();
         let trainer = trainer.with_replicas(&vec![old.device(); more]).unwrap();
         let evaluate = EvaluateConfig {
             evaluate_every: Some(2),
