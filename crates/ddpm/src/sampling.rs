@@ -115,7 +115,7 @@ impl SamplingArgs {
             };
         }
         let Recipe { sample, guidance, .. } = self.flags.0.apply(&recipe).or_usage()?;
-        sample.validate(diffusion).or_usage()?;
+        sample.validate(Diffusion::new(diffusion).or_usage()?.formulation()).or_usage()?;
         guidance.validate().or_usage()?;
         let limits = self.say("threshold") && guidance.threshold != Threshold::None;
         if limits && !diffusion.shared.auto_normalize {
@@ -248,8 +248,8 @@ pub fn describe(from: &Drawable, sample: &SampleConfig) -> Sampling {
     let card = &from.file.card;
     Sampling {
         sampler: word(&sample.sampler),
-        steps: sample.steps(&card.diffusion),
-        evaluations: Some(sample.evaluations(&card.diffusion)),
+        steps: sample.steps(from.diffusion.formulation()),
+        evaluations: Some(sample.evaluations(from.diffusion.formulation())),
         weights: word(&card.weights),
         step: card.step,
         ema_decay: card.ema_decay,

@@ -128,7 +128,9 @@ impl ClassifierFile {
         }
         let own = Diffusion::with_betas(&self.card.diffusion, self.card.betas.clone())?;
         if !diffusion.shows_the_same_as(&own) {
-            let [expected, got] = differences(diffusion.config(), &self.card.diffusion);
+            let options = |config: &DiffusionConfig| Map::<String, Value>::from(config.clone());
+            let own = diffusion.config().map(options).unwrap_or_default();
+            let [expected, got] = differences(&own, &options(&self.card.diffusion));
             return Err(ClassifierFileError::Formulation { expected, got });
         }
         Ok(ClassifierGuidance { classifier: self.classifier(device)?, diffusion: diffusion.clone(), scale })
@@ -136,12 +138,11 @@ impl ClassifierFile {
 }
 
 /// The options by which two formulations differ, as each has them: `timesteps = 100, beta_schedule = "linear"`.
-fn differences(a: &DiffusionConfig, b: &DiffusionConfig) -> [String; 2] {
-    let [a, b] = [a, b].map(|config| Map::<String, Value>::from(config.clone()));
+fn differences(a: &Map<String, Value>, b: &Map<String, Value>) -> [String; 2] {
     let only = |of: &Map<String, Value>, other: &Map<String, Value>| {
         let differing = of.iter().filter(|(key, value)| other.get(*key) != Some(value));
         let words: Vec<String> = differing.map(|(key, value)| format!("{key} = {value}")).collect();
         if words.is_empty() { "a schedule without a name".to_string() } else { words.join(", ") }
     };
-    [only(&a, &b), only(&b, &a)]
+    [only(a, b), only(b, a)]
 }

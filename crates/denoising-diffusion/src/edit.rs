@@ -89,7 +89,7 @@ impl<'a, M: Network> Generator<'a, M> {
 
     /// Steps down that [`inpaint`](Self::inpaint) makes for each batch.
     pub fn inpaint_steps(&self, sample: &SampleConfig, jumps: Jumps) -> usize {
-        let steps = sample.steps(self.diffusion.config());
+        let steps = sample.steps(self.diffusion.formulation());
         repaint_schedule(steps, &jumps).windows(2).filter(|pair| pair[0] < pair[1]).count()
     }
 
@@ -186,7 +186,7 @@ impl<'a, M: Network> Generator<'a, M> {
     }
 
     fn levels(&self, batch: &SampleBatch<'_, M>, request: &Request<'_>) -> Vec<NoiseLevel> {
-        self.levels_of(batch, request, request.sample.steps(self.diffusion.config()))
+        self.levels_of(batch, request, request.sample.steps(self.diffusion.formulation()))
     }
 
     fn levels_of(&self, batch: &SampleBatch<'_, M>, request: &Request<'_>, steps: usize) -> Vec<NoiseLevel> {
@@ -196,7 +196,7 @@ impl<'a, M: Network> Generator<'a, M> {
     /// Steps that the inversion of one image takes.
     pub fn inversion_steps(&self, sample: &SampleConfig) -> usize {
         let most = self.diffusion.formulation().timesteps().unwrap_or(INVERSION_STEPS);
-        sample.steps(self.diffusion.config()).max(INVERSION_STEPS.min(most))
+        sample.steps(self.diffusion.formulation()).max(INVERSION_STEPS.min(most))
     }
 }
 

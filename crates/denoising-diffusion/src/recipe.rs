@@ -284,11 +284,11 @@ impl Recipe {
         self.train.validate()?;
         self.ema.validate()?;
         self.post_hoc.validate()?;
-        self.sample.validate(&self.diffusion)?;
+        let diffusion = Diffusion::new(&self.diffusion)?;
+        self.sample.validate(diffusion.formulation())?;
         self.guidance.validate()?;
         self.sample.check_guidance(&self.guidance)?;
-        self.evaluate.validate(&self.sample, &self.diffusion)?;
-        let diffusion = Diffusion::new(&self.diffusion)?;
+        self.evaluate.validate(&self.sample, diffusion.formulation())?;
         if self.bare_network().fourier_time() && diffusion.formulation().tells_large_times() {
             return Err(RecipeError::FourierTime { formulation: self.diffusion.formulation.name() });
         }

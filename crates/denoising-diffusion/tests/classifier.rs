@@ -269,7 +269,7 @@ fn card(diffusion: &Diffusion, classifier: ClassifierConfig, image: ImageShape) 
         version: "0".to_string(),
         class_names: (0..classifier.num_classes).map(|class| class.to_string()).collect(),
         classifier,
-        diffusion: diffusion.config().clone(),
+        diffusion: diffusion.config().unwrap().clone(),
         betas: None,
         image,
         step: 0,

@@ -219,7 +219,7 @@ impl<'a> Job<'a> {
     }
 
     fn steps(&self) -> usize {
-        self.settings.sample.steps(self.from.diffusion.config())
+        self.settings.sample.steps(self.from.diffusion.formulation())
     }
 }
 

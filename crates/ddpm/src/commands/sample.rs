@@ -8,7 +8,7 @@ use std::time::Instant;
 use clap::Args;
 use denoising_diffusion::data::npy::read_npy_f32;
 use denoising_diffusion::data::{DataLayout, ImageBatch, VectorTable};
-use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig};
+use denoising_diffusion::diffusion::{Diffusion, Formulation};
 use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::generate::{Progress as At, Request};
 use denoising_diffusion::nn::params::host_values;
@@ -127,7 +127,7 @@ impl<'a> Plan<'a> {
             *count = noise.len() / from.shape.iter().product::<usize>();
         }
         let numbers = out.check_room(args.first, *count, from.shape)?;
-        settings.sample.validate(from.diffusion.config()).or_usage()?;
+        settings.sample.validate(from.diffusion.formulation()).or_usage()?;
         out.refuse_numbered(numbers.clone(), !args.force)?;
         let real = args.real.then(|| real_sequences(recipe.as_ref(), &out, numbers.len())).transpose()?;
         let belong_to = BelongTo {
@@ -173,7 +173,7 @@ impl<'a> Plan<'a> {
     }
 
     fn steps(&self) -> usize {
-        self.settings.sample.steps(self.from.diffusion.config())
+        self.settings.sample.steps(self.from.diffusion.formulation())
     }
 
     fn in_words(&self) -> String {
@@ -183,7 +183,7 @@ impl<'a> Plan<'a> {
             sample.num_samples,
             self.from.file.card.image,
             sample.sampler.name(),
-            steps_in_words(sample, self.from.diffusion.config()),
+            steps_in_words(sample, self.from.diffusion.formulation()),
             self.path.display()
         )
     }
@@ -228,8 +228,8 @@ fn tell_where_to_go_on(first: usize, done: &BTreeMap<usize, usize>, count: usize
 }
 
 /// `18 steps (35 evaluations)`.
-fn steps_in_words(sample: &SampleConfig, diffusion: &DiffusionConfig) -> String {
-    match (sample.steps(diffusion), sample.evaluations(diffusion)) {
+fn steps_in_words(sample: &SampleConfig, formulation: &dyn Formulation) -> String {
+    match (sample.steps(formulation), sample.evaluations(formulation)) {
         (steps, evaluations) if steps == evaluations => format!("{steps} steps"),
         (steps, evaluations) => format!("{steps} steps ({evaluations} evaluations)"),
     }
@@ -316,8 +316,8 @@ fn report(plan: &Plan<'_>, seconds: f64) -> Result {
             "shape": from.shape,
             "sampler": sample.sampler,
             "noise_levels": sample.noise_levels,
-            "steps": sample.steps(&card.diffusion),
-            "evaluations": sample.evaluations(&card.diffusion),
+            "steps": sample.steps(from.diffusion.formulation()),
+            "evaluations": sample.evaluations(from.diffusion.formulation()),
             "classes": plan.belong_to.classes,
             "seed": args.sampling.seed,
             "weights": card.weights,

@@ -117,7 +117,7 @@ impl Drawable {
         if devices > 1 && self.device_graph {
             note("warning: --device-graph has no effect on several devices");
         }
-        let steps = request.sample.steps(self.diffusion.config());
+        let steps = request.sample.steps(self.diffusion.formulation());
         let mut progress = SamplingProgress::new(batches * steps, stop);
         let generator = self.generator(guidance);
         let drawn = draw(&generator, &mut |at| {

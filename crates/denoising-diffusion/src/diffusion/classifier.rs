@@ -21,7 +21,7 @@ impl Diffusion {
     pub fn noised_input(&self, data: Tensor<4>, draws: &Draws) -> NetworkInput {
         let (x_start, device) = (self.normalize(data), draws.noise[0].device());
         let noise = match &draws.offset_noise {
-            Some(offset) => draws.noise[0].clone() + offset.clone() * self.config.shared.offset_noise_strength,
+            Some(offset) => draws.noise[0].clone() + offset.clone() * self.shared.offset_noise_strength,
             None => draws.noise[0].clone(),
         };
         let levels: Vec<NoiseLevel> = draws.times.iter().map(|&time| self.level(time)).collect();
@@ -35,8 +35,13 @@ impl Diffusion {
 
     /// Whether networks of both formulations can guide each other: they are [shown the same](Self::shows_the_same_as) and predict the same.
     pub fn reads_the_same_as(&self, other: &Self) -> bool {
-        let (ours, theirs) = (&self.formulation, &other.formulation);
-        ours.prediction() == theirs.prediction() && ours.output() == theirs.output() && self.shows_the_same_as(other)
+        let same_at = |u: f64| {
+            let level = self.level(self.formulation.time(u));
+            self.formulation.prediction().coefficients(&level) == other.formulation.prediction().coefficients(&level)
+        };
+        self.formulation.output() == other.formulation.output()
+            && (0..COMPARED).all(|k| same_at((f64::from(k) + 0.5) / f64::from(COMPARED)))
+            && self.shows_the_same_as(other)
     }
 
     /// Whether both formulations show networks the same noisy data, at all noise levels that this one trains on: data on the same scale,
@@ -53,7 +58,7 @@ impl Diffusion {
                 && close(level.time, theirs.time)
                 && close(c_in(self, &level), c_in(other, &theirs))
         };
-        self.config.shared.auto_normalize == other.config.shared.auto_normalize
+        self.shared.auto_normalize == other.shared.auto_normalize
             && (0..COMPARED).all(|k| same_at((f64::from(k) + 0.5) / f64::from(COMPARED)))
     }
 }

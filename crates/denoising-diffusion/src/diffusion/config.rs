@@ -186,6 +186,43 @@ impl Default for SharedConfig {
     }
 }
 
+impl SharedConfig {
+    /// Refuses options without meaning, and those that contradict each other or a network's output.
+    pub(super) fn validate(&self, output: Output) -> Result<(), DiffusionConfigError> {
+        let Self { min_snr_gamma: gamma, offset_noise_strength: offset, xm_candidates, .. } = *self;
+        check(gamma.is_finite() && gamma > 0.0, "min_snr_gamma", "a number above 0", gamma)?;
+        check(offset.is_finite() && offset >= 0.0, "offset_noise_strength", "a number of at least 0", offset)?;
+        check((1..=MOST_CANDIDATES).contains(&xm_candidates), "xm_candidates", "1 to 1000", xm_candidates as f64)?;
+        match output {
+            Output::WithVariance(_) if offset > 0.0 => contradiction(
+                "offset_noise_strength",
+                "`diffusion = \"learned_variance\"`",
+                "the bound that trains the variance assumes white noise",
+            ),
+            Output::Weighted(_) if self.min_snr_loss_weight == Some(true) => contradiction(
+                "min_snr_loss_weight",
+                "`diffusion = \"weighted_objective\"`",
+                "its loss sums the errors of noise and of data, so no single weight turns it into an error of data",
+            ),
+            _ if self.immiscible && xm_candidates > 1 => contradiction(
+                "immiscible",
+                "`xm_candidates` above 1",
+                "one chooses noise by its distance, the other by its loss",
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    /// The gamma of `min(SNR, gamma)` if the loss is weighed by it, by default or not.
+    pub(super) fn min_snr(&self, default: bool) -> Option<f64> {
+        self.min_snr_loss_weight.unwrap_or(default).then_some(self.min_snr_gamma)
+    }
+}
+
+fn contradiction(option: &'static str, with: &str, why: &'static str) -> Result<(), DiffusionConfigError> {
+    Err(DiffusionConfigError::Contradiction { option, with: with.to_string(), why })
+}
+
 impl Default for DiffusionConfig {
     fn default() -> Self {
         FormulationConfig::default().into()
@@ -211,38 +248,18 @@ impl DiffusionConfig {
     /// [`DiffusionConfigError`].
     pub fn validate(&self) -> Result<(), DiffusionConfigError> {
         self.formulation.validate()?;
-        let SharedConfig { min_snr_gamma: gamma, offset_noise_strength: offset, xm_candidates, .. } = self.shared;
-        check(gamma.is_finite() && gamma > 0.0, "min_snr_gamma", "a number above 0", gamma)?;
-        check(offset.is_finite() && offset >= 0.0, "offset_noise_strength", "a number of at least 0", offset)?;
-        check((1..=MOST_CANDIDATES).contains(&xm_candidates), "xm_candidates", "1 to 1000", xm_candidates as f64)?;
-        let refuse =
-            |option, with: &str, why| Err(DiffusionConfigError::Contradiction { option, with: with.to_string(), why });
-        let name = format!("`diffusion = \"{}\"`", self.formulation.name());
-        match &self.formulation {
-            FormulationConfig::LearnedVariance(_) if offset > 0.0 => {
-                refuse("offset_noise_strength", &name, "the bound that trains the variance assumes white noise")
-            }
-            FormulationConfig::WeightedObjective(_) if self.shared.min_snr_loss_weight == Some(true) => refuse(
-                "min_snr_loss_weight",
-                &name,
-                "its loss sums the errors of noise and of data, so no single weight turns it into an error of data",
-            ),
-            FormulationConfig::Gaussian(GaussianConfig { loss_weight: Some(_), .. }) if self.min_snr().is_some() => {
-                refuse("loss_weight", "`min_snr_loss_weight`", "both set the weights of the loss")
-            }
-            _ if self.shared.immiscible && xm_candidates > 1 => refuse(
-                "immiscible",
-                "`xm_candidates` above 1",
-                "one chooses noise by its distance, the other by its loss",
-            ),
-            _ => Ok(()),
+        self.shared.validate(self.output())?;
+        if let FormulationConfig::Gaussian(GaussianConfig { loss_weight: Some(_), .. }) = &self.formulation
+            && self.min_snr().is_some()
+        {
+            return contradiction("loss_weight", "`min_snr_loss_weight`", "both set the weights of the loss");
         }
+        Ok(())
     }
 
     /// Whether the loss is weighed by `min(SNR, gamma)`.
     pub fn min_snr(&self) -> Option<f64> {
-        let default = matches!(self.formulation, FormulationConfig::Simple(_));
-        self.shared.min_snr_loss_weight.unwrap_or(default).then_some(self.shared.min_snr_gamma)
+        self.shared.min_snr(matches!(self.formulation, FormulationConfig::Simple(_)))
     }
 
     /// T, if there are only so many noise levels.
@@ -257,10 +274,15 @@ impl DiffusionConfig {
 
     /// Channels of the output of a network for data of `channels`.
     pub fn out_channels(&self, channels: usize) -> usize {
+        self.output().channels(channels)
+    }
+
+    /// The parts of the output of a network.
+    fn output(&self) -> Output {
         match &self.formulation {
-            FormulationConfig::LearnedVariance(config) => Output::WithVariance(config.variance).channels(channels),
-            FormulationConfig::WeightedObjective(config) => Output::Weighted(config.weights).channels(channels),
-            _ => channels,
+            FormulationConfig::LearnedVariance(config) => Output::WithVariance(config.variance),
+            FormulationConfig::WeightedObjective(config) => Output::Weighted(config.weights),
+            _ => Output::Prediction,
         }
     }
 

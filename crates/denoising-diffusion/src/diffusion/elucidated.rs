@@ -93,6 +93,11 @@ impl Formulation for Elucidated {
         STEPS
     }
 
+    /// 35 evaluations (Karras et al. 2022, table 2).
+    fn default_heun_steps(&self) -> Option<usize> {
+        Some(18)
+    }
+
     fn tells_large_times(&self) -> bool {
         false
     }

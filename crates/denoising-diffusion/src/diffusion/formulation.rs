@@ -1,5 +1,6 @@
 //! What a formulation is: where noise levels come from, what the network predicts at each, and how the loss is weighed. Plain numbers
-//! only; [`Diffusion`](super::Diffusion) makes losses and denoisers of them, [`FormulationConfig`](super::FormulationConfig) lists them.
+//! only; [`Diffusion`](super::Diffusion) makes losses and denoisers of them, [`FormulationConfig`](super::FormulationConfig) lists those that
+//! options can name. One of your own goes into [`Diffusion::of`](super::Diffusion::of), see `examples/custom_formulation.rs`.
 
 use std::fmt::Debug;
 
@@ -73,6 +74,11 @@ pub trait Formulation: Debug + Send + Sync {
 
     /// Steps of ancestral sampling where nobody says how many.
     fn default_steps(&self) -> usize;
+
+    /// Steps of Heun's method where nobody says how many, if not as many as of other solvers.
+    fn default_heun_steps(&self) -> Option<usize> {
+        None
+    }
 
     /// The tables of a formulation in discrete time.
     fn tables(&self) -> Option<&Tables> {

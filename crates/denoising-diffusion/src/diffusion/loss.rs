@@ -73,7 +73,7 @@ impl Parts<'_> {
 
     fn input(&self) -> Tensor<4> {
         match (&self.learned, self.prediction) {
-            (None, Prediction::Elucidated { .. }) => self.x.clone() * self.number(Number::CIn),
+            (None, Prediction::Elucidated { .. } | Prediction::Linear(_)) => self.x.clone() * self.number(Number::CIn),
             _ => self.x.clone(),
         }
     }
@@ -109,7 +109,7 @@ impl Parts<'_> {
         // In terms of log-SNR, so that its gradient is there too.
         let Some(Learned { log_snr, .. }) = &self.learned else { return self.batch.number(Number::Weight) };
         let snr = log_snr.clone().exp();
-        let clipped = diffusion.config.min_snr().map(|gamma| snr.clone().clamp_max(gamma));
+        let clipped = diffusion.min_snr.map(|gamma| snr.clone().clamp_max(gamma));
         match (self.prediction, clipped) {
             (Prediction::XStart, clipped) => clipped.unwrap_or(snr),
             (_, None) => snr.ones_like(),
@@ -237,7 +237,7 @@ impl Diffusion {
         batch: &impl Fn(&Tensor<4>, Tensor<4>) -> Prepared,
         draws: &Draws,
     ) -> Tensor<4> {
-        let shared = &self.config.shared;
+        let shared = &self.shared;
         let candidates: Vec<Tensor<4>> = draws
             .noise
             .iter()

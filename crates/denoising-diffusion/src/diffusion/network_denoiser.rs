@@ -247,7 +247,7 @@ impl<'a, M: Network> NetworkDenoiser<'a, M> {
     }
 
     fn limit(&self, x_start: Tensor<4>) -> Tensor<4> {
-        if self.diffusion.config.shared.auto_normalize { self.guidance.limit(x_start) } else { x_start }
+        if self.diffusion.shared.auto_normalize { self.guidance.limit(x_start) } else { x_start }
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a network's output means: five readings, all linear in the noisy data and the output. Not here: where noise levels come from
+//! What a network's output means: readings all linear in the noisy data and the output. Not here: where noise levels come from
 //! (the formulations), and outputs of more than one part (`learned_variance`, `weighted_objective`).
 
 use serde::{Deserialize, Serialize};
@@ -32,7 +32,7 @@ impl Objective {
 }
 
 /// How a network's output `F` gives the clean data: `x_start = c_skip x + c_out F(c_in x, time)`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Prediction {
     Noise,
     XStart,
@@ -43,6 +43,8 @@ pub enum Prediction {
     },
     /// `eps - x_start`, the velocity of the straight path with alpha = 1 - sigma (Liu et al. 2022, arXiv:2209.03003, eq. 1).
     Flow,
+    /// Any other linear reading.
+    Linear(fn(&NoiseLevel) -> Coefficients),
 }
 
 /// The numbers of [`Prediction`] at one noise level.
@@ -72,6 +74,7 @@ impl Prediction {
     pub fn coefficients(self, level: &NoiseLevel) -> Coefficients {
         let NoiseLevel { alpha, sigma, .. } = *level;
         let (c_in, [c_skip, c_out], [target_x_start, target_noise]) = match self {
+            Self::Linear(coefficients) => return coefficients(level),
             Self::Noise if level.is_pure_noise() => (1.0, [0.0, 0.0], [0.0, 1.0]),
             Self::Noise => (1.0, [1.0 / alpha, -sigma / alpha], [0.0, 1.0]),
             Self::XStart => (1.0, [0.0, 1.0], [1.0, 0.0]),

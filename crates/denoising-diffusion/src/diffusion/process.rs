@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 
-use super::config::DiffusionConfig;
+use super::config::{DiffusionConfig, SharedConfig};
 use super::denoiser::NoiseLevel;
 use super::error::DiffusionConfigError;
 use super::formulation::Formulation;
@@ -14,11 +14,15 @@ use super::schedule::Tables;
 use crate::models::{Calls, Network};
 use crate::noise::{Purpose, Stream, normal_batch};
 
-/// A formulation with its options: how data is noised, what networks predict, how their loss is weighed.
+/// A formulation with the options that all share: how data is noised, what networks predict, how their loss is weighed.
 #[derive(Clone, Debug)]
 pub struct Diffusion {
-    pub(super) config: DiffusionConfig,
     pub(super) formulation: Arc<dyn Formulation>,
+    pub(super) shared: SharedConfig,
+    /// Whether the loss is weighed by `min(SNR, gamma)`.
+    pub(super) min_snr: Option<f64>,
+    /// The options that it was made of, if they name it.
+    config: Option<DiffusionConfig>,
 }
 
 /// All that chance decides about one batch of training.
@@ -50,11 +54,28 @@ impl Diffusion {
     pub fn with_betas(config: &DiffusionConfig, betas: Option<Vec<f64>>) -> Result<Self, DiffusionConfigError> {
         config.validate()?;
         let formulation = config.formulation.build(betas)?.into();
-        Ok(Self { config: config.clone(), formulation })
+        let (shared, min_snr) = (config.shared.clone(), config.min_snr());
+        Ok(Self { formulation, shared, min_snr, config: Some(config.clone()) })
     }
 
-    pub fn config(&self) -> &DiffusionConfig {
-        &self.config
+    /// A formulation of one's own; without min-SNR weighting unless `shared` asks for it.
+    ///
+    /// # Errors
+    /// Options without meaning, or that contradict each other or the formulation's [output](Formulation::output).
+    pub fn of(formulation: impl Formulation + 'static, shared: SharedConfig) -> Result<Self, DiffusionConfigError> {
+        shared.validate(formulation.output())?;
+        let min_snr = shared.min_snr(false);
+        Ok(Self { formulation: Arc::new(formulation), shared, min_snr, config: None })
+    }
+
+    /// The options that it was made of; `None` of a formulation of one's own.
+    pub fn config(&self) -> Option<&DiffusionConfig> {
+        self.config.as_ref()
+    }
+
+    /// The options that all formulations share.
+    pub fn shared(&self) -> &SharedConfig {
+        &self.shared
     }
 
     pub fn formulation(&self) -> &dyn Formulation {
@@ -68,12 +89,12 @@ impl Diffusion {
 
     /// Data `[0, 1]` to the network's `[-1, 1]`, unless `auto_normalize` is off.
     pub fn normalize(&self, x: Tensor<4>) -> Tensor<4> {
-        if self.config.shared.auto_normalize { x * 2.0 - 1.0 } else { x }
+        if self.shared.auto_normalize { x * 2.0 - 1.0 } else { x }
     }
 
     /// The way back.
     pub fn unnormalize(&self, x: Tensor<4>) -> Tensor<4> {
-        if self.config.shared.auto_normalize { (x + 1.0) * 0.5 } else { x }
+        if self.shared.auto_normalize { (x + 1.0) * 0.5 } else { x }
     }
 
     /// The noise level of a time.
@@ -84,7 +105,7 @@ impl Diffusion {
     /// The weight of the prediction's squared error: the formulation's own, or the one that makes `min(SNR, gamma)` times the error of
     /// `x_start` of it (Hang et al. 2023, section 3.4).
     pub fn loss_weight(&self, level: &NoiseLevel) -> f64 {
-        match self.config.min_snr() {
+        match self.min_snr {
             None => self.formulation.loss_weight(level),
             Some(gamma) => {
                 let (prediction, snr) = (self.formulation.prediction(), (level.alpha / level.sigma).powi(2));
@@ -101,7 +122,7 @@ impl Diffusion {
     pub fn draw(&self, seed: u64, first: u64, batch: u64, dims: [usize; 4], device: &Device) -> Draws {
         let uniform =
             |purpose| (0..dims[0] as u64).map(move |i| Stream::new(seed, purpose, first + i, 0).uniform_f64());
-        let shared = &self.config.shared;
+        let shared = &self.shared;
         let offset_noise = (shared.offset_noise_strength > 0.0).then(|| {
             let per_channel = std::array::from_fn(|k| if k < 2 { dims[k] } else { 1 });
             normal_batch(seed, Purpose::OffsetNoise, first, 0, per_channel, device)
@@ -125,7 +146,7 @@ impl Diffusion {
     /// For measurements: noise stays with the example that it was drawn for, so that no loss depends on the rest of the batch.
     pub(crate) fn measuring(&self) -> Self {
         let mut measuring = self.clone();
-        measuring.config.shared.immiscible = false;
+        measuring.shared.immiscible = false;
         measuring
     }
 
@@ -133,7 +154,7 @@ impl Diffusion {
     pub fn with_schedule_of<M: Network>(&self, model: &M) -> Self {
         let learned = model.noise_schedule().and_then(|schedule| self.formulation.with_schedule(schedule.weights()));
         match learned {
-            Some(formulation) => Self { config: self.config.clone(), formulation: formulation.into() },
+            Some(formulation) => Self { formulation: formulation.into(), ..self.clone() },
             None => self.clone(),
         }
     }

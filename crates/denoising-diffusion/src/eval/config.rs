@@ -5,7 +5,7 @@ use thiserror::Error;
 
 use super::metric::{Metric, better};
 use super::result::Better;
-use crate::diffusion::DiffusionConfig;
+use crate::diffusion::Formulation;
 use crate::sampler::{SampleConfig, SampleConfigError};
 
 /// What a run measures while it trains. Field names are the keys of a recipe's evaluate table and, in kebab-case, flags.
@@ -71,7 +71,7 @@ impl EvaluateConfig {
     ///
     /// # Errors
     /// [`EvaluateConfigError`].
-    pub fn validate(&self, sample: &SampleConfig, diffusion: &DiffusionConfig) -> Result<(), EvaluateConfigError> {
+    pub fn validate(&self, sample: &SampleConfig, formulation: &dyn Formulation) -> Result<(), EvaluateConfigError> {
         if self.evaluate_every == Some(0) {
             return Err(EvaluateConfigError::Never);
         }
@@ -92,7 +92,7 @@ impl EvaluateConfig {
             }
         }
         if let Some(got) = self.evaluate_sampling_timesteps {
-            sample.check_steps("evaluate_sampling_timesteps", got, diffusion)?;
+            sample.check_steps("evaluate_sampling_timesteps", got, formulation)?;
         }
         if let Some(budget) = self.evaluate_budget_s.filter(|budget| !(*budget > 0.0 && budget.is_finite())) {
             return Err(EvaluateConfigError::Budget(budget));
@@ -141,21 +141,24 @@ impl EvaluateConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::diffusion::FormulationConfig;
+    use crate::diffusion::{Diffusion, GaussianConfig, ScheduleConfig};
+
+    fn gaussian(timesteps: usize) -> Diffusion {
+        let schedule = ScheduleConfig { timesteps, ..ScheduleConfig::default() };
+        Diffusion::new(&GaussianConfig { schedule, ..GaussianConfig::default() }.into()).unwrap()
+    }
 
     #[test]
     fn what_makes_no_sense_is_refused() {
         let good = EvaluateConfig::default();
-        let (sample, mut diffusion) = (SampleConfig::default(), DiffusionConfig::default());
-        assert_eq!(good.validate(&sample, &diffusion), Ok(()));
-        if let FormulationConfig::Gaussian(config) = &mut diffusion.formulation {
-            config.schedule.timesteps = 100;
-        }
+        let sample = SampleConfig::default();
+        assert_eq!(good.validate(&sample, gaussian(1000).formulation()), Ok(()));
+        let diffusion = gaussian(100);
         assert_eq!(good.best(), Some("swd"));
         let refused = |change: &dyn Fn(&mut EvaluateConfig)| {
             let mut config = good.clone();
             change(&mut config);
-            config.validate(&sample, &diffusion).unwrap_err()
+            config.validate(&sample, diffusion.formulation()).unwrap_err()
         };
         assert_eq!(refused(&|c| c.evaluate_every = Some(0)), EvaluateConfigError::Never);
         assert_eq!(refused(&|c| c.metrics.clear()), EvaluateConfigError::NoMetrics);
@@ -185,12 +188,12 @@ mod tests {
         assert_eq!(config(&[Metric::Neighbours, Metric::Prdc]).best(), Some("precision"));
         assert_eq!(config(&[Metric::Neighbours]).best(), None);
         assert_eq!(
-            config(&[Metric::Neighbours]).validate(&SampleConfig::default(), &DiffusionConfig::default()),
+            config(&[Metric::Neighbours]).validate(&SampleConfig::default(), gaussian(1000).formulation()),
             Ok(())
         );
         let by_neighbours =
             EvaluateConfig { best_metric: Some("neighbours".into()), ..config(&[Metric::Neighbours, Metric::Loss]) };
-        let error = by_neighbours.validate(&SampleConfig::default(), &DiffusionConfig::default()).unwrap_err();
+        let error = by_neighbours.validate(&SampleConfig::default(), gaussian(1000).formulation()).unwrap_err();
         assert!(matches!(&error, EvaluateConfigError::TellsNoBest { telling, .. } if telling == "loss"), "{error}");
     }
 }

@@ -21,7 +21,7 @@ use rayon::prelude::*;
 use super::examples::ExampleSet;
 use super::result::{BitsPerDim, JudgedOn};
 use crate::data::DataError;
-use crate::diffusion::{Denoiser, Diffusion, DiffusionConfig, Formulation, NoiseLevel, even_in_log_snr};
+use crate::diffusion::{Denoiser, Diffusion, Formulation, SharedConfig, NoiseLevel, even_in_log_snr};
 use crate::models::Network;
 use crate::nn::Eval;
 use crate::nn::params::host_values;
@@ -69,7 +69,7 @@ pub fn bits_per_dim<M: Network>(
     device: &Device,
     on_batch: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<BitsPerDim, LikelihoodError> {
-    if !is_defined(diffusion.config()) {
+    if !is_defined(diffusion.shared()) {
         return Err(LikelihoodError::Undefined);
     }
     let diffusion = diffusion.with_schedule_of::<M>(model);
@@ -164,8 +164,8 @@ fn sums_between(times: &[usize], bits: &[Vec<f64>]) -> Vec<f64> {
 }
 
 /// Whether there is a bound for networks that learned this.
-pub fn is_defined(diffusion: &DiffusionConfig) -> bool {
-    diffusion.shared.auto_normalize
+pub fn is_defined(shared: &SharedConfig) -> bool {
+    shared.auto_normalize
 }
 
 /// How many evaluations of the network [`bits_per_dim`] makes per image.

@@ -86,7 +86,7 @@ impl Metric {
             (Self::Spectrum, _) if width < 2 => Err(Unmeasurable::NoSpectrum(width)),
             (Self::Neighbours, None) => Err(Unmeasurable::NoSplit),
             (Self::Neighbours, Some(n)) => Unmeasurable::unless(2, JudgedOn::HeldOut.images(), n),
-            (Self::Bpd, _) if !is_defined(facts.diffusion) => Err(Unmeasurable::Bound),
+            (Self::Bpd, _) if !is_defined(&facts.diffusion.shared) => Err(Unmeasurable::Bound),
             _ => Ok(()),
         }
     }

@@ -49,7 +49,7 @@ pub enum GenerateError {
 impl<M: Network> Generator<'_, M> {
     /// Whether the request, and the options of the generator, describe samples of this network.
     pub(super) fn check(&self, request: &Request<'_>) -> Result<(), GenerateError> {
-        request.sample.validate(self.diffusion.config())?;
+        request.sample.validate(self.diffusion.formulation())?;
         self.guidance.validate().map_err(GenerateError::Guidance)?;
         request.sample.check_guidance(&self.guidance)?;
         let (count, shape) = (request.count, request.shape);

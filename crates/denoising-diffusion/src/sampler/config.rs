@@ -6,7 +6,7 @@ use thiserror::Error;
 use super::churn::Churn;
 use super::ddpm::PosteriorVariance;
 use super::kind::SamplerKind;
-use crate::diffusion::{DiffusionConfig, Formulation, FormulationConfig, GuidanceConfig, NoiseLevels};
+use crate::diffusion::{Formulation, GuidanceConfig, NoiseLevels, Output};
 
 /// How samples are drawn.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -67,10 +67,8 @@ pub enum SampleConfigError {
     SamplingTimesteps { key: &'static str, timesteps: usize, got: usize },
     #[error("`{key}` belongs to {belongs_to}, but the sampler is {sampler}")]
     OtherSampler { key: &'static str, belongs_to: &'static str, sampler: &'static str },
-    #[error(
-        "`posterior_variance = \"learned\"` needs `diffusion = \"learned_variance\"`, but this is \"{formulation}\""
-    )]
-    VarianceNotLearned { formulation: &'static str },
+    #[error("`posterior_variance = \"learned\"` needs `diffusion = \"learned_variance\"`")]
+    VarianceNotLearned,
     #[error("`cfg_plus_plus` cannot be used with `sampler = \"{sampler}\"`: use ddim, euler or euler_ancestral")]
     CfgPlusPlus { sampler: &'static str },
 }
@@ -78,27 +76,21 @@ pub enum SampleConfigError {
 /// Steps where nobody says how many, for solvers that do not need as many as training has. Measured: docs/samplers.md.
 const STEPS: usize = 50;
 
-/// Those of Heun's method under `elucidated`: 35 evaluations (Karras et al. 2022, table 2).
-const HEUN_STEPS: usize = 18;
-
 impl SampleConfig {
     /// Steps from noise to data.
-    pub fn steps(&self, diffusion: &DiffusionConfig) -> usize {
-        self.sampling_timesteps.unwrap_or(match (self.sampler, &diffusion.formulation) {
-            (SamplerKind::Ddpm, _) => diffusion.default_steps(),
-            (SamplerKind::Heun, FormulationConfig::Elucidated(_)) => HEUN_STEPS,
-            _ => diffusion.default_steps().min(STEPS),
+    pub fn steps(&self, formulation: &dyn Formulation) -> usize {
+        let few = || formulation.default_steps().min(STEPS);
+        self.sampling_timesteps.unwrap_or_else(|| match self.sampler {
+            SamplerKind::Ddpm => formulation.default_steps(),
+            SamplerKind::Heun => formulation.default_heun_steps().unwrap_or_else(few),
+            _ => few(),
         })
     }
 
-    /// Evaluations of the network per image: some solvers need two in most steps. For valid options; under a learned schedule as at the beginning of
-    /// training.
-    pub fn evaluations(&self, diffusion: &DiffusionConfig) -> usize {
-        let steps = self.steps(diffusion);
-        let of = |formulation: &dyn Formulation| {
-            self.sampler.evaluations(&self.noise_levels.of(formulation, steps, self.karras_rho))
-        };
-        diffusion.formulation.build(None).map_or(steps, |formulation| of(&*formulation))
+    /// Evaluations of the network per image: some solvers need two in most steps. Under a learned schedule as at the beginning of training.
+    pub fn evaluations(&self, formulation: &dyn Formulation) -> usize {
+        let steps = self.steps(formulation);
+        self.sampler.evaluations(&self.noise_levels.of(formulation, steps, self.karras_rho))
     }
 
     /// Whether steps add noise.
@@ -119,18 +111,18 @@ impl SampleConfig {
     ///
     /// # Errors
     /// [`SampleConfigError`].
-    pub fn validate(&self, diffusion: &DiffusionConfig) -> Result<(), SampleConfigError> {
+    pub fn validate(&self, formulation: &dyn Formulation) -> Result<(), SampleConfigError> {
         for (key, value) in [("num_samples", self.num_samples), ("sample_batch_size", self.sample_batch_size)] {
             if value == 0 {
                 return Err(SampleConfigError::Zero { key });
             }
         }
-        self.check_steps("sampling_timesteps", self.steps(diffusion), diffusion)?;
+        self.check_steps("sampling_timesteps", self.steps(formulation), formulation)?;
         self.check_values()?;
         self.check_owners()?;
-        match (self.posterior_variance, diffusion.out_channels(1)) {
-            (Some(PosteriorVariance::Learned), channels) if channels != 2 => {
-                Err(SampleConfigError::VarianceNotLearned { formulation: diffusion.formulation.name() })
+        match (self.posterior_variance, formulation.output()) {
+            (Some(PosteriorVariance::Learned), Output::Prediction | Output::Weighted(_)) => {
+                Err(SampleConfigError::VarianceNotLearned)
             }
             _ => Ok(()),
         }
@@ -155,11 +147,11 @@ impl SampleConfig {
         &self,
         key: &'static str,
         got: usize,
-        diffusion: &DiffusionConfig,
+        formulation: &dyn Formulation,
     ) -> Result<(), SampleConfigError> {
         // Levels between the T levels are there for the other spacings.
         let integral = matches!(self.noise_levels, NoiseLevels::Trained | NoiseLevels::Trailing);
-        match diffusion.timesteps().filter(|_| integral) {
+        match formulation.timesteps().filter(|_| integral) {
             Some(timesteps) if got > timesteps || got == 0 => {
                 Err(SampleConfigError::SamplingTimesteps { key, timesteps, got })
             }

@@ -160,11 +160,11 @@ impl<M: Network> Run<M> {
             let _ = self.draw(setup, average, &trial, batch, stop, &mut |_| {})?;
             let started = Instant::now();
             let images = self.draw(setup, average, &trial, batch, stop, &mut |_| {})?;
-            let per_output = started.elapsed().as_secs_f64() / (trial.evaluations(diffusion.config()) * batch) as f64;
+            let per_output = started.elapsed().as_secs_f64() / (trial.evaluations(diffusion.formulation()) * batch) as f64;
             if wants(Metric::needs_samples) {
                 // Batches are spread over the devices; that one was one device's.
                 let share = 1.0 / (1 + average.others.len()) as f64;
-                per_sample += per_output * sample.evaluations(diffusion.config()) as f64 * share;
+                per_sample += per_output * sample.evaluations(diffusion.formulation()) as f64 * share;
             }
             if setup.config.metrics.contains(&Metric::Bpd) {
                 fixed = per_output * (self.held_out_images().len() * evaluations(diffusion, TERMS)) as f64;

@@ -99,7 +99,7 @@ impl<M: Network> Case<'_, M> {
             step,
             ..ModelCard::new(
                 self.network.clone(),
-                self.diffusion.config().clone(),
+                self.diffusion.config().unwrap().clone(),
                 ImageShape { channels, height, width },
             )
         }
@@ -134,7 +134,7 @@ impl<M: Network> Case<'_, M> {
         match bits {
             Ok(bits) => measured.extend([bits.total, bits.prior, bits.diffusion, bits.reconstruction]),
             Err(error) => {
-                let normalised = diffusion.config().shared.auto_normalize;
+                let normalised = diffusion.shared().auto_normalize;
                 assert!(matches!(error, LikelihoodError::Undefined) && !normalised, "{}: {error}", self.name);
             }
         }

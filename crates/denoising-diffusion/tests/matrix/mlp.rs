@@ -43,7 +43,7 @@ pub struct MlpOptions {
 impl Mlp {
     pub fn new(diffusion: &Diffusion, takes: Takes, seed: u64, device: &Device) -> Self {
         let [noisiest, cleanest] = diffusion.formulation().range();
-        let out_channels = diffusion.config().out_channels(SHAPE[0]);
+        let out_channels = diffusion.formulation().output().channels(SHAPE[0]);
         let options = MlpOptions { takes, out_channels, times: [cleanest.time, noisiest.time] };
         let more = match takes {
             Takes::Nothing => 0,

@@ -30,7 +30,7 @@ impl Oracle {
     /// The level that a network is told of by `time`.
     fn level(&self, time: f64) -> NoiseLevel {
         let formulation = self.diffusion.formulation();
-        match &self.diffusion.config().formulation {
+        match &self.diffusion.config().unwrap().formulation {
             FormulationConfig::ContinuousTime(_) | FormulationConfig::Simple(_) => formulation.level_at_log_snr(time),
             FormulationConfig::Elucidated(_) => formulation.level((4.0 * time).exp()),
             FormulationConfig::RectifiedFlow(_) => {

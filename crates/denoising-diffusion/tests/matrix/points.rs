@@ -37,12 +37,12 @@ pub fn classes(first: u64, b: usize) -> Vec<u32> {
 pub fn batch(diffusion: &Diffusion, first: u64, b: usize, device: &Device) -> Tensor<4> {
     let [c, h, w] = SHAPE;
     let data = Tensor::from_data(TensorData::new(values(first, b), [b, c, h, w]), device);
-    if diffusion.config().shared.auto_normalize { data } else { data * 2.0 - 1.0 }
+    if diffusion.shared().auto_normalize { data } else { data * 2.0 - 1.0 }
 }
 
 /// Which share of points lies near each place.
 pub fn shares(diffusion: &Diffusion, points: &[f32]) -> [f64; 2] {
-    let normalised = diffusion.config().shared.auto_normalize;
+    let normalised = diffusion.shared().auto_normalize;
     let coordinate = |v: f32| if normalised { f64::from(v) } else { (f64::from(v) + 1.0) / 2.0 };
     PLACES.map(|place| {
         let near = |point: &&[f32]| (0..2).all(|k| (coordinate(point[k]) - place[k]).abs() < NEAR);

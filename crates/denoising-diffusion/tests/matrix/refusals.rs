@@ -100,7 +100,8 @@ fn of_solvers() {
         (&elucidated, SampleConfig { s_tmax: Some(0.1), s_tmin: 0.2, ..of(SamplerKind::Heun) }, "above `s_tmin`"),
         (&elucidated, SampleConfig { karras_rho: 0.0, ..default() }, "above 0"),
     ] {
-        let error = sample.validate(config).unwrap_err().to_string();
+        let diffusion = Diffusion::new(config).unwrap();
+        let error = sample.validate(diffusion.formulation()).unwrap_err().to_string();
         assert!(error.contains(reason), "{error}");
     }
 }

@@ -74,7 +74,7 @@ impl<M: Network> Training<M> {
 /// Shares of samples near each place.
 fn shares<M: Network>(generator: &Generator<'_, M>, sample: SampleConfig, classes: Option<&[u32]>) -> [f64; 2] {
     let sample = SampleConfig { sample_batch_size: SAMPLES, ..sample };
-    sample.validate(generator.diffusion.config()).unwrap();
+    sample.validate(generator.diffusion.formulation()).unwrap();
     let request = Request { classes, ..Request::new(&sample, 4, SAMPLES, SHAPE) };
     let images = generator.generate(&request, &Device::flex(), &mut |_| ControlFlow::Continue(())).unwrap();
     points::shares(generator.diffusion, &images.data)
@@ -102,7 +102,7 @@ fn check_fall<M: Network>(name: &str, model: M, diffusion: &Diffusion) {
 /// Where data are predicted under weights of SNR, up to 1e4 in continuous time, so short a training sees the cleanest levels only.
 fn with_bounded_weights(mut config: DiffusionConfig) -> DiffusionConfig {
     let prediction = Diffusion::new(&config).unwrap().formulation().prediction();
-    if prediction == Prediction::XStart && matches!(config.formulation, FormulationConfig::ContinuousTime(_)) {
+    if matches!(prediction, Prediction::XStart) && matches!(config.formulation, FormulationConfig::ContinuousTime(_)) {
         config.shared.min_snr_loss_weight = Some(true);
     }
     config

@@ -77,7 +77,7 @@ impl Case {
 #[test]
 fn learned_variance() {
     let case = Case::open("learned_variance", json!({}));
-    assert_eq!(case.diffusion.config().formulation.name(), "learned_variance");
+    assert_eq!(case.diffusion.config().unwrap().formulation.name(), "learned_variance");
     let times = [12.0, 3.0];
     let denoised = case.denoised(times);
     case.assert_x_start(&denoised);
@@ -93,14 +93,14 @@ fn learned_variance() {
 #[test]
 fn weighted_objective() {
     let case = Case::open("weighted_objective", json!({}));
-    assert_eq!(case.diffusion.config().formulation.name(), "weighted_objective");
+    assert_eq!(case.diffusion.config().unwrap().formulation.name(), "weighted_objective");
     case.assert_x_start(&case.denoised([12.0, 3.0]));
 }
 
 #[test]
 fn continuous_time_with_a_learned_schedule() {
     let case = Case::open("continuous_learned", json!({}));
-    assert_eq!(case.diffusion.config().formulation.name(), "continuous_time");
+    assert_eq!(case.diffusion.config().unwrap().formulation.name(), "continuous_time");
     case.assert_log_snr(0.6);
     case.assert_x_start(&case.denoised([0.6; 2]));
 
@@ -121,7 +121,7 @@ fn continuous_time_as_someone_says() {
 #[test]
 fn elucidated() {
     let case = Case::open("elucidated", json!({}));
-    assert_eq!(case.diffusion.config().formulation.name(), "elucidated");
+    assert_eq!(case.diffusion.config().unwrap().formulation.name(), "elucidated");
     case.assert_x_start(&case.denoised([0.7; 2]));
 }
 

@@ -206,7 +206,7 @@ fn inputs_are_scaled_as_the_formulation_says() {
 #[test]
 fn estimates_are_limited_where_the_range_is_known() {
     let (network, x) = (fake(9.0, Traits::default()), batch(2, &Device::flex()));
-    let mut config = gaussian().config().clone();
+    let mut config = gaussian().config().unwrap().clone();
     for (auto_normalize, limited) in [(true, true), (false, false)] {
         config.shared.auto_normalize = auto_normalize;
         let diffusion = Diffusion::new(&config).unwrap();
