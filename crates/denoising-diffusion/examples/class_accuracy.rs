@@ -95,7 +95,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let batch = loader.next_batch()?;
         let labels: Vec<i64> = batch.classes.into_iter().flatten().map(i64::from).collect();
         let labels = Tensor::from_data(TensorData::new(labels, [BATCH, 1]), &training);
-        let loss = model.forward(images(batch.images, shape, &training)).gather(1, labels).mean().neg();
+        let loss = model.forward(images(batch.images.data, shape, &training)).gather(1, labels).mean().neg();
         if step % 250 == 0 {
             println!("step {step} loss {:.3}", loss.clone().into_scalar::<f32>());
         }
@@ -109,7 +109,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (mut good, total) = (0, held_out.len());
     for batch in held_out.batches(250)? {
         let batch = batch?;
-        good += right(&model, images(batch.images, shape, &device), &batch.classes.unwrap_or_default());
+        good += right(&model, images(batch.images.data, shape, &device), &batch.classes.unwrap_or_default());
     }
     println!("held-out images: {good} of {total} right, {:.1} %", 100.0 * good as f64 / total as f64);
 

@@ -12,9 +12,9 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{BatchNorm, BatchNormConfig, Dropout, DropoutConfig, Linear, LinearConfig, PaddingConfig2d};
-use burn::tensor::{Device, Tensor, TensorData, activation};
-use denoising_diffusion::data::{DataConfig, Dataset, Flip, Loader, LoaderConfig};
-use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig};
+use burn::tensor::{Device, Tensor, activation};
+use denoising_diffusion::data::{DataConfig, Dataset, Flip, ImageShape, Loader, LoaderConfig};
+use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig, Examples};
 use denoising_diffusion::generate::{Generator, Request};
 use denoising_diffusion::models::{Network, NetworkInput};
 use denoising_diffusion::report::{GridOptions, save_grid};
@@ -76,20 +76,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     let device = Device::flex();
     device.seed(1); // Burn's own layers draw their weights from Burn's generator
     let data = Arc::new(Dataset::open(&DataConfig::default())?);
-    let shape = data.shape();
-    let dims = |b: usize| [b, shape.channels, shape.height, shape.width];
+    let ImageShape { channels, height, width } = data.shape();
 
     let config = TrainConfig { steps: STEPS, batch_size: 64, lr: 2e-3, ..TrainConfig::default() };
     let loader = LoaderConfig { batch_size: config.batch_size, seed: config.seed, flip: Flip::Off, workers: 0 };
     let mut loader = Loader::new(data, loader)?;
-    let model = ConvNet::new(shape.channels, &device.clone().autodiff());
+    let model = ConvNet::new(channels, &device.clone().autodiff());
     let diffusion = Diffusion::new(&DiffusionConfig::default())?;
     let mut trainer = Trainer::new(model, diffusion.clone(), config, EmaConfig::default(), &device)?;
 
     for _ in 0..STEPS {
-        let batch = loader.next_batch()?;
-        let images = Tensor::<4>::from_data(TensorData::new(batch.images, dims(batch.indices.len())), &device);
-        let report = trainer.step(vec![images]);
+        let report = trainer.step(vec![Examples::of(loader.next_batch()?, &device)]);
         if report.step % 100 == 0 {
             println!("step {} loss {:.4}", report.step, report.loss);
         }
@@ -97,8 +94,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // `eval()` is the only way to something that samples: dropout is off, statistics are the stored ones.
     let sample = SampleConfig { sampling_timesteps: Some(50), ..SampleConfig::default() };
-    let [_, c, h, w] = dims(1);
-    let request = Request::new(&sample, 0, 36, [c, h, w]);
+    let request = Request::new(&sample, 0, 36, [channels, height, width]);
     let network = trainer.ema().eval();
     let images =
         Generator::new(&network, &diffusion).generate(&request, &device, &mut |_| ControlFlow::Continue(()))?;

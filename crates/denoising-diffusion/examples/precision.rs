@@ -9,10 +9,9 @@
 use std::error::Error;
 use std::sync::Arc;
 
-use burn::tensor::{Tensor, TensorData};
 use denoising_diffusion::data::{DataConfig, Dataset, Flip, Loader, LoaderConfig};
 use denoising_diffusion::device::{DeviceChoice, open};
-use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig};
+use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig, Examples};
 use denoising_diffusion::models::{Unet, UnetConfig};
 use denoising_diffusion::nn::Init;
 use denoising_diffusion::nn::ops::{Precision, set_precision};
@@ -41,9 +40,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut trainer = Trainer::new(network, diffusion, config, EmaConfig::default(), &device)?;
         let mut losses = Vec::with_capacity(steps);
         for _ in 0..steps {
-            let batch = loader.next_batch()?;
-            let dims = [batch.indices.len(), shape.channels, shape.height, shape.width];
-            losses.push(trainer.step(vec![Tensor::<4>::from_data(TensorData::new(batch.images, dims), &device)]).loss);
+            losses.push(trainer.step(vec![Examples::of(loader.next_batch()?, &device)]).loss);
         }
         Ok(losses)
     };

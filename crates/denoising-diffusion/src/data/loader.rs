@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use super::order::{Mirror, epoch_permutation, flip_coin, locate};
 use super::prefetch::Prefetcher;
 use super::subset::check_batch_size;
-use super::{DataError, Flip, Subset};
+use super::{DataError, Flip, ImageBatch, Subset};
 
 /// Epoch orders kept at a time; threads work on neighbouring batches only.
 const ORDERS_KEPT: usize = 4;
@@ -28,21 +28,39 @@ pub struct LoaderConfig {
     pub workers: usize,
 }
 
-/// Some images, together.
+/// Some examples, together.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
     /// Number of the batch, from 0.
     pub index: u64,
     /// `[b, c, h, w]`, in [0, 1].
-    pub images: Vec<f32>,
+    pub images: ImageBatch,
     /// Class of each image, below [`Dataset::num_classes`](super::Dataset::num_classes), if the source has classes.
     pub classes: Option<Vec<u32>>,
     /// `[b, condition channels, h, w]`, in [0, 1], if the data have conditions.
-    pub conditions: Option<Vec<f32>>,
+    pub conditions: Option<ImageBatch>,
     /// `[b, vector_dim]`, scaled, if the data have vectors.
     pub vectors: Option<Vec<f32>>,
     /// Index of each image in the dataset.
     pub indices: Vec<usize>,
+}
+
+impl Batch {
+    /// Images of which nothing is known, numbered from `first`.
+    pub fn of(images: ImageBatch, first: usize) -> Self {
+        let indices = (first..first + images.shape[0]).collect();
+        Self { index: 0, images, classes: None, conditions: None, vectors: None, indices }
+    }
+
+    /// Number of examples.
+    pub fn len(&self) -> usize {
+        self.images.shape[0]
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// An endless sequence of training batches, decoded ahead by worker threads.

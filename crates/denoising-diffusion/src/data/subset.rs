@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::loader::Batch;
 use super::order::Mirror;
 use super::prefetch::{Prefetcher, usual_workers};
-use super::{DataError, Dataset};
+use super::{DataError, Dataset, ImageBatch, ImageShape};
 
 /// Some images of a dataset, in a fixed order. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -102,14 +102,18 @@ impl Subset {
 
     /// Reads the given images of the dataset into one batch.
     pub(super) fn batch(&self, index: u64, images: Vec<(usize, Mirror)>) -> Result<Batch, DataError> {
-        let len = self.dataset.shape().len();
-        let mut pixels = vec![0.0; images.len() * len];
-        for (&(image, mirror), out) in images.iter().zip(pixels.chunks_exact_mut(len)) {
+        let room = |ImageShape { channels, height, width }: ImageShape| {
+            let shape = [images.len(), channels, height, width];
+            ImageBatch { shape, data: vec![0.0; shape.iter().product()] }
+        };
+        let (of_images, of_conditions) = (self.dataset.shape(), self.dataset.condition_shape());
+        let mut pixels = room(of_images);
+        for (&(image, mirror), out) in images.iter().zip(pixels.data.chunks_exact_mut(of_images.len())) {
             self.dataset.write_image(image, mirror, out)?;
         }
-        let mut conditions = self.dataset.condition_shape().map(|shape| vec![0.0; images.len() * shape.len()]);
-        if let Some((values, shape)) = conditions.as_mut().zip(self.dataset.condition_shape()) {
-            for (&(image, mirror), out) in images.iter().zip(values.chunks_exact_mut(shape.len())) {
+        let mut conditions = of_conditions.map(room);
+        if let Some((conditions, shape)) = conditions.as_mut().zip(of_conditions) {
+            for (&(image, mirror), out) in images.iter().zip(conditions.data.chunks_exact_mut(shape.len())) {
                 self.dataset.write_condition(image, mirror, out)?;
             }
         }

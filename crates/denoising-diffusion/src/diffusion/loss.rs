@@ -10,6 +10,7 @@ use super::prediction::Prediction;
 use super::prepared::{Levels, Number, Prepared, Told};
 use super::process::{Diffusion, Draws};
 use super::weighted_objective;
+use crate::data::{Batch, ImageBatch};
 use crate::models::{Network, NetworkInput};
 use crate::nn::params::{from_host, host_values};
 use crate::nn::{TrainNoGrad, Vectors};
@@ -34,6 +35,17 @@ impl From<Tensor<4>> for Examples {
 }
 
 impl Examples {
+    /// A batch of data on a device.
+    pub fn of(batch: Batch, device: &Device) -> Self {
+        let on = |ImageBatch { shape, data }: ImageBatch| from_host(data, shape, device);
+        Self {
+            data: on(batch.images),
+            classes: batch.classes,
+            condition: batch.conditions.map(on),
+            vectors: batch.vectors,
+        }
+    }
+
     /// The same on this device.
     pub fn on(self, device: &Device) -> Self {
         let condition = self.condition.map(|condition| condition.to_device(device));

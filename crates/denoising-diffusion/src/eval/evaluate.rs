@@ -15,7 +15,7 @@ use super::metric::{self, FidInput, Metric, MetricError};
 use super::metrics::features::Features;
 use super::result::{BitsPerDim, JudgedOn, LossByTime, Measurement, Neighbours};
 use crate::data::DataError;
-use crate::diffusion::Diffusion;
+use crate::diffusion::{Diffusion, Examples};
 use crate::interop::InteropError;
 use crate::models::Network;
 use crate::nn::Eval;
@@ -258,7 +258,7 @@ pub fn loss<M: Network>(
         }
         let part = parts.next()?.map_err(|error| ended = Err(error.into())).ok()?;
         done += part.len();
-        Some(part.on(device))
+        Some(Examples::of(part, device))
     });
     let loss = held_out_loss(model, diffusion, batches.fuse(), seed, device);
     watch.finish();

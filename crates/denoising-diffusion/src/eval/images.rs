@@ -3,8 +3,7 @@
 
 use std::sync::Arc;
 
-use super::examples::ExampleSet;
-use crate::data::{DataError, ImageBatch, ImageShape, Subset, spread_places};
+use crate::data::{Batch, DataError, ImageBatch, ImageShape, Subset, spread_places};
 use crate::digest::Digest;
 use crate::generate::{Depth, Samples};
 
@@ -23,7 +22,7 @@ enum Source {
 }
 
 /// Examples, a part of them after the other.
-pub type Parts<'a> = Box<dyn Iterator<Item = Result<ExampleSet, DataError>> + 'a>;
+pub type Parts<'a> = Box<dyn Iterator<Item = Result<Batch, DataError>> + 'a>;
 
 impl Images {
     /// Images of a dataset.
@@ -118,7 +117,7 @@ impl Images {
         mut f: impl FnMut(&[f32]) -> Result<(), E>,
     ) -> Result<(), E> {
         match &self.source {
-            Source::Data(data) => data.batches(size)?.try_for_each(|batch| f(&batch?.images)),
+            Source::Data(data) => data.batches(size)?.try_for_each(|batch| f(&batch?.images.data)),
             Source::Drawn(samples) => samples.batches(size).try_for_each(|batch| f(&batch)),
         }
     }
@@ -142,14 +141,11 @@ impl Images {
     /// Those of reading, each in place of the examples that could not be read.
     pub fn examples(&self, size: usize) -> Result<Parts<'_>, DataError> {
         Ok(match &self.source {
-            Source::Data(data) => {
-                let (shape, of_conditions) = (self.shape, data.dataset().condition_shape());
-                Box::new(data.batches(size)?.map(move |batch| Ok(ExampleSet::of_batch(batch?, shape, of_conditions))))
-            }
+            Source::Data(data) => Box::new(data.batches(size)?),
             Source::Drawn(samples) => {
                 let [c, h, w] = self.shape;
                 let of = move |data: Vec<f32>| ImageBatch { shape: [data.len() / (c * h * w), c, h, w], data };
-                Box::new(samples.batches(size).map(move |data| Ok(ExampleSet::of(of(data)))))
+                Box::new(samples.batches(size).enumerate().map(move |(k, data)| Ok(Batch::of(of(data), k * size))))
             }
         })
     }
@@ -278,15 +274,14 @@ mod tests {
     #[test]
     fn examples_come_in_parts_with_what_belongs_to_them() {
         let data = Images::of_data(Subset::from(Arc::new(Dataset::open(&DataConfig::default()).unwrap()))).spread(7);
-        let parts: Vec<ExampleSet> = data.examples(3).unwrap().collect::<Result<_, _>>().unwrap();
-        assert_eq!(parts.iter().map(ExampleSet::len).collect::<Vec<_>>(), [3, 3, 1]);
+        let parts: Vec<Batch> = data.examples(3).unwrap().collect::<Result<_, _>>().unwrap();
+        assert_eq!(parts.iter().map(Batch::len).collect::<Vec<_>>(), [3, 3, 1]);
         let values: Vec<f32> = parts.iter().flat_map(|part| part.images.data.clone()).collect();
         assert_eq!(values, data.values().unwrap());
         let classes: Vec<u32> = parts.iter().flat_map(|part| part.classes.clone().unwrap()).collect();
         assert_eq!(classes, data.classes(7).unwrap());
-        let drawn: Vec<ExampleSet> =
-            Images::of_samples(&samples()).examples(2).unwrap().collect::<Result<_, _>>().unwrap();
-        assert_eq!(drawn.iter().map(ExampleSet::len).collect::<Vec<_>>(), [2, 1]);
+        let drawn: Vec<Batch> = Images::of_samples(&samples()).examples(2).unwrap().collect::<Result<_, _>>().unwrap();
+        assert_eq!(drawn.iter().map(Batch::len).collect::<Vec<_>>(), [2, 1]);
         assert!(drawn.iter().all(|part| part.classes.is_none()));
     }
 

@@ -18,13 +18,12 @@ use std::ops::ControlFlow;
 use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 
-use super::examples::ExampleSet;
 use super::result::{BitsPerDim, JudgedOn};
-use crate::data::DataError;
-use crate::diffusion::{Denoiser, Diffusion, Formulation, SharedConfig, NoiseLevel, even_in_log_snr};
+use crate::data::{Batch, DataError, ImageBatch};
+use crate::diffusion::{Denoiser, Diffusion, Formulation, NetworkDenoiser, NoiseLevel, SharedConfig, even_in_log_snr};
 use crate::models::Network;
 use crate::nn::Eval;
-use crate::nn::params::host_values;
+use crate::nn::params::{from_host, host_values};
 use crate::noise::{Purpose, Stream};
 
 /// Probabilities below this count as this: 8-bit values far from the mean have none that a float can tell from 0.
@@ -63,7 +62,7 @@ pub enum LikelihoodError {
 pub fn bits_per_dim<M: Network>(
     model: &Eval<M>,
     diffusion: &Diffusion,
-    parts: impl Iterator<Item = Result<ExampleSet, DataError>>,
+    parts: impl Iterator<Item = Result<Batch, DataError>>,
     terms: usize,
     seed: u64,
     device: &Device,
@@ -107,14 +106,14 @@ struct Bound<'a, M> {
 
 impl<M: Network> Bound<'_, M> {
     /// The terms at t of images numbered from `first`.
-    fn terms(&self, part: &ExampleSet, first: usize, t: usize) -> Result<Vec<f64>, LikelihoodError> {
+    fn terms(&self, part: &Batch, first: usize, t: usize) -> Result<Vec<f64>, LikelihoodError> {
         let Self { model, diffusion, chain, seed, device } = *self;
         let level = chain.level(t);
         let [count, c, h, w] = part.images.shape;
         let len = c * h * w;
         let x_start: Vec<f32> = part.images.data.iter().map(|v| 2.0 * v - 1.0).collect();
         let x = TensorData::new(noised(level, &x_start, len, t, seed, first), [count, c, h, w]);
-        let denoiser = part.told(diffusion.denoiser(model), device);
+        let denoiser = told(part, diffusion.denoiser(model), device);
         let estimate = denoiser.denoise(Tensor::from_data(x, device), level, None);
         let (estimate, variance) = (host_values(estimate.x_start), estimate.variance.map(host_values));
         if estimate.iter().chain(variance.iter().flatten()).any(|v| !v.is_finite()) {
@@ -125,6 +124,24 @@ impl<M: Network> Bound<'_, M> {
             chain.term(t, &x_start[at.clone()], &estimate[at.clone()], variance.as_ref().map(|v| &v[at]))
         };
         Ok((0..count).into_par_iter().map(of_image).collect())
+    }
+}
+
+/// A denoiser that is told what belongs to the examples of a batch.
+fn told<'a, M: Network>(
+    batch: &Batch,
+    mut denoiser: NetworkDenoiser<'a, M>,
+    device: &Device,
+) -> NetworkDenoiser<'a, M> {
+    if let Some(classes) = &batch.classes {
+        denoiser = denoiser.with_classes(classes.clone());
+    }
+    if let Some(vectors) = &batch.vectors {
+        denoiser = denoiser.with_vectors(vectors.clone());
+    }
+    match &batch.conditions {
+        Some(ImageBatch { shape, data }) => denoiser.with_condition(from_host(data.clone(), *shape, device)),
+        None => denoiser,
     }
 }
 

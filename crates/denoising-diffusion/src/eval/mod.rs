@@ -6,7 +6,6 @@ pub mod accuracy;
 pub mod config;
 mod copies;
 pub mod evaluate;
-pub mod examples;
 pub mod extract;
 pub mod held_out;
 pub mod images;

@@ -10,7 +10,6 @@ use thiserror::Error;
 use super::classifier::{ClassifierStep, ClassifierTrainer};
 use super::event::{Outcome, StopSignal};
 use super::periodic::HELD_OUT_IMAGES;
-use super::run::to_examples;
 use super::step_report::TrainError;
 use crate::classifier_file::{ClassifierCard, ClassifierFile};
 use crate::data::{DataError, Flip, Loader, LoaderConfig, Subset};
@@ -73,7 +72,7 @@ pub fn train_classifier(
     let mut written: Option<ClassifierCard> = None;
     while trainer.step_count() < config.steps && !stop.is_requested() {
         let started = Instant::now();
-        let Examples { data, classes, .. } = to_examples(loader.next_batch()?, setup.train.dataset(), &device);
+        let Examples { data, classes, .. } = Examples::of(loader.next_batch()?, &device);
         let classes = classes.ok_or(ClassifierTrainError::NoClasses)?;
         let report = trainer.step(data, &classes)?;
         let images_per_s = config.batch_size as f64 / started.elapsed().as_secs_f64();
@@ -122,7 +121,7 @@ fn measure(
     let (device, config) = (trainer.device(), trainer.config());
     let batches = some.batches(config.batch_size)?.collect::<Result<Vec<_>, _>>()?;
     let batches = batches.into_iter().take_while(|_| !stop.is_requested()).filter_map(|batch| {
-        let Examples { data, classes, .. } = to_examples(batch, some.dataset(), &device);
+        let Examples { data, classes, .. } = Examples::of(batch, &device);
         Some((data, classes?))
     });
     let accuracy = held_out_accuracy(&trainer.ema().eval(), trainer.diffusion(), batches, config.seed, &device);

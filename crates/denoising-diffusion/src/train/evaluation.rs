@@ -160,7 +160,8 @@ impl<M: Network> Run<M> {
             let _ = self.draw(setup, average, &trial, batch, stop, &mut |_| {})?;
             let started = Instant::now();
             let images = self.draw(setup, average, &trial, batch, stop, &mut |_| {})?;
-            let per_output = started.elapsed().as_secs_f64() / (trial.evaluations(diffusion.formulation()) * batch) as f64;
+            let per_output =
+                started.elapsed().as_secs_f64() / (trial.evaluations(diffusion.formulation()) * batch) as f64;
             if wants(Metric::needs_samples) {
                 // Batches are spread over the devices; that one was one device's.
                 let share = 1.0 / (1 + average.others.len()) as f64;

@@ -5,8 +5,9 @@ use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 
 use super::event::{Event, StopSignal};
-use super::run::{Run, RunError, Saving, to_examples};
+use super::run::{Run, RunError, Saving};
 use crate::data::{DataLayout, ImageShape};
+use crate::diffusion::Examples;
 use crate::eval::held_out::{HeldOutLoss, held_out_loss};
 use crate::generate::{GenerateError, Progress, Request};
 use crate::models::Network;
@@ -104,9 +105,9 @@ impl<M: Network> Run<M> {
         if some.is_empty() {
             return Ok(());
         }
-        let (dataset, device) = (some.dataset(), self.trainer.device());
+        let (_dataset, device) = (some.dataset(), self.trainer.device());
         let batches = some.batches(self.trainer.config().batch_size)?.collect::<Result<Vec<_>, _>>()?;
-        let examples = batches.into_iter().map(|batch| to_examples(batch, dataset, &device));
+        let examples = batches.into_iter().map(|batch| Examples::of(batch, &device));
         let seed = self.trainer.config().seed;
         let eval = self.trainer.ema().eval().for_predictions();
         if let Some(loss) = held_out_loss(&eval, self.trainer.diffusion(), examples, seed, &device) {

@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::Device;
 use thiserror::Error;
 
 use super::checkpoint::{CheckpointError, CheckpointState, Checkpoints};
@@ -23,7 +23,7 @@ use super::replicas::AverageOnDevices;
 use super::snapshots::{Snapshots, SnapshotsError};
 use super::step_report::{NonFiniteKind, StepReport, TrainError};
 use super::trainer::Trainer;
-use crate::data::{Batch, DataError, Dataset, Flip, ImageBatch, ImageShape, Loader, Subset};
+use crate::data::{DataError, Flip, ImageBatch, Loader, Subset};
 use crate::diffusion::{Examples, GuidanceConfig};
 use crate::eval::evaluate::EvaluateError;
 use crate::eval::images::Images;
@@ -277,11 +277,10 @@ impl<M: Network> Run<M> {
     }
 
     fn next_batches(&mut self) -> Result<Vec<Examples>, DataError> {
-        let dataset = self.setup.train.dataset().clone();
         let batches = 0..self.trainer.config().accumulate;
         let on_its_device = |k| {
             let batch = self.loader.next_batch()?;
-            Ok(to_examples(batch, &dataset, &self.trainer.device_of_batch(k)))
+            Ok(Examples::of(batch, &self.trainer.device_of_batch(k)))
         };
         batches.map(on_its_device).collect()
     }
@@ -418,20 +417,5 @@ impl<M: Network> Run<M> {
         save_curve_svg(self.setup.dir.join("loss.svg"), &curves, &options)?;
         save_curve_png(self.setup.dir.join("loss.png"), &curves, &options)?;
         Ok(())
-    }
-}
-
-/// A batch with what the network is told of it.
-pub(super) fn to_examples(batch: Batch, dataset: &Dataset, device: &Device) -> Examples {
-    let tensor = |values: Vec<f32>, shape: ImageShape| {
-        let dims = [batch.indices.len(), shape.channels, shape.height, shape.width];
-        Tensor::from_data(TensorData::new(values, dims), device)
-    };
-    let condition = batch.conditions.zip(dataset.condition_shape());
-    Examples {
-        data: tensor(batch.images, dataset.shape()),
-        classes: batch.classes,
-        condition: condition.map(|(values, shape)| tensor(values, shape)),
-        vectors: batch.vectors,
     }
 }

@@ -28,11 +28,11 @@ fn batches_depend_on_neither_threads_nor_cache() {
     assert_eq!(first, run(3, CachePolicy::On));
     assert_eq!(first, run(4, CachePolicy::Off));
     // Both kinds occur: the bright pixel is left as stored, or on the right.
-    let mirrored = |batch: &Batch| batch.images[3] == 1.0;
+    let mirrored = |batch: &Batch| batch.images.data[3] == 1.0;
     assert!(first.iter().any(mirrored) && !first.iter().all(mirrored));
     for batch in &first {
         for (i, &index) in batch.indices.iter().enumerate() {
-            assert_eq!(batch.images[i * 48 + 5], index as f32 / 255.0);
+            assert_eq!(batch.images.data[i * 48 + 5], index as f32 / 255.0);
         }
     }
 }
@@ -110,7 +110,7 @@ fn a_pass_visits_each_image_once_in_order() {
     assert_eq!(sizes, [3, 3, 1]);
     let indices: Vec<usize> = batches.iter().flat_map(|b| b.indices.clone()).collect();
     assert_eq!(indices, [0, 1, 2, 3, 4, 5, 6]);
-    assert!(batches.iter().all(|batch| batch.images[0] == 1.0), "mirrored");
+    assert!(batches.iter().all(|batch| batch.images.data[0] == 1.0), "mirrored");
     assert_eq!(subset.spread(2).batches(3).unwrap().count(), 1);
     assert_eq!(subset.spread(0).batches(3).unwrap().count(), 0);
 }

@@ -376,7 +376,7 @@ fn conditions_are_found_by_name_and_mirrored_with_their_images() {
     let conditions = batch.conditions.unwrap();
     let mut mirrored = 0;
     for (i, &index) in batch.indices.iter().enumerate().filter(|(_, index)| **index > 0) {
-        let (image, condition) = (&batch.images[48 * i..][..48], &conditions[16 * i..][..16]);
+        let (image, condition) = (&batch.images.data[48 * i..][..48], &conditions.data[16 * i..][..16]);
         let is_mirrored = image[3] > image[0];
         mirrored += usize::from(is_mirrored);
         assert_eq!(is_mirrored, condition[3] < condition[0], "image {index}");
