@@ -43,8 +43,8 @@ pub struct Plan {
 impl Plan {
     /// Checks the recipe, opens the data and checks one against the other.
     pub fn new(recipe: Recipe, machine: Machine, dir: PathBuf) -> Result<Self> {
-        recipe.validate().or_usage()?;
         let recipe = recipe.resolved();
+        recipe.validate().or_usage()?;
         let dataset = Arc::new(open_data(&recipe.data)?);
         let ImageShape { height, width, .. } = dataset.shape();
         let recipe = Recipe { diffusion: recipe.diffusion.for_size(height, width), ..recipe };

@@ -257,17 +257,13 @@ impl Recipe {
         Ok(toml::to_string(&table)?)
     }
 
-    /// For a run that begins: choices that older runs, whose `config.toml` lacks the key, did not have.
-    pub fn for_new_run(mut self) -> Self {
-        let fourier_time = self.bare_network().fourier_time();
-        self.diffusion = self.diffusion.for_new_run(fourier_time);
-        self
-    }
-
-    /// With the data read as what the network is for, where nobody says how.
+    /// With what follows from the network where nobody says otherwise: what the data are read as, and how large times are.
     pub fn resolved(mut self) -> Self {
         if self.data.layout == DataLayout::Auto {
             self.data.layout = self.network.model.layout();
+        }
+        if self.bare_network().fourier_time() {
+            self.diffusion = self.diffusion.for_fourier_time();
         }
         self
     }

@@ -160,7 +160,6 @@ fn settings(args: &TrainArgs) -> Result<(Recipe, PathBuf)> {
         }
     }
     let recipe = args.recipe.apply(&recipe).map_err(|error| Failure::usage(error.message().trim_end()))?;
-    let recipe = if args.resume.is_some() { recipe } else { recipe.for_new_run() };
     let dir = match (&args.resume, &args.out) {
         (Some(run), _) => run.clone(),
         (None, Some(out)) => refuse_existing(out)?.to_path_buf(),

@@ -286,17 +286,14 @@ impl DiffusionConfig {
         }
     }
 
-    /// For a run that begins, of a network that may embed time by Fourier features: choices that older runs, whose files lack the key, did not have.
-    pub fn for_new_run(self, fourier_time: bool) -> Self {
-        let weighted = self.min_snr().is_some();
-        let formulation = match self.formulation {
-            FormulationConfig::Gaussian(config) if !weighted => FormulationConfig::Gaussian(config.for_new_run()),
-            FormulationConfig::RectifiedFlow(config) if fourier_time => {
-                FormulationConfig::RectifiedFlow(config.for_fourier_time())
+    /// For a network that embeds time by Fourier features: it is told small times, where the formulation leaves a choice and nothing else is said.
+    pub fn for_fourier_time(self) -> Self {
+        match self.formulation {
+            FormulationConfig::RectifiedFlow(config) => {
+                Self { formulation: FormulationConfig::RectifiedFlow(config.for_fourier_time()), ..self }
             }
-            formulation => formulation,
-        };
-        Self { formulation, ..self }
+            _ => self,
+        }
     }
 
     /// Fills in what the size of the data decides.

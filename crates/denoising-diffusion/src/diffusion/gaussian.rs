@@ -40,18 +40,14 @@ impl GaussianConfig {
         refuse_noise_at_zero_snr(&self.schedule, self.objective)
     }
 
-    pub(super) fn build(&self, tables: Tables) -> GaussianDiffusion {
-        GaussianDiffusion {
-            loss_weight: self.loss_weight.unwrap_or_default(),
-            ..GaussianDiffusion::with_tables(tables, self.objective)
-        }
+    /// The weight that is taken: where the last level is nothing but noise, the network must learn what to do there, unless something else is said.
+    fn loss_weight(&self) -> LossWeight {
+        let usual = if self.schedule.zero_terminal_snr { LossWeight::Uniform } else { LossWeight::Noise };
+        self.loss_weight.unwrap_or(usual)
     }
 
-    /// For a run that begins: where the last level is nothing but noise, the network learns what to do there, unless something else is said.
-    #[must_use]
-    pub fn for_new_run(self) -> Self {
-        let uniform = self.schedule.zero_terminal_snr.then_some(LossWeight::Uniform);
-        Self { loss_weight: self.loss_weight.or(uniform), ..self }
+    pub(super) fn build(&self, tables: Tables) -> GaussianDiffusion {
+        GaussianDiffusion { loss_weight: self.loss_weight(), ..GaussianDiffusion::with_tables(tables, self.objective) }
     }
 }
 

@@ -165,25 +165,15 @@ pub fn measure(
             measured.measurements.extend(by_features(metric, real.as_ref(), &generated, seed)?);
         }
     }
-    for &metric in metrics {
-        match metric {
-            Metric::Swd => {
-                measured.measurements.push(by_pixels(metric, sets.generated, sets.real, |generated, real| {
-                    metric::swd(real, generated, seed)
-                })?)
-            }
-            Metric::Spectrum => {
-                let [_, _, width] = sets.real.shape();
-                measured.measurements.push(by_pixels(metric, sets.generated, sets.real, |generated, real| {
-                    metric::spectrum(real, generated, width, seed)
-                })?);
-            }
-            Metric::Neighbours => {
-                let split = sets.split.ok_or(EvaluateError::NoSplit { metric })?;
-                measured.neighbours = Some(neighbours(sets.generated, split, watch)?);
-            }
-            _ => {}
-        }
+    let of_pixels: Vec<Metric> =
+        metrics.iter().copied().filter(|metric| matches!(metric, Metric::Swd | Metric::Spectrum)).collect();
+    if let Some(&first) = of_pixels.first() {
+        of_one_shape(first, sets.generated, sets.real)?;
+        measured.measurements.extend(by_pixels(&of_pixels, sets.generated, sets.real, seed)?);
+    }
+    if metrics.contains(&Metric::Neighbours) {
+        let split = sets.split.ok_or(EvaluateError::NoSplit { metric: Metric::Neighbours })?;
+        measured.neighbours = Some(neighbours(sets.generated, split, watch)?);
     }
     Ok(measured)
 }
@@ -206,18 +196,24 @@ fn by_features(
     result.map_err(|source| EvaluateError::Metric { metric, source })
 }
 
-/// Compares pixels of two sets of images of one shape.
-fn by_pixels<T>(
-    metric: Metric,
+/// Compares pixels of two sets of images of one shape, which are read once for all metrics.
+fn by_pixels(
+    metrics: &[Metric],
     generated: &Images,
     real: &Images,
-    compare: impl FnOnce(Features<'_>, Features<'_>) -> Result<T, MetricError>,
-) -> Result<T, EvaluateError> {
-    of_one_shape(metric, generated, real)?;
-    let (left, right) = (bearable(generated).values()?, bearable(real).values()?);
-    table(&left, generated)
-        .and_then(|left| compare(left, table(&right, real)?))
-        .map_err(|source| EvaluateError::Metric { metric, source })
+    seed: u64,
+) -> Result<Vec<Measurement>, EvaluateError> {
+    let (of_generated, of_real) = (bearable(generated).values()?, bearable(real).values()?);
+    let [_, _, width] = real.shape();
+    let measure = |metric: Metric| {
+        let (generated, real) = (table(&of_generated, generated)?, table(&of_real, real)?);
+        match metric {
+            Metric::Spectrum => metric::spectrum(real, generated, width, seed),
+            _ => metric::swd(real, generated, seed),
+        }
+    };
+    let measured = |&metric| measure(metric).map_err(|source| EvaluateError::Metric { metric, source });
+    metrics.iter().map(measured).collect()
 }
 
 /// As many of the images as memory bears the pixels of.

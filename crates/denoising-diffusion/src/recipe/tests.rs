@@ -54,10 +54,10 @@ fn a_network_has_its_usual_learning_rate_unless_one_is_named() {
 fn fourier_features_are_told_small_times_by_rectified_flow() {
     for model in ["uvit", "karras_unet"] {
         let text = format!("[network]\nmodel = '{model}'\n[diffusion]\ndiffusion = 'rectified_flow'\n");
-        let begun = Recipe::from_toml(&text).unwrap().for_new_run();
+        let begun = Recipe::from_toml(&text).unwrap().resolved();
         begun.validate().unwrap();
         assert_eq!(Recipe::from_toml(&begun.to_toml().unwrap()).unwrap(), begun);
-        let large = Recipe::from_toml(&format!("{text}time_scale = 1000.0")).unwrap().for_new_run();
+        let large = Recipe::from_toml(&format!("{text}time_scale = 1000.0")).unwrap().resolved();
         assert!(matches!(large.validate(), Err(RecipeError::FourierTime { .. })));
     }
 }
