@@ -320,8 +320,8 @@ pub(crate) unsafe fn matrix_times_panels(
     }
 }
 
-/// [`tiles_times_panels`] for tiles of six rows, the last tile having the remaining ones, and panels without gaps: `b` is `[cols / 16, taps len,
-/// 16]`, rounded up. Row i of `dst` begins at `dst + i stride`.
+/// [`tiles_times_panels`] for tiles of six rows, the last tile having the remaining ones, and panels without gaps: `b` is
+/// `[cols / 16, taps len, 16]`, rounded up. Row i of `dst` begins at `dst + i stride`.
 ///
 /// # Safety
 /// As [`tiles_times_panels`].

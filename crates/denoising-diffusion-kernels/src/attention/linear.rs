@@ -21,8 +21,9 @@ const TASKS: usize = 32;
 /// out[b, i, h, e] = sum over channels d of context[d, e] q'[i, d], with context[d, e] = sum over keys j of k'[j, d] v[j, e],
 /// q' = softmax of q over the head's channels times head_dim^-1/2, k' = softmax of k over all keys.
 ///
-/// `qkv` is `[batch, positions, 3, heads, head_dim]`, `memory` is `[2, heads, head_dim, memory]` (keys, values), `out` is `[batch, positions, heads,
-/// head_dim]`. `state`, of [`AttentionShape::linear_state_len`] values, is the result of [`linear_attention_state`], for the backward pass.
+/// `qkv` is `[batch, positions, 3, heads, head_dim]`, `memory` is `[2, heads, head_dim, memory]` (keys, values), `out` is
+/// `[batch, positions, heads, head_dim]`. `state`, of [`AttentionShape::linear_state_len`] values, is the result of [`linear_attention_state`], for
+/// the backward pass.
 pub fn linear_attention_forward(
     shape: &AttentionShape,
     qkv: &[f32],
@@ -81,8 +82,8 @@ pub(super) fn blocks(positions: Range<usize>) -> impl Iterator<Item = Range<usiz
 
 /// How the work for a shape is divided: into pairs of image and head, and these into chunks of positions if there are few pairs.
 ///
-/// Everything in scratch memory is `padded` wide, with zeros after `dim`; matrices of `padded` rows and columns are stored as panels, `[padded / 16,
-/// padded, 16]`.
+/// Everything in scratch memory is `padded` wide, with zeros after `dim`; matrices of `padded` rows and columns are stored as panels,
+/// `[padded / 16, padded, 16]`.
 pub(super) struct Plan<'a> {
     pub(super) shape: &'a AttentionShape,
     pub(super) dim: usize,

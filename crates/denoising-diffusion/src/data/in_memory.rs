@@ -23,8 +23,8 @@ pub enum ArrayValues {
 }
 
 impl Dataset {
-    /// An array in memory, read like a `.npy` file that holds it: images `[n, c, h, w]`, `[n, h, w, c]` or `[n, h, w]`, sequences `[n, c, l]` or `[n,
-    /// l]`, volumes `[n, c, d, h, w]` or `[n, d, h, w]` ([`DataConfig::layout`] says which). `labels` holds one class per example. The
+    /// An array in memory, read like a `.npy` file that holds it: images `[n, c, h, w]`, `[n, h, w, c]` or `[n, h, w]`, sequences `[n, c, l]` or
+    /// `[n, l]`, volumes `[n, c, d, h, w]` or `[n, d, h, w]` ([`DataConfig::layout`] says which). `labels` holds one class per example. The
     /// configuration's `path` and `labels` are ignored.
     ///
     /// ```

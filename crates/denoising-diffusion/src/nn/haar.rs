@@ -8,8 +8,8 @@ use super::{ops, pixel_shuffle};
 const HAAR: [[f32; 4]; 4] =
     [[0.5, 0.5, 0.5, 0.5], [0.5, -0.5, 0.5, -0.5], [0.5, 0.5, -0.5, -0.5], [0.5, -0.5, -0.5, 0.5]];
 
-/// `[b, h, w, c]` to `[b, h / 2, w / 2, 4 c]`. For each 2x2 block of channel c with pixels p q / r s, the channels `4 c + k` hold `(p + q + r + s) /
-/// 2`, `(p - q + r - s) / 2`, `(p + q - r - s) / 2`, `(p - q - r + s) / 2`. Both sides must be even.
+/// `[b, h, w, c]` to `[b, h / 2, w / 2, 4 c]`. For each 2x2 block of channel c with pixels p q / r s, the channels `4 c + k` hold
+/// `(p + q + r + s) / 2`, `(p - q + r - s) / 2`, `(p + q - r - s) / 2`, `(p - q - r + s) / 2`. Both sides must be even.
 pub fn haar(x: Tensor<4>) -> Tensor<4> {
     let weight = weight(x.dims()[3], &x);
     ops::conv2d_resampled(x, ops::Resampling::Halve, weight, None)

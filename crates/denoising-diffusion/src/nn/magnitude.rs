@@ -1,6 +1,6 @@
 //! Magnitude-preserving layers (Karras et al. 2023, "Analyzing and improving the training dynamics of diffusion models", arXiv:2312.02696, "EDM2"):
-//! inputs of unit variance give outputs of unit variance, and the magnitude of a weight has no effect. Data are volumes, channels last: `[b, d, h, w,
-//! c]`; images have depth 1, sequences also height 1.
+//! inputs of unit variance give outputs of unit variance, and the magnitude of a weight has no effect. Data are volumes, channels last:
+//! `[b, d, h, w, c]`; images have depth 1, sequences also height 1.
 //!
 //! Weights are normalised in two places. The forward pass divides them by their norm (eq. 47), in every mode, and does not change the stored ones.
 //! *Forced* normalisation (algorithm 1) replaces the stored weights, so that the step size remains what the learning rate says. Only training does
@@ -80,8 +80,8 @@ pub enum MpInput {
     OnesAndData,
 }
 
-/// A convolution without bias that is independent of its weights' norm: `conv(x, w / |w|)` (eq. 47), stride 1, "same" zero padding: `[b, d, h, w,
-/// c_in] -> [b, d, h, w, c_out]`.
+/// A convolution without bias that is independent of its weights' norm: `conv(x, w / |w|)` (eq. 47), stride 1, "same" zero padding:
+/// `[b, d, h, w, c_in] -> [b, d, h, w, c_out]`.
 #[derive(Module, Debug)]
 pub struct MpConv {
     /// `[c_out, c_in, kd, kh, kw]`, all kernel sizes odd; `c_in + 1` with a constant channel.

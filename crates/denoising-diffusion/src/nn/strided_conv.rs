@@ -9,8 +9,8 @@ use super::{Axes, Init, ops};
 /// Size of the kernel along an axis, in pixels.
 const KERNEL: usize = 4;
 
-/// `y = x * weight + bias` with a kernel of size four along each axis, stride 2, padding 1: `[b, h, w, c_in] -> [b, h / 2, w / 2, c_out]`, or `[b, 1,
-/// w / 2, c_out]` for sequences. Halved sides must be even.
+/// `y = x * weight + bias` with a kernel of size four along each axis, stride 2, padding 1: `[b, h, w, c_in] -> [b, h / 2, w / 2, c_out]`, or
+/// `[b, 1, w / 2, c_out]` for sequences. Halved sides must be even.
 #[derive(Module, Debug)]
 pub struct StridedConv {
     /// `[c_out, c_in, 4, 4]` or `[c_out, c_in, 1, 4]`.

@@ -135,8 +135,8 @@ unsafe fn load_up_to<S: Simd>(p: *const f32, n: usize) -> S::V {
     unsafe { if n == 0 { S::splat(0.0) } else { S::load_n(p, n) } }
 }
 
-/// The destinations of transformed tiles: channel c of frequency f of the tile at `at` goes to `at + f frequency_stride + c / block_len block_stride
-/// + c % block_len`.
+/// The destinations of transformed tiles: channel c of frequency f of the tile at `at` goes to
+/// `at + f frequency_stride + c / block_len block_stride + c % block_len`.
 #[derive(Clone, Copy)]
 pub(super) struct Spread {
     pub(super) at: *mut f32,

@@ -67,8 +67,8 @@ fn wrong_entry(entry: &Option<usize>) -> String {
     entry.map_or(String::new(), |entry| format!(", of which {entry} is repeated or too large"))
 }
 
-/// The Inception Score over `splits` parts (usually 10) of the images in `order`, a permutation of `0..n`: split i has the entries `i n / splits ..
-/// (i + 1) n / splits`. Images that are sorted by class must be shuffled, which is what the order is for
+/// The Inception Score over `splits` parts (usually 10) of the images in `order`, a permutation of `0..n`: split i has the entries
+/// `i n / splits .. (i + 1) n / splits`. Images that are sorted by class must be shuffled, which is what the order is for
 /// ([`draws::permutation`](super::draws::permutation)). The score grows with the number of images per split.
 ///
 /// # Errors

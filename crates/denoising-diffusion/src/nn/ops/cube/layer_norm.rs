@@ -1,8 +1,8 @@
 //! `layer_norm_scaled`: one pass forward, one pass backward, and the sums over what its cubes leave; arithmetic is f32, whatever the tensors' type.
 //!
-//! With `v = (x - mean) / sqrt(variance + 1e-6)` over the channels, the result is `v (scale + 1) + shift`. Backward, with `dv = dy (scale + 1)`: `dx
-//! = (dv - mean(dv) - v mean(dv v)) / sqrt(variance + 1e-6)`, `dscale = sum(dy v)` and `dshift = sum(dy)` over an image's rows. Mean and variance are
-//! computed again for that, because the row is read anyway.
+//! With `v = (x - mean) / sqrt(variance + 1e-6)` over the channels, the result is `v (scale + 1) + shift`. Backward, with `dv = dy (scale + 1)`:
+//! `dx = (dv - mean(dv) - v mean(dv v)) / sqrt(variance + 1e-6)`, `dscale = sum(dy v)` and `dshift = sum(dy)` over an image's rows. Mean and variance
+//! are computed again for that, because the row is read anyway.
 
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::ir::ElemType;

@@ -1,5 +1,5 @@
-//! `unit_rows`: `y = x factor / n` with `n = max(|x|_2, floor)` over the last dimension, and the gradient: with `unit = x / n`, it is `(dy - unit
-//! sum(dy unit)) factor / n`, or `dy factor / n` where the norm is below the floor.
+//! `unit_rows`: `y = x factor / n` with `n = max(|x|_2, floor)` over the last dimension, and the gradient: with `unit = x / n`, it is
+//! `(dy - unit sum(dy unit)) factor / n`, or `dy factor / n` where the norm is below the floor.
 
 use burn::tensor::DType;
 use burn_cubecl::cubecl;

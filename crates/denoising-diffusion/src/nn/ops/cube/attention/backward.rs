@@ -109,8 +109,8 @@ fn share_queries<F: Float, N: Size>(
     }
 }
 
-/// Stores the gradient of a unit's key (`which` 0) or value (1): in `dqkv`, or in its image's contribution to the gradient of the memory, `parts [b,
-/// 2 heads m d]`.
+/// Stores the gradient of a unit's key (`which` 0) or value (1): in `dqkv`, or in its image's contribution to the gradient of the memory,
+/// `parts [b, 2 heads m d]`.
 #[cube]
 fn store_gradient<F: Float, N: Size>(
     sums: &Array<Vector<f32, N>>,

@@ -70,8 +70,8 @@ fn forward_kernel<F: Float, M: Float, N: Size>(
     }
 }
 
-/// `qkv [b, h, w, 3 heads d]` and `mem_kv [2, heads, m, d]` to `[b, h, w, heads d]`, and to the state for the backward pass, `[b heads, 2
-/// positions]`.
+/// `qkv [b, h, w, 3 heads d]` and `mem_kv [2, heads, m, d]` to `[b, h, w, heads d]`, and to the state for the backward pass,
+/// `[b heads, 2 positions]`.
 pub(in super::super) fn forward(qkv: CubeTensor, mem_kv: CubeTensor) -> (CubeTensor, CubeTensor) {
     let plan = Plan::new(&qkv, &mem_kv);
     let Plan { ref client, tile, positions, .. } = plan;

@@ -207,8 +207,8 @@ fn queries_kernel<F: Float, N: Size>(
     }
 }
 
-/// `qkv [b, h, w, 3 heads d]` and `mem_kv [2, heads, d, m]` to `[b, h, w, heads d]`, and to the state for the backward pass, `[b heads, (2 d + 2)
-/// d]`.
+/// `qkv [b, h, w, 3 heads d]` and `mem_kv [2, heads, d, m]` to `[b, h, w, heads d]`, and to the state for the backward pass,
+/// `[b heads, (2 d + 2) d]`.
 pub(in super::super) fn forward(qkv: CubeTensor, mem_kv: CubeTensor) -> (CubeTensor, CubeTensor) {
     let plan = Plan::new(&qkv, &mem_kv);
     let Plan { ref client, tile, .. } = plan;
