@@ -103,6 +103,7 @@ pub fn inspect_with(config: &DataConfig, opening: &Opening<'_>) -> Result<Summar
 impl Dataset {
     /// Opens and checks a source.
     ///
+    /// # Errors
     /// The source does not exist, is empty, has too many broken files, has images of several sizes or channels although the configuration names none,
     /// or has values that cannot be images.
     pub fn open(config: &DataConfig) -> Result<Self, DataError> {

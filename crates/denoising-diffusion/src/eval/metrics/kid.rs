@@ -38,7 +38,7 @@ pub struct Kid {
     pub standard_deviation: f64,
     /// Standard error of `value` over other images on both sides; `None` for fewer than 4 images or a single subset.
     pub standard_error: Option<f64>,
-    /// Number of subsets; 1 if neither side has more images than a subset.
+    /// Number of subsets; 1 if both sides have exactly `subset_size` images.
     pub subsets: usize,
     /// Images per subset on each side.
     pub subset_size: usize,
@@ -97,8 +97,8 @@ pub struct KidSubset {
 impl Kid {
     /// KID between `real` and `generated`.
     ///
-    /// Subsets are drawn without repetition within each. If neither side has more images than `subset_size` (or both have the same smaller number),
-    /// one estimate over all images takes their place.
+    /// Subsets are drawn without repetition within each. If both sides have the same number of images, at most `subset_size`, one estimate over all
+    /// of them takes the subsets' place.
     ///
     /// With s the standard deviation over S subsets of m out of n images (n being the smaller side), SE = s sqrt(1 / S + m / (n - m)). This covers
     /// the draw of the subsets, and, by the delete-d jackknife of Shao and Wu 1989, "A general theory for jackknife variance estimation", d = n - m,

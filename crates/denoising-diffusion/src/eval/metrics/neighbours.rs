@@ -89,8 +89,8 @@ pub struct Memorisation {
     pub closest: Vec<ClosestPair>,
 }
 
-/// The nearest training image of each image, for training images that come in blocks. Time is proportional to the number of rows of both tables and
-/// to dims; memory beyond the tables, to the rows of `images`.
+/// The nearest training image of each image, for training images that come in blocks. Time is proportional to the product of both tables' numbers of
+/// rows and dims; memory beyond the tables, to the rows of `images`.
 #[derive(Clone, Debug)]
 pub struct NearestTraining<'a> {
     images: Features<'a>,

@@ -35,7 +35,7 @@ pub enum Precision {
     F32,
     /// Only on such GPUs: factors of matrix products and convolutions have 11 bits of mantissa; sums and everything else are in f32.
     Tf32,
-    /// Data between the layers, and the factors of convolutions and attention, are in bf16 (sums in f32). Weights, gradients of weights, optimizer,
+    /// Data between the layers, and the products of convolutions and attention, are in bf16 (sums in f32). Weights, gradients of weights, optimizer,
     /// average, norms, softmax, embeddings of the noise level and losses stay in f32.
     Bf16,
 }
