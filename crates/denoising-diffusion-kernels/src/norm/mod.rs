@@ -1,6 +1,6 @@
-//! RMS normalisation over channels (here) and layer normalisation ([`layer_norm_forward`]), each fused with what follows it: scale and shift,
-//! SiLU, a residual. Normalisation without anything learned ([`UnitRows`]), and what gates a branch
-//! ([`gated_add_forward`], [`gated_silu_forward`]). And their gradients.
+//! RMS normalisation over channels (here) and layer normalisation ([`layer_norm_forward`]), each fused with the operations that follow: scale and
+//! shift, SiLU, a residual. Also normalisation without learned parameters ([`UnitRows`]), and gates of branches ([`gated_add_forward`],
+//! [`gated_silu_forward`]). All with their gradients.
 //!
 //! For every position, with c channels:
 //!

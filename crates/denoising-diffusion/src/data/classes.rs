@@ -34,7 +34,7 @@ impl Classes {
         Self { of_image: values.iter().map(class).collect(), names: distinct.into_iter().map(name).collect() }
     }
 
-    /// The same classes by the numbers that they have in `names`. `None` if one of them is not there.
+    /// The same classes with the numbers that they have in `names`. `None` if one of them is not in it.
     pub(super) fn numbered_as(&self, names: &[String]) -> Option<Self> {
         let numbers: Vec<u32> = self
             .names

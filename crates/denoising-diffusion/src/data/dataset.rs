@@ -269,15 +269,15 @@ impl Dataset {
         self.classes.as_ref().map(|classes| &classes.names[..])
     }
 
-    /// Gives each class the number that its name has in `names`, those of a network that was trained on other data. False, and no classes any
-    /// more, if one of them is not there.
+    /// Gives each class the number that its name has in `names`, the classes of a network that was trained on other data. If one of them is not in
+    /// it, returns false, and the dataset has no classes any more.
     pub fn number_classes_as(&mut self, names: &[String]) -> bool {
         let Some(classes) = self.classes.take() else { return true };
         self.classes = classes.numbered_as(names);
         self.classes.is_some()
     }
 
-    /// Forgets the classes.
+    /// Removes the classes.
     pub fn forget_classes(&mut self) {
         self.classes = None;
     }
