@@ -27,7 +27,7 @@ pub struct LoaderConfig {
     pub workers: usize,
 }
 
-/// Some examples, together.
+/// A batch of examples.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
     /// Number of the batch, from 0.
@@ -45,7 +45,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Images of which nothing is known, numbered from `first`.
+    /// Images without classes, conditions and vectors, numbered from `first`.
     pub fn of(images: ImageBatch, first: usize) -> Self {
         let indices = (first..first + images.shape[0]).collect();
         Self { index: 0, images, classes: None, conditions: None, vectors: None, indices }
