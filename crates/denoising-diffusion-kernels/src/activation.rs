@@ -1,12 +1,12 @@
 //! Activations on flat slices: y = x sigmoid(x) (SiLU: Hendrycks & Gimpel 2016; Elfwing et al. 2017), and y = x sigmoid(2 u) with
 //! u = sqrt(2 / pi) (x + 0.044715 x^3), which is x (1 + tanh(u)) / 2 (GELU, approximated: Hendrycks & Gimpel 2016).
 //!
-//! Layers that normalise before SiLU use the fused version in [`crate::norm`] instead.
+//! Not here: SiLU after a normalisation, which is fused with it in [`crate::norm`].
 
 use crate::par::{ELEMENTS_PER_TASK, Shared, for_each_task, task_range};
 use crate::simd::{Isa, Simd, exp, simd_fn};
 
-/// What follows a layer's output.
+/// The activation that follows a layer's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     /// y = x
@@ -15,7 +15,7 @@ pub enum Activation {
     Silu,
 }
 
-/// A function of each value by itself.
+/// An elementwise function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pointwise {
     Silu,
@@ -104,20 +104,20 @@ unsafe fn gelu_tanh<S: Simd>(x: S::V) -> S::V {
 #[inline(always)]
 unsafe fn gelu_tanh_slope<S: Simd>(x: S::V) -> S::V {
     unsafe {
-        // Beyond this it is 0 (to 1e-26) or 1, and x^2 or e might not be finite; the order of arguments lets a NaN through.
+        // Outside this range the sigmoid is 0 (to 1e-26) or 1, and x^2 or e might not be finite. The order of arguments lets a NaN through.
         let x = S::max(S::splat(-9.0), S::min(S::splat(9.0), x));
         let square = S::mul(x, x);
         let root = S::fma(square, S::splat(GELU[1]), S::splat(GELU[0]));
         let e = exp::<S>(S::mul(S::mul(x, root), S::splat(-2.0)));
         let s = S::div(S::splat(1.0), S::add(S::splat(1.0), e));
         let slope_of_u = S::fma(square, S::splat(3.0 * GELU[1]), S::splat(GELU[0]));
-        // 1 - s without its rounding.
+        // 1 - s without rounding error.
         let t = S::mul(S::mul(x, S::mul(e, s)), S::add(slope_of_u, slope_of_u));
         S::fma(s, t, s)
     }
 }
 
-/// Calls `$one` for every whole vector and for the rest.
+/// Calls `$one` for every whole vector and for the remainder.
 macro_rules! for_vectors {
     ($len:expr, |$i:ident, $n:ident| $one:expr) => {
         let len = $len;
@@ -201,7 +201,7 @@ mod tests {
             let x: Vec<f32> = random(len, seed).iter().map(|v| v * 10.0).collect();
             let dy = random(len, seed ^ 1);
             let exact: Vec<f64> = x.iter().map(|&v| exact64(v.into())).collect();
-            // Central differences in f64 are good to 1e-9 here.
+            // Central differences in f64 are accurate to 1e-9 here.
             let exact_dx: Vec<f64> = x.iter().zip(&dy).map(|(&v, &d)| {
                 let h = 1e-5;
                 (exact64(f64::from(v) + h) - exact64(f64::from(v) - h)) / (2.0 * h) * f64::from(d)

@@ -1,36 +1,36 @@
-//! Dropout (Srivastava et al. 2014) whose mask is a function of a key and of a value's place: it is not kept for the backward pass but computed again, and
-//! is the same on any number of threads and on every device that computes it so.
+//! Dropout (Srivastava et al. 2014) whose mask is a function of a key and of a value's position: it is not kept for the backward pass but computed
+//! again, and it is the same on any number of threads and on every device that computes it like this.
 //!
-//! Value `i` of a draw is dropped if word `i % 4` of Philox's counter `[i / 4, draw]` (two words each) is below `prob 2^32`; what is left is divided by
-//! `1 - prob`.
+//! Value `i` of a draw is dropped if word `i % 4` of Philox for the counter `[i / 4, draw]` (two words each) is below `prob 2^32`; the other values
+//! are divided by `1 - prob`.
 
 use crate::par::{ELEMENTS_PER_TASK, Shared, for_each_task, task_range};
 use crate::random::{COUNTERS, WORDS, philox, philox4x32_10};
 use crate::simd::{Isa, simd_fn};
 
-/// Values of one call of [`philox`].
+/// Number of values per call of [`philox`].
 const BLOCK: usize = WORDS * COUNTERS;
 
-/// Which values are dropped, and what becomes of the others.
+/// Determines which values are dropped, and the factor of the others.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Mask {
-    /// Of Philox.
+    /// The key of Philox.
     pub key: [u32; 2],
-    /// Which draw with this key.
+    /// The number of the draw with this key.
     pub draw: u64,
-    /// Words below this drop their value.
+    /// A value whose word is below this is dropped.
     pub threshold: u32,
-    /// What is left is multiplied by this.
+    /// The factor of the other values.
     pub scale: f32,
 }
 
 impl Mask {
-    /// Of the `draw`-th draw with this key, in which a part `prob`, in [0, 1), is dropped.
+    /// The mask of the `draw`-th draw with this key, which drops a fraction `prob`, in [0, 1), of the values.
     pub fn new(key: [u32; 2], draw: u64, prob: f64) -> Self {
         Self { key, draw, threshold: (prob * 4_294_967_296.0) as u32, scale: (1.0 / (1.0 - prob)) as f32 }
     }
 
-    /// What value `i` is multiplied by.
+    /// The factor of value `i`.
     pub fn factor(&self, i: u64) -> f32 {
         let words = philox4x32_10(self.counter(i / WORDS as u64), self.key);
         self.of(words[i as usize % WORDS])
@@ -47,7 +47,7 @@ impl Mask {
     }
 }
 
-/// y = x times the mask, of the same length; what is not finite stays so. Its gradient is the same of `dy`.
+/// y = x times the mask, of the same length; values that are not finite stay so. The gradient is the same function of `dy`.
 pub fn dropout(mask: &Mask, x: &[f32], y: &mut [f32]) {
     dropout_with(Isa::detect(), mask, x, y);
 }
@@ -64,11 +64,11 @@ fn dropout_with(isa: Isa, mask: &Mask, x: &[f32], y: &mut [f32]) {
 }
 
 simd_fn! {
-    /// `first`: the place of the first value, a multiple of [`BLOCK`].
+    /// `first`: the index of the first value, a multiple of [`BLOCK`].
     unsafe fn dropout_part<S>(mask: Mask, first: usize, x: &[f32], y: &mut [f32]) {
         for (n, (x, y)) in x.chunks(BLOCK).zip(y.chunks_mut(BLOCK)).enumerate() {
             let counter = mask.counter(((first + n * BLOCK) / WORDS) as u64);
-            // Multiples of 16 of them do not carry into the second word.
+            // 16 counters from a multiple of 16 on do not carry into the second word.
             let mut counters = counter.map(|word| [word; COUNTERS]);
             for (i, word) in counters[0].iter_mut().enumerate() {
                 *word += i as u32;
@@ -112,7 +112,7 @@ mod tests {
             dropout(&Mask::new([1, 2], 0, prob), &x, &mut y);
             let kept: Vec<f32> = y.iter().copied().filter(|y| *y != 0.0).collect();
             let part = 1.0 - kept.len() as f64 / x.len() as f64;
-            // Five deviations.
+            // Within five standard deviations.
             assert!((part - prob).abs() <= 5.0 * (prob * (1.0 - prob) / x.len() as f64).sqrt(), "{part} of {prob}");
             assert!(kept.iter().all(|y| *y == (1.0 / (1.0 - prob)) as f32));
         }

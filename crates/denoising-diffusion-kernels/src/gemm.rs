@@ -1,11 +1,11 @@
 //! The register-tile loops that convolution and attention are made of.
 //!
-//! [`tiles_times_panels`] multiplies rows, found through pointers, by a matrix packed in panels of sixteen columns;
-//! [`matrix_times_panels`] and [`rows_times_panels`] are that for a plain matrix and for tiles of six.
-//! [`outer_sum`] and [`outer_products`] sum outer products, for weight gradients. None of them starts threads: callers do.
+//! [`tiles_times_panels`] multiplies rows, found through pointers, by a matrix packed in panels of sixteen columns; [`matrix_times_panels`] and
+//! [`rows_times_panels`] do the same for a plain matrix and for tiles of six rows. [`outer_sum`] and [`outer_products`] sum outer products, for
+//! weight gradients. None of them starts threads; their callers do.
 //!
-//! Tiles have one to six rows and one or two vectors, so that nothing is computed that is not there. Two vectors are a panel, or two
-//! panels where a vector has sixteen lanes; sums of outer products, of a single panel, then have up to twelve rows.
+//! Tiles have one to six rows and one or two vectors, so nothing is computed beyond the edges. Two vectors are one panel, or two panels if a vector
+//! has sixteen lanes; sums of outer products, which have a single panel, then have up to twelve rows.
 
 mod outer;
 #[cfg(test)]
@@ -20,23 +20,23 @@ pub(crate) const ROWS: usize = 6;
 /// Columns of a packed panel.
 pub(crate) const PANEL: usize = 16;
 
-/// Products of one sum; longer sums are added up in parts, as rounding grows with the terms of one sum. That many rows of a
-/// panel (8 KiB) also stay in the first-level cache while tiles pass by.
+/// Number of products per sum. Longer sums are added up in parts, because rounding grows with the number of terms. This many rows of a panel (8 KiB)
+/// also stay in the first-level cache while tiles pass by.
 const TERMS_PER_SUM: usize = 128;
-/// Tiles that pass by one part of a panel before the next one.
+/// Number of tiles that pass by one part of a panel before the next part.
 const TILES_PER_BLOCK: usize = 8;
-/// Tiles that [`matrix_times_panels`] prepares at a time.
+/// Number of tiles that [`matrix_times_panels`] prepares at a time.
 const TILES_AT_ONCE: usize = 32;
 
 /// Addresses of the rows of one tile.
 pub(crate) type RowPointers = [*const f32; ROWS];
 
-/// A tile of a destination.
+/// A tile of the destination.
 #[derive(Clone, Copy)]
 pub(crate) struct Tile {
-    /// Rows, 1 to [`ROWS`].
+    /// Number of rows, 1 to [`ROWS`].
     pub(crate) height: usize,
-    /// Where its first row begins, in values of the destination.
+    /// Index of its first row's first value in the destination.
     pub(crate) at: usize,
 }
 
@@ -45,30 +45,30 @@ pub(crate) struct Tile {
 pub(crate) enum AddTo<'a> {
     /// Nothing: the destination is overwritten.
     Nothing,
-    /// A row vector of as many values as there are columns, up to the next multiple of [`PANEL`].
+    /// A row vector with as many values as there are columns, rounded up to a multiple of [`PANEL`].
     Row(&'a [f32]),
-    /// What the destination holds.
+    /// The contents of the destination.
     Destination,
-    /// A row vector, if any, and a matrix laid out like the destination, given by the address of its first value.
+    /// A row vector, if any, and a matrix with the layout of the destination, given by the address of its first value.
     RowAndMatrix(Option<&'a [f32]>, *const f32),
 }
 
-/// Where the sums of one register tile go: `dst[r, j] = row[j] + matrix[r, j] + sums[r, j]`.
+/// How the sums of one register tile are stored: `dst[r, j] = row[j] + matrix[r, j] + sums[r, j]`.
 #[derive(Clone, Copy)]
 struct Finish {
-    /// As many values as the tile has in a row, up to whole vectors.
+    /// As many values as a row of the tile has, rounded up to whole vectors.
     row: *const f32,
-    /// Null for none; rows lie as far apart as those of `dst`.
+    /// Null for none; its rows are as far apart as those of `dst`.
     matrix: *const f32,
     dst: *mut f32,
     stride: usize,
-    /// Columns, 1 to two vectors.
+    /// Number of columns, from 1 to two vectors.
     width: usize,
 }
 
 static ZEROS: [f32; 2 * MAX_LANES] = [0.0; 2 * MAX_LANES];
 
-/// Panels that two vectors cover.
+/// Number of panels in two vectors.
 pub(crate) const fn panels_of_tile<S: Simd>() -> usize {
     2 * S::LANES / PANEL
 }
@@ -76,11 +76,11 @@ pub(crate) const fn panels_of_tile<S: Simd>() -> usize {
 simd_fn! {
     /// `dst[i, j] = (AddTo) + sum over t, k of rows[tile of i, t][row in tile][k] * b[j / 16, t len + k, j % 16]`
     ///
-    /// `rows` holds, for every tile, `taps` sets of pointers to `len` values. Panels of `b` are `panel_len` values apart.
-    /// Rows of a tile lie `stride` values apart in `dst`.
+    /// For every tile, `rows` holds `taps` sets of pointers to `len` values. Panels of `b` are `panel_len` values apart. Rows of a tile are `stride`
+    /// values apart in `dst`.
     ///
     /// # Safety
-    /// All pointers that the tiles' heights call for must be valid as described, and nobody else may access the destination.
+    /// All pointers within the tiles' heights must be valid as described, and nobody else may access the destination.
     pub(crate) unsafe fn tiles_times_panels<S>(
         tiles: &[Tile],
         rows: &[RowPointers],
@@ -95,14 +95,14 @@ simd_fn! {
     ) {
         debug_assert!(rows.len() >= tiles.len() * taps);
         debug_assert!(b.len() >= (cols.div_ceil(PANEL) - 1) * panel_len + taps * len * PANEL);
-        // Whole taps where they are short, parts of a tap where it is long.
+        // Several whole taps if they are short, parts of a tap if it is long.
         let (panels, all_tiles) = (cols.div_ceil(PANEL), tiles.len());
         let (taps_per_sum, parts) = ((TERMS_PER_SUM / len).max(1), len.div_ceil(TERMS_PER_SUM));
         for (tap, part) in (0..taps).step_by(taps_per_sum).flat_map(|tap| (0..parts).map(move |part| (tap, part))) {
             let (from, to) = (part * len / parts, (part + 1) * len / parts);
             let part_taps = taps_per_sum.min(taps - tap);
             let b = b.as_ptr().add((tap * len + from) * PANEL);
-            // The first sum finds what the caller wants added, the others what is there by then.
+            // The first sum is added to what the caller wants, the others to what the destination then holds.
             let add_to = if tap + part == 0 { add_to } else { AddTo::Destination };
             for (block, tiles) in tiles.chunks(TILES_PER_BLOCK).enumerate() {
                 let rows = rows.as_ptr().add(block * TILES_PER_BLOCK * taps + tap);
@@ -120,7 +120,7 @@ simd_fn! {
                         };
                         let row = row.map_or(ZEROS.as_ptr(), |row| row.as_ptr().add(panel * PANEL));
                         let finish = Finish { row, matrix, dst, stride, width };
-                        // A share of the rows of the next block: they come while this one is used.
+                        // Prefetches some of the next block's rows while this one is used.
                         if part_taps == 1 && to - from >= 64 && (block + 1) * TILES_PER_BLOCK + i < all_tiles {
                             let passes = panels.div_ceil(panels_of_tile::<S>());
                             let share = (to - from).div_ceil(passes).next_multiple_of(PANEL);
@@ -196,7 +196,7 @@ unsafe fn product_tile<S: Simd, const R: usize, const W: usize>(
             prefetch(finish.dst.wrapping_add(r * finish.stride));
         }
         let mut tap = 0;
-        // Both loops run at least once, and say so: else the sums travel between registers.
+        // Both loops run at least once and are written that way; otherwise the sums are moved between registers.
         loop {
             let rows = &*rows.add(tap);
             let a: [*const f32; R] = std::array::from_fn(|r| rows[r].wrapping_add(from));
@@ -217,10 +217,10 @@ unsafe fn product_tile<S: Simd, const R: usize, const W: usize>(
     }
 }
 
-/// `sums[r, j] + a[r] * b[j]`, by value, so that sums stay in registers. The panel behind that of `b` begins `panel_len` after it.
+/// `sums[r, j] + a[r] * b[j]`, by value, so that the sums stay in registers. The next panel of `b` begins `panel_len` values after the first.
 ///
 /// # Safety
-/// `a` must lead to one value each, `b` to `W` vectors.
+/// `a` must point to one value each, `b` to `W` vectors.
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "iterators over the sums keep them in memory")]
 pub(crate) unsafe fn step<S: Simd, const R: usize, const W: usize>(
@@ -242,7 +242,7 @@ pub(crate) unsafe fn step<S: Simd, const R: usize, const W: usize>(
     }
 }
 
-/// Adds what is to be added to the sums of a tile, and stores them.
+/// Completes the sums of a tile as [`Finish`] says, and stores them.
 ///
 /// # Safety
 /// Pointers must be valid as [`Finish`] says, for `R` rows.
@@ -282,7 +282,7 @@ unsafe fn store_tile<S: Simd, const R: usize, const W: usize>(mut sums: [[S::V; 
     }
 }
 
-/// `dst[i, j] = (AddTo) + sum over k of a[i, k] * b[j / 16, k, j % 16]`, row i of `a` beginning at `i a_stride`.
+/// `dst[i, j] = (AddTo) + sum over k of a[i, k] * b[j / 16, k, j % 16]`, where row i of `a` begins at `i a_stride`.
 ///
 /// # Safety
 /// As [`tiles_times_panels`].
@@ -320,8 +320,8 @@ pub(crate) unsafe fn matrix_times_panels(
     }
 }
 
-/// [`tiles_times_panels`] for tiles of six rows, the last one of what remains, and panels without gaps:
-/// `b` is `[cols / 16, taps len, 16]`, rounded up. Row i of `dst` begins at `dst + i stride`.
+/// [`tiles_times_panels`] for tiles of six rows, the last tile having the remaining ones, and panels without gaps: `b` is
+/// `[cols / 16, taps len, 16]`, rounded up. Row i of `dst` begins at `dst + i stride`.
 ///
 /// # Safety
 /// As [`tiles_times_panels`].
@@ -352,30 +352,29 @@ pub(crate) unsafe fn rows_times_panels(
     }
 }
 
-/// The rows of tile `tile` where as few tiles as possible cover `rows` rows. They are as even as possible: those of less than
-/// four rows keep the processor waiting.
+/// The rows of tile `tile` when as few tiles as possible cover `rows` rows. Tiles are as even as possible, because those with fewer than four rows
+/// keep the processor waiting.
 pub(crate) fn tile_rows(rows: usize, tile: usize) -> std::ops::Range<usize> {
     even_share(rows, rows.div_ceil(ROWS), tile)
 }
 
-/// Part `part` of `items`, cut into `parts` as even as possible.
+/// Part `part` of `items`, divided into `parts` parts that are as even as possible.
 fn even_share(items: usize, parts: usize, part: usize) -> std::ops::Range<usize> {
     part * items / parts..(part + 1) * items / parts
 }
 
-/// Pointers to the first `count` rows of `matrix`, which begin `stride` values apart; the last row fills up the last tile.
+/// Pointers to the first `count` rows of `matrix`, which are `stride` values apart; the last tile is filled up with the last row.
 pub(crate) fn dense_pointers(matrix: &[f32], stride: usize, count: usize) -> Vec<RowPointers> {
     let row = |i: usize| matrix[i.min(count - 1) * stride..].as_ptr();
     (0..count.div_ceil(ROWS)).map(|tile| std::array::from_fn(|r| row(tile * ROWS + r))).collect()
 }
 
-/// `len` rounded up to an odd number of cache lines: rows this far apart lie in different sets of the cache, where powers of two
-/// would collide.
+/// `len` rounded up to an odd number of cache lines: rows this far apart lie in different sets of the cache, whereas powers of two would collide.
 pub(crate) fn spaced(len: usize) -> usize {
     (len.div_ceil(PANEL) | 1) * PANEL
 }
 
-/// Heights, 6 or 4, of the tiles of [`outer_sum`] that cover `rows` rows with at most three rows to spare.
+/// The heights, 6 or 4, of the tiles of [`outer_sum`] that cover `rows` rows with at most three surplus rows.
 pub(crate) fn tile_heights(rows: usize) -> Vec<usize> {
     let even = rows.max(4).next_multiple_of(2);
     let fours = match even % 6 {

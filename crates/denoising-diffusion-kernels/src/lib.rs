@@ -1,14 +1,14 @@
 //! CPU kernels for training denoising diffusion networks.
 //!
-//! Plain slices in, plain slices out: f32, contiguous, activations channels-last (`[batch, height, width, channels]`), weights in
-//! PyTorch's layouts (convolution `[c_out, c_in, kh, kw]`, linear `[out, in]`). Every kernel comes with its gradient; [`random`] gives what
-//! noise is made of.
-//! Work is shared over rayon's current thread pool, in parts fixed by shape: the same bits come out on any number of threads.
-//! On x86-64 the kernels use AVX-512, or AVX2 and FMA, as the CPU has them, chosen at run time, and on 64-bit ARM NEON; elsewhere a
-//! portable version of the same code runs.
+//! Plain slices in, plain slices out: f32, contiguous, activations channels-last (`[batch, height, width, channels]`), weights in PyTorch's layouts
+//! (convolution `[c_out, c_in, kh, kw]`, linear `[out, in]`). Every kernel comes with its gradient. [`random`] provides the random numbers for noise.
 //!
-//! This is not a tensor library: no shapes are inferred, nothing is allocated for the caller, no graph is recorded, and there
-//! are no strides or broadcasts. Slices of the wrong length are programming errors and panic.
+//! Work is distributed over rayon's current thread pool, in tasks determined by shape, so results have the same bits on any number of threads. On
+//! x86-64 the kernels use AVX-512, or AVX2 and FMA, depending on the CPU, chosen at run time; on 64-bit ARM they use NEON; elsewhere a portable
+//! version of the same code runs.
+//!
+//! This is not a tensor library: it infers no shapes, allocates nothing for the caller, records no graph, and has no strides or broadcasts. Slices of
+//! the wrong length are programming errors and panic.
 
 pub mod activation;
 pub mod attention;

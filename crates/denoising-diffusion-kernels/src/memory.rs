@@ -1,5 +1,5 @@
-//! A global allocator for programs that train: large blocks are kept when they are freed and handed out again, so that a training step
-//! works in the memory of the step before it instead of asking the system for pages and having them cleared.
+//! A global allocator for programs that train. Large blocks are kept when they are freed and reused, so that a training step works in the memory of
+//! the previous step instead of requesting pages from the system, which has to clear them.
 //!
 //! ```
 //! use denoising_diffusion_kernels::memory::CachingAllocator;
@@ -8,47 +8,47 @@
 //! static ALLOCATOR: CachingAllocator = CachingAllocator::new();
 //! ```
 //!
-//! Small blocks go to the system's allocator unchanged. Before fresh memory is asked for, kept blocks of 2 MiB and more go back as far as the
-//! peak of what was in use would rise otherwise. This is not a general-purpose allocator: smaller blocks that are kept never go back.
+//! Small blocks go to the system's allocator unchanged. Before fresh memory is requested, kept blocks of 2 MiB and more are returned to the system if
+//! the peak of memory use would rise otherwise. This is not a general-purpose allocator: smaller kept blocks are never returned.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Blocks from this size on are kept.
+/// Blocks of at least this size are kept.
 const MIN_KEPT: usize = 1 << MIN_KEPT_BITS;
 const MIN_KEPT_BITS: u32 = 14;
-/// Sizes per doubling; a block is at most a ninth larger than asked for.
+/// Number of sizes per doubling; a block is at most a ninth larger than requested.
 const STEPS: usize = 8;
 const CLASSES: usize = (usize::BITS - MIN_KEPT_BITS) as usize * STEPS;
-/// Blocks below this size are cut from regions of [`REGION`] bytes, which are never given back.
+/// Smaller blocks are cut from regions of [`REGION`] bytes, which are never returned.
 const OWN_REGION: usize = 2 << 20;
 const REGION: usize = 16 << 20;
-/// Size and alignment of the pages that are asked for.
+/// Size and alignment of the requested pages.
 const HUGE_PAGE: usize = 2 << 20;
 /// Alignment of blocks that are cut from a region.
 const ALIGN: usize = 4096;
 
-/// See the module.
+/// See the module's documentation.
 #[derive(Debug)]
 pub struct CachingAllocator {
     free: Mutex<Free>,
-    /// Bytes of large blocks in use, and the most there ever were.
+    /// Bytes of large blocks in use, and the peak.
     live: AtomicUsize,
     most_live: AtomicUsize,
 }
 
 #[derive(Debug)]
 struct Free {
-    /// Per size, the first free block; a free block begins with the address of the next.
+    /// For each size, the first free block; a free block begins with the address of the next.
     lists: [usize; CLASSES],
     /// Bytes in these lists.
     kept: usize,
-    /// What is left of the region that small blocks are cut from.
+    /// What is left of the region from which small blocks are cut.
     region: (usize, usize),
 }
 
-/// A size that blocks are rounded up to: `(STEPS + step) << shift` for its number among all sizes.
+/// The index of the class to which a size is rounded up, and the size of its blocks, which is `(STEPS + step) << shift`.
 fn class_of(size: usize) -> (usize, usize) {
     // Bits below the four most significant ones are rounded away.
     let shift = (usize::BITS - 1 - size.leading_zeros()) - STEPS.trailing_zeros();
@@ -57,7 +57,7 @@ fn class_of(size: usize) -> (usize, usize) {
     (class, rounded << shift)
 }
 
-/// The size of a class's blocks.
+/// The size of the blocks of a class.
 fn size_of_class(class: usize) -> usize {
     let shift = (class / STEPS) as u32 + MIN_KEPT_BITS - STEPS.trailing_zeros();
     (STEPS + class % STEPS) << shift
@@ -85,7 +85,7 @@ impl Default for CachingAllocator {
     }
 }
 
-/// Fresh memory for a block, or for a region, of huge pages where the system has them. Null if there is none.
+/// Fresh memory for a block or a region, in huge pages if the system has them. Null if there is none.
 fn fresh(size: usize) -> *mut u8 {
     let Ok(layout) = Layout::from_size_align(size, HUGE_PAGE) else { return std::ptr::null_mut() };
     // SAFETY: the size is not zero.
@@ -99,12 +99,12 @@ fn fresh(size: usize) -> *mut u8 {
 }
 
 impl Free {
-    /// A block of the class. `spare` bytes may be kept by the way; what is more goes back before fresh memory is asked for.
+    /// A block of the class. `spare` bytes may stay in the free lists; any more are returned before fresh memory is requested.
     fn take(&mut self, class: usize, size: usize, spare: usize) -> *mut u8 {
         let first = self.lists[class];
         if first != 0 {
             let block = first as *mut u8;
-            // SAFETY: blocks in a list are nobody's, at least MIN_KEPT long, and begin with the next one's address.
+            // SAFETY: nobody owns the blocks in a list; they are at least MIN_KEPT long and begin with the address of the next one.
             self.lists[class] = unsafe { block.cast::<usize>().read() };
             self.kept -= size;
             return block;
@@ -126,7 +126,7 @@ impl Free {
         start as *mut u8
     }
 
-    /// Gives blocks with regions of their own back, the largest first, until no more than `most` bytes are kept.
+    /// Returns blocks with regions of their own, the largest first, until no more than `most` bytes are kept.
     fn release_down_to(&mut self, most: usize) {
         let smallest = class_of(OWN_REGION).0;
         for class in (smallest..CLASSES).rev() {
@@ -151,8 +151,8 @@ impl Free {
     }
 }
 
-// SAFETY: a block is either in exactly one free list or in one owner's hands; its size and class follow from the layout, which is the same
-// at both ends.
+// SAFETY: a block is either in exactly one free list or owned by one caller; its size and class follow from the layout, which is the same at
+// allocation and deallocation.
 unsafe impl GlobalAlloc for CachingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if !is_kept(&layout) {
@@ -160,7 +160,7 @@ unsafe impl GlobalAlloc for CachingAllocator {
             return unsafe { System.alloc(layout) };
         }
         let (class, size) = class_of(layout.size());
-        // What was in use at most, less what is now: keeping more would raise the peak.
+        // The peak of memory in use minus what is in use now: keeping more would raise the peak.
         let spare = self.most_live.load(Ordering::Relaxed).saturating_sub(self.live.load(Ordering::Relaxed));
         let block = self.free().take(class, size, spare);
         if !block.is_null() {
@@ -214,7 +214,7 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        // Few: an allocator never gives its regions back.
+        // Few cases, because an allocator never returns its regions.
         #![proptest_config(ProptestConfig::with_cases(12))]
         #[test]
         fn classes_are_ordered_and_waste_little(size in MIN_KEPT..1usize << 40) {
@@ -268,7 +268,7 @@ mod tests {
     #[test]
     fn a_freed_block_is_the_next_one_of_its_size() {
         for size in [MIN_KEPT, 1 << 20, 8 << 20] {
-            // One each: what the others keep would count against what this one may.
+            // A new allocator each: blocks kept by the others would count against the limit.
             let allocator = CachingAllocator::new();
             let layout = Layout::from_size_align(size, 64).unwrap();
             // SAFETY: the blocks are freed with their layouts and not used.

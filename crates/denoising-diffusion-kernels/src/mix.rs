@@ -1,5 +1,5 @@
-//! Two activations added or laid side by side, each by a factor of its own, and the gradients: what keeps magnitudes where branches meet (EDM2, Karras
-//! et al. 2023, eq. 88 and 103). One pass, where a tensor library takes three.
+//! Two activations added or concatenated, each with its own factor, and the gradients: this preserves magnitudes where branches meet (EDM2, Karras et
+//! al. 2023, eq. 88 and 103). One pass, where a tensor library takes three.
 
 use crate::par::{ELEMENTS_PER_TASK, Shared, for_each_task, task_range};
 use crate::simd::{Isa, simd_fn};
@@ -14,14 +14,14 @@ pub fn scale(x: &[f32], factor: f32, y: &mut [f32]) {
     scale_with(Isa::detect(), x, factor, y);
 }
 
-/// Rows of two parts.
+/// The sizes and factors of two concatenated parts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Parts {
-    /// How many rows there are.
+    /// Number of rows.
     pub rows: usize,
-    /// Values of each part's row.
+    /// Values per row of each part.
     pub channels: [usize; 2],
-    /// What each part is multiplied by.
+    /// The factor of each part.
     pub factors: [f32; 2],
 }
 
@@ -81,7 +81,7 @@ fn join_with(isa: Isa, parts: &Parts, a: &[f32], b: &[f32], y: &mut [f32]) {
     parts.for_each_task(|rows| {
         for row in rows {
             let at = row * width;
-            // SAFETY: no two parts of rows overlap, and each has the length of what it is made from.
+            // SAFETY: ranges of rows do not overlap, and each result has the length of its source.
             unsafe {
                 scale_part(isa, &a[row * ca..][..ca], fa, out.part(at..at + ca));
                 scale_part(isa, &b[row * cb..][..cb], fb, out.part(at + ca..at + width));
@@ -97,7 +97,7 @@ fn split_with(isa: Isa, parts: &Parts, dy: &[f32], da: &mut [f32], db: &mut [f32
     parts.for_each_task(|rows| {
         for row in rows {
             let (of_a, of_b) = dy[row * width..][..width].split_at(ca);
-            // SAFETY: rows are disjoint, and each has the length of what it is made from.
+            // SAFETY: rows are disjoint, and each result has the length of its source.
             unsafe {
                 scale_part(isa, of_a, fa, da.part(row * ca..(row + 1) * ca));
                 scale_part(isa, of_b, fb, db.part(row * cb..(row + 1) * cb));

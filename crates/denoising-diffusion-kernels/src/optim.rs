@@ -1,7 +1,7 @@
 //! Optimizer sweeps: each reads and writes every parameter once.
 //!
-//! [`squared_norm`] for global-norm clipping, [`adam_step`] for clip + Adam, [`lerp`] for the moving average of the weights.
-//! Learning-rate schedules, parameter groups and the decision to skip a step belong to the caller.
+//! [`squared_norm`] for global-norm clipping, [`adam_step`] for clipping and Adam, [`lerp`] for the moving average of the weights. Not here:
+//! learning-rate schedules, parameter groups, and the decision to skip a step.
 
 use rayon::prelude::*;
 
@@ -10,8 +10,8 @@ use crate::simd::{Isa, simd_fn};
 
 /// Sum of squares of a gradient, accumulated in f64.
 ///
-/// The sum is finite exactly when every value of `g` is: squares of finite f32 values cannot overflow f64. Sums of several
-/// tensors add up to the squared global norm.
+/// The sum is finite exactly if every value of `g` is, because squares of finite f32 values cannot overflow f64. The sums of several tensors add up
+/// to the squared global norm.
 pub fn squared_norm(g: &[f32]) -> f64 {
     squared_norm_with(Isa::detect(), g)
 }
@@ -30,16 +30,16 @@ pub struct AdamStep {
     pub beta2: f64,
     /// Added to the root of the bias-corrected second moment.
     pub eps: f64,
-    /// Weights shrink by `lr` times this; 0: not.
+    /// Weights shrink by `lr` times this; 0 for no decay.
     pub weight_decay: f64,
-    /// Number of this step, from 1.
+    /// Number of this step, starting from 1.
     pub step: u64,
-    /// What the gradient is multiplied by first: `min(1, max_norm / norm)` for clipping, 1 for none.
+    /// The gradient is first multiplied by this: `min(1, max_norm / norm)` for clipping, 1 for no clipping.
     pub grad_scale: f64,
 }
 
 impl AdamStep {
-    /// What weights are multiplied by before the step.
+    /// The factor of the weights before the step.
     pub fn kept(&self) -> f64 {
         1.0 - self.lr * self.weight_decay
     }
@@ -124,7 +124,7 @@ fn lerp_with(isa: Isa, average: &mut [f32], w: &[f32], weight: f64) {
 
 simd_fn! {
     unsafe fn squared_norm_part<S>(g: &[f32]) -> f64 {
-        // Independent sums, so that additions overlap; plain loops, as the compiler vectorises them well.
+        // Independent sums, so that additions overlap; plain loops, because the compiler vectorises them well.
         let mut sums = [0.0f64; 16];
         let mut blocks = g.chunks_exact(16);
         for block in &mut blocks {
@@ -200,7 +200,7 @@ mod tests {
         fn adam_agrees_with_f64(len in 0usize..70, step in 1u64..2000, lr in 1e-5f64..1.0, weight_decay in 0.0f64..1.0, grad_scale in 0.01f64..1.0, seed: u64) {
             let c = AdamStep { lr, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay, step, grad_scale };
             let (w, g, m) = (random(len, seed), random(len, seed ^ 1), random(len, seed ^ 2));
-            // A second moment far below the first's square would make the division ill-conditioned, which Adam's never is.
+            // A second moment far below the square of the first would make the division ill-conditioned, which does not happen in Adam.
             let v: Vec<f32> = m.iter().map(|m| m * m + 1e-3).collect();
             let exact = adam64(&c, &w, &g, &m, &v);
             for isa in Isa::all() {

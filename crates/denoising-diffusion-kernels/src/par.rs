@@ -1,17 +1,17 @@
-//! Work sharing and scratch memory.
+//! Distribution of work, and scratch memory.
 //!
-//! Tasks are numbered by shape alone, never by the number of threads, and no two tasks write the same value, so
-//! results are the same bits on any number of threads.
+//! Tasks are determined by shape alone, never by the number of threads, and no two tasks write the same value, so results have the same bits on any
+//! number of threads.
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
 
 use rayon::prelude::*;
 
-/// Elements that one task of an elementwise kernel covers.
+/// Number of elements per task of an elementwise kernel.
 pub(crate) const ELEMENTS_PER_TASK: usize = 1 << 14;
 
-/// Runs `f(0)..f(tasks - 1)` on rayon's current pool, in any order. A single task runs on the caller's thread.
+/// Runs `f(0)..f(tasks - 1)` on rayon's current pool, in any order. A single task runs on the calling thread.
 pub(crate) fn for_each_task(tasks: usize, f: impl Fn(usize) + Sync + Send) {
     match tasks {
         0 => {}
@@ -20,12 +20,12 @@ pub(crate) fn for_each_task(tasks: usize, f: impl Fn(usize) + Sync + Send) {
     }
 }
 
-/// Tasks of `size` items that cover `items`.
+/// The items of task `task`, for tasks of `size` items that cover `items`.
 pub(crate) fn task_range(task: usize, size: usize, items: usize) -> std::ops::Range<usize> {
     task * size..items.min((task + 1) * size)
 }
 
-/// A mutable slice whose disjoint parts are handed to tasks.
+/// A mutable slice whose disjoint parts are given to tasks.
 #[derive(Clone, Copy)]
 pub(crate) struct Shared<'a> {
     ptr: *mut f32,
@@ -66,11 +66,11 @@ impl<'a> Shared<'a> {
 struct Line([f32; 16]);
 
 thread_local! {
-    /// Buffers that this thread has used and nobody holds now. Reuse spares clearing fresh pages on every call.
+    /// Buffers that this thread has used and nobody holds now. Reusing them avoids clearing fresh pages on every call.
     static POOL: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Buffers kept per thread; a kernel holds at most a few at once.
+/// Number of buffers kept per thread; a kernel holds at most a few at once.
 const POOL_SIZE: usize = 6;
 
 /// Scratch memory from this thread's pool, aligned to 64 bytes. Its contents are whatever was there before.
@@ -83,7 +83,7 @@ impl Scratch {
     pub(crate) fn new(len: usize) -> Self {
         let wanted = len.div_ceil(16);
         let mut lines = POOL.with_borrow_mut(|pool| {
-            // Smallest that is large enough, else the largest.
+            // The smallest that is large enough, else the largest.
             let best = (0..pool.len()).min_by_key(|&i| {
                 let size = pool[i].len();
                 if size >= wanted { (0, size) } else { (1, usize::MAX - size) }
@@ -123,7 +123,7 @@ impl std::ops::DerefMut for Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let lines = std::mem::take(&mut self.lines);
-        // The pool is gone while the thread ends; the buffer is then simply freed.
+        // While the thread ends, the pool is already gone; the buffer is then simply freed.
         let _ = POOL.try_with(|pool| {
             let mut pool = pool.borrow_mut();
             if pool.len() < POOL_SIZE {

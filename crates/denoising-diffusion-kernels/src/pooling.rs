@@ -1,7 +1,7 @@
-//! Pooling over windows, channels-last, and its gradients: y`[b, i, j, c]` is the largest, or the mean, of what a window of x covers.
+//! Pooling over windows, channels-last, and its gradients: y`[b, i, j, c]` is the largest, or the mean, of the values of x in a window.
 //!
-//! Positions of a window that lie in the padding do not count: they are never the largest, and the mean is taken over the others.
-//! (PyTorch's `count_include_pad=False`.)
+//! Positions of a window that lie in the padding are ignored: they are never the largest, and the mean is taken over the others (PyTorch's
+//! `count_include_pad=False`).
 
 use crate::par::{Shared, for_each_task};
 
@@ -18,16 +18,16 @@ pub struct PoolShape {
     pub channels: usize,
     /// Rows and columns of the window.
     pub window: usize,
-    /// Step between windows, both ways.
+    /// Step between windows, vertically and horizontally.
     pub stride: usize,
-    /// Positions outside on each side; less than `window`.
+    /// Number of padding positions on each side; less than `window`.
     pub padding: usize,
 }
 
-/// What becomes of the values in a window.
+/// What is computed from the values in a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pooling {
-    /// The largest; NaN if one of them is.
+    /// The largest; NaN if a value is NaN.
     Max,
     /// Their mean.
     Mean,
@@ -54,13 +54,13 @@ impl PoolShape {
         self.batch * self.out_height() * self.out_width() * self.channels
     }
 
-    /// The positions below `size` that window `at` covers along an axis; at least one, as the padding is less than the window.
+    /// The positions below `size` that window `at` covers along an axis; at least one, because the padding is less than the window.
     fn covered(&self, at: usize, size: usize) -> std::ops::Range<usize> {
         let start = at * self.stride;
         start.saturating_sub(self.padding)..(start + self.window).saturating_sub(self.padding).min(size)
     }
 
-    /// Starts in x, of the pixels that the window of row i and column j covers in an image.
+    /// Start indices in x of the pixels of an image that the window in row i and column j covers.
     fn pixels(&self, i: usize, j: usize) -> impl Iterator<Item = usize> {
         let columns = self.covered(j, self.width);
         let (width, channels) = (self.width, self.channels);
@@ -92,7 +92,7 @@ pub fn pool_forward(shape: &PoolShape, pooling: Pooling, x: &[f32], y: &mut [f32
                 let x = &x[at..at + channels];
                 match (count, pooling) {
                     (0, _) => y.copy_from_slice(x),
-                    // A NaN compares as false both ways; it must get in and stay.
+                    // A NaN compares as false both ways; it must be taken and stay.
                     (_, Pooling::Max) => each(y, x, |y, x| if y >= x || y.is_nan() { y } else { x }),
                     (_, Pooling::Mean) => each(y, x, |y, x| y + x),
                 }
@@ -105,14 +105,14 @@ pub fn pool_forward(shape: &PoolShape, pooling: Pooling, x: &[f32], y: &mut [f32
     });
 }
 
-/// dx from x and dy; lengths `input_len`, `input_len`, `output_len`. The gradient of a maximum goes to the first of equals.
+/// dx from x and dy; lengths `input_len`, `input_len`, `output_len`. The gradient of a maximum goes to the first of equal values.
 pub fn pool_backward(shape: &PoolShape, pooling: Pooling, x: &[f32], dy: &[f32], dx: &mut [f32]) {
     shape.check(x.len(), dy.len());
     assert_eq!(dx.len(), x.len(), "length of dx");
     let (rows, columns, channels) = (shape.out_height(), shape.out_width(), shape.channels);
     let image_len = shape.height * shape.width * channels;
     let out = Shared::new(dx);
-    // Windows overlap, so that a task is a whole image.
+    // Windows overlap, so a task is a whole image.
     for_each_task(shape.batch, |image| {
         let x = &x[image * image_len..][..image_len];
         // SAFETY: every task has its own image.
@@ -153,7 +153,7 @@ mod tests {
     use crate::testing::{assert_close, random};
     use proptest::prelude::*;
 
-    /// `f(window's place in y, position's place in x)` for every position of every window, by the definition.
+    /// By definition: calls `f(index of the window in y, index of the position in x)` for every position of every window.
     fn each_position(s: &PoolShape, mut f: impl FnMut(usize, usize)) {
         for (b, i, j) in
             (0..s.batch).flat_map(|b| (0..s.out_height()).flat_map(move |i| (0..s.out_width()).map(move |j| (b, i, j))))

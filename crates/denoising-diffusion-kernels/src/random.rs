@@ -1,21 +1,21 @@
-//! Random numbers as functions of a key and a counter: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3")
-//! and normal numbers from it by Box and Muller, many at a time.
+//! Random numbers as functions of a key and a counter: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), and normal
+//! numbers from it by Box and Muller's method, many at a time.
 //!
-//! Normal numbers are computed in f64 by additions, multiplications, divisions and roots alone, which are rounded the same everywhere, and
-//! rounded to f32 at the end: the same bits on every machine, in any vector width, whatever its mathematical library.
+//! Normal numbers are computed in f64 with additions, multiplications, divisions and roots only, which are rounded in the same way everywhere, and
+//! are rounded to f32 at the end. They have the same bits on every machine, for any vector width, whatever its mathematical library.
 //!
-//! Not here: what keys and counters stand for ([`dropout`](crate::dropout) has counters of its own). No state is kept.
+//! Not here: the meaning of keys and counters ([`dropout`](crate::dropout) has its own counters). No state is kept.
 
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_PI_2, LN_2};
 
 use crate::simd::{Isa, simd_fn};
 
-/// Random words of a counter.
+/// Number of random words per counter.
 pub(crate) const WORDS: usize = 4;
-/// Counters at a time: enough for the compiler to make vectors of.
+/// Number of counters at a time: enough for the compiler to vectorise.
 pub(crate) const COUNTERS: usize = 16;
 
-/// Words `k` of several counters.
+/// The words of several counters, word by word.
 pub(crate) type Words<const N: usize> = [[u32; N]; WORDS];
 
 /// The random words of one counter.
@@ -23,8 +23,8 @@ pub fn philox4x32_10(counter: [u32; WORDS], key: [u32; 2]) -> [u32; WORDS] {
     philox(counter.map(|word| [word]), key).map(|[word]| word)
 }
 
-/// The two normal numbers of two random words: sqrt(-2 ln u) times cosine and sine of 2 pi v, where u = (`words[0]` + 1/2) / 2^32 and v likewise of
-/// `words[1]`.
+/// The two normal numbers for two random words: sqrt(-2 ln u) times cosine and sine of 2 pi v, where u = (`words[0]` + 1/2) / 2^32 and v is computed
+/// likewise from `words[1]`.
 #[inline(always)]
 pub fn normal_pair(words: [u32; 2]) -> [f32; 2] {
     let radius = (-2.0 * ln(words[0])).sqrt();
@@ -32,11 +32,11 @@ pub fn normal_pair(words: [u32; 2]) -> [f32; 2] {
     [(radius * cos) as f32, (radius * sin) as f32]
 }
 
-/// Fills `out`, a multiple of 4 long, with the normal numbers of `counter` and those that follow it, whose first word is greater by 1, 2, ...: for each
-/// the [pair](normal_pair) of its first two words and that of the last two.
+/// Fills `out`, whose length must be a multiple of 4, with the normal numbers for `counter` and for the counters after it, whose first word is
+/// greater by 1, 2, ...: for each, the [pair](normal_pair) for its first two words, then that for the last two.
 pub fn normals(counter: [u32; WORDS], key: [u32; 2], out: &mut [f32]) {
     assert!(out.len().is_multiple_of(WORDS), "each counter gives {WORDS} numbers, {} were asked for", out.len());
-    // SAFETY: the CPU was asked.
+    // SAFETY: the CPU has been checked.
     unsafe { normals_on(Isa::detect(), counter, key, out) };
 }
 
@@ -56,7 +56,7 @@ simd_fn! {
     }
 }
 
-/// The random words of several counters, in vectors where it is inlined into a kernel.
+/// The random words for several counters, vectorised where it is inlined into a kernel.
 #[inline(always)]
 pub(crate) fn philox<const N: usize>(counters: Words<N>, mut key: [u32; 2]) -> Words<N> {
     let [mut a, mut b, mut c, mut d] = counters;
@@ -73,7 +73,7 @@ pub(crate) fn philox<const N: usize>(counters: Words<N>, mut key: [u32; 2]) -> W
     [a, b, c, d]
 }
 
-/// [`normal_pair`] of each of these and of those. Loops over arrays, which the compiler makes vectors of; closures it does not.
+/// [`normal_pair`] for each of several pairs of words. Written as loops over arrays, which the compiler vectorises; with closures it does not.
 #[inline(always)]
 fn normal_pairs(these: [u32; COUNTERS], those: [u32; COUNTERS]) -> [[f32; COUNTERS]; 2] {
     let mut pairs = [[0.0; COUNTERS]; 2];
@@ -85,7 +85,8 @@ fn normal_pairs(these: [u32; COUNTERS], those: [u32; COUNTERS]) -> [[f32; COUNTE
 
 /// ln((k + 1/2) / 2^32) to a relative error of some 3e-16.
 ///
-/// The argument is m 2^e with m between sqrt(1/2) and sqrt(2), and ln m = 2 artanh((m - 1) / (m + 1)), whose series ends where it no longer counts.
+/// The argument is m 2^e with m between sqrt(1/2) and sqrt(2), and ln m = 2 artanh((m - 1) / (m + 1)), whose series is taken to the last significant
+/// term.
 #[inline(always)]
 fn ln(k: u32) -> f64 {
     const LEAST: u64 = FRAC_1_SQRT_2.to_bits();
@@ -93,10 +94,10 @@ fn ln(k: u32) -> f64 {
     const MANTISSA_BITS: u32 = 52;
     const MANTISSA: u64 = (1 << MANTISSA_BITS) - 1;
     const TWO_TO_52: f64 = (1_u64 << MANTISSA_BITS) as f64;
-    // By way of i32, which vectors convert.
+    // Through i32, for which there are vector conversions.
     let u = (f64::from((k ^ 1 << 31) as i32) + 2_147_483_648.5) * (1.0 / 4_294_967_296.0);
     let bits = u.to_bits() + TO_ONE;
-    // The exponent's bits below those of 2^52 are a number.
+    // With the exponent of 2^52, the exponent's bits are read as a number.
     let e = f64::from_bits(bits >> MANTISSA_BITS | TWO_TO_52.to_bits()) - (TWO_TO_52 + 1023.0);
     let m_minus_1 = f64::from_bits((bits & MANTISSA) + LEAST) - 1.0;
     let s = m_minus_1 / (2.0 + m_minus_1);
@@ -110,7 +111,7 @@ fn ln(k: u32) -> f64 {
 
 /// Cosine and sine of 2 pi (k + 1/2) / 2^32, to an error of some 7e-16.
 ///
-/// The angle is a number of quarter turns and at most an eighth, of which the series are taken to where they no longer count.
+/// The angle is a number of quarter turns plus at most an eighth of a turn, whose series are taken to the last significant term.
 #[inline(always)]
 fn cos_sin(k: u32) -> [f64; 2] {
     let quarters = k.wrapping_add(1 << 29) >> 30;
@@ -145,7 +146,7 @@ mod tests {
         );
     }
 
-    /// Words at the edges of everything, and many between.
+    /// Words at all edges, and many in between.
     fn words() -> impl Iterator<Item = u32> {
         let edges = (0..=8).flat_map(|eighth| (-3_i64..3).map(move |off| ((eighth << 29) + off) as u32));
         edges.chain((0..200_000_u32).map(|i| i.wrapping_mul(2_654_435_761)))

@@ -1,7 +1,7 @@
-//! One axis of an activation halved or doubled, and the gradients. Data are `[outer, n, inner]`: what lies before the axis, along it and behind it.
+//! One axis of an activation halved or doubled, and the gradients. Data are `[outer, n, inner]`: before the axis, along it and after it.
 //!
-//! Halving takes the mean of each pair of neighbours. Doubling interpolates linearly between centres (PyTorch's `align_corners = False`): new values lie at a
-//! quarter and three quarters between neighbours, and the ends are repeated. Each is linear, and its gradient is its transpose:
+//! Halving takes the mean of each pair of neighbours. Doubling interpolates linearly between centres (PyTorch's `align_corners = False`): new values
+//! lie at one quarter and three quarters between neighbours, and the ends are repeated. Both are linear, and their gradients are the transposes:
 //!
 //! - halved: `y[i] = (x[2 i] + x[2 i + 1]) / 2`
 //! - doubled: `y[2 i] = 3/4 x[i] + 1/4 x[max(i - 1, 0)]`, `y[2 i + 1] = 3/4 x[i] + 1/4 x[min(i + 1, n - 1)]`
@@ -9,17 +9,17 @@
 use crate::par::{ELEMENTS_PER_TASK, Shared, for_each_task, task_range};
 use crate::simd::{Isa, simd_fn};
 
-/// What becomes of an axis.
+/// How an axis is resized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AxisResize {
-    /// The mean of each pair; the axis is of even length.
+    /// The mean of each pair; the axis must have even length.
     HalveByMean,
     /// Linear interpolation.
     DoubleLinearly,
 }
 
 impl AxisResize {
-    /// The length of an axis that was `n` long.
+    /// The new length of an axis of length `n`.
     pub fn length(self, n: usize) -> usize {
         match self {
             AxisResize::HalveByMean => n / 2,
@@ -33,9 +33,9 @@ impl AxisResize {
 pub struct AxisShape {
     /// Product of the dimensions before the axis.
     pub outer: usize,
-    /// Length of the axis, at least 1, even if it is to be halved.
+    /// Length of the axis, at least 1, and even if it is to be halved.
     pub n: usize,
-    /// Product of the dimensions behind the axis.
+    /// Product of the dimensions after the axis.
     pub inner: usize,
 }
 
@@ -190,7 +190,7 @@ mod tests {
     use super::*;
     use crate::testing::{assert_close, one_and_two_threads_agree, random, wide};
 
-    /// Interpolation as its definition has it: source coordinates `(i + 1/2) / 2 - 1/2`, cut to the ends.
+    /// Interpolation by definition: source coordinates `(i + 1/2) / 2 - 1/2`, clamped to the ends.
     fn exact(shape: &AxisShape, resize: AxisResize, x: &[f64]) -> Vec<f64> {
         let AxisShape { outer, n, inner } = *shape;
         let m = resize.length(n);

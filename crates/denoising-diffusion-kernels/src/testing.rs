@@ -1,4 +1,4 @@
-//! What the tests of several modules share.
+//! Functions shared by the tests of several modules.
 
 /// Uniform values in -1..1, from a seed (splitmix64).
 pub(crate) fn random(len: usize, seed: u64) -> Vec<f32> {
@@ -49,11 +49,11 @@ pub(crate) fn some_indices(len: usize) -> Vec<usize> {
     (0..len).step_by(len.div_ceil(12).max(1) | 1).collect()
 }
 
-/// A derivative of a sum, and how large what is summed is: rounding every term changes the sum by about that.
+/// A derivative of a sum, and the magnitude of the terms of that sum: rounding every term changes the sum by about that much.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Slope {
     pub(crate) value: f64,
-    /// The root of the sum of the terms' squares.
+    /// The root of the sum of the squared terms.
     pub(crate) terms: f64,
 }
 

@@ -1,4 +1,4 @@
-//! Files that survive a crash: written beside their place, synced to the device, then renamed into it.
+//! Files that survive a crash: written under a temporary name in the same folder, synced to the device, then renamed.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -6,22 +6,22 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How the name of an unfinished file ends.
+/// The suffix of an unfinished file.
 const SUFFIX: &str = ".ddpm-tmp";
 
-/// Writes a file so that `path` holds either what it held before or everything that `fill` wrote, whatever happens in
-/// between. The folder must exist. On an error (a full disk, say) the old file is untouched and nothing is left behind.
+/// Writes a file so that `path` always holds either its previous contents or everything that `fill` wrote, whatever happens in between. The folder
+/// must exist. On an error (a full disk, say) the old file is untouched and nothing is left behind.
 pub fn write_atomically(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let temporary = temporary_beside(path)?;
     let written = fill_and_sync(&temporary, fill).and_then(|()| fs::rename(&temporary, path));
     written.inspect_err(|_| {
-        // The first error is the one to tell; a temporary file that cannot be removed either is only litter.
+        // The first error is the one to report; a temporary file that cannot be removed either does no harm.
         let _ = fs::remove_file(&temporary);
     })?;
     sync_folder(folder_of(path))
 }
 
-/// Removes what writers that were killed have left in `folder`. Nobody may be writing there.
+/// Removes the files that interrupted writers left in `folder`. Nobody may be writing there.
 pub fn remove_leftovers(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
@@ -53,7 +53,7 @@ fn fill_and_sync(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()
     writer.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
 }
 
-/// A rename is durable once its folder is; only Unix lets a folder be synced.
+/// A rename is durable once its folder has been synced, which only Unix allows.
 pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
 }

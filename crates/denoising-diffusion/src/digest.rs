@@ -1,4 +1,4 @@
-//! SHA-256 in hexadecimal digits: of bytes as they come, and of files. Not here: what goes into a digest, which whoever needs one decides.
+//! SHA-256 in hexadecimal digits, of bytes and of files. Not here: what goes into a digest, which the caller decides.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -6,12 +6,12 @@ use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
-/// A digest in the making. Whoever adds texts or lists adds their lengths too, or two inputs can have one digest.
+/// An unfinished digest. Callers that add texts or lists must add their lengths too; otherwise two different inputs can have the same digest.
 #[derive(Clone, Debug, Default)]
 pub struct Digest(Sha256);
 
 impl Digest {
-    /// Of nothing so far.
+    /// A digest of no bytes yet.
     pub fn new() -> Self {
         Self::default()
     }
@@ -41,10 +41,10 @@ pub struct FileDigest {
     pub bytes: u64,
 }
 
-/// The digest of a file, read piece by piece.
+/// The digest of a file, which is read piece by piece.
 ///
 /// # Errors
-/// What the file system refuses.
+/// The file cannot be opened or read.
 pub fn of_file(path: &Path) -> io::Result<FileDigest> {
     let mut file = File::open(path)?;
     let (mut digest, mut bytes, mut buffer) = (Digest::new(), 0, vec![0; 1 << 20]);

@@ -1,8 +1,8 @@
-//! Counter-based random streams: every number is a function of (seed, purpose, index, part), drawn on the host, so that noise
-//! never depends on batch size, thread count, device or how often a run was resumed.
+//! Counter-based random streams. Every number is a function of (seed, purpose, index, part) and is drawn on the host, so noise never depends on batch
+//! size, number of threads, device, or how often a run was resumed.
 //!
-//! Not here: how counters become numbers (`denoising_diffusion_kernels::random`), what dropout draws (`nn::Dropout`), and Burn's own generator, which is
-//! process-global and serves layers that are not ours alone.
+//! Not here: how counters become numbers (`denoising_diffusion_kernels::random`), the draws of dropout (`nn::Dropout`), and Burn's own generator,
+//! which is global to the process and only used by layers that are not ours.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use denoising_diffusion_kernels::random::{normal_pair, normals, philox4x32_10};
@@ -12,7 +12,7 @@ use rayon::prelude::*;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u64)]
 pub enum Purpose {
-    /// Initial weights; index: the parameter's place in the network.
+    /// Initial weights; index: the parameter's position in the network.
     Init = 1,
     /// The noise level of a training example; index: its number since the start of training.
     TrainTime = 2,
@@ -26,11 +26,11 @@ pub enum Purpose {
     SampleInit = 6,
     /// Noise added while sampling; index: the sample's number, part: the step.
     SampleStep = 7,
-    /// Keys of dropout, and seeds of Burn's generator; index: the number of the batch, part: 0 before the loss, 1 for it.
+    /// Keys of dropout masks, and seeds of Burn's generator; index: the number of the batch, part: 0 before the loss, 1 for the loss.
     Dropout = 8,
-    /// Noise levels and noise of held-out examples; index: the example, part: 0 level, 1 noise.
+    /// Noise levels and noise of held-out examples; index: the example, part: 0 for the level, 1 for the noise.
     HeldOut = 9,
-    /// Draws of metrics (subsets, resampling, directions); index and part: the metric's own.
+    /// Draws of metrics (subsets, resampling, directions); index and part are up to the metric.
     Evaluation = 10,
     /// Whether a training example keeps its condition; index as above.
     DropCondition = 11,
@@ -75,12 +75,12 @@ impl Stream {
         (f64::from(self.next_u32()) + 0.5) / 4_294_967_296.0
     }
 
-    /// The same from 52 random bits.
+    /// Uniform in (0, 1), from 52 random bits.
     pub fn uniform_f64(&mut self) -> f64 {
         ((self.next_u64() >> 12) as f64 + 0.5) / (1_u64 << 52) as f64
     }
 
-    /// Uniform in 0..n (n at most 2^32; the bias is below n / 2^64).
+    /// Uniform in 0..n (n at most 2^32; the bias is less than n / 2^64).
     pub fn below(&mut self, n: usize) -> usize {
         ((u128::from(self.next_u64()) * n as u128) >> 64) as usize
     }

@@ -1,26 +1,28 @@
-//! Averages of weights whose length is chosen after training (Karras et al. 2024, arXiv:2312.02696, section 3): which sum of stored averages
-//! comes closest to another one. Not here: averaging while training (`train::power_ema`), and files (`train::snapshots`).
+//! Averages of weights whose length is chosen after training (Karras et al. 2024, arXiv:2312.02696, section 3): the linear combination of stored
+//! averages that is closest to an average that was not stored. Not here: averaging during training (`train::power_ema`), and files
+//! (`train::snapshots`).
 //!
-//! An average of exponent gamma weighs the weights of step tau of t by p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1), so that its length grows with the
-//! training. It is named by the deviation of p as a share of t, sigma_rel = sqrt((gamma + 1) / ((gamma + 2)^2 (gamma + 3))).
+//! After t steps, an average with exponent gamma gives the weights of step tau the weight p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1), so its
+//! length grows with the training. It is named by the standard deviation of p as a fraction of t, sigma_rel = sqrt((gamma + 1) / ((gamma + 2)^2
+//! (gamma + 3))).
 
 use faer::linalg::solvers::Solve;
 use faer::{Mat, Side};
 use thiserror::Error;
 
-/// Nearly the plain mean of all steps, whose sigma_rel is 1 / sqrt(12). Longer averages would weigh the beginning most.
+/// Nearly the plain mean of all steps, whose sigma_rel is 1 / sqrt(12). A longer average would give the beginning the largest weight.
 pub const LONGEST: f64 = 0.2886;
-/// Exponents beyond some ten thousand average no more than a step or two of any training.
+/// With larger exponents than some ten thousand, an average covers no more than a step or two of any training.
 pub const SHORTEST: f64 = 1e-4;
 
-/// How an average weighs the past.
+/// How an average weights the past.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Profile {
     sigma_rel: f64,
     exponent: f64,
 }
 
-/// A length that no average has.
+/// A relative deviation that no average can have.
 #[derive(Clone, Copy, Debug, PartialEq, Error)]
 #[error("sigma_rel must be at least {SHORTEST} and at most {LONGEST}, got {got}")]
 pub struct ProfileError {
@@ -28,12 +30,12 @@ pub struct ProfileError {
 }
 
 impl Profile {
-    /// The profile of this relative deviation, from [`SHORTEST`] to [`LONGEST`].
+    /// The profile with this relative standard deviation, from [`SHORTEST`] to [`LONGEST`].
     pub fn new(sigma_rel: f64) -> Result<Self, ProfileError> {
         if !(SHORTEST..=LONGEST).contains(&sigma_rel) {
             return Err(ProfileError { got: sigma_rel });
         }
-        // The deviation falls as the exponent rises: at most 1 / gamma, so that the upper end is beyond it.
+        // The deviation falls as the exponent rises. It is at most 1 / gamma, which gives the upper end of the search.
         let (mut low, mut high) = (0.0, 1.0 / sigma_rel);
         for _ in 0..200 {
             let middle = 0.5 * (low + high);
@@ -51,9 +53,10 @@ impl Profile {
         self.exponent
     }
 
-    /// How much of the weights after step `step` (1-based) the average takes: 1 - (1 - 1 / step)^(gamma + 1), all of the first.
+    /// The fraction of the weights after step `step` (1-based) that goes into the average: 1 - (1 - 1 / step)^(gamma + 1), which is 1 in the first
+    /// step.
     pub fn share_at(self, step: u64) -> f64 {
-        // In logarithms: late in a training the share is the small difference of two numbers near 1.
+        // In logarithms: late in training the fraction is the small difference of two numbers near 1.
         -((self.exponent + 1.0) * (-1.0 / step as f64).ln_1p()).exp_m1()
     }
 }
@@ -62,7 +65,7 @@ fn relative_deviation(exponent: f64) -> f64 {
     ((exponent + 1.0) / (exponent + 3.0)).sqrt() / (exponent + 2.0)
 }
 
-/// An average as it is after so many steps.
+/// An average after a given number of steps.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Snapshot {
     pub profile: Profile,
@@ -70,7 +73,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// The integral of the product of both weightings of the past.
+    /// The integral of the product of the two weightings of the past.
     fn overlap(&self, other: &Self) -> f64 {
         let (early, late) = if self.steps <= other.steps { (self, other) } else { (other, self) };
         let (a, b) = (early.profile.exponent, late.profile.exponent);
@@ -79,17 +82,17 @@ impl Snapshot {
     }
 }
 
-/// A sum of stored averages in place of one that nobody stored.
+/// A sum of stored averages in place of one that was not stored.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Combination {
-    /// What each of them is multiplied by; together 1.
+    /// The factor of each stored average; they add up to 1.
     pub coefficients: Vec<f64>,
-    /// The norm of the difference to the wanted weighting of the past, as a share of the norm of that; below 1e-7 it is rounding.
+    /// The norm of the difference from the desired weighting of the past, relative to the norm of that weighting; values below 1e-7 are rounding.
     pub relative_error: f64,
 }
 
-/// The combination of `stored` averages whose weighting of the past is the closest to that of `wanted`, in least squares; `None` if nothing is stored or two of
-/// them are the same.
+/// The combination of `stored` averages whose weighting of the past is closest to that of `wanted`, in least squares. `None` if nothing is stored or
+/// two of the stored averages are the same.
 pub fn combine(stored: &[Snapshot], wanted: &Snapshot) -> Option<Combination> {
     let twice = |i: usize| stored[..i].contains(&stored[i]);
     if stored.is_empty() || (0..stored.len()).any(twice) {
@@ -97,7 +100,7 @@ pub fn combine(stored: &[Snapshot], wanted: &Snapshot) -> Option<Combination> {
     }
     let among = Mat::from_fn(stored.len(), stored.len(), |i, j| stored[i].overlap(&stored[j]));
     let with_wanted = Mat::from_fn(stored.len(), 1, |i, _| stored[i].overlap(wanted));
-    // Averages of neighbouring steps are nearly the same: the matrix is positive, but for rounding.
+    // Averages of neighbouring steps are nearly the same: the matrix is positive definite, except for rounding.
     let solved = among.lblt(Side::Lower).solve(&with_wanted);
     let sum: f64 = (0..stored.len()).map(|i| solved[(i, 0)]).sum();
     let coefficients: Vec<f64> = (0..stored.len()).map(|i| solved[(i, 0)] / sum).collect();
@@ -135,7 +138,7 @@ mod tests {
         }
     }
 
-    /// What `profile` makes of `values`, of which the first is that of step 1: at each step, step by step.
+    /// The average with `profile` after each step, computed step by step, of `values`, the first of which is that of step 1.
     fn averages(profile: Profile, values: &[f64]) -> Vec<f64> {
         let mut average = 0.0;
         let after = values.iter().zip(1..).map(|(value, step)| {
@@ -175,7 +178,7 @@ mod tests {
         assert_eq!(combine(&[stored[0], stored[1], stored[0]], &stored[2]), None);
     }
 
-    /// Weights that wander: what training looks like to an average.
+    /// A random walk of weights: what training looks like to an average.
     fn random_walk(steps: usize) -> Vec<f64> {
         let mut stream = Stream::new(0, Purpose::Evaluation, 0, 0);
         let walk = (0..steps).scan(0.0, |at, _| {

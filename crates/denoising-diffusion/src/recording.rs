@@ -1,10 +1,10 @@
-//! Work recorded on a device, and asked for as one thing from then on: what CUDA and ROCm call a graph. The host then asks for it in one launch instead
-//! of hundreds, which is what the time of a small network is made of on a fast GPU.
+//! Work that is recorded on a device once and then replayed: what CUDA and ROCm call a graph. The host needs one launch instead of hundreds, and
+//! launches are what takes the time when a small network runs on a fast GPU.
 //!
-//! A recording reads and writes the memory that it was made with, so everything that it reads lies where it lay: inputs are copied to one place. It is
-//! only used if it gave, for two inputs, the numbers that launches give, to the bit.
+//! A recording reads and writes the memory that it was made with, so whatever it reads must stay in place: inputs are copied to a fixed place. A
+//! recording is only used if it gave, for two inputs, the same numbers as launches, to the bit.
 //!
-//! Not here: what is recorded (a training step's passes in `train`, a network's in `models`).
+//! Not here: what is recorded (the passes of a training step in `train`, a network's in `models`).
 
 use burn::backend::{Backend, Dispatch};
 use burn::tensor::{Device, Int, Tensor};
@@ -13,17 +13,17 @@ use crate::device::is_cpu;
 use crate::nn::Vectors;
 use crate::nn::ops::DropoutKey;
 
-/// Where recording some work stands.
+/// How far the recording of some work has got.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RecordingState {
-    /// It was launched so far: it is not to be recorded, or its time has not come.
+    /// The work has been launched so far: it is not to be recorded, or not yet.
     NotTried,
     Recorded,
-    /// It is launched for good, and why.
+    /// The work will always be launched, for this reason.
     Refused(String),
 }
 
-/// What recorded work reads, in a place of its own.
+/// The inputs of recorded work, in memory of their own.
 pub trait Place {
     /// The same values in memory that nobody else holds.
     fn in_own_memory(&self) -> Self;
@@ -31,7 +31,7 @@ pub trait Place {
     /// Whether both have the same tensors, of the same shapes.
     fn is_like(&self, other: &Self) -> bool;
 
-    /// Becomes `other`, which is [like](Self::is_like) it; all tensors stay where they lie if nobody else holds them.
+    /// Takes the values of `other`, which must be [like](Self::is_like) it; all tensors stay where they are in memory if nobody else holds them.
     fn take_over(&mut self, other: &Self);
 }
 
@@ -69,7 +69,7 @@ impl Place for Tensor<1, Int> {
     }
 }
 
-/// A place of each of these fields, which are all that the type has.
+/// Implements [`Place`] for a type that has exactly these fields.
 macro_rules! place_of_fields {
     ($type:ident { $($field:ident),* }) => {
         impl $crate::recording::Place for $type {
@@ -144,7 +144,7 @@ impl<T: Place> Place for Vec<T> {
     }
 }
 
-/// Why nothing is recorded on this device, if that is known beforehand.
+/// Why nothing can be recorded on this device, if that is known beforehand.
 pub fn why_not_on(device: &Device) -> Option<&'static str> {
     match is_cpu(device) {
         true => Some("only GPUs can record"),
@@ -153,7 +153,7 @@ pub fn why_not_on(device: &Device) -> Option<&'static str> {
     }
 }
 
-/// Work that was recorded, and the memory that it works in.
+/// Recorded work and the memory that it uses.
 pub struct Recorded<I, O> {
     input: I,
     output: O,
@@ -161,14 +161,14 @@ pub struct Recorded<I, O> {
 }
 
 impl<I: Place, O> Recorded<I, O> {
-    /// Records `work`, which the device must be able to do from tensors alone. `inputs`, which are like each other, are to try the recording with;
-    /// `numbers` reads an output, for comparison.
+    /// Records `work`, which may use nothing but tensors on the device. The recording is tried with `inputs`, which must be like each other;
+    /// `numbers` reads an output, for the comparison with launches.
     ///
     /// # Errors
-    /// In words: the device does not record that, or what it recorded gives other numbers.
+    /// The device cannot record this, or the recording gives other numbers; the reason in words.
     ///
     /// # Safety
-    /// As long as this is [run](Self::run), whatever `work` reads beside its input must lie where it lies.
+    /// Whatever `work` reads besides its input must stay where it is in memory for as long as this is [run](Self::run).
     pub unsafe fn new(
         device: &Device,
         inputs: [&I; 2],
@@ -177,22 +177,22 @@ impl<I: Place, O> Recorded<I, O> {
     ) -> Result<Self, String> {
         let dispatch = device.clone().inner().as_dispatch().clone();
         let mut place = inputs[0].in_own_memory();
-        // What is launched from here on leaves behind the memory that the recording takes, which can have no other.
+        // Launches from here on leave behind the memory that the recording needs; it cannot get any other.
         Dispatch::graph_prepare(&dispatch).map_err(|error| innermost(&error))?;
         let expected = inputs.map(|input| {
             place.take_over(input);
             numbers(&work(&place))
         });
         if let Err(error) = Dispatch::graph_start_capture(&dispatch) {
-            // Takes back the preparation.
+            // Undoes the preparation.
             let _ = Dispatch::graph_stop_capture(&dispatch);
             return Err(innermost(&error));
         }
         let output = work(&place);
         let graph = Dispatch::graph_stop_capture(&dispatch).map_err(|error| innermost(&error))?;
         let replay = move || {
-            // SAFETY: the recording's memory is alive: `Recorded` owns input and output, temporaries lie on pages that the device keeps for it, and
-            // the caller of `new` has promised the rest. One queue takes the work of all threads, in order.
+            // SAFETY: the recording's memory is alive: `Recorded` owns input and output, the device keeps the pages of temporaries for it, and the
+            // caller of `new` has promised the rest. One queue takes the work of all threads, in order.
             unsafe { Dispatch::graph_replay(&dispatch, &graph) }.map_err(|error| innermost(&error))
         };
         let mut recorded = Self { input: place, output, replay: Box::new(replay) };
@@ -212,15 +212,15 @@ impl<I: Place, O> Recorded<I, O> {
         Ok(recorded)
     }
 
-    /// What it was made for inputs like.
+    /// An input like those that this recording takes.
     pub fn input(&self) -> &I {
         &self.input
     }
 
-    /// The output for an input that is like those that it was made for. The next call overwrites it where it lies.
+    /// The output for an input, which must be like those that the recording was made with. The next call overwrites it.
     ///
     /// # Errors
-    /// In words.
+    /// The device cannot replay the recording; the reason in words.
     pub fn run(&mut self, input: &I) -> Result<&O, String> {
         self.input.take_over(input);
         (self.replay)()?;
@@ -228,7 +228,7 @@ impl<I: Place, O> Recorded<I, O> {
     }
 }
 
-/// The cause that lies innermost, in a line: CubeCL's errors are of many.
+/// The innermost cause, as one line: CubeCL nests its errors deeply.
 fn innermost(error: &impl std::fmt::Display) -> String {
     let words = error.to_string();
     let cause = words.rsplit("Caused by:").next().unwrap_or(&words);

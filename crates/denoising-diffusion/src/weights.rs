@@ -1,5 +1,5 @@
-//! Weights on the host: named `f32` tensors, in the order of their names, and which of a run's weights they are. Not here: files,
-//! networks, and what the names mean.
+//! Weights on the host: named `f32` tensors, sorted by name, and which of a run's weights they are. Not here: files, networks, and what the names
+//! mean.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map;
@@ -22,7 +22,7 @@ impl WeightsKind {
     /// Both of them.
     pub const ALL: [Self; 2] = [Self::Ema, Self::Model];
 
-    /// The word of model cards.
+    /// Its name in model cards.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ema => "ema",
@@ -30,7 +30,7 @@ impl WeightsKind {
         }
     }
 
-    /// A few words for people.
+    /// A short description for people.
     pub fn about(self) -> &'static str {
         match self {
             Self::Ema => "The moving average",
@@ -39,7 +39,7 @@ impl WeightsKind {
     }
 }
 
-/// Tensors that are not as somebody needs them.
+/// Tensors that do not have the required names, shapes or sizes.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum StateDictError {
     #[error("a tensor of shape {shape:?} needs {expected} values, got {got}")]
@@ -57,7 +57,7 @@ pub struct HostTensor {
     pub values: Vec<f32>,
 }
 
-/// A tensor in somebody else's memory.
+/// A tensor in borrowed memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TensorView<'a> {
     pub shape: &'a [usize],
@@ -65,7 +65,7 @@ pub struct TensorView<'a> {
 }
 
 impl TensorView<'_> {
-    /// The fields are public, so whoever depends on their agreement checks it.
+    /// Checks that shape and values agree, which public fields do not guarantee.
     pub(crate) fn check(&self) -> Result<(), StateDictError> {
         let expected = element_count(self.shape).unwrap_or(usize::MAX);
         if expected == self.values.len() {
@@ -76,19 +76,22 @@ impl TensorView<'_> {
 }
 
 impl HostTensor {
-    /// Refuses values that do not fill the shape.
+    /// A tensor of these values.
+    ///
+    /// # Errors
+    /// `values` does not fill `shape`.
     pub fn new(shape: impl Into<Vec<usize>>, values: Vec<f32>) -> Result<Self, StateDictError> {
         let tensor = Self { shape: shape.into(), values };
         tensor.check()?;
         Ok(tensor)
     }
 
-    /// The same values under another shape of the same size.
+    /// The same values with another shape of the same size.
     pub fn reshaped(self, shape: impl Into<Vec<usize>>) -> Result<Self, StateDictError> {
         Self::new(shape, self.values)
     }
 
-    /// The same tensor, where it lies.
+    /// The same tensor, borrowed.
     pub fn view(&self) -> TensorView<'_> {
         TensorView { shape: &self.shape, values: &self.values }
     }
@@ -98,12 +101,12 @@ impl HostTensor {
     }
 }
 
-/// The product of a shape, unless it overflows.
+/// The number of values of a shape, unless it overflows.
 fn element_count(shape: &[usize]) -> Option<usize> {
     shape.iter().try_fold(1usize, |product, &side| product.checked_mul(side))
 }
 
-/// Tensors by name, as PyTorch's `state_dict()`; iterates in sorted order of names, so files made of it are reproducible.
+/// Tensors by name, like PyTorch's `state_dict()`. Iterates in sorted order of names, so that files made of it are reproducible.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StateDict {
     tensors: BTreeMap<String, HostTensor>,
@@ -114,7 +117,7 @@ impl StateDict {
         Self::default()
     }
 
-    /// Adds a tensor, giving back the one that had this name.
+    /// Adds a tensor and returns the one that had this name before.
     pub fn insert(&mut self, name: impl Into<String>, tensor: HostTensor) -> Option<HostTensor> {
         self.tensors.insert(name.into(), tensor)
     }
@@ -131,7 +134,7 @@ impl StateDict {
         self.tensors.contains_key(name)
     }
 
-    /// The tensor of this name and shape; errors name what was expected and what is there.
+    /// The tensor with this name and shape. Errors state what was expected and what was found.
     pub fn require(&self, name: &str, shape: &[usize]) -> Result<&HostTensor, StateDictError> {
         let Some(tensor) = self.get(name) else {
             return Err(StateDictError::Missing { name: name.to_string(), expected: shape.to_vec() });
@@ -146,7 +149,7 @@ impl StateDict {
         Ok(tensor)
     }
 
-    /// The tensors whose names start with `prefix`, without it. Give the dot too: `"model."`.
+    /// The tensors whose names start with `prefix`, without the prefix. Include the dot: `"model."`.
     pub fn strip_prefix(&self, prefix: &str) -> Self {
         self.iter()
             .filter_map(|(name, tensor)| Some((name.strip_prefix(prefix)?.to_string(), tensor.clone())))
@@ -158,7 +161,7 @@ impl StateDict {
         self.tensors.into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor)).collect()
     }
 
-    /// Adds all tensors of `other`; on equal names those of `other` stay.
+    /// Adds all tensors of `other`, which replace tensors of the same names.
     pub fn merge(&mut self, other: Self) {
         self.tensors.extend(other.tensors);
     }

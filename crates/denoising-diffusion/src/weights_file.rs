@@ -1,5 +1,4 @@
-//! A safetensors file that is complete in itself: its metadata have a card, as JSON, that says what the tensors are of. Not here: what is in
-//! a card.
+//! Self-contained safetensors files, whose metadata hold a card (JSON) that describes what the tensors are. Not here: the contents of a card.
 
 use std::path::Path;
 
@@ -9,10 +8,10 @@ use serde::de::DeserializeOwned;
 use crate::interop::{self, InteropError, Metadata};
 use crate::weights::StateDict;
 
-/// What a file can be of.
+/// What a file contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Of {
-    /// A network that denoises.
+    /// A denoising network.
     Model,
     Classifier,
 }
@@ -20,7 +19,7 @@ pub enum Of {
 impl Of {
     const ALL: [Self; 2] = [Self::Model, Self::Classifier];
 
-    /// The metadata key under which the card stands.
+    /// The metadata key of the card.
     fn key(self) -> &'static str {
         match self {
             Self::Model => "denoising-diffusion.card",
@@ -29,13 +28,13 @@ impl Of {
     }
 }
 
-/// Why a file gives no card.
+/// Why a file has no usable card.
 #[derive(Debug)]
 pub enum NoCard {
     File(InteropError),
-    /// The card is that of something else.
+    /// The card describes something else.
     OfOther,
-    /// There is none: the file is another program's.
+    /// There is none: another program wrote the file.
     Absent,
     Unreadable(serde_json::Error),
 }
@@ -46,7 +45,7 @@ pub fn read<C: DeserializeOwned>(path: &Path, of: Of) -> Result<(C, StateDict), 
     Ok((card_in(&metadata, of)?, state))
 }
 
-/// The card alone; the tensors may be damaged.
+/// The card alone; works even if the tensors are damaged.
 pub fn read_card<C: DeserializeOwned>(path: &Path, of: Of) -> Result<C, NoCard> {
     card_in(&interop::read_metadata(path).map_err(NoCard::File)?, of)
 }
@@ -59,7 +58,7 @@ fn card_in<C: DeserializeOwned>(metadata: &Metadata, of: Of) -> Result<C, NoCard
     serde_json::from_str(json).map_err(NoCard::Unreadable)
 }
 
-/// Writes card and tensors, aside first and then renamed.
+/// Writes the card and the tensors, atomically.
 ///
 /// # Errors
 /// The folder is missing or not writable, or the disk is full.

@@ -1,18 +1,18 @@
-//! Products and sums against Winograd's method, from which `ConvAlgorithm::Auto` has its choice.
+//! Compares direct computation with Winograd's method; the choice of `ConvAlgorithm::Auto` is based on this.
 
 use denoising_diffusion_kernels::conv::{Conv2dShape, ConvAlgorithm};
 
 use super::time;
 use super::work::{Pass, Work};
 
-/// Images and their side: from one tile of 4 x 4 outputs up.
+/// Numbers of images and their side, starting with one tile of 4 x 4 outputs.
 const IMAGES: [(usize, usize); 11] =
     [(1, 4), (4, 4), (8, 4), (16, 4), (1, 8), (4, 8), (1, 16), (1, 32), (4, 5), (16, 7), (32, 14)];
-/// Calls of each algorithm in a round.
+/// Number of calls of each algorithm per round.
 const ROUND: usize = 5;
 const CHANNELS: [usize; 7] = [4, 8, 16, 32, 64, 128, 512];
 
-/// Prints how many times faster Winograd's method is, per images and channels, for each pass.
+/// Prints, for each pass, how many times faster Winograd's method is, by images and channels.
 pub fn print_table() {
     for pass in [Pass::Forward, Pass::InputGrad, Pass::WeightGrad] {
         println!("\n{}: time of Direct / time of Winograd\n", pass.name());
@@ -40,7 +40,7 @@ fn ratio(pass: Pass, batch: usize, side: usize, channels: usize) -> f64 {
     };
     let [mut direct, mut winograd] = [ConvAlgorithm::Direct, ConvAlgorithm::Winograd]
         .map(|algorithm| Work::Conv { shape, algorithm, pass }.prepare());
-    // In turn, so that what else the machine does hits both.
+    // In turn, so that other work of the machine affects both.
     let rounds: Vec<[f64; 2]> =
         (0..4).map(|_| [&mut direct, &mut winograd].map(|call| time(&mut **call, Some(ROUND)).0)).collect();
     let best = |i: usize| rounds.iter().map(|round| round[i]).fold(f64::INFINITY, f64::min);

@@ -1,7 +1,7 @@
-//! The kernels and sizes that are measured: those of two networks, and more of them that are measured when asked for.
+//! The kernels and sizes that are measured: those of two networks, and others that are measured on request.
 //!
-//! Network m is a U-Net of width 64 with multipliers 1, 2, 4, 8 on 32 x 32 images, batch 16; s one of width 32 with 1, 2, 4 on 28 x 28
-//! images, batch 32. `tools/bench/kernels.py` gets this list from the program, so that there is no second one.
+//! Network m is a U-Net of width 64 with multipliers 1, 2, 4, 8 on 32 x 32 images, batch 16; s one of width 32 with 1, 2, 4 on 28 x 28 images, batch
+//! 32. `tools/bench/kernels.py` gets this list from the program, so there is only one.
 
 use super::work::{Pass, Work};
 use Pass::{Backward, Forward, InputGrad, Step, WeightGrad};
@@ -35,7 +35,7 @@ enum Kind {
     Three,
     /// 3 x 3 without Winograd.
     Direct,
-    /// 3 x 3 after every pixel was doubled both ways.
+    /// 3 x 3 after doubling the image in both directions.
     Doubled,
     Seven,
     /// 2 x 2 pixels become one: a pixel unshuffle and a 1 x 1 convolution.
@@ -43,7 +43,7 @@ enum Kind {
 }
 use Kind::*;
 
-/// Channels in and out, and the side of the input.
+/// Input and output channels, and the side of the input.
 type Conv = (Network, Kind, usize, usize, usize);
 
 const CONVS: &[Conv] = &[
@@ -89,7 +89,7 @@ type Norm = (Network, usize, usize);
 /// With scale, shift and SiLU.
 const RMS_NORMS: &[Norm] = &[(M, 64, 32), (M, 512, 4), (S, 32, 28)];
 const MORE_RMS_NORMS: &[Norm] = &[(M, 128, 16), (M, 256, 8)];
-/// Without.
+/// Without scale, shift and SiLU.
 const MORE_PLAIN_RMS_NORMS: &[Norm] = &[(M, 64, 32), (M, 128, 16), (M, 256, 8), (M, 512, 4), (S, 32, 28)];
 
 /// Side.
@@ -99,7 +99,7 @@ const MORE_LINEAR_ATTENTIONS: &[Attention] = &[(M, 16), (S, 14), (S, 7)];
 const ATTENTIONS: &[Attention] = &[(M, 4), (M, 16)];
 const MORE_ATTENTIONS: &[Attention] = &[(M, 8), (M, 32), (S, 7)];
 
-/// Parameters of the optimizer's step, and values of an activation.
+/// Number of parameters of the optimizer's step, and of values of an activation.
 const PARAMETERS: usize = 4 << 20;
 const VALUES: usize = 1 << 20;
 

@@ -1,23 +1,22 @@
-//! How fast the kernels are, and how close to what the machine can do at most.
+//! Measures the speed of the kernels, and how close it is to the machine's limits.
 //!
 //! ```text
 //! cargo bench -p denoising-diffusion-kernels --bench roofline -- [--only SUBSTRING] [--rounds N] [--all] [--json] [--serve] [--algorithms]
 //! ```
 //!
-//! Measures the machine's peaks ([`peaks`]), then every kernel at the sizes of two networks ([`cases`]), by default for about 0.15 s
-//! each, and prints the fastest and the median call. The bound is the larger of two times: that of the floating-point
-//! operations at peak, and that of all inputs and outputs, once each, at the rate of a copy (in the cache where they are at
-//! most 16 MiB, since every call works on the same memory). The share is the bound divided by the fastest call. Convolutions are counted
-//! as if computed directly, so Winograd's may exceed 100 %; their second share counts only the products that Winograd's method
-//! needs, and nothing for its transforms. What is elementwise counts as no operations: a share far below 100 % of a kernel with
-//! exponentials, roots or divisions may be all there is. Above 100 % the cache kept part of what is counted as memory.
+//! Measures the machine's peaks ([`peaks`]), then every kernel at the sizes of two networks ([`cases`]), by default for about 0.15 s each, and prints
+//! the fastest and the median call. The bound is the larger of two times: that of the floating-point operations at the peak rate, and that of all
+//! inputs and outputs, once each, at the rate of a copy (within the cache if they are at most 16 MiB, since every call works on the same memory). The
+//! share is the bound divided by the fastest call. Convolutions are counted as if they were computed directly, so Winograd's may exceed 100 %; their
+//! second share only counts the products that Winograd's method needs, and nothing for its transforms. Elementwise work counts as no operations, so a
+//! share far below 100 % may be the most that a kernel with exponentials, roots or divisions can reach. A share above 100 % means that the cache kept
+//! part of what is counted as memory.
 //!
-//! `--only` takes the kernels whose name contains the text, `--all` adds sizes, `--rounds` sets the number of calls, `--json` prints an
-//! object per line, the peaks first. `--serve` prints a line with the peaks and the cases, then reads lines from stdin: for the
-//! name of a kernel it runs it and prints its line; for `peaks` it measures the peaks again, keeps the higher, and prints them.
-//! `--algorithms` compares the two algorithms of 3 x 3 convolutions instead ([`algorithms`]).
-//! RAYON_NUM_THREADS sets the number of threads. Memory and threads are as in a program that trains: a caching allocator, and calls
-//! from a thread of the pool.
+//! `--only` selects the kernels whose name contains the text, `--all` adds sizes, `--rounds` sets the number of calls, `--json` prints an object per
+//! line, the peaks first. `--serve` prints a line with the peaks and the cases, then reads lines from stdin: for the name of a kernel it runs it and
+//! prints its line; for `peaks` it measures the peaks again, keeps the higher, and prints them. `--algorithms` compares the two algorithms of 3 x 3
+//! convolutions instead ([`algorithms`]). RAYON_NUM_THREADS sets the number of threads. Memory and threads are as in a program that trains: a caching
+//! allocator, and calls from a thread of the pool.
 
 mod algorithms;
 mod cases;
@@ -35,13 +34,13 @@ use peaks::Peaks;
 #[global_allocator]
 static ALLOCATOR: CachingAllocator = CachingAllocator::new();
 
-/// How long a kernel is called, and how often at least.
+/// How long a kernel is called repeatedly, and the least number of calls.
 const TIME: Duration = Duration::from_millis(150);
 const LEAST_CALLS: usize = 5;
-/// Calls before those that are measured.
+/// Number of calls before the measured ones.
 const WARM_UP: usize = 2;
 
-/// Measurements of the peaks at the start.
+/// Number of measurements of the peaks at the start.
 const PEAK_ROUNDS: usize = 3;
 
 #[derive(Default)]
@@ -67,7 +66,7 @@ fn parse(mut given: impl Iterator<Item = String>) -> Result<Args, String> {
     while let Some(arg) = given.next() {
         let mut value = || given.next().ok_or(format!("{arg} needs a value"));
         match arg.as_str() {
-            // What cargo adds.
+            // Added by cargo.
             "--bench" => {}
             "--only" => args.only = value()?,
             "--rounds" => {
@@ -131,7 +130,7 @@ fn serve(args: &Args, peaks: &mut Peaks, cases: &[Case]) {
     }
 }
 
-/// A kernel's times and what they are compared with.
+/// A kernel's times, and the bounds that they are compared with.
 struct Measured<'a> {
     case: &'a Case,
     fastest: f64,

@@ -1,23 +1,23 @@
-//! What the machine can do at most, measured with every thread of the pool: multiplications and additions in registers, and copies
-//! in memory and in the cache.
+//! The limits of the machine, measured with all threads of the pool: multiplications and additions in registers, and copies in memory and in the
+//! cache.
 
 use std::hint::black_box;
 use std::time::Instant;
 
 use rayon::prelude::*;
 
-/// Bytes of a copy that no cache holds, and of one that the last-level cache holds with its source.
+/// Bytes of a copy that no cache can hold, and of one that fits into the last-level cache together with its source.
 const LARGE: usize = 256 << 20;
 const SMALL: usize = 8 << 20;
-/// Steps of a measurement of arithmetic: about a millisecond, so long that starting the threads costs little by comparison, so short that
-/// on a busy machine some runs have all cores to themselves.
+/// Number of steps of a measurement of arithmetic: about a millisecond, which is long enough for starting the threads to cost little by comparison,
+/// and short enough for some runs on a busy machine to have all cores to themselves.
 const STEPS: usize = 1 << 19;
-/// Vectors that are computed independently of each other, enough for two results per cycle after four cycles each.
+/// Number of independent vectors, enough for two results per cycle with a latency of four cycles.
 const VECTORS: usize = 12;
 const LANES: usize = 8;
 const WIDE_LANES: usize = 16;
 
-/// The highest rates that were seen.
+/// The highest rates seen so far.
 #[derive(Clone, Copy, Default)]
 pub struct Peaks {
     /// 10^9 operations per second, a multiplication and an addition counted as two.
@@ -28,16 +28,16 @@ pub struct Peaks {
     pub cache: f64,
 }
 
-/// What a kernel cannot be faster than.
+/// A lower bound of the time of a kernel.
 pub struct Bound {
-    /// `compute`, `memory` or, where inputs and outputs are no more than the small copy's, `cache`.
+    /// `compute`, `memory` or, if inputs and outputs are no larger than the small copy, `cache`.
     pub by: &'static str,
     /// The least time, in seconds.
     pub seconds: f64,
 }
 
 impl Peaks {
-    /// Measures for about a second and keeps what is higher than before: a shared machine only ever makes rates lower.
+    /// Measures for about a second and keeps rates that are higher than before, because sharing a machine only ever lowers them.
     pub fn measure(&mut self) {
         let lanes = if has_avx512() { WIDE_LANES } else { LANES };
         let flops = 2 * STEPS * VECTORS * lanes * rayon::current_num_threads();
@@ -78,7 +78,7 @@ fn rate(units: usize, runs: usize, mut run: impl FnMut()) -> f64 {
     units as f64 / best * 1e-9
 }
 
-/// The rate of copying `bytes`, counted twice, by all threads: by `memcpy`, which may write past the caches, or by a loop that does not.
+/// The rate of copying `bytes`, counted twice, with all threads: by `memcpy`, which may write past the caches, or by a loop, which does not.
 fn copy(bytes: usize, runs: usize) -> f64 {
     let (from, mut to) = (vec![1.0f32; bytes / 4], vec![0.0f32; bytes / 4]);
     let piece = from.len().div_ceil(rayon::current_num_threads());
@@ -111,16 +111,16 @@ fn has_avx512() -> bool {
     false
 }
 
-/// [`STEPS`] multiplications and additions of [`VECTORS`] vectors. The values settle at 2.
+/// [`STEPS`] multiplications and additions of [`VECTORS`] vectors. The values converge to 2.
 fn arithmetic() -> f32 {
     #[cfg(target_arch = "x86_64")]
     if has_avx512() {
-        // SAFETY: the machine has it.
+        // SAFETY: the machine has the instructions.
         return unsafe { fused_wide() };
     }
     #[cfg(target_arch = "x86_64")]
     if has_avx2_and_fma() {
-        // SAFETY: the machine has both.
+        // SAFETY: the machine has both instruction sets.
         return unsafe { fused() };
     }
     portable()
@@ -154,7 +154,7 @@ fn fused_wide() -> f32 {
     sums.into_iter().map(|sum| _mm512_cvtss_f32(sum)).sum()
 }
 
-/// In whatever vectors the target has: fused where every machine of the target can do that, as the kernels' portable version elsewhere.
+/// With whatever vectors the target has; fused only if every machine of the target can do that, as in the kernels' portable version.
 fn portable() -> f32 {
     let (half, one) = (black_box(0.5f32), black_box(1.0f32));
     let mut sums = [[one; LANES]; VECTORS];

@@ -1,4 +1,4 @@
-//! What a case computes: its operations and bytes, its sizes as JSON, and the call itself.
+//! The work of a case: its operations and bytes, its sizes as JSON, and the call itself.
 
 use denoising_diffusion_kernels::activation::{Activation, Pointwise, pointwise_backward, pointwise_forward};
 use denoising_diffusion_kernels::attention::{
@@ -17,7 +17,7 @@ pub enum Pass {
     WeightGrad,
     /// All gradients.
     Backward,
-    /// Of the optimizer.
+    /// A step of the optimizer.
     Step,
 }
 
@@ -41,7 +41,7 @@ pub enum Work {
         algorithm: ConvAlgorithm,
         pass: Pass,
     },
-    /// With scale, shift and SiLU where `scaled`.
+    /// With scale, shift and SiLU if `scaled`.
     RmsNorm {
         shape: RmsNormShape,
         scaled: bool,
@@ -52,7 +52,7 @@ pub enum Work {
         linear: bool,
         pass: Pass,
     },
-    /// Clip the gradient's norm, a step of Adam, the moving average.
+    /// Clipping of the gradient's norm, a step of Adam, the moving average.
     Optimizer {
         len: usize,
     },
@@ -67,8 +67,8 @@ fn values(len: usize) -> Vec<f32> {
 }
 
 impl Work {
-    /// Floating-point operations of the matrix products and convolutions, a multiplication and an addition counted as two, as in direct
-    /// computation; 0 for elementwise kernels. Backward passes of attention count the products that are computed again.
+    /// Floating-point operations of matrix products and convolutions, with a multiplication and an addition counted as two and convolutions computed
+    /// directly; 0 for elementwise kernels. For backward passes of attention, products that are computed again are included.
     pub fn flops(&self) -> usize {
         match *self {
             Work::Conv { shape, .. } => shape.flops(),
@@ -85,8 +85,8 @@ impl Work {
         }
     }
 
-    /// Operations of the products that Winograd's F(4 x 4, 3 x 3) needs, where it is what computes the convolution: 36 products per
-    /// tile of 4 x 4 output pixels, without the transforms.
+    /// Operations of the products in Winograd's F(4 x 4, 3 x 3), if the convolution is computed with it: 36 products per tile of 4 x 4 output pixels,
+    /// without the transforms.
     pub fn winograd_flops(&self) -> Option<usize> {
         match *self {
             Work::Conv { shape: s, algorithm: ConvAlgorithm::Auto, .. } if s.kernel == [3, 3] && s.stride == 1 => {
@@ -121,7 +121,7 @@ impl Work {
         4 * values
     }
 
-    /// The members of a JSON object that say what is computed, at which sizes.
+    /// The members of a JSON object that say what is computed, and at which sizes.
     pub fn json(&self) -> String {
         let (op, pass, sizes): (_, _, Vec<(&str, usize)>) = match *self {
             Work::Conv { shape: s, algorithm, pass } => {
@@ -165,7 +165,7 @@ impl Work {
         format!("\"op\": \"{op}\", \"pass\": \"{}\"{sizes}", pass.name())
     }
 
-    /// A call with memory of its own, to be repeated.
+    /// A repeatable call with memory of its own.
     pub fn prepare(&self) -> Box<dyn FnMut()> {
         match *self {
             Work::Conv { shape, algorithm, pass } => convolution(shape, algorithm, pass),
@@ -178,7 +178,8 @@ impl Work {
     }
 }
 
-/// Values of an elementwise kernel's inputs and outputs: x and y, or x, dy and dx; parameters, and in the backward pass their gradients.
+/// Number of values of an elementwise kernel's inputs and outputs: x and y, or x, dy and dx; and its parameters, in the backward pass with their
+/// gradients.
 fn norm_values(len: usize, parameters: usize, pass: Pass) -> usize {
     if pass == Pass::Forward { 2 * len + parameters } else { 3 * len + 2 * parameters }
 }

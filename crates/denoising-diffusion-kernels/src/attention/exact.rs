@@ -33,7 +33,7 @@ fn softmax(rows: &Rows, factor: f64) -> Rows {
     rows.iter().map(softmax).collect()
 }
 
-/// The gradient of what `y` is the softmax of, times `factor`.
+/// The gradient of x for y = `factor` softmax(x).
 fn softmax_grad(y: &Rows, dy: &Rows, factor: f64) -> Rows {
     let grad = |(y, dy): (&Vec<f64>, &Vec<f64>)| {
         let sum = dot(y, dy) / factor;

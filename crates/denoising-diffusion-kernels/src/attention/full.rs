@@ -1,5 +1,5 @@
-//! Softmax attention in blocks of keys with a running maximum and sum (Milakov & Gimelshein 2018, Rabe & Staats 2021,
-//! Dao et al. 2022): the matrix of scores never exists as a whole.
+//! Softmax attention in blocks of keys with a running maximum and sum (Milakov & Gimelshein 2018, Rabe & Staats 2021, Dao et al. 2022): the matrix of
+//! scores is never stored as a whole.
 
 use super::pack::{key_rows, panels_of_rows, panels_of_transpose};
 use super::{AttentionShape, KEY, QUERY, VALUE};
@@ -7,9 +7,9 @@ use crate::gemm::{AddTo, PANEL, ROWS, RowPointers, dense_pointers, rows_times_pa
 use crate::par::{Scratch, Shared, for_each_task, task_range};
 use crate::simd::{Isa, exp, simd_fn};
 
-/// Queries of a block of scores.
+/// Number of queries in a block of scores.
 pub(super) const QUERIES: usize = 48;
-/// Keys of a block of scores, a multiple of [`PANEL`].
+/// Number of keys in a block of scores, a multiple of [`PANEL`].
 pub(super) const KEYS: usize = 128;
 
 /// out[b, i, h, :] = sum over keys j of softmax_j(q_i . k_j / sqrt(head_dim)) v_j
@@ -100,7 +100,7 @@ fn query_pointers(
     dense_pointers(&qkv[shape.qkv_at(image, queries.start, QUERY, head)..], stride, queries.len())
 }
 
-/// What streaming over the keys carries, per query.
+/// The state per query while streaming over the keys.
 struct Running {
     maxima: [f32; QUERIES],
     sums: [f32; QUERIES],
@@ -128,7 +128,7 @@ fn block(
         let len = KEYS.min(keys - first);
         let key_panels = &key_panels[first * dim..][..len.next_multiple_of(PANEL) * dim];
         let value_panels = &value_panels[first * padded..][..len * padded];
-        // SAFETY: the pointers lead to rows of `head_dim` queries and `KEYS` scores.
+        // SAFETY: the pointers point to rows of `head_dim` queries and `KEYS` scores.
         unsafe {
             rows_times_panels(isa, queries, 1, dim, count, key_panels, len, AddTo::Nothing, scores.as_mut_ptr(), KEYS);
             for i in 0..count {
@@ -144,8 +144,8 @@ fn block(
 }
 
 simd_fn! {
-    /// Takes one more block of scores into a running softmax: with m the new maximum of `scale` times the scores,
-    /// scores = e^(scale scores - m), and `sum` and `out` are carried over from the old maximum to the new one.
+    /// Adds one more block of scores to a running softmax: with m the new maximum of `scale` times the scores, scores = e^(scale scores - m), and
+    /// `sum` and `out` are rescaled from the old maximum to the new one.
     ///
     /// # Safety
     /// As [`crate::simd::Simd`].
@@ -156,7 +156,7 @@ simd_fn! {
         for k in (0..whole).step_by(S::LANES) {
             largest = S::max(S::load(p.add(k)), largest);
         }
-        // A NaN score is skipped here or not, and comes out of the exponential in either case.
+        // A NaN score may be skipped here; the exponential returns it in any case.
         let mut new = S::max_lane(largest);
         for &score in &scores[whole..] {
             new = new.max(score);
@@ -179,7 +179,7 @@ simd_fn! {
         let carry = if first { 0.0 } else { (*maximum - new).exp() };
         *maximum = new;
         *sum = *sum * carry + S::sum(total);
-        // At first there is nothing to carry over.
+        // At first there is nothing to rescale.
         for k in (0..if first { 0 } else { out.len() }).step_by(S::LANES) {
             let at = out.as_mut_ptr().add(k);
             S::store(at, S::mul(S::load(at), S::splat(carry)));

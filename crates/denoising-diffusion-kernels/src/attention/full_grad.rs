@@ -11,7 +11,7 @@ use crate::gemm::{AddTo, PANEL, dense_pointers, outer_sum, rows_times_panels, ti
 use crate::par::{Scratch, Shared, for_each_task, task_range};
 use crate::simd::{Isa, exp, simd_fn};
 
-/// `dqkv` and `dmemory` from `dout`, the gradient of [`super::attention_forward`]'s output, and that call's inputs and results.
+/// `dqkv` and `dmemory` from `dout`, the gradient of the output of [`super::attention_forward`], and from the inputs and results of that call.
 ///
 /// Lengths as in the forward pass; `dout` like `out`, `dqkv` like `qkv`, `dmemory` like `memory`.
 #[allow(clippy::too_many_arguments, reason = "inputs, results and gradients of one layer")]
@@ -84,7 +84,7 @@ struct Head<'a> {
     dots: &'a [f32],
 }
 
-/// One head's gradients, rows of `padded_dim`; keys and values with three spare rows at most per block.
+/// One head's gradients, rows of `padded_dim`; keys and values with at most three spare rows per block.
 struct HeadGrads<'a> {
     queries: &'a mut [f32],
     keys: &'a mut [f32],
@@ -135,12 +135,12 @@ impl<'a> Head<'a> {
         key_rows(isa, shape, qkv, memory, image, VALUE, head, values);
         output_rows(isa, shape, out, image, head, out_rows);
         output_rows(isa, shape, dout, image, head, dout_rows);
-        // SAFETY: `isa` is what this machine has.
+        // SAFETY: `isa` is one that this machine has.
         unsafe { row_dots(isa, out_rows, dout_rows, shape.padded_dim(), dots) };
         Self { queries, keys, values, dout: dout_rows, dots }
     }
 
-    /// Adds to `grads`, which are zeros at first.
+    /// Adds to `grads`, which must be zeros at first.
     fn grads(&self, isa: Isa, shape: &AttentionShape, lse: &[f32], grads: &mut HeadGrads<'_>) {
         let (dim, padded, keys) = (shape.head_dim, shape.padded_dim(), shape.keys());
         let scale = 1.0 / (dim as f32).sqrt();
@@ -161,7 +161,7 @@ impl<'a> Head<'a> {
                 let dout = &self.dout[queries.start * padded..queries.end * padded];
                 let width = len.next_multiple_of(PANEL);
                 let offsets: Vec<usize> = (0..count).map(|i| i * padded).collect();
-                // SAFETY: all matrices are scratch memory of the sizes given, owned by this call.
+                // SAFETY: all matrices are scratch memory of the given sizes, owned by this call.
                 unsafe {
                     let (q_rows, dout_rows) = (dense_pointers(q, padded, count), dense_pointers(dout, padded, count));
                     let (p_at, ds_at) = (p.as_mut_ptr(), ds.as_mut_ptr());
@@ -216,7 +216,7 @@ unsafe fn sum_transposed(
         assert!((start + height) * padded <= target.len());
         for panel in (0..padded).step_by(PANEL) {
             let dst = target[start * padded + panel..].as_mut_ptr();
-            // SAFETY: the caller's.
+            // SAFETY: the caller's contract.
             unsafe {
                 outer_sum(isa, height, &weights[start..], KEYS, rows[panel..].as_ptr(), offsets, dst, padded);
             }

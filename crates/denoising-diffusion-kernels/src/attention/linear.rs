@@ -1,7 +1,7 @@
-//! Linear attention (Shen et al. 2018, "Efficient Attention"): cost grows with the number of positions, not its square.
+//! Linear attention (Shen et al. 2018, "Efficient Attention"): the cost is proportional to the number of positions, not its square.
 //!
-//! Rows are worked on in blocks that stay in the first-level cache: copied there, through their softmax in place, and into the
-//! products. Softmax over keys has a running maximum and sum.
+//! Rows are processed in blocks that stay in the first-level cache: they are copied there, go through their softmax in place, and then into the
+//! products. The softmax over keys has a running maximum and sum.
 
 use super::pack::{MemoryLayout, memory_rows};
 use super::rows::{copy, key_weights, query_weights};
@@ -11,19 +11,19 @@ use crate::par::{Scratch, Shared, for_each_task, task_range};
 use crate::simd::Isa;
 use std::ops::Range;
 
-/// Most rows of a block, a multiple of [`ROWS`].
+/// The largest number of rows per block, a multiple of [`ROWS`].
 pub(super) const BLOCK: usize = 48;
-/// Fewest positions that are worth a task.
+/// The smallest number of positions that justifies a task.
 const CHUNK: usize = 5 * BLOCK;
-/// Tasks wanted, as far as [`CHUNK`] allows.
+/// Desired number of tasks, as far as [`CHUNK`] allows.
 const TASKS: usize = 32;
 
 /// out[b, i, h, e] = sum over channels d of context[d, e] q'[i, d], with context[d, e] = sum over keys j of k'[j, d] v[j, e],
 /// q' = softmax of q over the head's channels times head_dim^-1/2, k' = softmax of k over all keys.
 ///
 /// `qkv` is `[batch, positions, 3, heads, head_dim]`, `memory` is `[2, heads, head_dim, memory]` (keys, values), `out` is
-/// `[batch, positions, heads, head_dim]`. `state`, of [`AttentionShape::linear_state_len`] values, is what
-/// [`linear_attention_state`] makes, for the backward pass.
+/// `[batch, positions, heads, head_dim]`. `state`, of [`AttentionShape::linear_state_len`] values, is the result of [`linear_attention_state`], for
+/// the backward pass.
 pub fn linear_attention_forward(
     shape: &AttentionShape,
     qkv: &[f32],
@@ -34,7 +34,7 @@ pub fn linear_attention_forward(
     forward_with(Isa::detect(), shape, qkv, memory, out, state);
 }
 
-/// What the keys and values of each head of each image come to, as the backward pass needs it: the first half of
+/// Computes the state of the keys and values of each head of each image, which the backward pass needs. This is the first half of
 /// [`linear_attention_forward`].
 pub fn linear_attention_state(shape: &AttentionShape, qkv: &[f32], memory: &[f32], state: &mut [f32]) {
     shape.check(qkv.len(), memory.len(), shape.output_len());
@@ -64,7 +64,7 @@ pub(super) fn forward_with(
             let weights = &mut weights[..count * padded];
             plan.copy(isa, qkv, pair, QUERY, block.clone(), weights);
             let dst = out.at(shape.output_at(pair / shape.heads, block.start, pair % shape.heads));
-            // SAFETY: every task has its own positions of its own head; the pointers lead to the rows of `weights`.
+            // SAFETY: every task has its own positions of its own head; the pointers point to the rows of `weights`.
             unsafe {
                 query_weights(isa, weights, dim, padded, plan.query_factor());
                 rows_times_panels(isa, &pointers, 1, padded, count, context, dim, AddTo::Nothing, dst, stride);
@@ -80,10 +80,10 @@ pub(super) fn blocks(positions: Range<usize>) -> impl Iterator<Item = Range<usiz
     positions.clone().step_by(size.max(1)).map(move |start| start..positions.end.min(start + size))
 }
 
-/// How a shape's work is divided: in (image, head) pairs, and these in chunks of positions where there are few pairs.
+/// How the work for a shape is divided: into pairs of image and head, and these into chunks of positions if there are few pairs.
 ///
-/// Everything in scratch memory is `padded` wide, with zeros behind `dim`; matrices of `padded` rows and columns are stored as
-/// panels, `[padded / 16, padded, 16]`.
+/// Everything in scratch memory is `padded` wide, with zeros after `dim`; matrices of `padded` rows and columns are stored as panels,
+/// `[padded / 16, padded, 16]`.
 pub(super) struct Plan<'a> {
     pub(super) shape: &'a AttentionShape,
     pub(super) dim: usize,
@@ -95,9 +95,9 @@ pub(super) struct Plan<'a> {
     offsets: [usize; BLOCK],
 }
 
-/// What the keys and values of a head come to, after [`Plan::states`].
+/// The state of a head's keys and values, after [`Plan::states`].
 pub(super) struct State<'a> {
-    /// Of every channel of the keys, `[padded]`.
+    /// Maximum of every channel of the keys, `[padded]`.
     pub(super) maxima: &'a [f32],
     /// 1 / sum over keys of e^(key - maximum), `[padded]`.
     pub(super) factors: &'a [f32],
@@ -128,18 +128,18 @@ impl<'a> Plan<'a> {
         (task / self.chunks, task_range(task % self.chunks, self.chunk, self.shape.positions))
     }
 
-    /// What queries' weights sum up to.
+    /// The sum of the weights of a query.
     pub(super) fn query_factor(&self) -> f32 {
         1.0 / (self.dim as f32).sqrt()
     }
 
-    /// Room for the rows of `count` blocks, zeros where nothing will be written.
+    /// Memory for the rows of `count` blocks, with zeros where nothing will be written.
     pub(super) fn blocks(&self, count: usize) -> Scratch {
         let len = count * BLOCK * self.padded;
         if self.dim < self.padded { Scratch::zeroed(len) } else { Scratch::new(len) }
     }
 
-    /// Values of a matrix of `padded` rows and columns.
+    /// Number of values of a matrix of `padded` rows and columns.
     pub(super) fn matrix(&self) -> usize {
         self.padded * self.padded
     }
@@ -160,7 +160,7 @@ impl<'a> Plan<'a> {
         self.copy_rows(isa, source, stride, count, target);
     }
 
-    /// Copies `count` rows, the first at the beginning of `source`, to rows of `padded` values.
+    /// Copies `count` rows, the first of which is at the beginning of `source`, to rows of `padded` values.
     pub(super) fn copy_rows(&self, isa: Isa, source: &[f32], stride: usize, count: usize, target: &mut [f32]) {
         assert!(count > 0 && (count - 1) * stride + self.dim <= source.len() && count * self.padded <= target.len());
         // SAFETY: the rows are there, as just asserted.
@@ -178,7 +178,7 @@ impl<'a> Plan<'a> {
         rows
     }
 
-    /// panels += the sum over rows i of a[i, :]^T b[i, :]; both at most a block of rows of `padded` values.
+    /// panels += the sum over rows i of a[i, :]^T b[i, :]; both have at most a block of rows of `padded` values.
     pub(super) fn add_product(&self, isa: Isa, a: &[f32], b: &[f32], panels: &mut [f32]) {
         let padded = self.padded;
         assert!(a.len() == b.len() && panels.len() == self.matrix());
@@ -236,7 +236,7 @@ impl<'a> Plan<'a> {
         State { maxima, factors, context }
     }
 
-    /// A chunk's partial state; the first chunk has the memory, too.
+    /// The partial state of a chunk; the first chunk includes the memory.
     fn add_keys(
         &self,
         isa: Isa,
@@ -252,7 +252,7 @@ impl<'a> Plan<'a> {
         let mut carry = Scratch::zeroed(self.padded);
         let mut add = |keys: &mut [f32], values: &[f32]| {
             let (maxima, sums) = (&mut *partial.maxima, &mut *partial.sums);
-            // SAFETY: `isa` is what this machine has.
+            // SAFETY: `isa` is one that this machine has.
             unsafe { key_weights(isa, keys, self.dim, self.padded, maxima, sums, &mut carry) };
             scale(partial.context, &carry);
             self.add_product(isa, keys, values, partial.context);
@@ -272,7 +272,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// The state of some of a head's keys: context and sums lack the division by the sums.
+/// The state of some of a head's keys: context and sums before the division by the sums.
 struct Partial<'a> {
     maxima: &'a mut [f32],
     sums: &'a mut [f32],
@@ -286,14 +286,14 @@ impl<'a> Partial<'a> {
         Self { maxima, sums, context }
     }
 
-    /// No keys.
+    /// Resets to the state of no keys.
     fn clear(&mut self) {
         self.maxima.fill(f32::NEG_INFINITY);
         self.sums.fill(0.0);
         self.context.fill(0.0);
     }
 
-    /// Takes in the state of other keys.
+    /// Adds the state of other keys.
     fn merge(&mut self, other: Partial<'_>) {
         let padded = self.maxima.len();
         let (mut old, mut new) = (Scratch::zeroed(padded), Scratch::zeroed(padded));
@@ -313,7 +313,7 @@ impl<'a> Partial<'a> {
         }
     }
 
-    /// Divides the context by the sums and turns these into factors.
+    /// Divides the context by the sums and replaces these by their inverses.
     fn finish(&mut self) {
         // No sum over keys is below 1; that of a column of padding is 0.
         self.sums.iter_mut().for_each(|sum| *sum = if *sum == 0.0 { 0.0 } else { 1.0 / *sum });
@@ -321,7 +321,7 @@ impl<'a> Partial<'a> {
     }
 }
 
-/// Multiplies the context, as panels, by a factor for every channel of the keys.
+/// Multiplies the context, as panels, by a factor per channel of the keys.
 fn scale(panels: &mut [f32], factors: &[f32]) {
     if factors.iter().all(|&factor| factor == 1.0) {
         return;

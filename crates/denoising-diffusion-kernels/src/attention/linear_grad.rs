@@ -1,7 +1,7 @@
 //! Gradient of linear attention, from its inputs and the state of its keys; the weights of both softmaxes are computed again.
 //!
-//! With C the context: dq' = dO C^T, dC = q'^T dO, dk' = v dC^T, dv = k' dC, and dq and dk through their softmaxes. The sum over
-//! keys of k' dk', which the latter needs, is the sum of C dC over the channels of the values: no pass over the keys.
+//! With C the context: dq' = dO C^T, dC = q'^T dO, dk' = v dC^T, dv = k' dC, and dq and dk through their softmaxes. The softmax of keys needs the sum
+//! over keys of k' dk'. This equals the sum of C dC over the channels of the values, which takes no pass over the keys.
 
 use super::linear::{BLOCK, Plan, State, blocks};
 use super::pack::{MemoryLayout, carve};
@@ -12,8 +12,7 @@ use crate::par::{Scratch, Shared, for_each_task};
 use crate::simd::Isa;
 use std::ops::Range;
 
-/// `dqkv` and `dmemory` from `dout`, the gradient of [`super::linear_attention_forward`]'s output, and that call's inputs and
-/// `state`.
+/// `dqkv` and `dmemory` from `dout`, the gradient of the output of [`super::linear_attention_forward`], and from the inputs and `state` of that call.
 ///
 /// Lengths as in the forward pass; `dout` like `out`, `dqkv` like `qkv`, `dmemory` like `memory`.
 pub fn linear_attention_backward(
@@ -93,7 +92,7 @@ fn queries(
         plan.copy(isa, qkv, pair, QUERY, block.clone(), weights);
         plan.copy_rows(isa, &dout[s.output_at(image, block.start, head)..], stride, count, rows);
         let dq = dqkv.at(s.qkv_at(image, block.start, QUERY, head));
-        // SAFETY: every task has its own positions of its own head; the pointers lead to `rows`.
+        // SAFETY: every task has its own positions of its own head; the pointers point to `rows`.
         unsafe {
             query_weights(isa, weights, dim, padded, plan.query_factor());
             plan.add_product(isa, weights, rows, dcontext);
@@ -116,18 +115,18 @@ fn transpose(panels: &[f32], padded: usize, target: &mut [f32]) {
     }
 }
 
-/// What the gradients of a pair's keys and values are computed with.
+/// What is needed to compute the gradients of a pair's keys and values.
 struct Keys<'a> {
     isa: Isa,
     plan: &'a Plan<'a>,
     state: State<'a>,
-    /// dC, rows are the keys' channels.
+    /// dC; its rows are the keys' channels.
     dcontext: &'a [f32],
-    /// dC, rows are the values' channels.
+    /// dC; its rows are the values' channels.
     transposed: &'a [f32],
     /// The sum over keys of k' dk', `[padded]`.
     dots: &'a [f32],
-    /// A block of keys and then of k', and pointers to its rows.
+    /// A block of keys, later of k', and pointers to its rows.
     keys: &'a mut [f32],
     key_rows: Vec<RowPointers>,
     values: &'a mut [f32],
@@ -137,7 +136,7 @@ struct Keys<'a> {
 }
 
 impl<'a> Keys<'a> {
-    /// `dcontexts` holds the parts of dC of the pair's chunks; there must be room for three matrices and a row, and three blocks.
+    /// `dcontexts` holds the parts of dC from the pair's chunks; there must be room for three matrices and a row, and three blocks.
     fn new(
         isa: Isa,
         plan: &'a Plan<'a>,
@@ -174,7 +173,7 @@ impl<'a> Keys<'a> {
         let (isa, dim, padded) = (self.isa, self.plan.dim, self.plan.padded);
         let (keys, dweights) = (&mut self.keys[..count * padded], &mut self.dweights[..count * padded]);
         let dst = dweights.as_mut_ptr();
-        // SAFETY: the pointers lead to blocks of rows; the rest is the caller's.
+        // SAFETY: the pointers point to blocks of rows; the rest is the caller's contract.
         unsafe {
             key_softmax(isa, keys, dim, padded, self.state.maxima, self.state.factors);
             let (rows, panels) = (&self.value_rows, self.transposed);

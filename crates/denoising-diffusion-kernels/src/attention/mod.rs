@@ -1,7 +1,7 @@
-//! Multi-head attention over positions with memory key/values, full and linear, and the gradients.
+//! Multi-head attention over positions with memory keys and values, full and linear, and the gradients.
 //!
-//! `qkv` is `[batch, positions, 3, heads, head_dim]`: queries, keys, values. Memory keys and values stand before the keys and
-//! values of the positions. The projections before and after are convolutions and not here.
+//! `qkv` is `[batch, positions, 3, heads, head_dim]`: queries, keys, values. Memory keys and values come before the keys and values of the positions.
+//! Not here: the projections before and after, which are convolutions.
 
 #[cfg(test)]
 mod exact;
@@ -30,7 +30,7 @@ pub struct AttentionShape {
     pub positions: usize,
     /// Heads.
     pub heads: usize,
-    /// Channels of a head.
+    /// Channels per head.
     pub head_dim: usize,
     /// Memory keys and values per head.
     pub memory: usize,
@@ -67,7 +67,7 @@ impl AttentionShape {
         self.batch * self.heads * self.head_state_len()
     }
 
-    /// Of one head: a matrix, and a maximum and a factor for each of its rows.
+    /// The same for one head: a matrix, and a maximum and a factor for each of its rows.
     fn head_state_len(&self) -> usize {
         self.padded_dim() * (self.padded_dim() + 2)
     }

@@ -5,12 +5,12 @@ use super::{AttentionShape, KEY, VALUE};
 use crate::gemm::PANEL;
 use crate::simd::Isa;
 
-/// Consecutive parts of `room`. One buffer for many parts: the pool of buffers is small.
+/// Consecutive parts of `room`. One buffer is used for many parts because the pool of buffers is small.
 pub(super) fn carve<const N: usize>(mut room: &mut [f32], lens: [usize; N]) -> [&mut [f32]; N] {
     lens.map(|len| room.split_off_mut(..len).expect("room for all parts"))
 }
 
-/// One of queries, keys or values of a head, to `[positions, padded_dim]`.
+/// Copies queries, keys or values of a head to `[positions, padded_dim]`.
 pub(super) fn head_rows(
     isa: Isa,
     shape: &AttentionShape,
@@ -24,7 +24,7 @@ pub(super) fn head_rows(
     widen(isa, shape, &qkv[shape.qkv_at(image, 0, part, head)..], stride, rows);
 }
 
-/// The output's rows of a head, to `[positions, padded_dim]`.
+/// Copies the output's rows of a head to `[positions, padded_dim]`.
 pub(super) fn output_rows(
     isa: Isa,
     shape: &AttentionShape,
@@ -37,7 +37,7 @@ pub(super) fn output_rows(
     widen(isa, shape, &output[shape.output_at(image, 0, head)..], stride, rows);
 }
 
-/// Copies a head's rows for all positions, the first at the beginning of `source`, to rows of `padded_dim` values.
+/// Copies a head's rows for all positions, the first of which is at the beginning of `source`, to rows of `padded_dim` values.
 fn widen(isa: Isa, shape: &AttentionShape, source: &[f32], stride: usize, target: &mut [f32]) {
     let (dim, padded, count) = (shape.head_dim, shape.padded_dim(), shape.positions);
     assert!((count - 1) * stride + dim <= source.len() && count * padded == target.len());
@@ -48,7 +48,7 @@ fn widen(isa: Isa, shape: &AttentionShape, source: &[f32], stride: usize, target
     unsafe { copy(isa, source.as_ptr(), stride, dim, count, target.as_mut_ptr(), padded) };
 }
 
-/// Order of a memory of keys and values.
+/// The layout of a memory of keys and values.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum MemoryLayout {
     /// `[2, heads, memory, head_dim]`
@@ -68,7 +68,7 @@ impl MemoryLayout {
     }
 }
 
-/// The memory's rows of keys or values of a head, to `[memory, padded_dim]`.
+/// Copies the memory's rows of keys or values of a head to `[memory, padded_dim]`.
 pub(super) fn memory_rows(
     shape: &AttentionShape,
     memory: &[f32],
@@ -86,7 +86,7 @@ pub(super) fn memory_rows(
     }
 }
 
-/// Keys or values of a head with the memory first, to `[keys, padded_dim]`.
+/// Copies keys or values of a head, preceded by the memory, to `[keys, padded_dim]`.
 #[allow(clippy::too_many_arguments, reason = "inputs of a layer, and which part")]
 pub(super) fn key_rows(
     isa: Isa,

@@ -1,12 +1,12 @@
-//! The loops over rows of one head that attention is made of, apart from its products.
+//! The loops over rows of one head of which attention consists, apart from its products.
 //!
-//! A block of rows is first copied to scratch memory, where all else happens: the copy is a loop so short that the processor has
-//! many reads in flight at once, which rows far apart need. Scratch rows have `padded` values, a multiple of sixteen; those
-//! behind `dim` are never written.
+//! A block of rows is first copied to scratch memory, where everything else happens. The copy is so short a loop that the processor has many reads in
+//! flight at once, which rows far apart in memory need. Scratch rows have `padded` values, a multiple of sixteen; those after `dim` are never
+//! written.
 
 use crate::simd::{Simd, exp, prefetch_far, simd_fn};
 
-/// Runs `$body` with the number of values of a row where that is known at compile time, else 0.
+/// Runs `$body` with the number of values per row if it is known at compile time, else with 0.
 macro_rules! with_width {
     ($dim:expr, $body:ident::<$s:ident>($($arg:expr),* $(,)?)) => {
         match $dim {
@@ -18,13 +18,13 @@ macro_rules! with_width {
     };
 }
 
-/// Vectors of a row of `dim` values, which the compiler knows if `W` is not 0.
+/// Number of vectors in a row of `dim` values, which the compiler knows if `W` is not 0.
 #[inline(always)]
 fn vectors<S: Simd, const W: usize>(dim: usize) -> usize {
     if W > 0 { W / S::LANES } else { dim.div_ceil(S::LANES) }
 }
 
-/// Vector `w` of a row of `dim` values, zeros behind its end.
+/// Vector `w` of a row of `dim` values, with zeros after its end.
 #[inline(always)]
 unsafe fn load<S: Simd, const W: usize>(row: *const f32, w: usize, dim: usize) -> S::V {
     let at = row.wrapping_add(w * S::LANES);
@@ -37,13 +37,13 @@ unsafe fn store<S: Simd, const W: usize>(row: *mut f32, w: usize, dim: usize, v:
     unsafe { if W > 0 { S::store(at, v) } else { S::store_n(at, v, dim - w * S::LANES) } }
 }
 
-/// Largest lane; where one is NaN, any of them.
+/// The largest lane; if one is NaN, any lane.
 #[inline(always)]
 unsafe fn largest_lane<S: Simd>(v: S::V) -> f32 {
     unsafe { S::fold(v, |a, b| if a > b { a } else { b }) }
 }
 
-/// Asks for a row of `dim` values that is about to be read.
+/// Prefetches a row of `dim` values that is about to be read.
 #[inline(always)]
 fn will_read(row: *const f32, dim: usize) {
     for k in (0..dim).step_by(16).chain([dim - 1]) {
@@ -52,11 +52,11 @@ fn will_read(row: *const f32, dim: usize) {
 }
 
 simd_fn! {
-    /// Copies `count` rows of `dim` values to rows that begin `stride` and `target_stride` values apart, and asks
-    /// for as many rows behind them, which are likely to be the next.
+    /// Copies `count` rows of `dim` values to rows that are `target_stride` values apart; those of the source are `stride` values apart. Prefetches
+    /// the same number of rows after them, which are likely to be needed next.
     ///
     /// # Safety
-    /// Source and target have these rows, and nobody else accesses the target.
+    /// Source and target must have these rows, and nobody else may access the target.
     pub(super) unsafe fn copy<S>(
         source: *const f32,
         stride: usize,
@@ -90,7 +90,7 @@ unsafe fn copy_body<S: Simd, const W: usize>(
 }
 
 simd_fn! {
-    /// Every row becomes `factor` times its softmax.
+    /// Replaces every row by `factor` times its softmax.
     ///
     /// # Safety
     /// As [`Simd`]; `dim` is at most `padded`.
@@ -132,8 +132,8 @@ unsafe fn query_weights_body<S: Simd, const W: usize>(rows: &mut [f32], dim: usi
 }
 
 simd_fn! {
-    /// Takes more rows into a running softmax over rows: with m the new `maxima` of the columns, rows = e^(rows - m), `carry` is
-    /// e^(old maxima - m), and `sums` of the rows are carried over to the new maxima.
+    /// Adds more rows to a running softmax over rows: with m the new `maxima` of the columns, rows = e^(rows - m), `carry` = e^(old maxima - m), and
+    /// `sums` are rescaled to the new maxima before the rows are added.
     ///
     /// # Safety
     /// As [`Simd`]; `dim` is at most `padded`.
@@ -148,7 +148,7 @@ simd_fn! {
         assert!([maxima.len(), sums.len(), carry.len()] == [padded; 3]);
         let state = [maxima.as_mut_ptr(), sums.as_mut_ptr(), carry.as_mut_ptr()];
         let (first, count) = (rows.as_mut_ptr(), rows.len() / padded);
-        // Four or two vectors of columns at a time: independent sums and exponentials, all in registers.
+        // Four or two vectors of columns at a time, with independent sums and exponentials, all in registers.
         let mut column = 0;
         while column + 4 * S::LANES <= dim {
             key_columns::<S, 4>(first.add(column), count, 0, padded, state.map(|p| p.add(column)));
@@ -252,8 +252,7 @@ unsafe fn key_softmax_body<S: Simd, const W: usize>(
 }
 
 simd_fn! {
-    /// For rows y = softmax / `inverse_factor` with gradient dy, their softmax's arguments' gradient:
-    /// target = y (dy - inverse_factor sum(y dy)).
+    /// For rows y = softmax / `inverse_factor` with gradient dy, the gradient of the softmax's arguments: target = y (dy - inverse_factor sum(y dy)).
     ///
     /// # Safety
     /// `target` has as many rows of `dim` values, `stride` apart, as `y` and `dy` of `padded`, and nobody else accesses them.

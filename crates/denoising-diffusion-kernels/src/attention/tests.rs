@@ -143,7 +143,7 @@ fn bad_values_come_out_of_their_image_alone() {
     }
 }
 
-/// In one chunk of positions, and in one of several.
+/// With one chunk of positions, and with several.
 #[test]
 fn a_nan_key_reaches_every_query_of_its_head() {
     for (positions, at) in [(60, 4), (600, 4), (600, 599)] {

@@ -1,10 +1,10 @@
-//! Forward convolution and input gradient as one matrix product per block of pixels, without an im2col copy: the register
-//! tile finds its rows through pointers into the source, one set per kernel position, and a row of zeros outside.
-//! (The indirect convolution of Dukhan 2019, "The Indirect Convolution Algorithm", arXiv:1907.02129.)
+//! Forward convolution and input gradient as one matrix product per block of pixels, without an im2col copy: the register tile finds its rows through
+//! pointers into the source, one set per kernel position, with a row of zeros for positions outside. (The indirect convolution of Dukhan 2019, "The
+//! Indirect Convolution Algorithm", arXiv:1907.02129.)
 //!
-//! Without padding, or with a padded copy where channels are few or kernel positions many, all columns of the kernel are
-//! neighbours in the source, and one set of pointers serves a row of the kernel. Kernels of one position are in [`super::pointwise`],
-//! input gradients of kernels whose windows do not overlap in [`super::disjoint`].
+//! Without padding, or with a padded copy (used if there are few channels or many kernel positions), all columns of the kernel are neighbours in the
+//! source, and one set of pointers serves a row of the kernel. Not here: kernels of one position ([`super::pointwise`]), and input gradients of
+//! kernels whose windows do not overlap ([`super::disjoint`]).
 
 use crate::gemm::{PANEL, ROWS, RowPointers, Tile, tile_rows, tiles_times_panels};
 use crate::par::Scratch;
@@ -15,7 +15,7 @@ use super::pack::{input_panels, output_panels};
 use super::windows::Windows;
 use super::{Conv2dShape, Epilogue, disjoint};
 
-/// Which way the values go.
+/// The direction of computation.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Direction {
     /// From x to y.
@@ -24,9 +24,9 @@ pub(super) enum Direction {
     InputGrad,
 }
 
-/// Below this many source channels, the source is copied with its padding.
+/// With fewer source channels, the source is copied with its padding.
 const MIN_POINTER_CHANNELS: usize = 16;
-/// Above this many kernel positions as well.
+/// With more kernel positions, too.
 const MAX_POINTER_TAPS: usize = 16;
 
 /// A convolution seen from its destination pixels.
@@ -50,7 +50,7 @@ impl<'a> Gather<'a> {
         Self { direction, shape, source, source_size: from.0, source_channels: from.1, target_size: to.0 }
     }
 
-    /// Source coordinate along `axis` that meets target coordinate `at` at kernel position `tap`.
+    /// Source coordinate along `axis` for target coordinate `at` and kernel position `tap`.
     fn coordinate(&self, axis: usize, at: usize, tap: usize) -> Option<usize> {
         let (stride, padding) = (self.shape.stride, self.shape.padding[axis]);
         let found = match self.direction {
@@ -70,7 +70,7 @@ impl<'a> Gather<'a> {
         (found < self.source_size[axis]).then_some(found)
     }
 
-    /// Pointers for a tile of `pixels`, `[taps]`; the last pixel fills up the tile.
+    /// Pointers for a tile of `pixels`, `[taps]`; the tile is filled up with the last pixel.
     #[allow(clippy::needless_range_loop, reason = "lanes of every set")]
     fn pointers(&self, pixels: std::ops::Range<usize>, zeros: &[f32], pointers: &mut [RowPointers]) {
         let [rows, columns] = self.target_size;
@@ -100,7 +100,7 @@ impl<'a> Gather<'a> {
     }
 }
 
-/// target = epilogue of source * weight, in the given direction; lengths are checked by the caller. Input gradients have no epilogue.
+/// target = epilogue of source * weight, in the given direction; the caller must have checked lengths. Input gradients have no epilogue.
 pub(super) fn convolve(
     isa: Isa,
     direction: Direction,
@@ -122,13 +122,13 @@ pub(super) fn convolve(
     }
 }
 
-/// The windows of the target pixels, where padding costs nothing or is cheaper than pointers.
+/// The windows of the target pixels, if padding costs nothing or is cheaper than pointers.
 fn windows<'a>(direction: Direction, shape: &Conv2dShape, source: &'a [f32]) -> Option<Windows<'a>> {
     let Conv2dShape { batch, height, width, kernel, stride, padding, .. } = *shape;
     let cheap = |channels| channels < MIN_POINTER_CHANNELS || shape.taps() > MAX_POINTER_TAPS;
     match direction {
         Direction::Forward => (padding == [0; 2] || cheap(shape.in_channels)).then(|| Windows::of_input(shape, source)),
-        // With step 1, the input gradient is a forward convolution by the reversed kernel.
+        // With step 1, the input gradient is a forward convolution with the reversed kernel.
         Direction::InputGrad => {
             let padding = [kernel[0].checked_sub(padding[0] + 1)?, kernel[1].checked_sub(padding[1] + 1)?];
             let size = [shape.out_height(), shape.out_width(), shape.out_channels];
@@ -201,7 +201,7 @@ fn pack(
     }
 }
 
-/// One block of the target; `find` fills in the pointers of a tile of pixels, one set for each of `taps` runs of `len` values.
+/// Computes one block of the target; `find` fills in the pointers for a tile of pixels, one set for each of `taps` runs of `len` values.
 fn multiply(
     isa: Isa,
     block: &Block<'_>,
@@ -219,7 +219,7 @@ fn multiply(
         find(block.pixels.start + rows.start..block.pixels.start + rows.end, pointers);
     }
     let panel_len = taps * len * PANEL;
-    // SAFETY: the pointers lead into slices that outlive the call; blocks are disjoint.
+    // SAFETY: the pointers point into slices that outlive the call; blocks are disjoint.
     unsafe {
         tiles_times_panels(
             isa,

@@ -1,5 +1,5 @@
-//! What only the direct convolutions have, against plain f64 loops: residuals, inputs in parts, kernels whose windows do not
-//! overlap, kernels of many positions; and the sums and tiles that long and short rows are cut into.
+//! Compares features that only the direct convolutions have with plain f64 loops: residuals, inputs in parts, kernels whose windows do not overlap,
+//! kernels of many positions; and the sums and tiles into which long and short rows are divided.
 
 use super::direct::{Direction, convolve};
 use super::weight_grad::weight_grad;
@@ -14,7 +14,7 @@ fn shape(batch: usize, size: [usize; 2], channels: [usize; 2], kernel: usize, st
     Conv2dShape { batch, height, width, upsample: 1, in_channels, out_channels, kernel: [kernel; 2], stride, padding }
 }
 
-/// y, dx and dweight of the definition, in f64.
+/// y, dx and dweight by definition, in f64.
 fn exact(s: &Conv2dShape, x: &[f32], weight: &[f32], dy: &[f32]) -> [Vec<f64>; 3] {
     let mut all = [vec![0.0; dy.len()], vec![0.0; x.len()], vec![0.0; weight.len()]];
     let (rows, columns) = (s.out_height(), s.out_width());
@@ -41,7 +41,7 @@ fn exact(s: &Conv2dShape, x: &[f32], weight: &[f32], dy: &[f32]) -> [Vec<f64>; 3
     all
 }
 
-/// Forward with bias and residual, input gradient, weight gradient, on both instruction sets.
+/// Checks the forward pass with bias and residual, the input gradient and the weight gradient, with both instruction sets.
 fn check(s: &Conv2dShape, seed: u64) {
     s.validate().unwrap();
     let [x, weight, dy, bias, residual] =
@@ -63,7 +63,7 @@ fn check(s: &Conv2dShape, seed: u64) {
     }
 }
 
-/// The 1 x 1 functions on an input in parts against the same input in one piece.
+/// Compares the 1 x 1 functions for an input in parts with those for the same input in one piece.
 fn check_parts(pixels: usize, channels: &[usize], outputs: usize, seed: u64) {
     let inputs = channels.iter().sum();
     let s = shape(1, [1, pixels], [inputs, outputs], 1, 1);
@@ -180,7 +180,7 @@ fn nan_and_infinity_come_out_where_they_belong() {
                 [s.input_len(), s.weight_len(), s.output_len()].map(|len| random(len, len as u64));
             let finite = |values: &[f32]| values.iter().filter(|v| v.is_finite()).count();
             let (mut y, mut dx, mut dweight) = (vec![0.0; dy.len()], vec![0.0; x.len()], vec![0.0; weight.len()]);
-            // The first channel of the first pixel meets the output pixels whose windows hold it, in every channel.
+            // The first channel of the first pixel affects all channels of the output pixels whose windows contain it.
             x[0] = bad;
             convolve(isa, Direction::Forward, &s, &x, &weight, Epilogue::default(), &mut y);
             let touched = if s.padding[0] > 0 { (s.padding[0] + 1).pow(2) } else { 1 };

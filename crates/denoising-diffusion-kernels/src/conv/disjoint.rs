@@ -1,7 +1,7 @@
 //! Input gradient of kernels whose windows do not overlap: step = kernel, no padding (a pixel unshuffle and a linear layer).
 //!
-//! Every pixel of dx meets one kernel position, so that each position is one product dy * weight, written straight to where
-//! its pixels lie, and no zeros are multiplied.
+//! Every pixel of dx meets one kernel position, so each position is one product dy * weight, which is written directly to the position's pixels, and
+//! no zeros are multiplied.
 
 use crate::gemm::{AddTo, PANEL, ROWS, RowPointers, Tile, tile_rows, tiles_times_panels};
 use crate::par::{Shared, for_each_task, task_range};
@@ -10,12 +10,12 @@ use crate::simd::Isa;
 use super::Conv2dShape;
 use super::pack::input_panels;
 
-/// Pixels of dy that a task covers.
+/// Number of pixels of dy per task.
 const PIXELS_PER_TASK: usize = 192;
-/// Tasks wanted at least.
+/// The smallest desired number of tasks.
 const MIN_TASKS: usize = 16;
 
-/// Whether the windows of `shape` lie side by side.
+/// Whether the windows of `shape` are side by side without overlap.
 pub(super) fn applies(shape: &Conv2dShape) -> bool {
     shape.kernel == [shape.stride; 2] && shape.padding == [0; 2]
 }
@@ -24,7 +24,7 @@ pub(super) fn input_grad(isa: Isa, shape: &Conv2dShape, dy: &[f32], weight: &[f3
     let Conv2dShape { height, width, in_channels: inputs, out_channels: outputs, kernel, .. } = *shape;
     let (rows, columns, taps) = (shape.out_height(), shape.out_width(), shape.taps());
     if [rows * kernel[0], columns * kernel[1]] != [height, width] {
-        // Pixels beyond the last window.
+        // For pixels beyond the last window.
         dx.fill(0.0);
     }
     let packed = input_panels(isa, weight, outputs, taps, 0..inputs, 0..inputs.div_ceil(PANEL), |t| t);
@@ -47,7 +47,7 @@ pub(super) fn input_grad(isa: Isa, shape: &Conv2dShape, dy: &[f32], weight: &[f3
         for tap in 0..taps {
             let b = &packed[group.start * panel_len + tap * tap_len..];
             let at = (tap / kernel[1] * width + tap % kernel[1]) * inputs + group.start * PANEL;
-            // SAFETY: the tiles lie inside dx, also when moved by a kernel position, and tasks write disjoint lines or panels.
+            // SAFETY: the tiles lie inside dx, even when shifted by a kernel position, and tasks write disjoint lines or panels.
             unsafe {
                 let (dst, stride) = (out.at(at), kernel[1] * inputs);
                 tiles_times_panels(isa, &tiles, &pointers, 1, outputs, b, panel_len, cols, AddTo::Nothing, dst, stride);
@@ -56,8 +56,8 @@ pub(super) fn input_grad(isa: Isa, shape: &Conv2dShape, dy: &[f32], weight: &[f3
     });
 }
 
-/// Tiles over the lines of dy in `lines`, where they go in dx, and their rows. No tile reaches beyond its line, as lines of dx
-/// that belong to one line of dy are not neighbours of those of the next.
+/// Tiles over the lines of dy in `lines`, their places in dx, and their rows. No tile extends beyond its line, because the lines of dx for one line
+/// of dy are not adjacent to those for the next.
 fn tiles(shape: &Conv2dShape, dy: &[f32], lines: std::ops::Range<usize>) -> (Vec<Tile>, Vec<RowPointers>) {
     let Conv2dShape { height, width, in_channels: inputs, out_channels: outputs, kernel, .. } = *shape;
     let (rows, columns) = (shape.out_height(), shape.out_width());

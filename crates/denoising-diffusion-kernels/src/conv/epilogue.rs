@@ -5,13 +5,13 @@
 pub struct Epilogue<'a> {
     /// One value per output channel.
     pub bias: Option<&'a [f32]>,
-    /// An image like y.
+    /// An image of the shape of y.
     pub residual: Option<&'a [f32]>,
     /// Applied last.
     pub activation: ConvActivation,
 }
 
-/// What is applied to the sums of a convolution.
+/// The function applied to the sums of a convolution.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ConvActivation {
     /// y = x
@@ -22,7 +22,7 @@ pub enum ConvActivation {
 }
 
 impl ConvActivation {
-    /// The least value that comes out.
+    /// The smallest possible result.
     pub(super) fn floor(self) -> f32 {
         match self {
             ConvActivation::Identity => f32::NEG_INFINITY,

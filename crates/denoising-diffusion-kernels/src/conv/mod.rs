@@ -5,8 +5,8 @@
 //!
 //! `y[b, i, j, o] = bias[o] + sum over u, v, c of weight[o, c, u, v] x[b, (i stride + u - padding[0]) / upsample, (j stride + v - padding[1]) / upsample, c]`
 //!
-//! with zeros outside x. The input may come in parts that lie side by side along the channels, as a skip connection gives them: they
-//! are not copied together. No groups, no dilation, no transposed convolution.
+//! with zeros outside x. The input may come in parts that are concatenated along the channels, as with a skip connection; they are not copied
+//! together. No groups, no dilation, no transposed convolution.
 
 mod direct;
 #[cfg(test)]
@@ -34,16 +34,16 @@ use parts::{Parts, PartsMut};
 pub use epilogue::{ConvActivation, Epilogue};
 pub use shape::{Conv2dShape, ShapeError};
 
-/// How to compute a convolution.
+/// How a convolution is computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ConvAlgorithm {
-    /// The fastest for the shape. Winograd's method works on tiles of 4 x 4 outputs: a value that is not finite makes whole tiles not
-    /// finite, also outputs that it does not reach; it is never lost.
+    /// The fastest for the shape. Winograd's method works on tiles of 4 x 4 outputs: a value that is not finite makes whole tiles not finite,
+    /// including outputs that it does not affect by definition; it is never lost.
     #[default]
     Auto,
     /// Products and sums only, for the smallest rounding error.
     Direct,
-    /// Winograd's method wherever it can compute the shape (3 x 3, step 1), products and sums elsewhere.
+    /// Winograd's method wherever it can be used (3 x 3, step 1), otherwise products and sums.
     Winograd,
 }
 
@@ -60,7 +60,7 @@ impl ConvAlgorithm {
 
 /// y = activation(x * weight + bias + residual).
 ///
-/// x is given as one slice or as several, `[batch, height, width, channels of the part]` each. Lengths: `input_len` together, `weight_len`,
+/// x is given as one slice or as several, each `[batch, height, width, channels of the part]`. Lengths: `input_len` in total, `weight_len`,
 /// `output_len`.
 pub fn conv2d_forward(
     shape: &Conv2dShape,
@@ -73,8 +73,8 @@ pub fn conv2d_forward(
     forward_with(Isa::detect(), shape, algorithm, x, weight, epilogue, y);
 }
 
-/// dx, the gradient of a loss with respect to the input, from dy, the one with respect to the output. dx has the parts of x.
-/// Lengths: `output_len`, `weight_len`, `input_len` of `shape`.
+/// dx, the gradient of a loss with respect to the input, from dy, that with respect to the output. dx has the parts of x. Lengths: `output_len`,
+/// `weight_len`, `input_len` of `shape`.
 pub fn conv2d_input_grad(
     shape: &Conv2dShape,
     algorithm: ConvAlgorithm,
@@ -85,7 +85,7 @@ pub fn conv2d_input_grad(
     input_grad_with(Isa::detect(), shape, algorithm, dy, weight, dx);
 }
 
-/// dweight, the gradient with respect to the weight, from the input x, in one part or several, and dy.
+/// dweight, the gradient with respect to the weight, from the input x, in one or several parts, and dy.
 /// Lengths: `input_len`, `output_len`, `weight_len` of `shape`.
 pub fn conv2d_weight_grad(
     shape: &Conv2dShape,
@@ -102,7 +102,7 @@ pub fn bias_grad(dy: &[f32], channels: usize, dbias: &mut [f32]) {
     assert!(channels > 0 && dy.len().is_multiple_of(channels), "dy of {} has no rows of {channels}", dy.len());
     assert_eq!(dbias.len(), channels, "length of dbias");
     let pixels = dy.len() / channels;
-    // Short sums in f32, summed in f64: both fast and exact enough.
+    // Short sums in f32, added up in f64: both fast and accurate enough.
     let size = (ELEMENTS_PER_TASK / channels).clamp(1, 64);
     let tasks = pixels.div_ceil(size);
     let mut sums = Scratch::zeroed(tasks * channels);
@@ -205,7 +205,7 @@ fn weight_grad_with(
     weight_grad::weight_grad(isa, &shape, x, dy, dweight);
 }
 
-/// The input as one piece and enlarged, where it is not that already.
+/// The input in one piece and enlarged; `None` if it already is.
 fn enlarged(shape: &Conv2dShape, x: &Parts<'_>) -> Option<Scratch> {
     if shape.upsample == 1 && x.single().is_some() {
         return None;
@@ -222,7 +222,7 @@ fn enlarged(shape: &Conv2dShape, x: &Parts<'_>) -> Option<Scratch> {
     Some(copy)
 }
 
-/// Calls `f` with the places of the first channels of a pixel of the input and of each of its copies in the enlarged input.
+/// Calls `f` with the index of the first channel of each pixel of the input and of each of its copies in the enlarged input.
 fn each_copy(shape: &Conv2dShape, mut f: impl FnMut(usize, usize)) {
     let [rows, columns] = shape.enlarged();
     for row in 0..shape.batch * rows {

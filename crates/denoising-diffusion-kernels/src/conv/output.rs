@@ -1,4 +1,4 @@
-//! What a convolution writes: its target cut into blocks of pixels and panels of channels, and what is added to each.
+//! What a convolution writes: the target, divided into blocks of pixels and panels of channels, and what is added to each block.
 
 use std::ops::Range;
 
@@ -7,9 +7,9 @@ use crate::par::{Scratch, Shared, for_each_task, task_range};
 
 use super::{ConvActivation, Epilogue};
 
-/// Target pixels that a task covers; their sources fit the second-level cache.
+/// Number of target pixels per task; their sources fit into the second-level cache.
 const PIXELS_PER_TASK: usize = 192;
-/// Tasks wanted at least, by splitting channels where there are few pixels.
+/// The smallest desired number of tasks; if there are few pixels, channels are divided as well.
 const MIN_TASKS: usize = 16;
 
 /// target = activation(product + bias + residual), `[pixels, channels]`.
@@ -17,21 +17,21 @@ pub(super) struct Output<'a> {
     target: Shared<'a>,
     pixels: usize,
     channels: usize,
-    /// Filled up to whole panels.
+    /// Padded to whole panels.
     bias: Option<Scratch>,
     residual: Option<&'a [f32]>,
     activation: ConvActivation,
 }
 
-/// A part of the target that one task writes.
+/// A part of the target, which one task writes.
 pub(super) struct Block<'a> {
     pub(super) pixels: Range<usize>,
-    /// Channels.
+    /// Number of channels.
     pub(super) cols: usize,
     pub(super) add_to: AddTo<'a>,
     /// Address of the first channel of the first pixel.
     pub(super) dst: *mut f32,
-    /// Channels of a pixel of the target.
+    /// Number of channels per pixel of the target.
     pub(super) stride: usize,
 }
 
@@ -47,8 +47,8 @@ impl<'a> Output<'a> {
         Self { pixels: target.len() / channels, target: Shared::new(target), channels, bias, residual, activation }
     }
 
-    /// Calls `f(block, packed weights of its panels)` for blocks that cover the target, in parallel. `pack` packs a range of
-    /// panels: all of them at first, or, where a task needs its panels alone, those of the task, which then stay in its cache.
+    /// Calls `f(block, packed weights of its panels)` for blocks that cover the target, in parallel. `pack` packs a range of panels: all of them at
+    /// first, or, if no other task needs a task's panels, those of the task, which then stay in its cache.
     pub(super) fn for_each_block(
         &self,
         pack: impl Fn(Range<usize>) -> Scratch + Sync + Send,

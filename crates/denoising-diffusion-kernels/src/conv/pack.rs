@@ -7,8 +7,8 @@ use crate::gemm::PANEL;
 use crate::par::{Scratch, Shared, for_each_task};
 use crate::simd::{EightLanes, Isa, SQUARE, Simd, simd_fn};
 
-/// Panels `range` of output channels: `[panels, taps * inputs, 16]`, for products with sources of `inputs` channels.
-/// `tap(t)` is where kernel position t goes.
+/// Panels `range` of output channels: `[panels, taps * inputs, 16]`, for products with sources of `inputs` channels. `tap(t)` is the position of
+/// kernel position t in the panel.
 pub(super) fn output_panels(
     isa: Isa,
     weight: &[f32],
@@ -25,8 +25,8 @@ pub(super) fn output_panels(
     })
 }
 
-/// Panels `range` of the input channels `columns`: `[panels, taps * outputs, 16]`, for products with gradients of the output.
-/// `tap(t)` is where kernel position t goes.
+/// Panels `range` of the input channels `columns`: `[panels, taps * outputs, 16]`, for products with gradients of the output. `tap(t)` is the
+/// position of kernel position t in the panel.
 pub(super) fn input_panels(
     isa: Isa,
     weight: &[f32],
@@ -49,7 +49,7 @@ pub(super) fn input_panels(
     })
 }
 
-/// Panels `range`, of `depth` lines, of those that cover `columns`, each filled by `fill(first column, columns, panel)`.
+/// The panels `range`, of `depth` lines, among those that cover `columns`, each filled by `fill(first column, columns, panel)`.
 fn panels(
     columns: usize,
     depth: usize,
@@ -69,7 +69,7 @@ fn panels(
 
 /// `packed[line(k), lane] = source[lane stride + k]` for k < `count` and lane < `lanes`, zero in the other lanes.
 ///
-/// Whole lines are written at a time, as those of different kernel positions collide in the cache.
+/// Whole lines are written at a time, because those of different kernel positions collide in the cache.
 fn transpose(
     isa: Isa,
     source: &[f32],

@@ -1,4 +1,4 @@
-//! Activations that lie side by side along the channels without being copied together: what a skip connection gives a convolution.
+//! Activations that are concatenated along the channels without being copied together, as with a skip connection before a convolution.
 
 use crate::par::Shared;
 
@@ -6,7 +6,7 @@ use crate::par::Shared;
 #[derive(Clone, Copy)]
 pub(super) struct Part<'a> {
     pub(super) values: &'a [f32],
-    /// Number of its first channel among those of all parts.
+    /// Index of its first channel among those of all parts.
     pub(super) first: usize,
     pub(super) channels: usize,
 }
@@ -16,7 +16,7 @@ pub(super) struct Part<'a> {
 pub(super) struct Parts<'a>(Vec<Part<'a>>);
 
 impl<'a> Parts<'a> {
-    /// All of `pixels` pixels; the channels follow from the lengths.
+    /// The parts of `pixels` pixels; their numbers of channels follow from their lengths.
     pub(super) fn new(pixels: usize, parts: &[&'a [f32]]) -> Self {
         let mut first = 0;
         let part = |values: &&'a [f32]| {
@@ -32,17 +32,17 @@ impl<'a> Parts<'a> {
         self.0.iter()
     }
 
-    /// Values and channels of each part.
+    /// Values and number of channels of each part.
     pub(super) fn pairs(&self) -> Vec<(&'a [f32], usize)> {
         self.0.iter().map(|part| (part.values, part.channels)).collect()
     }
 
-    /// Channels of all parts.
+    /// Number of channels of all parts.
     pub(super) fn channels(&self) -> usize {
         self.0.iter().map(|part| part.channels).sum()
     }
 
-    /// The only part.
+    /// The only part, if there is only one.
     pub(super) fn single(&self) -> Option<&'a [f32]> {
         if let [part] = &self.0[..] { Some(part.values) } else { None }
     }

@@ -1,8 +1,8 @@
-//! Weight gradients as one sum of outer products over all pixels, of dy and of patches of x, where patches exist only sixteen
-//! columns wide, a chunk of pixels at a time, in the cache.
+//! Weight gradients as one sum over all pixels of outer products of dy and patches of x. Patches only exist sixteen columns wide, for a chunk of
+//! pixels at a time, in the cache.
 //!
-//! For kernels of one position, kernels whose windows do not overlap, and inputs of few channels. For the others, one copy of x
-//! serves all kernel positions, see [`super::weight_grad`].
+//! For kernels of one position, kernels whose windows do not overlap, and inputs of few channels. Not here: the others, for which one copy of x
+//! serves all kernel positions ([`super::weight_grad`]).
 
 use crate::gemm::{PANEL, outer_products};
 use crate::par::{ELEMENTS_PER_TASK, Scratch, Shared, for_each_task, task_range};
@@ -11,11 +11,11 @@ use crate::simd::{Isa, prefetch_far, simd_fn};
 use super::Conv2dShape;
 use super::windows::Windows;
 
-/// Pixels of a chunk; their sixteen columns (8 KiB) stay in the first-level cache.
+/// Number of pixels per chunk; their sixteen columns (8 KiB) stay in the first-level cache.
 const PIXELS_PER_CHUNK: usize = 128;
-/// Chunks that are worth a set of partial sums, which have to be added up.
+/// Number of chunks that justify a set of partial sums, which have to be added up.
 const CHUNKS_PER_SPLIT: usize = 8;
-/// Tasks wanted at least.
+/// The smallest desired number of tasks.
 const MIN_TASKS: usize = 16;
 
 /// Up to sixteen columns of the patches.
@@ -24,7 +24,7 @@ pub(super) struct Panel {
     source: usize,
     /// Where they begin in a row of the gradient.
     at: usize,
-    /// Columns, 1 to 16.
+    /// Number of columns, 1 to 16.
     width: usize,
     /// Runs of columns that are neighbours in the source.
     runs: Vec<Run>,
@@ -32,7 +32,7 @@ pub(super) struct Panel {
 
 #[derive(Clone, Copy)]
 struct Run {
-    /// Where the run begins, after the beginning of the window.
+    /// Where the run begins, relative to the beginning of the window.
     shift: usize,
     /// Its first column.
     lane: usize,
@@ -40,7 +40,7 @@ struct Run {
 }
 
 impl Panel {
-    /// Panels over `len` neighbouring values, `shift` after the beginning of a window; columns are counted from `first`.
+    /// Panels over `len` neighbouring values that begin `shift` after the beginning of a window; columns are counted from `first`.
     pub(super) fn cover(source: usize, shift: usize, len: usize, first: usize) -> impl Iterator<Item = Panel> {
         (0..len).step_by(PANEL).map(move |at| {
             let width = PANEL.min(len - at);
@@ -48,7 +48,7 @@ impl Panel {
         })
     }
 
-    /// Panels over windows of `rows` times `len` neighbouring values, `row_step` apart; a panel may hold parts of several rows.
+    /// Panels over windows of `rows` times `len` neighbouring values, whose rows are `row_step` apart; a panel may hold parts of several rows.
     fn cover_rows(rows: usize, len: usize, row_step: usize) -> Vec<Panel> {
         let depth = rows * len;
         let panel = |at: usize| {
@@ -62,12 +62,12 @@ impl Panel {
         (0..depth).step_by(PANEL).map(panel).collect()
     }
 
-    /// `lines[m, lane] = source[offsets[m] + shift of the lane]`, for increasing offsets; `lines` has a line to spare.
+    /// `lines[m, lane] = source[offsets[m] + shift of the lane]`, for increasing offsets; `lines` must have one spare line.
     fn copy(&self, isa: Isa, source: &[f32], offsets: &[usize], lines: &mut [f32]) {
         assert!((offsets.len() + 1) * PANEL <= lines.len() && self.runs.iter().all(|run| run.lane < PANEL));
         let last = self.runs.last().map_or(0, |run| run.shift + PANEL);
         let whole = offsets.partition_point(|offset| offset + last <= source.len());
-        // SAFETY: shifts and offsets increase, so that sixteen values from each lie inside the source.
+        // SAFETY: shifts and offsets increase, so sixteen values from each lie inside the source.
         unsafe { copy_lines(isa, source.as_ptr(), &offsets[..whole], &self.runs, lines.as_mut_ptr()) };
         for (m, &offset) in offsets.iter().enumerate().skip(whole) {
             for run in &self.runs {
@@ -78,12 +78,12 @@ impl Panel {
 }
 
 simd_fn! {
-    /// One or two vectors of each run for each line. What that is too much is overwritten by the next run or line, or not used.
+    /// Copies one or two vectors of each run for each line. Surplus values are overwritten by the next run or line, or not used.
     ///
     /// # Safety
     /// All addresses must be valid.
     unsafe fn copy_lines<S>(source: *const f32, offsets: &[usize], runs: &[Run], lines: *mut f32) {
-        // The same columns of the next chunk, if it follows in memory: they come while this one is used.
+        // Prefetches the same columns of the next chunk, if it follows in memory, while this one is used.
         let ahead = offsets.last().map_or(0, |last| last - offsets[0]);
         for (m, &offset) in offsets.iter().enumerate() {
             for run in runs {
@@ -100,8 +100,7 @@ simd_fn! {
 
 /// `sums[o, panel columns] = sum over pixels p of dy[p, o] * sources[panel source][offset of p + shift of the column]`
 ///
-/// `offsets(source, pixels, out)` tells where the windows of `pixels` begin. `sums` is `[outputs, row_len]`; the panels
-/// cover its rows.
+/// `offsets(source, pixels, out)` says where the windows of `pixels` begin. `sums` is `[outputs, row_len]`; the panels cover its rows.
 #[allow(clippy::too_many_arguments, reason = "what to add up, over what, and where to")]
 pub(super) fn sum_over_pixels(
     isa: Isa,
@@ -125,7 +124,7 @@ pub(super) fn sum_over_pixels(
     let out = Shared::new(if splits > 1 { &mut partial } else { &mut *sums });
     for_each_task(splits * groups, |task| {
         let (split, group) = (task / groups, task % groups);
-        // One line more for what `copy` writes too much.
+        // One more line for the surplus values that `copy` writes.
         let mut lines = Scratch::new((PIXELS_PER_CHUNK + 1) * PANEL);
         let mut starts = [0; PIXELS_PER_CHUNK];
         for (i, chunk) in task_range(split, chunks_per_split, chunks).enumerate() {
@@ -145,7 +144,7 @@ pub(super) fn sum_over_pixels(
                 panel.copy(isa, sources[source], &starts[..count], &mut lines);
                 let (a, b) = (dy[chunk.start * outputs..].as_ptr(), lines.as_ptr());
                 let dst = out.at(split * split_len + panel.at);
-                // SAFETY: the chunk has `count` rows in dy and in `lines`; a task alone writes its split and group.
+                // SAFETY: the chunk has `count` rows in dy and in `lines`; only one task writes each split and group.
                 unsafe {
                     outer_products(isa, outputs, panel.width, count, a, outputs, b, PANEL, i > 0, dst, row_len, ahead);
                 }

@@ -1,7 +1,7 @@
 //! Convolution with a kernel of one position, step 1 and no padding: one matrix product over all pixels, read in place.
 //!
-//! The input may come in parts that lie side by side along channels, `[pixels, channels of the part]` each, as if they had
-//! been concatenated: skip connections need no copy. The weight is `[outputs, channels of all parts]`.
+//! The input may come in parts, each `[pixels, channels of the part]`, which count as concatenated along the channels, so that skip connections need
+//! no copy. The weight is `[outputs, channels of all parts]`.
 
 use crate::gemm::{AddTo, PANEL, matrix_times_panels};
 use crate::simd::Isa;
@@ -11,7 +11,7 @@ use super::output::Output;
 use super::pack::{input_panels, output_panels};
 use super::patch_grad::{Panel, sum_over_pixels};
 
-/// y = epilogue of x * weight, x being `parts` (values and channels of each).
+/// y = epilogue of x * weight, where x consists of `parts` (values and number of channels of each).
 pub(super) fn forward(
     isa: Isa,
     parts: &[(&[f32], usize)],
@@ -39,7 +39,7 @@ pub(super) fn forward(
     });
 }
 
-/// The gradients of a loss with respect to the parts of the input (values and channels of each), from dy.
+/// The gradients of a loss with respect to the parts of the input (values and number of channels of each), from dy.
 pub(super) fn input_grads(isa: Isa, dy: &[f32], weight: &[f32], outputs: usize, parts: &mut [(&mut [f32], usize)]) {
     check(parts.iter().map(|part| (part.0.len(), part.1)), dy.len(), outputs, weight.len());
     let mut first = 0;
@@ -50,7 +50,7 @@ pub(super) fn input_grads(isa: Isa, dy: &[f32], weight: &[f32], outputs: usize, 
     }
 }
 
-/// The gradient with respect to the input channels `columns`, added to what `output` says.
+/// The gradient with respect to the input channels `columns`, added to what `output` specifies.
 pub(super) fn input_grad(
     isa: Isa,
     dy: &[f32],
@@ -101,7 +101,7 @@ pub(super) fn weight_grad(isa: Isa, parts: &[(&[f32], usize)], dy: &[f32], outpu
     sum_over_pixels(isa, &sources, &panels, offsets, dy, outputs, inputs, dweight);
 }
 
-/// Checks the lengths of the parts, of y and of the weight against each other. Returns the channels of all parts.
+/// Checks that the lengths of the parts, of y and of the weight agree. Returns the number of channels of all parts.
 fn check(parts: impl Iterator<Item = (usize, usize)>, y: usize, outputs: usize, weight: usize) -> usize {
     let pixels = y / outputs;
     assert_eq!(y, pixels * outputs, "y has no rows of {outputs}");

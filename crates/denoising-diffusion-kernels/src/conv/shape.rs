@@ -9,7 +9,7 @@ pub struct Conv2dShape {
     pub height: usize,
     /// Columns of the input, as it is stored.
     pub width: usize,
-    /// How often each pixel of the input is repeated, down and across, before the convolution (nearest-neighbour enlargement).
+    /// How often each pixel of the input is repeated, vertically and horizontally, before the convolution (nearest-neighbour enlargement).
     pub upsample: usize,
     /// Channels of the input.
     pub in_channels: usize,
@@ -17,19 +17,19 @@ pub struct Conv2dShape {
     pub out_channels: usize,
     /// Rows and columns of the kernel.
     pub kernel: [usize; 2],
-    /// Step between output pixels, in input pixels, both ways.
+    /// Step between output pixels, in input pixels, vertically and horizontally.
     pub stride: usize,
     /// Rows of zeros above and below, columns of zeros left and right.
     pub padding: [usize; 2],
 }
 
-/// Why a [`Conv2dShape`] describes no convolution.
+/// Why a [`Conv2dShape`] does not describe a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ShapeError {
     /// A size that must be at least 1 is 0.
     #[error("{0} is 0, it must be at least 1")]
     Zero(&'static str),
-    /// More values than can be counted.
+    /// There are more values than can be counted.
     #[error("the sizes are too large")]
     TooLarge,
     /// The kernel does not fit into the padded input, so there would be no output.
@@ -74,7 +74,7 @@ impl Conv2dShape {
         Ok(())
     }
 
-    /// More than input, enlarged and padded, output and weight have of values, if that can be counted.
+    /// An upper bound of the number of values of the enlarged and padded input, the output and the weight, if it can be counted.
     fn values(&self) -> Option<usize> {
         let side = |size: usize, padding: usize| size.checked_mul(self.upsample)?.checked_add(padding.checked_mul(2)?);
         let pixels = side(self.height, self.padding[0])?.checked_mul(side(self.width, self.padding[1])?)?;
@@ -84,12 +84,12 @@ impl Conv2dShape {
         activations.checked_add(self.in_channels.checked_mul(self.out_channels)?.checked_mul(taps)?)
     }
 
-    /// Rows and columns of what the kernel passes over.
+    /// Rows and columns of the enlarged input, which the kernel passes over.
     pub(super) fn enlarged(&self) -> [usize; 2] {
         [self.height * self.upsample, self.width * self.upsample]
     }
 
-    /// The same convolution of an input that is enlarged already.
+    /// The same convolution for an input that is already enlarged.
     pub(super) fn of_enlarged(&self) -> Self {
         let [height, width] = self.enlarged();
         Self { height, width, upsample: 1, ..*self }
@@ -124,7 +124,7 @@ impl Conv2dShape {
         self.out_channels * self.in_channels * self.taps()
     }
 
-    /// Floating-point operations of the forward pass, a multiplication and an addition counted as two.
+    /// Floating-point operations of the forward pass, with a multiplication and an addition counted as two.
     pub fn flops(&self) -> usize {
         2 * self.batch * self.out_height() * self.out_width() * self.weight_len()
     }
@@ -134,7 +134,7 @@ impl Conv2dShape {
         self.kernel[0] * self.kernel[1]
     }
 
-    /// Whether each output pixel is made of the input pixel at the same place alone.
+    /// Whether each output pixel depends only on the input pixel at the same place.
     pub(super) fn is_pointwise(&self) -> bool {
         self.taps() == 1 && self.stride == 1 && self.padding == [0; 2] && self.upsample == 1
     }

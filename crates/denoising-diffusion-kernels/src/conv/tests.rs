@@ -1,4 +1,4 @@
-//! Every convolution kernel against plain f64 loops.
+//! Compares every convolution kernel with plain f64 loops.
 
 use super::*;
 use crate::testing::{assert_close, one_and_two_threads_agree, random};
@@ -36,7 +36,7 @@ fn product(a: f32, b: f32) -> f64 {
     f64::from(a) * f64::from(b)
 }
 
-/// Checks all four kernels on one shape, both instruction sets and both algorithms.
+/// Checks all four kernels for one shape, with both instruction sets and both algorithms.
 fn check(s: &Conv2dShape, seed: u64) {
     s.validate().unwrap();
     let x = random(s.input_len(), seed);
@@ -75,7 +75,8 @@ fn check(s: &Conv2dShape, seed: u64) {
         dbias64[at % s.out_channels] += f64::from(d);
         sizes[at % s.out_channels] += f64::from(d.abs());
     }
-    // Terms of both signs: a sum can be far smaller than what is added. Each of up to 64 additions in f32 rounds by half an epsilon of it.
+    // Terms have both signs, so a sum can be far smaller than its terms. Each of up to 64 additions in f32 has a rounding error of half an epsilon of
+    // the terms.
     let tolerance = 64.0 * f64::from(f32::EPSILON) / 2.0;
     for ((&got, &exact), size) in dbias.iter().zip(&dbias64).zip(sizes) {
         assert!(
@@ -248,7 +249,7 @@ fn impossible_shapes_are_named() {
     let good = same(1, 4, 2, 2, 3);
     assert_eq!(good.validate(), Ok(()));
     assert_eq!(Conv2dShape { stride: 0, ..good }.validate(), Err(ShapeError::Zero("stride")));
-    // Three times this is 1, if it is not noticed.
+    // Three times this overflows to 1 if that is not noticed.
     let batch = usize::MAX / 3 * 2 + 1;
     assert_eq!(Conv2dShape { batch, ..good }.validate(), Err(ShapeError::TooLarge));
     let error = Conv2dShape { width: 2, padding: [0; 2], ..good }.validate().unwrap_err();

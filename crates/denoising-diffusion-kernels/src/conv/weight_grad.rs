@@ -1,8 +1,7 @@
 //! Weight gradient: dweight[o, c, u, v] = sum over pixels p of dy[p, o] x[p shifted by (u, v), c].
 //!
-//! x is packed once into padded panels of sixteen channels, `[panels, batch, rows, columns, 16]`, where every kernel position is a
-//! constant shift; then [`outer_products_at`] streams through it and dy. Kernels of one position and inputs of few channels take the
-//! path in [`super::patch_grad`].
+//! x is packed once into padded panels of sixteen channels, `[panels, batch, rows, columns, 16]`, in which every kernel position is a constant shift;
+//! then [`outer_products_at`] streams through it and dy. Not here: kernels of one position and inputs of few channels ([`super::patch_grad`]).
 
 use crate::gemm::{PANEL, outer_products_at, spaced};
 use crate::par::{Scratch, Shared, for_each_task, task_range};
@@ -11,11 +10,11 @@ use crate::simd::Isa;
 use super::patch_grad::add_up;
 use super::{Conv2dShape, disjoint, patch_grad};
 
-/// Pixels whose panel of x (8 KiB) stays in the first-level cache.
+/// Number of pixels whose panel of x (8 KiB) stays in the first-level cache.
 const PIXELS_PER_CHUNK: usize = 128;
-/// Output channels that a task covers.
+/// Number of output channels per task.
 const CHANNELS_PER_TASK: usize = 64;
-/// Tasks wanted at least, by splitting the sum over pixels where the weight is small.
+/// The smallest desired number of tasks; if the weight is small, the sum over pixels is divided.
 const MIN_TASKS: usize = 16;
 
 /// x in panels, and where to find each output pixel in a panel.
@@ -61,7 +60,7 @@ pub(super) fn weight_grad(isa: Isa, shape: &Conv2dShape, x: &[f32], dy: &[f32], 
             }
             let offsets = &panels.offsets[chunk];
             let x = panels.values[panel * panels.panel_len..].as_ptr();
-            // SAFETY: `padded` makes room for all offsets plus shifts; `sums` has a row for every channel of the group.
+            // SAFETY: `padded` has room for all offsets plus shifts; `sums` has a row for every channel of the group.
             unsafe {
                 let dst = sums.as_mut_ptr();
                 outer_products_at(isa, group.len(), &a, stride, x, &panels.shifts, offsets, i > 0, dst);
@@ -70,7 +69,7 @@ pub(super) fn weight_grad(isa: Isa, shape: &Conv2dShape, x: &[f32], dy: &[f32], 
         let lanes = (inputs - panel * PANEL).min(PANEL);
         for (o, sums) in group.zip(sums.chunks_exact(taps * PANEL)) {
             let at = (split * outputs + o) * row_len + panel * PANEL * taps;
-            // SAFETY: a task alone writes its split, panel and group.
+            // SAFETY: only one task writes each split, panel and group.
             let row = unsafe { out.part(at..at + lanes * taps) };
             for (lane, row) in row.chunks_exact_mut(taps).enumerate() {
                 for (value, sums) in row.iter_mut().zip(sums.chunks_exact(PANEL)) {

@@ -1,19 +1,19 @@
-//! Where the windows of target pixels lie in a source: with the padding copied in, or none, every window begins at a fixed
-//! offset, and each row of the kernel meets neighbouring values, `kernel columns * channels` of them.
+//! The positions of target pixels' windows in a source. If the padding is copied in, or if there is none, every window begins at a fixed offset, and
+//! each row of the kernel covers `kernel columns * channels` neighbouring values.
 
 use crate::par::{Scratch, Shared, for_each_task};
 
 use super::Conv2dShape;
 
-/// A source that needs no padding any more.
+/// A source that includes its padding.
 pub(super) struct Windows<'a> {
     borrowed: &'a [f32],
     copied: Option<Scratch>,
-    /// Rows and columns of target pixels in an image.
+    /// Rows and columns of target pixels per image.
     target_size: [usize; 2],
-    /// Values between the windows of neighbouring images, rows and columns.
+    /// Distance in values between the windows of neighbouring images, rows and columns.
     steps: [usize; 3],
-    /// Values between the rows of a window.
+    /// Distance in values between the rows of a window.
     pub(super) row_step: usize,
 }
 
@@ -25,7 +25,8 @@ impl<'a> Windows<'a> {
         Self::new(x, batch, [height, width, in_channels], padding, target, stride)
     }
 
-    /// The windows in `source`, `batch` images of `[rows, columns, channels]`, with `padding` above and below, left and right.
+    /// The windows in `source`, which is `batch` images of `[rows, columns, channels]`, with `padding` rows above and below and columns left and
+    /// right.
     pub(super) fn new(
         source: &'a [f32],
         batch: usize,

@@ -29,8 +29,8 @@ simd_fn! {
 simd_fn! {
     /// `dst[r, j] (+)= sum over m of a[m, r] * b[m, j]`, for m < `count`, r < `height` (any number) and j < `width` (1 to 16).
     ///
-    /// Rows of `a`, `b` and `dst` lie `a_stride`, `b_stride` and `stride` values apart; those of `b` hold 16 values. With
-    /// `accumulate`, the sum is added to what is there. Meanwhile `ahead` is brought into the second-level cache.
+    /// Rows of `a`, `b` and `dst` are `a_stride`, `b_stride` and `stride` values apart; those of `b` have 16 values. With `accumulate`, the sum is
+    /// added to the contents of `dst`. Meanwhile `ahead` is prefetched into the second-level cache.
     ///
     /// # Safety
     /// All addresses must be valid as described, and nobody else may access the destination.
@@ -64,7 +64,7 @@ simd_fn! {
 simd_fn! {
     /// `dst[r, t, j] (+)= sum over m of a[m, r] * b[shifts[t] + offsets[m] + j]`, for r < `height` (any number) and j < 16.
     ///
-    /// Rows of `a` lie `a_stride` values apart. With `accumulate`, the sum is added to what is there.
+    /// Rows of `a` are `a_stride` values apart. With `accumulate`, the sum is added to the contents of `dst`.
     ///
     /// # Safety
     /// All addresses must be valid as described, and nobody else may access the destination.
@@ -80,7 +80,7 @@ simd_fn! {
     ) {
         debug_assert!(offsets.is_empty() || a.len() >= (offsets.len() - 1) * a_stride + height);
         let stride = shifts.len() * PANEL;
-        // The columns of `a` of one tile stay in the cache for all shifts.
+        // The columns of `a` for one tile stay in the cache for all shifts.
         for tile in outer_tiles::<S>(height) {
             for (t, &shift) in shifts.iter().enumerate() {
                 let dst = dst.add(tile.start * stride + t * PANEL);
@@ -94,7 +94,7 @@ simd_fn! {
     }
 }
 
-/// Rows of the largest register tile: those of less than eight sums keep the processor waiting, and a panel may be one vector.
+/// Rows of the largest register tile: tiles with fewer than eight sums keep the processor waiting, and a panel may be one vector.
 const fn max_height<S: Simd>() -> usize {
     if S::LANES < PANEL { ROWS } else { 2 * ROWS }
 }

@@ -1,7 +1,7 @@
-//! What belongs to an image multiplies its channels, and what follows or is added, in one pass; and the gradients.
+//! Multiplies the channels of an image by factors for that image, with the operation that follows, in one pass; and the gradients.
 //!
-//! For every position: y = residual + x gate (the end of a branch in adaptive layer normalisation, Peebles & Xie 2022), and
-//! y = silu(x gate) (the middle of a block of EDM2, Karras et al. 2023, figure 21). The backward pass reads inputs alone: nothing is saved.
+//! For every position: y = residual + x gate (the end of a branch in adaptive layer normalisation, Peebles & Xie 2022), or y = silu(x gate) (the
+//! middle of a block of EDM2, Karras et al. 2023, figure 21). The backward pass only reads inputs: nothing is saved.
 
 use super::RmsNormShape as RowShape;
 use super::parts::{each_row, each_vector, for_each_part, sum_tasks, tasks};
@@ -107,7 +107,7 @@ simd_fn! {
 }
 
 simd_fn! {
-    /// With u = x gate and du = dy activation'(u): `dx` = du gate, `sums` gains the sum of du x.
+    /// With u = x gate and du = dy activation'(u): `dx` = du gate, and the sum of du x is added to `sums`.
     unsafe fn grad_rows<S>(x: &[f32], dy: &[f32], gate: &[f32], activation: Activation, dx: &mut [f32], sums: &mut [f32]) {
         let (len, c) = (x.len(), gate.len());
         let (x, dy, gate, dx, sums) = (x.as_ptr(), dy.as_ptr(), gate.as_ptr(), dx.as_mut_ptr(), sums.as_mut_ptr());

@@ -1,11 +1,11 @@
-//! Layer normalisation (Ba et al. 2016) with scale and shift, and its gradient: with [`gate`](super::gate), adaptive layer normalisation
-//! (Peebles & Xie 2022, adaLN-Zero).
+//! Layer normalisation (Ba et al. 2016) with scale and shift, and its gradient. Together with [`gate`](super::gate), this is adaptive layer
+//! normalisation (Peebles & Xie 2022, adaLN-Zero).
 //!
 //! For every position, with c channels and m and v the mean and variance of x over them:
 //!
 //! y = (x - m) / sqrt(v + eps) (1 + scale) + shift
 //!
-//! Scale and shift belong to images. The backward pass computes m and v again: nothing is saved.
+//! Scale and shift are per image. Nothing is saved: the backward pass computes m and v again.
 
 use super::RmsNormShape as RowShape;
 use super::parts::{each_row, each_vector, for_each_part, sum_tasks, tasks};
@@ -86,7 +86,7 @@ simd_fn! {
 }
 
 simd_fn! {
-    /// `sums` gains the sum of dy unit, then that of dy.
+    /// Adds the sum of dy unit, then that of dy, to `sums`.
     unsafe fn norm_grad_rows<S>(x: &[f32], dy: &[f32], scale: &[f32], eps: f32, dx: &mut [f32], sums: &mut [f32]) {
         let (len, c) = (x.len(), scale.len());
         let (x, dy, scale, dx, sums) = (x.as_ptr(), dy.as_ptr(), scale.as_ptr(), dx.as_mut_ptr(), sums.as_mut_ptr());
@@ -94,7 +94,7 @@ simd_fn! {
     }
 }
 
-/// The mean of a row, and 1 / its deviation.
+/// The mean of a row, and 1 / its standard deviation.
 #[inline(always)]
 unsafe fn moments<S: Simd, const WHOLE: bool>(x: *const f32, c: usize, eps: f32) -> [f32; 2] {
     unsafe {
@@ -107,7 +107,7 @@ unsafe fn moments<S: Simd, const WHOLE: bool>(x: *const f32, c: usize, eps: f32)
         each_vector!(S, c, |k, n| {
             let mut off = S::sub(load::<S, WHOLE>(x.add(k), n), S::splat(mean));
             if !WHOLE && n < S::LANES {
-                // What lies behind the row was taken as 0, which is off by the mean.
+                // Lanes after the end of the row were taken as 0, which is off by the mean.
                 let mut own = [0.0f32; MAX_LANES];
                 S::store_n(own.as_mut_ptr(), off, n);
                 off = S::load(own.as_ptr());
@@ -160,7 +160,7 @@ unsafe fn norm_grad_row<S: Simd, const WHOLE: bool>(
             let u = S::mul(dy, S::add(load::<S, WHOLE>(scale.add(k), n), S::splat(1.0)));
             total = S::add(total, u);
             dot = S::fma(u, unit, dot);
-            // Kept where the result will be.
+            // Stored where the result will be.
             store::<S, WHOLE>(dx.add(k), u, n);
         });
         let (total, dot) = (S::splat(S::sum(total) / c as f32), S::splat(S::sum(dot) / c as f32));

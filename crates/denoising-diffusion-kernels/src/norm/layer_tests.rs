@@ -1,4 +1,4 @@
-//! Layer normalisation and gates against plain f64 loops, and those against finite differences.
+//! Compares layer normalisation and gates with plain f64 loops, and those with finite differences.
 
 use proptest::prelude::*;
 
@@ -41,7 +41,7 @@ proptest! {
     ) {
         let s = RowShape { batch, positions, channels };
         let (mut x, dy, r) = (random(s.len(), seed), random(s.len(), seed ^ 2), random(s.len(), seed ^ 4));
-        // No row is nearly constant: its gradient would be as large as its deviation is small.
+        // No row is nearly constant: its gradient would be the larger the smaller its deviation.
         x.chunks_exact_mut(channels).for_each(|row| {
             row[0] = 2.0;
             row[1] = -2.0;
@@ -88,7 +88,7 @@ fn a_mean_far_from_zero_costs_no_more_than_its_own_rounding() {
         for isa in Isa::all() {
             let mut y = vec![7.0; s.len()];
             norm_with(isa, &s, &x, &m, EPS, &mut y);
-            // The mean is off by a few units in its last place, a thousandth.
+            // The error of the mean is a few units in its last place, about a thousandth.
             assert_close(&y, &exact, 5e-3);
         }
     }

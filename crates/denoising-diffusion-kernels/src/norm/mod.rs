@@ -1,14 +1,14 @@
-//! RMS normalisation over channels (here) and layer normalisation ([`layer_norm_forward`]), each fused with what follows it: scale and shift,
-//! SiLU, a residual. Normalisation without anything learned ([`UnitRows`]), and what gates a branch
-//! ([`gated_add_forward`], [`gated_silu_forward`]). And their gradients.
+//! RMS normalisation over channels (here) and layer normalisation ([`layer_norm_forward`]), each fused with the operations that follow: scale and
+//! shift, SiLU, a residual. Also normalisation without learned parameters ([`UnitRows`]), and gates of branches ([`gated_add_forward`],
+//! [`gated_silu_forward`]). All with their gradients.
 //!
 //! For every position, with c channels:
 //!
 //! z = x / max(|x|_2, 1e-12) sqrt(c) g, u = z (1 + scale) + shift, y = activation(u) + residual
 //!
-//! (Zhang & Sennrich 2019 with the norm clamped instead of an epsilon under the root; scale and shift as in the adaptive group
-//! normalisation of Dhariwal & Nichol 2021). The backward pass recomputes z and u from x: nothing is saved; the residual's
-//! gradient is dy itself and nobody computes it. A sum of squares beyond f32 (|x| above 1e19) is not treated specially.
+//! (Zhang & Sennrich 2019, with the norm clamped instead of an epsilon under the root; scale and shift as in the adaptive group normalisation of
+//! Dhariwal & Nichol 2021). Nothing is saved: the backward pass computes z and u again from x. The gradient of the residual is dy itself and is not
+//! computed. A sum of squares beyond f32 (|x| above 1e19) is not treated specially.
 
 mod gate;
 mod layer;
@@ -37,7 +37,7 @@ pub struct RmsNormShape {
     pub batch: usize,
     /// Height times width.
     pub positions: usize,
-    /// What is normalised over.
+    /// The size of the dimension that is normalised over.
     pub channels: usize,
 }
 
@@ -52,7 +52,7 @@ impl RmsNormShape {
         self.len() == 0
     }
 
-    /// Positions that a task covers, always of one image.
+    /// Number of positions per task, which are always of one image.
     fn rows_per_task(&self) -> usize {
         (ELEMENTS_PER_TASK / self.channels.max(1)).clamp(1, self.positions.max(1))
     }
@@ -74,14 +74,14 @@ pub struct RmsNormGrads<'a> {
     pub x: &'a mut [f32],
     /// `[channels]`
     pub g: &'a mut [f32],
-    /// `[batch, 2 channels]`, present exactly when the forward pass had scale and shift.
+    /// `[batch, 2 channels]`, present if and only if the forward pass had scale and shift.
     pub scale_shift: Option<&'a mut [f32]>,
 }
 
 /// y = activation(norm(x) g (1 + scale) + shift) + residual.
 ///
-/// `x`, `residual` and `y` are `[batch, positions, channels]`, `g` is `[channels]`, `scale_shift` is `[batch, 2 channels]`, each row scale
-/// before shift; without it, scale and shift are 0. Without a residual nothing is added.
+/// `x`, `residual` and `y` are `[batch, positions, channels]`, `g` is `[channels]`, `scale_shift` is `[batch, 2 channels]`, each row scale before
+/// shift; without it, scale and shift are 0. Without a residual, nothing is added.
 pub fn rms_norm_forward(
     shape: &RmsNormShape,
     x: &[f32],
@@ -222,7 +222,7 @@ fn reduce(
     }
 }
 
-/// u = x / |x| gain + shift, with gain = sqrt(c) g (1 + scale), for every image or, without scale and shift, for all.
+/// u = x / |x| gain + shift, with gain = sqrt(c) g (1 + scale), for every image, or for all images if there is no scale and shift.
 struct Affine {
     /// `[images, 2, channels]`: gain, shift.
     values: Scratch,

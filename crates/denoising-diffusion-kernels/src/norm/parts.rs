@@ -1,4 +1,4 @@
-//! How the loops over rows of channels are cut into tasks, and what tasks leave is summed.
+//! How loops over rows of channels are divided into tasks, and how the results of tasks are summed.
 
 use super::RmsNormShape as RowShape;
 use crate::par::{for_each_task, task_range};
@@ -14,7 +14,7 @@ pub(super) fn for_each_part(shape: &RowShape, f: impl Fn(usize, std::ops::Range<
     });
 }
 
-/// The sums of tasks, `[batch, tasks of an image, width]`, over the tasks of each image, in f64.
+/// Sums the results of tasks, `[batch, tasks per image, width]`, over the tasks of each image, in f64.
 pub(super) fn sum_tasks(shape: &RowShape, sums: &[f32], out: &mut [f32]) {
     let width = out.len() / shape.batch;
     for (image, out) in sums.chunks_exact(sums.len() / shape.batch).zip(out.chunks_exact_mut(width)) {
@@ -24,12 +24,12 @@ pub(super) fn sum_tasks(shape: &RowShape, sums: &[f32], out: &mut [f32]) {
     }
 }
 
-/// How many tasks cover the activation.
+/// Number of tasks that cover the activation.
 pub(super) fn tasks(shape: &RowShape) -> usize {
     shape.batch * shape.positions.div_ceil(shape.rows_per_task())
 }
 
-/// Calls `$body` for every row, with whole vectors if channels fill them.
+/// Calls `$body` for every row; with whole vectors only if they divide the channels.
 macro_rules! each_row {
     ($len:expr, $c:expr, $body:ident::<$s:ident $(, $flag:tt)*>, |$at:ident| ($($arg:expr),*)) => {
         let mut $at = 0;
@@ -44,7 +44,7 @@ macro_rules! each_row {
     };
 }
 
-/// Calls `$one` for every vector of a row, the last of which may have fewer than all values.
+/// Calls `$one` for every vector of a row; the last one may be incomplete.
 macro_rules! each_vector {
     ($s:ident, $c:expr, |$k:ident, $n:ident| $one:block) => {
         let mut $k = 0;

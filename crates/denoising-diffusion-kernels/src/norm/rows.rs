@@ -1,18 +1,18 @@
-//! The loops over rows of channels of RMS normalisation. A few rows at a time fit the first-level cache, so the passes over them
-//! read memory once.
+//! The loops over rows of channels of RMS normalisation. A few rows at a time fit into the first-level cache, so that several passes over them read
+//! memory only once.
 
 use crate::activation::{Activation, silu, silu_slope};
 use crate::simd::{MAX_LANES, Simd, simd_fn};
 
-/// Norms are clamped to this from below, as in PyTorch's `normalize`.
+/// Lower bound of norms, as in PyTorch's `normalize`.
 const MIN_NORM: f32 = 1e-12;
 
-/// Narrow rows that are worked on together: they share the loads of what belongs to channels, and one square root and division.
+/// Number of narrow rows that are processed together: they share the loads of per-channel values, and one square root and division.
 const ROWS: usize = 4;
-/// Channels of rows so wide that one after the other is faster: hardware prefetching follows one row, not four.
+/// Number of channels from which on rows are processed one by one: hardware prefetching follows one row, not four.
 const WIDE: usize = 128;
 
-/// The first values at `p`; `n` of them, unless `WHOLE`.
+/// The first values at `p`: a whole vector, or `n` if not `WHOLE`.
 #[inline(always)]
 pub(super) unsafe fn load<S: Simd, const WHOLE: bool>(p: *const f32, n: usize) -> S::V {
     unsafe { if WHOLE { S::load(p) } else { S::load_n(p, n) } }
@@ -23,7 +23,7 @@ pub(super) unsafe fn store<S: Simd, const WHOLE: bool>(p: *mut f32, v: S::V, n: 
     unsafe { if WHOLE { S::store(p, v) } else { S::store_n(p, v, n) } }
 }
 
-/// The norms of `R` rows, not clamped, and 1 / those clamped.
+/// The norms of `R` rows, not clamped, and the inverses of the clamped norms.
 #[inline(always)]
 unsafe fn norms<S: Simd, const R: usize, const WHOLE: bool>(x: *const f32, c: usize) -> [[f32; MAX_LANES]; 2] {
     unsafe {
@@ -52,7 +52,7 @@ unsafe fn norms<S: Simd, const R: usize, const WHOLE: bool>(x: *const f32, c: us
     }
 }
 
-/// Calls `$body` for all rows: [`ROWS`] at a time if narrow, whole vectors if channels fill them.
+/// Calls `$body` for all rows: [`ROWS`] at a time if they are narrow; with whole vectors only if they divide the channels.
 macro_rules! for_rows {
     ($rows:expr, $c:expr, $body:ident::<$s:ident $(, $flag:tt)*>, |$at:ident| ($($arg:expr),*)) => {
         let (rows, c) = ($rows, $c);
@@ -201,7 +201,7 @@ unsafe fn backward_rows<S: Simd, const R: usize, const WHOLE: bool, const SILU: 
                 total_unit = S::fma(du, unit, total_unit);
                 let du = S::mul(du, gain);
                 *dot = S::fma(du, unit, *dot);
-                // Kept where the result will be.
+                // Stored where the result will be.
                 store::<S, WHOLE>(dx.add(at), du, n);
             }
             store::<S, WHOLE>(sum_du.add(k), total_du, n);

@@ -1,16 +1,16 @@
 //! Sums down the columns of many rows, in f32 for a few rows at a time and in f64 over those.
 //!
-//! A sum of n terms of either sign is about sqrt(n) terms large, and adding them one at a time rounds it n times: by about sqrt(n) units in its last
-//! place. Over a thousand rows that is five bits, and more where large terms leave a small gradient.
+//! A sum of n terms of either sign has a magnitude of about sqrt(n) terms, and adding them one at a time rounds n times, with a total error of about
+//! sqrt(n) units in the last place. Over a thousand rows that is five bits, and more where large terms leave a small gradient.
 
 use std::ops::Range;
 
-/// Rows whose sums are f32.
+/// Number of rows that are summed in f32.
 const ROWS: usize = 32;
 
-/// `sums` (zeros at first) becomes what `add(range of values, sums)` adds for all `len` values, which are rows of `c`.
+/// Replaces `sums` (zeros at first) by what `add(range of values, sums)` adds for all `len` values, which are rows of `c`.
 ///
-/// `add` is called for consecutive ranges of at most [`ROWS`] whole rows, each time with sums that are zero.
+/// `add` is called for consecutive ranges of at most [`ROWS`] whole rows, each time with sums of zero.
 pub(super) fn sum_rows(len: usize, c: usize, sums: &mut [f32], mut add: impl FnMut(Range<usize>, &mut [f32])) {
     let step = ROWS * c;
     sums.fill(0.0);

@@ -1,4 +1,4 @@
-//! The fused normalisation against plain f64 loops, and those against finite differences.
+//! Compares the fused normalisation with plain f64 loops, and those with finite differences.
 
 use super::*;
 use crate::testing::{assert_close, assert_some_close, numeric, one_and_two_threads_agree, random, some_indices, wide};
@@ -83,7 +83,7 @@ fn a_zero_row_gives_the_shift_and_a_finite_gradient() {
 
 #[test]
 fn bad_values_stay_in_their_position() {
-    // Narrow rows in fours and one by one, rows that do not fill vectors, wide rows.
+    // Narrow rows in fours and one by one, rows that vectors do not divide, wide rows.
     for (c, positions) in [(10, 3), (32, 7), (136, 3)] {
         let s = RmsNormShape { batch: 1, positions, channels: c };
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {

@@ -1,25 +1,25 @@
-//! Rows brought to one length, without anything learned: y = x factor / max(|x|_2, floor). And the gradient. What "pixel norm" and the
-//! normalisation of weights are made of (EDM2, Karras et al. 2023, eq. 30 and 47).
+//! Rows brought to one length, without learned parameters: y = x factor / max(|x|_2, floor); and the gradient. "Pixel norm" and the normalisation of
+//! weights are made of this (EDM2, Karras et al. 2023, eq. 30 and 47).
 //!
-//! The backward pass computes |x| again: nothing is saved. Below the floor the length does not change with x.
+//! Nothing is saved: the backward pass computes |x| again. Below the floor, the divisor does not depend on x.
 
 use super::parts::{each_row, each_vector};
 use super::rows::{load, store};
 use crate::par::{ELEMENTS_PER_TASK, Shared, for_each_task, task_range};
 use crate::simd::{Isa, Simd, simd_fn};
 
-/// Rows of `len` values, and what becomes of them.
+/// The sizes of rows, and the length that they are brought to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct UnitRows {
-    /// Values of a row, at least 1.
+    /// Values per row, at least 1.
     pub len: usize,
-    /// The length of a result.
+    /// The length of the results.
     pub factor: f32,
-    /// Lengths below this count as this; positive.
+    /// Lower bound of the length that rows are divided by; positive.
     pub floor: f32,
 }
 
-/// y = x factor / max(|x|_2, floor), row by row; NaN in a row makes all of it NaN.
+/// y = x factor / max(|x|_2, floor), row by row; a NaN makes its whole row NaN.
 pub fn unit_rows_forward(rows: &UnitRows, x: &[f32], y: &mut [f32]) {
     forward_with(Isa::detect(), rows, x, y);
 }
@@ -79,7 +79,7 @@ simd_fn! {
 #[inline(always)]
 unsafe fn dot<S: Simd, const WHOLE: bool>(a: *const f32, b: *const f32, c: usize) -> f32 {
     unsafe {
-        // Four sums, so that none waits for the one before.
+        // Four sums, so that none waits for the previous one.
         let mut sums = [S::splat(0.0); 4];
         let mut k = 0;
         while k + 4 * S::LANES <= c {
@@ -101,7 +101,7 @@ unsafe fn dot<S: Simd, const WHOLE: bool>(a: *const f32, b: *const f32, c: usize
 unsafe fn forward_row<S: Simd, const WHOLE: bool>(rows: UnitRows, x: *const f32, y: *mut f32) {
     unsafe {
         let norm = dot::<S, WHOLE>(x, x, rows.len).sqrt();
-        // Not `max`, which would make the floor of NaN.
+        // Not `max`, which would turn NaN into the floor.
         let factor = S::splat(rows.factor / if norm < rows.floor { rows.floor } else { norm });
         each_vector!(S, rows.len, |k, n| {
             store::<S, WHOLE>(y.add(k), S::mul(load::<S, WHOLE>(x.add(k), n), factor), n);
@@ -117,7 +117,7 @@ unsafe fn backward_row<S: Simd, const WHOLE: bool>(rows: UnitRows, x: *const f32
         let (factor, along) = if norm < rows.floor {
             (rows.factor / rows.floor, 0.0)
         } else {
-            // Divided twice: the square of a small length may be none.
+            // Divided twice, because the square of a small length may underflow.
             (rows.factor / norm, dot::<S, WHOLE>(x, dy, rows.len) / norm / norm)
         };
         let (factor, along) = (S::splat(factor), S::splat(-along));
@@ -149,10 +149,10 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(48))]
         #[test]
         fn agrees_with_f64_and_finite_differences(len in 1usize..=150, count in 0usize..=9, short: bool, seed: u64) {
-            // With the larger floor every row is below it.
+            // With the larger floor, every row is below it.
             let rows = UnitRows { len, factor: 3.0, floor: if short { 20.0 } else { 1e-4 } };
             let mut x = random(len * count, seed);
-            // No row is so short that its gradient is all rounding.
+            // No row is so short that its gradient is only rounding.
             x.chunks_exact_mut(len).for_each(|row| row[0] = 1.0);
             let dy = random(len * count, seed ^ 1);
             let (x64, of_x) = (wide(&x), some_indices(x.len()));

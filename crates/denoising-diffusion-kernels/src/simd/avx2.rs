@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::{EightLanes, Simd};
 
-/// AVX2 and FMA intrinsics. Every function may only run where the CPU has both, see [`super::Isa::detect`].
+/// AVX2 and FMA intrinsics. The functions may only be called if the CPU has both; see [`super::Isa::detect`].
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2;
 

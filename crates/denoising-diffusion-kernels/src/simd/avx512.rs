@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::{Avx2, Simd};
 
-/// AVX-512 intrinsics. Every function may only run where the CPU has them, see [`super::Isa::detect`].
+/// AVX-512 intrinsics. The functions may only be called if the CPU has them; see [`super::Isa::detect`].
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512;
 

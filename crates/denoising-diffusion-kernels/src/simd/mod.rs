@@ -1,9 +1,8 @@
-//! Vectors of f32 in three versions, and the run-time choice between them.
+//! Vectors of f32 in four versions, and the run-time choice between them.
 //!
-//! A kernel is written once, with [`simd_fn!`], over a type parameter `S: Simd`; the macro compiles it
-//! for AVX-512 (sixteen lanes), for AVX2 + FMA (eight), for NEON (eight) and as plain Rust (eight), and picks by [`Isa`]. The plain
-//! version rounds products before adding them, the others do not, and sums over lanes depend on their number: versions agree to
-//! rounding and not to the bit.
+//! A kernel is written once, with [`simd_fn!`], over a type parameter `S: Simd`; the macro compiles it for AVX-512 (sixteen lanes), for AVX2 + FMA
+//! (eight), for NEON (eight) and as plain Rust (eight), and chooses by [`Isa`]. The plain version rounds products before adding them, the others do
+//! not, and sums over lanes depend on their number, so versions agree up to rounding and not to the bit.
 //!
 //! This is not a general vector library: it has the operations that the kernels need.
 
@@ -23,9 +22,9 @@ pub(crate) use avx512::Avx512;
 pub(crate) use neon::Neon;
 pub(crate) use portable::Portable;
 
-/// Lanes of the widest vector.
+/// Number of lanes of the widest vector.
 pub(crate) const MAX_LANES: usize = 16;
-/// Rows and columns of what [`EightLanes::transpose`] turns.
+/// Rows and columns of the squares that [`EightLanes::transpose`] transposes.
 pub(crate) const SQUARE: usize = 8;
 
 /// The instruction set that a kernel runs on.
@@ -33,13 +32,13 @@ pub(crate) const SQUARE: usize = 8;
 pub(crate) enum Isa {
     /// Plain Rust, any machine.
     Portable,
-    /// x86-64 with AVX2 and FMA. Only made where the CPU has both.
+    /// x86-64 with AVX2 and FMA. Only constructed if the CPU has both.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// x86-64 with AVX-512 F and DQ, besides AVX2 and FMA. Only made where the CPU has them.
+    /// x86-64 with AVX-512 F and DQ, as well as AVX2 and FMA. Only constructed if the CPU has them.
     #[cfg(target_arch = "x86_64")]
     Avx512,
-    /// aarch64 with NEON. Only made where the CPU has it.
+    /// aarch64 with NEON. Only constructed if the CPU has it.
     #[cfg(target_arch = "aarch64")]
     Neon,
 }
@@ -77,13 +76,13 @@ impl Isa {
 /// Vector operations on [`Simd::LANES`] f32 values.
 ///
 /// # Safety
-/// The CPU must have the instructions of the implementation; pointers must be valid for that many (or `n`) values.
-/// `min(a, b)` is `a < b ? a : b` and `max` likewise, so a NaN in the second argument comes out.
+/// The CPU must have the instructions of the implementation; pointers must be valid for that many (or `n`) values. `min(a, b)` is `a < b ? a : b`,
+/// and `max` likewise, so a NaN in the second argument is returned.
 pub(crate) trait Simd: Copy {
     /// 8 or 16.
     const LANES: usize;
     type V: Copy;
-    /// The version of eight lanes.
+    /// The version with eight lanes.
     type Eight: EightLanes;
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(p: *const f32) -> Self::V;
@@ -107,7 +106,7 @@ pub(crate) trait Simd: Copy {
     /// The vector whose [`Simd::eight`]s are the first of these, as many as it has.
     unsafe fn from_eights(eights: [<Self::Eight as Simd>::V; 2]) -> Self::V;
 
-    /// The first `n` (at least 1) values, zeros behind them; all of them from `n` = [`Simd::LANES`] on.
+    /// The first `n` (at least 1) values, followed by zeros; all of them if `n` is at least [`Simd::LANES`].
     #[inline(always)]
     unsafe fn load_n(p: *const f32, n: usize) -> Self::V {
         if n >= Self::LANES {
@@ -120,7 +119,7 @@ pub(crate) trait Simd: Copy {
         }
     }
 
-    /// Stores the first `n` (at least 1) values, all of them from `n` = [`Simd::LANES`] on.
+    /// Stores the first `n` (at least 1) values; all of them if `n` is at least [`Simd::LANES`].
     #[inline(always)]
     unsafe fn store_n(p: *mut f32, v: Self::V, n: usize) {
         if n >= Self::LANES {
@@ -139,13 +138,13 @@ pub(crate) trait Simd: Copy {
         unsafe { Self::fold(v, |a, b| a + b) }
     }
 
-    /// Largest lane that is a number.
+    /// The largest lane that is not NaN.
     #[inline(always)]
     unsafe fn max_lane(v: Self::V) -> f32 {
         unsafe { Self::fold(v, f32::max) }
     }
 
-    /// Both halves of the lanes with each other, then of what came out, until one value is left.
+    /// Combines both halves of the lanes, then both halves of the result, until one value is left.
     #[inline(always)]
     unsafe fn fold(v: Self::V, f: impl Fn(f32, f32) -> f32) -> f32 {
         let mut lanes = [0.0f32; MAX_LANES];
@@ -170,8 +169,8 @@ pub(crate) trait EightLanes: Simd {
     unsafe fn transpose(rows: [Self::V; SQUARE]) -> [Self::V; SQUARE];
 }
 
-/// e^x to a relative error below 2e-7 where that is a normal number; less than that becomes 0, and more than 2^127.5 becomes
-/// infinity. NaN comes out as NaN.
+/// e^x with a relative error below 2e-7 if the result is a normal number; smaller results become 0, and results above 2^127.5 become infinity. NaN
+/// gives NaN.
 ///
 /// x = n ln 2 + r with |r| <= ln 2 / 2; the polynomial is the one of degree 6 that is closest to e^r in relative error (3e-9).
 ///
@@ -185,7 +184,7 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
         let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
         let r = S::fma(n, S::splat(-0.693_359_4), x);
         let r = S::fma(n, S::splat(2.121_944_4e-4), r);
-        // Three short chains in place of a long one: the processor works on several values at once.
+        // Three short chains instead of a long one: the processor works on several values at once.
         let square = S::mul(r, r);
         let high = S::fma(r, S::splat(8.379_021e-3), S::splat(4.166_477_7e-2));
         let high = S::fma(square, S::splat(1.406_127_7e-3), high);
@@ -196,7 +195,7 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::V) -> S::V {
     }
 }
 
-/// Asks for the cache line at `p`, which need not be valid, in the first-level cache.
+/// Prefetches the cache line at `p`, which need not be valid, into the first-level cache.
 #[inline(always)]
 pub(crate) fn prefetch(p: *const f32) {
     #[cfg(target_arch = "x86_64")]
@@ -214,7 +213,7 @@ pub(crate) fn prefetch(p: *const f32) {
     let _ = p;
 }
 
-/// As [`prefetch`], in the second-level cache.
+/// Like [`prefetch`], into the second-level cache.
 #[inline(always)]
 pub(crate) fn prefetch_far(p: *const f32) {
     #[cfg(target_arch = "x86_64")]
@@ -232,7 +231,7 @@ pub(crate) fn prefetch_far(p: *const f32) {
     let _ = p;
 }
 
-/// Defines `fn name(isa: Isa, args...)` whose body is compiled once per instruction set, with `S` the chosen [`Simd`].
+/// Defines `fn name(isa: Isa, args...)`, whose body is compiled once per instruction set, with `S` the chosen [`Simd`].
 /// The body is an unsafe context; arguments must be plain names.
 macro_rules! simd_fn {
     ($(#[$meta:meta])* $vis:vis unsafe fn $name:ident<S>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
@@ -265,7 +264,7 @@ macro_rules! simd_fn {
             }
             match isa {
                 $crate::simd::Isa::Portable => unsafe { body::<$crate::simd::Portable>($($arg),*) },
-                // SAFETY: these are only made after the CPU was asked.
+                // SAFETY: these are only constructed after the CPU has been checked.
                 #[cfg(target_arch = "x86_64")]
                 $crate::simd::Isa::Avx2 => unsafe { avx2($($arg),*) },
                 #[cfg(target_arch = "x86_64")]

@@ -1,11 +1,11 @@
-//! The NEON version: eight lanes in two registers. The twelve accumulators of the largest register tile, three loaded vectors
-//! and what the compiler needs besides take no more than the 32 registers that aarch64 has.
+//! The NEON version: eight lanes in two registers. The twelve accumulators of the largest register tile, three loaded vectors and what else the
+//! compiler needs take no more than the 32 registers of aarch64.
 
 use std::arch::aarch64::*;
 
 use super::{EightLanes, Simd};
 
-/// NEON intrinsics, which every aarch64 target of Rust with floating point has; [`super::Isa::detect`] asks all the same.
+/// NEON intrinsics, which every aarch64 target of Rust with floating point has; [`super::Isa::detect`] checks all the same.
 #[derive(Clone, Copy)]
 pub(crate) struct Neon;
 
@@ -53,7 +53,7 @@ impl Simd for Neon {
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         unsafe { Pair(vfmaq_f32(c.0, a.0, b.0), vfmaq_f32(c.1, a.1, b.1)) }
     }
-    // The minimum and maximum of NEON let a NaN through from either side; the kernels rely on the second alone.
+    // NEON's minimum and maximum return a NaN in either argument; the kernels rely only on the second.
     #[inline(always)]
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V {
         unsafe { Pair(vbslq_f32(vcltq_f32(a.0, b.0), a.0, b.0), vbslq_f32(vcltq_f32(a.1, b.1), a.1, b.1)) }
@@ -72,7 +72,7 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn exp2_int(a: Self::V) -> Self::V {
-        // A NaN becomes 1 here; it is still in the polynomial that this multiplies.
+        // A NaN becomes 1 here; the polynomial that is multiplied by this still has it.
         unsafe {
             let four = |a| vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(vcvtnq_s32_f32(a), vdupq_n_s32(127))));
             Pair(four(a.0), four(a.1))
@@ -91,7 +91,7 @@ impl Simd for Neon {
 impl EightLanes for Neon {
     #[inline(always)]
     unsafe fn transpose(r: [Self::V; 8]) -> [Self::V; 8] {
-        // Four squares of four, the two off the diagonal in each other's place.
+        // Four squares of four, with the two off the diagonal swapped.
         unsafe {
             let low = |i: usize| square([r[i].0, r[i + 1].0, r[i + 2].0, r[i + 3].0]);
             let high = |i: usize| square([r[i].1, r[i + 1].1, r[i + 2].1, r[i + 3].1]);
@@ -103,7 +103,7 @@ impl EightLanes for Neon {
     }
 }
 
-/// Rows of four become columns.
+/// Transposes a square of four.
 #[inline(always)]
 unsafe fn square(r: [float32x4_t; 4]) -> [float32x4_t; 4] {
     unsafe {

@@ -1,4 +1,4 @@
-//! The plain version: arrays of eight, which the compiler turns into whatever vectors the target has.
+//! The plain version: arrays of eight, which the compiler maps to whatever vectors the target has.
 
 use super::{EightLanes, Simd};
 
@@ -69,13 +69,13 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn round(a: Self::V) -> Self::V {
-        // Adding 1.5 * 2^23 leaves no fraction bits; exact for |a| < 2^22, far beyond what the callers have.
+        // Adding 1.5 * 2^23 leaves no fraction bits; exact for |a| < 2^22, far beyond the callers' values.
         const MAGIC: f32 = 12_582_912.0;
         map(a, |x| (x + MAGIC) - MAGIC)
     }
     #[inline(always)]
     unsafe fn exp2_int(a: Self::V) -> Self::V {
-        // A NaN becomes 0 here; it is still in the polynomial that this multiplies.
+        // A NaN becomes 0 here; the polynomial that is multiplied by this still has it.
         map(a, |x| f32::from_bits(((x as i32 + 127) << 23) as u32))
     }
     #[inline(always)]

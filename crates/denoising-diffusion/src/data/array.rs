@@ -1,8 +1,8 @@
-//! Data that come as one array: what all such sources share, and NumPy files.
+//! Data in one array: what all such sources share, and NumPy files.
 //!
-//! A four-dimensional NumPy array of images is `[n, c, h, w]` or `[n, h, w, c]`, told apart by which axis has 1 to 4 entries
-//! (or as many as are asked for); if both have, it is read as `[n, c, h, w]`. Three dimensions are grey `[n, h, w]`. Sequences and volumes have
-//! their channels first. How values become [0, 1] is `value_map`'s business.
+//! A four-dimensional NumPy array of images is `[n, c, h, w]` or `[n, h, w, c]`; the axis with 1 to 4 entries (or with the requested number of
+//! channels) is that of the channels. If both could be, the array is read as `[n, c, h, w]`. Three dimensions are grey, `[n, h, w]`. Sequences and
+//! volumes have their channels first. Not here: how values are mapped to [0, 1] (`value_map`).
 
 use std::fs::File;
 use std::io::BufReader;
@@ -23,7 +23,7 @@ const IMAGE_NAMES: [&str; 7] = ["images", "train_images", "x_train", "x", "data"
 /// Names of the labels in a `.npz`.
 const LABEL_NAMES: [&str; 6] = ["labels", "train_labels", "y_train", "y", "label", "arr_1"];
 
-/// All images of a source, as they were stored but for their layout.
+/// All images of a source as they were stored, except for their layout.
 #[derive(Debug)]
 pub(super) struct ArraySource {
     pub(super) path: PathBuf,
@@ -32,20 +32,20 @@ pub(super) struct ArraySource {
     pub(super) shape: ImageShape,
     pub(super) samples: Held,
     pub(super) classes: Option<Classes>,
-    /// Why the labels that lie with the images cannot be used.
+    /// Why the labels that came with the images cannot be used.
     pub(super) ignored_labels: Option<String>,
-    /// Range of the values and what it is mapped to, in words.
+    /// The range of the values and what it is mapped to, in words.
     pub(super) values: String,
-    /// What 0 and 1 stand for; none if the type alone says it, as of 8 and 16 bits.
+    /// What 0 and 1 stand for; `None` if the type alone determines it, as with 8 and 16 bits.
     pub(super) range: Option<[f64; 2]>,
     /// Never [`DataLayout::Auto`].
     pub(super) layout: DataLayout,
-    /// Slices of a volume; 1 for what is none.
+    /// Number of slices of a volume; 1 for other data.
     pub(super) depth: usize,
 }
 
 impl ArraySource {
-    /// Takes labels that lie with the images. Where nobody asked for classes, those that are none do no harm.
+    /// Takes labels that came with the images. Unusable ones are an error only if classes were requested.
     pub(super) fn take_labels(
         &mut self,
         labels: Result<Classes, DataError>,
@@ -60,12 +60,12 @@ impl ArraySource {
     }
 }
 
-/// Where the values of an array are.
+/// Where the values of an array are held.
 #[derive(Debug)]
 pub(super) enum Held {
     /// `[n, h, w, c]`.
     Memory(Samples),
-    /// In their file, from which each example is read when it is wanted.
+    /// In their file; each example is read when it is needed.
     Paged(Box<PagedArray>),
 }
 
@@ -81,7 +81,7 @@ impl Held {
     }
 }
 
-/// Reads a `.npy` file, or opens it to read its examples one by one, if it is larger than what may stay in memory.
+/// Reads a `.npy` file, or, if it is too large for the memory limit, opens it for reading its examples one by one.
 pub(super) fn load_npy(path: &Path, config: &DataConfig) -> Result<ArraySource, DataError> {
     if let Some(source) = PagedArray::open(path, config)? {
         return Ok(source);
@@ -91,7 +91,7 @@ pub(super) fn load_npy(path: &Path, config: &DataConfig) -> Result<ArraySource, 
     examples(array, path, "NumPy array", config)
 }
 
-/// Reads the images of a `.npz` file, and its labels, if it has them.
+/// Reads the images of a `.npz` file, and its labels if it has any.
 pub(super) fn load_npz(path: &Path, config: &DataConfig) -> Result<ArraySource, DataError> {
     let file = File::open(path).map_err(|e| DataError::io("open", path, e))?;
     let bad_zip = |e: zip::result::ZipError| DataError::format(path, "a .npz archive", e.to_string());
@@ -120,14 +120,14 @@ pub(super) fn load_npz(path: &Path, config: &DataConfig) -> Result<ArraySource, 
     Ok(source)
 }
 
-/// Where the channels of an array stand.
+/// Which axis of an array is that of the channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Channels {
     First,
     Last,
 }
 
-/// How an array is read.
+/// How the axes of an array are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Axes {
     pub(super) count: usize,
@@ -138,10 +138,10 @@ pub(super) struct Axes {
 }
 
 impl Axes {
-    /// How an array of this shape is read.
+    /// How the axes of an array of this shape are read.
     ///
     /// # Errors
-    /// A shape that is none of those expected.
+    /// The shape is none of those expected.
     pub(super) fn read(shape: &[usize], path: &Path, config: &DataConfig) -> Result<Self, DataError> {
         let expected = Self::expected(config.layout);
         Self::of(shape, config).map_err(|found| DataError::Shape { path: path.to_path_buf(), expected, found })
@@ -194,7 +194,7 @@ impl Axes {
     }
 }
 
-/// The examples of an array; `path` is for messages.
+/// The examples of an array; `path` is only used in messages.
 pub(super) fn examples(
     array: NpyArray,
     path: &Path,
@@ -311,7 +311,7 @@ mod tests {
         let last: Vec<u8> = (0..2 * 2 * 2 * 3).collect();
         let first = [0u8, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11];
         let first = [first, first.map(|v| v + 12)].concat();
-        // With two rows and two columns only the number of channels tells the layouts apart.
+        // With two rows and two columns, only the number of channels distinguishes the layouts.
         let rgb = ChannelPolicy::Exact(3);
         let first = read(array(&[2, 3, 2, 2], Values::U8(first)), rgb).unwrap();
         assert_samples(&first, Samples::U8(last.clone()));

@@ -1,7 +1,7 @@
-//! Classes of images: how names of folders and stored labels become numbers, and labels that lie in a file of their own.
+//! Classes of images: how names of folders and stored labels become numbers, and labels in files of their own.
 //!
-//! Classes are numbered 0 to n - 1 in the order of their names (folders) or values (labels), without gaps: what a network's
-//! embedding of classes needs. A class that no image has does not exist.
+//! Classes are numbered 0 to n - 1 in the order of their names (folders) or values (labels), without gaps, as a network's class embedding needs. A
+//! class without images does not exist.
 
 use std::io::BufReader;
 use std::path::Path;
@@ -15,7 +15,7 @@ use super::{DataError, idx};
 pub(super) struct Classes {
     /// Below `names.len()`.
     pub(super) of_image: Vec<u32>,
-    /// Of folders their names, of labels their values.
+    /// Names of folders, or values of labels.
     pub(super) names: Vec<String>,
 }
 
@@ -25,7 +25,7 @@ impl Classes {
         Self::number_named(values, T::to_string)
     }
 
-    /// The same with names of one's own.
+    /// Numbers the distinct values in ascending order, with names made by `name`.
     pub(super) fn number_named<T: Ord>(values: &[T], name: impl Fn(&T) -> String) -> Self {
         let mut distinct: Vec<&T> = values.iter().collect();
         distinct.sort_unstable();
@@ -34,7 +34,7 @@ impl Classes {
         Self { of_image: values.iter().map(class).collect(), names: distinct.into_iter().map(name).collect() }
     }
 
-    /// The same classes by the numbers that they have in `names`. `None` if one of them is not there.
+    /// The same classes with the numbers that they have in `names`. `None` if one of them is not in it.
     pub(super) fn numbered_as(&self, names: &[String]) -> Option<Self> {
         let numbers: Vec<u32> = self
             .names
@@ -51,10 +51,10 @@ impl Classes {
     }
 }
 
-/// Reads the labels of `images` images from a file of their own, IDX or `.npy`.
+/// Reads labels for `images` images from a file of their own, IDX or `.npy`.
 ///
 /// # Errors
-/// A file of another kind, values that are no labels, or labels of another number.
+/// Another kind of file, values that are not labels, or another number of labels.
 pub(super) fn load(path: &Path, images: usize) -> Result<Classes, DataError> {
     let first = first_bytes(path)?;
     if !first.starts_with(b"\x93NUM") {
@@ -64,19 +64,19 @@ pub(super) fn load(path: &Path, images: usize) -> Result<Classes, DataError> {
     demand(read_npy(BufReader::new(file), path)?, path, images)
 }
 
-/// [`of_array`], where what is no labels is an error.
+/// Like [`of_array`], but an array that does not hold labels is an error.
 ///
 /// # Errors
-/// As [`of_array`], and another type or shape.
+/// As [`of_array`]; also another type or shape.
 pub(super) fn demand(array: NpyArray, path: &Path, images: usize) -> Result<Classes, DataError> {
     let found = format!("dtype `{}`, shape {:?}", array.descr, array.shape);
     of_array(array, path, images)?.ok_or_else(|| DataError::format(path, "integer labels of shape [n]", found))
 }
 
-/// Integer labels of shape `[n]` or `[n, 1]`; `None` for other arrays, which are not labels. `path` is for messages.
+/// Integer labels of shape `[n]` or `[n, 1]`; `None` for other arrays, which do not hold labels. `path` is only used in messages.
 ///
 /// # Errors
-/// Labels below 0 or beyond 32 bits, or of another number than `images`.
+/// Labels below 0 or beyond 32 bits, or a number of labels other than `images`.
 pub(super) fn of_array(array: NpyArray, path: &Path, images: usize) -> Result<Option<Classes>, DataError> {
     let ([count] | [count, 1]) = array.shape[..] else { return Ok(None) };
     let labels: Vec<u32> = match array.values {
@@ -94,7 +94,7 @@ pub(super) fn of_array(array: NpyArray, path: &Path, images: usize) -> Result<Op
     Ok(Some(Classes::number(&labels)))
 }
 
-/// Refuses another number of labels than of images.
+/// Refuses a number of labels that is not that of the images.
 pub(super) fn check_count(path: &Path, labels: usize, images: usize) -> Result<(), DataError> {
     if labels == images { Ok(()) } else { Err(DataError::LabelCount { path: path.to_path_buf(), labels, images }) }
 }

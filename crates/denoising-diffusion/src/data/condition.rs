@@ -1,5 +1,5 @@
-//! The condition of each example: another image, sequence or volume that it belongs to (the small picture of a large one, the outline of
-//! a shoe), matched by name, or in arrays by place. Not here: how a network uses it.
+//! The condition of each example: another image, sequence or volume that it goes with (the small version of a large picture, the outline of a shoe),
+//! matched by name, or by index in arrays. Not here: how a network uses it.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -13,12 +13,13 @@ use super::{Broken, DataConfig, DataError, Dataset, ImageShape, Opening};
 #[derive(Debug)]
 pub(super) struct Conditions {
     data: Box<Dataset>,
-    /// The condition of example i.
+    /// Index of the condition of example i.
     of_example: Vec<usize>,
 }
 
 impl Conditions {
-    /// Opens `path` for a dataset that was opened by `config`: brought to its size, by the same rule, with channels of their own.
+    /// Opens `path` as conditions for a dataset that was opened with `config`: resized to the same size by the same rule, with their own number of
+    /// channels.
     pub(super) fn open(
         path: &Path,
         examples: &Dataset,
@@ -81,7 +82,7 @@ impl Conditions {
     }
 }
 
-/// The condition of each example, or why there is none, in words.
+/// The index of each example's condition, or the reason, in words, why some example has none.
 fn matched(conditions: &Dataset, examples: &Dataset) -> Result<Vec<usize>, String> {
     match (conditions.names(), examples.names()) {
         (Some(names), Some(examples)) => by_name(names, &conditions.summary().broken, examples),
@@ -94,7 +95,7 @@ fn matched(conditions: &Dataset, examples: &Dataset) -> Result<Vec<usize>, Strin
     }
 }
 
-/// By the whole name, else by the name without its ending, of which there must be one.
+/// Matches by the full name, else by the name without its extension, which must be unique.
 fn by_name(conditions: &[PathBuf], broken: &[Broken], examples: &[PathBuf]) -> Result<Vec<usize>, String> {
     let whole: HashMap<&Path, usize> = conditions.iter().enumerate().map(|(i, path)| (path.as_path(), i)).collect();
     let mut stems: HashMap<PathBuf, Vec<usize>> = HashMap::new();

@@ -1,7 +1,7 @@
-//! What a user may say about data: the configuration's keys and the small types behind them.
+//! The configuration of data: its keys, and the small types of their values.
 //!
-//! Every type here reads the same text from a recipe and from a command-line flag. Whether the
-//! settings fit a particular source is decided when the source is opened, not here.
+//! Each type here reads the same text from a recipe and from a command-line flag. Whether the settings fit a particular source is checked when the
+//! source is opened, not here.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -87,11 +87,11 @@ impl fmt::Display for ImageSize {
     }
 }
 
-/// A setting's text that could not be read: what came and what was expected.
+/// A setting's text that could not be parsed: what was found and what was expected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{found}` is not {expected}")]
 pub struct ParseSettingError {
-    /// The text that came.
+    /// The text that was found.
     pub found: String,
     /// What the setting accepts, in words.
     pub expected: &'static str,
@@ -126,14 +126,13 @@ impl<'de> Deserialize<'de> for ImageSize {
     }
 }
 
-/// How many channels the images get. Text form: `auto` or the number.
+/// How many channels the images have. Text form: `auto` or the number.
 ///
-/// For image files 1 is grey, 2 grey with alpha, 3 RGB, 4 RGBA. Colour becomes grey by ITU-R 601
-/// luma; transparency that is not kept is composited on white. An array must already have the number of
-/// channels that is asked for.
+/// For image files 1 is grey, 2 grey with alpha, 3 RGB, 4 RGBA. Colour is converted to grey as ITU-R 601 luma; transparency that is not kept is
+/// composited on white. An array must already have the requested number of channels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ChannelPolicy {
-    /// As in the data, which then must agree from image to image.
+    /// As in the data, where all images must have the same number.
     #[default]
     Auto,
     /// Exactly this many.
@@ -180,7 +179,7 @@ impl<'de> Deserialize<'de> for ChannelPolicy {
     }
 }
 
-/// Reads a value that a recipe may write as an integer or as text, through its `FromStr`.
+/// Reads a value that is an integer or text in a recipe, through its `FromStr`.
 struct IntOrText<T> {
     expected: &'static str,
     value: PhantomData<T>,
@@ -214,64 +213,62 @@ impl<T: FromStr<Err = ParseSettingError>> Visitor<'_> for IntOrText<T> {
 
 /// Everything that decides which images are trained on and how they are prepared.
 ///
-/// Field names are the keys of a recipe's data table and, in kebab-case, the command line's flags.
+/// Field names are the keys of a recipe's data table and, in kebab-case, the flags of the command line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// Folder, IDX, `.npy` or `.npz` file. None or `digits`: the embedded digits; a folder of that name
-    /// is reached as `./digits`.
+    /// Folder, IDX, `.npy` or `.npz` file. None or `digits`: the embedded digits; a folder of that name is given as `./digits`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
-    /// IDX or `.npy` file with the labels of an array of images. None: the labels in the `.npz` file or beside the IDX file, if there
-    /// are any.
+    /// IDX or `.npy` file with the labels of an array of images. None: the labels in the `.npz` file or beside the IDX file, if there are any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<PathBuf>,
-    /// Folder or array of what each example belongs to, matched by name (in arrays by place) and brought to the same size by the same
-    /// rule: the network sees it beside the noisy example.
+    /// Folder or array with a condition for each example, matched by name (by index in arrays) and resized to the same size by the same rule; the
+    /// network is given it beside the noisy example.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub condition: Option<PathBuf>,
-    /// `.npy` file `[n, dim]` with the vector that each example belongs to, in the order of an array's examples or of the files' names; brought
-    /// to mean 0 and deviation 1.
+    /// `.npy` file `[n, dim]` with a vector for each example, in the order of the array or of the sorted file names; scaled to mean 0 and standard
+    /// deviation 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vectors: Option<PathBuf>,
-    /// Channels of the condition.
+    /// Number of channels of the condition.
     pub condition_channels: ChannelPolicy,
-    /// Training size. None: the size of the data, if all images share one.
+    /// Training size. None: the size of the data, if all images have the same.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_size: Option<ImageSize>,
     /// Number of channels.
     pub channels: ChannelPolicy,
-    /// How images of another size are fitted.
+    /// How images of another size are resized.
     pub resize: ResizePolicy,
     /// What an array holds.
     pub layout: DataLayout,
-    /// Range of an array's values. None: 0 to 255 for uint8, 0 to 65535 for uint16, [0, 1] or [-1, 1] for floats; measured for other values
-    /// of sequences and volumes.
+    /// Range of an array's values. None: 0 to 255 for uint8, 0 to 65535 for uint16, [0, 1] or [-1, 1] for floats; measured for other values of
+    /// sequences and volumes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub value_range: Option<ValueRange>,
-    /// The same of what `condition` names, which else is read as arrays of examples are.
+    /// The same for `condition`. None: as for arrays of examples.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub condition_value_range: Option<ValueRange>,
-    /// What 0 and 1 stood for in the training of a network that is to see these data, too. It takes the place of what would be measured
-    /// anew, and of the range that a type has if it is none of pixels. Not a key of a recipe.
+    /// What 0 and 1 stood for when the network that is to be given these data was trained. Used in place of a newly measured range, and in place of a
+    /// type's range, unless that is a type of pixels. Not a key of a recipe.
     #[serde(skip)]
     pub trained_range: Option<[f64; 2]>,
-    /// The same of what `condition` names.
+    /// The same for `condition`.
     #[serde(skip)]
     pub trained_condition_range: Option<[f64; 2]>,
     /// Tell the network the class of each image.
     pub class_condition: bool,
     /// Horizontal mirroring of training images.
     pub flip: Flip,
-    /// Fraction of the images held out for evaluation, in [0, 1); at most 1000 images, and none of fewer than 40.
+    /// Fraction of the images held out for evaluation, in [0, 1); at most 1000 images, and none if there are fewer than 40.
     pub held_out: f64,
-    /// Whether decoded files, and arrays, stay in memory.
+    /// Whether decoded files, and arrays, are kept in memory.
     pub cache: CachePolicy,
     /// Limit of [`CachePolicy::Auto`], MiB.
     pub cache_mib: usize,
-    /// Threads that read and decode; 0 chooses.
+    /// Number of threads that read and decode; 0: chosen automatically.
     pub workers: usize,
-    /// Largest fraction of broken files, in [0, 1], that is skipped rather than an error.
+    /// Largest fraction of broken files, in [0, 1], that is skipped; more is an error.
     pub max_broken: f64,
     /// How files are checked before training.
     pub verify: Verify,
@@ -306,7 +303,7 @@ impl Default for DataConfig {
 }
 
 impl DataConfig {
-    /// Checks what can be checked without looking at the data.
+    /// Checks whatever can be checked without the data.
     ///
     /// # Errors
     /// [`DataError::Setting`] naming the key.
@@ -336,7 +333,7 @@ impl DataConfig {
         Ok(())
     }
 
-    /// Bytes of data that may stay in memory.
+    /// Bytes of data that may be kept in memory.
     pub(super) fn memory_limit(&self) -> u64 {
         match self.cache {
             CachePolicy::Off => 0,

@@ -1,7 +1,7 @@
-//! A set of images of one shape, whatever they are stored in.
+//! A set of images of one shape, in whatever form they are stored.
 //!
-//! Opening a source reads and checks all of it, decides the one shape that images get, and computes a
-//! digest by which a resumed run notices other data. Order, batches and mirroring are not decided here.
+//! Opening a source reads and checks all of it, determines the shape of the images, and computes a digest by which a resumed run notices that the
+//! data have changed. Not here: order, batches and mirroring.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,21 +18,21 @@ use super::source::Source;
 use super::store::{self, Store};
 use super::{DataError, Subset, Summary, VectorTable, digits, identity, resize};
 
-/// Most images that are ever held out.
+/// The largest number of images that is ever held out.
 const MAX_HELD_OUT: usize = 1000;
 
-/// Fewest images of which some are held out.
+/// The smallest number of images for which some are held out.
 const MIN_TO_SPLIT: usize = 40;
 
-/// Called while files are checked, from any thread: how many of how many are done.
+/// Called from any thread while files are checked, with the number of checked files and their total number.
 pub type ScanProgress<'a> = &'a (dyn Fn(usize, usize) + Sync);
 
-/// How a source is opened, beside what its configuration says.
+/// How a source is opened, besides its configuration.
 #[derive(Clone, Copy)]
 pub struct Opening<'a> {
-    /// Told of files that are checked.
+    /// Called while files are checked.
     pub progress: ScanProgress<'a>,
-    /// Where it is kept what is known of large folders, so that they open quickly the next time.
+    /// Folder for what is found out about large folders, so that they open quickly the next time.
     pub index_folder: Option<&'a Path>,
 }
 
@@ -42,7 +42,7 @@ impl Default for Opening<'_> {
     }
 }
 
-/// One image as it is trained on.
+/// One image, as it is used in training.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Image {
     /// `[channels, height, width]`.
@@ -62,7 +62,7 @@ pub struct Dataset {
     classes: Option<Classes>,
     conditions: Option<Conditions>,
     vectors: Option<VectorTable>,
-    /// Of files, relative to their folder, without those that are broken; none of an array.
+    /// Of files: paths relative to their folder, without broken ones. `None` for arrays.
     names: Option<Vec<PathBuf>>,
     digest: String,
     cache_key: String,
@@ -71,20 +71,19 @@ pub struct Dataset {
     resize: ResizePolicy,
     layout: DataLayout,
     depth: usize,
-    /// Of an array whose type does not say it.
+    /// Of arrays whose type does not determine it.
     value_range: Option<[f64; 2]>,
 }
 
-/// Describes a source without demanding that it can be trained on: mixed sizes and any number of
-/// broken files are reported, not refused.
+/// Describes a source without requiring that it can be trained on: mixed sizes and any number of broken files are reported, not refused.
 ///
 /// # Errors
-/// A source that cannot be read at all.
+/// The source cannot be read at all.
 pub fn inspect(config: &DataConfig) -> Result<Summary, DataError> {
     inspect_with(config, &Opening::default())
 }
 
-/// [`inspect`], with progress and an index.
+/// Like [`inspect`], with progress and an index.
 ///
 /// # Errors
 /// As [`inspect`].
@@ -105,13 +104,13 @@ impl Dataset {
     /// Opens and checks a source.
     ///
     /// # Errors
-    /// No such source, an empty one, too many broken files, images of several sizes or channels where
-    /// the configuration names none, or values that cannot be images.
+    /// The source does not exist, is empty, has too many broken files, has images of several sizes or channels although the configuration names none,
+    /// or has values that cannot be images.
     pub fn open(config: &DataConfig) -> Result<Self, DataError> {
         Self::open_with(config, &Opening::default())
     }
 
-    /// [`Dataset::open`], with progress and an index.
+    /// Like [`Dataset::open`], with progress and an index.
     ///
     /// # Errors
     /// As [`Dataset::open`].
@@ -119,7 +118,7 @@ impl Dataset {
         Self::of_source(Source::read(config, opening)?, config, opening)
     }
 
-    /// What was read, and what it belongs to.
+    /// The dataset of a source that has been read, with its conditions and vectors.
     pub(super) fn of_source(source: Source, config: &DataConfig, opening: &Opening<'_>) -> Result<Self, DataError> {
         let mut dataset = match source {
             Source::Folder(root, scan) => Self::from_folder(root, scan, config),
@@ -270,20 +269,20 @@ impl Dataset {
         self.classes.as_ref().map(|classes| &classes.names[..])
     }
 
-    /// Gives each class the number that its name has in `names`, those of a network that was trained on other data. False, and no classes any
-    /// more, if one of them is not there.
+    /// Gives each class the number that its name has in `names`, the classes of a network that was trained on other data. If one of them is not in
+    /// it, returns false, and the dataset has no classes any more.
     pub fn number_classes_as(&mut self, names: &[String]) -> bool {
         let Some(classes) = self.classes.take() else { return true };
         self.classes = classes.numbered_as(names);
         self.classes.is_some()
     }
 
-    /// Forgets the classes.
+    /// Removes the classes.
     pub fn forget_classes(&mut self) {
         self.classes = None;
     }
 
-    /// Shape of the condition of each image, if the data have conditions: as high and wide as the images.
+    /// Shape of the condition of each image, if the data have conditions; its height and width are those of the images.
     pub fn condition_shape(&self) -> Option<ImageShape> {
         self.conditions.as_ref().map(Conditions::shape)
     }
@@ -298,20 +297,19 @@ impl Dataset {
         self.names.as_deref()
     }
 
-    /// Counts and kinds, for people.
+    /// Counts and kinds, for display.
     pub fn summary(&self) -> &Summary {
         &self.summary
     }
 
-    /// SHA-256, in hexadecimal, of what the data is: for a folder the paths and lengths of its usable files,
-    /// for an array its shape, values and labels. Preparation (size, channels) is not part of it.
+    /// SHA-256, in hexadecimal, that identifies the data: of the paths and lengths of a folder's usable files, or of an array's shape, values and
+    /// labels. How the data are prepared (size, channels) is not part of it.
     pub fn digest(&self) -> &str {
         &self.digest
     }
 
-    /// What a cache of anything computed from the images goes by: the [`digest`](Self::digest), and of a folder also when each of its
-    /// files was last modified, as far as the file system tells. A copied folder keeps its digest, a file that is written anew with
-    /// the same length changes this key.
+    /// Key for caches of anything computed from the images: the [`digest`](Self::digest) and, for folders, the time when each file was last modified,
+    /// as far as the file system knows it. A copied folder keeps its digest; a file that is replaced by another of the same length changes this key.
     pub fn cache_key(&self) -> &str {
         &self.cache_key
     }
@@ -321,7 +319,7 @@ impl Dataset {
         self.layout
     }
 
-    /// Slices of each volume, which lie one below the other; 1 for what is no volume.
+    /// Number of slices of each volume, which are stored one below the other; 1 for other data.
     pub fn depth(&self) -> usize {
         self.depth
     }
@@ -331,14 +329,14 @@ impl Dataset {
         self.value_range.unwrap_or([0.0, 1.0])
     }
 
-    /// The range by which a network that is trained on these data must be shown others; none where each type of pixels says its own, as
-    /// in image files and in images of 8 or 16 bits.
+    /// The range with which a network trained on these data must read other data. `None` if the type of the pixels determines it, as in image files
+    /// and in images of 8 or 16 bits.
     pub fn trained_range(&self) -> Option<[f64; 2]> {
         let pixels = self.layout == DataLayout::Images && self.value_range.is_none();
         (!pixels).then(|| self.value_range())
     }
 
-    /// The same of the conditions, if the data have some.
+    /// The same for the conditions, if the data have conditions.
     pub fn trained_condition_range(&self) -> Option<[f64; 2]> {
         self.conditions.as_ref().and_then(Conditions::trained_range)
     }
@@ -348,13 +346,13 @@ impl Dataset {
         self.natural_flip
     }
 
-    /// Whether every image is in memory by now, decoded and prepared.
+    /// Whether all images are in memory by now, decoded and prepared.
     pub fn is_in_memory(&self) -> bool {
         let conditions = self.conditions.as_ref().is_none_or(Conditions::is_in_memory);
         conditions && self.store.is_in_memory()
     }
 
-    /// Bytes that the data take in memory once every image has been read.
+    /// Bytes of memory that the data take once all images have been read.
     pub fn bytes_in_memory(&self) -> u64 {
         let conditions = self.conditions.as_ref().map_or(0, Conditions::bytes_in_memory);
         conditions + self.store.bytes_in_memory(self.shape)
@@ -363,7 +361,7 @@ impl Dataset {
     /// One image, never mirrored.
     ///
     /// # Errors
-    /// An index past the end, or a file that is no longer what it was.
+    /// The index is past the end, or a file has changed since the data were opened.
     pub fn get(&self, index: usize) -> Result<Image, DataError> {
         let mut pixels = vec![0.0; self.shape.len()];
         self.write_image(index, Mirror::Keep, &mut pixels)?;
@@ -378,7 +376,7 @@ impl Dataset {
         self.store.write(index, self.shape, self.resize, mirror, out)
     }
 
-    /// Writes the condition of one image as `[c, h, w]` in [0, 1]; nothing if the data have none.
+    /// Writes the condition of one image as `[c, h, w]` in [0, 1]; does nothing if the data have no conditions.
     pub(super) fn write_condition(&self, index: usize, mirror: Mirror, out: &mut [f32]) -> Result<(), DataError> {
         match &self.conditions {
             Some(conditions) => conditions.write(index, mirror, out),
@@ -389,7 +387,7 @@ impl Dataset {
     /// The condition of one image, `[c, h, w]` in [0, 1], never mirrored.
     ///
     /// # Errors
-    /// An index past the end, or a file that is no longer what it was.
+    /// The index is past the end, or a file has changed since the data were opened.
     pub fn condition(&self, index: usize) -> Result<Option<Vec<f32>>, DataError> {
         let Some(shape) = self.condition_shape() else { return Ok(None) };
         if index >= self.len {
@@ -400,13 +398,13 @@ impl Dataset {
         Ok(Some(out))
     }
 
-    /// How images of another size were fitted.
+    /// How images of another size were resized.
     pub fn resize(&self) -> ResizePolicy {
         self.resize
     }
 
-    /// Divides the images into (training, held out) by `seed`. `fraction` is in [0, 1); at most 1000
-    /// images are held out, and none of fewer than 40. Both parts keep the order of the data.
+    /// Splits the images into (training, held out) by `seed`. `fraction` is in [0, 1); at most 1000 images are held out, and none if there are fewer
+    /// than 40. Both parts keep the order of the data.
     pub fn split_held_out(self: &Arc<Self>, fraction: f64, seed: u64) -> (Subset, Subset) {
         let count = if self.len < MIN_TO_SPLIT {
             0

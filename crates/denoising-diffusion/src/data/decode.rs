@@ -1,8 +1,8 @@
-//! One image file: its header and its pixels, within limits, with every failure as a reason in words.
+//! Reads one image file, its header or its pixels, within limits. Every failure comes with a reason in words.
 //!
-//! The format is told from the content, not from the name. Palettes and 1-, 2- and 4-bit samples are
-//! expanded to 8 bits. EXIF orientation and colour profiles are not applied, as PIL does not apply them
-//! either. A file that is cut off is broken; a JPEG that is damaged in its middle is none, because its decoder tells nobody.
+//! The format is determined by the content, not by the name. Palettes and 1-, 2- and 4-bit samples are expanded to 8 bits. EXIF orientation and
+//! colour profiles are not applied, as in PIL. A truncated file counts as broken; a JPEG that is damaged in the middle does not, because its decoder
+//! does not report that.
 
 use std::fmt;
 use std::fs::File;
@@ -18,22 +18,22 @@ use super::raster::{Alpha, Raster, Samples, alpha_of};
 use super::source::kind;
 use super::{jpeg_end, tiff_alpha};
 
-/// Most bytes that the decoded pixels of one file may take: 178 million pixels of 8-bit RGB.
+/// The largest size in bytes of the decoded pixels of one file: 178 million pixels of 8-bit RGB.
 const MAX_DECODED_BYTES: u64 = 512 << 20;
 
-/// Most bytes that the decoder of PNG may take beside the pixels: a row of them, and texts and colour profiles, which can swell from
-/// kilobytes to gigabytes.
+/// The most memory, in bytes, that the PNG decoder may use besides the pixels: for a row of them, and for texts and colour profiles, which can expand
+/// from kilobytes to gigabytes.
 const MAX_PNG_EXTRAS: u64 = 64 << 20;
 
-/// Most bytes of one compressed file.
+/// The largest size in bytes of a compressed file.
 const MAX_FILE_BYTES: u64 = 1 << 30;
 
 /// Why a file cannot be used, in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Unusable {
-    /// The system did not let it be read, this time.
+    /// The operating system could not read it this time.
     Unread(String),
-    /// What it holds, which stays so until it is written anew.
+    /// Its contents are at fault, so it cannot be used until it is written anew.
     Content(String),
 }
 
@@ -52,7 +52,7 @@ impl From<String> for Unusable {
 
 impl From<std::io::Error> for Unusable {
     fn from(error: std::io::Error) -> Self {
-        // What a decoder says of a file's content has no number of the system's.
+        // A decoder's error about a file's content has no error number of the operating system.
         match error.raw_os_error() {
             Some(_) => Self::Unread(error.to_string()),
             None => Self::Content(error.to_string()),
@@ -78,7 +78,7 @@ impl From<ImageError> for Unusable {
 
 const DEPTHS: &str = "only 8 and 16 bit are supported, grey or RGB, with or without transparency";
 
-/// A kind of samples that is not supported.
+/// Names an unsupported kind of samples.
 fn in_words(color: &ExtendedColorType) -> String {
     match color {
         ExtendedColorType::Unknown(bits) => format!("an unsupported form of pixels of {bits} bits"),
@@ -89,16 +89,16 @@ fn in_words(color: &ExtendedColorType) -> String {
 /// What a file's header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Probe {
-    /// As decoded: palettes expanded.
+    /// As decoded, with palettes expanded.
     pub(super) shape: ImageShape,
     /// 8 or 16.
     pub(super) bits: u32,
 }
 
-/// Reads the header only.
+/// Reads only the header.
 ///
 /// # Errors
-/// The reason why the file cannot be used.
+/// Why the file cannot be used.
 pub(super) fn probe(path: &Path) -> Result<Probe, Unusable> {
     check_length(path)?;
     let file = File::open(path)?;
@@ -109,7 +109,7 @@ pub(super) fn probe(path: &Path) -> Result<Probe, Unusable> {
 /// Decodes the whole file.
 ///
 /// # Errors
-/// The reason why the file cannot be used.
+/// Why the file cannot be used.
 pub(super) fn decode(path: &Path) -> Result<Raster, Unusable> {
     check_length(path)?;
     let bytes = std::fs::read(path)?;
@@ -128,7 +128,7 @@ fn check_length(path: &Path) -> Result<(), Unusable> {
     }
 }
 
-/// A decoder that panics on a malformed file must not take the run with it.
+/// Turns a panic of a decoder on a malformed file into an error, so that it does not end the run.
 fn guarded<T>(read: impl FnOnce() -> Result<T, Unusable>) -> Result<T, Unusable> {
     catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err("the decoder failed".to_string().into()))
 }
@@ -198,7 +198,7 @@ fn decode_bytes(bytes: &[u8]) -> Result<Raster, Unusable> {
     Ok(Raster { shape: probe.shape, samples, alpha: alpha_of(channels) })
 }
 
-/// Reads at most `limit` bytes, then says whether there was more.
+/// Reads at most `limit` bytes and returns them with whether there were more.
 pub(super) fn read_limited(reader: impl Read, limit: u64) -> std::io::Result<(Vec<u8>, bool)> {
     let mut bytes = Vec::new();
     reader.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
@@ -212,7 +212,7 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    /// Wraps a chunk as PNG files do.
+    /// A chunk of a PNG file.
     fn chunk(name: &[u8; 4], data: &[u8]) -> Vec<u8> {
         let body = [name, data].concat();
         let mut crc = flate2::Crc::new();
@@ -220,7 +220,7 @@ mod tests {
         [&(data.len() as u32).to_be_bytes(), &body[..], &crc.sum().to_be_bytes()].concat()
     }
 
-    /// A PNG with a colour profile of so many bytes.
+    /// A PNG with a colour profile of `length` bytes.
     fn with_profile(length: u64) -> Vec<u8> {
         let mut png = Vec::new();
         image::RgbImage::new(4, 4).write_to(&mut Cursor::new(&mut png), ImageFormat::Png).unwrap();

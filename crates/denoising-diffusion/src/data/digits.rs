@@ -12,14 +12,14 @@ use super::{DataError, DataLayout, ImageShape};
 
 const FILE: &[u8] = include_bytes!("../../assets/digits/digits.csv.gz");
 
-/// Name under which the set is asked for and reported.
+/// The name by which the set is requested and reported.
 pub(super) const NAME: &str = "digits";
 
 const SIDE: usize = 8;
 /// Largest value of the 17 grey levels.
 const MAX_LEVEL: u16 = 16;
 
-/// Unpacks the set; levels 0 to 16 become 0 to 255, rounded to nearest.
+/// Decompresses the set; levels 0 to 16 become 0 to 255, rounded to nearest.
 ///
 /// # Errors
 /// Only if the embedded file is not the expected one.

@@ -1,6 +1,6 @@
-//! What can go wrong with data, in the terms of whoever brought the data.
+//! What can go wrong with data, in terms that the user of the data understands.
 //!
-//! Each variant carries what was expected and what came. Not here: what to do about it (`hint.rs`).
+//! Each variant says what was expected and what was found. Not here: what to do about it (`hint.rs`).
 
 use std::fmt;
 use std::io;
@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{ImageShape, ImageSize};
 
-/// A file that looks like an image by its name and could not be used.
+/// A file that has the name of an image but cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Broken {
     /// Path relative to the data folder.
@@ -20,7 +20,7 @@ pub struct Broken {
     pub reason: String,
 }
 
-/// JSON has no other names.
+/// As text, because JSON has no other form for paths.
 fn as_text<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&path.display())
 }
@@ -31,7 +31,7 @@ impl fmt::Display for Broken {
     }
 }
 
-/// An error of opening, reading or ordering data.
+/// An error in opening, reading or ordering data.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DataError {
@@ -40,38 +40,38 @@ pub enum DataError {
     Setting {
         /// Configuration key.
         key: &'static str,
-        /// The value that came.
+        /// The value that was given.
         value: String,
         /// What is accepted, in words.
         expected: &'static str,
     },
-    /// Nothing at this path.
+    /// There is nothing at this path.
     #[error("no data at {}: no such file or folder", shown(path))]
     NotFound {
-        /// The path asked for.
+        /// The requested path.
         path: PathBuf,
     },
-    /// The operating system refused.
+    /// The operating system reported an error.
     #[error("cannot {action} {}", shown(path))]
     Io {
         /// What was attempted, for example `read`.
         action: &'static str,
-        /// On which path.
+        /// The path.
         path: PathBuf,
         /// Why it failed.
         source: io::Error,
     },
-    /// A folder without a single image.
+    /// A folder without any image.
     #[error("no images in {} ({other_files} other files)", shown(path))]
     NoImages {
         /// The folder.
         path: PathBuf,
-        /// Number of visible files that are no images by their names.
+        /// Number of visible files without the name of an image.
         other_files: usize,
-        /// An array file in the folder that was probably meant.
+        /// An array file in the folder, which was probably meant.
         array: Option<PathBuf>,
     },
-    /// A file that is no known kind of data.
+    /// A file of an unknown format.
     #[error("{} is neither IDX, .npy nor .npz (first bytes {first_bytes})", shown(path))]
     UnknownFormat {
         /// The file.
@@ -95,12 +95,12 @@ pub enum DataError {
     TooManyBroken {
         /// Every broken file.
         broken: Vec<Broken>,
-        /// Number of image files by name, broken ones included.
+        /// Number of files with the name of an image, including broken ones.
         total: usize,
         /// Allowed fraction.
         limit: f64,
     },
-    /// Images of several sizes and no training size.
+    /// Images of several sizes, and no training size given.
     #[error(
         "images differ in size: {} is {} (height x width), most are {}",
         shown(path), found.full(), common.full()
@@ -113,29 +113,29 @@ pub enum DataError {
         /// The most frequent size.
         common: ImageSize,
     },
-    /// Images with several numbers of channels and none asked for.
+    /// Images with different numbers of channels, and no number given.
     #[error("images differ in channels: {} has {found}, most have {common}", shown(path))]
     MixedChannels {
-        /// First image with another number.
+        /// First image with another number of channels.
         path: PathBuf,
         /// Its number of channels.
         found: usize,
         /// The most frequent number.
         common: usize,
     },
-    /// A number of channels that the source cannot give.
+    /// A number of channels that the source cannot provide.
     #[error("channels = {expected} was requested, but {} has {found}", shown(path))]
     Channels {
         /// The source.
         path: PathBuf,
-        /// What was asked for.
+        /// The requested number.
         expected: usize,
-        /// What it has, in words.
+        /// What the source has, in words.
         found: String,
-        /// Whether it is image files, whose channels can be converted.
+        /// Whether the source is image files, whose channels can be converted.
         files: bool,
     },
-    /// A file that was readable at the scan and no longer is.
+    /// A file that could be read when it was scanned and no longer can.
     #[error("cannot decode {}: {reason}", shown(path))]
     Decode {
         /// The file.
@@ -143,7 +143,7 @@ pub enum DataError {
         /// Why, in words.
         reason: String,
     },
-    /// A file whose size or channels are no longer those of the scan.
+    /// A file whose size or channels have changed since the scan.
     #[error("{} changed while in use: expected {expected}, found {found} (channels x height x width)", shown(path))]
     Changed {
         /// The file.
@@ -153,37 +153,37 @@ pub enum DataError {
         /// Shape now.
         found: ImageShape,
     },
-    /// An array file that breaks its format, or holds what cannot be images.
+    /// An array file that violates its format, or whose values cannot be images.
     #[error("{}: expected {expected}, found {found}", shown(path))]
     Format {
         /// The file (and the array within a `.npz`).
         path: PathBuf,
         /// What was expected.
         expected: String,
-        /// What came.
+        /// What was found.
         found: String,
     },
-    /// An array that is none of the shapes that are read.
+    /// An array with a shape that is not accepted.
     #[error("{}: expected {expected}, found {found}", shown(path))]
     Shape {
         /// The file (and the array within a `.npz`).
         path: PathBuf,
-        /// The shapes that are read, in words.
+        /// The accepted shapes, in words.
         expected: &'static str,
-        /// What came.
+        /// The shape that was found.
         found: String,
     },
-    /// A file that ends before its header says.
+    /// A file that is shorter than its header says.
     #[error("{} is truncated: its header promises {expected} bytes of values, found {found}", shown(path))]
     Truncated {
         /// The file.
         path: PathBuf,
-        /// Bytes promised by the header.
+        /// Number of bytes according to the header.
         expected: u64,
-        /// Bytes present.
+        /// Number of bytes present.
         found: u64,
     },
-    /// Values outside of the accepted ranges.
+    /// Values outside the accepted ranges.
     #[error("{}: values range from {min} to {max}; expected {}", shown(path), expected_range(*declared))]
     ValueRange {
         /// The file.
@@ -195,7 +195,7 @@ pub enum DataError {
         /// The declared range.
         declared: Option<[f64; 2]>,
     },
-    /// Values far from those that a network was trained on.
+    /// Values far outside the range that a network was trained on.
     #[error(
         "{}: values range from {min} to {max}; the network was trained on values from {} to {}", shown(path), trained[0], trained[1]
     )]
@@ -219,31 +219,31 @@ pub enum DataError {
         /// The value.
         value: f32,
     },
-    /// A labels array that does not belong to the images.
+    /// Labels that do not match the images in number.
     #[error("{} has {labels} labels for {images} images", shown(path))]
     LabelCount {
-        /// The labels' file.
+        /// The file of the labels.
         path: PathBuf,
         /// Number of labels.
         labels: usize,
         /// Number of images.
         images: usize,
     },
-    /// Conditions that do not belong to the examples.
+    /// Conditions that do not match the examples.
     #[error("the conditions in {} do not fit: {reason}", shown(path))]
     Conditions {
-        /// The conditions' folder or file.
+        /// The folder or file of the conditions.
         path: PathBuf,
         /// Why, in words.
         reason: String,
     },
-    /// An error of the conditions' own data.
+    /// An error in the data of the conditions.
     #[error(transparent)]
     OfConditions(Box<DataError>),
-    /// Another number of vectors than of examples.
+    /// A number of vectors that is not that of the examples.
     #[error("{} holds {rows} vectors for {examples} examples", shown(path))]
     Vectors {
-        /// The vectors' file.
+        /// The file of the vectors.
         path: PathBuf,
         /// How many there are.
         rows: usize,
@@ -258,7 +258,7 @@ pub enum DataError {
         /// Number of images.
         len: usize,
     },
-    /// A batch that the data cannot fill without repeating an image.
+    /// A batch that cannot be filled without repeating an image.
     #[error("batch_size is {batch_size}, but there are only {images} images to train on")]
     BatchTooLarge {
         /// Images per batch.
@@ -266,13 +266,13 @@ pub enum DataError {
         /// Images in the training set.
         images: usize,
     },
-    /// Batch numbers are used up.
+    /// There are no further batch numbers.
     #[error("batch {0} is the last that can be numbered")]
     OutOfBatches(u64),
-    /// Code of a loader thread panicked.
+    /// A thread of the loader panicked.
     #[error("a loader thread failed at batch {batch}: {message}")]
     Worker {
-        /// The batch it worked on.
+        /// The batch that it was working on.
         batch: u64,
         /// The panic's message.
         message: String,
@@ -282,7 +282,7 @@ pub enum DataError {
     Thread(#[source] io::Error),
 }
 
-/// The first few broken files, and how many more there are.
+/// The first few broken files, and the number of others.
 fn shortened(broken: &[Broken]) -> String {
     const SHOWN: usize = 3;
     let mut text = broken.iter().take(SHOWN).map(Broken::to_string).collect::<Vec<_>>().join("; ");
@@ -292,12 +292,12 @@ fn shortened(broken: &[Broken]) -> String {
     text
 }
 
-/// A path for people: what would move a terminal's cursor, or end the line, is escaped.
+/// A path for display: characters that would move a terminal's cursor or end the line are escaped.
 pub(super) fn shown(path: &Path) -> String {
     printable(&path.to_string_lossy())
 }
 
-/// The same of any name.
+/// The same for any name.
 pub(super) fn printable(name: &str) -> String {
     let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
     name.chars().map(escaped).collect()
@@ -311,7 +311,7 @@ fn expected_range(declared: Option<[f64; 2]>) -> String {
 }
 
 impl DataError {
-    /// Wraps an operating system error, giving a missing path its own variant.
+    /// Wraps an operating system error; a missing path has its own variant.
     pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         let path = path.to_path_buf();
         match source.kind() {

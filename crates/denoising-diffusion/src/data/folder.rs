@@ -1,6 +1,6 @@
 //! Folders of image files: which files there are, and which of them can be used.
 //!
-//! Decides nothing about training: sizes and channels may differ here. Decoding itself is in `decode`.
+//! Nothing about training is decided here: sizes and channels may differ. Not here: decoding (`decode`).
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -30,7 +30,7 @@ pub(super) struct ImageFile {
     pub(super) probe: Probe,
 }
 
-/// Everything known about a folder after looking at each of its files.
+/// Everything that is known about a folder after all its files have been checked.
 #[derive(Debug)]
 pub(super) struct Scan {
     /// Sorted by path.
@@ -40,7 +40,7 @@ pub(super) struct Scan {
     pub(super) other_files: usize,
     /// Largest IDX or NumPy file in the folder, for a hint.
     pub(super) array: Option<PathBuf>,
-    /// Prepared images in the order of `files`, as far as they were decoded and there was room.
+    /// Prepared images in the order of `files`, as far as they were decoded and fit into the cache.
     pub(super) decoded: Vec<Option<Raster>>,
 }
 
@@ -70,7 +70,7 @@ impl Prepare {
     }
 }
 
-/// A file with an image's name, not looked into yet. In the order of the paths.
+/// A file with the name of an image that has not been opened yet. Ordered by path.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Listed {
     /// Relative to the folder.
@@ -90,7 +90,7 @@ struct Listing {
 /// Finds every image file under `root` and checks it.
 ///
 /// # Errors
-/// A folder that cannot be read; a file's own failure is no error but an entry in `broken`.
+/// The folder cannot be read. A failure of a single file is not an error but an entry in `broken`.
 pub(super) fn scan(root: &Path, config: &DataConfig, opening: &Opening<'_>) -> Result<Scan, DataError> {
     let mut listing = Listing::default();
     list(root, Path::new(""), &mut HashSet::new(), &mut listing)?;
@@ -98,10 +98,10 @@ pub(super) fn scan(root: &Path, config: &DataConfig, opening: &Opening<'_>) -> R
     Ok(scan_listed(root, listing, config, opening))
 }
 
-/// [`scan`] of one image file: a folder that holds nothing else.
+/// Like [`scan`], for a single image file, as if it were alone in its folder.
 ///
 /// # Errors
-/// A file that cannot be looked at.
+/// The file cannot be looked up.
 pub(super) fn scan_file(path: &Path, config: &DataConfig, opening: &Opening<'_>) -> Result<Scan, DataError> {
     let meta = std::fs::metadata(path).map_err(|e| DataError::io("read", path, e))?;
     let (root, name) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
@@ -140,8 +140,7 @@ fn scan_listed(root: &Path, listing: Listing, config: &DataConfig, opening: &Ope
     Scan { files, broken, other_files: listing.other_files, array: listing.array.map(|(_, path)| path), decoded }
 }
 
-/// Lists `root/below` and its subfolders. Links are followed; `above` holds the folders on the way
-/// down, so that a link to one of them ends there.
+/// Lists `root/below` and its subfolders. Links are followed; `above` holds the folders on the way down, so that a link to one of them is not.
 fn list(root: &Path, below: &Path, above: &mut HashSet<PathBuf>, listing: &mut Listing) -> Result<(), DataError> {
     let folder = root.join(below);
     let canonical = folder.canonicalize().map_err(|e| DataError::io("read", &folder, e))?;
@@ -190,7 +189,7 @@ fn is_array_name(path: &Path) -> bool {
 
 type Checked = Result<(Probe, Option<Raster>), Unusable>;
 
-/// Checks every file, on several threads; results in the order of `files`.
+/// Checks all files, on several threads; results are in the order of `files`.
 fn check(root: &Path, files: &[&Listed], config: &DataConfig, progress: ScanProgress<'_>) -> Vec<Checked> {
     let checker = Checker::new(root, config);
     let next = AtomicUsize::new(0);
@@ -209,7 +208,7 @@ fn check(root: &Path, files: &[&Listed], config: &DataConfig, progress: ScanProg
     };
     std::thread::scope(|scope| {
         for _ in 1..config.worker_count().min(files.len()) {
-            // This thread works too, so a thread that cannot be started only costs time.
+            // This thread works too, so if a thread cannot be started, only time is lost.
             let _ = std::thread::Builder::new().spawn_scoped(scope, work);
         }
         work();
@@ -219,12 +218,12 @@ fn check(root: &Path, files: &[&Listed], config: &DataConfig, progress: ScanProg
     results.into_iter().map(|(_, result)| result).collect()
 }
 
-/// Checks single files, and keeps what it decodes while the cache has room.
+/// Checks single files and keeps decoded images while there is room in the cache.
 struct Checker<'a> {
     root: &'a Path,
     verify: Verify,
     prepare: Prepare,
-    /// Bytes that the cache may take; `None` keeps nothing.
+    /// The size of the cache in bytes; `None` keeps nothing.
     limit: Option<u64>,
     kept: AtomicU64,
     full: AtomicBool,
@@ -265,13 +264,13 @@ impl<'a> Checker<'a> {
     }
 }
 
-/// Class of each file: the name of the folder that it lies in. `None` if some file lies in the root, or there is none.
+/// Class of each file: the name of the folder that it lies in. `None` if a file lies in the root, or if there are no files.
 pub(super) fn classes(files: &[ImageFile]) -> Option<Classes> {
     let parents = files.iter().map(|file| file.path.parent()?.file_name()).collect::<Option<Vec<_>>>()?;
     (!parents.is_empty()).then(|| Classes::number_named(&parents, |name| lossless(name)))
 }
 
-/// A name as text: bytes that are none are written in hexadecimal, so that different names stay different.
+/// A name as text: bytes that are not text are written in hexadecimal, so that different names stay different.
 fn lossless(name: &OsStr) -> String {
     let chunks = name.as_encoded_bytes().utf8_chunks();
     chunks.map(|chunk| chunk.valid().to_string() + &hex(chunk.invalid())).collect()

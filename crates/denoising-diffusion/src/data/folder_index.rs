@@ -1,5 +1,5 @@
-//! What an earlier look at a large folder found, kept in a file, so that the next one does not decode every image again. Each entry
-//! counts only while its file has the same length and time of change. Not here: looking.
+//! What an earlier scan found out about a large folder, kept in a file, so that the next scan need not decode every image again. An entry is only
+//! valid while its file has the same length and modification time. Not here: scanning.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -16,16 +16,16 @@ use super::policy::Verify;
 use crate::atomic_file::write_atomically;
 use crate::digest::Digest;
 
-/// Folders of fewer files are looked at anew each time.
+/// Folders with fewer files are scanned anew each time.
 pub(super) const LEAST_FILES: usize = 1000;
-/// Of the file's contents.
+/// The version of the index file's format.
 const VERSION: u32 = 2;
 
-/// A folder's file of entries.
+/// The index of one folder.
 #[derive(Debug)]
 pub(super) struct FolderIndex {
     path: PathBuf,
-    /// As text; the index's own name tells apart what text cannot.
+    /// As text; the name of the index file distinguishes what text cannot.
     root: String,
     entries: HashMap<PathBuf, Entry>,
 }
@@ -47,7 +47,7 @@ struct Entry {
 }
 
 impl FolderIndex {
-    /// The index of `root` among those in `folder`; an empty one if there is none, or none that can be read.
+    /// The index of `root` among those in `folder`; empty if there is none, or none that can be read.
     pub(super) fn load(folder: &Path, root: &Path) -> Self {
         let root = root.canonicalize().unwrap_or_else(|_| root.to_path_buf());
         let mut name = Digest::new();
@@ -62,7 +62,7 @@ impl FolderIndex {
         Self { path, root, entries }
     }
 
-    /// What is known of a file from a look at least as thorough as `verify`.
+    /// What is known of a file from a scan at least as thorough as `verify`.
     pub(super) fn get(&self, file: &Listed, verify: Verify) -> Option<Result<Probe, Unusable>> {
         let entry = self.entries.get(&file.path)?;
         let same = entry.bytes == file.bytes && Some(entry.modified) == file.modified;
@@ -71,20 +71,19 @@ impl FolderIndex {
         (same && thorough).then(|| entry.found.clone().map(probe).map_err(Unusable::Content))
     }
 
-    /// Replaces the entries by those of a new look and writes them. A folder for such files that cannot be written to costs the next look
-    /// its time and nothing else.
+    /// Replaces the entries by those of a new scan and writes them. If `folder` cannot be written to, the next scan takes longer, and that is all.
     pub(super) fn save<'a>(self, looked: impl Iterator<Item = (&'a Listed, Result<Probe, Unusable>)>, verify: Verify) {
         let entry = |(file, found): (&Listed, Result<Probe, Unusable>)| {
             let found = match found {
                 Ok(probe) => Ok((probe.shape, probe.bits)),
                 Err(Unusable::Content(reason)) => Err(reason),
-                // Another time it may be.
+                // It may be readable another time.
                 Err(Unusable::Unread(_)) => return None,
             };
-            // JSON has no other names and times; such a file is looked at each time.
+            // JSON cannot hold other names and times; such a file is checked each time.
             let modified = file.modified.filter(|at| *at >= SystemTime::UNIX_EPOCH)?;
             file.path.to_str()?;
-            // What was known from a more thorough look stays so.
+            // An entry from a more thorough scan remains one.
             let before = self.get(file, Verify::Full).is_some();
             let verify = if before { Verify::Full } else { verify };
             Some((file.path.clone(), Entry { bytes: file.bytes, modified, verify, found }))

@@ -1,4 +1,4 @@
-//! The one shape that the images of a folder get, or why there is none.
+//! The common shape of the images of a folder, or why there is none.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,7 +7,7 @@ use super::config::ChannelPolicy;
 use super::folder::{ImageFile, Scan};
 use super::{DataConfig, DataError, ImageShape, ImageSize};
 
-/// Refuses a folder without a single image.
+/// Refuses a folder without any image.
 pub(super) fn refuse_empty(root: &Path, scan: &Scan) -> Result<(), DataError> {
     if scan.files.is_empty() && scan.broken.is_empty() {
         return Err(DataError::NoImages {
@@ -19,7 +19,7 @@ pub(super) fn refuse_empty(root: &Path, scan: &Scan) -> Result<(), DataError> {
     Ok(())
 }
 
-/// Refuses channels that no image file can be converted to, before any is looked at.
+/// Refuses numbers of channels that no image file can be converted to, before any file is opened.
 pub(super) fn refuse_channels(root: &Path, channels: ChannelPolicy) -> Result<(), DataError> {
     match channels {
         ChannelPolicy::Auto | ChannelPolicy::Exact(1..=4) => Ok(()),
@@ -30,7 +30,7 @@ pub(super) fn refuse_channels(root: &Path, channels: ChannelPolicy) -> Result<()
     }
 }
 
-/// The shape that all images of a folder get.
+/// The shape that all images of a folder are brought to.
 pub(super) fn common_shape(root: &Path, scan: &Scan, config: &DataConfig) -> Result<ImageShape, DataError> {
     let channels = match config.channels {
         ChannelPolicy::Exact(channels) => channels,
@@ -45,8 +45,8 @@ pub(super) fn common_shape(root: &Path, scan: &Scan, config: &DataConfig) -> Res
     Ok(ImageShape { channels, height, width })
 }
 
-/// The value of `key` that all files share; otherwise the first file that differs from most, its value and theirs.
-/// `files` is not empty.
+/// The value of `key` that all files share; otherwise the first file that differs from the majority, its value and that of the majority. `files` is
+/// not empty.
 fn uniform<K: Copy + Ord + Default>(
     files: &[ImageFile],
     key: impl Fn(&ImageFile) -> K,

@@ -1,18 +1,18 @@
-//! What a user can do about an error of data. Not here: the errors (`error.rs`).
+//! What a user can do about an error in data. Not here: the errors (`error.rs`).
 
 use super::DataError;
 use super::error::shown;
 
-/// Whether the command at work takes a flag, named with its dashes. Hints must not name others.
+/// Whether the running command accepts a flag, given with its dashes. Hints must not mention other flags.
 pub type Takes<'a> = &'a dyn Fn(&str) -> bool;
 
 impl DataError {
-    /// What the user can do about it, if there is something, where every flag of `ddpm train` can be given.
+    /// What the user can do about the error, if anything, assuming a command that accepts every flag of `ddpm train`.
     pub fn hint(&self) -> Option<String> {
         self.hint_for(&|_| true)
     }
 
-    /// The same for a command that takes only some flags.
+    /// The same for a command that accepts only some flags.
     pub fn hint_for(&self, takes: Takes<'_>) -> Option<String> {
         let text: String = match self {
             Self::NotFound { .. } => {

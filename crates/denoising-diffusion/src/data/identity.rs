@@ -1,5 +1,5 @@
-//! By what data is known again: a digest for a run that goes on, a key for what is computed from images and kept. Not here: preparation,
-//! which changes images and not data.
+//! How data are recognised: a digest for resumed runs, and a key for caches of what is computed from images. Not here: preparation, which changes
+//! images but not data.
 
 use std::time::SystemTime;
 
@@ -9,7 +9,7 @@ use super::raster::Samples;
 use super::{DataError, ImageShape};
 use crate::digest::Digest;
 
-/// Paths and lengths of usable files.
+/// Digest of the paths and lengths of usable files.
 pub(super) fn folder_digest(files: &[ImageFile]) -> String {
     let mut digest = Digest::new();
     digest.update(b"folder");
@@ -24,7 +24,7 @@ pub(super) fn folder_digest(files: &[ImageFile]) -> String {
     digest.finish()
 }
 
-/// The digests of examples and of what they belong to.
+/// Combines the digests of examples and conditions.
 pub(super) fn together(examples: &str, conditions: &str) -> String {
     let mut digest = Digest::new();
     digest.update(examples);
@@ -32,7 +32,7 @@ pub(super) fn together(examples: &str, conditions: &str) -> String {
     digest.finish()
 }
 
-/// A folder's digest, and when each file was last modified.
+/// Combines a folder's digest with the time when each file was last modified.
 pub(super) fn folder_cache_key(folder_digest: &str, files: &[ImageFile]) -> String {
     let mut digest = Digest::new();
     digest.update(folder_digest);
@@ -46,10 +46,10 @@ pub(super) fn folder_cache_key(folder_digest: &str, files: &[ImageFile]) -> Stri
     digest.finish()
 }
 
-/// Shape, values and labels.
+/// Digest of shape, values and labels.
 ///
 /// # Errors
-/// A file that cannot be read to its end.
+/// The file cannot be read to its end.
 pub(super) fn array_digest(source: &ArraySource) -> Result<String, DataError> {
     let ImageShape { channels, height, width } = source.shape;
     let mut digest = Digest::new();
@@ -68,7 +68,7 @@ pub(super) fn array_digest(source: &ArraySource) -> Result<String, DataError> {
     }
     if let Some(classes) = &source.classes {
         classes.of_image.iter().for_each(|class| digest.update(class.to_le_bytes()));
-        // Numbers alone would not tell labels 3 and 7 from 0 and 1.
+        // The numbers of the classes alone would not distinguish labels 3 and 7 from 0 and 1.
         if !classes.named_by_number() {
             classes.names.iter().for_each(|name| digest.update(format!("{name}\0")));
         }

@@ -15,13 +15,13 @@ use super::decode::read_limited;
 use super::raster::Samples;
 use super::{DataConfig, DataError, DataLayout, ImageShape};
 
-/// Element type of the only accepted kind of values.
+/// The type code of the only accepted element type.
 const UNSIGNED_BYTE: u8 = 8;
 
-/// Reads images, and their labels from the file next to them, if there is one.
+/// Reads images, and labels from the file next to them, if there is one.
 ///
 /// # Errors
-/// A file that is not IDX, holds something else than images, or ends early; unusable labels, if they are wanted.
+/// The file is not IDX, holds something other than images, or ends early; labels are unusable although classes were requested.
 pub(super) fn load(path: &Path, config: &DataConfig) -> Result<ArraySource, DataError> {
     let (dims, bytes) = read(path)?;
     let [count, height, width] = dims[..] else {
@@ -47,10 +47,10 @@ pub(super) fn load(path: &Path, config: &DataConfig) -> Result<ArraySource, Data
     Ok(source)
 }
 
-/// Reads the labels of `images` images.
+/// Reads labels for `images` images.
 ///
 /// # Errors
-/// A file that is not IDX, holds something else than labels, or holds another number of them.
+/// The file is not IDX, holds something other than labels, or holds another number of them.
 pub(super) fn load_labels(path: &Path, images: usize) -> Result<Classes, DataError> {
     let (dims, bytes) = read(path)?;
     let [count] = dims[..] else {
@@ -106,7 +106,7 @@ fn read_values(mut reader: impl Read, path: &Path) -> Result<(Vec<usize>, Vec<u8
         .iter()
         .try_fold(1u64, |n, &side| n.checked_mul(side as u64))
         .ok_or_else(|| DataError::format(path, "an array that memory can hold", format!("{dims:?}")))?;
-    // A gzip stream that ends early is an error of its own; how much it would have held is unknown.
+    // A gzip stream that ends early is an error of its own; its full length is unknown.
     let (bytes, more) = match read_limited(reader, expected) {
         Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
             return Err(DataError::format(path, "a complete gzip stream", "a truncated one"));

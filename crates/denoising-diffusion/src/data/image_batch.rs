@@ -1,11 +1,10 @@
-//! A batch of images on the host. Not here: where images come from, and what draws them.
+//! A batch of images on the host. Not here: where images come from, and how they are drawn.
 
 use thiserror::Error;
 
 /// A batch of images on the host, `[n, c, h, w]` in row-major order.
 ///
-/// Pixels are nominally in `[0, 1]`; what lies outside is clamped when the image is quantised, what is not finite is
-/// an error then.
+/// Pixels are nominally in `[0, 1]`. When an image is quantised, values outside are clamped, and values that are not finite are an error.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ImageBatch {
     /// `[n, c, h, w]`: images, channels, rows, columns.
@@ -18,16 +17,15 @@ impl ImageBatch {
     /// A batch whose `data` fills `shape` exactly.
     ///
     /// # Errors
-    /// [`ImageBatchError::Empty`] when a dimension is zero, [`ImageBatchError::Length`] when `data` has another
-    /// number of pixels than `shape` asks for.
+    /// [`ImageBatchError::Empty`] if a dimension is zero, [`ImageBatchError::Length`] if the length of `data` is not the product of `shape`.
     pub fn new(shape: [usize; 4], data: Vec<f32>) -> Result<Self, ImageBatchError> {
         let batch = Self { shape, data };
         batch.validate()?;
         Ok(batch)
     }
 
-    /// Each image behind what it belongs to, `[2 n, c, h, w]`; grey beside colour becomes colour. `None` if the two cannot stand side by
-    /// side: other sizes, or channels that are no grey or colour.
+    /// Each image after its condition, `[2 n, c, h, w]`; if one of the two is grey and the other in colour, both come in colour. `None` if sizes
+    /// differ, or if numbers of channels differ otherwise.
     pub fn beside(&self, conditions: &Self) -> Option<Self> {
         let shape = Self::shape_beside(self.shape, conditions.shape)?;
         let ([n, c, h, w], k) = (self.shape, conditions.shape[1]);
@@ -42,21 +40,21 @@ impl ImageBatch {
         Some(Self { shape, data })
     }
 
-    /// The shape of images of a shape [behind](Self::beside) conditions of another.
+    /// The shape of [`beside`](Self::beside)'s result for images and conditions of these shapes.
     pub fn shape_beside([n, c, h, w]: [usize; 4], conditions: [usize; 4]) -> Option<[usize; 4]> {
         let k = conditions[1];
         let drawn = matches!((c, k), (1 | 3, 1 | 3)) || c == k;
         (drawn && conditions == [n, k, h, w]).then_some([2 * n, c.max(k), h, w])
     }
 
-    /// `count` images from the `first`, which the batch must have.
+    /// `count` images starting at `first`, all of which must exist.
     pub fn slice(&self, first: usize, count: usize) -> Self {
         let [_, c, h, w] = self.shape;
         let size = c * h * w;
         Self { shape: [count, c, h, w], data: self.data[first * size..(first + count) * size].to_vec() }
     }
 
-    /// Holds the fields, which are public, to what [`ImageBatch::new`] promises.
+    /// Checks what [`ImageBatch::new`] guarantees, because the fields are public.
     pub(crate) fn validate(&self) -> Result<(), ImageBatchError> {
         let shape = self.shape;
         if shape.contains(&0) {
@@ -70,7 +68,7 @@ impl ImageBatch {
     }
 }
 
-/// Why numbers are no batch of images.
+/// Why values are not a batch of images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum ImageBatchError {
     /// A dimension is zero.
@@ -79,7 +77,7 @@ pub enum ImageBatchError {
         /// `[n, c, h, w]`.
         shape: [usize; 4],
     },
-    /// The data does not fill the shape.
+    /// The length of the data is not the product of the shape.
     #[error("images of shape {shape:?} ([n, c, h, w]) need {} pixels, but {actual} were given",
         expected.map_or_else(|| "more than addressable".to_owned(), |count| count.to_string()))]
     Length {

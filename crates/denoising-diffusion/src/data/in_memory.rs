@@ -1,4 +1,4 @@
-//! Data that a program has in memory. Not here: arrays in files, which are read by the same rules.
+//! Data in the memory of the program. Not here: arrays in files, which are read by the same rules.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use super::dataset::{Dataset, Opening};
 use super::npy::{NpyArray, Values};
 use super::source::Source;
 
-/// What messages name in place of a file.
+/// What messages show in place of a file.
 const NAME: &str = "the array in memory";
 
 /// Values of an array, in C order.
@@ -18,14 +18,14 @@ const NAME: &str = "the array in memory";
 pub enum ArrayValues {
     /// 0 to 255.
     U8(Vec<u8>),
-    /// In [0, 1] or [-1, 1], or in `value_range` of the configuration.
+    /// In [0, 1] or [-1, 1], or in the configuration's `value_range`.
     F32(Vec<f32>),
 }
 
 impl Dataset {
-    /// An array in memory, read as a `.npy` file that holds it would be: images `[n, c, h, w]`, `[n, h, w, c]` or `[n, h, w]`, sequences `[n, c, l]` or
-    /// `[n, l]`, volumes `[n, c, d, h, w]` or `[n, d, h, w]` ([`DataConfig::layout`] says which). `labels` are the classes, one for each. `path` and
-    /// `labels` of the configuration are not looked at.
+    /// An array in memory, read like a `.npy` file that holds it: images `[n, c, h, w]`, `[n, h, w, c]` or `[n, h, w]`, sequences `[n, c, l]` or
+    /// `[n, l]`, volumes `[n, c, d, h, w]` or `[n, d, h, w]` ([`DataConfig::layout`] says which). `labels` holds one class per example. The
+    /// configuration's `path` and `labels` are ignored.
     ///
     /// ```
     /// use denoising_diffusion::data::{ArrayValues, DataConfig, DataLayout, Dataset};
@@ -38,7 +38,7 @@ impl Dataset {
     /// ```
     ///
     /// # Errors
-    /// A shape of another kind, values or labels of another number, values that are not finite or out of their range.
+    /// The shape is of another kind, the number of values or labels is wrong, or values are not finite or out of their range.
     pub fn in_memory(
         shape: &[usize],
         values: ArrayValues,

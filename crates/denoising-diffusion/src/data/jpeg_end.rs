@@ -1,18 +1,18 @@
-//! Whether a JPEG has its end. The decoder fills what is missing with grey; PIL calls such a file truncated, and so do we.
+//! Whether a JPEG is complete. The decoder fills what is missing with grey; PIL calls such a file truncated, and so do we.
 
 /// Start of the entropy-coded data of a scan.
 const SCAN: u8 = 0xda;
 const END: u8 = 0xd9;
 
-/// Walks the markers of the first image in `bytes` to its own end. Whatever follows that is none of ours: phones put a film there, and
-/// other pictures. Segments are passed over by their length, so that a thumbnail's end is not taken for the picture's.
+/// Walks the markers of the first image in `bytes` to its end marker. Whatever follows is ignored: phones append films and other pictures. Segments
+/// are skipped by their length, so that the end of a thumbnail is not taken for the end of the picture.
 pub(super) fn has_end(bytes: &[u8]) -> bool {
     let mut at = 2;
     loop {
         let Some((marker, behind)) = next_marker(bytes, at) else { return false };
         at = match marker {
             END => return true,
-            // Restarts and the like, which carry nothing.
+            // Restart markers and the like, which have no data.
             0x01 | 0xd0..=0xd8 => behind,
             marker => {
                 let Some(&[high, low]) = bytes.get(behind..behind + 2) else { return false };
@@ -24,14 +24,14 @@ pub(super) fn has_end(bytes: &[u8]) -> bool {
     }
 }
 
-/// The next marker at or behind a place, and the place behind it; fill bytes are passed over.
+/// The next marker from a position on, and the position after it; fill bytes are skipped.
 fn next_marker(bytes: &[u8], from: usize) -> Option<(u8, usize)> {
     let rest = bytes.get(from..)?;
     let found = rest.windows(2).position(|pair| pair[0] == 0xff && !matches!(pair[1], 0x00 | 0xff))?;
     Some((rest[found + 1], from + found + 2))
 }
 
-/// Where the entropy-coded data from a place on end: in them a 0xff is followed by a zero or a restart.
+/// Where entropy-coded data that start at a position end: inside them, 0xff is followed by a zero or a restart marker.
 fn after_scan(bytes: &[u8], from: usize) -> usize {
     let rest = bytes.get(from..).unwrap_or_default();
     let is_marker = |pair: &[u8]| pair[0] == 0xff && !matches!(pair[1], 0x00 | 0xd0..=0xd7 | 0xff);
@@ -64,7 +64,7 @@ mod tests {
         for length in [0, 1, 2, 3, 30, whole.len() / 2, whole.len() - 2, whole.len() - 1] {
             assert!(!has_end(&whole[..length]), "{length}");
         }
-        // A thumbnail, whole in itself, in a segment of its own.
+        // A complete thumbnail in a segment of its own.
         let mut within = whole[..2].to_vec();
         within.extend([0xff, 0xe1]);
         within.extend((whole.len() as u16 + 2).to_be_bytes());

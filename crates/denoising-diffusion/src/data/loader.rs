@@ -1,8 +1,7 @@
 //! Training batches: endless, shuffled anew in every epoch, reproducible, resumable.
 //!
-//! Epochs are concatenated without gaps, so a batch may span two of them and every image is seen
-//! equally often. Batch `k` is a pure function of the data, the batch size, the seed and `k`. Moving a batch to a device
-//! and mapping it to [-1, 1] are not done here.
+//! Epochs follow each other without gaps, so a batch may span two of them, and all images are seen equally often. Batch `k` is a pure function of the
+//! data, the batch size, the seed and `k`. Not here: moving a batch to a device, and the map to [-1, 1].
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -12,23 +11,23 @@ use super::prefetch::Prefetcher;
 use super::subset::check_batch_size;
 use super::{DataError, Flip, ImageBatch, Subset};
 
-/// Epoch orders kept at a time; threads work on neighbouring batches only.
+/// Number of epoch orders kept at a time; threads only work on neighbouring batches.
 const ORDERS_KEPT: usize = 4;
 
-/// How training batches are drawn.
+/// How training batches are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoaderConfig {
     /// Images per batch, at least 1 and at most the number of images.
     pub batch_size: usize,
-    /// Decides order and mirroring.
+    /// Determines order and mirroring.
     pub seed: u64,
     /// Horizontal mirroring.
     pub flip: Flip,
-    /// Threads that read and decode; 0 chooses. Has no influence on what is delivered.
+    /// Number of threads that read and decode; 0: chosen automatically. Does not affect the batches.
     pub workers: usize,
 }
 
-/// Some examples, together.
+/// A batch of examples.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
     /// Number of the batch, from 0.
@@ -46,7 +45,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Images of which nothing is known, numbered from `first`.
+    /// Images without classes, conditions and vectors, numbered from `first`.
     pub fn of(images: ImageBatch, first: usize) -> Self {
         let indices = (first..first + images.shape[0]).collect();
         Self { index: 0, images, classes: None, conditions: None, vectors: None, indices }
@@ -73,12 +72,12 @@ impl Loader {
     /// Starts at batch 0.
     ///
     /// # Errors
-    /// A batch size of 0 or larger than the data, or no thread can be started.
+    /// The batch size is 0 or larger than the data, or no thread can be started.
     pub fn new(images: impl Into<Subset>, config: LoaderConfig) -> Result<Self, DataError> {
         Self::start_at(images, config, 0)
     }
 
-    /// Starts at batch `first`, as if those before it had been delivered.
+    /// Starts at batch `first`, as if the earlier ones had been delivered.
     ///
     /// # Errors
     /// As [`Loader::new`].
@@ -94,16 +93,16 @@ impl Loader {
         Ok(Self { prefetcher })
     }
 
-    /// The next batch. After an error the call after it gives the batch that follows.
+    /// The next batch. After an error, the next call returns the batch after the failed one.
     ///
     /// # Errors
-    /// A file that was readable when the data was opened and no longer is.
+    /// A file that could be read when the data were opened no longer can.
     pub fn next_batch(&mut self) -> Result<Batch, DataError> {
         let end = DataError::OutOfBatches(self.position());
         self.prefetcher.next().unwrap_or(Err(end))
     }
 
-    /// Number of the batch that comes next: what a checkpoint keeps for [`Loader::start_at`].
+    /// Number of the next batch, which a checkpoint stores for [`Loader::start_at`].
     pub fn position(&self) -> u64 {
         self.prefetcher.position()
     }

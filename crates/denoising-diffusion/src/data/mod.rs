@@ -1,15 +1,14 @@
-//! Data: where training images come from, how they become tensors, and in which order.
+//! Data: where training images come from, how they become numbers, and in which order.
 //!
-//! A [`Dataset`] is a finite, indexed set of images of one shape, read from a folder of image files,
-//! an IDX file (`.gz` too), a `.npy` or `.npz` array, an array in memory, or the embedded `digits`. [`inspect`] describes a
-//! source without demanding that it can be trained on. A [`Subset`] is a dataset seen through a list of indices; a
-//! [`Loader`] turns a subset into an endless, deterministic sequence of batches, decoded by worker
-//! threads ahead of the consumer.
+//! A [`Dataset`] is a finite, indexed set of images of one shape, read from a folder of image files, an IDX file (or `.gz`), a `.npy` or `.npz`
+//! array, an array in memory, or the embedded `digits`. [`inspect`] describes a source without requiring that it can be trained on. A [`Subset`] is a
+//! dataset seen through a list of indices. A [`Loader`] turns a subset into an endless, deterministic sequence of batches, decoded ahead of the
+//! consumer by worker threads.
 //!
 //! Sequences and volumes, from arrays, are carried as images ([`DataLayout`]).
 //!
-//! Pixels leave this module as `f32` in [0, 1], channels first. The map to [-1, 1] belongs to the
-//! formulation, noise to its own streams; tensors and devices are not known here.
+//! Pixels leave this module as `f32` in [0, 1], channels first. Not here: the map to [-1, 1], which belongs to the formulation, noise, which has
+//! streams of its own, tensors and devices.
 
 mod array;
 mod classes;

@@ -2,7 +2,7 @@
 //!
 //! Format: <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>. Versions 1 to 3, both byte
 //! orders, C and Fortran order (converted to C order). Structured, complex, text and object arrays are
-//! refused; nothing is ever unpickled. Archives (`.npz`) are opened in `array`.
+//! refused; nothing is ever unpickled. Not here: opening archives (`.npz`), which `array` does.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
@@ -27,11 +27,11 @@ pub(super) enum Kind {
     Unsigned,
     Signed,
     Float,
-    /// A byte that is zero or not.
+    /// One byte, zero or nonzero.
     Bool,
 }
 
-/// What an array's header says.
+/// An array's header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) descr: String,
@@ -66,7 +66,7 @@ pub(super) struct NpyArray {
 /// Reads a float32 array: its shape and its values in C order.
 ///
 /// # Errors
-/// No such file, no `.npy` file, another element type than float32, or fewer values than promised.
+/// There is no such file, it is not a `.npy` file, its element type is not float32, or it has fewer values than its header says.
 pub fn read_npy_f32(path: &Path) -> Result<(Vec<usize>, Vec<f32>), DataError> {
     let file = File::open(path).map_err(|e| DataError::io("open", path, e))?;
     let mut reader = BufReader::new(file);
@@ -85,7 +85,7 @@ pub fn read_npy_f32(path: &Path) -> Result<(Vec<usize>, Vec<f32>), DataError> {
     }
 }
 
-/// Writes `values` (C order) as a float32 `.npy` file, over an existing one.
+/// Writes `values` (C order) as a float32 `.npy` file, replacing an existing one.
 ///
 /// # Errors
 /// `shape` and `values` disagree, or the file cannot be written.
@@ -109,7 +109,7 @@ pub fn write_npy_f32(path: &Path, shape: &[usize], values: &[f32]) -> Result<(),
     write().map_err(|e| DataError::io("write", path, e))
 }
 
-/// An array of floats, without loss: its shape and its values in C order. `path` is for messages.
+/// Reads an array of floats without loss: its shape and its values in C order. `path` is only used in messages.
 pub(crate) fn read_npy_f64(mut reader: impl Read, path: &Path) -> Result<(Vec<usize>, Vec<f64>), DataError> {
     let header = read_header(&mut reader, path)?;
     if header.kind != Kind::Float {
@@ -125,7 +125,7 @@ fn read_floats(header: Header, reader: impl Read, path: &Path) -> Result<(Vec<us
     Ok((header.shape, values))
 }
 
-/// A float of so many bytes.
+/// The value of a float of `width` bytes.
 fn float(bits: u64, width: usize) -> f64 {
     match width {
         2 => f16::from_bits(bits as u16).into(),
@@ -134,11 +134,11 @@ fn float(bits: u64, width: usize) -> f64 {
     }
 }
 
-/// An array of any type of numbers: its shape and its values in C order. `path` is for messages.
+/// Reads an array of any numeric type: its shape and its values in C order. `path` is only used in messages.
 pub(super) fn read_numbers(mut reader: impl Read, path: &Path) -> Result<(Vec<usize>, Vec<f64>), DataError> {
     let header = read_header(&mut reader, path)?;
     if header.kind == Kind::Float {
-        // As measurements of time need, whose digits float32 has not.
+        // Measurements of time, for example, have more digits than float32.
         return read_floats(header, reader, path);
     }
     let array = read_values(header, reader, path)?;
@@ -156,7 +156,7 @@ pub(crate) fn write_npy_f64(out: &mut impl Write, shape: &[usize], values: &[f64
     values.iter().try_for_each(|value| out.write_all(&value.to_le_bytes()))
 }
 
-/// Header of version 1.0, padded so that values start at a multiple of 64 bytes.
+/// A header of version 1.0, padded so that the values start at a multiple of 64 bytes.
 fn header_of(descr: &str, shape: &[usize]) -> Vec<u8> {
     let sides: String = shape.iter().map(|side| format!("{side}, ")).collect();
     let mut dict = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({sides}), }}");
@@ -171,7 +171,7 @@ fn header_of(descr: &str, shape: &[usize]) -> Vec<u8> {
     header
 }
 
-/// Reads an array of any accepted type. `path` is for messages.
+/// Reads an array of any accepted type. `path` is only used in messages.
 pub(super) fn read_npy(mut reader: impl Read, path: &Path) -> Result<NpyArray, DataError> {
     let header = read_header(&mut reader, path)?;
     read_values(header, reader, path)
@@ -251,13 +251,13 @@ fn parse_header(text: &str) -> Result<Header, String> {
     Ok(Header { descr, kind, width, big_endian, fortran, shape })
 }
 
-/// The values of a piece of an array in C order.
+/// The values of a piece of an array, in C order.
 pub(super) fn values_of(header: &Header, bytes: &[u8], path: &Path) -> Result<Values, DataError> {
     let header = Header { shape: vec![bytes.len() / header.width], fortran: false, ..header.clone() };
     Ok(read_values(header, bytes, path)?.values)
 }
 
-/// The bytes of the values, all of them.
+/// Reads the bytes of all values.
 fn read_bytes(header: &Header, reader: impl Read, path: &Path) -> Result<Vec<u8>, DataError> {
     let count = header
         .shape
@@ -286,7 +286,7 @@ fn read_values(header: Header, reader: impl Read, path: &Path) -> Result<NpyArra
         Kind::Unsigned if header.width == 1 => Values::U8(c_order(bytes, shape, header.fortran)),
         Kind::Float => {
             let values = elements(&bytes, &header, |bits| match header.width {
-                // Through f64 a NaN could lose bits.
+                // Converting a NaN through f64 could lose bits.
                 4 => f32::from_bits(bits as u32),
                 width => float(bits, width) as f32,
             });
@@ -304,7 +304,7 @@ fn read_values(header: Header, reader: impl Read, path: &Path) -> Result<NpyArra
     Ok(NpyArray { shape: header.shape, descr: header.descr, values })
 }
 
-/// Converts each element from its bits, given in the low end of a `u64`.
+/// Converts each element from its bits, which are in the low end of a `u64`.
 fn elements<T>(bytes: &[u8], header: &Header, convert: impl Fn(u64) -> T) -> Vec<T> {
     bytes
         .chunks_exact(header.width)
@@ -315,7 +315,7 @@ fn elements<T>(bytes: &[u8], header: &Header, convert: impl Fn(u64) -> T) -> Vec
         .collect()
 }
 
-/// Reorders values whose first axis varies fastest so that the last one does.
+/// Reorders values whose first axis varies fastest such that the last one does.
 fn c_order<T: Copy>(values: Vec<T>, shape: &[usize], fortran: bool) -> Vec<T> {
     if !fortran {
         return values;

@@ -1,10 +1,10 @@
 //! Deterministic order: which image comes when, which is mirrored, which are held out.
 //!
-//! Everything is a pure function of its arguments, so that order depends on neither thread count nor
-//! the history of a run. The generator is SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable
-//! pseudorandom number generators"), keyed by purpose, seed and counter. Diffusion noise does not come from here.
+//! Everything is a pure function of its arguments, so the order depends neither on the number of threads nor on the history of a run. The generator
+//! is SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"), keyed by purpose, seed and counter. Not here: diffusion
+//! noise.
 
-/// Keys that keep streams of different purpose apart.
+/// Keys that keep streams for different purposes apart.
 const EPOCH: u64 = 0x6570_6f63_6800_0001;
 const FLIP: u64 = 0x666c_6970_0000_0002;
 const SPLIT: u64 = 0x7370_6c69_7400_0003;
@@ -18,7 +18,7 @@ fn mix(z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// A stream of 64-bit values, different for different words.
+/// A stream of 64-bit values, different for different keys.
 struct SplitMix {
     state: u64,
 }
@@ -61,7 +61,7 @@ pub(super) fn epoch_permutation(seed: u64, epoch: u64, n: usize) -> Vec<usize> {
     permutation(SplitMix::new(&[EPOCH, seed, epoch]), n)
 }
 
-/// The order from whose front held-out images are taken.
+/// The order whose first images are held out.
 pub(super) fn split_permutation(seed: u64, n: usize) -> Vec<usize> {
     permutation(SplitMix::new(&[SPLIT, seed]), n)
 }
@@ -73,13 +73,12 @@ pub(super) enum Mirror {
     LeftRight,
 }
 
-/// A fair coin for image `index` of the data set in epoch `epoch`.
+/// A fair coin for image `index` of the dataset in epoch `epoch`.
 pub(super) fn flip_coin(seed: u64, epoch: u64, index: usize) -> Mirror {
     if SplitMix::new(&[FLIP, seed, epoch, index as u64]).next() >> 63 == 0 { Mirror::Keep } else { Mirror::LeftRight }
 }
 
-/// Where position `position` of the endless concatenation of epochs over `n` images lies:
-/// (epoch, place within the epoch).
+/// Where position `position` in the endless sequence of epochs over `n` images lies: (epoch, position within the epoch).
 pub(super) fn locate(position: u64, n: usize) -> (u64, usize) {
     let n = n as u64;
     (position / n, (position % n) as usize)
@@ -107,8 +106,8 @@ mod tests {
         }
     }
 
-    /// Runs resume across versions of this program: the order must never change by accident.
-    /// Made by this function when it was first written.
+    /// Runs are resumed with later versions of this program, so the order must never change by accident. The expected values were made by the first
+    /// version of this function.
     #[test]
     fn the_order_is_pinned() {
         assert_eq!(epoch_permutation(0, 0, 8), [7, 5, 1, 2, 3, 6, 4, 0]);

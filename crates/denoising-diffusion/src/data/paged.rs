@@ -1,6 +1,6 @@
-//! Arrays too large for the memory: a `.npy` file whose examples are read one by one, when they are wanted, with reads at a place. Beside
-//! memory mapping this needs no `unsafe`, a file that is cut off under a run is an error and no signal, and the system's page cache keeps
-//! what fits all the same. Opening reads the whole file once or twice, for its digest and, where it is not told by the type, its range.
+//! Arrays too large for memory: a `.npy` file whose examples are read at their offset when they are needed. Compared with memory mapping, this needs
+//! no `unsafe`, truncation of the file during a run is an error instead of a signal, and the system's page cache still keeps what fits. Opening reads
+//! the whole file once or twice, for its digest and, unless the type determines it, its range.
 
 use std::fs::File;
 use std::io::Seek;
@@ -12,7 +12,7 @@ use super::raster::Samples;
 use super::value_map::{Extremes, Known, Rule};
 use super::{DataConfig, DataError};
 
-/// Values read at a time while all of them are looked at.
+/// Number of values read at a time in passes over all of them.
 const CHUNK: usize = 1 << 20;
 
 /// An array in its file.
@@ -21,18 +21,18 @@ pub(super) struct PagedArray {
     file: File,
     path: PathBuf,
     header: Header,
-    /// Where the values begin.
+    /// Offset of the first value in the file.
     start: u64,
     axes: Axes,
     rule: Rule,
 }
 
 impl PagedArray {
-    /// Opens a `.npy` file that is larger than what may stay in memory; `None` for a smaller one, and for one in Fortran order, whose
-    /// examples do not lie in one piece.
+    /// Opens a `.npy` file that exceeds the memory limit. `None` for smaller files, and for files in Fortran order, in which examples are not
+    /// contiguous.
     ///
     /// # Errors
-    /// A file that is no array or is cut off, values that cannot be examples.
+    /// The file is not an array or is truncated, or its values cannot be examples.
     pub(super) fn open(path: &Path, config: &DataConfig) -> Result<Option<ArraySource>, DataError> {
         let io = |e| DataError::io("read", path, e);
         let mut file = File::open(path).map_err(|e| DataError::io("open", path, e))?;
@@ -81,16 +81,16 @@ impl PagedArray {
     /// One example, `[h, w, c]`.
     ///
     /// # Errors
-    /// A file that is no longer what it was.
+    /// The file has changed since it was opened.
     pub(super) fn example(&self, index: usize) -> Result<Samples, DataError> {
         let size = self.axes.shape.len();
         Ok(self.kept(self.values(index * size, size)?))
     }
 
-    /// Calls `f` with all samples, some whole examples at a time.
+    /// Calls `f` with all samples, a number of whole examples at a time.
     ///
     /// # Errors
-    /// Those of reading.
+    /// As reading the file.
     pub(super) fn each_samples(&self, mut f: impl FnMut(Samples)) -> Result<(), DataError> {
         self.each_chunk(|values| {
             f(self.kept(values));

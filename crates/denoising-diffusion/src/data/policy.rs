@@ -1,4 +1,4 @@
-//! The words that settings of data take. Not here: the settings (`config.rs`), and what the words do.
+//! The keyword values of data settings. Not here: the settings (`config.rs`), and the effect of the keywords.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::config::ParseSettingError;
 
-/// An enum whose variants are written as one lower-case word, in recipes and on the command line.
+/// An enum whose variants are written as one lower-case word in recipes and on the command line.
 macro_rules! keyword_enum {
     (
         $(#[$meta:meta])*
@@ -44,7 +44,7 @@ keyword_enum! {
         /// Scale until the image just covers the size, keep the centre.
         #[default]
         Crop = "crop",
-        /// Scale each axis on its own; the aspect ratio changes.
+        /// Scale each axis independently; the aspect ratio changes.
         Stretch = "stretch",
         /// Scale until the image just fits, centre it, fill the rest with zeros (black or transparent).
         Pad = "pad",
@@ -54,7 +54,7 @@ keyword_enum! {
 keyword_enum! {
     /// Whether half of the training images are mirrored left to right.
     pub enum Flip: "a flip policy: auto, on or off" {
-        /// On, except for the embedded digits, which mirroring makes unreadable, and for sequences and volumes.
+        /// On, except for the embedded digits, which become unreadable, and for sequences and volumes.
         #[default]
         Auto = "auto",
         /// Mirror with probability one half.
@@ -65,13 +65,13 @@ keyword_enum! {
 }
 
 keyword_enum! {
-    /// Whether decoded images of a folder stay in memory. Arrays do, but for `.npy` files that this leaves no room for: those are read at a
-    /// place when they are needed.
+    /// Whether decoded images of a folder are kept in memory. Arrays always are, except `.npy` files that do not fit under this policy: those are
+    /// read at an offset when they are needed.
     pub enum CachePolicy: "a cache policy: auto, on or off" {
-        /// Keep them if all together fit in `cache_mib`.
+        /// Keep them if all of them fit into `cache_mib`.
         #[default]
         Auto = "auto",
-        /// Keep them whatever they take.
+        /// Keep them whatever their size.
         On = "on",
         /// Decode again in every epoch.
         Off = "off",
@@ -84,7 +84,7 @@ keyword_enum! {
         /// Decode every file once, so that no broken file can stop a run later.
         #[default]
         Full = "full",
-        /// Read headers only: quick for very large folders; a broken body is then an error in the run.
+        /// Read only headers: quick for very large folders, but a damaged body is then an error during the run.
         Header = "header",
     }
 }
@@ -98,9 +98,9 @@ keyword_enum! {
         Auto = "auto",
         /// `[n, c, h, w]`, `[n, h, w, c]` or `[n, h, w]`.
         Images = "images",
-        /// `[n, c, l]`, or `[n, l]` of one channel.
+        /// `[n, c, l]`, or `[n, l]` with one channel.
         Sequences = "sequences",
-        /// `[n, c, d, h, w]`, or `[n, d, h, w]` of one channel.
+        /// `[n, c, d, h, w]`, or `[n, d, h, w]` with one channel.
         Volumes = "volumes",
     }
 }
@@ -110,7 +110,7 @@ keyword_enum! {
 pub enum ValueRange {
     /// The smallest and the largest value that occur.
     Measured,
-    /// These; a value outside is an error.
+    /// These two; a value outside is an error.
     Declared([f64; 2]),
 }
 
@@ -149,7 +149,7 @@ impl Serialize for ValueRange {
 
 impl<'de> Deserialize<'de> for ValueRange {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        /// Recipes may write two numbers as a list.
+        /// In recipes, the two numbers may also be a list.
         #[derive(Deserialize)]
         #[serde(untagged)]
         enum Form {

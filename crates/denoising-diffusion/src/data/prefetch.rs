@@ -1,8 +1,7 @@
-//! Numbered work done ahead by threads, delivered in order.
+//! Numbered items of work that threads do in advance, delivered in order.
 //!
-//! Item `k` is a pure function of `k`, so neither the number of threads nor their speed shows in what is
-//! delivered. A bounded number of items is worked on or waits at any time. A panic in an item becomes its
-//! error; dropping the prefetcher joins its threads.
+//! Item `k` is a pure function of `k`, so neither the number of threads nor their speed affects what is delivered. The number of items in progress or
+//! waiting is bounded. A panic in an item becomes its error; dropping the prefetcher joins its threads.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -14,10 +13,10 @@ use std::thread::JoinHandle;
 
 use super::DataError;
 
-/// Items that each thread may be ahead of the consumer.
+/// Number of items that each thread may be ahead of the consumer.
 const AHEAD_PER_WORKER: u64 = 2;
 
-/// Threads where nobody says how many.
+/// Number of threads where none is specified.
 pub(super) fn usual_workers() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get().min(8))
 }
@@ -38,7 +37,7 @@ struct Shared<T> {
     state: Mutex<State<T>>,
     /// An item is ready.
     produced: Condvar,
-    /// There is room for more items, or it is time to stop.
+    /// There is room for more items, or threads have to stop.
     room: Condvar,
     ahead: u64,
     end: u64,
@@ -46,7 +45,7 @@ struct Shared<T> {
 }
 
 impl<T> Shared<T> {
-    /// Threads never panic while they hold the lock, so a poisoned state is still whole.
+    /// Threads never panic while they hold the lock, so a poisoned state is still consistent.
     fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
@@ -79,7 +78,7 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a message".into())
 }
 
-/// Delivers items of a range in order, made ahead by threads of its own.
+/// Delivers the items of a range in order, made in advance by its own threads.
 pub(super) struct Prefetcher<T> {
     shared: Arc<Shared<T>>,
     workers: Vec<JoinHandle<()>>,
@@ -138,7 +137,7 @@ impl<T: Send + 'static> Prefetcher<T> {
 }
 
 impl<T> Prefetcher<T> {
-    /// Number of the item that comes next.
+    /// Number of the next item.
     pub(super) fn position(&self) -> u64 {
         self.shared.lock().next_delivery
     }
@@ -149,7 +148,7 @@ impl<T> Drop for Prefetcher<T> {
         self.shared.lock().stop = true;
         self.shared.room.notify_all();
         for worker in self.workers.drain(..) {
-            // Panics inside items are caught, so there is nothing in the result.
+            // Panics inside items are caught, so the result holds nothing.
             let _ = worker.join();
         }
     }

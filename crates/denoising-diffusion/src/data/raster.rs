@@ -1,7 +1,7 @@
 //! One image in memory between decoding and batching, and its conversions.
 //!
-//! Samples keep the depth of the source (8 bit, 16 bit or float) until they are written into a batch, so that a
-//! cached 8-bit image takes one byte per value. Resampling lives in `resize`.
+//! Samples keep the bit depth of the source (8 bit, 16 bit or float) until they are written into a batch, so a cached 8-bit image takes one byte per
+//! value. Not here: resampling (`resize`).
 
 use super::ImageShape;
 use super::order::Mirror;
@@ -37,7 +37,7 @@ impl Samples {
     }
 }
 
-/// `[h, w, c]` to `[c, h, w]`, through `unit`.
+/// `[h, w, c]` to `[c, h, w]`, converted by `unit`.
 fn planes<T: Copy>(source: &[T], shape: ImageShape, mirror: Mirror, out: &mut [f32], unit: impl Fn(T) -> f32) {
     let ImageShape { channels, height, width } = shape;
     for c in 0..channels {
@@ -55,7 +55,7 @@ fn planes<T: Copy>(source: &[T], shape: ImageShape, mirror: Mirror, out: &mut [f
     }
 }
 
-/// Whether the last channel is transparency, which weights the others when pixels are averaged.
+/// Whether the last channel is transparency, by which the others are weighted when pixels are averaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Alpha {
     None,
@@ -71,9 +71,8 @@ pub(super) struct Raster {
 }
 
 impl Raster {
-    /// Grey, grey-alpha, RGB or RGBA to any other of them. Grey is ITU-R 601 luma with Pillow's
-    /// integer weights; dropped transparency is composited on white; added transparency is opaque.
-    /// Floats come from arrays, whose channels have no such meaning; they stay as they are.
+    /// Converts between grey, grey with alpha, RGB and RGBA. Grey is ITU-R 601 luma with Pillow's integer weights; dropped transparency is composited
+    /// on white; added transparency is opaque. Floats come from arrays, whose channels have no such meaning; they are left as they are.
     pub(super) fn with_channels(self, channels: usize) -> Self {
         if channels == self.shape.channels {
             return self;
@@ -88,7 +87,7 @@ impl Raster {
     }
 }
 
-/// Alpha of image files by their number of channels.
+/// Whether image files with this number of channels have transparency.
 pub(super) fn alpha_of(channels: usize) -> Alpha {
     if channels == 2 || channels == 4 { Alpha::Last } else { Alpha::None }
 }
@@ -97,7 +96,7 @@ pub(super) fn alpha_of(channels: usize) -> Alpha {
 trait Level: Copy + Into<u64> + TryFrom<u64> {
     const MAX: Self;
 
-    /// `value` is within range by construction; anything else saturates.
+    /// `value` is within range by construction; otherwise it saturates.
     fn level(value: u64) -> Self {
         Self::try_from(value).unwrap_or(Self::MAX)
     }

@@ -1,7 +1,7 @@
 //! Separable resampling with Pillow's bilinear (triangle) filter, one axis at a time.
 //!
-//! Each sample type brings its own arithmetic: 8-bit values are averaged in Pillow's fixed point and rounded after
-//! each pass, deeper ones in floating point. Which sizes and which part of an image are wanted is decided in `resize`.
+//! Each sample type has its own arithmetic: 8-bit values are averaged in Pillow's fixed point and rounded after each pass, deeper ones in floating
+//! point. Not here: the choice of sizes and of the part of an image (`resize`).
 
 /// For each output position of one axis: the first source position and the weights from there on.
 pub(super) struct Taps {
@@ -16,7 +16,7 @@ impl Taps {
         let outputs = (start..start + count)
             .map(|i| {
                 let centre = (i as f64 + 0.5) * scale;
-                // Casts of negative values saturate at 0, which is the bound wanted.
+                // Casts of negative values saturate at 0, which is the desired bound.
                 let first = (centre - support + 0.5) as usize;
                 let last = ((centre + support + 0.5) as usize).min(from);
                 let weights: Vec<f64> =
@@ -28,7 +28,7 @@ impl Taps {
         Self { outputs }
     }
 
-    /// Source positions read by any output: (first, one past the last).
+    /// Range of source positions that the outputs read: (first, one past the last).
     pub(super) fn source_range(&self) -> (usize, usize) {
         let first = self.outputs.iter().map(|(first, _)| *first).min();
         let last = self.outputs.iter().map(|(first, w)| first + w.len()).max();
@@ -143,7 +143,7 @@ impl Sample for f32 {
     }
 }
 
-/// Scales the width: rows of `width` pixels in, of as many pixels as `taps` has outputs out.
+/// Scales the width: from rows of `width` pixels to rows of as many pixels as `taps` has outputs.
 pub(super) fn horizontal<T: Sample>(pixels: &[T], width: usize, channels: usize, taps: &Taps) -> Vec<T> {
     match channels {
         1 => horizontal_n::<T, 1>(pixels, width, taps),

@@ -1,11 +1,9 @@
 //! Antialiased resizing, equal to torchvision's `Resize` and `CenterCrop` on PIL images.
 //!
-//! The filter is Pillow's bilinear (triangle) one, its support widened by the scale when shrinking; 8-bit
-//! images go through Pillow's fixed-point arithmetic (weights of 22 fractional bits, horizontal pass first,
-//! rounded to 8 bits between the passes) and agree bit for bit with Pillow before version 13, which sometimes takes the
-//! vertical pass first. 16-bit and float images use the same
-//! weights in floating point. With transparency, colours are averaged weighted by alpha, as Pillow does.
-//! Only pixels inside the crop are computed.
+//! The filter is Pillow's bilinear (triangle) one, whose support is widened by the scale when shrinking. 8-bit images go through Pillow's fixed-point
+//! arithmetic (weights of 22 fractional bits, horizontal pass first, rounded to 8 bits between the passes) and agree bit for bit with Pillow before
+//! version 13, which sometimes takes the vertical pass first. 16-bit and float images use the same weights in floating point. With transparency,
+//! colours are averaged weighted by alpha, as in Pillow. Only pixels inside the crop are computed.
 
 use super::raster::{Alpha, Raster, Samples};
 use super::resample::{Sample, Taps, horizontal, vertical};
@@ -20,7 +18,7 @@ struct Plan {
     window: ImageSize,
 }
 
-/// Half of `excess`, as Python's `round` gives it: a half goes to the even neighbour.
+/// Half of `excess`, rounded as by Python's `round`: halves go to the even neighbour.
 fn half_to_even(excess: usize) -> usize {
     match excess % 4 {
         3 => excess / 2 + 1,
@@ -28,8 +26,7 @@ fn half_to_even(excess: usize) -> usize {
     }
 }
 
-/// The smallest scaled size that covers `target` with the aspect ratio of `from`; the longer side is
-/// rounded down, as torchvision does.
+/// The smallest scaled size that covers `target` with the aspect ratio of `from`; the longer side is rounded down, as in torchvision.
 fn covering(from: ImageSize, target: ImageSize) -> ImageSize {
     if target.width * from.height >= target.height * from.width {
         ImageSize { height: target.width * from.height / from.width, width: target.width }
@@ -68,7 +65,7 @@ fn plan(from: ImageSize, target: ImageSize, policy: ResizePolicy) -> Plan {
     }
 }
 
-/// Brings `image` to `target`.
+/// Brings `image` to the size `target`.
 pub(super) fn fit(image: Raster, target: ImageSize, policy: ResizePolicy) -> Raster {
     let (from, alpha) = (image.shape, image.alpha);
     if from.size() == target {
@@ -83,7 +80,7 @@ pub(super) fn fit(image: Raster, target: ImageSize, policy: ResizePolicy) -> Ras
     Raster { shape: resized(from, target), samples, alpha }
 }
 
-/// Brings every image of an array to `target`: `[n, h, w, c]` in and out. No channel is transparency.
+/// Brings every image of an array to the size `target`: `[n, h, w, c]` in and out. No channel is treated as transparency.
 pub(super) fn fit_array(
     samples: Samples,
     from: ImageShape,

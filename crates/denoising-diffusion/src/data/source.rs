@@ -1,4 +1,4 @@
-//! What a path holds, read but not yet prepared: a folder of files, or one array. Not here: what makes a dataset of it.
+//! What is at a path, read but not yet prepared: a folder of files, or one array. Not here: making a dataset of it.
 
 use std::fs::{File, FileType, Metadata};
 use std::io::Read;
@@ -13,7 +13,7 @@ use super::folder::{self, Scan};
 use super::folder_shape::refuse_channels;
 use super::{DataError, digits, idx};
 
-/// A source after reading, before any demand that it can be trained on.
+/// A source that has been read; whether it can be trained on has not been checked.
 pub(super) enum Source {
     Folder(PathBuf, Scan),
     Array(ArraySource),
@@ -55,7 +55,7 @@ impl Source {
     }
 }
 
-/// Only an array goes without classes of its own.
+/// Refuses a separate file of labels, which is for arrays only.
 fn refuse_labels(config: &DataConfig, expected: &'static str) -> Result<(), DataError> {
     match &config.labels {
         None => Ok(()),
@@ -63,7 +63,7 @@ fn refuse_labels(config: &DataConfig, expected: &'static str) -> Result<(), Data
     }
 }
 
-/// What is at a path that must name a file or a folder: anything else could be waited for without end.
+/// The metadata of a file or folder. Anything else is refused, because reading it could block forever.
 pub(super) fn look(path: &Path) -> Result<Metadata, DataError> {
     let meta = std::fs::metadata(path).map_err(|e| DataError::io("open", path, e))?;
     match kind(meta.file_type()) {
@@ -72,7 +72,7 @@ pub(super) fn look(path: &Path) -> Result<Metadata, DataError> {
     }
 }
 
-/// What is neither file nor folder, in words.
+/// Names what is neither file nor folder.
 pub(super) fn kind(file: FileType) -> Option<&'static str> {
     if file.is_file() || file.is_dir() {
         return None;
@@ -93,7 +93,7 @@ pub(super) fn kind(file: FileType) -> Option<&'static str> {
     Some("a special file")
 }
 
-/// Opens a file, if it is one.
+/// Opens a path that must be a file.
 pub(super) fn open_file(path: &Path) -> Result<File, DataError> {
     look(path)?;
     File::open(path).map_err(|e| DataError::io("open", path, e))

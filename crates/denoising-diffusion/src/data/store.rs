@@ -1,4 +1,4 @@
-//! Where the images of a dataset are, prepared or not yet, and reading one of them. Not here: what they are, and which belong together.
+//! Where the images of a dataset are held, prepared or not, and how one of them is read. Not here: what they are, and which belong together.
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -9,7 +9,7 @@ use super::paged::PagedArray;
 use super::raster::{Raster, Samples};
 use super::{DataConfig, DataError, ImageShape, ImageSize, ResizePolicy, decode, resize};
 
-/// Where the values are; everything in memory is prepared, channels last.
+/// Where the values are held; whatever is in memory is prepared, channels last.
 #[derive(Debug)]
 pub(super) enum Store {
     /// `[n, h, w, c]`.
@@ -20,13 +20,13 @@ pub(super) enum Store {
         root: PathBuf,
         files: Vec<ImageFile>,
         prepare: Prepare,
-        /// `[h, w, c]` each, as soon as it has been decoded; depths may differ. None if there is no room for all.
+        /// `[h, w, c]` each, once it has been decoded; bit depths may differ. `None` if there is not enough room for all.
         kept: Option<Vec<OnceLock<Samples>>>,
     },
 }
 
 impl Store {
-    /// Whether every image is in memory by now.
+    /// Whether all images are in memory by now.
     pub(super) fn is_in_memory(&self) -> bool {
         match self {
             Self::Array(_) => true,
@@ -37,7 +37,7 @@ impl Store {
         }
     }
 
-    /// Bytes in memory once every image, of this shape, has been read.
+    /// Bytes of memory once all images, of this shape, have been read.
     pub(super) fn bytes_in_memory(&self, shape: ImageShape) -> u64 {
         match self {
             Self::Array(samples) => samples.bytes() as u64,
@@ -46,7 +46,7 @@ impl Store {
         }
     }
 
-    /// Writes image `index`, which exists, as `[c, h, w]` in [0, 1].
+    /// Writes image `index`, which must exist, as `[c, h, w]` in [0, 1].
     pub(super) fn write(
         &self,
         index: usize,
@@ -79,7 +79,7 @@ impl Store {
                 let prepared = prepare.apply(raster);
                 prepared.samples.write_unit(0, shape, mirror, out);
                 if let Some(kept) = kept {
-                    // Another thread may have been faster, with the same.
+                    // Another thread may have been faster, with the same result.
                     let _ = kept.set(prepared.samples);
                 }
             }
@@ -88,7 +88,7 @@ impl Store {
     }
 }
 
-/// Room for every file's image, with those that are decoded already; `None` if not all may stay.
+/// Room for the images of all files, with those that are already decoded; `None` if not all may be kept.
 pub(super) fn kept(
     decoded: Vec<Option<Raster>>,
     files: &[ImageFile],
@@ -102,7 +102,7 @@ pub(super) fn kept(
     (bytes_of(files, shape) <= config.memory_limit()).then(|| decoded.into_iter().map(filled).collect())
 }
 
-/// Bytes of all files' images, prepared.
+/// Bytes of the prepared images of all files.
 fn bytes_of(files: &[ImageFile], shape: ImageShape) -> u64 {
     files.iter().map(|file| shape.len() as u64 * u64::from(file.probe.bits / 8)).sum()
 }

@@ -1,7 +1,7 @@
 //! A dataset seen through a list of indices, and a plain pass over it in order.
 //!
-//! Training and held-out parts are subsets of one dataset. The pass here is for evaluation: each image
-//! once, in order, never mirrored. The endless shuffled order for training is in `loader`.
+//! Training and held-out parts are subsets of one dataset. The pass is for evaluation: each image once, in order, never mirrored. Not here: the
+//! endless shuffled order for training (`loader`).
 
 use std::sync::Arc;
 
@@ -26,12 +26,12 @@ impl From<Arc<Dataset>> for Subset {
 }
 
 impl Subset {
-    /// `indices` are valid for `dataset`.
+    /// `indices` must be valid for `dataset`.
     pub(super) fn of(dataset: Arc<Dataset>, indices: Vec<usize>) -> Self {
         Self { dataset, indices: indices.into() }
     }
 
-    /// `count` images of this subset at even distances, or all if it has fewer. (The first ones of a folder per class would be of one class.)
+    /// `count` images of this subset, evenly spaced, or all if it has fewer. (The first images of a folder per class would all be of one class.)
     pub fn spread(&self, count: usize) -> Self {
         let places = spread_places(self.len(), count.min(self.len()));
         Self::of(self.dataset.clone(), places.map(|place| self.indices[place]).collect())
@@ -42,7 +42,7 @@ impl Subset {
         self.indices.len()
     }
 
-    /// True if there are none, as in the held-out part of little data.
+    /// True if there are none, as in the held-out part of a small dataset.
     pub fn is_empty(&self) -> bool {
         self.indices.is_empty()
     }
@@ -63,7 +63,7 @@ impl Subset {
         self.dataset.class_of(*self.indices.get(position)?)
     }
 
-    /// Number of classes of the whole dataset, so that a class has one number in all parts; 0 if it has none.
+    /// Number of classes of the whole dataset, so that a class has the same number in all parts; 0 if it has none.
     pub fn num_classes(&self) -> usize {
         self.dataset.num_classes()
     }
@@ -77,7 +77,7 @@ impl Subset {
     /// ahead by worker threads.
     ///
     /// # Errors
-    /// A `batch_size` of 0, or no thread can be started.
+    /// `batch_size` is 0, or no thread can be started.
     pub fn batches(&self, batch_size: usize) -> Result<Batches, DataError> {
         check_batch_size(batch_size)?;
         let subset = self.clone();
@@ -91,7 +91,7 @@ impl Subset {
         Ok(Batches { prefetcher })
     }
 
-    /// Threads for a pass: `asked_for`, or as many as the source is worth.
+    /// Number of threads for a pass: `asked_for`, or what suits the source.
     pub(super) fn worker_count(&self, asked_for: usize) -> usize {
         match asked_for {
             0 if self.dataset.is_in_memory() => 1,
@@ -145,7 +145,7 @@ impl Iterator for Batches {
     }
 }
 
-/// `count` of `len` places at even distances, in order; where there are fewer, all of them, and again from the start.
+/// `count` evenly spaced places out of `len`, in order; if `count` exceeds `len`, all of them, then again from the start.
 pub(crate) fn spread_places(len: usize, count: usize) -> impl Iterator<Item = usize> {
     let count = if len == 0 { 0 } else { count };
     (0..count).map(move |i| if count <= len { i * len / count } else { i % len })

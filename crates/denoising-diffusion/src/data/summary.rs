@@ -1,4 +1,4 @@
-//! What is in a source, counted: for `ddpm inspect` and the lines printed before training.
+//! The contents of a source, counted: for `ddpm inspect` and the lines printed before training.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,7 +21,7 @@ pub struct Tally<T> {
     pub images: usize,
 }
 
-/// Counts and kinds of a source. Displays as aligned lines.
+/// Counts and kinds of a source. Displayed as aligned lines.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
     /// Path, or `digits`.
@@ -30,22 +30,22 @@ pub struct Summary {
     pub kind: String,
     /// Number of usable images.
     pub images: usize,
-    /// Shape as trained on; none if images differ and the configuration names no size or channels.
+    /// Shape used in training; `None` if images differ and the configuration names no size or channels.
     pub shape: Option<ImageShape>,
-    /// Images per class, in the order of the classes' numbers; empty without classes.
+    /// Number of images per class, in the order of the classes' numbers; empty without classes.
     pub classes: Vec<Tally<String>>,
-    /// Why the labels that lie with the images cannot be used.
+    /// Why the labels that came with the images cannot be used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ignored_labels: Option<String>,
-    /// Images per stored size, most frequent first.
+    /// Number of images per stored size, most frequent first.
     pub sizes: Vec<Tally<ImageSize>>,
-    /// Images per stored number of channels, most frequent first.
+    /// Number of images per stored number of channels, most frequent first.
     pub channels: Vec<Tally<usize>>,
-    /// Images per stored number of bits per value, most frequent first.
+    /// Number of images per stored number of bits per value, most frequent first.
     pub bits: Vec<Tally<u32>>,
-    /// Range of an array's values and what it is read as.
+    /// Range of an array's values and what it is mapped to.
     pub values: Option<String>,
-    /// Files that look like images by name and are skipped.
+    /// Files with the name of an image that are skipped.
     pub broken: Vec<Broken>,
     /// Number of other visible files in the folder.
     pub other_files: usize,
@@ -100,7 +100,7 @@ fn per_class(classes: &Classes) -> Vec<Tally<String>> {
     names.zip(counts).map(|(value, images)| Tally { value, images }).collect()
 }
 
-/// Counts equal values; most frequent first, then by value.
+/// Counts equal values; the most frequent first, then in the order of the values.
 fn tally<T: Ord>(values: impl Iterator<Item = T>) -> Vec<Tally<T>> {
     let mut counts = BTreeMap::new();
     for value in values {
@@ -111,7 +111,7 @@ fn tally<T: Ord>(values: impl Iterator<Item = T>) -> Vec<Tally<T>> {
     tallies
 }
 
-/// Most entries of one kind that are written out.
+/// The largest number of entries of one kind that are shown.
 const SHOWN: usize = 12;
 
 /// `a 10, b 7, c 3`, or only `a` if every image has it.

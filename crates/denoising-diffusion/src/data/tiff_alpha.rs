@@ -1,18 +1,18 @@
-//! Transparency of TIFF files, whose colours may have been multiplied by it ("associated alpha"). The decoder gives them as they are
-//! stored; they are divided here, as PIL does. Not here: decoding.
+//! Transparency of TIFF files, whose colours may be stored multiplied by it ("associated alpha"). The decoder returns them as they are stored; here
+//! they are divided, as in PIL. Not here: decoding.
 
 use super::raster::Samples;
 
-/// What the last channel of a file with more channels than colours is.
+/// The tag that tells what channels beyond the colours are.
 const EXTRA_SAMPLES: u16 = 338;
 const ASSOCIATED: u16 = 1;
 
-/// Whether the first image of a TIFF file stores colours that were multiplied by their alpha.
+/// Whether the first image of a TIFF file stores colours multiplied by their alpha.
 pub(super) fn is_associated(bytes: &[u8]) -> bool {
     extra_samples(bytes) == Some(ASSOCIATED)
 }
 
-/// Divides colours by their alpha, the last of `channels`.
+/// Divides colours by their alpha, which is the last of `channels`.
 pub(super) fn divide(samples: &mut Samples, channels: usize) {
     match samples {
         Samples::U8(v) => straight(v, channels, 255),
@@ -27,7 +27,7 @@ fn straight<T: Copy + Into<u32> + TryFrom<u32>>(samples: &mut [T], channels: usi
         let alpha: u32 = (*alpha).into();
         for v in colours {
             let stored: u32 = (*v).into();
-            // Of what cannot be seen the colour stays as it is stored.
+            // Fully transparent pixels keep the stored colour.
             if let Some(colour) = (max * stored).checked_div(alpha) {
                 *v = T::try_from(colour.min(max)).unwrap_or(*v);
             }
@@ -35,7 +35,7 @@ fn straight<T: Copy + Into<u32> + TryFrom<u32>>(samples: &mut [T], channels: usi
     }
 }
 
-/// The first value of the tag in the first directory, in either byte order, of classic and of large files.
+/// The first value of the tag in the first directory, in either byte order, of TIFF and BigTIFF files.
 fn extra_samples(bytes: &[u8]) -> Option<u16> {
     let little = match bytes.get(..2)? {
         b"II" => true,
@@ -47,7 +47,7 @@ fn extra_samples(bytes: &[u8]) -> Option<u16> {
         let push = |n: u64, byte: &u8| n << 8 | u64::from(*byte);
         Some(if little { bytes.iter().rev().fold(0, push) } else { bytes.iter().fold(0, push) })
     };
-    // Bytes of: the place of the directory, the number of its entries, an entry, what stands before an entry's value.
+    // Sizes in bytes: the directory's offset, its number of entries, an entry, what precedes the value in an entry.
     let (at, count, entry, before) = match number(2, 2)? {
         42 => (number(4, 4)?, 2, 12, 8),
         43 => (number(8, 8)?, 8, 20, 12),
@@ -92,7 +92,7 @@ mod tests {
         ];
         bytes.extend(short(entries.len() as u16));
         for (tag, count, value) in entries {
-            // 3: numbers of 16 bits.
+            // 3: the type of 16-bit numbers.
             bytes.extend([short(tag), short(3)].concat());
             bytes.extend(long(count));
             bytes.extend(value);

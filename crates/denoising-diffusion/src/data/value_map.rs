@@ -1,4 +1,4 @@
-//! How the values of an array become [0, 1], and what 0 and 1 then stand for. Not here: shapes, and the formulation's map to [-1, 1].
+//! How the values of an array are mapped to [0, 1], and what 0 and 1 then stand for. Not here: shapes, and the formulation's map to [-1, 1].
 
 use std::path::Path;
 
@@ -6,32 +6,32 @@ use super::npy::{NpyArray, Values};
 use super::raster::Samples;
 use super::{DataConfig, DataError, DataLayout, ValueRange};
 
-/// Values may leave their range by this share of it, as rounding does; they are clamped.
+/// Values may exceed their range by this fraction of it, which covers rounding; they are clamped.
 const SLACK: f64 = 1e-6;
 
 /// Values of an array, in the array's order.
 #[derive(Debug)]
 pub(super) struct Mapped {
     pub(super) samples: Samples,
-    /// For people.
+    /// A description for display.
     pub(super) words: String,
-    /// What 0 and 1 stand for; none of what is stored in 8 or 16 bits.
+    /// What 0 and 1 stand for; `None` for values stored in 8 or 16 bits.
     pub(super) range: Option<[f64; 2]>,
 }
 
-/// What is known of the range before the values are looked at.
+/// What is known about the range before looking at the values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Known {
     Nothing,
-    /// It is that of the values.
+    /// The range is to be measured.
     Measured,
     Declared([f64; 2]),
-    /// It is that of the data which a network was trained on.
+    /// The range of the data that a network was trained on.
     Trained([f64; 2]),
 }
 
 impl Known {
-    /// Pixels of 8 or 16 bits are read by their type if the network was trained on [0, 1] or [-1, 1], which they cannot hold.
+    /// Pixels of 8 or 16 bits are read by their type if the network was trained on [0, 1] or [-1, 1], which such pixels cannot hold.
     pub(super) fn of(descr: &str, config: &DataConfig) -> Self {
         let pixels = matches!(descr.get(1..), Some("u1" | "u2"));
         match (config.value_range, config.trained_range) {
@@ -44,10 +44,10 @@ impl Known {
     }
 }
 
-/// Maps the values of `array`, `size` to an example.
+/// Maps the values of `array`, which has `size` values per example.
 ///
 /// # Errors
-/// Values that are not finite, that lie outside of the range, or whose range must be said.
+/// Values that are not finite or lie outside the range, or a type whose range must be given.
 pub(super) fn map(
     array: NpyArray,
     path: &Path,
@@ -67,22 +67,22 @@ pub(super) fn map(
     Ok(Mapped { samples: rule.apply(array.values), words: rule.words(), range: rule.range() })
 }
 
-/// How the values of an array are read.
+/// How the values of an array are mapped.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Rule {
-    /// All of uint8.
+    /// The full range of uint8.
     U8,
-    /// All of uint16.
+    /// The full range of uint16.
     U16,
-    /// Numbers between `extremes`, of which `low` and `high` become 0 and 1.
+    /// Numbers between `extremes`; `low` and `high` become 0 and 1.
     Range { low: f64, high: f64, extremes: Extremes },
 }
 
 impl Rule {
-    /// The rule of an element type; `None` if the values must be looked at.
+    /// The rule for an element type; `None` if the values must be examined.
     ///
     /// # Errors
-    /// A type whose range must be said.
+    /// A type whose range must be given.
     pub(super) fn of_type(
         descr: &str,
         path: &Path,
@@ -101,10 +101,10 @@ impl Rule {
         }
     }
 
-    /// The rule of numbers that have been looked at.
+    /// The rule for numbers whose extremes are known.
     ///
     /// # Errors
-    /// Values outside of the range.
+    /// Values outside the range.
     pub(super) fn of_extremes(
         extremes: Extremes,
         path: &Path,
@@ -129,7 +129,7 @@ impl Rule {
         }
     }
 
-    /// Whether no value lies outside of the range, but for rounding.
+    /// Whether all values lie in the range, up to rounding.
     fn holds_all(self) -> bool {
         match self {
             Self::U8 | Self::U16 => true,
@@ -137,7 +137,7 @@ impl Rule {
         }
     }
 
-    /// Values as they are kept.
+    /// The values as they are kept in memory.
     pub(super) fn apply(self, values: Values) -> Samples {
         match (self, values) {
             (Self::U8, Values::U8(v)) => Samples::U8(v),
@@ -148,7 +148,7 @@ impl Rule {
             (rule, values) => {
                 let [low, high] = rule.range().unwrap_or([0.0, 1.0]);
                 let unit = |value: f32| (f64::from(value) - low) / (high - low);
-                // What leaves a trained range by more than rounding stays outside.
+                // Values outside a trained range by more than rounding are not clamped.
                 let all = rule.holds_all();
                 let kept = |value| if all { unit(value).clamp(0.0, 1.0) as f32 } else { unit(value) as f32 };
                 Samples::F32(numbers(&values).map(kept).collect())
@@ -156,7 +156,7 @@ impl Rule {
         }
     }
 
-    /// Bits of each value as it is kept.
+    /// Number of bits of each value as it is kept.
     pub(super) fn bits(self) -> u32 {
         match self {
             Self::U8 => 8,
@@ -165,7 +165,7 @@ impl Rule {
         }
     }
 
-    /// For people.
+    /// A description for display.
     pub(super) fn words(self) -> String {
         match self {
             Self::U8 => "uint8 0 to 255 -> [0, 1]".into(),
@@ -176,7 +176,7 @@ impl Rule {
         }
     }
 
-    /// What 0 and 1 stand for; none of what is stored in 8 or 16 bits.
+    /// What 0 and 1 stand for; `None` for values stored in 8 or 16 bits.
     pub(super) fn range(self) -> Option<[f64; 2]> {
         match self {
             Self::U8 | Self::U16 => None,
@@ -185,7 +185,7 @@ impl Rule {
     }
 }
 
-/// Smallest and largest of the numbers seen.
+/// The smallest and largest of the numbers seen so far.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Extremes {
     min: f32,
@@ -200,15 +200,15 @@ impl Default for Extremes {
 }
 
 impl Extremes {
-    /// How far the numbers reach beyond a range, as a share of its width.
+    /// How far the numbers exceed a range, as a fraction of its width.
     fn leave_by(self, [low, high]: [f64; 2]) -> f64 {
         (low - f64::from(self.min)).max(f64::from(self.max) - high) / (high - low)
     }
 
-    /// Looks at the next values, `size` to an example.
+    /// Takes in the next values, `size` per example.
     ///
     /// # Errors
-    /// One that is not finite.
+    /// A value that is not finite.
     pub(super) fn see(&mut self, values: &Values, path: &Path, size: usize) -> Result<(), DataError> {
         for value in numbers(values) {
             if !value.is_finite() {
@@ -230,7 +230,7 @@ fn numbers(values: &Values) -> Box<dyn Iterator<Item = f32> + '_> {
     }
 }
 
-/// [0, 1] or [-1, 1], if that is where the values lie.
+/// [-1, 1] if some values are negative, else [0, 1]; `None` if values lie outside both.
 fn usual(min: f32, max: f32) -> Option<[f64; 2]> {
     let slack = SLACK as f32;
     match (min, max) {
@@ -240,8 +240,8 @@ fn usual(min: f32, max: f32) -> Option<[f64; 2]> {
     }
 }
 
-/// By what share of its width data may leave the range of other data that were trained on. What is measured anew lies somewhat higher
-/// or lower; in other units it lies elsewhere. [0, 1] and [-1, 1] are conventions, which nothing leaves.
+/// By what fraction of its width data may exceed the range that a network was trained on. A newly measured range of the same kind of data differs
+/// somewhat; in other units it differs much. [0, 1] and [-1, 1] are conventions, which are never exceeded.
 fn spare(trained: [f64; 2]) -> f64 {
     match trained {
         [-1.0 | 0.0, 1.0] => SLACK,
@@ -249,7 +249,7 @@ fn spare(trained: [f64; 2]) -> f64 {
     }
 }
 
-/// The range of what occurs; of a constant, one that has a width.
+/// The range of the values that occur; for a constant, a range with a width.
 fn measured(min: f32, max: f32) -> [f64; 2] {
     let [min, max] = [min, max].map(f64::from);
     if min < max { [min, max] } else { [min - 0.5, max + 0.5] }
@@ -315,16 +315,16 @@ mod tests {
         };
         let floats =
             |values: &[f32], trained| read(Values::F32(values.to_vec()), "<f4", trained, DataLayout::Sequences);
-        // Neither measured nor told by where the values lie.
+        // The range is neither measured nor guessed from the values.
         assert_eq!(floats(&[5.0, 6.0], [2.0, 10.0]).unwrap().samples, Samples::F32(vec![0.375, 0.5]));
         assert_eq!(floats(&[0.0, 0.5], [-1.0, 1.0]).unwrap().samples, Samples::F32(vec![0.5, 0.75]));
-        // Other data of the same kind reach somewhat further; other units much further.
+        // Other data of the same kind exceed the range somewhat; other units exceed it by far.
         assert_eq!(floats(&[1.0, 12.0], [2.0, 10.0]).unwrap().samples, Samples::F32(vec![-0.125, 1.25]));
         let error = floats(&[120.0, 200.0], [2.0, 10.0]).unwrap_err();
         assert!(matches!(error, DataError::OtherUnits { trained: [2.0, 10.0], .. }), "{error}");
         assert!(error.to_string().contains("from 120 to 200"), "{error}");
         assert!(floats(&[-1.0, 1.0], [0.0, 1.0]).is_err());
-        // Pixels stay pixels, unless the network knows integers of its own.
+        // Pixels are read as pixels, unless the network was trained on integers with a range of their own.
         let pixels = |trained| read(Values::U8(vec![0, 255]), "|u1", trained, DataLayout::Images).unwrap().samples;
         assert_eq!(pixels([-1.0, 1.0]), Samples::U8(vec![0, 255]));
         assert_eq!(pixels([-255.0, 255.0]), Samples::F32(vec![0.5, 1.0]));

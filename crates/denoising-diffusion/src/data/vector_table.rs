@@ -1,5 +1,4 @@
-//! A vector of numbers for each example, such as a measurement or the embedding of a text, from a `.npy` file. Not here: how a network
-//! uses it.
+//! A vector of numbers for each example, such as measurements or the embedding of a text, from a `.npy` file. Not here: how a network uses it.
 
 use std::io::BufReader;
 use std::ops::Range;
@@ -12,14 +11,14 @@ use super::npy::read_numbers;
 use super::source::open_file;
 use crate::digest::Digest;
 
-/// What is subtracted from each number of a vector, and what it is then divided by.
+/// What is subtracted from each component of a vector, and what it is then divided by.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VectorScale {
     pub mean: Vec<f64>,
     pub deviation: Vec<f64>,
 }
 
-/// Vectors in the order of their examples, brought to mean 0 and deviation 1 in each of their numbers.
+/// Vectors in the order of their examples, each component scaled to mean 0 and standard deviation 1.
 #[derive(Clone, Debug, PartialEq)]
 pub struct VectorTable {
     dim: usize,
@@ -29,12 +28,12 @@ pub struct VectorTable {
 }
 
 impl VectorTable {
-    /// Reads numbers of any type: `[n, dim]`, or `[n]` for one number each. They are scaled by their own mean and deviation (a number that
-    /// is the same in all vectors is only moved to 0), or as `scale` says.
+    /// Reads numbers of any type: `[n, dim]`, or `[n]` for one number per example. They are scaled by their own mean and standard deviation (a
+    /// component that is the same in all vectors is only shifted to 0), or by `scale`.
     ///
     /// # Errors
-    /// No such array, another shape, a value that is not finite, or other vectors than `scale` is made for; with `scale`, `[dim]` is one
-    /// vector.
+    /// There is no such array, its shape is another, a value is not finite, or the vectors are not of the length of `scale`. With `scale`, `[dim]` is
+    /// one vector.
     pub fn open(path: &Path, scale: Option<&VectorScale>) -> Result<Self, DataError> {
         let file = open_file(path)?;
         let (shape, values) = read_numbers(BufReader::new(file), path)?;
@@ -62,12 +61,12 @@ impl VectorTable {
         Ok(Self { dim, values: scaled, scale, digest: digest.finish() })
     }
 
-    /// Numbers of each vector.
+    /// Length of each vector.
     pub fn dim(&self) -> usize {
         self.dim
     }
 
-    /// How many vectors there are; never 0.
+    /// Number of vectors; never 0.
     pub fn rows(&self) -> usize {
         self.values.len() / self.dim
     }
@@ -76,7 +75,7 @@ impl VectorTable {
         &self.scale
     }
 
-    /// Which of the numbers are the same in all vectors and so tell nothing.
+    /// The components that are the same in all vectors and so carry no information.
     pub fn constant(&self) -> Vec<usize> {
         let rows = || self.values.chunks_exact(self.dim);
         (0..self.dim).filter(|&k| rows().all(|row| row[k] == self.values[k])).collect()
@@ -91,12 +90,12 @@ impl VectorTable {
         &self.values[index * self.dim..][..self.dim]
     }
 
-    /// The vectors of these numbers, counted on from the start behind the last.
+    /// The vectors with these numbers, concatenated; numbers past the last vector wrap around.
     pub fn in_turn(&self, numbers: Range<usize>) -> Vec<f32> {
         self.pick(numbers.map(|i| i % self.rows()))
     }
 
-    /// The vectors at some places, one behind the other.
+    /// The vectors at these indices, concatenated.
     pub fn pick(&self, places: impl IntoIterator<Item = usize>) -> Vec<f32> {
         places.into_iter().flat_map(|place| self.row(place)).copied().collect()
     }
@@ -112,12 +111,12 @@ impl VectorScale {
             }
             sums.iter().map(|sum| sum / n).collect()
         };
-        // Squares of what is beyond this, and sums of it, are not finite.
+        // Squares of larger values, and their sums, would not be finite.
         let largest = values.iter().fold(0.0_f64, |largest, value| largest.max(value.abs()));
         let unit = if largest > 1e100 { largest } else { 1.0 };
         let mean = sums(&|_, value| value / unit);
         let variance = sums(&|k, value| (value / unit - mean[k]).powi(2));
-        // What rounding of the mean makes of equal numbers is no deviation.
+        // For equal numbers, the rounding error of the mean must not count as a deviation.
         let of =
             |(variance, mean): (f64, &f64)| Some(variance.sqrt()).filter(|deviation| *deviation > 1e-12 * mean.abs());
         let deviation =

@@ -1,9 +1,9 @@
-//! The checksum that our safetensors files carry in their metadata. Not here: reading and writing them.
+//! The checksum in the metadata of our safetensors files. Not here: reading and writing the files.
 
 use super::safetensors_file::Metadata;
 use crate::digest::Digest;
 
-/// Hands out the little-endian bytes of `values`, piece by piece.
+/// Passes the little-endian bytes of `values` on, piece by piece.
 pub(super) fn for_bytes(values: &[f32], mut sink: impl FnMut(&[u8])) {
     let mut buffer = [[0; 4]; 4096];
     for chunk in values.chunks(buffer.len()) {
@@ -14,7 +14,7 @@ pub(super) fn for_bytes(values: &[f32], mut sink: impl FnMut(&[u8])) {
     }
 }
 
-/// SHA-256 over contents in sorted order, every text with its length so that no two contents give the same input.
+/// SHA-256 over contents in sorted order. Every text is preceded by its length, so that different contents never give the same input.
 pub(super) struct Checksum(Digest);
 
 impl Checksum {

@@ -1,8 +1,8 @@
-//! Element types of tensors in files, and their conversion to `f32`. Not here: how a format names its types.
+//! Element types of tensors in files, and their conversion to `f32`. Not here: how formats name their types.
 
 use half::{bf16, f16};
 
-/// An element type that can become `f32`.
+/// An element type that can be converted to `f32`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ElementType {
     F16,
@@ -24,8 +24,8 @@ impl ElementType {
     /// The types above, for messages.
     pub(super) const READABLE: &'static str = "float16, bfloat16, float32, float64, bool and integers";
 
-    /// Converts little-endian bytes. Floats are rounded to the nearest `f32`; an integer that `f32` would change is the
-    /// error. Bytes after the last whole element are ignored.
+    /// Converts little-endian bytes. Floats are rounded to the nearest `f32`; an integer that `f32` cannot represent is returned as the error. Bytes
+    /// after the last complete element are ignored.
     pub(super) fn to_f32(self, bytes: &[u8]) -> Result<Vec<f32>, i128> {
         match self {
             Self::F16 => Ok(map(bytes, |b| f16::from_le_bytes(b).to_f32())),

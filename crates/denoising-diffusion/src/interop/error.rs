@@ -1,4 +1,4 @@
-//! What can go wrong between a file and a network's weights.
+//! Errors between a file and a network's weights.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,19 +10,19 @@ use crate::models::NetworkConfigError;
 use crate::models::unet_config::UnetConfigError;
 use crate::weights::StateDictError;
 
-/// Why weights could not be read, written or understood. Each variant carries what was expected and what came;
-/// [`hint`](Self::hint) says what to do about it.
+/// Why weights could not be read, written or interpreted. Each variant says what was expected and what was found; [`hint`](Self::hint) says what to
+/// do about it.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum InteropError {
     #[error("cannot {action} {}", path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
-    /// The file is not what its format demands: cut off, altered, or of another kind.
+    /// The file violates its format: it is truncated, altered, or of another kind.
     #[error("{} cannot be read as a {format} file: {what}", path.display())]
     Damaged { path: PathBuf, format: &'static str, what: String },
     #[error("tensor `{name}` in {} has element type {found}; expected one of {expected}", path.display())]
     ElementType { path: PathBuf, name: String, found: String, expected: &'static str },
-    /// An integer that `f32` would change.
+    /// An integer that `f32` cannot represent.
     #[error("tensor `{name}` in {} holds the integer {value}, which 32-bit floats cannot hold exactly", path.display())]
     Integer { path: PathBuf, name: String, value: i128 },
     /// Small files can declare huge tensors (an expanded view repeats its elements).
@@ -33,14 +33,14 @@ pub enum InteropError {
     TooLarge { path: PathBuf, bytes: u64, limit: u64 },
     #[error(transparent)]
     Tensor(#[from] StateDictError),
-    /// Tensors that a U-Net does not have; at most five are named.
+    /// Tensors that a U-Net does not have; at most five are listed.
     #[error("{count} {} to no part of a U-Net: {}", belong(*count), names.join(", "))]
     Unknown { count: usize, names: Vec<String> },
     #[error("the reference has no network{}", conditioned(*num_classes, *condition_channels, *vector_dim))]
     NotThere { num_classes: usize, condition_channels: usize, vector_dim: usize },
     #[error("the name `{0}` is reserved in safetensors files")]
     ReservedName(String),
-    /// Nothing in the file looks like a network of the reference; at most five of its keys are named.
+    /// Nothing in the file looks like a network of the reference; at most five of its keys are listed.
     #[error(
         "{} holds no Unet, Unet1D, KarrasUnet or UViT of denoising-diffusion-pytorch: {} Expected the tensors of one at the top (a Unet's \
          begin with `init_conv.weight`), under `model.` or `net.`, or in the `model` and `ema` of a Trainer checkpoint",
@@ -49,7 +49,7 @@ pub enum InteropError {
     NoNetwork { path: PathBuf, count: usize, keys: Vec<String> },
     #[error("{} has no {wanted} weights; it has {available}", path.display())]
     NoSuchWeights { path: PathBuf, wanted: &'static str, available: String },
-    /// Tensors that contradict each other or fit no configuration.
+    /// Tensors that contradict each other or do not match any configuration.
     #[error("the tensors and options describe no network: {0}")]
     NoConfiguration(String),
     #[error("the tensors describe an invalid U-Net")]
@@ -62,18 +62,18 @@ pub enum InteropError {
     Volumes,
     #[error("the tensors and options describe an invalid formulation")]
     Diffusion(#[from] DiffusionConfigError),
-    /// Someone said something else than the tensors do.
+    /// A given value contradicts the tensors.
     #[error("`{key} = {said}` contradicts the file, whose tensors show {told}")]
     Contradicted { key: String, said: String, told: String },
-    /// Someone said what the tensors tell, or what means nothing to the network.
+    /// A value was given for something that the tensors determine or that the network does not have.
     #[error("`{key}` follows from the tensors, or does not apply to their network")]
     NotOpen { key: String },
-    /// Nobody said what the tensors do not tell.
+    /// No value was given for something that the tensors do not determine.
     #[error("the file does not state the formulation: {} must be given", missing.join(", "))]
     Untold { missing: Vec<&'static str> },
 }
 
-/// How many names an error spells out.
+/// The largest number of names in an error.
 pub(super) const NAMED: usize = 5;
 
 impl InteropError {
@@ -86,7 +86,7 @@ impl InteropError {
         Self::Damaged { path: path.to_path_buf(), format, what: shortened(what.into()) }
     }
 
-    /// What a user can do, where there is something to do.
+    /// What a user can do about it, if anything.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
             Self::Io { action: "write", .. } => "check that the folder exists, is writable and has space left",
@@ -147,7 +147,7 @@ fn found(count: usize, keys: &[String]) -> String {
     format!("it has {}{rest}.", named.join(", "))
 }
 
-/// Parsers quote the file in their messages; a hostile file makes such a message as long as itself.
+/// Parsers quote the file in their messages; for a hostile file, such a message can be as long as the file.
 fn shortened(text: String) -> String {
     const LONGEST: usize = 300;
     match text.char_indices().nth(LONGEST) {

@@ -1,4 +1,4 @@
-//! Tells the configuration of the reference's networks from the shapes of their tensors, of its U-Net itself. Not here: other networks
+//! Infers the configuration of the reference's networks from the shapes of their tensors; for the U-Net in this file. Not here: other networks
 //! (`uvit.rs`, `karras_unet.rs`), the formulation (`infer_diffusion.rs`), and finding the network in a file (`reference.rs`).
 
 use std::collections::BTreeSet;
@@ -17,7 +17,7 @@ use crate::models::{Extent, KarrasUnetConfig, NetworkConfig};
 use crate::nn::Axes;
 use crate::weights::StateDict;
 
-/// Sides above this are no layer's; the bound keeps products of sides within `usize`.
+/// No layer has larger sides; the bound keeps products of sides within `usize`.
 const WIDEST: usize = 1 << 20;
 
 /// See [`ReferenceWeights::infer`].
@@ -45,7 +45,7 @@ pub(super) fn infer(weights: &ReferenceWeights) -> Result<Inferred, InteropError
     Ok(inferred)
 }
 
-/// A network, the keys that no tensor of it tells, and notes.
+/// A network, the keys that none of its tensors reveals, and notes.
 type Told = (NetworkConfig, Vec<&'static str>, Vec<String>);
 
 fn unet(state: &StateDict) -> Result<Told, InteropError> {
@@ -69,7 +69,7 @@ fn unet(state: &StateDict) -> Result<Told, InteropError> {
     Ok((NetworkConfig::Unet(config), assumed, notes))
 }
 
-/// For data of the smallest size that its stages allow: a kernel's rank tells what the network is for, nothing tells their size.
+/// For data of the smallest size that its stages allow: the rank of a kernel reveals the kind of data, but nothing reveals their size.
 fn karras_unet(state: &StateDict) -> Result<KarrasUnetConfig, InteropError> {
     let rank = state.get("input_block.weight").map_or(0, |kernel| kernel.shape.len());
     let downs = (0..).take_while(|i| state.contains(&format!("downs.{i}.block1.1.weight")));
@@ -84,7 +84,7 @@ fn karras_unet(state: &StateDict) -> Result<KarrasUnetConfig, InteropError> {
     infer_karras_unet(state, Extent { layout, depth, height, width: side })
 }
 
-/// What no tensor tells and means something. Not the share `resnet_mp_add_t`: the package takes it and uses its default.
+/// The keys that no tensor reveals and that matter. `resnet_mp_add_t` is not among them: the package accepts it, but uses its default.
 fn open_in_karras_unet(config: &KarrasUnetConfig) -> Vec<&'static str> {
     let volumes = config.extent.is_some_and(|extent| extent.layout == DataLayout::Volumes);
     [
@@ -173,7 +173,7 @@ fn infer_stages(state: &StateDict, config: &mut UnetConfig) -> Result<(), Intero
     Ok(())
 }
 
-/// Of the reference's networks whose attention is wrapped twice: linear attention of 4 heads of 32 in every stage.
+/// For the reference's networks whose attention is wrapped twice: linear attention with 4 heads of 32 channels in every stage.
 fn infer_old_stages(state: &StateDict, config: &mut UnetConfig, notes: &mut Vec<String>) -> Result<(), InteropError> {
     let stages = (0..).take_while(|i| state.contains(&format!("downs.{i}.0.block1.proj.weight"))).count();
     config.dim_mults = (0..stages)
@@ -209,7 +209,7 @@ fn one_or_each<T: Clone + PartialEq>(values: Vec<T>) -> PerStage<T> {
     }
 }
 
-/// Only the numbers of channels going in and out are known; the likeliest options that give them are taken.
+/// Only the numbers of input and output channels are known, so the likeliest options that give them are chosen.
 fn infer_channels(input: usize, output: usize, config: &mut UnetConfig, notes: &mut Vec<String>) {
     let note = if input == output {
         config.channels = input;
@@ -233,7 +233,7 @@ fn infer_channels(input: usize, output: usize, config: &mut UnetConfig, notes: &
     notes.push(note);
 }
 
-/// Inference looks at few tensors; this holds the result against all of them.
+/// Inference uses few tensors; this checks the result against all of them.
 fn check_fit(state: &StateDict, config: &UnetConfig) -> Result<(), InteropError> {
     let layout = reference_layout(config)?;
     for parameter in &layout {

@@ -1,6 +1,6 @@
-//! Tells the formulation from what the reference's diffusion classes save with their network: the attribute that holds it, the tables
-//! of a schedule (T and betas; `loss_weight` tells the objective), a learned schedule, and the number of channels that the network gives.
-//! Not here: the network (`infer.rs`), fitting a schedule to its betas (`infer_schedule.rs`), what someone says (`said.rs`).
+//! Infers the formulation from what the reference's diffusion classes save with their network: the name of the attribute that holds it, the tables of
+//! a schedule (T and betas; `loss_weight` reveals the objective), a learned schedule, and the number of the network's output channels. Not here: the
+//! network (`infer.rs`), fitting a schedule to its betas (`infer_schedule.rs`), values given by the user (`said.rs`).
 
 use super::error::InteropError;
 use super::infer_schedule::{LARGEST_BETA, describe, named_schedule, rounded};
@@ -14,7 +14,7 @@ use crate::diffusion::{
 };
 use crate::weights::{HostTensor, StateDict};
 
-/// Fills in `inferred.diffusion` and `inferred.betas` where something tells the formulation.
+/// Sets `inferred.diffusion` and `inferred.betas` if anything reveals the formulation.
 pub(super) fn infer_diffusion(weights: &ReferenceWeights, inferred: &mut Inferred) -> Result<(), InteropError> {
     let diffusion = if let Some(betas) = weights.tables.get("betas") {
         discrete(betas, &weights.tables, inferred)?
@@ -49,14 +49,14 @@ impl Inferred {
         self.notes.push(sentence.into());
     }
 
-    /// Notes keys that no tensor tells; `how` names them with what they are taken as.
+    /// Records keys that no tensor reveals; `how` describes them and their assumed values.
     fn assume(&mut self, keys: &[&'static str], how: &str) {
         self.assumed.extend(keys);
         self.note(format!("no tensor reveals {how}"));
     }
 }
 
-/// With tables. What the network gives for each channel of the data tells the class.
+/// A formulation with tables. The number of output channels per channel of the data reveals the class.
 fn discrete(betas: &HostTensor, tables: &StateDict, inferred: &mut Inferred) -> Result<DiffusionConfig, InteropError> {
     let (schedule, betas) = schedule_of(betas, inferred)?;
     let channels = inferred.network.channels().unwrap_or(0);
@@ -85,7 +85,7 @@ fn discrete(betas: &HostTensor, tables: &StateDict, inferred: &mut Inferred) -> 
     Ok(DiffusionConfig { shared, ..GaussianConfig { schedule, objective, ..Default::default() }.into() })
 }
 
-/// The schedule of a table of betas, and the betas. One without a name is kept in `inferred.betas`.
+/// The schedule of a table of betas, and the betas. If no named schedule gives them, they are kept in `inferred.betas`.
 fn schedule_of(stored: &HostTensor, inferred: &mut Inferred) -> Result<(ScheduleConfig, Vec<f64>), InteropError> {
     let betas: Vec<f64> = stored.values.iter().map(|&beta| beta.into()).collect();
     if stored.shape.len() != 1 || betas.iter().any(|beta| !(0.0..).contains(beta)) {
@@ -161,14 +161,14 @@ fn continuous_time(inferred: &mut Inferred) -> DiffusionConfig {
     FormulationConfig::ContinuousTime(ContinuousTimeConfig::default()).into()
 }
 
-/// The stored weight is `min(SNR, gamma)`, or SNR, times a factor of the SNR that only the objective decides.
+/// The stored weight is `min(SNR, gamma)`, or SNR, times a factor of the SNR that depends only on the objective.
 fn infer_objective(tables: &StateDict, betas: &[f64], inferred: &mut Inferred) -> (Objective, SharedConfig) {
     let weights = tables.get("loss_weight").map(|table| table.values.as_slice()).filter(|w| w.len() == betas.len());
     let objectives = [Objective::PredNoise, Objective::PredX0, Objective::PredV];
     let found = weights.and_then(|weights| {
         let snr: Vec<f64> = cumulative(betas).into_iter().map(|bar| bar / (1.0 - bar)).collect();
         let scaled = objectives.map(|objective| (objective, scaled_by_snr(objective, weights, &snr)));
-        // Few weights can be read as clipped ones of another objective, but hardly as its unclipped ones.
+        // A few weights can be mistaken for clipped ones of another objective, but hardly for its unclipped ones.
         let plain = scaled.iter().find(|(_, scaled)| is_plain(scaled)).map(|(objective, _)| (*objective, None));
         let clipped = || scaled.iter().find_map(|(objective, scaled)| Some((*objective, Some(clipping(scaled)?))));
         let (objective, weighting) = plain.or_else(clipped)?;
@@ -196,12 +196,12 @@ fn infer_objective(tables: &StateDict, betas: &[f64], inferred: &mut Inferred) -
     }
 }
 
-/// So many weights tell an objective from the others.
+/// The number of weights that it takes to distinguish the objectives.
 const TELLING: usize = 3;
 
-/// Weights times the factor that makes the objective's `min(SNR, gamma)`, or SNR, beside SNR.
+/// For each weight, the product with the factor that gives the objective's `min(SNR, gamma)`, or SNR; and SNR.
 fn scaled_by_snr(objective: Objective, weights: &[f32], snr: &[f64]) -> Vec<(f64, f64)> {
-    // SNR is 0 where a schedule ends in pure noise, and no weight can be read there.
+    // SNR is 0 where a schedule ends in pure noise; weights there reveal nothing.
     weights
         .iter()
         .zip(snr)
@@ -217,14 +217,14 @@ fn scaled_by_snr(objective: Objective, weights: &[f32], snr: &[f64]) -> Vec<(f64
         .collect()
 }
 
-/// Whether the weights are the objective's without clipping.
+/// Whether the weights are the objective's, unclipped.
 fn is_plain(scaled: &[(f64, f64)]) -> bool {
     !scaled.is_empty() && scaled.iter().all(|&(got, snr)| equal(got, snr))
 }
 
 /// The gamma of min-SNR clipping that gives the weights.
 fn clipping(scaled: &[(f64, f64)]) -> Option<f64> {
-    // SNR falls with t, so the first weight shows where it was clipped.
+    // SNR falls with t, so the first weight reveals the value of the clipping.
     let &(plateau, largest) = scaled.first()?;
     let gamma = rounded(plateau).find(|&gamma| equal_closely(gamma, plateau)).unwrap_or(plateau);
     (gamma < largest && scaled.iter().all(|&(got, snr)| equal(got, snr.min(gamma)))).then_some(gamma)
@@ -234,7 +234,7 @@ fn equal(a: f64, b: f64) -> bool {
     (a - b).abs() <= 1e-3 * b
 }
 
-/// Within what f32 tables leave open.
+/// Equal up to the precision of f32 tables.
 fn equal_closely(a: f64, b: f64) -> bool {
     (a - b).abs() <= 1e-5 * b
 }

@@ -1,10 +1,10 @@
-//! The named schedule, with its parameters, that gives a table of betas. Not here: what else the tables tell (`infer_diffusion.rs`), and
-//! the schedules themselves.
+//! The named schedule, with its parameters, that gives a table of betas. Not here: what else the tables reveal (`infer_diffusion.rs`), and the
+//! schedules themselves.
 
 use crate::diffusion::schedule::{self, cumulative};
 use crate::diffusion::{BetaSchedule, ScheduleConfig};
 
-/// The reference's linear schedule passes 1 at few steps; ours is cut here.
+/// With few steps, the reference's linear schedule exceeds 1; ours is clipped at this value.
 pub(super) const LARGEST_BETA: f64 = 0.999;
 
 /// The schedule that gives these betas: first with default parameters, then with fitted ones.
@@ -25,13 +25,13 @@ pub(super) fn named_schedule(betas: &[f64], base: &ScheduleConfig) -> Option<Sch
     defaults.into_iter().chain(cosine).chain(sigmoid).find(|config| config.validate().is_ok() && matches(betas, config))
 }
 
-/// A fitted number comes out next to the one that was meant: 3 digits first, then 6, then as it is.
+/// A fitted number comes out close to the intended one: tries 3 digits, then 6, then the number as it is.
 pub(super) fn rounded(x: f64) -> impl Iterator<Item = f64> + Clone {
     [(x * 1e3).round() / 1e3, (x * 1e6).round() / 1e6, x].into_iter()
 }
 
-/// The tables are stored in f32, and the reference rounds two constants of the sigmoid schedule to f32, which shows where
-/// `alphas_cumprod` is nearly used up.
+/// The tables are stored in f32, and the reference rounds two constants of the sigmoid schedule to f32, which makes a difference where
+/// `alphas_cumprod` is close to 0.
 fn matches(stored: &[f64], config: &ScheduleConfig) -> bool {
     let mut before = 1.0;
     stored.iter().zip(schedule::betas(config)).all(|(&stored, ours)| {
@@ -50,7 +50,7 @@ fn inner_points(bar: &[f64]) -> Option<[(f64, f64); 2]> {
     Some([n / 3, 2 * n / 3].map(|index| ((index as f64 + 1.0) / n as f64, bar[index])))
 }
 
-/// The offset s of the cosine schedule, by bisection: `alphas_cumprod` falls with s everywhere inside (0, 1).
+/// The offset s of the cosine schedule, by bisection: everywhere inside (0, 1), `alphas_cumprod` falls with s.
 fn fit_cosine(bar: &[f64]) -> Option<f64> {
     let [(u, target), _] = inner_points(bar)?;
     let value = |s: f64| {
@@ -65,8 +65,8 @@ fn fit_cosine(bar: &[f64]) -> Option<f64> {
     (value(low) - target).abs().le(&1e-6).then_some(low)
 }
 
-/// start and end of the sigmoid schedule at tau = 1, by Newton's method. A temperature does nothing that they cannot do: only
-/// start / tau and end / tau enter.
+/// start and end of the sigmoid schedule for tau = 1, by Newton's method. Other temperatures give no other schedules, because only start / tau and
+/// end / tau matter.
 fn fit_sigmoid(bar: &[f64]) -> Option<(f64, f64)> {
     let points = inner_points(bar)?;
     let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
@@ -83,7 +83,7 @@ fn fit_sigmoid(bar: &[f64]) -> Option<(f64, f64)> {
         let [b0, b1] = residuals(start, end + STEP).map(|r| r / STEP);
         let (a0, a1, b0, b1) = (a0 - r0 / STEP, a1 - r1 / STEP, b0 - r0 / STEP, b1 - r1 / STEP);
         let determinant = a0 * b1 - a1 * b0;
-        // Short steps: far from the solution the curve is flat and a whole step leaves the plausible range.
+        // Short steps: far from the solution the curve is flat, and a full step would leave the plausible range.
         let step = |numerator: f64| (numerator / determinant).clamp(-0.5, 0.5);
         let (d_start, d_end) = (step(r0 * b1 - r1 * b0), step(a0 * r1 - a1 * r0));
         (start, end) = (start - d_start, end - d_end);

@@ -1,5 +1,5 @@
-//! What the tensors of a reference checkpoint tell, as a value. Not here: telling it (`infer.rs`, `infer_diffusion.rs`), and what someone says
-//! besides (`said.rs`, `said_network.rs`).
+//! What the tensors of a reference checkpoint reveal, as a value. Not here: inferring it (`infer.rs`, `infer_diffusion.rs`), and values given by the
+//! user (`said.rs`, `said_network.rs`).
 
 use super::error::InteropError;
 use super::karras_unet::infer_karras_unet;
@@ -10,20 +10,20 @@ use crate::models::unet_config::UnetConfig;
 use crate::models::{Extent, KarrasUnetConfig, NetworkConfig};
 use crate::nn::Axes;
 
-/// What the tensors of a reference checkpoint tell.
+/// What the tensors of a reference checkpoint reveal.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Inferred {
-    /// Fits the tensors exactly: every parameter is there in its shape, and none is left over. Of a KarrasUnet the size of the data is still
-    /// open, see [`network_for`](Self::network_for).
+    /// Fits the tensors exactly: every parameter is present in its shape, and none is left over. For a KarrasUnet, the size of the data is still
+    /// open; see [`network_for`](Self::network_for).
     pub network: NetworkConfig,
-    /// `None` if nothing tells the formulation. See [`diffusion_with`](Self::diffusion_with).
+    /// `None` if nothing reveals the formulation. See [`diffusion_with`](Self::diffusion_with).
     pub diffusion: Option<DiffusionConfig>,
-    /// The stored noise schedule if no named one gives it; `diffusion.beta_schedule` and its parameters then mean nothing.
+    /// The stored noise schedule if no named one gives it; then `diffusion.beta_schedule` and its parameters are meaningless.
     pub betas: Option<Vec<f64>>,
-    /// Configuration keys that no tensor tells; they hold the likeliest values. `diffusion` among them: the formulation itself, and so
-    /// all of its options.
+    /// Configuration keys that no tensor reveals; they have the likeliest values. If `diffusion` is among them, the formulation itself is assumed,
+    /// and so are all its options.
     pub assumed: Vec<&'static str>,
-    /// What was inferred from what, and what remains open, in sentences.
+    /// What was inferred from what, and what remains open, as sentences.
     pub notes: Vec<String>,
 }
 
@@ -36,7 +36,7 @@ impl Inferred {
         }
     }
 
-    /// What the network is for.
+    /// The kind of data that the network is for.
     pub fn layout(&self) -> DataLayout {
         match &self.network {
             NetworkConfig::Unet(unet) if unet.axes == Axes::Width => DataLayout::Sequences,
@@ -44,11 +44,10 @@ impl Inferred {
         }
     }
 
-    /// The network for data of a size, as a model card says it. Only of a KarrasUnet the size decides something: at which of its stages it
-    /// attends.
+    /// The network for data of a given size, as in a model card. The size only matters for a KarrasUnet: it determines the stages with attention.
     ///
     /// # Errors
-    /// A KarrasUnet for volumes, whose depth nobody says.
+    /// A KarrasUnet for volumes, whose depth is unknown.
     pub fn network_for(
         &self,
         weights: &ReferenceWeights,

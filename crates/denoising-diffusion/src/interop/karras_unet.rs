@@ -1,5 +1,5 @@
-//! The reference's KarrasUnet, KarrasUnet1D and KarrasUnet3D: the names and shapes of their parameters beside ours, and their configuration,
-//! told from tensors and the size of the data. Not here: files, and other networks.
+//! The reference's KarrasUnet, KarrasUnet1D and KarrasUnet3D: their parameters' names and shapes beside ours, and their configuration, inferred from
+//! tensors and the size of the data. Not here: files, and other networks.
 
 use super::error::InteropError;
 use super::names::{is_index, refuse_unknown};
@@ -9,7 +9,7 @@ use crate::weights::{HostTensor, StateDict, StateDictError};
 /// Renames a state dict from the reference's names to ours; kernels of any rank become kernels of volumes. Needs no configuration.
 ///
 /// # Errors
-/// Tensors that such a network does not have (at most five are named), and shapes that no layer of one has.
+/// Tensors that such a network does not have (at most five are listed), or shapes that none of its layers has.
 pub fn karras_unet_to_ours(reference: &StateDict) -> Result<StateDict, InteropError> {
     let unknown: Vec<&str> = reference.names().filter(|name| our_name(name).is_none()).collect();
     refuse_unknown(&unknown)?;
@@ -29,11 +29,11 @@ pub fn karras_unet_to_ours(reference: &StateDict) -> Result<StateDict, InteropEr
     Ok(ours)
 }
 
-/// Tells the configuration from tensors under the reference's names and what the network works on, which no tensor tells. Taken as the
-/// reference's defaults are `dropout`, the shares `mp_*_t` and `*_mp_add_t`, and `downsample_types`.
+/// Infers the configuration from tensors with the reference's names and from the shape of the data, which no tensor reveals. `dropout`, the weights
+/// `mp_*_t` and `*_mp_add_t`, and `downsample_types` are assumed to be the reference's defaults.
 ///
 /// # Errors
-/// Tensors that are missing, or contradict each other.
+/// Tensors are missing or contradict each other.
 pub fn infer_karras_unet(state: &StateDict, extent: Extent) -> Result<KarrasUnetConfig, InteropError> {
     let [dim, inputs] = first_sides(state, "input_block.weight")?;
     let [out, _] = first_sides(state, "output_block.0.weight")?;
@@ -59,8 +59,8 @@ pub fn infer_karras_unet(state: &StateDict, extent: Extent) -> Result<KarrasUnet
             attn_res.push(size);
         }
     }
-    // At the size of the data the blocks on the way down never attend: only the block that leads back to it does, before the last blocks of the
-    // way up, and, where nothing is halved, the middle.
+    // At the size of the data, the blocks on the way down never have attention. Only the block that returns to that size has it, before the last
+    // blocks of the way up, and, if nothing is halved, the middle.
     let led_back = counted(state, "ups").checked_sub(counts[0] + 2).map(|last| format!("ups.{last}"));
     let unhalved = (counts.len() == 1).then(|| "mids.0".to_string());
     if led_back.into_iter().chain(unhalved).any(|block| attends(&block)) {
@@ -92,12 +92,12 @@ pub fn infer_karras_unet(state: &StateDict, extent: Extent) -> Result<KarrasUnet
     })
 }
 
-/// Blocks of one side.
+/// Number of blocks of one side.
 fn counted(state: &StateDict, side: &str) -> usize {
     (0..).take_while(|i| state.contains(&format!("{side}.{i}.block1.1.weight"))).count()
 }
 
-/// Our name for a reference name, if it is one of such a network.
+/// Our name for a reference name, if such a network has it.
 fn our_name(reference: &str) -> Option<String> {
     let parts: Vec<&str> = reference.split('.').collect();
     match parts[..] {
@@ -194,7 +194,7 @@ mod tests {
         infer_karras_unet(&state, config.extent.unwrap()).unwrap()
     }
 
-    /// Stages at the size of the data attend in the block alone that leads back to it; with nothing halved, in the middle.
+    /// At the size of the data, only the block that returns to that size has attention; if nothing is halved, the middle.
     #[test]
     fn attention_at_the_size_of_the_data_is_told() {
         let square = |side| Some(Extent { layout: DataLayout::Images, depth: 1, height: side, width: side });

@@ -1,9 +1,9 @@
-//! Every parameter of a U-Net, layer by layer, under our name and the reference's, with both shapes. Not here: renaming (`names.rs`).
+//! Every parameter of a U-Net, layer by layer, with our name and shape and the reference's. Not here: renaming (`names.rs`).
 
 use crate::models::unet_config::{Downsampling, Stage, UnetConfig, UnetConfigError};
 use crate::nn::Axes;
 
-/// One parameter of a U-Net under both names, with both shapes.
+/// One parameter of a U-Net, with both names and both shapes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParameterName {
     pub ours: String,
@@ -12,8 +12,7 @@ pub struct ParameterName {
     pub reference_shape: Vec<usize>,
 }
 
-/// Every parameter of the configured U-Net, in the order of its layers. A configuration that is none of the reference's has names there all
-/// the same, which mean nothing.
+/// Every parameter of the configured U-Net, in the order of its layers. If the reference has no such network, the reference's names are meaningless.
 pub fn reference_layout(config: &UnetConfig) -> Result<Vec<ParameterName>, UnetConfigError> {
     let stages = config.stages()?;
     let mut layout = Layout {

@@ -1,28 +1,28 @@
-//! The names of a learned noise schedule's parameters, in the reference's ContinuousTimeGaussianDiffusion and in ours, where it stands
-//! beside the network. Not here: what they compute ([`LearnedSchedule`](crate::models::LearnedSchedule)).
+//! The names of a learned noise schedule's parameters, in the reference's ContinuousTimeGaussianDiffusion and in ours, where it is beside the
+//! network. Not here: what they compute ([`LearnedSchedule`](crate::models::LearnedSchedule)).
 
 use super::error::InteropError;
 use super::names::refuse_unknown;
 use crate::weights::StateDict;
 
-/// Our layers and theirs: a linear function, then the two of a residual branch.
+/// Our layers and theirs: a linear function, then the two layers of a residual branch.
 const LAYERS: [(&str, &str); 3] = [
     ("noise_schedule.first", "log_snr.net.1.net"),
     ("noise_schedule.hidden", "log_snr.net.2.fn.0.net"),
     ("noise_schedule.last", "log_snr.net.2.fn.2.net"),
 ];
 
-/// How the reference's names of a schedule begin.
+/// Prefix of the reference's names of a schedule.
 pub(super) const REFERENCE: &str = "log_snr.";
 
-/// How our names begin in [`Scheduled`](crate::models::Scheduled).
+/// Prefix of the network's names in [`Scheduled`](crate::models::Scheduled).
 const NETWORK: &str = "network.";
 const SCHEDULE: &str = "noise_schedule.";
 
-/// The hidden units of a schedule under the reference's names.
+/// The number of hidden units of a schedule with the reference's names.
 ///
 /// # Errors
-/// Tensors that are no such schedule.
+/// Tensors that are not such a schedule.
 pub(super) fn hidden_dim(reference: &StateDict) -> Result<usize, InteropError> {
     to_ours(reference)?;
     Ok(units(reference, LAYERS[1].1))
@@ -33,19 +33,19 @@ pub(super) fn to_ours(reference: &StateDict) -> Result<StateDict, InteropError> 
     renamed(reference, LAYERS.map(|(ours, theirs)| [theirs, ours]))
 }
 
-/// The way back.
+/// From our names to the reference's.
 pub(super) fn to_reference(ours: &StateDict) -> Result<StateDict, InteropError> {
     renamed(ours, LAYERS.map(|(ours, theirs)| [ours, theirs]))
 }
 
-/// A network and its schedule as one, under our names.
+/// Joins a network and its schedule, with our names.
 pub(super) fn beside(network: StateDict, schedule: StateDict) -> StateDict {
     let mut both = network.with_prefix(NETWORK);
     both.merge(schedule);
     both
 }
 
-/// The network, under its own names, and all else of tensors that hold a schedule too; `None` where there is none.
+/// Separates the network, with its own names, from the rest; `None` if there is no schedule.
 pub(super) fn apart(ours: &StateDict) -> Option<[StateDict; 2]> {
     if !ours.names().any(|name| name.starts_with(SCHEDULE)) {
         return None;
@@ -58,7 +58,7 @@ fn units(state: &StateDict, layer: &str) -> usize {
     state.get(&format!("{layer}.bias")).map_or(1, |bias| bias.values.len())
 }
 
-/// Exactly the six tensors, each `[from, to]`, in shapes that belong together.
+/// Renames exactly the six tensors, with `layers` as `[from, to]`, and checks that their shapes fit together.
 fn renamed(state: &StateDict, layers: [[&str; 2]; 3]) -> Result<StateDict, InteropError> {
     let units = units(state, layers[1][0]);
     let (mut rest, mut renamed) = (state.clone(), StateDict::new());

@@ -1,11 +1,11 @@
-//! Weights from and to the outside: safetensors files, the reference's PyTorch checkpoints, and its names for a U-Net's
-//! parameters. Everything here works on plain `f32` arrays.
+//! Weights from and to other programs: safetensors files, the reference's PyTorch checkpoints, and its names for a U-Net's parameters. Everything
+//! here works on plain `f32` arrays.
 //!
 //! Not here: networks, devices, our own checkpoint folders (they use [`read_safetensors`] and [`write_safetensors`]).
 //!
-//! A reference checkpoint becomes one of ours in three steps:
-//! [`ReferenceCheckpoint::open`] finds the networks in a file, [`ReferenceWeights::infer`] tells their configuration from the tensors'
-//! shapes and from what stands beside the network, and [`ReferenceWeights::to_ours`] renames the parameters. [`to_reference`] goes back.
+//! A reference checkpoint becomes one of ours in three steps: [`ReferenceCheckpoint::open`] finds the networks in a file, [`ReferenceWeights::infer`]
+//! infers their configuration from the shapes of the tensors and from what is stored beside the network, and [`ReferenceWeights::to_ours`] renames
+//! the parameters. [`to_reference`] is the way back.
 
 mod checksum;
 mod dtype;

@@ -1,12 +1,12 @@
-//! Renames a U-Net's parameters from the reference's names to ours and back. Not here: which parameters there are (`layout.rs`),
-//! files, and telling a configuration from tensors (`infer.rs`).
+//! Renames a U-Net's parameters from the reference's names to ours and back. Not here: which parameters there are (`layout.rs`), files, and inferring
+//! a configuration from tensors (`infer.rs`).
 //!
-//! All layouts are PyTorch's, except that RMSNorm's gain `g` is `[c]` here and `[1, c, 1, 1]` there, and that kernels of sequences are
-//! `[o, i, 1, k]` here and `[o, i, k]` there.
+//! All layouts are PyTorch's, except that RMSNorm's gain `g` is `[c]` here and `[1, c, 1, 1]` there, and that kernels of sequences are `[o, i, 1, k]`
+//! here and `[o, i, k]` there.
 //!
-//! Three networks of the reference are this one with other options: `Unet`, `classifier_free_guidance.Unet` (classes, no learned keys,
-//! halving by strided convolutions, linear attention in every stage) and `Unet1D` (the same without classes, for sequences). The
-//! latter two wrap their attention twice, which shows in its names (`fn`).
+//! Three networks of the reference are this U-Net with different options: `Unet`, `classifier_free_guidance.Unet` (classes, no learned keys, halving
+//! by strided convolutions, linear attention in every stage) and `Unet1D` (the same without classes, for sequences). The latter two wrap their
+//! attention twice, which shows in its names (`fn`).
 
 use std::collections::BTreeSet;
 
@@ -17,10 +17,10 @@ use crate::models::unet_config::{Downsampling, PerStage, UnetConfig};
 use crate::nn::Axes;
 use crate::weights::{HostTensor, StateDict, StateDictError};
 
-/// Renames a U-Net's state dict from the reference's names to ours. Needs no configuration: every name stands for itself.
+/// Renames a U-Net's state dict from the reference's names to ours. Needs no configuration, because each name can be translated by itself.
 ///
 /// # Errors
-/// Tensors that a U-Net does not have (at most five are named), and gains of another shape than `[1, c, 1, 1]`.
+/// Tensors that a U-Net does not have (at most five are listed), or gains with a shape other than `[1, c, 1, 1]`.
 pub fn to_ours(reference: &StateDict) -> Result<StateDict, InteropError> {
     let unknown: Vec<&str> = reference.names().filter(|name| our_name(name).is_none()).collect();
     refuse_unknown(&unknown)?;
@@ -37,12 +37,12 @@ pub fn to_ours(reference: &StateDict) -> Result<StateDict, InteropError> {
     Ok(ours)
 }
 
-/// Renames the parameters of the configured U-Net from our names to those that `load_state_dict` of the reference's Unet expects. A
-/// network with a learned schedule beside it gets those of ContinuousTimeGaussianDiffusion.
+/// Renames the parameters of the configured U-Net from our names to those that `load_state_dict` of the reference's Unet expects. A network with a
+/// learned schedule beside it gets those of ContinuousTimeGaussianDiffusion.
 ///
 /// # Errors
-/// A network that the reference has not, a parameter that is missing or has another shape, tensors that the network does not have, a configuration
-/// without network.
+/// The reference has no such network, a parameter is missing or has another shape, there are tensors that the network does not have, or the
+/// configuration is not valid.
 pub fn to_reference(ours: &StateDict, config: &UnetConfig) -> Result<StateDict, InteropError> {
     if let Some([network, schedule]) = learned_schedule::apart(ours) {
         let mut both = unet_to_reference(&network, config)?.with_prefix("model.");
@@ -67,7 +67,7 @@ fn unet_to_reference(ours: &StateDict, config: &UnetConfig) -> Result<StateDict,
         .collect()
 }
 
-/// Whether one of the reference's networks is the configured one.
+/// Whether the reference has a network with this configuration.
 fn exists_there(config: &UnetConfig) -> bool {
     let (heads, dim_head) = (&config.attn_heads, &config.attn_dim_head);
     let linear =
@@ -104,7 +104,7 @@ fn flat_gain(name: &str, tensor: &HostTensor) -> Result<HostTensor, StateDictErr
     }
 }
 
-/// Kernels of sequences as kernels of images of height 1.
+/// Reshapes kernels of sequences to kernels of images of height 1.
 fn as_image_kernel(tensor: &HostTensor) -> Result<HostTensor, StateDictError> {
     match tensor.shape[..] {
         [o, i, k] => tensor.clone().reshaped([o, i, 1, k]),
@@ -112,7 +112,7 @@ fn as_image_kernel(tensor: &HostTensor) -> Result<HostTensor, StateDictError> {
     }
 }
 
-/// Our name for a reference name, if it is one of a U-Net.
+/// Our name for a reference name, if a U-Net has it.
 pub(super) fn our_name(reference: &str) -> Option<String> {
     let parts: Vec<&str> = reference.split('.').collect();
     match parts[..] {
@@ -134,7 +134,7 @@ pub(super) fn our_name(reference: &str) -> Option<String> {
     }
 }
 
-/// Digits only and no leading zero, so that two spellings cannot mean one stage.
+/// Only digits and no leading zero, so that no stage has two spellings.
 pub(super) fn is_index(text: &str) -> bool {
     text.parse::<usize>().is_ok_and(|index| index.to_string() == text)
 }
@@ -144,7 +144,7 @@ fn our_stage_part(part: &str, rest: &[&str]) -> Option<String> {
         ("0", rest) => Some(format!("block1.{}", our_residual(rest)?)),
         ("1", rest) => Some(format!("block2.{}", our_residual(rest)?)),
         ("2", rest) => Some(format!("attn.{}", our_attention(rest)?)),
-        // Behind a rearrangement or an upsampling where the size changes, bare in the last stage.
+        // After a rearrangement or an upsampling where the size changes; alone in the last stage.
         ("3", ["1", leaf @ ("weight" | "bias")] | [leaf @ ("weight" | "bias")]) => {
             Some(format!("resample.conv.{leaf}"))
         }
@@ -200,7 +200,7 @@ mod tests {
         UnetConfig { num_classes: 3, ..configs()[1].clone() }
     }
 
-    /// Every value occurs once, so that a swap shows.
+    /// Every value occurs only once, so that swapped tensors are noticed.
     fn reference_state(config: &UnetConfig) -> StateDict {
         let mut next = 0u16;
         let mut tensor = |shape: &[usize]| {

@@ -1,8 +1,7 @@
-//! PyTorch files (`.pt`, `.pth`), read as data: pickle is parsed, never executed, and of the calls in it only those that rebuild
-//! tensors and dictionaries have a meaning. Zip files (PyTorch 1.6 and later) and the older formats are read.
+//! PyTorch files (`.pt`, `.pth`), read as data: pickle is parsed, never executed, and only those calls in it that rebuild tensors and dictionaries
+//! have a meaning. Zip files (PyTorch 1.6 and later) and the older formats are supported.
 //!
-//! The pickle machine is the crate `pytorch-reader`. Added here are conversion to `f32` and a bound on memory.
-//! Not here: what the tensors are for.
+//! The pickle machine is the crate `pytorch-reader`; this module adds conversion to `f32` and a bound on memory. Not here: what the tensors are for.
 
 use std::fs;
 use std::io;
@@ -16,8 +15,8 @@ use crate::weights::{HostTensor, StateDict};
 
 const FORMAT: &str = "PyTorch";
 
-/// An opened PyTorch file with a dictionary at its root. Tensors of nested dictionaries have dotted names (`ema.step`); their
-/// values stay in the file until asked for.
+/// An opened PyTorch file with a dictionary at its root. Tensors of nested dictionaries have dotted names (`ema.step`). Values are not read until
+/// they are requested.
 #[derive(Debug)]
 pub struct PtFile {
     path: PathBuf,
@@ -30,7 +29,7 @@ impl PtFile {
     /// Parses the structure of the file.
     ///
     /// # Errors
-    /// A file that is cut off, damaged, of another kind or of another byte order, and one that holds no dictionary.
+    /// The file is truncated, damaged, of another kind or of another byte order, or holds no dictionary.
     pub fn open(path: &Path) -> Result<Self, InteropError> {
         let file_len = fs::metadata(path).map_err(InteropError::io("read", path))?.len();
         if file_len == 0 {
@@ -79,11 +78,11 @@ impl PtFile {
         names
     }
 
-    /// The tensors whose dotted name `rename` gives a name to, under that name, as contiguous `f32`.
+    /// Reads, as contiguous `f32`, the tensors for whose dotted name `rename` returns a name, and gives them that name.
     ///
     /// # Errors
-    /// Damaged contents, an element type without `f32` values, integers that `f32` cannot hold, tensors that together declare
-    /// far more bytes than the file has.
+    /// Damaged contents, an element type without `f32` values, integers that `f32` cannot represent, or tensors that together declare far more bytes
+    /// than the file has.
     pub fn read<'a>(&'a self, rename: impl Fn(&'a str) -> Option<&'a str>) -> Result<StateDict, InteropError> {
         let named = |(name, tensor): (&'a String, &'a Tensor)| Some((rename(name)?.to_string(), tensor.clone()));
         let wanted: Vec<(String, Tensor)> = self.reader.tensors().iter().filter_map(named).collect();
@@ -91,8 +90,8 @@ impl PtFile {
         wanted.into_iter().map(|(name, tensor)| Ok((name, self.read_tensor(&tensor)?))).collect()
     }
 
-    /// A view can repeat few stored elements endlessly, so what a tensor declares has to be held against the file. The slack is for
-    /// archives that someone compressed again.
+    /// A view can repeat a few stored elements endlessly, so the declared size of tensors must be compared with the file's. The slack is for archives
+    /// that were compressed again.
     fn check_size(&self, mut sizes: impl Iterator<Item = u64>) -> Result<(), InteropError> {
         const SLACK: u64 = 16;
         const ALWAYS_ALLOWED: u64 = 64 << 20;
@@ -217,7 +216,7 @@ mod tests {
         assert!(matches!(error, InteropError::TooLarge { bytes: 1_073_741_824, .. }), "{error}");
     }
 
-    /// Reads all of a file, whatever is in it; true if that worked.
+    /// Reads everything in a file; true if that worked.
     fn read_all(bytes: &[u8], path: &Path) -> bool {
         fs::write(path, bytes).unwrap();
         PtFile::open(path).and_then(|file| file.read(Some)).is_ok()

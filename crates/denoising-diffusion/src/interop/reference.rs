@@ -1,5 +1,5 @@
-//! Finds the reference's networks in a file: a checkpoint of its Trainer, a state dict of one of its diffusion classes or of a Unet, as
-//! `.pt` or as safetensors. Not here: what the weights mean (`reference_weights.rs` and what it calls).
+//! Finds the reference's networks in a file: a checkpoint of its Trainer, or a state dict of one of its diffusion classes or of a Unet, as `.pt` or
+//! as safetensors. Not here: what the weights mean (`reference_weights.rs` and the modules that it uses).
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -16,7 +16,7 @@ use crate::weights::{StateDict, WeightsKind};
 /// What kind of file a reference checkpoint is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReferenceKind {
-    /// It has EMA weights, as the Trainer's `model-N.pt` has.
+    /// It has EMA weights, like the Trainer's `model-N.pt`.
     Trainer,
     /// A diffusion class: one network with the tables of its schedule, or in continuous time.
     Diffusion,
@@ -24,7 +24,7 @@ pub enum ReferenceKind {
     Network,
 }
 
-/// A file with at least one network of the reference in it.
+/// A file with at least one network of the reference.
 #[derive(Debug)]
 pub struct ReferenceCheckpoint {
     path: PathBuf,
@@ -44,25 +44,25 @@ struct Root {
     which: WeightsKind,
     network: String,
     wrapper: Wrapper,
-    /// Prefix of what stands beside the network in the class that holds it.
+    /// Prefix of the other tensors in the class that holds the network.
     outer: String,
 }
 
 /// The first layer: of most networks, of a UViT with normalised patches, of a KarrasUnet.
 const LANDMARKS: [&str; 3] = ["init_conv.weight", "init_conv.2.weight", "input_block.weight"];
-/// Of time embeddings by Fourier features, which the classes in continuous time demand and those with tables refuse.
+/// Fourier features of a time embedding, which the classes in continuous time require and those with tables refuse.
 const FOURIER: &str = "time_mlp.0.weights";
 
 impl ReferenceCheckpoint {
-    /// Opens a `.pt` or safetensors file (its contents decide, not its name) and finds the networks in it.
+    /// Opens a `.pt` or safetensors file (recognised by its contents, not its name) and finds the networks in it.
     ///
     /// # Errors
-    /// A file that cannot be read as either, or that holds no network of the reference: the error names keys that it has.
+    /// The file cannot be read as either, or holds no network of the reference; the error lists keys that it has.
     pub fn open(path: &Path) -> Result<Self, InteropError> {
         let source = Source::open(path)?;
         let names = source.tensor_names();
         let mut roots: Vec<Root> = names.iter().filter_map(|name| Root::of_landmark(name)).collect();
-        // The Trainer saves the network in training twice, the second time within the EMA; the shorter name is the first.
+        // The Trainer saves the network in training twice, the second time within the EMA; the shorter name is that of the first.
         roots.sort_by_key(|root| (root.network.contains("online_model"), root.network.len()));
         if roots.is_empty() {
             let keys = source.keys();
@@ -91,12 +91,12 @@ impl ReferenceCheckpoint {
         }
     }
 
-    /// The weights that the file has.
+    /// The kinds of weights that the file has.
     pub fn available(&self) -> Vec<WeightsKind> {
         [WeightsKind::Ema, WeightsKind::Model].into_iter().filter(|&which| self.root(which).is_some()).collect()
     }
 
-    /// Training steps done, if the file says so.
+    /// Number of training steps, if the file states it.
     pub fn step(&self) -> Option<u64> {
         match &self.source {
             Source::Pt(file) => file.int("step")?.try_into().ok(),
@@ -104,7 +104,7 @@ impl ReferenceCheckpoint {
         }
     }
 
-    /// Version of the package that wrote the file, if the file says so.
+    /// Version of the package that wrote the file, if the file states it.
     pub fn version(&self) -> Option<&str> {
         match &self.source {
             Source::Pt(file) => file.text("version"),
@@ -112,7 +112,7 @@ impl ReferenceCheckpoint {
         }
     }
 
-    /// Reads one set of weights. A file without EMA (a plain state dict) gives its only set for [`WeightsKind::Ema`] too.
+    /// Reads one kind of weights. A file without EMA (a plain state dict) gives its only weights for [`WeightsKind::Ema`] too.
     ///
     /// # Errors
     /// The file has no such weights, or they are damaged.
@@ -162,7 +162,7 @@ impl Root {
     }
 }
 
-/// A network's prefix up to the attribute that holds it: `torch.compile` and `DataParallel` put parts of their own behind that.
+/// A network's prefix up to the attribute that holds it, without the parts that `torch.compile` and `DataParallel` add after that.
 fn without_torch_wrappers(mut prefix: &str) -> &str {
     let part = |prefix: &'_ str| ["_orig_mod.", "module."].into_iter().find(|part| prefix.ends_with(part));
     while let Some(part) = part(prefix) {
@@ -192,7 +192,7 @@ impl Source {
         }
     }
 
-    /// Names to show to someone who gave a file of another kind: top-level keys where there are nested ones.
+    /// Names to show to a user who gave another kind of file: top-level keys if there are nested ones.
     fn keys(&self) -> Vec<String> {
         let keys = match self {
             Self::Pt(file) => file.top_level_keys(),
@@ -212,7 +212,7 @@ impl Source {
     }
 }
 
-/// A safetensors file opens with the length of its header, then the header: JSON, so a brace.
+/// Whether a file starts like a safetensors file: with the length of its header, then the header, which is JSON and so begins with a brace.
 fn starts_like_safetensors(path: &Path) -> Result<bool, InteropError> {
     let mut start = Vec::new();
     File::open(path).and_then(|file| file.take(9).read_to_end(&mut start)).map_err(InteropError::io("read", path))?;

@@ -1,4 +1,4 @@
-//! One network of the reference with what its file holds beside it, and its way to our names. Not here: files (`reference.rs`), telling
+//! One network of the reference with what its file holds beside it, and its translation to our names. Not here: files (`reference.rs`), inferring
 //! configurations from tensors (`infer.rs`).
 
 use super::error::InteropError;
@@ -10,10 +10,10 @@ use super::names::to_ours;
 use super::uvit::uvit_to_ours;
 use crate::weights::StateDict;
 
-/// Under which attribute a network was saved, which the reference's diffusion classes differ in.
+/// The attribute under which a network was saved, which differs between the reference's diffusion classes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Wrapper {
-    /// Under none: it stands for itself.
+    /// None: the network was saved alone.
     #[default]
     None,
     /// `model`: every class but one.
@@ -22,7 +22,7 @@ pub enum Wrapper {
     Net,
 }
 
-/// The networks of the reference, those of one kind together.
+/// The networks of the reference, grouped by kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReferenceNetwork {
     /// `Unet`, the one of `classifier_free_guidance`, `Unet1D`.
@@ -34,7 +34,7 @@ pub enum ReferenceNetwork {
 }
 
 impl ReferenceNetwork {
-    /// Its class.
+    /// The name of its class.
     pub fn name(self) -> &'static str {
         match self {
             Self::Unet => "Unet",
@@ -44,7 +44,7 @@ impl ReferenceNetwork {
     }
 }
 
-/// One network out of a checkpoint, under the reference's names without prefix.
+/// One network from a checkpoint, with the reference's names without prefix.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ReferenceWeights {
     pub state: StateDict,
@@ -56,7 +56,7 @@ pub struct ReferenceWeights {
 }
 
 impl ReferenceWeights {
-    /// Which network it is, by a tensor that only that network has.
+    /// The kind of network, recognised by a tensor that only this kind has.
     pub fn kind(&self) -> ReferenceNetwork {
         if self.state.contains("input_block.weight") {
             ReferenceNetwork::KarrasUnet
@@ -67,19 +67,18 @@ impl ReferenceWeights {
         }
     }
 
-    /// Tells the network's configuration from its tensors' shapes, and the formulation from what is beside it.
+    /// Infers the network's configuration from the shapes of its tensors, and the formulation from what is beside it.
     ///
     /// # Errors
-    /// Tensors that are no network of the reference, with the first one that does not fit; tables that are no schedule.
+    /// Tensors that are not a network of the reference, with the first one that does not fit; tables that are not a schedule.
     pub fn infer(&self) -> Result<Inferred, InteropError> {
         infer(self)
     }
 
-    /// The tensors under our names: those of the network, or, with a learned schedule, of
-    /// [`Scheduled`](crate::models::Scheduled).
+    /// The tensors with our names: those of the network, or, with a learned schedule, of [`Scheduled`](crate::models::Scheduled).
     ///
     /// # Errors
-    /// See [`to_ours`]; tensors that are no learned schedule.
+    /// See [`to_ours`]; tensors that are not a learned schedule.
     pub fn to_ours(&self) -> Result<StateDict, InteropError> {
         let network = match self.kind() {
             ReferenceNetwork::Unet => to_ours(&self.state)?,

@@ -1,8 +1,8 @@
-//! Safetensors files (<https://huggingface.co/docs/safetensors>): read into `f32`, written as `f32`, whole and reproducible.
-//! Not here: what the tensors are for.
+//! Safetensors files (<https://huggingface.co/docs/safetensors>): read into `f32`, written as `f32`, complete and reproducible. Not here: what the
+//! tensors are for.
 //!
-//! The format has no checksum, so ours carry one in the metadata entry `content_sha256`. It covers names, types, shapes,
-//! values and the other metadata, not their place in the file; files without the entry are read unchecked.
+//! The format has no checksum, so our files have one in the metadata entry `content_sha256`. It covers names, types, shapes, values and the other
+//! metadata, but not their position in the file. Files without the entry are not checked.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -33,7 +33,7 @@ const LONGEST_HEADER: u64 = 100_000_000;
 /// as they are: see [`StateDict::non_finite`].
 ///
 /// # Errors
-/// A file that is cut off, altered (where it has our checksum) or no safetensors file; an element type without `f32` values.
+/// The file is truncated, altered (if it has our checksum) or not a safetensors file, or has an element type without `f32` values.
 pub fn read_safetensors(path: &Path) -> Result<(StateDict, Metadata), InteropError> {
     let mut file = File::open(path).map_err(InteropError::io("read", path))?;
     let (header, data_start) = read_header(&mut file, path)?;
@@ -63,10 +63,10 @@ pub fn read_safetensors(path: &Path) -> Result<(StateDict, Metadata), InteropErr
     }
 }
 
-/// The metadata of a file, without reading what else is in it.
+/// The metadata of a file, without reading its tensors.
 ///
 /// # Errors
-/// No safetensors file, or one whose tensors do not fit into it.
+/// The file is not a safetensors file, or its tensors do not fit into it.
 pub fn read_metadata(path: &Path) -> Result<Metadata, InteropError> {
     let mut file = File::open(path).map_err(InteropError::io("read", path))?;
     let mut metadata = metadata_of(&read_header(&mut file, path)?.0);
@@ -78,8 +78,8 @@ fn metadata_of(header: &Header) -> Metadata {
     header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect()
 }
 
-/// Writes tensors (as `f32`) and metadata, with a checksum. Equal contents give equal bytes; `path` then holds either the whole
-/// file or what it held before.
+/// Writes tensors (as `f32`) and metadata, with a checksum. Equal contents give equal bytes. `path` always holds either the complete new file or what
+/// it held before.
 ///
 /// # Errors
 /// The folder is missing or not writable, the disk is full, a tensor's values do not fill its shape, or a tensor or metadata entry
@@ -88,7 +88,7 @@ pub fn write_safetensors(path: &Path, state: &StateDict, metadata: &Metadata) ->
     write_tensor_views(path, &state.iter().map(|(name, tensor)| (name, tensor.view())).collect(), metadata)
 }
 
-/// [`write_safetensors`] for tensors that are nobody's to give away: the same bytes, without a copy.
+/// Like [`write_safetensors`], for borrowed tensors: the same bytes, without a copy.
 ///
 /// # Errors
 /// As [`write_safetensors`].
@@ -140,7 +140,7 @@ fn read_header(file: &mut File, path: &Path) -> Result<(Header, u64), InteropErr
     Ok((header, 8 + length))
 }
 
-/// The header's offsets lie within the file: [`read_header`] has checked.
+/// The header's offsets lie within the file, as [`read_header`] has checked.
 fn read_data(file: &mut File, data_start: u64, info: &TensorInfo) -> io::Result<Vec<u8>> {
     let (start, end) = info.data_offsets;
     file.seek(SeekFrom::Start(data_start + start as u64))?;
@@ -193,7 +193,7 @@ enum Entry<'a> {
     Tensor { dtype: &'static str, shape: &'a [usize], data_offsets: [usize; 2] },
 }
 
-/// The safetensors crate writes metadata in the order of a hash map, which differs between runs; this is sorted.
+/// The safetensors crate writes metadata in the order of a hash map, which differs between runs; here they are sorted.
 fn header_bytes(
     path: &Path,
     tensors: &BTreeMap<&str, TensorView<'_>>,
@@ -253,7 +253,7 @@ mod tests {
         let (state, metadata) = example();
         write_safetensors(&path, &state, &metadata).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), bytes);
-        // Tensors start at multiples of 8 bytes, as the format's own writer has it, and its reader takes the file.
+        // Tensors start at multiples of 8 bytes, as in files of the format's own writer, and its reader accepts the file.
         assert_eq!(u64::from_le_bytes(bytes[..8].try_into().unwrap()) % 8, 0);
         let theirs = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!(theirs.tensor("a").unwrap().data(), 7f32.to_le_bytes());
@@ -285,7 +285,7 @@ mod tests {
             std::fs::write(&path, &altered).unwrap();
             match read_safetensors(&path) {
                 Err(_) => noticed += 1,
-                // Only where the checksum's own key was hit, so that it is an unknown text.
+                // Only if the key of the checksum itself was altered, which makes it an ordinary text entry.
                 Ok((read, metadata)) => assert!(read == state && metadata.len() == 3, "bit {bit}"),
             }
         }

@@ -1,5 +1,5 @@
-//! The formulation of a reference checkpoint, with what someone says about what its tensors leave open. Not here: what the tensors tell
-//! (`infer_diffusion.rs`).
+//! The formulation of a reference checkpoint, completed by values that the user gives for what its tensors leave open. Not here: what the tensors
+//! reveal (`infer_diffusion.rs`).
 
 use serde_json::{Map, Value};
 
@@ -9,11 +9,11 @@ use crate::diffusion::{DiffusionConfig, FormulationConfig};
 
 const FORMULATION: &str = "diffusion";
 
-/// What the meaning of an output depends on most: not guessed where the tensors tell nothing at all.
+/// The keys on which the meaning of the output depends most; they are not guessed if the tensors reveal nothing at all.
 fn needed(formulation: &FormulationConfig) -> &'static [&'static str] {
     match formulation {
         FormulationConfig::Gaussian(_) => &["timesteps", "beta_schedule", "objective"],
-        // Their classes predict noise, and noise and data, whatever they are told.
+        // These classes predict noise, or noise and data, whatever their options.
         FormulationConfig::LearnedVariance(_) | FormulationConfig::WeightedObjective(_) => {
             &["timesteps", "beta_schedule"]
         }
@@ -24,12 +24,11 @@ fn needed(formulation: &FormulationConfig) -> &'static [&'static str] {
 }
 
 impl Inferred {
-    /// The formulation, with keys of a [`DiffusionConfig`] that someone gives (`diffusion`, `objective`, `noise_schedule`, ...). They
-    /// replace what is [`assumed`](Self::assumed); another formulation than the assumed one starts from its defaults.
+    /// The formulation, with given keys of a [`DiffusionConfig`] (`diffusion`, `objective`, `noise_schedule`, ...). They replace what is
+    /// [`assumed`](Self::assumed); a formulation other than the assumed one starts from its defaults.
     ///
     /// # Errors
-    /// A key that contradicts the tensors; a key or a value that the formulation does not have; too little said where the tensors tell
-    /// nothing.
+    /// A key contradicts the tensors; the formulation does not have a key or a value; the tensors reveal nothing and too few keys are given.
     pub fn diffusion_with(&self, said: &Map<String, Value>) -> Result<DiffusionConfig, InteropError> {
         let config = match &self.diffusion {
             Some(told) => self.completed(told, said)?,

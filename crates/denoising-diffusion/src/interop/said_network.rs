@@ -1,4 +1,4 @@
-//! The network of a reference checkpoint, with what someone says about what its tensors leave open. Not here: what the tensors tell
+//! The network of a reference checkpoint, completed by values that the user gives for what its tensors leave open. Not here: what the tensors reveal
 //! (`infer.rs`), and the formulation (`said.rs`).
 
 use serde::de::DeserializeOwned;
@@ -9,11 +9,11 @@ use super::inferred::Inferred;
 use crate::models::{ImageTransform, NetworkConfig, UvitConfig};
 
 impl Inferred {
-    /// The same with options of the network that someone gives (`sinusoidal_pos_emb_theta`, `mid_attn_heads`, `mp_cat_t`, `image_transform`, ...).
-    /// They replace what is [`assumed`](Self::assumed).
+    /// The same with given options of the network (`sinusoidal_pos_emb_theta`, `mid_attn_heads`, `mp_cat_t`, `image_transform`, ...). They replace
+    /// what is [`assumed`](Self::assumed).
     ///
     /// # Errors
-    /// An option that is not open; a value that gives no network.
+    /// An option that is not open, or a value that does not give a network.
     pub fn with_network(mut self, said: &Map<String, Value>) -> Result<Self, InteropError> {
         for (key, value) in said {
             if key == "mid_attn_heads" {
@@ -40,10 +40,10 @@ impl Inferred {
         Ok(self)
     }
 
-    /// The same with another number of heads in the middle block, where no tensor tells it.
+    /// The same with another number of heads in the middle block, if no tensor reveals it.
     ///
     /// # Errors
-    /// The tensors tell it, or their features cannot be shared out to so many heads.
+    /// The tensors reveal it, or their channels cannot be divided into this number of heads.
     pub fn with_mid_attn_heads(mut self, heads: usize) -> Result<Self, InteropError> {
         let told = || InteropError::Contradicted {
             key: "mid_attn_heads".to_string(),
@@ -65,7 +65,7 @@ impl Inferred {
     }
 }
 
-/// The same tensors behind a transform: what they take and give are transformed channels.
+/// The same tensors behind a transform: their inputs and outputs are transformed channels.
 fn behind(uvit: &UvitConfig, image_transform: ImageTransform) -> Result<UvitConfig, InteropError> {
     let transformed = |channels: usize| uvit.transformed(channels);
     let bare = |channels: usize| {

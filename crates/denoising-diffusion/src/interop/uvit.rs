@@ -1,5 +1,5 @@
-//! The reference's U-ViT (`simple_diffusion.UViT`): the names and shapes of its parameters beside ours, and its configuration, told from
-//! tensors. Not here: files, and the U-Net (`names.rs`, `infer.rs`).
+//! The reference's U-ViT (`simple_diffusion.UViT`): its parameters' names and shapes beside ours, and its configuration, inferred from tensors. Not
+//! here: files, and the U-Net (`names.rs`, `infer.rs`).
 
 use super::error::InteropError;
 use super::names::{is_index, our_attention, our_name, our_residual, refuse_unknown};
@@ -10,7 +10,7 @@ use crate::weights::{HostTensor, StateDict, StateDictError};
 /// configuration.
 ///
 /// # Errors
-/// Tensors that a U-ViT does not have (at most five are named), and shapes that no layer of one has.
+/// Tensors that a U-ViT does not have (at most five are listed), or shapes that none of its layers has.
 pub fn uvit_to_ours(reference: &StateDict) -> Result<StateDict, InteropError> {
     let patches = reference.contains("unpatchify.weight");
     let unknown: Vec<&str> = reference.names().filter(|name| uvit_name(name, patches).is_none()).collect();
@@ -28,11 +28,11 @@ pub fn uvit_to_ours(reference: &StateDict) -> Result<StateDict, InteropError> {
     Ok(ours)
 }
 
-/// Tells a U-ViT's configuration from its tensors under the reference's names. No tensor tells `vit_dropout`, which is taken as the
-/// reference's default and matters for training only, and `image_transform`, which is taken as none: the reference is given functions.
+/// Infers a U-ViT's configuration from its tensors, with the reference's names. No tensor reveals `vit_dropout`, which is assumed to be the
+/// reference's default and matters for training only, nor `image_transform`, which is assumed to be none, because the reference is given functions.
 ///
 /// # Errors
-/// Tensors that are missing, or contradict each other.
+/// Tensors are missing or contradict each other.
 pub fn infer_uvit(state: &StateDict) -> Result<UvitConfig, InteropError> {
     let [time_dim, _] = shape::<2>(state, "time_mlp.3.weight")?;
     let dim = ratio("the time embedding", time_dim, 4)?;
@@ -96,7 +96,7 @@ pub fn infer_uvit(state: &StateDict) -> Result<UvitConfig, InteropError> {
     Ok(config)
 }
 
-/// Our name for a reference name, if it is one of a U-ViT. `patches`: whether its first layer takes patches.
+/// Our name for a reference name, if a U-ViT has it. `patches`: whether its first layer takes patches.
 fn uvit_name(reference: &str, patches: bool) -> Option<String> {
     let parts: Vec<&str> = reference.split('.').collect();
     match parts[..] {
@@ -131,7 +131,7 @@ fn uvit_name(reference: &str, patches: bool) -> Option<String> {
     }
 }
 
-/// A stage's blocks and its attention, the first of which is `first` in the reference's list.
+/// Maps a stage's blocks and its attention, the first of which is `first` in the reference's list.
 fn stage_part(part: &str, first: usize, rest: &[&str]) -> Option<String> {
     match part.parse::<usize>().ok()?.checked_sub(first)? {
         0 => Some(format!("block1.{}", our_residual(rest)?)),
@@ -148,7 +148,7 @@ fn is_pixelwise(ours: &str) -> bool {
         || matches!(ours, "init_conv.conv.weight" | "init_conv.linear.weight")
 }
 
-/// `[o, i, ...]` as `[o, i ..., 1, 1]`.
+/// Reshapes `[o, i, ...]` to `[o, i ..., 1, 1]`.
 fn as_conv(name: &str, tensor: &HostTensor) -> Result<HostTensor, InteropError> {
     match tensor.shape[..] {
         [out, _] | [out, _, _, _] if out > 0 => Ok(tensor.clone().reshaped([out, tensor.values.len() / out, 1, 1])?),
@@ -167,7 +167,7 @@ fn shape<const D: usize>(state: &StateDict, name: &str) -> Result<[usize; D], In
     tensor.shape.clone().try_into().map_err(|_| wrong())
 }
 
-/// `whole / part`, both above 0 and without a remainder.
+/// `whole / part`, both greater than 0 and without remainder.
 fn ratio(what: &str, whole: usize, part: usize) -> Result<usize, InteropError> {
     match whole.checked_div(part) {
         Some(times) if times > 0 && times * part == whole => Ok(times),

@@ -9,7 +9,7 @@ use super::{Conv2d, Init, RmsNorm, ops, recompute};
 #[derive(Module, Debug)]
 pub struct Attention {
     pub norm: RmsNorm,
-    /// `[2, heads, memory, d]`: keys, then values. Some networks have none.
+    /// `[2, heads, memory, d]`: keys, then values. `None` in networks without memory.
     pub mem_kv: Option<Param<Tensor<4>>>,
     pub to_qkv: Conv2d,
     pub to_out: Conv2d,
@@ -55,12 +55,12 @@ impl Attention {
     }
 }
 
-/// Linear attention (Shen et al. 2021, "Efficient attention"): softmax of queries over features and of keys over positions,
-/// so that its cost grows with the number of pixels rather than with its square.
+/// Linear attention (Shen et al. 2021, "Efficient attention"): softmax of queries over features and of keys over positions, so that the cost is
+/// proportional to the number of pixels instead of its square.
 #[derive(Module, Debug)]
 pub struct LinearAttention {
     pub norm: RmsNorm,
-    /// `[2, heads, d, memory]`: keys, then values. Some networks have none.
+    /// `[2, heads, d, memory]`: keys, then values. `None` in networks without memory.
     pub mem_kv: Option<Param<Tensor<4>>>,
     pub to_qkv: Conv2d,
     pub to_out: Conv2d,
@@ -70,7 +70,7 @@ pub struct LinearAttention {
 }
 
 impl LinearAttention {
-    /// With `memory` learned pairs of key and value beside the positions.
+    /// With `memory` learned pairs of key and value in addition to the positions.
     pub fn new(init: &mut Init, dim: usize, heads: usize, dim_head: usize, memory: usize) -> Self {
         let hidden = heads * dim_head;
         Self {

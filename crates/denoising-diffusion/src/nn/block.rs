@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 
 use super::{Axes, Conv2d, Dropout, Init, Linear, Linears, RmsNorm, ops, recompute};
 
-/// Convolution of three pixels along each axis, normalisation, scale and shift, SiLU.
+/// Convolution (three pixels along each axis), normalisation, scale and shift, SiLU.
 #[derive(Module, Debug)]
 pub struct Block {
     pub proj: Conv2d,
@@ -17,8 +17,7 @@ impl Block {
         Self { proj: Conv2d::along(init, axes, dim_in, dim_out, 3), norm: RmsNorm::new(init, dim_out) }
     }
 
-    /// `[b, h, w, c_in] -> [b, h, w, c_out]`, scaled and shifted by `scale_shift` `[b, 2 c_out]`. `skip` lies beside `x` along the
-    /// channels.
+    /// `[b, h, w, c_in] -> [b, h, w, c_out]`, scaled and shifted by `scale_shift` `[b, 2 c_out]`. `skip` is concatenated to `x` along the channels.
     pub fn forward_scaled(&self, x: Tensor<4>, skip: Option<Tensor<4>>, scale_shift: Tensor<2>) -> Tensor<4> {
         let g = self.norm.g.val();
         match skip {
@@ -33,20 +32,20 @@ impl Block {
     }
 }
 
-/// Two blocks around a dropout, the first one scaled and shifted by what the block is conditioned on (the time embedding, and a
-/// class embedding beside it), plus the input.
+/// Two blocks with a dropout between them, plus the input. The first block is scaled and shifted by the condition (the time embedding, concatenated
+/// with a class embedding if there is one).
 #[derive(Module, Debug)]
 pub struct ResnetBlock {
     pub mlp: Linear,
     pub block1: Block,
     pub dropout: Dropout,
     pub block2: Block,
-    /// Where the number of channels changes.
+    /// Present if the number of channels changes.
     pub res_conv: Option<Conv2d>,
 }
 
 impl ResnetBlock {
-    /// Of images; `dropout` in [0, 1).
+    /// For images; `dropout` in [0, 1).
     pub fn new(init: &mut Init, dim_in: usize, dim_out: usize, cond_dim: usize, dropout: f64) -> Self {
         Self::along(init, Axes::Both, dim_in, dim_out, cond_dim, dropout)
     }
@@ -62,8 +61,8 @@ impl ResnetBlock {
         }
     }
 
-    /// `x` `[b, h, w, c]` and, if given, `skip` `[b, h, w, c_in - c]` beside it to `[b, h, w, c_out]`. `cond` is of SiLU of what the block is
-    /// conditioned on, `[b, cond_dim]`, which the network computes once for all blocks.
+    /// Maps `x` `[b, h, w, c]`, concatenated with `skip` `[b, h, w, c_in - c]` if given, to `[b, h, w, c_out]`. `cond` is computed from SiLU of the
+    /// condition, `[b, cond_dim]`, once for all blocks of the network.
     pub fn forward(&self, x: Tensor<4>, skip: Option<Tensor<4>>, cond: &Linears) -> Tensor<4> {
         let scale_shift = cond.of(&self.mlp);
         if ops::recomputes(&x) && !self.dropout.drops(&x) {

@@ -1,17 +1,17 @@
-//! Convolution on channels-last data: of images, and of sequences, which are images of height 1.
+//! Convolution of channels-last data: of images, and of sequences, which are images of height 1.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use super::{Init, ops};
 
-/// The axes that a network's kernels extend along, and its resampling acts on.
+/// The axes along which a network's kernels extend and its resampling acts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Axes {
-    /// Those of an image.
+    /// Both axes of an image.
     #[default]
     Both,
-    /// The one of a sequence, which is carried as an image of height 1.
+    /// The axis of a sequence, which is carried as an image of height 1.
     Width,
 }
 
@@ -57,12 +57,12 @@ impl Conv2d {
         ops::conv2d(x, self.weight.val(), self.bias())
     }
 
-    /// Of the resampled image; see [`ops::conv2d_resampled`].
+    /// The convolution of the resampled image; see [`ops::conv2d_resampled`].
     pub fn forward_resampled(&self, x: Tensor<4>, resampling: ops::Resampling) -> Tensor<4> {
         ops::conv2d_resampled(x, resampling, self.weight.val(), self.bias())
     }
 
-    /// Of `x` and, if given, `skip` side by side along the channels.
+    /// The convolution of `x`, concatenated with `skip` along the channels if given.
     pub fn forward_skip(&self, x: Tensor<4>, skip: Option<Tensor<4>>) -> Tensor<4> {
         match skip {
             Some(skip) => ops::conv2d_skip(x, skip, self.weight.val(), self.bias()),

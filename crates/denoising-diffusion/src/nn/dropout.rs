@@ -1,5 +1,5 @@
-//! Dropout whose draws can be repeated: each takes the next number of a count, which with a key says what is dropped, so that a block that is computed
-//! again drops out the same, and every device drops the same.
+//! Dropout with repeatable draws. Each draw takes the next number of a counter, which together with a key determines what is dropped. So a block that
+//! is computed again drops the same values, and every device drops the same.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -9,13 +9,13 @@ use burn::tensor::{Device, Tensor};
 
 use super::ops::{self, DropoutKey};
 
-/// Where draws stand, for the whole process: Burn's operations carry no context.
+/// The state of the draws, which is global to the process because Burn's operations carry no context.
 #[derive(Clone, Debug)]
 pub struct Draws {
     key: DropoutKey,
-    /// How many were made since.
+    /// Number of draws since the count began.
     count: u64,
-    /// Which counts were begun before this one.
+    /// Number of counts begun before this one.
     begun: u64,
 }
 
@@ -25,13 +25,13 @@ fn with<T>(change: impl FnOnce(&mut Draws) -> T) -> T {
     change(&mut DRAWS.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Begins a count, and seeds Burn's own generator on this device, which layers of others draw from.
+/// Begins a count, and seeds Burn's own generator on this device, which layers that are not ours use.
 pub fn seed(device: &Device, seed: u64) {
     begin(key(seed));
     device.seed(seed);
 }
 
-/// The key of a seed.
+/// The key for a seed.
 pub fn key(seed: u64) -> DropoutKey {
     DropoutKey::Words([seed as u32, (seed >> 32) as u32])
 }
@@ -41,23 +41,23 @@ pub fn begin(key: DropoutKey) {
     with(|draws| *draws = Draws { key, count: 0, begun: draws.begun + 1 });
 }
 
-/// Lets go of the count's key, which whoever gave it may then change where it lies.
+/// Releases the count's key, so that its owner can change it in place.
 pub fn let_go() {
     with(|draws| draws.key = DropoutKey::Words([0; 2]));
 }
 
 impl Draws {
-    /// Where they stand.
+    /// The present state.
     pub fn now() -> Self {
         with(|draws| draws.clone())
     }
 
-    /// How many were made since the count began.
+    /// Number of draws since the count began.
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// Runs `work` as it ran, or is about to run, from here on. What is drawn afterwards is not changed by a repetition.
+    /// Runs `work` with the draws that follow this state, as it ran before or is about to run. Later draws do not depend on the repetition.
     pub fn from_here<T>(self, work: impl FnOnce() -> T) -> T {
         let here = (self.begun, self.count);
         let before = with(|draws| std::mem::replace(draws, self));
@@ -69,7 +69,7 @@ impl Draws {
     }
 }
 
-/// In train behaviour, zeros in place of a part `prob` of the values, and the others over `1 - prob`.
+/// In train behaviour, sets a fraction `prob` of the values to zero and divides the others by `1 - prob`.
 #[derive(Module, Debug)]
 pub struct Dropout {
     layer: Layer,
@@ -81,7 +81,7 @@ impl Dropout {
         Self { layer: DropoutConfig::new(prob).init() }
     }
 
-    /// Whether values of `x` will be dropped out.
+    /// Whether values of `x` will be dropped.
     pub fn drops<const D: usize>(&self, x: &Tensor<D>) -> bool {
         self.layer.prob > 0.0 && self.layer.training.is_enabled() && x.device().is_autodiff()
     }
@@ -92,7 +92,7 @@ impl Dropout {
         }
         let Draws { key, count, .. } = with(|draws| {
             if ops::reads_key_on_device(&x) {
-                // Once for all draws of this count.
+                // Uploaded once for all draws of this count.
                 draws.key = draws.key.clone().on_device(&x.device());
             }
             let now = draws.clone();

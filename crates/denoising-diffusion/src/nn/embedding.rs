@@ -26,7 +26,7 @@ impl SinusoidalPosEmb {
         sin_cos(time.unsqueeze_dim(1) * frequencies)
     }
 
-    /// `[1, dim / 2]`. Uploaded once per device: what is recorded of a training step cannot upload.
+    /// `[1, dim / 2]`. Uploaded once per device, because a recorded training step cannot upload.
     fn frequencies(&self, device: &Device) -> Tensor<2> {
         type Key = (Device, bool, usize, u64);
         static KNOWN: Mutex<Vec<(Key, Tensor<2>)>> = Mutex::new(Vec::new());
@@ -44,7 +44,7 @@ impl SinusoidalPosEmb {
     }
 }
 
-/// Sines and cosines of `2 pi time weights`, behind `time` itself; the weights are learned or stay as they were drawn.
+/// `time` itself, then sines and cosines of `2 pi time weights`; the weights are learned or stay as they were drawn.
 #[derive(Module, Debug)]
 pub struct FourierPosEmb {
     /// `[dim / 2]`
@@ -73,7 +73,7 @@ impl FourierPosEmb {
     }
 }
 
-/// A learned vector for each of `n` things.
+/// A learned vector for each of `n` items.
 #[derive(Module, Debug)]
 pub struct Embedding {
     /// `[n, dim]`
@@ -86,8 +86,8 @@ impl Embedding {
         Self { weight: init.normal([n, dim]) }
     }
 
-    /// The vector of each `index` in 0..n, and `other` `[dim]` for index n: `[b] -> [b, dim]`. The caller sees to it that no index is
-    /// larger: indices are not looked at here.
+    /// The vector of each `index` in 0..n, and `other` `[dim]` for index n: `[b] -> [b, dim]`. The caller must ensure that no index is larger;
+    /// indices are not checked.
     pub fn forward_or(&self, index: Tensor<1, Int>, other: Tensor<1>) -> Tensor<2> {
         Tensor::cat(vec![self.weight.val(), other.unsqueeze()], 0).select(0, index)
     }

@@ -1,4 +1,4 @@
-//! The hidden layer of a transformer's block, scaled and shifted inside by what the network is conditioned on.
+//! The hidden layer of a transformer block, with scale and shift inside it that depend on the network's condition.
 
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -6,10 +6,10 @@ use burn::tensor::Tensor;
 use super::ops::in_f32;
 use super::{Conv2d, Dropout, Init, Linear, ops};
 
-/// `proj_out(dropout(silu(proj_in(x / rms(x))) (scale + 1) + shift))`, scale and shift linear in `cond` and 0 to begin with.
+/// `proj_out(dropout(silu(proj_in(x / rms(x))) (scale + 1) + shift))`, where scale and shift are linear in `cond` and initially 0.
 #[derive(Module, Debug)]
 pub struct ScaledFeedForward {
-    /// To scale and shift, `[2 hidden, cond_dim]`.
+    /// Computes scale and shift, `[2 hidden, cond_dim]`.
     pub to_scale_shift: Linear,
     pub proj_in: Conv2d,
     pub dropout: Dropout,
@@ -17,7 +17,7 @@ pub struct ScaledFeedForward {
 }
 
 impl ScaledFeedForward {
-    /// A hidden layer of `dim * mult`; `dropout` in [0, 1).
+    /// With a hidden layer of size `dim * mult`; `dropout` in [0, 1).
     pub fn new(init: &mut Init, dim: usize, mult: usize, cond_dim: usize, dropout: f64) -> Self {
         let hidden = dim * mult;
         Self {
@@ -28,8 +28,8 @@ impl ScaledFeedForward {
         }
     }
 
-    /// The layer plus `x`: `x [b, h, w, c]` to `[b, h, w, c]`, where `scale_shift` `[b, 2 hidden]` is what `to_scale_shift` makes of SiLU of what
-    /// the network is conditioned on.
+    /// The layer plus `x`: `x [b, h, w, c]` to `[b, h, w, c]`. `scale_shift` `[b, 2 hidden]` is the output of `to_scale_shift` for SiLU of the
+    /// network's condition.
     pub fn forward_residual(&self, x: Tensor<4>, scale_shift: Tensor<2>) -> Tensor<4> {
         let dim = x.dims()[3];
         let normalised = ops::rms_norm(x.clone(), Tensor::ones([dim], &x.device()), None);

@@ -4,25 +4,25 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::{ops, pixel_shuffle};
 
-/// Half the signs with which a block's pixels (row by row) enter its four values: mean, difference of columns, of rows, and of diagonals.
+/// Half the signs of a block's pixels (row by row) in its four values: mean, difference of columns, of rows, and of diagonals.
 const HAAR: [[f32; 4]; 4] =
     [[0.5, 0.5, 0.5, 0.5], [0.5, -0.5, 0.5, -0.5], [0.5, 0.5, -0.5, -0.5], [0.5, -0.5, -0.5, 0.5]];
 
-/// `[b, h, w, c]` to `[b, h / 2, w / 2, 4 c]`: channel `4 c + k` holds, of channel c of each 2x2 block with pixels p q / r s,
-/// `(p + q + r + s) / 2`, `(p - q + r - s) / 2`, `(p + q - r - s) / 2`, `(p - q - r + s) / 2`. Both sides are even.
+/// `[b, h, w, c]` to `[b, h / 2, w / 2, 4 c]`. For each 2x2 block of channel c with pixels p q / r s, the channels `4 c + k` hold
+/// `(p + q + r + s) / 2`, `(p - q + r - s) / 2`, `(p + q - r - s) / 2`, `(p - q - r + s) / 2`. Both sides must be even.
 pub fn haar(x: Tensor<4>) -> Tensor<4> {
     let weight = weight(x.dims()[3], &x);
     ops::conv2d_resampled(x, ops::Resampling::Halve, weight, None)
 }
 
-/// The other way: `[b, h, w, 4 c]` to `[b, 2 h, 2 w, c]`.
+/// The inverse: `[b, h, w, 4 c]` to `[b, 2 h, 2 w, c]`.
 pub fn inverse_haar(x: Tensor<4>) -> Tensor<4> {
     // The matrix is orthonormal and equals its transpose.
     let weight = weight(x.dims()[3] / 4, &x);
     pixel_shuffle(ops::conv2d(x, weight, None), 2)
 }
 
-/// [`HAAR`] for each of `c` channels, `[4 c, 4 c, 1, 1]`, where `like` is.
+/// [`HAAR`] for each of `c` channels, `[4 c, 4 c, 1, 1]`, on the device of `like`.
 fn weight(c: usize, like: &Tensor<4>) -> Tensor<4> {
     let at = |row: usize, column: usize| if row / 4 == column / 4 { HAAR[row % 4][column % 4] } else { 0.0 };
     let values: Vec<f32> = (0..16 * c * c).map(|i| at(i / (4 * c), i % (4 * c))).collect();

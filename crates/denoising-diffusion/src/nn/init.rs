@@ -1,12 +1,11 @@
-//! Initial weights, as PyTorch's layers draw them by default, from our own streams: parameter `k` of a network depends on
-//! (seed, k) alone.
+//! Initial weights, distributed as in PyTorch's layers, from our own streams: parameter `k` of a network depends only on (seed, k).
 
 use burn::module::{Param, ParamId};
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::noise::{Purpose, Stream};
 
-/// Draws the parameters of one network, in the order in which its layers ask for them.
+/// Draws the parameters of one network, in the order in which its layers request them.
 #[derive(Debug)]
 pub struct Init {
     seed: u64,
@@ -16,21 +15,21 @@ pub struct Init {
     work: Work,
 }
 
-/// What is done where a layer asks for a parameter.
+/// What is done when a layer requests a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Work {
     Draw,
-    /// Its values are counted, and it stays empty.
+    /// Its values are only counted; it stays empty.
     Count,
 }
 
 impl Init {
-    /// Parameters from `seed` on `device` (an autodiff device for training, a plain one for evaluation alone).
+    /// Parameters from `seed` on `device` (an autodiff device for training, a plain one for evaluation only).
     pub fn new(seed: u64, device: &Device) -> Self {
         Self { seed, device: device.clone(), drawn: 0, values: 0, work: Work::Draw }
     }
 
-    /// Makes networks whose parameters are empty, to learn [how many values](Self::values) they would have. Such a network cannot be run.
+    /// Makes networks with empty parameters, to count the [values](Self::values) that they would have. Such a network cannot be run.
     pub fn counting() -> Self {
         Self { work: Work::Count, ..Self::new(0, &Device::flex()) }
     }
@@ -40,12 +39,12 @@ impl Init {
         &self.device
     }
 
-    /// Values of all parameters so far.
+    /// Number of values of all parameters so far.
     pub fn values(&self) -> u64 {
         self.values
     }
 
-    /// A parameter with the values that `fill` gives; it is told how many.
+    /// A parameter with values from `fill`, which is given their number.
     fn parameter<const D: usize>(
         &mut self,
         shape: [usize; D],
@@ -63,7 +62,7 @@ impl Init {
         Param::initialized(ParamId::new(), if trainable { tensor.require_grad() } else { tensor })
     }
 
-    /// Uniform in `[-1/sqrt(fan_in), 1/sqrt(fan_in)]`: PyTorch's default of linear and convolution layers, weight and bias.
+    /// Uniform in `[-1/sqrt(fan_in), 1/sqrt(fan_in)]`: PyTorch's default for weights and biases of linear layers and convolutions.
     pub fn uniform<const D: usize>(&mut self, shape: [usize; D], fan_in: usize) -> Param<Tensor<D>> {
         self.uniform_within(shape, 1.0 / (fan_in as f64).sqrt())
     }
@@ -73,7 +72,7 @@ impl Init {
         self.parameter(shape, |stream, count| (0..count).map(|_| within(stream, bound)).collect())
     }
 
-    /// Uniform in `[-bound, bound]`, every slice along the first dimension `times` times in a row; `shape[0]` is a multiple of `times`.
+    /// Uniform in `[-bound, bound]`, with every slice along the first dimension repeated `times` times in a row; `shape[0]` is a multiple of `times`.
     pub fn uniform_repeated<const D: usize>(
         &mut self,
         shape: [usize; D],
@@ -115,7 +114,7 @@ impl Init {
         self.same(shape, 1.0)
     }
 
-    /// Takes no stream, so that what is drawn after it does not depend on it.
+    /// Takes no number of a stream, so that later parameters do not depend on it.
     fn same<const D: usize>(&mut self, shape: [usize; D], value: f32) -> Param<Tensor<D>> {
         let drawn = self.drawn;
         let parameter = self.parameter(shape, |_, count| vec![value; count]);

@@ -1,4 +1,4 @@
-//! Layer normalisation: without weights, as transformers with adaptive normalisation use it, and with them.
+//! Layer normalisation: without weights, for transformers with adaptive normalisation, and with weights.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use super::Init;
 use super::ops::in_f32;
 
-/// What is added to the variance where there are no weights.
+/// Added to the variance if there are no weights.
 pub(super) const EPS: f64 = 1e-6;
 
 /// `(x - mean) / sqrt(variance + 1e-6)` over the last dimension (Ba et al. 2016), `[b, h, w, c]`.

@@ -1,4 +1,4 @@
-//! The linear layer, and many of one input.
+//! The linear layer, and many linear layers with the same input.
 
 use std::collections::HashMap;
 
@@ -21,18 +21,18 @@ impl Linear {
         Self { weight: init.uniform([dim_out, dim_in], dim_in), bias: init.uniform([dim_out], dim_in) }
     }
 
-    /// Weights from Xavier's uniform distribution (Glorot and Bengio 2010), no bias to begin with.
+    /// Weights from Xavier's uniform distribution (Glorot and Bengio 2010); the bias is initially zero.
     pub fn xavier(init: &mut Init, dim_in: usize, dim_out: usize) -> Self {
         let bound = (6.0 / (dim_in + dim_out) as f64).sqrt();
         Self { weight: init.uniform_within([dim_out, dim_in], bound), bias: init.zeros([dim_out]) }
     }
 
-    /// Weights from a normal distribution of a given deviation, no bias to begin with.
+    /// Weights from a normal distribution with the given standard deviation; the bias is initially zero.
     pub fn normal(init: &mut Init, dim_in: usize, dim_out: usize, deviation: f64) -> Self {
         Self { weight: init.normal_of([dim_out, dim_in], deviation), bias: init.zeros([dim_out]) }
     }
 
-    /// Gives zeros to begin with.
+    /// Weights and bias are initially zero.
     pub fn zeros(init: &mut Init, dim_in: usize, dim_out: usize) -> Self {
         Self { weight: init.zeros([dim_out, dim_in]), bias: init.zeros([dim_out]) }
     }
@@ -42,7 +42,7 @@ impl Linear {
     }
 }
 
-/// What many layers make of one input: all at once, where the device is faster so, else each when it is asked for.
+/// The outputs of many layers for one input: computed all at once if that is faster on the device, otherwise each when it is requested.
 #[derive(Clone, Debug)]
 pub struct Linears {
     x: Tensor<2>,
@@ -50,7 +50,7 @@ pub struct Linears {
 }
 
 impl Linears {
-    /// Of `x` `[b, c_in]`, by these layers and, when they are asked for, others.
+    /// For `x` `[b, c_in]`, with these layers; the outputs of others are computed when they are requested.
     pub fn new<'a>(x: Tensor<2>, layers: impl IntoIterator<Item = &'a Linear>) -> Self {
         let layers: Vec<&Linear> = layers.into_iter().collect();
         let weights: Vec<_> = layers.iter().map(|layer| (layer.weight.val(), layer.bias.val())).collect();
@@ -58,7 +58,7 @@ impl Linears {
         Self { x, ready: layers.iter().map(|layer| layer.weight.id).zip(results).collect() }
     }
 
-    /// What this layer makes of it: `[b, c_out]`.
+    /// The output of this layer: `[b, c_out]`.
     pub fn of(&self, layer: &Linear) -> Tensor<2> {
         self.ready.get(&layer.weight.id).cloned().unwrap_or_else(|| layer.forward(self.x.clone()))
     }

@@ -1,10 +1,10 @@
-//! Magnitude-preserving layers (Karras et al. 2023, "Analyzing and improving the training dynamics of diffusion models",
-//! arXiv:2312.02696, "EDM2"): whatever has unit variance keeps it, and the size of a weight means nothing. Data are volumes, channels last:
-//! `[b, d, h, w, c]`; images have depth 1, sequences height 1, too.
+//! Magnitude-preserving layers (Karras et al. 2023, "Analyzing and improving the training dynamics of diffusion models", arXiv:2312.02696, "EDM2"):
+//! inputs of unit variance give outputs of unit variance, and the magnitude of a weight has no effect. Data are volumes, channels last:
+//! `[b, d, h, w, c]`; images have depth 1, sequences also height 1.
 //!
-//! Normalisation happens twice and in two places. The forward pass divides weights by their norm (eq. 47), in every mode, and changes none of
-//! them. *Forced* normalisation (algorithm 1) replaces the stored weights, so that the step size stays what the learning rate says; that is what training
-//! does after a step of the optimizer to the tensors that [`Network::forces_norm_of`](crate::models::Network::forces_norm_of) names, and nothing else does.
+//! Weights are normalised in two places. The forward pass divides them by their norm (eq. 47), in every mode, and does not change the stored ones.
+//! *Forced* normalisation (algorithm 1) replaces the stored weights, so that the step size remains what the learning rate says. Only training does
+//! that, after each step of the optimizer, to the tensors named by [`Network::forces_norm_of`](crate::models::Network::forces_norm_of).
 
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
@@ -13,13 +13,13 @@ use super::embedding::sin_cos;
 use super::ops::in_f32;
 use super::{Init, ops};
 
-/// Norms, of pixels and of weights, below this count as this.
+/// Lower bound of the norms of pixels and weights that things are divided by.
 pub const MP_EPS: f64 = 1e-4;
 
-/// What SiLU is multiplied by for magnitudes to stay: one over the root mean square of SiLU of a standard normal variable (section B.3).
+/// The factor of SiLU that preserves magnitude: one over the root mean square of SiLU of a standard normal variable (section B.3).
 pub const MP_SILU: f64 = 1.0 / 0.596;
 
-/// `silu(x) / 0.596` (eq. 81). Before a convolution, the number is better multiplied to its weights: [`MpConv::forward_times`].
+/// `silu(x) / 0.596` (eq. 81). Before a convolution, it is better to multiply the convolution's weights by the factor: [`MpConv::forward_times`].
 pub fn mp_silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     ops::silu(x) * MP_SILU
 }
@@ -30,14 +30,14 @@ pub fn mp_sum<const D: usize>(a: Tensor<D>, b: Tensor<D>, t: f64) -> Tensor<D> {
     ops::add_scaled(a * of_a, b, of_b)
 }
 
-/// What two branches of unit variance are multiplied by, so that their sum has it: `1 - t` and `t` over `sqrt((1 - t)^2 + t^2)`.
+/// The factors of two branches of unit variance whose sum then has unit variance: `1 - t` and `t` over `sqrt((1 - t)^2 + t^2)`.
 fn shares(t: f64) -> [f64; 2] {
     let scale = ((1.0 - t).powi(2) + t.powi(2)).sqrt().recip();
     [(1.0 - t) * scale, t * scale]
 }
 
-/// `sqrt((Na + Nb) / ((1 - t)^2 + t^2)) [(1 - t) / sqrt(Na) a, t / sqrt(Nb) b]` along the last dimension, of `Na` and `Nb` channels
-/// (eq. 103): both contribute by `1 - t` and `t`, however many channels they have. `[b, d, h, w, Na or Nb]`.
+/// `sqrt((Na + Nb) / ((1 - t)^2 + t^2)) [(1 - t) / sqrt(Na) a, t / sqrt(Nb) b]` along the last dimension, with `Na` and `Nb` channels (eq. 103): the
+/// two contribute `1 - t` and `t`, whatever their numbers of channels. `[b, d, h, w, Na or Nb]`.
 pub fn mp_cat(a: Tensor<5>, b: Tensor<5>, t: f64) -> Tensor<5> {
     let [batch, d, h, w, na] = a.dims();
     let nb = b.dims()[4];
@@ -47,20 +47,20 @@ pub fn mp_cat(a: Tensor<5>, b: Tensor<5>, t: f64) -> Tensor<5> {
     ops::join_scaled(image(a, na), image(b, nb), factors).reshape([batch, d, h, w, na + nb])
 }
 
-/// `x / max(|x|, 1e-4) sqrt(c)` over the last dimension, of `c` channels (eq. 30).
+/// `x / max(|x|, 1e-4) sqrt(c)` over the last dimension, which has `c` channels (eq. 30).
 pub fn pixel_norm<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     let channels = x.dims()[D - 1] as f64;
     ops::unit_rows(x, channels.sqrt(), MP_EPS)
 }
 
-/// Each output's weights scaled to the root mean square `scale`.
+/// Scales the weights of each output to the root mean square `scale`.
 fn normalized<const D: usize>(weight: Tensor<D>, scale: f64) -> Tensor<D> {
     let dims = weight.dims();
     let n = dims[1..].iter().product::<usize>();
     ops::unit_rows(weight.reshape([dims[0], n]), scale * (n as f64).sqrt(), MP_EPS).reshape(dims)
 }
 
-/// Standard normal weights, normalised as after a step.
+/// Standard normal weights, normalised as after a training step.
 fn normal<const D: usize>(init: &mut Init, shape: [usize; D]) -> Param<Tensor<D>> {
     let drawn = init.normal(shape);
     if drawn.val().dims().contains(&0) {
@@ -72,19 +72,19 @@ fn normal<const D: usize>(init: &mut Init, shape: [usize; D]) -> Param<Tensor<D>
     Param::from_mapped_value(id, if trainable { tensor.require_grad() } else { tensor }, mapper)
 }
 
-/// What a convolution sees.
+/// The input of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MpInput {
     Data,
-    /// A channel of ones before the data's channels, in place of all biases of a network (EDM2, section B.3).
+    /// The data, preceded by a channel of ones that replaces all biases of a network (EDM2, section B.3).
     OnesAndData,
 }
 
-/// A convolution without bias whose weights' norm does not matter: `conv(x, w / |w|)` (eq. 47), stride 1, "same" zero padding:
+/// A convolution without bias that is independent of its weights' norm: `conv(x, w / |w|)` (eq. 47), stride 1, "same" zero padding:
 /// `[b, d, h, w, c_in] -> [b, d, h, w, c_out]`.
 #[derive(Module, Debug)]
 pub struct MpConv {
-    /// `[c_out, c_in, kd, kh, kw]`, all odd; with a constant channel `c_in + 1`.
+    /// `[c_out, c_in, kd, kh, kw]`, all kernel sizes odd; `c_in + 1` with a constant channel.
     pub weight: Param<Tensor<5>>,
     #[module(skip)]
     input: MpInput,
@@ -92,8 +92,8 @@ pub struct MpConv {
 }
 
 impl MpConv {
-    /// `dim_in` counts the data's channels. With [`MpInput::OnesAndData`] the scale is that of `dim_in` channels, as in the reference (the
-    /// paper counts the ones, too), so that its weights mean the same here.
+    /// `dim_in` is the number of the data's channels. With [`MpInput::OnesAndData`], the scale is that for `dim_in` channels, as in the reference
+    /// (the paper also counts the ones), so that the reference's weights have the same meaning here.
     pub fn new(init: &mut Init, dim_in: usize, dim_out: usize, kernel: [usize; 3], input: MpInput) -> Self {
         let channels = dim_in + usize::from(input == MpInput::OnesAndData);
         let [kd, kh, kw] = kernel;
@@ -104,7 +104,7 @@ impl MpConv {
         self.forward_times(x, 1.0)
     }
 
-    /// [`MpConv::forward`] of `x`, multiplied by a number: the weights are, which are fewer than values of `x`.
+    /// [`MpConv::forward`] of `factor x`. The weights are multiplied, because there are fewer of them than values of `x`.
     pub fn forward_times(&self, x: Tensor<5>, factor: f64) -> Tensor<5> {
         let x = match self.input {
             MpInput::Data => x,
@@ -123,18 +123,18 @@ impl MpConv {
     }
 }
 
-/// The sum over the kernel's depth of convolutions of images: `y[z] = sum_k conv2d(x[z + k - K / 2], weight[k])`, every slice of the volume
-/// an image of the batch, so that the kernels for images serve volumes.
+/// The sum over the kernel's depth of convolutions of images: `y[z] = sum_k conv2d(x[z + k - K / 2], weight[k])`. Every slice of the volume is an
+/// image of the batch, so the kernels for images can be used.
 fn conv3d(x: Tensor<5>, weight: Tensor<5>) -> Tensor<5> {
     let ([b, d, h, w, c], [o, i, depth, kh, kw]) = (x.dims(), weight.dims());
-    // The gradient of a part is made as large as the whole, so images, which have one, do without.
+    // The gradient of a slice is allocated at the size of the whole, which a kernel of depth 1, as images have it, can do without.
     let kernel = |k: usize| match depth {
         1 => weight.clone().reshape([o, i, kh, kw]),
         _ => weight.clone().narrow(2, k, 1).reshape([o, i, kh, kw]),
     };
     let half = depth / 2;
     let mut y = ops::conv2d(x.clone().reshape([b * d, h, w, c]), kernel(half), None);
-    // Where there are few slices, the outer parts of the kernel see nothing but padding.
+    // With few slices, the outer parts of the kernel only meet padding.
     let seen = (0..depth).filter(|&k| k != half && k.abs_diff(half) < d).collect::<Vec<_>>();
     if !seen.is_empty() {
         let padding = Tensor::<5>::zeros([b, half, h, w, c], &x.device()).cast(x.dtype());
@@ -147,7 +147,7 @@ fn conv3d(x: Tensor<5>, weight: Tensor<5>) -> Tensor<5> {
     y.reshape([b, d, h, w, o])
 }
 
-/// A linear layer without bias whose weights' norm does not matter (eq. 47): `[b, c_in] -> [b, c_out]`.
+/// A linear layer without bias that is independent of its weights' norm (eq. 47): `[b, c_in] -> [b, c_out]`.
 #[derive(Module, Debug)]
 pub struct MpLinear {
     /// `[c_out, c_in]`
@@ -163,8 +163,8 @@ impl MpLinear {
         x.matmul(self.scaled().transpose())
     }
 
-    /// Of `sqrt(c_in)` times the one-hot vector of each `index` in `0..c_in`, and of zeros for `c_in`: `[b] -> [b, c_out]`. The caller
-    /// sees to it that no index is larger.
+    /// The output for `sqrt(c_in)` times the one-hot vector of each `index` in `0..c_in`, and for zeros if the index is `c_in`: `[b] -> [b, c_out]`.
+    /// The caller must ensure that no index is larger.
     pub fn forward_class(&self, index: Tensor<1, Int>) -> Tensor<2> {
         let [dim_out, classes] = self.weight.dims();
         let rows = self.scaled().transpose() * (classes as f64).sqrt(); // [classes, c_out]
@@ -172,14 +172,14 @@ impl MpLinear {
         Tensor::cat(vec![rows, none], 0).select(0, index)
     }
 
-    /// The weights as they act.
+    /// The normalised weights, as they are used.
     fn scaled(&self) -> Tensor<2> {
         let fan_in = self.weight.dims()[1] as f64;
         normalized(self.weight.val(), fan_in.sqrt().recip())
     }
 }
 
-/// A learned factor, 0 at first (eq. 65).
+/// A learned factor, initially 0 (eq. 65).
 #[derive(Module, Debug)]
 pub struct Gain {
     /// `[1]`
@@ -196,8 +196,8 @@ impl Gain {
     }
 }
 
-/// `sqrt(2)` times sines and cosines of `2 pi time weights`, of standard normal weights that are never trained: `[b] -> [b, dim]`. EDM2 (eq.
-/// 76) draws random phases, too; the reference has a sine and a cosine of each frequency instead.
+/// `sqrt(2)` times sines and cosines of `2 pi time weights`, with standard normal weights that are never trained: `[b] -> [b, dim]`. EDM2 (eq. 76)
+/// also draws random phases; the reference has a sine and a cosine of each frequency instead.
 #[derive(Module, Debug)]
 pub struct MpFourierEmbedding {
     /// `[dim / 2]`
@@ -216,8 +216,8 @@ impl MpFourierEmbedding {
     }
 }
 
-/// Softmax attention between all positions, of queries, keys and values that are normalised feature by feature (EDM2, section B.3), with
-/// learned keys and values beside them as in the reference.
+/// Softmax attention between all positions, with queries, keys and values normalised feature by feature (EDM2, section B.3), and additional learned
+/// keys and values as in the reference.
 #[derive(Module, Debug)]
 pub struct MpAttention {
     /// `[2, heads, memory, d]`: keys, then values.
@@ -231,17 +231,17 @@ pub struct MpAttention {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Among {
     All,
-    /// Those of one slice.
+    /// Those in the same slice.
     Slice,
-    /// Those at one place in all slices.
+    /// Those at the same place in all slices.
     Place,
 }
 
-/// Learned pairs of key and value.
+/// Number of learned pairs of key and value.
 const MEMORY: usize = 4;
 
 impl MpAttention {
-    /// `residual_t`: the input's share in the sum.
+    /// `residual_t`: the weight of the input in the sum.
     pub fn new(init: &mut Init, dim: usize, heads: usize, dim_head: usize, residual_t: f64) -> Self {
         let hidden = heads * dim_head;
         Self {
@@ -305,7 +305,7 @@ mod tests {
         near("mp_sum", magnitude(mp_sum(a.clone(), drawn(24), 0.3)));
         near("mp_cat", magnitude(mp_cat(a.clone(), b.clone(), 0.5)));
         near("pixel_norm", magnitude(pixel_norm(a.clone() * 7.0)));
-        // Both parts contribute the same, though one has more channels.
+        // Both parts contribute the same, although one has more channels.
         let both = mp_cat(a, b, 0.5);
         let energy = |first: usize, n: usize| magnitude(both.clone().narrow(4, first, n)).powi(2) * n as f64;
         assert!((energy(0, 24) / energy(24, 40) - 1.0).abs() < 0.1);

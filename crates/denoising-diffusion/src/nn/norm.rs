@@ -1,12 +1,12 @@
-//! Root-mean-square normalisation over channels, with what follows it in a U-Net block.
+//! Root-mean-square normalisation over channels, with the operations that follow it in a U-Net block.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use super::{Init, ops};
 
-/// `y = x / max(|x|_2, 1e-12) * sqrt(c) * g` over the last dimension (Zhang and Sennrich 2019, without their mean's epsilon, as
-/// the reference computes it).
+/// `y = x / max(|x|_2, 1e-12) * sqrt(c) * g` over the last dimension (Zhang and Sennrich 2019, but without the epsilon in their mean, as in the
+/// reference).
 #[derive(Module, Debug)]
 pub struct RmsNorm {
     /// `[c]`

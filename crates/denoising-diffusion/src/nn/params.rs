@@ -1,5 +1,6 @@
-//! A network's parameters and buffers by name, as one list, whatever their rank: read to the host, written from the host, replaced. Not here: many
-//! of them at once (`nn::sweeps`). Names are the paths of fields (`downs.0.block1.proj.weight`); the variant of an enum adds nothing to them.
+//! A network's parameters and buffers by name, as one list of tensors of any rank: read to the host, written from the host, replaced. Names are the
+//! paths of fields (`downs.0.block1.proj.weight`); the variant of an enum adds nothing to them. Not here: operations on many of them at once
+//! (`nn::sweeps`).
 //!
 //! Burn keys optimizer state by identifiers drawn at random in each process; we key everything by name.
 
@@ -9,16 +10,16 @@ use thiserror::Error;
 
 use crate::weights::{HostTensor, StateDict};
 
-/// What a tensor of a network is to training.
+/// The role of a tensor in training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Changed by the optimizer.
     Trainable,
-    /// A floating-point tensor that is not: running statistics, fixed frequencies.
+    /// A floating-point tensor that the optimizer does not change: running statistics, fixed frequencies.
     Buffer,
 }
 
-/// Why tensors do not fit a network.
+/// Why tensors do not match a network.
 #[derive(Debug, Error, PartialEq)]
 pub enum ParamsError {
     #[error("tensor `{name}` is missing")]
@@ -29,11 +30,11 @@ pub enum ParamsError {
     Surplus { names: Vec<String> },
 }
 
-/// The path to the present field.
+/// The path to the current field.
 #[derive(Debug, Default)]
 pub(super) struct Path {
     names: Vec<Option<String>>,
-    /// Names of the types that it leads through.
+    /// Names of the types along the path.
     layers: Vec<String>,
 }
 
@@ -110,18 +111,18 @@ fn role<const D: usize>(param: &Param<Tensor<D>>) -> Role {
     if param.val().is_require_grad() { Role::Trainable } else { Role::Buffer }
 }
 
-/// Calls `visitor` on every floating-point tensor, in the order of the fields. Running statistics are only up to date in
-/// a copy made by `eval()`, where every role is [`Role::Buffer`]: nothing trains there.
+/// Calls `visitor` on every floating-point tensor, in the order of the fields. Running statistics are only up to date in a copy made by `eval()`, in
+/// which every tensor has [`Role::Buffer`], because nothing is trained there.
 pub fn visit<M: Module>(module: &M, visitor: &mut impl VisitTensor) {
     module.visit(&mut Visiting(Path::default(), visitor));
 }
 
-/// Replaces every floating-point tensor; the function sees plain tensors, gradients' requirements are kept.
+/// Replaces every floating-point tensor. The function gets plain tensors; whether gradients are required stays as it was.
 pub fn map<M: Module>(module: M, mapper: &mut impl MapTensor) -> M {
     module.map(&mut Mapping(Path::default(), mapper))
 }
 
-/// Has Burn draw every parameter that its own layers have so far only promised.
+/// Makes Burn draw every parameter whose drawing its own layers have postponed.
 pub fn draw<M: Module>(module: &M) {
     struct Touch;
     impl VisitTensor for Touch {
@@ -145,7 +146,7 @@ pub fn num_trainable<M: Module>(module: &M) -> usize {
     count.0
 }
 
-/// Every floating-point tensor, read to the host. Integer tensors are not part of any network here.
+/// Every floating-point tensor, read to the host. Networks here have no integer tensors.
 pub fn to_state_dict<M: Module>(module: &M) -> StateDict {
     struct Read(StateDict);
     impl VisitTensor for Read {
@@ -169,13 +170,12 @@ pub fn host_values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().convert::<f32>().try_into_vec().expect("a float tensor converts to f32")
 }
 
-/// Values of the host, in row-major order, on a device; as many as the shape has.
+/// A tensor on a device with these values, in row-major order; there must be as many as `shape` has.
 pub fn from_host<const D: usize>(values: Vec<f32>, shape: [usize; D], device: &Device) -> Tensor<D> {
     Tensor::from_data(TensorData::new(values, shape), device)
 }
 
-/// Replaces every floating-point tensor by the one of its name. Nothing is skipped: a missing or surplus tensor and a wrong shape
-/// are errors.
+/// Replaces every floating-point tensor by the one with its name. Nothing is skipped: missing tensors, surplus tensors and wrong shapes are errors.
 pub fn load_state_dict<M: Module>(module: M, state: &StateDict) -> Result<M, ParamsError> {
     check_state_dict(&module, state)?;
     struct Write<'a>(&'a StateDict);

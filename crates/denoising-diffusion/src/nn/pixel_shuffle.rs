@@ -1,5 +1,5 @@
-//! Blocks of pixels as channels and back, and the changes of size that rest on it (Shi et al. 2016, "sub-pixel convolution"). Not here:
-//! the halving and doubling of a U-Net (`resample.rs`).
+//! Blocks of pixels as channels and back, and the changes of size that are made of it (Shi et al. 2016, "sub-pixel convolution"). Not here: the
+//! halving and doubling of a U-Net (`resample.rs`).
 
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -14,7 +14,7 @@ pub fn pixel_unshuffle(x: Tensor<4>, side: usize) -> Tensor<4> {
     x.reshape([b, h / side, w / side, c * side * side])
 }
 
-/// The other way: `[b, h, w, c side side]` to `[b, h side, w side, c]`.
+/// The inverse: `[b, h, w, c side side]` to `[b, h side, w side, c]`.
 pub fn pixel_shuffle(x: Tensor<4>, side: usize) -> Tensor<4> {
     let [b, h, w, all] = x.dims();
     let c = all / (side * side);
@@ -22,7 +22,7 @@ pub fn pixel_shuffle(x: Tensor<4>, side: usize) -> Tensor<4> {
     x.reshape([b, h * side, w * side, c])
 }
 
-/// Blocks of pixels as channels, then a 1x1 convolution: a convolution whose windows are the blocks.
+/// Blocks of pixels as channels, then a 1x1 convolution: this is a convolution whose windows are the blocks.
 #[derive(Module, Debug)]
 pub struct Downsample {
     /// `[c_out, c_in factor factor, 1, 1]`
@@ -46,8 +46,8 @@ impl Downsample {
     }
 }
 
-/// A 1x1 convolution, SiLU, then channels as blocks of pixels. Begins by giving all pixels of a block the same value, so that no pattern
-/// of blocks shows (Aitken et al. 2017, "ICNR").
+/// A 1x1 convolution, SiLU, then channels as blocks of pixels. Initially all pixels of a block have the same value, so that no pattern of blocks is
+/// visible (Aitken et al. 2017, "ICNR").
 #[derive(Module, Debug)]
 pub struct Upsample {
     /// `[c_out factor factor, c_in, 1, 1]`

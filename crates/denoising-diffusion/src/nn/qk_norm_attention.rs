@@ -1,4 +1,4 @@
-//! Softmax attention between normalised queries and keys, without learned memory.
+//! Softmax attention with normalised queries and keys, without learned memory.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
@@ -6,19 +6,19 @@ use burn::tensor::{Tensor, activation};
 use super::ops::in_f32;
 use super::{Conv2d, Dropout, Init, RmsNorm, ops};
 
-/// What the cosines of queries and keys are multiplied with, beside the learned scales.
+/// The factor of the cosines of queries and keys, besides the learned scales.
 const SCALE: f64 = 8.0;
 
-/// `softmax(8 (q_scale q/|q|) . (k_scale k/|k|)) v` per head, of RMS-normalised pixels (Henry et al. 2020, "Query-key normalization",
-/// with a scale per feature as in Dehghani et al. 2023).
+/// `softmax(8 (q_scale q/|q|) . (k_scale k/|k|)) v` per head, for RMS-normalised pixels (Henry et al. 2020, "Query-key normalization", with a scale
+/// per feature as in Dehghani et al. 2023).
 #[derive(Module, Debug)]
 pub struct QkNormAttention {
     pub norm: RmsNorm,
     pub to_qkv: Conv2d,
-    /// `[d]`, as the next.
+    /// `[d]`, like the next.
     pub q_scale: Param<Tensor<1>>,
     pub k_scale: Param<Tensor<1>>,
-    /// Of the softmax's weights.
+    /// Dropout of the softmax's weights.
     pub dropout: Dropout,
     pub to_out: Conv2d,
 }
@@ -45,10 +45,10 @@ impl QkNormAttention {
         let heads = qkv.dims()[3] / (3 * d);
         let qkv = qkv.reshape([b, h * w, 3 * heads, d]);
         let [q, k, v] = [0, 1, 2].map(|i| qkv.clone().narrow(2, i * heads, heads)); // [b, n, heads, d]
-        // The normalisation brings sqrt(d) along, which attention divides by once.
+        // The normalisation multiplies by sqrt(d), by which attention divides once.
         let q = ops::rms_norm(q, self.q_scale.val() * SCALE, None);
         let k = ops::rms_norm(k, self.k_scale.val() / (d as f64).sqrt(), None);
-        // Dropping weights out needs all of them at once.
+        // Dropout of the weights needs all of them at once.
         let out = if self.dropout.drops(&x) {
             self.attend_dropping(q, k, v).reshape([b, h, w, heads * d])
         } else {
@@ -58,7 +58,7 @@ impl QkNormAttention {
         self.to_out.forward_add(out, x)
     }
 
-    /// q, k and v `[b, n, heads, d]`, to the same.
+    /// q, k and v `[b, n, heads, d]` to `[b, n, heads, d]`.
     fn attend_dropping(&self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
         let scale = (q.dims()[3] as f64).powf(-0.5);
         let [q, k, v] = [q * scale, k, v].map(|x| x.swap_dims(1, 2)); // [b, heads, n, d]
@@ -99,7 +99,7 @@ mod tests {
         assert!(distance(TrainNoGrad::of(&dropping).forward_residual(x(&tracked)).inner(), expected) > 1e-3);
     }
 
-    /// All weights at once and blocks of them, forward and backward: a probability so small that nothing is dropped.
+    /// Compares all weights at once with blocks of them, forward and backward: the probability is so small that nothing is dropped.
     #[test]
     fn both_ways_give_the_same() {
         let device = Device::flex().autodiff();

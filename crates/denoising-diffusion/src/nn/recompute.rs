@@ -1,5 +1,5 @@
-//! Blocks of a network that keep nothing but their inputs for the backward pass, which computes the rest again (Chen et al. 2016, "Training deep nets
-//! with sublinear memory cost"). On any device, for any block. Not here: the blocks of a U-Net on the CPU, which have kernels for it (`ops`).
+//! Blocks of a network that keep only their inputs for the backward pass, which computes the rest again (Chen et al. 2016, "Training deep nets with
+//! sublinear memory cost"), on any device and for any block. Not here: the blocks of a U-Net on the CPU, which have kernels for this (`ops`).
 
 use burn::backend::DispatchTensor;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
@@ -8,12 +8,12 @@ use burn::tensor::Tensor;
 use super::dropout::Draws;
 use super::ops::{Activations, Computation, activations};
 
-/// `forward(block, x, cond)`, where `x` are data, all of one rank, and `cond` what the block is conditioned on. With [`Activations::Recompute`] only
-/// these and the parameters are kept. `forward` uses no other tensors that have gradients, and gives the same every time, apart from what
-/// [`Dropout`](super::Dropout) draws, which is repeated.
+/// `forward(block, x, cond)`, where `x` are data, all of one rank, and `cond` are the block's conditions. With [`Activations::Recompute`], only these
+/// and the parameters are kept. `forward` must not use other tensors that have gradients, and must give the same result every time, apart from the
+/// draws of [`Dropout`](super::Dropout), which are repeated.
 ///
 /// # Panics
-/// Where it would be computed again, with more than 64 tensors in all.
+/// If it has to be recomputed and there are more than 64 tensors in all.
 pub fn block<M, const D: usize, const N: usize, const K: usize>(
     block: &M,
     x: [Tensor<D>; N],
@@ -49,7 +49,7 @@ impl ModuleVisitor for Parameters<'_> {
     }
 }
 
-/// What a computation is given: data, conditions, and a tensor for each of the block's parameters, which it replaces.
+/// The inputs of a computation: data, conditions, and a tensor for each of the block's parameters, which it replaces.
 struct Inputs(std::vec::IntoIter<DispatchTensor>);
 
 impl Inputs {

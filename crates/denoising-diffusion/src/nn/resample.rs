@@ -7,7 +7,7 @@ use super::{Axes, Conv2d, Init, StridedConv};
 
 pub use super::ops::Resampling;
 
-/// A change of size with the convolution that belongs to it.
+/// A change of size with its convolution.
 #[derive(Module, Debug)]
 pub struct Resample {
     pub conv: ResampleConv,
@@ -21,14 +21,14 @@ pub struct Resample {
 #[derive(Module, Debug)]
 #[allow(clippy::large_enum_variant)] // a handful of them exist
 pub enum ResampleConv {
-    /// Behind the resampling.
+    /// A convolution after the resampling.
     Plain(Conv2d),
-    /// Halving by its stride.
+    /// A convolution whose stride halves.
     Strided(StridedConv),
 }
 
 impl Resample {
-    /// Of images. Halving goes with a 1x1 convolution, the others with one of 3x3.
+    /// For images. Halving has a 1x1 convolution, the others a 3x3 one.
     pub fn new(init: &mut Init, dim_in: usize, dim_out: usize, kind: Resampling) -> Self {
         let (dim_in, kernel) = match kind {
             Resampling::Halve => (4 * dim_in, 1),
@@ -38,7 +38,7 @@ impl Resample {
         Self { conv, kind, axes: Axes::Both }
     }
 
-    /// Along the given axes, halving by a convolution of stride 2.
+    /// Along the given axes; halving is done by a convolution of stride 2.
     pub fn strided(init: &mut Init, axes: Axes, dim_in: usize, dim_out: usize, kind: Resampling) -> Self {
         let conv = match kind {
             Resampling::Halve => ResampleConv::Strided(StridedConv::new(init, axes, dim_in, dim_out)),
@@ -47,8 +47,8 @@ impl Resample {
         Self { conv, kind, axes }
     }
 
-    /// `[b, h, w, c_in]` to `[b, h/2, w/2, c_out]`, `[b, 2h, 2w, c_out]` or `[b, h, w, c_out]`; sides to be halved are even. Along
-    /// [`Axes::Width`] the height stays.
+    /// `[b, h, w, c_in]` to `[b, h/2, w/2, c_out]`, `[b, 2h, 2w, c_out]` or `[b, h, w, c_out]`; sides to be halved must be even. With [`Axes::Width`]
+    /// the height does not change.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         match (&self.conv, self.kind, self.axes) {
             (ResampleConv::Strided(conv), ..) => conv.forward(x),

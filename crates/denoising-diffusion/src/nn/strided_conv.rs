@@ -6,11 +6,11 @@ use burn::tensor::ops::PadMode;
 
 use super::{Axes, Init, ops};
 
-/// Pixels of the kernel along an axis.
+/// Size of the kernel along an axis, in pixels.
 const KERNEL: usize = 4;
 
-/// `y = x * weight + bias`, a kernel of four along each axis, stride 2, padding 1: `[b, h, w, c_in] -> [b, h / 2, w / 2, c_out]`, or
-/// `[b, 1, w / 2, c_out]` for sequences. What is halved is even.
+/// `y = x * weight + bias` with a kernel of size four along each axis, stride 2, padding 1: `[b, h, w, c_in] -> [b, h / 2, w / 2, c_out]`, or
+/// `[b, 1, w / 2, c_out]` for sequences. Halved sides must be even.
 #[derive(Module, Debug)]
 pub struct StridedConv {
     /// `[c_out, c_in, 4, 4]` or `[c_out, c_in, 1, 4]`.
@@ -32,8 +32,8 @@ impl StridedConv {
         }
     }
 
-    /// As a convolution of stride 1 of pairs of pixels, which the kernels for such convolutions serve: taps -1, 0, 1 and 2 of a pair's
-    /// first pixel are the second pixel of the pair before, the pair's two, and the first of the pair behind.
+    /// Computed as a convolution of stride 1 over pairs of pixels, for which there are kernels: taps -1, 0, 1 and 2 of a pair's first pixel are the
+    /// second pixel of the previous pair, the pair's own two, and the first of the next pair.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let [b, h, w, c] = x.dims();
         let weight = self.weight.val();

@@ -1,8 +1,9 @@
-//! Many of a network's tensors at once, flat: what optimizers, averages and changes of type go through, so that a GPU can take them in few
-//! launches. Not here: what is computed (`train::sweep`).
+//! Many of a network's tensors at once, as flat tensors: optimizers, averages and type conversions use this, so that a GPU can process many tensors
+//! per launch. Not here: what is computed (`train::sweep`).
 //!
-//! The order of a flat tensor's values is that of its rows, but for weights of convolutions on GPUs: theirs is channels last, which is how
-//! those convolutions read weights and leave their gradients. A weight that went through here lies so, and is then copied nowhere.
+//! The values of a flat tensor are in the order of rows, except for weights of convolutions on GPUs, which are channels last: this is how those
+//! convolutions read weights and leave their gradients. A weight that went through here has that layout in memory and is not copied anywhere after
+//! that.
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Shape, Tensor};
@@ -15,13 +16,13 @@ use crate::device::is_cpu;
 #[derive(Clone, Copy, Debug)]
 pub struct Field<'a> {
     pub name: &'a str,
-    /// The name of the layer's type.
+    /// The name of its layer's type.
     pub layer: &'a str,
     pub shape: &'a Shape,
 }
 
-/// Replaces many floating-point tensors at once: those for which `takes` has something are taken out, flat and owned by nobody else, and `sweep`
-/// says what each of them becomes.
+/// Replaces many floating-point tensors at once. Those for which `takes` returns something are taken out, flat and without another owner, and `sweep`
+/// returns what replaces each of them.
 pub fn replace<M: Module, T>(
     module: M,
     takes: impl FnMut(Field<'_>) -> Option<T>,
@@ -32,7 +33,7 @@ pub fn replace<M: Module, T>(
     module.map(&mut Put { places: take.places.into_iter(), replaced: sweep(take.taken).into_iter() })
 }
 
-/// What a tensor that was taken is to be again.
+/// What is needed to put a tensor back.
 struct Place {
     name: String,
     shape: Shape,
@@ -40,13 +41,13 @@ struct Place {
     require_grad: bool,
 }
 
-/// Takes tensors out. Not `params::map`: what is left in their places goes on no tape.
+/// Takes tensors out. Not `params::map`, because what is left in their places must not be on a tape.
 struct Take<F, T> {
     path: Path,
     takes: F,
     taken: Vec<(Tensor<1>, T)>,
     places: Vec<Option<Place>>,
-    /// Is where a tensor was.
+    /// Takes the place of a tensor.
     nothing: Option<Tensor<1>>,
 }
 
@@ -76,7 +77,7 @@ impl<T, F: FnMut(Field<'_>) -> Option<T>> ModuleMapper for Take<F, T> {
     }
 }
 
-/// Puts others into their places.
+/// Puts tensors into the places.
 struct Put<P, R> {
     places: P,
     replaced: R,
@@ -92,27 +93,27 @@ impl<P: Iterator<Item = Option<Place>>, R: Iterator<Item = Tensor<1>>> ModuleMap
     }
 }
 
-/// A network for data of type `dtype`: weights and biases of [`Conv2d`](super::Conv2d), which are used with data and nowhere else, are of that
-/// type, and weights lie as the device's convolutions read them. They would otherwise be converted at each use, in a launch each.
+/// A network for data of type `dtype`: weights and biases of [`Conv2d`](super::Conv2d), which are only ever used with data, are converted to that
+/// type, and weights are laid out as the device's convolutions read them. Otherwise they would be converted at each use, with a launch each.
 pub fn for_data<M: Module>(module: M, dtype: DType) -> M {
     let is_conv = |field: Field<'_>| (field.layer == "Conv2d").then_some(());
     replace(module, is_conv, |taken| ops::cast(taken.into_iter().map(|(tensor, ())| tensor).collect(), dtype))
 }
 
-/// The same network in memory of its own, where it stays for the whole run: on GPUs kept apart from what comes and goes. There, room for each
-/// result is searched for among all that lives, and hundreds of small tensors that never make room cost more than the launches do.
+/// The same network in memory of its own, in which it stays for the whole run; on GPUs, this is kept apart from short-lived memory. There, room for
+/// each result is searched for among everything that is alive, and hundreds of small tensors that never become free cost more than the launches do.
 pub fn settled<M: Module>(module: M) -> M {
     replace(module, |_| Some(()), |taken| ops::copied(taken.into_iter().map(|(tensor, ())| tensor).collect()))
 }
 
-/// The values of the tensor of this name, or of its gradient, in the order of flat tensors.
+/// The values of the tensor with this name, or of its gradient, in the order of flat tensors.
 pub fn flat<const D: usize>(name: &str, tensor: Tensor<D>) -> Tensor<1> {
     let size = tensor.shape().num_elements();
     let tensor = if is_kernel(name, D, &tensor.device()) { tensor.permute(axes(TO_LAST)) } else { tensor };
     tensor.reshape([size])
 }
 
-/// The tensor of this name and shape whose values [`flat`] gives.
+/// The tensor with this name and shape, from the values that [`flat`] gives.
 pub fn shaped<const D: usize>(name: &str, flat: Tensor<1>, shape: &[usize]) -> Tensor<D> {
     if is_kernel(name, D, &flat.device()) {
         let last: [usize; D] = TO_LAST.map(|axis| shape[axis as usize])[..].try_into().expect("four axes");
@@ -121,13 +122,13 @@ pub fn shaped<const D: usize>(name: &str, flat: Tensor<1>, shape: &[usize]) -> T
     flat.reshape(Shape::from(shape))
 }
 
-/// The values of a flat tensor in the order of rows, which is that of files.
+/// The values of a flat tensor in the order of rows, as in files.
 pub fn in_rows(name: &str, flat: Tensor<1>, shape: &[usize]) -> Tensor<1> {
     let size = flat.dims()[0];
     if shape.len() == 4 { shaped::<4>(name, flat, shape).reshape([size]) } else { flat }
 }
 
-/// The flat tensor whose values [`in_rows`] gives.
+/// The inverse of [`in_rows`].
 pub fn from_rows(name: &str, rows: Tensor<1>, shape: &[usize]) -> Tensor<1> {
     if shape.len() == 4 { self::flat(name, rows.reshape::<4, _>(Shape::from(shape))) } else { rows }
 }
@@ -139,7 +140,7 @@ fn axes<const D: usize>(of_four: [isize; 4]) -> [isize; D] {
     of_four[..].try_into().expect("only asked for tensors of four axes")
 }
 
-/// Whether a tensor is the weight `[c_out, c_in, kh, kw]` of a convolution on a GPU. All layers call theirs so.
+/// Whether a tensor is the weight `[c_out, c_in, kh, kw]` of a convolution on a GPU. All layers use the same name for theirs.
 fn is_kernel(name: &str, rank: usize, device: &Device) -> bool {
     rank == 4 && name.rsplit('.').next() == Some("weight") && !is_cpu(device)
 }
@@ -152,7 +153,7 @@ pub(crate) mod tests {
     use crate::nn::params::host_values;
     use crate::nn::{Conv2d, Init, Linear};
 
-    /// The CPU, and the device of the tests of GPU kernels if there is one.
+    /// The CPU, and the test device for GPU kernels if there is one.
     #[cfg(feature = "cube")]
     pub(crate) fn devices() -> Vec<Device> {
         std::iter::once(Device::flex()).chain(crate::nn::ops::cube::tests::test_device()).collect()
@@ -198,7 +199,7 @@ pub(crate) mod tests {
         assert_eq!(narrow.linear.weight.val().dtype(), DType::F32);
         let rounded = |tensor: Tensor<4>| host_values(tensor.cast(FloatDType::BF16).cast(FloatDType::F32));
         assert_eq!(rounded(narrow.conv.weight.val()), rounded(layers.conv.weight.val()));
-        // Gradients are those of the narrow weights.
+        // Gradients are with respect to the narrow weights.
         let x = Tensor::<4>::ones([1, 4, 4, 8], &device).cast(FloatDType::BF16);
         let mut gradients = narrow.conv.forward(x).sum().backward();
         assert_eq!(narrow.conv.weight.val().grad_remove(&mut gradients).unwrap().dtype(), DType::BF16);

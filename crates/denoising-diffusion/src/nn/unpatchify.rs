@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use super::ops::in_f32;
 use super::{Init, ops, pixel_shuffle};
 
-/// A transposed convolution whose windows lie side by side: every position becomes a block of `patch` by `patch` pixels.
+/// A transposed convolution whose windows are side by side: every position becomes a block of `patch` by `patch` pixels.
 #[derive(Module, Debug)]
 pub struct Unpatchify {
     /// `[c_in, c_out, patch, patch]`

@@ -1,21 +1,21 @@
-//! A condition that is a vector of numbers: as networks are given it, and its way into a network's embedding of the noise level.
+//! Conditions that are vectors of numbers: how networks are given them, and their embedding, which is added to that of the noise level.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::{Init, Linear, ops};
 
-/// A vector for each example of a batch, or for some of them.
+/// A vector for each example of a batch, or for some of the examples.
 #[derive(Clone, Debug)]
 pub struct Vectors {
     /// `[b, dim]`
     pub values: Tensor<2>,
-    /// `[b, 1]`: 1 where there is one, 0 where it is to be taken as unknown.
+    /// `[b, 1]`: 1 if the vector is given, 0 if it counts as unknown.
     pub given: Tensor<2>,
 }
 
 impl Vectors {
-    /// From rows of `dim` numbers, of which those are unknown that `given` denies.
+    /// From rows of `dim` numbers; those for which `given` is false are unknown.
     pub fn of_rows(rows: Vec<f32>, dim: usize, given: impl Fn(usize) -> bool, device: &Device) -> Self {
         let b = rows.len() / dim;
         let given: Vec<f32> = (0..b).map(|i| if given(i) { 1.0 } else { 0.0 }).collect();
@@ -25,20 +25,20 @@ impl Vectors {
         }
     }
 
-    /// None for any of `b` examples.
+    /// Unknown vectors for `b` examples.
     pub fn unknown(b: usize, dim: usize, device: &Device) -> Self {
         Self { values: Tensor::zeros([b, dim], device), given: Tensor::zeros([b, 1], device) }
     }
 
-    /// These, then others.
+    /// Concatenates these and others.
     pub fn then(self, other: Self) -> Self {
         let cat = |one, other| Tensor::cat(vec![one, other], 0);
         Self { values: cat(self.values, other.values), given: cat(self.given, other.given) }
     }
 }
 
-/// Linear, SiLU, linear, to be added to the embedding of the noise level; an unknown vector has an embedding of its own in place of the
-/// first layer's output.
+/// Linear, SiLU, linear, to be added to the embedding of the noise level. For an unknown vector, a learned embedding replaces the first layer's
+/// output.
 #[derive(Module, Debug)]
 pub struct VectorEmbedding {
     pub linear1: Linear,
@@ -56,7 +56,7 @@ impl VectorEmbedding {
         }
     }
 
-    /// `[b, dim] -> [b, dim_out]`; no vectors are unknown ones for all.
+    /// `[b, dim] -> [b, dim_out]`; `None` counts as unknown vectors for all.
     pub fn forward(&self, vectors: Option<Vectors>, b: usize) -> Tensor<2> {
         let unknown = self.unknown.val().unsqueeze::<2>();
         let hidden = match vectors {

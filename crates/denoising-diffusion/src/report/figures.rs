@@ -1,15 +1,15 @@
-//! Numbers as a person reads them: as many digits as are known, no more.
+//! Numbers as people read them: with as many digits as are known, and no more.
 //!
-//! Axis labels choose their digits by the axis' step (`curve::axis`); files hold numbers with all their digits.
+//! Not here: axis labels, which choose their digits by the step of the axis (`curve::axis`), and files, which hold numbers with all their digits.
 
-/// Digits of a number of which no standard error is known.
+/// Significant digits of a number whose standard error is unknown.
 pub(super) const DIGITS: i32 = 4;
-/// Below this a number is rounding noise around zero.
+/// A smaller number is rounding noise around zero.
 const NOISE: f64 = 1e-12;
-/// Numbers with a leading digit below or above these powers of ten are written with an exponent.
+/// Numbers whose leading digit is outside these powers of ten are written with an exponent.
 const PLAIN: std::ops::RangeInclusive<i32> = -4..=8;
 
-/// A value and its standard error as texts of the same number of decimals.
+/// A value and its standard error as text, with the same number of decimals.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Figure {
     pub value: String,
@@ -17,8 +17,8 @@ pub(super) struct Figure {
 }
 
 impl Figure {
-    /// The error is written with two digits, the value down to the place of the second. Without an error, or with one that is
-    /// nothing but rounding noise, the value has [`DIGITS`] digits.
+    /// The error is written with two digits, and the value down to the place of the second. Without an error, or if the error is only rounding noise,
+    /// the value has [`DIGITS`] digits.
     pub fn new(value: f64, error: Option<f64>) -> Self {
         let noise = NOISE.max(1e-9 * value.abs());
         let Some(error) = error else { return Self { value: significant(value, DIGITS), error: None } };
@@ -27,7 +27,7 @@ impl Figure {
             return Self { value: significant(value, DIGITS), error: Some(error) };
         }
         let place = leading_place(error, 2) - 1;
-        // What is less than half of the error's second digit has no digits of its own.
+        // A value less than half of the error's second digit has no digits of its own.
         let largest = leading_place(error, 2).max(if value == 0.0 { i32::MIN } else { leading_place(value, DIGITS) });
         let exponent = if PLAIN.contains(&largest) { None } else { Some(largest) };
         let [value, error] = [value, error].map(|number| rounded(number, place, exponent));
@@ -47,7 +47,7 @@ impl std::fmt::Display for Figure {
 /// `value` with this many significant digits.
 pub(super) fn significant(value: f64, digits: i32) -> String {
     if !value.is_finite() {
-        // As the run log spells them.
+        // In the spelling of the run log.
         return value.to_string();
     }
     if value.abs() < NOISE {
@@ -57,17 +57,17 @@ pub(super) fn significant(value: f64, digits: i32) -> String {
     rounded(value, leading - digits + 1, if PLAIN.contains(&leading) { None } else { Some(leading) })
 }
 
-/// `value` with this many decimals; whole digits in groups of three.
+/// `value` with this many decimals; the digits before the point in groups of three.
 pub(super) fn decimals(value: f64, decimals: usize) -> String {
     let text = format!("{value:.decimals$}");
     let (sign, digits) = text.strip_prefix('-').map_or(("", &*text), |digits| ("-", digits));
     let (whole, fraction) = digits.split_at(digits.find('.').unwrap_or(digits.len()));
-    // What was rounded to zero has no sign.
+    // A value that is rounded to zero has no sign.
     let sign = if digits.contains(|digit| ('1'..='9').contains(&digit)) { sign } else { "" };
     format!("{sign}{}{fraction}", grouped(whole))
 }
 
-/// How many decimals show an error's second digit.
+/// The number of decimals that shows an error's second digit.
 pub(super) fn decimals_for(error: f64) -> usize {
     let sensible = error.is_finite() && error.abs() > NOISE;
     if sensible { usize::try_from(1 - leading_place(error, 2)).unwrap_or(0) } else { DIGITS as usize }
@@ -78,14 +78,14 @@ pub fn thousands(number: u64) -> String {
     grouped(&number.to_string())
 }
 
-/// A share as percent, with one decimal.
+/// A fraction as percent, with one decimal.
 pub(super) fn percent(share: f64) -> String {
     format!("{} %", decimals(100.0 * share, 1))
 }
 
-/// Numbers that add up when read: parts and `total` with so many decimals. Where the rounded parts do not sum to the rounded total,
-/// those that lost most by rounding are rounded the other way; each stays within one unit of its last digit. Parts that do not sum
-/// to `total` in the first place are only rounded.
+/// Numbers that add up as they are printed: `parts` and `total` with `places` decimals. If the rounded parts do not add up to the rounded total,
+/// those that rounding changed most are rounded the other way; each stays within one unit of its last digit. Parts that do not add up to `total`
+/// before rounding are only rounded.
 pub(super) fn adding_up<const N: usize>(parts: [f64; N], total: f64, places: usize) -> ([String; N], String) {
     let unit = 10_f64.powi(-(places as i32));
     let whole = (total / unit).round();
@@ -96,7 +96,7 @@ pub(super) fn adding_up<const N: usize>(parts: [f64; N], total: f64, places: usi
         if !sums || missing == 0.0 {
             break;
         }
-        // How far each was rounded away from where it is needed now.
+        // How much rounding changed each of them, counted in the direction that is needed now.
         let lost = |index: usize| missing.signum() * (parts[index] / unit - rounded[index]);
         if let Some(most) = (0..N).max_by(|&a, &b| lost(a).total_cmp(&lost(b))) {
             rounded[most] += missing.signum();
@@ -105,16 +105,16 @@ pub(super) fn adding_up<const N: usize>(parts: [f64; N], total: f64, places: usi
     (rounded.map(|part| decimals(part * unit, places)), decimals(whole * unit, places))
 }
 
-/// The power of ten of the first digit of `value` after rounding to so many digits; `value` is finite and not zero.
+/// The power of ten of the first digit of `value` after rounding to this many digits; `value` is finite and not zero.
 fn leading_place(value: f64, digits: i32) -> i32 {
     let text = format!("{:.*e}", (digits - 1).max(0) as usize, value);
     text.rsplit('e').next().and_then(|exponent| exponent.parse().ok()).unwrap_or(0)
 }
 
-/// `value` rounded to the power of ten `place`, in units of a power of ten if one is given.
+/// `value` rounded to the power of ten `place`; in units of the power of ten `exponent` if one is given.
 fn rounded(value: f64, place: i32, exponent: Option<i32>) -> String {
     if let Some(exponent) = exponent {
-        // Through text: a power of ten far below 1 is not exact, and the smallest overflow when divided by.
+        // Through text: a power of ten far below 1 is not exact, and dividing by the smallest ones overflows.
         let mantissa = format!("{value}e{}", -exponent).parse().unwrap_or(value);
         return format!("{}e{exponent}", decimals(mantissa, usize::try_from(exponent - place).unwrap_or(0)));
     }

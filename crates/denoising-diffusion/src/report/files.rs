@@ -1,4 +1,4 @@
-//! Pictures on disk: folders made on the way, each file whole or absent.
+//! Pictures on disk: parent folders are created, and each file is either complete or absent.
 
 use std::fs;
 use std::path::Path;

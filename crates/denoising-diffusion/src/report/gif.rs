@@ -1,7 +1,7 @@
 //! How noise becomes images: a sequence of grids as an animated GIF.
 //!
-//! Which steps exist is the sampler's business; this chooses an even selection of them, because a thousand frames
-//! show no more than a few dozen, and noise does not compress.
+//! Of the steps of a sampler, an even selection is shown, because a thousand frames show no more than a few dozen, and noise does not compress. Not
+//! here: which steps there are (the sampler).
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -12,22 +12,21 @@ use super::raster::{Planes, Raster};
 use super::{GridOptions, ReportError, files};
 use crate::data::ImageBatch;
 
-/// The most frames of an animation.
+/// The largest number of frames of an animation.
 pub const MAX_FRAMES: usize = 64;
-/// How long the last frame stays, in hundredths of a second.
+/// How long the last frame is shown, in hundredths of a second.
 const HOLD_CS: u16 = 200;
-/// What the frames before the last one should take together, in hundredths of a second.
+/// How long all frames before the last are shown together, in hundredths of a second.
 const MOTION_CS: usize = 500;
-/// Limits of a frame's time in hundredths of a second: viewers slow down what is faster.
+/// Limits of the duration of a frame, in hundredths of a second: viewers slow down faster frames.
 const FRAME_CS: [usize; 2] = [4, 25];
-/// NeuQuant's sampling factor: 1 is best and slowest, 30 the other way round.
+/// NeuQuant's sampling factor: 1 is best and slowest, 30 worst and fastest.
 const QUANTISER_SPEED: i32 = 10;
 
-/// Collects the states of a sampling run and writes them as an animated GIF, repeated for ever.
+/// Collects the states of a sampling run and writes them as an animated GIF that repeats for ever.
 ///
-/// At most [`MAX_FRAMES`] of the run's steps are kept, evenly spaced, the first and the last among them. The motion
-/// takes about five seconds, then the last frame is held for two. Grey grids keep their 256 levels exactly; coloured
-/// ones get a palette of 256 colours per frame.
+/// At most [`MAX_FRAMES`] of the run's steps are kept, evenly spaced and including the first and the last. The motion takes about five seconds, then
+/// the last frame is held for two. Grey grids keep their 256 levels exactly; coloured ones get a palette of 256 colours per frame.
 ///
 /// ```no_run
 /// use denoising_diffusion::data::{ImageBatch, ImageBatchError};
@@ -51,29 +50,29 @@ pub struct TrajectoryGif {
 }
 
 impl TrajectoryGif {
-    /// For a run that shows `steps` states, counted from 0.
+    /// For a run of `steps` states, counted from 0.
     pub fn new(steps: usize, options: GridOptions) -> Self {
         Self { steps, options, shape: None, frames: Vec::new() }
     }
 
-    /// Whether the state of `step` is among those kept. Ask before copying images from a device.
+    /// Whether the state of `step` will be kept. Ask this before copying images from a device.
     pub fn wants(&self, step: usize) -> bool {
         if self.steps <= MAX_FRAMES {
             return step < self.steps;
         }
-        // Frame i shows step round(i (steps - 1) / (MAX_FRAMES - 1)); look whether some i gives this step.
+        // Frame i shows step round(i (steps - 1) / (MAX_FRAMES - 1)); does some i give this step?
         let (last_step, last_frame) = (self.steps - 1, MAX_FRAMES - 1);
         let shown = |frame: usize| (2 * frame * last_step + last_frame) / (2 * last_frame);
         let near = step.saturating_mul(last_frame) / last_step;
         (near..=near + 1).any(|frame| frame <= last_frame && shown(frame) == step)
     }
 
-    /// Takes the state of `step`; one that is not [wanted](Self::wants) is ignored.
+    /// Adds the state of `step`; a state that is not [wanted](Self::wants) is ignored.
     ///
-    /// Pixels outside `[0, 1]`, as noisy states have them, are clamped.
+    /// Pixels outside `[0, 1]`, which noisy states have, are clamped.
     ///
     /// # Errors
-    /// A malformed batch, a pixel that is not finite, or images of another shape than those before.
+    /// A malformed batch, a pixel that is not finite, or images of another shape than before.
     pub fn push(&mut self, step: usize, images: &ImageBatch) -> Result<(), ReportError> {
         if !self.wants(step) {
             return Ok(());
@@ -86,15 +85,15 @@ impl TrajectoryGif {
         Ok(())
     }
 
-    /// Frames kept so far.
+    /// Number of frames kept so far.
     pub fn frames(&self) -> usize {
         self.frames.len()
     }
 
-    /// Writes the animation; the file appears whole or not at all, parent folders are created.
+    /// Writes the animation. The file is either complete or absent; parent folders are created.
     ///
     /// # Errors
-    /// No frame was kept, the grid is too large, or what the file system refuses.
+    /// No frame was kept, the grid is too large, or the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), ReportError> {
         let path = path.as_ref();
         let failed = |source| ReportError::Gif { path: path.to_owned(), source };
@@ -118,7 +117,7 @@ impl TrajectoryGif {
     }
 }
 
-/// A grey grid's levels are indices into the animation's palette of greys; a coloured one brings its own palette.
+/// The levels of a grey grid are indices into the animation's palette of greys; a coloured grid has its own palette.
 fn frame(grid: Raster, delay: u16) -> Frame<'static> {
     let (width, height) = (grid.width as u16, grid.height as u16);
     let frame = if grid.channels == 1 {

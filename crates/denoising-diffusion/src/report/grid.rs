@@ -1,7 +1,6 @@
 //! Image batches as PNG: one grid to look at, or one file per image at native size.
 //!
-//! A pixel x becomes the byte floor(clamp(255 x + 0.5, 0, 255)), as torchvision's `save_image` does it.
-//! Colour by number of channels:
+//! A pixel x becomes the byte floor(clamp(255 x + 0.5, 0, 255)), as in torchvision's `save_image`. Colours by number of channels:
 //!
 //! | channels | grid | single files |
 //! |---|---|---|
@@ -11,7 +10,7 @@
 //! | 4 | RGBA, composited on white | RGBA |
 //! | 5 and more | one grey plane per channel, side by side in one cell | the same |
 //!
-//! Reading images is `data`'s business.
+//! Not here: reading images (`data`).
 
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -20,40 +19,39 @@ use super::ReportError;
 use super::raster::{Planes, png, write_png};
 use crate::data::{ImageBatch, ImageBatchError};
 
-/// Images are magnified until their shorter side has this many pixels.
+/// Images are magnified until their shorter side has at least this many pixels.
 const COMFORTABLE_SIDE: usize = 64;
-/// Magnification stops before a side of the grid exceeds this many pixels.
+/// Images are not magnified so much that a side of the grid exceeds this many pixels.
 const MAGNIFIED_GRID_SIDE: usize = 2048;
-/// The largest side of a grid in pixels: what a GIF can hold.
+/// The largest side of a grid in pixels, which is that of a GIF.
 pub(super) const MAX_SIDE: usize = u16::MAX as usize;
 /// The largest area of a grid in pixels.
 pub(super) const MAX_PIXELS: usize = 1 << 28;
 
-/// How large an image is drawn in a grid.
+/// How large images are drawn in a grid.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scale {
-    /// The smallest whole factor that makes the shorter side at least 64 pixels (8 x 8 is drawn at 64 x 64, 28 x 28
-    /// at 84 x 84, 32 x 32 at 64 x 64, 64 x 64 and larger as they are), but not so large that a side of the grid
-    /// exceeds 2048 pixels.
+    /// The smallest integer factor that makes the shorter side at least 64 pixels (8 x 8 is drawn at 64 x 64, 28 x 28 at 84 x 84, 32 x 32 at 64 x 64;
+    /// 64 x 64 and larger are not magnified), unless a side of the grid would exceed 2048 pixels; then less.
     #[default]
     Auto,
-    /// This factor; nearest neighbour.
+    /// This factor, by nearest neighbour.
     Factor(NonZeroUsize),
 }
 
 /// How a grid is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GridOptions {
-    /// Images in a row; `None` chooses (see [`columns_for`]).
+    /// Images per row; `None`: see [`columns_for`].
     pub columns: Option<NonZeroUsize>,
-    /// Images go through so many kinds in turn; each kind gets a row. `columns` means nothing then.
+    /// Number of kinds that the images go through in turn; each kind gets a row, and `columns` is ignored.
     pub kinds: Option<NonZeroUsize>,
     /// Pixels between the images and around the grid.
     pub padding: usize,
     /// Magnification.
     pub scale: Scale,
-    /// Grey level of the padding and of cells without an image; dark grey by default, so that black images keep their
-    /// edges and an empty cell is no black image.
+    /// Grey level of the padding and of cells without an image; dark grey by default, so that the edges of black images can be seen and an empty cell
+    /// does not look like a black image.
     pub background: u8,
 }
 
@@ -64,7 +62,7 @@ impl Default for GridOptions {
 }
 
 impl GridOptions {
-    /// A row per class, where the classes come in turn and at least twice.
+    /// One row per class, if the classes come in turn and each at least twice.
     pub fn of_classes(classes: Option<&[u32]>) -> Self {
         let classes = classes.unwrap_or_default();
         let kinds = classes.iter().skip(1).position(|class| Some(class) == classes.first()).map_or(0, |at| at + 1);
@@ -75,18 +73,18 @@ impl GridOptions {
 }
 
 impl GridOptions {
-    /// Of `count` pairs of images, the halves of each side by side.
+    /// For `count` pairs of images, with the two images of each pair side by side.
     pub fn of_pairs(count: usize) -> Self {
-        // As the pairs are twice as wide as high, half as many columns of them give a square.
+        // A pair is twice as wide as high, so half as many columns of pairs give a square.
         let pairs = (1..).find(|pairs| 2 * pairs * pairs >= count).unwrap_or(1);
         Self { columns: NonZeroUsize::new(2 * pairs), ..Self::default() }
     }
 }
 
-/// Columns of a pleasing grid of `count` images: about square, rather wide than high, with few empty cells.
+/// Number of columns for a pleasing grid of `count` images: about square, rather wide than high, with few empty cells.
 ///
-/// From ceil(sqrt(count)) upwards it minimises 2 x (empty cells) + (columns - rows), and of equals takes the one with fewer
-/// empty cells: 10 images stand in 5 x 2, 32 in 8 x 4, 25 in 5 x 5, 7 in 4 + 3.
+/// It minimises 2 x (empty cells) + (columns - rows), starting at ceil(sqrt(count)); ties go to the grid with fewer empty cells: 10 images form 5 x
+/// 2, 32 form 8 x 4, 25 form 5 x 5, 7 form 4 + 3.
 pub fn columns_for(count: usize) -> usize {
     let square = (1..).find(|side| side * side >= count).unwrap_or(1);
     let cost = |columns: usize| {
@@ -97,7 +95,7 @@ pub fn columns_for(count: usize) -> usize {
     (square..=2 * square).min_by_key(|&columns| cost(columns)).unwrap_or(square)
 }
 
-/// Says whether images of a shape, `[n, c, h, w]`, fit in a grid, before there are any.
+/// Checks, before there are any images, that images of shape `[n, c, h, w]` fit into a grid.
 ///
 /// # Errors
 /// No images, or a grid that is too large.
@@ -108,24 +106,24 @@ pub fn check_grid(shape: [usize; 4], options: GridOptions) -> Result<(), ReportE
     Geometry::new(shape[0], cell(shape), options).map(|_| ())
 }
 
-/// Width and height of an image of this shape as drawn, before magnification.
+/// Width and height of an image of this shape as it is drawn, before magnification.
 pub(super) fn cell([_, c, h, w]: [usize; 4]) -> [usize; 2] {
     [if c > 4 { c * w } else { w }, h]
 }
 
 /// Writes `images` as one PNG.
 ///
-/// The file appears whole or not at all; parent folders are created.
+/// The file is either complete or absent; parent folders are created.
 ///
 /// # Errors
-/// A malformed batch, a pixel that is not finite, a grid that is too large, or what the file system refuses.
+/// A malformed batch, a pixel that is not finite, a grid that is too large, or a file that cannot be written.
 pub fn save_grid(path: impl AsRef<Path>, images: &ImageBatch, options: GridOptions) -> Result<(), ReportError> {
     let path = path.as_ref();
     let grid = Planes::quantise(images)?.grid(options)?;
     write_png(path, &grid)
 }
 
-/// The same grid as the bytes of a PNG, for a picture inside another file.
+/// The same grid as the bytes of a PNG, to be embedded in another file.
 ///
 /// # Errors
 /// A malformed batch, a pixel that is not finite, or a grid that is too large.
@@ -133,12 +131,12 @@ pub fn grid_png(images: &ImageBatch, options: GridOptions) -> Result<Vec<u8>, Re
     png(&Planes::quantise(images)?.grid(options)?)
 }
 
-/// Writes each image at its native size: `000000.png` and so on in `folder`, counted from `start_index`.
+/// Writes each image at its native size: `000000.png` and so on in `folder`, numbered from `start_index`.
 ///
-/// Each file appears whole or not at all. Nothing is written when a pixel of any image is not finite.
+/// Each file is either complete or absent. Nothing is written if a pixel of any image is not finite.
 ///
 /// # Errors
-/// A malformed batch, a pixel that is not finite, or what the file system refuses.
+/// A malformed batch, a pixel that is not finite, or a file that cannot be written.
 pub fn save_images(folder: impl AsRef<Path>, images: &ImageBatch, start_index: usize) -> Result<(), ReportError> {
     let planes = Planes::quantise(images)?;
     for index in 0..images.shape[0] {
@@ -171,7 +169,7 @@ impl Geometry {
                 (columns, count.div_ceil(columns))
             }
         };
-        // Saturating: an absurd size is reported by the check below, not wrapped into a small one.
+        // Saturating, so that an absurd size is reported by the check below instead of wrapping around to a small one.
         let side = |cells: usize, pixels: usize, scale: usize| {
             let pitch = pixels.saturating_mul(scale).saturating_add(options.padding);
             cells.saturating_mul(pitch).saturating_add(options.padding)
@@ -300,7 +298,7 @@ mod tests {
             GridOptions { columns: two, kinds: None, scale: Scale::Factor(two.unwrap()), padding: 1, background: 9 };
         save_grid(&path, &images, options).unwrap();
         let png = image::open(&path).unwrap().into_rgb8();
-        // Two columns and rows of 4-pixel cells with 1 pixel between and around.
+        // Two columns and rows of 4-pixel cells, with 1 pixel between and around them.
         assert_eq!(png.dimensions(), (11, 11));
         assert_eq!(png.get_pixel(0, 0).0, [9, 9, 9]);
         assert_eq!(png.get_pixel(10, 10).0, [9, 9, 9], "the fourth cell is empty");

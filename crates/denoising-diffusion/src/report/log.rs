@@ -1,14 +1,13 @@
-//! The truth about a run: `log.jsonl`, one JSON object per line, appended and never edited.
+//! The authoritative record of a run: `log.jsonl`, one JSON object per line, appended and never edited.
 //!
-//! Every record has a `kind` and a `step`; steps never decrease. A training run that is resumed at step s first cuts the
-//! log back to the records of steps up to s, so that the log of a run that was killed and resumed equals that of a run
-//! that was not, except for the field `images_per_s`, which is measured. For this to hold every record of step s
-//! must be written (and [synced](RunLog::sync)) before the checkpoint of step s appears.
+//! Every record has a `kind` and a `step`; steps never decrease. A training run that is resumed at step s first cuts the log back to the records of
+//! steps up to s, so that the log of a run that was killed and resumed equals that of an uninterrupted one, except for the field `images_per_s`,
+//! which is measured. For this to hold, every record of step s must be written (and [synced](RunLog::sync)) before the checkpoint of step s appears.
 //!
-//! Numbers are written with as many digits as give the same `f64` back. JSON has no numbers that are not finite: the
-//! records here write them as the strings `"NaN"`, `"inf"` and `"-inf"` (see [`number`]); a record type of your
-//! own that does not use [`number`] gets `null` from `serde_json`.
+//! Numbers are written with enough digits to give the same `f64` back. JSON has no numbers that are not finite: the records here write them as the
+//! strings `"NaN"`, `"inf"` and `"-inf"` (see [`number`]); record types of your own that do not use [`number`] get `null` from `serde_json`.
 //!
+//! Not here: drawing the log (`report::curve`).
 //! Drawing the log is `report::curve`'s business.
 
 use std::fs::{File, OpenOptions};
@@ -35,7 +34,7 @@ pub use salvage::{put_aside, readable};
 pub struct RunLog {
     path: PathBuf,
     file: File,
-    /// Length in bytes of the whole lines.
+    /// Length in bytes of the complete lines.
     len: u64,
 }
 
@@ -43,7 +42,7 @@ impl RunLog {
     /// Starts a log; parent folders are created.
     ///
     /// # Errors
-    /// The file exists (a log is never overwritten), or what the file system refuses.
+    /// The file exists (a log is never overwritten), or it cannot be written.
     pub fn create(path: impl AsRef<Path>) -> Result<Self, ReportError> {
         let path = path.as_ref();
         files::create_parent(path)?;
@@ -51,10 +50,10 @@ impl RunLog {
         Ok(Self { path: path.to_owned(), file, len: 0 })
     }
 
-    /// Opens the log of a run that continues after `step`: a torn last line and the records of later steps are removed.
+    /// Opens the log of a run that continues after `step`: an incomplete last line and the records of later steps are removed.
     ///
     /// # Errors
-    /// The file cannot be opened or cut, or a line other than a torn last one is no record; the file is unchanged then.
+    /// The file cannot be opened or truncated, or a line other than an incomplete last one is not a record; then the file is left unchanged.
     pub fn open_for_resume(path: impl AsRef<Path>, step: u64) -> Result<Self, ReportError> {
         let path = path.as_ref();
         let Parsed { records, torn, ends_in_newline } = Parsed::read(path)?;
@@ -64,16 +63,16 @@ impl RunLog {
         file.set_len(end).map_err(ReportError::io("shorten", path))?;
         let mut log = Self { path: path.to_owned(), file, len: end };
         if kept > 0 && kept == records.len() && !torn && !ends_in_newline {
-            // The record is whole, only its line is not.
+            // The record is complete; only the end of its line is missing.
             log.write_line(b"\n")?;
         }
         Ok(log)
     }
 
-    /// Appends `record` as one line and hands it to the operating system. A line is written whole or not at all.
+    /// Appends `record` as one line and passes it to the operating system. A line is written completely or not at all.
     ///
     /// # Errors
-    /// `record` is no JSON object with a whole number under `step`, or what the file system refuses.
+    /// `record` is not a JSON object with an integer under `step`, or the file cannot be written.
     pub fn append(&mut self, record: &impl Serialize) -> Result<(), ReportError> {
         let described = |record: String| ReportError::LogRecord { record };
         let value = serde_json::to_value(record).map_err(|error| described(error.to_string()))?;
@@ -83,10 +82,10 @@ impl RunLog {
         self.write_line(format!("{value}\n").as_bytes())
     }
 
-    /// Waits until the lines are on the device.
+    /// Waits until all lines are on the device.
     ///
     /// # Errors
-    /// What the file system refuses.
+    /// The file cannot be synced.
     pub fn sync(&self) -> Result<(), ReportError> {
         self.file.sync_data().map_err(ReportError::io("sync", &self.path))
     }
@@ -104,10 +103,10 @@ impl RunLog {
     }
 }
 
-/// All records of a log; a torn last line is left out, so that the log of a running process can be read.
+/// All records of a log. An incomplete last line is ignored, so the log of a running process can be read.
 ///
 /// # Errors
-/// The file cannot be read, or a line other than a torn last one is no record.
+/// The file cannot be read, or a line other than an incomplete last one is not a record.
 pub fn read(path: impl AsRef<Path>) -> Result<Vec<Value>, ReportError> {
     let parsed = Parsed::read(path.as_ref())?;
     Ok(parsed.records.into_iter().map(|record| record.value).collect())
@@ -138,7 +137,7 @@ fn step_of(record: &Value) -> Option<u64> {
 struct ParsedRecord {
     step: u64,
     value: Value,
-    /// Where its line ends, in bytes from the start of the file.
+    /// Where the record's line ends, in bytes from the start of the file.
     end: u64,
 }
 
@@ -157,7 +156,7 @@ impl Parsed {
             end += line.len() as u64;
             match parse_line(line) {
                 Ok((step, value)) => parsed.records.push(ParsedRecord { step, value, end }),
-                // Only the last line can lack its end.
+                // Only the last line can be incomplete.
                 Err(_) if !line.ends_with(b"\n") => parsed.torn = true,
                 Err(reason) => {
                     return Err(ReportError::LogLine { path: path.to_owned(), line: index + 1, reason });
@@ -308,7 +307,7 @@ mod tests {
             write_log(&whole, total);
             let expected = std::fs::read(&whole).unwrap();
             let at = at.min(total);
-            // The checkpoint of step `at` exists, so its lines do; the process died some bytes later.
+            // The checkpoint of step `at` exists, so its lines do too; the process died some bytes later.
             write_log(&resumed, at);
             let least = std::fs::read(&resumed).unwrap().len();
             let cut = least + cut % (expected.len() - least + 1);

@@ -1,8 +1,7 @@
-//! What a person looks at: sample grids, trajectories, loss curves, the run log, the progress line, and an evaluation as a table
-//! and as a page.
+//! Results for people: sample grids, trajectories, loss curves, the run log, the progress line, and an evaluation as a table and as a page.
 //!
-//! Everything here takes plain numbers and writes files (or stderr, or returns text). It knows no tensor, no network and no trainer;
-//! whoever has tensors copies them into an [`ImageBatch`](crate::data::ImageBatch) first.
+//! Everything here takes plain numbers and writes files (or stderr, or returns text). Not here: tensors, networks and trainers; callers copy tensors
+//! into an [`ImageBatch`](crate::data::ImageBatch) first.
 
 pub mod curve;
 pub mod gif;
@@ -37,10 +36,10 @@ pub use table::{table, table_within};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReportError {
-    /// A batch whose data does not fill its shape.
+    /// A batch whose data do not fill its shape.
     #[error(transparent)]
     Batch(#[from] ImageBatchError),
-    /// Images where sequences are wanted.
+    /// Images where sequences are expected.
     #[error("data of shape {shape:?} ([n, c, h, w]) are not sequences, which have height 1")]
     NotSequences {
         /// `[n, c, h, w]`.
@@ -62,7 +61,7 @@ pub enum ReportError {
         /// NaN or an infinity.
         value: f32,
     },
-    /// The grid would be larger than the file formats or the memory reasonably hold.
+    /// The grid would be larger than file formats or memory allow.
     #[error(
         "a grid of {width} x {height} pixels is too large (at most {max_side} on a side and {max_pixels} in all): draw fewer images or write them one per file"
     )]
@@ -79,7 +78,7 @@ pub enum ReportError {
     /// The frames of an animation differ in shape.
     #[error("frame {frame} has images of shape {actual:?}, the first frame has {expected:?}")]
     FrameShape {
-        /// The step that the frame was given for.
+        /// The step that the frame belongs to.
         frame: usize,
         /// Shape of the first frame.
         expected: [usize; 4],
@@ -93,19 +92,19 @@ pub enum ReportError {
     #[error("none of the {given} points can be drawn on a {scale} axis: they must be finite{}",
         if *scale == "logarithmic" { " and above zero" } else { "" })]
     NoPoints {
-        /// Points in all series together.
+        /// Total number of points in all series.
         given: usize,
-        /// Name of the y axis' scale.
+        /// Name of the y axis's scale.
         scale: &'static str,
     },
-    /// The drawing surface cannot be made.
+    /// A picture of this size cannot be drawn.
     #[error(
         "a curve of {width} x {height} pixels cannot be drawn: sides from {min_width} x {min_height} to 8192 pixels are possible"
     )]
     CurveSize {
-        /// Width asked for, in pixels.
+        /// Requested width in pixels.
         width: u32,
-        /// Height asked for, in pixels.
+        /// Requested height in pixels.
         height: u32,
         /// The smallest width in pixels.
         min_width: u32,
@@ -117,42 +116,42 @@ pub enum ReportError {
     LogLine {
         /// The log.
         path: PathBuf,
-        /// Counted from 1.
+        /// Number of the line, from 1.
         line: usize,
         /// What is wrong with it.
         reason: String,
     },
-    /// A record cannot be written as one line with a step.
+    /// A record that cannot be written as one line with a step.
     #[error("a log record must be an object with a whole number under \"step\", but got {record}")]
     LogRecord {
-        /// What was to be written.
+        /// The record.
         record: String,
     },
-    /// The operating system refused.
+    /// The operating system reported an error.
     #[error("cannot {action} {}", path.display())]
     Io {
-        /// What was tried, as a verb.
+        /// What was attempted, as a verb.
         action: &'static str,
-        /// On which file or folder.
+        /// The file or folder.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: std::io::Error,
     },
-    /// The PNG encoder refused.
+    /// The PNG encoder failed.
     #[error("cannot encode {} as PNG", path.display())]
     Png {
         /// The file to be written.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: image::ImageError,
     },
-    /// The PNG encoder refused a picture that was to become part of another file.
+    /// The PNG encoder failed on a picture for another file.
     #[error("cannot encode a picture as PNG")]
     PngInMemory {
-        /// Why not.
+        /// The cause.
         source: image::ImageError,
     },
-    /// Pairs need as many samples as training images, of one shape, and as many distances.
+    /// Pairs need equal numbers of samples, training images and distances, and images of one shape.
     #[error(
         "pairs of samples {samples:?}, training images {training:?} ([n, c, h, w]) and {distances} distances do not match"
     )]
@@ -164,18 +163,18 @@ pub enum ReportError {
         /// Number of distances.
         distances: usize,
     },
-    /// The GIF encoder refused.
+    /// The GIF encoder failed.
     #[error("cannot encode {} as GIF", path.display())]
     Gif {
         /// The file to be written.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: ::gif::EncodingError,
     },
 }
 
 impl ReportError {
-    /// For `map_err`: an I/O error with its place.
+    /// For `map_err`: an I/O error with its action and path.
     fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::Io { action, path: path.to_owned(), source }
     }

@@ -1,8 +1,8 @@
-//! An evaluation as one HTML file: to be kept, mailed and printed.
+//! An evaluation as one HTML file, which can be kept, mailed and printed.
 //!
-//! The file needs nothing else: no script, no font and no picture from outside, and a policy in its head that forbids them. It
-//! follows the reader's choice of light or dark. Sections without data are left out. Nothing is measured or drawn by lot here, and
-//! nothing is written to disk; `table` has the same for a terminal.
+//! The file is self-contained: no script, and no font or picture from outside, which a policy in its head forbids. It follows the reader's choice of
+//! light or dark. Sections without data are left out. Not here: measuring, drawing at random, writing to disk, and the same content for a terminal
+//! (`table`).
 
 mod measurements;
 mod parts;
@@ -17,22 +17,22 @@ use super::curve::escape;
 use crate::eval::result::Evaluation;
 
 const STYLE: &str = include_str!("page/style.css");
-/// Nothing is loaded, whatever a name or a note might contain.
+/// Nothing may be loaded, whatever a name or a note contains.
 const POLICY: &str = "default-src 'none'; img-src data:; style-src 'unsafe-inline'";
 
-/// What a page shows.
+/// The contents of a page.
 #[derive(Clone, Copy, Debug)]
 pub struct Page<'a> {
     /// Its first heading.
     pub title: &'a str,
     pub evaluation: &'a Evaluation,
-    /// Metrics of earlier steps, a plot each. Empty for none.
+    /// Metrics of earlier steps, with a plot for each; may be empty.
     pub history: &'a [History],
-    /// A PNG: samples ([`grid_png`](super::grid_png)).
+    /// A PNG of samples ([`grid_png`](super::grid_png)).
     pub samples: Option<&'a [u8]>,
-    /// A PNG: the closest pairs ([`pairs_picture`](super::pairs_picture)), shown at half its size.
+    /// A PNG of the closest pairs ([`pairs_picture`](super::pairs_picture)), shown at half its size.
     pub neighbours: Option<&'a [u8]>,
-    /// What to type to get this evaluation again.
+    /// The command that repeats this evaluation.
     pub command: Option<&'a str>,
 }
 
@@ -46,7 +46,7 @@ pub struct History {
 }
 
 impl Page<'_> {
-    /// The whole file.
+    /// The complete file.
     pub fn html(&self) -> String {
         let title = escape(self.title);
         let version = escape(&self.evaluation.version);
@@ -65,7 +65,7 @@ impl Page<'_> {
         html
     }
 
-    /// From top to bottom; what has no data is empty.
+    /// From top to bottom; a part without data is empty.
     fn parts(&self) -> [String; 8] {
         let Self { evaluation, samples, neighbours, command, .. } = *self;
         [

@@ -1,6 +1,6 @@
-//! Samples above the training images nearest to them, as one picture: what a distance looks like.
+//! Samples above the training images nearest to them, as one picture that shows what a distance looks like.
 //!
-//! Which images are nearest is found elsewhere; here they are drawn in the order given.
+//! Pairs are drawn in the given order. Not here: finding the nearest images.
 
 use super::ReportError;
 use super::curve::raster::{DENSITY, draw};
@@ -11,29 +11,29 @@ use super::grid::{MAX_PIXELS, MAX_SIDE};
 use super::raster::{Planes, png};
 use crate::data::ImageBatch;
 
-/// Images are enlarged by the smallest whole factor that gives their shorter side this many pixels ...
+/// Images are magnified by the smallest integer factor that gives their shorter side this many pixels ...
 const COMFORTABLE_SIDE: usize = 160;
 /// ... but not so much that their longer side has more than this many.
 const MAGNIFIED_SIDE: usize = 1024;
-// In units of the text, each of which is DENSITY pixels:
+// The following are in units of the text, of DENSITY pixels each.
 const TEXT: f64 = 13.0;
 const EDGE: u32 = 8;
-/// Between one pair and the next.
+/// Distance between one pair and the next.
 const GAP: u32 = 10;
-/// Between a sample and its training image.
+/// Distance between a sample and its training image.
 const BETWEEN: u32 = 4;
-/// Below a pair, for its distance.
+/// Room below a pair for its distance.
 const CAPTION: u32 = 30;
-/// Narrower pairs would have distances that touch each other.
+/// If pairs were narrower, their captions would touch.
 const LEAST_PITCH: u32 = 62;
-/// What stands beside the upper and the lower images.
+/// Labels of the upper and the lower images.
 const NAMES: [&[&str]; 2] = [&["sample"], &["training", "image"]];
 
 /// How wide a picture of pairs may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PairsOptions {
-    /// In pixels. As many pairs stand side by side as fit, but at least one; the others follow in further rows, all about equally
-    /// long. By default ten pairs of small images fit.
+    /// Width in pixels. A row has as many pairs as fit, but at least one; further pairs go into further rows, all about equally long. By default, ten
+    /// pairs of small images fit.
     pub width: usize,
 }
 
@@ -43,8 +43,8 @@ impl Default for PairsOptions {
     }
 }
 
-/// A PNG of pairs: sample i above training image i, and `distances[i]` below. Text has twice the size that it needs on a plain
-/// screen, so that the picture can be shown at half its size and is sharp on dense ones.
+/// A PNG of pairs: sample i above training image i, with `distances[i]` below. Text is twice as large as on an ordinary screen, so that the picture
+/// can be shown at half its size and is sharp on high-density ones.
 ///
 /// Pixels are treated as in grids: clamped to `[0, 1]`, alpha composited on white, five and more channels side by side in grey.
 ///
@@ -74,13 +74,13 @@ pub fn pairs_picture(
     png(&picture)
 }
 
-/// Where everything stands, in units of the text.
+/// The position of everything, in units of the text.
 struct Layout {
     count: usize,
     columns: usize,
-    /// How much images are enlarged, in pixels.
+    /// Magnification of images, in pixels.
     factor: usize,
-    /// Width and height of an enlarged image.
+    /// Width and height of a magnified image.
     cell: [u32; 2],
     /// Where the first column begins.
     left: u32,
@@ -92,7 +92,7 @@ struct Layout {
 impl Layout {
     fn new(count: usize, image: [usize; 2], options: PairsOptions) -> Result<Self, ReportError> {
         let density = DENSITY as usize;
-        // Whole units, so that images stand on whole pixels.
+        // Whole units, so that images are aligned with pixels.
         let comfortable = COMFORTABLE_SIDE.div_ceil(image[0].min(image[1]));
         let factor = comfortable.min(MAGNIFIED_SIDE / image[0].max(image[1])).max(1);
         let sides = image.map(|side| side.saturating_mul(factor).div_ceil(density));
@@ -111,7 +111,7 @@ impl Layout {
         if width.max(height) > MAX_SIDE || width * height > MAX_PIXELS {
             return Err(ReportError::GridTooLarge { width, height, max_side: MAX_SIDE, max_pixels: MAX_PIXELS });
         }
-        // All of them are below MAX_SIDE now.
+        // All of them are less than MAX_SIDE at this point.
         let narrow = |side: usize| side as u32;
         let (cell, size) = (sides.map(narrow), size.map(narrow));
         Ok(Self { count, columns, factor, cell, left: narrow(left), pitch: narrow(pitch), size })

@@ -1,7 +1,7 @@
-//! How far a long job is, on stderr: one line that is redrawn on a terminal, a few plain lines in a file.
+//! Progress of long-running work, on stderr: one line that is redrawn on a terminal, a few plain lines in a file.
 //!
-//! Whoever does the work calls [`Progress::update`] after every step and knows nothing of terminals. stdout is
-//! never written to: results belong there.
+//! The code that does the work calls [`Progress::update`] after every step and knows nothing of terminals. Nothing is written to stdout, which is for
+//! results.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ const LINE_EVERY_PART: u64 = 20;
 /// ... but never sooner than this.
 const LINE_PAUSE: Duration = Duration::from_secs(1);
 
-/// Where a job stands.
+/// How far a job has got.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Status {
     /// Steps done.
@@ -28,19 +28,19 @@ pub struct Status {
     pub images_per_s: Option<f64>,
 }
 
-/// Told how far a job is.
+/// Receives the progress of a job.
 pub trait Progress {
-    /// After every step.
+    /// Called after every step.
     fn update(&mut self, status: Status);
 
-    /// A line that stays: something happened that is worth reading later.
+    /// A line that stays: something that is worth reading later.
     fn note(&mut self, line: &str);
 
     /// The job has ended, whether or not all steps were done.
     fn finish(&mut self);
 }
 
-/// Says nothing: for library users and tests.
+/// Shows nothing: for library users and tests.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoProgress;
 
@@ -50,7 +50,7 @@ impl Progress for NoProgress {
     fn finish(&mut self) {}
 }
 
-/// Progress on stderr: a bar when it is a terminal, [`PlainLines`] when it is not.
+/// Progress on stderr: a bar on a terminal, otherwise [`PlainLines`].
 pub struct StderrProgress(Output);
 
 enum Output {
@@ -59,13 +59,13 @@ enum Output {
 }
 
 impl StderrProgress {
-    /// For a job of `total` steps of which `done` were done before (0 unless it is resumed).
+    /// For a job of `total` steps, `done` of which were done before (0 unless it is resumed).
     pub fn new(task: Task, done: u64, total: u64) -> Self {
         if !std::io::stderr().is_terminal() {
             return Self(Output::Lines(PlainLines::new(std::io::stderr(), task, done, total)));
         }
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr()).with_position(done);
-        // A template that does not parse would leave indicatif's own style, which is legible too.
+        // If the template did not parse, indicatif's own style would remain, which is legible too.
         if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:24} {msg}") {
             bar.set_style(style.progress_chars("=> "));
         }
@@ -100,10 +100,10 @@ impl Progress for StderrProgress {
     }
 }
 
-/// Progress as plain lines: after the first step, then every 10 seconds or 5 % of the steps (whichever comes first, but at
-/// most one a second), and after the last step.
+/// Progress as plain lines: after the first step, then every 10 seconds or 5 % of the steps (whichever comes first, but at most one line a second),
+/// and after the last step.
 ///
-/// What cannot be written is dropped: a closed stderr must not end a run.
+/// Errors in writing are ignored: a closed stderr must not end a run.
 pub struct PlainLines<W> {
     out: W,
     task: Task,
@@ -113,7 +113,7 @@ pub struct PlainLines<W> {
 }
 
 impl<W: Write> PlainLines<W> {
-    /// For a job of `total` steps of which `done` were done before (0 unless it is resumed), written to `out`.
+    /// For a job of `total` steps, `done` of which were done before (0 unless it is resumed), written to `out`.
     pub fn new(out: W, task: Task, done: u64, total: u64) -> Self {
         Self { out, task, pace: Pace::new(done, total, Instant::now()), shown: None, latest: None }
     }
@@ -147,7 +147,7 @@ impl<W: Write> Progress for PlainLines<W> {
     }
 
     fn finish(&mut self) {
-        // A job that ends early still tells where it ended.
+        // A job that ends early still reports where it ended.
         if let Some(status) = self.latest.filter(|status| self.shown.is_none_or(|(step, _)| step != status.step)) {
             self.show(status, Instant::now());
         }
@@ -155,13 +155,13 @@ impl<W: Write> Progress for PlainLines<W> {
     }
 }
 
-/// Estimates the time left and words a status.
+/// Estimates the remaining time and puts a status into words.
 #[derive(Clone, Copy, Debug)]
 struct Pace {
     done: u64,
     total: u64,
     started: Instant,
-    /// After the first step of this process, which is slower than the others.
+    /// When the first step of this process, which is slower than the others, had ended.
     warm: Option<(u64, Instant)>,
 }
 
@@ -170,7 +170,7 @@ impl Pace {
         Self { done, total, started, warm: None }
     }
 
-    /// Time left at the mean pace since the first step (or, during it, since the start).
+    /// Remaining time at the mean pace since the first step (or, during it, since the start).
     fn time_left(&mut self, step: u64, now: Instant) -> Option<Duration> {
         if self.warm.is_none() && step > self.done {
             self.warm = Some((step, now));

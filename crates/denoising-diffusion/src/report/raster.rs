@@ -1,6 +1,6 @@
 //! 8-bit pixels: batches quantised, put into grids, and encoded as PNG.
 //!
-//! Where things stand in a grid is `grid`'s business.
+//! Not here: the layout of a grid (`grid`).
 
 use std::io::Cursor;
 use std::path::Path;
@@ -28,7 +28,7 @@ pub(super) struct Planes {
 }
 
 impl Planes {
-    /// Quantises a batch; the first pixel that is not finite is an error.
+    /// Quantises a batch; a pixel that is not finite is an error.
     pub fn quantise(images: &ImageBatch) -> Result<Self, ReportError> {
         images.validate()?;
         let shape @ [_, c, h, w] = images.shape;
@@ -41,12 +41,12 @@ impl Planes {
                 value: images.data[at],
             });
         }
-        // The cast truncates, which is floor here.
+        // The cast truncates, which equals floor here.
         let bytes = images.data.iter().map(|x| (x * 255.0 + 0.5).clamp(0.0, 255.0) as u8).collect();
         Ok(Self { shape, bytes })
     }
 
-    /// Width and height of an image as drawn, before magnification.
+    /// Width and height of an image as it is drawn, before magnification.
     pub fn cell(&self) -> [usize; 2] {
         cell(self.shape)
     }
@@ -60,7 +60,7 @@ impl Planes {
         let mut pixels = Vec::with_capacity(c * h * w);
         for y in 0..h {
             if c > 4 {
-                // One row of each plane after the other: the planes stand side by side.
+                // One row of each plane in turn, which puts the planes side by side.
                 pixels.extend((0..c).flat_map(|plane| &image[(plane * h + y) * w..(plane * h + y + 1) * w]));
             } else {
                 pixels.extend((0..w).flat_map(|x| (0..c).map(move |plane| image[(plane * h + y) * w + x])));
@@ -84,7 +84,7 @@ impl Planes {
 }
 
 impl Raster {
-    /// With three channels; a grey raster's are equal. Not for rasters with alpha.
+    /// Converts to three channels, which are equal for a grey raster. Not for rasters with alpha.
     pub fn into_rgb(self) -> Self {
         if self.channels != 1 {
             return self;
@@ -93,7 +93,7 @@ impl Raster {
         Self { channels: 3, pixels, ..self }
     }
 
-    /// Without alpha: a (c - 255) + 255 in units of 1/255, rounded.
+    /// Removes alpha: a (c - 255) + 255 in units of 1/255, rounded.
     pub fn composited_on_white(self) -> Self {
         if !matches!(self.channels, 2 | 4) {
             return self;
@@ -108,7 +108,7 @@ impl Raster {
         Self { channels: colours, pixels, ..self }
     }
 
-    /// Draws `image`, magnified, with its top left corner at `origin`; both have the same channels.
+    /// Draws `image`, magnified, with its top left corner at `origin`; both have the same number of channels.
     pub fn paste(&mut self, image: &Raster, origin: [usize; 2], scale: usize) {
         let row_len = image.width * scale * self.channels;
         for y in 0..image.height * scale {
@@ -122,13 +122,13 @@ impl Raster {
     }
 }
 
-/// Encodes and writes.
+/// Encodes and writes a file.
 pub(super) fn write_png(path: &Path, raster: &Raster) -> Result<(), ReportError> {
     let bytes = encode_png(raster).map_err(|source| ReportError::Png { path: path.to_owned(), source })?;
     files::write(path, &bytes)
 }
 
-/// The bytes of a file that is to travel inside another one.
+/// The bytes of a PNG that is to be embedded in another file.
 pub(super) fn png(raster: &Raster) -> Result<Vec<u8>, ReportError> {
     encode_png(raster).map_err(|source| ReportError::PngInMemory { source })
 }

@@ -12,12 +12,12 @@ const PANEL: [f64; 2] = [220.0, 80.0];
 const GAP: f64 = 10.0;
 /// Height of a line of text.
 const TEXT: f64 = 18.0;
-/// At most so many panels are drawn of a set.
+/// The largest number of panels drawn per set.
 const MOST: usize = 100;
-/// Colours of channels, again from the start when they run out; told apart by people who are colour-blind (Okabe and Ito 2008).
+/// Colours of channels, reused in turn; people who are colour-blind can tell them apart (Okabe and Ito 2008).
 const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"];
 
-/// Sequences under a title.
+/// Sequences with a title.
 #[derive(Clone, Copy, Debug)]
 pub struct SequenceSet<'a> {
     pub title: &'a str,
@@ -25,11 +25,11 @@ pub struct SequenceSet<'a> {
     pub batch: &'a ImageBatch,
 }
 
-/// Draws sequences as an SVG: one set in a grid, several side by side in a column each. `range` is what 0 and 1 stand for; all panels
-/// have it.
+/// Draws sequences as an SVG: one set in a grid, several sets side by side, in a column each. `range` is what 0 and 1 stand for, the same for all
+/// panels.
 ///
 /// # Errors
-/// A malformed batch, one that is not of sequences, or a value that is not finite.
+/// A malformed batch, a batch that does not hold sequences, or a value that is not finite.
 pub fn sequences_svg(sets: &[SequenceSet<'_>], range: [f64; 2]) -> Result<String, ReportError> {
     for set in sets {
         check(set.batch)?;
@@ -61,10 +61,10 @@ pub fn sequences_svg(sets: &[SequenceSet<'_>], range: [f64; 2]) -> Result<String
     Ok(svg)
 }
 
-/// Writes one set of sequences as an SVG. The file appears whole or not at all; parent folders are created.
+/// Writes one set of sequences as an SVG. The file is either complete or absent; parent folders are created.
 ///
 /// # Errors
-/// As [`sequences_svg`], and what the file system refuses.
+/// As [`sequences_svg`]; also a file that cannot be written.
 pub fn save_sequences(path: impl AsRef<Path>, batch: &ImageBatch, range: [f64; 2]) -> Result<(), ReportError> {
     let title = format!("{} samples", batch.shape[0]);
     files::write(path.as_ref(), sequences_svg(&[SequenceSet { title: &title, batch }], range)?.as_bytes())

@@ -1,28 +1,28 @@
 //! An evaluation as aligned text, for a terminal.
 //!
-//! It has what must be known to use the numbers. Provenance and pictures are the page's business, all digits those of JSON.
+//! It contains what must be known to use the numbers. Not here: provenance and pictures (the page), and all digits (JSON).
 
 use super::figures::{Figure, adding_up, decimals_for, percent, significant, thousands};
 use crate::eval::result::{Better, BitsPerDim, Evaluation, LossByTime, Measurement, Neighbours};
 
-/// The widest table.
+/// The largest width of a table.
 const WIDEST: usize = 110;
-/// Narrower than this, lines are longer than asked for.
+/// For a smaller width, lines are longer than requested.
 const NARROWEST: usize = 78;
-/// Names of measurements longer than this are cut.
+/// Longer names of measurements are cut.
 const LONGEST_NAME: usize = 14;
-/// Between columns.
+/// Space between columns.
 const GAP: &str = "  ";
-/// Before a note under its row; lines that continue it are indented by two more.
+/// Indentation of a note under its row; lines that continue it are indented by two more.
 const INDENT: usize = 4;
 
-/// Measurements as a table, notes under their rows, then loss, variational bound and neighbours. At most 110 columns wide; no line's
-/// end after the last line.
+/// Measurements as a table with notes under their rows, then loss, variational bound and neighbours. At most 110 columns wide; without a newline at
+/// the end.
 pub fn table(evaluation: &Evaluation) -> String {
     table_within(evaluation, WIDEST)
 }
 
-/// The same for a terminal of so many columns, from 78 to 110 (beyond it the nearest is taken).
+/// The same for a terminal with this many columns; the width is clamped to 78 to 110.
 pub fn table_within(evaluation: &Evaluation, columns: usize) -> String {
     let columns = columns.clamp(NARROWEST, WIDEST);
     let mut lines = measurements(&evaluation.measurements, columns);
@@ -71,7 +71,7 @@ impl Row {
         }
     }
 
-    /// Aligned; `±` stands in one column.
+    /// One aligned line, with `±` in the same column in all of them.
     fn line(&self, [name, value, error, generated, real]: [usize; 5]) -> String {
         let Self { name: n, value: v, error: e, better, generated: g, real: r } = self;
         format!("{n:name$}{GAP}{v:>value$}{e:error$}{GAP}{better:6}{GAP}{g:>generated$}{GAP}{r:>real$}")
@@ -104,7 +104,7 @@ fn measurements(measurements: &[Measurement], columns: usize) -> Vec<String> {
     for (row, measurement) in rows[1..].iter().zip(measurements) {
         let mut line = row.line(widths);
         let mut notes = &measurement.notes[..];
-        // FID is the number that is quoted alone: what is wrong with it must be copied along.
+        // FID is often quoted alone, so its caveats must stand on the same line to be copied along.
         while let Some((note, rest)) = notes.split_first().filter(|_| measurement.name == "fid") {
             if line.chars().count() + GAP.len() + note.chars().count() > columns || note.contains('\n') {
                 break;
@@ -159,7 +159,7 @@ fn neighbours(near: &Neighbours) -> Vec<String> {
     lines
 }
 
-/// A count of images; a metric that uses none has a dash.
+/// A number of images; a dash for a metric that uses none.
 fn count(images: usize) -> String {
     if images == 0 { "-".to_owned() } else { thousands(images as u64) }
 }
@@ -171,7 +171,7 @@ fn shortened(name: &str) -> String {
     name.chars().take(LONGEST_NAME - 1).chain(['…']).collect()
 }
 
-/// `text` on lines of at most `columns`, the first indented by `indent`, the others by two more.
+/// Wraps `text` into lines of at most `columns`; the first is indented by `indent`, the others by two more.
 fn wrapped(text: &str, indent: usize, columns: usize) -> Vec<String> {
     let mut lines = Vec::new();
     let mut line = " ".repeat(indent);
@@ -191,7 +191,7 @@ fn wrapped(text: &str, indent: usize, columns: usize) -> Vec<String> {
     lines
 }
 
-/// A word that is too long for a line (a path), in pieces that fit.
+/// Splits a word that is too long for a line (a path) into pieces that fit.
 fn pieces(word: &str, most: usize) -> Vec<String> {
     let characters: Vec<char> = word.chars().collect();
     characters.chunks(most).map(|piece| piece.iter().collect()).collect()

@@ -1,10 +1,9 @@
 //! The convolution, forward and as input gradient, in one of two orders:
 //!
-//! - [`by_tiles`], where tiles outnumber output channels: the kernels are transformed once; each task takes a block of tiles through all
-//!   three steps, in the second-level cache.
-//! - [`by_channels`], where they do not: the tiles are transformed once; each task takes a few output channels through all three steps,
-//!   transforming their kernels as it needs them. A transformed weight is four times as large as the weight, and
-//!   is never written to memory.
+//! - [`by_tiles`], if tiles outnumber output channels: the kernels are transformed once; each task takes a block of tiles through all three steps, in
+//!   the second-level cache.
+//! - [`by_channels`], if they do not: the tiles are transformed once; each task takes a few output channels through all three steps and transforms
+//!   their kernels as it needs them. A transformed weight is four times as large as the weight, and is never written to memory.
 
 use super::gather::Tiles;
 use super::product::{TERMS_PER_SUM, multiply};
@@ -16,15 +15,15 @@ use crate::gemm::{PANEL, spaced};
 use crate::par::{Scratch, Shared, for_each_task, task_range};
 use crate::simd::{Isa, MAX_LANES};
 
-/// Values of transformed input and output that a task of [`by_tiles`] holds.
+/// Number of values of transformed input and output per task of [`by_tiles`].
 const VALUES_PER_TASK: usize = 100 << 10;
-/// Output channels that a task of [`by_tiles`] computes at a time.
+/// Number of output channels that a task of [`by_tiles`] computes at a time.
 const GROUP: usize = 4 * PANEL;
-/// Input channels that a task of [`by_channels`] takes at a time: their transformed kernels fit the second-level cache.
+/// Number of input channels that a task of [`by_channels`] takes at a time: their transformed kernels fit into the second-level cache.
 const BLOCK: usize = 64;
-/// Rows of sixteen kernels that one thread transforms sooner than others wake up.
+/// Number of rows of sixteen kernels that one thread transforms before others would have woken up.
 const FEW_ROWS: usize = 256;
-/// Panels of output channels that a task of [`by_channels`] computes: two vectors.
+/// Number of panels of output channels per task of [`by_channels`]: two vectors.
 const fn panels_per_task(isa: Isa) -> usize {
     match isa {
         #[cfg(target_arch = "x86_64")]
@@ -32,7 +31,7 @@ const fn panels_per_task(isa: Isa) -> usize {
         _ => 1,
     }
 }
-/// Tiles that are transformed at a time in [`by_channels`].
+/// Number of tiles that are transformed at a time in [`by_channels`].
 const TILES_PER_TASK: usize = 4;
 
 /// A convolution as a Winograd product: `source` is transformed, `targets` are written.
@@ -50,8 +49,8 @@ struct Job<'a> {
     results: Tiles,
 }
 
-/// target = epilogue of source * weight, in the given direction, for shapes to which this [`super::applies`]. All parts of
-/// source and targets begin at multiples of sixteen channels; an epilogue goes with the forward direction and one target.
+/// target = epilogue of source * weight, in the given direction, for shapes to which this [`super::applies`]. All parts of source and targets must
+/// begin at multiples of sixteen channels; an epilogue needs the forward direction and a single target.
 pub(crate) fn convolve(
     isa: Isa,
     direction: Direction,
@@ -63,7 +62,7 @@ pub(crate) fn convolve(
 ) {
     let (input, output) = ([shape.height, shape.width], [shape.out_height(), shape.out_width()]);
     let (batch, padding, upsample) = (shape.batch, shape.padding[0], shape.upsample);
-    // The input gradient is the convolution of dy, padded by what is missing to 2, with the turned kernel.
+    // The input gradient is the convolution of dy, padded by the difference of the padding to 2, with the kernel turned by half a turn.
     let (patches, results, channels) = match direction {
         Direction::Forward => (
             Tiles::new(batch, output, input, upsample, padding),
@@ -125,7 +124,7 @@ impl Job<'_> {
                         let b = filters[f * filter_len + (first * from + k) * PANEL..].as_ptr();
                         let dst = sums[f * sums_len..].as_mut_ptr();
                         let (count, len) = (tiles.len(), TERMS_PER_SUM.min(from - k));
-                        // SAFETY: rows, panels and sums are as long as their strides say.
+                        // SAFETY: rows, panels and sums have the lengths that their strides say.
                         unsafe {
                             let b_stride = from * PANEL;
                             multiply(self.isa, count, len, panels.len(), a, stride, b, b_stride, k > 0, dst, group);
@@ -168,7 +167,7 @@ impl Job<'_> {
             for (block, k) in (0..from).step_by(BLOCK).enumerate() {
                 let k = k..from.min(k + BLOCK);
                 let len = k.len();
-                // SAFETY: the filters are this task's; rows, filters and sums are as long as their strides say.
+                // SAFETY: the filters are this task's; rows, filters and sums have the lengths that their strides say.
                 unsafe {
                     for (i, panel) in panels.clone().enumerate() {
                         self.filters(panel, k.clone(), filters[i * BLOCK * PANEL..].as_mut_ptr(), filter_len);
@@ -189,12 +188,13 @@ impl Job<'_> {
         });
     }
 
-    /// Room for sums of all frequencies, and behind the last for a vector: [`Job::output`] loads whole ones, also from where a part of the target begins.
+    /// Memory for the sums of all frequencies, and one vector after the last: [`Job::output`] loads whole vectors, also from where a part of the
+    /// target begins.
     fn sums(&self, len: usize) -> Scratch {
         Scratch::new(FREQUENCIES * len + MAX_LANES)
     }
 
-    /// Transforms tiles of the source; `to(i)` says where the i-th of them goes.
+    /// Transforms tiles of the source; `to(i)` is the destination of the i-th of them.
     fn transform(&self, tiles: std::ops::Range<usize>, zeros: &[f32], to: impl Fn(usize) -> Spread) {
         let start = tiles.start;
         self.patches.each_source::<6, FREQUENCIES>(tiles, self.source, zeros, |tile, first, channels, pixels| {
@@ -206,12 +206,12 @@ impl Job<'_> {
     /// Transforms the kernels from input channels `rows` to the sixteen output channels of `panel`.
     ///
     /// # Safety
-    /// `dst` must have room for all 36 frequencies of whole rows, and be nobody else's.
+    /// `dst` must have room for all 36 frequencies of whole rows, and nobody else may access it.
     unsafe fn filters(&self, panel: usize, rows: std::ops::Range<usize>, dst: *mut f32, stride: usize) {
         let first = panel * PANEL;
         let lanes = (self.channels[1] - first).min(PANEL);
         let turned = self.direction == Direction::InputGrad;
-        // A copy, as the weight is read in pieces that are far apart and collide in the cache: each loop below reads whole pieces.
+        // A copy, because the weight is read in pieces that are far apart and collide in the cache: each loop below reads whole pieces.
         let mut copy = Scratch::new(PANEL * (BLOCK + 1) * 9);
         for start in rows.clone().step_by(BLOCK) {
             let block = start..rows.end.min(start + BLOCK);
@@ -235,7 +235,7 @@ impl Job<'_> {
         }
     }
 
-    /// Transforms the sums of one tile back, for the output channels `channels` of which `sums` has the first.
+    /// Transforms the sums of one tile back, for the output channels `channels`; `sums` begins with the first of them.
     fn output(&self, tile: usize, channels: std::ops::Range<usize>, sums: &[f32], stride: usize, zeros: &[f32]) {
         for (first, end, place) in Tiles::targets(self.targets, channels.start, channels.end) {
             let behind =

@@ -1,4 +1,4 @@
-//! Where the pixels of a tile are.
+//! The positions of a tile's pixels in memory.
 
 use super::super::parts::{Parts, PartsMut};
 use super::transform::Place;
@@ -7,29 +7,28 @@ use crate::simd::prefetch;
 /// Outputs per side of a tile.
 const SIDE: usize = 4;
 
-/// The 4 x 4 output tiles of a batch, laid over images `[batch, height, width]`.
+/// The 4 x 4 output tiles that cover a batch of images `[batch, height, width]`.
 #[derive(Clone, Copy)]
 pub(super) struct Tiles {
     batch: usize,
-    /// Tiles per image, down and across.
+    /// Number of tiles per image, vertically and horizontally.
     grid: [usize; 2],
     /// Height and width of the images, as stored.
     size: [usize; 2],
-    /// How often each stored pixel is repeated, down and across, in what the tiles lie over.
+    /// How often each stored pixel is repeated, vertically and horizontally, in the images that the tiles cover.
     upsample: usize,
-    /// How far a tile begins before its outputs.
+    /// How far before its outputs a tile begins.
     margin: usize,
 }
 
-/// Values of a cache line.
+/// Number of values per cache line.
 const LINE: usize = 16;
 
 /// Marks a pixel outside the image.
 pub(super) const OUTSIDE: usize = usize::MAX;
 
 impl Tiles {
-    /// Tiles that cover `outputs` (height, width), each beginning `margin` before its outputs in images of `size`, `upsample` times
-    /// enlarged.
+    /// Tiles that cover `outputs` (height, width). Each begins `margin` before its outputs, in images of `size` that are enlarged `upsample` times.
     pub(super) fn new(batch: usize, outputs: [usize; 2], size: [usize; 2], upsample: usize, margin: usize) -> Self {
         Self { batch, grid: outputs.map(|n| n.div_ceil(SIDE)), size, upsample, margin }
     }
@@ -44,7 +43,7 @@ impl Tiles {
         (tile / (down * across), tile / across % down, tile % across)
     }
 
-    /// Numbers of the N x N (= M) pixels of a tile.
+    /// Indices of the N x N (= M) pixels of a tile.
     pub(super) fn pixels<const N: usize, const M: usize>(&self, tile: usize) -> [usize; M] {
         let (image, i, j) = self.place(tile);
         let [height, width] = self.size;
@@ -66,7 +65,7 @@ impl Tiles {
         pixels
     }
 
-    /// Numbers of the 2 x 2 stored pixels that a tile over images of twice their size lies on.
+    /// Indices of the 2 x 2 stored pixels under a tile over images of twice their size.
     pub(super) fn halved(&self, tile: usize) -> [usize; 4] {
         let (image, i, j) = self.place(tile);
         let [height, width] = self.size;
@@ -76,8 +75,8 @@ impl Tiles {
         })
     }
 
-    /// Calls `f(tile, first channel, channels, addresses of the tile's pixels)` for each part of each tile; `zeros` stands in outside the
-    /// image. The next tile's pixels are asked for ahead: they lie in short pieces in many rows, which the processor does not foresee.
+    /// Calls `f(tile, first channel, channels, addresses of the tile's pixels)` for each part of each tile; `zeros` is used outside the image. The
+    /// next tile's pixels are prefetched: they are short pieces in many rows, which the processor does not predict.
     pub(super) fn each_source<const N: usize, const M: usize>(
         &self,
         tiles: std::ops::Range<usize>,
@@ -103,7 +102,7 @@ impl Tiles {
         }
     }
 
-    /// Where the channels `from..to` of all parts go, part by part.
+    /// The targets of the channels `from..to` of all parts, part by part.
     pub(super) fn targets<'a>(
         targets: &'a PartsMut<'_>,
         from: usize,

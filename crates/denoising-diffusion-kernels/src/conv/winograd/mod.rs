@@ -4,8 +4,8 @@
 //! y = A' [(G w G') . (B' x B)] A per tile, summed over input channels: for each of the 36 positions in the transformed
 //! tile ("frequencies"), one matrix product over channels. The transforms cost some five bits of accuracy.
 //!
-//! What is transformed takes 36/16 of an activation and four times a weight, so that neither is ever made as a whole where that can
-//! be helped: see [`convolve`] and [`weight_grad`].
+//! Transformed data take 36/16 of an activation and four times a weight, so they are not stored as a whole where that can be avoided: see
+//! [`convolve`] and [`weight_grad`].
 
 mod convolve;
 mod gather;
@@ -18,7 +18,7 @@ pub(super) use weight_grad::weight_grad;
 
 use super::Conv2dShape;
 
-/// Whether this file can compute the convolution and its gradients at all.
+/// Whether Winograd's method can compute the convolution and its gradients at all.
 pub(super) fn applies(shape: &Conv2dShape) -> bool {
     shape.kernel == [3, 3]
         && shape.stride == 1
@@ -27,8 +27,8 @@ pub(super) fn applies(shape: &Conv2dShape) -> bool {
         && shape.upsample <= 2
 }
 
-/// Whether this file is faster than products and sums, as `cargo bench --bench roofline -- --algorithms` measures it: from sixteen channels
-/// and four tiles on, unless a third of each tile or more lies outside the image.
+/// Whether Winograd's method is faster than products and sums, as measured by `cargo bench --bench roofline -- --algorithms`: from sixteen channels
+/// and four tiles on, unless a third or more of each tile lies outside the image.
 pub(super) fn pays(shape: &Conv2dShape) -> bool {
     let pixels = shape.batch * shape.out_height() * shape.out_width();
     let tiles = shape.batch * shape.out_height().div_ceil(4) * shape.out_width().div_ceil(4);

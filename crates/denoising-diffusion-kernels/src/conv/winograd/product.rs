@@ -1,10 +1,10 @@
-//! The matrix products between the transforms: rows of transformed tiles times panels of transformed kernels. What they work on
-//! fits the second-level cache; callers see to that.
+//! The matrix products between the transforms: rows of transformed tiles times panels of transformed kernels. Callers ensure that their operands fit
+//! into the second-level cache.
 
 use crate::gemm::{PANEL, panels_of_tile, step};
 use crate::simd::{Simd, prefetch, simd_fn};
 
-/// Terms after which a caller begins a new sum: rounding grows with the terms of one sum.
+/// Number of terms after which a caller begins a new sum, because rounding grows with the number of terms.
 pub(super) const TERMS_PER_SUM: usize = 128;
 
 /// Rows of a register tile.
@@ -13,8 +13,8 @@ const ROWS: usize = 6;
 simd_fn! {
     /// `dst[i, 16 p + j] (+)= sum over k of a[i, k] b[p, k, j]` for i < `rows`, k < `len` (at least 1), p < `panels`, j < 16.
     ///
-    /// Rows of `a` and `dst` begin `a_stride` and `dst_stride` apart, panels of `b` `b_stride`. With `add` the products are added to what is
-    /// there.
+    /// Rows of `a` and `dst` are `a_stride` and `dst_stride` apart, panels of `b` are `b_stride` apart. With `add`, the products are added to the
+    /// contents of `dst`.
     ///
     /// # Safety
     /// All addresses must be valid as described, and nobody else may access the destination.
@@ -109,9 +109,9 @@ unsafe fn tile<S: Simd, const R: usize, const W: usize>(
         let rows: [*const f32; R] = std::array::from_fn(|r| a.add(r * a_stride));
         let mut sums = [[S::splat(0.0); W]; R];
         let mut k = 0;
-        // Runs at least once, and says so: else the sums travel between registers.
+        // Runs at least once and is written that way; otherwise the sums are moved between registers.
         loop {
-            // Most likely the next panels: while the rows pass by these, the next come into the first-level cache.
+            // Most likely the next panels: they are prefetched into the first-level cache while the rows pass by these.
             let next = b.wrapping_add(W * S::LANES / PANEL * b_stride);
             prefetch(next);
             if W * S::LANES > PANEL {
@@ -152,8 +152,8 @@ unsafe fn store<S: Simd, const R: usize, const W: usize>(
 }
 
 simd_fn! {
-    /// `dst[i, j] (+)= sum over m of a[m, i] b[m, j]` for i, j < 16 and m < `len` (at least 1); rows of `a` and `b` are 16 values and follow each
-    /// other, as do those of `dst`. With `add` the products are added to what is there.
+    /// `dst[i, j] (+)= sum over m of a[m, i] b[m, j]` for i, j < 16 and m < `len` (at least 1); rows of `a`, `b` and `dst` are 16 values each and
+    /// contiguous. With `add`, the products are added to the contents of `dst`.
     ///
     /// # Safety
     /// As [`multiply`].

@@ -1,10 +1,10 @@
-//! The transforms of F(4 x 4, 3 x 3) with interpolation points 0, 1, -1, 2, -2, infinity; vectors run over channels.
+//! The transforms of F(4 x 4, 3 x 3) with interpolation points 0, 1, -1, 2, -2, infinity; vectors are along channels.
 
 use super::gather::OUTSIDE;
 use crate::gemm::PANEL;
 use crate::simd::{EightLanes, MAX_LANES, SQUARE, Simd, simd_fn};
 
-/// Positions of a transformed tile.
+/// Number of positions of a transformed tile.
 pub(super) const FREQUENCIES: usize = 36;
 
 /// A linear map from IN to OUT values, applied to the columns and then to the rows of a square.
@@ -13,7 +13,7 @@ trait Transform<const IN: usize, const OUT: usize> {
     /// As [`Simd`].
     unsafe fn apply<S: Simd>(x: [S::V; IN]) -> [S::V; OUT];
 
-    /// The square of which `x(i, j)` gives the values, to `out(i, j, value)`.
+    /// Transforms the square with the values `x(i, j)`, and passes the results to `out(i, j, value)`.
     ///
     /// # Safety
     /// As [`Simd`].
@@ -129,13 +129,13 @@ impl Transform<4, 6> for OutputGrad {
     }
 }
 
-/// Up to a vector of values, zeros for those that are not there.
+/// Up to a vector of values, with zeros for missing ones.
 #[inline(always)]
 unsafe fn load_up_to<S: Simd>(p: *const f32, n: usize) -> S::V {
     unsafe { if n == 0 { S::splat(0.0) } else { S::load_n(p, n) } }
 }
 
-/// Where transformed tiles go: channel c of frequency f of the tile at `at` to
+/// The destinations of transformed tiles: channel c of frequency f of the tile at `at` goes to
 /// `at + f frequency_stride + c / block_len block_stride + c % block_len`.
 #[derive(Clone, Copy)]
 pub(super) struct Spread {
@@ -146,8 +146,8 @@ pub(super) struct Spread {
     pub(super) block_stride: usize,
 }
 
-/// Transforms an N x N tile of pixels of `channels` channels, which are numbered from `first` (a multiple of 16) on. Zeros fill up the last
-/// sixteen channels.
+/// Transforms an N x N tile of pixels with `channels` channels, which are numbered from `first` (a multiple of 16). The last sixteen channels are
+/// filled up with zeros.
 #[inline(always)]
 unsafe fn spread<S: Simd, T: Transform<N, 6>, const N: usize>(
     pixels: &[*const f32],
@@ -160,7 +160,7 @@ unsafe fn spread<S: Simd, T: Transform<N, 6>, const N: usize>(
             let at = first + c;
             let dst = to.at.add(at / to.block_len * to.block_stride + at % to.block_len);
             let store = |i: usize, j: usize, value| S::store(dst.add((i * 6 + j) * to.frequency_stride), value);
-            // Apart, so that whole vectors pay nothing for those that are not.
+            // Separately, so that whole vectors do not pay for incomplete ones.
             if c + S::LANES <= channels {
                 T::square::<S>(|i, j| S::load(pixels[i * N + j].add(c)), store);
             } else {
@@ -175,7 +175,7 @@ simd_fn! {
     /// B' x B of one tile; see [`spread`].
     ///
     /// # Safety
-    /// Every pixel has `channels` values; the destination has room for whole panels of sixteen.
+    /// Every pixel must have `channels` values, and the destination room for whole panels of sixteen.
     pub(super) unsafe fn input_tile<S>(pixels: &[*const f32; 36], first: usize, channels: usize, to: Spread) {
         spread::<S, Input, 6>(pixels, first, channels, to);
     }
@@ -191,22 +191,22 @@ simd_fn! {
     }
 }
 
-/// The images that output tiles are written to.
+/// The images to which output tiles are written.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
-    /// Channels of the image.
+    /// Number of channels of the image.
     pub(super) channels: usize,
-    /// The first channel, of those that are written, of the first pixel.
+    /// The first of the written channels of the first pixel.
     pub(super) target: *mut f32,
 }
 
 simd_fn! {
-    /// max(A' m A + bias, floor) of one tile: frequency f of `m` begins at `m + f stride`. Pixels are numbered in the image; those
+    /// max(A' m A + bias, floor) of one tile: frequency f of `m` begins at `m + f stride`. Pixels are numbered in the image; those that are
     /// [`OUTSIDE`] are not stored.
     ///
     /// # Safety
-    /// `m` has `bias.len()` channels per frequency, up to whole vectors, and so many has every pixel from its target on; `add`, if not null,
-    /// is an image like the target whose values are added.
+    /// `m` must have `bias.len()` channels per frequency, rounded up to whole vectors, and every pixel must have that many from its target on. `add`,
+    /// if not null, must be an image like the target, whose values are added.
     pub(super) unsafe fn output_tile<S>(
         m: *const f32,
         stride: usize,
@@ -227,18 +227,18 @@ simd_fn! {
                     if !add.is_null() {
                         value = S::add(value, S::load_n(add.add(at), n));
                     }
-                    // In this order a NaN comes out.
+                    // The order of arguments lets a NaN through.
                     S::store_n(place.target.add(at), S::max(S::splat(floor), value), n);
                 }
             };
-            // Rows of `m` go up to whole vectors.
+            // Rows of `m` are padded to whole vectors.
             Output::square::<S>(|i, j| S::load(m.add((i * 6 + j) * stride + c)), store);
         }
     }
 }
 
 simd_fn! {
-    /// A' m A of one tile of `channels` channels, each 2 x 2 pixels of which are summed to one.
+    /// A' m A of one tile with `channels` channels, in which each 2 x 2 pixels are summed to one.
     ///
     /// # Safety
     /// As [`output_tile`].
@@ -263,7 +263,7 @@ simd_fn! {
     }
 }
 
-/// Which of a weight's kernels make a panel: lane l, l < `lanes` <= 16, of row k is the kernel at `at + l lane_stride + k row_stride`.
+/// The kernels of a weight that form a panel: lane l, l < `lanes` <= 16, of row k is the kernel at `at + l lane_stride + k row_stride`.
 #[derive(Clone, Copy)]
 pub(super) struct Kernels {
     pub(super) at: *const f32,
@@ -273,11 +273,11 @@ pub(super) struct Kernels {
 }
 
 simd_fn! {
-    /// G w G' of `rows` rows of sixteen kernels, each turned by half a turn if `turned`: frequency f of row k goes to
-    /// `dst + f stride + 16 k`, with zeros for lanes that are not there.
+    /// G w G' for `rows` rows of sixteen kernels, each turned by half a turn if `turned`: frequency f of row k goes to `dst + f stride + 16 k`, with
+    /// zeros for missing lanes.
     ///
     /// # Safety
-    /// Nine values must be at every kernel's address, and room for sixteen at every destination.
+    /// There must be nine values at every kernel's address, and room for sixteen at every destination.
     pub(super) unsafe fn filter_rows<S>(kernels: Kernels, rows: usize, turned: bool, dst: *mut f32, stride: usize) {
         for k in 0..rows {
             for lane in (0..PANEL).step_by(S::LANES) {
@@ -311,11 +311,11 @@ simd_fn! {
 }
 
 simd_fn! {
-    /// G' u G of `lanes` (at most sixteen) transformed kernels: frequency f of `u` begins at `u + f stride`, the kernels
-    /// follow each other from `dst` on. With `add` they are added to what is there.
+    /// G' u G for `lanes` (at most sixteen) transformed kernels: frequency f of `u` begins at `u + f stride`; the results are contiguous from `dst`
+    /// on. With `add`, they are added to the contents of `dst`.
     ///
     /// # Safety
-    /// `u` has sixteen values per frequency, `dst` nine per lane.
+    /// `u` must have sixteen values per frequency, `dst` nine per lane.
     pub(super) unsafe fn filter_grad<S>(u: *const f32, stride: usize, lanes: usize, add: bool, dst: *mut f32) {
         for lane in (0..lanes).step_by(S::LANES) {
             let mut taps = [S::splat(0.0); 9];

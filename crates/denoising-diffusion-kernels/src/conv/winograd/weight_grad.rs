@@ -1,10 +1,10 @@
-//! Weight gradient in the transformed domain: dw = G' [sum over tiles of (B' x B) . (A dy A')] G, which is the transpose of the
-//! forward pass with respect to w. Tiles of x and dy are transformed to panels of sixteen channels, and products of two panels
-//! summed at all frequencies, in one of two orders:
+//! Weight gradient in the transformed domain: dw = G' [sum over tiles of (B' x B) . (A dy A')] G, which is the transpose of the forward pass with
+//! respect to w. Tiles of x and dy are transformed to panels of sixteen channels, and products of two panels are summed for all frequencies, in one
+//! of two orders:
 //!
-//! - [`Job::by_tiles`], where the transformed weight is small: each task takes tiles of its own through all steps, in its cache.
-//! - [`Job::by_panels`], where it is not: the tiles are transformed, a part of the batch at a time; each task then takes panels of its own,
-//!   and transforms their sums back at once, so that no transformed weight ever exists as a whole.
+//! - [`Job::by_tiles`], if the transformed weight is small: each task takes its own tiles through all steps, in its cache.
+//! - [`Job::by_panels`], if it is not: the tiles are transformed, a part of the batch at a time; each task then takes its own panels and transforms
+//!   their sums back at once, so that no transformed weight is ever stored as a whole.
 
 use super::gather::Tiles;
 use super::product::outer;
@@ -17,26 +17,26 @@ use crate::par::{Scratch, Shared, for_each_task, task_range};
 use crate::simd::Isa;
 use std::ops::Range;
 
-/// Values of transformed x and dy that are alive at a time: 1 MiB, so that they stay near the cores that made them.
+/// Number of values of transformed x and dy that exist at a time: 1 MiB, so that they stay near the cores that made them.
 const VALUES_AT_ONCE: usize = 1 << 18;
-/// Weights, up to whole panels, whose sums at all frequencies a task of [`Job::by_tiles`] can hold: 1.2 MiB.
+/// Number of weights, padded to whole panels, whose sums for all frequencies a task of [`Job::by_tiles`] can hold: 1.2 MiB.
 const WEIGHTS_PER_TASK: usize = 1 << 13;
-/// Tiles that a task of [`Job::by_tiles`] transforms at a time, at least and at most.
+/// The smallest and the largest number of tiles that a task of [`Job::by_tiles`] transforms at a time.
 const TILES_AT_ONCE: [usize; 2] = [32, 128];
-/// Tasks of [`Job::by_tiles`], each with sums of its own.
+/// Number of tasks of [`Job::by_tiles`], each with its own sums.
 const TILE_TASKS: usize = 16;
-/// Tiles that are transformed at a time in [`Job::by_panels`].
+/// Number of tiles that are transformed at a time in [`Job::by_panels`].
 const TILES_PER_TASK: usize = 8;
-/// Tiles whose products are summed at a time, so that a panel of them stays in the first-level cache.
+/// Number of tiles whose products are summed at a time, so that a panel of them stays in the first-level cache.
 const TILES_PER_CHUNK: usize = 128;
-/// Panels of dy, and of x, that a task of [`Job::by_panels`] multiplies.
+/// Number of panels of dy, and of x, that a task of [`Job::by_panels`] multiplies.
 const TASK_PANELS: [usize; 2] = [2, 4];
-/// Tasks wanted at least in [`Job::by_panels`], with fewer panels of x each.
+/// The smallest desired number of tasks in [`Job::by_panels`], with fewer panels of x each.
 const MIN_TASKS: usize = 16;
-/// Values of the products of two panels at one frequency.
+/// Number of values of the products of two panels at one frequency.
 const BLOCK: usize = (PANEL + 1) * PANEL;
 
-/// As [`crate::conv::weight_grad::weight_grad`], for shapes to which [`super::applies`]; the parts of x begin at multiples of sixteen
+/// Like [`crate::conv::weight_grad::weight_grad`], for shapes to which [`super::applies`]; the parts of x must begin at multiples of sixteen
 /// channels.
 pub(crate) fn weight_grad(isa: Isa, shape: &Conv2dShape, x: &Parts<'_>, dy: &[f32], dweight: &mut [f32]) {
     let size = [shape.out_height(), shape.out_width()];
@@ -66,14 +66,14 @@ struct Job<'a> {
     patches: Tiles,
     results: Tiles,
     zeros: &'a [f32],
-    /// Panels of dy and of x.
+    /// Number of panels of dy and of x.
     panels: [usize; 2],
 }
 
 /// Transformed tiles of x or dy, `[panels, 36, tiles, 16]`.
 struct Transformed {
     values: Scratch,
-    /// Values of one frequency of one panel.
+    /// Number of values of one frequency of one panel.
     len: usize,
 }
 
@@ -87,14 +87,14 @@ impl Transformed {
         self.values[(panel * FREQUENCIES + frequency) * self.len + tile * PANEL..].as_ptr()
     }
 
-    /// Where tile `tile` of `out`, all of the values, goes.
+    /// The destination of tile `tile` in `out`, which holds all values.
     fn spread(len: usize, out: &Shared<'_>, tile: usize) -> Spread {
         Spread { at: out.at(tile * PANEL), frequency_stride: len, block_len: PANEL, block_stride: FREQUENCIES * len }
     }
 }
 
 impl Job<'_> {
-    /// How many tiles may be transformed at a time, of those there are.
+    /// The number of tiles that may be transformed at a time.
     fn tiles_at_once(&self) -> usize {
         let per_tile = FREQUENCIES * (self.panels[0] + self.panels[1]) * PANEL;
         VALUES_AT_ONCE / per_tile
@@ -154,7 +154,7 @@ impl Job<'_> {
         }
     }
 
-    /// Transforms the tiles `range` of dy and x; tile `first` is the first of the destinations. Callers give each tile to one task.
+    /// Transforms the tiles `range` of dy and x; tile `first` is the first of the destinations. Callers must give each tile to only one task.
     fn transform(&self, range: Range<usize>, first: usize, [dy_len, x_len]: [usize; 2], [dy, x]: &[Shared<'_>; 2]) {
         self.patches.each_source::<6, 36>(range.clone(), self.x, self.zeros, |tile, channel, channels, pixels| {
             // SAFETY: every pixel has the part's channels; the destination has room for every tile.
@@ -181,12 +181,12 @@ impl Sums {
         Self { panels, values }
     }
 
-    /// Where the products of the i-th panel of dy and the j-th of x are.
+    /// Index of the products of the i-th panel of dy and the j-th of x.
     fn at(&self, i: usize, j: usize, frequency: usize) -> usize {
         ((i * self.panels[1].len() + j) * FREQUENCIES + frequency) * BLOCK
     }
 
-    /// Sums over the first `count` tiles; with `add` they are added to what is there.
+    /// Sums over the first `count` tiles; with `add`, they are added to the contents.
     fn add(&mut self, isa: Isa, [dy, x]: [&Transformed; 2], count: usize, add: bool) {
         let [dy_panels, x_panels] = self.panels.clone();
         for f in 0..FREQUENCIES {
@@ -205,7 +205,7 @@ impl Sums {
         }
     }
 
-    /// dweight (+)= G' sums G for the kernels of the panels, which nobody else writes; dweight begins at `first` of `out`.
+    /// dweight (+)= G' sums G for the kernels of the panels, which nobody else may write; dweight begins at index `first` of `out`.
     fn transform_back(&self, job: &Job<'_>, add: bool, out: &Shared<'_>, first: usize) {
         let [dy_panels, x_panels] = &self.panels;
         let [outputs, inputs] = [job.shape.out_channels, job.shape.in_channels];

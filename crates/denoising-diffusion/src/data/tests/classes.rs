@@ -1,4 +1,4 @@
-//! Classes on their way from a source through subsets and batches.
+//! Classes from a source through subsets and batches.
 
 use std::io::Write;
 use std::path::Path;
@@ -152,7 +152,7 @@ fn every_batch_has_the_classes_of_its_images() {
     assert!(Subset::from(unlabelled).batches(2).unwrap().all(|batch| batch.unwrap().classes.is_none()));
 }
 
-/// A part of the data that lacks a class still numbers the others as the whole does.
+/// A part of the data without images of some class numbers the other classes as the whole does.
 #[test]
 fn parts_number_classes_as_the_whole() {
     let root = folder();

@@ -1,4 +1,4 @@
-//! Data that are larger than what may stay in memory, and folders that are looked at again.
+//! Data larger than the memory limit, and folders that are scanned again.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -68,7 +68,7 @@ fn what_is_wrong_with_a_large_array_is_said() {
     assert!(matches!(Dataset::open(&off(&path)), Err(DataError::NotFinite { image: 1, .. })));
     write_npy_f32(&path, &[2, 1, 1, 2], &[0.0, 0.5, 2.0, 1.0]).unwrap();
     assert!(matches!(Dataset::open(&off(&path)), Err(DataError::ValueRange { .. })));
-    // Cut off under an open dataset.
+    // Truncated while the dataset is open.
     write(&path, "|u1", "(7, 4, 4)", &[9; 112]);
     let dataset = Dataset::open(&off(&path)).unwrap();
     write(&path, "|u1", "(7, 4, 4)", &[9; 30]);
@@ -93,7 +93,7 @@ fn a_large_folder_is_decoded_once() {
         let dataset = Dataset::open_with(&DataConfig { verify, ..config(root.path()) }, &opening).unwrap();
         (dataset, checked.load(Ordering::Relaxed))
     };
-    // Headers are no proof that all can be decoded.
+    // Readable headers do not mean that all files can be decoded.
     assert_eq!(open(Verify::Header).1, 1000);
     let (first, looked) = open(Verify::Full);
     assert_eq!((first.len(), looked), (999, 1000));

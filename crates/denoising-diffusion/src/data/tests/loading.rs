@@ -118,8 +118,7 @@ fn a_pass_visits_each_image_once_in_order() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Whatever the batch size, n batches in a row show every image equally often, and the
-    /// sequence of images is the same.
+    /// Whatever the batch size, n consecutive batches show all images equally often, and the sequence of images is the same.
     #[test]
     fn batches_cut_one_endless_sequence(n in 1usize..40, batch in 1usize..40, seed: u64) {
         let batch = batch.min(n);

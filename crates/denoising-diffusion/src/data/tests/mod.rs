@@ -1,4 +1,4 @@
-//! Sources, loader and errors together, on files written for the purpose. Shared helpers stand here.
+//! Sources, loader and errors together, on files written for the purpose; and shared helpers.
 
 mod classes;
 mod large;

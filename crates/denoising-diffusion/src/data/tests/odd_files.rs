@@ -1,4 +1,4 @@
-//! Files and folders that few have: pipes, odd names and times, files that swell.
+//! Unusual files and folders: pipes, odd names and times, files that expand.
 
 use super::super::*;
 use super::{config, error, folder, numbered, rgb, save};
@@ -101,7 +101,7 @@ fn an_index_remembers_verdicts_on_contents_only() {
     for i in 0..1000 {
         save(root.path(), &format!("{i:04}.png"), &rgb(1, 1, (i % 200) as u8));
     }
-    // What cannot be read now, and what JSON has no words for.
+    // What cannot be read now, and what JSON cannot represent.
     let pipe = root.path().join("0000-pipe.png");
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     std::fs::write(root.path().join("0000-text.png"), "text").unwrap();

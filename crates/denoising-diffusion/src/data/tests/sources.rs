@@ -1,4 +1,4 @@
-//! What can be opened, what is refused, and with which words.
+//! What can be opened, what is refused, and with which message.
 
 use crate::data::npy::write_npy_f32;
 use std::fs::File;
@@ -38,7 +38,7 @@ fn every_format_in_any_case_and_depth() {
         let summary = data.summary();
         assert_eq!(summary.other_files, 1);
         assert_eq!(summary.bits.len(), 2);
-        // One image lies in no class folder.
+        // One image is in no class folder.
         assert!(data.classes().is_none());
         assert_eq!((data.num_classes(), data.class_of(0)), (0, None));
     }
@@ -370,7 +370,7 @@ fn conditions_are_found_by_name_and_mirrored_with_their_images() {
     assert_ne!(dataset.digest(), Dataset::open(&plain).unwrap().digest(), "a run must not go on with other conditions");
     assert!(matches!(dataset.condition(6), Err(DataError::IndexOutOfRange { .. })));
 
-    // The bright corner of an image and the dark one of its condition lie on the same side.
+    // The bright corner of an image and the dark one of its condition are on the same side.
     let loader = LoaderConfig { batch_size: 6, seed: 1, flip: Flip::On, workers: 2 };
     let batch = Loader::new(dataset, loader).unwrap().next_batch().unwrap();
     let conditions = batch.conditions.unwrap();

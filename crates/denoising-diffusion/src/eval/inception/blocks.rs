@@ -1,12 +1,12 @@
-//! The parts of Inception-v3: a convolution with its folded normalisation, and the five kinds of blocks, under torchvision's names.
-//! Branches that start with a 1x1 convolution of the same input are run one by one: their outputs feed different kernels.
+//! The parts of Inception-v3: a convolution with its folded normalisation, and the five kinds of blocks, under torchvision's names. Branches that
+//! start with a 1x1 convolution of the same input are computed separately, because their outputs go into different kernels.
 
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::interop::InteropError;
 use crate::nn::ops::{Pool, Pooling, Window, conv2d_relu, pool2d};
 
-/// Of every batch normalisation in the network.
+/// The epsilon of all batch normalisations in the network.
 const BN_EPS: f64 = 1e-3;
 
 /// Convolution, batch normalisation with running statistics, ReLU.
@@ -22,18 +22,18 @@ impl Conv {
         conv2d_relu(x, self.window, self.weight.clone(), self.bias.clone())
     }
 
-    /// One after the other.
+    /// Applies convolutions in order.
     pub(super) fn chain(convs: &[Conv], x: Tensor<4>) -> Tensor<4> {
         convs.iter().fold(x, |x, conv| conv.forward(x))
     }
 }
 
-/// 3x3 with step 2: between stages.
+/// 3x3 with step 2, between stages.
 pub(super) fn max_pool(x: Tensor<4>) -> Tensor<4> {
     pool2d(x, Pool { pooling: Pooling::Max, window: 3, stride: 2, padding: 0 })
 }
 
-/// 3x3 at every position: in the pooling branches.
+/// 3x3 at every position, in the pooling branches.
 fn pool_same(x: Tensor<4>, pooling: Pooling) -> Tensor<4> {
     pool2d(x, Pool { pooling, window: 3, stride: 1, padding: 1 })
 }
@@ -42,14 +42,14 @@ fn side_by_side(branches: Vec<Tensor<4>>) -> Tensor<4> {
     Tensor::cat(branches, 3)
 }
 
-/// Gives tensors by name and remembers which.
+/// Provides tensors by name and remembers which.
 pub(super) struct Read<'a> {
-    /// Gives a tensor's values, or says why not.
+    /// Returns a tensor's values, or the reason why it cannot.
     source: &'a mut Source<'a>,
     device: &'a Device,
 }
 
-/// Values of the tensor of a name and a shape.
+/// Returns the values of the tensor with a name and a shape.
 type Source<'a> = dyn FnMut(&str, &[usize]) -> Result<Vec<f32>, InteropError> + 'a;
 
 impl<'a> Read<'a> {
@@ -57,8 +57,8 @@ impl<'a> Read<'a> {
         Self { source, device }
     }
 
-    /// A convolution `[inputs, outputs]` and the normalisation after it, as one: the weight times `gamma / sqrt(var + eps)`, and
-    /// `beta - mean gamma / sqrt(var + eps)` for a bias.
+    /// A convolution `[inputs, outputs]` with the normalisation after it folded in: the weight is multiplied by `gamma / sqrt(var + eps)`, and the
+    /// bias is `beta - mean gamma / sqrt(var + eps)`.
     pub(super) fn conv(
         &mut self,
         name: &str,
@@ -86,12 +86,12 @@ impl<'a> Read<'a> {
         })
     }
 
-    /// The same with step 1 and an output as large as the input.
+    /// The same with step 1 and an output of the same size as the input.
     pub(super) fn same(&mut self, name: &str, channels: [usize; 2], kernel: [usize; 2]) -> Result<Conv, InteropError> {
         self.conv(name, channels, kernel, 1, kernel.map(|k| k / 2))
     }
 
-    /// The weight of a linear layer, `[inputs, outputs]`; its bias is read and left out.
+    /// The weight of a linear layer, `[inputs, outputs]`; its bias is read and ignored.
     pub(super) fn linear(&mut self, name: &str, [inputs, outputs]: [usize; 2]) -> Result<Tensor<2>, InteropError> {
         (self.source)(&format!("{name}.bias"), &[outputs])?;
         let weight = (self.source)(&format!("{name}.weight"), &[outputs, inputs])?;
@@ -100,7 +100,7 @@ impl<'a> Read<'a> {
     }
 }
 
-/// 35x35: 1x1, 5x5, twice 3x3, pooling.
+/// 35x35: 1x1, 5x5, two 3x3, pooling.
 #[derive(Clone, Debug)]
 pub(super) struct BlockA {
     branch1x1: Conv,
@@ -159,7 +159,7 @@ impl BlockB {
     }
 }
 
-/// 17x17: 1x1, 7x7 in two factors, twice 7x7 in two factors, pooling.
+/// 17x17: 1x1, 7x7 in two factors, two 7x7 in two factors, pooling.
 #[derive(Clone, Debug)]
 pub(super) struct BlockC {
     branch1x1: Conv,
@@ -232,7 +232,7 @@ impl BlockD {
     }
 }
 
-/// 8x8: 1x1, 3x3 as 1x3 beside 3x1, twice 3x3 likewise, pooling of either kind.
+/// 8x8: 1x1, 3x3 as 1x3 beside 3x1, two 3x3 likewise, pooling of either kind.
 #[derive(Clone, Debug)]
 pub(super) struct BlockE {
     branch1x1: Conv,

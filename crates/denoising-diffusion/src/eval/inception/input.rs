@@ -1,5 +1,5 @@
-//! Images as Inception gets them: `[b, 299, 299, 3]` in [-1, 1]. Resizing is bilinear between pixel centres without antialiasing
-//! (PyTorch's `interpolate` with `align_corners=False`), as in pytorch-fid.
+//! Images in the form that Inception takes: `[b, 299, 299, 3]` in [-1, 1]. Resizing is bilinear between pixel centres without antialiasing (PyTorch's
+//! `interpolate` with `align_corners=False`), as in pytorch-fid.
 
 use rayon::prelude::*;
 use thiserror::Error;
@@ -7,8 +7,7 @@ use thiserror::Error;
 /// Rows and columns.
 pub const SIDE: usize = 299;
 
-/// How images of given channels become three: grey is repeated, colours are taken as they are, and what lies behind transparent pixels
-/// is `background`.
+/// How images are converted to three channels: grey is repeated, colours are kept, and transparent pixels are composited on `background`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ImageInput {
     /// Channels, rows, columns of the images.
@@ -17,7 +16,7 @@ pub struct ImageInput {
     background: [f32; 3],
 }
 
-/// Why images cannot be shown to Inception.
+/// Why Inception cannot take images.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum InputError {
     #[error(
@@ -32,7 +31,7 @@ impl ImageInput {
     /// For images `[c, h, w]`.
     ///
     /// # Errors
-    /// Channels other than 1 to 4, and images without pixels.
+    /// The number of channels is not 1 to 4, or images have no pixels.
     pub fn new([c, h, w]: [usize; 3], background: [f32; 3]) -> Result<Self, InputError> {
         match c {
             _ if h == 0 || w == 0 => Err(InputError::Size(h, w)),
@@ -41,7 +40,7 @@ impl ImageInput {
         }
     }
 
-    /// One line on what is done to the images, for reports.
+    /// How images are prepared, in one line, for reports.
     pub fn describe(&self) -> String {
         let [c, h, w] = self.shape;
         let [r, g, b] = self.background;
@@ -56,7 +55,7 @@ impl ImageInput {
         )
     }
 
-    /// `images [b, c, h, w]` in [0, 1] to `[b, 299, 299, 3]` in [-1, 1]. Values are first rounded to 8 bits, as a file would hold them.
+    /// Converts `images [b, c, h, w]` in [0, 1] to `[b, 299, 299, 3]` in [-1, 1]. Values are first rounded to 8 bits, as they would be in a file.
     pub fn prepare(&self, images: &[f32]) -> Vec<f32> {
         let [c, h, w] = self.shape;
         let len = c * h * w;
@@ -107,7 +106,7 @@ impl ImageInput {
     }
 }
 
-/// The two positions that a target position lies between, and the weight of the second.
+/// The two source positions around a target position, and the weight of the second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Tap {
     low: usize,

@@ -1,9 +1,9 @@
-//! The Inception-v3 network that FID is defined by, as pytorch-fid 0.3.0 runs it: Szegedy et al. 2015 ("Rethinking the Inception
-//! architecture for computer vision", arXiv:1512.00567) with the weights of TensorFlow's 2015-12-05 graph, average pooling that does
-//! not count padding, and a maximum in the last block's pooling branch.
+//! The Inception-v3 network that defines FID, as in pytorch-fid 0.3.0: Szegedy et al. 2015 ("Rethinking the Inception architecture for computer
+//! vision", arXiv:1512.00567) with the weights of TensorFlow's 2015-12-05 graph, average pooling that does not count padding, and a maximum in the
+//! last block's pooling branch.
 //!
-//! Eval behaviour only: batch normalisation is folded into the convolutions when the weights are read. Not here: training, other
-//! extractors, and what is computed from features.
+//! Eval behaviour only: batch normalisation is folded into the convolutions when the weights are read. Not here: training, other feature extractors,
+//! and what is computed from features.
 
 mod blocks;
 mod input;
@@ -22,7 +22,7 @@ use crate::weights::StateDict;
 pub use self::input::{ImageInput, InputError, SIDE};
 pub use self::weights::{InceptionWeights, OFFICIAL_DIGEST, Verification, WeightsError, drawn_weights};
 
-/// Where features are taken, by their number: pytorch-fid's `--dims`.
+/// Where features are taken, selected by their number (pytorch-fid's `--dims`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FeatureBlock {
     /// After the first max pooling: 64.
@@ -31,7 +31,7 @@ pub enum FeatureBlock {
     Second,
     /// Before the auxiliary classifier: 768.
     PreAux,
-    /// After the last average pooling: 2048, what FID without further words means.
+    /// After the last average pooling: 2048, which is meant by FID without qualification.
     #[default]
     Final,
 }
@@ -40,7 +40,7 @@ impl FeatureBlock {
     /// All of them, in the order of the network.
     pub const ALL: [Self; 4] = [Self::First, Self::Second, Self::PreAux, Self::Final];
 
-    /// Features per image.
+    /// Number of features per image.
     pub fn dims(self) -> usize {
         match self {
             Self::First => 64,
@@ -50,13 +50,13 @@ impl FeatureBlock {
         }
     }
 
-    /// The block of so many features.
+    /// The block with this number of features.
     pub fn of_dims(dims: usize) -> Option<Self> {
         Self::ALL.into_iter().find(|block| block.dims() == dims)
     }
 }
 
-/// Classes of the last layer.
+/// Number of classes of the last layer.
 pub const CLASSES: usize = 1008;
 
 /// The network, on a device.
@@ -69,25 +69,25 @@ pub struct InceptionV3 {
     mixed_6: [BlockC; 4],
     mixed_7a: BlockD,
     mixed_7: [BlockE; 2],
-    /// Without its bias, as the Inception Score has it.
+    /// Without its bias, as the Inception Score needs it.
     fc: Tensor<2>,
     device: Device,
 }
 
-/// What the network says about a batch.
+/// The network's output for a batch.
 #[derive(Clone, Debug)]
 pub struct Output {
     /// `[b, dims]`, averaged over positions.
     pub features: Tensor<2>,
-    /// `[b, 1008]`, without the last layer's bias; only where the final block was asked for.
+    /// `[b, 1008]`, without the last layer's bias; only if the final block was requested.
     pub logits: Option<Tensor<2>>,
 }
 
 impl InceptionV3 {
-    /// From a `state_dict` under torchvision's names.
+    /// From a `state_dict` with torchvision's names.
     ///
     /// # Errors
-    /// A tensor that is missing, has another shape or values that are not finite, or belongs to no part of the network.
+    /// A tensor is missing, has another shape or values that are not finite, or does not belong to the network.
     pub fn new(state: &StateDict, device: &Device) -> Result<Self, WeightsError> {
         if let Some(name) = state.non_finite().first() {
             return Err(WeightsError::NotFinite { name: (*name).to_string() });
@@ -99,7 +99,7 @@ impl InceptionV3 {
             Ok(values)
         };
         let network = Self::read(&mut Read::new(&mut source, device), device)?;
-        // Counters of batches, which newer files have, are no part of the network.
+        // Counters of batches, which newer files have, are not part of the network.
         let surplus = |name: &&str| !used.contains(*name) && !name.ends_with(".num_batches_tracked");
         let unknown: Vec<&str> = state.names().filter(surplus).collect();
         match unknown.first() {
@@ -141,7 +141,7 @@ impl InceptionV3 {
         })
     }
 
-    /// The device that the weights are on.
+    /// The device of the weights.
     pub fn device(&self) -> &Device {
         &self.device
     }

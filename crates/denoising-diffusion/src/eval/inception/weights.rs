@@ -11,19 +11,19 @@ use crate::digest;
 use crate::interop::{InteropError, PtFile, read_safetensors};
 use crate::weights::{HostTensor, StateDict};
 
-/// The first digits of the published file's SHA-256, as its name, `pt_inception-2015-12-05-6726825d.pth`, says.
+/// The first digits of the published file's SHA-256, as given in its name, `pt_inception-2015-12-05-6726825d.pth`.
 pub const OFFICIAL_DIGEST: &str = "6726825d";
 
-/// Weights as read from a file.
+/// Weights read from a file.
 #[derive(Clone, Debug)]
 pub struct InceptionWeights {
-    /// Under torchvision's names.
+    /// The tensors, with torchvision's names.
     pub state: StateDict,
     /// SHA-256 of the file, in hexadecimal digits.
     pub digest: String,
 }
 
-/// Why a file gives no Inception.
+/// Why a file cannot be used as Inception's weights.
 #[derive(Debug, Error)]
 pub enum WeightsError {
     #[error("cannot read {}", path.display())]
@@ -61,17 +61,17 @@ impl WeightsError {
 /// Whether a file must be the published one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verification {
-    /// Its digest must say so.
+    /// Its digest must be that of the published file.
     Published,
-    /// Anything with the network's tensors will do.
+    /// Any file with the network's tensors is accepted.
     Any,
 }
 
 impl InceptionWeights {
-    /// Reads a `.pth` file, or a safetensors file (by its name's ending).
+    /// Reads a `.pth` file or, by its extension, a safetensors file.
     ///
     /// # Errors
-    /// A file that cannot be read, is damaged, or, where that is asked for, is not the published one.
+    /// The file cannot be read, is damaged, or must be the published one and is not.
     pub fn read(path: &Path, verification: Verification) -> Result<Self, WeightsError> {
         let read = digest::of_file(path).map_err(|source| WeightsError::Io { path: path.to_path_buf(), source });
         let digest = read?.sha256;
@@ -95,8 +95,7 @@ impl InceptionWeights {
     }
 }
 
-/// Weights from a formula, for tests and timing: the network in form and size, without its knowledge. `tools/parity` has the same
-/// formula.
+/// Weights from a formula, for tests and timing: the network in form and size, but untrained. `tools/parity` has the same formula.
 pub fn drawn_weights() -> StateDict {
     let mut state = StateDict::new();
     let mut source = |name: &str, shape: &[usize]| {
@@ -111,7 +110,7 @@ pub fn drawn_weights() -> StateDict {
 
 fn drawn(name: &str, shape: &[usize]) -> Vec<f32> {
     let fan_in = shape.iter().skip(1).product::<usize>();
-    // He et al. 2015: keeps the size of activations through rectifiers.
+    // He et al. 2015: keeps the magnitude of activations through rectifiers.
     let scale = (6.0 / fan_in as f64).sqrt();
     // FNV-1a, 32 bits.
     let tensor = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
@@ -124,8 +123,8 @@ fn drawn(name: &str, shape: &[usize]) -> Vec<f32> {
     (0..shape.iter().product::<usize>() as u64).map(|i| value(unit(tensor.into(), i)) as f32).collect()
 }
 
-/// In [0, 1): SplitMix64's output function of the tensor's and the value's number (Steele et al. 2014, "Fast splittable pseudorandom
-/// number generators").
+/// In [0, 1): SplitMix64's output function of the numbers of the tensor and the value (Steele et al. 2014, "Fast splittable pseudorandom number
+/// generators").
 fn unit(tensor: u64, index: u64) -> f64 {
     let mut z = (tensor << 32 | index).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

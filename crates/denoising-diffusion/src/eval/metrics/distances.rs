@@ -1,13 +1,13 @@
 //! Squared Euclidean distances between the rows of two tables, a tile at a time, and nearest rows.
 //!
-//! A tile comes from a matrix product, `|a|^2 + |b|^2 - 2 a.b`, which loses the digits of a distance that is small beside the norms.
-//! So a tile gives bounds, not values, and whoever decides by a distance computes it directly, in f64 and from the differences, where
-//! the bounds leave the decision open. Every result is therefore the one of direct distances throughout: it depends neither on the
-//! tiles, nor on the number of threads, nor on how the product rounds.
+//! A tile comes from a matrix product, `|a|^2 + |b|^2 - 2 a.b`, which loses the digits of distances that are small relative to the norms. A tile
+//! therefore gives bounds, not values. Where the bounds do not decide a comparison, the distance is computed directly, in f64 and from the
+//! differences. Results are thus always those of direct distances: they depend neither on the tiles, nor on the number of threads, nor on the
+//! rounding of the product.
 //!
-//! The product is in f64. In f32 it takes half the time (45 against 22 GFlop/s on a core with AVX2), but bounds that always hold would
-//! then need the features centred and scaled: f32 overflows and underflows in the products of values that are themselves in range, and
-//! its error is 5e8 times as large beside the norms. Memory: about 6 MB for each thread, whatever the tables' sizes.
+//! The product is in f64. In f32 it takes half the time (45 against 22 GFlop/s on a core with AVX2), but for bounds that always hold, features would
+//! have to be centred and scaled: f32 overflows and underflows in products of values that are themselves in range, and its error is 5e8 times as
+//! large relative to the norms. Memory: about 6 MB per thread, whatever the size of the tables.
 
 use std::ops::Range;
 
@@ -17,14 +17,14 @@ use rayon::prelude::*;
 
 use super::features::Features;
 
-/// Rows of a tile.
+/// Rows per tile.
 const ROWS: usize = 128;
-/// Columns of a tile.
+/// Columns per tile.
 const COLUMNS: usize = 512;
 /// Dimensions multiplied at a time.
 const DEPTH: usize = 1024;
 
-/// The squared distance of two rows from their differences, in f64; the same bits for (a, b) and (b, a).
+/// The squared distance of two rows, from their differences, in f64; the same bits for (a, b) and (b, a).
 pub(super) fn squared_distance(a: &[f32], b: &[f32]) -> f64 {
     const LANES: usize = 8;
     let square = |x: f32, y: f32| {
@@ -42,7 +42,7 @@ pub(super) fn squared_distance(a: &[f32], b: &[f32]) -> f64 {
     sums.iter().sum::<f64>() + rest
 }
 
-/// Two tables of equal dimensions whose rows are compared.
+/// Two tables of equal dimensions, whose rows are compared.
 pub(super) struct Pair<'a> {
     a: Features<'a>,
     b: Features<'a>,
@@ -51,14 +51,14 @@ pub(super) struct Pair<'a> {
     relative_error: f64,
 }
 
-/// What a tile knows of a squared distance: [`squared_distance`] lies within.
+/// Bounds of a squared distance: [`squared_distance`] lies within.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
     pub lower: f64,
     pub upper: f64,
 }
 
-/// Distances of some rows of the first table from some rows of the second.
+/// Distances between some rows of the first table and some rows of the second.
 pub(super) struct Tile<'a> {
     /// Rows of the first table.
     pub rows: Range<usize>,
@@ -69,20 +69,20 @@ pub(super) struct Tile<'a> {
 }
 
 impl<'a> Pair<'a> {
-    /// The caller has checked that the dimensions are equal.
+    /// The caller must have checked that the dimensions are equal.
     pub fn new(a: Features<'a>, b: Features<'a>) -> Self {
         let origin = vec![0.0; a.dims()];
         let norms = |table: Features| -> Vec<f64> {
             (0..table.n()).into_par_iter().map(|i| squared_distance(table.row(i), &origin)).collect()
         };
-        // Sums of d terms are off by at most d u (1 + ...) of the sum of their magnitudes, u = EPSILON / 2. The three sums of
-        // |a|^2 + |b|^2 - 2 a.b have magnitudes of at most 2 (|a|^2 + |b|^2) together, and the direct sum has at most as much.
+        // Sums of d terms are off by at most d u (1 + ...) times the sum of their magnitudes, u = EPSILON / 2. The magnitudes in the three sums of
+        // |a|^2 + |b|^2 - 2 a.b add up to at most 2 (|a|^2 + |b|^2), and those of the direct sum to no more than that.
         let relative_error = 2.0 * (a.dims() + 8) as f64 * f64::EPSILON;
         Self { a, b, norms_a: norms(a), norms_b: norms(b), relative_error }
     }
 
-    /// Goes through all pairs of rows. Each block of rows of the first table starts with a `start` of its own, and meets the columns
-    /// in ascending order; what has become of the starts is returned in the order of the rows.
+    /// Visits all pairs of rows. Each block of rows of the first table starts with its own `start` and meets the columns in ascending order; the
+    /// final states are returned in the order of the rows.
     pub fn visit<S: Send>(
         &self,
         start: impl Fn(Range<usize>) -> S + Sync,
@@ -106,7 +106,7 @@ impl<'a> Pair<'a> {
 }
 
 impl Tile<'_> {
-    /// Bounds of the squared distance from row `i` of the first table to row `j` of the second.
+    /// Bounds of the squared distance between row `i` of the first table and row `j` of the second.
     pub fn bounds(&self, i: usize, j: usize) -> Bounds {
         let at = (i - self.rows.start) * self.columns.len() + (j - self.columns.start);
         let norms = self.pair.norms_a[i] + self.pair.norms_b[j];
@@ -120,13 +120,13 @@ impl Tile<'_> {
         squared_distance(self.pair.a.row(i), self.pair.b.row(j))
     }
 
-    /// Whether the squared distance within `bounds` is below `limit`.
+    /// Whether the squared distance, which lies within `bounds`, is below `limit`.
     pub fn is_below(&self, i: usize, j: usize, bounds: Bounds, limit: f64) -> bool {
         bounds.upper < limit || (bounds.lower < limit && self.exact(i, j) < limit)
     }
 }
 
-/// Room for one tile's factors and product.
+/// Memory for one tile's factors and product.
 #[derive(Default)]
 struct Buffers {
     a: Vec<f64>,
@@ -152,7 +152,7 @@ impl Buffers {
     }
 }
 
-/// Some dimensions of some rows as f64, `[rows, dims]`.
+/// Some dimensions of some rows, converted to f64, `[rows, dims]`.
 pub(super) fn widen(table: Features, rows: Range<usize>, dims: Range<usize>, out: &mut Vec<f64>) {
     out.clear();
     for i in rows {
@@ -163,7 +163,7 @@ pub(super) fn widen(table: Features, rows: Range<usize>, dims: Range<usize>, out
 /// A row near another one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Near {
-    /// Its number in its table.
+    /// Its index in its table.
     pub index: usize,
     /// The squared distance.
     pub squared: f64,
@@ -174,12 +174,12 @@ pub(super) struct Near {
 pub(super) enum Among {
     /// All rows of the second table.
     All,
-    /// Not the row of the same number: both tables are the same.
+    /// All but the row with the same index, because both tables are the same.
     Others,
 }
 
-/// The `k` nearest points of every query, `[queries, k]`, nearest first; of equally near ones that of the smaller index. The caller
-/// has checked that there are `k` of them and that the dimensions are equal.
+/// The `k` nearest points of every query, `[queries, k]`, nearest first; ties go to the smaller index. The caller must have checked that there are
+/// `k` of them and that the dimensions are equal.
 pub(super) fn nearest(queries: Features, points: Features, k: usize, among: Among) -> Vec<Near> {
     let found = Pair::new(queries, points).visit(
         |rows| vec![Candidates::new(k); rows.len()],
@@ -203,13 +203,13 @@ pub(super) fn nearest(queries: Features, points: Features, k: usize, among: Amon
     found.into_iter().flatten().flat_map(|candidates| candidates.found.into_iter().map(near)).collect()
 }
 
-/// What may be among the `k` nearest of one row, in bounded room.
+/// Candidates for the `k` nearest of one row, in bounded memory.
 #[derive(Clone)]
 struct Candidates {
     k: usize,
-    /// `k` of those found are no farther than this; what is farther is not among the nearest.
+    /// `k` of those found are no farther than this, so anything farther is not among the nearest.
     limit: f64,
-    /// Bounds are equal where the distance was computed.
+    /// Lower and upper bound are equal if the distance has been computed.
     found: Vec<(usize, Bounds)>,
 }
 
@@ -223,7 +223,7 @@ impl Candidates {
     }
 
     fn offer(&mut self, index: usize, bounds: Bounds, exact: impl Fn(usize) -> f64) {
-        // Indices ascend: after k copies no later row can be nearer or come before them.
+        // Indices ascend: after k copies, no later row can be nearer or come before them.
         if self.limit <= 0.0 {
             return;
         }
@@ -239,7 +239,7 @@ impl Candidates {
         }
     }
 
-    /// Computes what is not known exactly and keeps the `k` nearest in their order.
+    /// Computes the distances that are not known exactly, and keeps the `k` nearest, in order.
     fn settle(&mut self, exact: impl Fn(usize) -> f64) {
         for (index, bounds) in &mut self.found {
             if bounds.lower < bounds.upper {
@@ -283,7 +283,7 @@ mod tests {
 
     #[test]
     fn bounds_hold_and_are_tight() {
-        // Several tiles each way, several depths; far from the origin, where a product loses digits.
+        // Several tiles in each direction, several depths; far from the origin, where a product loses digits.
         let (n, m, dims) = (2 * ROWS + 3, COLUMNS + 5, DEPTH + 7);
         let shift = |values: Vec<f32>| values.into_iter().map(|v| v + 100.0).collect::<Vec<f32>>();
         let (a, b) = (shift(normal(n, dims, 0)), shift(normal(m, dims, 1)));

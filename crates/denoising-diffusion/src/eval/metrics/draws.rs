@@ -1,12 +1,12 @@
-//! Random permutations and subsets for metrics, from counter-based streams: the seed alone decides them.
+//! Random permutations and subsets for metrics, from counter-based streams: they are determined by the seed alone.
 
 use crate::noise::{Purpose, Stream};
 
-/// What a draw is for. Draws for different things never share a number.
+/// The purpose of a draw. Draws for different purposes never share a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Draw {
-    /// The order in which FID deals images to the groups of its jackknife.
+    /// The random assignment of images to the groups of FID's jackknife.
     FidGroups = 1,
     /// Subsets for FID's extrapolation.
     FidSubset = 2,
@@ -18,7 +18,7 @@ pub enum Draw {
     KidErrorReal = 5,
     /// The same of the generated images.
     KidErrorGenerated = 6,
-    /// The order of images before the Inception Score's splits.
+    /// The order of images before the Inception Score splits them.
     InceptionScore = 7,
     /// The halves of the real rows whose spectra are compared.
     SpectrumHalves = 8,
@@ -29,12 +29,12 @@ pub fn permutation(seed: u64, draw: Draw, number: u32, n: usize) -> Vec<usize> {
     subset(seed, draw, number, n, n)
 }
 
-/// `size` of 0..n in random order, without repetition (all of them where `size` exceeds `n`). `number` counts the draws of a kind.
+/// `size` of 0..n in random order, without repetition (all of them if `size` exceeds `n`). `number` counts the draws for one purpose.
 pub fn subset(seed: u64, draw: Draw, number: u32, n: usize, size: usize) -> Vec<usize> {
     let mut stream = Stream::new(seed, Purpose::Evaluation, draw as u64, number);
     let mut all: Vec<usize> = (0..n).collect();
     let size = size.min(n);
-    // Fisher and Yates, stopped when enough are drawn.
+    // Fisher-Yates, stopped when enough are drawn.
     for i in 0..size {
         all.swap(i, i + stream.below(n - i));
     }

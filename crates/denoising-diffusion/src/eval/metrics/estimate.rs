@@ -1,8 +1,8 @@
-//! A number of a metric and how far it may be off by chance.
+//! A measured number and its standard error.
 
 use serde::Serialize;
 
-/// A value with its standard error. Each metric says which chance the error counts: the draw of samples, or of random directions.
+/// A value with its standard error. Each metric says what randomness the error covers: the draw of samples, or of random directions.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Estimate {
     /// The value.
@@ -12,13 +12,13 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// The share `hits / n` with its binomial standard error `sqrt(p (1 - p) / n)`. `n` is at least 1.
+    /// The fraction `hits / n` with its binomial standard error `sqrt(p (1 - p) / n)`. `n` is at least 1.
     pub(super) fn share(hits: usize, n: usize) -> Self {
         let p = hits as f64 / n as f64;
         Self { value: p, standard_error: (p * (1.0 - p) / n as f64).sqrt() }
     }
 
-    /// The mean of at least two values with its standard error `s / sqrt(n)`, `s` with n - 1 in its denominator.
+    /// The mean of at least two values with its standard error `s / sqrt(n)`, where `s` has n - 1 in its denominator.
     pub(super) fn mean(values: &[f64]) -> Self {
         let n = values.len() as f64;
         let mean = values.iter().sum::<f64>() / n;
@@ -26,8 +26,7 @@ impl Estimate {
         Self { value: mean, standard_error: (variance / n).sqrt() }
     }
 
-    /// The square root of this estimate, by the first-order rule `se(sqrt(s)) = se(s) / (2 sqrt(s))`; 0 +- 0 at 0, where every
-    /// value was 0.
+    /// The square root of this estimate, by the first-order rule `se(sqrt(s)) = se(s) / (2 sqrt(s))`; 0 +- 0 at 0, where all values were 0.
     pub(super) fn sqrt(self) -> Self {
         let value = self.value.sqrt();
         let standard_error = if value > 0.0 { self.standard_error / (2.0 * value) } else { 0.0 };

@@ -1,7 +1,7 @@
 //! A table of feature vectors, one row per image.
 //!
-//! The one form in which metrics take features, and the one place that checks them: whoever holds a [`Features`] holds whole rows
-//! of finite numbers. Not here: where features come from, and how many rows a metric wants.
+//! All metrics take features in this form, and they are checked here and nowhere else: a [`Features`] always has complete rows of finite numbers. Not
+//! here: where features come from, and how many rows a metric needs.
 
 /// Feature vectors `[n, dims]`, row by row.
 #[derive(Clone, Copy, Debug)]
@@ -11,10 +11,10 @@ pub struct Features<'a> {
 }
 
 impl<'a> Features<'a> {
-    /// `values` holds whole rows of `dims` values. No rows at all are a table too: each metric says how many it needs.
+    /// A table whose rows are `dims` values each. It may have no rows: each metric says how many it needs.
     ///
     /// # Errors
-    /// [`FeatureError`] where it does not, where `dims` is 0, or where a value is not finite.
+    /// [`FeatureError`] if `values` does not consist of complete rows, `dims` is 0, or a value is not finite.
     pub fn new(values: &'a [f32], dims: usize) -> Result<Self, FeatureError> {
         if dims == 0 {
             return Err(FeatureError::NoDims);
@@ -46,24 +46,24 @@ impl<'a> Features<'a> {
     /// Row `i`.
     ///
     /// # Panics
-    /// Where `i` is not below [`n`](Self::n), as indexing a slice does.
+    /// If `i` is not less than [`n`](Self::n), as when indexing a slice.
     pub fn row(&self, i: usize) -> &'a [f32] {
         &self.values[i * self.dims..(i + 1) * self.dims]
     }
 }
 
-/// Values that are no table of features.
+/// Why values are not a table of features.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum FeatureError {
-    /// Rows of no values.
+    /// Rows without values.
     #[error("features have 0 dimensions; expected at least 1")]
     NoDims,
-    /// The last row is not whole.
+    /// The last row is incomplete.
     #[error("{values} values are not a whole number of rows of {dims}")]
     PartialRow {
-        /// Values that came.
+        /// Number of values.
         values: usize,
-        /// Values per row.
+        /// Number of values per row.
         dims: usize,
     },
     /// NaN or infinity.
@@ -71,7 +71,7 @@ pub enum FeatureError {
     NotFinite {
         /// First row with such a value.
         row: usize,
-        /// Its place in the row.
+        /// Its position in the row.
         dim: usize,
         /// The value.
         value: f32,

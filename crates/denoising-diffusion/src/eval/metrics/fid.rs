@@ -1,10 +1,9 @@
-//! FID with what it takes to read it: how far it would move with other samples, and how much of it is due to their number.
+//! FID with what is needed to interpret it: its standard error, and how much of it is due to the number of samples.
 //!
-//! FID is the Fréchet distance between Gaussians fitted to features of real and generated images (Heusel et al. 2017,
-//! arXiv:1706.08500). Its expectation falls with the number of images, to first order by a constant over n, so that values at different n
-//! do not compare.
+//! FID is the Fréchet distance between Gaussians fitted to features of real and generated images (Heusel et al. 2017, arXiv:1706.08500). Its
+//! expectation falls with the number of images n, to first order by a constant over n, so values for different n cannot be compared.
 //!
-//! Not here: which network makes the features.
+//! Not here: the network that computes the features.
 
 use faer::Par;
 use rayon::prelude::*;
@@ -16,23 +15,24 @@ use super::linalg;
 use super::projection::Projection;
 use super::statistics::Gaussian;
 
-/// Images below which FID's bias is usually larger than the differences of interest.
+/// With fewer images, FID's bias is usually larger than the differences of interest.
 pub const LEAST_SAMPLES: usize = 10_000;
 
-/// Smallest subset of the extrapolation where there are twice as many images (Chong and Forsyth 2020).
+/// Smallest subset of the extrapolation if there are at least twice as many images (Chong and Forsyth 2020).
 const SMALLEST_SUBSET: usize = 5_000;
 
-/// How much is computed around the value.
+/// What is computed besides the value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FidOptions {
-    /// Seed of groups and subsets.
+    /// Seed for groups and subsets.
     pub seed: u64,
-    /// Groups of the jackknife, one eigendecomposition each: 0 for no standard error, otherwise at least 2. With G groups the
-    /// standard error itself is uncertain by about 1 / sqrt(2 (G - 1)), a quarter for 10.
+    /// Number of groups of the jackknife, which take one eigendecomposition each: 0 for no standard error, otherwise at least 2. With G groups, the
+    /// relative uncertainty of the standard error itself is about 1 / sqrt(2 (G - 1)), a quarter for 10.
     pub groups: usize,
-    /// Subset sizes of the extrapolation, one eigendecomposition each except for the last: 0 for none, otherwise at least 2.
+    /// Number of subset sizes of the extrapolation, which take one eigendecomposition each except for the last: 0 for no extrapolation, otherwise at
+    /// least 2.
     pub points: usize,
-    /// Smallest subset size, at least 2 and below n; by default 5000, or n / 2 where that is less.
+    /// Smallest subset size, at least 2 and less than n; by default 5000, or n / 2 if that is less.
     pub smallest: Option<usize>,
 }
 
@@ -42,7 +42,7 @@ impl Default for FidOptions {
     }
 }
 
-/// Whose images a note is about.
+/// Which images a note is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     /// The reference statistics.
@@ -51,17 +51,17 @@ pub enum Side {
     Generated,
 }
 
-/// What to know before trusting a value.
+/// A reason not to trust a value without qualification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FidNote {
-    /// So few images that the bias matters.
+    /// There are so few images that the bias matters.
     FewSamples {
         /// On which side.
         side: Side,
         /// Number of images.
         n: usize,
-        /// Usual minimum.
+        /// The usual minimum.
         least: usize,
     },
     /// The covariance is singular: the value mostly measures the number of images.
@@ -78,37 +78,37 @@ pub enum FidNote {
 /// A FID.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fid {
-    /// The distance at these images, at least 0.
+    /// The distance for these images, at least 0.
     pub value: f64,
     /// Dimensions of the features.
     pub dims: usize,
-    /// Real images, where the reference says.
+    /// Number of real images, if the reference states it.
     pub n_real: Option<usize>,
-    /// Generated images, where known.
+    /// Number of generated images, if known.
     pub n_generated: Option<usize>,
-    /// Standard deviation of `value` over other generated sets of this size, the reference taken as exact.
+    /// Standard deviation of `value` over other generated sets of this size, with the reference taken as exact.
     pub standard_error: Option<f64>,
-    /// FID_infinity: the value expected of infinitely many generated images. Below 0 by chance where the true value is near 0.
+    /// FID_infinity: the expected value for infinitely many generated images. Can be below 0 by chance if the true value is near 0.
     pub extrapolated: Option<f64>,
-    /// What to know before trusting the value.
+    /// Reasons not to trust the value without qualification.
     pub notes: Vec<FidNote>,
 }
 
-/// A FID that cannot be computed.
+/// Why a FID cannot be computed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum FidError {
-    /// One group has no rest.
+    /// With one group, nothing is left without it.
     #[error("1 jackknife group; expected 0 (no standard error) or at least 2")]
     OneGroup,
-    /// One point is no line.
+    /// One point does not determine a line.
     #[error("1 subset size for the extrapolation; expected 0 (none) or at least 2")]
     OnePoint,
-    /// A smallest subset that is none.
+    /// A smallest subset size that is out of range.
     #[error("the smallest subset has {smallest} of {n} images; expected at least 2 and fewer than all")]
     Smallest {
-        /// What was asked for.
+        /// The requested size.
         smallest: usize,
-        /// Generated images.
+        /// Number of generated images.
         n: usize,
     },
     /// The distance itself.
@@ -119,17 +119,16 @@ pub enum FidError {
 impl Fid {
     /// FID of `generated` against `reference`.
     ///
-    /// The standard error is a delete-a-group jackknife: images are dealt at random to G groups of about equal size, the FID is taken
-    /// without each of them, and SE^2 = (G - 1) / G sum (FID_g - mean)^2. It is `None` for fewer than 3 images. A
-    /// bootstrap would repeat images, which adds to the bias and costs a decomposition per repetition, hundreds of them.
+    /// The standard error is a delete-a-group jackknife: images are assigned at random to G groups of about equal size, the FID is computed without
+    /// each of them, and SE^2 = (G - 1) / G sum (FID_g - mean)^2. It is `None` for fewer than 3 images. A bootstrap would repeat images, which adds
+    /// to the bias, and would take hundreds of repetitions with an eigendecomposition each.
     ///
-    /// `extrapolated` is the intercept of the line through (1 / m, FID of a random subset of m images) for `points` sizes m, evenly
-    /// spaced from `smallest` to n (Chong and Forsyth 2020, arXiv:1911.07023, with 15 points). It is `None` for fewer than 4 images.
-    /// It removes the bias of the generated side alone. Where m is not well above the number of dimensions the line is a poor
-    /// approximation.
+    /// `extrapolated` is the intercept of the line through (1 / m, FID of a random subset of m images) for `points` sizes m, evenly spaced from
+    /// `smallest` to n (Chong and Forsyth 2020, arXiv:1911.07023, with 15 points). It is `None` for fewer than 4 images. It only removes the bias of
+    /// the generated side. Unless m is well above the number of dimensions, the line is a poor approximation.
     ///
-    /// Distances run side by side on the threads of the current rayon pool; each holds about 4 rank^2 f64, and all together
-    /// another n x rank, where rank is that of the reference's covariance.
+    /// Distances are computed in parallel on the threads of the current rayon pool. Each needs about 4 rank^2 f64, and all together another n x rank,
+    /// where rank is that of the reference's covariance.
     ///
     /// # Errors
     /// [`FidError`]: options out of range, fewer than 2 images, differing dimensions, overflow.
@@ -149,7 +148,7 @@ impl Fid {
         })
     }
 
-    /// FID of statistics alone, whose images are gone: neither standard error nor extrapolation.
+    /// FID from statistics alone, without images: no standard error and no extrapolation.
     ///
     /// # Errors
     /// [`FidError::Distance`].
@@ -189,7 +188,7 @@ fn jackknife(projection: &Projection<'_>, n: usize, groups: usize, seed: u64) ->
     Ok(((count - 1.0) / count * squares).sqrt())
 }
 
-/// Ascending sizes up to n itself; `None` where none are asked for or n is too small for two.
+/// Ascending sizes up to n itself; `None` if none are requested or n is too small for two.
 fn subset_sizes(n: usize, options: &FidOptions) -> Result<Option<Vec<usize>>, FidError> {
     match options.points {
         0 => return Ok(None),
@@ -203,7 +202,7 @@ fn subset_sizes(n: usize, options: &FidOptions) -> Result<Option<Vec<usize>>, Fi
     if smallest < 2 {
         return Ok(None);
     }
-    // More points than sizes would repeat some.
+    // With more points than sizes, some would be repeated.
     let steps = (options.points - 1).min(n - smallest);
     Ok(Some((0..=steps).map(|i| smallest + (n - smallest) * i / steps).collect()))
 }
@@ -211,7 +210,7 @@ fn subset_sizes(n: usize, options: &FidOptions) -> Result<Option<Vec<usize>>, Fi
 fn extrapolate(projection: &Projection<'_>, value: f64, sizes: &[usize], seed: u64) -> Result<f64, FrechetError> {
     let n = sizes[sizes.len() - 1];
     let of_subset = |(number, &size): (usize, &usize)| {
-        // The subset of all images has its value already.
+        // The value for all images is already known.
         if size == n {
             return Ok(value);
         }
@@ -286,7 +285,7 @@ mod tests {
         assert!((mean(&|fid| fid.bias().unwrap()) - (value - extrapolated)).abs() < 1e-12);
     }
 
-    /// With a bias of the order of the value, far from any asymptote.
+    /// The bias is of the order of the value, far from any asymptote.
     #[test]
     fn fewer_images_than_dimensions_have_a_fid() {
         let (real, values) = (normal(3, 30 * 40), normal(4, 25 * 40));

@@ -1,10 +1,10 @@
 //! The Fréchet distance between Gaussians.
 //!
-//! d^2 = |mu_a - mu_b|^2 + tr A + tr B - 2 tr (A B)^(1/2) (Dowson and Landau 1982; as a score of images, FID: Heusel et al. 2017,
-//! arXiv:1706.08500). The eigenvalues of A B are those of the symmetric W^T B W, where A = W W^T, so the trace of the square root needs
-//! symmetric eigenvalues only: no general matrix square root, no complex numbers, no term added to the diagonal.
+//! d^2 = |mu_a - mu_b|^2 + tr A + tr B - 2 tr (A B)^(1/2) (Dowson and Landau 1982; as a score of images, FID: Heusel et al. 2017, arXiv:1706.08500).
+//! The eigenvalues of A B are those of the symmetric W^T B W, where A = W W^T, so the trace of the square root only needs symmetric eigenvalues: no
+//! general matrix square root, no complex numbers, no term added to the diagonal.
 //!
-//! Not here: what the number is worth at a given number of images, which is [`fid`](super::fid)'s part.
+//! Not here: how far the number can be trusted for a given number of images ([`fid`](super::fid)).
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat};
@@ -14,10 +14,10 @@ use super::linalg::{self, NotConverged};
 use super::projection::Projection;
 use super::statistics::{Gaussian, StatisticsError};
 
-/// Most negative eigenvalue, relative to the largest, that still counts as rounding: files may hold f32 statistics.
+/// Most negative eigenvalue, relative to the largest, that still counts as rounding: files may hold statistics in f32.
 const NEGATIVE: f64 = 1e-4;
 
-/// A distance that cannot be taken.
+/// Why a distance cannot be computed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum FrechetError {
     /// Different dimensions.
@@ -25,10 +25,10 @@ pub enum FrechetError {
     Dims {
         /// Dimensions of the reference.
         expected: usize,
-        /// Dimensions that came.
+        /// Dimensions of the other.
         found: usize,
     },
-    /// A symmetric matrix that is no covariance.
+    /// A symmetric matrix that is not a covariance.
     #[error("sigma is not a covariance: its eigenvalues range from {smallest:e} to {largest:e}; expected none below 0")]
     NotACovariance {
         /// Smallest eigenvalue.
@@ -49,18 +49,18 @@ pub enum FrechetError {
     /// The eigendecomposition failed.
     #[error(transparent)]
     NotConverged(#[from] NotConverged),
-    /// Features that have no covariance.
+    /// Features without a covariance.
     #[error(transparent)]
     Statistics(#[from] StatisticsError),
 }
 
 /// The Fréchet distance between two Gaussians, at least 0. [`Reference`] keeps what depends on the first of them alone.
 ///
-/// Covariances of any rank will do. A covariance of known `n` has rank n - 1 at most, and eigenvalues past that are rounding and
-/// left out.
+/// Covariances may have any rank. A covariance of `n` rows, if `n` is known, has rank n - 1 at most; further eigenvalues are rounding and are
+/// omitted.
 ///
 /// # Errors
-/// [`FrechetError`] where dimensions differ, `a`'s sigma has clearly negative eigenvalues, or products overflow.
+/// [`FrechetError`] if dimensions differ, `a`'s sigma has clearly negative eigenvalues, or products overflow.
 pub fn frechet_distance(a: &Gaussian, b: &Gaussian) -> Result<f64, FrechetError> {
     Reference::new(a.clone())?.distance(b)
 }
@@ -74,7 +74,7 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// Decomposes the covariance: by Cholesky, or by eigenvalues where it is singular.
+    /// Decomposes the covariance: by Cholesky, or by eigenvalues if it is singular.
     ///
     /// # Errors
     /// [`FrechetError::NotACovariance`], [`FrechetError::NotConverged`].
@@ -108,7 +108,7 @@ impl Reference {
         self.assemble(other.mu(), other.trace(), overlap)
     }
 
-    /// The lower triangle of W^T B W, B the other's covariance.
+    /// The lower triangle of W^T B W, where B is the other's covariance.
     fn inner(&self, other: &Gaussian) -> Mat<f64> {
         let (dims, rank) = (self.dims(), self.rank());
         let mut spread = Mat::zeros(dims, rank);
@@ -118,9 +118,9 @@ impl Reference {
         inner
     }
 
-    /// The distance to the statistics of `features`, at least 0. With fewer images than dimensions this takes the
-    /// eigenvalues of an n x n matrix only; with more it does what [`distance`](Self::distance) does. Evaluations take [`Fid`](super::fid::Fid),
-    /// which also needs the distances of parts; this is for users of the library, and the tests hold it to the reference.
+    /// The distance to the statistics of `features`, at least 0. With fewer images than dimensions, this takes only the eigenvalues of an n x n
+    /// matrix; with more, it does the same as [`distance`](Self::distance). Evaluations use [`Fid`](super::fid::Fid), which also needs the distances
+    /// of parts; this is for users of the library, and is what tests compare with the reference.
     ///
     /// # Errors
     /// [`FrechetError`].
@@ -141,7 +141,7 @@ impl Reference {
         if found == self.dims() { Ok(()) } else { Err(FrechetError::Dims { expected: self.dims(), found }) }
     }
 
-    /// The distance from its parts: the other's mean, the trace of its covariance, and tr (A B)^(1/2).
+    /// Assembles the distance from the other's mean, the trace of its covariance, and tr (A B)^(1/2).
     pub(super) fn assemble(&self, mu: &[f64], trace: f64, overlap: f64) -> Result<f64, FrechetError> {
         let between: f64 = self.gaussian.mu().iter().zip(mu).map(|(a, b)| (a - b).powi(2)).sum();
         let own = self.gaussian.trace();
@@ -153,7 +153,7 @@ impl Reference {
     }
 }
 
-/// W with W W^T = sigma. Any such W will do, and where sigma is positive definite the one of Cholesky takes a tenth of the time.
+/// W with W W^T = sigma. Any such W will do; if sigma is positive definite, Cholesky's takes a tenth of the time.
 fn root(gaussian: &Gaussian) -> Result<Mat<f64>, FrechetError> {
     let (sigma, dims, rank) = (gaussian.sigma_matrix(), gaussian.dims(), gaussian.greatest_rank());
     if rank == dims
@@ -166,16 +166,16 @@ fn root(gaussian: &Gaussian) -> Result<Mat<f64>, FrechetError> {
     if smallest < -NEGATIVE * largest.abs() {
         return Err(FrechetError::NotACovariance { smallest, largest });
     }
-    // The root of what is rounding would be far above rounding.
+    // The root of a rounding error would be far above rounding.
     let least = linalg::negligible(dims, largest);
     let first = values.partition_point(|&value| value <= least).max(dims - rank);
     Ok(Mat::from_fn(dims, dims - first, |row, column| vectors[(row, first + column)] * values[first + column].sqrt()))
 }
 
-/// Sum of the roots of the `rank` largest eigenvalues of a symmetric matrix without negative ones, given its lower triangle.
-/// Eigenvalues below 0 are rounding and count as 0.
+/// Sum of the roots of the `rank` largest eigenvalues of a symmetric matrix without negative eigenvalues, given its lower triangle. Eigenvalues below
+/// 0 are rounding and count as 0.
 ///
-/// A matrix that overflowed gives infinity, which `assemble` refuses.
+/// If the matrix overflowed, the result is infinity, which `assemble` refuses.
 pub(super) fn trace_of_root(lower: Mat<f64>, rank: usize) -> Result<f64, NotConverged> {
     let finite = (0..lower.ncols()).all(|column| (column..lower.nrows()).all(|row| lower[(row, column)].is_finite()));
     if !finite {
@@ -194,7 +194,7 @@ mod tests {
     use super::super::draws::normal;
     use super::*;
 
-    /// What rounding may come to beside 1e-12: every eigenvalue has that of the largest, and the root of one near 0 magnifies it.
+    /// How large rounding can be, beyond 1e-12: each eigenvalue has the rounding error of the largest, and the root of one near 0 magnifies it.
     fn magnified(a: &Gaussian, b: &Gaussian) -> f64 {
         let values = linalg::eigenvalues(Reference::new(a.clone()).unwrap().inner(b).as_ref()).unwrap();
         let Some(&largest) = values.last().filter(|&&largest| largest > 0.0) else { return 0.0 };
@@ -214,7 +214,7 @@ mod tests {
         Gaussian::new(None, mu.to_vec(), sigma).unwrap()
     }
 
-    /// Any table: many or few rows, columns repeated or constant.
+    /// Arbitrary tables: with many or few rows, and repeated or constant columns.
     fn tables() -> impl Strategy<Value = (Vec<f32>, Vec<f32>, usize)> {
         (1_usize..12, 2_usize..20, 2_usize..20, any::<u64>(), any::<bool>(), any::<bool>()).prop_map(
             |(dims, n_a, n_b, seed, repeated, constant)| {
@@ -247,7 +247,7 @@ mod tests {
             prop_assert!(frechet_distance(&a, &a).unwrap() < 1e-12 * scale + magnified(&a, &a));
         }
 
-        /// All ways to one number: statistics, features of any number, rows of a projection.
+        /// All ways to compute the same number: from statistics, from features of any number, from projected rows.
         #[test]
         fn features_give_what_their_statistics_give((a, b, dims) in tables()) {
             let reference = Reference::new(gaussian(&a, dims)).unwrap();

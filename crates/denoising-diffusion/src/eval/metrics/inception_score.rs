@@ -1,19 +1,19 @@
 //! The Inception Score of class predictions (Salimans et al. 2016, arXiv:1606.03498).
 //!
-//! IS = exp(mean over images of KL(p(y | x) || p(y))), p(y) the mean of p(y | x): between 1 (all images get the same prediction) and the
-//! number of classes. It never looks at real images, and says little for data unlike that of the classifier.
+//! IS = exp(mean over images of KL(p(y | x) || p(y))), where p(y) is the mean of p(y | x). It lies between 1 (all images get the same prediction) and
+//! the number of classes. It ignores real images, and says little about data unlike those of the classifier.
 
 use super::features::Features;
 
-/// Largest distance of a row's sum from 1 that counts as rounding of f32 probabilities.
+/// Largest deviation of a row's sum from 1 that counts as rounding of f32 probabilities.
 const SUM_TOLERANCE: f64 = 1e-3;
 
-/// What a classifier says of each image, `[n, classes]`.
+/// A classifier's predictions for each image, `[n, classes]`.
 #[derive(Clone, Copy, Debug)]
 pub enum Predictions<'a> {
     /// Before the softmax.
     Logits(Features<'a>),
-    /// After it: at least 0, rows that sum to 1 up to rounding (they are divided by their sums).
+    /// After the softmax: at least 0, with rows that add up to 1 up to rounding (they are divided by their sums).
     Probabilities(Features<'a>),
 }
 
@@ -22,18 +22,18 @@ pub enum Predictions<'a> {
 pub struct InceptionScore {
     /// Mean over splits.
     pub mean: f64,
-    /// Standard deviation over splits (divided by their number, as torch-fidelity).
+    /// Standard deviation over splits (divided by their number, as in torch-fidelity).
     pub standard_deviation: f64,
     /// Number of splits.
     pub splits: usize,
-    /// Images in all.
+    /// Total number of images.
     pub n: usize,
 }
 
-/// A score that cannot be computed.
+/// Why a score cannot be computed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum InceptionScoreError {
-    /// No splits, or some without an image.
+    /// There are no splits, or some would have no image.
     #[error("{splits} splits of {n} images; expected at least 1 split and an image in each")]
     Splits {
         /// Number of splits.
@@ -41,17 +41,17 @@ pub enum InceptionScoreError {
         /// Number of images.
         n: usize,
     },
-    /// Not an order of the images.
+    /// The order is not a permutation of the images.
     #[error("the order is not a permutation of 0..{n}: it has {len} entries{}", wrong_entry(first_wrong))]
     Order {
         /// Number of images.
         n: usize,
         /// Length of the order.
         len: usize,
-        /// First entry that came before or is past the end.
+        /// First entry that is repeated or past the end.
         first_wrong: Option<usize>,
     },
-    /// A row that is no distribution.
+    /// A row is not a distribution.
     #[error("row {row} is not a distribution: smallest probability {smallest}, sum {sum}")]
     NotADistribution {
         /// The row.
@@ -67,8 +67,8 @@ fn wrong_entry(entry: &Option<usize>) -> String {
     entry.map_or(String::new(), |entry| format!(", of which {entry} is repeated or too large"))
 }
 
-/// The Inception Score over `splits` parts (usually 10) of the images taken in `order`, a permutation of `0..n`: split i holds the entries
-/// `i n / splits .. (i + 1) n / splits`. Images that come sorted by class must be shuffled, which is the order's purpose
+/// The Inception Score over `splits` parts (usually 10) of the images in `order`, a permutation of `0..n`: split i has the entries
+/// `i n / splits .. (i + 1) n / splits`. Images that are sorted by class must be shuffled, which is what the order is for
 /// ([`draws::permutation`](super::draws::permutation)). The score grows with the number of images per split.
 ///
 /// # Errors
@@ -93,7 +93,7 @@ pub fn inception_score(
     Ok(InceptionScore { mean, standard_deviation: variance.sqrt(), splits, n })
 }
 
-/// Where split i starts. In 128 bits: i n may exceed 32 of them where that is all there is.
+/// Where split i starts. Computed in 128 bits, because i n may overflow a `usize` of 32.
 fn part(i: usize, splits: usize, n: usize) -> usize {
     (i as u128 * n as u128 / splits as u128) as usize
 }
@@ -108,7 +108,7 @@ fn check_order(order: &[usize], n: usize) -> Result<(), InceptionScoreError> {
     Ok(())
 }
 
-/// exp of the mean KL of one split. KL(p || q) = sum p (ln p - ln q), terms of p = 0 being 0.
+/// exp of the mean KL of one split. KL(p || q) = sum p (ln p - ln q); terms with p = 0 are 0.
 fn score(predictions: Predictions<'_>, rows: &[usize]) -> Result<f64, InceptionScoreError> {
     let logarithms = rows.iter().map(|&row| log_probabilities(predictions, row)).collect::<Result<Vec<_>, _>>()?;
     let mut marginal = vec![0.0; logarithms[0].len()];
@@ -122,7 +122,7 @@ fn score(predictions: Predictions<'_>, rows: &[usize]) -> Result<f64, InceptionS
     }
     let n = rows.len() as f64;
     let of_marginal: f64 = marginal.iter().map(|sum| plogp(sum / n, (sum / n).ln())).sum();
-    // The mean KL is the entropy of the mean less the mean entropy, and not below 0 but for rounding.
+    // The mean KL is the entropy of the mean minus the mean entropy, which is at least 0 except for rounding.
     Ok((negative_entropy / n - of_marginal).max(0.0).exp())
 }
 
@@ -130,7 +130,7 @@ fn plogp(p: f64, log: f64) -> f64 {
     if p > 0.0 { p * log } else { 0.0 }
 }
 
-/// ln p(y | x) of one image, negative infinity where p is 0.
+/// ln p(y | x) of one image, negative infinity if p is 0.
 fn log_probabilities(predictions: Predictions<'_>, row: usize) -> Result<Vec<f64>, InceptionScoreError> {
     match predictions {
         Predictions::Logits(table) => {

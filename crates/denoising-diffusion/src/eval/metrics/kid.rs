@@ -1,7 +1,7 @@
 //! KID: the squared maximum mean discrepancy between features of real and generated images under a polynomial kernel.
 //!
-//! k(x, y) = (x . y / dims + 1)^3, in the unbiased estimate of Binkowski et al. 2018, "Demystifying MMD GANs" (arXiv:1801.01401).
-//! Unlike FID its expectation does not depend on the number of images; it may come out below 0.
+//! k(x, y) = (x . y / dims + 1)^3, with the unbiased estimate of Binkowski et al. 2018, "Demystifying MMD GANs" (arXiv:1801.01401). Unlike that of
+//! FID, its expectation does not depend on the number of images; its value may be below 0.
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par};
@@ -11,14 +11,14 @@ use super::draws::{Draw, subset};
 use super::features::Features;
 use super::linalg;
 
-/// How KID is averaged.
+/// How KID is averaged over subsets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KidOptions {
     /// Seed of the subsets.
     pub seed: u64,
     /// Number of subsets, at least 1.
     pub subsets: usize,
-    /// Images of each side per subset, at least 2; fewer where one side has fewer.
+    /// Images per subset on each side, at least 2; fewer if a side has fewer.
     pub subset_size: usize,
 }
 
@@ -33,14 +33,14 @@ impl Default for KidOptions {
 pub struct Kid {
     /// Mean over subsets.
     pub value: f64,
-    /// Standard deviation over subsets (divided by their number, as torch-fidelity), 0 for a single one. It says how much a KID
-    /// of `subset_size` images scatters, not how certain `value` is.
+    /// Standard deviation over subsets (divided by their number, as in torch-fidelity), 0 for a single subset. It says how much a KID of
+    /// `subset_size` images varies, not how certain `value` is.
     pub standard_deviation: f64,
-    /// Standard error of `value`, over other images on both sides; `None` for fewer than 4 images or a single subset.
+    /// Standard error of `value` over other images on both sides; `None` for fewer than 4 images or a single subset.
     pub standard_error: Option<f64>,
-    /// Number of subsets; 1 where both sides have no more images than a subset.
+    /// Number of subsets; 1 if both sides have exactly `subset_size` images.
     pub subsets: usize,
-    /// Images of each side per subset.
+    /// Images per subset on each side.
     pub subset_size: usize,
     /// Real images.
     pub n_real: usize,
@@ -48,7 +48,7 @@ pub struct Kid {
     pub n_generated: usize,
 }
 
-/// A KID that cannot be computed.
+/// Why a KID cannot be computed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KidError {
     /// Different dimensions.
@@ -62,9 +62,9 @@ pub enum KidError {
     /// The unbiased estimate needs pairs.
     #[error("{real} real and {generated} generated images; KID needs at least 2 of each")]
     TooFewRows {
-        /// Real images, in all or in a subset.
+        /// Number of real images, in all or in a subset.
         real: usize,
-        /// Generated images.
+        /// Number of generated images.
         generated: usize,
     },
     /// Options out of range.
@@ -75,7 +75,7 @@ pub enum KidError {
         /// Images in each.
         size: usize,
     },
-    /// A subset that names an image past the end.
+    /// A subset with an index past the end.
     #[error("a subset names image {index} of {n}")]
     Index {
         /// The index.
@@ -85,7 +85,7 @@ pub enum KidError {
     },
 }
 
-/// Images of either side, by row.
+/// Images of both sides, by row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KidSubset {
     /// Rows of the real features, at least 2.
@@ -97,16 +97,16 @@ pub struct KidSubset {
 impl Kid {
     /// KID between `real` and `generated`.
     ///
-    /// Subsets are drawn without repetition within each. Where both sides have no more images than `subset_size` (or the same
-    /// smaller number), one estimate over all is made instead.
+    /// Subsets are drawn without repetition within each. If both sides have the same number of images, at most `subset_size`, one estimate over all
+    /// of them takes the subsets' place.
     ///
-    /// With s the standard deviation over S subsets of m out of n images (n the smaller side), SE = s sqrt(1 / S + m / (n - m)): the
-    /// draw of the subsets, and the delete-d jackknife of Shao and Wu 1989, "A general theory for jackknife variance
-    /// estimation", d = n - m. Where m is more than n / 2, a second set of subsets of n / 2 gives s and m. The larger side is
-    /// treated as if it had n images too: the error is overestimated rather than the opposite.
+    /// With s the standard deviation over S subsets of m out of n images (n being the smaller side), SE = s sqrt(1 / S + m / (n - m)). This covers
+    /// the draw of the subsets, and, by the delete-d jackknife of Shao and Wu 1989, "A general theory for jackknife variance estimation", d = n - m,
+    /// that of the images. If m exceeds n / 2, s and m come from a second set of subsets, of n / 2 images. The larger side is treated as if it had n
+    /// images too, so the error is overestimated rather than underestimated.
     ///
     /// # Errors
-    /// [`KidError`] where dimensions differ, a side has fewer than 2 images, or the options are out of range.
+    /// [`KidError`] if dimensions differ, a side has fewer than 2 images, or options are out of range.
     pub fn new(real: Features<'_>, generated: Features<'_>, options: &KidOptions) -> Result<Self, KidError> {
         let KidOptions { seed, subsets, subset_size } = *options;
         if subsets == 0 || subset_size < 2 {
@@ -138,12 +138,11 @@ impl Kid {
     }
 }
 
-/// The unbiased squared maximum mean discrepancy of each subset:
-/// mean of k(x, x') over x != x' + mean of k(y, y') over y != y' - 2 mean of k(x, y). Sides may differ in number. f64 throughout: the
-/// terms are far larger than what is left of them.
+/// The unbiased squared maximum mean discrepancy of each subset: mean of k(x, x') over x != x' + mean of k(y, y') over y != y' - 2 mean of k(x, y).
+/// The two sides may differ in number. All in f64, because the terms are far larger than their difference.
 ///
 /// # Errors
-/// [`KidError`] where dimensions differ, a side of a subset has fewer than 2 images, or an index is past the end.
+/// [`KidError`] if dimensions differ, a side of a subset has fewer than 2 images, or an index is past the end.
 pub fn kid_of_subsets(
     real: Features<'_>,
     generated: Features<'_>,
@@ -241,7 +240,7 @@ mod tests {
         assert!((got.value - swapped.value).abs() < 1e-13);
     }
 
-    /// The two ways to the standard error: subsets of the value itself, and halves where the value takes all images.
+    /// Both ways to the standard error: from the value's own subsets, and from halves if the value takes all images.
     #[test]
     fn it_is_unbiased_and_its_error_calibrated() {
         let (dims, n, sets) = (4, 120, 80);
@@ -258,8 +257,8 @@ mod tests {
             let value = mean(&|kid| kid.value);
             let scatter = mean(&|kid| (kid.value - value).powi(2)).sqrt();
             let error = mean(&|kid| kid.standard_error.unwrap().powi(2)).sqrt();
-            // Of N(0, I) and N(0.4, I), by E (x . y / d + 1)^3 of independent x, y with means a, b:
-            // (1 + a . b / d)^3 + 3 (1 + a . b / d) (d + |a|^2 + |b|^2) / d^2 + 6 a . b / d^3.
+            // KID of N(0, I) and N(0.4, I): for independent x, y with means a, b, E (x . y / d + 1)^3 = (1 + a . b / d)^3 + 3 (1 + a . b / d) (d +
+            // |a|^2 + |b|^2) / d^2 + 6 a . b / d^3.
             let d = dims as f64;
             let expected = |a: f64, b: f64| {
                 let along = 1.0 + a * b;
@@ -285,7 +284,7 @@ mod tests {
         assert_ne!(on(1, 0).value, on(1, 1).value);
     }
 
-    /// A side smaller than a subset is used whole, against different images of the other.
+    /// All images of a side smaller than a subset are used, against different images of the other side.
     #[test]
     fn sides_of_different_size_are_compared() {
         let (x, y) = (normal(5, 300 * 3), normal(6, 20 * 3));

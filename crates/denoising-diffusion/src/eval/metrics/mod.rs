@@ -1,5 +1,4 @@
-//! Metrics on tables of features: mathematics on plain slices, the same result on any number of threads. Not here: images, networks,
-//! files.
+//! Metrics on tables of features: mathematics on plain slices, with the same result on any number of threads. Not here: images, networks, files.
 
 mod distances;
 pub mod draws;

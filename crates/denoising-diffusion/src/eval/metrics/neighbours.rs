@@ -1,11 +1,11 @@
-//! Memorisation: does a model repeat its training images?
+//! Memorisation: does a model reproduce its training images?
 //!
-//! Every generated image has a nearest training image. How near is suspicious depends on the data, so the distances are held against
-//! those of real images that the model has not seen: a model that has learned the distribution lies as far from the training set as
-//! held-out images do, one that copies lies nearer.
+//! Every generated image has a nearest training image. Which distance is suspiciously small depends on the data, so the distances are compared with
+//! those of real images that the model has not seen: if the model has learned the distribution, generated images are as far from the training set as
+//! held-out images are; if it copies, they are nearer.
 //!
-//! Images are compared as rows of [`Features`], of pixels or of an extractor; the two see different copies (a shift by one pixel is
-//! far in pixels). Not here: pictures of the pairs, and the threshold above which something counts as a copy.
+//! Images are compared as rows of [`Features`], either pixels or features of a network. The two detect different copies (in pixels, a shift by one
+//! pixel is a large distance). Not here: pictures of the pairs, and a threshold below which something counts as a copy.
 
 use serde::Serialize;
 
@@ -13,13 +13,13 @@ use super::distances::{self, Among};
 use super::features::Features;
 use super::table_error::TableError;
 
-/// Pairs kept in [`Memorisation::closest`].
+/// Number of pairs in [`Memorisation::closest`].
 const CLOSEST: usize = 10;
 
-/// Share of held-out images that lie nearer to the training set than the threshold of [`Memorisation::near`].
+/// Fraction of held-out images that are nearer to the training set than the threshold of [`Memorisation::near`].
 const NEAR_QUANTILE: f64 = 0.05;
 
-/// The training image nearest to an image; of equally near ones the one with the smallest index.
+/// The training image nearest to an image; ties go to the smallest index.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Neighbour {
     /// Row of the training table.
@@ -28,7 +28,7 @@ pub struct Neighbour {
     pub distance: f64,
 }
 
-/// Quantiles of distances; between two of them by linear interpolation, as `numpy.quantile` does by default.
+/// Quantiles of distances, with linear interpolation, as `numpy.quantile` does by default.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Quantiles {
     /// The smallest.
@@ -47,18 +47,18 @@ pub struct Quantiles {
     pub max: f64,
 }
 
-/// How far one set of images lies from the training images.
+/// Distances of a set of images from the training images.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DistanceToTraining {
-    /// For each image its nearest training image, in the order of the images.
+    /// The nearest training image of each image, in the order of the images.
     pub nearest: Vec<Neighbour>,
     /// The distribution of those distances.
     pub quantiles: Quantiles,
-    /// Images equal to a training image in every value (distance 0).
+    /// Number of images that equal a training image in every value (distance 0).
     pub exact_copies: usize,
 }
 
-/// A generated image beside the training image nearest to it.
+/// A generated image with its nearest training image.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct ClosestPair {
     /// Row of the generated table.
@@ -69,46 +69,46 @@ pub struct ClosestPair {
     pub distance: f64,
 }
 
-/// Generated and held-out images, both seen from the training images.
+/// Generated and held-out images, compared by their distances from the training images.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Memorisation {
     /// Generated images.
     pub generated: DistanceToTraining,
-    /// Images that were not trained on.
+    /// Images that were not used for training.
     pub held_out: DistanceToTraining,
-    /// Share of generated images nearer to the training set than the 5 % quantile of the held-out distances. About 0.05 without
-    /// copying; 0..=1.
+    /// Fraction of generated images that are nearer to the training set than the 5 % quantile of the held-out distances, in 0..=1. About 0.05 without
+    /// copying.
     pub near: f64,
-    /// [`mann_whitney_z`] of generated against held-out distances: the global form of the test of Meehan et al. 2020
-    /// (arXiv:2004.05675, section 3.1, there Z_U). About standard normal without copying; far below 0 (-3, say): generated images lie
-    /// nearer to the training images than held-out ones do, the model copies; far above 0: they lie farther, it underfits. Copying of
-    /// a few images among many does not show here; look at `near` and `closest`.
+    /// [`mann_whitney_z`] of generated against held-out distances: the global form of the test of Meehan et al. 2020 (arXiv:2004.05675, section 3.1,
+    /// there Z_U). About standard normal without copying. Far below 0 (-3, say), generated images are nearer to the training images than held-out
+    /// ones are: the model copies. Far above 0, they are farther: it underfits. If a few images among many are copies, it does not show here, but in
+    /// `near` and `closest`.
     pub z: Option<f64>,
-    /// The closest pairs of a generated image and its nearest training image, closest first, at most ten. A training image comes
-    /// once, with the generated image closest to it, so that one popular image does not fill the list.
+    /// The closest pairs of a generated image and its nearest training image, closest first, at most ten. Each training image appears only once, with
+    /// the generated image closest to it, so that one popular image does not fill the list.
     pub closest: Vec<ClosestPair>,
 }
 
-/// The nearest training image of each image, of training images that come a block at a time. Time grows as the product of the tables' rows and
-/// dims; memory beyond the tables as the rows of `images`.
+/// The nearest training image of each image, for training images that come in blocks. Time is proportional to the product of both tables' numbers of
+/// rows and dims; memory beyond the tables, to the rows of `images`.
 #[derive(Clone, Debug)]
 pub struct NearestTraining<'a> {
     images: Features<'a>,
-    /// Of the training images so far; empty before the first.
+    /// Nearest of the training images so far; empty before the first.
     found: Vec<Neighbour>,
     seen: usize,
 }
 
 impl<'a> NearestTraining<'a> {
-    /// Before any training image.
+    /// Before any training image was seen.
     pub fn of(images: Features<'a>) -> Self {
         Self { images, found: Vec::new(), seen: 0 }
     }
 
-    /// Sees the next rows of the training table.
+    /// Takes in the next rows of the training table.
     ///
     /// # Errors
-    /// [`TableError`] where the dimensions differ.
+    /// [`TableError`] if the dimensions differ.
     pub fn see(&mut self, block: Features<'_>) -> Result<(), TableError> {
         TableError::dims("training", block, "image", self.images)?;
         if block.n() == 0 {
@@ -119,7 +119,7 @@ impl<'a> NearestTraining<'a> {
         if self.seen == 0 {
             self.found = nearest.collect();
         } else {
-            // Of equally near ones that with the smaller index stays.
+            // Ties go to the smaller index, which came first.
             for (found, near) in
                 self.found.iter_mut().zip(nearest).filter(|(found, near)| near.distance < found.distance)
             {
@@ -130,25 +130,25 @@ impl<'a> NearestTraining<'a> {
         Ok(())
     }
 
-    /// Training images seen.
+    /// Number of training images seen so far.
     pub fn seen(&self) -> usize {
         self.seen
     }
 
-    /// For each image, in order.
+    /// The nearest training image of each image, in order.
     ///
     /// # Errors
-    /// [`TableError`] where there was no training image.
+    /// [`TableError`] if there was no training image.
     pub fn finish(self) -> Result<Vec<Neighbour>, TableError> {
         TableError::count("training", self.seen, 1)?;
         Ok(self.found)
     }
 }
 
-/// Compares generated and held-out images by the training images [nearest](NearestTraining) to each.
+/// Compares generated and held-out images by the [nearest](NearestTraining) training image of each.
 ///
 /// # Errors
-/// [`TableError`] where there are none.
+/// [`TableError`] if either is empty.
 pub fn memorisation(generated: Vec<Neighbour>, held_out: Vec<Neighbour>) -> Result<Memorisation, TableError> {
     TableError::count("generated", generated.len(), 1)?;
     TableError::count("held-out", held_out.len(), 1)?;
@@ -166,7 +166,7 @@ pub fn memorisation(generated: Vec<Neighbour>, held_out: Vec<Neighbour>) -> Resu
 }
 
 impl DistanceToTraining {
-    /// Of at least one image.
+    /// For at least one image.
     fn new(nearest: Vec<Neighbour>) -> Self {
         let exact_copies = nearest.iter().filter(|neighbour| neighbour.distance == 0.0).count();
         let mut found = Self { nearest, quantiles: Quantiles::of(&[0.0]), exact_copies };
@@ -198,16 +198,16 @@ fn quantile(sorted: &[f64], q: f64) -> f64 {
     low + (at - below as f64) * (high - low)
 }
 
-/// The z-score of the Mann-Whitney statistic: negative where values of `a` tend to be smaller than those of `b`.
+/// The z-score of the Mann-Whitney statistic: negative if values of `a` tend to be smaller than those of `b`.
 ///
-/// `U` counts the pairs with `a_i > b_j`, equal ones by half. With `n` and `m` values, `N = n + m` and groups of `t` equal values,
+/// `U` counts the pairs with `a_i > b_j`, equal ones as half. With `n` and `m` values, `N = n + m` and groups of `t` equal values,
 ///
 /// ```text
 /// z = (U - n m / 2) / sqrt(n m / 12 ((N + 1) - sum (t^3 - t) / (N (N - 1))))
 /// ```
 ///
-/// without continuity correction, as `scipy.stats.mannwhitneyu(a, b, method="asymptotic", use_continuity=False)`. `None` where either
-/// is empty or all values are equal: there is then no order to judge by.
+/// without continuity correction, as `scipy.stats.mannwhitneyu(a, b, method="asymptotic", use_continuity=False)`. `None` if `a` or `b` is empty or
+/// all values are equal, because then there is no order.
 pub fn mann_whitney_z(a: &[f64], b: &[f64]) -> Option<f64> {
     let (n, m) = (a.len() as f64, b.len() as f64);
     let mut all: Vec<(f64, bool)> = a.iter().map(|&v| (v, true)).chain(b.iter().map(|&v| (v, false))).collect();
@@ -232,7 +232,7 @@ fn closest(nearest: &[Neighbour]) -> Vec<ClosestPair> {
         distance: near.distance,
     };
     let mut pairs: Vec<ClosestPair> = nearest.iter().enumerate().map(pair).collect();
-    // Stable: of equally close ones the first generated image comes first.
+    // A stable sort: ties go to the first generated image.
     pairs.sort_by(|a, b| a.distance.total_cmp(&b.distance));
     let mut taken: Vec<ClosestPair> = Vec::with_capacity(CLOSEST);
     for pair in pairs {
@@ -285,7 +285,7 @@ mod tests {
         assert_eq!((found.generated.exact_copies, found.held_out.exact_copies), (1, 0));
         assert_eq!(found.near, 1.0);
         assert_eq!((found.generated.quantiles.median, found.held_out.quantiles.p25), (1.5, 3.25));
-        // U = 0, no pair of generated and held-out is out of order; the two 2.0 are one group of ties.
+        // U = 0: no generated distance exceeds a held-out one; the two 2.0 are one group of ties.
         let variance = 8.0 / 12.0 * (7.0 - 6.0 / 30.0);
         assert!((found.z.unwrap() + 4.0 / f64::sqrt(variance)).abs() < 1e-12);
         // The first training image is taken by the generated image at 1.
@@ -307,7 +307,7 @@ mod tests {
         assert!(found.closest.iter().all(|pair| pair.generated == pair.training));
         assert_eq!((found.closest.len(), found.generated.exact_copies), (10, 0));
         assert_eq!(judge(&training).generated.exact_copies, 500);
-        // Farther from the training set than held-out images are.
+        // Farther from the training set than held-out images.
         let far: Vec<f32> = fresh.iter().map(|v| v + 3.0).collect();
         assert!(judge(&far).z.unwrap() > 10.0);
     }

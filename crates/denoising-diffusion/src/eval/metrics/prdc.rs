@@ -1,7 +1,7 @@
-//! Precision, recall, density and coverage: does what is generated look real, and is all that is real generated?
+//! Precision, recall, density and coverage: do generated images look real, and is everything that is real also generated?
 //!
-//! Each table of features spans a region, the union of the balls around its rows that reach to each row's `k`-th nearest neighbour in
-//! the same table. With `r_k(x)` that radius, real rows `x_1 .. x_n` and generated rows `y_1 .. y_m`:
+//! Each table of features spans a region: the union of balls around its rows, each with a radius equal to the distance of the row's `k`-th nearest
+//! neighbour in the same table. With `r_k(x)` that radius, real rows `x_1 .. x_n` and generated rows `y_1 .. y_m`:
 //!
 //! ```text
 //! precision = 1/m  sum_j 1[some i: |x_i - y_j| < r_k(x_i)]     the share of generated rows in the region of the real ones
@@ -10,11 +10,11 @@
 //! coverage  = 1/n  sum_i 1[some j: |x_i - y_j| < r_k(x_i)]     the share of real balls that hold a generated row
 //! ```
 //!
-//! Precision and recall: Kynkäänniemi et al. 2019, arXiv:1904.06991; density and coverage: Naeem et al. 2020, arXiv:2002.09797. The
-//! strict comparisons are those of the authors' package `prdc`. Density may exceed 1; the others lie in 0..=1. All four depend on n,
-//! m and k: compare only numbers of the same three.
+//! Precision and recall: Kynkäänniemi et al. 2019, arXiv:1904.06991; density and coverage: Naeem et al. 2020, arXiv:2002.09797. The comparisons are
+//! strict, as in the authors' package `prdc`. Density may exceed 1; the others lie in 0..=1. All four depend on n, m and k, so they can only be
+//! compared if these are equal.
 //!
-//! Not here: features. The papers take them from a network that was trained to classify images.
+//! Not here: features, which the papers take from a network that was trained to classify images.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -28,11 +28,11 @@ use super::table_error::TableError;
 /// The usual number of neighbours (Naeem et al. 2020, section 5).
 pub const PRDC_NEIGHBOURS: usize = 5;
 
-/// The four numbers. Their standard errors count the draw of the rows that are judged, with the regions held fixed: how the regions
-/// themselves vary with the draw is not in them.
+/// The four numbers. Their standard errors cover the draw of the rows that are counted, for fixed regions; they do not include how the regions vary
+/// with the draw.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Prdc {
-    /// Neighbours that set the radii.
+    /// The number of the neighbour that sets the radii.
     pub k: usize,
     /// In 0..=1; standard error `sqrt(p (1 - p) / m)`, m generated rows.
     pub precision: Estimate,
@@ -45,10 +45,10 @@ pub struct Prdc {
     pub coverage: Estimate,
 }
 
-/// Compares generated features with real ones. Time grows as (n + m)^2 dims; memory beyond the tables as n + m.
+/// Compares generated features with real ones. Time is proportional to (n + m)^2 dims, memory beyond the tables to n + m.
 ///
 /// # Errors
-/// [`TableError`] where the dimensions differ, `k` is 0, or a table has no `k` + 1 rows.
+/// [`TableError`] if the dimensions differ, `k` is 0, or a table has fewer than `k` + 1 rows.
 pub fn prdc(real: Features, generated: Features, k: usize) -> Result<Prdc, TableError> {
     TableError::dims("real", real, "generated", generated)?;
     if k == 0 {
@@ -72,9 +72,9 @@ pub fn prdc(real: Features, generated: Features, k: usize) -> Result<Prdc, Table
     })
 }
 
-/// How the two regions meet.
+/// How the two regions overlap.
 struct Overlap {
-    /// For each generated row, the real balls it lies in.
+    /// For each generated row, the number of real balls that it lies in.
     balls: Vec<u32>,
     /// For each real row, whether it lies in a generated ball.
     recalled: Vec<AtomicBool>,
@@ -84,7 +84,7 @@ struct Overlap {
 
 fn overlap(real: Features, generated: Features, k: usize) -> Overlap {
     let (real_radii, generated_radii) = (squared_radii(real, k), squared_radii(generated, k));
-    // Marks are only ever set, so the order in which blocks set them does not show.
+    // Marks are only ever set, so it does not matter in which order blocks set them.
     let unmarked = || (0..real.n()).map(|_| AtomicBool::new(false)).collect::<Vec<_>>();
     let (recalled, covered) = (unmarked(), unmarked());
     let balls = Pair::new(generated, real).visit(
@@ -135,8 +135,8 @@ mod tests {
         // Real radii for k = 1: 1, 1, 2, generated: 0.5, 0.5, 9.
         let (real, generated) = ([0.0, 1.0, 3.0], [0.5, 1.0, 10.0]);
         let found = prdc(Features::new(&real, 1).unwrap(), Features::new(&generated, 1).unwrap(), 1).unwrap();
-        // 0.5 lies in the balls of 0 and 1; 1 in that of 1 alone, its distances from 0 and 3 being the radii; 10 in none.
-        // 0 is no nearer to 0.5 than 0.5; 1 is in the ball of 1; 3 is 7 from 10. The ball of 3 holds nothing (2 < 2 is false).
+        // 0.5 lies in the balls of 0 and 1; 1 only in that of 1, because its distances from 0 and 3 equal their radii; 10 in none. 0 is no nearer to
+        // 0.5 than 0.5; 1 is in the ball of 1; 3 is 7 from 10. The ball of 3 contains nothing (2 < 2 is false).
         let third = 1.0 / 3.0;
         assert_eq!(values(&found), [2.0 * third, 2.0 * third, 1.0, 2.0 * third]);
         assert_eq!(found.density.standard_error, (1.0_f64 / 3.0).sqrt());
@@ -147,7 +147,7 @@ mod tests {
     fn a_set_against_itself_is_all_ones() {
         let real = normal(400, 6, 0, 0.0);
         let real = Features::new(&real, 6).unwrap();
-        // Each ball holds its centre and the k - 1 nearest, the k-th lying on its edge.
+        // Each ball contains its centre and the k - 1 nearest rows; the k-th lies on its edge.
         assert_eq!(values(&prdc(real, real, 5).unwrap()), [1.0; 4]);
     }
 
@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(prdc(six, four, 5).unwrap_err(), too_few("generated", 6, 4));
         assert_eq!(prdc(four, six, 4).unwrap_err(), too_few("real", 5, 4));
         assert!(matches!(prdc(six, six, usize::MAX), Err(TableError::TooFew { .. })));
-        // Constant features: every radius is 0 and nothing is nearer than that.
+        // Constant features: every radius is 0, and no distance is less.
         assert_eq!(values(&prdc(six, four, 3).unwrap()), [0.0; 4]);
     }
 
@@ -199,7 +199,7 @@ mod tests {
             for (a, b) in once.iter().zip(again) {
                 prop_assert!((a - b).abs() < 1e-12, "{once:?} {again:?}");
             }
-            // The other way round precision and recall change places.
+            // With the tables swapped, precision and recall are swapped.
             let swapped = compare(&generated, &real);
             prop_assert_eq!([once[0], once[1]], [swapped[1], swapped[0]]);
         }

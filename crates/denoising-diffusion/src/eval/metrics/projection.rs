@@ -1,7 +1,7 @@
-//! Fréchet distances of many subsets of one set of features to one reference.
+//! Fréchet distances of many subsets of one set of features from one reference.
 //!
-//! With A = W W^T, the eigenvalues that a distance needs are those of the covariance of the rows X W. X W is made once; each subset
-//! then costs a covariance and its eigenvalues, without a product by W. Memory: n x rank f64.
+//! With A = W W^T, the eigenvalues that a distance needs are those of the covariance of the rows X W. X W is computed once; each subset then takes a
+//! covariance and its eigenvalues, but no product with W. Memory: n x rank f64.
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
@@ -42,11 +42,11 @@ impl<'a> Projection<'a> {
         Ok(Self { reference, features, rows })
     }
 
-    /// The distance of the rows `chosen`; `par` is for its products.
+    /// The distance of the rows `chosen`; `par` says how its products are parallelised.
     pub(super) fn distance(&self, chosen: &[usize], par: Par) -> Result<f64, FrechetError> {
         let n = self.check(chosen.len())?;
         let rank = self.reference.rank();
-        // At n = rank + 1 both matrices have the same eigenvalues; below, the smaller one is rows by rows.
+        // At n = rank + 1 both matrices have the same eigenvalues; below that, the n x n matrix is the smaller one.
         let overlap = if n <= rank {
             trace_of_root(self.gram(chosen, par), n - 1)?
         } else {
@@ -55,7 +55,7 @@ impl<'a> Projection<'a> {
         self.assemble(chosen, overlap)
     }
 
-    /// The distances of all rows but one group, for each of the groups. Together the groups are `all`, each row in one of them.
+    /// For each group, the distance of all rows outside it. The groups together are `all`; each row is in one of them.
     pub(super) fn distances_without(&self, all: &[usize], groups: &[&[usize]]) -> Result<Vec<f64>, FrechetError> {
         let rank = self.reference.rank();
         let total =
@@ -64,7 +64,7 @@ impl<'a> Projection<'a> {
             let out: std::collections::HashSet<usize> = group.iter().copied().collect();
             let rest: Vec<usize> = all.iter().copied().filter(|row| !out.contains(row)).collect();
             match &total {
-                // A group's sums are cheaper than the rest's.
+                // The sums of a group are cheaper than those of the remaining rows.
                 Some(total) => {
                     self.check(rest.len())?;
                     let overlap = trace_of_root(total.without(&self.sums(group, Par::Seq)).covariance(), rank)?;
@@ -106,7 +106,7 @@ impl<'a> Projection<'a> {
         gram
     }
 
-    /// Mean and trace come from the features themselves: the projection has lost what the reference does not span.
+    /// Mean and trace are computed from the features themselves, because the projection loses what the reference does not span.
     fn assemble(&self, chosen: &[usize], overlap: f64) -> Result<f64, FrechetError> {
         let n = chosen.len() as f64;
         let mut mu = vec![0.0; self.features.dims()];

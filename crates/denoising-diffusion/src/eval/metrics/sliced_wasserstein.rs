@@ -1,18 +1,17 @@
-//! Sliced 2-Wasserstein distance: two sets of points, compared through their shadows on random lines.
+//! Sliced 2-Wasserstein distance: two sets of points, compared by their projections onto random lines.
 //!
-//! On a line the best way to move one set of points into another is to keep their order, so that
-//! `W2^2 = integral_0^1 (F_a^-1(q) - F_b^-1(q))^2 dq` of the two quantile functions, exactly, also for unequal numbers of points. Over
-//! directions `u` of unit length, drawn uniformly,
+//! On a line, the best way to move one set of points onto another keeps their order, so `W2^2 = integral_0^1 (F_a^-1(q) - F_b^-1(q))^2 dq`, with the
+//! two quantile functions, exactly and also for unequal numbers of points. Over directions `u` of unit length, drawn uniformly,
 //!
 //! ```text
 //! SW2(a, b) = sqrt(mean over u of W2^2(a u, b u))
 //! ```
 //!
 //! (Bonneel et al. 2015, "Sliced and Radon Wasserstein barycenters of measures", J. Math. Imaging Vis. 51; the same as
-//! `ot.sliced_wasserstein_distance` of the package POT.) It is in the unit of the features, needs no trained network, and is a metric
-//! of distributions. It shrinks with the number of dimensions: two points `v` apart in `d` dimensions have `SW2 = |v| / sqrt(d)`.
+//! `ot.sliced_wasserstein_distance` of the package POT.) It is in the unit of the features, needs no trained network, and is a metric on
+//! distributions. It shrinks with the number of dimensions: two points that are `v` apart in `d` dimensions have `SW2 = |v| / sqrt(d)`.
 //!
-//! Two finite samples of one distribution have a positive distance, the floor; [`sliced_wasserstein_with_floor`] measures it.
+//! Two finite samples of one distribution have a positive distance, called the floor, which [`sliced_wasserstein_with_floor`] measures.
 //!
 //! Not here: the Wasserstein distance in all dimensions at once, and other exponents.
 
@@ -27,53 +26,53 @@ use super::features::Features;
 use super::table_error::TableError;
 use crate::noise::{Purpose, Stream};
 
-/// The usual number of directions: the standard error over them is then of the order of 3 % of the distance or less.
+/// The usual number of directions, with which the standard error over directions is of the order of 3 % of the distance or less.
 pub const DIRECTIONS: usize = 512;
 
-/// Fewest directions that have a standard error.
+/// The smallest number of directions for which there is a standard error.
 const FEWEST: usize = 2;
-/// Directions handled at a time; bounds the memory for them and for projections.
+/// Number of directions handled at a time; bounds the memory for them and for projections.
 const AT_ONCE: usize = 64;
-/// Rows projected at a time by one thread.
+/// Number of rows that a thread projects at a time.
 const ROWS: usize = 128;
-/// Dimensions multiplied at a time.
+/// Number of dimensions multiplied at a time.
 const DEPTH: usize = 1024;
 
-/// Part of the streams of directions; index: the direction.
+/// Part of the streams for directions; index: the direction.
 const DIRECTION_PART: u32 = 0x5357_0000;
-/// Part of the stream that halves the real rows.
+/// Part of the stream that divides the real rows into halves.
 const HALVES_PART: u32 = 0x5357_0001;
 
-/// A distance and what to hold it against.
+/// A distance and the floor to compare it with.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct SlicedWasserstein {
     /// Between the real and the generated rows.
     pub distance: Estimate,
     /// Between two random halves of the real rows, along the same directions.
     ///
-    /// What even a perfect generator shows: a `distance` near the floor says no more than "too few samples to tell". The squared
-    /// distance of two samples of one distribution, of `n` and `m` rows, falls about as `1/n + 1/m`. The halves have half of the real
-    /// rows each, so with as many generated as real rows a perfect generator lies below the floor, near `floor / sqrt(2)`.
+    /// Even a perfect generator has a distance of this size: a `distance` near the floor only says that there are too few samples to see a
+    /// difference. The squared distance of two samples of one distribution, of `n` and `m` rows, falls about as `1/n + 1/m`. Each half has only half
+    /// of the real rows, so with as many generated as real rows, a perfect generator lies below the floor, near `floor / sqrt(2)`.
     pub floor: Estimate,
     /// Number of directions.
     pub directions: usize,
 }
 
-/// The distance of two tables along `directions` random directions of `seed`. The standard error counts the draw of the directions
-/// alone, not that of the rows.
+/// The distance of two tables along `directions` random directions, drawn with `seed`. The standard error covers the draw of the directions, not that
+/// of the rows.
 ///
 /// # Errors
-/// [`TableError`] where the dimensions differ, a table has no rows, or there are fewer than 2 directions.
+/// [`TableError`] if the dimensions differ, a table has no rows, or there are fewer than 2 directions.
 pub fn sliced_wasserstein(a: Features, b: Features, directions: usize, seed: u64) -> Result<Estimate, TableError> {
     check("first", a, "second", b, directions)?;
     Ok(root_mean(&along_all(a, b, None, &drawn(seed, a.dims()), directions).distance))
 }
 
-/// The distance of two tables along given directions, `[directions, dims]` row by row, used as they are (of unit length or not). Evaluations
-/// draw theirs ([`sliced_wasserstein_with_floor`]); along given ones the tests hold the distance to another program's.
+/// The distance of two tables along given directions, `[directions, dims]` row by row, which are used as they are (of unit length or not).
+/// Evaluations draw their directions ([`sliced_wasserstein_with_floor`]); tests use given ones to compare the distance with another program's.
 ///
 /// # Errors
-/// As [`sliced_wasserstein`]; also where `directions` holds a partial one or a value that is not finite.
+/// As [`sliced_wasserstein`]; also if `directions` has an incomplete direction or a value that is not finite.
 pub fn sliced_wasserstein_along(a: Features, b: Features, directions: &[f64]) -> Result<Estimate, TableError> {
     let dims = a.dims();
     if !directions.len().is_multiple_of(dims) {
@@ -92,7 +91,7 @@ pub fn sliced_wasserstein_along(a: Features, b: Features, directions: &[f64]) ->
 /// The distance of generated from real rows, and that of two random halves of the real rows, both along the same directions.
 ///
 /// # Errors
-/// As [`sliced_wasserstein`]; also where there are fewer than 2 real rows.
+/// As [`sliced_wasserstein`]; also if there are fewer than 2 real rows.
 pub fn sliced_wasserstein_with_floor(
     real: Features,
     generated: Features,
@@ -131,7 +130,7 @@ fn drawn(seed: u64, dims: usize) -> impl Fn(usize, &mut [f64]) + Sync {
     move |number, out| {
         let mut normal = vec![0.0_f32; dims];
         Stream::new(seed, Purpose::Evaluation, number as u64, DIRECTION_PART).fill_normal(&mut normal);
-        // Cannot be 0: no normal number of the stream is.
+        // Cannot be 0, because no normal number of the stream is.
         let norm = normal.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
         for (out, v) in out.iter_mut().zip(normal) {
             *out = f64::from(v) / norm;
@@ -139,7 +138,7 @@ fn drawn(seed: u64, dims: usize) -> impl Fn(usize, &mut [f64]) + Sync {
     }
 }
 
-/// The numbers 0..n in random order (Fisher and Yates).
+/// The numbers 0..n in random order (Fisher-Yates).
 fn shuffled(n: usize, seed: u64) -> Vec<usize> {
     let mut stream = Stream::new(seed, Purpose::Evaluation, 0, HALVES_PART);
     let mut order: Vec<usize> = (0..n).collect();
@@ -149,11 +148,11 @@ fn shuffled(n: usize, seed: u64) -> Vec<usize> {
     order
 }
 
-/// Squared distances on the lines, one for each direction.
+/// Squared distances on the lines, one per direction.
 #[derive(Default)]
 struct Squared {
     distance: Vec<f64>,
-    /// Between the first and the second half of `a` in the given order; empty where none is given.
+    /// Between the first and the second half of `a` in the given order; empty if no order is given.
     floor: Vec<f64>,
 }
 
@@ -189,7 +188,7 @@ fn along_all(
     found
 }
 
-/// The rows of a table along `count` directions, `[n, count]`.
+/// Projects the rows of a table onto `count` directions, `[n, count]`.
 fn project(table: Features, directions: &[f64], count: usize) -> Vec<f64> {
     let dims = table.dims();
     let mut out = vec![0.0; table.n() * count];
@@ -213,8 +212,8 @@ fn sorted(mut values: Vec<f64>) -> Vec<f64> {
     values
 }
 
-/// `W2^2` of two sorted lists: the integral over the steps of both quantile functions. Positions are counted in units of `1 / (n m)`,
-/// so that steps which coincide do so exactly.
+/// `W2^2` of two sorted lists: the integral over the steps of both quantile functions. Positions are counted in units of `1 / (n m)`, so that equal
+/// positions of steps are exactly equal.
 fn squared_on_line(a: &[f64], b: &[f64]) -> f64 {
     let (n, m) = (a.len() as u64, b.len() as u64);
     let (mut i, mut j, mut at, mut sum) = (0, 0, 0, 0.0);
@@ -361,7 +360,7 @@ mod tests {
             let table = |values| Features::new(values, dims).unwrap();
             let between = |a, b| sliced_wasserstein(table(a), table(b), 16, seed).unwrap().value;
             prop_assert_eq!(between(&a, &a), 0.0);
-            // The product may round a row differently in another place of a block.
+            // The product may round a row differently at another position in a block.
             prop_assert!(between(&a, &reversed) < 1e-12);
             prop_assert!((between(&a, &b) - between(&b, &a)).abs() < 1e-12);
             prop_assert!((between(&a, &b) - between(&reversed, &b)).abs() < 1e-12);

@@ -1,10 +1,10 @@
 //! Power spectra: two sets of sequences (or of rows of images), compared frequency by frequency.
 //!
-//! The power of a set at frequency `k` of a channel is the mean of `|sum_t x_t exp(-2 pi i k t / l)|^2` over its sequences. The distance
-//! is the root of the mean squared difference of the powers' levels, `10 log10 P(k)`, over channels and the frequencies 1 to `l / 2`: in
-//! decibel, 0 for equal spectra, and 10 where all powers differ by a factor of ten. The mean value (frequency 0) does not count.
+//! The power of a set at frequency `k` of a channel is the mean of `|sum_t x_t exp(-2 pi i k t / l)|^2` over its sequences. The distance is the root
+//! mean square difference between the levels of the powers, `10 log10 P(k)`, over channels and the frequencies 1 to `l / 2`: in decibels, 0 for equal
+//! spectra, 10 if all powers differ by a factor of ten. The mean value (frequency 0) is ignored.
 //!
-//! Not here: phases, which a spectrum does not see.
+//! Not here: phases, which a spectrum does not contain.
 
 use std::f64::consts::TAU;
 
@@ -14,23 +14,23 @@ use super::draws::{Draw, permutation};
 use super::features::Features;
 use super::table_error::TableError;
 
-/// Rows transformed at a time; bounds the memory.
+/// Number of rows transformed at a time; bounds the memory.
 const AT_ONCE: usize = 256;
-/// Powers below this share of the largest are as good as none: 120 dB.
+/// Powers below this fraction of the largest count as none: 120 dB.
 const FLOOR: f64 = 1e-12;
 
-/// A distance of spectra and what to hold it against, in decibel.
+/// A distance of spectra and the floor to compare it with, in decibels.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SpectrumDistance {
     pub distance: f64,
-    /// Between two random halves of the real rows: what even a perfect generator shows.
+    /// Between two random halves of the real rows: even a perfect generator has a distance of this size.
     pub floor: f64,
 }
 
-/// Compares rows that hold sequences of `length` values one after the other (channels, or the rows of images).
+/// Compares rows that hold sequences of `length` values each, one after the other (channels, or the rows of images).
 ///
 /// # Errors
-/// [`TableError`] where the dimensions differ or a table has fewer than 2 rows, and where `length` is below 2 or does not divide the dimensions.
+/// [`TableError`] if the dimensions differ, a table has fewer than 2 rows, or `length` is less than 2 or does not divide the dimensions.
 pub fn spectrum_distance(
     real: Features<'_>,
     generated: Features<'_>,
@@ -54,7 +54,7 @@ pub fn spectrum_distance(
     })
 }
 
-/// The mean power of some rows, for each sequence of a row the frequencies 1 to `length / 2`.
+/// The mean power of some rows: for each sequence of a row, frequencies 1 to `length / 2`.
 fn powers(table: Features<'_>, rows: &[usize], length: usize) -> Vec<f64> {
     let turns: Vec<(f64, f64)> = (0..length).map(|t| (TAU * t as f64 / length as f64).sin_cos()).collect();
     let frequencies = length / 2;
@@ -64,7 +64,7 @@ fn powers(table: Features<'_>, rows: &[usize], length: usize) -> Vec<f64> {
     };
     let mut mean = vec![0.0; table.dims() / length * frequencies];
     for some in rows.chunks(AT_ONCE) {
-        // Sums in the order of the rows, whatever the number of threads.
+        // Summed in the order of the rows, whatever the number of threads.
         let each: Vec<Vec<f64>> = some.par_iter().map(|&row| of_row(table.row(row))).collect();
         for row in &each {
             mean.iter_mut().zip(row).for_each(|(sum, power)| *sum += power / rows.len() as f64);
@@ -118,7 +118,7 @@ mod tests {
         let (real, same) = (waves(6, [1.0, 1.0], 2.0), waves(9, [1.0, 1.0], 2.0));
         assert!(distance(&real, &same).distance < 1e-3);
         assert!(distance(&real, &same).floor < 1e-3);
-        // A tenth of the amplitude is 20 dB less, at one frequency of four in one channel of two; the others are at rounding's floor.
+        // A tenth of the amplitude is 20 dB less, at one of four frequencies in one of two channels; the others are at rounding level.
         let quieter = distance(&real, &waves(6, [1.0, 0.1], 2.0)).distance;
         assert!((quieter - (20.0_f64.powi(2) / 8.0).sqrt()).abs() < 0.05, "{quieter}");
         assert!(distance(&real, &waves(6, [1.0, 1.0], 3.0)).distance > 30.0);

@@ -1,7 +1,7 @@
 //! Mean and covariance of feature vectors, in one pass.
 //!
-//! [`Moments`] takes features as they come and gives a [`Gaussian`], the form in which Fréchet distances take a set of images.
-//! Not here: distances, and files that hold statistics ([`Gaussian::new`] checks what came from one).
+//! [`Moments`] takes features as they come and gives a [`Gaussian`], from which Fréchet distances are computed. Not here: distances, and files that
+//! hold statistics ([`Gaussian::new`] checks what comes from one).
 
 use faer::MatRef;
 
@@ -12,16 +12,16 @@ use super::sums::{BLOCK, Sums};
 /// Largest difference between sigma and its transpose that counts as rounding, relative to sigma's largest value.
 const ASYMMETRY: f64 = 1e-6;
 
-/// What cannot be a mean and a covariance, or cannot give one.
+/// Why values are not a mean and a covariance, or do not have one.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum StatisticsError {
     /// No dimensions.
     #[error("statistics over 0 dimensions; expected at least 1")]
     NoDims,
-    /// A covariance needs two rows.
+    /// A covariance needs at least two rows.
     #[error("{n} feature vectors; a covariance needs at least 2")]
     TooFewRows {
-        /// Rows that came.
+        /// Number of rows.
         n: usize,
     },
     /// Features of another length.
@@ -29,7 +29,7 @@ pub enum StatisticsError {
     Dims {
         /// Dimensions so far.
         expected: usize,
-        /// Dimensions that came.
+        /// Dimensions of these features.
         found: usize,
     },
     /// Sigma is not `[dims, dims]`.
@@ -45,7 +45,7 @@ pub enum StatisticsError {
     NotFinite {
         /// `mu` or `sigma`.
         name: &'static str,
-        /// Place of the first such value.
+        /// Position of the first such value.
         at: usize,
         /// The value.
         value: f64,
@@ -72,7 +72,7 @@ pub enum StatisticsError {
     },
 }
 
-/// Mean and covariance of a set of feature vectors: all that a Fréchet distance knows of it.
+/// Mean and covariance of a set of feature vectors, which determine its Fréchet distances.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gaussian {
     n: Option<usize>,
@@ -81,12 +81,12 @@ pub struct Gaussian {
 }
 
 impl Gaussian {
-    /// `mu` `[dims]` and `sigma` `[dims, dims]`, for example from a file; `n` is the number of images behind them, where known.
-    /// Sigma is made exactly symmetric.
+    /// From `mu` `[dims]` and `sigma` `[dims, dims]`, for example from a file; `n` is the number of images behind them, if known. Sigma is made
+    /// exactly symmetric.
     ///
     /// # Errors
-    /// [`StatisticsError`] where lengths do not match, a value is not finite, a variance is negative, `n` is below 2, or sigma
-    /// differs from its transpose by more than 1e-6 of its largest value.
+    /// [`StatisticsError`] if lengths do not match, a value is not finite, a variance is negative, `n` is less than 2, or sigma differs from its
+    /// transpose by more than 1e-6 of its largest value.
     pub fn new(n: Option<usize>, mu: Vec<f64>, mut sigma: Vec<f64>) -> Result<Self, StatisticsError> {
         let dims = mu.len();
         if dims == 0 {
@@ -117,7 +117,7 @@ impl Gaussian {
         moments.finish()
     }
 
-    /// Number of vectors, where known.
+    /// Number of vectors, if known.
     pub fn n(&self) -> Option<usize> {
         self.n
     }
@@ -142,7 +142,7 @@ impl Gaussian {
         self.sigma.iter().step_by(self.dims() + 1).sum()
     }
 
-    /// Largest rank that the covariance of so many vectors can have.
+    /// The largest rank that a covariance of this number of vectors can have.
     pub(super) fn greatest_rank(&self) -> usize {
         self.n.map_or(self.dims(), |n| self.dims().min(n - 1))
     }
@@ -159,7 +159,7 @@ fn finite(name: &'static str, values: &[f64]) -> Result<(), StatisticsError> {
     }
 }
 
-/// Replaces each pair across the diagonal by its mean.
+/// Replaces each pair of values across the diagonal by its mean.
 fn symmetrise(sigma: &mut [f64], dims: usize) -> Result<(), StatisticsError> {
     let most = ASYMMETRY * sigma.iter().fold(0.0_f64, |most, value| most.max(value.abs()));
     for row in 0..dims {
@@ -168,7 +168,7 @@ fn symmetrise(sigma: &mut [f64], dims: usize) -> Result<(), StatisticsError> {
             if (value - mirrored).abs() > most {
                 return Err(StatisticsError::Asymmetric { row, column, value, mirrored });
             }
-            // Halved before the sum, which could overflow.
+            // Halved before adding, because the sum could overflow.
             let mean = 0.5 * value + 0.5 * mirrored;
             sigma[row * dims + column] = mean;
             sigma[column * dims + row] = mean;
@@ -177,17 +177,17 @@ fn symmetrise(sigma: &mut [f64], dims: usize) -> Result<(), StatisticsError> {
     Ok(())
 }
 
-/// Mean and covariance of features that come in pieces. Rows are gathered into blocks of a fixed size, so the result depends on the
-/// rows and their order alone, not on the pieces.
+/// Mean and covariance of features that come in pieces. Rows are collected into blocks of a fixed size, so the result depends only on the rows and
+/// their order, not on the pieces.
 #[derive(Clone, Debug)]
 pub struct Moments {
     sums: Sums,
-    /// Rows of a block that is not full yet.
+    /// Rows of the block that is not full yet.
     pending: Vec<f64>,
 }
 
 impl Moments {
-    /// Of no rows yet.
+    /// With no rows yet.
     ///
     /// # Errors
     /// [`StatisticsError::NoDims`] for 0 dimensions.
@@ -198,10 +198,10 @@ impl Moments {
         Ok(Self { sums: Sums::new(dims), pending: Vec::new() })
     }
 
-    /// Adds rows, any number of them.
+    /// Adds any number of rows.
     ///
     /// # Errors
-    /// [`StatisticsError::Dims`] for rows of another length; nothing was added then.
+    /// [`StatisticsError::Dims`] for rows of another length; then nothing is added.
     pub fn push(&mut self, features: Features<'_>) -> Result<(), StatisticsError> {
         let dims = self.sums.dims();
         if features.dims() != dims {
@@ -219,12 +219,12 @@ impl Moments {
         Ok(())
     }
 
-    /// Rows so far.
+    /// Number of rows so far.
     pub fn n(&self) -> usize {
         self.sums.n() + self.pending.len() / self.sums.dims()
     }
 
-    /// The mean, and the unbiased covariance (divided by n - 1, as numpy.cov).
+    /// The mean, and the unbiased covariance (divided by n - 1, as in numpy.cov).
     ///
     /// # Errors
     /// [`StatisticsError::TooFewRows`] for fewer than two rows.
@@ -258,7 +258,7 @@ mod tests {
     use super::super::draws::normal;
     use super::*;
 
-    /// Two passes, as the definition says.
+    /// In two passes, by definition.
     fn by_definition(features: Features<'_>) -> (Vec<f64>, Vec<f64>) {
         let (n, dims) = (features.n(), features.dims());
         let at = |i: usize, dim: usize| f64::from(features.row(i)[dim]);
@@ -287,7 +287,7 @@ mod tests {
         assert_eq!(got.n(), Some(2500));
     }
 
-    /// E[x^2] - E[x]^2 has no digit left here: the squares are 2^40 and the variance 2^-20 or so.
+    /// E[x^2] - E[x]^2 would have no correct digit here: the squares are 2^40 and the variance 2^-20 or so.
     #[test]
     fn a_mean_far_from_zero_costs_no_digits() {
         let values: Vec<f32> = (0..3000).map(|i| 1_048_576.0 + (i % 2) as f32 * 0.125).collect();

@@ -1,21 +1,21 @@
-//! Sums over rows from which means and covariances come, in blocks that can be merged and taken apart again.
+//! Sums over rows, for means and covariances, in blocks that can be merged and separated again.
 //!
-//! Each block is centred on its own mean in f64, and blocks are merged by Chan, Golub and LeVeque 1979, "Updating formulae and a
-//! pairwise algorithm for computing sample variances": E\[x^2\] - E\[x\]^2 would lose the digits that the mean has above the deviation.
+//! Each block is centred on its own mean in f64, and blocks are merged by Chan, Golub and LeVeque 1979, "Updating formulae and a pairwise algorithm
+//! for computing sample variances". E\[x^2\] - E\[x\]^2 would lose as many digits as the mean exceeds the deviation by.
 
 use faer::{Mat, MatRef, Par};
 
 use super::linalg;
 
-/// Rows that are centred and multiplied together. Large enough that the matrix product dominates, small enough to fit a cache.
+/// Number of rows that are centred and multiplied together: enough for the matrix product to dominate, and few enough to fit into a cache.
 pub(super) const BLOCK: usize = 1024;
 
-/// Number, mean, and sum of outer products of the deviations from it.
+/// Number of rows, their mean, and the sum of outer products of the deviations from it.
 #[derive(Clone, Debug)]
 pub(super) struct Sums {
     n: usize,
     mean: Vec<f64>,
-    /// `[dims, dims]`, the lower triangle only.
+    /// `[dims, dims]`, only the lower triangle.
     scatter: Mat<f64>,
 }
 
@@ -36,7 +36,7 @@ impl Sums {
         self.mean
     }
 
-    /// Adds whole rows.
+    /// Adds complete rows.
     pub(super) fn add(&mut self, mut rows: Vec<f64>, par: Par) {
         let dims = self.dims();
         let added = rows.len() / dims;
@@ -46,7 +46,7 @@ impl Sums {
         let mean = centre(&mut rows, dims);
         let (n, k) = (self.n as f64, added as f64);
         let between = (n * k / (n + k)).sqrt();
-        // The term between the two means, n k / (n + k) d d^T, is one more row of the same product.
+        // The term for the difference of the two means, n k / (n + k) d d^T, is one more row of the same product.
         for (total, block) in self.mean.iter_mut().zip(mean) {
             let difference = block - *total;
             rows.push(between * difference);
@@ -57,7 +57,7 @@ impl Sums {
         linalg::add_lower(self.scatter.as_mut(), rows.transpose(), rows, par);
     }
 
-    /// The sums without some of the rows that were added; `part` are those rows' sums, and others remain.
+    /// The sums without some of the rows; `part` are the sums of those rows, and others must remain.
     pub(super) fn without(&self, part: &Self) -> Self {
         let (n, k) = (self.n as f64, part.n as f64);
         let mean: Vec<f64> = self.mean.iter().zip(&part.mean).map(|(all, out)| (n * all - k * out) / (n - k)).collect();
@@ -72,13 +72,13 @@ impl Sums {
         Self { n: self.n - part.n, mean, scatter }
     }
 
-    /// Lower triangle of the unbiased covariance, of at least two rows.
+    /// Lower triangle of the unbiased covariance, for at least two rows.
     pub(super) fn covariance(&self) -> Mat<f64> {
         &self.scatter * faer::Scale(1.0 / (self.n.max(2) - 1) as f64)
     }
 }
 
-/// Takes the mean of the rows away from them, and gives it.
+/// Subtracts the mean of the rows from them, and returns it.
 pub(super) fn centre(rows: &mut [f64], dims: usize) -> Vec<f64> {
     let mut mean = vec![0.0; dims];
     for row in rows.chunks_exact(dims) {

@@ -1,19 +1,19 @@
-//! What can be wrong with tables that are to be compared.
+//! Errors in tables that are to be compared.
 
 use super::features::Features;
 
-/// Tables of features that a metric cannot compare, or a number that does not go with them.
+/// Tables of features that a metric cannot compare, or a parameter that does not suit them.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TableError {
     /// Rows of different lengths.
     #[error("{second} features have {found} dimensions, but {first} features have {expected}")]
     Dims {
-        /// Whose dimensions set the expectation.
+        /// Name of the table whose dimensions are expected.
         first: &'static str,
         /// Its dimensions.
         expected: usize,
-        /// Whose differ.
+        /// Name of the table whose dimensions differ.
         second: &'static str,
         /// Its dimensions.
         found: usize,
@@ -21,36 +21,36 @@ pub enum TableError {
     /// Too few rows.
     #[error("{found} {what} features; expected at least {needed}")]
     TooFew {
-        /// Of what.
+        /// Name of the table.
         what: &'static str,
-        /// Rows needed.
+        /// Number of rows needed.
         needed: usize,
-        /// Rows that came.
+        /// Number of rows present.
         found: usize,
     },
-    /// Rows that are no sequences with a spectrum.
+    /// Rows that do not consist of sequences with a spectrum.
     #[error("rows of {dims} values do not hold sequences of {length}; expected whole sequences of at least 2 values")]
     Sequences {
-        /// Values in a row.
+        /// Number of values in a row.
         dims: usize,
-        /// Values in a sequence.
+        /// Number of values in a sequence.
         length: usize,
     },
-    /// No neighbours asked for.
+    /// Zero neighbours requested.
     #[error("k is 0; expected at least 1 neighbour")]
     NoNeighbours,
     /// Too few directions for a standard error.
     #[error("{found} directions; expected at least {needed}")]
     TooFewDirections {
-        /// Directions needed.
+        /// Number of directions needed.
         needed: usize,
-        /// Directions that came.
+        /// Number of directions given.
         found: usize,
     },
     /// Directions of another length than the features.
     #[error("{values} values are not a whole number of directions of {dims} dimensions")]
     PartialDirection {
-        /// Values that came.
+        /// Number of values.
         values: usize,
         /// Dimensions of the features.
         dims: usize,
@@ -60,7 +60,7 @@ pub enum TableError {
     DirectionNotFinite {
         /// First direction with such a value.
         direction: usize,
-        /// Its place in the direction.
+        /// Its position in the direction.
         dim: usize,
         /// The value, as text.
         value: String,

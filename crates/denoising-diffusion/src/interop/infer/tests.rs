@@ -1,4 +1,4 @@
-//! Configurations of U-Nets, told from shapes.
+//! Configurations of U-Nets, inferred from shapes.
 
 use super::*;
 use crate::models::Unet1dConfig;

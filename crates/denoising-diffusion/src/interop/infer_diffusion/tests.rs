@@ -1,4 +1,4 @@
-//! What the reference's tables are read as.
+//! How the reference's tables are interpreted.
 
 use std::path::Path;
 
@@ -156,7 +156,7 @@ fn few_weights_are_read_as_unclipped_ones_first() {
     }
 }
 
-/// The reference's betas at T = 3 pass 1, so only the first of its weights means something.
+/// The reference's betas at T = 3 exceed 1, so only the first of its weights is meaningful.
 #[test]
 fn one_weight_leaves_the_objective_open() {
     let betas = [1.0 / 30.0, 3.35, 20.0 / 3.0];
@@ -173,12 +173,12 @@ fn what_is_no_schedule_is_refused() {
         assert!(inferred(&tables(&betas, &weights)).is_err(), "{betas:?}");
     }
     for betas in [vec![0.0; 8], vec![1.0; 8], vec![f64::INFINITY; 8], vec![1e30; 3]] {
-        // Absurd, but not for this module to judge; it must come to an end.
+        // Absurd, but not for this module to judge; it only has to terminate.
         let _ = inferred(&tables(&betas, &[1.0; 8]));
     }
 }
 
-/// A U-Net of one channel that gives `out_dim`, with or without a Fourier time embedding, saved with what `weights` says.
+/// A U-Net of one channel with `out_dim` output channels, with or without a Fourier time embedding, saved with the tables of `weights`.
 fn inferred_of(out_dim: usize, fourier: bool, weights: ReferenceWeights) -> Inferred {
     let config = UnetConfig {
         dim: 4,

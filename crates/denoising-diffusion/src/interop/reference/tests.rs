@@ -85,7 +85,7 @@ fn the_same_as_safetensors_of_any_name() {
     assert!(error.ends_with("has no model weights; it has ema"), "{error}");
 }
 
-/// As a Trainer would save the classes that keep their network under `net`, or a schedule beside it.
+/// As a Trainer would save the classes that have their network under `net`, or a schedule beside it.
 #[test]
 fn trainer_checkpoints_of_other_classes() {
     let folder = tempfile::tempdir().unwrap();
@@ -141,7 +141,7 @@ fn wrapped_networks_are_found_with_what_is_beside_them() {
     assert_eq!(ReferenceCheckpoint::open(&path).unwrap().kind(), ReferenceKind::Network);
 }
 
-/// The option sets that the golden networks were made with, as their files state them.
+/// The options with which the golden networks were made, as stated in their files.
 #[test]
 fn golden_networks_are_inferred() {
     for name in ["base", "fourier", "full_attn", "learned_fourier", "odd", "rect", "selfcond"] {
@@ -176,7 +176,7 @@ fn a_file_without_unet_says_what_it_has() {
     assert!(matches!(ReferenceCheckpoint::open(folder.path()).unwrap_err(), InteropError::Io { .. }));
 }
 
-/// Damage in a real checkpoint ends in an error or in a result, never in a panic. Odd steps visit all kinds of places.
+/// Damage in a real checkpoint gives an error or a result, never a panic. Odd steps visit all kinds of places.
 #[test]
 fn damaged_checkpoints_never_panic() {
     let bytes = std::fs::read(golden("state_dict.pt")).unwrap();

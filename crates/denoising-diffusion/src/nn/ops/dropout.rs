@@ -1,4 +1,5 @@
-//! Dropout whose mask is a function of a key, a draw and a value's place, on every device. Not here: which draw it is (`nn::Dropout`).
+//! Dropout whose mask is a function of a key, a draw and a value's position, the same on every device. Not here: the numbering of draws
+//! (`nn::Dropout`).
 
 use burn::tensor::{Device, Tensor};
 use denoising_diffusion_kernels::dropout::Mask;
@@ -7,18 +8,18 @@ use denoising_diffusion_kernels::dropout::Mask;
 use super::cube;
 use super::{fused, on_cpu, plain};
 
-/// What says which values dropout drops, of all the draws of a pass.
+/// The key that determines, together with a draw's number, which values dropout drops.
 #[derive(Clone, Debug)]
 #[allow(clippy::large_enum_variant, reason = "a handful of them exist")]
 pub enum DropoutKey {
-    /// Of Philox.
+    /// The key of Philox.
     Words([u32; 2]),
-    /// The same in a device's memory, `[4]`: the words in parts of 16 bits, the lower first. What is recorded on a device reads it anew each time.
+    /// The same in a device's memory, `[4]`: the words in parts of 16 bits, lower part first. Recorded work reads it anew in each replay.
     OnDevice(Tensor<1>),
 }
 
 impl DropoutKey {
-    /// The same in a device's memory, if it is not there yet.
+    /// The same in a device's memory, uploaded if it is not there yet.
     pub fn on_device(self, device: &Device) -> Self {
         match self {
             Self::Words(words) => {
@@ -30,11 +31,11 @@ impl DropoutKey {
     }
 }
 
-/// Zeros in place of a part `prob`, in [0, 1), of the values, and the others over `1 - prob`. Key and `draw`, a number, say which: the same on every device
-/// (`denoising_diffusion_kernels::dropout`).
+/// Sets a fraction `prob`, in [0, 1), of the values to zero and divides the others by `1 - prob`. The key and the number `draw` determine which, in
+/// the same way on every device (`denoising_diffusion_kernels::dropout`).
 ///
 /// # Panics
-/// If `key` is in the memory of a device and `x` is where there is no kernel that reads it.
+/// If `key` is in the memory of a device and `x` is on one without a kernel that reads it.
 pub fn dropout<const D: usize>(x: Tensor<D>, key: &DropoutKey, draw: u64, prob: f64) -> Tensor<D> {
     #[cfg(feature = "cube")]
     if cube::takes(&x) {

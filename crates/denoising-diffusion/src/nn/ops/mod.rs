@@ -1,8 +1,8 @@
-//! The few operations that networks spend their time on, channels-last. Each exists twice: in plain tensor operations (`plain`), and
-//! as a CPU kernel of ours behind Burn's backend extension (`fused`), which runs wherever the tensors are f32 on the CPU. Some exist a third
-//! time, as kernels for GPUs (`cube`). Tests hold the kernels to the plain operations.
+//! The few operations that take most of a network's time, channels-last. Each exists twice: in plain tensor operations (`plain`), and as our own CPU
+//! kernel behind Burn's backend extension (`fused`), which is used whenever the tensors are f32 on the CPU. Some also exist as kernels for GPUs
+//! (`cube`). Tests compare the kernels with the plain operations.
 //!
-//! Data may be bf16 (see [`Precision`]): outputs are of their type, weights and what data are scaled, shifted and gated by stay f32.
+//! Data may be bf16 (see [`Precision`]). Outputs have the type of the data; weights, and what data are scaled, shifted and gated by, stay f32.
 
 #[cfg(feature = "cube")]
 pub(crate) mod cube;
@@ -31,28 +31,28 @@ pub use settings::{
     set_conv_precision, set_precision,
 };
 
-/// How the sides of an image change on its way into a convolution.
+/// How the sides of an image change before a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resampling {
     /// Each 2x2 block of pixels becomes channels, new channel `4 c + 2 row + column` (the reference's order).
     Halve,
     /// Nearest-neighbour doubling.
     Double,
-    /// As they are.
+    /// Unchanged.
     Keep,
 }
 
-/// Whether our kernels for the CPU can take a tensor.
+/// Whether our CPU kernels can take a tensor.
 fn on_cpu(tensor: &Tensor<4>) -> bool {
     tensor.dtype() == DType::F32 && is_cpu(&tensor.device())
 }
 
-/// Whether blocks around `x` are to keep their inputs only, and have kernels for that; see [`recompute`](crate::nn::recompute) for others.
+/// Whether blocks on `x` are to keep only their inputs and there are kernels for that; see [`recompute`](crate::nn::recompute) for other blocks.
 pub fn recomputes(x: &Tensor<4>) -> bool {
     activations() == Activations::Recompute && on_cpu(x)
 }
 
-/// Calls one of the versions of an operation that has kernels for GPUs, by where its first argument is.
+/// Calls the version of an operation with GPU kernels that suits the device of its first argument.
 macro_rules! dispatch {
     ($op:ident($first:expr $(, $other:expr)*)) => {{
         let first = $first;
@@ -82,7 +82,7 @@ pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tenso
     plain::conv2d(x, weight, bias)
 }
 
-/// [`conv2d`] of the resampled `x`; [`Resampling::Halve`] needs even sides and `k = 1`. The resampled image is not made.
+/// [`conv2d`] of the resampled `x`; [`Resampling::Halve`] needs even sides and `k = 1`. The resampled image is not stored.
 pub fn conv2d_resampled(x: Tensor<4>, resampling: Resampling, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tensor<4> {
     if on_cpu(&x) {
         fused::conv2d(x, resampling, weight, bias)
@@ -91,12 +91,12 @@ pub fn conv2d_resampled(x: Tensor<4>, resampling: Resampling, weight: Tensor<4>,
     }
 }
 
-/// Whether [`conv2d_skip`] takes `x` and `skip` as they are. Where it does not, who has two uses for both side by side joins them once.
+/// Whether [`conv2d_skip`] takes `x` and `skip` without joining them. If not, callers that use both twice should join them once.
 pub fn takes_in_parts(x: &Tensor<4>) -> bool {
     on_cpu(x)
 }
 
-/// `x [b, h, w, c]` and `skip [b, h, w, d]` side by side: `[b, h, w, c + d]`.
+/// Concatenates `x [b, h, w, c]` and `skip [b, h, w, d]`: `[b, h, w, c + d]`.
 pub fn join(x: Tensor<4>, skip: Tensor<4>) -> Tensor<4> {
     #[cfg(feature = "cube")]
     if cube::takes(&x) {
@@ -105,7 +105,7 @@ pub fn join(x: Tensor<4>, skip: Tensor<4>) -> Tensor<4> {
     Tensor::cat(vec![x, skip], 3)
 }
 
-/// [`conv2d`] of `x` and `skip` side by side along the channels, which are not copied together.
+/// [`conv2d`] of `x` and `skip`, concatenated along the channels without being copied together.
 pub fn conv2d_skip(x: Tensor<4>, skip: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tensor<4> {
     if on_cpu(&x) { fused::conv2d_skip(x, skip, weight, bias) } else { conv2d(join(x, skip), weight, bias) }
 }
@@ -115,10 +115,10 @@ pub fn conv2d_add(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, resi
     if on_cpu(&x) { fused::conv2d_add(x, weight, bias, residual) } else { conv2d(x, weight, bias) + residual }
 }
 
-/// Where the windows of a convolution lie.
+/// The positions of a convolution's windows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
-    /// Pixels from one window to the next, down and across.
+    /// Pixels from one window to the next, vertically and horizontally.
     pub stride: usize,
     /// Rows of zeros above and below, columns of zeros left and right.
     pub padding: [usize; 2],
@@ -129,7 +129,7 @@ pub fn conv2d_relu(x: Tensor<4>, window: Window, weight: Tensor<4>, bias: Tensor
     if on_cpu(&x) { fused::conv2d_relu(x, window, weight, bias) } else { plain::conv2d_relu(x, window, weight, bias) }
 }
 
-/// A pooling of square windows. Positions in the padding do not count.
+/// A pooling with square windows. Positions in the padding are ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pool {
     pub pooling: Pooling,
@@ -153,7 +153,7 @@ pub fn rms_norm_silu(x: Tensor<4>, g: Tensor<1>, residual: Option<Tensor<4>>) ->
     dispatch!(rms_norm_silu(x, g, residual))
 }
 
-/// `silu(rms_norm(x) * (scale + 1) + shift)`, scale and shift being the halves of `scale_shift [b, 2 c]`.
+/// `silu(rms_norm(x) * (scale + 1) + shift)`, where scale and shift are the halves of `scale_shift [b, 2 c]`.
 pub fn rms_norm_scaled_silu(x: Tensor<4>, g: Tensor<1>, scale_shift: Tensor<2>) -> Tensor<4> {
     if on_cpu(&x) {
         fused::rms_norm_scaled_silu(x, g, scale_shift)
@@ -162,14 +162,14 @@ pub fn rms_norm_scaled_silu(x: Tensor<4>, g: Tensor<1>, scale_shift: Tensor<2>) 
     }
 }
 
-/// [`conv2d`] without the bias, and the bias, where a norm that follows adds it.
+/// [`conv2d`] without the bias, and the bias, if the following norm adds it.
 #[cfg(feature = "cube")]
 fn unbiased(x: &Tensor<4>, conv: &ConvWeights) -> Option<(Tensor<4>, Tensor<1>)> {
     let bias = conv.bias.clone().filter(|_| cube::takes(x))?;
     Some((conv2d(x.clone(), conv.weight.clone(), None), bias))
 }
 
-/// [`rms_norm`] of [`conv2d`]. The kernels for GPUs add the bias where they normalise, and sum its gradient where they have it.
+/// [`rms_norm`] of [`conv2d`]. The kernels for GPUs add the bias during normalisation, and sum its gradient there as well.
 pub fn conv2d_rms_norm(x: Tensor<4>, conv: ConvWeights, g: Tensor<1>, residual: Tensor<4>) -> Tensor<4> {
     #[cfg(feature = "cube")]
     if let Some((x, bias)) = unbiased(&x, &conv) {
@@ -196,8 +196,8 @@ pub fn conv2d_rms_norm_scaled_silu(x: Tensor<4>, conv: ConvWeights, g: Tensor<1>
     rms_norm_scaled_silu(conv2d(x, conv.weight, conv.bias), g, scale_shift)
 }
 
-/// `(x - mean) / sqrt(variance + 1e-6) (scale + 1) + shift` over the last dimension, scale and shift being the halves of
-/// `scale_shift [b, 2 c]`: `x [b, h, w, c]`.
+/// `(x - mean) / sqrt(variance + 1e-6) (scale + 1) + shift` over the last dimension, where scale and shift are the halves of `scale_shift [b, 2 c]`:
+/// `x [b, h, w, c]`.
 pub fn layer_norm_scaled(x: Tensor<4>, scale_shift: Tensor<2>) -> Tensor<4> {
     dispatch!(layer_norm_scaled(x, scale_shift))
 }
@@ -212,14 +212,14 @@ pub fn gated_silu(x: Tensor<4>, gate: Tensor<2>) -> Tensor<4> {
     dispatch!(gated_silu(x, gate))
 }
 
-/// `x factor / max(|x|_2, floor)` over the last dimension. Where the floor counts, the gradient is that of a product by a number.
+/// `x factor / max(|x|_2, floor)` over the last dimension. Where the norm is below the floor, the gradient is that of a constant factor.
 pub fn unit_rows<const D: usize>(x: Tensor<D>, factor: f64, floor: f64) -> Tensor<D> {
     let dims = x.dims();
     let unit = |x: Tensor<4>| dispatch!(unit_rows(x, factor, floor));
     unit(x.reshape(in_four(dims, D - 1))).reshape(dims)
 }
 
-/// `a + factor b`, of one shape.
+/// `a + factor b`, of the same shape.
 pub fn add_scaled<const D: usize>(a: Tensor<D>, b: Tensor<D>, factor: f64) -> Tensor<D> {
     let dims = a.dims();
     let [a, b] = [a, b].map(|x| x.reshape(in_four(dims, D - 1)));
@@ -227,12 +227,12 @@ pub fn add_scaled<const D: usize>(a: Tensor<D>, b: Tensor<D>, factor: f64) -> Te
     add(a, b).reshape(dims)
 }
 
-/// `[b, h, w, c]` and `[b, h, w, d]` side by side, each multiplied by a number: `[b, h, w, c + d]`.
+/// Concatenates `[b, h, w, c]` and `[b, h, w, d]`, each multiplied by a number: `[b, h, w, c + d]`.
 pub fn join_scaled(first: Tensor<4>, second: Tensor<4>, factors: [f64; 2]) -> Tensor<4> {
     dispatch!(join_scaled(first, second, factors))
 }
 
-/// One axis, not the last, halved or doubled; to be halved it is of even length.
+/// Halves or doubles one axis, not the last; an axis that is halved must have even length.
 pub fn resize_axis<const D: usize>(x: Tensor<D>, axis: usize, resize: AxisResize) -> Tensor<D> {
     let mut dims = x.dims();
     let along = in_four(dims, axis);
@@ -241,7 +241,8 @@ pub fn resize_axis<const D: usize>(x: Tensor<D>, axis: usize, resize: AxisResize
     resized(x.reshape(along)).reshape(dims)
 }
 
-/// What lies before an axis, along it, between it and the last, and along that. (Rows of the last axis stay as they are: on CUDA they lie apart.)
+/// The sizes before an axis, along it, between it and the last, and along the last. (Rows of the last axis are kept, because on CUDA there are gaps
+/// between them.)
 fn in_four<const D: usize>(dims: [usize; D], axis: usize) -> [usize; 4] {
     let product = |dims: &[usize]| dims.iter().product();
     if axis == D - 1 {
@@ -250,7 +251,8 @@ fn in_four<const D: usize>(dims: [usize; D], axis: usize) -> [usize; 4] {
     [product(&dims[..axis]), dims[axis], product(&dims[axis + 1..D - 1]), dims[D - 1]]
 }
 
-/// `x weight^T + bias` for each pair of `weight [c_out, c_in]` and `bias [c_out]`, of `x [b, c_in]`, where that is faster together than each by itself.
+/// `x weight^T + bias` for each pair of `weight [c_out, c_in]` and `bias [c_out]`, with `x [b, c_in]`; `None` if it is not faster to compute them
+/// together.
 pub fn linears(x: &Tensor<2>, layers: &[(Tensor<2>, Tensor<1>)]) -> Option<Vec<Tensor<2>>> {
     #[cfg(all(feature = "cube", not(feature = "fusion")))]
     if cube::takes(x) && layers.len() > 1 {
@@ -265,7 +267,7 @@ pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     pointwise(Pointwise::Silu, x)
 }
 
-/// A function of each value.
+/// Applies a function to each value.
 pub fn pointwise<const D: usize>(f: Pointwise, x: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "cube")]
     if cube::takes(&x) {
@@ -277,7 +279,7 @@ pub fn pointwise<const D: usize>(f: Pointwise, x: Tensor<D>) -> Tensor<D> {
     y.reshape(dims)
 }
 
-/// The same values in memory that is theirs for the whole run; flat tensors, none of them on the tape.
+/// The same values in memory of their own for the whole run; the tensors are flat and not on a tape.
 pub(crate) fn copied(all: Vec<Tensor<1>>) -> Vec<Tensor<1>> {
     #[cfg(all(feature = "cube", not(feature = "fusion")))]
     if all.iter().all(cube::takes) {
@@ -290,7 +292,7 @@ pub(crate) fn copied(all: Vec<Tensor<1>>) -> Vec<Tensor<1>> {
     all.into_iter().map(copy).collect()
 }
 
-/// Runs `work` with what it allocates on a device put where it stays, and is found again by its size when it is free.
+/// Runs `work` such that what it allocates on a device is put where it stays, and is found again by its size when it is free.
 #[cfg(all(feature = "cube", not(feature = "fusion")))]
 fn for_long(all: Vec<Tensor<1>>, work: impl Fn(Vec<Tensor<1>>) -> Vec<Tensor<1>> + Send) -> Vec<Tensor<1>> {
     match all.first().map(Tensor::device) {
@@ -299,7 +301,7 @@ fn for_long(all: Vec<Tensor<1>>, work: impl Fn(Vec<Tensor<1>>) -> Vec<Tensor<1>>
     }
 }
 
-/// Flat tensors, none of them on the tape, in another type: on GPUs in few launches.
+/// Converts flat tensors, which are not on a tape, to another type: on GPUs with few launches.
 pub(crate) fn cast(all: Vec<Tensor<1>>, dtype: DType) -> Vec<Tensor<1>> {
     #[cfg(all(feature = "cube", not(feature = "fusion")))]
     if all.iter().all(cube::takes) {
@@ -308,8 +310,8 @@ pub(crate) fn cast(all: Vec<Tensor<1>>, dtype: DType) -> Vec<Tensor<1>> {
     all.into_iter().map(|tensor| tensor.cast(dtype)).collect()
 }
 
-/// `softmax(q k^T / sqrt(d)) v` per head, over memory and positions: `qkv [b, h, w, 3 heads d]`, `mem_kv [2, heads, m, d]` to
-/// `[b, h, w, heads d]`. The matrix of all pairs of positions never exists as a whole. `m` may be 0.
+/// `softmax(q k^T / sqrt(d)) v` per head, over memory and positions: `qkv [b, h, w, 3 heads d]`, `mem_kv [2, heads, m, d]` to `[b, h, w, heads d]`.
+/// The matrix of all pairs of positions is never stored as a whole. `m` may be 0.
 pub fn attention(qkv: Tensor<4>, mem_kv: Tensor<4>) -> Tensor<4> {
     if on_cpu(&qkv) {
         return fused::full_attention(qkv, mem_kv);
@@ -341,8 +343,8 @@ pub struct ConvWeights {
     pub bias: Option<Tensor<1>>,
 }
 
-/// Convolution, [`rms_norm_scaled_silu`], convolution, [`rms_norm_silu`] plus a residual, as [`Activations::Recompute`] has it.
-/// `conv1` is one of `x` and, if given, `skip`.
+/// Convolution, [`rms_norm_scaled_silu`], convolution, [`rms_norm_silu`] plus a residual, with [`Activations::Recompute`]. `conv1` applies to `x`,
+/// concatenated with `skip` if given.
 #[derive(Clone, Debug)]
 pub struct ResidualBlock {
     pub conv1: ConvWeights,
@@ -360,7 +362,7 @@ impl ResidualBlock {
     }
 }
 
-/// [`rms_norm`], convolution, [`attention`], convolution, plus `x`, as [`Activations::Recompute`] has it.
+/// [`rms_norm`], convolution, [`attention`], convolution, plus `x`, with [`Activations::Recompute`].
 pub fn attention_block_recomputed(
     x: Tensor<4>,
     g: Tensor<1>,
@@ -371,8 +373,7 @@ pub fn attention_block_recomputed(
     fused::attention_block(x, g, to_qkv, mem_kv, to_out)
 }
 
-/// [`rms_norm`], convolution, [`linear_attention`], convolution, [`rms_norm`] with `out_g`, plus `x`, as
-/// [`Activations::Recompute`] has it.
+/// [`rms_norm`], convolution, [`linear_attention`], convolution, [`rms_norm`] with `out_g`, plus `x`, with [`Activations::Recompute`].
 pub fn linear_attention_block_recomputed(
     x: Tensor<4>,
     g: Tensor<1>,

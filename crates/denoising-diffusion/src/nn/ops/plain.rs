@@ -1,4 +1,4 @@
-//! Every op in plain tensor operations: what backends without kernels of ours run, and what tests hold the kernels to.
+//! Every operation in plain tensor operations: used on backends for which we have no kernels, and what tests compare the kernels with.
 
 use std::f64::consts::PI;
 
@@ -21,12 +21,12 @@ pub fn to_nhwc(x: Tensor<4>) -> Tensor<4> {
     x.permute([0, 2, 3, 1])
 }
 
-/// `tensor` in the type of `x`: both sides of a product must have the same.
+/// `tensor` in the type of `x`, because both factors of a product must have the same type.
 pub(super) fn like<const D: usize, const E: usize>(x: &Tensor<D>, tensor: Tensor<E>) -> Tensor<E> {
     tensor.cast(x.dtype())
 }
 
-/// `f` of `x` in f32, in the type of `x`.
+/// `f(x)`, computed in f32 and returned in the type of `x`.
 pub fn in_f32<const D: usize>(x: Tensor<D>, f: impl FnOnce(Tensor<D>) -> Tensor<D>) -> Tensor<D> {
     match x.dtype() {
         DType::F32 => f(x),
@@ -34,7 +34,7 @@ pub fn in_f32<const D: usize>(x: Tensor<D>, f: impl FnOnce(Tensor<D>) -> Tensor<
     }
 }
 
-/// Softmax in f32, in the type of `x`.
+/// Softmax, computed in f32 and returned in the type of `x`.
 fn softmax(x: Tensor<4>, dim: usize) -> Tensor<4> {
     in_f32(x, |x| activation::softmax(x, dim))
 }
@@ -46,7 +46,7 @@ pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tenso
     to_nhwc(conv2d_nchw(to_nchw(x), weight, bias, same_padding([kh, kw])))
 }
 
-/// Stride 1, zeros around the image so that it keeps its size under a kernel of this one.
+/// Stride 1, with zeros around the image such that a kernel of this size does not change the image's size.
 pub fn same_padding([kh, kw]: [usize; 2]) -> ConvOptions<2> {
     ConvOptions::new([1, 1], [kh / 2, kw / 2], [1, 1], 1)
 }
@@ -119,7 +119,7 @@ pub fn rms_norm_scaled_silu(x: Tensor<4>, g: Tensor<1>, scale_shift: Tensor<2>) 
     in_f32(x, |x| activation::silu(rms_normalised(x, g) * (scale + 1.0) + shift))
 }
 
-/// Of f32.
+/// For f32.
 fn rms_normalised(x: Tensor<4>, g: Tensor<1>) -> Tensor<4> {
     let channels = g.dims()[0];
     let norm = x.clone().square().sum_dim(3).sqrt().clamp_min(1e-12);
@@ -148,7 +148,7 @@ pub fn gated_silu(x: Tensor<4>, gate: Tensor<2>) -> Tensor<4> {
 /// See [`super::unit_rows`].
 pub fn unit_rows(x: Tensor<4>, factor: f64, floor: f64) -> Tensor<4> {
     in_f32(x, |x| {
-        // The floor lies under the root, where it keeps the gradient of zeros finite.
+        // The floor is applied under the root, where it keeps the gradient for zeros finite.
         let norm = x.clone().square().sum_dim(3).clamp_min(floor * floor).sqrt();
         x * (norm.recip() * factor)
     })
@@ -164,7 +164,7 @@ pub fn join_scaled(first: Tensor<4>, second: Tensor<4>, factors: [f64; 2]) -> Te
     Tensor::cat(vec![first * factors[0], second * factors[1]], 3)
 }
 
-/// See [`super::resize_axis`]; of the second axis. Interpolation is between centres (PyTorch's `align_corners = False`), the ends repeated.
+/// See [`super::resize_axis`]; for the second axis. Interpolation is between centres (PyTorch's `align_corners = False`), with the ends repeated.
 pub fn resize_axis(x: Tensor<4>, resize: AxisResize) -> Tensor<4> {
     let [outer, n, middle, c] = x.dims();
     let to = [outer, resize.length(n), middle, c];
@@ -196,7 +196,7 @@ pub fn pointwise(f: Pointwise, x: Tensor<4>) -> Tensor<4> {
     })
 }
 
-/// `x`, in f32, and what is to be added, of either type.
+/// Adds `residual`, of either type, to `x`, which is f32.
 fn plus(x: Tensor<4>, residual: Option<Tensor<4>>) -> Tensor<4> {
     match residual {
         Some(residual) => x + residual.cast(FloatDType::F32),
@@ -229,17 +229,17 @@ pub fn attention(qkv: Tensor<4>, mem_kv: Tensor<4>) -> Tensor<4> {
     out.swap_dims(1, 2).reshape([b, h, w, heads * d])
 }
 
-/// Most queries whose scores may exist all at once: a few MB per head.
+/// The largest number of queries whose scores may exist at the same time: a few MB per head.
 const ONE_BLOCK: usize = 1024;
-/// Queries of a block, where there are more.
+/// Number of queries per block, if there are more.
 const BLOCK: usize = 256;
 
-/// `q [b, heads, n, d]`, already divided by √d, over `k` and `v` `[b, heads, m + n, d]`.
+/// Attention of `q [b, heads, n, d]`, already divided by √d, with `k` and `v` `[b, heads, m + n, d]`.
 fn attend(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
     softmax(q.matmul(k.swap_dims(2, 3)), 3).matmul(v)
 }
 
-/// The same of one block of queries at a time, whose scores the tape does not keep but has computed again: the whole n x n matrix never exists.
+/// The same for one block of queries at a time. The tape does not keep the scores but computes them again, so the whole n x n matrix never exists.
 fn attend_in_blocks(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
     let n = q.dims()[2];
     let block = Computation::new(|inputs| {

@@ -1,5 +1,5 @@
-//! An operation made of operations, which keeps its inputs only: the backward pass runs it again, with a tape of its own. What blocks of networks
-//! make of it is in [`nn::recompute`](crate::nn::recompute).
+//! An operation made of operations that keeps only its inputs: the backward pass runs it again, with a tape of its own. Not here: its use for blocks
+//! of networks ([`nn::recompute`](crate::nn::recompute)).
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use burn::backend::{
     DispatchTensorKind, Flex, GradientCheckpointingStrategy,
 };
 
-/// Most inputs of such an operation.
+/// The largest number of inputs of such an operation.
 const INPUTS: usize = 64;
 
-/// One tensor of several, each time the same.
+/// Computes one tensor from several, with the same result each time.
 #[derive(Clone)]
 pub struct Computation(Arc<dyn Fn(Vec<DispatchTensor>) -> DispatchTensor + Send + Sync>);
 
@@ -27,10 +27,10 @@ impl Computation {
         Self(Arc::new(compute))
     }
 
-    /// Of these tensors, all on one device.
+    /// The result for these tensors, which are all on one device.
     ///
     /// # Panics
-    /// With more than 64 of them, on a tape.
+    /// With more than 64 tensors, on a tape.
     pub fn recomputed(self, inputs: Vec<DispatchTensor>) -> DispatchTensor {
         let tape = inputs.iter().find_map(|input| match (&input.kind, input.autodiff) {
             (DispatchTensorKind::Autodiff(kind), DispatchAutodiffContext::Enabled(strategy)) => Some((kind, strategy)),
@@ -41,7 +41,7 @@ impl Computation {
             DispatchTensorKind::Flex(_) => self.on_tape::<Flex>(inputs, strategy),
             #[cfg(feature = "cube")]
             DispatchTensorKind::Cube(_) => self.on_tape::<burn::backend::Cube>(inputs, strategy),
-            // A backend that is not among ours: its tape keeps everything.
+            // A backend that is not one of ours: its tape keeps everything.
             _ => (self.0)(inputs),
         }
     }
@@ -66,10 +66,10 @@ impl Computation {
     ) -> FloatTensor<Autodiff<B>> {
         let count = inputs.len();
         assert!(count <= INPUTS, "a block of {count} tensors cannot be computed again, only one of up to {INPUTS}");
-        // The tape wants a number of parents that is known at compile time: the last stands in for those that are not there.
+        // The tape takes a number of parents that is known at compile time: the last one stands in for missing ones.
         let nodes = std::array::from_fn(|i| inputs[i.min(count - 1)].node());
         let inputs: Vec<FloatTensor<B>> = inputs.into_iter().map(|input| input.into_primitive()).collect();
-        // In train behaviour, which layers tell by the device, but without a gradient.
+        // In train behaviour, which layers recognise by the device, but without a gradient.
         let y = B::tracked((self.0)(inputs.iter().cloned().map(on_tape::<B>).collect())).into_primitive();
         match (Again { count }).prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prepared) => prepared.finish((inputs, self), y),
@@ -84,13 +84,13 @@ impl fmt::Debug for Computation {
     }
 }
 
-/// A backend among those that tensors are dispatched to.
+/// A backend to which tensors are dispatched.
 trait Dispatched: Backend {
     fn kind(tensor: BackendTensor<Self>) -> DispatchTensorKind;
 
     fn backend(kind: DispatchTensorKind) -> BackendTensor<Self>;
 
-    /// A tensor on the tape; a constant, where it was on none.
+    /// A tensor on the tape; a constant if it was on none.
     fn tracked(tensor: DispatchTensor) -> FloatTensor<Autodiff<Self>> {
         match tensor.kind {
             DispatchTensorKind::Autodiff(kind) => Self::backend(*kind).autodiff(),
@@ -135,7 +135,7 @@ fn on_tape<B: Dispatched>(tensor: FloatTensor<B>) -> DispatchTensor {
 /// The backward pass.
 #[derive(Clone, Debug)]
 struct Again {
-    /// Inputs.
+    /// Number of inputs.
     count: usize,
 }
 
@@ -152,7 +152,7 @@ impl<B: Dispatched> Backward<B, INPUTS> for Again {
             .map(|(tensor, parent)| Dispatch::float_set_require_grad(on_tape::<B>(tensor), parent.is_some()))
             .collect();
         let y = (computation.0)(inputs.clone());
-        // The gradient of this sum towards y is dy.
+        // The gradient of this sum with respect to y is dy.
         let gradients = <Dispatch as AutodiffBackend>::backward(Dispatch::float_sum(Dispatch::float_mul(y, dy)));
         for (input, parent) in inputs.iter().zip(parents) {
             if let Some(parent) = parent

@@ -1,5 +1,5 @@
-//! How operations are computed, for the whole process: Burn's operations carry no context of their own. No setting changes what is
-//! computed beyond rounding (which in bf16 is to 8 bits).
+//! How operations are computed, for the whole process, because Burn's operations carry no context of their own. No setting changes the result beyond
+//! rounding (which in bf16 is to 8 bits).
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,23 +20,23 @@ pub enum ConvPrecision {
 /// What blocks keep for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activations {
-    /// All that it needs.
+    /// Everything that it needs.
     Keep,
-    /// Their inputs; the rest is computed again, the same.
+    /// Their inputs; the rest is computed again, with the same result.
     Recompute,
 }
 
-/// What networks compute in.
+/// The precision in which networks compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
-    /// f32 throughout, but on GPUs that [can](crate::device::multiplies_in_tf32) multiply matrices in TF32: there Burn does, without a switch.
+    /// f32 throughout, except on GPUs that [can](crate::device::multiplies_in_tf32) multiply matrices in TF32: there Burn does so, without a switch.
     #[default]
     F32,
-    /// The same, on such GPUs only: products of matrices and convolutions of numbers with 11 bits of mantissa, sums and everything else in f32.
+    /// Only on such GPUs: factors of matrix products and convolutions have 11 bits of mantissa; sums and everything else are in f32.
     Tf32,
-    /// Data between the layers, and the products of convolutions and attention, in bf16 (sums in f32). Weights, gradients of weights,
-    /// optimizer, average, norms, softmax, embeddings of the noise level and losses stay in f32.
+    /// Data between the layers, and the products of convolutions and attention, are in bf16 (sums in f32). Weights, gradients of weights, optimizer,
+    /// average, norms, softmax, embeddings of the noise level and losses stay in f32.
     Bf16,
 }
 
@@ -50,7 +50,7 @@ impl fmt::Display for Precision {
     }
 }
 
-/// A word that names no [`Precision`].
+/// A word that is not the name of a [`Precision`].
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("expected f32, tf32 or bf16, found `{0}`")]
 pub struct UnknownPrecision(String);
@@ -70,7 +70,7 @@ static PRECISE: AtomicBool = AtomicBool::new(false);
 static RECOMPUTE: AtomicBool = AtomicBool::new(false);
 static BF16: AtomicBool = AtomicBool::new(false);
 
-/// Sets the precision of convolutions from now on; at the start it is [`ConvPrecision::Fast`].
+/// Sets the precision of convolutions from now on; initially it is [`ConvPrecision::Fast`].
 pub fn set_conv_precision(precision: ConvPrecision) {
     PRECISE.store(precision == ConvPrecision::Precise, Ordering::Relaxed);
 }
@@ -79,7 +79,7 @@ pub(super) fn conv_precision() -> ConvPrecision {
     if PRECISE.load(Ordering::Relaxed) { ConvPrecision::Precise } else { ConvPrecision::Fast }
 }
 
-/// Sets what blocks keep from now on; at the start it is [`Activations::Keep`].
+/// Sets what blocks keep from now on; initially it is [`Activations::Keep`].
 pub fn set_activations(activations: Activations) {
     RECOMPUTE.store(activations == Activations::Recompute, Ordering::Relaxed);
 }
@@ -89,13 +89,12 @@ pub fn activations() -> Activations {
     if RECOMPUTE.load(Ordering::Relaxed) { Activations::Recompute } else { Activations::Keep }
 }
 
-/// Sets what networks compute in from now on; at the start it is [`Precision::F32`]. Read by
-/// [`Network::predict`](crate::models::Network::predict).
+/// Sets the precision of networks from now on; initially it is [`Precision::F32`]. Read by [`Network::predict`](crate::models::Network::predict).
 pub fn set_precision(precision: Precision) {
     BF16.store(precision == Precision::Bf16, Ordering::Relaxed);
 }
 
-/// See [`set_precision`]. No operation tells `Tf32` from `F32`, so it is `F32` here.
+/// See [`set_precision`]. No operation distinguishes `Tf32` from `F32`, so `Tf32` is returned as `F32`.
 pub fn precision() -> Precision {
     if BF16.load(Ordering::Relaxed) { Precision::Bf16 } else { Precision::F32 }
 }

@@ -1,5 +1,5 @@
-//! An operation with a backward pass of its own, on the tensors of one backend: everything Burn wants around it, once. What operations there are,
-//! and on which backend, is said in [`super::fused`] (the CPU) and [`super::cube`](super) (GPUs).
+//! An operation with its own backward pass, on the tensors of one backend: everything that Burn needs around it, once. The operations are in
+//! [`super::fused`] (the CPU) and [`super::cube`](super) (GPUs).
 
 use std::fmt::Debug;
 
@@ -10,9 +10,9 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Flex};
 
-/// A backend with kernels of ours.
+/// A backend for which we have kernels.
 pub(super) trait Device: Backend {
-    /// A tensor as the kernels take it.
+    /// A tensor in the form that the kernels take.
     fn ready(tensor: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
@@ -23,16 +23,16 @@ pub(super) trait Kernel<const N: usize, B: Backend = Flex>: Clone + Debug + Send
 
     fn forward(&self, inputs: [FloatTensor<B>; N]) -> (FloatTensor<B>, Self::Saved);
 
-    /// What [`forward`](Kernel::forward) saves, without its output where that is not needed.
+    /// What [`forward`](Kernel::forward) saves, without its output if that is not needed.
     fn saved(&self, inputs: [FloatTensor<B>; N]) -> Self::Saved {
         self.forward(inputs).1
     }
 
-    /// Gradients of the inputs that are `wanted`; others may be left out.
+    /// Gradients of the inputs that are `wanted`; others may be omitted.
     fn backward(&self, saved: Self::Saved, dy: FloatTensor<B>, wanted: [bool; N]) -> [Option<FloatTensor<B>>; N];
 }
 
-/// Runs a kernel where no gradients are recorded.
+/// Runs a kernel without recording gradients.
 pub(super) fn run<B: Device, K: Kernel<N, B>, const N: usize>(
     kernel: K,
     inputs: [FloatTensor<B>; N],

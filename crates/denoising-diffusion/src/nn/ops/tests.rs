@@ -24,7 +24,7 @@ impl Draw {
     }
 }
 
-/// Relative to the largest value.
+/// The tolerance is relative to the largest value.
 fn assert_close(what: &str, got: Vec<f32>, expected: Vec<f32>) {
     let scale = expected.iter().fold(1.0_f32, |most, v| most.max(v.abs()));
     let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0_f32, f32::max);
@@ -45,8 +45,8 @@ fn of<const D: usize>(tensor: &Tensor<D>) -> impl Fn(&burn::tensor::Gradients) -
     |gradients| host_values(tensor.grad(gradients).expect("a gradient"))
 }
 
-/// [`compare`] of norms, whose first gradient, that of `x`, is a difference of terms that grow as the norm of a pixel falls (of one channel
-/// it is 0): there a value may be off by 2e-5 of its pixel's terms, `most / |x|`.
+/// [`compare`] for norms. Their first gradient, that of `x`, is a difference of terms that grow as the norm of a pixel falls (for one channel it is
+/// 0), so a value may be off by 2e-5 of its pixel's terms, `most / |x|`.
 fn compare_norms(what: &str, x: &Tensor<4>, most: f32, fused: Vec<Vec<f32>>, plain: Vec<Vec<f32>>) {
     let c = x.dims()[3];
     let [fused, plain] = [fused, plain].map(|mut outcome| (outcome.remove(1), outcome));
@@ -100,7 +100,7 @@ proptest! {
     ) {
         let mut draw = Draw { seed, drawn: 0 };
         let (x, r, m) = (draw.tensor([b, h, w, c]), draw.tensor([b, h, w, c]), draw.tensor([b, 2 * c]));
-        // A row of nearly equal values has a gradient as large as its deviation is small.
+        // For rows of nearly equal values, the gradient is the larger the smaller their deviation.
         let away = Tensor::<1>::from_floats([8.0, -8.0], &x.device()).reshape([1, 1, 1, 2]);
         let spread = || {
             let rest = Tensor::zeros([1, 1, 1, c - 2], &x.device());
@@ -311,7 +311,7 @@ fn an_axis_in_the_middle_resized() {
     assert_eq!(resized(1, AxisResize::DoubleLinearly), [0.0, 1.0, 1.0, 2.0, 3.0, 4.0, 4.0, 5.0]);
 }
 
-/// More positions than the plain version takes in one block.
+/// More positions than the plain version processes in one block.
 #[test]
 fn long_attention_in_blocks() {
     let mut draw = Draw { seed: 1, drawn: 0 };
@@ -323,7 +323,7 @@ fn long_attention_in_blocks() {
     compare("attention in blocks", run(super::attention), run(plain::attention));
 }
 
-/// Broken-up storage (slices, permutations) gives the same as contiguous storage.
+/// Tensors that are not contiguous (slices, permutations) give the same result as contiguous ones.
 #[test]
 fn inputs_need_not_be_contiguous() {
     let mut draw = Draw { seed: 2, drawn: 0 };
@@ -335,7 +335,7 @@ fn inputs_need_not_be_contiguous() {
     assert_eq!(run(permuted), run(contiguous));
 }
 
-/// What is not finite comes out as such.
+/// Values that are not finite must not disappear.
 #[test]
 fn nan_is_not_swallowed() {
     let mut draw = Draw { seed: 3, drawn: 0 };
@@ -348,7 +348,7 @@ fn nan_is_not_swallowed() {
     assert!(host_values(super::rms_norm_silu(spoiled, g, None)).iter().any(|v| v.is_nan()));
 }
 
-/// Blocks that keep their inputs only give the same bits as blocks that keep everything.
+/// Blocks that keep only their inputs give the same bits as blocks that keep everything.
 #[test]
 fn recomputed_blocks_give_the_same_bits() {
     let mut draw = Draw { seed: 4, drawn: 0 };

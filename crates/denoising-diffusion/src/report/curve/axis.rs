@@ -1,8 +1,8 @@
-//! Axes: which range they cover, where a value lies, and which values are labelled.
+//! Axes: which range they cover, where a value lies on them, and which values are labelled.
 
 use super::YScale;
 
-/// Values beyond this are not drawn: their differences would leave the range of f64.
+/// Larger values are not drawn: their differences would exceed the range of f64.
 const LARGEST: f64 = 1e100;
 /// On a logarithmic axis, values below this are not drawn.
 const SMALLEST_POSITIVE: f64 = 1e-100;
@@ -32,7 +32,7 @@ pub(super) struct Axis {
 }
 
 impl Axis {
-    /// For the values `low..=high` (both [drawable]) with room around them of `margin` times the range.
+    /// An axis for the values `low..=high` (both [drawable]), with a margin of `margin` times the range around them.
     ///
     /// A linear axis that begins near zero begins at zero.
     pub fn new(low: f64, high: f64, scale: YScale, margin: f64) -> Self {
@@ -51,14 +51,14 @@ impl Axis {
                 Self { low: if from_zero { 0.0 } else { low - room }, high: high + room, scale }
             }
             YScale::Log => {
-                // At least a tenth of a decade: less has no ticks that can be told apart.
+                // At least a tenth of a decade: on less, the labels would all be the same.
                 let room = (margin * (high / low).log10()).max((0.1 - (high / low).log10()) / 2.0);
                 Self { low: low / 10_f64.powf(room), high: high * 10_f64.powf(room), scale }
             }
         }
     }
 
-    /// From `low` to `high` and no further, linear.
+    /// A linear axis from exactly `low` to exactly `high`.
     pub fn spanning(low: f64, high: f64) -> Self {
         Self { low, high, scale: YScale::Linear }
     }
@@ -90,14 +90,14 @@ impl Axis {
             .collect()
     }
 
-    /// 1, 2 and 5 times powers of ten; where these are too many, 1 and 3 times or only the powers; too few, linear ticks.
+    /// 1, 2 and 5 times powers of ten; if these are too many, 1 and 3 times or only the powers; if too few, linear ticks.
     fn log_ticks(&self, most: usize) -> Vec<Tick> {
         let inside = |mantissas: &[u8], every: i32| -> Vec<Tick> {
             let exponents = self.low.log10().floor() as i32..=self.high.log10().ceil() as i32;
             exponents
                 .filter(|exponent| exponent.rem_euclid(every) == 0)
                 .flat_map(|exponent| mantissas.iter().map(move |mantissa| (mantissa, exponent)))
-                // Parsing rounds correctly, multiplying by a power would not.
+                // Parsing rounds correctly; multiplying by a power would not.
                 .filter_map(|(mantissa, exponent)| format!("{mantissa}e{exponent}").parse().ok())
                 .filter(|value| (self.low..=self.high).contains(value))
                 .map(|value| Tick { value, label: log_label(value) })
@@ -123,7 +123,7 @@ fn nice_step(step: f64) -> f64 {
     parsed.into_iter().find(|&candidate: &f64| candidate >= step).unwrap_or(step)
 }
 
-/// A multiple of `step` with the digits that tell it from its neighbours: 0.25, 1500, 20k, 1.5M, 2e-5.
+/// A multiple of `step` with enough digits to distinguish it from its neighbours: 0.25, 1500, 20k, 1.5M, 2e-5.
 fn linear_label(value: f64, step: f64, largest: f64) -> String {
     if value == 0.0 {
         return "0".to_owned();

@@ -1,6 +1,6 @@
-//! Bars and boxes: values that stand beside each other under names instead of numbers.
+//! Bars and boxes: values side by side, with names instead of numbers on the x axis.
 //!
-//! Axes, margins and shapes are those of curves; how many categories are sensible is the caller's business.
+//! Axes, margins and shapes are those of curves. Not here: how many categories are sensible (the caller).
 
 use super::super::ReportError;
 use super::axis::{Axis, drawable};
@@ -8,32 +8,32 @@ use super::layout::{Plot, TICK_SIZE, checked_size, label};
 use super::scene::{Anchor, COLOURS, Colour, FRAME, INK, Scene, Shape};
 use super::{CurveOptions, YScale};
 
-/// Part of a category's width that its bar or box takes.
+/// Fraction of a category's width that its bar or box takes.
 const FILLED: f64 = 0.56;
 
-/// A value that is drawn as a bar.
+/// A value drawn as a bar.
 pub(in crate::report) struct Bar<'a> {
-    /// Below the bar.
+    /// Written below the bar.
     pub name: &'a str,
     pub value: f64,
-    /// Above the bar.
+    /// Written above the bar.
     pub text: String,
 }
 
-/// A distribution that is drawn as a box.
+/// A distribution drawn as a box.
 pub(in crate::report) struct Quantiles<'a> {
-    /// Below the box.
+    /// Written below the box.
     pub name: &'a str,
-    /// At 0, .05, .25, .5, .75, .95 and 1. The box is the middle half, the whiskers are 5 % and 95 %, the dots the ends.
+    /// At 0, .05, .25, .5, .75, .95 and 1. The box is the middle half; whiskers are at 5 % and 95 %, dots at the ends.
     pub at: [f64; 7],
 }
 
-/// Bars from zero, with their values above them; a value that cannot be drawn leaves its place empty.
+/// Bars from zero, with their values above them; the place of a value that cannot be drawn stays empty.
 pub(super) fn bars(bars: &[Bar], options: &CurveOptions) -> Result<Scene, ReportError> {
     let [width, height] = checked_size(options)?;
     let values = bars.iter().map(|bar| bar.value);
     let (low, high) = extent(values.chain([0.0]), bars.len())?;
-    // Room above the highest bar for its text.
+    // Room for the text above the highest bar.
     let y_axis = Axis::new(low, if high > low { high + 0.05 * (high - low) } else { high }, YScale::Linear, 0.05);
     let names: Vec<&str> = bars.iter().map(|bar| bar.name).collect();
     let plot = Plot::of_categories(options, &names, y_axis);

@@ -10,7 +10,7 @@ const TITLE_SIZE: f64 = 17.0;
 const LABEL_SIZE: f64 = 14.0;
 pub(super) const TICK_SIZE: f64 = 13.0;
 const EDGE: f64 = 16.0;
-/// Between an axis and its tick labels.
+/// Distance between an axis and its tick labels.
 const GAP: f64 = 8.0;
 const LEGEND_ROW: f64 = 22.0;
 const LEGEND_MARK: f64 = 24.0;
@@ -26,7 +26,7 @@ struct Trace<'a> {
     colour: Colour,
     raw: Vec<(f64, f64)>,
     line: Vec<(f64, f64)>,
-    /// Whether the line differs from the points.
+    /// Whether the line is not simply through the points.
     smoothed: bool,
 }
 
@@ -35,7 +35,7 @@ pub(super) fn scene(series: &[Series], options: &CurveOptions) -> Result<Scene, 
     scene_with_intervals(series, &[], options)
 }
 
-/// How uncertain a point is: a vertical line over `x`.
+/// The uncertainty of a point: a vertical line at `x`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(in crate::report) struct Interval {
     pub x: f64,
@@ -80,7 +80,7 @@ pub(super) fn scene_with_intervals(
     Ok(scene)
 }
 
-/// The size asked for, unless nothing can be drawn at it.
+/// The requested size, unless nothing can be drawn at it.
 pub(super) fn checked_size(options: &CurveOptions) -> Result<[u32; 2], ReportError> {
     let [width, height] = options.size;
     let possible = width >= MIN_SIZE[0] && height >= MIN_SIZE[1] && width.max(height) <= MAX_SIDE;
@@ -100,7 +100,7 @@ fn trace<'a>(series: &'a Series, colour: Colour, options: &CurveOptions) -> Opti
     })
 }
 
-/// Ranges of x and y: all of x; of y the lines and the middle 99 % of the points.
+/// Ranges of x and y: all of x; for y, the lines and the middle 99 % of the points.
 fn ranges(traces: &[Trace]) -> Option<[(f64, f64); 2]> {
     let extent = |values: &mut dyn Iterator<Item = f64>| {
         values.fold(None, |range: Option<(f64, f64)>, v| {
@@ -119,7 +119,7 @@ fn ranges(traces: &[Trace]) -> Option<[(f64, f64); 2]> {
     Some([x, y])
 }
 
-/// Title and legend; returns where the plot may begin.
+/// Draws title and legend; returns the y at which the plot may begin.
 fn header(scene: &mut Scene, traces: &[Trace], title: &str) -> f64 {
     let mut y = EDGE;
     if !title.is_empty() {
@@ -149,7 +149,7 @@ pub(super) fn label(text: &str, at: [f64; 2], size: f64, anchor: Anchor) -> Shap
     Shape::Text(Label { text: text.to_owned(), at, size, colour: INK, anchor, direction: Direction::Right })
 }
 
-/// The area in which data is drawn, with its axes.
+/// The area in which data are drawn, with its axes.
 pub(super) struct Plot {
     pub left: f64,
     pub right: f64,
@@ -159,7 +159,7 @@ pub(super) struct Plot {
     y_axis: Axis,
     x_ticks: Vec<Tick>,
     y_ticks: Vec<Tick>,
-    /// Whether lines stand on the x axis' ticks.
+    /// Whether the ticks of the x axis have grid lines.
     x_rules: bool,
 }
 
@@ -169,13 +169,13 @@ impl Plot {
         let widest = |ticks: &[Tick]| ticks.iter().map(|tick| text::width(&tick.label, TICK_SIZE)).fold(0.0, f64::max);
         let room_for = |label: &str| if label.is_empty() { 0.0 } else { LABEL_SIZE + GAP };
         let bottom = height - EDGE - room_for(&options.x_label) - TICK_SIZE - GAP;
-        // A header that leaves no room (hundreds of series) is overdrawn rather than the plot turned inside out.
+        // If a header leaves no room (hundreds of series), the plot is drawn over it; otherwise it would be upside down.
         let top = top.min(bottom - 100.0);
         let y_ticks = y_axis.ticks((((bottom - top) / 48.0) as usize).clamp(3, 12));
         let left = EDGE + room_for(&options.y_label) + widest(&y_ticks) + GAP;
         let mut most = 10;
         let mut x_ticks = x_axis.ticks(most);
-        // Half of the last label may stand beyond the axis.
+        // Half of the last label may extend beyond the axis.
         let mut right = width - EDGE - widest(&x_ticks) / 2.0;
         let spacing = |ticks: &[Tick], right: f64| match ticks {
             [first, second, ..] => (x_axis.position(second.value) - x_axis.position(first.value)) * (right - left),
@@ -189,7 +189,7 @@ impl Plot {
         Self { left, right, top, bottom, x_axis, y_axis, x_ticks, y_ticks, x_rules: true }
     }
 
-    /// With names below the x axis instead of numbers; name i stands at x = i.
+    /// With names instead of numbers below the x axis; name i is at x = i.
     pub fn of_categories(options: &CurveOptions, names: &[&str], y_axis: Axis) -> Self {
         let x_axis = Axis::spanning(-0.5, names.len() as f64 - 0.5);
         let tick = |(index, name): (usize, &&str)| Tick { value: index as f64, label: (*name).to_owned() };
@@ -250,7 +250,7 @@ impl Plot {
         }
     }
 
-    /// An interval with short bars at its ends; what lies beyond the plot is cut off.
+    /// An interval with short bars at its ends; parts outside the plot are cut off.
     fn interval(&self, scene: &mut Scene, interval: &Interval, colour: Colour) {
         let Interval { x, low, high } = *interval;
         let comparable = low < high;
@@ -258,13 +258,13 @@ impl Plot {
             return;
         }
         let x = self.x(x);
-        // A logarithmic axis has no place below zero; `min` turns the NaN that comes of it into the bottom.
+        // A logarithmic axis has no position for values below zero; `min` turns the resulting NaN into the bottom.
         let [low, high] = [low, high].map(|end| self.y(end).min(self.bottom).max(self.top));
         let mut line = |points: [[f64; 2]; 2]| {
             scene.shapes.push(Shape::Line { points: points.to_vec(), colour, width: 1.2 });
         };
         line([[x, low], [x, high]]);
-        // Of less than that the ends would only give the point corners.
+        // On a shorter interval, the end bars would only look like corners of the point.
         for end in [low, high].into_iter().filter(|_| low - high > 9.0) {
             line([[x - 3.0, end], [x + 3.0, end]]);
         }
@@ -289,7 +289,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Left, top, right, bottom of the ink that a label may have.
+    /// Left, top, right and bottom of the area that a label may draw on.
     fn bounds(label: &Label) -> [f64; 4] {
         let width = text::width(&label.text, label.size);
         let (before, after) = (width * label.anchor.part_before(), width * (1.0 - label.anchor.part_before()));

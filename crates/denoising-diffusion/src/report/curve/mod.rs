@@ -1,10 +1,9 @@
 //! Loss curves as SVG and PNG: faint points as measured, a smoothed line over them, on white.
 //!
-//! `layout` turns series into a list of shapes with `axis`' ticks; `svg` and `raster` write that same
-//! list, so that both files show the same picture. It is drawn here rather than by a plotting crate because it takes
-//! fewer dependencies (an anti-aliasing rasteriser and a font parser) and keeps positions below one pixel, which
-//! noisy curves need. `categories` adds the bars and boxes of the report page from the same pieces. Other kinds of plots are not
-//! made here.
+//! `layout` turns series into a list of shapes with the ticks of `axis`; `svg` and `raster` write that same list, so both files show the same
+//! picture. This is our own and not a plotting crate, because it takes fewer dependencies (an anti-aliasing rasteriser and a font parser) and keeps
+//! positions to fractions of a pixel, which noisy curves need. `categories` adds the bars and boxes of the report page, made of the same parts. Not
+//! here: other kinds of plots.
 
 mod axis;
 mod categories;
@@ -23,7 +22,7 @@ pub(super) use svg::escape;
 
 use super::{ReportError, files};
 
-/// The smallest curve in pixels: less has no room for labels.
+/// The smallest curve in pixels: a smaller one has no room for labels.
 const MIN_SIZE: [u32; 2] = [320, 240];
 /// The largest side in pixels.
 const MAX_SIDE: u32 = 8192;
@@ -31,46 +30,46 @@ const MAX_SIDE: u32 = 8192;
 /// A named sequence of points.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Series {
-    /// For the legend.
+    /// Its name in the legend.
     pub name: String,
-    /// (x, y) by ascending x. Points that are not finite, or not above zero on a logarithmic axis, are left out.
+    /// (x, y) by ascending x. Points that are not finite, or not above zero on a logarithmic axis, are omitted.
     pub points: Vec<(f64, f64)>,
 }
 
-/// How the y axis divides.
+/// The scale of the y axis.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum YScale {
     /// Equal differences take equal space.
     Linear,
-    /// Equal ratios take equal space; what is not above zero is left out.
+    /// Equal ratios take equal space; values that are not above zero are omitted.
     #[default]
     Log,
 }
 
-/// Which line is drawn over the points.
+/// The line that is drawn over the points.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Smoothing {
-    /// An exponential moving average over about a fiftieth of the series' points, in the beginning over less;
-    /// series of fewer than 100 points are joined as they are.
+    /// An exponential moving average over about a fiftieth of the series' points, over fewer at the beginning; in series of fewer than 100 points,
+    /// the points are joined.
     #[default]
     Auto,
-    /// An exponential moving average with this decay, in `[0, 1)` (beyond it the nearest is taken):
-    /// m_i = (1 - beta) sum_{j <= i} beta^(i - j) y_j / (1 - beta^(i + 1)), as Adam corrects its bias.
+    /// An exponential moving average with this decay, clamped to `[0, 1)`: m_i = (1 - beta) sum_{j <= i} beta^(i - j) y_j / (1 - beta^(i + 1)), with
+    /// the bias correction of Adam.
     Ema(f64),
-    /// The points are joined as they are.
+    /// The points are joined.
     None,
 }
 
-/// What is written around a curve and how large it is.
+/// Labels, scale and size of a curve.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CurveOptions {
-    /// Above the curve; empty for none.
+    /// Text above the curve; may be empty.
     pub title: String,
-    /// Below the x axis.
+    /// Text below the x axis.
     pub x_label: String,
-    /// Beside the y axis.
+    /// Text beside the y axis.
     pub y_label: String,
-    /// Division of the y axis.
+    /// Scale of the y axis.
     pub y_scale: YScale,
     /// The line over the points.
     pub smoothing: Smoothing,
@@ -91,29 +90,28 @@ impl Default for CurveOptions {
     }
 }
 
-/// Draws `series` as an SVG; its text is in DejaVu Sans or what the viewer has instead.
+/// Draws `series` as an SVG; its text is in DejaVu Sans or the viewer's substitute.
 ///
-/// The file appears whole or not at all; parent folders are created. The y axis covers the lines and the middle 99 % of the
-/// points, so that a few outliers do not flatten the rest; points beyond it are not drawn.
+/// The file is either complete or absent; parent folders are created. The y axis covers the lines and the middle 99 % of the points, so that a few
+/// outliers do not flatten the rest; points outside are not drawn.
 ///
 /// # Errors
-/// No point can be drawn, a size out of range, or what the file system refuses.
+/// No point can be drawn, the size is out of range, or the file cannot be written.
 pub fn save_curve_svg(path: impl AsRef<Path>, series: &[Series], options: &CurveOptions) -> Result<(), ReportError> {
     let scene = layout::scene(series, options)?;
     files::write(path.as_ref(), svg::write(&scene).as_bytes())
 }
 
-/// Draws `series` as a PNG with twice as many pixels on a side as `options.size` says; otherwise as [`save_curve_svg`].
+/// Draws `series` as a PNG with twice as many pixels per side as `options.size` says; otherwise like [`save_curve_svg`].
 ///
 /// # Errors
-/// No point can be drawn, a size out of range, or what the file system refuses.
+/// No point can be drawn, the size is out of range, or the file cannot be written.
 pub fn save_curve_png(path: impl AsRef<Path>, series: &[Series], options: &CurveOptions) -> Result<(), ReportError> {
     let scene = layout::scene(series, options)?;
     super::raster::write_png(path.as_ref(), &raster::draw(&scene)?)
 }
 
-/// Draws one series as an element for a page, joined as it is, with the intervals of its points; see [`svg::inline`] for colours
-/// and `description`.
+/// Draws one series as an element for a page, with its points joined and their intervals; see [`svg::inline`] for colours and `description`.
 pub(super) fn inline_curve(
     series: Series,
     intervals: &[Interval],

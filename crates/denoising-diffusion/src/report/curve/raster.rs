@@ -38,7 +38,7 @@ pub(in crate::report) fn draw(scene: &Scene) -> Result<Raster, ReportError> {
                     pixmap.stroke_path(&path, &paint(*colour, 1.0), &stroke, dense, None);
                 }
             }
-            // One by one: where dots lie on dots it gets darker.
+            // One by one, so that overlapping dots are darker.
             Shape::Dots { points, colour, radius, opacity } => {
                 for &[x, y] in points {
                     if let Some(disc) = PathBuilder::from_circle(x as f32, y as f32, *radius as f32) {
@@ -59,7 +59,7 @@ pub(in crate::report) fn draw(scene: &Scene) -> Result<Raster, ReportError> {
             }
         }
     }
-    // The background is opaque, so premultiplied colours are the colours.
+    // The background is opaque, so premultiplied colours equal the colours.
     let pixels = pixmap.data().chunks_exact(4).flat_map(|rgba| [rgba[0], rgba[1], rgba[2]]).collect();
     Ok(Raster { width: width as usize, height: height as usize, channels: 3, pixels })
 }

@@ -3,7 +3,7 @@
 /// Red, green, blue.
 pub(in crate::report) type Colour = [u8; 3];
 
-/// Okabe and Ito's colours, which stay apart for colour-blind readers.
+/// Okabe and Ito's colours, which colour-blind readers can tell apart.
 pub(in crate::report) const COLOURS: [Colour; 6] = [
     [0x00, 0x72, 0xb2],
     [0xd5, 0x5e, 0x00],
@@ -30,7 +30,7 @@ pub(in crate::report) enum Shape {
     Line { points: Vec<[f64; 2]>, colour: Colour, width: f64 },
     /// Discs of the same size.
     Dots { points: Vec<[f64; 2]>, colour: Colour, radius: f64, opacity: f64 },
-    /// A filled rectangle: its top left and its bottom right corner.
+    /// A filled rectangle: its top left and bottom right corners.
     Bar { from: [f64; 2], to: [f64; 2], colour: Colour, opacity: f64 },
     /// A line of text.
     Text(Label),
@@ -39,7 +39,7 @@ pub(in crate::report) enum Shape {
 #[derive(Clone, Debug)]
 pub(in crate::report) struct Label {
     pub text: String,
-    /// A point on the baseline; which one is said by `anchor`.
+    /// A point on the baseline; `anchor` says which one.
     pub at: [f64; 2],
     /// Font size.
     pub size: f64,
@@ -48,7 +48,7 @@ pub(in crate::report) struct Label {
     pub direction: Direction,
 }
 
-/// Which point of the baseline a label's position means.
+/// The point of the baseline to which a label's position refers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::report) enum Anchor {
     Start,
@@ -57,7 +57,7 @@ pub(in crate::report) enum Anchor {
 }
 
 impl Anchor {
-    /// Part of the text's width that lies before the anchor.
+    /// Fraction of the text's width before the anchor.
     pub fn part_before(self) -> f64 {
         match self {
             Self::Start => 0.0,

@@ -1,15 +1,15 @@
-//! The line over noisy points, and fewer points where a picture cannot show all.
+//! The line over noisy points, and thinning where a picture cannot show all points.
 
 use super::Smoothing;
 
-/// The most points drawn per series, faint ones and those of the line.
+/// The largest number of points drawn per series, for the faint points and for the line.
 const MOST_POINTS: usize = 2000;
-/// [`Smoothing::Auto`] averages over this part of all points ...
+/// [`Smoothing::Auto`] averages over this fraction of all points ...
 const PART_OF_ALL: f64 = 0.02;
-/// ... but at most over this part of the points so far, so that a steep beginning does not trail behind.
+/// ... but at most over this fraction of the points so far, so that it does not lag behind a steep beginning.
 const PART_SO_FAR: f64 = 0.2;
 
-/// The smoothed line; `None` where the points are to be joined as they are.
+/// The smoothed line; `None` if the points are to be joined.
 pub(super) fn smoothed(points: &[(f64, f64)], smoothing: Smoothing) -> Option<Vec<(f64, f64)>> {
     match smoothing {
         Smoothing::None => None,
@@ -29,7 +29,7 @@ pub(super) fn smoothed(points: &[(f64, f64)], smoothing: Smoothing) -> Option<Ve
     }
 }
 
-/// Exponential moving average of y with the decay `beta(index)`, corrected for its start.
+/// Exponential moving average of y with decay `beta(index)`, with bias correction.
 fn moving_average(points: &[(f64, f64)], beta: impl Fn(usize) -> f64) -> Vec<(f64, f64)> {
     let (mut sum, mut weight) = (0.0, 0.0);
     let average = |(index, &(x, y)): (usize, &(f64, f64))| {
@@ -41,7 +41,7 @@ fn moving_average(points: &[(f64, f64)], beta: impl Fn(usize) -> f64) -> Vec<(f6
     points.iter().enumerate().map(average).collect()
 }
 
-/// Evenly chosen points, the first and the last among them.
+/// Evenly selected points, including the first and the last.
 pub(super) fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     if points.len() <= MOST_POINTS {
         return points.to_vec();

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::scene::{Anchor, COLOURS, Colour, Direction, FRAME, GRID, INK, Label, Scene, Shape};
 
-/// The whole file.
+/// The complete file.
 pub(super) fn write(scene: &Scene) -> String {
     let Scene { width, height, shapes } = scene;
     let mut svg = format!(
@@ -17,8 +17,8 @@ pub(super) fn write(scene: &Scene) -> String {
     svg
 }
 
-/// An element for a page of HTML: as wide as its place, transparent, in the colours of the page's variables `--ink`, `--frame`,
-/// `--grid` and `--series-1` to `--series-6`. `description` is for those who cannot see it.
+/// An element for an HTML page: as wide as its container, transparent, in the colours of the page's variables `--ink`, `--frame`, `--grid` and
+/// `--series-1` to `--series-6`. `description` is for readers who cannot see it.
 pub(super) fn inline(scene: &Scene, description: &str) -> String {
     let Scene { width, height, shapes } = scene;
     let description = escape(description);
@@ -34,14 +34,14 @@ pub(super) fn inline(scene: &Scene, description: &str) -> String {
 /// How colours are written.
 #[derive(Clone, Copy)]
 enum Palette {
-    /// As they are: the file is on its own.
+    /// Literally: the file stands alone.
     Fixed,
-    /// As variables of the page around, which differ between light and dark.
+    /// As variables of the surrounding page, which differ between light and dark.
     OfPage,
 }
 
 impl Palette {
-    /// An attribute that gives `property` (`fill`, `stroke`) this colour.
+    /// An attribute that sets `property` (`fill`, `stroke`) to this colour.
     fn attribute(self, property: &str, colour: Colour) -> String {
         let variable = match colour {
             INK => Some("ink".to_owned()),
@@ -50,7 +50,7 @@ impl Palette {
             _ => COLOURS.iter().position(|&c| c == colour).map(|index| format!("series-{}", index + 1)),
         };
         match (self, variable) {
-            // Variables are valid in styles; in attributes not every reader resolves them.
+            // Variables are valid in styles; not every viewer resolves them in attributes.
             (Self::OfPage, Some(name)) => format!("style=\"{property}:var(--{name})\""),
             _ => format!("{property}=\"{}\"", hex(colour)),
         }
@@ -129,7 +129,7 @@ fn hex([red, green, blue]: Colour) -> String {
     format!("#{red:02x}{green:02x}{blue:02x}")
 }
 
-/// Text for XML and HTML, in elements and in quoted attributes; characters that XML 1.0 does not allow become U+FFFD.
+/// Escapes text for XML and HTML, in elements and in quoted attributes; characters that XML 1.0 does not allow become U+FFFD.
 pub(in crate::report) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {

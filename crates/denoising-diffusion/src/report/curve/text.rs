@@ -1,4 +1,4 @@
-//! The embedded font: how wide a text is, and the outlines of its glyphs. No kerning, no shaping.
+//! The embedded font: widths of texts, and outlines of glyphs. No kerning, no shaping.
 
 use std::sync::LazyLock;
 
@@ -12,7 +12,7 @@ static FACE: LazyLock<Face<'static>> = LazyLock::new(|| {
     Face::parse(bytes, 0).expect("the embedded font is one that every test parses")
 });
 
-/// The glyph of a character; what the font lacks becomes its box for missing glyphs.
+/// The glyph of a character, or the font's glyph for missing characters.
 fn glyph(character: char) -> GlyphId {
     FACE.glyph_index(character).unwrap_or_default()
 }
@@ -21,12 +21,12 @@ fn advance(glyph: GlyphId) -> f64 {
     f64::from(FACE.glyph_hor_advance(glyph).unwrap_or(0)) / f64::from(FACE.units_per_em())
 }
 
-/// Width of `text` at a font size of `size`, in the unit of `size`.
+/// Width of `text` at font size `size`, in the unit of `size`.
 pub(in crate::report) fn width(text: &str, size: f64) -> f64 {
     text.chars().map(|character| advance(glyph(character))).sum::<f64>() * size
 }
 
-/// Outlines of a label where it stands; `None` when there is nothing to fill (spaces).
+/// The outlines of a label at its position; `None` if there is nothing to fill (spaces).
 pub(super) fn outline(label: &Label) -> Option<Path> {
     let mut outline = Outline(PathBuilder::new());
     let per_unit = (label.size / f64::from(FACE.units_per_em())) as f32;
@@ -37,7 +37,7 @@ pub(super) fn outline(label: &Label) -> Option<Path> {
         let glyph = glyph(character);
         outline.0.clear();
         FACE.outline_glyph(glyph, &mut outline);
-        // Font units point up; the picture's y points down.
+        // The y axis of fonts points up; that of the picture points down.
         let place = match label.direction {
             Direction::Right => Transform::from_row(per_unit, 0.0, 0.0, -per_unit, (x + pen) as f32, y as f32),
             Direction::Up => Transform::from_row(0.0, -per_unit, -per_unit, 0.0, x as f32, (y - pen) as f32),

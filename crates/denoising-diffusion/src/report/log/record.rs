@@ -1,4 +1,4 @@
-//! What the lines of a log hold, and how numbers that are not finite are written.
+//! The records of a log, and how numbers that are not finite are written.
 
 use std::collections::BTreeMap;
 
@@ -12,30 +12,30 @@ pub enum Record {
     Start(StartRecord),
     /// A training step.
     Step(StepRecord),
-    /// The loss on data that is not trained on.
+    /// The loss on held-out data.
     HeldOut(HeldOutRecord),
     /// A step that changed nothing, because something was not finite.
     Skipped(SkipRecord),
     /// Samples were drawn.
     Samples(SamplesRecord),
-    /// Samples of the average were measured.
+    /// Samples drawn with the averaged weights were measured.
     Evaluation(EvaluationRecord),
     /// A checkpoint is about to be written.
     Checkpoint(CheckpointRecord),
 }
 
-/// What a run starts from.
+/// The beginning of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StartRecord {
-    /// 0.
+    /// Always 0.
     pub step: u64,
     /// Version of this library.
     pub version: String,
     /// Seed of all random streams.
     pub seed: u64,
-    /// Trained parameters of the network.
+    /// Number of trained parameters of the network.
     pub parameters: u64,
-    /// Images trained on.
+    /// Number of training images.
     pub images: u64,
     /// The device, in words.
     pub device: String,
@@ -44,7 +44,7 @@ pub struct StartRecord {
 /// A training step that changed the weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
-    /// Steps done, this one included.
+    /// Number of steps so far, including this one.
     pub step: u64,
     /// Training loss, averaged over the step's images.
     #[serde(with = "number")]
@@ -55,7 +55,7 @@ pub struct StepRecord {
     /// Learning rate of this step.
     #[serde(with = "number")]
     pub lr: f64,
-    /// Decay that the EMA used.
+    /// Decay of the moving average in this step.
     #[serde(with = "number")]
     pub ema_decay: f64,
     /// Images trained on per second of wall-clock time; differs between runs.
@@ -63,7 +63,7 @@ pub struct StepRecord {
     pub images_per_s: f64,
 }
 
-/// The loss on data that is not trained on.
+/// The loss on held-out data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HeldOutRecord {
     /// Steps done.
@@ -76,12 +76,12 @@ pub struct HeldOutRecord {
     pub held_out_loss_by_quarter: [f64; 4],
 }
 
-/// A step that changed neither weights nor optimizer nor EMA.
+/// A step that changed neither weights nor optimizer nor average.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SkipRecord {
-    /// Number of the step that was skipped.
+    /// Number of the skipped step.
     pub step: u64,
-    /// Steps skipped in this run so far, this one included.
+    /// Number of steps skipped in this run so far, including this one.
     pub skipped: u64,
     /// Name of the first tensor with a value that is not finite.
     pub tensor: String,
@@ -89,47 +89,47 @@ pub struct SkipRecord {
     pub reason: SkipReason,
 }
 
-/// What was not finite in a step that was skipped.
+/// What was not finite in a skipped step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SkipReason {
     /// The loss.
     NonFiniteLoss,
-    /// The loss was finite, a gradient was not.
+    /// A gradient, while the loss was finite.
     NonFiniteGradient,
 }
 
-/// Samples that were drawn during training.
+/// Samples drawn during training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SamplesRecord {
     /// Steps done.
     pub step: u64,
     /// Number of images.
     pub count: u64,
-    /// The grid, relative to the run's folder.
+    /// Path of the grid, relative to the run folder.
     pub file: String,
 }
 
-/// Numbers about the average and its samples.
+/// Measurements of the averaged weights and their samples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvaluationRecord {
     /// Steps done.
     pub step: u64,
-    /// Samples that were drawn for it.
+    /// Number of samples drawn for it.
     pub samples: u64,
-    /// Samples that the configuration asked for.
+    /// Number of samples in the configuration.
     #[serde(default)]
     pub asked: u64,
     /// The configuration's time budget, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget_s: Option<f64>,
-    /// By name.
+    /// Measured values by name.
     #[serde(with = "number::by_name")]
     pub values: BTreeMap<String, f64>,
-    /// Of those that have one.
+    /// Standard errors, of the values that have one.
     #[serde(with = "number::by_name")]
     pub standard_errors: BTreeMap<String, f64>,
-    /// Time that it took; differs between runs.
+    /// Time taken; differs between runs.
     pub seconds: f64,
 }
 
@@ -138,11 +138,11 @@ pub struct EvaluationRecord {
 pub struct CheckpointRecord {
     /// Steps done.
     pub step: u64,
-    /// Its folder, relative to the run's.
+    /// Path of its folder, relative to the run folder.
     pub folder: String,
 }
 
-/// `#[serde(with = "number")]`: an `f64` as a JSON number, or as `"NaN"`, `"inf"`, `"-inf"`.
+/// `#[serde(with = "number")]`: an `f64` as a JSON number, or as `"NaN"`, `"inf"` or `"-inf"`.
 pub mod number {
     use std::collections::BTreeMap;
 
@@ -197,7 +197,7 @@ pub mod number {
         }
     }
 
-    /// `#[serde(with = "number::by_name")]`: the same for numbers with names.
+    /// `#[serde(with = "number::by_name")]`: the same for named numbers.
     pub mod by_name {
         use super::{BTreeMap, Deserialize, Deserializer, Number, Serialize, Serializer};
 

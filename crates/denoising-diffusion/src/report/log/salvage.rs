@@ -1,4 +1,4 @@
-//! What can be had of a log with lines that are no records: those that are, and the file as it was, under another name.
+//! Recovers a log with damaged lines: the readable records are kept, and the original file is renamed.
 
 use std::path::{Path, PathBuf};
 
@@ -8,11 +8,11 @@ use super::{ReportError, RunLog, parse_line};
 use crate::atomic_file::write_atomically;
 
 impl RunLog {
-    /// Opens a log that [`open_for_resume`](Self::open_for_resume) refuses because of some lines: without them, with the records of steps up to
-    /// `step`. Also returns where the log as it was lies now.
+    /// Opens a log that [`open_for_resume`](Self::open_for_resume) refuses because of damaged lines: without these, and with the records of steps up
+    /// to `step`. Also returns the new path of the original.
     ///
     /// # Errors
-    /// What the file system refuses.
+    /// A file cannot be read, renamed or written.
     pub fn salvage(path: impl AsRef<Path>, step: u64) -> Result<(Self, PathBuf), ReportError> {
         let path = path.as_ref();
         let lines = lines_with_records(path)?;
@@ -25,7 +25,7 @@ impl RunLog {
     }
 }
 
-/// The records of a log, whatever else is in it.
+/// The readable records of a log.
 ///
 /// # Errors
 /// The file cannot be read.
@@ -33,10 +33,10 @@ pub fn readable(path: impl AsRef<Path>) -> Result<Vec<Value>, ReportError> {
     Ok(lines_with_records(path.as_ref())?.into_iter().map(|(_, value, _)| value).collect())
 }
 
-/// Gives a damaged log another name, and tells it.
+/// Renames a damaged log and returns its new path.
 ///
 /// # Errors
-/// What the file system refuses.
+/// The file cannot be renamed.
 pub fn put_aside(path: impl AsRef<Path>) -> Result<PathBuf, ReportError> {
     let path = path.as_ref();
     let free = free_name(path);

@@ -1,4 +1,4 @@
-//! An evaluation with everything in it, and one with nothing, for tests.
+//! Two evaluations for tests: one with everything in it, and one with nothing.
 
 use crate::eval::result::{
     Better, BitsPerDim, Evaluation, Extractor, JudgedOn, LossByTime, Measurement, Neighbours, Pair, Provenance,

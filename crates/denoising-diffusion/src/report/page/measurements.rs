@@ -1,4 +1,4 @@
-//! The table of measurements, each with what a reader must know right below it.
+//! The table of measurements, with the necessary notes right below each.
 
 use super::super::curve::escape;
 use super::super::figures::{Figure, thousands};
@@ -21,7 +21,7 @@ pub(super) fn section(measurements: &[Measurement]) -> String {
     parts::section("measurements", "Measurements", &table)
 }
 
-/// A body of its own for each measurement, so that its notes are not parted from it on paper.
+/// A table body for each measurement, so that printing does not separate its notes from it.
 fn row(measurement: &Measurement) -> String {
     let Measurement { name, value, standard_error, better, n_generated, n_real, notes } = measurement;
     let Figure { value, error } = Figure::new(*value, *standard_error);

@@ -1,8 +1,8 @@
-//! Pieces of HTML that several sections use. Arguments called `text` are escaped here, those called `html` are not.
+//! HTML parts that several sections use. Arguments called `text` are escaped here; those called `html` are not.
 
 use super::super::curve::escape;
 
-/// A section with a heading, or nothing where `html` is empty.
+/// A section with a heading, or nothing if `html` is empty.
 pub(super) fn section(id: &str, heading: &str, html: &str) -> String {
     if html.is_empty() {
         return String::new();
@@ -11,7 +11,7 @@ pub(super) fn section(id: &str, heading: &str, html: &str) -> String {
     format!("<section aria-labelledby=\"{id}\">\n<h2 id=\"{id}\">{heading}</h2>\n{html}</section>\n")
 }
 
-/// A table in a container of its own to scroll in. The first cell of a row is its heading.
+/// A table in a container in which it can be scrolled. The first cell of a row is its heading.
 pub(super) fn table(caption: &str, head: &[&str], rows: &[Vec<String>]) -> String {
     let heading = |cell: &&str| format!("<th scope=\"col\">{}</th>", escape(cell));
     let head: String = head.iter().map(heading).collect();
@@ -28,7 +28,7 @@ pub(super) fn table(caption: &str, head: &[&str], rows: &[Vec<String>]) -> Strin
     )
 }
 
-/// Something that is closed until it is asked for.
+/// Something that is collapsed until the reader opens it.
 pub(super) fn details(summary: &str, html: &str) -> String {
     format!("<details><summary>{}</summary>\n{html}</details>\n", escape(summary))
 }
@@ -37,12 +37,12 @@ pub(super) fn paragraph(text: &str) -> String {
     format!("<p>{}</p>\n", unbroken(text))
 }
 
-/// What explains a figure.
+/// An explanation of a figure.
 pub(super) fn aside(text: &str) -> String {
     format!("<p class=\"aside\">{}</p>\n", unbroken(text))
 }
 
-/// Escaped, with no line's end between a number and its percent sign.
+/// Escaped, with no line break between a number and its percent sign.
 fn unbroken(text: &str) -> String {
     escape(text).replace(" %", "\u{a0}%")
 }
@@ -52,13 +52,13 @@ pub(super) fn warning(text: &str) -> String {
     format!("<p class=\"warning\">{}</p>\n", unbroken(text))
 }
 
-/// With a capital at its beginning, for headings.
+/// With a capital first letter, for headings.
 pub(super) fn capitalised(text: &str) -> String {
     let mut rest = text.chars();
     rest.next().map_or_else(String::new, |first| first.to_uppercase().chain(rest).collect())
 }
 
-/// How a metric is called in sentences and headings; names that are not known here stay as they are.
+/// What a metric is called in sentences and headings; unknown names are returned as they are.
 pub(super) fn metric(name: &str) -> &str {
     match name {
         "fid" => "FID",

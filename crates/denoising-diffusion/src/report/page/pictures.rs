@@ -1,4 +1,4 @@
-//! Samples and the closest pairs, inside the page as they were encoded.
+//! Samples and the closest pairs, embedded in the page as encoded pictures.
 
 use data_encoding::BASE64;
 
@@ -44,10 +44,10 @@ fn table(closest: &[Pair]) -> String {
     parts::table("Closest pairs", &["sample", "training image", "distance"], &rows)
 }
 
-/// A picture of which so many pixels are one of the page's.
+/// A picture with `density` pixels per pixel of the page.
 fn figure(png: &[u8], density: u32, alt: &str, caption: &str) -> String {
     let class = if density == 1 { "pixels" } else { "dense" };
-    // With its size known, the page does not jump while it is read.
+    // With the size given, the page does not jump while it loads.
     let size = size(png).map(|[w, h]| format!(" width=\"{}\" height=\"{}\"", w / density, h / density));
     let (size, alt, caption) = (size.unwrap_or_default(), escape(alt), escape(caption));
     let data = BASE64.encode(png);
@@ -58,7 +58,7 @@ fn figure(png: &[u8], density: u32, alt: &str, caption: &str) -> String {
     )
 }
 
-/// Width and height, from the header that every PNG begins with.
+/// Width and height, from the header at the beginning of a PNG.
 fn size(png: &[u8]) -> Option<[u32; 2]> {
     let header = png.strip_prefix(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")?;
     let side = |at: usize| header.get(at..at + 4)?.try_into().ok().map(u32::from_be_bytes);

@@ -1,4 +1,4 @@
-//! Plots inside the page, each with the numbers that it is made of.
+//! Plots in the page, each with the numbers that it shows.
 
 use super::super::curve::{
     Bar, CurveOptions, Interval, Quantiles, Series, Smoothing, YScale, escape, inline_bars, inline_boxes, inline_curve,
@@ -7,14 +7,14 @@ use super::super::figures::{Figure, adding_up, decimals, decimals_for, percent, 
 use super::{History, parts};
 use crate::eval::result::{BitsPerDim, Evaluation, LossByTime, Neighbours};
 
-/// Small enough that the text is legible on a telephone.
+/// Small enough that text is legible on a phone.
 const SIZE: [u32; 2] = [420, 280];
 /// Values that differ by more than this factor are drawn on a logarithmic axis.
 const LOGARITHMIC_FROM: f64 = 20.0;
-/// A Mann-Whitney z below this is pointed out.
+/// A Mann-Whitney z below this is flagged.
 const SUSPICIOUS_Z: f64 = -3.0;
 
-/// Metrics over training steps, a plot each because their units differ.
+/// Metrics over training steps, in a plot each because their units differ.
 pub(super) fn history(history: &[History]) -> String {
     let figures: String = history.iter().filter_map(one_history).collect();
     if figures.is_empty() {
@@ -34,7 +34,7 @@ fn one_history(history: &History) -> Option<String> {
     };
     let intervals: Vec<Interval> = points.iter().filter_map(interval).collect();
     let series = Series { name: String::new(), points: points.iter().map(|&(step, y, _)| (step as f64, y)).collect() };
-    // Shares are compared by difference, distances by ratio.
+    // Fractions are compared by difference, distances by ratio.
     let share = matches!(name.as_str(), "precision" | "recall" | "density" | "coverage");
     let lows = intervals.iter().map(|interval| interval.low);
     let y_scale = if share { YScale::Linear } else { scale_for(series.points.iter().map(|point| point.1).chain(lows)) };
@@ -50,7 +50,7 @@ fn one_history(history: &History) -> Option<String> {
     Some(format!("<div class=\"card\">\n<h3>{}</h3>\n{svg}{numbers}</div>\n", escape(metric)))
 }
 
-/// Loss, variational bound and neighbours beside each other.
+/// Loss, variational bound and neighbours, side by side.
 pub(super) fn cards(evaluation: &Evaluation) -> String {
     let cards = [
         evaluation.loss.as_ref().map(loss),
@@ -170,7 +170,7 @@ fn options(x_label: &str, y_label: &str, y_scale: YScale) -> CurveOptions {
     }
 }
 
-/// Logarithmic where all values are above zero and the small ones would lie on the axis otherwise.
+/// Logarithmic if all values are above zero and the small ones would otherwise lie on the axis.
 fn scale_for(values: impl Iterator<Item = f64>) -> YScale {
     let range = values.filter(|value| value.is_finite()).map(|value| (value, value));
     match range.reduce(|(low, high), (value, _)| (low.min(value), high.max(value))) {

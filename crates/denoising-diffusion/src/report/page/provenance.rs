@@ -1,4 +1,4 @@
-//! What was evaluated, from where the numbers come, and how to get them again.
+//! What was evaluated, where the numbers come from, and how to obtain them again.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::super::progress::words;
 use super::parts;
 use crate::eval::result::{Evaluation, Extractor, Sampling};
 
-/// The heading, and one line of what was evaluated against what.
+/// The heading, and one line on what was compared with what.
 pub(super) fn header(title: &str, evaluation: &Evaluation) -> String {
     let (title, provenance) = (escape(title), &evaluation.provenance);
     let [generated, real] = [&provenance.generated, &provenance.real].map(|name| escape(name));
@@ -31,7 +31,7 @@ pub(super) fn section(evaluation: &Evaluation) -> String {
         list.extractor(extractor);
     }
     list.text("version", &format!("denoising-diffusion {}", evaluation.version));
-    // A clock that gave nonsense is no reason to have no page.
+    // If a clock gave nonsense, the page is still made.
     if let Ok(time) = Duration::try_from_secs_f64(evaluation.seconds) {
         let short = evaluation.seconds < 9.5;
         list.text("time taken", &if short { format!("{} s", significant(evaluation.seconds, 2)) } else { words(time) });
@@ -47,7 +47,7 @@ pub(super) fn command(command: Option<&str>) -> String {
     parts::section("command", "To reproduce this", &html.unwrap_or_default())
 }
 
-/// Names and what they stand for, as HTML.
+/// Names and their values, as HTML.
 #[derive(Default)]
 struct List(String);
 
@@ -61,7 +61,7 @@ impl List {
         self.html(name, &escape(text))
     }
 
-    /// All of it is there and is selected with one click; the style shows the beginning.
+    /// The digest is there in full and is selected with one click; the style shows only its beginning.
     fn digest(&mut self, name: &str, digest: &str) -> &mut Self {
         let digest = escape(digest);
         self.html(name, &format!("<code class=\"digest\" title=\"{digest}\">{digest}</code>"))

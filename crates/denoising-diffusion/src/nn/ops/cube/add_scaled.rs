@@ -1,4 +1,4 @@
-//! `add_scaled`: `a + factor b`, of f32 or narrower values, in f32. (The gradient of `a` is that of the result, and Burn multiplies it for `b`.)
+//! `add_scaled`: `a + factor b` for f32 or narrower values, computed in f32. (The gradient of `a` is that of the result; Burn multiplies it for `b`.)
 
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::ir::ElemType;
@@ -12,14 +12,14 @@ use super::rows::{Rows, vector_width};
 #[derive(CubeLaunch, CubeType)]
 struct Sizes {
     all: u32,
-    /// Per row.
+    /// Vectors per row.
     vectors: u32,
     a: u32,
     b: u32,
     out: u32,
 }
 
-/// A unit per vector.
+/// One unit per vector.
 #[cube(launch)]
 fn kernel<F: Float, N: Size>(
     a: &[Vector<F, N>],
@@ -38,7 +38,7 @@ fn kernel<F: Float, N: Size>(
     }
 }
 
-/// Of tensors of one shape and type.
+/// For tensors of the same shape and type.
 pub(super) fn forward(a: CubeTensor, b: CubeTensor, factor: f32) -> CubeTensor {
     let (a, b) = (Rows::of(a), Rows::of(b));
     let (client, out) = (a.client(), Rows::empty(&a, a.shape(), a.dtype()));

@@ -1,5 +1,5 @@
-//! How large gradients are, and what clipping by the norm of all of them makes of that: a factor, and whether there is to be a step at all. Both
-//! stay on the device, where the sweeps of [`optim`](super::optim) read them, so that nobody has to wait for them. All tensors are flat.
+//! The norm of gradients, and what clipping by it requires: a factor, and whether there is a step at all. Both stay on the device, where the sweeps
+//! of [`optim`](super::optim) read them, so that nobody has to wait for them. All tensors are flat.
 
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::ir::ElemType;
@@ -10,16 +10,16 @@ use super::lanes::{Lanes, cube_count, sum_over_group};
 use super::optim::Launch;
 use super::rows::Rows;
 
-/// Values per unit of [`squares_kernel`], and the most cubes that a tensor has.
+/// Values per unit of [`squares_kernel`], and the largest number of cubes per tensor.
 const VALUES: usize = 32;
 const CUBES: usize = 256;
 
-/// How many sums [`squares`] leaves of so many values.
+/// The number of sums that [`squares`] leaves for this number of values.
 fn parts(values: usize) -> usize {
     values.div_ceil(256 * VALUES).clamp(1, CUBES)
 }
 
-/// Some cubes per tensor, one tensor after the other. `sums`, from place `from` on, has a sum for each.
+/// Several cubes per tensor, one tensor after the other. Each writes a sum into `sums`, from index `from` on.
 #[cube(launch)]
 fn squares_kernel<G: Float, N: Size>(
     g: &Sequence<Box<[Vector<G, N>]>>,
@@ -52,13 +52,13 @@ fn squares_kernel<G: Float, N: Size>(
     }
 }
 
-/// Sums of squares, and which of them are whose.
+/// Sums of squares, and which of them belong to which tensor.
 pub(super) struct Squares {
     pub(super) sums: CubeTensor,
     pub(super) places: Vec<std::ops::Range<usize>>,
 }
 
-/// Sums of the squares of each tensor's values; `None` of no tensors.
+/// Sums of the squares of each tensor's values; `None` if there are no tensors.
 pub(super) fn squares(all: Vec<CubeTensor>) -> Option<Squares> {
     let all: Vec<[Rows; 1]> = all.into_iter().map(|tensor| [Rows::of(tensor)]).collect();
     let client = all.first()?[0].client();
@@ -91,28 +91,28 @@ pub(super) fn squares(all: Vec<CubeTensor>) -> Option<Squares> {
     Some(Squares { sums: sums.tensor(), places })
 }
 
-/// The exponent of f32, all of whose bits are set in infinities and NaN, and in them alone.
+/// The exponent bits of f32, all of which are set in infinities and NaN, and only in these.
 const EXPONENT: u32 = 0x7f80_0000;
 
-/// By the bits: compilers for GPUs may take for granted that there are no such values, and comparisons with them away.
+/// Tests the bits, because compilers for GPUs may assume that there are no such values and remove comparisons with them.
 #[cube]
 fn is_finite(value: f32) -> bool {
     u32::reinterpret(value) & EXPONENT != EXPONENT
 }
 
-/// The factor of gradients, in what [`of`] finds.
+/// The factor of gradients, from the result of [`of`].
 #[cube]
 pub(super) fn grad_scale(clip: &[f32]) -> f32 {
     clip[0]
 }
 
-/// Whether weights, moments and averages stay as they are, in what [`of`] finds.
+/// Whether weights, moments and averages stay unchanged, from the result of [`of`].
 #[cube]
 pub(super) fn is_skipped(clip: &[f32]) -> bool {
     clip[1] != 0.0f32
 }
 
-/// One cube.
+/// Runs as one cube.
 #[cube(launch)]
 fn clip(
     sums: &[f32],
@@ -150,8 +150,8 @@ fn clip(
     }
 }
 
-/// `max_norm / (norm + eps)`, at most 1, where `sums` are those of [`squares`] and the norm that of all gradients; and a value that is not 0
-/// if the norm or a loss is not finite.
+/// `max_norm / (norm + eps)`, at most 1, where `sums` come from [`squares`] and the norm is that of all gradients; and a value that is nonzero if the
+/// norm or a loss is not finite.
 pub(super) fn of(sums: CubeTensor, losses: CubeTensor, max_norm: f64, eps: f64) -> CubeTensor {
     let (sums, losses) = (Rows::of(sums), Rows::of(losses));
     let (client, clip) = (sums.client(), Rows::dense(&sums, [1, 2]));

@@ -1,5 +1,5 @@
-//! Sums over rows, column by column, in two steps: a kernel leaves one row of sums per cube (how many cubes, the shape decides: see
-//! [`Chunks`]), and [`sum_columns`] adds those. Without atomics: the order of additions is the same in every run.
+//! Sums over rows, column by column, in two steps: a kernel leaves one row of sums per cube (the shape determines the number of cubes: see
+//! [`Chunks`]), and [`sum_columns`] adds those. No atomics, so the order of additions is the same in every run.
 
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::ir::ElemType;
@@ -12,20 +12,20 @@ use super::rows::{Rows, vector_width};
 /// Enough cubes for any GPU; each leaves a row of sums.
 const CUBES: usize = 1024;
 
-/// How the rows of images are shared out to cubes: none has rows of two images.
+/// How the rows of images are distributed to cubes. No cube has rows of two images.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Chunks {
     images: usize,
-    /// Rows of an image.
+    /// Rows per image.
     pub(super) rows: usize,
-    /// Cubes of an image.
+    /// Cubes per image.
     pub(super) per_image: usize,
-    /// Rows of each of a cube's groups.
+    /// Rows per group of a cube.
     pub(super) rows_per_group: usize,
 }
 
 impl Chunks {
-    /// For cubes of so many groups.
+    /// For cubes with this number of groups.
     pub(super) fn new(images: usize, rows: usize, groups: usize) -> Self {
         let rows_per_group = (images * rows).div_ceil(CUBES).div_ceil(groups).min(rows.div_ceil(groups));
         Self { images, rows, per_image: rows.div_ceil(rows_per_group * groups), rows_per_group }
@@ -35,7 +35,7 @@ impl Chunks {
         self.images * self.per_image
     }
 
-    /// A row of sums per cube, nothing in them yet.
+    /// A row of sums per cube, not yet filled.
     pub(super) fn empty(&self, like: &Rows, columns: usize) -> Rows {
         Rows::dense(like, [self.cubes(), columns])
     }
@@ -46,16 +46,16 @@ impl Chunks {
 struct Sizes {
     images: u32,
     rows_per_image: u32,
-    /// Columns that are summed, and blocks of them.
+    /// Number of columns that are summed, and of blocks of them.
     vectors: u32,
     blocks: u32,
-    /// The first of them.
+    /// The first of these columns.
     from: u32,
     parts: u32,
     sums: u32,
 }
 
-/// A cube per image and block of columns, as many vectors of them as a group has units.
+/// One cube per image and block of columns; a block has as many vectors as a group has units.
 #[cube(launch)]
 fn sum_kernel<T: Float, N: Size>(
     parts: &[Vector<f32, N>],
@@ -84,13 +84,13 @@ fn sum_kernel<T: Float, N: Size>(
     }
 }
 
-/// A tensor like `like [images, n]` or, for one image, `[n]`: sums over each image's rows of `parts [images * rows, columns]`, of its `n` columns
-/// after the first `from`.
+/// A tensor like `like [images, n]` or, for one image, `[n]`: the sums over each image's rows of `parts [images * rows, columns]`, for the `n`
+/// columns starting at `from`.
 pub(super) fn sum_columns(parts: &Rows, from: usize, images: usize, like: &Rows) -> CubeTensor {
     sum_columns_into(parts, from, images, Rows::empty(like, like.shape(), like.dtype()))
 }
 
-/// The same in the place of `sums`.
+/// The same, written to `sums`.
 pub(super) fn sum_columns_into(parts: &Rows, from: usize, images: usize, sums: Rows) -> CubeTensor {
     let client = parts.client();
     let width = vector_width(&[from, sums.len], &[parts, &sums]);
@@ -124,18 +124,19 @@ pub(super) fn sum_columns_into(parts: &Rows, from: usize, images: usize, sums: R
 #[derive(CubeLaunch, CubeType)]
 struct KindSizes {
     rows: u32,
-    /// Images whose sums are asked for.
+    /// Number of images for which sums are needed.
     images: u32,
     rows_per_image: u32,
-    /// Of one kind.
+    /// Vectors of one kind of columns.
     vectors: u32,
-    /// Blocks of two kinds' columns.
+    /// Number of blocks of the columns of two kinds.
     blocks: u32,
     parts: u32,
     per_image: u32,
 }
 
-/// Two kinds of columns over all rows, a cube per block of them; then two more over the rows of each image, a cube per image and block.
+/// Two kinds of columns are summed over all rows, with a cube per block of them; then two more over the rows of each image, with a cube per image and
+/// block.
 #[cube(launch)]
 fn kinds_kernel<T: Float, U: Float, V: Float, N: Size>(
     parts: &[Vector<f32, N>],
@@ -176,8 +177,9 @@ fn kinds_kernel<T: Float, U: Float, V: Float, N: Size>(
     }
 }
 
-/// Of `parts [images * rows, kinds * c]` the sums of the first and of the second `c` columns, like `first` and `second` `[c]`, over all rows; and, where
-/// it is given, those of the next two over each image's rows, like `per_image [images, 2 c]`. The last result means nothing where it is not.
+/// From `parts [images * rows, kinds * c]`: the sums over all rows of the first and of the second `c` columns, like `first` and `second` `[c]`; and,
+/// if `per_image` is given, the sums over each image's rows of the next two, like `per_image [images, 2 c]`. Without it, the last result is
+/// meaningless.
 pub(super) fn sum_columns_of_kinds(
     parts: &Rows,
     first: &Rows,
@@ -188,7 +190,7 @@ pub(super) fn sum_columns_of_kinds(
     let [sums_of_first, sums_of_second] = [first, second].map(|like| Rows::empty(like, like.shape(), like.dtype()));
     let sums_per_image = match per_image {
         Some(like) => Rows::empty(like, like.shape(), like.dtype()),
-        // Something must be handed over; nothing is written to it.
+        // Something must be passed; nothing is written to it.
         None => Rows::empty(second, second.shape(), second.dtype()),
     };
     let width = vector_width(&[first.len], &[parts, &sums_of_first, &sums_of_second, &sums_per_image]);
@@ -224,14 +226,14 @@ pub(super) fn sum_columns_of_kinds(
 #[derive(CubeLaunch, CubeType)]
 struct PartSizes {
     rows: u32,
-    /// Per row.
+    /// Vectors per row.
     vectors: u32,
     rows_per_group: u32,
     x: u32,
     cubes: u32,
 }
 
-/// A cube per chunk of rows, whose sums it leaves in a row of `parts`.
+/// One cube per chunk of rows, whose sums it leaves in a row of `parts`.
 #[cube(launch)]
 fn parts_kernel<F: Float, N: Size>(
     x: &[Vector<F, N>],

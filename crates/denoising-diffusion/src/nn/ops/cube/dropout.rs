@@ -1,5 +1,5 @@
-//! `dropout`: values times a mask that is a function of a key and of a value's place (`denoising_diffusion_kernels::dropout`, whose numbers these are), so
-//! that the backward pass is the same launch. The key is read from the device's memory: a recording draws anew each time that it is replayed.
+//! `dropout`: values times a mask that is a function of a key and of a value's position (with the numbers of `denoising_diffusion_kernels::dropout`),
+//! so that the backward pass is the same launch. The key is read from the device's memory, so each replay of a recording draws a new mask.
 
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::ir::ElemType;
@@ -14,19 +14,19 @@ use super::rows::{Rows, vector_width};
 #[derive(CubeLaunch, CubeType)]
 struct Sizes {
     all: u32,
-    /// Per row.
+    /// Vectors per row.
     vectors: u32,
     x: u32,
     out: u32,
-    /// Which draw, in two words.
+    /// The number of the draw, in two words.
     draw_low: u32,
     draw_high: u32,
-    /// Words below this drop their value; what is left is multiplied.
+    /// A value whose word is below this is dropped; the others are multiplied.
     threshold: u32,
     scale: f32,
 }
 
-/// The random words of a counter.
+/// The random words for one counter.
 #[derive(CubeType)]
 struct Words {
     a: u32,
@@ -35,7 +35,7 @@ struct Words {
     d: u32,
 }
 
-/// Philox4x32-10 of the counter `[number, 0, draw]`. `key`: two words in four parts of 16 bits, the lower first.
+/// Philox4x32-10 for the counter `[number, 0, draw]`. `key`: two words in four parts of 16 bits, lower part first.
 #[cube]
 fn philox(number: u32, draw_low: u32, draw_high: u32, key: &[f32]) -> Words {
     let mut a = number;
@@ -60,7 +60,7 @@ fn philox(number: u32, draw_low: u32, draw_high: u32, key: &[f32]) -> Words {
     Words { a, b, c, d }
 }
 
-/// A unit per vector, all of whose values belong to one counter.
+/// One unit per vector; all values of a vector belong to one counter.
 #[cube(launch)]
 fn kernel<F: Float, N: Size>(
     x: &[Vector<F, N>],
@@ -88,11 +88,11 @@ fn kernel<F: Float, N: Size>(
     }
 }
 
-/// `x` of any rank times the mask of the key on the device, `[4]`, and not of the one in `mask`.
+/// `x` of any rank times the mask; the key is `[4]` on the device, not the one in `mask`.
 pub(super) fn dropout(x: CubeTensor, key: CubeTensor, mask: Mask) -> CubeTensor {
     let (x, key) = (Rows::of(x), Rows::of(key));
     let (client, y) = (x.client(), Rows::empty(&x, x.shape(), x.dtype()));
-    // Not more than a counter has words.
+    // At most the number of words of a counter.
     let width = vector_width(&[x.len, 4], &[&x, &y]);
     let vectors = x.len / width;
     let units = x.count() * vectors;

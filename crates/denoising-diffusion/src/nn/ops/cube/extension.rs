@@ -1,4 +1,4 @@
-//! What layers call, with gradients, as a Burn backend extension. The passes that it is made of are in [`passes`](super::passes).
+//! The operations that layers call, with gradients, as a Burn backend extension. The passes that they consist of are in [`passes`](super::passes).
 
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::FloatTensor;

@@ -1,5 +1,5 @@
-//! `gated_add`: `residual + x gate`; and `gated_silu`: `silu(x gate)`. Their gradients, with `du = dy` or `du = dy silu'(x gate)`: that of `x` is `du gate`, that
-//! of the gate the sum of `du x` over an image's rows. (The residual's is `dy` itself.)
+//! `gated_add`: `residual + x gate`; and `gated_silu`: `silu(x gate)`. Gradients, with `du = dy` or `du = dy silu'(x gate)`: for `x` it is `du gate`,
+//! for the gate the sum of `du x` over an image's rows. (For the residual it is `dy` itself.)
 
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::ir::ElemType;
@@ -15,21 +15,21 @@ use super::rows::{Rows, vector_width};
 #[derive(CubeLaunch, CubeType)]
 struct Sizes {
     rows_per_image: u32,
-    /// Per row.
+    /// Vectors per row.
     vectors: u32,
-    /// How many cubes an image has, and how many rows each of their groups takes, at most.
+    /// Number of cubes per image, and the largest number of rows per group.
     chunks: u32,
     rows_per_group: u32,
     cubes: u32,
     x: u32,
     gate: u32,
-    /// Of the residual, or of the result's gradient.
+    /// Pitch of the residual, or of the result's gradient.
     other: u32,
-    /// Of the result, or of the gradient of `x`.
+    /// Pitch of the result, or of the gradient of `x`.
     out: u32,
 }
 
-/// A cube per chunk of an image's rows.
+/// One cube per chunk of an image's rows.
 #[cube(launch)]
 fn forward_kernel<F: Float, S: Float, N: Size>(
     x: &[Vector<F, N>],
@@ -67,7 +67,7 @@ fn forward_kernel<F: Float, S: Float, N: Size>(
     }
 }
 
-/// A cube per chunk of an image's rows. `sums [cubes, c]` are those of the cube's rows towards the gate's gradient.
+/// One cube per chunk of an image's rows. `sums [cubes, c]` are the contributions of the cube's rows to the gate's gradient.
 #[cube(launch)]
 fn backward_kernel<F: Float, S: Float, N: Size>(
     x: &[Vector<F, N>],
@@ -117,7 +117,7 @@ fn backward_kernel<F: Float, S: Float, N: Size>(
     }
 }
 
-/// What a pass is launched with.
+/// The parameters of a pass's launch.
 struct Plan {
     width: usize,
     lanes: Lanes,

@@ -13,14 +13,14 @@ use super::rows::{Rows, moved_width};
 #[derive(CubeLaunch, CubeType)]
 struct Sizes {
     all: u32,
-    /// Per row, of the parts that are there.
+    /// Vectors per row of the parts that are passed.
     vectors: u32,
-    /// The whole's vector where the first of them goes.
+    /// The position of the first of them in the whole, in vectors.
     from: u32,
     whole: u32,
 }
 
-/// A unit per vector of some parts' rows. `ends` are the columns where parts end, in vectors.
+/// One unit per vector of the parts' rows. `ends` are the columns at which parts end, in vectors.
 #[cube(launch)]
 fn gather_kernel<F: Float, N: Size>(
     parts: &Sequence<Box<[Vector<F, N>]>>,
@@ -46,7 +46,7 @@ fn gather_kernel<F: Float, N: Size>(
     }
 }
 
-/// `[n, c]`, `[n, d]` and so on, of one type and at least one, to `[n, c + d + ..]`.
+/// Concatenates `[n, c]`, `[n, d]` and so on, of one type and at least one, to `[n, c + d + ..]`.
 pub(super) fn gather(parts: Vec<CubeTensor>) -> CubeTensor {
     let parts: Vec<Rows> = parts.into_iter().map(Rows::of).collect();
     let lengths: Vec<usize> = parts.iter().map(|part| part.len).collect();

@@ -1,5 +1,5 @@
-//! `join`: two images side by side along the channels, each multiplied by a number if there are any; and its gradient, the two parts. A launch each, where
-//! Burn's `cat` takes one per part, and another for each part of the gradient.
+//! `join`: concatenates two images along the channels, each multiplied by a number if there are any; and its gradient, the two parts. One launch
+//! each; Burn's `cat` takes one per part, and another for each part of the gradient.
 
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::ir::ElemType;
@@ -13,7 +13,7 @@ use super::rows::{Rows, moved_width, vector_width};
 #[derive(CubeLaunch, CubeType)]
 struct Sizes {
     all: u32,
-    /// Per row of the first part, and of the second.
+    /// Vectors per row of the first part, and of the second.
     first_vectors: u32,
     second_vectors: u32,
     first: u32,
@@ -23,7 +23,7 @@ struct Sizes {
     second_factor: f32,
 }
 
-/// Where a unit's vector is in the whole, in the part that it belongs to, and whether that is the first.
+/// The position of a unit's vector in the whole and in its part, and whether that is the first.
 #[derive(CubeType)]
 struct Place {
     whole: usize,
@@ -43,7 +43,7 @@ fn place(sizes: &Sizes) -> Place {
     Place { whole: row * sizes.whole as usize + i, part: select(in_first, of_first, of_second), in_first }
 }
 
-/// `value factor` in f32; without a factor `value` as it is.
+/// `value factor` in f32; without factors, `value` unchanged.
 #[cube]
 fn scaled<F: Float, N: Size>(value: Vector<F, N>, factor: f32, #[comptime] with_factors: bool) -> Vector<F, N> {
     if comptime!(with_factors) {
@@ -53,7 +53,7 @@ fn scaled<F: Float, N: Size>(value: Vector<F, N>, factor: f32, #[comptime] with_
     }
 }
 
-/// A unit per vector.
+/// One unit per vector.
 #[cube(launch)]
 fn join_kernel<F: Float, N: Size>(
     first: &[Vector<F, N>],
@@ -73,7 +73,7 @@ fn join_kernel<F: Float, N: Size>(
     }
 }
 
-/// A unit per vector.
+/// One unit per vector.
 #[cube(launch)]
 fn split_kernel<F: Float, N: Size>(
     whole: &[Vector<F, N>],
@@ -93,7 +93,7 @@ fn split_kernel<F: Float, N: Size>(
     }
 }
 
-/// What a kernel is launched with.
+/// The parameters of a launch.
 struct Plan {
     cubes: CubeCount,
     cube_dim: CubeDim,
@@ -145,7 +145,7 @@ pub(super) fn join(first: CubeTensor, second: CubeTensor, factors: Option<[f32; 
     whole.tensor()
 }
 
-/// The first `c` channels and the others, multiplied as they were.
+/// The first `c` channels and the others, multiplied by the same numbers.
 pub(super) fn split(whole: CubeTensor, c: usize, factors: Option<[f32; 2]>) -> (CubeTensor, CubeTensor) {
     let whole = Rows::of(whole);
     let part = |channels: usize| {

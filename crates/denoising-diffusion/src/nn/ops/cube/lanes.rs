@@ -1,26 +1,26 @@
-//! How the units of a cube (CUDA: the threads of a block) share rows: a group of units takes a row, each unit of it every n-th vector; and
-//! sums and maxima over a group and over all groups, in an order that the shape alone decides.
+//! How the units of a cube (CUDA: the threads of a block) share rows: each group of units takes a row, and each of its units takes every n-th vector;
+//! and sums and maxima over a group and over all groups, in an order that depends only on the shape.
 
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::client::Client;
 use burn_cubecl::cubecl::ir::features::Plane;
 use burn_cubecl::cubecl::prelude::*;
 
-/// Units per cube, where the device takes that many.
+/// Units per cube, if the device allows that many.
 const UNITS: usize = 256;
-/// Planes (CUDA: warps) smaller than this are not worth an own way of adding.
+/// For planes (CUDA: warps) smaller than this, a special way of adding does not pay.
 const SMALLEST_PLANE: u32 = 16;
 
-/// Part of what a kernel is compiled for.
+/// Compile-time parameters of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Lanes {
     /// Units per group, a power of two.
     pub(super) units: usize,
     /// Groups per cube, a power of two.
     pub(super) groups: usize,
-    /// Vectors per unit, at most; a unit keeps them in registers.
+    /// The largest number of vectors per unit, which keeps them in registers.
     pub(super) vectors: usize,
-    /// Whether a group lies within a plane, whose units read each other's registers. Else sums go through shared memory.
+    /// Whether a group lies within a plane, whose units can read each other's registers. Otherwise sums go through shared memory.
     pub(super) in_plane: bool,
 }
 
@@ -40,8 +40,8 @@ impl Lanes {
         Self { units: group, groups: units / group, vectors: 1, in_plane }
     }
 
-    /// For sums over so many rows, column by column. Where there are many rows a group has up to four vectors of one: with few columns and more of
-    /// them to a group, a handful of cubes would read one row after the other. Where there are few rows it has more, so that each group has a row.
+    /// For sums over this number of rows, column by column. With many rows, a group takes up to four vectors of a row: if it took more, there would
+    /// be only a handful of cubes for few columns, each reading one row after the other. With few rows it takes more, so that each group has a row.
     pub(super) fn columns(client: &Client, vectors: usize, rows: usize) -> Self {
         let most = most_units(client);
         let groups = rows.next_power_of_two().min(most);
@@ -60,13 +60,13 @@ impl Lanes {
         CubeDim::new_1d((self.units * self.groups) as u32)
     }
 
-    /// Whether loops over a unit's vectors are written out, so that what is kept is kept in registers.
+    /// Whether loops over a unit's vectors are unrolled, so that the vectors stay in registers.
     pub(super) fn unrolled(self) -> bool {
         self.vectors <= 8
     }
 }
 
-/// The units of a plane, where their number is fixed and they can read each other's registers.
+/// Number of units per plane, if it is fixed and they can read each other's registers.
 fn plane(client: &Client) -> Option<usize> {
     let properties = client.properties();
     let (least, most) = (properties.hardware.plane_size_min, properties.hardware.plane_size_max);
@@ -74,36 +74,36 @@ fn plane(client: &Client) -> Option<usize> {
     (usable && properties.features.plane.contains(Plane::Ops)).then_some(most as usize)
 }
 
-/// Units per cube, a power of two. The CPU runtime takes as many as it has cores.
+/// The largest number of units per cube, a power of two. The CPU runtime takes as many as it has cores.
 fn most_units(client: &Client) -> usize {
     1 << UNITS.min(client.properties().hardware.max_units_per_cube as usize).ilog2()
 }
 
-/// `cubes` cubes, in as many dimensions as the device needs for them; perhaps a few more.
+/// At least `cubes` cubes, in as many dimensions as the device needs for them; perhaps a few more.
 pub(super) fn cube_count(client: &Client, cubes: usize) -> CubeCount {
     cubecl::calculate_cube_count_elemwise(client, cubes, CubeDim::new_single())
 }
 
-/// A unit for each of `units` pieces of work.
+/// One unit for each of `units` items of work.
 pub(super) fn one_unit_each(client: &Client, units: usize) -> (CubeCount, CubeDim) {
     let dim = CubeDim::new(client, units);
     (cubecl::calculate_cube_count_elemwise(client, units, dim), dim)
 }
 
-/// What becomes of two values.
+/// How two values are combined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Fold {
     Sum,
     Max,
 }
 
-/// The sum of `value` over the units of this unit's group. All units of the cube must be here; `scratch` has a place for each.
+/// The sum of `value` over the units of this unit's group. All units of the cube must call it; `scratch` has an element for each.
 #[cube]
 pub(super) fn sum_over_group(value: f32, scratch: &mut [f32], #[comptime] lanes: Lanes) -> f32 {
     over_group(value, scratch, Fold::Sum, lanes)
 }
 
-/// The largest `value` of this unit's group; NaN may be passed over. As [`sum_over_group`] otherwise.
+/// The largest `value` in this unit's group; NaN may be ignored. Otherwise like [`sum_over_group`].
 #[cube]
 pub(super) fn max_over_group(value: f32, scratch: &mut [f32], #[comptime] lanes: Lanes) -> f32 {
     over_group(value, scratch, Fold::Max, lanes)
@@ -117,7 +117,7 @@ fn folded(a: f32, b: f32, #[comptime] fold: Fold) -> f32 {
 #[cube]
 fn over_group(value: f32, scratch: &mut [f32], #[comptime] fold: Fold, #[comptime] lanes: Lanes) -> f32 {
     if comptime!(lanes.in_plane) {
-        // Units of a row that have no vector of it come from another branch: nothing but this promises that all are here.
+        // Units that have no vector of the row come from another branch: only this guarantees that all have arrived.
         sync_plane();
         let mut all = value;
         #[unroll]
@@ -144,8 +144,8 @@ fn over_group(value: f32, scratch: &mut [f32], #[comptime] fold: Fold, #[comptim
     }
 }
 
-/// The sum of the values that units at the same place in their groups have, in the first group. All units of the cube must be here;
-/// `scratch` has a place for each.
+/// The sum of the values of units with the same position in their groups, returned in the first group. All units of the cube must call it; `scratch`
+/// has an element for each.
 #[cube]
 pub(super) fn sum_over_groups<N: Size>(
     value: Vector<f32, N>,

@@ -1,8 +1,8 @@
-//! `layer_norm_scaled`: one pass forward, one pass backward and the sums over what its cubes leave; f32 arithmetic whatever the tensors are of.
+//! `layer_norm_scaled`: one pass forward, one pass backward, and the sums over what its cubes leave; arithmetic is f32, whatever the tensors' type.
 //!
 //! With `v = (x - mean) / sqrt(variance + 1e-6)` over the channels, the result is `v (scale + 1) + shift`. Backward, with `dv = dy (scale + 1)`:
-//! `dx = (dv - mean(dv) - v mean(dv v)) / sqrt(variance + 1e-6)`, `dscale = sum(dy v)` and `dshift = sum(dy)` over an image's rows. Mean
-//! and variance are computed again for that: the row is read anyway.
+//! `dx = (dv - mean(dv) - v mean(dv v)) / sqrt(variance + 1e-6)`, `dscale = sum(dy v)` and `dshift = sum(dy)` over an image's rows. Mean and variance
+//! are computed again for that, because the row is read anyway.
 
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::ir::ElemType;
@@ -19,22 +19,22 @@ const EPS: f32 = 1e-6;
 #[derive(CubeLaunch, CubeType)]
 struct Sizes {
     rows_per_image: u32,
-    /// Per row.
+    /// Vectors per row.
     vectors: u32,
-    /// How many cubes an image has, and how many rows each of their groups takes, at most.
+    /// Number of cubes per image, and the largest number of rows per group.
     chunks: u32,
     rows_per_group: u32,
     cubes: u32,
     x: u32,
-    /// Of the forward pass's result, or of the gradient of `x`.
+    /// Pitch of the forward pass's result, or of the gradient of `x`.
     out: u32,
-    /// Of the result's gradient.
+    /// Pitch of the result's gradient.
     dy: u32,
     scale_shift: u32,
     inverse_c: f32,
 }
 
-/// Fills `values` with this unit's part of a row, its mean taken away, and gives one over its standard deviation.
+/// Fills `values` with this unit's part of a row, minus the row's mean, and returns one over its standard deviation.
 #[cube]
 fn centre<F: Float, N: Size>(
     x: &[Vector<F, N>],
@@ -70,7 +70,7 @@ fn centre<F: Float, N: Size>(
     1.0f32 / (sum_over_group(squares, scratch, lanes) * sizes.inverse_c + EPS).sqrt()
 }
 
-/// A group of units per row.
+/// One group of units per row.
 #[cube(launch)]
 fn forward_kernel<F: Float, S: Float, N: Size>(
     x: &[Vector<F, N>],
@@ -100,7 +100,7 @@ fn forward_kernel<F: Float, S: Float, N: Size>(
     }
 }
 
-/// A cube per chunk of an image's rows. `sums [cubes, 2 c]` are those of the cube's rows towards the gradients of scale and shift.
+/// One cube per chunk of an image's rows. `sums [cubes, 2 c]` are the contributions of the cube's rows to the gradients of scale and shift.
 #[cube(launch)]
 fn backward_kernel<F: Float, S: Float, N: Size>(
     x: &[Vector<F, N>],
@@ -175,7 +175,7 @@ fn backward_kernel<F: Float, S: Float, N: Size>(
     }
 }
 
-/// What both passes are launched with.
+/// The parameters of both passes' launches.
 struct Plan {
     width: usize,
     lanes: Lanes,

@@ -1,5 +1,5 @@
-//! Several linear layers of one input, as one matrix product: their weights are gathered into one matrix, and the result is taken apart into its
-//! columns. Both are operations with a backward pass of their own, as Burn's take a launch for each part, and more backward.
+//! Several linear layers with the same input, as one matrix product: their weights are gathered into one matrix, and the columns of the result are
+//! separated again. Both are operations with their own backward pass, because Burn's take a launch per part, and more in the backward pass.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,13 +18,13 @@ use super::gather::gather;
 type Primitive = FloatTensor<Cube>;
 type Tracked = FloatTensor<Autodiff<Cube>>;
 
-/// Most layers at once.
+/// The largest number of layers at once.
 const LAYERS: usize = 64;
-/// Most values of all weights: they are copied, and of more the copy's memory matters more than the launches.
+/// The largest number of values of all weights: they are copied, and for more the memory of the copy matters more than the launches.
 const VALUES: usize = 1 << 26;
 
-/// `x weight^T + bias` for each pair of `weight [c_out, c_in]` and `bias [c_out]`; `None` where tensors differ in kind or are too many. `x [b, c_in]` is on a
-/// GPU.
+/// `x weight^T + bias` for each pair of `weight [c_out, c_in]` and `bias [c_out]`; `None` if tensors differ in kind or are too many. `x [b, c_in]` is
+/// on a GPU.
 pub fn linears(x: &Tensor<2>, layers: &[(Tensor<2>, Tensor<1>)]) -> Option<Vec<Tensor<2>>> {
     let kind = (x.is_autodiff(), x.dtype());
     let all_same = layers.iter().all(|(weight, bias)| {
@@ -40,7 +40,7 @@ pub fn linears(x: &Tensor<2>, layers: &[(Tensor<2>, Tensor<1>)]) -> Option<Vec<T
     columns(x.clone().matmul(weight.transpose()) + bias.unsqueeze(), sizes)
 }
 
-/// The values of these tensors, one after the other.
+/// The values of these tensors, concatenated.
 fn gathered<const D: usize>(tensors: Vec<Tensor<D>>) -> Option<Tensor<1>> {
     if tensors.iter().any(Tensor::is_autodiff) {
         let tracked = tensors.into_iter().map(|tensor| tensor.try_into_primitive::<Autodiff<Cube>>().ok());
@@ -50,7 +50,7 @@ fn gathered<const D: usize>(tensors: Vec<Tensor<D>>) -> Option<Tensor<1>> {
     Some(Tensor::from_primitive::<Cube>(in_sequence(plain.collect::<Option<_>>()?)))
 }
 
-/// A matrix's columns, so many at a time.
+/// Splits a matrix by columns, with these numbers of columns.
 fn columns(matrix: Tensor<2>, sizes: Vec<usize>) -> Option<Vec<Tensor<2>>> {
     if matrix.is_autodiff() {
         let parts = split_tracked(matrix.try_into_primitive::<Autodiff<Cube>>().ok()?, sizes);
@@ -70,7 +70,7 @@ fn in_sequence(tensors: Vec<Primitive>) -> Primitive {
     Cube::float_reshape(row, Shape::from([values]))
 }
 
-/// Views where the device's alignment lets them be.
+/// Splits into views if the device's alignment allows that.
 fn split(matrix: &Primitive, sizes: &[usize]) -> Vec<Primitive> {
     let rows = matrix.shape()[0];
     let mut from = 0;
@@ -85,13 +85,13 @@ fn range(from: usize, to: usize) -> Slice {
     Slice::from(from..to)
 }
 
-/// The backward pass of [`in_sequence`], of tensors of these shapes.
+/// The backward pass of [`in_sequence`], for tensors of these shapes.
 #[derive(Clone, Debug)]
 struct Gather;
 
 fn gather_tracked(tensors: Vec<Tracked>) -> Tracked {
     let last = tensors.len() - 1;
-    // The tape wants a number of parents that is known at compile time: the last stands in for those that are not there.
+    // The tape takes a number of parents that is known at compile time: the last one stands in for missing ones.
     let nodes = std::array::from_fn(|i| tensors[i.min(last)].node());
     let tensors: Vec<Primitive> = tensors.into_iter().map(|tensor| tensor.into_primitive()).collect();
     let shapes: Vec<Shape> = tensors.iter().map(TensorMetadata::shape).collect();
@@ -119,8 +119,8 @@ impl Backward<Cube, LAYERS> for Gather {
     }
 }
 
-/// What the parts of a matrix leave for its gradient. Each part is a node that puts its gradient here; the matrix's own node, whose gradient stands
-/// for nothing and is registered by the first part, runs after all of them.
+/// What the parts of a matrix leave for its gradient. Each part is a node that puts its gradient here. The matrix has a node of its own, which runs
+/// after all of them; its own gradient, which the first part registers, has no meaning.
 struct Parts {
     sizes: Vec<usize>,
     gradients: Vec<Option<Primitive>>,
@@ -186,7 +186,7 @@ impl Backward<Cube, 1> for Whole {
         let mut parts = ops.state.lock();
         let sizes = std::mem::take(&mut parts.sizes);
         let gradients = std::mem::take(&mut parts.gradients);
-        // What nothing came of has no part in the result.
+        // A part without a gradient contributes nothing.
         let nothing = |size: usize| {
             let shape = Shape::from([like.shape()[0], size]);
             Cube::float_zeros(shape, &like.device.clone(), like.dtype().into())

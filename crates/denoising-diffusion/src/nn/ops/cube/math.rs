@@ -1,4 +1,4 @@
-//! Functions of vectors of values, in f32.
+//! Functions of vectors, in f32.
 
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
@@ -24,14 +24,14 @@ pub(super) fn silu_slope<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     sigmoid * (one + x * (one - sigmoid))
 }
 
-/// What lies at a place, as f32; zeros where there is nothing.
+/// The value at an index as f32; zeros if there is nothing to read from.
 #[cube]
 pub(super) fn value_or_zero<T: Float, N: Size>(from: &ComptimeOption<&[Vector<T, N>]>, at: usize) -> Vector<f32, N> {
     let value: ComptimeOption<Vector<T, N>> = from.as_ref().map(|values| values[at]);
     Vector::cast_from(value.unwrap_or_default())
 }
 
-/// `sqrt(2 / pi)` and the factor of the cube in GELU's approximation.
+/// `sqrt(2 / pi)`, and the factor of the cube in GELU's approximation.
 const ROOT: f32 = 0.797_884_6;
 const CUBIC: f32 = 0.044_715;
 

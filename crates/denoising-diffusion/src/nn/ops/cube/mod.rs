@@ -1,13 +1,13 @@
-//! Our kernels for GPUs: written in CubeCL's dialect of Rust, which is compiled at run time for whatever the tensors are on (CUDA, ROCm, Metal,
-//! Vulkan, WebGPU, or the CPU as a test device). A kernel has a file; `passes` and `extension` put them behind Burn's backends. What an operation
-//! computes is documented in [`super`]; what is not here runs in plain tensor operations.
+//! Our kernels for GPUs: written in CubeCL's dialect of Rust, which is compiled at run time for the device that holds the tensors (CUDA, ROCm, Metal,
+//! Vulkan, WebGPU, or the CPU as a test device). Each kernel has a file; `passes` and `extension` put them behind Burn's backends. What an operation
+//! computes is documented in [`super`]; operations that are not here run in plain tensor operations.
 //!
 //! A kernel reads each value once per pass where it can, computes in f32 and takes f32, bf16 and f16. None waits for the device or asks it anything:
-//! launches depend on shapes alone, and sums are added in an order that the shape decides.
+//! launches depend on shapes alone, and sums are added in an order that the shape determines.
 
 mod add_scaled;
 mod attention;
-// This module and others without `fusion` take lists of tensors, which Burn's fusion cannot be told of: with it, they are operations of Burn's.
+// This module and the others without `fusion` take lists of tensors, which cannot be described to Burn's fusion: with it, Burn's operations are used.
 #[cfg(not(feature = "fusion"))]
 mod clip;
 mod columns;
@@ -59,7 +59,7 @@ pub fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {
         && matches!(tensor.dtype(), DType::F32 | DType::BF16 | DType::F16)
 }
 
-/// Whether Burn multiplies matrices of f32 with the 11 bits of TF32 on this device: CubeK does with tensor cores that can.
+/// Whether Burn multiplies f32 matrices with the 11 bits of TF32 on this device, as CubeK does on tensor cores that can.
 pub fn multiplies_in_tf32(device: &Device) -> bool {
     match device.clone().inner().as_dispatch() {
         DispatchDevice::Cube(device) => device.client().properties().supports_type(ElemType::Float(FloatKind::TF32)),
@@ -67,10 +67,10 @@ pub fn multiplies_in_tf32(device: &Device) -> bool {
     }
 }
 
-/// Whether Burn's convolutions of `x`, which is not f32, by weights `[c_out, c_in, kh, kw]`, and their gradients, sum in f32. Tensor cores do where they
-/// can (Metal's matrices sum bf16 in bf16), and ought to be the fastest of what its tuner tries where there are channels enough (not seen on
-/// hardware). Its direct kernels, which it takes by itself without a tuner, sum in the type of their data: a gradient of weights is then a sum over all
-/// positions with 8 bits of a mantissa.
+/// Whether Burn's convolutions of `x`, which is not f32, by weights `[c_out, c_in, kh, kw]`, and their gradients, sum in f32. Tensor cores do where
+/// they can (Metal's matrices sum bf16 in bf16), and with enough channels they ought to be the fastest of what its tuner tries (not seen on
+/// hardware). Its direct kernels, which it uses if it has no tuner, sum in the type of their data: then a gradient of weights is a sum over all
+/// positions with 8 bits of mantissa.
 pub fn narrow_convolutions_sum_in_f32(x: &Tensor<4>, [c_out, c_in, ..]: [usize; 4]) -> bool {
     let wide = [c_out, c_in].iter().all(|channels| *channels >= 32 && channels % 8 == 0);
     cfg!(feature = "autotune") && wide && has_matrices_that_sum_in_f32(&x.device(), x.dtype())
@@ -85,7 +85,7 @@ fn has_matrices_that_sum_in_f32(device: &Device, dtype: DType) -> bool {
     matmul.cmma.iter().chain(&matmul.mma).any(|mma| (mma.a_type, mma.b_type, mma.cd_type) == (elem, elem, f32))
 }
 
-/// Whether [`attention`] can take these queries, keys and values of heads of `dim` channels, and is faster than plain operations.
+/// Whether [`attention`] can take these queries, keys and values with heads of `dim` channels, and is faster than plain operations.
 pub fn takes_attention(qkv: &Tensor<4>, dim: usize) -> bool {
     let [_, h, w, _] = qkv.dims();
     match qkv.device().inner().as_dispatch() {
@@ -94,7 +94,7 @@ pub fn takes_attention(qkv: &Tensor<4>, dim: usize) -> bool {
     }
 }
 
-/// Whether [`linear_attention`] can take these queries, keys and values of heads of `dim` channels.
+/// Whether [`linear_attention`] can take these queries, keys and values with heads of `dim` channels.
 pub fn takes_linear_attention(qkv: &Tensor<4>, dim: usize) -> bool {
     match qkv.device().inner().as_dispatch() {
         DispatchDevice::Cube(device) => takes(qkv) && linear_attention::takes(&device.client(), dim),
@@ -120,7 +120,7 @@ fn normed(x: Tensor<4>, g: Tensor<1>, residual: Option<Tensor<4>>, then: Then) -
     }
 }
 
-/// [`rms_norm`], or with `then` [`rms_norm_silu`], of `x + bias`, plus `residual`.
+/// [`rms_norm`] (or, with `then`, [`rms_norm_silu`]) of `x + bias`, plus `residual`.
 pub fn biased_rms_norm(x: Tensor<4>, bias: Tensor<1>, g: Tensor<1>, residual: Tensor<4>, then: Then) -> Tensor<4> {
     let bias = plain::like(&x, bias);
     let (x, bias, g, residual) = (x.into_dispatch(), bias.into_dispatch(), g.into_dispatch(), residual.into_dispatch());
@@ -163,7 +163,7 @@ pub fn add_scaled(a: Tensor<4>, b: Tensor<4>, factor: f64) -> Tensor<4> {
     Tensor::from_dispatch(<Dispatch as CubeOps>::cube_add_scaled(a, b, factor as f32))
 }
 
-/// See [`super::resize_axis`]; of the second axis.
+/// See [`super::resize_axis`]; for the second axis.
 pub fn resize_axis(x: Tensor<4>, resize: AxisResize) -> Tensor<4> {
     Tensor::from_dispatch(<Dispatch as CubeOps>::cube_resize_axis(x.into_dispatch(), resize))
 }
@@ -202,7 +202,7 @@ pub fn linear_attention(qkv: Tensor<4>, mem_kv: Tensor<4>) -> Tensor<4> {
     Tensor::from_dispatch(<Dispatch as CubeOps>::cube_linear_attention(qkv, mem_kv))
 }
 
-/// See [`super::dropout`]; `mask` says all but the key.
+/// See [`super::dropout`]; `mask` has everything but the key.
 pub fn dropout<const D: usize>(x: Tensor<D>, key: DropoutKey, mask: Mask) -> Tensor<D> {
     let DropoutKey::OnDevice(key) = key.on_device(&x.device()) else { unreachable!("it was just put there") };
     let key = if x.device().is_autodiff() { Tensor::from_inner(key) } else { key };

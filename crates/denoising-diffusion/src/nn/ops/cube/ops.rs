@@ -1,4 +1,4 @@
-//! What the tape holds: which passes an operation consists of, and what it keeps from one to the other.
+//! The operations on the tape: which passes each consists of, and what it keeps between them.
 
 use burn::backend::ops::{FloatTensorOps, ModuleOps};
 use burn::backend::tensor::FloatTensor;
@@ -17,7 +17,7 @@ use super::unit_rows::Length;
 type Primitive = FloatTensor<Cube>;
 
 impl Device for Cube {
-    /// Kernels look at strides themselves.
+    /// Kernels handle strides themselves.
     fn ready(tensor: Primitive) -> Primitive {
         tensor
     }
@@ -59,16 +59,17 @@ pub(super) struct AddScaled(pub(super) f32);
 #[derive(Clone, Debug)]
 pub(super) struct Resize(pub(super) AxisResize);
 
-/// `x [b, h, w, c]`, `skip [b, h, w, d]`, of one type; each multiplied, if there are factors.
+/// `x [b, h, w, c]`, `skip [b, h, w, d]`, of one type; each multiplied if there are factors.
 #[derive(Clone, Debug)]
 pub(super) struct Join(pub(super) Option<[f32; 2]>);
 
-/// `x [b, h, w, c_in]`, `weight [c_out, c_in, kh, kw]`. Burn's convolution and its gradient, but for that of the [weight](super::conv_weights).
+/// `x [b, h, w, c_in]`, `weight [c_out, c_in, kh, kw]`. Burn's convolution and gradient, except for the gradient of the
+/// [weight](super::conv_weights).
 #[derive(Clone, Debug)]
 pub(super) struct Conv;
 
-/// The same and `bias [c_out]`, whose gradient is ours, too: Burn copies the gradient of the result to channels first for it, and sums what are then
-/// long rows, few at a time.
+/// The same and `bias [c_out]`, whose gradient is also ours: for it, Burn copies the gradient of the result to channels first, and sums the resulting
+/// long rows, a few at a time.
 #[derive(Clone, Debug)]
 pub(super) struct BiasedConv;
 
@@ -211,7 +212,7 @@ impl Kernel<1, Cube> for Resize {
 }
 
 impl Kernel<2, Cube> for Join {
-    /// Channels of the first.
+    /// Number of channels of the first.
     type Saved = usize;
 
     fn forward(&self, [x, skip]: [Primitive; 2]) -> (Primitive, Self::Saved) {
@@ -256,7 +257,7 @@ fn convolved(x: Primitive, weight: Primitive, bias: Option<Primitive>) -> Primit
     to_nhwc(Cube::conv2d(to_nchw(x), weight, bias, options))
 }
 
-/// The gradients of data and weight.
+/// The gradients of data and weights.
 fn convolved_backward(x: Primitive, weight: Primitive, dy: Primitive, wanted: [bool; 2]) -> [Option<Primitive>; 2] {
     let dx = || {
         let (x, dy, options) = (to_nchw(x.clone()), to_nchw(dy.clone()), options(&weight));

@@ -1,5 +1,5 @@
-//! Passes over parameters that live for the whole run: Adam, forced norms and the moving average. What is written is written in place wherever nobody
-//! else holds the tensor. All tensors are flat, but those whose rows are looked at. A launch takes many tensors: networks have hundreds, most of them small.
+//! Passes over parameters that live for the whole run: Adam, forced norms and the moving average. Results are written in place unless somebody else
+//! holds the tensor. All tensors are flat, except where rows matter. A launch takes many tensors, because networks have hundreds, most of them small.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,12 +16,12 @@ use super::clip::{grad_scale, is_skipped};
 use super::lanes::{Lanes, cube_count, one_unit_each, sum_over_group};
 use super::rows::{Rows, vector_width};
 
-/// Most tensors of each kind per launch: what a kernel does to one is written out for each of them.
+/// The largest number of tensors of each kind per launch: a kernel's code is repeated for each of them.
 const TOGETHER: usize = 16;
-/// Buffers that a kernel has beside its lists: up to four of CubeCL's, and what clipping found.
+/// Buffers of a kernel besides its lists: up to four of CubeCL's, and the result of clipping.
 const OTHER_BUFFERS: u32 = 5;
 
-/// How many lists of `kinds` tensors each a launch takes at most.
+/// The largest number of lists of `kinds` tensors each per launch.
 pub(super) fn most_together(client: &Client, kinds: usize) -> usize {
     let bindings = client.properties().hardware.max_bindings.saturating_sub(OTHER_BUFFERS) as usize;
     (bindings / kinds).clamp(1, TOGETHER)
@@ -29,14 +29,14 @@ pub(super) fn most_together(client: &Client, kinds: usize) -> usize {
 
 /// Tensors that go through a kernel together.
 pub(super) struct Launch {
-    /// Of their vectors.
+    /// Values per vector.
     pub(super) width: usize,
-    /// Where they are in the list of all.
+    /// Their indices in the list of all.
     pub(super) places: Vec<usize>,
 }
 
 impl Launch {
-    /// All of a list whose members are `K` tensors of one length each: by vector width and types, as many at a time as the device binds.
+    /// Divides a list, whose members are `K` tensors of one length each, by vector width and types, with as many at a time as the device can bind.
     pub(super) fn all_of<const K: usize>(client: &Client, list: &[[Rows; K]]) -> Vec<Self> {
         let mut alike = BTreeMap::<_, Vec<usize>>::new();
         for (place, tensors) in list.iter().enumerate().filter(|(_, tensors)| tensors[0].len > 0) {
@@ -52,7 +52,7 @@ impl Launch {
         self.places.iter().map(|&place| of(place)).collect()
     }
 
-    /// Up to which vector of all of the launch's those of each tensor go.
+    /// For each tensor, the end of its vectors among all vectors of the launch.
     fn ends(&self, len: impl Fn(usize) -> usize) -> Vec<u32> {
         let vectors = self.places.iter().map(|&place| (len(place) / self.width) as u32);
         vectors
@@ -64,7 +64,7 @@ impl Launch {
     }
 }
 
-/// [`AdamStep`] as the constants of the sweep, computed in f64 and rounded once; the factor of gradients comes from elsewhere.
+/// [`AdamStep`] as the constants of the sweep, computed in f64 and rounded once; the factor of gradients is passed separately.
 #[derive(CubeLaunch, CubeType)]
 struct Adam {
     beta1: f32,
@@ -112,7 +112,7 @@ fn adam_vector<W: Float, G: Float, N: Size>(
     w[i] = Vector::cast_from(kept - first * Vector::new(step.rate) / root);
 }
 
-/// A unit per vector of all tensors, one tensor after the other.
+/// One unit per vector of all tensors, one tensor after the other.
 #[cube(launch)]
 fn adam_kernel<W: Float, G: Float, N: Size>(
     w: &mut Sequence<Box<[Vector<W, N>]>>,
@@ -140,8 +140,8 @@ fn adam_kernel<W: Float, G: Float, N: Size>(
     }
 }
 
-/// See [`AdamStep`]: of each, weights, first and second moments, gradient to the first three as they are after the step; as they were, if
-/// `clip` (of [`super::clip`]) says so. It also has the factor of the gradients, in place of the step's.
+/// See [`AdamStep`]: from weights, first and second moments and gradient of each to the first three after the step, or to their old values if `clip`
+/// (of [`super::clip`]) says so. `clip` also has the factor of the gradients, which replaces the step's.
 pub(super) fn adam(step: &AdamStep, clip: CubeTensor, all: Vec<[CubeTensor; 4]>) -> Vec<[CubeTensor; 3]> {
     let clip = Rows::of(clip);
     let all: Vec<[Rows; 4]> = all.into_iter().map(|[w, m, v, g]| [owned(w), owned(m), owned(v), Rows::of(g)]).collect();
@@ -184,7 +184,7 @@ fn lerp_vector<A: Float, W: Float, N: Size>(
     average[i] = Vector::cast_from(new);
 }
 
-/// A unit per vector of all tensors, one tensor after the other.
+/// One unit per vector of all tensors, one tensor after the other.
 #[allow(clippy::collapsible_if, reason = "CubeCL's macro takes no chains of conditions")]
 #[cube(launch)]
 fn lerp_kernel<A: Float, W: Float, N: Size>(
@@ -213,7 +213,7 @@ fn lerp_kernel<A: Float, W: Float, N: Size>(
     }
 }
 
-/// `average + weight (w - average)` of each `[average, w]`, `w` itself with a weight of 1; `average`, if there is a `clip` (of [`super::clip`])
+/// `average + weight (w - average)` for each `[average, w]`, and `w` itself with a weight of 1; `average` if there is a `clip` (of [`super::clip`])
 /// that says so.
 pub(super) fn lerp(all: Vec<[CubeTensor; 2]>, weight: f64, clip: Option<CubeTensor>) -> Vec<CubeTensor> {
     let clip = clip.map(Rows::of);
@@ -240,7 +240,7 @@ pub(super) fn lerp(all: Vec<[CubeTensor; 2]>, weight: f64, clip: Option<CubeTens
     all.into_iter().map(|[average, _]| average.tensor()).collect()
 }
 
-/// A cube per row of all tensors, one tensor after the other.
+/// One cube per row of all tensors, one tensor after the other.
 #[cube(launch)]
 fn unit_rows_kernel<W: Float, N: Size>(
     w: &mut Sequence<Box<[Vector<W, N>]>>,
@@ -276,7 +276,7 @@ fn unit_rows_kernel<W: Float, N: Size>(
     }
     let mut scratch = Shared::new_slice(comptime!(lanes.units * lanes.groups));
     let norm = sum_over_group(sum.vector_sum(), &mut scratch, lanes).sqrt();
-    // Not `max`, which would make the floor of NaN.
+    // Not `max`, which would turn NaN into the floor.
     let norm = select(norm < floor, floor, norm);
     let mut first = 0usize;
     #[unroll]
@@ -298,7 +298,7 @@ fn unit_rows_kernel<W: Float, N: Size>(
     }
 }
 
-/// Each row of tensors `[rows, n]` times `sqrt(n) / max(norm, floor)`; as it is, if `clip` (of [`super::clip`]) says so.
+/// Each row of tensors `[rows, n]` times `sqrt(n) / max(norm, floor)`; unchanged if `clip` (of [`super::clip`]) says so.
 pub(super) fn force_unit_rows(all: Vec<CubeTensor>, floor: f64, clip: CubeTensor) -> Vec<CubeTensor> {
     let clip = Rows::of(clip);
     let all: Vec<[Rows; 1]> = all.into_iter().map(|w| [owned(w)]).collect();
@@ -335,7 +335,7 @@ pub(super) fn copied(all: Vec<CubeTensor>) -> Vec<CubeTensor> {
     lerp(all.into_iter().map(Rows::of).map(|rows| [like(&rows, rows.dtype()), rows.tensor()]).collect(), 1.0, None)
 }
 
-/// A flat tensor with nothing in it yet.
+/// A flat tensor that is not yet filled.
 fn like(rows: &Rows, dtype: DType) -> CubeTensor {
     Rows::empty(rows, rows.shape(), dtype).tensor()
 }
@@ -357,12 +357,12 @@ pub(super) fn cast(all: Vec<CubeTensor>, dtype: DType) -> Vec<CubeTensor> {
 
 static MOVES: AtomicU64 = AtomicU64::new(0);
 
-/// How many tensors were not written to where they lay, because somebody else held them.
+/// The number of tensors that were not written in place, because somebody else held them.
 pub(super) fn moves() -> u64 {
     MOVES.load(Ordering::Relaxed)
 }
 
-/// A tensor that may be written to: this one, if nobody else holds it.
+/// A tensor that may be written to: this one if nobody else holds it, otherwise a new one.
 fn owned(tensor: CubeTensor) -> Rows {
     let rows = Rows::of(tensor);
     if rows.can_mut() {

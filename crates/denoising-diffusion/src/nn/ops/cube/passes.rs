@@ -1,5 +1,5 @@
 //! Each pass of the kernels by itself, as the backend runs it (and as `fusion` puts it among the operations that it delays), as a Burn backend
-//! extension. What layers call, with gradients, is in [`extension`](super::extension).
+//! extension. Not here: what layers call, with gradients ([`extension`](super::extension)).
 
 use burn::backend::backend_extension;
 use burn::backend::tensor::FloatTensor;
@@ -15,7 +15,7 @@ use super::{
     add_scaled, attention, columns, conv_weights, dropout, join, layer_norm, linear_attention, pointwise, resize,
 };
 
-/// What the outputs of the kernels look like, for `fusion`.
+/// The shapes of the kernels' outputs, for `fusion`.
 #[cfg(feature = "fusion")]
 mod shapes {
     use burn::backend::fusion::custom::TensorSpec;
@@ -29,14 +29,14 @@ mod shapes {
         (x.clone(), TensorSpec::new([rows].into(), DType::F32))
     }
 
-    /// With the second of four axes `n` long.
+    /// With length `n` along the second of four axes.
     pub(super) fn resized(x: &TensorSpec, n: usize) -> TensorSpec {
         let mut shape = x.shape.clone();
         shape[1] = n;
         TensorSpec::new(shape, x.dtype)
     }
 
-    /// Side by side.
+    /// Concatenated.
     pub(super) fn joined(first: &TensorSpec, second: &TensorSpec) -> TensorSpec {
         let mut shape = first.shape.clone();
         shape[3] += second.shape[3];
@@ -88,7 +88,7 @@ pub trait CubeKernels: burn::backend::Backend {
         then: Then,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// The same with a bias and with scale and shift, after which SiLU follows.
+    /// The same with a bias, and with scale and shift followed by SiLU.
     #[fusion(meta = |x, _bias, _g, _scale_shift| shapes::with_norms(x))]
     fn rms_scaled_forward(
         x: FloatTensor<Self>,

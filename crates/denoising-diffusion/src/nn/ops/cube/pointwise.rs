@@ -10,7 +10,7 @@ use super::lanes::one_unit_each;
 use super::math::{gelu_tanh, gelu_tanh_slope, silu, silu_slope, value_or_zero};
 use super::rows::{Rows, vector_width};
 
-/// Which function; part of what a kernel is compiled for.
+/// The function; a compile-time parameter of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Function {
     Silu,
@@ -30,14 +30,14 @@ impl From<Pointwise> for Function {
 #[derive(CubeLaunch, CubeType)]
 struct Sizes {
     all: u32,
-    /// Per row.
+    /// Vectors per row.
     vectors: u32,
     x: u32,
     dy: u32,
     out: u32,
 }
 
-/// A unit per vector: `f(x)`, or with `backward` `dy f'(x)`.
+/// One unit per vector: `f(x)`, or with `backward` `dy f'(x)`.
 #[cube(launch)]
 fn kernel<F: Float, N: Size>(
     x: &[Vector<F, N>],

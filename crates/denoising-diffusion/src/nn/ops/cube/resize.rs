@@ -1,5 +1,5 @@
-//! `resize_axis`: the second of four axes halved, each pair to its mean, or doubled, by linear interpolation; and the gradients, which are the
-//! transposes. A launch each.
+//! `resize_axis`: the second of four axes halved, by the mean of each pair, or doubled, by linear interpolation; and the gradients, which are the
+//! transposes. One launch each.
 
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::ir::ElemType;
@@ -14,9 +14,9 @@ use super::rows::{Rows, vector_width};
 #[derive(CubeLaunch, CubeType)]
 struct Sizes {
     all: u32,
-    /// Per row.
+    /// Vectors per row.
     vectors: u32,
-    /// Rows behind the axis, which is so long in `from` and in `to`.
+    /// Number of rows after the axis, and the axis's length in `from` and in `to`.
     middle: u32,
     from_n: u32,
     to_n: u32,
@@ -24,7 +24,7 @@ struct Sizes {
     to: u32,
 }
 
-/// Which values a value is made of.
+/// Which values a value is computed from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Rule {
     Halve,
@@ -33,7 +33,7 @@ enum Rule {
     DoubleBackward,
 }
 
-/// A vector of the row at place `i` along the axis.
+/// A vector of the row at index `i` along the axis.
 #[cube]
 fn at<F: Float, N: Size>(
     from: &[Vector<F, N>],
@@ -47,7 +47,7 @@ fn at<F: Float, N: Size>(
     Vector::cast_from(from[row * sizes.from as usize + k])
 }
 
-/// A unit per vector of `to`.
+/// One unit per vector of `to`.
 #[allow(clippy::manual_is_multiple_of, reason = "CubeCL knows no such function")]
 #[cube(launch)]
 fn kernel<F: Float, N: Size>(

@@ -1,5 +1,5 @@
-//! `rms_norm`, `rms_norm_silu` and `rms_norm_scaled_silu`, of what a convolution left without its bias: one pass forward, one pass backward and
-//! the sums over what its cubes leave; f32 arithmetic whatever the tensors are of.
+//! `rms_norm`, `rms_norm_silu` and `rms_norm_scaled_silu`, of a convolution's output without its bias: one pass forward, one pass backward, and the
+//! sums over what its cubes leave; arithmetic is f32, whatever the tensors' type.
 //!
 //! With `a = x + bias`, `n = max(|a|_2, 1e-12)` over the channels, `v = a sqrt(c) / n` and `u = v g (scale + 1) + shift`, the result is `u` or
 //! `silu(u)`, plus a residual. Backward, with `du = dy silu'(u)` and `dv = du g (scale + 1)`: `dx = (dv - v sum(dv v) / c) sqrt(c) / n` over the
@@ -16,7 +16,7 @@ use super::lanes::{Lanes, cube_count, sum_over_group, sum_over_groups};
 use super::math::{silu, silu_slope, value_or_zero};
 use super::rows::{Rows, vector_width};
 
-/// Norms below this count as this.
+/// Lower bound of the norm that is divided by.
 const LEAST_NORM: f32 = 1e-12;
 
 /// Distances and counts; pitches in vectors.
@@ -24,7 +24,7 @@ const LEAST_NORM: f32 = 1e-12;
 struct Sizes {
     rows: u32,
     rows_per_image: u32,
-    /// Per row.
+    /// Vectors per row.
     vectors: u32,
     x: u32,
     y: u32,
@@ -33,7 +33,7 @@ struct Sizes {
     root_c: f32,
 }
 
-/// A group of units per row.
+/// One group of units per row.
 #[cube(launch)]
 fn forward_kernel<F: Float, G: Float, S: Float, N: Size>(
     x: &[Vector<F, N>],
@@ -66,7 +66,7 @@ fn forward_kernel<F: Float, G: Float, S: Float, N: Size>(
         }
     }
     let norm = sum_over_group(sum, &mut scratch, lanes).sqrt();
-    // Not `max`, which would make LEAST_NORM of NaN.
+    // Not `max`, which would turn NaN into LEAST_NORM.
     let norm = select(norm < LEAST_NORM, LEAST_NORM, norm);
     if is_row && lane == 0 {
         norms[row] = norm;
@@ -94,9 +94,9 @@ fn forward_kernel<F: Float, G: Float, S: Float, N: Size>(
 #[derive(CubeLaunch, CubeType)]
 struct GradientSizes {
     rows_per_image: u32,
-    /// Per row.
+    /// Vectors per row.
     vectors: u32,
-    /// How many cubes an image has, and how many rows each of their groups takes, at most.
+    /// Number of cubes per image, and the largest number of rows per group.
     chunks: u32,
     rows_per_group: u32,
     x: u32,
@@ -106,7 +106,7 @@ struct GradientSizes {
     root_c: f32,
 }
 
-/// What a [`backward_kernel`] leaves sums of.
+/// The kinds of sums that a [`backward_kernel`] leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Kinds {
     bias: bool,
@@ -119,7 +119,7 @@ impl Kinds {
     }
 }
 
-/// A cube per chunk of an image's rows. `sums [cubes, kinds * c]` are those of the cube's rows towards the gradients of `g` and, where they are there,
+/// One cube per chunk of an image's rows. `sums [cubes, kinds * c]` are the contributions of the cube's rows to the gradients of `g` and, if present,
 /// of the bias, of scale and of shift.
 #[cube(launch)]
 fn backward_kernel<F: Float, G: Float, S: Float, N: Size>(
@@ -189,7 +189,7 @@ fn backward_kernel<F: Float, G: Float, S: Float, N: Size>(
                 sum += (slope * unit).vector_sum();
             }
         }
-        // A norm that is held at its least value does not change with x.
+        // A norm at its lower bound does not depend on x.
         let along = select(norm > LEAST_NORM, sum_over_group(sum, &mut scratch, lanes), 0.0f32);
         let along = Vector::<f32, N>::new(along);
         #[unroll(lanes.unrolled())]
@@ -237,8 +237,8 @@ pub enum Then {
     Silu,
 }
 
-/// `x [b, h, w, c]`, `bias [c]` of the type of `x`, `g [c]`, `scale_shift [b, 2 c]`, `residual` like `x` to the result, like `x`, and the norm of each
-/// row.
+/// `x [b, h, w, c]`, `bias [c]` of the type of `x`, `g [c]`, `scale_shift [b, 2 c]`, `residual` like `x` to the result, like `x`, and the norm of
+/// each row.
 pub(super) fn forward(
     x: CubeTensor,
     bias: Option<CubeTensor>,
@@ -288,7 +288,7 @@ pub(super) fn forward(
     (y.tensor(), norms.tensor())
 }
 
-/// The gradients of `x` and `g` of a [`forward`] pass that gave `norms`.
+/// The gradients of `x` and `g` for a [`forward`] pass that gave `norms`.
 pub(super) fn backward(
     x: CubeTensor,
     g: CubeTensor,
@@ -301,7 +301,7 @@ pub(super) fn backward(
     (dx, sum_columns(&sums, 0, 1, &g))
 }
 
-/// The gradients of `x`, `bias` and `g` of a [`forward`] pass that gave `norms`.
+/// The gradients of `x`, `bias` and `g` for a [`forward`] pass that gave `norms`.
 pub(super) fn biased_backward(
     x: CubeTensor,
     bias: CubeTensor,
@@ -316,7 +316,7 @@ pub(super) fn biased_backward(
     (dx, d_bias, dg)
 }
 
-/// The gradients of `x`, `bias`, `g` and `scale_shift` of a [`forward`] pass with SiLU that gave `norms`.
+/// The gradients of `x`, `bias`, `g` and `scale_shift` for a [`forward`] pass with SiLU that gave `norms`.
 pub(super) fn scaled_backward(
     x: CubeTensor,
     bias: CubeTensor,
@@ -331,8 +331,8 @@ pub(super) fn scaled_backward(
     (dx, d_bias, dg, d_scale_shift)
 }
 
-/// The gradient of `x`, and for each cube its sums towards the gradients of `g` and, behind it, where they are given, of `bias` and of
-/// `scale_shift`: `[cubes, c]` to `[cubes, 4 c]`.
+/// The gradient of `x`, and for each cube its contributions to the gradients of `g` and, after it, of `bias` and `scale_shift` if they are given:
+/// `[cubes, c]` to `[cubes, 4 c]`.
 fn launch_backward(
     x: &Rows,
     bias: Option<&Rows>,

@@ -1,6 +1,6 @@
-//! How tensors lie in memory, as the kernels take them: rows of the last dimension's values, evenly spaced. CUDA's allocations pad the
-//! rows of every tensor (96 `f32` values take the place of 128), so that nothing may be taken for dense; a copy is made only of what is
-//! not in rows at all, such as a permutation.
+//! The layout of tensors in memory, as the kernels see it: rows of the last dimension's values, evenly spaced. CUDA's allocations pad the rows of
+//! every tensor (96 `f32` values take the place of 128), so no tensor may be assumed to be dense. Only what does not consist of rows at all, such as
+//! a permutation, is copied.
 
 use burn::tensor::Shape;
 use burn_cubecl::CubeDevice;
@@ -14,10 +14,10 @@ use burn_cubecl::tensor::CubeTensor;
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::tensor::DType;
 
-/// Bytes.
+/// In bytes.
 const CACHE_LINE: usize = 128;
 
-/// A tensor whose rows, `len` values each, start `pitch` values after one another.
+/// A tensor whose rows have `len` values each and are `pitch` values apart.
 #[derive(Clone, Debug)]
 pub(super) struct Rows {
     tensor: CubeTensor,
@@ -26,7 +26,7 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    /// The rows of a tensor; of a copy of it, where they are not evenly spaced.
+    /// The rows of a tensor, or of a copy of it if they are not evenly spaced.
     pub(super) fn of(tensor: CubeTensor) -> Self {
         let len = tensor.meta.shape()[tensor.meta.num_dims() - 1];
         match pitch(tensor.meta.shape(), tensor.meta.strides()).filter(|_| !tensor.meta.is_tiled()) {
@@ -35,7 +35,7 @@ impl Rows {
         }
     }
 
-    /// The same, of a copy also where vectors of `width` values would lie across rows. `width` divides a row's length.
+    /// The same, but also of a copy if vectors of `width` values would extend across rows. `width` divides a row's length.
     pub(super) fn of_vectors(tensor: CubeTensor, width: usize) -> Self {
         let rows = Self::of(tensor);
         if rows.pitch.is_multiple_of(width) {
@@ -44,15 +44,15 @@ impl Rows {
         Self { tensor: into_contiguous(rows.tensor), len: rows.len, pitch: rows.len }
     }
 
-    /// Rows with nothing in them yet, where `like` is. CUDA's allocations round rows up to a power of two, which would be a third more memory for 96 or
-    /// 192 channels; rows of whole cache lines gain nothing by it.
+    /// Rows that are not yet filled, on the device of `like`. CUDA's allocations round rows up to a power of two, which would be a third more memory
+    /// for 96 or 192 channels; rows of whole cache lines gain nothing by it.
     pub(super) fn empty(like: &Self, shape: Shape, dtype: DType) -> Self {
         let whole_lines = shape.last().is_some_and(|len| (len * dtype.size()).is_multiple_of(CACHE_LINE));
         let empty = if whole_lines { empty_device_contiguous_dtype } else { empty_device_dtype };
         Self::of(empty(like.client(), like.device(), shape, dtype))
     }
 
-    /// Rows of f32 without room between them and with nothing in them yet, where `like` is.
+    /// Rows of f32 without gaps and not yet filled, on the device of `like`.
     pub(super) fn dense(like: &Self, shape: [usize; 2]) -> Self {
         Self::of(empty_device_contiguous_dtype(like.client(), like.device(), shape.into(), DType::F32))
     }
@@ -87,8 +87,8 @@ impl Rows {
         self.tensor.client.clone()
     }
 
-    /// The distance of two rows in vectors of `width` values, see [`vector_width`]. Kernels count vectors in 32 bits, which is less than the largest
-    /// GPUs have room for (64 GiB of f32 in vectors of four): a larger tensor ends the program rather than being read at other places.
+    /// The distance between two rows in vectors of `width` values; see [`vector_width`]. Kernels count vectors in 32 bits, which is less than fits
+    /// into the largest GPUs (64 GiB of f32 in vectors of four): a larger tensor ends the program rather than being read at wrong places.
     pub(super) fn pitch(&self, width: usize) -> u32 {
         let vectors = self.count() * self.pitch / width;
         assert!(
@@ -125,17 +125,17 @@ fn pitch(shape: &[usize], strides: &[usize]) -> Option<usize> {
     Some(pitch.unwrap_or(len))
 }
 
-/// How many values one instruction reads or writes, in kernels that cut these rows into parts of the given lengths and compute in f32.
+/// The number of values per load or store, for kernels that divide these rows into parts of the given lengths and compute in f32.
 pub(super) fn vector_width(parts: &[usize], rows: &[&Rows]) -> usize {
     width(size_of::<f32>(), parts, rows)
 }
 
-/// The same in kernels that only move values.
+/// The same for kernels that only move values.
 pub(super) fn moved_width(parts: &[usize], rows: &[&Rows]) -> usize {
     width(1, parts, rows)
 }
 
-/// Of values of at least so many bytes.
+/// For values of at least this number of bytes.
 fn width(bytes: usize, parts: &[usize], rows: &[&Rows]) -> usize {
     let Some(first) = rows.first() else { return 1 };
     let bytes = rows.iter().map(|rows| rows.dtype().size()).fold(bytes, usize::max);
@@ -144,7 +144,7 @@ fn width(bytes: usize, parts: &[usize], rows: &[&Rows]) -> usize {
     first.tensor.client.io_optimized_vector_sizes(bytes).filter(fits).max().unwrap_or(1)
 }
 
-/// How many values one instruction reads or writes at most, in kernels that cut rows into parts of this length (and compute in f32).
+/// The largest number of values per load or store, for kernels that divide rows into parts of this length (and compute in f32).
 pub(super) fn widest_vector(client: &Client, part: usize) -> usize {
     client.io_optimized_vector_sizes(size_of::<f32>()).filter(|width| part.is_multiple_of(*width)).max().unwrap_or(1)
 }
@@ -160,11 +160,11 @@ mod tests {
         assert_eq!(pitch(&[2, 1, 1, 5], &[8, 77, 99, 1]), Some(8));
         assert_eq!(pitch(&[1, 1, 1, 5], &[1, 1, 1, 1]), Some(5));
         assert_eq!(pitch(&[7], &[1]), Some(7));
-        // One row for all.
+        // The same row for all.
         assert_eq!(pitch(&[3, 4], &[0, 1]), Some(0));
         // One channel of several.
         assert_eq!(pitch(&[3, 1], &[4, 4]), Some(4));
-        // Permuted, and with gaps between images only.
+        // Permuted, or with gaps between images only.
         assert_eq!(pitch(&[2, 4, 5, 3], &[60, 5, 1, 20]), None);
         assert_eq!(pitch(&[2, 3, 4, 5], &[200, 20, 5, 1]), None);
     }

@@ -16,19 +16,19 @@ use denoising_diffusion_kernels::optim::AdamStep;
 use super::clip::{self, Squares};
 use super::optim;
 
-/// On the device: the factor of a step's gradients, and whether the step is to change nothing. `[1, 2]`.
+/// On the device: the factor of a step's gradients, and whether the step must change nothing. `[1, 2]`.
 #[derive(Clone, Debug)]
 pub struct Clip(Tensor<2>);
 
 impl Clip {
-    /// What the host knows: the step is made.
+    /// From the host: the step is made.
     fn of(grad_scale: f64, like: &Tensor<1>) -> Self {
         Self(Tensor::from_data(TensorData::new(vec![grad_scale as f32, 0.0], [1, 2]), &like.device()))
     }
 }
 
-/// One Adam step on parameters: of each, weights, both moments and gradient to the first three after it. All flat, none of them on the tape.
-/// `clip` stands in for the factor that `step` names, and may say that nothing is to change.
+/// One Adam step on parameters: from weights, both moments and gradient of each to the first three after the step. All tensors are flat and not on a
+/// tape. `clip` replaces the factor in `step`, and may say that nothing is to change.
 pub fn adam(step: &AdamStep, clip: Option<&Clip>, all: Vec<([Tensor<1>; 3], Tensor<1>)>) -> Vec<[Tensor<1>; 3]> {
     let Some((_, first)) = all.first() else { return Vec::new() };
     let clip = clip.cloned().unwrap_or_else(|| Clip::of(step.grad_scale, first));
@@ -36,14 +36,15 @@ pub fn adam(step: &AdamStep, clip: Option<&Clip>, all: Vec<([Tensor<1>; 3], Tens
     optim::adam(step, primitive(clip.0), all).into_iter().map(|swept| swept.map(tensor::<1>)).collect()
 }
 
-/// `average + weight (w - average)` of each pair of flat tensors, `w` itself with a weight of 1; `average`, if `clip` says that nothing is to change.
+/// `average + weight (w - average)` for each pair of flat tensors, and `w` itself with a weight of 1; `average` if `clip` says that nothing is to
+/// change.
 pub fn lerp(all: Vec<[Tensor<1>; 2]>, weight: f64, clip: Option<&Clip>) -> Vec<Tensor<1>> {
     let all = all.into_iter().map(|pair| pair.map(primitive)).collect();
     let clip = clip.map(|clip| primitive(clip.0.clone()));
     optim::lerp(all, weight, clip).into_iter().map(tensor::<1>).collect()
 }
 
-/// Weights of so many rows each, each row brought to the root mean square 1; as they are, if `clip` says that nothing is to change.
+/// Brings each row of weights, with the given numbers of rows, to the root mean square 1; unchanged if `clip` says that nothing is to change.
 pub fn force_unit_rows(all: Vec<(Tensor<1>, usize)>, floor: f64, clip: &Clip) -> Vec<Tensor<1>> {
     let sizes: Vec<usize> = all.iter().map(|(tensor, _)| tensor.dims()[0]).collect();
     let rows = all.into_iter().zip(&sizes).map(|((tensor, rows), size)| primitive(tensor.reshape([rows, size / rows])));
@@ -51,12 +52,12 @@ pub fn force_unit_rows(all: Vec<(Tensor<1>, usize)>, floor: f64, clip: &Clip) ->
     forced.into_iter().zip(sizes).map(|(rows, size)| tensor::<2>(rows).reshape([size])).collect()
 }
 
-/// Changes whenever a sweep could not write in place, so that a tensor lies elsewhere now.
+/// Changes whenever a sweep could not write in place, so that a tensor is now elsewhere in memory.
 pub fn moves() -> u64 {
     optim::moves()
 }
 
-/// Flat tensors in another type; those that are of it already stay as they are.
+/// Converts flat tensors to another type; those that already have it are returned as they are.
 pub fn cast(all: Vec<Tensor<1>>, dtype: DType) -> Vec<Tensor<1>> {
     optim::cast(all.into_iter().map(primitive).collect(), dtype).into_iter().map(tensor::<1>).collect()
 }
@@ -66,8 +67,8 @@ pub fn copied(all: Vec<Tensor<1>>) -> Vec<Tensor<1>> {
     optim::copied(all.into_iter().map(primitive).collect()).into_iter().map(tensor::<1>).collect()
 }
 
-/// What clipping the norm of these flat gradients makes of them: a factor `max_norm / (norm + eps)`, at most 1, and no step if the norm or
-/// one of `losses` (one value each, at least one) is not finite. The device is not waited for. `None` of no gradients.
+/// What clipping by the norm of these flat gradients requires: a factor `max_norm / (norm + eps)`, at most 1, and no step if the norm or one of
+/// `losses` (one value each, at least one) is not finite. Does not wait for the device. `None` if there are no gradients.
 pub fn clip(gradients: &[Tensor<1>], losses: &[Tensor<1>], max_norm: f64, eps: f64) -> Option<Clipping> {
     let Squares { sums, places } =
         clip::squares(gradients.iter().map(|gradient| primitive(gradient.clone())).collect())?;
@@ -79,13 +80,13 @@ pub fn clip(gradients: &[Tensor<1>], losses: &[Tensor<1>], max_norm: f64, eps: f
     Some(Clipping { losses, sums, clip, places: places.into() })
 }
 
-/// What [`clip`] finds, on the device.
+/// The result of [`clip`], on the device.
 #[derive(Clone, Debug)]
 pub struct Clipping {
     losses: CubeTensor,
     sums: CubeTensor,
     clip: CubeTensor,
-    /// Which sums are whose.
+    /// Which sums belong to which gradient.
     places: Arc<[Range<usize>]>,
 }
 
@@ -94,20 +95,20 @@ impl Clipping {
         Clip(tensor(self.clip.clone()))
     }
 
-    /// Sends for it.
+    /// Requests the result.
     pub fn read(&self) -> Reading {
         let tensors = [&self.losses, &self.sums, &self.clip];
         let counts = tensors.map(|tensor| tensor.meta.num_elements());
-        // Asked for here, not where it is waited for.
+        // Requested here, not where it is waited for.
         let bytes = lasting_client(&self.sums).read_async(tensors.map(|tensor| tensor.handle.clone()).to_vec());
-        // What lies behind the values is room that CUDA's allocations have.
+        // CUDA's allocations may be longer than the values.
         let of = move |(bytes, count): (&Bytes, usize)| values(&bytes[..count * size_of::<f32>()]);
         let arrives = async move { Ok(bytes.await?.iter().zip(counts).map(of).collect()) };
         Reading { arrives: Mutex::new(Some(Box::pin(arrives))), places: self.places.clone() }
     }
 }
 
-/// The tensor's client, one for each device, which lives as long as the process does: the type of what a read gives borrows it.
+/// The tensor's client, one per device, which lives as long as the process: the type of a read's result borrows it.
 fn lasting_client(tensor: &CubeTensor) -> &'static Client {
     static CLIENTS: Mutex<Vec<(CubeDevice, &Client)>> = Mutex::new(Vec::new());
     let mut clients = CLIENTS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -125,18 +126,18 @@ fn values(bytes: &[u8]) -> Vec<f32> {
 
 type Arrives = DynFut<Result<Vec<Vec<f32>>, ServerError>>;
 
-/// What [`clip`] found, on its way to the host: asked for behind the work that it depends on, and in front of what is asked for later.
+/// The result of [`clip`], on its way to the host: requested after the work that it depends on, and before anything requested later.
 pub struct Reading {
-    /// A mutex, for a future is not shared between threads otherwise.
+    /// In a mutex, because a future cannot be shared between threads otherwise.
     arrives: Mutex<Option<Arrives>>,
     places: Arc<[Range<usize>]>,
 }
 
 impl Reading {
-    /// Waits for it: the losses, the sum of squares of each gradient, and their factor, if the step is to change anything.
+    /// Waits for the result: the losses, the sum of squares of each gradient, and the factor of the gradients, if the step is to change anything.
     ///
     /// # Panics
-    /// If the device could not compute it, with the device's words, as every read of a tensor does.
+    /// If the device could not compute it, with the device's message, like every read of a tensor.
     pub fn wait(mut self) -> (Vec<f64>, Vec<f64>, Option<f64>) {
         let arrives = self.arrives.get_mut().unwrap_or_else(PoisonError::into_inner).take().expect("waited for once");
         let values = block_on(arrives).unwrap_or_else(|error| panic!("what a step came to cannot be read: {error}"));
@@ -148,7 +149,7 @@ impl Reading {
 }
 
 impl Drop for Reading {
-    /// The memory that it arrives in must not be given to others before.
+    /// Until the result has arrived, its memory must not be given to others.
     fn drop(&mut self) {
         if let Some(arrives) = self.arrives.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
             let _ = block_on(arrives);

@@ -1,5 +1,5 @@
-//! Each kernel on the device of the tests against plain tensor operations on the CPU: output and every gradient. Without `DDPM_TEST_DEVICE` there is
-//! no such device, and nothing is compared.
+//! Compares each kernel on the test device with plain tensor operations on the CPU: output and every gradient. Without `DDPM_TEST_DEVICE` there is no
+//! such device, and nothing is compared.
 
 mod attention;
 mod conv_weights;
@@ -20,7 +20,7 @@ pub(crate) fn test_device() -> Option<Device> {
     Some(open(name.parse().unwrap()).unwrap().device).filter(|device| !crate::device::is_cpu(device))
 }
 
-/// Relative to the largest value.
+/// The tolerance is relative to the largest value.
 fn assert_within(tolerance: f32, what: &str, got: &[f32], expected: &[f32]) {
     assert_eq!(got.len(), expected.len(), "{what}");
     let scale = expected.iter().fold(1e-3_f32, |most, v| most.max(v.abs()));
@@ -35,17 +35,17 @@ fn drawn(seed: u64, part: u64, count: usize) -> Vec<f32> {
     values
 }
 
-/// How an image lies in memory before an operation sees it.
+/// The layout in memory of an image before an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Layout {
     Dense,
-    /// Rows with room between them, as CUDA has them.
+    /// Rows with gaps between them, as on CUDA.
     Padded,
     /// Channels first.
     Permuted,
 }
 
-/// `[b, h, w, c]` of these values, in a memory of this layout.
+/// `[b, h, w, c]` of these values, with this layout in memory.
 fn image(values: Vec<f32>, [b, h, w, c]: [usize; 4], layout: Layout, device: &Device) -> Tensor<4> {
     let dense = Tensor::<4>::from_data(TensorData::new(values, [b, h, w, c]), device);
     match layout {
@@ -65,11 +65,11 @@ fn image(values: Vec<f32>, [b, h, w, c]: [usize; 4], layout: Layout, device: &De
 struct Case<'a> {
     dims: [usize; 4],
     layout: Layout,
-    /// How many images beside the first.
+    /// Number of images besides the first.
     images: usize,
     /// Shapes of the other inputs, each `[1, n]` or `[b, n]`.
     others: &'a [[usize; 2]],
-    /// What the first image is multiplied by.
+    /// The factor of the first image.
     scale: f32,
 }
 
@@ -98,7 +98,7 @@ impl Case<'_> {
             .map(|shape| Tensor::from_data(TensorData::new(next(shape[0] * shape[1]), *shape), &device).require_grad())
             .collect();
         let y = operation(images.clone(), others.clone());
-        // Its gradient arrives in the layout of the input, too.
+        // Its gradient has the layout of the input, too.
         let cotangent = image(next(y.dims().iter().product()), y.dims(), self.layout, &device);
         let mut all = vec![host_values(y.clone())];
         let gradients: Gradients = (y * cotangent).sum().backward();
@@ -196,7 +196,7 @@ proptest! {
         seed: u64, b in 1_usize..6, h in 1_usize..8, w in 1_usize..8, c in 3_usize..71, layout in any_layout(),
     ) {
         let dims = [b, h, w, c];
-        // A row of nearly equal values has a gradient as large as its deviation is small.
+        // For rows of nearly equal values, the gradient is the larger the smaller their deviation.
         let spread = |x: Tensor<4>| {
             let ends = Tensor::<1>::from_floats([8.0, -8.0], &x.device()).reshape([1, 1, 1, 2]);
             let rest = Tensor::zeros([1, 1, 1, c - 2], &x.device());
@@ -224,7 +224,7 @@ proptest! {
     }
 }
 
-/// Parts of all vector widths.
+/// Parts with all vector widths.
 #[test]
 fn joined_images() {
     for (channels, layout) in [(8, Layout::Dense), (6, Layout::Padded), (5, Layout::Dense), (4, Layout::Permuted)] {
@@ -241,7 +241,7 @@ fn joined_images() {
     }
 }
 
-/// More layers than a launch takes, of all vector widths, one of them without a use.
+/// More layers than fit into a launch, with all vector widths, one of them unused.
 #[cfg(not(feature = "fusion"))]
 #[test]
 fn linear_layers_of_one_input() {
@@ -335,7 +335,8 @@ fn large_norms() {
     }
 }
 
-/// Grids of CUDA are wide enough for anything, those of others have 65,535 cubes to a side: what is over goes on in the next row, some of it surplus.
+/// CUDA's grids are wide enough for anything; those of others have 65,535 cubes per side, and further cubes go into the next row, some of them
+/// surplus.
 #[test]
 fn more_cubes_than_a_side_of_the_grid_has() {
     if std::env::var("DDPM_TEST_DEVICE").is_ok_and(|name| !name.starts_with("cuda")) {
@@ -343,7 +344,7 @@ fn more_cubes_than_a_side_of_the_grid_has() {
     }
 }
 
-/// A row of zeros has no direction, but a result and gradients.
+/// A row of zeros has no direction, but it has a result and gradients.
 #[test]
 fn norms_of_zeros() {
     let Some(device) = test_device() else { return };
@@ -357,7 +358,7 @@ fn norms_of_zeros() {
     assert_eq!(host_values(g.grad(&gradients).unwrap()), [0.0; 5]);
 }
 
-/// What is not finite comes out as such.
+/// Values that are not finite must not disappear.
 #[test]
 fn nan_is_not_swallowed() {
     let Some(device) = test_device() else { return };
@@ -366,7 +367,7 @@ fn nan_is_not_swallowed() {
     assert!(y[..4].iter().all(|v| v.is_finite()) && y[4..].iter().all(|v| v.is_nan()));
 }
 
-/// Images of 16 bits, weights of 32: computed in f32, rounded once. CubeCL's CPU runtime 0.11 lacks the function that rounds.
+/// Images of 16 bits, weights of 32: computed in f32, rounded once. CubeCL's CPU runtime 0.11 lacks the rounding function.
 #[test]
 fn bf16_images() {
     let Some(device) = test_device() else { return };
@@ -400,7 +401,7 @@ fn bf16_images() {
         super::biased_rms_norm_scaled_silu(x, bias, g, scale_shift)
     });
     let plain = run(&Device::flex(), false, plain::rms_norm_scaled_silu);
-    // Eight bits of an image's values; what is summed in f32 is exact to f32.
+    // Images have eight bits of mantissa; results summed in f32 have the precision of f32.
     for ((ours, plain), allowed) in ours.iter().zip(&plain).zip([5e-3, 5e-3, 1e-5, 1e-5]) {
         let scale = plain.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
         let worst = ours.iter().zip(plain).map(|(a, b)| (a - b).abs()).fold(0.0_f32, f32::max);

@@ -1,5 +1,5 @@
-//! `unit_rows`: `y = x factor / n` with `n = max(|x|_2, floor)` over the last dimension, and the gradient, with `unit = x / n`: `(dy - unit sum(dy unit))
-//! factor / n`, or `dy factor / n` where the floor counts.
+//! `unit_rows`: `y = x factor / n` with `n = max(|x|_2, floor)` over the last dimension, and the gradient: with `unit = x / n`, it is
+//! `(dy - unit sum(dy unit)) factor / n`, or `dy factor / n` where the norm is below the floor.
 
 use burn::tensor::DType;
 use burn_cubecl::cubecl;
@@ -14,18 +14,18 @@ use super::rows::{Rows, vector_width};
 #[derive(CubeLaunch, CubeType)]
 struct Sizes {
     rows: u32,
-    /// Per row.
+    /// Vectors per row.
     vectors: u32,
     x: u32,
-    /// Of the result's gradient.
+    /// Pitch of the result's gradient.
     dy: u32,
-    /// Of the result, or of the gradient of `x`.
+    /// Pitch of the result, or of the gradient of `x`.
     out: u32,
     factor: f32,
     floor: f32,
 }
 
-/// A group of units per row.
+/// One group of units per row.
 #[cube(launch)]
 fn forward_kernel<F: Float, N: Size>(
     x: &[Vector<F, N>],
@@ -52,7 +52,7 @@ fn forward_kernel<F: Float, N: Size>(
         }
     }
     let norm = sum_over_group(sum, &mut scratch, lanes).sqrt();
-    // Not `max`, which would make the floor of NaN.
+    // Not `max`, which would turn NaN into the floor.
     let norm = select(norm < sizes.floor, sizes.floor, norm);
     if is_row && lane == 0 {
         norms[row] = norm;
@@ -67,7 +67,7 @@ fn forward_kernel<F: Float, N: Size>(
     }
 }
 
-/// A group of units per row.
+/// One group of units per row.
 #[cube(launch)]
 fn backward_kernel<F: Float, N: Size>(
     x: &[Vector<F, N>],
@@ -102,7 +102,7 @@ fn backward_kernel<F: Float, N: Size>(
             sum += (slope * unit).vector_sum();
         }
     }
-    // A norm that is held at its least value does not change with x. All units must be in the sum.
+    // A norm at its lower bound does not depend on x. All units must take part in the sum.
     let along = sum_over_group(sum, &mut scratch, lanes);
     let along = Vector::<f32, N>::new(select(norm == sizes.floor, 0.0f32, along));
     let factor = Vector::<f32, N>::new(sizes.factor / norm);
@@ -115,7 +115,7 @@ fn backward_kernel<F: Float, N: Size>(
     }
 }
 
-/// What the rows become: `factor` and `floor`.
+/// `factor` and `floor` of [`forward`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Length {
     pub(super) factor: f32,
@@ -158,7 +158,7 @@ pub(super) fn forward(x: CubeTensor, length: Length) -> (CubeTensor, CubeTensor)
     (y.tensor(), norms.tensor())
 }
 
-/// The gradient of `x` of a [`forward`] pass that gave `norms`.
+/// The gradient of `x` for a [`forward`] pass that gave `norms`.
 pub(super) fn backward(x: CubeTensor, norms: CubeTensor, dy: CubeTensor, length: Length) -> CubeTensor {
     let (x, norms, dy) = (Rows::of(x), Rows::of(norms), Rows::of(dy));
     let (client, dx) = (x.client(), Rows::empty(&x, x.shape(), x.dtype()));

@@ -36,7 +36,7 @@ fn linear_shape(qkv: &FlexTensor, mem_kv: &FlexTensor) -> AttentionShape {
     shape_of(qkv, heads, memory, head_dim)
 }
 
-/// Gradients of `qkv` and `mem_kv`, filled by one pass.
+/// Gradients of `qkv` and `mem_kv`, computed in one pass.
 fn gradients(
     qkv: &FlexTensor,
     mem_kv: &FlexTensor,

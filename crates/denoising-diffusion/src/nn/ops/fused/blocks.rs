@@ -1,4 +1,4 @@
-//! The blocks of a U-Net as one operation each, which keep their inputs only and compute the rest again in the backward pass.
+//! The blocks of a U-Net as one operation each, which keep only their inputs and compute the rest again in the backward pass.
 
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
@@ -13,7 +13,7 @@ use super::{FusedOps, or_zeros};
 /// `x`, `weight`, `bias`, `g`, `scale_shift`, `weight`, `bias`, `g`, `residual`.
 pub(super) type Residual = Recompute<Then<Then<Then<Conv, RmsNormScaled, 3, 3>, Conv, 5, 3>, RmsNormAdd, 7, 3>>;
 
-/// The same with `skip` behind `x`.
+/// The same with `skip` after `x`.
 pub(super) type ResidualSkip = Recompute<Then<Then<Then<ConvSkip, RmsNormScaled, 4, 3>, Conv, 6, 3>, RmsNormAdd, 8, 3>>;
 
 type Attend<A> = Then<Then<RmsNorm, Conv, 2, 3>, A, 4, 2>;

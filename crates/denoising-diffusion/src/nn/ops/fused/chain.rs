@@ -1,4 +1,4 @@
-//! Kernels made of kernels: one after the other, and with what the backward pass needs computed again instead of kept.
+//! Kernels made of kernels: one after the other, or recomputing what the backward pass needs instead of keeping it.
 
 use std::fmt::Debug;
 
@@ -6,12 +6,12 @@ use burn_flex::FlexTensor;
 
 use super::Kernel;
 
-/// `B` of the result of `A` (which has `NA` inputs) and, behind it, of its other inputs: `N = NA + NB - 1` inputs in all.
+/// `B` applied to the result of `A` (which has `NA` inputs), followed by the other inputs of `B`: `N = NA + NB - 1` inputs in all.
 #[derive(Clone, Debug)]
 pub(super) struct Then<A, B, const NA: usize, const NB: usize>(pub(super) A, pub(super) B);
 
-/// `K`, keeping nothing but its inputs: the backward pass begins by computing what it needs from them (Chen et al. 2016, "Training
-/// deep nets with sublinear memory cost").
+/// `K`, keeping only its inputs: the backward pass begins by computing what it needs from them (Chen et al. 2016, "Training deep nets with sublinear
+/// memory cost").
 #[derive(Clone, Debug)]
 pub(super) struct Recompute<K>(pub(super) K);
 

@@ -14,15 +14,15 @@ use super::{Kernel, dims, slice, tensor, when};
 #[derive(Clone, Debug)]
 pub(super) struct Conv(pub(super) Resampling);
 
-/// The largest of 0 and a convolution with windows of its own: `x`, `weight`, `bias`.
+/// The maximum of 0 and a convolution with the given windows: `x`, `weight`, `bias`.
 #[derive(Clone, Debug)]
 pub(super) struct ConvRelu(pub(super) Window);
 
-/// The same as [`Conv`] of `x` and `skip` side by side: `x`, `skip`, `weight`, `bias`.
+/// Like [`Conv`], of `x` and `skip` concatenated along the channels: `x`, `skip`, `weight`, `bias`.
 #[derive(Clone, Debug)]
 pub(super) struct ConvSkip;
 
-/// The same plus `residual`: `x`, `weight`, `bias`, `residual`.
+/// Like [`Conv`], plus `residual`: `x`, `weight`, `bias`, `residual`.
 #[derive(Clone, Debug)]
 pub(super) struct ConvAdd;
 
@@ -33,7 +33,7 @@ fn algorithm() -> ConvAlgorithm {
     }
 }
 
-/// `channels`: those of all inputs together.
+/// `channels`: the number of channels of all inputs together.
 fn shape_of(x: &FlexTensor, channels: usize, resampling: Resampling, weight: &FlexTensor) -> Conv2dShape {
     let [batch, height, width, _] = dims(x);
     let [out_channels, _, kh, kw] = dims(weight);
@@ -51,7 +51,7 @@ fn shape_of(x: &FlexTensor, channels: usize, resampling: Resampling, weight: &Fl
     match resampling {
         Resampling::Keep => same,
         Resampling::Double => Conv2dShape { upsample: 2, ..same },
-        // A weight [c_out, 4 c_in, 1, 1] on blocks turned to channels is a weight [c_out, c_in, 2, 2] on the blocks.
+        // A weight [c_out, 4 c_in, 1, 1] for blocks turned into channels is a weight [c_out, c_in, 2, 2] for the blocks.
         Resampling::Halve => Conv2dShape { kernel: [2, 2], stride: 2, padding: [0; 2], ..same },
     }
 }
@@ -71,7 +71,7 @@ fn forward(
     })
 }
 
-/// Gradients of weight and bias, where they are wanted.
+/// Gradients of weight and bias, if they are wanted.
 fn parameter_gradients(
     shape: &Conv2dShape,
     x: &[&FlexTensor],

@@ -16,7 +16,7 @@ use super::pointwise::{Dropout, Each};
 use super::pooling::Pooled;
 use super::{blocks, run, track};
 
-/// The operations, as Burn dispatches them. Without a bias a convolution is given zeros.
+/// The operations, as Burn dispatches them. A convolution without a bias is given zeros.
 #[backend_extension(Flex, Autodiff)]
 #[allow(clippy::too_many_arguments, reason = "the parameters of a block")]
 pub trait FusedOps: burn::backend::Backend {

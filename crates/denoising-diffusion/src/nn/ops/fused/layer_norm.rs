@@ -1,4 +1,4 @@
-//! Layer normalisation with scale and shift, and a gated sum: what a transformer's block does around its layers.
+//! Layer normalisation with scale and shift, and a gated sum: the operations around the layers of a transformer block.
 
 use burn_flex::FlexTensor;
 use denoising_diffusion_kernels::norm::{

@@ -1,4 +1,4 @@
-//! What keeps magnitudes: rows of one length, sums and joins by factors, gates with SiLU; and one axis halved or doubled.
+//! Magnitude-preserving operations: rows brought to one length, weighted sums and joins, gates with SiLU; and one axis halved or doubled.
 
 use burn_flex::FlexTensor;
 use denoising_diffusion_kernels::mix::{Parts, add_scaled, join_scaled, join_scaled_backward, scale};
@@ -29,7 +29,7 @@ pub(super) struct AddScaled(pub(super) f32);
 #[derive(Clone, Debug)]
 pub(super) struct JoinScaled(pub(super) [f32; 2]);
 
-/// `x [outer, n, middle, c]`: of the second axis.
+/// `x [outer, n, middle, c]`; resizes the second axis.
 #[derive(Clone, Debug)]
 pub(super) struct Resize(pub(super) AxisResize);
 

@@ -1,7 +1,7 @@
-//! The border to our CPU kernels: one Burn backend extension, implemented for the flex backend and, with gradients, for autodiff over it.
-//! A kernel is a [`Kernel`]: a forward and a backward pass on flex tensors.
+//! The interface to our CPU kernels: one Burn backend extension, implemented for the flex backend and, with gradients, for autodiff over it. A kernel
+//! is a [`Kernel`]: a forward and a backward pass on flex tensors.
 //!
-//! Tensors come contiguous, `f32` and channels-last. What an operation computes is documented in [`super`].
+//! Tensors are contiguous, `f32` and channels-last. What an operation computes is documented in [`super`].
 
 mod attention;
 mod blocks;
@@ -57,13 +57,13 @@ fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
     tensor.layout().shape().dims()
 }
 
-/// A tensor of the given sizes. `fill` writes every value and reads none: clearing them first would cost as much as many a kernel.
+/// A tensor of the given sizes. `fill` must write every value and read none; clearing them first would cost as much as many kernels.
 fn tensor<const D: usize>(dims: [usize; D], fill: impl FnOnce(&mut [f32])) -> FlexTensor {
     let shape = Shape::from(dims);
     let len = shape.num_elements();
     let mut values = Vec::<f32>::with_capacity(len);
     if cfg!(debug_assertions) {
-        // A value that a kernel forgets shows in every test.
+        // If a kernel forgets a value, every test shows it.
         values.resize(len, f32::NAN);
     }
     // SAFETY: the memory is there, and every bit pattern is an f32; kernels write all of their outputs before they read any.
@@ -171,7 +171,7 @@ pub fn join_scaled(first: Tensor<4>, second: Tensor<4>, factors: [f64; 2]) -> Te
     Tensor::from_dispatch(<Dispatch as FusedOps>::join_scaled(first, second, factors.map(|factor| factor as f32)))
 }
 
-/// See [`super::resize_axis`]; of the second axis.
+/// See [`super::resize_axis`]; for the second axis.
 pub fn resize_axis(x: Tensor<4>, resize: AxisResize) -> Tensor<4> {
     Tensor::from_dispatch(<Dispatch as FusedOps>::resize_axis(x.into_dispatch(), resize))
 }

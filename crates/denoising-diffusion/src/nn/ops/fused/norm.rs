@@ -1,4 +1,4 @@
-//! RMS normalisation with what follows it.
+//! RMS normalisation with the operations that follow it.
 
 use burn_flex::FlexTensor;
 use denoising_diffusion_kernels::activation::Activation;

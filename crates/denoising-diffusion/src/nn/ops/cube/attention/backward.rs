@@ -1,4 +1,4 @@
-//! The backward pass: [`queries_kernel`], then [`keys_kernel`], and the sum over images of what they contribute to the gradient of the memory.
+//! The backward pass: [`queries_kernel`], then [`keys_kernel`], and the sum over images of their contributions to the gradient of the memory.
 
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::ir::ElemType;
@@ -11,10 +11,10 @@ use super::super::lanes::cube_count;
 use super::super::rows::Rows;
 use super::{Plan, Sizes, Task, Tile, add_row, inner, load_row, share_keys, store_row, task};
 
-/// Most channels of a head whose keys' and values' gradients a unit sums at once: with four rows in registers.
+/// The largest number of channels per head for which a unit sums the gradients of keys and values at once, with four rows in registers.
 const CHANNELS_OF_BOTH: usize = 32;
 
-/// Distances in vectors.
+/// Distances, in vectors.
 #[derive(CubeLaunch, CubeType)]
 struct Pitches {
     y: u32,
@@ -22,7 +22,7 @@ struct Pitches {
     dqkv: u32,
 }
 
-/// A query per unit: its gradient, and its `deltas [all heads, positions]`.
+/// One query per unit: its gradient, and its `deltas [all heads, positions]`.
 #[cube(launch)]
 fn queries_kernel<F: Float, M: Float, N: Size>(
     qkv: &[Vector<F, N>],
@@ -67,7 +67,7 @@ fn queries_kernel<F: Float, M: Float, N: Size>(
     let all = sizes.memory as usize + positions;
     let mut first = 0usize;
     while first < all {
-        // The block before this one was looked at.
+        // All units are done with the block before this one.
         sync_cube();
         share_keys::<F, M, N>(qkv, memory, 0usize, first, &task, sizes, &mut keys, tile);
         share_keys::<F, M, N>(qkv, memory, 1usize, first, &task, sizes, &mut values, tile);
@@ -86,7 +86,7 @@ fn queries_kernel<F: Float, M: Float, N: Size>(
     }
 }
 
-/// Queries (times `factor`) or another tensor's rows of the head from `first` on into shared memory, by all units.
+/// Loads the head's queries (times `factor`), or its rows of another tensor, from `first` on into shared memory, with all units.
 #[cube]
 fn share_queries<F: Float, N: Size>(
     from: &[Vector<F, N>],
@@ -109,7 +109,7 @@ fn share_queries<F: Float, N: Size>(
     }
 }
 
-/// Where the gradient of a unit's key (with `which` 0) or value (1) goes: to `dqkv`, or to what its image contributes to the memory's,
+/// Stores the gradient of a unit's key (`which` 0) or value (1): in `dqkv`, or in its image's contribution to the gradient of the memory,
 /// `parts [b, 2 heads m d]`.
 #[cube]
 fn store_gradient<F: Float, N: Size>(
@@ -135,7 +135,7 @@ fn store_gradient<F: Float, N: Size>(
     }
 }
 
-/// A key and its value per unit: the gradients of one of them or both.
+/// One key and its value per unit: the gradient of one of them or of both.
 #[cube(launch)]
 fn keys_kernel<F: Float, M: Float, N: Size>(
     qkv: &[Vector<F, N>],
@@ -176,7 +176,7 @@ fn keys_kernel<F: Float, M: Float, N: Size>(
     let mut scalars = Shared::<[f32]>::new_slice(comptime!(3 * tile.rows));
     let mut first = 0usize;
     while first < positions {
-        // The block before this one was looked at.
+        // All units are done with the block before this one.
         sync_cube();
         share_queries::<F, N>(qkv, sizes.qkv, sizes.factor, first, &task, sizes, &mut queries, tile);
         share_queries::<F, N>(dy, pitches.dy, 1.0f32, first, &task, sizes, &mut d_results, tile);
@@ -211,7 +211,7 @@ fn keys_kernel<F: Float, M: Float, N: Size>(
     }
 }
 
-/// The gradients of `qkv` and `mem_kv` of a [`forward`](super::forward) pass that gave `y` and kept `state`.
+/// The gradients of `qkv` and `mem_kv` for a [`forward`](super::forward) pass that gave `y` and kept `state`.
 pub(in super::super) fn backward(
     qkv: CubeTensor,
     mem_kv: CubeTensor,
@@ -245,7 +245,7 @@ pub(in super::super) fn backward(
         elems,
     );
     let of_memory = 2 * plan.heads * plan.memory * plan.dim;
-    // Something must be handed over, also where there is no memory to write it for.
+    // Something must be passed, even if there is no memory to write it for.
     let parts = Rows::dense(&qkv, [plan.images, of_memory.max(tile.width)]);
     let rows = plan.memory + positions;
     let both = plan.dim <= CHANNELS_OF_BOTH;
@@ -274,7 +274,7 @@ pub(in super::super) fn backward(
     (dqkv.tensor(), d_memory)
 }
 
-/// The sum of what images contributed, like the memory.
+/// The sum of the contributions of images, in the form of the memory.
 fn summed(parts: &Rows, mem_kv: CubeTensor) -> CubeTensor {
     let shape = mem_kv.meta.shape().clone();
     let flat = Rows::of(reshape(mem_kv, [shape.num_elements()].into()));

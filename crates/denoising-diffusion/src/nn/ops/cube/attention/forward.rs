@@ -9,7 +9,7 @@ use super::super::lanes::cube_count;
 use super::super::rows::Rows;
 use super::{Plan, Sizes, Tile, add_row, inner, load_row, share_keys, store_row, task};
 
-/// A query per unit. `state [all heads, 2, positions]`: the largest of each query's scores, and 1 / the sum of e^(score - largest).
+/// One query per unit. `state [all heads, 2, positions]`: the largest of each query's scores, and 1 / the sum of e^(score - largest).
 #[cube(launch)]
 fn forward_kernel<F: Float, M: Float, N: Size>(
     qkv: &[Vector<F, N>],
@@ -37,7 +37,7 @@ fn forward_kernel<F: Float, M: Float, N: Size>(
     let all = sizes.memory as usize + positions;
     let mut first = 0usize;
     while first < all {
-        // The block before this one was looked at.
+        // All units are done with the block before this one.
         sync_cube();
         share_keys::<F, M, N>(qkv, memory, 0usize, first, &task, sizes, &mut keys, tile);
         share_keys::<F, M, N>(qkv, memory, 1usize, first, &task, sizes, &mut values, tile);
@@ -70,7 +70,7 @@ fn forward_kernel<F: Float, M: Float, N: Size>(
     }
 }
 
-/// `qkv [b, h, w, 3 heads d]` and `mem_kv [2, heads, m, d]` to `[b, h, w, heads d]`, and to what the backward pass needs,
+/// `qkv [b, h, w, 3 heads d]` and `mem_kv [2, heads, m, d]` to `[b, h, w, heads d]`, and to the state for the backward pass,
 /// `[b heads, 2 positions]`.
 pub(in super::super) fn forward(qkv: CubeTensor, mem_kv: CubeTensor) -> (CubeTensor, CubeTensor) {
     let plan = Plan::new(&qkv, &mem_kv);

@@ -1,16 +1,16 @@
-//! `attention`, forward and backward. Per head, over memory and positions j, of queries q, keys k and values v of d channels:
+//! `attention`, forward and backward. Per head, over memory and positions j, for queries q, keys k and values v of d channels:
 //!
 //!     s[i, j] = sum_c q[i, c] k[j, c] / √d    p[i, j] = e^(s[i, j] - most[i]) / sum[i]    y[i, c] = sum_j p[i, j] v[j, c]
 //!
-//! where most and sum are the largest of a row of e^s and its sum, found in one pass over the keys (Milakov & Gimelshein 2018; Dao et al. 2022). And
-//! backward, with `delta[i] = sum_c dy[i, c] y[i, c]`:
+//! where most[i] is the largest score of row i and sum[i] the sum of e^(s - most), found in one pass over the keys (Milakov & Gimelshein 2018; Dao et
+//! al. 2022). Backward, with `delta[i] = sum_c dy[i, c] y[i, c]`:
 //!
 //!     ds[i, j] = p[i, j] (sum_c dy[i, c] v[j, c] - delta[i])
 //!     dq[i, c] = sum_j ds[i, j] k[j, c] / √d    dk[j, c] = sum_i ds[i, j] q[i, c] / √d    dv[j, c] = sum_i p[i, j] dy[i, c]
 //!
-//! The matrix of all pairs of positions never exists: most, 1 / sum and delta are kept, three numbers per query. A unit has a query (or, for the
-//! gradients of keys and values, a key) in registers; what it meets passes through shared memory. Products are f32 and use no matrix units, so
-//! that [`takes`] leaves long rows and wide heads to plain operations, whose matrix products do.
+//! The matrix of all pairs of positions is never stored: most, 1 / sum and delta are kept, three numbers per query. A unit has a query (or, for the
+//! gradients of keys and values, a key) in registers; everything else passes through shared memory. Products are f32 and use no matrix units, so
+//! [`takes`] leaves long rows and wide heads to plain operations, whose matrix products use them.
 
 mod backward;
 mod forward;
@@ -25,14 +25,14 @@ use super::rows::{Rows, widest_vector};
 pub(super) use backward::backward;
 pub(super) use forward::forward;
 
-/// Most positions: each costs every other one some hundred operations, which matrix units do faster from about here on.
+/// The largest number of positions: the cost per pair of positions is some hundred operations, and from about here on matrix units are faster.
 const MOST_POSITIONS: usize = 512;
-/// Most channels of a head: a unit keeps three rows of so many in registers.
+/// The largest number of channels per head: a unit keeps three rows of that length in registers.
 const MOST_CHANNELS: usize = 64;
-/// Most units per cube.
+/// The largest number of units per cube.
 const UNITS: usize = 64;
 
-/// Whether a device can run the kernels for so many positions and heads of so many channels, and is faster with them.
+/// Whether a device can run the kernels for this number of positions and of channels per head, and is faster with them.
 pub(super) fn takes(client: &Client, positions: usize, dim: usize) -> bool {
     if dim == 0 || dim > MOST_CHANNELS || positions == 0 || positions > MOST_POSITIONS {
         return false;
@@ -42,16 +42,16 @@ pub(super) fn takes(client: &Client, positions: usize, dim: usize) -> bool {
     tile.units <= hardware.max_units_per_cube as usize && tile.shared_memory() <= hardware.max_shared_memory_size
 }
 
-/// Part of what a kernel is compiled for.
+/// Compile-time parameters of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Tile {
-    /// Values of a vector.
+    /// Values per vector.
     width: usize,
-    /// Vectors of a row of one head.
+    /// Vectors per row of one head.
     vectors: usize,
-    /// Units per cube: rows that it has in registers.
+    /// Units per cube, which is the number of rows in registers.
     units: usize,
-    /// Rows that are in shared memory at a time.
+    /// Number of rows in shared memory at a time.
     rows: usize,
 }
 
@@ -62,12 +62,12 @@ impl Tile {
         Self { width, vectors: dim / width, units, rows: (MOST_CHANNELS * 16 / dim).clamp(8, 32) }
     }
 
-    /// Vectors of a block of rows in shared memory.
+    /// Vectors per block of rows in shared memory.
     fn block(self) -> usize {
         self.rows * self.vectors
     }
 
-    /// Bytes of shared memory that a kernel takes at most: two blocks of rows, and three values per row.
+    /// The most shared memory, in bytes, that a kernel uses: two blocks of rows, and three values per row.
     fn shared_memory(self) -> usize {
         size_of::<f32>() * (2 * self.width * self.block() + 3 * self.rows)
     }
@@ -76,14 +76,14 @@ impl Tile {
 /// Distances and counts; pitches in vectors.
 #[derive(CubeLaunch, CubeType)]
 struct Sizes {
-    /// Counted over images.
+    /// Over all images.
     all_heads: u32,
-    /// Of an image.
+    /// Per image.
     heads: u32,
     positions: u32,
-    /// Rows of the memory, which come before positions.
+    /// Rows of the memory, which come before the positions.
     memory: u32,
-    /// Cubes of a head.
+    /// Cubes per head.
     cubes_per_head: u32,
     qkv: u32,
     memory_pitch: u32,
@@ -91,19 +91,19 @@ struct Sizes {
     factor: f32,
 }
 
-/// What a unit works on.
+/// The work of a unit.
 #[derive(CubeType)]
 struct Task {
     is_head: bool,
-    /// Counted over images.
+    /// Index over the heads of all images.
     head: usize,
-    /// Counted over the rows that the head's cubes share.
+    /// Index over the rows that the head's cubes share.
     row: usize,
-    /// The first position's row, in tensors with a row per position.
+    /// The row of the first position, in tensors with a row per position.
     image: usize,
-    /// The head's first vector in a row of its own queries, and in one of a result's.
+    /// The head's first vector in a row of its queries, and in a row of a result.
     column: usize,
-    /// From queries to keys and from keys to values, in vectors.
+    /// Distance from queries to keys and from keys to values, in vectors.
     parts: usize,
 }
 
@@ -121,7 +121,7 @@ fn task(sizes: &Sizes, #[comptime] tile: Tile) -> Task {
     }
 }
 
-/// A row's vectors from `at` on, times a factor.
+/// Loads a row's vectors from `at` on, times a factor.
 #[cube]
 fn load_row<F: Float, N: Size>(
     from: &[Vector<F, N>],
@@ -136,7 +136,7 @@ fn load_row<F: Float, N: Size>(
     }
 }
 
-/// The same, times a factor, to memory.
+/// Stores a row's vectors from `at` on, times a factor.
 #[cube]
 fn store_row<F: Float, N: Size>(
     row: &Array<Vector<f32, N>>,
@@ -151,7 +151,7 @@ fn store_row<F: Float, N: Size>(
     }
 }
 
-/// Keys (with `which` 0) or values (1) of memory and positions from `first` on into shared memory, by all units.
+/// Loads keys (`which` 0) or values (1) of memory and positions from `first` on into shared memory, with all units.
 #[cube]
 fn share_keys<F: Float, M: Float, N: Size>(
     qkv: &[Vector<F, N>],
@@ -205,15 +205,15 @@ fn add_row<N: Size>(
     }
 }
 
-/// What the kernels are launched with.
+/// The parameters of the launches.
 struct Plan {
     client: Client,
     images: usize,
     heads: usize,
     positions: usize,
-    /// Channels of a head.
+    /// Channels per head.
     dim: usize,
-    /// Rows of the memory.
+    /// Number of rows of the memory.
     memory: usize,
     tile: Tile,
 }
@@ -252,12 +252,12 @@ impl Plan {
         CubeDim::new_1d(self.tile.units as u32)
     }
 
-    /// The memory; where it has no rows, something else, as what is empty cannot be handed over. It will not be read.
+    /// The memory. If it has no rows, something else, because an empty tensor cannot be passed; it is not read.
     fn memory_rows(&self, mem_kv: CubeTensor, other: &Rows) -> Rows {
         if self.memory == 0 { other.clone() } else { Rows::of_vectors(mem_kv, self.tile.width) }
     }
 
-    /// Heads of all images.
+    /// Number of heads of all images.
     fn all_heads(&self) -> usize {
         self.images * self.heads
     }

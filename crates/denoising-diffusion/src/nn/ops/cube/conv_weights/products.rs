@@ -1,5 +1,5 @@
-//! The product on matrix units (CUDA: tensor cores). A cube has some of the positions and leaves its sums in f32, which a second kernel adds. Values of
-//! a kernel's row `(kx, i)` lie side by side in memory for each position, so that rows of few channels fill matrices, too.
+//! The product on matrix units (CUDA: tensor cores). A cube takes some of the positions and leaves its sums in f32, which a second kernel adds. For
+//! each position, the values under one row of the kernel, `(kx, i)`, are adjacent in memory, so that rows of few channels fill matrices, too.
 
 use burn::backend::ops::FloatTensorOps;
 use burn::tensor::{DType, Shape};
@@ -17,28 +17,28 @@ use super::super::lanes::cube_count;
 use super::super::rows::{Rows, moved_width};
 use super::dims;
 
-/// Output channels of a cube, and columns `(kx, i)`.
+/// Number of output channels per cube, and of columns `(kx, i)`.
 const SIDE: usize = 64;
-/// Positions that are in shared memory at a time.
+/// Number of positions in shared memory at a time.
 const ROWS: usize = 32;
-/// Four planes, which have a quarter of the cube's sums each.
+/// Four planes, each with a quarter of the cube's sums.
 const UNITS: usize = 128;
 const PLANE: usize = 32;
-/// Rows and columns of a matrix; two by two of them are a plane's quarter.
+/// Rows and columns of a matrix; two by two matrices are a plane's quarter.
 const MATRIX: usize = 16;
-/// Enough cubes for any GPU, if the sums of a few positions each are to be worth their memory.
+/// Enough cubes for any GPU; with more, each would have too few positions to justify the memory for its sums.
 const CUBES: usize = 512;
-/// Alignment of what matrix units read, in bytes.
+/// Alignment of the data that matrix units read, in bytes.
 const ALIGNMENT: usize = 128;
 
-/// Part of what the kernel is compiled for.
+/// Compile-time parameters of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Tile {
-    /// Positions that a matrix product is about.
+    /// Number of positions in one matrix product.
     depth: usize,
-    /// The distance of two positions in shared memory, in values: more than [`SIDE`], for the sake of its banks.
+    /// Distance between two positions in shared memory, in values: more than [`SIDE`], to avoid bank conflicts.
     pitch: usize,
-    /// Values of a vector of `dy`, and of `x`.
+    /// Values per vector of `dy`, and of `x`.
     dy_width: usize,
     x_width: usize,
 }
@@ -55,13 +55,13 @@ struct Sizes {
     kernel_width: u32,
     dy: u32,
     x: u32,
-    /// Blocks of output channels, and of columns.
+    /// Number of blocks of output channels, and of columns.
     channel_blocks: u32,
     column_blocks: u32,
     chunks: u32,
-    /// Of [`ROWS`] positions each, that a cube makes.
+    /// Number of steps of [`ROWS`] positions each that a cube makes.
     steps: u32,
-    /// Rows and columns of a chunk's sums, whole matrices of them.
+    /// Rows and columns of a chunk's sums, padded to whole matrices.
     padded_c_out: u32,
     padded_columns: u32,
 }
@@ -90,7 +90,7 @@ fn task(sizes: &Sizes) -> Task {
     }
 }
 
-/// A block of `dy` from position `first` on, some of its vectors per unit; zeros where there is nothing.
+/// Loads a block of `dy` from position `first` on, some vectors per unit; zeros outside.
 #[cube]
 fn load_dy<F: Float, G: Float, A: Size>(
     dy: &[Vector<F, A>],
@@ -114,7 +114,7 @@ fn load_dy<F: Float, G: Float, A: Size>(
     }
 }
 
-/// The same of what the kernel's row sees of `x` at these positions.
+/// Loads the values of `x` under the kernel's row at these positions.
 #[cube]
 fn load_x<F: Float, G: Float, B: Size>(
     x: &[Vector<F, B>],
@@ -136,7 +136,7 @@ fn load_x<F: Float, G: Float, B: Size>(
         let position = first + at / per_row;
         let column = task.column + at % per_row * tile.x_width;
         let kx = column / c_in;
-        // Both counted from the padding's first.
+        // Both counted from the first row and column of the padding.
         let padded_y = position / width % height + task.ky;
         let padded_x = position % width + kx;
         let is_column = position < sizes.positions as usize && kx < sizes.kernel_width as usize;
@@ -150,7 +150,7 @@ fn load_x<F: Float, G: Float, B: Size>(
     }
 }
 
-/// Puts a block that the units have together into shared memory.
+/// Writes a block, whose vectors are distributed over the units, to shared memory.
 #[cube]
 fn share<G: Float, N: Size>(
     block: &Array<Vector<G, N>>,
@@ -166,7 +166,7 @@ fn share<G: Float, N: Size>(
     }
 }
 
-/// Vectors of a block that a unit has.
+/// Number of a block's vectors per unit.
 fn per_unit(width: usize) -> usize {
     ROWS * SIDE / width / UNITS
 }
@@ -208,12 +208,12 @@ fn products_kernel<F: Float, G: Float, A: Size, B: Size>(
     load_dy::<F, G, A>(dy, &mut block_of_dy, start, &task, sizes, tile);
     load_x::<F, G, B>(x, &mut block_of_x, start, &task, sizes, tile);
     for step in 0..sizes.steps as usize {
-        // The block before this one was multiplied.
+        // All units are done with the block before this one.
         sync_cube();
         share::<G, A>(&block_of_dy, &mut shared_dy, tile.dy_width, tile);
         share::<G, B>(&block_of_x, &mut shared_x, tile.x_width, tile);
         sync_cube();
-        // The next one is on its way meanwhile; after the last one it is another chunk's, or nothing.
+        // The next block is loaded meanwhile; after the last one, that is another chunk's, or nothing.
         let next = start + (step + 1) * ROWS;
         load_dy::<F, G, A>(dy, &mut block_of_dy, next, &task, sizes, tile);
         load_x::<F, G, B>(x, &mut block_of_x, next, &task, sizes, tile);
@@ -279,7 +279,7 @@ fn products_kernel<F: Float, G: Float, A: Size, B: Size>(
     }
 }
 
-/// What matrices of this type are multiplied in, and how many values deep, where the device can.
+/// The type in which matrices of `dtype` are multiplied, and how many values deep, if the device can do it.
 fn matrices(client: &Client, dtype: DType) -> Option<(ElemType, usize)> {
     let (kind, depth) = match dtype {
         DType::F32 => (FloatKind::TF32, 8),
@@ -303,23 +303,23 @@ fn matrices(client: &Client, dtype: DType) -> Option<(ElemType, usize)> {
     (planes && fits && properties.features.matmul.cmma.contains(&config)).then_some((elem, depth))
 }
 
-/// Values from one position to the next in shared memory: each begins four banks of four bytes after the one before.
+/// Distance between positions in shared memory, in values: each begins four banks of four bytes after the one before.
 fn shared_pitch(depth: usize) -> usize {
     if depth == 16 { SIDE + 8 } else { SIDE + 4 }
 }
 
-/// Bytes of shared memory that the kernel takes.
+/// Bytes of shared memory that the kernel uses.
 fn shared_bytes(depth: usize) -> usize {
     let value = if depth == 16 { 2 } else { 4 };
     2 * (ROWS * shared_pitch(depth) * value + ALIGNMENT)
 }
 
-/// Whether the device has matrices for this type.
+/// Whether the device has matrix units for this type.
 pub(super) fn takes(x: &CubeTensor) -> bool {
     matrices(&x.client, x.dtype).is_some()
 }
 
-/// The gradient of `weight [c_out, c_in, kh, kw]`, of its type, where the device [can](takes).
+/// The gradient of `weight [c_out, c_in, kh, kw]`, in its type, if the device [can](takes) compute it.
 pub(super) fn ours(x: CubeTensor, weight: CubeTensor, dy: CubeTensor) -> CubeTensor {
     let [_, height, width, c_in] = dims(&x);
     let [c_out, _, kh, kw] = dims(&weight);

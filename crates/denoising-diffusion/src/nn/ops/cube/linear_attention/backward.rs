@@ -1,5 +1,5 @@
-//! The backward pass: [`contexts_kernel`] leaves a gradient of the context per cube, [`merge_kernel`] one per head; [`queries_kernel`],
-//! [`keys_kernel`] and [`memory_kernel`] make gradients of the inputs from it.
+//! The backward pass: [`contexts_kernel`] leaves a gradient of the context per cube, from which [`merge_kernel`] makes one per head; from these,
+//! [`queries_kernel`], [`keys_kernel`] and [`memory_kernel`] make the gradients of the inputs.
 
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::ir::ElemType;
@@ -16,12 +16,12 @@ use super::tile::{
 };
 use super::{Plan, Sizes, Task, state_rows, task};
 
-/// Rows of what the gradient of a head's context is kept with: the gradient, the same transposed, the sums of context times gradient.
+/// Number of rows in which the gradient of a head's context is kept: the gradient, its transpose, the sums of context times gradient.
 fn gradient_rows(dim: usize) -> usize {
     2 * dim + 1
 }
 
-/// Some of a head's queries per cube: `parts [cubes, d, d]` are what they contribute to the gradient of its context.
+/// Some of a head's queries per cube: `parts [cubes, d, d]` are their contributions to the gradient of its context.
 #[cube(launch)]
 fn contexts_kernel<F: Float, N: Size>(
     qkv: &[Vector<F, N>],
@@ -41,7 +41,7 @@ fn contexts_kernel<F: Float, N: Size>(
         let first = task.first + block * comptime!(tile.rows());
         load_rows(qkv, task.qkv, sizes.qkv as usize, first, task.end, &mut rows, tile);
         softmax_rows(&mut rows, sizes.factor, &mut scratch, tile);
-        // The block before this one was multiplied.
+        // All units are done with the block before this one.
         sync_cube();
         share_rows(&rows, &mut queries, tile);
         load_rows(dy, task.y, sizes.y as usize, first, task.end, &mut rows, tile);
@@ -54,7 +54,7 @@ fn contexts_kernel<F: Float, N: Size>(
     write_products(&sums, parts, at, CUBE_POS < sizes.cubes as usize, &mut scratch, tile);
 }
 
-/// A group for each row: `gradient`, see [`gradient_rows`], of the parts that a head's queries left.
+/// One group per row of `gradient` (see [`gradient_rows`]), made from the parts that a head's queries left.
 #[cube(launch)]
 fn merge_kernel(
     parts: &[f32],
@@ -113,7 +113,7 @@ fn queries_kernel<F: Float, N: Size>(
     for block in 0..sizes.blocks as usize {
         let first = task.first + block * comptime!(tile.rows());
         load_rows(dy, task.y, sizes.y as usize, first, task.end, &mut rows, tile);
-        // The block before this one was multiplied.
+        // All units are done with the block before this one.
         sync_cube();
         share_rows(&rows, &mut gradients, tile);
         sync_cube();
@@ -174,7 +174,7 @@ fn keys_kernel<F: Float, N: Size>(
     for block in 0..sizes.blocks as usize {
         let first = task.first + block * comptime!(tile.rows());
         load_rows(qkv, task.qkv + 2 * task.parts, pitch, first, task.end, &mut rows, tile);
-        // The block before this one was multiplied.
+        // All units are done with the block before this one.
         sync_cube();
         share_rows(&rows, &mut values, tile);
         load_rows(qkv, task.qkv + task.parts, pitch, first, task.end, &mut weights, tile);
@@ -202,17 +202,17 @@ fn keys_kernel<F: Float, N: Size>(
 /// Counts of [`memory_kernel`].
 #[derive(CubeLaunch, CubeType)]
 struct MemorySizes {
-    /// Counted over images.
+    /// Over all images.
     all_heads: u32,
-    /// Of an image.
+    /// Per image.
     heads: u32,
     dim: u32,
-    /// Rows of the memory, and the distance of its channels.
+    /// Rows of the memory, and the distance between its channels.
     rows: u32,
     pitch: u32,
 }
 
-/// A cube per head: `parts [b, 2 heads d m]` are what the images contribute to the gradient of the memory.
+/// One cube per head: `parts [b, 2 heads d m]` are the images' contributions to the gradient of the memory.
 #[cube(launch)]
 fn memory_kernel<M: Float>(
     memory: &[M],
@@ -256,7 +256,7 @@ fn memory_kernel<M: Float>(
     }
 }
 
-/// The gradients of `qkv` and `mem_kv` of a [`forward`](super::forward) pass that kept `state`.
+/// The gradients of `qkv` and `mem_kv` for a [`forward`](super::forward) pass that kept `state`.
 pub(in super::super) fn backward(
     qkv: CubeTensor,
     mem_kv: CubeTensor,
@@ -302,7 +302,7 @@ pub(in super::super) fn backward(
     (dqkv.tensor(), d_memory)
 }
 
-/// The gradient of each head's context, see [`gradient_rows`].
+/// The gradient of each head's context; see [`gradient_rows`].
 fn context_gradient(plan: &Plan, qkv: &Rows, state: &Rows, dy: &Rows) -> Rows {
     let Plan { client, tile, dim, .. } = plan;
     let parts = plan.chunks.empty(qkv, dim * dim);
@@ -335,7 +335,7 @@ fn context_gradient(plan: &Plan, qkv: &Rows, state: &Rows, dy: &Rows) -> Rows {
     gradient
 }
 
-/// The gradient of the memory, like it.
+/// The gradient of the memory, in its form.
 fn memory_gradient(plan: &Plan, mem_kv: CubeTensor, state: &Rows, gradient: &Rows) -> CubeTensor {
     let client = &plan.client;
     let shape = mem_kv.meta.shape().clone();

@@ -1,4 +1,5 @@
-//! The forward pass: [`keys_kernel`] leaves a context per cube, [`merge_kernel`] makes one per head of them, [`queries_kernel`] multiplies it.
+//! The forward pass: [`keys_kernel`] leaves a context per cube, [`merge_kernel`] makes one per head of them, and [`queries_kernel`] multiplies it by
+//! queries.
 
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::ir::ElemType;
@@ -13,7 +14,7 @@ use super::tile::{
 };
 use super::{Plan, Sizes, state_rows, task};
 
-/// Some of a head's keys and values per cube: `parts [cubes, d + 2, d]` are its context without the division by its sums, its maxima and its sums.
+/// Some of a head's keys and values per cube: `parts [cubes, d + 2, d]` are its context before the division by its sums, its maxima and its sums.
 #[cube(launch)]
 fn keys_kernel<F: Float, N: Size>(
     qkv: &[Vector<F, N>],
@@ -61,7 +62,7 @@ fn keys_kernel<F: Float, N: Size>(
                 sum += rows[k];
             }
         }
-        // The block before this one was multiplied.
+        // All units are done with the block before this one.
         sync_cube();
         share_rows(&rows, &mut keys, tile);
         load_rows(qkv, task.qkv + 2 * task.parts, pitch, first, task.end, &mut rows, tile);
@@ -89,19 +90,19 @@ fn keys_kernel<F: Float, N: Size>(
 /// Counts of [`merge_kernel`].
 #[derive(CubeLaunch, CubeType)]
 struct MergeSizes {
-    /// Counted over images.
+    /// Over all images.
     all_heads: u32,
-    /// Of an image.
+    /// Per image.
     heads: u32,
     parts: u32,
     dim: u32,
-    /// Rows of the memory, and the distance of its channels.
+    /// Rows of the memory, and the distance between its channels.
     memory: u32,
     pitch: u32,
 }
 
-/// A group for each row of a head's context: its part of the head's `state`, see [`state_rows`], of the parts that its keys left and its memory
-/// `[2, heads, d, m]`. With one image there are few heads and up to a thousand parts.
+/// One group per row of a head's context: its row of the head's `state` (see [`state_rows`]), made from the parts that the head's keys left and from
+/// its memory `[2, heads, d, m]`. With one image there are few heads and up to a thousand parts.
 #[cube(launch)]
 fn merge_kernel<M: Float>(
     parts: &[f32],
@@ -126,7 +127,7 @@ fn merge_kernel<M: Float>(
     let state_at = head * (2 * matrix + 2 * dim);
     let mut scratch = Shared::new_slice(UNITS);
 
-    // Parts and memory are shared out to the row's units.
+    // Parts and memory are distributed to the row's units.
     let mut most = f32::min_value();
     if is_row {
         let mut i = column;
@@ -195,7 +196,7 @@ fn queries_kernel<F: Float, N: Size>(
         let first = task.first + block * comptime!(tile.rows());
         load_rows(qkv, task.qkv, sizes.qkv as usize, first, task.end, &mut rows, tile);
         softmax_rows(&mut rows, sizes.factor, &mut scratch, tile);
-        // The block before this one was multiplied.
+        // All units are done with the block before this one.
         sync_cube();
         share_rows(&rows, &mut queries, tile);
         sync_cube();
@@ -206,7 +207,8 @@ fn queries_kernel<F: Float, N: Size>(
     }
 }
 
-/// `qkv [b, h, w, 3 heads d]` and `mem_kv [2, heads, d, m]` to `[b, h, w, heads d]`, and to what the backward pass needs, `[b heads, (2 d + 2) d]`.
+/// `qkv [b, h, w, 3 heads d]` and `mem_kv [2, heads, d, m]` to `[b, h, w, heads d]`, and to the state for the backward pass,
+/// `[b heads, (2 d + 2) d]`.
 pub(in super::super) fn forward(qkv: CubeTensor, mem_kv: CubeTensor) -> (CubeTensor, CubeTensor) {
     let plan = Plan::new(&qkv, &mem_kv);
     let Plan { ref client, tile, .. } = plan;

@@ -1,4 +1,4 @@
-//! `linear_attention`, forward and backward. Per head, over memory and positions j, of queries q, keys k and values v of d channels:
+//! `linear_attention`, forward and backward. Per head, over memory and positions j, for queries q, keys k and values v of d channels:
 //!
 //!     k'[j, c] = softmax of k over j        context[c, e] = sum_j k'[j, c] v[j, e]
 //!     q'[i, c] = softmax of q over c / √d   y[i, e] = sum_c q'[i, c] context[c, e]
@@ -10,8 +10,8 @@
 //!     dk[j, c] = k'[j, c] (dk'[j, c] - sum_e context[c, e] dcontext[c, e])
 //!     dv[j, e] = sum_c k'[j, c] dcontext[c, e]
 //!
-//! What is kept from one pass to the other is d² + 2 d values per head. Each pass reads queries, keys and values from memory once: cubes take blocks
-//! of rows of one head, sum what they contribute to a context, and leave that to a smaller kernel that adds contributions in a fixed order.
+//! d² + 2 d values per head are kept between the passes. Each pass reads queries, keys and values from memory once: cubes take blocks of rows of one
+//! head, sum their contributions to a context, and leave that to a smaller kernel, which adds contributions in a fixed order.
 
 mod backward;
 mod forward;
@@ -29,7 +29,7 @@ use tile::{MOST_VECTORS, Tile, UNITS};
 pub(super) use backward::backward;
 pub(super) use forward::forward;
 
-/// Whether a device can run the kernels for heads of so many channels.
+/// Whether a device can run the kernels for heads with this number of channels.
 pub(super) fn takes(client: &Client, dim: usize) -> bool {
     if dim == 0 || dim > UNITS || dim / widest_vector(client, dim) > MOST_VECTORS {
         return false;
@@ -39,7 +39,7 @@ pub(super) fn takes(client: &Client, dim: usize) -> bool {
         && Tile::new(client, dim).shared_memory() <= hardware.max_shared_memory_size
 }
 
-/// Rows of what the context of a head is kept with: context, context transposed, maxima of the keys, 1 / sums of e^(key - maximum).
+/// Number of rows in which the context of a head is kept: context, its transpose, maxima of the keys, 1 / sums of e^(key - maximum).
 pub(super) fn state_rows(dim: usize) -> usize {
     2 * dim + 2
 }
@@ -49,26 +49,26 @@ pub(super) fn state_rows(dim: usize) -> usize {
 struct Sizes {
     positions: u32,
     heads: u32,
-    /// Cubes of a head, and how many blocks of rows each takes, at most.
+    /// Cubes per head, and the largest number of blocks of rows per cube.
     cubes_per_head: u32,
     blocks: u32,
     cubes: u32,
     qkv: u32,
-    /// Of the result or its gradient.
+    /// Pitch of the result or its gradient.
     y: u32,
-    /// What queries' weights sum up to.
+    /// The sum of the weights of a query.
     factor: f32,
 }
 
-/// What a cube works on.
+/// The work of a cube.
 #[derive(CubeType)]
 struct Task {
-    /// Counted over images.
+    /// Index over the heads of all images.
     head: usize,
-    /// Its positions: none in a cube too many.
+    /// Its positions; a surplus cube has none.
     first: usize,
     end: usize,
-    /// Where the head's vectors begin in the first row of the image: the queries', in vectors; keys and values follow at distances of `parts`.
+    /// Where the head's queries begin in the first row of the image, in vectors; keys and values follow at distances of `parts`.
     qkv: usize,
     parts: usize,
     y: usize,
@@ -94,14 +94,14 @@ fn task(sizes: &Sizes, #[comptime] tile: Tile) -> Task {
     }
 }
 
-/// What the kernels are launched with.
+/// The parameters of the launches.
 struct Plan {
     client: Client,
     images: usize,
     heads: usize,
-    /// Channels of a head.
+    /// Channels per head.
     dim: usize,
-    /// Rows of the memory.
+    /// Number of rows of the memory.
     memory: usize,
     tile: Tile,
     chunks: Chunks,
@@ -132,17 +132,17 @@ impl Plan {
         )
     }
 
-    /// The memory; where it has no rows, something else, as what is empty cannot be handed over. It will not be read.
+    /// The memory. If it has no rows, something else, because an empty tensor cannot be passed; it is not read.
     fn memory_rows(&self, mem_kv: CubeTensor, other: &Rows) -> Rows {
         if self.memory == 0 { other.clone() } else { Rows::of(mem_kv) }
     }
 
-    /// Heads of all images.
+    /// Number of heads of all images.
     fn all_heads(&self) -> usize {
         self.images * self.heads
     }
 
-    /// A dense row for each head of each image, nothing in them yet.
+    /// A dense row for each head of each image, not yet filled.
     fn per_head(&self, like: &Rows, values: usize) -> Rows {
         Rows::dense(like, [self.all_heads(), values])
     }

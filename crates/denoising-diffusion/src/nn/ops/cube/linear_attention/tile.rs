@@ -1,4 +1,4 @@
-//! What the kernels of linear attention are made of: a cube's units share a block of rows, and multiply it. Rows pass through shared memory as f32.
+//! Building blocks of the kernels for linear attention: a cube's units share a block of rows and multiply it. Rows pass through shared memory as f32.
 
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::client::Client;
@@ -9,21 +9,21 @@ use super::super::rows::widest_vector;
 
 /// Units per cube.
 pub(super) const UNITS: usize = 128;
-/// Rows of a block that a unit has a vector of.
+/// Number of rows of a block of which a unit has a vector.
 pub(super) const ROWS: usize = 4;
-/// Most vectors per row.
+/// The largest number of vectors per row.
 pub(super) const MOST_VECTORS: usize = 32;
 
-/// Part of what a kernel is compiled for: how units share a block of [`Tile::rows`] rows, and the sum of outer products of two blocks' rows.
+/// Compile-time parameters of a kernel: how units share a block of [`Tile::rows`] rows, and the sum of outer products of two blocks' rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Tile {
-    /// Values of a vector.
+    /// Values per vector.
     pub(super) width: usize,
-    /// Vectors of a row, at most [`MOST_VECTORS`].
+    /// Vectors per row, at most [`MOST_VECTORS`].
     pub(super) vectors: usize,
-    /// A group per row and a vector of it per unit, [`ROWS`] times.
+    /// One group per row with a vector per unit, [`ROWS`] times.
     pub(super) lanes: Lanes,
-    /// Of an outer product, a unit sums this many vectors for each value of one vector of the other factor.
+    /// In an outer product, a unit sums this many vectors for each value of one vector of the other factor.
     pub(super) across: usize,
 }
 
@@ -32,33 +32,33 @@ impl Tile {
     pub(super) fn new(client: &Client, dim: usize) -> Self {
         let width = widest_vector(client, dim);
         let vectors = dim / width;
-        // Two, where they divide a row, halve what is read; large products need more of each unit.
+        // Two, if that divides a row, halves what is read; large products need more per unit.
         let fits = |across: &usize| vectors.is_multiple_of(*across) && vectors * vectors / across <= UNITS;
         let across = if vectors.is_multiple_of(2) { 2.. } else { 1.. }.find(fits).unwrap_or(vectors);
         Self { width, vectors, lanes: Lanes::one_each(client, vectors, UNITS), across }
     }
 
-    /// Values of a row.
+    /// Values per row.
     pub(super) fn dim(self) -> usize {
         self.width * self.vectors
     }
 
-    /// Vectors of a square matrix.
+    /// Vectors per square matrix.
     pub(super) fn matrix(self) -> usize {
         self.dim() * self.vectors
     }
 
-    /// Vectors of an outer product's sums that a unit has.
+    /// Vectors of an outer product's sums per unit.
     pub(super) fn sums(self) -> usize {
         self.across * self.width
     }
 
-    /// Rows of a block.
+    /// Rows per block.
     pub(super) fn rows(self) -> usize {
         self.lanes.groups * ROWS
     }
 
-    /// Vectors of a block.
+    /// Vectors per block.
     pub(super) fn block(self) -> usize {
         self.rows() * self.vectors
     }
@@ -69,7 +69,7 @@ impl Tile {
         Lanes { units, groups: UNITS / units, vectors: self.across, in_plane: false }
     }
 
-    /// Bytes of shared memory that a kernel takes at most: two blocks of rows, a vector and a value per unit.
+    /// The most shared memory, in bytes, that a kernel uses: two blocks of rows, a vector and a value per unit.
     pub(super) fn shared_memory(self) -> usize {
         size_of::<f32>() * (self.width * (2 * self.block() + UNITS) + UNITS)
     }
@@ -81,7 +81,7 @@ pub(super) fn has_column(#[comptime] tile: Tile) -> bool {
     UNIT_POS as usize % tile.lanes.units < tile.vectors
 }
 
-/// This unit's vectors of the rows from `first` on, which lie `pitch` vectors after one another, the 0th at `base`. Zeros from row `end` on.
+/// This unit's vectors of the rows from `first` on; rows are `pitch` vectors apart and row 0 is at `base`. Zeros from row `end` on.
 #[cube]
 pub(super) fn load_rows<F: Float, N: Size>(
     from: &[Vector<F, N>],
@@ -104,7 +104,7 @@ pub(super) fn load_rows<F: Float, N: Size>(
     }
 }
 
-/// Writes what [`load_rows`] reads.
+/// Writes rows to where [`load_rows`] reads them.
 #[cube]
 pub(super) fn write_rows<F: Float, N: Size>(
     rows: &Array<Vector<f32, N>>,
@@ -126,7 +126,7 @@ pub(super) fn write_rows<F: Float, N: Size>(
     }
 }
 
-/// Puts this unit's vectors where all units see them. Between this and reading them lies a `sync_cube`.
+/// Puts this unit's vectors where all units can read them. A `sync_cube` must lie between this and reading them.
 #[cube]
 pub(super) fn share_rows<N: Size>(rows: &Array<Vector<f32, N>>, block: &mut [Vector<f32, N>], #[comptime] tile: Tile) {
     let lane = UNIT_POS as usize % tile.lanes.units;
@@ -166,7 +166,7 @@ pub(super) fn softmax_rows<N: Size>(
     }
 }
 
-/// `sums[a, b] += sum over rows of left[row, a] right[row, b]`: of this unit's `a` and `b`, see [`write_products`], and of its group's rows.
+/// `sums[a, b] += sum over rows of left[row, a] right[row, b]`, for this unit's `a` and `b` (see [`write_products`]) and its group's rows.
 #[cube]
 pub(super) fn add_products<N: Size>(
     left: &[Vector<f32, N>],
@@ -195,7 +195,7 @@ pub(super) fn add_products<N: Size>(
     }
 }
 
-/// Adds up what all groups summed and writes it as a matrix of `vectors` vectors per row, the first of them at `at`, where `writes`.
+/// Adds the sums of all groups and, if `writes`, writes them as a matrix of `vectors` vectors per row, starting at `at`.
 #[cube]
 pub(super) fn write_products<N: Size>(
     sums: &Array<Vector<f32, N>>,

@@ -3,7 +3,7 @@
 use super::super::{attention, linear_attention, takes_attention, takes_linear_attention};
 use super::*;
 
-/// Heads of a random case, their channels, and rows of the memory.
+/// In a random case: number of heads, channels per head, and rows of the memory.
 type Heads = (usize, usize, usize);
 
 /// Compares attention, linear or not, over `[b, h, w]` positions.
@@ -31,7 +31,7 @@ fn compare_attention(linear: bool, seed: u64, [b, h, w]: [usize; 3], (heads, d, 
     }
 }
 
-/// Whether the device of the tests runs our attention kernels; CubeCL's CPU runtime has too few units.
+/// Whether the test device runs our attention kernels; CubeCL's CPU runtime has too few units.
 fn runs_attention() -> bool {
     let runs = |device: Device| {
         let qkv = Tensor::zeros([1, 1, 1, 96], &device);
@@ -68,7 +68,7 @@ proptest! {
     }
 }
 
-/// More memory than a block, one position, as many as there may be, heads as wide as they may be.
+/// More memory than a block, a single position, the largest number of positions, the widest heads.
 #[test]
 fn large_softmax_attentions() {
     if runs_attention() {
@@ -79,7 +79,7 @@ fn large_softmax_attentions() {
     }
 }
 
-/// Heads of all widths that products are cut differently for, and more positions than a cube has in one block.
+/// Heads of all widths for which products are divided differently, and more positions than a cube takes in one block.
 #[test]
 fn large_linear_attentions() {
     if runs_attention() {

@@ -1,5 +1,5 @@
-//! Convolutions of whole numbers and their gradients: products are exact in every type, and sums in f32. With a tuner, what it finds the fastest
-//! has to be exact in f32, too.
+//! Convolutions of whole numbers and their gradients: products are exact in every type, and sums in f32. With a tuner, whatever it finds to be
+//! fastest must be exact in f32, too.
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 
@@ -31,7 +31,7 @@ impl Case {
         let device = device.clone().autodiff();
         let ([b, h, w, c_in], [kh, kw]) = (self.dims, self.kernel);
         let shape = [self.c_out, c_in, kh, kw];
-        // A cast leaves values as they lie.
+        // A cast does not change the layout.
         let typed = |x: Tensor<4>| x.cast(dtype);
         let laid_out = |part, c| {
             let values = whole_numbers(part, b * h * w * c);
@@ -46,7 +46,7 @@ impl Case {
         [host_values(y), dx, dw]
     }
 
-    /// Holds what the device makes of it to the exact numbers.
+    /// Compares the device's results with the exact numbers.
     fn check(&self, exact: &[Vec<f32>; 3], dtype: FloatDType, device: &Device) {
         let rounded = |value: &f32| match dtype {
             FloatDType::BF16 => half::bf16::from_f32(*value).to_f32(),
@@ -57,7 +57,7 @@ impl Case {
         for ((what, got), exact) in ["y", "dx", "dw"].iter().zip(&got).zip(exact) {
             let expected: Vec<f32> = exact.iter().map(rounded).collect();
             let scale = expected.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
-            // Burn's tuner may take a direct kernel, which sums in the type of its data.
+            // Burn's tuner may choose a direct kernel, which sums in the type of its data.
             let slack = if dtype == FloatDType::F32 || *what == "dw" { 0.0 } else { scale / 16.0 };
             let distance = |i: usize| (got[i] - expected[i]).abs();
             let differ: Vec<usize> = (0..got.len()).filter(|&i| distance(i).is_nan() || distance(i) > slack).collect();
@@ -67,8 +67,8 @@ impl Case {
     }
 }
 
-/// Fewer channels than a matrix is wide and more than a cube has; kernels of all shapes; fewer positions than a block, and so many that cubes have
-/// several.
+/// Fewer channels than a matrix is wide and more than a cube takes; kernels of all shapes; fewer positions than a block, and so many that a cube
+/// takes several blocks.
 #[test]
 fn convolutions_of_whole_numbers() {
     let Some(device) = test_device() else { return };

@@ -1,4 +1,4 @@
-//! What keeps magnitudes, and axes halved and doubled.
+//! Magnitude-preserving operations, and axes halved and doubled.
 
 use denoising_diffusion_kernels::dropout::Mask;
 
@@ -12,7 +12,7 @@ proptest! {
     fn what_keeps_magnitudes(
         seed: u64, b in 1_usize..6, h in 1_usize..8, w in 1_usize..8, c in 2_usize..71, layout in any_layout(), long: bool,
     ) {
-        // With the larger floor it counts for some rows.
+        // Some rows are shorter than the larger floor.
         let floor = if long { 1e-4 } else { 0.8 * (c as f64).sqrt() };
         let case = Case { dims: [b, h, w, c], layout, images: 0, others: &[], scale: 1.0 };
         case.compare(
@@ -44,7 +44,7 @@ proptest! {
     }
 }
 
-/// The same values as on the host, of all vector widths, and of a key with all of its bits.
+/// The same values as on the host, with all vector widths, and with a key that uses all of its bits.
 #[test]
 fn dropped_values() {
     let (words, draw) = ([0xFEDC_BA98, 0x7654_3210], 1 << 33 | 5);
