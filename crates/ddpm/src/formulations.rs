@@ -1,9 +1,8 @@
 //! Formulations in words. Not here: the formulations.
 
 use denoising_diffusion::diffusion::{DiffusionConfig, FormulationConfig};
+use denoising_diffusion::recipe::plain;
 use toml::Table;
-
-use crate::recipe_flags::plain;
 
 /// A formulation in a line: its name, and what is not as by default.
 pub fn in_words(diffusion: &DiffusionConfig) -> String {

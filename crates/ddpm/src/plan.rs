@@ -147,15 +147,10 @@ impl Plan {
         }
     }
 
-    /// Steps between snapshots of averages.
-    pub fn snapshot_every(&self) -> u64 {
-        self.recipe.post_hoc.post_hoc_every.unwrap_or(self.recipe.train.save_every)
-    }
-
     /// Which averages are kept for others to be made of, and what that takes.
     fn snapshots(&self) -> Option<String> {
         let sigma_rels: Vec<String> = self.recipe.post_hoc.post_hoc_sigma_rels.iter().map(f64::to_string).collect();
-        let every = self.snapshot_every();
+        let every = self.recipe.snapshot_every();
         let files = self.recipe.train.steps.div_ceil(every) * sigma_rels.len() as u64;
         let bytes = files * self.parameters * F32_BYTES;
         (!sigma_rels.is_empty()).then(|| {

@@ -13,10 +13,13 @@ use crate::models::{
 };
 use crate::nn::ops::{ConvPrecision, Precision, set_conv_precision, set_precision};
 use crate::sampler::{SampleConfig, SampleConfigError, SamplerKind};
-use crate::train::{EmaConfig, PostHocConfig, TrainConfig, TrainConfigError};
+use crate::train::{EmaConfig, PostHocConfig, PowerEmaError, TrainConfig, TrainConfigError, TrainerError};
 
+mod run;
 #[cfg(test)]
 mod tests;
+
+pub use run::{may_change, plain};
 
 /// Which network a recipe trains.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -205,6 +208,10 @@ pub enum RecipeError {
     Diffusion(#[from] DiffusionConfigError),
     #[error(transparent)]
     Train(#[from] TrainConfigError),
+    #[error(transparent)]
+    Trainer(#[from] TrainerError),
+    #[error(transparent)]
+    PowerEmas(#[from] PowerEmaError),
     #[error(transparent)]
     Sample(#[from] SampleConfigError),
     #[error(transparent)]

@@ -8,13 +8,10 @@ use denoising_diffusion::data::VectorTable;
 use denoising_diffusion::diffusion::Diffusion;
 use denoising_diffusion::eval::extract::FeatureStore;
 use denoising_diffusion::eval::inception::FeatureBlock;
-use denoising_diffusion::model_file::ModelCard;
 use denoising_diffusion::models::{LearnedSchedule, Network, Scheduled};
 use denoising_diffusion::nn::Init;
 use denoising_diffusion::recipe::Recipe;
-use denoising_diffusion::train::{
-    Checkpoints, EvaluateSetup, Outcome, Repair, Run, RunError, RunSetup, Trainer, is_free,
-};
+use denoising_diffusion::train::{Checkpoints, EvaluateSetup, Outcome, Repair, Run, RunError, RunSetup, is_free};
 
 use crate::failure::{Failure, FailureExt, Result, chain};
 use crate::inception::InceptionArgs;
@@ -23,7 +20,7 @@ use crate::machine::DevicesArgs;
 use crate::out_of_memory::Work;
 use crate::output::{self, note};
 use crate::plan::{self, Plan};
-use crate::recipe_flags::{RecipeFlags, settings_of_a_run};
+use crate::recipe_flags::RecipeFlags;
 use crate::recipes;
 use crate::sampling::tell_ignored;
 
@@ -182,14 +179,14 @@ fn train(plan: &Plan, args: &TrainArgs) -> Result {
     match diffusion.formulation().learned_schedule() {
         Some(options) => {
             let noise_schedule = LearnedSchedule::new(init, options);
-            train_network(Scheduled { network, noise_schedule }, diffusion, plan, args)
+            train_network(Scheduled { network, noise_schedule }, plan, args)
         }
-        None => train_network(network, diffusion, plan, args),
+        None => train_network(network, plan, args),
     }
 }
 
-fn train_network<M: Network>(network: M, diffusion: Diffusion, plan: &Plan, args: &TrainArgs) -> Result {
-    let mut run = open(network, diffusion, plan, args)?;
+fn train_network<M: Network>(network: M, plan: &Plan, args: &TrainArgs) -> Result {
+    let mut run = open(network, plan, args)?;
     let stop = stop_on_ctrl_c("finishing this step and writing a checkpoint")?;
     let mut watch = Watch::new(run.trainer().step_count(), plan.recipe.train.steps);
     let outcome = run.train(&stop, &mut |event| watch.see(event));
@@ -206,10 +203,8 @@ fn train_network<M: Network>(network: M, diffusion: Diffusion, plan: &Plan, args
 }
 
 /// A new run, or one that goes on.
-fn open<M: Network>(network: M, diffusion: Diffusion, plan: &Plan, args: &TrainArgs) -> Result<Run<M>> {
-    let Recipe { train, ema, post_hoc, .. } = &plan.recipe;
-    let trainer = Trainer::new(network, diffusion, train.clone(), *ema, &plan.training_device()).or_usage()?;
-    let trainer = trainer.with_power_emas(&post_hoc.profiles().or_usage()?).or_usage()?;
+fn open<M: Network>(network: M, plan: &Plan, args: &TrainArgs) -> Result<Run<M>> {
+    let trainer = plan.recipe.trainer(network, &plan.training_device()).or_usage()?;
     let trainer = trainer.with_replicas(plan.machine.others()).or_usage()?;
     let setup = setup(plan, evaluation(plan, &args.inception)?)?;
     if args.resume.is_none() {
@@ -230,22 +225,9 @@ fn open<M: Network>(network: M, diffusion: Diffusion, plan: &Plan, args: &TrainA
 }
 
 fn setup(plan: &Plan, evaluate: Option<EvaluateSetup>) -> Result<RunSetup> {
-    let Recipe { data, diffusion, sample, guidance, .. } = &plan.recipe;
-    Ok(RunSetup {
-        dir: plan.dir.clone(),
-        config_toml: plan.recipe.to_toml()?,
-        settings: settings_of_a_run(&plan.recipe)?,
-        card: ModelCard::for_data(plan.network.clone(), diffusion.clone(), plan.train.dataset()),
-        sample: sample.clone(),
-        guidance: guidance.clone(),
-        snapshot_every: plan.snapshot_every(),
-        evaluate,
-        train: plan.train.clone(),
-        held_out: plan.held_out.clone(),
-        flip: data.flip,
-        workers: data.workers,
-        device_name: plan.machine.name.clone(),
-    })
+    let (train, held_out) = (plan.train.clone(), plan.held_out.clone());
+    let setup = plan.recipe.setup(&plan.dir, plan.network.clone(), train, held_out)?;
+    Ok(RunSetup { evaluate, device_name: plan.machine.name.clone(), ..setup })
 }
 
 /// What evaluations need, if there are any.

@@ -1,11 +1,9 @@
 //! A flag for every key of a recipe, from one table: what `--help` says, how values are read, and which keys a resumed run may change.
 //! Not here: what the values mean, which is the library's to say and to check.
 
-use std::collections::BTreeMap;
-
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use denoising_diffusion::diffusion::{DiffusionConfig, FormulationConfig, SharedConfig};
-use denoising_diffusion::recipe::{Model, Recipe};
+use denoising_diffusion::recipe::{Model, Recipe, plain};
 use denoising_diffusion::sampler::SamplerKind;
 use serde::de::Error;
 use toml::{Table, Value};
@@ -17,7 +15,7 @@ mod tests;
 
 use table::Kind::{Switch, WordPerStage};
 pub use table::PRECISION;
-use table::{FLAGS, Flag, Kind, Resume};
+use table::{FLAGS, Flag, Kind};
 
 impl Flag {
     /// `--key`, as it is typed.
@@ -97,33 +95,12 @@ impl Flag {
     }
 }
 
-/// A value as one types it.
-pub fn plain(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Array(items) => items.iter().map(plain).collect::<Vec<_>>().join(","),
-        other => other.to_string(),
-    }
-}
-
 /// What a key is unless something is said: in a default recipe, or in the first formulation that has the key.
 fn default_of(defaults: &Table, section: &str, key: &str) -> Option<Value> {
     let found = defaults.get(section).and_then(|section| section.get(key)).cloned();
     let of_formulation =
         |formulation| Table::try_from(DiffusionConfig::from(formulation)).unwrap_or_default().get(key).cloned();
     found.or_else(|| FormulationConfig::all().into_iter().filter(|_| section == "diffusion").find_map(of_formulation))
-}
-
-/// What a run goes on with as it began: every such key of the chosen network and of the rest, with its value if it has one.
-pub fn settings_of_a_run(recipe: &Recipe) -> Result<BTreeMap<String, Option<String>>, toml::ser::Error> {
-    let table = Table::try_from(recipe)?;
-    let others = Model::ALL.into_iter().filter(|model| *model != recipe.network.model).map(Model::name);
-    let others: Vec<&str> = others.collect();
-    let of_flag = |flag: &'static Flag| flag.sections.iter().map(move |section| (*section, flag.key));
-    let value = |section: &str, key: &str| table.get(section)?.get(key).map(plain);
-    let keys = FLAGS.iter().filter(|flag| flag.resume == Resume::Fixed).flat_map(of_flag);
-    let keys = keys.filter(|(section, _)| !others.contains(section));
-    Ok(keys.map(|(section, key)| (format!("{section}.{key}"), value(section, key))).collect())
 }
 
 /// The flags that were given, each with its value.
@@ -206,7 +183,7 @@ impl RecipeFlags {
 
     /// The first flag that a run which goes on cannot take.
     pub fn fixed(&self) -> Option<&'static Flag> {
-        self.given.iter().map(|(flag, _)| *flag).find(|flag| flag.resume == Resume::Fixed)
+        self.given.iter().map(|(flag, _)| *flag).find(|flag| !flag.may_change())
     }
 
     /// The given flags and their values.

@@ -203,18 +203,6 @@ fn another_network_has_its_own_learning_rate_unless_one_is_named() {
 }
 
 #[test]
-fn what_a_run_goes_on_with_is_of_the_chosen_network() {
-    let recipe = parse(&["--model", "dit", "--lr", "0.5", "--max-grad-norm", "inf"]).unwrap();
-    let recipe = recipe.apply(&Recipe::default()).unwrap();
-    let settings = settings_of_a_run(&recipe).unwrap();
-    let of = |key: &str| settings.get(key).map(|value| value.as_deref());
-    assert_eq!((of("train.lr"), of("train.max_grad_norm")), (Some(Some("0.5")), Some(Some("inf"))));
-    assert_eq!((of("network.model"), of("data.image_size")), (Some(Some("dit")), Some(None)));
-    assert_eq!((of("dit.patch_size"), of("uvit.patch_size")), (Some(Some("2")), None));
-    assert_eq!((of("train.steps"), of("sample.sampler")), (None, None), "what may change");
-}
-
-#[test]
 fn what_a_resumed_run_may_not_change_is_found() {
     assert_eq!(parse(&["--steps", "9", "--lr", "1"]).unwrap().fixed().unwrap().name(), "--lr");
     assert!(parse(&["--steps", "9", "--sampler", "ddpm"]).unwrap().fixed().is_none());

@@ -7,13 +7,13 @@ use denoising_diffusion::data::{DataLayout, ImageShape, ImageSize, ResizePolicy}
 use denoising_diffusion::diffusion::DiffusionConfig;
 use denoising_diffusion::interop::{Inferred, InteropError};
 use denoising_diffusion::model_file::{ModelCard, ModelFile, NetworkConfig};
-use denoising_diffusion::recipe::Recipe;
+use denoising_diffusion::recipe::{Recipe, plain};
 use serde_json::{Map, Value};
 
 use super::Reference;
 use crate::failure::{Failure, FailureExt, Result, SMALL_LEVELS};
 use crate::output::note;
-use crate::recipe_flags::{RecipeFlags, is_untold, plain};
+use crate::recipe_flags::{RecipeFlags, is_untold};
 
 /// Our files say everything; only the size of the images may be chosen anew.
 pub(super) fn resized(mut file: ModelFile, untold: &RecipeFlags, path: &Path) -> Result<ModelFile> {

@@ -59,7 +59,7 @@ pub struct CheckpointState {
     pub data_digest: String,
     /// What must not change while the run goes on ([`RunSetup::settings`](super::RunSetup::settings)); checkpoints of earlier versions have none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub settings: BTreeMap<String, Option<String>>,
+    pub settings: BTreeMap<String, String>,
     /// Lengths of the averages that others can be made of.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub post_hoc_sigma_rels: Vec<f64>,

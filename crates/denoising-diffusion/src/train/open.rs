@@ -119,12 +119,17 @@ fn check_same<M>(trainer: &Trainer<M>, setup: &RunSetup, info: &CheckpointState)
         let (expected, got) = (shown(&info.post_hoc_sigma_rels), shown(&trainer.sigma_rels()));
         return Err(RunError::OtherSetting { key: "post_hoc_sigma_rels".to_string(), expected, got });
     }
-    let is_other =
-        |(key, value): &(&String, &Option<String>)| setup.settings.get(*key).is_some_and(|now| now != *value);
-    if let Some((key, expected)) = info.settings.iter().find(is_other) {
+    let (before, now) = (&info.settings, &setup.settings);
+    // Another version may have other keys; one that knows none compares none.
+    let same_version = info.version == setup.card.version && !before.is_empty() && !now.is_empty();
+    let is_other = |key: &&String| match (before.get(*key), now.get(*key)) {
+        (Some(before), Some(now)) => before != now,
+        _ => same_version,
+    };
+    if let Some(key) = before.keys().chain(now.keys()).find(is_other) {
         let shown = |value: Option<&String>| value.map_or("not set", String::as_str).to_string();
-        let got = setup.settings.get(key).and_then(Option::as_ref);
-        return Err(RunError::OtherSetting { key: key.clone(), expected: shown(expected.as_ref()), got: shown(got) });
+        let (expected, got) = (shown(before.get(key)), shown(now.get(key)));
+        return Err(RunError::OtherSetting { key: key.clone(), expected, got });
     }
     Ok(())
 }

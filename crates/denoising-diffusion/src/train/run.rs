@@ -47,7 +47,7 @@ pub struct RunSetup {
     /// The resolved configuration, written to `config.toml`.
     pub config_toml: String,
     /// Names and values of what must stay as it is when the run goes on. It is kept with each checkpoint and compared then; nothing is where it is empty.
-    pub settings: BTreeMap<String, Option<String>>,
+    pub settings: BTreeMap<String, String>,
     /// What exported weights say of themselves; step and decay are filled in.
     pub card: ModelCard,
     pub sample: SampleConfig,
