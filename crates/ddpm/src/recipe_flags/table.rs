@@ -75,6 +75,7 @@ const UNETS: &[&str] = &["unet", "unet1d"];
 const STAGED: &[&str] = &["unet", "unet1d", "uvit"];
 const SIZED: &[&str] = &["unet", "unet1d", "uvit", "karras_unet"];
 const ESTIMATED: &[&str] = &["unet", "unet1d", "karras_unet"];
+const NETWORKS: &[&str] = &["unet", "unet1d", "dit", "uvit", "karras_unet"];
 const KARRAS: &[&str] = &["karras_unet"];
 const DIT: &[&str] = &["dit"];
 const PATCHED: &[&str] = &["dit", "uvit"];
@@ -138,7 +139,7 @@ pub const FLAGS: &[Flag] = &[
     flag(UNET, "mid_attn_heads", Whole, "Attention heads of the middle block [default: those of the innermost stage]"),
     flag(UNET, "mid_attn_dim_head", Whole, "Width of a head of the middle block [default: that of the innermost stage]"),
     flag(UNET, "downsample", Word(&["unshuffle", "strided"]), "How stages halve the size"),
-    flag(SIZED, "class_drop_prob", Number, "Probability of dropping an example's class in training"),
+    flag(NETWORKS, "class_drop_prob", Number, "Probability of dropping an example's class in training"),
 
     flag(DIT, "dit_size", Word(&["s", "b", "l", "xl"]), "Sets the next three flags where they are not given"),
     flag(DIT, "hidden_size", Whole, "Width of a token [default: that of --dit-size]"),
@@ -146,7 +147,6 @@ pub const FLAGS: &[Flag] = &[
     flag(DIT, "num_heads", Whole, "Attention heads [default: that of --dit-size]"),
     flag(PATCHED, "patch_size", Whole, "Side of the square of pixels that forms a token"),
     flag(DIT, "mlp_ratio", Number, "Width of a block's hidden layer, as a multiple of hidden_size"),
-    flag(DIT, "class_dropout_prob", Number, "Probability of dropping an example's class in training"),
 
     flag(UVIT, "downsample_factor", WholePerStage, "Factor by which each stage divides both sides, one for all or one per stage"),
     flag(UVIT, "vit_depth", Whole, "Transformer blocks"),

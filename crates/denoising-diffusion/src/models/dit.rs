@@ -145,7 +145,7 @@ impl Network for Dit {
     }
 
     fn class_drop_prob(&self) -> f64 {
-        self.config.class_dropout_prob
+        self.config.class_drop_prob
     }
 
     fn takes_bf16(&self) -> bool {

@@ -48,7 +48,8 @@ pub struct DitConfig {
     /// Width of the hidden layer in each block, as a multiple of `hidden_size`.
     pub mlp_ratio: f64,
     /// Probability with which training shows an example without its class and vector, in [0, 1]. Means nothing where there is neither.
-    pub class_dropout_prob: f64,
+    #[serde(alias = "class_dropout_prob")]
+    pub class_drop_prob: f64,
     /// Channels of the data.
     pub channels: usize,
     /// Channels of the output; those of the data if absent. Follows the formulation.
@@ -74,7 +75,7 @@ impl Default for DitConfig {
             num_heads: None,
             patch_size: 2,
             mlp_ratio: 4.0,
-            class_dropout_prob: 0.1,
+            class_drop_prob: 0.1,
             channels: 3,
             out_dim: None,
             num_classes: 0,
@@ -95,8 +96,8 @@ pub enum DitConfigError {
         "`mlp_ratio` must be a number, at most 1000, that gives `hidden_size` {hidden_size} a hidden layer of at least 1, got {got}"
     )]
     MlpRatio { hidden_size: usize, got: f64 },
-    #[error("`class_dropout_prob` must lie in [0, 1], got {0}")]
-    ClassDropoutProb(f64),
+    #[error("`class_drop_prob` must lie in [0, 1], got {0}")]
+    ClassDropProb(f64),
     #[error(
         "patches of {patch_size}x{patch_size} do not tile {height}x{width}: the nearest sizes that work are {}",
         nearest.join(" and ")
@@ -164,8 +165,8 @@ impl DitConfig {
         if !(self.mlp_ratio > 0.0 && self.mlp_ratio <= 1000.0 && self.mlp_dim() > 0) {
             return Err(DitConfigError::MlpRatio { hidden_size, got: self.mlp_ratio });
         }
-        if !(0.0..=1.0).contains(&self.class_dropout_prob) {
-            return Err(DitConfigError::ClassDropoutProb(self.class_dropout_prob));
+        if !(0.0..=1.0).contains(&self.class_drop_prob) {
+            return Err(DitConfigError::ClassDropProb(self.class_drop_prob));
         }
         Ok(())
     }
@@ -206,7 +207,7 @@ mod tests {
         assert!(bad(DitConfig { hidden_size: Some(30), ..DitConfig::default() }).contains("multiple of 4"));
         assert!(bad(DitConfig { num_heads: Some(5), ..DitConfig::default() }).contains("`num_heads` (5)"));
         assert!(bad(DitConfig { mlp_ratio: f64::NAN, ..DitConfig::default() }).contains("`mlp_ratio`"));
-        assert!(bad(DitConfig { class_dropout_prob: 2.0, ..DitConfig::default() }).contains("`class_dropout_prob`"));
+        assert!(bad(DitConfig { class_drop_prob: 2.0, ..DitConfig::default() }).contains("`class_drop_prob`"));
         let size = DitConfig { patch_size: 4, ..DitConfig::default() }.check_size(30, 32).unwrap_err().to_string();
         assert!(size.contains("28x32") && size.contains("32x32"), "{size}");
     }

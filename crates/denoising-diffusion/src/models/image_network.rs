@@ -265,7 +265,7 @@ impl NetworkConfig {
         match self {
             Self::Unet(config) => shared!(config, config.out_channels(), config.class_drop_prob),
             Self::Unet1d(config) => shared!(config, config.unet().out_channels(), config.class_drop_prob),
-            Self::Dit(config) => shared!(config, config.out_channels(), config.class_dropout_prob),
+            Self::Dit(config) => shared!(config, config.out_channels(), config.class_drop_prob),
             Self::Uvit(config) => shared!(config, config.out_channels(), config.class_drop_prob),
             Self::KarrasUnet(config) => shared!(config, config.out_channels(), config.class_drop_prob),
             Self::Custom { .. } => None,
