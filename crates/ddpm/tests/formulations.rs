@@ -72,7 +72,7 @@ fn classes_and_guidance() {
     place.ok("sample run --classes 3 -n 2 --guidance 2 --cfg-plus-plus --out g.npy"); // by a sampler that can
     place.fails("sample run --classes 10", 2, "there is no class 10");
     place.fails("sample run --classes three", 2, "0-9");
-    place.fails("sample run --cfg-plus-plus --sampler unipc", 2, "cannot be used with --sampler unipc");
+    place.fails("sample run --cfg-plus-plus --sampler unipc", 2, "cannot be used with `sampler = \"unipc\"`");
     place.ok(&format!("train digits {SMALL} --steps 1 --out plain"));
     place.fails("sample plain --classes 3", 2, "without classes");
     place.fails("sample plain --guidance 3", 2, "nothing to guide towards");

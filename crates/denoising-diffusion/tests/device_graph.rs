@@ -208,9 +208,12 @@ fn a_schedule_that_is_learned_is_recorded() {
 /// DiT uploads constants in its passes, which some devices record and others do not.
 #[test]
 fn transformers_train_the_same_recorded_or_not() {
-    for network in [NetworkConfig::Dit(dit()), NetworkConfig::Uvit(uvit())] {
-        let gaussian = GaussianConfig { objective: Objective::PredV, ..GaussianConfig::default() };
-        let recorded = Case::new(network, FormulationConfig::Gaussian(gaussian)).trained(8, |_, _| ());
+    let gaussian = GaussianConfig { objective: Objective::PredV, ..GaussianConfig::default() };
+    let elucidated = FormulationConfig::Elucidated(ElucidatedConfig::default());
+    for (network, formulation) in
+        [(NetworkConfig::Dit(dit()), FormulationConfig::Gaussian(gaussian)), (NetworkConfig::Uvit(uvit()), elucidated)]
+    {
+        let recorded = Case::new(network, formulation).trained(8, |_, _| ());
         assert_ne!(recorded.recording_state(), RecordingState::NotTried);
     }
 }

@@ -6,7 +6,9 @@ use std::sync::{Mutex, PoisonError};
 use burn::module::Module;
 use burn::tensor::Tensor;
 use denoising_diffusion::data::DataLayout;
-use denoising_diffusion::diffusion::{Diffusion, Examples, GaussianConfig, ScheduleConfig};
+use denoising_diffusion::diffusion::{
+    Diffusion, ElucidatedConfig, Examples, FormulationConfig, GaussianConfig, ScheduleConfig,
+};
 use denoising_diffusion::models::{
     Dit, DitConfig, Downsampling, Extent, ImageTransform, KarrasUnet, KarrasUnetConfig, Network, NetworkInput,
     PerStage, Unet, Unet1dConfig, UnetConfig, Uvit, UvitConfig,
@@ -113,7 +115,11 @@ fn trained<M: Network>(network: M, [h, w]: [usize; 2], steps: usize) -> Trainer<
 
 fn trainer<M: Network>(network: M, lr: f64) -> Trainer<M> {
     let schedule = ScheduleConfig { timesteps: 100, ..Default::default() };
-    let diffusion = Diffusion::new(&GaussianConfig { schedule, ..Default::default() }.into()).unwrap();
+    let formulation = match network.resolves_large_times() {
+        true => FormulationConfig::Gaussian(GaussianConfig { schedule, ..Default::default() }),
+        false => FormulationConfig::Elucidated(ElucidatedConfig::default()),
+    };
+    let diffusion = Diffusion::new(&formulation.into()).unwrap();
     let config = TrainConfig { batch_size: 4, lr, ..TrainConfig::default() };
     Trainer::new(network, diffusion, config, EmaConfig::default(), &test_device()).unwrap()
 }

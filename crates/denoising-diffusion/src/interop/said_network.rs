@@ -146,6 +146,6 @@ mod tests {
         let expected = UvitConfig { channels: 3, image_transform: ImageTransform::Haar, ..UvitConfig::default() };
         assert_eq!(haar(uvit(12)), Ok(NetworkConfig::Uvit(expected.clone())));
         assert_eq!(haar(NetworkConfig::Uvit(expected.clone())), Ok(NetworkConfig::Uvit(expected)));
-        assert!(haar(uvit(3)).unwrap_err().contains("4 channels"));
+        assert!(haar(uvit(3)).unwrap_err().contains("multiple of 4"));
     }
 }

@@ -93,6 +93,10 @@ impl Network for Oracle {
     fn channels(&self) -> usize {
         SHAPE[0]
     }
+
+    fn out_channels(&self) -> usize {
+        self.diffusion.formulation().output().channels(SHAPE[0])
+    }
 }
 
 /// Samples of a distribution that is known have its shares, by every solver over every spacing.

@@ -133,6 +133,10 @@ fn every_formulation_guided_in_every_way() {
                 for sampler in SamplerKind::ALL {
                     let name = format!("{}, {way}, {}", config.formulation.name(), sampler.name());
                     let sample = SampleConfig { sampler, sampling_timesteps: Some(4), ..SampleConfig::default() };
+                    if sample.check_guidance(guidance).is_err() {
+                        assert!(guidance.cfg_plus_plus && !sampler.renoises());
+                        continue;
+                    }
                     check(&name, &generator, &sample, Some(&[0, 1, 1]));
                 }
             }
@@ -140,29 +144,38 @@ fn every_formulation_guided_in_every_way() {
     }
 }
 
-/// Inversion, inpainting, interpolation.
-#[test]
-fn every_formulation_on_data_that_is_given() {
+/// Inversion and inpainting.
+fn check_edits<M: Network>(name: &str, model: M, diffusion: &Diffusion) {
     let device = Device::flex();
     let finite = |x: &Tensor<4>| host_values(x.clone()).iter().all(|v| v.is_finite());
+    let model = hardly_trained(model, diffusion);
+    let denoiser = diffusion.denoiser(&model);
+    let noise = |first| SeededNoise::new(1, first, &device);
+    let x_start = diffusion.normalize(points::batch(diffusion, 0, 2, &device));
+    for noise_levels in NoiseLevels::ALL {
+        let levels = denoiser.levels(noise_levels, 6, 7.0);
+        let inverted = ddim_inversion(&denoiser, x_start.clone(), &levels, &mut ignore).unwrap();
+        assert!(finite(&inverted), "{name}");
+
+        let mask = Tensor::<4>::from_floats([[[[1.0, 0.0]]]], &device);
+        let known = Known { x_start: x_start.clone(), mask: mask.clone() };
+        let repaint = RePaint { jumps: Jumps { jump_length: 2, jump_n_sample: 2 }, ..RePaint::default() };
+        let x = noise(0).init([2, 1, 1, 2]) * diffusion.formulation().init_deviation();
+        let x = inpaint(&denoiser, x, &levels, &known, &repaint, &mut noise(0), &mut ignore).unwrap();
+        assert!(finite(&x), "{name}");
+        assert_eq!(host_values(x * mask.clone()), host_values(x_start.clone() * mask), "{name}");
+    }
+}
+
+#[test]
+fn every_formulation_on_data_that_is_given() {
+    let device = Device::flex().autodiff();
     for Variant { name, config } in variants::own(12) {
         let diffusion = Diffusion::new(&config).unwrap();
-        let model = hardly_trained(Mlp::new(&diffusion, Takes::Nothing, 1, &device.clone().autodiff()), &diffusion);
-        let denoiser = diffusion.denoiser(&model);
-        let noise = |first| SeededNoise::new(1, first, &device);
-        let x_start = diffusion.normalize(points::batch(&diffusion, 0, 2, &device));
-        for noise_levels in NoiseLevels::ALL {
-            let levels = denoiser.levels(noise_levels, 6, 7.0);
-            let inverted = ddim_inversion(&denoiser, x_start.clone(), &levels, &mut ignore).unwrap();
-            assert!(finite(&inverted), "{name}");
-
-            let mask = Tensor::<4>::from_floats([[[[1.0, 0.0]]]], &device);
-            let known = Known { x_start: x_start.clone(), mask: mask.clone() };
-            let repaint = RePaint { jumps: Jumps { jump_length: 2, jump_n_sample: 2 }, ..RePaint::default() };
-            let x = noise(0).init([2, 1, 1, 2]) * diffusion.formulation().init_deviation();
-            let x = inpaint(&denoiser, x, &levels, &known, &repaint, &mut noise(0), &mut ignore).unwrap();
-            assert!(finite(&x), "{name}");
-            assert_eq!(host_values(x * mask.clone()), host_values(x_start.clone() * mask), "{name}");
+        let model = Mlp::new(&diffusion, Takes::Nothing, 1, &device);
+        match learned_schedule(&diffusion) {
+            Some(options) => check_edits(&name, scheduled(model, options, 1, &device), &diffusion),
+            None => check_edits(&name, model, &diffusion),
         }
     }
 }

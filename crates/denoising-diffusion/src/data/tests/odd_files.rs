@@ -42,7 +42,7 @@ fn a_broken_condition_is_said_to_be_broken() {
     std::fs::write(conditions.path().join("001.png"), "torn").unwrap();
     let condition = Some(conditions.path().to_path_buf());
     let refused = error(&DataConfig { condition, max_broken: 0.5, ..config(root.path()) }).to_string();
-    assert!(refused.contains("that of 001.png is broken: 001.png: not an image"), "{refused}");
+    assert!(refused.contains("matches 001.png is broken: 001.png: not an image"), "{refused}");
 }
 
 #[test]
