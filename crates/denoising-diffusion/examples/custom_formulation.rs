@@ -7,7 +7,6 @@
 
 use std::error::Error;
 use std::f64::consts::FRAC_PI_2;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use burn::tensor::Device;
@@ -105,8 +104,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         SampleConfig { sampler: SamplerKind::Dpmpp2m, sampling_timesteps: Some(20), ..SampleConfig::default() };
     let request = Request::new(&sample, 0, 36, [channels, height, width]);
     let network = trainer.ema().eval();
-    let images =
-        Generator::new(&network, &diffusion).generate(&request, &device, &mut |_| ControlFlow::Continue(()))?;
+    let images = Generator::new(&network, &diffusion, &device).generate(&request)?;
     save_grid("custom_formulation.png", &images, GridOptions::default())?;
     println!("custom_formulation.png");
     Ok(())

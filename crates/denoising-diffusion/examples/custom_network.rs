@@ -6,7 +6,6 @@
 //! samplers take it as they take the U-Net.
 
 use std::error::Error;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use burn::module::Module;
@@ -96,8 +95,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let sample = SampleConfig { sampling_timesteps: Some(50), ..SampleConfig::default() };
     let request = Request::new(&sample, 0, 36, [channels, height, width]);
     let network = trainer.ema().eval();
-    let images =
-        Generator::new(&network, &diffusion).generate(&request, &device, &mut |_| ControlFlow::Continue(()))?;
+    let images = Generator::new(&network, &diffusion, &device).generate(&request)?;
     save_grid("custom_network.png", &images, GridOptions::default())?;
     println!("custom_network.png");
     Ok(())

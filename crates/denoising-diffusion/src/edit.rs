@@ -57,7 +57,6 @@ impl<'a, M: Network> Generator<'a, M> {
         images: &[f32],
         mask: &[f32],
         jumps: Jumps,
-        device: &Device,
         watch: &mut Watch<'_>,
     ) -> Result<ImageBatch, EditError> {
         let [c, h, w] = request.shape;
@@ -66,10 +65,10 @@ impl<'a, M: Network> Generator<'a, M> {
         let step = RePaintStep::of(request.sample);
         let step = step.ok_or(EditError::Sampler { sampler: request.sample.sampler.name() })?;
         let repaint = RePaint { jumps, step };
-        let mut filled = self.in_batches(request, device, |mut batch| {
+        let mut filled = self.in_batches(request, |mut batch| {
             let known = Known {
-                x_start: self.diffusion.normalize(part(images, &batch, [c, h, w], device)),
-                mask: part(mask, &batch, [1, h, w], device),
+                x_start: self.diffusion.normalize(part(images, &batch, [c, h, w], &self.device)),
+                mask: part(mask, &batch, [1, h, w], &self.device),
             };
             let levels = self.levels(&batch, request);
             let x = batch.init * self.diffusion.formulation().init_deviation();
@@ -103,14 +102,13 @@ impl<'a, M: Network> Generator<'a, M> {
         request: &Request<'_>,
         images: &[f32],
         strength: f64,
-        device: &Device,
         watch: &mut Watch<'_>,
     ) -> Result<ImageBatch, EditError> {
         check_strength(strength)?;
         check_size("the images", images, request.count, request.shape)?;
-        Ok(self.in_batches(request, device, |mut batch| {
+        Ok(self.in_batches(request, |mut batch| {
             let levels = last_share(&self.levels(&batch, request), strength);
-            let x_start = self.diffusion.normalize(part(images, &batch, request.shape, device));
+            let x_start = self.diffusion.normalize(part(images, &batch, request.shape, &self.device));
             let x = x_start * levels[0].alpha + batch.init * levels[0].sigma;
             let mut callback = passed_on(batch.first, watch);
             request.sample.run(&batch.denoiser, x, &levels, &mut batch.noise, &mut callback)
@@ -127,7 +125,6 @@ impl<'a, M: Network> Generator<'a, M> {
         request: &Request<'_>,
         pair: [&[f32]; 2],
         between: Between,
-        device: &Device,
         watch: &mut Watch<'_>,
     ) -> Result<ImageBatch, EditError> {
         let shape @ [c, h, w] = request.shape;
@@ -140,10 +137,10 @@ impl<'a, M: Network> Generator<'a, M> {
             share = strength;
         }
         let last = request.count.saturating_sub(1);
-        let ends = pair.map(|image| self.diffusion.normalize(from_host(image.to_vec(), [1, c, h, w], device)));
-        let noise: Tensor<4> = normal_batch(request.seed, Purpose::SampleInit, 0, 0, [1, c, h, w], device);
+        let ends = pair.map(|image| self.diffusion.normalize(from_host(image.to_vec(), [1, c, h, w], &self.device)));
+        let noise: Tensor<4> = normal_batch(request.seed, Purpose::SampleInit, 0, 0, [1, c, h, w], &self.device);
         let mut inverted = None;
-        Ok(self.in_batches(request, device, |batch| {
+        Ok(self.in_batches(request, |batch| {
             let levels = last_share(&self.levels(&batch, request), share);
             let lambdas = (batch.first..batch.first + batch.init.dims()[0]).map(|i| i as f64 / last.max(1) as f64);
             let mixed = match between {
@@ -152,7 +149,7 @@ impl<'a, M: Network> Generator<'a, M> {
                         Some(noises) => noises,
                         None => {
                             let [from, to] = ends.clone();
-                            let mut invert = |number, image| self.inverted(request, number, image, device, watch);
+                            let mut invert = |number, image| self.inverted(request, number, image, watch);
                             [invert(0, from)?, invert(last, to)?]
                         }
                     };
@@ -166,7 +163,7 @@ impl<'a, M: Network> Generator<'a, M> {
             };
             let mut callback = passed_on(batch.first, watch);
             // The same noise in every image, so that neighbours look alike.
-            let mut noise = Shared(SeededNoise::new(request.seed, 0, device));
+            let mut noise = Shared(SeededNoise::new(request.seed, 0, &self.device));
             request.sample.run(&batch.denoiser, Tensor::cat(mixed, 0), &levels, &mut noise, &mut callback)
         })?)
     }
@@ -177,10 +174,9 @@ impl<'a, M: Network> Generator<'a, M> {
         request: &Request<'_>,
         number: usize,
         image: Tensor<4>,
-        device: &Device,
         watch: &mut Watch<'_>,
     ) -> Result<Tensor<4>, Interrupted> {
-        let batch = self.batch(request, number..number + 1, device);
+        let batch = self.batch(request, number..number + 1);
         let upwards = self.levels_of(&batch, request, self.inversion_steps(request.sample));
         ddim_inversion(&batch.denoiser, image, &upwards, &mut passed_on(number, watch))
     }

@@ -48,6 +48,8 @@ pub type ClassifierGradient<'a> = dyn Fn(Tensor<4>, NoiseLevel, &[u32]) -> Tenso
 
 /// Draws images from a network.
 pub struct Generator<'a, M> {
+    /// Where the network lies.
+    pub device: Device,
     pub model: Calls<'a, M>,
     pub diffusion: &'a Diffusion,
     pub guidance: GuidanceConfig,
@@ -114,10 +116,10 @@ pub struct SampleBatch<'a, M> {
 }
 
 impl<'a, M: Network> Generator<'a, M> {
-    /// Without guidance.
-    pub fn new(model: impl Into<Calls<'a, M>>, diffusion: &'a Diffusion) -> Self {
+    /// Without guidance. `device` is where the network lies.
+    pub fn new(model: impl Into<Calls<'a, M>>, diffusion: &'a Diffusion, device: &Device) -> Self {
         let (guidance, weak, classifier, replicas) = (GuidanceConfig::default(), None, None, Vec::new());
-        Self { model: model.into(), diffusion, guidance, weak, classifier, replicas }
+        Self { device: device.clone(), model: model.into(), diffusion, guidance, weak, classifier, replicas }
     }
 
     /// Draws `request.count` images, in the data's range and before any rounding. A sample depends on the seed and its number; the size
@@ -126,16 +128,19 @@ impl<'a, M: Network> Generator<'a, M> {
     ///
     /// # Errors
     /// [`GenerateError`].
-    pub fn generate(
-        &self,
-        request: &Request<'_>,
-        device: &Device,
-        watch: &mut Watch<'_>,
-    ) -> Result<ImageBatch, GenerateError> {
+    pub fn generate(&self, request: &Request<'_>) -> Result<ImageBatch, GenerateError> {
+        self.generate_watched(request, &mut |_| ControlFlow::Continue(()))
+    }
+
+    /// [`generate`](Self::generate), watched.
+    ///
+    /// # Errors
+    /// [`GenerateError`].
+    pub fn generate_watched(&self, request: &Request<'_>, watch: &mut Watch<'_>) -> Result<ImageBatch, GenerateError> {
         let [c, h, w] = request.shape;
         let mut data = room_for(request.count, request.shape)?;
         data.resize(request.count * c * h * w, 0.0);
-        self.generate_each(request, device, watch, &mut |first, images| {
+        self.generate_each(request, watch, &mut |first, images| {
             data[first * c * h * w..][..images.data.len()].copy_from_slice(&images.data);
             Ok::<_, GenerateError>(())
         })?;
@@ -150,17 +155,16 @@ impl<'a, M: Network> Generator<'a, M> {
     pub fn generate_each<E: From<GenerateError>>(
         &self,
         request: &Request<'_>,
-        device: &Device,
         watch: &mut Watch<'_>,
         take: &mut Take<'_, E>,
     ) -> Result<(), E> {
         self.check(request)?;
         if !self.replicas.is_empty() {
-            return self.on_all_devices(request, device, watch, take);
+            return self.on_all_devices(request, watch, take);
         }
         for k in 0..request.batches() {
             let numbers = request.batch(k);
-            let x = self.solve(self.batch(request, numbers.clone(), device), request, watch);
+            let x = self.solve(self.batch(request, numbers.clone()), request, watch);
             let values = host_values(self.diffusion.unnormalize(x.map_err(GenerateError::from)?));
             take(numbers.start, finite(values, numbers.start, request)?)?;
         }
@@ -191,7 +195,6 @@ impl<'a, M: Network> Generator<'a, M> {
     pub fn in_batches(
         &self,
         request: &Request<'_>,
-        device: &Device,
         mut make: impl FnMut(SampleBatch<'a, M>) -> Result<Tensor<4>, Interrupted>,
     ) -> Result<ImageBatch, GenerateError>
     where
@@ -200,28 +203,28 @@ impl<'a, M: Network> Generator<'a, M> {
         self.check(request)?;
         let mut data = room_for(request.count, request.shape)?;
         for k in 0..request.batches() {
-            let x = make(self.batch(request, request.batch(k), device))?;
+            let x = make(self.batch(request, request.batch(k)))?;
             data.extend(host_values(self.diffusion.unnormalize(x)));
         }
         finite(data, 0, request)
     }
 
     /// The samples of these numbers, before anything is made of their noise. For requests that [`in_batches`](Self::in_batches) takes.
-    pub(crate) fn batch(&self, request: &Request<'_>, numbers: Range<usize>, device: &Device) -> SampleBatch<'a, M>
+    pub(crate) fn batch(&self, request: &Request<'_>, numbers: Range<usize>) -> SampleBatch<'a, M>
     where
         Self: 'a,
     {
         let [c, h, w] = request.shape;
         let (Range { start: first, end }, b, size) = (numbers.clone(), numbers.len(), c * h * w);
-        let noise = SeededNoise::new(request.seed, request.first + first as u64, device);
+        let noise = SeededNoise::new(request.seed, request.first + first as u64, &self.device);
         let init = match request.init_noise {
-            Some(values) => from_host(values[first * size..end * size].to_vec(), [b, c, h, w], device),
+            Some(values) => from_host(values[first * size..end * size].to_vec(), [b, c, h, w], &self.device),
             None => noise.init([b, c, h, w]),
         };
         let mut denoiser = self.denoiser(request.classes.map(|classes| &classes[numbers]));
         if let Some(conditions) = request.conditions {
             let ImageBatch { shape, data } = conditions.slice(first, b);
-            denoiser = denoiser.with_condition(from_host(data, shape, device));
+            denoiser = denoiser.with_condition(from_host(data, shape, &self.device));
         }
         if let Some(vectors) = request.vectors {
             let dim = self.model.network().vector_dim();

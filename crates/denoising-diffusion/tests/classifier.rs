@@ -1,6 +1,5 @@
 //! Classifier guidance: the gradient, the training of the classifier, its file, and where guided samples land.
 
-use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
 use burn::module::Module;
@@ -153,8 +152,8 @@ fn samples(diffusion: &Diffusion, classifier: Option<&ClassifierGradient<'_>>, c
     let classes = vec![class; 64];
     let request = Request { classes: classifier.map(|_| &classes[..]), ..Request::new(&sample, 4, 64, [1, 2, 2]) };
     let model = TwoColours::new(diffusion).eval();
-    let generator = Generator { classifier, ..Generator::new(&model, diffusion) };
-    let images = generator.generate(&request, &Device::flex(), &mut |_| ControlFlow::Continue(())).unwrap();
+    let generator = Generator { classifier, ..Generator::new(&model, diffusion, &Device::flex()) };
+    let images = generator.generate(&request).unwrap();
     images.data.chunks(4).map(|image| image.iter().map(|&v| f64::from(v)).sum::<f64>() / 4.0).collect()
 }
 

@@ -6,7 +6,6 @@ mod device;
 #[path = "common/state.rs"]
 mod state;
 
-use std::ops::ControlFlow;
 use std::sync::Mutex;
 
 use burn::tensor::{Device, Tensor};
@@ -261,13 +260,16 @@ impl Drawing {
         let draw = |device_graph| {
             let calls = |model| Calls::new(model, device_graph);
             let weak = weak.as_ref().map(calls);
-            let generator =
-                Generator { guidance: self.guidance.clone(), weak, ..Generator::new(calls(&model), &diffusion) };
+            let generator = Generator {
+                guidance: self.guidance.clone(),
+                weak,
+                ..Generator::new(calls(&model), &diffusion, &test_device())
+            };
             let request = Request {
                 classes: (Network::num_classes(&*model) > 0).then_some(&[0, 1, 2, 0, 1, 2, 0]),
                 ..Request::new(&self.sample, 3, 7, [1, 8, 8])
             };
-            let images = generator.generate(&request, &test_device(), &mut |_| ControlFlow::Continue(())).unwrap();
+            let images = generator.generate(&request).unwrap();
             (images, generator.model.recording_state())
         };
         let (launched, _) = draw(false);

@@ -87,7 +87,9 @@ fn sample(
     let sample = SampleConfig { sampling_timesteps: Some(5), ..SampleConfig::default() };
     let request = Request::new(&sample, 3, 2, [1, 8, 8]);
     let mut progress = |_: &Progress<'_>| on_step();
-    Generator::new(model, diffusion).generate(&request, &Device::flex(), &mut progress).map(|images| images.data)
+    Generator::new(model, diffusion, &Device::flex())
+        .generate_watched(&request, &mut progress)
+        .map(|images| images.data)
 }
 
 fn go_on() -> ControlFlow<()> {

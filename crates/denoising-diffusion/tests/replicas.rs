@@ -189,7 +189,8 @@ fn draw(
     };
     let replicas = others.iter().zip(&copies).map(replica).collect();
     let diffusion = Diffusion::new(&DiffusionConfig::default()).unwrap();
-    let generator = Generator { replicas, classifier, ..Generator::new(Calls::new(&model, more > 0), &diffusion) };
+    let generator =
+        Generator { replicas, classifier, ..Generator::new(Calls::new(&model, more > 0), &diffusion, &device) };
     let conditions = (0..SAMPLES * 64).map(|i| (i * i % 17) as f32 / 16.0).collect();
     let conditions = ImageBatch::new([SAMPLES, 1, 8, 8], conditions).unwrap();
     let sample = SampleConfig {
@@ -203,7 +204,7 @@ fn draw(
         conditions: Some(&conditions),
         ..Request::new(&sample, 3, SAMPLES, [1, 8, 8])
     };
-    generator.generate(&request, &device, watch)
+    generator.generate_watched(&request, watch)
 }
 
 #[test]

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use crate::failure::{Failure, FailureExt, Result};
 use crate::image_source::{all, open_prepared, prepared_as};
 use crate::interrupt::stop_on_ctrl_c;
-use crate::machine::{Machine, NetworkMachineArgs};
+use crate::machine::NetworkMachineArgs;
 use crate::numbers::at_least;
 use crate::out_of_memory::Work;
 use crate::output::{self, Rows, note};
@@ -123,7 +123,6 @@ struct Job<'a> {
     recipe: Option<Recipe>,
     from: Drawable,
     settings: Settings,
-    machine: Machine,
     stop: StopSignal,
 }
 
@@ -140,7 +139,7 @@ impl<'a> Job<'a> {
         let machine = args.machine.start(Work::Sampling)?;
         let from = args.sampling.open(file, &path, &machine)?;
         let stop = stop_on_ctrl_c("cancelling")?;
-        Ok(Self { args, out, path, recipe, from, settings, machine, stop })
+        Ok(Self { args, out, path, recipe, from, settings, stop })
     }
 
     /// Images as the network's data were prepared.
@@ -247,7 +246,7 @@ pub fn inpaint(args: &InpaintArgs) -> Result {
     let steps = generator.inpaint_steps(&job.settings.sample, jumps);
     let repaint = RePaint { jumps, step };
     job.finish(&generator, count, (0, steps), &json!({ "repaint": repaint, "steps": steps }), |request, watch| {
-        generator.inpaint(request, &images, &mask, jumps, job.machine.device(), watch)
+        generator.inpaint(request, &images, &mask, jumps, watch)
     })
 }
 
@@ -288,7 +287,7 @@ pub fn vary(args: &VaryArgs) -> Result {
     let images = repeated(&images.values()?, n, variants);
     let generator = job.from.generator(&job.settings.guidance);
     job.finish(&generator, count, (0, job.steps()), &json!({ "strength": args.strength }), |request, watch| {
-        generator.vary(request, &images, args.strength, job.machine.device(), watch)
+        generator.vary(request, &images, args.strength, watch)
     })
 }
 
@@ -319,7 +318,7 @@ pub fn interpolate(args: &InterpolateArgs) -> Result {
     let before = if inverted { 2 * generator.inversion_steps(&job.settings.sample) } else { 0 };
     job.finish(&generator, frames, (before, job.steps()), &json!({ "strength": args.strength }), |request, watch| {
         let pair = [&ends[..size], &ends[size..2 * size]];
-        generator.interpolate(request, pair, between, job.machine.device(), watch)
+        generator.interpolate(request, pair, between, watch)
     })
 }
 

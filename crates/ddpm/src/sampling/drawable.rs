@@ -61,7 +61,7 @@ impl Drawable {
             weak,
             classifier,
             replicas: self.replicas.iter().map(|networks| networks.calls(self.device_graph)).collect(),
-            ..Generator::new(model, &self.diffusion)
+            ..Generator::new(model, &self.diffusion, &self.own.device)
         }
     }
 
@@ -74,7 +74,7 @@ impl Drawable {
         see: &mut dyn FnMut(&At<'_>),
     ) -> Result<ImageBatch> {
         self.shown(guidance, request, stop, see, |generator, watch| {
-            generator.generate(request, &self.own.device, watch).map_err(or_interrupted)
+            generator.generate_watched(request, watch).map_err(or_interrupted)
         })
     }
 
@@ -89,7 +89,7 @@ impl Drawable {
     ) -> Result {
         self.shown(guidance, request, stop, see, |generator, watch| {
             let mut take = |first, images| take(first, images).map_err(NotTaken::There);
-            generator.generate_each(request, &self.own.device, watch, &mut take).map_err(|error| match error {
+            generator.generate_each(request, watch, &mut take).map_err(|error| match error {
                 NotTaken::Drawn(error) => or_interrupted(error),
                 NotTaken::There(failure) => failure,
             })

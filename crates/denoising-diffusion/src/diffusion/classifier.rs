@@ -86,7 +86,7 @@ impl ClassifierGuidance {
     ///
     /// ```ignore
     /// let gradient = |x, level, classes: &[u32]| guidance.gradient(x, level, classes);
-    /// let generator = Generator { classifier: Some(&gradient), ..Generator::new(&model, &diffusion) };
+    /// let generator = Generator { classifier: Some(&gradient), ..Generator::new(&model, &diffusion, &device) };
     /// ```
     pub fn gradient(&self, x: Tensor<4>, level: NoiseLevel, classes: &[u32]) -> Tensor<4> {
         let (b, known) = (x.dims()[0], self.classifier.config().num_classes);

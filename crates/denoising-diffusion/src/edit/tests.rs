@@ -57,7 +57,7 @@ fn network() -> (Arc<Diffusion>, Eval<Exact>) {
 fn frames(classes: &[u32], sample_batch_size: usize, classifier: Option<&ClassifierGradient<'_>>) -> Vec<Vec<f32>> {
     let (diffusion, model) = network();
     let guidance = GuidanceConfig { threshold: Threshold::None, ..GuidanceConfig::default() };
-    let generator = Generator { guidance, classifier, ..Generator::new(&model, &diffusion) };
+    let generator = Generator { guidance, classifier, ..Generator::new(&model, &diffusion, &Device::flex()) };
     let sample = SampleConfig {
         sampler: SamplerKind::Ddim,
         sampling_timesteps: Some(500),
@@ -65,8 +65,7 @@ fn frames(classes: &[u32], sample_batch_size: usize, classifier: Option<&Classif
         ..SampleConfig::default()
     };
     let request = Request { classes: Some(classes), ..Request::new(&sample, 0, classes.len(), SHAPE) };
-    let images = generator
-        .interpolate(&request, ENDS, Between::Inverted, &Device::flex(), &mut |_| std::ops::ControlFlow::Continue(()));
+    let images = generator.interpolate(&request, ENDS, Between::Inverted, &mut |_| std::ops::ControlFlow::Continue(()));
     images.unwrap().data.chunks(4).map(<[f32]>::to_vec).collect()
 }
 
@@ -106,7 +105,7 @@ fn images_are_filled_in_by_the_configured_sampler_or_not_at_all() {
     let fill = |sample: SampleConfig| {
         let request = Request { classes: Some(&[0]), ..Request::new(&sample, 0, 1, SHAPE) };
         let mut watch = |_: &Progress<'_>| std::ops::ControlFlow::Continue(());
-        Generator::new(&network, &diffusion).inpaint(&request, &image, &mask, jumps, &Device::flex(), &mut watch)
+        Generator::new(&network, &diffusion, &Device::flex()).inpaint(&request, &image, &mask, jumps, &mut watch)
     };
     let by = |sampler, eta| SampleConfig { sampler, eta, sampling_timesteps: Some(4), ..SampleConfig::default() };
     let still = fill(by(SamplerKind::Ddim, None)).unwrap();

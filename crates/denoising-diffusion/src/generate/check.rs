@@ -127,7 +127,6 @@ pub(super) fn finite(data: Vec<f32>, first: usize, request: &Request<'_>) -> Res
 
 #[cfg(test)]
 mod tests {
-    use std::ops::ControlFlow;
 
     use burn::tensor::{Device, Tensor};
 
@@ -147,10 +146,10 @@ mod tests {
         let diffusion = Diffusion::new(&DiffusionConfig::default()).unwrap();
         let push = |x: Tensor<4>, _: NoiseLevel, _: &[u32]| x.zeros_like();
         let classifier = guided.then_some(&push as &ClassifierGradient<'_>);
-        let generator = Generator { classifier, ..Generator::new(&unet, &diffusion) };
+        let generator = Generator { classifier, ..Generator::new(&unet, &diffusion, &device) };
         let sample = SampleConfig { sampling_timesteps: Some(1), ..SampleConfig::default() };
         let request = Request { classes: Some(classes), ..Request::new(&sample, 0, 2, [1, 4, 4]) };
-        generator.generate(&request, &device, &mut |_| ControlFlow::Continue(()))
+        generator.generate(&request)
     }
 
     #[test]
@@ -177,9 +176,10 @@ mod tests {
         let samples = |known, known_to_weak, classes| {
             let (strong, weak) = (unet(known), unet(known_to_weak));
             let guidance = GuidanceConfig { guidance: 2.0, ..GuidanceConfig::default() };
-            let generator = Generator { guidance, weak: Some((&weak).into()), ..Generator::new(&strong, &diffusion) };
+            let generator =
+                Generator { guidance, weak: Some((&weak).into()), ..Generator::new(&strong, &diffusion, &device) };
             let request = Request { classes, ..Request::new(&sample, 0, 2, [1, 4, 4]) };
-            generator.generate(&request, &device, &mut |_| ControlFlow::Continue(()))
+            generator.generate(&request)
         };
         let classes: Option<&[u32]> = Some(&[0, 2]);
         assert!(samples(3, 3, classes).is_ok());
@@ -198,9 +198,9 @@ mod tests {
         let diffusion = Diffusion::new(&DiffusionConfig::default()).unwrap();
         let drawn = |sample: SampleConfig, threshold_quantile: f64, count: usize| {
             let guidance = GuidanceConfig { threshold_quantile, ..GuidanceConfig::default() };
-            let generator = Generator { guidance, ..Generator::new(&unet, &diffusion) };
+            let generator = Generator { guidance, ..Generator::new(&unet, &diffusion, &device) };
             let request = Request::new(&sample, 0, count, [1, 4, 4]);
-            generator.generate(&request, &device, &mut |_| ControlFlow::Continue(())).map(|images| images.shape[0])
+            generator.generate(&request).map(|images| images.shape[0])
         };
         let sample = SampleConfig { sampling_timesteps: Some(1), ..SampleConfig::default() };
         let none_at_a_time = SampleConfig { sample_batch_size: 0, ..sample.clone() };

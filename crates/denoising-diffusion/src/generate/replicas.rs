@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 
 use super::{GenerateError, Generator, Progress, Replica, Request, Take, Watch, finite};
 use crate::models::{Calls, Network};
@@ -69,29 +69,28 @@ impl Shared {
 }
 
 impl<'a, M: Network> Generator<'a, M> {
-    /// Has batches drawn on `device` and those of the replicas, and hands each over. A thread's panic is handed on.
+    /// Has batches drawn on its own device and those of the replicas, and hands each over. A thread's panic is handed on.
     pub(super) fn on_all_devices<E: From<GenerateError>>(
         &self,
         request: &Request<'_>,
-        device: &Device,
         watch: &mut Watch<'_>,
         take: &mut Take<'_, E>,
     ) -> Result<(), E> {
         let own = Replica {
-            device: device.clone(),
+            device: self.device.clone(),
             model: self.model.clone(),
             weak: self.weak.clone(),
             classifier: self.classifier,
         };
-        let places: Vec<_> = once(&own).chain(&self.replicas).map(|at| (self.at(at), &at.device)).collect();
+        let places: Vec<_> = once(&own).chain(&self.replicas).map(|replica| self.at(replica)).collect();
         let shared = &Shared::default();
         thread::scope(|scope| {
             let (tell, told) = sync_channel(places.len());
             let threads: Vec<_> = places
                 .into_iter()
-                .map(|(generator, device)| {
+                .map(|generator| {
                     let tell = tell.clone();
-                    scope.spawn(move || generator.draw_shares(request, device, shared, &tell))
+                    scope.spawn(move || generator.draw_shares(request, shared, &tell))
                 })
                 .collect();
             drop(tell);
@@ -125,6 +124,7 @@ impl<'a, M: Network> Generator<'a, M> {
     /// (it captures in the global mode).
     fn at(&self, replica: &Replica<'a, M>) -> Self {
         Self {
+            device: replica.device.clone(),
             model: replica.model.launched(),
             diffusion: self.diffusion,
             guidance: self.guidance.clone(),
@@ -135,7 +135,7 @@ impl<'a, M: Network> Generator<'a, M> {
     }
 
     /// Draws batches until none is left, or nobody wants them.
-    fn draw_shares(&self, request: &Request<'_>, device: &Device, shared: &Shared, tell: &SyncSender<Told>) {
+    fn draw_shares(&self, request: &Request<'_>, shared: &Shared, tell: &SyncSender<Told>) {
         let _stop_on_panic = StopOnPanic(shared);
         while let Some(k) = shared.take(request.batches()) {
             let mut watch = |&Progress { first, step, steps, x }: &Progress<'_>| {
@@ -143,7 +143,7 @@ impl<'a, M: Network> Generator<'a, M> {
                 if heard && !shared.is_stopped() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             };
             let numbers = request.batch(k);
-            let batch = self.batch(request, numbers.clone(), device);
+            let batch = self.batch(request, numbers.clone());
             let Ok(x) = self.solve(batch, request, &mut watch) else { return };
             let values = host_values(self.diffusion.unnormalize(x));
             if tell.send(Told::Done(numbers.start, values)).is_err() {

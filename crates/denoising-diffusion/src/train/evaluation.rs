@@ -273,8 +273,7 @@ impl<M: Network> Run<M> {
             samples.put(first, &images);
             Ok(())
         };
-        let (generator, device) = (self.generator(average), self.trainer.device());
-        generator.generate_each(&request, &device, &mut progress, &mut take).map_err(of_drawing)?;
+        self.generator(average).generate_each(&request, &mut progress, &mut take).map_err(of_drawing)?;
         Ok(samples)
     }
 }

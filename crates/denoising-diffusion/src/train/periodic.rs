@@ -141,8 +141,7 @@ impl<M: Network> Run<M> {
             if stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let average = self.trainer.averaged();
-        let device = self.trainer.device();
-        let images = match self.generator(&average).generate(&request, &device, &mut progress) {
+        let images = match self.generator(&average).generate_watched(&request, &mut progress) {
             Ok(images) => images,
             Err(GenerateError::Interrupted(_)) => return Ok(ControlFlow::Break(())),
             Err(why) => {

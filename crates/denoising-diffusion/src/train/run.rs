@@ -230,7 +230,7 @@ impl<M: Network> Run<M> {
         Generator {
             guidance: self.setup.guidance.clone(),
             replicas: average.others.iter().map(replica).collect(),
-            ..Generator::new(calls(&average.eval), self.trainer.diffusion())
+            ..Generator::new(calls(&average.eval), self.trainer.diffusion(), &self.trainer.device())
         }
     }
 

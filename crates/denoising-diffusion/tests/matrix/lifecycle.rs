@@ -108,8 +108,8 @@ impl<M: Network> Case<'_, M> {
     fn samples(&self, model: &Eval<M>, diffusion: &Diffusion) -> Vec<f32> {
         let sample = SampleConfig { sampling_timesteps: Some(3), ..SampleConfig::default() };
         let request = Request::new(&sample, 2, 3, self.shape);
-        let generator = Generator::new(model, diffusion);
-        let images = generator.generate(&request, &Device::flex(), &mut |_| ControlFlow::Continue(())).unwrap();
+        let generator = Generator::new(model, diffusion, &Device::flex());
+        let images = generator.generate(&request).unwrap();
         let [c, h, w] = self.shape;
         assert_eq!((images.shape, images.data.len()), ([3, c, h, w], 3 * c * h * w), "{}", self.name);
         images.data

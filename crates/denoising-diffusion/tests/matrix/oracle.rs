@@ -110,8 +110,8 @@ fn samples_of_the_best_network_are_the_data() {
         for (solver, sample) in solvers(&config, 20) {
             let sample = SampleConfig { sample_batch_size: 256, ..sample };
             let request = Request::new(&sample, 4, 256, SHAPE);
-            let generator = Generator::new(&oracle, &diffusion);
-            let images = generator.generate(&request, &device, &mut |_| ControlFlow::Continue(())).unwrap();
+            let generator = Generator::new(&oracle, &diffusion, &device);
+            let images = generator.generate(&request).unwrap();
             let shares = points::shares(&diffusion, &images.data);
             println!("{name}, {solver}: {shares:.3?}");
             if shares[0] + shares[1] < 0.93 || (shares[0] - WEIGHTS[0]).abs() > 0.12 {

@@ -1,8 +1,6 @@
 //! Every solver over every spacing, with its options, guided and not, in few steps and from networks that have hardly been trained: what
 //! comes out is data. That it is the right data, `oracle` and `toy` say.
 
-use std::ops::ControlFlow;
-
 use burn::tensor::{Device, Tensor};
 use denoising_diffusion::diffusion::{
     Diffusion, DiffusionConfig, Examples, FormulationConfig, GuidanceConfig, NoiseLevels, Threshold,
@@ -72,7 +70,7 @@ fn hardly_trained<M: Network>(model: M, diffusion: &Diffusion) -> Eval<M> {
 fn check<M: Network>(name: &str, generator: &Generator<'_, M>, sample: &SampleConfig, classes: Option<&[u32]>) {
     let sample = SampleConfig { sample_batch_size: 2, ..sample.clone() };
     let request = Request { classes, ..Request::new(&sample, 5, 3, SHAPE) };
-    let images = generator.generate(&request, &Device::flex(), &mut |_| ControlFlow::Continue(()));
+    let images = generator.generate(&request);
     let images = images.unwrap_or_else(|error| panic!("{name}: {error}"));
     assert_eq!((images.shape, images.data.len()), ([3, 1, 1, 2], 6), "{name}");
     // The last estimate lies within the range of data, and is what every solver ends at.
@@ -83,7 +81,7 @@ fn check<M: Network>(name: &str, generator: &Generator<'_, M>, sample: &SampleCo
 
 fn check_solvers<M: Network>(name: &str, model: M, diffusion: &Diffusion) {
     let model = hardly_trained(model, diffusion);
-    let generator = Generator::new(&model, diffusion);
+    let generator = Generator::new(&model, diffusion, &Device::flex());
     for steps in [1, 2, 5] {
         for (solver, sample) in solvers(diffusion.config().unwrap(), steps) {
             check(&format!("{name}, {solver}"), &generator, &sample, None);
@@ -128,7 +126,7 @@ fn every_formulation_guided_in_every_way() {
                 let generator = Generator {
                     guidance: guidance.clone(),
                     weak: weak.map(Calls::from),
-                    ..Generator::new(&model, &diffusion)
+                    ..Generator::new(&model, &diffusion, &Device::flex())
                 };
                 for sampler in SamplerKind::ALL {
                     let name = format!("{}, {way}, {}", config.formulation.name(), sampler.name());

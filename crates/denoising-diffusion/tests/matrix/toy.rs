@@ -1,7 +1,5 @@
 //! Short trainings on points around two places: the loss falls, and samples reach both places.
 
-use std::ops::ControlFlow;
-
 use burn::tensor::{Device, Tensor};
 use denoising_diffusion::diffusion::{
     Diffusion, DiffusionConfig, Examples, FormulationConfig, GuidanceConfig, Prediction,
@@ -76,7 +74,7 @@ fn shares<M: Network>(generator: &Generator<'_, M>, sample: SampleConfig, classe
     let sample = SampleConfig { sample_batch_size: SAMPLES, ..sample };
     sample.validate(generator.diffusion.formulation()).unwrap();
     let request = Request { classes, ..Request::new(&sample, 4, SAMPLES, SHAPE) };
-    let images = generator.generate(&request, &Device::flex(), &mut |_| ControlFlow::Continue(())).unwrap();
+    let images = generator.generate(&request).unwrap();
     points::shares(generator.diffusion, &images.data)
 }
 
@@ -84,7 +82,7 @@ fn shares<M: Network>(generator: &Generator<'_, M>, sample: SampleConfig, classe
 /// would be near each.
 fn check_places<M: Network>(name: &str, model: M, diffusion: &Diffusion) {
     let model = Training::new(model, diffusion, LrSchedule::Cosine).trained();
-    let generator = Generator::new(&model, diffusion);
+    let generator = Generator::new(&model, diffusion, &Device::flex());
     let of = |sampler, steps| SampleConfig { sampler, sampling_timesteps: Some(steps), ..SampleConfig::default() };
     for sample in [of(SamplerKind::Ddpm, 50), of(SamplerKind::Dpmpp2m, 20)] {
         let solver = sample.sampler.name();
@@ -165,7 +163,7 @@ fn guided_samples_lie_where_they_are_asked_to() {
         let model = Training::new(model, &diffusion, LrSchedule::Cosine).trained();
         for guidance in [1.0, 1.5] {
             let guidance = GuidanceConfig { guidance, ..GuidanceConfig::default() };
-            let generator = Generator { guidance, ..Generator::new(&model, &diffusion) };
+            let generator = Generator { guidance, ..Generator::new(&model, &diffusion, &Device::flex()) };
             for class in [0, 1] {
                 let sample = SampleConfig { sampling_timesteps: Some(20), ..SampleConfig::default() };
                 let shares = shares(&generator, sample, Some(&[class; SAMPLES]));

@@ -1,6 +1,5 @@
 //! Checkpoints of the reference's Trainer, and plain state dicts: same weights, same outputs.
 
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use burn::tensor::Device;
@@ -45,8 +44,7 @@ fn a_trainer_checkpoint_gives_the_references_outputs_and_samples() {
             SampleConfig { sampler: SamplerKind::Ddim, sampling_timesteps: Some(5), ..SampleConfig::default() };
         let init_noise = Some(golden.values("x_T"));
         let request = Request { init_noise, ..Request::new(&sample, 0, 4, [1, 8, 8]) };
-        let images =
-            Generator::new(&unet, &diffusion).generate(&request, &device, &mut |_| ControlFlow::Continue(())).unwrap();
+        let images = Generator::new(&unet, &diffusion, &device).generate(&request).unwrap();
         assert_close(name, &images.data, golden.values(&format!("ddim.{name}")), 1e-4);
     }
 }
