@@ -13,6 +13,20 @@ pub struct ImageBatch {
     pub data: Vec<f32>,
 }
 
+/// Mean and deviation of the values of each channel.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ChannelStatistics {
+    pub mean: Vec<f64>,
+    pub deviation: Vec<f64>,
+}
+
+impl ChannelStatistics {
+    /// Whether images are almost constant beside others: a twentieth of their deviation at most, in every channel.
+    pub fn is_faint_beside(&self, other: &Self) -> bool {
+        self.deviation.iter().zip(&other.deviation).all(|(own, other)| *own < 0.05 * other)
+    }
+}
+
 impl ImageBatch {
     /// A batch whose `data` fills `shape` exactly.
     ///
@@ -52,6 +66,21 @@ impl ImageBatch {
         let [_, c, h, w] = self.shape;
         let size = c * h * w;
         Self { shape: [count, c, h, w], data: self.data[first * size..(first + count) * size].to_vec() }
+    }
+
+    /// Mean and deviation of each channel.
+    pub fn channel_statistics(&self) -> ChannelStatistics {
+        let [n, c, h, w] = self.shape;
+        let plane = h * w;
+        let of = |channel: usize| {
+            let plane_of = move |i: usize| &self.data[(i * c + channel) * plane..][..plane];
+            let values = || (0..n).flat_map(plane_of).map(|&value| f64::from(value));
+            let count = (n * plane).max(1) as f64;
+            let mean = values().sum::<f64>() / count;
+            (mean, (values().map(|value| (value - mean).powi(2)).sum::<f64>() / count).sqrt())
+        };
+        let (mean, deviation) = (0..c).map(of).unzip();
+        ChannelStatistics { mean, deviation }
     }
 
     /// Checks what [`ImageBatch::new`] guarantees, because the fields are public.
@@ -110,5 +139,15 @@ mod tests {
         let batch = ImageBatch::new([3, 2, 1, 2], (0..12).map(|i| i as f32).collect()).unwrap();
         assert_eq!(batch.slice(1, 1), ImageBatch::new([1, 2, 1, 2], vec![4.0, 5.0, 6.0, 7.0]).unwrap());
         assert_eq!(batch.slice(0, 3), batch);
+    }
+
+    #[test]
+    fn statistics_are_of_each_channel() {
+        let batch = ImageBatch::new([2, 2, 1, 2], vec![0.0, 1.0, 0.5, 0.5, 1.0, 0.0, 0.5, 0.5]).unwrap();
+        let of = batch.channel_statistics();
+        assert_eq!((&of.mean[..], &of.deviation[..]), (&[0.5, 0.5][..], &[0.5, 0.0][..]));
+        let faint = ChannelStatistics { mean: vec![0.5; 2], deviation: vec![0.02, 0.0] };
+        let data = ChannelStatistics { mean: vec![0.5; 2], deviation: vec![0.5, 0.1] };
+        assert!(faint.is_faint_beside(&data) && !of.is_faint_beside(&data) && !data.is_faint_beside(&faint));
     }
 }

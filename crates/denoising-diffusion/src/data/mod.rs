@@ -50,7 +50,7 @@ pub use config::{ChannelPolicy, DataConfig, ImageShape, ImageSize, ParseSettingE
 pub use dataset::{Dataset, Image, Opening, ScanProgress, inspect, inspect_with};
 pub use error::{Broken, DataError};
 pub use hint::Takes;
-pub use image_batch::{ImageBatch, ImageBatchError};
+pub use image_batch::{ChannelStatistics, ImageBatch, ImageBatchError};
 pub use in_memory::ArrayValues;
 pub use loader::{Batch, Loader, LoaderConfig};
 pub use policy::{CachePolicy, DataLayout, Flip, ResizePolicy, ValueRange, Verify};

@@ -231,7 +231,15 @@ mod tests {
                 tensor: "downs.0.weight".into(),
                 reason: SkipReason::NonFiniteGradient,
             }),
-            Record::Samples(SamplesRecord { step: 2, count: 25, file: "samples/000002.png".into() }),
+            Record::Samples(SamplesRecord {
+                step: 2,
+                count: 25,
+                file: "samples/000002.png".into(),
+                mean: vec![0.5],
+                deviation: vec![0.25],
+                data_mean: vec![0.4],
+                data_deviation: vec![0.3],
+            }),
             Record::Checkpoint(CheckpointRecord { step: 2, folder: "checkpoints/step-00000002".into() }),
         ];
         let mut log = RunLog::create(&path).unwrap();

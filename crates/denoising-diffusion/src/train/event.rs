@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::evaluation::Expected;
 use super::run::RunError;
 use super::step_report::{NonFinite, StepReport};
+use crate::data::ChannelStatistics;
 use crate::eval::held_out::HeldOutLoss;
 use crate::eval::result::Measurement;
 use crate::generate::GenerateError;
@@ -56,6 +57,8 @@ pub enum Event<'a> {
     Samples {
         step: u64,
         path: &'a Path,
+        of_samples: &'a ChannelStatistics,
+        of_data: &'a ChannelStatistics,
     },
     /// Samples to look at came to nothing; training goes on.
     NotSampled {

@@ -43,7 +43,7 @@ impl<M: Network> Run<M> {
             .map_err(io_error("write", &config))?;
         let log = new_log(&trainer, &setup)?;
         let checkpoints = Checkpoints::new(setup.dir.join("checkpoints"));
-        Ok(Self { trainer, setup, loader, log, checkpoints, saved: None, _lock: lock })
+        Ok(Self { trainer, setup, loader, log, checkpoints, saved: None, data_statistics: None, _lock: lock })
     }
 
     /// Goes on from the latest checkpoint that is whole; a run that ended before its first one starts over. `trainer` is fresh, made
@@ -68,7 +68,16 @@ impl<M: Network> Run<M> {
         let passed_over = |(rejected, now)| Repair::PassedOver { rejected, now };
         let mut repairs: Vec<Repair> = rejected.into_iter().zip(renamed).map(passed_over).collect();
         let log = reopen_log(&trainer, &setup, &mut repairs)?;
-        let run = Self { trainer, setup, loader, log, checkpoints, saved: Some(Saved::from(&info)), _lock: lock };
+        let run = Self {
+            trainer,
+            setup,
+            loader,
+            log,
+            checkpoints,
+            saved: Some(Saved::from(&info)),
+            data_statistics: None,
+            _lock: lock,
+        };
         run.snapshots().cut_back(info.step)?;
         run.finish_saving()?;
         Ok((run, repairs))

@@ -6,9 +6,10 @@ use std::ops::ControlFlow;
 
 use super::event::{Event, StopSignal};
 use super::run::{Run, RunError, Saving};
-use crate::data::{DataLayout, ImageShape};
+use crate::data::{ChannelStatistics, DataLayout, ImageShape};
 use crate::diffusion::Examples;
 use crate::eval::held_out::{HeldOutLoss, held_out_loss};
+use crate::eval::images::Images;
 use crate::generate::{GenerateError, Progress, Request};
 use crate::models::Network;
 use crate::report::log::{self, HeldOutRecord, Record, SamplesRecord};
@@ -16,6 +17,8 @@ use crate::report::{GridOptions, save_grid, save_sequences};
 
 /// At most so many held-out images are measured each time, in batches of the training size.
 pub(super) const HELD_OUT_IMAGES: usize = 512;
+/// Training images that the brightness and the colours of samples are compared with.
+const STATISTICS_IMAGES: usize = 256;
 
 /// What became of a step's periodic work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +108,7 @@ impl<M: Network> Run<M> {
         if some.is_empty() {
             return Ok(());
         }
-        let (_dataset, device) = (some.dataset(), self.trainer.device());
+        let device = self.trainer.device();
         let batches = some.batches(self.trainer.config().batch_size)?.collect::<Result<Vec<_>, _>>()?;
         let examples = batches.into_iter().map(|batch| Examples::of(batch, &device));
         let seed = self.trainer.config().seed;
@@ -116,6 +119,16 @@ impl<M: Network> Run<M> {
             on_event(Event::HeldOut { step, loss: &loss });
         }
         Ok(())
+    }
+
+    /// Of training images at even distances, read once.
+    fn data_statistics(&mut self) -> Result<ChannelStatistics, RunError> {
+        if self.data_statistics.is_none() {
+            let some = Images::of_data(self.setup.train.spread(STATISTICS_IMAGES));
+            let places: Vec<usize> = (0..some.len()).collect();
+            self.data_statistics = Some(some.pick(&places)?.channel_statistics());
+        }
+        Ok(self.data_statistics.clone().unwrap_or_default())
     }
 
     /// A grid from the averaged network; the same noise every time. A request to stop gives the grid up: `Break`. Samples that are not finite are
@@ -166,8 +179,17 @@ impl<M: Network> Run<M> {
                 }
             }
         }
-        self.log.append(&Record::Samples(SamplesRecord { step, count: request.count as u64, file }))?;
-        on_event(Event::Samples { step, path: &path });
+        let (of_samples, of_data) = (images.channel_statistics(), self.data_statistics()?);
+        self.log.append(&Record::Samples(SamplesRecord {
+            step,
+            count: count as u64,
+            file,
+            mean: of_samples.mean.clone(),
+            deviation: of_samples.deviation.clone(),
+            data_mean: of_data.mean.clone(),
+            data_deviation: of_data.deviation.clone(),
+        }))?;
+        on_event(Event::Samples { step, path: &path, of_samples: &of_samples, of_data: &of_data });
         Ok(ControlFlow::Continue(()))
     }
 }

@@ -23,7 +23,7 @@ use super::replicas::AverageOnDevices;
 use super::snapshots::{Snapshots, SnapshotsError};
 use super::step_report::{NonFiniteKind, StepReport, TrainError};
 use super::trainer::Trainer;
-use crate::data::{DataError, Flip, ImageBatch, Loader, Subset};
+use crate::data::{ChannelStatistics, DataError, Flip, ImageBatch, Loader, Subset};
 use crate::diffusion::{Examples, GuidanceConfig};
 use crate::eval::evaluate::EvaluateError;
 use crate::eval::images::Images;
@@ -142,6 +142,8 @@ pub struct Run<M> {
     pub(super) checkpoints: Checkpoints,
     /// What was saved or gone on from last.
     pub(super) saved: Option<Saved>,
+    /// Of training images, once samples have been compared with them.
+    pub(super) data_statistics: Option<ChannelStatistics>,
     /// Held as long as the run is.
     pub(super) _lock: Lock,
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use denoising_diffusion::data::ChannelStatistics;
 use denoising_diffusion::eval::held_out::HeldOutLoss;
 use denoising_diffusion::eval::result::Measurement;
 use denoising_diffusion::report::{Progress, Status, StderrProgress};
@@ -99,9 +100,16 @@ impl Watch {
             Event::NotSaved { why } => {
                 self.progress.note(&format!("warning: the state after the error could not be saved: {}", chain(why)))
             }
-            Event::Samples { step, path } => {
+            Event::Samples { step, path, of_samples, of_data } => {
                 self.grid = Some(path.to_path_buf());
                 self.progress.note(&format!("step {step}: samples {}", path.display()));
+                if of_samples.is_faint_beside(of_data) {
+                    let largest = |of: &ChannelStatistics| of.deviation.iter().copied().fold(0.0, f64::max);
+                    let (own, data) = (largest(of_samples), largest(of_data));
+                    self.progress.note(&format!(
+                        "warning: step {step}: the samples are almost constant (standard deviation {own:.4}, that of the data {data:.4})"
+                    ));
+                }
             }
             Event::Checkpoint { step, path } => {
                 self.checkpoint = Some(path.to_path_buf());

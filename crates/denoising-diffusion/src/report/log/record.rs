@@ -108,6 +108,16 @@ pub struct SamplesRecord {
     pub count: u64,
     /// Path of the grid, relative to the run folder.
     pub file: String,
+    /// Of each channel of the samples, in [0, 1]: mean and deviation. If they drift away from those of the data, colours do.
+    #[serde(default)]
+    pub mean: Vec<f64>,
+    #[serde(default)]
+    pub deviation: Vec<f64>,
+    /// The same of the training images.
+    #[serde(default)]
+    pub data_mean: Vec<f64>,
+    #[serde(default)]
+    pub data_deviation: Vec<f64>,
 }
 
 /// Measurements of the averaged weights and their samples.
