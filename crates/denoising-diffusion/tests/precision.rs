@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use denoising_diffusion::data::DataLayout;
 use denoising_diffusion::diffusion::{
-    Diffusion, ElucidatedConfig, Examples, FormulationConfig, GaussianConfig, ScheduleConfig,
+    ContinuousTimeConfig, Diffusion, Examples, FormulationConfig, GaussianConfig, ScheduleConfig,
 };
 use denoising_diffusion::models::{
     Dit, DitConfig, Downsampling, Extent, ImageTransform, KarrasUnet, KarrasUnetConfig, Network, NetworkInput,
@@ -117,7 +117,7 @@ fn trainer<M: Network>(network: M, lr: f64) -> Trainer<M> {
     let schedule = ScheduleConfig { timesteps: 100, ..Default::default() };
     let formulation = match network.resolves_large_times() {
         true => FormulationConfig::Gaussian(GaussianConfig { schedule, ..Default::default() }),
-        false => FormulationConfig::Elucidated(ElucidatedConfig::default()),
+        false => FormulationConfig::ContinuousTime(ContinuousTimeConfig::default()),
     };
     let diffusion = Diffusion::new(&formulation.into()).unwrap();
     let config = TrainConfig { batch_size: 4, lr, ..TrainConfig::default() };
