@@ -1,24 +1,30 @@
 """Times the reference, denoising-diffusion-pytorch 2.3.4, round by round.
 
 Prints one JSON line when ready; then runs one round for each line read from stdin and prints one JSON line
-{"train_step_ms", "forward_ms", "peak_rss_mib"}: medians over the round, and the process's peak so far.
+{"train_step_ms", "forward_ms", "peak_rss_mib", "device_memory_mib"}: medians over the round on the CPU, means over two seconds on a GPU, which has
+worked for one before, and the peaks so far.
 Configurations other than s and m are networks that the reference's GaussianDiffusion does not take as they are: their loss is the mean
 squared error of the network's output for noisy images, which is what all of its losses come to.
 A train step is forward, backward, clip_grad_norm_(1.0), Adam and EMA.update(), as in the reference's Trainer; a forward is the
 U-Net in eval mode under inference_mode. Inputs are made beforehand; decoding images is not timed.
 
 --torch eager is what the reference's Trainer runs. --torch bf16 adds autocast to bf16. --torch best adds channels_last, fused Adam and
-torch.compile, each only if it works here, and on a GPU autocast to bf16 and flash attention; the ready line says which did.
-On a GPU peak_rss_mib is the most memory that tensors took on it.
+torch.compile, each only if it works here, and on a GPU autocast to bf16, flash attention, convolutions chosen by trial (cudnn.benchmark), and no wait
+for the loss within a step; the ready line says which did. --torch graphs is best with torch.compile's mode reduce-overhead (CUDA graphs).
 """
 
 import argparse
 import json
+import math
 import os
 import resource
 import statistics
 import sys
 import time
+
+# What the reference prints goes to stderr: stdout is for answers.
+ANSWERS = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
 
 # Before torch looks for a GPU.
 if "cuda" not in sys.argv:
@@ -92,11 +98,16 @@ class Subject:
     def __init__(self, config, mode, device):
         torch.manual_seed(0)
         self.works = []
-        self.bf16 = mode == "bf16" or (mode == "best" and device == "cuda")
+        self.best, self.graphs = mode in ("best", "graphs"), mode == "graphs"
+        self.bf16 = mode == "bf16" or (self.best and device == "cuda")
         self.device = device
+        if self.best and device == "cuda":
+            torch.backends.cudnn.benchmark = True
+            torch.set_float32_matmul_precision("high")
+            self.works.append("cudnn.benchmark")
         if config in CONFIGS:
             kwargs, side, self.batch = CONFIGS[config]
-            if mode == "best" and device == "cuda":
+            if self.best and device == "cuda":
                 kwargs = kwargs | dict(flash_attn=True)
                 self.works.append("flash attention")
             self.unet = Unet(**kwargs)
@@ -112,19 +123,19 @@ class Subject:
         self.times, self.diffusion = self.times.to(device), self.diffusion.to(device)
         if self.bf16:
             self.works.append("bf16 autocast")
-        if mode == "best" and len(shape) == 2:
+        if self.best and len(shape) == 2:
             self.diffusion = self.diffusion.to(memory_format=torch.channels_last)
             self.images = self.images.contiguous(memory_format=torch.channels_last)
             self.works.append("channels_last")
-        self.optimizer = self.adam(mode)
+        self.optimizer = self.adam()
         self.ema = EMA(self.diffusion, beta=0.995, update_every=10)
         self.loss, self.network = self.diffusion, self.unet
-        if mode == "best":
+        if self.best:
             self.compile()
 
-    def adam(self, mode):
+    def adam(self):
         options = dict(lr=LEARNING_RATE, betas=ADAM_BETAS)
-        if mode == "best":
+        if self.best:
             try:
                 optimizer = torch.optim.Adam(self.diffusion.parameters(), fused=True, **options)
                 self.works.append("fused Adam")
@@ -136,10 +147,12 @@ class Subject:
     def compile(self):
         eager = self.loss, self.network
         try:
-            self.loss, self.network = torch.compile(self.diffusion), torch.compile(self.unet)
-            self.train_step()
-            self.forward()
-            self.works.append("torch.compile")
+            options = dict(mode="reduce-overhead") if self.graphs else {}
+            self.loss, self.network = torch.compile(self.diffusion, **options), torch.compile(self.unet, **options)
+            for _ in range(3):
+                self.train_step()
+                self.forward()
+            self.works.append("torch.compile" + (" with CUDA graphs" if self.graphs else ""))
         except Exception as e:  # whatever a missing or broken compiler raises
             print(f"no torch.compile: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}", file=sys.stderr)
             self.loss, self.network = eager
@@ -147,9 +160,12 @@ class Subject:
 
     def train_step(self):
         self.diffusion.train()
+        if self.graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         with self.autocast():
             loss = self.loss(self.images)
-        loss.item()
+        if not (self.best and self.device == "cuda"):
+            loss.item()  # as the reference's Trainer does
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.diffusion.parameters(), 1.0)
         self.optimizer.step()
@@ -158,53 +174,70 @@ class Subject:
 
     def forward(self):
         self.unet.eval()
+        if self.graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         with torch.inference_mode(), self.autocast():
             self.network(self.images, self.times)
 
     def autocast(self):
         return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.bf16)
 
-    def peak_mib(self):
+    def peaks_mib(self):
+        found = {"peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}
         if self.device == "cuda":
-            return torch.cuda.max_memory_allocated() / 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            found["device_memory_mib"] = round(torch.cuda.max_memory_reserved() / 2**20, 1)
+        return found
 
-
-def median_ms(run, warmup, repeats):
-    for _ in range(warmup):
+    def time_ms(self, run, repeats):
+        if self.device == "cuda":
+            return steady_ms(run, repeats)
         run()
-    found = []
-    for _ in range(repeats):
+        found = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            run()
+            found.append((time.perf_counter() - start) * 1e3)
+        return statistics.median(found)
+
+
+def steady_ms(run, repeats, warm_up=1.0, timed=2.0):
+    """As `ddpm bench` times a GPU: many in a row, waiting after the last."""
+
+    def times(count):
+        torch.cuda.synchronize()
         start = time.perf_counter()
-        run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        found.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(found)
+        for _ in range(count):
+            run()
+        torch.cuda.synchronize()
+        return (time.perf_counter() - start) / count
+
+    each = times(repeats)
+    each = times(max(repeats, math.ceil(warm_up / each)))
+    return times(max(repeats, math.ceil(timed / each))) * 1e3
 
 
 def say(value):
-    print(json.dumps(value), flush=True)
+    print(json.dumps(value), file=ANSWERS, flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description="Times the reference; one round for each line on stdin.")
     parser.add_argument("--config", choices=[*CONFIGS, *OTHERS], default="s")
-    parser.add_argument("--torch", choices=["eager", "bf16", "best"], default="eager")
+    parser.add_argument("--torch", choices=["eager", "bf16", "best", "graphs"], default="eager")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5, help="train steps, and forward passes, in a round")
+    parser.add_argument("--repeats", type=int, default=5, help="train steps, and forward passes, in a round on the CPU; at least so many on a GPU")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
     subject = Subject(args.config, args.torch, args.device)
-    median_ms(subject.train_step, 1, 1)
-    say({"ready": args.config, "batch": subject.batch, "torch": torch.__version__, "mode": args.torch, "with": subject.works})
+    subject.train_step()
+    ready = {"ready": args.config, "batch": subject.batch, "torch": torch.__version__, "mode": args.torch, "with": subject.works, "device": args.device}
+    say(ready)
     for _ in sys.stdin:
         # The first of each kind in a round pays for the switch of shape, mode and cache.
-        train, forward = median_ms(subject.train_step, 1, args.repeats), median_ms(subject.forward, 1, args.repeats)
-        peak = subject.peak_mib()
-        say({"train_step_ms": round(train, 3), "forward_ms": round(forward, 3), "peak_rss_mib": round(peak, 1)})
+        train, forward = subject.time_ms(subject.train_step, args.repeats), subject.time_ms(subject.forward, args.repeats)
+        say({"train_step_ms": round(train, 3), "forward_ms": round(forward, 3)} | subject.peaks_mib())
 
 
 if __name__ == "__main__":

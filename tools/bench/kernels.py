@@ -142,7 +142,7 @@ def row(rounds):
 def report(found, peaks, others, args):
     date = datetime.date.today().isoformat()
     lines = [
-        f"{machine()}; {args.threads} threads on both sides; torch {torch.__version__}; {args.rounds} rounds in alternating order; {date}; "
+        f"{machine('cpu')}; {args.threads} threads on both sides; torch {torch.__version__}; {args.rounds} rounds in alternating order; {date}; "
         f"other programs took {others:.0%} of the processor. "
         f"Peaks: {peaks['peak_gflops']:.0f} GFLOP/s ({peaks['arithmetic']}), {peaks['memory_gbs']:.1f} GB/s in memory, "
         f"{peaks['cache_gbs']:.1f} GB/s in the cache.",

@@ -4,8 +4,9 @@
     run.py --ddpm target/release/ddpm --device cuda --configs m128,g
 
 Each round runs both, in alternating order: one `ddpm bench --config C --rounds 1 --json` and one round of the reference
-(bench_reference.py, kept alive between rounds and idle while ddpm runs). A ratio is reference time / our time of the same
-round, above 1 where we are faster. Progress goes to stderr, the Markdown table to stdout (and to --out).
+(bench_reference.py, kept alive between rounds and idle while ddpm runs). On a GPU, ddpm is kept alive as well (`ddpm bench --on-request`): each start
+compiles its kernels anew. A ratio is reference time / our time of the same round, above 1 where we are faster. Progress goes to stderr, each
+configuration's Markdown table to stdout as soon as it is there (and to --out).
 The interpreter that runs this must have tools/parity/requirements.txt installed, or be named with --python.
 """
 
@@ -18,26 +19,24 @@ import shlex
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 KEYS = {"train_step_ms": "train step", "forward_ms": "forward"}
 
 
-class Reference:
-    """The worker process of the reference."""
+class Worker:
+    """A process that says in a line of JSON when it is ready, and then answers each line with the numbers of a round."""
 
-    def __init__(self, python, config, mode, threads, device):
-        env = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        command = [python, str(HERE / "bench_reference.py"), "--config", config, "--torch", mode, "--threads", str(threads), "--device", device]
+    def __init__(self, command, env=None):
+        self.command = command
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         self.ready = self.read()
 
     def read(self):
         line = self.process.stdout.readline()
         if not line:
-            sys.exit(f"error: the reference's worker ended with code {self.process.wait()}")
+            sys.exit(f"error: {shlex.join(self.command)} ended with code {self.process.wait()}")
         return json.loads(line)
 
     def round(self):
@@ -50,33 +49,37 @@ class Reference:
         self.process.wait()
 
 
-def ours(ddpm, config, device, extra):
-    """One round. On a GPU the first step compiles and tunes kernels, which the round's own first steps pay for; its peak memory is what
-    nvidia-smi sees of the process."""
-    command = [ddpm, "bench", "--config", config, "--rounds", "1", "--json", "--device", device, *extra]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    peak = 0.0
-    while device != "cpu" and process.poll() is None:
-        peak = max(peak, gpu_memory_mib(process.pid))
-        time.sleep(0.2)
-    found = process.communicate()[0]
-    if process.returncode:
-        sys.exit(f"error: {shlex.join(command)} ended with code {process.returncode}")
-    result = json.loads(found)
-    return result | {"peak_rss_mib": peak} if device != "cpu" else result
+class Fresh:
+    """`ddpm bench`, a new process for each round."""
+
+    def __init__(self, command):
+        self.command = [*command, "--rounds", "1", "--json"]
+
+    def round(self):
+        found = subprocess.run(self.command, stdout=subprocess.PIPE, text=True)
+        if found.returncode:
+            sys.exit(f"error: {shlex.join(self.command)} ended with code {found.returncode}")
+        return json.loads(found.stdout)
+
+    def close(self):
+        pass
 
 
-def gpu_memory_mib(pid):
-    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
-    lines = subprocess.run(query, stdout=subprocess.PIPE, text=True).stdout.splitlines()
-    rows = [line.split(",") for line in lines if "," in line]
-    return sum(float(used) for p, used in rows if int(p) == pid and used.strip().isdigit())
+def ours(args, config):
+    command = [args.ddpm, "bench", "--config", config, "--device", args.device, *shlex.split(args.ddpm_args)]
+    return Fresh(command) if args.device == "cpu" else Worker([*command, "--on-request"])
+
+
+def theirs(args, config):
+    command = [args.python, str(HERE / "bench_reference.py"), "--config", config, "--torch", args.torch]
+    command += ["--threads", str(args.threads), "--device", args.device]
+    return Worker(command, os.environ | {"OMP_NUM_THREADS": str(args.threads)})
 
 
 def measure(args, config):
     """All rounds of one configuration: a list of (ours, reference)."""
-    reference = Reference(args.python, config, args.torch, args.threads, args.device)
-    turns = {"ours": lambda: ours(args.ddpm, config, args.device, shlex.split(args.ddpm_args)), "reference": reference.round}
+    own, reference = ours(args, config), theirs(args, config)
+    turns = {"ours": own.round, "reference": reference.round}
     rounds = []
     for i in range(args.rounds):
         order = ["ours", "reference"] if i % 2 == 0 else ["reference", "ours"]
@@ -84,6 +87,7 @@ def measure(args, config):
         rounds.append((result["ours"], result["reference"]))
         line = "  ".join(f"{text} {result['ours'][k]:.1f} / {result['reference'][k]:.1f} ms" for k, text in KEYS.items())
         print(f"{config} round {i + 1}/{args.rounds}: ours / reference: {line}", file=sys.stderr, flush=True)
+    own.close()
     reference.close()
     return reference.ready, rounds
 
@@ -104,9 +108,13 @@ def table(config, ready, rounds):
             f"| {text} | {statistics.median(a):.1f} ms | {statistics.median(b):.1f} ms | {statistics.median(ratios):.2f} | {every} |"
         )
     images = [ready["batch"] / statistics.median(r[side]["train_step_ms"] for r in rounds) * 1e3 for side in (0, 1)]
-    peaks = [max(r[side]["peak_rss_mib"] for r in rounds) for side in (0, 1)]
-    for text, (x, y), unit in [("training throughput", images, "images/s"), ("peak memory", peaks, "MiB")]:
-        lines.append(f"| {text} | {x:.0f} {unit} | {y:.0f} {unit} | {y / x:.3g} | |")
+    lines.append(f"| training throughput | {images[0]:.0f} images/s | {images[1]:.0f} images/s | {images[1] / images[0]:.3g} | |")
+    # On a GPU what each side has reserved there.
+    key, text = ("device_memory_mib", "device memory") if ready["device"] != "cpu" else ("peak_rss_mib", "peak memory")
+    peaks = [[r[side].get(key) for r in rounds] for side in (0, 1)]
+    if all(value for side in peaks for value in side):
+        x, y = map(max, peaks)
+        lines.append(f"| {text} | {x:.0f} MiB | {y:.0f} MiB | {y / x:.3g} | |")
     return "\n".join(lines)
 
 
@@ -129,7 +137,7 @@ def main():
     parser.add_argument("--python", default=sys.executable, help="interpreter that has the reference installed")
     parser.add_argument("--configs", default="s,m")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--torch", choices=["eager", "bf16", "best"], default="eager")
+    parser.add_argument("--torch", choices=["eager", "bf16", "best", "graphs"], default="eager")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     parser.add_argument("--out", type=Path, help="also write the Markdown here")
@@ -139,12 +147,14 @@ def main():
 
     date = datetime.date.today().isoformat()
     parts = [f"{machine(args.device)}; {args.threads} torch threads; {args.rounds} rounds in alternating order; {date}. Medians; ratios are medians of per-round ratios."]
+    if args.ddpm_args:
+        parts[0] += f" `ddpm bench {args.ddpm_args.strip()}`."
+    print(parts[0], flush=True)
     for config in args.configs.split(","):
         parts.append(table(config, *measure(args, config)))
-    text = "\n\n".join(parts) + "\n"
-    print(text, end="")
+        print(f"\n{parts[-1]}", flush=True)
     if args.out:
-        args.out.write_text(text)
+        args.out.write_text("\n\n".join(parts) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 //! `ddpm bench`: how long a training step and a forward pass take, with the trainer's own step. Not here: comparing with others.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use burn::tensor::{Tensor, TensorData};
 use clap::{Args, ValueEnum};
 use denoising_diffusion::data::DataLayout;
+use denoising_diffusion::device::is_cpu;
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig, ElucidatedConfig, FormulationConfig};
 use denoising_diffusion::models::{
     Calls, DitConfig, Extent, ImageNetwork, KarrasUnetConfig, NetworkConfig, NetworkInput, PerStage, RecordingState,
@@ -16,14 +17,17 @@ use denoising_diffusion::noise::{Purpose, Stream};
 use denoising_diffusion::train::{EmaConfig, StepReport, TrainConfig, Trainer};
 use serde_json::json;
 
-use crate::failure::{Failure, Result};
+use crate::failure::{Failure, FailureExt, Result};
 use crate::machine::{Machine, NetworkMachineArgs};
 use crate::numbers::at_least;
 use crate::out_of_memory::Work;
 use crate::output::{self, Rows, note, thousands};
 
-/// Timed training steps, and forward passes, in a round; each after one that is not timed.
+/// Timed training steps, and forward passes, in a round on the CPU; each after one that is not timed. On a GPU at least so many.
 const REPEATS: usize = 5;
+/// How long a GPU works before it is timed, so that its clock has risen, and how long it is timed.
+const WARM_UP: Duration = Duration::from_secs(1);
+const TIMED: Duration = Duration::from_secs(2);
 
 /// Measure training steps and forward passes.
 #[derive(Args, Debug)]
@@ -44,6 +48,9 @@ pub struct BenchArgs {
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
+    /// Measure a round for each line on stdin, and print a JSON object for each, for programs that measure others in between
+    #[arg(long, hide = true, conflicts_with_all = ["rounds", "json"])]
+    on_request: bool,
     #[command(flatten)]
     machine: NetworkMachineArgs,
 }
@@ -129,6 +136,9 @@ pub fn run(args: &BenchArgs) -> Result {
     let machine = args.machine.start(Work::Bench)?;
     let (network, [batch, ..]) = args.config.parts();
     let mut subject = Subject::new(args, &machine)?;
+    if args.on_request {
+        return on_request(&mut subject);
+    }
     let mut rounds = Vec::new();
     for number in 1..=args.rounds {
         let round = rayon::scope(|_| subject.round())?;
@@ -147,6 +157,7 @@ pub fn run(args: &BenchArgs) -> Result {
             "forward_ms": forward,
             "images_per_s": images_per_s,
             "peak_rss_mib": peak,
+            "device_memory_mib": subject.device_memory_mib(),
             "parameters": parameters,
             "batch": batch,
             "threads": machine.threads,
@@ -165,7 +176,28 @@ pub fn run(args: &BenchArgs) -> Result {
     if let Some(peak) = peak {
         rows.row("peak memory", format!("{peak:.0} MiB"));
     }
+    if let Some(memory) = subject.device_memory_mib() {
+        rows.row("device memory", format!("{memory:.0} MiB"));
+    }
     output::result(rows.aligned())
+}
+
+/// A round for each line on stdin, after one of which a line says that all is ready.
+fn on_request(subject: &mut Subject) -> Result {
+    let round = |subject: &mut Subject| rayon::scope(|_| subject.round());
+    round(subject)?;
+    output::json(&json!({ "ready": true }))?;
+    for line in std::io::stdin().lines() {
+        line.context("cannot read stdin")?;
+        let Round { train_step, forward } = round(subject)?;
+        output::json(&json!({
+            "train_step_ms": train_step,
+            "forward_ms": forward,
+            "peak_rss_mib": peak_rss_mib(),
+            "device_memory_mib": subject.device_memory_mib(),
+        }))?;
+    }
+    Ok(())
 }
 
 /// What is measured: a network in training, and one batch.
@@ -202,9 +234,15 @@ impl Subject {
         if let RecordingState::Refused(why) = self.trainer.recording_state() {
             return Err(has_no_effect(&why));
         }
+        let device = self.images.device();
         let made = |report: Option<StepReport>| report.is_none_or(|report| report.skipped.is_none());
-        let train_step = median_ms(|| made(self.trainer.submit(vec![self.images.clone()])))?;
-        if !made(self.trainer.settle()) {
+        let trainer = &mut self.trainer;
+        let step = |trainer: &mut Trainer<ImageNetwork>| made(trainer.submit(vec![self.images.clone()]));
+        let train_step = match is_cpu(&device) {
+            true => median_ms(|| step(trainer))?,
+            false => steady_ms(|last| step(trainer) && (!last || made(trainer.settle()) && device.sync().is_ok()))?,
+        };
+        if !made(trainer.settle()) {
             return Err(not_finite());
         }
         let model = self.trainer.model().eval().for_predictions();
@@ -217,8 +255,21 @@ impl Subject {
         if let RecordingState::Refused(why) = calls.recording_state() {
             return Err(has_no_effect(&why));
         }
-        let forward = median_ms(|| host_values(output()).iter().all(|value| value.is_finite()))?;
+        let is_finite = |output: Tensor<4>| host_values(output).iter().all(|value| value.is_finite());
+        let forward = match is_cpu(&device) {
+            true => median_ms(|| is_finite(output()))?,
+            false => steady_ms(|last| {
+                let output = output();
+                !last || is_finite(output)
+            })?,
+        };
         Ok(Round { train_step, forward })
+    }
+
+    /// Memory that the process has reserved on a GPU so far, MiB.
+    fn device_memory_mib(&self) -> Option<f64> {
+        let usage = self.images.device().memory_pool_usage()?;
+        Some(usage.bytes_reserved as f64 / f64::from(1 << 20))
     }
 }
 
@@ -235,6 +286,23 @@ fn median_ms(mut work: impl FnMut() -> bool) -> Result<f64> {
         }
     }
     Ok(median(times))
+}
+
+/// The time of `work` among many in a row, of which the device need not be waited for but the last; the last one waits, and says whether all came to
+/// a finite result.
+fn steady_ms(mut work: impl FnMut(bool) -> bool) -> Result<f64> {
+    let mut timed = |count: usize| {
+        let start = Instant::now();
+        let fine = (1..=count).all(|number| work(number == count));
+        if fine { Ok(start.elapsed().as_secs_f64()) } else { Err(not_finite()) }
+    };
+    // Of several: a single one waits for the device.
+    let mut each = timed(REPEATS)? / REPEATS as f64;
+    let many = |span: Duration, each: f64| ((span.as_secs_f64() / each).ceil() as usize).max(REPEATS);
+    let count = many(WARM_UP, each);
+    each = timed(count)? / count as f64;
+    let count = many(TIMED, each);
+    Ok(timed(count)? / count as f64 * 1e3)
 }
 
 fn has_no_effect(why: &str) -> Failure {

@@ -9,10 +9,10 @@ use serde_json::json;
 use thiserror::Error;
 
 use super::images::Images;
-use super::inception::{CLASSES, FeatureBlock, ImageInput, InceptionV3, InputError, SIDE};
+use super::inception::{CLASSES, FeatureBlock, ImageInput, InceptionV3, InputError, Output, SIDE};
 use super::result;
 use crate::data::DataError;
-use crate::device::{in_pool, is_cpu};
+use crate::device::{in_pool, is_cpu, multiplies_in_tf32};
 use crate::digest;
 use crate::interop::{self, InteropError, Metadata};
 use crate::nn::params::host_values;
@@ -92,18 +92,29 @@ impl Extractor {
         let dims = self.block.dims();
         let mut features = Vec::with_capacity(images.len() * dims);
         let mut logits = Vec::new();
-        let size = if is_cpu(self.network.device()) { BATCH_ON_CPU } else { BATCH_ON_GPU };
-        images.each_batch(size, |batch| {
-            let prepared = input.prepare(batch);
-            let x = TensorData::new(prepared, [batch.len() / images.image_len(), SIDE, SIDE, 3]);
-            let output = in_pool(|| self.network.forward(Tensor::from_data(x, self.network.device()), self.block));
-            features.extend(host_values(output.features));
-            logits.extend(output.logits.map(host_values).into_iter().flatten());
+        let on_cpu = is_cpu(self.network.device());
+        let size = if on_cpu { BATCH_ON_CPU } else { BATCH_ON_GPU };
+        let mut take = |(count, output): (usize, Output)| {
+            features.extend_from_slice(&host_values(output.features)[..count * dims]);
+            logits.extend(output.logits.into_iter().flat_map(|of| host_values(of).into_iter().take(count * CLASSES)));
             match on_images(features.len() / dims) {
                 ControlFlow::Continue(()) => Ok(()),
                 ControlFlow::Break(()) => Err(ExtractError::Interrupted),
             }
+        };
+        // The batch that a GPU works on while the next one is prepared.
+        let mut in_flight = None;
+        images.each_batch(size, |batch| {
+            let count = batch.len() / images.image_len();
+            let mut prepared = input.prepare(batch);
+            // All batches of a GPU have one size, for which its kernels are tuned.
+            let size = if on_cpu { count } else { size.min(images.len()) };
+            prepared.resize(size * SIDE * SIDE * 3, 0.0);
+            let x = TensorData::new(prepared, [size, SIDE, SIDE, 3]);
+            let output = in_pool(|| self.network.forward(Tensor::from_data(x, self.network.device()), self.block));
+            in_flight.replace((count, output)).map_or(Ok(()), &mut take)
         })?;
+        in_flight.map_or(Ok(()), take)?;
         if let Some(at) = features.iter().position(|value| !value.is_finite()) {
             return Err(ExtractError::NotFinite { image: at / dims });
         }
@@ -134,13 +145,17 @@ impl FeatureStore {
     /// Images that cannot be shown to Inception.
     pub fn path(&self, extractor: &Extractor, images: &Images) -> Result<Option<PathBuf>, InputError> {
         let Some(cache_key) = images.cache_key() else { return Ok(None) };
-        let key = json!({
+        let mut key = json!({
             "images": cache_key,
             "n": images.len(),
             "weights": extractor.digest,
             "block": extractor.block.dims(),
             "preprocessing": extractor.preprocessing(images.shape())?,
         });
+        // A thousandth off those in f32.
+        if multiplies_in_tf32(extractor.network.device()) {
+            key["arithmetic"] = "tf32".into();
+        }
         Ok(Some(self.folder.join(format!("{:.32}.safetensors", digest::of_bytes(key.to_string())))))
     }
 

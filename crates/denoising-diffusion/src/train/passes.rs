@@ -45,11 +45,12 @@ impl<M: Network> Trainer<M> {
         let data = batches.iter().map(|examples| examples.data.clone().reshape([-1])).collect();
         let dims = batches.first().map(|examples| examples.data.dims());
         let Passes { gradients, question } = self.passes_or_recorded(batches);
-        let finding = question.read();
+        // Before the answer is asked for: that call returns when the device has been asked for all that comes before it.
         if let (false, Some(dims)) = (is_cpu(&self.device), dims) {
             let batch = (self.step + 1) * parts;
             self.ahead = Some(Ahead::new(batch, dims, self.draw(batch, dims, &self.device)));
         }
+        let finding = question.read();
         self.step += 1;
         let c = &self.config;
         let lr = learning_rate(c.lr_schedule, c.lr, c.warmup_steps, c.steps, self.step);
