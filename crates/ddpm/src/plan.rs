@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::Device;
-use denoising_diffusion::data::{DataError, Dataset, ImageShape, Subset};
+use denoising_diffusion::data::{DataError, Dataset, Subset};
 use denoising_diffusion::models::NetworkConfig;
 use denoising_diffusion::recipe::{DataFacts, Recipe};
 use denoising_diffusion::train::memory_estimate;
@@ -46,8 +46,7 @@ impl Plan {
         let recipe = recipe.resolved();
         recipe.validate().or_usage()?;
         let dataset = Arc::new(open_data(&recipe.data)?);
-        let ImageShape { height, width, .. } = dataset.shape();
-        let recipe = Recipe { diffusion: recipe.diffusion.for_size(height, width), ..recipe };
+        let recipe = recipe.for_data(&dataset);
         let network = recipe.network_for(DataFacts::of(&dataset)).or_usage()?;
         let (train, held_out) = dataset.split_held_out(recipe.data.held_out, recipe.train.seed);
         let recipe = with_measurable(recipe, &dataset, held_out.len())?;

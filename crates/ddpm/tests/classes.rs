@@ -81,3 +81,18 @@ fn a_network_with_classes_says_so_and_has_no_place_in_the_reference() {
     place.ok("convert model.safetensors --to reference --out r.safetensors");
     assert!(!String::from_utf8_lossy(&place.read("r.safetensors")).contains("class"));
 }
+
+#[test]
+fn a_classifier_of_other_classes_does_not_guide() {
+    let place = Place::new();
+    for (root, names) in [("one", ["ant", "bee"]), ("other", ["cat", "dog"])] {
+        for name in names {
+            for i in 0..3 {
+                place.image(&format!("{root}/{name}/{i}.png"), 8, 8);
+            }
+        }
+    }
+    place.ok(&format!("train one --class-condition --held-out 0 --steps 1 --out run {TINY}"));
+    place.ok("train-classifier other --like run --dim 4 --dim-mults 1 --steps 1 --batch-size 2 --out c.safetensors");
+    place.fails("sample run --classifier c.safetensors --classes 0 --steps 1 --out x.png", 2, "cat, dog");
+}

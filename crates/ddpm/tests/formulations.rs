@@ -153,6 +153,14 @@ fn images_are_filled_in_varied_and_joined() {
     place.fails(&format!("{between} --force"), 2, "but none is given");
 
     place.ok("interpolate run --images pair --frames 5 --out between.npy");
+    // One image of each file.
+    let threes: Vec<f32> = (0..192).map(|i| (i / 64) as f32 / 4.0).collect();
+    write_npy_f32(&place.path("three.npy"), &[3, 1, 8, 8], &threes).unwrap();
+    let between = |to: &str| {
+        place.ok(&format!("interpolate run --from three.npy --to {to} --frames 2 --strength 0.1 --out to.npy --force"));
+        read_npy_f32(&place.path("to.npy")).unwrap().1
+    };
+    assert_ne!(between("a.png"), between("pair/b.png"));
     // What a run draws its samples with does not spoil the ends.
     place.ok(&format!("train digits {SMALL} --timesteps 8 --steps 2 --sampler euler --s-churn 20 --out churned"));
     let ends = |flags: &str| {

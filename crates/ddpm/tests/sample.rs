@@ -194,6 +194,16 @@ fn schedules_that_the_reference_has_no_name_for_are_written_as_betas() {
     let betas = zero["betas"].as_array().unwrap();
     assert_eq!((betas.len(), &betas[7]), (8, &1.0.into()));
 
+    let small = "--dim 4 --dim-mults 1 --timesteps 8 --sampling-timesteps 2 --batch-size 2 --num-samples 1";
+    let classes = "--class-condition --downsample strided --num-mem-kv 0 --full-attn false";
+    place.ok(&format!("train digits {small} {classes} --steps 1 --beta-schedule cosine --out classes"));
+    let of_classes = arguments(&place, "classes");
+    assert_eq!((&of_classes["image_size"], &of_classes["beta_schedule"]), (&8.into(), &"cosine".into()));
+    assert!(of_classes.get("auto_normalize").is_none() && of_classes.get("immiscible").is_none(), "{of_classes}");
+    let metadata = denoising_diffusion::interop::read_metadata(&place.path("classes.safetensors")).unwrap();
+    let network: serde_json::Value = serde_json::from_str(&metadata["unet"]).unwrap();
+    assert_eq!((&network["attn_heads"], &network["attn_dim_head"]), (&4.into(), &32.into()));
+
     denoising_diffusion::data::npy::write_npy_f32(&place.path("signals.npy"), &[8, 1, 16], &[0.5; 128]).unwrap();
     for (schedule, named) in [("cosine", true), ("sigmoid", false)] {
         place.ok(&format!(

@@ -67,3 +67,56 @@ fn conditions_have_a_range_of_their_own_that_is_kept() {
     place.fails("sample run --condition other.npy --steps 2", 1, "the network was trained on values from -40 to 2000");
     place.ok("eval run --metrics swd -n 4 --steps 2");
 }
+
+/// A `.npy` array of bytes.
+fn write_bytes(place: &Place, name: &str, shape: &str, values: &[u8]) {
+    let mut header = format!("{{'descr': '|u1', 'fortran_order': False, 'shape': ({shape}), }}");
+    while (10 + header.len() + 1) % 64 != 0 {
+        header.push(' ');
+    }
+    header.push('\n');
+    let length = (header.len() as u16).to_le_bytes();
+    place.write(name, [b"\x93NUMPY\x01\x00".as_slice(), &length, header.as_bytes(), values].concat());
+}
+
+#[test]
+fn sequences_of_bytes_come_back_as_bytes() {
+    let place = Place::new();
+    let bytes: Vec<u8> = (0..160).map(|i| (i * 37 % 251) as u8).collect();
+    write_bytes(&place, "bytes.npy", "10, 1, 16", &bytes);
+    write_npy_f32(&place.path("white.npy"), &[1, 1, 16], &[1.0; 16]).unwrap();
+    let small = "--model unet1d --dim 4 --dim-mults 1 --timesteps 8 --batch-size 4 --num-samples 2 --steps 1";
+    place.ok(&format!("train bytes.npy {small} --out run"));
+    place.ok("inpaint run --images bytes.npy --mask white.npy --jump-n-sample 1 --steps 2 --out back.npy");
+    let expected: Vec<f32> = bytes.iter().map(|&byte| byte.into()).collect();
+    assert!(largest_difference(&values(&place, "back.npy"), &expected) < 1e-2);
+    // As numbers of another type they are in the same units.
+    write_npy_f32(&place.path("floats.npy"), &[10, 1, 16], &expected).unwrap();
+    let swd = |data: &str| {
+        place.json(&format!("eval run {data} --metrics swd -n 4 --steps 2"))["measurements"][0]["value"]
+            .as_f64()
+            .unwrap()
+    };
+    let [of_bytes, of_floats] = [swd("bytes.npy"), swd("floats.npy")];
+    assert!((of_bytes / of_floats - 1.0).abs() < 1e-3, "{of_bytes} {of_floats}");
+}
+
+#[test]
+fn a_run_does_not_go_on_with_the_same_numbers_in_other_units() {
+    let place = Place::new();
+    waves(&place, "data.npy", &[20, 1, 16], [-3.0, 7.0]);
+    let small = "--model unet1d --dim 4 --dim-mults 1 --timesteps 8 --batch-size 4 --num-samples 2";
+    place.ok(&format!("train data.npy {small} --steps 1 --out run"));
+    waves(&place, "data.npy", &[20, 1, 16], [-12.0, 28.0]);
+    place.fails("train --resume run --steps 2", 1, "-12,28");
+}
+
+#[test]
+fn volumes_are_sized_by_their_slices() {
+    let place = Place::new();
+    waves(&place, "volumes.npy", &[6, 1, 4, 8, 8], [0.0, 1.0]);
+    let small = "--model karras_unet --dim 8 --num-downsamples 1 --num-blocks-per-stage 1 --diffusion elucidated";
+    place.ok(&format!("train volumes.npy {small} --steps 1 --batch-size 2 --num-samples 1 --out run"));
+    place.ok("sample run --image-size 8 -n 1 --steps 1 --out same.npy");
+    assert_eq!(read_npy_f32(&place.path("same.npy")).unwrap().0, [1, 1, 4, 8, 8]);
+}

@@ -275,6 +275,14 @@ impl Recipe {
         self
     }
 
+    /// With what follows from the size of the data where nobody says otherwise. To be called before [`trainer`](Self::trainer) and
+    /// [`setup`](Self::setup).
+    pub fn for_data(mut self, data: &Dataset) -> Self {
+        let ImageShape { height, width, .. } = data.shape();
+        self.diffusion = self.diffusion.for_size(height, width);
+        self
+    }
+
     /// Checks all that can be checked without the data.
     pub fn validate(&self) -> Result<(), RecipeError> {
         self.data.validate()?;

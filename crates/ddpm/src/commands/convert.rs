@@ -8,7 +8,7 @@ use denoising_diffusion::interop::{Metadata, to_reference, write_safetensors};
 use denoising_diffusion::model_file::{ModelCard, ModelFile, NetworkConfig};
 use denoising_diffusion::models::UnetConfig;
 use denoising_diffusion::weights::WeightsKind;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::failure::{Failure, FailureExt, Result};
 use crate::output::{self, Rows, note, refuse_file, word};
@@ -118,8 +118,10 @@ fn unet_keywords(unet: &UnetConfig) -> Result<Value> {
 fn class_unet_keywords(unet: &UnetConfig) -> Result<Value> {
     let mut keywords = serde_json::to_value(unet)?;
     keywords["cond_drop_prob"] = json!(unet.class_drop_prob);
-    keywords["attn_heads"] = json!(unet.mid_attn_heads);
-    keywords["attn_dim_head"] = json!(unet.mid_attn_dim_head);
+    let stages = unet.stages()?;
+    let (heads, dim_head) = stages.last().map(|innermost| unet.mid_attention(innermost)).unzip();
+    keywords["attn_heads"] = json!(heads);
+    keywords["attn_dim_head"] = json!(dim_head);
     let unknown = ["full_attn", "dropout", "self_condition", "sinusoidal_pos_emb_theta"];
     let keywords = unknown
         .iter()
@@ -129,44 +131,53 @@ fn class_unet_keywords(unet: &UnetConfig) -> Result<Value> {
     Ok(keywords)
 }
 
-/// The keywords of the reference's GaussianDiffusion, or of its GaussianDiffusion1D; of another formulation, our own options. A schedule that
-/// has no name there is written as its `betas`.
+/// The keywords of the reference's class for such networks: GaussianDiffusion, GaussianDiffusion1D, or the GaussianDiffusion of
+/// `classifier_free_guidance`; of another formulation, our own options. A schedule that has no name there is written as its `betas`.
 fn diffusion_keywords(card: &ModelCard) -> Result<Value> {
     let FormulationConfig::Gaussian(GaussianConfig { schedule: s, objective, .. }) = &card.diffusion.formulation else {
         return Ok(json!(card.diffusion));
     };
     let shared = &card.diffusion.shared;
     let parameters = [("s", s.cosine_s), ("start", s.sigmoid_start), ("end", s.sigmoid_end), ("tau", s.sigmoid_tau)];
-    let parameters: serde_json::Map<String, Value> =
+    let parameters: Map<String, Value> =
         parameters.into_iter().filter_map(|(name, value)| Some((name.to_string(), json!(value?)))).collect();
     let of_sequences = matches!(card.network, NetworkConfig::Unet1d(_));
+    let of_classes = card.network.num_classes() > 0;
     let has_name = card.betas.is_none() && !s.zero_terminal_snr;
-    let known = has_name && (!of_sequences || parameters.is_empty() && s.beta_schedule != BetaSchedule::Sigmoid);
-    let mut keywords = json!({
-        "timesteps": s.timesteps,
-        "objective": objective,
-        "beta_schedule": if known { json!(s.beta_schedule) } else { Value::Null },
-        "auto_normalize": shared.auto_normalize,
-    });
+    // The other two know two schedules without options.
+    let plain = parameters.is_empty() && s.beta_schedule != BetaSchedule::Sigmoid;
+    let known = has_name && (plain || !of_sequences && !of_classes);
+    let mut keywords = Map::from_iter([
+        ("timesteps".to_string(), json!(s.timesteps)),
+        ("objective".to_string(), json!(objective)),
+        ("beta_schedule".to_string(), if known { json!(s.beta_schedule) } else { Value::Null }),
+    ]);
     if !known {
         let diffusion = Diffusion::with_betas(&card.diffusion, card.betas.clone()).or_usage()?;
-        keywords["betas"] = json!(diffusion.tables().map(|tables| &tables.betas));
+        keywords.insert("betas".to_string(), json!(diffusion.tables().map(|tables| &tables.betas)));
         note("warning: the reference has no name for this schedule; the metadata hold its betas instead");
     }
-    let own = if of_sequences {
-        json!({ "seq_length": card.image.width })
-    } else {
-        json!({
-            "image_size": [card.image.height, card.image.width],
-            "schedule_fn_kwargs": parameters,
-            "offset_noise_strength": shared.offset_noise_strength,
-            "min_snr_loss_weight": card.diffusion.min_snr().is_some(),
-            "min_snr_gamma": shared.min_snr_gamma,
-            "immiscible": shared.immiscible,
-        })
-    };
-    if let (Value::Object(keywords), Value::Object(own)) = (&mut keywords, own) {
-        keywords.extend(own);
+    let mut add = |own: Value| keywords.extend(own.as_object().cloned().unwrap_or_default());
+    let image_size = [card.image.height, card.image.width];
+    if of_sequences {
+        add(json!({ "seq_length": card.image.width, "auto_normalize": shared.auto_normalize }));
+        return Ok(keywords.into());
     }
-    Ok(keywords)
+    add(json!({
+        "image_size": image_size,
+        "offset_noise_strength": shared.offset_noise_strength,
+        "min_snr_loss_weight": card.diffusion.min_snr().is_some(),
+        "min_snr_gamma": shared.min_snr_gamma,
+    }));
+    if of_classes {
+        // That one takes a single number.
+        add(json!({ "image_size": card.image.width }));
+    } else {
+        add(json!({
+            "schedule_fn_kwargs": parameters,
+            "auto_normalize": shared.auto_normalize,
+            "immiscible": shared.immiscible,
+        }));
+    }
+    Ok(keywords.into())
 }

@@ -56,7 +56,9 @@ pub struct EditArgs {
 
 /// Fill in the missing parts of images (RePaint); what is known comes back exactly.
 #[derive(Args, Debug)]
-#[command(after_help = "Masks: white is known, black is filled in, grey is in between; alpha is ignored.")]
+#[command(
+    after_help = "Masks: white is known, black is filled in, grey is in between; what is transparent counts as white."
+)]
 pub struct InpaintArgs {
     #[command(flatten)]
     common: EditArgs,
@@ -304,10 +306,11 @@ pub fn interpolate(args: &InterpolateArgs) -> Result {
     let frames = args.frames as usize;
     job.check_count(frames)?;
     let mut ends = Vec::new();
-    for path in [&args.images, &args.from, &args.to].into_iter().flatten() {
+    for (path, wanted) in [(&args.images, 2), (&args.from, 1), (&args.to, 1)] {
+        let Some(path) = path else { continue };
         let images = job.images(path)?;
-        let first_two: Vec<usize> = (0..images.len().min(2)).collect();
-        ends.extend(images.pick(&first_two)?.data);
+        let first: Vec<usize> = (0..images.len().min(wanted)).collect();
+        ends.extend(images.pick(&first)?.data);
     }
     let size = job.from.shape.iter().product::<usize>();
     if ends.len() < 2 * size {

@@ -109,7 +109,7 @@ pub const FLAGS: &[Flag] = &[
     flag(DATA, "resize", Word(&["crop", "stretch", "pad"]), "How to fit images of another size"),
     flag(DATA, "layout", Word(&["auto", "images", "sequences", "volumes"]), "What an array holds; auto: sequences for a sequence network, volumes if it has five dimensions"),
     flag(DATA, "value_range", ValueRange, "Array values that become 0 and 1 [default: the range of the type; for floats [0, 1] or [-1, 1]; measured for sequences and volumes]"),
-    flag(DATA, "condition_value_range", ValueRange, "Values of a --condition array that become 0 and 1 [default: as --value-range]"),
+    flag(DATA, "condition_value_range", ValueRange, "Values of a --condition array that become 0 and 1 [default: found as for --value-range, from the conditions themselves]"),
     flag(DATA, "class_condition", Switch, "Condition the network on the class of each image"),
     flag(DATA, "flip", Word(&["auto", "on", "off"]), "Mirror half of the images; auto: on, except for the digits, sequences and volumes"),
     flag(DATA, "held_out", Number, "Fraction of the images held out for the held-out loss: at most 1000 images, and none if there are fewer than 40"),

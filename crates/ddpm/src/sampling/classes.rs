@@ -71,6 +71,16 @@ impl SamplingArgs {
                 "the network has {by_network} classes, but the classifier has {count}: they were trained on different data"
             )));
         }
+        let names = from.own.classifier.as_ref().map(|classifier| &classifier.class_names);
+        if let (Some(of_network), Some(of_classifier)) = (&from.file.card.class_names, names)
+            && of_network != of_classifier
+        {
+            return Err(Failure::usage(format!(
+                "the classes of the network are {}, but those of the classifier are {}: they were trained on different data",
+                of_network.join(", "),
+                of_classifier.join(", ")
+            )));
+        }
         let known = by_network.max(by_classifier.unwrap_or(0));
         if known == 0 {
             let guides_nowhere =

@@ -25,7 +25,9 @@ pub(super) fn resized(mut file: ModelFile, untold: &RecipeFlags, path: &Path) ->
         )));
     }
     if let Some(size) = size_for(file.card.network.layout(), untold)? {
-        (file.card.image.height, file.card.image.width) = (size.height, size.width);
+        // Slices of a volume lie below each other.
+        let depth = file.card.network.depth();
+        (file.card.image.height, file.card.image.width) = (depth * size.height, size.width);
     }
     Ok(file)
 }

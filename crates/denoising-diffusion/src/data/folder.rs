@@ -140,6 +140,11 @@ fn scan_listed(root: &Path, listing: Listing, config: &DataConfig, opening: &Ope
     Scan { files, broken, other_files: listing.other_files, array: listing.array.map(|(_, path)| path), decoded }
 }
 
+/// Whether a folder is that of a training run.
+fn is_run(folder: &Path) -> bool {
+    ["config.toml", "log.jsonl"].iter().all(|name| folder.join(name).is_file())
+}
+
 /// Lists `root/below` and its subfolders. Links are followed; `above` holds the folders on the way down, so that a link to one of them is not.
 fn list(root: &Path, below: &Path, above: &mut HashSet<PathBuf>, listing: &mut Listing) -> Result<(), DataError> {
     let folder = root.join(below);
@@ -157,6 +162,8 @@ fn list(root: &Path, below: &Path, above: &mut HashSet<PathBuf>, listing: &mut L
         let path = root.join(&relative);
         let is_image = is_image_name(&relative);
         match std::fs::metadata(&path) {
+            // Grids and curves of a run that lies within its data are no data.
+            Ok(meta) if meta.is_dir() && is_run(&path) => listing.other_files += 1,
             Ok(meta) if meta.is_dir() => list(root, &relative, above, listing)?,
             Ok(meta) if is_image => {
                 let (bytes, modified) = (meta.len(), meta.modified().ok());

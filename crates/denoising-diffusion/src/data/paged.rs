@@ -66,7 +66,7 @@ impl PagedArray {
             classes: None,
             ignored_labels: None,
             values: array.rule.words(),
-            range: array.rule.range(),
+            range: array.rule.range_for(axes.layout),
             layout: axes.layout,
             depth: axes.depth,
             samples: Held::Paged(Box::new(array)),

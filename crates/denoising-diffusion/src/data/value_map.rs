@@ -15,7 +15,7 @@ pub(super) struct Mapped {
     pub(super) samples: Samples,
     /// A description for display.
     pub(super) words: String,
-    /// What 0 and 1 stand for; `None` for values stored in 8 or 16 bits.
+    /// What 0 and 1 stand for; `None` for images stored in 8 or 16 bits.
     pub(super) range: Option<[f64; 2]>,
 }
 
@@ -36,6 +36,7 @@ impl Known {
         let pixels = matches!(descr.get(1..), Some("u1" | "u2"));
         match (config.value_range, config.trained_range) {
             (None, Some([-1.0 | 0.0, 1.0])) if pixels => Self::Nothing,
+            (None, Some(range)) if type_range(descr) == Some(range) => Self::Nothing,
             (_, Some(range)) => Self::Trained(range),
             (Some(ValueRange::Measured), None) => Self::Measured,
             (Some(ValueRange::Declared(range)), None) => Self::Declared(range),
@@ -55,7 +56,15 @@ pub(super) fn map(
     layout: DataLayout,
     config: &DataConfig,
 ) -> Result<Mapped, DataError> {
-    let known = Known::of(&array.descr, config);
+    let known = match (Known::of(&array.descr, config), config.trained_range) {
+        // Zeros and ones are read as such by a network that was trained on them; as pixels they would all be black.
+        (Known::Nothing, Some(range @ [-1.0 | 0.0, 1.0]))
+            if config.value_range.is_none() && holds_ones(&array.values) =>
+        {
+            Known::Trained(range)
+        }
+        (known, _) => known,
+    };
     let rule = match Rule::of_type(&array.descr, path, layout, known)? {
         Some(rule) => rule,
         None => {
@@ -64,7 +73,8 @@ pub(super) fn map(
             Rule::of_extremes(extremes, path, layout, known)?
         }
     };
-    Ok(Mapped { samples: rule.apply(array.values), words: rule.words(), range: rule.range() })
+    let range = rule.range_for(layout);
+    Ok(Mapped { samples: rule.apply(array.values), words: rule.words(), range })
 }
 
 /// How the values of an array are mapped.
@@ -176,6 +186,16 @@ impl Rule {
         }
     }
 
+    /// What 0 and 1 stand for. Images stored in 8 or 16 bits have no units (`None`); sequences and volumes come back in those of their type.
+    pub(super) fn range_for(self, layout: DataLayout) -> Option<[f64; 2]> {
+        match self {
+            _ if layout == DataLayout::Images => self.range(),
+            Self::U8 => Some([0.0, f64::from(u8::MAX)]),
+            Self::U16 => Some([0.0, f64::from(u16::MAX)]),
+            Self::Range { .. } => self.range(),
+        }
+    }
+
     /// What 0 and 1 stand for; `None` for values stored in 8 or 16 bits.
     pub(super) fn range(self) -> Option<[f64; 2]> {
         match self {
@@ -218,6 +238,20 @@ impl Extremes {
             self.seen += 1;
         }
         Ok(())
+    }
+}
+
+/// Whether 1 is the largest of the values.
+fn holds_ones(values: &Values) -> bool {
+    numbers(values).fold(0.0, f32::max) == 1.0
+}
+
+/// All that a type of 8 or 16 bits can hold.
+pub(super) fn type_range(descr: &str) -> Option<[f64; 2]> {
+    match descr.get(1..) {
+        Some("u1") => Some([0.0, f64::from(u8::MAX)]),
+        Some("u2") => Some([0.0, f64::from(u16::MAX)]),
+        _ => None,
     }
 }
 
@@ -283,6 +317,31 @@ mod tests {
         }
         let integers = read(Values::Int(vec![0; 4]), "<i4", DataLayout::Images, None).unwrap_err().to_string();
         assert!(integers.contains("uint8") && integers.contains("--value-range"), "{integers}");
+    }
+
+    #[test]
+    fn zeros_and_ones_are_read_as_what_a_network_was_trained_on() {
+        let trained = |values: &[u8], range| {
+            let array = NpyArray { shape: vec![1], descr: "|u1".into(), values: Values::U8(values.to_vec()) };
+            let config = DataConfig { trained_range: Some(range), ..DataConfig::default() };
+            map(array, Path::new("x.npy"), 1, DataLayout::Images, &config).unwrap().samples
+        };
+        assert_eq!(trained(&[0, 1], [0.0, 1.0]), Samples::F32(vec![0.0, 1.0]));
+        assert_eq!(trained(&[0, 1], [-1.0, 1.0]), Samples::F32(vec![0.5, 1.0]));
+        assert_eq!(trained(&[0, 255], [0.0, 1.0]), Samples::U8(vec![0, 255]), "pixels");
+        assert_eq!(trained(&[0, 0], [0.0, 1.0]), Samples::U8(vec![0, 0]));
+    }
+
+    #[test]
+    fn what_is_no_picture_has_the_units_of_its_type() {
+        for (layout, range) in [(DataLayout::Images, None), (DataLayout::Sequences, Some([0.0, 255.0]))] {
+            let bytes = read(Values::U8(vec![0, 7]), "|u1", layout, None).unwrap();
+            assert_eq!((bytes.samples, bytes.range), (Samples::U8(vec![0, 7]), range));
+            // Read again by what a network was trained on.
+            let array = NpyArray { shape: vec![1], descr: "|u1".into(), values: Values::U8(vec![3]) };
+            let config = DataConfig { trained_range: range, ..DataConfig::default() };
+            assert_eq!(map(array, Path::new("x.npy"), 1, layout, &config).unwrap().samples, Samples::U8(vec![3]));
+        }
     }
 
     #[test]

@@ -45,7 +45,8 @@ pub fn may_change(section: &str, key: &str) -> bool {
 }
 
 impl Recipe {
-    /// A trainer of `model` as the recipe says, before its first step. `model` must lie on an autodiff device.
+    /// A trainer of `model` as the recipe says, before its first step. `model` must lie on an autodiff device. The recipe's arithmetic is one of the
+    /// process: [`ArithmeticConfig::set`](super::ArithmeticConfig::set).
     ///
     /// # Errors
     /// Options without meaning, and a network that does not fit the formulation.
@@ -100,7 +101,10 @@ impl Recipe {
         let mut settings = BTreeMap::new();
         for (section, keys) in Table::try_from(self)?.into_iter().filter(|(section, _)| !is_other(section)) {
             let Value::Table(keys) = keys else { continue };
-            let fixed = keys.into_iter().filter(|(key, _)| !may_change(&section, key));
+            let is_network = Model::ALL.into_iter().any(|model| model.name() == section);
+            // Channels follow the data, and are no key of a recipe.
+            let is_key = |key: &str| !(is_network && key == "channels");
+            let fixed = keys.into_iter().filter(|(key, _)| is_key(key) && !may_change(&section, key));
             settings.extend(fixed.map(|(key, value)| (format!("{section}.{key}"), plain(&value))));
         }
         Ok(settings)
@@ -169,6 +173,7 @@ mod tests {
         let recipe = Recipe::from_toml(text).unwrap().resolved();
         recipe.validate().unwrap();
         let dataset = Arc::new(Dataset::open(&recipe.data).unwrap());
+        let recipe = recipe.for_data(&dataset);
         let device = Device::flex();
         let run = |recipe: &Recipe, resume: bool| {
             let unet = UnetConfig { dim: 4, dim_mults: vec![1], channels: 1, ..UnetConfig::default() };

@@ -18,7 +18,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
 use super::step_folders::{STEP, StepFolders, WRITING};
@@ -58,11 +58,24 @@ pub struct CheckpointState {
     /// Identifies the data that was trained on.
     pub data_digest: String,
     /// What must not change while the run goes on ([`RunSetup::settings`](super::RunSetup::settings)); checkpoints of earlier versions have none.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "with_values")]
     pub settings: BTreeMap<String, String>,
+    /// What 0 and 1 stand for in the units of the data, where that was measured or declared: it is not part of the digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value_range: Option<[f64; 2]>,
     /// Lengths of the averages that others can be made of.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub post_hoc_sigma_rels: Vec<f64>,
+}
+
+/// Settings that have a value, by their present names: earlier checkpoints list those without one, too, and have an older name.
+fn with_values<'de, D: Deserializer<'de>>(input: D) -> Result<BTreeMap<String, String>, D::Error> {
+    let settings = BTreeMap::<String, Option<String>>::deserialize(input)?;
+    let renamed = |key: String| match key.as_str() {
+        "dit.class_dropout_prob" => "dit.class_drop_prob".to_string(),
+        _ => key,
+    };
+    Ok(settings.into_iter().filter_map(|(key, value)| Some((renamed(key), value?))).collect())
 }
 
 /// Why a checkpoint could not be written or read.

@@ -117,6 +117,12 @@ fn check_same<M>(trainer: &Trainer<M>, setup: &RunSetup, info: &CheckpointState)
     if got != expected {
         return Err(RunError::OtherData { expected, got });
     }
+    let range = setup.card.value_range;
+    if let Some(before) = info.value_range.filter(|before| range.is_some_and(|now| now != *before)) {
+        let shown = |range: [f64; 2]| format!("{},{}", range[0], range[1]);
+        let (expected, got) = (shown(before), range.map(shown).unwrap_or_default());
+        return Err(RunError::OtherSetting { key: "value_range".to_string(), expected, got });
+    }
     if trainer.config().seed != info.seed {
         return Err(RunError::OtherSeed { expected: info.seed, got: trainer.config().seed });
     }

@@ -370,6 +370,7 @@ impl<M: Network> Run<M> {
             seed: self.trainer.config().seed,
             data_digest: self.setup.train.dataset().digest().to_string(),
             settings: self.setup.settings.clone(),
+            value_range: self.setup.card.value_range,
             post_hoc_sigma_rels: self.trainer.sigma_rels(),
         };
         let ema_decay = Some(self.trainer.ema().decay());

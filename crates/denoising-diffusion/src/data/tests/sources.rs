@@ -383,3 +383,22 @@ fn conditions_are_found_by_name_and_mirrored_with_their_images() {
     }
     assert!((1..5).contains(&mirrored), "{mirrored}");
 }
+
+/// Whoever trains within the folder of the images has a run folder there.
+#[test]
+fn pictures_of_a_run_within_the_data_are_no_data() {
+    let root = numbered(4);
+    let open = |root: &Path| Dataset::open(&config(root)).unwrap();
+    let before = open(root.path()).digest().to_string();
+    for name in ["runs/one/samples/step-1.png", "runs/one/loss.png", "runs/notes/5.png"] {
+        save(root.path(), name, &rgb(4, 4, 9));
+    }
+    for name in ["config.toml", "log.jsonl"] {
+        std::fs::write(root.path().join("runs/one").join(name), "").unwrap();
+    }
+    assert_eq!(open(root.path()).len(), 5, "a folder of another kind is data");
+    std::fs::remove_dir_all(root.path().join("runs/notes")).unwrap();
+    assert_eq!(open(root.path()).digest(), before);
+    // The run's own grids may be looked at.
+    assert_eq!(open(&root.path().join("runs/one/samples")).len(), 1);
+}

@@ -50,6 +50,7 @@ impl Place {
             seed: 0,
             data_digest: "d".into(),
             settings: BTreeMap::new(),
+            value_range: None,
             post_hoc_sigma_rels: Vec::new(),
         };
         let card = ModelCard {
@@ -196,4 +197,14 @@ fn other_names_are_no_steps() {
         fs::create_dir(place.path(name)).unwrap();
     }
     assert_eq!(place.checkpoints.steps().unwrap(), [2]);
+}
+
+/// Checkpoints of earlier versions list settings without a value, and one by an older name.
+#[test]
+fn settings_of_earlier_versions_are_read() {
+    let text = r#"{"version":"1","step":1,"skipped":0,"skipped_in_a_row":0,"adam_steps":1,"ema_calls":1,"seed":0,"data_digest":"d",
+        "settings":{"data.image_size":null,"train.lr":"0.5","dit.class_dropout_prob":"0.1"}}"#;
+    let state: CheckpointState = serde_json::from_str(text).unwrap();
+    let expected = [("dit.class_drop_prob", "0.1"), ("train.lr", "0.5")].map(|(a, b)| (a.to_string(), b.to_string()));
+    assert_eq!(state.settings, BTreeMap::from(expected));
 }
