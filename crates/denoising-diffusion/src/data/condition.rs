@@ -17,6 +17,14 @@ pub(super) struct Conditions {
     of_example: Vec<usize>,
 }
 
+/// An error in the data of the conditions, with the name that their range has in the configuration.
+fn of_conditions(mut error: DataError) -> DataError {
+    if let DataError::Setting { key: key @ "value_range", .. } = &mut error {
+        *key = "condition_value_range";
+    }
+    DataError::OfConditions(Box::new(error))
+}
+
 impl Conditions {
     /// Opens `path` as conditions for a dataset that was opened with `config`: resized to the same size by the same rule, with their own number of
     /// channels.
@@ -42,7 +50,7 @@ impl Conditions {
             class_condition: false,
             ..config.clone()
         };
-        let data = Dataset::open_with(&config, opening).map_err(|error| DataError::OfConditions(Box::new(error)))?;
+        let data = Dataset::open_with(&config, opening).map_err(of_conditions)?;
         if data.shape().size() != examples.shape().size() || data.depth() != examples.depth() {
             let reason = format!(
                 "they are {}, but the examples are {}",

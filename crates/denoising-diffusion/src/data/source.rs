@@ -26,6 +26,7 @@ impl Source {
             Some(path) if path.as_os_str() != digits::NAME => path.as_path(),
             None | Some(_) => {
                 refuse_labels(config, "none: the digits have labels of their own")?;
+                refuse_ranges(config)?;
                 return Ok(Self::Array(digits::load()?));
             }
         };
@@ -33,18 +34,20 @@ impl Source {
         if meta.is_dir() {
             refuse_channels(path, config.channels)?;
             refuse_labels(config, "none: the classes of a folder are its subfolders")?;
+            refuse_ranges(config)?;
             let scan = folder::scan(path, config, opening)?;
             return Ok(Self::Folder(path.to_path_buf(), scan));
         }
         if let (true, Some(folder)) = (folder::is_image_name(path), path.parent()) {
             refuse_channels(path, config.channels)?;
             refuse_labels(config, "none: one image has no classes")?;
+            refuse_ranges(config)?;
             return Ok(Self::Folder(folder.to_path_buf(), folder::scan_file(path, config, opening)?));
         }
         let source = match &first_bytes(path)?[..] {
             [0x93, b'N', b'U', b'M', ..] => array::load_npy(path, config),
             [b'P', b'K', ..] => array::load_npz(path, config),
-            [0x1f, 0x8b, ..] | [0, 0, _, _] => idx::load(path, config),
+            [0x1f, 0x8b, ..] | [0, 0, _, _] => refuse_ranges(config).and_then(|()| idx::load(path, config)),
             other => Err(DataError::UnknownFormat { path: path.to_path_buf(), first_bytes: format!("{other:02x?}") }),
         };
         let mut source = source?;
@@ -60,6 +63,18 @@ fn refuse_labels(config: &DataConfig, expected: &'static str) -> Result<(), Data
     match &config.labels {
         None => Ok(()),
         Some(path) => Err(DataError::Setting { key: "labels", value: shown(path), expected }),
+    }
+}
+
+/// Refuses what says how numbers are read, which pixels have no use for. Data for a network that exists is read by what that one was trained on.
+fn refuse_ranges(config: &DataConfig) -> Result<(), DataError> {
+    match config.value_range.filter(|_| config.trained_range.is_none()) {
+        None => Ok(()),
+        Some(range) => Err(DataError::Setting {
+            key: "value_range",
+            value: range.to_string(),
+            expected: "none: only .npy and .npz arrays have one, pixels are black to white",
+        }),
     }
 }
 

@@ -134,6 +134,26 @@ fn a_source_with_classes_of_its_own_takes_no_file_of_labels() {
 }
 
 #[test]
+fn pixels_take_no_range_of_values() {
+    let root = folder();
+    save(root.path(), "a/1.png", &rgb(4, 4, 1));
+    let range = Some(ValueRange::Measured);
+    let pixels = [None, Some(root.path().to_path_buf()), Some(root.path().join("a/1.png"))];
+    for path in pixels {
+        let refused = error(&DataConfig { path: path.clone(), value_range: range, ..DataConfig::default() });
+        assert!(matches!(refused, DataError::Setting { key: "value_range", .. }), "{refused}");
+        let conditions =
+            DataConfig { condition: path.clone(), condition_value_range: range, path, ..DataConfig::default() };
+        if conditions.condition.is_some() {
+            assert!(error(&conditions).to_string().contains("condition_value_range"));
+        }
+        // What a network was trained on says how its data are read, whatever they are.
+        let of_network = DataConfig { trained_range: Some([0.0, 1.0]), ..conditions };
+        Dataset::open(&DataConfig { value_range: range, condition: None, ..of_network }).unwrap();
+    }
+}
+
+#[test]
 fn every_batch_has_the_classes_of_its_images() {
     let data = Arc::new(Dataset::open(&DataConfig::default()).unwrap());
     let (training, held_out) = data.split_held_out(0.05, 3);
