@@ -19,6 +19,11 @@ pub fn note(line: impl AsRef<str>) {
     let _ = writeln!(std::io::stderr(), "{}", line.as_ref());
 }
 
+/// `1 image`, `2 images`.
+pub fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
 /// A line of the result.
 pub fn result(line: impl AsRef<str>) -> Result {
     match writeln!(std::io::stdout(), "{}", line.as_ref()) {

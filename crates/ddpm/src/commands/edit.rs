@@ -23,7 +23,7 @@ use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::NetworkMachineArgs;
 use crate::numbers::at_least;
 use crate::out_of_memory::Work;
-use crate::output::{self, Rows, note};
+use crate::output::{self, Rows, counted, note};
 use crate::recipe_flags::UntoldFlags;
 use crate::sample_output::{Out, Writing};
 use crate::sampling::{Drawable, SamplingArgs, SamplingProgress, Settings, or_interrupted};
@@ -182,7 +182,8 @@ impl<'a> Job<'a> {
             vectors: vectors.as_deref(),
             ..Request::new(sample, self.args.sampling.seed, count, self.from.shape)
         };
-        note(format!("drawing {count} images with {}, from {}", sample.sampler.name(), self.path.display()));
+        let images = counted(count, "image");
+        note(format!("drawing {images} with {}, from {}", sample.sampler.name(), self.path.display()));
         let mut progress = SamplingProgress::new(before + request.batches() * steps, &self.stop);
         let images = make(&request, &mut |_| progress.see());
         progress.finish(generator);

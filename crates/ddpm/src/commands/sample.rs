@@ -24,7 +24,7 @@ use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::NetworkDevicesArgs;
 use crate::opening::open_data;
 use crate::out_of_memory::Work;
-use crate::output::{self, Rows, note, refuse_file};
+use crate::output::{self, Rows, counted, note, refuse_file};
 use crate::recipe_flags::UntoldFlags;
 use crate::sample_output::{Out, Writing, remove_numbered, sides_of};
 use crate::sampling::{BelongTo, Drawable, SamplingArgs, Settings, in_turn};
@@ -179,8 +179,8 @@ impl<'a> Plan<'a> {
     fn in_words(&self) -> String {
         let sample = &self.settings.sample;
         format!(
-            "drawing {} images of {} with {}, {}, from {}",
-            sample.num_samples,
+            "drawing {} of {} with {}, {}, from {}",
+            counted(sample.num_samples, "image"),
             self.from.file.card.image,
             sample.sampler.name(),
             steps_in_words(sample, self.from.diffusion.formulation()),
@@ -230,8 +230,8 @@ fn tell_where_to_go_on(first: usize, done: &BTreeMap<usize, usize>, count: usize
 /// `18 steps (35 evaluations)`.
 fn steps_in_words(sample: &SampleConfig, formulation: &dyn Formulation) -> String {
     match (sample.steps(formulation), sample.evaluations(formulation)) {
-        (steps, evaluations) if steps == evaluations => format!("{steps} steps"),
-        (steps, evaluations) => format!("{steps} steps ({evaluations} evaluations)"),
+        (steps, evaluations) if steps == evaluations => counted(steps, "step"),
+        (steps, evaluations) => format!("{} ({evaluations} evaluations)", counted(steps, "step")),
     }
 }
 
