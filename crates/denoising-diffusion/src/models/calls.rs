@@ -72,6 +72,7 @@ impl<'a, M: Network> Calls<'a, M> {
 }
 
 /// What has been recorded of a network.
+#[derive(Default)]
 struct Recordings {
     /// Of each kind of inputs.
     kinds: Vec<Kind>,
@@ -84,12 +85,6 @@ enum Kind {
     /// So many calls with inputs like this were launched.
     Launched(NetworkInput, u32),
     Recorded(Recorded<NetworkInput, Tensor<4>>),
-}
-
-impl Default for Recordings {
-    fn default() -> Self {
-        Self { kinds: Vec::new(), refused: None }
-    }
 }
 
 impl Recordings {

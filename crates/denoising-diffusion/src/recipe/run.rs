@@ -159,7 +159,7 @@ mod tests {
                 "keep_every",
                 "post_hoc_every",
             ];
-            for key in keys.into_iter().copied().flatten() {
+            for key in keys.iter().copied().flatten() {
                 assert!(known.contains_key(*key) || absent.contains(key), "{section}.{key}");
             }
         }
