@@ -190,14 +190,14 @@ impl Rule {
     pub(super) fn range_for(self, layout: DataLayout) -> Option<[f64; 2]> {
         match self {
             _ if layout == DataLayout::Images => self.range(),
-            Self::U8 => Some([0.0, f64::from(u8::MAX)]),
-            Self::U16 => Some([0.0, f64::from(u16::MAX)]),
+            Self::U8 => Some(U8_RANGE),
+            Self::U16 => Some(U16_RANGE),
             Self::Range { .. } => self.range(),
         }
     }
 
     /// What 0 and 1 stand for; `None` for values stored in 8 or 16 bits.
-    pub(super) fn range(self) -> Option<[f64; 2]> {
+    fn range(self) -> Option<[f64; 2]> {
         match self {
             Self::U8 | Self::U16 => None,
             Self::Range { low, high, .. } => Some([low, high]),
@@ -246,11 +246,14 @@ fn holds_ones(values: &Values) -> bool {
     numbers(values).fold(0.0, f32::max) == 1.0
 }
 
+const U8_RANGE: [f64; 2] = [0.0, u8::MAX as f64];
+const U16_RANGE: [f64; 2] = [0.0, u16::MAX as f64];
+
 /// All that a type of 8 or 16 bits can hold.
-pub(super) fn type_range(descr: &str) -> Option<[f64; 2]> {
+fn type_range(descr: &str) -> Option<[f64; 2]> {
     match descr.get(1..) {
-        Some("u1") => Some([0.0, f64::from(u8::MAX)]),
-        Some("u2") => Some([0.0, f64::from(u16::MAX)]),
+        Some("u1") => Some(U8_RANGE),
+        Some("u2") => Some(U16_RANGE),
         _ => None,
     }
 }
