@@ -105,8 +105,11 @@ impl Plan {
         )
         .row("network", self.network_row())
         .row("parameters", thousands(self.parameters))
-        .row("diffusion", formulations::in_words(diffusion))
-        .row(
+        .row("diffusion", formulations::in_words(diffusion));
+        if let Some(target) = &self.recipe.network.init_from {
+            rows.row("init from", target.display());
+        }
+        rows.row(
             "optimizer",
             format!(
                 "Adam, lr {} ({}{warmup}){decay}, gradient norm at most {}",

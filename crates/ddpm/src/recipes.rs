@@ -16,17 +16,56 @@ const EMBEDDED: &[(&str, &str)] = &[
 /// The recipe of `ddpm train` without data and recipe.
 pub const DEFAULT: &str = "digits";
 
+/// The text of a recipe, and what it is called in errors.
+pub struct RecipeText {
+    text: String,
+    source: String,
+}
+
+impl RecipeText {
+    /// That of an embedded recipe, by its name, or of a file.
+    pub fn load(name_or_path: &str) -> Result<Self> {
+        if let Some((name, text)) = EMBEDDED.iter().find(|(name, _)| *name == name_or_path) {
+            return Ok(Self { text: text.to_string(), source: format!("the embedded recipe {name}") });
+        }
+        let path = Path::new(name_or_path);
+        let text = std::fs::read_to_string(path)
+            .context(format!("cannot read the recipe {}", path.display()))
+            .map_err(|failure| failure.hint(format!("give a TOML file, or one of the embedded recipes: {}", names())))
+            .or_usage()?;
+        Ok(Self { text, source: path.display().to_string() })
+    }
+
+    pub fn parse(&self) -> Result<Recipe> {
+        self.explained(Recipe::from_toml(&self.text))
+    }
+
+    /// The recipe of a run that starts from weights.
+    pub fn parse_over(&self, start: &Recipe) -> Result<Recipe> {
+        self.explained(Recipe::from_toml_over(&self.text, start))
+    }
+
+    /// Errors name the line.
+    fn explained(&self, parsed: std::result::Result<Recipe, RecipeError>) -> Result<Recipe> {
+        let Self { text, source } = self;
+        parsed.map_err(|error| {
+            let RecipeError::Toml(error) = error else {
+                return Failure::from(error).context(format!("{source} is not a valid recipe")).into_usage();
+            };
+            let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+            let at = line.map_or_else(|| source.to_string(), |line| format!("{source}, line {line}"));
+            let message = error.message().trim_end();
+            match line.and_then(|line| text.lines().nth(line - 1)).map(str::trim) {
+                Some(shown) if !shown.is_empty() => Failure::usage(format!("{at}: {message} (in `{shown}`)")),
+                _ => Failure::usage(format!("{at}: {message}")),
+            }
+        })
+    }
+}
+
 /// A recipe by the name of an embedded one, or from a file.
 pub fn load(name_or_path: &str) -> Result<Recipe> {
-    if let Some((name, text)) = EMBEDDED.iter().find(|(name, _)| *name == name_or_path) {
-        return parse(text, &format!("the embedded recipe {name}"));
-    }
-    let path = Path::new(name_or_path);
-    let text = std::fs::read_to_string(path)
-        .context(format!("cannot read the recipe {}", path.display()))
-        .map_err(|failure| failure.hint(format!("give a TOML file, or one of the embedded recipes: {}", names())))
-        .or_usage()?;
-    parse(&text, &path.display().to_string())
+    RecipeText::load(name_or_path)?.parse()
 }
 
 /// The recipe that a run was started with.
@@ -37,7 +76,7 @@ pub fn of_run(run: &Path) -> Result<Recipe> {
         .map_err(|failure| {
             failure.hint("give the folder that `ddpm train` prints as `run folder`, such as runs/digits-001")
         })?;
-    parse(&text, &path.display().to_string())
+    RecipeText { text, source: path.display().to_string() }.parse()
 }
 
 /// Name and first sentence of every embedded recipe.
@@ -52,21 +91,6 @@ pub fn all() -> impl Iterator<Item = (&'static str, &'static str)> {
 /// Names of the embedded recipes.
 pub fn names() -> String {
     EMBEDDED.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
-}
-
-fn parse(text: &str, source: &str) -> Result<Recipe> {
-    Recipe::from_toml(text).map_err(|error| {
-        let RecipeError::Toml(error) = error else {
-            return Failure::from(error).context(format!("{source} is not a valid recipe")).into_usage();
-        };
-        let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-        let at = line.map_or_else(|| source.to_string(), |line| format!("{source}, line {line}"));
-        let message = error.message().trim_end();
-        match line.and_then(|line| text.lines().nth(line - 1)).map(str::trim) {
-            Some(shown) if !shown.is_empty() => Failure::usage(format!("{at}: {message} (in `{shown}`)")),
-            _ => Failure::usage(format!("{at}: {message}")),
-        }
-    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! A recipe: everything that decides a training run, as a TOML file says it. Sections group the keys for readers; no two sections
 //! share a key, so that a command line can name every key without its section.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -12,10 +14,11 @@ use crate::models::{
     UvitConfig,
 };
 use crate::nn::ops::{ConvPrecision, Precision, set_conv_precision, set_precision};
-use crate::sampler::{SampleConfig, SampleConfigError, SamplerKind};
+use crate::sampler::{SampleConfig, SampleConfigError};
 use crate::train::{EmaConfig, PostHocConfig, PowerEmaError, TrainConfig, TrainConfigError, TrainerError};
 
 mod run;
+mod start;
 #[cfg(test)]
 mod tests;
 
@@ -85,6 +88,9 @@ impl Model {
 #[serde(default, deny_unknown_fields)]
 pub struct ModelConfig {
     pub model: Model,
+    /// The weights that training starts from: a run folder, a checkpoint or a file. None: they are drawn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_from: Option<PathBuf>,
 }
 
 /// How a run computes. It decides bits of the result, so a run goes on as it began.
@@ -189,6 +195,8 @@ pub enum RecipeError {
     OtherModel { section: &'static str, model: &'static str },
     #[error("`model = \"{model}\"` is a network for {of}, but `layout = \"{layout}\"`: change one of them")]
     Layout { model: &'static str, of: DataLayout, layout: DataLayout },
+    #[error("the noise schedule of these weights is none that an option names, so no run can start from them")]
+    UnnamedSchedule,
     #[error("`class_condition` is set, but the data have no classes (a folder per class, or labels)")]
     NoClasses,
     #[error(
@@ -238,13 +246,8 @@ impl Recipe {
             }
         }
         let mut recipe: Self = toml::from_str(text)?;
-        let says = |section, key| table.get(section).and_then(|section| section.get(key)).is_some();
-        if !says("sample", "sampler") {
-            recipe.sample.sampler = SamplerKind::usual(&recipe.diffusion.formulation, &recipe.guidance);
-        }
-        if !says("train", "lr") {
-            recipe.train.lr = recipe.network.model.usual_lr();
-        }
+        let says = |section: &str, key: &str| table.get(section).and_then(|section| section.get(key)).is_some();
+        recipe.take_what_is_usual(says);
         Ok(recipe)
     }
 

@@ -1,4 +1,4 @@
-//! `ddpm train`: a recipe, flags over it, a plan, and the run. Not here: what is shown of it (`watch`).
+//! `ddpm train`: from a plan to a run. Not here: what it is told (`settings`), and what is shown of it (`watch`).
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use denoising_diffusion::eval::inception::FeatureBlock;
 use denoising_diffusion::models::{LearnedSchedule, Network, Scheduled};
 use denoising_diffusion::nn::Init;
 use denoising_diffusion::recipe::Recipe;
-use denoising_diffusion::train::{Checkpoints, EvaluateSetup, Outcome, Repair, Run, RunError, RunSetup, is_free};
+use denoising_diffusion::train::{Checkpoints, EvaluateSetup, Outcome, Repair, Run, RunError, RunSetup};
 
 use crate::failure::{Failure, FailureExt, Result, chain};
 use crate::inception::InceptionArgs;
@@ -24,8 +24,12 @@ use crate::recipe_flags::RecipeFlags;
 use crate::recipes;
 use crate::sampling::tell_ignored;
 
+mod settings;
+mod start;
 mod watch;
 
+use settings::Settings;
+use start::Start;
 use watch::Watch;
 
 /// Train a network on images, sequences or volumes, or resume a run.
@@ -48,8 +52,12 @@ pub struct TrainArgs {
     /// Recipe: a TOML file, or the name of an embedded one (see `ddpm list`)
     #[arg(long, value_name = "RECIPE")]
     config: Option<String>,
+    /// Start from these weights instead of drawing new ones: of a run, a checkpoint, or a file, also of the reference. Network, formulation
+    /// and the size of the images are theirs, unless the recipe or flags say others
+    #[arg(long, value_name = "RUN|FILE")]
+    init_from: Option<PathBuf>,
     /// Resume the run in this folder from its latest intact checkpoint
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "out"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "out", "init_from"])]
     resume: Option<PathBuf>,
     /// Run folder; must be empty or not exist [default: runs/DATA-NNN]
     #[arg(long, value_name = "DIR")]
@@ -74,7 +82,7 @@ Flags override the recipe, which overrides the defaults shown above.
 Ctrl-C finishes the step, writes a checkpoint and exits with code 130.";
 
 pub fn run(args: &TrainArgs) -> Result {
-    let (recipe, dir) = settings(args)?;
+    let Settings { recipe, dir, start } = Settings::of(args)?;
     let (devices, arithmetic) = (&args.devices, recipe.arithmetic);
     let machine =
         if args.dry_run { devices.describe(arithmetic)? } else { devices.start(arithmetic, Work::Training)? };
@@ -88,7 +96,7 @@ pub fn run(args: &TrainArgs) -> Result {
     }
     note(plan.rows().aligned());
     tell_what_is_ignored(&plan, &args.recipe);
-    let done = train(&plan, args);
+    let done = train(&plan, start.as_ref(), args);
     if by_default && done.is_err() {
         // Nothing comes of it if a run began in there: it is not empty.
         let _ = std::fs::remove_dir(&plan.dir);
@@ -117,75 +125,25 @@ fn tell_what_is_ignored(plan: &Plan, said: &RecipeFlags) {
     }
 }
 
-/// The resolved recipe and the run folder.
-fn settings(args: &TrainArgs) -> Result<(Recipe, PathBuf)> {
-    let mut recipe = match (&args.resume, &args.config) {
-        (Some(run), _) => recipes::of_run(run)?,
-        (None, Some(name)) => recipes::load(name)?,
-        (None, None) if args.data.is_none() => recipes::load(recipes::DEFAULT)?,
-        (None, None) => Recipe::default(),
-    };
-    if args.resume.is_some()
-        && let Some(flag) = args.recipe.fixed()
-    {
-        return Err(Failure::usage(format!(
-            "{} cannot be given with --resume: this setting is fixed for the life of a run",
-            flag.name()
-        ))
-        .hint("start a new run without --resume"));
-    }
-    if let Some(data) = &args.data {
-        recipe.data.path = Some(data.clone());
-    }
-    if let Some(labels) = &args.labels {
-        recipe.data.labels = Some(labels.clone());
-    }
-    if let Some(condition) = &args.condition {
-        recipe.data.condition = Some(condition.clone());
-    }
-    if let Some(vectors) = &args.vectors {
-        recipe.data.vectors = Some(vectors.clone());
-    }
-    // The run folder's configuration must mean the same from everywhere.
-    let data = recipe.data.path.as_mut().filter(|path| path.as_os_str() != "digits");
-    let others = [&mut recipe.data.labels, &mut recipe.data.condition, &mut recipe.data.vectors];
-    for path in data.into_iter().chain(others.into_iter().flatten()) {
-        *path = std::path::absolute(&*path).context(format!("cannot resolve {}", path.display()))?;
-        if path.to_str().is_none() {
-            return Err(Failure::usage(format!("the path {} is not UTF-8", path.display()))
-                .hint("rename the file or its folder; recipes are text, which holds only UTF-8 paths"));
-        }
-    }
-    let recipe = args.recipe.apply(&recipe).map_err(|error| Failure::usage(error.message().trim_end()))?;
-    let dir = match (&args.resume, &args.out) {
-        (Some(run), _) => run.clone(),
-        (None, Some(out)) => refuse_existing(out)?.to_path_buf(),
-        (None, None) => plan::default_dir(recipe.data.path.as_deref()),
-    };
-    Ok((recipe, dir))
-}
-
-/// Looks before the data are read, which can take long.
-fn refuse_existing(dir: &Path) -> Result<&Path> {
-    let taken = matches!(is_free(dir), Ok(false));
-    if taken { Err(RunError::Exists { path: dir.to_path_buf() }.into()) } else { Ok(dir) }
-}
-
 /// Builds the network, with the schedule that is trained beside it where there is one.
-fn train(plan: &Plan, args: &TrainArgs) -> Result {
+fn train(plan: &Plan, start: Option<&Start>, args: &TrainArgs) -> Result {
     let diffusion = Diffusion::new(&plan.recipe.diffusion).or_usage()?;
     let init = &mut Init::new(plan.recipe.train.seed, &plan.training_device());
     let network = plan.network.build(init).or_usage()?;
     match diffusion.formulation().learned_schedule() {
         Some(options) => {
             let noise_schedule = LearnedSchedule::new(init, options);
-            train_network(Scheduled { network, noise_schedule }, plan, args)
+            train_network(Scheduled { network, noise_schedule }, plan, start, args)
         }
-        None => train_network(network, plan, args),
+        None => train_network(network, plan, start, args),
     }
 }
 
-fn train_network<M: Network>(network: M, plan: &Plan, args: &TrainArgs) -> Result {
+fn train_network<M: Network>(network: M, plan: &Plan, start: Option<&Start>, args: &TrainArgs) -> Result {
+    let network = match start {
+        Some(start) => start.give_to(network)?,
+        None => network,
+    };
     let mut run = open(network, plan, args)?;
     let stop = stop_on_ctrl_c("finishing this step and writing a checkpoint")?;
     let mut watch = Watch::new(run.trainer().step_count(), plan.recipe.train.steps);

@@ -191,6 +191,11 @@ impl RecipeFlags {
         self.given.iter().map(|(flag, value)| (*flag, value))
     }
 
+    /// Those of the given flags that say what a file of weights does not.
+    pub fn untold(&self) -> UntoldFlags {
+        UntoldFlags(Self { given: self.given.iter().filter(|(flag, _)| is_untold(flag.key)).cloned().collect() })
+    }
+
     /// One given flag alone.
     pub fn only(&self, key: &str) -> Self {
         Self { given: self.given.iter().filter(|(flag, _)| flag.key == key).cloned().collect() }

@@ -11,6 +11,7 @@ pub mod karras_unet_config;
 mod scheduled;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod unet;
 pub mod unet1d_config;
 pub mod unet_config;
@@ -33,6 +34,7 @@ pub use image_network::{ImageNetwork, NetworkConfig, NetworkConfigError, Network
 pub use karras_unet::{Block, Decoder, Encoder, KarrasUnet};
 pub use karras_unet_config::{DownsampleType, Extent, KarrasUnetConfig, KarrasUnetConfigError, SpaceTimeAttention};
 pub use scheduled::{LearnedSchedule, LearnedScheduleOptions, ScheduleWeights, Scheduled};
+pub use transfer::{Transfer, start_from};
 pub use unet::{ClassesMlp, StageAttention, TimeEmbedding, TimeMlp, Unet, UnetStage};
 pub use unet_config::{Downsampling, PerStage, UnetConfig, UnetConfigError};
 pub use unet1d_config::Unet1dConfig;

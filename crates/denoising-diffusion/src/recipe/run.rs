@@ -18,6 +18,8 @@ use crate::train::{RunSetup, TrainConfigError, Trainer};
 /// the data themselves are compared.
 const FREE: &[(&str, Option<&[&str]>)] = &[
     ("data", Some(&["path", "labels", "condition", "vectors", "cache", "cache_mib", "workers", "verify"])),
+    // A run that goes on has weights of its own.
+    ("network", Some(&["init_from"])),
     (
         "train",
         Some(&[
@@ -158,6 +160,7 @@ mod tests {
                 "held_out_every",
                 "keep_every",
                 "post_hoc_every",
+                "init_from",
             ];
             for key in keys.iter().copied().flatten() {
                 assert!(known.contains_key(*key) || absent.contains(key), "{section}.{key}");

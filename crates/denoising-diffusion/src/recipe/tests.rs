@@ -1,6 +1,7 @@
 //! What recipes say, mean where they say nothing, and are refused for.
 
 use super::*;
+use crate::sampler::SamplerKind;
 
 fn images(shape: ImageShape, num_classes: usize) -> DataFacts {
     DataFacts { shape, layout: DataLayout::Images, depth: 1, num_classes, condition_channels: 0, vector_dim: 0 }
