@@ -90,7 +90,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let training = device.clone().autodiff();
     let mut model = Classifier::new(shape[0], classes, &mut Init::new(0, &training));
     let mut adam = Adam::new(AdamConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 });
-    let mut loader = Loader::new(train, LoaderConfig { batch_size: BATCH, seed: 0, flip: Flip::Off, workers: 0 })?;
+    let mut loader =
+        Loader::new(train, LoaderConfig { batch_size: BATCH, seed: 0, flip: Flip::Off, augment: 0.0, workers: 0 })?;
     for step in 1..=STEPS {
         let batch = loader.next_batch()?;
         let labels: Vec<i64> = batch.classes.into_iter().flatten().map(i64::from).collect();

@@ -90,7 +90,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let diffusion = Diffusion::of(TrigFlow { mean: 0.0, deviation: 1.4 }, SharedConfig::default())?;
 
     let config = TrainConfig { steps: STEPS, batch_size: 32, lr: 2e-3, ..TrainConfig::default() };
-    let loader = LoaderConfig { batch_size: config.batch_size, seed: config.seed, flip: Flip::Off, workers: 0 };
+    let loader =
+        LoaderConfig { batch_size: config.batch_size, seed: config.seed, flip: Flip::Off, augment: 0.0, workers: 0 };
     let mut loader = Loader::new(data, loader)?;
     let mut trainer = Trainer::new(unet, diffusion.clone(), config, EmaConfig::default(), &device)?;
     for _ in 0..STEPS {

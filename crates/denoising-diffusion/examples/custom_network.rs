@@ -78,7 +78,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let ImageShape { channels, height, width } = data.shape();
 
     let config = TrainConfig { steps: STEPS, batch_size: 64, lr: 2e-3, ..TrainConfig::default() };
-    let loader = LoaderConfig { batch_size: config.batch_size, seed: config.seed, flip: Flip::Off, workers: 0 };
+    let loader =
+        LoaderConfig { batch_size: config.batch_size, seed: config.seed, flip: Flip::Off, augment: 0.0, workers: 0 };
     let mut loader = Loader::new(data, loader)?;
     let model = ConvNet::new(channels, &device.clone().autodiff());
     let diffusion = Diffusion::new(&DiffusionConfig::default())?;

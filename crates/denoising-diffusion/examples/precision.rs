@@ -34,7 +34,13 @@ fn main() -> Result<(), Box<dyn Error>> {
             UnetConfig { dim: 16, dim_mults: vec![1, 2, 4], channels: shape.channels, ..UnetConfig::default() };
         let network = Unet::new(&config, &mut Init::new(0, &device.clone().autodiff()))?;
         let config = TrainConfig { batch_size: 32, lr: 1e-3, ..TrainConfig::default() };
-        let loader = LoaderConfig { batch_size: config.batch_size, seed: config.seed, flip: Flip::Off, workers: 0 };
+        let loader = LoaderConfig {
+            batch_size: config.batch_size,
+            seed: config.seed,
+            flip: Flip::Off,
+            augment: 0.0,
+            workers: 0,
+        };
         let mut loader = Loader::new(data.clone(), loader)?;
         let diffusion = Diffusion::new(&DiffusionConfig::default())?;
         let mut trainer = Trainer::new(network, diffusion, config, EmaConfig::default(), &device)?;

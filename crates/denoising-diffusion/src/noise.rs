@@ -34,6 +34,8 @@ pub enum Purpose {
     Evaluation = 10,
     /// Whether a training example keeps its condition; index as above.
     DropCondition = 11,
+    /// How a training image is augmented; index as above.
+    Augment = 12,
 }
 
 /// One stream of random numbers.

@@ -189,6 +189,8 @@ pub enum RecipeError {
     ConditionChannels { section: &'static str },
     #[error("`{section}.vector_dim` follows from the data: set `vectors` in the section [data] instead")]
     VectorDim { section: &'static str },
+    #[error("`{section}.augment_labels` follows from the data: set `augment` in the section [data] instead")]
+    AugmentLabels { section: &'static str },
     #[error(
         "the section [{section}] has settings, but the network is `model = \"{model}\"`: remove the settings or change `model`"
     )]
@@ -197,6 +199,8 @@ pub enum RecipeError {
     Layout { model: &'static str, of: DataLayout, layout: DataLayout },
     #[error("the noise schedule of these weights is none that an option names, so no run can start from them")]
     UnnamedSchedule,
+    #[error("`augment` is for images and the networks unet, dit and uvit, but this run is of {of}")]
+    Augment { of: String },
     #[error("`class_condition` is set, but the data have no classes (a folder per class, or labels)")]
     NoClasses,
     #[error(
@@ -240,6 +244,9 @@ impl Recipe {
             }
             if given("condition_channels") {
                 return Err(RecipeError::ConditionChannels { section });
+            }
+            if given("augment_labels") {
+                return Err(RecipeError::AugmentLabels { section });
             }
             if given("vector_dim") {
                 return Err(RecipeError::VectorDim { section });
@@ -294,6 +301,9 @@ impl Recipe {
         if ![layout, model.layout()].contains(&DataLayout::Auto) && layout != model.layout() {
             return Err(RecipeError::Layout { model: model.name(), of: model.layout(), layout });
         }
+        if self.data.augment > 0.0 && matches!(model, Model::Unet1d | Model::KarrasUnet) {
+            return Err(RecipeError::Augment { of: model.name().to_string() });
+        }
         self.diffusion.validate()?;
         self.train.validate()?;
         self.ema.validate()?;
@@ -341,7 +351,10 @@ impl Recipe {
     /// # Errors
     /// A network that does not fit the data or the formulation.
     pub fn network_for(&self, data: DataFacts) -> Result<NetworkConfig, RecipeError> {
-        let DataFacts { shape, num_classes, condition_channels, vector_dim, .. } = data;
+        let DataFacts { shape, layout, num_classes, condition_channels, vector_dim, .. } = data;
+        if self.data.augment > 0.0 && layout != DataLayout::Images {
+            return Err(RecipeError::Augment { of: layout.to_string() });
+        }
         if self.data.class_condition && num_classes == 0 {
             return Err(RecipeError::NoClasses);
         }
@@ -354,6 +367,7 @@ impl Recipe {
             vector_dim,
             num_classes,
             out_channels: expected,
+            augment_labels: self.data.augment > 0.0,
         });
         if let Some(got) = network.out_channels().filter(|&got| got != expected) {
             let insists = self.unet.out_dim.or(self.unet1d.out_dim).is_some();

@@ -22,8 +22,7 @@ fn networks_are_those_of_the_cpu() {
         let config = UnetConfig { dim: 8, dim_mults: vec![1], channels: 1, ..UnetConfig::default() };
         let unet = Unet::new(&config, &mut Init::new(1, device)).unwrap().eval();
         let (x, time) = (Tensor::from_data(x.clone(), device), Tensor::from_floats([1.0, 700.0], device));
-        let (x_self_cond, classes, condition, vectors) = (None, None, None, None);
-        let output: Tensor<4> = unet.predict(NetworkInput { x, time, x_self_cond, classes, condition, vectors });
+        let output: Tensor<4> = unet.predict(NetworkInput::new(x, time));
         output.into_data().try_into_vec::<f32>().unwrap()
     };
     let tolerance = if multiplies_in_tf32(&device) { 2e-2 } else { 1e-4 };

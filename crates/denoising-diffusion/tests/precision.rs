@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use denoising_diffusion::data::DataLayout;
+use denoising_diffusion::data::{DataLayout, augment};
 use denoising_diffusion::diffusion::{
     ContinuousTimeConfig, Diffusion, Examples, FormulationConfig, GaussianConfig, ScheduleConfig,
 };
@@ -62,6 +62,7 @@ fn outputs_and_gradients_in_bf16_are_close_to_those_in_f32() {
         condition_channels: 1,
         num_classes: 2,
         vector_dim: 3,
+        augment_labels: true,
         full_attn: Some(PerStage::All(true)),
         downsample: Downsampling::Strided,
         num_mem_kv: 0,
@@ -103,6 +104,7 @@ fn trained<M: Network>(network: M, [h, w]: [usize; 2], steps: usize) -> Trainer<
         classes: (network.num_classes() > 0).then(|| vec![0, 1, 0, 1]),
         condition: (told > 0).then(|| noise(12, [4, told, h, w]).inner()),
         vectors: (vector_dim > 0).then(|| (0..4 * vector_dim).map(|i| (i as f32).cos()).collect()),
+        augment_labels: network.augment_labels().then(|| (0..4 * augment::LABELS).map(|i| (i as f32).sin()).collect()),
     };
     with_precision(Precision::F32, || {
         let mut trainer = trainer(network, 1e-2);
@@ -172,6 +174,7 @@ fn a_u_net_around_a_transformer_in_bf16_is_close_to_one_in_f32() {
         channels: 1,
         num_classes: 2,
         vector_dim: 3,
+        augment_labels: true,
         condition_channels: 1,
         vit_depth: 2,
         vit_dropout: 0.0,

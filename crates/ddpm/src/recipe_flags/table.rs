@@ -111,6 +111,7 @@ pub const FLAGS: &[Flag] = &[
     flag(DATA, "value_range", ValueRange, "Array values that become 0 and 1 [default: the range of the type; for floats [0, 1] or [-1, 1]; measured for sequences and volumes]"),
     flag(DATA, "condition_value_range", ValueRange, "Values of a --condition array that become 0 and 1 [default: found as for --value-range, from the conditions themselves]"),
     flag(DATA, "class_condition", Switch, "Condition the network on the class of each image"),
+    flag(DATA, "augment", Number, "Probability of each of EDM's geometric transformations of training images (scaling, rotation, stretching, translation; half as much for a flip upside down; mirroring as --flip says); the network is told of them, so that samples do not show them; 0.12 to 0.15 is usual"),
     flag(DATA, "flip", Word(&["auto", "on", "off"]), "Mirror half of the images; auto: on, except for the digits, sequences and volumes"),
     flag(DATA, "held_out", Number, "Fraction of the images held out for the held-out loss: at most 1000 images, and none if there are fewer than 40"),
     flag(DATA, "cache", Word(&["auto", "on", "off"]), "Keep decoded images in memory"),

@@ -260,6 +260,8 @@ pub struct DataConfig {
     pub class_condition: bool,
     /// Horizontal mirroring of training images.
     pub flip: Flip,
+    /// Probability of each of the transformations of [`augment`](super::augment) of a training image, in [0, 1]; 0: none. Images only.
+    pub augment: f64,
     /// Fraction of the images held out for evaluation, in [0, 1); at most 1000 images, and none if there are fewer than 40.
     pub held_out: f64,
     /// Whether decoded files, and arrays, are kept in memory.
@@ -292,6 +294,7 @@ impl Default for DataConfig {
             trained_condition_range: None,
             class_condition: false,
             flip: Flip::Auto,
+            augment: 0.0,
             held_out: 0.05,
             cache: CachePolicy::Auto,
             cache_mib: 1024,
@@ -322,6 +325,13 @@ impl DataConfig {
                 let expected = "two finite numbers, the lower one first";
                 return Err(DataError::Setting { key, value: format!("{low},{high}"), expected });
             }
+        }
+        if !(0.0..=1.0).contains(&self.augment) {
+            return Err(DataError::Setting {
+                key: "augment",
+                value: self.augment.to_string(),
+                expected: "a probability from 0 to 1",
+            });
         }
         if !(0.0..=1.0).contains(&self.max_broken) {
             return Err(DataError::Setting {

@@ -6,16 +6,17 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use super::order::{Mirror, epoch_permutation, flip_coin, locate};
-use super::prefetch::Prefetcher;
+use super::augment::AugmentPlan;
+use super::order::{Mirror, View, augmentation, epoch_permutation, flip_coin, locate};
+use super::prefetch::{Prefetcher, usual_workers};
 use super::subset::check_batch_size;
-use super::{DataError, Flip, ImageBatch, Subset};
+use super::{DataError, DataLayout, Flip, ImageBatch, Subset};
 
 /// Number of epoch orders kept at a time; threads only work on neighbouring batches.
 const ORDERS_KEPT: usize = 4;
 
 /// How training batches are made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LoaderConfig {
     /// Images per batch, at least 1 and at most the number of images.
     pub batch_size: usize,
@@ -23,6 +24,8 @@ pub struct LoaderConfig {
     pub seed: u64,
     /// Horizontal mirroring.
     pub flip: Flip,
+    /// Probability of each of the transformations of [`augment`](super::augment), in [0, 1]; mirroring is then one of them. Images only.
+    pub augment: f64,
     /// Number of threads that read and decode; 0: chosen automatically. Does not affect the batches.
     pub workers: usize,
 }
@@ -40,6 +43,8 @@ pub struct Batch {
     pub conditions: Option<ImageBatch>,
     /// `[b, vector_dim]`, scaled, if the data have vectors.
     pub vectors: Option<Vec<f32>>,
+    /// `[b, 9]` in row-major order: how each image was [augmented](super::augment), in a loader that does so.
+    pub augment_labels: Option<Vec<f32>>,
     /// Index of each image in the dataset.
     pub indices: Vec<usize>,
 }
@@ -48,7 +53,7 @@ impl Batch {
     /// Images without classes, conditions and vectors, numbered from `first`.
     pub fn of(images: ImageBatch, first: usize) -> Self {
         let indices = (first..first + images.shape[0]).collect();
-        Self { index: 0, images, classes: None, conditions: None, vectors: None, indices }
+        Self { index: 0, images, classes: None, conditions: None, vectors: None, augment_labels: None, indices }
     }
 
     /// Number of examples.
@@ -72,7 +77,7 @@ impl Loader {
     /// Starts at batch 0.
     ///
     /// # Errors
-    /// The batch size is 0 or larger than the data, or no thread can be started.
+    /// The batch size is 0 or larger than the data, data other than images are to be augmented, or no thread can be started.
     pub fn new(images: impl Into<Subset>, config: LoaderConfig) -> Result<Self, DataError> {
         Self::start_at(images, config, 0)
     }
@@ -87,9 +92,13 @@ impl Loader {
         if config.batch_size > subset.len() {
             return Err(DataError::BatchTooLarge { batch_size: config.batch_size, images: subset.len() });
         }
-        let workers = subset.worker_count(config.workers);
+        check_augment(config.augment, &subset)?;
+        let workers = match config.workers {
+            0 if config.augment > 0.0 => usual_workers(),
+            asked_for => subset.worker_count(asked_for),
+        };
         let order = Order::new(subset, config);
-        let prefetcher = Prefetcher::start(workers, first..u64::MAX, move |k| order.subset.batch(k, order.images(k)))?;
+        let prefetcher = Prefetcher::start(workers, first..u64::MAX, move |k| order.subset.batch(k, &order.views(k)))?;
         Ok(Self { prefetcher })
     }
 
@@ -108,12 +117,23 @@ impl Loader {
     }
 }
 
+/// Augmentation has a probability, and is of images.
+fn check_augment(augment: f64, subset: &Subset) -> Result<(), DataError> {
+    let refused = |expected| Err(DataError::Setting { key: "augment", value: augment.to_string(), expected });
+    match subset.dataset().layout() {
+        _ if !(0.0..=1.0).contains(&augment) => refused("a probability from 0 to 1"),
+        DataLayout::Sequences | DataLayout::Volumes if augment > 0.0 => refused("0: only images are augmented"),
+        _ => Ok(()),
+    }
+}
+
 /// Which images make up which batch.
 struct Order {
     subset: Subset,
     batch_size: u64,
     seed: u64,
     flip: Flip,
+    augment: Option<AugmentPlan>,
     epochs: Mutex<BTreeMap<u64, Arc<[usize]>>>,
 }
 
@@ -123,21 +143,30 @@ impl Order {
             Flip::Auto => subset.dataset().natural_flip(),
             explicit => explicit,
         };
-        Self { subset, batch_size: config.batch_size as u64, seed: config.seed, flip, epochs: Mutex::default() }
+        let plan = AugmentPlan { probability: config.augment, x_flip: flip != Flip::Off };
+        Self {
+            subset,
+            batch_size: config.batch_size as u64,
+            seed: config.seed,
+            flip,
+            augment: (config.augment > 0.0).then_some(plan),
+            epochs: Mutex::default(),
+        }
     }
 
-    /// Dataset indices of batch `k`, and which of its images are mirrored.
-    fn images(&self, k: u64) -> Vec<(usize, Mirror)> {
+    /// Dataset indices of batch `k`, and how its images are seen.
+    fn views(&self, k: u64) -> Vec<(usize, View)> {
         let start = k.saturating_mul(self.batch_size);
         (start..start.saturating_add(self.batch_size))
             .map(|position| {
                 let (epoch, place) = locate(position, self.subset.len());
                 let image = self.subset.indices()[self.epoch(epoch)[place]];
-                let mirror = match self.flip {
-                    Flip::Off => Mirror::Keep,
-                    Flip::On | Flip::Auto => flip_coin(self.seed, epoch, image),
+                let view = match (&self.augment, self.flip) {
+                    (Some(plan), _) => View::Augmented(augmentation(plan, self.seed, position)),
+                    (None, Flip::Off) => View::Plain(Mirror::Keep),
+                    (None, Flip::On | Flip::Auto) => View::Plain(flip_coin(self.seed, epoch, image)),
                 };
-                (image, mirror)
+                (image, view)
             })
             .collect()
     }

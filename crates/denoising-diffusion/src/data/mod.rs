@@ -11,6 +11,7 @@
 //! streams of its own, tensors and devices.
 
 mod array;
+pub mod augment;
 mod classes;
 mod condition;
 mod config;

@@ -4,6 +4,9 @@
 //! is SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"), keyed by purpose, seed and counter. Not here: diffusion
 //! noise.
 
+use super::augment::{self, AugmentPlan, Drawn};
+use crate::noise::{Purpose, Stream};
+
 /// Keys that keep streams for different purposes apart.
 const EPOCH: u64 = 0x6570_6f63_6800_0001;
 const FLIP: u64 = 0x666c_6970_0000_0002;
@@ -76,6 +79,22 @@ pub(super) enum Mirror {
 /// A fair coin for image `index` of the dataset in epoch `epoch`.
 pub(super) fn flip_coin(seed: u64, epoch: u64, index: usize) -> Mirror {
     if SplitMix::new(&[FLIP, seed, epoch, index as u64]).next() >> 63 == 0 { Mirror::Keep } else { Mirror::LeftRight }
+}
+
+/// How an image is seen: as it is, mirrored, or augmented.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum View {
+    Plain(Mirror),
+    Augmented(Drawn),
+}
+
+/// The augmentation of the training example at `position` of the endless sequence of epochs.
+pub(super) fn augmentation(plan: &AugmentPlan, seed: u64, position: u64) -> Drawn {
+    let mut stream = Stream::new(seed, Purpose::Augment, position, 0);
+    let uniforms = std::array::from_fn(|_| stream.uniform());
+    let mut normals = [0.0; augment::NORMALS];
+    stream.fill_normal(&mut normals);
+    plan.draw(uniforms, normals.map(f64::from))
 }
 
 /// Where position `position` in the endless sequence of epochs over `n` images lies: (epoch, position within the epoch).

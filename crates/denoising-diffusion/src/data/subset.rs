@@ -5,8 +5,9 @@
 
 use std::sync::Arc;
 
+use super::augment::Scratch;
 use super::loader::Batch;
-use super::order::Mirror;
+use super::order::{Mirror, View};
 use super::prefetch::{Prefetcher, usual_workers};
 use super::{DataError, Dataset, ImageBatch, ImageShape};
 
@@ -85,8 +86,8 @@ impl Subset {
         let prefetcher = Prefetcher::start(self.worker_count(0), 0..count, move |k| {
             let start = k as usize * batch_size;
             let end = (start + batch_size).min(subset.len());
-            let images = subset.indices[start..end].iter().map(|&index| (index, Mirror::Keep));
-            subset.batch(k, images.collect())
+            let views = subset.indices[start..end].iter().map(|&index| (index, View::Plain(Mirror::Keep)));
+            subset.batch(k, &views.collect::<Vec<_>>())
         })?;
         Ok(Batches { prefetcher })
     }
@@ -101,27 +102,48 @@ impl Subset {
     }
 
     /// Reads the given images of the dataset into one batch.
-    pub(super) fn batch(&self, index: u64, images: Vec<(usize, Mirror)>) -> Result<Batch, DataError> {
-        let room = |ImageShape { channels, height, width }: ImageShape| {
-            let shape = [images.len(), channels, height, width];
-            ImageBatch { shape, data: vec![0.0; shape.iter().product()] }
-        };
-        let (of_images, of_conditions) = (self.dataset.shape(), self.dataset.condition_shape());
-        let mut pixels = room(of_images);
-        for (&(image, mirror), out) in images.iter().zip(pixels.data.chunks_exact_mut(of_images.len())) {
-            self.dataset.write_image(image, mirror, out)?;
-        }
-        let mut conditions = of_conditions.map(room);
-        if let Some((conditions, shape)) = conditions.as_mut().zip(of_conditions) {
-            for (&(image, mirror), out) in images.iter().zip(conditions.data.chunks_exact_mut(shape.len())) {
-                self.dataset.write_condition(image, mirror, out)?;
+    pub(super) fn batch(&self, index: u64, views: &[(usize, View)]) -> Result<Batch, DataError> {
+        let dataset = &self.dataset;
+        let images = seen(views, dataset.shape(), |image, mirror, out| dataset.write_image(image, mirror, out))?;
+        let conditions = dataset
+            .condition_shape()
+            .map(|shape| seen(views, shape, |image, mirror, out| dataset.write_condition(image, mirror, out)));
+        let indices: Vec<usize> = views.iter().map(|&(image, _)| image).collect();
+        let classes = dataset.classes().map(|classes| indices.iter().map(|&image| classes[image]).collect());
+        let vectors = dataset.vectors().map(|vectors| vectors.pick(indices.iter().copied()));
+        let labels: Vec<f32> = views
+            .iter()
+            .flat_map(|(_, view)| match view {
+                View::Plain(_) => Vec::new(),
+                View::Augmented(drawn) => drawn.labels().to_vec(),
+            })
+            .collect();
+        let augment_labels = (!labels.is_empty()).then_some(labels);
+        Ok(Batch { index, images, classes, conditions: conditions.transpose()?, vectors, augment_labels, indices })
+    }
+}
+
+/// A batch of images of this shape as they are seen; `write` writes one, mirrored or not.
+fn seen(
+    views: &[(usize, View)],
+    shape: ImageShape,
+    write: impl Fn(usize, Mirror, &mut [f32]) -> Result<(), DataError>,
+) -> Result<ImageBatch, DataError> {
+    let ImageShape { channels, height, width } = shape;
+    let of_batch = [views.len(), channels, height, width];
+    let mut data = vec![0.0; of_batch.iter().product()];
+    let (mut scratch, mut plain) = (Scratch::default(), Vec::new());
+    for (&(image, view), out) in views.iter().zip(data.chunks_exact_mut(shape.len())) {
+        match view {
+            View::Plain(mirror) => write(image, mirror, out)?,
+            View::Augmented(drawn) => {
+                plain.resize(shape.len(), 0.0);
+                write(image, Mirror::Keep, &mut plain)?;
+                drawn.apply(&plain, [channels, height, width], out, &mut scratch);
             }
         }
-        let indices: Vec<usize> = images.into_iter().map(|(image, _)| image).collect();
-        let classes = self.dataset.classes().map(|classes| indices.iter().map(|&image| classes[image]).collect());
-        let vectors = self.dataset.vectors().map(|vectors| vectors.pick(indices.iter().copied()));
-        Ok(Batch { index, images: pixels, classes, conditions, vectors, indices })
     }
+    Ok(ImageBatch { shape: of_batch, data })
 }
 
 pub(super) fn check_batch_size(batch_size: usize) -> Result<(), DataError> {

@@ -10,7 +10,7 @@ use super::prediction::Prediction;
 use super::prepared::{Levels, Number, Prepared, Told};
 use super::process::{Diffusion, Draws};
 use super::weighted_objective;
-use crate::data::{Batch, ImageBatch};
+use crate::data::{Batch, ImageBatch, augment};
 use crate::models::{Network, NetworkInput};
 use crate::nn::params::{from_host, host_values};
 use crate::nn::{TrainNoGrad, Vectors};
@@ -26,11 +26,13 @@ pub struct Examples {
     pub condition: Option<Tensor<4>>,
     /// The vector of each example, `[b, vector_dim]` in row-major order, for networks that take vectors.
     pub vectors: Option<Vec<f32>>,
+    /// How each example was [augmented](augment), `[b, 9]` in row-major order, for networks that are told; absent where none was.
+    pub augment_labels: Option<Vec<f32>>,
 }
 
 impl From<Tensor<4>> for Examples {
     fn from(data: Tensor<4>) -> Self {
-        Self { data, classes: None, condition: None, vectors: None }
+        Self { data, classes: None, condition: None, vectors: None, augment_labels: None }
     }
 }
 
@@ -43,6 +45,7 @@ impl Examples {
             classes: batch.classes,
             condition: batch.conditions.map(on),
             vectors: batch.vectors,
+            augment_labels: batch.augment_labels,
         }
     }
 
@@ -91,8 +94,8 @@ impl Parts<'_> {
     }
 
     fn network_input(&self, x_self_cond: Option<Tensor<4>>) -> NetworkInput {
-        let Told { classes, condition, vectors } = self.batch.told.clone();
-        NetworkInput { x: self.input(), time: self.time(), x_self_cond, classes, condition, vectors }
+        let Told { classes, condition, vectors, augment_labels } = self.batch.told.clone();
+        NetworkInput { x: self.input(), time: self.time(), x_self_cond, classes, condition, vectors, augment_labels }
     }
 
     fn target(&self) -> Tensor<4> {
@@ -153,6 +156,10 @@ impl Diffusion {
             classes,
             condition: condition.map(|condition| self.normalize(condition)),
             vectors: kept_vectors(model, examples.vectors, &draws.keep_condition, &examples.data.device()),
+            augment_labels: examples.augment_labels.filter(|_| model.augment_labels()).map(|labels| {
+                let b = labels.len() / augment::LABELS;
+                from_host(labels, [b, augment::LABELS], &examples.data.device())
+            }),
         };
         let learned = model.noise_schedule().is_some() && self.formulation.learned_schedule().is_some();
         let levels: Vec<NoiseLevel> =

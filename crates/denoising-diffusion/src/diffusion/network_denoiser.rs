@@ -168,7 +168,8 @@ impl<'a, M: Network> NetworkDenoiser<'a, M> {
             let none_yet = || x.zeros_like();
             let x_self_cond = calls.network().self_condition().then(|| x_self_cond.unwrap_or_else(none_yet));
             let condition = condition.filter(|_| calls.network().condition_channels() > 0);
-            in_pool(|| calls.predict(NetworkInput { x, time, x_self_cond, classes, condition, vectors }))
+            let input = NetworkInput { x_self_cond, classes, condition, vectors, ..NetworkInput::new(x, time) };
+            in_pool(|| calls.predict(input))
         };
         let one = |calls, labels| run(calls, x.clone(), x_self_cond.clone(), labels, condition.clone());
         if scale == 1.0 && !self.guidance.renoises_at(&level) {

@@ -19,6 +19,7 @@ pub(super) struct Told {
     pub classes: Option<Tensor<1, Int>>,
     pub condition: Option<Tensor<4>>,
     pub vectors: Option<Vectors>,
+    pub augment_labels: Option<Tensor<2>>,
 }
 
 /// A number that an example's noise level comes with.
@@ -140,7 +141,7 @@ impl Place for Prepared {
     }
 }
 
-place_of_fields!(Told { classes, condition, vectors });
+place_of_fields!(Told { classes, condition, vectors, augment_labels });
 
 #[cfg(test)]
 mod tests {
@@ -161,7 +162,7 @@ mod tests {
             weights: vec![1.0; size],
             posteriors: Vec::new(),
         };
-        let told = Told { classes, condition: condition.then(data), vectors: None };
+        let told = Told { classes, condition: condition.then(data), vectors: None, augment_labels: None };
         Prepared::new(data(), data(), told, levels)
     }
 

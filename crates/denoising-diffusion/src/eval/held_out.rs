@@ -89,6 +89,7 @@ fn repeated(examples: Examples, times: usize) -> Examples {
         classes: examples.classes.map(|of| of.into_iter().flat_map(|class| [class].repeat(times)).collect()),
         condition: examples.condition.map(rows),
         vectors: examples.vectors.map(|of| of.chunks((of.len() / n).max(1)).flat_map(repeat).collect()),
+        augment_labels: None,
     }
 }
 

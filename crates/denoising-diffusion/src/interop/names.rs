@@ -53,6 +53,13 @@ pub fn to_reference(ours: &StateDict, config: &UnetConfig) -> Result<StateDict, 
 }
 
 fn unet_to_reference(ours: &StateDict, config: &UnetConfig) -> Result<StateDict, InteropError> {
+    // Without augmentation, which is how networks are used, its embedding adds nothing.
+    let ours: &StateDict = &ours
+        .iter()
+        .filter(|(name, _)| !name.starts_with("augment_emb."))
+        .map(|(name, tensor)| (name.to_string(), tensor.clone()))
+        .collect();
+    let config = &UnetConfig { augment_labels: false, ..config.clone() };
     let layout = reference_layout(config)?;
     if !exists_there(config) {
         let UnetConfig { num_classes, condition_channels, vector_dim, .. } = *config;

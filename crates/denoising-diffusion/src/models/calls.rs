@@ -146,4 +146,4 @@ fn record<M: Network>(model: &Eval<M>, input: &NetworkInput) -> Result<Recorded<
     unsafe { Recorded::new(&input.x.device(), [&other, input], work, numbers) }
 }
 
-place_of_fields!(NetworkInput { x, time, x_self_cond, classes, condition, vectors });
+place_of_fields!(NetworkInput { x, time, x_self_cond, classes, condition, vectors, augment_labels });

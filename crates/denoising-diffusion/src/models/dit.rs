@@ -2,12 +2,13 @@
 //! and gate every block, and a network that has just been drawn gives zeros.
 
 use burn::module::Module;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 
 use super::dit_config::{DitConfig, DitConfigError, TIME_FREQUENCIES};
 use super::{Network, NetworkInput, SizeError};
+use crate::data::augment;
 use crate::nn::ops::Pointwise;
-use crate::nn::{Embedding, Init, Linear, Linears, VectorEmbedding, Vectors, ops, recompute};
+use crate::nn::{AugmentEmbedding, Embedding, Init, Linear, Linears, VectorEmbedding, ops, recompute};
 
 /// Standard deviation of the embeddings' weights as they are drawn.
 const EMBEDDING_DEVIATION: f64 = 0.02;
@@ -22,6 +23,8 @@ pub struct Dit {
     pub y_embedder: Option<Embedding>,
     /// In a network with vectors.
     pub vector_emb: Option<VectorEmbedding>,
+    /// In a network that is told of augmentation.
+    pub augment_emb: Option<AugmentEmbedding>,
     pub blocks: Vec<DitBlock>,
     /// To shift and scale, `[2 hidden, hidden]`.
     pub final_modulation: Linear,
@@ -68,12 +71,14 @@ impl Dit {
         let rows = config.num_classes + 1;
         let y_embedder = (rows > 1).then(|| Embedding { weight: init.normal_of([rows, hidden], EMBEDDING_DEVIATION) });
         let vector_emb = (config.vector_dim > 0).then(|| VectorEmbedding::new(init, config.vector_dim, hidden));
+        let augment_emb = config.augment_labels.then(|| AugmentEmbedding::new(init, augment::LABELS, hidden));
         let blocks = (0..config.depth()).map(|_| DitBlock::new(init, config)).collect();
         Ok(Self {
             x_embedder,
             t_embedder,
             y_embedder,
             vector_emb,
+            augment_emb,
             blocks,
             final_modulation: Linear::zeros(init, hidden, 2 * hidden),
             final_linear: Linear::zeros(init, hidden, area * config.out_channels()),
@@ -101,24 +106,25 @@ impl Dit {
     }
 
     /// What every block is conditioned on, `[b, hidden]`. Absent `classes` are "no class" for all.
-    fn condition(&self, time: Tensor<1>, classes: Option<Tensor<1, Int>>, vectors: Option<Vectors>) -> Tensor<2> {
+    fn condition(&self, input: NetworkInput) -> Tensor<2> {
+        let NetworkInput { time, classes, vectors, augment_labels, .. } = input;
         let b = time.dims()[0];
         let no_class = || Tensor::full([b], self.config.num_classes as i64, &time.device());
         let y = self.y_embedder.as_ref().map(|table| table.weight.val().select(0, classes.unwrap_or_else(no_class)));
         let v = self.vector_emb.as_ref().map(|emb| emb.forward(vectors, b));
-        [y, v].into_iter().flatten().fold(self.t_embedder.forward(time), |t, embedded| t + embedded)
+        let a = self.augment_emb.as_ref().zip(augment_labels).map(|(emb, labels)| emb.forward(labels));
+        [y, v, a].into_iter().flatten().fold(self.t_embedder.forward(time), |t, embedded| t + embedded)
     }
 }
 
 impl Network for Dit {
     fn forward(&self, input: NetworkInput) -> Tensor<4> {
         let x = input.stacked(false);
-        let NetworkInput { time, classes, vectors, .. } = input;
         let x = on_tokens(&self.x_embedder, self.patches(x)); // [b, h / patch, w / patch, hidden] from here on
         let [_, rows, columns, hidden] = x.dims();
         let x = x.clone() + positions(rows, columns, hidden, &x).cast(x.dtype());
         let modulations = self.blocks.iter().map(|block| &block.modulation).chain([&self.final_modulation]);
-        let condition = Linears::new(ops::silu(self.condition(time, classes, vectors)), modulations);
+        let condition = Linears::new(ops::silu(self.condition(input)), modulations);
         let x = self.blocks.iter().fold(x, |x, block| block.forward(x, condition.of(&block.modulation)));
         let [shift, scale] = parts(condition.of(&self.final_modulation));
         self.image(on_tokens(&self.final_linear, modulated(x, shift, scale)))
@@ -142,6 +148,10 @@ impl Network for Dit {
 
     fn vector_dim(&self) -> usize {
         self.config.vector_dim
+    }
+
+    fn augment_labels(&self) -> bool {
+        self.config.augment_labels
     }
 
     fn class_drop_prob(&self) -> f64 {

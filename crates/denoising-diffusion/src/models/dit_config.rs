@@ -64,6 +64,9 @@ pub struct DitConfig {
     /// Numbers of the vector that each example belongs to, embedded and added to the embedding of the noise level; 0: none.
     #[serde(skip_serializing_if = "is_zero")]
     pub vector_dim: usize,
+    /// Whether the network is told how a training image was [augmented](crate::data::augment). Follows the data, like `channels`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub augment_labels: bool,
 }
 
 impl Default for DitConfig {
@@ -81,6 +84,7 @@ impl Default for DitConfig {
             num_classes: 0,
             condition_channels: 0,
             vector_dim: 0,
+            augment_labels: false,
         }
     }
 }

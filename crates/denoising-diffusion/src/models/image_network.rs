@@ -41,6 +41,8 @@ pub struct NetworkFit {
     /// 0: none.
     pub num_classes: usize,
     pub out_channels: usize,
+    /// Whether training images are augmented, of which `unet`, `dit` and `uvit` can be told.
+    pub augment_labels: bool,
 }
 
 /// What networks of every kind have.
@@ -172,14 +174,16 @@ impl NetworkConfig {
 
     /// The same network, fitted; its own options may insist on other channels of output.
     pub fn fitted(self, fit: NetworkFit) -> Self {
-        let NetworkFit { extent, channels, condition_channels, vector_dim, num_classes, out_channels } = fit;
+        let NetworkFit { extent, channels, condition_channels, vector_dim, num_classes, out_channels, augment_labels } =
+            fit;
         // A second half for the variance, or none, is what the network has by itself.
         let unless = |own: usize, insists: bool, out_dim| {
             if insists || own == out_channels { out_dim } else { Some(out_channels) }
         };
         match self {
             Self::Unet(config) => {
-                let config = UnetConfig { channels, num_classes, condition_channels, vector_dim, ..config };
+                let config =
+                    UnetConfig { channels, num_classes, condition_channels, vector_dim, augment_labels, ..config };
                 let insists = config.out_dim.is_some() || config.learned_variance;
                 let out_dim = unless(config.out_channels(), insists, config.out_dim);
                 Self::Unet(UnetConfig { out_dim, ..config })
@@ -192,11 +196,27 @@ impl NetworkConfig {
             }
             Self::Dit(config) => {
                 let out_dim = Some(out_channels);
-                Self::Dit(DitConfig { channels, num_classes, condition_channels, vector_dim, out_dim, ..config })
+                Self::Dit(DitConfig {
+                    channels,
+                    num_classes,
+                    condition_channels,
+                    vector_dim,
+                    augment_labels,
+                    out_dim,
+                    ..config
+                })
             }
             Self::Uvit(config) => {
                 let out_dim = (out_channels != channels).then_some(out_channels);
-                Self::Uvit(UvitConfig { channels, num_classes, condition_channels, vector_dim, out_dim, ..config })
+                Self::Uvit(UvitConfig {
+                    channels,
+                    num_classes,
+                    condition_channels,
+                    vector_dim,
+                    augment_labels,
+                    out_dim,
+                    ..config
+                })
             }
             Self::KarrasUnet(config) => {
                 let (out_dim, extent) = ((out_channels != channels).then_some(out_channels), Some(extent));
@@ -342,6 +362,10 @@ impl Network for ImageNetwork {
 
     fn vector_dim(&self) -> usize {
         of_each!(self, network => network.vector_dim())
+    }
+
+    fn augment_labels(&self) -> bool {
+        of_each!(self, network => network.augment_labels())
     }
 
     fn class_drop_prob(&self) -> f64 {

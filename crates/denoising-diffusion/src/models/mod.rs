@@ -57,12 +57,14 @@ pub struct NetworkInput {
     pub condition: Option<Tensor<4>>,
     /// The vector that each example belongs to, if the network takes vectors.
     pub vectors: Option<Vectors>,
+    /// `[b, 9]`, how each training image was [augmented](crate::data::augment), if the network is told; absent where none was.
+    pub augment_labels: Option<Tensor<2>>,
 }
 
 impl NetworkInput {
     /// Noisy data and their levels, and nothing else.
     pub fn new(x: Tensor<4>, time: Tensor<1>) -> Self {
-        Self { x, time, x_self_cond: None, classes: None, condition: None, vectors: None }
+        Self { x, time, x_self_cond: None, classes: None, condition: None, vectors: None, augment_labels: None }
     }
 
     /// What a network's first layer sees, one behind the other along the channels: the earlier estimate, for networks that take one
@@ -110,9 +112,9 @@ pub trait Network: Module + Sync {
             return self.forward(input);
         }
         let narrow = |data: Tensor<4>| data.cast(FloatDType::BF16);
-        let NetworkInput { x, time, x_self_cond, classes, condition, vectors } = input;
+        let NetworkInput { x, x_self_cond, condition, .. } = input;
         let (x_self_cond, condition) = (x_self_cond.map(narrow), condition.map(narrow));
-        let input = NetworkInput { x: narrow(x), time, x_self_cond, classes, condition, vectors };
+        let input = NetworkInput { x: narrow(x), x_self_cond, condition, ..input };
         self.forward(input).cast(FloatDType::F32)
     }
 
@@ -142,6 +144,11 @@ pub trait Network: Module + Sync {
     /// Length of each of [`NetworkInput::vectors`]; 0 if the network takes none.
     fn vector_dim(&self) -> usize {
         0
+    }
+
+    /// Whether the network uses [`NetworkInput::augment_labels`].
+    fn augment_labels(&self) -> bool {
+        false
     }
 
     /// The probability with which training hides an example's class and vector from it.

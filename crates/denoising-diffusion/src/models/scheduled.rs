@@ -145,6 +145,10 @@ impl<M: Network + ModuleDisplay> Network for Scheduled<M> {
         self.network.vector_dim()
     }
 
+    fn augment_labels(&self) -> bool {
+        self.network.augment_labels()
+    }
+
     fn class_drop_prob(&self) -> f64 {
         self.network.class_drop_prob()
     }

@@ -6,9 +6,10 @@ use burn::tensor::{Int, Tensor, activation};
 
 use super::unet_config::{Downsampling, Stage, UnetConfig, UnetConfigError};
 use super::{Network, NetworkInput, SizeError};
+use crate::data::augment;
 use crate::nn::{
-    Attention, Conv2d, Embedding, FourierPosEmb, FourierWeights, Init, Linear, LinearAttention, Linears, Resample,
-    Resampling, ResnetBlock, SinusoidalPosEmb, VectorEmbedding, ops,
+    Attention, AugmentEmbedding, Conv2d, Embedding, FourierPosEmb, FourierWeights, Init, Linear, LinearAttention,
+    Linears, Resample, Resampling, ResnetBlock, SinusoidalPosEmb, VectorEmbedding, ops,
 };
 
 /// A U-Net for images, or for sequences that are carried as images of height 1 (`[b, c, 1, l]`); conditioned on a class if `num_classes`
@@ -24,6 +25,8 @@ pub struct Unet {
     pub classes_mlp: Option<ClassesMlp>,
     /// In a network with vectors.
     pub vector_emb: Option<VectorEmbedding>,
+    /// In a network that is told of augmentation.
+    pub augment_emb: Option<AugmentEmbedding>,
     pub downs: Vec<UnetStage>,
     pub mid_block1: ResnetBlock,
     pub mid_attn: Attention,
@@ -96,6 +99,8 @@ impl Unet {
         let classes_mlp = (num_classes > 0).then(|| ClassesMlp::new(init, dim));
         let vector_emb =
             (config.vector_dim > 0).then(|| VectorEmbedding::new(init, config.vector_dim, config.time_dim()));
+        let augment_emb =
+            config.augment_labels.then(|| AugmentEmbedding::new(init, augment::LABELS, config.time_dim()));
 
         let downs = stages.iter().map(|s| UnetStage {
             block1: block(init, s.dim_in, s.dim_in),
@@ -126,6 +131,7 @@ impl Unet {
             null_classes_emb,
             classes_mlp,
             vector_emb,
+            augment_emb,
             downs,
             mid_block1,
             mid_attn,
@@ -160,12 +166,16 @@ impl Unet {
 impl Network for Unet {
     fn forward(&self, input: NetworkInput) -> Tensor<4> {
         let x = input.stacked(self.config.self_condition);
-        let NetworkInput { time, classes, vectors, .. } = input;
+        let NetworkInput { time, classes, vectors, augment_labels, .. } = input;
         let b = x.dims()[0];
         let x = self.init_conv.forward(ops::to_nhwc(x)); // [b, h, w, c] from here on
         let t = self.time_mlp.forward(time); // [b, 4 dim]
         let t = match &self.vector_emb {
             Some(emb) => t + emb.forward(vectors, b),
+            None => t,
+        };
+        let t = match self.augment_emb.as_ref().zip(augment_labels) {
+            Some((emb, labels)) => t + emb.forward(labels),
             None => t,
         };
         let cond = match self.embed_classes(classes, b) {
@@ -223,6 +233,10 @@ impl Network for Unet {
 
     fn vector_dim(&self) -> usize {
         self.config.vector_dim
+    }
+
+    fn augment_labels(&self) -> bool {
+        self.config.augment_labels
     }
 
     fn class_drop_prob(&self) -> f64 {

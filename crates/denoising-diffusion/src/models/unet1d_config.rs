@@ -104,6 +104,7 @@ impl Unet1dConfig {
             num_classes: self.num_classes,
             condition_channels: self.condition_channels,
             vector_dim: self.vector_dim,
+            augment_labels: false,
             class_drop_prob: self.class_drop_prob,
             axes: Axes::Width,
         }

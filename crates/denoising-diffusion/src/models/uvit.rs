@@ -2,15 +2,16 @@
 //! so that most of its work is done at the lowest resolution.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Int, Tensor};
+use burn::tensor::Tensor;
 
 use super::unet::{ClassesMlp, TimeMlp};
 use super::uvit_config::{ImageTransform, UvitConfig, UvitConfigError};
 use super::{Network, NetworkInput, SizeError};
+use crate::data::augment;
 use crate::nn::{
-    Conv2d, Downsample, Embedding, Init, LayerNorm, Linear, LinearAttention, Linears, QkNormAttention, ResnetBlock,
-    ScaledFeedForward, Unpatchify, Upsample, VectorEmbedding, Vectors, haar, inverse_haar, ops, pixel_unshuffle,
-    recompute,
+    AugmentEmbedding, Conv2d, Downsample, Embedding, Init, LayerNorm, Linear, LinearAttention, Linears,
+    QkNormAttention, ResnetBlock, ScaledFeedForward, Unpatchify, Upsample, VectorEmbedding, haar, inverse_haar, ops,
+    pixel_unshuffle, recompute,
 };
 
 /// Heads of the linear attentions and their width: constants of the reference.
@@ -28,6 +29,8 @@ pub struct Uvit {
     pub classes_mlp: Option<ClassesMlp>,
     /// In a network with vectors.
     pub vector_emb: Option<VectorEmbedding>,
+    /// In a network that is told of augmentation.
+    pub augment_emb: Option<AugmentEmbedding>,
     pub downs: Vec<UvitDown>,
     pub vit: Vec<UvitBlock>,
     pub ups: Vec<UvitUp>,
@@ -105,6 +108,8 @@ impl Uvit {
         let classes_mlp = (num_classes > 0).then(|| ClassesMlp::new(init, config.dim));
         let vector_emb =
             (config.vector_dim > 0).then(|| VectorEmbedding::new(init, config.vector_dim, config.time_dim()));
+        let augment_emb =
+            config.augment_labels.then(|| AugmentEmbedding::new(init, augment::LABELS, config.time_dim()));
 
         let downs = stages.iter().map(|s| UvitDown {
             block1: block(init, s.dim_in, s.dim_in),
@@ -139,6 +144,7 @@ impl Uvit {
             null_classes_emb,
             classes_mlp,
             vector_emb,
+            augment_emb,
             downs,
             vit,
             ups,
@@ -163,11 +169,16 @@ impl Uvit {
     }
 
     /// What every block is conditioned on, `[b, cond_dim]`. Absent `classes` are "no class" for all.
-    fn condition(&self, time: Tensor<1>, classes: Option<Tensor<1, Int>>, vectors: Option<Vectors>) -> Tensor<2> {
+    fn condition(&self, input: NetworkInput) -> Tensor<2> {
+        let NetworkInput { time, classes, vectors, augment_labels, .. } = input;
         let b = time.dims()[0];
         let t = self.time_mlp.forward(time);
         let t = match &self.vector_emb {
             Some(emb) => t + emb.forward(vectors, b),
+            None => t,
+        };
+        let t = match self.augment_emb.as_ref().zip(augment_labels) {
+            Some((emb, labels)) => t + emb.forward(labels),
             None => t,
         };
         let (Some(emb), Some(null), Some(mlp)) = (&self.classes_emb, &self.null_classes_emb, &self.classes_mlp) else {
@@ -183,14 +194,13 @@ impl Uvit {
 impl Network for Uvit {
     fn forward(&self, input: NetworkInput) -> Tensor<4> {
         let x = input.stacked(false);
-        let NetworkInput { time, classes, vectors, .. } = input;
         let x = ops::to_nhwc(x); // [b, h, w, c] from here on
         let x = match self.config.image_transform {
             ImageTransform::None => x,
             ImageTransform::Haar => haar(x),
         };
         let mut x = self.init_conv.forward(x);
-        let cond = Linears::new(ops::silu(self.condition(time, classes, vectors)), self.conditioned());
+        let cond = Linears::new(ops::silu(self.condition(input)), self.conditioned());
         let first = x.clone();
 
         let mut skips = Vec::with_capacity(2 * self.downs.len());
@@ -242,6 +252,10 @@ impl Network for Uvit {
 
     fn vector_dim(&self) -> usize {
         self.config.vector_dim
+    }
+
+    fn augment_labels(&self) -> bool {
+        self.config.augment_labels
     }
 
     fn class_drop_prob(&self) -> f64 {

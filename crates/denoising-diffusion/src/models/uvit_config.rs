@@ -71,6 +71,9 @@ pub struct UvitConfig {
     /// Numbers of the vector that each example belongs to, embedded and added to the embedding of the noise level; 0: none.
     #[serde(skip_serializing_if = "is_zero")]
     pub vector_dim: usize,
+    /// Whether the network is told how a training image was [augmented](crate::data::augment). Follows the data, like `channels`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub augment_labels: bool,
     /// Probability with which training shows an example without its class and vector, in [0, 1]. Means nothing where there is neither.
     pub class_drop_prob: f64,
 }
@@ -96,6 +99,7 @@ impl Default for UvitConfig {
             num_classes: 0,
             condition_channels: 0,
             vector_dim: 0,
+            augment_labels: false,
             class_drop_prob: 0.5,
         }
     }

@@ -3,6 +3,7 @@
 //! are.
 
 mod attention;
+mod augment_embedding;
 mod block;
 mod conv;
 pub mod dropout;
@@ -27,6 +28,7 @@ mod unpatchify;
 mod vector_embedding;
 
 pub use attention::{Attention, LinearAttention};
+pub use augment_embedding::AugmentEmbedding;
 pub use block::{Block, ResnetBlock};
 pub use conv::{Axes, Conv2d};
 pub use dropout::Dropout;

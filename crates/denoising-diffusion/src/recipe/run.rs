@@ -83,6 +83,7 @@ impl Recipe {
             train,
             held_out,
             flip: self.data.flip,
+            augment: self.data.augment,
             workers: self.data.workers,
             device_name: String::new(),
         })

@@ -29,7 +29,7 @@ impl Recipe {
         let mut recipe = Self { diffusion: card.diffusion.clone(), ..Self::default() };
         recipe.network.model = match card.network.clone() {
             NetworkConfig::Unet(options) => {
-                recipe.unet = own_options!(UnetConfig, options);
+                recipe.unet = UnetConfig { augment_labels: false, ..own_options!(UnetConfig, options) };
                 Model::Unet
             }
             NetworkConfig::Unet1d(options) => {
@@ -37,11 +37,11 @@ impl Recipe {
                 Model::Unet1d
             }
             NetworkConfig::Dit(options) => {
-                recipe.dit = own_options!(DitConfig, options);
+                recipe.dit = DitConfig { augment_labels: false, ..own_options!(DitConfig, options) };
                 Model::Dit
             }
             NetworkConfig::Uvit(options) => {
-                recipe.uvit = own_options!(UvitConfig, options);
+                recipe.uvit = UvitConfig { augment_labels: false, ..own_options!(UvitConfig, options) };
                 Model::Uvit
             }
             NetworkConfig::KarrasUnet(options) => {

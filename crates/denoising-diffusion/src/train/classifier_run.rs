@@ -103,8 +103,13 @@ fn check_classes(trainer: &ClassifierTrainer, setup: &ClassifierSetup) -> Result
 
 fn open_loader(trainer: &ClassifierTrainer, setup: &ClassifierSetup) -> Result<Loader, DataError> {
     let config = trainer.config();
-    let loader =
-        LoaderConfig { batch_size: config.batch_size, seed: config.seed, flip: setup.flip, workers: setup.workers };
+    let loader = LoaderConfig {
+        batch_size: config.batch_size,
+        seed: config.seed,
+        flip: setup.flip,
+        augment: 0.0,
+        workers: setup.workers,
+    };
     Loader::start_at(setup.train.clone(), loader, trainer.step_count())
 }
 

@@ -105,8 +105,13 @@ impl<M: Network> Run<M> {
 
 fn open_loader<M>(trainer: &Trainer<M>, setup: &RunSetup) -> Result<Loader, DataError> {
     let config = trainer.config();
-    let loader =
-        LoaderConfig { batch_size: config.batch_size, seed: config.seed, flip: setup.flip, workers: setup.workers };
+    let loader = LoaderConfig {
+        batch_size: config.batch_size,
+        seed: config.seed,
+        flip: setup.flip,
+        augment: setup.augment,
+        workers: setup.workers,
+    };
     let first = trainer.step_count() * config.accumulate as u64;
     Loader::start_at(setup.train.clone(), loader, first)
 }

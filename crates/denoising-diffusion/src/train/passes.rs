@@ -12,6 +12,7 @@ use super::recording::{RecordedPasses, Recording};
 use super::replicas::{self, At, Replica};
 use super::sweep::Question;
 use super::trainer::{Asked, Trainer};
+use crate::data::augment;
 use crate::device::is_cpu;
 use crate::diffusion::{Draws, Examples, Prepared};
 use crate::models::Network;
@@ -208,9 +209,11 @@ impl<M: Network> Trainer<M> {
 
 /// The same examples in another order.
 fn reversed(examples: Examples) -> Examples {
-    let Examples { data, mut classes, condition, vectors } = examples;
+    let Examples { data, mut classes, condition, vectors, augment_labels } = examples;
     if let Some(classes) = &mut classes {
         classes.reverse();
     }
-    Examples { data: data.flip([0]), classes, condition: condition.map(|condition| condition.flip([0])), vectors }
+    let condition = condition.map(|condition| condition.flip([0]));
+    let augment_labels = augment_labels.map(|labels| labels.rchunks(augment::LABELS).flatten().copied().collect());
+    Examples { data: data.flip([0]), classes, condition, vectors, augment_labels }
 }

@@ -60,6 +60,8 @@ pub struct RunSetup {
     pub train: Subset,
     pub held_out: Subset,
     pub flip: Flip,
+    /// See [`LoaderConfig::augment`](crate::data::LoaderConfig::augment).
+    pub augment: f64,
     /// Threads that decode; 0 chooses.
     pub workers: usize,
     /// The device in words, for the log.

@@ -1,6 +1,7 @@
 //! What a network gives and the gradients of its parameters, to be compared with the same computed otherwise.
 
 use burn::tensor::{DType, Device, Int, Tensor};
+use denoising_diffusion::data::augment;
 use denoising_diffusion::models::{Network, NetworkInput};
 use denoising_diffusion::nn::Vectors;
 use denoising_diffusion::nn::params::host_values;
@@ -32,6 +33,7 @@ pub fn input(network: &impl Network, [h, w]: [usize; 2]) -> NetworkInput {
         classes: (network.num_classes() > 0).then(|| Tensor::<1, Int>::from_ints([0, 1], &device())),
         condition: (told > 0).then(|| noise(4, [2, told, h, w])),
         vectors,
+        augment_labels: network.augment_labels().then(|| noise(8, [2, augment::LABELS])),
     }
 }
 

@@ -157,7 +157,7 @@ fn pixels_take_no_range_of_values() {
 fn every_batch_has_the_classes_of_its_images() {
     let data = Arc::new(Dataset::open(&DataConfig::default()).unwrap());
     let (training, held_out) = data.split_held_out(0.05, 3);
-    let config = LoaderConfig { batch_size: 50, seed: 1, flip: Flip::Off, workers: 2 };
+    let config = LoaderConfig { batch_size: 50, seed: 1, flip: Flip::Off, augment: 0.0, workers: 2 };
     let mut loader = Loader::new(training, config).unwrap();
     let shuffled = (0..3).map(|_| loader.next_batch().unwrap());
     for batch in shuffled.chain(held_out.batches(32).unwrap().map(Result::unwrap)) {

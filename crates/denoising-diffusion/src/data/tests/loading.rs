@@ -9,7 +9,7 @@ use super::super::*;
 use super::{config, folder, numbered, rgb, save};
 
 fn loader_config(batch_size: usize, workers: usize) -> LoaderConfig {
-    LoaderConfig { batch_size, seed: 5, flip: Flip::Auto, workers }
+    LoaderConfig { batch_size, seed: 5, flip: Flip::Auto, augment: 0.0, workers }
 }
 
 fn open(root: &Path, cache: CachePolicy) -> Arc<Dataset> {
@@ -115,6 +115,56 @@ fn a_pass_visits_each_image_once_in_order() {
     assert_eq!(subset.spread(0).batches(3).unwrap().count(), 0);
 }
 
+/// A folder of eight images of 6x5, each black but for one pixel.
+fn augmented(batch_size: usize, workers: usize, augment: f64) -> Loader {
+    let root = numbered(8);
+    let config = LoaderConfig { augment, flip: Flip::On, ..loader_config(batch_size, workers) };
+    Loader::new(open(root.path(), CachePolicy::On), config).unwrap()
+}
+
+#[test]
+fn augmentation_depends_on_the_place_in_the_sequence_alone() {
+    let run = |batch_size, workers| {
+        let mut loader = augmented(batch_size, workers, 0.5);
+        let batches: Vec<Batch> = (0..24 / batch_size).map(|_| loader.next_batch().unwrap()).collect();
+        let pixels: Vec<f32> = batches.iter().flat_map(|batch| batch.images.data.clone()).collect();
+        let labels: Vec<f32> = batches.iter().flat_map(|batch| batch.augment_labels.clone().unwrap()).collect();
+        (pixels, labels)
+    };
+    let (pixels, labels) = run(4, 1);
+    assert_eq!((pixels.clone(), labels.clone()), run(8, 3));
+    assert_eq!(labels.len(), 24 * augment::LABELS);
+    // Images without a label are those of the data; the others are not.
+    let mut plain = augmented(24.min(8), 1, 0.0);
+    let plain: Vec<Batch> = (0..3).map(|_| plain.next_batch().unwrap()).collect();
+    assert!(plain.iter().all(|batch| batch.augment_labels.is_none()));
+    let size = pixels.len() / 24;
+    let mut kinds = [0; 2];
+    for (image, labels) in pixels.chunks(size).zip(labels.chunks(augment::LABELS)) {
+        let stored = |batch: &Batch| batch.images.data.chunks(size).any(|other| other == image);
+        let mirrored_only = labels[1..].iter().all(|&label| label == 0.0);
+        assert_eq!(mirrored_only, plain.iter().any(stored), "{labels:?}");
+        kinds[usize::from(mirrored_only)] += 1;
+    }
+    assert!(kinds.iter().all(|&count| count > 2), "{kinds:?}");
+}
+
+#[test]
+fn augmentation_is_a_probability_and_of_images() {
+    let root = folder();
+    let path = root.path().join("x.npy");
+    npy::write_npy_f32(&path, &[8, 1, 16], &[0.5; 128]).unwrap();
+    let layout = DataLayout::Sequences;
+    let data = Arc::new(Dataset::open(&DataConfig { layout, ..config(&path) }).unwrap());
+    let refused = |augment| {
+        let error = Loader::new(data.clone(), LoaderConfig { augment, ..loader_config(2, 1) }).unwrap_err();
+        error.to_string()
+    };
+    assert!(refused(0.1).contains("only images"), "{}", refused(0.1));
+    assert!(refused(1.5).contains("from 0 to 1") && refused(f64::NAN).contains("from 0 to 1"));
+    assert!(DataConfig { augment: -0.1, ..DataConfig::default() }.validate().is_err());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
@@ -127,7 +177,7 @@ proptest! {
         npy::write_npy_f32(&path, &[n, 1, 1], &vec![0.5; n]).unwrap();
         let data = Arc::new(Dataset::open(&config(&path)).unwrap());
         let sequence = |batch_size: usize, batches: usize| -> Vec<usize> {
-            let config = LoaderConfig { batch_size, seed, flip: Flip::Off, workers: 1 };
+            let config = LoaderConfig { batch_size, seed, flip: Flip::Off, augment: 0.0, workers: 1 };
             let mut loader = Loader::new(data.clone(), config).unwrap();
             (0..batches).flat_map(|_| loader.next_batch().unwrap().indices).collect()
         };

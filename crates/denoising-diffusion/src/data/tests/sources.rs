@@ -341,7 +341,7 @@ fn vectors_follow_their_examples_into_batches() {
     let dataset = Arc::new(Dataset::open(&config).unwrap());
     assert_ne!(dataset.digest(), Dataset::open(&plain).unwrap().digest(), "a run must not go on with other vectors");
     let table = dataset.vectors().unwrap().clone();
-    let loader = LoaderConfig { batch_size: 4, seed: 1, flip: Flip::Off, workers: 2 };
+    let loader = LoaderConfig { batch_size: 4, seed: 1, flip: Flip::Off, augment: 0.0, workers: 2 };
     let batch = Loader::new(dataset, loader).unwrap().next_batch().unwrap();
     assert_eq!(batch.vectors, Some(table.pick(batch.indices)));
     write_npy_f32(&vectors, &[5, 1], &[0.0; 5]).unwrap();
@@ -371,7 +371,7 @@ fn conditions_are_found_by_name_and_mirrored_with_their_images() {
     assert!(matches!(dataset.condition(6), Err(DataError::IndexOutOfRange { .. })));
 
     // The bright corner of an image and the dark one of its condition are on the same side.
-    let loader = LoaderConfig { batch_size: 6, seed: 1, flip: Flip::On, workers: 2 };
+    let loader = LoaderConfig { batch_size: 6, seed: 1, flip: Flip::On, augment: 0.0, workers: 2 };
     let batch = Loader::new(dataset, loader).unwrap().next_batch().unwrap();
     let conditions = batch.conditions.unwrap();
     let mut mirrored = 0;

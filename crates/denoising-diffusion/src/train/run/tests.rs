@@ -38,6 +38,7 @@ fn parts(dir: &Path, settings: &[(&str, &str)]) -> (Trainer<Unet>, RunSetup) {
         held_out: train.spread(0),
         train,
         flip: Flip::Off,
+        augment: 0.0,
         workers: 1,
         device_name: "cpu".into(),
     };
