@@ -275,3 +275,18 @@ fn a_checkpoint_that_was_found_the_best_is_logged_whenever_the_process_died() {
     place.ok("train --resume parts");
     assert_same(&place.path("whole"), &place.path("parts"));
 }
+
+#[test]
+fn tensorboard_has_a_file_per_process() {
+    let place = Place::new();
+    place.ok(&format!("train digits {TINY} --steps 2 --tensorboard --out run"));
+    let file = |n: u32| format!("run/events.out.tfevents.{n:010}.ddpm");
+    let text = String::from_utf8_lossy(&place.read(&file(0))).into_owned();
+    for part in ["brain.Event:2", "train/loss", "held_out/loss_quarter_4", "samples/mean_1", "PNG"] {
+        assert!(text.contains(part), "{part}");
+    }
+    place.ok("train --resume run --steps 3");
+    assert!(String::from_utf8_lossy(&place.read(&file(1))).contains("train/grad_norm"));
+    place.ok("train --resume run --steps 4 --tensorboard=false");
+    assert!(!place.path(&file(2)).exists());
+}

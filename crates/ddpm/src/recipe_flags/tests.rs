@@ -24,6 +24,7 @@ fn the_table_covers_the_recipe_exactly() {
         .flat_map(|(section, keys)| keys.as_object().unwrap().keys().map(|key| (section.clone(), key.clone())))
         .collect();
     // Absent from a default recipe; the others below are no flags.
+    keys.insert(("data".into(), "augment".into()));
     keys.insert(("data".into(), "image_size".into()));
     keys.insert(("data".into(), "value_range".into()));
     keys.insert(("data".into(), "condition_value_range".into()));

@@ -261,6 +261,7 @@ pub struct DataConfig {
     /// Horizontal mirroring of training images.
     pub flip: Flip,
     /// Probability of each of the transformations of [`augment`](super::augment) of a training image, in [0, 1]; 0: none. Images only.
+    #[serde(skip_serializing_if = "is_zero")]
     pub augment: f64,
     /// Fraction of the images held out for evaluation, in [0, 1); at most 1000 images, and none if there are fewer than 40.
     pub held_out: f64,
@@ -274,6 +275,11 @@ pub struct DataConfig {
     pub max_broken: f64,
     /// How files are checked before training.
     pub verify: Verify,
+}
+
+/// For serde: what need not be written.
+fn is_zero(number: &f64) -> bool {
+    *number == 0.0
 }
 
 impl Default for DataConfig {

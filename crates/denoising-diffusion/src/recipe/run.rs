@@ -26,6 +26,7 @@ const FREE: &[(&str, Option<&[&str]>)] = &[
             "steps",
             "checkpoint_activations",
             "device_graph",
+            "tensorboard",
             "save_every",
             "sample_every",
             "held_out_every",

@@ -7,8 +7,7 @@
 //! Numbers are written with enough digits to give the same `f64` back. JSON has no numbers that are not finite: the records here write them as the
 //! strings `"NaN"`, `"inf"` and `"-inf"` (see [`number`]); record types of your own that do not use [`number`] get `null` from `serde_json`.
 //!
-//! Not here: drawing the log (`report::curve`).
-//! Drawing the log is `report::curve`'s business.
+//! Not here: drawing the log (`report::curve`), and copies of it for other programs (`report::tensorboard`).
 
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
@@ -121,13 +120,14 @@ pub fn read(path: impl AsRef<Path>) -> Result<Vec<Value>, ReportError> {
 /// assert_eq!(log::points(&records, "step", "loss"), [(7.0, 0.25)]);
 /// ```
 pub fn points(records: &[Value], kind: &str, field: &str) -> Vec<(f64, f64)> {
-    let point = |record: &Value| {
-        let value = record.get(field)?;
-        let y = value.as_f64().or_else(|| value.as_str().and_then(named_number))?;
-        Some((step_of(record)? as f64, y))
-    };
+    let point = |record: &Value| Some((step_of(record)? as f64, number_of(record.get(field)?)?));
     let of_kind = |record: &&Value| record.get("kind").and_then(Value::as_str) == Some(kind);
     records.iter().filter(of_kind).filter_map(point).collect()
+}
+
+/// A number as records have it: `"NaN"`, `"inf"` and `"-inf"` are some.
+pub(super) fn number_of(value: &Value) -> Option<f64> {
+    value.as_f64().or_else(|| value.as_str().and_then(named_number))
 }
 
 fn step_of(record: &Value) -> Option<u64> {

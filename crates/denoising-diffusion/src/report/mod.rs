@@ -12,6 +12,7 @@ pub mod pairs;
 pub mod progress;
 pub mod sequences;
 pub mod table;
+pub mod tensorboard;
 
 mod figures;
 mod files;

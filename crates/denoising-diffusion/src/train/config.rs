@@ -35,6 +35,8 @@ pub struct TrainConfig {
     /// On a GPU, record the passes of a step, and the network that samples are drawn from, once and ask for them as one thing from then on, where that can
     /// be: less work for the host, more memory, the same bits.
     pub device_graph: bool,
+    /// Whether a run also writes its log as event files for TensorBoard.
+    pub tensorboard: bool,
     /// Seeds weights, data order, noise levels, noise and samples.
     pub seed: u64,
     /// Steps between checkpoints.
@@ -69,6 +71,7 @@ impl Default for TrainConfig {
             max_grad_norm: 1.0,
             checkpoint_activations: false,
             device_graph: false,
+            tensorboard: false,
             seed: 0,
             save_every: 1000,
             sample_every: None,

@@ -100,7 +100,7 @@ impl<M: Network> Run<M> {
             standard_errors: measurements.iter().filter_map(|m| Some((m.name.clone(), m.standard_error?))).collect(),
             seconds: started.elapsed().as_secs_f64(),
         };
-        self.log.append(&Record::Evaluation(record))?;
+        self.note(&Record::Evaluation(record))?;
         let best = self.best_by(setup, step)?;
         on_event(Event::Evaluation { step, measurements: &measurements, best });
         Ok(ControlFlow::Continue(best.is_some()))

@@ -13,6 +13,7 @@ use crate::models::Network;
 use crate::nn::params::num_trainable;
 use crate::report::ReportError;
 use crate::report::log::{self, Record, RunLog, StartRecord};
+use crate::report::tensorboard::EventFile;
 
 /// Something in the folder of a resumed run that was not as it should be, and what became of it.
 #[derive(Debug)]
@@ -42,8 +43,9 @@ impl<M: Network> Run<M> {
         write_atomically(&config, |out| out.write_all(setup.config_toml.as_bytes()))
             .map_err(io_error("write", &config))?;
         let log = new_log(&trainer, &setup)?;
+        let events = event_file(&trainer, &setup, None)?;
         let checkpoints = Checkpoints::new(setup.dir.join("checkpoints"));
-        Ok(Self { trainer, setup, loader, log, checkpoints, saved: None, data_statistics: None, _lock: lock })
+        Ok(Self { trainer, setup, loader, log, events, checkpoints, saved: None, data_statistics: None, _lock: lock })
     }
 
     /// Goes on from the latest checkpoint that is whole; a run that ended before its first one starts over. `trainer` is fresh, made
@@ -68,11 +70,13 @@ impl<M: Network> Run<M> {
         let passed_over = |(rejected, now)| Repair::PassedOver { rejected, now };
         let mut repairs: Vec<Repair> = rejected.into_iter().zip(renamed).map(passed_over).collect();
         let log = reopen_log(&trainer, &setup, &mut repairs)?;
+        let events = event_file(&trainer, &setup, Some(info.step))?;
         let run = Self {
             trainer,
             setup,
             loader,
             log,
+            events,
             checkpoints,
             saved: Some(Saved::from(&info)),
             data_statistics: None,
@@ -165,6 +169,15 @@ fn new_log<M: Network>(trainer: &Trainer<M>, setup: &RunSetup) -> Result<RunLog,
         device: setup.device_name.clone(),
     }))?;
     Ok(log)
+}
+
+/// The log for TensorBoard of a run that begins, or goes on after `step`, if it is wanted.
+fn event_file<M>(trainer: &Trainer<M>, setup: &RunSetup, step: Option<u64>) -> Result<Option<EventFile>, ReportError> {
+    if !trainer.config().tensorboard {
+        return Ok(None);
+    }
+    let records = log::read(setup.dir.join("log.jsonl"))?;
+    EventFile::create(&setup.dir, step, &records).map(Some)
 }
 
 /// The log up to the trainer's step. A checkpoint is worth more than the lines that led to it: what is wrong with them does not end a run.

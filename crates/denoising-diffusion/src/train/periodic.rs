@@ -115,7 +115,7 @@ impl<M: Network> Run<M> {
         let eval = self.trainer.ema().eval().for_predictions();
         if let Some(loss) = held_out_loss(&eval, self.trainer.diffusion(), examples, seed, &device) {
             let HeldOutLoss { mean: held_out_loss, by_quarter: held_out_loss_by_quarter, .. } = loss;
-            self.log.append(&Record::HeldOut(HeldOutRecord { step, held_out_loss, held_out_loss_by_quarter }))?;
+            self.note(&Record::HeldOut(HeldOutRecord { step, held_out_loss, held_out_loss_by_quarter }))?;
             on_event(Event::HeldOut { step, loss: &loss });
         }
         Ok(())
@@ -180,7 +180,7 @@ impl<M: Network> Run<M> {
             }
         }
         let (of_samples, of_data) = (images.channel_statistics(), self.data_statistics()?);
-        self.log.append(&Record::Samples(SamplesRecord {
+        self.note(&Record::Samples(SamplesRecord {
             step,
             count: count as u64,
             file,

@@ -33,6 +33,7 @@ use crate::models::{Calls, Network, RecordingState};
 use crate::nn::Eval;
 use crate::nn::params::ParamsError;
 use crate::report::log::{CheckpointRecord, Record, RunLog, SkipReason, SkipRecord, StepRecord};
+use crate::report::tensorboard::EventFile;
 use crate::report::{CurveOptions, ReportError, Series, log, save_curve_png, save_curve_svg};
 use crate::sampler::SampleConfig;
 
@@ -141,6 +142,8 @@ pub struct Run<M> {
     pub(super) setup: RunSetup,
     pub(super) loader: Loader,
     pub(super) log: RunLog,
+    /// The log for TensorBoard, if it is wanted.
+    pub(super) events: Option<EventFile>,
     pub(super) checkpoints: Checkpoints,
     /// What was saved or gone on from last.
     pub(super) saved: Option<Saved>,
@@ -295,6 +298,15 @@ impl<M: Network> Run<M> {
         self.record(settled, pace, on_event)
     }
 
+    /// Appends a record to the log, whose pictures must be there.
+    pub(super) fn note(&mut self, record: &Record) -> Result<(), ReportError> {
+        self.log.append(record)?;
+        match &mut self.events {
+            Some(events) => events.append(record),
+            None => Ok(()),
+        }
+    }
+
     /// Logs and tells of a step that is known to be made or skipped, and says whether training can go on.
     fn record(
         &mut self,
@@ -323,14 +335,14 @@ impl<M: Network> Run<M> {
                 NonFiniteKind::Loss => SkipReason::NonFiniteLoss,
                 NonFiniteKind::Gradient => SkipReason::NonFiniteGradient,
             };
-            self.log.append(&Record::Skipped(SkipRecord { step, skipped, tensor, reason }))?;
+            self.note(&Record::Skipped(SkipRecord { step, skipped, tensor, reason }))?;
             on_event(Event::Skipped { report, cause, skipped });
             return Ok(());
         }
         let config = self.trainer.config();
         if step.is_multiple_of(config.log_every) || step == config.steps {
             let StepReport { loss, grad_norm, lr, ema_decay, .. } = *report;
-            self.log.append(&Record::Step(StepRecord { step, loss, grad_norm, lr, ema_decay, images_per_s }))?;
+            self.note(&Record::Step(StepRecord { step, loss, grad_norm, lr, ema_decay, images_per_s }))?;
         }
         on_event(Event::Step { report, images_per_s });
         Ok(())
@@ -346,7 +358,7 @@ impl<M: Network> Run<M> {
         let step = now.step;
         if saving == Saving::Due {
             let folder = format!("checkpoints/step-{step:08}");
-            self.log.append(&Record::Checkpoint(CheckpointRecord { step, folder }))?;
+            self.note(&Record::Checkpoint(CheckpointRecord { step, folder }))?;
         }
         self.log.sync()?;
         if self.saved.is_none_or(|saved| saved.step != step) {
