@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 
 BUDGETS = (5, 10, 20, 50, 250)
-SOLVERS = ("ddpm", "ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2s", "dpmpp_sde_2m", "unipc", "lms")
+SOLVERS = ("ddpm", "ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2s", "dpmpp_sde_2m", "dpmpp_sde_3m", "unipc", "lms")
 TWICE = ("heun", "dpmpp_2s")  # evaluations per step, but for the first, out of nothing but noise, and the last
 
 
@@ -55,7 +55,7 @@ def plot(rows, path):
     all_levels = sorted({r["levels"] for r in rows})
     figure, axes = plt.subplots(1, len(all_levels), figsize=(6 * len(all_levels), 4.5), sharey=True, squeeze=False)
     for axis, levels in zip(axes[0], all_levels):
-        for solver, marker in zip(SOLVERS, "osD^v<>Xp*"):
+        for solver, marker in zip(SOLVERS, "osD^v<>Xp*h"):
             points = sorted((r["budget"], r["swd"]) for r in rows if (r["solver"], r["levels"]) == (solver, levels))
             axis.plot(*zip(*points), marker=marker, label=solver, linewidth=1.2, markersize=5)
         axis.set(xscale="log", yscale="log", title=f"noise levels: {levels}", xlabel="network evaluations per image")

@@ -12,7 +12,7 @@ use denoising_diffusion::train::memory_estimate;
 use serde_json::{Value, json};
 
 use crate::evaluation::with_measurable;
-use crate::failure::{FailureExt, Result};
+use crate::failure::{Failure, FailureExt, Result};
 use crate::formulations;
 use crate::machine::Machine;
 use crate::networks;
@@ -53,7 +53,13 @@ impl Plan {
         machine.check_shares(recipe.train.accumulate)?;
         let (batch_size, images) = (recipe.train.batch_size, train.len());
         if batch_size > images {
-            return Err(DataError::BatchTooLarge { batch_size, images }).or_usage();
+            let too_large = Failure::from(DataError::BatchTooLarge { batch_size, images }).into_usage();
+            return Err(match held_out.len() {
+                0 => too_large,
+                _ => too_large.hint(format!(
+                    "use --batch-size {images} or less; --held-out 0 trains on the held-out images, too"
+                )),
+            });
         }
         let parameters = network.num_parameters()?;
         let data_bytes = dataset.bytes_in_memory();

@@ -207,10 +207,23 @@ impl SamplingArgs {
 fn open_weak(target: &Path, strong: &ModelFile, shape: [usize; 3]) -> Result<(ModelFile, PathBuf)> {
     let found = Found::open(target, None)?;
     let path = found.path.clone();
-    let weak = found.into_model(&UntoldFlags::default())?;
+    let mut weak = found.into_model(&UntoldFlags::default())?;
+    // It is shown what the other one is, whatever the size of that.
+    let [_, height, width] = shape;
+    (weak.card.image.height, weak.card.image.width) = (height, width);
+    if let (Some(own), Some(others)) = (&strong.card.class_names, &weak.card.class_names)
+        && own != others
+    {
+        return Err(Failure::usage(format!(
+            "--weak {}: its classes are {}, but those of the network are {}",
+            path.display(),
+            others.join(", "),
+            own.join(", ")
+        )));
+    }
     if check(&weak, &path)? != shape || weak.card.value_range != strong.card.value_range {
         return Err(Failure::usage(format!(
-            "--weak {}: trained on images of another shape or another range of values",
+            "--weak {}: trained on images with other channels or another range of values",
             path.display()
         )));
     }

@@ -298,7 +298,7 @@ pub fn interpolate(args: &InterpolateArgs) -> Result {
     // An inverted image comes back the way it went: without noise.
     let inverted = args.strength.is_none();
     let mut job = Job::new(&args.common, |own| match own {
-        SamplerKind::Ddpm | SamplerKind::EulerAncestral | SamplerKind::DpmppSde2m if inverted => SamplerKind::Ddim,
+        noisy if inverted && noisy.is_stochastic() => SamplerKind::Ddim,
         _ => own,
     })?;
     if inverted {

@@ -95,7 +95,7 @@ const FORMULATIONS: &[&str] = &[
     "rectified_flow",
 ];
 const SAMPLERS: &[&str] =
-    &["ddpm", "ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2s", "dpmpp_sde_2m", "unipc", "lms"];
+    &["ddpm", "ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2s", "dpmpp_sde_2m", "dpmpp_sde_3m", "unipc", "lms"];
 const METRICS: &[&str] = &["fid", "kid", "is", "prdc", "swd", "spectrum", "neighbours", "loss", "bpd"];
 const NUMBERS: &[&str] =
     &["fid", "kid", "is", "precision", "recall", "density", "coverage", "swd", "spectrum", "loss", "bpd"];
@@ -247,7 +247,7 @@ pub const FLAGS: &[Flag] = &[
     flag(SAMPLE, "sampling_timesteps", Whole, "Steps from noise to data [default: ddpm: as many as in training (continuous_time and simple: 500, elucidated: 250, rectified_flow: 100); others: at most 50 (elucidated with heun: 18)]"),
     flag(SAMPLE, "noise_levels", Word(&["trained", "karras", "log_snr", "trailing"]), "Which noise levels the steps visit"),
     flag(SAMPLE, "karras_rho", Number, "rho of --noise-levels karras"),
-    flag(SAMPLE, "eta", Number, "Noise added in each step, 0 (none) to 1 [default: ddim 0, euler_ancestral and dpmpp_sde_2m 1]"),
+    flag(SAMPLE, "eta", Number, "Noise added in each step, 0 (none) to 1 [default: ddim 0, euler_ancestral, dpmpp_sde_2m and dpmpp_sde_3m 1]"),
     flag(SAMPLE, "posterior_variance", Word(&["small", "large", "learned"]), "Variance of the steps of ddpm [default: learned where the network has learned one, else small]"),
     flag(SAMPLE, "s_churn", Number, "euler, heun: noise added before each step, and removed by it (churn)"),
     flag(SAMPLE, "s_tmin", Number, "euler, heun: smallest sigma with churn"),

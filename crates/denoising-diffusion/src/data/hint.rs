@@ -52,9 +52,6 @@ impl DataError {
             }
             Self::Vectors { .. } => "give one row per example, in the order of the array or of the sorted file names (without broken files)"
                 .into(),
-            Self::BatchTooLarge { images, .. } if takes("--held-out") => {
-                format!("use --batch-size {images} or less; --held-out 0 trains on the held-out images, too")
-            }
             Self::BatchTooLarge { images, .. } => format!("use --batch-size {images} or less"),
             _ => return None,
         };

@@ -181,7 +181,7 @@ impl SampleConfig {
         let not_read =
             |key, belongs_to| Err(SampleConfigError::OtherSampler { key, belongs_to, sampler: sampler.name() });
         if self.eta.is_some_and(|eta| eta > 0.0) && sampler.default_eta().is_none() {
-            return not_read("eta", "ddim, euler_ancestral and dpmpp_sde_2m");
+            return not_read("eta", "ddim, euler_ancestral, dpmpp_sde_2m and dpmpp_sde_3m");
         }
         // Files of older runs say "small" whatever their sampler.
         let says = self.posterior_variance.is_some_and(|variance| variance != PosteriorVariance::Small);

@@ -9,7 +9,7 @@ use super::dpmpp_2s::has_halfway;
 use super::heun::has_two_slopes;
 use super::noise_source::NoiseSource;
 use super::step::{Callback, Interrupted};
-use super::{UnipcOrder, ddim, ddpm, dpmpp_2m, dpmpp_2s, dpmpp_sde_2m, euler, euler_ancestral, heun, lms, unipc};
+use super::{UnipcOrder, ddim, ddpm, dpmpp_2m, dpmpp_2s, dpmpp_sde_2m, dpmpp_sde_3m, euler, euler_ancestral, heun, lms, unipc};
 use crate::diffusion::{Denoiser, FormulationConfig, GuidanceConfig, NoiseLevel};
 
 /// A solver. The default is the one that came out best of a Gaussian diffusion at 10 to 250 evaluations (docs/samplers.md).
@@ -28,13 +28,15 @@ pub enum SamplerKind {
     #[default]
     #[serde(rename = "dpmpp_sde_2m")]
     DpmppSde2m,
+    #[serde(rename = "dpmpp_sde_3m")]
+    DpmppSde3m,
     Unipc,
     Lms,
 }
 
 impl SamplerKind {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Ddpm,
         Self::Ddim,
         Self::Euler,
@@ -43,6 +45,7 @@ impl SamplerKind {
         Self::Dpmpp2m,
         Self::Dpmpp2s,
         Self::DpmppSde2m,
+        Self::DpmppSde3m,
         Self::Unipc,
         Self::Lms,
     ];
@@ -68,6 +71,7 @@ impl SamplerKind {
             Self::Dpmpp2m => "dpmpp_2m",
             Self::Dpmpp2s => "dpmpp_2s",
             Self::DpmppSde2m => "dpmpp_sde_2m",
+            Self::DpmppSde3m => "dpmpp_sde_3m",
             Self::Unipc => "unipc",
             Self::Lms => "lms",
         }
@@ -84,6 +88,7 @@ impl SamplerKind {
             Self::Dpmpp2m => "DPM-Solver++, second order from two steps (Lu et al. 2022)",
             Self::Dpmpp2s => "DPM-Solver++, second order, two evaluations per step (Lu et al. 2022)",
             Self::DpmppSde2m => "DPM-Solver++ as a stochastic solver, noise set by --eta (Lu et al. 2022)",
+            Self::DpmppSde3m => "the same of third order (k-diffusion)",
             Self::Unipc => "predictor and corrector of second order (Zhao et al. 2023)",
             Self::Lms => "linear multistep, fourth order",
         }
@@ -107,9 +112,14 @@ impl SamplerKind {
     pub fn default_eta(self) -> Option<f64> {
         match self {
             Self::Ddim => Some(0.0),
-            Self::EulerAncestral | Self::DpmppSde2m => Some(1.0),
+            Self::EulerAncestral | Self::DpmppSde2m | Self::DpmppSde3m => Some(1.0),
             _ => None,
         }
+    }
+
+    /// Whether noise is added on the way unless an option says otherwise.
+    pub fn is_stochastic(self) -> bool {
+        self == Self::Ddpm || self.default_eta().is_some_and(|eta| eta > 0.0)
     }
 
     /// Whether churn is read.
@@ -150,6 +160,7 @@ impl SampleConfig {
             SamplerKind::Dpmpp2m => dpmpp_2m(denoiser, x, levels, callback),
             SamplerKind::Dpmpp2s => dpmpp_2s(denoiser, x, levels, callback),
             SamplerKind::DpmppSde2m => dpmpp_sde_2m(denoiser, x, levels, eta, noise, callback),
+            SamplerKind::DpmppSde3m => dpmpp_sde_3m(denoiser, x, levels, eta, noise, callback),
             SamplerKind::Unipc => unipc(denoiser, x, levels, UnipcOrder::Second, callback),
             SamplerKind::Lms => lms(denoiser, x, levels, callback),
         }

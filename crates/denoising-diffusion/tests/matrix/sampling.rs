@@ -26,6 +26,7 @@ pub fn solvers(config: &DiffusionConfig, steps: usize) -> Vec<(String, SampleCon
         ("ddim, eta 1", SampleConfig { eta: Some(1.0), ..of(SamplerKind::Ddim) }),
         ("euler_ancestral, eta 0.5", SampleConfig { eta: Some(0.5), ..of(SamplerKind::EulerAncestral) }),
         ("dpmpp_sde_2m, eta 0.5", SampleConfig { eta: Some(0.5), ..of(SamplerKind::DpmppSde2m) }),
+        ("dpmpp_sde_3m, eta 0.5", SampleConfig { eta: Some(0.5), ..of(SamplerKind::DpmppSde3m) }),
         ("euler, churn", SampleConfig { s_churn: 4.0, ..of(SamplerKind::Euler) }),
         ("heun, churn", SampleConfig { s_churn: 40.0, ..of(SamplerKind::Heun) }),
         (

@@ -38,11 +38,12 @@ pub const HEUN: Solver = |d, x, l| heun(&By(d), x, l, &Churn::default(), &mut No
 pub const DPMPP_2M: Solver = |d, x, l| dpmpp_2m(&By(d), x, l, &mut ignore);
 pub const DPMPP_2S: Solver = |d, x, l| dpmpp_2s(&By(d), x, l, &mut ignore);
 const DPMPP_SDE_2M_0: Solver = |d, x, l| dpmpp_sde_2m(&By(d), x, l, 0.0, &mut NoNoise, &mut ignore);
+pub const DPMPP_3M: Solver = |d, x, l| dpmpp_sde_3m(&By(d), x, l, 0.0, &mut NoNoise, &mut ignore);
 pub const UNIPC_2: Solver = |d, x, l| unipc(&By(d), x, l, UnipcOrder::Second, &mut ignore);
 pub const UNIPC_3: Solver = |d, x, l| unipc(&By(d), x, l, UnipcOrder::Third, &mut ignore);
 pub const LMS: Solver = |d, x, l| lms(&By(d), x, l, &mut ignore);
 
-pub const DETERMINISTIC: [(&str, Solver); 10] = [
+pub const DETERMINISTIC: [(&str, Solver); 11] = [
     ("ddim", DDIM),
     ("euler", EULER),
     ("euler_ancestral", ANCESTRAL_0),
@@ -50,6 +51,7 @@ pub const DETERMINISTIC: [(&str, Solver); 10] = [
     ("dpmpp_2m", DPMPP_2M),
     ("dpmpp_2s", DPMPP_2S),
     ("dpmpp_sde_2m", DPMPP_SDE_2M_0),
+    ("dpmpp_sde_3m", DPMPP_3M),
     ("unipc 2", UNIPC_2),
     ("unipc 3", UNIPC_3),
     ("lms", LMS),
@@ -61,7 +63,7 @@ pub fn seeded() -> SeededNoise {
     SeededNoise::new(3, 0, &Device::flex())
 }
 
-pub const STOCHASTIC: [(&str, Solver); 7] = [
+pub const STOCHASTIC: [(&str, Solver); 9] = [
     ("ddim", |d, x, l| ddim(&By(d), x, l, 0.7, &mut seeded(), &mut ignore)),
     ("ddpm", |d, x, l| ddpm(&By(d), x, l, PosteriorVariance::Small, &mut seeded(), &mut ignore)),
     ("euler_ancestral", |d, x, l| euler_ancestral(&By(d), x, l, 1.0, &mut seeded(), &mut ignore)),
@@ -69,4 +71,6 @@ pub const STOCHASTIC: [(&str, Solver); 7] = [
     ("heun with churn", |d, x, l| heun(&By(d), x, l, &CHURN, &mut seeded(), &mut ignore)),
     ("dpmpp_sde_2m", |d, x, l| dpmpp_sde_2m(&By(d), x, l, 1.0, &mut seeded(), &mut ignore)),
     ("dpmpp_sde_2m, eta 0.5", |d, x, l| dpmpp_sde_2m(&By(d), x, l, 0.5, &mut seeded(), &mut ignore)),
+    ("dpmpp_sde_3m", |d, x, l| dpmpp_sde_3m(&By(d), x, l, 1.0, &mut seeded(), &mut ignore)),
+    ("dpmpp_sde_3m, eta 0.5", |d, x, l| dpmpp_sde_3m(&By(d), x, l, 0.5, &mut seeded(), &mut ignore)),
 ];

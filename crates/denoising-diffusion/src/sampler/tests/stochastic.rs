@@ -22,7 +22,7 @@ fn difference(samples: &[Point], mixture: &Mixture) -> f64 {
 }
 
 fn steps(name: &str) -> usize {
-    if name.contains("2m") || name.contains("heun") { 40 } else { 200 }
+    if name.contains("2m") || name.contains("3m") || name.contains("heun") { 40 } else { 200 }
 }
 
 #[test]
