@@ -1,4 +1,4 @@
-//! From a network in eval mode to images: noise levels, sampler, guidance and batches chosen by configurations, on one device or several. Not here:
+//! From a network in eval behaviour to images: noise levels, sampler, guidance and batches chosen by configurations, on one device or several. Not here:
 //! the samplers themselves, and files.
 
 use std::ops::{ControlFlow, Range};

@@ -1,4 +1,4 @@
-//! The loss on held-out data, by quarter of t, from the averaged network in eval mode.
+//! The loss on held-out data, by quarter of t, from the averaged network in eval behaviour.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 

@@ -1,4 +1,4 @@
-//! Calls of a network in eval mode for sampling: launched, or recorded once and replayed.
+//! Calls of a network in eval behaviour for sampling: launched, or recorded once and replayed.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

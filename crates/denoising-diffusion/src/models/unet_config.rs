@@ -69,7 +69,7 @@ pub struct UnetConfig {
     pub learned_sinusoidal_dim: usize,
     /// Base of the sinusoidal embedding's geometric frequencies.
     pub sinusoidal_pos_emb_theta: f64,
-    /// Dropout probability after the first block of each residual block, in training only.
+    /// Dropout probability after the first block of each residual block, in train behaviour only.
     pub dropout: f64,
     /// Width of an attention head, for all stages or per stage.
     pub attn_dim_head: PerStage<usize>,

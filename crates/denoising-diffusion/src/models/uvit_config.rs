@@ -46,7 +46,7 @@ pub struct UvitConfig {
     pub channels: usize,
     /// Number of blocks of the transformer.
     pub vit_depth: usize,
-    /// Dropout probability of the transformer's attention weights and hidden layers, in training only.
+    /// Dropout probability of the transformer's attention weights and hidden layers, in train behaviour only.
     pub vit_dropout: f64,
     /// Width of an attention head of the transformer. The linear attentions around it have 4 heads of width 32, as in the reference.
     pub attn_dim_head: usize,

@@ -11,7 +11,7 @@ use crate::nn::params::{self, ParamsError, Role, VisitTensor};
 use crate::nn::sweeps::{self, Field};
 use crate::weights::StateDict;
 
-/// The averaged network, in eval mode from the start; it shares no storage with the network in training.
+/// The averaged network, in eval behaviour from the start; it shares no storage with the network in training.
 #[derive(Clone, Debug)]
 pub(super) struct Average<M> {
     /// `None` only while it is being replaced.

@@ -81,7 +81,7 @@ impl EmaConfig {
     }
 }
 
-/// A moving average of a network's weights. Its network is in eval mode from the start and shares no storage with the one in training.
+/// A moving average of a network's weights. Its network is in eval behaviour from the start and shares no storage with the one in training.
 #[derive(Clone, Debug)]
 pub struct Ema<M> {
     average: Average<M>,
