@@ -1,5 +1,5 @@
-//! From a network in eval behaviour to images: noise levels, sampler, guidance and batches chosen by configurations, on one device or several. Not here:
-//! the samplers themselves, and files.
+//! From a network in eval behaviour to images: noise levels, sampler, guidance and batches chosen by configurations, on one device or several. Not
+//! here: the samplers themselves, and files.
 
 use std::ops::{ControlFlow, Range};
 
