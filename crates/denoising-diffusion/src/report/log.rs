@@ -8,7 +8,6 @@
 //! strings `"NaN"`, `"inf"` and `"-inf"` (see [`number`]); record types of your own that do not use [`number`] get `null` from `serde_json`.
 //!
 //! Not here: drawing the log (`report::curve`).
-//! Drawing the log is `report::curve`'s business.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
