@@ -15,7 +15,7 @@ pub enum Task {
     Loss,
     /// Mebibytes of a file.
     Fetch,
-    /// Snapshots combined into a post-hoc average.
+    /// Snapshots of averages, combined into an average of another length.
     Average,
 }
 
