@@ -104,8 +104,8 @@ impl Formulation for GaussianDiffusion {
         self.prediction
     }
 
-    /// 1 for predicted noise. For the other objectives the weight that makes the loss equal to that on the noise (Hang et al. 2023, section 3.4), or
-    /// 1. With learned variance and for weighted objectives, 1.
+    /// For predicted noise, with learned variance and for weighted objectives, 1. For the other objectives, 1 or the weight that makes the loss
+    /// equal to that on the noise (Hang et al. 2023, section 3.4), depending on [`LossWeight`].
     fn loss_weight(&self, level: &NoiseLevel) -> f64 {
         match (self.output, self.prediction) {
             _ if self.loss_weight == LossWeight::Uniform => 1.0,

@@ -25,9 +25,9 @@ pub struct HeldOutLoss {
     pub n: usize,
 }
 
-/// The loss on batches: tensors `[b, c, ...]`, or [`Examples`] with classes and conditions. The noise level of example `i` lies in quarter `i mod
-/// 4`; with fewer than eight examples, each is measured in every quarter. Levels and noise depend only on (seed, i), so that two measurements differ
-/// only by the network. `None` without any example.
+/// The loss on batches: tensors `[b, c, ...]`, or [`Examples`] with classes and conditions. The noise level of example `i` lies in quarter
+/// `i mod 4`; with fewer than eight examples, each is measured in every quarter. Levels and noise depend only on (seed, i), so that two measurements
+/// differ only by the network. `None` without any example.
 pub fn held_out_loss<M: Network>(
     model: &Eval<M>,
     diffusion: &Diffusion,

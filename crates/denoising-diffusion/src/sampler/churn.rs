@@ -26,8 +26,8 @@ impl Default for Churn {
 }
 
 impl Churn {
-    /// Adds noise to `x` at level `t`, in a run of `steps` steps, and returns it with its new level: `sigma_hat = sigma (1 + gamma)`, `x_hat = x +
-    /// s_noise sqrt(sigma_hat^2 - sigma^2) z`, for `x / alpha` and `sigma / alpha`.
+    /// Adds noise to `x` at level `t`, in a run of `steps` steps, and returns it with its new level: `sigma_hat = sigma (1 + gamma)`,
+    /// `x_hat = x + s_noise sqrt(sigma_hat^2 - sigma^2) z`, for `x / alpha` and `sigma / alpha`.
     pub(super) fn apply<const D: usize>(
         &self,
         denoiser: &impl Denoiser<D>,

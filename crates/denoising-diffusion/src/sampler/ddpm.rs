@@ -16,8 +16,8 @@ pub enum PosteriorVariance {
     Small,
     /// That of q(x_t | x_s), `beta_t` between neighbours: optimal if the data were white noise. The published CIFAR-10 FID of 3.17 needs it.
     Large,
-    /// What the network learned, between the two (Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15), element by element: `exp(v ln large + (1 - v)
-    /// ln small)`, v being [`Estimate::variance`]. Equals [`Small`](Self::Small) if the network learned none.
+    /// What the network learned, between the two (Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15), element by element:
+    /// `exp(v ln large + (1 - v) ln small)`, v being [`Estimate::variance`]. Equals [`Small`](Self::Small) if the network learned none.
     Learned,
 }
 

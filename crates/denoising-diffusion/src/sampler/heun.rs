@@ -8,10 +8,11 @@ use super::noise_source::NoiseSource;
 use super::step::{Callback, Interrupted, walk};
 use crate::diffusion::{Denoiser, NoiseLevel};
 
-/// From `x` at `levels[0]` to the last level (Karras et al. 2022, arXiv:2206.00364, algorithm 2): an Euler step of `d(x / alpha) / d(sigma / alpha)
-/// = eps`, then the same step with the mean of the slopes at both ends, `x_s = alpha_s (x_t / alpha_t + (sigma_s / alpha_s - sigma_t / alpha_t)
-/// (eps_t + eps_s) / 2)`. Second order, two estimates per step; only the first one where the second slope does not exist or misleads (see
-/// `SLOPE_IS_CONSTANT`). Ignores [`Estimate::renoise`](crate::diffusion::Estimate::renoise).
+/// From `x` at `levels[0]` to the last level (Karras et al. 2022, arXiv:2206.00364, algorithm 2): an Euler step of
+/// `d(x / alpha) / d(sigma / alpha) = eps`, then the same step with the mean of the slopes at both ends,
+/// `x_s = alpha_s (x_t / alpha_t + (sigma_s / alpha_s - sigma_t / alpha_t) (eps_t + eps_s) / 2)`. Second order, two estimates per step; only the
+/// first one where the second slope does not exist or misleads (see `SLOPE_IS_CONSTANT`). Ignores
+/// [`Estimate::renoise`](crate::diffusion::Estimate::renoise).
 pub fn heun<const D: usize>(
     denoiser: &impl Denoiser<D>,
     x: Tensor<D>,

@@ -2,10 +2,10 @@
 //! and, for stochastic solvers, a source of noise. Samplers never see a network, a schedule or a trainer.
 //!
 //! Levels are listed noisiest first and strictly decreasing; clean data is usually the last, but a list may end before it. All solvers work for any
-//! (alpha, sigma): variance preserving, alpha = 1 (Karras et al. 2022), straight paths (rectified flow). Many of their equations use `sigma /
-//! alpha`, the noise of `x / alpha`, or `lambda = ln(alpha / sigma)`, half of [`log_snr`](crate::diffusion::NoiseLevel::log_snr). Where these are
-//! infinite, or too large for what they multiply, all solvers take the step of [`ddim`], which is exact for a constant estimate: from [pure
-//! noise](crate::diffusion::NoiseLevel::is_pure_noise), in the first steps only, and to clean data (sigma = 0), in the last.
+//! (alpha, sigma): variance preserving, alpha = 1 (Karras et al. 2022), straight paths (rectified flow). Many of their equations use
+//! `sigma / alpha`, the noise of `x / alpha`, or `lambda = ln(alpha / sigma)`, half of [`log_snr`](crate::diffusion::NoiseLevel::log_snr). Where
+//! these are infinite, or too large for what they multiply, all solvers take the step of [`ddim`], which is exact for a constant estimate: from
+//! [pure noise](crate::diffusion::NoiseLevel::is_pure_noise), in the first steps only, and to clean data (sigma = 0), in the last.
 
 mod churn;
 mod config;

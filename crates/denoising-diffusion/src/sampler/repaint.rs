@@ -70,12 +70,12 @@ pub struct Known<const D: usize> {
     pub mask: Tensor<D>,
 }
 
-/// From `x` at `levels[0]` to the last level, keeping the known part. After each step down to level s: `x_s = mask alpha_s known + (1 - mask) x_s +
-/// sigma_s sqrt(1 - (1 - mask)^2) z`, which has the noise of the level for masks between 0 and 1, too (the paper's `mask (alpha_s known + sigma_s
-/// z)` has less noise there, and is the same where the mask is 0 or 1). To make both parts agree, sampling jumps back and repeats steps: `x_t =
-/// (alpha_t / alpha_s) x_s + sqrt(variance of x_t given x_s) z`, following [`repaint_schedule`]. If the last level is clean data, the result equals
-/// the known data where the mask is 1. Each draw uses the next index of the noise source, from 0. The callback counts steps down, including repeated
-/// ones.
+/// From `x` at `levels[0]` to the last level, keeping the known part. After each step down to level s:
+/// `x_s = mask alpha_s known + (1 - mask) x_s + sigma_s sqrt(1 - (1 - mask)^2) z`, which has the noise of the level for masks between 0 and 1, too
+/// (the paper's `mask (alpha_s known + sigma_s z)` has less noise there, and is the same where the mask is 0 or 1). To make both parts agree,
+/// sampling jumps back and repeats steps: `x_t = (alpha_t / alpha_s) x_s + sqrt(variance of x_t given x_s) z`, following [`repaint_schedule`]. If
+/// the last level is clean data, the result equals the known data where the mask is 1. Each draw uses the next index of the noise source, from 0.
+/// The callback counts steps down, including repeated ones.
 pub fn inpaint<const D: usize>(
     denoiser: &impl Denoiser<D>,
     mut x: Tensor<D>,

@@ -60,7 +60,7 @@ pub struct CheckpointState {
     /// Settings that must not change on resume ([`RunSetup::settings`](super::RunSetup::settings)); absent in checkpoints of earlier versions.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "with_values")]
     pub settings: BTreeMap<String, String>,
-    /// The data's units at 0 and 1, if measured or declared: not part of the digest.
+    /// The values of 0 and 1 in the units of the data, if measured or declared: not part of the digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value_range: Option<[f64; 2]>,
     /// Lengths of the stored post-hoc averages.

@@ -186,7 +186,7 @@ impl<M: Network> Trainer<M> {
         })
     }
 
-    /// Also keeps averages of these profiles, from which others can be made later ([`crate::post_hoc`]).
+    /// Also keeps averages of these profiles, in addition to [`ema`](Self::ema), from which others can be made later ([`crate::post_hoc`]).
     ///
     /// # Errors
     /// If called after the first step, which the averages would miss; two profiles of the same length; a network with running statistics, which

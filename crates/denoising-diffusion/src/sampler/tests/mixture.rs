@@ -94,8 +94,8 @@ impl Mixture {
         (mean, [second(0, 0, 0) - products[0], second(0, 1, 1) - products[1], second(1, 1, 2) - products[2]])
     }
 
-    /// The expectation of x_start given `x = alpha x_start + sigma eps`: that of each mode, `mean + alpha covariance (alpha^2 covariance +
-    /// sigma^2)^-1 (x - alpha mean)`, weighted by how probable the mode makes x.
+    /// The expectation of x_start given `x = alpha x_start + sigma eps`: that of each mode,
+    /// `mean + alpha covariance (alpha^2 covariance + sigma^2)^-1 (x - alpha mean)`, weighted by how probable the mode makes x.
     pub fn expectation(&self, x: Point, alpha: f64, sigma: f64) -> Point {
         let conditionals: Vec<(f64, Point)> = self.modes.iter().map(|m| m.given(x, alpha, sigma)).collect();
         let most = conditionals.iter().map(|c| c.0).fold(f64::NEG_INFINITY, f64::max);
