@@ -216,7 +216,7 @@ fn by_pixels(
     metrics.iter().map(measured).collect()
 }
 
-/// As many of the images as have their pixels fit in memory.
+/// As many of the images as fit in memory as pixels, evenly spaced.
 pub(super) fn bearable(images: &Images) -> Images {
     images.spread(MOST_PIXELS / images.image_len().max(1))
 }

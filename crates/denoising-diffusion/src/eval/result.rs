@@ -110,7 +110,7 @@ pub struct Measurement {
 pub enum JudgedOn {
     /// Images of its data that it was not trained on.
     HeldOut,
-    /// Training images, as there are not two others: numbers on them do not distinguish learning from memorising.
+    /// Training images, because fewer than two were held out: numbers on them do not distinguish learning from memorising.
     Training,
     /// Images given by the user; whether it was trained on them is unknown.
     Given,

@@ -97,7 +97,7 @@ pub struct UnetConfig {
     /// Probability with which training hides an example's class and vector, in [0, 1] (Ho and Salimans 2022, "Classifier-free diffusion guidance",
     /// algorithm 1: p_uncond). Used by the training code: the network itself never drops anything. Has no effect without classes and vectors.
     pub class_drop_prob: f64,
-    /// Whether the data are sequences. Set by [`Unet1dConfig`](super::Unet1dConfig); not an option in files.
+    /// The axes of images, or that of sequences. Set by [`Unet1dConfig`](super::Unet1dConfig); not an option in files.
     #[serde(skip)]
     pub axes: Axes,
 }
