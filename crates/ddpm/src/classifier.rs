@@ -1,4 +1,4 @@
-//! A classifier that guides: from its file to what drawing samples needs. Not here: training one (`commands::train_classifier`).
+//! A guiding classifier: from its file to what sampling needs. Not here: training one (`commands::train_classifier`).
 
 use std::path::Path;
 
@@ -12,15 +12,15 @@ use crate::failure::{Failure, FailureExt, Result};
 
 /// A classifier ready to guide.
 pub struct GuidingClassifier {
-    /// What `Generator::classifier` takes, by reference.
+    /// The gradient for `Generator::classifier`, which takes it by reference.
     pub gradient: Box<ClassifierGradient<'static>>,
-    /// Name of each class: they are as many as the classifier knows.
+    /// Name of each class; their number is the number of classes.
     pub class_names: Vec<String>,
 }
 
 impl GuidingClassifier {
-    /// Opens the classifier in `path` to guide, by `scale`, a network that draws images of a shape under a formulation. A classifier of
-    /// other images or of another formulation is wrong usage.
+    /// Opens the classifier in `path`, to guide with this `scale` a network that draws images of a shape under a formulation. A classifier for other
+    /// images or another formulation is a usage error.
     pub fn open(path: &Path, scale: f64, diffusion: &Diffusion, image: ImageShape, device: &Device) -> Result<Self> {
         if !scale.is_finite() {
             return Err(Failure::usage(format!("--classifier-scale must be a finite number, got {scale}")));

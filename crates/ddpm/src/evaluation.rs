@@ -1,4 +1,4 @@
-//! What the evaluating commands share: a parser, what can be measured, progress and Ctrl-C of the library's evaluations.
+//! Shared by the evaluating commands: a parser, which metrics can be measured, progress and Ctrl-C of the library's evaluations.
 
 use std::ops::ControlFlow;
 
@@ -56,12 +56,12 @@ impl Watch for StderrWatch {
     }
 }
 
-/// What is said of features that could not be kept.
+/// The warning for features that could not be stored.
 pub fn not_stored(why: &InteropError) -> String {
     format!("warning: cannot store the features for later use: {}", chain(why))
 }
 
-/// Those of the metrics that can be measured. Others are an error if they were asked for by name, else told and left out.
+/// The metrics that can be measured. Others are an error if they were requested by name, otherwise they are skipped with a note.
 pub fn those_measurable(metrics: &[Metric], by_name: bool, facts: &Facts<'_>) -> Result<Vec<Metric>> {
     let (can, cannot) = measurable(metrics, facts);
     if let Some((metric, why)) = cannot.first().filter(|_| by_name || can.is_empty()) {
@@ -71,7 +71,7 @@ pub fn those_measurable(metrics: &[Metric], by_name: bool, facts: &Facts<'_>) ->
             None => failure,
         });
     }
-    // A line for each reason.
+    // One line for each reason.
     for (i, (_, why)) in cannot.iter().enumerate() {
         if cannot[..i].iter().all(|(_, other)| other != why) {
             let of_it = cannot.iter().filter(|(_, other)| other == why);
@@ -103,7 +103,8 @@ pub fn listed(metrics: impl Iterator<Item = Metric>) -> String {
     }
 }
 
-/// The recipe with those metrics of its evaluations that can be measured. What a recipe measures by default, nobody asked for by name.
+/// The recipe, with its evaluations limited to metrics that can be measured. The metrics that a recipe measures by default do not count as requested
+/// by name.
 pub fn with_measurable(recipe: Recipe, dataset: &Dataset, held_out: usize) -> Result<Recipe> {
     let config = &recipe.evaluate;
     if config.evaluate_every.is_none() {
@@ -125,7 +126,7 @@ pub fn with_measurable(recipe: Recipe, dataset: &Dataset, held_out: usize) -> Re
     Ok(Recipe { evaluate: EvaluateConfig { metrics, ..config.clone() }, ..recipe })
 }
 
-/// Ctrl-C is no error to tell.
+/// Turns an interruption into `Failure::interrupted`: Ctrl-C is not reported as an error.
 pub fn or_interrupted(error: EvaluateError) -> Failure {
     match error {
         EvaluateError::Interrupted => Failure::interrupted(),

@@ -1,5 +1,4 @@
-//! How a command ends badly: an exit code, an error with its causes, and a hint. Not here: what went wrong in the library, which says
-//! so itself.
+//! How a command fails: an exit code, an error with its causes, and a hint. Not here: what went wrong in the library, whose errors describe it.
 
 use std::error::Error;
 use std::fmt::Display;
@@ -13,12 +12,12 @@ use denoising_diffusion::model_file::ModelFileError;
 use denoising_diffusion::recipe::RecipeError;
 use denoising_diffusion::train::{CheckpointError, ClassifierTrainError, RunError, SnapshotsError};
 
-/// The exit codes beside 0 (done).
+/// The exit codes other than 0 (done).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
     /// The work could not be done.
     Failed = 1,
-    /// The work was not understood or makes no sense.
+    /// The command line is invalid or makes no sense.
     Usage = 2,
     /// Ctrl-C.
     Interrupted = 130,
@@ -28,7 +27,7 @@ pub enum Code {
 #[derive(Debug)]
 pub struct Failure {
     code: Code,
-    /// None: all has been said.
+    /// `None` if the user has been told already.
     error: Option<anyhow::Error>,
     hint: Option<String>,
 }
@@ -58,13 +57,13 @@ impl Failure {
         Self { code: Code::Interrupted, error: None, hint: None }
     }
 
-    /// Says what the user can do about it.
+    /// Adds a hint on what the user can do about it.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// Says what was attempted; the error so far becomes the cause.
+    /// Adds what was attempted; the error so far becomes the cause.
     pub fn context(mut self, what: impl Display) -> Self {
         self.error = self.error.map(|error| error.context(what.to_string()));
         self
@@ -75,7 +74,7 @@ impl Failure {
         Self { code: Code::Usage, ..self }
     }
 
-    /// Tells the user, on stderr, and gives the exit code.
+    /// Reports to the user on stderr and returns the exit code.
     pub fn report(&self) -> ExitCode {
         if self.error.is_some() {
             crate::output::note(self.to_text().trim_end());
@@ -83,7 +82,7 @@ impl Failure {
         ExitCode::from(self.code as u8)
     }
 
-    /// The line `error:`, a line for each cause, and the line `hint:` if there is something to do.
+    /// The line `error:`, a line for each cause, and the line `hint:` if there is a hint.
     pub fn to_text(&self) -> String {
         let mut text = String::new();
         let Some(error) = &self.error else { return text };
@@ -97,7 +96,7 @@ impl Failure {
         self.hint_to_give().map(|hint| text.clone() + &format!("hint: {hint}\n")).unwrap_or(text)
     }
 
-    /// The error and its causes in one line, and the hint in brackets if there is something to do: for warnings.
+    /// The error and its causes in one line, with the hint in brackets if there is one: for warnings.
     pub fn in_one_line(&self) -> String {
         let Some(error) = &self.error else { return String::new() };
         let line = |text: &str| text.lines().map(str::trim).collect::<Vec<_>>().join(" ");
@@ -105,7 +104,7 @@ impl Failure {
         line(&chain(error.as_ref())) + &hint
     }
 
-    /// What was said to do, else what the library says.
+    /// The hint that was added, otherwise the library's.
     fn hint_to_give(&self) -> Option<String> {
         self.hint.clone().or_else(|| self.error.as_ref()?.chain().find_map(hint_of))
     }
@@ -113,9 +112,9 @@ impl Failure {
 
 /// For results: the same methods as on [`Failure`].
 pub trait FailureExt<T> {
-    /// Says what was attempted.
+    /// Adds what was attempted.
     fn context(self, what: impl Display) -> Result<T>;
-    /// Wrong usage rather than failed work.
+    /// Marks it as wrong usage rather than failed work.
     fn or_usage(self) -> Result<T>;
 }
 
@@ -129,11 +128,11 @@ impl<T, E: Into<Failure>> FailureExt<T> for std::result::Result<T, E> {
     }
 }
 
-/// What serves networks that embed time by Fourier features.
+/// Hint for networks that embed time by Fourier features.
 pub const SMALL_LEVELS: &str = "choose a formulation with a small range of noise levels: --diffusion elucidated, continuous_time, \
                                 simple or rectified_flow";
 
-/// The library's hint. Errors that wrap others transparently hide them from the chain, so they are opened here.
+/// The library's hint. Errors that wrap others transparently hide them from the chain, so they are unwrapped here.
 fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     if let Some(error) = error.downcast_ref::<DataError>() {
         return error.hint_for(&crate::takes);
@@ -215,7 +214,7 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     }
 }
 
-/// Lines that belong to an error but not to its sentence.
+/// Additional lines for an error, which do not fit into its sentence.
 fn details(error: &(dyn Error + 'static)) -> Vec<String> {
     let checkpoint = match error.downcast_ref() {
         Some(RunError::Checkpoint(error)) => Some(error),

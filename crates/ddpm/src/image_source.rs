@@ -1,4 +1,4 @@
-//! What a path names when images are to be compared: images, statistics of features, or weights to draw images from.
+//! The sources of images to compare: images, statistics of features, or weights to draw images from.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,9 +15,9 @@ use crate::failure::{FailureExt, Result};
 use crate::opening::{open_data, opening};
 use crate::weights::{Found, best_of};
 
-/// What a path names.
+/// What a path refers to.
 pub enum ImageSource {
-    /// Of a folder, IDX, `.npy` or `.npz`.
+    /// From a folder, IDX, `.npy` or `.npz`.
     Data(Images),
     /// `.npz` statistics.
     Statistics(Box<Gaussian>),
@@ -26,7 +26,7 @@ pub enum ImageSource {
 }
 
 impl ImageSource {
-    /// Looks at what is there, and opens it.
+    /// Detects what is there, and opens it.
     pub fn open(path: &Path) -> Result<Self> {
         if holds_statistics(path) {
             return Ok(Self::Statistics(Box::new(read_statistics(path)?)));
@@ -40,8 +40,7 @@ impl ImageSource {
     }
 }
 
-/// Opens images as they are, at their own size; none may be broken. Where grey and RGB files lie together, all become RGB, as in
-/// pytorch-fid.
+/// Opens images as they are, at their own size; none may be broken. If grey and RGB files are mixed, all become RGB, as in pytorch-fid.
 pub fn open_images(path: &Path) -> Result<Arc<Dataset>> {
     let config = DataConfig { path: Some(path.to_path_buf()), max_broken: 0.0, ..DataConfig::default() };
     match opening(|opening| Dataset::open_with(&config, opening)) {
@@ -52,14 +51,14 @@ pub fn open_images(path: &Path) -> Result<Arc<Dataset>> {
     }
 }
 
-/// Whether there are these two kinds and no transparency.
+/// Whether these two kinds are both present, and no transparency.
 fn are_grey_and_rgb(config: &DataConfig) -> Result<bool> {
     let headers = DataConfig { verify: Verify::Header, ..config.clone() };
     let channels = opening(|opening| inspect_with(&headers, opening))?.channels;
     Ok(channels.iter().all(|tally| matches!(tally.value, 1 | 3)))
 }
 
-/// Opens images, fitted as `config` says; none may be broken.
+/// Opens images, fitted according to `config`; none may be broken.
 pub fn open_prepared(path: &Path, config: DataConfig) -> Result<Arc<Dataset>> {
     let config = DataConfig { path: Some(path.to_path_buf()), max_broken: 0.0, ..config };
     Ok(Arc::new(open_data(&config)?))
@@ -70,7 +69,7 @@ pub fn all(dataset: &Arc<Dataset>) -> Images {
     Images::of_data(Subset::from(dataset.clone()))
 }
 
-/// How data must be prepared to look as a network's samples do.
+/// How data must be prepared to match a network's samples.
 pub fn prepared_as(file: &ModelFile, run: Option<&DataConfig>) -> Result<DataConfig> {
     let (card, image) = (&file.card, file.card.image);
     let mut config = run.cloned().unwrap_or_else(|| DataConfig { resize: card.resize, ..DataConfig::default() });
@@ -78,7 +77,7 @@ pub fn prepared_as(file: &ModelFile, run: Option<&DataConfig>) -> Result<DataCon
     if config.layout == DataLayout::Auto {
         config.layout = layout;
     }
-    // A card that says nothing stands for pixels, or was written when [0, 1] was not.
+    // A card without a range stands for pixels, or was written when [0, 1] was not stored.
     let unit = matches!(layout, DataLayout::Sequences | DataLayout::Volumes) || config.value_range.is_some();
     config.trained_range = card.value_range.or(unit.then_some([0.0, 1.0]));
     config.trained_condition_range = card.condition_value_range;

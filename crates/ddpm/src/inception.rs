@@ -1,4 +1,4 @@
-//! Where the weights of Inception come from: a file that is named, the cache folder, or the network. Not here: what is in them.
+//! Sources of the weights of Inception: a given file, the cache folder, or a download. Not here: their contents.
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -20,9 +20,9 @@ use crate::output::note;
 const FILE: &str = "pt_inception-2015-12-05-6726825d.pth";
 const URL: &str =
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth";
-/// Names another place to fetch the file from.
+/// Environment variable with another URL for the file.
 const URL_VARIABLE: &str = "DDPM_INCEPTION_URL";
-/// More than the file has; a server that sends more sends something else.
+/// More than the size of the file; a larger download is something else.
 const MOST_BYTES: u64 = 200 << 20;
 
 /// Flags of every command that shows images to Inception.
@@ -73,12 +73,12 @@ impl InceptionArgs {
         Ok(Extractor { network, block, digest: weights.digest, background: self.background.0 })
     }
 
-    /// Whether a file is named.
+    /// Whether a file is given.
     pub fn is_named(&self) -> bool {
         self.inception.is_some()
     }
 
-    /// Where features are kept.
+    /// Where features are stored.
     pub fn store(&self) -> Option<FeatureStore> {
         if self.no_cache { None } else { cache::folder().map(|folder| FeatureStore::new(folder.join("features"))) }
     }
@@ -102,7 +102,7 @@ fn cached_or_fetched() -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Fetches a file and checks it before it gets its name.
+/// Downloads a file and verifies it before it gets its name.
 fn fetch(url: &str, path: &Path) -> Result {
     note(format!("downloading {url}"));
     if let Some(folder) = path.parent() {

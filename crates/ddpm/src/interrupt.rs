@@ -8,10 +8,10 @@ use denoising_diffusion::train::StopSignal;
 use crate::failure::{Code, Result};
 use crate::output::note;
 
-/// Two signals within this time are one wish: some programs signal a process and then its whole group.
+/// Signals within this time count as one: some programs signal a process and then its whole group.
 const ONE_PRESS: Duration = Duration::from_millis(300);
 
-/// Installs the handler; `first` is said at the first Ctrl-C. To be called once.
+/// Installs the handler; `first` is printed at the first Ctrl-C. Must be called only once.
 pub fn stop_on_ctrl_c(first: &'static str) -> Result<StopSignal> {
     let stop = StopSignal::default();
     let requested = stop.clone();

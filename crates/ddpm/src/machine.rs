@@ -83,31 +83,31 @@ pub struct NetworkDevicesArgs {
 #[derive(Clone, Debug)]
 pub struct Machine {
     opened: Opened,
-    /// Devices that share the work with that one.
+    /// Additional devices that share the work.
     others: Vec<Device>,
-    /// The devices in words.
+    /// Description of the devices.
     pub name: String,
     pub threads: usize,
-    /// Where kernels of the device will be kept, if none are yet.
+    /// Where tuned kernels of the device will be stored, if none are stored yet.
     new_kernels: Option<PathBuf>,
 }
 
 impl NetworkMachineArgs {
-    /// Starts the threads. To be called once, before anything computes.
+    /// Starts the threads. Must be called once, before any computation.
     pub fn start(&self, work: Work) -> Result<Machine> {
         self.machine.start_in(self.precision, work)
     }
 }
 
 impl NetworkDevicesArgs {
-    /// Starts the threads. To be called once, before anything computes.
+    /// Starts the threads. Must be called once, before any computation.
     pub fn start(&self, work: Work) -> Result<Machine> {
         self.devices.start(ArithmeticConfig { precise: self.exactness.precise, precision: self.precision }, work)
     }
 }
 
 impl MachineArgs {
-    /// Starts the threads. To be called once, before anything computes.
+    /// Starts the threads. Must be called once, before any computation.
     pub fn start(&self, work: Work) -> Result<Machine> {
         self.start_in(Precision::F32, work)
     }
@@ -119,7 +119,7 @@ impl MachineArgs {
 }
 
 impl DevicesArgs {
-    /// Starts the threads. To be called once, before anything computes.
+    /// Starts the threads. Must be called once, before any computation.
     pub fn start(&self, arithmetic: ArithmeticConfig, work: Work) -> Result<Machine> {
         self.describe(arithmetic)?.started(arithmetic, work)
     }
@@ -131,7 +131,7 @@ impl DevicesArgs {
     }
 }
 
-/// Whether these devices can share the work: each once, and all of one kind, which then round alike.
+/// Checks that these devices can share the work: each is listed once, and all are of one kind, so that they round alike.
 fn check_kinds(devices: &[DeviceChoice]) -> Result {
     let kind = |device: &DeviceChoice| match device {
         DeviceChoice::Gpu { backend, .. } => Some(*backend),
@@ -150,14 +150,14 @@ fn check_kinds(devices: &[DeviceChoice]) -> Result {
     }
 }
 
-/// What a device can compute in beside f32.
+/// The types that a device can compute in besides f32.
 #[derive(Clone, Copy, Debug)]
 struct Abilities {
     tf32: bool,
     bf16: bool,
 }
 
-/// A device in words, with what it computes in where that is not f32 throughout.
+/// Description of a device, with its arithmetic unless that is f32 throughout.
 fn name_in(precision: Precision, device: &str, Abilities { tf32, bf16 }: Abilities) -> Result<String> {
     match precision {
         Precision::F32 if !tf32 => Ok(device.to_string()),
@@ -203,7 +203,7 @@ impl Machine {
         &self.opened.device
     }
 
-    /// Whether each device has something to do in a step of so many batches.
+    /// Checks that each device has something to do in a step of `accumulate` batches.
     pub fn check_shares(&self, accumulate: usize) -> Result {
         let devices = 1 + self.others.len();
         if accumulate >= devices {
@@ -216,7 +216,7 @@ impl Machine {
         .hint(format!("use --accumulate {devices}; a smaller --batch-size keeps the number of images per step")))
     }
 
-    /// Devices beside [`device`](Self::device).
+    /// The devices besides [`device`](Self::device).
     pub fn others(&self) -> &[Device] {
         &self.others
     }
@@ -228,7 +228,7 @@ fn opened(choice: DeviceChoice) -> Result<Opened> {
     opened.map_err(|error| Failure::usage(format!("--device {choice}: {error}")))
 }
 
-/// The device in words, with what it computes in.
+/// Description of the device, with its arithmetic.
 fn name_of(opened: &Opened, precision: Precision) -> Result<String> {
     let device = &opened.device;
     let abilities = Abilities {
@@ -238,7 +238,7 @@ fn name_of(opened: &Opened, precision: Precision) -> Result<String> {
     name_in(precision, &opened.in_words(), abilities)
 }
 
-/// Physical cores, as far as this process may use them: arithmetic gains nothing from a second thread on the same core.
+/// Physical cores that this process may use: arithmetic gains nothing from a second thread on the same core.
 pub fn default_threads() -> usize {
     let allowed = available_parallelism().map_or(1, usize::from);
     num_cpus::get_physical().clamp(1, allowed)

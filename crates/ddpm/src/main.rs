@@ -40,7 +40,7 @@ use commands::{
 use failure::Result;
 use panics::without_panic;
 
-/// A training step works in the memory of the step before it.
+/// A training step reuses the memory of the step before it.
 #[global_allocator]
 static ALLOCATOR: CachingAllocator = CachingAllocator::new();
 
@@ -107,7 +107,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether the command at work takes a flag, named with its dashes.
+/// Whether the running command has a flag, given with its dashes.
 fn takes(flag: &str) -> bool {
     static COMMAND: LazyLock<Option<clap::Command>> = LazyLock::new(|| {
         let name = std::env::args_os().nth(1)?;

@@ -1,8 +1,8 @@
-//! Networks in words. Not here: the networks.
+//! Networks described in words. Not here: the networks.
 
 use denoising_diffusion::models::{DitConfig, NetworkConfig};
 
-/// A network in a line.
+/// A network in one line.
 pub fn in_words(network: &NetworkConfig) -> String {
     match network {
         NetworkConfig::Unet(unet) => format!("U-Net, stages {}", stages(unet.dim, &unet.dim_mults)),

@@ -8,12 +8,12 @@ use denoising_diffusion::data::{DataConfig, Dataset, Opening};
 use crate::cache;
 use crate::failure::Result;
 
-/// Opens data, telling on a terminal how many files have been checked.
+/// Opens data, showing on a terminal how many files have been checked.
 pub fn open_data(config: &DataConfig) -> Result<Dataset> {
     Ok(opening(|opening| Dataset::open_with(config, opening))?)
 }
 
-/// The same for whoever looks at the library's error.
+/// The same for callers that handle the library's error.
 pub fn opening<T>(open: impl FnOnce(&Opening<'_>) -> T) -> T {
     let terminal = std::io::stderr().is_terminal();
     let shown = AtomicUsize::new(0);

@@ -1,5 +1,6 @@
-//! A device without memory left, as CubeCL says it: a text within a panic, raised where a result is read that could not be computed. Here it
-//! becomes an error that says what was asked for, what was taken and what to do. Not here: how much a training needs (the library tells).
+//! Out-of-memory panics of CubeCL: their text is recognised in a panic, which is raised where a result is read that could not be computed, and
+//! becomes an error that says what was requested, what is in use and what to do. Not here: how much memory a training needs (the library estimates
+//! it).
 
 use std::sync::{Mutex, PoisonError};
 
@@ -7,23 +8,23 @@ use denoising_diffusion::device::{DeviceMemory, Opened};
 
 use crate::failure::Failure;
 
-/// What CubeCL says before the number of bytes that it could not have; before the size of a tensor that is larger than the device gives in one piece (a
-/// quarter of CUDA's memory, 2 GiB on most of Vulkan), however much is free; and what wgpu says, without a number.
+/// CubeCL's text before the number of bytes that could not be allocated; before the size of a tensor that is larger than the device allocates in one
+/// piece (a quarter of CUDA's memory, 2 GiB on most of Vulkan), however much is free; and wgpu's text, without a number.
 const NO_MEMORY: &str = "out of device memory allocating ";
 const TOO_LARGE: &str = "can't allocate buffer of size: ";
 const NO_MEMORY_UNCOUNTED: &str = "wgpu error: Out of Memory";
 
-/// What could not be had.
+/// What could not be allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Refused {
-    /// Memory: so many bytes, if that is known.
+    /// Memory, with the number of bytes if known.
     Memory(Option<u64>),
-    /// A tensor of so many bytes.
+    /// A tensor, with its number of bytes.
     Tensor(u64),
 }
 
 impl Refused {
-    /// What a panic's text tells of.
+    /// Parses a panic's text.
     fn told_by(panic: &str) -> Option<Self> {
         let bytes_after = |words| {
             let (_, rest) = panic.split_once(words)?;
@@ -37,7 +38,7 @@ impl Refused {
     }
 }
 
-/// What a command takes memory for, and so what it can do with less.
+/// What a command uses memory for; this decides the hint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
     Training,
@@ -72,15 +73,15 @@ impl Work {
     }
 }
 
-/// The device that this process computes on, and what for.
+/// The device that this process computes on, and its work there.
 static WATCHED: Mutex<Option<(Opened, Work)>> = Mutex::new(None);
 
-/// Says what runs on which device, for the words of [`failure`].
+/// Records what runs on which device, for the text of [`failure`].
 pub fn watch(opened: &Opened, work: Work) {
     *WATCHED.lock().unwrap_or_else(PoisonError::into_inner) = Some((opened.clone(), work));
 }
 
-/// The failure behind a panic's text, if it is of this kind. Nothing that was written before is lost: results are read before anything is
+/// The failure for a panic's text, if the panic is of this kind. Nothing that was written before is lost: results are read before anything is
 /// written.
 pub fn failure(panic: &str) -> Option<Failure> {
     let refused = Refused::told_by(panic)?;
@@ -95,7 +96,7 @@ pub fn failure(panic: &str) -> Option<Failure> {
     })
 }
 
-/// What was refused, bytes in use and reserved, and what the whole device has.
+/// Describes what was refused, the bytes in use and reserved, and the memory of the whole device.
 fn in_words(refused: Refused, usage: Option<(u64, u64)>, memory: Option<DeviceMemory>) -> String {
     let refused = match refused {
         Refused::Memory(Some(bytes)) => format!("the device is out of memory: {} more were needed", mib(bytes)),

@@ -1,4 +1,4 @@
-//! Where words go: results to stdout, everything else to stderr (a closed pipe ends neither with a panic), and what files they may replace.
+//! Output: results to stdout, everything else to stderr (a closed pipe causes no panic in either), and which files may be replaced.
 
 use std::io::{ErrorKind, Write};
 use std::path::Path;
@@ -8,14 +8,14 @@ use serde_json::Value;
 
 use crate::failure::{Failure, Result};
 
-/// A path as JSON can hold it.
+/// A path as a JSON value.
 pub fn path(path: &Path) -> Value {
     path.to_string_lossy().into()
 }
 
-/// A line on stderr.
+/// Writes a line to stderr.
 pub fn note(line: impl AsRef<str>) {
-    // Nobody is left to be told if this fails.
+    // If this fails, there is nowhere to report it.
     let _ = writeln!(std::io::stderr(), "{}", line.as_ref());
 }
 
@@ -24,7 +24,7 @@ pub fn counted(count: usize, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
-/// A line of the result.
+/// Writes a line of the result.
 pub fn result(line: impl AsRef<str>) -> Result {
     match writeln!(std::io::stdout(), "{}", line.as_ref()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
@@ -34,23 +34,23 @@ pub fn result(line: impl AsRef<str>) -> Result {
     }
 }
 
-/// The result as one JSON object.
+/// Writes the result as one JSON object.
 pub fn json(value: &Value) -> Result {
     result(value.to_string())
 }
 
-/// Refuses a file that is there, unless it may be replaced.
+/// Refuses a file that exists, unless it may be replaced.
 pub fn refuse_file(path: &Path, refuse: bool) -> Result {
     if refuse && path.exists() { Err(exists(path)) } else { Ok(()) }
 }
 
-/// The refusal.
+/// The error for an existing file.
 pub fn exists(path: &Path) -> Failure {
     Failure::usage(format!("{} exists already", path.display()))
         .hint("overwrite it with --force, or choose another name")
 }
 
-/// A word of the configuration as a recipe spells it.
+/// An enum value of a configuration, as spelled in a recipe.
 pub fn word(value: &impl serde::Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(Value::String(word)) => word,
@@ -58,7 +58,7 @@ pub fn word(value: &impl serde::Serialize) -> String {
     }
 }
 
-/// Names and values, to be read one below the other.
+/// Names and values, one pair per line.
 #[derive(Clone, Debug, Default)]
 pub struct Rows(Vec<(String, String)>);
 
@@ -69,7 +69,7 @@ impl Rows {
         self
     }
 
-    /// The rows as aligned lines, without the last line's end.
+    /// The rows as aligned lines, without a final newline.
     pub fn aligned(&self) -> String {
         let width = self.0.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
         let lines = self.0.iter().map(|(name, value)| format!("{name:width$}  {value}"));

@@ -1,4 +1,4 @@
-//! A panic is a defect of ours, or a device's want of memory; the user gets one line all the same, and what is on disk is left as it is.
+//! A panic is a bug of ours, or a device that ran out of memory; the user gets a single error line, and files on disk are left as they are.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Mutex, PoisonError};
@@ -6,11 +6,11 @@ use std::sync::{Mutex, PoisonError};
 use crate::failure::{Failure, Result};
 use crate::out_of_memory;
 
-/// What the first panic said, and what the last one did. The last ended the work. It may be a consequence of the first, or the first one of those that a
-/// GPU's tuner provokes and survives.
+/// The messages of the first and the last panic. The last one ended the work. The first may be its cause, or merely one that a GPU's tuner provokes
+/// and survives.
 static SAID: Mutex<Option<[String; 2]>> = Mutex::new(None);
 
-/// Does the work; a panic in it becomes a failure that says what and where.
+/// Runs the work; a panic in it becomes a failure that says what happened and where.
 pub fn without_panic(work: impl FnOnce() -> Result) -> Result {
     panic::set_hook(Box::new(|info| {
         let text = info.to_string().replace('\n', " ");
@@ -30,7 +30,7 @@ pub fn without_panic(work: impl FnOnce() -> Result) -> Result {
     })
 }
 
-/// After work whose panics were expected, such as drivers tried out that are not there: a later one is reported with its own words.
+/// Forgets panics that were expected, such as those of drivers that are probed but missing, so that a later one is reported with its own message.
 pub fn forget() {
     said(|said| *said = None);
 }

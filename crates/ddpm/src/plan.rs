@@ -1,4 +1,4 @@
-//! What a training run is going to do, resolved and checked before anything is written. Not here: doing it.
+//! What a training run will do, resolved and checked before anything is written. Not here: doing it.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use crate::networks;
 use crate::opening::open_data;
 use crate::output::{self, Rows, thousands, word};
 
-/// Where runs are that nobody gave a folder.
+/// Parent folder of runs started without --out.
 const RUNS: &str = "runs";
 
 const F32_BYTES: u64 = 4;
@@ -28,7 +28,7 @@ const F32_BYTES: u64 = 4;
 #[derive(Debug)]
 pub struct Plan {
     pub recipe: Recipe,
-    /// The recipe's network for the channels of the data.
+    /// The recipe's network, adapted to the data.
     pub network: NetworkConfig,
     pub train: Subset,
     pub held_out: Subset,
@@ -36,12 +36,12 @@ pub struct Plan {
     /// The run folder.
     pub dir: PathBuf,
     pub parameters: u64,
-    /// Memory of the training process at its peak, bytes, estimated.
+    /// Estimated peak memory of the training process, bytes.
     pub memory: u64,
 }
 
 impl Plan {
-    /// Checks the recipe, opens the data and checks one against the other.
+    /// Checks the recipe, opens the data and checks them against each other.
     pub fn new(recipe: Recipe, machine: Machine, dir: PathBuf) -> Result<Self> {
         let recipe = recipe.resolved();
         recipe.validate().or_usage()?;
@@ -68,7 +68,7 @@ impl Plan {
         Ok(Self { recipe, network, train, held_out, machine, dir, parameters, memory })
     }
 
-    /// Where the network is trained.
+    /// The device on which the network is trained.
     pub fn training_device(&self) -> Device {
         self.machine.device().clone().autodiff()
     }
@@ -77,13 +77,13 @@ impl Plan {
         self.train.dataset()
     }
 
-    /// Passes over the training images.
+    /// Number of passes over the training images.
     fn epochs(&self) -> f64 {
         let t = &self.recipe.train;
         (t.steps as f64) * (t.batch_size * t.accumulate) as f64 / self.train.len() as f64
     }
 
-    /// For people.
+    /// The plan as aligned rows.
     pub fn rows(&self) -> Rows {
         let Recipe { diffusion, train, ema, .. } = &self.recipe;
         let (summary, shape) = (self.dataset().summary(), self.dataset().shape());
@@ -155,7 +155,7 @@ impl Plan {
         }
     }
 
-    /// Which averages are kept for others to be made of, and what that takes.
+    /// The post-hoc averages that are kept, and the space that they take.
     fn snapshots(&self) -> Option<String> {
         let sigma_rels: Vec<String> = self.recipe.post_hoc.post_hoc_sigma_rels.iter().map(f64::to_string).collect();
         let every = self.recipe.snapshot_every();
@@ -186,7 +186,7 @@ impl Plan {
         ))
     }
 
-    /// For programs.
+    /// The plan as JSON.
     pub fn json(&self) -> Value {
         let (summary, shape) = (self.dataset().summary(), self.dataset().shape());
         json!({
@@ -209,12 +209,12 @@ fn mib(bytes: u64) -> u64 {
     bytes.div_ceil(1 << 20)
 }
 
-/// A run folder's default name: `runs/NAME-001`, or the next free number.
+/// The default name of a run folder: `runs/NAME-001`, or the next free number.
 pub fn default_dir(data: Option<&Path>) -> PathBuf {
     numbered(&default_name(data), last_number(data) + 1)
 }
 
-/// Makes the folder of the default name. Of several processes that look at once, each gets one of its own.
+/// Creates a folder with the default name. If several processes do so at once, each gets its own.
 pub fn make_default_dir(data: Option<&Path>) -> Result<PathBuf> {
     std::fs::create_dir_all(RUNS).context(format!("cannot create {RUNS}"))?;
     let mut number = last_number(data);
@@ -233,7 +233,7 @@ fn numbered(name: &str, number: u32) -> PathBuf {
     Path::new(RUNS).join(format!("{name}-{number:03}"))
 }
 
-/// The largest number of a run folder of this name.
+/// The largest number in use for run folders of this name.
 fn last_number(data: Option<&Path>) -> u32 {
     let name = default_name(data);
     let number = |entry: std::fs::DirEntry| {

@@ -1,4 +1,4 @@
-//! Recipes by name or path, with errors that name the line. Not here: flags that are put over them.
+//! Recipes by name or path, with errors that name the line. Not here: flags that override them.
 
 use std::path::Path;
 
@@ -13,17 +13,17 @@ const EMBEDDED: &[(&str, &str)] = &[
     ("fashion-mnist-classes", include_str!("../../../recipes/fashion-mnist-classes.toml")),
 ];
 
-/// The recipe of `ddpm train` without data and recipe.
+/// The recipe of `ddpm train` if neither data nor recipe are given.
 pub const DEFAULT: &str = "digits";
 
-/// The text of a recipe, and what it is called in errors.
+/// The text of a recipe, and its name in errors.
 pub struct RecipeText {
     text: String,
     source: String,
 }
 
 impl RecipeText {
-    /// That of an embedded recipe, by its name, or of a file.
+    /// The text of an embedded recipe, by its name, or of a file.
     pub fn load(name_or_path: &str) -> Result<Self> {
         if let Some((name, text)) = EMBEDDED.iter().find(|(name, _)| *name == name_or_path) {
             return Ok(Self { text: text.to_string(), source: format!("the embedded recipe {name}") });

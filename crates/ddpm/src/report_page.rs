@@ -1,4 +1,4 @@
-//! The page of `ddpm eval --report`: pictures, history and command put beside the numbers. Not here: how a page looks.
+//! The page of `ddpm eval --report`: adds pictures, history and command to the numbers. Not here: how a page looks.
 
 use std::path::Path;
 
@@ -12,14 +12,14 @@ use denoising_diffusion::report::{GridOptions, History, Page, PairsOptions, Repo
 use crate::failure::{FailureExt, Result, chain};
 use crate::output::note;
 
-/// Samples in the grid.
+/// Number of samples in the grid.
 const SHOWN: usize = 64;
 
-/// What a page is made of.
+/// The contents of a page.
 pub struct Shown<'a> {
     pub evaluation: &'a Evaluation,
     pub samples: Option<&'a Images>,
-    /// Where the nearest neighbours lie.
+    /// The training images, which contain the nearest neighbours.
     pub training: Option<&'a Images>,
     /// The run's log.
     pub log: Option<&'a Path>,
@@ -50,7 +50,7 @@ fn first(samples: &Images) -> Result<ImageBatch> {
     Ok(samples.pick(&(0..samples.len().min(SHOWN)).collect::<Vec<_>>())?)
 }
 
-/// A picture that cannot be drawn (of very long sequences) is told: the page does without it.
+/// Reports a picture that cannot be drawn (of very long sequences), and leaves it out of the page.
 fn or_left_out(what: &str, picture: std::result::Result<Vec<u8>, ReportError>) -> Option<Vec<u8>> {
     picture.inspect_err(|error| note(format!("warning: the page has no picture of {what}: {}", chain(error)))).ok()
 }
@@ -73,7 +73,7 @@ fn pairs(shown: &Shown<'_>) -> Result<Option<std::result::Result<Vec<u8>, Report
     Ok(Some(pairs_picture(&upper, &lower, &distances, PairsOptions::default())))
 }
 
-/// The evaluations of a run, a series per number.
+/// The evaluations of a run, one series per number.
 fn history(path: &Path) -> Result<Vec<History>> {
     let mut series: Vec<History> = Vec::new();
     for value in log::read(path)? {
@@ -86,12 +86,12 @@ fn history(path: &Path) -> Result<Vec<History>> {
             }
         }
     }
-    // One point is in the table already.
+    // A single point is in the table already.
     series.retain(|series| series.points.len() > 1);
     Ok(series)
 }
 
-/// As it would be typed, with what a shell would split in quotes.
+/// A command line as it would be typed, with quotes where a shell would split it.
 fn quoted(args: &[String]) -> String {
     let quote = |arg: &String| {
         let plain = !arg.is_empty() && arg.chars().all(|c| c.is_alphanumeric() || "-_./=,:+".contains(c));

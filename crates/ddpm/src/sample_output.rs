@@ -14,7 +14,7 @@ use denoising_diffusion::report::{GridOptions, SequenceSet, check_grid, save_gri
 use crate::failure::{Failure, FailureExt, Result};
 use crate::output::{exists, refuse_file};
 
-/// Where images go.
+/// The destination of images.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Out {
     Grid(PathBuf),
@@ -28,13 +28,13 @@ pub enum Out {
 pub struct Writing<'a> {
     pub grid: GridOptions,
     pub card: &'a ModelCard,
-    /// Data to draw beside the samples.
+    /// Data drawn next to the samples.
     pub real: Option<&'a ImageBatch>,
-    /// What each sample belongs to, drawn before it in grids.
+    /// The condition of each sample, drawn before it in grids.
     pub conditions: Option<&'a ImageBatch>,
 }
 
-/// The sides of what a network draws, which is carried as `h` by `w`: sequences have a length, volumes lie slice below slice.
+/// The sides of a network's samples, which are stored as `h` by `w`: sequences have a length, the slices of volumes are stacked vertically.
 pub fn sides_of(network: &NetworkConfig, h: usize, w: usize) -> Vec<usize> {
     match network.layout() {
         DataLayout::Sequences => vec![w],
@@ -44,9 +44,9 @@ pub fn sides_of(network: &NetworkConfig, h: usize, w: usize) -> Vec<usize> {
 }
 
 impl Writing<'_> {
-    /// The shape of what stands in a grid of images of a shape, and how.
+    /// The shape of the images in a grid for samples of a shape, and the grid's layout.
     fn in_grid(&self, shape: [usize; 4]) -> ([usize; 4], GridOptions) {
-        // Slices lie one below the other: a column per volume.
+        // Slices are stacked vertically: one column per volume.
         if self.card.network.layout() == DataLayout::Volumes {
             return (shape, GridOptions { columns: NonZeroUsize::new(shape[0]), ..GridOptions::default() });
         }
@@ -58,7 +58,7 @@ impl Writing<'_> {
 }
 
 impl Out {
-    /// What `--out` asks for, or the default, of what a network draws.
+    /// The destination given by `--out`, or the default, for a network's samples.
     pub fn for_card(path: Option<&Path>, card: &ModelCard) -> Result<Self> {
         let sequences = card.network.layout() == DataLayout::Sequences;
         match path.map(Self::of).transpose()? {
@@ -96,8 +96,8 @@ impl Out {
         }
     }
 
-    /// Refuses what is there already; of a folder that images from number `first` on are added to, unless they are the first ones, only those
-    /// that [are theirs](Self::refuse_numbered).
+    /// Refuses an existing file. A folder may contain earlier images if numbering starts at `first` above 0; then only images of [the same
+    /// numbers](Self::refuse_numbered) are refused.
     pub fn refuse_existing(&self, first: usize, refuse: bool) -> Result {
         match self {
             Self::Grid(path) | Self::Array(path) | Self::Curves(path) => refuse_file(path, refuse),
@@ -109,7 +109,7 @@ impl Out {
         }
     }
 
-    /// Refuses images of these numbers that are in the folder already.
+    /// Refuses if images of these numbers are in the folder already.
     pub fn refuse_numbered(&self, mut numbers: Range<usize>, refuse: bool) -> Result {
         let Self::Folder(folder) = self else { return Ok(()) };
         match numbers.find(|number| refuse && folder.join(numbered(*number)).exists()) {
@@ -118,8 +118,8 @@ impl Out {
         }
     }
 
-    /// The numbers of `count` images of a shape, `[c, h, w]`, if there can be so many: they are held until all are drawn, but for those that go into a
-    /// folder.
+    /// The numbers of `count` images of a shape, `[c, h, w]`, if there is memory for them: all are kept until they are drawn, except those that go
+    /// into a folder.
     pub fn check_room(&self, first: usize, count: usize, shape: [usize; 3]) -> Result<Range<usize>> {
         let each = if matches!(self, Self::Folder(_)) { [1; 3] } else { shape };
         room_for(count, each).or_usage()?;
@@ -129,7 +129,7 @@ impl Out {
         }
     }
 
-    /// Refuses images of a shape, `[n, c, h, w]`, that the file cannot hold, before there are any.
+    /// Refuses images of a shape, `[n, c, h, w]`, that the file cannot hold, before any are drawn.
     pub fn check_size(&self, shape: [usize; 4], writing: &Writing<'_>) -> Result {
         let Self::Grid(path) = self else { return Ok(()) };
         let (shape, options) = writing.in_grid(shape);
@@ -173,7 +173,7 @@ impl Out {
     }
 }
 
-/// Name of the file of an image in a folder.
+/// File name of an image in a folder.
 fn numbered(number: usize) -> String {
     format!("{number:06}.png")
 }

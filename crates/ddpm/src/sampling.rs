@@ -1,4 +1,4 @@
-//! How samples are drawn: the flags that the commands which draw some share, and drawing them with progress.
+//! How samples are drawn: the flags shared by the commands that draw some, and drawing with progress.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -68,7 +68,7 @@ pub struct SamplingArgs {
     flags: SamplingFlags,
 }
 
-/// How samples of a network are drawn.
+/// The resolved settings of sampling.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub sample: SampleConfig,
@@ -76,12 +76,12 @@ pub struct Settings {
 }
 
 impl SamplingArgs {
-    /// The run's own settings with what the flags change, checked against the formulation.
+    /// The run's own settings, overridden by the flags and checked against the formulation.
     pub fn settings(&self, run: Option<&Recipe>, diffusion: &DiffusionConfig) -> Result<Settings> {
         self.settings_fit_for(|own| own, run, diffusion)
     }
 
-    /// The same for work that not every sampler can do: without `--sampler` it is `fit` that turns the run's own sampler into one that can.
+    /// The same for work that some samplers cannot do: without `--sampler`, `fit` replaces the run's own sampler by a suitable one.
     pub fn settings_fit_for(
         &self,
         fit: impl FnOnce(SamplerKind) -> SamplerKind,
@@ -103,7 +103,7 @@ impl SamplingArgs {
             None => fit(own),
         };
         if sampler != own {
-            // Steps and what few samplers know belong to the run's own; the spacing of levels goes with all.
+            // Steps and options of few samplers belong to the run's own sampler; the spacing of levels applies to all.
             let SampleConfig { num_samples, sample_batch_size, noise_levels, karras_rho, .. } = recipe.sample;
             recipe.sample = SampleConfig {
                 sampler,
@@ -129,12 +129,12 @@ impl SamplingArgs {
         Ok(Settings { sample, guidance })
     }
 
-    /// Whether a flag of the sampler or of guidance was given.
+    /// Whether this flag of the sampler or of guidance was given.
     pub fn say(&self, key: &str) -> bool {
         self.flags.0.only(key).iter().next().is_some()
     }
 
-    /// What samples of a network are to belong to, prepared as in training, where it needs that.
+    /// The conditions of a network's samples, prepared as in training, if it needs any.
     pub fn conditions(&self, from: &Drawable, run: Option<&Recipe>) -> Result<Option<Images>> {
         let (channels, image) = (from.own.model.condition_channels(), from.file.card.image);
         let path = match &self.condition {
@@ -167,7 +167,7 @@ impl SamplingArgs {
         Ok(Some(all(&open_prepared(path, config)?)))
     }
 
-    /// The vectors that samples of a network are to belong to, where it needs some; scaled as in training.
+    /// The vectors of a network's samples, scaled as in training, if it needs any.
     pub fn vectors(&self, from: &Drawable) -> Result<Option<VectorTable>> {
         let dim = from.own.model.vector_dim();
         match &self.vectors {
@@ -182,7 +182,7 @@ impl SamplingArgs {
         }
     }
 
-    /// Opens a network, and what guides it, on each of the machine's devices.
+    /// Opens a network, and its guidance, on each of the machine's devices.
     pub fn open(&self, file: ModelFile, path: &Path, machine: &Machine) -> Result<Drawable> {
         let shape = check(&file, path)?;
         let weak = self.weak.as_deref().map(|target| open_weak(target, &file, shape)).transpose()?;
@@ -203,7 +203,7 @@ impl SamplingArgs {
     }
 }
 
-/// The weaker network that one is to be guided away from, and where it lies.
+/// The weaker network to guide away from, and its path.
 fn open_weak(target: &Path, strong: &ModelFile, shape: [usize; 3]) -> Result<(ModelFile, PathBuf)> {
     let found = Found::open(target, None)?;
     let path = found.path.clone();
@@ -230,7 +230,7 @@ fn open_weak(target: &Path, strong: &ModelFile, shape: [usize; 3]) -> Result<(Mo
     Ok((weak, path))
 }
 
-/// The weaker network, which must be shown the same noisy images and predict the same as one of `diffusion`.
+/// The weaker network, which must take the same noisy input and predict the same quantity as one under `diffusion`.
 fn build_weak(weak: &ModelFile, path: &Path, diffusion: &Diffusion, device: &Device) -> Result<Eval<ImageNetwork>> {
     let (network, of_weak) = weak.build(path, device)?;
     if !diffusion.reads_the_same_as(&of_weak) {
@@ -239,7 +239,7 @@ fn build_weak(weak: &ModelFile, path: &Path, diffusion: &Diffusion, device: &Dev
     Ok(network)
 }
 
-/// Checks that the network can draw images of the card's size; their shape `[c, h, w]`.
+/// Checks that the network can draw images of the card's size; returns their shape `[c, h, w]`.
 fn check(file: &ModelFile, path: &Path) -> Result<[usize; 3]> {
     let (image, card) = (file.card.image, &file.card);
     card.network.check_size(image.height, image.width).or_usage()?;
@@ -256,7 +256,7 @@ fn check(file: &ModelFile, path: &Path) -> Result<[usize; 3]> {
     Ok([image.channels, image.height, image.width])
 }
 
-/// How samples of a network are drawn, for reports.
+/// Describes how a network's samples are drawn, for reports.
 pub fn describe(from: &Drawable, sample: &SampleConfig) -> Sampling {
     let card = &from.file.card;
     Sampling {
@@ -270,22 +270,22 @@ pub fn describe(from: &Drawable, sample: &SampleConfig) -> Sampling {
     }
 }
 
-/// What `count` samples belong to.
+/// The classes, conditions and vectors of a set of samples.
 #[derive(Clone, Debug, Default)]
 pub struct BelongTo {
-    /// Unless others are named.
+    /// Used unless `--classes` names others.
     pub classes: Option<Vec<u32>>,
     pub conditions: Option<ImageBatch>,
     pub vectors: Option<Vec<f32>>,
 }
 
 impl BelongTo {
-    /// What the flags name: one thing for each of `count` samples in turn, all of them about equally often.
+    /// Those given by the flags, in turn for `count` samples, so that all are used about equally often.
     pub fn named(args: &SamplingArgs, from: &Drawable, run: Option<&Recipe>, count: usize) -> Result<Self> {
         Self::named_or(Self::default(), args, from, run, count)
     }
 
-    /// The same, and `own` where no flag names something.
+    /// The same, with `own` for whatever the flags do not give.
     pub fn named_or(
         own: Self,
         args: &SamplingArgs,
@@ -305,13 +305,13 @@ impl BelongTo {
     }
 }
 
-/// What samples of these numbers belong to: one thing after the other, and again from the start.
+/// The conditions of samples with these numbers: in turn, repeated from the start.
 pub fn in_turn(conditions: Option<&Images>, numbers: Range<usize>) -> Result<Option<ImageBatch>> {
     let places = |of: &Images| numbers.map(|i| i % of.len()).collect::<Vec<_>>();
     Ok(conditions.map(|of| of.pick(&places(of))).transpose()?)
 }
 
-/// Draws samples, as many as there is room for, with progress; Ctrl-C gives up.
+/// Draws samples into `room`, with progress; Ctrl-C cancels.
 pub fn draw(
     from: &Drawable,
     settings: &Settings,

@@ -1,5 +1,5 @@
-//! From what a user names (a run, a checkpoint, a file of ours or of the reference) to weights that can be used. Not here: reading
-//! files and telling configurations from tensors, which the library does, and what flags say besides (`completed.rs`).
+//! From what a user names (a run, a checkpoint, a file of ours or of the reference) to usable weights. Not here: reading files and inferring
+//! configurations from tensors, which the library does, and values given by flags (`completed.rs`).
 
 use std::fs::File;
 use std::io::Read;
@@ -19,31 +19,31 @@ use crate::recipes;
 
 mod completed;
 
-/// For clap: which weights are wanted.
+/// For clap: the kind of weights.
 pub fn weights_kind() -> impl TypedValueParser<Value = WeightsKind> {
     let words = WeightsKind::ALL.map(|kind| PossibleValue::new(kind.name()).help(kind.about()));
     let named = |word: String| WeightsKind::ALL.into_iter().find(|kind| kind.name() == word);
     PossibleValuesParser::new(words).try_map(move |word| named(word).ok_or("no such weights"))
 }
 
-/// Weights, found but not yet made use of.
+/// Weights that were found but not yet used.
 #[derive(Debug)]
 pub struct Found {
     /// The file that was read.
     pub path: PathBuf,
     pub source: Source,
-    /// The recipe of the run that it belongs to, if a run was named.
+    /// The recipe of the run that they belong to, if a run was named.
     pub recipe: Option<Recipe>,
 }
 
-/// Whose file it is.
+/// Which program wrote the file.
 #[derive(Debug)]
 pub enum Source {
     Ours(Box<ModelFile>),
     Reference(Box<Reference>),
 }
 
-/// A file of the reference, one set of its weights, and what they tell.
+/// A file of the reference, one set of its weights, and what they reveal.
 #[derive(Debug)]
 pub struct Reference {
     pub checkpoint: ReferenceCheckpoint,
@@ -53,7 +53,7 @@ pub struct Reference {
 }
 
 impl Found {
-    /// Finds the weights of a run folder, a checkpoint's folder or a file. Without `wanted` a file of ours gives what it has, and
+    /// Finds the weights of a run folder, a checkpoint folder or a file. Without `wanted`, a file of ours gives the weights that it has, and
     /// everything else the moving average.
     pub fn open(target: &Path, wanted: Option<WeightsKind>) -> Result<Self> {
         let kind = wanted.unwrap_or_default();
@@ -108,14 +108,14 @@ impl Found {
         let checkpoint = ReferenceCheckpoint::open(path)?;
         let asked_for = wanted.unwrap_or_default();
         let weights = checkpoint.weights(asked_for)?;
-        // A plain state dict has one set of weights, whatever was asked for.
+        // A plain state dict has one set of weights, whichever was requested.
         let averaged = asked_for == WeightsKind::Ema && checkpoint.available().contains(&WeightsKind::Ema);
         let kind = if averaged { WeightsKind::Ema } else { WeightsKind::Model };
         let inferred = weights.infer().context(format!("cannot use the weights of {}", path.display()))?;
         Ok(found(Source::Reference(Box::new(Reference { checkpoint, weights, inferred, kind }))))
     }
 
-    /// Card and tensors of ours. `untold` says what a file of the reference does not.
+    /// Card and tensors in our form. `untold` provides what a file of the reference does not state.
     pub fn into_model(self, untold: &UntoldFlags) -> Result<ModelFile> {
         match self.source {
             Source::Ours(file) => completed::resized(*file, &untold.0, &self.path),
@@ -124,14 +124,14 @@ impl Found {
     }
 }
 
-/// The best checkpoint's folder where the target is `RUN/best`.
+/// The folder of the best checkpoint, if the target is `RUN/best`.
 pub fn best_of(target: &Path) -> Result<Option<PathBuf>> {
     let Some(run) = target.parent().filter(|_| target.ends_with("best") && !target.exists()) else { return Ok(None) };
     let checkpoints = Checkpoints::new(run.join("checkpoints"));
     Ok(checkpoints.best()?.map(|step| checkpoints.path_of(step)))
 }
 
-/// A file of ours holds one kind of weights.
+/// Checks the kind of weights: a file of ours holds only one.
 fn of_kind(file: ModelFile, path: &Path, wanted: Option<WeightsKind>) -> Result<ModelFile> {
     match wanted {
         Some(kind) if kind != file.card.weights => Err(Failure::usage(format!(
@@ -145,7 +145,7 @@ fn of_kind(file: ModelFile, path: &Path, wanted: Option<WeightsKind>) -> Result<
     }
 }
 
-/// A safetensors file opens with the length of its header, then the header: JSON, so a brace. A `.pt` file is a zip archive.
+/// A safetensors file starts with the length of its header, then the header: JSON, so a brace. A `.pt` file is a zip archive.
 fn starts_like_safetensors(path: &Path) -> Result<bool> {
     let mut start = Vec::new();
     File::open(path)

@@ -1,5 +1,5 @@
-//! Dropout (Srivastava et al. 2014) whose mask is a function of a key and of a value's position: it is not kept for the backward pass but computed
-//! again, and it is the same on any number of threads and on every device that computes it like this.
+//! Dropout (Srivastava et al. 2014) whose mask is a function of a key and of a value's position: it is not kept for the backward pass but
+//! recomputed, and it is the same on any number of threads and on every device that implements the same function.
 //!
 //! Value `i` of a draw is dropped if word `i % 4` of Philox for the counter `[i / 4, draw]` (two words each) is below `prob 2^32`; the other values
 //! are divided by `1 - prob`.

@@ -1,4 +1,4 @@
-//! The register-tile loops that convolution and attention are made of.
+//! The register-tile loops that convolution and attention are built from.
 //!
 //! [`tiles_times_panels`] multiplies rows, found through pointers, by a matrix packed in panels of sixteen columns; [`matrix_times_panels`] and
 //! [`rows_times_panels`] do the same for a plain matrix and for tiles of six rows. [`outer_sum`] and [`outer_products`] sum outer products, for

@@ -1,5 +1,5 @@
-//! A classifier in a file that is complete in itself: a safetensors file whose metadata say what network it is, under which formulation
-//! and on what images it was trained, and how well it did. Not here: networks that denoise (`model_file`).
+//! A classifier in a self-contained file: a safetensors file whose metadata describe its network, the formulation and the images it was trained
+//! with, and how well it did. Not here: networks that denoise (`model_file`).
 
 use std::path::Path;
 
@@ -18,14 +18,14 @@ use crate::nn::{Eval, EvalMode, Init};
 use crate::weights::StateDict;
 use crate::weights_file::{self, NoCard, Of};
 
-/// All that must be known to use a classifier.
+/// All that is needed to use a classifier.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClassifierCard {
     /// Version of the library that wrote it.
     pub version: String,
     pub classifier: ClassifierConfig,
     pub diffusion: DiffusionConfig,
-    /// The schedule, where it has no name.
+    /// The betas of a schedule that has no name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub betas: Option<Vec<f64>>,
     /// Size of the images.
@@ -34,19 +34,19 @@ pub struct ClassifierCard {
     pub class_names: Vec<String>,
     /// Optimizer steps made.
     pub step: u64,
-    /// Measured at that step, if it was.
+    /// Measured at that step, if at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_out: Option<HeldOutAccuracy>,
 }
 
-/// A card and the tensors.
+/// A card and its tensors.
 #[derive(Clone, Debug)]
 pub struct ClassifierFile {
     pub card: ClassifierCard,
     pub state: StateDict,
 }
 
-/// Why a file gives no classifier, or none that fits.
+/// Why a file contains no usable classifier.
 #[derive(Debug, Error)]
 pub enum ClassifierFileError {
     #[error(transparent)]
@@ -77,7 +77,7 @@ impl ClassifierFile {
     /// Reads a file written by [`write`](Self::write).
     ///
     /// # Errors
-    /// [`ClassifierFileError`]: a damaged file, or one of something else.
+    /// [`ClassifierFileError`]: the file is damaged, or contains something else.
     pub fn read(path: &Path) -> Result<Self, ClassifierFileError> {
         let shown = || path.display().to_string();
         let read = weights_file::read::<ClassifierCard>(path, Of::Classifier);
@@ -94,7 +94,7 @@ impl ClassifierFile {
         Ok(Self { card, state })
     }
 
-    /// Writes card and tensors, aside first and then renamed.
+    /// Writes card and tensors to a temporary file that is then renamed.
     ///
     /// # Errors
     /// The folder is missing or not writable, or the disk is full.
@@ -105,17 +105,17 @@ impl ClassifierFile {
     /// The classifier in eval behaviour on `device`.
     ///
     /// # Errors
-    /// Options that describe no classifier, or weights of another one.
+    /// Options that describe no classifier, or weights that do not fit them.
     pub fn classifier(&self, device: &Device) -> Result<Eval<Classifier>, ClassifierFileError> {
         let classifier = Classifier::new(&self.card.classifier, &mut Init::new(0, device))?;
         Ok(params::load_state_dict(classifier, &self.state)?.eval())
     }
 
-    /// Guidance of a network that draws images of a shape under a formulation.
+    /// The guidance by this classifier for a network that draws images of a shape under a formulation.
     ///
     /// # Errors
-    /// [`ClassifierFileError::Shape`] and [`ClassifierFileError::Formulation`] where they are not what the classifier was trained for; and
-    /// those of [`classifier`](Self::classifier).
+    /// [`ClassifierFileError::Shape`] and [`ClassifierFileError::Formulation`] if they differ from what the classifier was trained for; and the
+    /// errors of [`classifier`](Self::classifier).
     pub fn guidance(
         &self,
         diffusion: &Diffusion,
@@ -137,7 +137,7 @@ impl ClassifierFile {
     }
 }
 
-/// The options by which two formulations differ, as each has them: `timesteps = 100, beta_schedule = "linear"`.
+/// The options in which two formulations differ, with the values of each: `timesteps = 100, beta_schedule = "linear"`.
 fn differences(a: &Map<String, Value>, b: &Map<String, Value>) -> [String; 2] {
     let only = |of: &Map<String, Value>, other: &Map<String, Value>| {
         let differing = of.iter().filter(|(key, value)| other.get(*key) != Some(value));

@@ -1,4 +1,4 @@
-//! Devices: which this build and this machine have, by name, and opening one. Not here: what runs on them.
+//! Devices: which ones this build and this machine have, their names, and opening one. Not here: what runs on them.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,22 +8,22 @@ use std::str::FromStr;
 use burn::tensor::{Device, Tensor};
 use thiserror::Error;
 
-/// What GPUs are programmed through. Each is a cargo feature of its name.
+/// Interfaces for programming GPUs. Each is a cargo feature of the same name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
     Cuda,
     Rocm,
     Metal,
     Vulkan,
-    /// Whichever graphics API the system has.
+    /// Any graphics API of the system.
     Wgpu,
 }
 
 impl Backend {
-    /// Every backend, the ones to be preferred first.
+    /// All backends, in order of preference.
     pub const ALL: [Self; 5] = [Self::Cuda, Self::Rocm, Self::Metal, Self::Vulkan, Self::Wgpu];
 
-    /// The word of `--device` and of the cargo feature.
+    /// The name in `--device` and of the cargo feature.
     pub fn name(self) -> &'static str {
         match self {
             Self::Cuda => "cuda",
@@ -45,7 +45,7 @@ impl Backend {
         }
     }
 
-    /// The devices that it finds on this machine; none without a driver.
+    /// The devices of this backend on this machine; empty without a driver.
     fn devices(self) -> Vec<Device> {
         let found = catch_unwind(|| match self {
             #[cfg(feature = "cuda")]
@@ -65,7 +65,7 @@ impl Backend {
     }
 }
 
-/// A device as `--device` names it: `auto`, `cpu`, `cuda`, `vulkan:1`, ...
+/// A device as named by `--device`: `auto`, `cpu`, `cuda`, `vulkan:1`, ...
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
     /// The first GPU that works, else the CPU.
@@ -108,7 +108,7 @@ impl FromStr for DeviceChoice {
     }
 }
 
-/// Why there is no such device.
+/// Why a device cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum DeviceError {
     #[error(
@@ -137,11 +137,11 @@ pub struct Opened {
     pub device: Device,
     /// `cpu`, `cuda:0`, ...
     pub choice: DeviceChoice,
-    /// The hardware's name for itself, where it has one.
+    /// The hardware's own name, if it has one.
     pub hardware: Option<String>,
 }
 
-/// The memory of a device, of all processes together, in bytes.
+/// The memory of a device, shared by all processes, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceMemory {
     pub free: u64,
@@ -149,7 +149,7 @@ pub struct DeviceMemory {
 }
 
 impl Opened {
-    /// The device's memory, where its driver tells: on CUDA.
+    /// The device's memory, if its driver reports it: on CUDA.
     pub fn memory(&self) -> Option<DeviceMemory> {
         match self.choice {
             #[cfg(feature = "cuda")]
@@ -177,20 +177,20 @@ impl Opened {
     }
 }
 
-/// Keeps what takes a GPU's first steps minutes to find out (which of several kernels is the fastest for a shape) in a folder, for later runs of any
-/// program that names the same one. To be called before a device is opened. Gives the file, which exists once something was
-/// kept; `None` in a build without the feature `persistence`. A file that cannot be written is as none: everything is found out again.
+/// Stores what a GPU's first steps take minutes to find out (which of several kernels is the fastest for a shape) in a folder, for later runs of any
+/// program that uses the same folder. Must be called before a device is opened. Returns the file, which exists once something was stored; `None` in
+/// a build without the feature `persistence`. A file that cannot be written is ignored, and everything is found out again.
 pub fn keep_kernels_in(folder: &Path) -> Option<PathBuf> {
     #[cfg(feature = "persistence")]
     {
         use burn_cubecl::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
         use burn_cubecl::cubecl::environment;
-        // Set now: it names a folder, too, and would have the last word where it is read at first use of a device. What was compiled is not kept,
-        // whatever the user's configuration says: CubeCL 0.11 finds it by a hash that does not tell which of several optional buffers a kernel has, so
-        // that a normalisation with a bias was run in place of one with a residual.
+        // Set here, as the configuration that is otherwise read at the first use of a device also names a folder, and would take precedence.
+        // Compiled kernels are not stored, whatever the user's configuration says: CubeCL 0.11 looks them up by a hash that does not distinguish
+        // which of several optional buffers a kernel has, so that a normalisation with a bias was run in place of one with a residual.
         let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
         config.compilation.cache = false;
-        // Refused where it was set or read before.
+        // Refused if it was set or read before.
         let _ = CubeClRuntimeConfig::try_set(config);
         environment::set_root(folder);
         Some(environment::path())
@@ -202,20 +202,20 @@ pub fn keep_kernels_in(folder: &Path) -> Option<PathBuf> {
     }
 }
 
-/// Runs `work` on a thread of rayon's pool: from outside, each of its parallel loops would wait for a thread to wake up.
+/// Runs `work` on a thread of rayon's pool: from any other thread, each of its parallel loops would wait for a pool thread to wake up.
 pub(crate) fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     one_stream();
     rayon::scope(|_| work())
 }
 
-/// Has whatever is computed on a GPU from now on computed in the order in which it was asked for, whichever threads asked. By itself CubeCL 0.11 has a
-/// queue of work per thread, and what was changed in place from one thread can be read from another before it was changed.
+/// Makes all work on a GPU from now on run in the order in which it was submitted, whichever threads submitted it. By default CubeCL 0.11 has a
+/// queue of work per thread, and memory that one thread changes in place can be read by another thread before it is changed.
 fn one_stream() {
     #[cfg(feature = "cube")]
     cubecl_environment::stream::set_policy(cubecl_environment::stream::StreamPolicy::Single);
 }
 
-/// Opens a device and computes something on it, so that one that cannot work is known before any other work is done.
+/// Opens a device and computes something on it, so that a device that does not work is detected before any other work is done.
 ///
 /// # Errors
 /// A device that this build or this machine does not have, or that fails.
@@ -237,7 +237,7 @@ pub fn open(choice: DeviceChoice) -> Result<Opened, DeviceError> {
     }
 }
 
-/// The devices of a backend, each opened and tried.
+/// The devices of a backend, each opened and tested.
 ///
 /// # Errors
 /// [`DeviceError::NotCompiled`]. Devices that fail are errors in the list.
@@ -251,14 +251,14 @@ pub fn list(backend: Backend) -> Result<Vec<Result<Opened, DeviceError>>, Device
 }
 
 impl Opened {
-    /// A CPU that behaves as a GPU, such as Mesa's llvmpipe: slower than the CPU itself, and never chosen for anyone.
+    /// Whether this is a CPU presented as a GPU, such as Mesa's llvmpipe: it is slower than the CPU itself, and never chosen automatically.
     fn is_software(&self) -> bool {
         let software = ["llvmpipe", "lavapipe", "SwiftShader", "WARP", "Microsoft Basic Render"];
         self.hardware.as_ref().is_some_and(|name| software.iter().any(|known| name.contains(known)))
     }
 }
 
-/// Drivers and their compilers fail in panics.
+/// Tests a device, catching panics: drivers and their compilers fail with them.
 fn try_out(device: Device, choice: DeviceChoice) -> Result<Opened, DeviceError> {
     let sum = || Tensor::<1>::from_floats([1.0, 2.0], &device).sum().into_scalar::<f32>();
     let reason = match catch_unwind(AssertUnwindSafe(sum)) {
@@ -286,7 +286,7 @@ fn hardware(_: &Device) -> Option<String> {
     None
 }
 
-/// Whether matrices of f32 are multiplied in TF32 on a device, with the 11 bits of its mantissa: by Burn, where a GPU's tensor cores can.
+/// Whether f32 matrices are multiplied in TF32, which has an 11-bit mantissa, on a device: Burn does so if the GPU's tensor cores can.
 pub fn multiplies_in_tf32(device: &Device) -> bool {
     #[cfg(feature = "cube")]
     return crate::nn::ops::cube::multiplies_in_tf32(device);
@@ -342,8 +342,8 @@ mod tests {
         use crate::nn::ops::cube::tests::test_device;
         use crate::nn::params::host_values;
 
-        /// The folder is the process's: tests that run later find it gone, and find everything out again. It is named before the device is opened, as
-        /// programs do it.
+        /// The folder applies to the whole process: later tests find it deleted and find everything out again. It is set before the device is
+        /// opened, as in programs.
         #[test]
         fn what_they_found_out_is_kept() {
             let folder = tempfile::tempdir().unwrap();

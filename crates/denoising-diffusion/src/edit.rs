@@ -1,4 +1,4 @@
-//! Images made from images: filling in what is missing, variations, and what lies between two. Not here: the solvers (`sampler`), files.
+//! Images made from images: inpainting, variations and interpolation. Not here: the solvers (`sampler`), files.
 
 use burn::tensor::{Device, Tensor};
 use thiserror::Error;
@@ -17,7 +17,7 @@ use crate::sampler::{
 #[cfg(test)]
 mod tests;
 
-/// Why there are no edited images.
+/// Why images could not be edited.
 #[derive(Debug, Error, PartialEq)]
 pub enum EditError {
     #[error(transparent)]
@@ -30,23 +30,23 @@ pub enum EditError {
     Value { key: &'static str, expected: &'static str, got: f64 },
 }
 
-/// Steps of an inversion at least: with few, the noise that it finds leads back to another image.
+/// Minimum number of steps of an inversion: with few, the noise that it finds leads to a different image.
 const INVERSION_STEPS: usize = 250;
 
-/// How two images become one.
+/// How to interpolate between two images.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Between {
-    /// Both are turned into noise along the deterministic path, mixed there along the arc, and denoised (Song et al. 2020,
-    /// arXiv:2010.02502, section 5.3).
+    /// Both are inverted to noise along the deterministic path, mixed there along the arc, and denoised (Song et al. 2020, arXiv:2010.02502, section
+    /// 5.3).
     Inverted,
-    /// Both are noised to a level, with the same noise, mixed there along a line, and denoised by the configured solver (Ho et al. 2020,
-    /// section 4.4). The level is `strength` of the way from clean data to noise.
+    /// Both are noised to a level with the same noise, mixed there along a line, and denoised by the configured solver (Ho et al. 2020, section
+    /// 4.4). The level is `strength` of the way from clean data to noise.
     Noised { strength: f64 },
 }
 
 impl<'a, M: Network> Generator<'a, M> {
-    /// Fills in `images` where `mask` is 0 (Lugmayr et al. 2022, arXiv:2201.09865); where it is 1 they come back bit for bit. `images` are
-    /// `[count, c, h, w]` in the data's range, `mask` is `[count, 1, h, w]` with values from 0 to 1. Steps down are those of the configured sampler,
+    /// Fills in `images` where `mask` is 0 (Lugmayr et al. 2022, arXiv:2201.09865); where it is 1 they are returned bit for bit. `images` are
+    /// `[count, c, h, w]` in the data's range, `mask` is `[count, 1, h, w]` with values from 0 to 1. The steps are those of the configured sampler,
     /// `ddpm` or `ddim`.
     ///
     /// # Errors
@@ -75,7 +75,7 @@ impl<'a, M: Network> Generator<'a, M> {
             let mut callback = passed_on(batch.first, watch);
             inpaint(&batch.denoiser, x, &levels, &known, &repaint, &mut batch.noise, &mut callback)
         })?;
-        // Mapping to the network's range and back rounds.
+        // Mapping to the network's range and back rounds, so known pixels are copied.
         let size = h * w;
         for (at, value) in filled.data.iter_mut().enumerate() {
             let pixel = at / (c * size) * size + at % size;
@@ -86,7 +86,7 @@ impl<'a, M: Network> Generator<'a, M> {
         Ok(filled)
     }
 
-    /// Steps down that [`inpaint`](Self::inpaint) makes for each batch.
+    /// Denoising steps that [`inpaint`](Self::inpaint) makes for each batch.
     pub fn inpaint_steps(&self, sample: &SampleConfig, jumps: Jumps) -> usize {
         let steps = sample.steps(self.diffusion.formulation());
         repaint_schedule(steps, &jumps).windows(2).filter(|pair| pair[0] < pair[1]).count()
@@ -115,8 +115,9 @@ impl<'a, M: Network> Generator<'a, M> {
         })?)
     }
 
-    /// `request.count` images from `pair[0]` to `pair[1]` (each `[c, h, w]`, in the data's range), the ends included. Inverted images come back: each is
-    /// inverted as what its own frame, the first or the last, belongs to, in [so many steps](Self::inversion_steps), of which `watch` is told, too.
+    /// `request.count` images from `pair[0]` to `pair[1]` (each `[c, h, w]`, in the data's range), both included. With inversion, the two images are
+    /// reproduced: each is inverted under the conditions of its own frame, the first or the last, in [this many steps](Self::inversion_steps), which
+    /// `watch` sees, too.
     ///
     /// # Errors
     /// [`EditError`].
@@ -162,13 +163,13 @@ impl<'a, M: Network> Generator<'a, M> {
                 }
             };
             let mut callback = passed_on(batch.first, watch);
-            // The same noise in every image, so that neighbours look alike.
+            // The same noise in every image, so that adjacent images look alike.
             let mut noise = Shared(SeededNoise::new(request.seed, 0, &self.device));
             request.sample.run(&batch.denoiser, Tensor::cat(mixed, 0), &levels, &mut noise, &mut callback)
         })?)
     }
 
-    /// The noise that an image, `[1, c, h, w]` on the network's scale, comes of, told what the sample of this number belongs to.
+    /// The noise that generates an image, `[1, c, h, w]` on the network's scale, under the conditions of the sample with this number.
     fn inverted(
         &'a self,
         request: &Request<'_>,
@@ -189,7 +190,7 @@ impl<'a, M: Network> Generator<'a, M> {
         batch.denoiser.levels(request.sample.noise_levels, steps, request.sample.karras_rho)
     }
 
-    /// Steps that the inversion of one image takes.
+    /// Number of steps in the inversion of one image.
     pub fn inversion_steps(&self, sample: &SampleConfig) -> usize {
         let most = self.diffusion.formulation().timesteps().unwrap_or(INVERSION_STEPS);
         sample.steps(self.diffusion.formulation()).max(INVERSION_STEPS.min(most))
@@ -206,7 +207,7 @@ impl NoiseSource<4> for Shared {
     }
 }
 
-/// The levels from `strength` of the way to noise down; at least one step.
+/// The levels from `strength` of the way to noise downwards; at least one step.
 fn last_share(levels: &[NoiseLevel], strength: f64) -> Vec<NoiseLevel> {
     let steps = levels.len() - 1;
     let kept = ((strength * steps as f64).round() as usize).clamp(1, steps);

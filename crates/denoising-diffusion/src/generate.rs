@@ -1,4 +1,4 @@
-//! From a network in eval behaviour to images: noise levels, sampler, guidance and batches chosen by configurations, on one device or on several. Not
+//! From a network in eval behaviour to images: noise levels, sampler, guidance and batches chosen by configurations, on one device or several. Not
 //! here: the samplers themselves, and files.
 
 use std::ops::{ControlFlow, Range};
@@ -19,48 +19,49 @@ use check::finite;
 pub use check::{GenerateError, room_for};
 pub use samples::{Depth, Samples};
 
-/// What samples are made of.
+/// What to draw.
 #[derive(Clone, Debug)]
 pub struct Request<'a> {
     pub sample: &'a SampleConfig,
-    /// Of the noise: sample `i` takes stream `first + i`.
+    /// Seed of the noise: sample `i` uses stream `first + i`.
     pub seed: u64,
     /// Number of images.
     pub count: usize,
-    /// Of these and other samples of the seed, the number of the first: a large set can be drawn in parts.
+    /// Number of the first sample among all samples of the seed, so that a large set can be drawn in parts.
     pub first: u64,
     /// `[channels, height, width]`
     pub shape: [usize; 3],
-    /// x_T of every sample, `[count, c, h, w]` in row-major order, in place of noise drawn from the seed. Of deviation 1, whatever the
+    /// x_T of every sample, `[count, c, h, w]` in row-major order, in place of noise drawn from the seed. Of standard deviation 1, whatever the
     /// formulation.
     pub init_noise: Option<&'a [f32]>,
-    /// The class of every sample, for networks that take classes and for guidance by a classifier. A network that knows `n` classes takes
-    /// 0 to `n - 1`, and `n` for a sample of no class; one that knows none is not shown those that a classifier guides towards.
+    /// The class of every sample, for networks that take classes and for classifier guidance. A network with `n` classes takes 0 to `n - 1`, and `n`
+    /// for a sample without class; a network without classes does not get those meant for the classifier.
     pub classes: Option<&'a [u32]>,
-    /// What every sample is to belong to, `[count, condition channels, h, w]` in the data's range, for networks that take a condition.
+    /// The condition image of every sample, `[count, condition channels, h, w]` in the data's range, for networks that take a condition.
     pub conditions: Option<&'a ImageBatch>,
-    /// The vector of every sample, `[count, vector_dim]` in row-major order and scaled as in training, for networks that take vectors.
+    /// The conditioning vector of every sample, `[count, vector_dim]` in row-major order and scaled as in training, for networks that take vectors.
     pub vectors: Option<&'a [f32]>,
 }
 
-/// A classifier: `scale grad_x ln p(y | x)` for x of a level and the classes y.
+/// A classifier's gradient: `scale grad_x ln p(y | x)` for x at a level and the classes y.
 pub type ClassifierGradient<'a> = dyn Fn(Tensor<4>, NoiseLevel, &[u32]) -> Tensor<4> + Sync + 'a;
 
 /// Draws images from a network.
 pub struct Generator<'a, M> {
-    /// Where the network lies.
+    /// The device that the network is on.
     pub device: Device,
     pub model: Calls<'a, M>,
     pub diffusion: &'a Diffusion,
     pub guidance: GuidanceConfig,
-    /// What the network is guided away from in place of its own unconditional prediction.
+    /// The network to guide away from, in place of the model's own unconditional prediction.
     pub weak: Option<Calls<'a, M>>,
     pub classifier: Option<&'a ClassifierGradient<'a>>,
-    /// The same on other devices, which share the batches that [`generate`](Generator::generate) draws. All networks are launched then, not recorded.
+    /// The same networks on other devices, which share the batches that [`generate`](Generator::generate) draws. With replicas, networks are always
+    /// launched, never recorded.
     pub replicas: Vec<Replica<'a, M>>,
 }
 
-/// What a [`Generator`] draws from, on another device than its own.
+/// The networks of a [`Generator`] on another device.
 pub struct Replica<'a, M> {
     pub device: Device,
     pub model: Calls<'a, M>,
@@ -68,12 +69,12 @@ pub struct Replica<'a, M> {
     pub classifier: Option<&'a ClassifierGradient<'a>>,
 }
 
-/// A step that a batch has made.
+/// A completed step of a batch.
 #[derive(Debug)]
 pub struct Progress<'a> {
-    /// Number of the batch's first image. On several devices, batches are drawn at the same time.
+    /// Number of the batch's first image. With several devices, batches are drawn concurrently.
     pub first: usize,
-    /// Steps done in this batch, from 1, and how many there are.
+    /// Completed steps of this batch, from 1, and their total.
     pub step: usize,
     pub steps: usize,
     /// The data after this step, on the network's scale.
@@ -81,13 +82,13 @@ pub struct Progress<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// The first samples of a seed, of noise that is drawn, told nothing.
+    /// The first samples of a seed, with drawn noise and without conditions.
     pub fn new(sample: &'a SampleConfig, seed: u64, count: usize, shape: [usize; 3]) -> Self {
         let (init_noise, classes, conditions, vectors) = (None, None, None, None);
         Self { sample, seed, count, first: 0, shape, init_noise, classes, conditions, vectors }
     }
 
-    /// Batches that the samples are drawn in.
+    /// Number of batches.
     pub fn batches(&self) -> usize {
         self.count.div_ceil(self.sample.sample_batch_size)
     }
@@ -99,16 +100,16 @@ impl<'a> Request<'a> {
     }
 }
 
-/// What watches sampling, told of every step of every batch; `Break` ends it.
+/// Called after every step of every batch; `Break` ends sampling.
 pub type Watch<'a> = dyn FnMut(&Progress<'_>) -> ControlFlow<()> + 'a;
 
-/// What takes a batch of samples, and the place of its first one among those of the request.
+/// Receives a batch of samples, and the position of its first one in the request.
 pub type Take<'a, E> = dyn FnMut(usize, ImageBatch) -> Result<(), E> + 'a;
 
-/// One batch of samples in the making.
+/// One batch of samples before denoising.
 pub struct SampleBatch<'a, M> {
     pub denoiser: NetworkDenoiser<'a, M>,
-    /// Number of its first sample.
+    /// Number of the batch's first sample.
     pub first: usize,
     /// Standard normal, `[b, c, h, w]`.
     pub init: Tensor<4>,
@@ -116,14 +117,15 @@ pub struct SampleBatch<'a, M> {
 }
 
 impl<'a, M: Network> Generator<'a, M> {
-    /// Without guidance. `device` is where the network lies.
+    /// Without guidance. `device` is the device that the network is on.
     pub fn new(model: impl Into<Calls<'a, M>>, diffusion: &'a Diffusion, device: &Device) -> Self {
         let (guidance, weak, classifier, replicas) = (GuidanceConfig::default(), None, None, Vec::new());
         Self { device: device.clone(), model: model.into(), diffusion, guidance, weak, classifier, replicas }
     }
 
-    /// Draws `request.count` images, in the data's range and before any rounding. A sample depends on the seed and its number; the size
-    /// of the batch changes it by rounding alone, and which of several devices of a kind draws it changes nothing. A value that is not finite is an
+    /// Draws `request.count` images, in the data's range and before any rounding. A sample depends on the seed and its number; the batch size
+    /// changes it only by rounding, and which of several identical devices draws it changes nothing. A non-finite value is an error, never a
+    /// picture.
     /// error, never a picture.
     ///
     /// # Errors
@@ -132,7 +134,7 @@ impl<'a, M: Network> Generator<'a, M> {
         self.generate_watched(request, &mut |_| ControlFlow::Continue(()))
     }
 
-    /// [`generate`](Self::generate), watched.
+    /// [`generate`](Self::generate) with a callback.
     ///
     /// # Errors
     /// [`GenerateError`].
@@ -147,11 +149,11 @@ impl<'a, M: Network> Generator<'a, M> {
         Ok(ImageBatch { shape: [request.count, c, h, w], data })
     }
 
-    /// Draws the same images, and hands each batch over as soon as it is drawn, with the place of its first image among those of the request. On
-    /// several devices batches come in any order.
+    /// Draws the same images, and hands over each batch as soon as it is drawn, with the position of its first image in the request. With several
+    /// devices, batches come in any order.
     ///
     /// # Errors
-    /// [`GenerateError`], and those of `take`, which end it. What was handed over before stays good.
+    /// [`GenerateError`], and the errors of `take`, which end sampling. Batches handed over before are valid.
     pub fn generate_each<E: From<GenerateError>>(
         &self,
         request: &Request<'_>,
@@ -171,7 +173,7 @@ impl<'a, M: Network> Generator<'a, M> {
         Ok(())
     }
 
-    /// Has the configured solver denoise a batch.
+    /// Denoises a batch with the configured solver.
     fn solve(
         &self,
         mut batch: SampleBatch<'a, M>,
@@ -188,7 +190,7 @@ impl<'a, M: Network> Generator<'a, M> {
         config.run(&batch.denoiser, x, &levels, &mut batch.noise, &mut callback)
     }
 
-    /// Whatever makes samples of noise batch by batch, on one device; what `make` returns is on the network's scale.
+    /// Makes samples from noise batch by batch, on one device; `make` returns them on the network's scale.
     ///
     /// # Errors
     /// [`GenerateError`].
@@ -209,7 +211,7 @@ impl<'a, M: Network> Generator<'a, M> {
         finite(data, 0, request)
     }
 
-    /// The samples of these numbers, before anything is made of their noise. For requests that [`in_batches`](Self::in_batches) takes.
+    /// The batch of the samples with these numbers, before denoising. The request must be valid for [`in_batches`](Self::in_batches).
     pub(crate) fn batch(&self, request: &Request<'_>, numbers: Range<usize>) -> SampleBatch<'a, M>
     where
         Self: 'a,
@@ -233,7 +235,7 @@ impl<'a, M: Network> Generator<'a, M> {
         SampleBatch { denoiser, first, init, noise }
     }
 
-    /// The guided denoiser of a batch of these classes.
+    /// The guided denoiser of a batch with these classes.
     fn denoiser(&self, classes: Option<&[u32]>) -> NetworkDenoiser<'a, M> {
         let mut denoiser = self.diffusion.denoiser(self.model.clone()).guided(&self.guidance);
         if let Some(classes) = classes {

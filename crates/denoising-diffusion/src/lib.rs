@@ -1,10 +1,10 @@
 //! Train, sample and evaluate denoising diffusion models.
 //!
-//! The parts, each on those before it: [`nn`] (layers, modes), [`models`] (networks), [`diffusion`] (formulations, which give a
-//! [`Denoiser`](diffusion::Denoiser)), [`sampler`] (noise to data), [`generate`] and [`edit`] (images from a network and from images),
-//! [`eval`] (metrics), [`train`] (trainer, moving average, checkpoints, run folder), [`recipe`] (a run as a file says it).
-//! [`data`], [`noise`], [`post_hoc`], [`weights`], [`interop`], [`model_file`], [`classifier_file`] and [`report`] serve them, and so do [`device`],
-//! [`atomic_file`], [`digest`] and [`task`]. `ARCHITECTURE.md` in the repository says why.
+//! The parts, each building on those before it: [`nn`] (layers, modes), [`models`] (networks), [`diffusion`] (formulations, which give a
+//! [`Denoiser`](diffusion::Denoiser)), [`sampler`] (noise to data), [`generate`] and [`edit`] (images from a network and from images), [`eval`]
+//! (metrics), [`train`] (trainer, moving average, checkpoints, run folder), [`recipe`] (a training run described by a TOML file). They are supported
+//! by [`data`], [`noise`], [`post_hoc`], [`weights`], [`interop`], [`model_file`], [`classifier_file`] and [`report`], and by [`device`],
+//! [`atomic_file`], [`digest`] and [`task`]. `ARCHITECTURE.md` in the repository gives the reasons.
 
 pub mod atomic_file;
 pub mod classifier_file;

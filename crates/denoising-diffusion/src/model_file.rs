@@ -1,5 +1,5 @@
-//! Weights that are complete in themselves: a safetensors file whose metadata say which network they belong to, how it was trained and
-//! on what size of data. Whatever samples or measures starts from one. The reference's checkpoints are read into the same thing.
+//! Self-contained weights: a safetensors file whose metadata describe the network, how it was trained and the size of its data. All sampling and
+//! measuring starts from one. The reference's checkpoints are converted to the same type.
 
 use std::path::Path;
 
@@ -18,56 +18,56 @@ use crate::weights::StateDict;
 pub use crate::weights::WeightsKind;
 use crate::weights_file::{self, NoCard, Of};
 
-/// All that must be known to use weights.
+/// All that is needed to use weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelCard {
     /// Version of the library that wrote it.
     pub version: String,
     pub network: NetworkConfig,
     pub diffusion: DiffusionConfig,
-    /// The schedule, where it has no name.
+    /// The betas of a schedule that has no name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub betas: Option<Vec<f64>>,
     /// Size of the data.
     pub image: ImageShape,
-    /// How images of another size were fitted; cards of version 0.1.0 may not say it.
+    /// How images of another size were fitted; may be absent in cards of version 0.1.0.
     #[serde(default)]
     pub resize: ResizePolicy,
-    /// What 0 and 1 stand for in the units of the data it was trained on; `[0, 1]` if absent.
+    /// The values of 0 and 1 in the units of the training data; `[0, 1]` if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value_range: Option<[f64; 2]>,
-    /// The same of the data that those belong to.
+    /// The same for the condition images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub condition_value_range: Option<[f64; 2]>,
-    /// How vectors were scaled that the data belong to.
+    /// How the conditioning vectors were scaled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vectors: Option<VectorScale>,
-    /// Names of the classes that the network was trained on, in the order of their numbers; absent for a network that takes none, and in
-    /// cards that do not know them.
+    /// Names of the classes that the network was trained on, in the order of their numbers; absent for a network without classes, and in cards that
+    /// do not know them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class_names: Option<Vec<String>>,
     pub weights: WeightsKind,
     /// Optimizer steps made.
     pub step: u64,
-    /// Decay of the moving average at that step, where it is known.
+    /// Decay of the moving average at that step, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ema_decay: Option<f64>,
-    /// The average's length as a share of the training, where it has a power-function profile ([`crate::post_hoc`]).
+    /// The average's length relative to the training, if it has a power-function profile ([`crate::post_hoc`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ema_sigma_rel: Option<f64>,
-    /// Steps that the weights were changed by, where some of [`step`](Self::step) may have been skipped: in snapshots.
+    /// Number of steps that changed the weights, if some of [`step`](Self::step) may have been skipped: in snapshots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub updates: Option<u64>,
 }
 
-/// A card and the tensors under our names.
+/// A card and the tensors with our names.
 #[derive(Clone, Debug)]
 pub struct ModelFile {
     pub card: ModelCard,
     pub state: StateDict,
 }
 
-/// Why a file gives no network.
+/// Why a file contains no usable network.
 #[derive(Debug, Error)]
 pub enum ModelFileError {
     #[error(transparent)]
@@ -89,7 +89,7 @@ pub enum ModelFileError {
 }
 
 impl ModelCard {
-    /// The card of averaged weights before training, for images of this shape whose values are pixels.
+    /// The card of averaged weights before training, for images of this shape with pixel values.
     pub fn new(network: NetworkConfig, diffusion: DiffusionConfig, image: ImageShape) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION").to_string(),
@@ -136,16 +136,15 @@ impl ModelFile {
         weights_file::read_card(path, Of::Model).map_err(|error| no_card(path, error))
     }
 
-    /// Writes card and tensors, aside first and then renamed.
+    /// Writes card and tensors to a temporary file that is then renamed.
     pub fn write(&self, path: &Path) -> Result<(), InteropError> {
         weights_file::write(path, Of::Model, &self.card, &self.state)
     }
 
-    /// The network in eval behaviour on `device`, and its formulation, with the schedule that was learned beside the network where there
-    /// is one.
+    /// The network in eval behaviour on `device`, and its formulation, with the schedule that was learned with the network, if any.
     ///
     /// # Errors
-    /// A custom network; a card that contradicts itself, or that the tensors do not fit.
+    /// A custom network; a card that contradicts itself, or that does not fit the tensors.
     pub fn build(&self, path: &Path, device: &Device) -> Result<(Eval<ImageNetwork>, Diffusion), ModelFileError> {
         if let NetworkConfig::Custom { name } = &self.card.network {
             return Err(ModelFileError::Custom { path: path.display().to_string(), name: name.clone() });
@@ -195,7 +194,7 @@ mod tests {
         }
     }
 
-    /// Trained weights start as drawn ones; these are drawn from another seed than `build` draws from.
+    /// Stands for trained weights: drawn from another seed than `build` uses.
     fn scheduled(card: &ModelCard, device: &Device) -> Scheduled<Unet> {
         let NetworkConfig::Unet(config) = &card.network else { unreachable!() };
         let options = Diffusion::new(&card.diffusion).unwrap().formulation().learned_schedule().unwrap();

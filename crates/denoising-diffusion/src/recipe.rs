@@ -1,5 +1,5 @@
-//! A recipe: everything that decides a training run, as a TOML file says it. Sections group the keys for readers; no two sections
-//! share a key, so that a command line can name every key without its section.
+//! A recipe: everything that determines a training run, as described by a TOML file. Sections group the keys for readers; no two sections share a
+//! key, so that a command line can name every key without its section.
 
 use std::path::PathBuf;
 
@@ -24,7 +24,7 @@ mod tests;
 
 pub use run::{may_change, plain};
 
-/// Which network a recipe trains.
+/// The network that a recipe trains.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Model {
@@ -37,10 +37,10 @@ pub enum Model {
 }
 
 impl Model {
-    /// Every network.
+    /// All networks.
     pub const ALL: [Self; 5] = [Self::Unet, Self::Unet1d, Self::Dit, Self::Uvit, Self::KarrasUnet];
 
-    /// The word of configurations, and the section of its options.
+    /// The name in configuration files, and the section of its options.
     pub fn name(self) -> &'static str {
         match self {
             Self::Unet => "unet",
@@ -51,7 +51,7 @@ impl Model {
         }
     }
 
-    /// What it is for; [`DataLayout::Auto`] stands for all.
+    /// The kind of data that it is for; [`DataLayout::Auto`] stands for all kinds.
     pub fn layout(self) -> DataLayout {
         match self {
             Self::Unet1d => DataLayout::Sequences,
@@ -60,8 +60,8 @@ impl Model {
         }
     }
 
-    /// The learning rate where nobody says one. Forced weight normalisation keeps weights at one size, of which Adam's steps must be a share that gets
-    /// them anywhere: EDM2 (Karras et al. 2023, arXiv:2312.02696) begins at about 1e-2. For the others the reference's.
+    /// The default learning rate. Forced weight normalisation keeps the norm of weights constant, and Adam's steps must be large enough relative to
+    /// it: EDM2 (Karras et al. 2023, arXiv:2312.02696) begins at about 1e-2. For the other networks it is that of the reference.
     pub fn usual_lr(self) -> f64 {
         match self {
             Self::KarrasUnet => 1e-2,
@@ -69,7 +69,7 @@ impl Model {
         }
     }
 
-    /// One line for people.
+    /// One-line description for the user.
     pub fn about(self) -> &'static str {
         match self {
             Self::Unet => "U-Net of residual blocks and attention, for images; optional classes (Ho et al. 2020)",
@@ -88,12 +88,12 @@ impl Model {
 #[serde(default, deny_unknown_fields)]
 pub struct ModelConfig {
     pub model: Model,
-    /// The weights that training starts from: a run folder, a checkpoint or a file. None: they are drawn.
+    /// The weights that training starts from: a run folder, a checkpoint or a file. `None`: initial weights are drawn.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_from: Option<PathBuf>,
 }
 
-/// How a run computes. It decides bits of the result, so a run goes on as it began.
+/// How a run computes. It affects the bits of the result, so it must not change on resume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ArithmeticConfig {
@@ -103,25 +103,25 @@ pub struct ArithmeticConfig {
 }
 
 impl ArithmeticConfig {
-    /// Makes it that of the process.
+    /// Applies it to the whole process.
     pub fn set(self) {
         set_conv_precision(if self.precise { ConvPrecision::Precise } else { ConvPrecision::Fast });
         set_precision(self.precision);
     }
 }
 
-/// What a network must know of the data.
+/// The properties of the data that a network depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DataFacts {
     pub shape: ImageShape,
     pub layout: DataLayout,
-    /// Slices of a volume, else 1.
+    /// Slices of a volume, otherwise 1.
     pub depth: usize,
     /// 0: none.
     pub num_classes: usize,
-    /// Of what the examples belong to; 0: nothing.
+    /// Channels of the condition images; 0: none.
     pub condition_channels: usize,
-    /// Of the vectors that the examples belong to; 0: none.
+    /// Length of the conditioning vectors; 0: none.
     pub vector_dim: usize,
 }
 
@@ -143,13 +143,13 @@ impl DataFacts {
     }
 }
 
-/// The parts of a training run. `Default` is the reference's defaults.
+/// The parts of a training run. `Default` gives the reference's defaults.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Recipe {
     pub data: DataConfig,
     pub network: ModelConfig,
-    /// For `model = "unet"`. `channels` of this and the next four follow the data and are no keys of a recipe.
+    /// For `model = "unet"`. In this and the next four, `channels` is set by the data and is not a key of a recipe.
     pub unet: UnetConfig,
     /// For `model = "unet1d"`.
     pub unet1d: Unet1dConfig,
@@ -169,12 +169,12 @@ pub struct Recipe {
     pub arithmetic: ArithmeticConfig,
 }
 
-/// Why a recipe describes no run.
+/// Why a recipe is invalid.
 #[derive(Debug, Error)]
 pub enum RecipeError {
     #[error("the recipe is not valid TOML, or has an unknown key or an invalid value")]
     Toml(#[from] toml::de::Error),
-    /// Whole numbers of TOML end at 2^63 - 1, and its words are UTF-8.
+    /// TOML integers end at 2^63 - 1, and its strings are UTF-8.
     #[error("the recipe has a value that TOML cannot represent")]
     Write(#[from] toml::ser::Error),
     #[error("`{section}.channels` follows from the data: set `channels` in the section [data] instead")]
@@ -231,7 +231,7 @@ pub enum RecipeError {
 }
 
 impl Recipe {
-    /// Reads a recipe; what it does not name has the default.
+    /// Reads a recipe; missing keys have their defaults.
     pub fn from_toml(text: &str) -> Result<Self, RecipeError> {
         let table: toml::Table = toml::from_str(text)?;
         for section in Model::ALL.map(Model::name) {
@@ -258,7 +258,7 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// The whole recipe as [`from_toml`](Self::from_toml) reads it, every key spelled out that has a value.
+    /// The whole recipe in the form that [`from_toml`](Self::from_toml) reads, with every key that has a value.
     ///
     /// # Errors
     /// [`RecipeError::Write`].
@@ -274,7 +274,7 @@ impl Recipe {
         Ok(toml::to_string(&table)?)
     }
 
-    /// With what follows from the network where nobody says otherwise: what the data are read as, and how large times are.
+    /// Fills in defaults that depend on the network: the kind of data, and how large times are.
     pub fn resolved(mut self) -> Self {
         if self.data.layout == DataLayout::Auto {
             self.data.layout = self.network.model.layout();
@@ -285,15 +285,14 @@ impl Recipe {
         self
     }
 
-    /// With what follows from the size of the data where nobody says otherwise. To be called before [`trainer`](Self::trainer) and
-    /// [`setup`](Self::setup).
+    /// Fills in defaults that depend on the size of the data. Must be called before [`trainer`](Self::trainer) and [`setup`](Self::setup).
     pub fn for_data(mut self, data: &Dataset) -> Self {
         let ImageShape { height, width, .. } = data.shape();
         self.diffusion = self.diffusion.for_size(height, width);
         self
     }
 
-    /// Checks all that can be checked without the data.
+    /// Checks everything that can be checked without the data.
     pub fn validate(&self) -> Result<(), RecipeError> {
         self.data.validate()?;
         self.validate_network()?;
@@ -319,7 +318,7 @@ impl Recipe {
         Ok(())
     }
 
-    /// Options of a network that is not trained are a mistake, however harmless.
+    /// Refuses options of a network that is not trained: they are a mistake, even if harmless.
     fn validate_network(&self) -> Result<(), RecipeError> {
         let model = self.network.model;
         let says = |other| match other {
@@ -335,7 +334,7 @@ impl Recipe {
         Ok(self.bare_network().validate()?)
     }
 
-    /// The network's options, before the data say theirs.
+    /// The network's options, before those set by the data.
     fn bare_network(&self) -> NetworkConfig {
         match self.network.model {
             Model::Unet => NetworkConfig::Unet(self.unet.clone()),
@@ -346,7 +345,7 @@ impl Recipe {
         }
     }
 
-    /// The network's options for data, checked against it.
+    /// The network's options for data, after checking that they fit together.
     ///
     /// # Errors
     /// A network that does not fit the data or the formulation.

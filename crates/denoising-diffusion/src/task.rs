@@ -1,21 +1,21 @@
-//! Parts of long work by name, for whoever does them and whoever shows how far they are.
+//! Named parts of long work, for the code that does them and the code that shows progress.
 
-/// What a job's steps are.
+/// The unit that a task's steps are counted in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
     /// Steps of training.
     Train,
     /// Steps of a sampler.
     Sample,
-    /// Images through the network that metrics rest on.
+    /// Images through the network that metrics are based on.
     Features,
-    /// Training images that samples are compared with.
+    /// Training images compared with samples.
     Compare,
     /// Evaluations of a network's loss.
     Loss,
     /// Mebibytes of a file.
     Fetch,
-    /// Snapshots of averages that another one is made of.
+    /// Snapshots of averages, combined into an average of another length.
     Average,
 }
 

@@ -1,4 +1,4 @@
-//! `ddpm average`: of the averages that a run has kept, one of another length.
+//! `ddpm average`: an average of another length, made from those that a run kept.
 
 use std::path::PathBuf;
 
@@ -41,7 +41,7 @@ const AFTER_HELP: &str = "\
 Which length draws the best samples is not known before training: make some and compare them with `ddpm eval`.
 The file is self-contained: `ddpm sample`, `eval`, `convert` and the other commands read it.";
 
-/// From here on the average is another one than was asked for.
+/// With a larger error, the result is not the average that was requested.
 const LARGE_ERROR: f64 = 0.1;
 
 pub fn run(args: &AverageArgs) -> Result {
@@ -57,7 +57,7 @@ pub fn run(args: &AverageArgs) -> Result {
             folder.display()
         )));
     }
-    // Says so if it is no run folder.
+    // Reports an error if this is not a run folder.
     recipes::of_run(&args.run)?;
     let mut shown = None;
     let averaged = Snapshots::of_run(&args.run).average(args.sigma_rel, args.step, &mut |read, all| {

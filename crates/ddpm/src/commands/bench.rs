@@ -1,4 +1,4 @@
-//! `ddpm bench`: how long a training step and a forward pass take, with the trainer's own step. Not here: comparing with others.
+//! `ddpm bench`: the time of a training step and of a forward pass, using the trainer's own step. Not here: comparing with others.
 
 use std::time::{Duration, Instant};
 
@@ -23,9 +23,9 @@ use crate::numbers::at_least;
 use crate::out_of_memory::Work;
 use crate::output::{self, Rows, note, thousands};
 
-/// Timed training steps, and forward passes, in a round on the CPU; each after one that is not timed. On a GPU at least so many.
+/// Number of timed training steps, and of forward passes, in a round on the CPU, after one of each that is not timed. On a GPU, at least this many.
 const REPEATS: usize = 5;
-/// How long a GPU works before it is timed, so that its clock has risen, and how long it is timed.
+/// How long a GPU works before it is timed, so that its clock has risen; and how long it is timed.
 const WARM_UP: Duration = Duration::from_secs(1);
 const TIMED: Duration = Duration::from_secs(2);
 
@@ -70,7 +70,7 @@ enum Config {
 }
 
 impl Config {
-    /// Network, `[b, c, h, w]` of a batch.
+    /// The network, and the shape `[b, c, h, w]` of a batch.
     fn parts(self) -> (NetworkConfig, [usize; 4]) {
         let unet = |dim, dim_mults: &[usize], channels| {
             NetworkConfig::Unet(UnetConfig { dim, dim_mults: dim_mults.to_vec(), channels, ..UnetConfig::default() })
@@ -103,7 +103,7 @@ impl Config {
             }
             Self::Dit => {
                 let (hidden_size, depth, num_heads) = (Some(192), Some(6), Some(3));
-                // diffusers' has a class for all, and one for none.
+                // That of diffusers has an embedding for one class and one for no class.
                 let config = DitConfig { hidden_size, depth, num_heads, num_classes: 1, ..DitConfig::default() };
                 (NetworkConfig::Dit(config), [16, 3, 32, 32])
             }
@@ -112,7 +112,7 @@ impl Config {
         }
     }
 
-    /// Networks whose embedding of the noise level is made for small numbers are given such.
+    /// A formulation with small noise levels for networks whose embedding needs them.
     fn diffusion(self) -> DiffusionConfig {
         match self.parts().0.fourier_time() {
             true => FormulationConfig::Elucidated(ElucidatedConfig::default()).into(),
@@ -182,7 +182,7 @@ pub fn run(args: &BenchArgs) -> Result {
     output::result(rows.aligned())
 }
 
-/// A round for each line on stdin, after one of which a line says that all is ready.
+/// Measures one round for each line on stdin, after an initial round and a line that says that all is ready.
 fn on_request(subject: &mut Subject) -> Result {
     let round = |subject: &mut Subject| rayon::scope(|_| subject.round());
     round(subject)?;
@@ -273,7 +273,7 @@ impl Subject {
     }
 }
 
-/// The median time of `work`, which says whether it came to a finite result.
+/// The median time of `work`, which returns whether its result was finite.
 fn median_ms(mut work: impl FnMut() -> bool) -> Result<f64> {
     let mut times = Vec::with_capacity(REPEATS);
     for repeat in 0..=REPEATS {
@@ -288,15 +288,15 @@ fn median_ms(mut work: impl FnMut() -> bool) -> Result<f64> {
     Ok(median(times))
 }
 
-/// The time of `work` among many in a row, of which the device need not be waited for but the last; the last one waits, and says whether all came to
-/// a finite result.
+/// The mean time of `work` when run many times in a row. The device need only be waited for in the last call, which returns whether all results were
+/// finite.
 fn steady_ms(mut work: impl FnMut(bool) -> bool) -> Result<f64> {
     let mut timed = |count: usize| {
         let start = Instant::now();
         let fine = (1..=count).all(|number| work(number == count));
         if fine { Ok(start.elapsed().as_secs_f64()) } else { Err(not_finite()) }
     };
-    // Of several: a single one waits for the device.
+    // Measured over several: a single call would include waiting for the device.
     let mut each = timed(REPEATS)? / REPEATS as f64;
     let many = |span: Duration, each: f64| ((span.as_secs_f64() / each).ceil() as usize).max(REPEATS);
     let count = many(WARM_UP, each);
@@ -319,7 +319,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }
 }
 
-/// The largest resident memory of this process so far, MiB; Linux alone tells it.
+/// The peak resident memory of this process, MiB; only available on Linux.
 fn peak_rss_mib() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
@@ -340,7 +340,7 @@ mod tests {
         assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), 2.5);
     }
 
-    /// Peaks in MiB that this command reported on the CPU, keeping activations and computing them again.
+    /// Peaks in MiB that this command reported on the CPU, keeping activations and recomputing them.
     #[test]
     fn estimates_of_memory_fit_what_was_measured() {
         for (config, peaks) in [

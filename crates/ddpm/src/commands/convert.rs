@@ -95,7 +95,7 @@ fn write_reference(file: &ModelFile, args: &ConvertArgs) -> Result {
     Ok(write_safetensors(&args.out, &state, &metadata)?)
 }
 
-/// Our options that the reference's Unet and Unet1D do not have.
+/// Options of ours that the reference's Unet and Unet1D do not have.
 const OURS: &[&str] =
     &["num_classes", "class_drop_prob", "num_mem_kv", "mid_attn_heads", "mid_attn_dim_head", "downsample"];
 
@@ -131,8 +131,8 @@ fn class_unet_keywords(unet: &UnetConfig) -> Result<Value> {
     Ok(keywords)
 }
 
-/// The keywords of the reference's class for such networks: GaussianDiffusion, GaussianDiffusion1D, or the GaussianDiffusion of
-/// `classifier_free_guidance`; of another formulation, our own options. A schedule that has no name there is written as its `betas`.
+/// The keywords of the reference's class for this network: GaussianDiffusion, GaussianDiffusion1D, or the GaussianDiffusion of
+/// `classifier_free_guidance`; for other formulations, our own options. A schedule without a name there is written as its `betas`.
 fn diffusion_keywords(card: &ModelCard) -> Result<Value> {
     let FormulationConfig::Gaussian(GaussianConfig { schedule: s, objective, .. }) = &card.diffusion.formulation else {
         return Ok(json!(card.diffusion));
@@ -144,7 +144,7 @@ fn diffusion_keywords(card: &ModelCard) -> Result<Value> {
     let of_sequences = matches!(card.network, NetworkConfig::Unet1d(_));
     let of_classes = card.network.num_classes() > 0;
     let has_name = card.betas.is_none() && !s.zero_terminal_snr;
-    // The other two know two schedules without options.
+    // The other two classes only have two schedules, without options.
     let plain = parameters.is_empty() && s.beta_schedule != BetaSchedule::Sigmoid;
     let known = has_name && (plain || !of_sequences && !of_classes);
     let mut keywords = Map::from_iter([
@@ -170,7 +170,7 @@ fn diffusion_keywords(card: &ModelCard) -> Result<Value> {
         "min_snr_gamma": shared.min_snr_gamma,
     }));
     if of_classes {
-        // That one takes a single number.
+        // That class takes a single number.
         add(json!({ "image_size": card.image.width }));
     } else {
         add(json!({

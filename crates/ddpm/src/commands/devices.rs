@@ -1,4 +1,4 @@
-//! `ddpm devices`: what this program and this machine can compute with, and why not with more.
+//! `ddpm devices`: the devices that this program can use on this machine, and why it cannot use others.
 
 use burn::tensor::FloatDType;
 use clap::Args;

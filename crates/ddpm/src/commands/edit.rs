@@ -117,7 +117,7 @@ pub struct InterpolateArgs {
     strength: Option<f64>,
 }
 
-/// A command ready to work.
+/// A command with its network and settings, ready to run.
 struct Job<'a> {
     args: &'a EditArgs,
     out: Out,
@@ -129,7 +129,7 @@ struct Job<'a> {
 }
 
 impl<'a> Job<'a> {
-    /// Without `--sampler`, `fit` turns the run's own sampler into one that can do the work.
+    /// Without `--sampler`, `fit` replaces the run's own sampler by a suitable one if necessary.
     fn new(args: &'a EditArgs, fit: impl FnOnce(SamplerKind) -> SamplerKind) -> Result<Self> {
         let out = Out::of(&args.out)?;
         out.refuse_existing(0, !args.force)?;
@@ -144,7 +144,7 @@ impl<'a> Job<'a> {
         Ok(Self { args, out, path, recipe, from, settings, stop })
     }
 
-    /// Images as the network's data were prepared.
+    /// Images, prepared like the network's training data.
     fn images(&self, path: &Path) -> Result<Images> {
         let run = self.recipe.as_ref().map(|recipe| DataConfig {
             labels: None,
@@ -157,7 +157,7 @@ impl<'a> Job<'a> {
         Ok(all(&dataset))
     }
 
-    /// Has `generator` make `count` images in `steps` steps a batch, and `before` before, with progress, and writes them.
+    /// Makes `count` images with `make`, in `steps` steps per batch after `before` initial ones, with progress, and writes them.
     fn finish(
         &self,
         generator: &Generator<'_, ImageNetwork>,
@@ -172,7 +172,7 @@ impl<'a> Job<'a> {
         let (sample, started) = (&self.settings.sample, Instant::now());
         let classes = self.args.sampling.classes_by_image(&self.from, count, &self.settings.guidance)?;
         let conditions = self.args.sampling.conditions(&self.from, self.recipe.as_ref())?;
-        // In the order of the images, all variants of one behind each other.
+        // In the order of the images, with all variants of an image in sequence.
         let places = |of: usize| (0..count).map(move |i| i * of / count);
         let conditions = conditions.map(|of| of.pick(&places(of.len()).collect::<Vec<_>>())).transpose()?;
         let vectors = self.args.sampling.vectors(&self.from)?.map(|of| of.pick(places(of.rows())));
@@ -213,7 +213,7 @@ impl<'a> Job<'a> {
         Writing { grid: GridOptions::default(), card: &self.from.file.card, real: None, conditions: None }
     }
 
-    /// Refuses more images than `--out` can hold, before there are any.
+    /// Refuses more images than `--out` can hold, before any are drawn.
     fn check_count(&self, count: usize) -> Result {
         let [c, h, w] = self.from.shape;
         room_for(count, self.from.shape).or_usage()?;
@@ -225,7 +225,7 @@ impl<'a> Job<'a> {
     }
 }
 
-/// Each image so many times, one after the other.
+/// Each image `times` times in a row.
 fn repeated(values: &[f32], images: usize, times: usize) -> Vec<f32> {
     values.chunks(values.len() / images.max(1)).flat_map(|image| image.repeat(times)).collect()
 }
@@ -259,7 +259,7 @@ fn mask(path: &Path, job: &Job<'_>, n: usize) -> Result<Vec<f32>> {
     let grey = DataConfig {
         resize,
         channels: denoising_diffusion::data::ChannelPolicy::Exact(1),
-        // Whatever the units of the data are.
+        // Independent of the units of the data.
         trained_range: Some([0.0, 1.0]),
         ..prepared_as(&job.from.file, None)?
     };
@@ -295,7 +295,7 @@ pub fn vary(args: &VaryArgs) -> Result {
 }
 
 pub fn interpolate(args: &InterpolateArgs) -> Result {
-    // An inverted image comes back the way it went: without noise.
+    // Reproducing the two images requires a sampler without noise.
     let inverted = args.strength.is_none();
     let mut job = Job::new(&args.common, |own| match own {
         noisy if inverted && noisy.is_stochastic() => SamplerKind::Ddim,
@@ -326,7 +326,7 @@ pub fn interpolate(args: &InterpolateArgs) -> Result {
     })
 }
 
-/// The run's own sampler without noise, as far as flags do not ask for some.
+/// The run's own sampler without noise, except for noise that flags ask for.
 fn without_noise(sample: &SampleConfig, flags: &SamplingArgs) -> SampleConfig {
     let mut quiet = sample.clone();
     if !flags.say("eta") {

@@ -1,4 +1,4 @@
-//! `ddpm eval`: how good a network's samples are, by every metric that was asked for, against data.
+//! `ddpm eval`: measures a network's samples against data, by all requested metrics.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -88,9 +88,9 @@ struct Plan<'a> {
     settings: Settings,
     real: Images,
     real_digest: String,
-    /// Training and held-out images, where the data is that of a run and at least two were held out.
+    /// Training and held-out images, if the data are those of a run and at least two images were held out.
     split: Option<(Images, Images)>,
-    /// What loss and bound are measured on.
+    /// The images that loss and bound are measured on.
     judged: (JudgedOn, Images),
     metrics: Vec<Metric>,
     extractor: Option<Extractor>,
@@ -107,7 +107,7 @@ pub fn run(args: &EvalArgs) -> Result {
     let mut watch = StderrWatch::new(&plan.stop);
     let measured = plan.measure(generated.as_ref(), &mut watch)?;
     let evaluation = plan.network_metrics(measured, &mut watch, started)?;
-    // The numbers first: they are there whatever becomes of the page.
+    // The numbers first, so that they are printed even if the page cannot be written.
     if args.json {
         output::json(&serde_json::to_value(&evaluation)?)?;
     } else {
@@ -166,8 +166,8 @@ impl<'a> Plan<'a> {
         })
     }
 
-    /// Samples, where a metric rests on them. They belong to what --classes, --condition and --vectors name, else to what the data that they are compared
-    /// with belong to.
+    /// Draws samples, if a metric needs them. Their classes, conditions and vectors are those of --classes, --condition and --vectors, otherwise
+    /// those of the data that they are compared with.
     fn draw(&self) -> Result<Option<Images>> {
         if !self.metrics.iter().any(|metric| metric.needs_samples()) {
             return Ok(None);
@@ -179,7 +179,7 @@ impl<'a> Plan<'a> {
         let own = self.split.as_ref().map_or(&self.real, |(_, held_out)| held_out);
         let (conditions, vectors) = (own.conditions(n)?, own.vectors(n));
         let named = sampling.condition.is_some() || sampling.vectors.is_some();
-        // Those of the same examples, else as often as in the data that the samples are compared with.
+        // Those of the same examples, otherwise in the same proportions as in the data that the samples are compared with.
         let classes = match !named && (conditions.is_some() || vectors.is_some()) {
             true => own.classes(n),
             false => self.real.classes_by_share(n),
@@ -199,7 +199,7 @@ impl<'a> Plan<'a> {
         evaluate::measure(&self.metrics, &sets, inception, self.args.sampling.seed, watch).map_err(or_interrupted)
     }
 
-    /// What rests on the network itself, and the whole.
+    /// The metrics of the network itself, and the complete result.
     fn network_metrics(&self, measured: Measured, watch: &mut dyn Watch, started: Instant) -> Result<Evaluation> {
         let judged = Judged { on: self.judged.0, images: &self.judged.1 };
         let (model, diffusion, seed) = (&self.from.own.model, &self.from.diffusion, self.args.sampling.seed);
@@ -241,10 +241,10 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// The data to compare with, prepared as the network's samples are.
+/// The data to compare with, prepared like the network's samples.
 fn data_config(args: &EvalArgs, config: DataConfig, has_recipe: bool) -> Result<DataConfig> {
     match &args.data {
-        // The run's labels and conditions are not those of other data.
+        // The run's labels and conditions do not apply to other data.
         Some(path) => {
             Ok(DataConfig { path: Some(path.clone()), labels: None, condition: None, vectors: None, ..config })
         }
@@ -254,7 +254,7 @@ fn data_config(args: &EvalArgs, config: DataConfig, has_recipe: bool) -> Result<
     }
 }
 
-/// Gives the classes of data the numbers by which the network knows them; forgets them where it knows others.
+/// Numbers the classes of the data as in the network; drops them if the network has other classes.
 fn number_classes(dataset: &mut Dataset, card: &ModelCard) {
     let known = card.network.num_classes();
     if known == 0 || dataset.num_classes() == 0 {
@@ -270,7 +270,7 @@ fn number_classes(dataset: &mut Dataset, card: &ModelCard) {
     }
 }
 
-/// Says what the network takes and the images that it is judged on do not have.
+/// Warns about inputs that the network takes but the images it is judged on do not have.
 fn tell_unknown(metrics: &[Metric], dataset: &Dataset, card: &ModelCard) {
     let judged = metrics.iter().filter(|metric| matches!(metric, Metric::Loss | Metric::Bpd));
     let unknown = [
@@ -287,14 +287,14 @@ fn tell_unknown(metrics: &[Metric], dataset: &Dataset, card: &ModelCard) {
     }
 }
 
-/// The two parts that the run made of its data; none of other data.
+/// The training and held-out parts of the run's data; `None` for other data.
 fn parts(dataset: &Arc<Dataset>, recipe: Option<&Recipe>, args: &EvalArgs) -> Option<(Images, Images)> {
     let recipe = recipe.filter(|_| args.data.is_none())?;
     let (training, held_out) = dataset.split_held_out(recipe.data.held_out, recipe.train.seed);
     Some((Images::of_data(training), Images::of_data(held_out)))
 }
 
-/// What loss and bound are measured on.
+/// The images that loss and bound are measured on.
 fn judged(parts: Option<&(Images, Images)>, real: &Images, args: &EvalArgs) -> (JudgedOn, Images) {
     match parts {
         Some((_, held_out)) if held_out.len() > 1 => (JudgedOn::HeldOut, held_out.clone()),
@@ -303,12 +303,12 @@ fn judged(parts: Option<&(Images, Images)>, real: &Images, args: &EvalArgs) -> (
     }
 }
 
-/// So many of them, at even distances, if a number is named.
+/// If `count` is given, this many of them, evenly spaced.
 fn some(images: Images, count: Option<usize>) -> Images {
     count.map_or(images.clone(), |n| images.spread(n))
 }
 
-/// What the examples are: the data say it, or the network does.
+/// The kind of the examples, according to the data or the network.
 fn layout(dataset: &Dataset, card: &ModelCard) -> DataLayout {
     match dataset.layout() {
         DataLayout::Images => card.network.layout(),
@@ -316,7 +316,7 @@ fn layout(dataset: &Dataset, card: &ModelCard) -> DataLayout {
     }
 }
 
-/// The metrics that were asked for, or all that can be had.
+/// The requested metrics, or all that can be measured.
 fn chosen(args: &EvalArgs, facts: &Facts<'_>) -> Result<Vec<Metric>> {
     let mut metrics = args.metrics.clone().unwrap_or_else(|| Metric::ALL.to_vec());
     metrics.sort();
@@ -324,7 +324,7 @@ fn chosen(args: &EvalArgs, facts: &Facts<'_>) -> Result<Vec<Metric>> {
     those_measurable(&metrics, args.metrics.is_some(), facts)
 }
 
-/// Inception, if a metric needs it. Where nobody asked for such a metric by name, its absence is told and no more.
+/// Inception, if a metric needs it. If no such metric was requested by name, a missing Inception is only a warning.
 fn extractor(args: &EvalArgs, metrics: &[Metric], machine: &Machine) -> Result<Option<Extractor>> {
     let wanting = metrics.iter().copied().filter(|metric| metric.needs_inception());
     if wanting.clone().next().is_none() {

@@ -62,7 +62,7 @@ pub fn parse_dims(text: &str) -> std::result::Result<FeatureBlock, String> {
 /// One of the two sets, ready to compare.
 struct Side {
     values: Values,
-    /// What was done to its images.
+    /// How its images were preprocessed.
     preprocessing: Option<String>,
     /// How its images were drawn, if they were.
     sampling: Option<Sampling>,
@@ -84,7 +84,7 @@ impl Side {
 
 pub fn run(args: &FidArgs) -> Result {
     let started = Instant::now();
-    // Before Inception is made ready, which can be a download.
+    // Before Inception is prepared, which can involve a download.
     let (a, b) = (ImageSource::open(&args.a)?, ImageSource::open(&args.b)?);
     check_statistics(&a, &args.a, args)?;
     check_statistics(&b, &args.b, args)?;
@@ -97,7 +97,7 @@ pub fn run(args: &FidArgs) -> Result {
     let mut reader =
         Reader { args, machine: &machine, extractor: extractor.as_ref(), stop: stop_on_ctrl_c("cancelling")? };
     let (a, b) = (reader.side(a, &args.a)?, reader.side(b, &args.b)?);
-    // The error and the bias come from images: the side that has some is the one they are computed for.
+    // Error and bias are computed from images of the generated side, so a side with images is preferred for it.
     let (real, generated) = if matches!((&a.values, &b.values), (Values::Features(_), Values::Statistics(_))) {
         (&b, &a)
     } else {
@@ -111,7 +111,7 @@ pub fn run(args: &FidArgs) -> Result {
     report(args, extractor.as_ref(), [&a, &b], &result, started.elapsed().as_secs_f64())
 }
 
-/// Statistics of another block are refused before any work.
+/// Refuses statistics of another block before any work.
 fn check_statistics(source: &ImageSource, path: &Path, args: &FidArgs) -> Result {
     match source {
         ImageSource::Statistics(gaussian) if gaussian.dims() != args.dims.dims() => Err(Failure::usage(format!(
@@ -128,7 +128,7 @@ fn check_statistics(source: &ImageSource, path: &Path, args: &FidArgs) -> Result
     }
 }
 
-/// What is one value high was read as images, but is none.
+/// Refuses sequences: arrays one value high are read as images, but are not.
 fn refuse_sequences(path: &Path, [_, height, width]: [usize; 3]) -> Result {
     if height.min(width) > 1 {
         return Ok(());

@@ -1,4 +1,4 @@
-//! `ddpm info`: all that a file of weights says, or that its tensors tell.
+//! `ddpm info`: all that a file of weights states, or that its tensors reveal.
 
 use std::path::{Path, PathBuf};
 
@@ -150,13 +150,13 @@ fn of_reference(path: &Path, reference: &Reference) -> (Rows, Value) {
     (rows, json)
 }
 
-/// Where a network attends whose size is not told: at which shares of it.
+/// For a network of unknown size: where it has attention, as fractions of that size.
 fn attention_shares(karras: &KarrasUnetConfig) -> Vec<String> {
     let side = karras.extent.map_or(1, |extent| extent.width);
     karras.attn_res.iter().filter(|&&size| size > 0).map(|size| format!("1/{}", side / size)).collect()
 }
 
-/// The smallest size that the network takes stands for the one that is not told: it says nothing to anybody.
+/// Removes the size of the network, which is unknown: the smallest possible one stands in for it and has no meaning.
 fn without_size(network: &mut Value, shares: &[String]) {
     if let Value::Object(options) = network {
         options.remove("attn_res");

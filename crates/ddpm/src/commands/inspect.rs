@@ -1,4 +1,4 @@
-//! `ddpm inspect`: what is in the data, without training on it.
+//! `ddpm inspect`: what the data contain, without training on them.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! `ddpm list`: what can be combined, one line each.
+//! `ddpm list`: the available formulations, samplers and so on, one line each.
 
 use clap::Args;
 use denoising_diffusion::diffusion::{FormulationConfig, NoiseLevels};
@@ -18,7 +18,7 @@ pub struct ListArgs {
     json: bool,
 }
 
-/// Name and line.
+/// Name and description.
 type Entry = (&'static str, &'static str);
 
 pub fn run(args: &ListArgs) -> Result {

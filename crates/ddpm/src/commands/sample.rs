@@ -96,7 +96,7 @@ struct Plan<'a> {
     settings: Settings,
     init_noise: Option<Vec<f32>>,
     belong_to: BelongTo,
-    /// Data to draw beside the samples.
+    /// Data drawn next to the samples.
     real: Option<ImageBatch>,
 }
 
@@ -140,7 +140,7 @@ impl<'a> Plan<'a> {
         Ok(plan)
     }
 
-    /// Refuses what no grid can hold.
+    /// Refuses grids that are too large.
     fn check_grids(&self) -> Result {
         let [c, h, w] = self.from.shape;
         let shape = [self.settings.sample.num_samples, c, h, w];
@@ -212,7 +212,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// After an end before time: what is there, without gaps, need not be drawn again.
+/// After an early end: says which images are written and how to draw the rest.
 fn tell_where_to_go_on(first: usize, done: &BTreeMap<usize, usize>, count: usize) {
     let there = done.iter().fold(0, |there, (&at, &images)| if at == there { at + images } else { there });
     if !done.is_empty() {
@@ -258,7 +258,7 @@ fn read_noise(path: &Path, count: Option<usize>, from: &Drawable) -> Result<Vec<
     )))
 }
 
-/// So many sequences of the data that a run was trained on, far apart; of those that were held out, if there are any.
+/// `count` evenly spaced sequences of the data that a run was trained on; from the held-out ones, if there are any.
 fn real_sequences(recipe: Option<&Recipe>, out: &Out, count: usize) -> Result<ImageBatch> {
     let (Some(recipe), Out::Curves(_)) = (recipe, out) else {
         return Err(Failure::usage("--real needs a run folder, whose recipe names the data, and --out FILE.svg"));
@@ -274,7 +274,7 @@ fn real_sequences(recipe: Option<&Recipe>, out: &Out, count: usize) -> Result<Im
     Ok(ImageBatch::new([count, shape.channels, shape.height, shape.width], values)?)
 }
 
-/// The states of all images by step, and in each by the number of a batch's first image.
+/// The states of all images by step, and for each step by the number of a batch's first image.
 struct Frames {
     gif: Option<TrajectoryGif>,
     states: BTreeMap<usize, BTreeMap<usize, Vec<f32>>>,

@@ -1,4 +1,4 @@
-//! How the values of flags are read from the command line, by their kind. Not here: which flag has which kind.
+//! How the values of flags are parsed, by kind. Not here: which flag has which kind.
 
 use denoising_diffusion::data::{self, ChannelPolicy, ImageSize};
 use denoising_diffusion::nn::ops;
@@ -30,7 +30,7 @@ impl Kind {
         }
     }
 
-    /// The value as a recipe holds it, or what was expected.
+    /// The value for a recipe, or a description of what was expected.
     pub(super) fn parse(self, text: &str) -> Result<Value, String> {
         let expected = |what: &str| format!("expected {what}");
         match self {
@@ -65,7 +65,7 @@ impl Kind {
                 let pair = list(text, number).filter(|numbers| numbers.as_array().is_some_and(|all| all.len() == 2));
                 pair.ok_or_else(|| expected("two numbers such as 0.2,5"))
             }
-            // As it was typed: 16x16 is no length of sequences, 16 is one.
+            // Kept as typed: 16x16 is not a length of sequences, but 16 is.
             Size => text.parse::<ImageSize>().map(|_| Value::String(text.to_string())).map_err(|e| e.to_string()),
             ValueRange => {
                 let range = text.parse::<data::ValueRange>().map_err(|e| e.to_string())?;

@@ -1,5 +1,5 @@
-//! A flag for every key of a recipe, from one table: what `--help` says, how values are read, and which keys a resumed run may change.
-//! Not here: what the values mean, which is the library's to say and to check.
+//! A flag for every key of a recipe, from one table: its `--help` text, how its value is read, and whether it may change on resume. Not here: the
+//! meaning of the values, which the library defines and checks.
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use denoising_diffusion::diffusion::{DiffusionConfig, FormulationConfig, SharedConfig};
@@ -18,7 +18,7 @@ pub use table::PRECISION;
 use table::{FLAGS, Flag, Kind};
 
 impl Flag {
-    /// `--key`, as it is typed.
+    /// `--key`, as typed.
     pub fn name(&self) -> String {
         format!("--{}", self.long())
     }
@@ -27,7 +27,7 @@ impl Flag {
         self.key.replace('_', "-")
     }
 
-    /// Whether it sets something in this section of a recipe.
+    /// Whether it sets a key in this section of a recipe.
     pub fn is_of(&self, section: &str) -> bool {
         self.sections.contains(&section)
     }
@@ -52,7 +52,7 @@ impl Flag {
         }
     }
 
-    /// The help of a flag whose key has the defaults that `defaults` names.
+    /// The help text, with the default taken from `defaults`.
     fn help(&self, defaults: &Table) -> String {
         let of = match self.sections {
             [_] => String::new(),
@@ -84,7 +84,7 @@ impl Flag {
             .help_heading(heading)
             .value_name(kind.value_name())
             .allow_negative_numbers(true)
-            // Two numbers, of which the first may be negative, are no number to clap.
+            // clap does not read `-3,5` as a negative number.
             .allow_hyphen_values(matches!(kind, Kind::ValueRange))
             .action(ArgAction::Set)
             .value_parser(move |text: &str| kind.parse(text));
@@ -95,7 +95,7 @@ impl Flag {
     }
 }
 
-/// What a key is unless something is said: in a default recipe, or in the first formulation that has the key.
+/// The default of a key: that of a default recipe, else of the first formulation that has the key.
 fn default_of(defaults: &Table, section: &str, key: &str) -> Option<Value> {
     let found = defaults.get(section).and_then(|section| section.get(key)).cloned();
     let of_formulation =
@@ -110,7 +110,7 @@ pub struct RecipeFlags {
 }
 
 impl RecipeFlags {
-    /// The recipe with these flags put over it.
+    /// The recipe, overridden by these flags.
     pub fn apply(&self, recipe: &Recipe) -> Result<Recipe, toml::de::Error> {
         let mut table = Table::try_from(self.with_what_is_usual(recipe)?).map_err(toml::de::Error::custom)?;
         self.change_formulation(&mut table);
@@ -118,7 +118,7 @@ impl RecipeFlags {
         let model = table.get("network").and_then(|network| network.get("model")).and_then(Value::as_str);
         let model = self.said_model().or(model).unwrap_or_default().to_string();
         for (flag, value) in &self.given {
-            // An option that the chosen network has not goes where validation finds that it belongs to another.
+            // An option that the chosen network lacks is stored with a network that has it, so that validation reports it.
             let section = flag.sections.iter().find(|section| **section == model).unwrap_or(&flag.sections[0]);
             if let Some(Value::Table(section)) = table.get_mut(*section) {
                 section.insert(flag.key.to_string(), value.clone());
@@ -127,7 +127,7 @@ impl RecipeFlags {
         table.try_into()
     }
 
-    /// The options of one formulation mean nothing to another: where the flags choose another one, only shared options stay.
+    /// Options of one formulation have no meaning for another: if the flags choose another one, only shared options are kept.
     fn change_formulation(&self, table: &mut Table) {
         let chosen = self.given.iter().find(|(flag, _)| flag.key == "diffusion").map(|(_, value)| value);
         let Some(Value::Table(section)) = table.get_mut("diffusion") else { return };
@@ -137,8 +137,8 @@ impl RecipeFlags {
         }
     }
 
-    /// Where the flags choose another formulation or CFG++ and no sampler, or another network and no learning rate, what is usual for the old one becomes what is
-    /// usual for the new one.
+    /// If the flags choose another formulation or CFG++ but no sampler, or another network but no learning rate, the default for the old choice is
+    /// replaced by the default for the new one.
     fn with_what_is_usual(&self, recipe: &Recipe) -> Result<Recipe, toml::de::Error> {
         let mut recipe = recipe.clone();
         let said = |key| self.given.iter().find(|(flag, _)| flag.key == key).map(|(_, value)| value.clone());
@@ -164,7 +164,7 @@ impl RecipeFlags {
         Ok(recipe)
     }
 
-    /// The options of one network mean nothing to another: where the flags choose another one, it starts from its defaults.
+    /// Options of one network have no meaning for another: if the flags choose another one, it starts from its defaults.
     fn change_model(&self, table: &mut Table) {
         let Some(chosen) = self.said_model() else { return };
         let Some(Value::Table(section)) = table.get("network") else { return };
@@ -176,12 +176,12 @@ impl RecipeFlags {
         }
     }
 
-    /// The network that `--model` asks for.
+    /// The network given by `--model`.
     fn said_model(&self) -> Option<&str> {
         self.given.iter().find(|(flag, _)| flag.key == "model").and_then(|(_, value)| value.as_str())
     }
 
-    /// The first flag that a run which goes on cannot take.
+    /// The first given flag that cannot change on resume.
     pub fn fixed(&self) -> Option<&'static Flag> {
         self.given.iter().map(|(flag, _)| *flag).find(|flag| !flag.may_change())
     }
@@ -191,12 +191,12 @@ impl RecipeFlags {
         self.given.iter().map(|(flag, value)| (*flag, value))
     }
 
-    /// Those of the given flags that say what a file of weights does not.
+    /// The given flags that state what a file of weights does not.
     pub fn untold(&self) -> UntoldFlags {
         UntoldFlags(Self { given: self.given.iter().filter(|(flag, _)| is_untold(flag.key)).cloned().collect() })
     }
 
-    /// One given flag alone.
+    /// Only the flag with this key, if given.
     pub fn only(&self, key: &str) -> Self {
         Self { given: self.given.iter().filter(|(flag, _)| flag.key == key).cloned().collect() }
     }
@@ -207,7 +207,7 @@ impl RecipeFlags {
     }
 }
 
-/// All of them: for `train`.
+/// All flags: for `train`.
 impl Args for RecipeFlags {
     fn augment_args(command: Command) -> Command {
         let defaults = Table::try_from(Recipe::default()).unwrap_or_default();
@@ -230,11 +230,11 @@ impl FromArgMatches for RecipeFlags {
     }
 }
 
-/// Those that say what a file of weights does not say.
+/// The flags that state what a file of weights does not.
 #[derive(Clone, Debug, Default)]
 pub struct UntoldFlags(pub RecipeFlags);
 
-/// Keys that decide what a network's output means and that weights may not tell.
+/// Keys that determine what a network's output means and that weights may not reveal.
 const UNTOLD: &[&str] = &[
     "image_size",
     "diffusion",
@@ -265,7 +265,7 @@ const UNTOLD: &[&str] = &[
     "image_transform",
 ];
 
-/// Whether a flag says this key of weights that do not tell it.
+/// Whether a key may be given for weights that do not reveal it.
 pub fn is_untold(key: &str) -> bool {
     UNTOLD.contains(&key)
 }
@@ -295,7 +295,7 @@ impl FromArgMatches for UntoldFlags {
     }
 }
 
-/// Those that say how samples are drawn: for commands that draw some.
+/// The flags that set how samples are drawn: for commands that draw some.
 #[derive(Clone, Debug, Default)]
 pub struct SamplingFlags(pub RecipeFlags);
 

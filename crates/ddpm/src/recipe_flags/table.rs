@@ -1,5 +1,5 @@
-//! Every key of a recipe as a flag: section, name, kind of value, and its help. Not here: how values are read, and which of them a run that goes
-//! on may change (`recipe` of the library).
+//! Every key of a recipe as a flag: section, name, kind of value, and help. Not here: how values are read, and which of them may change on resume
+//! (`recipe` of the library).
 
 use denoising_diffusion::recipe::may_change;
 
@@ -33,10 +33,10 @@ pub enum Kind {
     Precision,
 }
 
-/// One key.
+/// A key.
 #[derive(Clone, Copy, Debug)]
 pub struct Flag {
-    /// The section that has the key; of networks, which share many, all that have it.
+    /// The section that has the key; for keys that several networks share, all sections that have it.
     pub sections: &'static [&'static str],
     pub key: &'static str,
     pub kind: Kind,
@@ -49,7 +49,7 @@ use Kind::{
 };
 
 impl Flag {
-    /// Whether a run that goes on may change it.
+    /// Whether it may change on resume.
     pub fn may_change(&self) -> bool {
         self.sections.iter().all(|section| may_change(section, self.key))
     }
@@ -81,7 +81,7 @@ const DIT: &[&str] = &["dit"];
 const PATCHED: &[&str] = &["dit", "uvit"];
 const UVIT: &[&str] = &["uvit"];
 
-/// What `--precision` is, wherever it is a flag.
+/// Help of `--precision`, for all commands that have the flag.
 pub const PRECISION: &str = "Arithmetic of networks: f32, or, on GPUs that can, tf32 (matrix products and convolutions; f32 is the same there) or \
                              bf16 (weights, norms, softmax and losses stay in f32)";
 
@@ -94,13 +94,25 @@ const FORMULATIONS: &[&str] = &[
     "elucidated",
     "rectified_flow",
 ];
-const SAMPLERS: &[&str] =
-    &["ddpm", "ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2s", "dpmpp_sde_2m", "dpmpp_sde_3m", "unipc", "lms"];
+const SAMPLERS: &[&str] = &[
+    "ddpm",
+    "ddim",
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "dpmpp_2m",
+    "dpmpp_2s",
+    "dpmpp_sde_2m",
+    "dpmpp_sde_3m",
+    "unipc",
+    "lms",
+];
 const METRICS: &[&str] = &["fid", "kid", "is", "prdc", "swd", "spectrum", "neighbours", "loss", "bpd"];
 const NUMBERS: &[&str] =
     &["fid", "kid", "is", "precision", "recall", "density", "coverage", "swd", "spectrum", "loss", "bpd"];
 
-/// Every key of a recipe but `data.path`, `data.labels`, `data.condition` and `data.vectors`, which are arguments of their own, and the networks' `channels`, which follow the data.
+/// Every key of a recipe except `data.path`, `data.labels`, `data.condition` and `data.vectors`, which are separate arguments, and the networks'
+/// `channels`, which are set by the data.
 #[rustfmt::skip] // a table is read by its columns
 pub const FLAGS: &[Flag] = &[
     flag(DATA, "image_size", Size, "Size of the images: 28, or height x width: 28x20 [default: that of the data]"),

@@ -1,4 +1,4 @@
-//! Which class each sample is to be of.
+//! The class of each sample.
 
 use std::ops::Range;
 
@@ -25,7 +25,7 @@ pub(super) fn parse_classes(text: &str) -> std::result::Result<Classes, String> 
 }
 
 impl SamplingArgs {
-    /// The class of each of a network's samples of these numbers: those named, else all, one after the other.
+    /// The class of each of a network's samples with these numbers: the given classes in turn, else all of them in turn.
     pub fn classes_of(
         &self,
         from: &Drawable,
@@ -36,7 +36,7 @@ impl SamplingArgs {
         Ok(in_use.map(|classes| numbers.map(|i| classes[i % classes.len()]).collect()))
     }
 
-    /// The class of each of `count` images that are made of others: those named, spread over the images in order; without any, no class.
+    /// The class of each of `count` images made from others: the given classes, spread over the images in order; if none are given, no class.
     pub fn classes_by_image(
         &self,
         from: &Drawable,
@@ -62,7 +62,7 @@ impl SamplingArgs {
         Ok(in_use.map(spread))
     }
 
-    /// The classes that are named, else all; none if neither the network nor a classifier knows any.
+    /// The given classes, else all; `None` if neither the network nor a classifier has any.
     fn classes_in_use(&self, from: &Drawable, guidance: &GuidanceConfig) -> Result<Option<Vec<u32>>> {
         let by_network = from.own.model.num_classes() as u32;
         let by_classifier = from.own.classifier.as_ref().map(|classifier| classifier.class_names.len() as u32);

@@ -1,4 +1,4 @@
-//! A network ready to draw from, and drawing from it with progress. Not here: opening one (`sampling`), and what becomes of images.
+//! A network ready for sampling, and sampling with progress. Not here: opening one (`sampling`), and what happens to the images.
 
 use burn::tensor::Device;
 use denoising_diffusion::data::ImageBatch;
@@ -14,7 +14,7 @@ use crate::classifier::GuidingClassifier;
 use crate::failure::{Failure, Result};
 use crate::output::note;
 
-/// What is drawn from, on one device.
+/// The networks for sampling, on one device.
 pub struct Networks {
     pub device: Device,
     pub model: Eval<ImageNetwork>,
@@ -33,11 +33,11 @@ impl Networks {
     }
 }
 
-/// A network ready to draw from.
+/// A network ready for sampling.
 pub struct Drawable {
     pub file: ModelFile,
     pub own: Networks,
-    /// The same on other devices.
+    /// The same networks on other devices.
     pub replicas: Vec<Networks>,
     pub diffusion: Diffusion,
     /// `[channels, height, width]`
@@ -47,13 +47,13 @@ pub struct Drawable {
 }
 
 impl Drawable {
-    /// Classes that the network, or a classifier that guides it, knows.
+    /// Number of classes of the network, or of a classifier that guides it.
     pub fn num_classes(&self) -> usize {
         let by_classifier = self.own.classifier.as_ref().map_or(0, |classifier| classifier.class_names.len());
         self.own.model.num_classes().max(by_classifier)
     }
 
-    /// What draws from it.
+    /// The generator that draws from it.
     pub fn generator(&self, guidance: &GuidanceConfig) -> Generator<'_, ImageNetwork> {
         let Replica { model, weak, classifier, .. } = self.own.calls(self.device_graph);
         Generator {
@@ -65,7 +65,7 @@ impl Drawable {
         }
     }
 
-    /// Draws samples, with progress and somebody who sees each step; Ctrl-C gives up.
+    /// Draws samples, with progress and a callback for each step; Ctrl-C cancels.
     pub fn draw(
         &self,
         guidance: &GuidanceConfig,
@@ -78,7 +78,7 @@ impl Drawable {
         })
     }
 
-    /// The same, each batch being handed over as soon as it is drawn, with the place of its first image.
+    /// The same, but hands over each batch as soon as it is drawn, with the position of its first image.
     pub fn draw_each(
         &self,
         guidance: &GuidanceConfig,
@@ -129,7 +129,7 @@ impl Drawable {
     }
 }
 
-/// Why a batch is not where it should be.
+/// Why a batch could not be drawn or handed over.
 enum NotTaken {
     Drawn(GenerateError),
     There(Failure),

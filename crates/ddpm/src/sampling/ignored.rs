@@ -1,5 +1,5 @@
-//! Flags that have no effect beside the others: told, as what else was asked for means something all the same. Not here: options that contradict each
-//! other, which are refused.
+//! Flags that have no effect in combination with the others: these cause a warning, since the rest of the command line still makes sense. Not here:
+//! options that contradict each other, which are refused.
 
 use denoising_diffusion::diffusion::{GuidanceConfig, NoiseLevels, Threshold};
 use denoising_diffusion::sampler::SampleConfig;
@@ -7,7 +7,7 @@ use denoising_diffusion::sampler::SampleConfig;
 use crate::output::note;
 use crate::recipe_flags::RecipeFlags;
 
-/// Tells which of the flags that were given change nothing.
+/// Warns about given flags that change nothing.
 pub fn tell_ignored(said: &RecipeFlags, sample: &SampleConfig, guidance: &GuidanceConfig) {
     for (flag, _) in said.iter() {
         if let Some(needs) = needs(flag.key, sample, guidance) {
@@ -16,7 +16,7 @@ pub fn tell_ignored(said: &RecipeFlags, sample: &SampleConfig, guidance: &Guidan
     }
 }
 
-/// What a setting would have an effect with, if it has none.
+/// If a setting has no effect: what it would need.
 fn needs(key: &str, sample: &SampleConfig, guidance: &GuidanceConfig) -> Option<&'static str> {
     let (ignored, needs) = match key {
         "rescale_phi" | "keep_parallel" | "guidance_interval" => (!guides(guidance), "--guidance"),
@@ -28,7 +28,7 @@ fn needs(key: &str, sample: &SampleConfig, guidance: &GuidanceConfig) -> Option<
     ignored.then_some(needs)
 }
 
-/// Whether two predictions are combined. In CFG++ they are at a scale of 1, too.
+/// Whether two predictions are combined. With CFG++ they are, even at a scale of 1.
 pub fn guides(guidance: &GuidanceConfig) -> bool {
     guidance.guidance != 1.0 || guidance.cfg_plus_plus
 }

@@ -1,4 +1,4 @@
-//! How far sampling is, on stderr, and how it ends early.
+//! Progress of sampling on stderr, and ending it early.
 
 use std::ops::ControlFlow;
 
@@ -11,35 +11,35 @@ use denoising_diffusion::train::StopSignal;
 use crate::failure::Failure;
 use crate::output::note;
 
-/// Shows how far sampling is, and ends it where that was asked for.
+/// Shows the progress of sampling, and ends it when requested.
 pub struct SamplingProgress {
     shown: StderrProgress,
-    /// Steps of all batches together.
+    /// Steps done in all batches together.
     done: u64,
     stop: StopSignal,
 }
 
 impl SamplingProgress {
-    /// Of so many steps, of all batches together.
+    /// For `steps` steps in all batches together.
     pub fn new(steps: usize, stop: &StopSignal) -> Self {
         Self { shown: StderrProgress::new(Task::Sample, 0, steps as u64), done: 0, stop: stop.clone() }
     }
 
-    /// One more step of a batch is done.
+    /// Records one more step of a batch.
     pub fn see(&mut self) -> ControlFlow<()> {
         self.done += 1;
         self.shown.update(Status { step: self.done, ..Status::default() });
         if self.stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
-    /// However sampling by a generator ended.
+    /// Must be called when sampling has ended, however it ended.
     pub fn finish(mut self, generator: &Generator<'_, ImageNetwork>) {
         self.shown.finish();
         tell_if_launched(generator);
     }
 }
 
-/// Ctrl-C is no error to tell.
+/// Turns an interruption into `Failure::interrupted`: Ctrl-C is not reported as an error.
 pub fn or_interrupted(error: GenerateError) -> Failure {
     match error {
         GenerateError::Interrupted(_) => Failure::interrupted(),
@@ -47,7 +47,7 @@ pub fn or_interrupted(error: GenerateError) -> Failure {
     }
 }
 
-/// Says why networks that were to be recorded were launched, if they were.
+/// If networks should have been recorded but were launched, says why.
 fn tell_if_launched(generator: &Generator<'_, ImageNetwork>) {
     let own = [Some(&generator.model), generator.weak.as_ref()];
     let replicas = generator.replicas.iter().flat_map(|replica| [Some(&replica.model), replica.weak.as_ref()]);

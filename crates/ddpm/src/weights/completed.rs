@@ -1,5 +1,5 @@
-//! Weights with what flags say about them: all that a file of the reference leaves open, of a file of ours the size of the images. Not here:
-//! finding weights (`weights.rs`), and what a file tells (the library's `interop`).
+//! Weights completed by flags: for a file of the reference everything that it leaves open, for a file of ours the size of the images. Not here:
+//! finding weights (`weights.rs`), and what a file reveals (the library's `interop`).
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ use crate::failure::{Failure, FailureExt, Result, SMALL_LEVELS};
 use crate::output::note;
 use crate::recipe_flags::{RecipeFlags, is_untold};
 
-/// Our files say everything; only the size of the images may be chosen anew.
+/// Our files state everything; only the size of the images may be changed.
 pub(super) fn resized(mut file: ModelFile, untold: &RecipeFlags, path: &Path) -> Result<ModelFile> {
     if let Some((flag, _)) = untold.iter().find(|(flag, _)| flag.key != "image_size") {
         return Err(Failure::usage(format!(
@@ -25,14 +25,14 @@ pub(super) fn resized(mut file: ModelFile, untold: &RecipeFlags, path: &Path) ->
         )));
     }
     if let Some(size) = size_for(file.card.network.layout(), untold)? {
-        // Slices of a volume lie below each other.
+        // The slices of a volume are stacked vertically.
         let depth = file.card.network.depth();
         (file.card.image.height, file.card.image.width) = (depth * size.height, size.width);
     }
     Ok(file)
 }
 
-/// The size that a flag says. One number is the length of a sequence.
+/// The size given by a flag. A single number is the length of a sequence.
 fn size_for(layout: DataLayout, untold: &RecipeFlags) -> Result<Option<ImageSize>> {
     let said = untold.only("image_size");
     let Some(size) = said.apply(&Recipe::default()).or_usage()?.data.image_size else { return Ok(None) };
@@ -66,11 +66,11 @@ impl Reference {
         let network = inferred.network_for(&self.weights, size.height, size.width)?;
         let image = ImageShape { channels: network.channels().unwrap_or(0), height: size.height, width: size.width };
         let card = ModelCard {
-            // The reference stretches whatever its options say.
+            // The reference stretches images, whatever its options.
             resize: ResizePolicy::Stretch,
             betas: inferred.betas,
             weights: self.kind,
-            // What the average's decay was at this step the file does not say.
+            // The file does not state the average's decay at this step.
             step: self.checkpoint.step().unwrap_or(0),
             ..ModelCard::new(network, diffusion, image)
         };
@@ -78,7 +78,7 @@ impl Reference {
     }
 }
 
-/// What flags say, by key.
+/// The values given by flags, by key.
 #[derive(Default)]
 struct Said {
     of_network: Map<String, Value>,
@@ -96,9 +96,9 @@ impl Said {
     }
 }
 
-/// The formulation as the file tells it, completed by flags.
+/// The formulation that the file reveals, completed by flags.
 fn diffusion(inferred: &Inferred, said: &Map<String, Value>, path: &Path) -> Result<DiffusionConfig> {
-    // A network that embeds levels of a small range has, alone, none of the schedules that are numbered.
+    // A network that embeds small levels, saved without its diffusion class, belongs to none of the formulations with schedule tables.
     if inferred.diffusion.is_none() && inferred.network.fourier_time() && !said.contains_key("diffusion") {
         return Err(no_schedule(&["diffusion"], path).hint(SMALL_LEVELS));
     }
@@ -114,7 +114,7 @@ fn flag_of(key: &str) -> String {
     format!("--{}", key.replace('_', "-"))
 }
 
-/// What is wrong with what was said, in the words of who said it.
+/// Rewords a library error in terms of flags.
 fn in_flags(error: InteropError, path: &Path) -> Failure {
     let path_shown = path.display();
     match error {
@@ -134,11 +134,11 @@ fn in_flags(error: InteropError, path: &Path) -> Failure {
     }
 }
 
-/// Says what nobody said and decides what is drawn.
+/// Notes settings assumed because neither file nor flags give them.
 fn tell_assumed(inferred: &Inferred, diffusion: &DiffusionConfig, untold: &RecipeFlags, path: &Path) {
     let (of_diffusion, of_network) = (Map::from(diffusion.clone()), network_options(&inferred.network));
     let assumed = inferred.assumed.iter().copied();
-    // The file tells nothing of a formulation that it does not tell itself.
+    // If the formulation is not the one that the file reveals, the file reveals none of its options.
     let told = inferred.diffusion.as_ref().map(|told| told.formulation.name());
     let open: Vec<&str> = match told == Some(diffusion.formulation.name()) {
         true => assumed.collect(),

@@ -1,4 +1,4 @@
-//! Gradient of linear attention, from its inputs and the state of its keys; the weights of both softmaxes are computed again.
+//! Gradient of linear attention, from its inputs and the state of its keys; the weights of both softmaxes are recomputed.
 //!
 //! With C the context: dq' = dO C^T, dC = q'^T dO, dk' = v dC^T, dv = k' dC, and dq and dk through their softmaxes. The softmax of keys needs the sum
 //! over keys of k' dk'. This equals the sum of C dC over the channels of the values, which takes no pass over the keys.

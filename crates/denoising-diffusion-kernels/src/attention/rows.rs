@@ -1,8 +1,8 @@
-//! The loops over rows of one head of which attention consists, apart from its products.
+//! Attention's loops over the rows of one head, apart from its products.
 //!
-//! A block of rows is first copied to scratch memory, where everything else happens. The copy is so short a loop that the processor has many reads in
-//! flight at once, which rows far apart in memory need. Scratch rows have `padded` values, a multiple of sixteen; those after `dim` are never
-//! written.
+//! A block of rows is first copied to scratch memory, where everything else happens. The copying loop is short enough for the processor to have many
+//! reads in flight at once, which rows far apart in memory need. Scratch rows have `padded` values, a multiple of sixteen; those after `dim` are
+//! never written.
 
 use crate::simd::{Simd, exp, prefetch_far, simd_fn};
 

@@ -26,7 +26,7 @@ pub(super) enum Direction {
 
 /// With fewer source channels, the source is copied with its padding.
 const MIN_POINTER_CHANNELS: usize = 16;
-/// With more kernel positions, too.
+/// With more kernel positions, it is copied, too.
 const MAX_POINTER_TAPS: usize = 16;
 
 /// A convolution seen from its destination pixels.

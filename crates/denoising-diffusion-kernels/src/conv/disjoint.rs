@@ -1,7 +1,7 @@
 //! Input gradient of kernels whose windows do not overlap: step = kernel, no padding (a pixel unshuffle and a linear layer).
 //!
-//! Every pixel of dx meets one kernel position, so each position is one product dy * weight, which is written directly to the position's pixels, and
-//! no zeros are multiplied.
+//! Every pixel of dx belongs to one kernel position, so each position is one product dy * weight, which is written directly to the position's
+//! pixels, and no zeros are multiplied.
 
 use crate::gemm::{AddTo, PANEL, ROWS, RowPointers, Tile, tile_rows, tiles_times_panels};
 use crate::par::{Shared, for_each_task, task_range};

@@ -5,7 +5,7 @@
 //!
 //! y = (x - m) / sqrt(v + eps) (1 + scale) + shift
 //!
-//! Scale and shift are per image. Nothing is saved: the backward pass computes m and v again.
+//! Scale and shift are per image. Nothing is saved: the backward pass recomputes m and v.
 
 use super::RmsNormShape as RowShape;
 use super::parts::{each_row, each_vector, for_each_part, sum_tasks, tasks};

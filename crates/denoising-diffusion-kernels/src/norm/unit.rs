@@ -1,14 +1,14 @@
-//! Rows brought to one length, without learned parameters: y = x factor / max(|x|_2, floor); and the gradient. "Pixel norm" and the normalisation of
-//! weights are made of this (EDM2, Karras et al. 2023, eq. 30 and 47).
+//! Rows scaled to the same length, without learned parameters: y = x factor / max(|x|_2, floor); and the gradient. "Pixel norm" and the
+//! normalisation of weights are based on this (EDM2, Karras et al. 2023, eq. 30 and 47).
 //!
-//! Nothing is saved: the backward pass computes |x| again. Below the floor, the divisor does not depend on x.
+//! Nothing is saved: the backward pass recomputes |x|. Below the floor, the divisor does not depend on x.
 
 use super::parts::{each_row, each_vector};
 use super::rows::{load, store};
 use crate::par::{ELEMENTS_PER_TASK, Shared, for_each_task, task_range};
 use crate::simd::{Isa, Simd, simd_fn};
 
-/// The sizes of rows, and the length that they are brought to.
+/// The sizes of rows, and the length that they are scaled to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct UnitRows {
     /// Values per row, at least 1.

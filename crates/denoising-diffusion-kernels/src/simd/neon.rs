@@ -1,11 +1,11 @@
-//! The NEON version: eight lanes in two registers. The twelve accumulators of the largest register tile, three loaded vectors and what else the
-//! compiler needs take no more than the 32 registers of aarch64.
+//! The NEON version: eight lanes in two registers. The twelve accumulators of the largest register tile, three loaded vectors and the compiler's
+//! temporaries fit into the 32 registers of aarch64.
 
 use std::arch::aarch64::*;
 
 use super::{EightLanes, Simd};
 
-/// NEON intrinsics, which every aarch64 target of Rust with floating point has; [`super::Isa::detect`] checks all the same.
+/// NEON intrinsics. Every aarch64 target of Rust with floating point has them; [`super::Isa::detect`] checks nevertheless.
 #[derive(Clone, Copy)]
 pub(crate) struct Neon;
 

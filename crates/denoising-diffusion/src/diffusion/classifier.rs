@@ -1,6 +1,6 @@
-//! Classifier guidance (Dhariwal and Nichol 2021, arXiv:2105.05233, section 4): what a classifier of noisy images is shown under a
-//! formulation, and the gradient that guides by it. Not here: the classifier itself, its training, and how the gradient changes an
-//! estimate (`network_denoiser`).
+//! Classifier guidance (Dhariwal and Nichol 2021, arXiv:2105.05233, section 4): the input that a classifier of noisy images gets under a
+//! formulation, and the gradient that guides by it. Not here: the classifier itself, its training, and how the gradient changes an estimate
+//! (`network_denoiser`).
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Tensor, TensorData};
@@ -12,12 +12,12 @@ use crate::device::in_pool;
 use crate::models::{Classifier, NetworkInput};
 use crate::nn::Eval;
 
-/// At so many shares of the noise levels two formulations are compared.
+/// Number of noise levels at which two formulations are compared.
 const COMPARED: u32 = 64;
 
 impl Diffusion {
-    /// Data `[b, c, h, w]` noised as `draws` say, as a network is shown them: `c_in (alpha x_start + sigma eps)` and its time. Of several
-    /// candidates of noise the first one is taken.
+    /// Data `[b, c, h, w]` noised according to `draws`, as a network sees them: `c_in (alpha x_start + sigma eps)` and the time. If there are
+    /// several noise candidates, the first is used.
     pub fn noised_input(&self, data: Tensor<4>, draws: &Draws) -> NetworkInput {
         let (x_start, device) = (self.normalize(data), draws.noise[0].device());
         let noise = match &draws.offset_noise {
@@ -33,7 +33,8 @@ impl Diffusion {
         NetworkInput::new(x_start * alpha + noise * sigma, time)
     }
 
-    /// Whether networks of both formulations can guide each other: they are [shown the same](Self::shows_the_same_as) and predict the same.
+    /// Whether networks of the two formulations can guide each other: they [see the same input](Self::shows_the_same_as) and predict the same
+    /// quantity.
     pub fn reads_the_same_as(&self, other: &Self) -> bool {
         let same_at = |u: f64| {
             let level = self.level(self.formulation.time(u));
@@ -44,9 +45,9 @@ impl Diffusion {
             && self.shows_the_same_as(other)
     }
 
-    /// Whether both formulations show networks the same noisy data, at all noise levels that this one trains on: data on the same scale,
-    /// and for the same signal-to-noise ratio the same alpha, sigma, time and scale of the input. Then a classifier that was trained
-    /// under `other` can guide a network of this one, whatever each network predicts.
+    /// Whether both formulations show networks the same noisy data at all noise levels that this one trains on: data on the same scale and, at equal
+    /// signal-to-noise ratio, the same alpha, sigma, time and input scale. A classifier trained under `other` can then guide a network of this one,
+    /// whatever each network predicts.
     pub fn shows_the_same_as(&self, other: &Self) -> bool {
         let close = |a: f64, b: f64| (a - b).abs() <= 1e-4 * (1.0 + a.abs());
         let same_at = |u: f64| {
@@ -68,12 +69,12 @@ impl Diffusion {
 pub struct ClassifierGuidance {
     pub classifier: Eval<Classifier>,
     pub diffusion: Diffusion,
-    /// s in the paper: 1 is Bayes' rule, more makes samples more typical of their class and less varied.
+    /// s in the paper: 1 is Bayes' rule; larger values make samples more typical of their class and less varied.
     pub scale: f64,
 }
 
 impl ClassifierGuidance {
-    /// `ln p(y | x)` of every class y, `[b, num_classes]`, for noisy images `[b, c, h, w]` of one level.
+    /// `ln p(y | x)` of every class y, `[b, num_classes]`, for noisy images `[b, c, h, w]` at one level.
     pub fn log_probabilities(&self, x: Tensor<4>, level: NoiseLevel) -> Tensor<2> {
         let time = per_example(&vec![level.time; x.dims()[0]], &x.device());
         let c_in = self.diffusion.formulation.prediction().coefficients(&level).c_in;
@@ -81,8 +82,8 @@ impl ClassifierGuidance {
         log_softmax(self.classifier.forward(x, time), 1)
     }
 
-    /// `scale grad_x ln p(y | x)`, `[b, c, h, w]`, for noisy images of one level and the class wanted of each. A class that the
-    /// classifier does not have ("no class") pushes nowhere. What [`Generator::classifier`](crate::generate::Generator) needs:
+    /// `scale grad_x ln p(y | x)`, `[b, c, h, w]`, for noisy images at one level and the class wanted for each. A class that the classifier does not
+    /// have ("no class") gives a zero gradient. Meant for [`Generator::classifier`](crate::generate::Generator):
     ///
     /// ```ignore
     /// let gradient = |x, level, classes: &[u32]| guidance.gradient(x, level, classes);

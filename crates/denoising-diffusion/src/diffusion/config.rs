@@ -1,5 +1,5 @@
-//! The options of a formulation and of training with it, as one flat table of keys: `diffusion = "NAME"`, the options of that
-//! formulation, and those that all share. [`FormulationConfig`] is the list of formulations.
+//! The options of a formulation and of training with it, as one flat table of keys: `diffusion = "NAME"`, the options of that formulation, and the
+//! options that all formulations share. [`FormulationConfig`] is the list of formulations.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ use super::weighted_objective::WeightedObjectiveConfig;
 #[cfg(test)]
 mod tests;
 
-/// Candidates of noise for an example at most: each is a pass through the network.
+/// Most noise candidates per example: each is a pass through the network.
 const MOST_CANDIDATES: usize = 1000;
 
 /// Which formulation, with its own options.
@@ -54,7 +54,7 @@ impl FormulationConfig {
         ]
     }
 
-    /// The word of configurations.
+    /// The name in configuration files.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Gaussian(_) => "gaussian",
@@ -67,7 +67,7 @@ impl FormulationConfig {
         }
     }
 
-    /// One line for people.
+    /// One-line description for the user.
     pub fn about(&self) -> &'static str {
         match self {
             Self::Gaussian(_) => "T noise levels; predicts noise, data or v (Ho et al. 2020)",
@@ -82,7 +82,7 @@ impl FormulationConfig {
         }
     }
 
-    /// Options in discrete time.
+    /// The schedule options, for formulations in discrete time.
     pub fn schedule(&self) -> Option<&ScheduleConfig> {
         match self {
             Self::Gaussian(config) => Some(&config.schedule),
@@ -105,7 +105,7 @@ impl FormulationConfig {
         }
     }
 
-    /// Of valid options; `betas` in place of the named schedule.
+    /// Builds the formulation from valid options; `betas`, if given, replace the named schedule.
     pub(crate) fn build(&self, betas: Option<Vec<f64>>) -> Result<Box<dyn Formulation>, DiffusionConfigError> {
         let tables = |schedule: &ScheduleConfig| match &betas {
             Some(betas) if betas.len() != schedule.timesteps => Err(DiffusionConfigError::Timesteps(betas.len())),
@@ -126,7 +126,7 @@ impl FormulationConfig {
         })
     }
 
-    /// Its keys, those without a default included.
+    /// All keys of the formulation, including those without a default.
     fn keys(&self) -> Vec<String> {
         keys_of(self).into_iter().filter(|key| key != TAG).collect()
     }
@@ -159,17 +159,17 @@ pub struct DiffusionConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SharedConfig {
-    /// Data lie in [0, 1] and are mapped to [-1, 1] for the network, samples back; without it data are taken as they are.
+    /// Whether data lie in [0, 1] and are mapped to [-1, 1] for the network, and samples back; otherwise data are used as they are.
     pub auto_normalize: bool,
-    /// Strength of noise that is constant over each channel (about 0.1 lets samples be very dark or bright); 0 is off.
+    /// Strength of noise that is constant within each channel (about 0.1 allows very dark or bright samples); 0 is off.
     pub offset_noise_strength: f64,
-    /// Weighs the loss as one on `x_start` weighed by `min(SNR, gamma)` (Hang et al. 2023); absent: only for `simple`.
+    /// Whether the loss is weighted as a loss on `x_start` with weight `min(SNR, gamma)` (Hang et al. 2023); if absent, only for `simple`.
     pub min_snr_loss_weight: Option<bool>,
     /// `gamma` of the above.
     pub min_snr_gamma: f64,
-    /// Assigns noise to the images of a batch so that the sum of distances is least (Li et al. 2024).
+    /// Assigns noise to the images of a batch so that the sum of distances is minimal (Li et al. 2024).
     pub immiscible: bool,
-    /// Draws so many noises per image and trains on the one of least loss (forward explorative modelling); 1 is off.
+    /// Number of noises drawn per image, of which the one with the least loss is trained on (forward explorative modelling); 1 is off.
     pub xm_candidates: usize,
 }
 
@@ -187,7 +187,7 @@ impl Default for SharedConfig {
 }
 
 impl SharedConfig {
-    /// Refuses options without meaning, and those that contradict each other or a network's output.
+    /// Refuses meaningless options, and options that contradict each other or the network's output.
     pub(super) fn validate(&self, output: Output) -> Result<(), DiffusionConfigError> {
         let Self { min_snr_gamma: gamma, offset_noise_strength: offset, xm_candidates, .. } = *self;
         check(gamma.is_finite() && gamma > 0.0, "min_snr_gamma", "a number above 0", gamma)?;
@@ -213,7 +213,7 @@ impl SharedConfig {
         }
     }
 
-    /// The gamma of `min(SNR, gamma)` if the loss is weighed by it, by default or not.
+    /// The gamma of `min(SNR, gamma)` if the loss is weighted by it, explicitly or by `default`.
     pub(super) fn min_snr(&self, default: bool) -> Option<f64> {
         self.min_snr_loss_weight.unwrap_or(default).then_some(self.min_snr_gamma)
     }
@@ -242,7 +242,7 @@ impl From<GaussianConfig> for DiffusionConfig {
 }
 
 impl DiffusionConfig {
-    /// Refuses options that contradict each other or have no meaning.
+    /// Refuses options that contradict each other or are meaningless.
     ///
     /// # Errors
     /// [`DiffusionConfigError`].
@@ -257,22 +257,22 @@ impl DiffusionConfig {
         Ok(())
     }
 
-    /// Whether the loss is weighed by `min(SNR, gamma)`.
+    /// The gamma of `min(SNR, gamma)` if the loss is weighted by it.
     pub fn min_snr(&self) -> Option<f64> {
         self.shared.min_snr(matches!(self.formulation, FormulationConfig::Simple(_)))
     }
 
-    /// T, if there are only so many noise levels.
+    /// T, if the number of noise levels is finite.
     pub fn timesteps(&self) -> Option<usize> {
         self.formulation.schedule().map(|schedule| schedule.timesteps)
     }
 
-    /// Steps of ancestral sampling where nobody says how many. For valid options.
+    /// Default number of steps of ancestral sampling. The options must be valid.
     pub fn default_steps(&self) -> usize {
         self.timesteps().unwrap_or_else(|| self.formulation.build(None).map_or(1, |built| built.default_steps()))
     }
 
-    /// Channels of the output of a network for data of `channels`.
+    /// Output channels of a network for data with `channels` channels.
     pub fn out_channels(&self, channels: usize) -> usize {
         self.output().channels(channels)
     }
@@ -286,7 +286,7 @@ impl DiffusionConfig {
         }
     }
 
-    /// For a network that embeds time by Fourier features: it is told small times, where the formulation leaves a choice and nothing else is said.
+    /// For a network that embeds time by Fourier features: passes it small times, if the formulation has that option and it was not set explicitly.
     pub fn for_fourier_time(self) -> Self {
         match self.formulation {
             FormulationConfig::RectifiedFlow(config) => {
@@ -296,7 +296,7 @@ impl DiffusionConfig {
         }
     }
 
-    /// Fills in what the size of the data decides.
+    /// Fills in the options that depend on the size of the data.
     pub fn for_size(&self, height: usize, width: usize) -> Self {
         let mut config = self.clone();
         if let FormulationConfig::Simple(simple) = &mut config.formulation {
@@ -306,7 +306,7 @@ impl DiffusionConfig {
     }
 }
 
-/// Without the keys that have no value.
+/// Keys without a value are left out.
 impl From<DiffusionConfig> for Map<String, Value> {
     fn from(config: DiffusionConfig) -> Self {
         let table = |value: Result<Value, serde_json::Error>| match value {
@@ -350,7 +350,7 @@ impl TryFrom<Map<String, Value>> for DiffusionConfig {
             });
         }
         own.insert(TAG.to_string(), name.into());
-        // One by one, so that an error has a key. All have defaults.
+        // One by one, so that an error names its key. All have defaults.
         for (key, value) in own.iter().filter(|(key, _)| *key != TAG) {
             let alone = Map::from_iter([(TAG.to_string(), own[TAG].clone()), (key.clone(), value.clone())]);
             read_table::<FormulationConfig>(alone).map_err(|error| malformed(key, &error))?;

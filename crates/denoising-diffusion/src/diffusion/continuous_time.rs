@@ -1,6 +1,6 @@
-//! Gaussian diffusion in continuous time (Kingma et al. 2021, arXiv:2107.00630): t in [0, 1], noise levels given by their log-SNR, which
-//! is also what the network is told. Three families of schedules: those of the reference's continuous-time classes, and those of simple
-//! diffusion (Hoogeboom et al. 2023, arXiv:2301.11093), shifted for the size of the images.
+//! Gaussian diffusion in continuous time (Kingma et al. 2021, arXiv:2107.00630): t in [0, 1], noise levels given by their log-SNR, which is also the
+//! network's time input. Three families of schedules: those of the reference's continuous-time classes, and those of simple diffusion (Hoogeboom et
+//! al. 2023, arXiv:2301.11093), shifted for the size of the images.
 
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +20,7 @@ pub enum NoiseSchedule {
     Linear,
     /// `-ln(1 / cos^2(pi/2 (t + s) / (1 + s)) - 1)`, s = 0.008.
     Cosine,
-    /// A monotone network between the ends of the linear schedule, trained with the rest (Kingma et al. 2021, appendix H).
+    /// A monotone network between the endpoints of the linear schedule, trained with the denoiser (Kingma et al. 2021, appendix H).
     Learned,
 }
 
@@ -52,20 +52,20 @@ impl Default for ContinuousTimeConfig {
 #[serde(default)]
 pub struct SimpleConfig {
     pub objective: Objective,
-    /// Shifts log-SNR by `2 ln(noise_d / image_d)`: images of side `image_d` get the noise of images of side `noise_d`.
+    /// Shifts log-SNR by `2 ln(noise_d / image_d)`: images of side `image_d` get the noise levels of images of side `noise_d`.
     pub noise_d: Option<f64>,
     /// Interpolates between two shifts: `noise_d_low` at t = 1, `noise_d_high` at t = 0.
     pub noise_d_low: Option<f64>,
     pub noise_d_high: Option<f64>,
-    /// Side of the images; that of the data (of a square of as many pixels) if absent.
+    /// Side of the images; if absent, that of the data (of a square with as many pixels).
     pub image_d: Option<f64>,
 }
 
 const STEPS: usize = 500;
 /// Offset of the cosine schedule.
 const COSINE_S: f64 = 0.008;
-/// No cosine is smaller: cos(pi / 2) in f32, as the reference computes. In f64 log-SNR would fall to -75 at t = 1, where sampling starts, and training,
-/// whose t are below 1, shows a network nothing like it; so it ends at -33.9.
+/// Lower bound of the cosine: cos(pi / 2) in f32, as the reference computes it. In f64 the log-SNR would fall to -75 at t = 1, where sampling
+/// starts, a level unlike any seen in training, whose t are below 1; with this bound it ends at -33.9.
 const LEAST_COSINE: f64 = 4.371_139e-8;
 
 impl ContinuousTimeConfig {
@@ -89,7 +89,7 @@ impl ContinuousTimeConfig {
         check((0.0..=1.0).contains(&share), "learned_schedule_frac_gradient", "in [0, 1]", share)
     }
 
-    /// Of a learned schedule.
+    /// Options of the learned schedule.
     fn learned_options(&self) -> LearnedScheduleOptions {
         LearnedScheduleOptions {
             hidden_dim: self.learned_schedule_hidden_dim.unwrap_or(1024),
@@ -137,7 +137,7 @@ impl SimpleConfig {
     }
 
     pub(super) fn build(&self) -> ContinuousTime {
-        // Without a size there is nothing to shift: the plan fills in that of the data.
+        // Without an image size there is nothing to shift by: the plan fills in the size of the data.
         let image_d = self.image_d.or(self.noise_d).or(self.noise_d_low).unwrap_or(1.0);
         let shift = |noise_d: f64| 2.0 * (noise_d / image_d).ln();
         let [at_0, at_1] = match (self.noise_d, self.noise_d_low, self.noise_d_high) {
@@ -155,12 +155,12 @@ impl SimpleConfig {
 enum LogSnr {
     Linear,
     Cosine,
-    /// A cosine in log-SNR between -15 and 15, plus a shift that goes from one number at t = 0 to another at t = 1.
+    /// A cosine in log-SNR between -15 and 15, plus a shift that moves from one value at t = 0 to another at t = 1.
     ShiftedCosine {
         at_0: f64,
         at_1: f64,
     },
-    /// Before training: a straight line between its ends.
+    /// Before training: a straight line between its endpoints.
     Learned {
         options: LearnedScheduleOptions,
         weights: Option<ScheduleWeights>,
@@ -198,7 +198,7 @@ impl LogSnr {
 pub struct ContinuousTime {
     schedule: LogSnr,
     objective: Objective,
-    /// Whether the error of v is weighed by alpha^2, which makes it the same loss as that on noise.
+    /// Whether the error of v is weighted by alpha^2, which makes the loss equal to the loss on noise.
     signal_weighs_v: bool,
 }
 

@@ -1,4 +1,4 @@
-//! The inverse of the normal distribution function: quantiles of the noise levels that are drawn normally.
+//! The inverse of the normal distribution function: quantiles for noise levels that are drawn from a normal distribution.
 
 /// The x below which a standard normal number lies with probability `u` in (0, 1): Wichura 1988, algorithm AS 241 (PPND16), to about 1e-16.
 pub fn inverse_normal_cdf(u: f64) -> f64 {

@@ -18,7 +18,7 @@ pub struct ElucidatedConfig {
     pub sigma_max: f64,
     /// Standard deviation of the data, on the network's scale.
     pub sigma_data: f64,
-    /// Spacing of sampling: sigma^(1/rho) is even.
+    /// Spacing of the sampling levels: sigma^(1/rho) is evenly spaced.
     pub rho: f64,
     /// Mean and standard deviation of ln sigma in training.
     pub p_mean: f64,
@@ -31,7 +31,7 @@ impl Default for ElucidatedConfig {
     }
 }
 
-/// Of ancestral sampling; the paper has none.
+/// Default steps of ancestral sampling; the paper has none.
 const STEPS: usize = 250;
 
 impl ElucidatedConfig {
@@ -49,7 +49,7 @@ impl ElucidatedConfig {
     }
 }
 
-/// The formulation. Its time is sigma; the network is told `ln(sigma) / 4`.
+/// The formulation. Its time is sigma; the network's time input is `ln(sigma) / 4`.
 #[derive(Clone, Copy, Debug)]
 pub struct Elucidated(pub ElucidatedConfig);
 

@@ -1,8 +1,8 @@
-//! Why a configuration describes no formulation.
+//! Why a configuration does not describe a formulation.
 
 use thiserror::Error;
 
-/// Why a [`DiffusionConfig`](super::DiffusionConfig) describes no diffusion.
+/// Why a [`DiffusionConfig`](super::DiffusionConfig) is invalid.
 #[derive(Clone, Debug, PartialEq, Error)]
 pub enum DiffusionConfigError {
     #[error("`timesteps` must be at least 2, got {0}")]

@@ -1,5 +1,5 @@
-//! Whether a network fits a formulation and the data. Without these checks a wrong number of channels would broadcast, and a network would
-//! train on nonsense. Not here: whether options describe a network at all (`models`).
+//! Whether a network fits a formulation and the data. Without these checks a wrong number of channels would broadcast, and the network would train
+//! on nonsense. Not here: whether options describe a network at all (`models`).
 
 use thiserror::Error;
 

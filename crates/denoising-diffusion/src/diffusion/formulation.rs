@@ -1,6 +1,6 @@
-//! What a formulation is: where noise levels come from, what the network predicts at each, and how the loss is weighed. Plain numbers
-//! only; [`Diffusion`](super::Diffusion) makes losses and denoisers of them, [`FormulationConfig`](super::FormulationConfig) lists those that
-//! options can name. One of your own goes into [`Diffusion::of`](super::Diffusion::of), see `examples/custom_formulation.rs`.
+//! What a formulation is: where noise levels come from, what the network predicts at each, and how the loss is weighted. Plain numbers only;
+//! [`Diffusion`](super::Diffusion) makes losses and denoisers of them, [`FormulationConfig`](super::FormulationConfig) lists the built-in ones that
+//! options can name. Pass your own to [`Diffusion::of`](super::Diffusion::of), see `examples/custom_formulation.rs`.
 
 use std::fmt::Debug;
 
@@ -33,16 +33,15 @@ impl Output {
     }
 }
 
-/// A formulation. Its time is its own: t in 0..T of a table, a real number in [0, 1], or sigma.
+/// A formulation. Each has its own notion of time: t in 0..T of a table, a real number in [0, 1], or sigma.
 pub trait Formulation: Debug + Send + Sync {
-    /// The time below which a share `u` (in (0, 1)) of the training examples lies. Training draws u uniformly; measurements take it
-    /// evenly.
+    /// The time below which a share `u` (in (0, 1)) of the training examples lies. Training draws u uniformly; measurements space it evenly.
     fn time(&self, u: f64) -> f64;
 
-    /// The noise level of a time.
+    /// The noise level at a time.
     fn level(&self, time: f64) -> NoiseLevel;
 
-    /// The level of a [`log_snr`](NoiseLevel::log_snr).
+    /// The level with this [`log_snr`](NoiseLevel::log_snr).
     fn level_at_log_snr(&self, log_snr: f64) -> NoiseLevel;
 
     /// What the network predicts.
@@ -54,7 +53,7 @@ pub trait Formulation: Debug + Send + Sync {
     /// The formulation's own `steps` noise levels from the noisiest down, then clean data.
     fn levels(&self, steps: usize) -> Vec<NoiseLevel>;
 
-    /// The noisiest and the cleanest level that the network was trained on.
+    /// The noisiest and the cleanest level that networks are trained on.
     fn range(&self) -> [NoiseLevel; 2];
 
     /// The parts of the output.
@@ -67,15 +66,15 @@ pub trait Formulation: Debug + Send + Sync {
         1.0
     }
 
-    /// T, if there are only so many noise levels.
+    /// T, if the number of noise levels is finite.
     fn timesteps(&self) -> Option<usize> {
         None
     }
 
-    /// Steps of ancestral sampling where nobody says how many.
+    /// Default number of steps of ancestral sampling.
     fn default_steps(&self) -> usize;
 
-    /// Steps of Heun's method where nobody says how many, if not as many as of other solvers.
+    /// Default number of steps of Heun's method, if it differs from that of other solvers.
     fn default_heun_steps(&self) -> Option<usize> {
         None
     }
@@ -85,17 +84,17 @@ pub trait Formulation: Debug + Send + Sync {
         None
     }
 
-    /// Whether the network is told numbers as large as 1000, which Fourier features of random frequency cannot resolve.
+    /// Whether the network's time input can be as large as 1000, which Fourier features of random frequency cannot resolve.
     fn tells_large_times(&self) -> bool {
         true
     }
 
-    /// Whether the schedule is learned with the network; its share of the gradient.
+    /// Options of the learned schedule, if the schedule is learned with the network.
     fn learned_schedule(&self) -> Option<LearnedScheduleOptions> {
         None
     }
 
-    /// The same with the schedule that training has arrived at.
+    /// The same formulation with a trained schedule.
     fn with_schedule(&self, _weights: ScheduleWeights) -> Option<Box<dyn Formulation>> {
         None
     }

@@ -24,8 +24,8 @@ pub struct GaussianConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LossWeight {
-    /// By what makes the squared error of the noise of it (the reference's choice): SNR for data, alpha^2 for v. At a level that is nothing but noise
-    /// that is 0, and the network is never told what to do there.
+    /// Weighted to equal the squared error of the noise (the reference's choice): SNR for data, alpha^2 for v. At pure noise that weight is 0, so
+    /// the network never learns what to do there.
     #[default]
     Noise,
     /// 1 (Salimans and Ho 2022, arXiv:2202.00512, section 4, "SNR+1" for v; Lin et al. 2023, arXiv:2305.08891, section 3.2).
@@ -40,7 +40,7 @@ impl GaussianConfig {
         refuse_noise_at_zero_snr(&self.schedule, self.objective)
     }
 
-    /// The weight that is taken: where the last level is nothing but noise, the network must learn what to do there, unless something else is said.
+    /// The weight used: if the last level is pure noise, the network must learn what to do there, so `Uniform` is the default then.
     fn loss_weight(&self) -> LossWeight {
         let usual = if self.schedule.zero_terminal_snr { LossWeight::Uniform } else { LossWeight::Noise };
         self.loss_weight.unwrap_or(usual)
@@ -66,7 +66,7 @@ pub(super) fn refuse_noise_at_zero_snr(
     Ok(())
 }
 
-/// A table of noise levels and what is predicted at them: Gaussian diffusion, and the other formulations in discrete time.
+/// A table of noise levels and the quantity predicted at them: Gaussian diffusion, and the other formulations in discrete time.
 #[derive(Clone, Debug)]
 pub struct GaussianDiffusion {
     pub(super) tables: Tables,
@@ -104,8 +104,8 @@ impl Formulation for GaussianDiffusion {
         self.prediction
     }
 
-    /// 1 for noise; for the other objectives what makes the same loss on the noise out of theirs (Hang et al. 2023, section 3.4), or 1. For
-    /// noise and variance, and for weighted objectives, 1.
+    /// For predicted noise, with learned variance and for weighted objectives, 1. For the other objectives, 1 or the weight that makes the loss
+    /// equal to that on the noise (Hang et al. 2023, section 3.4), depending on [`LossWeight`].
     fn loss_weight(&self, level: &NoiseLevel) -> f64 {
         match (self.output, self.prediction) {
             _ if self.loss_weight == LossWeight::Uniform => 1.0,

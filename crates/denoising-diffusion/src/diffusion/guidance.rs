@@ -1,5 +1,5 @@
-//! Guidance: how a conditional and a weaker prediction (the unconditional one, or that of a weaker network) become one, and how far the
-//! estimate of clean data may go. On tensors alone; [`NetworkDenoiser`](super::NetworkDenoiser) makes the predictions.
+//! Guidance: how a conditional prediction and a weaker one (the unconditional one, or that of a weaker network) are combined, and how far the
+//! estimate of clean data may go. On tensors only; [`NetworkDenoiser`](super::NetworkDenoiser) makes the predictions.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -9,35 +9,34 @@ use super::error::{DiffusionConfigError, check};
 use super::loss::number_shape;
 use crate::nn::params::{from_host, host_values};
 
-/// What happens to estimates outside of the data's range [-1, 1].
+/// What happens to estimates outside the data's range [-1, 1].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Threshold {
-    /// They are cut to it.
+    /// They are clamped to it.
     #[default]
     Static,
-    /// Each image is cut to its own quantile of absolute values, if that is above 1, and divided by it (Saharia et al. 2022,
+    /// Each image is clamped to the quantile of its own absolute values, if that is above 1, and divided by it (Saharia et al. 2022,
     /// arXiv:2205.11487, section 2.3).
     Dynamic,
     /// Nothing.
     None,
 }
 
-/// Options of guidance; `Default` guides nothing.
+/// Options of guidance; `Default` is no guidance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GuidanceConfig {
     /// The scale w in `weak + w (strong - weak)`: 1 is the conditional (strong) prediction, 0 the unconditional (weak) one.
     pub guidance: f64,
-    /// How much of the guided prediction's deviation is set back to that of the conditional one (Lin et al. 2023,
-    /// arXiv:2305.08891, section 3.4).
+    /// How far the deviation of the guided prediction is moved back to that of the conditional one (Lin et al. 2023, arXiv:2305.08891, section 3.4).
     pub rescale_phi: f64,
-    /// How much of the update's part along the conditional prediction is kept: 1 is plain guidance, 0 removes what oversaturates
+    /// How much of the update's component along the conditional prediction is kept: 1 is plain guidance, 0 removes the component that oversaturates
     /// (Sadat et al. 2024, arXiv:2410.02416).
     pub keep_parallel: f64,
     /// Takes the direction back to noise from the unconditional estimate (Chung et al. 2024, arXiv:2406.08070).
     pub cfg_plus_plus: bool,
-    /// Guides only where `sigma / alpha` lies between these (Kynkaanniemi et al. 2024, arXiv:2404.07724).
+    /// Guides only where `sigma / alpha` lies between these two values (Kynkaanniemi et al. 2024, arXiv:2404.07724).
     pub guidance_interval: Option<[f64; 2]>,
     pub threshold: Threshold,
     /// The quantile of dynamic thresholding.
@@ -79,13 +78,13 @@ impl GuidanceConfig {
         Ok(())
     }
 
-    /// The scale at a level: 1 outside of the interval.
+    /// The scale at a level: 1 outside the interval.
     pub fn scale_at(&self, level: &NoiseLevel) -> f64 {
         if self.acts_at(level) { self.guidance } else { 1.0 }
     }
 
-    /// Whether the direction back to noise is that of the unconditional estimate at a level. That is so at a scale of 1, too: in CFG++ it is a scale
-    /// like any other.
+    /// Whether the direction back to noise at this level is that of the unconditional estimate. This holds at a scale of 1, too: for CFG++, 1 is a
+    /// scale like any other.
     pub(super) fn renoises_at(&self, level: &NoiseLevel) -> bool {
         self.cfg_plus_plus && self.acts_at(level)
     }
@@ -95,7 +94,7 @@ impl GuidanceConfig {
         self.guidance_interval.is_none_or(inside)
     }
 
-    /// One prediction out of two. A scale of 1 is the strong one and 0 the weak one, whatever the other options.
+    /// Combines two predictions. A scale of 1 gives the strong one and 0 the weak one, whatever the other options.
     pub fn combine<const D: usize>(&self, strong: Tensor<D>, weak: Tensor<D>, scale: f64) -> Tensor<D> {
         if scale == 1.0 {
             return strong;
@@ -116,21 +115,21 @@ impl GuidanceConfig {
         guided * (ratio * self.rescale_phi + (1.0 - self.rescale_phi))
     }
 
-    /// The estimate within the range, where [-1, 1] is the data's.
+    /// The estimate limited to the range of the data, [-1, 1].
     pub fn limit<const D: usize>(&self, x_start: Tensor<D>) -> Tensor<D> {
         match self.threshold {
             Threshold::None => x_start,
             Threshold::Static => x_start.clamp(-1.0, 1.0),
             Threshold::Dynamic => {
                 let s = per_example_quantile(x_start.clone().abs(), self.threshold_quantile).clamp_min(1.0);
-                // Cut to [-s, s], divided by s.
+                // Clamped to [-s, s], divided by s.
                 (x_start / s).clamp(-1.0, 1.0)
             }
         }
     }
 }
 
-/// Sums over everything but the examples, `[b, 1, ...]`.
+/// Sums over everything but the batch axis, `[b, 1, ...]`.
 fn per_example_sum<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     (1..D).fold(x, |x, dim| x.sum_dim(dim))
 }
@@ -142,14 +141,14 @@ pub fn projection<const D: usize>(x: Tensor<D>, y: Tensor<D>) -> Tensor<D> {
     y * (along / square)
 }
 
-/// Standard deviation per example, with n - 1 as `torch.std`, `[b, 1, ...]`.
+/// Standard deviation per example, with n - 1 like `torch.std`, `[b, 1, ...]`.
 fn deviation<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     let n = x.dims()[1..].iter().product::<usize>() as f64;
     let mean = per_example_sum(x.clone()) / n;
     (per_example_sum((x - mean).square()) / (n - 1.0).max(1.0)).sqrt()
 }
 
-/// The quantile of each example, linear between order statistics as `torch.quantile`, `[b, 1, ...]`.
+/// Quantile per example, linear between order statistics like `torch.quantile`, `[b, 1, ...]`.
 fn per_example_quantile<const D: usize>(x: Tensor<D>, q: f64) -> Tensor<D> {
     let (device, b) = (x.device(), x.dims()[0]);
     let mut values = host_values(x);

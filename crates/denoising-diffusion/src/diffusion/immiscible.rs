@@ -1,10 +1,9 @@
-//! Immiscible diffusion (Li et al. 2024): the noise of a batch is handed out so that the sum of the distances between data and noise
-//! is least.
+//! Immiscible diffusion (Li et al. 2024): the noises of a batch are assigned so that the sum of the distances between data and noise is minimal.
 
 use rayon::prelude::*;
 
-/// For each of `b` rows of `x` (each `size` long) the row of `noise` that it is given, the sum of Euclidean distances being
-/// least over all permutations.
+/// For each of the `b` rows of `x` (each `size` long), the row of `noise` assigned to it, so that the sum of Euclidean distances is minimal over all
+/// permutations.
 pub fn least_distance_assignment(x: &[f32], noise: &[f32], size: usize) -> Vec<usize> {
     let rows = |values: &'_ [f32]| values.len() / size.max(1);
     let b = rows(x);
@@ -58,7 +57,7 @@ fn assign(cost: &[f64], n: usize) -> Vec<usize> {
             col_potential[col] -= slack;
             row_potential[row_of_col[col]] += slack;
         }
-        // Along the path each column takes the row of the column before it.
+        // Along the path, each column takes the row of the preceding column.
         let mut col = end;
         while previous[col] != FREE {
             row_of_col[col] = row_of_col[previous[col]];

@@ -1,4 +1,4 @@
-//! Learned variance (Nichol and Dhariwal 2021, arXiv:2102.09672): beside its prediction the network gives the variance of the step from t
+//! Learned variance (Nichol and Dhariwal 2021, arXiv:2102.09672): in addition to its prediction the network outputs the variance of the step from t
 //! to t - 1, trained by the variational bound of that step. Output: `[prediction, variance]` along the channels.
 
 use burn::tensor::Tensor;
@@ -12,14 +12,14 @@ use super::prediction::Objective;
 use super::prepared::Number;
 use super::schedule::{ScheduleConfig, Tables};
 
-/// How the second half of the output says the variance.
+/// How the second half of the output encodes the variance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VarianceReading {
-    /// A place between the logarithms of the posterior's variance (-1) and of beta (1), eq. 15.
+    /// Interpolation between the logarithms of the posterior's variance (-1) and of beta (1), eq. 15.
     #[default]
     Range,
-    /// The logarithm itself.
+    /// The logarithm of the variance itself.
     Direct,
 }
 
@@ -34,13 +34,13 @@ pub struct LearnedVarianceConfig {
     pub variance: LearnedVariance,
 }
 
-/// What is special about this formulation.
+/// What distinguishes this formulation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LearnedVariance {
     pub variance_reading: VarianceReading,
-    /// lambda: weight of the bound, in bits per dimension, beside the squared error (eq. 16). The bound is a sum over all T steps, of which
-    /// an example draws one: its term counts T times.
+    /// lambda: weight of the bound, in bits per dimension, relative to the squared error (eq. 16). The bound is a sum over all T steps, of which an
+    /// example draws one, so that its term counts T times.
     pub vb_loss_weight: f64,
 }
 
@@ -78,16 +78,17 @@ impl LearnedVarianceConfig {
     }
 }
 
-/// q(x_{t-1} | x_t, x_start) at a time, and what bounds its variance.
+/// q(x_{t-1} | x_t, x_start) at a time, and the bounds of its variance.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Posterior {
-    /// log of the least variance of the step. That is 0 at t = 0, which has no logarithm: that of t = 1 stands in for it, as in the paper's code.
+    /// log of the least variance of the step. At t = 0 that variance is 0 and has no logarithm, so the value at t = 1 is used, as in the paper's
+    /// code.
     pub(super) least_log_variance: f64,
-    /// log of the largest.
+    /// log of the largest variance.
     pub(super) largest_log_variance: f64,
-    /// The mean is this much x_start (Ho et al. 2020, eq. 7),
+    /// Coefficient of x_start in the posterior mean (Ho et al. 2020, eq. 7).
     pub(super) of_x_start: f64,
-    /// and this much x_t.
+    /// Coefficient of x_t.
     pub(super) of_x: f64,
     /// Whether t = 0, so that x_{t-1} is the data.
     pub(super) is_first: bool,
@@ -107,8 +108,8 @@ impl Posterior {
 }
 
 impl LearnedVariance {
-    /// Where the variance lies between the least (0) and the largest (1), on a logarithmic scale, for the times that the network was
-    /// trained on; a solver that takes longer steps uses the same place between their bounds.
+    /// Where the variance lies between the least (0) and the largest (1), on a logarithmic scale, at times that the network was trained on; a solver
+    /// with longer steps uses the same position between the bounds of its steps.
     pub(super) fn place<const D: usize>(self, half: Tensor<D>, tables: &Tables, times: &[f64]) -> Tensor<D> {
         match self.variance_reading {
             VarianceReading::Range => (half + 1.0) * 0.5,
@@ -135,8 +136,8 @@ impl LearnedVariance {
         }
     }
 
-    /// The bound's term at each example's time, in bits per dimension, `[b]`: the divergence of the network's step from the posterior,
-    /// and at t = 0 the negative log-likelihood of the 8-bit data. The mean is the prediction's, without its gradient.
+    /// The bound's term at each example's time, in bits per dimension, `[b]`: the divergence of the network's step from the posterior, and at t = 0
+    /// the negative log-likelihood of the 8-bit data. The mean is that of the prediction, without its gradient.
     pub(super) fn bound(self, half: Tensor<4>, x_start: Tensor<4>, parts: &Parts<'_>) -> Tensor<1> {
         let log_variance = self.log_variance(half, parts);
         let mean = |x_start: Tensor<4>| {
@@ -157,11 +158,11 @@ impl LearnedVariance {
     }
 }
 
-/// Values whose probability is below this count as this improbable.
+/// Smaller probabilities count as this one.
 const LEAST_PROBABILITY: f64 = 1e-15;
 
-/// log of the probability of 8-bit data in [-1, 1] under a Gaussian of a mean and the logarithm of a deviation: half a level of 1/255 to
-/// both sides, the outermost levels reaching to infinity (Ho et al. 2020, eq. 13).
+/// log of the probability of 8-bit data in [-1, 1] under a Gaussian, given its mean and log deviation: half a level of 1/255 on both sides, the
+/// outermost levels extending to infinity (Ho et al. 2020, eq. 13).
 fn discretised_log_likelihood<const D: usize>(x: Tensor<D>, mean: Tensor<D>, log_deviation: Tensor<D>) -> Tensor<D> {
     let (centred, inverse) = (x.clone() - mean, (-log_deviation).exp());
     let below = |edge: f64| normal_cdf((centred.clone() + edge) * inverse.clone());
@@ -172,7 +173,7 @@ fn discretised_log_likelihood<const D: usize>(x: Tensor<D>, mean: Tensor<D>, log
     high.mask_where(x.lower_elem(-0.999), log(upper))
 }
 
-/// Page 1977's approximation, which published numbers were computed with; off by at most 3e-4.
+/// The approximation of Page 1977, which published numbers were computed with; off by at most 3e-4.
 fn normal_cdf<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     let cubic = x.clone() + x.clone() * x.square() * 0.044_715;
     ((cubic * (2.0 / std::f64::consts::PI).sqrt()).tanh() + 1.0) * 0.5

@@ -1,4 +1,4 @@
-//! The training loss of every formulation. Not here: what is drawn and how levels are made of it (`process`, the formulations).
+//! The training loss of every formulation. Not here: what is drawn, and how levels are made from it (`process`, the formulations).
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
@@ -15,7 +15,7 @@ use crate::models::{Network, NetworkInput};
 use crate::nn::params::{from_host, host_values};
 use crate::nn::{TrainNoGrad, Vectors};
 
-/// What a network is trained on.
+/// A batch that a network is trained on.
 #[derive(Clone, Debug)]
 pub struct Examples {
     /// `[b, c, h, w]` as the data gives them, in [0, 1] with `auto_normalize`.
@@ -49,36 +49,36 @@ impl Examples {
         }
     }
 
-    /// The same on this device.
+    /// The same examples on this device.
     pub fn on(self, device: &Device) -> Self {
         let condition = self.condition.map(|condition| condition.to_device(device));
         Self { data: self.data.to_device(device), condition, ..self }
     }
 }
 
-/// The levels of a schedule that is being trained: log-SNR `[b]`, alpha and sigma `[b, 1, 1, 1]`.
+/// The levels of a schedule in training: log-SNR `[b]`, alpha and sigma `[b, 1, 1, 1]`.
 struct Learned {
     log_snr: Tensor<1>,
     alpha: Tensor<4>,
     sigma: Tensor<4>,
 }
 
-/// A noised batch and what it was made of.
+/// A noised batch and what it was made from.
 pub(super) struct Parts<'a> {
     pub batch: &'a Prepared,
     pub x: Tensor<4>,
-    /// In place of the batch's own levels.
+    /// Used in place of the batch's own levels.
     learned: Option<Learned>,
     prediction: Prediction,
 }
 
 impl Parts<'_> {
-    /// A number of each example, `[b, 1, 1, 1]`. Schedules are learned for single predictions only, which `Learned` reads.
+    /// A number of each example, `[b, 1, 1, 1]`. Schedules are learned only for single predictions, which use the levels of `Learned`.
     pub fn number(&self, number: Number) -> Tensor<4> {
         self.batch.shaped(number)
     }
 
-    /// What the network is told, `[b]`.
+    /// The network's time input, `[b]`.
     fn time(&self) -> Tensor<1> {
         match &self.learned {
             None => self.batch.number(Number::Time),
@@ -108,7 +108,7 @@ impl Parts<'_> {
         }
     }
 
-    /// The estimate of x_start in a prediction.
+    /// The estimate of x_start that a prediction gives.
     fn x_start_of(&self, prediction: Tensor<4>) -> Tensor<4> {
         let x = self.x.clone();
         match (&self.learned, self.prediction) {
@@ -121,7 +121,7 @@ impl Parts<'_> {
 
     /// The weight of each example, `[b]`.
     fn weight(&self, diffusion: &Diffusion) -> Tensor<1> {
-        // In terms of log-SNR, so that its gradient is there too.
+        // In terms of log-SNR, so that the gradient reaches it.
         let Some(Learned { log_snr, .. }) = &self.learned else { return self.batch.number(Number::Weight) };
         let snr = log_snr.clone().exp();
         let clipped = diffusion.min_snr.map(|gamma| snr.clone().clamp_max(gamma));
@@ -135,17 +135,17 @@ impl Parts<'_> {
 }
 
 impl Diffusion {
-    /// The weighted loss of each example, `[b]`. Everything must lie on the network's device. With several candidates of noise, each
-    /// example is trained on the one of least loss, found without gradients.
+    /// The weighted loss of each example, `[b]`. Everything must be on the network's device. With several noise candidates, each example is trained
+    /// on the one with the least loss, found without gradients.
     pub fn loss<M: Network>(&self, model: &M, examples: impl Into<Examples>, draws: &Draws) -> Tensor<1> {
         self.loss_of(model, &self.prepare(model, examples, draws))
     }
 
-    /// A batch as the loss takes it: all that the host and chance decide about it is decided, and what a network is shown of its own is there. With
-    /// several candidates of noise, each example gets the one of least loss, found without gradients.
+    /// A batch ready for the loss: everything decided by the host and by chance is decided, and the earlier estimate for self-conditioning is made.
+    /// With several noise candidates, each example gets the one with the least loss, found without gradients.
     ///
     /// # Panics
-    /// Data of other channels than the network takes, which would broadcast.
+    /// If the data have other channels than the network takes, which would broadcast.
     pub fn prepare<M: Network>(&self, model: &M, examples: impl Into<Examples>, draws: &Draws) -> Prepared {
         let examples: Examples = examples.into();
         assert_eq!(examples.data.dims()[1], model.channels(), "channels of the data, and those that the network takes");
@@ -199,7 +199,7 @@ impl Diffusion {
         }
     }
 
-    /// The posteriors at these times, where their variance is learned.
+    /// The posteriors at these times, if the variance is learned.
     fn posteriors(&self, times: &[f64]) -> Vec<Posterior> {
         match (self.formulation.output(), self.tables()) {
             (Output::WithVariance(_), Some(tables)) => times.iter().map(|&t| Posterior::at(tables, t)).collect(),
@@ -207,7 +207,7 @@ impl Diffusion {
         }
     }
 
-    /// What a network is shown as its earlier estimate: one made without gradients if there is `to_be_one`, else zeros.
+    /// The earlier estimate that a network gets: one made without gradients if `to_be_one`, else zeros.
     fn x_self_cond<M: Network>(&self, model: &M, batch: &Prepared, to_be_one: bool) -> Tensor<4> {
         if !to_be_one {
             return batch.x_start.zeros_like();
@@ -216,7 +216,7 @@ impl Diffusion {
         self.x_start(TrainNoGrad::of(model).predict(parts.network_input(None)), &parts).detach()
     }
 
-    /// The estimate of x_start in a whole output.
+    /// The estimate of x_start that a whole output gives.
     fn x_start(&self, output: Tensor<4>, parts: &Parts<'_>) -> Tensor<4> {
         match self.formulation.output() {
             Output::Prediction => parts.x_start_of(output),
@@ -248,7 +248,7 @@ impl Diffusion {
         Parts { batch, x, learned, prediction: self.formulation.prediction() }
     }
 
-    /// The noise that x_t and the target share: chosen among the candidates, offset added, handed out within the batch if immiscible.
+    /// The noise that x_t and the target share: chosen among the candidates, with the offset added, reassigned within the batch if immiscible.
     fn noise<M: Network>(
         &self,
         model: &M,
@@ -281,7 +281,7 @@ impl Diffusion {
     }
 }
 
-/// The noise of a batch handed out by least distance.
+/// The noise of a batch, reassigned by least total distance.
 fn assigned(x_start: &Tensor<4>, noise: Tensor<4>) -> Tensor<4> {
     let size = noise.dims()[1..].iter().product();
     let order = least_distance_assignment(&host_values(x_start.clone()), &host_values(noise.clone()), size);
@@ -291,7 +291,7 @@ fn assigned(x_start: &Tensor<4>, noise: Tensor<4>) -> Tensor<4> {
     noise.select(0, order)
 }
 
-/// Classes with those dropped whose draw lies below the network's probability. Only training draws: measurements drop nothing.
+/// The classes, dropped where the draw is below the network's probability. Only training draws: measurements drop nothing.
 fn kept<M: Network>(model: &M, classes: Option<Vec<u32>>, draws: &[f64]) -> Option<Vec<u32>> {
     let mut classes = classes?;
     for (class, draw) in classes.iter_mut().zip(draws) {
@@ -302,7 +302,7 @@ fn kept<M: Network>(model: &M, classes: Option<Vec<u32>>, draws: &[f64]) -> Opti
     Some(classes)
 }
 
-/// Vectors as a network takes them, those unknown whose class would be dropped; `None` for a network that takes none.
+/// The vectors as network input, unknown where the class would be dropped; `None` for a network that takes none.
 fn kept_vectors<M: Network>(model: &M, vectors: Option<Vec<f32>>, draws: &[f64], device: &Device) -> Option<Vectors> {
     let dim = model.vector_dim();
     let rows = vectors.filter(|_| dim > 0)?;
@@ -310,26 +310,26 @@ fn kept_vectors<M: Network>(model: &M, vectors: Option<Vec<f32>>, draws: &[f64],
     Some(Vectors::of_rows(rows, dim, given, device))
 }
 
-/// Classes as a network takes them; `None` for a network that takes none.
+/// The classes as network input; `None` for a network that takes none.
 pub(super) fn classes_tensor(num_classes: usize, classes: Option<&[u32]>, device: &Device) -> Option<Tensor<1, Int>> {
     let classes: Vec<i64> = classes.filter(|_| num_classes > 0)?.iter().map(|&class| class.into()).collect();
     let b = classes.len();
     Some(Tensor::from_data(TensorData::new(classes, [b]), device))
 }
 
-/// `[b, 1, ...]`: of a number of each example, to multiply a batch of rank `D`.
+/// `[b, 1, ...]`: the shape of one number per example, to multiply a batch of rank `D`.
 pub(super) fn number_shape<const D: usize>(b: usize) -> [usize; D] {
     std::array::from_fn(|k| if k == 0 { b } else { 1 })
 }
 
-/// Numbers of each example, shaped to multiply a batch of rank `D`.
+/// One number per example, shaped to multiply a batch of rank `D`.
 pub(super) fn per_example<const D: usize>(values: &[f64], device: &Device) -> Tensor<D> {
     let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
     let shape = number_shape(values.len());
     from_host(values, shape, device)
 }
 
-/// The mean over everything but the examples, `[b]`.
+/// The mean over everything but the batch axis, `[b]`.
 pub(super) fn per_example_mean<const D: usize>(x: Tensor<D>) -> Tensor<1> {
     let b = x.dims()[0];
     x.reshape([b as i32, -1]).mean_dim(1).reshape([b])

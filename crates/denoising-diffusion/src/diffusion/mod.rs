@@ -1,6 +1,5 @@
-//! How data is noised, what the network predicts, how the loss is weighted; and the [`Denoiser`] that comes out of it, the one
-//! thing that samplers see. A formulation is one type in one file, and a line in [`FormulationConfig`]. Not here: samplers, and
-//! anything that trains.
+//! How data is noised, what the network predicts, how the loss is weighted; and the resulting [`Denoiser`], the only thing that samplers see. A
+//! formulation is one type in one file, and a line in [`FormulationConfig`]. Not here: samplers, and anything that trains.
 
 mod classifier;
 pub mod config;

@@ -1,4 +1,4 @@
-//! A trained network as a [`Denoiser`]: its output read as the formulation says, conditioned, guided, and kept within the data's range.
+//! A trained network as a [`Denoiser`]: its output is read as the formulation defines it, conditioned, guided, and kept within the data's range.
 
 use burn::tensor::{Device, Int, Tensor};
 
@@ -14,10 +14,10 @@ use crate::device::in_pool;
 use crate::models::{Calls, Network, NetworkInput};
 use crate::nn::Vectors;
 
-/// Gives `scale grad_x ln p(y | x)` for x of a level: a classifier's push towards its class.
+/// Gives `scale grad_x ln p(y | x)` for x at a level: a classifier's push towards its class.
 pub type Push<'a> = Box<dyn Fn(Tensor<4>, NoiseLevel) -> Tensor<4> + 'a>;
 
-/// What guidance guides towards: all that a network can also be without.
+/// What guidance guides towards: the inputs that a network can also do without.
 #[derive(Clone)]
 struct Labels {
     classes: Option<Tensor<1, Int>>,
@@ -29,7 +29,7 @@ impl Labels {
         self.classes.is_none() && self.vectors.is_none()
     }
 
-    /// Of the same kinds, but unknown.
+    /// Labels of the same kinds, but unknown.
     fn unknown<M: Network>(&self, model: &M, b: usize, device: &Device) -> Self {
         let no_class = |_: &Tensor<1, Int>| Tensor::full([b], model.num_classes() as i64, device);
         Self {
@@ -38,7 +38,7 @@ impl Labels {
         }
     }
 
-    /// These, then others of the same kinds.
+    /// These labels followed by others of the same kinds.
     fn then(self, other: Self) -> Self {
         Self {
             classes: self.classes.zip(other.classes).map(|(one, other)| Tensor::cat(vec![one, other], 0)),
@@ -47,7 +47,7 @@ impl Labels {
     }
 }
 
-/// What guidance needs of a batch at a level: of the network itself, of what it is guided away from, or of both.
+/// The outputs that guidance needs for a batch at a level: of the network itself, of what it is guided away from, or of both.
 enum Outputs<T> {
     Strong(T),
     Weak(T),
@@ -63,14 +63,14 @@ impl<T> Outputs<T> {
         }
     }
 
-    /// The network's own, where there is one.
+    /// The strong output if there is one, else the weak one.
     fn first(&self) -> &T {
         match self {
             Self::Strong(one) | Self::Weak(one) | Self::Both { strong: one, .. } => one,
         }
     }
 
-    /// What the network is guided away from.
+    /// The output that the network is guided away from.
     fn weak(&self) -> Option<&T> {
         match self {
             Self::Strong(_) => None,
@@ -105,7 +105,7 @@ impl<'a, M: Network> NetworkDenoiser<'a, M> {
         }
     }
 
-    /// With options of guidance, taken as valid.
+    /// With options of guidance, which must be valid.
     pub fn guided(self, guidance: &GuidanceConfig) -> Self {
         Self { guidance: guidance.clone(), ..self }
     }
@@ -115,13 +115,13 @@ impl<'a, M: Network> NetworkDenoiser<'a, M> {
         Self { classes: Some(classes), ..self }
     }
 
-    /// Conditioned on data of each example, `[b, condition channels, h, w]` in the data's range.
+    /// Conditioned on an image per example, `[b, condition channels, h, w]` in the data's range.
     pub fn with_condition(self, condition: Tensor<4>) -> Self {
         let condition = Some(self.diffusion.normalize(condition));
         Self { condition, ..self }
     }
 
-    /// Conditioned on the vector of each example, `[b, vector_dim]` in row-major order.
+    /// Conditioned on a vector per example, `[b, vector_dim]` in row-major order.
     pub fn with_vectors(self, vectors: Vec<f32>) -> Self {
         Self { vectors: Some(vectors), ..self }
     }
@@ -131,8 +131,8 @@ impl<'a, M: Network> NetworkDenoiser<'a, M> {
         Self { weak: Some(weak.into()), ..self }
     }
 
-    /// Guided by a classifier (Dhariwal and Nichol 2021, arXiv:2105.05233, algorithm 2): eps becomes `eps - sigma push`, which moves
-    /// x_start by `sigma^2 / alpha push`, in every sampler.
+    /// Guided by a classifier (Dhariwal and Nichol 2021, arXiv:2105.05233, algorithm 2): eps becomes `eps - sigma push`, which moves x_start by
+    /// `sigma^2 / alpha push`, in every sampler.
     pub fn with_push(self, push: Push<'a>) -> Self {
         Self { push: Some(push), ..self }
     }
@@ -147,7 +147,7 @@ impl<'a, M: Network> NetworkDenoiser<'a, M> {
         spacing.of(self.diffusion.formulation(), steps, karras_rho)
     }
 
-    /// The outputs that guidance by this scale needs.
+    /// The outputs that guidance at this scale needs.
     fn outputs(
         &self,
         x: Tensor<4>,
@@ -189,7 +189,7 @@ impl<'a, M: Network> NetworkDenoiser<'a, M> {
         if scale == 0.0 {
             return Outputs::Weak(one(&self.model, unknown));
         }
-        // Both halves as one batch.
+        // Both halves in one batch.
         let twice = |x: Tensor<4>| Tensor::cat(vec![x.clone(), x], 0);
         let both = run(
             &self.model,
@@ -201,7 +201,7 @@ impl<'a, M: Network> NetworkDenoiser<'a, M> {
         Outputs::Both { strong: both.clone().narrow(0, 0, b), weak: both.narrow(0, b, b) }
     }
 
-    /// Classes and vectors of the first `b` examples, as far as a network takes them.
+    /// Classes and vectors of the first `b` examples, if the network takes them.
     fn labels(&self, model: &M, b: usize, device: &Device) -> Labels {
         let classes = self.classes.as_deref().map(|classes| &classes[..b.min(classes.len())]);
         let dim = model.vector_dim();
@@ -212,19 +212,19 @@ impl<'a, M: Network> NetworkDenoiser<'a, M> {
         }
     }
 
-    /// What the first `b` examples belong to.
+    /// The condition of the first `b` examples.
     fn condition(&self, b: usize) -> Option<Tensor<4>> {
         let condition = self.condition.as_ref()?;
         Some(condition.clone().narrow(0, 0, b.min(condition.dims()[0])))
     }
 
-    /// The prediction in an output: what guidance combines.
+    /// The prediction in an output: the part that guidance combines.
     fn prediction(&self, output: Tensor<4>, x: &Tensor<4>, at: Coefficients) -> Tensor<4> {
         let c = x.dims()[1];
         match self.diffusion.formulation.output() {
             Output::Prediction => output,
             Output::WithVariance(_) => output.narrow(1, 0, c),
-            // The mixture of both estimates is one of clean data.
+            // Mixing both estimates gives clean data.
             Output::Weighted(_) => {
                 let filled = |value: f64| per_example(&vec![value; x.dims()[0]], &x.device());
                 weighted_objective::x_start(output, x.clone(), filled(at.c_skip), filled(at.c_out))
@@ -232,7 +232,7 @@ impl<'a, M: Network> NetworkDenoiser<'a, M> {
         }
     }
 
-    /// The clean data in a prediction.
+    /// The clean data that a prediction gives.
     fn read(&self, prediction: Tensor<4>, x: &Tensor<4>, at: Coefficients) -> Tensor<4> {
         match self.diffusion.formulation.output() {
             Output::Weighted(_) => prediction,
@@ -240,7 +240,7 @@ impl<'a, M: Network> NetworkDenoiser<'a, M> {
         }
     }
 
-    /// Where the learned variance lies between its bounds.
+    /// Position of the learned variance between its bounds.
     fn variance(&self, output: &Tensor<4>, level: NoiseLevel, c: usize) -> Option<Tensor<4>> {
         let Output::WithVariance(variance) = self.diffusion.formulation.output() else { return None };
         let times = vec![level.time.round().max(0.0); output.dims()[0]];

@@ -1,11 +1,11 @@
-//! What a network's output means: readings all linear in the noisy data and the output. Not here: where noise levels come from
-//! (the formulations), and outputs of more than one part (`learned_variance`, `weighted_objective`).
+//! What a network's output means: all readings are linear in the noisy data and the output. Not here: where noise levels come from (the
+//! formulations), and outputs of several parts (`learned_variance`, `weighted_objective`).
 
 use serde::{Deserialize, Serialize};
 
 use super::denoiser::NoiseLevel;
 
-/// What the network predicts, for the formulations that leave a choice.
+/// What the network predicts, for formulations that offer a choice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Objective {
     /// The noise `eps` (Ho et al. 2020).
@@ -21,7 +21,7 @@ pub enum Objective {
 }
 
 impl Objective {
-    /// The word of configurations.
+    /// The name in configuration files.
     pub fn name(self) -> &'static str {
         match self {
             Self::PredNoise => "pred_noise",
@@ -47,7 +47,7 @@ pub enum Prediction {
     Linear(fn(&NoiseLevel) -> Coefficients),
 }
 
-/// The numbers of [`Prediction`] at one noise level.
+/// The coefficients of a [`Prediction`] at one noise level.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Coefficients {
     pub c_in: f64,
@@ -69,8 +69,8 @@ impl From<Objective> for Prediction {
 }
 
 impl Prediction {
-    /// At a level with sigma above 0. Predicted noise says nothing about the data where there is nothing but noise; there it is read as
-    /// the middle of the data's range, 0, rather than as a difference of rounding errors over alpha.
+    /// At a level with sigma above 0. At pure noise, predicted noise says nothing about the data; there the estimate is 0, the middle of the data's
+    /// range, rather than a difference of rounding errors divided by alpha.
     pub fn coefficients(self, level: &NoiseLevel) -> Coefficients {
         let NoiseLevel { alpha, sigma, .. } = *level;
         let (c_in, [c_skip, c_out], [target_x_start, target_noise]) = match self {

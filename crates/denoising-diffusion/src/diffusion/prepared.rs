@@ -1,4 +1,4 @@
-//! A batch of training as the loss takes it: tensors on the network's device, and the numbers that its noise levels come with. Not here: how they are
+//! A training batch ready for the loss: tensors on the network's device, and the numbers that belong to its noise levels. Not here: how they are
 //! drawn and chosen (`process`, `loss`).
 
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use super::prediction::{Coefficients, Prediction};
 use crate::nn::Vectors;
 use crate::recording::{Place, place_of_fields};
 
-/// What a network is told of a batch beside levels of noise.
+/// A network's inputs for a batch besides noisy data and levels.
 #[derive(Clone, Debug)]
 pub(super) struct Told {
     pub classes: Option<Tensor<1, Int>>,
@@ -22,16 +22,16 @@ pub(super) struct Told {
     pub augment_labels: Option<Tensor<2>>,
 }
 
-/// A number that an example's noise level comes with.
+/// A number that belongs to an example's noise level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Number {
-    /// The formulation's.
+    /// The formulation's time.
     FormulationTime,
-    /// What the network is told.
+    /// The network's time input.
     Time,
     Alpha,
     Sigma,
-    /// Of the example's loss.
+    /// Weight of the example's loss.
     Weight,
     CIn,
     CSkip,
@@ -50,11 +50,11 @@ pub(super) enum Number {
 pub(super) struct Levels {
     pub times: Vec<f64>,
     pub prediction: Prediction,
-    /// Of each example; of none, where the schedule is being trained.
+    /// One per example; empty if the schedule is being trained.
     pub levels: Vec<NoiseLevel>,
-    /// Of each example, likewise.
+    /// One per example, or empty likewise.
     pub weights: Vec<f64>,
-    /// Of each example, where the variance of a step is learned.
+    /// One per example, if the variance of a step is learned.
     pub posteriors: Vec<Posterior>,
 }
 
@@ -85,7 +85,7 @@ impl Levels {
     }
 }
 
-/// See [`Diffusion::prepare`](super::Diffusion::prepare).
+/// A prepared batch, see [`Diffusion::prepare`](super::Diffusion::prepare).
 #[derive(Debug)]
 pub struct Prepared {
     pub(super) x_start: Tensor<4>,
@@ -94,7 +94,7 @@ pub struct Prepared {
     /// The network's own estimate, or zeros, for networks that take one.
     pub(super) x_self_cond: Option<Tensor<4>>,
     levels: Levels,
-    /// Those that were asked for, `[b]`.
+    /// The numbers requested so far, `[b]`.
     numbers: Mutex<BTreeMap<Number, Tensor<1>>>,
 }
 
@@ -103,14 +103,14 @@ impl Prepared {
         Self { x_start, noise, told, x_self_cond: None, levels, numbers: Mutex::default() }
     }
 
-    /// A number of each example, `[b]`: the same tensor each time.
+    /// A number of each example, `[b]`: the same tensor on every call.
     pub(super) fn number(&self, number: Number) -> Tensor<1> {
         let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
         let tensor = || per_example(&self.levels.number(number), &self.x_start.device());
         numbers.entry(number).or_insert_with(tensor).clone()
     }
 
-    /// The same, `[b, 1, 1, 1]`.
+    /// The same number, `[b, 1, 1, 1]`.
     pub(super) fn shaped(&self, number: Number) -> Tensor<4> {
         self.number(number).reshape(number_shape::<4>(self.x_start.dims()[0]))
     }

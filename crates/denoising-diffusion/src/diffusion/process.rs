@@ -1,4 +1,4 @@
-//! [`Diffusion`]: a formulation and the options that all share, ready to train networks and to make denoisers of them.
+//! [`Diffusion`]: a formulation and the options that all formulations share, ready to train networks and to make denoisers of them.
 
 use std::sync::Arc;
 
@@ -14,18 +14,18 @@ use super::schedule::Tables;
 use crate::models::{Calls, Network};
 use crate::noise::{Purpose, Stream, normal_batch};
 
-/// A formulation with the options that all share: how data is noised, what networks predict, how their loss is weighed.
+/// A formulation with the shared options: how data is noised, what networks predict, how their loss is weighted.
 #[derive(Clone, Debug)]
 pub struct Diffusion {
     pub(super) formulation: Arc<dyn Formulation>,
     pub(super) shared: SharedConfig,
-    /// Whether the loss is weighed by `min(SNR, gamma)`.
+    /// The gamma of `min(SNR, gamma)` if the loss is weighted by it.
     pub(super) min_snr: Option<f64>,
-    /// The options that it was made of, if they name it.
+    /// The options that it was built from; `None` for custom formulations.
     config: Option<DiffusionConfig>,
 }
 
-/// All that chance decides about one batch of training.
+/// All random choices for one training batch.
 #[derive(Clone, Debug)]
 pub struct Draws {
     /// `[b]`, the formulation's time of each example.
@@ -34,9 +34,9 @@ pub struct Draws {
     pub noise: Vec<Tensor<4>>,
     /// `[b, c, 1, 1]`, standard normal; used if `offset_noise_strength` is above 0.
     pub offset_noise: Option<Tensor<4>>,
-    /// Whether a network that takes an earlier estimate is given one for this batch.
+    /// Whether a network that takes an earlier estimate gets one for this batch.
     pub self_condition: bool,
-    /// `[b]`, in (0, 1): an example below the probability of dropping loses its condition. The same for all candidates.
+    /// `[b]`, in (0, 1): an example whose draw is below the drop probability loses its class and vector. The same for all candidates.
     pub keep_condition: Vec<f64>,
 }
 
@@ -47,7 +47,7 @@ impl Diffusion {
         Self::with_betas(config, None)
     }
 
-    /// The same with explicit betas, for checkpoints whose schedule has no name. `timesteps` must be their number.
+    /// With explicit betas, for checkpoints whose schedule has no name. `timesteps` must be their number.
     ///
     /// # Errors
     /// [`DiffusionConfigError`].
@@ -58,17 +58,17 @@ impl Diffusion {
         Ok(Self { formulation, shared, min_snr, config: Some(config.clone()) })
     }
 
-    /// A formulation of one's own; without min-SNR weighting unless `shared` asks for it.
+    /// A custom formulation; without min-SNR weighting unless `shared` asks for it.
     ///
     /// # Errors
-    /// Options without meaning, or that contradict each other or the formulation's [output](Formulation::output).
+    /// Options that are meaningless, or that contradict each other or the formulation's [output](Formulation::output).
     pub fn of(formulation: impl Formulation + 'static, shared: SharedConfig) -> Result<Self, DiffusionConfigError> {
         shared.validate(formulation.output())?;
         let min_snr = shared.min_snr(false);
         Ok(Self { formulation: Arc::new(formulation), shared, min_snr, config: None })
     }
 
-    /// The options that it was made of; `None` of a formulation of one's own.
+    /// The options that it was built from; `None` for a custom formulation.
     pub fn config(&self) -> Option<&DiffusionConfig> {
         self.config.as_ref()
     }
@@ -87,30 +87,30 @@ impl Diffusion {
         self.formulation.tables()
     }
 
-    /// Data `[0, 1]` to the network's `[-1, 1]`, unless `auto_normalize` is off.
+    /// Maps data from `[0, 1]` to the network's `[-1, 1]`, unless `auto_normalize` is off.
     pub fn normalize(&self, x: Tensor<4>) -> Tensor<4> {
         if self.shared.auto_normalize { x * 2.0 - 1.0 } else { x }
     }
 
-    /// The way back.
+    /// The inverse of [`normalize`](Self::normalize).
     pub fn unnormalize(&self, x: Tensor<4>) -> Tensor<4> {
         if self.shared.auto_normalize { (x + 1.0) * 0.5 } else { x }
     }
 
-    /// The noise level of a time.
+    /// The noise level at a time.
     pub fn level(&self, time: f64) -> NoiseLevel {
         self.formulation.level(time)
     }
 
-    /// The weight of the prediction's squared error: the formulation's own, or the one that makes `min(SNR, gamma)` times the error of
-    /// `x_start` of it (Hang et al. 2023, section 3.4).
+    /// The weight of the prediction's squared error: the formulation's own, or the one that makes the loss `min(SNR, gamma)` times the error of
+    /// `x_start` (Hang et al. 2023, section 3.4).
     pub fn loss_weight(&self, level: &NoiseLevel) -> f64 {
         match self.min_snr {
             None => self.formulation.loss_weight(level),
             Some(gamma) => {
                 let (prediction, snr) = (self.formulation.prediction(), (level.alpha / level.sigma).powi(2));
                 match prediction {
-                    // Of pure noise, too: `gamma / 0` is infinite.
+                    // Holds at pure noise, too: `gamma / 0` is infinite.
                     Prediction::Noise => (gamma / snr).min(1.0),
                     _ => snr.min(gamma) * prediction.coefficients(level).c_out.powi(2),
                 }
@@ -137,7 +137,7 @@ impl Diffusion {
         }
     }
 
-    /// The denoiser of a trained network, with the schedule that it learned, if there is one.
+    /// The denoiser of a trained network, with the schedule that it learned, if any.
     pub fn denoiser<'a, M: Network>(&self, model: impl Into<Calls<'a, M>>) -> NetworkDenoiser<'a, M> {
         let model = model.into();
         NetworkDenoiser::new(self.with_schedule_of::<M>(model.network()), model)
@@ -150,7 +150,7 @@ impl Diffusion {
         measuring
     }
 
-    /// With the schedule that a network has learned.
+    /// With the schedule that a network learned.
     pub fn with_schedule_of<M: Network>(&self, model: &M) -> Self {
         let learned = model.noise_schedule().and_then(|schedule| self.formulation.with_schedule(schedule.weights()));
         match learned {

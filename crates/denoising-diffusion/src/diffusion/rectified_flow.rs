@@ -13,7 +13,7 @@ use super::prediction::Prediction;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TimeDistribution {
-    /// Evenly in (0, 1).
+    /// Uniform in (0, 1).
     Uniform,
     /// `logit(t)` normal.
     #[default]
@@ -34,9 +34,9 @@ pub struct RectifiedFlowConfig {
     pub logit_std: Option<f64>,
     /// s of the mode distribution, in [-1, 2 / (pi - 2)] (1.29 if absent).
     pub mode_scale: Option<f64>,
-    /// More noise at every t, for large images: `t' = shift t / (1 + (shift - 1) t)` in training and sampling (ibid., eq. 23).
+    /// Shift towards more noise at every t, for large images: `t' = shift t / (1 + (shift - 1) t)` in training and sampling (ibid., eq. 23).
     pub flow_shift: f64,
-    /// What the network is told at t = 1 (1000 if absent): 1 for networks that embed time by Fourier features.
+    /// The network's time input at t = 1 (1000 if absent); use 1 for networks that embed time by Fourier features.
     pub time_scale: Option<f64>,
 }
 
@@ -53,11 +53,11 @@ impl Default for RectifiedFlowConfig {
     }
 }
 
-/// What the network is told at t = 1 where nobody says; sinusoids are made for numbers up to about a thousand.
+/// Default time input of the network at t = 1; sinusoids are made for numbers up to about a thousand.
 const TOLD: f64 = 1000.0;
 /// Fourier features, whose frequencies are about 1, resolve times up to about this.
 const LARGE: f64 = 15.0;
-/// The cleanest sigma that levels spaced otherwise go down to.
+/// The cleanest sigma of spacings other than the formulation's own.
 const CLEANEST: f64 = 0.001;
 const STEPS: usize = 100;
 
@@ -90,7 +90,7 @@ impl RectifiedFlowConfig {
         check(scale.is_finite() && scale > 0.0, "time_scale", "a number above 0", scale)
     }
 
-    /// For a network that embeds time by Fourier features: it is told t itself, unless something else is said.
+    /// For a network that embeds time by Fourier features: its time input is t itself, unless `time_scale` is set.
     #[must_use]
     pub fn for_fourier_time(self) -> Self {
         Self { time_scale: self.time_scale.or(Some(1.0)), ..self }
@@ -142,7 +142,7 @@ impl Formulation for RectifiedFlow {
             TimeDistribution::LogitNormal => {
                 1.0 / (1.0 + (-config.logit_mean() - config.logit_std() * inverse_normal_cdf(u)).exp())
             }
-            // Falls with u in the paper.
+            // In the paper, t falls with u.
             TimeDistribution::Mode => {
                 let u = 1.0 - u;
                 1.0 - u - config.mode_scale() * ((quarter * u).cos().powi(2) - 1.0 + u)

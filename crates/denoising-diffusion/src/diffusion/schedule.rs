@@ -13,7 +13,7 @@ pub enum BetaSchedule {
     Linear,
     /// `alphas_cumprod` a squared cosine with offset `s` (Nichol and Dhariwal 2021, eq. 17).
     Cosine,
-    /// `alphas_cumprod` a sigmoid cut out between `start` and `end`, of temperature `tau` (Jabri et al. 2022, algorithm 5).
+    /// `alphas_cumprod` a sigmoid between `start` and `end`, with temperature `tau` (Jabri et al. 2022, algorithm 5).
     #[default]
     Sigmoid,
 }
@@ -29,7 +29,7 @@ impl BetaSchedule {
     }
 }
 
-/// Most noise levels: tables of more are a mistake.
+/// Maximum number of noise levels: a larger number is a mistake.
 const MOST_TIMESTEPS: usize = 1_000_000;
 
 /// Options of a schedule in discrete time; `Default` is the reference's default.
@@ -66,7 +66,7 @@ impl Default for ScheduleConfig {
 }
 
 impl ScheduleConfig {
-    /// Refuses options that contradict each other or have no meaning.
+    /// Refuses options that contradict each other or are meaningless.
     ///
     /// # Errors
     /// [`DiffusionConfigError`].
@@ -114,7 +114,7 @@ impl ScheduleConfig {
     }
 }
 
-/// Refuses betas of a level that is not noisier than the one before, and what is no number: steps between such levels divide 0 by 0.
+/// Refuses betas that are not numbers, or that give a level no noisier than the one before: a step between such levels divides 0 by 0.
 pub(super) fn check_betas(betas: &[f64]) -> Result<(), DiffusionConfigError> {
     match betas.iter().position(|beta| !(*beta > 0.0 && *beta <= 1.0)) {
         Some(t) => Err(DiffusionConfigError::Betas { t, beta: betas[t] }),
@@ -122,8 +122,8 @@ pub(super) fn check_betas(betas: &[f64]) -> Result<(), DiffusionConfigError> {
     }
 }
 
-/// `betas[t]`, t = 0..T, of the configured schedule. Linear betas above 0.999 (T below about 21) are cut there, as the
-/// other two schedules are: the reference lets them pass 1, where its tables become NaN.
+/// `betas[t]`, t = 0..T, of the configured schedule. Linear betas above 0.999 (T below about 21) are clamped to it, like those of the other two
+/// schedules: the reference lets them exceed 1, where its tables become NaN.
 pub fn betas(config: &ScheduleConfig) -> Vec<f64> {
     let n = config.timesteps;
     let betas = match config.beta_schedule {
@@ -142,7 +142,7 @@ pub fn betas(config: &ScheduleConfig) -> Vec<f64> {
     if config.zero_terminal_snr { zero_terminal(&betas) } else { betas }
 }
 
-/// The betas whose `sqrt_alphas_cumprod` are the given ones, shifted so that the last is 0 and scaled so that the first stays.
+/// Betas whose `sqrt_alphas_cumprod` are those given, shifted so that the last is 0 and scaled so that the first is unchanged.
 fn zero_terminal(betas: &[f64]) -> Vec<f64> {
     let root: Vec<f64> = cumulative(betas).into_iter().map(f64::sqrt).collect();
     let (first, last) = (root[0], root[root.len() - 1]);
@@ -165,13 +165,13 @@ fn linear_betas(n: usize) -> Vec<f64> {
     (0..n).map(|t| (first + (last - first) * t as f64 / (n - 1) as f64).min(0.999)).collect()
 }
 
-/// `betas` of a function that gives `alphas_cumprod` at u = t / T, scaled to 1 at u = 0.
+/// `betas` from a function that gives `alphas_cumprod` at u = t / T, scaled to 1 at u = 0.
 fn betas_of(n: usize, alphas_cumprod: impl Fn(f64) -> f64) -> Vec<f64> {
     let bar: Vec<f64> = (0..=n).map(|t| alphas_cumprod(t as f64 / n as f64) / alphas_cumprod(0.0)).collect();
     bar.windows(2).map(|w| (1.0 - w[1] / w[0]).clamp(0.0, 0.999)).collect()
 }
 
-/// Every table of Gaussian diffusion, indexed by t = 0..T.
+/// All tables of Gaussian diffusion, indexed by t = 0..T.
 #[derive(Clone, Debug)]
 pub struct Tables {
     pub betas: Vec<f64>,
@@ -184,11 +184,11 @@ pub struct Tables {
     pub sqrt_recipm1_alphas_cumprod: Vec<f64>,
     /// Variance of q(x_{t-1} | x_t, x_0), Ho et al. 2020, eq. 7.
     pub posterior_variance: Vec<f64>,
-    /// Its logarithm, the variance cut at 1e-20 since it is 0 at t = 0.
+    /// Its logarithm, with the variance clamped to at least 1e-20 since it is 0 at t = 0.
     pub posterior_log_variance_clipped: Vec<f64>,
     /// Weight of x_0 in the mean of q(x_{t-1} | x_t, x_0).
     pub posterior_mean_coef1: Vec<f64>,
-    /// Weight of x_t in it.
+    /// Weight of x_t in that mean.
     pub posterior_mean_coef2: Vec<f64>,
 }
 
@@ -229,7 +229,7 @@ impl Tables {
         self.betas.len()
     }
 
-    /// The noise level of t. Between two integers, log-SNR is linear in t.
+    /// The noise level at t. Between two integers, log-SNR is linear in t.
     pub fn level(&self, t: f64) -> NoiseLevel {
         let t = t.clamp(0.0, (self.timesteps() - 1) as f64);
         let (low, fraction) = (t.floor() as usize, t.fract());
@@ -244,10 +244,10 @@ impl Tables {
         NoiseLevel { alpha: self.sqrt_alphas_cumprod[t], sigma: self.sqrt_one_minus_alphas_cumprod[t], time: t as f64 }
     }
 
-    /// The level of a log-SNR. Between two of the T levels, t is a fraction; outside of them it is that of the outermost one.
+    /// The level with this log-SNR. Between two of the T levels, t is fractional; beyond them it is that of the outermost one.
     pub fn level_at_log_snr(&self, log_snr: f64) -> NoiseLevel {
         let at = |t: usize| self.level_at(t).log_snr();
-        // log_snr falls with t: a search for the last t that is no noisier.
+        // log_snr falls with t: search for the last t that is no noisier.
         let (mut low, mut high) = (0, self.timesteps());
         while low < high {
             let middle = (low + high) / 2;
@@ -262,8 +262,8 @@ impl Tables {
         NoiseLevel { time, ..variance_preserving(log_snr) }
     }
 
-    /// `steps + 1` noise levels spaced as the reference spaces them for DDIM: `steps + 1` points from -1 to T - 1, cut to integers,
-    /// -1 being clean data. `steps` in 1..=T.
+    /// `steps + 1` noise levels spaced as in the reference's DDIM: `steps + 1` points from -1 to T - 1, truncated to integers, -1 being clean data.
+    /// `steps` in 1..=T.
     pub fn spaced_levels(&self, steps: usize) -> Vec<NoiseLevel> {
         spaced_times(self.timesteps(), steps)
             .into_iter()
@@ -272,13 +272,13 @@ impl Tables {
     }
 }
 
-/// `alpha^2 + sigma^2 = 1` at a log-SNR; its time is left at 0.
+/// The level with `alpha^2 + sigma^2 = 1` and this log-SNR; its time is left at 0.
 pub fn variance_preserving(log_snr: f64) -> NoiseLevel {
     let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
     NoiseLevel { alpha: sigmoid(log_snr).sqrt(), sigma: sigmoid(-log_snr).sqrt(), time: 0.0 }
 }
 
-/// In f32, from both ends, rounded once per point, as `torch.linspace` does it: the cut to integers shows the difference.
+/// In f32, from both ends, rounded once per point, like `torch.linspace`: truncation to integers exposes any difference.
 fn spaced_times(timesteps: usize, steps: usize) -> Vec<i64> {
     let (first, last) = (-1.0_f32, timesteps as f32 - 1.0);
     let step = (last - first) / steps as f32;
@@ -327,7 +327,7 @@ mod tests {
             let level = tables.level(t);
             let found = tables.level_at_log_snr(level.log_snr());
             prop_assert!((found.alpha - level.alpha).abs() < 1e-9, "{level:?} {found:?}");
-            // Where noise does not grow from one t to the next, t cannot be told.
+            // Where noise does not grow from one t to the next, t cannot be recovered.
             let flat = (level.log_snr() - tables.level(level.time.floor() + 1.0).log_snr()).abs() < 1e-6;
             prop_assert!(flat || (found.time - t).abs() < 1e-3, "{t} {found:?}");
         }

@@ -9,8 +9,8 @@ use super::formulation::Formulation;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NoiseLevels {
-    /// Those of the formulation: in discrete time all T, or evenly spaced ones as the reference spaces them for DDIM; elucidated: Karras;
-    /// the others: evenly spaced in their time.
+    /// The formulation's own: in discrete time all T, or evenly spaced ones as in the reference's DDIM; elucidated: Karras; the others: evenly
+    /// spaced in their time.
     #[default]
     Trained,
     /// `(sigma / alpha)^(1 / rho)` evenly spaced (Karras et al. 2022, eq. 5).
@@ -26,7 +26,7 @@ impl NoiseLevels {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Trained, Self::Karras, Self::LogSnr, Self::Trailing];
 
-    /// The word of configurations.
+    /// The name in configuration files.
     pub fn name(self) -> &'static str {
         match self {
             Self::Trained => "trained",
@@ -36,7 +36,7 @@ impl NoiseLevels {
         }
     }
 
-    /// One line for people.
+    /// One-line description for the user.
     pub fn about(self) -> &'static str {
         match self {
             Self::Trained => "the formulation's own; in discrete time evenly spaced t, as in the reference",
@@ -62,24 +62,24 @@ impl NoiseLevels {
     }
 }
 
-/// n sigmas from the largest down to the smallest; one is the largest.
+/// n sigmas from the largest down to the smallest; if n is 1, the largest.
 pub(super) fn karras_sigmas(sigma_min: f64, sigma_max: f64, rho: f64, n: usize) -> Vec<f64> {
     let [low, high] = [sigma_min, sigma_max].map(|sigma| sigma.powf(1.0 / rho));
     (0..n).map(|k| (high + (low - high) * k as f64 / (n.max(2) - 1) as f64).powf(rho)).collect()
 }
 
-/// `steps` levels from the noisiest to the one of log-SNR `cleanest`, then clean data.
+/// `steps` levels from the noisiest to the one with log-SNR `cleanest`, then clean data.
 pub(crate) fn even_in_log_snr(formulation: &dyn Formulation, steps: usize, cleanest: f64) -> Vec<NoiseLevel> {
     between(formulation, steps, cleanest, |[a, b], n| {
         (0..n).map(|k| a + (b - a) * k as f64 / (n.max(2) - 1) as f64).collect()
     })
 }
 
-/// The distance in log-SNR over which levels behind pure noise are spread at least.
+/// Least distance in log-SNR over which the levels after pure noise are spread.
 const LEAST_RANGE: f64 = 1.0;
 
-/// Levels at log-SNRs between the noisiest and `cleanest`. Pure noise has none that could be divided: where the range begins there, the
-/// rest begins at the first of the formulation's own levels at which something is to be seen.
+/// Levels at log-SNRs between the noisiest and `cleanest`. Pure noise has log-SNR -inf (or nearly so), which cannot be divided; spacing then starts
+/// at the first of the formulation's own levels that contains signal.
 fn between(
     formulation: &dyn Formulation,
     steps: usize,
@@ -103,7 +103,7 @@ fn between(
 fn trailing(formulation: &dyn Formulation, steps: usize) -> Vec<NoiseLevel> {
     let Some(timesteps) = formulation.timesteps() else { return formulation.levels(steps) };
     let stride = timesteps as f64 / steps as f64;
-    // Halves to even, as numpy rounds.
+    // Halves are rounded to even, as in numpy.
     let t = |k: usize| (timesteps as f64 - k as f64 * stride).round_ties_even() - 1.0;
     (0..steps).map(|k| formulation.level(t(k).max(0.0))).chain([NoiseLevel::CLEAN]).collect()
 }

@@ -23,7 +23,7 @@ pub struct WeightedObjectiveConfig {
     pub weights: ObjectiveWeights,
 }
 
-/// Weights of the two single predictions in the loss; the mixture's is 1.
+/// Weights of the two single predictions in the loss; that of the mixture is 1.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ObjectiveWeights {
@@ -57,18 +57,18 @@ impl WeightedObjectiveConfig {
     }
 }
 
-/// How far training lets the estimate from the predicted noise go: at high noise it is that noise's error many times over. Sampling does not cut it, as
-/// the reference does not; there it is the mixture that is kept within the data's range.
+/// Bound on the estimate from predicted noise in training: at high noise that estimate's error is a large multiple of the noise's error. Sampling
+/// does not clamp it, like the reference; there the mixture is kept within the data's range.
 const LIMIT: f64 = 2.0;
 
-/// Noise, clean data and the mixing weights (each `[b, 1, 1, 1]`, summing to 1) of an output for data of `c` channels.
+/// Splits an output for data of `c` channels into noise, clean data and the mixing weights (each `[b, 1, 1, 1]`, summing to 1).
 fn split<const D: usize>(output: Tensor<D>, c: usize) -> ([Tensor<D>; 2], [Tensor<D>; 2]) {
     let weights = softmax(output.clone().narrow(1, 2 * c, 2), 1);
     let part = |first: usize| output.clone().narrow(1, first, c);
     ([part(0), part(c)], [weights.clone().narrow(1, 0, 1), weights.narrow(1, 1, 1)])
 }
 
-/// The mixture, from an output at `x`. `c_skip` and `c_out` are those of predicted noise.
+/// The mixture, from an output at `x`. `c_skip` and `c_out` are those of noise prediction.
 pub(super) fn x_start<const D: usize>(
     output: Tensor<D>,
     x: Tensor<D>,

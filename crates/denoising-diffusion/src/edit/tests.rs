@@ -1,4 +1,4 @@
-//! Images come back from where inversion went, whatever each belongs to and however many are made at once.
+//! Inverted images are reproduced, whatever their classes and however many are made at once.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::sampler::{SampleConfig, SamplerKind};
 
 const SHAPE: [usize; 3] = [1, 2, 2];
 
-/// The exact denoiser of pixels that are normally distributed, around another mean for each class (the last: none).
+/// The exact denoiser of normally distributed pixels, with a different mean for each class (the last: no class).
 #[derive(Module, Debug)]
 struct Exact {
     means: Param<Tensor<1>>,
@@ -31,7 +31,7 @@ impl Network for Exact {
         let (b, device) = (input.x.dims()[0], input.x.device());
         let none = || Tensor::full([b], MEANS.len() as i64 - 1, &device);
         let mean = self.means.val().select(0, input.classes.unwrap_or_else(none)).reshape([b, 1, 1, 1]);
-        // The levels of a batch are one.
+        // All examples of a batch have the same level.
         let NoiseLevel { alpha, sigma, .. } = self.diffusion.level(host_values(input.time)[0].into());
         let gain = alpha * DEVIATION.powi(2) / ((alpha * DEVIATION).powi(2) + sigma.powi(2));
         (input.x - mean.clone() * alpha) * gain + mean
@@ -53,7 +53,7 @@ fn network() -> (Arc<Diffusion>, Eval<Exact>) {
     (diffusion.clone(), Exact { means, diffusion }.eval())
 }
 
-/// Frames from an image to another, so many per batch.
+/// Frames from one image to another, with this many per batch.
 fn frames(classes: &[u32], sample_batch_size: usize, classifier: Option<&ClassifierGradient<'_>>) -> Vec<Vec<f32>> {
     let (diffusion, model) = network();
     let guidance = GuidanceConfig { threshold: Threshold::None, ..GuidanceConfig::default() };

@@ -1,4 +1,4 @@
-//! How well a classifier of noisy images knows the classes of images that training does not see, by quarter of the noise levels.
+//! How well a classifier of noisy images predicts the classes of held-out images, by quarter of the noise levels.
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Tensor};
@@ -11,7 +11,7 @@ use crate::nn::Eval;
 use crate::nn::params::host_values;
 use crate::noise::{Purpose, Stream, normal_batch};
 
-/// Cross-entropy and accuracy, each image counted once in every quarter of the noise levels that training draws, cleanest quarter first.
+/// Cross-entropy and accuracy. Each image counts once in every quarter of the noise levels used in training, cleanest quarter first.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HeldOutAccuracy {
     /// Mean of `-ln p(y | x)`, in nats.
@@ -20,12 +20,12 @@ pub struct HeldOutAccuracy {
     pub accuracy: f64,
     pub loss_by_quarter: [f64; 4],
     pub accuracy_by_quarter: [f64; 4],
-    /// Images measured.
+    /// Number of images measured.
     pub images: usize,
 }
 
-/// On batches of images `[b, c, h, w]` and their classes. Level and noise depend on (seed, image, quarter) alone, so that two
-/// measurements differ by the classifier only. `None` without any image, or if the loss is not finite.
+/// Measures batches of images `[b, c, h, w]` and their classes. Level and noise depend only on (seed, image, quarter), so that two measurements
+/// differ only by the classifier. `None` without any image, or if the loss is not finite.
 pub fn held_out_accuracy(
     classifier: &Eval<Classifier>,
     diffusion: &Diffusion,
@@ -61,7 +61,7 @@ pub fn held_out_accuracy(
     })
 }
 
-/// For images numbered from `first`; parts `2 quarter` and `2 quarter + 1` of an image's stream.
+/// For images numbered from `first`; uses parts `2 quarter` and `2 quarter + 1` of an image's stream.
 fn draws(diffusion: &Diffusion, seed: u64, quarter: u32, first: u64, dims: [usize; 4], device: &Device) -> Draws {
     let share = |i: u64| {
         let within = Stream::new(seed, Purpose::Evaluation, i, 2 * quarter).uniform();

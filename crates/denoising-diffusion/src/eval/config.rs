@@ -1,4 +1,4 @@
-//! Evaluation during training, as a recipe says it. Not here: doing it ([`crate::train::Run`]).
+//! Evaluation during training, as configured in a recipe. Not here: performing it ([`crate::train::Run`]).
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -12,20 +12,20 @@ use crate::sampler::{SampleConfig, SampleConfigError};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvaluateConfig {
-    /// Steps between evaluations. None: no evaluation.
+    /// Steps between evaluations. `None`: no evaluation.
     pub evaluate_every: Option<u64>,
-    /// What is measured; never empty.
+    /// The metrics; never empty.
     pub metrics: Vec<Metric>,
-    /// Samples drawn for it, at least 2.
+    /// Number of samples drawn, at least 2.
     pub evaluate_samples: usize,
-    /// Real images that are compared with, at even distances in the data. None: all.
+    /// Number of real images to compare with, evenly spaced in the data. `None`: all.
     pub evaluate_real: Option<usize>,
-    /// Steps from noise to data of these samples. None: as the recipe's samples.
+    /// Steps from noise to data for these samples. `None`: as for the recipe's samples.
     pub evaluate_sampling_timesteps: Option<usize>,
-    /// Longest time that one evaluation should take, in seconds: where more is expected, fewer samples are drawn. None: no limit.
+    /// Time limit for one evaluation, in seconds: if more is expected, fewer samples are drawn. `None`: no limit.
     pub evaluate_budget_s: Option<f64>,
-    /// The number by which the best checkpoint is told. None: the first measured one that has a better side. The z of the nearest
-    /// neighbours has none (copies of the training data have the lowest); where nothing else is measured, no checkpoint is the best.
+    /// The number that decides which checkpoint is the best. `None`: the first measured one that has a better direction. The z of the nearest
+    /// neighbours has none (copies of the training data have the lowest z); if nothing else is measured, no checkpoint is the best.
     pub best_metric: Option<String>,
 }
 
@@ -43,7 +43,7 @@ impl Default for EvaluateConfig {
     }
 }
 
-/// Why a run cannot be evaluated so.
+/// Why an evaluation configuration is invalid.
 #[derive(Clone, Debug, PartialEq, Error)]
 pub enum EvaluateConfigError {
     #[error("`evaluate_every` is 0; leave it out if nothing is to be evaluated")]
@@ -67,7 +67,7 @@ pub enum EvaluateConfigError {
 }
 
 impl EvaluateConfig {
-    /// Checks all that can be checked without data and network.
+    /// Checks everything that can be checked without data and network.
     ///
     /// # Errors
     /// [`EvaluateConfigError`].
@@ -117,18 +117,18 @@ impl EvaluateConfig {
         })
     }
 
-    /// The number by which the best checkpoint is told; `None` where nothing that is measured tells it.
+    /// The number that decides which checkpoint is the best; `None` if no measured number can.
     pub fn best(&self) -> Option<&str> {
         self.best_metric.as_deref().or_else(|| self.telling().next())
     }
 
-    /// The numbers that are measured and have a better side, in the order of the metrics.
+    /// The measured numbers that have a better direction, in the order of the metrics.
     fn telling(&self) -> impl Iterator<Item = &'static str> {
         let measured = self.metrics.iter().flat_map(|metric| metric.numbers()).copied();
         measured.filter(|name| better(name) != Better::Neither)
     }
 
-    /// How samples are drawn, `sample` being the recipe's way.
+    /// The sampling options for evaluations, derived from the recipe's `sample`.
     pub fn sampling(&self, sample: &SampleConfig) -> SampleConfig {
         SampleConfig {
             sampling_timesteps: self.evaluate_sampling_timesteps.or(sample.sampling_timesteps),

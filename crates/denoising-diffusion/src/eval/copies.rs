@@ -1,4 +1,4 @@
-//! Whether samples are copies: how near they lie to the training images, which come a block at a time. Not here: what follows from the distances
+//! Whether samples are copies: their distances to the training images, which are read a block at a time. Not here: conclusions from the distances
 //! (`metrics::neighbours`).
 
 use super::evaluate::{EvaluateError, Split, Watch, bearable, of_one_shape, table};
@@ -9,12 +9,12 @@ use super::result::Neighbours;
 use crate::data::spread_places;
 use crate::task::Task;
 
-/// Values of training images that samples are compared with at a time, and how many images these are at least.
+/// Number of values of training images that samples are compared with at a time, and the minimum number of images in such a block.
 const BLOCK_PIXELS: usize = 1 << 25;
 const FEWEST_IN_BLOCK: usize = 64;
 
-/// How near generated and held-out images lie to the training images, all of them: these come a block at a time. Of generated and of held-out images
-/// those are compared that memory bears, at even distances.
+/// Distances of generated and held-out images to their nearest training images. All training images are used, a block at a time; of the generated
+/// and the held-out images, as many as memory allows, evenly spaced.
 pub(super) fn neighbours(
     generated: &Images,
     split: Split<'_>,
@@ -23,7 +23,7 @@ pub(super) fn neighbours(
     of_one_shape(Metric::Neighbours, generated, split.training)?;
     let compared = bearable(generated);
     let mut found = neighbours_of(&compared, split, watch)?;
-    // Pairs name samples by their numbers among all, images by their places in the data.
+    // Pairs identify samples by their numbers among all samples, and images by their positions in the data.
     for pair in &mut found.closest {
         pair.generated = spread_places(generated.len(), compared.len()).nth(pair.generated).unwrap_or_default();
         pair.training = split.training.place_in_data(pair.training);

@@ -1,5 +1,5 @@
-//! The order of work of an evaluation: features once, from the store where they are; then each metric that was asked for. Not here: the
-//! mathematics, drawing samples, and where results are shown.
+//! The sequence of an evaluation: features once, from the store if they are there; then each requested metric. Not here: the mathematics, drawing
+//! samples, and where results are shown.
 
 use std::ops::ControlFlow;
 
@@ -21,20 +21,20 @@ use crate::models::Network;
 use crate::nn::Eval;
 use crate::task::Task;
 
-/// Values of images that a metric of pixels holds at most, a gigabyte of them; of larger sets it takes images at even distances.
+/// Maximum number of image values that a pixel metric holds in memory, 1 GiB of f32; of larger sets, evenly spaced images are used.
 const MOST_PIXELS: usize = 1 << 28;
-/// Held-out images that go through the network at a time.
+/// Number of held-out images that go through the network at a time.
 const BATCH: usize = 32;
 
-/// Told what an evaluation is doing, and asked whether to go on.
+/// Is informed of an evaluation's progress, and can stop it.
 pub trait Watch {
-    /// A part of the work begins: `total` steps.
+    /// A part of the work of `total` steps begins.
     fn start(&mut self, task: Task, total: usize);
-    /// So many steps of it are done.
+    /// `done` steps of it are complete.
     fn done(&mut self, done: usize) -> ControlFlow<()>;
     /// The part has ended.
     fn finish(&mut self);
-    /// Features could not be kept for next time; the evaluation goes on.
+    /// Features could not be stored for next time; the evaluation continues.
     fn not_stored(&mut self, why: &InteropError);
 }
 
@@ -44,11 +44,11 @@ pub struct Sets<'a> {
     pub generated: &'a Images,
     /// What samples should look like: all of the data.
     pub real: &'a Images,
-    /// The images that the network was trained on, and those it was not, where that is known.
+    /// The images that the network was trained on and those that it was not, if known.
     pub split: Option<Split<'a>>,
 }
 
-/// Data in the two parts that training made of it.
+/// The data, split into training and held-out images.
 #[derive(Clone, Copy, Debug)]
 pub struct Split<'a> {
     pub training: &'a Images,
@@ -62,21 +62,21 @@ pub struct Judged<'a> {
     pub images: &'a Images,
 }
 
-/// What features are taken with, and where they are kept.
+/// The feature extractor, and the store of features.
 #[derive(Clone, Copy, Debug)]
 pub struct Inception<'a> {
     pub extractor: &'a Extractor,
     pub store: Option<&'a FeatureStore>,
 }
 
-/// Numbers about sets of images.
+/// The results of comparing sets of images.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Measured {
     pub measurements: Vec<Measurement>,
     pub neighbours: Option<Neighbours>,
 }
 
-/// Why an evaluation came to nothing.
+/// Why an evaluation failed.
 #[derive(Debug, Error)]
 pub enum EvaluateError {
     #[error(transparent)]
@@ -111,10 +111,10 @@ impl From<ExtractError> for EvaluateError {
     }
 }
 
-/// The features of images: from the store if they are there, else computed and stored.
+/// The features of images: from the store if they are there, otherwise computed and stored.
 ///
 /// # Errors
-/// [`ExtractError`]. A store that cannot be written is told and nothing more.
+/// [`ExtractError`]. A store that cannot be written is only reported to `watch`.
 pub fn features(from: Inception<'_>, images: &Images, watch: &mut dyn Watch) -> Result<Extracted, ExtractError> {
     let Inception { extractor, store } = from;
     let stored = match store {
@@ -136,7 +136,7 @@ pub fn features(from: Inception<'_>, images: &Images, watch: &mut dyn Watch) -> 
     Ok(extracted)
 }
 
-/// Measures sets of images by the metrics that rest on them; others are passed over. `inception` may be missing where no metric needs it.
+/// Measures those metrics that compare sets of images; others are ignored. `inception` may be absent if no metric needs it.
 ///
 /// # Errors
 /// [`EvaluateError`].
@@ -196,7 +196,7 @@ fn by_features(
     result.map_err(|source| EvaluateError::Metric { metric, source })
 }
 
-/// Compares pixels of two sets of images of one shape, which are read once for all metrics.
+/// Compares the pixels of two sets of images of equal shape, which are read once for all metrics.
 fn by_pixels(
     metrics: &[Metric],
     generated: &Images,
@@ -216,7 +216,7 @@ fn by_pixels(
     metrics.iter().map(measured).collect()
 }
 
-/// As many of the images as memory bears the pixels of.
+/// As many of the images as fit in memory as pixels, evenly spaced.
 pub(super) fn bearable(images: &Images) -> Images {
     images.spread(MOST_PIXELS / images.image_len().max(1))
 }
@@ -230,10 +230,10 @@ pub(super) fn table<'a>(values: &'a [f32], images: &Images) -> Result<Features<'
     Ok(Features::new(values, images.image_len())?)
 }
 
-/// Loss by quarter of t.
+/// The held-out loss by quarter of t.
 ///
 /// # Errors
-/// Images that cannot be read, fewer than two of them, and the wish to stop.
+/// Images that cannot be read, fewer than two of them, and a request to stop.
 pub fn loss<M: Network>(
     model: &Eval<M>,
     diffusion: &Diffusion,
@@ -270,7 +270,7 @@ pub fn loss<M: Network>(
 /// The variational bound in bits per dimension.
 ///
 /// # Errors
-/// As [`loss`]; a network or data for which the bound is not defined.
+/// As [`loss`]; also a network or data for which the bound is not defined.
 pub fn bpd<M: Network>(
     model: &Eval<M>,
     diffusion: &Diffusion,
@@ -342,7 +342,7 @@ mod tests {
         assert_eq!(measured.neighbours.unwrap().exact_copies, 40);
     }
 
-    /// Remembers what it was told; wants to stop when so many steps are done.
+    /// Records the events; asks to stop once this many steps are done.
     struct Told {
         done: Vec<usize>,
         stop_at: usize,

@@ -1,4 +1,4 @@
-//! From images to features, and a store of features on disk: those of a folder are computed once. Not here: the network.
+//! From images to features, and a store of features on disk, so that those of a folder are computed only once. Not here: the network.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -18,9 +18,9 @@ use crate::interop::{self, InteropError, Metadata};
 use crate::nn::params::host_values;
 use crate::weights::TensorView;
 
-/// Images that go through Inception at a time on the CPU: more is not faster, and takes memory.
+/// Batch size of Inception on the CPU: larger batches are no faster and take more memory.
 const BATCH_ON_CPU: usize = 4;
-/// On a GPU, which fewer would leave idle; the usual number of pytorch-fid.
+/// Batch size on a GPU, which smaller batches would leave idle; the default of pytorch-fid.
 const BATCH_ON_GPU: usize = 50;
 
 /// Inception with the name of its weights.
@@ -30,11 +30,11 @@ pub struct Extractor {
     pub block: FeatureBlock,
     /// SHA-256 of the weights' file.
     pub digest: String,
-    /// What is put behind transparent pixels: red, green, blue in [0, 1].
+    /// Colour behind transparent pixels: red, green, blue in [0, 1].
     pub background: [f32; 3],
 }
 
-/// What Inception says about images.
+/// Inception's output for images.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Extracted {
     pub n: usize,
@@ -45,7 +45,7 @@ pub struct Extracted {
     pub logits: Option<Vec<f32>>,
 }
 
-/// Why there are no features.
+/// Why features could not be computed.
 #[derive(Debug, Error)]
 pub enum ExtractError {
     #[error(transparent)]
@@ -58,14 +58,14 @@ pub enum ExtractError {
     Interrupted,
 }
 
-/// Told how many images are done, and asked whether to go on.
+/// Called with the number of images done; can stop the extraction.
 pub type OnImages<'a> = &'a mut dyn FnMut(usize) -> ControlFlow<()>;
 
 impl Extractor {
-    /// Name, weights and preprocessing of images of a shape, for reports.
+    /// Name, weights and preprocessing for images of a shape, for reports.
     ///
     /// # Errors
-    /// Images that cannot be shown to Inception.
+    /// Images that Inception cannot take.
     pub fn describe(&self, shape: [usize; 3]) -> Result<result::Extractor, InputError> {
         Ok(result::Extractor {
             name: "Inception-v3 (FID, 2015-12-05)".to_string(),
@@ -75,18 +75,18 @@ impl Extractor {
         })
     }
 
-    /// What is done to images of a shape, in words.
+    /// The preprocessing of images of a shape, in words.
     ///
     /// # Errors
-    /// Images that cannot be shown to Inception.
+    /// Images that Inception cannot take.
     pub fn preprocessing(&self, shape: [usize; 3]) -> Result<String, InputError> {
         Ok(ImageInput::new(shape, self.background)?.describe())
     }
 
-    /// The features of images, in their order.
+    /// The features of images, in order.
     ///
     /// # Errors
-    /// Images that cannot be read or shown to Inception, features that are not finite, and the wish to stop.
+    /// Images that cannot be read or that Inception cannot take, features that are not finite, and a request to stop.
     pub fn extract(&self, images: &Images, on_images: OnImages<'_>) -> Result<Extracted, ExtractError> {
         let input = ImageInput::new(images.shape(), self.background)?;
         let dims = self.block.dims();
@@ -107,7 +107,7 @@ impl Extractor {
         images.each_batch(size, |batch| {
             let count = batch.len() / images.image_len();
             let mut prepared = input.prepare(batch);
-            // All batches of a GPU have one size, for which its kernels are tuned.
+            // On a GPU all batches have the same size, for which its kernels are tuned.
             let size = if on_cpu { count } else { size.min(images.len()) };
             prepared.resize(size * SIDE * SIDE * 3, 0.0);
             let x = TensorData::new(prepared, [size, SIDE, SIDE, 3]);
@@ -123,7 +123,7 @@ impl Extractor {
     }
 }
 
-/// Features on disk, by what they were computed from.
+/// Features on disk, keyed by what they were computed from.
 #[derive(Clone, Debug)]
 pub struct FeatureStore {
     folder: PathBuf,
@@ -133,16 +133,16 @@ const FEATURES: &str = "features";
 const LOGITS: &str = "logits";
 
 impl FeatureStore {
-    /// A store in a folder, which need not exist.
+    /// A store in a folder, which need not exist yet.
     pub fn new(folder: impl Into<PathBuf>) -> Self {
         Self { folder: folder.into() }
     }
 
-    /// Where the features of these images by this extractor lie. The name holds a digest of what they depend on: the images and their
+    /// The path of the features of these images by this extractor. The name contains a digest of everything they depend on: the images and their
     /// preparation ([`Images::cache_key`]), weights, block and preprocessing. `None` for samples.
     ///
     /// # Errors
-    /// Images that cannot be shown to Inception.
+    /// Images that Inception cannot take.
     pub fn path(&self, extractor: &Extractor, images: &Images) -> Result<Option<PathBuf>, InputError> {
         let Some(cache_key) = images.cache_key() else { return Ok(None) };
         let mut key = json!({
@@ -152,14 +152,14 @@ impl FeatureStore {
             "block": extractor.block.dims(),
             "preprocessing": extractor.preprocessing(images.shape())?,
         });
-        // A thousandth off those in f32.
+        // Features computed in TF32 differ by about a thousandth from those in f32.
         if multiplies_in_tf32(extractor.network.device()) {
             key["arithmetic"] = "tf32".into();
         }
         Ok(Some(self.folder.join(format!("{:.32}.safetensors", digest::of_bytes(key.to_string())))))
     }
 
-    /// Features that were stored and are whole; others do not count.
+    /// Stored features, if they are complete; otherwise `None`.
     pub fn load(&self, path: &Path) -> Option<Extracted> {
         let (mut state, _) = interop::read_safetensors(path).ok()?;
         let features = state.remove(FEATURES)?;

@@ -1,4 +1,4 @@
-//! The loss on data that training does not see, by quarter of t, from the averaged network in eval behaviour.
+//! The loss on held-out data, by quarter of t, from the averaged network in eval behaviour.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
@@ -9,24 +9,25 @@ use crate::nn::Eval;
 use crate::nn::params::host_values;
 use crate::noise::{Purpose, Stream, normal_batch};
 
-/// Of fewer examples each is measured in all quarters: one quarter each would leave quarters without two of them, and so without a spread.
+/// With fewer examples than this, each is measured in all quarters: with one quarter each, some quarters would have fewer than two, and so no
+/// spread.
 const FEW: usize = 8;
 
-/// Mean losses, weighted as in training, on white noise: without offset noise, whatever training adds.
+/// Mean losses, weighted as in training, on white noise: without offset noise, even if training uses it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HeldOutLoss {
     pub mean: f64,
-    /// Of the mean, over examples; `None` of a single one.
+    /// Standard error of the mean over examples; `None` for a single one.
     pub standard_error: Option<f64>,
-    /// The loss over the cleanest quarter of the noise levels that training draws (t in `[0, T/4)`), the next one, ...
+    /// The mean loss over the cleanest quarter of the noise levels used in training (t in `[0, T/4)`), the next quarter, ...
     pub by_quarter: [f64; 4],
-    /// Examples measured.
+    /// Number of examples measured.
     pub n: usize,
 }
 
-/// The loss on batches: tensors `[b, c, ...]`, or [`Examples`] with classes and conditions. Example `i` has its noise level in quarter `i mod 4`; of
-/// fewer than eight examples each has a noise level in every quarter. Levels and noise depend on (seed, i) alone, so that two measurements differ by the
-/// network only. `None` without any example.
+/// The loss on batches: tensors `[b, c, ...]`, or [`Examples`] with classes and conditions. The noise level of example `i` lies in quarter
+/// `i mod 4`; with fewer than eight examples, each is measured in every quarter. Levels and noise depend only on (seed, i), so that two measurements
+/// differ only by the network. `None` without any example.
 pub fn held_out_loss<M: Network>(
     model: &Eval<M>,
     diffusion: &Diffusion,
@@ -48,7 +49,7 @@ pub fn held_out_loss<M: Network>(
     (!losses.is_empty()).then(|| if few { of_few(&losses) } else { of_many(&losses) })
 }
 
-/// The losses of examples, of which number `i` has its noise level in quarter `i mod 4`.
+/// The losses of examples; the noise level of number `i` lies in quarter `i mod 4`.
 fn losses<M: Network>(
     model: &Eval<M>,
     diffusion: &Diffusion,
@@ -72,7 +73,7 @@ fn losses<M: Network>(
     all
 }
 
-/// Each example so many times in a row.
+/// Each example repeated `times` times in a row.
 fn repeated(examples: Examples, times: usize) -> Examples {
     if times == 1 {
         return examples;
@@ -93,7 +94,7 @@ fn repeated(examples: Examples, times: usize) -> Examples {
     }
 }
 
-/// Of examples with one loss each; at least two in every quarter.
+/// For examples with one loss each, at least two in every quarter.
 fn of_many(losses: &[f64]) -> HeldOutLoss {
     let (mut sums, mut squares, mut counts) = ([0.0; 4], [0.0; 4], [0_usize; 4]);
     for (i, loss) in losses.iter().enumerate() {
@@ -102,7 +103,7 @@ fn of_many(losses: &[f64]) -> HeldOutLoss {
         counts[i % 4] += 1;
     }
     let n = losses.len();
-    // The variance of a mean over strata: within each, its share of the examples squared, times its variance over its count.
+    // The variance of a mean over strata: for each, its share of the examples squared, times its variance over its count.
     let variance = (0..4).map(|q| {
         let count = counts[q] as f64;
         let within = (squares[q] - sums[q] * sums[q] / count).max(0.0) / (count - 1.0);
@@ -116,7 +117,7 @@ fn of_many(losses: &[f64]) -> HeldOutLoss {
     }
 }
 
-/// Of examples with four losses each, one in every quarter.
+/// For examples with four losses each, one in every quarter.
 fn of_few(losses: &[f64]) -> HeldOutLoss {
     let n = losses.len() / 4;
     let of_examples: Vec<f64> = losses.chunks_exact(4).map(|of| of.iter().sum::<f64>() / 4.0).collect();
@@ -130,7 +131,7 @@ fn of_few(losses: &[f64]) -> HeldOutLoss {
     }
 }
 
-/// A share of the training examples in quarter `i mod 4` of (0, 1).
+/// A number in quarter `i mod 4` of (0, 1).
 fn stratified(seed: u64, i: u64) -> f64 {
     ((i % 4) as f64 + Stream::new(seed, Purpose::HeldOut, i, 0).uniform()) / 4.0
 }
@@ -149,7 +150,7 @@ mod tests {
         }
     }
 
-    /// Of seven examples each counts in every quarter, of eight each in one.
+    /// With seven examples each counts in every quarter, with eight each in one.
     #[test]
     fn few_examples_have_a_loss_in_every_quarter_and_a_spread() {
         let few = of_few(&[1.0, 2.0, 3.0, 6.0, 3.0, 4.0, 5.0, 8.0]);
@@ -177,7 +178,7 @@ mod tests {
             let in_parts = measure(n, 3);
             assert!((loss.mean - in_parts.mean).abs() < 1e-4 * loss.mean, "{loss:?} {in_parts:?}");
         }
-        // With few, every quarter counts as much.
+        // With few examples, every quarter counts the same.
         let three = measure(3, 32);
         assert!((three.by_quarter.iter().sum::<f64>() / 4.0 - three.mean).abs() < 1e-9, "{three:?}");
     }

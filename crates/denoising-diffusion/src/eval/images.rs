@@ -1,5 +1,5 @@
-//! Images to be measured, whatever they come from: a pass over data, each image once, in order, never mirrored; or samples in memory.
-//! Not here: the loader of training, of which an evaluation consumes nothing.
+//! Images to be measured, from any source: one pass over data, each image once, in order, never mirrored; or samples in memory. Not here: the
+//! training loader, which evaluations do not affect.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ enum Source {
     Drawn(Arc<Samples>),
 }
 
-/// Examples, a part of them after the other.
+/// Examples in consecutive parts.
 pub type Parts<'a> = Box<dyn Iterator<Item = Result<Batch, DataError>> + 'a>;
 
 impl Images {
@@ -36,8 +36,8 @@ impl Images {
         Samples::of(samples, Depth::Bits8).into()
     }
 
-    /// How exactly samples are kept that are to be compared with these images: in 8 bits if these are of 8 bits, else (sequences and images of
-    /// floats, images of 16 bits) as they are drawn.
+    /// The precision in which samples to be compared with these images are kept: 8 bits if these have 8 bits, otherwise (sequences, and images of
+    /// floats or 16 bits) as drawn.
     pub fn depth(&self) -> Depth {
         match &self.source {
             Source::Data(data) if data.dataset().summary().bits.iter().all(|tally| tally.value == 8) => Depth::Bits8,
@@ -46,7 +46,7 @@ impl Images {
         }
     }
 
-    /// `count` images at even distances, or all if there are fewer.
+    /// `count` evenly spaced images, or all if there are fewer.
     pub fn spread(&self, count: usize) -> Self {
         let count = count.min(self.count);
         match &self.source {
@@ -61,7 +61,7 @@ impl Images {
         self.shape
     }
 
-    /// The place of an image in the dataset that these are some images of; of samples its own.
+    /// The position of an image in the whole dataset, of which these may be a part; for samples, `place` itself.
     pub fn place_in_data(&self, place: usize) -> usize {
         match &self.source {
             Source::Data(data) => data.indices()[place],
@@ -69,7 +69,7 @@ impl Images {
         }
     }
 
-    /// All images of the dataset that these are some of; of samples these.
+    /// All images of the dataset, of which these may be a part; for samples, these.
     pub fn whole_data(&self) -> Self {
         match &self.source {
             Source::Data(data) => Self::of_data(Subset::from(data.dataset().clone())),
@@ -77,7 +77,7 @@ impl Images {
         }
     }
 
-    /// Values of an image.
+    /// Number of values of an image.
     pub fn image_len(&self) -> usize {
         self.shape.iter().product()
     }
@@ -92,9 +92,9 @@ impl Images {
         self.count == 0
     }
 
-    /// What a cache of anything computed from images of data goes by: SHA-256, in hexadecimal digits, of the dataset's
-    /// [`cache_key`](crate::data::Dataset::cache_key), the size the images are brought to and how, and their places in it. Computed at
-    /// each call. `None` for samples, which are drawn anew each time.
+    /// Key for caching anything computed from images of data: the hexadecimal SHA-256 of the dataset's
+    /// [`cache_key`](crate::data::Dataset::cache_key), the target size and how images are resized to it, and their positions in the dataset.
+    /// Computed at each call. `None` for samples, which are drawn anew each time.
     pub fn cache_key(&self) -> Option<String> {
         let Source::Data(data) = &self.source else { return None };
         let dataset = data.dataset();
@@ -110,7 +110,7 @@ impl Images {
     /// Calls `f` with batches of at most `size` images, `[b, c, h, w]`, in order.
     ///
     /// # Errors
-    /// Those of reading, and those of `f`.
+    /// Errors of reading, and those of `f`.
     pub fn each_batch<E: From<DataError>>(
         &self,
         size: usize,
@@ -125,7 +125,7 @@ impl Images {
     /// All values, `[n, c h w]`.
     ///
     /// # Errors
-    /// Those of reading.
+    /// Errors of reading.
     pub fn values(&self) -> Result<Vec<f32>, DataError> {
         let mut all = Vec::with_capacity(self.count * self.image_len());
         self.each_batch(256, |batch| {
@@ -135,10 +135,10 @@ impl Images {
         Ok(all)
     }
 
-    /// All of them in order, at most `size` at a time, with what a network is told of them.
+    /// All examples in order, at most `size` at a time, with classes and conditions.
     ///
     /// # Errors
-    /// Those of reading, each in place of the examples that could not be read.
+    /// Errors of reading, each in place of the examples that could not be read.
     pub fn examples(&self, size: usize) -> Result<Parts<'_>, DataError> {
         Ok(match &self.source {
             Source::Data(data) => Box::new(data.batches(size)?),
@@ -150,11 +150,11 @@ impl Images {
         })
     }
 
-    /// What `count` images at even distances belong to; where there are fewer, all of them, and again from the start. `None` for samples, and
-    /// where the data have no conditions.
+    /// The condition images of `count` evenly spaced images; if there are fewer, those of all of them, repeated from the start. `None` for samples,
+    /// and for data without conditions.
     ///
     /// # Errors
-    /// Those of reading.
+    /// Errors of reading.
     pub fn conditions(&self, count: usize) -> Result<Option<ImageBatch>, DataError> {
         let Source::Data(subset) = &self.source else { return Ok(None) };
         let Some(ImageShape { channels, height, width }) = subset.dataset().condition_shape() else { return Ok(None) };
@@ -165,13 +165,13 @@ impl Images {
         Ok(Some(ImageBatch { shape: [count, channels, height, width], data }))
     }
 
-    /// The vectors of the same images. `None` for samples, and where the data have none.
+    /// The vectors of the same images. `None` for samples, and for data without vectors.
     pub fn vectors(&self, count: usize) -> Option<Vec<f32>> {
         let Source::Data(subset) = &self.source else { return None };
         Some(subset.dataset().vectors()?.pick(spread_places(self.count, count).map(|place| subset.indices()[place])))
     }
 
-    /// The classes of the same images. `None` for samples, and where the data have none.
+    /// The classes of the same images. `None` for samples, and for data without classes.
     pub fn classes(&self, count: usize) -> Option<Vec<u32>> {
         let Source::Data(subset) = &self.source else { return None };
         if subset.is_empty() {
@@ -180,7 +180,7 @@ impl Images {
         spread_places(self.count, count).map(|place| Some(subset.class_of(place)? as u32)).collect()
     }
 
-    /// `count` classes, each as often as its share of the images says; likewise.
+    /// `count` classes, each in proportion to its number of images. `None` likewise.
     pub fn classes_by_share(&self, count: usize) -> Option<Vec<u32>> {
         let mut images_of = vec![0; self.num_classes()];
         for class in self.classes(self.count)? {
@@ -189,7 +189,7 @@ impl Images {
         Some(by_share(&images_of, count))
     }
 
-    /// Classes of the data that the images are of; 0 if there are none.
+    /// Number of classes in the data; 0 if there are none.
     pub fn num_classes(&self) -> usize {
         match &self.source {
             Source::Data(subset) => subset.dataset().num_classes(),
@@ -197,10 +197,10 @@ impl Images {
         }
     }
 
-    /// The images at some places.
+    /// The images at these positions.
     ///
     /// # Errors
-    /// Those of reading.
+    /// Errors of reading.
     pub fn pick(&self, places: &[usize]) -> Result<ImageBatch, DataError> {
         let [c, h, w] = self.shape;
         let mut data = Vec::with_capacity(places.len() * self.image_len());
@@ -220,8 +220,8 @@ impl From<Samples> for Images {
     }
 }
 
-/// `count` numbers of classes, in the proportions of their images: as often as the share says, rounded down, and once more for those whose share was cut the
-/// most (of equal ones the first) until there are enough. They are mixed, so that the first of them have about the same proportions.
+/// `count` class numbers, in proportion to their numbers of images: each class gets its share, rounded down, and those with the largest remainders
+/// (of equal ones the first) one more, until there are enough. They are mixed, so that any first part has about the same proportions.
 fn by_share(images_of: &[usize], count: usize) -> Vec<u32> {
     let all: usize = images_of.iter().sum();
     let mut times: Vec<usize> = images_of.iter().map(|n| n * count / all).collect();
@@ -287,9 +287,9 @@ mod tests {
 
     #[test]
     fn classes_come_in_the_proportions_of_the_images() {
-        // Shares of 3.5, 2.1 and 1.4: the largest rest first.
+        // Shares of 3.5, 2.1 and 1.4: the largest remainder first.
         assert_eq!(by_share(&[50, 30, 20], 7), [0, 1, 0, 2, 0, 1, 0]);
-        // Equal shares: one after the other, as in grids.
+        // Equal shares: in turn, as in grids.
         assert_eq!(by_share(&[4, 4, 4], 8), [0, 1, 2, 0, 1, 2, 0, 1]);
         assert_eq!(by_share(&[0, 7], 3), [1, 1, 1]);
         let data = Images::of_data(Subset::from(Arc::new(Dataset::open(&DataConfig::default()).unwrap())));

@@ -3,15 +3,15 @@
 //!
 //! `L = KL(q(x_T | x_0) || p(x_T)) + sum over t > 1 of KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) - log p(x_0 | x_1)`
 //!
-//! p's variance is the posterior's (ancestral sampling's small one; at the last step that of the step before, as in Nichol & Dhariwal
-//! 2021, arXiv:2102.09672), or, where the network has learned one, that (ibid., eq. 15); its estimate of x_0 is cut to the data's range,
+//! p's variance is that of the posterior (the small one of ancestral sampling; for the last step that of the step before, as in Nichol & Dhariwal
+//! 2021, arXiv:2102.09672) or, if the network has learned one, the learned one (ibid., eq. 15); its estimate of x_0 is clamped to the data's range,
 //! and the last term is that of 8-bit values under a discretised Gaussian whose distribution function is the usual tanh approximation.
 //!
-//! In continuous time the bound depends on the schedule through its ends alone (Kingma et al. 2021, "Variational diffusion models",
-//! arXiv:2107.00630, section 5.1), but a sum in place of the integral depends on where its levels lie. It is taken over [`LEVELS`] levels
-//! evenly spaced in log-SNR over the formulation's range, as far as its noise is no finer than [`RESOLUTION`], and the deviation of the
-//! last step is the noise of the cleanest of them, `sigma / alpha`: a step as small as theirs has a posterior far narrower than what is
-//! known of x_0. So formulations can be compared with each other. Not here: the training loss, which weighs the same terms differently.
+//! In continuous time the bound depends only on the endpoints of the schedule (Kingma et al. 2021, "Variational diffusion models", arXiv:2107.00630,
+//! section 5.1), but a sum in place of the integral depends on where its levels lie. It is taken over [`LEVELS`] levels evenly spaced in log-SNR
+//! over the formulation's range, as far as the noise is no finer than [`RESOLUTION`]. The deviation of the last step is the noise of the cleanest
+//! level, `sigma / alpha`: the posterior of so small a step is far narrower than what is known of x_0. This makes formulations comparable with each
+//! other. Not here: the training loss, which weights the same terms differently.
 
 use std::ops::ControlFlow;
 
@@ -26,20 +26,20 @@ use crate::nn::Eval;
 use crate::nn::params::{from_host, host_values};
 use crate::noise::{Purpose, Stream};
 
-/// Probabilities below this count as this: 8-bit values far from the mean have none that a float can tell from 0.
+/// Smaller probabilities count as this one: for 8-bit values far from the mean, a float cannot tell them from 0.
 const LEAST_PROBABILITY: f64 = 1e-12;
 
-/// Noise levels of a formulation that has no number of its own.
+/// Number of noise levels for formulations that do not have a fixed number.
 pub const LEVELS: usize = 1000;
 
-/// The finest noise of these, `sigma / alpha`, on the network's scale: half a step of 8-bit values. Below it the sum would ask for digits
+/// The finest noise of these levels, `sigma / alpha`, on the network's scale: half a step of 8-bit values. Below it the sum would ask for digits
 /// that the data do not have.
 pub const RESOLUTION: f64 = 1.0 / 255.0;
 
-/// At how many times the terms are computed by default; between them they are interpolated.
+/// Default number of times at which the terms are computed; between them they are interpolated.
 pub const TERMS: usize = 64;
 
-/// Why there is no bound.
+/// Why the bound cannot be computed.
 #[derive(Debug, thiserror::Error)]
 pub enum LikelihoodError {
     #[error("the bound is defined for data in [-1, 1] (auto_normalize), and for at least 2 images and 2 timesteps")]
@@ -52,10 +52,10 @@ pub enum LikelihoodError {
     Interrupted,
 }
 
-/// The bound of images in [0, 1], given what the network is told of them, a part at a time. The sum over t is taken at `terms` times and is linear
-/// between them: in discrete time denser where noise is small, in continuous time evenly in log-SNR, all of them if `terms` is enough for
-/// that. Noise depends on (seed, image, t) alone.
-/// `on_batch` is told how many of `n` times [`evaluations`] are done.
+/// The bound of images in [0, 1] under their conditions, a part at a time. The terms are computed at `terms` times and interpolated linearly between
+/// them: in discrete time denser where noise is small, in continuous time evenly in log-SNR, and at all times if `terms` is large enough. Noise
+/// depends only on (seed, image, t).
+/// `on_batch` is called with the number of evaluations done, out of `n` times [`evaluations`].
 ///
 /// # Errors
 /// [`LikelihoodError`].
@@ -75,7 +75,7 @@ pub fn bits_per_dim<M: Network>(
     let formulation = diffusion.formulation();
     let (chain, times) = (Chain::of(formulation), times(formulation.timesteps(), terms));
     let bound = Bound { model, diffusion: &diffusion, chain: &chain, seed, device };
-    // [times, n] and [n]: bits per dimension of each image.
+    // `[times, n]` and `[n]`: bits per dimension of each image.
     let (mut bits, mut prior) = (vec![Vec::new(); times.len()], Vec::new());
     for part in parts {
         let part = part?;
@@ -95,7 +95,7 @@ pub fn bits_per_dim<M: Network>(
     Ok(add_up(&times, &bits, &prior))
 }
 
-/// What the terms of images are computed with.
+/// What is needed to compute the terms of images.
 struct Bound<'a, M> {
     model: &'a Eval<M>,
     diffusion: &'a Diffusion,
@@ -127,7 +127,7 @@ impl<M: Network> Bound<'_, M> {
     }
 }
 
-/// A denoiser that is told what belongs to the examples of a batch.
+/// A denoiser with the conditions of the examples of a batch.
 fn told<'a, M: Network>(
     batch: &Batch,
     mut denoiser: NetworkDenoiser<'a, M>,
@@ -165,9 +165,9 @@ fn add_up(times: &[usize], bits: &[Vec<f64>], prior: &[f64]) -> BitsPerDim {
     }
 }
 
-/// Per image, the sum of the terms over all integers from the first time to the last, linear between the given ones.
+/// For each image, the sum of the terms over all integers from the first time to the last, interpolated linearly between the given ones.
 fn sums_between(times: &[usize], bits: &[Vec<f64>]) -> Vec<f64> {
-    // A straight line over m steps sums to m (a + b) / 2 plus half of each end; inner ends are shared.
+    // Over m steps, a straight line sums to m (a + b) / 2 plus half of each end; inner ends are shared.
     let mut weights = vec![0.0; times.len()];
     for (k, pair) in times.windows(2).enumerate() {
         let half = (pair[1] - pair[0]) as f64 / 2.0;
@@ -180,18 +180,18 @@ fn sums_between(times: &[usize], bits: &[Vec<f64>]) -> Vec<f64> {
     (0..images).map(|i| weights.iter().zip(bits).map(|(weight, bits)| weight * bits[i]).sum()).collect()
 }
 
-/// Whether there is a bound for networks that learned this.
+/// Whether the bound is defined for networks trained with these options.
 pub fn is_defined(shared: &SharedConfig) -> bool {
     shared.auto_normalize
 }
 
-/// How many evaluations of the network [`bits_per_dim`] makes per image.
+/// Number of evaluations of the network by [`bits_per_dim`] per image.
 pub fn evaluations(diffusion: &Diffusion, terms: usize) -> usize {
     times(diffusion.formulation().timesteps(), terms).len()
 }
 
-/// 0, then times from 1 to the last: in discrete time (of so many steps) at equal ratios, as far as integers allow, in continuous time
-/// evenly; all if `terms` is enough for that.
+/// 0, then times from 1 to the last: in discrete time (with this number of steps) at equal ratios, as far as integers allow, in continuous time
+/// evenly; all times if `terms` is large enough.
 fn times(timesteps: Option<usize>, terms: usize) -> Vec<usize> {
     let count = timesteps.unwrap_or(LEVELS);
     if terms >= count {
@@ -220,11 +220,11 @@ fn noised(level: NoiseLevel, x_start: &[f32], len: usize, t: usize, seed: u64, f
         .collect()
 }
 
-/// The steps that the bound is taken over.
+/// The steps that the bound is summed over.
 struct Chain {
-    /// Cleanest first, behind clean data.
+    /// Cleanest first, after clean data.
     levels: Vec<NoiseLevel>,
-    /// Of p(x_0 | x_1).
+    /// Standard deviation of p(x_0 | x_1).
     last_deviation: f64,
     init_deviation: f64,
 }
@@ -250,8 +250,8 @@ impl Chain {
         self.levels[t + 1]
     }
 
-    /// The term of one image at t, bits per dimension. `variance` is what the network has learned of p's: 0 for the least variance, 1 for the largest,
-    /// between them linear in the logarithm.
+    /// The term of one image at t, in bits per dimension. `variance` is what the network has learned of p's variance: 0 for the least, 1 for the
+    /// largest, linear in the logarithm between them.
     fn term(&self, t: usize, x: &[f32], estimate: &[f32], variance: Option<&[f32]>) -> f64 {
         let (of_t, of_s) = (self.level(t), self.levels[t]);
         // The last step has no posterior variance of its own.
@@ -272,7 +272,7 @@ impl Chain {
         (0..x.len()).map(nats).sum::<f64>() / (x.len() as f64 * std::f64::consts::LN_2)
     }
 
-    /// `KL(N(alpha_T x_0, sigma_T^2) || N(0, init_deviation^2))` of an image in [0, 1], bits per dimension.
+    /// `KL(N(alpha_T x_0, sigma_T^2) || N(0, init_deviation^2))` of an image in [0, 1], in bits per dimension.
     fn prior(&self, image: &[f32]) -> f64 {
         let last = self.levels[self.levels.len() - 1];
         let variance = (last.sigma / self.init_deviation).powi(2);
@@ -282,7 +282,7 @@ impl Chain {
     }
 }
 
-/// Log of the probability of an 8-bit value x in [-1, 1], half a level of 1/255 to both sides; the outermost values reach to infinity.
+/// Log of the probability of an 8-bit value x in [-1, 1]: half a level of 1/255 on both sides, the outermost values extending to infinity.
 fn discretised_log_probability(x: f64, mean: f64, deviation: f64) -> f64 {
     let below = |edge: f64| normal_cdf((edge - mean) / deviation);
     let probability = match x {
@@ -293,8 +293,8 @@ fn discretised_log_probability(x: f64, mean: f64, deviation: f64) -> f64 {
     probability.max(LEAST_PROBABILITY).ln()
 }
 
-/// Page 1977, "Approximations to the tail areas and the distribution function of the normal distribution"; off by at most 3e-4. The one
-/// that published numbers were computed with.
+/// Page 1977, "Approximations to the tail areas and the distribution function of the normal distribution"; off by at most 3e-4. Published numbers
+/// were computed with it.
 fn normal_cdf(x: f64) -> f64 {
     0.5 * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh())
 }
@@ -335,8 +335,7 @@ mod tests {
         }
     }
 
-    /// The divergence of two normal distributions by the integral that it is, with the variance that a network learned; at t = 0 the probability of the
-    /// 8-bit value under it.
+    /// The divergence of two normal distributions by numerical integration, with a learned variance; at t = 0 the probability of the 8-bit value.
     #[test]
     fn a_learned_variance_has_its_divergence() {
         let config = GaussianConfig {

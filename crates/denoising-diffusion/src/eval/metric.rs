@@ -1,5 +1,5 @@
-//! The metrics by name, and each as a [`Measurement`] with what a reader must know. Not here: the mathematics ([`super::metrics`]), and
-//! the order of work ([`super::evaluate`]).
+//! The metrics by name, and each as a [`Measurement`] with the notes that a reader needs. Not here: the mathematics ([`super::metrics`]), and the
+//! sequence of work ([`super::evaluate`]).
 
 use std::fmt;
 use std::str::FromStr;
@@ -48,7 +48,7 @@ pub enum Metric {
 }
 
 impl Metric {
-    /// All of them, in the order of reports.
+    /// All metrics, in the order of reports.
     pub const ALL: [Self; 9] = [
         Self::Fid,
         Self::Kid,
@@ -61,7 +61,7 @@ impl Metric {
         Self::Bpd,
     ];
 
-    /// As it is written.
+    /// The name in files and flags.
     pub fn name(self) -> &'static str {
         match self {
             Self::Fid => "fid",
@@ -76,7 +76,7 @@ impl Metric {
         }
     }
 
-    /// The names of its measurements, the one that it is judged by first.
+    /// The names of its measurements, the main one first.
     pub fn numbers(self) -> &'static [&'static str] {
         match self {
             Self::Prdc => &["precision", "recall", "density", "coverage"],
@@ -91,24 +91,24 @@ impl Metric {
         }
     }
 
-    /// The metric that one of these names belongs to.
+    /// The metric that has a number of this name.
     pub fn with_number(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|metric| metric.numbers().contains(&name))
     }
 
-    /// Whether it rests on Inception's features.
+    /// Whether it is based on Inception's features.
     pub fn needs_inception(self) -> bool {
         matches!(self, Self::Fid | Self::Kid | Self::Is | Self::Prdc)
     }
 
-    /// Whether it rests on samples.
+    /// Whether it needs samples.
     pub fn needs_samples(self) -> bool {
         !matches!(self, Self::Loss | Self::Bpd)
     }
 }
 
-/// Which way a number is better, by its name. The z of the nearest neighbours is no better when it is low (the samples are copies) than
-/// when it is high (they are unlike the data); nor is a name that no metric has.
+/// In which direction the number of this name is better. The z of the nearest neighbours is better neither when low (the samples are copies) nor
+/// when high (they are unlike the data); the same goes for unknown names.
 pub fn better(number: &str) -> Better {
     match number {
         "fid" | "kid" | "swd" | "spectrum" | "loss" | "bpd" => Better::Lower,
@@ -123,7 +123,7 @@ impl fmt::Display for Metric {
     }
 }
 
-/// A word that names no metric.
+/// An unknown metric name.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("unknown metric `{0}`; expected one of {names}", names = Metric::ALL.map(Metric::name).join(", "))]
 pub struct UnknownMetric(String);
@@ -136,7 +136,7 @@ impl FromStr for Metric {
     }
 }
 
-/// Why a metric gives no number.
+/// Why a metric could not be computed.
 #[derive(Debug, Error)]
 pub enum MetricError {
     #[error("the features cannot be used")]
@@ -167,7 +167,7 @@ fn measurement(name: &str, estimate: Estimate, n_generated: usize, n_real: usize
     }
 }
 
-/// Either side of a FID: features, or statistics whose images are gone.
+/// One side of a FID: features, or statistics without images.
 #[derive(Clone, Copy, Debug)]
 pub enum FidInput<'a> {
     Features(&'a Extracted),
@@ -184,7 +184,7 @@ impl Extracted {
     }
 }
 
-/// FID of either kind of input, with its error and its bias where images are there.
+/// FID of either kind of input, with its error and its bias if images are available.
 ///
 /// # Errors
 /// [`MetricError`].
@@ -196,7 +196,7 @@ pub fn fid(real: FidInput<'_>, generated: FidInput<'_>, seed: u64) -> Result<Mea
     let reference = Reference::new(statistics)?;
     let fid = match generated {
         FidInput::Features(extracted) => {
-            // The line to infinite n is for readers of small n; at large n each point costs a decomposition of full rank.
+            // The extrapolation to infinite n is for small n; at large n each point costs a decomposition of full rank.
             let points = if extracted.n < LEAST_SAMPLES { 8 } else { 0 };
             Fid::new(&reference, extracted.table()?, &FidOptions { seed, points, ..FidOptions::default() })?
         }
@@ -213,8 +213,8 @@ pub fn fid(real: FidInput<'_>, generated: FidInput<'_>, seed: u64) -> Result<Mea
     })
 }
 
-/// The bias of the generated side first, short enough to stand beside the value in the widest table; the limit is the FID expected of
-/// infinitely many samples.
+/// First the bias of the generated side, short enough to fit beside the value in the widest table; the limit is the FID expected for infinitely many
+/// samples.
 fn fid_notes(fid: &Fid) -> Vec<String> {
     let whose = |side| if side == Side::Real { "real" } else { "generated" };
     let note = |note: &FidNote| match *note {
@@ -252,10 +252,10 @@ pub fn kid(real: &Extracted, generated: &Extracted, seed: u64) -> Result<Measure
     })
 }
 
-/// Inception Score in ten parts, or fewer for fewer images; its standard error is that of the mean over parts.
+/// Inception Score over ten parts, or fewer for fewer images; its standard error is that of the mean over parts.
 ///
 /// # Errors
-/// [`MetricError`]; also without logits, that is, with features of another block.
+/// [`MetricError`]; also if there are no logits, that is, with features of another block.
 pub fn is(generated: &Extracted, seed: u64) -> Result<Measurement, MetricError> {
     let n = generated.n;
     let splits = 10.min(n);
@@ -295,7 +295,7 @@ pub fn prdc_all(real: &Extracted, generated: &Extracted) -> Result<Vec<Measureme
     ])
 }
 
-/// Sliced Wasserstein distance of pixels in [0, 1], with the distance that two halves of the real images have as a note.
+/// Sliced Wasserstein distance of pixels in [0, 1], with the distance between two halves of the real images as a note.
 ///
 /// # Errors
 /// [`MetricError`].
@@ -306,7 +306,7 @@ pub fn swd(real: Features<'_>, generated: Features<'_>, seed: u64) -> Result<Mea
     Ok(swd)
 }
 
-/// Difference of the power spectra of sequences of `length` values, in decibel, with that of two halves of the real ones as a note.
+/// Difference of the power spectra of sequences of `length` values, in decibels, with that between two halves of the real ones as a note.
 ///
 /// # Errors
 /// [`MetricError`].
@@ -328,8 +328,8 @@ pub fn spectrum(
     })
 }
 
-/// Distances of generated and held-out images, of `dims` pixels each, to the nearest of `n_training` training images, as root mean squared differences
-/// of pixels in [0, 1].
+/// Distances of generated and held-out images, of `dims` pixels each, to the nearest of `n_training` training images, as root mean square
+/// differences of pixels in [0, 1].
 ///
 /// # Errors
 /// [`MetricError`].

@@ -1,4 +1,4 @@
-//! How good samples are: features, metrics, and what a reader must know to trust them.
+//! How good samples are: features, metrics, and what a reader needs to know to trust them.
 //!
 //! Not here: drawing samples ([`crate::generate`]), and files that are not about evaluation.
 

@@ -1,4 +1,4 @@
-//! What metrics need of samples and data: which of them can be measured is known before any work. Not here: measuring.
+//! What metrics need of samples and data, so that it is known beforehand which of them can be measured. Not here: measuring.
 
 use thiserror::Error;
 
@@ -10,22 +10,22 @@ use super::result::JudgedOn;
 use crate::data::DataLayout;
 use crate::diffusion::DiffusionConfig;
 
-/// What is known of an evaluation before its samples are drawn.
+/// What is known about an evaluation before its samples are drawn.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
-    /// What the examples are.
+    /// The kind of the examples.
     pub layout: DataLayout,
-    /// Of each: `[c, h, w]`.
+    /// Shape of each example: `[c, h, w]`.
     pub shape: [usize; 3],
-    /// Samples that will be drawn.
+    /// Number of samples that will be drawn.
     pub samples: usize,
-    /// Real images that they are compared with.
+    /// Number of real images that they are compared with.
     pub real: usize,
-    /// Held-out images; `None` where it is not known what was trained on.
+    /// Number of held-out images; `None` if it is not known which images were trained on.
     pub held_out: Option<usize>,
-    /// What the network is judged on, and how many images that are.
+    /// The images that the network is judged on, and their number.
     pub judged: (JudgedOn, usize),
-    /// Whether the network must be shown what an example belongs to, and it is not known of the images that it is judged on.
+    /// Whether the network needs conditions that the images it is judged on do not have.
     pub judged_lack_conditions: bool,
     pub diffusion: &'a DiffusionConfig,
 }
@@ -58,12 +58,12 @@ impl Unmeasurable {
 }
 
 impl Metric {
-    /// Fewest samples, and fewest real images, that it can be measured with.
+    /// Minimum number of samples and of real images for this metric.
     pub fn fewest_images(self) -> usize {
         if self == Self::Prdc { PRDC_NEIGHBOURS + 1 } else { 2 }
     }
 
-    /// Says why it cannot be measured, as far as that is known beforehand.
+    /// Checks that it can be measured, as far as that is known beforehand.
     ///
     /// # Errors
     /// [`Unmeasurable`].
@@ -92,7 +92,7 @@ impl Metric {
     }
 }
 
-/// Only what people would look at is shown to Inception.
+/// Inception is only used on data that people would view as images.
 fn check_images(facts: &Facts<'_>) -> Result<(), Unmeasurable> {
     let shape @ [_, height, width] = facts.shape;
     if matches!(facts.layout, DataLayout::Sequences | DataLayout::Volumes) {
@@ -104,7 +104,7 @@ fn check_images(facts: &Facts<'_>) -> Result<(), Unmeasurable> {
     Ok(ImageInput::new(shape, [0.0; 3]).map(|_| ())?)
 }
 
-/// The metrics that can be measured, and those that cannot be, each with why.
+/// The metrics that can be measured, and those that cannot, each with the reason.
 pub fn measurable(metrics: &[Metric], facts: &Facts<'_>) -> (Vec<Metric>, Vec<(Metric, Unmeasurable)>) {
     let (mut can, mut cannot) = (Vec::new(), Vec::new());
     for &metric in metrics {
@@ -133,7 +133,7 @@ mod tests {
         }
     }
 
-    /// What cannot be measured, by name.
+    /// The metrics that cannot be measured, by name.
     fn missing(change: impl FnOnce(&mut Facts<'_>)) -> Vec<(&'static str, Unmeasurable)> {
         let diffusion = DiffusionConfig::default();
         let mut facts = facts(&diffusion);

@@ -1,5 +1,5 @@
-//! The result of an evaluation: numbers, how far they can be trusted, and all that is needed to get them again. What `--json` prints,
-//! what the table shows and what the page is made of.
+//! The result of an evaluation: numbers, how far they can be trusted, and everything needed to reproduce them. `--json` prints it, the table shows
+//! it, and the page is made from it.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,24 +8,24 @@ use super::metric::better;
 /// One evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
-    /// Version of the library that made it.
+    /// Version of the library that produced it.
     pub version: String,
     pub provenance: Provenance,
     pub measurements: Vec<Measurement>,
-    /// Loss of the network, where a network was evaluated and that was asked for.
+    /// Loss of the network, if a network was evaluated and it was requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<LossByTime>,
     /// The variational bound, likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bits_per_dim: Option<BitsPerDim>,
-    /// How near samples come to training images, likewise.
+    /// Distances of samples to training images, likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub neighbours: Option<Neighbours>,
-    /// Time that all of it took.
+    /// Total time.
     pub seconds: f64,
 }
 
-/// Where numbers come from.
+/// Where the numbers come from.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Provenance {
     /// The images or the weights that were evaluated.
@@ -35,7 +35,7 @@ pub struct Provenance {
     /// SHA-256 of the real data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub real_digest: Option<String>,
-    /// Of samples and of the metrics' own draws.
+    /// Seed of samples and of the metrics' own draws.
     pub seed: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sampling: Option<Sampling>,
@@ -46,43 +46,43 @@ pub struct Provenance {
 /// How samples were drawn, and from which weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
-    /// `ddim`, `ddpm`.
+    /// The sampler, for example `ddim`.
     pub sampler: String,
     /// Steps from noise to data.
     pub steps: usize,
-    /// Evaluations of the network per sample, one for both predictions of guidance: `heun` and `dpmpp_2s` take two in each step but the
+    /// Evaluations of the network per sample, where both predictions of guidance count as one: `heun` and `dpmpp_2s` take two in each step but the
     /// last. Absent in results of versions that did not write it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluations: Option<usize>,
     /// `ema` or `model`.
     pub weights: String,
-    /// Optimizer steps that the weights had.
+    /// Number of optimizer steps of the weights.
     pub step: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ema_decay: Option<f64>,
-    /// The average's length as a share of the training, where it has a power-function profile ([`crate::post_hoc`]).
+    /// The average's length relative to the training, if it has a power-function profile ([`crate::post_hoc`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ema_sigma_rel: Option<f64>,
 }
 
-/// What turned images into features.
+/// What computed features from images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Extractor {
     pub name: String,
     pub dims: usize,
     /// SHA-256 of the weights.
     pub digest: String,
-    /// What was done to images before.
+    /// How images were preprocessed.
     pub preprocessing: String,
 }
 
-/// Which way is better.
+/// The direction in which a number is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Better {
     Lower,
     Higher,
-    /// Neither: it is to be read against another number.
+    /// Neither: the number must be compared with another one.
     Neither,
 }
 
@@ -96,10 +96,10 @@ pub struct Measurement {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub standard_error: Option<f64>,
     pub better: Better,
-    /// Generated and real images that it rests on.
+    /// Number of generated and real images that it is based on.
     pub n_generated: usize,
     pub n_real: usize,
-    /// What a reader must know, a sentence each.
+    /// What a reader needs to know, one sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }
@@ -108,11 +108,11 @@ pub struct Measurement {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JudgedOn {
-    /// Those of its data that it was not trained on.
+    /// Images of its data that it was not trained on.
     HeldOut,
-    /// Those that it was trained on, for want of two others: numbers on them do not tell what was learned from what was learned by heart.
+    /// Training images, because fewer than two were held out: numbers on them do not distinguish learning from memorising.
     Training,
-    /// Those that a user gave; whether it was trained on them is not known.
+    /// Images given by the user; whether it was trained on them is unknown.
     Given,
 }
 
@@ -139,20 +139,20 @@ impl JudgedOn {
 /// Loss by noise level.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LossByTime {
-    /// On which images, and on how many.
+    /// Which images, and how many.
     pub on: JudgedOn,
     pub n: usize,
     /// Mean over all noise levels, and its standard error over images.
     pub mean: f64,
     pub standard_error: f64,
-    /// Means over the four quarters of t, the least noise first.
+    /// Means over the four quarters of t, least noise first.
     pub quarters: [f64; 4],
 }
 
 /// The variational bound on the negative log-likelihood per value, in bits (Ho et al. 2020, arXiv:2006.11239, eq. 5).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BitsPerDim {
-    /// Of which images, and of how many.
+    /// Which images, and how many.
     pub on: JudgedOn,
     pub n: usize,
     /// The sum of the three terms, and its standard error over images.
@@ -164,25 +164,25 @@ pub struct BitsPerDim {
     pub diffusion: f64,
     /// `-log p(x_0 | x_1)`, of 8-bit values.
     pub reconstruction: f64,
-    /// The terms by t: (t, bits per dimension of that one step), where t was evaluated, ascending.
+    /// The terms by t: (t, bits per dimension of that single step) at the evaluated t, ascending.
     pub terms: Vec<(usize, f64)>,
 }
 
-/// How near samples come to training images, measured against how near held-out images come.
+/// Distances of samples to training images, compared with those of held-out images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Neighbours {
     pub n_generated: usize,
     pub n_training: usize,
     pub n_held_out: usize,
-    /// At 0, .05, .25, .5, .75, .95 and 1: of the distance of samples to their nearest training image ...
+    /// Quantiles 0, .05, .25, .5, .75, .95 and 1 of the distance of samples to their nearest training image.
     pub generated_quantiles: [f64; 7],
-    /// ... and of held-out images to theirs.
+    /// The same quantiles for held-out images.
     pub held_out_quantiles: [f64; 7],
-    /// Share of samples nearer to the training set than the nearest 5 % of held-out images are.
+    /// Share of samples that are nearer to the training set than all but the nearest 5 % of held-out images.
     pub share_below_held_out: f64,
     /// Mann-Whitney z of the distances (Meehan et al. 2020, arXiv:2004.05675); far below 0 means copying.
     pub z: f64,
-    /// Samples that are training images.
+    /// Number of samples identical to a training image.
     pub exact_copies: usize,
     /// The closest pairs, closest first.
     pub closest: Vec<Pair>,
@@ -234,9 +234,9 @@ fn of_network(name: &str, value: f64, standard_error: f64, n: usize) -> Measurem
 pub struct Pair {
     /// The sample's number.
     pub generated: usize,
-    /// The training image's place in the data.
+    /// The training image's position in the data.
     pub training: usize,
-    /// Root mean squared difference of values in [0, 1].
+    /// Root mean square difference of values in [0, 1].
     pub distance: f64,
 }
 

@@ -1,4 +1,4 @@
-//! Mean and covariance of features in a `.npz` file: pytorch-fid's form (`mu`, `sigma`), which is also written, and the one of
+//! Mean and covariance of features in a `.npz` file: pytorch-fid's format (`mu`, `sigma`), which is also written, and that of
 //! denoising-diffusion-pytorch's cache (`m2`, `s2`). Not here: what they are computed from.
 
 use std::fs::File;
@@ -14,12 +14,12 @@ use crate::atomic_file::write_atomically;
 use crate::data::DataError;
 use crate::data::npy::{read_npy_f64, write_npy_f64};
 
-/// Names of mean and covariance, one pair per form.
+/// Names of mean and covariance in each format.
 const NAMES: [[&str; 2]; 2] = [["mu", "sigma"], ["m2", "s2"]];
 /// The number of images, which only our files have.
 const COUNT: &str = "n";
 
-/// Why a file gives no statistics.
+/// Why statistics could not be read or written.
 #[derive(Debug, Error)]
 pub enum StatisticsFileError {
     #[error("cannot {action} {}", path.display())]
@@ -36,16 +36,16 @@ pub enum StatisticsFileError {
     Values { path: PathBuf, source: StatisticsError },
 }
 
-/// Whether a file is a `.npz` archive with statistics in it, by the names of its arrays.
+/// Whether a file is a `.npz` archive that contains statistics, judging by the names of its arrays.
 pub fn holds_statistics(path: &Path) -> bool {
     path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("npz"))
         && open(path).is_ok_and(|archive| NAMES.iter().any(|names| names.iter().any(|name| has(&archive, name))))
 }
 
-/// Reads statistics of either form.
+/// Reads statistics of either format.
 ///
 /// # Errors
-/// No such file, no archive, other arrays, shapes that do not fit each other, values that are no covariance.
+/// A missing file, no archive, other arrays, inconsistent shapes, values that are not a covariance.
 pub fn read_statistics(path: &Path) -> Result<Gaussian, StatisticsFileError> {
     let mut archive = open(path)?;
     let Some([mean, covariance]) = NAMES.into_iter().find(|names| names.iter().all(|name| has(&archive, name))) else {
@@ -66,7 +66,7 @@ pub fn read_statistics(path: &Path) -> Result<Gaussian, StatisticsFileError> {
     Gaussian::new(n, mu, sigma).map_err(|source| StatisticsFileError::Values { path: path.to_path_buf(), source })
 }
 
-/// Writes statistics that pytorch-fid reads, aside first and then renamed.
+/// Writes statistics that pytorch-fid can read, to a temporary file that is then renamed.
 ///
 /// # Errors
 /// A file that cannot be written.

@@ -1,4 +1,4 @@
-//! What can be drawn, and why something cannot. Not here: drawing.
+//! Checks of what is requested, and the errors of sampling. Not here: sampling.
 
 use thiserror::Error;
 
@@ -9,7 +9,7 @@ use crate::diffusion::{DiffusionConfigError, Misfit};
 use crate::models::Network;
 use crate::sampler::{Interrupted, SampleConfigError};
 
-/// Why there are no samples.
+/// Why no samples were drawn.
 #[derive(Debug, Error, PartialEq)]
 pub enum GenerateError {
     #[error(transparent)]
@@ -47,7 +47,7 @@ pub enum GenerateError {
 }
 
 impl<M: Network> Generator<'_, M> {
-    /// Whether the request, and the options of the generator, describe samples of this network.
+    /// Checks that the request and the options of the generator fit the network.
     pub(super) fn check(&self, request: &Request<'_>) -> Result<(), GenerateError> {
         request.sample.validate(self.diffusion.formulation())?;
         self.guidance.validate().map_err(GenerateError::Guidance)?;
@@ -77,7 +77,7 @@ impl<M: Network> Generator<'_, M> {
         request.classes.map_or(Ok(()), |classes| self.check_classes(classes, count))
     }
 
-    /// Whether the weaker network, if there is one, can be told what the network is told.
+    /// Checks that the conditions that the weaker network takes, if there is one, are compatible with the network's.
     fn check_weak(&self) -> Result<(), GenerateError> {
         let Some(weak) = &self.weak else { return Ok(()) };
         let (model, weak) = (self.model.network(), weak.network());
@@ -90,8 +90,8 @@ impl<M: Network> Generator<'_, M> {
         check("channels of conditions", model.condition_channels(), weak.condition_channels(), false)
     }
 
-    /// Whether the network can be shown these classes of `count` samples. What a classifier knows is its own business: classes that it does
-    /// not have push nowhere.
+    /// Checks that the network accepts these classes of `count` samples. The classifier's classes are not checked: it ignores classes that it does
+    /// not have.
     fn check_classes(&self, classes: &[u32], count: usize) -> Result<(), GenerateError> {
         if classes.len() != count {
             return Err(GenerateError::Classes { count, got: classes.len() });
@@ -107,15 +107,15 @@ impl<M: Network> Generator<'_, M> {
     }
 }
 
-/// Room for `count` samples of a shape, `[c, h, w]`: 4 bytes for each value.
+/// Reserves memory for `count` samples of a shape, `[c, h, w]`: 4 bytes per value.
 ///
 /// # Errors
-/// [`GenerateError::NoRoom`], in place of the end of the process.
+/// [`GenerateError::NoRoom`], instead of aborting the process.
 pub fn room_for(count: usize, shape: [usize; 3]) -> Result<Vec<f32>, GenerateError> {
     room(count, shape)
 }
 
-/// Images of these values, the first of them in place `first` of a request, if all are numbers.
+/// Images from these values, the first of them at position `first` of a request; an error if a value is not finite.
 pub(super) fn finite(data: Vec<f32>, first: usize, request: &Request<'_>) -> Result<ImageBatch, GenerateError> {
     let [c, h, w] = request.shape;
     let size = c * h * w;
@@ -137,7 +137,7 @@ mod tests {
     use crate::nn::{EvalMode, Init};
     use crate::sampler::SampleConfig;
 
-    /// Samples of these classes from a network that knows so many, guided by a classifier or not.
+    /// Samples of these classes from a network with `known` classes, guided by a classifier or not.
     fn samples(classes: &[u32], known: usize, guided: bool) -> Result<ImageBatch, GenerateError> {
         let device = Device::flex();
         let config =
@@ -189,7 +189,7 @@ mod tests {
         assert_eq!(samples(3, 2, classes).err(), other(3, 2));
     }
 
-    /// Configurations of one's own need not have been checked before.
+    /// Custom configurations may not have been checked before.
     #[test]
     fn what_describes_no_samples_is_refused() {
         let device = Device::flex();

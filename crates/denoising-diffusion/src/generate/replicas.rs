@@ -1,7 +1,7 @@
-//! Samples drawn on several devices at once: each takes the next batch that none has taken. The noise of a sample is keyed by its number, so that
-//! the images are those of one device, whoever drew them. Not here: how a batch is drawn.
+//! Samples drawn on several devices at once: each takes the next batch not yet taken. The noise of a sample is keyed by its number, so that the
+//! images are those of a single device, whichever device draws them. Not here: how a batch is drawn.
 //!
-//! Each device has a thread that asks it for work: the host's part of a step would otherwise be that of all devices together.
+//! Each device has its own thread: with a single thread the host's work for all devices would add up.
 
 use std::iter::once;
 use std::ops::ControlFlow;
@@ -17,10 +17,10 @@ use crate::models::{Calls, Network};
 use crate::nn::params::host_values;
 use crate::sampler::Interrupted;
 
-/// What a device's thread tells the one that watches.
+/// Messages from a device's thread to the calling thread.
 enum Told {
     Step(Box<Seen>),
-    /// A batch is done: the place of its first image, and its values in the data's range.
+    /// A batch is done: the position of its first image, and its values in the data's range.
     Done(usize, Vec<f32>),
 }
 
@@ -32,12 +32,12 @@ struct Seen {
     x: Tensor<4>,
 }
 
-/// What the threads share.
+/// State shared by the threads.
 #[derive(Default)]
 struct Shared {
-    /// The next batch that none has taken.
+    /// The next batch not yet taken.
     next: AtomicUsize,
-    /// Nobody wants the images any more.
+    /// Set if no more images are wanted.
     stop: AtomicBool,
 }
 
@@ -61,7 +61,7 @@ impl Shared {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// The next of `batches`, if there is one and it is wanted.
+    /// The next of `batches`, if any is left and still wanted.
     fn take(&self, batches: usize) -> Option<usize> {
         let k = self.next.fetch_add(1, Ordering::Relaxed);
         (k < batches && !self.is_stopped()).then_some(k)
@@ -69,7 +69,7 @@ impl Shared {
 }
 
 impl<'a, M: Network> Generator<'a, M> {
-    /// Has batches drawn on its own device and those of the replicas, and hands each over. A thread's panic is handed on.
+    /// Draws batches on this generator's device and the replicas, and hands over each one. A thread's panic is propagated.
     pub(super) fn on_all_devices<E: From<GenerateError>>(
         &self,
         request: &Request<'_>,
@@ -120,8 +120,8 @@ impl<'a, M: Network> Generator<'a, M> {
         })
     }
 
-    /// The same on one of the devices, alone. Nothing is recorded: while CubeCL records on one device of CUDA, no thread may ask any other for memory
-    /// (it captures in the global mode).
+    /// A generator for one of the devices alone. Nothing is recorded: while CubeCL records on one CUDA device, no thread may request memory from any
+    /// other (it captures in global mode).
     fn at(&self, replica: &Replica<'a, M>) -> Self {
         Self {
             device: replica.device.clone(),
@@ -134,7 +134,7 @@ impl<'a, M: Network> Generator<'a, M> {
         }
     }
 
-    /// Draws batches until none is left, or nobody wants them.
+    /// Draws batches until none is left, or no more are wanted.
     fn draw_shares(&self, request: &Request<'_>, shared: &Shared, tell: &SyncSender<Told>) {
         let _stop_on_panic = StopOnPanic(shared);
         while let Some(k) = shared.take(request.batches()) {

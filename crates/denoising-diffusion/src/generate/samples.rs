@@ -1,14 +1,14 @@
-//! Many samples in memory, a byte for each value where files would hold no more. Not here: drawing them.
+//! Many samples in memory, with one byte per value where files would hold no more. Not here: drawing them.
 
 use super::GenerateError;
 use crate::data::ImageBatch;
 
-/// How exactly samples are kept.
+/// The precision in which samples are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
-    /// Rounded to 8 bits, as image files hold them.
+    /// Rounded to 8 bits, as in image files.
     Bits8,
-    /// As they were drawn.
+    /// As drawn.
     Float,
 }
 
@@ -26,10 +26,10 @@ enum Values {
 }
 
 impl Samples {
-    /// Room for `count` samples of a shape, `[c, h, w]`; black until they are put there.
+    /// Reserves `count` samples of a shape, `[c, h, w]`; black until they are put in.
     ///
     /// # Errors
-    /// [`GenerateError::NoRoom`], in place of the end of the process.
+    /// [`GenerateError::NoRoom`], instead of aborting the process.
     pub fn with_room(count: usize, shape: [usize; 3], depth: Depth) -> Result<Self, GenerateError> {
         let values = match depth {
             Depth::Bits8 => Values::Bits8(zeros(count, shape)?),
@@ -38,7 +38,7 @@ impl Samples {
         Ok(Self { shape, values })
     }
 
-    /// These images.
+    /// Samples from these images.
     pub fn of(images: &ImageBatch, depth: Depth) -> Self {
         let [_, c, h, w] = images.shape;
         let values = match depth {
@@ -48,7 +48,7 @@ impl Samples {
         Self { shape: [c, h, w], values }
     }
 
-    /// Puts images of the same shape into places from `first`.
+    /// Stores images of the same shape at positions from `first`.
     pub fn put(&mut self, first: usize, images: &ImageBatch) {
         let at = first * self.image_len()..first * self.image_len() + images.data.len();
         match &mut self.values {
@@ -64,7 +64,7 @@ impl Samples {
         self.shape
     }
 
-    /// Values of a sample.
+    /// Number of values of a sample.
     pub fn image_len(&self) -> usize {
         self.shape.iter().product()
     }
@@ -83,7 +83,7 @@ impl Samples {
         self.len() == 0
     }
 
-    /// How exactly they are kept.
+    /// The precision in which they are kept.
     pub fn depth(&self) -> Depth {
         match self.values {
             Values::Bits8(_) => Depth::Bits8,
@@ -91,7 +91,7 @@ impl Samples {
         }
     }
 
-    /// The samples in these places.
+    /// The samples at these positions.
     pub fn pick(&self, places: impl Iterator<Item = usize>) -> Self {
         let len = self.image_len();
         let values = match &self.values {
@@ -110,7 +110,7 @@ impl Samples {
         })
     }
 
-    /// Adds the values of the samples in places from `first` to `into`.
+    /// Appends to `into` the values of `count` samples from position `first`.
     pub fn append(&self, first: usize, count: usize, into: &mut Vec<f32>) {
         let at = first * self.image_len()..(first + count) * self.image_len();
         match &self.values {
@@ -124,14 +124,14 @@ fn to_8_bits(value: f32) -> u8 {
     (value.clamp(0.0, 1.0) * 255.0).round() as u8
 }
 
-/// So many values, if there is memory for them.
+/// Zeros for `count` images, if there is memory for them.
 fn zeros<T: Clone + Default>(count: usize, shape: [usize; 3]) -> Result<Vec<T>, GenerateError> {
     let mut zeros = room(count, shape)?;
     zeros.resize(count * shape.iter().product::<usize>(), T::default());
     Ok(zeros)
 }
 
-/// Room for `count` images of a shape, a `T` for each value.
+/// Reserves memory for `count` images of a shape, one `T` per value.
 pub(super) fn room<T>(count: usize, shape: [usize; 3]) -> Result<Vec<T>, GenerateError> {
     let values = shape.iter().try_fold(count, |values, side| values.checked_mul(*side));
     let mut room = Vec::new();
@@ -157,7 +157,7 @@ mod tests {
         for (depth, expected) in [(Depth::Bits8, in_8_bits), (Depth::Float, images.data.clone())] {
             let mut samples = Samples::with_room(3, [1, 1, 2], depth).unwrap();
             assert_eq!((samples.len(), samples.shape(), samples.depth()), (3, [1, 1, 2], depth));
-            // Batches come in any order.
+            // Batches arrive in any order.
             samples.put(2, &images.slice(2, 1));
             samples.put(0, &images.slice(0, 2));
             assert_eq!(samples, Samples::of(&images, depth));

@@ -1,4 +1,4 @@
-//! Calls of a network in eval behaviour, by which whatever samples runs it: launched, or recorded once and replayed.
+//! Calls of a network in eval behaviour for sampling: launched, or recorded once and replayed.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,13 +9,13 @@ use crate::nn::Eval;
 use crate::nn::params::host_values;
 use crate::recording::{Place, Recorded, RecordingState, place_of_fields, why_not_on};
 
-/// Calls with inputs of a kind that are launched before one is recorded: by then the device's kernels are tuned.
+/// Number of calls with one kind of input that are launched before recording: by then the device's kernels are tuned.
 const WARM_UP: u32 = 2;
 
-/// Kinds of inputs that are recorded at most: each recording has memory of its own.
+/// Maximum number of kinds of inputs that are recorded: each recording has its own memory.
 const MOST_KINDS: usize = 8;
 
-/// How a network is called.
+/// How a network is called: launched each time, or replayed from recordings.
 pub struct Calls<'a, M> {
     model: &'a Eval<M>,
     recordings: Option<Arc<Mutex<Recordings>>>,
@@ -27,7 +27,7 @@ impl<M> Clone for Calls<'_, M> {
     }
 }
 
-/// Calls that are launched.
+/// Calls that are always launched.
 impl<'a, M: Network> From<&'a Eval<M>> for Calls<'a, M> {
     fn from(model: &'a Eval<M>) -> Self {
         Self::new(model, false)
@@ -35,18 +35,18 @@ impl<'a, M: Network> From<&'a Eval<M>> for Calls<'a, M> {
 }
 
 impl<'a, M: Network> Calls<'a, M> {
-    /// With `device_graph` calls are recorded for each kind of inputs, as far as the device can, to the bits of launched ones; without, and where
-    /// gradients are asked for, they are launched.
+    /// With `device_graph`, calls are recorded for each kind of input, if the device supports it; results are bit-identical to launched calls.
+    /// Without it, and if gradients are needed, they are launched.
     pub fn new(model: &'a Eval<M>, device_graph: bool) -> Self {
         Self { model, recordings: device_graph.then(Arc::default) }
     }
 
-    /// The same calls, launched.
+    /// The same network, always launched.
     pub fn launched(&self) -> Self {
         Self { model: self.model, recordings: None }
     }
 
-    /// What is called.
+    /// The network.
     pub fn network(&self) -> &'a Eval<M> {
         self.model
     }
@@ -62,38 +62,38 @@ impl<'a, M: Network> Calls<'a, M> {
         }
     }
 
-    /// [`Network::predict`].
+    /// [`Network::predict`], replayed if a recording exists.
     pub fn predict(&self, input: NetworkInput) -> Tensor<4> {
         let Some(recordings) = &self.recordings else { return self.model.predict(input) };
-        // Not held while the network is launched: what waits within that for its threads may be given other work that calls the network.
+        // The lock is not held while the network is launched: a thread waiting there may be given other work that calls the network.
         let recorded = recordings.lock().unwrap_or_else(PoisonError::into_inner).run(self.model, &input);
         recorded.unwrap_or_else(|| self.model.predict(input))
     }
 }
 
-/// What has been recorded of a network.
+/// The recordings of a network.
 #[derive(Default)]
 struct Recordings {
-    /// Of each kind of inputs.
+    /// One per kind of input.
     kinds: Vec<Kind>,
-    /// Why nothing is.
+    /// Why nothing can be recorded.
     refused: Option<String>,
 }
 
 #[allow(clippy::large_enum_variant, reason = "a few, in one list")]
 enum Kind {
-    /// So many calls with inputs like this were launched.
+    /// Not recorded yet: an example of the inputs, and the number of launched calls with such inputs.
     Launched(NetworkInput, u32),
     Recorded(Recorded<NetworkInput, Tensor<4>>),
 }
 
 impl Recordings {
-    /// The network's output, in memory of its own; `None` if it is to be launched.
+    /// The network's output, in memory of its own; `None` if the network must be launched.
     fn run<M: Network>(&mut self, model: &Eval<M>, input: &NetworkInput) -> Option<Tensor<4>> {
         if self.refused.is_none() {
             self.refused = why_not_on(&input.x.device()).map(str::to_string);
         }
-        // Nothing goes on a tape that is replayed.
+        // A replay cannot record gradients.
         if self.refused.is_some() || input.x.is_autodiff() {
             return None;
         }
@@ -142,7 +142,7 @@ fn record<M: Network>(model: &Eval<M>, input: &NetworkInput) -> Result<Recorded<
     let other = NetworkInput { x: input.x.clone() * 0.5, time: input.time.clone() * 0.5, ..input.clone() };
     let work = |input: &NetworkInput| model.predict(input.clone());
     let numbers = |output: &Tensor<4>| host_values(output.clone()).into_iter().map(f64::from).collect();
-    // SAFETY: weights of an `Eval` change in no way, and `Calls`, which alone has its recordings, borrows it.
+    // SAFETY: the weights of an `Eval` never change, and `Calls`, the only owner of its recordings, borrows it.
     unsafe { Recorded::new(&input.x.device(), [&other, input], work, numbers) }
 }
 

@@ -1,6 +1,6 @@
-//! A classifier of noisy images, for classifier guidance (Dhariwal and Nichol 2021, arXiv:2105.05233, section 4): the U-Net up to its
-//! middle, then normalisation, SiLU, the mean over all positions and one linear layer. Not here: what noisy images it is shown
-//! (`diffusion::classifier`) and its training (`train::classifier`).
+//! A classifier of noisy images, for classifier guidance (Dhariwal and Nichol 2021, arXiv:2105.05233, section 4): the U-Net up to its middle, then
+//! normalisation, SiLU, the mean over all positions and one linear layer. Not here: its noisy input (`diffusion::classifier`) and its training
+//! (`train::classifier`).
 
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -10,10 +10,10 @@ use super::unet_config::{PerStage, Stage, UnetConfig, UnetConfigError, at_least}
 use super::{StageAttention, TimeMlp, UnetStage};
 use crate::nn::{Attention, Conv2d, Init, Linear, Linears, Resample, Resampling, ResnetBlock, RmsNorm, ops};
 
-/// Learned pairs of key and value in each attention.
+/// Learned key-value pairs in each attention.
 const MEMORY: usize = 4;
 
-/// Options of [`Classifier`]; those that [`UnetConfig`] has too mean the same.
+/// Options of [`Classifier`]; those that also exist in [`UnetConfig`] mean the same.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ClassifierConfig {
@@ -51,7 +51,7 @@ impl ClassifierConfig {
         UnetConfig { dim, dim_mults, dropout, attn_dim_head, attn_heads, full_attn, channels, ..UnetConfig::default() }
     }
 
-    /// The stages, outermost first, or what is wrong with the options.
+    /// The stages, outermost first.
     ///
     /// # Errors
     /// [`UnetConfigError`] naming the option.
@@ -60,7 +60,7 @@ impl ClassifierConfig {
         self.unet().stages()
     }
 
-    /// Refuses sizes that the network cannot halve often enough, naming the nearest ones that it can.
+    /// Refuses sizes that the network cannot halve often enough, naming the nearest valid ones.
     ///
     /// # Errors
     /// [`UnetConfigError::Size`].
@@ -69,7 +69,7 @@ impl ClassifierConfig {
     }
 }
 
-/// Says which class a noisy image is of.
+/// Predicts the class of a noisy image.
 #[derive(Module, Debug)]
 pub struct Classifier {
     pub init_conv: Conv2d,
@@ -85,10 +85,10 @@ pub struct Classifier {
 }
 
 impl Classifier {
-    /// Draws a network's weights; `init` says from which seed, and on which device.
+    /// Draws initial weights; `init` holds the seed and the device.
     ///
     /// # Errors
-    /// [`UnetConfigError`] naming the option that is wrong.
+    /// [`UnetConfigError`] naming the invalid option.
     pub fn new(config: &ClassifierConfig, init: &mut Init) -> Result<Self, UnetConfigError> {
         let (stages, unet) = (config.stages()?, config.unet());
         let (cond_dim, inner) = (unet.time_dim(), stages[stages.len() - 1]);
@@ -120,7 +120,7 @@ impl Classifier {
         })
     }
 
-    /// The options that this network was made from.
+    /// The options that this network was built from.
     pub fn config(&self) -> &ClassifierConfig {
         &self.config
     }

@@ -1,5 +1,5 @@
-//! DiT (Peebles and Xie 2022, arXiv:2212.09748): a transformer on patches, conditioned by adaLN-Zero: noise level and class scale, shift
-//! and gate every block, and a network that has just been drawn gives zeros.
+//! DiT (Peebles and Xie 2022, arXiv:2212.09748): a transformer on patches, conditioned by adaLN-Zero: noise level and class scale, shift and gate
+//! every block, and an untrained network outputs zeros.
 
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
@@ -10,7 +10,7 @@ use crate::data::augment;
 use crate::nn::ops::Pointwise;
 use crate::nn::{AugmentEmbedding, Embedding, Init, Linear, Linears, VectorEmbedding, ops, recompute};
 
-/// Standard deviation of the embeddings' weights as they are drawn.
+/// Standard deviation of the initial weights of embeddings.
 const EMBEDDING_DEVIATION: f64 = 0.02;
 
 /// A transformer for images, conditioned on a class if `num_classes` is above 0.
@@ -21,12 +21,12 @@ pub struct Dit {
     pub t_embedder: TimestepEmbedder,
     /// `[num_classes + 1, hidden]`, the last row for "no class".
     pub y_embedder: Option<Embedding>,
-    /// In a network with vectors.
+    /// Only in a network with vectors.
     pub vector_emb: Option<VectorEmbedding>,
     /// In a network that is told of augmentation.
     pub augment_emb: Option<AugmentEmbedding>,
     pub blocks: Vec<DitBlock>,
-    /// To shift and scale, `[2 hidden, hidden]`.
+    /// Gives shift and scale, `[2 hidden, hidden]`.
     pub final_modulation: Linear,
     /// `[patch patch out, hidden]`
     pub final_linear: Linear,
@@ -34,17 +34,17 @@ pub struct Dit {
     config: DitConfig,
 }
 
-/// The noise level's way into the network: cosines and sines, linear, SiLU, linear.
+/// Embeds the noise level: cosines and sines, linear, SiLU, linear.
 #[derive(Module, Debug)]
 pub struct TimestepEmbedder {
     pub linear1: Linear,
     pub linear2: Linear,
 }
 
-/// Attention and a hidden layer, each normalised, shifted and scaled before, and gated behind.
+/// Attention and an MLP, each normalised, shifted and scaled before, and gated after.
 #[derive(Module, Debug)]
 pub struct DitBlock {
-    /// To shift, scale and gate of attention, then of the hidden layer, `[6 hidden, hidden]`.
+    /// Gives shift, scale and gate of attention, then of the MLP, `[6 hidden, hidden]`.
     pub modulation: Linear,
     pub qkv: Linear,
     pub proj: Linear,
@@ -55,8 +55,8 @@ pub struct DitBlock {
 }
 
 impl Dit {
-    /// Draws a network's weights as the paper's code does: linear layers from Xavier's uniform distribution, embeddings from a normal one,
-    /// zeros where blocks and output are gated.
+    /// Draws initial weights as in the paper's code: linear layers from Xavier's uniform distribution, embeddings from a normal one, zeros where
+    /// blocks and output are gated.
     ///
     /// # Errors
     /// Options that describe no network.
@@ -86,7 +86,7 @@ impl Dit {
         })
     }
 
-    /// The options that this network was made from.
+    /// The options that this network was built from.
     pub fn config(&self) -> &DitConfig {
         &self.config
     }
@@ -168,7 +168,7 @@ impl Network for Dit {
 }
 
 impl TimestepEmbedder {
-    /// Of `time * 10000^(-k / 128)`, k = 0..128: cosines, then sines.
+    /// Embeds `time * 10000^(-k / 128)`, k = 0..128: cosines, then sines.
     fn forward(&self, time: Tensor<1>) -> Tensor<2> {
         let half = TIME_FREQUENCIES / 2;
         let frequencies = (0..half).map(|k| (-(10_000_f64.ln()) * k as f64 / half as f64).exp() as f32).collect();
@@ -192,7 +192,7 @@ impl DitBlock {
         }
     }
 
-    /// `x [b, h, w, hidden]`; `modulation` `[b, 6 hidden]` is what the layer of this name makes of the condition.
+    /// `x [b, h, w, hidden]`; `modulation` `[b, 6 hidden]` is the output of the `modulation` layer for the condition.
     fn forward(&self, x: Tensor<4>, modulation: Tensor<2>) -> Tensor<4> {
         recompute::block(self, [x], [modulation], |block, [x], [modulation]| block.forward_kept(x, modulation))
     }
@@ -219,7 +219,7 @@ fn on_tokens(linear: &Linear, x: Tensor<4>) -> Tensor<4> {
     ops::conv2d(x, weight.reshape([c_out, c_in, 1, 1]), Some(linear.bias.val()))
 }
 
-/// `[b, N hidden]` as N of `[b, hidden]`.
+/// Splits `[b, N hidden]` into N parts `[b, hidden]`.
 fn parts<const N: usize>(x: Tensor<2>) -> [Tensor<2>; N] {
     let all = x.dims()[1];
     std::array::from_fn(|i| x.clone().narrow(1, i * all / N, all / N))
@@ -230,7 +230,7 @@ fn modulated(x: Tensor<4>, shift: Tensor<2>, scale: Tensor<2>) -> Tensor<4> {
     ops::layer_norm_scaled(x, Tensor::cat(vec![scale, shift], 1))
 }
 
-/// Sines and cosines of a token's column, then of its row, `[1, rows, columns, hidden]` (the order of the paper's code).
+/// Sines and cosines of a token's column, then of its row, `[1, rows, columns, hidden]` (in the order of the paper's code).
 fn positions(rows: usize, columns: usize, hidden: usize, like: &Tensor<4>) -> Tensor<4> {
     let quarter = hidden / 4;
     let waves = |at: usize| {

@@ -1,12 +1,11 @@
-//! What a DiT looks like: its options, their defaults and the checks that come before any weight is made. Not here: the network itself
-//! (`dit.rs`).
+//! The configuration of a DiT: its options, their defaults and the checks done before any weight is made. Not here: the network itself (`dit.rs`).
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::is_zero;
 
-/// Frequencies of the timestep's embedding, sines and cosines together.
+/// Size of the sinusoidal timestep embedding, sines and cosines together.
 pub(super) const TIME_FREQUENCIES: usize = 256;
 
 /// The sizes of Peebles and Xie 2022, table 1.
@@ -36,7 +35,7 @@ impl DitSize {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DitConfig {
-    /// Sets the next three, where they are absent.
+    /// Sets the next three options unless they are given.
     pub dit_size: DitSize,
     /// Width of a token: a multiple of 4 and of `num_heads`.
     pub hidden_size: Option<usize>,
@@ -47,21 +46,21 @@ pub struct DitConfig {
     pub patch_size: usize,
     /// Width of the hidden layer in each block, as a multiple of `hidden_size`.
     pub mlp_ratio: f64,
-    /// Probability with which training shows an example without its class and vector, in [0, 1]. Means nothing where there is neither.
+    /// Probability with which training hides an example's class and vector, in [0, 1]. Has no effect without classes and vectors.
     #[serde(alias = "class_dropout_prob")]
     pub class_drop_prob: f64,
     /// Channels of the data.
     pub channels: usize,
-    /// Channels of the output; those of the data if absent. Follows the formulation.
+    /// Channels of the output; those of the data if absent. Set by the formulation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub out_dim: Option<usize>,
-    /// Number of classes that the network is conditioned on; 0: none. Follows the data, like `channels`.
+    /// Number of classes that the network is conditioned on; 0: none. Set by the data, like `channels`.
     #[serde(skip_serializing_if = "is_zero")]
     pub num_classes: usize,
-    /// Channels of the data that the output is to belong to, which the first layer sees beside the noisy ones; 0: none.
+    /// Channels of the condition image, which the first layer gets in addition to the noisy data; 0: none.
     #[serde(skip_serializing_if = "is_zero")]
     pub condition_channels: usize,
-    /// Numbers of the vector that each example belongs to, embedded and added to the embedding of the noise level; 0: none.
+    /// Length of the conditioning vector, which is embedded and added to the embedding of the noise level; 0: none.
     #[serde(skip_serializing_if = "is_zero")]
     pub vector_dim: usize,
     /// Whether the network is told how a training image was [augmented](crate::data::augment). Follows the data, like `channels`.
@@ -89,7 +88,7 @@ impl Default for DitConfig {
     }
 }
 
-/// Why a [`DitConfig`] describes no network, or none for the size of the data.
+/// Why a [`DitConfig`] is invalid, or does not fit the size of the data.
 #[derive(Clone, Debug, PartialEq, Error)]
 pub enum DitConfigError {
     #[error("`{key}` must be at least 1, got 0")]
@@ -175,7 +174,7 @@ impl DitConfig {
         Ok(())
     }
 
-    /// Refuses sizes that patches do not tile, naming the nearest ones that they do.
+    /// Refuses sizes that are not a multiple of the patch size, naming the nearest valid ones.
     ///
     /// # Errors
     /// [`DitConfigError::Size`].

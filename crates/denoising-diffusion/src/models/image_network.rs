@@ -1,5 +1,4 @@
-//! The networks behind one type, for programs that learn from a file which one they have; and their configurations. Not here:
-//! the networks.
+//! All networks behind one type, for programs that learn from a file which one they need; and their configurations. Not here: the networks.
 
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -14,7 +13,7 @@ use super::{
 use crate::data::DataLayout;
 use crate::nn::Init;
 
-/// Which network weights belong to.
+/// The kind of network that weights belong to, and its options.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum NetworkConfig {
@@ -23,20 +22,20 @@ pub enum NetworkConfig {
     Dit(DitConfig),
     Uvit(UvitConfig),
     KarrasUnet(KarrasUnetConfig),
-    /// A network of the user's own, by name; only its own program can build it.
+    /// A user-defined network, by name; only the program that defines it can build it.
     Custom {
         name: String,
     },
 }
 
-/// What a network is to fit: data, and the output that a formulation reads.
+/// What a network must fit: the data, and the output that a formulation reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NetworkFit {
     pub extent: Extent,
     pub channels: usize,
-    /// Of data that the output is to belong to; 0: none.
+    /// Channels of the condition image; 0: none.
     pub condition_channels: usize,
-    /// Numbers of the vector that each example belongs to; 0: none.
+    /// Length of the conditioning vector; 0: none.
     pub vector_dim: usize,
     /// 0: none.
     pub num_classes: usize,
@@ -45,7 +44,7 @@ pub struct NetworkFit {
     pub augment_labels: bool,
 }
 
-/// What networks of every kind have.
+/// Options that all kinds of networks have.
 #[derive(Clone, Copy, Debug)]
 struct Shared {
     channels: usize,
@@ -56,7 +55,7 @@ struct Shared {
     class_drop_prob: f64,
 }
 
-/// Why a configuration gives no network.
+/// Why no network can be built from a configuration.
 #[derive(Clone, Debug, PartialEq, Error)]
 pub enum NetworkConfigError {
     #[error(transparent)]
@@ -75,13 +74,13 @@ pub enum NetworkConfigError {
     TooLarge { key: String, most: u64, got: u64 },
 }
 
-/// Options that number blocks, one behind the other.
+/// Options that count blocks in sequence.
 const DEPTHS: [&str; 3] = ["depth", "vit_depth", "num_blocks_per_stage"];
-/// Blocks of one kind at most, and channels, heads or classes: so that sizes of weights can be counted, and what is mistyped is told.
+/// Limits that keep parameter counts computable and catch typing errors.
 const MOST_BLOCKS: u64 = 1000;
 const MOST_OF_ANYTHING: u64 = 1_000_000;
 
-/// A network for images, or for what is carried as images: sequences have height 1.
+/// A network for images, or for data stored as images: sequences have height 1.
 #[derive(Module, Debug)]
 #[allow(clippy::large_enum_variant)] // a handful of them exist
 pub enum ImageNetwork {
@@ -92,15 +91,15 @@ pub enum ImageNetwork {
 }
 
 impl NetworkConfig {
-    /// A U-Net's options, as those of a network for sequences where they are.
+    /// The configuration for a U-Net's options: that of a sequence network if they describe one.
     pub fn of_unet(unet: UnetConfig) -> Self {
         Unet1dConfig::of_unet(&unet).map_or_else(|| Self::Unet(unet), Self::Unet1d)
     }
 
-    /// Draws the network's weights.
+    /// Builds the network with initial weights.
     ///
     /// # Errors
-    /// Options that describe no network; a custom one.
+    /// Invalid options; a custom network.
     pub fn build(&self, init: &mut Init) -> Result<ImageNetwork, NetworkConfigError> {
         self.check_magnitudes()?;
         Ok(match self {
@@ -113,7 +112,7 @@ impl NetworkConfig {
         })
     }
 
-    /// Number of values of the network's parameters. None are made.
+    /// Number of parameter values. No weights are made.
     ///
     /// # Errors
     /// As [`build`](Self::build).
@@ -123,7 +122,7 @@ impl NetworkConfig {
         Ok(init.values())
     }
 
-    /// Refuses options that describe no network.
+    /// Refuses invalid options.
     ///
     /// # Errors
     /// What is wrong with them.
@@ -140,12 +139,12 @@ impl NetworkConfig {
         Ok(())
     }
 
-    /// Refuses whole numbers that no network has.
+    /// Refuses numbers that are implausibly large.
     fn check_magnitudes(&self) -> Result<(), NetworkConfigError> {
         fn check(key: &str, value: &Value) -> Result<(), NetworkConfigError> {
             match value {
                 Value::Array(values) => values.iter().try_for_each(|value| check(key, value)),
-                // Of the network: the size of the data is none of it.
+                // The size of the data is not an option of the network.
                 Value::Object(fields) => {
                     let mut own = fields.iter().filter(|(key, _)| *key != "extent");
                     own.try_for_each(|(key, value)| check(key, value))
@@ -162,7 +161,7 @@ impl NetworkConfig {
         serde_json::to_value(self).map_or(Ok(()), |options| check("", &options))
     }
 
-    /// Whether time is embedded by Fourier features alone, which cannot tell levels that are numbered up to a thousand.
+    /// Whether time is embedded by Fourier features only, which cannot resolve levels numbered up to a thousand.
     pub fn fourier_time(&self) -> bool {
         match self {
             Self::Unet(config) => config.fourier_time(),
@@ -172,11 +171,11 @@ impl NetworkConfig {
         }
     }
 
-    /// The same network, fitted; its own options may insist on other channels of output.
+    /// The same network, adapted to `fit`; explicit options may keep a different number of output channels.
     pub fn fitted(self, fit: NetworkFit) -> Self {
         let NetworkFit { extent, channels, condition_channels, vector_dim, num_classes, out_channels, augment_labels } =
             fit;
-        // A second half for the variance, or none, is what the network has by itself.
+        // Not set if the network has these output channels anyway, with or without a second half for the variance.
         let unless = |own: usize, insists: bool, out_dim| {
             if insists || own == out_channels { out_dim } else { Some(out_channels) }
         };
@@ -234,10 +233,10 @@ impl NetworkConfig {
         }
     }
 
-    /// Refuses sizes that the network cannot work on; of a custom one nothing is known.
+    /// Refuses sizes that the network cannot handle; a custom network is not checked.
     ///
     /// # Errors
-    /// A size, and the nearest ones that work.
+    /// The size, and the nearest valid ones.
     pub fn check_size(&self, height: usize, width: usize) -> Result<(), NetworkConfigError> {
         match self {
             Self::Unet(config) => Ok(config.check_size(height, width)?),
@@ -250,7 +249,7 @@ impl NetworkConfig {
         }
     }
 
-    /// What the network is for; of a custom one nothing is known.
+    /// The kind of data that the network is for; `Auto` for a custom one.
     pub fn layout(&self) -> DataLayout {
         match self {
             Self::Unet1d(_) => DataLayout::Sequences,
@@ -260,7 +259,7 @@ impl NetworkConfig {
         }
     }
 
-    /// Slices of the volumes that the network works on; 1 for other networks.
+    /// Slices of the volumes that the network is built for; 1 for other networks.
     pub fn depth(&self) -> usize {
         match self {
             Self::KarrasUnet(config) => config.extent.map_or(1, |extent| extent.depth),
@@ -268,7 +267,7 @@ impl NetworkConfig {
         }
     }
 
-    /// What networks of every kind have, where it is known: not of a custom one.
+    /// The options that all kinds of networks have; `None` for a custom one.
     fn shared(&self) -> Option<Shared> {
         macro_rules! shared {
             ($config:ident, $out_channels:expr, $class_drop_prob:expr) => {
@@ -292,12 +291,12 @@ impl NetworkConfig {
         }
     }
 
-    /// Channels of the data, where they are known.
+    /// Channels of the data, if known.
     pub fn channels(&self) -> Option<usize> {
         self.shared().map(|shared| shared.channels)
     }
 
-    /// Channels of the output, where they are known.
+    /// Channels of the output, if known.
     pub fn out_channels(&self) -> Option<usize> {
         self.shared().map(|shared| shared.out_channels)
     }
@@ -307,23 +306,23 @@ impl NetworkConfig {
         self.shared().map_or(0, |shared| shared.num_classes)
     }
 
-    /// Channels of the data that the network's output is to belong to; 0 if there are none.
+    /// Channels of the condition image; 0 if there is none.
     pub fn condition_channels(&self) -> usize {
         self.shared().map_or(0, |shared| shared.condition_channels)
     }
 
-    /// Numbers of the vector that each example belongs to; 0 if the network takes none.
+    /// Length of the conditioning vector; 0 if the network takes none.
     pub fn vector_dim(&self) -> usize {
         self.shared().map_or(0, |shared| shared.vector_dim)
     }
 
-    /// The probability with which training hides an example's class.
+    /// The probability with which training hides an example's class and vector.
     pub fn class_drop_prob(&self) -> f64 {
         self.shared().map_or(0.0, |shared| shared.class_drop_prob)
     }
 }
 
-/// Calls a method of whichever network it is.
+/// Calls a method of the network, whichever it is.
 macro_rules! of_each {
     ($self:ident, $network:ident => $call:expr) => {
         match $self {
@@ -394,7 +393,7 @@ mod tests {
     use super::super::Extent;
     use super::*;
 
-    /// What is not an option of the network has no limit: a volume may have more slices than a network has blocks.
+    /// The extent of the data is not limited: a volume may have more slices than a network has blocks.
     #[test]
     fn numbers_that_no_network_has_are_refused_and_those_of_the_data_are_not() {
         let extent = Extent { layout: DataLayout::Volumes, depth: 1600, height: 64, width: 2_000_000 };

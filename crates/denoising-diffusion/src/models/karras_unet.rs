@@ -1,6 +1,6 @@
 //! The magnitude-preserving U-Net of EDM2 (Karras et al. 2023, "Analyzing and improving the training dynamics of diffusion models",
-//! arXiv:2312.02696, figure 21) for sequences, images and volumes. One network for all of them: it works on `[b, d, h, w, c]`, and kernels
-//! and changes of size leave out the axes that the data do not have.
+//! arXiv:2312.02696, figure 21) for sequences, images and volumes. One network for all of them: it works on `[b, d, h, w, c]`, and kernels and
+//! resizing skip the axes that the data do not have.
 
 use burn::module::Module;
 use burn::tensor::{Int, Tensor};
@@ -13,15 +13,15 @@ use crate::nn::{
     mp_silu, mp_sum, pixel_norm, recompute,
 };
 
-/// A magnitude-preserving U-Net. Takes and gives `[b, c, d h, w]`: sequences of height 1, volumes slice below slice.
+/// A magnitude-preserving U-Net. Input and output are `[b, c, d h, w]`: sequences have height 1, the slices of volumes are stacked vertically.
 #[derive(Module, Debug)]
 pub struct KarrasUnet {
     pub input: MpConv,
     pub time_features: MpFourierEmbedding,
     pub time_emb: MpLinear,
-    /// In a network with classes.
+    /// Only in a network with classes.
     pub class_emb: Option<MpLinear>,
-    /// In a network with vectors.
+    /// Only in a network with vectors.
     pub vector_emb: Option<MpLinear>,
     pub downs: Vec<Encoder>,
     pub mids: Vec<Decoder>,
@@ -32,27 +32,27 @@ pub struct KarrasUnet {
     config: KarrasUnetConfig,
 }
 
-/// A block of the way in: normalised pixels, two convolutions, attention.
+/// An encoder block: normalised pixels, two convolutions, attention.
 #[derive(Module, Debug)]
 pub struct Encoder {
-    /// Where the size is halved.
+    /// If the size is halved.
     pub downsample_conv: Option<MpConv>,
     pub block: Block,
     #[module(skip)]
     dims: BlockDims,
 }
 
-/// A block of the middle and the way out: two convolutions, attention.
+/// A block of the middle or the decoder: two convolutions, attention.
 #[derive(Module, Debug)]
 pub struct Decoder {
-    /// Where the number of channels changes.
+    /// If the number of channels changes.
     pub res_conv: Option<MpConv>,
     pub block: Block,
     #[module(skip)]
     dims: BlockDims,
 }
 
-/// What both have in common.
+/// The layers that both kinds of blocks have.
 #[derive(Module, Debug)]
 pub struct Block {
     pub emb: MpLinear,
@@ -60,14 +60,14 @@ pub struct Block {
     pub conv1: MpConv,
     pub dropout: Dropout,
     pub conv2: MpConv,
-    /// Over all positions, or those of each slice where there is `time_attn`, too.
+    /// Over all positions, or within each slice if there is `time_attn`, too.
     pub attn: Option<MpAttention>,
     pub time_attn: Option<MpAttention>,
     residual_t: f64,
 }
 
 impl KarrasUnet {
-    /// Draws a network's weights; `init` says from which seed, and on which device.
+    /// Draws initial weights; `init` holds the seed and the device.
     ///
     /// # Errors
     /// Options that describe no network.
@@ -103,12 +103,12 @@ impl KarrasUnet {
         })
     }
 
-    /// The options that this network was made from.
+    /// The options that this network was built from.
     pub fn config(&self) -> &KarrasUnetConfig {
         &self.config
     }
 
-    /// Level, class and vector of each example, `[b, 4 dim]`. An absent class or vector is one of zeros.
+    /// Embedding of level, class and vector of each example, `[b, 4 dim]`. A missing class or vector counts as zeros.
     fn embed(&self, time: Tensor<1>, classes: Option<Tensor<1, Int>>, vectors: Option<Vectors>) -> Tensor<2> {
         let ([b], device) = (time.dims(), time.device());
         let class = self.class_emb.as_ref().map(|emb| {
@@ -196,7 +196,7 @@ impl Network for KarrasUnet {
         self.config.check_size(height, width).map_err(|error| SizeError(error.to_string()))
     }
 
-    /// All weights: its layers call theirs so, and have no others that a step changes but gains and the memory of attention.
+    /// All tensors named `weight`: every layer's weight has that name, and the only other trained tensors are gains and attention memory.
     fn forces_norm_of(&self, name: &str) -> bool {
         name.rsplit('.').next() == Some("weight")
     }
@@ -237,7 +237,7 @@ impl Decoder {
     }
 }
 
-/// Depth, height and width, each resized where it is to be.
+/// Depth, height and width, each resized if its flag is set.
 fn resized(x: Tensor<5>, axes: Option<[bool; 3]>, by: AxisResize) -> Tensor<5> {
     let axes = axes.unwrap_or_default();
     (1..=3).filter(|axis| axes[axis - 1]).fold(x, |x, axis| ops::resize_axis(x, axis, by))

@@ -1,4 +1,4 @@
-//! What a magnitude-preserving U-Net looks like: its options, their defaults, and the blocks that they make. Not here: the network itself
+//! The configuration of a magnitude-preserving U-Net: its options, their defaults, and the blocks that they define. Not here: the network itself
 //! (`karras_unet.rs`).
 
 use serde::{Deserialize, Serialize};
@@ -14,35 +14,35 @@ use crate::data::DataLayout;
 pub enum DownsampleType {
     #[default]
     All,
-    /// The depth alone.
+    /// Only the depth.
     Frame,
     /// Height and width.
     Image,
 }
 
-/// Between which positions of volumes there is attention.
+/// Which positions of a volume attend to each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SpaceTimeAttention {
-    /// All.
+    /// All of them.
     #[default]
     Joint,
-    /// Those of each slice, then those at the same place of all slices, everywhere: far fewer pairs.
+    /// Those within each slice, then those at the same place in all slices, in every block: far fewer pairs.
     Factorized,
-    /// The same in the blocks that change the size, joint in the others: what the reference's `factorize_space_time_attn` does.
+    /// Factorized in the blocks that change the size, joint in the others: the reference's `factorize_space_time_attn`.
     FactorizedAtResizing,
 }
 
-/// Halvings at most: no side of an image is longer than 2^16.
+/// Maximum number of halvings: no side of an image is longer than 2^16.
 const MOST_DOWNSAMPLES: usize = 16;
 
-/// What the network works on, and the size of it, which decides where attention is.
+/// The kind of data, and its size, which decides where attention is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Extent {
     /// Never [`DataLayout::Auto`].
     pub layout: DataLayout,
-    /// 1 for what is no volume.
+    /// 1 unless the data are volumes.
     pub depth: usize,
     /// 1 for sequences.
     pub height: usize,
@@ -55,52 +55,52 @@ pub struct Extent {
 pub struct KarrasUnetConfig {
     /// Width of the outermost stage; each stage doubles it.
     pub dim: usize,
-    /// No stage is wider.
+    /// Upper limit of the width of any stage.
     pub dim_max: usize,
     /// Channels of the data.
     pub channels: usize,
-    /// Channels of the output; those of the data if absent. Follows the formulation.
+    /// Channels of the output; those of the data if absent. Set by the formulation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub out_dim: Option<usize>,
     /// Number of stages below the outermost.
     pub num_downsamples: usize,
-    /// Blocks per stage on either side: one number, or one for each stage (a list without the outermost gives it the first number).
+    /// Blocks per stage in encoder and decoder: one number, or one for each stage (a list that omits the outermost stage gives it the first number).
     pub num_blocks_per_stage: PerStage<usize>,
-    /// What each stage halves, of volumes: one for all, or one for each.
+    /// Which axes of a volume each stage halves: one value for all, or one for each.
     pub downsample_types: PerStage<DownsampleType>,
-    /// Sizes at which there is attention: the length of sequences, the shorter of height and width otherwise.
+    /// Sizes at which attention is used: the length of sequences, otherwise the shorter of height and width.
     pub attn_res: Vec<usize>,
-    /// Between which positions of volumes.
+    /// Which positions of a volume attend to each other.
     pub space_time_attn: SpaceTimeAttention,
     /// Width of an attention head; there are at least two heads.
     pub attn_dim_head: usize,
     /// Number of Fourier features (even) of the noise level.
     pub fourier_dim: usize,
-    /// Share of the skip connection where it is put beside the data, in (0, 1).
+    /// Weight of the skip connection when concatenated with the data, in (0, 1).
     pub mp_cat_t: f64,
-    /// Share of the class in the sum of embeddings.
+    /// Weight of the class, and of the vector, in the sum of embeddings.
     pub mp_add_emb_t: f64,
-    /// Share of the input in the sum behind attention.
+    /// Weight of the input in the sum with the attention's output.
     pub attn_res_mp_add_t: f64,
-    /// Share of the input in the sum behind a block.
+    /// Weight of the input in the sum with the block's output.
     pub resnet_mp_add_t: f64,
     /// Dropout probability within blocks, in train behaviour only.
     pub dropout: f64,
     /// Whether the network also takes an earlier estimate of the clean data.
     pub self_condition: bool,
-    /// Number of classes that the network is conditioned on; 0: none. Follows the data, like `channels`.
+    /// Number of classes that the network is conditioned on; 0: none. Set by the data, like `channels`.
     #[serde(skip_serializing_if = "is_zero")]
     pub num_classes: usize,
-    /// Channels of the data that the output is to belong to, which the first layer sees beside the noisy ones; 0: none.
+    /// Channels of the condition image, which the first layer gets in addition to the noisy data; 0: none.
     #[serde(skip_serializing_if = "is_zero")]
     pub condition_channels: usize,
-    /// Numbers of the vector that each example belongs to, embedded and added to the embedding of the noise level; 0: none.
+    /// Length of the conditioning vector, which is embedded and added to the embedding of the noise level; 0: none.
     #[serde(skip_serializing_if = "is_zero")]
     pub vector_dim: usize,
-    /// Probability with which training shows an example without its class and vector, in [0, 1]; the reference, which cannot guide this network, has
-    /// none. Means nothing where there is neither.
+    /// Probability with which training hides an example's class and vector, in [0, 1]; the reference, which cannot guide this network, has no such
+    /// option. Has no effect without classes and vectors.
     pub class_drop_prob: f64,
-    /// Follows the data.
+    /// Set by the data.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub extent: Option<Extent>,
 }
@@ -134,7 +134,7 @@ impl Default for KarrasUnetConfig {
     }
 }
 
-/// Why a [`KarrasUnetConfig`] describes no network, or none for the size of the data.
+/// Why a [`KarrasUnetConfig`] is invalid, or does not fit the size of the data.
 #[derive(Clone, Debug, PartialEq, Error)]
 pub enum KarrasUnetConfigError {
     #[error("`{key}` must be at least 1, got 0")]
@@ -189,7 +189,7 @@ impl KarrasUnetConfig {
         4 * self.dim
     }
 
-    /// Whether a block attends to space and time apart.
+    /// Whether a block attends to space and time separately.
     pub(crate) fn is_factorized(&self, block: &BlockDims) -> bool {
         match self.space_time_attn {
             SpaceTimeAttention::Joint => false,
@@ -198,7 +198,7 @@ impl KarrasUnetConfig {
         }
     }
 
-    /// Heads of an attention of so many channels.
+    /// Number of attention heads for `dim` channels.
     pub fn heads(&self, dim: usize) -> usize {
         dim.div_ceil(self.attn_dim_head).max(2)
     }
@@ -207,7 +207,7 @@ impl KarrasUnetConfig {
         self.extent.ok_or(KarrasUnetConfigError::NoExtent)
     }
 
-    /// Depth, height and width of a kernel of size `kernel`.
+    /// Kernel size along depth, height and width.
     pub(crate) fn kernel(layout: DataLayout, kernel: usize) -> [usize; 3] {
         match layout {
             DataLayout::Sequences => [1, 1, kernel],
@@ -216,7 +216,7 @@ impl KarrasUnetConfig {
         }
     }
 
-    /// Refuses options that describe no network of any size.
+    /// Refuses options that are invalid for any size of data.
     ///
     /// # Errors
     /// [`KarrasUnetConfigError`].
@@ -256,7 +256,7 @@ impl KarrasUnetConfig {
         self.types().map(drop)
     }
 
-    /// Of the outermost stage and those below it.
+    /// One number for the outermost stage and each one below it.
     fn blocks_per_stage(&self) -> Result<Vec<usize>, KarrasUnetConfigError> {
         let stages = self.num_downsamples + 1;
         let blocks = match &self.num_blocks_per_stage {
@@ -304,7 +304,7 @@ impl KarrasUnetConfig {
             .collect())
     }
 
-    /// Refuses sizes that the network cannot halve.
+    /// Refuses sizes that the network cannot halve often enough.
     ///
     /// # Errors
     /// [`KarrasUnetConfigError::Size`]; other variants for options that describe no network.
@@ -320,7 +320,7 @@ impl KarrasUnetConfig {
         Ok(())
     }
 
-    /// Refuses sizes of what carries the data: volumes lie slice below slice.
+    /// Refuses sizes of the stored data: the slices of volumes are stacked vertically.
     ///
     /// # Errors
     /// As [`check_extent`](Self::check_extent).
@@ -349,7 +349,7 @@ impl KarrasUnetConfig {
         let counts = self.blocks_per_stage()?;
         let plain = |dim_in, dim_out, attention| BlockDims { dim_in, dim_out, attention, resized: None };
 
-        // The way up in reverse: what is made last is met first.
+        // The decoder in reverse order: blocks made last run first.
         let (mut downs, mut up) = (Vec::new(), vec![plain(2 * self.dim, self.dim, false)]);
         let mut dim = self.dim;
         downs.extend(std::iter::repeat_n(plain(dim, dim, false), counts[0]));
@@ -390,7 +390,7 @@ mod tests {
         assert_eq!((blocks.downs.len() + 1, blocks.downs.len()), (skips, 4 + 3 * 5));
         assert_eq!(blocks.downs.iter().filter(|block| block.attention).count(), 2 * 5);
         assert_eq!(blocks.mids[0], BlockDims { dim_in: 768, dim_out: 768, attention: true, resized: None });
-        // The last doubling leads from 32 to 64, the one before from 16 to 32, at which there is no attention.
+        // The last doubling goes from 32 to 64, the one before from 16 to 32, at which there is no attention.
         let resized: Vec<bool> = blocks.ups.iter().filter(|b| b.resized.is_some()).map(|b| b.attention).collect();
         assert_eq!(resized, [true, false, false]);
     }

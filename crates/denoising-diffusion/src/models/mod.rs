@@ -1,5 +1,5 @@
-//! Networks, one readable page each, and the trait that makes a network trainable here; beside them the learned noise schedule, which is
-//! trained as a part of a network ([`Scheduled`]). A network knows nothing of formulations, losses or samplers: its time is a number.
+//! Networks, each readable on one page, and the trait that makes a network trainable here; also the learned noise schedule, which is trained as a
+//! part of a network ([`Scheduled`]). A network knows nothing of formulations, losses or samplers: its time is a number.
 
 mod calls;
 mod classifier;
@@ -41,34 +41,34 @@ pub use unet1d_config::Unet1dConfig;
 pub use uvit::{PatchNorm, Uvit, UvitBlock, UvitDown, UvitInput, UvitUp};
 pub use uvit_config::{ImageTransform, UvitConfig, UvitConfigError};
 
-/// The input of a network: a batch of noisy data, its noise levels, and what else the network is told. Data are `[b, c, h, w]`: a sequence
-/// is an image of height 1, a volume `[d, h, w]` an image of height `d h` (slice below slice).
+/// The input of a network: a batch of noisy data, its noise levels, and the conditions. Data are `[b, c, h, w]`: a sequence is an image of height 1,
+/// a volume `[d, h, w]` an image of height `d h` (slices stacked vertically).
 #[derive(Clone, Debug)]
 pub struct NetworkInput {
     /// `[b, c, h, w]`
     pub x: Tensor<4>,
     /// `[b]`, the noise level as the formulation numbers it (Gaussian diffusion: t).
     pub time: Tensor<1>,
-    /// `[b, c, h, w]`, an earlier estimate of the clean data, if the network takes one; zeros where there is none yet.
+    /// `[b, c, h, w]`, an earlier estimate of the clean data, if the network takes one; zeros if there is none yet.
     pub x_self_cond: Option<Tensor<4>>,
     /// `[b]`, the class of each example in `0..num_classes`, or `num_classes` for "no class", if the network takes classes.
     pub classes: Option<Tensor<1, Int>>,
-    /// `[b, condition channels, h, w]`, data that the output is to belong to, if the network takes some.
+    /// `[b, condition channels, h, w]`, the condition image, if the network takes one.
     pub condition: Option<Tensor<4>>,
-    /// The vector that each example belongs to, if the network takes vectors.
+    /// The conditioning vector of each example, if the network takes vectors.
     pub vectors: Option<Vectors>,
     /// `[b, 9]`, how each training image was [augmented](crate::data::augment), if the network is told; absent where none was.
     pub augment_labels: Option<Tensor<2>>,
 }
 
 impl NetworkInput {
-    /// Noisy data and their levels, and nothing else.
+    /// Only noisy data and their levels.
     pub fn new(x: Tensor<4>, time: Tensor<1>) -> Self {
         Self { x, time, x_self_cond: None, classes: None, condition: None, vectors: None, augment_labels: None }
     }
 
-    /// What a network's first layer sees, one behind the other along the channels: the earlier estimate, for networks that take one
-    /// (zeros where there is none yet), the noisy data, and the condition.
+    /// The input of a network's first layer, concatenated along the channels: the earlier estimate, for networks that take one (zeros if there is
+    /// none yet), the noisy data, and the condition.
     pub fn stacked(&self, self_condition: bool) -> Tensor<4> {
         let x = self.x.clone();
         let earlier = self_condition.then(|| self.x_self_cond.clone().unwrap_or_else(|| x.zeros_like()));
@@ -77,36 +77,34 @@ impl NetworkInput {
     }
 }
 
-/// For serde: what no configuration need say.
+/// For serde: zero is the default and is not written.
 pub(crate) fn is_zero(number: &usize) -> bool {
     *number == 0
 }
 
-/// A size that a network cannot work on, and which ones it can.
+/// A size that a network cannot handle, and the nearest valid ones.
 #[derive(Clone, Debug, PartialEq, Error)]
 #[error("{0}")]
 pub struct SizeError(pub String);
 
-/// A network that can be trained to denoise. Derive Burn's `Module` and implement this; see `examples/custom_network.rs`.
-/// Layers take their mode from Burn: as in training on an autodiff device, as in evaluation in a copy made by
-/// [`eval`](crate::nn::EvalMode::eval).
+/// A network that can be trained to denoise. Derive Burn's `Module` and implement this; see `examples/custom_network.rs`. Layers take their mode
+/// from Burn: training behaviour on an autodiff device, evaluation behaviour in a copy made by [`eval`](crate::nn::EvalMode::eval).
 pub trait Network: Module + Sync {
     /// `[b, channels, h, w] -> [b, out_channels, h, w]`
     fn forward(&self, input: NetworkInput) -> Tensor<4>;
 
-    /// Whether [`forward`](Network::forward) works on data in bf16, giving an output in bf16; what is embedded (time, vectors) stays
-    /// f32. Weights of [`Conv2d`](crate::nn::Conv2d) may then be bf16 already, so that it is for data only.
+    /// Whether [`forward`](Network::forward) works on data in bf16, giving an output in bf16; the inputs that are embedded (time, vectors) stay f32.
+    /// Weights of [`Conv2d`](crate::nn::Conv2d) may be in bf16 then, so call it with bf16 data only.
     fn takes_bf16(&self) -> bool {
         false
     }
 
-    /// What [`predict`](Network::predict) computes on.
+    /// The number type that [`predict`](Network::predict) computes in.
     fn data_type(&self) -> DType {
         if precision() == Precision::Bf16 && self.takes_bf16() { DType::BF16 } else { DType::F32 }
     }
 
-    /// [`forward`](Network::forward) in this process's [`Precision`], as far as the network [takes it](Network::takes_bf16): f32 in,
-    /// f32 out.
+    /// [`forward`](Network::forward) in this process's [`Precision`], if the network [supports it](Network::takes_bf16): f32 in, f32 out.
     fn predict(&self, input: NetworkInput) -> Tensor<4> {
         if self.data_type() == DType::F32 {
             return self.forward(input);
@@ -156,13 +154,13 @@ pub trait Network: Module + Sync {
         0.0
     }
 
-    /// Whether training brings the tensor of this name, of an output's values in each row, to rows of root mean square 1: at each step, after the
-    /// optimizer and before the average (forced weight normalisation, EDM2, algorithm 1).
+    /// Whether training normalises the rows of the tensor with this name (one row for each output value) to root mean square 1: at each step, after
+    /// the optimizer and before the average (forced weight normalisation, EDM2, algorithm 1).
     fn forces_norm_of(&self, _name: &str) -> bool {
         false
     }
 
-    /// The noise schedule that is trained beside it, if there is one.
+    /// The noise schedule that is trained with it, if any.
     fn noise_schedule(&self) -> Option<&LearnedSchedule> {
         None
     }
@@ -172,15 +170,15 @@ pub trait Network: Module + Sync {
         true
     }
 
-    /// Refuses heights and widths that the network cannot work on.
+    /// Refuses heights and widths that the network cannot handle.
     fn check_size(&self, _height: usize, _width: usize) -> Result<(), SizeError> {
         Ok(())
     }
 }
 
 impl<M> Eval<M> {
-    /// The same network, ready for many [predictions](Network::predict) in the precision that this process has now: weights are converted
-    /// once, not in each of them.
+    /// The same network, ready for many [predictions](Network::predict) in the current precision of this process: weights are converted once instead
+    /// of in each of them.
     pub fn for_predictions(self) -> Self
     where
         M: Network,

@@ -14,14 +14,14 @@ use crate::nn::{Init, Linear};
 pub struct LearnedScheduleOptions {
     /// Hidden units of the monotone network.
     pub hidden_dim: usize,
-    /// Share of the gradient that reaches it.
+    /// Share of the gradient that reaches the schedule.
     pub frac_gradient: f64,
     /// log-SNR at times 0 and 1.
     pub log_snr: [f64; 2],
 }
 
-/// `y = l1(t)`, `f = y + l3(sigmoid(l2(y)))` with the absolute values of all weights, so that f never falls; log-SNR is f moved and
-/// scaled to the ends that it is given.
+/// `y = l1(t)`, `f = y + l3(sigmoid(l2(y)))` with the absolute values of all weights, so that f never decreases; log-SNR is f shifted and scaled to
+/// the given values at the two ends.
 #[derive(Module, Debug)]
 pub struct LearnedSchedule {
     pub first: Linear,
@@ -45,7 +45,7 @@ impl LearnedSchedule {
         }
     }
 
-    /// log-SNR of times in [0, 1]: `[b] -> [b]`. Only a share of the gradient reaches the schedule.
+    /// log-SNR at times in [0, 1]: `[b] -> [b]`. Only a share of the gradient reaches the schedule.
     pub fn forward(&self, t: Tensor<1>) -> Tensor<1> {
         let b = t.dims()[0];
         let (zero, one) = (Tensor::zeros([1], &t.device()), Tensor::ones([1], &t.device()));
@@ -67,7 +67,7 @@ impl LearnedSchedule {
         (y.clone() + linear(&self.last, sigmoid(linear(&self.hidden, y)))).squeeze_dim(1)
     }
 
-    /// The numbers of the present state.
+    /// The current values as plain numbers.
     pub fn weights(&self) -> ScheduleWeights {
         let layer = |layer: &Linear| [layer.weight.val(), layer.bias.val().unsqueeze()].map(absolute);
         let ([first, hidden, last], log_snr) =
@@ -80,7 +80,7 @@ fn absolute(values: Tensor<2>) -> Vec<f64> {
     host_values(values).into_iter().map(|value| f64::from(value).abs()).collect()
 }
 
-/// A learned schedule as plain numbers, weight and bias of each layer.
+/// A learned schedule as plain numbers: weight and bias of each layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ScheduleWeights {
     first: [Vec<f64>; 2],
@@ -105,7 +105,7 @@ impl ScheduleWeights {
     }
 }
 
-/// A network with the schedule that is trained beside it.
+/// A network with the schedule that is trained with it.
 #[derive(Module, Debug)]
 pub struct Scheduled<M> {
     pub network: M,

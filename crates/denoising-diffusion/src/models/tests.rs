@@ -1,4 +1,4 @@
-//! The U-Net's conditioning on a class. What its numbers are is held to the reference in `tests/reference/unets.rs`.
+//! The U-Net's conditioning on a class. Its numbers are compared with the reference in `tests/reference/unets.rs`.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
@@ -85,7 +85,7 @@ fn an_unconditional_network_ignores_classes() {
     assert_eq!(outputs(&unet, Some(&[2])), outputs(&unet, None));
 }
 
-/// The part of the blocks' linear layers that sees the class, all zeros: what is left is the network without classes.
+/// The part of the blocks' linear layers that reads the class, set to zeros: what remains is the network without classes.
 #[test]
 fn without_the_class_columns_the_network_is_the_unconditional_one() {
     let device = Device::flex();
@@ -138,7 +138,7 @@ fn gradients_reach_the_rows_that_were_used() {
     assert!(any(&dropped.get("classes_mlp.linear1.weight").unwrap().values));
 }
 
-/// Classes are drawn beside what an unconditional network draws, whose weights stay as they were for each seed.
+/// Class weights are drawn in addition to those of an unconditional network, whose weights stay the same for each seed.
 #[test]
 fn names_and_shapes_are_those_of_the_layout() {
     for config in [config(), unconditional()] {
@@ -153,7 +153,7 @@ fn names_and_shapes_are_those_of_the_layout() {
     }
 }
 
-/// All four modes: the class embedding lies on the network's device, wherever the image lies.
+/// All four modes: the class embedding is on the network's device, wherever the image is.
 #[test]
 fn classes_are_taken_in_every_mode() {
     let (plain, tracked) = (Device::flex(), Device::flex().autodiff());

@@ -1,5 +1,5 @@
-//! The U-Net of Ho et al. 2020 as the reference shapes it: residual blocks with RMS normalisation, linear attention at the
-//! outer stages, softmax attention within.
+//! The U-Net of Ho et al. 2020 in the reference's form: residual blocks with RMS normalisation, linear attention in the outer stages, softmax
+//! attention in the innermost.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, activation};
@@ -12,18 +12,17 @@ use crate::nn::{
     Linears, Resample, Resampling, ResnetBlock, SinusoidalPosEmb, VectorEmbedding, ops,
 };
 
-/// A U-Net for images, or for sequences that are carried as images of height 1 (`[b, c, 1, l]`); conditioned on a class if `num_classes`
-/// is above 0.
+/// A U-Net for images, or for sequences stored as images of height 1 (`[b, c, 1, l]`); conditioned on a class if `num_classes` is above 0.
 #[derive(Module, Debug)]
 pub struct Unet {
     pub init_conv: Conv2d,
     pub time_mlp: TimeMlp,
-    /// This and the next two are there in a network with classes only.
+    /// This and the next two exist only in a network with classes.
     pub classes_emb: Option<Embedding>,
     /// `[dim]`, the embedding of "no class".
     pub null_classes_emb: Option<Param<Tensor<1>>>,
     pub classes_mlp: Option<ClassesMlp>,
-    /// In a network with vectors.
+    /// Only in a network with vectors.
     pub vector_emb: Option<VectorEmbedding>,
     /// In a network that is told of augmentation.
     pub augment_emb: Option<AugmentEmbedding>,
@@ -38,7 +37,7 @@ pub struct Unet {
     config: UnetConfig,
 }
 
-/// One resolution: two residual blocks, attention, and the way to the next resolution.
+/// One resolution: two residual blocks, attention, and the layer that leads to the next resolution.
 #[derive(Module, Debug)]
 pub struct UnetStage {
     pub block1: ResnetBlock,
@@ -55,7 +54,7 @@ pub enum StageAttention {
     Linear(LinearAttention),
 }
 
-/// The noise level's way into the network: embedding, linear, GELU, linear.
+/// Embeds the noise level: embedding, linear, GELU, linear.
 #[derive(Module, Debug)]
 pub struct TimeMlp {
     pub embed: TimeEmbedding,
@@ -63,7 +62,7 @@ pub struct TimeMlp {
     pub linear2: Linear,
 }
 
-/// The embedded class's way into the network: linear, GELU, linear.
+/// Processes the class embedding: linear, GELU, linear.
 #[derive(Module, Debug)]
 pub struct ClassesMlp {
     pub linear1: Linear,
@@ -78,7 +77,7 @@ pub enum TimeEmbedding {
 }
 
 impl Unet {
-    /// Draws a network's weights; `init` says from which seed, and on which device.
+    /// Draws initial weights; `init` holds the seed and the device.
     pub fn new(config: &UnetConfig, init: &mut Init) -> Result<Self, UnetConfigError> {
         let stages = config.stages()?;
         let (cond_dim, first_dim) = (config.cond_dim(), config.first_dim());
@@ -143,7 +142,7 @@ impl Unet {
         })
     }
 
-    /// The options that this network was made from.
+    /// The options that this network was built from.
     pub fn config(&self) -> &UnetConfig {
         &self.config
     }
@@ -153,7 +152,7 @@ impl Unet {
         stages.chain([&self.mid_block1, &self.mid_block2, &self.final_res_block])
     }
 
-    /// The class of each of `b` examples, embedded: `[b, 4 dim]`. Absent `classes` are "no class" for all.
+    /// The class embedding of each of `b` examples: `[b, 4 dim]`. Absent `classes` are "no class" for all.
     fn embed_classes(&self, classes: Option<Tensor<1, Int>>, b: usize) -> Option<Tensor<2>> {
         let (emb, null, mlp) =
             (self.classes_emb.as_ref()?, self.null_classes_emb.as_ref()?, self.classes_mlp.as_ref()?);
@@ -290,7 +289,7 @@ impl TimeMlp {
         }
     }
 
-    /// With `features` (even) learned Fourier features, to `time_dim`.
+    /// A network from `features` (even) learned Fourier features to `time_dim`.
     pub(super) fn fourier(init: &mut Init, features: usize, time_dim: usize) -> Self {
         Self {
             embed: TimeEmbedding::Fourier(FourierPosEmb::new(init, features, FourierWeights::Learned)),

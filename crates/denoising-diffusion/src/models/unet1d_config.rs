@@ -6,15 +6,15 @@ use super::is_zero;
 use super::unet_config::{Downsampling, PerStage, UnetConfig, UnetConfigError};
 use crate::nn::Axes;
 
-/// Options of a [`Unet`](super::Unet) for sequences, carried as `[b, c, 1, l]`. `Default` is the default of the reference's Unet1D with `dim = 64`; classes
-/// are an extension. The network has linear attention of 4 heads of 32 in every stage, no learned keys, and halves by convolutions
+/// Options of a [`Unet`](super::Unet) for sequences, stored as `[b, c, 1, l]`. `Default` is the default of the reference's Unet1D with `dim = 64`;
+/// classes are an extension. The network has linear attention with 4 heads of width 32 in every stage, no learned keys, and halves by convolutions
 /// of stride 2.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Unet1dConfig {
     /// Base width; stage `i` has `dim * dim_mults[i]` channels.
     pub dim: usize,
-    /// Width after the first convolution of 7 positions; `dim` if absent.
+    /// Width after the first convolution, which spans 7 positions; `dim` if absent.
     pub init_dim: Option<usize>,
     /// Channels of the output; `channels`, twice that with `learned_variance`, if absent.
     pub out_dim: Option<usize>,
@@ -28,9 +28,9 @@ pub struct Unet1dConfig {
     pub learned_variance: bool,
     /// Time embedding by learned Fourier frequencies in place of fixed sinusoids.
     pub learned_sinusoidal_cond: bool,
-    /// Time embedding by fixed random Fourier frequencies; wins over `learned_sinusoidal_cond`.
+    /// Time embedding by fixed random Fourier frequencies; overrides `learned_sinusoidal_cond`.
     pub random_fourier_features: bool,
-    /// Number of Fourier features (even) of the two options above.
+    /// Number of Fourier features (even) for the two options above.
     pub learned_sinusoidal_dim: usize,
     /// Base of the sinusoidal embedding's geometric frequencies.
     pub sinusoidal_pos_emb_theta: f64,
@@ -40,16 +40,16 @@ pub struct Unet1dConfig {
     pub attn_dim_head: usize,
     /// Number of its heads.
     pub attn_heads: usize,
-    /// Number of classes that the network is conditioned on; 0: none. Follows the data, like `channels`.
+    /// Number of classes that the network is conditioned on; 0: none. Set by the data, like `channels`.
     #[serde(skip_serializing_if = "is_zero")]
     pub num_classes: usize,
-    /// Channels of the data that the output is to belong to, which the first layer sees beside the noisy ones; 0: none.
+    /// Channels of the condition image, which the first layer gets in addition to the noisy data; 0: none.
     #[serde(skip_serializing_if = "is_zero")]
     pub condition_channels: usize,
-    /// Numbers of the vector that each example belongs to, embedded and added to the embedding of the noise level; 0: none.
+    /// Length of the conditioning vector, which is embedded and added to the embedding of the noise level; 0: none.
     #[serde(skip_serializing_if = "is_zero")]
     pub vector_dim: usize,
-    /// Probability with which training shows an example without its class and vector, in [0, 1]. Means nothing where there is neither.
+    /// Probability with which training hides an example's class and vector, in [0, 1]. Has no effect without classes and vectors.
     pub class_drop_prob: f64,
 }
 
@@ -79,7 +79,7 @@ impl Default for Unet1dConfig {
 }
 
 impl Unet1dConfig {
-    /// The same network in the options of the general one.
+    /// The same network as options of the general U-Net.
     pub fn unet(&self) -> UnetConfig {
         UnetConfig {
             dim: self.dim,
@@ -110,7 +110,7 @@ impl Unet1dConfig {
         }
     }
 
-    /// Refuses options that describe no network.
+    /// Refuses invalid options.
     ///
     /// # Errors
     /// [`UnetConfigError`].
@@ -118,7 +118,7 @@ impl Unet1dConfig {
         self.unet().stages().map(drop)
     }
 
-    /// The options of a sequence network out of those of a general one, where it is one that these can describe.
+    /// The options of a sequence network from those of a general U-Net, if they can express it.
     pub fn of_unet(unet: &UnetConfig) -> Option<Self> {
         let config = Self {
             dim: unet.dim,

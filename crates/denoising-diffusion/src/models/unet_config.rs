@@ -1,5 +1,5 @@
-//! What a U-Net looks like: its options, their defaults and the checks that come before any weight is made.
-//! Not here: the network itself (`unet.rs`).
+//! The configuration of a U-Net: its options, their defaults and the checks done before any weight is made. Not here: the network itself
+//! (`unet.rs`).
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -32,14 +32,14 @@ impl<T: Clone> PerStage<T> {
     }
 }
 
-/// How a stage halves the size of what it passes on.
+/// How a stage halves its output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Downsampling {
-    /// Blocks of 2x2 pixels become channels, then a 1x1 convolution.
+    /// Blocks of 2x2 pixels become channels, followed by a 1x1 convolution.
     #[default]
     Unshuffle,
-    /// A convolution of 4x4 pixels, two apart.
+    /// A 4x4 convolution of stride 2.
     Strided,
 }
 
@@ -63,9 +63,9 @@ pub struct UnetConfig {
     pub learned_variance: bool,
     /// Time embedding by learned Fourier frequencies in place of fixed sinusoids.
     pub learned_sinusoidal_cond: bool,
-    /// Time embedding by fixed random Fourier frequencies; wins over `learned_sinusoidal_cond`.
+    /// Time embedding by fixed random Fourier frequencies; overrides `learned_sinusoidal_cond`.
     pub random_fourier_features: bool,
-    /// Number of Fourier features (even) of the two options above.
+    /// Number of Fourier features (even) for the two options above.
     pub learned_sinusoidal_dim: usize,
     /// Base of the sinusoidal embedding's geometric frequencies.
     pub sinusoidal_pos_emb_theta: f64,
@@ -75,32 +75,32 @@ pub struct UnetConfig {
     pub attn_dim_head: PerStage<usize>,
     /// Number of attention heads, for all stages or per stage.
     pub attn_heads: PerStage<usize>,
-    /// Softmax attention (`true`) or linear attention (`false`), for all stages or per stage; absent: softmax in the
-    /// innermost stage only. `false` means none: the middle block keeps its attention in any case.
+    /// Softmax attention (`true`) or linear attention (`false`), for all stages or per stage; if absent, softmax in the innermost stage only. The
+    /// middle block always has softmax attention.
     pub full_attn: Option<PerStage<bool>>,
-    /// Number of learned pairs of key and value beside the positions, in every attention; 0: none.
+    /// Number of learned key-value pairs in addition to the positions, in every attention; 0: none.
     pub num_mem_kv: usize,
     /// Attention heads of the middle block; those of the innermost stage if absent.
     pub mid_attn_heads: Option<usize>,
     /// Width of a head of the middle block; that of the innermost stage if absent.
     pub mid_attn_dim_head: Option<usize>,
     pub downsample: Downsampling,
-    /// Number of classes that the network is conditioned on; 0: none. Follows the data, like `channels`.
+    /// Number of classes that the network is conditioned on; 0: none. Set by the data, like `channels`.
     #[serde(skip_serializing_if = "is_zero")]
     pub num_classes: usize,
-    /// Channels of the data that the output is to belong to, which the first layer sees beside the noisy ones; 0: none.
+    /// Channels of the condition image, which the first layer gets in addition to the noisy data; 0: none.
     #[serde(skip_serializing_if = "is_zero")]
     pub condition_channels: usize,
-    /// Numbers of the vector that each example belongs to, embedded and added to the embedding of the noise level; 0: none.
+    /// Length of the conditioning vector, which is embedded and added to the embedding of the noise level; 0: none.
     #[serde(skip_serializing_if = "is_zero")]
     pub vector_dim: usize,
     /// Whether the network is told how a training image was [augmented](crate::data::augment). Follows the data, like `channels`.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub augment_labels: bool,
-    /// Probability with which training shows an example without its class and vector, in [0, 1] (Ho and Salimans 2022, "Classifier-free diffusion
-    /// guidance", algorithm 1: p_uncond). Read by whoever trains: the network itself never drops anything. Means nothing where there is neither.
+    /// Probability with which training hides an example's class and vector, in [0, 1] (Ho and Salimans 2022, "Classifier-free diffusion guidance",
+    /// algorithm 1: p_uncond). Used by the training code: the network itself never drops anything. Has no effect without classes and vectors.
     pub class_drop_prob: f64,
-    /// Images, or sequences. [`Unet1dConfig`](super::Unet1dConfig) sets it; no option of a file.
+    /// The axes of images, or that of sequences. Set by [`Unet1dConfig`](super::Unet1dConfig); not an option in files.
     #[serde(skip)]
     pub axes: Axes,
 }
@@ -137,7 +137,7 @@ impl Default for UnetConfig {
     }
 }
 
-/// Why a [`UnetConfig`] describes no network, or none for the size of the data.
+/// Why a [`UnetConfig`] is invalid, or does not fit the size of the data.
 #[derive(Clone, Debug, PartialEq, Error)]
 pub enum UnetConfigError {
     #[error("`{key}` must be at least {least}, got {got}")]
@@ -190,7 +190,7 @@ impl UnetConfig {
         self.out_dim.unwrap_or(self.channels * if self.learned_variance { 2 } else { 1 })
     }
 
-    /// Channels that the first convolution sees.
+    /// Input channels of the first convolution.
     pub fn in_channels(&self) -> usize {
         self.channels * if self.self_condition { 2 } else { 1 } + self.condition_channels
     }
@@ -205,12 +205,12 @@ impl UnetConfig {
         self.dim * 4
     }
 
-    /// Width of what each residual block is conditioned on: the time embedding and, with classes, the class embedding beside it.
+    /// Width of the conditioning of each residual block: the time embedding and, with classes, the class embedding.
     pub fn cond_dim(&self) -> usize {
         self.time_dim() * if self.num_classes > 0 { 2 } else { 1 }
     }
 
-    /// Whether time is embedded by Fourier features rather than by sinusoids.
+    /// Whether time is embedded by Fourier features rather than sinusoids.
     pub fn fourier_time(&self) -> bool {
         self.learned_sinusoidal_cond || self.random_fourier_features
     }
@@ -221,12 +221,12 @@ impl UnetConfig {
         (heads, self.mid_attn_dim_head.unwrap_or(innermost.dim_head))
     }
 
-    /// Both sides of the data (of sequences: the length) must be multiples of this.
+    /// Both sides of the data (for sequences, the length) must be multiples of this.
     pub fn downsample_factor(&self) -> usize {
         1 << (self.dim_mults.len() - 1)
     }
 
-    /// The stages, outermost first, or what is wrong with the options.
+    /// The stages, outermost first.
     pub fn stages(&self) -> Result<Vec<Stage>, UnetConfigError> {
         self.check_scalars()?;
         let n = self.dim_mults.len();
@@ -283,7 +283,7 @@ impl UnetConfig {
         Ok(())
     }
 
-    /// Refuses sizes that the network cannot halve often enough, naming the nearest ones that it can.
+    /// Refuses sizes that the network cannot halve often enough, naming the nearest valid ones.
     pub fn check_size(&self, height: usize, width: usize) -> Result<(), UnetConfigError> {
         let factor = self.downsample_factor();
         if self.axes == Axes::Width {

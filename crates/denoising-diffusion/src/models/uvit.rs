@@ -1,5 +1,5 @@
-//! U-ViT (Hoogeboom et al. 2023, "simple diffusion", arXiv:2301.11093) as the reference shapes it: a U-Net whose middle is a transformer,
-//! so that most of its work is done at the lowest resolution.
+//! U-ViT (Hoogeboom et al. 2023, "simple diffusion", arXiv:2301.11093) in the reference's form: a U-Net whose middle is a transformer, so that most
+//! of its work is done at the lowest resolution.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -14,7 +14,7 @@ use crate::nn::{
     pixel_unshuffle, recompute,
 };
 
-/// Heads of the linear attentions and their width: constants of the reference.
+/// Number of heads of the linear attentions and their width: constants of the reference.
 const LINEAR_HEADS: [usize; 2] = [4, 32];
 
 /// A U-ViT for images, conditioned on a class if `num_classes` is above 0.
@@ -22,12 +22,12 @@ const LINEAR_HEADS: [usize; 2] = [4, 32];
 pub struct Uvit {
     pub init_conv: UvitInput,
     pub time_mlp: TimeMlp,
-    /// This and the next two are there in a network with classes only.
+    /// This and the next two exist only in a network with classes.
     pub classes_emb: Option<Embedding>,
     /// `[dim]`, the embedding of "no class".
     pub null_classes_emb: Option<Param<Tensor<1>>>,
     pub classes_mlp: Option<ClassesMlp>,
-    /// In a network with vectors.
+    /// Only in a network with vectors.
     pub vector_emb: Option<VectorEmbedding>,
     /// In a network that is told of augmentation.
     pub augment_emb: Option<AugmentEmbedding>,
@@ -36,13 +36,13 @@ pub struct Uvit {
     pub ups: Vec<UvitUp>,
     pub final_res_block: ResnetBlock,
     pub final_conv: Conv2d,
-    /// With patches only.
+    /// Only with patches.
     pub unpatchify: Option<Unpatchify>,
     #[module(skip)]
     config: UvitConfig,
 }
 
-/// The first layer: of pixels, or of patches.
+/// The first layer: on pixels, or on patches.
 #[derive(Module, Debug)]
 #[allow(clippy::large_enum_variant)] // one of them exists
 pub enum UvitInput {
@@ -51,7 +51,7 @@ pub enum UvitInput {
     NormalisedPatches(PatchNorm),
 }
 
-/// Patches, normalised before and behind their linear map (Kumar et al. 2023, "Dual PatchNorm").
+/// Patches, normalised before and after their linear layer (Kumar et al. 2023, "Dual PatchNorm").
 #[derive(Module, Debug)]
 pub struct PatchNorm {
     pub norm1: LayerNorm,
@@ -61,7 +61,7 @@ pub struct PatchNorm {
     patch: usize,
 }
 
-/// One resolution on the way in.
+/// One resolution of the encoder.
 #[derive(Module, Debug)]
 pub struct UvitDown {
     pub block1: ResnetBlock,
@@ -77,7 +77,7 @@ pub struct UvitBlock {
     pub ff: ScaledFeedForward,
 }
 
-/// One resolution on the way out.
+/// One resolution of the decoder.
 #[derive(Module, Debug)]
 pub struct UvitUp {
     pub upsample: Upsample,
@@ -87,10 +87,10 @@ pub struct UvitUp {
 }
 
 impl Uvit {
-    /// Draws a network's weights; `init` says from which seed, and on which device.
+    /// Draws initial weights; `init` holds the seed and the device.
     ///
     /// # Errors
-    /// Options that describe no network.
+    /// Invalid options.
     pub fn new(config: &UvitConfig, init: &mut Init) -> Result<Self, UvitConfigError> {
         config.validate()?;
         let stages = config.stages()?;
@@ -134,7 +134,7 @@ impl Uvit {
         });
         let ups = ups.collect();
 
-        // Patches leave as many values as they have, and the last layer mixes them.
+        // The output of a patch has as many values as its input, and the last layer mixes them.
         let (out, patch) = (config.transformed(config.out_channels()), config.patch_size);
         let final_dim = out * patch * patch;
         Ok(Self {
@@ -155,12 +155,12 @@ impl Uvit {
         })
     }
 
-    /// The options that this network was made from.
+    /// The options that this network was built from.
     pub fn config(&self) -> &UvitConfig {
         &self.config
     }
 
-    /// The layers of what every block is conditioned on.
+    /// The linear layers that read the condition of each block.
     fn conditioned(&self) -> impl Iterator<Item = &Linear> {
         let downs = self.downs.iter().flat_map(|stage| [&stage.block1, &stage.block2]);
         let ups = self.ups.iter().flat_map(|stage| [&stage.block1, &stage.block2]);
@@ -168,7 +168,7 @@ impl Uvit {
         blocks.chain(self.vit.iter().map(|block| &block.ff.to_scale_shift))
     }
 
-    /// What every block is conditioned on, `[b, cond_dim]`. Absent `classes` are "no class" for all.
+    /// The condition of every block, `[b, cond_dim]`. Absent `classes` are "no class" for all.
     fn condition(&self, input: NetworkInput) -> Tensor<2> {
         let NetworkInput { time, classes, vectors, augment_labels, .. } = input;
         let b = time.dims()[0];

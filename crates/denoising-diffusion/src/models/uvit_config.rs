@@ -1,4 +1,4 @@
-//! What a U-ViT looks like: its options, their defaults and the checks that come before any weight is made. Not here: the network itself
+//! The configuration of a U-ViT: its options, their defaults and the checks done before any weight is made. Not here: the network itself
 //! (`uvit.rs`).
 
 use serde::{Deserialize, Serialize};
@@ -7,7 +7,7 @@ use thiserror::Error;
 use super::is_zero;
 use super::unet_config::PerStage;
 
-/// An invertible transform of images that the network works behind: one way before its first layer, the other behind its last.
+/// An invertible transform of images, applied before the first layer and inverted after the last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ImageTransform {
@@ -18,7 +18,7 @@ pub enum ImageTransform {
 }
 
 impl ImageTransform {
-    /// By how much each side shrinks.
+    /// The factor by which each side shrinks.
     pub fn factor(self) -> usize {
         match self {
             Self::None => 1,
@@ -35,12 +35,12 @@ pub struct UvitConfig {
     pub dim: usize,
     /// Width after the first convolution; `dim` if absent.
     pub init_dim: Option<usize>,
-    /// Channels of the output; those of the data if absent. Follows the formulation.
+    /// Channels of the output; those of the data if absent. Set by the formulation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub out_dim: Option<usize>,
-    /// Width behind each stage as a multiple of `dim`. The last is the transformer's.
+    /// Width after each stage as a multiple of `dim`. The last is the transformer's.
     pub dim_mults: Vec<usize>,
-    /// By how much each stage divides both sides, for all stages or per stage.
+    /// The factor by which each stage divides both sides, for all stages or per stage.
     pub downsample_factor: PerStage<usize>,
     /// Channels of the data.
     pub channels: usize,
@@ -48,33 +48,33 @@ pub struct UvitConfig {
     pub vit_depth: usize,
     /// Dropout probability of the transformer's attention weights and hidden layers, in train behaviour only.
     pub vit_dropout: f64,
-    /// Width of an attention head of the transformer. Linear attentions around it have 4 heads of 32, as in the reference.
+    /// Width of an attention head of the transformer. The linear attentions around it have 4 heads of width 32, as in the reference.
     pub attn_dim_head: usize,
     /// Number of the transformer's attention heads.
     pub attn_heads: usize,
-    /// Width of the hidden layer in each block of the transformer, as a multiple of the transformer's.
+    /// Width of the hidden layer in each block of the transformer, as a multiple of the transformer's width.
     pub ff_mult: usize,
     /// Number of Fourier features (even) of the noise level.
     pub learned_sinusoidal_dim: usize,
-    /// What is done with images before, and undone behind.
+    /// Transform applied to images before the network and inverted after it.
     pub image_transform: ImageTransform,
-    /// Side of the square of pixels that the first layer takes as one; 1: a 7x7 convolution.
+    /// Side of the square of pixels that the first layer takes as one patch; 1: a 7x7 convolution.
     pub patch_size: usize,
-    /// Whether patches are normalised before and behind that layer (Kumar et al. 2023, "Dual PatchNorm").
+    /// Whether patches are normalised before and after that layer (Kumar et al. 2023, "Dual PatchNorm").
     pub dual_patchnorm: bool,
-    /// Number of classes that the network is conditioned on; 0: none. Follows the data, like `channels`.
+    /// Number of classes that the network is conditioned on; 0: none. Set by the data, like `channels`.
     #[serde(skip_serializing_if = "is_zero")]
     pub num_classes: usize,
-    /// Channels of the data that the output is to belong to, which the first layer sees beside the noisy ones; 0: none.
+    /// Channels of the condition image, which the first layer gets in addition to the noisy data; 0: none.
     #[serde(skip_serializing_if = "is_zero")]
     pub condition_channels: usize,
-    /// Numbers of the vector that each example belongs to, embedded and added to the embedding of the noise level; 0: none.
+    /// Length of the conditioning vector, which is embedded and added to the embedding of the noise level; 0: none.
     #[serde(skip_serializing_if = "is_zero")]
     pub vector_dim: usize,
     /// Whether the network is told how a training image was [augmented](crate::data::augment). Follows the data, like `channels`.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub augment_labels: bool,
-    /// Probability with which training shows an example without its class and vector, in [0, 1]. Means nothing where there is neither.
+    /// Probability with which training hides an example's class and vector, in [0, 1]. Has no effect without classes and vectors.
     pub class_drop_prob: f64,
 }
 
@@ -105,7 +105,7 @@ impl Default for UvitConfig {
     }
 }
 
-/// Why a [`UvitConfig`] describes no network, or none for the size of the data.
+/// Why a [`UvitConfig`] is invalid, or does not fit the size of the data.
 #[derive(Clone, Debug, PartialEq, Error)]
 pub enum UvitConfigError {
     #[error("`{key}` must be at least 1, got 0")]
@@ -160,12 +160,12 @@ impl UvitConfig {
         4 * self.dim
     }
 
-    /// Width of what each block is conditioned on: the time embedding and, with classes, the class embedding beside it.
+    /// Width of the conditioning of each block: the time embedding and, with classes, the class embedding.
     pub fn cond_dim(&self) -> usize {
         self.time_dim() * if self.num_classes > 0 { 2 } else { 1 }
     }
 
-    /// Channels of `channels` channels of an image behind the transform.
+    /// Number of channels after the transform of `channels` channels.
     pub(crate) fn transformed(&self, channels: usize) -> usize {
         channels * self.image_transform.factor() * self.image_transform.factor()
     }
@@ -173,7 +173,7 @@ impl UvitConfig {
     /// Both sides of the data must be multiples of this.
     ///
     /// # Errors
-    /// Options that describe no network.
+    /// Invalid options.
     pub fn size_factor(&self) -> Result<usize, UvitConfigError> {
         let stages = self.stages()?.into_iter().map(|stage| stage.factor);
         let mut factors = stages.chain([self.patch_size, self.image_transform.factor()]);
@@ -181,7 +181,7 @@ impl UvitConfig {
         factor.ok_or(UvitConfigError::TooLarge { key: "downsample_factor" })
     }
 
-    /// The stages, outermost first, or what is wrong with the options.
+    /// The stages, outermost first.
     pub(crate) fn stages(&self) -> Result<Vec<UvitStageDims>, UvitConfigError> {
         self.check_scalars()?;
         let (n, factors) = (self.dim_mults.len(), self.factors()?);
@@ -193,10 +193,10 @@ impl UvitConfig {
         Ok((0..n).map(|i| UvitStageDims { dim_in: dims[i], dim_out: dims[i + 1], factor: factors[i] }).collect())
     }
 
-    /// By how much each stage divides both sides.
+    /// The factor by which each stage divides both sides.
     ///
     /// # Errors
-    /// Another number of them than of stages.
+    /// If their number differs from that of the stages.
     pub fn factors(&self) -> Result<Vec<usize>, UvitConfigError> {
         let n = self.dim_mults.len();
         let got = match &self.downsample_factor {
@@ -206,7 +206,7 @@ impl UvitConfig {
         self.downsample_factor.resolve(n).ok_or(UvitConfigError::PerStage { stages: n, got })
     }
 
-    /// Refuses options that describe no network.
+    /// Refuses invalid options.
     ///
     /// # Errors
     /// [`UvitConfigError`].
@@ -247,10 +247,10 @@ impl UvitConfig {
         Ok(())
     }
 
-    /// Refuses sizes that the network cannot divide, naming the nearest ones that it can.
+    /// Refuses sizes that the network cannot divide, naming the nearest valid ones.
     ///
     /// # Errors
-    /// [`UvitConfigError::Size`]; other variants for options that describe no network.
+    /// [`UvitConfigError::Size`]; other variants for invalid options.
     pub fn check_size(&self, height: usize, width: usize) -> Result<(), UvitConfigError> {
         let factor = self.size_factor()?;
         if height > 0 && width > 0 && height.is_multiple_of(factor) && width.is_multiple_of(factor) {

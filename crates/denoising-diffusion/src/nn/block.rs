@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 
 use super::{Axes, Conv2d, Dropout, Init, Linear, Linears, RmsNorm, ops, recompute};
 
-/// Convolution (three pixels along each axis), normalisation, scale and shift, SiLU.
+/// Convolution (kernel size 3 along each axis), normalisation, scale and shift, SiLU.
 #[derive(Module, Debug)]
 pub struct Block {
     pub proj: Conv2d,

@@ -11,7 +11,7 @@ pub enum Axes {
     /// Both axes of an image.
     #[default]
     Both,
-    /// The axis of a sequence, which is carried as an image of height 1.
+    /// The axis of a sequence, which is stored as an image of height 1.
     Width,
 }
 

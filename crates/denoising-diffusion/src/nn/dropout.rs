@@ -1,5 +1,5 @@
-//! Dropout with repeatable draws. Each draw takes the next number of a counter, which together with a key determines what is dropped. So a block that
-//! is computed again drops the same values, and every device drops the same.
+//! Dropout with repeatable draws. Each draw takes the next number of a counter, which together with a key determines what is dropped. So a
+//! recomputed block drops the same values, and every device drops the same.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -47,7 +47,7 @@ pub fn let_go() {
 }
 
 impl Draws {
-    /// The present state.
+    /// The current state.
     pub fn now() -> Self {
         with(|draws| draws.clone())
     }
@@ -81,7 +81,7 @@ impl Dropout {
         Self { layer: DropoutConfig::new(prob).init() }
     }
 
-    /// Whether values of `x` will be dropped.
+    /// Whether `forward` would drop values of `x`.
     pub fn drops<const D: usize>(&self, x: &Tensor<D>) -> bool {
         self.layer.prob > 0.0 && self.layer.training.is_enabled() && x.device().is_autodiff()
     }

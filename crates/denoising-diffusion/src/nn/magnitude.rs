@@ -13,7 +13,7 @@ use super::embedding::sin_cos;
 use super::ops::in_f32;
 use super::{Init, ops};
 
-/// Lower bound of the norms of pixels and weights that things are divided by.
+/// Lower bound of norms of pixels and weights, before dividing by them.
 pub const MP_EPS: f64 = 1e-4;
 
 /// The factor of SiLU that preserves magnitude: one over the root mean square of SiLU of a standard normal variable (section B.3).

@@ -1,6 +1,6 @@
 //! Layers, channels-last, one file per layer; the operations that they are made of (`ops`); modes of behaviour (`mode`); and a network's parameters
-//! by name (`params`). Layers have a narrow interface on purpose: a faster operation replaces a slower one inside `ops`, and networks stay as they
-//! are.
+//! by name (`params`). The interface of the layers is narrow on purpose: a faster operation can replace a slower one inside `ops` without changing
+//! the networks.
 
 mod attention;
 mod augment_embedding;

@@ -1,5 +1,5 @@
-//! Blocks of pixels as channels and back, and the changes of size that are made of it (Shi et al. 2016, "sub-pixel convolution"). Not here: the
-//! halving and doubling of a U-Net (`resample.rs`).
+//! Blocks of pixels as channels and back, and the resizing layers based on it (Shi et al. 2016, "sub-pixel convolution"). Not here: the halving and
+//! doubling of a U-Net (`resample.rs`).
 
 use burn::module::Module;
 use burn::tensor::Tensor;

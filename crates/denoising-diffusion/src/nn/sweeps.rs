@@ -47,7 +47,7 @@ struct Take<F, T> {
     takes: F,
     taken: Vec<(Tensor<1>, T)>,
     places: Vec<Option<Place>>,
-    /// Takes the place of a tensor.
+    /// Placeholder for a tensor that is taken out.
     nothing: Option<Tensor<1>>,
 }
 
@@ -77,7 +77,7 @@ impl<T, F: FnMut(Field<'_>) -> Option<T>> ModuleMapper for Take<F, T> {
     }
 }
 
-/// Puts tensors into the places.
+/// Puts tensors back into their places.
 struct Put<P, R> {
     places: P,
     replaced: R,
@@ -100,8 +100,8 @@ pub fn for_data<M: Module>(module: M, dtype: DType) -> M {
     replace(module, is_conv, |taken| ops::cast(taken.into_iter().map(|(tensor, ())| tensor).collect(), dtype))
 }
 
-/// The same network in memory of its own, in which it stays for the whole run; on GPUs, this is kept apart from short-lived memory. There, room for
-/// each result is searched for among everything that is alive, and hundreds of small tensors that never become free cost more than the launches do.
+/// The same network in separate memory, where it stays for the whole run; on GPUs, this is kept apart from short-lived memory. There, memory for
+/// each result is searched for among all live allocations, and hundreds of small tensors that are never freed cost more than the launches do.
 pub fn settled<M: Module>(module: M) -> M {
     replace(module, |_| Some(()), |taken| ops::copied(taken.into_iter().map(|(tensor, ())| tensor).collect()))
 }

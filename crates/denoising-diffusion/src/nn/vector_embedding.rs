@@ -1,4 +1,4 @@
-//! Conditions that are vectors of numbers: how networks are given them, and their embedding, which is added to that of the noise level.
+//! Conditions that are vectors of numbers: how they are passed to networks, and their embedding, which is added to that of the noise level.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};

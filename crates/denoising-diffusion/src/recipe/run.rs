@@ -1,5 +1,4 @@
-//! From a recipe to a run: its trainer, what it needs beside that, and which settings it goes on with as it began. Not here: opening data, and
-//! building networks.
+//! From a recipe to a run: its trainer, its setup, and the settings that must not change on resume. Not here: opening data, and building networks.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,11 +13,11 @@ use crate::model_file::ModelCard;
 use crate::models::{Network, NetworkConfig};
 use crate::train::{RunSetup, TrainConfigError, Trainer};
 
-/// What a run that goes on may change: whole sections, or keys of one. All else would make it another run. Paths of data are among it, because
-/// the data themselves are compared.
+/// What may change on resume: whole sections, or certain keys of a section. Changing anything else would make it a different run. Paths of data are
+/// included, because the data themselves are compared.
 const FREE: &[(&str, Option<&[&str]>)] = &[
     ("data", Some(&["path", "labels", "condition", "vectors", "cache", "cache_mib", "workers", "verify"])),
-    // A run that goes on has weights of its own.
+    // A resumed run has its own weights.
     ("network", Some(&["init_from"])),
     (
         "train",
@@ -42,17 +41,17 @@ const FREE: &[(&str, Option<&[&str]>)] = &[
     ("evaluate", None),
 ];
 
-/// Whether a run that goes on may change a key of a section.
+/// Whether a key of a section may change on resume.
 pub fn may_change(section: &str, key: &str) -> bool {
     FREE.iter().any(|(free, keys)| *free == section && keys.is_none_or(|keys| keys.contains(&key)))
 }
 
 impl Recipe {
-    /// A trainer of `model` as the recipe says, before its first step. `model` must lie on an autodiff device. The recipe's arithmetic is one of the
-    /// process: [`ArithmeticConfig::set`](super::ArithmeticConfig::set).
+    /// A trainer of `model` configured by the recipe, before its first step. `model` must be on an autodiff device. The recipe's arithmetic is a
+    /// setting of the process: [`ArithmeticConfig::set`](super::ArithmeticConfig::set).
     ///
     /// # Errors
-    /// Options without meaning, and a network that does not fit the formulation.
+    /// Invalid options, or a network that does not fit the formulation.
     pub fn trainer<M: Network>(&self, model: M, device: &Device) -> Result<Trainer<M>, RecipeError> {
         let diffusion = Diffusion::new(&self.diffusion)?;
         let trainer = Trainer::new(model, diffusion, self.train.clone(), self.ema, device)?;
@@ -60,11 +59,11 @@ impl Recipe {
         Ok(trainer.with_power_emas(&profiles)?)
     }
 
-    /// What [`Run`](crate::train::Run) needs beside the trainer, without evaluations. `network` describes the network to those who read the
-    /// weights; [`NetworkConfig::Custom`] one of your own.
+    /// What [`Run`](crate::train::Run) needs in addition to the trainer, without evaluations. `network` describes the network to readers of the
+    /// weights; use [`NetworkConfig::Custom`] for your own.
     ///
     /// # Errors
-    /// A recipe that TOML cannot hold.
+    /// A recipe that TOML cannot represent.
     pub fn setup(
         &self,
         dir: impl Into<PathBuf>,
@@ -90,15 +89,15 @@ impl Recipe {
         })
     }
 
-    /// Steps between snapshots of the averages that others are made of.
+    /// Steps between snapshots of the post-hoc averages.
     pub fn snapshot_every(&self) -> u64 {
         self.post_hoc.post_hoc_every.unwrap_or(self.train.save_every)
     }
 
-    /// What a run goes on with as it began: each such key that has a value, of the chosen network and of the rest.
+    /// The settings that must not change on resume: each such key that has a value, in the section of the chosen network and the other sections.
     ///
     /// # Errors
-    /// A recipe that TOML cannot hold.
+    /// A recipe that TOML cannot represent.
     pub fn fixed_settings(&self) -> Result<BTreeMap<String, String>, RecipeError> {
         let is_other =
             |section: &str| Model::ALL.into_iter().any(|model| model != self.network.model && model.name() == section);
@@ -106,7 +105,7 @@ impl Recipe {
         for (section, keys) in Table::try_from(self)?.into_iter().filter(|(section, _)| !is_other(section)) {
             let Value::Table(keys) = keys else { continue };
             let is_network = Model::ALL.into_iter().any(|model| model.name() == section);
-            // Channels follow the data, and are no key of a recipe.
+            // Channels are set by the data and are not a key of a recipe.
             let is_key = |key: &str| !(is_network && key == "channels");
             let fixed = keys.into_iter().filter(|(key, _)| is_key(key) && !may_change(&section, key));
             settings.extend(fixed.map(|(key, value)| (format!("{section}.{key}"), plain(&value))));
@@ -115,7 +114,7 @@ impl Recipe {
     }
 }
 
-/// A value of a recipe as one types it.
+/// A value of a recipe as a user would type it.
 pub fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
@@ -152,7 +151,7 @@ mod tests {
         let recipe = Table::try_from(Recipe::default()).unwrap();
         for (section, keys) in FREE {
             let known = recipe.get(*section).and_then(Value::as_table).unwrap();
-            // Without a value by default.
+            // No value by default.
             let absent = [
                 "path",
                 "labels",
@@ -170,7 +169,7 @@ mod tests {
         }
     }
 
-    /// A network of one's own trains in a run folder as the program's do.
+    /// A custom network trains in a run folder in the same way as the built-in ones.
     #[test]
     fn a_recipe_makes_a_run_that_goes_on_as_it_began() {
         let place = tempfile::tempdir().unwrap();
@@ -197,7 +196,7 @@ mod tests {
         let mut other = longer.clone();
         other.train.lr = 2e-3;
         assert!(matches!(run(&other, true), Err(RunError::OtherSetting { key, .. }) if key == "train.lr"));
-        // What had no value and has one now is another setting, too.
+        // A setting that had no value and has one now has changed, too.
         let mut sized = longer;
         sized.data.image_size = Some(crate::data::ImageSize { height: 8, width: 8 });
         assert!(matches!(run(&sized, true), Err(RunError::OtherSetting { key, .. }) if key == "data.image_size"));

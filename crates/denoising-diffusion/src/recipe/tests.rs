@@ -1,4 +1,4 @@
-//! What recipes say, mean where they say nothing, and are refused for.
+//! Reading recipes, their defaults, and which recipes are refused.
 
 use super::*;
 use crate::sampler::SamplerKind;

@@ -33,7 +33,7 @@ pub trait Progress {
     /// Called after every step.
     fn update(&mut self, status: Status);
 
-    /// A line that stays: something that is worth reading later.
+    /// A line that stays visible: something worth reading later.
     fn note(&mut self, line: &str);
 
     /// The job has ended, whether or not all steps were done.

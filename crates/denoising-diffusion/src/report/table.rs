@@ -1,6 +1,6 @@
 //! An evaluation as aligned text, for a terminal.
 //!
-//! It contains what must be known to use the numbers. Not here: provenance and pictures (the page), and all digits (JSON).
+//! It contains what is needed to interpret the numbers. Not here: provenance and pictures (the page), and all digits (JSON).
 
 use super::figures::{Figure, adding_up, decimals_for, percent, significant, thousands};
 use crate::eval::result::{Better, BitsPerDim, Evaluation, LossByTime, Measurement, Neighbours};

@@ -6,16 +6,16 @@ use burn::tensor::Tensor;
 
 use crate::diffusion::{Denoiser, NoiseLevel};
 
-/// How much of it, and where. In terms of `sigma / alpha`, so that the numbers mean the same under every schedule. The default is none.
+/// How much noise is added, and where. In terms of `sigma / alpha`, so that the numbers mean the same under every schedule. The default is none.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Churn {
-    /// Of the whole run: each of N steps multiplies its sigma by `1 + min(s_churn / N, sqrt(2) - 1)`. At least 0; 0 is none.
+    /// Total over the run: each of N steps multiplies its sigma by `1 + min(s_churn / N, sqrt(2) - 1)`. At least 0; 0 is none.
     pub s_churn: f64,
     /// Steps from a sigma below this one get none.
     pub s_tmin: f64,
     /// Steps from a sigma above this one get none.
     pub s_tmax: f64,
-    /// The noise's own deviation: slightly above 1 makes up for a network that removes too much.
+    /// Standard deviation of the noise: slightly above 1 makes up for a network that removes too much.
     pub s_noise: f64,
 }
 
@@ -26,8 +26,8 @@ impl Default for Churn {
 }
 
 impl Churn {
-    /// `x` at level `t`, one of `steps`, and its level after noise was added:
-    /// `sigma_hat = sigma (1 + gamma)`, `x_hat = x + s_noise sqrt(sigma_hat^2 - sigma^2) z`, for `x / alpha` and `sigma / alpha`.
+    /// Adds noise to `x` at level `t`, in a run of `steps` steps, and returns it with its new level: `sigma_hat = sigma (1 + gamma)`,
+    /// `x_hat = x + s_noise sqrt(sigma_hat^2 - sigma^2) z`, for `x / alpha` and `sigma / alpha`.
     pub(super) fn apply<const D: usize>(
         &self,
         denoiser: &impl Denoiser<D>,
@@ -38,7 +38,7 @@ impl Churn {
     ) -> (Tensor<D>, NoiseLevel) {
         let gamma = (self.s_churn / steps as f64).min(SQRT_2 - 1.0);
         let sigma = t.sigma / t.alpha;
-        // To pure noise nothing can be added.
+        // Pure noise cannot be made noisier.
         if gamma <= 0.0 || t.is_pure_noise() || !(self.s_tmin..=self.s_tmax).contains(&sigma) {
             return (x, t);
         }

@@ -15,23 +15,23 @@ pub struct SampleConfig {
     /// Images per grid.
     pub num_samples: usize,
     pub sampler: SamplerKind,
-    /// Steps from noise to data; absent: as many as the formulation has for `ddpm`, at most 50 for the others, 18 for `heun` under `elucidated`.
+    /// Steps from noise to data; if absent: the formulation's default for `ddpm`, at most 50 for the others, 18 for `heun` under `elucidated`.
     pub sampling_timesteps: Option<usize>,
     pub noise_levels: NoiseLevels,
     /// rho of `noise_levels = "karras"`.
     pub karras_rho: f64,
-    /// Noise of the solvers that read it, 0 (none) to 1 (as ancestral sampling).
+    /// Amount of noise, for solvers with this option: 0 (none) to 1 (as in ancestral sampling).
     #[serde(alias = "ddim_sampling_eta")]
     pub eta: Option<f64>,
-    /// Variance of `ddpm`'s steps; absent: the learned one where the network has learned one, kept between the small and the large
-    /// one, else the small one.
+    /// Variance of `ddpm`'s steps; if absent: the learned one if the network has learned one, kept between the small and the large one, else the
+    /// small one.
     pub posterior_variance: Option<PosteriorVariance>,
     /// Noise added by `euler` and `heun` before each step and removed by it (Karras et al. 2022, algorithm 2).
     pub s_churn: f64,
-    /// Range of `sigma / alpha` in which it is added; without an upper end if `s_tmax` is absent.
+    /// Range of `sigma / alpha` in which it is added; no upper end if `s_tmax` is absent.
     pub s_tmin: f64,
     pub s_tmax: Option<f64>,
-    /// Its deviation.
+    /// Standard deviation of that noise.
     pub s_noise: f64,
     /// Images per batch while sampling.
     pub sample_batch_size: usize,
@@ -56,7 +56,7 @@ impl Default for SampleConfig {
     }
 }
 
-/// Why options make no sampler.
+/// Why sampling options are invalid.
 #[derive(Clone, Debug, PartialEq, Error)]
 pub enum SampleConfigError {
     #[error("`{key}` must be at least 1, got 0")]
@@ -73,7 +73,7 @@ pub enum SampleConfigError {
     CfgPlusPlus { sampler: &'static str },
 }
 
-/// Steps where nobody says how many, for solvers that do not need as many as training has. Measured: docs/samplers.md.
+/// Default number of steps of solvers that do not need as many as training has. Measured: docs/samplers.md.
 const STEPS: usize = 50;
 
 impl SampleConfig {
@@ -87,7 +87,7 @@ impl SampleConfig {
         })
     }
 
-    /// Evaluations of the network per image: some solvers need two in most steps. Under a learned schedule as at the beginning of training.
+    /// Evaluations of the network per image: some solvers need two in most steps. A learned schedule counts as it is before training.
     pub fn evaluations(&self, formulation: &dyn Formulation) -> usize {
         let steps = self.steps(formulation);
         self.sampler.evaluations(&self.noise_levels.of(formulation, steps, self.karras_rho))
@@ -107,7 +107,7 @@ impl SampleConfig {
         Churn { s_churn, s_tmin, s_tmax: self.s_tmax.unwrap_or(f64::INFINITY), s_noise }
     }
 
-    /// Refuses options that contradict each other, or the formulation that is sampled from.
+    /// Refuses options that contradict each other, or the formulation.
     ///
     /// # Errors
     /// [`SampleConfigError`].
@@ -128,7 +128,7 @@ impl SampleConfig {
         }
     }
 
-    /// Refuses guidance that the sampler cannot take.
+    /// Refuses guidance that the sampler does not support.
     ///
     /// # Errors
     /// [`SampleConfigError::CfgPlusPlus`].
@@ -139,7 +139,7 @@ impl SampleConfig {
         Ok(())
     }
 
-    /// Whether `got` steps are possible.
+    /// Checks that `got` steps are possible.
     ///
     /// # Errors
     /// Too many steps for a formulation in discrete time, or none.
@@ -149,7 +149,7 @@ impl SampleConfig {
         got: usize,
         formulation: &dyn Formulation,
     ) -> Result<(), SampleConfigError> {
-        // Levels between the T levels are there for the other spacings.
+        // The other spacings can use levels between the T levels.
         let integral = matches!(self.noise_levels, NoiseLevels::Trained | NoiseLevels::Trailing);
         match formulation.timesteps().filter(|_| integral) {
             Some(timesteps) if got > timesteps || got == 0 => {
@@ -174,7 +174,7 @@ impl SampleConfig {
         value(self.s_noise.is_finite() && self.s_noise > 0.0, "s_noise", "a number above 0", self.s_noise)
     }
 
-    /// An option that the sampler does not read is a mistake.
+    /// Refuses options that the sampler does not read: setting one is a mistake.
     fn check_owners(&self) -> Result<(), SampleConfigError> {
         let sampler = self.sampler;
         let defaults = Self::default();
@@ -183,7 +183,7 @@ impl SampleConfig {
         if self.eta.is_some_and(|eta| eta > 0.0) && sampler.default_eta().is_none() {
             return not_read("eta", "ddim, euler_ancestral, dpmpp_sde_2m and dpmpp_sde_3m");
         }
-        // Files of older runs say "small" whatever their sampler.
+        // Files of older runs have "small" for every sampler.
         let says = self.posterior_variance.is_some_and(|variance| variance != PosteriorVariance::Small);
         if says && sampler != SamplerKind::Ddpm {
             return not_read("posterior_variance", "ddpm");

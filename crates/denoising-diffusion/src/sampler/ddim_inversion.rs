@@ -1,15 +1,15 @@
-//! The way back: which noise a deterministic solver makes given data from.
+//! DDIM in reverse: the noise from which a deterministic solver makes given data.
 
 use burn::tensor::Tensor;
 
 use super::step::{Callback, Interrupted, walk};
 use crate::diffusion::{Denoiser, NoiseLevel};
 
-/// From `x` at the last of `levels` (given as to any sampler, noisiest first) up to `levels[0]`: DDIM's deterministic step (Song et al.
-/// 2020, arXiv:2010.02502, section 4.3 and eq. 14) in the other direction, the estimate made at the lower level s:
-/// `x_t = alpha_t x_start + sigma_t eps`. First order: [`ddim`](super::ddim()) over the same levels comes back to `x` as steps become many.
+/// From `x` at the last of `levels` (given as to any sampler, noisiest first) up to `levels[0]`: DDIM's deterministic step (Song et al. 2020,
+/// arXiv:2010.02502, section 4.3 and eq. 14) in the other direction, with the estimate made at the lower level s:
+/// `x_t = alpha_t x_start + sigma_t eps`. First order: [`ddim`](super::ddim()) over the same levels returns to `x` as the number of steps grows.
 ///
-/// Clean data has no noise whose direction could be followed. That step asks for the eps of `alpha_t x` at the level above, which is one
+/// Clean data contains no noise whose direction could be followed. That step instead uses the eps of `alpha_t x` at the level above, which is one
 /// step of the iteration that solves DDIM's last step for x_t. Steps are counted from the clean end.
 pub fn ddim_inversion<const D: usize>(
     denoiser: &impl Denoiser<D>,

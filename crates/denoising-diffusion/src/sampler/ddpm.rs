@@ -11,20 +11,19 @@ use crate::diffusion::{Denoiser, Estimate, NoiseLevel};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PosteriorVariance {
-    /// That of q(x_s | x_t, x_start): optimal if data were a single point. The reference's only choice.
+    /// That of q(x_s | x_t, x_start): optimal if the data were a single point. The reference's only choice.
     #[default]
     Small,
-    /// That of q(x_t | x_s), `beta_t` between neighbours: optimal if data were white noise. The published CIFAR-10 FID of 3.17
-    /// needs it.
+    /// That of q(x_t | x_s), `beta_t` between neighbours: optimal if the data were white noise. The published CIFAR-10 FID of 3.17 needs it.
     Large,
     /// What the network learned, between the two (Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15), element by element:
-    /// `exp(v ln large + (1 - v) ln small)`, v being [`Estimate::variance`]. As [`Small`](Self::Small) where a network learned none.
+    /// `exp(v ln large + (1 - v) ln small)`, v being [`Estimate::variance`]. Equals [`Small`](Self::Small) if the network learned none.
     Learned,
 }
 
-/// From `x` at `levels[0]` to the last level, one step per pair of neighbours. With `a = alpha_t / alpha_s` and
-/// `v = sigma_t^2 - a^2 sigma_s^2`: `x_s = (a sigma_s^2 x_t + alpha_s v x_start) / sigma_t^2 + sqrt(variance) z`.
-/// A step to clean data adds no noise. [`Estimate::renoise`] has no part in it: the posterior's mean takes one estimate.
+/// From `x` at `levels[0]` to the last level, one step per pair of neighbours. With `a = alpha_t / alpha_s` and `v = sigma_t^2 - a^2 sigma_s^2`:
+/// `x_s = (a sigma_s^2 x_t + alpha_s v x_start) / sigma_t^2 + sqrt(variance) z`. A step to clean data adds no noise. [`Estimate::renoise`] is
+/// ignored: the posterior's mean uses one estimate.
 pub fn ddpm<const D: usize>(
     denoiser: &impl Denoiser<D>,
     x: Tensor<D>,
@@ -49,7 +48,7 @@ pub(super) fn ddpm_step<const D: usize>(
 ) -> Tensor<D> {
     let (a, large) = (t.alpha / s.alpha, t.variance_given(&s));
     let mean = x * (a * (s.sigma / t.sigma).powi(2)) + estimate.x_start.clone() * (s.alpha * large / t.sigma.powi(2));
-    // Here, not below: the logarithm of the small variance of a step to clean data is minus infinity.
+    // Not left to the match below: a step to clean data has small variance 0, whose logarithm is minus infinity.
     if s.is_clean() {
         return mean;
     }
@@ -64,8 +63,8 @@ pub(super) fn ddpm_step<const D: usize>(
     }
 }
 
-/// A denoiser whose learned variances stay within their bounds. Those of a network that is hardly trained, or is shown what its data are nothing like,
-/// need not, and then nothing holds the samples together.
+/// A denoiser whose learned variances are clamped to their bounds. A network that is hardly trained, or that sees input unlike its training data,
+/// may exceed them, and the samples then diverge.
 pub(super) struct WithinBounds<'a, T>(pub &'a T);
 
 impl<const D: usize, T: Denoiser<D>> Denoiser<D> for WithinBounds<'_, T> {

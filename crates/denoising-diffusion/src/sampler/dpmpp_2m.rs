@@ -22,13 +22,13 @@ pub fn dpmpp_2m<const D: usize>(
     })
 }
 
-/// The estimate of the step before and the lambda where it was made, if that was not pure noise.
+/// The previous step's estimate and its lambda, unless that level was pure noise.
 #[derive(Debug, Default)]
 pub(super) struct LastEstimate<const D: usize>(Option<(f64, Tensor<D>)>);
 
 impl<const D: usize> LastEstimate<D> {
-    /// The estimate halfway through the step, on the line (in lambda) through the last one and `x_start`, the present one;
-    /// `x_start` itself where there is no line or the step has no middle.
+    /// The estimate halfway through the step, on the line (in lambda) through the previous estimate and the current one, `x_start`; `x_start` itself
+    /// if there is no line or the step has no midpoint.
     pub(super) fn extrapolate(&mut self, x_start: &Tensor<D>, [t, s]: [NoiseLevel; 2]) -> Tensor<D> {
         let present = (!t.is_pure_noise()).then(|| (lambda(t), x_start.clone()));
         match std::mem::replace(&mut self.0, present) {

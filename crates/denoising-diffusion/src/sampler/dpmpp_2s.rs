@@ -6,10 +6,10 @@ use super::exponential::exponential_step;
 use super::step::{Callback, Interrupted, walk};
 use crate::diffusion::{Denoiser, NoiseLevel};
 
-/// From `x` at `levels[0]` to the last level (Lu et al. 2022, arXiv:2211.01095, algorithm 1 with r = 1/2): the estimate halfway in lambda,
-/// where [`Denoiser::level_at_log_snr`] says the level lies, then the whole step with it:
-/// `x_s = (sigma_s / sigma_t) x_t + alpha_s (1 - e^-h) x_start_mid`. Second order, two estimates per step; one and first order where there
-/// is no halfway: from pure noise and to clean data. Ignores [`Estimate::renoise`](crate::diffusion::Estimate::renoise).
+/// From `x` at `levels[0]` to the last level (Lu et al. 2022, arXiv:2211.01095, algorithm 1 with r = 1/2): the estimate halfway in lambda, at the
+/// level given by [`Denoiser::level_at_log_snr`], then the whole step with it: `x_s = (sigma_s / sigma_t) x_t + alpha_s (1 - e^-h) x_start_mid`.
+/// Second order, two estimates per step; first order with one estimate where there is no midpoint: from pure noise and to clean data. Ignores
+/// [`Estimate::renoise`](crate::diffusion::Estimate::renoise).
 pub fn dpmpp_2s<const D: usize>(
     denoiser: &impl Denoiser<D>,
     x: Tensor<D>,
@@ -27,7 +27,7 @@ pub fn dpmpp_2s<const D: usize>(
     })
 }
 
-/// Whether a level lies halfway between t and s, which takes a second estimate.
+/// Whether there is a level halfway between t and s, which needs a second estimate.
 pub(super) fn has_halfway([t, s]: [NoiseLevel; 2]) -> bool {
     !t.is_pure_noise() && !s.is_clean()
 }

@@ -8,9 +8,9 @@ use super::step::{Callback, Interrupted, walk_once};
 use crate::diffusion::{Denoiser, NoiseLevel};
 
 /// From `x` at `levels[0]` to the last level (Lu et al. 2022, arXiv:2211.01095, section 5, for eta 1; eta as in k-diffusion). With `d` as in
-/// [`dpmpp_2m`](super::dpmpp_2m()), which eta 0 is, and `q = e^-h`: `x_s = (sigma_s / sigma_t) q^eta x_t + alpha_s (1 - q^(1 + eta)) d +
-/// sigma_s sqrt(1 - q^(2 eta)) z`. Where `eta` is above 0, pure noise (q = 0) is replaced by new noise. `eta` at least 0.
-/// Ignores [`Estimate::renoise`](crate::diffusion::Estimate::renoise).
+/// [`dpmpp_2m`](super::dpmpp_2m()), to which it reduces at eta 0, and `q = e^-h`:
+/// `x_s = (sigma_s / sigma_t) q^eta x_t + alpha_s (1 - q^(1 + eta)) d + sigma_s sqrt(1 - q^(2 eta)) z`. If `eta` is above 0, pure noise (q = 0) is
+/// replaced by new noise. `eta` is at least 0. Ignores [`Estimate::renoise`](crate::diffusion::Estimate::renoise).
 pub fn dpmpp_sde_2m<const D: usize>(
     denoiser: &impl Denoiser<D>,
     x: Tensor<D>,

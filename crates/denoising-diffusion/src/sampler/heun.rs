@@ -10,8 +10,8 @@ use crate::diffusion::{Denoiser, NoiseLevel};
 
 /// From `x` at `levels[0]` to the last level (Karras et al. 2022, arXiv:2206.00364, algorithm 2): an Euler step of
 /// `d(x / alpha) / d(sigma / alpha) = eps`, then the same step with the mean of the slopes at both ends,
-/// `x_s = alpha_s (x_t / alpha_t + (sigma_s / alpha_s - sigma_t / alpha_t) (eps_t + eps_s) / 2)`. Second order, two estimates per step; the
-/// first alone where the second slope is missing or misleads (see `SLOPE_IS_CONSTANT`). Ignores
+/// `x_s = alpha_s (x_t / alpha_t + (sigma_s / alpha_s - sigma_t / alpha_t) (eps_t + eps_s) / 2)`. Second order, two estimates per step; only the
+/// first one where the second slope does not exist or misleads (see `SLOPE_IS_CONSTANT`). Ignores
 /// [`Estimate::renoise`](crate::diffusion::Estimate::renoise).
 pub fn heun<const D: usize>(
     denoiser: &impl Denoiser<D>,
@@ -38,12 +38,12 @@ pub fn heun<const D: usize>(
     })
 }
 
-/// Where `sigma / alpha` is above this, the slope is the noise in x, and stays what it is until data is to be seen: the Euler step is exact
-/// there, to a share `(deviation of the data / sigma)^2`. Schedules of ours begin at 1,800 or 20,000 and come down to less than 10 in their first
-/// step; half of such a step times the small change of the slope at its end would be many times x. Karras et al. begin at 80.
+/// Where `sigma / alpha` is above this, the slope is essentially the noise in x and stays constant until data become visible: there the Euler step
+/// is exact up to a relative error of `(deviation of the data / sigma)^2`. Our schedules begin at 1,800 or 20,000 and fall below 10 in their first
+/// step; half of such a step times the small change of slope at its end would be many times x. Karras et al. begin at 80.
 const SLOPE_IS_CONSTANT: f64 = 100.0;
 
-/// Whether the step from t to s takes the mean of two slopes, and so two estimates.
+/// Whether the step from t to s uses the mean of two slopes, and so two estimates.
 pub(super) fn has_two_slopes([t, s]: [NoiseLevel; 2]) -> bool {
     t.sigma <= SLOPE_IS_CONSTANT * t.alpha && !s.is_clean()
 }

@@ -1,13 +1,13 @@
-//! What lies between two batches: of noised data (Ho et al. 2020, section 4.4), and of noise (Song et al. 2020, arXiv:2010.02502,
-//! section 5.3). Not here: the way back to data, which any solver goes.
+//! Points between two batches: of noised data (Ho et al. 2020, section 4.4), and of noise (Song et al. 2020, arXiv:2010.02502, section 5.3). Not
+//! here: the way back to data, for which any solver will do.
 
 use burn::tensor::{Tensor, TensorData};
 
 use crate::diffusion::NoiseLevel;
 use crate::nn::params::host_values;
 
-/// Both batches (in the network's range), noised to a level and mixed as `(1 - lambda) x1 + lambda x2`. The mixture keeps its level:
-/// denoising starts at the level of noising, where the reference starts one below it.
+/// Both batches (in the network's range), noised to a level and mixed as `(1 - lambda) x1 + lambda x2`. The mixture stays at that level: denoising
+/// starts at the level of noising, whereas the reference starts one below it.
 pub fn noised_mixture<const D: usize>(
     [x1, x2]: [Tensor<D>; 2],
     lambda: f64,
@@ -18,10 +18,10 @@ pub fn noised_mixture<const D: usize>(
     noised(x1, noise1) * (1.0 - lambda) + noised(x2, noise2) * lambda
 }
 
-/// From `x1` (lambda 0) to `x2` (lambda 1) along the arc between them, each example by itself, `[b, ...]`:
-/// `(sin((1 - lambda) theta) x1 + sin(lambda theta) x2) / sin(theta)`, theta being the angle between the two
-/// (Shoemake 1985; Song et al. 2020, appendix D.5). Between x_T of equal length the length is kept; a straight mixture of two is noise
-/// that is too weak. A straight line all the same where they are nearly parallel or opposite, sin(theta) below 0.01, or one is zero.
+/// From `x1` (lambda 0) to `x2` (lambda 1) along the arc between them, separately for each example, `[b, ...]`:
+/// `(sin((1 - lambda) theta) x1 + sin(lambda theta) x2) / sin(theta)`, theta being the angle between the two (Shoemake 1985; Song et al. 2020,
+/// appendix D.5). Between two x_T of equal length the length is kept; a straight mixture would have too small a variance. A straight line is used
+/// only where the two are nearly parallel or opposite, sin(theta) below 0.01, or one is zero.
 pub fn slerp<const D: usize>(x1: Tensor<D>, x2: Tensor<D>, lambda: f64) -> Tensor<D> {
     let dot = |a: &Tensor<D>, b: &Tensor<D>| {
         let products = (a.clone() * b.clone()).reshape([a.dims()[0] as i32, -1]);

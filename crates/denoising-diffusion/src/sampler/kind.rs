@@ -1,4 +1,4 @@
-//! The list of solvers: what each is called, what it costs, which options it reads, and how it is run.
+//! The list of solvers: name, cost, options and how each is run.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -9,10 +9,12 @@ use super::dpmpp_2s::has_halfway;
 use super::heun::has_two_slopes;
 use super::noise_source::NoiseSource;
 use super::step::{Callback, Interrupted};
-use super::{UnipcOrder, ddim, ddpm, dpmpp_2m, dpmpp_2s, dpmpp_sde_2m, dpmpp_sde_3m, euler, euler_ancestral, heun, lms, unipc};
+use super::{
+    UnipcOrder, ddim, ddpm, dpmpp_2m, dpmpp_2s, dpmpp_sde_2m, dpmpp_sde_3m, euler, euler_ancestral, heun, lms, unipc,
+};
 use crate::diffusion::{Denoiser, FormulationConfig, GuidanceConfig, NoiseLevel};
 
-/// A solver. The default is the one that came out best of a Gaussian diffusion at 10 to 250 evaluations (docs/samplers.md).
+/// A solver. The default is the best one measured for Gaussian diffusion at 10 to 250 evaluations (docs/samplers.md).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SamplerKind {
@@ -35,7 +37,7 @@ pub enum SamplerKind {
 }
 
 impl SamplerKind {
-    /// All of them.
+    /// All solvers.
     pub const ALL: [Self; 11] = [
         Self::Ddpm,
         Self::Ddim,
@@ -50,7 +52,7 @@ impl SamplerKind {
         Self::Lms,
     ];
 
-    /// What is taken for a formulation and guidance where nobody says which: of what was measured the best at up to 50 evaluations (docs/samplers.md).
+    /// The default for a formulation and guidance: the best one measured at up to 50 evaluations (docs/samplers.md).
     pub fn usual(formulation: &FormulationConfig, guidance: &GuidanceConfig) -> Self {
         let usual = match formulation {
             FormulationConfig::Elucidated(_) => Self::Dpmpp2m,
@@ -60,7 +62,7 @@ impl SamplerKind {
         if guidance.cfg_plus_plus && !usual.renoises() { Self::Ddim } else { usual }
     }
 
-    /// The word of configurations.
+    /// The name in configuration files.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ddpm => "ddpm",
@@ -77,7 +79,7 @@ impl SamplerKind {
         }
     }
 
-    /// One line for people.
+    /// One-line description for the user.
     pub fn about(self) -> &'static str {
         match self {
             Self::Ddpm => "ancestral sampling, noise in every step (Ho et al. 2020)",
@@ -108,7 +110,7 @@ impl SamplerKind {
         levels.windows(2).map(evaluations_of).sum()
     }
 
-    /// The eta that is taken where none is given, for solvers that read it.
+    /// The default eta, for solvers with this option.
     pub fn default_eta(self) -> Option<f64> {
         match self {
             Self::Ddim => Some(0.0),
@@ -122,23 +124,22 @@ impl SamplerKind {
         self == Self::Ddpm || self.default_eta().is_some_and(|eta| eta > 0.0)
     }
 
-    /// Whether churn is read.
+    /// Whether the solver supports churn.
     pub fn churns(self) -> bool {
         matches!(self, Self::Euler | Self::Heun)
     }
 
-    /// Whether the direction back to noise may be that of another estimate (CFG++): solvers of the form
-    /// `x_s = alpha_s x_start + sigma_s eps`.
+    /// Whether the direction back to noise may come from a different estimate (CFG++): solvers of the form `x_s = alpha_s x_start + sigma_s eps`.
     pub fn renoises(self) -> bool {
         matches!(self, Self::Ddim | Self::Euler | Self::EulerAncestral)
     }
 }
 
 impl SampleConfig {
-    /// From `x` at `levels[0]` to the last level by the configured solver.
+    /// From `x` at `levels[0]` to the last level with the configured solver.
     ///
     /// # Errors
-    /// [`Interrupted`] by the callback.
+    /// [`Interrupted`] if the callback ends sampling.
     pub fn run<const D: usize>(
         &self,
         denoiser: &impl Denoiser<D>,

@@ -6,9 +6,8 @@ pub(super) fn lagrange(nodes: &[f64], j: usize, u: f64) -> f64 {
     others.map(|(_, node)| (u - node) / (nodes[j] - node)).product()
 }
 
-/// For each node the integral of `density(u)` times its Lagrange polynomial from `a` to `b`: the weight of a value at this node in the
-/// integral of density times the polynomial through all values. By Gauss-Legendre quadrature with 8 points, exact for polynomials of
-/// degree 15.
+/// For each node, the integral of `density(u)` times its Lagrange polynomial from `a` to `b`: the weight of the value at that node in the integral
+/// of density times the interpolating polynomial. By Gauss-Legendre quadrature with 8 points, exact for polynomials of degree 15.
 pub(super) fn lagrange_integrals(nodes: &[f64], [a, b]: [f64; 2], density: impl Fn(f64) -> f64) -> Vec<f64> {
     let (middle, half) = (0.5 * (a + b), 0.5 * (b - a));
     let integral = |j| {
@@ -18,7 +17,7 @@ pub(super) fn lagrange_integrals(nodes: &[f64], [a, b]: [f64; 2], density: impl 
     (0..nodes.len()).map(integral).collect()
 }
 
-/// Points in (0, 1), to be taken with either sign, and their weights.
+/// Points in (0, 1), each used with both signs, and their weights.
 const GAUSS_LEGENDRE_8: [(f64, f64); 4] = [
     (0.183_434_642_495_649_8, 0.362_683_783_378_362),
     (0.525_532_409_916_329, 0.313_706_645_877_887_3),

@@ -1,4 +1,4 @@
-//! Linear multistep, as k-diffusion has it.
+//! Linear multistep, as in k-diffusion.
 
 use burn::tensor::Tensor;
 
@@ -7,13 +7,13 @@ use super::lagrange::lagrange_integrals;
 use super::step::{Callback, Interrupted, walk_once};
 use crate::diffusion::{Denoiser, NoiseLevel};
 
-/// Slopes that a step is made from.
+/// Number of slopes used in a step.
 const ORDER: usize = 4;
 
-/// From `x` at `levels[0]` to the last level: `d(x / alpha) / d(sigma / alpha) = eps` (Karras et al. 2022, arXiv:2206.00364, eq. 1), eps
-/// being the polynomial in `sigma / alpha` through the last four slopes, integrated exactly (Adams and Bashforth's method with steps of any
-/// length). One estimate per step. Fourth order but for its start: with one slope the first step is Euler's, the second has two.
-/// Ignores [`Estimate::renoise`](crate::diffusion::Estimate::renoise).
+/// From `x` at `levels[0]` to the last level: `d(x / alpha) / d(sigma / alpha) = eps` (Karras et al. 2022, arXiv:2206.00364, eq. 1), eps being the
+/// polynomial in `sigma / alpha` through the last four slopes, integrated exactly (Adams-Bashforth with steps of any length). One estimate per step.
+/// Fourth order except at the start: the first step uses one slope (Euler's method), the second two. Ignores
+/// [`Estimate::renoise`](crate::diffusion::Estimate::renoise).
 pub fn lms<const D: usize>(
     denoiser: &impl Denoiser<D>,
     x: Tensor<D>,
@@ -34,7 +34,7 @@ pub fn lms<const D: usize>(
         slopes.truncate(ORDER);
         let nodes: Vec<f64> = slopes.iter().map(|(node, _)| *node).collect();
         let weights = lagrange_integrals(&nodes, [from, to], |_| 1.0);
-        // The weights add up to `to - from`. Adding whole slopes to `x s.alpha / t.alpha` would be the same, but for what is lost where t.alpha is
+        // The weights sum to `to - from`. Adding whole slopes to `x s.alpha / t.alpha` would be equivalent but lose precision where t.alpha is
         // nearly 0 and both are huge.
         let earlier = slopes.iter().zip(weights).skip(1);
         earlier.fold(constant_slope, |x, ((_, slope), weight)| x + (slope.clone() - eps.clone()) * (weight * s.alpha))

@@ -1,12 +1,11 @@
-//! How noise becomes data: one short function per solver over one [`Denoiser`](crate::diffusion::Denoiser), a list of noise levels,
-//! a callback and, for those that draw any, a source of noise. Samplers never see a network, a schedule or a trainer.
+//! How noise becomes data: one short function per solver, given one [`Denoiser`](crate::diffusion::Denoiser), a list of noise levels, a callback
+//! and, for stochastic solvers, a source of noise. Samplers never see a network, a schedule or a trainer.
 //!
-//! Levels stand noisiest first and fall strictly; clean data is usually the last, but a list may end before it. All solvers work for any
-//! (alpha, sigma): variance preserving, alpha = 1 (Karras et al. 2022), straight paths (rectified flow). Many of their equations are
-//! written in `sigma / alpha`, the noise of `x / alpha`, or in `lambda = ln(alpha / sigma)`, half of
-//! [`log_snr`](crate::diffusion::NoiseLevel::log_snr). Where these are infinite, or too large for what they multiply, all solvers take
-//! the step of [`ddim`], which is exact for a constant estimate: from [pure noise](crate::diffusion::NoiseLevel::is_pure_noise), the
-//! first steps only, and to clean data (sigma = 0), the last.
+//! Levels are listed noisiest first and strictly decreasing; clean data is usually the last, but a list may end before it. All solvers work for any
+//! (alpha, sigma): variance preserving, alpha = 1 (Karras et al. 2022), straight paths (rectified flow). Many of their equations use
+//! `sigma / alpha`, the noise of `x / alpha`, or `lambda = ln(alpha / sigma)`, half of [`log_snr`](crate::diffusion::NoiseLevel::log_snr). Where
+//! these are infinite, or too large for what they multiply, all solvers take the step of [`ddim`], which is exact for a constant estimate: from
+//! [pure noise](crate::diffusion::NoiseLevel::is_pure_noise), in the first steps only, and to clean data (sigma = 0), in the last.
 
 mod churn;
 mod config;

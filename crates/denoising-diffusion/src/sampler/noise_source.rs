@@ -1,4 +1,4 @@
-//! Where samplers take their noise from.
+//! Sources of noise for samplers.
 
 use burn::tensor::{Device, Tensor};
 
@@ -10,7 +10,7 @@ pub trait NoiseSource<const D: usize> {
     fn step(&mut self, index: usize, dims: [usize; D]) -> Tensor<D>;
 }
 
-/// Noise of samples number `first`, `first + 1`, ... of a seed: the same whatever the size of the batch.
+/// Noise of samples number `first`, `first + 1`, ... of a seed: independent of the batch size.
 #[derive(Clone, Debug)]
 pub struct SeededNoise {
     seed: u64,
@@ -23,7 +23,7 @@ impl SeededNoise {
         Self { seed, first, device: device.clone() }
     }
 
-    /// x_T.
+    /// The initial noise, x_T.
     pub fn init<const D: usize>(&self, dims: [usize; D]) -> Tensor<D> {
         normal_batch(self.seed, Purpose::SampleInit, self.first, 0, dims, &self.device)
     }

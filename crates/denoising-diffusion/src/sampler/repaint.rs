@@ -1,4 +1,4 @@
-//! Filling in what is not known of an image (Lugmayr et al. 2022, "RePaint", arXiv:2201.09865, algorithm 1), over any levels of noise.
+//! Inpainting: filling in the unknown part of an image (Lugmayr et al. 2022, "RePaint", arXiv:2201.09865, algorithm 1), over any levels of noise.
 
 use burn::tensor::Tensor;
 use serde::Serialize;
@@ -11,12 +11,12 @@ use super::noise_source::NoiseSource;
 use super::step::{Callback, Interrupted, Step};
 use crate::diffusion::{Denoiser, NoiseLevel};
 
-/// How often and how far back the walk jumps. The defaults are the paper's.
+/// How often and how far back sampling jumps. The defaults are the paper's.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Jumps {
-    /// Levels that a jump goes back.
+    /// Number of levels that a jump goes back.
     pub jump_length: usize,
-    /// Times that each stretch of `jump_length` levels is walked down: 1 is without jumps.
+    /// How many times each stretch of `jump_length` levels is walked down: 1 is without jumps.
     pub jump_n_sample: usize,
 }
 
@@ -26,7 +26,7 @@ impl Default for Jumps {
     }
 }
 
-/// The jumps, and the step down between them.
+/// The jumps, and the kind of steps between them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct RePaint {
     #[serde(flatten)]
@@ -34,18 +34,18 @@ pub struct RePaint {
     pub step: RePaintStep,
 }
 
-/// How a step down is made.
+/// How a step to the next level is made.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RePaintStep {
-    /// As in [`ddpm`](super::ddpm()); of the learned variance, within its bounds, if none is named.
+    /// As in [`ddpm`](super::ddpm()); if no variance is named, the learned one, clamped to its bounds.
     Ddpm { posterior_variance: Option<PosteriorVariance> },
     /// As in [`ddim`](super::ddim()).
     Ddim { eta: f64 },
 }
 
 impl RePaintStep {
-    /// The step of a configured sampler; `None` of one whose steps RePaint is not made of.
+    /// The step of a configured sampler; `None` for samplers that RePaint cannot use.
     pub fn of(sample: &SampleConfig) -> Option<Self> {
         match sample.sampler {
             SamplerKind::Ddpm => Some(Self::Ddpm { posterior_variance: sample.posterior_variance }),
@@ -61,21 +61,21 @@ impl Default for RePaintStep {
     }
 }
 
-/// What is known.
+/// The known part of the data.
 #[derive(Clone, Debug)]
 pub struct Known<const D: usize> {
-    /// The data, on the network's scale, `[b, c, ...]`; any finite value where it is not known.
+    /// The data, on the network's scale, `[b, c, ...]`; any finite value where unknown.
     pub x_start: Tensor<D>,
     /// How much of it is known, from 0 (nothing) to 1, `[b, c, ...]` or `[b, 1, ...]`.
     pub mask: Tensor<D>,
 }
 
-/// From `x` at `levels[0]` to the last level, keeping to what is known. After each step down to level s:
-/// `x_s = mask alpha_s known + (1 - mask) x_s + sigma_s sqrt(1 - (1 - mask)^2) z`, which has the noise of the level for masks in between, too
-/// (the paper's `mask (alpha_s known + sigma_s z)` has less, and is the same where the mask is 0 or 1). So that both parts come to agree, the
-/// walk jumps back and repeats: `x_t = (alpha_t / alpha_s) x_s + sqrt(variance of x_t given x_s) z`, as [`repaint_schedule`] says. If the last
-/// level is clean data, the result equals the known data where the mask is 1. Each draw takes the next number of the noise source, from 0. The
-/// callback counts steps down, repeated ones too.
+/// From `x` at `levels[0]` to the last level, keeping the known part. After each step down to level s:
+/// `x_s = mask alpha_s known + (1 - mask) x_s + sigma_s sqrt(1 - (1 - mask)^2) z`, which has the noise of the level for masks between 0 and 1, too
+/// (the paper's `mask (alpha_s known + sigma_s z)` has less noise there, and is the same where the mask is 0 or 1). To make both parts agree,
+/// sampling jumps back and repeats steps: `x_t = (alpha_t / alpha_s) x_s + sqrt(variance of x_t given x_s) z`, following [`repaint_schedule`]. If
+/// the last level is clean data, the result equals the known data where the mask is 1. Each draw uses the next index of the noise source, from 0.
+/// The callback counts steps down, including repeated ones.
 pub fn inpaint<const D: usize>(
     denoiser: &impl Denoiser<D>,
     mut x: Tensor<D>,
@@ -132,11 +132,11 @@ impl<const D: usize> Known<D> {
     }
 }
 
-/// The levels that [`inpaint`] visits, as indices into `steps + 1` levels: 0 first, `steps` last. An index above its predecessor, always by
-/// one, is a step down; one below, by `jump_length`, a jump back to more noise.
+/// The levels that [`inpaint`] visits, as indices into `steps + 1` levels: 0 first, `steps` last. An index greater than its predecessor, always by
+/// one, is a step down; a smaller one, by `jump_length`, a jump back to more noise.
 ///
-/// Jumps as in the authors' code (`get_schedule_jump`): counted from `steps - 1`, the last level with noise, every `jump_length`-th level is
-/// jumped back from `jump_n_sample - 1` times, if the jump ends at `levels[0]` at the earliest. From clean data nothing jumps.
+/// Jumps as in the authors' code (`get_schedule_jump`): counted from `steps - 1`, the last level with noise, sampling jumps back `jump_n_sample - 1`
+/// times from every `jump_length`-th level, unless the jump would go beyond `levels[0]`. There are no jumps from clean data.
 pub fn repaint_schedule(steps: usize, jumps: &Jumps) -> Vec<usize> {
     let &Jumps { jump_length, jump_n_sample } = jumps;
     let mut visits = vec![0];

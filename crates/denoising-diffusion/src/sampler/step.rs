@@ -1,4 +1,4 @@
-//! The walk down the noise levels that all samplers share, and what it tells its caller after each step.
+//! The loop over noise levels that all samplers share, and its report to the caller after each step.
 
 use std::ops::ControlFlow;
 
@@ -7,28 +7,28 @@ use thiserror::Error;
 
 use crate::diffusion::{Denoiser, Estimate, NoiseLevel};
 
-/// The state after one step. Progress bars, previews and trajectories hang on it.
+/// The state after one step, for progress bars, previews and trajectories.
 #[derive(Debug)]
 pub struct Step<'a, const D: usize> {
-    /// 0-based.
+    /// Counted from 0.
     pub index: usize,
     /// Number of steps.
     pub total: usize,
-    /// The data after this step, `[b, c, ...]`, not yet mapped back to the data's range.
+    /// The data after this step, `[b, c, ...]`, on the network's scale.
     pub x: &'a Tensor<D>,
-    /// The latest estimate of clean data that the step was made with.
+    /// The latest estimate of clean data that the step used.
     pub x_start: &'a Tensor<D>,
 }
 
 /// Called after each step; `Break` ends sampling with [`Interrupted`].
 pub type Callback<'a, const D: usize> = dyn FnMut(&Step<'_, D>) -> ControlFlow<()> + 'a;
 
-/// A callback for those who need none.
+/// A callback that does nothing.
 pub fn ignore<const D: usize>(_: &Step<'_, D>) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-/// Sampling ended early because a callback said so.
+/// Sampling ended early because a callback asked for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("sampling was interrupted after step {done} of {total}")]
 pub struct Interrupted {
@@ -36,8 +36,8 @@ pub struct Interrupted {
     pub total: usize,
 }
 
-/// One step per pair of neighbouring levels: `step(index, x_t, x_self_cond, [t, s])` gives x_s and the latest estimate of clean data,
-/// which is also the next step's `x_self_cond`.
+/// One step per pair of neighbouring levels: `step(index, x_t, x_self_cond, [t, s])` returns x_s and the latest estimate of clean data, which is
+/// also the next step's `x_self_cond`.
 pub(super) fn walk<const D: usize>(
     mut x: Tensor<D>,
     levels: &[NoiseLevel],
@@ -57,7 +57,7 @@ pub(super) fn walk<const D: usize>(
     Ok(x)
 }
 
-/// The same for solvers that need one estimate per step, at its beginning: `step(index, x_t, estimate, [t, s])` gives x_s.
+/// The same for solvers that need one estimate per step, at its beginning: `step(index, x_t, estimate, [t, s])` returns x_s.
 pub(super) fn walk_once<const D: usize>(
     denoiser: &impl Denoiser<D>,
     x: Tensor<D>,

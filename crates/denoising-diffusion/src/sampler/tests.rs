@@ -53,7 +53,7 @@ fn moments(x: Tensor<2>) -> (f64, f64) {
     (mean, variance.sqrt())
 }
 
-/// Without noise each point keeps its quantile: the sample of x_T is MEAN + DEVIATION x_T.
+/// Without noise each point keeps its quantile: the sample for x_T is MEAN + DEVIATION x_T.
 #[test]
 fn deterministic_ddim_follows_the_probability_flow() {
     let (mut noise, x) = start(64);
@@ -78,7 +78,7 @@ fn ddim_with_eta_one_is_ancestral_sampling() {
     }
 }
 
-/// Both variances reach the data's distribution when steps are many.
+/// Both variances give the data's distribution for many steps.
 #[test]
 fn ancestral_samples_have_the_moments_of_the_data() {
     for variance in [PosteriorVariance::Small, PosteriorVariance::Large] {
@@ -89,10 +89,10 @@ fn ancestral_samples_have_the_moments_of_the_data() {
     }
 }
 
-/// The variance that a network has learned is used unless another is named; where it has learned none, the small one.
+/// The variance that a network has learned is used unless another is named; if it has learned none, the small one.
 #[test]
 fn a_learned_variance_is_used_unless_another_is_named() {
-    /// So many times the whole range between both.
+    /// A learned variance of this many times the range between the two bounds.
     struct Above(f64);
     impl Denoiser<2> for Above {
         fn denoise(&self, x: Tensor<2>, level: NoiseLevel, x_self_cond: Option<Tensor<2>>) -> Estimate<2> {
@@ -113,14 +113,14 @@ fn a_learned_variance_is_used_unless_another_is_named() {
     let [small, large] =
         [PosteriorVariance::Small, PosteriorVariance::Large].map(|named| run(&Above(1.0), Some(named)));
     assert_ne!(small, large);
-    // As no step's variance should be larger, none is.
+    // No step's variance should exceed the bound, so none does.
     for learned in [run(&Above(1.0), None), run(&Above(7.0), None)] {
         for (a, b) in learned.iter().zip(&large) {
             assert!((a - b).abs() < 1e-5, "{a} {b}");
         }
     }
     assert_eq!(run(&Gaussian, None), small);
-    // So it is where nothing of an image is known.
+    // The same holds when no part of an image is known.
     let filled = |denoiser: &dyn Denoiser<2>, posterior_variance| {
         let (mut noise, x) = start(8);
         let known = Known { x_start: x.zeros_like(), mask: x.zeros_like() };
@@ -167,7 +167,7 @@ impl<const D: usize> Denoiser<D> for Constant {
     }
 }
 
-/// `x / alpha` is huge at the first of these levels. With one estimate all the way the noise in x stays what it was.
+/// `x / alpha` is huge at the first of these levels. With a constant estimate, the noise in x must stay the same.
 #[test]
 fn lms_loses_no_digits_where_alpha_is_nearly_0() {
     let levels = [1e-6_f64, 0.01, 0.2, 0.5, 0.8].map(|alpha| NoiseLevel {

@@ -1,4 +1,4 @@
-//! UniPC, a predictor and a corrector of any order from the same formula.
+//! UniPC: a predictor and a corrector of any order, by the same formula.
 
 use burn::tensor::Tensor;
 
@@ -7,22 +7,21 @@ use super::lagrange::{lagrange, lagrange_integrals};
 use super::step::{Callback, Interrupted, walk};
 use crate::diffusion::{Denoiser, NoiseLevel};
 
-/// Estimates that a prediction is made from.
+/// Number of estimates that a prediction uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UnipcOrder {
-    /// Advised for guided sampling.
+    /// Recommended for guided sampling.
     #[default]
     Second,
-    /// Advised for sampling without guidance.
+    /// Recommended for sampling without guidance.
     Third,
 }
 
-/// From `x` at `levels[0]` to the last level (Zhao et al. 2023, arXiv:2302.04867: multistep, data prediction,
-/// `B(h) = e^-h - 1`, which is "bh2"). With the last p estimates x_s is predicted; the estimate there, which the next step needs anyway, and
-/// those p correct it. So the next step starts from a better x_s than the one that the callback saw. One estimate per step; the corrector
-/// adds one to the order of the predictor.
+/// From `x` at `levels[0]` to the last level (Zhao et al. 2023, arXiv:2302.04867: multistep, data prediction, `B(h) = e^-h - 1`, which is "bh2").
+/// The last p estimates predict x_s; the estimate there, which the next step needs anyway, and those p then correct it. So the next step starts from
+/// a better x_s than the one that the callback saw. One estimate per step; the corrector raises the order of the predictor by one.
 ///
-/// Fewer estimates are used in the first steps and, if the last level is clean data, in the last ones: one in the very last. Ignores
+/// Fewer estimates are used in the first steps and, if the last level is clean data, in the last ones, down to one in the very last. Ignores
 /// [`Estimate::renoise`](crate::diffusion::Estimate::renoise).
 pub fn unipc<const D: usize>(
     denoiser: &impl Denoiser<D>,
@@ -36,7 +35,7 @@ pub fn unipc<const D: usize>(
         UnipcOrder::Third => 3,
     };
     let to_clean = levels.last().is_some_and(NoiseLevel::is_clean);
-    // The newest first. After a prediction from p of them: its x_t, p, and t.
+    // Newest first. After a prediction from p of them: its x_t, p, and t.
     let mut points: Vec<Point<D>> = Vec::new();
     let mut predicted: Option<(Tensor<D>, usize, NoiseLevel)> = None;
     walk(x, levels, callback, |index, x, x_self_cond, [t, s]| {
@@ -67,7 +66,7 @@ struct Point<const D: usize> {
 
 /// `x_s = (sigma_s / sigma_t) x_t + alpha_s sum_j weight_j x_start_j`.
 fn multistep<const D: usize>(x: Tensor<D>, points: &[Point<D>], [t, s]: [NoiseLevel; 2]) -> Tensor<D> {
-    // A step from pure noise or to clean data has one point, and h is infinite.
+    // A step from pure noise or to clean data has one point and an infinite h.
     let h = lambda(s) - lambda(t);
     let nodes: Vec<f64> = match points {
         [_] => vec![0.0],
@@ -77,9 +76,9 @@ fn multistep<const D: usize>(x: Tensor<D>, points: &[Point<D>], [t, s]: [NoiseLe
     parts.fold(x * (s.sigma / t.sigma), |x, part| x + part)
 }
 
-/// The weight of each estimate in `integral of h e^(-h (1 - u)) x_start(u)` over the step, u = 0..1, x_start(u) being the polynomial
-/// through all. The paper's linear system for rho says just this, and B(h) has no part in it, but where the paper sets
-/// rho to 1/2 instead of solving: for two estimates. There `B(h) / 2` amounts to the line's value at the middle of the step.
+/// The weight of each estimate in `integral of h e^(-h (1 - u)) x_start(u)` over the step, u = 0..1, x_start(u) being the polynomial through all of
+/// them. This is equivalent to the paper's linear system for rho, and B(h) cancels, except where the paper sets rho to 1/2 instead of solving: for
+/// two estimates. There `B(h) / 2` amounts to the line's value at the middle of the step.
 fn weights(nodes: &[f64], h: f64) -> Vec<f64> {
     match nodes.len() {
         1 | 2 => (0..nodes.len()).map(|j| -(-h).exp_m1() * lagrange(nodes, j, 0.5)).collect(),

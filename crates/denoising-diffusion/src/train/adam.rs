@@ -1,4 +1,4 @@
-//! Adam with decoupled weight decay and clipping by the global norm, its state keyed by the parameters' names.
+//! Adam with decoupled weight decay and clipping by the global norm; its state is keyed by parameter names.
 
 use std::collections::BTreeMap;
 
@@ -20,13 +20,13 @@ pub struct AdamConfig {
     pub beta1: f64,
     pub beta2: f64,
     pub eps: f64,
-    /// Weights shrink by the learning rate times this in each step, all of them, as in PyTorch's AdamW.
+    /// Each step shrinks all weights by the learning rate times this, as in PyTorch's AdamW.
     pub weight_decay: f64,
-    /// Gradients are scaled down so that the norm of all of them together is at most this.
+    /// Gradients are scaled down so that their global norm is at most this.
     pub max_grad_norm: f64,
 }
 
-/// Both moments of each parameter, and how many steps they have seen.
+/// Both moments of each parameter, and the number of steps.
 #[derive(Clone, Debug)]
 pub struct Adam {
     config: AdamConfig,
@@ -34,7 +34,7 @@ pub struct Adam {
     steps: u64,
 }
 
-/// Of a parameter of this shape, flat.
+/// The moments of one parameter of this shape, flat.
 #[derive(Clone, Debug)]
 struct Moments {
     tensors: [Tensor<1>; 2],
@@ -52,8 +52,8 @@ impl Adam {
         self.step_clipped(model, gradients, &Clip::Known(sweep::grad_scale(norm, self.config.max_grad_norm)), lr)
     }
 
-    /// [`step`](Self::step), by a factor that perhaps the device alone knows. If that finds that the step must change nothing, nothing changes
-    /// but the count, see [`take_back`](Self::take_back).
+    /// [`step`](Self::step) with a clipping factor that may be known only on the device. If the device finds that the step must not be made, nothing
+    /// changes but the count, see [`take_back`](Self::take_back).
     pub(super) fn step_clipped<M: Module>(&mut self, model: M, gradients: NamedGradients, clip: &Clip, lr: f64) -> M {
         self.steps += 1;
         let step = AdamStep {
@@ -92,7 +92,7 @@ impl Adam {
         model
     }
 
-    /// What the latest step of [`step_clipped`](Self::step_clipped) is told once it turns out to have changed nothing.
+    /// Undoes the count of the latest [`step_clipped`](Self::step_clipped), which turned out to change nothing.
     pub(super) fn take_back(&mut self) {
         self.steps -= 1;
     }
@@ -102,7 +102,7 @@ impl Adam {
         self.steps
     }
 
-    /// Both moments as `<name>.exp_avg` and `<name>.exp_avg_sq`, flat; nothing before the first step.
+    /// Both moments as `<name>.exp_avg` and `<name>.exp_avg_sq`, flat; empty before the first step.
     pub fn to_state_dict(&self) -> StateDict {
         let mut state = StateDict::default();
         if self.steps == 0 {
@@ -149,7 +149,7 @@ impl Adam {
             Ok(sweeps::from_rows(of, Tensor::from_floats(host.values.as_slice(), device), shape))
         };
         for (name, shape) in expected.0 {
-            // Has had no gradient yet.
+            // This tensor has had no gradient yet.
             if ["exp_avg", "exp_avg_sq"].iter().all(|kind| state.get(&format!("{name}.{kind}")).is_none()) {
                 continue;
             }
@@ -165,7 +165,7 @@ impl Adam {
     }
 }
 
-/// The moments of a parameter before the first step, where they stay.
+/// The moments of a parameter before the first step, in the memory where they will stay.
 fn zeros(size: usize, device: &Device) -> [Tensor<1>; 2] {
     device.memory_persistent_allocations((), |()| [(); 2].map(|()| Tensor::zeros([size], device)))
 }
@@ -181,7 +181,7 @@ mod tests {
     use crate::nn::{Conv2d, Init, Linear};
     use crate::noise::{Purpose, Stream};
 
-    /// Which memory a tensor lies in.
+    /// Identifies the memory of a tensor.
     fn memory<const D: usize>(tensor: Tensor<D>) -> String {
         #[cfg(all(feature = "cube", not(feature = "fusion")))]
         if let Ok(cube) = tensor.clone().try_into_primitive::<burn::backend::Cube>() {
@@ -190,10 +190,10 @@ mod tests {
         format!("{:p}", tensor.try_into_primitive::<Flex>().unwrap().storage::<f32>())
     }
 
-    /// Weights and moments of a large network are swept where they lie.
+    /// Weights and moments of a large network are updated in place.
     #[test]
     fn a_step_writes_in_place() {
-        // Where a tensor lies that Burn's fusion delays is not to be seen.
+        // The memory of tensors that Burn's fusion delays cannot be observed.
         let on_cpu_only = cfg!(feature = "fusion");
         for device in devices().into_iter().filter(|device| !on_cpu_only || crate::device::is_cpu(device)) {
             let device = device.autodiff();
@@ -213,7 +213,7 @@ mod tests {
         }
     }
 
-    /// What a loss does not depend on has no moments yet, in files neither.
+    /// A parameter that the loss does not depend on has no moments, in files neither.
     #[test]
     fn tensors_without_gradients_go_on_without_moments() {
         let device = Device::flex().autodiff();
@@ -231,7 +231,7 @@ mod tests {
         assert!(matches!(read(&half), Err(ParamsError::Missing { .. })));
     }
 
-    /// Whatever order a device sweeps in, files have the same.
+    /// Whatever order a device sweeps in, the order in files is the same.
     #[test]
     fn states_of_all_devices_are_the_same() {
         let states = devices().into_iter().map(|device| {

@@ -1,9 +1,9 @@
-//! What chance decides about a batch, drawn while a GPU is busy with the batch before it: drawing is the host's work, and between two steps the GPU
-//! would wait for it.
+//! The random choices for a batch, drawn while a GPU is busy with the batch before it: drawing is done by the host, and otherwise the GPU would wait
+//! for it between two steps.
 
 use crate::diffusion::Draws;
 
-/// [`Draws`] for a batch to come.
+/// [`Draws`] for an upcoming batch.
 #[derive(Debug)]
 pub struct Ahead {
     batch: u64,
@@ -12,7 +12,7 @@ pub struct Ahead {
 }
 
 impl Ahead {
-    /// `draws` for batch number `batch` of shape `dims`.
+    /// `draws` for batch number `batch` with shape `dims`.
     pub fn new(batch: u64, dims: [usize; 4], draws: Draws) -> Self {
         Self { batch, dims, draws }
     }

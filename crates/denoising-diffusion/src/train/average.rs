@@ -1,4 +1,4 @@
-//! A network whose weights are an average of another one's, in storage of its own. Not here: how much is taken in when (`ema`, `power_ema`).
+//! A network whose weights are an average of another one's, in separate storage. Not here: how much is added when (`ema`, `power_ema`).
 
 use std::collections::BTreeMap;
 
@@ -11,10 +11,10 @@ use crate::nn::params::{self, ParamsError, Role, VisitTensor};
 use crate::nn::sweeps::{self, Field};
 use crate::weights::StateDict;
 
-/// Is in eval behaviour from the start and shares no storage with the network in training.
+/// The averaged network, in eval behaviour from the start; it shares no storage with the network in training.
 #[derive(Clone, Debug)]
 pub(super) struct Average<M> {
-    /// Taken out only while it is replaced.
+    /// `None` only while it is being replaced.
     network: Option<M>,
 }
 
@@ -24,7 +24,7 @@ impl<M: Module> Average<M> {
         Self { network: Some(sweeps::settled(model.valid())) }
     }
 
-    /// average += share (weights - average); a share of 1 is a copy. What `clip` finds spoiled changes nothing.
+    /// average += share (weights - average); a share of 1 copies. If `clip` says that the step must change nothing, neither does this.
     pub(super) fn take_in(&mut self, model: &M, share: f64, buffers: BufferPolicy, clip: &Clip) {
         let is_copied = |role: Role| share == 1.0 || role == Role::Buffer && buffers == BufferPolicy::Copy;
         let mut online = online_tensors(model);
@@ -67,7 +67,7 @@ fn online_tensors<M: Module>(model: &M) -> BTreeMap<String, (Role, Tensor<1>)> {
             self.0.insert(name.to_string(), (role, sweeps::flat(name, plain)));
         }
     }
-    // Running statistics that wait for their thread are flushed by `valid`.
+    // `valid` flushes running statistics that are pending for this thread.
     let _ = model.valid();
     let mut collect = Collect(BTreeMap::new());
     params::visit(model, &mut collect);

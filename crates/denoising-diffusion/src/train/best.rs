@@ -1,5 +1,5 @@
-//! Which checkpoint is the best. It is told from the evaluations in the log, anew at every save and every resume, so that a process that
-//! dies between writing a checkpoint and marking it leaves no wrong mark for good. Not here: measuring, and what a mark is.
+//! Which checkpoint is the best. It is determined from the evaluations in the log at every save and every resume, so that a process that dies
+//! between writing a checkpoint and marking it leaves no wrong mark for long. Not here: measuring, and what a mark is.
 
 use super::evaluation::EvaluateSetup;
 use super::run::{Run, RunError};
@@ -9,7 +9,7 @@ use crate::models::Network;
 use crate::report::log::{self, EvaluationRecord, Record};
 
 impl<M: Network> Run<M> {
-    /// All evaluations so far, in the order of their steps.
+    /// All evaluations so far, ordered by step.
     pub(super) fn evaluations(&self) -> Result<Vec<EvaluationRecord>, RunError> {
         let records = log::read(self.setup.dir.join("log.jsonl"))?;
         let read = |value| match serde_json::from_value(value) {
@@ -19,7 +19,7 @@ impl<M: Network> Run<M> {
         Ok(records.into_iter().filter_map(read).collect())
     }
 
-    /// The number by which the evaluation of `step`, which need not have a checkpoint yet, is better than all that have one.
+    /// The number by which the evaluation of `step` is the best among itself and all evaluations with a checkpoint; `step` need not have one yet.
     pub(super) fn best_by<'a>(&self, setup: &'a EvaluateSetup, step: u64) -> Result<Option<&'a str>, RunError> {
         let Some(name) = setup.config.best() else { return Ok(None) };
         let known = self.checkpoints.steps()?;
@@ -27,8 +27,8 @@ impl<M: Network> Run<M> {
         Ok((best == Some(step)).then_some(name))
     }
 
-    /// Marks the best of the checkpoints that there are. Where nothing that is measured tells a best one, none is marked; until the
-    /// number that tells it has been measured, a mark stays where it is.
+    /// Marks the best of the existing checkpoints. If no number is configured that decides, none is marked; until that number has been measured, an
+    /// existing mark stays.
     pub(super) fn mark_best(&self) -> Result<(), RunError> {
         let Some(setup) = &self.setup.evaluate else { return Ok(()) };
         let Some(name) = setup.config.best() else { return Ok(self.checkpoints.mark_best(None)?) };
@@ -40,8 +40,8 @@ impl<M: Network> Run<M> {
     }
 }
 
-/// The step of the best evaluation by the number `name` among those whose checkpoint is `known`, the first of equals. A number that is
-/// not finite is never the best. What rests on samples compares only with the same number of them, that of the last evaluation.
+/// The step of the best evaluation by the number `name` among those whose checkpoint is `known`; of equals, the first. A non-finite number is never
+/// the best. Numbers that depend on samples are compared only at equal sample count, that of the last evaluation.
 fn best_step(name: &str, evaluations: &[EvaluationRecord], known: impl Fn(u64) -> bool) -> Option<u64> {
     let better = better(name);
     if better == Better::Neither {

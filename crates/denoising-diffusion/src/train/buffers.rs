@@ -1,5 +1,5 @@
-//! A network's buffers (running statistics, not fixed frequencies) before a step, for the step that must not have happened: a forward pass changes them, before anyone
-//! knows whether its loss is finite.
+//! A copy of a network's buffers (running statistics, not fixed frequencies) from before a step, to undo the step: the forward pass changes them
+//! before it is known whether the loss is finite.
 
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
@@ -7,12 +7,12 @@ use burn::tensor::{Tensor, TensorData};
 use crate::nn::params::{self, MapTensor, Role, VisitTensor};
 use crate::weights::StateDict;
 
-/// Floating-point buffers that passes change, by name, on the host.
+/// Floating-point buffers that forward passes change, by name, on the host.
 #[derive(Default)]
 pub struct Buffers(StateDict);
 
 impl Buffers {
-    /// Those of `model`.
+    /// The buffers of `model`.
     pub fn of<M: Module>(model: &M) -> Self {
         // Flushes what is pending on this thread.
         let _ = model.valid();
@@ -25,7 +25,7 @@ impl Buffers {
         self.0.is_empty()
     }
 
-    /// `model` with these in their places.
+    /// `model` with these buffers put back.
     pub fn restored<M: Module>(mut self, model: M) -> M {
         // Flushes what this thread's forward pass left pending, so that nothing overwrites the restored values later.
         let _ = model.valid();
@@ -33,7 +33,7 @@ impl Buffers {
     }
 }
 
-/// Whether a buffer is one of fixed frequencies, which no pass changes. All layers call theirs so.
+/// Whether a buffer holds fixed frequencies, which no pass changes. All layers use this name for them.
 fn is_constant(name: &str) -> bool {
     name.rsplit('.').next() == Some("weights")
 }

@@ -1,16 +1,16 @@
-//! Checkpoints: a folder per step, written aside and renamed, with a checksum for every file in it.
+//! Checkpoints: one folder per step, written under a temporary name and renamed, with a checksum for every file.
 //!
 //! ```text
 //! checkpoints/step-00001000/
-//!   ema.safetensors    the averaged weights, complete in itself (see `model_file`)
+//!   ema.safetensors    the averaged weights, self-contained (see `model_file`)
 //!   model.safetensors  the weights in training, likewise
-//!   ema-0.05.safetensors  averages that others are made of, if there are any, likewise
+//!   ema-0.05.safetensors  post-hoc averages, if any, likewise
 //!   adam.safetensors   both moments of every parameter
-//!   state.json         counters, seed, settings, and what the data was
+//!   state.json         counters, seed, settings, and the digest of the data
 //!   checksums.json     SHA-256 and size of the files above
 //! ```
 //!
-//! At every moment there is a whole checkpoint of each step that ever had one and was not deleted: under its own name, or aside, where
+//! At any time there is a complete checkpoint of each step that had one and was not deleted: under its own name, or under a temporary one, where
 //! [`Checkpoints::tidy`] finds it.
 
 use std::collections::BTreeMap;
@@ -34,18 +34,18 @@ pub(super) use files::read_state;
 pub use files::weights_name;
 use files::{create_empty, sync_dir, verify};
 
-/// How the names of folders begin, beside those of whole checkpoints and of one that is being written: of one whose place another one takes,
+/// Prefix of a checkpoint being replaced.
 const REPLACED: &str = ".replaced-step-";
-/// of one that is being deleted,
+/// Prefix of a checkpoint being deleted.
 const DELETING: &str = ".deleting-step-";
-/// and of one that was passed over because it is damaged.
+/// Prefix of a checkpoint found damaged.
 const DAMAGED: &str = "damaged-step-";
-/// A checkpoint with a file of this name is never deleted.
+/// A checkpoint that contains a file of this name is never deleted.
 const KEEP: &str = "keep";
-/// The best checkpoint has a file of this name, and is not deleted while it is the best.
+/// The best checkpoint contains a file of this name, and is not deleted while it is the best.
 const BEST: &str = "best";
 
-/// The counters of a run.
+/// The counters of a run, and what identifies it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CheckpointState {
     pub version: String,
@@ -55,20 +55,20 @@ pub struct CheckpointState {
     pub adam_steps: u64,
     pub ema_calls: u64,
     pub seed: u64,
-    /// Identifies the data that was trained on.
+    /// Identifies the training data.
     pub data_digest: String,
-    /// What must not change while the run goes on ([`RunSetup::settings`](super::RunSetup::settings)); checkpoints of earlier versions have none.
+    /// Settings that must not change on resume ([`RunSetup::settings`](super::RunSetup::settings)); absent in checkpoints of earlier versions.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "with_values")]
     pub settings: BTreeMap<String, String>,
-    /// What 0 and 1 stand for in the units of the data, where that was measured or declared: it is not part of the digest.
+    /// The values of 0 and 1 in the units of the data, if measured or declared: not part of the digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value_range: Option<[f64; 2]>,
-    /// Lengths of the averages that others can be made of.
+    /// Lengths of the stored post-hoc averages.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub post_hoc_sigma_rels: Vec<f64>,
 }
 
-/// Settings that have a value, by their present names: earlier checkpoints list those without one, too, and have an older name.
+/// Settings that have a value, by their current names: earlier checkpoints also list those without a value, and use an older name.
 fn with_values<'de, D: Deserializer<'de>>(input: D) -> Result<BTreeMap<String, String>, D::Error> {
     let settings = BTreeMap::<String, Option<String>>::deserialize(input)?;
     let renamed = |key: String| match key.as_str() {
@@ -95,21 +95,21 @@ pub enum CheckpointError {
     NoneWhole { path: String, rejected: Vec<Rejected> },
 }
 
-/// A checkpoint that was passed over, and why.
+/// A checkpoint that was skipped, and why.
 #[derive(Debug)]
 pub struct Rejected {
     pub path: PathBuf,
     pub error: CheckpointError,
 }
 
-/// The folder of all checkpoints of a run.
+/// The folder that holds all checkpoints of a run.
 #[derive(Clone, Debug)]
 pub struct Checkpoints {
     folders: StepFolders,
 }
 
 impl Checkpoints {
-    /// Those in `dir`, which need not exist yet.
+    /// The checkpoints in `dir`, which need not exist yet.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self { folders: StepFolders::new(dir.into()) }
     }
@@ -127,10 +127,10 @@ impl Checkpoints {
         self.folders.dir()
     }
 
-    /// Steps with a folder, whole or not, in rising order.
+    /// Steps that have a folder, complete or not, in increasing order.
     ///
     /// # Errors
-    /// The folder of all checkpoints cannot be read. That there is none yet is no error.
+    /// The folder of all checkpoints cannot be read. It is no error if it does not exist yet.
     pub fn steps(&self) -> Result<Vec<u64>, CheckpointError> {
         self.steps_named(STEP)
     }
@@ -139,8 +139,8 @@ impl Checkpoints {
         self.folders.steps(prefix).map_err(io_error("read", self.dir()))
     }
 
-    /// Writes a checkpoint, marked to be kept if `keep` or if there is one of its step that is; if that fails nothing of it remains, and
-    /// what was there is untouched.
+    /// Writes a checkpoint, marked to be kept if `keep` is set or an existing checkpoint of the same step is marked. If writing fails, nothing of it
+    /// remains, and what was there is untouched.
     pub fn save(
         &self,
         state: &TrainerState,
@@ -164,7 +164,7 @@ impl Checkpoints {
         }
     }
 
-    /// Gives a whole checkpoint its name. One that has the name is there until then, and deleted afterwards.
+    /// Renames a complete checkpoint to its final name. An existing one of that name stays until then, and is deleted afterwards.
     fn put_in_place(&self, aside: &Path, step: u64) -> Result<(), CheckpointError> {
         let (target, replaced) = (self.path_of(step), self.named(REPLACED, step));
         if target.exists() {
@@ -185,8 +185,8 @@ impl Checkpoints {
         if path.exists() { fs::remove_dir_all(path).map_err(io_error("remove", path)) } else { Ok(()) }
     }
 
-    /// Ends what a process that was killed has begun: a checkpoint that lies whole aside gets its place if there is no whole one in it, and
-    /// everything else that lies aside is removed. Nobody may be writing there.
+    /// Cleans up after a killed process: a complete checkpoint under a temporary name gets its final name if there is no complete one there, and all
+    /// other temporary folders are removed. No other process may be writing there.
     pub fn tidy(&self) -> Result<(), CheckpointError> {
         // The newer one of a step first.
         for prefix in [WRITING, REPLACED] {
@@ -205,7 +205,7 @@ impl Checkpoints {
         self.steps_named(DELETING)?.into_iter().try_for_each(|step| self.delete_aside(&self.named(DELETING, step)))
     }
 
-    /// Gives the checkpoints that were passed over another name, so that they count no longer, and tells it.
+    /// Renames checkpoints that were skipped, so that they no longer count, and returns the new paths.
     pub(super) fn put_aside(&self, rejected: &[Rejected]) -> Result<Vec<PathBuf>, CheckpointError> {
         let steps = self.steps()?;
         let step = |rejected: &Rejected| steps.iter().copied().find(|step| self.path_of(*step) == rejected.path);
@@ -228,9 +228,9 @@ impl Checkpoints {
         if path.exists() { Ok(()) } else { create_empty(&path) }
     }
 
-    /// Marks a checkpoint as the best, and no other; `None` marks none.
+    /// Marks this checkpoint, and no other, as the best; `None` removes the mark.
     pub fn mark_best(&self, step: Option<u64>) -> Result<(), CheckpointError> {
-        // The new mark first: there is a best checkpoint at every moment.
+        // The new mark first: there is a best checkpoint at any time.
         if let Some(path) = step.map(|step| self.path_of(step).join(BEST)).filter(|path| !path.exists()) {
             create_empty(&path)?;
         }
@@ -254,7 +254,7 @@ impl Checkpoints {
         for step in self.steps()?.into_iter().rev().skip(keep) {
             let path = self.path_of(step);
             if !path.join(KEEP).exists() && Some(step) != best && step != saved {
-                // A folder that is half deleted is no checkpoint.
+                // Renamed first: a half-deleted folder must not be taken for a checkpoint.
                 let deleting = self.named(DELETING, step);
                 self.delete_aside(&deleting)?;
                 rename(&path, &deleting)?;
@@ -264,7 +264,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// The latest checkpoint that is whole, and those after it that are not. `None` if there is no checkpoint at all.
+    /// The latest complete checkpoint, and the incomplete or damaged ones after it. `None` if there is no checkpoint at all.
     pub fn latest(&self) -> Result<Option<(CheckpointState, PathBuf, Vec<Rejected>)>, CheckpointError> {
         let mut rejected = Vec::new();
         for step in self.steps()?.into_iter().rev() {

@@ -1,6 +1,6 @@
-//! One step in the training of a classifier of noisy images (Dhariwal and Nichol 2021, arXiv:2105.05233, section 4): the class of each
-//! image, told from the image at a noise level drawn as the formulation draws it. Not here: where batches come from, and what is written
-//! to disk (`classifier_run`).
+//! One step in the training of a classifier of noisy images (Dhariwal and Nichol 2021, arXiv:2105.05233, section 4): predicting the class of each
+//! image, at a noise level drawn from the formulation's training distribution. Not here: where batches come from, and what is written to disk
+//! (`classifier_run`).
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Tensor, TensorData};
@@ -20,7 +20,7 @@ use crate::nn::dropout;
 use crate::nn::params::host_values;
 use crate::noise::{Purpose, Stream};
 
-/// So many steps in a row without a finite loss and gradient end the training.
+/// Number of consecutive steps without a finite loss and gradient that ends training.
 const MAX_SKIPPED: u64 = 10;
 
 /// Options of [`ClassifierTrainer`] and the loop around it.
@@ -34,13 +34,13 @@ pub struct ClassifierTrainConfig {
     pub lr: f64,
     pub lr_schedule: LrSchedule,
     pub warmup_steps: u64,
-    /// Gradients are scaled down so that the norm of all of them together is at most this.
+    /// Gradients are scaled down so that their global norm is at most this.
     pub max_grad_norm: f64,
     /// Seeds weights, data order, noise levels, noise and dropout.
     pub seed: u64,
-    /// Steps between measurements on held-out images, each of which writes the file; absent: a tenth of the steps.
+    /// Steps between measurements on held-out images, each of which writes the file; if absent, a tenth of the steps.
     pub measure_every: Option<u64>,
-    /// The average that is measured and written; a decay of 0 makes it the weights in training.
+    /// The average that is measured and written; a decay of 0 gives the weights in training.
     pub ema: EmaConfig,
 }
 
@@ -55,7 +55,7 @@ impl Default for ClassifierTrainConfig {
             max_grad_norm: 1.0,
             seed: 0,
             measure_every: None,
-            // Updated at every step: such a training is short.
+            // Updated at every step, since such trainings are short.
             ema: EmaConfig { ema_update_every: 1, ..EmaConfig::default() },
         }
     }
@@ -84,7 +84,7 @@ impl ClassifierTrainConfig {
         self.measure_every.unwrap_or(self.steps.div_ceil(10))
     }
 
-    /// With the decays of the paper which are PyTorch's default.
+    /// With the decays of the paper, which are PyTorch's default.
     fn adam(&self) -> AdamConfig {
         AdamConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, max_grad_norm: self.max_grad_norm }
     }
@@ -93,7 +93,7 @@ impl ClassifierTrainConfig {
 /// A classifier in training, its optimizer and its moving average.
 #[derive(Debug)]
 pub struct ClassifierTrainer {
-    /// Taken out only while the optimizer replaces it.
+    /// `None` only while the optimizer replaces it.
     model: Option<Classifier>,
     ema: Ema<Classifier>,
     adam: Adam,
@@ -104,33 +104,33 @@ pub struct ClassifierTrainer {
     skipped_in_a_row: u64,
 }
 
-/// What a step did.
+/// Report of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClassifierStep {
-    /// 1-based.
+    /// Counted from 1.
     pub step: u64,
     /// Mean of `-ln p(y | x)` over the batch, in nats.
     pub loss: f64,
     /// Share of the batch whose class had the highest probability.
     pub accuracy: f64,
-    /// The norm of all gradients together, before clipping; NaN if the step was skipped.
+    /// The global norm of the gradients before clipping; NaN if the step was skipped.
     pub grad_norm: f64,
     pub lr: f64,
     /// Set if the step was skipped: it changed neither weights, optimizer nor average.
     pub skipped: Option<NonFinite>,
 }
 
-/// What a batch's passes gave.
+/// Results of a batch's forward and backward pass.
 struct Pass {
     loss: f64,
     accuracy: f64,
-    /// Its gradients with their norm and what clips them, or why there is no step.
+    /// The gradients with their norm and clipping factor, or why the step must be skipped.
     step: Result<(NamedGradients, f64, Clip), NonFinite>,
 }
 
 impl ClassifierTrainer {
-    /// `model` must lie on an autodiff device; `diffusion` has the schedule that its network learned, if it did; the configuration is
-    /// taken as valid.
+    /// `model` must be on an autodiff device; `diffusion` must contain the schedule that its network learned, if any; the configuration must be
+    /// valid.
     pub fn new(model: Classifier, diffusion: Diffusion, config: ClassifierTrainConfig, device: &Device) -> Self {
         Self {
             ema: Ema::new(&model, config.ema),
@@ -152,7 +152,7 @@ impl ClassifierTrainer {
         &self.diffusion
     }
 
-    /// The moving average: what is measured and written.
+    /// The moving average, which is measured and written.
     pub fn ema(&self) -> &Ema<Classifier> {
         &self.ema
     }
@@ -172,11 +172,11 @@ impl ClassifierTrainer {
         self.device.clone().inner()
     }
 
-    /// One optimizer step on images `[b, c, h, w]` in the data's range and their classes. What it does depends on the seed, the step's
-    /// number and the batch alone.
+    /// One optimizer step on images `[b, c, h, w]` in the data's range and their classes. The result depends only on the seed, the step number and
+    /// the batch.
     ///
     /// # Errors
-    /// The last of 10 steps in a row without a finite loss and gradient; those before it are skipped.
+    /// If this is the last of 10 consecutive steps without a finite loss and gradient; those before it are only skipped.
     pub fn step(&mut self, images: Tensor<4>, classes: &[u32]) -> Result<ClassifierStep, TrainError> {
         let c = &self.config;
         let lr = learning_rate(c.lr_schedule, c.lr, c.warmup_steps, c.steps, self.step + 1);

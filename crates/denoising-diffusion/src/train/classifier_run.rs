@@ -1,6 +1,5 @@
-//! The training of a classifier from data to a file: batches, measurements on held-out images, and the file, which is written anew with
-//! each of them. Not here: a step (`classifier`). There is no going on with such a training: it is short beside that of the network that
-//! it serves.
+//! The training of a classifier from data to a file: batches, measurements on held-out images, and the file, which each measurement rewrites. Not
+//! here: a single step (`classifier`). Such a training cannot be resumed: it is short compared with that of the network that the classifier guides.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -17,22 +16,22 @@ use crate::diffusion::Examples;
 use crate::eval::accuracy::{HeldOutAccuracy, held_out_accuracy};
 use crate::interop::InteropError;
 
-/// What the training of a classifier needs beside its trainer.
+/// What the training of a classifier needs in addition to its trainer.
 #[derive(Clone, Debug)]
 pub struct ClassifierSetup {
-    /// Where the classifier is written, again and again; the folder exists.
+    /// Where the classifier is written, repeatedly; the folder must exist.
     pub file: PathBuf,
-    /// What the file says of itself; step and accuracy are filled in.
+    /// The metadata of the file; step and accuracy are filled in.
     pub card: ClassifierCard,
     /// Images with classes.
     pub train: Subset,
     pub held_out: Subset,
     pub flip: Flip,
-    /// Threads that decode; 0 chooses.
+    /// Decoding threads; 0: chosen automatically.
     pub workers: usize,
 }
 
-/// What happens meanwhile, for whoever shows it.
+/// Progress events for the caller to show.
 #[derive(Debug)]
 pub enum ClassifierEvent<'a> {
     Step { report: &'a ClassifierStep, images_per_s: f64 },
@@ -40,7 +39,7 @@ pub enum ClassifierEvent<'a> {
     Written { step: u64, file: &'a Path },
 }
 
-/// Why there is no classifier.
+/// Why no classifier could be trained.
 #[derive(Debug, Error)]
 pub enum ClassifierTrainError {
     #[error("the data have no classes")]
@@ -55,11 +54,11 @@ pub enum ClassifierTrainError {
     Write(#[from] InteropError),
 }
 
-/// Trains until all steps are made or `stop` asks for an end, and writes the moving average in both cases. Returns what the file says of
-/// itself; it was measured at its step unless `stop` came before.
+/// Trains until all steps are made or `stop` is requested, and writes the moving average in both cases. Returns the metadata of the file; it
+/// contains a measurement of the final step unless `stop` came first.
 ///
 /// # Errors
-/// [`ClassifierTrainError`]. What was written before stays.
+/// [`ClassifierTrainError`]. Files written before remain.
 pub fn train_classifier(
     trainer: &mut ClassifierTrainer,
     setup: &ClassifierSetup,
@@ -113,7 +112,7 @@ fn open_loader(trainer: &ClassifierTrainer, setup: &ClassifierSetup) -> Result<L
     Loader::start_at(setup.train.clone(), loader, trainer.step_count())
 }
 
-/// The average on held-out images. `None` without any, or if `stop` came meanwhile.
+/// The accuracy of the average on held-out images. `None` if there are none, or if `stop` was requested meanwhile.
 fn measure(
     trainer: &ClassifierTrainer,
     setup: &ClassifierSetup,

@@ -1,4 +1,4 @@
-//! The options of a training run that are no part of data, network or formulation, and their checks.
+//! The options of a training run that do not belong to data, network or formulation, and their checks.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -25,15 +25,15 @@ pub struct TrainConfig {
     pub adam_beta1: f64,
     pub adam_beta2: f64,
     pub adam_eps: f64,
-    /// Decoupled weight decay (AdamW): weights shrink by `lr` times this in each step; 0: not.
+    /// Decoupled weight decay (AdamW): weights shrink by `lr` times this in each step; 0: off.
     pub weight_decay: f64,
-    /// Gradients are scaled down so that the norm of all of them together is at most this.
+    /// Gradients are scaled down so that their global norm is at most this.
     pub max_grad_norm: f64,
-    /// Keep only the inputs of each block of the network for the backward pass and compute the rest again: less memory, more time, the same
-    /// numbers; of U-Nets without dropout on the CPU to the bit, of others up to the order in which gradients are added.
+    /// Keep only the inputs of each block of the network for the backward pass and recompute the rest: less memory, more time. The numbers are the
+    /// same to the bit for U-Nets without dropout on the CPU, otherwise up to the order in which gradients are added.
     pub checkpoint_activations: bool,
-    /// On a GPU, record the passes of a step, and the network that samples are drawn from, once and ask for them as one thing from then on, where that can
-    /// be: less work for the host, more memory, the same bits.
+    /// On a GPU, record the passes of a step, and the network that samples are drawn from, once and replay them as one unit, where possible: less
+    /// work for the host, more memory, the same bits.
     pub device_graph: bool,
     /// Whether a run also writes its log as event files for TensorBoard.
     pub tensorboard: bool,
@@ -41,17 +41,17 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Steps between checkpoints.
     pub save_every: u64,
-    /// Steps between sample grids; absent: with every checkpoint.
+    /// Steps between sample grids; if absent, with every checkpoint.
     pub sample_every: Option<u64>,
-    /// Steps between measurements of the held-out loss; absent: with every checkpoint.
+    /// Steps between measurements of the held-out loss; if absent, with every checkpoint.
     pub held_out_every: Option<u64>,
     /// Steps between lines of the log.
     pub log_every: u64,
-    /// Checkpoints kept: the latest so many, and those that contain a file named `keep`.
+    /// Number of latest checkpoints to keep, in addition to those that contain a file named `keep`.
     pub keep: usize,
     /// Every checkpoint whose step is a multiple of this is marked with a file named `keep`.
     pub keep_every: Option<u64>,
-    /// So many steps in a row without a finite loss and gradient end the run.
+    /// Number of consecutive steps without a finite loss and gradient that ends the run.
     pub max_skipped: u64,
 }
 
@@ -84,7 +84,7 @@ impl Default for TrainConfig {
     }
 }
 
-/// Why options make no training run.
+/// Why training options are invalid.
 #[derive(Clone, Debug, PartialEq, Error)]
 pub enum TrainConfigError {
     #[error("`{key}` must be at least 1, got 0")]

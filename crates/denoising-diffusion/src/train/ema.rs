@@ -1,4 +1,4 @@
-//! The exponential moving average of a network that samples are drawn from: when it takes in how much. Not here: its storage (`average`).
+//! The exponential moving average of a network, from which samples are drawn: when it is updated, and how much. Not here: its storage (`average`).
 
 use burn::module::Module;
 use serde::{Deserialize, Serialize};
@@ -9,26 +9,26 @@ use crate::nn::params::ParamsError;
 use crate::nn::{Eval, EvalMode};
 use crate::weights::StateDict;
 
-/// What becomes of floating-point buffers (running statistics); integer buffers are always copied.
+/// How floating-point buffers (running statistics) are treated; integer buffers are always copied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BufferPolicy {
-    /// The average takes the network's present ones: they are averages already.
+    /// The average copies the network's current buffers: they are averages already.
     #[default]
     Copy,
-    /// They are averaged like weights, as ema-pytorch does.
+    /// They are averaged like weights, as in ema-pytorch.
     Lerp,
 }
 
-/// Options of [`Ema`]; `Default` is what the reference's Trainer uses.
+/// Options of [`Ema`]; `Default` is that of the reference's Trainer.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EmaConfig {
     /// The largest decay.
     pub ema_decay: f64,
-    /// An update happens at every so many calls.
+    /// Number of calls per update.
     pub ema_update_every: u64,
-    /// Up to this call an update is a copy.
+    /// Up to this call, an update is a copy.
     pub ema_update_after_step: u64,
     pub ema_inv_gamma: f64,
     pub ema_power: f64,
@@ -51,7 +51,7 @@ impl Default for EmaConfig {
     }
 }
 
-/// What call number `call` (0-based) does.
+/// The action of one call.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Update {
     Nothing,
@@ -81,8 +81,7 @@ impl EmaConfig {
     }
 }
 
-/// A moving average of a network's weights. Its network is in eval behaviour from the start and shares no storage with the
-/// one in training.
+/// A moving average of a network's weights. Its network is in eval behaviour from the start and shares no storage with the one in training.
 #[derive(Clone, Debug)]
 pub struct Ema<M> {
     average: Average<M>,
@@ -96,13 +95,13 @@ impl<M: Module> Ema<M> {
         Self { average: Average::new(model), config, calls: 0 }
     }
 
-    /// To be called after every step of the optimizer.
+    /// Must be called after every optimizer step.
     pub fn update(&mut self, model: &M) {
         self.update_clipped(model, &Clip::Known(1.0));
     }
 
-    /// [`update`](Self::update) after a step that perhaps turns out to have changed nothing, of which the device alone knows. Then nothing changes but
-    /// the count, see [`take_back`](Self::take_back).
+    /// [`update`](Self::update) after a step that may turn out to have changed nothing, which only the device knows yet. In that case nothing
+    /// changes but the count, see [`take_back`](Self::take_back).
     pub(super) fn update_clipped(&mut self, model: &M, clip: &Clip) {
         let call = self.calls;
         self.calls += 1;
@@ -114,12 +113,12 @@ impl<M: Module> Ema<M> {
         self.average.take_in(model, share, self.config.ema_buffers, clip);
     }
 
-    /// What the latest call of [`update_clipped`](Self::update_clipped) is told once it turns out to have changed nothing.
+    /// Undoes the count of the latest [`update_clipped`](Self::update_clipped), which turned out to change nothing.
     pub(super) fn take_back(&mut self) {
         self.calls -= 1;
     }
 
-    /// The decay that the latest call used, or would have used had it been due.
+    /// The decay that the latest call used, or would have used if an update had been due.
     pub fn decay(&self) -> f64 {
         self.config.decay_at(self.calls.saturating_sub(1))
     }
@@ -129,7 +128,7 @@ impl<M: Module> Ema<M> {
         self.calls
     }
 
-    /// The averaged network, ready to sample or to be measured.
+    /// The averaged network, ready for sampling or measurements.
     pub fn eval(&self) -> Eval<M> {
         self.average.network().eval()
     }
@@ -139,7 +138,7 @@ impl<M: Module> Ema<M> {
         self.average.to_state_dict()
     }
 
-    /// The average as it was after `calls` calls.
+    /// Restores the average after `calls` calls.
     pub fn restore(&mut self, state: &StateDict, calls: u64) -> Result<(), ParamsError> {
         self.average.restore(state)?;
         self.calls = calls;

@@ -1,5 +1,5 @@
-//! Evaluations of a run: how large they may be, and what is measured. Nothing here touches the network in training or the order of its
-//! data. Not here: when they are due (`periodic`), and which checkpoint is the best (`best`).
+//! Evaluations of a run: how large they may be, and what is measured. Nothing here affects the network in training or the order of its data. Not
+//! here: when they are due (`periodic`), and which checkpoint is the best (`best`).
 
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -23,31 +23,31 @@ use crate::report::log::{EvaluationRecord, Record};
 use crate::sampler::SampleConfig;
 use crate::task::Task;
 
-/// Fewer samples than this are not drawn, whatever the time budget.
+/// Minimum number of samples, whatever the time budget.
 const FEWEST: usize = 16;
 
 /// What a run needs to evaluate.
 #[derive(Clone, Debug)]
 pub struct EvaluateSetup {
     pub config: EvaluateConfig,
-    /// Where a metric rests on Inception's features.
+    /// For metrics based on Inception's features.
     pub extractor: Option<Extractor>,
-    /// Where the features of the data are kept.
+    /// Where the features of the data are stored.
     pub store: FeatureStore,
 }
 
-/// How long the next evaluation will take.
+/// Estimate of how long the next evaluation will take.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Expected {
-    /// Samples that will be drawn, and those that the recipe asks for.
+    /// Samples that will be drawn, and the number that the recipe asks for.
     pub samples: usize,
     pub asked: usize,
     pub seconds: f64,
-    /// Of it, for the features of the real images, which are computed once.
+    /// Share of the time for the features of the real images, which are computed once.
     pub seconds_once: f64,
 }
 
-/// Passes an evaluation's progress on as events.
+/// Reports an evaluation's progress as events.
 struct Events<'a> {
     task: Task,
     total: usize,
@@ -73,8 +73,8 @@ impl Watch for Events<'_> {
 }
 
 impl<M: Network> Run<M> {
-    /// Evaluates the average, and says whether it is the best so far. `Break`: a stop was asked for, and nothing is recorded. Of an evaluation that
-    /// fails nothing is recorded either, and training goes on.
+    /// Evaluates the average and returns whether it is the best so far. `Break`: a stop was requested, and nothing is recorded. If an evaluation
+    /// fails, nothing is recorded either, and training continues.
     pub(super) fn evaluate(
         &mut self,
         setup: &EvaluateSetup,
@@ -106,7 +106,7 @@ impl<M: Network> Run<M> {
         Ok(ControlFlow::Continue(best.is_some()))
     }
 
-    /// How many samples were drawn, and what was measured.
+    /// The number of samples drawn, and the measurements.
     fn measurements(
         &self,
         setup: &EvaluateSetup,
@@ -119,8 +119,8 @@ impl<M: Network> Run<M> {
         Ok((samples, self.evaluate_with(setup, &average, samples, &mut events)?))
     }
 
-    /// How many samples to draw: as in the evaluation before, so that numbers compare; the first time, and when the run was resumed with
-    /// another number or another budget, as many as the budget allows.
+    /// How many samples to draw: as many as in the previous evaluation, so that numbers are comparable; the first time, and after a resume with
+    /// another number or budget, as many as the budget allows.
     fn evaluation_samples(
         &self,
         setup: &EvaluateSetup,
@@ -140,7 +140,7 @@ impl<M: Network> Run<M> {
         Ok(expected.samples)
     }
 
-    /// From the time of two steps on one batch, and of Inception on one batch.
+    /// Estimated from the time of two steps on one batch, and of Inception on one batch.
     fn expected_time(
         &self,
         setup: &EvaluateSetup,
@@ -156,14 +156,14 @@ impl<M: Network> Run<M> {
             let diffusion = self.trainer.diffusion();
             let steps = diffusion.formulation().timesteps().map_or(2, |timesteps| timesteps.min(2));
             let trial = SampleConfig { sampling_timesteps: Some(steps), ..sample.clone() };
-            // The first steps are slower than all others.
+            // The first steps are slower than the rest.
             let _ = self.draw(setup, average, &trial, batch, stop, &mut |_| {})?;
             let started = Instant::now();
             let images = self.draw(setup, average, &trial, batch, stop, &mut |_| {})?;
             let per_output =
                 started.elapsed().as_secs_f64() / (trial.evaluations(diffusion.formulation()) * batch) as f64;
             if wants(Metric::needs_samples) {
-                // Batches are spread over the devices; that one was one device's.
+                // Batches are distributed over the devices; the trial ran on one.
                 let share = 1.0 / (1 + average.others.len()) as f64;
                 per_sample += per_output * sample.evaluations(diffusion.formulation()) as f64 * share;
             }
@@ -228,7 +228,7 @@ impl<M: Network> Run<M> {
         Ok(measurements)
     }
 
-    /// The data, trained on or not, as it is: all of it, or as much as the recipe says.
+    /// The real images, training and held-out: all, or as many as the recipe says.
     fn real_images(&self, config: &EvaluateConfig) -> Images {
         let all = Subset::from(self.setup.train.dataset().clone());
         Images::of_data(config.evaluate_real.map_or(all.clone(), |n| all.spread(n)))

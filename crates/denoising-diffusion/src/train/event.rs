@@ -1,4 +1,4 @@
-//! What a run and its caller tell each other: events on one side, the wish to stop on the other.
+//! Communication between a run and its caller: events in one direction, the request to stop in the other.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ impl StopSignal {
     }
 }
 
-/// What happens during a run, for whoever shows it.
+/// What happens during a run, for the caller to show.
 #[derive(Debug)]
 pub enum Event<'a> {
     Step {
@@ -40,7 +40,7 @@ pub enum Event<'a> {
         cause: &'a NonFinite,
         skipped: u64,
     },
-    /// Once, if `device_graph` is set and the passes of steps are launched all the same.
+    /// Sent once if `device_graph` is set but the passes of steps are launched anyway.
     NotRecorded {
         why: &'a str,
     },
@@ -48,7 +48,7 @@ pub enum Event<'a> {
         step: u64,
         loss: &'a HeldOutLoss,
     },
-    /// A step of the batch of samples that begins with image `first`.
+    /// A step of the batch of samples that starts at image `first`.
     Sampling {
         first: usize,
         step: usize,
@@ -60,12 +60,12 @@ pub enum Event<'a> {
         of_samples: &'a ChannelStatistics,
         of_data: &'a ChannelStatistics,
     },
-    /// Samples to look at came to nothing; training goes on.
+    /// The sample grid could not be drawn; training continues.
     NotSampled {
         step: u64,
         why: &'a GenerateError,
     },
-    /// Before the first evaluation, and before the first one with another number of samples or another time budget.
+    /// Sent before the first evaluation, and before the first one with another number of samples or another time budget.
     Expected(&'a Expected),
     Evaluating {
         task: Task,
@@ -78,16 +78,16 @@ pub enum Event<'a> {
         measurements: &'a [Measurement],
         best: Option<&'a str>,
     },
-    /// An evaluation came to nothing; training goes on.
+    /// An evaluation failed; training continues.
     NotEvaluated {
         step: u64,
         why: &'a RunError,
     },
-    /// Features of an evaluation could not be kept for the next one; it goes on.
+    /// Features of an evaluation could not be stored for the next one; the evaluation continues.
     NotStored {
         why: &'a InteropError,
     },
-    /// After an error, what was trained before it could not be saved either.
+    /// After an error, the state trained so far could not be saved either.
     NotSaved {
         why: &'a RunError,
     },
@@ -102,6 +102,6 @@ pub enum Event<'a> {
 pub enum Outcome {
     /// All steps were made.
     Finished,
-    /// It was asked to stop, and its state is saved.
+    /// It was asked to stop, and its state was saved.
     Stopped,
 }

@@ -1,4 +1,4 @@
-//! The folder of a run as a place: whether it is free, and who works in it. Not here: what is in it.
+//! The folder of a run as a location: whether it is free, and which process uses it. Not here: its contents.
 
 use std::fs::{File, OpenOptions, TryLockError, create_dir_all};
 use std::io::{self, ErrorKind};
@@ -7,16 +7,16 @@ use std::path::Path;
 use super::run::RunError;
 use crate::atomic_file::{is_leftover, remove_leftovers};
 
-/// The file that is locked. It stays: whoever removed it could remove another one's.
+/// The lock file. It is never removed: a process that removed it could remove another one's lock.
 const LOCK: &str = ".lock";
 
-/// One process at a time works in a run folder. The system gives the lock back when the process ends, however it ends.
+/// Lets one process at a time work in a run folder. The system releases the lock when the process ends, however it ends.
 #[derive(Debug)]
 pub(super) struct Lock {
     _file: File,
 }
 
-/// Whether a run may begin in a folder: it does not exist, or holds at most what a process left that was killed before its run began.
+/// Whether a run may begin in a folder: it does not exist, or holds at most leftovers of a process that was killed before its run began.
 pub fn is_free(dir: &Path) -> io::Result<bool> {
     let entries = match dir.read_dir() {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
@@ -32,7 +32,7 @@ pub fn is_free(dir: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Takes a folder for a new run. Of two processes that come at once one gets it.
+/// Claims a folder for a new run. If two processes try at once, one succeeds.
 pub(super) fn claim(dir: &Path) -> Result<Lock, RunError> {
     let exists = || RunError::Exists { path: dir.to_owned() };
     let check = || match is_free(dir) {
@@ -41,7 +41,7 @@ pub(super) fn claim(dir: &Path) -> Result<Lock, RunError> {
         Err(error) => Err(io_error("read", dir)(error)),
     };
     create_dir_all(dir).map_err(io_error("create", dir))?;
-    // Before anything is written into a folder that may be somebody's, and again when nobody else can begin.
+    // Checked before anything is written into a folder that may be in use, and again when no other process can begin.
     check()?;
     let lock = lock(dir)?;
     check()?;
@@ -57,7 +57,7 @@ pub(super) fn lock(dir: &Path) -> Result<Lock, RunError> {
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Err(RunError::InUse { path: dir.to_owned() }),
-        // Some file systems have no locks.
+        // Some file systems do not support locks.
         Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {}
         Err(TryLockError::Error(error)) => return Err(io_error("lock", &path)(error)),
     }

@@ -1,5 +1,5 @@
-//! Gradients by the names of what they are of, and what a step with them comes to: its losses, the norm of all of them, and whether it can be
-//! made. Not here: the step itself (`adam`).
+//! Gradients by parameter name, and the outcome of a step with them: its losses, the norm of all gradients, and whether the step can be made. Not
+//! here: the step itself (`adam`).
 
 use std::sync::Arc;
 
@@ -11,25 +11,25 @@ use super::sweep::{self, Clip, Found, Question};
 use crate::nn::params::{self, Role, VisitTensor};
 use crate::nn::sweeps;
 
-/// Gradients of one backward pass, or the sum of several, flat, in the order of the network's fields; of the type of the tensors that the
-/// backward pass was about, sums in f32.
+/// Gradients of one backward pass, or the sum of several, flat, in the order of the network's fields. Those of one pass have the type of the tensors
+/// that it was computed for; sums are f32.
 #[derive(Clone, Debug, Default)]
 pub struct NamedGradients {
     of: Arc<[Parameter]>,
-    /// Of each, in the order of [`sweeps::flat`].
+    /// One per parameter, in the order of [`sweeps::flat`].
     tensors: Vec<Tensor<1>>,
 }
 
-/// What a gradient is of.
+/// The parameter that a gradient belongs to.
 #[derive(Clone, Debug)]
 pub(super) struct Parameter {
     pub(super) name: String,
     pub(super) shape: Vec<usize>,
-    /// Its number among the network's trainable tensors.
+    /// Its index among the network's trainable tensors.
     number: usize,
 }
 
-/// The norm of all gradients together, before clipping.
+/// The global norm of the gradients, before clipping.
 #[derive(Clone, Debug, PartialEq)]
 pub enum GradNorm {
     Finite(f64),
@@ -40,8 +40,7 @@ pub enum GradNorm {
 }
 
 impl NamedGradients {
-    /// The gradients with respect to the trainable tensors of `model`, taken out of those of a backward pass; a tensor that the
-    /// loss does not depend on has none.
+    /// The gradients of the trainable tensors of `model`, taken out of those of a backward pass; a tensor that the loss does not depend on has none.
     pub fn take<M: Module>(model: &M, gradients: &mut Gradients) -> Self {
         struct Collect<'a> {
             from: &'a mut Gradients,
@@ -67,7 +66,7 @@ impl NamedGradients {
         Self { of: collect.of.into(), tensors: collect.tensors }
     }
 
-    /// The sum with the gradients of another pass of the same network, which may have been about other tensors of it.
+    /// The sum with the gradients of another pass of the same network, which may cover other tensors of it.
     pub fn summed_with(self, other: Self) -> Self {
         if self.tensors.is_empty() {
             return other;
@@ -89,61 +88,62 @@ impl NamedGradients {
         Self { of: sum.0.into(), tensors: sum.1 }
     }
 
-    /// The same on another device, with the loss that they are of. Waits for theirs.
+    /// The same on another device, together with their loss. Waits for their device.
     pub(super) fn moved(self, loss: Tensor<1>, device: &Device) -> (Tensor<1>, Self) {
         let mut tensors = replicas::moved(self.tensors.into_iter().chain([loss]).collect(), device);
         let loss = tensors.pop().expect("as many as there were");
         (loss, Self { tensors, of: self.of })
     }
 
-    /// The norm of all gradients together. Waits for the device.
+    /// The global norm of the gradients. Waits for the device.
     pub fn norm(&self) -> GradNorm {
         let no_loss = self.tensors.first().map(|gradient| Tensor::zeros([1], &gradient.device()));
         let found = self.ask(no_loss.into_iter().collect(), f64::INFINITY).read().wait();
         grad_norm(&self.of, &found.squared_norms)
     }
 
-    /// Asks for what a step with these gradients comes to, which are clipped to a norm of `max_norm`; `losses` are of one value each, and there is one.
+    /// Requests the outcome of a step with these gradients, to be clipped to a norm of `max_norm`; each of `losses` holds one value, and there is at
+    /// least one.
     pub(super) fn ask(&self, losses: Vec<Tensor<1>>, max_norm: f64) -> Question {
         sweep::ask(&self.tensors, losses, max_norm)
     }
 
-    /// What they are of.
+    /// The parameters that the gradients belong to.
     pub(super) fn of(&self) -> Arc<[Parameter]> {
         self.of.clone()
     }
 
-    /// What they are of, and as many gradients.
+    /// The parameters and, in the same order, their gradients.
     pub(super) fn into_parts(self) -> (Arc<[Parameter]>, Vec<Tensor<1>>) {
         (self.of, self.tensors)
     }
 
-    /// Name and gradient of each tensor, in the order of its rows.
+    /// Name and gradient of each tensor, in rows.
     pub fn iter(&self) -> impl Iterator<Item = (&str, Tensor<1>)> {
         let rows = |(of, gradient): (&Parameter, &Tensor<1>)| sweeps::in_rows(&of.name, gradient.clone(), &of.shape);
         self.of.iter().zip(&self.tensors).map(move |pair| (pair.0.name.as_str(), rows(pair)))
     }
 }
 
-/// What a step came to.
+/// The result of a step.
 #[derive(Debug)]
 pub(super) struct CameTo {
     pub(super) losses: Vec<f64>,
-    /// The norm of all gradients before clipping, and what clips them; or why there must be no step.
+    /// The norm of all gradients before clipping and what clips them, or why the step must not be made.
     pub(super) step: Result<(f64, Clip), Spoiled>,
 }
 
-/// The first thing in a step that is not finite.
+/// The first non-finite value in a step.
 #[derive(Debug)]
 pub(super) enum Spoiled {
-    /// Of which batch.
+    /// The loss of this batch.
     Loss(usize),
-    /// Of which tensor.
+    /// The gradient of this tensor.
     Gradient(String),
 }
 
 impl CameTo {
-    /// By what was found of the gradients of these parameters.
+    /// From the query's answer for the gradients of these parameters.
     pub(super) fn new(of: &[Parameter], found: Found) -> Self {
         let Found { losses, squared_norms, grad_scale } = found;
         let spoiled = losses.iter().position(|loss| !loss.is_finite());
@@ -151,7 +151,7 @@ impl CameTo {
             (Some(batch), ..) => Err(Spoiled::Loss(batch)),
             (None, GradNorm::NonFinite { tensor }, _) => Err(Spoiled::Gradient(tensor)),
             (None, GradNorm::Finite(norm), Some(grad_scale)) => Ok((norm, Clip::Known(grad_scale))),
-            // The sum of all is too large for f32, in which a device adds.
+            // The sum of all is too large for f32, in which the device adds.
             (None, GradNorm::Finite(_), None) => {
                 let largest = of.iter().zip(&squared_norms).max_by(|(_, a), (_, b)| a.total_cmp(b));
                 Err(Spoiled::Gradient(largest.map_or(String::new(), |(parameter, _)| parameter.name.clone())))
@@ -161,7 +161,7 @@ impl CameTo {
     }
 }
 
-/// The norm of all gradients together, of the squares of each.
+/// The global norm of the gradients, from the squared norm of each.
 fn grad_norm(of: &[Parameter], squared_norms: &[f64]) -> GradNorm {
     match squared_norms.iter().position(|squared| !squared.is_finite()) {
         Some(first) => GradNorm::NonFinite { tensor: of[first].name.clone() },
@@ -183,7 +183,7 @@ mod tests {
         c: Param<Tensor<1>>,
     }
 
-    /// A class that no example of a batch has, say, has no gradient there.
+    /// For example, a class that no example of a batch has gets no gradient.
     #[test]
     fn batches_may_be_about_different_tensors() {
         let number = |value: f32| Param::from_tensor(Tensor::from_floats([value], &Device::flex().autodiff()));

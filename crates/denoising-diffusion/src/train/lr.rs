@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LrSchedule {
-    /// It stays.
+    /// It stays constant.
     #[default]
     Constant,
     /// Half a cosine down to 0 at the last step.
@@ -16,8 +16,7 @@ pub enum LrSchedule {
     InverseSqrt,
 }
 
-/// The learning rate of `step` (1-based) of `steps`: linear from `lr / warmup` to `lr` over the first `warmup` steps, then as the
-/// schedule says.
+/// The learning rate at `step` (1-based) of `steps`: linear from `lr / warmup` to `lr` over the first `warmup` steps, then following the schedule.
 pub fn learning_rate(schedule: LrSchedule, lr: f64, warmup: u64, steps: u64, step: u64) -> f64 {
     if step <= warmup {
         return lr * step as f64 / warmup as f64;

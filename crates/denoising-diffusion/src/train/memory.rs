@@ -1,26 +1,26 @@
-//! How much memory a training will take, told from the options of its network before anything is made. Not here: measuring it.
+//! Estimate of the memory that a training will take, from the options of its network, before anything is made. Not here: measuring it.
 
 use super::config::TrainConfig;
 use crate::data::{DataLayout, ImageShape};
 use crate::models::{DitConfig, KarrasUnetConfig, NetworkConfig, NetworkConfigError, PerStage, UnetConfig, UvitConfig};
 use crate::nn::Axes;
 
-/// What the process holds beside tensors: program, stacks, buffers.
+/// Memory of the process besides tensors: program, stacks, buffers.
 const BASE_BYTES: u64 = 60 << 20;
-/// Values kept until the backward pass, per pixel of a stage.
+/// Number of values kept for the backward pass, per pixel of a stage.
 struct Kept {
-    /// Per channel of its two residual blocks and of what resamples it.
+    /// Per channel of its two residual blocks and of its resampling layer.
     blocks: u64,
     /// Per channel of its attention's input.
     attention: u64,
-    /// Per channel of its heads.
+    /// Per channel of its attention heads.
     heads: u64,
 }
 
 impl Kept {
     /// Outputs of two convolutions and two normalisations in each block; normalised inputs and outputs; query, key, value, output.
     const ALL: Self = Self { blocks: 9, attention: 3, heads: 4 };
-    /// What goes into each block and into attention.
+    /// The inputs of each block and of the attention.
     const INPUTS: Self = Self { blocks: 3, attention: 1, heads: 0 };
 
     fn values(&self, pixels: u64, dim: usize, inner: usize) -> u64 {
@@ -28,25 +28,25 @@ impl Kept {
     }
 }
 
-/// Values kept until the backward pass, added up block by block.
+/// Number of values kept for the backward pass, added up block by block.
 #[derive(Default)]
 struct Tally {
     kept: u64,
-    /// Of the blocks that are computed again, one at a time: what the largest then takes.
+    /// For blocks that are recomputed, one at a time: the peak of the largest one.
     again: u64,
 }
 
-/// How a block is computed again in the backward pass, if it is.
+/// How a block is recomputed in the backward pass.
 #[derive(Clone, Copy)]
 enum Again {
     /// By a kernel.
     Kernel,
-    /// With a tape of its own, on which gradients are beside what is kept.
+    /// With its own tape, which holds gradients in addition to the kept values.
     Tape,
 }
 
 impl Tally {
-    /// A block that keeps `all` or, if it is computed again, its `inputs`.
+    /// Adds a block that keeps `all` values or, if it is recomputed, its `inputs`.
     fn add(&mut self, again: Option<Again>, all: u64, inputs: u64) {
         self.kept += if again.is_some() { inputs } else { all };
         self.again = self.again.max(match again {
@@ -61,8 +61,8 @@ impl Tally {
     }
 }
 
-/// Memory of training at its peak, in bytes, with so many averages beside the one: of a step or, where that is more, while a checkpoint is written, which
-/// holds weights, moments and averages twice. `parameters` is the network's number of weights, `shape` that of an example.
+/// Peak memory of training in bytes, including additional averages: that of a step or, if larger, that of writing a checkpoint, which holds weights,
+/// moments and averages twice. `parameters` is the network's number of weights, `shape` that of an example.
 ///
 /// # Errors
 /// Options that describe no network.
@@ -77,8 +77,8 @@ pub fn memory_estimate(
     Ok(step.max(BASE_BYTES + values((8 + 2 * averages) * parameters)))
 }
 
-/// Memory of a step at its peak, in bytes: weights, gradients, two moments, average, and what the forward pass keeps for the backward pass. The
-/// constants fit measured peaks of small networks of each kind, on the CPU, within a fifth. Of a network of one's own only weights are known.
+/// Peak memory of a step in bytes: weights, gradients, two moments, average, and what the forward pass keeps for the backward pass. The constants
+/// fit measured peaks of small networks of each kind, on the CPU, within a fifth. For a custom network only the weights are known.
 ///
 /// # Errors
 /// Options that describe no network.
@@ -100,12 +100,12 @@ pub fn step_estimate(
     Ok(BASE_BYTES + values(5 * parameters + kept * train.batch_size as u64))
 }
 
-/// Bytes of so many values: a quarter more for blocks that wait for their next use, and for their sizes, which are rounded up.
+/// Bytes of `count` values: a quarter more for blocks waiting for reuse, and for rounding up of block sizes.
 fn values(count: u64) -> u64 {
     5 * count
 }
 
-/// Values for each image, counted from the widths of the stages.
+/// Number of values per image, from the widths of the stages.
 fn kept_by_unet(unet: &UnetConfig, shape: ImageShape, again: Option<Again>) -> Result<u64, NetworkConfigError> {
     let stages = unet.stages()?;
     let (mut tally, mut pixels) = (Tally::default(), (shape.height * shape.width) as u64);
@@ -114,10 +114,10 @@ fn kept_by_unet(unet: &UnetConfig, shape: ImageShape, again: Option<Again>) -> R
     };
     for stage in &stages {
         let inner = stage.heads * stage.dim_head;
-        add(pixels, stage.dim_in, inner); // the way down
-        add(pixels, stage.dim_out, inner); // the way up
+        add(pixels, stage.dim_in, inner); // encoder
+        add(pixels, stage.dim_out, inner); // decoder
         if stage.is_last {
-            add(pixels, stage.dim_out, inner); // the middle
+            add(pixels, stage.dim_out, inner); // middle
         } else {
             pixels /= if unet.axes == Axes::Both { 4 } else { 2 };
         }
@@ -125,9 +125,9 @@ fn kept_by_unet(unet: &UnetConfig, shape: ImageShape, again: Option<Again>) -> R
     Ok(tally.values())
 }
 
-/// Values for each image: stages as a U-Net's, the transformer as one of as many tokens as the innermost stage has pixels.
+/// Number of values per image: stages like those of a U-Net, and a transformer with as many tokens as the innermost stage has pixels.
 fn kept_by_uvit(uvit: &UvitConfig, shape: ImageShape, again: Option<Again>) -> Result<u64, NetworkConfigError> {
-    /// Heads times their width in the linear attentions.
+    /// Number of heads times their width in the linear attentions.
     const INNER: usize = 128;
     let outer = uvit.patch_size * uvit.image_transform.factor();
     let mut pixels = (shape.height * shape.width / (outer * outer)) as u64;
@@ -153,7 +153,7 @@ fn kept_by_uvit(uvit: &UvitConfig, shape: ImageShape, again: Option<Again>) -> R
     Ok(tally.values())
 }
 
-/// Values for each example: of each block's two convolutions inputs, activations and outputs, on either side.
+/// Number of values per example: the inputs, activations and outputs of the two convolutions of each block, in encoder and decoder.
 fn kept_by_karras_unet(karras: &KarrasUnetConfig, shape: ImageShape, again: Option<Again>) -> u64 {
     let (mut positions, mut tally) = ((shape.height * shape.width) as u64, Tally::default());
     let axes = match karras.extent.map(|extent| extent.layout) {
@@ -167,7 +167,7 @@ fn kept_by_karras_unet(karras: &KarrasUnetConfig, shape: ImageShape, again: Opti
     };
     for stage in 0..=karras.num_downsamples {
         let dim = (karras.dim << stage).min(karras.dim_max) as u64;
-        // On the way down and on the way up; and one more each way where the size changes.
+        // In encoder and decoder, and one more in each where the size changes.
         for _ in 0..2 * blocks {
             tally.add(again, 10 * positions * dim, positions * dim);
         }
@@ -179,7 +179,7 @@ fn kept_by_karras_unet(karras: &KarrasUnetConfig, shape: ImageShape, again: Opti
     tally.values()
 }
 
-/// Values for each image: of each block what its kernels save, and its hidden layer before and after GELU. Attention keeps no weights.
+/// Number of values per image: for each block what its kernels save, and its hidden layer before and after GELU. Attention weights are not kept.
 fn kept_by_dit(dit: &DitConfig, shape: ImageShape, again: Option<Again>) -> u64 {
     let tokens = (shape.height * shape.width / (dit.patch_size * dit.patch_size)) as u64;
     let (hidden, mlp) = (dit.hidden_size() as u64, dit.mlp_dim() as u64);

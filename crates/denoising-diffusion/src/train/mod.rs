@@ -1,5 +1,5 @@
-//! Training: one step ([`Trainer`]), what surrounds it in a run folder ([`Run`]), and the parts they are made of; and the training of the
-//! classifier that guides a network ([`train_classifier`]). Not here: which loss, which network, which sampler.
+//! Training: one step ([`Trainer`]), the run folder around it ([`Run`]), and the parts they are made of; also the training of a classifier that
+//! guides a network ([`train_classifier`]). Not here: which loss, which network, which sampler.
 
 mod adam;
 mod ahead;

@@ -1,4 +1,4 @@
-//! How a run begins, and how it goes on: what is checked, cut back and put in order before the first step.
+//! How a run starts and resumes: what is checked, truncated and repaired before the first step.
 
 use std::path::{Path, PathBuf};
 
@@ -15,14 +15,14 @@ use crate::report::ReportError;
 use crate::report::log::{self, Record, RunLog, StartRecord};
 use crate::report::tensorboard::EventFile;
 
-/// Something in the folder of a resumed run that was not as it should be, and what became of it.
+/// Something in the folder of a resumed run that was not in order, and how it was handled.
 #[derive(Debug)]
 pub enum Repair {
-    /// A damaged checkpoint was passed over; its folder has another name now.
+    /// A damaged checkpoint was skipped and renamed.
     PassedOver { rejected: Rejected, now: PathBuf },
-    /// The log was not there. A new one begins, without what was logged up to the checkpoint.
+    /// The log was missing. A new one starts, without the entries up to the checkpoint.
     NoLog { log: PathBuf },
-    /// Lines of the log could not be read. The others are kept, and the log as it was in another file.
+    /// Lines of the log could not be read. The others are kept, and the damaged log is kept in another file.
     DamagedLog { error: ReportError, now: PathBuf },
 }
 
@@ -48,8 +48,8 @@ impl<M: Network> Run<M> {
         Ok(Self { trainer, setup, loader, log, events, checkpoints, saved: None, data_statistics: None, _lock: lock })
     }
 
-    /// Goes on from the latest checkpoint that is whole; a run that ended before its first one starts over. `trainer` is fresh, made
-    /// from the run's own configuration. Also returns what was not in order.
+    /// Resumes from the latest complete checkpoint; a run that ended before its first one starts over. `trainer` must be fresh, made from the run's
+    /// own configuration. Also returns what had to be repaired.
     pub fn resume(mut trainer: Trainer<M>, setup: RunSetup) -> Result<(Self, Vec<Repair>), RunError> {
         if !setup.dir.is_dir() {
             return Err(RunError::NothingToResume { path: setup.dir });
@@ -87,7 +87,7 @@ impl<M: Network> Run<M> {
         Ok((run, repairs))
     }
 
-    /// What follows writing a checkpoint, for a process that was killed in between.
+    /// Does what follows writing a checkpoint, in case a process was killed in between.
     fn finish_saving(&self) -> Result<(), RunError> {
         for kept in self.checkpoints.steps()?.into_iter().filter(|&step| self.is_kept(step)) {
             self.checkpoints.mark(kept)?;
@@ -120,7 +120,7 @@ fn open_loader<M>(trainer: &Trainer<M>, setup: &RunSetup) -> Result<Loader, Data
     Loader::start_at(setup.train.clone(), loader, first)
 }
 
-/// Holds what a run goes on with against what its checkpoint was made with.
+/// Compares the setup of a resumed run with that of its checkpoint.
 fn check_same<M>(trainer: &Trainer<M>, setup: &RunSetup, info: &CheckpointState) -> Result<(), RunError> {
     let (got, expected) = (setup.train.dataset().digest().to_string(), info.data_digest.clone());
     if got != expected {
@@ -144,7 +144,7 @@ fn check_same<M>(trainer: &Trainer<M>, setup: &RunSetup, info: &CheckpointState)
         return Err(RunError::OtherSetting { key: "post_hoc_sigma_rels".to_string(), expected, got });
     }
     let (before, now) = (&info.settings, &setup.settings);
-    // Another version may have other keys; one that knows none compares none.
+    // Another version may have other keys; an empty list of settings is not compared.
     let same_version = info.version == setup.card.version && !before.is_empty() && !now.is_empty();
     let is_other = |key: &&String| match (before.get(*key), now.get(*key)) {
         (Some(before), Some(now)) => before != now,
@@ -180,7 +180,7 @@ fn event_file<M>(trainer: &Trainer<M>, setup: &RunSetup, step: Option<u64>) -> R
     EventFile::create(&setup.dir, step, &records).map(Some)
 }
 
-/// The log up to the trainer's step. A checkpoint is worth more than the lines that led to it: what is wrong with them does not end a run.
+/// Reopens the log up to the trainer's step. A checkpoint is worth more than the log lines that led to it: a damaged log does not end a run.
 fn reopen_log<M: Network>(
     trainer: &Trainer<M>,
     setup: &RunSetup,
@@ -203,7 +203,7 @@ fn reopen_log<M: Network>(
     }
 }
 
-/// Clears away the log of a run without checkpoints, unless it tells of one that was there.
+/// Removes the log of a run without checkpoints, unless it mentions one that existed.
 fn remove_log(dir: &Path) -> Result<Option<Repair>, RunError> {
     let path = dir.join("log.jsonl");
     if path.symlink_metadata().is_err() {
@@ -211,7 +211,7 @@ fn remove_log(dir: &Path) -> Result<Option<Repair>, RunError> {
     }
     let records = log::readable(&path)?;
     let is_checkpoint = |record: &&serde_json::Value| record["kind"] == "checkpoint";
-    // A process that was killed while it wrote its first checkpoint leaves the line as the last one.
+    // If a process was killed while writing its first checkpoint, that line is the last one.
     if let Some(lost) = records[..records.len().saturating_sub(1)].iter().find(is_checkpoint) {
         let step = lost["step"].as_u64().unwrap_or_default();
         return Err(RunError::CheckpointsLost { log: path, step, checkpoints: dir.join("checkpoints") });

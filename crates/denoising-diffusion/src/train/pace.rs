@@ -1,4 +1,4 @@
-//! How fast a run trains.
+//! Training speed.
 
 use std::time::Instant;
 

@@ -1,5 +1,5 @@
-//! The passes of a training step: what is drawn for them, the loss and its gradients, and what is asked about those. Not here: what follows from the
-//! answer (`trainer`).
+//! The passes of a training step: their random draws, the loss and its gradients, and the query for losses and norms. Not here: what follows from
+//! the answer (`trainer`).
 
 use std::borrow::Borrow;
 
@@ -21,32 +21,32 @@ use crate::nn::{dropout, sweeps};
 use crate::noise::{Purpose, Stream};
 use crate::recording::{place_of_fields, why_not_on};
 
-/// What passes leave on the device.
+/// Results of the passes, still on the device.
 #[derive(Clone, Debug)]
 pub struct Passes {
     pub gradients: NamedGradients,
     pub question: Question,
 }
 
-/// A batch as the passes take it.
+/// A batch ready for the passes.
 #[derive(Debug)]
 pub struct Batch {
     prepared: Prepared,
-    /// What dropout drops.
+    /// Determines what dropout drops.
     dropout: DropoutKey,
 }
 
 place_of_fields!(Batch { prepared, dropout });
 
 impl<M: Network> Trainer<M> {
-    /// The step's passes: its gradients, and what was asked about them. A device is not waited for (but for immiscible noise, which is assigned on the
-    /// host from the data); where it is not the host, what the next step needs was drawn while it works.
+    /// Runs the step's passes: returns the gradients, and the pending query about them. Does not wait for the device (except for immiscible noise,
+    /// which the host assigns from the data); if the device is not the host, the next step's random draws are made meanwhile.
     pub(super) fn ask(&mut self, batches: Vec<Examples>) -> (NamedGradients, Asked) {
         let parts = batches.len() as u64;
         let data = batches.iter().map(|examples| examples.data.clone().reshape([-1])).collect();
         let dims = batches.first().map(|examples| examples.data.dims());
         let Passes { gradients, question } = self.passes_or_recorded(batches);
-        // Before the answer is asked for: that call returns when the device has been asked for all that comes before it.
+        // Before the answer is requested: that call returns only when the device has been given all work before it.
         if let (false, Some(dims)) = (is_cpu(&self.device), dims) {
             let batch = (self.step + 1) * parts;
             self.ahead = Some(Ahead::new(batch, dims, self.draw(batch, dims, &self.device)));
@@ -59,7 +59,7 @@ impl<M: Network> Trainer<M> {
         (gradients, Asked { finding, of, data, step: self.step, lr })
     }
 
-    /// The step's passes as they were recorded, or launched where they are not.
+    /// The step's passes, replayed if recorded, else launched.
     fn passes_or_recorded(&mut self, batches: Vec<Examples>) -> Passes {
         if !self.may_record() {
             return self.passes(batches);
@@ -72,8 +72,8 @@ impl<M: Network> Trainer<M> {
         passes
     }
 
-    /// Launched over one batch after the other, each of which is prepared when it is its turn. Where several devices take turns, they do in the order
-    /// of the trainer's own and its replicas.
+    /// Launches the passes over one batch after the other, preparing each batch just before. Several devices take turns, in the order of the
+    /// trainer's own and then its replicas.
     fn passes(&mut self, batches: Vec<Examples>) -> Passes {
         let (first, mut ahead) = (self.step * batches.len() as u64, self.ahead.take());
         let for_data = self.for_data();
@@ -91,7 +91,7 @@ impl<M: Network> Trainer<M> {
         passes
     }
 
-    /// Whether passes may be [recorded](Recording): they must be made of launches alone, the same ones each time.
+    /// Whether passes may be [recorded](Recording): they must consist only of launches, the same ones each time.
     fn may_record(&mut self) -> bool {
         if !self.config.device_graph || matches!(self.recording, Recording::Refused(_)) {
             return false;
@@ -109,7 +109,7 @@ impl<M: Network> Trainer<M> {
         false
     }
 
-    /// The same passes as they were recorded; launched, if they are not.
+    /// The passes, replayed if recorded, else launched.
     fn recorded_passes(&mut self, batches: Vec<Examples>) -> Passes {
         let parts = batches.len() as u64;
         let (first, mut ahead) = (self.step * parts, self.ahead.take());
@@ -119,7 +119,7 @@ impl<M: Network> Trainer<M> {
             let prepare = |(batch, examples): (u64, Examples)| {
                 let draws = self.drawn(&mut ahead, batch, examples.data.dims(), &self.device);
                 let Batch { prepared, dropout } = self.prepared(self.here(self.model()), batch, examples, &draws);
-                // A network without it is spared the upload.
+                // Without dropout, the upload is not needed.
                 let dropout = if self.drops_out { dropout.on_device(&self.device) } else { dropout };
                 Batch { prepared, dropout }
             };
@@ -134,14 +134,14 @@ impl<M: Network> Trainer<M> {
         recorded.unwrap_or_else(|| self.launched(&now))
     }
 
-    /// The passes over batches that are prepared.
+    /// Launches the passes over prepared batches.
     fn launched(&self, batches: &[Batch]) -> Passes {
         let for_data = self.for_data();
         self.passes_of(&[self.here(for_data.as_ref().unwrap_or(self.model()))], batches)
     }
 
-    /// The passes over these batches of the network as data use it, by places that take turns: the sum of their gradients, in the order of the batches
-    /// whatever the number of places. No place is waited for before all have been asked.
+    /// The passes over these batches of the network as data use it, on devices that take turns: the sum of their gradients, in the order of the
+    /// batches, whatever the number of devices. No device is waited for before work has been submitted to all.
     fn passes_of<B: Borrow<Batch>>(
         &self,
         places: &[At<'_, M>],
@@ -169,7 +169,7 @@ impl<M: Network> Trainer<M> {
         Passes { gradients: sum, question }
     }
 
-    /// The network as the step's passes use it, if that is not as it is: what computes in bf16 is narrowed once per step, not at each use.
+    /// The network in the form used for data, if it differs: layers that compute in bf16 are converted once per step, not at each use.
     fn for_data(&self) -> Option<M> {
         let dtype = self.model().data_type();
         (dtype != DType::F32 && !self.has_buffers).then(|| sweeps::for_data(self.model().clone(), dtype))
@@ -180,17 +180,17 @@ impl<M: Network> Trainer<M> {
         At { device: &self.device, model }
     }
 
-    /// What was drawn ahead, which is for the trainer's own device, if it is for this batch; else it is drawn now.
+    /// The draws made ahead on the trainer's own device, if they are for this batch; else new ones.
     fn drawn(&self, ahead: &mut Option<Ahead>, batch: u64, dims: [usize; 4], device: &Device) -> Draws {
         ahead.take().and_then(|ahead| ahead.of(batch, dims)).unwrap_or_else(|| self.draw(batch, dims, device))
     }
 
-    /// What chance decides about a batch of shape `dims`.
+    /// The random draws for a batch of shape `dims`.
     fn draw(&self, batch: u64, dims: [usize; 4], device: &Device) -> Draws {
         self.diffusion.draw(self.config.seed, batch * dims[0] as u64, batch, dims, device)
     }
 
-    /// The batch of this number, prepared by the network, whose draws until then are not those of the loss: how many they are is chance.
+    /// Prepares the batch with this number. The dropout draws made by the network up to then are not those of the loss: their number is random.
     fn prepared(&self, at: At<'_, M>, batch: u64, examples: Examples, draws: &Draws) -> Batch {
         let [before, loss] = [0, 1].map(|part| Stream::new(self.config.seed, Purpose::Dropout, batch, part).next_u64());
         dropout::seed(at.device, before);
@@ -207,7 +207,7 @@ impl<M: Network> Trainer<M> {
     }
 }
 
-/// The same examples in another order.
+/// The same examples in reverse order.
 fn reversed(examples: Examples) -> Examples {
     let Examples { data, mut classes, condition, vectors, augment_labels } = examples;
     if let Some(classes) = &mut classes {

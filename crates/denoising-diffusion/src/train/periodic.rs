@@ -1,4 +1,4 @@
-//! What a run does every so many steps: snapshots of averages, held-out loss, samples, evaluation, checkpoint. Not here: how each is done, but for
+//! The periodic work of a run: snapshots of averages, held-out loss, samples, evaluation, checkpoint. Not here: how each is done, except for
 //! held-out loss and samples.
 
 use std::num::NonZeroUsize;
@@ -15,21 +15,21 @@ use crate::models::Network;
 use crate::report::log::{self, HeldOutRecord, Record, SamplesRecord};
 use crate::report::{GridOptions, save_grid, save_sequences};
 
-/// At most so many held-out images are measured each time, in batches of the training size.
+/// Maximum number of held-out images in each measurement, in batches of the training size.
 pub(super) const HELD_OUT_IMAGES: usize = 512;
-/// Training images that the brightness and the colours of samples are compared with.
+/// Number of training images whose brightness and colours samples are compared with.
 const STATISTICS_IMAGES: usize = 256;
 
-/// What became of a step's periodic work.
+/// Outcome of a step's periodic work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Periodic {
     NotDue,
     Done,
-    /// The run is to stop; the rest is done when it is resumed.
+    /// The run was asked to stop; the rest is done when it is resumed.
     GivenUp,
 }
 
-/// Which kinds of work a step ends with.
+/// The kinds of work that a step ends with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Due {
     snapshots: bool,
@@ -52,12 +52,13 @@ impl<M: Network> Run<M> {
         Due { snapshots, held_out, samples, save, evaluate }
     }
 
-    /// Whether there is work after this step.
+    /// Whether there is periodic work after this step.
     pub(super) fn is_due(&self, step: u64) -> bool {
         self.due(step) != Due { snapshots: false, held_out: false, samples: false, save: false, evaluate: false }
     }
 
-    /// Snapshots, each when due and not there already; held-out loss, samples, evaluation and checkpoint, each when due and not in the log already.
+    /// Does the work that is due: snapshots, unless they exist already; held-out loss, samples, evaluation and checkpoint, unless they are in the
+    /// log already.
     pub(super) fn periodic(
         &mut self,
         step: u64,
@@ -81,7 +82,7 @@ impl<M: Network> Run<M> {
         }
         let best = match self.setup.evaluate.clone().filter(|_| evaluate) {
             None => false,
-            // A process that was killed after the evaluation may not have come to what follows from it.
+            // A process may have been killed between the evaluation and what follows from it.
             Some(setup) if !missing("evaluation") => self.best_by(&setup, step)?.is_some(),
             Some(setup) => match self.evaluate(&setup, step, stop, on_event)? {
                 ControlFlow::Continue(is_best) => is_best,
@@ -91,7 +92,7 @@ impl<M: Network> Run<M> {
         if (save || best) && missing("checkpoint") {
             self.save(Saving::Due, on_event)?;
         } else if best {
-            // The checkpoint that the run goes on from had not been evaluated.
+            // The checkpoint that the run was resumed from had not been evaluated.
             self.mark_best()?;
         }
         Ok(Periodic::Done)
@@ -121,7 +122,7 @@ impl<M: Network> Run<M> {
         Ok(())
     }
 
-    /// Of training images at even distances, read once.
+    /// Statistics of evenly spaced training images, read once.
     fn data_statistics(&mut self) -> Result<ChannelStatistics, RunError> {
         if self.data_statistics.is_none() {
             let some = Images::of_data(self.setup.train.spread(STATISTICS_IMAGES));
@@ -131,8 +132,8 @@ impl<M: Network> Run<M> {
         Ok(self.data_statistics.clone().unwrap_or_default())
     }
 
-    /// A grid from the averaged network; the same noise every time. A request to stop gives the grid up: `Break`. Samples that are not finite are
-    /// told, and training goes on.
+    /// Draws a grid from the averaged network, with the same noise every time. A request to stop abandons the grid: `Break`. Non-finite samples are
+    /// reported, and training continues.
     fn draw_samples(
         &mut self,
         step: u64,
@@ -169,7 +170,7 @@ impl<M: Network> Run<M> {
         if sequences {
             save_sequences(&path, &images, dataset.value_range())?;
         } else {
-            // Slices lie one below the other: a column per volume.
+            // Slices are stacked vertically: one column per volume.
             let columns = NonZeroUsize::new(images.shape[0]).filter(|_| dataset.layout() == DataLayout::Volumes);
             let beside = conditions.as_ref().and_then(|conditions| images.beside(conditions));
             match &beside {

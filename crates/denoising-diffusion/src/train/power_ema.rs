@@ -1,5 +1,5 @@
-//! Averages that are kept while training, so that one of any length can be made of them afterwards. Not here: what they are made into
-//! (`post_hoc`), and files (`snapshots`).
+//! Averages kept while training, from which an average of any length can be made afterwards. Not here: how it is made (`post_hoc`), and files
+//! (`snapshots`).
 
 use burn::module::Module;
 use serde::{Deserialize, Serialize};
@@ -12,21 +12,21 @@ use super::trainer::PowerEmaState;
 use crate::nn::params::ParamsError;
 use crate::post_hoc::{Profile, ProfileError};
 
-/// Which averages are kept, and when; `Default` keeps none.
+/// Which averages are kept, and when they are stored; `Default` keeps none.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PostHocConfig {
-    /// Their lengths as [`Profile`]s have them. Karras et al. keep 0.05 and 0.1.
+    /// Their lengths, see [`Profile`]. Karras et al. keep 0.05 and 0.1.
     pub post_hoc_sigma_rels: Vec<f64>,
-    /// Steps between snapshots; absent: with every checkpoint.
+    /// Steps between snapshots; if absent, with every checkpoint.
     pub post_hoc_every: Option<u64>,
 }
 
 impl PostHocConfig {
-    /// The averages.
+    /// The profiles of these averages.
     ///
     /// # Errors
-    /// A length that no average has.
+    /// If no average can have such a length.
     pub fn profiles(&self) -> Result<Vec<Profile>, ProfileError> {
         self.post_hoc_sigma_rels.iter().copied().map(Profile::new).collect()
     }
@@ -43,7 +43,7 @@ pub enum PowerEmaError {
     RunningStatistics,
 }
 
-/// One average, of power-function profile, brought up to date after every step.
+/// One average with a power-function profile, updated after every step.
 #[derive(Clone, Debug)]
 pub(super) struct PowerEma<M> {
     average: Average<M>,
@@ -57,12 +57,12 @@ impl<M> PowerEma<M> {
 }
 
 impl<M: Module> PowerEma<M> {
-    /// Starts as a copy of `model`, of which nothing is left after the first step.
+    /// Starts as a copy of `model`, which the first step overwrites.
     pub(super) fn new(model: &M, profile: Profile) -> Self {
         Self { average: Average::new(model), profile }
     }
 
-    /// After the `step`-th step (1-based) that changed something, or perhaps not: then neither does this.
+    /// Updates after the `step`-th effective step (1-based). If that step turns out to change nothing, neither does this.
     pub(super) fn update(&mut self, model: &M, step: u64, clip: &Clip) {
         self.average.take_in(model, self.profile.share_at(step), BufferPolicy::Copy, clip);
     }
@@ -71,7 +71,7 @@ impl<M: Module> PowerEma<M> {
         PowerEmaState { sigma_rel: self.profile.sigma_rel(), weights: self.average.to_state_dict() }
     }
 
-    /// The average as it was, found among those that were saved.
+    /// Restores the average from the saved ones.
     pub(super) fn restore(&mut self, saved: &[PowerEmaState]) -> Result<(), ParamsError> {
         let sigma_rel = self.profile.sigma_rel();
         let Some(state) = saved.iter().find(|state| state.sigma_rel == sigma_rel) else {

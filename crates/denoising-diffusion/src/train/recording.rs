@@ -1,4 +1,4 @@
-//! The passes of a training step, recorded when it is time. Weights are changed in place, so that a recording goes on reading the network's.
+//! The passes of a training step, recorded after warm-up. Weights are changed in place, so that a recording keeps reading the network's weights.
 
 use burn::tensor::Device;
 
@@ -6,15 +6,15 @@ use super::passes::{Batch, Passes};
 use super::sweep;
 use crate::recording::{Place, Recorded};
 
-/// Steps that are launched before: by then the device's kernels are tuned, and memory lies where it stays.
+/// Number of steps launched before recording: by then the device's kernels are tuned, and memory addresses are stable.
 const WARM_UP: u32 = 3;
 
-/// Where the recording of a step's passes stands.
+/// State of the recording of a step's passes.
 pub enum Recording {
-    /// So many steps were launched.
+    /// Number of steps launched so far.
     Launched(u32),
     Recorded(Box<RecordedPasses>),
-    /// It is not to be, and why.
+    /// Not possible, and why.
     Refused(String),
 }
 
@@ -35,7 +35,7 @@ impl std::fmt::Debug for Recording {
 }
 
 impl Recording {
-    /// Whether the passes of the next step are to be launched, which is then counted.
+    /// Whether the passes of the next step must be launched as warm-up; counts the step if so.
     pub fn warms_up(&mut self) -> bool {
         match self {
             Self::Launched(steps) if *steps < WARM_UP => {
@@ -46,7 +46,7 @@ impl Recording {
         }
     }
 
-    /// The passes over `batches`, if they are recorded or `record` does that now. `None` if they are to be launched.
+    /// The passes over `batches`, if they are recorded or can be recorded now with `record`. `None` if they must be launched.
     pub fn run(
         &mut self,
         batches: &Vec<Batch>,
@@ -64,7 +64,7 @@ impl Recording {
                     *self = Self::Launched(WARM_UP);
                     return None;
                 }
-                // Batches of another kind are launched; those after them need not be.
+                // Batches of a different kind are launched; later ones may be replayed again.
                 if !recorded.0.input().is_like(batches) {
                     return None;
                 }
@@ -75,11 +75,11 @@ impl Recording {
     }
 }
 
-/// Recorded passes, and [`sweep::moves`] when they were recorded.
+/// Recorded passes, and the value of [`sweep::moves`] when they were recorded.
 pub struct RecordedPasses(Recorded<Vec<Batch>, Passes>, u64);
 
 impl RecordedPasses {
-    /// Records `passes`; `inputs` are to try the recording with.
+    /// Records `passes`; `inputs` are used to test the recording.
     pub fn new(
         device: &Device,
         inputs: [&Vec<Batch>; 2],
@@ -89,12 +89,12 @@ impl RecordedPasses {
             let found = passes.question.read().wait();
             found.losses.iter().chain(&found.squared_norms).chain(&found.grad_scale).copied().collect()
         };
-        // SAFETY: what passes read beside the batches are weights, which lie where they lay as long as `is_current`.
+        // SAFETY: apart from the batches, passes read only weights, whose addresses are unchanged as long as `is_current`.
         let recorded = unsafe { Recorded::new(device, inputs, passes, numbers) }?;
         Ok(Self(recorded, sweep::moves()))
     }
 
-    /// Whether weights lie where the recording reads them.
+    /// Whether weights are still where the recording reads them.
     fn is_current(&self) -> bool {
         self.1 == sweep::moves()
     }

@@ -1,9 +1,9 @@
-//! The batches of a step on several devices, which take turns with them: each has a copy of the network, gets its weights before the step, and gives the
-//! gradients of its batches to the trainer's own device, which adds them in the order of the batches. So a step comes to what it comes to on one
+//! The batches of a step on several devices, which take turns: each has a copy of the network, gets the weights before the step, and sends the
+//! gradients of its batches to the trainer's own device, which adds them in the order of the batches. So a step gives the same result as on one
 //! device. Not here: the passes themselves (`passes`).
 //!
-//! Weights and gradients travel through the host, which any two devices can do. Devices compute at the same time because none is waited for before
-//! all were asked.
+//! Weights and gradients travel through the host, which works between any two devices. Devices compute concurrently because none is waited for
+//! before work has been submitted to all.
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData, Transaction};
@@ -32,10 +32,11 @@ pub enum ReplicasError {
 }
 
 impl<M> Trainer<M> {
-    /// With these devices beside its own: they take turns with the batches of a step, and it comes to the same as on one device of their kind.
+    /// Uses these devices in addition to the trainer's own: they take turns with the batches of a step, with the same result as on one device of
+    /// their kind.
     ///
     /// # Errors
-    /// Fewer batches in a step than devices; a CPU beside a GPU; a network with running statistics.
+    /// Fewer batches per step than devices; a CPU together with a GPU; a network with running statistics.
     pub fn with_replicas(mut self, devices: &[Device]) -> Result<Self, ReplicasError>
     where
         M: Module,
@@ -54,7 +55,7 @@ impl<M> Trainer<M> {
         Ok(self)
     }
 
-    /// The plain device that the passes over batch number `k` of a step run on.
+    /// The plain device that runs the passes over batch number `k` of a step.
     pub fn device_of_batch(&self, k: usize) -> Device {
         match k % (1 + self.replicas.len()) {
             0 => self.device(),
@@ -64,7 +65,7 @@ impl<M> Trainer<M> {
 }
 
 impl<M: Network> Trainer<M> {
-    /// The moving average, ready for samples and measurements, on all of the trainer's devices.
+    /// The moving average, ready for samples and measurements, on all devices of the trainer.
     pub(super) fn averaged(&self) -> AverageOnDevices<M> {
         let eval = self.ema().eval();
         let on = |replica: &Replica<M>| {
@@ -81,14 +82,14 @@ impl<M: Network> Trainer<M> {
 pub(super) struct AverageOnDevices<M> {
     /// On the trainer's own device.
     pub(super) eval: Eval<M>,
-    /// On its replicas'.
+    /// On the replicas' devices.
     pub(super) others: Vec<(Device, Eval<M>)>,
 }
 
 /// A copy of the network in training.
 #[derive(Debug)]
 pub(super) struct Replica<M> {
-    /// With gradients.
+    /// An autodiff device.
     pub(super) device: Device,
     pub(super) model: M,
 }
@@ -103,14 +104,14 @@ impl<M: Module> Replica<M> {
         At { device: &self.device, model: &self.model }
     }
 
-    /// Takes these [`weights`] over, which are of the same network.
+    /// Takes over these [`weights`], which must be of the same network.
     fn take_over(&mut self, weights: Vec<TensorData>) {
         let device = self.device.clone().inner();
         self.model = sweeps::replace(self.model.clone(), |_| Some(()), |_| written(weights, &device));
     }
 }
 
-/// A device, and the network on it as data use it.
+/// A device, and the network on it in the form used for data.
 #[derive(Debug)]
 pub(super) struct At<'a, M> {
     pub(super) device: &'a Device,
@@ -125,7 +126,7 @@ impl<M> Clone for At<'_, M> {
 
 impl<M> Copy for At<'_, M> {}
 
-/// Has all copies take over the weights of `model`, for which its device is waited for.
+/// Copies the weights of `model` to all replicas. Waits for its device.
 pub(super) fn follow<M: Module>(replicas: &mut [Replica<M>], model: &M) {
     let Some((last, others)) = replicas.split_last_mut() else { return };
     let weights = weights(model);
@@ -153,7 +154,7 @@ pub(super) fn moved(tensors: Vec<Tensor<1>>, device: &Device) -> Vec<Tensor<1>> 
     written(read(tensors), device)
 }
 
-/// Tensors of these values and of their types.
+/// Tensors with these values and types.
 fn written(values: Vec<TensorData>, device: &Device) -> Vec<Tensor<1>> {
     let one = |data: TensorData| {
         let dtype = data.dtype();
@@ -162,12 +163,12 @@ fn written(values: Vec<TensorData>, device: &Device) -> Vec<Tensor<1>> {
     values.into_iter().map(one).collect()
 }
 
-/// What is in tensors of one device, for which it is waited for once.
+/// Reads tensors of one device, waiting for it once.
 fn read(tensors: Vec<Tensor<1>>) -> Vec<TensorData> {
     tensors.into_iter().fold(Transaction::default(), Transaction::register).execute()
 }
 
-/// Whether two devices have weights in the same order, see [`sweeps::flat`].
+/// Whether weights have the same order on both devices, see [`sweeps::flat`].
 fn can_share(one: &Device, other: &Device) -> bool {
     is_cpu(one) == is_cpu(other)
 }

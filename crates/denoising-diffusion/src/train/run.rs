@@ -4,8 +4,8 @@
 //! RUN/config.toml  log.jsonl  loss.svg  loss.png  samples/step-00001000.png  checkpoints/step-00001000/  snapshots/step-00001000/
 //! ```
 //!
-//! Everything is written before the checkpoint of the same step, and a resumed run cuts the log back to its checkpoint: whenever the
-//! process dies, going on gives what an uninterrupted run would have given. Not here: how a run begins and goes on (`open`).
+//! Everything is written before the checkpoint of the same step, and a resumed run truncates the log to its checkpoint: whenever the process dies,
+//! resuming gives what an uninterrupted run would have given. Not here: how a run starts and resumes (`open`).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -40,32 +40,33 @@ use crate::sampler::SampleConfig;
 #[cfg(test)]
 mod tests;
 
-/// What a run needs beside its trainer.
+/// What a run needs in addition to its trainer.
 #[derive(Clone, Debug)]
 pub struct RunSetup {
     /// The run folder.
     pub dir: PathBuf,
     /// The resolved configuration, written to `config.toml`.
     pub config_toml: String,
-    /// Names and values of what must stay as it is when the run goes on. It is kept with each checkpoint and compared then; nothing is where it is empty.
+    /// Names and values of the settings that must not change on resume. They are stored with each checkpoint and compared then; if empty, nothing is
+    /// compared.
     pub settings: BTreeMap<String, String>,
-    /// What exported weights say of themselves; step and decay are filled in.
+    /// Metadata of exported weights; step and decay are filled in.
     pub card: ModelCard,
     pub sample: SampleConfig,
-    /// Of the samples, in the run's grids and evaluations.
+    /// Guidance of samples, in the run's grids and evaluations.
     pub guidance: GuidanceConfig,
-    /// Steps between snapshots of the averages that others are made of, if the trainer has some.
+    /// Steps between snapshots of the post-hoc averages, if the trainer keeps any.
     pub snapshot_every: u64,
-    /// Evaluations, if there are any.
+    /// Evaluations, if any.
     pub evaluate: Option<EvaluateSetup>,
     pub train: Subset,
     pub held_out: Subset,
     pub flip: Flip,
     /// See [`LoaderConfig::augment`](crate::data::LoaderConfig::augment).
     pub augment: f64,
-    /// Threads that decode; 0 chooses.
+    /// Decoding threads; 0: chosen automatically.
     pub workers: usize,
-    /// The device in words, for the log.
+    /// Description of the device, for the log.
     pub device_name: String,
 }
 
@@ -113,11 +114,11 @@ pub enum RunError {
 /// Why a checkpoint is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Saving {
-    /// Its step came, or it is the best so far; the log says so.
+    /// It is due, or it is the best so far; the log records it.
     Due,
-    /// The run ends here for now, which leaves no trace in the log.
+    /// The run stops for now, which leaves no trace in the log.
     Stopping,
-    /// Training cannot go on. A checkpoint from before that differs by skipped steps only is as good.
+    /// Training cannot continue. An earlier checkpoint that differs only by skipped steps is as good.
     Diverged,
 }
 
@@ -125,7 +126,7 @@ pub(super) enum Saving {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Saved {
     pub(super) step: u64,
-    /// Steps that changed something.
+    /// Number of steps that changed something.
     pub(super) adam_steps: u64,
 }
 
@@ -145,11 +146,11 @@ pub struct Run<M> {
     /// The log for TensorBoard, if it is wanted.
     pub(super) events: Option<EventFile>,
     pub(super) checkpoints: Checkpoints,
-    /// What was saved or gone on from last.
+    /// What was last saved or resumed from.
     pub(super) saved: Option<Saved>,
-    /// Of training images, once samples have been compared with them.
+    /// Statistics of training images, once samples have been compared with them.
     pub(super) data_statistics: Option<ChannelStatistics>,
-    /// Held as long as the run is.
+    /// Held for the lifetime of the run.
     pub(super) _lock: Lock,
 }
 
@@ -158,7 +159,7 @@ impl<M: Network> Run<M> {
         &self.trainer
     }
 
-    /// Trains until all steps are made or `stop` asks for an end; in both cases, and if something fails, the state is saved.
+    /// Trains until all steps are made or `stop` is requested; in both cases, and after an error, the state is saved.
     pub fn train(&mut self, stop: &StopSignal, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, RunError> {
         let mut pace = Pace::start();
         let outcome = self.train_steps(stop, &mut pace, on_event);
@@ -176,7 +177,7 @@ impl<M: Network> Run<M> {
     ) -> Result<Outcome, RunError> {
         let steps = self.trainer.config().steps;
         let mut told_why = false;
-        // What a stop in the middle of this step's periodic work left undone.
+        // What a stop left undone in the middle of this step's periodic work.
         let mut periodic = self.periodic(self.trainer.step_count(), stop, on_event)?;
         while self.trainer.step_count() < steps {
             if stop.is_requested() || periodic == Periodic::GivenUp {
@@ -208,11 +209,11 @@ impl<M: Network> Run<M> {
         Ok(Outcome::Finished)
     }
 
-    /// Saves what was trained before an error, which is the one to tell whatever becomes of that.
+    /// Saves what was trained before an error. That error is the one to report, whether or not saving succeeds.
     fn save_in_spite_of(&mut self, error: &RunError, pace: &mut Pace, on_event: &mut dyn FnMut(Event<'_>)) {
         let saving = match error {
             RunError::Training(_) => Saving::Diverged,
-            // It could not be saved just now, or the log lacks what must be in it before.
+            // Saving has just failed, or the log lacks an entry that must precede a checkpoint.
             RunError::Checkpoint(_) | RunError::NotLogged { .. } => return,
             _ => Saving::Stopping,
         };
@@ -225,7 +226,7 @@ impl<M: Network> Run<M> {
         }
     }
 
-    /// What draws the run's samples, from copies of its average.
+    /// The generator of the run's samples, from copies of its average.
     pub(super) fn generator<'a>(&'a self, average: &'a AverageOnDevices<M>) -> Generator<'a, M> {
         let calls = |eval| Calls::new(eval, self.trainer.config().device_graph);
         let replica = |(device, eval): &'a (Device, Eval<M>)| Replica {
@@ -241,18 +242,18 @@ impl<M: Network> Run<M> {
         }
     }
 
-    /// The classes of `count` samples to look at, where the network is told classes: all, one after the other.
+    /// The classes of `count` samples for a grid, if the network takes classes: all in turn.
     pub(super) fn classes_of_samples(&self, count: usize) -> Option<Vec<u32>> {
         self.classes_or(count, || None)
     }
 
-    /// The classes of `count` samples to be compared with `real` images: as often as there.
+    /// The classes of `count` samples to be compared with `real` images: in the same proportions.
     pub(super) fn classes_of_measured(&self, count: usize, real: &Images) -> Option<Vec<u32>> {
         self.classes_or(count, || real.classes_by_share(count))
     }
 
-    /// Where the network is told classes: of the examples whose conditions or vectors the samples belong to, else those of `alone`, else all, one after
-    /// the other.
+    /// Classes, if the network takes them: those of the examples whose conditions or vectors the samples use, else those from `alone`, else all in
+    /// turn.
     fn classes_or(&self, count: usize, alone: impl FnOnce() -> Option<Vec<u32>>) -> Option<Vec<u32>> {
         let model = self.trainer.model();
         let num_classes = model.num_classes();
@@ -264,12 +265,12 @@ impl<M: Network> Run<M> {
         Some(classes.unwrap_or_else(|| (0..num_classes as u32).cycle().take(count).collect()))
     }
 
-    /// What `count` samples belong to, where the data have conditions: those of held-out images, if there are any.
+    /// The condition images of `count` samples, if the data have them: those of held-out images, if there are any.
     pub(super) fn conditions_of_samples(&self, count: usize) -> Result<Option<ImageBatch>, DataError> {
         self.samples_belong_to().conditions(count)
     }
 
-    /// The vectors that `count` samples belong to, likewise.
+    /// The conditioning vectors of `count` samples, likewise.
     pub(super) fn vectors_of_samples(&self, count: usize) -> Option<Vec<f32>> {
         self.samples_belong_to().vectors(count).filter(|_| self.trainer.model().vector_dim() > 0)
     }
@@ -292,7 +293,7 @@ impl<M: Network> Run<M> {
         batches.map(on_its_device).collect()
     }
 
-    /// Waits for the step in flight, if there is one, and [records](Self::record) it: the log must have it before anything that comes after it.
+    /// Waits for the step in flight, if any, and [records](Self::record) it: the log must contain it before anything that comes after it.
     fn settle(&mut self, pace: &mut Pace, on_event: &mut dyn FnMut(Event<'_>)) -> Result<(), RunError> {
         let settled = self.trainer.settle();
         self.record(settled, pace, on_event)
@@ -307,7 +308,7 @@ impl<M: Network> Run<M> {
         }
     }
 
-    /// Logs and tells of a step that is known to be made or skipped, and says whether training can go on.
+    /// Logs and reports a completed or skipped step, and returns an error if training cannot continue.
     fn record(
         &mut self,
         report: Option<StepReport>,
@@ -348,8 +349,7 @@ impl<M: Network> Run<M> {
         Ok(())
     }
 
-    /// Sees to it that the state is in a checkpoint. One that is there already is not written again: a process that dies meanwhile would
-    /// take it along.
+    /// Makes sure that the state is in a checkpoint. An existing one is not rewritten: if the process died meanwhile, it could be lost.
     pub(super) fn save(&mut self, saving: Saving, on_event: &mut dyn FnMut(Event<'_>)) -> Result<(), RunError> {
         let now = Saved { step: self.trainer.step_count(), adam_steps: self.trainer.adam_steps() };
         if saving == Saving::Diverged && self.saved.is_some_and(|saved| saved.adam_steps == now.adam_steps) {
@@ -393,7 +393,7 @@ impl<M: Network> Run<M> {
         Ok(())
     }
 
-    /// Keeps the averages that others are made of, as they are after this step.
+    /// Writes a snapshot of the post-hoc averages after this step.
     pub(super) fn save_snapshots(&mut self, step: u64) -> Result<(), RunError> {
         let card = ModelCard { step, ..self.setup.card.clone() };
         Ok(self.snapshots().save(&card, self.trainer.adam_steps(), self.trainer.power_emas())?)
@@ -403,8 +403,8 @@ impl<M: Network> Run<M> {
         Snapshots::of_run(&self.setup.dir)
     }
 
-    /// Deletes the checkpoints that are not to be kept: none while steps are skipped, as those from before are all that a run is left with which
-    /// has diverged.
+    /// Deletes the checkpoints that need not be kept. Deletes none while steps are being skipped: if the run has diverged, the older ones are all
+    /// that is left.
     pub(super) fn prune(&self) -> Result<(), CheckpointError> {
         match self.trainer.skipped_in_a_row() {
             0 => self.checkpoints.prune(self.trainer.config().keep, self.trainer.step_count()),
@@ -412,12 +412,12 @@ impl<M: Network> Run<M> {
         }
     }
 
-    /// Whether the checkpoint of a step is never to be deleted.
+    /// Whether the checkpoint of a step must never be deleted.
     pub(super) fn is_kept(&self, step: u64) -> bool {
         self.trainer.config().keep_every.is_some_and(|every| step.is_multiple_of(every))
     }
 
-    /// The loss curve, from the log. A run too short for a curve has none.
+    /// Draws the loss curve from the log, unless the run is too short for one.
     fn draw_curve(&self) -> Result<(), RunError> {
         let records = log::read(self.setup.dir.join("log.jsonl"))?;
         let series = |name: &str, kind: &str, field: &str| Series {

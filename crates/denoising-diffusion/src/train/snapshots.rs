@@ -1,4 +1,4 @@
-//! The snapshots of a run's averages, and the average of any length that is made of them. Not here: which snapshots count how much (`post_hoc`).
+//! The snapshots of a run's averages, and the average of any length made from them. Not here: the weight of each snapshot (`post_hoc`).
 //!
 //! ```text
 //! RUN/snapshots/step-00001000/ema-0.05.safetensors    complete in itself (see `model_file`)
@@ -26,18 +26,18 @@ pub struct Snapshots {
     folders: StepFolders,
 }
 
-/// An average that was made of snapshots.
+/// An average made from snapshots.
 #[derive(Clone, Debug)]
 pub struct Averaged {
     /// Complete in itself.
     pub file: ModelFile,
-    /// The number of snapshots.
+    /// The number of snapshots it is made from.
     pub made_of: usize,
     /// See [`Combination::relative_error`].
     pub relative_error: f64,
 }
 
-/// Why snapshots give no average, or cannot be written.
+/// Why an average could not be made from snapshots, or why they could not be written.
 #[derive(Debug, Error)]
 pub enum SnapshotsError {
     #[error("there are no snapshots in {dir}")]
@@ -60,12 +60,12 @@ pub enum SnapshotsError {
     Io { action: &'static str, path: PathBuf, source: io::Error },
 }
 
-/// The name of the file of an average.
+/// The file name of an average.
 pub(super) fn power_ema_name(sigma_rel: f64) -> String {
     format!("ema-{sigma_rel}.safetensors")
 }
 
-/// Writes an average into a folder, and gives the name of the file. `card` is that of the run; `updates` steps changed the weights.
+/// Writes an average into a folder and returns the file name. `card` is that of the run; `updates` steps changed the weights.
 pub(super) fn write(
     folder: &Path,
     card: &ModelCard,
@@ -79,7 +79,7 @@ pub(super) fn write(
     Ok(name)
 }
 
-/// A file, and what it holds.
+/// A file and its snapshot.
 #[derive(Clone, Debug)]
 struct Stored {
     path: PathBuf,
@@ -87,12 +87,12 @@ struct Stored {
 }
 
 impl Snapshots {
-    /// Those of the run in `run`.
+    /// The snapshots of the run in `run`.
     pub fn of_run(run: &Path) -> Self {
         Self { folders: StepFolders::new(run.join("snapshots")) }
     }
 
-    /// Steps with snapshots, in rising order.
+    /// Steps with snapshots, in increasing order.
     pub fn steps(&self) -> Result<Vec<u64>, SnapshotsError> {
         self.steps_named(STEP)
     }
@@ -101,7 +101,7 @@ impl Snapshots {
         self.folders.steps(prefix).map_err(io_error("read", self.folders.dir()))
     }
 
-    /// Writes averages as they are after step `card.step`, of which `updates` changed something; all of them or, where they are already, none.
+    /// Writes the averages after step `card.step`, `updates` of whose steps changed something; all of them or, if they exist already, none.
     pub(super) fn save(
         &self,
         card: &ModelCard,
@@ -120,7 +120,7 @@ impl Snapshots {
         sync_folder(self.folders.dir()).map_err(io_error("sync", self.folders.dir()))
     }
 
-    /// Removes the snapshots of later steps, which a run that goes on from `step` makes again, and those that are not whole.
+    /// Removes incomplete snapshots, and those of later steps, which a run resumed from `step` makes again.
     pub(super) fn cut_back(&self, step: u64) -> Result<(), SnapshotsError> {
         let later = self.steps_named(STEP)?.into_iter().filter(|&later| later > step).map(|later| (STEP, later));
         let half = self.steps_named(WRITING)?.into_iter().map(|step| (WRITING, step));
@@ -130,8 +130,8 @@ impl Snapshots {
         Ok(())
     }
 
-    /// The average of this length as it would be after step `at`, of which there must be a snapshot; by default the last. `progress` is told how many of
-    /// how many files were read.
+    /// The average of this length after step `at`, which must have a snapshot; by default the last. `progress` gets the number of files read and the
+    /// total.
     pub fn average(
         &self,
         sigma_rel: f64,
@@ -158,12 +158,12 @@ impl Snapshots {
         Ok(Averaged { file, made_of: stored.len(), relative_error })
     }
 
-    /// The snapshots of steps up to `last`, the latest at the end. Where no step between two of them changed anything, one of the two.
+    /// The snapshots of steps up to `last`, in order. If no step between two of them changed anything, only one of the two is included.
     fn stored(&self, steps: &[u64], last: u64) -> Result<Vec<Stored>, SnapshotsError> {
         let mut all: Vec<Stored> = Vec::new();
         for &step in steps.iter().filter(|&&step| step <= last) {
             for stored in self.stored_at(step)? {
-                // Before the first step that changes something there is no average.
+                // Before the first effective step there is no average.
                 if stored.at.steps > 0 && all.iter().all(|other| other.at != stored.at) {
                     all.push(stored);
                 }
@@ -195,7 +195,7 @@ impl Snapshots {
     }
 }
 
-/// The weighted sum of files, the weights being 1 together; a card like that of the last.
+/// The weighted sum of files, with weights that add up to 1; its card is like that of the last file.
 fn add_up(
     stored: &[Stored],
     coefficients: &[f64],
@@ -204,7 +204,7 @@ fn add_up(
     let Some((last, others)) = stored.split_last() else { return Err(SnapshotsError::Unsolvable) };
     let base = ModelFile::read(&last.path)?;
     progress(1, stored.len());
-    // Differences to the last one are added up: what never changed stays as it is, to the bit.
+    // Differences to the last file are added up, so that tensors that never changed stay the same to the bit.
     let mut added: BTreeMap<String, Vec<f64>> =
         base.state.iter().map(|(name, tensor)| (name.to_string(), vec![0.0; tensor.values.len()])).collect();
     for (i, (Stored { path, .. }, coefficient)) in others.iter().zip(coefficients).enumerate() {

@@ -1,15 +1,15 @@
-//! Folders that are named after steps, in a folder of their own. Not here: what is in them.
+//! Folders named after steps, within one parent folder. Not here: their contents.
 
 use std::fs::{self, DirEntry};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// How the names of folders begin that are whole.
+/// Prefix of the names of complete folders.
 pub(super) const STEP: &str = "step-";
-/// How they begin while they are written.
+/// Prefix while they are being written.
 pub(super) const WRITING: &str = ".writing-step-";
 
-/// All of them; there may be none yet.
+/// The step folders within a parent folder, which need not exist yet.
 #[derive(Clone, Debug)]
 pub(super) struct StepFolders {
     dir: PathBuf,
@@ -28,7 +28,7 @@ impl StepFolders {
         self.dir.join(format!("{prefix}{step:08}"))
     }
 
-    /// Steps with a folder of this name, in rising order.
+    /// Steps that have a folder with this prefix, in increasing order.
     pub(super) fn steps(&self, prefix: &str) -> io::Result<Vec<u64>> {
         let step = |entry: &DirEntry| {
             let step = entry.file_name().to_str()?.strip_prefix(prefix)?.parse().ok()?;
@@ -42,7 +42,7 @@ impl StepFolders {
     pub(super) fn entries(&self) -> io::Result<Vec<DirEntry>> {
         let entries = fs::read_dir(&self.dir).and_then(Iterator::collect::<io::Result<Vec<_>>>);
         match entries {
-            // A link to nowhere is a place that is missing, not a run without any.
+            // A dangling link means that the target is missing, not that there are no steps.
             Err(error) if error.kind() == io::ErrorKind::NotFound && self.dir.symlink_metadata().is_err() => {
                 Ok(Vec::new())
             }

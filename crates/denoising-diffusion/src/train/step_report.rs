@@ -1,18 +1,18 @@
-//! What a step of training comes to. Not here: making one.
+//! The report of a training step. Not here: making a step.
 
 use thiserror::Error;
 
 use super::config::TrainConfigError;
 use crate::diffusion::Misfit;
 
-/// What a step did.
+/// Report of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepReport {
-    /// 1-based.
+    /// Counted from 1.
     pub step: u64,
     /// The weighted loss, averaged over the step's images.
     pub loss: f64,
-    /// The norm of all gradients together, before clipping; NaN if the step was skipped.
+    /// The global norm of the gradients before clipping; NaN if the step was skipped.
     pub grad_norm: f64,
     pub lr: f64,
     pub ema_decay: f64,
@@ -20,15 +20,15 @@ pub struct StepReport {
     pub skipped: Option<NonFinite>,
 }
 
-/// The first thing in a step that was not finite.
+/// The first non-finite value in a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NonFinite {
-    /// `images`, `loss`, or the name of a weight or of the tensor whose gradient it is.
+    /// `images`, `loss`, or the name of a weight, or of the tensor whose gradient is non-finite.
     pub tensor: String,
     pub kind: NonFiniteKind,
 }
 
-/// Where a value that is not finite showed.
+/// Where a non-finite value appeared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NonFiniteKind {
     Loss,
@@ -45,7 +45,7 @@ impl std::fmt::Display for NonFiniteKind {
     }
 }
 
-/// Why there is no trainer.
+/// Why no trainer could be made.
 #[derive(Clone, Debug, PartialEq, Error)]
 pub enum TrainerError {
     #[error(transparent)]
@@ -54,7 +54,7 @@ pub enum TrainerError {
     Misfit(#[from] Misfit),
 }
 
-/// Why training cannot go on.
+/// Why training cannot continue.
 #[derive(Clone, Debug, PartialEq, Error)]
 pub enum TrainError {
     #[error("{count} steps in a row had no finite {kind}; the first non-finite tensor in the last one: `{tensor}`")]

@@ -1,5 +1,6 @@
-//! Passes over parameters that live for the whole run: Adam, forced norms, the moving average, the norms of gradients. On the CPU and on GPUs they run in place
-//! through our kernels; elsewhere, and in tests, as plain tensor operations. On GPUs the host can ask for all of them without waiting for any.
+//! Passes over parameters that live for the whole run: Adam, forced norms, the moving average, the norms of gradients. On the CPU and on GPUs they
+//! run in place through our kernels; elsewhere, and in tests, as plain tensor operations. On GPUs the host can submit all of them without waiting
+//! for any.
 
 #[cfg(all(feature = "cube", not(feature = "fusion")))]
 use burn::backend::Cube;
@@ -13,28 +14,28 @@ use crate::nn::ops;
 use crate::nn::ops::cube;
 use crate::nn::params::host_values;
 
-/// What has been found of a step's gradients, for those who work with them.
+/// The clipping factor of a step's gradients.
 #[cfg_attr(feature = "cube", allow(clippy::large_enum_variant, reason = "one per step, never in a list"))]
 #[derive(Clone, Debug)]
 pub enum Clip {
-    /// Their factor. They are finite.
+    /// The factor. All gradients are finite.
     Known(f64),
-    /// The device knows their factor, and whether it must change nothing because they, or the loss, are not finite.
+    /// The device holds the factor, and whether the step must change nothing because gradients or loss are not finite.
     #[cfg(all(feature = "cube", not(feature = "fusion")))]
     OnDevice(cube::Clip),
 }
 
-/// What has been found of a step's losses and gradients.
+/// The losses and gradient norms of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Found {
     pub losses: Vec<f64>,
-    /// Of each gradient, the sum of its squares; infinite or NaN if a value is.
+    /// For each gradient, the sum of its squares; infinite or NaN if one of its values is.
     pub squared_norms: Vec<f64>,
-    /// What clips gradients; `None` if something is not finite, so that nothing is to change.
+    /// The clipping factor; `None` if something is not finite, so that the step must change nothing.
     pub grad_scale: Option<f64>,
 }
 
-/// What was asked about a step's losses and gradients, to be found on the device.
+/// A pending query for losses and gradient norms.
 #[cfg_attr(feature = "cube", allow(clippy::large_enum_variant, reason = "one per step, never in a list"))]
 #[derive(Clone, Debug)]
 pub enum Question {
@@ -44,7 +45,7 @@ pub enum Question {
 }
 
 impl Question {
-    /// Sends for what the device finds.
+    /// Starts reading the device's result.
     pub fn read(&self) -> Finding {
         match self {
             Self::Answered(found) => Finding::Done(found.clone()),
@@ -54,7 +55,7 @@ impl Question {
     }
 }
 
-/// [`Found`], perhaps still to be computed.
+/// [`Found`], or its pending computation.
 #[cfg_attr(feature = "cube", allow(clippy::large_enum_variant, reason = "one per step, never in a list"))]
 #[derive(Debug)]
 pub enum Finding {
@@ -64,7 +65,7 @@ pub enum Finding {
 }
 
 impl Finding {
-    /// What the device makes of it by itself, if it does.
+    /// The clipping factor on the device, if it is computed there.
     pub fn clip(&self) -> Option<Clip> {
         match self {
             Self::Done(_) => None,
@@ -73,7 +74,7 @@ impl Finding {
         }
     }
 
-    /// Waits for it.
+    /// Waits for the result.
     pub fn wait(self) -> Found {
         match self {
             Self::Done(found) => found,
@@ -86,7 +87,7 @@ impl Finding {
     }
 }
 
-/// What is added to the norm that gradients are divided by, as in PyTorch's `clip_grad_norm_`.
+/// Added to the norm before dividing by it, as in PyTorch's `clip_grad_norm_`.
 const EPS: f64 = 1e-6;
 
 /// The factor that clips gradients of this norm: `max_norm / (norm + 1e-6)`, at most 1.
@@ -94,7 +95,7 @@ pub fn grad_scale(norm: f64, max_norm: f64) -> f64 {
     (max_norm / (norm + EPS)).min(1.0)
 }
 
-/// Asks for losses (one value each) and for the norm of all gradients, and what clips it to `max_norm`.
+/// Requests the losses (one value each), the norm of all gradients, and the factor that clips it to `max_norm`.
 pub fn ask(gradients: &[Tensor<1>], losses: Vec<Tensor<1>>, max_norm: f64) -> Question {
     #[cfg(all(feature = "cube", not(feature = "fusion")))]
     if gradients.iter().chain(&losses).all(on_cube)
@@ -109,8 +110,8 @@ pub fn ask(gradients: &[Tensor<1>], losses: Vec<Tensor<1>>, max_norm: f64) -> Qu
     Question::Answered(Found { losses, squared_norms, grad_scale })
 }
 
-/// One Adam step on parameters: of each, weights, both moments and gradient, flat and of one length, to the first three after the step; as they
-/// were, where the device finds that nothing is to change. `clip` stands in for the factor that `step` names.
+/// One Adam step on parameters, each given as weights, both moments and gradient, flat and of equal length; returns the first three after the step,
+/// or unchanged if the device finds that the step must change nothing. `clip` overrides the factor in `step`.
 pub fn adam(step: &AdamStep, clip: &Clip, all: Vec<([Tensor<1>; 3], Tensor<1>)>) -> Vec<[Tensor<1>; 3]> {
     let step = match clip {
         Clip::Known(grad_scale) => &AdamStep { grad_scale: *grad_scale, ..*step },
@@ -143,8 +144,8 @@ fn adam_plain(step: &AdamStep, [w, m, v]: [Tensor<1>; 3], gradient: Tensor<1>) -
     [w, m, v]
 }
 
-/// `average + weight (w - average)` of each `[average, w]`, flat and of one length, `w` itself with a weight of 1; `average`, where the device
-/// finds that nothing is to change.
+/// `average + weight (w - average)` for each `[average, w]`, flat and of equal length; `w` itself at a weight of 1; `average` if the device finds
+/// that the step must change nothing.
 pub fn lerp(all: Vec<[Tensor<1>; 2]>, weight: f64, clip: &Clip) -> Vec<Tensor<1>> {
     match clip {
         Clip::Known(_) => {}
@@ -158,8 +159,8 @@ pub fn lerp(all: Vec<[Tensor<1>; 2]>, weight: f64, clip: &Clip) -> Vec<Tensor<1>
     all.into_iter().map(|[average, w]| lerp_one(average, w, weight)).collect()
 }
 
-/// Flat weights of so many rows each, every row brought to the root mean square 1 (its norm counting as `floor` at least); as they are, where the
-/// device finds that nothing is to change.
+/// Flat weights with the given number of rows each, every row scaled to a root mean square of 1 (its norm counting as at least `floor`); unchanged
+/// if the device finds that the step must change nothing.
 pub fn unit_rows(all: Vec<(Tensor<1>, usize)>, floor: f64, clip: &Clip) -> Vec<Tensor<1>> {
     match clip {
         Clip::Known(_) => {}
@@ -189,7 +190,7 @@ fn lerp_one(average: Tensor<1>, w: Tensor<1>, weight: f64) -> Tensor<1> {
 /// [`lerp_one`] in plain tensor operations.
 fn lerp_plain(average: Tensor<1>, w: Tensor<1>, weight: f64) -> Tensor<1> {
     match weight {
-        // Of its own storage.
+        // In separate storage.
         1.0 => average.slice_assign(0..w.dims()[0], w),
         _ => average.clone() + (w - average) * weight,
     }
@@ -210,7 +211,7 @@ fn squared_norms_plain(gradients: &[Tensor<1>]) -> Vec<f64> {
     host_values(Tensor::cat(gradients.iter().map(sum).collect(), 0)).into_iter().map(f64::from).collect()
 }
 
-/// Changes whenever a sweep on a GPU could not write in place, so that a tensor lies elsewhere now.
+/// Changes whenever a sweep on a GPU could not write in place, so that a tensor has moved.
 pub fn moves() -> u64 {
     #[cfg(all(feature = "cube", not(feature = "fusion")))]
     return cube::moves();
@@ -222,14 +223,14 @@ fn on_cpu(tensor: &Tensor<1>) -> bool {
     tensor.clone().try_into_primitive::<Flex>().is_ok()
 }
 
-/// Whether the tensor is where our kernels for GPUs are.
+/// Whether our GPU kernels can use the tensor.
 #[cfg(all(feature = "cube", not(feature = "fusion")))]
 fn on_cube(tensor: &Tensor<1>) -> bool {
     tensor.clone().try_into_primitive::<Cube>().is_ok()
 }
 
-/// The tensor as the CPU backend's own, its storage being its values and nothing else. The tensor's last owner gets it without a copy, so
-/// that what is written to it is written in place.
+/// The tensor as the CPU backend's own, with storage that holds exactly its values. If this is the only reference, nothing is copied, so that writes
+/// happen in place.
 fn flex(tensor: Tensor<1>) -> FlexTensor {
     let primitive = tensor.try_into_primitive::<Flex>().expect("asked before whether it is on the CPU");
     let whole = primitive.is_contiguous() && primitive.storage::<f32>().len() == primitive.layout().num_elements();

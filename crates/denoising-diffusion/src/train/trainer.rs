@@ -28,11 +28,11 @@ use crate::weights::StateDict;
 
 /// A network in training, its optimizer and its moving average.
 ///
-/// One training at a time in a process: what dropout drops, and whether activations are kept, are settings of the process, as Burn's operations carry
-/// no context. Of two trainers that step at the same time each may be given the other's.
+/// Only one training at a time per process: what dropout drops, and whether activations are kept, are process-wide settings, as Burn's operations
+/// carry no context. Two trainers that step concurrently may get each other's settings.
 #[derive(Debug)]
 pub struct Trainer<M> {
-    /// Taken out only while the optimizer replaces it.
+    /// `None` only while the optimizer replaces it.
     pub(super) model: Option<M>,
     ema: Ema<M>,
     power_emas: Vec<PowerEma<M>>,
@@ -40,7 +40,7 @@ pub struct Trainer<M> {
     pub(super) diffusion: Diffusion,
     pub(super) config: TrainConfig,
     pub(super) device: Device,
-    /// On other devices, which take turns with this one.
+    /// Copies on other devices, which take turns with this one.
     pub(super) replicas: Vec<Replica<M>>,
     pub(super) step: u64,
     skipped: u64,
@@ -49,26 +49,26 @@ pub struct Trainer<M> {
     forced_norms: BTreeSet<String>,
     pub(super) ahead: Option<Ahead>,
     pub(super) recording: Recording,
-    /// Whether the passes that were launched last dropped out.
+    /// Whether the passes that were launched last used dropout.
     pub(super) drops_out: bool,
     in_flight: Option<Asked>,
-    /// Of a step that was waited for, and not yet told of.
+    /// Report of a finished step that has not been returned yet.
     settled: Option<StepReport>,
 }
 
-/// A step that was asked for; what it came to is perhaps still to be computed.
+/// A submitted step whose result may still be pending.
 #[derive(Debug)]
 pub(super) struct Asked {
     pub(super) finding: Finding,
-    /// What its gradients are of.
+    /// The parameters of its gradients.
     pub(super) of: Arc<[Parameter]>,
-    /// Of each batch the data, to look for the cause of a loss that is not finite.
+    /// The data of each batch, to find the cause of a non-finite loss.
     pub(super) data: Vec<Tensor<1>>,
     pub(super) step: u64,
     pub(super) lr: f64,
 }
 
-/// What a [`Trainer`] needs, beside its configuration, to go on where it stopped.
+/// What a [`Trainer`] needs, in addition to its configuration, to resume.
 #[derive(Clone, Debug)]
 pub struct TrainerState {
     pub step: u64,
@@ -82,7 +82,7 @@ pub struct TrainerState {
     pub adam: StateDict,
 }
 
-/// An average that others are made of ([`crate::post_hoc`]).
+/// A post-hoc average ([`crate::post_hoc`]).
 #[derive(Clone, Debug, PartialEq)]
 pub struct PowerEmaState {
     pub sigma_rel: f64,
@@ -98,7 +98,7 @@ impl<M> Trainer<M> {
         &self.diffusion
     }
 
-    /// The moving average; samples and metrics come from its `eval()`.
+    /// The moving average; its `eval()` is used for samples and metrics.
     pub fn ema(&self) -> &Ema<M> {
         &self.ema
     }
@@ -123,7 +123,7 @@ impl<M> Trainer<M> {
         self.skipped_in_a_row
     }
 
-    /// Steps that changed something, as far as is known without waiting.
+    /// Steps that changed something, as far as known without waiting.
     pub(super) fn adam_steps(&self) -> u64 {
         self.adam.steps()
     }
@@ -137,7 +137,7 @@ impl<M> Trainer<M> {
         }
     }
 
-    /// Lengths of the averages that others can be made of.
+    /// Lengths of the post-hoc averages.
     pub(super) fn sigma_rels(&self) -> Vec<f64> {
         self.power_emas.iter().map(|average| average.profile().sigma_rel()).collect()
     }
@@ -149,10 +149,10 @@ impl<M> Trainer<M> {
 }
 
 impl<M: Network> Trainer<M> {
-    /// A trainer before its first step. `model` must lie on an autodiff device.
+    /// A trainer before its first step. `model` must be on an autodiff device.
     ///
     /// # Errors
-    /// Options without meaning, and a network that does not fit the formulation.
+    /// Invalid options, or a network that does not fit the formulation.
     pub fn new(
         model: M,
         diffusion: Diffusion,
@@ -186,10 +186,11 @@ impl<M: Network> Trainer<M> {
         })
     }
 
-    /// With averages of these profiles beside [`ema`](Self::ema), of which others can be made later ([`crate::post_hoc`]).
+    /// Also keeps averages of these profiles, in addition to [`ema`](Self::ema), from which others can be made later ([`crate::post_hoc`]).
     ///
     /// # Errors
-    /// After the first step, which they would lack; two profiles of one length; a network with running statistics, of which there are no such sums.
+    /// If called after the first step, which the averages would miss; two profiles of the same length; a network with running statistics, which
+    /// cannot be averaged this way.
     pub fn with_power_emas(mut self, profiles: &[Profile]) -> Result<Self, PowerEmaError> {
         let twice = |(i, profile): (usize, &Profile)| profiles[..i].contains(profile).then_some(profile.sigma_rel());
         if let Some(sigma_rel) = profiles.iter().enumerate().find_map(twice) {
@@ -206,10 +207,10 @@ impl<M: Network> Trainer<M> {
     }
 
     /// One optimizer step on `accumulate` batches: tensors `[b, c, h, w]` of data in the data's range, or [`Examples`] with classes and conditions.
-    /// Waits until it is made.
+    /// Waits until it is complete.
     ///
-    /// Noise, times and what is dropped are keyed by the number of an example, which is counted in batches of this one's size and steps of `accumulate`
-    /// batches: with batches of several sizes, or another number of them, some examples are given what others were given before.
+    /// Noise, times and dropout are keyed by the number of an example, which assumes batches of this size and steps of `accumulate` batches: if
+    /// batch sizes or their number vary, some examples reuse the random numbers of earlier ones.
     pub fn step(&mut self, batches: Vec<impl Into<Examples>>) -> StepReport {
         self.settle();
         match self.submit(batches) {
@@ -218,16 +219,16 @@ impl<M: Network> Trainer<M> {
         }
     }
 
-    /// Asks for a [`step`](Self::step) and does not wait for it where that can be avoided: on a GPU, and with a network whose weights nothing but the
-    /// optimizer changes. Then it is in flight, the device itself sees to it that it changes nothing if something is not finite, and the report is
-    /// that of the step before. All steps come to the same as with `step`.
+    /// Submits a [`step`](Self::step) without waiting for it, if possible: on a GPU, with a network whose weights only the optimizer changes. The
+    /// step is then in flight, the device itself makes sure that nothing changes if something is not finite, and the report is that of the previous
+    /// step. The results are the same as with `step`.
     pub fn submit(&mut self, batches: Vec<impl Into<Examples>>) -> Option<StepReport> {
         set_activations(if self.config.checkpoint_activations { Activations::Recompute } else { Activations::Keep });
         let batches = batches.into_iter().map(Into::into).collect();
         in_pool(|| self.submit_in_pool(batches))
     }
 
-    /// Waits for the step in flight. Its report; `None` if it was told already.
+    /// Waits for the step in flight and returns its report; `None` if it was returned already.
     pub fn settle(&mut self) -> Option<StepReport> {
         let Some(asked) = self.in_flight.take() else { return self.settled.take() };
         let (mut report, _) = self.came_to(asked);
@@ -242,7 +243,7 @@ impl<M: Network> Trainer<M> {
     fn submit_in_pool(&mut self, batches: Vec<Examples>) -> Option<StepReport> {
         let before = if self.has_buffers { Buffers::of(self.model()) } else { Buffers::default() };
         let (gradients, asked) = self.ask(batches);
-        // How many steps the optimizer has made depends on what the one before came to.
+        // The optimizer's step count depends on the outcome of the previous step.
         let earlier = self.settle();
         if let (Some(clip), true) = (asked.finding.clip(), self.only_steps_change_it()) {
             self.advance(gradients, &clip, asked.lr);
@@ -260,12 +261,12 @@ impl<M: Network> Trainer<M> {
         Some(report)
     }
 
-    /// Whether passes leave the network as it is.
+    /// Whether only optimizer steps change the network, and forward passes do not.
     pub(super) fn only_steps_change_it(&self) -> bool {
         !self.has_buffers
     }
 
-    /// Changes weights, moments and average, as far as `clip` lets it.
+    /// Changes weights, moments and average, unless `clip` forbids it.
     fn advance(&mut self, gradients: NamedGradients, clip: &Clip, lr: f64) {
         self.model = self.model.take().map(|model| {
             let model = self.adam.step_clipped(model, gradients, clip, lr);
@@ -282,7 +283,7 @@ impl<M: Network> Trainer<M> {
         }
     }
 
-    /// Waits for what a step came to, and counts it. The decay is left for later: the average may not have been updated yet.
+    /// Waits for the result of a step and counts it. The decay is filled in later: the average may not have been updated yet.
     fn came_to(&mut self, Asked { finding, of, data, step, lr }: Asked) -> (StepReport, Option<Clip>) {
         let CameTo { losses, step: found } = CameTo::new(&of, finding.wait());
         let loss: f64 = losses.iter().sum();
@@ -306,7 +307,7 @@ impl<M: Network> Trainer<M> {
         (report, None)
     }
 
-    /// An error once `max_skipped` steps in a row were skipped.
+    /// An error once `max_skipped` consecutive steps were skipped.
     pub fn check_progress(&self, report: &StepReport) -> Result<(), TrainError> {
         match &report.skipped {
             Some(cause) if self.skipped_in_a_row >= self.config.max_skipped => Err(TrainError::NonFinite {
@@ -318,7 +319,7 @@ impl<M: Network> Trainer<M> {
         }
     }
 
-    /// What made a loss non-finite: the images, a weight, or neither.
+    /// The cause of a non-finite loss: the images, a weight, or neither.
     fn blame(&self, images: &Tensor<1>) -> NonFinite {
         struct FirstBad(Option<String>);
         impl VisitTensor for FirstBad {
@@ -333,7 +334,7 @@ impl<M: Network> Trainer<M> {
         NonFinite { tensor: bad.0.unwrap_or_else(|| "loss".to_string()), kind: NonFiniteKind::Loss }
     }
 
-    /// All that must be saved to go on later. Waits for the step in flight, whose report is told by whatever tells one next.
+    /// All that must be saved in order to resume. Waits for the step in flight, whose report is returned by the next call that returns one.
     pub fn state(&mut self) -> TrainerState {
         self.settled = self.settle();
         TrainerState {
@@ -349,12 +350,12 @@ impl<M: Network> Trainer<M> {
         }
     }
 
-    /// The averages that [`with_power_emas`](Self::with_power_emas) asked for. No step may be in flight.
+    /// The averages that [`with_power_emas`](Self::with_power_emas) added. No step may be in flight.
     pub(super) fn power_emas(&self) -> impl Iterator<Item = PowerEmaState> {
         self.power_emas.iter().map(PowerEma::state)
     }
 
-    /// Goes on from a saved state of the same network and configuration.
+    /// Resumes from a saved state of the same network and configuration.
     pub fn restore(&mut self, state: &TrainerState) -> Result<(), ParamsError> {
         let model = params::load_state_dict(self.model().clone(), &state.model)?;
         self.adam = Adam::from_state_dict(self.config.adam(), state.adam_steps, &state.adam, &model, &self.device())?;

@@ -1,4 +1,4 @@
-//! What options say, mean where they say nothing, and are refused for.
+//! Reading options, their defaults, and which options are refused.
 
 use super::*;
 
@@ -61,7 +61,7 @@ fn combinations_without_meaning_are_refused_with_the_reason() {
     }
 }
 
-/// Where the last level is nothing but noise, a weight of 0 would leave it untrained.
+/// If the last level is pure noise, a weight of 0 would leave it untrained.
 #[test]
 fn zero_terminal_snr_weighs_all_levels_alike() {
     let zero = "zero_terminal_snr = true";

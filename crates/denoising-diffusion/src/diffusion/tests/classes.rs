@@ -1,4 +1,4 @@
-//! Classes in training and in measuring: what is hidden from the network, and when.
+//! Classes in training and in measurements: what is hidden from the network, and when.
 
 use burn::tensor::{Device, Tensor};
 
@@ -54,7 +54,7 @@ fn vectors_are_hidden_with_their_classes() {
     assert_eq!(without.calls()[0].vectors, None);
 }
 
-/// All candidates of noise and the pass that trains are shown the same.
+/// All noise candidates and the training pass get the same classes.
 #[test]
 fn candidates_of_noise_share_what_is_hidden() {
     let device = Device::flex().autodiff();
@@ -68,7 +68,7 @@ fn candidates_of_noise_share_what_is_hidden() {
     assert!(calls.iter().all(|call| call.classes.as_deref() == Some(&[0, 3, 2, 1][..])));
 }
 
-/// As many as the network's probability says, over many examples; each by its own number.
+/// As many as the network's probability implies, over many examples; each is decided by its own number.
 #[test]
 fn as_many_classes_are_hidden_as_asked_for() {
     let device = Device::flex().autodiff();
@@ -80,7 +80,7 @@ fn as_many_classes_are_hidden_as_asked_for() {
     assert_eq!(draws.keep_condition[1000..], later.keep_condition);
 }
 
-/// A network without classes is told none, and one with classes may be trained without.
+/// A network without classes gets none, and one with classes may be trained without.
 #[test]
 fn classes_go_only_where_they_are_known() {
     let device = Device::flex().autodiff();
@@ -97,7 +97,7 @@ fn classes_go_only_where_they_are_known() {
 #[test]
 fn measuring_hides_nothing_and_repeats_itself() {
     let device = Device::flex();
-    // Whatever would be drawn is below this.
+    // Any draw would be below this.
     let network = Fake::new(0.5, Traits { class_drop_prob: 1.0, ..TRAITS }, &device).eval();
     let diffusion = Diffusion::new(&DiffusionConfig::default()).unwrap();
     let measure = || held_out_loss(&network, &diffusion, [batch(4, &device)].into_iter(), 3, &device).unwrap();

@@ -1,4 +1,4 @@
-//! How often and with what a denoiser runs its network, and what it makes of the outputs.
+//! How often and with which inputs a denoiser calls its network, and how it uses the outputs.
 
 use burn::tensor::{Device, Tensor};
 
@@ -71,13 +71,13 @@ fn vectors_are_guided_towards_as_classes_are() {
     assert!(both.len() == 8 && both[4..].iter().all(|value| value.is_nan()), "{both:?}");
 }
 
-/// Nothing is computed that the scale leaves out.
+/// Outputs that the scale does not need are not computed.
 #[test]
 fn scales_of_zero_and_one_take_one_prediction() {
     let (diffusion, network, x) = (gaussian(), conditional(), batch(2, &Device::flex()));
     let level = diffusion.level(20.0);
     for (scale, classes) in [(1.0, [1, 3]), (0.0, [CLASSES as i64; 2])] {
-        // Whatever the other options: they have nothing to work on.
+        // Whatever the other options: there is nothing for them to act on.
         let config = GuidanceConfig { rescale_phi: 0.7, keep_parallel: 0.0, ..unlimited(scale) };
         let denoiser = diffusion.denoiser(&network).with_classes(vec![1, 3]).guided(&config);
         let got = x_start(&denoiser, &x, level);
@@ -90,7 +90,7 @@ fn scales_of_zero_and_one_take_one_prediction() {
     }
 }
 
-/// CFG++ takes both predictions at a scale of 1 as at those beside it; outside of its interval it takes one.
+/// CFG++ uses both predictions at a scale of 1, as at nearby scales; outside its interval it uses one.
 #[test]
 fn cfg_plus_plus_does_not_jump_at_a_scale_of_one() {
     let (diffusion, network, x) = (gaussian(), conditional(), batch(2, &Device::flex()));
@@ -129,7 +129,7 @@ fn without_a_condition_there_is_nothing_to_guide() {
     }
 }
 
-/// Outside of it the conditional prediction is taken, at one forward of b examples.
+/// Outside it, the conditional prediction is used, with one forward pass of b examples.
 #[test]
 fn guidance_within_an_interval_of_noise() {
     let (diffusion, network, x) = (gaussian(), conditional(), batch(2, &Device::flex()));
@@ -143,13 +143,13 @@ fn guidance_within_an_interval_of_noise() {
         x_start(&denoiser, &x, diffusion.level(f64::from(t)));
         assert_eq!(network.calls().iter().map(|call| call.time.len()).collect::<Vec<_>>(), [examples], "t = {t}");
     }
-    // Pure noise lies outside of any interval.
+    // Pure noise lies outside any interval.
     let flow = Diffusion::new(&FormulationConfig::RectifiedFlow(RectifiedFlowConfig::default()).into()).unwrap();
     x_start(&flow.denoiser(&network).with_classes(vec![1, 3]).guided(&config), &x, flow.level(1.0));
     assert_eq!(network.calls()[0].time.len(), 2);
 }
 
-/// Both see the class; each is asked once.
+/// Both get the class; each is called once.
 #[test]
 fn away_from_a_weaker_network() {
     let (diffusion, strong, x) = (gaussian(), conditional(), batch(2, &Device::flex()));
@@ -189,7 +189,7 @@ fn an_earlier_estimate_goes_to_both_halves() {
     }
 }
 
-/// What the network is shown: scaled data and `ln(sigma) / 4` for an elucidated one.
+/// The network's input: scaled data and `ln(sigma) / 4` for an elucidated one.
 #[test]
 fn inputs_are_scaled_as_the_formulation_says() {
     let (network, x) = (fake(0.5, Traits::default()), batch(1, &Device::flex()));
@@ -202,7 +202,7 @@ fn inputs_are_scaled_as_the_formulation_says() {
     assert!(call.x.iter().zip(host_values(x)).all(|(shown, x)| (shown - c_in * x).abs() < 1e-6));
 }
 
-/// Data that are taken as they are have no range to stay in.
+/// Data used as they are have no range to be limited to.
 #[test]
 fn estimates_are_limited_where_the_range_is_known() {
     let (network, x) = (fake(9.0, Traits::default()), batch(2, &Device::flex()));

@@ -1,11 +1,11 @@
-//! Noise levels of every formulation: order, ends, and the way back from log-SNR.
+//! Noise levels of every formulation: order, ends, and the conversion back from log-SNR.
 
 use crate::diffusion::{
     BetaSchedule, ContinuousTimeConfig, Diffusion, FormulationConfig, GaussianConfig, NoiseLevel, NoiseLevels,
     NoiseSchedule, Objective, RectifiedFlowConfig, ScheduleConfig, SimpleConfig, TimeDistribution,
 };
 
-/// Every formulation by default, and options that change its levels.
+/// Every formulation with its defaults, and with options that change its levels.
 fn formulations() -> Vec<FormulationConfig> {
     let mut all = FormulationConfig::all().to_vec();
     for beta_schedule in [BetaSchedule::Linear, BetaSchedule::Cosine, BetaSchedule::Sigmoid] {
@@ -57,7 +57,7 @@ fn levels_fall_from_the_noisiest_to_clean_data() {
                 let levels = kind.of(formulation, steps, 7.0);
                 assert_eq!(levels.len(), steps + 1, "{case}");
                 assert_eq!(levels[steps], NoiseLevel::CLEAN, "{case}");
-                // Through log-SNR and back.
+                // To log-SNR and back.
                 let close = |a: f64, b: f64| (a - b).abs() <= 1e-9 * b.abs().max(1e-3);
                 let first = levels[0];
                 assert!(close(first.alpha, noisiest.alpha) && close(first.sigma, noisiest.sigma), "{case}: {first:?}");
@@ -67,7 +67,7 @@ fn levels_fall_from_the_noisiest_to_clean_data() {
                     assert!(pair[0].sigma > 0.0 && pair[0].time.is_finite(), "{case}: {pair:?}");
                     assert!(pair[1].is_clean() || pair[1].time < pair[0].time || rises(&config), "{case}: {pair:?}");
                 }
-                // Those that are spread over a range reach its other end.
+                // Levels spread over a range reach its other end.
                 if !whole && steps >= 3 {
                     let last = levels[steps - 1];
                     assert!((last.log_snr() - cleanest.log_snr()).abs() < 1e-6, "{case}: {last:?}, {cleanest:?}");
@@ -77,7 +77,7 @@ fn levels_fall_from_the_noisiest_to_clean_data() {
     }
 }
 
-/// Told log-SNR, which falls with noise.
+/// Whether the time input is the log-SNR, which falls with noise.
 fn rises(config: &FormulationConfig) -> bool {
     matches!(config, FormulationConfig::ContinuousTime(_) | FormulationConfig::Simple(_))
 }
@@ -102,7 +102,7 @@ fn a_level_is_found_by_its_log_snr() {
     }
 }
 
-/// So that quarters of the draws are quarters of the noise levels, and a share of them is a quantile.
+/// So that quarters of the draws are quarters of the noise levels, and a fraction of them is a quantile.
 #[test]
 fn times_rise_with_the_share_of_examples() {
     for config in formulations() {
@@ -132,7 +132,7 @@ fn times_rise_with_the_share_of_examples() {
     }
 }
 
-/// The cosine in f64 would go on to -75 there.
+/// A cosine in f64 would continue to -75 there.
 #[test]
 fn a_cosine_ends_where_it_does_in_f32() {
     let noise_schedule = NoiseSchedule::Cosine;

@@ -1,4 +1,4 @@
-//! What holds for every formulation, and what a denoiser asks of its network.
+//! What holds for every formulation, and which calls a denoiser makes to its network.
 
 mod classes;
 mod guided;
@@ -14,19 +14,19 @@ use crate::models::{Network, NetworkInput};
 use crate::nn::Vectors;
 use crate::nn::params::host_values;
 
-/// What a network was asked.
+/// A call of a network.
 #[derive(Clone, Debug, PartialEq)]
 struct Call {
     x: Vec<f32>,
     time: Vec<f32>,
-    /// The number of classes stands for none.
+    /// The number of classes stands for "no class".
     classes: Option<Vec<i64>>,
     /// NaN stands for an unknown vector.
     vectors: Option<Vec<f32>>,
     self_conditioned: bool,
 }
 
-/// What a [`Fake`] says of itself.
+/// The properties of a [`Fake`].
 #[derive(Clone, Copy, Debug, Default)]
 struct Traits {
     num_classes: usize,
@@ -35,7 +35,7 @@ struct Traits {
     self_condition: bool,
 }
 
-/// A network that gives `gain x + class / 10` (without classes, `gain x`) and remembers what it was asked.
+/// A network that returns `gain x + class / 10` (without classes, `gain x`) and records its calls.
 #[derive(Module, Debug)]
 struct Fake {
     gain: Param<Tensor<1>>,
@@ -51,7 +51,7 @@ impl Fake {
         Self { gain, traits, calls: Arc::default() }
     }
 
-    /// Those since the last time.
+    /// The calls since the last time.
     fn calls(&self) -> Vec<Call> {
         std::mem::take(&mut self.calls.lock().unwrap())
     }
@@ -100,7 +100,7 @@ impl Network for Fake {
     }
 }
 
-/// `[b, 1, 2, 3]`, every value another one.
+/// `[b, 1, 2, 3]`, with distinct values.
 fn batch(b: usize, device: &Device) -> Tensor<4> {
     let values: Vec<f32> = (0..b * 6).map(|i| (i as f32 * 1.7).sin() * 0.8).collect();
     Tensor::<1>::from_floats(values.as_slice(), device).reshape([b, 1, 2, 3])

@@ -88,7 +88,7 @@ fn by_default_half_of_the_examples_lie_on_each_side_of_the_middle() {
     assert!((diffusion.formulation().time(0.841_344_746_068_543) - deviation).abs() < 1e-9);
 }
 
-/// Sinusoids are told up to 1000, Fourier features up to 1; nothing else depends on it.
+/// The time input goes up to 1000 for sinusoids and up to 1 for Fourier features; nothing else depends on it.
 #[test]
 fn the_scale_of_what_is_told() {
     let told = |config: RectifiedFlowConfig| Diffusion::new(&FormulationConfig::RectifiedFlow(config).into()).unwrap();

@@ -81,7 +81,7 @@ impl<'a> Pair<'a> {
         Self { a, b, norms_a: norms(a), norms_b: norms(b), relative_error }
     }
 
-    /// Visits all pairs of rows. Each block of rows of the first table starts with its own `start` and meets the columns in ascending order; the
+    /// Visits all pairs of rows. Each block of rows of the first table starts with its own `start` and visits the columns in ascending order; the
     /// final states are returned in the order of the rows.
     pub fn visit<S: Send>(
         &self,

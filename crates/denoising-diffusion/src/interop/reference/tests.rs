@@ -1,4 +1,4 @@
-//! Finding networks in files of all kinds, and reading them whatever is wrong with them.
+//! Finding networks in files of all kinds, and reading damaged ones.
 
 use super::super::{to_ours, to_reference, write_safetensors};
 use super::*;
@@ -85,7 +85,7 @@ fn the_same_as_safetensors_of_any_name() {
     assert!(error.ends_with("has no model weights; it has ema"), "{error}");
 }
 
-/// As a Trainer would save the classes that have their network under `net`, or a schedule beside it.
+/// As a Trainer would save the classes whose network is under `net`, or that have a learned schedule.
 #[test]
 fn trainer_checkpoints_of_other_classes() {
     let folder = tempfile::tempdir().unwrap();

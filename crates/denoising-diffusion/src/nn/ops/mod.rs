@@ -47,7 +47,7 @@ fn on_cpu(tensor: &Tensor<4>) -> bool {
     tensor.dtype() == DType::F32 && is_cpu(&tensor.device())
 }
 
-/// Whether blocks on `x` are to keep only their inputs and there are kernels for that; see [`recompute`](crate::nn::recompute) for other blocks.
+/// Whether blocks on `x` should keep only their inputs and there are kernels for that; see [`recompute`](crate::nn::recompute) for other blocks.
 pub fn recomputes(x: &Tensor<4>) -> bool {
     activations() == Activations::Recompute && on_cpu(x)
 }
@@ -292,7 +292,7 @@ pub(crate) fn copied(all: Vec<Tensor<1>>) -> Vec<Tensor<1>> {
     all.into_iter().map(copy).collect()
 }
 
-/// Runs `work` such that what it allocates on a device is put where it stays, and is found again by its size when it is free.
+/// Runs `work` so that its device allocations go into long-lived memory, where free blocks are found again by size.
 #[cfg(all(feature = "cube", not(feature = "fusion")))]
 fn for_long(all: Vec<Tensor<1>>, work: impl Fn(Vec<Tensor<1>>) -> Vec<Tensor<1>> + Send) -> Vec<Tensor<1>> {
     match all.first().map(Tensor::device) {

@@ -100,7 +100,7 @@ proptest! {
     ) {
         let mut draw = Draw { seed, drawn: 0 };
         let (x, r, m) = (draw.tensor([b, h, w, c]), draw.tensor([b, h, w, c]), draw.tensor([b, 2 * c]));
-        // For rows of nearly equal values, the gradient is the larger the smaller their deviation.
+        // For rows of nearly equal values, the gradient grows as their deviation shrinks.
         let away = Tensor::<1>::from_floats([8.0, -8.0], &x.device()).reshape([1, 1, 1, 2]);
         let spread = || {
             let rest = Tensor::zeros([1, 1, 1, c - 2], &x.device());

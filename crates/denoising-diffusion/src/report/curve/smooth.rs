@@ -9,7 +9,7 @@ const PART_OF_ALL: f64 = 0.02;
 /// ... but at most over this fraction of the points so far, so that it does not lag behind a steep beginning.
 const PART_SO_FAR: f64 = 0.2;
 
-/// The smoothed line; `None` if the points are to be joined.
+/// The smoothed line; `None` if the points should be joined.
 pub(super) fn smoothed(points: &[(f64, f64)], smoothing: Smoothing) -> Option<Vec<(f64, f64)>> {
     match smoothing {
         Smoothing::None => None,

@@ -108,7 +108,7 @@ pub struct SamplesRecord {
     pub count: u64,
     /// Path of the grid, relative to the run folder.
     pub file: String,
-    /// Of each channel of the samples, in [0, 1]: mean and deviation. If they drift away from those of the data, colours do.
+    /// Mean and standard deviation of each channel of the samples, in [0, 1]. If they drift away from those of the data, colours do, too.
     #[serde(default)]
     pub mean: Vec<f64>,
     #[serde(default)]

@@ -1,4 +1,4 @@
-//! What every solver promises: the latest estimate goes to the network, CFG++'s second estimate goes where it belongs, few levels are fine.
+//! What every solver guarantees: the latest estimate goes to the network, CFG++'s second estimate is used correctly, and few levels work.
 
 use std::cell::RefCell;
 
@@ -20,7 +20,7 @@ fn all() -> impl Iterator<Item = (&'static str, Solver)> {
     DETERMINISTIC.into_iter().chain(STOCHASTIC).chain([("ddim_inversion", inversion), ("inpaint", repaint)])
 }
 
-/// Compares each `x_self_cond` with the estimate before.
+/// Compares each `x_self_cond` with the previous estimate.
 struct Remembering {
     mixture: Mixture,
     last: RefCell<Option<Vec<f32>>>,

@@ -1,5 +1,5 @@
-//! Data whose denoiser is known exactly and whose probability flow can be followed as closely as one likes: a mixture of normal
-//! distributions in the plane. All in f64 on the host; tensors `[b, 2]` are f32.
+//! Data whose denoiser is known exactly and whose probability flow can be followed to any accuracy: a mixture of normal distributions in the plane.
+//! All in f64 on the host; tensors `[b, 2]` are f32.
 
 use std::cell::Cell;
 
@@ -11,7 +11,7 @@ use crate::noise::{Purpose, Stream};
 
 pub type Point = [f64; 2];
 
-/// How alpha belongs to `sigma / alpha`.
+/// How alpha depends on `sigma / alpha`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Family {
     VariancePreserving,
@@ -94,7 +94,7 @@ impl Mixture {
         (mean, [second(0, 0, 0) - products[0], second(0, 1, 1) - products[1], second(1, 1, 2) - products[2]])
     }
 
-    /// The expectation of x_start given `x = alpha x_start + sigma eps`: each mode's
+    /// The expectation of x_start given `x = alpha x_start + sigma eps`: that of each mode,
     /// `mean + alpha covariance (alpha^2 covariance + sigma^2)^-1 (x - alpha mean)`, weighted by how probable the mode makes x.
     pub fn expectation(&self, x: Point, alpha: f64, sigma: f64) -> Point {
         let conditionals: Vec<(f64, Point)> = self.modes.iter().map(|m| m.given(x, alpha, sigma)).collect();
@@ -134,7 +134,7 @@ impl Mixture {
 }
 
 impl Mode {
-    /// The logarithm of weight times density of `x` (up to a constant), and the expectation of x_start, if x_start is of this mode.
+    /// The logarithm of weight times density of `x` (up to a constant), and the expectation of x_start, if x_start is from this mode.
     fn given(&self, x: Point, alpha: f64, sigma: f64) -> (f64, Point) {
         let [a, b, c] = self.covariance;
         let total = [alpha * alpha * a + sigma * sigma, alpha * alpha * b, alpha * alpha * c + sigma * sigma];
@@ -186,7 +186,7 @@ pub fn points(x: Tensor<2>) -> Vec<Point> {
     host_values(x).chunks(2).map(|pair| [f64::from(pair[0]), f64::from(pair[1])]).collect()
 }
 
-/// x at a noisy level: `sigma z`, or as the data spread where they are not drowned in noise.
+/// x at a noisy level: `sigma z`, or spread like the data if they are not drowned in noise.
 pub fn start(level: NoiseLevel, count: usize) -> Tensor<2> {
     let mut values = vec![0.0; 2 * count];
     Stream::new(5, Purpose::SampleInit, 0, 0).fill_normal(&mut values);
@@ -198,6 +198,6 @@ pub fn start(level: NoiseLevel, count: usize) -> Tensor<2> {
 pub fn distance(a: &[Point], b: &[Point]) -> f64 {
     assert_eq!(a.len(), b.len());
     let distances = a.iter().zip(b).map(|(a, b)| (a[0] - b[0]).hypot(a[1] - b[1]));
-    // Not `f64::max`, which would pass over a NaN.
+    // Not `f64::max`, which would ignore a NaN.
     distances.fold(0.0, |most, d| if d <= most { most } else { d })
 }

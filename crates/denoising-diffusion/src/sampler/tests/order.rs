@@ -1,4 +1,4 @@
-//! How fast the error of each deterministic solver falls with the number of steps, and where all of them end.
+//! How fast the error of each deterministic solver falls with the number of steps, and where all of them end up.
 
 use super::mixture::{
     FAMILIES, Family, Mixture, Point, distance, flow_from_pure_noise, points, start, tensor, to_clean,
@@ -59,14 +59,14 @@ fn solvers_have_their_order() {
         check_order(name, solver, [32, 64, 128], 1.9..2.1, &all);
     }
     check_order("dpmpp_sde_3m, eta 0", DPMPP_3M, [16, 32, 64], 2.7..3.3, &all);
-    // The corrector adds one to a predictor of order 2 or 3. More steps would show the rounding of f32 (about 1e-6).
+    // The corrector raises the order of the predictor, 2 or 3, by one. More steps would show the rounding of f32 (about 1e-6).
     check_order("unipc 2", UNIPC_2, [16, 32, 64], 2.8..3.3, &all);
     check_order("unipc 3", UNIPC_3, [16, 32, 64], 3.5..5.5, &all);
-    // On its way from 2, the order of its first step, whose part in the error is small, to 4.
+    // In transition from 2, the order of its first step, which contributes little to the error, to 4.
     check_order("lms", LMS, [16, 32, 64], 3.2..4.1, &all);
 }
 
-/// The first step, from alpha = 0, is first order once, which costs a method of second order nothing.
+/// The first step, from alpha = 0, is a single first-order step, which does not reduce the order of a second-order method.
 #[test]
 fn solvers_keep_their_order_from_pure_noise() {
     let flow = [("pure noise", Mixture::three(Family::Flow), Box::new(|n| flow_from_pure_noise(0.1, n)) as _)];
@@ -77,11 +77,11 @@ fn solvers_keep_their_order_from_pure_noise() {
     check_order("dpmpp_sde_3m, eta 0", DPMPP_3M, [32, 64, 128], 2.7..3.4, &flow);
     check_order("unipc 2", UNIPC_2, [32, 64, 128], 2.8..3.4, &flow);
     check_order("unipc 3", UNIPC_3, [32, 64, 128], 3.5..5.0, &flow);
-    // Here the first steps are what remains.
+    // Here the first steps dominate the error.
     check_order("lms", LMS, [32, 64, 128], 2.2..3.5, &flow);
 }
 
-/// Under all schedules and by all solvers the same noise becomes the same data.
+/// With all schedules and all solvers, the same noise gives the same data.
 #[test]
 fn all_deterministic_solvers_reach_the_same_data() {
     let x = points(start(Family::Edm.level(20.0), 8));
@@ -92,7 +92,7 @@ fn all_deterministic_solvers_reach_the_same_data() {
         let alpha = family.level(20.0).alpha;
         let x: Vec<Point> = x.iter().map(|x| x.map(|v| v * alpha)).collect();
         for (name, solver) in DETERMINISTIC {
-            // The first three are of first order and one another's equals.
+            // The first three are first-order and equal each other.
             let steps = match name {
                 "ddim" => 3000,
                 "euler" | "euler_ancestral" => continue,
@@ -124,7 +124,7 @@ fn euler_without_churn_or_noise_is_ddim_and_the_sde_solver_without_noise_is_2m()
     }
 }
 
-/// Inversion is of first order too: twice the steps, half the way missed.
+/// Inversion is first-order too: twice the steps, half the error.
 #[test]
 fn ddim_returns_from_where_inversion_went() {
     for family in FAMILIES {

@@ -1,4 +1,4 @@
-//! Solvers on the levels that formulations really begin at, where hardly anything, or nothing, is to be seen of the data.
+//! Solvers on the levels that formulations really begin at, where data are hardly visible, or not at all.
 
 use std::cell::Cell;
 
@@ -46,14 +46,14 @@ fn sampled(exact: &Exact, sample: &SampleConfig, x: &[f32]) -> Vec<f64> {
     host_values(out).into_iter().map(f64::from).collect()
 }
 
-/// How wide samples are beside the data. Every step is linear in x, so that two points tell it.
+/// The deviation of samples relative to that of the data. Every step is linear in x, so two points determine it.
 fn width(config: &DiffusionConfig, sampler: SamplerKind, steps: usize) -> f64 {
     let sample = SampleConfig { sampler, sampling_timesteps: Some(steps), ..SampleConfig::default() };
     let out = sampled(&Exact::new(config), &sample, &[-1.0, 1.0]);
     (out[1] - out[0]) / (2.0 * DEVIATION)
 }
 
-/// The first step of these comes down from a sigma / alpha of thousands to less than ten.
+/// The first step of these goes from a sigma / alpha of thousands to less than ten.
 #[test]
 fn few_steps_from_levels_without_signal_keep_samples_as_wide_as_data() {
     let simple = FormulationConfig::Simple(SimpleConfig::default()).into();
@@ -68,7 +68,7 @@ fn few_steps_from_levels_without_signal_keep_samples_as_wide_as_data() {
             assert!((0.9..1.0).contains(&ten), "{name}, {}: {ten}", sampler.name());
             assert!((0.97..1.01).contains(&fifty), "{name}, {}: {fifty}", sampler.name());
         }
-        // As many evaluations of a method of first order lead less far.
+        // A first-order method with as many evaluations gets less far.
         assert!(width(&config, SamplerKind::Heun, 10) > width(&config, SamplerKind::Ddim, 19), "{name}");
     }
 }

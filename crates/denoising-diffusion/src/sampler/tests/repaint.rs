@@ -1,4 +1,4 @@
-//! RePaint keeps what is known and makes the rest fit it.
+//! RePaint keeps the known part and makes the rest consistent with it.
 
 use std::cell::{Cell, RefCell};
 
@@ -92,7 +92,7 @@ fn masks_spread_over_channels_and_may_be_soft() {
     }
 }
 
-/// Data that are known to be 0, half of them by the mask: what stands at a level is then noise alone, of the deviation of that level.
+/// Data known to be 0, half of them by the mask: the state at a level is then pure noise, with the deviation of that level.
 #[test]
 fn soft_masks_keep_the_noise_of_each_level() {
     let (family, samples) = (Family::VariancePreserving, 4000);
@@ -118,7 +118,7 @@ fn soft_masks_keep_the_noise_of_each_level() {
     }
 }
 
-/// Keeps the number of each draw.
+/// Records the number of each draw.
 struct Numbers(Vec<usize>);
 
 impl NoiseSource<2> for Numbers {
@@ -142,7 +142,7 @@ fn draws_are_numbered_and_steps_counted() {
     let (x, known) = (start(levels[0], 1), known(1, 0.3));
     inpaint(&correlated(Family::Edm), x, &levels, &known, &options, &mut noise, &mut callback).unwrap();
     assert_eq!(seen, (0..down).map(|i| (i, down)).collect::<Vec<_>>());
-    // Two per step down but for the last, one per jump.
+    // Two per step down except the last, one per jump.
     let jumps = visits.len() - 1 - down;
     assert_eq!(noise.0, (0..2 * (down - 1) + jumps).collect::<Vec<_>>());
     assert_eq!(jumps, 6);
@@ -162,7 +162,7 @@ fn the_schedule_jumps_as_in_the_paper() {
     assert_eq!(down(250, Jumps::default()), 250 + 24 * 9 * 10);
 }
 
-/// Keeps every x that it is asked about.
+/// Records every x that it is called with.
 struct Seen(Mixture, RefCell<Vec<Vec<Point>>>);
 
 impl Denoiser<2> for Seen {

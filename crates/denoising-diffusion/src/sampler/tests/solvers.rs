@@ -6,7 +6,7 @@ use crate::diffusion::{Denoiser, Estimate, NoiseLevel};
 use crate::sampler::*;
 
 type Levels<'a> = &'a [NoiseLevel];
-/// Over a denoiser of points in the plane; nobody watches.
+/// For a denoiser of points in the plane, without a callback.
 pub type Solver = fn(&dyn Denoiser<2>, Tensor<2>, Levels<'_>) -> Result<Tensor<2>, Interrupted>;
 
 /// A `dyn Denoiser` as a `Denoiser`.

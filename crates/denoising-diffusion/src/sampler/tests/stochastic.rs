@@ -1,4 +1,4 @@
-//! Solvers that add noise reach the distribution of the data, and add what they say.
+//! Solvers that add noise give the distribution of the data, and add as much noise as documented.
 
 use burn::tensor::{Device, Tensor};
 
@@ -10,7 +10,7 @@ use crate::sampler::*;
 
 const SAMPLES: usize = 2500;
 
-/// The greatest difference of a mean, a variance or the covariance. Chance alone makes about 0.015 each.
+/// The largest difference of a mean, a variance or the covariance. Chance alone contributes about 0.015 each.
 fn difference(samples: &[Point], mixture: &Mixture) -> f64 {
     let expectation = |f: &dyn Fn(&Point) -> f64| samples.iter().map(f).sum::<f64>() / samples.len() as f64;
     let mean = [0, 1].map(|k| expectation(&|x| x[k]));
@@ -49,7 +49,7 @@ fn stochastic_solvers_start_from_pure_noise() {
     }
 }
 
-/// The same noise and the same `sigma / alpha` make the same data, whatever alpha is.
+/// The same noise and the same `sigma / alpha` give the same data, whatever alpha is.
 #[test]
 fn stochastic_solvers_do_not_depend_on_alpha() {
     for (name, solver) in STOCHASTIC {
@@ -89,7 +89,7 @@ fn churn_adds_noise_between_its_bounds_only() {
     assert!(draws(Churn::default()).is_empty());
 }
 
-/// `sigma_hat = sigma (1 + min(s_churn / N, sqrt(2) - 1))`, and x carries as much noise as the level says.
+/// `sigma_hat = sigma (1 + min(s_churn / N, sqrt(2) - 1))`, and x contains as much noise as the level states.
 #[test]
 fn churn_raises_x_to_the_level_that_it_returns() {
     for family in FAMILIES {

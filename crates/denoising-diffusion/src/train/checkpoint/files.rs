@@ -1,4 +1,4 @@
-//! The files of one checkpoint: writing, reading, and holding them against their checksums. Not here: which checkpoints there are.
+//! The files of one checkpoint: writing, reading, and verifying their checksums. Not here: which checkpoints there are.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -26,7 +26,7 @@ struct Checksum {
     bytes: u64,
 }
 
-/// The file of some weights in a checkpoint's folder.
+/// The file name of weights in a checkpoint's folder.
 pub fn weights_name(weights: WeightsKind) -> &'static str {
     match weights {
         WeightsKind::Ema => "ema.safetensors",
@@ -34,7 +34,7 @@ pub fn weights_name(weights: WeightsKind) -> &'static str {
     }
 }
 
-/// Writes a whole checkpoint into a new folder. The checksums come last: with them the folder is [whole](verify).
+/// Writes a complete checkpoint into a new folder. The checksums come last: they make the folder [complete](verify).
 pub(super) fn write(
     folder: &Path,
     state: &TrainerState,
@@ -87,7 +87,7 @@ pub(super) fn verify(path: &Path) -> Result<CheckpointState, CheckpointError> {
     read_json(&path.join(STATE))
 }
 
-/// Reads the state of training from a checkpoint's folder that [`verify`] found whole.
+/// Reads the training state from a checkpoint folder that [`verify`] accepted.
 pub(crate) fn read_state(path: &Path, info: &CheckpointState) -> Result<TrainerState, CheckpointError> {
     let weights = |kind| ModelFile::read(&path.join(weights_name(kind))).map(|file| file.state);
     let average = |&sigma_rel: &f64| {

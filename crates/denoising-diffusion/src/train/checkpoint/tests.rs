@@ -1,4 +1,4 @@
-//! Checkpoints that replace others, and what killed processes leave of them.
+//! Checkpoints that replace others, and what killed processes leave behind.
 
 use std::fs;
 
@@ -20,7 +20,7 @@ impl Place {
         Self { _folder: folder, checkpoints }
     }
 
-    /// With whole checkpoints of these steps; `skipped` tells one from another of the same step.
+    /// With complete checkpoints of these steps; `skipped` distinguishes checkpoints of the same step.
     fn with(steps: &[u64]) -> Self {
         let place = Self::new();
         steps.iter().for_each(|&step| place.save(step, 0, false).unwrap());
@@ -199,7 +199,7 @@ fn other_names_are_no_steps() {
     assert_eq!(place.checkpoints.steps().unwrap(), [2]);
 }
 
-/// Checkpoints of earlier versions list settings without a value, and one by an older name.
+/// Checkpoints of earlier versions list settings without a value, and one under an older name.
 #[test]
 fn settings_of_earlier_versions_are_read() {
     let text = r#"{"version":"1","step":1,"skipped":0,"skipped_in_a_row":0,"adam_steps":1,"ema_calls":1,"seed":0,"data_digest":"d",

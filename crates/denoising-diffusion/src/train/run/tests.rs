@@ -1,4 +1,4 @@
-//! A run that is stopped, saved and gone on with, in one process.
+//! A run that is stopped, saved and resumed, in one process.
 
 use std::fs;
 use std::path::Path;
@@ -86,7 +86,7 @@ fn a_step_that_is_saved_is_not_written_again() {
 fn what_cannot_be_saved_after_an_error_is_told_with_its_cause() {
     let place = tempfile::tempdir().unwrap();
     let mut run = create(place.path());
-    // In the way of folders.
+    // These files block the creation of folders.
     for name in ["samples", "checkpoints"] {
         fs::write(place.path().join(name), "").unwrap();
     }
@@ -113,7 +113,7 @@ fn a_run_folder_is_one_runs() {
 fn settings_are_held_against_those_of_the_checkpoint() {
     let place = tempfile::tempdir().unwrap();
     let mine = stopped_at_its_first_checkpoint(place.path());
-    // It has none, as those of earlier versions.
+    // The checkpoint has no settings, like those of earlier versions.
     let (mut run, _) = resume(place.path(), &[("lr", "1"), ("seed", "2")]).unwrap();
     assert_eq!(run.train(&StopSignal::default(), &mut |_| {}).unwrap(), Outcome::Finished);
     drop(run);
@@ -130,8 +130,8 @@ fn settings_are_held_against_those_of_the_checkpoint() {
     assert!(Run::resume(trainer, setup).is_ok());
 }
 
-/// What samples belong to is that of one example each: its condition with its class. Without conditions grids have all classes in turn, and what is
-/// measured has as many of each as the data.
+/// The condition and the class of a sample are those of one example. Without conditions, grids have all classes in turn, and measured samples have
+/// them in the same proportions as the data.
 #[test]
 fn samples_are_of_the_classes_of_what_they_belong_to() {
     let place = tempfile::tempdir().unwrap();
@@ -172,7 +172,7 @@ fn samples_are_of_the_classes_of_what_they_belong_to() {
     assert_eq!(belonging.classes_of_measured(7, &all), Some(expected));
 }
 
-/// Outputs of a network whose last weights are large: each step of a sampler makes more of them, and nothing limits them.
+/// Outputs of a network whose last weights are large: each step of a sampler magnifies them, and nothing limits them.
 #[test]
 fn samples_that_are_not_finite_end_no_run() {
     let place = tempfile::tempdir().unwrap();
@@ -199,7 +199,7 @@ fn samples_that_are_not_finite_end_no_run() {
     assert!(matches!(&told[..], [(2, why), (4, _)] if why.contains("not finite")), "{told:?}");
 }
 
-/// Grids and what is measured of samples, in a run on three devices that are one.
+/// Grids and the measurements of samples, in a run on three devices that are actually one.
 #[test]
 fn samples_of_a_run_on_several_devices_are_those_of_one() {
     let place = tempfile::tempdir().unwrap();

@@ -35,7 +35,7 @@ proptest! {
     }
 }
 
-/// On the device of the kernels' tests, against plain operations on the CPU.
+/// On the test device of the kernels, against plain operations on the CPU.
 #[cfg(feature = "cube")]
 mod on_gpus {
     use burn::tensor::TensorData;
@@ -84,7 +84,7 @@ mod on_gpus {
         for (ours, [_, g]) in lerp(pairs(&here), 1.0, &clip).into_iter().zip(pairs(&there)) {
             assert_eq!(host_values(ours), host_values(g));
         }
-        // What somebody else holds stays as it was.
+        // Tensors that have another owner keep their values.
         for ([w, ..], values) in here.iter().zip(&values) {
             assert_eq!(host_values(w.clone()), values[0]);
         }
@@ -115,7 +115,7 @@ mod on_gpus {
         }
     }
 
-    /// What lies behind a loss in memory is none: CUDA's allocations have room there, and so has this tensor.
+    /// Memory after a loss must not be read as one: CUDA's allocations have room there, and so has this tensor.
     #[cfg(not(feature = "fusion"))]
     #[test]
     fn only_losses_are_read() {
@@ -128,7 +128,7 @@ mod on_gpus {
         assert_eq!(found.losses, [0.25]);
     }
 
-    /// Nothing changes if a gradient, a loss, or the norm of all gradients is not finite; else what the device found goes into the step.
+    /// Nothing changes if a gradient, a loss, or the norm of all gradients is not finite; otherwise the device's result is used in the step.
     #[test]
     fn the_device_decides_by_itself() {
         let Some(device) = test_device() else { return };
@@ -193,7 +193,7 @@ mod on_gpus {
         }
     }
 
-    /// A part of a tensor, and rows with room between them.
+    /// A part of a tensor, and rows with gaps between them.
     #[test]
     fn views_are_swept_alone() {
         let Some(device) = test_device() else { return };
