@@ -147,6 +147,9 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
         Some(RecipeError::Data(error)) => return hint_of(error),
         Some(RecipeError::OutChannels { .. }) => return None,
         Some(RecipeError::FourierTime { .. }) => return Some(SMALL_LEVELS.to_string()),
+        Some(RecipeError::NothingToGuide { .. }) => {
+            return Some("train with --class-condition or --vectors, or leave --guidance at 1".to_string());
+        }
         _ => {}
     }
     if let Some(ModelFileError::File(error)) = error.downcast_ref() {

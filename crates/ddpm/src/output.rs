@@ -6,7 +6,7 @@ use std::path::Path;
 pub use denoising_diffusion::report::thousands;
 use serde_json::Value;
 
-use crate::failure::{Failure, Result};
+use crate::failure::{Failure, FailureExt, Result};
 
 /// A path as a JSON value.
 pub fn path(path: &Path) -> Value {
@@ -39,9 +39,22 @@ pub fn json(value: &Value) -> Result {
     result(value.to_string())
 }
 
-/// Refuses a file that exists, unless it may be replaced.
+/// Refuses a file that exists, unless it may be replaced, and one that cannot be written: before the work of which it is the result.
 pub fn refuse_file(path: &Path, refuse: bool) -> Result {
-    if refuse && path.exists() { Err(exists(path)) } else { Ok(()) }
+    if refuse && path.exists() {
+        return Err(exists(path));
+    }
+    check_writable(path).context(format!("cannot write {}", path.display()))
+}
+
+/// Tries to write a file in the folder of `path`, or in the nearest one above it that is there.
+pub fn check_writable(path: &Path) -> std::io::Result<()> {
+    let above =
+        path.ancestors().skip(1).map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder });
+    let Some(folder) = above.into_iter().find(|folder| folder.exists()) else { return Ok(()) };
+    let probe = folder.join(format!(".ddpm-probe-{}", std::process::id()));
+    std::fs::File::create(&probe)?;
+    std::fs::remove_file(&probe)
 }
 
 /// The error for an existing file.

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::Device;
-use denoising_diffusion::data::{DataError, Dataset, Subset};
+use denoising_diffusion::data::{DataError, Dataset, ImageShape, Subset};
+use denoising_diffusion::generate::room_for;
 use denoising_diffusion::models::NetworkConfig;
 use denoising_diffusion::recipe::{DataFacts, Recipe};
 use denoising_diffusion::train::memory_estimate;
@@ -61,6 +62,8 @@ impl Plan {
                 )),
             });
         }
+        let ImageShape { channels, height, width } = dataset.shape();
+        room_for(recipe.sample.num_samples, [channels, height, width]).or_usage()?;
         let parameters = network.num_parameters()?;
         let data_bytes = dataset.bytes_in_memory();
         let averages = recipe.post_hoc.post_hoc_sigma_rels.len() as u64;

@@ -12,7 +12,7 @@ use denoising_diffusion::model_file::{ModelCard, NetworkConfig};
 use denoising_diffusion::report::{GridOptions, SequenceSet, check_grid, save_grid, save_images, sequences_svg};
 
 use crate::failure::{Failure, FailureExt, Result};
-use crate::output::{exists, refuse_file};
+use crate::output::{check_writable, exists, refuse_file};
 
 /// The destination of images.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub fn sides_of(network: &NetworkConfig, h: usize, w: usize) -> Vec<usize> {
 
 impl Writing<'_> {
     /// The shape of the images in a grid for samples of a shape, and the grid's layout.
-    fn in_grid(&self, shape: [usize; 4]) -> ([usize; 4], GridOptions) {
+    pub fn in_grid(&self, shape: [usize; 4]) -> ([usize; 4], GridOptions) {
         // Slices are stacked vertically: one column per volume.
         if self.card.network.layout() == DataLayout::Volumes {
             return (shape, GridOptions { columns: NonZeroUsize::new(shape[0]), ..GridOptions::default() });
@@ -101,10 +101,12 @@ impl Out {
     pub fn refuse_existing(&self, first: usize, refuse: bool) -> Result {
         match self {
             Self::Grid(path) | Self::Array(path) | Self::Curves(path) => refuse_file(path, refuse),
-            Self::Folder(_) if first > 0 => Ok(()),
             Self::Folder(path) => {
                 let taken = path.read_dir().is_ok_and(|mut entries| entries.next().is_some());
-                if taken && refuse { Err(exists(path)) } else { Ok(()) }
+                if taken && refuse && first == 0 {
+                    return Err(exists(path));
+                }
+                check_writable(&path.join(numbered(first))).context(format!("cannot write into {}", path.display()))
             }
         }
     }

@@ -23,7 +23,7 @@ use crate::image_source::{all, open_prepared, prepared_as};
 use crate::machine::Machine;
 use crate::output::{note, word};
 use crate::recipe_flags::{SamplingFlags, UntoldFlags};
-use crate::weights::Found;
+use crate::weights::{Found, Source};
 
 mod classes;
 mod drawable;
@@ -32,7 +32,7 @@ mod progress;
 
 use classes::{Classes, parse_classes};
 pub use drawable::{Drawable, Networks};
-pub use ignored::tell_ignored;
+pub use ignored::{guides, tell_ignored};
 pub use progress::{SamplingProgress, or_interrupted};
 
 /// Flags of sampling.
@@ -122,7 +122,7 @@ impl SamplingArgs {
             note("warning: --threshold has no effect without auto_normalize: the range of the data is not known");
         }
         tell_ignored(&self.flags.0, &sample, &guidance);
-        if self.weak.is_some() && !ignored::guides(&guidance) {
+        if self.weak.is_some() && !guides(&guidance) {
             note("warning: --weak has no effect without --guidance");
         }
         sample.check_guidance(&guidance).or_usage()?;
@@ -207,9 +207,13 @@ impl SamplingArgs {
 fn open_weak(target: &Path, strong: &ModelFile, shape: [usize; 3]) -> Result<(ModelFile, PathBuf)> {
     let found = Found::open(target, None)?;
     let path = found.path.clone();
-    let mut weak = found.into_model(&UntoldFlags::default())?;
     // It is shown what the other one is, whatever the size of that.
     let [_, height, width] = shape;
+    let untold = match &found.source {
+        Source::Ours(_) => UntoldFlags::default(),
+        Source::Reference(_) => UntoldFlags::image_size(height, width),
+    };
+    let mut weak = found.into_model(&untold)?;
     (weak.card.image.height, weak.card.image.width) = (height, width);
     if let (Some(own), Some(others)) = (&strong.card.class_names, &weak.card.class_names)
         && own != others
@@ -256,17 +260,24 @@ fn check(file: &ModelFile, path: &Path) -> Result<[usize; 3]> {
     Ok([image.channels, image.height, image.width])
 }
 
-/// Describes how a network's samples are drawn, for reports.
-pub fn describe(from: &Drawable, sample: &SampleConfig) -> Sampling {
-    let card = &from.file.card;
-    Sampling {
-        sampler: word(&sample.sampler),
-        steps: sample.steps(from.diffusion.formulation()),
-        evaluations: Some(sample.evaluations(from.diffusion.formulation())),
-        weights: word(&card.weights),
-        step: card.step,
-        ema_decay: card.ema_decay,
-        ema_sigma_rel: card.ema_sigma_rel,
+impl SamplingArgs {
+    /// How samples of a network are drawn, for reports.
+    pub fn describe(&self, from: &Drawable, settings: &Settings) -> Sampling {
+        let (card, Settings { sample, guidance }) = (&from.file.card, settings);
+        let path = |path: &PathBuf| path.display().to_string();
+        Sampling {
+            sampler: word(&sample.sampler),
+            steps: sample.steps(from.diffusion.formulation()),
+            evaluations: Some(sample.evaluations(from.diffusion.formulation())),
+            weights: word(&card.weights),
+            step: card.step,
+            ema_decay: card.ema_decay,
+            ema_sigma_rel: card.ema_sigma_rel,
+            options: Some(sample.clone()),
+            guidance: Some(guidance.clone()),
+            weak: self.weak.as_ref().map(path),
+            classifier: self.classifier.as_ref().map(|file| (path(file), self.classifier_scale.unwrap_or(1.0))),
+        }
     }
 }
 

@@ -236,3 +236,25 @@ fn a_grid_that_is_too_large_is_refused_before_images_are_drawn() {
     }
     assert!(!place.path("x.npy").exists());
 }
+
+#[test]
+fn what_cannot_be_written_is_said_before_anything_is_drawn() {
+    let place = Place::new();
+    place.ok(&format!("train digits {TINY} --steps 1 --out run"));
+    place.write("file", "x");
+    for command in ["sample run --out file/x.npy", "convert run --out file/x.safetensors"] {
+        let text = place.fails(command, 1, "cannot write file/x");
+        assert!(!text.contains("drawing"), "{text}");
+    }
+    place.fails("sample run --out file/", 1, "cannot write into file/");
+    place.fails("sample run --trajectory t.png", 2, "FILE.gif");
+    place.ok("sample run -n 3 --steps 3 --out new/folder/x.npy --trajectory t.gif");
+    assert!(place.read("t.gif").starts_with(b"GIF89a"));
+}
+
+#[test]
+fn a_weaker_network_can_be_a_file_of_the_reference() {
+    let place = Place::new();
+    std::fs::copy(golden("model-1.pt"), place.path("model.pt")).unwrap();
+    place.ok("sample model.pt --image-size 8 --weak model.pt --guidance 2 -n 2 --steps 2 --out x.npy");
+}

@@ -122,3 +122,31 @@ fn help_names_sections_and_defaults() {
     assert!(place.ok("--version").starts_with("ddpm "));
     assert!(place.ok("completions bash").contains("--dim-mults"));
 }
+
+#[test]
+fn a_run_has_something_to_guide_towards() {
+    let place = Place::new();
+    let text = place.fails(&format!("train digits {TINY} --guidance 2 --steps 1"), 2, "nothing to guide towards");
+    assert!(text.contains("--class-condition"), "{text}");
+    let output = place.run(&format!(
+        "train digits {TINY} --class-condition --class-drop-prob 0 --guidance 2 --warmup-steps 5 --steps 1 --out run"
+    ));
+    let words = stderr(&output);
+    assert!(output.status.success() && words.contains("--class-drop-prob 0"), "{words}");
+    assert!(words.contains("the learning rate is never reached"), "{words}");
+    let output = place.run("sample run -n 2 --steps 2");
+    assert!(stderr(&output).contains("without ever dropping its classes"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_resumed_run_goes_forward() {
+    let place = Place::new();
+    place.ok(&format!("train digits {TINY} --lr-schedule cosine --steps 3 --out run"));
+    place.fails("train --resume run --steps 2", 2, "already made 3 steps");
+    assert!(String::from_utf8(place.read("run/config.toml")).unwrap().contains("steps = 3"));
+    let output = place.run("train --resume run --steps 5");
+    assert!(stderr(&output).contains("the learning rate jumps"), "{}", stderr(&output));
+    let output = place.run("train --resume run --steps 5");
+    assert!(!stderr(&output).contains("jumps"), "{}", stderr(&output));
+    place.fails(&format!("train digits {TINY} --num-samples 100000000000000"), 2, "memory");
+}

@@ -201,6 +201,8 @@ pub enum RecipeError {
     UnnamedSchedule,
     #[error("`augment` is for images and the networks unet, dit and uvit, but this run is of {of}")]
     Augment { of: String },
+    #[error("`guidance` is {guidance}, but the network is told neither classes nor vectors: nothing to guide towards")]
+    NothingToGuide { guidance: f64 },
     #[error("`class_condition` is set, but the data have no classes (a folder per class, or labels)")]
     NoClasses,
     #[error(
@@ -358,6 +360,9 @@ impl Recipe {
             return Err(RecipeError::NoClasses);
         }
         let num_classes = if self.data.class_condition { num_classes } else { 0 };
+        if self.guidance.guidance != 1.0 && num_classes == 0 && vector_dim == 0 {
+            return Err(RecipeError::NothingToGuide { guidance: self.guidance.guidance });
+        }
         let expected = self.diffusion.out_channels(shape.channels);
         let network = self.bare_network().fitted(NetworkFit {
             extent: data.extent(),

@@ -18,7 +18,7 @@ use crate::weights::{Found, weights_kind};
 /// Write weights in our format, or in that of the reference.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "With --to reference, the metadata hold the arguments of its network and diffusion classes as JSON."
+    after_help = "With --to reference, the metadata hold the arguments of its classes as JSON: of the network, and of GaussianDiffusion; for other formulations, our options of the same meaning."
 )]
 pub struct ConvertArgs {
     /// Run folder (its latest intact checkpoint), RUN/best (its best), checkpoint folder, .safetensors file, or .pt file of the reference
@@ -106,11 +106,18 @@ fn without(mut keywords: Value, keys: &[&str]) -> Value {
     keywords
 }
 
-/// The keywords of the reference's Unet. Its `full_attn` takes one value per stage; it ignores a single `False`.
+/// The keywords of the reference's Unet. Its `full_attn` takes one value per stage, in a tuple, or null for full attention in the innermost stage
+/// alone; it ignores a single `False`, and takes a list for a single true value.
 fn unet_keywords(unet: &UnetConfig) -> Result<Value> {
     let full: Vec<bool> = unet.stages()?.iter().map(|stage| stage.full_attn).collect();
     let mut keywords = serde_json::to_value(unet)?;
-    keywords["full_attn"] = json!(full);
+    let innermost_alone = full.split_last().is_some_and(|(last, outer)| *last && !outer.contains(&true));
+    keywords["full_attn"] = if innermost_alone { Value::Null } else { json!(full) };
+    if ["full_attn", "attn_heads", "attn_dim_head"].iter().any(|key| keywords[*key].is_array()) {
+        note(
+            "note: the reference takes one value per stage as a tuple: convert the lists of the metadata with tuple(...)",
+        );
+    }
     Ok(without(keywords, OURS))
 }
 

@@ -263,7 +263,11 @@ fn mask(path: &Path, job: &Job<'_>, n: usize) -> Result<Vec<f32>> {
         trained_range: Some([0.0, 1.0]),
         ..prepared_as(&job.from.file, None)?
     };
-    let masks = all(&open_prepared(path, grey)?);
+    let masks = open_prepared(path, grey).context(format!(
+        "--mask {}: a mask has one channel with values from 0 (to be filled) to 1 (known)",
+        path.display()
+    ))?;
+    let masks = all(&masks);
     let values = masks.values()?;
     let largest = values.iter().copied().fold(0.0, f32::max);
     if largest > 0.0 && largest <= 1.0 / 255.0 && masks.depth() == Depth::Bits8 {

@@ -32,7 +32,7 @@ use crate::out_of_memory::Work;
 use crate::output::{self, note, refuse_file};
 use crate::recipe_flags::UntoldFlags;
 use crate::report_page::{Shown, write_page};
-use crate::sampling::{BelongTo, Drawable, SamplingArgs, Settings, describe, draw};
+use crate::sampling::{BelongTo, Drawable, SamplingArgs, Settings, draw};
 use crate::weights::{Found, weights_kind};
 
 /// Measure how good a network's samples are.
@@ -229,7 +229,7 @@ impl<'a> Plan<'a> {
             real: self.args.data.as_ref().map_or("the data of the run".to_string(), |data| data.display().to_string()),
             real_digest: Some(self.real_digest.clone()),
             seed: self.args.sampling.seed,
-            sampling: Some(describe(&self.from, &self.settings.sample)),
+            sampling: Some(self.args.sampling.describe(&self.from, &self.settings)),
             extractor,
         })
     }

@@ -21,9 +21,9 @@ use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::{Machine, NetworkDevicesArgs};
 use crate::numbers::at_least;
 use crate::out_of_memory::Work;
-use crate::output::{self, note};
+use crate::output::{self, counted, note};
 use crate::recipe_flags::UntoldFlags;
-use crate::sampling::{BelongTo, SamplingArgs, describe, draw};
+use crate::sampling::{BelongTo, SamplingArgs, draw};
 
 /// Compute the Fréchet inception distance of two sets of images.
 #[derive(Args, Debug)]
@@ -161,7 +161,7 @@ impl Reader<'_> {
                 let count = self.args.num_samples.unwrap_or(10_000);
                 note(format!("drawing {count} images from {}", file_path.display()));
                 let room = Samples::with_room(count, from.shape, Depth::Bits8).or_usage()?;
-                sampling = Some(describe(&from, &settings.sample));
+                sampling = Some(args.describe(&from, &settings));
                 let belong_to = BelongTo::named(args, &from, recipe.as_ref(), count)?;
                 draw(&from, &settings, args, room, &belong_to, &self.stop)?
             }
@@ -169,9 +169,9 @@ impl Reader<'_> {
         refuse_sequences(path, images.shape())?;
         if images.len() < 2 {
             return Err(Failure::failed(format!(
-                "{} has {} images; FID needs at least 2 in each set",
+                "{} has {}; FID needs at least 2 in each set",
                 path.display(),
-                images.len()
+                counted(images.len(), "image")
             )));
         }
         let store = self.args.inception.store();

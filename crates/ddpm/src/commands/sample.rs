@@ -78,7 +78,7 @@ pub fn run(args: &SampleArgs) -> Result {
     let stop = stop_on_ctrl_c("cancelling")?;
     note(plan.in_words());
     let started = Instant::now();
-    let mut frames = Frames::new(plan.steps(), args.trajectory.is_some());
+    let mut frames = Frames::new(plan.steps(), args.trajectory.is_some(), plan.frame_layout());
     plan.draw(&stop, &mut frames)?;
     let seconds = started.elapsed().as_secs_f64();
     if let Some(gif) = &args.trajectory {
@@ -106,6 +106,10 @@ impl<'a> Plan<'a> {
             Out::of(out)?.refuse_existing(args.first, !args.force)?;
         }
         if let Some(gif) = &args.trajectory {
+            let extension = gif.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase);
+            if extension.as_deref() != Some("gif") {
+                return Err(Failure::usage(format!("--trajectory {}: it is written as FILE.gif", gif.display())));
+            }
             refuse_file(gif, !args.force)?;
         }
         let found = Found::open(&args.target, args.weights)?;
@@ -146,7 +150,7 @@ impl<'a> Plan<'a> {
         let shape = [self.settings.sample.num_samples, c, h, w];
         self.out.check_size(shape, &self.writing())?;
         match self.args.trajectory {
-            Some(_) => check_grid(shape, GridOptions::default()).or_usage(),
+            Some(_) => check_grid(shape, self.frame_layout()).or_usage(),
             None => Ok(()),
         }
     }
@@ -172,6 +176,12 @@ impl<'a> Plan<'a> {
         }
     }
 
+    /// The layout of a frame of the trajectory: that of the grid, without conditions.
+    fn frame_layout(&self) -> GridOptions {
+        let [c, h, w] = self.from.shape;
+        Writing { conditions: None, ..self.writing() }.in_grid([self.settings.sample.num_samples, c, h, w]).1
+    }
+
     fn steps(&self) -> usize {
         self.settings.sample.steps(self.from.diffusion.formulation())
     }
@@ -193,7 +203,8 @@ impl<'a> Plan<'a> {
         let (guidance, request) = (&self.settings.guidance, self.request());
         let mut see = |at: &At<'_>| frames.take(at, &self.from.diffusion);
         let Out::Folder(folder) = &self.out else {
-            let images = self.from.draw(guidance, &request, stop, &mut see)?;
+            let drawn = self.from.draw(guidance, &request, stop, &mut see);
+            let images = drawn.inspect_err(|_| note(format!("{} is not written", self.out.path().display())))?;
             return self.out.write(&images, &self.writing());
         };
         if self.args.force && self.args.first == 0 {
@@ -281,8 +292,8 @@ struct Frames {
 }
 
 impl Frames {
-    fn new(steps: usize, wanted: bool) -> Self {
-        Self { gif: wanted.then(|| TrajectoryGif::new(steps, GridOptions::default())), states: BTreeMap::new() }
+    fn new(steps: usize, wanted: bool, layout: GridOptions) -> Self {
+        Self { gif: wanted.then(|| TrajectoryGif::new(steps, layout)), states: BTreeMap::new() }
     }
 
     fn take(&mut self, at: &At<'_>, diffusion: &Diffusion) {

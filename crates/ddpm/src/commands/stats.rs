@@ -17,7 +17,7 @@ use crate::inception::InceptionArgs;
 use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::MachineArgs;
 use crate::out_of_memory::Work;
-use crate::output::{self, Rows, refuse_file};
+use crate::output::{self, Rows, counted, refuse_file};
 
 /// Write the statistics of a set of images for later comparisons.
 #[derive(Args, Debug)]
@@ -50,7 +50,10 @@ pub fn run(args: &StatsArgs) -> Result {
     let images = all(&open_images(&args.data)?);
     let data = args.data.display();
     if images.len() < 2 {
-        return Err(Failure::failed(format!("{data} has {} images; statistics need at least 2", images.len())));
+        return Err(Failure::failed(format!(
+            "{data} has {}; statistics need at least 2",
+            counted(images.len(), "image")
+        )));
     }
     let machine = args.machine.start(Work::Features)?;
     let extractor = args.inception.extractor(args.dims, machine.device())?;

@@ -11,7 +11,9 @@ use denoising_diffusion::eval::inception::FeatureBlock;
 use denoising_diffusion::models::{LearnedSchedule, Network, Scheduled};
 use denoising_diffusion::nn::Init;
 use denoising_diffusion::recipe::Recipe;
-use denoising_diffusion::train::{Checkpoints, EvaluateSetup, Outcome, Repair, Run, RunError, RunSetup};
+use denoising_diffusion::train::{
+    Checkpoints, EvaluateSetup, LrSchedule, Outcome, Repair, Run, RunError, RunSetup, TrainConfig,
+};
 
 use crate::failure::{Failure, FailureExt, Result, chain};
 use crate::inception::InceptionArgs;
@@ -22,7 +24,7 @@ use crate::output::{self, note};
 use crate::plan::{self, Plan};
 use crate::recipe_flags::RecipeFlags;
 use crate::recipes;
-use crate::sampling::tell_ignored;
+use crate::sampling::{guides, tell_ignored};
 
 mod settings;
 mod start;
@@ -116,6 +118,14 @@ fn tell_what_is_ignored(plan: &Plan, said: &RecipeFlags) {
     if let Some(why) = &dataset.summary().ignored_labels {
         note(format!("note: labels ignored: {why}"));
     }
+    let never_dropped = plan.network.class_drop_prob() == 0.0;
+    if guides(guidance) && never_dropped {
+        note("warning: --guidance: with --class-drop-prob 0 the network never learns what it is guided away from");
+    }
+    let TrainConfig { warmup_steps, steps, .. } = plan.recipe.train;
+    if warmup_steps >= steps && steps > 0 {
+        note(format!("warning: the learning rate is never reached: --warmup-steps is {warmup_steps}, --steps {steps}"));
+    }
     let constant = dataset.vectors().map(VectorTable::constant).unwrap_or_default();
     if !constant.is_empty() {
         let numbers = constant.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
@@ -172,8 +182,19 @@ fn open<M: Network>(network: M, plan: &Plan, args: &TrainArgs) -> Result<Run<M>>
     for repair in repairs {
         note(format!("warning: {}", what_was_repaired(&repair)));
     }
-    note(format!("continuing from step {}", run.trainer().step_count()));
-    if recipes::of_run(&plan.dir)? != plan.recipe {
+    let (step, TrainConfig { steps, lr_schedule, .. }) = (run.trainer().step_count(), &plan.recipe.train);
+    if step > *steps {
+        return Err(Failure::usage(format!("the run has already made {step} steps, more than --steps {steps}")));
+    }
+    note(format!("continuing from step {step}"));
+    let before = recipes::of_run(&plan.dir)?;
+    if *lr_schedule == LrSchedule::Cosine && before.train.steps != *steps && step > 0 {
+        note(format!(
+            "warning: the learning rate jumps: its cosine schedule ended at step {}, and now ends at step {steps}",
+            before.train.steps
+        ));
+    }
+    if before != plan.recipe {
         let path = plan.dir.join("config.toml");
         let recipe = plan.recipe.to_toml()?;
         write_atomically(&path, |out| out.write_all(recipe.as_bytes()))

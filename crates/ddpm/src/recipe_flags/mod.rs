@@ -234,6 +234,15 @@ impl FromArgMatches for RecipeFlags {
 #[derive(Clone, Debug, Default)]
 pub struct UntoldFlags(pub RecipeFlags);
 
+impl UntoldFlags {
+    /// The size of the images alone.
+    pub fn image_size(height: usize, width: usize) -> Self {
+        let size = Value::String(format!("{height}x{width}"));
+        let flag = FLAGS.iter().find(|flag| flag.key == "image_size");
+        Self(RecipeFlags { given: flag.map(|flag| (flag, size)).into_iter().collect() })
+    }
+}
+
 /// Keys that determine what a network's output means and that weights may not reveal.
 const UNTOLD: &[&str] = &[
     "image_size",

@@ -82,12 +82,23 @@ impl SamplingArgs {
             )));
         }
         let known = by_network.max(by_classifier.unwrap_or(0));
+        let learned = from.own.model.class_drop_prob() > 0.0;
+        if guidance.guidance != 1.0 && by_network > 0 && from.own.weak.is_none() && !learned {
+            note(
+                "warning: --guidance: the network was trained without ever dropping its classes, so it has not learned what it is guided away from",
+            );
+        }
         if known == 0 {
             let guides_nowhere =
                 guidance.guidance != 1.0 && from.own.weak.is_none() && from.own.model.vector_dim() == 0;
             return match &self.classes {
                 Some(_) => Err(Failure::usage("--classes is given, but the network was trained without classes")
                     .hint("train with --class-condition, or guide with --classifier")),
+                None if guides_nowhere && !self.say("guidance") => Err(Failure::usage(format!(
+                    "the run's own guidance is {}, but its network was trained without classes or vectors: nothing to guide towards",
+                    guidance.guidance
+                ))
+                .hint("give --guidance 1")),
                 None if guides_nowhere => Err(Failure::usage(
                     "--guidance is given, but the network was trained without classes or vectors: nothing to guide towards",
                 )

@@ -5,13 +5,14 @@
 //! refused; nothing is ever unpickled. Not here: opening archives (`.npz`), which `array` does.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::path::Path;
 
 use half::f16;
 
 use super::DataError;
 use super::decode::read_limited;
+use crate::atomic_file::write_atomically;
 
 #[cfg(test)]
 mod tests;
@@ -98,15 +99,11 @@ pub fn write_npy_f32(path: &Path, shape: &[usize], values: &[f32]) -> Result<(),
             format!("{} values", values.len()),
         ));
     }
-    let write = || -> std::io::Result<()> {
-        let mut file = BufWriter::new(File::create(path)?);
-        file.write_all(&header_of("<f4", shape))?;
-        for value in values {
-            file.write_all(&value.to_le_bytes())?;
-        }
-        file.into_inner()?.sync_all()
-    };
-    write().map_err(|e| DataError::io("write", path, e))
+    write_atomically(path, |out| {
+        out.write_all(&header_of("<f4", shape))?;
+        values.iter().try_for_each(|value| out.write_all(&value.to_le_bytes()))
+    })
+    .map_err(|e| DataError::io("write", path, e))
 }
 
 /// Reads an array of floats without loss: its shape and its values in C order. `path` is only used in messages.

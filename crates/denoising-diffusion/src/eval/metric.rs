@@ -219,7 +219,11 @@ fn fid_notes(fid: &Fid) -> Vec<String> {
     let whose = |side| if side == Side::Real { "real" } else { "generated" };
     let note = |note: &FidNote| match *note {
         FidNote::FewSamples { side: Side::Generated, least, .. } => match (fid.bias(), fid.extrapolated) {
-            (Some(bias), Some(limit)) => format!("n < {least}: bias about {bias:+.2} (limit {limit:.2})"),
+            // The distance is never negative, and few samples enlarge it.
+            (Some(bias), Some(limit)) if bias >= 0.0 && limit >= 0.0 => {
+                format!("n < {least}: bias about {bias:+.2} (limit {limit:.2})")
+            }
+            (Some(_), Some(_)) => format!("n < {least}: biased upwards, too few to say by how much"),
             _ => format!("n < {least}: biased upwards"),
         },
         FidNote::FewSamples { side, n, least } => format!("{n} {} images, fewer than {least}: biased", whose(side)),

@@ -4,6 +4,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::metric::better;
+use crate::diffusion::GuidanceConfig;
+use crate::sampler::SampleConfig;
 
 /// One evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -63,6 +65,17 @@ pub struct Sampling {
     /// The average's length relative to the training, if it has a power-function profile ([`crate::post_hoc`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ema_sigma_rel: Option<f64>,
+    /// All options of the sampler. This and the next are absent in results of versions that did not write them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub options: Option<SampleConfig>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guidance: Option<GuidanceConfig>,
+    /// The weaker network that samples were guided away from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weak: Option<String>,
+    /// The classifier that samples were guided by, and how strongly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classifier: Option<(String, f64)>,
 }
 
 /// What computed features from images.

@@ -34,6 +34,7 @@ impl Inferred {
             Some(told) => self.completed(told, said)?,
             None => all_said(said)?,
         };
+        let config = if self.network.fourier_time() { config.for_fourier_time() } else { config };
         config.validate()?;
         Ok(config)
     }
@@ -86,7 +87,7 @@ mod tests {
 
     use super::*;
     use crate::diffusion::{ElucidatedConfig, FormulationConfig, GaussianConfig, Objective, ScheduleConfig};
-    use crate::models::{NetworkConfig, UnetConfig};
+    use crate::models::{NetworkConfig, UnetConfig, UvitConfig};
 
     fn inferred(diffusion: Option<DiffusionConfig>, assumed: &[&'static str]) -> Inferred {
         let (betas, assumed) = (None, assumed.to_vec());
@@ -150,6 +151,19 @@ mod tests {
         assert_eq!((config.schedule.timesteps, config.schedule.cosine_s), (20, Some(0.02)));
         assert!(with(&guessed, json!({"diffusion": "gaussian", "timesteps": 1})).is_err());
         assert!(guessed.diffusion_with(json!({"diffusion": "edm"}).as_object().unwrap()).is_err());
+    }
+
+    #[test]
+    fn networks_with_fourier_features_get_small_times() {
+        let uvit = Inferred { network: NetworkConfig::Uvit(UvitConfig::default()), ..inferred(None, &[]) };
+        let largest = |inferred: &Inferred, said| {
+            let config = with(inferred, said).unwrap();
+            let FormulationConfig::RectifiedFlow(config) = config.formulation else { panic!() };
+            config.time_scale.unwrap_or(1000.0)
+        };
+        assert_eq!(largest(&uvit, json!({"diffusion": "rectified_flow"})), 1.0);
+        assert_eq!(largest(&uvit, json!({"diffusion": "rectified_flow", "time_scale": 3.0})), 3.0);
+        assert_eq!(largest(&inferred(None, &[]), json!({"diffusion": "rectified_flow"})), 1000.0);
     }
 
     #[test]

@@ -29,6 +29,10 @@ pub fn evaluation() -> Evaluation {
         step: 20_000,
         ema_decay: Some(0.995),
         ema_sigma_rel: None,
+        options: None,
+        guidance: None,
+        weak: None,
+        classifier: None,
     };
     let extractor = Extractor {
         name: "inception-v3".to_owned(),

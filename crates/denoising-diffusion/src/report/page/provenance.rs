@@ -68,12 +68,19 @@ impl List {
     }
 
     fn sampling(&mut self, sampling: &Sampling) {
-        let Sampling { sampler, steps, evaluations, weights, step, ema_decay, ema_sigma_rel } = sampling;
+        let Sampling { sampler, steps, evaluations, weights, step, ema_decay, ema_sigma_rel, .. } = sampling;
         let counted = |n: usize, what: &str| format!("{} {what}{}", thousands(n as u64), if n == 1 { "" } else { "s" });
         let evaluations = evaluations
             .map(|n| format!(", {} of the network per sample", counted(n, "evaluation")))
             .unwrap_or_default();
         self.text("sampler", &format!("{sampler}, {}{evaluations}", counted(*steps, "step")));
+        if let Some(guidance) = sampling.guidance.as_ref().filter(|guidance| guidance.guidance != 1.0) {
+            let away = sampling.weak.as_ref().map(|weak| format!(", away from {weak}")).unwrap_or_default();
+            self.text("guidance", &format!("{}{away}", guidance.guidance));
+        }
+        if let Some((classifier, scale)) = &sampling.classifier {
+            self.text("classifier", &format!("{classifier}, scale {scale}"));
+        }
         let decay = ema_decay.map(|decay| format!(", decay {decay:.6}")).unwrap_or_default();
         let length = ema_sigma_rel.map(|sigma_rel| format!(", sigma_rel {sigma_rel}")).unwrap_or_default();
         self.text("weights", &format!("{weights}{decay}{length}")).text("training steps", &thousands(*step));
