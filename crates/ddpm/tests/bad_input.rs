@@ -162,6 +162,9 @@ fn settings_without_sense() {
         ("--model karras_unet --diffusion elucidated --num-downsamples 64", "`num_downsamples`"),
         ("--timesteps 1000000000000", "`timesteps`"),
         ("--xm-candidates 4294967296", "`xm_candidates`"),
+        ("--diffusion elucidated --sampling-timesteps 9000000000000000000", "`sampling_timesteps`"),
+        ("--noise-levels karras --sampling-timesteps 9000000000000000000", "`sampling_timesteps`"),
+        ("--accumulate 9000000000000000000", "`accumulate`"),
         ("--sigmoid-tau 0.05", "beta of noise level"),
     ] {
         let output = place.run(&format!("train digits --steps 1 {flags}"));
