@@ -133,6 +133,9 @@ impl Default for UnetConfig {
     }
 }
 
+/// Stages at most: no side of an image is longer than 2^16.
+const MOST_STAGES: usize = 16;
+
 /// Why a [`UnetConfig`] describes no network, or none for the size of the data.
 #[derive(Clone, Debug, PartialEq, Error)]
 pub enum UnetConfigError {
@@ -140,6 +143,8 @@ pub enum UnetConfigError {
     TooSmall { key: &'static str, least: usize, got: usize },
     #[error("`dim_mults` must name at least one stage")]
     NoStages,
+    #[error("`dim_mults` names {got} stages; at most {MOST_STAGES} are allowed")]
+    TooManyStages { got: usize },
     #[error("`{key}` has {got} values for {stages} stages: give one value, or one per stage")]
     PerStage { key: &'static str, stages: usize, got: usize },
     #[error("`learned_sinusoidal_dim` must be even, got {0}")]
@@ -219,13 +224,16 @@ impl UnetConfig {
 
     /// Both sides of the data (of sequences: the length) must be multiples of this.
     pub fn downsample_factor(&self) -> usize {
-        1 << (self.dim_mults.len() - 1)
+        1 << (self.dim_mults.len().clamp(1, MOST_STAGES) - 1)
     }
 
     /// The stages, outermost first, or what is wrong with the options.
     pub fn stages(&self) -> Result<Vec<Stage>, UnetConfigError> {
         self.check_scalars()?;
         let n = self.dim_mults.len();
+        if n > MOST_STAGES {
+            return Err(UnetConfigError::TooManyStages { got: n });
+        }
         let innermost_only = PerStage::Each((0..n).map(|i| i + 1 == n).collect());
         let full_attn = per_stage("full_attn", self.full_attn.as_ref().unwrap_or(&innermost_only), n)?;
         let heads = per_stage("attn_heads", &self.attn_heads, n)?;
@@ -280,7 +288,11 @@ impl UnetConfig {
     }
 
     /// Refuses sizes that the network cannot halve often enough, naming the nearest ones that it can.
+    ///
+    /// # Errors
+    /// [`UnetConfigError::Size`] and [`UnetConfigError::Length`]; other variants for options that describe no network.
     pub fn check_size(&self, height: usize, width: usize) -> Result<(), UnetConfigError> {
+        self.stages()?;
         let factor = self.downsample_factor();
         if self.axes == Axes::Width {
             return self.check_length(width);
@@ -360,6 +372,18 @@ mod tests {
         assert_eq!(again, new);
         assert_eq!(new.cond_dim(), 64);
         new.stages().unwrap();
+    }
+
+    #[test]
+    fn stages_have_a_largest_number() {
+        let of = |n| UnetConfig { dim_mults: vec![1; n], ..UnetConfig::default() };
+        assert_eq!(of(16).check_size(1 << 15, 1 << 16), Ok(()));
+        for n in [17, 65, 100_000] {
+            assert_eq!(of(n).check_size(64, 64), Err(UnetConfigError::TooManyStages { got: n }));
+        }
+        assert_eq!(of(0).check_size(64, 64), Err(UnetConfigError::NoStages));
+        let error = of(65).stages().unwrap_err().to_string();
+        assert_eq!(error, "`dim_mults` names 65 stages; at most 16 are allowed");
     }
 
     #[test]
