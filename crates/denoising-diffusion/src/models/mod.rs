@@ -75,6 +75,9 @@ impl NetworkInput {
     }
 }
 
+/// Channels, heads or classes at most: so that sizes of weights can be counted, and what is mistyped is told.
+const MOST_OF_ANYTHING: u64 = 1_000_000;
+
 /// For serde: what no configuration need say.
 pub(crate) fn is_zero(number: &usize) -> bool {
     *number == 0

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::is_zero;
+use super::{MOST_OF_ANYTHING, is_zero};
 use crate::nn::Axes;
 
 /// One value for all stages, or one value per stage (outermost first).
@@ -143,7 +143,12 @@ pub enum UnetConfigError {
     TooSmall { key: &'static str, least: usize, got: usize },
     #[error("`dim_mults` must name at least one stage")]
     NoStages,
-    #[error("`dim_mults` names {got} stages; at most {MOST_STAGES} are allowed")]
+    #[error(
+        "`dim` {dim} times {mult} of `dim_mults` makes a stage too wide; at most {} channels are allowed",
+        MOST_OF_ANYTHING
+    )]
+    TooWide { dim: usize, mult: usize },
+    #[error("`dim_mults` names {got} stages; at most {} are allowed", MOST_STAGES)]
     TooManyStages { got: usize },
     #[error("`{key}` has {got} values for {stages} stages: give one value, or one per stage")]
     PerStage { key: &'static str, stages: usize, got: usize },
@@ -241,8 +246,10 @@ impl UnetConfig {
         for (key, values) in [("attn_heads", &heads), ("attn_dim_head", &dim_head), ("dim_mults", &self.dim_mults)] {
             at_least_one(key, values.iter().copied().min().unwrap_or(0))?;
         }
-        let dims: Vec<usize> =
-            std::iter::once(self.first_dim()).chain(self.dim_mults.iter().map(|m| self.dim * m)).collect();
+        let mut dims = vec![self.first_dim()];
+        for &mult in &self.dim_mults {
+            dims.push(stage_width(self.dim, mult).ok_or(UnetConfigError::TooWide { dim: self.dim, mult })?);
+        }
         Ok((0..n)
             .map(|i| Stage {
                 dim_in: dims[i],
@@ -320,6 +327,11 @@ impl UnetConfig {
         nearest.dedup();
         Err(UnetConfigError::Length { length, stages: self.dim_mults.len(), factor, nearest })
     }
+}
+
+/// `None` if it is too wide.
+pub(super) fn stage_width(dim: usize, mult: usize) -> Option<usize> {
+    dim.checked_mul(mult).filter(|&width| width as u64 <= MOST_OF_ANYTHING)
 }
 
 fn per_stage<T: Clone>(key: &'static str, value: &PerStage<T>, stages: usize) -> Result<Vec<T>, UnetConfigError> {

@@ -24,7 +24,7 @@ impl Kept {
     const INPUTS: Self = Self { blocks: 3, attention: 1, heads: 0 };
 
     fn values(&self, pixels: u64, dim: usize, inner: usize) -> u64 {
-        pixels * ((self.blocks + self.attention) * dim as u64 + self.heads * inner as u64)
+        pixels.saturating_mul((self.blocks + self.attention) * dim as u64 + self.heads * inner as u64)
     }
 }
 
@@ -48,21 +48,21 @@ enum Again {
 impl Tally {
     /// A block that keeps `all` or, if it is computed again, its `inputs`.
     fn add(&mut self, again: Option<Again>, all: u64, inputs: u64) {
-        self.kept += if again.is_some() { inputs } else { all };
+        self.kept = self.kept.saturating_add(if again.is_some() { inputs } else { all });
         self.again = self.again.max(match again {
             None => 0,
             Some(Again::Kernel) => all,
-            Some(Again::Tape) => 2 * all,
+            Some(Again::Tape) => all.saturating_mul(2),
         });
     }
 
     fn values(&self) -> u64 {
-        self.kept + self.again
+        self.kept.saturating_add(self.again)
     }
 }
 
 /// Memory of training at its peak, in bytes, with so many averages beside the one: of a step or, where that is more, while a checkpoint is written, which
-/// holds weights, moments and averages twice. `parameters` is the network's number of weights, `shape` that of an example.
+/// holds weights, moments and averages twice; [`u64::MAX`] if it is more. `parameters` is the network's number of weights, `shape` that of an example.
 ///
 /// # Errors
 /// Options that describe no network.
@@ -73,8 +73,9 @@ pub fn memory_estimate(
     train: &TrainConfig,
     averages: u64,
 ) -> Result<u64, NetworkConfigError> {
-    let step = step_estimate(network, parameters, shape, train)? + values(averages * parameters);
-    Ok(step.max(BASE_BYTES + values((8 + 2 * averages) * parameters)))
+    let of_weights = |times: u64| values(parameters.saturating_mul(times));
+    let step = step_estimate(network, parameters, shape, train)?.saturating_add(of_weights(averages));
+    Ok(step.max(of_weights(8 + 2 * averages).saturating_add(BASE_BYTES)))
 }
 
 /// Memory of a step at its peak, in bytes: weights, gradients, two moments, average, and what the forward pass keeps for the backward pass. The
@@ -97,12 +98,13 @@ pub fn step_estimate(
         NetworkConfig::KarrasUnet(karras) => kept_by_karras_unet(karras, shape, again(Again::Tape)),
         NetworkConfig::Custom { .. } => 0,
     };
-    Ok(BASE_BYTES + values(5 * parameters + kept * train.batch_size as u64))
+    let kept = kept.saturating_mul(train.batch_size as u64);
+    Ok(values(parameters.saturating_mul(5).saturating_add(kept)).saturating_add(BASE_BYTES))
 }
 
 /// Bytes of so many values: a quarter more for blocks that wait for their next use, and for their sizes, which are rounded up.
 fn values(count: u64) -> u64 {
-    5 * count
+    count.saturating_mul(5)
 }
 
 /// Values for each image, counted from the widths of the stages.
@@ -147,7 +149,7 @@ fn kept_by_uvit(uvit: &UvitConfig, shape: ImageShape, again: Option<Again>) -> R
     let (hidden, heads, drops) = (inner as u64, uvit.attn_heads as u64, uvit.vit_dropout > 0.0);
     let attention = 8 * heads * uvit.attn_dim_head as u64 + if drops { 2 * heads * pixels } else { 0 };
     for _ in 0..uvit.vit_depth {
-        let all = pixels * (8 * hidden + 6 * hidden * uvit.ff_mult as u64 + attention);
+        let all = pixels.saturating_mul(8 * hidden + 6 * hidden * uvit.ff_mult as u64 + attention);
         tally.add(again, all, pixels * hidden);
     }
     Ok(tally.values())
@@ -185,7 +187,7 @@ fn kept_by_dit(dit: &DitConfig, shape: ImageShape, again: Option<Again>) -> u64 
     let (hidden, mlp) = (dit.hidden_size() as u64, dit.mlp_dim() as u64);
     let mut tally = Tally::default();
     for _ in 0..dit.depth() {
-        tally.add(again, tokens * (6 * hidden + 2 * mlp), tokens * hidden);
+        tally.add(again, tokens.saturating_mul(6 * hidden + 2 * mlp), tokens * hidden);
     }
     tally.values()
 }
