@@ -108,7 +108,9 @@ impl FormulationConfig {
     /// Of valid options; `betas` in place of the named schedule.
     pub(crate) fn build(&self, betas: Option<Vec<f64>>) -> Result<Box<dyn Formulation>, DiffusionConfigError> {
         let tables = |schedule: &ScheduleConfig| match &betas {
-            Some(betas) if betas.len() != schedule.timesteps => Err(DiffusionConfigError::Timesteps(betas.len())),
+            Some(betas) if betas.len() != schedule.timesteps => {
+                Err(DiffusionConfigError::NumberOfBetas { expected: schedule.timesteps, got: betas.len() })
+            }
             Some(betas) => check_betas(betas).map(|()| Tables::from_betas(betas.clone())),
             None => Ok(Tables::new(schedule)),
         };

@@ -70,7 +70,9 @@ fn of_schedules_given_as_numbers() {
         let config = formulation.into();
         let given = |n: usize| Diffusion::with_betas(&config, Some(vec![0.01; n]));
         match given(7) {
-            Err(DiffusionConfigError::Timesteps(7)) if discrete => {}
+            Err(error @ DiffusionConfigError::NumberOfBetas { .. }) if discrete => {
+                assert_eq!(error.to_string(), "`timesteps` is 1000, but 7 betas are given");
+            }
             Err(DiffusionConfigError::BetasWithoutTable { formulation }) if !discrete => assert_eq!(formulation, name),
             other => panic!("{name}: {other:?}"),
         }
