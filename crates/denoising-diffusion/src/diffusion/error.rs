@@ -28,6 +28,8 @@ pub enum DiffusionConfigError {
     Malformed { key: String, problem: String },
     #[error("`timesteps` is {expected}, but {got} betas are given")]
     NumberOfBetas { expected: usize, got: usize },
+    #[error("the formulation contradicts itself: {0}")]
+    Formulation(&'static str),
     #[error("a schedule can be given as betas for formulations in discrete time only, not for \"{formulation}\"")]
     BetasWithoutTable { formulation: &'static str },
 }
