@@ -11,7 +11,7 @@ use super::learned_variance::Posterior;
 use super::loss::{number_shape, per_example};
 use super::prediction::{Coefficients, Prediction};
 use crate::nn::Vectors;
-use crate::recording::{Place, place_of_fields};
+use crate::recording::{Place, other_classes, other_values, other_vectors, place_of_fields};
 
 /// What a network is told of a batch beside levels of noise.
 #[derive(Clone, Debug)]
@@ -102,6 +102,22 @@ impl Prepared {
         Self { x_start, noise, told, x_self_cond: None, levels, numbers: Mutex::default() }
     }
 
+    /// A batch like this one, with other data, and of which a network is told and shown other things. Noise and its levels are for whoever draws them:
+    /// made up, they might not be those of a formulation.
+    pub(crate) fn with_other_data(self) -> Self {
+        let Told { classes, condition, vectors } = &self.told;
+        Self {
+            x_start: other_values(&self.x_start),
+            told: Told {
+                classes: classes.as_ref().map(other_classes),
+                condition: condition.as_ref().map(other_values),
+                vectors: vectors.as_ref().map(other_vectors),
+            },
+            x_self_cond: self.x_self_cond.as_ref().map(other_values),
+            ..self
+        }
+    }
+
     /// A number of each example, `[b]`: the same tensor each time.
     pub(super) fn number(&self, number: Number) -> Tensor<1> {
         let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -177,6 +193,28 @@ mod tests {
         ] {
             assert!(!with_class.is_like(&other) && !other.is_like(&with_class));
         }
+    }
+
+    #[test]
+    fn recordings_are_tried_with_batches_that_differ_in_everything() {
+        let with_all = || {
+            let batch = batch(2, 0.5, Some(1), true);
+            let vectors = Some(Vectors::of_rows(vec![0.0; 4], 2, |i| i == 0, &Device::flex()));
+            let x_self_cond = Some(batch.noise.clone());
+            Prepared { told: Told { vectors, ..batch.told.clone() }, x_self_cond, ..batch }
+        };
+        let (own, other) = (with_all(), with_all().with_other_data());
+        assert!(own.is_like(&other));
+        let values = |batch: &Prepared| {
+            let Told { classes, condition, vectors } = batch.told.clone();
+            let vectors = vectors.unwrap();
+            let of_data = [batch.x_start.clone(), batch.x_self_cond.clone().unwrap(), condition.unwrap()];
+            let of_data = of_data.map(host_values).concat();
+            [of_data, host_values(classes.unwrap().float()), host_values(vectors.values), host_values(vectors.given)]
+                .concat()
+        };
+        let (own, other) = (values(&own), values(&other));
+        assert!(own.iter().zip(&other).all(|(own, other)| own != other), "{own:?} {other:?}");
     }
 
     #[test]

@@ -37,6 +37,12 @@ pub struct Batch {
 
 place_of_fields!(Batch { prepared, dropout });
 
+impl Batch {
+    fn with_other_data(self) -> Self {
+        Self { prepared: self.prepared.with_other_data(), ..self }
+    }
+}
+
 impl<M: Network> Trainer<M> {
     /// The step's passes: its gradients, and what was asked about them. A device is not waited for (but for immiscible noise, which is assigned on the
     /// host from the data); where it is not the host, what the next step needs was drawn while it works.
@@ -126,7 +132,8 @@ impl<M: Network> Trainer<M> {
         };
         let now = prepared(first, batches.clone());
         let recorded = recording.run(&now, || {
-            let others = prepared(first + parts, batches.into_iter().map(reversed).collect());
+            // Noise, its levels and what dropout drops are those of the next step, all else is made up.
+            let others = prepared(first + parts, batches).into_iter().map(Batch::with_other_data).collect();
             RecordedPasses::new(&self.device, [&others, &now], |batches| self.launched(batches))
         });
         self.recording = recording;
@@ -204,13 +211,4 @@ impl<M: Network> Trainer<M> {
         dropout::let_go();
         (loss.inner(), gradients)
     }
-}
-
-/// The same examples in another order.
-fn reversed(examples: Examples) -> Examples {
-    let Examples { data, mut classes, condition, vectors } = examples;
-    if let Some(classes) = &mut classes {
-        classes.reverse();
-    }
-    Examples { data: data.flip([0]), classes, condition: condition.map(|condition| condition.flip([0])), vectors }
 }
