@@ -290,6 +290,19 @@ fn a_file_is_complete_and_refuses_what_it_does_not_fit() {
     assert_eq!(bits(&*read.classifier(&device).unwrap()), bits(&classifier));
     assert!(matches!(ModelFile::read(&path), Err(ModelFileError::Classifier { .. })));
 
+    // Cards are checked before anything asks them for sizes.
+    let without_stages = ClassifierConfig { dim_mults: vec![], ..file.card.classifier.clone() };
+    let without_rows = ImageShape { height: 0, ..SHAPE };
+    for (card, problem) in [
+        (ClassifierCard { classifier: without_stages, ..file.card.clone() }, "does not describe a valid classifier"),
+        (ClassifierCard { image: without_rows, ..file.card.clone() }, "images without values"),
+    ] {
+        let path = folder.path().join("damaged.safetensors");
+        ClassifierFile { card, state: file.state.clone() }.write(&path).unwrap();
+        let error = ClassifierFile::read(&path).unwrap_err().to_string();
+        assert!(error.contains(problem) && error.contains("damaged.safetensors"), "{error}");
+    }
+
     // What the network predicts is no matter; what it is shown is.
     assert_eq!(read.guidance(&gaussian(50, Objective::PredX0), SHAPE, 2.0, &device).unwrap().scale, 2.0);
     let other = read.guidance(&gaussian(60, Objective::PredV), SHAPE, 1.0, &device).unwrap_err().to_string();
