@@ -187,7 +187,7 @@ impl SamplingArgs {
         let shape = check(&file, path)?;
         let weak = self.weak.as_deref().map(|target| open_weak(target, &file, shape)).transpose()?;
         let on = |device: &Device| -> Result<(Networks, Diffusion)> {
-            let (model, diffusion) = file.build(path, device)?;
+            let (model, diffusion) = file.build(device)?;
             let weak = weak.as_ref().map(|(weak, path)| build_weak(weak, path, &diffusion, device)).transpose()?;
             let (scale, image) = (self.classifier_scale.unwrap_or(1.0), file.card.image);
             let classifier = self
@@ -219,7 +219,7 @@ fn open_weak(target: &Path, strong: &ModelFile, shape: [usize; 3]) -> Result<(Mo
 
 /// The weaker network, which must be shown the same noisy images and predict the same as one of `diffusion`.
 fn build_weak(weak: &ModelFile, path: &Path, diffusion: &Diffusion, device: &Device) -> Result<Eval<ImageNetwork>> {
-    let (network, of_weak) = weak.build(path, device)?;
+    let (network, of_weak) = weak.build(device)?;
     if !diffusion.reads_the_same_as(&of_weak) {
         return Err(Failure::usage(format!("--weak {}: trained with another formulation", path.display())));
     }

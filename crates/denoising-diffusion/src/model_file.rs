@@ -78,13 +78,11 @@ pub enum ModelFileError {
     Classifier { path: String },
     #[error("cannot read the model card of {path}")]
     Card { path: String, source: serde_json::Error },
-    #[error("{path} holds the weights of a custom network, `{name}`; only the program that defines it can build it")]
-    Custom { path: String, name: String },
     #[error("the model card of {path} does not describe a valid network")]
     InvalidNetwork { path: String, source: NetworkConfigError },
     #[error("the model card of {path} is of data without values: {image} (channels x height x width)")]
     EmptyImage { path: String, image: ImageShape },
-    #[error("the model card does not describe a valid network")]
+    #[error("the network that the model card describes cannot be built")]
     Network(#[from] NetworkConfigError),
     #[error("the model card does not describe a valid formulation")]
     Diffusion(#[from] DiffusionConfigError),
@@ -150,10 +148,7 @@ impl ModelFile {
     ///
     /// # Errors
     /// A custom network; a card that contradicts itself, or that the tensors do not fit.
-    pub fn build(&self, path: &Path, device: &Device) -> Result<(Eval<ImageNetwork>, Diffusion), ModelFileError> {
-        if let NetworkConfig::Custom { name } = &self.card.network {
-            return Err(ModelFileError::Custom { path: path.display().to_string(), name: name.clone() });
-        }
+    pub fn build(&self, device: &Device) -> Result<(Eval<ImageNetwork>, Diffusion), ModelFileError> {
         let diffusion = Diffusion::with_betas(&self.card.diffusion, self.card.betas.clone())?;
         let init = &mut Init::new(0, device);
         let network = self.card.network.build(init)?;
@@ -239,7 +234,7 @@ mod tests {
         ModelFile { card, state }.write(&path).unwrap();
 
         let file = ModelFile::read(&path).unwrap();
-        let (unet, diffusion) = file.build(&path, &device).unwrap();
+        let (unet, diffusion) = file.build(&device).unwrap();
         assert_eq!(params::to_state_dict(&*unet), file.state.strip_prefix("network."));
         let untrained = Diffusion::new(&file.card.diffusion).unwrap();
         let weights = Network::noise_schedule(&trained).unwrap().weights();
@@ -281,6 +276,8 @@ mod tests {
         let custom = of(NetworkConfig::Custom { name: "mine".into() });
         ModelFile { card: custom.clone(), state: StateDict::new() }.write(&path).unwrap();
         assert_eq!(ModelFile::read_card(&path).unwrap(), custom);
+        let error = ModelFile::read(&path).unwrap().build(&Device::flex()).unwrap_err();
+        assert!(matches!(error, ModelFileError::Network(NetworkConfigError::Custom { name }) if name == "mine"));
     }
 
     #[test]
@@ -292,7 +289,7 @@ mod tests {
         let state = params::to_state_dict(&scheduled(&learned, &device));
         let refused = |card: &ModelCard, state: &StateDict| {
             let file = ModelFile { card: card.clone(), state: state.clone() };
-            let error = file.build(Path::new("x"), &device).unwrap_err();
+            let error = file.build(&device).unwrap_err();
             let ModelFileError::Weights(error) = error else { panic!("{error}") };
             error.to_string()
         };
