@@ -26,6 +26,9 @@ use crate::nn::sweeps::{self, Field};
 use crate::post_hoc::Profile;
 use crate::weights::StateDict;
 
+#[cfg(test)]
+mod tests;
+
 /// A network in training, its optimizer and its moving average.
 ///
 /// One training at a time in a process: what dropout drops, and whether activations are kept, are settings of the process, as Burn's operations carry
@@ -152,7 +155,7 @@ impl<M: Network> Trainer<M> {
     /// A trainer before its first step. `model` must lie on an autodiff device.
     ///
     /// # Errors
-    /// Options without meaning, and a network that does not fit the formulation.
+    /// Options without meaning, and a network that does not fit the formulation or has nothing to train, as on a device without autodiff.
     pub fn new(
         model: M,
         diffusion: Diffusion,
@@ -163,6 +166,9 @@ impl<M: Network> Trainer<M> {
         config.validate()?;
         ema.validate()?;
         diffusion.check_training(&model)?;
+        if params::num_trainable(&model) == 0 {
+            return Err(TrainerError::NothingToTrain);
+        }
         let model = if is_cpu(device) { model } else { sweeps::settled(model) };
         Ok(Self {
             ema: Ema::new(&model, ema),
@@ -210,6 +216,9 @@ impl<M: Network> Trainer<M> {
     ///
     /// Noise, times and what is dropped are keyed by the number of an example, which is counted in batches of this one's size and steps of `accumulate`
     /// batches: with batches of several sizes, or another number of them, some examples are given what others were given before.
+    ///
+    /// # Panics
+    /// No batch at all: there would be no loss.
     pub fn step(&mut self, batches: Vec<impl Into<Examples>>) -> StepReport {
         self.settle();
         match self.submit(batches) {
@@ -221,7 +230,11 @@ impl<M: Network> Trainer<M> {
     /// Asks for a [`step`](Self::step) and does not wait for it where that can be avoided: on a GPU, and with a network whose weights nothing but the
     /// optimizer changes. Then it is in flight, the device itself sees to it that it changes nothing if something is not finite, and the report is
     /// that of the step before. All steps come to the same as with `step`.
+    ///
+    /// # Panics
+    /// As [`step`](Self::step).
     pub fn submit(&mut self, batches: Vec<impl Into<Examples>>) -> Option<StepReport> {
+        assert!(!batches.is_empty(), "a step takes at least one batch");
         set_activations(if self.config.checkpoint_activations { Activations::Recompute } else { Activations::Keep });
         let batches = batches.into_iter().map(Into::into).collect();
         in_pool(|| self.submit_in_pool(batches))
