@@ -196,9 +196,8 @@ fn trainer(diffusion: Diffusion, config: &ClassifierConfig, steps: u64) -> Class
         ema: EmaConfig { ema_update_every: 1, ema_update_after_step: 20, ..EmaConfig::default() },
         ..ClassifierTrainConfig::default()
     };
-    train.validate().unwrap();
     let model = Classifier::new(config, &mut Init::new(1, &device.clone().autodiff())).unwrap();
-    ClassifierTrainer::new(model, diffusion, train, &device)
+    ClassifierTrainer::new(model, diffusion, train, &device).unwrap()
 }
 
 fn train(trainer: &mut ClassifierTrainer) -> Vec<f64> {
@@ -394,7 +393,8 @@ fn training_from_data_measures_and_writes_and_stops_when_asked() {
         trainer.diffusion().clone(),
         trainer.config().clone(),
         &Device::flex(),
-    );
+    )
+    .unwrap();
     let wrong = train_classifier(&mut trainer, &setup, &StopSignal::default(), &mut |_| {});
     assert!(matches!(wrong, Err(ClassifierTrainError::Classes { expected: 3, got: 10 })));
 }

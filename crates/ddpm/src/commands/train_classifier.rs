@@ -240,7 +240,7 @@ impl Plan {
     }
 
     fn train(&self, classifier: Classifier, diffusion: Diffusion, as_json: bool) -> Result {
-        let mut trainer = ClassifierTrainer::new(classifier, diffusion, self.train.clone(), self.machine.device());
+        let mut trainer = ClassifierTrainer::new(classifier, diffusion, self.train.clone(), self.machine.device())?;
         let stop = stop_on_ctrl_c("finishing this step and writing the classifier")?;
         let (started, mut loss) = (Instant::now(), None);
         let mut progress = StderrProgress::new(Task::Train, 0, self.train.steps);
