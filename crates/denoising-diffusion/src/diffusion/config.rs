@@ -269,11 +269,6 @@ impl DiffusionConfig {
         self.formulation.schedule().map(|schedule| schedule.timesteps)
     }
 
-    /// Steps of ancestral sampling where nobody says how many. For valid options.
-    pub fn default_steps(&self) -> usize {
-        self.timesteps().unwrap_or_else(|| self.formulation.build(None).map_or(1, |built| built.default_steps()))
-    }
-
     /// Channels of the output of a network for data of `channels`.
     pub fn out_channels(&self, channels: usize) -> usize {
         self.output().channels(channels)
