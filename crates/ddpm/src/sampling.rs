@@ -155,14 +155,9 @@ impl SamplingArgs {
         let prepared = prepared_as(&from.file, run.map(|run| &run.data))?;
         let config = DataConfig {
             channels: ChannelPolicy::Exact(channels),
-            labels: None,
-            class_condition: false,
-            condition: None,
-            vectors: None,
             value_range: prepared.condition_value_range,
-            condition_value_range: None,
             trained_range: prepared.trained_condition_range,
-            ..prepared
+            ..prepared.images_alone()
         };
         Ok(Some(all(&open_prepared(path, config)?)))
     }

@@ -146,13 +146,7 @@ impl<'a> Job<'a> {
 
     /// Images as the network's data were prepared.
     fn images(&self, path: &Path) -> Result<Images> {
-        let run = self.recipe.as_ref().map(|recipe| DataConfig {
-            labels: None,
-            class_condition: false,
-            condition: None,
-            vectors: None,
-            ..recipe.data.clone()
-        });
+        let run = self.recipe.as_ref().map(|recipe| recipe.data.clone().images_alone());
         let dataset = open_prepared(path, prepared_as(&self.from.file, run.as_ref())?)?;
         Ok(all(&dataset))
     }

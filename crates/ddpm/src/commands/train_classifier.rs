@@ -122,7 +122,7 @@ fn data(args: &TrainClassifierArgs, file: &ModelFile, run: Option<DataConfig>) -
         config.labels.clone_from(&args.labels);
     }
     // Classifiers see nothing of what the images belong to but classes, and labels that cannot be used are an error here.
-    Ok(DataConfig { class_condition: true, condition: None, condition_value_range: None, vectors: None, ..config })
+    Ok(DataConfig { labels: config.labels.clone(), class_condition: true, ..config.images_alone() })
 }
 
 /// How it is trained.
