@@ -132,6 +132,9 @@ impl<T, E: Into<Failure>> FailureExt<T> for std::result::Result<T, E> {
 pub const SMALL_LEVELS: &str = "choose a formulation with a small range of noise levels: --diffusion elucidated, continuous_time, \
                                 simple or rectified_flow";
 
+/// For what a run could not write.
+const NOT_WRITTEN: &str = "free disk space or make the folder writable, then continue with `ddpm train --resume RUN`";
+
 /// The library's hint. Errors that wrap others transparently hide them from the chain, so they are unwrapped here.
 fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     if let Some(error) = error.downcast_ref::<DataError>() {
@@ -168,11 +171,7 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     match error.downcast_ref::<CheckpointError>() {
         Some(CheckpointError::Weights(error)) => return hint_of(error),
         Some(CheckpointError::Model(error)) => return hint_of(error),
-        Some(CheckpointError::NotWritten { .. }) => {
-            return Some(
-                "free disk space or make the folder writable, then continue with `ddpm train --resume RUN`".to_string(),
-            );
-        }
+        Some(CheckpointError::NotWritten { .. }) => return Some(NOT_WRITTEN.to_string()),
         _ => {}
     }
     match error.downcast_ref::<SnapshotsError>() {
@@ -180,6 +179,14 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
             return Some(
                 "snapshots are stored by training with, for example, --post-hoc-sigma-rels 0.05,0.1".to_string(),
             );
+        }
+        // A new one; the others are read.
+        Some(SnapshotsError::Model(ModelFileError::File(InteropError::Io { action: "write", .. }))) => {
+            return Some(NOT_WRITTEN.to_string());
+        }
+        Some(SnapshotsError::Io { action, .. }) => {
+            let read = "make the folder of the snapshots, and what is in it, readable and writable";
+            return Some(if matches!(*action, "read" | "remove") { read } else { NOT_WRITTEN }.to_string());
         }
         Some(SnapshotsError::Model(_)) => {
             return Some(
@@ -191,9 +198,7 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
     match error.downcast_ref::<RunError>()? {
         RunError::Data(error) => hint_of(error),
         RunError::Checkpoint(error) => hint_of(error),
-        RunError::Snapshots(_) => Some(
-            "free disk space or make the folder writable, then continue with `ddpm train --resume RUN`".to_string(),
-        ),
+        RunError::Snapshots(error) => hint_of(error),
         RunError::Exists { .. } => {
             Some("continue that run with `ddpm train --resume RUN`, or choose another folder with --out".to_string())
         }
@@ -243,6 +248,8 @@ pub fn chain(error: &dyn Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     #[test]
@@ -256,5 +263,26 @@ mod tests {
         );
         assert_eq!(Failure::failed("error: an odd name").in_one_line(), "error: an odd name");
         assert_eq!(Failure::interrupted().in_one_line(), "");
+    }
+
+    /// More space on the disk helps only where something is written.
+    #[test]
+    fn hints_about_snapshots_are_of_what_went_wrong() {
+        let (path, source) = (|| PathBuf::from("run/snapshots"), || std::io::Error::other("no"));
+        let hint = |error: SnapshotsError| {
+            let alone = hint_of(&error);
+            assert_eq!(hint_of(&RunError::from(error)), alone);
+            alone.unwrap()
+        };
+        let io = |action| SnapshotsError::Io { action, path: path(), source: source() };
+        for action in ["create", "rename", "sync"] {
+            assert!(hint(io(action)).contains("disk space"), "{action}");
+        }
+        for action in ["read", "remove"] {
+            assert!(hint(io(action)).contains("readable"), "{action}");
+        }
+        let file = |action| ModelFileError::File(InteropError::Io { action, path: path(), source: source() });
+        assert!(hint(file("write").into()).contains("disk space"));
+        assert!(hint(file("read").into()).contains("move the folder of this snapshot"));
     }
 }

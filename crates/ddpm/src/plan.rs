@@ -67,7 +67,8 @@ impl Plan {
         let parameters = network.num_parameters()?;
         let data_bytes = dataset.bytes_in_memory();
         let averages = recipe.post_hoc.post_hoc_sigma_rels.len() as u64;
-        let memory = memory_estimate(&network, parameters, dataset.shape(), &recipe.train, averages)? + data_bytes;
+        let memory = memory_estimate(&network, parameters, dataset.shape(), &recipe.train, averages)?;
+        let memory = memory.saturating_add(data_bytes);
         Ok(Self { recipe, network, train, held_out, machine, dir, parameters, memory })
     }
 
@@ -163,7 +164,7 @@ impl Plan {
         let sigma_rels: Vec<String> = self.recipe.post_hoc.post_hoc_sigma_rels.iter().map(f64::to_string).collect();
         let every = self.recipe.snapshot_every();
         let files = self.recipe.train.steps.div_ceil(every) * sigma_rels.len() as u64;
-        let bytes = files * self.parameters * F32_BYTES;
+        let bytes = files.saturating_mul(self.parameters).saturating_mul(F32_BYTES);
         (!sigma_rels.is_empty()).then(|| {
             format!(
                 "averages of sigma_rel {} every {} steps: {} files, {} MiB",

@@ -155,14 +155,9 @@ impl SamplingArgs {
         let prepared = prepared_as(&from.file, run.map(|run| &run.data))?;
         let config = DataConfig {
             channels: ChannelPolicy::Exact(channels),
-            labels: None,
-            class_condition: false,
-            condition: None,
-            vectors: None,
             value_range: prepared.condition_value_range,
-            condition_value_range: None,
             trained_range: prepared.trained_condition_range,
-            ..prepared
+            ..prepared.images_alone()
         };
         Ok(Some(all(&open_prepared(path, config)?)))
     }
@@ -187,7 +182,7 @@ impl SamplingArgs {
         let shape = check(&file, path)?;
         let weak = self.weak.as_deref().map(|target| open_weak(target, &file, shape)).transpose()?;
         let on = |device: &Device| -> Result<(Networks, Diffusion)> {
-            let (model, diffusion) = file.build(path, device)?;
+            let (model, diffusion) = file.build(device)?;
             let weak = weak.as_ref().map(|(weak, path)| build_weak(weak, path, &diffusion, device)).transpose()?;
             let (scale, image) = (self.classifier_scale.unwrap_or(1.0), file.card.image);
             let classifier = self
@@ -236,7 +231,7 @@ fn open_weak(target: &Path, strong: &ModelFile, shape: [usize; 3]) -> Result<(Mo
 
 /// The weaker network, which must take the same noisy input and predict the same quantity as one under `diffusion`.
 fn build_weak(weak: &ModelFile, path: &Path, diffusion: &Diffusion, device: &Device) -> Result<Eval<ImageNetwork>> {
-    let (network, of_weak) = weak.build(path, device)?;
+    let (network, of_weak) = weak.build(device)?;
     if !diffusion.reads_the_same_as(&of_weak) {
         return Err(Failure::usage(format!("--weak {}: trained with another formulation", path.display())));
     }

@@ -156,12 +156,17 @@ fn settings_without_sense() {
         ("--no-such-flag", "--no-such-flag"),
         ("--channels 3", "channels = 3"),
         ("--init-dim 4294967295", "`init_dim` is 4294967295; at most 1000000 is allowed"),
+        ("--dim 1000000 --dim-mults 1,1000000 --dry-run", "a stage too wide"),
+        ("--dim-mults 1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1", "`dim_mults` names 17 stages"),
         ("--model dit --depth 1001", "`depth` is 1001; at most 1000 is allowed"),
         ("--model dit --mlp-ratio 1e30", "`mlp_ratio`"),
         ("--model karras_unet --diffusion elucidated --num-blocks-per-stage 4294967295", "`num_blocks_per_stage`"),
         ("--model karras_unet --diffusion elucidated --num-downsamples 64", "`num_downsamples`"),
         ("--timesteps 1000000000000", "`timesteps`"),
         ("--xm-candidates 4294967296", "`xm_candidates`"),
+        ("--diffusion elucidated --sampling-timesteps 9000000000000000000", "`sampling_timesteps`"),
+        ("--noise-levels karras --sampling-timesteps 9000000000000000000", "`sampling_timesteps`"),
+        ("--accumulate 9000000000000000000", "`accumulate`"),
         ("--sigmoid-tau 0.05", "beta of noise level"),
     ] {
         let output = place.run(&format!("train digits --steps 1 {flags}"));

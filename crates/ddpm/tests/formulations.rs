@@ -125,6 +125,14 @@ fn images_are_filled_in_varied_and_joined() {
     }
     place.fails("inpaint run --images a.png --mask mask.npy --sampler heun --out x.png", 2, "ddpm or ddim");
     place.fails("inpaint run --images a.png --mask pair --out x.png", 2, "2 masks for 1 images");
+    // Before anything is opened.
+    for (flags, key) in [
+        ("--jump-length 1 --jump-n-sample 1000000000", "`jump_n_sample`"),
+        ("--jump-n-sample 0", "`jump_n_sample`"),
+        ("--jump-length 0", "`jump_length`"),
+    ] {
+        place.fails(&format!("inpaint nothing --images a.png --mask mask.npy --out x.png {flags}"), 2, key);
+    }
     // Ones of 255 are all but black.
     let bits = |one: u8| (0..64).map(|i| one * u8::from(i % 8 < 4)).collect::<Vec<u8>>();
     for (name, one) in [("ones.png", 1), ("white.png", 255)] {

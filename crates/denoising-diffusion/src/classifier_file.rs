@@ -57,6 +57,10 @@ pub enum ClassifierFileError {
     NoCard { path: String },
     #[error("cannot read the card of the classifier {path}")]
     Card { path: String, source: serde_json::Error },
+    #[error("the card of {path} does not describe a valid classifier")]
+    InvalidNetwork { path: String, source: UnetConfigError },
+    #[error("the card of {path} is of images without values: {image} (channels x height x width)")]
+    EmptyImage { path: String, image: ImageShape },
     #[error("the card does not describe a valid classifier")]
     Network(#[from] UnetConfigError),
     #[error("the card names {names} classes, but the classifier has {num_classes}")]
@@ -87,6 +91,11 @@ impl ClassifierFile {
             NoCard::Absent => ClassifierFileError::NoCard { path: shown() },
             NoCard::Unreadable(source) => ClassifierFileError::Card { path: shown(), source },
         })?;
+        let image = card.image;
+        if image.channels == 0 || image.height == 0 || image.width == 0 {
+            return Err(ClassifierFileError::EmptyImage { path: shown(), image });
+        }
+        card.classifier.stages().map_err(|source| ClassifierFileError::InvalidNetwork { path: shown(), source })?;
         let (names, num_classes) = (card.class_names.len(), card.classifier.num_classes);
         if names != num_classes {
             return Err(ClassifierFileError::ClassNames { names, num_classes });

@@ -10,8 +10,8 @@ use crate::models::Network;
 use crate::nn::params::from_host;
 use crate::noise::{Purpose, normal_batch};
 use crate::sampler::{
-    Callback, Interrupted, Jumps, Known, NoiseSource, RePaint, RePaintStep, SampleConfig, SeededNoise, Step,
-    ddim_inversion, inpaint, noised_mixture, repaint_schedule, slerp,
+    Callback, Interrupted, Jumps, Known, NoiseSource, RePaint, RePaintStep, SampleConfig, SampleConfigError,
+    SeededNoise, Step, ddim_inversion, inpaint, noised_mixture, repaint_schedule, slerp,
 };
 
 #[cfg(test)]
@@ -24,6 +24,8 @@ pub enum EditError {
     Generate(#[from] GenerateError),
     #[error("{what} must have {expected} values ({count} images of shape {shape:?}), got {got}")]
     Size { what: &'static str, count: usize, shape: [usize; 3], expected: usize, got: usize },
+    #[error(transparent)]
+    Jumps(#[from] SampleConfigError),
     #[error("images are filled in by `ddpm` or `ddim`, not by `{sampler}`")]
     Sampler { sampler: &'static str },
     #[error("`{key}` must be {expected}, got {got}")]
@@ -60,6 +62,7 @@ impl<'a, M: Network> Generator<'a, M> {
         watch: &mut Watch<'_>,
     ) -> Result<ImageBatch, EditError> {
         let [c, h, w] = request.shape;
+        jumps.validate()?;
         check_size("the images", images, request.count, request.shape)?;
         check_size("the mask", mask, request.count, [1, h, w])?;
         let step = RePaintStep::of(request.sample);
@@ -86,7 +89,7 @@ impl<'a, M: Network> Generator<'a, M> {
         Ok(filled)
     }
 
-    /// Denoising steps that [`inpaint`](Self::inpaint) makes for each batch.
+    /// Denoising steps that [`inpaint`](Self::inpaint) makes for each batch, with [valid](Jumps::validate) jumps.
     pub fn inpaint_steps(&self, sample: &SampleConfig, jumps: Jumps) -> usize {
         let steps = sample.steps(self.diffusion.formulation());
         repaint_schedule(steps, &jumps).windows(2).filter(|pair| pair[0] < pair[1]).count()

@@ -78,9 +78,11 @@ pub enum ModelFileError {
     Classifier { path: String },
     #[error("cannot read the model card of {path}")]
     Card { path: String, source: serde_json::Error },
-    #[error("{path} holds the weights of a custom network, `{name}`; only the program that defines it can build it")]
-    Custom { path: String, name: String },
-    #[error("the model card does not describe a valid network")]
+    #[error("the model card of {path} does not describe a valid network")]
+    InvalidNetwork { path: String, source: NetworkConfigError },
+    #[error("the model card of {path} is of data without values: {image} (channels x height x width)")]
+    EmptyImage { path: String, image: ImageShape },
+    #[error("the network that the model card describes cannot be built")]
     Network(#[from] NetworkConfigError),
     #[error("the model card does not describe a valid formulation")]
     Diffusion(#[from] DiffusionConfigError),
@@ -128,12 +130,12 @@ impl ModelFile {
     /// Reads a file written by [`write`](Self::write).
     pub fn read(path: &Path) -> Result<Self, ModelFileError> {
         let (card, state) = weights_file::read(path, Of::Model).map_err(|error| no_card(path, error))?;
-        Ok(Self { card, state })
+        Ok(Self { card: checked(path, card)?, state })
     }
 
     /// The card of a file, without its tensors.
     pub fn read_card(path: &Path) -> Result<ModelCard, ModelFileError> {
-        weights_file::read_card(path, Of::Model).map_err(|error| no_card(path, error))
+        checked(path, weights_file::read_card(path, Of::Model).map_err(|error| no_card(path, error))?)
     }
 
     /// Writes card and tensors to a temporary file that is then renamed.
@@ -145,10 +147,7 @@ impl ModelFile {
     ///
     /// # Errors
     /// A custom network; a card that contradicts itself, or that does not fit the tensors.
-    pub fn build(&self, path: &Path, device: &Device) -> Result<(Eval<ImageNetwork>, Diffusion), ModelFileError> {
-        if let NetworkConfig::Custom { name } = &self.card.network {
-            return Err(ModelFileError::Custom { path: path.display().to_string(), name: name.clone() });
-        }
+    pub fn build(&self, device: &Device) -> Result<(Eval<ImageNetwork>, Diffusion), ModelFileError> {
         let diffusion = Diffusion::with_betas(&self.card.diffusion, self.card.betas.clone())?;
         let init = &mut Init::new(0, device);
         let network = self.card.network.build(init)?;
@@ -159,6 +158,21 @@ impl ModelFile {
         let both = params::load_state_dict(Scheduled { network, noise_schedule }, &self.state)?;
         let diffusion = diffusion.with_schedule_of(&both);
         Ok((both.network.eval().for_predictions(), diffusion))
+    }
+}
+
+/// A card whose network can be asked about. Of a custom one nothing is known.
+fn checked(path: &Path, card: ModelCard) -> Result<ModelCard, ModelFileError> {
+    let (path, image) = (|| path.display().to_string(), card.image);
+    if matches!(card.network, NetworkConfig::Custom { .. }) {
+        return Ok(card);
+    }
+    if image.channels == 0 || image.height == 0 || image.width == 0 {
+        return Err(ModelFileError::EmptyImage { path: path(), image });
+    }
+    match card.network.validate() {
+        Ok(()) => Ok(card),
+        Err(source) => Err(ModelFileError::InvalidNetwork { path: path(), source }),
     }
 }
 
@@ -175,8 +189,9 @@ fn no_card(path: &Path, error: NoCard) -> ModelFileError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::DataLayout;
     use crate::diffusion::{ContinuousTimeConfig, FormulationConfig, NoiseSchedule};
-    use crate::models::{Network, Unet, UnetConfig};
+    use crate::models::{Extent, KarrasUnetConfig, Network, Unet, UnetConfig};
 
     fn card(diffusion: DiffusionConfig) -> ModelCard {
         let network = UnetConfig {
@@ -218,7 +233,7 @@ mod tests {
         ModelFile { card, state }.write(&path).unwrap();
 
         let file = ModelFile::read(&path).unwrap();
-        let (unet, diffusion) = file.build(&path, &device).unwrap();
+        let (unet, diffusion) = file.build(&device).unwrap();
         assert_eq!(params::to_state_dict(&*unet), file.state.strip_prefix("network."));
         let untrained = Diffusion::new(&file.card.diffusion).unwrap();
         let weights = Network::noise_schedule(&trained).unwrap().weights();
@@ -227,6 +242,41 @@ mod tests {
             assert!((log_snr - weights.log_snr(t)).abs() < 1e-9);
             assert!((log_snr - untrained.level(t).log_snr()).abs() > 1e-3, "{log_snr}");
         }
+    }
+
+    /// Whoever reads a card asks its network about sizes, which those would not survive.
+    #[test]
+    fn cards_are_checked_before_they_are_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ema.safetensors");
+        let refused = |card: &ModelCard| {
+            ModelFile { card: card.clone(), state: StateDict::new() }.write(&path).unwrap();
+            let errors = [ModelFile::read(&path).unwrap_err(), ModelFile::read_card(&path).unwrap_err()];
+            let [whole, alone] = errors.map(|error| {
+                assert!(error.to_string().contains("ema.safetensors"), "{error}");
+                let cause = std::error::Error::source(&error).map(|cause| cause.to_string());
+                cause.unwrap_or_else(|| error.to_string())
+            });
+            assert_eq!(whole, alone);
+            whole
+        };
+        let good = card(DiffusionConfig::default());
+        let of = |network| ModelCard { network, ..good.clone() };
+        let unet = |dim_mults| of(NetworkConfig::Unet(UnetConfig { dim_mults, ..UnetConfig::default() }));
+        assert!(refused(&unet(vec![])).contains("`dim_mults` must name at least one stage"));
+        assert!(refused(&unet(vec![1; 65])).contains("`dim_mults` names 65 stages"));
+        let extent = Extent { layout: DataLayout::Volumes, depth: 0, height: 4, width: 4 };
+        let karras = KarrasUnetConfig { extent: Some(extent), ..KarrasUnetConfig::default() };
+        assert!(refused(&of(NetworkConfig::KarrasUnet(karras))).contains("`extent.depth` must be at least 1"));
+        let karras = KarrasUnetConfig { num_downsamples: 1 << 40, ..KarrasUnetConfig::default() };
+        assert!(refused(&of(NetworkConfig::KarrasUnet(karras))).contains("`num_downsamples`"));
+        let empty = ModelCard { image: ImageShape { height: 0, ..good.image }, ..good.clone() };
+        assert!(refused(&empty).contains("1x0x4"));
+        let custom = of(NetworkConfig::Custom { name: "mine".into() });
+        ModelFile { card: custom.clone(), state: StateDict::new() }.write(&path).unwrap();
+        assert_eq!(ModelFile::read_card(&path).unwrap(), custom);
+        let error = ModelFile::read(&path).unwrap().build(&Device::flex()).unwrap_err();
+        assert!(matches!(error, ModelFileError::Network(NetworkConfigError::Custom { name }) if name == "mine"));
     }
 
     #[test]
@@ -238,7 +288,7 @@ mod tests {
         let state = params::to_state_dict(&scheduled(&learned, &device));
         let refused = |card: &ModelCard, state: &StateDict| {
             let file = ModelFile { card: card.clone(), state: state.clone() };
-            let error = file.build(Path::new("x"), &device).unwrap_err();
+            let error = file.build(&device).unwrap_err();
             let ModelFileError::Weights(error) = error else { panic!("{error}") };
             error.to_string()
         };

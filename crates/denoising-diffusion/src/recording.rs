@@ -144,6 +144,24 @@ impl<T: Place> Place for Vec<T> {
     }
 }
 
+/// What is added to inputs to try a recording with others.
+const OFFSET: f64 = 0.37;
+
+/// Other values in every place, for the input that a recording is tried with beside the real one.
+pub fn other_values<const D: usize>(tensor: &Tensor<D>) -> Tensor<D> {
+    tensor.clone() + OFFSET
+}
+
+/// Another class of each example, whatever the number of classes: 0 becomes 1, which is a class or stands for none, and others the one below.
+pub fn other_classes(classes: &Tensor<1, Int>) -> Tensor<1, Int> {
+    (classes.clone() - 1).abs()
+}
+
+/// Other vectors. What says whether they are given becomes a number in between or beyond, so that vectors that were not given count as well.
+pub fn other_vectors(vectors: &Vectors) -> Vectors {
+    Vectors { values: other_values(&vectors.values), given: other_values(&vectors.given) }
+}
+
 /// Why nothing can be recorded on this device, if that is known beforehand.
 pub fn why_not_on(device: &Device) -> Option<&'static str> {
     match is_cpu(device) {
@@ -161,7 +179,8 @@ pub struct Recorded<I, O> {
 }
 
 impl<I: Place, O> Recorded<I, O> {
-    /// Records `work`, which may use nothing but tensors on the device. The recording is tried with `inputs`, which must be like each other;
+    /// Records `work`, which may use nothing but tensors on the device. The recording is tried with `inputs`, which must be like each other and differ
+    /// in all of their tensors: one that they share might be in the recording as it was, and nobody would see it;
     /// `numbers` reads an output, for the comparison with launches.
     ///
     /// # Errors

@@ -196,9 +196,8 @@ fn trainer(diffusion: Diffusion, config: &ClassifierConfig, steps: u64) -> Class
         ema: EmaConfig { ema_update_every: 1, ema_update_after_step: 20, ..EmaConfig::default() },
         ..ClassifierTrainConfig::default()
     };
-    train.validate().unwrap();
     let model = Classifier::new(config, &mut Init::new(1, &device.clone().autodiff())).unwrap();
-    ClassifierTrainer::new(model, diffusion, train, &device)
+    ClassifierTrainer::new(model, diffusion, train, &device).unwrap()
 }
 
 fn train(trainer: &mut ClassifierTrainer) -> Vec<f64> {
@@ -289,6 +288,19 @@ fn a_file_is_complete_and_refuses_what_it_does_not_fit() {
     assert_eq!(read.card, file.card);
     assert_eq!(bits(&*read.classifier(&device).unwrap()), bits(&classifier));
     assert!(matches!(ModelFile::read(&path), Err(ModelFileError::Classifier { .. })));
+
+    // Cards are checked before anything asks them for sizes.
+    let without_stages = ClassifierConfig { dim_mults: vec![], ..file.card.classifier.clone() };
+    let without_rows = ImageShape { height: 0, ..SHAPE };
+    for (card, problem) in [
+        (ClassifierCard { classifier: without_stages, ..file.card.clone() }, "does not describe a valid classifier"),
+        (ClassifierCard { image: without_rows, ..file.card.clone() }, "images without values"),
+    ] {
+        let path = folder.path().join("damaged.safetensors");
+        ClassifierFile { card, state: file.state.clone() }.write(&path).unwrap();
+        let error = ClassifierFile::read(&path).unwrap_err().to_string();
+        assert!(error.contains(problem) && error.contains("damaged.safetensors"), "{error}");
+    }
 
     // What the network predicts is no matter; what it is shown is.
     assert_eq!(read.guidance(&gaussian(50, Objective::PredX0), SHAPE, 2.0, &device).unwrap().scale, 2.0);
@@ -381,7 +393,8 @@ fn training_from_data_measures_and_writes_and_stops_when_asked() {
         trainer.diffusion().clone(),
         trainer.config().clone(),
         &Device::flex(),
-    );
+    )
+    .unwrap();
     let wrong = train_classifier(&mut trainer, &setup, &StopSignal::default(), &mut |_| {});
     assert!(matches!(wrong, Err(ClassifierTrainError::Classes { expected: 3, got: 10 })));
 }

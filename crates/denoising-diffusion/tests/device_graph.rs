@@ -9,8 +9,7 @@ mod state;
 use std::sync::Mutex;
 
 use burn::tensor::{Device, Tensor};
-use denoising_diffusion::data::DataLayout;
-use denoising_diffusion::data::ImageBatch;
+use denoising_diffusion::data::{DataLayout, ImageBatch, augment};
 use denoising_diffusion::diffusion::{
     ContinuousTimeConfig, Diffusion, DiffusionConfig, ElucidatedConfig, Examples, FormulationConfig, GaussianConfig,
     GuidanceConfig, LearnedVarianceConfig, NoiseSchedule, Objective, WeightedObjectiveConfig,
@@ -87,15 +86,18 @@ fn trained<M: Network>(
     recorded
 }
 
-/// The sixth step's are spoiled.
+/// With all that a network may be told, which differs from step to step. The sixth step's are spoiled.
 fn examples(step: u64, part: usize) -> Examples {
     let data =
         normal_batch(9, Purpose::Evaluation, BATCH as u64 * step, part as u32, [BATCH, 1, 8, 8], &Device::flex());
     let mut data: Tensor<4> = (data * 0.2 + 0.5).clamp(0.0, 1.0);
+    let condition = Some(1.0 - data.clone());
+    let vectors = Some((0..2 * BATCH).map(|i| (step as f32 + 0.5 * i as f32).sin()).collect());
     if step == 5 {
         data = data.slice_fill([0..1, 0..1, 2..3, 2..3], f32::INFINITY);
     }
-    Examples { classes: Some(vec![step as u32 % 3, 1]), ..data.into() }
+    let augment_labels = Some((0..augment::LABELS * BATCH).map(|i| (step as f32 + 0.3 * i as f32).cos()).collect());
+    Examples { data, classes: Some(vec![step as u32 % 3, 1]), condition, vectors, augment_labels }
 }
 
 fn unet() -> UnetConfig {
@@ -163,6 +165,25 @@ fn what_the_host_decides_is_not_recorded() {
     case.diffusion.shared.immiscible = true;
     case.train.checkpoint_activations = true;
     let recorded = case.trained(8, |_, _| ());
+    assert_recorded(&recorded);
+}
+
+/// A network that is told all there is to be told.
+fn told() -> UnetConfig {
+    UnetConfig {
+        num_classes: 3,
+        vector_dim: 2,
+        condition_channels: 1,
+        self_condition: true,
+        augment_labels: true,
+        ..unet()
+    }
+}
+
+#[test]
+fn what_a_network_is_told_is_not_recorded() {
+    let unet = UnetConfig { class_drop_prob: 0.3, ..told() };
+    let recorded = Case::new(NetworkConfig::Unet(unet), DiffusionConfig::default()).trained(12, |_, _| ());
     assert_recorded(&recorded);
 }
 
@@ -265,8 +286,15 @@ impl Drawing {
                 weak,
                 ..Generator::new(calls(&model), &diffusion, &test_device())
             };
+            let conditions = (Network::condition_channels(&*model) > 0).then(|| ImageBatch {
+                shape: [7, 1, 8, 8],
+                data: (0..7 * 64).map(|i| (i as f32).cos().abs()).collect(),
+            });
+            let vectors: Vec<f32> = (0..7 * Network::vector_dim(&*model)).map(|i| (i as f32).sin()).collect();
             let request = Request {
                 classes: (Network::num_classes(&*model) > 0).then_some(&[0, 1, 2, 0, 1, 2, 0]),
+                conditions: conditions.as_ref(),
+                vectors: (!vectors.is_empty()).then_some(&vectors),
                 ..Request::new(&self.sample, 3, 7, [1, 8, 8])
             };
             let images = generator.generate(&request).unwrap();
@@ -293,6 +321,7 @@ fn samples_of_recorded_networks_are_those_of_launched_ones() {
     assert_state(&drawing.drawn(&classes, Some(&weak)));
     let earlier = NetworkConfig::Unet(UnetConfig { self_condition: true, ..unet() });
     assert_state(&drawing.drawn(&earlier, None));
+    assert_state(&drawing.drawn(&NetworkConfig::Unet(told()), None));
 }
 
 /// Networks that upload constants, which some devices record and others do not.

@@ -71,10 +71,10 @@ pub struct InpaintArgs {
     /// Number of different fillings of each image
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least(1_u32))]
     variants: u32,
-    /// Noise levels that a jump goes back
+    /// Noise levels that a jump goes back, 1 to 1000
     #[arg(long, value_name = "N", default_value_t = 10)]
     jump_length: usize,
-    /// Times that each stretch of levels is denoised; 1: no jumps
+    /// Times that each stretch of levels is denoised, at most 1000; 1: no jumps
     #[arg(long, value_name = "N", default_value_t = 10)]
     jump_n_sample: usize,
 }
@@ -146,13 +146,7 @@ impl<'a> Job<'a> {
 
     /// Images, prepared like the network's training data.
     fn images(&self, path: &Path) -> Result<Images> {
-        let run = self.recipe.as_ref().map(|recipe| DataConfig {
-            labels: None,
-            class_condition: false,
-            condition: None,
-            vectors: None,
-            ..recipe.data.clone()
-        });
+        let run = self.recipe.as_ref().map(|recipe| recipe.data.clone().images_alone());
         let dataset = open_prepared(path, prepared_as(&self.from.file, run.as_ref())?)?;
         Ok(all(&dataset))
     }
@@ -231,6 +225,8 @@ fn repeated(values: &[f32], images: usize, times: usize) -> Vec<f32> {
 }
 
 pub fn inpaint(args: &InpaintArgs) -> Result {
+    let jumps = Jumps { jump_length: args.jump_length, jump_n_sample: args.jump_n_sample };
+    jumps.validate().or_usage()?;
     let job = Job::new(&args.common, |own| if own == SamplerKind::Ddpm { own } else { SamplerKind::Ddim })?;
     let Some(step) = RePaintStep::of(&job.settings.sample) else {
         let sampler = job.settings.sample.sampler.name();
@@ -243,7 +239,6 @@ pub fn inpaint(args: &InpaintArgs) -> Result {
     let count = n * variants;
     job.check_count(count)?;
     let mask = mask(&args.mask, &job, n)?;
-    let jumps = Jumps { jump_length: args.jump_length, jump_n_sample: args.jump_n_sample };
     let (images, mask) = (repeated(&images.values()?, n, variants), repeated(&mask, n, variants));
     let generator = job.from.generator(&job.settings.guidance);
     let steps = generator.inpaint_steps(&job.settings.sample, jumps);

@@ -246,7 +246,8 @@ fn data_config(args: &EvalArgs, config: DataConfig, has_recipe: bool) -> Result<
     match &args.data {
         // The run's labels and conditions do not apply to other data.
         Some(path) => {
-            Ok(DataConfig { path: Some(path.clone()), labels: None, condition: None, vectors: None, ..config })
+            let class_condition = config.class_condition;
+            Ok(DataConfig { path: Some(path.clone()), class_condition, ..config.images_alone() })
         }
         None if has_recipe => Ok(config),
         None => Err(Failure::usage(format!("{} does not say which data it was trained on", args.target.display()))

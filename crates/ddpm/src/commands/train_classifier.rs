@@ -122,7 +122,7 @@ fn data(args: &TrainClassifierArgs, file: &ModelFile, run: Option<DataConfig>) -
         config.labels.clone_from(&args.labels);
     }
     // Classifiers see nothing of what the images belong to but classes, and labels that cannot be used are an error here.
-    Ok(DataConfig { class_condition: true, condition: None, condition_value_range: None, vectors: None, ..config })
+    Ok(DataConfig { labels: config.labels.clone(), class_condition: true, ..config.images_alone() })
 }
 
 /// How it is trained.
@@ -240,7 +240,7 @@ impl Plan {
     }
 
     fn train(&self, classifier: Classifier, diffusion: Diffusion, as_json: bool) -> Result {
-        let mut trainer = ClassifierTrainer::new(classifier, diffusion, self.train.clone(), self.machine.device());
+        let mut trainer = ClassifierTrainer::new(classifier, diffusion, self.train.clone(), self.machine.device())?;
         let stop = stop_on_ctrl_c("finishing this step and writing the classifier")?;
         let (started, mut loss) = (Instant::now(), None);
         let mut progress = StderrProgress::new(Task::Train, 0, self.train.steps);

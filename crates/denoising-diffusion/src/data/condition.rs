@@ -37,18 +37,12 @@ impl Conditions {
         let images = examples.layout() == DataLayout::Images;
         let config = DataConfig {
             path: Some(path.to_path_buf()),
-            labels: None,
-            condition: None,
-            vectors: None,
             image_size: images.then(|| examples.shape().size()),
             channels: config.condition_channels,
             layout: examples.layout(),
             value_range: config.condition_value_range,
-            condition_value_range: None,
             trained_range: config.trained_condition_range,
-            trained_condition_range: None,
-            class_condition: false,
-            ..config.clone()
+            ..config.clone().images_alone()
         };
         let data = Dataset::open_with(&config, opening).map_err(of_conditions)?;
         if data.shape().size() != examples.shape().size() || data.depth() != examples.depth() {

@@ -312,6 +312,20 @@ impl Default for DataConfig {
 }
 
 impl DataConfig {
+    /// The same data without what they belong to: no classes, conditions or vectors.
+    pub fn images_alone(self) -> Self {
+        Self {
+            labels: None,
+            class_condition: false,
+            condition: None,
+            condition_channels: ChannelPolicy::Auto,
+            condition_value_range: None,
+            trained_condition_range: None,
+            vectors: None,
+            ..self
+        }
+    }
+
     /// Checks whatever can be checked without the data.
     ///
     /// # Errors
@@ -396,6 +410,29 @@ mod tests {
         assert_eq!(read(&text).unwrap(), config);
         assert_eq!(read(r#"{"image_size": 28}"#).unwrap().image_size, Some(ImageSize::square(28)));
         assert_eq!(read("{}").unwrap(), DataConfig::default());
+    }
+
+    #[test]
+    fn images_alone_belong_to_nothing_and_are_prepared_as_before() {
+        let images = DataConfig {
+            path: Some("images".into()),
+            channels: ChannelPolicy::Exact(3),
+            resize: ResizePolicy::Pad,
+            value_range: Some(ValueRange::Declared([0.0, 2.0])),
+            trained_range: Some([0.0, 1.0]),
+            ..DataConfig::default()
+        };
+        let with_all = DataConfig {
+            labels: Some("labels".into()),
+            class_condition: true,
+            condition: Some("conditions".into()),
+            condition_channels: ChannelPolicy::Exact(1),
+            condition_value_range: Some(ValueRange::Declared([0.0, 2.0])),
+            trained_condition_range: Some([0.0, 1.0]),
+            vectors: Some("vectors".into()),
+            ..images.clone()
+        };
+        assert_eq!(with_all.images_alone(), images);
     }
 
     #[test]

@@ -108,7 +108,9 @@ impl FormulationConfig {
     /// Builds the formulation from valid options; `betas`, if given, replace the named schedule.
     pub(crate) fn build(&self, betas: Option<Vec<f64>>) -> Result<Box<dyn Formulation>, DiffusionConfigError> {
         let tables = |schedule: &ScheduleConfig| match &betas {
-            Some(betas) if betas.len() != schedule.timesteps => Err(DiffusionConfigError::Timesteps(betas.len())),
+            Some(betas) if betas.len() != schedule.timesteps => {
+                Err(DiffusionConfigError::NumberOfBetas { expected: schedule.timesteps, got: betas.len() })
+            }
             Some(betas) => check_betas(betas).map(|()| Tables::from_betas(betas.clone())),
             None => Ok(Tables::new(schedule)),
         };
@@ -265,11 +267,6 @@ impl DiffusionConfig {
     /// T, if the number of noise levels is finite.
     pub fn timesteps(&self) -> Option<usize> {
         self.formulation.schedule().map(|schedule| schedule.timesteps)
-    }
-
-    /// Default number of steps of ancestral sampling. The options must be valid.
-    pub fn default_steps(&self) -> usize {
-        self.timesteps().unwrap_or_else(|| self.formulation.build(None).map_or(1, |built| built.default_steps()))
     }
 
     /// Output channels of a network for data with `channels` channels.

@@ -62,6 +62,8 @@ pub struct SimpleConfig {
 }
 
 const STEPS: usize = 500;
+/// Hidden units of a learned schedule at most: more are a mistake.
+const MOST_HIDDEN: usize = 1_000_000;
 /// Offset of the cosine schedule.
 const COSINE_S: f64 = 0.008;
 /// Lower bound of the cosine: cos(pi / 2) in f32, as the reference computes it. In f64 the log-SNR would fall to -75 at t = 1, where sampling
@@ -85,7 +87,8 @@ impl ContinuousTimeConfig {
         }
         let LearnedScheduleOptions { hidden_dim, frac_gradient: share, .. } = self.learned_options();
         let hidden = hidden_dim as f64;
-        check(hidden >= 1.0, "learned_schedule_hidden_dim", "at least 1", hidden)?;
+        check(hidden_dim >= 1, "learned_schedule_hidden_dim", "at least 1", hidden)?;
+        check(hidden_dim <= MOST_HIDDEN, "learned_schedule_hidden_dim", "at most 1000000", hidden)?;
         check((0.0..=1.0).contains(&share), "learned_schedule_frac_gradient", "in [0, 1]", share)
     }
 

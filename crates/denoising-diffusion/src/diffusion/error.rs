@@ -26,6 +26,10 @@ pub enum DiffusionConfigError {
     UnknownKey { key: String, formulation: &'static str, owners: Vec<&'static str>, known: String },
     #[error("`{key}` has an invalid value: {problem}")]
     Malformed { key: String, problem: String },
+    #[error("`timesteps` is {expected}, but {got} betas are given")]
+    NumberOfBetas { expected: usize, got: usize },
+    #[error("the formulation contradicts itself: {0}")]
+    Formulation(&'static str),
     #[error("a schedule can be given as betas for formulations in discrete time only, not for \"{formulation}\"")]
     BetasWithoutTable { formulation: &'static str },
 }

@@ -4,12 +4,16 @@
 
 use std::fmt::Debug;
 
+use burn::tensor::Device;
+
 use super::denoiser::NoiseLevel;
+use super::error::DiffusionConfigError;
 use super::learned_variance::LearnedVariance;
 use super::prediction::Prediction;
 use super::schedule::Tables;
 use super::weighted_objective::ObjectiveWeights;
-use crate::models::{LearnedScheduleOptions, ScheduleWeights};
+use crate::models::{LearnedSchedule, LearnedScheduleOptions, ScheduleWeights};
+use crate::nn::Init;
 
 /// The parts of a network's output.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,7 +48,7 @@ pub trait Formulation: Debug + Send + Sync {
     /// The level with this [`log_snr`](NoiseLevel::log_snr).
     fn level_at_log_snr(&self, log_snr: f64) -> NoiseLevel;
 
-    /// What the network predicts.
+    /// What the network predicts; of outputs of more than one part, what the first one is. With [`Output::Weighted`] it is noise.
     fn prediction(&self) -> Prediction;
 
     /// The weight of the squared error of the prediction, without min-SNR.
@@ -79,7 +83,7 @@ pub trait Formulation: Debug + Send + Sync {
         None
     }
 
-    /// The tables of a formulation in discrete time.
+    /// The tables of a formulation in discrete time; a [learned variance](Output::WithVariance) needs them.
     fn tables(&self) -> Option<&Tables> {
         None
     }
@@ -89,13 +93,42 @@ pub trait Formulation: Debug + Send + Sync {
         true
     }
 
-    /// Options of the learned schedule, if the schedule is learned with the network.
+    /// Options of the learned schedule, if the schedule is learned with the network. Such a formulation predicts noise, clean data or v, and nothing
+    /// else.
     fn learned_schedule(&self) -> Option<LearnedScheduleOptions> {
         None
     }
 
-    /// The same formulation with a trained schedule.
+    /// The same formulation with a trained schedule; required with a [learned schedule](Self::learned_schedule).
     fn with_schedule(&self, _weights: ScheduleWeights) -> Option<Box<dyn Formulation>> {
         None
+    }
+}
+
+/// Refuses a formulation that would train, but not as it says.
+pub(super) fn check_consistent(formulation: &dyn Formulation) -> Result<(), DiffusionConfigError> {
+    let refused = |why| Err(DiffusionConfigError::Formulation(why));
+    let prediction = formulation.prediction();
+    match formulation.output() {
+        Output::WithVariance(_) if formulation.tables().is_none() => {
+            return refused("its output has a variance, but there are no tables for the bound that trains it");
+        }
+        Output::Weighted(_) if !matches!(prediction, Prediction::Noise) => {
+            return refused("the first part of a weighted output is noise, but its prediction is another");
+        }
+        _ => {}
+    }
+    let Some(options) = formulation.learned_schedule() else { return Ok(()) };
+    if formulation.output() != Output::Prediction {
+        return refused("its schedule is learned, but its output has more than one part");
+    }
+    if !matches!(prediction, Prediction::Noise | Prediction::XStart | Prediction::V) {
+        return refused("its schedule is learned, but it predicts neither noise nor x_start nor v");
+    }
+    let options = LearnedScheduleOptions { hidden_dim: 1, ..options };
+    let schedule = LearnedSchedule::new(&mut Init::new(0, &Device::flex()), options);
+    match formulation.with_schedule(schedule.weights()) {
+        Some(_) => Ok(()),
+        None => refused("its schedule is learned, but `with_schedule` gives no formulation with it"),
     }
 }

@@ -11,7 +11,7 @@ use super::learned_variance::Posterior;
 use super::loss::{number_shape, per_example};
 use super::prediction::{Coefficients, Prediction};
 use crate::nn::Vectors;
-use crate::recording::{Place, place_of_fields};
+use crate::recording::{Place, other_classes, other_values, other_vectors, place_of_fields};
 
 /// A network's inputs for a batch besides noisy data and levels.
 #[derive(Clone, Debug)]
@@ -103,6 +103,23 @@ impl Prepared {
         Self { x_start, noise, told, x_self_cond: None, levels, numbers: Mutex::default() }
     }
 
+    /// A batch like this one, with other data, and of which a network is told and shown other things. Noise and its levels are for whoever draws them:
+    /// made up, they might not be those of a formulation.
+    pub(crate) fn with_other_data(self) -> Self {
+        let Told { classes, condition, vectors, augment_labels } = &self.told;
+        Self {
+            x_start: other_values(&self.x_start),
+            told: Told {
+                classes: classes.as_ref().map(other_classes),
+                condition: condition.as_ref().map(other_values),
+                vectors: vectors.as_ref().map(other_vectors),
+                augment_labels: augment_labels.as_ref().map(other_values),
+            },
+            x_self_cond: self.x_self_cond.as_ref().map(other_values),
+            ..self
+        }
+    }
+
     /// A number of each example, `[b]`: the same tensor on every call.
     pub(super) fn number(&self, number: Number) -> Tensor<1> {
         let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -178,6 +195,29 @@ mod tests {
         ] {
             assert!(!with_class.is_like(&other) && !other.is_like(&with_class));
         }
+    }
+
+    #[test]
+    fn recordings_are_tried_with_batches_that_differ_in_everything() {
+        let with_all = || {
+            let batch = batch(2, 0.5, Some(1), true);
+            let vectors = Some(Vectors::of_rows(vec![0.0; 4], 2, |i| i == 0, &Device::flex()));
+            let x_self_cond = Some(batch.noise.clone());
+            let augment_labels = Some(Tensor::zeros([2, 9], &Device::flex()));
+            Prepared { told: Told { vectors, augment_labels, ..batch.told.clone() }, x_self_cond, ..batch }
+        };
+        let (own, other) = (with_all(), with_all().with_other_data());
+        assert!(own.is_like(&other));
+        let values = |batch: &Prepared| {
+            let Told { classes, condition, vectors, augment_labels } = batch.told.clone();
+            let vectors = vectors.unwrap();
+            let of_data = [batch.x_start.clone(), batch.x_self_cond.clone().unwrap(), condition.unwrap()];
+            let of_data = of_data.map(host_values).concat();
+            let labels = [augment_labels.unwrap(), vectors.values, vectors.given].map(host_values).concat();
+            [of_data, host_values(classes.unwrap().float()), labels].concat()
+        };
+        let (own, other) = (values(&own), values(&other));
+        assert!(own.iter().zip(&other).all(|(own, other)| own != other), "{own:?} {other:?}");
     }
 
     #[test]

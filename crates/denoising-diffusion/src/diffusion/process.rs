@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor};
 use super::config::{DiffusionConfig, SharedConfig};
 use super::denoiser::NoiseLevel;
 use super::error::DiffusionConfigError;
-use super::formulation::Formulation;
+use super::formulation::{Formulation, check_consistent};
 use super::network_denoiser::NetworkDenoiser;
 use super::prediction::Prediction;
 use super::schedule::Tables;
@@ -61,8 +61,10 @@ impl Diffusion {
     /// A custom formulation; without min-SNR weighting unless `shared` asks for it.
     ///
     /// # Errors
-    /// Options that are meaningless, or that contradict each other or the formulation's [output](Formulation::output).
+    /// Options that are meaningless, or that contradict each other or the formulation's [output](Formulation::output); a formulation that contradicts
+    /// itself.
     pub fn of(formulation: impl Formulation + 'static, shared: SharedConfig) -> Result<Self, DiffusionConfigError> {
+        check_consistent(&formulation)?;
         shared.validate(formulation.output())?;
         let min_snr = shared.min_snr(false);
         Ok(Self { formulation: Arc::new(formulation), shared, min_snr, config: None })

@@ -115,6 +115,28 @@ fn images_are_filled_in_by_the_configured_sampler_or_not_at_all() {
     assert_eq!(fill(by(SamplerKind::Heun, None)), Err(EditError::Sampler { sampler: "heun" }));
 }
 
+/// A walk without end would be written down before its first step.
+#[test]
+fn jumps_that_describe_no_walk_are_refused() {
+    let (diffusion, network) = network();
+    let sample = SampleConfig { sampling_timesteps: Some(4), ..SampleConfig::default() };
+    let request = Request { classes: Some(&[0]), ..Request::new(&sample, 0, 1, SHAPE) };
+    for (jump_length, jump_n_sample, key, number) in [
+        (0, 10, "jump_length", 0),
+        (10, 0, "jump_n_sample", 0),
+        (1001, 10, "jump_length", 1001),
+        (1, 1_000_000_000, "jump_n_sample", 1_000_000_000),
+    ] {
+        let jumps = Jumps { jump_length, jump_n_sample };
+        let mut watch = |_: &Progress<'_>| std::ops::ControlFlow::Continue(());
+        let generator = Generator::new(&network, &diffusion, &Device::flex());
+        let error = generator.inpaint(&request, &[0.25; 4], &[0.0; 4], jumps, &mut watch).unwrap_err();
+        assert_eq!(error.to_string(), format!("`{key}` must be from 1 to 1000, got {number}"));
+    }
+    assert_eq!(Jumps::default().validate(), Ok(()));
+    assert_eq!(Jumps { jump_length: 1, jump_n_sample: 1 }.validate(), Ok(()));
+}
+
 #[test]
 fn a_classifier_is_asked_for_the_classes_of_what_it_is_shown() {
     let asked = |x: Tensor<4>, _: NoiseLevel, classes: &[u32]| {

@@ -7,7 +7,9 @@ use burn::tensor::Tensor;
 use super::{Network, NetworkInput};
 use crate::nn::Eval;
 use crate::nn::params::host_values;
-use crate::recording::{Place, Recorded, RecordingState, place_of_fields, why_not_on};
+use crate::recording::{
+    Place, Recorded, RecordingState, other_classes, other_values, other_vectors, place_of_fields, why_not_on,
+};
 
 /// Number of calls with one kind of input that are launched before recording: by then the device's kernels are tuned.
 const WARM_UP: u32 = 2;
@@ -139,11 +141,66 @@ impl Kind {
 }
 
 fn record<M: Network>(model: &Eval<M>, input: &NetworkInput) -> Result<Recorded<NetworkInput, Tensor<4>>, String> {
-    let other = NetworkInput { x: input.x.clone() * 0.5, time: input.time.clone() * 0.5, ..input.clone() };
+    let other = other_input(input);
     let work = |input: &NetworkInput| model.predict(input.clone());
     let numbers = |output: &Tensor<4>| host_values(output.clone()).into_iter().map(f64::from).collect();
     // SAFETY: the weights of an `Eval` never change, and `Calls`, the only owner of its recordings, borrows it.
     unsafe { Recorded::new(&input.x.device(), [&other, input], work, numbers) }
 }
 
+/// An input like this one, all of whose tensors have other values.
+fn other_input(input: &NetworkInput) -> NetworkInput {
+    let NetworkInput { x, time, x_self_cond, classes, condition, vectors, augment_labels } = input;
+    NetworkInput {
+        x: other_values(x),
+        time: other_values(time),
+        x_self_cond: x_self_cond.as_ref().map(other_values),
+        classes: classes.as_ref().map(other_classes),
+        condition: condition.as_ref().map(other_values),
+        vectors: vectors.as_ref().map(other_vectors),
+        augment_labels: augment_labels.as_ref().map(other_values),
+    }
+}
+
 place_of_fields!(NetworkInput { x, time, x_self_cond, classes, condition, vectors, augment_labels });
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, TensorData};
+
+    use super::*;
+    use crate::nn::Vectors;
+
+    /// A recording that had one of its inputs in it as it was would give the same for both.
+    #[test]
+    fn recordings_are_tried_with_inputs_that_differ_in_everything() {
+        let device = Device::flex();
+        let data = |value: f64| Tensor::full([4, 1, 2, 2], value, &device);
+        let classes = Tensor::from_data(TensorData::new(vec![0_i64, 1, 2, 3], [4]), &device);
+        let input = NetworkInput {
+            x: data(-0.37),
+            time: Tensor::from_floats([0.0, 1.0, -3.0, 999.0], &device),
+            x_self_cond: Some(data(0.0)),
+            classes: Some(classes),
+            condition: Some(data(0.5)),
+            vectors: Some(Vectors::of_rows(vec![0.0; 8], 2, |i| i < 2, &device)),
+            augment_labels: Some(Tensor::zeros([4, 9], &device)),
+        };
+        let other = other_input(&input);
+        assert!(input.is_like(&other));
+        let tensors = |input: &NetworkInput| {
+            let vectors = input.vectors.clone().unwrap();
+            let classes = input.classes.clone().unwrap().float();
+            let data = [input.x.clone(), input.x_self_cond.clone().unwrap(), input.condition.clone().unwrap()];
+            let data = data.map(host_values).into_iter();
+            let rest = [classes, input.time.clone()].map(host_values);
+            let rows = [vectors.values, vectors.given, input.augment_labels.clone().unwrap()].map(host_values);
+            data.chain(rest).chain(rows).collect::<Vec<_>>()
+        };
+        let (values, others) = (tensors(&input), tensors(&other));
+        for (at, (values, others)) in values.iter().zip(&others).enumerate() {
+            assert!(values.iter().zip(others).all(|(value, other)| value != other), "{at}: {values:?} {others:?}");
+        }
+        assert_eq!(others[3], [1.0, 0.0, 1.0, 2.0], "classes that there are");
+    }
+}

@@ -7,8 +7,9 @@ use serde_json::Value;
 use thiserror::Error;
 
 use super::{
-    Dit, DitConfig, DitConfigError, Extent, KarrasUnet, KarrasUnetConfig, KarrasUnetConfigError, Network, NetworkInput,
-    SizeError, Unet, Unet1dConfig, UnetConfig, UnetConfigError, Uvit, UvitConfig, UvitConfigError,
+    Dit, DitConfig, DitConfigError, Extent, KarrasUnet, KarrasUnetConfig, KarrasUnetConfigError, MOST_OF_ANYTHING,
+    Network, NetworkInput, SizeError, Unet, Unet1dConfig, UnetConfig, UnetConfigError, Uvit, UvitConfig,
+    UvitConfigError,
 };
 use crate::data::DataLayout;
 use crate::nn::Init;
@@ -76,9 +77,8 @@ pub enum NetworkConfigError {
 
 /// Options that count blocks in sequence.
 const DEPTHS: [&str; 3] = ["depth", "vit_depth", "num_blocks_per_stage"];
-/// Limits that keep parameter counts computable and catch typing errors.
+/// Largest number of blocks of one kind.
 const MOST_BLOCKS: u64 = 1000;
-const MOST_OF_ANYTHING: u64 = 1_000_000;
 
 /// A network for images, or for data stored as images: sequences have height 1.
 #[derive(Module, Debug)]
@@ -112,7 +112,7 @@ impl NetworkConfig {
         })
     }
 
-    /// Number of parameter values. No weights are made.
+    /// Number of parameter values, [`u64::MAX`] if there are more. No weights are made.
     ///
     /// # Errors
     /// As [`build`](Self::build).
@@ -390,7 +390,7 @@ impl Network for ImageNetwork {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Extent;
+    use super::super::{ImageTransform, PerStage};
     use super::*;
 
     /// The extent of the data is not limited: a volume may have more slices than a network has blocks.
@@ -402,5 +402,80 @@ mod tests {
         let wide = KarrasUnetConfig { dim: 1_000_001, ..karras };
         let error = NetworkConfig::KarrasUnet(wide).validate().unwrap_err();
         assert_eq!(error, NetworkConfigError::TooLarge { key: "dim".into(), most: 1_000_000, got: 1_000_001 });
+    }
+
+    /// No network is as wide; its weights are not even counted.
+    #[test]
+    fn stages_of_too_many_channels_are_refused() {
+        let (dim, dim_mults) = (1_000_000, vec![1, 1_000_000]);
+        for network in [
+            NetworkConfig::Unet(UnetConfig { dim, dim_mults: dim_mults.clone(), ..UnetConfig::default() }),
+            NetworkConfig::Unet1d(Unet1dConfig { dim, dim_mults: dim_mults.clone(), ..Unet1dConfig::default() }),
+            NetworkConfig::Uvit(UvitConfig { dim, dim_mults: dim_mults.clone(), ..UvitConfig::default() }),
+        ] {
+            let error = network.num_parameters().unwrap_err();
+            assert_eq!(network.validate(), Err(error.clone()));
+            let said = error.to_string();
+            assert!(said.contains("`dim` 1000000 times 1000000 of `dim_mults`"), "{said}");
+            assert!(said.contains("at most 1000000 channels"), "{said}");
+        }
+    }
+
+    /// With every option at its limit.
+    #[test]
+    fn the_largest_networks_can_be_counted() {
+        let most = MOST_OF_ANYTHING as usize;
+        let (dim, channels, num_classes, vector_dim) = (most, most, most, most);
+        let unet = UnetConfig {
+            dim,
+            dim_mults: vec![1; 16],
+            channels,
+            num_classes,
+            vector_dim,
+            attn_heads: PerStage::All(most),
+            attn_dim_head: PerStage::All(most),
+            num_mem_kv: most,
+            ..UnetConfig::default()
+        };
+        let uvit = UvitConfig {
+            dim,
+            dim_mults: vec![1; 3],
+            downsample_factor: PerStage::All(most),
+            channels,
+            num_classes,
+            vector_dim,
+            vit_depth: MOST_BLOCKS as usize,
+            attn_heads: most,
+            attn_dim_head: most,
+            ff_mult: most,
+            patch_size: 1,
+            ..UvitConfig::default()
+        };
+        let patches = UvitConfig {
+            downsample_factor: PerStage::All(1),
+            patch_size: most,
+            image_transform: ImageTransform::Haar,
+            condition_channels: most,
+            ..uvit.clone()
+        };
+        let dit = DitConfig {
+            hidden_size: Some(most),
+            depth: Some(MOST_BLOCKS as usize),
+            patch_size: most,
+            mlp_ratio: 1000.0,
+            num_heads: Some(1),
+            channels,
+            num_classes,
+            vector_dim,
+            ..DitConfig::default()
+        };
+        for network in [
+            NetworkConfig::Unet(unet),
+            NetworkConfig::Uvit(uvit),
+            NetworkConfig::Uvit(patches),
+            NetworkConfig::Dit(dit),
+        ] {
+            assert!(network.num_parameters().unwrap() > 1 << 60, "{network:?}");
+        }
     }
 }

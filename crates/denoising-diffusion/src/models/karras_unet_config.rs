@@ -49,6 +49,11 @@ pub struct Extent {
     pub width: usize,
 }
 
+impl Extent {
+    /// One pixel.
+    const ONE: Self = Self { layout: DataLayout::Images, depth: 1, height: 1, width: 1 };
+}
+
 /// Options of [`KarrasUnet`](super::KarrasUnet), of any rank. `Default` is the reference's (configuration G of EDM2, figure 21).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -229,6 +234,12 @@ impl KarrasUnetConfig {
             ("attn_dim_head", self.attn_dim_head),
             ("fourier_dim", self.fourier_dim),
         ] {
+            if value == 0 {
+                return Err(KarrasUnetConfigError::Zero { key });
+            }
+        }
+        let Extent { depth, height, width, .. } = self.extent.unwrap_or(Extent::ONE);
+        for (key, value) in [("extent.depth", depth), ("extent.height", height), ("extent.width", width)] {
             if value == 0 {
                 return Err(KarrasUnetConfigError::Zero { key });
             }
@@ -419,6 +430,7 @@ mod tests {
         for (key, config) in [
             ("dim", KarrasUnetConfig { dim: 0, ..ok() }),
             ("fourier_dim", KarrasUnetConfig { fourier_dim: 5, ..ok() }),
+            ("extent.depth", KarrasUnetConfig { extent: Some(Extent { depth: 0, ..Extent::ONE }), ..ok() }),
             ("mp_cat_t", KarrasUnetConfig { mp_cat_t: 1.0, ..ok() }),
             ("dropout", KarrasUnetConfig { dropout: f64::NAN, ..ok() }),
             ("num_blocks_per_stage", KarrasUnetConfig { num_blocks_per_stage: PerStage::Each(vec![1, 2]), ..ok() }),

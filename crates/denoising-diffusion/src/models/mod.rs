@@ -77,6 +77,9 @@ impl NetworkInput {
     }
 }
 
+/// Largest number of channels, heads or classes: limits that keep parameter counts computable and catch typing errors.
+const MOST_OF_ANYTHING: u64 = 1_000_000;
+
 /// For serde: zero is the default and is not written.
 pub(crate) fn is_zero(number: &usize) -> bool {
     *number == 0

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::is_zero;
+use super::{MOST_OF_ANYTHING, is_zero};
 use crate::nn::Axes;
 
 /// One value for all stages, or one value per stage (outermost first).
@@ -137,6 +137,9 @@ impl Default for UnetConfig {
     }
 }
 
+/// Stages at most: no side of an image is longer than 2^16.
+const MOST_STAGES: usize = 16;
+
 /// Why a [`UnetConfig`] is invalid, or does not fit the size of the data.
 #[derive(Clone, Debug, PartialEq, Error)]
 pub enum UnetConfigError {
@@ -144,6 +147,13 @@ pub enum UnetConfigError {
     TooSmall { key: &'static str, least: usize, got: usize },
     #[error("`dim_mults` must name at least one stage")]
     NoStages,
+    #[error(
+        "`dim` {dim} times {mult} of `dim_mults` makes a stage too wide; at most {} channels are allowed",
+        MOST_OF_ANYTHING
+    )]
+    TooWide { dim: usize, mult: usize },
+    #[error("`dim_mults` names {got} stages; at most {} are allowed", MOST_STAGES)]
+    TooManyStages { got: usize },
     #[error("`{key}` has {got} values for {stages} stages: give one value, or one per stage")]
     PerStage { key: &'static str, stages: usize, got: usize },
     #[error("`learned_sinusoidal_dim` must be even, got {0}")]
@@ -223,13 +233,16 @@ impl UnetConfig {
 
     /// Both sides of the data (for sequences, the length) must be multiples of this.
     pub fn downsample_factor(&self) -> usize {
-        1 << (self.dim_mults.len() - 1)
+        1 << (self.dim_mults.len().clamp(1, MOST_STAGES) - 1)
     }
 
     /// The stages, outermost first.
     pub fn stages(&self) -> Result<Vec<Stage>, UnetConfigError> {
         self.check_scalars()?;
         let n = self.dim_mults.len();
+        if n > MOST_STAGES {
+            return Err(UnetConfigError::TooManyStages { got: n });
+        }
         let innermost_only = PerStage::Each((0..n).map(|i| i + 1 == n).collect());
         let full_attn = per_stage("full_attn", self.full_attn.as_ref().unwrap_or(&innermost_only), n)?;
         let heads = per_stage("attn_heads", &self.attn_heads, n)?;
@@ -237,8 +250,10 @@ impl UnetConfig {
         for (key, values) in [("attn_heads", &heads), ("attn_dim_head", &dim_head), ("dim_mults", &self.dim_mults)] {
             at_least_one(key, values.iter().copied().min().unwrap_or(0))?;
         }
-        let dims: Vec<usize> =
-            std::iter::once(self.first_dim()).chain(self.dim_mults.iter().map(|m| self.dim * m)).collect();
+        let mut dims = vec![self.first_dim()];
+        for &mult in &self.dim_mults {
+            dims.push(stage_width(self.dim, mult).ok_or(UnetConfigError::TooWide { dim: self.dim, mult })?);
+        }
         Ok((0..n)
             .map(|i| Stage {
                 dim_in: dims[i],
@@ -284,7 +299,11 @@ impl UnetConfig {
     }
 
     /// Refuses sizes that the network cannot halve often enough, naming the nearest valid ones.
+    ///
+    /// # Errors
+    /// [`UnetConfigError::Size`] and [`UnetConfigError::Length`]; other variants for options that describe no network.
     pub fn check_size(&self, height: usize, width: usize) -> Result<(), UnetConfigError> {
+        self.stages()?;
         let factor = self.downsample_factor();
         if self.axes == Axes::Width {
             return self.check_length(width);
@@ -312,6 +331,11 @@ impl UnetConfig {
         nearest.dedup();
         Err(UnetConfigError::Length { length, stages: self.dim_mults.len(), factor, nearest })
     }
+}
+
+/// `None` if it is too wide.
+pub(super) fn stage_width(dim: usize, mult: usize) -> Option<usize> {
+    dim.checked_mul(mult).filter(|&width| width as u64 <= MOST_OF_ANYTHING)
 }
 
 fn per_stage<T: Clone>(key: &'static str, value: &PerStage<T>, stages: usize) -> Result<Vec<T>, UnetConfigError> {
@@ -364,6 +388,18 @@ mod tests {
         assert_eq!(again, new);
         assert_eq!(new.cond_dim(), 64);
         new.stages().unwrap();
+    }
+
+    #[test]
+    fn stages_have_a_largest_number() {
+        let of = |n| UnetConfig { dim_mults: vec![1; n], ..UnetConfig::default() };
+        assert_eq!(of(16).check_size(1 << 15, 1 << 16), Ok(()));
+        for n in [17, 65, 100_000] {
+            assert_eq!(of(n).check_size(64, 64), Err(UnetConfigError::TooManyStages { got: n }));
+        }
+        assert_eq!(of(0).check_size(64, 64), Err(UnetConfigError::NoStages));
+        let error = of(65).stages().unwrap_err().to_string();
+        assert_eq!(error, "`dim_mults` names 65 stages; at most 16 are allowed");
     }
 
     #[test]

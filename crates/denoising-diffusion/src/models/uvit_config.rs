@@ -4,8 +4,8 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::is_zero;
-use super::unet_config::PerStage;
+use super::unet_config::{PerStage, stage_width};
+use super::{MOST_OF_ANYTHING, is_zero};
 
 /// An invertible transform of images, applied before the first layer and inverted after the last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,6 +122,11 @@ pub enum UvitConfigError {
     ClassDropProb(f64),
     #[error("`dual_patchnorm` normalises patches, and needs a `patch_size` above 1")]
     DualPatchnorm,
+    #[error(
+        "`dim` {dim} times {mult} of `dim_mults` makes a stage too wide; at most {} channels are allowed",
+        MOST_OF_ANYTHING
+    )]
+    TooWide { dim: usize, mult: usize },
     #[error("the product of `{key}` is too large")]
     TooLarge { key: &'static str },
     #[error(
@@ -188,8 +193,10 @@ impl UvitConfig {
         for (key, values) in [("downsample_factor", &factors), ("dim_mults", &self.dim_mults)] {
             values.iter().try_for_each(|value| at_least_one(key, *value))?;
         }
-        let dims = self.dim_mults.iter().map(|mult| self.dim * mult);
-        let dims: Vec<usize> = std::iter::once(self.first_dim()).chain(dims).collect();
+        let mut dims = vec![self.first_dim()];
+        for &mult in &self.dim_mults {
+            dims.push(stage_width(self.dim, mult).ok_or(UvitConfigError::TooWide { dim: self.dim, mult })?);
+        }
         Ok((0..n).map(|i| UvitStageDims { dim_in: dims[i], dim_out: dims[i + 1], factor: factors[i] }).collect())
     }
 

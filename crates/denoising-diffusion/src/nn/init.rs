@@ -39,7 +39,7 @@ impl Init {
         &self.device
     }
 
-    /// Number of values of all parameters so far.
+    /// Number of values of all parameters so far, [`u64::MAX`] if there are more.
     pub fn values(&self) -> u64 {
         self.values
     }
@@ -50,9 +50,9 @@ impl Init {
         shape: [usize; D],
         fill: impl FnOnce(&mut Stream, usize) -> Vec<f32>,
     ) -> Param<Tensor<D>> {
-        let count = shape.iter().product();
+        let count = shape.iter().fold(1, |count: usize, &side| count.saturating_mul(side));
         self.drawn += 1;
-        self.values += count as u64;
+        self.values = self.values.saturating_add(count as u64);
         let (values, shape) = match self.work {
             Work::Draw => (fill(&mut Stream::new(self.seed, Purpose::Init, self.drawn, 0), count), shape),
             Work::Count => (Vec::new(), [0; D]),
@@ -79,8 +79,8 @@ impl Init {
         bound: f64,
         times: usize,
     ) -> Param<Tensor<D>> {
-        let slice: usize = shape[1..].iter().product();
         self.parameter(shape, |stream, _| {
+            let slice: usize = shape[1..].iter().product();
             let mut slices = Vec::new();
             for _ in 0..shape[0] / times {
                 slices.extend((0..slice).map(|_| within(stream, bound)).collect::<Vec<_>>().repeat(times));

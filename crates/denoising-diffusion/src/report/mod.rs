@@ -29,7 +29,7 @@ pub use grid::{GridOptions, Scale, check_grid, grid_png, save_grid, save_images}
 pub use log::{Record, RunLog};
 pub use page::{History, Page};
 pub use pairs::{PairsOptions, pairs_picture};
-pub use progress::{NoProgress, Progress, Status, StderrProgress};
+pub use progress::{Progress, Status, StderrProgress};
 pub use sequences::{SequenceSet, save_sequences, sequences_svg};
 pub use table::{table, table_within};
 

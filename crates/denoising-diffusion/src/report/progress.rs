@@ -40,16 +40,6 @@ pub trait Progress {
     fn finish(&mut self);
 }
 
-/// Shows nothing: for library users and tests.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NoProgress;
-
-impl Progress for NoProgress {
-    fn update(&mut self, _: Status) {}
-    fn note(&mut self, _: &str) {}
-    fn finish(&mut self) {}
-}
-
 /// Progress on stderr: a bar on a terminal, otherwise [`PlainLines`].
 pub struct StderrProgress(Output);
 

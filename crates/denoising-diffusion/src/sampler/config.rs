@@ -65,6 +65,8 @@ pub enum SampleConfigError {
     Value { key: &'static str, expected: &'static str, got: f64 },
     #[error("`{key}` must lie between 1 and `timesteps` ({timesteps}), got {got}")]
     SamplingTimesteps { key: &'static str, timesteps: usize, got: usize },
+    #[error("`{key}` must be at most {most}, got {got}")]
+    TooManySteps { key: &'static str, most: usize, got: usize },
     #[error("`{key}` belongs to {belongs_to}, but the sampler is {sampler}")]
     OtherSampler { key: &'static str, belongs_to: &'static str, sampler: &'static str },
     #[error("`posterior_variance = \"learned\"` needs `diffusion = \"learned_variance\"`")]
@@ -75,6 +77,8 @@ pub enum SampleConfigError {
 
 /// Default number of steps of solvers that do not need as many as training has. Measured: docs/samplers.md.
 const STEPS: usize = 50;
+/// Steps at most: each has a level in memory, and more are a mistake.
+const MOST_STEPS: usize = 1_000_000;
 
 impl SampleConfig {
     /// Steps from noise to data.
@@ -142,7 +146,7 @@ impl SampleConfig {
     /// Checks that `got` steps are possible.
     ///
     /// # Errors
-    /// Too many steps for a formulation in discrete time, or none.
+    /// Too many steps for a formulation in discrete time, more than 1,000,000, or none.
     pub fn check_steps(
         &self,
         key: &'static str,
@@ -156,6 +160,7 @@ impl SampleConfig {
                 Err(SampleConfigError::SamplingTimesteps { key, timesteps, got })
             }
             _ if got == 0 => Err(SampleConfigError::Zero { key }),
+            _ if got > MOST_STEPS => Err(SampleConfigError::TooManySteps { key, most: MOST_STEPS, got }),
             _ => Ok(()),
         }
     }

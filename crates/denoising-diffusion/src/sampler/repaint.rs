@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use serde::Serialize;
 
-use super::config::SampleConfig;
+use super::config::{SampleConfig, SampleConfigError};
 use super::ddim::ddim_step;
 use super::ddpm::{PosteriorVariance, WithinBounds, ddpm_step};
 use super::kind::SamplerKind;
@@ -18,6 +18,24 @@ pub struct Jumps {
     pub jump_length: usize,
     /// How many times each stretch of `jump_length` levels is walked down: 1 is without jumps.
     pub jump_n_sample: usize,
+}
+
+/// Of either number: what is larger is a mistake, and so many levels would not fit into a list.
+const MOST_JUMPS: usize = 1000;
+
+impl Jumps {
+    /// Refuses numbers that describe no walk, or one without end.
+    ///
+    /// # Errors
+    /// [`SampleConfigError::Value`] naming the option.
+    pub fn validate(&self) -> Result<(), SampleConfigError> {
+        for (key, got) in [("jump_length", self.jump_length), ("jump_n_sample", self.jump_n_sample)] {
+            if !(1..=MOST_JUMPS).contains(&got) {
+                return Err(SampleConfigError::Value { key, expected: "from 1 to 1000", got: got as f64 });
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Default for Jumps {
@@ -136,7 +154,8 @@ impl<const D: usize> Known<D> {
 /// one, is a step down; a smaller one, by `jump_length`, a jump back to more noise.
 ///
 /// Jumps as in the authors' code (`get_schedule_jump`): counted from `steps - 1`, the last level with noise, sampling jumps back `jump_n_sample - 1`
-/// times from every `jump_length`-th level, unless the jump would go beyond `levels[0]`. There are no jumps from clean data.
+/// times from every `jump_length`-th level, unless the jump would go beyond `levels[0]`. There are no jumps from clean data. `jumps` must be
+/// [valid](Jumps::validate).
 pub fn repaint_schedule(steps: usize, jumps: &Jumps) -> Vec<usize> {
     let &Jumps { jump_length, jump_n_sample } = jumps;
     let mut visits = vec![0];

@@ -11,13 +11,13 @@ use super::config::{TrainConfigError, not_zero, value};
 use super::ema::{Ema, EmaConfig};
 use super::gradients::{CameTo, NamedGradients, Spoiled};
 use super::lr::{LrSchedule, learning_rate};
-use super::step_report::{NonFinite, NonFiniteKind, TrainError};
+use super::step_report::{NonFinite, NonFiniteKind, TrainError, TrainerError};
 use super::sweep::Clip;
 use crate::device::in_pool;
 use crate::diffusion::{Diffusion, Draws};
 use crate::models::Classifier;
 use crate::nn::dropout;
-use crate::nn::params::host_values;
+use crate::nn::params::{host_values, num_trainable};
 use crate::noise::{Purpose, Stream};
 
 /// Number of consecutive steps without a finite loss and gradient that ends training.
@@ -129,10 +129,21 @@ struct Pass {
 }
 
 impl ClassifierTrainer {
-    /// `model` must be on an autodiff device; `diffusion` must contain the schedule that its network learned, if any; the configuration must be
-    /// valid.
-    pub fn new(model: Classifier, diffusion: Diffusion, config: ClassifierTrainConfig, device: &Device) -> Self {
-        Self {
+    /// `model` must be on an autodiff device; `diffusion` must contain the schedule that its network learned, if any.
+    ///
+    /// # Errors
+    /// Invalid options, and a classifier that has nothing to train, as on a device without autodiff.
+    pub fn new(
+        model: Classifier,
+        diffusion: Diffusion,
+        config: ClassifierTrainConfig,
+        device: &Device,
+    ) -> Result<Self, TrainerError> {
+        config.validate()?;
+        if num_trainable(&model) == 0 {
+            return Err(TrainerError::NothingToTrain);
+        }
+        Ok(Self {
             ema: Ema::new(&model, config.ema),
             adam: Adam::new(config.adam()),
             model: Some(model),
@@ -141,7 +152,7 @@ impl ClassifierTrainer {
             device: device.clone().autodiff(),
             step: 0,
             skipped_in_a_row: 0,
-        }
+        })
     }
 
     pub fn config(&self) -> &ClassifierTrainConfig {
@@ -221,5 +232,29 @@ impl ClassifierTrainer {
             Err(Spoiled::Gradient(tensor)) => Err(NonFinite { tensor, kind: NonFiniteKind::Gradient }),
         };
         Pass { loss: losses.iter().sum(), accuracy: f64::from(host_values(right).iter().sum::<f32>()) / b as f64, step }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diffusion::DiffusionConfig;
+    use crate::models::ClassifierConfig;
+    use crate::nn::Init;
+
+    #[test]
+    fn what_cannot_be_trained_is_refused() {
+        let new = |config: ClassifierTrainConfig, device: &Device| {
+            let classifier =
+                ClassifierConfig { dim: 4, dim_mults: vec![1], channels: 1, ..ClassifierConfig::default() };
+            let model = Classifier::new(&classifier, &mut Init::new(0, device)).unwrap();
+            let diffusion = Diffusion::new(&DiffusionConfig::default()).unwrap();
+            ClassifierTrainer::new(model, diffusion, config, &Device::flex()).map(drop)
+        };
+        let (plain, autodiff) = (Device::flex(), Device::flex().autodiff());
+        assert_eq!(new(ClassifierTrainConfig::default(), &autodiff), Ok(()));
+        assert_eq!(new(ClassifierTrainConfig::default(), &plain), Err(TrainerError::NothingToTrain));
+        let steps = ClassifierTrainConfig { steps: 0, ..ClassifierTrainConfig::default() };
+        assert_eq!(new(steps, &autodiff), Err(TrainConfigError::Zero { key: "steps" }.into()));
     }
 }

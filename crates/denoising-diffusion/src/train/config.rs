@@ -84,6 +84,9 @@ impl Default for TrainConfig {
     }
 }
 
+/// Backward passes per step at most: more are a mistake.
+const MOST_ACCUMULATED: usize = 1_000_000;
+
 /// Why training options are invalid.
 #[derive(Clone, Debug, PartialEq, Error)]
 pub enum TrainConfigError {
@@ -136,6 +139,8 @@ impl TrainConfig {
         for (key, value) in counts {
             not_zero(key, value)?;
         }
+        let accumulate = self.accumulate as f64;
+        value(self.accumulate <= MOST_ACCUMULATED, "accumulate", "at most 1000000", accumulate)?;
         let positive = |x: f64| x > 0.0 && x.is_finite();
         value(positive(self.lr), "lr", "a finite number above 0", self.lr)?;
         value((0.0..1.0).contains(&self.adam_beta1), "adam_beta1", "in [0, 1)", self.adam_beta1)?;
@@ -181,4 +186,19 @@ pub(super) fn not_zero(key: &'static str, value: u64) -> Result<(), TrainConfigE
 
 pub(super) fn value(ok: bool, key: &'static str, expected: &'static str, got: f64) -> Result<(), TrainConfigError> {
     if ok { Ok(()) } else { Err(TrainConfigError::Value { key, expected, got }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a step takes is collected in a list before it is made.
+    #[test]
+    fn numbers_that_no_list_has_room_for_are_refused() {
+        let config = |accumulate| TrainConfig { accumulate, ..TrainConfig::default() };
+        assert_eq!(config(MOST_ACCUMULATED).validate(), Ok(()));
+        assert_eq!(config(0).validate(), Err(TrainConfigError::Zero { key: "accumulate" }));
+        let error = config(MOST_ACCUMULATED + 1).validate().unwrap_err().to_string();
+        assert_eq!(error, "`accumulate` must be at most 1000000, got 1000001");
+    }
 }

@@ -24,7 +24,7 @@ impl Kept {
     const INPUTS: Self = Self { blocks: 3, attention: 1, heads: 0 };
 
     fn values(&self, pixels: u64, dim: usize, inner: usize) -> u64 {
-        pixels * ((self.blocks + self.attention) * dim as u64 + self.heads * inner as u64)
+        pixels.saturating_mul((self.blocks + self.attention) * dim as u64 + self.heads * inner as u64)
     }
 }
 
@@ -48,21 +48,22 @@ enum Again {
 impl Tally {
     /// Adds a block that keeps `all` values or, if it is recomputed, its `inputs`.
     fn add(&mut self, again: Option<Again>, all: u64, inputs: u64) {
-        self.kept += if again.is_some() { inputs } else { all };
+        self.kept = self.kept.saturating_add(if again.is_some() { inputs } else { all });
         self.again = self.again.max(match again {
             None => 0,
             Some(Again::Kernel) => all,
-            Some(Again::Tape) => 2 * all,
+            Some(Again::Tape) => all.saturating_mul(2),
         });
     }
 
     fn values(&self) -> u64 {
-        self.kept + self.again
+        self.kept.saturating_add(self.again)
     }
 }
 
 /// Peak memory of training in bytes, including additional averages: that of a step or, if larger, that of writing a checkpoint, which holds weights,
-/// moments and averages twice. `parameters` is the network's number of weights, `shape` that of an example.
+/// moments and averages twice. `parameters` is the network's number of weights, `shape` that of an example. [`u64::MAX`] if it is
+/// more.
 ///
 /// # Errors
 /// Options that describe no network.
@@ -73,8 +74,9 @@ pub fn memory_estimate(
     train: &TrainConfig,
     averages: u64,
 ) -> Result<u64, NetworkConfigError> {
-    let step = step_estimate(network, parameters, shape, train)? + values(averages * parameters);
-    Ok(step.max(BASE_BYTES + values((8 + 2 * averages) * parameters)))
+    let of_weights = |times: u64| values(parameters.saturating_mul(times));
+    let step = step_estimate(network, parameters, shape, train)?.saturating_add(of_weights(averages));
+    Ok(step.max(of_weights(8 + 2 * averages).saturating_add(BASE_BYTES)))
 }
 
 /// Peak memory of a step in bytes: weights, gradients, two moments, average, and what the forward pass keeps for the backward pass. The constants
@@ -97,12 +99,13 @@ pub fn step_estimate(
         NetworkConfig::KarrasUnet(karras) => kept_by_karras_unet(karras, shape, again(Again::Tape)),
         NetworkConfig::Custom { .. } => 0,
     };
-    Ok(BASE_BYTES + values(5 * parameters + kept * train.batch_size as u64))
+    let kept = kept.saturating_mul(train.batch_size as u64);
+    Ok(values(parameters.saturating_mul(5).saturating_add(kept)).saturating_add(BASE_BYTES))
 }
 
 /// Bytes of `count` values: a quarter more for blocks waiting for reuse, and for rounding up of block sizes.
 fn values(count: u64) -> u64 {
-    5 * count
+    count.saturating_mul(5)
 }
 
 /// Number of values per image, from the widths of the stages.
@@ -147,7 +150,7 @@ fn kept_by_uvit(uvit: &UvitConfig, shape: ImageShape, again: Option<Again>) -> R
     let (hidden, heads, drops) = (inner as u64, uvit.attn_heads as u64, uvit.vit_dropout > 0.0);
     let attention = 8 * heads * uvit.attn_dim_head as u64 + if drops { 2 * heads * pixels } else { 0 };
     for _ in 0..uvit.vit_depth {
-        let all = pixels * (8 * hidden + 6 * hidden * uvit.ff_mult as u64 + attention);
+        let all = pixels.saturating_mul(8 * hidden + 6 * hidden * uvit.ff_mult as u64 + attention);
         tally.add(again, all, pixels * hidden);
     }
     Ok(tally.values())
@@ -185,7 +188,7 @@ fn kept_by_dit(dit: &DitConfig, shape: ImageShape, again: Option<Again>) -> u64 
     let (hidden, mlp) = (dit.hidden_size() as u64, dit.mlp_dim() as u64);
     let mut tally = Tally::default();
     for _ in 0..dit.depth() {
-        tally.add(again, tokens * (6 * hidden + 2 * mlp), tokens * hidden);
+        tally.add(again, tokens.saturating_mul(6 * hidden + 2 * mlp), tokens * hidden);
     }
     tally.values()
 }

@@ -12,7 +12,6 @@ use super::recording::{RecordedPasses, Recording};
 use super::replicas::{self, At, Replica};
 use super::sweep::Question;
 use super::trainer::{Asked, Trainer};
-use crate::data::augment;
 use crate::device::is_cpu;
 use crate::diffusion::{Draws, Examples, Prepared};
 use crate::models::Network;
@@ -37,6 +36,12 @@ pub struct Batch {
 }
 
 place_of_fields!(Batch { prepared, dropout });
+
+impl Batch {
+    fn with_other_data(self) -> Self {
+        Self { prepared: self.prepared.with_other_data(), ..self }
+    }
+}
 
 impl<M: Network> Trainer<M> {
     /// Runs the step's passes: returns the gradients, and the pending query about them. Does not wait for the device (except for immiscible noise,
@@ -127,7 +132,8 @@ impl<M: Network> Trainer<M> {
         };
         let now = prepared(first, batches.clone());
         let recorded = recording.run(&now, || {
-            let others = prepared(first + parts, batches.into_iter().map(reversed).collect());
+            // Noise, its levels and what dropout drops are those of the next step, all else is made up.
+            let others = prepared(first + parts, batches).into_iter().map(Batch::with_other_data).collect();
             RecordedPasses::new(&self.device, [&others, &now], |batches| self.launched(batches))
         });
         self.recording = recording;
@@ -205,15 +211,4 @@ impl<M: Network> Trainer<M> {
         dropout::let_go();
         (loss.inner(), gradients)
     }
-}
-
-/// The same examples in reverse order.
-fn reversed(examples: Examples) -> Examples {
-    let Examples { data, mut classes, condition, vectors, augment_labels } = examples;
-    if let Some(classes) = &mut classes {
-        classes.reverse();
-    }
-    let condition = condition.map(|condition| condition.flip([0]));
-    let augment_labels = augment_labels.map(|labels| labels.rchunks(augment::LABELS).flatten().copied().collect());
-    Examples { data: data.flip([0]), classes, condition, vectors, augment_labels }
 }

@@ -52,6 +52,8 @@ pub enum TrainerError {
     Config(#[from] TrainConfigError),
     #[error(transparent)]
     Misfit(#[from] Misfit),
+    #[error("the network has nothing to train: build it on an autodiff device (`device.autodiff()`)")]
+    NothingToTrain,
 }
 
 /// Why training cannot continue.

@@ -26,6 +26,9 @@ use crate::nn::sweeps::{self, Field};
 use crate::post_hoc::Profile;
 use crate::weights::StateDict;
 
+#[cfg(test)]
+mod tests;
+
 /// A network in training, its optimizer and its moving average.
 ///
 /// Only one training at a time per process: what dropout drops, and whether activations are kept, are process-wide settings, as Burn's operations
@@ -152,7 +155,7 @@ impl<M: Network> Trainer<M> {
     /// A trainer before its first step. `model` must be on an autodiff device.
     ///
     /// # Errors
-    /// Invalid options, or a network that does not fit the formulation.
+    /// Invalid options, or a network that does not fit the formulation or has nothing to train, as on a device without autodiff.
     pub fn new(
         model: M,
         diffusion: Diffusion,
@@ -163,6 +166,9 @@ impl<M: Network> Trainer<M> {
         config.validate()?;
         ema.validate()?;
         diffusion.check_training(&model)?;
+        if params::num_trainable(&model) == 0 {
+            return Err(TrainerError::NothingToTrain);
+        }
         let model = if is_cpu(device) { model } else { sweeps::settled(model) };
         Ok(Self {
             ema: Ema::new(&model, ema),
@@ -211,6 +217,9 @@ impl<M: Network> Trainer<M> {
     ///
     /// Noise, times and dropout are keyed by the number of an example, which assumes batches of this size and steps of `accumulate` batches: if
     /// batch sizes or their number vary, some examples reuse the random numbers of earlier ones.
+    ///
+    /// # Panics
+    /// No batch at all: there would be no loss.
     pub fn step(&mut self, batches: Vec<impl Into<Examples>>) -> StepReport {
         self.settle();
         match self.submit(batches) {
@@ -222,7 +231,11 @@ impl<M: Network> Trainer<M> {
     /// Submits a [`step`](Self::step) without waiting for it, if possible: on a GPU, with a network whose weights only the optimizer changes. The
     /// step is then in flight, the device itself makes sure that nothing changes if something is not finite, and the report is that of the previous
     /// step. The results are the same as with `step`.
+    ///
+    /// # Panics
+    /// As [`step`](Self::step).
     pub fn submit(&mut self, batches: Vec<impl Into<Examples>>) -> Option<StepReport> {
+        assert!(!batches.is_empty(), "a step takes at least one batch");
         set_activations(if self.config.checkpoint_activations { Activations::Recompute } else { Activations::Keep });
         let batches = batches.into_iter().map(Into::into).collect();
         in_pool(|| self.submit_in_pool(batches))

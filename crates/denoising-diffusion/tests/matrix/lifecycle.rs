@@ -38,7 +38,7 @@ struct Case<'a, M> {
     shape: [usize; 3],
     network: NetworkConfig,
     build: &'a dyn Fn(u64, &Device) -> M,
-    load: &'a dyn Fn(&ModelFile, &Path) -> Eval<M>,
+    load: &'a dyn Fn(&ModelFile) -> Eval<M>,
 }
 
 fn bits(state: &StateDict) -> Vec<(String, Vec<u32>)> {
@@ -153,7 +153,7 @@ impl<M: Network> Case<'_, M> {
 
         let (model, loaded, diffusion) = (
             trainer.ema().eval(),
-            (self.load)(&read, &path),
+            (self.load)(&read),
             Diffusion::with_betas(&read.card.diffusion, read.card.betas.clone()).unwrap(),
         );
         let to_bits = |values: Vec<f64>| values.into_iter().map(f64::to_bits).collect::<Vec<_>>();
@@ -169,14 +169,12 @@ fn check_mlp(name: &str, config: &DiffusionConfig, takes: Takes, dir: &Path) {
     let build = |seed, device: &Device| Mlp::new(&diffusion, takes, seed, device);
     match learned_schedule(&diffusion) {
         None => {
-            let load =
-                |file: &ModelFile, _: &Path| load_state_dict(build(3, &Device::flex()), &file.state).unwrap().eval();
+            let load = |file: &ModelFile| load_state_dict(build(3, &Device::flex()), &file.state).unwrap().eval();
             Case { name, diffusion: diffusion.clone(), shape: SHAPE, network, build: &build, load: &load }.check(dir);
         }
         Some(options) => {
             let build = |seed, device: &Device| scheduled(build(seed, device), options, seed, device);
-            let load =
-                |file: &ModelFile, _: &Path| load_state_dict(build(3, &Device::flex()), &file.state).unwrap().eval();
+            let load = |file: &ModelFile| load_state_dict(build(3, &Device::flex()), &file.state).unwrap().eval();
             Case { name, diffusion: diffusion.clone(), shape: SHAPE, network, build: &build, load: &load }.check(dir);
         }
     }
@@ -277,7 +275,7 @@ fn every_formulation_with_every_network() {
             std::fs::create_dir_all(&dir).unwrap();
             let diffusion = Diffusion::new(&config.clone().for_size(shape[1], shape[2])).unwrap();
             let build = |seed, device: &Device| network.build(&mut Init::new(seed, device)).unwrap();
-            let load = |file: &ModelFile, path: &Path| file.build(path, &Device::flex()).unwrap().0;
+            let load = |file: &ModelFile| file.build(&Device::flex()).unwrap().0;
             let values = num_trainable(&build(0, &Device::flex().autodiff())) as u64;
             // Fixed frequencies are no trained values.
             let fixed = if matches!(network, NetworkConfig::KarrasUnet(_)) { 2 } else { 0 };

@@ -1,6 +1,6 @@
 //! Combinations without meaning, refused with their reason before anything is computed.
 
-use denoising_diffusion::diffusion::{Diffusion, DiffusionConfigError, FormulationConfig};
+use denoising_diffusion::diffusion::{Diffusion, DiffusionConfigError, FormulationConfig, NoiseLevels};
 use denoising_diffusion::sampler::{PosteriorVariance, SampleConfig, SamplerKind};
 
 use crate::variants::read;
@@ -70,7 +70,9 @@ fn of_schedules_given_as_numbers() {
         let config = formulation.into();
         let given = |n: usize| Diffusion::with_betas(&config, Some(vec![0.01; n]));
         match given(7) {
-            Err(DiffusionConfigError::Timesteps(7)) if discrete => {}
+            Err(error @ DiffusionConfigError::NumberOfBetas { .. }) if discrete => {
+                assert_eq!(error.to_string(), "`timesteps` is 1000, but 7 betas are given");
+            }
             Err(DiffusionConfigError::BetasWithoutTable { formulation }) if !discrete => assert_eq!(formulation, name),
             other => panic!("{name}: {other:?}"),
         }
@@ -93,6 +95,16 @@ fn of_solvers() {
             "between 1 and `timesteps` (12), got 13",
         ),
         (&elucidated, SampleConfig { sampling_timesteps: Some(0), ..default() }, "at least 1"),
+        (
+            &elucidated,
+            SampleConfig { sampling_timesteps: Some(1_000_001), ..default() },
+            "at most 1000000, got 1000001",
+        ),
+        (
+            &gaussian,
+            SampleConfig { sampling_timesteps: Some(1_000_001), noise_levels: NoiseLevels::Karras, ..default() },
+            "at most 1000000, got 1000001",
+        ),
         (&gaussian, variance(SamplerKind::Ddpm), "needs `diffusion = \"learned_variance\"`"),
         (&learned, variance(SamplerKind::Ddim), "belongs to ddpm"),
         (&elucidated, SampleConfig { eta: Some(0.5), ..of(SamplerKind::Heun) }, "belongs to"),

@@ -47,7 +47,7 @@ impl Case {
         let path = folder.path().join("model.safetensors");
         ModelFile { card, state: weights.to_ours().unwrap() }.write(&path).unwrap();
         let device = test_device();
-        let (unet, diffusion) = ModelFile::read(&path).unwrap().build(&path, &device).unwrap();
+        let (unet, diffusion) = ModelFile::read(&path).unwrap().build(&device).unwrap();
         Self { name, golden: Golden::open("import_diffusion"), device, unet, diffusion }
     }
 

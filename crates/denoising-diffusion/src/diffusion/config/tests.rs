@@ -46,6 +46,10 @@ fn combinations_without_meaning_are_refused_with_the_reason() {
             "diffusion = \"continuous_time\"\nlearned_schedule_hidden_dim = 8",
             "belongs to `noise_schedule = \"learned\"`",
         ),
+        (
+            "diffusion = \"continuous_time\"\nnoise_schedule = \"learned\"\nlearned_schedule_hidden_dim = 1000001",
+            "at most 1000000",
+        ),
         ("diffusion = \"rectified_flow\"\nmode_scale = 1.0", "another distribution"),
         ("diffusion = \"elucidated\"\nsigma_max = 0.001", "above `sigma_min`"),
         ("loss_weight = \"uniform\"\nmin_snr_loss_weight = true", "both set the weights of the loss"),

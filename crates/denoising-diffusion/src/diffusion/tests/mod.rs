@@ -3,6 +3,7 @@
 mod classes;
 mod guided;
 mod levels;
+mod own;
 mod rectified_flow;
 
 use std::sync::{Arc, Mutex};
