@@ -13,7 +13,7 @@ fn an_augmented_run_resumes_and_is_used_as_any_other() {
     };
     steps("whole", 9, 2);
     steps("parts", 3, 1);
-    place.ok("train --resume parts --steps 9 --threads 2 --workers 3");
+    place.ok("train --resume parts --steps 9 --threads 2");
     assert_same(&place.path("whole"), &place.path("parts"));
 
     let sample = |target: &str, out: &str| {

@@ -227,7 +227,16 @@ fn repeated(values: &[f32], images: usize, times: usize) -> Vec<f32> {
 pub fn inpaint(args: &InpaintArgs) -> Result {
     let jumps = Jumps { jump_length: args.jump_length, jump_n_sample: args.jump_n_sample };
     jumps.validate().or_usage()?;
-    let job = Job::new(&args.common, |own| if own == SamplerKind::Ddpm { own } else { SamplerKind::Ddim })?;
+    let mut own_step = false;
+    let mut job = Job::new(&args.common, |own| {
+        own_step = matches!(own, SamplerKind::Ddpm | SamplerKind::Ddim);
+        if own_step { own } else { SamplerKind::Ddim }
+    })?;
+    let sample = &mut job.settings.sample;
+    if !own_step && sample.sampler == SamplerKind::Ddim && sample.eta.is_none() {
+        // RePaint's own step is ancestral.
+        sample.eta = Some(1.0);
+    }
     let Some(step) = RePaintStep::of(&job.settings.sample) else {
         let sampler = job.settings.sample.sampler.name();
         return Err(Failure::usage(format!("inpainting cannot use --sampler {sampler}"))

@@ -122,6 +122,12 @@ fn tell_what_is_ignored(plan: &Plan, said: &RecipeFlags) {
     if guides(guidance) && never_dropped {
         note("warning: --guidance: with --class-drop-prob 0 the network never learns what it is guided away from");
     }
+    let diffusion = &plan.recipe.diffusion;
+    if diffusion.min_snr().is_some() && diffusion.has_zero_terminal_snr() {
+        note(
+            "warning: --min-snr-loss-weight gives weight 0 to the level where sampling begins, which has no signal with --zero-terminal-snr",
+        );
+    }
     let TrainConfig { warmup_steps, steps, .. } = plan.recipe.train;
     if warmup_steps >= steps && steps > 0 {
         note(format!("warning: the learning rate is never reached: --warmup-steps is {warmup_steps}, --steps {steps}"));

@@ -218,6 +218,7 @@ pub const FLAGS: &[Flag] = &[
     flag(DIFFUSION, "min_snr_loss_weight", Switch, "Weight the loss by min(SNR, gamma) [default: false; simple: true]"),
     flag(DIFFUSION, "min_snr_gamma", Number, "gamma of --min-snr-loss-weight"),
     flag(DIFFUSION, "immiscible", Switch, "Assign noise to the images of a batch by smallest distance"),
+    flag(DIFFUSION, "stratified_times", Switch, "Spread the noise levels of a batch evenly, from a random start: the loss varies less from step to step [default: false]"),
     flag(DIFFUSION, "xm_candidates", Whole, "Noise candidates drawn per image; the one with the smallest loss is trained on"),
 
     flag(TRAIN, "steps", Whole, "Optimizer steps"),
@@ -269,7 +270,7 @@ pub const FLAGS: &[Flag] = &[
 
     flag(GUIDANCE, "guidance", Number, "Guidance scale: 1 is conditional, 0 unconditional, above 1 follows the condition more closely"),
     flag(GUIDANCE, "rescale_phi", Number, "How far to rescale the guided prediction to the conditional one's standard deviation"),
-    flag(GUIDANCE, "keep_parallel", Number, "How much of the update parallel to the conditional prediction to keep; 0 oversaturates least"),
+    flag(GUIDANCE, "keep_parallel", Number, "How much of the update parallel to the conditional estimate of clean data to keep; 0 oversaturates least"),
     flag(GUIDANCE, "cfg_plus_plus", Switch, "Take the direction back to noise from the unconditional estimate"),
     flag(GUIDANCE, "guidance_interval", Range, "Guide only where sigma / alpha is between LOW and HIGH [default: everywhere]"),
     flag(GUIDANCE, "threshold", Word(&["static", "dynamic", "none"]), "How to keep estimates within the range of the data"),

@@ -34,6 +34,7 @@ fn the_table_covers_the_recipe_exactly() {
         keys.extend(own.keys().map(|key| ("diffusion".to_string(), key.clone())));
     }
     keys.insert(("diffusion".into(), "min_snr_loss_weight".into()));
+    keys.insert(("diffusion".into(), "stratified_times".into()));
     keys.remove(&("data".into(), "path".into()));
     for model in Model::ALL {
         keys.remove(&(model.name().into(), "channels".into()));

@@ -173,6 +173,10 @@ pub struct SharedConfig {
     pub immiscible: bool,
     /// Number of noises drawn per image, of which the one with the least loss is trained on (forward explorative modelling); 1 is off.
     pub xm_candidates: usize,
+    /// Whether the times of a batch are spread evenly, from a start drawn for the batch, so that the loss varies less from step to step (Kingma et al.
+    /// 2021, arXiv:2107.00630, appendix I.1); otherwise each is drawn by itself.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub stratified_times: bool,
 }
 
 impl Default for SharedConfig {
@@ -184,6 +188,7 @@ impl Default for SharedConfig {
             min_snr_gamma: 5.0,
             immiscible: false,
             xm_candidates: 1,
+            stratified_times: false,
         }
     }
 }
@@ -262,6 +267,11 @@ impl DiffusionConfig {
     /// The gamma of `min(SNR, gamma)` if the loss is weighted by it.
     pub fn min_snr(&self) -> Option<f64> {
         self.shared.min_snr(matches!(self.formulation, FormulationConfig::Simple(_)))
+    }
+
+    /// Whether the noisiest level is pure noise by a change of the schedule.
+    pub fn has_zero_terminal_snr(&self) -> bool {
+        self.formulation.schedule().is_some_and(|schedule| schedule.zero_terminal_snr)
     }
 
     /// T, if the number of noise levels is finite.

@@ -31,8 +31,8 @@ pub struct GuidanceConfig {
     pub guidance: f64,
     /// How far the deviation of the guided prediction is moved back to that of the conditional one (Lin et al. 2023, arXiv:2305.08891, section 3.4).
     pub rescale_phi: f64,
-    /// How much of the update's component along the conditional prediction is kept: 1 is plain guidance, 0 removes the component that oversaturates
-    /// (Sadat et al. 2024, arXiv:2410.02416).
+    /// How much of the update's component along the conditional estimate of clean data is kept: 1 is plain guidance, 0 removes the component that
+    /// oversaturates (Sadat et al. 2024, arXiv:2410.02416). An update of any prediction is a multiple of that of the estimate.
     pub keep_parallel: f64,
     /// Takes the direction back to noise from the unconditional estimate (Chung et al. 2024, arXiv:2406.08070).
     pub cfg_plus_plus: bool,
@@ -94,8 +94,15 @@ impl GuidanceConfig {
         self.guidance_interval.is_none_or(inside)
     }
 
-    /// Combines two predictions. A scale of 1 gives the strong one and 0 the weak one, whatever the other options.
-    pub fn combine<const D: usize>(&self, strong: Tensor<D>, weak: Tensor<D>, scale: f64) -> Tensor<D> {
+    /// Combines two predictions. A scale of 1 gives the strong one and 0 the weak one, whatever the other options. `x_start` is the estimate of clean
+    /// data that the strong prediction gives, whose direction [`keep_parallel`](Self::keep_parallel) means.
+    pub fn combine<const D: usize>(
+        &self,
+        strong: Tensor<D>,
+        weak: Tensor<D>,
+        scale: f64,
+        x_start: impl FnOnce(Tensor<D>) -> Tensor<D>,
+    ) -> Tensor<D> {
         if scale == 1.0 {
             return strong;
         }
@@ -104,7 +111,7 @@ impl GuidanceConfig {
         }
         let mut update = strong.clone() - weak;
         if self.keep_parallel < 1.0 {
-            let along = projection(update.clone(), strong.clone());
+            let along = projection(update.clone(), x_start(strong.clone()));
             update = update - along * (1.0 - self.keep_parallel);
         }
         let guided = strong.clone() + update * (scale - 1.0);

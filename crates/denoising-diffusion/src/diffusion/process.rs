@@ -125,13 +125,18 @@ impl Diffusion {
         let uniform =
             |purpose| (0..dims[0] as u64).map(move |i| Stream::new(seed, purpose, first + i, 0).uniform_f64());
         let shared = &self.shared;
+        let start = Stream::new(seed, Purpose::TrainTime, batch, 1).uniform_f64();
+        let shares: Vec<f64> = match shared.stratified_times {
+            true => (0..dims[0]).map(|i| (start + i as f64 / dims[0] as f64).fract()).collect(),
+            false => uniform(Purpose::TrainTime).collect(),
+        };
         let offset_noise = (shared.offset_noise_strength > 0.0).then(|| {
             let per_channel = std::array::from_fn(|k| if k < 2 { dims[k] } else { 1 });
             normal_batch(seed, Purpose::OffsetNoise, first, 0, per_channel, device)
         });
         let noise = |candidate| normal_batch(seed, Purpose::TrainNoise, first, candidate, dims, device);
         Draws {
-            times: uniform(Purpose::TrainTime).map(|u| self.formulation.time(u)).collect(),
+            times: shares.into_iter().map(|u| self.formulation.time(u)).collect(),
             noise: (0..shared.xm_candidates as u32).map(noise).collect(),
             offset_noise,
             self_condition: Stream::new(seed, Purpose::SelfCondition, batch, 0).uniform() < 0.5,

@@ -30,7 +30,7 @@ fn combinations() {
         for phi in [0.0, 0.7] {
             for (keep, name) in [(1.0, "plain"), (0.0, "keep0"), (0.4, "keep0.4")] {
                 let name = format!("combine.w{w}.phi{phi}.{name}");
-                let got = values(options(w, phi, keep).combine(strong.clone(), weak.clone(), w));
+                let got = values(options(w, phi, keep).combine(strong.clone(), weak.clone(), w, |strong| strong));
                 // At 0 ours is the unconditional prediction whatever else is asked for; the reference's only without other options.
                 if w == 0.0 {
                     assert_eq!(got, values(weak.clone()), "{name}");
@@ -48,7 +48,7 @@ fn combinations() {
 fn outputs_of_a_class_conditional_network() {
     let golden = Golden::open("cfg_unet");
     let [strong, weak] = ["output.drop0", "output.drop1"].map(|name| golden.tensor::<4>(name, &test_device()));
-    let got = options(3.0, 0.7, 0.0).combine(strong, weak, 3.0);
+    let got = options(3.0, 0.7, 0.0).combine(strong, weak, 3.0, |strong| strong);
     assert_close("output.w3", &values(got), golden.values("output.w3"), 1e-5);
 }
 

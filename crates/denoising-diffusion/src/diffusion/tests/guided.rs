@@ -5,7 +5,7 @@ use burn::tensor::{Device, Tensor};
 use super::{Fake, Traits, batch};
 use crate::diffusion::{
     Denoiser, Diffusion, ElucidatedConfig, FormulationConfig, GaussianConfig, GuidanceConfig, NetworkDenoiser,
-    NoiseLevel, Objective, RectifiedFlowConfig, ScheduleConfig, Threshold,
+    NoiseLevel, Objective, Prediction, RectifiedFlowConfig, ScheduleConfig, Threshold,
 };
 use crate::nn::params::host_values;
 use crate::nn::{Eval, EvalMode};
@@ -87,6 +87,30 @@ fn scales_of_zero_and_one_take_one_prediction() {
         for (i, (got, x)) in got.iter().zip(host_values(x.clone())).enumerate() {
             assert!((got - (0.5 * x + classes[i / 6] as f32 / 10.0)).abs() < 1e-6);
         }
+    }
+}
+
+/// The same guided estimate, whatever the network predicts.
+#[test]
+fn the_parallel_part_is_that_of_the_estimate() {
+    let device = Device::flex();
+    let (x, level) = (batch(2, &device), gaussian().level(20.0));
+    let (strong, weak) = (batch(3, &device).narrow(0, 1, 2) * 0.5, batch(4, &device).narrow(0, 2, 2) * 0.3);
+    let config = GuidanceConfig { keep_parallel: 0.0, ..unlimited(4.0) };
+    let [noise, data, v] = [Prediction::Noise, Prediction::XStart, Prediction::V].map(|prediction| {
+        let at = prediction.coefficients(&level);
+        let output = |x_start: &Tensor<4>| (x_start.clone() - x.clone() * at.c_skip) / at.c_out;
+        let read = |output: Tensor<4>| x.clone() * at.c_skip + output * at.c_out;
+        host_values(read(config.combine(output(&strong), output(&weak), 4.0, read)))
+    });
+    for (data, others) in data.iter().zip(noise.iter().zip(&v)) {
+        assert!((data - others.0).abs() < 1e-4 && (data - others.1).abs() < 1e-4, "{data} {others:?}");
+    }
+    // What is added is orthogonal to the estimate.
+    let strong = host_values(strong);
+    for (guided, strong) in data.chunks(data.len() / 2).zip(strong.chunks(strong.len() / 2)) {
+        let along: f32 = guided.iter().zip(strong).map(|(guided, strong)| (guided - strong) * strong).sum();
+        assert!(along.abs() < 1e-4, "{along}");
     }
 }
 

@@ -1,8 +1,11 @@
 //! Noise levels of every formulation: order, ends, and the conversion back from log-SNR.
 
+use burn::tensor::Device;
+
 use crate::diffusion::{
-    BetaSchedule, ContinuousTimeConfig, Diffusion, FormulationConfig, GaussianConfig, NoiseLevel, NoiseLevels,
-    NoiseSchedule, Objective, RectifiedFlowConfig, ScheduleConfig, SimpleConfig, TimeDistribution,
+    BetaSchedule, ContinuousTimeConfig, Diffusion, DiffusionConfig, FormulationConfig, GaussianConfig, NoiseLevel,
+    NoiseLevels, NoiseSchedule, Objective, RectifiedFlowConfig, ScheduleConfig, SharedConfig, SimpleConfig,
+    TimeDistribution,
 };
 
 /// Every formulation with its defaults, and with options that change its levels.
@@ -141,4 +144,27 @@ fn a_cosine_ends_where_it_does_in_f32() {
     let last = cosine.level(1.0);
     assert!((last.time + 33.8913).abs() < 1e-3 && last.log_snr() < -33.8, "{last:?}");
     assert!(cosine.level(1.0 - 1e-6).time > last.time);
+}
+
+#[test]
+fn stratified_times_are_spread_evenly_over_a_batch() {
+    let flow = RectifiedFlowConfig { time_distribution: TimeDistribution::Uniform, ..Default::default() };
+    let config = |stratified_times| DiffusionConfig {
+        shared: SharedConfig { stratified_times, ..Default::default() },
+        ..FormulationConfig::RectifiedFlow(flow).into()
+    };
+    let times = |stratified, batch: u64| {
+        let diffusion = Diffusion::new(&config(stratified)).unwrap();
+        diffusion.draw(3, 8 * batch, batch, [8, 1, 1, 1], &Device::flex()).times
+    };
+    let mut all = Vec::new();
+    for batch in 0..200 {
+        let mut strata: Vec<usize> = times(true, batch).into_iter().map(|t| (8.0 * t) as usize).collect();
+        strata.sort_unstable();
+        assert_eq!(strata, [0, 1, 2, 3, 4, 5, 6, 7]);
+        all.push(8.0 * times(true, batch).into_iter().fold(1.0, f64::min));
+    }
+    let mean = all.iter().sum::<f64>() / all.len() as f64;
+    assert!((mean - 0.5).abs() < 0.08, "the start is uniform: {mean}");
+    assert!((0..20).any(|batch| times(false, batch).iter().all(|t| *t > 0.125)), "each by itself");
 }
