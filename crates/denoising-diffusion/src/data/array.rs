@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use zip::ZipArchive;
 
 use super::classes::{self, Classes};
-use super::config::ChannelPolicy;
 use super::npy::{NpyArray, read_npy};
 use super::paged::PagedArray;
 use super::raster::Samples;
+use super::shape::ChannelPolicy;
 use super::value_map::{self, Mapped};
 use super::{DataConfig, DataError, DataLayout, ImageShape};
 

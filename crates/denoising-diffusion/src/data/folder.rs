@@ -10,12 +10,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use super::classes::Classes;
-use super::config::{ChannelPolicy, DataConfig};
+use super::config::DataConfig;
 use super::dataset::{Opening, ScanProgress};
 use super::decode::{self, Probe, Unusable};
 use super::folder_index::{self, FolderIndex};
 use super::policy::Verify;
 use super::raster::Raster;
+use super::shape::ChannelPolicy;
 use super::{Broken, DataError, ImageSize, ResizePolicy, resize};
 
 const EXTENSIONS: [&str; 7] = ["png", "jpg", "jpeg", "bmp", "webp", "tif", "tiff"];

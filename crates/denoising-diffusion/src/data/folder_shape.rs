@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::config::ChannelPolicy;
 use super::folder::{ImageFile, Scan};
+use super::shape::ChannelPolicy;
 use super::{DataConfig, DataError, ImageShape, ImageSize};
 
 /// Refuses a folder without any image.

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::config::ParseSettingError;
+use super::shape::ParseSettingError;
 
 /// An enum whose variants are written as one lower-case word in recipes and on the command line.
 macro_rules! keyword_enum {
