@@ -81,7 +81,7 @@ impl Found {
         }
         let recipe = recipes::of_run(target)?;
         let checkpoints = Checkpoints::new(target.join("checkpoints"));
-        let Some((_, folder, rejected)) = checkpoints.latest()? else {
+        let Some((file, rejected)) = checkpoints.latest_weights(kind)? else {
             return Err(RunError::NothingToResume { path: target.to_path_buf() }.into()).map_err(|failure: Failure| {
                 failure.hint("train until the first checkpoint is written (--save-every)")
             });
@@ -93,7 +93,7 @@ impl Found {
                 chain(&passed_over.error)
             ));
         }
-        let found = Self::open_file(&folder.join(weights_name(kind)), wanted)?;
+        let found = Self::open_file(&file, wanted)?;
         Ok(Self { recipe: Some(recipe), ..found })
     }
 

@@ -25,6 +25,7 @@ use super::step_folders::{STEP, StepFolders, WRITING};
 use super::trainer::TrainerState;
 use crate::interop::InteropError;
 use crate::model_file::{ModelCard, ModelFileError};
+use crate::weights::WeightsKind;
 
 mod files;
 #[cfg(test)]
@@ -32,7 +33,7 @@ mod tests;
 
 pub(super) use files::read_state;
 pub use files::weights_name;
-use files::{create_empty, sync_dir, verify};
+use files::{create_empty, sync_dir, verify, verify_file};
 
 /// Prefix of a checkpoint being replaced.
 const REPLACED: &str = ".replaced-step-";
@@ -266,11 +267,26 @@ impl Checkpoints {
 
     /// The latest complete checkpoint, and the incomplete or damaged ones after it. `None` if there is no checkpoint at all.
     pub fn latest(&self) -> Result<Option<(CheckpointState, PathBuf, Vec<Rejected>)>, CheckpointError> {
+        self.latest_by(verify)
+    }
+
+    /// The file of the latest checkpoint whose weights of this kind are undamaged, and the checkpoints after it. Other files, which are several times as
+    /// large, are not read.
+    pub fn latest_weights(&self, weights: WeightsKind) -> Result<Option<(PathBuf, Vec<Rejected>)>, CheckpointError> {
+        let name = weights_name(weights);
+        let found = self.latest_by(|path| verify_file(path, name))?;
+        Ok(found.map(|((), path, rejected)| (path.join(name), rejected)))
+    }
+
+    fn latest_by<T>(
+        &self,
+        verify: impl Fn(&Path) -> Result<T, CheckpointError>,
+    ) -> Result<Option<(T, PathBuf, Vec<Rejected>)>, CheckpointError> {
         let mut rejected = Vec::new();
         for step in self.steps()?.into_iter().rev() {
             let path = self.path_of(step);
             match verify(&path) {
-                Ok(state) => return Ok(Some((state, path, rejected))),
+                Ok(found) => return Ok(Some((found, path, rejected))),
                 Err(error) => rejected.push(Rejected { path, error }),
             }
         }

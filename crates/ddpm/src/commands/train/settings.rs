@@ -47,7 +47,7 @@ fn of_run(run: &Path, args: &TrainArgs) -> Result<(Recipe, Option<Start>)> {
         ))
         .hint("start a new run without --resume"));
     }
-    let begun = || Ok::<_, Failure>(Checkpoints::new(run.join("checkpoints")).latest()?.is_some());
+    let begun = || Ok::<_, Failure>(!Checkpoints::new(run.join("checkpoints")).steps()?.is_empty());
     let start = match &recipe.network.init_from {
         Some(target) if !begun()? => Some(Start::reopen(target)?),
         _ => None,

@@ -71,20 +71,37 @@ pub(super) fn write(
 
 /// Checks every file of a checkpoint against its checksum.
 pub(super) fn verify(path: &Path) -> Result<CheckpointState, CheckpointError> {
-    let checksums: BTreeMap<String, Checksum> = read_json(&path.join(CHECKSUMS))?;
-    for (name, expected) in &checksums {
-        let file = path.join(name);
-        let got = checksum(&file)?;
-        let problem = if got.bytes != expected.bytes {
-            format!("has {} bytes, but {} were written: it was cut off or changed", got.bytes, expected.bytes)
-        } else if got.sha256 != expected.sha256 {
-            format!("was changed: its SHA-256 is {}, but was {} when it was written", got.sha256, expected.sha256)
-        } else {
-            continue;
-        };
-        return Err(CheckpointError::Damaged { path: file.display().to_string(), problem });
+    for (name, expected) in &checksums(path)? {
+        compare(&path.join(name), expected)?;
     }
     read_json(&path.join(STATE))
+}
+
+/// Checks one file of a checkpoint against its checksum.
+pub(super) fn verify_file(path: &Path, name: &str) -> Result<(), CheckpointError> {
+    match checksums(path)?.get(name) {
+        Some(expected) => compare(&path.join(name), expected),
+        None => {
+            let problem = format!("does not mention {name}");
+            Err(CheckpointError::Damaged { path: path.join(CHECKSUMS).display().to_string(), problem })
+        }
+    }
+}
+
+fn checksums(path: &Path) -> Result<BTreeMap<String, Checksum>, CheckpointError> {
+    read_json(&path.join(CHECKSUMS))
+}
+
+fn compare(file: &Path, expected: &Checksum) -> Result<(), CheckpointError> {
+    let got = checksum(file)?;
+    let problem = if got.bytes != expected.bytes {
+        format!("has {} bytes, but {} were written: it was cut off or changed", got.bytes, expected.bytes)
+    } else if got.sha256 != expected.sha256 {
+        format!("was changed: its SHA-256 is {}, but was {} when it was written", got.sha256, expected.sha256)
+    } else {
+        return Ok(());
+    };
+    Err(CheckpointError::Damaged { path: file.display().to_string(), problem })
 }
 
 /// Reads the training state from a checkpoint folder that [`verify`] accepted.

@@ -6,7 +6,7 @@ use super::*;
 use crate::data::ImageShape;
 use crate::diffusion::DiffusionConfig;
 use crate::models::{NetworkConfig, UnetConfig};
-use crate::weights::StateDict;
+use crate::weights::{StateDict, WeightsKind};
 
 struct Place {
     _folder: tempfile::TempDir,
@@ -165,6 +165,19 @@ fn damaged_ones_that_were_passed_over_count_no_longer() {
     place.save(3, 0, false).unwrap();
     place.checkpoints.prune(1, 3).unwrap();
     assert_eq!(place.checkpoints.steps().unwrap(), [3]);
+}
+
+#[test]
+fn weights_are_found_whatever_the_state_of_other_files() {
+    let place = Place::with(&[2, 4]);
+    let [ema, model] = [WeightsKind::Ema, WeightsKind::Model].map(weights_name);
+    fs::write(place.path("step-00000004").join(model), "x").unwrap();
+    let (path, rejected) = place.checkpoints.latest_weights(WeightsKind::Ema).unwrap().unwrap();
+    assert_eq!((path, rejected.len()), (place.path("step-00000004").join(ema), 0));
+    let (path, rejected) = place.checkpoints.latest_weights(WeightsKind::Model).unwrap().unwrap();
+    assert_eq!((path, rejected.len()), (place.path("step-00000002").join(model), 1));
+    let (state, ..) = place.checkpoints.latest().unwrap().unwrap();
+    assert_eq!(state.step, 2);
 }
 
 #[test]
