@@ -104,11 +104,13 @@ impl Plan {
         if let (Some(shape), Some(path)) = (self.dataset().condition_shape(), &self.recipe.data.condition) {
             rows.row("condition", format!("{} of {shape} (channels x height x width)", path.display()));
         }
+        let (layout, depth) = (self.dataset().layout(), self.dataset().depth());
         rows.row(
-            "images",
+            layout.noun(),
             format!(
-                "{} of {shape} (channels x height x width){classes}; {} to train, {} held out",
+                "{} of {}{classes}; {} to train, {} held out",
                 thousands(summary.images as u64),
+                layout.shape_in_words(shape, depth),
                 thousands(self.train.len() as u64),
                 thousands(self.held_out.len() as u64)
             ),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use denoising_diffusion::atomic_file::write_atomically;
 use denoising_diffusion::data::npy::write_npy_f32;
-use denoising_diffusion::data::{DataLayout, ImageBatch};
+use denoising_diffusion::data::{DataLayout, ImageBatch, ImageShape};
 use denoising_diffusion::generate::room_for;
 use denoising_diffusion::model_file::{ModelCard, NetworkConfig};
 use denoising_diffusion::report::{GridOptions, SequenceSet, check_grid, save_grid, save_images, sequences_svg};
@@ -34,13 +34,9 @@ pub struct Writing<'a> {
     pub conditions: Option<&'a ImageBatch>,
 }
 
-/// The sides of a network's samples, which are stored as `h` by `w`: sequences have a length, the slices of volumes are stacked vertically.
-pub fn sides_of(network: &NetworkConfig, h: usize, w: usize) -> Vec<usize> {
-    match network.layout() {
-        DataLayout::Sequences => vec![w],
-        DataLayout::Volumes => vec![network.depth(), h / network.depth(), w],
-        _ => vec![h, w],
-    }
+/// The shape of a network's samples, which are stored as images: channels, then the sides.
+pub fn shape_of(network: &NetworkConfig, [channels, height, width]: [usize; 3]) -> Vec<usize> {
+    network.layout().shape_of(ImageShape { channels, height, width }, network.depth())
 }
 
 impl Writing<'_> {
@@ -158,7 +154,7 @@ impl Out {
                 let values: Vec<f32> =
                     images.data.iter().map(|v| (low + (high - low) * f64::from(*v)) as f32).collect();
                 let [n, c, h, w] = images.shape;
-                write_npy_f32(path, &[&[n, c], &sides_of(&card.network, h, w)[..]].concat(), &values)?;
+                write_npy_f32(path, &[&[n], &shape_of(&card.network, [c, h, w])[..]].concat(), &values)?;
             }
             Self::Curves(path) => {
                 let (samples, data) = (format!("{} samples", images.shape[0]), "the data");

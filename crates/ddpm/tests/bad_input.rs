@@ -248,7 +248,7 @@ fn inspect_takes_what_arrays_need_said() {
     let text = place.fails("inspect x.npy", 1, "values range from -20 to 75");
     assert!(text.contains("--value-range"), "{text}");
     let told = place.ok("inspect x.npy --layout sequences");
-    assert!(told.contains("12x1x4 (channels x height x width)") && told.contains("read as [-20, 75]"), "{told}");
+    assert!(told.contains("12x4 (channels x length)") && told.contains("read as [-20, 75]"), "{told}");
     assert!(place.ok("inspect x.npy --value-range=-20,80").contains("read as [-20, 80]"));
 }
 

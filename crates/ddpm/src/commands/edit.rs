@@ -25,7 +25,7 @@ use crate::numbers::at_least;
 use crate::out_of_memory::Work;
 use crate::output::{self, Rows, counted, note};
 use crate::recipe_flags::UntoldFlags;
-use crate::sample_output::{Out, Writing};
+use crate::sample_output::{Out, Writing, shape_of};
 use crate::sampling::{Drawable, SamplingArgs, SamplingProgress, Settings, or_interrupted};
 use crate::weights::{Found, weights_kind};
 
@@ -191,7 +191,7 @@ impl<'a> Job<'a> {
             return output::json(&json!({
                 "out": output::path(self.out.path()),
                 "images": count,
-                "shape": self.from.shape,
+                "shape": shape_of(&self.from.file.card.network, self.from.shape),
                 "sampler": sample.sampler,
                 "seed": self.args.sampling.seed,
                 "details": details,

@@ -26,7 +26,7 @@ use crate::opening::open_data;
 use crate::out_of_memory::Work;
 use crate::output::{self, Rows, counted, note, refuse_file};
 use crate::recipe_flags::UntoldFlags;
-use crate::sample_output::{Out, Writing, remove_numbered, sides_of};
+use crate::sample_output::{Out, Writing, remove_numbered, shape_of};
 use crate::sampling::{BelongTo, Drawable, SamplingArgs, Settings, in_turn};
 use crate::weights::{Found, weights_kind};
 
@@ -187,11 +187,12 @@ impl<'a> Plan<'a> {
     }
 
     fn in_words(&self) -> String {
-        let sample = &self.settings.sample;
+        let (sample, card) = (&self.settings.sample, &self.from.file.card);
+        let layout = card.network.layout();
         format!(
             "drawing {} of {} with {}, {}, from {}",
-            counted(sample.num_samples, "image"),
-            self.from.file.card.image,
+            counted(sample.num_samples, layout.noun().trim_end_matches('s')),
+            layout.shape_in_words(card.image, card.network.depth()),
             sample.sampler.name(),
             steps_in_words(sample, self.from.diffusion.formulation()),
             self.path.display()
@@ -251,8 +252,8 @@ fn read_noise(path: &Path, count: Option<usize>, from: &Drawable) -> Result<Vec<
     let (got, values) = read_npy_f32(path)?;
     let [c, h, w] = from.shape;
     let network = &from.file.card.network;
-    let sides = sides_of(network, h, w);
-    let fits = |each: &[usize]| *each == [c, h, w] || *each == [&[c], &sides[..]].concat();
+    let shape = shape_of(network, from.shape);
+    let fits = |each: &[usize]| *each == [c, h, w] || *each == shape;
     if matches!(&got[..], [n, each @ ..] if *n > 0 && count.is_none_or(|count| count == *n) && fits(each)) {
         return Ok(values);
     }
@@ -262,7 +263,7 @@ fn read_noise(path: &Path, count: Option<usize>, from: &Drawable) -> Result<Vec<
         DataLayout::Volumes => "volumes, channels, depth, height, width",
         _ => "images, channels, height, width",
     };
-    let sides: String = sides.iter().map(|side| format!(", {side}")).collect();
+    let sides: String = shape[1..].iter().map(|side| format!(", {side}")).collect();
     Err(Failure::usage(format!(
         "--init-noise {}: expected an array of shape [{n}, {c}{sides}] ({names}), got {got:?}",
         path.display()
@@ -324,7 +325,7 @@ fn report(plan: &Plan<'_>, seconds: f64) -> Result {
             "trajectory": args.trajectory.as_deref().map(output::path),
             "images": sample.num_samples,
             "first": args.first,
-            "shape": from.shape,
+            "shape": shape_of(&card.network, from.shape),
             "sampler": sample.sampler,
             "noise_levels": sample.noise_levels,
             "steps": sample.steps(from.diffusion.formulation()),

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::shape::ParseSettingError;
+use super::shape::{ImageShape, ParseSettingError};
 
 /// An enum whose variants are written as one lower-case word in recipes and on the command line.
 macro_rules! keyword_enum {
@@ -105,6 +105,39 @@ keyword_enum! {
     }
 }
 
+impl DataLayout {
+    /// What examples are called.
+    pub fn noun(self) -> &'static str {
+        match self {
+            Self::Auto | Self::Images => "images",
+            Self::Sequences => "sequences",
+            Self::Volumes => "volumes",
+        }
+    }
+
+    /// The shape of an example, channels first, that is stored as an image: a sequence with height 1, the `depth` slices of a volume stacked
+    /// vertically.
+    pub fn shape_of(self, image: ImageShape, depth: usize) -> Vec<usize> {
+        let ImageShape { channels, height, width } = image;
+        match self {
+            Self::Auto | Self::Images => vec![channels, height, width],
+            Self::Sequences => vec![channels, width],
+            Self::Volumes => vec![channels, depth, height / depth, width],
+        }
+    }
+
+    /// The same in words: `2x64 (channels x length)`.
+    pub fn shape_in_words(self, image: ImageShape, depth: usize) -> String {
+        let axes = match self {
+            Self::Auto | Self::Images => "channels x height x width",
+            Self::Sequences => "channels x length",
+            Self::Volumes => "channels x depth x height x width",
+        };
+        let sides = self.shape_of(image, depth).iter().map(usize::to_string).collect::<Vec<_>>().join("x");
+        format!("{sides} ({axes})")
+    }
+}
+
 /// Which values of an array become 0 and 1. Text form: `measured`, or the two numbers: `-5,5`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ValueRange {
@@ -166,6 +199,16 @@ impl<'de> Deserialize<'de> for ValueRange {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shapes_are_those_of_the_data() {
+        let image = ImageShape { channels: 2, height: 12, width: 5 };
+        let words = |layout: DataLayout, depth| layout.shape_in_words(image, depth);
+        assert_eq!(words(DataLayout::Images, 1), "2x12x5 (channels x height x width)");
+        assert_eq!(words(DataLayout::Volumes, 3), "2x3x4x5 (channels x depth x height x width)");
+        let sequence = ImageShape { height: 1, ..image };
+        assert_eq!(DataLayout::Sequences.shape_in_words(sequence, 1), "2x5 (channels x length)");
+    }
 
     #[test]
     fn ranges_are_read_from_text_and_from_lists() {

@@ -10,7 +10,7 @@ use super::array::ArraySource;
 use super::classes::Classes;
 use super::error::{printable, shown};
 use super::folder::{self, Scan};
-use super::{Broken, ImageShape, ImageSize};
+use super::{Broken, DataLayout, ImageShape, ImageSize};
 
 /// How many images share a property.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -32,6 +32,10 @@ pub struct Summary {
     pub images: usize,
     /// Shape used in training; `None` if images differ and the configuration names no size or channels.
     pub shape: Option<ImageShape>,
+    /// How the shape is to be read: slices of volumes are stacked vertically.
+    pub layout: DataLayout,
+    /// Number of slices of a volume; 1 for other data.
+    pub depth: usize,
     /// Number of images per class, in the order of the classes' numbers; empty without classes.
     pub classes: Vec<Tally<String>>,
     /// Why the labels that came with the images cannot be used.
@@ -59,6 +63,8 @@ impl Summary {
             kind: "image folder".into(),
             images: scan.files.len(),
             shape,
+            layout: DataLayout::Images,
+            depth: 1,
             classes: folder::classes(&scan.files).as_ref().map(per_class).unwrap_or_default(),
             ignored_labels: None,
             sizes: tally(shapes().map(|shape| shape.size())),
@@ -79,6 +85,8 @@ impl Summary {
             kind: source.kind.into(),
             images: all,
             shape: Some(shape).filter(|shape| all > 0 && !shape.is_empty()),
+            layout: source.layout,
+            depth: source.depth,
             classes: source.classes.as_ref().map(per_class).unwrap_or_default(),
             ignored_labels: source.ignored_labels.clone(),
             sizes: vec![Tally { value: source.shape.size(), images: all }],
@@ -161,7 +169,7 @@ impl fmt::Display for Summary {
             writeln!(f, "values     {values}")?;
         }
         match self.shape {
-            Some(shape) => writeln!(f, "trained as {shape} (channels x height x width)")?,
+            Some(shape) => writeln!(f, "trained as {}", self.layout.shape_in_words(shape, self.depth))?,
             None if self.images == 0 => writeln!(f, "trained as nothing: there are no usable images")?,
             None => writeln!(f, "trained as (images differ: give --image-size or --channels)")?,
         }
