@@ -28,6 +28,6 @@ fn transformer(dit: &DitConfig) -> String {
 }
 
 /// `32, 64, 128`: the widths of the stages.
-fn stages(dim: usize, dim_mults: &[usize]) -> String {
+pub fn stages(dim: usize, dim_mults: &[usize]) -> String {
     dim_mults.iter().map(|mult| (dim * mult).to_string()).collect::<Vec<_>>().join(", ")
 }

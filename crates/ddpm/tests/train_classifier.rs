@@ -73,9 +73,10 @@ fn what_gives_no_classifier_is_refused_before_training() {
     let latest = "run/checkpoints/step-00000001/ema.safetensors";
     fails(&format!("--like {latest}"), 2, "no DATA");
     place.ok(&format!("train-classifier digits --like {latest} --out c.safetensors {FEW}"));
-    for command in ["info", "sample"] {
-        place.fails(&format!("{command} c.safetensors"), 1, "holds a classifier");
-    }
+    place.fails("sample c.safetensors", 1, "holds a classifier");
+    let told = place.ok("info c.safetensors");
+    assert!(told.contains("a classifier of noisy images") && told.contains("10: 0, 1, 2"), "{told}");
+    assert_eq!(place.json("info c.safetensors")["card"]["classifier"]["num_classes"], 10);
 }
 
 #[cfg(unix)]

@@ -96,7 +96,14 @@ pub fn run(args: &FidArgs) -> Result {
     let extractor = if both_statistics { None } else { Some(args.inception.extractor(args.dims, machine.device())?) };
     let mut reader =
         Reader { args, machine: &machine, extractor: extractor.as_ref(), stop: stop_on_ctrl_c("cancelling")? };
-    let (a, b) = (reader.side(a, &args.a)?, reader.side(b, &args.b)?);
+    // Weights first: what is wrong with them is found before features are computed.
+    let (a, b) = match &b {
+        ImageSource::Weights(_) => {
+            let b = reader.side(b, &args.b)?;
+            (reader.side(a, &args.a)?, b)
+        }
+        _ => (reader.side(a, &args.a)?, reader.side(b, &args.b)?),
+    };
     // Error and bias are computed from images of the generated side, so a side with images is preferred for it.
     let (real, generated) = if matches!((&a.values, &b.values), (Values::Features(_), Values::Statistics(_))) {
         (&b, &a)

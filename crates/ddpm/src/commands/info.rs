@@ -3,11 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use denoising_diffusion::data::ImageShape;
+use denoising_diffusion::classifier_file::ClassifierFile;
+use denoising_diffusion::data::{DataLayout, ImageShape};
 use denoising_diffusion::diffusion::DiffusionConfig;
+use denoising_diffusion::eval::accuracy::HeldOutAccuracy;
 use denoising_diffusion::interop::ReferenceKind;
-use denoising_diffusion::model_file::ModelFile;
-use denoising_diffusion::models::{KarrasUnetConfig, NetworkConfig, UnetConfig};
+use denoising_diffusion::model_file::{ModelFile, ModelFileError};
+use denoising_diffusion::models::{ClassifierConfig, KarrasUnetConfig, NetworkConfig, UnetConfig};
 use denoising_diffusion::train::Snapshots;
 use denoising_diffusion::weights::{StateDict, WeightsKind};
 use serde_json::{Value, json};
@@ -32,6 +34,10 @@ pub struct InfoArgs {
 }
 
 pub fn run(args: &InfoArgs) -> Result {
+    if args.target.is_file() && matches!(ModelFile::read_card(&args.target), Err(ModelFileError::Classifier { .. })) {
+        let (rows, json) = classifier(&args.target, &ClassifierFile::read(&args.target)?);
+        return if args.json { output::json(&json) } else { output::result(rows.aligned()) };
+    }
     let found = Found::open(&args.target, args.weights)?;
     let (mut rows, json) = match &found.source {
         Source::Ours(file) => ours(&found.path, file),
@@ -79,6 +85,32 @@ fn ours(path: &Path, file: &ModelFile) -> (Rows, Value) {
     let json = json!({
         "file": output::path(path),
         "format": "denoising-diffusion",
+        "card": card,
+        "parameters": state.value_count(),
+        "tensors": state.len(),
+        "non_finite": state.non_finite(),
+    });
+    (rows, json)
+}
+
+fn classifier(path: &Path, file: &ClassifierFile) -> (Rows, Value) {
+    let (card, state) = (&file.card, &file.state);
+    let ClassifierConfig { dim, dim_mults, .. } = &card.classifier;
+    let mut rows = Rows::default();
+    rows.row("file", path.display())
+        .row("format", format!("ours, a classifier of noisy images, written by version {}", card.version))
+        .row("step", thousands(card.step))
+        .row("images", DataLayout::Images.shape_in_words(card.image, 1))
+        .row("classes", format!("{}: {}", card.class_names.len(), card.class_names.join(", ")))
+        .row("network", format!("the first half of a U-Net, stages {}, dim {dim}", networks::stages(*dim, dim_mults)))
+        .row("diffusion", described(&card.diffusion, card.betas.is_some()));
+    if let Some(HeldOutAccuracy { accuracy, images, .. }) = card.held_out {
+        rows.row("accuracy", format!("{:.1} % of {images} held-out images, over all noise levels", 100.0 * accuracy));
+    }
+    tensor_rows(&mut rows, state);
+    let json = json!({
+        "file": output::path(path),
+        "format": "denoising-diffusion classifier",
         "card": card,
         "parameters": state.value_count(),
         "tensors": state.len(),
