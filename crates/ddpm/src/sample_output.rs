@@ -8,7 +8,8 @@ use denoising_diffusion::atomic_file::write_atomically;
 use denoising_diffusion::data::npy::write_npy_f32;
 use denoising_diffusion::data::{DataLayout, ImageBatch, ImageShape};
 use denoising_diffusion::generate::room_for;
-use denoising_diffusion::model_file::{ModelCard, NetworkConfig};
+use denoising_diffusion::model_file::ModelCard;
+use denoising_diffusion::models::NetworkConfig;
 use denoising_diffusion::report::{GridOptions, SequenceSet, check_grid, save_grid, save_images, sequences_svg};
 
 use crate::failure::{Failure, FailureExt, Result};

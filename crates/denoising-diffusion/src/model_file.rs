@@ -10,12 +10,10 @@ use thiserror::Error;
 use crate::data::{Dataset, ImageShape, ResizePolicy, VectorScale};
 use crate::diffusion::{Diffusion, DiffusionConfig, DiffusionConfigError};
 use crate::interop::InteropError;
-pub use crate::models::NetworkConfig;
-use crate::models::{ImageNetwork, LearnedSchedule, NetworkConfigError, Scheduled};
+use crate::models::{ImageNetwork, LearnedSchedule, NetworkConfig, NetworkConfigError, Scheduled};
 use crate::nn::params::{self, ParamsError};
 use crate::nn::{Eval, EvalMode, Init};
-use crate::weights::StateDict;
-pub use crate::weights::WeightsKind;
+use crate::weights::{StateDict, WeightsKind};
 use crate::weights_file::{self, NoCard, Of};
 
 /// All that is needed to use weights.

@@ -6,7 +6,8 @@ use std::path::Path;
 use denoising_diffusion::data::{DataLayout, ImageShape, ImageSize, ResizePolicy};
 use denoising_diffusion::diffusion::DiffusionConfig;
 use denoising_diffusion::interop::{Inferred, InteropError};
-use denoising_diffusion::model_file::{ModelCard, ModelFile, NetworkConfig};
+use denoising_diffusion::model_file::{ModelCard, ModelFile};
+use denoising_diffusion::models::NetworkConfig;
 use denoising_diffusion::recipe::{Recipe, plain};
 use serde_json::{Map, Value};
 

@@ -2,7 +2,7 @@
 //! formulation is one type in one file, and a line in [`FormulationConfig`]. Not here: samplers, and anything that trains.
 
 mod classifier;
-pub mod config;
+mod config;
 mod continuous_time;
 mod denoiser;
 mod distribution;

@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use crate::diffusion::DiffusionConfigError;
 use crate::models::NetworkConfigError;
-use crate::models::unet_config::UnetConfigError;
+use crate::models::UnetConfigError;
 use crate::weights::StateDictError;
 
 /// Why weights could not be read, written or interpreted. Each variant says what was expected and what was found; [`hint`](Self::hint) says what to

@@ -12,7 +12,7 @@ use super::names::refuse_unknown;
 use super::reference_weights::{ReferenceNetwork, ReferenceWeights};
 use super::uvit::infer_uvit;
 use crate::data::DataLayout;
-use crate::models::unet_config::{Downsampling, PerStage, UnetConfig};
+use crate::models::{Downsampling, PerStage, UnetConfig};
 use crate::models::{Extent, KarrasUnetConfig, NetworkConfig};
 use crate::nn::Axes;
 use crate::weights::StateDict;

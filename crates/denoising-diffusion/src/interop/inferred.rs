@@ -6,7 +6,7 @@ use super::karras_unet::infer_karras_unet;
 use super::reference_weights::ReferenceWeights;
 use crate::data::DataLayout;
 use crate::diffusion::DiffusionConfig;
-use crate::models::unet_config::UnetConfig;
+use crate::models::UnetConfig;
 use crate::models::{Extent, KarrasUnetConfig, NetworkConfig};
 use crate::nn::Axes;
 

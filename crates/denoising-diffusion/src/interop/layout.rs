@@ -1,6 +1,6 @@
 //! Every parameter of a U-Net, layer by layer, with our name and shape and the reference's. Not here: renaming (`names.rs`).
 
-use crate::models::unet_config::{Downsampling, Stage, UnetConfig, UnetConfigError};
+use crate::models::{Downsampling, Stage, UnetConfig, UnetConfigError};
 use crate::nn::Axes;
 
 /// One parameter of a U-Net, with both names and both shapes.

@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use super::error::{InteropError, NAMED};
 use super::layout::reference_layout;
 use super::learned_schedule;
-use crate::models::unet_config::{Downsampling, PerStage, UnetConfig};
+use crate::models::{Downsampling, PerStage, UnetConfig};
 use crate::nn::Axes;
 use crate::weights::{HostTensor, StateDict, StateDictError};
 

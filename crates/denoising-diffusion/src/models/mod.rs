@@ -4,20 +4,20 @@
 mod calls;
 mod classifier;
 mod dit;
-pub mod dit_config;
+mod dit_config;
 mod image_network;
 mod karras_unet;
-pub mod karras_unet_config;
+mod karras_unet_config;
 mod network_config;
 mod scheduled;
 #[cfg(test)]
 mod tests;
 mod transfer;
 mod unet;
-pub mod unet1d_config;
-pub mod unet_config;
+mod unet1d_config;
+mod unet_config;
 mod uvit;
-pub mod uvit_config;
+mod uvit_config;
 
 use burn::module::Module;
 use burn::tensor::{DType, FloatDType, Int, Tensor};
@@ -38,7 +38,7 @@ pub use network_config::{NetworkConfig, NetworkConfigError, NetworkFit};
 pub use scheduled::{LearnedSchedule, LearnedScheduleOptions, ScheduleWeights, Scheduled};
 pub use transfer::{Transfer, start_from};
 pub use unet::{ClassesMlp, StageAttention, TimeEmbedding, TimeMlp, Unet, UnetStage};
-pub use unet_config::{Downsampling, PerStage, UnetConfig, UnetConfigError};
+pub use unet_config::{Downsampling, PerStage, Stage, UnetConfig, UnetConfigError};
 pub use unet1d_config::Unet1dConfig;
 pub use uvit::{PatchNorm, Uvit, UvitBlock, UvitDown, UvitInput, UvitUp};
 pub use uvit_config::{ImageTransform, UvitConfig, UvitConfigError};

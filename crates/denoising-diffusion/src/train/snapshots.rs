@@ -15,8 +15,9 @@ use super::step_folders::{STEP, StepFolders, WRITING};
 use super::trainer::PowerEmaState;
 use crate::atomic_file::sync_folder;
 use crate::interop::InteropError;
-use crate::model_file::{ModelCard, ModelFile, ModelFileError, WeightsKind};
+use crate::model_file::{ModelCard, ModelFile, ModelFileError};
 use crate::post_hoc::{Combination, Profile, ProfileError, Snapshot, combine};
+use crate::weights::WeightsKind;
 use crate::weights::{HostTensor, StateDict};
 use crate::weights_file::{self, Of};
 

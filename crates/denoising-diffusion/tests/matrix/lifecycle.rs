@@ -12,7 +12,8 @@ use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::likelihood::{LikelihoodError, bits_per_dim};
 use denoising_diffusion::generate::{Depth, Samples};
 use denoising_diffusion::generate::{Generator, Request};
-use denoising_diffusion::model_file::{ModelCard, ModelFile, NetworkConfig};
+use denoising_diffusion::model_file::{ModelCard, ModelFile};
+use denoising_diffusion::models::NetworkConfig;
 use denoising_diffusion::models::{
     DitConfig, Downsampling, Extent, KarrasUnetConfig, Network, PerStage, Unet1dConfig, UnetConfig, UvitConfig,
 };

@@ -8,9 +8,10 @@ use denoising_diffusion::diffusion::{
     Denoiser, Diffusion, DiffusionConfig, Estimate, FormulationConfig, GuidanceConfig, NoiseLevel, Threshold,
 };
 use denoising_diffusion::interop::{ReferenceCheckpoint, ReferenceKind, ReferenceWeights, to_reference};
-use denoising_diffusion::model_file::{ModelCard, ModelFile, WeightsKind};
+use denoising_diffusion::model_file::{ModelCard, ModelFile};
 use denoising_diffusion::models::ImageNetwork;
 use denoising_diffusion::nn::Eval;
+use denoising_diffusion::weights::WeightsKind;
 use serde_json::{Map, Value, json};
 
 use crate::golden::{Golden, assert_close, test_device, values};

@@ -6,7 +6,7 @@ use super::super::{read_safetensors, reference_layout};
 use super::*;
 use crate::diffusion::schedule;
 use crate::diffusion::{BetaSchedule, Diffusion, FormulationConfig};
-use crate::models::unet_config::UnetConfig;
+use crate::models::UnetConfig;
 
 fn inferred(tables: &StateDict) -> Result<Inferred, InteropError> {
     let config = UnetConfig { dim: 4, dim_mults: vec![1], channels: 1, ..UnetConfig::default() };

@@ -3,7 +3,7 @@
 use super::super::{to_ours, to_reference, write_safetensors};
 use super::*;
 use crate::diffusion::{BetaSchedule, FormulationConfig, GaussianConfig, Objective, ScheduleConfig, SharedConfig};
-use crate::models::unet_config::{PerStage, UnetConfig};
+use crate::models::{PerStage, UnetConfig};
 use crate::weights::HostTensor;
 
 fn golden(name: &str) -> PathBuf {

@@ -11,9 +11,10 @@ use super::{CheckpointError, CheckpointState, KEEP, io_error};
 use crate::atomic_file::sync_folder;
 use crate::digest::{self, FileDigest};
 use crate::interop::{self, Metadata};
-use crate::model_file::{ModelCard, ModelFile, ModelFileError, WeightsKind};
+use crate::model_file::{ModelCard, ModelFile, ModelFileError};
 use crate::train::snapshots::{self, power_ema_name};
 use crate::train::trainer::{PowerEmaState, TrainerState};
+use crate::weights::WeightsKind;
 use crate::weights_file::{self, Of};
 
 const CHECKSUMS: &str = "checksums.json";
