@@ -77,6 +77,7 @@ def main():
     parser.add_argument("--real", type=int, default=10_000)
     parser.add_argument("--levels", nargs="+", default=["trained", "log_snr"])
     parser.add_argument("--budgets", nargs="+", type=int, default=BUDGETS)
+    parser.add_argument("--solvers", nargs="+", default=SOLVERS, choices=SOLVERS)
     args = parser.parse_args()
     store = Path(args.out + ".csv")
     rows = []
@@ -86,7 +87,7 @@ def main():
     done = {(r["solver"], r["levels"], r["budget"]) for r in rows}
     for budget in args.budgets:
         for levels in args.levels:
-            for solver in SOLVERS:
+            for solver in args.solvers:
                 if (solver, levels, budget) in done:
                     continue
                 swd, error = measure(args, solver, levels, budget)

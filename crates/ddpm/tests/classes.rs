@@ -7,8 +7,7 @@ use denoising_diffusion::data::ImageShape;
 use denoising_diffusion::diffusion::DiffusionConfig;
 use denoising_diffusion::interop::reference_layout;
 use denoising_diffusion::model_file::{ModelCard, ModelFile};
-use denoising_diffusion::models::NetworkConfig;
-use denoising_diffusion::models::UnetConfig;
+use denoising_diffusion::models::{NetworkConfig, UnetConfig};
 use denoising_diffusion::weights::WeightsKind;
 use denoising_diffusion::weights::{HostTensor, StateDict};
 

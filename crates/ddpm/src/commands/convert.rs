@@ -6,8 +6,7 @@ use clap::{Args, ValueEnum};
 use denoising_diffusion::diffusion::{BetaSchedule, Diffusion, FormulationConfig, GaussianConfig};
 use denoising_diffusion::interop::{Metadata, to_reference, write_safetensors};
 use denoising_diffusion::model_file::{ModelCard, ModelFile};
-use denoising_diffusion::models::NetworkConfig;
-use denoising_diffusion::models::UnetConfig;
+use denoising_diffusion::models::{NetworkConfig, UnetConfig};
 use denoising_diffusion::weights::WeightsKind;
 use serde_json::{Map, Value, json};
 

@@ -13,9 +13,9 @@ use denoising_diffusion::eval::likelihood::{LikelihoodError, bits_per_dim};
 use denoising_diffusion::generate::{Depth, Samples};
 use denoising_diffusion::generate::{Generator, Request};
 use denoising_diffusion::model_file::{ModelCard, ModelFile};
-use denoising_diffusion::models::NetworkConfig;
 use denoising_diffusion::models::{
-    DitConfig, Downsampling, Extent, KarrasUnetConfig, Network, PerStage, Unet1dConfig, UnetConfig, UvitConfig,
+    DitConfig, Downsampling, Extent, KarrasUnetConfig, Network, NetworkConfig, PerStage, Unet1dConfig, UnetConfig,
+    UvitConfig,
 };
 use denoising_diffusion::nn::params::{host_values, load_state_dict, num_trainable};
 use denoising_diffusion::nn::{Eval, EvalMode, Init};
