@@ -217,7 +217,7 @@ fn a_checkpoint_of_the_reference_samples_with_every_solver() {
     let place = Place::new();
     let model = golden("model-1.pt");
     let solvers = place.json("list")["samplers"].as_array().unwrap().len();
-    assert_eq!(solvers, 10);
+    assert_eq!(solvers, 11);
     for solver in place.json("list")["samplers"].as_array().unwrap() {
         let name = solver["name"].as_str().unwrap();
         place

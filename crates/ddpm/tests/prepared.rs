@@ -45,7 +45,7 @@ fn masks_are_fitted_as_the_images() {
     let mask = image::GrayImage::from_fn(8, 4, |x, _| image::Luma([if x < 2 { 0 } else { 255 }]));
     mask.save(place.path("mask.png")).unwrap();
     let draw = |what: &str, out: &str| {
-        place.ok(&format!("{what} --steps 2 --out {out}"));
+        place.ok(&format!("{what} --steps 2 --sampler ddim --eta 0 --out {out}"));
         values(&place, out)
     };
     for from in ["run", "run/checkpoints/step-00000002"] {

@@ -42,7 +42,7 @@ pub enum GenerateError {
     Guidance(DiffusionConfigError),
     #[error("{count} samples of shape {shape:?} do not fit into memory")]
     NoRoom { count: usize, shape: [usize; 3] },
-    #[error("sample {sample} has values that are NaN or infinite")]
+    #[error("sample {sample} is not finite: some of its values are NaN or infinite")]
     NonFinite { sample: usize },
 }
 

@@ -10,13 +10,15 @@ use crate::diffusion::{Denoiser, NoiseLevel};
 
 /// Estimates that a step is made from.
 const ORDER: usize = 3;
+/// Steps of lambda beyond which two are used: a parabola through three estimates is of no use so far away from them, and does harm with few steps.
+const LARGE: f64 = 1.0;
 
 /// From `x` at `levels[0]` to the last level, as [`dpmpp_sde_2m`](super::dpmpp_sde_2m()), with the last three estimates in place of two
 /// (k-diffusion's `dpmpp_3m_sde`). With `q = e^-h`:
 /// `x_s = (sigma_s / sigma_t) q^eta x_t + alpha_s I + sigma_s sqrt(1 - q^(2 eta)) z`, where `I` is the integral of
 /// `(1 + eta) e^(-(1 + eta) (lambda_s - lambda)) x_start(lambda)` over the step and x_start(lambda) the polynomial through the estimates.
-/// Without noise (eta 0) this is DPM-Solver++ of third order. One estimate per step; the first two steps have fewer estimates, and the one to
-/// clean data takes one. `eta` at least 0. Ignores [`Estimate::renoise`](crate::diffusion::Estimate::renoise).
+/// Without noise (eta 0) this is DPM-Solver++ of third order. One estimate per step; large steps and the second one use two estimates, the first one and
+/// that to clean data one. `eta` at least 0. Ignores [`Estimate::renoise`](crate::diffusion::Estimate::renoise).
 pub fn dpmpp_sde_3m<const D: usize>(
     denoiser: &impl Denoiser<D>,
     x: Tensor<D>,
@@ -34,7 +36,8 @@ pub fn dpmpp_sde_3m<const D: usize>(
         estimates.truncate(ORDER);
         let weights = match s.is_clean() || t.is_pure_noise() {
             true => vec![1.0 - q.powf(1.0 + eta)],
-            false => weights(&estimates, [lambda(t), lambda(s)], 1.0 + eta),
+            false if lambda(s) - lambda(t) > LARGE => weights(&estimates[..estimates.len().min(2)], [t, s], 1.0 + eta),
+            false => weights(&estimates, [t, s], 1.0 + eta),
         };
         let start = x * (s.sigma / t.sigma * q.powf(eta));
         let parts = estimates.iter().zip(weights).map(|((_, x_start), weight)| x_start.clone() * (weight * s.alpha));
@@ -50,8 +53,8 @@ pub fn dpmpp_sde_3m<const D: usize>(
 
 /// The weight of each estimate in the integral of `rate e^(-rate (lambda_s - lambda)) x_start(lambda)` over the step; lambda is counted from its
 /// beginning, in steps.
-fn weights<const D: usize>(estimates: &[(f64, Tensor<D>)], [t, s]: [f64; 2], rate: f64) -> Vec<f64> {
-    let h = s - t;
-    let nodes: Vec<f64> = estimates.iter().map(|(lambda, _)| (lambda - t) / h).collect();
+fn weights<const D: usize>(estimates: &[(f64, Tensor<D>)], [t, s]: [NoiseLevel; 2], rate: f64) -> Vec<f64> {
+    let h = lambda(s) - lambda(t);
+    let nodes: Vec<f64> = estimates.iter().map(|(at, _)| (at - lambda(t)) / h).collect();
     lagrange_integrals(&nodes, [0.0, 1.0], |u| rate * h * (-rate * h * (1.0 - u)).exp())
 }

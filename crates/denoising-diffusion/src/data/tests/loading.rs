@@ -136,7 +136,8 @@ fn augmentation_depends_on_the_place_in_the_sequence_alone() {
     assert_eq!(labels.len(), 24 * augment::LABELS);
     // Images without a label are those of the data; the others are not.
     let mut plain = augmented(8, 1, 0.0);
-    let plain: Vec<Batch> = (0..3).map(|_| plain.next_batch().unwrap()).collect();
+    // Each image both ways.
+    let plain: Vec<Batch> = (0..20).map(|_| plain.next_batch().unwrap()).collect();
     assert!(plain.iter().all(|batch| batch.augment_labels.is_none()));
     let size = pixels.len() / 24;
     let mut kinds = [0; 2];
