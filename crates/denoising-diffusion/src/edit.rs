@@ -190,7 +190,7 @@ impl<'a, M: Network> Generator<'a, M> {
     }
 
     fn levels_of(&self, batch: &SampleBatch<'_, M>, request: &Request<'_>, steps: usize) -> Vec<NoiseLevel> {
-        batch.denoiser.levels(request.sample.noise_levels, steps, request.sample.karras_rho)
+        batch.denoiser.levels(request.sample.levels_for(self.diffusion.formulation()), steps, request.sample.karras_rho)
     }
 
     /// Number of steps in the inversion of one image.

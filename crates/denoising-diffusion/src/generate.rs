@@ -180,9 +180,9 @@ impl<'a, M: Network> Generator<'a, M> {
         request: &Request<'_>,
         watch: &mut Watch<'_>,
     ) -> Result<Tensor<4>, Interrupted> {
-        let config = request.sample;
-        let levels =
-            batch.denoiser.levels(config.noise_levels, config.steps(self.diffusion.formulation()), config.karras_rho);
+        let (config, formulation) = (request.sample, self.diffusion.formulation());
+        let steps = config.steps(formulation);
+        let levels = batch.denoiser.levels(config.levels_for(formulation), steps, config.karras_rho);
         let x = batch.init * self.diffusion.formulation().init_deviation();
         let mut callback = |step: &Step<'_, 4>| {
             watch(&Progress { first: batch.first, step: step.index + 1, steps: step.total, x: step.x })

@@ -327,7 +327,7 @@ fn report(plan: &Plan<'_>, seconds: f64) -> Result {
             "first": args.first,
             "shape": shape_of(&card.network, from.shape),
             "sampler": sample.sampler,
-            "noise_levels": sample.noise_levels,
+            "noise_levels": sample.levels_for(from.diffusion.formulation()),
             "steps": sample.steps(from.diffusion.formulation()),
             "evaluations": sample.evaluations(from.diffusion.formulation()),
             "classes": plan.belong_to.classes,

@@ -21,7 +21,7 @@ fn needs(key: &str, sample: &SampleConfig, guidance: &GuidanceConfig) -> Option<
     let (ignored, needs) = match key {
         "rescale_phi" | "keep_parallel" | "guidance_interval" => (!guides(guidance), "--guidance"),
         "threshold_quantile" => (guidance.threshold != Threshold::Dynamic, "--threshold dynamic"),
-        "karras_rho" => (sample.noise_levels != NoiseLevels::Karras, "--noise-levels karras"),
+        "karras_rho" => (sample.noise_levels != Some(NoiseLevels::Karras), "--noise-levels karras"),
         "s_tmin" | "s_tmax" | "s_noise" => (sample.s_churn == 0.0, "--s-churn"),
         _ => (false, ""),
     };
@@ -46,7 +46,7 @@ mod tests {
         assert_eq!(all(&sample, &guidance)[..5], missing.map(Some));
         assert_eq!(all(&sample, &guidance)[5], None);
         (guidance.guidance, guidance.threshold) = (2.0, Threshold::Dynamic);
-        (sample.noise_levels, sample.s_churn) = (NoiseLevels::Karras, 1.0);
+        (sample.noise_levels, sample.s_churn) = (Some(NoiseLevels::Karras), 1.0);
         assert_eq!(all(&sample, &guidance), [None; 6]);
     }
 }

@@ -17,7 +17,9 @@ pub struct SampleConfig {
     pub sampler: SamplerKind,
     /// Steps from noise to data; if absent: the formulation's default for `ddpm`, at most 50 for the others, 18 for `heun` under `elucidated`.
     pub sampling_timesteps: Option<usize>,
-    pub noise_levels: NoiseLevels,
+    /// Which noise levels the steps visit; if absent, see [`levels_for`](Self::levels_for).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub noise_levels: Option<NoiseLevels>,
     /// rho of `noise_levels = "karras"`.
     pub karras_rho: f64,
     /// Amount of noise, for solvers with this option: 0 (none) to 1 (as in ancestral sampling).
@@ -43,7 +45,7 @@ impl Default for SampleConfig {
             num_samples: 25,
             sampler: SamplerKind::default(),
             sampling_timesteps: None,
-            noise_levels: NoiseLevels::default(),
+            noise_levels: None,
             karras_rho: 7.0,
             eta: None,
             posterior_variance: None,
@@ -77,6 +79,8 @@ pub enum SampleConfigError {
 
 /// Default number of steps of solvers that do not need as many as training has. Measured: docs/samplers.md.
 const STEPS: usize = 50;
+/// Steps from which evenly spaced log-SNR is better than the levels of evenly spaced t.
+const MANY_STEPS: usize = 15;
 /// Steps at most: each has a level in memory, and more are a mistake.
 const MOST_STEPS: usize = 1_000_000;
 
@@ -91,10 +95,19 @@ impl SampleConfig {
         })
     }
 
+    /// Which noise levels the steps visit. If nothing is said: evenly spaced log-SNR for solvers that are exact in it, in discrete time, from
+    /// 15 steps on, and the formulation's own otherwise. Evenly spaced t leave the last step, which is of first order, too far to go. Measured:
+    /// docs/samplers.md.
+    pub fn levels_for(&self, formulation: &dyn Formulation) -> NoiseLevels {
+        let discrete = formulation.timesteps().is_some() && !formulation.range()[0].is_pure_noise();
+        let usual = discrete && self.sampler.is_exponential() && self.steps(formulation) >= MANY_STEPS;
+        self.noise_levels.unwrap_or(if usual { NoiseLevels::LogSnr } else { NoiseLevels::Trained })
+    }
+
     /// Evaluations of the network per image: some solvers need two in most steps. A learned schedule counts as it is before training.
     pub fn evaluations(&self, formulation: &dyn Formulation) -> usize {
         let steps = self.steps(formulation);
-        self.sampler.evaluations(&self.noise_levels.of(formulation, steps, self.karras_rho))
+        self.sampler.evaluations(&self.levels_for(formulation).of(formulation, steps, self.karras_rho))
     }
 
     /// Whether steps add noise.
@@ -154,7 +167,7 @@ impl SampleConfig {
         formulation: &dyn Formulation,
     ) -> Result<(), SampleConfigError> {
         // The other spacings can use levels between the T levels.
-        let integral = matches!(self.noise_levels, NoiseLevels::Trained | NoiseLevels::Trailing);
+        let integral = matches!(self.noise_levels, None | Some(NoiseLevels::Trained | NoiseLevels::Trailing));
         match formulation.timesteps().filter(|_| integral) {
             Some(timesteps) if got > timesteps || got == 0 => {
                 Err(SampleConfigError::SamplingTimesteps { key, timesteps, got })

@@ -119,6 +119,11 @@ impl SamplerKind {
         }
     }
 
+    /// Whether steps are exact for an estimate that is a polynomial in log-SNR.
+    pub(super) fn is_exponential(self) -> bool {
+        matches!(self, Self::Dpmpp2m | Self::Dpmpp2s | Self::DpmppSde2m | Self::DpmppSde3m | Self::Unipc)
+    }
+
     /// Whether noise is added on the way unless an option says otherwise.
     pub fn is_stochastic(self) -> bool {
         self == Self::Ddpm || self.default_eta().is_some_and(|eta| eta > 0.0)

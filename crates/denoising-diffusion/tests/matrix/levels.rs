@@ -45,7 +45,11 @@ fn levels_fall_strictly_and_lie_within_what_was_trained() {
         let diffusion = Diffusion::new(&config).unwrap();
         for noise_levels in NoiseLevels::ALL {
             for steps in [1, 2, 3, 4, 5, 7, 11, 12, 13, 40] {
-                let sample = SampleConfig { noise_levels, sampling_timesteps: Some(steps), ..SampleConfig::default() };
+                let sample = SampleConfig {
+                    noise_levels: Some(noise_levels),
+                    sampling_timesteps: Some(steps),
+                    ..SampleConfig::default()
+                };
                 if sample.validate(diffusion.formulation()).is_err() {
                     continue;
                 }

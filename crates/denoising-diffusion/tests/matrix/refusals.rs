@@ -102,7 +102,7 @@ fn of_solvers() {
         ),
         (
             &gaussian,
-            SampleConfig { sampling_timesteps: Some(1_000_001), noise_levels: NoiseLevels::Karras, ..default() },
+            SampleConfig { sampling_timesteps: Some(1_000_001), noise_levels: Some(NoiseLevels::Karras), ..default() },
             "at most 1000000, got 1000001",
         ),
         (&gaussian, variance(SamplerKind::Ddpm), "needs `diffusion = \"learned_variance\"`"),

@@ -43,7 +43,8 @@ pub fn solvers(config: &DiffusionConfig, steps: usize) -> Vec<(String, SampleCon
     let (mut solvers, diffusion) = (Vec::new(), Diffusion::new(config).unwrap());
     for (name, sample) in plain.into_iter().chain(with_options) {
         for noise_levels in NoiseLevels::ALL {
-            let sample = SampleConfig { noise_levels, sampling_timesteps: Some(steps), ..sample.clone() };
+            let sample =
+                SampleConfig { noise_levels: Some(noise_levels), sampling_timesteps: Some(steps), ..sample.clone() };
             // Nothing holds the variance within its bounds that a network gives far away from its data, and nothing holds the estimate there.
             let unbounded =
                 sample.posterior_variance == Some(PosteriorVariance::Learned) && !config.shared.auto_normalize;

@@ -39,7 +39,7 @@ fn discrete(beta_schedule: BetaSchedule, zero_terminal_snr: bool) -> DiffusionCo
 
 fn sampled(exact: &Exact, sample: &SampleConfig, x: &[f32]) -> Vec<f64> {
     let formulation = exact.0.formulation();
-    let levels = sample.noise_levels.of(formulation, sample.steps(formulation), sample.karras_rho);
+    let levels = sample.levels_for(formulation).of(formulation, sample.steps(formulation), sample.karras_rho);
     let x = Tensor::<1>::from_floats(x, &Device::flex()).reshape([x.len(), 1]) * formulation.init_deviation();
     let mut noise = SeededNoise::new(1, 0, &Device::flex());
     let out = sample.run(exact, x, &levels, &mut noise, &mut ignore).unwrap();
@@ -83,7 +83,7 @@ fn evaluations_are_counted_as_they_are_made() {
             for noise_levels in NoiseLevels::ALL {
                 let sample = SampleConfig {
                     sampler,
-                    noise_levels,
+                    noise_levels: Some(noise_levels),
                     sampling_timesteps: Some(7),
                     s_churn: if sampler.churns() { 10.0 } else { 0.0 },
                     ..SampleConfig::default()
