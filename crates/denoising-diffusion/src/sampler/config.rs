@@ -80,7 +80,7 @@ pub enum SampleConfigError {
 /// Default number of steps of solvers that do not need as many as training has. Measured: docs/samplers.md.
 const STEPS: usize = 50;
 /// Steps from which evenly spaced log-SNR is better than the levels of evenly spaced t.
-const MANY_STEPS: usize = 15;
+const MANY_STEPS: usize = 10;
 /// Steps at most: each has a level in memory, and more are a mistake.
 const MOST_STEPS: usize = 1_000_000;
 
@@ -96,7 +96,7 @@ impl SampleConfig {
     }
 
     /// Which noise levels the steps visit. If nothing is said: evenly spaced log-SNR for solvers that are exact in it, in discrete time, from
-    /// 15 steps on, and the formulation's own otherwise. Evenly spaced t leave the last step, which is of first order, too far to go. Measured:
+    /// 10 steps on, and the formulation's own otherwise. Evenly spaced t leave the last step, which is of first order, too far to go. Measured:
     /// docs/samplers.md.
     pub fn levels_for(&self, formulation: &dyn Formulation) -> NoiseLevels {
         let discrete = formulation.timesteps().is_some() && !formulation.range()[0].is_pure_noise();

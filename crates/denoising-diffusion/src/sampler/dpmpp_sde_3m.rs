@@ -11,7 +11,7 @@ use crate::diffusion::{Denoiser, NoiseLevel};
 /// Estimates that a step is made from.
 const ORDER: usize = 3;
 /// Steps of lambda beyond which two are used: a parabola through three estimates is of no use so far away from them, and does harm with few steps.
-const LARGE: f64 = 1.0;
+const LARGE: f64 = 0.5;
 
 /// From `x` at `levels[0]` to the last level, as [`dpmpp_sde_2m`](super::dpmpp_sde_2m()), with the last three estimates in place of two
 /// (k-diffusion's `dpmpp_3m_sde`). With `q = e^-h`:

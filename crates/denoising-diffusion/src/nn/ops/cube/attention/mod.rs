@@ -1,12 +1,16 @@
 //! `attention`, forward and backward. Per head, over memory and positions j, for queries q, keys k and values v of d channels:
 //!
-//!     s[i, j] = sum_c q[i, c] k[j, c] / √d    p[i, j] = e^(s[i, j] - most[i]) / sum[i]    y[i, c] = sum_j p[i, j] v[j, c]
+//! ```text
+//! s[i, j] = sum_c q[i, c] k[j, c] / √d    p[i, j] = e^(s[i, j] - most[i]) / sum[i]    y[i, c] = sum_j p[i, j] v[j, c]
+//! ```
 //!
 //! where most[i] is the largest score of row i and sum[i] the sum of e^(s - most), found in one pass over the keys (Milakov & Gimelshein 2018; Dao et
 //! al. 2022). Backward, with `delta[i] = sum_c dy[i, c] y[i, c]`:
 //!
-//!     ds[i, j] = p[i, j] (sum_c dy[i, c] v[j, c] - delta[i])
-//!     dq[i, c] = sum_j ds[i, j] k[j, c] / √d    dk[j, c] = sum_i ds[i, j] q[i, c] / √d    dv[j, c] = sum_i p[i, j] dy[i, c]
+//! ```text
+//! ds[i, j] = p[i, j] (sum_c dy[i, c] v[j, c] - delta[i])
+//! dq[i, c] = sum_j ds[i, j] k[j, c] / √d    dk[j, c] = sum_i ds[i, j] q[i, c] / √d    dv[j, c] = sum_i p[i, j] dy[i, c]
+//! ```
 //!
 //! The matrix of all pairs of positions is never stored: most, 1 / sum and delta are kept, three numbers per query. A unit has a query (or, for the
 //! gradients of keys and values, a key) in registers; everything else passes through shared memory. Products are f32 and use no matrix units, so

@@ -1,6 +1,8 @@
 //! Gradients of the weights of convolutions: for `x [b, h, w, c_in]` and `dy [b, h, w, c_out]`, with stride 1 and "same" padding,
 //!
-//!     dw[o, i, ky, kx] = sum over positions p of dy[p, o] x[p + (ky, kx) - center, i]
+//! ```text
+//! dw[o, i, ky, kx] = sum over positions p of dy[p, o] x[p + (ky, kx) - center, i]
+//! ```
 //!
 //! This is a matrix product with a small result and a sum over all positions. Burn's kernels give each cube the whole sum, so that only a few cubes
 //! work, or first write the shifted images side by side: nine times their memory, in a launch each. Ours ([`products`]) divides the positions. It is

@@ -1,14 +1,18 @@
 //! `linear_attention`, forward and backward. Per head, over memory and positions j, for queries q, keys k and values v of d channels:
 //!
-//!     k'[j, c] = softmax of k over j        context[c, e] = sum_j k'[j, c] v[j, e]
-//!     q'[i, c] = softmax of q over c / √d   y[i, e] = sum_c q'[i, c] context[c, e]
+//! ```text
+//! k'[j, c] = softmax of k over j        context[c, e] = sum_j k'[j, c] v[j, e]
+//! q'[i, c] = softmax of q over c / √d   y[i, e] = sum_c q'[i, c] context[c, e]
+//! ```
 //!
 //! and backward, with `dcontext[c, e] = sum_i q'[i, c] dy[i, e]`, `dq'[i, c] = sum_e dy[i, e] context[c, e]` and
 //! `dk'[j, c] = sum_e v[j, e] dcontext[c, e]`:
 //!
-//!     dq[i, c] = q'[i, c] (dq'[i, c] - √d sum_c q'[i, c] dq'[i, c])
-//!     dk[j, c] = k'[j, c] (dk'[j, c] - sum_e context[c, e] dcontext[c, e])
-//!     dv[j, e] = sum_c k'[j, c] dcontext[c, e]
+//! ```text
+//! dq[i, c] = q'[i, c] (dq'[i, c] - √d sum_c q'[i, c] dq'[i, c])
+//! dk[j, c] = k'[j, c] (dk'[j, c] - sum_e context[c, e] dcontext[c, e])
+//! dv[j, e] = sum_c k'[j, c] dcontext[c, e]
+//! ```
 //!
 //! d² + 2 d values per head are kept between the passes. Each pass reads queries, keys and values from memory once: cubes take blocks of rows of one
 //! head, sum their contributions to a context, and leave that to a smaller kernel, which adds contributions in a fixed order.
