@@ -10,15 +10,16 @@ use crate::diffusion::{Denoiser, NoiseLevel};
 
 /// Estimates that a step is made from.
 const ORDER: usize = 3;
-/// Steps of lambda beyond which two are used: a parabola through three estimates is of no use so far away from them, and does harm with few steps.
+/// Steps of lambda beyond which the two newest are used, as by [`dpmpp_sde_2m`](super::dpmpp_sde_2m()): so far away from the estimates, a parabola through
+/// three of them does more harm than good.
 const LARGE: f64 = 0.5;
 
 /// From `x` at `levels[0]` to the last level, as [`dpmpp_sde_2m`](super::dpmpp_sde_2m()), with the last three estimates in place of two
 /// (k-diffusion's `dpmpp_3m_sde`). With `q = e^-h`:
 /// `x_s = (sigma_s / sigma_t) q^eta x_t + alpha_s I + sigma_s sqrt(1 - q^(2 eta)) z`, where `I` is the integral of
 /// `(1 + eta) e^(-(1 + eta) (lambda_s - lambda)) x_start(lambda)` over the step and x_start(lambda) the polynomial through the estimates.
-/// Without noise (eta 0) this is DPM-Solver++ of third order. One estimate per step; large steps and the second one use two estimates, the first one and
-/// that to clean data one. `eta` at least 0. Ignores [`Estimate::renoise`](crate::diffusion::Estimate::renoise).
+/// Without noise (eta 0) this is DPM-Solver++ of third order, but for large steps, which are those of second order. One estimate per step; the second
+/// step uses two, the first one and that to clean data one. `eta` at least 0. Ignores [`Estimate::renoise`](crate::diffusion::Estimate::renoise).
 pub fn dpmpp_sde_3m<const D: usize>(
     denoiser: &impl Denoiser<D>,
     x: Tensor<D>,
@@ -34,10 +35,16 @@ pub fn dpmpp_sde_3m<const D: usize>(
         let q = (t.alpha * s.sigma) / (t.sigma * s.alpha);
         estimates.insert(0, (lambda(t), estimate.x_start.clone()));
         estimates.truncate(ORDER);
-        let weights = match s.is_clean() || t.is_pure_noise() {
-            true => vec![1.0 - q.powf(1.0 + eta)],
-            false if lambda(s) - lambda(t) > LARGE => weights(&estimates[..estimates.len().min(2)], [t, s], 1.0 + eta),
-            false => weights(&estimates, [t, s], 1.0 + eta),
+        let whole = 1.0 - q.powf(1.0 + eta);
+        let weights = match &estimates[..] {
+            [_] => vec![whole],
+            _ if s.is_clean() => vec![whole],
+            [(now, _), (last, _), ..] if lambda(s) - now > LARGE => {
+                // The estimate halfway, on the line through the two newest.
+                let c = 0.5 * (lambda(s) - now) / (now - last);
+                vec![(1.0 + c) * whole, -c * whole]
+            }
+            several => weights(several, [t, s], 1.0 + eta),
         };
         let start = x * (s.sigma / t.sigma * q.powf(eta));
         let parts = estimates.iter().zip(weights).map(|((_, x_start), weight)| x_start.clone() * (weight * s.alpha));
