@@ -119,9 +119,9 @@ impl SamplerKind {
         }
     }
 
-    /// Whether steps are exact for an estimate that is a polynomial in log-SNR.
-    pub(super) fn is_exponential(self) -> bool {
-        matches!(self, Self::Dpmpp2m | Self::Dpmpp2s | Self::DpmppSde2m | Self::DpmppSde3m | Self::Unipc)
+    /// Whether a step is made from more than the estimate at its beginning.
+    pub(super) fn is_of_higher_order(self) -> bool {
+        !matches!(self, Self::Ddpm | Self::Ddim | Self::Euler | Self::EulerAncestral)
     }
 
     /// Whether noise is added on the way unless an option says otherwise.
