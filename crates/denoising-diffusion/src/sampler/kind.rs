@@ -119,9 +119,10 @@ impl SamplerKind {
         }
     }
 
-    /// Whether a step is made from more than the estimate at its beginning.
-    pub(super) fn is_of_higher_order(self) -> bool {
-        !matches!(self, Self::Ddpm | Self::Ddim | Self::Euler | Self::EulerAncestral)
+    /// Whether evenly spaced log-SNR serves the solver better than evenly spaced t: those of higher order, but for Heun's, which overshoots in few steps
+    /// of it.
+    pub(super) fn prefers_log_snr(self) -> bool {
+        !matches!(self, Self::Ddpm | Self::Ddim | Self::Euler | Self::EulerAncestral | Self::Heun)
     }
 
     /// Whether noise is added on the way unless an option says otherwise.
