@@ -258,7 +258,7 @@ pub const FLAGS: &[Flag] = &[
     flag(SAMPLE, "num_samples", Whole, "Images per grid"),
     flag(SAMPLE, "sampler", Word(SAMPLERS), "Solver [default: dpmpp_sde_2m; elucidated: dpmpp_2m; rectified_flow: euler]"),
     flag(SAMPLE, "sampling_timesteps", Whole, "Steps from noise to data [default: ddpm: as many as in training (continuous_time and simple: 500, elucidated: 250, rectified_flow: 100); others: at most 50 (elucidated with heun: 18)]"),
-    flag(SAMPLE, "noise_levels", Word(&["trained", "karras", "log_snr", "trailing"]), "Which noise levels the steps visit [default: trained; log_snr in discrete time from 10 steps on, for all solvers but ddpm, ddim, euler, euler_ancestral and heun]"),
+    flag(SAMPLE, "noise_levels", Word(&["trained", "karras", "log_snr", "trailing"]), "Which noise levels the steps visit [default: trained; log_snr in discrete time from 10 steps on, for the dpmpp solvers and unipc]"),
     flag(SAMPLE, "karras_rho", Number, "rho of --noise-levels karras"),
     flag(SAMPLE, "eta", Number, "Noise added in each step, 0 (none) to 1 [default: ddim 0, euler_ancestral, dpmpp_sde_2m and dpmpp_sde_3m 1]"),
     flag(SAMPLE, "posterior_variance", Word(&["small", "large", "learned"]), "Variance of the steps of ddpm [default: learned where the network has learned one, else small]"),

@@ -119,10 +119,9 @@ impl SamplerKind {
         }
     }
 
-    /// Whether evenly spaced log-SNR serves the solver better than evenly spaced t: those of higher order, but for Heun's, which overshoots in few steps
-    /// of it.
+    /// Whether evenly spaced log-SNR serves the solver better than evenly spaced t: those that are exact for estimates that are polynomials in log-SNR.
     pub(super) fn prefers_log_snr(self) -> bool {
-        !matches!(self, Self::Ddpm | Self::Ddim | Self::Euler | Self::EulerAncestral | Self::Heun)
+        matches!(self, Self::Dpmpp2m | Self::Dpmpp2s | Self::DpmppSde2m | Self::DpmppSde3m | Self::Unipc)
     }
 
     /// Whether noise is added on the way unless an option says otherwise.
