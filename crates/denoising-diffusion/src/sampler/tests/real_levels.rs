@@ -65,7 +65,7 @@ fn few_steps_from_levels_without_signal_keep_samples_as_wide_as_data() {
             let [five, ten, fifty] = [5, 10, 50].map(|steps| width(&config, sampler, steps));
             println!("{name}, {}: {five:.3}, {ten:.3}, {fifty:.3}", sampler.name());
             assert!((0.74..1.0).contains(&five), "{name}, {}: {five}", sampler.name());
-            assert!((0.9..1.06).contains(&ten), "{name}, {}: {ten}", sampler.name());
+            assert!((0.88..1.07).contains(&ten), "{name}, {}: {ten}", sampler.name());
             assert!((0.97..1.01).contains(&fifty), "{name}, {}: {fifty}", sampler.name());
         }
         // A first-order method with as many evaluations gets less far.
