@@ -47,8 +47,8 @@ fn sampled(exact: &Exact, sample: &SampleConfig, x: &[f32]) -> Vec<f64> {
 }
 
 /// The deviation of samples relative to that of the data. Every step is linear in x, so two points determine it.
-fn width(config: &DiffusionConfig, sampler: SamplerKind, steps: usize) -> f64 {
-    let sample = SampleConfig { sampler, sampling_timesteps: Some(steps), ..SampleConfig::default() };
+fn width(config: &DiffusionConfig, sampler: SamplerKind, steps: usize, noise_levels: Option<NoiseLevels>) -> f64 {
+    let sample = SampleConfig { sampler, sampling_timesteps: Some(steps), noise_levels, ..SampleConfig::default() };
     let out = sampled(&Exact::new(config), &sample, &[-1.0, 1.0]);
     (out[1] - out[0]) / (2.0 * DEVIATION)
 }
@@ -62,14 +62,21 @@ fn few_steps_from_levels_without_signal_keep_samples_as_wide_as_data() {
         for sampler in
             [SamplerKind::Heun, SamplerKind::Dpmpp2m, SamplerKind::Dpmpp2s, SamplerKind::Unipc, SamplerKind::Lms]
         {
-            let [five, ten, fifty] = [5, 10, 50].map(|steps| width(&config, sampler, steps));
+            let widths = |levels| [5, 10, 50].map(|steps| width(&config, sampler, steps, levels));
+            let [five, ten, fifty] = widths(Some(NoiseLevels::Trained));
             println!("{name}, {}: {five:.3}, {ten:.3}, {fifty:.3}", sampler.name());
             assert!((0.74..1.0).contains(&five), "{name}, {}: {five}", sampler.name());
-            assert!((0.88..1.07).contains(&ten), "{name}, {}: {ten}", sampler.name());
+            assert!((0.9..1.0).contains(&ten), "{name}, {}: {ten}", sampler.name());
             assert!((0.97..1.01).contains(&fifty), "{name}, {}: {fifty}", sampler.name());
+            // The levels that are taken by default.
+            let [five, ten, fifty] = widths(None);
+            println!("{name}, {}, by default: {five:.3}, {ten:.3}, {fifty:.3}", sampler.name());
+            assert!((0.74..1.0).contains(&five), "{name}, {}: {five}", sampler.name());
+            assert!((0.88..1.06).contains(&ten), "{name}, {}: {ten}", sampler.name());
+            assert!((0.985..1.01).contains(&fifty), "{name}, {}: {fifty}", sampler.name());
         }
         // A first-order method with as many evaluations gets less far.
-        assert!(width(&config, SamplerKind::Heun, 10) > width(&config, SamplerKind::Ddim, 19), "{name}");
+        assert!(width(&config, SamplerKind::Heun, 10, None) > width(&config, SamplerKind::Ddim, 19, None), "{name}");
     }
 }
 
