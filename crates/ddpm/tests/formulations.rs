@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Place, golden, stderr};
+use common::{Place, TINY, golden, stderr};
 use denoising_diffusion::data::npy::{read_npy_f32, write_npy_f32};
 
 const SMALL: &str =
@@ -223,4 +223,20 @@ fn a_checkpoint_of_the_reference_samples_with_every_solver() {
         place
             .ok(&format!("sample {} --image-size 8 -n 1 --sampler {name} --steps 4 --out {name}.npy", model.display()));
     }
+}
+
+/// RePaint's own step is ancestral; a sampler that was asked for is taken as it is.
+#[test]
+fn inpainting_replaces_a_sampler_by_ancestral_steps_and_leaves_those_that_are_named() {
+    let place = Place::new();
+    place.ok(&format!("train digits {TINY} --steps 1 --out run"));
+    place.image("a.png", 8, 8);
+    place.image("m.png", 8, 8);
+    let eta = |flags: &str, name: &str| {
+        let flags = format!("inpaint run --images a.png --mask m.png --steps 2 --out {name}.png {flags}");
+        place.json(&flags)["details"]["repaint"]["step"].to_string()
+    };
+    assert!(eta("", "a1").contains("1.0"), "{}", eta("", "a2"));
+    assert!(eta("--sampler ddim", "b1").contains("0.0"), "{}", eta("--sampler ddim", "b2"));
+    assert!(eta("--eta 0.5", "c1").contains("0.5"), "{}", eta("--eta 0.5", "c2"));
 }

@@ -227,13 +227,13 @@ fn repeated(values: &[f32], images: usize, times: usize) -> Vec<f32> {
 pub fn inpaint(args: &InpaintArgs) -> Result {
     let jumps = Jumps { jump_length: args.jump_length, jump_n_sample: args.jump_n_sample };
     jumps.validate().or_usage()?;
-    let mut own_step = false;
+    let mut replaced = false;
     let mut job = Job::new(&args.common, |own| {
-        own_step = matches!(own, SamplerKind::Ddpm | SamplerKind::Ddim);
-        if own_step { own } else { SamplerKind::Ddim }
+        replaced = !matches!(own, SamplerKind::Ddpm | SamplerKind::Ddim);
+        if replaced { SamplerKind::Ddim } else { own }
     })?;
     let sample = &mut job.settings.sample;
-    if !own_step && sample.sampler == SamplerKind::Ddim && sample.eta.is_none() {
+    if replaced && sample.eta.is_none() {
         // RePaint's own step is ancestral.
         sample.eta = Some(1.0);
     }
