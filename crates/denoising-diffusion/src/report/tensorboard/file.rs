@@ -1,7 +1,7 @@
 //! The event files of a run folder. Each process that trains in it appends to one of its own: TensorBoard follows files by their length, so that none
 //! may be rewritten, replaced or cut. Not here: the bytes of an event.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -35,7 +35,9 @@ impl EventFile {
     pub fn create(dir: &Path, step: Option<u64>, records: &[Value]) -> Result<Self, ReportError> {
         let last = last_number(dir).map_err(ReportError::io("read", dir))?;
         let path = dir.join(format!("{NAME}{:010}{EXTENSION}", last.map_or(0, |last| last + 1)));
-        let file = File::create_new(&path).map_err(ReportError::io("create", &path))?;
+        // Appending goes on at the end after half an event was cut off.
+        let file = OpenOptions::new().append(true).create_new(true).open(&path);
+        let file = file.map_err(ReportError::io("create", &path))?;
         let mut events_file = Self { dir: dir.to_path_buf(), path, file, len: 0 };
         let first = step.map_or(0, |step| step + 1);
         let start = match last {
