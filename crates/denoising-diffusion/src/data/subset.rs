@@ -113,10 +113,11 @@ impl Subset {
         let vectors = dataset.vectors().map(|vectors| vectors.pick(indices.iter().copied()));
         let labels: Vec<f32> = views
             .iter()
-            .flat_map(|(_, view)| match view {
-                View::Plain(_) => Vec::new(),
-                View::Augmented(drawn) => drawn.labels().to_vec(),
+            .filter_map(|(_, view)| match view {
+                View::Plain(_) => None,
+                View::Augmented(drawn) => Some(drawn.labels()),
             })
+            .flatten()
             .collect();
         let augment_labels = (!labels.is_empty()).then_some(labels);
         Ok(Batch { index, images, classes, conditions: conditions.transpose()?, vectors, augment_labels, indices })

@@ -125,10 +125,11 @@ impl Diffusion {
         let uniform =
             |purpose| (0..dims[0] as u64).map(move |i| Stream::new(seed, purpose, first + i, 0).uniform_f64());
         let shared = &self.shared;
-        let start = Stream::new(seed, Purpose::TrainTime, batch, 1).uniform_f64();
-        let shares: Vec<f64> = match shared.stratified_times {
-            true => (0..dims[0]).map(|i| (start + i as f64 / dims[0] as f64).fract()).collect(),
-            false => uniform(Purpose::TrainTime).collect(),
+        let shares: Vec<f64> = if shared.stratified_times {
+            let start = Stream::new(seed, Purpose::TrainTime, batch, 1).uniform_f64();
+            (0..dims[0]).map(|i| (start + i as f64 / dims[0] as f64).fract()).collect()
+        } else {
+            uniform(Purpose::TrainTime).collect()
         };
         let offset_noise = (shared.offset_noise_strength > 0.0).then(|| {
             let per_channel = std::array::from_fn(|k| if k < 2 { dims[k] } else { 1 });

@@ -22,6 +22,11 @@ pub fn dpmpp_2m<const D: usize>(
     })
 }
 
+/// c of the estimate halfway from `now` to `next`, on the line through those at `last` and `now`: `1 + c` times the newer one less c times the older.
+pub(super) fn halfway([last, now, next]: [f64; 3]) -> f64 {
+    0.5 * (next - now) / (now - last)
+}
+
 /// The previous step's estimate and its lambda, unless that level was pure noise.
 #[derive(Debug, Default)]
 pub(super) struct LastEstimate<const D: usize>(Option<(f64, Tensor<D>)>);
@@ -33,7 +38,7 @@ impl<const D: usize> LastEstimate<D> {
         let present = (!t.is_pure_noise()).then(|| (lambda(t), x_start.clone()));
         match std::mem::replace(&mut self.0, present) {
             Some((lambda_last, last)) if !s.is_clean() => {
-                let c = 0.5 * (lambda(s) - lambda(t)) / (lambda(t) - lambda_last);
+                let c = halfway([lambda_last, lambda(t), lambda(s)]);
                 x_start.clone() * (1.0 + c) - last * c
             }
             _ => x_start.clone(),

@@ -2,6 +2,7 @@
 
 use burn::tensor::Tensor;
 
+use super::dpmpp_2m::halfway;
 use super::exponential::lambda;
 use super::lagrange::lagrange_integrals;
 use super::noise_source::NoiseSource;
@@ -40,8 +41,7 @@ pub fn dpmpp_sde_3m<const D: usize>(
             [_] => vec![whole],
             _ if s.is_clean() => vec![whole],
             [(now, _), (last, _), ..] if lambda(s) - now > LARGE => {
-                // The estimate halfway, on the line through the two newest.
-                let c = 0.5 * (lambda(s) - now) / (now - last);
+                let c = halfway([*last, *now, lambda(s)]);
                 vec![(1.0 + c) * whole, -c * whole]
             }
             several => weights(several, [t, s], 1.0 + eta),

@@ -103,3 +103,23 @@ fn evaluations_are_counted_as_they_are_made() {
         }
     }
 }
+
+#[test]
+fn few_steps_and_solvers_of_first_order_keep_the_levels_of_training() {
+    let levels = |config: &DiffusionConfig, sampler, steps, noise_levels| {
+        let sample = SampleConfig { sampler, sampling_timesteps: Some(steps), noise_levels, ..SampleConfig::default() };
+        sample.levels_for(Exact::new(config).0.formulation())
+    };
+    let config = discrete(BetaSchedule::Sigmoid, false);
+    for sampler in SamplerKind::ALL {
+        let expected = if sampler.prefers_log_snr() { NoiseLevels::LogSnr } else { NoiseLevels::Trained };
+        assert_eq!(levels(&config, sampler, 10, None), expected, "{sampler:?}");
+        assert_eq!(levels(&config, sampler, 9, None), NoiseLevels::Trained, "{sampler:?}");
+        assert_eq!(levels(&config, sampler, 10, Some(NoiseLevels::Karras)), NoiseLevels::Karras, "{sampler:?}");
+    }
+    assert!(SamplerKind::default().prefers_log_snr() && !SamplerKind::Ddim.prefers_log_snr());
+    let flow = FormulationConfig::RectifiedFlow(Default::default()).into();
+    for other in [discrete(BetaSchedule::Linear, true), flow] {
+        assert_eq!(levels(&other, SamplerKind::DpmppSde2m, 50, None), NoiseLevels::Trained);
+    }
+}
