@@ -10,7 +10,12 @@ where
 {
     move |text| {
         let number = text.parse().ok().filter(|number| *number >= least);
-        number.ok_or_else(|| format!("expected a whole number of at least {least}"))
+        number.ok_or_else(|| match !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+            true if text.trim_start_matches('0').len() > least.to_string().len() => {
+                "the number is too large".to_string()
+            }
+            _ => format!("expected a whole number of at least {least}"),
+        })
     }
 }
 
@@ -22,8 +27,9 @@ mod tests {
     fn small_numbers_and_words_are_refused() {
         let read = at_least(2_u32);
         assert_eq!(read("2"), Ok(2));
-        for text in ["1", "-3", "two", "2.5", "4294967296"] {
+        for text in ["", "1", "-3", "two", "2.5", "0001"] {
             assert_eq!(read(text), Err("expected a whole number of at least 2".to_string()), "{text}");
         }
+        assert_eq!(read("4294967296"), Err("the number is too large".to_string()));
     }
 }

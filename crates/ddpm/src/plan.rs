@@ -106,7 +106,7 @@ impl Plan {
         }
         let (layout, depth) = (self.dataset().layout(), self.dataset().depth());
         rows.row(
-            layout.noun(),
+            &format!("{}s", layout.noun()),
             format!(
                 "{} of {}{classes}; {} to train, {} held out",
                 thousands(summary.images as u64),

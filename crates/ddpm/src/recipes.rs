@@ -6,6 +6,8 @@ use denoising_diffusion::recipe::{Recipe, RecipeError};
 
 use crate::failure::{Failure, FailureExt, Result};
 
+mod explain;
+
 /// Recipes that are part of the program.
 const EMBEDDED: &[(&str, &str)] = &[
     ("digits", include_str!("../../../recipes/digits.toml")),
@@ -55,6 +57,7 @@ impl RecipeText {
             let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
             let at = line.map_or_else(|| source.to_string(), |line| format!("{source}, line {line}"));
             let message = error.message().trim_end();
+            let message = line.map_or_else(|| message.to_string(), |line| explain::explain(message, text, line));
             match line.and_then(|line| text.lines().nth(line - 1)).map(str::trim) {
                 Some(shown) if !shown.is_empty() => Failure::usage(format!("{at}: {message} (in `{shown}`)")),
                 _ => Failure::usage(format!("{at}: {message}")),

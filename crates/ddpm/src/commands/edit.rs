@@ -251,6 +251,12 @@ pub fn inpaint(args: &InpaintArgs) -> Result {
     let (images, mask) = (repeated(&images.values()?, n, variants), repeated(&mask, n, variants));
     let generator = job.from.generator(&job.settings.guidance);
     let steps = generator.inpaint_steps(&job.settings.sample, jumps);
+    if jumps.jump_n_sample > 1 && steps <= job.steps() {
+        note(format!(
+            "note: no level is denoised again: {steps} steps are too few to jump back by {}, so filled parts may not fit the known ones              (more --steps, or a smaller --jump-length)",
+            jumps.jump_length
+        ));
+    }
     let repaint = RePaint { jumps, step };
     job.finish(&generator, count, (0, steps), &json!({ "repaint": repaint, "steps": steps }), |request, watch| {
         generator.inpaint(request, &images, &mask, jumps, watch)

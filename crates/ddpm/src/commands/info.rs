@@ -63,7 +63,7 @@ fn ours(path: &Path, file: &ModelFile) -> (Rows, Value) {
         rows.row("EMA sigma_rel", sigma_rel);
     }
     let layout = card.network.layout();
-    rows.row(layout.noun(), layout.shape_in_words(card.image, card.network.depth()));
+    rows.row(&format!("{}s", layout.noun()), layout.shape_in_words(card.image, card.network.depth()));
     match &card.network {
         NetworkConfig::Unet(unet) => network_rows(&mut rows, unet),
         NetworkConfig::Unet1d(unet) => network_rows(&mut rows, &unet.unet()),
@@ -138,8 +138,8 @@ fn of_reference(path: &Path, reference: &Reference) -> (Rows, Value) {
         rows.row("step", thousands(step));
     }
     let channels = inferred.network.channels().unwrap_or(0);
-    let noun = inferred.network.layout().noun();
-    rows.row(noun, format!("{channels} channels; the size is not in the file (give --image-size)"));
+    let nouns = format!("{}s", inferred.network.layout().noun());
+    rows.row(&nouns, format!("{channels} channels; the size is not in the file (give --image-size)"));
     match &inferred.network {
         NetworkConfig::Unet(unet) => network_rows(&mut rows, unet),
         other => rows.row("network", networks::in_words(other)),

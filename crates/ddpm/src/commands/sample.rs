@@ -191,7 +191,7 @@ impl<'a> Plan<'a> {
         let layout = card.network.layout();
         format!(
             "drawing {} of {} with {}, {}, from {}",
-            counted(sample.num_samples, layout.noun().trim_end_matches('s')),
+            counted(sample.num_samples, layout.noun()),
             layout.shape_in_words(card.image, card.network.depth()),
             sample.sampler.name(),
             steps_in_words(sample, self.from.diffusion.formulation()),

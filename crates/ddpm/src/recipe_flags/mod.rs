@@ -95,6 +95,27 @@ impl Flag {
     }
 }
 
+/// The sections of a recipe.
+pub fn sections() -> Vec<&'static str> {
+    let mut sections = Vec::new();
+    for section in FLAGS.iter().flat_map(|flag| flag.sections) {
+        if !sections.contains(section) {
+            sections.push(*section);
+        }
+    }
+    sections
+}
+
+/// The keys of a section.
+pub fn keys_of(section: &str) -> Vec<&'static str> {
+    FLAGS.iter().filter(|flag| flag.is_of(section)).map(|flag| flag.key).collect()
+}
+
+/// The sections that have this key.
+pub fn sections_of(key: &str) -> &'static [&'static str] {
+    FLAGS.iter().find(|flag| flag.key == key).map_or(&[], |flag| flag.sections)
+}
+
 /// The default of a key: that of a default recipe, else of the first formulation that has the key.
 fn default_of(defaults: &Table, section: &str, key: &str) -> Option<Value> {
     let found = defaults.get(section).and_then(|section| section.get(key)).cloned();

@@ -106,12 +106,12 @@ keyword_enum! {
 }
 
 impl DataLayout {
-    /// What examples are called.
+    /// What an example is called.
     pub fn noun(self) -> &'static str {
         match self {
-            Self::Auto | Self::Images => "images",
-            Self::Sequences => "sequences",
-            Self::Volumes => "volumes",
+            Self::Auto | Self::Images => "image",
+            Self::Sequences => "sequence",
+            Self::Volumes => "volume",
         }
     }
 
