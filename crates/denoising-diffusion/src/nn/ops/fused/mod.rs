@@ -57,21 +57,30 @@ fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
     tensor.layout().shape().dims()
 }
 
-/// A tensor of the given sizes. `fill` must write every value and read none; clearing them first would cost as much as many kernels.
+/// A tensor of the given sizes. `fill` must write every value and read none.
 fn tensor<const D: usize>(dims: [usize; D], fill: impl FnOnce(&mut [f32])) -> FlexTensor {
     let shape = Shape::from(dims);
-    let len = shape.num_elements();
-    let mut values = Vec::<f32>::with_capacity(len);
-    if cfg!(debug_assertions) {
-        // If a kernel forgets a value, every test shows it.
-        values.resize(len, f32::NAN);
-    }
-    // SAFETY: the memory is there, and every bit pattern is an f32; kernels write all of their outputs before they read any.
-    unsafe {
-        fill(std::slice::from_raw_parts_mut(values.as_mut_ptr(), len));
-        values.set_len(len);
-    }
+    let mut values = unspecified(shape.num_elements());
+    fill(&mut values);
     FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape), DType::F32)
+}
+
+/// Values that are to be overwritten; clearing them would cost as much as many kernels. Debug builds do, so that a kernel that forgets a value fails
+/// every test.
+fn unspecified(len: usize) -> Vec<f32> {
+    #[cfg(all(not(debug_assertions), any(target_arch = "x86_64", target_arch = "aarch64")))]
+    {
+        let mut values = Vec::<f32>::with_capacity(len);
+        // SAFETY: the memory is there, and every bit pattern is an f32. Fresh memory counts as uninitialised, which no `&mut [f32]` may refer to. For
+        // all the compiler knows, assembly that gets its address (and is not marked `nomem`) has written it; so it holds some values.
+        unsafe {
+            std::arch::asm!("/* {0} */", in(reg) values.as_mut_ptr(), options(nostack, preserves_flags));
+            values.set_len(len);
+        }
+        values
+    }
+    #[cfg(not(all(not(debug_assertions), any(target_arch = "x86_64", target_arch = "aarch64"))))]
+    vec![f32::NAN; len]
 }
 
 /// A gradient that is computed only if it is wanted.
