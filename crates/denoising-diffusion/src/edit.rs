@@ -5,7 +5,7 @@ use thiserror::Error;
 
 use crate::data::ImageBatch;
 use crate::diffusion::NoiseLevel;
-use crate::generate::{GenerateError, Generator, Progress, Request, SampleBatch, Watch};
+use crate::generate::{BatchStep, GenerateError, Generator, Request, SampleBatch, Watch};
 use crate::models::Network;
 use crate::nn::params::from_host;
 use crate::noise::{Purpose, normal_batch};
@@ -225,7 +225,7 @@ fn part<M>(values: &[f32], batch: &SampleBatch<'_, M>, shape: [usize; 3], device
 }
 
 fn passed_on<'w>(first: usize, watch: &'w mut Watch<'_>) -> Box<Callback<'w, 4>> {
-    Box::new(move |step: &Step<'_, 4>| watch(&Progress { first, step: step.index + 1, steps: step.total, x: step.x }))
+    Box::new(move |step: &Step<'_, 4>| watch(&BatchStep { first, step: step.index + 1, steps: step.total, x: step.x }))
 }
 
 fn check_size(what: &'static str, values: &[f32], count: usize, shape: [usize; 3]) -> Result<(), EditError> {

@@ -71,7 +71,7 @@ pub struct Replica<'a, M> {
 
 /// A completed step of a batch.
 #[derive(Debug)]
-pub struct Progress<'a> {
+pub struct BatchStep<'a> {
     /// Number of the batch's first image. With several devices, batches are drawn concurrently.
     pub first: usize,
     /// Completed steps of this batch, from 1, and their total.
@@ -101,7 +101,7 @@ impl<'a> Request<'a> {
 }
 
 /// Called after every step of every batch; `Break` ends sampling.
-pub type Watch<'a> = dyn FnMut(&Progress<'_>) -> ControlFlow<()> + 'a;
+pub type Watch<'a> = dyn FnMut(&BatchStep<'_>) -> ControlFlow<()> + 'a;
 
 /// Receives a batch of samples, and the position of its first one in the request.
 pub type Take<'a, E> = dyn FnMut(usize, ImageBatch) -> Result<(), E> + 'a;
@@ -185,7 +185,7 @@ impl<'a, M: Network> Generator<'a, M> {
         let levels = batch.denoiser.levels(config.levels_for(formulation), steps, config.karras_rho);
         let x = batch.init * self.diffusion.formulation().init_deviation();
         let mut callback = |step: &Step<'_, 4>| {
-            watch(&Progress { first: batch.first, step: step.index + 1, steps: step.total, x: step.x })
+            watch(&BatchStep { first: batch.first, step: step.index + 1, steps: step.total, x: step.x })
         };
         config.run(&batch.denoiser, x, &levels, &mut batch.noise, &mut callback)
     }

@@ -10,7 +10,7 @@ use burn::nn::{BatchNorm, BatchNormConfig, Dropout, DropoutConfig, PaddingConfig
 use burn::tensor::{Device, Tensor};
 use denoising_diffusion::diffusion::{Diffusion, GaussianConfig, ScheduleConfig};
 use denoising_diffusion::eval::held_out::held_out_loss;
-use denoising_diffusion::generate::{GenerateError, Generator, Progress, Request};
+use denoising_diffusion::generate::{BatchStep, GenerateError, Generator, Request};
 use denoising_diffusion::models::{Network, NetworkInput};
 use denoising_diffusion::nn::params::{host_values, to_state_dict};
 use denoising_diffusion::nn::{Eval, EvalMode, TrainNoGrad};
@@ -86,7 +86,7 @@ fn sample(
 ) -> Result<Vec<f32>, GenerateError> {
     let sample = SampleConfig { sampling_timesteps: Some(5), ..SampleConfig::default() };
     let request = Request::new(&sample, 3, 2, [1, 8, 8]);
-    let mut progress = |_: &Progress<'_>| on_step();
+    let mut progress = |_: &BatchStep<'_>| on_step();
     Generator::new(model, diffusion, &Device::flex())
         .generate_watched(&request, &mut progress)
         .map(|images| images.data)

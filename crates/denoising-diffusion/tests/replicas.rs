@@ -16,7 +16,7 @@ use denoising_diffusion::data::{DataLayout, ImageBatch};
 use denoising_diffusion::diffusion::{
     ContinuousTimeConfig, Diffusion, DiffusionConfig, ElucidatedConfig, Examples, FormulationConfig, NoiseSchedule,
 };
-use denoising_diffusion::generate::{ClassifierGradient, GenerateError, Generator, Progress, Replica, Request};
+use denoising_diffusion::generate::{BatchStep, ClassifierGradient, GenerateError, Generator, Replica, Request};
 use denoising_diffusion::models::{
     Calls, Extent, ImageNetwork, KarrasUnetConfig, LearnedSchedule, LearnedScheduleOptions, Network, NetworkConfig,
     RecordingState, Scheduled, UnetConfig,
@@ -176,7 +176,7 @@ fn sampled(device: &Device) -> Eval<ImageNetwork> {
 fn draw(
     more: usize,
     classifier: Option<&ClassifierGradient<'_>>,
-    watch: &mut dyn FnMut(&Progress<'_>) -> ControlFlow<()>,
+    watch: &mut dyn FnMut(&BatchStep<'_>) -> ControlFlow<()>,
 ) -> Result<ImageBatch, GenerateError> {
     let (device, others) = (test_device(), others(more));
     let (model, copies) = (sampled(&device), others.iter().map(sampled).collect::<Vec<_>>());

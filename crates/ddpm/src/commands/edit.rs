@@ -8,7 +8,7 @@ use clap::Args;
 use denoising_diffusion::data::{DataConfig, ImageBatch};
 use denoising_diffusion::edit::{Between, EditError};
 use denoising_diffusion::eval::images::Images;
-use denoising_diffusion::generate::{Depth, Generator, Progress as At, Request, room_for};
+use denoising_diffusion::generate::{BatchStep, Depth, Generator, Request, room_for};
 use denoising_diffusion::models::ImageNetwork;
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::GridOptions;
@@ -160,7 +160,7 @@ impl<'a> Job<'a> {
         details: &Value,
         make: impl FnOnce(
             &Request<'_>,
-            &mut dyn FnMut(&At<'_>) -> ControlFlow<()>,
+            &mut dyn FnMut(&BatchStep<'_>) -> ControlFlow<()>,
         ) -> std::result::Result<ImageBatch, EditError>,
     ) -> Result {
         let (sample, started) = (&self.settings.sample, Instant::now());

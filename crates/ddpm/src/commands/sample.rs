@@ -10,7 +10,7 @@ use denoising_diffusion::data::npy::read_npy_f32;
 use denoising_diffusion::data::{DataLayout, ImageBatch, VectorTable};
 use denoising_diffusion::diffusion::{Diffusion, Formulation};
 use denoising_diffusion::eval::images::Images;
-use denoising_diffusion::generate::{Progress as At, Request};
+use denoising_diffusion::generate::{BatchStep, Request};
 use denoising_diffusion::nn::params::host_values;
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::{GridOptions, TrajectoryGif, check_grid, save_images};
@@ -202,7 +202,7 @@ impl<'a> Plan<'a> {
     /// Draws the images and writes them: into a folder batch by batch, else all at the end.
     fn draw(&self, stop: &StopSignal, frames: &mut Frames) -> Result {
         let (guidance, request) = (&self.settings.guidance, self.request());
-        let mut see = |at: &At<'_>| frames.take(at, &self.from.diffusion);
+        let mut see = |at: &BatchStep<'_>| frames.take(at, &self.from.diffusion);
         let Out::Folder(folder) = &self.out else {
             let drawn = self.from.draw(guidance, &request, stop, &mut see);
             let images = drawn.inspect_err(|_| note(format!("{} is not written", self.out.path().display())))?;
@@ -297,7 +297,7 @@ impl Frames {
         Self { gif: wanted.then(|| TrajectoryGif::new(steps, layout)), states: BTreeMap::new() }
     }
 
-    fn take(&mut self, at: &At<'_>, diffusion: &Diffusion) {
+    fn take(&mut self, at: &BatchStep<'_>, diffusion: &Diffusion) {
         let step = at.step - 1;
         if self.gif.as_ref().is_some_and(|gif| gif.wants(step)) {
             let values = host_values(diffusion.unnormalize(at.x.clone()));

@@ -3,7 +3,7 @@
 use burn::tensor::Device;
 use denoising_diffusion::data::ImageBatch;
 use denoising_diffusion::diffusion::{Diffusion, GuidanceConfig};
-use denoising_diffusion::generate::{GenerateError, Generator, Progress as At, Replica, Request, Watch};
+use denoising_diffusion::generate::{BatchStep, GenerateError, Generator, Replica, Request, Watch};
 use denoising_diffusion::model_file::ModelFile;
 use denoising_diffusion::models::{Calls, ImageNetwork, Network};
 use denoising_diffusion::nn::Eval;
@@ -71,7 +71,7 @@ impl Drawable {
         guidance: &GuidanceConfig,
         request: &Request<'_>,
         stop: &StopSignal,
-        see: &mut dyn FnMut(&At<'_>),
+        see: &mut dyn FnMut(&BatchStep<'_>),
     ) -> Result<ImageBatch> {
         self.shown(guidance, request, stop, see, |generator, watch| {
             generator.generate_watched(request, watch).map_err(or_interrupted)
@@ -84,7 +84,7 @@ impl Drawable {
         guidance: &GuidanceConfig,
         request: &Request<'_>,
         stop: &StopSignal,
-        see: &mut dyn FnMut(&At<'_>),
+        see: &mut dyn FnMut(&BatchStep<'_>),
         take: &mut dyn FnMut(usize, ImageBatch) -> Result,
     ) -> Result {
         self.shown(guidance, request, stop, see, |generator, watch| {
@@ -102,7 +102,7 @@ impl Drawable {
         guidance: &GuidanceConfig,
         request: &Request<'_>,
         stop: &StopSignal,
-        see: &mut dyn FnMut(&At<'_>),
+        see: &mut dyn FnMut(&BatchStep<'_>),
         draw: impl FnOnce(&Generator<'_, ImageNetwork>, &mut Watch<'_>) -> Result<T>,
     ) -> Result<T> {
         let (devices, batches) = (1 + self.replicas.len(), request.batches());

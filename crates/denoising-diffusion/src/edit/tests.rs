@@ -104,7 +104,7 @@ fn images_are_filled_in_by_the_configured_sampler_or_not_at_all() {
     let jumps = Jumps { jump_length: 2, jump_n_sample: 1 };
     let fill = |sample: SampleConfig| {
         let request = Request { classes: Some(&[0]), ..Request::new(&sample, 0, 1, SHAPE) };
-        let mut watch = |_: &Progress<'_>| std::ops::ControlFlow::Continue(());
+        let mut watch = |_: &BatchStep<'_>| std::ops::ControlFlow::Continue(());
         Generator::new(&network, &diffusion, &Device::flex()).inpaint(&request, &image, &mask, jumps, &mut watch)
     };
     let by = |sampler, eta| SampleConfig { sampler, eta, sampling_timesteps: Some(4), ..SampleConfig::default() };
@@ -128,7 +128,7 @@ fn jumps_that_describe_no_walk_are_refused() {
         (1, 1_000_000_000, "jump_n_sample", 1_000_000_000),
     ] {
         let jumps = Jumps { jump_length, jump_n_sample };
-        let mut watch = |_: &Progress<'_>| std::ops::ControlFlow::Continue(());
+        let mut watch = |_: &BatchStep<'_>| std::ops::ControlFlow::Continue(());
         let generator = Generator::new(&network, &diffusion, &Device::flex());
         let error = generator.inpaint(&request, &[0.25; 4], &[0.0; 4], jumps, &mut watch).unwrap_err();
         assert_eq!(error.to_string(), format!("`{key}` must be from 1 to 1000, got {number}"));

@@ -12,7 +12,7 @@ use std::thread;
 
 use burn::tensor::Tensor;
 
-use super::{GenerateError, Generator, Progress, Replica, Request, Take, Watch, finite};
+use super::{BatchStep, GenerateError, Generator, Replica, Request, Take, Watch, finite};
 use crate::models::{Calls, Network};
 use crate::nn::params::host_values;
 use crate::sampler::Interrupted;
@@ -24,7 +24,7 @@ enum Told {
     Done(usize, Vec<f32>),
 }
 
-/// A step of a batch, see [`Progress`].
+/// A step of a batch, see [`BatchStep`].
 struct Seen {
     first: usize,
     step: usize,
@@ -97,7 +97,7 @@ impl<'a, M: Network> Generator<'a, M> {
             let mut hear = |told: Told| match told {
                 Told::Step(seen) => {
                     let Seen { first, step, steps, ref x } = *seen;
-                    match watch(&Progress { first, step, steps, x }) {
+                    match watch(&BatchStep { first, step, steps, x }) {
                         ControlFlow::Continue(()) => Ok(()),
                         ControlFlow::Break(()) => Err(GenerateError::from(Interrupted { done: step, total: steps }))?,
                     }
@@ -138,7 +138,7 @@ impl<'a, M: Network> Generator<'a, M> {
     fn draw_shares(&self, request: &Request<'_>, shared: &Shared, tell: &SyncSender<Told>) {
         let _stop_on_panic = StopOnPanic(shared);
         while let Some(k) = shared.take(request.batches()) {
-            let mut watch = |&Progress { first, step, steps, x }: &Progress<'_>| {
+            let mut watch = |&BatchStep { first, step, steps, x }: &BatchStep<'_>| {
                 let heard = tell.send(Told::Step(Box::new(Seen { first, step, steps, x: x.clone() }))).is_ok();
                 if heard && !shared.is_stopped() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             };

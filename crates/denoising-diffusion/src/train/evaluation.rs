@@ -16,7 +16,7 @@ use crate::eval::images::Images;
 use crate::eval::likelihood::{TERMS, evaluations};
 use crate::eval::metric::Metric;
 use crate::eval::result::{JudgedOn, Measurement};
-use crate::generate::{GenerateError, Progress, Request, Samples};
+use crate::generate::{BatchStep, GenerateError, Request, Samples};
 use crate::interop::InteropError;
 use crate::models::Network;
 use crate::report::log::{EvaluationRecord, Record};
@@ -259,7 +259,7 @@ impl<M: Network> Run<M> {
             ..Request::new(sample, self.trainer.config().seed, count, [shape.channels, shape.height, shape.width])
         };
         let (batches, mut done) = (request.batches(), 0);
-        let mut progress = |at: &Progress<'_>| {
+        let mut progress = |at: &BatchStep<'_>| {
             done += 1;
             on_event(Event::Evaluating { task: Task::Sample, done, total: batches * at.steps });
             if stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

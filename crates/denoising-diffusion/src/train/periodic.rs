@@ -10,7 +10,7 @@ use crate::data::{ChannelStatistics, DataLayout, ImageShape};
 use crate::diffusion::Examples;
 use crate::eval::held_out::{HeldOutLoss, held_out_loss};
 use crate::eval::images::Images;
-use crate::generate::{GenerateError, Progress, Request};
+use crate::generate::{BatchStep, GenerateError, Request};
 use crate::models::Network;
 use crate::report::log::{self, HeldOutRecord, Record, SamplesRecord};
 use crate::report::{GridOptions, save_grid, save_sequences};
@@ -150,7 +150,7 @@ impl<M: Network> Run<M> {
             vectors: vectors.as_deref(),
             ..Request::new(&self.setup.sample, self.trainer.config().seed, count, [channels, height, width])
         };
-        let mut progress = |at: &Progress<'_>| {
+        let mut progress = |at: &BatchStep<'_>| {
             on_event(Event::Sampling { first: at.first, step: at.step, steps: at.steps });
             if stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
