@@ -344,13 +344,13 @@ mod tests {
     #[test]
     fn estimates_of_memory_fit_what_was_measured() {
         for (config, peaks) in [
-            (Config::S, [453, 315]),
-            (Config::M, [1169, 1045]),
-            (Config::Unet1d, [248, 159]),
-            (Config::Uvit, [305, 260]),
-            (Config::Dit, [491, 286]),
-            (Config::Karras, [283, 181]),
-            (Config::Karras3d, [168, 127]),
+            (Config::S, [409, 265]),
+            (Config::M, [926, 860]),
+            (Config::Unet1d, [219, 134]),
+            (Config::Uvit, [308, 183]),
+            (Config::Dit, [471, 199]),
+            (Config::Karras, [284, 157]),
+            (Config::Karras3d, [139, 101]),
         ] {
             let (network, [batch_size, channels, height, width]) = config.parts();
             let shape = ImageShape { channels, height, width };
