@@ -94,3 +94,17 @@ fn a_neighbour_is_named_by_its_place_in_the_data() {
         assert!((distance - pair["distance"].as_f64().unwrap()).abs() < 1e-4, "{pair}: {distance}");
     }
 }
+
+/// Divided anew, images that the run was trained on would be held out.
+#[test]
+fn a_run_is_not_judged_on_held_out_images_if_its_data_have_changed() {
+    let place = Place::new();
+    folders(&place, "all", &[("ant", 20), ("bee", 20)]);
+    place.ok(&format!("train all --steps 2 --held-out 0.2 --out run {TINY}"));
+    let on = || place.json("eval run --metrics loss")["loss"]["on"].clone();
+    assert_eq!(on(), "held_out");
+    folders(&place, "all/more", &[("cat", 10)]);
+    let said = stderr(&place.run("eval run --metrics loss"));
+    assert!(said.contains("the data have changed since the run was trained"), "{said}");
+    assert_eq!(on(), "given");
+}

@@ -17,7 +17,7 @@ use denoising_diffusion::generate::Samples;
 use denoising_diffusion::model_file::ModelCard;
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::report::table;
-use denoising_diffusion::train::StopSignal;
+use denoising_diffusion::train::{CheckpointState, StopSignal};
 use denoising_diffusion::weights::WeightsKind;
 
 use crate::evaluation::{StderrWatch, listed, or_interrupted, those_measurable};
@@ -132,7 +132,7 @@ impl<'a> Plan<'a> {
         number_classes(&mut dataset, &file.card);
         let dataset = Arc::new(dataset);
         let real = some(all(&dataset), args.num_real);
-        let parts = parts(&dataset, recipe.as_ref(), args);
+        let parts = parts(&dataset, recipe.as_ref().filter(|_| args.data.is_none()), &path);
         let judged = judged(parts.as_ref(), &real, args);
         let facts = Facts {
             layout: layout(&dataset, &file.card),
@@ -288,9 +288,14 @@ fn tell_unknown(metrics: &[Metric], dataset: &Dataset, card: &ModelCard) {
     }
 }
 
-/// The training and held-out parts of the run's data; `None` for other data.
-fn parts(dataset: &Arc<Dataset>, recipe: Option<&Recipe>, args: &EvalArgs) -> Option<(Images, Images)> {
-    let recipe = recipe.filter(|_| args.data.is_none())?;
+/// The training and held-out parts of the data of the run with this recipe. `None` for other data, also if the run's have changed since: then they are
+/// divided otherwise.
+fn parts(dataset: &Arc<Dataset>, recipe: Option<&Recipe>, weights: &Path) -> Option<(Images, Images)> {
+    let recipe = recipe?;
+    if CheckpointState::beside(weights).is_some_and(|state| state.data_digest != dataset.digest()) {
+        note("warning: the data have changed since the run was trained on them: which of them it has seen is unknown");
+        return None;
+    }
     let (training, held_out) = dataset.split_held_out(recipe.data.held_out, recipe.train.seed);
     Some((Images::of_data(training), Images::of_data(held_out)))
 }

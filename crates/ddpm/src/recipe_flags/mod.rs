@@ -153,8 +153,7 @@ impl RecipeFlags {
         let chosen = self.given.iter().find(|(flag, _)| flag.key == "diffusion").map(|(_, value)| value);
         let Some(Value::Table(section)) = table.get_mut("diffusion") else { return };
         if chosen.is_some_and(|chosen| Some(chosen) != section.get("diffusion")) {
-            let shared = Table::try_from(SharedConfig::default()).unwrap_or_default();
-            section.retain(|key, _| shared.contains_key(key));
+            section.retain(|key, _| SharedConfig::KEYS.contains(&key));
         }
     }
 

@@ -68,6 +68,20 @@ fn every_flag_takes_its_own_default_and_the_help_shows_it() {
 }
 
 #[test]
+fn every_switch_can_be_set() {
+    for flag in FLAGS.iter().filter(|flag| matches!(flag.kind, Switch)) {
+        for value in ["true", "false"] {
+            let given = parse(&[&format!("{}={value}", flag.name())]).unwrap();
+            let takes = |formulation: FormulationConfig| {
+                given.apply(&Recipe { diffusion: formulation.into(), ..Recipe::default() }).is_ok()
+            };
+            let mut formulations = FormulationConfig::all().into_iter();
+            assert!(formulations.any(takes), "{}={value}", flag.name());
+        }
+    }
+}
+
+#[test]
 fn words_are_those_that_the_library_takes() {
     for flag in FLAGS {
         let (Word(words) | Words(words) | WordPerStage(words)) = flag.kind else { continue };
@@ -168,10 +182,14 @@ fn a_flag_of_several_networks_goes_to_the_chosen_one() {
 
 #[test]
 fn another_formulation_starts_from_its_own_defaults_and_shared_options_stay() {
-    let base = parse(&["--timesteps", "50", "--immiscible"]).unwrap().apply(&Recipe::default()).unwrap();
+    let base = parse(&["--timesteps", "50", "--immiscible", "--stratified-times", "--min-snr-loss-weight"])
+        .unwrap()
+        .apply(&Recipe::default())
+        .unwrap();
     let recipe = parse(&["--diffusion", "elucidated", "--sigma-max", "40"]).unwrap().apply(&base).unwrap();
     let FormulationConfig::Elucidated(config) = &recipe.diffusion.formulation else { panic!("{recipe:?}") };
-    assert!(config.sigma_max == 40.0 && recipe.diffusion.shared.immiscible);
+    assert!(config.sigma_max == 40.0);
+    assert_eq!(recipe.diffusion.shared, base.diffusion.shared);
     assert_eq!(recipe.sample.sampler, SamplerKind::Dpmpp2m);
     let same = parse(&["--diffusion", "gaussian"]).unwrap().apply(&base).unwrap();
     assert_eq!(same, base);

@@ -194,6 +194,17 @@ impl Default for SharedConfig {
 }
 
 impl SharedConfig {
+    /// All its keys: some are absent where they have no value or their default.
+    pub const KEYS: [&str; 7] = [
+        "auto_normalize",
+        "offset_noise_strength",
+        "min_snr_loss_weight",
+        "min_snr_gamma",
+        "immiscible",
+        "xm_candidates",
+        "stratified_times",
+    ];
+
     /// Refuses meaningless options, and options that contradict each other or the network's output.
     pub(super) fn validate(&self, output: Output) -> Result<(), DiffusionConfigError> {
         let Self { min_snr_gamma: gamma, offset_noise_strength: offset, xm_candidates, .. } = *self;
@@ -341,9 +352,9 @@ impl TryFrom<Map<String, Value>> for DiffusionConfig {
         let Some(formulation) = all.iter().find(|formulation| formulation.name() == name) else {
             return Err(DiffusionConfigError::UnknownFormulation { name, known: names() });
         };
-        let shared_keys = keys_of(&SharedConfig::default());
         let (shared, mut own): (Vec<_>, Map<_, _>) = {
-            let (shared, own): (Vec<_>, Vec<_>) = keys.into_iter().partition(|(key, _)| shared_keys.contains(key));
+            let (shared, own): (Vec<_>, Vec<_>) =
+                keys.into_iter().partition(|(key, _)| SharedConfig::KEYS.contains(&key.as_str()));
             (shared, own.into_iter().collect())
         };
         let known = formulation.keys();

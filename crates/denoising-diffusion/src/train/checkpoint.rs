@@ -69,6 +69,13 @@ pub struct CheckpointState {
     pub post_hoc_sigma_rels: Vec<f64>,
 }
 
+impl CheckpointState {
+    /// The state of the checkpoint that a file of weights lies in; `None` if it lies in none, or the state cannot be read.
+    pub fn beside(weights: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(weights.with_file_name(STATE)).ok()?).ok()
+    }
+}
+
 /// Settings that have a value, by their current names: earlier checkpoints also list those without a value, and use an older name.
 fn with_values<'de, D: Deserializer<'de>>(input: D) -> Result<BTreeMap<String, String>, D::Error> {
     let settings = BTreeMap::<String, Option<String>>::deserialize(input)?;

@@ -1,5 +1,7 @@
 //! Reading options, their defaults, and which options are refused.
 
+use std::collections::BTreeSet;
+
 use super::*;
 
 fn read(text: &str) -> Result<DiffusionConfig, String> {
@@ -80,4 +82,25 @@ fn zero_terminal_snr_weighs_all_levels_alike() {
     assert_eq!(weights(&format!("{zero}\nloss_weight = \"noise\""))[2], 0.0);
     assert!(weights(&format!("{zero}\nmin_snr_loss_weight = true"))[0] < 1.0);
     assert!(weights("")[2] < 1.0);
+}
+
+#[test]
+fn every_formulation_takes_all_shared_keys() {
+    let shared = SharedConfig {
+        auto_normalize: false,
+        offset_noise_strength: 0.1,
+        min_snr_loss_weight: Some(true),
+        min_snr_gamma: 3.0,
+        immiscible: true,
+        xm_candidates: 2,
+        stratified_times: true,
+    };
+    let Ok(Value::Object(keys)) = serde_json::to_value(&shared) else { panic!() };
+    assert_eq!(keys.keys().map(String::as_str).collect::<BTreeSet<_>>(), BTreeSet::from(SharedConfig::KEYS));
+    for formulation in FormulationConfig::all() {
+        let config = DiffusionConfig { formulation, shared: shared.clone() };
+        let table = Map::from(config.clone());
+        assert!(SharedConfig::KEYS.iter().all(|key| table.contains_key(*key)));
+        assert_eq!(DiffusionConfig::try_from(table).unwrap(), config);
+    }
 }

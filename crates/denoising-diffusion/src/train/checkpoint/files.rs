@@ -18,7 +18,7 @@ use crate::weights::WeightsKind;
 use crate::weights_file::{self, Of};
 
 const CHECKSUMS: &str = "checksums.json";
-const STATE: &str = "state.json";
+pub(super) const STATE: &str = "state.json";
 const ADAM: &str = "adam.safetensors";
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
