@@ -44,7 +44,7 @@ impl KarrasUnetConfig {
         Ok(blocks)
     }
 
-    /// Which axes of a volume each stage halves.
+    /// The `downsample_types`, one for each stage.
     pub(super) fn types(&self) -> Result<Vec<DownsampleType>, KarrasUnetConfigError> {
         let stages = self.num_downsamples;
         let got = self.downsample_types.given();

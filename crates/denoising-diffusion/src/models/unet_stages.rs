@@ -1,4 +1,4 @@
-//! The stages of a U-Net that its options define: widths and attention of each. Not here: the options (`unet_config.rs`), and the network (`unet.rs`).
+//! The stages of a U-Net that its options define: widths and attention. Not here: the options (`unet_config.rs`), and the network (`unet.rs`).
 
 use super::unet_config::{MOST_STAGES, UnetConfig, UnetConfigError, at_least_one};
 use super::{MOST_OF_ANYTHING, PerStage};
