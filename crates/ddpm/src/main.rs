@@ -13,7 +13,6 @@ mod image_source;
 mod inception;
 mod interrupt;
 mod machine;
-mod networks;
 mod numbers;
 mod opening;
 mod out_of_memory;

@@ -16,7 +16,6 @@ use crate::evaluation::with_measurable;
 use crate::failure::{Failure, FailureExt, Result};
 use crate::formulations;
 use crate::machine::Machine;
-use crate::networks;
 use crate::opening::open_data;
 use crate::output::{self, Rows, thousands, word};
 
@@ -152,7 +151,7 @@ impl Plan {
     }
 
     fn network_row(&self) -> String {
-        let network = networks::in_words(&self.network);
+        let network = self.network.in_words();
         match (self.network.num_classes(), self.network.vector_dim()) {
             (0, 0) => network,
             (n, 0) => format!("{network}, conditioned on {n} classes"),

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::Place;
+use common::{Place, stderr};
 use denoising_diffusion::data::npy::{read_npy_f32, write_npy_f32};
 use denoising_diffusion::interop::{Metadata, read_safetensors, write_safetensors};
 
@@ -256,6 +256,10 @@ fn other_networks_of_the_reference_are_found_in_their_files() {
         let sample = format!("sample {file} --image-size {size} --diffusion elucidated --steps 2 -n 2");
         place.ok(&format!("{sample} --guidance 2 --out x.{layout} --force"));
     }
+    // The reference never drops the classes of its KarrasUnet.
+    let karras = "karras_image_classes.safetensors --image-size 8 --diffusion elucidated --steps 2 -n 2 --guidance 2";
+    let output = place.run(&format!("sample {karras} --out again.png"));
+    assert!(stderr(&output).contains("without ever dropping its classes"), "{}", stderr(&output));
     let whole = state_dict(&place, "uvit_classes.safetensors", "model.");
     let told = place.ok(&format!("info {whole}"));
     assert!(told.contains("a UViT under `model.`") && told.contains("U-ViT"), "{told}");

@@ -1,8 +1,6 @@
 //! A recipe: everything that determines a training run, as described by a TOML file. Sections group the keys for readers; no two sections share a
 //! key, so that a command line can name every key without its section.
 
-use std::path::PathBuf;
-
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -17,81 +15,14 @@ use crate::nn::ops::{ConvPrecision, Precision, set_conv_precision, set_precision
 use crate::sampler::{SampleConfig, SampleConfigError};
 use crate::train::{EmaConfig, PostHocConfig, PowerEmaError, TrainConfig, TrainConfigError, TrainerError};
 
+mod model;
 mod run;
 mod start;
 #[cfg(test)]
 mod tests;
 
+pub use model::{Model, ModelConfig};
 pub use run::{may_change, plain};
-
-/// The network that a recipe trains.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Model {
-    #[default]
-    Unet,
-    Unet1d,
-    Dit,
-    Uvit,
-    KarrasUnet,
-}
-
-impl Model {
-    /// All networks.
-    pub const ALL: [Self; 5] = [Self::Unet, Self::Unet1d, Self::Dit, Self::Uvit, Self::KarrasUnet];
-
-    /// The name in configuration files, and the section of its options.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Unet => "unet",
-            Self::Unet1d => "unet1d",
-            Self::Dit => "dit",
-            Self::Uvit => "uvit",
-            Self::KarrasUnet => "karras_unet",
-        }
-    }
-
-    /// The kind of data that it is for; [`DataLayout::Auto`] stands for all kinds.
-    pub fn layout(self) -> DataLayout {
-        match self {
-            Self::Unet1d => DataLayout::Sequences,
-            Self::Unet | Self::Dit | Self::Uvit => DataLayout::Images,
-            Self::KarrasUnet => DataLayout::Auto,
-        }
-    }
-
-    /// The default learning rate. Forced weight normalisation keeps the norm of weights constant, and Adam's steps must be large enough relative to
-    /// it: EDM2 (Karras et al. 2023, arXiv:2312.02696) begins at about 1e-2. For the other networks it is that of the reference.
-    pub fn usual_lr(self) -> f64 {
-        match self {
-            Self::KarrasUnet => 1e-2,
-            _ => TrainConfig::default().lr,
-        }
-    }
-
-    /// One-line description for the user.
-    pub fn about(self) -> &'static str {
-        match self {
-            Self::Unet => "U-Net of residual blocks and attention, for images; optional classes (Ho et al. 2020)",
-            Self::Unet1d => "the same for sequences, with linear attention; optional classes",
-            Self::Dit => "transformer on patches, for images; optional classes (Peebles and Xie 2022)",
-            Self::Uvit => "U-Net around a transformer, for images; optional classes (Hoogeboom et al. 2023)",
-            Self::KarrasUnet => {
-                "magnitude-preserving U-Net, for images, sequences, volumes; optional classes (Karras et al. 2023)"
-            }
-        }
-    }
-}
-
-/// The choice of a network.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ModelConfig {
-    pub model: Model,
-    /// The weights that training starts from: a run folder, a checkpoint or a file. `None`: initial weights are drawn.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub init_from: Option<PathBuf>,
-}
 
 /// How a run computes. It affects the bits of the result, so it must not change on resume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -149,7 +80,7 @@ impl DataFacts {
 pub struct Recipe {
     pub data: DataConfig,
     pub network: ModelConfig,
-    /// For `model = "unet"`. In this and the next four, `channels` is set by the data and is not a key of a recipe.
+    /// For `model = "unet"`. In the sections of networks, `channels` is set by the data and is not a key of a recipe.
     pub unet: UnetConfig,
     /// For `model = "unet1d"`.
     pub unet1d: Unet1dConfig,
@@ -199,15 +130,19 @@ pub enum RecipeError {
     Layout { model: &'static str, of: DataLayout, layout: DataLayout },
     #[error("the noise schedule of these weights is none that an option names, so no run can start from them")]
     UnnamedSchedule,
-    #[error("`augment` is for images and the networks unet, dit and uvit, but this run is of {of}")]
+    #[error(
+        "`augment` is for images and the networks {}, but this run is of {of}",
+        Model::names_of(Model::can_be_augmented)
+    )]
     Augment { of: String },
     #[error("`guidance` is {guidance}, but the network is told neither classes nor vectors: nothing to guide towards")]
     NothingToGuide { guidance: f64 },
     #[error("`class_condition` is set, but the data have no classes (a folder per class, or labels)")]
     NoClasses,
     #[error(
-        "time embeddings by Fourier features (`learned_sinusoidal_cond`, `random_fourier_features`, and always in a U-ViT and a \
-         KarrasUnet) are made for noise levels between about -15 and 15, but those of `diffusion = \"{formulation}\"` go up to 1000"
+        "time embeddings by Fourier features (`learned_sinusoidal_cond`, `random_fourier_features`, and always in {}) are made for noise \
+         levels between about -15 and 15, but those of `diffusion = \"{formulation}\"` go up to 1000",
+        Model::names_of(Model::always_fourier_time)
     )]
     FourierTime { formulation: &'static str },
     #[error(
@@ -302,7 +237,7 @@ impl Recipe {
         if ![layout, model.layout()].contains(&DataLayout::Auto) && layout != model.layout() {
             return Err(RecipeError::Layout { model: model.name(), of: model.layout(), layout });
         }
-        if self.data.augment > 0.0 && matches!(model, Model::Unet1d | Model::KarrasUnet) {
+        if self.data.augment > 0.0 && !model.can_be_augmented() {
             return Err(RecipeError::Augment { of: model.name().to_string() });
         }
         self.diffusion.validate()?;
@@ -322,14 +257,8 @@ impl Recipe {
 
     /// Refuses options of a network that is not trained: they are a mistake, even if harmless.
     fn validate_network(&self) -> Result<(), RecipeError> {
-        let model = self.network.model;
-        let says = |other| match other {
-            Model::Unet => self.unet != UnetConfig::default(),
-            Model::Unet1d => self.unet1d != Unet1dConfig::default(),
-            Model::Dit => self.dit != DitConfig::default(),
-            Model::Uvit => self.uvit != UvitConfig::default(),
-            Model::KarrasUnet => self.karras_unet != KarrasUnetConfig::default(),
-        };
+        let (model, default) = (self.network.model, Self::default());
+        let says = |other| self.options_of(other) != default.options_of(other);
         if let Some(other) = Model::ALL.into_iter().find(|&other| other != model && says(other)) {
             return Err(RecipeError::OtherModel { section: other.name(), model: model.name() });
         }
@@ -338,13 +267,7 @@ impl Recipe {
 
     /// The network's options, before those set by the data.
     fn bare_network(&self) -> NetworkConfig {
-        match self.network.model {
-            Model::Unet => NetworkConfig::Unet(self.unet.clone()),
-            Model::Unet1d => NetworkConfig::Unet1d(self.unet1d.clone()),
-            Model::Dit => NetworkConfig::Dit(self.dit.clone()),
-            Model::Uvit => NetworkConfig::Uvit(self.uvit.clone()),
-            Model::KarrasUnet => NetworkConfig::KarrasUnet(self.karras_unet.clone()),
-        }
+        self.options_of(self.network.model)
     }
 
     /// The network's options for data, after checking that they fit together.
@@ -373,15 +296,11 @@ impl Recipe {
             out_channels: expected,
             augment_labels: self.data.augment > 0.0,
         });
-        if let Some(got) = network.out_channels().filter(|&got| got != expected) {
-            let insists = self.unet.out_dim.or(self.unet1d.out_dim).is_some();
-            let key = if insists { "out_dim" } else { "learned_variance" };
-            return Err(RecipeError::OutChannels {
-                key,
-                formulation: self.diffusion.formulation.name(),
-                expected,
-                got,
-            });
+        if let (Some(key), Some(got)) = (network.insists_on_outputs(), network.out_channels())
+            && got != expected
+        {
+            let formulation = self.diffusion.formulation.name();
+            return Err(RecipeError::OutChannels { key, formulation, expected, got });
         }
         network.validate()?;
         network.check_size(shape.height, shape.width)?;

@@ -9,14 +9,13 @@ use denoising_diffusion::diffusion::DiffusionConfig;
 use denoising_diffusion::eval::accuracy::HeldOutAccuracy;
 use denoising_diffusion::interop::ReferenceKind;
 use denoising_diffusion::model_file::{ModelFile, ModelFileError};
-use denoising_diffusion::models::{ClassifierConfig, KarrasUnetConfig, NetworkConfig, UnetConfig};
+use denoising_diffusion::models::{KarrasUnetConfig, NetworkConfig, UnetConfig};
 use denoising_diffusion::train::Snapshots;
 use denoising_diffusion::weights::{StateDict, WeightsKind};
 use serde_json::{Value, json};
 
 use crate::failure::Result;
 use crate::formulations;
-use crate::networks;
 use crate::output::{self, Rows, thousands, word};
 use crate::weights::{Found, Reference, Source, weights_kind};
 
@@ -67,7 +66,7 @@ fn ours(path: &Path, file: &ModelFile) -> (Rows, Value) {
     match &card.network {
         NetworkConfig::Unet(unet) => network_rows(&mut rows, unet),
         NetworkConfig::Unet1d(unet) => network_rows(&mut rows, &unet.unet()),
-        other => rows.row("network", networks::in_words(other)),
+        other => rows.row("network", other.in_words()),
     };
     if card.network.num_classes() > 0 {
         let dropped = card.network.class_drop_prob();
@@ -95,14 +94,13 @@ fn ours(path: &Path, file: &ModelFile) -> (Rows, Value) {
 
 fn classifier(path: &Path, file: &ClassifierFile) -> (Rows, Value) {
     let (card, state) = (&file.card, &file.state);
-    let ClassifierConfig { dim, dim_mults, .. } = &card.classifier;
     let mut rows = Rows::default();
     rows.row("file", path.display())
         .row("format", format!("ours, a classifier of noisy images, written by version {}", card.version))
         .row("step", thousands(card.step))
         .row("images", DataLayout::Images.shape_in_words(card.image, 1))
         .row("classes", format!("{}: {}", card.class_names.len(), card.class_names.join(", ")))
-        .row("network", format!("the first half of a U-Net, stages {}, dim {dim}", networks::stages(*dim, dim_mults)))
+        .row("network", format!("{}, dim {}", card.classifier.in_words(), card.classifier.dim))
         .row("diffusion", described(&card.diffusion, card.betas.is_some()));
     if let Some(HeldOutAccuracy { accuracy, images, .. }) = card.held_out {
         rows.row("accuracy", format!("{:.1} % of {images} held-out images, over all noise levels", 100.0 * accuracy));
@@ -142,7 +140,7 @@ fn of_reference(path: &Path, reference: &Reference) -> (Rows, Value) {
     rows.row(&nouns, format!("{channels} channels; the size is not in the file (give --image-size)"));
     match &inferred.network {
         NetworkConfig::Unet(unet) => network_rows(&mut rows, unet),
-        other => rows.row("network", networks::in_words(other)),
+        other => rows.row("network", other.in_words()),
     };
     let mut network = json!(inferred.network);
     if let NetworkConfig::KarrasUnet(karras) = &inferred.network {
@@ -202,7 +200,7 @@ fn without_size(network: &mut Value, shares: &[String]) {
 fn network_rows<'a>(rows: &'a mut Rows, unet: &UnetConfig) -> &'a mut Rows {
     let plain =
         |value: &dyn Fn() -> serde_json::Result<Value>| value().map(|value| value.to_string()).unwrap_or_default();
-    let network = networks::in_words(&NetworkConfig::of_unet(unet.clone()));
+    let network = NetworkConfig::of_unet(unet.clone()).in_words();
     rows.row("network", format!("{network}, dim {}", unet.dim)).row(
         "attention",
         format!(

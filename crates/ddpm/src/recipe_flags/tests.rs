@@ -46,6 +46,14 @@ fn the_table_covers_the_recipe_exactly() {
 }
 
 #[test]
+fn every_section_has_its_heading() {
+    for flag in FLAGS {
+        let names_it = |section: &&str| flag.heading().ends_with(&format!("[{section}]"));
+        assert_eq!(flag.sections.iter().any(names_it), flag.sections.len() == 1, "{}", flag.name());
+    }
+}
+
+#[test]
 fn every_flag_takes_its_own_default_and_the_help_shows_it() {
     let defaults = Table::try_from(Recipe::default()).unwrap();
     for flag in FLAGS {

@@ -30,7 +30,7 @@ pub fn karras_unet_to_ours(reference: &StateDict) -> Result<StateDict, InteropEr
 }
 
 /// Infers the configuration from tensors with the reference's names and from the shape of the data, which no tensor reveals. `dropout`, the weights
-/// `mp_*_t` and `*_mp_add_t`, and `downsample_types` are assumed to be the reference's defaults.
+/// `mp_*_t` and `*_mp_add_t`, and `downsample_types` are assumed to be the reference's defaults. The reference drops no classes (`class_drop_prob`).
 ///
 /// # Errors
 /// Tensors are missing or contradict each other.
@@ -87,6 +87,7 @@ pub fn infer_karras_unet(state: &StateDict, extent: Extent) -> Result<KarrasUnet
         fourier_dim,
         self_condition: inputs == 2 * out + 1,
         num_classes,
+        class_drop_prob: 0.0,
         extent: Some(extent),
         ..default
     })
@@ -206,6 +207,7 @@ mod tests {
             num_blocks_per_stage: PerStage::All(1),
             attn_res: vec![side],
             attn_dim_head,
+            class_drop_prob: 0.0,
             extent: square(side),
             ..KarrasUnetConfig::default()
         };
@@ -213,6 +215,15 @@ mod tests {
         assert_eq!(told(&config(4, 0, 8), &["mids.0", "mids.1"], 1), config(4, 0, 8));
         let none = KarrasUnetConfig { attn_res: Vec::new(), ..config(4, 0, 64) };
         assert_eq!(told(&config(4, 0, 64), &[], 1), none);
+    }
+
+    /// So that guidance away from a prediction that was never trained is warned of.
+    #[test]
+    fn the_reference_never_drops_classes() {
+        let extent = Extent { layout: DataLayout::Images, depth: 1, height: 4, width: 4 };
+        let config =
+            KarrasUnetConfig { dim: 4, num_downsamples: 0, extent: Some(extent), ..KarrasUnetConfig::default() };
+        assert_eq!(told(&config, &[], 1).class_drop_prob, 0.0);
     }
 
     #[test]

@@ -6,8 +6,9 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::unet_config::{PerStage, Stage, UnetConfig, UnetConfigError, at_least};
-use super::{StageAttention, TimeMlp, UnetStage};
+use super::unet_config::{UnetConfig, UnetConfigError, at_least};
+use super::unet_stages::{Stage, stage_widths};
+use super::{PerStage, StageAttention, TimeMlp, UnetStage};
 use crate::nn::{Attention, Conv2d, Init, Linear, Linears, Resample, Resampling, ResnetBlock, RmsNorm, ops};
 
 /// Learned key-value pairs in each attention.
@@ -49,6 +50,11 @@ impl ClassifierConfig {
         let Self { dim, dim_mults, dropout, attn_dim_head, attn_heads, full_attn, channels, num_classes: _ } =
             self.clone();
         UnetConfig { dim, dim_mults, dropout, attn_dim_head, attn_heads, full_attn, channels, ..UnetConfig::default() }
+    }
+
+    /// The network in one line.
+    pub fn in_words(&self) -> String {
+        format!("the first half of a U-Net, stages {}", stage_widths(self.dim, &self.dim_mults))
     }
 
     /// The stages, outermost first.

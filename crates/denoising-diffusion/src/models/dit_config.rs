@@ -3,7 +3,11 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::is_zero;
+use super::kept::{Again, Tally};
+use super::network_options::{NetworkKind, NetworkOptions, SharedOptions, check_multiples};
+use super::{Dit, ImageNetwork, NetworkConfig, NetworkConfigError, NetworkFit, is_zero};
+use crate::data::{DataLayout, ImageShape};
+use crate::nn::Init;
 
 /// Size of the sinusoidal timestep embedding, sines and cosines together.
 pub(super) const TIME_FREQUENCIES: usize = 256;
@@ -180,14 +184,87 @@ impl DitConfig {
     /// [`DitConfigError::Size`].
     pub fn check_size(&self, height: usize, width: usize) -> Result<(), DitConfigError> {
         let patch_size = self.patch_size;
-        if height > 0 && width > 0 && height.is_multiple_of(patch_size) && width.is_multiple_of(patch_size) {
-            return Ok(());
+        let unfit = |nearest| DitConfigError::Size { patch_size, height, width, nearest };
+        check_multiples(patch_size, height, width).map_err(unfit)
+    }
+}
+
+impl NetworkOptions for DitConfig {
+    fn kind(&self) -> NetworkKind {
+        NetworkKind {
+            name: "dit",
+            about: "transformer on patches, for images; optional classes (Peebles and Xie 2022)",
+            layout: DataLayout::Images,
+            usual_lr: None,
+            depths: &["depth"],
+            augment_labels: true,
         }
-        let down = |side: usize| (side / patch_size).max(1) * patch_size;
-        let up = |side: usize| side.div_ceil(patch_size).max(1) * patch_size;
-        let mut nearest = vec![format!("{}x{}", down(height), down(width)), format!("{}x{}", up(height), up(width))];
-        nearest.dedup();
-        Err(DitConfigError::Size { patch_size, height, width, nearest })
+    }
+
+    fn in_words(&self) -> String {
+        let (depth, width, heads, p) = (self.depth(), self.hidden_size(), self.num_heads(), self.patch_size);
+        format!("DiT, {depth} blocks of width {width} with {heads} heads, patches of {p}x{p}")
+    }
+
+    fn shared(&self) -> SharedOptions {
+        let Self { channels, num_classes, condition_channels, vector_dim, class_drop_prob, .. } = *self;
+        let out_channels = self.out_channels();
+        SharedOptions { channels, out_channels, num_classes, condition_channels, vector_dim, class_drop_prob }
+    }
+
+    fn resolves_large_times(&self) -> bool {
+        true
+    }
+
+    fn check_options(&self) -> Result<(), NetworkConfigError> {
+        Ok(self.validate()?)
+    }
+
+    fn check_data(&self, height: usize, width: usize) -> Result<(), NetworkConfigError> {
+        Ok(self.check_size(height, width)?)
+    }
+
+    fn build(&self, init: &mut Init) -> Result<ImageNetwork, NetworkConfigError> {
+        Ok(ImageNetwork::Dit(Dit::new(self, init)?))
+    }
+
+    fn fitted(&self, fit: NetworkFit) -> NetworkConfig {
+        let NetworkFit { channels, condition_channels, vector_dim, num_classes, augment_labels, .. } = fit;
+        let out_dim = Some(fit.out_channels);
+        NetworkConfig::Dit(Self {
+            channels,
+            condition_channels,
+            vector_dim,
+            num_classes,
+            augment_labels,
+            out_dim,
+            ..self.clone()
+        })
+    }
+
+    fn own_options(&self) -> NetworkConfig {
+        let Self { channels, out_dim, num_classes, condition_channels, vector_dim, augment_labels, .. } =
+            Self::default();
+        NetworkConfig::Dit(Self {
+            channels,
+            out_dim,
+            num_classes,
+            condition_channels,
+            vector_dim,
+            augment_labels,
+            ..self.clone()
+        })
+    }
+
+    /// For each block what its kernels save, and its hidden layer before and after GELU. Attention weights are not kept.
+    fn kept(&self, shape: ImageShape, recomputed: bool) -> Result<u64, NetworkConfigError> {
+        let tokens = (shape.height * shape.width / (self.patch_size * self.patch_size)) as u64;
+        let (hidden, mlp) = (self.hidden_size() as u64, self.mlp_dim() as u64);
+        let (again, mut tally) = (recomputed.then_some(Again::Tape), Tally::default());
+        for _ in 0..self.depth() {
+            tally.add(again, tokens.saturating_mul(6 * hidden + 2 * mlp), tokens * hidden);
+        }
+        Ok(tally.values())
     }
 }
 

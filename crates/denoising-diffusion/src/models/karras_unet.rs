@@ -5,7 +5,8 @@
 use burn::module::Module;
 use burn::tensor::{Int, Tensor};
 
-use super::karras_unet_config::{BlockDims, KarrasUnetConfig, KarrasUnetConfigError};
+use super::karras_unet_blocks::BlockDims;
+use super::karras_unet_config::{KarrasUnetConfig, KarrasUnetConfigError};
 use super::{Network, NetworkInput, SizeError};
 use crate::nn::ops::{self, AxisResize};
 use crate::nn::{

@@ -1,12 +1,14 @@
-//! The configuration of a magnitude-preserving U-Net: its options, their defaults, and the blocks that they define. Not here: the network itself
-//! (`karras_unet.rs`).
+//! The configuration of a magnitude-preserving U-Net: its options, their defaults and the checks done before any weight is made. Not here: the blocks
+//! that they define (`karras_unet_blocks.rs`), and the network itself (`karras_unet.rs`).
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::is_zero;
-use super::unet_config::PerStage;
-use crate::data::DataLayout;
+use super::kept::{Again, Tally};
+use super::network_options::{NetworkKind, NetworkOptions, SharedOptions};
+use super::{Extent, ImageNetwork, KarrasUnet, NetworkConfig, NetworkConfigError, NetworkFit, PerStage, is_zero};
+use crate::data::{DataLayout, ImageShape};
+use crate::nn::Init;
 
 /// Which axes of volumes a stage halves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,24 +37,6 @@ pub enum SpaceTimeAttention {
 
 /// Maximum number of halvings: no side of an image is longer than 2^16.
 const MOST_DOWNSAMPLES: usize = 16;
-
-/// The kind of data, and its size, which decides where attention is used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Extent {
-    /// Never [`DataLayout::Auto`].
-    pub layout: DataLayout,
-    /// 1 unless the data are volumes.
-    pub depth: usize,
-    /// 1 for sequences.
-    pub height: usize,
-    pub width: usize,
-}
-
-impl Extent {
-    /// One pixel.
-    const ONE: Self = Self { layout: DataLayout::Images, depth: 1, height: 1, width: 1 };
-}
 
 /// Options of [`KarrasUnet`](super::KarrasUnet), of any rank. `Default` is the reference's (configuration G of EDM2, figure 21).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -160,24 +144,6 @@ pub enum KarrasUnetConfigError {
     NoExtent,
 }
 
-/// One block, all options resolved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct BlockDims {
-    pub dim_in: usize,
-    pub dim_out: usize,
-    pub attention: bool,
-    /// Whether depth, height and width are halved (or doubled) before it.
-    pub resized: Option<[bool; 3]>,
-}
-
-/// All blocks, in the order of the forward pass.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Blocks {
-    pub downs: Vec<BlockDims>,
-    pub mids: [BlockDims; 2],
-    pub ups: Vec<BlockDims>,
-}
-
 impl KarrasUnetConfig {
     /// Channels of the network's output.
     pub fn out_channels(&self) -> usize {
@@ -192,15 +158,6 @@ impl KarrasUnetConfig {
     /// Width of the embedding of level and class.
     pub fn emb_dim(&self) -> usize {
         4 * self.dim
-    }
-
-    /// Whether a block attends to space and time separately.
-    pub(crate) fn is_factorized(&self, block: &BlockDims) -> bool {
-        match self.space_time_attn {
-            SpaceTimeAttention::Joint => false,
-            SpaceTimeAttention::Factorized => true,
-            SpaceTimeAttention::FactorizedAtResizing => block.resized.is_some(),
-        }
     }
 
     /// Number of attention heads for `dim` channels.
@@ -267,54 +224,6 @@ impl KarrasUnetConfig {
         self.types().map(drop)
     }
 
-    /// One number for the outermost stage and each one below it.
-    fn blocks_per_stage(&self) -> Result<Vec<usize>, KarrasUnetConfigError> {
-        let stages = self.num_downsamples + 1;
-        let blocks = match &self.num_blocks_per_stage {
-            PerStage::All(blocks) => vec![*blocks; stages],
-            PerStage::Each(blocks) if blocks.len() == stages => blocks.clone(),
-            PerStage::Each(blocks) if blocks.len() + 1 == stages && !blocks.is_empty() => {
-                [&blocks[..1], blocks].concat()
-            }
-            PerStage::Each(blocks) => {
-                let got = blocks.len();
-                return Err(KarrasUnetConfigError::PerStage { key: "num_blocks_per_stage", stages, got });
-            }
-        };
-        if blocks.contains(&0) {
-            return Err(KarrasUnetConfigError::Zero { key: "num_blocks_per_stage" });
-        }
-        Ok(blocks)
-    }
-
-    fn types(&self) -> Result<Vec<DownsampleType>, KarrasUnetConfigError> {
-        let stages = self.num_downsamples;
-        let got = match &self.downsample_types {
-            PerStage::All(_) => 1,
-            PerStage::Each(types) => types.len(),
-        };
-        let unfit = KarrasUnetConfigError::PerStage { key: "downsample_types", stages, got };
-        self.downsample_types.resolve(stages).ok_or(unfit)
-    }
-
-    /// Which axes (depth, height, width) each stage halves.
-    fn halved(&self) -> Result<Vec<[bool; 3]>, KarrasUnetConfigError> {
-        let (types, layout) = (self.types()?, self.extent()?.layout);
-        if layout != DataLayout::Volumes && types.iter().any(|&each| each != DownsampleType::All) {
-            return Err(KarrasUnetConfigError::DownsampleTypes(layout));
-        }
-        Ok(types
-            .into_iter()
-            .map(|each| match (layout, each) {
-                (DataLayout::Sequences, _) => [false, false, true],
-                (DataLayout::Images | DataLayout::Auto, _) => [false, true, true],
-                (DataLayout::Volumes, DownsampleType::All) => [true; 3],
-                (DataLayout::Volumes, DownsampleType::Frame) => [true, false, false],
-                (DataLayout::Volumes, DownsampleType::Image) => [false, true, true],
-            })
-            .collect())
-    }
-
     /// Refuses sizes that the network cannot halve often enough.
     ///
     /// # Errors
@@ -346,99 +255,112 @@ impl KarrasUnetConfig {
             _ => self.check_extent(Extent { height: height / extent.depth, width, ..extent }),
         }
     }
+}
 
-    pub(crate) fn blocks(&self) -> Result<Blocks, KarrasUnetConfigError> {
-        self.validate()?;
-        let extent = self.extent()?;
-        self.check_extent(extent)?;
-        if self.space_time_attn != SpaceTimeAttention::Joint && extent.layout != DataLayout::Volumes {
-            return Err(KarrasUnetConfigError::SpaceTime(extent.layout));
+impl NetworkOptions for KarrasUnetConfig {
+    fn kind(&self) -> NetworkKind {
+        NetworkKind {
+            name: "karras_unet",
+            about: "magnitude-preserving U-Net, for images, sequences, volumes; optional classes (Karras et al. 2023)",
+            layout: DataLayout::Auto,
+            // Forced weight normalisation keeps the norm of weights constant, and Adam's steps must be large enough relative to it: EDM2 (Karras et
+            // al. 2023, arXiv:2312.02696) begins at about 1e-2.
+            usual_lr: Some(1e-2),
+            depths: &["num_blocks_per_stage"],
+            augment_labels: false,
         }
-        let sequences = extent.layout == DataLayout::Sequences;
-        let mut size = if sequences { extent.width } else { extent.height.min(extent.width) };
-        let halved = self.halved()?;
-        let counts = self.blocks_per_stage()?;
-        let plain = |dim_in, dim_out, attention| BlockDims { dim_in, dim_out, attention, resized: None };
+    }
 
-        // The decoder in reverse order: blocks made last run first.
-        let (mut downs, mut up) = (Vec::new(), vec![plain(2 * self.dim, self.dim, false)]);
-        let mut dim = self.dim;
-        downs.extend(std::iter::repeat_n(plain(dim, dim, false), counts[0]));
-        up.extend(std::iter::repeat_n(plain(2 * dim, dim, false), counts[0]));
-        for (axes, count) in halved.into_iter().zip(&counts[1..]) {
-            let dim_out = self.dim_max.min(2 * dim);
-            let above = self.attn_res.contains(&size);
-            up.push(BlockDims { dim_in: dim_out, dim_out: dim, attention: above, resized: Some(axes) });
-            if axes[2] {
-                size /= 2;
+    fn in_words(&self) -> String {
+        let dims = (0..=self.num_downsamples).map(|i| (self.dim << i).min(self.dim_max).to_string());
+        let of = self.extent.map_or(String::new(), |extent| format!(" for {}", extent.layout));
+        format!("magnitude-preserving U-Net{of}, stages {}", dims.collect::<Vec<_>>().join(", "))
+    }
+
+    fn shared(&self) -> SharedOptions {
+        let Self { channels, num_classes, condition_channels, vector_dim, class_drop_prob, .. } = *self;
+        let out_channels = self.out_channels();
+        SharedOptions { channels, out_channels, num_classes, condition_channels, vector_dim, class_drop_prob }
+    }
+
+    fn layout(&self) -> DataLayout {
+        self.extent.map_or(DataLayout::Auto, |extent| extent.layout)
+    }
+
+    fn depth(&self) -> usize {
+        self.extent.map_or(1, |extent| extent.depth)
+    }
+
+    fn resolves_large_times(&self) -> bool {
+        false
+    }
+
+    fn check_options(&self) -> Result<(), NetworkConfigError> {
+        Ok(self.validate()?)
+    }
+
+    fn check_data(&self, height: usize, width: usize) -> Result<(), NetworkConfigError> {
+        Ok(self.check_size(height, width)?)
+    }
+
+    fn build(&self, init: &mut Init) -> Result<ImageNetwork, NetworkConfigError> {
+        Ok(ImageNetwork::KarrasUnet(KarrasUnet::new(self, init)?))
+    }
+
+    fn fitted(&self, fit: NetworkFit) -> NetworkConfig {
+        let NetworkFit { channels, condition_channels, vector_dim, num_classes, .. } = fit;
+        let out_dim = (fit.out_channels != channels).then_some(fit.out_channels);
+        NetworkConfig::KarrasUnet(Self {
+            channels,
+            condition_channels,
+            vector_dim,
+            num_classes,
+            out_dim,
+            extent: Some(fit.extent),
+            ..self.clone()
+        })
+    }
+
+    fn own_options(&self) -> NetworkConfig {
+        let Self { channels, out_dim, num_classes, condition_channels, vector_dim, extent, .. } = Self::default();
+        NetworkConfig::KarrasUnet(Self {
+            channels,
+            out_dim,
+            num_classes,
+            condition_channels,
+            vector_dim,
+            extent,
+            ..self.clone()
+        })
+    }
+
+    /// The inputs, activations and outputs of the two convolutions of each block, in encoder and decoder.
+    fn kept(&self, shape: ImageShape, recomputed: bool) -> Result<u64, NetworkConfigError> {
+        let (again, mut tally) = (recomputed.then_some(Again::Tape), Tally::default());
+        let mut positions = (shape.height * shape.width) as u64;
+        let axes = match self.layout() {
+            DataLayout::Sequences => 2,
+            DataLayout::Volumes => 8,
+            DataLayout::Images | DataLayout::Auto => 4,
+        };
+        let blocks = match &self.num_blocks_per_stage {
+            PerStage::All(blocks) => *blocks,
+            PerStage::Each(blocks) => blocks.iter().copied().max().unwrap_or(0),
+        };
+        for stage in 0..=self.num_downsamples {
+            let dim = (self.dim << stage).min(self.dim_max) as u64;
+            // In encoder and decoder, and one more in each where the size changes.
+            for _ in 0..2 * blocks {
+                tally.add(again, 10 * positions * dim, positions * dim);
             }
-            let attention = self.attn_res.contains(&size);
-            downs.push(BlockDims { dim_in: dim, dim_out, attention, resized: Some(axes) });
-            up.push(plain(2 * dim_out, dim_out, attention));
-            downs.extend(std::iter::repeat_n(plain(dim_out, dim_out, attention), *count));
-            up.extend(std::iter::repeat_n(plain(2 * dim_out, dim_out, attention), *count));
-            dim = dim_out;
+            for _ in 0..2 {
+                tally.add(again, 6 * positions * dim, positions * dim);
+            }
+            positions /= axes;
         }
-        up.reverse();
-        let mids = [plain(dim, dim, self.attn_res.contains(&size)); 2];
-        Ok(Blocks { downs, mids, ups: up })
+        Ok(tally.values())
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn images(side: usize) -> KarrasUnetConfig {
-        let extent = Extent { layout: DataLayout::Images, depth: 1, height: side, width: side };
-        KarrasUnetConfig { extent: Some(extent), ..KarrasUnetConfig::default() }
-    }
-
-    #[test]
-    fn every_encoder_has_its_decoder() {
-        let blocks = images(64).blocks().unwrap();
-        let skips = blocks.ups.iter().filter(|block| block.resized.is_none()).count();
-        assert_eq!((blocks.downs.len() + 1, blocks.downs.len()), (skips, 4 + 3 * 5));
-        assert_eq!(blocks.downs.iter().filter(|block| block.attention).count(), 2 * 5);
-        assert_eq!(blocks.mids[0], BlockDims { dim_in: 768, dim_out: 768, attention: true, resized: None });
-        // The last doubling goes from 32 to 64, the one before from 16 to 32, at which there is no attention.
-        let resized: Vec<bool> = blocks.ups.iter().filter(|b| b.resized.is_some()).map(|b| b.attention).collect();
-        assert_eq!(resized, [true, false, false]);
-    }
-
-    #[test]
-    fn volumes_are_halved_by_type_and_sizes_are_checked() {
-        let extent = Extent { layout: DataLayout::Volumes, depth: 2, height: 8, width: 8 };
-        let types = PerStage::Each(vec![DownsampleType::Image, DownsampleType::Frame, DownsampleType::Image]);
-        let config = KarrasUnetConfig { extent: Some(extent), downsample_types: types, ..KarrasUnetConfig::default() };
-        let blocks = config.blocks().unwrap();
-        let resized: Vec<[bool; 3]> = blocks.downs.iter().filter_map(|block| block.resized).collect();
-        assert_eq!(resized, [[false, true, true], [true, false, false], [false, true, true]]);
-        config.check_size(2 * 12, 4).unwrap();
-        let all = KarrasUnetConfig { downsample_types: PerStage::All(DownsampleType::All), ..config.clone() };
-        assert!(all.blocks().unwrap_err().to_string().contains("`depth` is halved 3 times"));
-        let error = KarrasUnetConfig { extent: images(64).extent, ..config }.blocks().unwrap_err();
-        assert_eq!(error, KarrasUnetConfigError::DownsampleTypes(DataLayout::Images));
-        let apart = KarrasUnetConfig { space_time_attn: SpaceTimeAttention::Factorized, ..images(64) };
-        assert_eq!(apart.blocks().unwrap_err(), KarrasUnetConfigError::SpaceTime(DataLayout::Images));
-        assert!(images(36).blocks().unwrap_err().to_string().contains("multiple of 8, got 36"));
-    }
-
-    #[test]
-    fn wrong_options_are_named() {
-        let ok = KarrasUnetConfig::default;
-        for (key, config) in [
-            ("dim", KarrasUnetConfig { dim: 0, ..ok() }),
-            ("fourier_dim", KarrasUnetConfig { fourier_dim: 5, ..ok() }),
-            ("extent.depth", KarrasUnetConfig { extent: Some(Extent { depth: 0, ..Extent::ONE }), ..ok() }),
-            ("mp_cat_t", KarrasUnetConfig { mp_cat_t: 1.0, ..ok() }),
-            ("dropout", KarrasUnetConfig { dropout: f64::NAN, ..ok() }),
-            ("num_blocks_per_stage", KarrasUnetConfig { num_blocks_per_stage: PerStage::Each(vec![1, 2]), ..ok() }),
-            ("num_blocks_per_stage", KarrasUnetConfig { num_blocks_per_stage: PerStage::All(0), ..ok() }),
-        ] {
-            let error = config.validate().unwrap_err().to_string();
-            assert!(error.contains(&format!("`{key}`")), "{key}: {error}");
-        }
-        assert_eq!(ok().blocks().unwrap_err(), KarrasUnetConfigError::NoExtent);
-    }
-}
+mod tests;

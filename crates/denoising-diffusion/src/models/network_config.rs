@@ -1,15 +1,16 @@
 //! The configurations of all networks behind one type, for programs that learn from a file which network they have. Not here: the networks
-//! (`image_network`), and the options of each (`unet_config` and its siblings).
+//! (`image_network`), the options of each (`unet_config` and its siblings), and what these must answer (`network_options`).
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use thiserror::Error;
 
+use super::network_options::{NetworkOptions, SharedOptions};
 use super::{
-    Dit, DitConfig, DitConfigError, Extent, ImageNetwork, KarrasUnet, KarrasUnetConfig, KarrasUnetConfigError,
-    MOST_OF_ANYTHING, Unet, Unet1dConfig, UnetConfig, UnetConfigError, Uvit, UvitConfig, UvitConfigError,
+    DitConfig, DitConfigError, Extent, ImageNetwork, KarrasUnetConfig, KarrasUnetConfigError, MOST_OF_ANYTHING,
+    Unet1dConfig, UnetConfig, UnetConfigError, UvitConfig, UvitConfigError,
 };
-use crate::data::DataLayout;
+use crate::data::{DataLayout, ImageShape};
 use crate::nn::Init;
 
 /// The kind of network that weights belong to, and its options.
@@ -39,19 +40,8 @@ pub struct NetworkFit {
     /// 0: none.
     pub num_classes: usize,
     pub out_channels: usize,
-    /// Whether training images are augmented, of which `unet`, `dit` and `uvit` can be told.
+    /// Whether training images are augmented, of which some networks can be told.
     pub augment_labels: bool,
-}
-
-/// Options that all kinds of networks have.
-#[derive(Clone, Copy, Debug)]
-struct Shared {
-    channels: usize,
-    out_channels: usize,
-    num_classes: usize,
-    condition_channels: usize,
-    vector_dim: usize,
-    class_drop_prob: f64,
 }
 
 /// Why no network can be built from a configuration.
@@ -73,8 +63,6 @@ pub enum NetworkConfigError {
     TooLarge { key: String, most: u64, got: u64 },
 }
 
-/// Options that count blocks in sequence.
-const DEPTHS: [&str; 3] = ["depth", "vit_depth", "num_blocks_per_stage"];
 /// Largest number of blocks of one kind.
 const MOST_BLOCKS: u64 = 1000;
 
@@ -84,20 +72,30 @@ impl NetworkConfig {
         Unet1dConfig::of_unet(&unet).map_or_else(|| Self::Unet(unet), Self::Unet1d)
     }
 
+    /// The options of the network, or the name of a custom one.
+    fn options(&self) -> Result<&dyn NetworkOptions, &str> {
+        match self {
+            Self::Unet(options) => Ok(options),
+            Self::Unet1d(options) => Ok(options),
+            Self::Dit(options) => Ok(options),
+            Self::Uvit(options) => Ok(options),
+            Self::KarrasUnet(options) => Ok(options),
+            Self::Custom { name } => Err(name),
+        }
+    }
+
+    /// The network in one line.
+    pub fn in_words(&self) -> String {
+        self.options().map_or_else(|name| format!("custom: {name}"), NetworkOptions::in_words)
+    }
+
     /// Builds the network with initial weights.
     ///
     /// # Errors
     /// Invalid options; a custom network.
     pub fn build(&self, init: &mut Init) -> Result<ImageNetwork, NetworkConfigError> {
         self.check_magnitudes()?;
-        Ok(match self {
-            Self::Unet(config) => ImageNetwork::Unet(Unet::new(config, init)?),
-            Self::Unet1d(config) => ImageNetwork::Unet(Unet::new(&config.unet(), init)?),
-            Self::Dit(config) => ImageNetwork::Dit(Dit::new(config, init)?),
-            Self::Uvit(config) => ImageNetwork::Uvit(Uvit::new(config, init)?),
-            Self::KarrasUnet(config) => ImageNetwork::KarrasUnet(KarrasUnet::new(config, init)?),
-            Self::Custom { name } => return Err(NetworkConfigError::Custom { name: name.clone() }),
-        })
+        self.options().map_err(|name| NetworkConfigError::Custom { name: name.to_string() })?.build(init)
     }
 
     /// Number of parameter values, [`u64::MAX`] if there are more. No weights are made.
@@ -116,29 +114,21 @@ impl NetworkConfig {
     /// What is wrong with them.
     pub fn validate(&self) -> Result<(), NetworkConfigError> {
         self.check_magnitudes()?;
-        match self {
-            Self::Unet(config) => config.stages().map(drop)?,
-            Self::Unet1d(config) => config.validate()?,
-            Self::Dit(config) => config.validate()?,
-            Self::Uvit(config) => config.validate()?,
-            Self::KarrasUnet(config) => config.validate()?,
-            Self::Custom { .. } => {}
-        }
-        Ok(())
+        self.options().map_or(Ok(()), NetworkOptions::check_options)
     }
 
     /// Refuses numbers that are implausibly large.
     fn check_magnitudes(&self) -> Result<(), NetworkConfigError> {
-        fn check(key: &str, value: &Value) -> Result<(), NetworkConfigError> {
+        fn check(key: &str, value: &Value, depths: &[&str]) -> Result<(), NetworkConfigError> {
             match value {
-                Value::Array(values) => values.iter().try_for_each(|value| check(key, value)),
+                Value::Array(values) => values.iter().try_for_each(|value| check(key, value, depths)),
                 // The size of the data is not an option of the network.
                 Value::Object(fields) => {
                     let mut own = fields.iter().filter(|(key, _)| *key != "extent");
-                    own.try_for_each(|(key, value)| check(key, value))
+                    own.try_for_each(|(key, value)| check(key, value, depths))
                 }
                 other => {
-                    let most = if DEPTHS.contains(&key) { MOST_BLOCKS } else { MOST_OF_ANYTHING };
+                    let most = if depths.contains(&key) { MOST_BLOCKS } else { MOST_OF_ANYTHING };
                     match other.as_u64().filter(|&got| got > most) {
                         Some(got) => Err(NetworkConfigError::TooLarge { key: key.to_string(), most, got }),
                         None => Ok(()),
@@ -146,79 +136,31 @@ impl NetworkConfig {
                 }
             }
         }
-        serde_json::to_value(self).map_or(Ok(()), |options| check("", &options))
+        let depths = self.options().map_or([].as_slice(), |options| options.kind().depths);
+        serde_json::to_value(self).map_or(Ok(()), |options| check("", &options, depths))
     }
 
     /// Whether time is embedded by Fourier features only, which cannot resolve levels numbered up to a thousand.
     pub fn fourier_time(&self) -> bool {
-        match self {
-            Self::Unet(config) => config.fourier_time(),
-            Self::Unet1d(config) => config.unet().fourier_time(),
-            Self::Uvit(_) | Self::KarrasUnet(_) => true,
-            Self::Dit(_) | Self::Custom { .. } => false,
-        }
+        self.options().is_ok_and(|options| !options.resolves_large_times())
     }
 
     /// The same network, adapted to `fit`; explicit options may keep a different number of output channels.
     pub fn fitted(self, fit: NetworkFit) -> Self {
-        let NetworkFit { extent, channels, condition_channels, vector_dim, num_classes, out_channels, augment_labels } =
-            fit;
-        // Not set if the network has these output channels anyway, with or without a second half for the variance.
-        let unless = |own: usize, insists: bool, out_dim| {
-            if insists || own == out_channels { out_dim } else { Some(out_channels) }
-        };
-        match self {
-            Self::Unet(config) => {
-                let config =
-                    UnetConfig { channels, num_classes, condition_channels, vector_dim, augment_labels, ..config };
-                let insists = config.out_dim.is_some() || config.learned_variance;
-                let out_dim = unless(config.out_channels(), insists, config.out_dim);
-                Self::Unet(UnetConfig { out_dim, ..config })
-            }
-            Self::Unet1d(config) => {
-                let config = Unet1dConfig { channels, num_classes, condition_channels, vector_dim, ..config };
-                let insists = config.out_dim.is_some() || config.learned_variance;
-                let out_dim = unless(config.unet().out_channels(), insists, config.out_dim);
-                Self::Unet1d(Unet1dConfig { out_dim, ..config })
-            }
-            Self::Dit(config) => {
-                let out_dim = Some(out_channels);
-                Self::Dit(DitConfig {
-                    channels,
-                    num_classes,
-                    condition_channels,
-                    vector_dim,
-                    augment_labels,
-                    out_dim,
-                    ..config
-                })
-            }
-            Self::Uvit(config) => {
-                let out_dim = (out_channels != channels).then_some(out_channels);
-                Self::Uvit(UvitConfig {
-                    channels,
-                    num_classes,
-                    condition_channels,
-                    vector_dim,
-                    augment_labels,
-                    out_dim,
-                    ..config
-                })
-            }
-            Self::KarrasUnet(config) => {
-                let (out_dim, extent) = ((out_channels != channels).then_some(out_channels), Some(extent));
-                Self::KarrasUnet(KarrasUnetConfig {
-                    channels,
-                    num_classes,
-                    condition_channels,
-                    vector_dim,
-                    out_dim,
-                    extent,
-                    ..config
-                })
-            }
-            Self::Custom { .. } => self,
+        match self.options() {
+            Ok(options) => options.fitted(fit),
+            Err(_) => self,
         }
+    }
+
+    /// The option, if any, that keeps the number of output channels from being [fitted](Self::fitted).
+    pub(crate) fn insists_on_outputs(&self) -> Option<&'static str> {
+        self.options().ok()?.insists_on_outputs()
+    }
+
+    /// The same network with defaults for all options that [`fitted`](Self::fitted) sets.
+    pub(crate) fn own_options(&self) -> Self {
+        self.options().map_or_else(|_| self.clone(), NetworkOptions::own_options)
     }
 
     /// Refuses sizes that the network cannot handle; a custom network is not checked.
@@ -226,57 +168,27 @@ impl NetworkConfig {
     /// # Errors
     /// The size, and the nearest valid ones.
     pub fn check_size(&self, height: usize, width: usize) -> Result<(), NetworkConfigError> {
-        match self {
-            Self::Unet(config) => Ok(config.check_size(height, width)?),
-            Self::Unet1d(_) if height != 1 => Err(NetworkConfigError::NotSequences { height, width }),
-            Self::Unet1d(config) => Ok(config.unet().check_size(height, width)?),
-            Self::Dit(config) => Ok(config.check_size(height, width)?),
-            Self::Uvit(config) => Ok(config.check_size(height, width)?),
-            Self::KarrasUnet(config) => Ok(config.check_size(height, width)?),
-            Self::Custom { .. } => Ok(()),
-        }
+        self.options().map_or(Ok(()), |options| options.check_data(height, width))
+    }
+
+    /// Number of values that the forward pass keeps of an example for the backward pass, in which all blocks may be `recomputed`; 0, as nothing is
+    /// known, for a custom network.
+    pub(crate) fn kept(&self, shape: ImageShape, recomputed: bool) -> Result<u64, NetworkConfigError> {
+        self.options().map_or(Ok(0), |options| options.kept(shape, recomputed))
     }
 
     /// The kind of data that the network is for; `Auto` for a custom one.
     pub fn layout(&self) -> DataLayout {
-        match self {
-            Self::Unet1d(_) => DataLayout::Sequences,
-            Self::Unet(_) | Self::Dit(_) | Self::Uvit(_) => DataLayout::Images,
-            Self::KarrasUnet(config) => config.extent.map_or(DataLayout::Auto, |extent| extent.layout),
-            Self::Custom { .. } => DataLayout::Auto,
-        }
+        self.options().map_or(DataLayout::Auto, NetworkOptions::layout)
     }
 
     /// Slices of the volumes that the network is built for; 1 for other networks.
     pub fn depth(&self) -> usize {
-        match self {
-            Self::KarrasUnet(config) => config.extent.map_or(1, |extent| extent.depth),
-            _ => 1,
-        }
+        self.options().map_or(1, NetworkOptions::depth)
     }
 
-    /// The options that all kinds of networks have; `None` for a custom one.
-    fn shared(&self) -> Option<Shared> {
-        macro_rules! shared {
-            ($config:ident, $out_channels:expr, $class_drop_prob:expr) => {
-                Some(Shared {
-                    channels: $config.channels,
-                    out_channels: $out_channels,
-                    num_classes: $config.num_classes,
-                    condition_channels: $config.condition_channels,
-                    vector_dim: $config.vector_dim,
-                    class_drop_prob: $class_drop_prob,
-                })
-            };
-        }
-        match self {
-            Self::Unet(config) => shared!(config, config.out_channels(), config.class_drop_prob),
-            Self::Unet1d(config) => shared!(config, config.unet().out_channels(), config.class_drop_prob),
-            Self::Dit(config) => shared!(config, config.out_channels(), config.class_drop_prob),
-            Self::Uvit(config) => shared!(config, config.out_channels(), config.class_drop_prob),
-            Self::KarrasUnet(config) => shared!(config, config.out_channels(), config.class_drop_prob),
-            Self::Custom { .. } => None,
-        }
+    fn shared(&self) -> Option<SharedOptions> {
+        self.options().ok().map(NetworkOptions::shared)
     }
 
     /// Channels of the data, if known.

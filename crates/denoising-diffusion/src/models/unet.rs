@@ -4,7 +4,8 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, activation};
 
-use super::unet_config::{Downsampling, Stage, UnetConfig, UnetConfigError};
+use super::unet_config::{Downsampling, UnetConfig, UnetConfigError};
+use super::unet_stages::Stage;
 use super::{Network, NetworkInput, SizeError};
 use crate::data::augment;
 use crate::nn::{

@@ -2,9 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::is_zero;
-use super::unet_config::{Downsampling, PerStage, UnetConfig, UnetConfigError};
-use crate::nn::Axes;
+use super::network_options::{NetworkKind, NetworkOptions, SharedOptions};
+use super::unet_config::{Downsampling, UnetConfig, UnetConfigError};
+use super::unet_stages::stage_widths;
+use super::{ImageNetwork, NetworkConfig, NetworkConfigError, NetworkFit, PerStage, is_zero};
+use crate::data::{DataLayout, ImageShape};
+use crate::nn::{Axes, Init};
 
 /// Options of a [`Unet`](super::Unet) for sequences, stored as `[b, c, 1, l]`. `Default` is the default of the reference's Unet1D with `dim = 64`;
 /// classes are an extension. The network has linear attention with 4 heads of width 32 in every stage, no learned keys, and halves by convolutions
@@ -141,6 +144,67 @@ impl Unet1dConfig {
             class_drop_prob: unet.class_drop_prob,
         };
         (config.unet() == *unet).then_some(config)
+    }
+}
+
+impl NetworkOptions for Unet1dConfig {
+    fn kind(&self) -> NetworkKind {
+        NetworkKind {
+            name: "unet1d",
+            about: "the same for sequences, with linear attention; optional classes",
+            layout: DataLayout::Sequences,
+            usual_lr: None,
+            depths: &[],
+            augment_labels: false,
+        }
+    }
+
+    fn in_words(&self) -> String {
+        format!("U-Net for sequences, stages {}", stage_widths(self.dim, &self.dim_mults))
+    }
+
+    fn shared(&self) -> SharedOptions {
+        self.unet().shared()
+    }
+
+    fn resolves_large_times(&self) -> bool {
+        self.unet().resolves_large_times()
+    }
+
+    fn check_options(&self) -> Result<(), NetworkConfigError> {
+        Ok(self.validate()?)
+    }
+
+    fn check_data(&self, height: usize, width: usize) -> Result<(), NetworkConfigError> {
+        if height != 1 {
+            return Err(NetworkConfigError::NotSequences { height, width });
+        }
+        self.unet().check_data(height, width)
+    }
+
+    fn build(&self, init: &mut Init) -> Result<ImageNetwork, NetworkConfigError> {
+        self.unet().build(init)
+    }
+
+    fn fitted(&self, fit: NetworkFit) -> NetworkConfig {
+        let NetworkFit { channels, condition_channels, vector_dim, num_classes, .. } = fit;
+        let config = Self { channels, condition_channels, vector_dim, num_classes, ..self.clone() };
+        let suits = self.insists_on_outputs().is_some() || config.unet().out_channels() == fit.out_channels;
+        let out_dim = if suits { self.out_dim } else { Some(fit.out_channels) };
+        NetworkConfig::Unet1d(Self { out_dim, ..config })
+    }
+
+    fn insists_on_outputs(&self) -> Option<&'static str> {
+        self.unet().insists_on_outputs()
+    }
+
+    fn own_options(&self) -> NetworkConfig {
+        let Self { channels, out_dim, num_classes, condition_channels, vector_dim, .. } = Self::default();
+        NetworkConfig::Unet1d(Self { channels, out_dim, num_classes, condition_channels, vector_dim, ..self.clone() })
+    }
+
+    fn kept(&self, shape: ImageShape, recomputed: bool) -> Result<u64, NetworkConfigError> {
+        self.unet().kept(shape, recomputed)
     }
 }
 

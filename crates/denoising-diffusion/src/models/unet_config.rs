@@ -1,36 +1,15 @@
-//! The configuration of a U-Net: its options, their defaults and the checks done before any weight is made. Not here: the network itself
-//! (`unet.rs`).
+//! The configuration of a U-Net: its options, their defaults and the checks done before any weight is made. Not here: the stages that they define
+//! (`unet_stages.rs`), and the network itself (`unet.rs`).
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{MOST_OF_ANYTHING, is_zero};
-use crate::nn::Axes;
-
-/// One value for all stages, or one value per stage (outermost first).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum PerStage<T> {
-    All(T),
-    Each(Vec<T>),
-}
-
-impl<T: Clone> PerStage<T> {
-    /// The values of `stages` stages, or `None` if a list of another length was given.
-    pub fn resolve(&self, stages: usize) -> Option<Vec<T>> {
-        match self {
-            PerStage::All(value) => Some(vec![value.clone(); stages]),
-            PerStage::Each(values) => (values.len() == stages).then(|| values.clone()),
-        }
-    }
-
-    fn given(&self) -> usize {
-        match self {
-            PerStage::All(_) => 1,
-            PerStage::Each(values) => values.len(),
-        }
-    }
-}
+use super::kept::Tally;
+use super::network_options::{NetworkKind, NetworkOptions, SharedOptions, check_multiples};
+use super::unet_stages::{Stage, stage_widths};
+use super::{ImageNetwork, MOST_OF_ANYTHING, NetworkConfig, NetworkConfigError, NetworkFit, PerStage, Unet, is_zero};
+use crate::data::{DataLayout, ImageShape};
+use crate::nn::{Axes, Init};
 
 /// How a stage halves its output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,7 +117,7 @@ impl Default for UnetConfig {
 }
 
 /// Stages at most: no side of an image is longer than 2^16.
-const MOST_STAGES: usize = 16;
+pub(super) const MOST_STAGES: usize = 16;
 
 /// Why a [`UnetConfig`] is invalid, or does not fit the size of the data.
 #[derive(Clone, Debug, PartialEq, Error)]
@@ -183,17 +162,6 @@ pub enum UnetConfigError {
     UnshuffledSequence,
 }
 
-/// The configuration of one stage, all options resolved.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Stage {
-    pub dim_in: usize,
-    pub dim_out: usize,
-    pub full_attn: bool,
-    pub heads: usize,
-    pub dim_head: usize,
-    pub is_last: bool,
-}
-
 impl UnetConfig {
     /// Channels of the network's output.
     pub fn out_channels(&self) -> usize {
@@ -236,37 +204,8 @@ impl UnetConfig {
         1 << (self.dim_mults.len().clamp(1, MOST_STAGES) - 1)
     }
 
-    /// The stages, outermost first.
-    pub fn stages(&self) -> Result<Vec<Stage>, UnetConfigError> {
-        self.check_scalars()?;
-        let n = self.dim_mults.len();
-        if n > MOST_STAGES {
-            return Err(UnetConfigError::TooManyStages { got: n });
-        }
-        let innermost_only = PerStage::Each((0..n).map(|i| i + 1 == n).collect());
-        let full_attn = per_stage("full_attn", self.full_attn.as_ref().unwrap_or(&innermost_only), n)?;
-        let heads = per_stage("attn_heads", &self.attn_heads, n)?;
-        let dim_head = per_stage("attn_dim_head", &self.attn_dim_head, n)?;
-        for (key, values) in [("attn_heads", &heads), ("attn_dim_head", &dim_head), ("dim_mults", &self.dim_mults)] {
-            at_least_one(key, values.iter().copied().min().unwrap_or(0))?;
-        }
-        let mut dims = vec![self.first_dim()];
-        for &mult in &self.dim_mults {
-            dims.push(stage_width(self.dim, mult).ok_or(UnetConfigError::TooWide { dim: self.dim, mult })?);
-        }
-        Ok((0..n)
-            .map(|i| Stage {
-                dim_in: dims[i],
-                dim_out: dims[i + 1],
-                full_attn: full_attn[i],
-                heads: heads[i],
-                dim_head: dim_head[i],
-                is_last: i + 1 == n,
-            })
-            .collect())
-    }
-
-    fn check_scalars(&self) -> Result<(), UnetConfigError> {
+    /// Refuses what is invalid for any number of stages.
+    pub(super) fn check_scalars(&self) -> Result<(), UnetConfigError> {
         if self.dim_mults.is_empty() {
             return Err(UnetConfigError::NoStages);
         }
@@ -304,23 +243,14 @@ impl UnetConfig {
     /// [`UnetConfigError::Size`] and [`UnetConfigError::Length`]; other variants for options that describe no network.
     pub fn check_size(&self, height: usize, width: usize) -> Result<(), UnetConfigError> {
         self.stages()?;
-        let factor = self.downsample_factor();
         if self.axes == Axes::Width {
             return self.check_length(width);
         }
-        if height > 0 && width > 0 && height.is_multiple_of(factor) && width.is_multiple_of(factor) {
-            return Ok(());
-        }
-        let down = |side: usize| (side / factor).max(1) * factor;
-        let up = |side: usize| side.div_ceil(factor).max(1) * factor;
-        let mut nearest = vec![format!("{}x{}", down(height), down(width)), format!("{}x{}", up(height), up(width))];
-        nearest.dedup();
-        let stages = self.dim_mults.len();
-        Err(UnetConfigError::Size { height, width, stages, factor, nearest })
+        let (stages, factor) = (self.dim_mults.len(), self.downsample_factor());
+        let unfit = |nearest| UnetConfigError::Size { height, width, stages, factor, nearest };
+        check_multiples(factor, height, width).map_err(unfit)
     }
-}
 
-impl UnetConfig {
     fn check_length(&self, length: usize) -> Result<(), UnetConfigError> {
         let factor = self.downsample_factor();
         if length > 0 && length.is_multiple_of(factor) {
@@ -333,16 +263,89 @@ impl UnetConfig {
     }
 }
 
-/// `None` if it is too wide.
-pub(super) fn stage_width(dim: usize, mult: usize) -> Option<usize> {
-    dim.checked_mul(mult).filter(|&width| width as u64 <= MOST_OF_ANYTHING)
+impl NetworkOptions for UnetConfig {
+    fn kind(&self) -> NetworkKind {
+        NetworkKind {
+            name: "unet",
+            about: "U-Net of residual blocks and attention, for images; optional classes (Ho et al. 2020)",
+            layout: DataLayout::Images,
+            usual_lr: None,
+            depths: &[],
+            augment_labels: true,
+        }
+    }
+
+    fn in_words(&self) -> String {
+        format!("U-Net, stages {}", stage_widths(self.dim, &self.dim_mults))
+    }
+
+    fn shared(&self) -> SharedOptions {
+        let Self { channels, num_classes, condition_channels, vector_dim, class_drop_prob, .. } = *self;
+        let out_channels = self.out_channels();
+        SharedOptions { channels, out_channels, num_classes, condition_channels, vector_dim, class_drop_prob }
+    }
+
+    fn resolves_large_times(&self) -> bool {
+        !self.fourier_time()
+    }
+
+    fn check_options(&self) -> Result<(), NetworkConfigError> {
+        self.stages()?;
+        Ok(())
+    }
+
+    fn check_data(&self, height: usize, width: usize) -> Result<(), NetworkConfigError> {
+        Ok(self.check_size(height, width)?)
+    }
+
+    fn build(&self, init: &mut Init) -> Result<ImageNetwork, NetworkConfigError> {
+        Ok(ImageNetwork::Unet(Unet::new(self, init)?))
+    }
+
+    fn fitted(&self, fit: NetworkFit) -> NetworkConfig {
+        let NetworkFit { channels, condition_channels, vector_dim, num_classes, augment_labels, .. } = fit;
+        let config = Self { channels, condition_channels, vector_dim, num_classes, augment_labels, ..self.clone() };
+        let suits = self.insists_on_outputs().is_some() || config.out_channels() == fit.out_channels;
+        let out_dim = if suits { self.out_dim } else { Some(fit.out_channels) };
+        NetworkConfig::Unet(Self { out_dim, ..config })
+    }
+
+    fn insists_on_outputs(&self) -> Option<&'static str> {
+        self.out_dim.map(|_| "out_dim").or(self.learned_variance.then_some("learned_variance"))
+    }
+
+    fn own_options(&self) -> NetworkConfig {
+        let Self { channels, out_dim, num_classes, condition_channels, vector_dim, augment_labels, .. } =
+            Self::default();
+        NetworkConfig::Unet(Self {
+            channels,
+            out_dim,
+            num_classes,
+            condition_channels,
+            vector_dim,
+            augment_labels,
+            ..self.clone()
+        })
+    }
+
+    /// From the widths of the stages.
+    fn kept(&self, shape: ImageShape, recomputed: bool) -> Result<u64, NetworkConfigError> {
+        let (mut tally, mut pixels) = (Tally::default(), (shape.height * shape.width) as u64);
+        for stage in self.stages()? {
+            let inner = stage.heads * stage.dim_head;
+            tally.add_stage(recomputed, pixels, stage.dim_in, inner); // encoder
+            tally.add_stage(recomputed, pixels, stage.dim_out, inner); // decoder
+            if stage.is_last {
+                tally.add_stage(recomputed, pixels, stage.dim_out, inner); // middle
+            } else {
+                pixels /= if self.axes == Axes::Both { 4 } else { 2 };
+            }
+        }
+        Ok(tally.values())
+    }
 }
 
-fn per_stage<T: Clone>(key: &'static str, value: &PerStage<T>, stages: usize) -> Result<Vec<T>, UnetConfigError> {
-    value.resolve(stages).ok_or(UnetConfigError::PerStage { key, stages, got: value.given() })
-}
-
-fn at_least_one(key: &'static str, got: usize) -> Result<(), UnetConfigError> {
+pub(super) fn at_least_one(key: &'static str, got: usize) -> Result<(), UnetConfigError> {
     at_least(key, 1, got)
 }
 
@@ -351,68 +354,4 @@ pub(super) fn at_least(key: &'static str, least: usize, got: usize) -> Result<()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn default_has_softmax_attention_innermost_only() {
-        let stages = UnetConfig::default().stages().unwrap();
-        assert_eq!(stages.iter().map(|s| s.full_attn).collect::<Vec<_>>(), [false, false, false, true]);
-        assert_eq!(
-            stages.iter().map(|s| (s.dim_in, s.dim_out)).collect::<Vec<_>>(),
-            [(64, 64), (64, 128), (128, 256), (256, 512)]
-        );
-    }
-
-    #[test]
-    fn full_attn_false_means_none() {
-        let config = UnetConfig { full_attn: Some(PerStage::All(false)), ..Default::default() };
-        assert!(config.stages().unwrap().iter().all(|s| !s.full_attn));
-    }
-
-    #[test]
-    fn size_error_names_neighbours() {
-        let error = UnetConfig::default().check_size(30, 32).unwrap_err().to_string();
-        assert!(error.contains("24x32") && error.contains("32x32") && error.contains("multiples of 8"), "{error}");
-        assert!(UnetConfig::default().check_size(24, 40).is_ok());
-        assert!(UnetConfig::default().check_size(0, 8).is_err());
-    }
-
-    #[test]
-    fn options_from_before_there_were_classes_are_read() {
-        let old: UnetConfig = serde_json::from_str(r#"{"dim": 8, "dim_mults": [1, 2], "full_attn": null}"#).unwrap();
-        assert_eq!((old.num_classes, old.class_drop_prob, old.cond_dim()), (0, 0.5, 32));
-        assert!(serde_json::to_value(&old).unwrap().get("num_classes").is_none());
-        let new = UnetConfig { num_classes: 3, class_drop_prob: 1.0, ..old };
-        let again: UnetConfig = serde_json::from_value(serde_json::to_value(&new).unwrap()).unwrap();
-        assert_eq!(again, new);
-        assert_eq!(new.cond_dim(), 64);
-        new.stages().unwrap();
-    }
-
-    #[test]
-    fn stages_have_a_largest_number() {
-        let of = |n| UnetConfig { dim_mults: vec![1; n], ..UnetConfig::default() };
-        assert_eq!(of(16).check_size(1 << 15, 1 << 16), Ok(()));
-        for n in [17, 65, 100_000] {
-            assert_eq!(of(n).check_size(64, 64), Err(UnetConfigError::TooManyStages { got: n }));
-        }
-        assert_eq!(of(0).check_size(64, 64), Err(UnetConfigError::NoStages));
-        let error = of(65).stages().unwrap_err().to_string();
-        assert_eq!(error, "`dim_mults` names 65 stages; at most 16 are allowed");
-    }
-
-    #[test]
-    fn wrong_options_are_named() {
-        let bad = |config: UnetConfig| config.stages().unwrap_err().to_string();
-        assert!(bad(UnetConfig { dim: 0, ..Default::default() }).contains("`dim`"));
-        assert!(bad(UnetConfig { dropout: 1.0, ..Default::default() }).contains("`dropout`"));
-        for class_drop_prob in [-0.1, 1.1, f64::NAN] {
-            assert!(bad(UnetConfig { class_drop_prob, ..Default::default() }).contains("`class_drop_prob`"));
-        }
-        assert!(
-            bad(UnetConfig { attn_heads: PerStage::Each(vec![1, 2]), ..Default::default() }).contains("`attn_heads`")
-        );
-        assert!(bad(UnetConfig { dim_mults: vec![], ..Default::default() }).contains("`dim_mults`"));
-    }
-}
+mod tests;

@@ -4,8 +4,12 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::unet_config::{PerStage, stage_width};
-use super::{MOST_OF_ANYTHING, is_zero};
+use super::kept::{Again, Tally};
+use super::network_options::{NetworkKind, NetworkOptions, SharedOptions, check_multiples};
+use super::unet_stages::{stage_width, stage_widths};
+use super::{ImageNetwork, MOST_OF_ANYTHING, NetworkConfig, NetworkConfigError, NetworkFit, PerStage, Uvit, is_zero};
+use crate::data::{DataLayout, ImageShape};
+use crate::nn::Init;
 
 /// An invertible transform of images, applied before the first layer and inverted after the last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -206,10 +210,7 @@ impl UvitConfig {
     /// If their number differs from that of the stages.
     pub fn factors(&self) -> Result<Vec<usize>, UvitConfigError> {
         let n = self.dim_mults.len();
-        let got = match &self.downsample_factor {
-            PerStage::All(_) => 1,
-            PerStage::Each(factors) => factors.len(),
-        };
+        let got = self.downsample_factor.given();
         self.downsample_factor.resolve(n).ok_or(UvitConfigError::PerStage { stages: n, got })
     }
 
@@ -260,14 +261,100 @@ impl UvitConfig {
     /// [`UvitConfigError::Size`]; other variants for invalid options.
     pub fn check_size(&self, height: usize, width: usize) -> Result<(), UvitConfigError> {
         let factor = self.size_factor()?;
-        if height > 0 && width > 0 && height.is_multiple_of(factor) && width.is_multiple_of(factor) {
-            return Ok(());
+        let unfit = |nearest| UvitConfigError::Size { height, width, factor, nearest };
+        check_multiples(factor, height, width).map_err(unfit)
+    }
+}
+
+impl NetworkOptions for UvitConfig {
+    fn kind(&self) -> NetworkKind {
+        NetworkKind {
+            name: "uvit",
+            about: "U-Net around a transformer, for images; optional classes (Hoogeboom et al. 2023)",
+            layout: DataLayout::Images,
+            usual_lr: None,
+            depths: &["vit_depth"],
+            augment_labels: true,
         }
-        let down = |side: usize| (side / factor).max(1) * factor;
-        let up = |side: usize| side.div_ceil(factor).max(1) * factor;
-        let mut nearest = vec![format!("{}x{}", down(height), down(width)), format!("{}x{}", up(height), up(width))];
-        nearest.dedup();
-        Err(UvitConfigError::Size { height, width, factor, nearest })
+    }
+
+    fn in_words(&self) -> String {
+        let (stages, blocks, heads) = (stage_widths(self.dim, &self.dim_mults), self.vit_depth, self.attn_heads);
+        format!("U-ViT, stages {stages}, {blocks} blocks with {heads} heads")
+    }
+
+    fn shared(&self) -> SharedOptions {
+        let Self { channels, num_classes, condition_channels, vector_dim, class_drop_prob, .. } = *self;
+        let out_channels = self.out_channels();
+        SharedOptions { channels, out_channels, num_classes, condition_channels, vector_dim, class_drop_prob }
+    }
+
+    fn resolves_large_times(&self) -> bool {
+        false
+    }
+
+    fn check_options(&self) -> Result<(), NetworkConfigError> {
+        Ok(self.validate()?)
+    }
+
+    fn check_data(&self, height: usize, width: usize) -> Result<(), NetworkConfigError> {
+        Ok(self.check_size(height, width)?)
+    }
+
+    fn build(&self, init: &mut Init) -> Result<ImageNetwork, NetworkConfigError> {
+        Ok(ImageNetwork::Uvit(Uvit::new(self, init)?))
+    }
+
+    fn fitted(&self, fit: NetworkFit) -> NetworkConfig {
+        let NetworkFit { channels, condition_channels, vector_dim, num_classes, augment_labels, .. } = fit;
+        let out_dim = (fit.out_channels != channels).then_some(fit.out_channels);
+        NetworkConfig::Uvit(Self {
+            channels,
+            condition_channels,
+            vector_dim,
+            num_classes,
+            augment_labels,
+            out_dim,
+            ..self.clone()
+        })
+    }
+
+    fn own_options(&self) -> NetworkConfig {
+        let Self { channels, out_dim, num_classes, condition_channels, vector_dim, augment_labels, .. } =
+            Self::default();
+        NetworkConfig::Uvit(Self {
+            channels,
+            out_dim,
+            num_classes,
+            condition_channels,
+            vector_dim,
+            augment_labels,
+            ..self.clone()
+        })
+    }
+
+    /// Stages like those of a U-Net, and a transformer with as many tokens as the innermost stage has pixels.
+    fn kept(&self, shape: ImageShape, recomputed: bool) -> Result<u64, NetworkConfigError> {
+        /// Number of heads times their width in the linear attentions.
+        const INNER: usize = 128;
+        let outer = self.patch_size * self.image_transform.factor();
+        let mut pixels = (shape.height * shape.width / (outer * outer)) as u64;
+        let (mut tally, mut inner) = (Tally::default(), self.first_dim());
+        for (mult, factor) in self.dim_mults.iter().zip(self.factors()?) {
+            let dim = self.dim * mult;
+            for dim in [inner, dim] {
+                tally.add_stage(recomputed, pixels, dim, INNER);
+            }
+            pixels /= (factor * factor) as u64;
+            inner = dim;
+        }
+        let (hidden, heads, drops) = (inner as u64, self.attn_heads as u64, self.vit_dropout > 0.0);
+        let attention = 8 * heads * self.attn_dim_head as u64 + if drops { 2 * heads * pixels } else { 0 };
+        for _ in 0..self.vit_depth {
+            let all = pixels.saturating_mul(8 * hidden + 6 * hidden * self.ff_mult as u64 + attention);
+            tally.add(recomputed.then_some(Again::Tape), all, pixels * hidden);
+        }
+        Ok(tally.values())
     }
 }
 
@@ -276,50 +363,4 @@ fn at_least_one(key: &'static str, value: usize) -> Result<(), UvitConfigError> 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn options_are_read_from_a_file() {
-        let config: UvitConfig =
-            serde_json::from_str(r#"{"dim": 8, "downsample_factor": [2, 1, 4, 2], "image_transform": "haar"}"#)
-                .unwrap();
-        assert_eq!((config.vit_depth, config.vit_dropout, config.size_factor().unwrap()), (6, 0.2, 32));
-        let again: UvitConfig = serde_json::from_value(serde_json::to_value(&config).unwrap()).unwrap();
-        assert_eq!(again, config);
-        assert!(serde_json::from_str::<UvitConfig>(r#"{"full_attn": true}"#).is_err());
-    }
-
-    #[test]
-    fn size_error_names_neighbours() {
-        let config = UvitConfig { patch_size: 2, dim_mults: vec![1, 2], ..UvitConfig::default() };
-        let error = config.check_size(20, 16).unwrap_err().to_string();
-        assert!(error.contains("16x16 and 24x16") && error.contains("by 8"), "{error}");
-        assert!(config.check_size(24, 8).is_ok());
-        assert!(config.check_size(0, 8).is_err());
-    }
-
-    #[test]
-    fn wrong_options_are_named() {
-        let bad = |config: UvitConfig| config.validate().unwrap_err().to_string();
-        let ok = UvitConfig::default;
-        for (key, config) in [
-            ("dim", UvitConfig { dim: 0, ..ok() }),
-            ("init_dim", UvitConfig { init_dim: Some(0), ..ok() }),
-            ("out_dim", UvitConfig { out_dim: Some(0), ..ok() }),
-            ("dim_mults", UvitConfig { dim_mults: vec![], ..ok() }),
-            ("dim_mults", UvitConfig { dim_mults: vec![1, 0], ..ok() }),
-            ("downsample_factor", UvitConfig { downsample_factor: PerStage::Each(vec![2, 2]), ..ok() }),
-            ("downsample_factor", UvitConfig { downsample_factor: PerStage::All(0), ..ok() }),
-            ("downsample_factor", UvitConfig { downsample_factor: PerStage::All(1 << 20), ..ok() }),
-            ("vit_depth", UvitConfig { vit_depth: 0, ..ok() }),
-            ("vit_dropout", UvitConfig { vit_dropout: 1.0, ..ok() }),
-            ("learned_sinusoidal_dim", UvitConfig { learned_sinusoidal_dim: 5, ..ok() }),
-            ("dual_patchnorm", UvitConfig { dual_patchnorm: true, ..ok() }),
-            ("class_drop_prob", UvitConfig { class_drop_prob: f64::NAN, ..ok() }),
-        ] {
-            let error = bad(config);
-            assert!(error.contains(&format!("`{key}`")), "{key}: {error}");
-        }
-    }
-}
+mod tests;

@@ -3,18 +3,7 @@
 use super::{Model, Recipe, RecipeError};
 use crate::data::{ChannelPolicy, DataLayout, ValueRange};
 use crate::model_file::ModelCard;
-use crate::models::{
-    DitConfig, KarrasUnetConfig, NetworkConfig, NetworkConfigError, Unet1dConfig, UnetConfig, UvitConfig,
-};
 use crate::sampler::SamplerKind;
-
-/// The options of a network without those that follow the data and the formulation.
-macro_rules! own_options {
-    ($type:ident, $options:expr) => {{
-        let $type { channels, out_dim, .. } = $type::default();
-        $type { channels, out_dim, num_classes: 0, condition_channels: 0, vector_dim: 0, ..$options }
-    }};
-}
 
 impl Recipe {
     /// The recipe of a run that starts from weights with this card: the network and its formulation, and images as the network was trained on. All
@@ -27,29 +16,7 @@ impl Recipe {
             return Err(RecipeError::UnnamedSchedule);
         }
         let mut recipe = Self { diffusion: card.diffusion.clone(), ..Self::default() };
-        recipe.network.model = match card.network.clone() {
-            NetworkConfig::Unet(options) => {
-                recipe.unet = UnetConfig { augment_labels: false, ..own_options!(UnetConfig, options) };
-                Model::Unet
-            }
-            NetworkConfig::Unet1d(options) => {
-                recipe.unet1d = own_options!(Unet1dConfig, options);
-                Model::Unet1d
-            }
-            NetworkConfig::Dit(options) => {
-                recipe.dit = DitConfig { augment_labels: false, ..own_options!(DitConfig, options) };
-                Model::Dit
-            }
-            NetworkConfig::Uvit(options) => {
-                recipe.uvit = UvitConfig { augment_labels: false, ..own_options!(UvitConfig, options) };
-                Model::Uvit
-            }
-            NetworkConfig::KarrasUnet(options) => {
-                recipe.karras_unet = KarrasUnetConfig { extent: None, ..own_options!(KarrasUnetConfig, options) };
-                Model::KarrasUnet
-            }
-            NetworkConfig::Custom { name } => return Err(NetworkConfigError::Custom { name }.into()),
-        };
+        recipe.set_network(card.network.own_options())?;
         let data = &mut recipe.data;
         data.layout = card.network.layout();
         data.class_condition = card.network.num_classes() > 0;
@@ -76,9 +43,7 @@ impl Recipe {
         let table: toml::Table = toml::from_str(text)?;
         let says = |section: &str, key: &str| table.get(section).and_then(|section| section.get(key)).is_some();
         if !says("network", "model") && !Model::ALL.into_iter().any(|model| table.contains_key(model.name())) {
-            let Self { unet, unet1d, dit, uvit, karras_unet, .. } = start.clone();
-            recipe = Self { unet, unet1d, dit, uvit, karras_unet, ..recipe };
-            recipe.network.model = start.network.model;
+            recipe.set_network(start.bare_network())?;
         }
         if !table.contains_key("diffusion") {
             recipe.diffusion = start.diffusion.clone();
@@ -108,6 +73,7 @@ mod tests {
     use super::*;
     use crate::data::{ImageShape, ResizePolicy};
     use crate::diffusion::{DiffusionConfig, FormulationConfig, RectifiedFlowConfig};
+    use crate::models::{NetworkConfig, UnetConfig};
     use crate::recipe::DataFacts;
 
     fn card() -> ModelCard {
