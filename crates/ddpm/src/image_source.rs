@@ -81,6 +81,7 @@ pub fn prepared_as(file: &ModelFile, run: Option<&DataConfig>) -> Result<DataCon
     let unit = matches!(layout, DataLayout::Sequences | DataLayout::Volumes) || config.value_range.is_some();
     config.trained_range = card.value_range.or(unit.then_some([0.0, 1.0]));
     config.trained_condition_range = card.condition_value_range;
+    config.trained_vectors.clone_from(&card.vectors);
     config.image_size = Some(image.size());
     config.channels = ChannelPolicy::Exact(image.channels);
     config.validate().or_usage()?;

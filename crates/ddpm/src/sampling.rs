@@ -220,6 +220,19 @@ fn open_weak(target: &Path, strong: &ModelFile, shape: [usize; 3]) -> Result<(Mo
             own.join(", ")
         )));
     }
+    let differ = |what: &str, of: &str| {
+        Failure::usage(format!("--weak {}: trained with {what} that were {of}", path.display()))
+            .hint("give a checkpoint of the same run, or a network that was trained on the same data")
+    };
+    if let (Some(own), Some(others)) = (&strong.card.vectors, &weak.card.vectors)
+        && own != others
+    {
+        return Err(differ("vectors", "scaled by other factors"));
+    }
+    let conditions = |file: &ModelFile| file.card.network.condition_channels() > 0;
+    if conditions(strong) && conditions(&weak) && strong.card.condition_value_range != weak.card.condition_value_range {
+        return Err(differ("conditions", "read with another range of values"));
+    }
     if check(&weak, &path)? != shape || weak.card.value_range != strong.card.value_range {
         return Err(Failure::usage(format!(
             "--weak {}: trained on images with other channels or another range of values",

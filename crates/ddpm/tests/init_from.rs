@@ -3,6 +3,7 @@
 mod common;
 
 use common::{Place, TINY, assert_same, golden, stderr};
+use denoising_diffusion::data::npy::write_npy_f32;
 use denoising_diffusion::model_file::ModelFile;
 use denoising_diffusion::weights::StateDict;
 
@@ -103,4 +104,78 @@ fn a_run_killed_before_its_first_checkpoint_starts_from_the_same_weights_again()
     place.ok("train --resume parts");
     place.ok(&format!("{flags} --out whole"));
     assert_same(&place.path("whole"), &place.path("parts"));
+}
+
+/// What numbers mean to a network does not change with the data that it is trained on next.
+#[test]
+fn vectors_and_conditions_are_read_as_the_weights_have_seen_them() {
+    let place = Place::new();
+    let array = |name: &str, shape: &[usize], value: &dyn Fn(usize) -> f32| {
+        let values: Vec<f32> = (0..shape.iter().product()).map(value).collect();
+        write_npy_f32(&place.path(name), shape, &values).unwrap();
+    };
+    array("x.npy", &[8, 1, 16], &|i| (i as f32 * 0.7).sin());
+    array("first.npy", &[8, 2], &|i| i as f32);
+    array("other.npy", &[8, 2], &|i| 100.0 - i as f32);
+    array("longer.npy", &[8, 3], &|i| i as f32);
+    array("wide.npy", &[8, 1, 16], &|i| (i as f32 * 0.3).cos() * 7.0);
+    array("narrow.npy", &[8, 1, 16], &|i| (i as f32 * 0.3).cos());
+    let flags =
+        "--model unet1d --dim 4 --dim-mults 1 --timesteps 8 --sampling-timesteps 2 --num-samples 2 --held-out 0";
+    let train = |args: &str| place.ok(&format!("train x.npy {args} --batch-size 4"));
+    train(&format!("--vectors first.npy --condition wide.npy {flags} --steps 1 --out first"));
+    let card = |run: &str, step: u32| {
+        let card =
+            ModelFile::read(&place.path(&format!("{run}/checkpoints/step-{step:08}/ema.safetensors"))).unwrap().card;
+        (card.vectors.unwrap(), card.condition_value_range.unwrap())
+    };
+    train("--vectors other.npy --condition narrow.npy --init-from first --steps 1 --out second");
+    assert_eq!(card("second", 1), card("first", 1));
+    place.ok("train --resume second --steps 2");
+    assert_eq!(card("second", 2), card("first", 1));
+    // Another number of values is new to the weights.
+    train("--vectors longer.npy --condition narrow.npy --init-from first --steps 1 --out third");
+    assert_eq!(card("third", 1).0.mean.len(), 3);
+    let said =
+        place.fails("sample first --weak third --guidance 2 --vectors first.npy --condition narrow.npy", 2, "--weak");
+    assert!(said.contains("vectors that were scaled by other factors"), "{said}");
+}
+
+#[test]
+fn classes_are_taken_over_by_name() {
+    let place = Place::new();
+    for (folder, names) in [("all", ["ant", "bee", "cat"]), ("others", ["bee", "dog", "ant"])] {
+        for (number, name) in names.into_iter().enumerate() {
+            std::fs::create_dir_all(place.path(&format!("{folder}/{name}"))).unwrap();
+            place.image(&format!("{folder}/{name}/{number}.png"), 8, 8);
+        }
+    }
+    place.ok(&format!("train all --class-condition {TINY} --held-out 0 --steps 1 --out first"));
+    let words = words_of(&place, &format!("train others --init-from first {STILL} --held-out 0 --out second"));
+    assert!(words.contains("2 of 3 classes are known to the weights; new: dog"), "{words}");
+    let average = ModelFile::read(&place.path("first/checkpoints/step-00000001/ema.safetensors")).unwrap().state;
+    let rows = |state: &StateDict| {
+        let table = state.get("classes_emb.weight").unwrap();
+        table.values.chunks(table.shape[1]).map(<[f32]>::to_vec).collect::<Vec<_>>()
+    };
+    // ant, bee, cat; ant, bee, dog.
+    let (before, after) = (rows(&average), rows(&trained(&place, "second", 1)));
+    assert_eq!(before[..2], after[..2]);
+    assert_ne!(before[2], after[2]);
+}
+
+/// Sequences have a length, which is not among the tensors.
+#[test]
+fn sequences_of_the_reference_have_the_length_of_the_data() {
+    let place = Place::new();
+    let values: Vec<f32> = (0..8 * 16).map(|i| (i as f32 * 0.7).sin()).collect();
+    write_npy_f32(&place.path("x.npy"), &[8, 1, 16], &values).unwrap();
+    let network = "--model unet1d --dim 4 --dim-mults 1 --timesteps 8 --sampling-timesteps 2 --held-out 0";
+    place.ok(&format!("train x.npy {network} {STILL} --out run"));
+    place.ok("convert run --to reference --out reference.safetensors");
+    let formulation = "--timesteps 8 --beta-schedule sigmoid --objective pred_v";
+    let words =
+        words_of(&place, &format!("train x.npy --init-from reference.safetensors {formulation} {STILL} --out on"));
+    assert!(words.contains("starting from the weights of reference.safetensors"), "{words}");
+    assert_eq!(trained(&place, "run", 1), trained(&place, "on", 1));
 }

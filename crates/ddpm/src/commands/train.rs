@@ -157,7 +157,7 @@ fn train(plan: &Plan, start: Option<&Start>, args: &TrainArgs) -> Result {
 
 fn train_network<M: Network>(network: M, plan: &Plan, start: Option<&Start>, args: &TrainArgs) -> Result {
     let network = match start {
-        Some(start) => start.give_to(network)?,
+        Some(start) => start.give_to(network, classes_of(plan))?,
         None => network,
     };
     let mut run = open(network, plan, args)?;
@@ -174,6 +174,11 @@ fn train_network<M: Network>(network: M, plan: &Plan, start: Option<&Start>, arg
             Err(Failure::interrupted())
         }
     }
+}
+
+/// The names of the classes that the network is told, by their numbers.
+fn classes_of(plan: &Plan) -> Option<&[String]> {
+    plan.train.dataset().class_names().filter(|_| plan.network.num_classes() > 0)
 }
 
 /// A new run, or one that goes on.
@@ -200,9 +205,9 @@ fn open<M: Network>(network: M, plan: &Plan, args: &TrainArgs) -> Result<Run<M>>
             before.train.steps
         ));
     }
-    if before != plan.recipe {
+    let recipe = plan.recipe.to_toml()?;
+    if before.to_toml()? != recipe {
         let path = plan.dir.join("config.toml");
-        let recipe = plan.recipe.to_toml()?;
         write_atomically(&path, |out| out.write_all(recipe.as_bytes()))
             .context(format!("cannot write {}", path.display()))?;
     }

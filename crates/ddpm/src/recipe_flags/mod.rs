@@ -257,9 +257,15 @@ pub struct UntoldFlags(pub RecipeFlags);
 impl UntoldFlags {
     /// The size of the images alone.
     pub fn image_size(height: usize, width: usize) -> Self {
+        Self::default().with_image_size(height, width)
+    }
+
+    /// These, and the size of the images.
+    pub fn with_image_size(mut self, height: usize, width: usize) -> Self {
         let size = Value::String(format!("{height}x{width}"));
         let flag = FLAGS.iter().find(|flag| flag.key == "image_size");
-        Self(RecipeFlags { given: flag.map(|flag| (flag, size)).into_iter().collect() })
+        self.0.given.extend(flag.map(|flag| (flag, size)));
+        self
     }
 }
 

@@ -9,6 +9,7 @@ use super::DataError;
 use super::policy::{CachePolicy, DataLayout, Flip, ResizePolicy, ValueRange, Verify};
 use super::prefetch::usual_workers;
 use super::shape::{ChannelPolicy, ImageSize};
+use super::vector_table::VectorScale;
 
 /// Everything that decides which images are trained on and how they are prepared.
 ///
@@ -55,6 +56,9 @@ pub struct DataConfig {
     /// The same for `condition`.
     #[serde(skip)]
     pub trained_condition_range: Option<[f64; 2]>,
+    /// How `vectors` were scaled when that network was trained, used in place of their own mean and deviation.
+    #[serde(skip)]
+    pub trained_vectors: Option<VectorScale>,
     /// Tell the network the class of each image.
     pub class_condition: bool,
     /// Horizontal mirroring of training images.
@@ -97,6 +101,7 @@ impl Default for DataConfig {
             condition_value_range: None,
             trained_range: None,
             trained_condition_range: None,
+            trained_vectors: None,
             class_condition: false,
             flip: Flip::Auto,
             augment: 0.0,
@@ -121,6 +126,7 @@ impl DataConfig {
             condition_value_range: None,
             trained_condition_range: None,
             vectors: None,
+            trained_vectors: None,
             ..self
         }
     }
@@ -216,6 +222,7 @@ mod tests {
             condition_value_range: Some(ValueRange::Declared([0.0, 2.0])),
             trained_condition_range: Some([0.0, 1.0]),
             vectors: Some("vectors".into()),
+            trained_vectors: Some(VectorScale { mean: vec![0.0], deviation: vec![1.0] }),
             ..images.clone()
         };
         assert_eq!(with_all.images_alone(), images);

@@ -131,7 +131,7 @@ impl Dataset {
             dataset.conditions = Some(conditions);
         }
         if let Some(path) = &config.vectors {
-            let vectors = VectorTable::open(path, None)?;
+            let vectors = VectorTable::open(path, config.trained_vectors.as_ref())?;
             if vectors.rows() != dataset.len {
                 let (rows, examples) = (vectors.rows(), dataset.len);
                 return Err(DataError::Vectors { path: path.clone(), rows, examples });

@@ -33,7 +33,7 @@ mod tests;
 
 pub(super) use files::read_state;
 pub use files::weights_name;
-use files::{create_empty, sync_dir, verify, verify_file};
+use files::{create_empty, info, sync_dir, verify, verify_file};
 
 /// Prefix of a checkpoint being replaced.
 const REPLACED: &str = ".replaced-step-";
@@ -72,7 +72,7 @@ pub struct CheckpointState {
 impl CheckpointState {
     /// The state of the checkpoint that a file of weights lies in; `None` if it lies in none, or the state cannot be read.
     pub fn beside(weights: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(weights.with_file_name(STATE)).ok()?).ok()
+        info(weights.parent()?).ok()
     }
 }
 

@@ -7,10 +7,11 @@ use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::train::{Checkpoints, RunError, is_free};
 
 use super::TrainArgs;
-use super::start::Start;
+use super::start::{AsRead, Start};
 use crate::failure::{Failure, FailureExt, Result};
 use crate::plan;
 use crate::recipes::{self, RecipeText};
+use crate::weights::{Found, Source};
 
 /// A resolved command line.
 pub(super) struct Settings {
@@ -28,7 +29,14 @@ impl Settings {
             None => of_new_run(args)?,
         };
         let recipe = with_paths(recipe, args)?;
-        let recipe = args.recipe.apply(&recipe).map_err(|error| Failure::usage(error.message().trim_end()))?;
+        let mut recipe = args.recipe.apply(&recipe).map_err(|error| Failure::usage(error.message().trim_end()))?;
+        let read = match (&start, &args.resume) {
+            (Some(start), _) => start.read.clone(),
+            // The data may not be those that the first weights have seen.
+            (None, Some(run)) if recipe.network.init_from.is_some() => as_read_by(run)?,
+            _ => AsRead::default(),
+        };
+        read.apply(&mut recipe.data)?;
         let dir = match (&args.resume, &args.out) {
             (Some(run), _) => run.clone(),
             (None, Some(out)) => refuse_existing(out)?.to_path_buf(),
@@ -55,6 +63,14 @@ fn of_run(run: &Path, args: &TrainArgs) -> Result<(Recipe, Option<Start>)> {
     Ok((recipe, start))
 }
 
+/// How a run that has checkpoints reads its data.
+fn as_read_by(run: &Path) -> Result<AsRead> {
+    match Found::open(run, None)?.source {
+        Source::Ours(file) => Ok(AsRead::of(&file.card)),
+        Source::Reference(_) => Ok(AsRead::default()),
+    }
+}
+
 /// The recipe, over what the weights that the run starts from say.
 fn of_new_run(args: &TrainArgs) -> Result<(Recipe, Option<Start>)> {
     let text = args.config.as_deref().map(RecipeText::load).transpose()?;
@@ -64,7 +80,8 @@ fn of_new_run(args: &TrainArgs) -> Result<(Recipe, Option<Start>)> {
         let by_default = || if args.data.is_none() { recipes::load(recipes::DEFAULT) } else { Ok(Recipe::default()) };
         return Ok((said.map_or_else(by_default, Ok)?, None));
     };
-    let (start, base) = Start::open(target, &args.recipe)?;
+    let data = args.data.as_deref().or(said.as_ref().and_then(|recipe| recipe.data.path.as_deref()));
+    let (start, base) = Start::open(target, &args.recipe, data)?;
     let mut recipe = text.map_or_else(|| Ok(base.clone()), |text| text.parse_over(&base))?;
     recipe.network.init_from = Some(target.clone());
     Ok((recipe, Some(start)))

@@ -4,11 +4,14 @@
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
+use denoising_diffusion::data::{DataConfig, DataLayout, VectorScale, VectorTable};
+use denoising_diffusion::model_file::ModelCard;
 use denoising_diffusion::models::{Transfer, start_from};
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::weights::StateDict;
 
 use crate::failure::{Failure, FailureExt, Result};
+use crate::opening::open_data;
 use crate::output::{counted, note};
 use crate::recipe_flags::{RecipeFlags, UntoldFlags};
 use crate::weights::{Found, Source};
@@ -21,41 +24,88 @@ pub(super) struct Start {
     /// The file that was read.
     path: PathBuf,
     state: StateDict,
+    /// The classes that the weights know, by their numbers, if their names are known.
+    class_names: Option<Vec<String>>,
+    /// How what belongs to images was read when the weights were trained.
+    pub(super) read: AsRead,
+}
+
+/// How what belongs to images is read, so that weights that have seen it keep its meaning.
+#[derive(Clone, Debug, Default)]
+pub(super) struct AsRead {
+    condition_range: Option<[f64; 2]>,
+    vectors: Option<VectorScale>,
+}
+
+impl AsRead {
+    /// As in the training of these weights.
+    pub(super) fn of(card: &ModelCard) -> Self {
+        Self { condition_range: card.condition_value_range, vectors: card.vectors.clone() }
+    }
+
+    /// Reads the data so, except for a range that is given, and for vectors of another length, which are new to the weights.
+    pub(super) fn apply(self, data: &mut DataConfig) -> Result {
+        if data.condition.is_some() && data.condition_value_range.is_none() {
+            data.trained_condition_range = self.condition_range;
+        }
+        if let (Some(path), Some(scale)) = (&data.vectors, self.vectors)
+            && VectorTable::open(path, None)?.dim() == scale.mean.len()
+        {
+            data.trained_vectors = Some(scale);
+        }
+        Ok(())
+    }
 }
 
 impl Start {
-    /// The weights of a run, a checkpoint or a file, and the recipe of a run that starts from them. Flags say what a file of the reference
+    /// The weights of a run, a checkpoint or a file, and the recipe of a run that starts from them. Flags and `data` say what a file of the reference
     /// does not.
-    pub(super) fn open(target: &Path, flags: &RecipeFlags) -> Result<(Self, Recipe)> {
+    pub(super) fn open(target: &Path, flags: &RecipeFlags, data: Option<&Path>) -> Result<(Self, Recipe)> {
         let found = Found::open(target, None)?;
         let untold = match &found.source {
             Source::Ours(_) => UntoldFlags::default(),
-            Source::Reference(_) => flags.untold(),
+            Source::Reference(reference) => match (reference.inferred.layout(), data) {
+                // Sequences are never resized, so their length is that of the data.
+                (layout @ DataLayout::Sequences, Some(path)) if flags.only("image_size").iter().next().is_none() => {
+                    let data = DataConfig { path: Some(path.to_path_buf()), layout, ..DataConfig::default() };
+                    flags.untold().with_image_size(1, open_data(&data)?.shape().width)
+                }
+                _ => flags.untold(),
+            },
         };
         let path = found.path.clone();
         let file = found.into_model(&untold)?;
         let recipe = Recipe::starting_from(&file.card).context(format!("cannot train from {}", path.display()));
-        Ok((Self { path, state: file.state }, recipe.or_usage()?))
+        let (read, class_names) = (AsRead::of(&file.card), file.card.class_names);
+        Ok((Self { path, state: file.state, class_names, read }, recipe.or_usage()?))
     }
 
     /// The weights alone, for a run whose recipe is known.
     pub(super) fn reopen(target: &Path) -> Result<Self> {
         let found = Found::open(target, None).context("the run has no checkpoint yet and must start over")?;
-        let state = match found.source {
-            Source::Ours(file) => file.state,
-            Source::Reference(reference) => reference.weights.to_ours()?,
-        };
-        Ok(Self { path: found.path, state })
+        let path = found.path;
+        Ok(match found.source {
+            Source::Ours(file) => {
+                let (read, class_names) = (AsRead::of(&file.card), file.card.class_names);
+                Self { path, state: file.state, class_names, read }
+            }
+            Source::Reference(reference) => {
+                Self { path, state: reference.weights.to_ours()?, class_names: None, read: AsRead::default() }
+            }
+        })
     }
 
-    /// The network with these weights, as far as they fit, which must be mostly; the rest is told.
-    pub(super) fn give_to<M: Module>(&self, network: M) -> Result<M> {
+    /// The network with these weights, as far as they fit, which must be mostly; the rest is told. `classes` are those of its data, by their numbers.
+    pub(super) fn give_to<M: Module>(&self, network: M, classes: Option<&[String]>) -> Result<M> {
         let path = self.path.display();
         if let Some(name) = self.state.non_finite().first() {
             return Err(Failure::failed(format!("{path}: the tensor `{name}` holds values that are not finite"))
                 .hint("give an earlier checkpoint"));
         }
-        let (network, transfer) = start_from(network, &self.state);
+        let numbers = classes.zip(self.class_names.as_deref()).map(|(own, theirs)| {
+            own.iter().map(|name| theirs.iter().position(|other| other == name)).collect::<Vec<_>>()
+        });
+        let (network, transfer) = start_from(network, &self.state, numbers.as_deref());
         if transfer.share() < 0.5 {
             return Err(Failure::usage(format!(
                 "{path} has only {:.1} % of the network's weights (not, or in another shape: {})",
@@ -65,8 +115,25 @@ impl Start {
             .hint("leave out flags and keys of the recipe that make it another network"));
         }
         note(format!("starting from the weights of {path}"));
+        if let (Some(numbers), Some(own), false) = (numbers, classes, transfer.renumbered.is_empty()) {
+            tell_new_classes(&numbers, own);
+        }
         tell_differences(&transfer);
         Ok(network)
+    }
+}
+
+/// Says which classes the weights do not know.
+fn tell_new_classes(numbers: &[Option<usize>], names: &[String]) {
+    let new: Vec<String> =
+        numbers.iter().zip(names).filter(|(number, _)| number.is_none()).map(|(_, name)| name.clone()).collect();
+    if !new.is_empty() {
+        let known = names.len() - new.len();
+        note(format!(
+            "note: {known} of {} are known to the weights; new: {}",
+            counted(names.len(), "class"),
+            some_of(&new)
+        ));
     }
 }
 

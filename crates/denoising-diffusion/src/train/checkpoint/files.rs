@@ -18,7 +18,7 @@ use crate::weights::WeightsKind;
 use crate::weights_file::{self, Of};
 
 const CHECKSUMS: &str = "checksums.json";
-pub(super) const STATE: &str = "state.json";
+const STATE: &str = "state.json";
 const ADAM: &str = "adam.safetensors";
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -75,6 +75,11 @@ pub(super) fn verify(path: &Path) -> Result<CheckpointState, CheckpointError> {
     for (name, expected) in &checksums(path)? {
         compare(&path.join(name), expected)?;
     }
+    info(path)
+}
+
+/// The counters of a checkpoint, and what identifies its run.
+pub(super) fn info(path: &Path) -> Result<CheckpointState, CheckpointError> {
     read_json(&path.join(STATE))
 }
 
