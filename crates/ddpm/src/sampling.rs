@@ -285,6 +285,9 @@ impl SamplingArgs {
             guidance: Some(guidance.clone()),
             weak: self.weak.as_ref().map(path),
             classifier: self.classifier.as_ref().map(|file| (path(file), self.classifier_scale.unwrap_or(1.0))),
+            classes: self.classes.as_ref().map(Classes::numbers),
+            condition: self.condition.as_ref().map(path),
+            vectors: self.vectors.as_ref().map(path),
         }
     }
 }

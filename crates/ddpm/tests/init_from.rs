@@ -69,11 +69,11 @@ fn classes_are_added_and_what_is_new_is_told() {
     let place = Place::new();
     place.ok(&format!("train digits {TINY} --steps 1 --out plain"));
     let words = words_of(&place, &format!("train digits --init-from plain --class-condition {STILL} --out classes"));
-    assert!(words.contains("have more inputs than there") && words.contains("mlp"), "{words}");
-    assert!(words.contains("start anew: ") && words.contains("classes_emb.weight"), "{words}");
+    assert!(words.contains("with more inputs than there") && words.contains("mlp"), "{words}");
+    assert!(words.contains("which start anew: ") && words.contains("classes_emb.weight"), "{words}");
     let words =
         words_of(&place, &format!("train digits --init-from classes --class-condition=false {STILL} --out back"));
-    assert!(words.contains("are not used: classes_emb.weight"), "{words}");
+    assert!(words.contains("which are not used: classes_emb.weight"), "{words}");
 }
 
 #[test]

@@ -37,7 +37,7 @@ pub struct EditArgs {
     /// Which weights to use [default: ema]
     #[arg(long, value_parser = weights_kind())]
     weights: Option<WeightsKind>,
-    /// Grid (.png), folder of images (ends in /), or float32 array in the units of the data (.npy)
+    /// Grid (.png), folder of images (ends in /), or float32 array (.npy: images in [0, 1], else in the units of the data)
     #[arg(long, value_name = "FILE|DIR/")]
     out: PathBuf,
     /// Overwrite an existing --out
@@ -87,7 +87,7 @@ pub struct VaryArgs {
     /// Images: a file, a folder, or an array; fitted to the network's size
     #[arg(long, value_name = "DATA")]
     images: PathBuf,
-    /// How far to go towards pure noise: near 0 hardly changes the image, 1 is a new image
+    /// How far to go towards pure noise, at the nearest of the sampler's levels: near 0 hardly changes the image, 1 is a new image
     #[arg(long, value_name = "X", default_value_t = 0.6)]
     strength: f64,
     /// Number of variations of each image
@@ -112,7 +112,7 @@ pub struct InterpolateArgs {
     /// Number of images, including both ends
     #[arg(long, value_name = "N", default_value_t = 9, value_parser = at_least(2_u32))]
     frames: u32,
-    /// Mix at this much noise, in (0, 1], as the reference does, instead of inverting both images to noise
+    /// Mix at this much noise, in (0, 1], as the reference does, instead of inverting both images to noise, which takes at least 250 steps for each
     #[arg(long, value_name = "X")]
     strength: Option<f64>,
 }
@@ -176,7 +176,7 @@ impl<'a> Job<'a> {
             vectors: vectors.as_deref(),
             ..Request::new(sample, self.args.sampling.seed, count, self.from.shape)
         };
-        let images = counted(count, "image");
+        let images = counted(count, self.from.file.card.network.layout().noun());
         note(format!("drawing {images} with {}, from {}", sample.sampler.name(), self.path.display()));
         let mut progress = SamplingProgress::new(before + request.batches() * steps, &self.stop);
         let images = make(&request, &mut |_| progress.see());

@@ -29,7 +29,7 @@ use crate::machine::{Machine, NetworkDevicesArgs};
 use crate::numbers::at_least;
 use crate::opening::open_data;
 use crate::out_of_memory::Work;
-use crate::output::{self, note, refuse_file};
+use crate::output::{self, counted, note, refuse_file};
 use crate::recipe_flags::UntoldFlags;
 use crate::report_page::{Shown, write_page};
 use crate::sampling::{BelongTo, Drawable, SamplingArgs, Settings, draw};
@@ -174,7 +174,9 @@ impl<'a> Plan<'a> {
         }
         let n = self.args.num_samples;
         let room = Samples::with_room(n, self.from.shape, self.real.depth()).or_usage()?;
-        note(format!("drawing {n} images with {}, from {}", self.settings.sample.sampler.name(), self.path.display()));
+        let examples = counted(n, self.from.file.card.network.layout().noun());
+        let sampler = self.settings.sample.sampler.name();
+        note(format!("drawing {examples} with {sampler}, from {}", self.path.display()));
         let sampling = &self.args.sampling;
         let own = self.split.as_ref().map_or(&self.real, |(_, held_out)| held_out);
         let (conditions, vectors) = (own.conditions(n)?, own.vectors(n));

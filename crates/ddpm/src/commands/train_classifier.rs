@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use clap::Args;
 use denoising_diffusion::classifier_file::ClassifierCard;
-use denoising_diffusion::data::{DataConfig, Flip};
+use denoising_diffusion::data::{DataConfig, DataLayout, Flip};
 use denoising_diffusion::diffusion::Diffusion;
 use denoising_diffusion::eval::accuracy::HeldOutAccuracy;
 use denoising_diffusion::model_file::ModelFile;
@@ -58,10 +58,11 @@ pub struct TrainClassifierArgs {
     /// Learning rate after the warm-up; it falls to 0 along a cosine
     #[arg(long, value_name = "X", default_value_t = ClassifierTrainConfig::default().lr)]
     lr: f64,
-    /// Base width [default: that of the network]
+    /// Base width [default: that of the network, if it is a U-Net, else 32]
     #[arg(long, value_name = "N")]
     dim: Option<usize>,
-    /// Width of each stage as a multiple of dim; each stage but the last halves the size [default: those of the network]
+    /// Width of each stage as a multiple of dim; each stage but the last halves the size [default: those of the network, if it is
+    /// a U-Net, else 1,2,4,8]
     #[arg(long, value_name = "N,N,...", value_delimiter = ',')]
     dim_mults: Option<Vec<usize>>,
     /// Dropout probability
@@ -89,6 +90,10 @@ pub fn run(args: &TrainClassifierArgs) -> Result {
     let run = found.recipe.as_ref().map(|recipe| recipe.data.clone());
     let file = found.into_model(&args.untold)?;
     let diffusion = Diffusion::with_betas(&file.card.diffusion, file.card.betas.clone()).or_usage()?;
+    if file.card.network.layout() != DataLayout::Images {
+        let nouns = format!("{}s", file.card.network.layout().noun());
+        return Err(Failure::usage(format!("classifiers are for images, and {} draws {nouns}", args.like.display())));
+    }
     if diffusion.formulation().learned_schedule().is_some() {
         return Err(Failure::usage(format!(
             "the noise schedule of {} is learned, and classifiers need a fixed one",

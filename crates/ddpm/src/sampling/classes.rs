@@ -13,6 +13,12 @@ use crate::output::note;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Classes(Vec<u32>);
 
+impl Classes {
+    pub(super) fn numbers(&self) -> Vec<u32> {
+        self.0.clone()
+    }
+}
+
 pub(super) fn parse_classes(text: &str) -> std::result::Result<Classes, String> {
     let expected = || "expected classes such as 3, 0-9 or 0,2,5".to_string();
     let part = |part: &str| -> Option<Vec<u32>> {

@@ -76,6 +76,13 @@ pub struct Sampling {
     /// The classifier that samples were guided by, and how strongly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classifier: Option<(String, f64)>,
+    /// The classes of the samples in turn, and where their conditions and vectors come from, where they are not those of the data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<Vec<u32>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub condition: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vectors: Option<String>,
 }
 
 /// What computed features from images.

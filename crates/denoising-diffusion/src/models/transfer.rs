@@ -162,8 +162,9 @@ mod tests {
     use burn::tensor::{Device, Int, TensorData};
 
     use super::*;
+    use crate::data::DataLayout;
     use crate::models::{
-        DitConfig, KarrasUnetConfig, Network, NetworkConfig, NetworkInput, Unet, UnetConfig, Uvit, UvitConfig,
+        DitConfig, Extent, KarrasUnetConfig, Network, NetworkConfig, NetworkInput, Unet, UnetConfig, Uvit, UvitConfig,
     };
     use crate::nn::params::{host_values, to_state_dict};
     use crate::nn::{EvalMode, Init, Vectors};
@@ -270,6 +271,7 @@ mod tests {
                 NetworkConfig::KarrasUnet(KarrasUnetConfig {
                     dim,
                     num_downsamples: 1,
+                    extent: Some(Extent { layout: DataLayout::Images, depth: 1, height: 8, width: 8 }),
                     channels,
                     num_classes,
                     ..KarrasUnetConfig::default()

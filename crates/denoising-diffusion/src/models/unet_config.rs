@@ -149,13 +149,13 @@ pub enum UnetConfigError {
     #[error("`sinusoidal_pos_emb_theta` must be a number above 1, got {0}")]
     Theta(f64),
     #[error(
-        "a network of {stages} stages halves both sides {} times, so they must be multiples of {factor}; \
-         {height}x{width} is not: the nearest sizes that work are {}", stages - 1, nearest.join(" and ")
+        "a network of {stages} stages needs sides that are multiples of {factor}, as every stage but the last halves them; \
+         {height}x{width} is not: the nearest sizes that work are {}", nearest.join(" and ")
     )]
     Size { height: usize, width: usize, stages: usize, factor: usize, nearest: Vec<String> },
     #[error(
-        "a network of {stages} stages halves the length {} times, so it must be a multiple of {factor}; \
-         {length} is not: the nearest lengths that work are {}", stages - 1, nearest.join(" and ")
+        "a network of {stages} stages needs a length that is a multiple of {factor}, as every stage but the last halves it; \
+         {length} is not: the nearest lengths that work are {}", nearest.join(" and ")
     )]
     Length { length: usize, stages: usize, factor: usize, nearest: Vec<String> },
     #[error("for sequences, `downsample` must be \"strided\"")]

@@ -141,9 +141,9 @@ fn tell_new_classes(numbers: &[Option<usize>], names: &[String]) {
 fn tell_differences(transfer: &Transfer) {
     let Transfer { widened, fresh, unused, .. } = transfer;
     let rows = [
-        (widened, "have more inputs than there, whose weights start at 0"),
-        (fresh, "are not there, or in another shape, and start anew"),
-        (unused, "are there only, and are not used"),
+        (widened, "with more inputs than there, whose weights start at 0"),
+        (fresh, "not there, or in another shape, which start anew"),
+        (unused, "only there, which are not used"),
     ];
     for (names, what) in rows.iter().filter(|(names, _)| !names.is_empty()) {
         note(format!("note: {} {what}: {}", counted(names.len(), "tensor"), some_of(names)));

@@ -81,6 +81,14 @@ impl List {
         if let Some((classifier, scale)) = &sampling.classifier {
             self.text("classifier", &format!("{classifier}, scale {scale}"));
         }
+        if let Some(classes) = &sampling.classes {
+            self.text("classes", &classes.iter().map(u32::to_string).collect::<Vec<_>>().join(", "));
+        }
+        for (name, from) in [("conditions", &sampling.condition), ("vectors", &sampling.vectors)] {
+            if let Some(from) = from {
+                self.text(name, from);
+            }
+        }
         let decay = ema_decay.map(|decay| format!(", decay {decay:.6}")).unwrap_or_default();
         let length = ema_sigma_rel.map(|sigma_rel| format!(", sigma_rel {sigma_rel}")).unwrap_or_default();
         self.text("weights", &format!("{weights}{decay}{length}")).text("training steps", &thousands(*step));
