@@ -33,6 +33,9 @@ pub fn evaluation() -> Evaluation {
         guidance: None,
         weak: None,
         classifier: None,
+        classes: None,
+        condition: None,
+        vectors: None,
     };
     let extractor = Extractor {
         name: "inception-v3".to_owned(),
