@@ -27,7 +27,7 @@ impl Kept {
 pub(crate) enum Again {
     /// By a kernel.
     Kernel,
-    /// With its own tape, which holds gradients in addition to the kept values.
+    /// With its own tape, which holds gradients of some values in addition to what is kept.
     Tape,
 }
 
@@ -46,7 +46,7 @@ impl Tally {
         self.again = self.again.max(match again {
             None => 0,
             Some(Again::Kernel) => all,
-            Some(Again::Tape) => all.saturating_mul(2),
+            Some(Again::Tape) => all.saturating_mul(3) / 2,
         });
     }
 

@@ -6,7 +6,7 @@ use crate::data::ImageShape;
 use crate::models::{NetworkConfig, NetworkConfigError};
 
 /// Memory of the process besides tensors: program, stacks, buffers.
-const BASE_BYTES: u64 = 60 << 20;
+const BASE_BYTES: u64 = 55 << 20;
 
 /// Peak memory of training in bytes, including additional averages: that of a step or, if larger, that of writing a checkpoint, which holds weights,
 /// moments and averages twice. `parameters` is the network's number of weights, `shape` that of an example. [`u64::MAX`] if it is
@@ -26,8 +26,8 @@ pub fn memory_estimate(
     Ok(step.max(of_weights(8 + 2 * averages).saturating_add(BASE_BYTES)))
 }
 
-/// Peak memory of a step in bytes: weights, gradients, two moments, average, and what the forward pass keeps for the backward pass. It fits
-/// measured peaks of small networks of each kind, on the CPU, within a fifth. For a custom network only the weights are known.
+/// Peak memory of a step in bytes: weights, two moments, average, and either what the forward pass keeps for the backward pass or gradients, which take
+/// its place. It fits measured peaks of small networks of each kind, on the CPU, within a fifth. For a custom network only the weights are known.
 ///
 /// # Errors
 /// Options that describe no network.
@@ -39,10 +39,11 @@ pub fn step_estimate(
 ) -> Result<u64, NetworkConfigError> {
     let kept = network.kept(shape, train.checkpoint_activations)?;
     let kept = kept.saturating_mul(train.batch_size as u64);
-    Ok(values(parameters.saturating_mul(5).saturating_add(kept)).saturating_add(BASE_BYTES))
+    let count = parameters.saturating_mul(4).saturating_add(kept.max(parameters));
+    Ok(values(count).saturating_add(BASE_BYTES))
 }
 
-/// Bytes of `count` values: a quarter more for blocks waiting for reuse, and for rounding up of block sizes.
+/// Bytes of `count` values: a tenth more for gaps between them.
 fn values(count: u64) -> u64 {
-    count.saturating_mul(5)
+    count.saturating_mul(44) / 10
 }

@@ -129,11 +129,7 @@ fn tell_new_classes(numbers: &[Option<usize>], names: &[String]) {
         numbers.iter().zip(names).filter(|(number, _)| number.is_none()).map(|(_, name)| name.clone()).collect();
     if !new.is_empty() {
         let known = names.len() - new.len();
-        note(format!(
-            "note: {known} of {} are known to the weights; new: {}",
-            counted(names.len(), "class"),
-            some_of(&new)
-        ));
+        note(format!("note: {known} of {} classes are known to the weights; new: {}", names.len(), some_of(&new)));
     }
 }
 
