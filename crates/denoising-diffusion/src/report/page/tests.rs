@@ -170,12 +170,14 @@ fn a_loss_on_training_images_is_called_that() {
     let mut evaluation = example::evaluation();
     evaluation.neighbours = None;
     assert!(page(&evaluation).html().contains("Held-out loss</h2>"));
-    if let (Some(loss), Some(bound)) = (&mut evaluation.loss, &mut evaluation.bits_per_dim) {
-        (loss.on, bound.on) = (JudgedOn::Training, JudgedOn::Training);
+    if let (Some(loss), Some(bound), Some(nll)) =
+        (&mut evaluation.loss, &mut evaluation.bits_per_dim, &mut evaluation.nll)
+    {
+        (loss.on, bound.on, nll.on) = (JudgedOn::Training, JudgedOn::Training, JudgedOn::Training);
     }
     let html = page(&evaluation).html();
     assert!(html.contains("Loss on training images</h2>") && !html.contains("eld-out"), "{html}");
-    assert_eq!(html.matches("training images).").count(), 2, "of loss and bound");
+    assert_eq!(html.matches("training images).").count(), 3, "of loss, bound and likelihood");
 }
 
 #[test]
