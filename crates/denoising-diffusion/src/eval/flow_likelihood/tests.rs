@@ -174,7 +174,7 @@ fn mixtures_have_the_density_that_is_known() {
     for levels in [Levels::Exploding, Levels::Preserving] {
         let mixture =
             Mixture { levels, places: places.clone(), shares: vec![0.5, 0.2, 0.3], variance: 0.1_f64.powi(2) };
-        let flow = levels.flow(STEPS);
+        let flow = levels.flow(2 * STEPS);
         // In two dimensions, the mean over both pairs of signs is the trace.
         let [equal, unlike] =
             [[1.0, 1.0], [1.0, -1.0]].map(|signs| bits(&flow, &mixture, &images, &vec![signs.to_vec(); images.len()]));
