@@ -63,6 +63,7 @@ fn a_full_page_is_well_formed_and_complete() {
         ">Metrics over training</h2>",
         ">Held-out loss</h2>",
         ">Variational bound</h2>",
+        ">Negative log-likelihood</h2>",
         ">Nearest neighbours</h2>",
         ">Samples</h2>",
         ">Closest pairs</h2>",
@@ -91,7 +92,7 @@ fn a_full_page_is_well_formed_and_complete() {
     let ids: Vec<&str> = html.split(" id=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
     let distinct: std::collections::HashSet<&&str> = ids.iter().collect();
     assert_eq!(distinct.len(), ids.len(), "{ids:?}");
-    assert!(html.matches("<svg ").count() == 5 && html.matches("role=\"img\" aria-label=\"").count() == 5);
+    assert!(html.matches("<svg ").count() == 6 && html.matches("role=\"img\" aria-label=\"").count() == 6);
 }
 
 #[test]
