@@ -115,6 +115,7 @@ mod tests {
             measurements: Vec::new(),
             loss: None,
             bits_per_dim: None,
+            nll: None,
             neighbours: None,
             seconds: 1.0,
         };

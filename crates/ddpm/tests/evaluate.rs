@@ -215,7 +215,8 @@ fn evaluation_leaves_training_alone() {
     let train =
         |out: &str, more: &str| place.ok(&format!("train digits --steps 6 --save-every 3 --out {out} {TINY} {more}"));
     train("without", "");
-    train("with", "--evaluate-every 2 --evaluate-samples 8 --metrics swd,neighbours,loss,bpd --evaluate-budget-s 60");
+    let metrics = "swd,neighbours,loss,bpd,nll";
+    train("with", &format!("--evaluate-every 2 --evaluate-samples 8 --metrics {metrics} --evaluate-budget-s 60"));
     for name in ["ema.safetensors", "model.safetensors", "adam.safetensors"] {
         let of = |run: &str| place.read(&format!("{run}/checkpoints/step-00000006/{name}"));
         assert!(of("without") == of("with"), "{name} differs");
@@ -336,6 +337,15 @@ fn what_a_network_is_judged_on_is_said() {
     let page = String::from_utf8(place.read("page.html")).unwrap();
     assert!(page.contains("Loss on training images</h2>") && !page.contains("eld-out loss"), "{page}");
     place.fails("eval few-run --metrics neighbours", 2, "neighbours");
+
+    let nll = &place.json("eval few-run --metrics nll")["nll"];
+    assert_eq!((&nll["on"], &nll["n"]), (&"training".into(), &6.into()));
+    let parts: f64 = ["prior", "volume", "interval"].iter().map(|part| nll[part].as_f64().unwrap()).sum();
+    assert!((parts - nll["total"].as_f64().unwrap()).abs() < 1e-9 && parts.is_finite(), "{nll}");
+    let text = place.ok("eval few-run --metrics nll --report nll.html");
+    assert!(text.starts_with("negative log-likelihood ") && text.contains("(6 training images)"), "{text}");
+    let page = String::from_utf8(place.read("nll.html")).unwrap();
+    assert!(page.contains("Negative log-likelihood</h2>"), "{page}");
 }
 
 /// An evaluation that fails is told, and training goes on.

@@ -36,6 +36,8 @@ pub enum Purpose {
     DropCondition = 11,
     /// How a training image is augmented; index as above.
     Augment = 12,
+    /// Draws of the likelihood; index: the held-out example, part: 0 for the noise that makes intervals of values, 1 for the signs.
+    Likelihood = 13,
 }
 
 /// One stream of random numbers.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use clap::Args;
 use denoising_diffusion::data::{DataConfig, DataLayout, Dataset};
-use denoising_diffusion::eval::evaluate::{self, Inception, Judged, Measured, Sets, Split, Watch, bpd, loss};
+use denoising_diffusion::eval::evaluate::{self, Inception, Judged, Measured, Sets, Split, Watch, bpd, loss, nll};
 use denoising_diffusion::eval::extract::Extractor;
 use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::inception::FeatureBlock;
@@ -39,16 +39,17 @@ use crate::weights::{Found, weights_kind};
 #[derive(Args, Debug)]
 #[command(
     after_help = "fid, kid, is and prdc (precision, recall, density, coverage) are computed from Inception's features; swd (sliced Wasserstein \
-                  distance), spectrum (difference of power spectra) and neighbours (nearest training images) from pixels; loss (by quarter of t) and bpd \
-                  (variational bound, bits per dimension) on held-out images, on training images if none were held out, or on DATA, and say on \
-                  which. The limit beside a FID is its expected value for infinitely many samples."
+                  distance), spectrum (difference of power spectra) and neighbours (nearest training images) from pixels; loss (by quarter of t), bpd \
+                  (variational bound, bits per dimension) and nll (negative log-likelihood by the probability flow, bits per dimension; 128 \
+                  evaluations of network and gradient per image) on held-out images, on training images if none were held out, or on DATA, and say \
+                  on which. The limit beside a FID is its expected value for infinitely many samples."
 )]
 pub struct EvalArgs {
     /// Run folder (its latest intact checkpoint), RUN/best (its best), checkpoint folder, .safetensors file, or .pt file of the reference
     target: PathBuf,
     /// Data to compare with [default: what the run was trained on]
     data: Option<PathBuf>,
-    /// Metrics, separated by commas [default: all; those that need Inception only if its weights are available]
+    /// Metrics, separated by commas [default: all but nll; those that need Inception only if its weights are available]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     metrics: Option<Vec<Metric>>,
     /// Images to draw
@@ -90,7 +91,7 @@ struct Plan<'a> {
     real_digest: String,
     /// Training and held-out images, if the data are those of a run and at least two images were held out.
     split: Option<(Images, Images)>,
-    /// The images that loss and bound are measured on.
+    /// The images that loss, bound and likelihood are measured on.
     judged: (JudgedOn, Images),
     metrics: Vec<Metric>,
     extractor: Option<Extractor>,
@@ -213,12 +214,16 @@ impl<'a> Plan<'a> {
         let bits_per_dim = wants(Metric::Bpd)
             .then(|| bpd(model, diffusion, judged, seed, device, watch).map_err(or_interrupted))
             .transpose()?;
+        let nll = wants(Metric::Nll)
+            .then(|| nll(model, diffusion, judged, seed, device, watch).map_err(or_interrupted))
+            .transpose()?;
         Ok(Evaluation {
             version: env!("CARGO_PKG_VERSION").to_string(),
             provenance: self.provenance()?,
             measurements: measured.measurements,
             loss,
             bits_per_dim,
+            nll,
             neighbours: measured.neighbours,
             seconds: started.elapsed().as_secs_f64(),
         })
@@ -275,7 +280,7 @@ fn number_classes(dataset: &mut Dataset, card: &ModelCard) {
 
 /// Warns about inputs that the network takes but the images it is judged on do not have.
 fn tell_unknown(metrics: &[Metric], dataset: &Dataset, card: &ModelCard) {
-    let judged = metrics.iter().filter(|metric| matches!(metric, Metric::Loss | Metric::Bpd));
+    let judged = metrics.iter().filter(|metric| !metric.needs_samples());
     let unknown = [
         ("classes", card.network.num_classes() > 0 && dataset.num_classes() == 0),
         ("vectors", card.network.vector_dim() > 0 && dataset.vectors().is_none()),
@@ -302,7 +307,7 @@ fn parts(dataset: &Arc<Dataset>, recipe: Option<&Recipe>, weights: &Path) -> Opt
     Some((Images::of_data(training), Images::of_data(held_out)))
 }
 
-/// The images that loss and bound are measured on.
+/// The images that loss, bound and likelihood are measured on.
 fn judged(parts: Option<&(Images, Images)>, real: &Images, args: &EvalArgs) -> (JudgedOn, Images) {
     match parts {
         Some((_, held_out)) if held_out.len() > 1 => (JudgedOn::HeldOut, held_out.clone()),
@@ -324,9 +329,10 @@ fn layout(dataset: &Dataset, card: &ModelCard) -> DataLayout {
     }
 }
 
-/// The requested metrics, or all that can be measured.
+/// The requested metrics, or all of the usual ones that can be measured.
 fn chosen(args: &EvalArgs, facts: &Facts<'_>) -> Result<Vec<Metric>> {
-    let mut metrics = args.metrics.clone().unwrap_or_else(|| Metric::ALL.to_vec());
+    let usual = || Metric::ALL.into_iter().filter(|metric| metric.is_usual()).collect();
+    let mut metrics = args.metrics.clone().unwrap_or_else(usual);
     metrics.sort();
     metrics.dedup();
     those_measurable(&metrics, args.metrics.is_some(), facts)

@@ -107,9 +107,9 @@ const SAMPLERS: &[&str] = &[
     "unipc",
     "lms",
 ];
-const METRICS: &[&str] = &["fid", "kid", "is", "prdc", "swd", "spectrum", "neighbours", "loss", "bpd"];
+const METRICS: &[&str] = &["fid", "kid", "is", "prdc", "swd", "spectrum", "neighbours", "loss", "bpd", "nll"];
 const NUMBERS: &[&str] =
-    &["fid", "kid", "is", "precision", "recall", "density", "coverage", "swd", "spectrum", "loss", "bpd"];
+    &["fid", "kid", "is", "precision", "recall", "density", "coverage", "swd", "spectrum", "loss", "bpd", "nll"];
 
 /// Every key of a recipe except `data.path`, `data.labels`, `data.condition` and `data.vectors`, which are separate arguments, and the networks'
 /// `channels`, which are set by the data.

@@ -8,12 +8,13 @@ use thiserror::Error;
 
 use super::copies::neighbours;
 use super::extract::{ExtractError, Extracted, Extractor, FeatureStore};
+use super::flow_likelihood::{self, STEPS, negative_log_likelihood};
 use super::held_out::{HeldOutLoss, held_out_loss};
 use super::images::Images;
 use super::likelihood::{LikelihoodError, TERMS, bits_per_dim, evaluations};
 use super::metric::{self, FidInput, Metric, MetricError};
 use super::metrics::features::Features;
-use super::result::{BitsPerDim, JudgedOn, LossByTime, Measurement, Neighbours};
+use super::result::{BitsPerDim, JudgedOn, LossByTime, Measurement, NegativeLogLikelihood, Neighbours};
 use crate::data::DataError;
 use crate::diffusion::{Diffusion, Examples};
 use crate::interop::InteropError;
@@ -25,6 +26,9 @@ use crate::task::Task;
 const MOST_PIXELS: usize = 1 << 28;
 /// Number of held-out images that go through the network at a time.
 const BATCH: usize = 32;
+/// Maximum number of image values that go through the network at a time if its gradient is needed, for which all of its layers stay in memory: 32
+/// images of 3x64x64, two of 3x256x256.
+const MOST_DIFFERENTIATED: usize = 32 * 3 * 64 * 64;
 
 /// Is informed of an evaluation's progress, and can stop it.
 pub trait Watch {
@@ -85,8 +89,8 @@ pub enum EvaluateError {
     Metric { metric: Metric, source: MetricError },
     #[error(transparent)]
     Extract(ExtractError),
-    #[error("bpd cannot be measured")]
-    Likelihood(#[source] LikelihoodError),
+    #[error("{metric} cannot be measured")]
+    Likelihood { metric: Metric, source: LikelihoodError },
     #[error("{metric} needs the weights of Inception")]
     NoInception { metric: Metric },
     #[error("{metric} needs to know which images were trained on and which were held out")]
@@ -287,11 +291,38 @@ pub fn bpd<M: Network>(
     watch.start(Task::Loss, images.len() * evaluations(diffusion, TERMS));
     let bits = bits_per_dim(model, diffusion, parts, TERMS, seed, device, &mut |done| watch.done(done));
     watch.finish();
-    bits.map(|bits| BitsPerDim { on, ..bits }).map_err(|error| match error {
+    bits.map(|bits| BitsPerDim { on, ..bits }).map_err(|error| of_likelihood(Metric::Bpd, error))
+}
+
+/// The negative log-likelihood by the probability flow, in bits per dimension.
+///
+/// # Errors
+/// As [`bpd`].
+pub fn nll<M: Network>(
+    model: &Eval<M>,
+    diffusion: &Diffusion,
+    judged: Judged<'_>,
+    seed: u64,
+    device: &Device,
+    watch: &mut dyn Watch,
+) -> Result<NegativeLogLikelihood, EvaluateError> {
+    let Judged { on, images } = judged;
+    if images.len() < 2 {
+        return Err(EvaluateError::TooFew { what: on.images(), n: images.len() });
+    }
+    let parts = images.examples((MOST_DIFFERENTIATED / images.image_len().max(1)).clamp(1, BATCH))?;
+    watch.start(Task::Loss, images.len() * flow_likelihood::evaluations(STEPS));
+    let nll = negative_log_likelihood(model, diffusion, parts, STEPS, seed, device, &mut |done| watch.done(done));
+    watch.finish();
+    nll.map(|nll| NegativeLogLikelihood { on, ..nll }).map_err(|error| of_likelihood(Metric::Nll, error))
+}
+
+fn of_likelihood(metric: Metric, error: LikelihoodError) -> EvaluateError {
+    match error {
         LikelihoodError::Interrupted => EvaluateError::Interrupted,
         LikelihoodError::Data(error) => EvaluateError::Data(error),
-        error => EvaluateError::Likelihood(error),
-    })
+        source => EvaluateError::Likelihood { metric, source },
+    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,8 @@
 //! section 5.1), but a sum in place of the integral depends on where its levels lie. It is taken over [`LEVELS`] levels evenly spaced in log-SNR
 //! over the formulation's range, as far as the noise is no finer than [`RESOLUTION`]. The deviation of the last step is the noise of the cleanest
 //! level, `sigma / alpha`: the posterior of so small a step is far narrower than what is known of x_0. This makes formulations comparable with each
-//! other. Not here: the training loss, which weights the same terms differently.
+//! other. Not here: the training loss, which weights the same terms differently, and the likelihood of the probability flow
+//! ([`super::flow_likelihood`]).
 
 use std::ops::ControlFlow;
 
@@ -39,13 +40,17 @@ pub const RESOLUTION: f64 = 1.0 / 255.0;
 /// Default number of times at which the terms are computed; between them they are interpolated.
 pub const TERMS: usize = 64;
 
-/// Why the bound cannot be computed.
+/// Why the bound, or the likelihood of the flow, cannot be computed.
 #[derive(Debug, thiserror::Error)]
 pub enum LikelihoodError {
-    #[error("the bound is defined for data in [-1, 1] (auto_normalize), and for at least 2 images and 2 timesteps")]
+    #[error(
+        "bits per dimension are defined for data in [-1, 1] (auto_normalize), and for at least 2 images and 2 timesteps"
+    )]
     Undefined,
     #[error("the network's output at t = {t} is not finite")]
     NotFinite { t: usize },
+    #[error("the network's output or its gradient is not finite where sigma / alpha is {noise:.3}")]
+    FlowNotFinite { noise: f64 },
     #[error(transparent)]
     Data(#[from] DataError),
     #[error("interrupted")]
@@ -128,7 +133,7 @@ impl<M: Network> Bound<'_, M> {
 }
 
 /// A denoiser with the conditions of the examples of a batch.
-fn told<'a, M: Network>(
+pub(super) fn told<'a, M: Network>(
     batch: &Batch,
     mut denoiser: NetworkDenoiser<'a, M>,
     device: &Device,
@@ -180,7 +185,7 @@ fn sums_between(times: &[usize], bits: &[Vec<f64>]) -> Vec<f64> {
     (0..images).map(|i| weights.iter().zip(bits).map(|(weight, bits)| weight * bits[i]).sum()).collect()
 }
 
-/// Whether the bound is defined for networks trained with these options.
+/// Whether bits per dimension are defined for networks trained with these options.
 pub fn is_defined(shared: &SharedConfig) -> bool {
     shared.auto_normalize
 }

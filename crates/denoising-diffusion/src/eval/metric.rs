@@ -45,11 +45,13 @@ pub enum Metric {
     Loss,
     /// Variational bound in bits per dimension.
     Bpd,
+    /// Negative log-likelihood by the probability-flow ODE, in bits per dimension.
+    Nll,
 }
 
 impl Metric {
     /// All metrics, in the order of reports.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Fid,
         Self::Kid,
         Self::Is,
@@ -59,6 +61,7 @@ impl Metric {
         Self::Neighbours,
         Self::Loss,
         Self::Bpd,
+        Self::Nll,
     ];
 
     /// The name in files and flags.
@@ -73,6 +76,7 @@ impl Metric {
             Self::Neighbours => "neighbours",
             Self::Loss => "loss",
             Self::Bpd => "bpd",
+            Self::Nll => "nll",
         }
     }
 
@@ -88,6 +92,7 @@ impl Metric {
             Self::Neighbours => &["neighbours"],
             Self::Loss => &["loss"],
             Self::Bpd => &["bpd"],
+            Self::Nll => &["nll"],
         }
     }
 
@@ -101,9 +106,14 @@ impl Metric {
         matches!(self, Self::Fid | Self::Kid | Self::Is | Self::Prdc)
     }
 
+    /// Whether it is measured if none is named: the likelihood by the probability flow can take as long as all others together.
+    pub fn is_usual(self) -> bool {
+        self != Self::Nll
+    }
+
     /// Whether it needs samples.
     pub fn needs_samples(self) -> bool {
-        !matches!(self, Self::Loss | Self::Bpd)
+        !matches!(self, Self::Loss | Self::Bpd | Self::Nll)
     }
 }
 
@@ -111,7 +121,7 @@ impl Metric {
 /// when high (they are unlike the data); the same goes for unknown names.
 pub fn better(number: &str) -> Better {
     match number {
-        "fid" | "kid" | "swd" | "spectrum" | "loss" | "bpd" => Better::Lower,
+        "fid" | "kid" | "swd" | "spectrum" | "loss" | "bpd" | "nll" => Better::Lower,
         "is" | "precision" | "recall" | "density" | "coverage" => Better::Higher,
         _ => Better::Neither,
     }

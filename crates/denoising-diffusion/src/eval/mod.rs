@@ -7,6 +7,7 @@ pub mod config;
 mod copies;
 pub mod evaluate;
 pub mod extract;
+pub mod flow_likelihood;
 pub mod held_out;
 pub mod images;
 pub mod inception;

@@ -46,7 +46,7 @@ pub enum Unmeasurable {
     #[error("it is not known which images were trained on and which were held out")]
     NoSplit,
     #[error("{}", LikelihoodError::Undefined)]
-    Bound,
+    Bits,
     #[error("the network takes a condition with each image, but the {0} have none")]
     NoConditions(&'static str),
 }
@@ -86,7 +86,7 @@ impl Metric {
             (Self::Spectrum, _) if width < 2 => Err(Unmeasurable::NoSpectrum(width)),
             (Self::Neighbours, None) => Err(Unmeasurable::NoSplit),
             (Self::Neighbours, Some(n)) => Unmeasurable::unless(2, JudgedOn::HeldOut.images(), n),
-            (Self::Bpd, _) if !is_defined(&facts.diffusion.shared) => Err(Unmeasurable::Bound),
+            (Self::Bpd | Self::Nll, _) if !is_defined(&facts.diffusion.shared) => Err(Unmeasurable::Bits),
             _ => Ok(()),
         }
     }
@@ -177,15 +177,17 @@ mod tests {
         assert_eq!(names(&of_one), ["fid", "kid", "is", "prdc", "swd", "spectrum", "neighbours"]);
         assert_eq!(missing(|facts| facts.held_out = Some(1)), [("neighbours", too_few("held-out images", 2, 1))]);
         assert_eq!(missing(|facts| facts.held_out = None), [("neighbours", Unmeasurable::NoSplit)]);
-        assert_eq!(names(&missing(|facts| facts.judged = (JudgedOn::Given, 1))), ["loss", "bpd"]);
-        assert_eq!(names(&missing(|facts| facts.judged_lack_conditions = true)), ["loss", "bpd"]);
+        assert_eq!(names(&missing(|facts| facts.judged = (JudgedOn::Given, 1))), ["loss", "bpd", "nll"]);
+        assert_eq!(names(&missing(|facts| facts.judged_lack_conditions = true)), ["loss", "bpd", "nll"]);
     }
 
     #[test]
-    fn the_bound_is_that_of_normalised_data() {
+    fn bits_per_dimension_are_those_of_normalised_data() {
         let mut diffusion = DiffusionConfig::default();
         diffusion.shared.auto_normalize = false;
-        assert_eq!(Metric::Bpd.check(&facts(&diffusion)), Err(Unmeasurable::Bound));
+        for metric in [Metric::Bpd, Metric::Nll] {
+            assert_eq!(metric.check(&facts(&diffusion)), Err(Unmeasurable::Bits));
+        }
         assert_eq!(Metric::Loss.check(&facts(&diffusion)), Ok(()));
     }
 }

@@ -20,6 +20,9 @@ pub struct Evaluation {
     /// The variational bound, likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bits_per_dim: Option<BitsPerDim>,
+    /// The likelihood by the probability flow, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nll: Option<NegativeLogLikelihood>,
     /// Distances of samples to training images, likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub neighbours: Option<Neighbours>,
@@ -188,6 +191,25 @@ pub struct BitsPerDim {
     pub terms: Vec<(usize, f64)>,
 }
 
+/// The negative log-likelihood per value, in bits, by the probability-flow ODE (Song et al. 2021, arXiv:2011.13456, appendix D.2).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NegativeLogLikelihood {
+    /// Which images, and how many.
+    pub on: JudgedOn,
+    pub n: usize,
+    /// The sum of the three parts, and its standard error over images.
+    pub total: f64,
+    pub standard_error: f64,
+    /// `-log2` of the normal density where the paths from the images end in noise.
+    pub prior: f64,
+    /// How much larger volumes are there, as a logarithm to base 2.
+    pub volume: f64,
+    /// The width of the interval for which an 8-bit value stands: `log2(255 / 2)`.
+    pub interval: f64,
+    /// Where the volume changes: (log-SNR, bits per dimension and unit of log-SNR), least noise first.
+    pub terms: Vec<(f64, f64)>,
+}
+
 /// Distances of samples to training images, compared with those of held-out images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Neighbours {
@@ -219,6 +241,13 @@ impl BitsPerDim {
     /// The total as a measurement.
     pub fn measurement(&self) -> Measurement {
         of_network("bpd", self.total, self.standard_error, self.n)
+    }
+}
+
+impl NegativeLogLikelihood {
+    /// The total as a measurement.
+    pub fn measurement(&self) -> Measurement {
+        of_network("nll", self.total, self.standard_error, self.n)
     }
 }
 

@@ -3,7 +3,7 @@
 //! It contains what is needed to interpret the numbers. Not here: provenance and pictures (the page), and all digits (JSON).
 
 use super::figures::{Figure, adding_up, decimals_for, percent, significant, thousands};
-use crate::eval::result::{Better, BitsPerDim, Evaluation, LossByTime, Measurement, Neighbours};
+use crate::eval::result::{Better, BitsPerDim, Evaluation, LossByTime, Measurement, NegativeLogLikelihood, Neighbours};
 
 /// The largest width of a table.
 const WIDEST: usize = 110;
@@ -16,7 +16,7 @@ const GAP: &str = "  ";
 /// Indentation of a note under its row; lines that continue it are indented by two more.
 const INDENT: usize = 4;
 
-/// Measurements as a table with notes under their rows, then loss, variational bound and neighbours. At most 110 columns wide; without a newline at
+/// Measurements as a table with notes under their rows, then loss, variational bound, likelihood and neighbours. At most 110 columns wide; without a newline at
 /// the end.
 pub fn table(evaluation: &Evaluation) -> String {
     table_within(evaluation, WIDEST)
@@ -29,6 +29,7 @@ pub fn table_within(evaluation: &Evaluation, columns: usize) -> String {
     let facts = [
         evaluation.loss.as_ref().map(loss),
         evaluation.bits_per_dim.as_ref().map(bits_per_dim),
+        evaluation.nll.as_ref().map(nll),
         evaluation.neighbours.as_ref().map(neighbours),
     ];
     for fact in facts.into_iter().flatten() {
@@ -134,6 +135,17 @@ fn bits_per_dim(bound: &BitsPerDim) -> Vec<String> {
     vec![
         format!("variational bound {total} bits per dimension ({} {})", thousands(bound.n as u64), bound.on.images()),
         format!("prior {prior} + diffusion {diffusion} + reconstruction {reconstruction} = {sum}"),
+    ]
+}
+
+fn nll(nll: &NegativeLogLikelihood) -> Vec<String> {
+    let total = Figure::new(nll.total, Some(nll.standard_error));
+    let parts = [nll.prior, nll.volume, nll.interval];
+    let ([prior, volume, interval], sum) = adding_up(parts, nll.total, decimals_for(nll.standard_error));
+    let on = nll.on.images();
+    vec![
+        format!("negative log-likelihood {total} bits per dimension ({} {on})", thousands(nll.n as u64)),
+        format!("density of the noise {prior} + volume {volume} + width of 8-bit values {interval} = {sum}"),
     ]
 }
 
@@ -267,9 +279,10 @@ mod tests {
         for on in [JudgedOn::Training, JudgedOn::Given] {
             let mut evaluation = example::evaluation();
             evaluation.neighbours = None;
-            (evaluation.loss, evaluation.bits_per_dim) = (
+            (evaluation.loss, evaluation.bits_per_dim, evaluation.nll) = (
                 evaluation.loss.map(|of| LossByTime { on, ..of }),
                 evaluation.bits_per_dim.map(|of| BitsPerDim { on, ..of }),
+                evaluation.nll.map(|of| NegativeLogLikelihood { on, ..of }),
             );
             let text = table(&evaluation);
             assert!(text.contains(on.loss()) && text.contains(on.images()) && !text.contains("held-out"), "{text}");

@@ -10,8 +10,9 @@ use super::replicas::AverageOnDevices;
 use super::run::{Run, RunError};
 use crate::data::{ImageBatch, Subset};
 use crate::eval::config::EvaluateConfig;
-use crate::eval::evaluate::{EvaluateError, Inception, Judged, Sets, Split, Watch, bpd, loss, measure};
+use crate::eval::evaluate::{EvaluateError, Inception, Judged, Sets, Split, Watch, bpd, loss, measure, nll};
 use crate::eval::extract::{ExtractError, Extractor, FeatureStore};
+use crate::eval::flow_likelihood::{self, COST, STEPS};
 use crate::eval::images::Images;
 use crate::eval::likelihood::{TERMS, evaluations};
 use crate::eval::metric::Metric;
@@ -151,7 +152,8 @@ impl<M: Network> Run<M> {
         let sample = setup.config.sampling(&self.setup.sample);
         let wants = |needs: fn(Metric) -> bool| setup.config.metrics.iter().any(|&metric| needs(metric));
         let (mut per_sample, mut fixed, mut once) = (0.0, 0.0, 0.0);
-        if wants(Metric::needs_samples) || setup.config.metrics.contains(&Metric::Bpd) {
+        let measured = |metric| setup.config.metrics.contains(&metric);
+        if wants(Metric::needs_samples) || measured(Metric::Bpd) || measured(Metric::Nll) {
             let batch = sample.sample_batch_size.min(asked);
             let diffusion = self.trainer.diffusion();
             let steps = diffusion.formulation().timesteps().map_or(2, |timesteps| timesteps.min(2));
@@ -167,8 +169,12 @@ impl<M: Network> Run<M> {
                 let share = 1.0 / (1 + average.others.len()) as f64;
                 per_sample += per_output * sample.evaluations(diffusion.formulation()) as f64 * share;
             }
-            if setup.config.metrics.contains(&Metric::Bpd) {
-                fixed = per_output * (self.held_out_images().len() * evaluations(diffusion, TERMS)) as f64;
+            let per_held_out = per_output * self.held_out_images().len() as f64;
+            if measured(Metric::Bpd) {
+                fixed += per_held_out * evaluations(diffusion, TERMS) as f64;
+            }
+            if measured(Metric::Nll) {
+                fixed += per_held_out * flow_likelihood::evaluations(STEPS) as f64 * COST;
             }
             if let Some(extractor) = setup.extractor.as_ref().filter(|_| wants(Metric::needs_inception)) {
                 let some = Images::from(images).spread(16);
@@ -224,6 +230,9 @@ impl<M: Network> Run<M> {
         }
         if metrics.contains(&Metric::Bpd) {
             measurements.push(bpd(&average.eval, diffusion, judged, seed, &device, events)?.measurement());
+        }
+        if metrics.contains(&Metric::Nll) {
+            measurements.push(nll(&average.eval, diffusion, judged, seed, &device, events)?.measurement());
         }
         Ok(measurements)
     }

@@ -7,6 +7,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use denoising_diffusion::data::ImageBatch;
 use denoising_diffusion::data::{DataLayout, ImageShape};
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig, Examples, FormulationConfig, RectifiedFlowConfig};
+use denoising_diffusion::eval::flow_likelihood::negative_log_likelihood;
 use denoising_diffusion::eval::held_out::held_out_loss;
 use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::likelihood::{LikelihoodError, bits_per_dim};
@@ -116,7 +117,7 @@ impl<M: Network> Case<'_, M> {
         images.data
     }
 
-    /// The held-out loss and the bound, finite.
+    /// The held-out loss, the bound and the likelihood, finite.
     fn measured(&self, model: &Eval<M>, diffusion: &Diffusion) -> Vec<f64> {
         let (device, data) = (Device::flex(), self.data(7).data);
         let loss = held_out_loss(model, diffusion, [data.clone()].into_iter(), 3, &device).unwrap();
@@ -132,15 +133,23 @@ impl<M: Network> Case<'_, M> {
         let mut on_batch = |_| ControlFlow::Continue(());
         let parts = held_out.examples(4).unwrap();
         let bits = bits_per_dim(model, diffusion, parts, 8, 3, &device, &mut on_batch);
-        match bits {
+        let parts = held_out.examples(4).unwrap();
+        let nll = negative_log_likelihood(model, diffusion, parts, 2, 3, &device, &mut on_batch);
+        let undefined = |error: &LikelihoodError| {
+            let normalised = diffusion.shared().auto_normalize;
+            assert!(matches!(error, LikelihoodError::Undefined) && !normalised, "{}: {error}", self.name);
+        };
+        match &bits {
             Ok(bits) => measured.extend([bits.total, bits.prior, bits.diffusion, bits.reconstruction]),
-            Err(error) => {
-                let normalised = diffusion.shared().auto_normalize;
-                assert!(matches!(error, LikelihoodError::Undefined) && !normalised, "{}: {error}", self.name);
-            }
+            Err(error) => undefined(error),
         }
         assert!(measured.iter().all(|v| v.is_finite() && *v >= 0.0), "{}: {measured:?}", self.name);
         assert!(loss.mean > 0.0, "{}: {loss:?}", self.name);
+        match &nll {
+            Ok(nll) => measured.extend([nll.total, nll.standard_error, nll.prior, nll.volume]),
+            Err(error) => undefined(error),
+        }
+        assert!(measured.iter().all(|v| v.is_finite()) && bits.is_ok() == nll.is_ok(), "{}: {measured:?}", self.name);
         measured
     }
 

@@ -1,8 +1,8 @@
 //! Two evaluations for tests: one with everything in it, and one with nothing.
 
 use crate::eval::result::{
-    Better, BitsPerDim, Evaluation, Extractor, JudgedOn, LossByTime, Measurement, Neighbours, Pair, Provenance,
-    Sampling,
+    Better, BitsPerDim, Evaluation, Extractor, JudgedOn, LossByTime, Measurement, NegativeLogLikelihood, Neighbours,
+    Pair, Provenance, Sampling,
 };
 
 pub fn bare() -> Evaluation {
@@ -15,6 +15,7 @@ pub fn bare() -> Evaluation {
         measurements: vec![],
         loss: None,
         bits_per_dim: None,
+        nll: None,
         neighbours: None,
         seconds: 2.34,
     }
@@ -62,6 +63,7 @@ pub fn evaluation() -> Evaluation {
             quarters: [0.214_9, 0.081_23, 0.037_8, 0.015_11],
         }),
         bits_per_dim: Some(bits_per_dim()),
+        nll: Some(nll()),
         neighbours: Some(neighbours()),
         seconds: 1234.5,
         ..bare()
@@ -121,6 +123,24 @@ fn bits_per_dim() -> BitsPerDim {
         diffusion,
         reconstruction,
         terms: (0..30).map(term).collect(),
+    }
+}
+
+fn nll() -> NegativeLogLikelihood {
+    let term = |index: i32| {
+        let log_snr = 9.0 - 0.6 * f64::from(index);
+        (log_snr, -0.4 / (1.0 + (-log_snr).exp()))
+    };
+    let [prior, volume, interval] = [2.047_21, -5.341_2, 6.994_353];
+    NegativeLogLikelihood {
+        on: JudgedOn::HeldOut,
+        n: 179,
+        total: prior + volume + interval,
+        standard_error: 0.011_8,
+        prior,
+        volume,
+        interval,
+        terms: (0..32).map(term).collect(),
     }
 }
 

@@ -72,6 +72,7 @@ pub(super) fn metric(name: &str) -> &str {
         "is" => "Inception Score",
         "loss" => "Held-out loss",
         "bpd" => "Bits per dimension",
+        "nll" => "Negative log-likelihood, bits per dimension",
         "neighbours" => "Neighbours, z",
         other => other,
     }

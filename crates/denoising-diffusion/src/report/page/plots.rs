@@ -5,7 +5,7 @@ use super::super::curve::{
 };
 use super::super::figures::{Figure, adding_up, decimals, decimals_for, percent, significant, thousands};
 use super::{History, parts};
-use crate::eval::result::{BitsPerDim, Evaluation, LossByTime, Neighbours};
+use crate::eval::result::{BitsPerDim, Evaluation, LossByTime, NegativeLogLikelihood, Neighbours};
 
 /// Small enough that text is legible on a phone.
 const SIZE: [u32; 2] = [420, 280];
@@ -50,11 +50,12 @@ fn one_history(history: &History) -> Option<String> {
     Some(format!("<div class=\"card\">\n<h3>{}</h3>\n{svg}{numbers}</div>\n", escape(metric)))
 }
 
-/// Loss, variational bound and neighbours, side by side.
+/// Loss, variational bound, likelihood and neighbours, side by side.
 pub(super) fn cards(evaluation: &Evaluation) -> String {
     let cards = [
         evaluation.loss.as_ref().map(loss),
         evaluation.bits_per_dim.as_ref().map(bits_per_dim),
+        evaluation.nll.as_ref().map(nll),
         evaluation.neighbours.as_ref().map(neighbours),
     ];
     let cards: String = cards.into_iter().flatten().collect();
@@ -92,17 +93,38 @@ fn bits_per_dim(bound: &BitsPerDim) -> String {
     let svg = inline_curve(Series { name: String::new(), points }, &[], &options, &description).unwrap_or_default();
     let (parts, sum) = adding_up([*prior, *diffusion, *reconstruction], *total, decimals_for(*standard_error));
     let [prior, diffusion, reconstruction] = parts.map(|part| part.to_string());
-    let row = |name: &str, number: String| vec![name.to_owned(), number];
-    let rows = [
-        row("prior", prior),
-        row("+ diffusion, t > 1", diffusion),
-        row("+ reconstruction", reconstruction),
-        row("= total", sum),
-    ];
-    let table = parts::table("Terms of the variational bound", &["term", "bits per dimension"], &rows);
-    let table = table.replacen("class=\"numbers\"", "class=\"numbers sum\"", 1);
+    let rows =
+        [("prior", prior), ("+ diffusion, t > 1", diffusion), ("+ reconstruction", reconstruction), ("= total", sum)];
+    let table = bits_table("Terms of the variational bound", rows);
     let summary = format!("At most {figure} bits per dimension ({} {}).", thousands(*n as u64), on.images());
     card("bound", "Variational bound", &format!("{svg}{}{table}", parts::paragraph(&summary)))
+}
+
+/// Terms and their sum.
+fn bits_table(caption: &str, rows: [(&str, String); 4]) -> String {
+    let rows = rows.map(|(name, number)| vec![name.to_owned(), number]);
+    let table = parts::table(caption, &["term", "bits per dimension"], &rows);
+    table.replacen("class=\"numbers\"", "class=\"numbers sum\"", 1)
+}
+
+fn nll(nll: &NegativeLogLikelihood) -> String {
+    let NegativeLogLikelihood { on, n, total, standard_error, prior, volume, interval, terms } = nll;
+    let figure = Figure::new(*total, Some(*standard_error));
+    let description = format!("Change of volume by log-SNR, {} values of log-SNR", terms.len());
+    let options = options("log-SNR", "bits per dimension and unit", YScale::Linear);
+    let series = Series { name: String::new(), points: terms.clone() };
+    let svg = inline_curve(series, &[], &options, &description).unwrap_or_default();
+    let (parts, sum) = adding_up([*prior, *volume, *interval], *total, decimals_for(*standard_error));
+    let [prior, volume, interval] = parts.map(|part| part.to_string());
+    let rows = [
+        ("density of the noise", prior),
+        ("+ volume", volume),
+        ("+ width of 8-bit values", interval),
+        ("= total", sum),
+    ];
+    let table = bits_table("Parts of the negative log-likelihood", rows);
+    let summary = format!("{figure} bits per dimension ({} {}).", thousands(*n as u64), on.images());
+    card("nll", "Negative log-likelihood", &format!("{svg}{}{table}", parts::paragraph(&summary)))
 }
 
 fn neighbours(near: &Neighbours) -> String {

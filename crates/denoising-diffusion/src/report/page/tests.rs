@@ -63,6 +63,7 @@ fn a_full_page_is_well_formed_and_complete() {
         ">Metrics over training</h2>",
         ">Held-out loss</h2>",
         ">Variational bound</h2>",
+        ">Negative log-likelihood</h2>",
         ">Nearest neighbours</h2>",
         ">Samples</h2>",
         ">Closest pairs</h2>",
@@ -91,7 +92,7 @@ fn a_full_page_is_well_formed_and_complete() {
     let ids: Vec<&str> = html.split(" id=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
     let distinct: std::collections::HashSet<&&str> = ids.iter().collect();
     assert_eq!(distinct.len(), ids.len(), "{ids:?}");
-    assert!(html.matches("<svg ").count() == 5 && html.matches("role=\"img\" aria-label=\"").count() == 5);
+    assert!(html.matches("<svg ").count() == 6 && html.matches("role=\"img\" aria-label=\"").count() == 6);
 }
 
 #[test]
@@ -170,12 +171,14 @@ fn a_loss_on_training_images_is_called_that() {
     let mut evaluation = example::evaluation();
     evaluation.neighbours = None;
     assert!(page(&evaluation).html().contains("Held-out loss</h2>"));
-    if let (Some(loss), Some(bound)) = (&mut evaluation.loss, &mut evaluation.bits_per_dim) {
-        (loss.on, bound.on) = (JudgedOn::Training, JudgedOn::Training);
+    if let (Some(loss), Some(bound), Some(nll)) =
+        (&mut evaluation.loss, &mut evaluation.bits_per_dim, &mut evaluation.nll)
+    {
+        (loss.on, bound.on, nll.on) = (JudgedOn::Training, JudgedOn::Training, JudgedOn::Training);
     }
     let html = page(&evaluation).html();
     assert!(html.contains("Loss on training images</h2>") && !html.contains("eld-out"), "{html}");
-    assert_eq!(html.matches("training images).").count(), 2, "of loss and bound");
+    assert_eq!(html.matches("training images).").count(), 3, "of loss, bound and likelihood");
 }
 
 #[test]
