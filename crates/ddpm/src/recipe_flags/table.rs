@@ -272,6 +272,7 @@ pub const FLAGS: &[Flag] = &[
     flag(GUIDANCE, "rescale_phi", Number, "How far to rescale the guided prediction to the conditional one's standard deviation"),
     flag(GUIDANCE, "keep_parallel", Number, "How much of the update parallel to the conditional estimate of clean data to keep; 0 oversaturates least"),
     flag(GUIDANCE, "cfg_plus_plus", Switch, "Take the direction back to noise from the unconditional estimate"),
+    flag(GUIDANCE, "guidance_norm_threshold", Number, "Largest norm of the guiding update of an estimate of clean data; larger ones are shortened [default: no limit]"),
     flag(GUIDANCE, "guidance_interval", Range, "Guide only where sigma / alpha is between LOW and HIGH [default: everywhere]"),
     flag(GUIDANCE, "threshold", Word(&["static", "dynamic", "none"]), "How to keep estimates within the range of the data"),
     flag(GUIDANCE, "threshold_quantile", Number, "Quantile of --threshold dynamic"),

@@ -26,6 +26,7 @@ fn the_table_covers_the_recipe_exactly() {
     // Absent from a default recipe; the others below are no flags.
     keys.insert(("data".into(), "augment".into()));
     keys.insert(("sample".into(), "noise_levels".into()));
+    keys.insert(("guidance".into(), "guidance_norm_threshold".into()));
     keys.insert(("data".into(), "image_size".into()));
     keys.insert(("data".into(), "value_range".into()));
     keys.insert(("data".into(), "condition_value_range".into()));

@@ -19,7 +19,9 @@ pub fn tell_ignored(said: &RecipeFlags, sample: &SampleConfig, guidance: &Guidan
 /// If a setting has no effect: what it would need.
 fn needs(key: &str, sample: &SampleConfig, guidance: &GuidanceConfig) -> Option<&'static str> {
     let (ignored, needs) = match key {
-        "rescale_phi" | "keep_parallel" | "guidance_interval" => (!guides(guidance), "--guidance"),
+        "rescale_phi" | "keep_parallel" | "guidance_norm_threshold" | "guidance_interval" => {
+            (!guides(guidance), "--guidance")
+        }
         "threshold_quantile" => (guidance.threshold != Threshold::Dynamic, "--threshold dynamic"),
         "karras_rho" => (sample.noise_levels != Some(NoiseLevels::Karras), "--noise-levels karras"),
         "s_tmin" | "s_tmax" | "s_noise" => (sample.s_churn == 0.0, "--s-churn"),

@@ -34,6 +34,10 @@ pub struct GuidanceConfig {
     /// How much of the update's component along the conditional estimate of clean data is kept: 1 is plain guidance, 0 removes the component that
     /// oversaturates (Sadat et al. 2024, arXiv:2410.02416). An update of any prediction is a multiple of that of the estimate.
     pub keep_parallel: f64,
+    /// The largest norm of the update of an example's estimate of clean data, before it is multiplied by the scale: r of Sadat et al. 2024, algorithm
+    /// 1. Larger ones are shortened to it. `None`: no limit. The paper's momentum across steps is not here: an estimate depends on nothing but x.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance_norm_threshold: Option<f64>,
     /// Takes the direction back to noise from the unconditional estimate (Chung et al. 2024, arXiv:2406.08070).
     pub cfg_plus_plus: bool,
     /// Guides only where `sigma / alpha` lies between these two values (Kynkaanniemi et al. 2024, arXiv:2404.07724).
@@ -49,6 +53,7 @@ impl Default for GuidanceConfig {
             guidance: 1.0,
             rescale_phi: 0.0,
             keep_parallel: 1.0,
+            guidance_norm_threshold: None,
             cfg_plus_plus: false,
             guidance_interval: None,
             threshold: Threshold::default(),
@@ -65,6 +70,8 @@ impl GuidanceConfig {
         check(self.guidance.is_finite(), "guidance", "a number", self.guidance)?;
         check(share(self.rescale_phi), "rescale_phi", "in [0, 1]", self.rescale_phi)?;
         check(share(self.keep_parallel), "keep_parallel", "in [0, 1]", self.keep_parallel)?;
+        let norm = self.guidance_norm_threshold.unwrap_or(1.0);
+        check(norm > 0.0 && norm.is_finite(), "guidance_norm_threshold", "a number above 0", norm)?;
         let quantile = self.threshold_quantile;
         check(quantile > 0.0 && quantile <= 1.0, "threshold_quantile", "in (0, 1]", quantile)?;
         if let Some([low, high]) = self.guidance_interval {
@@ -95,13 +102,14 @@ impl GuidanceConfig {
     }
 
     /// Combines two predictions. A scale of 1 gives the strong one and 0 the weak one, whatever the other options. `x_start` is the estimate of clean
-    /// data that the strong prediction gives, whose direction [`keep_parallel`](Self::keep_parallel) means.
+    /// data that a prediction gives: it is what [`keep_parallel`](Self::keep_parallel) and
+    /// [`guidance_norm_threshold`](Self::guidance_norm_threshold) mean.
     pub fn combine<const D: usize>(
         &self,
         strong: Tensor<D>,
         weak: Tensor<D>,
         scale: f64,
-        x_start: impl FnOnce(Tensor<D>) -> Tensor<D>,
+        x_start: impl Fn(Tensor<D>) -> Tensor<D>,
     ) -> Tensor<D> {
         if scale == 1.0 {
             return strong;
@@ -109,7 +117,12 @@ impl GuidanceConfig {
         if scale == 0.0 {
             return weak;
         }
-        let mut update = strong.clone() - weak;
+        let mut update = strong.clone() - weak.clone();
+        if let Some(most) = self.guidance_norm_threshold {
+            let of_estimate = x_start(strong.clone()) - x_start(weak);
+            let norm = per_example_sum(of_estimate.square()).sqrt().clamp_min(1e-12);
+            update = update * (norm.recip() * most).clamp_max(1.0);
+        }
         if self.keep_parallel < 1.0 {
             let along = projection(update.clone(), x_start(strong.clone()));
             update = update - along * (1.0 - self.keep_parallel);

@@ -264,9 +264,7 @@ impl<M: Network> Denoiser<4> for NetworkDenoiser<'_, M> {
         let renoise = renoise.map(|weak| self.limit(self.read(weak, &x, at)));
         let prediction = match predictions {
             Outputs::Strong(one) | Outputs::Weak(one) => one,
-            Outputs::Both { strong, weak } => {
-                self.guidance.combine(strong, weak, scale, |strong| self.read(strong, &x, at))
-            }
+            Outputs::Both { strong, weak } => self.guidance.combine(strong, weak, scale, |of| self.read(of, &x, at)),
         };
         let mut x_start = self.read(prediction, &x, at);
         if let Some(push) = self.push.as_ref().filter(|_| !level.is_pure_noise()) {

@@ -112,6 +112,7 @@ fn every_formulation_guided_in_every_way() {
         ("unconditional", GuidanceConfig { guidance: 0.0, ..plain.clone() }),
         ("rescaled", GuidanceConfig { rescale_phi: 0.7, ..plain.clone() }),
         ("projected", GuidanceConfig { keep_parallel: 0.0, ..plain.clone() }),
+        ("shortened", GuidanceConfig { guidance_norm_threshold: Some(0.1), ..plain.clone() }),
         ("cfg++", GuidanceConfig { guidance: 0.6, cfg_plus_plus: true, ..plain.clone() }),
         ("in an interval", GuidanceConfig { guidance_interval: Some([0.2, 5.0]), ..plain.clone() }),
         ("dynamic threshold", GuidanceConfig { threshold: Threshold::Dynamic, ..plain.clone() }),

@@ -1,6 +1,6 @@
 //! How often and with which inputs a denoiser calls its network, and how it uses the outputs.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 
 use super::{Fake, Traits, batch};
 use crate::diffusion::{
@@ -237,4 +237,25 @@ fn estimates_are_limited_where_the_range_is_known() {
         let got = x_start(&diffusion.denoiser(&network), &x, diffusion.level(20.0));
         assert_eq!(got.iter().all(|value| value.abs() <= 1.0), limited);
     }
+}
+
+/// Two examples, an estimate of (3, 4) guided away from (3, 2) and one of (1, 0) guided away from (-3, 3), by algorithm 1 of the paper with w = 4,
+/// r = 2.5 and eta = 0.5, by hand. The first update, (0, 2), is short enough: along the estimate it has 8/5 (3, 4)/5 = (0.96, 1.28), of which half
+/// goes. The second, (4, -3), is halved: along the estimate it has (2, 0).
+#[test]
+fn updates_are_shortened_and_projected_as_in_the_paper() {
+    let device = Device::flex();
+    let tensor = |values: [f32; 4]| Tensor::<4>::from_data(TensorData::new(values.to_vec(), [2, 1, 1, 2]), &device);
+    let (strong, weak) = (tensor([3.0, 4.0, 1.0, 0.0]), tensor([3.0, 2.0, -3.0, 3.0]));
+    let config = GuidanceConfig { keep_parallel: 0.5, guidance_norm_threshold: Some(2.5), ..unlimited(4.0) };
+    let expected = [3.0 - 3.0 * 0.48, 4.0 + 3.0 * (2.0 - 0.64), 1.0 + 3.0 * 1.0, -3.0 * 1.5];
+    let (x, level) = (tensor([0.1, -0.2, 0.3, 0.4]), gaussian().level(20.0));
+    for prediction in [Prediction::XStart, Prediction::Noise, Prediction::V] {
+        let at = prediction.coefficients(&level);
+        let output = |x_start: &Tensor<4>| (x_start.clone() - x.clone() * at.c_skip) / at.c_out;
+        let read = |output: Tensor<4>| x.clone() * at.c_skip + output * at.c_out;
+        let got = host_values(read(config.combine(output(&strong), output(&weak), 4.0, read)));
+        assert!(got.iter().zip(expected).all(|(got, expected)| (got - expected).abs() < 1e-3), "{got:?} {expected:?}");
+    }
+    assert!(GuidanceConfig { guidance_norm_threshold: Some(0.0), ..unlimited(4.0) }.validate().is_err());
 }
