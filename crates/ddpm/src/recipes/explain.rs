@@ -38,7 +38,8 @@ fn unknown_key(key: &str, section: Option<&str>) -> String {
     if elsewhere.is_empty() {
         format!("`{key}` is not {here}; there are {}", own.join(", "))
     } else {
-        format!("`{key}` is not {here}, but of [{}]", elsewhere.join("], ["))
+        let what = if section.is_none() { "a key of" } else { "of" };
+        format!("`{key}` is not {here}, but {what} [{}]", elsewhere.join("], ["))
     }
 }
 
@@ -104,7 +105,7 @@ mod tests {
 
     #[test]
     fn a_misplaced_key_is_told_its_section() {
-        assert_eq!(explained("lr = 0.1"), "`lr` is not a section of a recipe, but of [train]");
+        assert_eq!(explained("lr = 0.1"), "`lr` is not a section of a recipe, but a key of [train]");
         let said = "`dim` is not a key of [train], but of [unet], [unet1d], [uvit], [karras_unet]";
         assert_eq!(explained("[unet]\ndim = 32\n[train]\ndim = 32"), said);
         assert_eq!(explained("train.dim = 32"), said);
