@@ -105,7 +105,7 @@ impl Plan {
         }
         let (layout, depth) = (self.dataset().layout(), self.dataset().depth());
         rows.row(
-            &format!("{}s", layout.noun()),
+            format!("{}s", layout.noun()),
             format!(
                 "{} of {}{classes}; {} to train, {} held out",
                 thousands(summary.images as u64),

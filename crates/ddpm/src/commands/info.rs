@@ -62,7 +62,7 @@ fn ours(path: &Path, file: &ModelFile) -> (Rows, Value) {
         rows.row("EMA sigma_rel", sigma_rel);
     }
     let layout = card.network.layout();
-    rows.row(&format!("{}s", layout.noun()), layout.shape_in_words(card.image, card.network.depth()));
+    rows.row(format!("{}s", layout.noun()), layout.shape_in_words(card.image, card.network.depth()));
     match &card.network {
         NetworkConfig::Unet(unet) => network_rows(&mut rows, unet),
         NetworkConfig::Unet1d(unet) => network_rows(&mut rows, &unet.unet()),
