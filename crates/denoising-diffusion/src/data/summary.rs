@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::array::ArraySource;
 use super::classes::Classes;
@@ -19,6 +19,11 @@ pub struct Tally<T> {
     pub value: T,
     /// Number of images that have it.
     pub images: usize,
+}
+
+/// Sizes as `28x28`: one type for squares, which a recipe may also write as a number, and others.
+fn in_full<S: Serializer>(sizes: &[Tally<ImageSize>], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(sizes.iter().map(|size| Tally { value: size.value.full(), images: size.images }))
 }
 
 /// Counts and kinds of a source. Displayed as aligned lines.
@@ -42,6 +47,7 @@ pub struct Summary {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ignored_labels: Option<String>,
     /// Number of images per stored size, most frequent first.
+    #[serde(serialize_with = "in_full")]
     pub sizes: Vec<Tally<ImageSize>>,
     /// Number of images per stored number of channels, most frequent first.
     pub channels: Vec<Tally<usize>>,

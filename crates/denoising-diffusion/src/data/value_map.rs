@@ -180,6 +180,7 @@ impl Rule {
         match self {
             Self::U8 => "uint8 0 to 255 -> [0, 1]".into(),
             Self::U16 => "uint16 0 to 65535 -> [0, 1]".into(),
+            Self::Range { extremes: Extremes { seen: 0, .. }, .. } => "no values".into(),
             Self::Range { low, high, extremes: Extremes { min, max, .. } } => {
                 format!("{min} to {max}, read as [{low}, {high}] -> [0, 1]")
             }
