@@ -85,7 +85,7 @@ fn hint(why: &Unmeasurable) -> Option<&'static str> {
     let held_out = JudgedOn::HeldOut.images();
     match why {
         Unmeasurable::NoImages(_) => Some("for sequences and volumes, use swd, spectrum and neighbours"),
-        Unmeasurable::NoSplit => Some("give a run folder and no DATA"),
+        Unmeasurable::NoSplit => Some("give a run folder whose data have not changed, and no DATA"),
         Unmeasurable::NoConditions(_) => Some("give a run folder and no DATA: the run's own data have conditions"),
         Unmeasurable::TooFew { what, .. } if *what == held_out => {
             Some("train with held-out images (--held-out), or leave this metric out of --metrics")

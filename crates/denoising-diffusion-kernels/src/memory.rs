@@ -10,8 +10,9 @@
 //!
 //! Large blocks are cut from regions of 64 MiB, each from the smallest free stretch that holds it, and joined with the free stretches beside them when
 //! they are freed. The blocks of a step come and go in the same order as those of the step before, so that regions are requested in the first step or
-//! two only, and hold a tenth more than is in use at most. A region without blocks is returned to the system when another is requested. Small blocks go
-//! to the system's allocator unchanged. This is not a general-purpose allocator: each block takes a search in an ordered map.
+//! two only, and were measured to hold a tenth more than is in use at most. Regions without blocks are returned to the system when another one would
+//! make the total larger than the most that was in use so far; otherwise they stay. Small blocks go to the system's allocator unchanged. This is not a
+//! general-purpose allocator: each block takes a search in an ordered map.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::{BTreeMap, BTreeSet};
@@ -54,7 +55,9 @@ fn is_large(layout: &Layout) -> bool {
 
 /// The size of the block for a layout.
 fn block_size(layout: &Layout) -> usize {
-    layout.size().next_multiple_of(ALIGN)
+    // A block with a region of its own is all of it: a block in the rest could keep the region from being returned.
+    let unit = if layout.size() > REGION { HUGE_PAGE } else { ALIGN };
+    layout.size().next_multiple_of(unit)
 }
 
 impl CachingAllocator {
@@ -150,9 +153,15 @@ impl Pool {
 
     /// Requests a region that holds a block of this size. Whether there is one.
     fn add_region(&mut self, size: usize) -> bool {
-        let region = size.max(REGION).next_multiple_of(HUGE_PAGE);
-        self.return_regions(region, self.most_used.max(self.used + size));
-        let start = new_region(region) as usize;
+        let least = size.next_multiple_of(HUGE_PAGE);
+        self.return_regions(least.max(REGION), self.most_used.max(self.used + size));
+        let mut region = least.max(REGION);
+        let mut start = new_region(region) as usize;
+        if start == 0 && least < region {
+            // Where memory is short, a smaller one may do.
+            region = least;
+            start = new_region(region) as usize;
+        }
         if start == 0 {
             return false;
         }
@@ -308,11 +317,15 @@ mod tests {
     #[test]
     fn growing_blocks_do_not_leave_their_former_regions_behind() {
         let allocator = CachingAllocator::new();
-        for size in (70..400).step_by(2).map(|size| size << 20) {
-            // SAFETY: as above.
-            unsafe { allocator.dealloc(allocator.alloc(layout(size)), layout(size)) };
+        for size in (70..400).step_by(2).map(|size| (size << 20) + 1000) {
+            // SAFETY: as above; the small block is never freed.
+            unsafe {
+                let block = allocator.alloc(layout(size));
+                allocator.alloc(layout(LARGE));
+                allocator.dealloc(block, layout(size));
+            }
             check(&allocator.pool());
-            assert_eq!(allocator.pool().held, size);
+            assert!(allocator.pool().held <= size + HUGE_PAGE + REGION, "{size}: {}", allocator.pool().held);
         }
     }
 

@@ -253,7 +253,7 @@ pub fn inpaint(args: &InpaintArgs) -> Result {
     let steps = generator.inpaint_steps(&job.settings.sample, jumps);
     if jumps.jump_n_sample > 1 && steps <= job.steps() {
         note(format!(
-            "note: no level is denoised again: {steps} steps are too few to jump back by {}, so filled parts may not fit the known ones              (more --steps, or a smaller --jump-length)",
+            "note: nothing is denoised again: {steps} steps are too few to jump back by {} (give more --steps, or a smaller --jump-length)",
             jumps.jump_length
         ));
     }

@@ -295,8 +295,8 @@ fn tell_unknown(metrics: &[Metric], dataset: &Dataset, card: &ModelCard) {
     }
 }
 
-/// The training and held-out parts of the data of the run with this recipe. `None` for other data, also if the run's have changed since: then they are
-/// divided otherwise.
+/// The training and held-out parts of the data of the run with this recipe. `None` for other data, also if the run's have changed since: they would
+/// be divided otherwise.
 fn parts(dataset: &Arc<Dataset>, recipe: Option<&Recipe>, weights: &Path) -> Option<(Images, Images)> {
     let recipe = recipe?;
     if CheckpointState::beside(weights).is_some_and(|state| state.data_digest != dataset.digest()) {

@@ -119,6 +119,12 @@ fn tell_what_is_ignored(plan: &Plan, said: &RecipeFlags) {
         note(format!("note: labels ignored: {why}"));
     }
     let never_dropped = plan.network.class_drop_prob() == 0.0;
+    let told = plan.network.num_classes() > 0 || plan.network.vector_dim() > 0;
+    if never_dropped && told && !guides(guidance) && plan.recipe.network.init_from.is_some() {
+        note(
+            "note: classes and vectors are never dropped, as in the weights, so there will be no guidance (--class-drop-prob)",
+        );
+    }
     if guides(guidance) && never_dropped {
         note("warning: --guidance: with --class-drop-prob 0 the network never learns what it is guided away from");
     }

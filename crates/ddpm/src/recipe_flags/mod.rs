@@ -106,14 +106,28 @@ pub fn sections() -> Vec<&'static str> {
     sections
 }
 
+/// Keys that are no flags of the table, but arguments of commands, each with its section.
+const ARGUMENTS: &[(&[&str], &str)] = &[
+    (&["data"], "path"),
+    (&["data"], "labels"),
+    (&["data"], "condition"),
+    (&["data"], "vectors"),
+    (&["network"], "init_from"),
+];
+
+/// All keys, each with its sections.
+fn keys() -> impl Iterator<Item = (&'static [&'static str], &'static str)> {
+    FLAGS.iter().map(|flag| (flag.sections, flag.key)).chain(ARGUMENTS.iter().copied())
+}
+
 /// The keys of a section.
 pub fn keys_of(section: &str) -> Vec<&'static str> {
-    FLAGS.iter().filter(|flag| flag.is_of(section)).map(|flag| flag.key).collect()
+    keys().filter(|(sections, _)| sections.contains(&section)).map(|(_, key)| key).collect()
 }
 
 /// The sections that have this key.
 pub fn sections_of(key: &str) -> &'static [&'static str] {
-    FLAGS.iter().find(|flag| flag.key == key).map_or(&[], |flag| flag.sections)
+    keys().find(|(_, other)| *other == key).map_or(&[], |(sections, _)| sections)
 }
 
 /// The default of a key: that of a default recipe, else of the first formulation that has the key.

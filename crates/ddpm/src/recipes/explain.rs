@@ -51,7 +51,10 @@ fn section_at(text: &str, line: usize) -> Option<&str> {
     if last.starts_with('[') {
         return None;
     }
-    let key = last.split('=').next().unwrap_or_default();
+    let (key, value) = last.split_once('=').unwrap_or((last, ""));
+    if value.trim_start().starts_with('{') {
+        return Some(key.trim());
+    }
     if let Some((section, _)) = key.split_once('.') {
         return Some(section.trim());
     }
@@ -109,11 +112,21 @@ mod tests {
         let said = "`dim` is not a key of [train], but of [unet], [unet1d], [uvit], [karras_unet]";
         assert_eq!(explained("[unet]\ndim = 32\n[train]\ndim = 32"), said);
         assert_eq!(explained("train.dim = 32"), said);
+        assert_eq!(explained("train = { dim = 32 }"), said);
+        assert_eq!(explained("vectors = 'v.npy'"), "`vectors` is not a section of a recipe, but a key of [data]");
     }
 
     #[test]
     fn what_was_probably_meant_is_suggested() {
         assert_eq!(explained("[unet]\ndims = 3"), "`dims` is not a key of [unet]; did you mean `dim`?");
+        assert_eq!(
+            explained("[data]\nconditions = 'x'"),
+            "`conditions` is not a key of [data]; did you mean `condition`?"
+        );
+        assert_eq!(
+            explained("[network]\ninit_form = 'x'"),
+            "`init_form` is not a key of [network]; did you mean `init_from`?"
+        );
         assert_eq!(explained("[trian]\nsteps = 3"), "`trian` is not a section of a recipe; did you mean `train`?");
         let said = explained("[sample]\nsampler = 'dpm'");
         assert!(said.starts_with("`dpm` is none of ddpm, ddim, euler"), "{said}");

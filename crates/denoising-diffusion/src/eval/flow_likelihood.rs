@@ -181,8 +181,13 @@ impl Flow {
                 .unwrap_or(noisiest),
             None => formulation.level_at_log_snr(-2.0 * NOISIEST.ln()),
         };
-        let to = noise(noisiest.log_snr()).ln();
-        let deviation = formulation.init_deviation() / noisiest.alpha;
+        let end = noise(noisiest.log_snr());
+        // Where a path ends before the noisiest level, what lies there is data of variance 1 with noise.
+        let deviation = match end < noise(formulation.range()[0].log_snr()) {
+            true => end.hypot(1.0),
+            false => formulation.init_deviation() / noisiest.alpha,
+        };
+        let to = end.ln();
         Self { from: DEQUANTISED.ln().min(to), to, steps, deviation, cleanest }
     }
 

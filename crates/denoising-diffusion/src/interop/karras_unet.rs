@@ -87,7 +87,8 @@ pub fn infer_karras_unet(state: &StateDict, extent: Extent) -> Result<KarrasUnet
         fourier_dim,
         self_condition: inputs == 2 * out + 1,
         num_classes,
-        class_drop_prob: 0.0,
+        // Classes were never dropped; others, that training may add, can be.
+        class_drop_prob: if num_classes > 0 { 0.0 } else { default.class_drop_prob },
         extent: Some(extent),
         ..default
     })
@@ -207,7 +208,6 @@ mod tests {
             num_blocks_per_stage: PerStage::All(1),
             attn_res: vec![side],
             attn_dim_head,
-            class_drop_prob: 0.0,
             extent: square(side),
             ..KarrasUnetConfig::default()
         };
@@ -223,6 +223,8 @@ mod tests {
         let extent = Extent { layout: DataLayout::Images, depth: 1, height: 4, width: 4 };
         let config =
             KarrasUnetConfig { dim: 4, num_downsamples: 0, extent: Some(extent), ..KarrasUnetConfig::default() };
+        assert_eq!(told(&config, &[], 1).class_drop_prob, config.class_drop_prob, "there are none");
+        let config = KarrasUnetConfig { num_classes: 3, ..config };
         assert_eq!(told(&config, &[], 1).class_drop_prob, 0.0);
     }
 

@@ -38,12 +38,12 @@ impl Transfer {
 /// arXiv:2211.09800).
 ///
 /// A layer by which vectors enter for the first time starts at zero, for the same reason. (Not in `KarrasUnet`, whose weights have one norm: classes,
-/// vectors and conditions that are new to it change its output from the start.)
+/// vectors and conditions that are new to it, and another number of classes, change its output from the start.)
 ///
 /// `classes` holds for each class of `model` its number in the other network, if it is known there; the others keep what was drawn for them. `None`
 /// stands for the same numbers in both.
 pub fn start_from<M: Module>(model: M, state: &StateDict, classes: Option<&[Option<usize>]>) -> (M, Transfer) {
-    let mut taking = Taking { state, classes, done: Transfer::default() };
+    let mut taking = Taking { state, classes, same_vectors: false, done: Transfer::default() };
     let model = map(model, &mut taking);
     let mut done = taking.done;
     let used = done.taken.iter().chain(&done.widened).chain(&done.renumbered);
@@ -55,14 +55,19 @@ pub fn start_from<M: Module>(model: M, state: &StateDict, classes: Option<&[Opti
 struct Taking<'a> {
     state: &'a StateDict,
     classes: Option<&'a [Option<usize>]>,
+    /// Whether vectors are as long as in the other network; others mean something else.
+    same_vectors: bool,
     done: Transfer,
 }
 
 /// The tensors that hold something for each class, and the dimension along which they do. That of `Dit` ends with "no class".
 const OF_CLASSES: [(&str, usize); 3] = [("classes_emb.weight", 0), ("y_embedder.weight", 0), ("class_emb.weight", 1)];
 
-/// The layer whose output is added to the embedding of the noise level where a network takes vectors.
-const OF_VECTORS: &str = "vector_emb.linear2.";
+/// What embeds vectors; the weights that they are multiplied by, which come first (the second in `KarrasUnet`); and the layer whose output is added to
+/// the embedding of the noise level.
+const OF_VECTORS: &str = "vector_emb.";
+const FIRST_OF_VECTORS: [&str; 2] = ["vector_emb.linear1.weight", "vector_emb.weight"];
+const LAST_OF_VECTORS: &str = "vector_emb.linear2.";
 
 impl MapTensor for Taking<'_> {
     fn map<const D: usize>(&mut self, name: &str, _: Role, tensor: Tensor<D>) -> Tensor<D> {
@@ -70,7 +75,11 @@ impl MapTensor for Taking<'_> {
         let count = shape.iter().product::<usize>();
         self.done.values += count;
         let of_classes = OF_CLASSES.iter().find(|(table, _)| *table == own_name(name));
-        let values = match self.find(name) {
+        if FIRST_OF_VECTORS.contains(&own_name(name)) {
+            self.same_vectors = self.find(name).is_some_and(|host| host.shape == shape);
+        }
+        let other_vectors = own_name(name).starts_with(OF_VECTORS) && !self.same_vectors;
+        let values = match self.find(name).filter(|_| !other_vectors) {
             Some(host)
                 if let (Some(&(_, dim)), Some(classes)) = (of_classes, self.classes)
                     && let Some(values) = renumbered(host, &tensor, dim, classes) =>
@@ -89,7 +98,7 @@ impl MapTensor for Taking<'_> {
             _ => {
                 self.done.fresh.push(name.to_string());
                 self.done.fresh_values += count;
-                if !own_name(name).starts_with(OF_VECTORS) {
+                if !own_name(name).starts_with(LAST_OF_VECTORS) {
                     return tensor;
                 }
                 vec![0.0; count]
@@ -235,6 +244,14 @@ mod tests {
         let told = NetworkInput { vectors: Some(vectors), ..plain.clone() };
         assert_eq!(output(&unet_from, plain.clone()), output(&unet_to, told.clone()));
         assert_eq!(host_values(uvit_from.eval().forward(plain)), host_values(uvit_to.eval().forward(told)));
+        // Vectors of another length are new, too.
+        for vector_dim in [2, 4] {
+            let other = UnetConfig { vector_dim, ..UnetConfig::default() };
+            let (other, transfer) = start_from(unet(other, 3), &to_state_dict(&unet_to), None);
+            assert_eq!((transfer.widened.len(), transfer.fresh.len()), (0, 5), "{transfer:?}");
+            let last = to_state_dict(&other).get("vector_emb.linear2.weight").unwrap().values.clone();
+            assert!(last.iter().all(|v| *v == 0.0));
+        }
     }
 
     /// Classes 0, 1, 2 of the new network are class 2, a new one and class 0 of the other, which has five.

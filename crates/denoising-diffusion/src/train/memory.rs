@@ -39,11 +39,13 @@ pub fn step_estimate(
 ) -> Result<u64, NetworkConfigError> {
     let kept = network.kept(shape, train.checkpoint_activations)?;
     let kept = kept.saturating_mul(train.batch_size as u64);
-    let count = parameters.saturating_mul(4).saturating_add(kept.max(parameters));
+    // The sum of the gradients of the batches so far stays.
+    let summed = if train.accumulate > 1 { parameters } else { 0 };
+    let count = parameters.saturating_mul(4).saturating_add(summed).saturating_add(kept.max(parameters));
     Ok(values(count).saturating_add(BASE_BYTES))
 }
 
 /// Bytes of `count` values: a tenth more for gaps between them.
 fn values(count: u64) -> u64 {
-    count.saturating_mul(44) / 10
+    count.saturating_add(count / 10).saturating_mul(4)
 }

@@ -3,15 +3,16 @@
 
 use std::path::{Path, PathBuf};
 
+use denoising_diffusion::model_file::ModelFile;
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::train::{Checkpoints, RunError, is_free};
+use denoising_diffusion::weights::WeightsKind;
 
 use super::TrainArgs;
 use super::start::{AsRead, Start};
 use crate::failure::{Failure, FailureExt, Result};
 use crate::plan;
 use crate::recipes::{self, RecipeText};
-use crate::weights::{Found, Source};
 
 /// A resolved command line.
 pub(super) struct Settings {
@@ -65,9 +66,9 @@ fn of_run(run: &Path, args: &TrainArgs) -> Result<(Recipe, Option<Start>)> {
 
 /// How a run that has checkpoints reads its data.
 fn as_read_by(run: &Path) -> Result<AsRead> {
-    match Found::open(run, None)?.source {
-        Source::Ours(file) => Ok(AsRead::of(&file.card)),
-        Source::Reference(_) => Ok(AsRead::default()),
+    match Checkpoints::new(run.join("checkpoints")).latest_weights(WeightsKind::default())? {
+        Some((file, _)) => Ok(AsRead::of(&ModelFile::read_card(&file)?)),
+        None => Ok(AsRead::default()),
     }
 }
 

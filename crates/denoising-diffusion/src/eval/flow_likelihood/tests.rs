@@ -366,6 +366,7 @@ fn paths_end_where_sampling_begins() {
     };
     near(flow("diffusion = 'elucidated'"), 80.0, 80.0);
     near(flow("diffusion = 'elucidated'\nsigma_min = 0.01\nsigma_max = 20"), 20.0, 20.0);
+    near(flow("diffusion = 'elucidated'\nsigma_max = 2000"), NOISIEST, NOISIEST);
     near(flow("diffusion = 'rectified_flow'"), NOISIEST, NOISIEST);
     near(flow("diffusion = 'gaussian'\nbeta_schedule = 'linear'"), 157.0, 157.0);
     let (to, deviation) = flow("diffusion = 'gaussian'\nbeta_schedule = 'linear'\nzero_terminal_snr = true");
