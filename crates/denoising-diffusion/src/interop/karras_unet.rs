@@ -181,6 +181,9 @@ mod tests {
         insert("input_block.weight", &[config.dim, config.channels + 1, 3, 3]);
         insert("output_block.0.weight", &[config.channels, config.dim, 3, 3]);
         insert("to_time_emb.0.weights", &[8]);
+        if config.num_classes > 0 {
+            insert("to_class_emb.weight", &[4 * config.dim, config.num_classes]);
+        }
         for i in 0..downs {
             insert(&format!("downs.{i}.block1.1.weight"), &[config.dim, config.dim, 3, 3]);
         }
