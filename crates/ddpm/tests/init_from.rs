@@ -181,3 +181,18 @@ fn sequences_of_the_reference_have_the_length_of_the_data() {
     assert!(words.contains("starting from the weights of reference.safetensors"), "{words}");
     assert_eq!(trained(&place, "run", 1), trained(&place, "on", 1));
 }
+
+#[test]
+fn sequences_are_read_with_the_range_of_the_weights() {
+    let place = Place::new();
+    for (name, scale) in [("x.npy", 1.0), ("larger.npy", 5.0)] {
+        let values: Vec<f32> = (0..8 * 16).map(|i| scale * (i % 16) as f32 / 15.0).collect();
+        write_npy_f32(&place.path(name), &[8, 1, 16], &values).unwrap();
+    }
+    let network = "--model unet1d --dim 4 --dim-mults 1 --timesteps 8 --sampling-timesteps 2 --held-out 0";
+    place.ok(&format!("train x.npy {network} {STILL} --out first"));
+    let said = place.fails(&format!("train larger.npy --init-from first {STILL}"), 1, "trained on values from 0 to 1");
+    assert!(said.contains("--value-range"), "{said}");
+    place.ok(&format!("train larger.npy --init-from first {STILL} --value-range 0,5 --out second"));
+    place.ok("train --resume second --steps 2");
+}

@@ -38,7 +38,10 @@ impl DataError {
             Self::Changed { .. } => "do not change the data during a run".into(),
             Self::Truncated { .. } => "the file is probably an interrupted copy or download: copy or download it again".into(),
             Self::ValueRange { .. } => self.hint_on_values(takes),
-            Self::OtherUnits { .. } => "give the values in the units of the data that the network was trained on".into(),
+            Self::OtherUnits { .. } => {
+                let other = if takes("--value-range") { ", or name another range (--value-range)" } else { "" };
+                format!("give the values in the units of the data that the network was trained on{other}")
+            }
             Self::LabelCount { .. } => "give one label per image, in the order of the images".into(),
             Self::Conditions { .. } => {
                 "give one condition per example: a file of the same name (the extension may differ), or the entry of the same index in an array".into()
