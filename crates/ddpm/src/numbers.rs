@@ -8,14 +8,10 @@ pub fn at_least<T>(least: T) -> impl Fn(&str) -> Result<T, String> + Clone
 where
     T: FromStr + PartialOrd + Display + Copy,
 {
-    move |text| {
-        let number = text.parse().ok().filter(|number| *number >= least);
-        number.ok_or_else(|| match !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-            true if text.trim_start_matches('0').len() > least.to_string().len() => {
-                "the number is too large".to_string()
-            }
-            _ => format!("expected a whole number of at least {least}"),
-        })
+    move |text| match text.parse::<T>() {
+        Ok(number) if number >= least => Ok(number),
+        Err(_) if text.parse::<u128>().is_ok() => Err("the number is too large".to_string()),
+        _ => Err(format!("expected a whole number of at least {least}")),
     }
 }
 
