@@ -111,8 +111,7 @@ const METRICS: &[&str] = &["fid", "kid", "is", "prdc", "swd", "spectrum", "neigh
 const NUMBERS: &[&str] =
     &["fid", "kid", "is", "precision", "recall", "density", "coverage", "swd", "spectrum", "loss", "bpd", "nll"];
 
-/// Every key of a recipe except `data.path`, `data.labels`, `data.condition` and `data.vectors`, which are separate arguments, and the networks'
-/// `channels`, which are set by the data.
+/// Every key of a recipe except those that are separate arguments (`ARGUMENTS`), and the networks' `channels`, which are set by the data.
 #[rustfmt::skip] // a table is read by its columns
 pub const FLAGS: &[Flag] = &[
     flag(DATA, "image_size", Size, "Size of the images: 28, or height x width: 28x20 [default: that of the data]"),

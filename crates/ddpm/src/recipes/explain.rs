@@ -31,15 +31,14 @@ pub fn explain(message: &str, text: &str, line: usize) -> String {
 fn unknown_key(key: &str, section: Option<&str>) -> String {
     let here = section.map_or("a section of a recipe".to_string(), |section| format!("a key of [{section}]"));
     let own = section.map_or_else(sections, keys_of);
-    if let Some(meant) = closest(key, &own) {
-        return format!("`{key}` is not {here}; did you mean `{meant}`?");
-    }
     let elsewhere = sections_of(key);
-    if elsewhere.is_empty() {
-        format!("`{key}` is not {here}; there are {}", own.join(", "))
-    } else {
+    if !elsewhere.is_empty() {
         let what = if section.is_none() { "a key of" } else { "of" };
-        format!("`{key}` is not {here}, but {what} [{}]", elsewhere.join("], ["))
+        return format!("`{key}` is not {here}, but {what} [{}]", elsewhere.join("], ["));
+    }
+    match closest(key, &own) {
+        Some(meant) => format!("`{key}` is not {here}; did you mean `{meant}`?"),
+        None => format!("`{key}` is not {here}; there are {}", own.join(", ")),
     }
 }
 
@@ -112,6 +111,8 @@ mod tests {
         let said = "`dim` is not a key of [train], but of [unet], [unet1d], [uvit], [karras_unet]";
         assert_eq!(explained("[unet]\ndim = 32\n[train]\ndim = 32"), said);
         assert_eq!(explained("train.dim = 32"), said);
+        // Not `sample_every`, which is similar.
+        assert_eq!(explained("[train]\nsampler = 'ddim'"), "`sampler` is not a key of [train], but of [sample]");
         assert_eq!(explained("train = { dim = 32 }"), said);
         assert_eq!(explained("vectors = 'v.npy'"), "`vectors` is not a section of a recipe, but a key of [data]");
     }
