@@ -120,7 +120,8 @@ fn tell_what_is_ignored(plan: &Plan, said: &RecipeFlags) {
     }
     let never_dropped = plan.network.class_drop_prob() == 0.0;
     let told = plan.network.num_classes() > 0 || plan.network.vector_dim() > 0;
-    if never_dropped && told && !guides(guidance) && plan.recipe.network.init_from.is_some() {
+    let chosen = said.only("class_drop_prob").iter().next().is_some();
+    if never_dropped && told && !chosen && !guides(guidance) && plan.recipe.network.init_from.is_some() {
         note(
             "note: classes and vectors are never dropped, as in the weights, so there will be no guidance (--class-drop-prob)",
         );
