@@ -191,7 +191,11 @@ fn sequences_are_read_with_the_range_of_the_weights() {
     }
     let network = "--model unet1d --dim 4 --dim-mults 1 --timesteps 8 --sampling-timesteps 2 --held-out 0";
     place.ok(&format!("train x.npy {network} {STILL} --out first"));
-    let said = place.fails(&format!("train larger.npy --init-from first {STILL}"), 1, "trained on values from 0 to 1");
+    let said = place.fails(
+        &format!("train larger.npy --init-from first {STILL}"),
+        1,
+        "values range from 0 to 5; expected [0, 1]",
+    );
     assert!(said.contains("--value-range"), "{said}");
     place.ok(&format!("train larger.npy --init-from first {STILL} --value-range 0,5 --out second"));
     place.ok("train --resume second --steps 2");

@@ -26,9 +26,10 @@ impl Recipe {
             data.channels = ChannelPolicy::Exact(card.image.channels);
             data.resize = card.resize;
         }
-        // Units of the data; [0, 1] and [-1, 1] are told from the values.
-        data.value_range =
-            card.value_range.filter(|range| !matches!(range, [-1.0 | 0.0, 1.0])).map(ValueRange::Declared);
+        // Units of the data. The values of images tell [0, 1] from [-1, 1]; those of other data may lie anywhere.
+        let told = |range: &[f64; 2]| data.layout == DataLayout::Images && matches!(range, [-1.0 | 0.0, 1.0]);
+        let range = card.value_range.filter(|range| !told(range));
+        data.value_range = range.map(ValueRange::Declared);
         recipe.take_what_is_usual(|_, _| false);
         Ok(recipe)
     }
@@ -73,7 +74,7 @@ mod tests {
     use super::*;
     use crate::data::{ImageShape, ResizePolicy};
     use crate::diffusion::{DiffusionConfig, FormulationConfig, RectifiedFlowConfig};
-    use crate::models::{NetworkConfig, UnetConfig};
+    use crate::models::{NetworkConfig, Unet1dConfig, UnetConfig};
     use crate::recipe::DataFacts;
 
     fn card() -> ModelCard {
@@ -104,6 +105,18 @@ mod tests {
             vector_dim: 0,
         };
         assert_eq!(recipe.network_for(facts).unwrap(), card.network);
+    }
+
+    /// Images tell [0, 1] from [-1, 1] by their values; new sequences may leave the range that the weights know.
+    #[test]
+    fn ranges_that_values_do_not_tell_are_declared() {
+        let unit = |network| {
+            let card = ModelCard { network, value_range: Some([0.0, 1.0]), ..card() };
+            Recipe::starting_from(&card).unwrap().data.value_range
+        };
+        assert_eq!(unit(card().network), None);
+        let declared = Some(ValueRange::Declared([0.0, 1.0]));
+        assert_eq!(unit(NetworkConfig::Unet1d(Unet1dConfig::default())), declared);
     }
 
     #[test]

@@ -26,14 +26,13 @@ pub(super) struct Start {
     state: StateDict,
     /// The classes that the weights know, by their numbers, if their names are known.
     class_names: Option<Vec<String>>,
-    /// How numbers were read when the weights were trained.
+    /// How what belongs to images was read when the weights were trained.
     pub(super) read: AsRead,
 }
 
-/// How numbers are read, so that they mean to the weights what they have meant.
+/// How what belongs to images is read, so that numbers mean to the weights what they have meant.
 #[derive(Clone, Debug, Default)]
 pub(super) struct AsRead {
-    range: Option<[f64; 2]>,
     condition_range: Option<[f64; 2]>,
     vectors: Option<VectorScale>,
 }
@@ -41,16 +40,11 @@ pub(super) struct AsRead {
 impl AsRead {
     /// As in the training of these weights.
     pub(super) fn of(card: &ModelCard) -> Self {
-        // The values of images say themselves whether they lie in [0, 1] or in [-1, 1].
-        let range = card.value_range.filter(|_| card.network.layout() != DataLayout::Images);
-        Self { range, condition_range: card.condition_value_range, vectors: card.vectors.clone() }
+        Self { condition_range: card.condition_value_range, vectors: card.vectors.clone() }
     }
 
     /// Reads the data so, except for a range that is given, and for vectors of another length, which are new to the weights.
     pub(super) fn apply(self, data: &mut DataConfig) -> Result {
-        if data.value_range.is_none() {
-            data.trained_range = self.range;
-        }
         if data.condition.is_some() && data.condition_value_range.is_none() {
             data.trained_condition_range = self.condition_range;
         }
