@@ -21,7 +21,12 @@ pub fn note(line: impl AsRef<str>) {
 
 /// `1 image`, `2 images`.
 pub fn counted(count: usize, noun: &str) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {}", plural(noun)) }
+}
+
+/// `images`, of `image`.
+pub fn plural(noun: &str) -> String {
+    format!("{noun}s")
 }
 
 /// Writes a line of the result.

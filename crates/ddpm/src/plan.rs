@@ -17,7 +17,7 @@ use crate::failure::{Failure, FailureExt, Result};
 use crate::formulations;
 use crate::machine::Machine;
 use crate::opening::open_data;
-use crate::output::{self, Rows, thousands, word};
+use crate::output::{self, Rows, plural, thousands, word};
 
 /// Parent folder of runs started without --out.
 const RUNS: &str = "runs";
@@ -105,7 +105,7 @@ impl Plan {
         }
         let (layout, depth) = (self.dataset().layout(), self.dataset().depth());
         rows.row(
-            format!("{}s", layout.noun()),
+            plural(layout.noun()),
             format!(
                 "{} of {}{classes}; {} to train, {} held out",
                 thousands(summary.images as u64),

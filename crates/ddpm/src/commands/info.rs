@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::failure::Result;
 use crate::formulations;
-use crate::output::{self, Rows, thousands, word};
+use crate::output::{self, Rows, plural, thousands, word};
 use crate::weights::{Found, Reference, Source, weights_kind};
 
 /// Show what a file of weights contains: network, diffusion, training.
@@ -62,7 +62,7 @@ fn ours(path: &Path, file: &ModelFile) -> (Rows, Value) {
         rows.row("EMA sigma_rel", sigma_rel);
     }
     let layout = card.network.layout();
-    rows.row(format!("{}s", layout.noun()), layout.shape_in_words(card.image, card.network.depth()));
+    rows.row(plural(layout.noun()), layout.shape_in_words(card.image, card.network.depth()));
     match &card.network {
         NetworkConfig::Unet(unet) => network_rows(&mut rows, unet),
         NetworkConfig::Unet1d(unet) => network_rows(&mut rows, &unet.unet()),
@@ -136,8 +136,8 @@ fn of_reference(path: &Path, reference: &Reference) -> (Rows, Value) {
         rows.row("step", thousands(step));
     }
     let channels = inferred.network.channels().unwrap_or(0);
-    let nouns = format!("{}s", inferred.network.layout().noun());
-    rows.row(&nouns, format!("{channels} channels; the size is not in the file (give --image-size)"));
+    let nouns = plural(inferred.network.layout().noun());
+    rows.row(nouns, format!("{channels} channels; the size is not in the file (give --image-size)"));
     match &inferred.network {
         NetworkConfig::Unet(unet) => network_rows(&mut rows, unet),
         other => rows.row("network", other.in_words()),

@@ -27,7 +27,7 @@ use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::{Machine, MachineArgs};
 use crate::opening::open_data;
 use crate::out_of_memory::Work;
-use crate::output::{self, Rows, note, refuse_file, thousands};
+use crate::output::{self, Rows, note, plural, refuse_file, thousands};
 use crate::recipe_flags::UntoldFlags;
 use crate::weights::Found;
 
@@ -91,7 +91,7 @@ pub fn run(args: &TrainClassifierArgs) -> Result {
     let file = found.into_model(&args.untold)?;
     let diffusion = Diffusion::with_betas(&file.card.diffusion, file.card.betas.clone()).or_usage()?;
     if file.card.network.layout() != DataLayout::Images {
-        let nouns = format!("{}s", file.card.network.layout().noun());
+        let nouns = plural(file.card.network.layout().noun());
         return Err(Failure::usage(format!("classifiers are for images, and {} draws {nouns}", args.like.display())));
     }
     if diffusion.formulation().learned_schedule().is_some() {
