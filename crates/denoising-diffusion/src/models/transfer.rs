@@ -260,7 +260,6 @@ mod tests {
         let (device, classes) = (Device::flex().autodiff(), [Some(2), None, Some(0)]);
         let (dim, dim_mults, channels) = (8, vec![1, 2], 1);
         let networks = |num_classes| {
-            let dit = (Some(8), Some(1), Some(1));
             [
                 NetworkConfig::Unet(UnetConfig {
                     dim,
@@ -278,9 +277,9 @@ mod tests {
                     ..UvitConfig::default()
                 }),
                 NetworkConfig::Dit(DitConfig {
-                    hidden_size: dit.0,
-                    depth: dit.1,
-                    num_heads: dit.2,
+                    hidden_size: Some(8),
+                    depth: Some(1),
+                    num_heads: Some(1),
                     channels,
                     num_classes,
                     ..DitConfig::default()
