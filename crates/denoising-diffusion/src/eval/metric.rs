@@ -171,8 +171,8 @@ fn measurement(name: &str, estimate: Estimate, n_generated: usize, n_real: usize
         value: estimate.value,
         standard_error: Some(estimate.standard_error),
         better: better(name),
-        n_generated,
-        n_real,
+        n_generated: Some(n_generated),
+        n_real: Some(n_real),
         notes: Vec::new(),
     }
 }
@@ -217,8 +217,8 @@ pub fn fid(real: FidInput<'_>, generated: FidInput<'_>, seed: u64) -> Result<Mea
         value: fid.value,
         standard_error: fid.standard_error,
         better: better(Metric::Fid.name()),
-        n_generated: fid.n_generated.unwrap_or(0),
-        n_real: fid.n_real.unwrap_or(0),
+        n_generated: fid.n_generated,
+        n_real: fid.n_real,
         notes: fid_notes(&fid),
     })
 }
@@ -260,8 +260,8 @@ pub fn kid(real: &Extracted, generated: &Extracted, seed: u64) -> Result<Measure
         value: kid.value,
         standard_error: kid.standard_error,
         better: better(Metric::Kid.name()),
-        n_generated: kid.n_generated,
-        n_real: kid.n_real,
+        n_generated: Some(kid.n_generated),
+        n_real: Some(kid.n_real),
         notes: Vec::new(),
     })
 }
@@ -288,8 +288,8 @@ pub fn is(generated: &Extracted, seed: u64) -> Result<Measurement, MetricError> 
         value: score.mean,
         standard_error,
         better: better(Metric::Is.name()),
-        n_generated: n,
-        n_real: 0,
+        n_generated: Some(n),
+        n_real: None,
         notes,
     })
 }
@@ -336,8 +336,8 @@ pub fn spectrum(
         value: distance,
         standard_error: None,
         better: better(Metric::Spectrum.name()),
-        n_generated: generated.n(),
-        n_real: real.n(),
+        n_generated: Some(generated.n()),
+        n_real: Some(real.n()),
         notes: vec![format!("dB; two halves of the real ones: {floor:.2}")],
     })
 }

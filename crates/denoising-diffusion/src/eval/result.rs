@@ -119,9 +119,9 @@ pub struct Measurement {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub standard_error: Option<f64>,
     pub better: Better,
-    /// Number of generated and real images that it is based on.
-    pub n_generated: usize,
-    pub n_real: usize,
+    /// Number of generated and real images that it is based on; none if it needs none, or only their statistics were given.
+    pub n_generated: Option<usize>,
+    pub n_real: Option<usize>,
     /// What a reader needs to know, one sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -259,8 +259,8 @@ impl Neighbours {
             value: self.z,
             standard_error: None,
             better: better("neighbours"),
-            n_generated: self.n_generated,
-            n_real: self.n_training,
+            n_generated: Some(self.n_generated),
+            n_real: Some(self.n_training),
             notes: Vec::new(),
         }
     }
@@ -272,8 +272,8 @@ fn of_network(name: &str, value: f64, standard_error: f64, n: usize) -> Measurem
         value,
         standard_error: Some(standard_error),
         better: better(name),
-        n_generated: 0,
-        n_real: n,
+        n_generated: None,
+        n_real: Some(n),
         notes: Vec::new(),
     }
 }

@@ -172,8 +172,8 @@ fn neighbours(near: &Neighbours) -> Vec<String> {
 }
 
 /// A number of images; a dash for a metric that uses none.
-fn count(images: usize) -> String {
-    if images == 0 { "-".to_owned() } else { thousands(images as u64) }
+fn count(images: Option<usize>) -> String {
+    images.map_or_else(|| "-".to_owned(), |n| thousands(n as u64))
 }
 
 fn shortened(name: &str) -> String {
@@ -243,7 +243,7 @@ mod tests {
         let fid = metric::fid(FidInput::Features(&real), FidInput::Features(&generated), 0).unwrap();
         assert!(fid.value > 200.0 && fid.standard_error.is_some(), "{fid:?}");
         let mut evaluation = example::evaluation();
-        evaluation.measurements[0] = Measurement { n_real: 1_281_167, ..fid };
+        evaluation.measurements[0] = Measurement { n_real: Some(1_281_167), ..fid };
         let kid = &mut evaluation.measurements[1];
         (kid.value, kid.standard_error) = (0.000_521_34, Some(0.000_011_4));
         let text = table(&evaluation);

@@ -77,8 +77,8 @@ fn measurements() -> Vec<Measurement> {
         value,
         standard_error,
         better,
-        n_generated: 2000,
-        n_real,
+        n_generated: Some(2000),
+        n_real: (n_real > 0).then_some(n_real),
         notes: notes.iter().map(|&note| note.to_owned()).collect(),
     };
     vec![

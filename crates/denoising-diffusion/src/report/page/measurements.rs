@@ -32,7 +32,7 @@ fn row(measurement: &Measurement) -> String {
     };
     let (shown, name) = (escape(parts::metric(name)), escape(name));
     let error = error.map(|error| format!("± {error}")).unwrap_or_default();
-    let [generated, real] = [n_generated, n_real].map(|&n| if n == 0 { "–".to_owned() } else { thousands(n as u64) });
+    let [generated, real] = [n_generated, n_real].map(|&n| n.map_or_else(|| "–".to_owned(), |n| thousands(n as u64)));
     let mut html = format!(
         "<tbody>\n<tr><th scope=\"row\" title=\"{name}\">{shown}</th>\
          <td class=\"value\">{value}</td><td class=\"error\">{error}</td>\
