@@ -12,7 +12,7 @@ use denoising_diffusion::eval::statistics_file::{holds_statistics, read_statisti
 use denoising_diffusion::model_file::ModelFile;
 
 use crate::failure::{FailureExt, Result};
-use crate::opening::{open_data, opening};
+use crate::opening::opening;
 use crate::weights::{Found, best_of};
 
 /// What a path refers to.
@@ -45,7 +45,7 @@ pub fn open_images(path: &Path) -> Result<Arc<Dataset>> {
     let config = DataConfig { path: Some(path.to_path_buf()), max_broken: 0.0, ..DataConfig::default() };
     match opening(|opening| Dataset::open_with(&config, opening)) {
         Err(DataError::MixedChannels { .. }) if are_grey_and_rgb(&config)? => {
-            open_prepared(path, DataConfig { channels: ChannelPolicy::Exact(3), ..config })
+            Ok(open_prepared(path, DataConfig { channels: ChannelPolicy::Exact(3), ..config })?)
         }
         dataset => Ok(Arc::new(dataset?)),
     }
@@ -59,9 +59,9 @@ fn are_grey_and_rgb(config: &DataConfig) -> Result<bool> {
 }
 
 /// Opens images, fitted according to `config`; none may be broken.
-pub fn open_prepared(path: &Path, config: DataConfig) -> Result<Arc<Dataset>> {
+pub fn open_prepared(path: &Path, config: DataConfig) -> std::result::Result<Arc<Dataset>, DataError> {
     let config = DataConfig { path: Some(path.to_path_buf()), max_broken: 0.0, ..config };
-    Ok(Arc::new(open_data(&config)?))
+    opening(|opening| Dataset::open_with(&config, opening)).map(Arc::new)
 }
 
 /// All images of data, in order.

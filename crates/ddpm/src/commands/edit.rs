@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
-use denoising_diffusion::data::{DataConfig, ImageBatch};
+use denoising_diffusion::data::{DataConfig, DataError, ImageBatch};
 use denoising_diffusion::edit::{Between, EditError};
 use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::generate::{BatchStep, Depth, Generator, Request, room_for};
@@ -273,7 +273,12 @@ fn mask(path: &Path, job: &Job<'_>, n: usize) -> Result<Vec<f32>> {
         trained_range: Some([0.0, 1.0]),
         ..prepared_as(&job.from.file, None)?
     };
-    let masks = open_prepared(path, grey).context(format!(
+    let masks = open_prepared(path, grey).map_err(|error| match error {
+        // The range is that of masks, not of what the network was trained on.
+        DataError::OtherUnits { min, max, .. } => Failure::usage(format!("its values range from {min} to {max}")),
+        error => error.into(),
+    });
+    let masks = masks.context(format!(
         "--mask {}: a mask has one channel with values from 0 (to be filled) to 1 (known)",
         path.display()
     ))?;
