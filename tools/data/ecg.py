@@ -1,4 +1,4 @@
-"""ecg.npy and ecg-test.npy: windows of a real electrocardiogram, for recipes/ecg.toml.
+"""ecg.npy and ecg-test.npy: windows of a real electrocardiogram, for the recipe ecg.
 
     pip download --no-deps --only-binary=:all: --python-version 3.10 --platform manylinux_2_17_x86_64 scipy==1.9.3
     python tools/data/ecg.py scipy-1.9.3-*.whl

@@ -10,9 +10,11 @@ mod explain;
 
 /// Recipes that are part of the program.
 const EMBEDDED: &[(&str, &str)] = &[
-    ("digits", include_str!("../../../recipes/digits.toml")),
-    ("fashion-mnist", include_str!("../../../recipes/fashion-mnist.toml")),
-    ("fashion-mnist-classes", include_str!("../../../recipes/fashion-mnist-classes.toml")),
+    ("digits", include_str!("../recipes/digits.toml")),
+    ("ecg", include_str!("../recipes/ecg.toml")),
+    ("emoji", include_str!("../recipes/emoji.toml")),
+    ("fashion-mnist", include_str!("../recipes/fashion-mnist.toml")),
+    ("fashion-mnist-classes", include_str!("../recipes/fashion-mnist-classes.toml")),
 ];
 
 /// The recipe of `ddpm train` if neither data nor recipe are given.
