@@ -125,7 +125,8 @@ fn images_are_filled_in_varied_and_joined() {
     }
     place.fails("inpaint run --images a.png --mask mask.npy --sampler heun --out x.png", 2, "ddpm or ddim");
     place.fails("inpaint run --images a.png --mask pair --out x.png", 2, "2 masks for 1 images");
-    write_npy_f32(&place.path("signed.npy"), &[1, 1, 8, 8], &mask.iter().map(|m| m * 4.0 - 3.0).collect::<Vec<_>>()).unwrap();
+    write_npy_f32(&place.path("signed.npy"), &[1, 1, 8, 8], &mask.iter().map(|m| m * 4.0 - 3.0).collect::<Vec<_>>())
+        .unwrap();
     place.fails("inpaint run --images a.png --mask signed.npy --out x.png", 2, "its values range from -3 to 1");
     // Before anything is opened.
     for (flags, key) in [
