@@ -25,6 +25,15 @@ fn a_run_leaves_all_that_was_promised() {
 }
 
 #[test]
+fn grids_and_held_out_losses_can_be_omitted() {
+    let place = Place::new();
+    let result = place.json(&format!("train digits {TINY} --steps 2 --sample-every 0 --held-out-every 0 --out run"));
+    assert!(result["grid"].is_null() && result["held_out_loss"].is_null(), "{result}");
+    assert!(!place.path("run/samples").exists());
+    assert!(place.path(result["checkpoint"].as_str().unwrap()).exists());
+}
+
+#[test]
 fn what_cannot_be_recorded_is_said_once() {
     let place = Place::new();
     let output = place.run(&format!("train digits {TINY} --steps 3 --device cpu --device-graph"));

@@ -41,9 +41,9 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Steps between checkpoints.
     pub save_every: u64,
-    /// Steps between sample grids; if absent, with every checkpoint.
+    /// Steps between sample grids; 0: none; if absent, with every checkpoint.
     pub sample_every: Option<u64>,
-    /// Steps between measurements of the held-out loss; if absent, with every checkpoint.
+    /// Steps between measurements of the held-out loss; 0: none; if absent, with every checkpoint.
     pub held_out_every: Option<u64>,
     /// Steps between lines of the log.
     pub log_every: u64,
@@ -113,12 +113,12 @@ impl TrainConfig {
         AdamConfig { beta1, beta2, eps, weight_decay, max_grad_norm }
     }
 
-    /// Steps between sample grids.
+    /// Steps between sample grids; 0: there are none.
     pub fn sample_interval(&self) -> u64 {
         self.sample_every.unwrap_or(self.save_every)
     }
 
-    /// Steps between measurements of the held-out loss.
+    /// Steps between measurements of the held-out loss; 0: there are none.
     pub fn held_out_interval(&self) -> u64 {
         self.held_out_every.unwrap_or(self.save_every)
     }
@@ -129,8 +129,6 @@ impl TrainConfig {
             ("batch_size", self.batch_size as u64),
             ("accumulate", self.accumulate as u64),
             ("save_every", self.save_every),
-            ("sample_every", self.sample_interval()),
-            ("held_out_every", self.held_out_interval()),
             ("log_every", self.log_every),
             ("keep", self.keep as u64),
             ("keep_every", self.keep_every.unwrap_or(1)),

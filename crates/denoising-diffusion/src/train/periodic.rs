@@ -43,7 +43,7 @@ impl<M: Network> Run<M> {
     fn due(&self, step: u64) -> Due {
         let config = self.trainer.config();
         let last = step == config.steps;
-        let is_due = |interval: u64| step > 0 && (step.is_multiple_of(interval) || last);
+        let is_due = |interval: u64| step > 0 && interval > 0 && (step.is_multiple_of(interval) || last);
         let [held_out, samples, save] =
             [config.held_out_interval(), config.sample_interval(), config.save_every].map(is_due);
         let evaluate =
