@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
 
@@ -66,14 +67,43 @@ impl<'a> Shared<'a> {
 struct Line([f32; 16]);
 
 thread_local! {
-    /// Buffers that this thread has used and nobody holds now. Reusing them avoids clearing fresh pages on every call.
-    static POOL: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
+    /// Small buffers that this thread has used and nobody holds now. Reusing them avoids clearing fresh pages on every call.
+    static SMALL: RefCell<Pool> = const { RefCell::new(Pool(Vec::new())) };
 }
 
-/// Number of buffers kept per thread; a kernel holds at most a few at once.
+/// Large ones, of all threads: a call's buffers would otherwise gather on every thread that ever makes one.
+static LARGE: Mutex<Pool> = Mutex::new(Pool(Vec::new()));
+
+/// Lines from which a buffer is large: 4 MiB. What each task needs is smaller.
+const LEAST_LARGE: usize = 1 << 16;
+/// Number of buffers that a pool keeps; a kernel holds at most a few at once.
 const POOL_SIZE: usize = 6;
 
-/// Scratch memory from this thread's pool, aligned to 64 bytes. Its contents are whatever was there before.
+/// Buffers that nobody holds.
+struct Pool(Vec<Vec<Line>>);
+
+impl Pool {
+    /// The smallest buffer that is large enough, else the largest.
+    fn take(&mut self, wanted: usize) -> Vec<Line> {
+        let best = (0..self.0.len()).min_by_key(|&i| {
+            let size = self.0[i].len();
+            if size >= wanted { (0, size) } else { (1, usize::MAX - size) }
+        });
+        best.map(|i| self.0.swap_remove(i)).unwrap_or_default()
+    }
+
+    fn put(&mut self, lines: Vec<Line>) {
+        if self.0.len() < POOL_SIZE {
+            self.0.push(lines);
+        }
+    }
+}
+
+fn large() -> MutexGuard<'static, Pool> {
+    LARGE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Scratch memory from a pool, aligned to 64 bytes. Its contents are whatever was there before.
 pub(crate) struct Scratch {
     lines: Vec<Line>,
     len: usize,
@@ -82,17 +112,12 @@ pub(crate) struct Scratch {
 impl Scratch {
     pub(crate) fn new(len: usize) -> Self {
         let wanted = len.div_ceil(16);
-        let mut lines = POOL.with_borrow_mut(|pool| {
-            // The smallest that is large enough, else the largest.
-            let best = (0..pool.len()).min_by_key(|&i| {
-                let size = pool[i].len();
-                if size >= wanted { (0, size) } else { (1, usize::MAX - size) }
-            });
-            best.map(|i| pool.swap_remove(i)).unwrap_or_default()
-        });
+        let mut lines =
+            if wanted < LEAST_LARGE { SMALL.with_borrow_mut(|pool| pool.take(wanted)) } else { large().take(wanted) };
         if lines.len() < wanted {
-            lines.clear();
-            lines.resize(wanted, Line([0.0; 16]));
+            // The smaller one is freed first, and the new one has no room to spare.
+            drop(lines);
+            lines = vec![Line([0.0; 16]); wanted];
         }
         Self { lines, len }
     }
@@ -123,13 +148,12 @@ impl std::ops::DerefMut for Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let lines = std::mem::take(&mut self.lines);
-        // While the thread ends, the pool is already gone; the buffer is then simply freed.
-        let _ = POOL.try_with(|pool| {
-            let mut pool = pool.borrow_mut();
-            if pool.len() < POOL_SIZE {
-                pool.push(lines);
-            }
-        });
+        if lines.len() < LEAST_LARGE {
+            // While the thread ends, its pool is already gone; the buffer is then simply freed.
+            let _ = SMALL.try_with(|pool| pool.borrow_mut().put(lines));
+        } else {
+            large().put(lines);
+        }
     }
 }
 
@@ -148,6 +172,22 @@ mod tests {
         let address = first.as_ptr();
         drop(first);
         assert_eq!(Scratch::new(90).as_ptr(), address);
+    }
+
+    #[test]
+    fn large_scratch_is_reused_by_other_threads_and_has_no_room_to_spare() {
+        // Larger than what other tests use, so that they do not take it.
+        let wanted = 1 << 26;
+        let use_it = |len| {
+            std::thread::spawn(move || {
+                let scratch = Scratch::new(len);
+                (scratch.as_ptr() as usize, scratch.lines.capacity())
+            })
+        };
+        let (first, lines) = use_it(wanted).join().unwrap();
+        assert_eq!(lines, wanted / 16);
+        assert_eq!(use_it(wanted - 5).join().unwrap(), (first, lines));
+        assert_eq!(use_it(wanted + 16).join().unwrap().1, lines + 1);
     }
 
     #[test]
