@@ -41,7 +41,7 @@ fn exact(s: &Conv2dShape, x: &[f32], weight: &[f32], dy: &[f32]) -> [Vec<f64>; 3
     all
 }
 
-/// Checks the forward pass with bias and residual, the input gradient and the weight gradient, with both instruction sets.
+/// Checks the forward pass with bias and residual, the input gradient and the weight gradient, with every instruction set.
 fn check(s: &Conv2dShape, seed: u64) {
     s.validate().unwrap();
     let [x, weight, dy, bias, residual] =

@@ -25,7 +25,6 @@ mod weight_grad;
 mod windows;
 mod winograd;
 
-use crate::gemm::PANEL;
 use crate::par::{ELEMENTS_PER_TASK, Scratch, Shared, for_each_task, task_range};
 use crate::simd::Isa;
 use direct::Direction;
@@ -43,7 +42,7 @@ pub enum ConvAlgorithm {
     Auto,
     /// Products and sums only, for the smallest rounding error.
     Direct,
-    /// Winograd's method wherever it can be used (3 x 3, step 1), otherwise products and sums.
+    /// Winograd's method wherever it can be used (3 x 3, step 1, equal paddings of at most 2, enlarged at most twice), otherwise products and sums.
     Winograd,
 }
 
@@ -73,8 +72,8 @@ pub fn conv2d_forward(
     forward_with(Isa::detect(), shape, algorithm, x, weight, epilogue, y);
 }
 
-/// dx, the gradient of a loss with respect to the input, from dy, that with respect to the output. dx has the parts of x. Lengths: `output_len`,
-/// `weight_len`, `input_len` of `shape`.
+/// dx, the gradient of a loss with respect to the input, from dy, that with respect to the sums before an activation. dx has the parts of x. Lengths:
+/// `output_len`, `weight_len`, `input_len` of `shape`.
 pub fn conv2d_input_grad(
     shape: &Conv2dShape,
     algorithm: ConvAlgorithm,
@@ -85,7 +84,7 @@ pub fn conv2d_input_grad(
     input_grad_with(Isa::detect(), shape, algorithm, dy, weight, dx);
 }
 
-/// dweight, the gradient with respect to the weight, from the input x, in one or several parts, and dy.
+/// dweight, the gradient with respect to the weight, from the input x, in one or several parts, and dy, as for [`conv2d_input_grad`].
 /// Lengths: `input_len`, `output_len`, `weight_len` of `shape`.
 pub fn conv2d_weight_grad(
     shape: &Conv2dShape,
@@ -133,11 +132,12 @@ fn forward_with(
 ) {
     shape.check(x.iter().map(|x| x.len()).sum(), weight.len(), y.len());
     epilogue.check(shape.out_channels, y.len());
-    let x = Parts::new(shape.batch * shape.height * shape.width, x);
-    if algorithm.wants_winograd(shape) && x.begin_at_multiples_of(PANEL) {
+    let pixels = shape.batch * shape.height * shape.width;
+    let x = Parts::new(pixels, x);
+    if algorithm.wants_winograd(shape) {
         let y = &mut [y];
         let y = PartsMut::new(shape.batch * shape.out_height() * shape.out_width(), y);
-        return winograd::convolve(isa, Direction::Forward, shape, &x, weight, epilogue, &y);
+        return x.in_panels(pixels, |x| winograd::convolve(isa, Direction::Forward, shape, x, weight, epilogue, &y));
     }
     if shape.is_pointwise() {
         return pointwise::forward(isa, &x.pairs(), weight, epilogue, shape.out_channels, y);
@@ -193,9 +193,10 @@ fn weight_grad_with(
     dweight: &mut [f32],
 ) {
     shape.check(x.iter().map(|x| x.len()).sum(), dweight.len(), dy.len());
-    let x = Parts::new(shape.batch * shape.height * shape.width, x);
-    if algorithm.wants_winograd(shape) && x.begin_at_multiples_of(PANEL) {
-        return winograd::weight_grad(isa, shape, &x, dy, dweight);
+    let pixels = shape.batch * shape.height * shape.width;
+    let x = Parts::new(pixels, x);
+    if algorithm.wants_winograd(shape) {
+        return x.in_panels(pixels, |x| winograd::weight_grad(isa, shape, x, dy, dweight));
     }
     if shape.is_pointwise() {
         return pointwise::weight_grad(isa, &x.pairs(), dy, shape.out_channels, dweight);

@@ -1,6 +1,7 @@
 //! Activations that are concatenated along the channels without being copied together, as with a skip connection before a convolution.
 
-use crate::par::Shared;
+use crate::gemm::PANEL;
+use crate::par::{ELEMENTS_PER_TASK, Scratch, Shared, for_each_task, task_range};
 
 /// One activation `[pixels, channels]` of several.
 #[derive(Clone, Copy)]
@@ -47,19 +48,33 @@ impl<'a> Parts<'a> {
         if let [part] = &self.0[..] { Some(part.values) } else { None }
     }
 
-    /// Whether every part begins at a multiple of `n` channels.
-    pub(super) fn begin_at_multiples_of(&self, n: usize) -> bool {
-        self.0.iter().all(|part| part.first.is_multiple_of(n))
+    /// Calls `f` with parts that begin at panels of channels: these, or else all of them copied together.
+    pub(super) fn in_panels<R>(&self, pixels: usize, f: impl FnOnce(&Parts<'_>) -> R) -> R {
+        if self.iter().all(|part| part.first.is_multiple_of(PANEL)) {
+            return f(self);
+        }
+        let mut joined = Scratch::new(pixels * self.channels());
+        self.join(&mut joined);
+        f(&Parts::new(pixels, &[&joined]))
     }
 
     /// All parts copied together, `[pixels, channels]`.
     pub(super) fn join(&self, joined: &mut [f32]) {
         let channels = self.channels();
-        for part in self.iter().filter(|part| part.channels > 0) {
-            for (to, from) in joined.chunks_exact_mut(channels).zip(part.values.chunks_exact(part.channels)) {
-                to[part.first..][..part.channels].copy_from_slice(from);
+        let pixels = joined.len() / channels;
+        let size = (ELEMENTS_PER_TASK / channels).max(1);
+        let out = Shared::new(joined);
+        for_each_task(pixels.div_ceil(size), |task| {
+            let pixels = task_range(task, size, pixels);
+            // SAFETY: ranges of different tasks are disjoint.
+            let to = unsafe { out.part(pixels.start * channels..pixels.end * channels) };
+            for part in self.iter().filter(|part| part.channels > 0) {
+                let from = &part.values[pixels.start * part.channels..pixels.end * part.channels];
+                for (to, from) in to.chunks_exact_mut(channels).zip(from.chunks_exact(part.channels)) {
+                    to[part.first..][..part.channels].copy_from_slice(from);
+                }
             }
-        }
+        });
     }
 }
 

@@ -106,7 +106,9 @@ impl Conv2dShape {
     }
 
     fn out_size(&self, axis: usize) -> usize {
-        (self.enlarged()[axis] + 2 * self.padding[axis] - self.kernel[axis]) / self.stride + 1
+        let padded = self.enlarged()[axis] + 2 * self.padding[axis];
+        assert!(padded >= self.kernel[axis] && self.stride > 0, "no window of {self:?}");
+        (padded - self.kernel[axis]) / self.stride + 1
     }
 
     /// Values of the input.

@@ -36,7 +36,7 @@ fn product(a: f32, b: f32) -> f64 {
     f64::from(a) * f64::from(b)
 }
 
-/// Checks all four kernels for one shape, with both instruction sets and both algorithms.
+/// Checks all four kernels for one shape, with every instruction set and both algorithms.
 fn check(s: &Conv2dShape, seed: u64) {
     s.validate().unwrap();
     let x = random(s.input_len(), seed);
