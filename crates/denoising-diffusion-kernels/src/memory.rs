@@ -16,6 +16,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{Debug, Formatter};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Blocks of at least this size are cut from regions.
@@ -28,13 +29,11 @@ const HUGE_PAGE: usize = 2 << 20;
 const ALIGN: usize = 64;
 
 /// See the module's documentation.
-#[derive(Debug)]
 pub struct CachingAllocator {
     // The maps' own nodes are small blocks: requesting them does not lead back here.
     pool: Mutex<Pool>,
 }
 
-#[derive(Debug)]
 struct Pool {
     /// Sizes of all regions, by address.
     regions: BTreeMap<usize, usize>,
@@ -77,6 +76,18 @@ impl CachingAllocator {
 
     fn pool(&self) -> MutexGuard<'_, Pool> {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Debug for CachingAllocator {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        // The text may need memory, so it is not written while the lock is held.
+        let [held, used, most_used] = {
+            let pool = self.pool();
+            [pool.held, pool.used, pool.most_used]
+        };
+        let mut shown = f.debug_struct("CachingAllocator");
+        shown.field("held", &held).field("used", &used).field("most_used", &most_used).finish_non_exhaustive()
     }
 }
 
@@ -157,9 +168,10 @@ impl Pool {
         self.return_regions(least.max(REGION), self.most_used.max(self.used + size));
         let mut region = least.max(REGION);
         let mut start = new_region(region) as usize;
-        if start == 0 && least < region {
-            // Where memory is short, a smaller one may do.
+        if start == 0 {
+            // Where memory is short, a smaller one may do, and what is not in use can be returned.
             region = least;
+            self.return_regions(least, 0);
             start = new_region(region) as usize;
         }
         if start == 0 {
