@@ -171,7 +171,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn silu_and_its_slope_keep_their_relative_accuracy() {
+    fn silu_keeps_its_relative_accuracy() {
         for isa in Isa::all() {
             let x: Vec<f32> = (0..400_000).map(|i| -80.0 + i as f32 * 4e-4).collect();
             let mut y = vec![0.0; x.len()];

@@ -99,7 +99,8 @@ impl From<&AdamStep> for Constants {
 fn adam_step_with(isa: Isa, config: &AdamStep, w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
     let len = w.len();
     assert!(g.len() == len && m.len() == len && v.len() == len, "w, g, m and v differ in length");
-    debug_assert!(config.step >= 1, "steps count from 1");
+    // Step 0 would divide 0 by 0.
+    assert!(config.step >= 1, "steps count from 1");
     let constants = Constants::from(config);
     let (w, m, v) = (Shared::new(w), Shared::new(m), Shared::new(v));
     for_each_task(len.div_ceil(ELEMENTS_PER_TASK), |task| {

@@ -36,12 +36,18 @@ pub enum Pooling {
 impl PoolShape {
     /// Rows of the output.
     pub fn out_height(&self) -> usize {
-        (self.height + 2 * self.padding - self.window) / self.stride + 1
+        self.out_size(self.height)
     }
 
     /// Columns of the output.
     pub fn out_width(&self) -> usize {
-        (self.width + 2 * self.padding - self.window) / self.stride + 1
+        self.out_size(self.width)
+    }
+
+    fn out_size(&self, size: usize) -> usize {
+        let padded = size + 2 * self.padding;
+        assert!(padded >= self.window && self.stride > 0, "no window of {self:?}");
+        (padded - self.window) / self.stride + 1
     }
 
     /// Values of the input.
@@ -70,7 +76,6 @@ impl PoolShape {
     fn check(&self, x: usize, y: usize) {
         assert!(self.padding < self.window && self.stride > 0 && self.channels > 0, "{self:?}");
         assert!(self.height > 0 && self.width > 0, "no pixels in {self:?}");
-        assert!(self.height.min(self.width) + 2 * self.padding >= self.window, "no window of {self:?}");
         assert_eq!(x, self.input_len(), "length of the input of {self:?}");
         assert_eq!(y, self.output_len(), "length of the output of {self:?}");
     }

@@ -75,7 +75,7 @@ impl Work {
             Work::Attention { shape: s, linear, pass } => {
                 let keys = s.positions + s.memory;
                 let (forward, backward) = if linear {
-                    (s.head_dim * (keys + s.positions), s.head_dim * (2 * keys + 3 * s.positions))
+                    (s.head_dim * (keys + s.positions), s.head_dim * (2 * keys + 2 * s.positions))
                 } else {
                     (2 * s.positions * keys, 5 * s.positions * keys)
                 };
@@ -107,11 +107,12 @@ impl Work {
             }
             Work::Attention { shape: s, linear, pass } => {
                 let inputs = s.qkv_len() + s.memory_len();
-                let outputs = s.output_len() + if linear { 0 } else { s.lse_len() };
+                let state = if linear { s.linear_state_len() } else { s.lse_len() };
+                let outputs = s.output_len() + state;
                 match pass {
                     Pass::Forward => inputs + outputs,
-                    // Linear attention saves nothing.
-                    _ => 2 * inputs + s.output_len() + if linear { 0 } else { outputs },
+                    // Linear attention does not read its results again.
+                    _ => 2 * inputs + outputs + if linear { 0 } else { s.output_len() },
                 }
             }
             // Weights, both moments and the average in and out, the gradient in.

@@ -299,7 +299,7 @@ impl<'a> Partial<'a> {
         let (mut old, mut new) = (Scratch::zeroed(padded), Scratch::zeroed(padded));
         for k in 0..padded {
             let maximum = self.maxima[k].max(other.maxima[k]);
-            // The columns of padding have no maximum.
+            // Columns of padding may have no maximum.
             if maximum > f32::NEG_INFINITY {
                 (old[k], new[k]) = ((self.maxima[k] - maximum).exp(), (other.maxima[k] - maximum).exp());
             }
@@ -315,7 +315,7 @@ impl<'a> Partial<'a> {
 
     /// Divides the context by the sums and replaces these by their inverses.
     fn finish(&mut self) {
-        // No sum over keys is below 1; that of a column of padding is 0.
+        // No sum over keys is below 1; that of a column of padding can be 0.
         self.sums.iter_mut().for_each(|sum| *sum = if *sum == 0.0 { 0.0 } else { 1.0 / *sum });
         scale(self.context, self.sums);
     }

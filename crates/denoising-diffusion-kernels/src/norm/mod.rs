@@ -26,8 +26,9 @@ pub use layer::{layer_norm_backward, layer_norm_forward};
 pub use unit::{UnitRows, unit_rows_backward, unit_rows_forward};
 
 use crate::activation::Activation;
-use crate::par::{ELEMENTS_PER_TASK, Scratch, Shared, for_each_task, task_range};
+use crate::par::{ELEMENTS_PER_TASK, Scratch, Shared};
 use crate::simd::Isa;
+use parts::{for_each_part, tasks};
 use sums::sum_rows;
 
 /// Sizes of a normalised activation `[batch, positions, channels]`.
@@ -124,14 +125,8 @@ fn forward_with(
         return;
     }
     let affine = Affine::new(shape, g, scale_shift);
-    let c = shape.channels;
     let out = Shared::new(y);
-    let size = shape.rows_per_task();
-    let blocks = shape.positions.div_ceil(size);
-    for_each_task(shape.batch * blocks, |task| {
-        let image = task / blocks;
-        let rows = task_range(task % blocks, size, shape.positions);
-        let range = (image * shape.positions + rows.start) * c..(image * shape.positions + rows.end) * c;
+    for_each_part(shape, |image, range, _| {
         let (gain, shift) = affine.of(image);
         // SAFETY: ranges of different tasks are disjoint.
         unsafe {
@@ -162,15 +157,10 @@ fn backward_with(
     }
     let affine = Affine::new(shape, g, scale_shift);
     let c = shape.channels;
-    let size = shape.rows_per_task();
-    let blocks = shape.positions.div_ceil(size);
-    // [batch, blocks, 2, channels]: per task, the sums over its positions of du and of du x / |x|.
-    let mut sums = Scratch::zeroed(shape.batch * blocks * 2 * c);
+    // [batch, tasks per image, 2, channels]: per task, the sums over its positions of du and of du x / |x|.
+    let mut sums = Scratch::zeroed(tasks(shape) * 2 * c);
     let (dx, out) = (Shared::new(grads.x), Shared::new(&mut sums));
-    for_each_task(shape.batch * blocks, |task| {
-        let image = task / blocks;
-        let rows = task_range(task % blocks, size, shape.positions);
-        let range = (image * shape.positions + rows.start) * c..(image * shape.positions + rows.end) * c;
+    for_each_part(shape, |image, range, task| {
         let (gain, shift) = affine.of(image);
         // SAFETY: ranges of different tasks are disjoint.
         unsafe {

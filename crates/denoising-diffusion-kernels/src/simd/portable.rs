@@ -75,7 +75,7 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn exp2_int(a: Self::V) -> Self::V {
-        // A NaN becomes 0 here; the polynomial that is multiplied by this still has it.
+        // A NaN becomes 1 here; the polynomial that is multiplied by this still has it.
         map(a, |x| f32::from_bits(((x as i32 + 127) << 23) as u32))
     }
     #[inline(always)]
