@@ -194,7 +194,7 @@ fn recipes_with_mistakes_name_the_line_and_the_key() {
         assert!(said.contains(parts[1]), "{said}");
     }
     let said = place.fails("train digits --config nowhere.toml", 2, "nowhere.toml");
-    assert!(said.contains("digits, fashion-mnist"), "{said}");
+    assert!(said.contains("digits, ecg, emoji, fashion-mnist"), "{said}");
 }
 
 #[test]
