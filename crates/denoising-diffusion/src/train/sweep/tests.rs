@@ -208,6 +208,22 @@ mod on_gpus {
 }
 
 #[test]
+fn norms_are_forced_in_place() {
+    let values: Vec<f32> = (0..42).map(|i| (i as f32).sin()).collect();
+    let place = |tensor: &Tensor<1>| flex(tensor.clone()).storage::<f32>().as_ptr();
+    let (weight, held) = (tensor(&values), tensor(&values));
+    let before = place(&weight);
+    let forced = unit_rows(vec![(weight, 6), (held.clone(), 6)], 1e-4, &Clip::Known(1.0));
+    assert_eq!(place(&forced[0]), before);
+    let expected = host_values(ops::unit_rows(tensor(&values).reshape([6, 7]), 7.0_f64.sqrt(), 1e-4));
+    for forced in forced {
+        assert_eq!(host_values(forced), expected);
+    }
+    // Somebody else holds it.
+    assert_eq!(host_values(held), values);
+}
+
+#[test]
 fn a_part_of_a_tensor_is_swept_alone() {
     let whole = tensor(&[1.0, 2.0, 3.0, 4.0]);
     let pair = [whole.clone().narrow(0, 1, 2), tensor(&[0.0, 0.0])];
