@@ -274,7 +274,8 @@ fn the_panic_of_a_device_is_handed_on() {
         assert_ne!(classes[0], 2, "of this class there is nothing");
         x.zeros_like()
     };
-    let drawn = catch_unwind(AssertUnwindSafe(|| draw(1, &[&classifier, &classifier], &mut |_| ControlFlow::Continue(()))));
+    let drawn =
+        catch_unwind(AssertUnwindSafe(|| draw(1, &[&classifier, &classifier], &mut |_| ControlFlow::Continue(()))));
     let panic = *drawn.unwrap_err().downcast::<String>().unwrap();
     assert!(panic.contains("of this class there is nothing"), "{panic}");
 }
