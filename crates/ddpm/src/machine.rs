@@ -131,7 +131,7 @@ impl DevicesArgs {
     }
 }
 
-/// Checks that these devices can share the work: each is listed once, and all are of one kind, so that they round alike.
+/// Checks that these devices can share the work: each is listed once, and all are of one kind, so that they compute in the same types.
 fn check_kinds(devices: &[DeviceChoice]) -> Result {
     let kind = |device: &DeviceChoice| match device {
         DeviceChoice::Gpu { backend, .. } => Some(*backend),

@@ -45,6 +45,17 @@ impl Backend {
         }
     }
 
+    /// The devices of this backend on this machine, none of them opened; an error if the backend is not part of this build.
+    fn compiled_devices(self) -> Result<Vec<Device>, DeviceError> {
+        if self.is_compiled() { Ok(self.devices()) } else { Err(DeviceError::NotCompiled(self.name())) }
+    }
+
+    /// The names of its devices beside them.
+    fn numbered(self, devices: Vec<Device>) -> impl Iterator<Item = (Device, DeviceChoice)> {
+        let name = move |(index, device)| (device, DeviceChoice::Gpu { backend: self, index });
+        devices.into_iter().enumerate().map(name)
+    }
+
     /// The devices of this backend on this machine; empty without a driver.
     fn devices(self) -> Vec<Device> {
         let found = catch_unwind(|| match self {
@@ -215,24 +226,36 @@ fn one_stream() {
     cubecl_environment::stream::set_policy(cubecl_environment::stream::StreamPolicy::Single);
 }
 
-/// Opens a device and computes something on it, so that a device that does not work is detected before any other work is done.
+/// Opens a device and computes something on it, so that a device that does not work is detected before any other work is done. Other devices are left
+/// alone: they may be somebody else's, or hang.
 ///
 /// # Errors
 /// A device that this build or this machine does not have, or that fails.
 pub fn open(choice: DeviceChoice) -> Result<Opened, DeviceError> {
     one_stream();
+    choose(choice, Backend::compiled_devices, try_out)
+}
+
+/// See [`open`]. Of what `devices` lists, only as many are tried out as it takes.
+fn choose(
+    choice: DeviceChoice,
+    devices: impl Fn(Backend) -> Result<Vec<Device>, DeviceError>,
+    mut try_out: impl FnMut(Device, DeviceChoice) -> Result<Opened, DeviceError>,
+) -> Result<Opened, DeviceError> {
     match choice {
         DeviceChoice::Cpu => Ok(Opened::cpu()),
         DeviceChoice::Auto => {
-            let gpus = Backend::ALL.into_iter().flat_map(|backend| list(backend).unwrap_or_default());
-            Ok(gpus.flatten().find(|gpu| !gpu.is_software()).unwrap_or_else(Opened::cpu))
+            let all =
+                Backend::ALL.into_iter().flat_map(|backend| backend.numbered(devices(backend).unwrap_or_default()));
+            let mut working = all.filter_map(|(device, choice)| try_out(device, choice).ok());
+            Ok(working.find(|gpu| !gpu.is_software()).unwrap_or_else(Opened::cpu))
         }
         DeviceChoice::Gpu { backend, index } => {
-            let mut devices = list(backend)?;
-            if index >= devices.len() {
-                return Err(DeviceError::NotThere { backend: backend.name(), found: devices.len() });
+            let mut found = devices(backend)?;
+            if index >= found.len() {
+                return Err(DeviceError::NotThere { backend: backend.name(), found: found.len() });
             }
-            devices.swap_remove(index)
+            try_out(found.swap_remove(index), choice)
         }
     }
 }
@@ -243,11 +266,8 @@ pub fn open(choice: DeviceChoice) -> Result<Opened, DeviceError> {
 /// [`DeviceError::NotCompiled`]. Devices that fail are errors in the list.
 pub fn list(backend: Backend) -> Result<Vec<Result<Opened, DeviceError>>, DeviceError> {
     one_stream();
-    if !backend.is_compiled() {
-        return Err(DeviceError::NotCompiled(backend.name()));
-    }
-    let devices = backend.devices().into_iter().enumerate();
-    Ok(devices.map(|(index, device)| try_out(device, DeviceChoice::Gpu { backend, index })).collect())
+    let devices = backend.numbered(backend.compiled_devices()?);
+    Ok(devices.map(|(device, choice)| try_out(device, choice)).collect())
 }
 
 impl Opened {
@@ -303,68 +323,4 @@ pub fn is_cpu(device: &Device) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_read_and_print() {
-        let gpu = |backend, index| DeviceChoice::Gpu { backend, index };
-        for (text, choice) in [
-            ("auto", DeviceChoice::Auto),
-            ("cpu", DeviceChoice::Cpu),
-            ("cuda", gpu(Backend::Cuda, 0)),
-            ("vulkan:3", gpu(Backend::Vulkan, 3)),
-        ] {
-            assert_eq!(text.parse::<DeviceChoice>().unwrap(), choice);
-            assert_eq!(choice.to_string().parse::<DeviceChoice>().unwrap(), choice);
-        }
-        for text in ["", "gpu", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "auto:1", "Cuda"] {
-            assert!(text.parse::<DeviceChoice>().unwrap_err().to_string().contains("is not a device"), "{text}");
-        }
-    }
-
-    #[test]
-    fn what_is_not_there_is_said() {
-        for backend in Backend::ALL {
-            match open(DeviceChoice::Gpu { backend, index: 1000 }) {
-                Err(DeviceError::NotCompiled(name)) => assert!(!backend.is_compiled() && name == backend.name()),
-                Err(DeviceError::NotThere { .. }) => assert!(backend.is_compiled()),
-                other => panic!("{other:?}"),
-            }
-        }
-        assert!(open(DeviceChoice::Auto).is_ok());
-        assert!(is_cpu(&Device::flex()) && is_cpu(&Device::flex().autodiff()));
-    }
-
-    #[cfg(feature = "persistence")]
-    mod on_gpus {
-        use super::*;
-        use crate::nn::ops::cube::tests::test_device;
-        use crate::nn::params::host_values;
-
-        /// The folder applies to the whole process: later tests find it deleted and find everything out again. It is set before the device is
-        /// opened, as in programs.
-        #[test]
-        fn what_they_found_out_is_kept() {
-            let folder = tempfile::tempdir().unwrap();
-            let file = keep_kernels_in(folder.path()).unwrap();
-            assert!(file.starts_with(folder.path()) && !file.exists());
-            let Some(device) = test_device() else { return };
-            let square = Tensor::<2>::ones([40, 40], &device);
-            let sum = square.clone().matmul(square).sum().into_scalar::<f32>();
-            assert_eq!(sum, 64_000.0);
-            assert!(file.exists(), "{}", file.display());
-        }
-
-        #[test]
-        fn threads_see_what_others_did() {
-            let Some(device) = test_device() else { return };
-            for _ in 0..20 {
-                let ones = Tensor::<1>::ones([1000], &device);
-                let doubled = move || (0..20).fold(ones, |x, _| x * 2.0);
-                let values = host_values(std::thread::spawn(doubled).join().unwrap());
-                assert!(values.iter().all(|value| *value == (1 << 20) as f32), "{:?}", &values[..4]);
-            }
-        }
-    }
-}
+mod tests;

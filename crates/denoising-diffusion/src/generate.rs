@@ -123,10 +123,8 @@ impl<'a, M: Network> Generator<'a, M> {
         Self { device: device.clone(), model: model.into(), diffusion, guidance, weak, classifier, replicas }
     }
 
-    /// Draws `request.count` images, in the data's range and before any rounding. A sample depends on the seed and its number; the batch size
-    /// changes it only by rounding, and which of several identical devices draws it changes nothing. A non-finite value is an error, never a
-    /// picture.
-    /// error, never a picture.
+    /// Draws `request.count` images, in the data's range and before any rounding. A sample depends on the seed and its number; the batch size, and
+    /// which of several devices draws it, change it only by rounding. A non-finite value is an error, never a picture.
     ///
     /// # Errors
     /// [`GenerateError`].

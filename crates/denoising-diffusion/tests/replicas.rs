@@ -1,15 +1,17 @@
-//! A training, and samples, whose batches are spread over devices come to what they come to on one: `just test-device cuda`, or, on two devices made of
-//! software, `CUDA_DEVICES=2 just test-soft-cuda`. Where there is one device, it takes turns with itself.
+//! A training, and samples, whose batches are spread over devices that run the same kernels come to what they come to on one: `just test-device cuda`,
+//! or, on two devices made of software, `CUDA_DEVICES=2 just test-soft-cuda`. Where there is one device, it takes turns with itself.
 
 #[path = "common/device.rs"]
 mod device;
 #[path = "common/state.rs"]
 mod state;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor};
 use denoising_diffusion::data::{DataLayout, ImageBatch};
@@ -172,22 +174,26 @@ fn sampled(device: &Device) -> Eval<ImageNetwork> {
     NetworkConfig::Unet(unet).build(&mut Init::new(1, &device.clone().autodiff())).unwrap().eval()
 }
 
-/// Samples drawn on the test's device and so many others: with noise in each step, classes and conditions.
+/// Classes of the samples: the first of each batch tells it from the others.
+const CLASSES: [u32; SAMPLES] = [0, 1, 2, 0, 1, 2, 3];
+
+/// Samples drawn on the test's device and so many others, each with its own classifier, if any: with noise in each step, classes and conditions.
 fn draw(
     more: usize,
-    classifier: Option<&ClassifierGradient<'_>>,
+    classifiers: &[&ClassifierGradient<'_>],
     watch: &mut dyn FnMut(&BatchStep<'_>) -> ControlFlow<()>,
 ) -> Result<ImageBatch, GenerateError> {
     let (device, others) = (test_device(), others(more));
     let (model, copies) = (sampled(&device), others.iter().map(sampled).collect::<Vec<_>>());
     // Nothing may be recorded where others work, whatever is asked for.
-    let replica = |(device, copy): (&Device, _)| Replica {
+    let replica = |(place, (device, copy)): (usize, (&Device, _))| Replica {
         device: device.clone(),
         model: Calls::new(copy, true),
         weak: None,
-        classifier,
+        classifier: classifiers.get(1 + place).copied(),
     };
-    let replicas = others.iter().zip(&copies).map(replica).collect();
+    let replicas = others.iter().zip(&copies).enumerate().map(replica).collect();
+    let classifier = classifiers.first().copied();
     let diffusion = Diffusion::new(&DiffusionConfig::default()).unwrap();
     let generator =
         Generator { replicas, classifier, ..Generator::new(Calls::new(&model, more > 0), &diffusion, &device) };
@@ -200,7 +206,7 @@ fn draw(
         ..SampleConfig::default()
     };
     let request = Request {
-        classes: Some(&[0, 1, 2, 0, 1, 2, 3]),
+        classes: Some(&CLASSES),
         conditions: Some(&conditions),
         ..Request::new(&sample, 3, SAMPLES, [1, 8, 8])
     };
@@ -210,10 +216,10 @@ fn draw(
 #[test]
 fn samples_are_those_of_one_device() {
     let bits = |images: ImageBatch| images.data.into_iter().map(f32::to_bits).collect::<Vec<_>>();
-    let one = bits(draw(0, None, &mut |_| ControlFlow::Continue(())).unwrap());
+    let one = bits(draw(0, &[], &mut |_| ControlFlow::Continue(())).unwrap());
     for more in [1, 2, 5] {
         let mut seen = BTreeMap::<usize, Vec<usize>>::new();
-        let many = draw(more, None, &mut |at| {
+        let many = draw(more, &[], &mut |at| {
             assert_eq!(at.steps, STEPS);
             seen.entry(at.first).or_default().push(at.step);
             ControlFlow::Continue(())
@@ -223,11 +229,36 @@ fn samples_are_those_of_one_device() {
     }
 }
 
+/// Else the time would decide which device's kernels draw an image, and they may round differently: the second device is done with its batches
+/// before the first one goes on.
+#[test]
+fn batches_have_their_devices_whichever_is_faster() {
+    let drawn = Mutex::new(BTreeSet::new());
+    let note = |place: usize, classes: &[u32]| {
+        let batch = CLASSES.chunks(2).position(|batch| batch == classes).unwrap();
+        drawn.lock().unwrap().insert((batch, place));
+    };
+    let slow = |x: Tensor<4>, _, classes: &[u32]| {
+        note(0, classes);
+        let wait_until = Instant::now() + Duration::from_secs(20);
+        while !drawn.lock().unwrap().iter().any(|(batch, _)| *batch == 3) && Instant::now() < wait_until {
+            thread::sleep(Duration::from_millis(1));
+        }
+        x.zeros_like()
+    };
+    let fast = |x: Tensor<4>, _, classes: &[u32]| {
+        note(1, classes);
+        x.zeros_like()
+    };
+    draw(1, &[&slow, &fast], &mut |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!(drawn.into_inner().unwrap(), [(0, 0), (1, 1), (2, 0), (3, 1)].into());
+}
+
 #[test]
 fn sampling_on_several_devices_stops_where_it_is_told_to() {
     for stop_at in [1, 5, STEPS * 3] {
         let mut steps = 0;
-        let images = draw(1, None, &mut |_| {
+        let images = draw(1, &[], &mut |_| {
             steps += 1;
             if steps < stop_at { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
@@ -243,7 +274,8 @@ fn the_panic_of_a_device_is_handed_on() {
         assert_ne!(classes[0], 2, "of this class there is nothing");
         x.zeros_like()
     };
-    let drawn = catch_unwind(AssertUnwindSafe(|| draw(1, Some(&classifier), &mut |_| ControlFlow::Continue(()))));
+    let drawn =
+        catch_unwind(AssertUnwindSafe(|| draw(1, &[&classifier, &classifier], &mut |_| ControlFlow::Continue(()))));
     let panic = *drawn.unwrap_err().downcast::<String>().unwrap();
     assert!(panic.contains("of this class there is nothing"), "{panic}");
 }

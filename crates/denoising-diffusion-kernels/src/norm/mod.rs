@@ -23,7 +23,7 @@ mod unit;
 
 pub use gate::{gated_add_backward, gated_add_forward, gated_silu_backward, gated_silu_forward};
 pub use layer::{layer_norm_backward, layer_norm_forward};
-pub use unit::{UnitRows, unit_rows_backward, unit_rows_forward};
+pub use unit::{UnitRows, unit_rows_backward, unit_rows_forward, unit_rows_in_place};
 
 use crate::activation::Activation;
 use crate::par::{ELEMENTS_PER_TASK, Scratch, Shared};

@@ -24,6 +24,11 @@ pub fn unit_rows_forward(rows: &UnitRows, x: &[f32], y: &mut [f32]) {
     forward_with(Isa::detect(), rows, x, y);
 }
 
+/// The same in place of `x`, with the same bits.
+pub fn unit_rows_in_place(rows: &UnitRows, x: &mut [f32]) {
+    in_place_with(Isa::detect(), rows, x);
+}
+
 /// The gradient of [`unit_rows_forward`] from `x` and `dy`.
 pub fn unit_rows_backward(rows: &UnitRows, x: &[f32], dy: &[f32], dx: &mut [f32]) {
     backward_with(Isa::detect(), rows, x, dy, dx);
@@ -51,6 +56,15 @@ pub(super) fn forward_with(isa: Isa, rows: &UnitRows, x: &[f32], y: &mut [f32]) 
     });
 }
 
+pub(super) fn in_place_with(isa: Isa, rows: &UnitRows, x: &mut [f32]) {
+    rows.check(x.len(), x.len());
+    let (values, x) = (x.len(), Shared::new(x));
+    rows.for_each_part(values, |range| {
+        // SAFETY: as in `forward_with`.
+        unsafe { forward_rows_in_place(isa, *rows, x.part(range)) }
+    });
+}
+
 pub(super) fn backward_with(isa: Isa, rows: &UnitRows, x: &[f32], dy: &[f32], dx: &mut [f32]) {
     rows.check(x.len(), dx.len());
     assert_eq!(x.len(), dy.len(), "x and dy differ in length");
@@ -65,6 +79,13 @@ simd_fn! {
     unsafe fn forward_rows<S>(rows: UnitRows, x: &[f32], y: &mut [f32]) {
         let (len, c, x, y) = (x.len(), rows.len, x.as_ptr(), y.as_mut_ptr());
         each_row!(len, c, forward_row::<S>, |at| (rows, x.add(at), y.add(at)));
+    }
+}
+
+simd_fn! {
+    unsafe fn forward_rows_in_place<S>(rows: UnitRows, x: &mut [f32]) {
+        let (len, c, x) = (x.len(), rows.len, x.as_mut_ptr());
+        each_row!(len, c, forward_row::<S>, |at| (rows, x.add(at).cast_const(), x.add(at)));
     }
 }
 
@@ -97,6 +118,7 @@ unsafe fn dot<S: Simd, const WHOLE: bool>(a: *const f32, b: *const f32, c: usize
     }
 }
 
+/// `y` may be `x`: a row is read before it is written, and each vector once more just before its own place is.
 #[inline(always)]
 unsafe fn forward_row<S: Simd, const WHOLE: bool>(rows: UnitRows, x: *const f32, y: *mut f32) {
     unsafe {
@@ -161,6 +183,9 @@ mod tests {
                 let (mut y, mut dx) = (vec![7.0; x.len()], vec![7.0; x.len()]);
                 forward_with(isa, &rows, &x, &mut y);
                 backward_with(isa, &rows, &x, &dy, &mut dx);
+                let mut in_place = x.clone();
+                in_place_with(isa, &rows, &mut in_place);
+                assert_eq!(&in_place, &y);
                 assert_close(&y, &exact(&rows, &x64), 5e-7);
                 assert_some_close(&dx, &of_x, &dx64, 1e-6);
             }
@@ -193,7 +218,9 @@ mod tests {
             let (mut y, mut dx) = (x.clone(), x.clone());
             unit_rows_forward(&rows, &x, &mut y);
             unit_rows_backward(&rows, &x, &dy, &mut dx);
-            [y, dx].concat()
+            let mut in_place = x.clone();
+            unit_rows_in_place(&rows, &mut in_place);
+            [y, dx, in_place].concat()
         });
     }
 }

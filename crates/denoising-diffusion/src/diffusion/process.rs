@@ -40,6 +40,13 @@ pub struct Draws {
     pub keep_condition: Vec<f64>,
 }
 
+impl Draws {
+    /// Whether [`Diffusion::prepare`] runs the network: for an earlier estimate, or to choose among candidates.
+    pub(crate) fn need_network<M: Network>(&self, model: &M) -> bool {
+        self.noise.len() > 1 || (self.self_condition && model.self_condition())
+    }
+}
+
 impl Diffusion {
     /// # Errors
     /// [`DiffusionConfigError`].

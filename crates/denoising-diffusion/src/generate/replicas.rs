@@ -1,12 +1,14 @@
-//! Samples drawn on several devices at once: each takes the next batch not yet taken. The noise of a sample is keyed by its number, so that the
-//! images are those of a single device, whichever device draws them. Not here: how a batch is drawn.
+//! Samples drawn on several devices at once: of `n`, each draws every `n`-th batch. The noise of a sample is keyed by its number, so that the images
+//! are those of a single device up to rounding, and to the bit where all devices run the same kernels (each has tuned its own). Not here: how a batch
+//! is drawn.
 //!
-//! Each device has its own thread: with a single thread the host's work for all devices would add up.
+//! Which device draws a batch does not depend on how fast each is, so that a machine repeats its images to the bit. Each device has its own thread:
+//! with a single thread the host's work for all devices would add up.
 
 use std::iter::once;
 use std::ops::ControlFlow;
 use std::panic::resume_unwind;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 
@@ -32,39 +34,28 @@ struct Seen {
     x: Tensor<4>,
 }
 
-/// State shared by the threads.
+/// Set if no more images are wanted.
 #[derive(Default)]
-struct Shared {
-    /// The next batch not yet taken.
-    next: AtomicUsize,
-    /// Set if no more images are wanted.
-    stop: AtomicBool,
-}
+struct Stop(AtomicBool);
 
 /// Stops the other threads if this one panics.
-struct StopOnPanic<'a>(&'a Shared);
+struct StopOnPanic<'a>(&'a Stop);
 
 impl Drop for StopOnPanic<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.0.stop();
+            self.0.set();
         }
     }
 }
 
-impl Shared {
-    fn stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
+impl Stop {
+    fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 
-    fn is_stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
-    }
-
-    /// The next of `batches`, if any is left and still wanted.
-    fn take(&self, batches: usize) -> Option<usize> {
-        let k = self.next.fetch_add(1, Ordering::Relaxed);
-        (k < batches && !self.is_stopped()).then_some(k)
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -83,14 +74,15 @@ impl<'a, M: Network> Generator<'a, M> {
             classifier: self.classifier,
         };
         let places: Vec<_> = once(&own).chain(&self.replicas).map(|replica| self.at(replica)).collect();
-        let shared = &Shared::default();
+        let (count, stop) = (places.len(), &Stop::default());
         thread::scope(|scope| {
-            let (tell, told) = sync_channel(places.len());
+            let (tell, told) = sync_channel(count);
             let threads: Vec<_> = places
                 .into_iter()
-                .map(|generator| {
-                    let tell = tell.clone();
-                    scope.spawn(move || generator.draw_shares(request, shared, &tell))
+                .enumerate()
+                .map(|(place, generator)| {
+                    let (tell, share) = (tell.clone(), (place..request.batches()).step_by(count));
+                    scope.spawn(move || generator.draw_share(request, share, stop, &tell))
                 })
                 .collect();
             drop(tell);
@@ -110,7 +102,7 @@ impl<'a, M: Network> Generator<'a, M> {
                     && let Err(error) = hear(told)
                 {
                     failed = Some(error);
-                    shared.stop();
+                    stop.set();
                 }
             }
             for thread in threads {
@@ -134,13 +126,22 @@ impl<'a, M: Network> Generator<'a, M> {
         }
     }
 
-    /// Draws batches until none is left, or no more are wanted.
-    fn draw_shares(&self, request: &Request<'_>, shared: &Shared, tell: &SyncSender<Told>) {
-        let _stop_on_panic = StopOnPanic(shared);
-        while let Some(k) = shared.take(request.batches()) {
+    /// Draws the batches of its `share` until no more are wanted.
+    fn draw_share(
+        &self,
+        request: &Request<'_>,
+        share: impl Iterator<Item = usize>,
+        stop: &Stop,
+        tell: &SyncSender<Told>,
+    ) {
+        let _stop_on_panic = StopOnPanic(stop);
+        for k in share {
+            if stop.is_set() {
+                return;
+            }
             let mut watch = |&BatchStep { first, step, steps, x }: &BatchStep<'_>| {
                 let heard = tell.send(Told::Step(Box::new(Seen { first, step, steps, x: x.clone() }))).is_ok();
-                if heard && !shared.is_stopped() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                if heard && !stop.is_set() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             };
             let numbers = request.batch(k);
             let batch = self.batch(request, numbers.clone());

@@ -2,6 +2,7 @@
 //! the answer (`trainer`).
 
 use std::borrow::Borrow;
+use std::cell::LazyCell;
 
 use burn::tensor::{DType, Device, Tensor};
 
@@ -116,14 +117,29 @@ impl<M: Network> Trainer<M> {
 
     /// The passes, replayed if recorded, else launched.
     fn recorded_passes(&mut self, batches: Vec<Examples>) -> Passes {
+        let (mut recording, ahead) = (std::mem::take(&mut self.recording), self.ahead.take());
+        let passes = self.passes_of_recording(&mut recording, ahead, batches);
+        self.recording = recording;
+        passes
+    }
+
+    fn passes_of_recording(
+        &self,
+        recording: &mut Recording,
+        mut ahead: Option<Ahead>,
+        batches: Vec<Examples>,
+    ) -> Passes {
         let parts = batches.len() as u64;
-        let (first, mut ahead) = (self.step * parts, self.ahead.take());
-        let mut recording = std::mem::take(&mut self.recording);
+        let first = self.step * parts;
         let batches: Vec<_> = batches.into_iter().map(|examples| examples.on(&self.device)).collect();
+        // Only the passes of the loss are replayed, and with them a conversion of their own. This one is needed in some of the steps.
+        let for_data = LazyCell::new(|| self.for_data());
         let mut prepared = |first: u64, batches: Vec<Examples>| -> Vec<Batch> {
             let prepare = |(batch, examples): (u64, Examples)| {
                 let draws = self.drawn(&mut ahead, batch, examples.data.dims(), &self.device);
-                let Batch { prepared, dropout } = self.prepared(self.here(self.model()), batch, examples, &draws);
+                let converted = if draws.need_network(self.model()) { for_data.as_ref() } else { None };
+                let model = converted.unwrap_or(self.model());
+                let Batch { prepared, dropout } = self.prepared(self.here(model), batch, examples, &draws);
                 // Without dropout, the upload is not needed.
                 let dropout = if self.drops_out { dropout.on_device(&self.device) } else { dropout };
                 Batch { prepared, dropout }
@@ -136,7 +152,6 @@ impl<M: Network> Trainer<M> {
             let others = prepared(first + parts, batches).into_iter().map(Batch::with_other_data).collect();
             RecordedPasses::new(&self.device, [&others, &now], |batches| self.launched(batches))
         });
-        self.recording = recording;
         recorded.unwrap_or_else(|| self.launched(&now))
     }
 

@@ -1,6 +1,6 @@
 //! The batches of a step on several devices, which take turns: each has a copy of the network, gets the weights before the step, and sends the
 //! gradients of its batches to the trainer's own device, which adds them in the order of the batches. So a step gives the same result as on one
-//! device. Not here: the passes themselves (`passes`).
+//! device, up to rounding: to the bit if all run the same kernels, but each GPU has tuned its own. Not here: the passes themselves (`passes`).
 //!
 //! Weights and gradients travel through the host, which works between any two devices. Devices compute concurrently because none is waited for
 //! before work has been submitted to all.
@@ -33,7 +33,7 @@ pub enum ReplicasError {
 
 impl<M> Trainer<M> {
     /// Uses these devices in addition to the trainer's own: they take turns with the batches of a step, with the same result as on one device of
-    /// their kind.
+    /// their kind, up to rounding (each GPU tunes its own kernels; to the bit where these are the same).
     ///
     /// # Errors
     /// Fewer batches per step than devices; a CPU together with a GPU; a network with running statistics.

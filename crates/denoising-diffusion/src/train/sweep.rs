@@ -7,6 +7,7 @@ use burn::backend::Cube;
 use burn::backend::Flex;
 use burn::tensor::{FloatDType, Tensor};
 use burn_flex::FlexTensor;
+use denoising_diffusion_kernels::norm::{UnitRows, unit_rows_in_place};
 use denoising_diffusion_kernels::optim::{self, AdamStep};
 
 use crate::nn::ops;
@@ -167,12 +168,19 @@ pub fn unit_rows(all: Vec<(Tensor<1>, usize)>, floor: f64, clip: &Clip) -> Vec<T
         #[cfg(all(feature = "cube", not(feature = "fusion")))]
         Clip::OnDevice(clip) => return cube::force_unit_rows(all, floor, clip),
     }
-    let one = |(tensor, rows): (Tensor<1>, usize)| {
-        let [size] = tensor.dims();
-        let len = size / rows;
-        ops::unit_rows(tensor.reshape([rows, len]), (len as f64).sqrt(), floor).reshape([size])
-    };
-    all.into_iter().map(one).collect()
+    all.into_iter().map(|(tensor, rows)| unit_rows_one(tensor, rows, floor)).collect()
+}
+
+fn unit_rows_one(tensor: Tensor<1>, rows: usize, floor: f64) -> Tensor<1> {
+    let [size] = tensor.dims();
+    let len = size / rows;
+    let factor = (len as f64).sqrt();
+    if !on_cpu(&tensor) {
+        return ops::unit_rows(tensor.reshape([rows, len]), factor, floor).reshape([size]);
+    }
+    let mut tensor = flex(tensor);
+    unit_rows_in_place(&UnitRows { len, factor: factor as f32, floor: floor as f32 }, tensor.storage_mut());
+    Tensor::from_primitive::<Flex>(tensor)
 }
 
 fn lerp_one(average: Tensor<1>, w: Tensor<1>, weight: f64) -> Tensor<1> {

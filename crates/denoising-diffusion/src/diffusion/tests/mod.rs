@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
+use super::{Diffusion, DiffusionConfig, SharedConfig};
 use crate::models::{Network, NetworkInput};
 use crate::nn::Vectors;
 use crate::nn::params::host_values;
@@ -105,4 +106,25 @@ impl Network for Fake {
 fn batch(b: usize, device: &Device) -> Tensor<4> {
     let values: Vec<f32> = (0..b * 6).map(|i| (i as f32 * 1.7).sin() * 0.8).collect();
     Tensor::<1>::from_floats(values.as_slice(), device).reshape([b, 1, 2, 3])
+}
+
+/// A trainer that records converts weights only for batches that need it.
+#[test]
+fn draws_say_whether_preparing_needs_the_network() {
+    let device = Device::flex();
+    for (xm_candidates, self_condition) in [(1, false), (1, true), (2, false)] {
+        let traits = Traits { self_condition, ..Traits::default() };
+        let network = Fake::new(0.5, traits, &device.clone().autodiff());
+        let shared = SharedConfig { xm_candidates, ..SharedConfig::default() };
+        let diffusion = Diffusion::new(&DiffusionConfig { shared, ..DiffusionConfig::default() }).unwrap();
+        for number in 0..8 {
+            let draws = diffusion.draw(1, 2 * number, number, [2, 1, 2, 3], &device);
+            diffusion.prepare(&network, batch(2, &device), &draws);
+            assert_eq!(
+                draws.need_network(&network),
+                !network.calls().is_empty(),
+                "{xm_candidates} {self_condition} {number}"
+            );
+        }
+    }
 }

@@ -115,6 +115,36 @@ mod on_gpus {
         }
     }
 
+    /// A U-Net's attention without memory has a parameter without values. NaN are left in freed memory, which a sum that nobody writes would show.
+    #[cfg(not(feature = "fusion"))]
+    #[test]
+    fn tensors_without_values_are_swept_with_the_others() {
+        let Some(device) = test_device() else { return };
+        let empty = || Tensor::<1>::zeros([0], &device);
+        let tensor = || Tensor::<1>::from_floats([3.0, 4.0], &device);
+        for gradients in [vec![empty(), tensor(), empty()], vec![empty()]] {
+            let expected = if gradients.len() == 1 { vec![0.0] } else { vec![0.0, 25.0, 0.0] };
+            for _ in 0..4 {
+                let left = (1..64).map(|count| Tensor::<1>::full([count], f32::NAN, &device)).collect::<Vec<_>>();
+                assert!(left.into_iter().all(|left| host_values(left).iter().all(|value| value.is_nan())));
+                let found = ask(&gradients, vec![Tensor::from_floats([0.5], &device)], 1e6).read().wait();
+                assert_eq!((found.squared_norms, found.grad_scale), (expected.clone(), Some(1.0)));
+            }
+        }
+        let clip = Clip::Known(1.0);
+        let step =
+            AdamStep { lr: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0, step: 1, grad_scale: 1.0 };
+        let swept = adam(
+            &step,
+            &clip,
+            vec![([empty(), empty(), empty()], empty()), ([tensor(), tensor(), tensor()], tensor())],
+        );
+        assert_eq!(swept.iter().map(|swept| swept[0].dims()).collect::<Vec<_>>(), [[0], [2]]);
+        let swept = lerp(vec![[empty(), empty()], [tensor(), tensor()]], 0.5, &clip);
+        assert_eq!(host_values(swept[1].clone()), [3.0, 4.0]);
+        assert_eq!(swept[0].dims(), [0]);
+    }
+
     /// Memory after a loss must not be read as one: CUDA's allocations have room there, and so has this tensor.
     #[cfg(not(feature = "fusion"))]
     #[test]
@@ -205,6 +235,22 @@ mod on_gpus {
         assert_eq!(host_values(swept[0].clone()), halved);
         assert_eq!(host_values(whole), before);
     }
+}
+
+#[test]
+fn norms_are_forced_in_place() {
+    let values: Vec<f32> = (0..42).map(|i| (i as f32).sin()).collect();
+    let place = |tensor: &Tensor<1>| flex(tensor.clone()).storage::<f32>().as_ptr();
+    let (weight, held) = (tensor(&values), tensor(&values));
+    let before = place(&weight);
+    let forced = unit_rows(vec![(weight, 6), (held.clone(), 6)], 1e-4, &Clip::Known(1.0));
+    assert_eq!(place(&forced[0]), before);
+    let expected = host_values(ops::unit_rows(tensor(&values).reshape([6, 7]), 7.0_f64.sqrt(), 1e-4));
+    for forced in forced {
+        assert_eq!(host_values(forced), expected);
+    }
+    // Somebody else holds it.
+    assert_eq!(host_values(held), values);
 }
 
 #[test]

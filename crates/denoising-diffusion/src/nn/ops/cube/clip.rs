@@ -1,9 +1,11 @@
 //! The norm of gradients, and what clipping by it requires: a factor, and whether there is a step at all. Both stay on the device, where the sweeps
 //! of [`optim`](super::optim) read them, so that nobody has to wait for them. All tensors are flat.
 
+use burn::tensor::{DType, Shape};
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::ir::ElemType;
 use burn_cubecl::cubecl::prelude::*;
+use burn_cubecl::ops::numeric::zeros;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::lanes::{Lanes, cube_count, sum_over_group};
@@ -14,9 +16,9 @@ use super::rows::Rows;
 const VALUES: usize = 32;
 const CUBES: usize = 256;
 
-/// The number of sums that [`squares`] leaves for this number of values.
+/// The number of sums that [`squares`] leaves for this number of values: none for none, which no cube would write.
 fn parts(values: usize) -> usize {
-    values.div_ceil(256 * VALUES).clamp(1, CUBES)
+    values.div_ceil(256 * VALUES).min(CUBES)
 }
 
 /// Several cubes per tensor, one tensor after the other. Each writes a sum into `sums`, from index `from` on.
@@ -63,7 +65,10 @@ pub(super) fn squares(all: Vec<CubeTensor>) -> Option<Squares> {
     let all: Vec<[Rows; 1]> = all.into_iter().map(|tensor| [Rows::of(tensor)]).collect();
     let client = all.first()?[0].client();
     let parts = |place: usize| parts(all[place][0].len);
-    let sums = Rows::dense(&all[0][0], [1, (0..all.len()).map(parts).sum()]);
+    let sums = match (0..all.len()).map(parts).sum::<usize>() {
+        0 => Rows::of(zeros(all[0][0].device(), Shape::new([1, 1]), DType::F32)),
+        count => Rows::dense(&all[0][0], [1, count]),
+    };
     let lanes = Lanes::whole_cube(&client);
     let (mut places, mut from) = (vec![0..0; all.len()], 0);
     for launch in Launch::all_of(&client, &all) {

@@ -1,5 +1,5 @@
 //! How the units of a cube (CUDA: the threads of a block) share rows: each group of units takes a row, and each of its units takes every n-th vector;
-//! and sums and maxima over a group and over all groups, in an order that depends only on the shape.
+//! and sums and maxima over a group and over all groups, in an order that depends only on the shape and the kind of device.
 
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::client::Client;

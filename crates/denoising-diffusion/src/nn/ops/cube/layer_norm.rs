@@ -12,8 +12,9 @@ use burn_cubecl::tensor::CubeTensor;
 use super::columns::{Chunks, sum_columns};
 use super::lanes::{Lanes, cube_count, sum_over_group, sum_over_groups};
 use super::rows::{Rows, vector_width};
+use crate::nn::layer_norm;
 
-const EPS: f32 = 1e-6;
+const EPS: f32 = layer_norm::EPS as f32;
 
 /// Distances and counts; pitches in vectors.
 #[derive(CubeLaunch, CubeType)]

@@ -3,7 +3,7 @@
 //! computes is documented in [`super`]; operations that are not here run in plain tensor operations.
 //!
 //! A kernel reads each value once per pass where it can, computes in f32 and takes f32, bf16 and f16. None waits for the device or asks it anything:
-//! launches depend on shapes alone, and sums are added in an order that the shape determines.
+//! launches depend on shapes and the kind of device alone, as does the order in which sums are added.
 
 mod add_scaled;
 mod attention;

@@ -26,10 +26,9 @@ const UNITS: usize = 128;
 const PLANE: usize = 32;
 /// Rows and columns of a matrix; two by two matrices are a plane's quarter.
 const MATRIX: usize = 16;
-/// Cubes that a multiprocessor computes at a time: each unit takes up to 128 registers.
-const CUBES_EACH: usize = 4;
-/// Cubes that a device computes at a time that does not tell its multiprocessors.
-const CUBES: usize = 512;
+/// Cubes that an H100 computes at a time: four on each of its 132 multiprocessors, as each unit takes up to 128 registers. The same for all devices,
+/// so that those that run the same kernels add the same partial sums, and round alike.
+const CUBES: usize = 4 * 132;
 /// Alignment of the data that matrix units read, in bytes.
 const ALIGNMENT: usize = 128;
 
@@ -316,11 +315,11 @@ fn shared_bytes(depth: usize) -> usize {
     2 * (ROWS * shared_pitch(depth) * value + ALIGNMENT)
 }
 
-/// How many parts the positions are cut into for so many `tasks` each, on a device that computes `at_once` cubes at a time: so many that they fill it
-/// once or a few times over. A few cubes more than that would take as long again; more parts than needed take memory for their sums.
-fn parts_of_positions(tasks: usize, at_once: usize) -> usize {
-    let time = |parts: usize| (tasks * parts).div_ceil(at_once) as f64 / parts as f64;
-    let filling = (1..=4).map(|times| (times * at_once / tasks).max(1));
+/// How many parts the positions are cut into for so many `tasks` each: so many that they fill a device of [`CUBES`] once or a few times over. A few
+/// cubes more than that would take as long again; more parts than needed take memory for their sums.
+fn parts_of_positions(tasks: usize) -> usize {
+    let time = |parts: usize| (tasks * parts).div_ceil(CUBES) as f64 / parts as f64;
+    let filling = (1..=4).map(|times| (times * CUBES / tasks).max(1));
     filling.reduce(|best, parts| if time(parts) < 0.95 * time(best) { parts } else { best }).unwrap_or(1)
 }
 
@@ -345,9 +344,7 @@ pub(super) fn ours(x: CubeTensor, weight: CubeTensor, dy: CubeTensor) -> CubeTen
     let (positions, columns) = (x.count(), kw * c_in);
     let (channel_blocks, column_blocks) = (c_out.div_ceil(SIDE), columns.div_ceil(SIDE));
     let tasks = channel_blocks * column_blocks * kh;
-    let multiprocessors = client.properties().hardware.num_streaming_multiprocessors;
-    let at_once = multiprocessors.map_or(CUBES, |number| CUBES_EACH * number as usize);
-    let steps = positions.div_ceil(ROWS).div_ceil(parts_of_positions(tasks, at_once));
+    let steps = positions.div_ceil(ROWS).div_ceil(parts_of_positions(tasks));
     let chunks = positions.div_ceil(ROWS * steps);
     let [padded_c_out, padded_columns] = [c_out, columns].map(|side| side.next_multiple_of(MATRIX));
     let parts = Rows::dense(&x, [chunks, padded_c_out * kh * padded_columns]);
@@ -397,7 +394,7 @@ mod tests {
     fn cubes_fill_the_device_once_or_a_few_times() {
         // 64 to 64 channels, 3x3: 9 tasks; 512 to 512: 576; one more cube than at once.
         for (tasks, parts) in [(9, 58), (528, 1), (264, 2), (576, 3), (529, 3), (5000, 1)] {
-            assert_eq!(parts_of_positions(tasks, 528), parts, "{tasks}");
+            assert_eq!(parts_of_positions(tasks), parts, "{tasks}");
         }
     }
 }
