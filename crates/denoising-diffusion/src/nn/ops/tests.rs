@@ -429,3 +429,17 @@ fn recomputed_blocks_give_the_same_bits() {
         assert_eq!(run(true), run(false));
     }
 }
+
+/// A pixel of zeros is multiplied by a constant, whose gradient is large but a number.
+#[test]
+fn norms_of_zeros_have_a_gradient() {
+    let mut draw = Draw { seed: 5, drawn: 0 };
+    let (g, cotangent) = (draw.tensor([3]), draw.tensor([1, 1, 2, 3]));
+    let x = Tensor::cat(vec![draw.tensor([1, 1, 1, 3]), Tensor::zeros([1, 1, 1, 3], &g.device())], 2).detach();
+    let x = x.require_grad();
+    let run = |y: Tensor<4>| outcome(y, &cotangent, &[&of(&x), &of(&g)]);
+    let (fused, plain) =
+        (run(super::rms_norm(x.clone(), g.clone(), None)), run(plain::rms_norm(x.clone(), g.clone(), None)));
+    assert!(plain[1].iter().all(|value| value.is_finite()), "{plain:?}");
+    compare("rms_norm of zeros", fused, plain);
+}
