@@ -80,14 +80,28 @@ pub(crate) trait NetworkOptions {
     fn kept(&self, shape: ImageShape, recomputed: bool) -> Result<u64, NetworkConfigError>;
 }
 
-/// Refuses images whose sides are not multiples of `factor`, with the nearest sizes that are.
-pub(crate) fn check_multiples(factor: usize, height: usize, width: usize) -> Result<(), Vec<String>> {
-    if height > 0 && width > 0 && height.is_multiple_of(factor) && width.is_multiple_of(factor) {
+/// Refuses a length that is no multiple of `factor`, which is at least 1, with the nearest lengths that are.
+pub(crate) fn check_multiple(factor: usize, length: usize) -> Result<(), Vec<String>> {
+    if length > 0 && length.is_multiple_of(factor) {
         return Ok(());
     }
-    let down = |side: usize| (side / factor).max(1) * factor;
-    let up = |side: usize| side.div_ceil(factor).max(1) * factor;
-    let mut nearest = vec![format!("{}x{}", down(height), down(width)), format!("{}x{}", up(height), up(width))];
+    let mut nearest = nearest_multiples(factor, length).map(|length| length.to_string()).to_vec();
     nearest.dedup();
     Err(nearest)
+}
+
+/// The same for the sides of images.
+pub(crate) fn check_multiples(factor: usize, height: usize, width: usize) -> Result<(), Vec<String>> {
+    if check_multiple(factor, height).and_then(|()| check_multiple(factor, width)).is_ok() {
+        return Ok(());
+    }
+    let [heights, widths] = [height, width].map(|side| nearest_multiples(factor, side));
+    let mut nearest = [0, 1].map(|at| format!("{}x{}", heights[at], widths[at])).to_vec();
+    nearest.dedup();
+    Err(nearest)
+}
+
+/// The multiples of `factor` on both sides of `length`, both positive.
+fn nearest_multiples(factor: usize, length: usize) -> [usize; 2] {
+    [length / factor, length.div_ceil(factor)].map(|times| times.max(1).saturating_mul(factor))
 }

@@ -337,6 +337,7 @@ impl NetworkOptions for UvitConfig {
     fn kept(&self, shape: ImageShape, recomputed: bool) -> Result<u64, NetworkConfigError> {
         /// Number of heads times their width in the linear attentions.
         const INNER: usize = 128;
+        self.validate()?;
         let outer = self.patch_size * self.image_transform.factor();
         let mut pixels = (shape.height * shape.width / (outer * outer)) as u64;
         let (mut tally, mut inner) = (Tally::default(), self.first_dim());
