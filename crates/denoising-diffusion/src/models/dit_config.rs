@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::kept::{Again, Tally};
-use super::network_options::{NetworkKind, NetworkOptions, SharedOptions, check_multiples};
+use super::network_options::{Input, NetworkKind, NetworkOptions, SharedOptions, check_multiples};
 use super::{Dit, ImageNetwork, NetworkConfig, NetworkConfigError, NetworkFit, is_zero};
 use crate::data::{DataLayout, ImageShape};
 use crate::nn::Init;
@@ -215,6 +215,14 @@ impl NetworkOptions for DitConfig {
 
     fn resolves_large_times(&self) -> bool {
         true
+    }
+
+    /// A class and a vector are added to the embedding of the noise level.
+    fn inputs_of(&self, weights: &str) -> Vec<(Input, usize)> {
+        match weights {
+            "x_embedder.weight" => self.shared().stacked(false, self.patch_size * self.patch_size),
+            _ => Vec::new(),
+        }
     }
 
     fn check_options(&self) -> Result<(), NetworkConfigError> {

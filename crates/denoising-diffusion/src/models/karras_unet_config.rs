@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::kept::{Again, Tally};
-use super::network_options::{NetworkKind, NetworkOptions, SharedOptions, check_multiple};
+use super::network_options::{Input, NetworkKind, NetworkOptions, SharedOptions, check_multiple};
 use super::{Extent, ImageNetwork, KarrasUnet, NetworkConfig, NetworkConfigError, NetworkFit, PerStage, is_zero};
 use crate::data::{DataLayout, ImageShape};
 use crate::nn::Init;
@@ -317,6 +317,15 @@ impl NetworkOptions for KarrasUnetConfig {
 
     fn resolves_large_times(&self) -> bool {
         false
+    }
+
+    fn inputs_of(&self, weights: &str) -> Vec<(Input, usize)> {
+        match weights {
+            "input.weight" => {
+                [(Input::Ones, 1)].into_iter().chain(self.shared().stacked(self.self_condition, 1)).collect()
+            }
+            _ => Vec::new(),
+        }
     }
 
     fn check_options(&self) -> Result<(), NetworkConfigError> {

@@ -33,6 +33,35 @@ pub(crate) struct SharedOptions {
     pub class_drop_prob: f64,
 }
 
+/// What an input of a layer is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Input {
+    /// A constant in place of biases.
+    Ones,
+    /// The earlier estimate of self-conditioning.
+    Estimate,
+    Data,
+    Condition,
+    Level,
+    Class,
+}
+
+impl SharedOptions {
+    /// What [`NetworkInput::stacked`](super::NetworkInput::stacked) joins, with `each` inputs of the first layer for each channel.
+    pub fn stacked(&self, self_condition: bool, each: usize) -> Vec<(Input, usize)> {
+        let estimate = if self_condition { self.channels } else { 0 };
+        let parts =
+            [(Input::Estimate, estimate), (Input::Data, self.channels), (Input::Condition, self.condition_channels)];
+        parts.into_iter().filter(|part| part.1 > 0).map(|(input, channels)| (input, channels * each)).collect()
+    }
+
+    /// The embedding of the noise level, followed by that of the class.
+    pub fn level_and_class(&self, time_dim: usize) -> Vec<(Input, usize)> {
+        let class = (self.num_classes > 0).then_some((Input::Class, time_dim));
+        [(Input::Level, time_dim)].into_iter().chain(class).collect()
+    }
+}
+
 /// The options of a network.
 pub(crate) trait NetworkOptions {
     fn kind(&self) -> NetworkKind;
@@ -54,6 +83,10 @@ pub(crate) trait NetworkOptions {
 
     /// As of the [network](super::Network::resolves_large_times).
     fn resolves_large_times(&self) -> bool;
+
+    /// What the inputs of the layer with these weights are about, and their numbers, in order: for layers that something new to the network (a
+    /// condition, classes, self-conditioning) gives more of them. Empty for all others.
+    fn inputs_of(&self, weights: &str) -> Vec<(Input, usize)>;
 
     /// Refuses options that describe no network.
     fn check_options(&self) -> Result<(), NetworkConfigError>;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::kept::Tally;
-use super::network_options::{NetworkKind, NetworkOptions, SharedOptions, check_multiple, check_multiples};
+use super::network_options::{Input, NetworkKind, NetworkOptions, SharedOptions, check_multiple, check_multiples};
 use super::unet_stages::{Stage, stage_widths};
 use super::{ImageNetwork, MOST_OF_ANYTHING, NetworkConfig, NetworkConfigError, NetworkFit, PerStage, Unet, is_zero};
 use crate::data::{DataLayout, ImageShape};
@@ -277,6 +277,14 @@ impl NetworkOptions for UnetConfig {
 
     fn resolves_large_times(&self) -> bool {
         !self.fourier_time()
+    }
+
+    fn inputs_of(&self, weights: &str) -> Vec<(Input, usize)> {
+        match weights {
+            "init_conv.weight" => self.shared().stacked(self.self_condition, 1),
+            block if block.ends_with(".mlp.weight") => self.shared().level_and_class(self.time_dim()),
+            _ => Vec::new(),
+        }
     }
 
     fn check_options(&self) -> Result<(), NetworkConfigError> {
