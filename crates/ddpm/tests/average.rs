@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 
-use common::{Place, TINY, assert_same};
+use common::{Place, TINY, assert_same, largest_difference};
 use denoising_diffusion::interop::read_safetensors;
 use denoising_diffusion::weights::StateDict;
 
@@ -17,7 +17,7 @@ fn tensors(place: &Place, name: &str) -> StateDict {
 /// The largest difference of two values.
 fn distance(a: &StateDict, b: &StateDict) -> f32 {
     let values = |state: &StateDict| state.iter().flat_map(|(_, tensor)| tensor.values.clone()).collect::<Vec<_>>();
-    values(a).into_iter().zip(values(b)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    largest_difference(&values(a), &values(b))
 }
 
 #[test]

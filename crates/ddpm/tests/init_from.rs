@@ -76,6 +76,22 @@ fn classes_are_added_and_what_is_new_is_told() {
     assert!(words.contains("which are not used: classes_emb.weight"), "{words}");
 }
 
+/// The estimate is what the first layer reads first.
+#[test]
+fn self_conditioning_is_added_without_a_mistake_about_the_data() {
+    let place = Place::new();
+    place.ok(&format!("train digits {TINY} --steps 1 --ema-update-every 1 --out plain"));
+    let words = words_of(&place, &format!("train digits --init-from plain --self-condition {STILL} --out on"));
+    assert!(words.contains("1 tensor with more inputs than there") && words.contains("init_conv.weight"), "{words}");
+    let average = ModelFile::read(&place.path("plain/checkpoints/step-00000001/ema.safetensors")).unwrap().state;
+    let kernels = |state: &StateDict| state.get("init_conv.weight").unwrap().values.clone();
+    for (before, after) in kernels(&average).chunks(49).zip(kernels(&trained(&place, "on", 1)).chunks(2 * 49)) {
+        let (of_estimate, of_data) = after.split_at(49);
+        assert!(of_estimate.iter().all(|value| value.abs() < 1e-20), "{of_estimate:?}");
+        assert_eq!(of_data, before);
+    }
+}
+
 #[test]
 fn training_goes_on_from_a_checkpoint_of_the_reference() {
     let place = Place::new();

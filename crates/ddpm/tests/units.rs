@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Place, TINY};
+use common::{Place, TINY, largest_difference};
 use denoising_diffusion::data::npy::{read_npy_f32, write_npy_f32};
 
 /// Waves of values from `low` to `high`.
@@ -15,10 +15,6 @@ fn waves(place: &Place, name: &str, shape: &[usize], [low, high]: [f32; 2]) {
 
 fn values(place: &Place, name: &str) -> Vec<f32> {
     read_npy_f32(&place.path(name)).unwrap().1
-}
-
-fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
 #[test]

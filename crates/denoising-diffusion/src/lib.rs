@@ -26,6 +26,8 @@ mod recording;
 pub mod report;
 pub mod sampler;
 pub mod task;
+#[cfg(test)]
+mod testing;
 pub mod train;
 pub mod weights;
 mod weights_file;

@@ -14,11 +14,12 @@ use rayon::prelude::*;
 pub enum Purpose {
     /// Initial weights; index: the parameter's position in the network.
     Init = 1,
-    /// The noise level of a training example; index: its number since the start of training.
+    /// The noise level of a training example; index: its number since the start of training. The start of stratified levels; index: the number of the
+    /// batch, part: 1.
     TrainTime = 2,
-    /// The noise of a training example; index as above.
+    /// The noise of a training example; index: its number, part: the candidate, of which there are several with forward explorative modelling.
     TrainNoise = 3,
-    /// The offset noise of a training example; index as above.
+    /// The offset noise of a training example; index: its number.
     OffsetNoise = 4,
     /// The coin of self-conditioning; index: the number of the batch.
     SelfCondition = 5,
@@ -28,13 +29,14 @@ pub enum Purpose {
     SampleStep = 7,
     /// Keys of dropout masks, and seeds of Burn's generator; index: the number of the batch, part: 0 before the loss, 1 for the loss.
     Dropout = 8,
-    /// Noise levels and noise of held-out examples; index: the example, part: 0 for the level, 1 for the noise.
+    /// Noise levels and noise of held-out examples; index: the example, part: 0 for the level, 1 for the noise of the loss, t + 2 for the noise of the
+    /// bound's term t.
     HeldOut = 9,
     /// Draws of metrics (subsets, resampling, directions); index and part are up to the metric.
     Evaluation = 10,
-    /// Whether a training example keeps its condition; index as above.
+    /// Whether a training example keeps its condition; index: its number.
     DropCondition = 11,
-    /// How a training image is augmented; index as above.
+    /// How a training image is augmented; index: the number of the example.
     Augment = 12,
     /// Draws of the likelihood; index: the held-out example, part: 0 for the noise that makes intervals of values, 1 for the signs.
     Likelihood = 13,

@@ -164,7 +164,7 @@ fn train(plan: &Plan, start: Option<&Start>, args: &TrainArgs) -> Result {
 
 fn train_network<M: Network>(network: M, plan: &Plan, start: Option<&Start>, args: &TrainArgs) -> Result {
     let network = match start {
-        Some(start) => start.give_to(network, classes_of(plan))?,
+        Some(start) => start.give_to(network, &plan.network, classes_of(plan))?,
         None => network,
     };
     let mut run = open(network, plan, args)?;

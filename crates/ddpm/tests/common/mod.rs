@@ -155,3 +155,10 @@ pub fn wait_until(what: &str, mut ready: impl FnMut() -> bool) {
     }
     panic!("waited in vain: {what}");
 }
+
+/// The largest difference of two values; NaN, for which no comparison holds, if one is not a number.
+pub fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len(), "numbers of values");
+    let differences = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+    differences.fold(0.0, |most: f32, off| if most.is_nan() || off.is_nan() { f32::NAN } else { most.max(off) })
+}

@@ -12,6 +12,7 @@ use crate::models::NetworkInput;
 use crate::nn::params::host_values;
 use crate::nn::{Eval, EvalMode};
 use crate::sampler::{SampleConfig, SamplerKind};
+use crate::testing::largest_difference;
 
 const SHAPE: [usize; 3] = [1, 2, 2];
 
@@ -71,18 +72,14 @@ fn frames(classes: &[u32], sample_batch_size: usize, classifier: Option<&Classif
 
 const ENDS: [&[f32]; 2] = [&[0.1, 0.4, 0.2, 0.9], &[0.7, 0.3, 0.8, 0.0]];
 
-fn furthest(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
-}
-
 #[test]
 fn both_ends_come_back_as_what_they_belong_to() {
     for classes in [[1; 5], [0, 0, 1, 2, 2], [3, 3, 3, 3, 0]] {
         let frames = frames(&classes, 64, None);
-        let away = [furthest(&frames[0], ENDS[0]), furthest(&frames[4], ENDS[1])];
+        let away = [largest_difference(&frames[0], ENDS[0]), largest_difference(&frames[4], ENDS[1])];
         println!("{classes:?} {away:?}");
         assert!(away.iter().all(|&away| away < 0.02), "{classes:?} {away:?}");
-        assert!(furthest(&frames[2], ENDS[0]) > 0.1);
+        assert!(largest_difference(&frames[2], ENDS[0]) > 0.1);
     }
 }
 
@@ -92,7 +89,7 @@ fn the_size_of_a_batch_is_not_to_be_seen() {
     let whole = frames(&classes, 64, None);
     for size in [1, 2, 3] {
         for (a, b) in frames(&classes, size, None).iter().zip(&whole) {
-            assert!(furthest(a, b) < 1e-5, "{size}: {a:?} {b:?}");
+            assert!(largest_difference(a, b) < 1e-5, "{size}: {a:?} {b:?}");
         }
     }
 }

@@ -67,7 +67,8 @@ impl<'a, M: Network> Calls<'a, M> {
     /// [`Network::predict`], replayed if a recording exists.
     pub fn predict(&self, input: NetworkInput) -> Tensor<4> {
         let Some(recordings) = &self.recordings else { return self.model.predict(input) };
-        // The lock is not held while the network is launched: a thread waiting there may be given other work that calls the network.
+        // The lock is held while a recording is made or replayed, which is work of GPUs, but not while the network is launched: a thread that waits
+        // for the pool there may be given other work that calls the network.
         let recorded = recordings.lock().unwrap_or_else(PoisonError::into_inner).run(self.model, &input);
         recorded.unwrap_or_else(|| self.model.predict(input))
     }

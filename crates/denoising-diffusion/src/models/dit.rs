@@ -237,9 +237,12 @@ fn positions(rows: usize, columns: usize, hidden: usize, like: &Tensor<4>) -> Te
         let angle = move |k: usize| at as f64 / 10_000_f64.powf(k as f64 / quarter as f64);
         (0..quarter).map(move |k| angle(k).sin()).chain((0..quarter).map(move |k| angle(k).cos()))
     };
-    let of = |row, column| waves(column).chain(waves(row)).map(|value| value as f32);
-    let values: Vec<f32> = (0..rows * columns).flat_map(|token| of(token / columns, token % columns)).collect();
-    Tensor::from_data(TensorData::new(values, [1, rows, columns, hidden]), &like.device())
+    // Those of each place along a side once, not those of each token.
+    let places: Vec<Vec<f32>> =
+        (0..rows.max(columns)).map(|at| waves(at).map(|value| value as f32).collect()).collect();
+    let of = |token: usize| [places[token % columns].as_slice(), &places[token / columns]];
+    let values = (0..rows * columns).map(of).flat_map(|parts| parts.concat()).collect();
+    Tensor::from_data(TensorData::new::<f32, _>(values, [1, rows, columns, hidden]), &like.device())
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::kept::{Again, Tally};
-use super::network_options::{NetworkKind, NetworkOptions, SharedOptions, check_multiples};
+use super::network_options::{Input, NetworkKind, NetworkOptions, SharedOptions, check_multiples};
 use super::{Dit, ImageNetwork, NetworkConfig, NetworkConfigError, NetworkFit, is_zero};
 use crate::data::{DataLayout, ImageShape};
 use crate::nn::Init;
@@ -181,8 +181,9 @@ impl DitConfig {
     /// Refuses sizes that are not a multiple of the patch size, naming the nearest valid ones.
     ///
     /// # Errors
-    /// [`DitConfigError::Size`].
+    /// [`DitConfigError::Size`]; other variants for options that describe no network.
     pub fn check_size(&self, height: usize, width: usize) -> Result<(), DitConfigError> {
+        self.validate()?;
         let patch_size = self.patch_size;
         let unfit = |nearest| DitConfigError::Size { patch_size, height, width, nearest };
         check_multiples(patch_size, height, width).map_err(unfit)
@@ -214,6 +215,14 @@ impl NetworkOptions for DitConfig {
 
     fn resolves_large_times(&self) -> bool {
         true
+    }
+
+    /// A class and a vector are added to the embedding of the noise level.
+    fn inputs_of(&self, weights: &str) -> Vec<(Input, usize)> {
+        match weights {
+            "x_embedder.weight" => self.shared().stacked(false, self.patch_size * self.patch_size),
+            _ => Vec::new(),
+        }
     }
 
     fn check_options(&self) -> Result<(), NetworkConfigError> {
@@ -258,6 +267,7 @@ impl NetworkOptions for DitConfig {
 
     /// For each block what its kernels save, and its hidden layer before and after GELU. Attention weights are not kept.
     fn kept(&self, shape: ImageShape, recomputed: bool) -> Result<u64, NetworkConfigError> {
+        self.validate()?;
         let tokens = (shape.height * shape.width / (self.patch_size * self.patch_size)) as u64;
         let (hidden, mlp) = (self.hidden_size() as u64, self.mlp_dim() as u64);
         let (again, mut tally) = (recomputed.then_some(Again::Tape), Tally::default());
@@ -290,5 +300,13 @@ mod tests {
         assert!(bad(DitConfig { class_drop_prob: 2.0, ..DitConfig::default() }).contains("`class_drop_prob`"));
         let size = DitConfig { patch_size: 4, ..DitConfig::default() }.check_size(30, 32).unwrap_err().to_string();
         assert!(size.contains("28x32") && size.contains("32x32"), "{size}");
+    }
+
+    #[test]
+    fn invalid_options_are_refused_wherever_they_are_used() {
+        let config = DitConfig { patch_size: 0, ..DitConfig::default() };
+        assert_eq!(config.check_size(32, 32), Err(DitConfigError::Zero { key: "patch_size" }));
+        let shape = ImageShape { channels: 3, height: 32, width: 32 };
+        assert_eq!(config.kept(shape, false), Err(DitConfigError::Zero { key: "patch_size" }.into()));
     }
 }

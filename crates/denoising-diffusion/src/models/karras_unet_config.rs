@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::kept::{Again, Tally};
-use super::network_options::{NetworkKind, NetworkOptions, SharedOptions};
+use super::network_options::{Input, NetworkKind, NetworkOptions, SharedOptions, check_multiple};
 use super::{Extent, ImageNetwork, KarrasUnet, NetworkConfig, NetworkConfigError, NetworkFit, PerStage, is_zero};
 use crate::data::{DataLayout, ImageShape};
 use crate::nn::Init;
@@ -138,8 +138,18 @@ pub enum KarrasUnetConfigError {
     DownsampleTypes(DataLayout),
     #[error("`space_time_attn` is for volumes, but the data are {0}")]
     SpaceTime(DataLayout),
-    #[error("`{axis}` is halved {times} times and must be a multiple of {}, got {got}", 1_usize << times)]
-    Size { axis: &'static str, times: usize, got: usize },
+    #[error(
+        "`{axis}` is halved {times} times and must be a multiple of {}, got {got}: the nearest that work are {}",
+        1_usize << times, nearest.join(" and ")
+    )]
+    Size { axis: &'static str, times: usize, got: usize, nearest: Vec<String> },
+    #[error("the network is for sequences, whose height is 1, got {height}")]
+    NotSequences { height: usize },
+    #[error(
+        "the network is for volumes of {depth} slices, one below the other, so the height must be a multiple of {depth}, got {height}: \
+         the nearest that work are {}", nearest.join(" and ")
+    )]
+    Slices { depth: usize, height: usize, nearest: Vec<String> },
     #[error("the size of the data is not known (`extent`)")]
     NoExtent,
 }
@@ -224,18 +234,22 @@ impl KarrasUnetConfig {
         self.types().map(drop)
     }
 
-    /// Refuses sizes that the network cannot halve often enough.
+    /// Refuses sizes that the network cannot halve often enough, naming the nearest valid ones.
     ///
     /// # Errors
     /// [`KarrasUnetConfigError::Size`]; other variants for options that describe no network.
     pub fn check_extent(&self, extent: Extent) -> Result<(), KarrasUnetConfigError> {
+        self.validate()?;
         let halved = self.halved()?;
         let axes = [("depth", extent.depth), ("height", extent.height), ("width", extent.width)];
         for (index, (axis, got)) in axes.into_iter().enumerate() {
             let times = halved.iter().filter(|halved| halved[index]).count();
-            if got == 0 || !got.is_multiple_of(1 << times) {
-                return Err(KarrasUnetConfigError::Size { axis, times, got });
-            }
+            check_multiple(1 << times, got).map_err(|nearest| KarrasUnetConfigError::Size {
+                axis,
+                times,
+                got,
+                nearest,
+            })?;
         }
         Ok(())
     }
@@ -243,17 +257,27 @@ impl KarrasUnetConfig {
     /// Refuses sizes of the stored data: the slices of volumes are stacked vertically.
     ///
     /// # Errors
-    /// As [`check_extent`](Self::check_extent).
+    /// As [`check_extent`](Self::check_extent); [`KarrasUnetConfigError::NotSequences`], [`KarrasUnetConfigError::Slices`].
     pub fn check_size(&self, height: usize, width: usize) -> Result<(), KarrasUnetConfigError> {
+        self.validate()?;
         let extent = self.extent()?;
-        let got = height;
-        match extent.layout {
-            DataLayout::Volumes if !height.is_multiple_of(extent.depth) => {
-                Err(KarrasUnetConfigError::Size { axis: "depth", times: 0, got })
-            }
-            DataLayout::Sequences if height != 1 => Err(KarrasUnetConfigError::Size { axis: "height", times: 0, got }),
-            _ => self.check_extent(Extent { height: height / extent.depth, width, ..extent }),
+        let depth = extent.depth;
+        if extent.layout == DataLayout::Sequences && height != 1 {
+            return Err(KarrasUnetConfigError::NotSequences { height });
         }
+        if extent.layout == DataLayout::Volumes {
+            check_multiple(depth, height).map_err(|nearest| KarrasUnetConfigError::Slices {
+                depth,
+                height,
+                nearest,
+            })?;
+        }
+        self.check_extent(Extent { height: height / depth, width, ..extent })
+    }
+
+    /// Width of a stage, counted from the outermost.
+    fn width(&self, stage: usize) -> usize {
+        self.dim.saturating_mul(1 << stage.min(MOST_DOWNSAMPLES)).min(self.dim_max)
     }
 }
 
@@ -272,7 +296,7 @@ impl NetworkOptions for KarrasUnetConfig {
     }
 
     fn in_words(&self) -> String {
-        let dims = (0..=self.num_downsamples).map(|i| (self.dim << i).min(self.dim_max).to_string());
+        let dims = (0..=self.num_downsamples.min(MOST_DOWNSAMPLES)).map(|stage| self.width(stage).to_string());
         let of = self.extent.map_or(String::new(), |extent| format!(" for {}", extent.layout));
         format!("magnitude-preserving U-Net{of}, stages {}", dims.collect::<Vec<_>>().join(", "))
     }
@@ -293,6 +317,15 @@ impl NetworkOptions for KarrasUnetConfig {
 
     fn resolves_large_times(&self) -> bool {
         false
+    }
+
+    fn inputs_of(&self, weights: &str) -> Vec<(Input, usize)> {
+        match weights {
+            "input.weight" => {
+                [(Input::Ones, 1)].into_iter().chain(self.shared().stacked(self.self_condition, 1)).collect()
+            }
+            _ => Vec::new(),
+        }
     }
 
     fn check_options(&self) -> Result<(), NetworkConfigError> {
@@ -336,6 +369,7 @@ impl NetworkOptions for KarrasUnetConfig {
 
     /// The inputs, activations and outputs of the two convolutions of each block, in encoder and decoder.
     fn kept(&self, shape: ImageShape, recomputed: bool) -> Result<u64, NetworkConfigError> {
+        self.validate()?;
         let (again, mut tally) = (recomputed.then_some(Again::Tape), Tally::default());
         let mut positions = (shape.height * shape.width) as u64;
         let axes = match self.layout() {
@@ -348,7 +382,7 @@ impl NetworkOptions for KarrasUnetConfig {
             PerStage::Each(blocks) => blocks.iter().copied().max().unwrap_or(0),
         };
         for stage in 0..=self.num_downsamples {
-            let dim = (self.dim << stage).min(self.dim_max) as u64;
+            let dim = self.width(stage) as u64;
             // In encoder and decoder, and one more in each where the size changes.
             for _ in 0..2 * blocks {
                 tally.add(again, 10 * positions * dim, positions * dim);

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use thiserror::Error;
 
-use super::network_options::{NetworkOptions, SharedOptions};
+use super::network_options::{Input, NetworkOptions, SharedOptions};
 use super::{
     DitConfig, DitConfigError, Extent, ImageNetwork, KarrasUnetConfig, KarrasUnetConfigError, MOST_OF_ANYTHING,
     Unet1dConfig, UnetConfig, UnetConfigError, UvitConfig, UvitConfigError,
@@ -175,6 +175,12 @@ impl NetworkConfig {
     /// known, for a custom network.
     pub(crate) fn kept(&self, shape: ImageShape, recomputed: bool) -> Result<u64, NetworkConfigError> {
         self.options().map_or(Ok(0), |options| options.kept(shape, recomputed))
+    }
+
+    /// What the inputs of the layer with these weights are about, and their numbers, if something new to the network gives it more of them; empty for
+    /// all other layers, and for a custom network.
+    pub(crate) fn inputs_of(&self, weights: &str) -> Vec<(Input, usize)> {
+        self.options().map_or(Vec::new(), |options| options.inputs_of(weights))
     }
 
     /// The kind of data that the network is for; `Auto` for a custom one.

@@ -33,6 +33,35 @@ pub(crate) struct SharedOptions {
     pub class_drop_prob: f64,
 }
 
+/// What an input of a layer is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Input {
+    /// A constant in place of biases.
+    Ones,
+    /// The earlier estimate of self-conditioning.
+    Estimate,
+    Data,
+    Condition,
+    Level,
+    Class,
+}
+
+impl SharedOptions {
+    /// What [`NetworkInput::stacked`](super::NetworkInput::stacked) joins, with `each` inputs of the first layer for each channel.
+    pub fn stacked(&self, self_condition: bool, each: usize) -> Vec<(Input, usize)> {
+        let estimate = if self_condition { self.channels } else { 0 };
+        let parts =
+            [(Input::Estimate, estimate), (Input::Data, self.channels), (Input::Condition, self.condition_channels)];
+        parts.into_iter().filter(|part| part.1 > 0).map(|(input, channels)| (input, channels * each)).collect()
+    }
+
+    /// The embedding of the noise level, followed by that of the class.
+    pub fn level_and_class(&self, time_dim: usize) -> Vec<(Input, usize)> {
+        let class = (self.num_classes > 0).then_some((Input::Class, time_dim));
+        [(Input::Level, time_dim)].into_iter().chain(class).collect()
+    }
+}
+
 /// The options of a network.
 pub(crate) trait NetworkOptions {
     fn kind(&self) -> NetworkKind;
@@ -54,6 +83,10 @@ pub(crate) trait NetworkOptions {
 
     /// As of the [network](super::Network::resolves_large_times).
     fn resolves_large_times(&self) -> bool;
+
+    /// What the inputs of the layer with these weights are about, and their numbers, in order: for layers that something new to the network (a
+    /// condition, classes, self-conditioning) gives more of them. Empty for all others.
+    fn inputs_of(&self, weights: &str) -> Vec<(Input, usize)>;
 
     /// Refuses options that describe no network.
     fn check_options(&self) -> Result<(), NetworkConfigError>;
@@ -80,14 +113,28 @@ pub(crate) trait NetworkOptions {
     fn kept(&self, shape: ImageShape, recomputed: bool) -> Result<u64, NetworkConfigError>;
 }
 
-/// Refuses images whose sides are not multiples of `factor`, with the nearest sizes that are.
-pub(crate) fn check_multiples(factor: usize, height: usize, width: usize) -> Result<(), Vec<String>> {
-    if height > 0 && width > 0 && height.is_multiple_of(factor) && width.is_multiple_of(factor) {
+/// Refuses a length that is no multiple of `factor`, which is at least 1, with the nearest lengths that are.
+pub(crate) fn check_multiple(factor: usize, length: usize) -> Result<(), Vec<String>> {
+    if length > 0 && length.is_multiple_of(factor) {
         return Ok(());
     }
-    let down = |side: usize| (side / factor).max(1) * factor;
-    let up = |side: usize| side.div_ceil(factor).max(1) * factor;
-    let mut nearest = vec![format!("{}x{}", down(height), down(width)), format!("{}x{}", up(height), up(width))];
+    let mut nearest = nearest_multiples(factor, length).map(|length| length.to_string()).to_vec();
     nearest.dedup();
     Err(nearest)
+}
+
+/// The same for the sides of images.
+pub(crate) fn check_multiples(factor: usize, height: usize, width: usize) -> Result<(), Vec<String>> {
+    if check_multiple(factor, height).and_then(|()| check_multiple(factor, width)).is_ok() {
+        return Ok(());
+    }
+    let [heights, widths] = [height, width].map(|side| nearest_multiples(factor, side));
+    let mut nearest = [0, 1].map(|at| format!("{}x{}", heights[at], widths[at])).to_vec();
+    nearest.dedup();
+    Err(nearest)
+}
+
+/// The multiples of `factor` on both sides of `length`, both positive.
+fn nearest_multiples(factor: usize, length: usize) -> [usize; 2] {
+    [length / factor, length.div_ceil(factor)].map(|times| times.max(1).saturating_mul(factor))
 }

@@ -7,6 +7,7 @@ use crate::interop::reference_layout;
 use crate::models::PerStage;
 use crate::nn::{EvalMode, Init, TrainNoGrad, params};
 use crate::noise::{Purpose, Stream};
+use crate::testing::largest_difference;
 use crate::train::NamedGradients;
 use crate::weights::{HostTensor, StateDict};
 
@@ -50,19 +51,15 @@ fn outputs(unet: &Unet, classes: Option<&[i64]>) -> Vec<Vec<f32>> {
     values.chunks(16).map(<[f32]>::to_vec).collect()
 }
 
-fn distance(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
-}
-
 #[test]
 fn the_output_depends_on_the_class_of_its_example_alone() {
     let unet = unet(&config(), &Device::flex());
     let all = outputs(&unet, Some(&[0, 1, 2, 3, 4, 5]));
     for (i, one) in all.iter().enumerate() {
-        assert!(all[..i].iter().all(|other| distance(one, other) > 1e-3), "class {i} is like another");
+        assert!(all[..i].iter().all(|other| largest_difference(one, other) > 1e-3), "class {i} is like another");
     }
     let reversed = outputs(&unet, Some(&[5, 4, 3, 2, 1, 0]));
-    assert!(all.iter().zip(reversed.iter().rev()).all(|(a, b)| distance(a, b) < 1e-6));
+    assert!(all.iter().zip(reversed.iter().rev()).all(|(a, b)| largest_difference(a, b) < 1e-6));
 }
 
 #[test]
@@ -110,7 +107,7 @@ fn without_the_class_columns_the_network_is_the_unconditional_one() {
     let without = params::load_state_dict(unet(&unconditional(), &device), &without).unwrap();
     let expected = &outputs(&without, None)[0];
     for output in outputs(&with, Some(&[0, 3, 5])) {
-        assert!(distance(&output, expected) < 1e-6, "{output:?} {expected:?}");
+        assert!(largest_difference(&output, expected) < 1e-6, "{output:?} {expected:?}");
     }
 }
 
@@ -159,7 +156,7 @@ fn classes_are_taken_in_every_mode() {
     let (plain, tracked) = (Device::flex(), Device::flex().autodiff());
     let unet = unet(&config(), &tracked);
     let expected = outputs(&unet, Some(&[2]))[0].clone();
-    let close = |output: Tensor<4>| assert!(distance(&params::host_values(output), &expected) < 1e-6);
+    let close = |output: Tensor<4>| assert!(largest_difference(&params::host_values(output), &expected) < 1e-6);
     close(unet.forward(input(Some(&[2]), &tracked)));
     close(TrainNoGrad::of(&unet).forward(input(Some(&[2]), &tracked)));
     for device in [&plain, &tracked] {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::network_options::{NetworkKind, NetworkOptions, SharedOptions};
+use super::network_options::{Input, NetworkKind, NetworkOptions, SharedOptions};
 use super::unet_config::{Downsampling, UnetConfig, UnetConfigError};
 use super::unet_stages::stage_widths;
 use super::{ImageNetwork, NetworkConfig, NetworkConfigError, NetworkFit, PerStage, is_zero};
@@ -169,6 +169,10 @@ impl NetworkOptions for Unet1dConfig {
 
     fn resolves_large_times(&self) -> bool {
         self.unet().resolves_large_times()
+    }
+
+    fn inputs_of(&self, weights: &str) -> Vec<(Input, usize)> {
+        self.unet().inputs_of(weights)
     }
 
     fn check_options(&self) -> Result<(), NetworkConfigError> {

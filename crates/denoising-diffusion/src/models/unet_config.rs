@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::kept::Tally;
-use super::network_options::{NetworkKind, NetworkOptions, SharedOptions, check_multiples};
+use super::network_options::{Input, NetworkKind, NetworkOptions, SharedOptions, check_multiple, check_multiples};
 use super::unet_stages::{Stage, stage_widths};
 use super::{ImageNetwork, MOST_OF_ANYTHING, NetworkConfig, NetworkConfigError, NetworkFit, PerStage, Unet, is_zero};
 use crate::data::{DataLayout, ImageShape};
@@ -243,23 +243,13 @@ impl UnetConfig {
     /// [`UnetConfigError::Size`] and [`UnetConfigError::Length`]; other variants for options that describe no network.
     pub fn check_size(&self, height: usize, width: usize) -> Result<(), UnetConfigError> {
         self.stages()?;
-        if self.axes == Axes::Width {
-            return self.check_length(width);
-        }
         let (stages, factor) = (self.dim_mults.len(), self.downsample_factor());
+        if self.axes == Axes::Width {
+            let unfit = |nearest| UnetConfigError::Length { length: width, stages, factor, nearest };
+            return check_multiple(factor, width).map_err(unfit);
+        }
         let unfit = |nearest| UnetConfigError::Size { height, width, stages, factor, nearest };
         check_multiples(factor, height, width).map_err(unfit)
-    }
-
-    fn check_length(&self, length: usize) -> Result<(), UnetConfigError> {
-        let factor = self.downsample_factor();
-        if length > 0 && length.is_multiple_of(factor) {
-            return Ok(());
-        }
-        let mut nearest = vec![((length / factor).max(1) * factor).to_string()];
-        nearest.push((length.div_ceil(factor).max(1) * factor).to_string());
-        nearest.dedup();
-        Err(UnetConfigError::Length { length, stages: self.dim_mults.len(), factor, nearest })
     }
 }
 
@@ -287,6 +277,14 @@ impl NetworkOptions for UnetConfig {
 
     fn resolves_large_times(&self) -> bool {
         !self.fourier_time()
+    }
+
+    fn inputs_of(&self, weights: &str) -> Vec<(Input, usize)> {
+        match weights {
+            "init_conv.weight" => self.shared().stacked(self.self_condition, 1),
+            block if block.ends_with(".mlp.weight") => self.shared().level_and_class(self.time_dim()),
+            _ => Vec::new(),
+        }
     }
 
     fn check_options(&self) -> Result<(), NetworkConfigError> {

@@ -53,7 +53,7 @@ pub(super) fn stage_width(dim: usize, mult: usize) -> Option<usize> {
 
 /// `32, 64, 128`: the widths of the stages.
 pub(super) fn stage_widths(dim: usize, dim_mults: &[usize]) -> String {
-    dim_mults.iter().map(|mult| (dim * mult).to_string()).collect::<Vec<_>>().join(", ")
+    dim_mults.iter().map(|mult| dim.saturating_mul(*mult).to_string()).collect::<Vec<_>>().join(", ")
 }
 
 fn per_stage<T: Clone>(key: &'static str, value: &PerStage<T>, stages: usize) -> Result<Vec<T>, UnetConfigError> {

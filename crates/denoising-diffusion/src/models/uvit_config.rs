@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::kept::{Again, Tally};
-use super::network_options::{NetworkKind, NetworkOptions, SharedOptions, check_multiples};
+use super::network_options::{Input, NetworkKind, NetworkOptions, SharedOptions, check_multiples};
 use super::unet_stages::{stage_width, stage_widths};
 use super::{ImageNetwork, MOST_OF_ANYTHING, NetworkConfig, NetworkConfigError, NetworkFit, PerStage, Uvit, is_zero};
 use crate::data::{DataLayout, ImageShape};
@@ -293,6 +293,23 @@ impl NetworkOptions for UvitConfig {
         false
     }
 
+    /// Transform and patches make several values of each channel, side by side.
+    fn inputs_of(&self, weights: &str) -> Vec<(Input, usize)> {
+        let conditioned = |layer: &str| layer.ends_with(".mlp.weight") || layer.ends_with(".ff.to_scale_shift.weight");
+        match weights {
+            // A convolution of pixels, a layer on patches, or one with its norm.
+            "init_conv.weight"
+            | "init_conv.conv.weight"
+            | "init_conv.linear.weight"
+            | "init_conv.norm1.weight"
+            | "init_conv.norm1.bias" => {
+                self.shared().stacked(false, self.transformed(1) * self.patch_size * self.patch_size)
+            }
+            layer if conditioned(layer) => self.shared().level_and_class(self.time_dim()),
+            _ => Vec::new(),
+        }
+    }
+
     fn check_options(&self) -> Result<(), NetworkConfigError> {
         Ok(self.validate()?)
     }
@@ -337,6 +354,7 @@ impl NetworkOptions for UvitConfig {
     fn kept(&self, shape: ImageShape, recomputed: bool) -> Result<u64, NetworkConfigError> {
         /// Number of heads times their width in the linear attentions.
         const INNER: usize = 128;
+        self.validate()?;
         let outer = self.patch_size * self.image_transform.factor();
         let mut pixels = (shape.height * shape.width / (outer * outer)) as u64;
         let (mut tally, mut inner) = (Tally::default(), self.first_dim());

@@ -70,6 +70,8 @@ impl Draws {
 }
 
 /// In train behaviour, sets a fraction `prob` of the values to zero and divides the others by `1 - prob`.
+///
+/// On a GPU, the count's key lies in the device's memory, where recorded work reads it. So all draws of a count must be on one device.
 #[derive(Module, Debug)]
 pub struct Dropout {
     layer: Layer,

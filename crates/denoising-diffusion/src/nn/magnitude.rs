@@ -284,6 +284,7 @@ mod tests {
 
     use super::*;
     use crate::nn::params::host_values;
+    use crate::testing::largest_difference;
 
     fn init() -> Init {
         Init::new(5, &Device::flex())
@@ -322,8 +323,7 @@ mod tests {
         let x = Init::new(6, &device).normal([2, 1, 5, 5, 6]).val();
         let before = host_values(conv.forward(x.clone()));
         let larger = MpConv { weight: conv.weight.clone().map(|w| (w * 3.0).detach().require_grad()), ..conv };
-        let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5);
-        assert!(close(&before, &host_values(larger.forward(x.clone()))));
+        assert!(largest_difference(&before, &host_values(larger.forward(x.clone()))) < 1e-5);
     }
 
     #[test]
@@ -338,9 +338,9 @@ mod tests {
             let reference = conv3d_nchw(x.clone().permute([0, 4, 1, 2, 3]), weight.clone(), None, options);
             let reference = host_values(reference.permute([0, 2, 3, 4, 1]));
             let ours = host_values(conv3d(x, weight));
-            let scale = reference.iter().fold(1.0_f32, |most, v| most.max(v.abs()));
-            let worst = ours.iter().zip(&reference).map(|(a, b)| (a - b).abs()).fold(0.0_f32, f32::max);
-            assert!(ours.len() == reference.len() && worst < 2e-5 * scale, "{worst} {size:?} {kernel:?}");
+            let scale = reference.iter().fold(1.0, |most, v| f64::from(v.abs()).max(most));
+            let worst = largest_difference(&ours, &reference);
+            assert!(worst < 2e-5 * scale, "{worst} {size:?} {kernel:?}");
         }
     }
 

@@ -75,6 +75,7 @@ mod tests {
     use crate::nn::params::host_values;
     use crate::nn::{EvalMode, TrainNoGrad};
     use crate::noise::{Purpose, normal_batch};
+    use crate::testing::largest_difference;
 
     fn attention(dropout: f64) -> QkNormAttention {
         QkNormAttention::new(&mut Init::new(2, &Device::flex().autodiff()), 6, 2, 5, dropout)
@@ -84,8 +85,8 @@ mod tests {
         normal_batch(0, Purpose::SampleInit, 0, 0, [2, 3, 4, 6], device)
     }
 
-    fn distance(a: Tensor<4>, b: Tensor<4>) -> f32 {
-        host_values(a).iter().zip(host_values(b)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    fn distance(a: Tensor<4>, b: Tensor<4>) -> f64 {
+        largest_difference(&host_values(a), &host_values(b))
     }
 
     #[test]

@@ -15,10 +15,12 @@ pub struct Vectors {
 }
 
 impl Vectors {
-    /// From rows of `dim` numbers; those for which `given` is false are unknown.
-    pub fn of_rows(rows: Vec<f32>, dim: usize, given: impl Fn(usize) -> bool, device: &Device) -> Self {
+    /// From rows of `dim` numbers; those for which `given` is false are unknown, whatever stands there.
+    pub fn of_rows(mut rows: Vec<f32>, dim: usize, given: impl Fn(usize) -> bool, device: &Device) -> Self {
         let b = rows.len() / dim;
         let given: Vec<f32> = (0..b).map(|i| if given(i) { 1.0 } else { 0.0 }).collect();
+        // Networks multiply by `given`, which would leave NaN.
+        rows.chunks_mut(dim).zip(&given).filter(|(_, given)| **given == 0.0).for_each(|(row, _)| row.fill(0.0));
         Self {
             values: Tensor::from_data(TensorData::new(rows, [b, dim]), device),
             given: Tensor::from_data(TensorData::new(given, [b, 1]), device),
@@ -86,5 +88,15 @@ mod tests {
         assert_ne!(none, last, "{none:?}");
         let three = some.then(Vectors::unknown(1, 2, &device));
         assert_eq!(host_values(embedding.forward(Some(three), 3)), [none.clone(), last, none].concat());
+    }
+
+    #[test]
+    fn an_unknown_vector_may_be_anything() {
+        let device = Device::flex();
+        let embedding = VectorEmbedding::new(&mut Init::new(3, &device), 2, 4);
+        let rows = |unknown: [f32; 2]| Vectors::of_rows([unknown, [3.0, 4.0]].concat(), 2, |i| i == 1, &device);
+        let [odd, zeros] = [[f32::NAN, f32::INFINITY], [0.0; 2]].map(rows);
+        assert_eq!(host_values(odd.values.clone()), [0.0, 0.0, 3.0, 4.0]);
+        assert_eq!(host_values(embedding.forward(Some(odd), 2)), host_values(embedding.forward(Some(zeros), 2)));
     }
 }

@@ -116,15 +116,18 @@ fn numbers<T, const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> T) -> Vec<
     bytes.chunks_exact(N).map(|chunk| read(chunk.try_into().unwrap())).collect()
 }
 
+/// The largest difference of two values: infinite, if one is not a number.
+pub fn largest_difference(got: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(got.len(), expected.len(), "numbers of values");
+    let differences = got.iter().zip(expected).map(|(a, b)| (a - b).abs());
+    differences.fold(0.0, |most, difference| if difference.is_nan() { f32::INFINITY } else { most.max(difference) })
+}
+
 /// The largest difference is at most `tolerance * max(1, largest expected value)`.
 pub fn assert_close(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(got.len(), expected.len(), "{what}: length");
     let scale = expected.iter().fold(1.0_f32, |most, v| most.max(v.abs()));
-    let worst = got
-        .iter()
-        .zip(expected)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0_f32, |most, difference| if difference.is_nan() { f32::INFINITY } else { most.max(difference) });
+    let worst = largest_difference(got, expected);
     assert!(worst <= slack() * tolerance * scale, "{what}: differs by {worst:e}, values up to {scale}");
 }
 

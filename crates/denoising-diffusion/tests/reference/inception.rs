@@ -10,7 +10,7 @@ use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::inception::{FeatureBlock, ImageInput, InceptionV3, SIDE, drawn_weights};
 use denoising_diffusion::eval::metric::{FidInput, fid};
 
-use crate::golden::{Golden, test_device, values};
+use crate::golden::{Golden, largest_difference, test_device, values};
 
 /// In [0, 1): as `unit` in tools/parity/golden_inception.py.
 fn unit(tensor: u64, index: u64) -> f64 {
@@ -47,9 +47,7 @@ fn forward(
 
 /// Largest difference over the largest expected value.
 fn relative(got: &[f32], expected: &[f32]) -> f32 {
-    assert_eq!(got.len(), expected.len());
-    let scale = expected.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
-    got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / scale
+    largest_difference(got, expected) / expected.iter().fold(0.0_f32, |most, v| most.max(v.abs()))
 }
 
 #[test]

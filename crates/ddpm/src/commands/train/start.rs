@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use denoising_diffusion::data::{DataConfig, DataLayout, VectorScale, VectorTable};
-use denoising_diffusion::model_file::ModelCard;
-use denoising_diffusion::models::{Transfer, start_from};
+use denoising_diffusion::model_file::{ModelCard, ModelFile};
+use denoising_diffusion::models::{NetworkConfig, Origin, Transfer, start_from};
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::weights::StateDict;
 
@@ -24,6 +24,8 @@ pub(super) struct Start {
     /// The file that was read.
     path: PathBuf,
     state: StateDict,
+    /// The network that they belong to.
+    network: NetworkConfig,
     /// The classes that the weights know, by their numbers, if their names are known.
     class_names: Option<Vec<String>>,
     /// How what belongs to images was read when the weights were trained.
@@ -76,8 +78,7 @@ impl Start {
         let path = found.path.clone();
         let file = found.into_model(&untold)?;
         let recipe = Recipe::starting_from(&file.card).context(format!("cannot train from {}", path.display()));
-        let (read, class_names) = (AsRead::of(&file.card), file.card.class_names);
-        Ok((Self { path, state: file.state, class_names, read }, recipe.or_usage()?))
+        Ok((Self::of_file(path, file), recipe.or_usage()?))
     }
 
     /// The weights alone, for a run whose recipe is known.
@@ -85,18 +86,30 @@ impl Start {
         let found = Found::open(target, None).context("the run has no checkpoint yet and must start over")?;
         let path = found.path;
         Ok(match found.source {
-            Source::Ours(file) => {
-                let (read, class_names) = (AsRead::of(&file.card), file.card.class_names);
-                Self { path, state: file.state, class_names, read }
-            }
-            Source::Reference(reference) => {
-                Self { path, state: reference.weights.to_ours()?, class_names: None, read: AsRead::default() }
-            }
+            Source::Ours(file) => Self::of_file(path, *file),
+            Source::Reference(reference) => Self {
+                path,
+                state: reference.weights.to_ours()?,
+                network: reference.inferred.network,
+                class_names: None,
+                read: AsRead::default(),
+            },
         })
     }
 
-    /// The network with these weights, as far as they fit, which must be mostly; the rest is told. `classes` are those of its data, by their numbers.
-    pub(super) fn give_to<M: Module>(&self, network: M, classes: Option<&[String]>) -> Result<M> {
+    fn of_file(path: PathBuf, file: ModelFile) -> Self {
+        let ModelFile { card, state } = file;
+        Self { path, state, read: AsRead::of(&card), network: card.network, class_names: card.class_names }
+    }
+
+    /// The network of this configuration with these weights, as far as they fit, which must be mostly; the rest is told. `classes` are those of its
+    /// data, by their numbers.
+    pub(super) fn give_to<M: Module>(
+        &self,
+        network: M,
+        config: &NetworkConfig,
+        classes: Option<&[String]>,
+    ) -> Result<M> {
         let path = self.path.display();
         if let Some(name) = self.state.non_finite().first() {
             return Err(Failure::failed(format!("{path}: the tensor `{name}` holds values that are not finite"))
@@ -105,7 +118,8 @@ impl Start {
         let numbers = classes.zip(self.class_names.as_deref()).map(|(own, theirs)| {
             own.iter().map(|name| theirs.iter().position(|other| other == name)).collect::<Vec<_>>()
         });
-        let (network, transfer) = start_from(network, &self.state, numbers.as_deref());
+        let origin = Origin { networks: Some([config, &self.network]), classes: numbers.as_deref() };
+        let (network, transfer) = start_from(network, &self.state, &origin);
         if transfer.share() < 0.5 {
             return Err(Failure::usage(format!(
                 "{path} has only {:.1} % of the network's weights (not, or in another shape: {})",
@@ -137,7 +151,7 @@ fn tell_new_classes(numbers: &[Option<usize>], names: &[String]) {
 fn tell_differences(transfer: &Transfer) {
     let Transfer { widened, fresh, unused, .. } = transfer;
     let rows = [
-        (widened, "with more inputs than there, whose weights start at 0"),
+        (widened, "with more inputs than there, which keep their weights for the others"),
         (fresh, "not there, or in another shape, which start anew"),
         (unused, "only there, which are not used"),
     ];

@@ -7,6 +7,7 @@ use crate::diffusion::{DiffusionConfig, ElucidatedConfig, Estimate, FormulationC
 use crate::eval::images::Images;
 use crate::models::{Unet, UnetConfig};
 use crate::nn::Init;
+use crate::testing::largest_difference;
 use crate::train::{EmaConfig, TrainConfig, Trainer};
 
 const DEVICE: fn() -> Device = Device::flex;
@@ -155,8 +156,7 @@ fn normal_data_have_the_density_that_is_known_and_the_error_falls_with_the_fourt
             of_flow.push(moved.sum::<f64>() / 8.0);
         }
         let error = |steps: usize, known: &[f64]| {
-            let got = bits(&levels.flow(steps), &normal, &images, &signs);
-            got.iter().zip(known).map(|(got, known)| (got - known).abs()).fold(0.0, f64::max)
+            largest_difference(&bits(&levels.flow(steps), &normal, &images, &signs), known)
         };
         let errors = [8, 16, 32, 64].map(|steps| error(steps, &of_flow));
         println!("{errors:?}, {}", error(64, &of_data));

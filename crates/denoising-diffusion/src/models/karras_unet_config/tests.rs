@@ -55,3 +55,38 @@ fn wrong_options_are_named() {
     }
     assert_eq!(ok().blocks().unwrap_err(), KarrasUnetConfigError::NoExtent);
 }
+
+#[test]
+fn sizes_that_do_not_fit_are_named_as_what_they_are_with_the_nearest_that_do() {
+    let said = |extent: Extent, height, width| {
+        let config = KarrasUnetConfig { extent: Some(extent), ..KarrasUnetConfig::default() };
+        config.check_size(height, width).unwrap_err().to_string()
+    };
+    let sequences = Extent { layout: DataLayout::Sequences, depth: 1, height: 1, width: 64 };
+    assert_eq!(said(sequences, 5, 64), "the network is for sequences, whose height is 1, got 5");
+    let error = said(sequences, 1, 60);
+    assert!(
+        error.contains("`width`") && error.contains("multiple of 8, got 60") && error.contains("56 and 64"),
+        "{error}"
+    );
+    let volumes = Extent { layout: DataLayout::Volumes, depth: 8, height: 16, width: 16 };
+    let error = said(volumes, 100, 16);
+    assert!(error.contains("8 slices") && error.contains("height") && error.contains("got 100"), "{error}");
+    assert!(error.contains("96 and 104") && !error.contains("halved"), "{error}");
+    assert!(said(volumes, 8 * 20, 16).contains("`height` is halved 3 times"));
+    assert!(said(images(64).extent.unwrap(), 64, 0).contains("got 0: the nearest that work are 8"));
+}
+
+/// A library user's options are not checked before they are asked for something.
+#[test]
+fn invalid_options_are_refused_wherever_they_are_used() {
+    let deep = KarrasUnetConfig { num_downsamples: 64, ..images(64) };
+    let shape = ImageShape { channels: 4, height: 64, width: 64 };
+    let is_named = |error: String| assert!(error.contains("`num_downsamples`"), "{error}");
+    is_named(deep.check_extent(deep.extent.unwrap()).unwrap_err().to_string());
+    is_named(deep.check_size(64, 64).unwrap_err().to_string());
+    is_named(deep.kept(shape, false).unwrap_err().to_string());
+    assert!(deep.in_words().starts_with("magnitude-preserving"));
+    let flat = KarrasUnetConfig { extent: Some(Extent { depth: 0, ..Extent::ONE }), ..images(64) };
+    assert!(flat.check_size(64, 64).unwrap_err().to_string().contains("`extent.depth`"));
+}

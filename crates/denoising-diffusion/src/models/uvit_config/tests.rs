@@ -44,3 +44,13 @@ fn wrong_options_are_named() {
         assert!(error.contains(&format!("`{key}`")), "{key}: {error}");
     }
 }
+
+#[test]
+fn invalid_options_are_refused_wherever_they_are_used() {
+    let config = UvitConfig { patch_size: 0, ..UvitConfig::default() };
+    let shape = ImageShape { channels: 3, height: 32, width: 32 };
+    assert_eq!(config.kept(shape, false), Err(UvitConfigError::Zero { key: "patch_size" }.into()));
+    assert_eq!(config.check_size(32, 32), Err(UvitConfigError::Zero { key: "patch_size" }));
+    let wide = UvitConfig { dim: usize::MAX, ..UvitConfig::default() };
+    assert!(wide.in_words().starts_with("U-ViT"));
+}

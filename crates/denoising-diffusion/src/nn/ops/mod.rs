@@ -346,7 +346,7 @@ pub struct ConvWeights {
 /// Convolution, [`rms_norm_scaled_silu`], convolution, [`rms_norm_silu`] plus a residual, with [`Activations::Recompute`]. `conv1` applies to `x`,
 /// concatenated with `skip` if given.
 #[derive(Clone, Debug)]
-pub struct ResidualBlock {
+pub(crate) struct ResidualBlock {
     pub conv1: ConvWeights,
     pub g1: Tensor<1>,
     pub scale_shift: Tensor<2>,
@@ -356,14 +356,15 @@ pub struct ResidualBlock {
 }
 
 impl ResidualBlock {
-    /// `x [b, h, w, c]` to `[b, h, w, c_out]`.
+    /// `x [b, h, w, c]` to `[b, h, w, c_out]`, where [`recomputes`] says so: there are kernels for the CPU only.
     pub fn forward_recomputed(self, x: Tensor<4>, skip: Option<Tensor<4>>) -> Tensor<4> {
         fused::residual_block(self, x, skip)
     }
 }
 
-/// [`rms_norm`], convolution, [`attention`], convolution, plus `x`, with [`Activations::Recompute`].
-pub fn attention_block_recomputed(
+/// [`rms_norm`], convolution, [`attention`], convolution, plus `x`, with [`Activations::Recompute`]; for the CPU
+/// only, as above.
+pub(crate) fn attention_block_recomputed(
     x: Tensor<4>,
     g: Tensor<1>,
     to_qkv: ConvWeights,
@@ -373,8 +374,9 @@ pub fn attention_block_recomputed(
     fused::attention_block(x, g, to_qkv, mem_kv, to_out)
 }
 
-/// [`rms_norm`], convolution, [`linear_attention`], convolution, [`rms_norm`] with `out_g`, plus `x`, with [`Activations::Recompute`].
-pub fn linear_attention_block_recomputed(
+/// [`rms_norm`], convolution, [`linear_attention`], convolution, [`rms_norm`] with `out_g`, plus `x`, with [`Activations::Recompute`]; for
+/// the CPU only, as above.
+pub(crate) fn linear_attention_block_recomputed(
     x: Tensor<4>,
     g: Tensor<1>,
     to_qkv: ConvWeights,

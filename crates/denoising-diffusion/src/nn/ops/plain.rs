@@ -122,7 +122,8 @@ pub fn rms_norm_scaled_silu(x: Tensor<4>, g: Tensor<1>, scale_shift: Tensor<2>) 
 /// For f32.
 fn rms_normalised(x: Tensor<4>, g: Tensor<1>) -> Tensor<4> {
     let channels = g.dims()[0];
-    let norm = x.clone().square().sum_dim(3).sqrt().clamp_min(1e-12);
+    // The floor is applied under the root, where it keeps the gradient for zeros finite.
+    let norm = x.clone().square().sum_dim(3).clamp_min(1e-24).sqrt();
     x / norm * (g * (channels as f64).sqrt()).unsqueeze()
 }
 
@@ -148,7 +149,7 @@ pub fn gated_silu(x: Tensor<4>, gate: Tensor<2>) -> Tensor<4> {
 /// See [`super::unit_rows`].
 pub fn unit_rows(x: Tensor<4>, factor: f64, floor: f64) -> Tensor<4> {
     in_f32(x, |x| {
-        // The floor is applied under the root, where it keeps the gradient for zeros finite.
+        // As above.
         let norm = x.clone().square().sum_dim(3).clamp_min(floor * floor).sqrt();
         x * (norm.recip() * factor)
     })

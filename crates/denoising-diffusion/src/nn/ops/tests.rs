@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::{AxisResize, ConvWeights, DropoutKey, Pointwise, Pool, Pooling, Resampling, ResidualBlock, Window, plain};
 use crate::nn::params::host_values;
 use crate::noise::{Purpose, Stream};
+use crate::testing::largest_difference;
 
 /// Inputs drawn from a seed, on an autodiff device, requiring gradients.
 struct Draw {
@@ -26,8 +27,8 @@ impl Draw {
 
 /// The tolerance is relative to the largest value.
 fn assert_close(what: &str, got: Vec<f32>, expected: Vec<f32>) {
-    let scale = expected.iter().fold(1.0_f32, |most, v| most.max(v.abs()));
-    let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0_f32, f32::max);
+    let scale = expected.iter().fold(1.0, |most, v| f64::from(v.abs()).max(most));
+    let worst = largest_difference(&got, &expected);
     assert!(worst <= 2e-5 * scale, "{what}: differs by {worst:e}, values up to {scale}");
 }
 
@@ -51,6 +52,7 @@ fn compare_norms(what: &str, x: &Tensor<4>, most: f32, fused: Vec<Vec<f32>>, pla
     let c = x.dims()[3];
     let [fused, plain] = [fused, plain].map(|mut outcome| (outcome.remove(1), outcome));
     let pixels = host_values(x.clone());
+    assert_eq!(fused.0.len(), plain.0.len(), "{what}, gradient of x");
     for ((got, expected), pixel) in fused.0.chunks(c).zip(plain.0.chunks(c)).zip(pixels.chunks(c)) {
         let terms = most / pixel.iter().map(|v| v * v).sum::<f32>().sqrt();
         for (got, expected) in got.iter().zip(expected) {
@@ -67,6 +69,7 @@ fn largest<const D: usize>(tensor: &Tensor<D>) -> f32 {
 }
 
 fn compare(what: &str, fused: Vec<Vec<f32>>, plain: Vec<Vec<f32>>) {
+    assert_eq!(fused.len(), plain.len(), "{what}");
     for (i, (fused, plain)) in fused.into_iter().zip(plain).enumerate() {
         assert_close(
             &format!("{what}, {}", if i == 0 { "output".into() } else { format!("gradient {i}") }),
@@ -425,4 +428,18 @@ fn recomputed_blocks_give_the_same_bits() {
         };
         assert_eq!(run(true), run(false));
     }
+}
+
+/// A pixel of zeros is multiplied by a constant, whose gradient is large but a number.
+#[test]
+fn norms_of_zeros_have_a_gradient() {
+    let mut draw = Draw { seed: 5, drawn: 0 };
+    let (g, cotangent) = (draw.tensor([3]), draw.tensor([1, 1, 2, 3]));
+    let x = Tensor::cat(vec![draw.tensor([1, 1, 1, 3]), Tensor::zeros([1, 1, 1, 3], &g.device())], 2).detach();
+    let x = x.require_grad();
+    let run = |y: Tensor<4>| outcome(y, &cotangent, &[&of(&x), &of(&g)]);
+    let (fused, plain) =
+        (run(super::rms_norm(x.clone(), g.clone(), None)), run(plain::rms_norm(x.clone(), g.clone(), None)));
+    assert!(plain[1].iter().all(|value| value.is_finite()), "{plain:?}");
+    compare("rms_norm of zeros", fused, plain);
 }

@@ -8,6 +8,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use crate::diffusion::{Denoiser, Estimate, NoiseLevel};
 use crate::nn::params::host_values;
 use crate::noise::{Purpose, Stream};
+use crate::testing::largest;
 
 pub type Point = [f64; 2];
 
@@ -197,7 +198,5 @@ pub fn start(level: NoiseLevel, count: usize) -> Tensor<2> {
 /// The greatest distance of a point of `a` from its partner in `b`.
 pub fn distance(a: &[Point], b: &[Point]) -> f64 {
     assert_eq!(a.len(), b.len());
-    let distances = a.iter().zip(b).map(|(a, b)| (a[0] - b[0]).hypot(a[1] - b[1]));
-    // Not `f64::max`, which would ignore a NaN.
-    distances.fold(0.0, |most, d| if d <= most { most } else { d })
+    largest(a.iter().zip(b).map(|(a, b)| (a[0] - b[0]).hypot(a[1] - b[1])))
 }

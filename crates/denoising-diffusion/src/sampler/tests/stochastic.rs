@@ -7,6 +7,7 @@ use super::solvers::{CHURN, STOCHASTIC, seeded};
 use crate::diffusion::{Denoiser, Estimate, NoiseLevel};
 use crate::nn::params::host_values;
 use crate::sampler::*;
+use crate::testing::largest_difference;
 
 const SAMPLES: usize = 2500;
 
@@ -18,7 +19,7 @@ fn difference(samples: &[Point], mixture: &Mixture) -> f64 {
     let (expected_mean, expected) = mixture.moments();
     let got = [mean[0], mean[1], central(0, 0), central(0, 1), central(1, 1)];
     let expected = [expected_mean[0], expected_mean[1], expected[0], expected[1], expected[2]];
-    got.iter().zip(expected).map(|(got, expected)| (got - expected).abs()).fold(0.0, f64::max)
+    largest_difference(&got, &expected)
 }
 
 fn steps(name: &str) -> usize {

@@ -4,6 +4,7 @@ use std::f64::consts::{FRAC_PI_2, PI};
 
 use super::super::Drawn;
 use super::*;
+use crate::testing::largest_difference;
 
 fn apply(drawn: Drawn, image: &[f32], shape: [usize; 3]) -> Vec<f32> {
     let mut out = vec![f32::NAN; image.len()];
@@ -28,11 +29,6 @@ fn waves(x: f64, y: f64, [_, h, w]: [usize; 3]) -> f64 {
 /// An image by its values at `[channel, y, x]`.
 fn image([c, h, w]: [usize; 3], value: impl Fn(usize, usize, usize) -> f32) -> Vec<f32> {
     (0..c * h * w).map(|i| value(i / (h * w), i / w % h, i % w)).collect()
-}
-
-fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
-    assert!(a.len() == b.len() && a.iter().chain(b).all(|x| x.is_finite()));
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
 fn mean(values: &[f32]) -> f32 {

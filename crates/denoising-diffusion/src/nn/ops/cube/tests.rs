@@ -13,6 +13,7 @@ use super::{Then, multiplies_in_tf32};
 use crate::device::open;
 use crate::nn::params::host_values;
 use crate::noise::{Purpose, Stream};
+use crate::testing::largest_difference;
 
 /// The device of `DDPM_TEST_DEVICE`.
 pub(crate) fn test_device() -> Option<Device> {
@@ -22,10 +23,9 @@ pub(crate) fn test_device() -> Option<Device> {
 
 /// The tolerance is relative to the largest value.
 fn assert_within(tolerance: f32, what: &str, got: &[f32], expected: &[f32]) {
-    assert_eq!(got.len(), expected.len(), "{what}");
-    let scale = expected.iter().fold(1e-3_f32, |most, v| most.max(v.abs()));
-    let worst = got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0_f32, f32::max);
-    assert!(worst <= tolerance * scale, "{what}: differs by {worst:e}, values up to {scale}");
+    let scale = expected.iter().fold(1e-3, |most, v| f64::from(v.abs()).max(most));
+    let worst = largest_difference(got, expected);
+    assert!(worst <= f64::from(tolerance) * scale, "{what}: differs by {worst:e}, values up to {scale}");
 }
 
 /// Values drawn from a seed, the same for each device.
@@ -403,8 +403,8 @@ fn bf16_images() {
     let plain = run(&Device::flex(), false, plain::rms_norm_scaled_silu);
     // Images have eight bits of mantissa; results summed in f32 have the precision of f32.
     for ((ours, plain), allowed) in ours.iter().zip(&plain).zip([5e-3, 5e-3, 1e-5, 1e-5]) {
-        let scale = plain.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
-        let worst = ours.iter().zip(plain).map(|(a, b)| (a - b).abs()).fold(0.0_f32, f32::max);
+        let scale = plain.iter().fold(0.0, |most, v| f64::from(v.abs()).max(most));
+        let worst = largest_difference(ours, plain);
         assert!(worst <= allowed * scale, "{worst:e} of {scale}");
     }
 }
