@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::commands::fid::parse_dims;
 use crate::evaluation::{StderrWatch, or_interrupted};
 use crate::failure::{Failure, FailureExt, Result};
-use crate::image_source::{all, open_images};
+use crate::image_source::{all, open_images, refuse_all_but_images};
 use crate::inception::InceptionArgs;
 use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::MachineArgs;
@@ -48,6 +48,7 @@ pub fn run(args: &StatsArgs) -> Result {
     }
     refuse_file(&args.out, !args.force)?;
     let images = all(&open_images(&args.data)?);
+    refuse_all_but_images(&args.data, &images)?;
     let data = args.data.display();
     if images.len() < 2 {
         return Err(Failure::failed(format!(

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::data::{Batch, DataError, ImageBatch, ImageShape, Subset, spread_places};
+use crate::data::{Batch, DataError, DataLayout, ImageBatch, ImageShape, Subset, spread_places};
 use crate::digest::Digest;
 use crate::generate::{Depth, Samples};
 
@@ -62,6 +62,14 @@ impl Images {
     }
 
     /// The position of an image in the whole dataset, of which these may be a part; for samples, `place` itself.
+    /// The kind of the examples; samples in memory are taken for images.
+    pub fn layout(&self) -> DataLayout {
+        match &self.source {
+            Source::Data(data) => data.dataset().layout(),
+            Source::Drawn(_) => DataLayout::Images,
+        }
+    }
+
     pub fn place_in_data(&self, place: usize) -> usize {
         match &self.source {
             Source::Data(data) => data.indices()[place],
@@ -242,7 +250,7 @@ fn by_share(images_of: &[usize], count: usize) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{DataConfig, DataLayout, Dataset};
+    use crate::data::{DataConfig, Dataset};
 
     fn samples() -> ImageBatch {
         ImageBatch::new([3, 1, 1, 2], vec![0.1, -0.2, 0.5, 1.7, 0.3, 0.4]).unwrap()
