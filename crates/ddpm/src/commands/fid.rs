@@ -103,13 +103,7 @@ pub fn run(args: &FidArgs) -> Result {
         }
         _ => (reader.side(a, &args.a)?, reader.side(b, &args.b)?),
     };
-    // Error and bias are computed from images of the generated side, so a side with images is preferred for it.
-    let (real, generated) = if matches!((&a.values, &b.values), (Values::Features(_), Values::Statistics(_))) {
-        (&b, &a)
-    } else {
-        (&a, &b)
-    };
-    let result = fid(real.input(), generated.input(), args.sampling.seed).context(format!(
+    let result = fid(a.input(), b.input(), args.sampling.seed).context(format!(
         "{} and {} cannot be compared",
         args.a.display(),
         args.b.display()
