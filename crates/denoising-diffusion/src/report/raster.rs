@@ -10,6 +10,7 @@ use image::{ExtendedColorType, ImageEncoder, ImageError, codecs::png::PngEncoder
 
 use super::grid::{Geometry, cell};
 use super::{GridOptions, ReportError, files};
+use crate::atomic_file::write_whole;
 use crate::data::ImageBatch;
 
 /// Interleaved 8-bit pixels, `[height, width, channels]`.
@@ -124,8 +125,16 @@ impl Raster {
 
 /// Encodes and writes a file.
 pub(super) fn write_png(path: &Path, raster: &Raster) -> Result<(), ReportError> {
-    let bytes = encode_png(raster).map_err(|source| ReportError::Png { path: path.to_owned(), source })?;
-    files::write(path, &bytes)
+    files::write(path, &png_for(path, raster)?)
+}
+
+/// The same in a folder that exists, without waiting for the device.
+pub(super) fn write_one_of_many(path: &Path, raster: &Raster) -> Result<(), ReportError> {
+    write_whole(path, &png_for(path, raster)?).map_err(ReportError::io("write", path))
+}
+
+fn png_for(path: &Path, raster: &Raster) -> Result<Vec<u8>, ReportError> {
+    encode_png(raster).map_err(|source| ReportError::Png { path: path.to_owned(), source })
 }
 
 /// The bytes of a PNG that is to be embedded in another file.
