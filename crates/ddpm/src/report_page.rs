@@ -10,7 +10,7 @@ use denoising_diffusion::report::log::{self, Record};
 use denoising_diffusion::report::{GridOptions, History, Page, PairsOptions, ReportError, grid_png, pairs_picture};
 
 use crate::failure::{FailureExt, Result, chain};
-use crate::output::note;
+use crate::output::{create_folder_of, note};
 
 /// Number of samples in the grid.
 const SHOWN: usize = 64;
@@ -42,6 +42,7 @@ pub fn write_page(path: &Path, shown: &Shown<'_>) -> Result {
         command: Some(&quoted(&command)),
     };
     let html = page.html();
+    create_folder_of(path)?;
     write_atomically(path, |out| out.write_all(html.as_bytes())).context(format!("cannot write {}", path.display()))
 }
 

@@ -13,7 +13,7 @@ use denoising_diffusion::models::NetworkConfig;
 use denoising_diffusion::report::{GridOptions, SequenceSet, check_grid, save_grid, save_images, sequences_svg};
 
 use crate::failure::{Failure, FailureExt, Result};
-use crate::output::{check_writable, exists, refuse_file};
+use crate::output::{check_writable, create_folder_of, exists, refuse_file};
 
 /// The destination of images.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,9 +149,7 @@ impl Out {
                 remove_numbered(path, images.shape[0])?;
             }
             Self::Array(path) => {
-                if let Some(folder) = path.parent() {
-                    std::fs::create_dir_all(folder).context(format!("cannot create {}", folder.display()))?;
-                }
+                create_folder_of(path)?;
                 let values: Vec<f32> =
                     images.data.iter().map(|v| (low + (high - low) * f64::from(*v)) as f32).collect();
                 let [n, c, h, w] = images.shape;
@@ -178,6 +176,7 @@ fn numbered(number: usize) -> String {
 }
 
 /// Removes images that earlier samples left in a folder, numbered from `first` on.
+                create_folder_of(path)?;
 pub fn remove_numbered(folder: &Path, first: usize) -> Result {
     let number_of = |name: &str| name.strip_suffix(".png").and_then(|number| number.parse::<usize>().ok());
     let is_left = |name: &str| number_of(name).is_some_and(|number| number >= first && name == numbered(number));

@@ -17,7 +17,7 @@ use crate::inception::InceptionArgs;
 use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::MachineArgs;
 use crate::out_of_memory::Work;
-use crate::output::{self, Rows, counted, refuse_file};
+use crate::output::{self, Rows, counted, create_folder_of, refuse_file};
 
 /// Write the statistics of a set of images for later comparisons.
 #[derive(Args, Debug)]
@@ -65,6 +65,7 @@ pub fn run(args: &StatsArgs) -> Result {
         .context(format!("cannot compute the features of {data}"))?;
     let gaussian = extracted.table().map_err(Failure::from).and_then(|table| Ok(Gaussian::of(table)?));
     let gaussian = gaussian.context(format!("cannot compute the statistics of {data}"))?;
+    create_folder_of(&args.out)?;
     write_statistics(&args.out, &gaussian)?;
     if args.json {
         return output::json(&json!({
