@@ -10,7 +10,9 @@ use denoising_diffusion::data::{DataLayout, ImageBatch, ImageShape};
 use denoising_diffusion::generate::room_for;
 use denoising_diffusion::model_file::ModelCard;
 use denoising_diffusion::models::NetworkConfig;
-use denoising_diffusion::report::{GridOptions, SequenceSet, check_grid, save_grid, save_images, sequences_svg};
+use denoising_diffusion::report::{
+    GridOptions, MOST_SEQUENCES, SequenceSet, check_grid, save_grid, save_images, sequences_svg,
+};
 
 use crate::failure::{Failure, FailureExt, Result};
 use crate::output::{check_writable, create_folder_of, exists, refuse_file};
@@ -130,9 +132,19 @@ impl Out {
 
     /// Refuses images of a shape, `[n, c, h, w]`, that the file cannot hold, before any are drawn.
     pub fn check_size(&self, shape: [usize; 4], writing: &Writing<'_>) -> Result {
-        let Self::Grid(path) = self else { return Ok(()) };
-        let (shape, options) = writing.in_grid(shape);
-        check_grid(shape, options).or_usage().context(format!("--out {}", path.display()))
+        match self {
+            Self::Grid(path) => {
+                let (shape, options) = writing.in_grid(shape);
+                check_grid(shape, options).or_usage().context(format!("--out {}", path.display()))
+            }
+            Self::Curves(path) if shape[0] > MOST_SEQUENCES => Err(Failure::usage(format!(
+                "--out {}: at most {MOST_SEQUENCES} sequences are drawn as curves, not {}",
+                path.display(),
+                shape[0]
+            ))
+            .hint("draw fewer, or give FILE.npy for an array")),
+            _ => Ok(()),
+        }
     }
 
     pub fn write(&self, images: &ImageBatch, writing: &Writing<'_>) -> Result {

@@ -13,9 +13,7 @@ const GAP: f64 = 10.0;
 /// Height of a line of text.
 const TEXT: f64 = 18.0;
 /// The largest number of panels drawn per set.
-const MOST: usize = 100;
-/// Colours of channels, reused in turn; people who are colour-blind can tell them apart (Okabe and Ito 2008).
-const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"];
+pub const MOST_SEQUENCES: usize = 100;
 
 /// Sequences with a title.
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +23,7 @@ pub struct SequenceSet<'a> {
     pub batch: &'a ImageBatch,
 }
 
-/// Draws sequences as an SVG: one set in a grid, several sets side by side, one column each. `range` gives the values that 0 and 1 stand for, for
+/// Draws sequences as an SVG: one set in a grid, several sets side by side, one column each; of each set the first [`MOST_SEQUENCES`]. `range` gives the values that 0 and 1 stand for, for
 /// all panels.
 ///
 /// # Errors
@@ -61,17 +59,20 @@ pub fn sequences_svg(sets: &[SequenceSet<'_>], range: [f64; 2]) -> Result<String
     Ok(svg)
 }
 
-/// Writes one set of sequences as an SVG. The file is either complete or absent; parent folders are created.
+/// Writes one set of sequences as an SVG, the first [`MOST_SEQUENCES`] of it. The file is either complete or absent; parent folders are created.
 ///
 /// # Errors
 /// As [`sequences_svg`]; also a file that cannot be written.
 pub fn save_sequences(path: impl AsRef<Path>, batch: &ImageBatch, range: [f64; 2]) -> Result<(), ReportError> {
-    let title = format!("{} samples", batch.shape[0]);
+    let title = match batch.shape[0] {
+        n if n > MOST_SEQUENCES => format!("the first {MOST_SEQUENCES} of {n} samples"),
+        n => format!("{n} samples"),
+    };
     files::write(path.as_ref(), sequences_svg(&[SequenceSet { title: &title, batch }], range)?.as_bytes())
 }
 
 fn shown(set: &SequenceSet<'_>) -> usize {
-    set.batch.shape[0].min(MOST)
+    set.batch.shape[0].min(MOST_SEQUENCES)
 }
 
 fn check(batch: &ImageBatch) -> Result<(), ReportError> {
@@ -140,6 +141,18 @@ mod tests {
         assert_eq!(both.matches("#f7f7f7").count(), 7);
         // Two columns of panels.
         assert!(both.contains(&format!("viewBox=\"0 0 {} ", 3.0 * GAP + 2.0 * PANEL[0])), "{both}");
+    }
+
+    #[test]
+    fn a_picture_of_many_says_that_it_shows_the_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("samples.svg");
+        for (n, panels, title) in [(100, 100, ">100 samples<"), (101, 100, ">the first 100 of 101 samples<")] {
+            save_sequences(&path, &batch([n, 1, 1, 2]), [0.0, 1.0]).unwrap();
+            let svg = std::fs::read_to_string(&path).unwrap();
+            assert_eq!(svg.matches("#f7f7f7").count(), panels);
+            assert!(svg.contains(title), "{title}");
+        }
     }
 
     #[test]
