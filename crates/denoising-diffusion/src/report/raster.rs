@@ -47,6 +47,16 @@ impl Planes {
         Ok(Self { shape, bytes })
     }
 
+    pub fn black(shape: [usize; 4]) -> Self {
+        Self { shape, bytes: vec![0; shape.iter().product()] }
+    }
+
+    /// Replaces the images from `first` on.
+    pub fn put(&mut self, first: usize, images: &Self) {
+        let [_, c, h, w] = self.shape;
+        self.bytes[first * c * h * w..][..images.bytes.len()].copy_from_slice(&images.bytes);
+    }
+
     /// Width and height of an image as it is drawn, before magnification.
     pub fn cell(&self) -> [usize; 2] {
         cell(self.shape)
