@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use denoising_diffusion::atomic_file::write_atomically;
 use denoising_diffusion::data::npy::write_npy_f32;
 use denoising_diffusion::data::{DataLayout, ImageBatch, ImageShape};
-use denoising_diffusion::generate::room_for;
+use denoising_diffusion::generate::{Conditions, room_for};
 use denoising_diffusion::model_file::ModelCard;
 use denoising_diffusion::models::NetworkConfig;
 use denoising_diffusion::report::{
@@ -34,7 +34,7 @@ pub struct Writing<'a> {
     /// Data drawn next to the samples.
     pub real: Option<&'a ImageBatch>,
     /// The condition of each sample, drawn before it in grids.
-    pub conditions: Option<&'a ImageBatch>,
+    pub conditions: Option<&'a dyn Conditions>,
 }
 
 /// The shape of a network's samples, which are stored as images: channels, then the sides.
@@ -49,7 +49,7 @@ impl Writing<'_> {
         if self.card.network.layout() == DataLayout::Volumes {
             return (shape, GridOptions { columns: NonZeroUsize::new(shape[0]), ..GridOptions::default() });
         }
-        match self.conditions.and_then(|conditions| ImageBatch::shape_beside(shape, conditions.shape)) {
+        match self.conditions.and_then(|conditions| ImageBatch::shape_beside(shape, conditions.shape())) {
             Some(pairs) => (pairs, GridOptions::of_pairs(shape[0])),
             None => (shape, self.grid),
         }
@@ -153,7 +153,9 @@ impl Out {
         match self {
             Self::Grid(path) => {
                 let (shape, options) = writing.in_grid(images.shape);
-                let pairs = writing.conditions.filter(|_| shape != images.shape).and_then(|of| images.beside(of));
+                let conditions = writing.conditions.filter(|_| shape != images.shape);
+                let conditions = conditions.map(|of| of.of(0..images.shape[0])).transpose()?;
+                let pairs = conditions.and_then(|of| images.beside(&of));
                 save_grid(path, pairs.as_ref().unwrap_or(images), options)?;
             }
             Self::Folder(path) => {
@@ -174,6 +176,7 @@ impl Out {
                     Some(batch) => sequences_svg(&[SequenceSet { title: data, batch }, generated], range)?,
                     None => sequences_svg(&[generated], range)?,
                 };
+                create_folder_of(path)?;
                 write_atomically(path, |out| out.write_all(svg.as_bytes()))
                     .context(format!("cannot write {}", path.display()))?;
             }
@@ -188,7 +191,6 @@ fn numbered(number: usize) -> String {
 }
 
 /// Removes images that earlier samples left in a folder, numbered from `first` on.
-                create_folder_of(path)?;
 pub fn remove_numbered(folder: &Path, first: usize) -> Result {
     let number_of = |name: &str| name.strip_suffix(".png").and_then(|number| number.parse::<usize>().ok());
     let is_left = |name: &str| number_of(name).is_some_and(|number| number >= first && name == numbered(number));

@@ -180,7 +180,7 @@ impl<'a> Plan<'a> {
         note(format!("drawing {examples} with {sampler}, from {}", self.path.display()));
         let sampling = &self.args.sampling;
         let own = self.split.as_ref().map_or(&self.real, |(_, held_out)| held_out);
-        let (conditions, vectors) = (own.conditions(n)?, own.vectors(n));
+        let (conditions, vectors) = (own.conditions(n), own.vectors(n));
         let named = sampling.condition.is_some() || sampling.vectors.is_some();
         // Those of the same examples, otherwise in the same proportions as in the data that the samples are compared with.
         let classes = match !named && (conditions.is_some() || vectors.is_some()) {

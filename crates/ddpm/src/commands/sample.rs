@@ -136,7 +136,7 @@ impl<'a> Plan<'a> {
         let real = args.real.then(|| real_sequences(recipe.as_ref(), &out, numbers.len())).transpose()?;
         let belong_to = BelongTo {
             classes: args.sampling.classes_of(&from, numbers.clone(), &settings.guidance)?,
-            conditions: in_turn(conditions.as_ref(), numbers.clone())?,
+            conditions: in_turn(conditions.as_ref(), numbers.clone()),
             vectors: vectors.map(|of| of.in_turn(numbers)),
         };
         let plan = Self { args, out, path, from, settings, init_noise, belong_to, real };
@@ -174,7 +174,7 @@ impl<'a> Plan<'a> {
             first: self.args.first as u64,
             init_noise: self.init_noise.as_deref(),
             classes: self.belong_to.classes.as_deref(),
-            conditions: self.belong_to.conditions.as_ref(),
+            conditions: self.belong_to.conditions.as_ref().map(|of| of as _),
             vectors: self.belong_to.vectors.as_deref(),
             ..Request::new(sample, self.args.sampling.seed, sample.num_samples, self.from.shape)
         }
@@ -185,7 +185,7 @@ impl<'a> Plan<'a> {
             grid: GridOptions::of_classes(self.belong_to.classes.as_deref()),
             card: &self.from.file.card,
             real: self.real.as_ref(),
-            conditions: self.belong_to.conditions.as_ref(),
+            conditions: self.belong_to.conditions.as_ref().map(|of| of as _),
         }
     }
 
