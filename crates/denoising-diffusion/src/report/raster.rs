@@ -152,6 +152,32 @@ pub(super) fn png(raster: &Raster) -> Result<Vec<u8>, ReportError> {
     encode_png(raster).map_err(|source| ReportError::PngInMemory { source })
 }
 
+/// What the header of a PNG says.
+pub(super) struct PngHeader {
+    pub width: u32,
+    pub height: u32,
+    /// A palette counts as RGB.
+    pub channels: u8,
+}
+
+/// What every PNG begins with; width, height, bits and kind of colour come next.
+pub(super) const PNG_BEGINNING: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR";
+
+impl PngHeader {
+    pub fn read(png: &[u8]) -> Option<Self> {
+        let header = png.strip_prefix(PNG_BEGINNING)?;
+        let (&width, header) = header.split_first_chunk()?;
+        let (&height, header) = header.split_first_chunk()?;
+        let channels = match header.get(1)? {
+            0 => 1,
+            4 => 2,
+            6 => 4,
+            _ => 3,
+        };
+        Some(Self { width: u32::from_be_bytes(width), height: u32::from_be_bytes(height), channels })
+    }
+}
+
 /// 1 to 4 channels are grey, grey with alpha, RGB, RGBA.
 fn encode_png(raster: &Raster) -> Result<Vec<u8>, ImageError> {
     let colour = match raster.channels {

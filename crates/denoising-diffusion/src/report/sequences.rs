@@ -3,6 +3,8 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use super::curve::scene::COLOURS;
+use super::curve::{escape, hex};
 use super::files;
 use super::{ReportError, grid::columns_for};
 use crate::data::ImageBatch;
@@ -44,7 +46,7 @@ pub fn sequences_svg(sets: &[SequenceSet<'_>], range: [f64; 2]) -> Result<String
     for set in sets {
         let across = columns(set);
         let _ =
-            writeln!(svg, "<text x=\"{left}\" y=\"{}\" font-weight=\"bold\">{}</text>", GAP + 8.0, escaped(set.title));
+            writeln!(svg, "<text x=\"{left}\" y=\"{}\" font-weight=\"bold\">{}</text>", GAP + 8.0, escape(set.title));
         for index in 0..shown(set) {
             let x = left + (index % across) as f64 * (PANEL[0] + GAP);
             let y = GAP + TEXT + (index / across) as f64 * (PANEL[1] + GAP);
@@ -105,7 +107,9 @@ fn panel(svg: &mut String, batch: &ImageBatch, index: usize, [x, y]: [f64; 2], [
         let zero = down(-low / (high - low));
         let _ = write!(svg, "<path d=\"M{x} {zero:.1}h{}\" stroke=\"#dddddd\"/>", PANEL[0]);
     }
-    for (channel, colour) in (0..channels).zip(COLOURS.iter().cycle()) {
+    // In turn, if there are more channels; the last one is black.
+    let colours = COLOURS.into_iter().chain([[0; 3]]).map(hex);
+    for (channel, colour) in (0..channels).zip(colours.cycle()) {
         let values = &batch.data[(index * channels + channel) * length..][..length];
         let step = PANEL[0] / (length.max(2) - 1) as f64;
         let mut path = String::new();
@@ -116,10 +120,6 @@ fn panel(svg: &mut String, batch: &ImageBatch, index: usize, [x, y]: [f64; 2], [
         let _ = write!(svg, "<path d=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.2\"/>");
     }
     svg.push('\n');
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 #[cfg(test)]

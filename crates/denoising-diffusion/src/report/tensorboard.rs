@@ -106,17 +106,9 @@ fn numbered(prefix: &str, list: &Value) -> Vec<(String, f64)> {
 
 /// A `Summary.Image`: height, width, number of channels (3 for a palette), and the PNG itself.
 fn image(png: &[u8]) -> Option<Message> {
-    let header = png.strip_prefix(PNG_BEGINNING)?;
-    let (width, header) = header.split_first_chunk()?;
-    let (height, header) = header.split_first_chunk()?;
-    let channels = match header.get(1)? {
-        0 => 1,
-        4 => 2,
-        6 => 4,
-        _ => 3,
-    };
-    let [height, width] = [height, width].map(|side| u64::from(u32::from_be_bytes(*side)));
-    Some(Message::default().integer(1, height).integer(2, width).integer(3, channels).bytes(4, png))
+    let PngHeader { width, height, channels } = PngHeader::read(png)?;
+    let sizes = Message::default().integer(1, height.into()).integer(2, width.into()).integer(3, channels.into());
+    Some(sizes.bytes(4, png))
 }
 
 /// A protobuf message; fields are appended.
