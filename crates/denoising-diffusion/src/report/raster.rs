@@ -160,14 +160,14 @@ pub(super) struct PngHeader {
     pub channels: u8,
 }
 
-/// What every PNG begins with; width, height, bits and kind of colour come next.
+/// What PNG files begin with: the signature, and the beginning of the chunk that tells width, height, bits and kind of colour.
 pub(super) const PNG_BEGINNING: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR";
 
 impl PngHeader {
     pub fn read(png: &[u8]) -> Option<Self> {
         let header = png.strip_prefix(PNG_BEGINNING)?;
-        let (&width, header) = header.split_first_chunk()?;
-        let (&height, header) = header.split_first_chunk()?;
+        let (&width, header) = header.split_first_chunk::<4>()?;
+        let (&height, header) = header.split_first_chunk::<4>()?;
         let channels = match header.get(1)? {
             0 => 1,
             4 => 2,

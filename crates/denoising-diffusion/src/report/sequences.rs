@@ -25,8 +25,8 @@ pub struct SequenceSet<'a> {
     pub batch: &'a ImageBatch,
 }
 
-/// Draws sequences as an SVG: one set in a grid, several sets side by side, one column each; of each set the first [`MOST_SEQUENCES`]. `range` gives the values that 0 and 1 stand for, for
-/// all panels.
+/// Draws sequences as an SVG: one set in a grid, several sets side by side, one column each; of each set the first [`MOST_SEQUENCES`]. `range` gives
+/// the values that 0 and 1 stand for, for all panels.
 ///
 /// # Errors
 /// A malformed batch, a batch that does not hold sequences, or a value that is not finite.

@@ -24,15 +24,13 @@
 use serde_json::Value;
 
 use super::log::number_of;
+use super::raster::PngHeader;
 
 mod file;
 #[cfg(test)]
 mod tests;
 
 pub use file::EventFile;
-
-/// What PNG files begin with: the signature, and the beginning of the chunk that tells the size.
-const PNG_BEGINNING: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR";
 
 /// The event file of records that all have one `wall_time`, in seconds since 1970. `png` gives the bytes of a file that a record names by its path
 /// relative to the run folder; an image without bytes, or whose bytes are not a PNG, is left out.
