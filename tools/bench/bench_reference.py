@@ -3,8 +3,8 @@
 Prints one JSON line when ready; then runs one round for each line read from stdin and prints one JSON line
 {"train_step_ms", "forward_ms", "peak_rss_mib", "device_memory_mib"}: medians over the round on the CPU, means over two seconds on a GPU, which has
 worked for one before, and the peaks so far.
-Configurations other than s and m are networks that the reference's GaussianDiffusion does not take as they are: their loss is the mean
-squared error of the network's output for noisy images, which is what all of its losses come to.
+U-Nets (s, m, m128, g) are trained by the reference's GaussianDiffusion. The other configurations are networks that it does not take as they are:
+their loss is the mean squared error of the network's output for noisy images, which is what all of its losses come to.
 A train step is forward, backward, clip_grad_norm_(1.0), Adam and EMA.update(), as in the reference's Trainer; a forward is the
 U-Net in eval mode under inference_mode. Inputs are made beforehand; decoding images is not timed.
 

@@ -65,8 +65,17 @@ class Fresh:
         pass
 
 
+def said_threads(args):
+    """The threads that --ddpm-args ask for, if they do."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--threads")
+    return parser.parse_known_args(shlex.split(args.ddpm_args))[0].threads
+
+
 def ours(args, config):
     command = [args.ddpm, "bench", "--config", config, "--device", args.device, *shlex.split(args.ddpm_args)]
+    if args.device == "cpu" and not said_threads(args):
+        command += ["--threads", str(args.threads)]
     return Fresh(command) if args.device == "cpu" else Worker([*command, "--on-request"])
 
 
@@ -139,14 +148,15 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--torch", choices=["eager", "bf16", "best", "graphs"], default="eager")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch and, unless --ddpm-args say otherwise, of ddpm on a CPU")
     parser.add_argument("--out", type=Path, help="also write the Markdown here")
     args = parser.parse_args()
     if args.rounds < 1:
         parser.error("--rounds must be at least 1")
 
     date = datetime.date.today().isoformat()
-    parts = [f"{machine(args.device)}; {args.threads} torch threads; {args.rounds} rounds in alternating order; {date}. Medians; ratios are medians of per-round ratios."]
+    own = said_threads(args) or (str(args.threads) if args.device == "cpu" else "its default number of")
+    parts = [f"{machine(args.device)}; ddpm with {own} threads, torch with {args.threads}; {args.rounds} rounds in alternating order; {date}. Medians; ratios are medians of per-round ratios."]
     if args.ddpm_args:
         parts[0] += f" `ddpm bench {args.ddpm_args.strip()}`."
     print(parts[0], flush=True)

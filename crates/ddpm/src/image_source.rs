@@ -1,18 +1,21 @@
 //! The sources of images to compare: images, statistics of features, or weights to draw images from.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use denoising_diffusion::data::{
-    ChannelPolicy, DataConfig, DataError, DataLayout, Dataset, Subset, Verify, inspect_with,
+    ChannelPolicy, DataConfig, DataError, DataLayout, Dataset, ImageShape, Subset, Verify, inspect_with,
 };
 use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::eval::metrics::statistics::Gaussian;
+use denoising_diffusion::eval::needs::{Unmeasurable, check_images};
 use denoising_diffusion::eval::statistics_file::{holds_statistics, read_statistics};
 use denoising_diffusion::model_file::ModelFile;
+use denoising_diffusion::recipe::Recipe;
 
-use crate::failure::{FailureExt, Result};
+use crate::failure::{Failure, FailureExt, Result};
 use crate::opening::opening;
+use crate::recipe_flags::UntoldFlags;
 use crate::weights::{Found, best_of};
 
 /// What a path refers to.
@@ -21,8 +24,17 @@ pub enum ImageSource {
     Data(Images),
     /// `.npz` statistics.
     Statistics(Box<Gaussian>),
-    /// A run, a checkpoint, a file of weights.
-    Weights(Box<Found>),
+    /// From a run, a checkpoint, a file.
+    Weights(Box<Weights>),
+}
+
+/// Weights to draw images from.
+pub struct Weights {
+    pub file: ModelFile,
+    /// The file that was read.
+    pub path: PathBuf,
+    /// The recipe of the run that they belong to, if a run was named.
+    pub recipe: Option<Recipe>,
 }
 
 impl ImageSource {
@@ -34,10 +46,44 @@ impl ImageSource {
         let names_weights = path.extension().is_some_and(|ending| ending == "safetensors" || ending == "pt");
         let is_run = path.join("checkpoints").is_dir() || best_of(path)?.is_some();
         if names_weights || is_run || path.join("ema.safetensors").is_file() {
-            return Ok(Self::Weights(Box::new(Found::open(path, None)?)));
+            let found = Found::open(path, None)?;
+            let (path, recipe) = (found.path.clone(), found.recipe.clone());
+            let file = found.into_model(&UntoldFlags::default())?;
+            return Ok(Self::Weights(Box::new(Weights { file, path, recipe })));
         }
         Ok(Self::Data(all(&open_images(path)?)))
     }
+
+    /// The same, for Inception: sequences, volumes, and whatever else people would not view as images, are refused.
+    pub fn open_for_inception(path: &Path) -> Result<Self> {
+        let source = Self::open(path)?;
+        match &source {
+            Self::Data(images) => refuse_all_but_images(path, images)?,
+            Self::Weights(weights) => {
+                let (network, ImageShape { channels, height, width }) =
+                    (&weights.file.card.network, weights.file.card.image);
+                refuse(path, network.layout(), [channels, height, width])?;
+            }
+            Self::Statistics(_) => {}
+        }
+        Ok(source)
+    }
+}
+
+/// Refuses data that Inception is not shown.
+pub fn refuse_all_but_images(path: &Path, images: &Images) -> Result {
+    refuse(path, images.layout(), images.shape())
+}
+
+fn refuse(path: &Path, layout: DataLayout, shape: [usize; 3]) -> Result {
+    check_images(layout, shape).map_err(|why| {
+        let failure = Failure::usage(format!("{}: {why}", path.display()));
+        match why {
+            Unmeasurable::NoImages(_) | Unmeasurable::Thin { .. } => failure
+                .hint("to compare other data with those of a run, use `ddpm eval RUN DATA --metrics swd,spectrum`"),
+            _ => failure,
+        }
+    })
 }
 
 /// Opens images as they are, at their own size; none may be broken. If grey and RGB files are mixed, all become RGB, as in pytorch-fid.
@@ -86,4 +132,19 @@ pub fn prepared_as(file: &ModelFile, run: Option<&DataConfig>) -> Result<DataCon
     config.channels = ChannelPolicy::Exact(image.channels);
     config.validate().or_usage()?;
     Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inception_is_shown_images_alone() {
+        let refused = |layout, shape| refuse(Path::new("x.npy"), layout, shape).map_err(|failure| failure.to_text());
+        let text = refused(DataLayout::Images, [3, 1, 64]).unwrap_err();
+        assert!(text.contains("1 high and 64 wide") && text.contains("swd,spectrum"), "{text}");
+        assert!(refused(DataLayout::Volumes, [1, 64, 8]).unwrap_err().contains("the data are volumes"));
+        assert!(!refused(DataLayout::Images, [7, 8, 8]).unwrap_err().contains("swd"));
+        refused(DataLayout::Images, [1, 8, 8]).unwrap();
+    }
 }

@@ -46,6 +46,9 @@ pub fn json(value: &Value) -> Result {
 
 /// Refuses a file that exists, unless it may be replaced, and one that cannot be written: before the work of which it is the result.
 pub fn refuse_file(path: &Path, refuse: bool) -> Result {
+    if path.is_dir() {
+        return Err(Failure::usage(format!("{} is a folder", path.display())).hint("give the name of a file"));
+    }
     if refuse && path.exists() {
         return Err(exists(path));
     }
@@ -60,6 +63,12 @@ pub fn check_writable(path: &Path) -> std::io::Result<()> {
     let probe = folder.join(format!(".ddpm-probe-{}", std::process::id()));
     std::fs::File::create(&probe)?;
     std::fs::remove_file(&probe)
+}
+
+/// Creates the folder that a file will be written into; as late as that, so that a refused command leaves none behind.
+pub fn create_folder_of(file: &Path) -> Result {
+    let Some(folder) = file.parent() else { return Ok(()) };
+    std::fs::create_dir_all(folder).context(format!("cannot create the folder {}", folder.display()))
 }
 
 /// The error for an existing file.
@@ -98,6 +107,15 @@ impl Rows {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_is_no_file_to_replace() {
+        let folder = std::env::temp_dir();
+        for refuse in [true, false] {
+            let text = refuse_file(&folder, refuse).unwrap_err().to_text();
+            assert!(text.contains("is a folder"), "{text}");
+        }
+    }
 
     #[test]
     fn rows_align() {

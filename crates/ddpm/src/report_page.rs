@@ -10,7 +10,7 @@ use denoising_diffusion::report::log::{self, Record};
 use denoising_diffusion::report::{GridOptions, History, Page, PairsOptions, ReportError, grid_png, pairs_picture};
 
 use crate::failure::{FailureExt, Result, chain};
-use crate::output::note;
+use crate::output::{create_folder_of, note};
 
 /// Number of samples in the grid.
 const SHOWN: usize = 64;
@@ -32,7 +32,7 @@ pub fn write_page(path: &Path, shown: &Shown<'_>) -> Result {
     let samples = samples.and_then(|picture| or_left_out("samples", picture));
     let pairs = pairs(shown)?.and_then(|picture| or_left_out("the nearest training images", picture));
     let history = shown.log.map(history).transpose()?.unwrap_or_default();
-    let command: Vec<String> = std::env::args().collect();
+    let command: Vec<String> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
     let page = Page {
         title: &shown.evaluation.provenance.generated,
         evaluation: shown.evaluation,
@@ -42,6 +42,7 @@ pub fn write_page(path: &Path, shown: &Shown<'_>) -> Result {
         command: Some(&quoted(&command)),
     };
     let html = page.html();
+    create_folder_of(path)?;
     write_atomically(path, |out| out.write_all(html.as_bytes())).context(format!("cannot write {}", path.display()))
 }
 
@@ -73,10 +74,10 @@ fn pairs(shown: &Shown<'_>) -> Result<Option<std::result::Result<Vec<u8>, Report
     Ok(Some(pairs_picture(&upper, &lower, &distances, PairsOptions::default())))
 }
 
-/// The evaluations of a run, one series per number.
+/// The evaluations of a run, one series per number. Lines of the log that are damaged are left out.
 fn history(path: &Path) -> Result<Vec<History>> {
     let mut series: Vec<History> = Vec::new();
-    for value in log::read(path)? {
+    for value in log::readable(path)? {
         let Ok(Record::Evaluation(record)) = serde_json::from_value(value) else { continue };
         for (name, value) in record.values.iter().filter(|(_, value)| value.is_finite()) {
             let point = (record.step, *value, record.standard_errors.get(name).copied());

@@ -7,13 +7,15 @@ use std::path::{Path, PathBuf};
 use denoising_diffusion::atomic_file::write_atomically;
 use denoising_diffusion::data::npy::write_npy_f32;
 use denoising_diffusion::data::{DataLayout, ImageBatch, ImageShape};
-use denoising_diffusion::generate::room_for;
+use denoising_diffusion::generate::{Conditions, room_for};
 use denoising_diffusion::model_file::ModelCard;
 use denoising_diffusion::models::NetworkConfig;
-use denoising_diffusion::report::{GridOptions, SequenceSet, check_grid, save_grid, save_images, sequences_svg};
+use denoising_diffusion::report::{
+    GridOptions, MOST_SEQUENCES, SequenceSet, check_grid, save_grid, save_images, sequences_svg,
+};
 
 use crate::failure::{Failure, FailureExt, Result};
-use crate::output::{check_writable, exists, refuse_file};
+use crate::output::{check_writable, create_folder_of, exists, refuse_file};
 
 /// The destination of images.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +34,7 @@ pub struct Writing<'a> {
     /// Data drawn next to the samples.
     pub real: Option<&'a ImageBatch>,
     /// The condition of each sample, drawn before it in grids.
-    pub conditions: Option<&'a ImageBatch>,
+    pub conditions: Option<&'a dyn Conditions>,
 }
 
 /// The shape of a network's samples, which are stored as images: channels, then the sides.
@@ -47,7 +49,7 @@ impl Writing<'_> {
         if self.card.network.layout() == DataLayout::Volumes {
             return (shape, GridOptions { columns: NonZeroUsize::new(shape[0]), ..GridOptions::default() });
         }
-        match self.conditions.and_then(|conditions| ImageBatch::shape_beside(shape, conditions.shape)) {
+        match self.conditions.and_then(|conditions| ImageBatch::shape_beside(shape, conditions.shape())) {
             Some(pairs) => (pairs, GridOptions::of_pairs(shape[0])),
             None => (shape, self.grid),
         }
@@ -130,9 +132,19 @@ impl Out {
 
     /// Refuses images of a shape, `[n, c, h, w]`, that the file cannot hold, before any are drawn.
     pub fn check_size(&self, shape: [usize; 4], writing: &Writing<'_>) -> Result {
-        let Self::Grid(path) = self else { return Ok(()) };
-        let (shape, options) = writing.in_grid(shape);
-        check_grid(shape, options).or_usage().context(format!("--out {}", path.display()))
+        match self {
+            Self::Grid(path) => {
+                let (shape, options) = writing.in_grid(shape);
+                check_grid(shape, options).or_usage().context(format!("--out {}", path.display()))
+            }
+            Self::Curves(path) if shape[0] > MOST_SEQUENCES => Err(Failure::usage(format!(
+                "--out {}: at most {MOST_SEQUENCES} sequences are drawn as curves, not {}",
+                path.display(),
+                shape[0]
+            ))
+            .hint("draw fewer, or give FILE.npy for an array")),
+            _ => Ok(()),
+        }
     }
 
     pub fn write(&self, images: &ImageBatch, writing: &Writing<'_>) -> Result {
@@ -141,7 +153,9 @@ impl Out {
         match self {
             Self::Grid(path) => {
                 let (shape, options) = writing.in_grid(images.shape);
-                let pairs = writing.conditions.filter(|_| shape != images.shape).and_then(|of| images.beside(of));
+                let conditions = writing.conditions.filter(|_| shape != images.shape);
+                let conditions = conditions.map(|of| of.of(0..images.shape[0])).transpose()?;
+                let pairs = conditions.and_then(|of| images.beside(&of));
                 save_grid(path, pairs.as_ref().unwrap_or(images), options)?;
             }
             Self::Folder(path) => {
@@ -149,9 +163,7 @@ impl Out {
                 remove_numbered(path, images.shape[0])?;
             }
             Self::Array(path) => {
-                if let Some(folder) = path.parent() {
-                    std::fs::create_dir_all(folder).context(format!("cannot create {}", folder.display()))?;
-                }
+                create_folder_of(path)?;
                 let values: Vec<f32> =
                     images.data.iter().map(|v| (low + (high - low) * f64::from(*v)) as f32).collect();
                 let [n, c, h, w] = images.shape;
@@ -164,6 +176,7 @@ impl Out {
                     Some(batch) => sequences_svg(&[SequenceSet { title: data, batch }, generated], range)?,
                     None => sequences_svg(&[generated], range)?,
                 };
+                create_folder_of(path)?;
                 write_atomically(path, |out| out.write_all(svg.as_bytes()))
                     .context(format!("cannot write {}", path.display()))?;
             }

@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use clap::Args;
 use denoising_diffusion::data::{ChannelPolicy, DataConfig, ImageBatch, ImageShape, VectorTable};
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig, GuidanceConfig, Threshold};
-use denoising_diffusion::eval::images::Images;
+use denoising_diffusion::eval::images::{Images, Picked};
 use denoising_diffusion::eval::result::Sampling;
 use denoising_diffusion::generate::{Request, Samples};
 use denoising_diffusion::model_file::ModelFile;
@@ -297,7 +297,7 @@ impl SamplingArgs {
 pub struct BelongTo {
     /// Used unless `--classes` names others.
     pub classes: Option<Vec<u32>>,
-    pub conditions: Option<ImageBatch>,
+    pub conditions: Option<Picked>,
     pub vectors: Option<Vec<f32>>,
 }
 
@@ -317,7 +317,7 @@ impl BelongTo {
     ) -> Result<Self> {
         let conditions = match own.conditions.filter(|_| args.condition.is_none()) {
             Some(own) => Some(own),
-            None => in_turn(args.conditions(from, run)?.as_ref(), 0..count)?,
+            None => in_turn(args.conditions(from, run)?.as_ref(), 0..count),
         };
         let vectors = match own.vectors.filter(|_| args.vectors.is_none()) {
             Some(own) => Some(own),
@@ -328,9 +328,8 @@ impl BelongTo {
 }
 
 /// The conditions of samples with these numbers: in turn, repeated from the start.
-pub fn in_turn(conditions: Option<&Images>, numbers: Range<usize>) -> Result<Option<ImageBatch>> {
-    let places = |of: &Images| numbers.map(|i| i % of.len()).collect::<Vec<_>>();
-    Ok(conditions.map(|of| of.pick(&places(of))).transpose()?)
+pub fn in_turn(conditions: Option<&Images>, numbers: Range<usize>) -> Option<Picked> {
+    conditions.map(|of| of.picked(numbers.map(|i| i % of.len()).collect()))
 }
 
 /// Draws samples into `room`, with progress; Ctrl-C cancels.
@@ -348,7 +347,7 @@ pub fn draw(
     let classes = own.or(classes.as_ref());
     let request = Request {
         classes: classes.map(Vec::as_slice),
-        conditions: belong_to.conditions.as_ref(),
+        conditions: belong_to.conditions.as_ref().map(|of| of as _),
         vectors: belong_to.vectors.as_deref(),
         ..Request::new(&settings.sample, args.seed, count, from.shape)
     };

@@ -77,9 +77,9 @@ fn what_cannot_be_averaged_is_told() {
     place.ok(&format!("train digits {TINY} {KEPT} 0.05,0.1 --steps 2 --out run"));
     place.fails("average run --sigma-rel 0.3 --out a.safetensors", 2, "at most 0.2886, got 0.3");
     place.fails("average run --sigma-rel 0.1 --step 7 --out a.safetensors", 1, "the nearest one is of step 2");
-    place.fails("average run --sigma-rel 0.1 --out there/a.safetensors", 2, "the folder there does not exist");
     place.fails("average run --sigma-rel 0.1 --out a.png", 2, "must end in .safetensors");
     place.ok("average run --sigma-rel 0.1 --out a.safetensors");
+    place.ok("average run --sigma-rel 0.1 --out new/folder/a.safetensors");
     place.fails("average run --sigma-rel 0.1 --out a.safetensors", 2, "exists");
     fs::copy(
         place.path("without/checkpoints/step-00000002/ema.safetensors"),

@@ -51,6 +51,21 @@ fn a_second_ctrl_c_stops_at_once() {
 }
 
 #[test]
+fn a_run_under_nohup_outlives_its_terminal() {
+    let place = Place::new();
+    // What `nohup` does, without its redirections.
+    let script = format!("trap '' HUP; exec {} train digits {TINY} --steps 300 --out run", env!("CARGO_BIN_EXE_ddpm"));
+    let file = std::fs::File::create(place.path("stderr")).unwrap();
+    let mut child = Command::new("sh").args(["-c", &script]).current_dir(place.path("")).stderr(file).spawn().unwrap();
+    let said = || std::fs::read_to_string(place.path("stderr")).unwrap();
+    wait_until("the first step", || said().contains("train 1/"));
+    signal(&child, "-HUP");
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{}", said());
+    assert!(!said().contains("press Ctrl-C again"), "{}", said());
+    assert!(place.path("run/checkpoints/step-00000300").is_dir());
+}
+
+#[test]
 fn an_interrupted_run_equals_one_in_one_go() {
     let place = Place::new();
     let flags = format!("{TINY} --save-every 20");

@@ -58,8 +58,8 @@ fn fid_of_folders_statistics_and_a_cache() {
     assert_eq!(json("fid a b --dims 64 --json")["fid"], first["fid"], "from the cache");
     assert!(json("fid a a --dims 64 --json")["fid"].as_f64().unwrap() < 1e-6 * fid);
 
-    json("stats a -o a.npz --dims 64 --json");
-    let of_statistics = json("fid a.npz b --dims 64 --json");
+    json("stats a -o new/a.npz --dims 64 --json");
+    let of_statistics = json("fid new/a.npz b --dims 64 --json");
     assert!((of_statistics["fid"].as_f64().unwrap() - fid).abs() < 1e-6 * fid);
     assert_eq!(of_statistics["n_real"], 6);
 

@@ -47,6 +47,27 @@ fn sequences_are_not_shown_to_inception() {
     place.ok(&format!("{train} --metrics swd,spectrum"));
 }
 
+/// `fid` and `stats` show Inception the same data as `eval` does, and say so before they look for it or draw anything.
+#[test]
+fn fid_and_stats_refuse_what_eval_does_not_show_to_inception() {
+    let place = Place::new();
+    let refused = |args: &str, why: &str| {
+        let told = place.fails(&format!("{args} --inception missing.pth"), 2, why);
+        assert!(!told.contains("drawing"), "{told}");
+    };
+    array(&place, "volumes.npy", &[4, 1, 8, 8, 8]);
+    array(&place, "signals.npy", &[50, 1, 16]);
+    for (data, kind) in [("volumes.npy", "the data are volumes"), ("signals.npy", "Inception takes images")] {
+        refused(&format!("fid {data} digits"), kind);
+        refused(&format!("fid digits {data}"), kind);
+        refused(&format!("stats {data} -o out.npz"), kind);
+    }
+    let small = "--model unet1d --dim 4 --dim-mults 1 --attn-heads 1 --timesteps 8 --batch-size 4 --num-samples 2";
+    place.ok(&format!("train signals.npy {small} --steps 1 --out run"));
+    refused("fid digits run", "the data are sequences");
+    refused("fid run digits", "the data are sequences");
+}
+
 #[test]
 fn a_column_of_pixels_has_no_spectrum() {
     let place = Place::new();

@@ -65,6 +65,9 @@ fn sequences_from_an_array_to_curves_and_back_in_its_units() {
     place.ok("sample whole -n 2 --steps 4 --real --out x.svg");
     let drawn = String::from_utf8(place.read("x.svg")).unwrap();
     assert!(drawn.contains("the data") && drawn.contains("2 samples"), "{drawn}");
+    place.ok("sample whole -n 2 --steps 4 --out new/x.svg");
+    assert!(place.path("new/x.svg").is_file());
+    place.fails("sample whole -n 101 --out many.svg", 2, "at most 100 sequences are drawn as curves, not 101");
     place.fails("sample whole --out x.png", 2, ".svg for curves");
     let measured = place.ok("eval whole --metrics swd,spectrum -n 4 --num-real 8 --steps 2");
     assert!(measured.contains("spectrum"), "{measured}");

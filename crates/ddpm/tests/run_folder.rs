@@ -292,3 +292,26 @@ fn tensorboard_has_a_file_per_process() {
     place.ok("train --resume run --steps 4 --tensorboard=false");
     assert!(!place.path(&file(2)).exists());
 }
+
+#[test]
+fn a_page_has_the_history_of_a_run_with_a_damaged_log_and_of_its_best_checkpoint() {
+    let place = Place::new();
+    place.ok(&format!("train digits {TINY} --steps 4 --save-every 2 --evaluate-every 2 --metrics loss --out run"));
+    let log = text(&place, "run/log.jsonl");
+    place.write("run/log.jsonl", log.replacen('\n', "\n{\"kind\":\n", 1));
+    for target in ["run", "run/best"] {
+        place.ok(&format!("eval {target} --metrics loss --report page.html --force"));
+        assert!(text(&place, "page.html").contains("Metrics over training"), "{target}");
+    }
+}
+
+/// The page shows the command, whatever bytes are in it.
+#[test]
+fn a_page_can_have_a_name_that_is_no_text() {
+    let place = Place::new();
+    place.ok(&format!("train digits {TINY} --steps 1 --out run"));
+    let name = std::ffi::OsStr::from_bytes(b"page-\xff.html");
+    let output = place.command("eval run --metrics loss --report").arg(name).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(place.path("").join(name).is_file());
+}

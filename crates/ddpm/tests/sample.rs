@@ -246,6 +246,26 @@ fn what_cannot_be_written_is_said_before_anything_is_drawn() {
     place.fails("sample run --trajectory t.png", 2, "FILE.gif");
     place.ok("sample run -n 3 --steps 3 --out new/folder/x.npy --trajectory t.gif");
     assert!(place.read("t.gif").starts_with(b"GIF89a"));
+    std::fs::create_dir(place.path("taken.safetensors")).unwrap();
+    for command in ["convert run --out", "train-classifier --like run --force --out"] {
+        place.fails(&format!("{command} taken.safetensors"), 2, "taken.safetensors is a folder");
+    }
+}
+
+#[test]
+fn the_folder_of_a_result_is_created() {
+    let place = Place::new();
+    place.ok(&format!("train digits {TINY} --steps 1 --out run"));
+    for (command, file) in [
+        ("sample run -n 2 --steps 1 --out", "array/x.npy"),
+        ("sample run -n 2 --steps 1 --out", "grid/x.png"),
+        ("eval run -n 4 --steps 1 --metrics swd --report", "page/x.html"),
+        ("convert run --out", "ours/x.safetensors"),
+        ("convert run --to reference --out", "theirs/x.safetensors"),
+    ] {
+        place.ok(&format!("{command} new/{file}"));
+        assert!(place.path(&format!("new/{file}")).is_file(), "{file}");
+    }
 }
 
 #[test]

@@ -12,13 +12,22 @@ const SUFFIX: &str = ".ddpm-tmp";
 /// Writes a file so that `path` always holds either its previous contents or everything that `fill` wrote, whatever happens in between. The folder
 /// must exist. On an error (a full disk, say) the old file is untouched and nothing is left behind.
 pub fn write_atomically(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    put_in_place(path, |temporary| fill_and_sync(temporary, fill))?;
+    sync_folder(folder_of(path))
+}
+
+/// The same for one of many files that can be made again: without waiting for the device, which takes longer than writing a small file does. If the
+/// machine, and not just the process, fails within seconds, the file can be lost or incomplete.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    put_in_place(path, |temporary| File::create_new(temporary)?.write_all(bytes))
+}
+
+fn put_in_place(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     let temporary = temporary_beside(path)?;
-    let written = fill_and_sync(&temporary, fill).and_then(|()| fs::rename(&temporary, path));
-    written.inspect_err(|_| {
+    write(&temporary).and_then(|()| fs::rename(&temporary, path)).inspect_err(|_| {
         // The first error is the one to report; a temporary file that cannot be removed either does no harm.
         let _ = fs::remove_file(&temporary);
-    })?;
-    sync_folder(folder_of(path))
+    })
 }
 
 /// Removes the files that interrupted writers left in `folder`. Nobody may be writing there.
@@ -75,6 +84,8 @@ mod tests {
             write_atomically(&path, |out| out.write_all(text)).unwrap();
             assert_eq!(fs::read(&path).unwrap(), text);
         }
+        write_whole(&path, b"third").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"third");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
@@ -110,6 +121,7 @@ mod tests {
         let occupied = folder.path().join("occupied");
         fs::create_dir_all(occupied.join("inside")).unwrap();
         assert!(write_atomically(&occupied, |out| out.write_all(b"x")).is_err());
+        assert!(write_whole(&occupied, b"x").is_err());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         assert!(write_atomically(Path::new("/nowhere/at/all/file"), |_| Ok(())).is_err());
         assert!(write_atomically(Path::new("/"), |_| Ok(())).is_err());

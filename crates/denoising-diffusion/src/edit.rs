@@ -18,7 +18,7 @@ use crate::sampler::{
 mod tests;
 
 /// Why images could not be edited.
-#[derive(Debug, Error, PartialEq)]
+#[derive(Debug, Error)]
 pub enum EditError {
     #[error(transparent)]
     Generate(#[from] GenerateError),
@@ -144,7 +144,7 @@ impl<'a, M: Network> Generator<'a, M> {
         let ends = pair.map(|image| self.diffusion.normalize(from_host(image.to_vec(), [1, c, h, w], &self.device)));
         let noise: Tensor<4> = normal_batch(request.seed, Purpose::SampleInit, 0, 0, [1, c, h, w], &self.device);
         let mut inverted = None;
-        Ok(self.in_batches(request, |batch| {
+        Ok(self.in_batches(request, |batch| -> Result<_, GenerateError> {
             let levels = last_share(&self.levels(&batch, request), share);
             let lambdas = (batch.first..batch.first + batch.init.dims()[0]).map(|i| i as f64 / last.max(1) as f64);
             let mixed = match between {
@@ -168,7 +168,7 @@ impl<'a, M: Network> Generator<'a, M> {
             let mut callback = passed_on(batch.first, watch);
             // The same noise in every image, so that adjacent images look alike.
             let mut noise = Shared(SeededNoise::new(request.seed, 0, &self.device));
-            request.sample.run(&batch.denoiser, Tensor::cat(mixed, 0), &levels, &mut noise, &mut callback)
+            Ok(request.sample.run(&batch.denoiser, Tensor::cat(mixed, 0), &levels, &mut noise, &mut callback)?)
         })?)
     }
 
@@ -179,10 +179,10 @@ impl<'a, M: Network> Generator<'a, M> {
         number: usize,
         image: Tensor<4>,
         watch: &mut Watch<'_>,
-    ) -> Result<Tensor<4>, Interrupted> {
-        let batch = self.batch(request, number..number + 1);
+    ) -> Result<Tensor<4>, GenerateError> {
+        let batch = self.batch(request, number..number + 1)?;
         let upwards = self.levels_of(&batch, request, self.inversion_steps(request.sample));
-        ddim_inversion(&batch.denoiser, image, &upwards, &mut passed_on(number, watch))
+        Ok(ddim_inversion(&batch.denoiser, image, &upwards, &mut passed_on(number, watch))?)
     }
 
     fn levels(&self, batch: &SampleBatch<'_, M>, request: &Request<'_>) -> Vec<NoiseLevel> {

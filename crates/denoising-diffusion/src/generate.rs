@@ -1,11 +1,12 @@
 //! From a network in eval behaviour to images: noise levels, sampler, guidance and batches chosen by configurations, on one device or several. Not
 //! here: the samplers themselves, and files.
 
+use std::fmt::Debug;
 use std::ops::{ControlFlow, Range};
 
 use burn::tensor::{Device, Tensor};
 
-use crate::data::ImageBatch;
+use crate::data::{DataError, ImageBatch};
 use crate::diffusion::{Diffusion, GuidanceConfig, NetworkDenoiser, NoiseLevel};
 use crate::models::{Calls, Network};
 use crate::nn::params::{from_host, host_values};
@@ -38,9 +39,31 @@ pub struct Request<'a> {
     /// for a sample without class; a network without classes does not get those meant for the classifier.
     pub classes: Option<&'a [u32]>,
     /// The condition image of every sample, `[count, condition channels, h, w]` in the data's range, for networks that take a condition.
-    pub conditions: Option<&'a ImageBatch>,
+    pub conditions: Option<&'a dyn Conditions>,
     /// The conditioning vector of every sample, `[count, vector_dim]` in row-major order and scaled as in training, for networks that take vectors.
     pub vectors: Option<&'a [f32]>,
+}
+
+/// The condition images of samples. They are asked for batch by batch, so that not all of them need be in memory.
+pub trait Conditions: Debug + Sync {
+    /// The shape of all of them, `[n, c, h, w]`.
+    fn shape(&self) -> [usize; 4];
+
+    /// Those of the samples with these numbers.
+    ///
+    /// # Errors
+    /// Errors of reading.
+    fn of(&self, numbers: Range<usize>) -> Result<ImageBatch, DataError>;
+}
+
+impl Conditions for ImageBatch {
+    fn shape(&self) -> [usize; 4] {
+        self.shape
+    }
+
+    fn of(&self, numbers: Range<usize>) -> Result<ImageBatch, DataError> {
+        Ok(self.slice(numbers.start, numbers.len()))
+    }
 }
 
 /// A classifier's gradient: `scale grad_x ln p(y | x)` for x at a level and the classes y.
@@ -164,7 +187,7 @@ impl<'a, M: Network> Generator<'a, M> {
         }
         for k in 0..request.batches() {
             let numbers = request.batch(k);
-            let x = self.solve(self.batch(request, numbers.clone()), request, watch);
+            let x = self.solve(self.batch(request, numbers.clone())?, request, watch);
             let values = host_values(self.diffusion.unnormalize(x.map_err(GenerateError::from)?));
             take(numbers.start, finite(values, numbers.start, request)?)?;
         }
@@ -192,10 +215,10 @@ impl<'a, M: Network> Generator<'a, M> {
     ///
     /// # Errors
     /// [`GenerateError`].
-    pub fn in_batches(
+    pub fn in_batches<E: Into<GenerateError>>(
         &self,
         request: &Request<'_>,
-        mut make: impl FnMut(SampleBatch<'a, M>) -> Result<Tensor<4>, Interrupted>,
+        mut make: impl FnMut(SampleBatch<'a, M>) -> Result<Tensor<4>, E>,
     ) -> Result<ImageBatch, GenerateError>
     where
         Self: 'a,
@@ -203,14 +226,18 @@ impl<'a, M: Network> Generator<'a, M> {
         self.check(request)?;
         let mut data = room_for(request.count, request.shape)?;
         for k in 0..request.batches() {
-            let x = make(self.batch(request, request.batch(k)))?;
+            let x = make(self.batch(request, request.batch(k))?).map_err(E::into)?;
             data.extend(host_values(self.diffusion.unnormalize(x)));
         }
         finite(data, 0, request)
     }
 
     /// The batch of the samples with these numbers, before denoising. The request must be valid for [`in_batches`](Self::in_batches).
-    pub(crate) fn batch(&self, request: &Request<'_>, numbers: Range<usize>) -> SampleBatch<'a, M>
+    pub(crate) fn batch(
+        &self,
+        request: &Request<'_>,
+        numbers: Range<usize>,
+    ) -> Result<SampleBatch<'a, M>, GenerateError>
     where
         Self: 'a,
     {
@@ -221,16 +248,16 @@ impl<'a, M: Network> Generator<'a, M> {
             Some(values) => from_host(values[first * size..end * size].to_vec(), [b, c, h, w], &self.device),
             None => noise.init([b, c, h, w]),
         };
-        let mut denoiser = self.denoiser(request.classes.map(|classes| &classes[numbers]));
+        let mut denoiser = self.denoiser(request.classes.map(|classes| &classes[numbers.clone()]));
         if let Some(conditions) = request.conditions {
-            let ImageBatch { shape, data } = conditions.slice(first, b);
+            let ImageBatch { shape, data } = conditions.of(numbers).map_err(GenerateError::ReadConditions)?;
             denoiser = denoiser.with_condition(from_host(data, shape, &self.device));
         }
         if let Some(vectors) = request.vectors {
             let dim = self.model.network().vector_dim();
             denoiser = denoiser.with_vectors(vectors[first * dim..end * dim].to_vec());
         }
-        SampleBatch { denoiser, first, init, noise }
+        Ok(SampleBatch { denoiser, first, init, noise })
     }
 
     /// The guided denoiser of a batch with these classes.

@@ -293,7 +293,7 @@ impl Drawing {
             let vectors: Vec<f32> = (0..7 * Network::vector_dim(&*model)).map(|i| (i as f32).sin()).collect();
             let request = Request {
                 classes: (Network::num_classes(&*model) > 0).then_some(&[0, 1, 2, 0, 1, 2, 0]),
-                conditions: conditions.as_ref(),
+                conditions: conditions.as_ref().map(|of| of as _),
                 vectors: (!vectors.is_empty()).then_some(&vectors),
                 ..Request::new(&self.sample, 3, 7, [1, 8, 8])
             };

@@ -9,7 +9,7 @@ use denoising_diffusion::train::{Averaged, Snapshots, SnapshotsError};
 use serde_json::json;
 
 use crate::failure::{Failure, Result};
-use crate::output::{self, Rows, note, refuse_file, thousands};
+use crate::output::{self, Rows, create_folder_of, note, refuse_file, thousands};
 use crate::recipes;
 
 /// Make an average of another length from those that a run has kept (--post-hoc-sigma-rels).
@@ -49,14 +49,6 @@ pub fn run(args: &AverageArgs) -> Result {
         return Err(Failure::usage(format!("--out {}: the name must end in .safetensors", args.out.display())));
     }
     refuse_file(&args.out, !args.force)?;
-    let folder = args.out.parent().filter(|folder| !folder.as_os_str().is_empty());
-    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
-        return Err(Failure::usage(format!(
-            "--out {}: the folder {} does not exist",
-            args.out.display(),
-            folder.display()
-        )));
-    }
     // Reports an error if this is not a run folder.
     recipes::of_run(&args.run)?;
     let mut shown = None;
@@ -68,6 +60,7 @@ pub fn run(args: &AverageArgs) -> Result {
         progress.finish();
     }
     let Averaged { file, made_of, relative_error } = averaged.map_err(usage_if_length)?;
+    create_folder_of(&args.out)?;
     file.write(&args.out)?;
     let percent = 100.0 * relative_error;
     if relative_error > LARGE_ERROR {

@@ -11,7 +11,7 @@ use denoising_diffusion::weights::WeightsKind;
 use serde_json::{Map, Value, json};
 
 use crate::failure::{Failure, FailureExt, Result};
-use crate::output::{self, Rows, note, refuse_file, word};
+use crate::output::{self, Rows, create_folder_of, note, refuse_file, word};
 use crate::recipe_flags::UntoldFlags;
 use crate::weights::{Found, weights_kind};
 
@@ -58,6 +58,7 @@ pub fn run(args: &ConvertArgs) -> Result {
     let found = Found::open(&args.target, args.weights)?;
     note(format!("reading {}", found.path.display()));
     let file = found.into_model(&args.untold)?;
+    create_folder_of(&args.out)?;
     match args.to {
         Format::Ours => file.write(&args.out)?,
         Format::Reference => write_reference(&file, args)?,

@@ -168,11 +168,11 @@ impl<'a> Job<'a> {
         let conditions = self.args.sampling.conditions(&self.from, self.recipe.as_ref())?;
         // In the order of the images, with all variants of an image in sequence.
         let places = |of: usize| (0..count).map(move |i| i * of / count);
-        let conditions = conditions.map(|of| of.pick(&places(of.len()).collect::<Vec<_>>())).transpose()?;
+        let conditions = conditions.map(|of| of.picked(places(of.len()).collect()));
         let vectors = self.args.sampling.vectors(&self.from)?.map(|of| of.pick(places(of.rows())));
         let request = Request {
             classes: classes.as_deref(),
-            conditions: conditions.as_ref(),
+            conditions: conditions.as_ref().map(|of| of as _),
             vectors: vectors.as_deref(),
             ..Request::new(sample, self.args.sampling.seed, count, self.from.shape)
         };

@@ -33,7 +33,7 @@ use crate::output::{self, counted, note, refuse_file};
 use crate::recipe_flags::UntoldFlags;
 use crate::report_page::{Shown, write_page};
 use crate::sampling::{BelongTo, Drawable, SamplingArgs, Settings, draw};
-use crate::weights::{Found, weights_kind};
+use crate::weights::{Found, best_of, weights_kind};
 
 /// Measure how good a network's samples are.
 #[derive(Args, Debug)]
@@ -180,7 +180,7 @@ impl<'a> Plan<'a> {
         note(format!("drawing {examples} with {sampler}, from {}", self.path.display()));
         let sampling = &self.args.sampling;
         let own = self.split.as_ref().map_or(&self.real, |(_, held_out)| held_out);
-        let (conditions, vectors) = (own.conditions(n)?, own.vectors(n));
+        let (conditions, vectors) = (own.conditions(n), own.vectors(n));
         let named = sampling.condition.is_some() || sampling.vectors.is_some();
         // Those of the same examples, otherwise in the same proportions as in the data that the samples are compared with.
         let classes = match !named && (conditions.is_some() || vectors.is_some()) {
@@ -242,10 +242,16 @@ impl<'a> Plan<'a> {
     }
 
     fn write_report(&self, path: &Path, evaluation: &Evaluation, samples: Option<&Images>) -> Result {
-        let run = self.args.target.join("log.jsonl");
+        let log = run_of(&self.args.target)?.join("log.jsonl");
         let training = self.split.as_ref().map(|(training, _)| training);
-        write_page(path, &Shown { evaluation, samples, training, log: run.is_file().then_some(run.as_path()) })
+        write_page(path, &Shown { evaluation, samples, training, log: log.is_file().then_some(log.as_path()) })
     }
+}
+
+/// The folder of the run, if the target is a run or `RUN/best`.
+fn run_of(target: &Path) -> Result<&Path> {
+    let of_best = best_of(target)?.and(target.parent());
+    Ok(of_best.unwrap_or(target))
 }
 
 /// The data to compare with, prepared like the network's samples.

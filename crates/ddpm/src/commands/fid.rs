@@ -15,14 +15,13 @@ use serde_json::json;
 
 use crate::evaluation::{StderrWatch, or_interrupted};
 use crate::failure::{Failure, FailureExt, Result};
-use crate::image_source::ImageSource;
+use crate::image_source::{ImageSource, Weights};
 use crate::inception::InceptionArgs;
 use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::{Machine, NetworkDevicesArgs};
 use crate::numbers::at_least;
 use crate::out_of_memory::Work;
 use crate::output::{self, counted, note};
-use crate::recipe_flags::UntoldFlags;
 use crate::sampling::{BelongTo, SamplingArgs, draw};
 
 /// Compute the Fréchet inception distance of two sets of images.
@@ -85,7 +84,7 @@ impl Side {
 pub fn run(args: &FidArgs) -> Result {
     let started = Instant::now();
     // Before Inception is prepared, which can involve a download.
-    let (a, b) = (ImageSource::open(&args.a)?, ImageSource::open(&args.b)?);
+    let (a, b) = (ImageSource::open_for_inception(&args.a)?, ImageSource::open_for_inception(&args.b)?);
     check_statistics(&a, &args.a, args)?;
     check_statistics(&b, &args.b, args)?;
     if args.num_samples.is_some() && ![&a, &b].iter().any(|set| matches!(set, ImageSource::Weights(_))) {
@@ -104,13 +103,7 @@ pub fn run(args: &FidArgs) -> Result {
         }
         _ => (reader.side(a, &args.a)?, reader.side(b, &args.b)?),
     };
-    // Error and bias are computed from images of the generated side, so a side with images is preferred for it.
-    let (real, generated) = if matches!((&a.values, &b.values), (Values::Features(_), Values::Statistics(_))) {
-        (&b, &a)
-    } else {
-        (&a, &b)
-    };
-    let result = fid(real.input(), generated.input(), args.sampling.seed).context(format!(
+    let result = fid(a.input(), b.input(), args.sampling.seed).context(format!(
         "{} and {} cannot be compared",
         args.a.display(),
         args.b.display()
@@ -135,15 +128,6 @@ fn check_statistics(source: &ImageSource, path: &Path, args: &FidArgs) -> Result
     }
 }
 
-/// Refuses sequences: arrays one value high are read as images, but are not.
-fn refuse_sequences(path: &Path, [_, height, width]: [usize; 3]) -> Result {
-    if height.min(width) > 1 {
-        return Ok(());
-    }
-    Err(Failure::usage(format!("{} holds no images: its entries are {height} high and {width} wide", path.display()))
-        .hint("to compare sequences with those of a run, use `ddpm eval RUN DATA --metrics swd,spectrum`"))
-}
-
 struct Reader<'a> {
     args: &'a FidArgs,
     machine: &'a Machine,
@@ -159,10 +143,9 @@ impl Reader<'_> {
                 return Ok(Side { values: Values::Statistics(*gaussian), preprocessing: None, sampling: None });
             }
             ImageSource::Data(images) => images,
-            ImageSource::Weights(found) => {
-                let recipe = found.recipe.clone();
-                let file_path = found.path.clone();
-                let (file, args) = (found.into_model(&UntoldFlags::default())?, &self.args.sampling);
+            ImageSource::Weights(weights) => {
+                let Weights { file, path: file_path, recipe } = *weights;
+                let args = &self.args.sampling;
                 let settings = args.settings(recipe.as_ref(), &file.card.diffusion)?;
                 let from = args.open(file, &file_path, self.machine)?;
                 let count = self.args.num_samples.unwrap_or(10_000);
@@ -173,7 +156,6 @@ impl Reader<'_> {
                 draw(&from, &settings, args, room, &belong_to, &self.stop)?
             }
         };
-        refuse_sequences(path, images.shape())?;
         if images.len() < 2 {
             return Err(Failure::failed(format!(
                 "{} has {}; FID needs at least 2 in each set",
@@ -216,16 +198,4 @@ fn report(args: &FidArgs, extractor: Option<&Extractor>, sets: [&Side; 2], fid: 
     let error = fid.standard_error.map_or(String::new(), |error| format!(" ± {error:.2}"));
     let notes: String = fid.notes.iter().map(|note| format!("; {note}")).collect();
     output::result(format!("fid {:.4}{error}{notes}", fid.value))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sequences_are_no_images() {
-        let text = refuse_sequences(Path::new("x.npy"), [3, 1, 64]).unwrap_err().to_text();
-        assert!(text.contains("1 high and 64 wide") && text.contains("swd,spectrum"), "{text}");
-        refuse_sequences(Path::new("x.npy"), [1, 8, 8]).unwrap();
-    }
 }

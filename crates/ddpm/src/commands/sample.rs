@@ -13,7 +13,7 @@ use denoising_diffusion::eval::images::Images;
 use denoising_diffusion::generate::{BatchStep, Request};
 use denoising_diffusion::nn::params::host_values;
 use denoising_diffusion::recipe::Recipe;
-use denoising_diffusion::report::{GridOptions, TrajectoryGif, check_grid, save_images};
+use denoising_diffusion::report::{GridOptions, ReportError, TrajectoryGif, check_grid, save_images};
 use denoising_diffusion::sampler::SampleConfig;
 use denoising_diffusion::train::StopSignal;
 use denoising_diffusion::weights::WeightsKind;
@@ -24,7 +24,7 @@ use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::NetworkDevicesArgs;
 use crate::opening::open_data;
 use crate::out_of_memory::Work;
-use crate::output::{self, Rows, counted, note, refuse_file};
+use crate::output::{self, Rows, counted, note, refuse_file, thousands};
 use crate::recipe_flags::UntoldFlags;
 use crate::sample_output::{Out, Writing, remove_numbered, shape_of};
 use crate::sampling::{BelongTo, Drawable, SamplingArgs, Settings, in_turn};
@@ -52,7 +52,7 @@ pub struct SampleArgs {
     #[arg(long, value_parser = weights_kind())]
     weights: Option<WeightsKind>,
     /// Grid (.png), folder of images (ends in /), float32 array (.npy: images in [0, 1], else in the units of the data), or curves for sequences
-    /// (.svg) [default: samples.png, for sequences samples.svg, which is overwritten]
+    /// (.svg, at most 100) [default: samples.png, for sequences samples.svg, which is overwritten]
     #[arg(long, value_name = "FILE|DIR/")]
     out: Option<PathBuf>,
     /// Show as many sequences of the run's data beside the samples (with --out FILE.svg)
@@ -78,11 +78,11 @@ pub fn run(args: &SampleArgs) -> Result {
     let stop = stop_on_ctrl_c("cancelling")?;
     note(plan.in_words());
     let started = Instant::now();
-    let mut frames = Frames::new(plan.steps(), args.trajectory.is_some(), plan.frame_layout());
-    plan.draw(&stop, &mut frames)?;
+    let mut frames = args.trajectory.is_some().then(|| Frames::new(plan.gif(), plan.settings.sample.num_samples));
+    plan.draw(&stop, frames.as_mut())?;
     let seconds = started.elapsed().as_secs_f64();
-    if let Some(gif) = &args.trajectory {
-        frames.save(gif, plan.from.shape)?;
+    if let (Some(path), Some(frames)) = (&args.trajectory, frames) {
+        frames.save(path)?;
     }
     report(&plan, seconds)
 }
@@ -136,7 +136,7 @@ impl<'a> Plan<'a> {
         let real = args.real.then(|| real_sequences(recipe.as_ref(), &out, numbers.len())).transpose()?;
         let belong_to = BelongTo {
             classes: args.sampling.classes_of(&from, numbers.clone(), &settings.guidance)?,
-            conditions: in_turn(conditions.as_ref(), numbers.clone())?,
+            conditions: in_turn(conditions.as_ref(), numbers.clone()),
             vectors: vectors.map(|of| of.in_turn(numbers)),
         };
         let plan = Self { args, out, path, from, settings, init_noise, belong_to, real };
@@ -149,10 +149,23 @@ impl<'a> Plan<'a> {
         let [c, h, w] = self.from.shape;
         let shape = [self.settings.sample.num_samples, c, h, w];
         self.out.check_size(shape, &self.writing())?;
-        match self.args.trajectory {
-            Some(_) => check_grid(shape, self.frame_layout()).or_usage(),
-            None => Ok(()),
+        if self.args.trajectory.is_none() {
+            return Ok(());
         }
+        check_grid(shape, self.frame_layout()).or_usage()?;
+        let bytes = self.gif().bytes(shape);
+        Vec::<u8>::new().try_reserve_exact(bytes).map_err(|_| {
+            Failure::usage(format!(
+                "--trajectory: the states of {} take {} MiB, for which there is no memory",
+                counted(shape[0], "image"),
+                thousands(bytes as u64 >> 20)
+            ))
+            .hint("draw fewer images")
+        })
+    }
+
+    fn gif(&self) -> TrajectoryGif {
+        TrajectoryGif::new(self.steps(), self.frame_layout())
     }
 
     fn request(&self) -> Request<'_> {
@@ -161,7 +174,7 @@ impl<'a> Plan<'a> {
             first: self.args.first as u64,
             init_noise: self.init_noise.as_deref(),
             classes: self.belong_to.classes.as_deref(),
-            conditions: self.belong_to.conditions.as_ref(),
+            conditions: self.belong_to.conditions.as_ref().map(|of| of as _),
             vectors: self.belong_to.vectors.as_deref(),
             ..Request::new(sample, self.args.sampling.seed, sample.num_samples, self.from.shape)
         }
@@ -172,7 +185,7 @@ impl<'a> Plan<'a> {
             grid: GridOptions::of_classes(self.belong_to.classes.as_deref()),
             card: &self.from.file.card,
             real: self.real.as_ref(),
-            conditions: self.belong_to.conditions.as_ref(),
+            conditions: self.belong_to.conditions.as_ref().map(|of| of as _),
         }
     }
 
@@ -200,9 +213,13 @@ impl<'a> Plan<'a> {
     }
 
     /// Draws the images and writes them: into a folder batch by batch, else all at the end.
-    fn draw(&self, stop: &StopSignal, frames: &mut Frames) -> Result {
+    fn draw(&self, stop: &StopSignal, mut frames: Option<&mut Frames>) -> Result {
         let (guidance, request) = (&self.settings.guidance, self.request());
-        let mut see = |at: &BatchStep<'_>| frames.take(at, &self.from.diffusion);
+        let mut see = |at: &BatchStep<'_>| {
+            if let Some(frames) = &mut frames {
+                frames.take(at, &self.from.diffusion);
+            }
+        };
         let Out::Folder(folder) = &self.out else {
             let drawn = self.from.draw(guidance, &request, stop, &mut see);
             let images = drawn.inspect_err(|_| note(format!("{} is not written", self.out.path().display())))?;
@@ -286,33 +303,33 @@ fn real_sequences(recipe: Option<&Recipe>, out: &Out, count: usize) -> Result<Im
     Ok(ImageBatch::new([count, shape.channels, shape.height, shape.width], values)?)
 }
 
-/// The states of all images by step, and for each step by the number of a batch's first image.
+/// The states of all images, taken as they are seen.
 struct Frames {
-    gif: Option<TrajectoryGif>,
-    states: BTreeMap<usize, BTreeMap<usize, Vec<f32>>>,
+    gif: TrajectoryGif,
+    /// Number of images.
+    count: usize,
+    failed: Option<ReportError>,
 }
 
 impl Frames {
-    fn new(steps: usize, wanted: bool, layout: GridOptions) -> Self {
-        Self { gif: wanted.then(|| TrajectoryGif::new(steps, layout)), states: BTreeMap::new() }
+    fn new(gif: TrajectoryGif, count: usize) -> Self {
+        Self { gif, count, failed: None }
     }
 
+    /// Takes a batch's state, in 8 bits, if it will be shown. An error is told at the end, when the images are written.
     fn take(&mut self, at: &BatchStep<'_>, diffusion: &Diffusion) {
         let step = at.step - 1;
-        if self.gif.as_ref().is_some_and(|gif| gif.wants(step)) {
-            let values = host_values(diffusion.unnormalize(at.x.clone()));
-            self.states.entry(step).or_default().insert(at.first, values);
+        if self.gif.wants(step) && self.failed.is_none() {
+            let state = ImageBatch { shape: at.x.dims(), data: host_values(diffusion.unnormalize(at.x.clone())) };
+            self.failed = self.gif.push_part(step, at.first, self.count, &state).err();
         }
     }
 
-    fn save(self, path: &Path, [c, h, w]: [usize; 3]) -> Result {
-        let Some(mut gif) = self.gif else { return Ok(()) };
-        for (step, batches) in self.states {
-            let data: Vec<f32> = batches.into_values().flatten().collect();
-            let n = data.len() / (c * h * w);
-            gif.push(step, &ImageBatch::new([n, c, h, w], data)?)?;
+    fn save(self, path: &Path) -> Result {
+        match self.failed {
+            Some(error) => Err(error.into()),
+            None => Ok(self.gif.save(path)?),
         }
-        Ok(gif.save(path)?)
     }
 }
 

@@ -12,12 +12,12 @@ use serde_json::json;
 use crate::commands::fid::parse_dims;
 use crate::evaluation::{StderrWatch, or_interrupted};
 use crate::failure::{Failure, FailureExt, Result};
-use crate::image_source::{all, open_images};
+use crate::image_source::{all, open_images, refuse_all_but_images};
 use crate::inception::InceptionArgs;
 use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::MachineArgs;
 use crate::out_of_memory::Work;
-use crate::output::{self, Rows, counted, refuse_file};
+use crate::output::{self, Rows, counted, create_folder_of, refuse_file};
 
 /// Write the statistics of a set of images for later comparisons.
 #[derive(Args, Debug)]
@@ -48,6 +48,7 @@ pub fn run(args: &StatsArgs) -> Result {
     }
     refuse_file(&args.out, !args.force)?;
     let images = all(&open_images(&args.data)?);
+    refuse_all_but_images(&args.data, &images)?;
     let data = args.data.display();
     if images.len() < 2 {
         return Err(Failure::failed(format!(
@@ -64,6 +65,7 @@ pub fn run(args: &StatsArgs) -> Result {
         .context(format!("cannot compute the features of {data}"))?;
     let gaussian = extracted.table().map_err(Failure::from).and_then(|table| Ok(Gaussian::of(table)?));
     let gaussian = gaussian.context(format!("cannot compute the statistics of {data}"))?;
+    create_folder_of(&args.out)?;
     write_statistics(&args.out, &gaussian)?;
     if args.json {
         return output::json(&json!({

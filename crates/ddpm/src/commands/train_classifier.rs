@@ -27,7 +27,7 @@ use crate::interrupt::stop_on_ctrl_c;
 use crate::machine::{Machine, MachineArgs};
 use crate::opening::open_data;
 use crate::out_of_memory::Work;
-use crate::output::{self, Rows, note, plural, refuse_file, thousands};
+use crate::output::{self, Rows, create_folder_of, note, plural, refuse_file, thousands};
 use crate::recipe_flags::UntoldFlags;
 use crate::weights::Found;
 
@@ -185,9 +185,7 @@ fn setup(
     let config = classifier(args, file, class_names.len());
     config.stages().or_usage()?;
     config.check_size(card.image.height, card.image.width).or_usage()?;
-    if let Some(folder) = args.out.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        std::fs::create_dir_all(folder).context(format!("cannot create {}", folder.display()))?;
-    }
+    create_folder_of(&args.out)?;
     let (train, held_out) = dataset.split_held_out(data.held_out, args.seed);
     Ok(ClassifierSetup {
         file: args.out.clone(),

@@ -34,6 +34,7 @@ impl Kind {
     pub(super) fn parse(self, text: &str) -> Result<Value, String> {
         let expected = |what: &str| format!("expected {what}");
         match self {
+            Whole if is_too_large(text) => Err("the number is too large".to_string()),
             Whole => whole(text).ok_or_else(|| expected("a whole number of at least 0")),
             Number => number(text).ok_or_else(|| expected("a number such as 0.001 or 1e-3")),
             Switch => switch(text).ok_or_else(|| expected("true or false")),
@@ -86,8 +87,13 @@ fn whole(text: &str) -> Option<Value> {
     text.parse::<i64>().ok().filter(|number| *number >= 0).map(Value::Integer)
 }
 
+/// Whether it is a whole number, but beyond those of recipes.
+fn is_too_large(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) && whole(text).is_none()
+}
+
 fn number(text: &str) -> Option<Value> {
-    text.parse().ok().map(Value::Float)
+    text.parse().ok().filter(|number: &f64| !number.is_nan()).map(Value::Float)
 }
 
 fn switch(text: &str) -> Option<Value> {

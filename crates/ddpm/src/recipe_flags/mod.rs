@@ -74,7 +74,7 @@ impl Flag {
     }
 
     fn arg(&self, help: String, heading: &'static str) -> Arg {
-        let kind = self.kind;
+        let (kind, of_diffusion) = (self.kind, self.is_of("diffusion"));
         let arg = Arg::new(self.key)
             .long(self.long())
             .help(match kind {
@@ -87,7 +87,13 @@ impl Flag {
             // clap does not read `-3,5` as a negative number.
             .allow_hyphen_values(matches!(kind, Kind::ValueRange))
             .action(ArgAction::Set)
-            .value_parser(move |text: &str| kind.parse(text));
+            .value_parser(move |text: &str| match kind.parse(text)? {
+                // The formulation's options are read by way of JSON, which has no infinity.
+                Value::Float(number) if of_diffusion && number.is_infinite() => {
+                    Err("expected a finite number".to_string())
+                }
+                value => Ok(value),
+            });
         match kind {
             Switch => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
             _ => arg,

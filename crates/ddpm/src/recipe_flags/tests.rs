@@ -237,3 +237,24 @@ fn what_a_resumed_run_may_not_change_is_found() {
     assert_eq!(parse(&["--steps", "9", "--lr", "1"]).unwrap().fixed().unwrap().name(), "--lr");
     assert!(parse(&["--steps", "9", "--sampler", "ddpm"]).unwrap().fixed().is_none());
 }
+
+#[test]
+fn numbers_that_no_recipe_can_hold_are_refused_in_words() {
+    let told = |args: [&str; 2]| parse(&args).unwrap_err().to_string();
+    for number in ["9223372036854775808", "18446744073709551615", "99999999999999999999999999999999999999999999"] {
+        assert!(told(["--seed", number]).contains("the number is too large"), "{}", told(["--seed", number]));
+    }
+    for no_number in ["-1", "1.5", "one", ""] {
+        let told = told(["--seed", no_number]);
+        assert!(
+            told.contains("expected a whole number of at least 0") || told.contains("a value is required"),
+            "{told}"
+        );
+    }
+    for args in [["--min-snr-gamma", "nan"], ["--lr", "NaN"]] {
+        assert!(told(args).contains("expected a number"), "{}", told(args));
+    }
+    assert!(told(["--guidance-interval", "0,nan"]).contains("expected two numbers"));
+    assert!(told(["--min-snr-gamma", "inf"]).contains("expected a finite number"));
+    parse(&["--s-tmax", "inf"]).unwrap();
+}

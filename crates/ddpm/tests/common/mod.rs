@@ -80,10 +80,14 @@ impl Place {
         text
     }
 
-    /// Starts the program, its stderr going to the file `stderr` here.
+    /// Starts the program, its stderr going to the file `stderr` here. It heeds signals even if the tests run in the background, where a shell has
+    /// Ctrl-C ignored.
     pub fn spawn(&self, args: &str) -> Child {
         let file = std::fs::File::create(self.path("stderr")).unwrap();
-        self.command(args).stderr(file).stdout(Stdio::piped()).spawn().unwrap()
+        let mut command = self.command(args);
+        #[cfg(unix)]
+        heed_signals(&mut command);
+        command.stderr(file).stdout(Stdio::piped()).spawn().unwrap()
     }
 
     /// A grey image in a file.
@@ -91,6 +95,20 @@ impl Place {
         let path = self.write(name, []);
         image::GrayImage::from_fn(width, height, |x, y| image::Luma([(x * 7 + y * 13) as u8])).save(path).unwrap();
     }
+}
+
+#[cfg(unix)]
+fn heed_signals(command: &mut Command) {
+    use std::os::unix::process::CommandExt;
+    let heed = || {
+        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+            // SAFETY: the default action runs no code of ours.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec it does nothing but call `signal`, which is safe there.
+    unsafe { command.pre_exec(heed) };
 }
 
 pub fn stderr(output: &Output) -> String {

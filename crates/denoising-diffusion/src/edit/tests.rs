@@ -109,7 +109,7 @@ fn images_are_filled_in_by_the_configured_sampler_or_not_at_all() {
     let noisy = fill(by(SamplerKind::Ddim, Some(1.0))).unwrap();
     assert_ne!(still, noisy, "eta is heeded");
     assert_ne!(fill(by(SamplerKind::Ddpm, None)).unwrap(), noisy);
-    assert_eq!(fill(by(SamplerKind::Heun, None)), Err(EditError::Sampler { sampler: "heun" }));
+    assert!(matches!(fill(by(SamplerKind::Heun, None)), Err(EditError::Sampler { sampler: "heun" })));
 }
 
 /// A walk without end would be written down before its first step.

@@ -1,11 +1,12 @@
 //! Images to be measured, from any source: one pass over data, each image once, in order, never mirrored; or samples in memory. Not here: the
 //! training loader, which evaluations do not affect.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use crate::data::{Batch, DataError, ImageBatch, ImageShape, Subset, spread_places};
+use crate::data::{Batch, DataError, DataLayout, ImageBatch, ImageShape, Subset, spread_places};
 use crate::digest::Digest;
-use crate::generate::{Depth, Samples};
+use crate::generate::{Conditions, Depth, Samples};
 
 /// A finite, ordered set of images `[c, h, w]` with values in [0, 1].
 #[derive(Clone, Debug)]
@@ -59,6 +60,14 @@ impl Images {
     /// `[c, h, w]`.
     pub fn shape(&self) -> [usize; 3] {
         self.shape
+    }
+
+    /// The kind of the examples; samples in memory are taken for images.
+    pub fn layout(&self) -> DataLayout {
+        match &self.source {
+            Source::Data(data) => data.dataset().layout(),
+            Source::Drawn(_) => DataLayout::Images,
+        }
     }
 
     /// The position of an image in the whole dataset, of which these may be a part; for samples, `place` itself.
@@ -152,17 +161,16 @@ impl Images {
 
     /// The condition images of `count` evenly spaced images; if there are fewer, those of all of them, repeated from the start. `None` for samples,
     /// and for data without conditions.
-    ///
-    /// # Errors
-    /// Errors of reading.
-    pub fn conditions(&self, count: usize) -> Result<Option<ImageBatch>, DataError> {
-        let Source::Data(subset) = &self.source else { return Ok(None) };
-        let Some(ImageShape { channels, height, width }) = subset.dataset().condition_shape() else { return Ok(None) };
-        let mut data = Vec::with_capacity(count * channels * height * width);
-        for place in spread_places(self.count, count) {
-            data.extend(subset.dataset().condition(subset.indices()[place])?.unwrap_or_default());
-        }
-        Ok(Some(ImageBatch { shape: [count, channels, height, width], data }))
+    pub fn conditions(&self, count: usize) -> Option<Picked> {
+        let Source::Data(subset) = &self.source else { return None };
+        let ImageShape { channels, height, width } = subset.dataset().condition_shape()?;
+        let places = spread_places(self.count, count).collect();
+        Some(Picked { from: self.clone(), places, shape: [channels, height, width], what: What::Conditions })
+    }
+
+    /// The images at these positions, to be read when they are needed.
+    pub fn picked(&self, places: Vec<usize>) -> Picked {
+        Picked { from: self.clone(), places, shape: self.shape, what: What::Images }
     }
 
     /// The vectors of the same images. `None` for samples, and for data without vectors.
@@ -214,6 +222,52 @@ impl Images {
     }
 }
 
+/// Images in any order, as often as needed, read when they are asked for: the conditions of samples.
+#[derive(Clone, Debug)]
+pub struct Picked {
+    from: Images,
+    places: Vec<usize>,
+    shape: [usize; 3],
+    what: What,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum What {
+    Images,
+    /// The condition of each image.
+    Conditions,
+}
+
+impl Picked {
+    /// All of them.
+    ///
+    /// # Errors
+    /// Errors of reading.
+    pub fn all(&self) -> Result<ImageBatch, DataError> {
+        self.of(0..self.places.len())
+    }
+}
+
+impl Conditions for Picked {
+    fn shape(&self) -> [usize; 4] {
+        let [c, h, w] = self.shape;
+        [self.places.len(), c, h, w]
+    }
+
+    fn of(&self, numbers: Range<usize>) -> Result<ImageBatch, DataError> {
+        let places = &self.places[numbers];
+        let (What::Conditions, Source::Data(subset)) = (self.what, &self.from.source) else {
+            return self.from.pick(places);
+        };
+        let [c, h, w] = self.shape;
+        let mut data = Vec::with_capacity(places.len() * c * h * w);
+        for &place in places {
+            data.extend(subset.dataset().condition(subset.indices()[place])?.unwrap_or_default());
+        }
+        Ok(ImageBatch { shape: [places.len(), c, h, w], data })
+    }
+}
+
 impl From<Samples> for Images {
     fn from(samples: Samples) -> Self {
         Self { shape: samples.shape(), count: samples.len(), source: Source::Drawn(Arc::new(samples)) }
@@ -242,7 +296,7 @@ fn by_share(images_of: &[usize], count: usize) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{DataConfig, DataLayout, Dataset};
+    use crate::data::{DataConfig, Dataset};
 
     fn samples() -> ImageBatch {
         ImageBatch::new([3, 1, 1, 2], vec![0.1, -0.2, 0.5, 1.7, 0.3, 0.4]).unwrap()
@@ -330,6 +384,9 @@ mod tests {
         // One behind the other, and so are their classes where each has a folder.
         let of_some: Vec<f32> = all.spread(3).values().unwrap();
         assert_eq!(of_some, all.pick(&[0, 599, 1198]).unwrap().data);
+        let picked = all.picked(vec![599, 0, 599]);
+        assert_eq!(picked.all().unwrap(), all.pick(&[599, 0, 599]).unwrap());
+        assert_eq!((picked.shape(), picked.of(1..2).unwrap()), ([3, 1, 8, 8], all.pick(&[0]).unwrap()));
         assert_eq!(all.classes(3), Some([0, 599, 1198].map(|i| dataset.class_of(i).unwrap() as u32).to_vec()));
     }
 }

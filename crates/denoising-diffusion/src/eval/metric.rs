@@ -11,17 +11,21 @@ use super::extract::Extracted;
 use super::metrics::draws::{Draw, permutation};
 use super::metrics::estimate::Estimate;
 use super::metrics::features::{FeatureError, Features};
-use super::metrics::fid::{Fid, FidError, FidNote, FidOptions, LEAST_SAMPLES, Side};
-use super::metrics::frechet::{FrechetError, Reference};
+use super::metrics::fid::FidError;
+use super::metrics::frechet::FrechetError;
 use super::metrics::inception_score::{InceptionScoreError, Predictions, inception_score};
 use super::metrics::kid::{Kid, KidError, KidOptions};
 use super::metrics::neighbours::{Neighbour, Quantiles, memorisation};
 use super::metrics::prdc::{PRDC_NEIGHBOURS, prdc};
 use super::metrics::sliced_wasserstein::{DIRECTIONS, sliced_wasserstein_with_floor};
 use super::metrics::spectrum::{SpectrumDistance, spectrum_distance};
-use super::metrics::statistics::{Gaussian, StatisticsError};
+use super::metrics::statistics::StatisticsError;
 use super::metrics::table_error::TableError;
 use super::result::{Better, Measurement, Neighbours, Pair};
+
+mod fid;
+
+pub use fid::{FidInput, fid};
 
 /// What can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -177,13 +181,6 @@ fn measurement(name: &str, estimate: Estimate, n_generated: usize, n_real: usize
     }
 }
 
-/// One side of a FID: features, or statistics without images.
-#[derive(Clone, Copy, Debug)]
-pub enum FidInput<'a> {
-    Features(&'a Extracted),
-    Statistics(&'a Gaussian),
-}
-
 impl Extracted {
     /// The features as a table.
     ///
@@ -192,61 +189,6 @@ impl Extracted {
     pub fn table(&self) -> Result<Features<'_>, FeatureError> {
         Features::new(&self.features, self.dims)
     }
-}
-
-/// FID of either kind of input, with its error and its bias if images are available.
-///
-/// # Errors
-/// [`MetricError`].
-pub fn fid(real: FidInput<'_>, generated: FidInput<'_>, seed: u64) -> Result<Measurement, MetricError> {
-    let statistics = match real {
-        FidInput::Features(extracted) => Gaussian::of(extracted.table()?)?,
-        FidInput::Statistics(gaussian) => gaussian.clone(),
-    };
-    let reference = Reference::new(statistics)?;
-    let fid = match generated {
-        FidInput::Features(extracted) => {
-            // The extrapolation to infinite n is for small n; at large n each point costs a decomposition of full rank.
-            let points = if extracted.n < LEAST_SAMPLES { 8 } else { 0 };
-            Fid::new(&reference, extracted.table()?, &FidOptions { seed, points, ..FidOptions::default() })?
-        }
-        FidInput::Statistics(gaussian) => Fid::of_statistics(&reference, gaussian)?,
-    };
-    Ok(Measurement {
-        name: Metric::Fid.name().to_string(),
-        value: fid.value,
-        standard_error: fid.standard_error,
-        better: better(Metric::Fid.name()),
-        n_generated: fid.n_generated,
-        n_real: fid.n_real,
-        notes: fid_notes(&fid),
-    })
-}
-
-/// First the bias of the generated side, short enough to fit beside the value in the widest table; the limit is the FID expected for infinitely many
-/// samples.
-fn fid_notes(fid: &Fid) -> Vec<String> {
-    let whose = |side| if side == Side::Real { "real" } else { "generated" };
-    let note = |note: &FidNote| match *note {
-        FidNote::FewSamples { side: Side::Generated, least, .. } => match (fid.bias(), fid.extrapolated) {
-            // The distance is never negative, and few samples enlarge it.
-            (Some(bias), Some(limit)) if bias >= 0.0 && limit >= 0.0 => {
-                format!("n < {least}: bias about {bias:+.2} (limit {limit:.2})")
-            }
-            (Some(_), Some(_)) => format!("n < {least}: biased upwards, too few to say by how much"),
-            _ => format!("n < {least}: biased upwards"),
-        },
-        FidNote::FewSamples { side, n, least } => format!("{n} {} images, fewer than {least}: biased", whose(side)),
-        FidNote::FewerSamplesThanDimensions { side, n, dims } => {
-            format!("{n} {} images, fewer than {dims} dimensions: the covariance is singular", whose(side))
-        }
-    };
-    let order = |note: &&FidNote| match note {
-        FidNote::FewSamples { side, .. } | FidNote::FewerSamplesThanDimensions { side, .. } => *side == Side::Real,
-    };
-    let mut notes: Vec<&FidNote> = fid.notes.iter().collect();
-    notes.sort_by_key(order);
-    notes.into_iter().map(note).collect()
 }
 
 /// KID, in its own units (not times 1000).

@@ -69,7 +69,7 @@ impl Metric {
     /// [`Unmeasurable`].
     pub fn check(self, facts: &Facts<'_>) -> Result<(), Unmeasurable> {
         if self.needs_inception() {
-            check_images(facts)?;
+            check_images(facts.layout, facts.shape)?;
         }
         if self.needs_samples() {
             Unmeasurable::unless(self.fewest_images(), "samples", facts.samples)?;
@@ -92,11 +92,14 @@ impl Metric {
     }
 }
 
-/// Inception is only used on data that people would view as images.
-fn check_images(facts: &Facts<'_>) -> Result<(), Unmeasurable> {
-    let shape @ [_, height, width] = facts.shape;
-    if matches!(facts.layout, DataLayout::Sequences | DataLayout::Volumes) {
-        return Err(Unmeasurable::NoImages(facts.layout));
+/// Checks that examples of this kind and shape, `[c, h, w]`, can be shown to Inception, which is only used on data that people would view as images.
+///
+/// # Errors
+/// [`Unmeasurable`].
+pub fn check_images(layout: DataLayout, shape: [usize; 3]) -> Result<(), Unmeasurable> {
+    let [_, height, width] = shape;
+    if matches!(layout, DataLayout::Sequences | DataLayout::Volumes) {
+        return Err(Unmeasurable::NoImages(layout));
     }
     if height.min(width) < 2 {
         return Err(Unmeasurable::Thin { height, width });

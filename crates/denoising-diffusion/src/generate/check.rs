@@ -3,14 +3,14 @@
 use thiserror::Error;
 
 use super::samples::room;
-use super::{Generator, Request};
-use crate::data::ImageBatch;
+use super::{Conditions, Generator, Request};
+use crate::data::{DataError, ImageBatch};
 use crate::diffusion::{DiffusionConfigError, Misfit};
 use crate::models::Network;
 use crate::sampler::{Interrupted, SampleConfigError};
 
 /// Why no samples were drawn.
-#[derive(Debug, Error, PartialEq)]
+#[derive(Debug, Error)]
 pub enum GenerateError {
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
@@ -26,6 +26,8 @@ pub enum GenerateError {
     NoConditions { channels: usize },
     #[error("{count} samples need conditions of shape {expected:?}, got {got:?}")]
     Conditions { count: usize, expected: [usize; 4], got: [usize; 4] },
+    #[error("cannot read the conditions of the samples")]
+    ReadConditions(#[source] DataError),
     #[error("the network needs vectors of {dim} numbers, but none are given")]
     NoVectors { dim: usize },
     #[error(
@@ -60,7 +62,7 @@ impl<M: Network> Generator<'_, M> {
         }
         let channels = self.model.network().condition_channels();
         let expected = [count, channels, shape[1], shape[2]];
-        match request.conditions.map(|conditions| conditions.shape) {
+        match request.conditions.map(Conditions::shape) {
             None if channels > 0 => return Err(GenerateError::NoConditions { channels }),
             Some(got) if got != expected => return Err(GenerateError::Conditions { count, expected, got }),
             _ => {}
@@ -127,6 +129,8 @@ pub(super) fn finite(data: Vec<f32>, first: usize, request: &Request<'_>) -> Res
 
 #[cfg(test)]
 mod tests {
+    use std::ops::{ControlFlow, Range};
+    use std::sync::Mutex;
 
     use burn::tensor::{Device, Tensor};
 
@@ -155,10 +159,12 @@ mod tests {
     #[test]
     fn classes_that_the_network_does_not_know_are_refused_with_a_classifier_as_without() {
         for guided in [false, true] {
-            let unknown = |class| Some(GenerateError::UnknownClass { class, last: 2 });
-            assert_eq!(samples(&[2, 4], 3, guided).err(), unknown(4));
-            assert_eq!(samples(&[u32::MAX, 0], 3, guided).err(), unknown(u32::MAX));
-            assert_eq!(samples(&[2], 3, guided).err(), Some(GenerateError::Classes { count: 2, got: 1 }));
+            for unknown in [4, u32::MAX] {
+                let refused = samples(&[2, unknown], 3, guided);
+                assert!(matches!(refused, Err(GenerateError::UnknownClass { class, last: 2 }) if class == unknown));
+            }
+            let too_few = samples(&[2], 3, guided);
+            assert!(matches!(too_few, Err(GenerateError::Classes { count: 2, got: 1 })));
             assert!(samples(&[0, 2], 3, guided).is_ok());
             assert!(samples(&[2, 3], 3, guided).is_ok(), "3 stands for no class");
         }
@@ -184,9 +190,9 @@ mod tests {
         let classes: Option<&[u32]> = Some(&[0, 2]);
         assert!(samples(3, 3, classes).is_ok());
         assert!(samples(3, 0, classes).is_ok());
-        let other = |expected, got| Some(GenerateError::OtherWeak { told: "classes", expected, got });
         assert!(samples(0, 3, None).is_ok(), "it is told that the class is unknown");
-        assert_eq!(samples(3, 2, classes).err(), other(3, 2));
+        let other = samples(3, 2, classes);
+        assert!(matches!(other, Err(GenerateError::OtherWeak { told: "classes", expected: 3, got: 2 })));
     }
 
     /// Custom configurations may not have been checked before.
@@ -209,15 +215,57 @@ mod tests {
         assert!(matches!(drawn(in_no_steps, 0.9, 1), Err(GenerateError::Sample(_))));
         assert!(matches!(drawn(sample.clone(), 2.0, 1), Err(GenerateError::Guidance(_))));
         for count in [usize::MAX, usize::MAX / 64] {
-            assert_eq!(drawn(sample.clone(), 0.9, count), Err(GenerateError::NoRoom { count, shape: [1, 4, 4] }));
+            assert!(
+                matches!(drawn(sample.clone(), 0.9, count), Err(GenerateError::NoRoom { count: n, .. }) if n == count)
+            );
         }
-        assert_eq!(drawn(sample, 0.9, 2), Ok(2));
+        assert_eq!(drawn(sample, 0.9, 2).unwrap(), 2);
+    }
+
+    /// Conditions of one pixel value, and which were asked for; those of sample 5 cannot be read.
+    #[derive(Debug, Default)]
+    struct Asked(Mutex<Vec<Range<usize>>>);
+
+    impl Conditions for Asked {
+        fn shape(&self) -> [usize; 4] {
+            [6, 1, 4, 4]
+        }
+
+        fn of(&self, numbers: Range<usize>) -> Result<ImageBatch, DataError> {
+            self.0.lock().unwrap().push(numbers.clone());
+            if numbers.contains(&5) {
+                return Err(DataError::MixedChannels { path: "5.png".into(), found: 3, common: 1 });
+            }
+            Ok(ImageBatch { shape: [numbers.len(), 1, 4, 4], data: vec![0.5; 16 * numbers.len()] })
+        }
+    }
+
+    #[test]
+    fn conditions_are_read_batch_by_batch() {
+        let device = Device::flex();
+        let unet = UnetConfig { dim: 4, dim_mults: vec![1], channels: 1, condition_channels: 1, ..Default::default() };
+        let unet = Unet::new(&unet, &mut Init::new(0, &device)).unwrap().eval();
+        let diffusion = Diffusion::new(&DiffusionConfig::default()).unwrap();
+        let sample = SampleConfig { sampling_timesteps: Some(1), sample_batch_size: 2, ..SampleConfig::default() };
+        let asked = Asked::default();
+        let request = Request { conditions: Some(&asked), ..Request::new(&sample, 0, 6, [1, 4, 4]) };
+        let mut drawn = 0;
+        let ended = Generator::new(&unet, &diffusion, &device).generate_each(
+            &request,
+            &mut |_| ControlFlow::Continue(()),
+            &mut |_, images| {
+                drawn += images.shape[0];
+                Ok(())
+            },
+        );
+        assert!(matches!(ended, Err(GenerateError::ReadConditions(_))), "{ended:?}");
+        assert_eq!((drawn, asked.0.into_inner().unwrap()), (4, vec![0..2, 2..4, 4..6]));
     }
 
     #[test]
     fn a_network_without_classes_is_shown_none() {
         for classes in [[0, 0], [0, 1]] {
-            assert_eq!(samples(&classes, 0, false).err(), Some(GenerateError::NoClasses));
+            assert!(matches!(samples(&classes, 0, false), Err(GenerateError::NoClasses)));
             assert!(samples(&classes, 0, true).is_ok(), "only the classifier is asked");
         }
     }

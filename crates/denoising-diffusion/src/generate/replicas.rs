@@ -24,6 +24,7 @@ enum Told {
     Step(Box<Seen>),
     /// A batch is done: the position of its first image, and its values in the data's range.
     Done(usize, Vec<f32>),
+    Failed(GenerateError),
 }
 
 /// A step of a batch, see [`BatchStep`].
@@ -95,6 +96,7 @@ impl<'a, M: Network> Generator<'a, M> {
                     }
                 }
                 Told::Done(first, values) => take(first, finite(values, first, request)?),
+                Told::Failed(error) => Err(error.into()),
             };
             let mut failed = None;
             for told in told {
@@ -144,7 +146,14 @@ impl<'a, M: Network> Generator<'a, M> {
                 if heard && !stop.is_set() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             };
             let numbers = request.batch(k);
-            let batch = self.batch(request, numbers.clone());
+            let batch = match self.batch(request, numbers.clone()) {
+                Ok(batch) => batch,
+                Err(error) => {
+                    // Nobody hears it only if the work has ended already.
+                    let _ = tell.send(Told::Failed(error));
+                    return;
+                }
+            };
             let Ok(x) = self.solve(batch, request, &mut watch) else { return };
             let values = host_values(self.diffusion.unnormalize(x));
             if tell.send(Told::Done(numbers.start, values)).is_err() {

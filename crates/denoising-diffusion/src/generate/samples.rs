@@ -175,7 +175,7 @@ mod tests {
     fn more_than_memory_is_an_error() {
         for count in [usize::MAX, usize::MAX / 64] {
             let room = Samples::with_room(count, [1, 8, 8], Depth::Bits8);
-            assert_eq!(room, Err(GenerateError::NoRoom { count, shape: [1, 8, 8] }));
+            assert!(matches!(room, Err(GenerateError::NoRoom { count: n, shape: [1, 8, 8] }) if n == count));
         }
     }
 }

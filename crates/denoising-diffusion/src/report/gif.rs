@@ -4,6 +4,7 @@
 //! here: which steps there are (the sampler).
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use gif::{Encoder, Frame, Repeat};
@@ -46,13 +47,14 @@ pub struct TrajectoryGif {
     steps: usize,
     options: GridOptions,
     shape: Option<[usize; 4]>,
-    frames: Vec<Planes>,
+    /// By step.
+    frames: BTreeMap<usize, Planes>,
 }
 
 impl TrajectoryGif {
     /// For a run of `steps` states, counted from 0.
     pub fn new(steps: usize, options: GridOptions) -> Self {
-        Self { steps, options, shape: None, frames: Vec::new() }
+        Self { steps, options, shape: None, frames: BTreeMap::new() }
     }
 
     /// Whether the state of `step` will be kept. Ask this before copying images from a device.
@@ -74,15 +76,36 @@ impl TrajectoryGif {
     /// # Errors
     /// A malformed batch, a pixel that is not finite, or images of another shape than before.
     pub fn push(&mut self, step: usize, images: &ImageBatch) -> Result<(), ReportError> {
+        self.push_part(step, 0, images.shape[0], images)
+    }
+
+    /// The same for the images from `first` on of the `count` that a state has; those that are not added are black. Steps and parts come in any order.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push); also images beyond `count`.
+    pub fn push_part(
+        &mut self,
+        step: usize,
+        first: usize,
+        count: usize,
+        images: &ImageBatch,
+    ) -> Result<(), ReportError> {
         if !self.wants(step) {
             return Ok(());
         }
-        let expected = *self.shape.get_or_insert(images.shape);
-        if images.shape != expected {
+        let [n, c, h, w] = images.shape;
+        let expected = *self.shape.get_or_insert([count, c, h, w]);
+        if [count, c, h, w] != expected || first.checked_add(n).is_none_or(|end| end > count) {
             return Err(ReportError::FrameShape { frame: step, expected, actual: images.shape });
         }
-        self.frames.push(Planes::quantise(images)?);
+        let part = Planes::quantise(images)?;
+        self.frames.entry(step).or_insert_with(|| Planes::black(expected)).put(first, &part);
         Ok(())
+    }
+
+    /// Number of bytes that the frames of states of this shape, `[n, c, h, w]`, take until they are written.
+    pub fn bytes(&self, shape: [usize; 4]) -> usize {
+        shape.iter().fold(self.steps.min(MAX_FRAMES), |bytes, &side| bytes.saturating_mul(side))
     }
 
     /// Number of frames kept so far.
@@ -97,7 +120,8 @@ impl TrajectoryGif {
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), ReportError> {
         let path = path.as_ref();
         let failed = |source| ReportError::Gif { path: path.to_owned(), source };
-        let Some((last, motion)) = self.frames.split_last() else {
+        let frames: Vec<&Planes> = self.frames.values().collect();
+        let Some((last, motion)) = frames.split_last() else {
             return Err(ReportError::NoFrames);
         };
         let delay = (MOTION_CS / motion.len().max(1)).clamp(FRAME_CS[0], FRAME_CS[1]) as u16;
@@ -162,7 +186,7 @@ mod tests {
         let path = folder.path().join("deep/trajectory.gif");
         gif.save(&path).unwrap();
         let (width, height, frames) = decode(&path);
-        let expected = gif.frames[MAX_FRAMES - 1].grid(GridOptions::default()).unwrap();
+        let expected = gif.frames[&999].grid(GridOptions::default()).unwrap();
         assert_eq!((width, height), (expected.width, expected.height));
         assert_eq!(frames.len(), MAX_FRAMES);
         assert!(frames[..MAX_FRAMES - 1].iter().all(|frame| frame.0 == 7));
@@ -178,11 +202,32 @@ mod tests {
         gif.save(&path).unwrap();
         let (_, _, frames) = decode(&path);
         assert_eq!(frames.iter().map(|frame| frame.0).collect::<Vec<_>>(), [25, 25, 200]);
-        for (frame, planes) in frames.iter().zip(&gif.frames) {
+        for (frame, planes) in frames.iter().zip(gif.frames.values()) {
             let grid = planes.grid(GridOptions::default()).unwrap();
             let drawn = frame.1.chunks_exact(4).flat_map(|rgba| &rgba[..3]);
             assert!(drawn.zip(&grid.pixels).all(|(&a, &b)| a.abs_diff(b) <= 8));
         }
+    }
+
+    #[test]
+    fn parts_in_any_order_make_the_same_frames() {
+        let (_folder, whole) = record(2, 1);
+        let mut gif = TrajectoryGif::new(2, GridOptions::default());
+        for (step, first, n) in [(1, 2, 1), (0, 1, 2), (1, 0, 2), (0, 0, 1)] {
+            let level = |i: usize| ((i * 7 + step) % 97) as f32 / 96.0;
+            let part = ImageBatch::new([n, 1, 4, 4], (16 * first..16 * (first + n)).map(level).collect()).unwrap();
+            gif.push_part(step, first, 3, &part).unwrap();
+            let beyond = gif.push_part(step, 4 - n, 3, &part);
+            assert!(matches!(beyond, Err(ReportError::FrameShape { .. })));
+        }
+        let states = |gif: &TrajectoryGif| {
+            gif.frames
+                .values()
+                .flat_map(|frame| frame.grid(GridOptions::default()).unwrap().pixels)
+                .collect::<Vec<u8>>()
+        };
+        assert_eq!(states(&gif), states(&whole));
+        assert_eq!((gif.bytes([3, 1, 4, 4]), whole.bytes([usize::MAX, 1, 2, 2])), (2 * 48, usize::MAX));
     }
 
     #[test]

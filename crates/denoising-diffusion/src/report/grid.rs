@@ -12,11 +12,14 @@
 //!
 //! Not here: reading images (`data`).
 
+use std::fs;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
+use rayon::prelude::*;
+
 use super::ReportError;
-use super::raster::{Planes, png, write_png};
+use super::raster::{Planes, png, write_one_of_many, write_png};
 use crate::data::{ImageBatch, ImageBatchError};
 
 /// Images are magnified until their shorter side has at least this many pixels.
@@ -133,17 +136,19 @@ pub fn grid_png(images: &ImageBatch, options: GridOptions) -> Result<Vec<u8>, Re
 
 /// Writes each image at its native size: `000000.png` and so on in `folder`, numbered from `start_index`.
 ///
-/// Each file is either complete or absent. Nothing is written if a pixel of any image is not finite.
+/// Each file is either complete or absent, whatever happens to the process; the device is not waited for, so that a power failure can take the last
+/// seconds' files. Nothing is written if a pixel of any image is not finite.
 ///
 /// # Errors
 /// A malformed batch, a pixel that is not finite, or a file that cannot be written.
 pub fn save_images(folder: impl AsRef<Path>, images: &ImageBatch, start_index: usize) -> Result<(), ReportError> {
     let planes = Planes::quantise(images)?;
-    for index in 0..images.shape[0] {
-        let path = folder.as_ref().join(format!("{:06}.png", start_index + index));
-        write_png(&path, &planes.native(index))?;
-    }
-    Ok(())
+    let folder = folder.as_ref();
+    fs::create_dir_all(folder).map_err(ReportError::io("create folder", folder))?;
+    (0..images.shape[0]).into_par_iter().try_for_each(|index| {
+        let path = folder.join(format!("{:06}.png", start_index + index));
+        write_one_of_many(&path, &planes.native(index))
+    })
 }
 
 /// The layout of a grid in pixels.

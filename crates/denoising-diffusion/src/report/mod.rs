@@ -30,7 +30,7 @@ pub use log::{Record, RunLog};
 pub use page::{History, Page};
 pub use pairs::{PairsOptions, pairs_picture};
 pub use progress::{Progress, Status, StderrProgress};
-pub use sequences::{SequenceSet, save_sequences, sequences_svg};
+pub use sequences::{MOST_SEQUENCES, SequenceSet, save_sequences, sequences_svg};
 pub use table::{table, table_within};
 
 /// Why a report could not be made.

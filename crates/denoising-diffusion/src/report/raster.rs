@@ -10,6 +10,7 @@ use image::{ExtendedColorType, ImageEncoder, ImageError, codecs::png::PngEncoder
 
 use super::grid::{Geometry, cell};
 use super::{GridOptions, ReportError, files};
+use crate::atomic_file::write_whole;
 use crate::data::ImageBatch;
 
 /// Interleaved 8-bit pixels, `[height, width, channels]`.
@@ -44,6 +45,16 @@ impl Planes {
         // The cast truncates, which equals floor here.
         let bytes = images.data.iter().map(|x| (x * 255.0 + 0.5).clamp(0.0, 255.0) as u8).collect();
         Ok(Self { shape, bytes })
+    }
+
+    pub fn black(shape: [usize; 4]) -> Self {
+        Self { shape, bytes: vec![0; shape.iter().product()] }
+    }
+
+    /// Replaces the images from `first` on.
+    pub fn put(&mut self, first: usize, images: &Self) {
+        let [_, c, h, w] = self.shape;
+        self.bytes[first * c * h * w..][..images.bytes.len()].copy_from_slice(&images.bytes);
     }
 
     /// Width and height of an image as it is drawn, before magnification.
@@ -124,13 +135,47 @@ impl Raster {
 
 /// Encodes and writes a file.
 pub(super) fn write_png(path: &Path, raster: &Raster) -> Result<(), ReportError> {
-    let bytes = encode_png(raster).map_err(|source| ReportError::Png { path: path.to_owned(), source })?;
-    files::write(path, &bytes)
+    files::write(path, &png_for(path, raster)?)
+}
+
+/// The same in a folder that exists, without waiting for the device.
+pub(super) fn write_one_of_many(path: &Path, raster: &Raster) -> Result<(), ReportError> {
+    write_whole(path, &png_for(path, raster)?).map_err(ReportError::io("write", path))
+}
+
+fn png_for(path: &Path, raster: &Raster) -> Result<Vec<u8>, ReportError> {
+    encode_png(raster).map_err(|source| ReportError::Png { path: path.to_owned(), source })
 }
 
 /// The bytes of a PNG that is to be embedded in another file.
 pub(super) fn png(raster: &Raster) -> Result<Vec<u8>, ReportError> {
     encode_png(raster).map_err(|source| ReportError::PngInMemory { source })
+}
+
+/// What the header of a PNG says.
+pub(super) struct PngHeader {
+    pub width: u32,
+    pub height: u32,
+    /// A palette counts as RGB.
+    pub channels: u8,
+}
+
+/// What PNG files begin with: the signature, and the beginning of the chunk that tells width, height, bits and kind of colour.
+pub(super) const PNG_BEGINNING: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR";
+
+impl PngHeader {
+    pub fn read(png: &[u8]) -> Option<Self> {
+        let header = png.strip_prefix(PNG_BEGINNING)?;
+        let (&width, header) = header.split_first_chunk::<4>()?;
+        let (&height, header) = header.split_first_chunk::<4>()?;
+        let channels = match header.get(1)? {
+            0 => 1,
+            4 => 2,
+            6 => 4,
+            _ => 3,
+        };
+        Some(Self { width: u32::from_be_bytes(width), height: u32::from_be_bytes(height), channels })
+    }
 }
 
 /// 1 to 4 channels are grey, grey with alpha, RGB, RGBA.

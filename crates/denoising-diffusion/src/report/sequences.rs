@@ -3,6 +3,8 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use super::curve::scene::COLOURS;
+use super::curve::{escape, hex};
 use super::files;
 use super::{ReportError, grid::columns_for};
 use crate::data::ImageBatch;
@@ -13,9 +15,7 @@ const GAP: f64 = 10.0;
 /// Height of a line of text.
 const TEXT: f64 = 18.0;
 /// The largest number of panels drawn per set.
-const MOST: usize = 100;
-/// Colours of channels, reused in turn; people who are colour-blind can tell them apart (Okabe and Ito 2008).
-const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"];
+pub const MOST_SEQUENCES: usize = 100;
 
 /// Sequences with a title.
 #[derive(Clone, Copy, Debug)]
@@ -25,8 +25,8 @@ pub struct SequenceSet<'a> {
     pub batch: &'a ImageBatch,
 }
 
-/// Draws sequences as an SVG: one set in a grid, several sets side by side, one column each. `range` gives the values that 0 and 1 stand for, for
-/// all panels.
+/// Draws sequences as an SVG: one set in a grid, several sets side by side, one column each; of each set the first [`MOST_SEQUENCES`]. `range` gives
+/// the values that 0 and 1 stand for, for all panels.
 ///
 /// # Errors
 /// A malformed batch, a batch that does not hold sequences, or a value that is not finite.
@@ -46,7 +46,7 @@ pub fn sequences_svg(sets: &[SequenceSet<'_>], range: [f64; 2]) -> Result<String
     for set in sets {
         let across = columns(set);
         let _ =
-            writeln!(svg, "<text x=\"{left}\" y=\"{}\" font-weight=\"bold\">{}</text>", GAP + 8.0, escaped(set.title));
+            writeln!(svg, "<text x=\"{left}\" y=\"{}\" font-weight=\"bold\">{}</text>", GAP + 8.0, escape(set.title));
         for index in 0..shown(set) {
             let x = left + (index % across) as f64 * (PANEL[0] + GAP);
             let y = GAP + TEXT + (index / across) as f64 * (PANEL[1] + GAP);
@@ -61,17 +61,20 @@ pub fn sequences_svg(sets: &[SequenceSet<'_>], range: [f64; 2]) -> Result<String
     Ok(svg)
 }
 
-/// Writes one set of sequences as an SVG. The file is either complete or absent; parent folders are created.
+/// Writes one set of sequences as an SVG, the first [`MOST_SEQUENCES`] of it. The file is either complete or absent; parent folders are created.
 ///
 /// # Errors
 /// As [`sequences_svg`]; also a file that cannot be written.
 pub fn save_sequences(path: impl AsRef<Path>, batch: &ImageBatch, range: [f64; 2]) -> Result<(), ReportError> {
-    let title = format!("{} samples", batch.shape[0]);
+    let title = match batch.shape[0] {
+        n if n > MOST_SEQUENCES => format!("the first {MOST_SEQUENCES} of {n} samples"),
+        n => format!("{n} samples"),
+    };
     files::write(path.as_ref(), sequences_svg(&[SequenceSet { title: &title, batch }], range)?.as_bytes())
 }
 
 fn shown(set: &SequenceSet<'_>) -> usize {
-    set.batch.shape[0].min(MOST)
+    set.batch.shape[0].min(MOST_SEQUENCES)
 }
 
 fn check(batch: &ImageBatch) -> Result<(), ReportError> {
@@ -104,7 +107,9 @@ fn panel(svg: &mut String, batch: &ImageBatch, index: usize, [x, y]: [f64; 2], [
         let zero = down(-low / (high - low));
         let _ = write!(svg, "<path d=\"M{x} {zero:.1}h{}\" stroke=\"#dddddd\"/>", PANEL[0]);
     }
-    for (channel, colour) in (0..channels).zip(COLOURS.iter().cycle()) {
+    // In turn, if there are more channels; the last one is black.
+    let colours = COLOURS.into_iter().chain([[0; 3]]).map(hex);
+    for (channel, colour) in (0..channels).zip(colours.cycle()) {
         let values = &batch.data[(index * channels + channel) * length..][..length];
         let step = PANEL[0] / (length.max(2) - 1) as f64;
         let mut path = String::new();
@@ -115,10 +120,6 @@ fn panel(svg: &mut String, batch: &ImageBatch, index: usize, [x, y]: [f64; 2], [
         let _ = write!(svg, "<path d=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.2\"/>");
     }
     svg.push('\n');
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 #[cfg(test)]
@@ -140,6 +141,18 @@ mod tests {
         assert_eq!(both.matches("#f7f7f7").count(), 7);
         // Two columns of panels.
         assert!(both.contains(&format!("viewBox=\"0 0 {} ", 3.0 * GAP + 2.0 * PANEL[0])), "{both}");
+    }
+
+    #[test]
+    fn a_picture_of_many_says_that_it_shows_the_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("samples.svg");
+        for (n, panels, title) in [(100, 100, ">100 samples<"), (101, 100, ">the first 100 of 101 samples<")] {
+            save_sequences(&path, &batch([n, 1, 1, 2]), [0.0, 1.0]).unwrap();
+            let svg = std::fs::read_to_string(&path).unwrap();
+            assert_eq!(svg.matches("#f7f7f7").count(), panels);
+            assert!(svg.contains(title), "{title}");
+        }
     }
 
     #[test]

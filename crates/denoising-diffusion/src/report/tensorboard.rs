@@ -24,15 +24,13 @@
 use serde_json::Value;
 
 use super::log::number_of;
+use super::raster::PngHeader;
 
 mod file;
 #[cfg(test)]
 mod tests;
 
 pub use file::EventFile;
-
-/// What PNG files begin with: the signature, and the beginning of the chunk that tells the size.
-const PNG_BEGINNING: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR";
 
 /// The event file of records that all have one `wall_time`, in seconds since 1970. `png` gives the bytes of a file that a record names by its path
 /// relative to the run folder; an image without bytes, or whose bytes are not a PNG, is left out.
@@ -106,17 +104,9 @@ fn numbered(prefix: &str, list: &Value) -> Vec<(String, f64)> {
 
 /// A `Summary.Image`: height, width, number of channels (3 for a palette), and the PNG itself.
 fn image(png: &[u8]) -> Option<Message> {
-    let header = png.strip_prefix(PNG_BEGINNING)?;
-    let (width, header) = header.split_first_chunk()?;
-    let (height, header) = header.split_first_chunk()?;
-    let channels = match header.get(1)? {
-        0 => 1,
-        4 => 2,
-        6 => 4,
-        _ => 3,
-    };
-    let [height, width] = [height, width].map(|side| u64::from(u32::from_be_bytes(*side)));
-    Some(Message::default().integer(1, height).integer(2, width).integer(3, channels).bytes(4, png))
+    let PngHeader { width, height, channels } = PngHeader::read(png)?;
+    let sizes = Message::default().integer(1, height.into()).integer(2, width.into()).integer(3, channels.into());
+    Some(sizes.bytes(4, png))
 }
 
 /// A protobuf message; fields are appended.

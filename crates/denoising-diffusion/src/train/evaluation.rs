@@ -257,13 +257,13 @@ impl<M: Network> Run<M> {
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Samples, RunError> {
         let shape = self.setup.train.dataset().shape();
-        let conditions = self.conditions_of_samples(count)?;
+        let conditions = self.conditions_of_samples(count);
         let real = self.real_images(&setup.config);
         let classes = self.classes_of_measured(count, &real);
         let vectors = self.vectors_of_samples(count);
         let request = Request {
             classes: classes.as_deref(),
-            conditions: conditions.as_ref(),
+            conditions: conditions.as_ref().map(|of| of as _),
             vectors: vectors.as_deref(),
             ..Request::new(sample, self.trainer.config().seed, count, [shape.channels, shape.height, shape.width])
         };
@@ -275,6 +275,7 @@ impl<M: Network> Run<M> {
         };
         let of_drawing = |error| match error {
             GenerateError::Interrupted(_) => RunError::Evaluation(EvaluateError::Interrupted),
+            GenerateError::ReadConditions(error) => RunError::Data(error),
             error => RunError::Samples(error),
         };
         let mut samples = Samples::with_room(count, request.shape, real.depth()).map_err(of_drawing)?;

@@ -142,11 +142,13 @@ impl<M: Network> Run<M> {
     ) -> Result<ControlFlow<()>, RunError> {
         let ImageShape { channels, height, width } = self.setup.train.dataset().shape();
         let count = self.setup.sample.num_samples;
-        let (classes, conditions) = (self.classes_of_samples(count), self.conditions_of_samples(count)?);
+        // All at once, because they are drawn beside the samples.
+        let conditions = self.conditions_of_samples(count).map(|of| of.all()).transpose()?;
+        let classes = self.classes_of_samples(count);
         let vectors = self.vectors_of_samples(count);
         let request = Request {
             classes: classes.as_deref(),
-            conditions: conditions.as_ref(),
+            conditions: conditions.as_ref().map(|of| of as _),
             vectors: vectors.as_deref(),
             ..Request::new(&self.setup.sample, self.trainer.config().seed, count, [channels, height, width])
         };

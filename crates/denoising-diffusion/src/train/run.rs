@@ -23,10 +23,10 @@ use super::replicas::AverageOnDevices;
 use super::snapshots::{Snapshots, SnapshotsError};
 use super::step_report::{NonFiniteKind, StepReport, TrainError};
 use super::trainer::Trainer;
-use crate::data::{ChannelStatistics, DataError, Flip, ImageBatch, Loader, Subset};
+use crate::data::{ChannelStatistics, DataError, Flip, Loader, Subset};
 use crate::diffusion::{Examples, GuidanceConfig};
 use crate::eval::evaluate::EvaluateError;
-use crate::eval::images::Images;
+use crate::eval::images::{Images, Picked};
 use crate::generate::{GenerateError, Generator, Replica};
 use crate::model_file::ModelCard;
 use crate::models::{Calls, Network, RecordingState};
@@ -266,7 +266,7 @@ impl<M: Network> Run<M> {
     }
 
     /// The condition images of `count` samples, if the data have them: those of held-out images, if there are any.
-    pub(super) fn conditions_of_samples(&self, count: usize) -> Result<Option<ImageBatch>, DataError> {
+    pub(super) fn conditions_of_samples(&self, count: usize) -> Option<Picked> {
         self.samples_belong_to().conditions(count)
     }
 

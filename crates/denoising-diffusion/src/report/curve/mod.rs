@@ -18,7 +18,7 @@ use std::path::Path;
 
 pub(super) use categories::{Bar, Quantiles};
 pub(super) use layout::Interval;
-pub(super) use svg::escape;
+pub(super) use svg::{escape, hex};
 
 use super::{ReportError, files};
 

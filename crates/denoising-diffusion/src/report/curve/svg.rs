@@ -125,7 +125,7 @@ fn unit(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
 }
 
-fn hex([red, green, blue]: Colour) -> String {
+pub(in crate::report) fn hex([red, green, blue]: Colour) -> String {
     format!("#{red:02x}{green:02x}{blue:02x}")
 }
 

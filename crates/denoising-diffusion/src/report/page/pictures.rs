@@ -5,6 +5,7 @@ use data_encoding::BASE64;
 use super::super::curve::escape;
 use super::super::curve::raster::DENSITY;
 use super::super::figures::{significant, thousands};
+use super::super::raster::PngHeader;
 use super::parts;
 use crate::eval::result::{Evaluation, Neighbours, Pair};
 
@@ -48,7 +49,9 @@ fn table(closest: &[Pair]) -> String {
 fn figure(png: &[u8], density: u32, alt: &str, caption: &str) -> String {
     let class = if density == 1 { "pixels" } else { "dense" };
     // With the size given, the page does not jump while it loads.
-    let size = size(png).map(|[w, h]| format!(" width=\"{}\" height=\"{}\"", w / density, h / density));
+    let size = PngHeader::read(png).map(|PngHeader { width, height, .. }| {
+        format!(" width=\"{}\" height=\"{}\"", width / density, height / density)
+    });
     let (size, alt, caption) = (size.unwrap_or_default(), escape(alt), escape(caption));
     let data = BASE64.encode(png);
     format!(
@@ -56,11 +59,4 @@ fn figure(png: &[u8], density: u32, alt: &str, caption: &str) -> String {
          <img class=\"{class}\"{size} alt=\"{alt}\" src=\"data:image/png;base64,{data}\"></div>\n\
          <figcaption>{caption}</figcaption></figure>\n"
     )
-}
-
-/// Width and height, from the header at the beginning of a PNG.
-fn size(png: &[u8]) -> Option<[u32; 2]> {
-    let header = png.strip_prefix(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")?;
-    let side = |at: usize| header.get(at..at + 4)?.try_into().ok().map(u32::from_be_bytes);
-    Some([side(0)?, side(4)?])
 }

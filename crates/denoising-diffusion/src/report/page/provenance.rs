@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
+use serde::Serialize;
+use serde_json::{Map, Value};
+
 use super::super::curve::escape;
 use super::super::figures::{significant, thousands};
 use super::super::progress::words;
 use super::parts;
+use crate::diffusion::GuidanceConfig;
 use crate::eval::result::{Evaluation, Extractor, Sampling};
 
 /// The heading, and one line on what was compared with what.
@@ -15,7 +19,7 @@ pub(super) fn header(title: &str, evaluation: &Evaluation) -> String {
     format!("<header>\n<h1>{title}</h1>\n<p><b>{generated}</b> evaluated against <b>{real}</b></p>\n</header>\n")
 }
 
-/// Every field that says where numbers come from.
+/// Where numbers come from; of the options of sampling, those that differ from their defaults.
 pub(super) fn section(evaluation: &Evaluation) -> String {
     let provenance = &evaluation.provenance;
     let mut list = List::default();
@@ -47,6 +51,9 @@ pub(super) fn command(command: Option<&str>) -> String {
     parts::section("command", "To reproduce this", &html.unwrap_or_default())
 }
 
+/// Options of a sampler that have a row of their own, and those that change no sample.
+const SAMPLER_ELSEWHERE: [&str; 4] = ["sampler", "sampling_timesteps", "num_samples", "sample_batch_size"];
+
 /// Names and their values, as HTML.
 #[derive(Default)]
 struct List(String);
@@ -59,6 +66,26 @@ impl List {
 
     fn text(&mut self, name: &str, text: &str) -> &mut Self {
         self.html(name, &escape(text))
+    }
+
+    /// The options that differ from their defaults, except those shown elsewhere.
+    fn changed<T: Serialize + Default>(&mut self, name: &str, options: Option<&T>, elsewhere: &[&str]) {
+        let table = |options: &T| match serde_json::to_value(options) {
+            Ok(Value::Object(table)) => table,
+            _ => Map::new(),
+        };
+        let defaults = table(&T::default());
+        let differs = |(key, value): &(String, Value)| *value != *defaults.get(key).unwrap_or(&Value::Null);
+        let shown = |(key, value): (String, Value)| match value {
+            Value::String(word) => format!("{key} {word}"),
+            value => format!("{key} {value}"),
+        };
+        let own = options.map(table).unwrap_or_default().into_iter();
+        let own: Vec<String> =
+            own.filter(|(key, _)| !elsewhere.contains(&key.as_str())).filter(differs).map(shown).collect();
+        if !own.is_empty() {
+            self.text(name, &own.join(", "));
+        }
     }
 
     /// The digest is there in full and is selected with one click; the style shows only its beginning.
@@ -74,10 +101,14 @@ impl List {
             .map(|n| format!(", {} of the network per sample", counted(n, "evaluation")))
             .unwrap_or_default();
         self.text("sampler", &format!("{sampler}, {}{evaluations}", counted(*steps, "step")));
-        if let Some(guidance) = sampling.guidance.as_ref().filter(|guidance| guidance.guidance != 1.0) {
+        self.changed("sampler options", sampling.options.as_ref(), &SAMPLER_ELSEWHERE);
+        // At scale 1, CFG++ guides, too.
+        let guides = |guidance: &&GuidanceConfig| guidance.guidance != 1.0 || guidance.cfg_plus_plus;
+        if let Some(guidance) = sampling.guidance.as_ref().filter(guides) {
             let away = sampling.weak.as_ref().map(|weak| format!(", away from {weak}")).unwrap_or_default();
             self.text("guidance", &format!("{}{away}", guidance.guidance));
         }
+        self.changed("guidance options", sampling.guidance.as_ref(), &["guidance"]);
         if let Some((classifier, scale)) = &sampling.classifier {
             self.text("classifier", &format!("{classifier}, scale {scale}"));
         }

@@ -3,7 +3,9 @@
 use super::super::{PairsOptions, grid_png, pairs_picture};
 use super::*;
 use crate::data::ImageBatch;
+use crate::diffusion::{GuidanceConfig, NoiseLevels};
 use crate::eval::result::JudgedOn;
+use crate::sampler::SampleConfig;
 
 fn page(evaluation: &Evaluation) -> Page<'_> {
     Page { title: "Digits", evaluation, history: &[], samples: None, neighbours: None, command: None }
@@ -106,6 +108,30 @@ fn steps_and_evaluations_of_the_network_are_told_apart() {
     assert!(told(50, Some(99)).contains("heun, 50 steps, 99 evaluations of the network per sample<"));
     assert!(told(1, Some(1)).contains("heun, 1 step, 1 evaluation of the network per sample<"));
     assert!(told(50, None).contains("heun, 50 steps<"), "of a result that does not say it");
+}
+
+#[test]
+fn options_of_sampling_are_told_where_they_differ_from_the_defaults() {
+    let mut evaluation = example::evaluation();
+    let mut told = |options: SampleConfig, guidance: GuidanceConfig| {
+        let sampling = evaluation.provenance.sampling.as_mut().unwrap();
+        (sampling.options, sampling.guidance) = (Some(options), Some(guidance));
+        page(&evaluation).html()
+    };
+    let usual = told(SampleConfig { num_samples: 3, sample_batch_size: 2, ..Default::default() }, Default::default());
+    assert!(!usual.contains("options</dt>") && !usual.contains("<dt>guidance"), "nothing to tell");
+    let options = SampleConfig { noise_levels: Some(NoiseLevels::Karras), s_churn: 40.0, ..Default::default() };
+    let html = told(
+        options,
+        GuidanceConfig { cfg_plus_plus: true, guidance_interval: Some([0.2, 5.0]), ..Default::default() },
+    );
+    for row in [
+        "<dt>sampler options</dt><dd>noise_levels karras, s_churn 40.0</dd>",
+        "<dt>guidance</dt><dd>1</dd>",
+        "<dt>guidance options</dt><dd>cfg_plus_plus true, guidance_interval [0.2,5.0]</dd>",
+    ] {
+        assert!(html.contains(row), "{row}");
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Event files: bytes, tags, images.
 
+use super::super::raster::PNG_BEGINNING;
 use super::*;
 use serde_json::json;
 
