@@ -172,6 +172,12 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
         Some(CheckpointError::Weights(error)) => return hint_of(error),
         Some(CheckpointError::Model(error)) => return hint_of(error),
         Some(CheckpointError::NotWritten { .. }) => return Some(NOT_WRITTEN.to_string()),
+        Some(CheckpointError::Io { action: "read", .. }) => {
+            return Some(
+                "try again once it can be read; if it never can, rename the folder of this checkpoint, and the one before it is used"
+                    .to_string(),
+            );
+        }
         _ => {}
     }
     match error.downcast_ref::<SnapshotsError>() {

@@ -1,12 +1,10 @@
 //! From what a user names (a run, a checkpoint, a file of ours or of the reference) to usable weights. Not here: reading files and inferring
 //! configurations from tensors, which the library does, and values given by flags (`completed.rs`).
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use denoising_diffusion::interop::{Inferred, ReferenceCheckpoint, ReferenceWeights};
+use denoising_diffusion::interop::{Inferred, ReferenceCheckpoint, ReferenceWeights, is_safetensors};
 use denoising_diffusion::model_file::{ModelFile, ModelFileError};
 use denoising_diffusion::recipe::Recipe;
 use denoising_diffusion::train::{Checkpoints, RunError, weights_name};
@@ -99,7 +97,7 @@ impl Found {
 
     fn open_file(path: &Path, wanted: Option<WeightsKind>) -> Result<Self> {
         let found = |source| Self { path: path.to_path_buf(), source, recipe: None };
-        if starts_like_safetensors(path)? {
+        if is_safetensors(path)? {
             match ModelFile::read(path) {
                 Err(ModelFileError::NoCard { .. }) => {}
                 file => return Ok(found(Source::Ours(Box::new(of_kind(file?, path, wanted)?)))),
@@ -143,14 +141,4 @@ fn of_kind(file: ModelFile, path: &Path, wanted: Option<WeightsKind>) -> Result<
         .hint("give the checkpoint folder, which holds both")),
         _ => Ok(file),
     }
-}
-
-/// A safetensors file starts with the length of its header, then the header: JSON, so a brace. A `.pt` file is a zip archive.
-fn starts_like_safetensors(path: &Path) -> Result<bool> {
-    let mut start = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(9).read_to_end(&mut start))
-        .context(format!("cannot read {}", path.display()))?;
-    let named = path.extension().is_some_and(|extension| extension == "safetensors");
-    Ok(named || (start.get(8) == Some(&b'{') && !start.starts_with(b"PK")))
 }

@@ -41,6 +41,8 @@ pub enum NoCard {
 
 /// The card and the tensors of a file.
 pub fn read<C: DeserializeOwned>(path: &Path, of: Of) -> Result<(C, StateDict), NoCard> {
+    // The beginning tells whether there is a card; to read and check all tensors can take long.
+    read_card::<C>(path, of)?;
     let (state, metadata) = interop::read_safetensors(path).map_err(NoCard::File)?;
     Ok((card_in(&metadata, of)?, state))
 }
@@ -65,4 +67,29 @@ fn card_in<C: DeserializeOwned>(metadata: &Metadata, of: Of) -> Result<C, NoCard
 pub fn write<C: Serialize>(path: &Path, of: Of, card: &C, state: &StateDict) -> Result<(), InteropError> {
     let card = serde_json::to_string(card).expect("a card holds numbers and strings only");
     interop::write_safetensors(path, state, &Metadata::from([(of.key().to_string(), card)]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::HostTensor;
+
+    /// The file is damaged as well, which takes longer to find out.
+    #[test]
+    fn the_card_is_looked_for_before_the_tensors_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        let state = StateDict::from_iter([("a".to_string(), HostTensor::new([2], vec![1.0, 2.0]).unwrap())]);
+        let damaged = |metadata: &Metadata| {
+            interop::write_safetensors(&path, &state, metadata).unwrap();
+            let mut bytes = std::fs::read(&path).unwrap();
+            *bytes.last_mut().unwrap() ^= 1;
+            std::fs::write(&path, bytes).unwrap();
+            read::<u32>(&path, Of::Model).unwrap_err()
+        };
+        let card = |of: Of| Metadata::from([(of.key().to_string(), "1".to_string())]);
+        assert!(matches!(damaged(&Metadata::new()), NoCard::Absent));
+        assert!(matches!(damaged(&card(Of::Classifier)), NoCard::OfOther));
+        assert!(matches!(damaged(&card(Of::Model)), NoCard::File(InteropError::Damaged { .. })));
+    }
 }

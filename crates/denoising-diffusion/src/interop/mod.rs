@@ -34,5 +34,7 @@ pub use names::{to_ours, to_reference};
 pub use pt::PtFile;
 pub use reference::{ReferenceCheckpoint, ReferenceKind};
 pub use reference_weights::{ReferenceNetwork, ReferenceWeights, Wrapper};
-pub use safetensors_file::{Metadata, read_metadata, read_safetensors, write_safetensors, write_tensor_views};
+pub use safetensors_file::{
+    Metadata, is_safetensors, read_metadata, read_safetensors, write_safetensors, write_tensor_views,
+};
 pub use uvit::{infer_uvit, uvit_to_ours};

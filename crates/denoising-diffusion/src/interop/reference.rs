@@ -2,15 +2,13 @@
 //! as safetensors. Not here: what the weights mean (`reference_weights.rs` and the modules that it uses).
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::error::{InteropError, NAMED};
 use super::learned_schedule::REFERENCE as SCHEDULE;
 use super::pt::PtFile;
 use super::reference_weights::{ReferenceWeights, Wrapper};
-use super::safetensors_file::{Metadata, read_safetensors};
+use super::safetensors_file::{Metadata, is_safetensors, read_safetensors};
 use crate::weights::{StateDict, WeightsKind};
 
 /// What kind of file a reference checkpoint is.
@@ -177,8 +175,7 @@ fn without_torch_wrappers(mut prefix: &str) -> &str {
 
 impl Source {
     fn open(path: &Path) -> Result<Self, InteropError> {
-        let extension = path.extension().and_then(|extension| extension.to_str());
-        if extension == Some("safetensors") || starts_like_safetensors(path)? {
+        if is_safetensors(path)? {
             let (state, metadata) = read_safetensors(path)?;
             return Ok(Self::Safetensors(state, metadata));
         }
@@ -210,13 +207,6 @@ impl Source {
                 .collect()),
         }
     }
-}
-
-/// Whether a file starts like a safetensors file: with the length of its header, then the header, which is JSON and so begins with a brace.
-fn starts_like_safetensors(path: &Path) -> Result<bool, InteropError> {
-    let mut start = Vec::new();
-    File::open(path).and_then(|file| file.take(9).read_to_end(&mut start)).map_err(InteropError::io("read", path))?;
-    Ok(start.get(8) == Some(&b'{') && !start.starts_with(b"PK"))
 }
 
 #[cfg(test)]

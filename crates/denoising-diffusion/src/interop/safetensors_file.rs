@@ -27,6 +27,18 @@ const METADATA: &str = "__metadata__";
 /// The format's own limit on the header, in bytes.
 const LONGEST_HEADER: u64 = 100_000_000;
 
+/// Whether a file is meant to be a safetensors file, by its name or its first bytes: the length of the header, then the header, which is JSON and so
+/// begins with a brace. (A `.pt` file is a zip archive.)
+///
+/// # Errors
+/// The file cannot be read.
+pub fn is_safetensors(path: &Path) -> Result<bool, InteropError> {
+    let mut start = Vec::new();
+    File::open(path).and_then(|file| file.take(9).read_to_end(&mut start)).map_err(InteropError::io("read", path))?;
+    let named = path.extension().is_some_and(|extension| extension == FORMAT);
+    Ok(named || (start.get(8) == Some(&b'{') && !start.starts_with(b"PK")))
+}
+
 /// Reads all tensors of a file, converted to `f32`, and its metadata.
 ///
 /// Float16, bfloat16 and float64 are rounded to `f32`; integers must be exactly representable. Values that are not finite are read

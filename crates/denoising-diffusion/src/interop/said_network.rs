@@ -22,6 +22,12 @@ impl Inferred {
             }
             let is_open = self.assumed.contains(&key.as_str());
             match (&mut self.network, key.as_str()) {
+                (NetworkConfig::Unet(unet), "dropout") if is_open => unet.dropout = read(key, value)?,
+                (NetworkConfig::KarrasUnet(karras), "dropout") if is_open => karras.dropout = read(key, value)?,
+                (NetworkConfig::KarrasUnet(karras), "downsample_types") if is_open => {
+                    karras.downsample_types = read(key, value)?;
+                }
+                (NetworkConfig::Uvit(uvit), "vit_dropout") if is_open => uvit.vit_dropout = read(key, value)?,
                 (NetworkConfig::Unet(unet), "sinusoidal_pos_emb_theta") if is_open => {
                     unet.sinusoidal_pos_emb_theta = read(key, value)?;
                 }
@@ -96,7 +102,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::models::{KarrasUnetConfig, UnetConfig};
+    use crate::data::DataLayout;
+    use crate::models::{DownsampleType, Extent, KarrasUnetConfig, PerStage, UnetConfig};
 
     fn with(network: NetworkConfig, assumed: &[&'static str], said: Value) -> Result<NetworkConfig, String> {
         let (diffusion, betas, notes) = (None, None, Vec::new());
@@ -127,7 +134,29 @@ mod tests {
         let said = json!({"mp_cat_t": 0.4, "mp_add_emb_t": 0.6, "attn_res_mp_add_t": 0.2});
         assert_eq!(with(karras(), &shares, said), Ok(NetworkConfig::KarrasUnet(expected)));
         assert!(with(karras(), &shares, json!({"mp_cat_t": 1.0})).unwrap_err().contains("in (0, 1)"));
-        assert!(with(karras(), &["dropout"], json!({"dropout": 0.5})).unwrap_err().contains("`dropout`"));
+    }
+
+    #[test]
+    fn what_only_training_uses_can_be_given_too() {
+        let with = |network, key: &'static str| with(network, &[key], json!({key: 0.5}));
+        let unet = UnetConfig { dropout: 0.5, ..UnetConfig::default() };
+        assert_eq!(with(NetworkConfig::Unet(UnetConfig::default()), "dropout"), Ok(NetworkConfig::Unet(unet)));
+        let karras = KarrasUnetConfig { dropout: 0.5, ..KarrasUnetConfig::default() };
+        let expected = Ok(NetworkConfig::KarrasUnet(karras));
+        assert_eq!(with(NetworkConfig::KarrasUnet(KarrasUnetConfig::default()), "dropout"), expected);
+        let uvit = UvitConfig { vit_dropout: 0.5, ..UvitConfig::default() };
+        assert_eq!(with(NetworkConfig::Uvit(UvitConfig::default()), "vit_dropout"), Ok(NetworkConfig::Uvit(uvit)));
+    }
+
+    #[test]
+    fn which_axes_of_volumes_are_halved_can_be_given() {
+        let extent = Some(Extent { layout: DataLayout::Volumes, depth: 4, height: 8, width: 8 });
+        let config = KarrasUnetConfig { num_downsamples: 2, extent, ..KarrasUnetConfig::default() };
+        let types = PerStage::Each(vec![DownsampleType::Image, DownsampleType::Frame]);
+        let expected = KarrasUnetConfig { downsample_types: types, ..config.clone() };
+        let said = json!({"downsample_types": ["image", "frame"]});
+        let found = with(NetworkConfig::KarrasUnet(config), &["downsample_types"], said);
+        assert_eq!(found, Ok(NetworkConfig::KarrasUnet(expected)));
     }
 
     #[test]

@@ -6,24 +6,14 @@ use super::run::{Run, RunError};
 use crate::eval::metric::{Metric, better};
 use crate::eval::result::Better;
 use crate::models::Network;
-use crate::report::log::{self, EvaluationRecord, Record};
+use crate::report::log::EvaluationRecord;
 
 impl<M: Network> Run<M> {
-    /// All evaluations so far, ordered by step.
-    pub(super) fn evaluations(&self) -> Result<Vec<EvaluationRecord>, RunError> {
-        let records = log::read(self.setup.dir.join("log.jsonl"))?;
-        let read = |value| match serde_json::from_value(value) {
-            Ok(Record::Evaluation(record)) => Some(record),
-            _ => None,
-        };
-        Ok(records.into_iter().filter_map(read).collect())
-    }
-
     /// The number by which the evaluation of `step` is the best among itself and all evaluations with a checkpoint; `step` need not have one yet.
     pub(super) fn best_by<'a>(&self, setup: &'a EvaluateSetup, step: u64) -> Result<Option<&'a str>, RunError> {
         let Some(name) = setup.config.best() else { return Ok(None) };
         let known = self.checkpoints.steps()?;
-        let best = best_step(name, &self.evaluations()?, |other| other == step || known.contains(&other));
+        let best = best_step(name, self.logged.evaluations(), |other| other == step || known.contains(&other));
         Ok((best == Some(step)).then_some(name))
     }
 
@@ -33,7 +23,7 @@ impl<M: Network> Run<M> {
         let Some(setup) = &self.setup.evaluate else { return Ok(()) };
         let Some(name) = setup.config.best() else { return Ok(self.checkpoints.mark_best(None)?) };
         let known = self.checkpoints.steps()?;
-        match best_step(name, &self.evaluations()?, |step| known.contains(&step)) {
+        match best_step(name, self.logged.evaluations(), |step| known.contains(&step)) {
             Some(step) => Ok(self.checkpoints.mark_best(Some(step))?),
             None => Ok(()),
         }

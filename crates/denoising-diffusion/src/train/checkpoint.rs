@@ -103,6 +103,27 @@ pub enum CheckpointError {
     NoneWhole { path: String, rejected: Vec<Rejected> },
 }
 
+impl CheckpointError {
+    /// Whether the checkpoint itself is at fault: a file is missing or has been changed. That a file cannot be read at the moment (a network file
+    /// system that does not answer, too many open files) says nothing about what it holds.
+    fn is_damage(&self) -> bool {
+        match self {
+            Self::Damaged { .. } => true,
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            _ => false,
+        }
+    }
+}
+
+/// What a check found: `None` for damage. If the files cannot be read, that is the error.
+fn undamaged<T>(verified: Result<T, CheckpointError>) -> Result<Option<T>, CheckpointError> {
+    match verified {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.is_damage() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// A checkpoint that was skipped, and why.
 #[derive(Debug)]
 pub struct Rejected {
@@ -195,12 +216,15 @@ impl Checkpoints {
 
     /// Cleans up after a killed process: a complete checkpoint under a temporary name gets its final name if there is no complete one there, and all
     /// other temporary folders are removed. No other process may be writing there.
+    ///
+    /// # Errors
+    /// A file cannot be read, renamed or removed. What could not be read is left where it is.
     pub fn tidy(&self) -> Result<(), CheckpointError> {
         // The newer one of a step first.
         for prefix in [WRITING, REPLACED] {
             for step in self.steps_named(prefix)? {
                 let (aside, target) = (self.named(prefix, step), self.path_of(step));
-                if verify(&target).is_err() && verify(&aside).is_ok() {
+                if undamaged(verify(&target))?.is_none() && undamaged(verify(&aside))?.is_some() {
                     if target.exists() {
                         self.call_damaged(step)?;
                     }
@@ -273,12 +297,18 @@ impl Checkpoints {
     }
 
     /// The latest complete checkpoint, and the incomplete or damaged ones after it. `None` if there is no checkpoint at all.
+    ///
+    /// # Errors
+    /// No checkpoint is complete, or one that may be cannot be read.
     pub fn latest(&self) -> Result<Option<(CheckpointState, PathBuf, Vec<Rejected>)>, CheckpointError> {
         self.latest_by(verify)
     }
 
     /// The file of the latest checkpoint whose weights of this kind are undamaged, and the checkpoints after it. Other files, which are several times as
     /// large, are not read.
+    ///
+    /// # Errors
+    /// As [`latest`](Self::latest).
     pub fn latest_weights(&self, weights: WeightsKind) -> Result<Option<(PathBuf, Vec<Rejected>)>, CheckpointError> {
         let name = weights_name(weights);
         let found = self.latest_by(|path| verify_file(path, name))?;
@@ -294,7 +324,8 @@ impl Checkpoints {
             let path = self.path_of(step);
             match verify(&path) {
                 Ok(found) => return Ok(Some((found, path, rejected))),
-                Err(error) => rejected.push(Rejected { path, error }),
+                Err(error) if error.is_damage() => rejected.push(Rejected { path, error }),
+                Err(error) => return Err(error),
             }
         }
         if rejected.is_empty() {

@@ -55,7 +55,7 @@ pub enum ClassifierTrainError {
 }
 
 /// Trains until all steps are made or `stop` is requested, and writes the moving average in both cases. Returns the metadata of the file; it
-/// contains a measurement of the final step unless `stop` came first.
+/// contains a measurement of the final step unless `stop` came first, there are no held-out images, or their loss is not finite.
 ///
 /// # Errors
 /// [`ClassifierTrainError`]. Files written before remain.
@@ -112,7 +112,7 @@ fn open_loader(trainer: &ClassifierTrainer, setup: &ClassifierSetup) -> Result<L
     Loader::start_at(setup.train.clone(), loader, trainer.step_count())
 }
 
-/// The accuracy of the average on held-out images. `None` if there are none, or if `stop` was requested meanwhile.
+/// The accuracy of the average on held-out images. `None` if there are none, if `stop` was requested meanwhile, or if the loss is not finite.
 fn measure(
     trainer: &ClassifierTrainer,
     setup: &ClassifierSetup,

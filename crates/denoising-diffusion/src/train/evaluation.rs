@@ -133,7 +133,7 @@ impl<M: Network> Run<M> {
         let same = |before: &&EvaluationRecord| {
             before.asked == evaluate_samples as u64 && before.budget_s == evaluate_budget_s
         };
-        if let Some(before) = self.evaluations()?.last().filter(same) {
+        if let Some(before) = self.logged.evaluations().last().filter(same) {
             return Ok(before.samples as usize);
         }
         let expected = self.expected_time(setup, average, stop)?;

@@ -4,6 +4,7 @@
 mod adam;
 mod ahead;
 mod average;
+mod batches;
 mod best;
 mod buffers;
 mod checkpoint;
@@ -15,6 +16,7 @@ mod evaluation;
 mod event;
 mod folder;
 mod gradients;
+mod logged;
 mod lr;
 mod memory;
 mod open;

@@ -2,13 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
+use super::batches::open_loader;
 use super::checkpoint::{CheckpointState, Checkpoints, Rejected, read_state};
 use super::folder::{self, Lock, io_error};
+use super::logged::Logged;
 use super::run::{Run, RunError, RunSetup, Saved};
 use super::snapshots::Snapshots;
 use super::trainer::Trainer;
 use crate::atomic_file::{remove_leftovers, write_atomically};
-use crate::data::{DataError, Loader, LoaderConfig};
+use crate::data::Loader;
 use crate::models::Network;
 use crate::nn::params::num_trainable;
 use crate::report::ReportError;
@@ -43,9 +47,20 @@ impl<M: Network> Run<M> {
         write_atomically(&config, |out| out.write_all(setup.config_toml.as_bytes()))
             .map_err(io_error("write", &config))?;
         let log = new_log(&trainer, &setup)?;
-        let events = event_file(&trainer, &setup, None)?;
-        let checkpoints = Checkpoints::new(setup.dir.join("checkpoints"));
-        Ok(Self { trainer, setup, loader, log, events, checkpoints, saved: None, data_statistics: None, _lock: lock })
+        let records = log::read(setup.dir.join("log.jsonl"))?;
+        let events = event_file(&trainer, &setup, None, &records)?;
+        Ok(Self {
+            checkpoints: Checkpoints::new(setup.dir.join("checkpoints")),
+            logged: Logged::of(&records),
+            trainer,
+            setup,
+            loader,
+            log,
+            events,
+            saved: None,
+            data_statistics: None,
+            _lock: lock,
+        })
     }
 
     /// Resumes from the latest complete checkpoint; a run that ended before its first one starts over. `trainer` must be fresh, made from the run's
@@ -70,8 +85,10 @@ impl<M: Network> Run<M> {
         let passed_over = |(rejected, now)| Repair::PassedOver { rejected, now };
         let mut repairs: Vec<Repair> = rejected.into_iter().zip(renamed).map(passed_over).collect();
         let log = reopen_log(&trainer, &setup, &mut repairs)?;
-        let events = event_file(&trainer, &setup, Some(info.step))?;
+        let records = log::read(setup.dir.join("log.jsonl"))?;
+        let events = event_file(&trainer, &setup, Some(info.step), &records)?;
         let run = Self {
+            logged: Logged::of(&records),
             trainer,
             setup,
             loader,
@@ -105,19 +122,6 @@ impl<M: Network> Run<M> {
         Snapshots::of_run(&setup.dir).cut_back(0)?;
         Ok((Self::start(trainer, setup, loader, lock)?, repair.into_iter().collect()))
     }
-}
-
-fn open_loader<M>(trainer: &Trainer<M>, setup: &RunSetup) -> Result<Loader, DataError> {
-    let config = trainer.config();
-    let loader = LoaderConfig {
-        batch_size: config.batch_size,
-        seed: config.seed,
-        flip: setup.flip,
-        augment: setup.augment,
-        workers: setup.workers,
-    };
-    let first = trainer.step_count() * config.accumulate as u64;
-    Loader::start_at(setup.train.clone(), loader, first)
 }
 
 /// Compares the setup of a resumed run with that of its checkpoint.
@@ -172,12 +176,16 @@ fn new_log<M: Network>(trainer: &Trainer<M>, setup: &RunSetup) -> Result<RunLog,
 }
 
 /// The log for TensorBoard of a run that begins, or goes on after `step`, if it is wanted.
-fn event_file<M>(trainer: &Trainer<M>, setup: &RunSetup, step: Option<u64>) -> Result<Option<EventFile>, ReportError> {
+fn event_file<M>(
+    trainer: &Trainer<M>,
+    setup: &RunSetup,
+    step: Option<u64>,
+    records: &[Value],
+) -> Result<Option<EventFile>, ReportError> {
     if !trainer.config().tensorboard {
         return Ok(None);
     }
-    let records = log::read(setup.dir.join("log.jsonl"))?;
-    EventFile::create(&setup.dir, step, &records).map(Some)
+    EventFile::create(&setup.dir, step, records).map(Some)
 }
 
 /// Reopens the log up to the trainer's step. A checkpoint is worth more than the log lines that led to it: a damaged log does not end a run.
@@ -210,7 +218,7 @@ fn remove_log(dir: &Path) -> Result<Option<Repair>, RunError> {
         return Ok(None);
     }
     let records = log::readable(&path)?;
-    let is_checkpoint = |record: &&serde_json::Value| record["kind"] == "checkpoint";
+    let is_checkpoint = |record: &&Value| record["kind"] == "checkpoint";
     // If a process was killed while writing its first checkpoint, that line is the last one.
     if let Some(lost) = records[..records.len().saturating_sub(1)].iter().find(is_checkpoint) {
         let step = lost["step"].as_u64().unwrap_or_default();

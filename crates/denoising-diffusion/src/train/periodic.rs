@@ -6,13 +6,13 @@ use std::ops::ControlFlow;
 
 use super::event::{Event, StopSignal};
 use super::run::{Run, RunError, Saving};
-use crate::data::{ChannelStatistics, DataLayout, ImageShape};
+use crate::data::{Batch, ChannelStatistics, DataLayout, ImageShape};
 use crate::diffusion::Examples;
 use crate::eval::held_out::{HeldOutLoss, held_out_loss};
 use crate::eval::images::Images;
 use crate::generate::{BatchStep, GenerateError, Request};
 use crate::models::Network;
-use crate::report::log::{self, HeldOutRecord, Record, SamplesRecord};
+use crate::report::log::{HeldOutRecord, Record, SamplesRecord};
 use crate::report::{GridOptions, save_grid, save_sequences};
 
 /// Maximum number of held-out images in each measurement, in batches of the training size.
@@ -69,27 +69,25 @@ impl<M: Network> Run<M> {
             return Ok(Periodic::NotDue);
         }
         let Due { snapshots, held_out, samples, save, evaluate } = self.due(step);
-        let done = self.kinds_logged_at(step)?;
-        let missing = |kind: &str| !done.iter().any(|done| done == kind);
         if snapshots {
             self.save_snapshots(step)?;
         }
-        if held_out && missing("held_out") {
-            self.measure_held_out(step, on_event)?;
+        if held_out && !self.logged.has("held_out", step) && self.measure_held_out(step, stop, on_event)?.is_break() {
+            return Ok(Periodic::GivenUp);
         }
-        if samples && missing("samples") && self.draw_samples(step, stop, on_event)?.is_break() {
+        if samples && !self.logged.has("samples", step) && self.draw_samples(step, stop, on_event)?.is_break() {
             return Ok(Periodic::GivenUp);
         }
         let best = match self.setup.evaluate.clone().filter(|_| evaluate) {
             None => false,
             // A process may have been killed between the evaluation and what follows from it.
-            Some(setup) if !missing("evaluation") => self.best_by(&setup, step)?.is_some(),
+            Some(setup) if self.logged.has("evaluation", step) => self.best_by(&setup, step)?.is_some(),
             Some(setup) => match self.evaluate(&setup, step, stop, on_event)? {
                 ControlFlow::Continue(is_best) => is_best,
                 ControlFlow::Break(()) => return Ok(Periodic::GivenUp),
             },
         };
-        if (save || best) && missing("checkpoint") {
+        if (save || best) && !self.logged.has("checkpoint", step) {
             self.save(Saving::Due, on_event)?;
         } else if best {
             // The checkpoint that the run was resumed from had not been evaluated.
@@ -98,28 +96,37 @@ impl<M: Network> Run<M> {
         Ok(Periodic::Done)
     }
 
-    fn kinds_logged_at(&self, step: u64) -> Result<Vec<String>, RunError> {
-        let records = log::read(self.setup.dir.join("log.jsonl"))?;
-        let here = records.iter().filter(|record| record["step"] == step);
-        Ok(here.filter_map(|record| Some(record["kind"].as_str()?.to_string())).collect())
-    }
-
-    fn measure_held_out(&mut self, step: u64, on_event: &mut dyn FnMut(Event<'_>)) -> Result<(), RunError> {
+    /// Measures the loss on held-out images, if there are any. A request to stop abandons the measurement: `Break`.
+    fn measure_held_out(
+        &mut self,
+        step: u64,
+        stop: &StopSignal,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<ControlFlow<()>, RunError> {
         let some = self.setup.held_out.spread(HELD_OUT_IMAGES);
         if some.is_empty() {
-            return Ok(());
+            return Ok(ControlFlow::Continue(()));
         }
         let device = self.trainer.device();
+        let mut given_up = false;
+        let goes_on = |_: &Batch| {
+            given_up = stop.is_requested();
+            !given_up
+        };
         let batches = some.batches(self.trainer.config().batch_size)?.collect::<Result<Vec<_>, _>>()?;
-        let examples = batches.into_iter().map(|batch| Examples::of(batch, &device));
+        let examples = batches.into_iter().take_while(goes_on).map(|batch| Examples::of(batch, &device));
         let seed = self.trainer.config().seed;
         let eval = self.trainer.ema().eval().for_predictions();
-        if let Some(loss) = held_out_loss(&eval, self.trainer.diffusion(), examples, seed, &device) {
+        let loss = held_out_loss(&eval, self.trainer.diffusion(), examples, seed, &device);
+        if given_up {
+            return Ok(ControlFlow::Break(()));
+        }
+        if let Some(loss) = loss {
             let HeldOutLoss { mean: held_out_loss, by_quarter: held_out_loss_by_quarter, .. } = loss;
             self.note(&Record::HeldOut(HeldOutRecord { step, held_out_loss, held_out_loss_by_quarter }))?;
             on_event(Event::HeldOut { step, loss: &loss });
         }
-        Ok(())
+        Ok(ControlFlow::Continue(()))
     }
 
     /// Statistics of evenly spaced training images, read once.

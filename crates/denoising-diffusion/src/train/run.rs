@@ -17,13 +17,14 @@ use super::checkpoint::{CheckpointError, CheckpointState, Checkpoints};
 use super::evaluation::EvaluateSetup;
 use super::event::{Event, Outcome, StopSignal};
 use super::folder::Lock;
+use super::logged::Logged;
 use super::pace::Pace;
 use super::periodic::Periodic;
 use super::replicas::AverageOnDevices;
 use super::snapshots::{Snapshots, SnapshotsError};
 use super::step_report::{NonFiniteKind, StepReport, TrainError};
 use super::trainer::Trainer;
-use crate::data::{ChannelStatistics, DataError, Flip, Loader, Subset};
+use crate::data::{ChannelStatistics, DataError, Flip, ImageBatch, Loader, Subset};
 use crate::diffusion::{Examples, GuidanceConfig};
 use crate::eval::evaluate::EvaluateError;
 use crate::eval::images::{Images, Picked};
@@ -34,7 +35,7 @@ use crate::nn::Eval;
 use crate::nn::params::ParamsError;
 use crate::report::log::{CheckpointRecord, Record, RunLog, SkipReason, SkipRecord, StepRecord};
 use crate::report::tensorboard::EventFile;
-use crate::report::{CurveOptions, ReportError, Series, log, save_curve_png, save_curve_svg};
+use crate::report::{CurveOptions, ReportError, save_curve_png, save_curve_svg};
 use crate::sampler::SampleConfig;
 
 #[cfg(test)]
@@ -143,6 +144,8 @@ pub struct Run<M> {
     pub(super) setup: RunSetup,
     pub(super) loader: Loader,
     pub(super) log: RunLog,
+    /// What is in the log.
+    pub(super) logged: Logged,
     /// The log for TensorBoard, if it is wanted.
     pub(super) events: Option<EventFile>,
     pub(super) checkpoints: Checkpoints,
@@ -159,7 +162,8 @@ impl<M: Network> Run<M> {
         &self.trainer
     }
 
-    /// Trains until all steps are made or `stop` is requested; in both cases, and after an error, the state is saved.
+    /// Trains until all steps are made or `stop` is requested; in both cases, and after an error, the state is saved. Called again, it continues
+    /// with the step that was not made.
     pub fn train(&mut self, stop: &StopSignal, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Outcome, RunError> {
         let mut pace = Pace::start();
         let outcome = self.train_steps(stop, &mut pace, on_event);
@@ -175,6 +179,7 @@ impl<M: Network> Run<M> {
         pace: &mut Pace,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Outcome, RunError> {
+        self.rewind()?;
         let steps = self.trainer.config().steps;
         let mut told_why = false;
         // What a stop left undone in the middle of this step's periodic work.
@@ -284,15 +289,6 @@ impl<M: Network> Run<M> {
         self.trainer.config().batch_size * self.trainer.config().accumulate
     }
 
-    fn next_batches(&mut self) -> Result<Vec<Examples>, DataError> {
-        let batches = 0..self.trainer.config().accumulate;
-        let on_its_device = |k| {
-            let batch = self.loader.next_batch()?;
-            Ok(Examples::of(batch, &self.trainer.device_of_batch(k)))
-        };
-        batches.map(on_its_device).collect()
-    }
-
     /// Waits for the step in flight, if any, and [records](Self::record) it: the log must contain it before anything that comes after it.
     fn settle(&mut self, pace: &mut Pace, on_event: &mut dyn FnMut(Event<'_>)) -> Result<(), RunError> {
         let settled = self.trainer.settle();
@@ -302,6 +298,7 @@ impl<M: Network> Run<M> {
     /// Appends a record to the log, whose pictures must be there.
     pub(super) fn note(&mut self, record: &Record) -> Result<(), ReportError> {
         self.log.append(record)?;
+        self.logged.add(&serde_json::to_value(record).expect("just written"));
         match &mut self.events {
             Some(events) => events.append(record),
             None => Ok(()),
@@ -417,16 +414,9 @@ impl<M: Network> Run<M> {
         self.trainer.config().keep_every.is_some_and(|every| step.is_multiple_of(every))
     }
 
-    /// Draws the loss curve from the log, unless the run is too short for one.
+    /// Draws the loss curve, unless the run is too short for one.
     fn draw_curve(&self) -> Result<(), RunError> {
-        let records = log::read(self.setup.dir.join("log.jsonl"))?;
-        let series = |name: &str, kind: &str, field: &str| Series {
-            name: name.to_string(),
-            points: log::points(&records, kind, field),
-        };
-        let mut curves =
-            vec![series("training loss", "step", "loss"), series("held-out loss", "held_out", "held_out_loss")];
-        curves.retain(|curve| curve.points.iter().any(|(_, y)| y.is_finite() && *y > 0.0));
+        let curves = self.logged.curves();
         if curves.is_empty() {
             return Ok(());
         }

@@ -213,7 +213,8 @@ impl<M: Network> Trainer<M> {
     }
 
     /// One optimizer step on `accumulate` batches: tensors `[b, c, h, w]` of data in the data's range, or [`Examples`] with classes and conditions.
-    /// Waits until it is complete.
+    /// Waits until it is complete. If a [submitted](Self::submit) step is in flight, it is completed first, and its report is lost unless
+    /// [`settle`](Self::settle) has returned it.
     ///
     /// Noise, times and dropout are keyed by the number of an example, which assumes batches of this size and steps of `accumulate` batches: if
     /// batch sizes or their number vary, some examples reuse the random numbers of earlier ones.
@@ -230,7 +231,7 @@ impl<M: Network> Trainer<M> {
 
     /// Submits a [`step`](Self::step) without waiting for it, if possible: on a GPU, with a network whose weights only the optimizer changes. The
     /// step is then in flight, the device itself makes sure that nothing changes if something is not finite, and the report is that of the previous
-    /// step. The results are the same as with `step`.
+    /// step; its own is returned by the next `submit` or by [`settle`](Self::settle). The results are the same as with `step`.
     ///
     /// # Panics
     /// As [`step`](Self::step).
@@ -347,7 +348,8 @@ impl<M: Network> Trainer<M> {
         NonFinite { tensor: bad.0.unwrap_or_else(|| "loss".to_string()), kind: NonFiniteKind::Loss }
     }
 
-    /// All that must be saved in order to resume. Waits for the step in flight, whose report is returned by the next call that returns one.
+    /// All that must be saved in order to resume. Waits for the step in flight, whose report is returned by the next [`settle`](Self::settle) or
+    /// [`submit`](Self::submit).
     pub fn state(&mut self) -> TrainerState {
         self.settled = self.settle();
         TrainerState {
@@ -369,14 +371,17 @@ impl<M: Network> Trainer<M> {
     }
 
     /// Resumes from a saved state of the same network and configuration.
+    ///
+    /// # Errors
+    /// The state does not fit; then nothing has changed.
     pub fn restore(&mut self, state: &TrainerState) -> Result<(), ParamsError> {
         let model = params::load_state_dict(self.model().clone(), &state.model)?;
-        self.adam = Adam::from_state_dict(self.config.adam(), state.adam_steps, &state.adam, &model, &self.device())?;
+        let adam = Adam::from_state_dict(self.config.adam(), state.adam_steps, &state.adam, &model, &self.device())?;
+        let (mut ema, mut power_emas) = (self.ema.clone(), self.power_emas.clone());
+        ema.restore(&state.ema, state.ema_calls)?;
+        power_emas.iter_mut().try_for_each(|average| average.restore(&state.power_emas))?;
         self.model = Some(if is_cpu(&self.device) { model } else { sweeps::settled(model) });
-        self.ema.restore(&state.ema, state.ema_calls)?;
-        for average in &mut self.power_emas {
-            average.restore(&state.power_emas)?;
-        }
+        (self.adam, self.ema, self.power_emas) = (adam, ema, power_emas);
         (self.step, self.skipped, self.skipped_in_a_row) = (state.step, state.skipped, state.skipped_in_a_row);
         (self.ahead, self.in_flight, self.settled) = (None, None, None);
         self.recording = Recording::default();

@@ -167,6 +167,36 @@ fn damaged_ones_that_were_passed_over_count_no_longer() {
     assert_eq!(place.checkpoints.steps().unwrap(), [3]);
 }
 
+/// A folder in the place of a file stands for any file that exists but cannot be read: one on a network file system that does not answer, say.
+#[test]
+fn what_cannot_be_read_is_not_damaged() {
+    let place = Place::with(&[2, 4]);
+    place.copy("step-00000004", ".writing-step-00000004");
+    let [target, aside] =
+        ["step-00000004", ".writing-step-00000004"].map(|name| place.path(name).join("adam.safetensors"));
+    let whole = fs::read(&target).unwrap();
+    // The other one is damaged, so that the unreadable one decides.
+    for [unreadable, damaged] in [[&target, &aside], [&aside, &target]] {
+        fs::remove_file(unreadable).unwrap();
+        fs::create_dir(unreadable).unwrap();
+        fs::write(damaged, "").unwrap();
+        let before = place.names();
+        assert!(matches!(place.checkpoints.tidy(), Err(CheckpointError::Io { action: "read", .. })));
+        assert_eq!(place.names(), before);
+        fs::remove_dir(unreadable).unwrap();
+        [unreadable, damaged].iter().for_each(|path| fs::write(path, &whole).unwrap());
+    }
+    let file = place.path("step-00000004").join(weights_name(WeightsKind::Ema));
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    assert!(matches!(place.checkpoints.latest(), Err(CheckpointError::Io { action: "read", .. })));
+    assert!(matches!(place.checkpoints.latest_weights(WeightsKind::Ema), Err(CheckpointError::Io { .. })));
+    assert!(place.checkpoints.latest_weights(WeightsKind::Model).unwrap().unwrap().1.is_empty());
+    // A file that is not there is damage.
+    fs::remove_dir(&file).unwrap();
+    assert_eq!(place.checkpoints.latest().unwrap().unwrap().0.step, 2);
+}
+
 #[test]
 fn weights_are_found_whatever_the_state_of_other_files() {
     let place = Place::with(&[2, 4]);

@@ -13,6 +13,7 @@ use crate::eval::metric::Metric;
 use crate::models::{NetworkConfig, Unet, UnetConfig};
 use crate::nn::Init;
 use crate::nn::params::{load_state_dict, to_state_dict};
+use crate::report::log;
 use crate::sampler::SamplerKind;
 use crate::train::{EmaConfig, EvaluateSetup, Repair, TrainConfig};
 
@@ -128,6 +129,110 @@ fn settings_are_held_against_those_of_the_checkpoint() {
     let (trainer, mut setup) = parts(place.path(), &added);
     setup.card.version = "2".into();
     assert!(Run::resume(trainer, setup).is_ok());
+}
+
+/// Parts of a run on a folder of eight images, which are read when they are needed; a step has two batches.
+fn parts_on_images(dir: &Path, images: &Path) -> (Trainer<Unet>, RunSetup) {
+    let (old, setup) = parts(dir, &[]);
+    let config = TrainConfig { accumulate: 2, sample_every: Some(0), ..old.config().clone() };
+    let trainer =
+        Trainer::new(old.model().clone(), old.diffusion().clone(), config, EmaConfig::default(), &old.device())
+            .unwrap();
+    let data = DataConfig { path: Some(images.to_path_buf()), cache_mib: 0, ..DataConfig::default() };
+    let train = Subset::from(Arc::new(Dataset::open(&data).unwrap()));
+    (trainer, RunSetup { held_out: train.spread(0), train, ..setup })
+}
+
+#[test]
+fn training_that_goes_on_after_an_error_uses_the_batches_that_it_would_have_used() {
+    let place = tempfile::tempdir().unwrap();
+    let images = place.path().join("images");
+    fs::create_dir(&images).unwrap();
+    for i in 0..8_u8 {
+        image::GrayImage::from_pixel(4, 4, image::Luma([30 * i])).save(images.join(format!("{i}.png"))).unwrap();
+    }
+    let (trainer, setup) = parts_on_images(&place.path().join("whole"), &images);
+    let mut whole = Run::create(trainer, setup).unwrap();
+    assert_eq!(whole.train(&StopSignal::default(), &mut |_| {}).unwrap(), Outcome::Finished);
+
+    let (trainer, setup) = parts_on_images(&place.path().join("interrupted"), &images);
+    let (gone, file) = (place.path().join("gone"), images.join("5.png"));
+    fs::rename(&file, &gone).unwrap();
+    let mut run = Run::create(trainer, setup).unwrap();
+    assert!(matches!(run.train(&StopSignal::default(), &mut |_| {}), Err(RunError::Data(_))));
+    fs::rename(&gone, &file).unwrap();
+    assert_eq!(run.train(&StopSignal::default(), &mut |_| {}).unwrap(), Outcome::Finished);
+    assert!(to_state_dict(run.trainer().model()) == to_state_dict(whole.trainer().model()));
+}
+
+/// The log without what is measured.
+fn log_of(dir: &Path) -> Vec<serde_json::Value> {
+    let mut records = log::read(dir.join("log.jsonl")).unwrap();
+    for record in &mut records {
+        for measured in ["images_per_s", "seconds"] {
+            record.as_object_mut().unwrap().remove(measured);
+        }
+    }
+    records
+}
+
+#[test]
+fn a_stop_abandons_the_held_out_loss_which_a_resumed_run_measures() {
+    let place = tempfile::tempdir().unwrap();
+    let parts = |name: &str| {
+        let (trainer, setup) = parts(&place.path().join(name), &[]);
+        (trainer, RunSetup { held_out: setup.train.spread(6), ..setup })
+    };
+    let measured = |run: &mut Run<Unet>, stop_at: Option<u64>| {
+        let (stop, mut measured) = (StopSignal::default(), Vec::new());
+        let outcome = run.train(&stop, &mut |event| match event {
+            Event::Step { report, .. } if Some(report.step) == stop_at => stop.request(),
+            Event::HeldOut { step, .. } => measured.push(step),
+            _ => {}
+        });
+        (outcome.unwrap(), measured)
+    };
+    let (trainer, setup) = parts("whole");
+    assert_eq!(measured(&mut Run::create(trainer, setup).unwrap(), None), (Outcome::Finished, vec![2, 4]));
+    let (trainer, setup) = parts("stopped");
+    assert_eq!(measured(&mut Run::create(trainer, setup).unwrap(), Some(2)), (Outcome::Stopped, vec![]));
+    let (trainer, setup) = parts("stopped");
+    assert_eq!(measured(&mut Run::resume(trainer, setup).unwrap().0, None), (Outcome::Finished, vec![2, 4]));
+    assert_eq!(log_of(&place.path().join("stopped")), log_of(&place.path().join("whole")));
+}
+
+/// A log of a line per step is long: to read it at every checkpoint would take longer and longer.
+#[test]
+fn the_log_is_read_when_the_run_starts_or_resumes_and_not_again() {
+    let place = tempfile::tempdir().unwrap();
+    let parts = || {
+        let (trainer, setup) = parts(place.path(), &[]);
+        let (metrics, evaluate_every) = (vec![Metric::Loss], Some(2));
+        let config = EvaluateConfig { evaluate_every, metrics, ..EvaluateConfig::default() };
+        let evaluate = EvaluateSetup { config, extractor: None, store: FeatureStore::new(place.path()) };
+        (trainer, RunSetup { held_out: setup.train.spread(6), evaluate: Some(evaluate), ..setup })
+    };
+    let (there, elsewhere) = (place.path().join("log.jsonl"), place.path().join("elsewhere"));
+    let run_without_its_log = |run: &mut Run<Unet>, stop_at: u64| {
+        fs::rename(&there, &elsewhere).unwrap();
+        let stop = StopSignal::default();
+        let outcome = run.train(&stop, &mut |event| {
+            if matches!(event, Event::Checkpoint { step, .. } if step == stop_at) {
+                stop.request();
+            }
+        });
+        fs::rename(&elsewhere, &there).unwrap();
+        assert!(run.logged == Logged::of(&log::read(&there).unwrap()));
+        assert_eq!(run.logged.evaluations().len() as u64, run.trainer().step_count() / 2);
+        outcome.unwrap()
+    };
+    let (trainer, setup) = parts();
+    assert_eq!(run_without_its_log(&mut Run::create(trainer, setup).unwrap(), 2), Outcome::Stopped);
+    let (trainer, setup) = parts();
+    let mut run = Run::resume(trainer, setup).unwrap().0;
+    assert_eq!(run_without_its_log(&mut run, 0), Outcome::Finished);
+    assert_eq!(run.logged.curves().len(), 2);
+    assert_eq!(Checkpoints::new(place.path().join("checkpoints")).steps().unwrap(), [2, 4]);
 }
 
 /// The condition and the class of a sample are those of one example. Without conditions, grids have all classes in turn, and measured samples have

@@ -25,3 +25,25 @@ fn a_network_on_a_plain_device_has_nothing_to_train() {
 fn a_step_without_batches_is_a_mistake() {
     trainer(&Device::flex().autodiff()).unwrap().step(Vec::<Examples>::new());
 }
+
+/// Averages are checked last, but before anything is replaced.
+#[test]
+fn a_state_that_does_not_fit_changes_nothing() {
+    let profile = Profile::new(0.1).unwrap();
+    let mut trainer = trainer(&Device::flex().autodiff()).unwrap().with_power_emas(&[profile]).unwrap();
+    let before = trainer.state();
+    let other = |state: &StateDict| -> StateDict {
+        let mut tensors: Vec<_> = state.iter().map(|(name, tensor)| (name.to_string(), tensor.clone())).collect();
+        tensors.iter_mut().flat_map(|(_, tensor)| &mut tensor.values).for_each(|value| *value += 1.0);
+        tensors.into_iter().collect()
+    };
+    let changed = TrainerState { step: 3, ema_calls: 3, model: other(&before.model), ..before.clone() };
+    let without_average = TrainerState { ema: StateDict::new(), ..changed.clone() };
+    let without_power_ema = TrainerState { ema: other(&before.ema), power_emas: Vec::new(), ..changed };
+    for state in [without_average, without_power_ema] {
+        assert!(trainer.restore(&state).is_err());
+        let after = trainer.state();
+        assert_eq!((after.step, after.ema_calls), (0, 0));
+        assert!(after.model == before.model && after.ema == before.ema);
+    }
+}
