@@ -1,10 +1,11 @@
 //! Whether samples are copies: their distances to the training images, which are read a block at a time. Not here: conclusions from the distances
 //! (`metrics::neighbours`).
 
-use super::evaluate::{EvaluateError, Split, Watch, bearable, of_one_shape, table};
+use super::evaluate::{EvaluateError, Split, Watch};
 use super::images::Images;
 use super::metric::{self, Metric, MetricError};
 use super::metrics::neighbours::NearestTraining;
+use super::pixels::{bearable, of_one_shape, table};
 use super::result::Neighbours;
 use crate::data::spread_places;
 use crate::task::Task;

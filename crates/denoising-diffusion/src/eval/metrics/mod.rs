@@ -1,5 +1,7 @@
 //! Metrics on tables of features: mathematics on plain slices, with the same result on any number of threads. Not here: images, networks, files.
 
+use std::ops::ControlFlow;
+
 mod distances;
 pub mod draws;
 pub mod estimate;
@@ -17,3 +19,6 @@ pub mod spectrum;
 pub mod statistics;
 mod sums;
 pub mod table_error;
+
+/// Called with the share of the work that is done, from 0 to 1; can stop it.
+pub type OnShare<'a> = &'a mut dyn FnMut(f64) -> ControlFlow<()>;
