@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::DataError;
 use super::policy::{CachePolicy, DataLayout, Flip, ResizePolicy, ValueRange, Verify};
-use super::prefetch::usual_workers;
+use super::prefetch::{check_workers, usual_workers};
 use super::shape::{ChannelPolicy, ImageSize};
 use super::vector_table::VectorScale;
 
@@ -165,7 +165,7 @@ impl DataConfig {
                 expected: "a fraction from 0 to 1",
             });
         }
-        Ok(())
+        check_workers(self.workers)
     }
 
     /// Bytes of data that may be kept in memory.
