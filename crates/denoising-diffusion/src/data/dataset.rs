@@ -153,7 +153,7 @@ impl Dataset {
         let summary = Summary::of_folder(&root, &scan, Some(shape));
         let classes = folder::classes(&scan.files);
         let digest = identity::folder_digest(&scan.files);
-        let cache_key = identity::folder_cache_key(&digest, &scan.files);
+        let cache_key = identity::folder_cache_key(&digest, &root, &scan.files);
         Ok(Self {
             shape,
             len: scan.files.len(),
@@ -309,8 +309,9 @@ impl Dataset {
         &self.digest
     }
 
-    /// Key for caches of anything computed from the images: the [`digest`](Self::digest) and, for folders, the time when each file was last modified,
-    /// as far as the file system knows it. A copied folder keeps its digest; a file that is replaced by another of the same length changes this key.
+    /// Key for caches of anything computed from the images: the [`digest`](Self::digest) and, for folders, where they are and the time when each file
+    /// was last modified, as far as the file system knows it. A copied folder keeps its digest, but not this key; a file that is replaced by another
+    /// of the same length changes the key.
     pub fn cache_key(&self) -> &str {
         &self.cache_key
     }

@@ -348,6 +348,18 @@ fn vectors_follow_their_examples_into_batches() {
     let error = Dataset::open(&config).unwrap_err();
     assert!(error.to_string().contains("5 vectors for 6 examples"), "{error}");
 }
+    // Another folder, whose files have the same names, lengths and times.
+    let (one, other) = (folder(), folder());
+    for (root, level) in [(&one, 0), (&other, 200)] {
+        save(root.path(), "a.bmp", &rgb(4, 4, level));
+        let file = File::options().write(true).open(root.path().join("a.bmp")).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+    }
+    let (one, other) = (open(one.path()), open(other.path()));
+    assert_eq!(one.digest(), other.digest());
+    assert_ne!(one.cache_key(), other.cache_key());
+    assert_eq!(open(root.path()).cache_key(), open(&root.path().join(".")).cache_key(), "however it is named");
+
 
 #[test]
 fn conditions_are_found_by_name_and_mirrored_with_their_images() {
