@@ -29,6 +29,10 @@ impl DataError {
                 format!("`ddpm inspect` lists every broken file; remove or repair them{raise}")
             }
             Self::MixedSizes { .. } | Self::MixedChannels { .. } | Self::Channels { .. } => self.hint_on_shape(takes)?,
+            Self::Layout { .. } if takes("--model") => {
+                "to train on images, leave out --layout, or choose a network for images (--model)".into()
+            }
+            Self::Layout { .. } if takes("--layout") => "leave out --layout".into(),
             Self::Shape { .. } if takes("--layout") => {
                 "use --layout to say what the array holds (such as --layout sequences), and --channels N to say which axis is that of the channels".into()
             }
