@@ -27,8 +27,8 @@ pub struct DataConfig {
     /// network is given it beside the noisy example.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub condition: Option<PathBuf>,
-    /// `.npy` file `[n, dim]` with a vector for each example, in the order of the array or of the sorted file names; scaled to mean 0 and standard
-    /// deviation 1.
+    /// `.npy` file `[n, dim]` with a vector for each example, in the order of the array or of the files ([`Dataset::names`](super::Dataset::names));
+    /// scaled to mean 0 and standard deviation 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vectors: Option<PathBuf>,
     /// Number of channels of the condition.
@@ -72,7 +72,7 @@ pub struct DataConfig {
     pub cache: CachePolicy,
     /// Limit of [`CachePolicy::Auto`], MiB.
     pub cache_mib: usize,
-    /// Number of threads that read and decode; 0: chosen automatically.
+    /// Number of threads that read and decode, at most 1024; 0: chosen automatically.
     pub workers: usize,
     /// Largest fraction of broken files, in [0, 1], that is skipped; more is an error.
     pub max_broken: f64,

@@ -301,7 +301,7 @@ fn shortened(broken: &[Broken]) -> String {
 }
 
 /// A path for display: characters that would move a terminal's cursor or end the line are escaped.
-pub(super) fn shown(path: &Path) -> String {
+pub fn shown(path: &Path) -> String {
     printable(&path.to_string_lossy())
 }
 

@@ -57,8 +57,10 @@ impl DataError {
                 let hint = error.hint_for(&takes)?;
                 own.iter().fold(hint, |hint, flag| hint.replace(flag, &named(flag)))
             }
-            Self::Vectors { .. } => "give one row per example, in the order of the array or of the sorted file names (without broken files)"
-                .into(),
+            Self::Vectors { .. } => {
+                "give one row per example, in the order of the array or of the files as `ddpm inspect DATA --files` prints them (without broken ones)"
+                    .into()
+            }
             Self::BatchTooLarge { images, .. } => format!("use --batch-size {images} or less"),
             _ => return None,
         };
