@@ -10,6 +10,7 @@ pub mod fid;
 pub mod frechet;
 pub mod inception_score;
 pub mod kid;
+mod kid_kernels;
 mod linalg;
 pub mod neighbours;
 pub mod prdc;
