@@ -3,14 +3,18 @@
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use denoising_diffusion::data::{DataConfig, Dataset, Opening};
+use denoising_diffusion::data::{DataConfig, DataError, Dataset, Opening};
 
 use crate::cache;
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 
 /// Opens data, showing on a terminal how many files have been checked.
 pub fn open_data(config: &DataConfig) -> Result<Dataset> {
-    Ok(opening(|opening| Dataset::open_with(config, opening))?)
+    opening(|opening| Dataset::open_with(config, opening)).map_err(|error| match error {
+        // That of a flag or of the network, not a fault of the data.
+        DataError::Layout { .. } => Failure::from(error).into_usage(),
+        error => error.into(),
+    })
 }
 
 /// The same for callers that handle the library's error.

@@ -154,6 +154,7 @@ fn settings_without_sense() {
         ("--learned-variance", "`learned_variance`"),
         ("--random-fourier-features", "random_fourier_features"),
         ("--no-such-flag", "--no-such-flag"),
+        ("--workers 1000000000000000000", "`workers` is 1000000000000000000; expected at most 1024"),
         ("--channels 3", "channels = 3"),
         ("--init-dim 4294967295", "`init_dim` is 4294967295; at most 1000000 is allowed"),
         ("--dim 1000000 --dim-mults 1,1000000 --dry-run", "a stage too wide"),

@@ -73,7 +73,8 @@ fn sequences_from_an_array_to_curves_and_back_in_its_units() {
     assert!(measured.contains("spectrum"), "{measured}");
 
     place.fails("train signals.npy --model unet1d --layout images --dry-run", 2, "`layout = \"images\"`");
-    place.fails("train digits --model unet1d --dry-run", 2, "sequences");
+    place.fails("train digits --model unet1d --dry-run", 2, "only .npy and .npz arrays hold sequences");
+    place.fails("train digits --model karras_unet --layout volumes --dry-run", 2, "digits holds images");
     waves(&place, "odd.npy", &[8, 1, 15]);
     place.fails(&format!("train odd.npy {small} --dry-run"), 2, "14 and 16");
     place.fails(&format!("train signals.npy {small} --value-range 0,5 --dry-run"), 1, "expected [0, 5]");

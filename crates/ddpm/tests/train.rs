@@ -112,6 +112,16 @@ fn a_folder_of_classes_trains_and_is_inspected() {
     assert_eq!((&summary["images"], &summary["shape"]["channels"]), (&8.into(), &1.into()));
     assert_eq!(summary["classes"][1]["images"], 4);
     assert!(place.ok("inspect data").contains("classes    2"));
+    place.image("data/a-2/0.png", 8, 8);
+    place.write("data/a/torn.png", "torn");
+    // Folder by folder, unlike strings.
+    let files = "a/0.png a/1.png a/2.png a/3.png a-2/0.png b/0.PNG b/1.PNG b/2.PNG b/3.PNG";
+    assert_eq!(place.ok("inspect data --files").split_whitespace().collect::<Vec<_>>().join(" "), files);
+    assert_eq!(place.json("inspect data --files"), serde_json::json!(files.split(' ').collect::<Vec<_>>()));
+    place.fails("inspect digits --files", 2, "no folder");
+    for gone in ["data/a-2", "data/a/torn.png"].map(|gone| place.path(gone)) {
+        if gone.is_dir() { std::fs::remove_dir_all(gone) } else { std::fs::remove_file(gone) }.unwrap();
+    }
     let result = place.json(&format!("train data {TINY} --steps 1"));
     assert_eq!(result["run"], "runs/data-001");
     // The run is found again from elsewhere, data and all.

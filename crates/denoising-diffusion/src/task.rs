@@ -11,6 +11,8 @@ pub enum Task {
     Features,
     /// Training images compared with samples.
     Compare,
+    /// Images whose pixels are read or compared, once for each of these.
+    Pixels,
     /// Evaluations of a network's loss.
     Loss,
     /// Mebibytes of a file.
@@ -27,6 +29,7 @@ impl Task {
             Self::Sample => "sample",
             Self::Features => "features",
             Self::Compare => "compare",
+            Self::Pixels => "pixels",
             Self::Loss => "loss",
             Self::Fetch => "fetch",
             Self::Average => "average",

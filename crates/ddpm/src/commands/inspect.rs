@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use denoising_diffusion::data::{ChannelPolicy, DataConfig, DataLayout, ImageSize, ValueRange, inspect};
+use denoising_diffusion::data::{
+    ChannelPolicy, DataConfig, DataLayout, ImageSize, Opening, ValueRange, files, inspect, shown,
+};
 
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::output;
 
 /// Count the images, sizes, channels and classes of data, and name broken files.
@@ -29,7 +31,10 @@ pub struct InspectArgs {
     /// IDX or .npy file with the labels of an array [default: those in the .npz file, or beside the IDX file]
     #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
-    /// Print the result as one JSON object
+    /// Print the paths of a folder's usable images instead, one per line, in the order of the data: that of the rows of --vectors
+    #[arg(long)]
+    files: bool,
+    /// Print the result as one JSON object; with --files, as an array
     #[arg(long)]
     json: bool,
 }
@@ -44,10 +49,27 @@ pub fn run(args: &InspectArgs) -> Result {
         value_range: args.value_range,
         ..DataConfig::default()
     };
+    if args.files {
+        return list(&config, args);
+    }
     let summary = inspect(&config)?;
     if args.json {
         output::json(&serde_json::to_value(&summary)?)
     } else {
         output::result(summary.to_string().trim_end())
     }
+}
+
+/// Prints the paths of the images.
+fn list(config: &DataConfig, args: &InspectArgs) -> Result {
+    let Some(files) = files(config, &Opening::default())? else {
+        let data = args.data.display();
+        return Err(Failure::usage(format!(
+            "{data} is no folder: its examples have no files, and the order of the array"
+        )));
+    };
+    if args.json {
+        return output::json(&files.iter().map(|file| output::path(file)).collect());
+    }
+    files.iter().try_for_each(|file| output::result(shown(file)))
 }

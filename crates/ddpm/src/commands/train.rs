@@ -48,7 +48,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "DATA")]
     condition: Option<PathBuf>,
     /// Condition on vectors of numbers, such as measurements or text embeddings: .npy file with a row for each example, in the order of
-    /// the array or of the sorted file names
+    /// the array or of the files as `ddpm inspect DATA --files` prints them
     #[arg(long, value_name = "FILE")]
     vectors: Option<PathBuf>,
     /// Recipe: a TOML file, or the name of an embedded one (see `ddpm list`)

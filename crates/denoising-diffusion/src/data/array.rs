@@ -81,7 +81,7 @@ impl Held {
     }
 }
 
-/// Reads a `.npy` file, or, if it is too large for the memory limit, opens it for reading its examples one by one.
+/// Reads a `.npy` file, or, if its values are too large for the memory limit, opens it for reading its examples one by one.
 pub(super) fn load_npy(path: &Path, config: &DataConfig) -> Result<ArraySource, DataError> {
     if let Some(source) = PagedArray::open(path, config)? {
         return Ok(source);
@@ -252,8 +252,8 @@ mod tests {
     fn array(shape: &[usize], values: Values) -> NpyArray {
         let descr = match values {
             Values::U8(_) => "|u1",
-            Values::Int(_) => "<i4",
             Values::F32(_) => "<f4",
+            _ => "<i4",
         };
         NpyArray { shape: shape.to_vec(), descr: descr.into(), values }
     }

@@ -6,7 +6,7 @@
 use std::io::BufReader;
 use std::path::Path;
 
-use super::npy::{NpyArray, Values, read_npy};
+use super::npy::{NpyArray, read_npy};
 use super::source::{first_bytes, open_file};
 use super::{DataError, idx};
 
@@ -79,17 +79,12 @@ pub(super) fn demand(array: NpyArray, path: &Path, images: usize) -> Result<Clas
 /// Labels below 0 or beyond 32 bits, or a number of labels other than `images`.
 pub(super) fn of_array(array: NpyArray, path: &Path, images: usize) -> Result<Option<Classes>, DataError> {
     let ([count] | [count, 1]) = array.shape[..] else { return Ok(None) };
-    let labels: Vec<u32> = match array.values {
-        Values::U8(v) => v.into_iter().map(u32::from).collect(),
-        Values::Int(v) => v
-            .into_iter()
-            .map(|label| {
-                let found = || DataError::format(path, "labels from 0 to 4294967295", format!("label {label}"));
-                u32::try_from(label).map_err(|_| found())
-            })
-            .collect::<Result<_, _>>()?,
-        Values::F32(_) => return Ok(None),
+    let Some(labels) = array.values.integers() else { return Ok(None) };
+    let label = |label| {
+        let found = || DataError::format(path, "labels from 0 to 4294967295", format!("label {label}"));
+        u32::try_from(label).map_err(|_| found())
     };
+    let labels: Vec<u32> = labels.map(label).collect::<Result<_, _>>()?;
     check_count(path, count, images)?;
     Ok(Some(Classes::number(&labels)))
 }
@@ -102,6 +97,7 @@ pub(super) fn check_count(path: &Path, labels: usize, images: usize) -> Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::npy::Values;
 
     fn array(shape: &[usize], values: Values) -> NpyArray {
         NpyArray { shape: shape.to_vec(), descr: "?".into(), values }

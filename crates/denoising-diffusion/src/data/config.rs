@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::DataError;
 use super::policy::{CachePolicy, DataLayout, Flip, ResizePolicy, ValueRange, Verify};
-use super::prefetch::usual_workers;
+use super::prefetch::{check_workers, usual_workers};
 use super::shape::{ChannelPolicy, ImageSize};
 use super::vector_table::VectorScale;
 
@@ -27,8 +27,8 @@ pub struct DataConfig {
     /// network is given it beside the noisy example.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub condition: Option<PathBuf>,
-    /// `.npy` file `[n, dim]` with a vector for each example, in the order of the array or of the sorted file names; scaled to mean 0 and standard
-    /// deviation 1.
+    /// `.npy` file `[n, dim]` with a vector for each example, in the order of the array or of the files ([`Dataset::names`](super::Dataset::names));
+    /// scaled to mean 0 and standard deviation 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vectors: Option<PathBuf>,
     /// Number of channels of the condition.
@@ -72,7 +72,7 @@ pub struct DataConfig {
     pub cache: CachePolicy,
     /// Limit of [`CachePolicy::Auto`], MiB.
     pub cache_mib: usize,
-    /// Number of threads that read and decode; 0: chosen automatically.
+    /// Number of threads that read and decode, at most 1024; 0: chosen automatically.
     pub workers: usize,
     /// Largest fraction of broken files, in [0, 1], that is skipped; more is an error.
     pub max_broken: f64,
@@ -165,7 +165,7 @@ impl DataConfig {
                 expected: "a fraction from 0 to 1",
             });
         }
-        Ok(())
+        check_workers(self.workers)
     }
 
     /// Bytes of data that may be kept in memory.

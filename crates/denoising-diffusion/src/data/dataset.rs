@@ -101,6 +101,22 @@ pub fn inspect_with(config: &DataConfig, opening: &Opening<'_>) -> Result<Summar
     })
 }
 
+/// The files of a folder in the order of the data, relative to it and without broken ones: as [`Dataset::names`], without requiring that they can be
+/// trained on. `None` for arrays.
+///
+/// # Errors
+/// As [`inspect`].
+pub fn files(config: &DataConfig, opening: &Opening<'_>) -> Result<Option<Vec<PathBuf>>, DataError> {
+    let config = DataConfig { cache: CachePolicy::Off, ..config.clone() };
+    Ok(match Source::read(&config, opening)? {
+        Source::Folder(root, scan) => {
+            refuse_empty(&root, &scan)?;
+            Some(scan.files.into_iter().map(|file| file.path).collect())
+        }
+        Source::Array(_) => None,
+    })
+}
+
 impl Dataset {
     /// Opens and checks a source.
     ///
@@ -153,7 +169,7 @@ impl Dataset {
         let summary = Summary::of_folder(&root, &scan, Some(shape));
         let classes = folder::classes(&scan.files);
         let digest = identity::folder_digest(&scan.files);
-        let cache_key = identity::folder_cache_key(&digest, &scan.files);
+        let cache_key = identity::folder_cache_key(&digest, &root, &scan.files);
         Ok(Self {
             shape,
             len: scan.files.len(),
@@ -293,7 +309,8 @@ impl Dataset {
         self.vectors.as_ref()
     }
 
-    /// Path of each image file, relative to its folder; `None` for arrays.
+    /// Path of each image file, relative to its folder, in the order of the data: paths are compared folder by folder, so that `cat/1.png` comes
+    /// before `cat-2/1.png`, and each name by its bytes. `None` for arrays.
     pub fn names(&self) -> Option<&[PathBuf]> {
         self.names.as_deref()
     }
@@ -309,8 +326,9 @@ impl Dataset {
         &self.digest
     }
 
-    /// Key for caches of anything computed from the images: the [`digest`](Self::digest) and, for folders, the time when each file was last modified,
-    /// as far as the file system knows it. A copied folder keeps its digest; a file that is replaced by another of the same length changes this key.
+    /// Key for caches of anything computed from the images: the [`digest`](Self::digest) and, for folders, where they are and the time when each file
+    /// was last modified, as far as the file system knows it. A copied folder keeps its digest, but not this key; a file that is replaced by another
+    /// of the same length changes the key.
     pub fn cache_key(&self) -> &str {
         &self.cache_key
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{ImageShape, ImageSize};
+use super::{DataLayout, ImageShape, ImageSize};
 
 /// A file that has the name of an image but cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -44,6 +44,14 @@ pub enum DataError {
         value: String,
         /// What is accepted, in words.
         expected: &'static str,
+    },
+    /// Sequences or volumes expected of something that can only hold images.
+    #[error("{} holds images, but `layout` is {layout}: only .npy and .npz arrays hold {layout}", shown(path))]
+    Layout {
+        /// The folder or file, or `digits`.
+        path: PathBuf,
+        /// The layout asked for.
+        layout: DataLayout,
     },
     /// There is nothing at this path.
     #[error("no data at {}: no such file or folder", shown(path))]
@@ -293,7 +301,7 @@ fn shortened(broken: &[Broken]) -> String {
 }
 
 /// A path for display: characters that would move a terminal's cursor or end the line are escaped.
-pub(super) fn shown(path: &Path) -> String {
+pub fn shown(path: &Path) -> String {
     printable(&path.to_string_lossy())
 }
 

@@ -29,6 +29,10 @@ impl DataError {
                 format!("`ddpm inspect` lists every broken file; remove or repair them{raise}")
             }
             Self::MixedSizes { .. } | Self::MixedChannels { .. } | Self::Channels { .. } => self.hint_on_shape(takes)?,
+            Self::Layout { .. } if takes("--model") => {
+                "to train on images, leave out --layout, or choose a network for images (--model)".into()
+            }
+            Self::Layout { .. } if takes("--layout") => "leave out --layout".into(),
             Self::Shape { .. } if takes("--layout") => {
                 "use --layout to say what the array holds (such as --layout sequences), and --channels N to say which axis is that of the channels".into()
             }
@@ -53,8 +57,10 @@ impl DataError {
                 let hint = error.hint_for(&takes)?;
                 own.iter().fold(hint, |hint, flag| hint.replace(flag, &named(flag)))
             }
-            Self::Vectors { .. } => "give one row per example, in the order of the array or of the sorted file names (without broken files)"
-                .into(),
+            Self::Vectors { .. } => {
+                "give one row per example, in the order of the array or of the files as `ddpm inspect DATA --files` prints them (without broken ones)"
+                    .into()
+            }
             Self::BatchTooLarge { images, .. } => format!("use --batch-size {images} or less"),
             _ => return None,
         };

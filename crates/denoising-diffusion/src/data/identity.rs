@@ -1,6 +1,7 @@
 //! How data are recognised: a digest for resumed runs, and a key for caches of what is computed from images. Not here: preparation, which changes
 //! images but not data.
 
+use std::path::Path;
 use std::time::SystemTime;
 
 use super::array::{ArraySource, Held};
@@ -8,6 +9,9 @@ use super::folder::ImageFile;
 use super::raster::Samples;
 use super::{DataError, ImageShape};
 use crate::digest::Digest;
+
+/// Number of values that are converted to bytes at a time.
+const AT_ONCE: usize = 4096;
 
 /// Digest of the paths and lengths of usable files.
 pub(super) fn folder_digest(files: &[ImageFile]) -> String {
@@ -32,10 +36,15 @@ pub(super) fn together(examples: &str, conditions: &str) -> String {
     digest.finish()
 }
 
-/// Combines a folder's digest with the time when each file was last modified.
-pub(super) fn folder_cache_key(folder_digest: &str, files: &[ImageFile]) -> String {
+/// Combines a folder's digest with where it is and the time when each file was last modified. Times alone would not tell folders apart whose files
+/// have the same names and lengths: archives often hold the same time for all files.
+pub(super) fn folder_cache_key(folder_digest: &str, root: &Path, files: &[ImageFile]) -> String {
     let mut digest = Digest::new();
     digest.update(folder_digest);
+    // The folder of a file that is named alone is the empty path.
+    let root = if root.as_os_str().is_empty() { Path::new(".") } else { root };
+    let root = root.canonicalize().unwrap_or_else(|_| root.to_path_buf());
+    digest.update(root.as_os_str().as_encoded_bytes());
     for file in files {
         let nanoseconds = file.modified.map(|at| match at.duration_since(SystemTime::UNIX_EPOCH) {
             Ok(after) => after.as_nanos() as i128,
@@ -59,8 +68,8 @@ pub(super) fn array_digest(source: &ArraySource) -> Result<String, DataError> {
     }
     let mut add = |samples: &Samples| match samples {
         Samples::U8(v) => digest.update(v),
-        Samples::U16(v) => v.iter().for_each(|v| digest.update(v.to_le_bytes())),
-        Samples::F32(v) => v.iter().for_each(|v| digest.update(v.to_le_bytes())),
+        Samples::U16(v) => in_bytes(v, |v| v.to_le_bytes(), |bytes| digest.update(bytes)),
+        Samples::F32(v) => in_bytes(v, |v| v.to_le_bytes(), |bytes| digest.update(bytes)),
     };
     match &source.samples {
         Held::Memory(samples) => add(samples),
@@ -74,4 +83,14 @@ pub(super) fn array_digest(source: &ArraySource) -> Result<String, DataError> {
         }
     }
     Ok(digest.finish())
+}
+
+/// Gives the bytes of values to `f`, those of many at a time, because a digest of single values would mostly call functions.
+fn in_bytes<T: Copy, const N: usize>(values: &[T], bytes: impl Fn(T) -> [u8; N], mut f: impl FnMut(&[u8])) {
+    let mut some = Vec::with_capacity(AT_ONCE * N);
+    for values in values.chunks(AT_ONCE) {
+        some.clear();
+        values.iter().for_each(|&value| some.extend(bytes(value)));
+        f(&some);
+    }
 }

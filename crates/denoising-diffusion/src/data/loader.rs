@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use super::augment::AugmentPlan;
 use super::order::{Mirror, View, augmentation, epoch_permutation, flip_coin, locate};
-use super::prefetch::{Prefetcher, usual_workers};
+use super::prefetch::{Prefetcher, check_workers, usual_workers};
 use super::subset::check_batch_size;
 use super::{DataError, DataLayout, Flip, ImageBatch, Subset};
 
@@ -26,7 +26,7 @@ pub struct LoaderConfig {
     pub flip: Flip,
     /// Probability of each of the transformations of [`augment`](super::augment), in [0, 1]; mirroring is then one of them. Images only.
     pub augment: f64,
-    /// Number of threads that read and decode; 0: chosen automatically. Does not affect the batches.
+    /// Number of threads that read and decode, at most 1024; 0: chosen automatically. Does not affect the batches.
     pub workers: usize,
 }
 
@@ -77,7 +77,8 @@ impl Loader {
     /// Starts at batch 0.
     ///
     /// # Errors
-    /// The batch size is 0 or larger than the data, data other than images are to be augmented, or no thread can be started.
+    /// The batch size is 0 or larger than the data, data other than images are to be augmented, there are too many workers, or no thread can be
+    /// started.
     pub fn new(images: impl Into<Subset>, config: LoaderConfig) -> Result<Self, DataError> {
         Self::start_at(images, config, 0)
     }
@@ -93,12 +94,14 @@ impl Loader {
             return Err(DataError::BatchTooLarge { batch_size: config.batch_size, images: subset.len() });
         }
         check_augment(config.augment, &subset)?;
+        check_workers(config.workers)?;
         let workers = match config.workers {
             0 if config.augment > 0.0 => usual_workers(),
             asked_for => subset.worker_count(asked_for),
         };
         let order = Order::new(subset, config);
-        let prefetcher = Prefetcher::start(workers, first..u64::MAX, move |k| order.subset.batch(k, &order.views(k)))?;
+        let end = u64::MAX / order.batch_size;
+        let prefetcher = Prefetcher::start(workers, first..end, move |k| order.subset.batch(k, &order.views(k)))?;
         Ok(Self { prefetcher })
     }
 

@@ -49,8 +49,8 @@ mod value_map;
 mod vector_table;
 
 pub use config::DataConfig;
-pub use dataset::{Dataset, Image, Opening, ScanProgress, inspect, inspect_with};
-pub use error::{Broken, DataError};
+pub use dataset::{Dataset, Image, Opening, ScanProgress, files, inspect, inspect_with};
+pub use error::{Broken, DataError, shown};
 pub use hint::Takes;
 pub use image_batch::{ChannelStatistics, ImageBatch, ImageBatchError};
 pub use in_memory::ArrayValues;

@@ -44,15 +44,36 @@ pub(super) struct Header {
     pub(super) shape: Vec<usize>,
 }
 
-/// Values of an array, in C order.
+/// Values of an array, in C order. Integers are as wide as in the file: an array that just fits into memory must not be widened on the way.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Values {
     /// uint8, or bool as 0 and 1.
     U8(Vec<u8>),
-    /// Any other integer type.
+    I8(Vec<i8>),
+    U16(Vec<u16>),
+    I16(Vec<i16>),
+    U32(Vec<u32>),
+    I32(Vec<i32>),
+    /// int64 or uint64.
     Int(Vec<i64>),
     /// float32, float16, or float64 rounded to float32.
     F32(Vec<f32>),
+}
+
+impl Values {
+    /// Integers of any type; `None` for floats.
+    pub(super) fn integers(&self) -> Option<Box<dyn Iterator<Item = i64> + '_>> {
+        Some(match self {
+            Self::U8(v) => Box::new(v.iter().map(|&v| v.into())),
+            Self::I8(v) => Box::new(v.iter().map(|&v| v.into())),
+            Self::U16(v) => Box::new(v.iter().map(|&v| v.into())),
+            Self::I16(v) => Box::new(v.iter().map(|&v| v.into())),
+            Self::U32(v) => Box::new(v.iter().map(|&v| v.into())),
+            Self::I32(v) => Box::new(v.iter().map(|&v| v.into())),
+            Self::Int(v) => Box::new(v.iter().copied()),
+            Self::F32(_) => return None,
+        })
+    }
 }
 
 /// An array in C order.
@@ -139,11 +160,7 @@ pub(super) fn read_numbers(mut reader: impl Read, path: &Path) -> Result<(Vec<us
         return read_floats(header, reader, path);
     }
     let array = read_values(header, reader, path)?;
-    let values = match array.values {
-        Values::U8(values) => values.into_iter().map(f64::from).collect(),
-        Values::Int(values) => values.into_iter().map(|value| value as f64).collect(),
-        Values::F32(values) => values.into_iter().map(f64::from).collect(),
-    };
+    let values = array.values.integers().into_iter().flatten().map(|value| value as f64).collect();
     Ok((array.shape, values))
 }
 
@@ -275,30 +292,33 @@ fn read_bytes(header: &Header, reader: impl Read, path: &Path) -> Result<Vec<u8>
 
 fn read_values(header: Header, reader: impl Read, path: &Path) -> Result<NpyArray, DataError> {
     let bytes = read_bytes(&header, reader, path)?;
-    let shape = &header.shape;
-    let values = match header.kind {
-        Kind::Bool => {
-            Values::U8(c_order(bytes.iter().map(|&byte| u8::from(byte != 0)).collect(), shape, header.fortran))
+    let values = match (header.kind, header.width) {
+        (Kind::Bool, _) => in_c_order(bytes.iter().map(|&byte| u8::from(byte != 0)).collect(), &header, Values::U8),
+        (Kind::Unsigned, 1) => in_c_order(bytes, &header, Values::U8),
+        (Kind::Signed, 1) => in_c_order(elements(&bytes, &header, |bits| bits as i8), &header, Values::I8),
+        (Kind::Unsigned, 2) => in_c_order(elements(&bytes, &header, |bits| bits as u16), &header, Values::U16),
+        (Kind::Signed, 2) => in_c_order(elements(&bytes, &header, |bits| bits as i16), &header, Values::I16),
+        (Kind::Unsigned, 4) => in_c_order(elements(&bytes, &header, |bits| bits as u32), &header, Values::U32),
+        (Kind::Signed, 4) => in_c_order(elements(&bytes, &header, |bits| bits as i32), &header, Values::I32),
+        (Kind::Unsigned, _) => {
+            let saturated = |bits| i64::try_from(bits).unwrap_or(i64::MAX);
+            in_c_order(elements(&bytes, &header, saturated), &header, Values::Int)
         }
-        Kind::Unsigned if header.width == 1 => Values::U8(c_order(bytes, shape, header.fortran)),
-        Kind::Float => {
-            let values = elements(&bytes, &header, |bits| match header.width {
+        (Kind::Signed, _) => in_c_order(elements(&bytes, &header, |bits| bits as i64), &header, Values::Int),
+        (Kind::Float, width) => {
+            let rounded = |bits| match width {
                 // Converting a NaN through f64 could lose bits.
                 4 => f32::from_bits(bits as u32),
                 width => float(bits, width) as f32,
-            });
-            Values::F32(c_order(values, shape, header.fortran))
-        }
-        Kind::Unsigned | Kind::Signed => {
-            let unused = 64 - 8 * header.width as u32;
-            let values = elements(&bytes, &header, |bits| match header.kind {
-                Kind::Signed => (bits << unused) as i64 >> unused,
-                _ => i64::try_from(bits).unwrap_or(i64::MAX),
-            });
-            Values::Int(c_order(values, shape, header.fortran))
+            };
+            in_c_order(elements(&bytes, &header, rounded), &header, Values::F32)
         }
     };
     Ok(NpyArray { shape: header.shape, descr: header.descr, values })
+}
+
+fn in_c_order<T: Copy>(values: Vec<T>, header: &Header, of: impl FnOnce(Vec<T>) -> Values) -> Values {
+    of(c_order(values, &header.shape, header.fortran))
 }
 
 /// Converts each element from its bits, which are in the low end of a `u64`.

@@ -1,6 +1,7 @@
-//! Arrays too large for memory: a `.npy` file whose examples are read at their offset when they are needed. Compared with memory mapping, this needs
-//! no `unsafe`, truncation of the file during a run is an error instead of a signal, and the system's page cache still keeps what fits. Opening reads
-//! the whole file once or twice, for its digest and, unless the type determines it, its range.
+//! Arrays in `.npy` files, which are never read whole: those too large for memory stay in their file, and their examples are read at an offset when
+//! they are needed; the values of others are converted a part at a time, so that nothing but the result has to fit. Compared with memory mapping, this
+//! needs no `unsafe`, truncation of the file during a run is an error instead of a signal, and the system's page cache still keeps what fits. Opening
+//! reads the whole file once or twice, for its digest and, unless the type determines it, its range.
 
 use std::fs::File;
 use std::io::Seek;
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::array::{ArraySource, Axes, Held, samples_last};
 use super::npy::{self, Header, Values};
 use super::raster::Samples;
-use super::value_map::{Extremes, Known, Rule};
+use super::value_map::{Described, Rule};
 use super::{DataConfig, DataError};
 
 /// Number of values read at a time in passes over all of them.
@@ -28,8 +29,8 @@ pub(super) struct PagedArray {
 }
 
 impl PagedArray {
-    /// Opens a `.npy` file that exceeds the memory limit. `None` for smaller files, and for files in Fortran order, in which examples are not
-    /// contiguous.
+    /// Opens a `.npy` file: in memory if its values, as they are kept there, do not exceed the limit. `None` for an array without values, and for files
+    /// in Fortran order, in which examples are not contiguous.
     ///
     /// # Errors
     /// The file is not an array or is truncated, or its values cannot be examples.
@@ -38,10 +39,8 @@ impl PagedArray {
         let mut file = File::open(path).map_err(|e| DataError::io("open", path, e))?;
         let header = npy::read_header(&mut file, path)?;
         let start = file.stream_position().map_err(io)?;
-        let count = header.shape.iter().try_fold(header.width as u64, |n, &side| n.checked_mul(side as u64));
-        let Some(expected) = count.filter(|&bytes| bytes > config.memory_limit() && !header.fortran) else {
-            return Ok(None);
-        };
+        let bytes = header.shape.iter().try_fold(header.width as u64, |n, &side| n.checked_mul(side as u64));
+        let Some(expected) = bytes.filter(|_| !header.fortran) else { return Ok(None) };
         let found = file.metadata().map_err(io)?.len().saturating_sub(start);
         if found < expected {
             return Err(DataError::Truncated { path: path.to_path_buf(), expected, found });
@@ -50,14 +49,16 @@ impl PagedArray {
         if axes.count == 0 || axes.shape.is_empty() {
             return Ok(None);
         }
-        let known = Known::of(&header.descr, config);
-        let rule = Rule::of_type(&header.descr, path, axes.layout, known)?;
-        let mut array = Self { file, path: path.to_path_buf(), header, start, axes, rule: rule.unwrap_or(Rule::U8) };
-        if rule.is_none() {
-            let mut extremes = Extremes::default();
-            array.each_chunk(|values| extremes.see(&values, path, axes.shape.len()))?;
-            array.rule = Rule::of_extremes(extremes, path, axes.layout, known)?;
-        }
+        let described = Described { descr: &header.descr.clone(), path, size: axes.shape.len(), layout: axes.layout };
+        // The rule is not needed for reading values.
+        let mut array = Self { file, path: path.to_path_buf(), header, start, axes, rule: Rule::U8 };
+        array.rule = described.rule(config, &mut |see| array.each_chunk(|values| see(&values)))?;
+        let (values, range) = (array.rule.words(), array.rule.range_for(axes.layout));
+        let kept = (axes.count as u64).saturating_mul(axes.shape.len() as u64 * u64::from(array.rule.bits() / 8));
+        let samples = match kept > config.memory_limit() {
+            true => Held::Paged(Box::new(array)),
+            false => Held::Memory(array.all()?),
+        };
         Ok(Some(ArraySource {
             path: path.to_path_buf(),
             kind: "NumPy array",
@@ -65,11 +66,11 @@ impl PagedArray {
             shape: axes.shape,
             classes: None,
             ignored_labels: None,
-            values: array.rule.words(),
-            range: array.rule.range_for(axes.layout),
+            values,
+            range,
             layout: axes.layout,
             depth: axes.depth,
-            samples: Held::Paged(Box::new(array)),
+            samples,
         }))
     }
 
@@ -96,6 +97,12 @@ impl PagedArray {
             f(self.kept(values));
             Ok(())
         })
+    }
+
+    fn all(&self) -> Result<Samples, DataError> {
+        let mut all = self.rule.room(self.axes.count * self.axes.shape.len());
+        self.each_samples(|samples| all.append(samples))?;
+        Ok(all)
     }
 
     fn kept(&self, values: Values) -> Samples {

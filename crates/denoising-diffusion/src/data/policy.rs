@@ -65,8 +65,9 @@ keyword_enum! {
 }
 
 keyword_enum! {
-    /// Whether decoded images of a folder are kept in memory. Arrays always are, except `.npy` files that do not fit under this policy: those are
-    /// read at an offset when they are needed.
+    /// Whether decoded images of a folder are kept in memory. Arrays always are, except `.npy` files in C order whose values do not fit under this
+    /// policy (a byte for each of uint8, two of uint16, else four): those are read at an offset when they are needed. IDX files, `.npz` files and
+    /// arrays in Fortran order, in which examples are not contiguous, are read whole.
     pub enum CachePolicy: "a cache policy: auto, on or off" {
         /// Keep them if all of them fit into `cache_mib`.
         #[default]

@@ -16,6 +16,21 @@ use super::DataError;
 /// Number of items that each thread may be ahead of the consumer.
 const AHEAD_PER_WORKER: u64 = 2;
 
+/// The largest number of threads that may be asked for.
+pub(super) const MOST_WORKERS: usize = 1024;
+
+/// Refuses more threads than a machine can use.
+pub(super) fn check_workers(workers: usize) -> Result<(), DataError> {
+    if workers <= MOST_WORKERS {
+        return Ok(());
+    }
+    Err(DataError::Setting {
+        key: "workers",
+        value: workers.to_string(),
+        expected: "at most 1024 threads; 0: automatic",
+    })
+}
+
 /// Number of threads where none is specified.
 pub(super) fn usual_workers() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get().min(8))
@@ -56,7 +71,7 @@ impl<T> Shared<T> {
             if state.stop || state.next_job >= self.end {
                 return;
             }
-            if state.next_job >= state.next_delivery + self.ahead {
+            if state.next_job >= state.next_delivery.saturating_add(self.ahead) {
                 state = self.room.wait(state).unwrap_or_else(|e| e.into_inner());
                 continue;
             }
@@ -85,7 +100,7 @@ pub(super) struct Prefetcher<T> {
 }
 
 impl<T: Send + 'static> Prefetcher<T> {
-    /// Starts `workers` threads (at least one) that make the items of `range`.
+    /// Starts `workers` threads (at least one) that make the items of `range`. Callers check how many there may be ([`check_workers`]).
     pub(super) fn start(
         workers: usize,
         range: Range<u64>,
@@ -180,6 +195,13 @@ mod tests {
             assert!(items.next().is_none());
             assert!(items.next().is_none());
         }
+    }
+
+    #[test]
+    fn the_last_numbers_are_delivered_too() {
+        let mut items = Prefetcher::start(2, u64::MAX - 2..u64::MAX, Ok).unwrap();
+        assert_eq!([items.next(), items.next()].map(|item| item.unwrap().unwrap()), [u64::MAX - 2, u64::MAX - 1]);
+        assert!(items.next().is_none());
     }
 
     #[test]

@@ -26,6 +26,16 @@ impl Samples {
         }
     }
 
+    /// Appends samples of the same depth.
+    pub(super) fn append(&mut self, more: Self) {
+        match (self, more) {
+            (Self::U8(v), Self::U8(more)) => v.extend(more),
+            (Self::U16(v), Self::U16(more)) => v.extend(more),
+            (Self::F32(v), Self::F32(more)) => v.extend(more),
+            (these, more) => debug_assert!(false, "{more:?} appended to {these:?}"),
+        }
+    }
+
     /// Writes the image of `shape` that starts at value `start` as `[c, h, w]` in [0, 1].
     pub(super) fn write_unit(&self, start: usize, shape: ImageShape, mirror: Mirror, out: &mut [f32]) {
         let range = start..start + shape.len();

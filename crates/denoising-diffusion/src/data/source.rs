@@ -11,7 +11,7 @@ use super::dataset::Opening;
 use super::error::shown;
 use super::folder::{self, Scan};
 use super::folder_shape::refuse_channels;
-use super::{DataError, digits, idx};
+use super::{DataError, DataLayout, digits, idx};
 
 /// A source that has been read; whether it can be trained on has not been checked.
 pub(super) enum Source {
@@ -27,6 +27,7 @@ impl Source {
             None | Some(_) => {
                 refuse_labels(config, "none: the digits have labels of their own")?;
                 refuse_ranges(config)?;
+                refuse_layout(Path::new(digits::NAME), config)?;
                 return Ok(Self::Array(digits::load()?));
             }
         };
@@ -35,6 +36,7 @@ impl Source {
             refuse_channels(path, config.channels)?;
             refuse_labels(config, "none: the classes of a folder are its subfolders")?;
             refuse_ranges(config)?;
+            refuse_layout(path, config)?;
             let scan = folder::scan(path, config, opening)?;
             return Ok(Self::Folder(path.to_path_buf(), scan));
         }
@@ -42,12 +44,17 @@ impl Source {
             refuse_channels(path, config.channels)?;
             refuse_labels(config, "none: one image has no classes")?;
             refuse_ranges(config)?;
+            refuse_layout(path, config)?;
             return Ok(Self::Folder(folder.to_path_buf(), folder::scan_file(path, config, opening)?));
         }
         let source = match &first_bytes(path)?[..] {
             [0x93, b'N', b'U', b'M', ..] => array::load_npy(path, config),
             [b'P', b'K', ..] => array::load_npz(path, config),
-            [0x1f, 0x8b, ..] | [0, 0, _, _] => refuse_ranges(config).and_then(|()| idx::load(path, config)),
+            [0x1f, 0x8b, ..] | [0, 0, _, _] => {
+                refuse_ranges(config)?;
+                refuse_layout(path, config)?;
+                idx::load(path, config)
+            }
             other => Err(DataError::UnknownFormat { path: path.to_path_buf(), first_bytes: format!("{other:02x?}") }),
         };
         let mut source = source?;
@@ -75,6 +82,14 @@ fn refuse_ranges(config: &DataConfig) -> Result<(), DataError> {
             value: range.to_string(),
             expected: "none: only .npy and .npz arrays have one, pixels are black to white",
         }),
+    }
+}
+
+/// Refuses to read images as something else.
+fn refuse_layout(path: &Path, config: &DataConfig) -> Result<(), DataError> {
+    match config.layout {
+        DataLayout::Auto | DataLayout::Images => Ok(()),
+        layout => Err(DataError::Layout { path: path.to_path_buf(), layout }),
     }
 }
 

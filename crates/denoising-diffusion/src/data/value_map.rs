@@ -56,25 +56,58 @@ pub(super) fn map(
     layout: DataLayout,
     config: &DataConfig,
 ) -> Result<Mapped, DataError> {
-    let known = match (Known::of(&array.descr, config), config.trained_range) {
-        // Zeros and ones are read as such by a network that was trained on them; as pixels they would all be black.
-        (Known::Nothing, Some(range @ [-1.0 | 0.0, 1.0]))
-            if config.value_range.is_none() && holds_ones(&array.values) =>
-        {
-            Known::Trained(range)
-        }
-        (known, _) => known,
-    };
-    let rule = match Rule::of_type(&array.descr, path, layout, known)? {
-        Some(rule) => rule,
-        None => {
-            let mut extremes = Extremes::default();
-            extremes.see(&array.values, path, size)?;
-            Rule::of_extremes(extremes, path, layout, known)?
-        }
-    };
+    let described = Described { descr: &array.descr, path, size, layout };
+    let rule = described.rule(config, &mut |see| see(&array.values))?;
     let range = rule.range_for(layout);
     Ok(Mapped { samples: rule.apply(array.values), words: rule.words(), range })
+}
+
+/// What is known of an array besides its values.
+pub(super) struct Described<'a> {
+    /// NumPy's name of the element type.
+    pub(super) descr: &'a str,
+    /// For messages.
+    pub(super) path: &'a Path,
+    /// Number of values of each example.
+    pub(super) size: usize,
+    pub(super) layout: DataLayout,
+}
+
+/// Sees some of an array's values.
+pub(super) type See<'a> = &'a mut dyn FnMut(&Values) -> Result<(), DataError>;
+
+impl Described<'_> {
+    /// How the values are mapped, wherever they are held: `pass` shows all of them, some at a time, in order. It is called at most once,
+    /// and not at all if the type determines the rule.
+    ///
+    /// # Errors
+    /// As [`map`], and those of `pass`.
+    pub(super) fn rule(
+        &self,
+        config: &DataConfig,
+        pass: &mut dyn FnMut(See<'_>) -> Result<(), DataError>,
+    ) -> Result<Rule, DataError> {
+        let Self { descr, path, size, layout } = *self;
+        let mut measure = || -> Result<Extremes, DataError> {
+            let mut extremes = Extremes::default();
+            pass(&mut |values| extremes.see(values, path, size))?;
+            Ok(extremes)
+        };
+        let known = Known::of(descr, config);
+        if let (Known::Nothing, None, Some(range @ [-1.0 | 0.0, 1.0])) =
+            (known, config.value_range, config.trained_range)
+        {
+            // Zeros and ones are read as such by a network that was trained on them; as pixels they would all be black.
+            let extremes = measure()?;
+            if extremes.max == 1.0 {
+                return Rule::of_extremes(extremes, path, layout, Known::Trained(range));
+            }
+        }
+        match Rule::of_type(descr, path, layout, known)? {
+            Some(rule) => Ok(rule),
+            None => Rule::of_extremes(measure()?, path, layout, known),
+        }
+    }
 }
 
 /// How the values of an array are mapped.
@@ -151,18 +184,28 @@ impl Rule {
     pub(super) fn apply(self, values: Values) -> Samples {
         match (self, values) {
             (Self::U8, Values::U8(v)) => Samples::U8(v),
-            // Every value of the type fits.
-            (Self::U16, Values::Int(v)) => {
-                Samples::U16(v.into_iter().map(|v| u16::try_from(v).unwrap_or(u16::MAX)).collect())
-            }
+            (Self::U16, Values::U16(v)) => Samples::U16(v),
             (rule, values) => {
                 let [low, high] = rule.range().unwrap_or([0.0, 1.0]);
                 let unit = |value: f32| (f64::from(value) - low) / (high - low);
                 // Values outside a trained range by more than rounding are not clamped.
                 let all = rule.holds_all();
                 let kept = |value| if all { unit(value).clamp(0.0, 1.0) as f32 } else { unit(value) as f32 };
-                Samples::F32(numbers(&values).map(kept).collect())
+                Samples::F32(match values {
+                    // In place.
+                    Values::F32(v) => v.into_iter().map(kept).collect(),
+                    values => numbers(&values).map(kept).collect(),
+                })
             }
+        }
+    }
+
+    /// No samples yet, with room for this many values.
+    pub(super) fn room(self, count: usize) -> Samples {
+        match self {
+            Self::U8 => Samples::U8(Vec::with_capacity(count)),
+            Self::U16 => Samples::U16(Vec::with_capacity(count)),
+            Self::Range { .. } => Samples::F32(Vec::with_capacity(count)),
         }
     }
 
@@ -242,11 +285,6 @@ impl Extremes {
     }
 }
 
-/// Whether 1 is the largest of the values.
-fn holds_ones(values: &Values) -> bool {
-    numbers(values).fold(0.0, f32::max) == 1.0
-}
-
 const U8_RANGE: [f64; 2] = [0.0, u8::MAX as f64];
 const U16_RANGE: [f64; 2] = [0.0, u16::MAX as f64];
 
@@ -263,6 +301,11 @@ fn type_range(descr: &str) -> Option<[f64; 2]> {
 fn numbers(values: &Values) -> Box<dyn Iterator<Item = f32> + '_> {
     match values {
         Values::U8(v) => Box::new(v.iter().map(|&v| v.into())),
+        Values::I8(v) => Box::new(v.iter().map(|&v| v.into())),
+        Values::U16(v) => Box::new(v.iter().map(|&v| v.into())),
+        Values::I16(v) => Box::new(v.iter().map(|&v| v.into())),
+        Values::U32(v) => Box::new(v.iter().map(|&v| v as f32)),
+        Values::I32(v) => Box::new(v.iter().map(|&v| v as f32)),
         Values::Int(v) => Box::new(v.iter().map(|&v| v as f32)),
         Values::F32(v) => Box::new(v.iter().copied()),
     }
@@ -350,7 +393,7 @@ mod tests {
 
     #[test]
     fn sixteen_bits_stay() {
-        let deep = read(Values::Int(vec![0, 65_535, 7]), "<u2", DataLayout::Images, None).unwrap();
+        let deep = read(Values::U16(vec![0, 65_535, 7]), "<u2", DataLayout::Images, None).unwrap();
         assert_eq!(deep.samples, Samples::U16(vec![0, 65_535, 7]));
     }
 

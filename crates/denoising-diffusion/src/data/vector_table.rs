@@ -32,7 +32,7 @@ impl VectorTable {
     /// component that is the same in all vectors is only shifted to 0), or by `scale`.
     ///
     /// # Errors
-    /// There is no such array, its shape is another, a value is not finite, or the vectors are not of the length of `scale`. With `scale`, `[dim]` is
+    /// There is no such array, its shape is another, a value is not finite (before or after scaling), or the vectors are not of the length of `scale`. With `scale`, `[dim]` is
     /// one vector.
     pub fn open(path: &Path, scale: Option<&VectorScale>) -> Result<Self, DataError> {
         let file = open_file(path)?;
@@ -57,7 +57,11 @@ impl VectorTable {
         let mut digest = Digest::new();
         digest.update((dim as u64).to_le_bytes());
         values.iter().for_each(|value| digest.update(value.to_le_bytes()));
-        let scaled = values.chunks_exact(dim).flat_map(|row| scale.apply(row)).collect();
+        let scaled: Vec<f32> = values.chunks_exact(dim).flat_map(|row| scale.apply(row)).collect();
+        if let Some(at) = scaled.iter().position(|value| !value.is_finite()) {
+            let found = format!("{:e} in row {}, which is {} once it is scaled", values[at], at / dim, scaled[at]);
+            return Err(DataError::format(path, "finite numbers", found));
+        }
         Ok(Self { dim, values: scaled, scale, digest: digest.finish() })
     }
 
@@ -177,6 +181,9 @@ mod tests {
         assert!(text(&[0, 2], &[], None).contains("at least one number"));
         let nan = text(&[2, 2], &[0.0, 0.0, 1.0, f32::NAN], None);
         assert!(nan.contains("NaN in row 1"), "{nan}");
+        let tiny = VectorScale { mean: vec![0.0; 2], deviation: vec![1.0, 1e-30] };
+        let scaled = text(&[2, 2], &[0.0, 0.0, 1.0, 1e30], Some(&tiny));
+        assert!(scaled.contains("e30 in row 1, which is inf once it is scaled"), "{scaled}");
         let scale = VectorScale { mean: vec![0.0; 3], deviation: vec![1.0; 3] };
         assert!(text(&[2, 2], &[0.0; 4], Some(&scale)).contains("vectors of 3 numbers"));
     }

@@ -1,10 +1,11 @@
 //! Whether samples are copies: their distances to the training images, which are read a block at a time. Not here: conclusions from the distances
 //! (`metrics::neighbours`).
 
-use super::evaluate::{EvaluateError, Split, Watch, bearable, of_one_shape, table};
+use super::evaluate::{EvaluateError, Split, Watch};
 use super::images::Images;
 use super::metric::{self, Metric, MetricError};
 use super::metrics::neighbours::NearestTraining;
+use super::pixels::{bearable, of_one_shape, table};
 use super::result::Neighbours;
 use crate::data::spread_places;
 use crate::task::Task;
@@ -40,7 +41,7 @@ fn neighbours_of(generated: &Images, split: Split<'_>, watch: &mut dyn Watch) ->
     let mut nearest = [NearestTraining::of(samples), NearestTraining::of(unseen)];
     let size = (BLOCK_PIXELS / training.image_len().max(1)).max(FEWEST_IN_BLOCK);
     watch.start(Task::Compare, training.len());
-    let seen = training.each_batch(size, |block| {
+    let seen = training.each_block(size, |block| {
         let block = table(block, training).map_err(failed)?;
         nearest.iter_mut().try_for_each(|nearest| nearest.see(block)).map_err(|error| failed(error.into()))?;
         if watch.done(nearest[0].seen()).is_break() { Err(EvaluateError::Interrupted) } else { Ok(()) }

@@ -13,7 +13,7 @@ use super::held_out::{HeldOutLoss, held_out_loss};
 use super::images::Images;
 use super::likelihood::{LikelihoodError, TERMS, bits_per_dim, evaluations};
 use super::metric::{self, FidInput, Metric, MetricError};
-use super::metrics::features::Features;
+use super::pixels::by_pixels;
 use super::result::{BitsPerDim, JudgedOn, LossByTime, Measurement, NegativeLogLikelihood, Neighbours};
 use crate::data::DataError;
 use crate::diffusion::{Diffusion, Examples};
@@ -22,8 +22,6 @@ use crate::models::Network;
 use crate::nn::Eval;
 use crate::task::Task;
 
-/// Maximum number of image values that a pixel metric holds in memory, 1 GiB of f32; of larger sets, evenly spaced images are used.
-const MOST_PIXELS: usize = 1 << 28;
 /// Number of held-out images that go through the network at a time.
 const BATCH: usize = 32;
 /// Maximum number of image values that go through the network at a time if its gradient is needed, for which all of its layers stay in memory: 32
@@ -171,10 +169,7 @@ pub fn measure(
     }
     let of_pixels: Vec<Metric> =
         metrics.iter().copied().filter(|metric| matches!(metric, Metric::Swd | Metric::Spectrum)).collect();
-    if let Some(&first) = of_pixels.first() {
-        of_one_shape(first, sets.generated, sets.real)?;
-        measured.measurements.extend(by_pixels(&of_pixels, sets.generated, sets.real, seed)?);
-    }
+    measured.measurements.extend(by_pixels(&of_pixels, sets.generated, sets.real, seed, watch)?);
     if metrics.contains(&Metric::Neighbours) {
         let split = sets.split.ok_or(EvaluateError::NoSplit { metric: Metric::Neighbours })?;
         measured.neighbours = Some(neighbours(sets.generated, split, watch)?);
@@ -198,40 +193,6 @@ fn by_features(
         _ => Ok(Vec::new()),
     };
     result.map_err(|source| EvaluateError::Metric { metric, source })
-}
-
-/// Compares the pixels of two sets of images of equal shape, which are read once for all metrics.
-fn by_pixels(
-    metrics: &[Metric],
-    generated: &Images,
-    real: &Images,
-    seed: u64,
-) -> Result<Vec<Measurement>, EvaluateError> {
-    let (of_generated, of_real) = (bearable(generated).values()?, bearable(real).values()?);
-    let [_, _, width] = real.shape();
-    let measure = |metric: Metric| {
-        let (generated, real) = (table(&of_generated, generated)?, table(&of_real, real)?);
-        match metric {
-            Metric::Spectrum => metric::spectrum(real, generated, width, seed),
-            _ => metric::swd(real, generated, seed),
-        }
-    };
-    let measured = |&metric| measure(metric).map_err(|source| EvaluateError::Metric { metric, source });
-    metrics.iter().map(measured).collect()
-}
-
-/// As many of the images as fit in memory as pixels, evenly spaced.
-pub(super) fn bearable(images: &Images) -> Images {
-    images.spread(MOST_PIXELS / images.image_len().max(1))
-}
-
-pub(super) fn of_one_shape(metric: Metric, generated: &Images, real: &Images) -> Result<(), EvaluateError> {
-    let (generated, real) = (generated.shape(), real.shape());
-    if generated == real { Ok(()) } else { Err(EvaluateError::Shapes { metric, generated, real }) }
-}
-
-pub(super) fn table<'a>(values: &'a [f32], images: &Images) -> Result<Features<'a>, MetricError> {
-    Ok(Features::new(values, images.image_len())?)
 }
 
 /// The held-out loss by quarter of t.
@@ -371,6 +332,51 @@ mod tests {
         assert_eq!(measured.measurements.len(), 1);
         assert_eq!(measured.measurements[0].value, 0.0, "a set is at no distance from itself");
         assert_eq!(measured.neighbours.unwrap().exact_copies, 40);
+    }
+
+    /// Records the images that were passed; asks to stop once this many were.
+    #[derive(Default)]
+    struct Passed {
+        total: usize,
+        done: Vec<usize>,
+        stop_at: Option<usize>,
+        finished: bool,
+    }
+
+    impl Watch for Passed {
+        fn start(&mut self, task: Task, total: usize) {
+            assert_eq!(task, Task::Pixels);
+            self.total = total;
+        }
+        fn done(&mut self, done: usize) -> ControlFlow<()> {
+            self.done.push(done);
+            if self.stop_at.is_some_and(|at| done >= at) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        }
+        fn finish(&mut self) {
+            self.finished = true;
+        }
+        fn not_stored(&mut self, _: &InteropError) {}
+    }
+
+    #[test]
+    fn metrics_of_pixels_tell_how_far_they_are_and_stop_when_asked() {
+        let (generated, real) = (images(20, 4), images(40, 4));
+        let sets = Sets { generated: &generated, real: &real, split: None };
+        let measured = |stop_at| {
+            let mut passed = Passed { stop_at, ..Passed::default() };
+            let measured = measure(&[Metric::Swd, Metric::Spectrum], &sets, None, 0, &mut passed);
+            assert!(passed.finished);
+            (passed, measured)
+        };
+        let (passed, all) = measured(None);
+        assert_eq!(all.unwrap().measurements.len(), 2);
+        assert_eq!((passed.total, passed.done.last()), (3 * 60, Some(&(3 * 60))), "read, and compared twice");
+        assert!(passed.done.is_sorted() && passed.done.len() > 6, "{:?}", passed.done);
+        for at in [1, 20, 60, 61, 120, 121, 180] {
+            let (passed, stopped) = measured(Some(at));
+            assert!(matches!(stopped, Err(EvaluateError::Interrupted)), "{at}");
+            assert_eq!(passed.done.iter().filter(|done| **done >= at).count(), 1, "nothing is done after it");
+        }
     }
 
     /// Records the events; asks to stop once this many steps are done.

@@ -8,6 +8,10 @@ use crate::data::{Batch, DataError, DataLayout, ImageBatch, ImageShape, Subset, 
 use crate::digest::Digest;
 use crate::generate::{Conditions, Depth, Samples};
 
+/// Number of images read at a time where no batch is needed, and of their values. Several such batches for each thread are in memory.
+const AT_ONCE: usize = 16;
+const VALUES_AT_ONCE: usize = 1 << 22;
+
 /// A finite, ordered set of images `[c, h, w]` with values in [0, 1].
 #[derive(Clone, Debug)]
 pub struct Images {
@@ -131,13 +135,44 @@ impl Images {
         }
     }
 
+    /// Calls `f` with batches, `[b, c, h, w]`, in order, as small as suits reading.
+    ///
+    /// # Errors
+    /// As [`each_batch`](Self::each_batch).
+    pub fn each_small_batch<E: From<DataError>>(&self, f: impl FnMut(&[f32]) -> Result<(), E>) -> Result<(), E> {
+        self.each_batch((VALUES_AT_ONCE / self.image_len().max(1)).clamp(1, AT_ONCE), f)
+    }
+
+    /// Calls `f` with blocks of at least `size` images, but for the last, in order. Only small batches are read ahead, so a block may be as large as
+    /// memory allows for one.
+    ///
+    /// # Errors
+    /// As [`each_batch`](Self::each_batch).
+    pub fn each_block<E: From<DataError>>(
+        &self,
+        size: usize,
+        mut f: impl FnMut(&[f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let (enough, mut block) = (size * self.image_len(), Vec::new());
+        self.each_small_batch(|batch| -> Result<(), E> {
+            block.extend_from_slice(batch);
+            if block.len() < enough {
+                return Ok(());
+            }
+            f(&block)?;
+            block.clear();
+            Ok(())
+        })?;
+        if block.is_empty() { Ok(()) } else { f(&block) }
+    }
+
     /// All values, `[n, c h w]`.
     ///
     /// # Errors
     /// Errors of reading.
     pub fn values(&self) -> Result<Vec<f32>, DataError> {
         let mut all = Vec::with_capacity(self.count * self.image_len());
-        self.each_batch(256, |batch| {
+        self.each_small_batch(|batch| {
             all.extend_from_slice(batch);
             Ok::<_, DataError>(())
         })?;
@@ -337,6 +372,30 @@ mod tests {
         let drawn: Vec<Batch> = Images::of_samples(&samples()).examples(2).unwrap().collect::<Result<_, _>>().unwrap();
         assert_eq!(drawn.iter().map(Batch::len).collect::<Vec<_>>(), [2, 1]);
         assert!(drawn.iter().all(|part| part.classes.is_none()));
+    }
+
+    #[test]
+    fn blocks_are_collected_from_small_batches() {
+        let data = Images::of_data(Subset::from(Arc::new(Dataset::open(&DataConfig::default()).unwrap()))).spread(70);
+        let sizes = |size| {
+            let (mut sizes, mut values) = (Vec::new(), Vec::new());
+            data.each_block(size, |block| {
+                sizes.push(block.len() / 64);
+                values.extend_from_slice(block);
+                Ok::<_, DataError>(())
+            })
+            .unwrap();
+            assert_eq!(values, data.values().unwrap());
+            sizes
+        };
+        assert_eq!(sizes(32), [32, 32, 6]);
+        assert_eq!(sizes(20), [32, 32, 6]);
+        assert_eq!((sizes(35), sizes(1000)), (vec![48, 22], vec![70]));
+        // Images of 1,024 x 1,024 would fill gigabytes if 16 at a time were read ahead by each thread.
+        let large = Images::of_samples(&ImageBatch::new([3, 3, 1024, 1024], vec![0.0; 3 * 3 << 20]).unwrap());
+        let mut batches = Vec::new();
+        large.each_small_batch(|batch| Ok::<_, DataError>(batches.push(batch.len() >> 20))).unwrap();
+        assert_eq!(batches, [3, 3, 3]);
     }
 
     #[test]

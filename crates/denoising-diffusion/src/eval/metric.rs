@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::extract::Extracted;
+use super::metrics::OnShare;
 use super::metrics::draws::{Draw, permutation};
 use super::metrics::estimate::Estimate;
 use super::metrics::features::{FeatureError, Features};
@@ -255,8 +256,13 @@ pub fn prdc_all(real: &Extracted, generated: &Extracted) -> Result<Vec<Measureme
 ///
 /// # Errors
 /// [`MetricError`].
-pub fn swd(real: Features<'_>, generated: Features<'_>, seed: u64) -> Result<Measurement, MetricError> {
-    let result = sliced_wasserstein_with_floor(real, generated, DIRECTIONS, seed)?;
+pub fn swd(
+    real: Features<'_>,
+    generated: Features<'_>,
+    seed: u64,
+    on_share: OnShare<'_>,
+) -> Result<Measurement, MetricError> {
+    let result = sliced_wasserstein_with_floor(real, generated, DIRECTIONS, seed, on_share)?;
     let mut swd = measurement(Metric::Swd.name(), result.distance, generated.n(), real.n());
     swd.notes.push(format!("two halves of the real images: {:.4}", result.floor.value));
     Ok(swd)
@@ -271,8 +277,9 @@ pub fn spectrum(
     generated: Features<'_>,
     length: usize,
     seed: u64,
+    on_share: OnShare<'_>,
 ) -> Result<Measurement, MetricError> {
-    let SpectrumDistance { distance, floor } = spectrum_distance(real, generated, length, seed)?;
+    let SpectrumDistance { distance, floor } = spectrum_distance(real, generated, length, seed, on_share)?;
     Ok(Measurement {
         name: Metric::Spectrum.name().to_string(),
         value: distance,

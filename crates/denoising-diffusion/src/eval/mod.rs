@@ -15,5 +15,6 @@ pub mod likelihood;
 pub mod metric;
 pub mod metrics;
 pub mod needs;
+mod pixels;
 pub mod result;
 pub mod statistics_file;

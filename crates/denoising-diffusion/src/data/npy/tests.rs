@@ -22,13 +22,33 @@ fn element_types_are_read() {
     let array = read(&file("'|u1'", "False", "(3,)", &[0, 128, 255])).unwrap();
     assert_eq!(array.values, Values::U8(vec![0, 128, 255]));
     let array = read(&file("'>i2'", "False", "(2,)", &[0xff, 0xfe, 1, 0])).unwrap();
-    assert_eq!(array.values, Values::Int(vec![-2, 256]));
+    assert_eq!(array.values, Values::I16(vec![-2, 256]));
     let array = read(&file("'<u4'", "False", "(1,)", &[255; 4])).unwrap();
-    assert_eq!(array.values, Values::Int(vec![u32::MAX.into()]));
+    assert_eq!(array.values, Values::U32(vec![u32::MAX]));
     let array = read(&file("'<f8'", "False", "(1, 1)", &0.25f64.to_le_bytes())).unwrap();
     assert_eq!(array.values, Values::F32(vec![0.25]));
     let array = read(&file("'>f4'", "False", "()", &(-3.5f32).to_be_bytes())).unwrap();
     assert_eq!((array.shape, array.values), (vec![], Values::F32(vec![-3.5])));
+}
+
+#[test]
+fn integers_are_as_wide_as_in_the_file() {
+    let values = |descr: &str, bytes: &[u8]| {
+        let shape = format!("({},)", bytes.len() / descr[2..].parse::<usize>().unwrap());
+        read(&file(&format!("'{descr}'"), "False", &shape, bytes)).unwrap().values
+    };
+    assert_eq!(values("|i1", &[0x80, 0xff, 0x7f]), Values::I8(vec![-128, -1, 127]));
+    assert_eq!(values("<u2", &[0, 0x80, 0xff, 0xff]), Values::U16(vec![32_768, 65_535]));
+    assert_eq!(values(">i4", &[0xff, 0xff, 0xff, 0xfe]), Values::I32(vec![-2]));
+    assert_eq!(values("<i8", &i64::MIN.to_le_bytes()), Values::Int(vec![i64::MIN]));
+    assert_eq!(values("<u8", &u64::MAX.to_le_bytes()), Values::Int(vec![i64::MAX]));
+    let all = [("|i1", 1), ("<i2", 2), ("<i4", 4), ("<i8", 8), ("<u2", 2), ("<u4", 4), ("<u8", 8), ("|u1", 1)];
+    for (descr, width) in all {
+        let bytes: Vec<u8> = [5, 7].iter().flat_map(|&value: &u64| value.to_le_bytes()[..width].to_vec()).collect();
+        let found = values(descr, &bytes);
+        assert_eq!(found.integers().unwrap().collect::<Vec<_>>(), [5, 7], "{descr}");
+    }
+    assert!(values("<f4", &[0; 4]).integers().is_none());
 }
 
 #[test]

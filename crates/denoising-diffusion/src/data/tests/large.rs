@@ -34,13 +34,24 @@ fn an_array_read_from_its_file_is_the_one_read_into_memory() {
     let plain = |config: DataConfig| config;
     let declared = |config| DataConfig { value_range: Some(ValueRange::Declared([-10.0, 300.0])), ..config };
     type Change<'a> = &'a dyn Fn(DataConfig) -> DataConfig;
-    let cases: [(&str, &dyn Fn(), Change<'_>); 7] = [
+    let trained = |low| move |config| DataConfig { trained_range: Some([low, 1.0]), ..config };
+    let ones: Vec<u8> = bytes.iter().map(|byte| byte % 2).collect();
+    let signed: Vec<u8> = bytes[..336].iter().map(|byte| byte / 2).collect();
+    let cases: [(&str, &dyn Fn(), Change<'_>); 11] = [
         ("channels last", &|| write(&path, "|u1", "(7, 4, 4, 3)", &bytes[..336]), &plain),
         ("channels first", &|| write(&path, "|u1", "(7, 3, 4, 4)", &bytes[..336]), &plain),
         ("resized", &|| write(&path, "|u1", "(7, 3, 4, 4)", &bytes[..336]), &smaller),
         ("16 bits, big-endian", &|| write(&path, ">u2", "(7, 3, 4, 4)", &bytes[..672]), &plain),
         ("floats", &|| write_floats(&unit), &plain),
         ("declared", &|| write(&path, "<i2", "(7, 12, 2, 1)", &[7, 0].repeat(168)), &declared),
+        ("one byte with a sign", &|| write(&path, "|i1", "(7, 3, 4, 4)", &signed), &declared),
+        ("a network's zeros and ones", &|| write(&path, "|u1", "(7, 3, 4, 4)", &ones[..336]), &trained(-1.0)),
+        ("pixels for a network", &|| write(&path, "|u1", "(7, 3, 4, 4)", &bytes[..336]), &trained(-1.0)),
+        (
+            "its zeros and ones in 16 bits",
+            &|| write(&path, "<u2", "(7, 3, 4, 4)", &ones[..336].iter().flat_map(|&one| [one, 0]).collect::<Vec<_>>()),
+            &trained(0.0),
+        ),
         ("sequences", &|| write_npy_f32(&path, &[7, 12, 4], &floats).unwrap(), &sequences),
     ];
     for (name, write, change) in cases {
@@ -55,6 +66,70 @@ fn an_array_read_from_its_file_is_the_one_read_into_memory() {
         for i in 0..7 {
             assert_eq!(memory.get(i).unwrap(), paged.get(i).unwrap(), "{name}, {i}");
         }
+    }
+}
+
+#[test]
+fn an_array_is_kept_if_its_values_fit_not_its_file() {
+    let root = folder();
+    let path = root.path().join("x.npy");
+    let declared = Some(ValueRange::Declared([-200.0, 300.0]));
+    // Files of n x 1024 values; one MiB may be kept.
+    let cases = [
+        ("|u1", 1024, None, true),
+        ("|u1", 1025, None, false),
+        ("<u2", 512, None, true),
+        ("<u2", 513, None, false),
+        ("|i1", 256, declared, true),
+        ("|i1", 257, declared, false),
+        ("|u1", 257, declared, false),
+        ("|b1", 257, None, false),
+        ("<f2", 257, None, false),
+        ("<f8", 256, None, true),
+        ("<f8", 257, None, false),
+    ];
+    for (descr, n, value_range, kept) in cases {
+        let width: usize = descr[2..].parse().unwrap();
+        write(&path, descr, &format!("({n}, 32, 32)"), &vec![0; n * 1024 * width]);
+        let dataset = Dataset::open(&DataConfig { cache_mib: 1, value_range, ..config(&path) }).unwrap();
+        assert_eq!(dataset.is_in_memory(), kept, "{descr} {n}");
+        assert!(dataset.bytes_in_memory() <= 1 << 20);
+    }
+    // Read as numbers, not as pixels, and so of four times the size.
+    let trained = |byte: u8| {
+        write(&path, "|u1", "(257, 32, 32)", &[vec![0; 257 * 1024 - 1], vec![byte]].concat());
+        let trained_range = Some([-1.0, 1.0]);
+        Dataset::open(&DataConfig { cache_mib: 1, trained_range, ..config(&path) }).unwrap().is_in_memory()
+    };
+    assert!(!trained(1) && trained(2));
+}
+
+/// Read in parts, unlike an archive, which is read whole.
+#[test]
+fn an_array_is_read_alike_from_a_file_and_from_an_archive() {
+    let root = folder();
+    let (file, archive) = (root.path().join("x.npy"), root.path().join("x.npz"));
+    // More than a part has values.
+    let bytes: Vec<u8> = (0..3 * 700 * 1000).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let declared = Some(ValueRange::Declared([-200.0, 300.0]));
+    for (descr, n, value_range) in [("|u1", 3, None), ("|u1", 3, declared), ("|i1", 3, declared), ("<f2", 1, declared)]
+    {
+        let side = 700 * 1000 / descr[2..].parse::<usize>().unwrap();
+        let values = match descr {
+            // Not all are finite as floats.
+            "<f2" => vec![0x3c; 700 * 1000],
+            _ => bytes.clone(),
+        };
+        write(&file, descr, &format!("({n}, {}, 700)", side / 700), &values);
+        let mut zip = zip::ZipWriter::new(std::fs::File::create(&archive).unwrap());
+        zip.start_file("x.npy", zip::write::SimpleFileOptions::default()).unwrap();
+        std::io::Write::write_all(&mut zip, &std::fs::read(&file).unwrap()).unwrap();
+        zip.finish().unwrap();
+        let open = |path: &Path| Dataset::open(&DataConfig { value_range, ..config(path) }).unwrap();
+        let (alone, archived) = (open(&file), open(&archive));
+        assert_eq!(alone.digest(), archived.digest(), "{descr}");
+        assert_eq!((alone.shape(), alone.value_range()), (archived.shape(), archived.value_range()));
+        (0..n).for_each(|i| assert_eq!(alone.get(i).unwrap(), archived.get(i).unwrap(), "{descr}"));
     }
 }
 

@@ -66,6 +66,26 @@ fn impossible_batches_are_refused() {
 }
 
 #[test]
+fn numbers_beyond_all_reason_are_refused() {
+    let root = numbered(6);
+    let data = open(root.path(), CachePolicy::On);
+    for workers in [1025, usize::MAX] {
+        let refused = Loader::new(data.clone(), loader_config(2, workers)).unwrap_err();
+        assert!(matches!(refused, DataError::Setting { key: "workers", .. }), "{refused}");
+        assert!(DataConfig { workers, ..config(root.path()) }.validate().is_err());
+    }
+    DataConfig { workers: 1024, ..config(root.path()) }.validate().unwrap();
+    // Batches are numbered as long as their images are.
+    let mut last = Loader::start_at(data.clone(), loader_config(2, 2), u64::MAX / 2 - 1).unwrap();
+    assert_eq!(last.next_batch().unwrap().len(), 2);
+    assert!(matches!(last.next_batch(), Err(DataError::OutOfBatches(_))));
+    for first in [u64::MAX / 2, u64::MAX - 1, u64::MAX] {
+        let mut beyond = Loader::start_at(data.clone(), loader_config(2, 2), first).unwrap();
+        assert!(matches!(beyond.next_batch(), Err(DataError::OutOfBatches(_))), "{first}");
+    }
+}
+
+#[test]
 fn files_that_change_later_are_errors_and_no_hang() {
     let root = numbered(3);
     let data = open(root.path(), CachePolicy::Off);

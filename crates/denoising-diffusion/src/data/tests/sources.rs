@@ -280,6 +280,58 @@ fn the_digest_follows_the_content() {
 }
 
 #[test]
+fn the_digest_of_an_array_is_that_of_its_bytes() {
+    let root = folder();
+    let path = root.path().join("x.npy");
+    let values: Vec<f32> = (0..9000).map(|i| i as f32 / 9000.0).collect();
+    npy::write_npy_f32(&path, &[9, 10, 100], &values).unwrap();
+    let sides = [9_u64, 1, 10, 100].map(u64::to_le_bytes).concat();
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let expected = crate::digest::of_bytes([b"array", &sides[..], &bytes].concat());
+    for cache in [CachePolicy::On, CachePolicy::Off] {
+        let data = Dataset::open(&DataConfig { cache, ..config(&path) }).unwrap();
+        assert_eq!(data.digest(), expected);
+    }
+}
+
+#[test]
+fn files_are_ordered_folder_by_folder() {
+    let root = folder();
+    let names = ["cat/10.png", "cat/9.png", "cat-2/1.png", "cat.png"];
+    names.iter().rev().for_each(|name| save(root.path(), name, &rgb(4, 4, 1)));
+    std::fs::write(root.path().join("cat/95.png"), "torn").unwrap();
+    let sorted = files(&config(root.path()), &Opening::default()).unwrap().unwrap();
+    assert_eq!(sorted, names.map(PathBuf::from), "as Python's pathlib sorts");
+    let data = Dataset::open(&DataConfig { max_broken: 0.5, ..config(root.path()) }).unwrap();
+    assert_eq!(data.names().unwrap(), sorted);
+    assert_eq!(files(&DataConfig::default(), &Opening::default()).unwrap(), None);
+}
+
+#[test]
+fn images_have_no_other_layout() {
+    let root = numbered(3);
+    let idx = root.path().join("train-images-idx3-ubyte");
+    std::fs::write(&idx, [0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 1, 50, 60]).unwrap();
+    let image = root.path().join("000.png");
+    for path in [root.path(), &image, &idx, Path::new("digits")] {
+        for layout in [DataLayout::Sequences, DataLayout::Volumes] {
+            let refused = Dataset::open(&DataConfig { layout, ..config(path) }).unwrap_err();
+            let text = refused.to_string();
+            assert!(matches!(refused, DataError::Layout { .. }) && text.contains(&layout.to_string()), "{text}");
+        }
+        Dataset::open(&DataConfig { layout: DataLayout::Images, ..config(path) }).unwrap();
+    }
+    // Conditions take the layout of their examples.
+    let sequences = root.path().join("x.npy");
+    npy::write_npy_f32(&sequences, &[3, 1, 4], &[0.5; 12]).unwrap();
+    let condition = Some(root.path().to_path_buf());
+    let config = DataConfig { layout: DataLayout::Sequences, condition, ..config(&sequences) };
+    assert!(
+        matches!(Dataset::open(&config), Err(DataError::OfConditions(of)) if matches!(*of, DataError::Layout { .. }))
+    );
+}
+
+#[test]
 fn the_cache_key_sees_a_file_written_anew_and_the_digest_a_copied_folder() {
     let open = |root: &Path| Dataset::open(&config(root)).unwrap();
     let root = numbered(3);
@@ -295,6 +347,18 @@ fn the_cache_key_sees_a_file_written_anew_and_the_digest_a_copied_folder() {
     assert_eq!(anew.digest(), first.digest(), "a run that was trained on a copy goes on");
     file.set_modified(SystemTime::UNIX_EPOCH - Duration::from_secs(1)).unwrap();
     assert_ne!(open(root.path()).cache_key(), anew.cache_key());
+
+    // Another folder, whose files have the same names, lengths and times.
+    let (one, other) = (folder(), folder());
+    for (root, level) in [(&one, 0), (&other, 200)] {
+        save(root.path(), "a.bmp", &rgb(4, 4, level));
+        let file = File::options().write(true).open(root.path().join("a.bmp")).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+    }
+    let (one, other) = (open(one.path()), open(other.path()));
+    assert_eq!(one.digest(), other.digest());
+    assert_ne!(one.cache_key(), other.cache_key());
+    assert_eq!(open(root.path()).cache_key(), open(&root.path().join(".")).cache_key(), "however it is named");
 
     let path = root.path().join("x.npy");
     npy::write_npy_f32(&path, &[2, 1, 1], &[0.0, 0.5]).unwrap();

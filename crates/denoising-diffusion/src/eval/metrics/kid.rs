@@ -3,13 +3,9 @@
 //! k(x, y) = (x . y / dims + 1)^3, with the unbiased estimate of Binkowski et al. 2018, "Demystifying MMD GANs" (arXiv:1801.01401). Unlike that of
 //! FID, its expectation does not depend on the number of images; its value may be below 0.
 
-use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, MatRef, Par};
-use rayon::prelude::*;
-
 use super::draws::{Draw, subset};
 use super::features::Features;
-use super::linalg;
+use super::kid_kernels::Kernels;
 
 /// How KID is averaged over subsets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,16 +120,23 @@ impl Kid {
             (0..count).map(subset).collect::<Vec<_>>()
         };
         let drawn = draw([Draw::KidReal, Draw::KidGenerated], count, m);
-        let (value, standard_deviation) = mean_and_deviation(&kid_of_subsets(real, generated, &drawn)?);
-        let standard_error = if subsets < 2 || n < 4 {
-            None
-        } else if m <= n / 2 {
-            Some(standard_deviation * (1.0 / subsets as f64 + m as f64 / (n - m) as f64).sqrt())
+        let with_error = subsets > 1 && n >= 4;
+        // For the error, if the subsets are too large.
+        let halves = if with_error && m > n / 2 {
+            draw([Draw::KidErrorReal, Draw::KidErrorGenerated], subsets, n / 2)
         } else {
-            let halves = draw([Draw::KidErrorReal, Draw::KidErrorGenerated], subsets, n / 2);
-            let (_, deviation) = mean_and_deviation(&kid_of_subsets(real, generated, &halves)?);
-            Some(deviation * (1.0 / subsets as f64 + (n / 2) as f64 / (n - n / 2) as f64).sqrt())
+            Vec::new()
         };
+        check(real, generated, &drawn)?;
+        let kernels = Kernels::new(real, generated, drawn.iter().chain(&halves));
+        let (value, standard_deviation) = mean_and_deviation(&kernels.discrepancies(&drawn));
+        let standard_error = with_error.then(|| {
+            let (deviation, m) = match halves[..] {
+                [] => (standard_deviation, m),
+                _ => (mean_and_deviation(&kernels.discrepancies(&halves)).1, n / 2),
+            };
+            deviation * (1.0 / subsets as f64 + m as f64 / (n - m) as f64).sqrt()
+        });
         Ok(Self { value, standard_deviation, standard_error, subsets: count, subset_size: m, n_real, n_generated })
     }
 }
@@ -148,6 +151,11 @@ pub fn kid_of_subsets(
     generated: Features<'_>,
     subsets: &[KidSubset],
 ) -> Result<Vec<f64>, KidError> {
+    check(real, generated, subsets)?;
+    Ok(Kernels::new(real, generated, subsets.iter()).discrepancies(subsets))
+}
+
+fn check(real: Features<'_>, generated: Features<'_>, subsets: &[KidSubset]) -> Result<(), KidError> {
     if real.dims() != generated.dims() {
         return Err(KidError::Dims { real: real.dims(), generated: generated.dims() });
     }
@@ -161,38 +169,7 @@ pub fn kid_of_subsets(
             }
         }
     }
-    let discrepancy = |subset: &KidSubset| {
-        let (x, y) = (gather(real, &subset.real), gather(generated, &subset.generated));
-        within(x.as_ref()) + within(y.as_ref()) - 2.0 * between(x.as_ref(), y.as_ref())
-    };
-    Ok(subsets.par_iter().map(discrepancy).collect())
-}
-
-/// The chosen rows, as columns of a matrix.
-fn gather(features: Features<'_>, chosen: &[usize]) -> Mat<f64> {
-    Mat::from_fn(features.dims(), chosen.len(), |dim, i| f64::from(features.row(chosen[i])[dim]))
-}
-
-fn kernel(product: f64, dims: usize) -> f64 {
-    (product / dims as f64 + 1.0).powi(3)
-}
-
-/// Mean of the kernel over pairs of different columns.
-fn within(x: MatRef<'_, f64>) -> f64 {
-    let (dims, n) = (x.nrows(), x.ncols());
-    let mut products = Mat::zeros(n, n);
-    linalg::add_lower(products.as_mut(), x.transpose(), x, Par::Seq);
-    let column = |j: usize| -> f64 { (j + 1..n).map(|i| kernel(products[(i, j)], dims)).sum() };
-    2.0 * (0..n).map(column).sum::<f64>() / (n as f64 * (n - 1) as f64)
-}
-
-/// Mean of the kernel over all pairs.
-fn between(x: MatRef<'_, f64>, y: MatRef<'_, f64>) -> f64 {
-    let dims = x.nrows();
-    let mut products = Mat::zeros(x.ncols(), y.ncols());
-    matmul(products.as_mut(), Accum::Replace, x.transpose(), y, 1.0, Par::Seq);
-    let column = |j: usize| -> f64 { (0..x.ncols()).map(|i| kernel(products[(i, j)], dims)).sum() };
-    (0..y.ncols()).map(column).sum::<f64>() / (x.ncols() as f64 * y.ncols() as f64)
+    Ok(())
 }
 
 fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
@@ -204,6 +181,7 @@ fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
 #[cfg(test)]
 mod tests {
     use super::super::draws::normal;
+    use super::super::kid_kernels::kernel;
     use super::*;
 
     fn features(values: &[f32], dims: usize) -> Features<'_> {

@@ -1,5 +1,7 @@
 //! Metrics on tables of features: mathematics on plain slices, with the same result on any number of threads. Not here: images, networks, files.
 
+use std::ops::ControlFlow;
+
 mod distances;
 pub mod draws;
 pub mod estimate;
@@ -8,6 +10,7 @@ pub mod fid;
 pub mod frechet;
 pub mod inception_score;
 pub mod kid;
+mod kid_kernels;
 mod linalg;
 pub mod neighbours;
 pub mod prdc;
@@ -17,3 +20,6 @@ pub mod spectrum;
 pub mod statistics;
 mod sums;
 pub mod table_error;
+
+/// Called with the share of the work that is done, from 0 to 1; can stop it.
+pub type OnShare<'a> = &'a mut dyn FnMut(f64) -> ControlFlow<()>;

@@ -15,11 +15,14 @@
 //!
 //! Not here: the Wasserstein distance in all dimensions at once, and other exponents.
 
+use std::ops::ControlFlow;
+
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::OnShare;
 use super::distances::widen;
 use super::estimate::Estimate;
 use super::features::Features;
@@ -65,7 +68,7 @@ pub struct SlicedWasserstein {
 /// [`TableError`] if the dimensions differ, a table has no rows, or there are fewer than 2 directions.
 pub fn sliced_wasserstein(a: Features, b: Features, directions: usize, seed: u64) -> Result<Estimate, TableError> {
     check("first", a, "second", b, directions)?;
-    Ok(root_mean(&along_all(a, b, None, &drawn(seed, a.dims()), directions).distance))
+    Ok(root_mean(&along_all(a, b, None, &drawn(seed, a.dims()), directions, &mut unwatched)?.distance))
 }
 
 /// The distance of two tables along given directions, `[directions, dims]` row by row, which are used as they are (of unit length or not).
@@ -85,23 +88,24 @@ pub fn sliced_wasserstein_along(a: Features, b: Features, directions: &[f64]) ->
     let count = directions.len() / dims;
     check("first", a, "second", b, count)?;
     let given = |number: usize, out: &mut [f64]| out.copy_from_slice(&directions[number * dims..(number + 1) * dims]);
-    Ok(root_mean(&along_all(a, b, None, &given, count).distance))
+    Ok(root_mean(&along_all(a, b, None, &given, count, &mut unwatched)?.distance))
 }
 
 /// The distance of generated from real rows, and that of two random halves of the real rows, both along the same directions.
 ///
 /// # Errors
-/// As [`sliced_wasserstein`]; also if there are fewer than 2 real rows.
+/// As [`sliced_wasserstein`]; also if there are fewer than 2 real rows, and if `on_share` asks to stop.
 pub fn sliced_wasserstein_with_floor(
     real: Features,
     generated: Features,
     directions: usize,
     seed: u64,
+    on_share: OnShare<'_>,
 ) -> Result<SlicedWasserstein, TableError> {
     check("real", real, "generated", generated, directions)?;
     TableError::rows("real", real, 2)?;
     let order = shuffled(real.n(), seed);
-    let squared = along_all(real, generated, Some(&order), &drawn(seed, real.dims()), directions);
+    let squared = along_all(real, generated, Some(&order), &drawn(seed, real.dims()), directions, on_share)?;
     Ok(SlicedWasserstein { distance: root_mean(&squared.distance), floor: root_mean(&squared.floor), directions })
 }
 
@@ -162,7 +166,8 @@ fn along_all(
     halves: Option<&[usize]>,
     direction: &(impl Fn(usize, &mut [f64]) + Sync),
     count: usize,
-) -> Squared {
+    on_share: OnShare<'_>,
+) -> Result<Squared, TableError> {
     let mut found = Squared::default();
     for from in (0..count).step_by(AT_ONCE) {
         let width = AT_ONCE.min(count - from);
@@ -184,8 +189,15 @@ fn along_all(
             .collect();
         found.distance.extend(squared.iter().map(|(distance, _)| distance));
         found.floor.extend(squared.iter().filter_map(|(_, floor)| *floor));
+        if on_share((from + width) as f64 / count as f64).is_break() {
+            return Err(TableError::Interrupted);
+        }
     }
-    found
+    Ok(found)
+}
+
+fn unwatched(_: f64) -> ControlFlow<()> {
+    ControlFlow::Continue(())
 }
 
 /// Projects the rows of a table onto `count` directions, `[n, count]`.
@@ -306,7 +318,7 @@ mod tests {
         let other: Vec<f32> = same.iter().map(|v| v * 1.5).collect();
         let compare = |generated: &[f32]| {
             let generated = Features::new(generated, 8).unwrap();
-            sliced_wasserstein_with_floor(Features::new(&real, 8).unwrap(), generated, 256, 0).unwrap()
+            sliced_wasserstein_with_floor(Features::new(&real, 8).unwrap(), generated, 256, 0, &mut unwatched).unwrap()
         };
         let found = compare(&same);
         let ratio = found.distance.value / found.floor.value;
@@ -338,7 +350,7 @@ mod tests {
             TableError::TooFewDirections { needed: 2, found: 1 }
         );
         assert!(matches!(
-            sliced_wasserstein_with_floor(one, one, 8, 0),
+            sliced_wasserstein_with_floor(one, one, 8, 0, &mut unwatched),
             Err(TableError::TooFew { what: "real", needed: 2, found: 1 })
         ));
         assert_eq!(

@@ -6,16 +6,20 @@
 //!
 //! Not here: phases, which a spectrum does not contain.
 
-use std::f64::consts::TAU;
+use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use rayon::prelude::*;
+use rustfft::num_complex::Complex;
+use rustfft::{Fft, FftPlanner};
 
+use super::OnShare;
 use super::draws::{Draw, permutation};
 use super::features::Features;
 use super::table_error::TableError;
 
-/// Number of rows transformed at a time; bounds the memory.
-const AT_ONCE: usize = 256;
+/// Number of values transformed at a time; bounds the memory for their powers.
+const AT_ONCE: usize = 1 << 22;
 /// Powers below this fraction of the largest count as none: 120 dB.
 const FLOOR: f64 = 1e-12;
 
@@ -30,12 +34,14 @@ pub struct SpectrumDistance {
 /// Compares rows that hold sequences of `length` values each, one after the other (channels, or the rows of images).
 ///
 /// # Errors
-/// [`TableError`] if the dimensions differ, a table has fewer than 2 rows, or `length` is less than 2 or does not divide the dimensions.
+/// [`TableError`] if the dimensions differ, a table has fewer than 2 rows, `length` is less than 2 or does not divide the dimensions, or `on_share`
+/// asks to stop.
 pub fn spectrum_distance(
     real: Features<'_>,
     generated: Features<'_>,
     length: usize,
     seed: u64,
+    on_share: OnShare<'_>,
 ) -> Result<SpectrumDistance, TableError> {
     if length < 2 || !real.dims().is_multiple_of(length) {
         return Err(TableError::Sequences { dims: real.dims(), length });
@@ -46,42 +52,72 @@ pub fn spectrum_distance(
     let all: Vec<usize> = (0..generated.n()).collect();
     let halves = permutation(seed, Draw::SpectrumHalves, 0, real.n());
     let (first, second) = halves.split_at(real.n() / 2);
-    let of = |rows: &[usize]| powers(real, rows, length);
-    let (first, second, whole) = (of(first), of(second), of(&(0..real.n()).collect::<Vec<_>>()));
+    let (mut done, total) = (0, real.n() + generated.n());
+    let mut on_rows = |rows: usize| {
+        done += rows;
+        on_share(done as f64 / total as f64)
+    };
+    let transform = Transform::new(length);
+    let mut of = |table, rows| transform.powers(table, rows, &mut on_rows).ok_or(TableError::Interrupted);
+    let (of_first, of_second, of_generated) = (of(real, first)?, of(real, second)?, of(generated, &all)?);
+    let share = first.len() as f64 / real.n() as f64;
+    let whole: Vec<f64> = of_first.iter().zip(&of_second).map(|(a, b)| share * a + (1.0 - share) * b).collect();
     Ok(SpectrumDistance {
-        distance: level_difference(&powers(generated, &all, length), &whole),
-        floor: level_difference(&first, &second),
+        distance: level_difference(&of_generated, &whole),
+        floor: level_difference(&of_first, &of_second),
     })
 }
 
-/// The mean power of some rows: for each sequence of a row, frequencies 1 to `length / 2`.
-fn powers(table: Features<'_>, rows: &[usize], length: usize) -> Vec<f64> {
-    let turns: Vec<(f64, f64)> = (0..length).map(|t| (TAU * t as f64 / length as f64).sin_cos()).collect();
-    let frequencies = length / 2;
-    let of_row = |row: &[f32]| -> Vec<f64> {
-        let sequences = row.chunks_exact(length);
-        sequences.flat_map(|x| (1..=frequencies).map(|k| power(x, k, &turns)).collect::<Vec<_>>()).collect()
-    };
-    let mut mean = vec![0.0; table.dims() / length * frequencies];
-    for some in rows.chunks(AT_ONCE) {
-        // Summed in the order of the rows, whatever the number of threads.
-        let each: Vec<Vec<f64>> = some.par_iter().map(|&row| of_row(table.row(row))).collect();
-        for row in &each {
-            mean.iter_mut().zip(row).for_each(|(sum, power)| *sum += power / rows.len() as f64);
-        }
-    }
-    mean
+/// The Fourier transform of sequences of one length.
+struct Transform {
+    plan: Arc<dyn Fft<f64>>,
+    /// 1 to `length / 2`.
+    frequencies: usize,
 }
 
-fn power(x: &[f32], k: usize, turns: &[(f64, f64)]) -> f64 {
-    let (mut real, mut imaginary, mut at) = (0.0, 0.0, 0);
-    for &value in x {
-        let (sin, cos) = turns[at];
-        real += f64::from(value) * cos;
-        imaginary -= f64::from(value) * sin;
-        at = (at + k) % turns.len();
+impl Transform {
+    fn new(length: usize) -> Self {
+        Self { plan: FftPlanner::new().plan_fft_forward(length), frequencies: length / 2 }
     }
-    real * real + imaginary * imaginary
+
+    /// The mean power of some rows: for each sequence of a row, frequencies 1 to `length / 2`. `None` if `on_rows`, which is called with numbers of
+    /// rows, asks to stop.
+    fn powers(
+        &self,
+        table: Features<'_>,
+        rows: &[usize],
+        on_rows: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Option<Vec<f64>> {
+        let mut mean = vec![0.0; table.dims() / self.plan.len() * self.frequencies];
+        for some in rows.chunks((AT_ONCE / table.dims()).max(1)) {
+            // Summed in the order of the rows, whatever the number of threads.
+            for row in self.of_rows(table, some).chunks_exact(mean.len()) {
+                mean.iter_mut().zip(row).for_each(|(sum, power)| *sum += power / rows.len() as f64);
+            }
+            if on_rows(some.len()).is_break() {
+                return None;
+            }
+        }
+        Some(mean)
+    }
+
+    /// The powers of each of these rows, one row after the other.
+    fn of_rows(&self, table: Features<'_>, rows: &[usize]) -> Vec<f64> {
+        let length = self.plan.len();
+        let sequences: Vec<&[f32]> = rows.iter().flat_map(|&row| table.row(row).chunks_exact(length)).collect();
+        let mut powers = vec![0.0; sequences.len() * self.frequencies];
+        let scratch =
+            || (vec![Complex::default(); length], vec![Complex::default(); self.plan.get_inplace_scratch_len()]);
+        powers.par_chunks_exact_mut(self.frequencies).zip(sequences).for_each_init(
+            scratch,
+            |(values, scratch), (out, x)| {
+                values.iter_mut().zip(x).for_each(|(value, &x)| *value = Complex::new(f64::from(x), 0.0));
+                self.plan.process_with_scratch(values, scratch);
+                out.iter_mut().zip(&values[1..]).for_each(|(power, value)| *power = value.norm_sqr());
+            },
+        );
+        powers
+    }
 }
 
 fn level_difference(a: &[f64], b: &[f64]) -> f64 {
@@ -96,7 +132,14 @@ fn level_difference(a: &[f64], b: &[f64]) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::f64::consts::TAU;
+
+    use super::super::draws::normal;
     use super::*;
+
+    fn go_on(_: f64) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
 
     /// Two channels of eight values: one wave each.
     fn waves(n: usize, sizes: [f32; 2], frequency: f32) -> Vec<f32> {
@@ -110,7 +153,7 @@ mod tests {
 
     fn distance(real: &[f32], generated: &[f32]) -> SpectrumDistance {
         let table = |values| Features::new(values, 16).unwrap();
-        spectrum_distance(table(real), table(generated), 8, 1).unwrap()
+        spectrum_distance(table(real), table(generated), 8, 1, &mut go_on).unwrap()
     }
 
     #[test]
@@ -129,17 +172,64 @@ mod tests {
         let values = [0.5; 32];
         let table = Features::new(&values, 16).unwrap();
         for length in [0, 1, 3] {
-            let refused = spectrum_distance(table, table, length, 1).unwrap_err();
+            let refused = spectrum_distance(table, table, length, 1, &mut go_on).unwrap_err();
             assert_eq!(refused, TableError::Sequences { dims: 16, length });
         }
     }
 
+    /// By the definition.
+    fn direct(x: &[f32], k: usize) -> f64 {
+        let angle = |t: usize| TAU * (k * t) as f64 / x.len() as f64;
+        let sum = |of: &dyn Fn(f64) -> f64| -> f64 {
+            x.iter().enumerate().map(|(t, &value)| f64::from(value) * of(angle(t))).sum()
+        };
+        sum(&f64::cos).powi(2) + sum(&f64::sin).powi(2)
+    }
+
     #[test]
-    fn one_frequency_by_hand() {
-        let turns: Vec<(f64, f64)> = (0..4).map(|t| (TAU * t as f64 / 4.0).sin_cos()).collect();
+    fn powers_are_those_of_the_definition_at_any_length() {
         // numpy: abs(np.fft.fft([1, 2, 4, 0])) ** 2 = [49, 13, 9, 13]
-        for (k, expected) in [(1, 13.0), (2, 9.0)] {
-            assert!((power(&[1.0, 2.0, 4.0, 0.0], k, &turns) - expected).abs() < 1e-9);
+        assert_eq!([1, 2].map(|k| direct(&[1.0, 2.0, 4.0, 0.0], k).round()), [13.0, 9.0]);
+        for length in [2, 3, 4, 7, 30, 37, 64, 97, 256] {
+            let values = normal(length as u64, 5 * 2 * length);
+            let table = Features::new(&values, 2 * length).unwrap();
+            let rows = [4, 0, 2];
+            let found = Transform::new(length).powers(table, &rows, &mut |_| ControlFlow::Continue(())).unwrap();
+            let of = |place: usize, k: usize| {
+                rows.iter().map(|&row| direct(&table.row(row)[place * length..][..length], k) / 3.0).sum::<f64>()
+            };
+            let expected =
+                (0..2).flat_map(|place| (1..=length / 2).map(move |k| (place, k))).map(|(place, k)| of(place, k));
+            assert_eq!(found.len(), 2 * (length / 2));
+            for (found, expected) in found.iter().zip(expected) {
+                assert!((found - expected).abs() < 1e-9 * (1.0 + expected), "{length}: {found}, not {expected}");
+            }
         }
+    }
+
+    #[test]
+    fn long_sequences_take_no_time_and_every_row_is_transformed_once() {
+        let values = normal(1, 12 * (1 << 16));
+        let table = Features::new(&values, 1 << 16).unwrap();
+        let mut shares = Vec::new();
+        let mut told = |share| {
+            shares.push(share);
+            ControlFlow::Continue(())
+        };
+        spectrum_distance(table, table, 1 << 16, 1, &mut told).unwrap();
+        assert_eq!(shares, [0.25, 0.5, 1.0]);
+        let stopped = spectrum_distance(table, table, 1 << 16, 1, &mut |_| ControlFlow::Break(()));
+        assert_eq!(stopped.unwrap_err(), TableError::Interrupted);
+    }
+
+    #[test]
+    fn the_result_does_not_depend_on_threads() {
+        let (real, generated) = (normal(1, 33 * 96), normal(2, 20 * 96));
+        let table = |values| Features::new(values, 96).unwrap();
+        let on = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| spectrum_distance(table(&real), table(&generated), 32, 1, &mut go_on).unwrap())
+        };
+        assert_eq!(on(1), on(5));
     }
 }

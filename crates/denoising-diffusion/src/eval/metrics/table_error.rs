@@ -65,6 +65,9 @@ pub enum TableError {
         /// The value, as text.
         value: String,
     },
+    /// The caller asked to stop.
+    #[error("interrupted")]
+    Interrupted,
 }
 
 impl TableError {
