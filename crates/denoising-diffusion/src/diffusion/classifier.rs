@@ -40,7 +40,7 @@ impl Diffusion {
             let level = self.level(self.formulation.time(u));
             self.formulation.prediction().coefficients(&level) == other.formulation.prediction().coefficients(&level)
         };
-        self.formulation.output() == other.formulation.output()
+        self.formulation.output().reads_the_same_as(other.formulation.output())
             && (0..COMPARED).all(|k| same_at((f64::from(k) + 0.5) / f64::from(COMPARED)))
             && self.shows_the_same_as(other)
     }

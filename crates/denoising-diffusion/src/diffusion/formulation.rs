@@ -35,6 +35,15 @@ impl Output {
             Self::Weighted(_) => 2 * channels + 2,
         }
     }
+
+    /// Whether an output of `other` is read in the same way. Weights of the loss make no difference.
+    pub(super) fn reads_the_same_as(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Prediction, Self::Prediction) | (Self::Weighted(_), Self::Weighted(_)) => true,
+            (Self::WithVariance(one), Self::WithVariance(other)) => one.variance_reading == other.variance_reading,
+            _ => false,
+        }
+    }
 }
 
 /// A formulation. Each has its own notion of time: t in 0..T of a table, a real number in [0, 1], or sigma.
