@@ -146,6 +146,13 @@ fn images_are_filled_in_varied_and_joined() {
 
     let varied = place.json("vary run --images pair --strength 0.5 --variants 3 --out vary.png");
     assert_eq!(varied["images"], 6);
+    // Half of the noise levels, whatever the sampler; at least one step.
+    for (flags, steps) in [("--sampler ddpm", 4), ("--sampler ddim --steps 4", 2), ("--steps 1", 1)] {
+        let details = |command: &str| place.json(&format!("{command} --strength 0.5 {flags} --out v.png --force"));
+        for command in ["vary run --images pair", "interpolate run --images pair"] {
+            assert_eq!(details(command)["details"]["steps"], steps, "{command} {flags}");
+        }
+    }
     place.fails("vary run --images a.png --strength 0 --out x.png", 2, "above 0");
     place.fails("vary run --images nothing --out x.png", 1, "nothing");
 

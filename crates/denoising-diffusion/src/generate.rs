@@ -117,7 +117,7 @@ impl<'a> Request<'a> {
     }
 
     /// Numbers of the samples of batch `k`.
-    fn batch(&self, k: usize) -> Range<usize> {
+    pub(crate) fn batch(&self, k: usize) -> Range<usize> {
         let size = self.sample.sample_batch_size;
         k * size..self.count.min((k + 1) * size)
     }
@@ -211,7 +211,8 @@ impl<'a, M: Network> Generator<'a, M> {
         config.run(&batch.denoiser, x, &levels, &mut batch.noise, &mut callback)
     }
 
-    /// Makes samples from noise batch by batch, on one device; `make` returns them on the network's scale.
+    /// Makes samples from noise batch by batch, on one device; `make` returns them on the network's scale. Ends with the first batch that has a
+    /// non-finite value.
     ///
     /// # Errors
     /// [`GenerateError`].
@@ -224,12 +225,14 @@ impl<'a, M: Network> Generator<'a, M> {
         Self: 'a,
     {
         self.check(request)?;
+        let [c, h, w] = request.shape;
         let mut data = room_for(request.count, request.shape)?;
         for k in 0..request.batches() {
-            let x = make(self.batch(request, request.batch(k))?).map_err(E::into)?;
-            data.extend(host_values(self.diffusion.unnormalize(x)));
+            let numbers = request.batch(k);
+            let x = make(self.batch(request, numbers.clone())?).map_err(E::into)?;
+            data.extend(finite(host_values(self.diffusion.unnormalize(x)), numbers.start, request)?.data);
         }
-        finite(data, 0, request)
+        Ok(ImageBatch { shape: [request.count, c, h, w], data })
     }
 
     /// The batch of the samples with these numbers, before denoising. The request must be valid for [`in_batches`](Self::in_batches).

@@ -87,7 +87,7 @@ pub struct VaryArgs {
     /// Images: a file, a folder, or an array; fitted to the network's size
     #[arg(long, value_name = "DATA")]
     images: PathBuf,
-    /// How far to go towards pure noise, at the nearest of the sampler's levels: near 0 hardly changes the image, 1 is a new image
+    /// How far to go towards pure noise along the noise levels of training, whatever the sampler: near 0 hardly changes the image, 1 is a new image
     #[arg(long, value_name = "X", default_value_t = 0.6)]
     strength: f64,
     /// Number of variations of each image
@@ -112,7 +112,8 @@ pub struct InterpolateArgs {
     /// Number of images, including both ends
     #[arg(long, value_name = "N", default_value_t = 9, value_parser = at_least(2_u32))]
     frames: u32,
-    /// Mix at this much noise, in (0, 1], as the reference does, instead of inverting both images to noise, which takes at least 250 steps for each
+    /// Mix at this much noise, in (0, 1], as the reference does (counted as by `ddpm vary`), instead of inverting both images to noise, which takes
+    /// at least 250 steps
     #[arg(long, value_name = "X")]
     strength: Option<f64>,
 }
@@ -308,7 +309,9 @@ pub fn vary(args: &VaryArgs) -> Result {
     job.check_count(count)?;
     let images = repeated(&images.values()?, n, variants);
     let generator = job.from.generator(&job.settings.guidance);
-    job.finish(&generator, count, (0, job.steps()), &json!({ "strength": args.strength }), |request, watch| {
+    let steps = generator.steps_from(&job.settings.sample, args.strength);
+    let details = json!({ "strength": args.strength, "steps": steps });
+    job.finish(&generator, count, (0, steps), &details, |request, watch| {
         generator.vary(request, &images, args.strength, watch)
     })
 }
@@ -336,10 +339,14 @@ pub fn interpolate(args: &InterpolateArgs) -> Result {
     if ends.len() < 2 * size {
         return Err(Failure::usage("interpolation needs two images, but only one is given"));
     }
-    let between = args.strength.map_or(Between::Inverted, |strength| Between::Noised { strength });
     let generator = job.from.generator(&job.settings.guidance);
-    let before = if inverted { 2 * generator.inversion_steps(&job.settings.sample) } else { 0 };
-    job.finish(&generator, frames, (before, job.steps()), &json!({ "strength": args.strength }), |request, watch| {
+    let sample = &job.settings.sample;
+    let (between, before, steps) = match args.strength {
+        Some(strength) => (Between::Noised { strength }, 0, generator.steps_from(sample, strength)),
+        None => (Between::InvertedWithNoise, generator.inversion_steps(sample), job.steps()),
+    };
+    let details = json!({ "strength": args.strength, "steps": steps });
+    job.finish(&generator, frames, (before, steps), &details, |request, watch| {
         let pair = [&ends[..size], &ends[size..2 * size]];
         generator.interpolate(request, pair, between, watch)
     })

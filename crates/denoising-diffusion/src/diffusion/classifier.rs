@@ -7,6 +7,7 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::denoiser::NoiseLevel;
 use super::loss::per_example;
+use super::prepared::{Prepared, Told};
 use super::process::{Diffusion, Draws};
 use crate::device::in_pool;
 use crate::models::{Classifier, NetworkInput};
@@ -19,18 +20,9 @@ impl Diffusion {
     /// Data `[b, c, h, w]` noised according to `draws`, as a network sees them: `c_in (alpha x_start + sigma eps)` and the time. If there are
     /// several noise candidates, the first is used.
     pub fn noised_input(&self, data: Tensor<4>, draws: &Draws) -> NetworkInput {
-        let (x_start, device) = (self.normalize(data), draws.noise[0].device());
-        let noise = match &draws.offset_noise {
-            Some(offset) => draws.noise[0].clone() + offset.clone() * self.shared.offset_noise_strength,
-            None => draws.noise[0].clone(),
-        };
-        let levels: Vec<NoiseLevel> = draws.times.iter().map(|&time| self.level(time)).collect();
-        let of = |pick: &dyn Fn(&NoiseLevel) -> f64| levels.iter().map(pick).collect::<Vec<f64>>();
-        let c_in = |level: &NoiseLevel| self.formulation.prediction().coefficients(level).c_in;
-        let alpha = per_example::<4>(&of(&|level| c_in(level) * level.alpha), &device);
-        let sigma = per_example::<4>(&of(&|level| c_in(level) * level.sigma), &device);
-        let time = per_example(&of(&|level| level.time), &device);
-        NetworkInput::new(x_start * alpha + noise * sigma, time)
+        let noise = self.with_offset(&draws.noise[0], draws);
+        let batch = Prepared::new(self.normalize(data), noise, Told::default(), self.levels_at(&draws.times));
+        self.noised_at(&batch, None).network_input(None)
     }
 
     /// Whether networks of the two formulations can guide each other: they [see the same input](Self::shows_the_same_as) and predict the same
@@ -40,7 +32,7 @@ impl Diffusion {
             let level = self.level(self.formulation.time(u));
             self.formulation.prediction().coefficients(&level) == other.formulation.prediction().coefficients(&level)
         };
-        self.formulation.output() == other.formulation.output()
+        self.formulation.output().reads_the_same_as(other.formulation.output())
             && (0..COMPARED).all(|k| same_at((f64::from(k) + 0.5) / f64::from(COMPARED)))
             && self.shows_the_same_as(other)
     }

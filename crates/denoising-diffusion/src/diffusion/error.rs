@@ -12,7 +12,8 @@ pub enum DiffusionConfigError {
     #[error("`{key}` must be {expected}, got {got}")]
     Value { key: &'static str, expected: &'static str, got: f64 },
     #[error(
-        "beta of noise level {t} is {beta}, but must be above 0 and at most 1: change the parameters of the schedule"
+        "beta of noise level {t} is {beta}, but must be above 0 and below 1 (the last may be 1): change the parameters of \
+         the schedule"
     )]
     Betas { t: usize, beta: f64 },
     #[error("`{option}` cannot be used with {with}: {why}")]

@@ -10,7 +10,7 @@ use super::denoiser::NoiseLevel;
 use super::error::DiffusionConfigError;
 use super::learned_variance::LearnedVariance;
 use super::prediction::Prediction;
-use super::schedule::Tables;
+use super::schedule::{Tables, variance_preserving};
 use super::weighted_objective::ObjectiveWeights;
 use crate::models::{LearnedSchedule, LearnedScheduleOptions, ScheduleWeights};
 use crate::nn::Init;
@@ -33,6 +33,15 @@ impl Output {
             Self::Prediction => channels,
             Self::WithVariance(_) => 2 * channels,
             Self::Weighted(_) => 2 * channels + 2,
+        }
+    }
+
+    /// Whether an output of `other` is read in the same way. Weights of the loss make no difference.
+    pub(super) fn reads_the_same_as(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Prediction, Self::Prediction) | (Self::Weighted(_), Self::Weighted(_)) => true,
+            (Self::WithVariance(one), Self::WithVariance(other)) => one.variance_reading == other.variance_reading,
+            _ => false,
         }
     }
 }
@@ -94,7 +103,7 @@ pub trait Formulation: Debug + Send + Sync {
     }
 
     /// Options of the learned schedule, if the schedule is learned with the network. Such a formulation predicts noise, clean data or v, and nothing
-    /// else.
+    /// else; its levels have alpha^2 + sigma^2 = 1 and the log-SNR as their time, and its loss weight is the SNR for clean data, else 1.
     fn learned_schedule(&self) -> Option<LearnedScheduleOptions> {
         None
     }
@@ -127,8 +136,30 @@ pub(super) fn check_consistent(formulation: &dyn Formulation) -> Result<(), Diff
     }
     let options = LearnedScheduleOptions { hidden_dim: 1, ..options };
     let schedule = LearnedSchedule::new(&mut Init::new(0, &Device::flex()), options);
-    match formulation.with_schedule(schedule.weights()) {
-        Some(_) => Ok(()),
-        None => refused("its schedule is learned, but `with_schedule` gives no formulation with it"),
+    let Some(trained) = formulation.with_schedule(schedule.weights()) else {
+        return refused("its schedule is learned, but `with_schedule` gives no formulation with it");
+    };
+    check_learned(formulation)?;
+    check_learned(&*trained)
+}
+
+/// Refuses a formulation with other levels or weights than the loss gives to a learned schedule, whose gradient needs them as functions of log-SNR.
+fn check_learned(formulation: &dyn Formulation) -> Result<(), DiffusionConfigError> {
+    let close = |a: f64, b: f64| (a - b).abs() <= 1e-6 * (1.0 + b.abs());
+    for log_snr in [-8.0_f64, -2.0, 0.0, 2.0, 8.0] {
+        let level = formulation.level_at_log_snr(log_snr);
+        let NoiseLevel { alpha, sigma, .. } = variance_preserving(log_snr);
+        if !(close(level.alpha, alpha) && close(level.sigma, sigma) && close(level.time, log_snr)) {
+            return Err(DiffusionConfigError::Formulation(
+                "its schedule is learned, but its levels are not those with alpha^2 + sigma^2 = 1 whose time is the log-SNR",
+            ));
+        }
+        let weight = if matches!(formulation.prediction(), Prediction::XStart) { log_snr.exp() } else { 1.0 };
+        if !close(formulation.loss_weight(&level), weight) {
+            return Err(DiffusionConfigError::Formulation(
+                "its schedule is learned, but its loss weight is not that of the loss: the SNR for x_start, else 1",
+            ));
+        }
     }
+    Ok(())
 }

@@ -57,7 +57,7 @@ impl Examples {
 }
 
 /// The levels of a schedule in training: log-SNR `[b]`, alpha and sigma `[b, 1, 1, 1]`.
-struct Learned {
+pub(super) struct Learned {
     log_snr: Tensor<1>,
     alpha: Tensor<4>,
     sigma: Tensor<4>,
@@ -93,7 +93,7 @@ impl Parts<'_> {
         }
     }
 
-    fn network_input(&self, x_self_cond: Option<Tensor<4>>) -> NetworkInput {
+    pub fn network_input(&self, x_self_cond: Option<Tensor<4>>) -> NetworkInput {
         let Told { classes, condition, vectors, augment_labels } = self.batch.told.clone();
         NetworkInput { x: self.input(), time: self.time(), x_self_cond, classes, condition, vectors, augment_labels }
     }
@@ -119,7 +119,7 @@ impl Parts<'_> {
         }
     }
 
-    /// The weight of each example, `[b]`.
+    /// The weight of each example, `[b]`. That of a learned schedule without min-SNR is its formulation's: `formulation::check_consistent`.
     fn weight(&self, diffusion: &Diffusion) -> Tensor<1> {
         // In terms of log-SNR, so that the gradient reaches it.
         let Some(Learned { log_snr, .. }) = &self.learned else { return self.batch.number(Number::Weight) };
@@ -162,17 +162,12 @@ impl Diffusion {
             }),
         };
         let learned = model.noise_schedule().is_some() && self.formulation.learned_schedule().is_some();
-        let levels: Vec<NoiseLevel> =
-            if learned { Vec::new() } else { draws.times.iter().map(|&time| self.level(time)).collect() };
+        let mut levels = self.levels_at(&draws.times);
+        if learned {
+            levels = Levels { levels: Vec::new(), weights: Vec::new(), ..levels };
+        }
         let batch = |x_start: &Tensor<4>, noise| {
-            let levels = Levels {
-                times: draws.times.clone(),
-                prediction: self.formulation.prediction(),
-                weights: levels.iter().map(|level| self.loss_weight(level)).collect(),
-                levels: levels.clone(),
-                posteriors: self.posteriors(&draws.times),
-            };
-            let mut batch = Prepared::new(x_start.clone(), noise, told.clone(), levels);
+            let mut batch = Prepared::new(x_start.clone(), noise, told.clone(), levels.clone());
             batch.x_self_cond = model.self_condition().then(|| self.x_self_cond(model, &batch, draws.self_condition));
             batch
         };
@@ -196,6 +191,18 @@ impl Diffusion {
                 let bound = variance.bound(half, parts.x_start_of(prediction), &parts);
                 simple + bound * (variance.vb_loss_weight * tables.timesteps() as f64)
             }
+        }
+    }
+
+    /// The levels at these times.
+    pub(super) fn levels_at(&self, times: &[f64]) -> Levels {
+        let levels: Vec<NoiseLevel> = times.iter().map(|&time| self.level(time)).collect();
+        Levels {
+            times: times.to_vec(),
+            prediction: self.formulation.prediction(),
+            weights: levels.iter().map(|level| self.loss_weight(level)).collect(),
+            levels,
+            posteriors: self.posteriors(times),
         }
     }
 
@@ -240,12 +247,25 @@ impl Diffusion {
             }
             _ => None,
         };
+        self.noised_at(batch, learned)
+    }
+
+    /// The batch noised to the given levels of a schedule in training, or to its own.
+    pub(super) fn noised_at<'a>(&self, batch: &'a Prepared, learned: Option<Learned>) -> Parts<'a> {
         let (alpha, sigma) = match &learned {
             Some(Learned { alpha, sigma, .. }) => (alpha.clone(), sigma.clone()),
             None => (batch.shaped(Number::Alpha), batch.shaped(Number::Sigma)),
         };
         let x = batch.x_start.clone() * alpha + batch.noise.clone() * sigma;
         Parts { batch, x, learned, prediction: self.formulation.prediction() }
+    }
+
+    /// Noise with the offset that was drawn for it, if any.
+    pub(super) fn with_offset(&self, noise: &Tensor<4>, draws: &Draws) -> Tensor<4> {
+        match &draws.offset_noise {
+            Some(offset) => noise.clone() + offset.clone() * self.shared.offset_noise_strength,
+            None => noise.clone(),
+        }
     }
 
     /// The noise that x_t and the target share: chosen among the candidates, with the offset added, reassigned within the batch if immiscible.
@@ -257,14 +277,7 @@ impl Diffusion {
         draws: &Draws,
     ) -> Tensor<4> {
         let shared = &self.shared;
-        let candidates: Vec<Tensor<4>> = draws
-            .noise
-            .iter()
-            .map(|noise| match &draws.offset_noise {
-                Some(offset) => noise.clone() + offset.clone() * shared.offset_noise_strength,
-                None => noise.clone(),
-            })
-            .collect();
+        let candidates: Vec<Tensor<4>> = draws.noise.iter().map(|noise| self.with_offset(noise, draws)).collect();
         if let [noise] = &candidates[..] {
             return if shared.immiscible { assigned(x_start, noise.clone()) } else { noise.clone() };
         }

@@ -201,11 +201,15 @@ impl<'a, M: Network> NetworkDenoiser<'a, M> {
         Outputs::Both { strong: both.clone().narrow(0, 0, b), weak: both.narrow(0, b, b) }
     }
 
-    /// Classes and vectors of the first `b` examples, if the network takes them.
+    /// Classes and vectors of the first `b` examples, if the network takes them: this one, or the weaker one. What the network itself does not take is
+    /// not meant for the weaker one: the classes are the classifier's.
     fn labels(&self, model: &M, b: usize, device: &Device) -> Labels {
-        let classes = self.classes.as_deref().map(|classes| &classes[..b.min(classes.len())]);
+        let own = self.model.network();
+        let classes = self.classes.as_deref().filter(|_| own.num_classes() > 0);
+        let classes = classes.map(|classes| &classes[..b.min(classes.len())]);
         let dim = model.vector_dim();
-        let vectors = self.vectors.as_deref().filter(|_| dim > 0).map(|rows| &rows[..(b * dim).min(rows.len())]);
+        let vectors = self.vectors.as_deref().filter(|_| dim > 0 && own.vector_dim() > 0);
+        let vectors = vectors.map(|rows| &rows[..(b * dim).min(rows.len())]);
         Labels {
             classes: classes_tensor(model.num_classes(), classes, device),
             vectors: vectors.map(|rows| Vectors::of_rows(rows.to_vec(), dim, |_| true, device)),

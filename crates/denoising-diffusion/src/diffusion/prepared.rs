@@ -14,7 +14,7 @@ use crate::nn::Vectors;
 use crate::recording::{Place, other_classes, other_values, other_vectors, place_of_fields};
 
 /// A network's inputs for a batch besides noisy data and levels.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Told {
     pub classes: Option<Tensor<1, Int>>,
     pub condition: Option<Tensor<4>>,

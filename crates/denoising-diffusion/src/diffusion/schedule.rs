@@ -114,9 +114,12 @@ impl ScheduleConfig {
     }
 }
 
-/// Refuses betas that are not numbers, or that give a level no noisier than the one before: a step between such levels divides 0 by 0.
+/// Refuses betas that are not numbers, or that give a level no noisier than the one before: a step between such levels divides 0 by 0. After a beta of
+/// 1 all levels are pure noise, so only the last can be 1.
 pub(super) fn check_betas(betas: &[f64]) -> Result<(), DiffusionConfigError> {
-    match betas.iter().position(|beta| !(*beta > 0.0 && *beta <= 1.0)) {
+    let last = betas.len().saturating_sub(1);
+    let good = |t: usize, beta: f64| beta > 0.0 && (beta < 1.0 || beta == 1.0 && t == last);
+    match betas.iter().enumerate().position(|(t, beta)| !good(t, *beta)) {
         Some(t) => Err(DiffusionConfigError::Betas { t, beta: betas[t] }),
         None => Ok(()),
     }
@@ -340,6 +343,16 @@ mod tests {
             prop_assert_eq!(tables.level(last as f64).alpha, 0.0);
             prop_assert!((tables.alphas_cumprod[0] - plain.alphas_cumprod[0]).abs() < 1e-9);
             prop_assert!(tables.alphas_cumprod.windows(2).all(|pair| pair[1] <= pair[0]));
+        }
+    }
+
+    #[test]
+    fn only_the_last_level_can_be_pure_noise() {
+        assert_eq!(check_betas(&[0.1, 0.2, 1.0]), Ok(()));
+        for (betas, t) in [([0.1, 1.0, 0.2], 1), ([1.0, 0.1, 0.2], 0), ([0.1, 0.2, 1.1], 2), ([0.1, f64::NAN, 0.2], 1)]
+        {
+            let refused = check_betas(&betas);
+            assert!(matches!(refused, Err(DiffusionConfigError::Betas { t: at, .. }) if at == t), "{refused:?}");
         }
     }
 

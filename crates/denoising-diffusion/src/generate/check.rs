@@ -1,5 +1,7 @@
 //! Checks of what is requested, and the errors of sampling. Not here: sampling.
 
+use std::iter::once;
+
 use thiserror::Error;
 
 use super::samples::room;
@@ -38,6 +40,8 @@ pub enum GenerateError {
     Vectors { count: usize, expected: usize, got: usize },
     #[error(transparent)]
     Misfit(#[from] Misfit),
+    #[error("the weaker network: {0}")]
+    WeakMisfit(Misfit),
     #[error(transparent)]
     Sample(#[from] SampleConfigError),
     #[error(transparent)]
@@ -55,7 +59,7 @@ impl<M: Network> Generator<'_, M> {
         self.guidance.validate().map_err(GenerateError::Guidance)?;
         request.sample.check_guidance(&self.guidance)?;
         let (count, shape) = (request.count, request.shape);
-        self.diffusion.check_sampling(&**self.model.network(), shape)?;
+        self.check_networks(shape)?;
         let expected = shape.iter().fold(count, |values, &side| values.saturating_mul(side));
         if let Some(got) = request.init_noise.map(<[f32]>::len).filter(|&got| got != expected) {
             return Err(GenerateError::InitNoise { count, shape, expected, got });
@@ -77,6 +81,18 @@ impl<M: Network> Generator<'_, M> {
         }
         self.check_weak()?;
         request.classes.map_or(Ok(()), |classes| self.check_classes(classes, count))
+    }
+
+    /// Checks that all networks, those on other devices too, are of the formulation and draw images of this shape.
+    fn check_networks(&self, shape: [usize; 3]) -> Result<(), GenerateError> {
+        let own = (&self.model, &self.weak);
+        for (model, weak) in once(own).chain(self.replicas.iter().map(|replica| (&replica.model, &replica.weak))) {
+            self.diffusion.check_sampling(&**model.network(), shape)?;
+            if let Some(weak) = weak {
+                self.diffusion.check_sampling(&**weak.network(), shape).map_err(GenerateError::WeakMisfit)?;
+            }
+        }
+        Ok(())
     }
 
     /// Checks that the conditions that the weaker network takes, if there is one, are compatible with the network's.
@@ -134,11 +150,11 @@ mod tests {
 
     use burn::tensor::{Device, Tensor};
 
-    use super::super::ClassifierGradient;
+    use super::super::{ClassifierGradient, Replica};
     use super::*;
     use crate::diffusion::{Diffusion, DiffusionConfig, GuidanceConfig, NoiseLevel};
     use crate::models::{Unet, UnetConfig};
-    use crate::nn::{EvalMode, Init};
+    use crate::nn::{Eval, EvalMode, Init};
     use crate::sampler::SampleConfig;
 
     /// Samples of these classes from a network with `known` classes, guided by a classifier or not.
@@ -193,6 +209,64 @@ mod tests {
         assert!(samples(0, 3, None).is_ok(), "it is told that the class is unknown");
         let other = samples(3, 2, classes);
         assert!(matches!(other, Err(GenerateError::OtherWeak { told: "classes", expected: 3, got: 2 })));
+    }
+
+    /// A classifier may have more classes than the weaker network.
+    #[test]
+    fn classes_of_a_classifier_are_not_told_to_a_weaker_network() {
+        let device = Device::flex();
+        let [strong, weak] = [0, 3].map(|num_classes| small(|unet| unet.num_classes = num_classes));
+        let diffusion = Diffusion::new(&DiffusionConfig::default()).unwrap();
+        let push = |x: Tensor<4>, _: NoiseLevel, _: &[u32]| x.zeros_like();
+        let generator = Generator {
+            guidance: GuidanceConfig { guidance: 2.0, ..GuidanceConfig::default() },
+            weak: Some((&weak).into()),
+            classifier: Some(&push),
+            ..Generator::new(&strong, &diffusion, &device)
+        };
+        let sample = SampleConfig { sampling_timesteps: Some(2), ..SampleConfig::default() };
+        let images = |classes: &[u32]| {
+            generator.generate(&Request { classes: Some(classes), ..Request::new(&sample, 0, 2, [1, 4, 4]) }).unwrap()
+        };
+        assert_eq!(images(&[9, 4]), images(&[0, 1]));
+    }
+
+    #[test]
+    fn all_networks_must_fit_the_formulation_and_the_images() {
+        let device = Device::flex();
+        let [one, two, three] = [small(|_| ()), small(|unet| unet.out_dim = Some(2)), small(|unet| unet.channels = 3)];
+        let diffusion = Diffusion::new(&DiffusionConfig::default()).unwrap();
+        let sample = SampleConfig { sampling_timesteps: Some(2), ..SampleConfig::default() };
+        let request = Request::new(&sample, 0, 2, [1, 4, 4]);
+        let by = |weak, replicas| Generator { weak, replicas, ..Generator::new(&one, &diffusion, &device) };
+        let replica = |model: &'static str| match model {
+            "one" => &one,
+            "two" => &two,
+            _ => &three,
+        };
+        let replica = |model, weak: Option<&'static str>| Replica {
+            device: device.clone(),
+            model: replica(model).into(),
+            weak: weak.map(|weak| replica(weak).into()),
+            classifier: None,
+        };
+        let (outputs, channels) =
+            (Misfit::OutChannels { channels: 1, expected: 1, got: 2 }, Misfit::Channels { expected: 3, got: 1 });
+        let weak = |misfit: &Misfit| Some(GenerateError::WeakMisfit(misfit.clone()));
+        let error = |weak, replicas| by(weak, replicas).generate(&request).err();
+        assert_eq!(error(Some((&two).into()), Vec::new()), weak(&outputs));
+        assert_eq!(error(Some((&three).into()), Vec::new()), weak(&channels));
+        let own = GenerateError::Misfit;
+        assert_eq!(error(None, vec![replica("one", None), replica("two", None)]), Some(own(outputs.clone())));
+        assert_eq!(error(None, vec![replica("three", None)]), Some(own(channels.clone())));
+        assert_eq!(error(Some((&one).into()), vec![replica("one", Some("two"))]), weak(&outputs));
+        assert_eq!(error(Some((&one).into()), vec![replica("one", Some("one"))]), None);
+    }
+
+    fn small(change: impl FnOnce(&mut UnetConfig)) -> Eval<Unet> {
+        let mut unet = UnetConfig { dim: 4, dim_mults: vec![1], channels: 1, ..UnetConfig::default() };
+        change(&mut unet);
+        Unet::new(&unet, &mut Init::new(0, &Device::flex())).unwrap().eval()
     }
 
     /// Custom configurations may not have been checked before.

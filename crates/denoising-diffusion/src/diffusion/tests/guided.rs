@@ -4,8 +4,9 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use super::{Fake, Traits, batch};
 use crate::diffusion::{
-    Denoiser, Diffusion, ElucidatedConfig, FormulationConfig, GaussianConfig, GuidanceConfig, NetworkDenoiser,
-    NoiseLevel, Objective, Prediction, RectifiedFlowConfig, ScheduleConfig, Threshold,
+    Denoiser, Diffusion, ElucidatedConfig, FormulationConfig, GaussianConfig, GuidanceConfig, LearnedVariance,
+    LearnedVarianceConfig, NetworkDenoiser, NoiseLevel, Objective, ObjectiveWeights, Prediction, RectifiedFlowConfig,
+    ScheduleConfig, Threshold, VarianceReading, WeightedObjectiveConfig,
 };
 use crate::nn::params::host_values;
 use crate::nn::{Eval, EvalMode};
@@ -200,6 +201,43 @@ fn away_from_a_weaker_network() {
     let denoiser: NetworkDenoiser<'_, Fake> = diffusion.denoiser(&strong).with_weak(&weak).guided(&unlimited(2.0));
     x_start(&denoiser, &x, diffusion.level(20.0));
     assert_eq!((strong.calls().len(), weak.calls().len()), (1, 1));
+}
+
+/// Classes that the network does not take are a classifier's, which may have others than the weaker network.
+#[test]
+fn a_weaker_network_is_not_told_what_the_network_is_not() {
+    let (diffusion, strong, x) = (gaussian(), fake(0.5, Traits::default()), batch(2, &Device::flex()));
+    let weak = fake(0.2, Traits { num_classes: CLASSES, vector_dim: 2, ..Default::default() });
+    for scale in [0.0, 2.0] {
+        let denoiser = diffusion.denoiser(&strong).with_classes(vec![CLASSES as u32 + 5, 1]).with_vectors(Vec::new());
+        x_start(&denoiser.with_weak(&weak).guided(&unlimited(scale)), &x, diffusion.level(20.0));
+        let call = weak.calls().remove(0);
+        assert_eq!((call.classes, call.vectors), (None, None));
+    }
+}
+
+/// Weights of the loss say nothing about how an output is read.
+#[test]
+fn networks_trained_with_other_weights_can_guide_each_other() {
+    let reads_the_same = |one: FormulationConfig, other: FormulationConfig| {
+        let [one, other] = [one, other].map(|config| Diffusion::new(&config.into()).unwrap());
+        one.reads_the_same_as(&other)
+    };
+    let variance = |vb_loss_weight, variance_reading| {
+        let variance = LearnedVariance { vb_loss_weight, variance_reading };
+        FormulationConfig::LearnedVariance(LearnedVarianceConfig { variance, ..Default::default() })
+    };
+    let (range, direct) = (VarianceReading::Range, VarianceReading::Direct);
+    assert!(reads_the_same(variance(0.001, range), variance(0.01, range)));
+    assert!(!reads_the_same(variance(0.001, range), variance(0.001, direct)));
+    let weighted = |pred_noise_loss_weight| {
+        let weights = ObjectiveWeights { pred_noise_loss_weight, ..Default::default() };
+        FormulationConfig::WeightedObjective(WeightedObjectiveConfig { weights, ..Default::default() })
+    };
+    assert!(reads_the_same(weighted(0.1), weighted(0.5)));
+    let noise = GaussianConfig { objective: Objective::PredNoise, ..Default::default() };
+    assert!(!reads_the_same(variance(0.001, range), FormulationConfig::Gaussian(noise.clone())));
+    assert!(!reads_the_same(weighted(0.1), FormulationConfig::Gaussian(noise)));
 }
 
 #[test]

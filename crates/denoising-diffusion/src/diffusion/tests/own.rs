@@ -16,12 +16,23 @@ struct Own {
     has_tables: bool,
     learns_schedule: bool,
     takes_schedule: bool,
+    weight: f64,
+    time_is_log_snr: bool,
 }
 
 impl Own {
     fn new(output: Output, prediction: Prediction) -> Self {
         let inner = GaussianDiffusion::new(&GaussianConfig::default());
-        Self { inner, output, prediction, has_tables: true, learns_schedule: false, takes_schedule: true }
+        Self {
+            inner,
+            output,
+            prediction,
+            has_tables: true,
+            learns_schedule: false,
+            takes_schedule: true,
+            weight: 1.0,
+            time_is_log_snr: true,
+        }
     }
 }
 
@@ -35,15 +46,17 @@ impl Formulation for Own {
     }
 
     fn level_at_log_snr(&self, log_snr: f64) -> NoiseLevel {
-        self.inner.level_at_log_snr(log_snr)
+        let level = self.inner.level_at_log_snr(log_snr);
+        if self.time_is_log_snr { NoiseLevel { time: log_snr, ..level } } else { level }
     }
 
     fn prediction(&self) -> Prediction {
         self.prediction
     }
 
-    fn loss_weight(&self, _: &NoiseLevel) -> f64 {
-        1.0
+    fn loss_weight(&self, level: &NoiseLevel) -> f64 {
+        let snr = (level.alpha / level.sigma).powi(2);
+        if matches!(self.prediction, Prediction::XStart) { self.weight * snr } else { self.weight }
     }
 
     fn levels(&self, steps: usize) -> Vec<NoiseLevel> {
@@ -115,4 +128,13 @@ fn schedules_are_learned_for_what_the_loss_reads() {
     let forgets = Own { takes_schedule: false, ..learned(Output::Prediction, Prediction::V) };
     let said = refusal(forgets).unwrap();
     assert!(said.contains("`with_schedule`"), "{said}");
+    for prediction in [Prediction::Noise, Prediction::XStart, Prediction::V] {
+        let own = || learned(Output::Prediction, prediction);
+        let said = refusal(Own { weight: 2.0, ..own() }).unwrap();
+        assert!(said.contains("loss weight"), "{said}");
+        let said = refusal(Own { time_is_log_snr: false, ..own() }).unwrap();
+        assert!(said.contains("whose time is the log-SNR"), "{said}");
+    }
+    let free = Own { weight: 2.0, time_is_log_snr: false, ..Own::new(Output::Prediction, Prediction::V) };
+    assert_eq!(refusal(free), None, "a schedule that is not learned");
 }
