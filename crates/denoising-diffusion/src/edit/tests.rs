@@ -138,7 +138,8 @@ fn samplers_that_draw_noise_do_not_claim_to_reproduce() {
         (by(SamplerKind::Ddim, Some(0.5), 0.0), "ddim"),
         (by(SamplerKind::Euler, None, 5.0), "euler"),
     ] {
-        assert_eq!(interpolate(sample.clone(), Between::Inverted), Err(EditError::DrawsNoise { sampler }));
+        let refused = interpolate(sample.clone(), Between::Inverted).unwrap_err();
+        assert!(matches!(refused, EditError::DrawsNoise { sampler: name } if name == sampler), "{refused}");
         assert!(interpolate(sample, Between::InvertedWithNoise).is_ok());
     }
     for sample in [by(SamplerKind::DpmppSde2m, Some(0.0), 0.0), by(SamplerKind::Euler, None, 0.0)] {
@@ -162,7 +163,7 @@ fn interpolation_draws_the_noise_of_its_first_sample() {
     };
     assert_eq!(draw(3, None).unwrap(), draw(3, None).unwrap());
     assert_ne!(draw(3, None).unwrap(), draw(0, None).unwrap());
-    assert_eq!(draw(0, Some(&[0.0; 8])), Err(EditError::InitNoise));
+    assert!(matches!(draw(0, Some(&[0.0; 8])), Err(EditError::InitNoise)));
 }
 
 /// A network that predicts zeros, and the classes that a classifier asks for.
@@ -295,9 +296,10 @@ fn the_first_batch_that_is_not_finite_is_the_last() {
     let mut made = 0;
     let images = Generator::new(&blank, &diffusion, &device).in_batches(&Request::new(&sample, 0, 6, SHAPE), |batch| {
         made += 1;
-        Ok(if made == 2 { batch.init * f64::NAN } else { batch.init })
+        Ok::<_, GenerateError>(if made == 2 { batch.init * f64::NAN } else { batch.init })
     });
-    assert_eq!((images, made), (Err(GenerateError::NonFinite { sample: 2 }), 2));
+    assert!(matches!(images, Err(GenerateError::NonFinite { sample: 2 })));
+    assert_eq!(made, 2);
 }
 
 #[test]

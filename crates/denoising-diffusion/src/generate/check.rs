@@ -252,13 +252,13 @@ mod tests {
         };
         let (outputs, channels) =
             (Misfit::OutChannels { channels: 1, expected: 1, got: 2 }, Misfit::Channels { expected: 3, got: 1 });
-        let weak = |misfit: &Misfit| Some(GenerateError::WeakMisfit(misfit.clone()));
-        let error = |weak, replicas| by(weak, replicas).generate(&request).err();
+        let weak = |misfit: &Misfit| Some(GenerateError::WeakMisfit(misfit.clone()).to_string());
+        let error = |weak, replicas| by(weak, replicas).generate(&request).err().map(|error| error.to_string());
         assert_eq!(error(Some((&two).into()), Vec::new()), weak(&outputs));
         assert_eq!(error(Some((&three).into()), Vec::new()), weak(&channels));
-        let own = GenerateError::Misfit;
-        assert_eq!(error(None, vec![replica("one", None), replica("two", None)]), Some(own(outputs.clone())));
-        assert_eq!(error(None, vec![replica("three", None)]), Some(own(channels.clone())));
+        let own = |misfit: &Misfit| Some(GenerateError::Misfit(misfit.clone()).to_string());
+        assert_eq!(error(None, vec![replica("one", None), replica("two", None)]), own(&outputs));
+        assert_eq!(error(None, vec![replica("three", None)]), own(&channels));
         assert_eq!(error(Some((&one).into()), vec![replica("one", Some("two"))]), weak(&outputs));
         assert_eq!(error(Some((&one).into()), vec![replica("one", Some("one"))]), None);
     }

@@ -18,7 +18,7 @@ use denoising_diffusion::models::{
     DitConfig, Downsampling, Extent, KarrasUnetConfig, Network, NetworkConfig, PerStage, Unet1dConfig, UnetConfig,
     UvitConfig,
 };
-use denoising_diffusion::nn::params::{host_values, load_state_dict, num_trainable};
+use denoising_diffusion::nn::params::{host_values, load_state_dict, num_trainable, to_state_dict};
 use denoising_diffusion::nn::{Eval, EvalMode, Init};
 use denoising_diffusion::noise::{Purpose, normal_batch};
 use denoising_diffusion::sampler::SampleConfig;

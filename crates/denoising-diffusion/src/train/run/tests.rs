@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::*;
-use crate::data::{DataConfig, Dataset};
+use crate::data::{DataConfig, Dataset, ImageBatch};
 use crate::diffusion::{Diffusion, DiffusionConfig, Threshold};
 use crate::eval::config::EvaluateConfig;
 use crate::eval::extract::FeatureStore;
