@@ -147,7 +147,7 @@ impl ModelFile {
     /// A custom network; a card that contradicts itself, or that does not fit the tensors.
     pub fn build(&self, device: &Device) -> Result<(Eval<ImageNetwork>, Diffusion), ModelFileError> {
         let diffusion = Diffusion::with_betas(&self.card.diffusion, self.card.betas.clone())?;
-        let init = &mut Init::new(0, device);
+        let init = &mut Init::zeros_for_loading(device);
         let network = self.card.network.build(init)?;
         let Some(options) = diffusion.formulation().learned_schedule() else {
             return Ok((params::load_state_dict(network, &self.state)?.eval().for_predictions(), diffusion));

@@ -33,9 +33,9 @@ pub enum InteropError {
     TooLarge { path: PathBuf, bytes: u64, limit: u64 },
     #[error(transparent)]
     Tensor(#[from] StateDictError),
-    /// Tensors that a U-Net does not have; at most five are listed.
-    #[error("{count} {} to no part of a U-Net: {}", belong(*count), names.join(", "))]
-    Unknown { count: usize, names: Vec<String> },
+    /// Tensors that a network (or a learned schedule) does not have; at most five are listed.
+    #[error("{count} {} to no part of a {network}: {}", belong(*count), names.join(", "))]
+    Unknown { network: &'static str, count: usize, names: Vec<String> },
     #[error("the reference has no network{}", conditioned(*num_classes, *condition_channels, *vector_dim))]
     NotThere { num_classes: usize, condition_channels: usize, vector_dim: usize },
     #[error("the name `{0}` is reserved in safetensors files")]
@@ -172,8 +172,8 @@ mod tests {
         assert!(text.contains("`init_conv.weight`"), "{text}");
         assert!(error.hint().unwrap().contains("Trainer"));
 
-        let error = InteropError::Unknown { count: 1, names: vec!["a.b".into()] };
-        assert_eq!(error.to_string(), "1 tensor belongs to no part of a U-Net: a.b");
+        let error = InteropError::Unknown { network: "UViT", count: 1, names: vec!["a.b".into()] };
+        assert_eq!(error.to_string(), "1 tensor belongs to no part of a UViT: a.b");
     }
 
     #[test]

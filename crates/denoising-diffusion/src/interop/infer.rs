@@ -6,11 +6,11 @@ use std::collections::BTreeSet;
 use super::error::InteropError;
 use super::infer_diffusion::infer_diffusion;
 use super::inferred::Inferred;
-use super::karras_unet::infer_karras_unet;
+use super::karras_unet::{infer_karras_unet, karras_unet_to_ours};
 use super::layout::reference_layout;
-use super::names::refuse_unknown;
+use super::names::{U_NET, refuse_unknown};
 use super::reference_weights::{ReferenceNetwork, ReferenceWeights};
-use super::uvit::infer_uvit;
+use super::uvit::{infer_uvit, uvit_to_ours};
 use crate::data::DataLayout;
 use crate::models::{Downsampling, PerStage, UnetConfig};
 use crate::models::{Extent, KarrasUnetConfig, NetworkConfig};
@@ -25,10 +25,11 @@ pub(super) fn infer(weights: &ReferenceWeights) -> Result<Inferred, InteropError
     let (network, assumed, notes) = match weights.kind() {
         ReferenceNetwork::Unet => unet(&weights.state)?,
         ReferenceNetwork::Uvit => {
-            let config = infer_uvit(&weights.state)?;
+            let network = NetworkConfig::Uvit(infer_uvit(&weights.state)?);
+            check_all(&uvit_to_ours(&weights.state)?, &network, ReferenceNetwork::Uvit.name())?;
             let note = "no tensor reveals vit_dropout (the package's default is taken; it matters for training only) and \
                         image_transform (taken as none)";
-            (NetworkConfig::Uvit(config), vec!["vit_dropout", "image_transform"], vec![note.to_string()])
+            (network, vec!["vit_dropout", "image_transform"], vec![note.to_string()])
         }
         ReferenceNetwork::KarrasUnet => {
             let config = karras_unet(&weights.state)?;
@@ -37,7 +38,9 @@ pub(super) fn infer(weights: &ReferenceWeights) -> Result<Inferred, InteropError
                 "no tensor reveals {}: the package's defaults are taken (dropout matters for training only)",
                 assumed.join(", ")
             );
-            (NetworkConfig::KarrasUnet(config), assumed, vec![note])
+            let network = NetworkConfig::KarrasUnet(config);
+            check_all(&karras_unet_to_ours(&weights.state)?, &network, ReferenceNetwork::KarrasUnet.name())?;
+            (network, assumed, vec![note])
         }
     };
     let mut inferred = Inferred { network, diffusion: None, betas: None, assumed, notes };
@@ -233,7 +236,17 @@ fn infer_channels(input: usize, output: usize, config: &mut UnetConfig, notes: &
     notes.push(note);
 }
 
-/// Inference uses few tensors; this checks the result against all of them.
+/// Inference uses few tensors; this checks the result against all of them, which have our names already.
+fn check_all(ours: &StateDict, network: &NetworkConfig, name: &'static str) -> Result<(), InteropError> {
+    let tensors = network.tensors()?;
+    for (name, shape) in &tensors {
+        ours.require(name, shape)?;
+    }
+    let unknown: Vec<&str> = ours.names().filter(|name| !tensors.contains_key(*name)).collect();
+    refuse_unknown(name, &unknown)
+}
+
+/// The same for a U-Net, with the reference's names.
 fn check_fit(state: &StateDict, config: &UnetConfig) -> Result<(), InteropError> {
     let layout = reference_layout(config)?;
     for parameter in &layout {
@@ -241,7 +254,7 @@ fn check_fit(state: &StateDict, config: &UnetConfig) -> Result<(), InteropError>
     }
     let known: BTreeSet<&str> = layout.iter().map(|p| p.reference.as_str()).collect();
     let unknown: Vec<&str> = state.names().filter(|name| !known.contains(name)).collect();
-    refuse_unknown(&unknown)
+    refuse_unknown(U_NET, &unknown)
 }
 
 /// `[c_out, c_in, height, width]` of a convolution's weight.

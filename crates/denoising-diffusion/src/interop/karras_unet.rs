@@ -3,6 +3,7 @@
 
 use super::error::InteropError;
 use super::names::{is_index, refuse_unknown};
+use super::reference_weights::ReferenceNetwork;
 use crate::models::{Extent, KarrasUnetConfig, PerStage, SpaceTimeAttention};
 use crate::weights::{HostTensor, StateDict, StateDictError};
 
@@ -12,7 +13,7 @@ use crate::weights::{HostTensor, StateDict, StateDictError};
 /// Tensors that such a network does not have (at most five are listed), or shapes that none of its layers has.
 pub fn karras_unet_to_ours(reference: &StateDict) -> Result<StateDict, InteropError> {
     let unknown: Vec<&str> = reference.names().filter(|name| our_name(name).is_none()).collect();
-    refuse_unknown(&unknown)?;
+    refuse_unknown(ReferenceNetwork::KarrasUnet.name(), &unknown)?;
     let mut ours = StateDict::new();
     for (name, tensor) in reference.iter() {
         let Some(our_name) = our_name(name) else { continue };

@@ -69,7 +69,7 @@ fn renamed(state: &StateDict, layers: [[&str; 2]; 3]) -> Result<StateDict, Inter
             rest.remove(&name);
         }
     }
-    refuse_unknown(&rest.names().collect::<Vec<_>>())?;
+    refuse_unknown("learned noise schedule", &rest.names().collect::<Vec<_>>())?;
     Ok(renamed)
 }
 
@@ -124,6 +124,6 @@ mod tests {
         let text = refused(&|state| drop(state.insert("log_snr.net.2.fn.2.net.weight", one())));
         assert!(text.contains("must have shape [1, 3], got [1, 1]"), "{text}");
         let text = refused(&|state| drop(state.insert("log_snr.net.4.weight", one())));
-        assert!(text.contains("log_snr.net.4.weight"), "{text}");
+        assert!(text.contains("a learned noise schedule: log_snr.net.4.weight"), "{text}");
     }
 }

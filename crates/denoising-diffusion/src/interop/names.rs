@@ -23,7 +23,7 @@ use crate::weights::{HostTensor, StateDict, StateDictError};
 /// Tensors that a U-Net does not have (at most five are listed), or gains with a shape other than `[1, c, 1, 1]`.
 pub fn to_ours(reference: &StateDict) -> Result<StateDict, InteropError> {
     let unknown: Vec<&str> = reference.names().filter(|name| our_name(name).is_none()).collect();
-    refuse_unknown(&unknown)?;
+    refuse_unknown(U_NET, &unknown)?;
     let mut ours = StateDict::new();
     for (name, tensor) in reference.iter() {
         let Some(our_name) = our_name(name) else { continue };
@@ -67,7 +67,7 @@ fn unet_to_reference(ours: &StateDict, config: &UnetConfig) -> Result<StateDict,
     }
     let known: BTreeSet<&str> = layout.iter().map(|p| p.ours.as_str()).collect();
     let unknown: Vec<&str> = ours.names().filter(|name| !known.contains(name)).collect();
-    refuse_unknown(&unknown)?;
+    refuse_unknown(U_NET, &unknown)?;
     layout
         .into_iter()
         .map(|p| Ok((p.reference, ours.require(&p.ours, &p.our_shape)?.clone().reshaped(p.reference_shape)?)))
@@ -92,12 +92,16 @@ fn exists_there(config: &UnetConfig) -> bool {
     }
 }
 
-pub(super) fn refuse_unknown(unknown: &[&str]) -> Result<(), InteropError> {
+/// What messages call this network.
+pub(super) const U_NET: &str = "U-Net";
+
+/// Refuses tensors that a network, which `network` names, does not have.
+pub(super) fn refuse_unknown(network: &'static str, unknown: &[&str]) -> Result<(), InteropError> {
     if unknown.is_empty() {
         return Ok(());
     }
     let names = unknown.iter().take(NAMED).map(|name| name.to_string()).collect();
-    Err(InteropError::Unknown { count: unknown.len(), names })
+    Err(InteropError::Unknown { network, count: unknown.len(), names })
 }
 
 fn flat_gain(name: &str, tensor: &HostTensor) -> Result<HostTensor, StateDictError> {

@@ -3,6 +3,7 @@
 
 use super::error::InteropError;
 use super::names::{is_index, our_attention, our_name, our_residual, refuse_unknown};
+use super::reference_weights::ReferenceNetwork;
 use crate::models::{PerStage, UvitConfig};
 use crate::weights::{HostTensor, StateDict, StateDictError};
 
@@ -14,7 +15,7 @@ use crate::weights::{HostTensor, StateDict, StateDictError};
 pub fn uvit_to_ours(reference: &StateDict) -> Result<StateDict, InteropError> {
     let patches = reference.contains("unpatchify.weight");
     let unknown: Vec<&str> = reference.names().filter(|name| uvit_name(name, patches).is_none()).collect();
-    refuse_unknown(&unknown)?;
+    refuse_unknown(ReferenceNetwork::Uvit.name(), &unknown)?;
     let mut ours = StateDict::new();
     for (name, tensor) in reference.iter() {
         let Some(our_name) = uvit_name(name, patches) else { continue };

@@ -1,6 +1,8 @@
 //! The configurations of all networks behind one type, for programs that learn from a file which network they have. Not here: the networks
 //! (`image_network`), the options of each (`unet_config` and its siblings), and what these must answer (`network_options`).
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use thiserror::Error;
@@ -11,7 +13,7 @@ use super::{
     Unet1dConfig, UnetConfig, UnetConfigError, UvitConfig, UvitConfigError,
 };
 use crate::data::{DataLayout, ImageShape};
-use crate::nn::Init;
+use crate::nn::{Init, params};
 
 /// The kind of network that weights belong to, and its options.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -106,6 +108,16 @@ impl NetworkConfig {
         let mut init = Init::counting();
         self.build(&mut init)?;
         Ok(init.values())
+    }
+
+    /// Name and shape of every tensor of the network. No weights are made.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build).
+    pub fn tensors(&self) -> Result<BTreeMap<String, Vec<usize>>, NetworkConfigError> {
+        let mut init = Init::counting();
+        let network = self.build(&mut init)?;
+        Ok(params::counted_shapes(&network, &init))
     }
 
     /// Refuses invalid options.

@@ -1,5 +1,7 @@
 //! Initial weights, distributed as in PyTorch's layers, from our own streams: parameter `k` of a network depends only on (seed, k).
 
+use std::collections::BTreeMap;
+
 use burn::module::{Param, ParamId};
 use burn::tensor::{Device, Tensor, TensorData};
 
@@ -12,6 +14,8 @@ pub struct Init {
     device: Device,
     drawn: u64,
     values: u64,
+    /// Of the parameters that were only counted.
+    shapes: BTreeMap<ParamId, Vec<usize>>,
     work: Work,
 }
 
@@ -19,6 +23,8 @@ pub struct Init {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Work {
     Draw,
+    /// It is all zeros.
+    Zero,
     /// Its values are only counted; it stays empty.
     Count,
 }
@@ -26,7 +32,12 @@ enum Work {
 impl Init {
     /// Parameters from `seed` on `device` (an autodiff device for training, a plain one for evaluation only).
     pub fn new(seed: u64, device: &Device) -> Self {
-        Self { seed, device: device.clone(), drawn: 0, values: 0, work: Work::Draw }
+        Self { seed, device: device.clone(), drawn: 0, values: 0, shapes: BTreeMap::new(), work: Work::Draw }
+    }
+
+    /// Makes networks whose parameters are all zeros, because those of a file take their place.
+    pub fn zeros_for_loading(device: &Device) -> Self {
+        Self { work: Work::Zero, ..Self::new(0, device) }
     }
 
     /// Makes networks with empty parameters, to count the [values](Self::values) that they would have. Such a network cannot be run.
@@ -44,6 +55,11 @@ impl Init {
         self.values
     }
 
+    /// The shape that a parameter which was only counted would have.
+    pub(super) fn shape_of(&self, parameter: ParamId) -> Option<&[usize]> {
+        self.shapes.get(&parameter).map(Vec::as_slice)
+    }
+
     /// A parameter with values from `fill`, which is given their number.
     fn parameter<const D: usize>(
         &mut self,
@@ -53,13 +69,18 @@ impl Init {
         let count = shape.iter().fold(1, |count: usize, &side| count.saturating_mul(side));
         self.drawn += 1;
         self.values = self.values.saturating_add(count as u64);
+        let id = ParamId::new();
         let (values, shape) = match self.work {
             Work::Draw => (fill(&mut Stream::new(self.seed, Purpose::Init, self.drawn, 0), count), shape),
-            Work::Count => (Vec::new(), [0; D]),
+            Work::Zero => (vec![0.0; count], shape),
+            Work::Count => {
+                self.shapes.insert(id, shape.to_vec());
+                (Vec::new(), [0; D])
+            }
         };
         let tensor = Tensor::from_data(TensorData::new(values, shape), &self.device);
         let trainable = self.device.is_autodiff();
-        Param::initialized(ParamId::new(), if trainable { tensor.require_grad() } else { tensor })
+        Param::initialized(id, if trainable { tensor.require_grad() } else { tensor })
     }
 
     /// Uniform in `[-1/sqrt(fan_in), 1/sqrt(fan_in)]`: PyTorch's default for weights and biases of linear layers and convolutions.

@@ -4,10 +4,13 @@
 //!
 //! Burn keys optimizer state by identifiers drawn at random in each process; we key everything by name.
 
+use std::collections::BTreeMap;
+
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use thiserror::Error;
 
+use super::Init;
 use crate::weights::{HostTensor, StateDict};
 
 /// The role of a tensor in training.
@@ -144,6 +147,28 @@ pub fn num_trainable<M: Module>(module: &M) -> usize {
     let mut count = Count(0);
     visit(module, &mut count);
     count.0
+}
+
+/// Names and shapes of all tensors of a network that was made with [`Init::counting`].
+pub fn counted_shapes<M: Module>(module: &M, init: &Init) -> BTreeMap<String, Vec<usize>> {
+    struct Shapes<'a>(Path, &'a Init, BTreeMap<String, Vec<usize>>);
+    impl ModuleVisitor for Shapes<'_> {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.0.enter(name, container);
+        }
+
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.0.exit();
+        }
+
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let shape = self.1.shape_of(param.id).map_or_else(|| param.val().dims().to_vec(), <[usize]>::to_vec);
+            self.2.insert(self.0.name(), shape);
+        }
+    }
+    let mut shapes = Shapes(Path::default(), init, BTreeMap::new());
+    module.visit(&mut shapes);
+    shapes.2
 }
 
 /// Every floating-point tensor, read to the host. Networks here have no integer tensors.

@@ -290,6 +290,9 @@ fn every_formulation_with_every_network() {
             // Fixed frequencies are no trained values.
             let fixed = if matches!(network, NetworkConfig::KarrasUnet(_)) { 2 } else { 0 };
             assert_eq!(network.num_parameters().unwrap(), values + fixed, "{network:?}");
+            let state = to_state_dict(&build(0, &Device::flex()));
+            let shapes = state.iter().map(|(name, tensor)| (name.to_string(), tensor.shape.clone()));
+            assert_eq!(network.tensors().unwrap(), shapes.collect(), "{network:?}");
             let network = network.clone();
             Case { name, diffusion, shape, network, build: &build, load: &load }.check(&dir);
         }

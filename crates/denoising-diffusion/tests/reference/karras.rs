@@ -4,13 +4,14 @@
 use burn::tensor::{Device, Int, Tensor};
 use denoising_diffusion::data::DataLayout;
 use denoising_diffusion::diffusion::{Diffusion, ElucidatedConfig, FormulationConfig};
-use denoising_diffusion::interop::{infer_karras_unet, karras_unet_to_ours};
+use denoising_diffusion::interop::{ReferenceWeights, infer_karras_unet, karras_unet_to_ours};
 use denoising_diffusion::models::{
     DownsampleType, Extent, KarrasUnet, KarrasUnetConfig, Network, NetworkInput, PerStage,
 };
 use denoising_diffusion::nn::{EvalMode, Init, params};
 use denoising_diffusion::noise::{Purpose, normal_batch};
 use denoising_diffusion::train::{EmaConfig, NamedGradients, TrainConfig, Trainer};
+use denoising_diffusion::weights::{HostTensor, StateDict};
 
 use crate::golden::{Golden, assert_close, slack, test_device, values};
 use crate::unets::check_gradients;
@@ -87,6 +88,29 @@ fn check(name: &str) {
     let expected = karras_unet_to_ours(&golden.under("grad_state.")).unwrap();
     check_gradients(NamedGradients::take(&network, &mut gradients), &expected);
     assert_close("x", &values(x.grad(&gradients).unwrap()), golden.values("grad_input.x"), 1e-4);
+}
+
+/// Also those that tell nothing of the configuration.
+#[test]
+fn every_tensor_must_be_there_in_its_shape() {
+    for name in ["image", "image_classes", "image_selfcond", "sequence", "volume", "volume_factorized", "volume_types"]
+    {
+        let state = Golden::open(&format!("karras_{name}")).under("state.");
+        let inferred = |state| ReferenceWeights { state, ..ReferenceWeights::default() }.infer();
+        assert!(inferred(state.clone()).is_ok(), "{name}: {:?}", inferred(state.clone()));
+        let refused = |change: &dyn Fn(&mut StateDict)| {
+            let mut state = state.clone();
+            change(&mut state);
+            inferred(state).unwrap_err().to_string()
+        };
+        let one = || HostTensor::new([1, 1], vec![0.0]).unwrap();
+        let text = refused(&|state| drop(state.remove("downs.0.block2.2.weight")));
+        assert!(text.contains("`downs.0.block.conv2.weight`") && text.contains("missing"), "{text}");
+        let text = refused(&|state| drop(state.insert("to_time_emb.1.weight", one())));
+        assert!(text.contains("`time_emb.weight` must have shape"), "{text}");
+        let text = refused(&|state| drop(state.insert("mids.9.to_emb.0.weight", one())));
+        assert!(text.contains("1 tensor belongs to no part of a KarrasUnet"), "{text}");
+    }
 }
 
 #[test]

@@ -2,10 +2,11 @@
 //! (`tools/parity/uvit.py` says why): one behind a Haar transform, and one with classes.
 
 use burn::tensor::{Device, Int, Tensor};
-use denoising_diffusion::interop::{infer_uvit, uvit_to_ours};
+use denoising_diffusion::interop::{ReferenceWeights, infer_uvit, uvit_to_ours};
 use denoising_diffusion::models::{Network, NetworkInput, PerStage, Uvit, UvitConfig};
 use denoising_diffusion::nn::{EvalMode, Init, params};
 use denoising_diffusion::train::NamedGradients;
+use denoising_diffusion::weights::{HostTensor, StateDict};
 
 use crate::golden::{Golden, assert_close, test_device, values};
 use crate::unets::check_gradients;
@@ -80,6 +81,28 @@ fn behind_a_haar_transform() {
 #[test]
 fn with_classes() {
     check("uvit_classes");
+}
+
+/// Also those that tell nothing of the configuration.
+#[test]
+fn every_tensor_must_be_there_in_its_shape() {
+    for name in ["base", "factors", "patches", "dual_patchnorm", "haar", "classes"] {
+        let state = Golden::open(&format!("uvit_{name}")).under("state.");
+        let inferred = |state| ReferenceWeights { state, ..ReferenceWeights::default() }.infer();
+        assert!(inferred(state.clone()).is_ok(), "{name}");
+        let refused = |change: &dyn Fn(&mut StateDict)| {
+            let mut state = state.clone();
+            change(&mut state);
+            inferred(state).unwrap_err().to_string()
+        };
+        let one = || HostTensor::new([1], vec![0.0]).unwrap();
+        let text = refused(&|state| drop(state.remove("downs.0.0.block2.proj.weight")));
+        assert!(text.contains("`downs.0.block1.block2.proj.weight`") && text.contains("missing"), "{text}");
+        let text = refused(&|state| drop(state.insert("ups.0.1.mlp.1.bias", one())));
+        assert!(text.contains("`ups.0.block1.mlp.bias` must have shape"), "{text}");
+        let text = refused(&|state| drop(state.insert("vit.layers.99.0.k_scale", one())));
+        assert!(text.contains("1 tensor belongs to no part of a UViT"), "{text}");
+    }
 }
 
 #[test]
