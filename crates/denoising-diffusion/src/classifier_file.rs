@@ -116,7 +116,7 @@ impl ClassifierFile {
     /// # Errors
     /// Options that describe no classifier, or weights that do not fit them.
     pub fn classifier(&self, device: &Device) -> Result<Eval<Classifier>, ClassifierFileError> {
-        let classifier = Classifier::new(&self.card.classifier, &mut Init::new(0, device))?;
+        let classifier = Classifier::new(&self.card.classifier, &mut Init::zeros_for_loading(device))?;
         Ok(params::load_state_dict(classifier, &self.state)?.eval())
     }
 
@@ -137,21 +137,78 @@ impl ClassifierFile {
         }
         let own = Diffusion::with_betas(&self.card.diffusion, self.card.betas.clone())?;
         if !diffusion.shows_the_same_as(&own) {
-            let options = |config: &DiffusionConfig| Map::<String, Value>::from(config.clone());
-            let own = diffusion.config().map(options).unwrap_or_default();
-            let [expected, got] = differences(&own, &options(&self.card.diffusion));
+            let [expected, got] = differences(diffusion, &self.card);
             return Err(ClassifierFileError::Formulation { expected, got });
         }
         Ok(ClassifierGuidance { classifier: self.classifier(device)?, diffusion: diffusion.clone(), scale })
     }
 }
 
-/// The options in which two formulations differ, with the values of each: `timesteps = 100, beta_schedule = "linear"`.
-fn differences(a: &Map<String, Value>, b: &Map<String, Value>) -> [String; 2] {
-    let only = |of: &Map<String, Value>, other: &Map<String, Value>| {
-        let differing = of.iter().filter(|(key, value)| other.get(*key) != Some(value));
-        let words: Vec<String> = differing.map(|(key, value)| format!("{key} = {value}")).collect();
-        if words.is_empty() { "a schedule without a name".to_string() } else { words.join(", ") }
+/// The options that decide what a formulation [shows](Diffusion::shows_the_same_as) a network.
+const SHOWN: [&str; 11] = [
+    "diffusion",
+    "timesteps",
+    "beta_schedule",
+    "cosine_s",
+    "sigmoid_start",
+    "sigmoid_end",
+    "sigmoid_tau",
+    "zero_terminal_snr",
+    "sigma_data",
+    "time_scale",
+    "auto_normalize",
+];
+
+/// Of a schedule without a name, these say nothing.
+const OF_NAMED_SCHEDULE: [&str; 5] = ["beta_schedule", "cosine_s", "sigmoid_start", "sigmoid_end", "sigmoid_tau"];
+
+/// How the formulations of a network and of a classifier differ in what they show, each in words: `timesteps = 100, beta_schedule = "linear"`.
+fn differences(network: &Diffusion, card: &ClassifierCard) -> [String; 2] {
+    let Some(config) = network.config() else {
+        let of_card = Sides::new([&card.diffusion, &card.diffusion], [false, card.betas.is_some()]);
+        return ["options that are not ours".to_string(), of_card.words(1, &SHOWN)];
     };
-    [only(a, b), only(b, a)]
+    let unnamed = !Diffusion::new(config).is_ok_and(|named| network.shows_the_same_as(&named));
+    let sides = Sides::new([config, &card.diffusion], [unnamed, card.betas.is_some()]);
+    let differing = sides.differing();
+    [0, 1].map(|side| sides.words(side, &differing))
+}
+
+/// Two formulations to be compared.
+struct Sides {
+    options: [Map<String, Value>; 2],
+    /// All keys of each formulation, including those without a value.
+    keys: [Vec<String>; 2],
+    /// Whether its schedule has no name.
+    unnamed: [bool; 2],
+}
+
+impl Sides {
+    fn new(configs: [&DiffusionConfig; 2], unnamed: [bool; 2]) -> Self {
+        let options = configs.map(|config| Map::from(config.clone()));
+        Self { options, keys: configs.map(DiffusionConfig::keys), unnamed }
+    }
+
+    fn differing(&self) -> Vec<&'static str> {
+        let [a, b] = &self.options;
+        let differs =
+            |key: &&str| a.get(*key) != b.get(*key) || self.unnamed.contains(&true) && *key == "beta_schedule";
+        let differing: Vec<_> = SHOWN.into_iter().filter(differs).collect();
+        if differing.is_empty() { vec!["diffusion"] } else { differing }
+    }
+
+    /// The values of options, as far as they apply.
+    fn words(&self, side: usize, keys: &[&str]) -> String {
+        let (options, unnamed) = (&self.options[side], self.unnamed[side]);
+        let applies = |key: &&&str| {
+            let known = self.keys[side].iter().any(|known| known == **key);
+            known && !(unnamed && OF_NAMED_SCHEDULE.contains(*key))
+        };
+        let word = |key: &&str| match options.get(*key) {
+            Some(value) => format!("{key} = {value}"),
+            None => format!("{key} = default"),
+        };
+        let words = keys.iter().filter(applies).map(word);
+        words.chain(unnamed.then(|| "a schedule without a name".to_string())).collect::<Vec<_>>().join(", ")
+    }
 }

@@ -8,7 +8,7 @@ use denoising_diffusion::classifier_file::{ClassifierCard, ClassifierFile, Class
 use denoising_diffusion::data::{DataConfig, Dataset, Flip, ImageShape};
 use denoising_diffusion::diffusion::{
     ClassifierGuidance, Diffusion, DiffusionConfig, ElucidatedConfig, FormulationConfig, GaussianConfig,
-    LearnedVarianceConfig, NoiseLevel, Objective, ScheduleConfig,
+    LearnedVarianceConfig, NoiseLevel, Objective, ScheduleConfig, SharedConfig,
 };
 use denoising_diffusion::eval::accuracy::{HeldOutAccuracy, held_out_accuracy};
 use denoising_diffusion::generate::{ClassifierGradient, Generator, Request};
@@ -316,6 +316,53 @@ fn a_file_is_complete_and_refuses_what_it_does_not_fit() {
     let names = ClassifierFile { card: ClassifierCard { class_names: vec![], ..read.card.clone() }, state: read.state };
     names.write(&path).unwrap();
     assert!(matches!(ClassifierFile::read(&path), Err(ClassifierFileError::ClassNames { names: 0, num_classes: 3 })));
+}
+
+/// An option that has its default is not in the card; a schedule without a name is in the card as numbers.
+#[test]
+fn what_differs_between_a_classifier_and_a_network_is_told_of_both() {
+    let device = Device::flex();
+    let of = |config: &DiffusionConfig, betas: Option<Vec<f64>>| Diffusion::with_betas(config, betas).unwrap();
+    let schedule = |sigmoid_start| ScheduleConfig { timesteps: 50, sigmoid_start, ..ScheduleConfig::default() };
+    let gaussian = |schedule, objective, min_snr_gamma| DiffusionConfig {
+        shared: SharedConfig { min_snr_gamma, ..SharedConfig::default() },
+        ..DiffusionConfig::from(GaussianConfig { schedule, objective, ..GaussianConfig::default() })
+    };
+    let plain = gaussian(schedule(None), Objective::PredV, 5.0);
+    let cut_off = gaussian(schedule(Some(-2.0)), Objective::PredX0, 3.0);
+    let elucidated: DiffusionConfig = FormulationConfig::Elucidated(ElucidatedConfig::default()).into();
+    let betas = || Some(vec![0.02; 50]);
+    let config = tiny(3, &[1]);
+    let classifier = Classifier::new(&config, &mut Init::new(0, &device)).unwrap();
+    for (network, classifier_of, expected) in [
+        ((&plain, None), (&cut_off, None), "it has sigmoid_start = -2.0, the network has sigmoid_start = default"),
+        ((&cut_off, None), (&plain, None), "it has sigmoid_start = default, the network has sigmoid_start = -2.0"),
+        (
+            (&plain, None),
+            (&plain, betas()),
+            "it has a schedule without a name, the network has beta_schedule = \"sigmoid\"",
+        ),
+        (
+            (&plain, betas()),
+            (&cut_off, None),
+            "it has beta_schedule = \"sigmoid\", sigmoid_start = -2.0, the network has a schedule without a name",
+        ),
+        (
+            (&elucidated, None),
+            (&plain, None),
+            "it has diffusion = \"gaussian\", timesteps = 50, beta_schedule = \"sigmoid\", zero_terminal_snr = false, the network has \
+             diffusion = \"elucidated\", sigma_data = 0.5",
+        ),
+    ] {
+        let card = ClassifierCard {
+            diffusion: classifier_of.0.clone(),
+            betas: classifier_of.1,
+            ..card(&of(classifier_of.0, None), config.clone(), SHAPE)
+        };
+        let file = ClassifierFile { card, state: to_state_dict(&classifier) };
+        let error = file.guidance(&of(network.0, network.1), SHAPE, 1.0, &device).unwrap_err().to_string();
+        assert!(error.ends_with(expected), "{error}\n{expected}");
+    }
 }
 
 #[test]

@@ -314,6 +314,11 @@ impl DiffusionConfig {
         }
     }
 
+    /// All keys, including those without a value.
+    pub(crate) fn keys(&self) -> Vec<String> {
+        keys_of(&self.formulation).into_iter().chain(SharedConfig::KEYS.map(str::to_string)).collect()
+    }
+
     /// Fills in the options that depend on the size of the data.
     pub fn for_size(&self, height: usize, width: usize) -> Self {
         let mut config = self.clone();
