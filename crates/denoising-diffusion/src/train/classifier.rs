@@ -198,8 +198,7 @@ impl ClassifierTrainer {
             Ok((gradients, norm, clip)) => {
                 report.grad_norm = norm;
                 self.skipped_in_a_row = 0;
-                self.model = self.model.take().map(|model| self.adam.step_clipped(model, gradients, &clip, lr));
-                self.ema.update(self.model.as_ref().expect("just put back"));
+                in_pool(|| self.advance(gradients, &clip, lr));
             }
             Err(NonFinite { tensor, kind }) if self.skipped_in_a_row + 1 >= MAX_SKIPPED => {
                 return Err(TrainError::NonFinite { count: MAX_SKIPPED, tensor, kind });
@@ -210,6 +209,12 @@ impl ClassifierTrainer {
             }
         }
         Ok(report)
+    }
+
+    /// Changes weights, moments and average.
+    fn advance(&mut self, gradients: NamedGradients, clip: &Clip, lr: f64) {
+        self.model = self.model.take().map(|model| self.adam.step_clipped(model, gradients, clip, lr));
+        self.ema.update(self.model.as_ref().expect("just put back"));
     }
 
     fn pass(&self, images: Tensor<4>, classes: &[u32]) -> Pass {
