@@ -2,6 +2,7 @@
 //! estimate of clean data may go. On tensors only; [`NetworkDenoiser`](super::NetworkDenoiser) makes the predictions.
 
 use burn::tensor::Tensor;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::denoiser::NoiseLevel;
@@ -175,10 +176,36 @@ fn per_example_quantile<const D: usize>(x: Tensor<D>, q: f64) -> Tensor<D> {
     let n = values.len() / b.max(1);
     let at = q * (n - 1) as f64;
     let of_example = |values: &mut [f32]| {
-        values.sort_by(f32::total_cmp);
-        let (low, high) = (values[at.floor() as usize], values[at.ceil() as usize]);
+        let (_, &mut low, above) = values.select_nth_unstable_by(at.floor() as usize, f32::total_cmp);
+        if at.fract() == 0.0 {
+            return low;
+        }
+        let high = above.iter().copied().min_by(f32::total_cmp).unwrap_or(low);
         low + (high - low) * at.fract() as f32
     };
-    let quantiles: Vec<f32> = values.chunks_mut(n).map(of_example).collect();
+    let quantiles: Vec<f32> = values.par_chunks_mut(n).map(of_example).collect();
     from_host(quantiles, number_shape(b), &device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::noise::{Purpose, normal_batch};
+
+    #[test]
+    fn quantiles_are_those_of_sorted_values() {
+        let dims = [5, 3, 7, 11];
+        let x: Tensor<4> = normal_batch(3, Purpose::SampleInit, 0, 0, dims, &burn::tensor::Device::flex());
+        let mut sorted: Vec<Vec<f32>> = host_values(x.clone()).chunks(231).map(<[f32]>::to_vec).collect();
+        sorted.iter_mut().for_each(|values| values.sort_by(f32::total_cmp));
+        for (q, low, fraction) in [(1.0, 230, 0.0), (0.5, 115, 0.0), (0.995, 228, 0.85), (0.001, 0, 0.23)] {
+            let expected = sorted.iter().map(|values| {
+                let next = values[(low + 1).min(230)];
+                values[low] + (next - values[low]) * fraction
+            });
+            for (got, expected) in host_values(per_example_quantile(x.clone(), q)).into_iter().zip(expected) {
+                assert!((got - expected).abs() < 1e-5, "{q}: {got}, {expected}");
+            }
+        }
+    }
 }
