@@ -12,7 +12,7 @@ use thiserror::Error;
 
 /// Nearly the plain mean of all steps, whose sigma_rel is 1 / sqrt(12). A longer average would give the beginning the largest weight.
 pub const LONGEST: f64 = 0.2886;
-/// With larger exponents than some ten thousand, an average covers no more than a step or two of any training.
+/// An average this short covers a ten-thousandth of the training: a step of ten thousand, a hundred steps of a million.
 pub const SHORTEST: f64 = 1e-4;
 
 /// How an average weights the past.

@@ -61,7 +61,7 @@ impl WeightedObjectiveConfig {
 /// does not clamp it, like the reference; there the mixture is kept within the data's range.
 const LIMIT: f64 = 2.0;
 
-/// Splits an output for data of `c` channels into noise, clean data and the mixing weights (each `[b, 1, 1, 1]`, summing to 1).
+/// Splits an output for data of `c` channels into noise, clean data and the mixing weights (each `[b, 1, h, w]`, summing to 1).
 fn split<const D: usize>(output: Tensor<D>, c: usize) -> ([Tensor<D>; 2], [Tensor<D>; 2]) {
     let weights = softmax(output.clone().narrow(1, 2 * c, 2), 1);
     let part = |first: usize| output.clone().narrow(1, first, c);

@@ -95,9 +95,9 @@ impl SampleConfig {
         })
     }
 
-    /// Which noise levels the steps visit. If nothing is said: evenly spaced log-SNR for solvers that are exact in it, in discrete time, from 10
-    /// steps on, and the formulation's own otherwise. Evenly spaced t leave the last step, which is of first order, too far to go. Measured:
-    /// docs/samplers.md.
+    /// Which noise levels the steps visit. If nothing is said: evenly spaced log-SNR for solvers that are exact in it, in discrete time unless its
+    /// last level is pure noise, from 10 steps on; the formulation's own otherwise. Evenly spaced t leave the last step, which is of first order, too
+    /// far to go. Measured: docs/samplers.md.
     pub fn levels_for(&self, formulation: &dyn Formulation) -> NoiseLevels {
         let discrete = formulation.timesteps().is_some() && !formulation.range()[0].is_pure_noise();
         let usual = discrete && self.sampler.prefers_log_snr() && self.steps(formulation) >= MANY_STEPS;

@@ -4,8 +4,9 @@
 //! Levels are listed noisiest first and strictly decreasing; clean data is usually the last, but a list may end before it. All solvers work for any
 //! (alpha, sigma): variance preserving, alpha = 1 (Karras et al. 2022), straight paths (rectified flow). Many of their equations use
 //! `sigma / alpha`, the noise of `x / alpha`, or `lambda = ln(alpha / sigma)`, half of [`log_snr`](crate::diffusion::NoiseLevel::log_snr). Where
-//! these are infinite, or too large for what they multiply, all solvers take the step of [`ddim`], which is exact for a constant estimate: from
-//! [pure noise](crate::diffusion::NoiseLevel::is_pure_noise), in the first steps only, and to clean data (sigma = 0), in the last.
+//! these are infinite, or too large for what they multiply, solvers take a step that is exact for a constant estimate: from
+//! [pure noise](crate::diffusion::NoiseLevel::is_pure_noise), in the first steps only, that of [`ddim`], or, if they add noise, one that replaces
+//! all of the noise, or part of it, by new noise; to clean data (sigma = 0), in the last, the estimate itself.
 
 mod churn;
 mod config;
