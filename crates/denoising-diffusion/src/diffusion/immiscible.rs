@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn distances_are_those_of_sums_in_f64() {
         for size in [1, 15, 16, 127, 128, 129, 4001] {
-            let values = |of: f32| (0..size).map(|i| (i as f32 * of).sin() * 3.0).collect::<Vec<f32>>();
+            let values = |of: f32| (0..size).map(|i| ((i + 1) as f32 * of).sin() * 3.0).collect::<Vec<f32>>();
             let (a, b) = (values(1.3), values(0.7));
             let squares = a.iter().zip(&b).map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2));
             let expected = squares.sum::<f64>().sqrt();
