@@ -115,7 +115,7 @@ impl ScheduleConfig {
 }
 
 /// Refuses betas that are not numbers, or that give a level no noisier than the one before: a step between such levels divides 0 by 0.
-pub(super) fn check_betas(betas: &[f64]) -> Result<(), DiffusionConfigError> {
+pub(crate) fn check_betas(betas: &[f64]) -> Result<(), DiffusionConfigError> {
     match betas.iter().position(|beta| !(*beta > 0.0 && *beta <= 1.0)) {
         Some(t) => Err(DiffusionConfigError::Betas { t, beta: betas[t] }),
         None => Ok(()),
