@@ -126,6 +126,9 @@ fn infer_unet(state: &StateDict, notes: &mut Vec<String>) -> Result<UnetConfig, 
         infer_stages(state, &mut config)?;
     }
     infer_channels(in_channels, out_channels, &mut config, notes);
+        if axes == Axes::Both && config.num_classes == 0 {
+            return Err(InteropError::Guided);
+        }
     check_fit(state, &config)?;
     Ok(config)
 }
