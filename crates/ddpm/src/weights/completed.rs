@@ -34,7 +34,7 @@ pub(super) fn resized(mut file: ModelFile, untold: &RecipeFlags, path: &Path) ->
 }
 
 /// The size given by a flag. A single number is the length of a sequence.
-fn size_for(layout: DataLayout, untold: &RecipeFlags) -> Result<Option<ImageSize>> {
+pub(super) fn size_for(layout: DataLayout, untold: &RecipeFlags) -> Result<Option<ImageSize>> {
     let said = untold.only("image_size");
     let Some(size) = said.apply(&Recipe::default()).or_usage()?.data.image_size else { return Ok(None) };
     if layout != DataLayout::Sequences {
