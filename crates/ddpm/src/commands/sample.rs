@@ -51,7 +51,7 @@ pub struct SampleArgs {
     /// Which weights to use [default: ema]
     #[arg(long, value_parser = weights_kind())]
     weights: Option<WeightsKind>,
-    /// Grid (.png), folder of images (ends in /), float32 array (.npy: images in [0, 1], else in the units of the data), or curves for sequences
+    /// Grid (.png), folder of images (ends in /), float32 array (.npy: images in [0, 1], or beyond with --threshold none, else in the units of the data), or curves for sequences
     /// (.svg) [default: samples.png, for sequences samples.svg, which is overwritten]
     #[arg(long, value_name = "FILE|DIR/")]
     out: Option<PathBuf>,
