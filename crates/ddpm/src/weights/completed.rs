@@ -60,7 +60,7 @@ impl Reference {
             Err(error) => return Err(in_flags(error, &self.inferred, path)),
         };
         let diffusion = diffusion(&inferred, &of_diffusion, path)?;
-        let Some(size) = size_for(layout, untold)? else {
+        let Some(size) = size_for(layout, untold)?.or(self.checkpoint.image_size()) else {
             return Err(Failure::usage(format!("{} does not contain the size of its images", path.display()))
                 .hint("give it: --image-size 28, or height x width: --image-size 28x20; for a command without this flag, convert the \
                        file first: `ddpm convert`"));
@@ -181,7 +181,6 @@ fn tell_assumed(inferred: &Inferred, diffusion: &DiffusionConfig, untold: &Recip
     }
     let taken: Vec<String> = open
         .into_iter()
-        .filter(|key| is_untold(key) && untold.only(key).iter().next().is_none())
         .map(|key| match of_diffusion.get(key).or_else(|| of_network.get(key)) {
             None | Some(Value::Null) => format!("{key} none"),
             Some(Value::String(word)) => format!("{key} {word}"),

@@ -25,6 +25,7 @@ mod reference_weights;
 mod safetensors_file;
 mod said;
 mod said_network;
+mod stated;
 mod table_precision;
 mod uvit;
 
