@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use denoising_diffusion::data::DataLayout;
 use denoising_diffusion::interop::{Inferred, ReferenceCheckpoint, ReferenceWeights, is_safetensors};
 use denoising_diffusion::model_file::{ModelFile, ModelFileError};
 use denoising_diffusion::recipe::Recipe;
@@ -12,7 +13,7 @@ use denoising_diffusion::weights::WeightsKind;
 
 use crate::failure::{Failure, FailureExt, Result, chain};
 use crate::output::note;
-use crate::recipe_flags::UntoldFlags;
+use crate::recipe_flags::{RecipeFlags, UntoldFlags};
 use crate::recipes;
 
 mod completed;
@@ -111,6 +112,11 @@ impl Found {
         let kind = if averaged { WeightsKind::Ema } else { WeightsKind::Model };
         let inferred = weights.infer().context(format!("cannot use the weights of {}", path.display()))?;
         Ok(found(Source::Reference(Box::new(Reference { checkpoint, weights, inferred, kind }))))
+    }
+
+    /// The length of sequences that a flag gives.
+    pub fn said_length(flags: &RecipeFlags) -> Result<Option<usize>> {
+        Ok(completed::size_for(DataLayout::Sequences, flags)?.map(|size| size.width))
     }
 
     /// Card and tensors in our form. `untold` provides what a file of the reference does not state.

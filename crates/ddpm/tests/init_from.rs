@@ -4,6 +4,7 @@ mod common;
 
 use common::{Place, TINY, assert_same, golden, stderr};
 use denoising_diffusion::data::npy::write_npy_f32;
+use denoising_diffusion::interop::{Metadata, read_safetensors, write_safetensors};
 use denoising_diffusion::model_file::ModelFile;
 use denoising_diffusion::weights::StateDict;
 
@@ -191,11 +192,26 @@ fn sequences_of_the_reference_have_the_length_of_the_data() {
     let network = "--model unet1d --dim 4 --dim-mults 1 --timesteps 8 --sampling-timesteps 2 --held-out 0";
     place.ok(&format!("train x.npy {network} {STILL} --out run"));
     place.ok("convert run --to reference --out reference.safetensors");
+    // The file says what it is.
+    let start = format!("train x.npy --init-from reference.safetensors {STILL}");
+    place.ok(&format!("{start} --out stated"));
+    assert_eq!(trained(&place, "run", 1), trained(&place, "stated", 1));
+    let config = String::from_utf8(place.read("stated/config.toml")).unwrap();
+    assert!(config.contains("timesteps = 8"), "{config}");
+    // As others write it.
+    let bare = read_safetensors(&place.path("reference.safetensors")).unwrap().0;
+    write_safetensors(&place.path("bare.safetensors"), &bare, &Metadata::new()).unwrap();
     let formulation = "--timesteps 8 --beta-schedule sigmoid --objective pred_v";
-    let words =
-        words_of(&place, &format!("train x.npy --init-from reference.safetensors {formulation} {STILL} --out on"));
-    assert!(words.contains("starting from the weights of reference.safetensors"), "{words}");
+    let start = format!("train x.npy --init-from bare.safetensors {formulation} {STILL}");
+    let words = words_of(&place, &format!("{start} --out on"));
+    assert!(words.contains("starting from the weights of bare.safetensors"), "{words}");
     assert_eq!(trained(&place, "run", 1), trained(&place, "on", 1));
+    // What the other commands ask for, and what the note offers.
+    place.ok(&format!("{start} --image-size 16 --mid-attn-heads 2 --out told"));
+    let config = String::from_utf8(place.read("told/config.toml")).unwrap();
+    assert!(config.contains("attn_heads = 2") && config.contains("attn_dim_head = 64"), "{config}");
+    let said = place.fails(&format!("{start} --image-size 32 --out other"), 2, "have length 16");
+    assert!(said.contains("--image-size 32"), "{said}");
 }
 
 #[test]

@@ -160,7 +160,8 @@ fn a_checkpoint_of_the_reference_works_where_ours_do() {
     place.ok("convert ours.safetensors --to reference --out theirs.safetensors");
     let told = "--image-size 8 --timesteps 50 --objective pred_noise --beta-schedule cosine";
     assert_eq!(direct, sample(&format!("theirs.safetensors {told}"), "theirs.npy"));
-    place.fails("sample theirs.safetensors --image-size 8", 2, "--objective");
+    assert_eq!(direct, sample("theirs.safetensors", "stated.npy"));
+    place.fails("sample theirs.safetensors --objective pred_v", 2, "contradicts");
 
     place.fails("convert model-1.pt --image-size 8 --out ours.safetensors", 2, "exists already");
     place.fails("convert model-1.pt --image-size 8 --out ours.bin", 2, ".safetensors");
@@ -189,6 +190,7 @@ fn schedules_that_the_reference_has_no_name_for_are_written_as_betas() {
     assert_eq!(zero["beta_schedule"], serde_json::Value::Null);
     let betas = zero["betas"].as_array().unwrap();
     assert_eq!((betas.len(), &betas[7]), (8, &1.0.into()));
+    assert_eq!(place.json("info zero.safetensors")["betas"], zero["betas"]);
 
     let small = "--dim 4 --dim-mults 1 --timesteps 8 --sampling-timesteps 2 --batch-size 2 --num-samples 1";
     let classes = "--class-condition --downsample strided --num-mem-kv 0 --full-attn false";
@@ -209,6 +211,8 @@ fn schedules_that_the_reference_has_no_name_for_are_written_as_betas() {
         assert_eq!((&of_sequences["seq_length"], &of_sequences["image_size"]), (&16.into(), &serde_json::Value::Null));
         assert_eq!(of_sequences["beta_schedule"].is_string(), named);
         assert_eq!(of_sequences["betas"].is_array(), !named);
+        let told = place.json(&format!("info {schedule}.safetensors"));
+        assert_eq!((&told["diffusion"]["beta_schedule"], &told["betas"]), (&schedule.into(), &serde_json::Value::Null));
     }
 }
 

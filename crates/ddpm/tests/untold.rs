@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use common::{Place, TINY, golden, stderr};
 use denoising_diffusion::data::npy::{read_npy_f32, write_npy_f32};
 use denoising_diffusion::interop::{Metadata, ReferenceCheckpoint, read_safetensors, write_safetensors};
-use denoising_diffusion::weights::{StateDict, WeightsKind};
+use denoising_diffusion::weights::{HostTensor, StateDict, WeightsKind};
 
 const DRAW: &str = "-n 1 --steps 3 --sampler ddim --force --out x.npy";
 
@@ -112,6 +112,58 @@ fn networks_alone_need_what_their_formulation_needs() {
     let text =
         place.fails("sample network.safetensors --image-size 8 --diffusion continuous_time", 2, "--noise-schedule");
     assert!(text.contains("--noise-schedule, --objective\n"), "{text}");
+}
+
+/// The package's classes for sequences and for classes have other defaults than its main one.
+#[test]
+fn defaults_are_those_of_the_package_s_class_for_the_network() {
+    let place = Place::new();
+    for (name, defaults) in [
+        ("unet1d_base", "--timesteps 1000 --beta-schedule cosine --objective pred_noise"),
+        ("cfg_unet", "--timesteps 1000 --beta-schedule cosine --objective pred_noise"),
+        ("unet_base", "--timesteps 1000 --beta-schedule sigmoid --objective pred_v"),
+    ] {
+        network(&place, name, "");
+        let text = place.fails("sample network.safetensors --image-size 8", 2, "does not state its formulation");
+        assert!(text.contains(defaults), "{text}");
+    }
+    network(&place, "karras_image", "");
+    let text = place.fails("sample network.safetensors --image-size 8", 2, "give --diffusion");
+    assert!(text.contains("--diffusion gaussian") && text.contains("--diffusion simple"), "{text}");
+    drawn(&place, "network.safetensors", "--diffusion simple");
+    network(&place, "karras_image", "model.");
+    assert_eq!(place.json("info network.safetensors")["diffusion"]["diffusion"], "simple");
+}
+
+/// A network and its class in half precision.
+#[test]
+fn state_dicts_in_half_precision_are_sampled_and_trained_as_what_they_are() {
+    let place = Place::new();
+    let half = |x: &f32| f32::from_bits((x.to_bits() + 0x8000) & 0xffff_0000);
+    let whole = ReferenceCheckpoint::open(&golden("model-1.pt")).unwrap().weights(WeightsKind::Ema).unwrap();
+    let mut state = whole.state.with_prefix("model.");
+    state.merge(whole.tables);
+    let halves: StateDict = state
+        .into_iter()
+        .map(|(name, tensor)| (name, HostTensor { values: tensor.values.iter().map(half).collect(), ..tensor }))
+        .collect();
+    write(&place, "half.safetensors", &halves);
+    let told = &place.json("info half.safetensors")["diffusion"];
+    assert_eq!((&told["objective"], &told["beta_schedule"]), (&"pred_noise".into(), &"cosine".into()), "{told}");
+    place.ok("train digits --init-from half.safetensors --image-size 8 --batch-size 4 --dry-run");
+    // A table that says something else is not passed over in silence.
+    let mut strange = halves;
+    strange.insert("loss_weight", HostTensor::new([50], vec![0.3; 50]).unwrap());
+    write(&place, "strange.safetensors", &strange);
+    let said = |flags: &str| {
+        let output = place.run(&format!("sample strange.safetensors --image-size 8 {DRAW} {flags}"));
+        assert!(output.status.success());
+        stderr(&output)
+    };
+    let text = said("");
+    assert!(text.contains("`loss_weight`: pred_v is a guess; --objective says another"), "{text}");
+    assert!(!text.lines().any(|line| line.contains("does not contain") && line.contains("objective")), "{text}");
+    assert!(!said("--objective pred_noise").contains("guess"));
 }
 
 #[test]

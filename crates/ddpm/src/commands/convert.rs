@@ -18,7 +18,7 @@ use crate::weights::{Found, weights_kind};
 /// Write weights in our format, or in that of the reference.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "With --to reference, the metadata hold the arguments of its classes as JSON: of the network, and of GaussianDiffusion; for other formulations, our options of the same meaning."
+    after_help = "With --to reference, the metadata hold the arguments of its classes as JSON: of the network, and of GaussianDiffusion; for other formulations, our options of the same meaning. `ddpm` reads them, too."
 )]
 pub struct ConvertArgs {
     /// Run folder (its latest intact checkpoint), RUN/best (its best), checkpoint folder, .safetensors file, or .pt file of the reference

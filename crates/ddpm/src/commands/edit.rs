@@ -37,7 +37,7 @@ pub struct EditArgs {
     /// Which weights to use [default: ema]
     #[arg(long, value_parser = weights_kind())]
     weights: Option<WeightsKind>,
-    /// Grid (.png), folder of images (ends in /), or float32 array (.npy: images in [0, 1], else in the units of the data)
+    /// Grid (.png), folder of images (ends in /), or float32 array (.npy: images in [0, 1], or beyond with --threshold none, else in the units of the data)
     #[arg(long, value_name = "FILE|DIR/")]
     out: PathBuf,
     /// Overwrite an existing --out

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use denoising_diffusion::classifier_file::ClassifierFile;
-use denoising_diffusion::data::{DataLayout, ImageShape};
+use denoising_diffusion::data::{DataLayout, ImageShape, ImageSize};
 use denoising_diffusion::diffusion::DiffusionConfig;
 use denoising_diffusion::eval::accuracy::HeldOutAccuracy;
 use denoising_diffusion::interop::ReferenceKind;
@@ -137,7 +137,10 @@ fn of_reference(path: &Path, reference: &Reference) -> (Rows, Value) {
     }
     let channels = inferred.network.channels().unwrap_or(0);
     let nouns = plural(inferred.network.layout().noun());
-    rows.row(nouns, format!("{channels} channels; the size is not in the file (give --image-size)"));
+    match checkpoint.image_size() {
+        Some(ImageSize { height, width }) => rows.row(nouns, format!("{channels} channels, {height}x{width}")),
+        None => rows.row(nouns, format!("{channels} channels; the size is not in the file (give --image-size)")),
+    };
     match &inferred.network {
         NetworkConfig::Unet(unet) => network_rows(&mut rows, unet),
         other => rows.row("network", other.in_words()),

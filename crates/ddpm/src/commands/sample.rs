@@ -51,8 +51,8 @@ pub struct SampleArgs {
     /// Which weights to use [default: ema]
     #[arg(long, value_parser = weights_kind())]
     weights: Option<WeightsKind>,
-    /// Grid (.png), folder of images (ends in /), float32 array (.npy: images in [0, 1], else in the units of the data), or curves for sequences
-    /// (.svg, at most 100) [default: samples.png, for sequences samples.svg, which is overwritten]
+    /// Grid (.png), folder of images (ends in /), float32 array (.npy: images in [0, 1], or beyond with --threshold none, else in the units of the
+    /// data), or curves for sequences (.svg, at most 100) [default: samples.png, for sequences samples.svg, which is overwritten]
     #[arg(long, value_name = "FILE|DIR/")]
     out: Option<PathBuf>,
     /// Show as many sequences of the run's data beside the samples (with --out FILE.svg)

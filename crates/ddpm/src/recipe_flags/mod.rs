@@ -236,6 +236,11 @@ impl RecipeFlags {
         UntoldFlags(Self { given: self.given.iter().filter(|(flag, _)| is_untold(flag.key)).cloned().collect() })
     }
 
+    /// All but those with these keys.
+    pub fn without(&self, keys: &[&str]) -> Self {
+        Self { given: self.given.iter().filter(|(flag, _)| !keys.contains(&flag.key)).cloned().collect() }
+    }
+
     /// Only the flag with this key, if given.
     pub fn only(&self, key: &str) -> Self {
         Self { given: self.given.iter().filter(|(flag, _)| flag.key == key).cloned().collect() }

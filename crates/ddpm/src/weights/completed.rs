@@ -34,7 +34,7 @@ pub(super) fn resized(mut file: ModelFile, untold: &RecipeFlags, path: &Path) ->
 }
 
 /// The size given by a flag. A single number is the length of a sequence.
-fn size_for(layout: DataLayout, untold: &RecipeFlags) -> Result<Option<ImageSize>> {
+pub(super) fn size_for(layout: DataLayout, untold: &RecipeFlags) -> Result<Option<ImageSize>> {
     let said = untold.only("image_size");
     let Some(size) = said.apply(&Recipe::default()).or_usage()?.data.image_size else { return Ok(None) };
     if layout != DataLayout::Sequences {
@@ -55,15 +55,19 @@ impl Reference {
             return Err(InteropError::Volumes.into());
         }
         let Said { of_network, of_diffusion } = Said::by(untold);
-        let inferred = self.inferred.with_network(&of_network).map_err(|error| in_flags(error, path))?;
+        let inferred = match self.inferred.clone().with_network(&of_network) {
+            Ok(inferred) => inferred,
+            Err(error) => return Err(in_flags(error, &self.inferred, path)),
+        };
         let diffusion = diffusion(&inferred, &of_diffusion, path)?;
-        let Some(size) = size_for(layout, untold)? else {
+        let Some(size) = size_for(layout, untold)?.or(self.checkpoint.image_size()) else {
             return Err(Failure::usage(format!("{} does not contain the size of its images", path.display()))
                 .hint("give it: --image-size 28, or height x width: --image-size 28x20; for a command without this flag, convert the \
                        file first: `ddpm convert`"));
         };
         let diffusion = diffusion.for_size(size.height, size.width);
-        tell_assumed(&inferred, &diffusion, untold, path);
+        let ambiguous = self.weights.tables.contains("loss_weight");
+        tell_assumed(&inferred, &diffusion, untold, ambiguous, path);
         let network = inferred.network_for(&self.weights, size.height, size.width)?;
         let image = ImageShape { channels: network.channels().unwrap_or(0), height: size.height, width: size.width };
         let card = ModelCard {
@@ -101,10 +105,18 @@ impl Said {
 fn diffusion(inferred: &Inferred, said: &Map<String, Value>, path: &Path) -> Result<DiffusionConfig> {
     // A network that embeds small levels, saved without its diffusion class, belongs to none of the formulations with schedule tables.
     if inferred.diffusion.is_none() && inferred.network.fourier_time() && !said.contains_key("diffusion") {
-        return Err(no_schedule(&["diffusion"], path).hint(SMALL_LEVELS));
+        let hint = match inferred.network {
+            NetworkConfig::KarrasUnet(_) => OF_KARRAS_UNETS,
+            _ => SMALL_LEVELS,
+        };
+        return Err(no_schedule(&["diffusion"], path).hint(hint));
     }
-    inferred.diffusion_with(said).map_err(|error| in_flags(error, path))
+    inferred.diffusion_with(said).map_err(|error| in_flags(error, inferred, path))
 }
+
+/// The classes of the package that can hold a KarrasUnet, and what others train it with.
+const OF_KARRAS_UNETS: &str = "the package trains a KarrasUnet with --diffusion gaussian (and --timesteps, --beta-schedule, --objective) or \
+                               --diffusion simple, other programs with elucidated, continuous_time or rectified_flow, too";
 
 fn no_schedule(missing: &[&str], path: &Path) -> Failure {
     let flags = missing.iter().map(|key| flag_of(key)).collect::<Vec<_>>();
@@ -116,13 +128,13 @@ fn flag_of(key: &str) -> String {
 }
 
 /// Rewords a library error in terms of flags.
-fn in_flags(error: InteropError, path: &Path) -> Failure {
+fn in_flags(error: InteropError, inferred: &Inferred, path: &Path) -> Failure {
     let path_shown = path.display();
     match error {
-        InteropError::Untold { missing } => no_schedule(&missing, path).hint(
-            "the package's defaults are --timesteps 1000 --beta-schedule sigmoid --objective pred_v; in continuous time --noise-schedule linear \
-             --objective pred_noise",
-        ),
+        InteropError::Untold { missing } => no_schedule(&missing, path).hint(format!(
+            "the package's defaults for such a network are {}; in continuous time --noise-schedule linear --objective pred_noise",
+            defaults_for(inferred)
+        )),
         InteropError::Contradicted { key, said, told } => {
             Failure::usage(format!("{} {said} contradicts {path_shown}, whose tensors show {told}", flag_of(&key)))
                 .hint("leave it out: the value in the file is used")
@@ -135,8 +147,17 @@ fn in_flags(error: InteropError, path: &Path) -> Failure {
     }
 }
 
-/// Notes settings assumed because neither file nor flags give them.
-fn tell_assumed(inferred: &Inferred, diffusion: &DiffusionConfig, untold: &RecipeFlags, path: &Path) {
+/// The defaults of the package's class with tables for this network.
+fn defaults_for(inferred: &Inferred) -> &'static str {
+    if inferred.layout() == DataLayout::Sequences || inferred.network.num_classes() > 0 {
+        "--timesteps 1000 --beta-schedule cosine --objective pred_noise"
+    } else {
+        "--timesteps 1000 --beta-schedule sigmoid --objective pred_v"
+    }
+}
+
+/// Notes settings assumed because neither file nor flags give them. `ambiguous`: the file has a table that should tell the objective.
+fn tell_assumed(inferred: &Inferred, diffusion: &DiffusionConfig, untold: &RecipeFlags, ambiguous: bool, path: &Path) {
     let (of_diffusion, of_network) = (Map::from(diffusion.clone()), network_options(&inferred.network));
     let assumed = inferred.assumed.iter().copied();
     // If the formulation is not the one that the file reveals, the file reveals none of its options.
@@ -148,9 +169,18 @@ fn tell_assumed(inferred: &Inferred, diffusion: &DiffusionConfig, untold: &Recip
             assumed.filter(|key| of_network.contains_key(*key)).chain(keys).collect()
         }
     };
+    let is_open = |key: &&str| is_untold(key) && untold.only(key).iter().next().is_none();
+    let (guessed, open): (Vec<&str>, Vec<&str>) =
+        open.into_iter().filter(is_open).partition(|key| ambiguous && *key == "objective");
+    if let (Some(_), Some(Value::String(objective))) = (guessed.first(), of_diffusion.get("objective")) {
+        note(format!(
+            "warning: what the network of {} predicts does not follow from its table `loss_weight`: {objective} is a guess; --objective says \
+             another",
+            path.display()
+        ));
+    }
     let taken: Vec<String> = open
         .into_iter()
-        .filter(|key| is_untold(key) && untold.only(key).iter().next().is_none())
         .map(|key| match of_diffusion.get(key).or_else(|| of_network.get(key)) {
             None | Some(Value::Null) => format!("{key} none"),
             Some(Value::String(word)) => format!("{key} {word}"),

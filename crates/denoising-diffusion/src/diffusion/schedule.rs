@@ -116,7 +116,7 @@ impl ScheduleConfig {
 
 /// Refuses betas that are not numbers, or that give a level no noisier than the one before: a step between such levels divides 0 by 0. After a beta of
 /// 1 all levels are pure noise, so only the last can be 1.
-pub(super) fn check_betas(betas: &[f64]) -> Result<(), DiffusionConfigError> {
+pub(crate) fn check_betas(betas: &[f64]) -> Result<(), DiffusionConfigError> {
     let last = betas.len().saturating_sub(1);
     let good = |t: usize, beta: f64| beta > 0.0 && (beta < 1.0 || beta == 1.0 && t == last);
     match betas.iter().enumerate().position(|(t, beta)| !good(t, *beta)) {

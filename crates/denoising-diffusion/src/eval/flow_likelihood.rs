@@ -65,7 +65,7 @@ pub fn evaluations(steps: usize) -> usize {
 }
 
 /// The negative log-likelihood of images in [0, 1] under their conditions, a part at a time, in `steps` steps (1 or
-/// more). Noise depends only on (seed, image).
+/// more). A network with self-conditioning gets no earlier estimate: what a path depends on must be where it is. Noise depends only on (seed, image).
 /// `on_batch` is called with the number of evaluations done, out of `n` times [`evaluations`].
 ///
 /// # Errors

@@ -26,8 +26,8 @@ pub struct HeldOutLoss {
 }
 
 /// The loss on batches: tensors `[b, c, ...]`, or [`Examples`] with classes and conditions. The noise level of example `i` lies in quarter
-/// `i mod 4`; with fewer than eight examples, each is measured in every quarter. Levels and noise depend only on (seed, i), so that two measurements
-/// differ only by the network. `None` without any example.
+/// `i mod 4`; with fewer than eight examples, each is measured in every quarter. A network with self-conditioning gets its own first estimate. Levels
+/// and noise depend only on (seed, i), so that two measurements differ only by the network. `None` without any example.
 pub fn held_out_loss<M: Network>(
     model: &Eval<M>,
     diffusion: &Diffusion,
@@ -64,7 +64,8 @@ fn losses<M: Network>(
             times: (first..first + dims[0] as u64).map(|i| diffusion.formulation().time(stratified(seed, i))).collect(),
             noise: vec![normal_batch(seed, Purpose::HeldOut, first, 1, dims, device)],
             offset_noise: None,
-            self_condition: false,
+            // As samplers do, so that the loss is that of the network as it is used.
+            self_condition: true,
             keep_condition: Vec::new(),
         };
         let losses = in_pool(|| host_values(diffusion.loss::<M>(model, examples, &draws)));
@@ -157,6 +158,33 @@ mod tests {
         assert_eq!(few, HeldOutLoss { mean: 4.0, standard_error: Some(1.0), by_quarter: [2.0, 3.0, 4.0, 7.0], n: 2 });
         let one = of_few(&[1.0, 2.0, 3.0, 6.0]);
         assert_eq!(one, HeldOutLoss { mean: 3.0, standard_error: None, by_quarter: [1.0, 2.0, 3.0, 6.0], n: 1 });
+    }
+
+    /// Training gives it one half of the time, so that both losses exist; samplers always do.
+    #[test]
+    fn a_network_with_self_conditioning_gets_its_own_estimate() {
+        let device = Device::flex();
+        let config =
+            UnetConfig { dim: 4, dim_mults: vec![1], channels: 1, self_condition: true, ..UnetConfig::default() };
+        let unet = Unet::new(&config, &mut Init::new(0, &device.clone().autodiff())).unwrap().eval();
+        let diffusion = Diffusion::new(&DiffusionConfig::default()).unwrap();
+        let data = normal_batch(1, Purpose::Evaluation, 0, 0, [8, 1, 4, 4], &device);
+        let measured = held_out_loss(&unet, &diffusion, [data.clone()].into_iter(), 0, &device).unwrap();
+        let mean = |self_condition| {
+            let draws = Draws {
+                times: (0..8).map(|i| diffusion.formulation().time(stratified(0, i))).collect(),
+                noise: vec![normal_batch(0, Purpose::HeldOut, 0, 1, [8, 1, 4, 4], &device)],
+                offset_noise: None,
+                self_condition,
+                keep_condition: Vec::new(),
+            };
+            host_values(diffusion.loss::<Unet>(&unet, data.clone(), &draws)).iter().map(|&x| f64::from(x)).sum::<f64>()
+                / 8.0
+        };
+        assert!(
+            (measured.mean - mean(true)).abs() < 1e-6 && (measured.mean - mean(false)).abs() > 1e-4,
+            "{measured:?}"
+        );
     }
 
     #[test]

@@ -58,8 +58,8 @@ pub enum LikelihoodError {
 }
 
 /// The bound of images in [0, 1] under their conditions, a part at a time. The terms are computed at `terms` times and interpolated linearly between
-/// them: in discrete time denser where noise is small, in continuous time evenly in log-SNR, and at all times if `terms` is large enough. Noise
-/// depends only on (seed, image, t).
+/// them: in discrete time denser where noise is small, in continuous time evenly in log-SNR, and at all times if `terms` is large enough. A network
+/// with self-conditioning gets its own first estimate. Noise depends only on (seed, image, t).
 /// `on_batch` is called with the number of evaluations done, out of `n` times [`evaluations`].
 ///
 /// # Errors
@@ -119,7 +119,10 @@ impl<M: Network> Bound<'_, M> {
         let x_start: Vec<f32> = part.images.data.iter().map(|v| 2.0 * v - 1.0).collect();
         let x = TensorData::new(noised(level, &x_start, len, t, seed, first), [count, c, h, w]);
         let denoiser = told(part, diffusion.denoiser(model), device);
-        let estimate = denoiser.denoise(Tensor::from_data(x, device), level, None);
+        let x: Tensor<4> = Tensor::from_data(x, device);
+        // As samplers do, but from the same x, so that a step depends on nothing else.
+        let earlier = model.self_condition().then(|| denoiser.denoise(x.clone(), level, None).x_start);
+        let estimate = denoiser.denoise(x, level, earlier);
         let (estimate, variance) = (host_values(estimate.x_start), estimate.variance.map(host_values));
         if estimate.iter().chain(variance.iter().flatten()).any(|v| !v.is_finite()) {
             return Err(LikelihoodError::NotFinite { t });

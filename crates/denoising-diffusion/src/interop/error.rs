@@ -62,6 +62,15 @@ pub enum InteropError {
     Volumes,
     #[error("the tensors and options describe an invalid formulation")]
     Diffusion(#[from] DiffusionConfigError),
+    /// A network of the package that is none of ours.
+    #[error(
+        "this is the Unet of the package's guided_diffusion, or of an old version (attention within two wrappers, no classes); it is not \
+         supported, because its norms scale by the width of the image"
+    )]
+    Guided,
+    /// A level of the stored schedule from which no step can be made.
+    #[error("level {t} of the stored noise schedule is no noisier than the one before: its beta is {beta}")]
+    Level { t: usize, beta: f64 },
     /// A given value contradicts the tensors.
     #[error("`{key} = {said}` contradicts the file, whose tensors show {told}")]
     Contradicted { key: String, said: String, told: String },
@@ -110,10 +119,14 @@ impl InteropError {
             }
             Self::Contradicted { .. } | Self::NotOpen { .. } => "leave it out: the value in the file is used",
             Self::Untold { .. } => {
-                "the package's defaults are timesteps 1000, beta_schedule sigmoid, objective pred_v; in continuous time noise_schedule \
-                 linear, objective pred_noise"
+                "the package's defaults are timesteps 1000, beta_schedule sigmoid, objective pred_v; for sequences and classes beta_schedule \
+                 cosine, objective pred_noise; in continuous time noise_schedule linear, objective pred_noise"
+            }
+            Self::Level { .. } => {
+                "such a schedule comes from extreme parameters (a small tau, say), and no sampler here can use it: the package itself can"
             }
             Self::Volumes => "`ddpm` can sample volumes only from networks that it trained itself",
+            Self::Guided => "the package's `Unet` and `classifier_free_guidance.Unet` are supported",
             Self::Diffusion(_)
             | Self::Network(_)
             | Self::Integer { .. }

@@ -10,6 +10,7 @@ use super::karras_unet::{infer_karras_unet, karras_unet_to_ours};
 use super::layout::reference_layout;
 use super::names::{U_NET, refuse_unknown};
 use super::reference_weights::{ReferenceNetwork, ReferenceWeights};
+use super::stated::{complete_diffusion, complete_network};
 use super::uvit::{infer_uvit, uvit_to_ours};
 use crate::data::DataLayout;
 use crate::models::{Downsampling, PerStage, UnetConfig};
@@ -44,7 +45,11 @@ pub(super) fn infer(weights: &ReferenceWeights) -> Result<Inferred, InteropError
         }
     };
     let mut inferred = Inferred { network, diffusion: None, betas: None, assumed, notes };
-    infer_diffusion(weights, &mut inferred)?;
+    complete_network(&weights.stated, &mut inferred);
+    // Tables are what a class computes with, whatever a file states.
+    if !(weights.tables.is_empty() && complete_diffusion(&weights.stated, &mut inferred)) {
+        infer_diffusion(weights, &mut inferred)?;
+    }
     Ok(inferred)
 }
 
@@ -124,6 +129,9 @@ fn infer_unet(state: &StateDict, notes: &mut Vec<String>) -> Result<UnetConfig, 
         notes.push(format!("{} classes (classes_emb.weight)", config.num_classes));
     }
     if state.contains("mid_attn.fn.norm.g") {
+        if axes == Axes::Both && config.num_classes == 0 {
+            return Err(InteropError::Guided);
+        }
         infer_old_stages(state, &mut config, notes)?;
     } else {
         infer_stages(state, &mut config)?;

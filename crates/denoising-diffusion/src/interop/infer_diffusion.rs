@@ -1,16 +1,18 @@
 //! Infers the formulation from what the reference's diffusion classes save with their network: the name of the attribute that holds it, the tables of
 //! a schedule (T and betas; `loss_weight` reveals the objective), a learned schedule, and the number of the network's output channels. Not here: the
-//! network (`infer.rs`), fitting a schedule to its betas (`infer_schedule.rs`), values given by the user (`said.rs`).
+//! network (`infer.rs`), fitting a schedule to its betas (`infer_schedule.rs`), the objective (`infer_objective.rs`), values given by the user (`said.rs`).
 
 use super::error::InteropError;
-use super::infer_schedule::{LARGEST_BETA, describe, named_schedule, rounded};
+use super::infer_objective::infer_objective;
+use super::infer_schedule::{LARGEST_BETA, describe, named_schedule};
 use super::inferred::Inferred;
 use super::learned_schedule;
 use super::reference_weights::{ReferenceNetwork, ReferenceWeights, Wrapper};
-use crate::diffusion::schedule::cumulative;
+use super::table_precision::TablePrecision;
+use crate::diffusion::schedule::{self, check_betas};
 use crate::diffusion::{
-    ContinuousTimeConfig, DiffusionConfig, ElucidatedConfig, FormulationConfig, GaussianConfig, LearnedVarianceConfig,
-    NoiseSchedule, Objective, ScheduleConfig, SharedConfig, SimpleConfig, WeightedObjectiveConfig,
+    ContinuousTimeConfig, DiffusionConfig, DiffusionConfigError, ElucidatedConfig, FormulationConfig, GaussianConfig,
+    LearnedVarianceConfig, NoiseSchedule, ScheduleConfig, SimpleConfig, WeightedObjectiveConfig,
 };
 use crate::weights::{HostTensor, StateDict};
 
@@ -22,7 +24,7 @@ pub(super) fn infer_diffusion(weights: &ReferenceWeights, inferred: &mut Inferre
         learned_schedule(&weights.schedule, inferred)?
     } else {
         match (weights.wrapper, inferred.network.fourier_time()) {
-            (Wrapper::Model, _) if weights.kind() == ReferenceNetwork::Uvit => simple(inferred),
+            (Wrapper::Model, _) if weights.kind() != ReferenceNetwork::Unet => simple(weights.kind(), inferred),
             (Wrapper::Net, true) => elucidated(inferred),
             (Wrapper::Model, true) => continuous_time(inferred),
             _ => {
@@ -45,12 +47,12 @@ pub(super) fn infer_diffusion(weights: &ReferenceWeights, inferred: &mut Inferre
 }
 
 impl Inferred {
-    fn note(&mut self, sentence: impl Into<String>) {
+    pub(super) fn note(&mut self, sentence: impl Into<String>) {
         self.notes.push(sentence.into());
     }
 
     /// Records keys that no tensor reveals; `how` describes them and their assumed values.
-    fn assume(&mut self, keys: &[&'static str], how: &str) {
+    pub(super) fn assume(&mut self, keys: &[&'static str], how: &str) {
         self.assumed.extend(keys);
         self.note(format!("no tensor reveals {how}"));
     }
@@ -58,7 +60,7 @@ impl Inferred {
 
 /// A formulation with tables. The number of output channels per channel of the data reveals the class.
 fn discrete(betas: &HostTensor, tables: &StateDict, inferred: &mut Inferred) -> Result<DiffusionConfig, InteropError> {
-    let (schedule, betas) = schedule_of(betas, inferred)?;
+    let (schedule, levels) = schedule_of(betas, inferred)?;
     let channels = inferred.network.channels().unwrap_or(0);
     let out_channels = inferred.network.out_channels().unwrap_or(0);
     if out_channels == 2 * channels {
@@ -81,31 +83,44 @@ fn discrete(betas: &HostTensor, tables: &StateDict, inferred: &mut Inferred) -> 
             FormulationConfig::WeightedObjective(WeightedObjectiveConfig { schedule, ..Default::default() }).into()
         );
     }
-    let (objective, shared) = infer_objective(tables, &betas, inferred);
+    let (objective, shared) = infer_objective(tables, &levels, inferred);
     Ok(DiffusionConfig { shared, ..GaussianConfig { schedule, objective, ..Default::default() }.into() })
 }
 
+/// Betas, and how exactly they are known.
+pub(super) struct Levels {
+    pub betas: Vec<f64>,
+    pub precision: TablePrecision,
+}
+
 /// The schedule of a table of betas, and the betas. If no named schedule gives them, they are kept in `inferred.betas`.
-fn schedule_of(stored: &HostTensor, inferred: &mut Inferred) -> Result<(ScheduleConfig, Vec<f64>), InteropError> {
+fn schedule_of(stored: &HostTensor, inferred: &mut Inferred) -> Result<(ScheduleConfig, Levels), InteropError> {
     let betas: Vec<f64> = stored.values.iter().map(|&beta| beta.into()).collect();
     if stored.shape.len() != 1 || betas.iter().any(|beta| !(0.0..).contains(beta)) {
         return Err(InteropError::NoConfiguration("the table `betas` is not a list of noise variances".to_string()));
     }
     let base = ScheduleConfig { timesteps: betas.len(), ..ScheduleConfig::default() };
     base.validate()?;
-    let schedule = match named_schedule(&betas, &base) {
-        Some(config) => {
-            inferred.note(format!("{} with T = {} gives the table `betas`", describe(&config), betas.len()));
-            config
-        }
-        None => {
-            inferred
-                .note(format!("no named schedule gives the table `betas` (T = {}); it is kept unchanged", betas.len()));
-            inferred.betas = Some(betas.iter().map(|beta| beta.min(LARGEST_BETA)).collect());
-            base
-        }
-    };
-    Ok((schedule, betas))
+    let precision = TablePrecision::of(&stored.values);
+    let in_halves = precision.half().map_or(String::new(), |name| format!(" (stored in {name})"));
+    if let Some(config) = named_schedule(&betas, precision, &base) {
+        inferred.note(format!("{} with T = {} gives the table `betas`{in_halves}", describe(&config), betas.len()));
+        let levels = match precision.half() {
+            Some(_) => Levels { betas: schedule::betas(&config), precision: TablePrecision::F32 },
+            None => Levels { betas, precision },
+        };
+        return Ok((config, levels));
+    }
+    inferred.note(format!(
+        "no named schedule gives the table `betas` (T = {}){in_halves}; it is kept unchanged",
+        betas.len()
+    ));
+    let kept: Vec<f64> = betas.iter().map(|beta| beta.min(LARGEST_BETA)).collect();
+    if let Err(DiffusionConfigError::Betas { t, beta }) = check_betas(&kept) {
+        return Err(InteropError::Level { t, beta });
+    }
+    inferred.betas = Some(kept);
+    Ok((base, Levels { betas, precision }))
 }
 
 fn learned_schedule(schedule: &StateDict, inferred: &mut Inferred) -> Result<DiffusionConfig, InteropError> {
@@ -139,8 +154,12 @@ fn elucidated(inferred: &mut Inferred) -> DiffusionConfig {
     FormulationConfig::Elucidated(config).into()
 }
 
-fn simple(inferred: &mut Inferred) -> DiffusionConfig {
-    inferred.note("a UViT under `model.`: taken for simple_diffusion with its defaults, diffusion simple");
+/// The class without tables that can hold a UViT or a KarrasUnet: the other ones ask networks for attributes that these lack.
+fn simple(network: ReferenceNetwork, inferred: &mut Inferred) -> DiffusionConfig {
+    inferred.note(format!(
+        "a {} under `model.` without tables: taken for simple_diffusion with its defaults, diffusion simple",
+        network.name()
+    ));
     inferred.assume(
         &["diffusion", "objective", "noise_d", "noise_d_low", "noise_d_high", "image_d"],
         "noise_d, image_d and objective (taken as that class's defaults)",
@@ -159,84 +178,6 @@ fn continuous_time(inferred: &mut Inferred) -> DiffusionConfig {
         "noise_schedule (taken as linear) and objective (taken as pred_noise)",
     );
     FormulationConfig::ContinuousTime(ContinuousTimeConfig::default()).into()
-}
-
-/// The stored weight is `min(SNR, gamma)`, or SNR, times a factor of the SNR that depends only on the objective.
-fn infer_objective(tables: &StateDict, betas: &[f64], inferred: &mut Inferred) -> (Objective, SharedConfig) {
-    let weights = tables.get("loss_weight").map(|table| table.values.as_slice()).filter(|w| w.len() == betas.len());
-    let objectives = [Objective::PredNoise, Objective::PredX0, Objective::PredV];
-    let found = weights.and_then(|weights| {
-        let snr: Vec<f64> = cumulative(betas).into_iter().map(|bar| bar / (1.0 - bar)).collect();
-        let scaled = objectives.map(|objective| (objective, scaled_by_snr(objective, weights, &snr)));
-        // A few weights can be mistaken for clipped ones of another objective, but hardly for its unclipped ones.
-        let plain = scaled.iter().find(|(_, scaled)| is_plain(scaled)).map(|(objective, _)| (*objective, None));
-        let clipped = || scaled.iter().find_map(|(objective, scaled)| Some((*objective, Some(clipping(scaled)?))));
-        let (objective, weighting) = plain.or_else(clipped)?;
-        Some((objective, weighting, scaled[0].1.len()))
-    });
-    match found {
-        Some((objective, weighting, telling)) => {
-            let mut shared = SharedConfig { min_snr_loss_weight: Some(weighting.is_some()), ..SharedConfig::default() };
-            shared.min_snr_gamma = weighting.unwrap_or(shared.min_snr_gamma);
-            let weighted = weighting.map_or(String::new(), |gamma| format!(" with min-SNR weighting, gamma {gamma}"));
-            inferred.note(format!("objective {}{weighted} gives the table `loss_weight`", objective.name()));
-            if telling < TELLING {
-                inferred.assume(
-                    &["objective", "min_snr_loss_weight", "min_snr_gamma"],
-                    &format!("the objective for sure: {telling} weights fit several"),
-                );
-            }
-            (objective, shared)
-        }
-        None => {
-            inferred.assumed.extend(["objective", "min_snr_loss_weight"]);
-            inferred.note("no objective gives the table `loss_weight`: the objective is a guess (the default)");
-            (Objective::default(), SharedConfig::default())
-        }
-    }
-}
-
-/// The number of weights that it takes to distinguish the objectives.
-const TELLING: usize = 3;
-
-/// For each weight, the product with the factor that gives the objective's `min(SNR, gamma)`, or SNR; and SNR.
-fn scaled_by_snr(objective: Objective, weights: &[f32], snr: &[f64]) -> Vec<(f64, f64)> {
-    // SNR is 0 where a schedule ends in pure noise; weights there reveal nothing.
-    weights
-        .iter()
-        .zip(snr)
-        .filter(|(weight, snr)| weight.is_finite() && snr.is_finite() && **snr > 0.0)
-        .map(|(&weight, &snr)| {
-            let factor = match objective {
-                Objective::PredNoise => snr,
-                Objective::PredX0 => 1.0,
-                Objective::PredV => snr + 1.0,
-            };
-            (f64::from(weight) * factor, snr)
-        })
-        .collect()
-}
-
-/// Whether the weights are the objective's, unclipped.
-fn is_plain(scaled: &[(f64, f64)]) -> bool {
-    !scaled.is_empty() && scaled.iter().all(|&(got, snr)| equal(got, snr))
-}
-
-/// The gamma of min-SNR clipping that gives the weights.
-fn clipping(scaled: &[(f64, f64)]) -> Option<f64> {
-    // SNR falls with t, so the first weight reveals the value of the clipping.
-    let &(plateau, largest) = scaled.first()?;
-    let gamma = rounded(plateau).find(|&gamma| equal_closely(gamma, plateau)).unwrap_or(plateau);
-    (gamma < largest && scaled.iter().all(|&(got, snr)| equal(got, snr.min(gamma)))).then_some(gamma)
-}
-
-fn equal(a: f64, b: f64) -> bool {
-    (a - b).abs() <= 1e-3 * b
-}
-
-/// Equal up to the precision of f32 tables.
-fn equal_closely(a: f64, b: f64) -> bool {
-    (a - b).abs() <= 1e-5 * b
 }
 
 #[cfg(test)]

@@ -1,14 +1,19 @@
 //! The named schedule, with its parameters, that gives a table of betas. Not here: what else the tables reveal (`infer_diffusion.rs`), and the
 //! schedules themselves.
 
+use super::table_precision::TablePrecision;
 use crate::diffusion::schedule::{self, cumulative};
 use crate::diffusion::{BetaSchedule, ScheduleConfig};
 
 /// With few steps, the reference's linear schedule exceeds 1; ours is clipped at this value.
 pub(super) const LARGEST_BETA: f64 = 0.999;
 
-/// The schedule that gives these betas: first with default parameters, then with fitted ones.
-pub(super) fn named_schedule(betas: &[f64], base: &ScheduleConfig) -> Option<ScheduleConfig> {
+/// The schedule that gives these betas, which were stored with this precision: first with default parameters, then with fitted ones.
+pub(super) fn named_schedule(
+    betas: &[f64],
+    precision: TablePrecision,
+    base: &ScheduleConfig,
+) -> Option<ScheduleConfig> {
     let with = |beta_schedule| ScheduleConfig { beta_schedule, ..base.clone() };
     let defaults = [BetaSchedule::Linear, BetaSchedule::Cosine, BetaSchedule::Sigmoid].map(with);
     let bar = cumulative(betas);
@@ -22,22 +27,30 @@ pub(super) fn named_schedule(betas: &[f64], base: &ScheduleConfig) -> Option<Sch
             ..with(BetaSchedule::Sigmoid)
         })
     });
-    defaults.into_iter().chain(cosine).chain(sigmoid).find(|config| config.validate().is_ok() && matches(betas, config))
+    let gives = |config: &ScheduleConfig| config.validate().is_ok() && matches(betas, precision, config);
+    defaults.into_iter().chain(cosine).chain(sigmoid).find(gives)
 }
 
-/// A fitted number comes out close to the intended one: tries 3 digits, then 6, then the number as it is.
+/// A fitted number comes out close to the intended one: tries no digit, then 1, 3, 6, then the number as it is.
 pub(super) fn rounded(x: f64) -> impl Iterator<Item = f64> + Clone {
-    [(x * 1e3).round() / 1e3, (x * 1e6).round() / 1e6, x].into_iter()
+    [x.round(), (x * 1e1).round() / 1e1, (x * 1e3).round() / 1e3, (x * 1e6).round() / 1e6, x].into_iter()
 }
 
-/// The tables are stored in f32, and the reference rounds two constants of the sigmoid schedule to f32, which makes a difference where
-/// `alphas_cumprod` is close to 0.
-fn matches(stored: &[f64], config: &ScheduleConfig) -> bool {
-    let mut before = 1.0;
+/// The tables are stored in f32 or less, and the reference rounds two constants of the sigmoid schedule to f32, which makes a difference where
+/// `alphas_cumprod` is close to 0. For some parameters, that difference adds up: then its schedule is another one than ours.
+fn matches(stored: &[f64], precision: TablePrecision, config: &ScheduleConfig) -> bool {
+    /// The largest relative difference of `alphas_cumprod`: with the default parameters, rounding makes it 1e-4 at T = 4000.
+    const SAME_LEVEL: f64 = 2e-4;
+    let (mut bar, mut stored_bar) = (1.0, 1.0);
     stored.iter().zip(schedule::betas(config)).all(|(&stored, ours)| {
-        let tolerance = ours * (1e-6 + 1e-7 / before) + 1e-9;
-        before *= 1.0 - ours;
-        (stored.min(LARGEST_BETA) - ours).abs() <= tolerance
+        let tolerance = ours * (1e-6 + (1e-7 / bar).min(1e-4)) + 1e-9;
+        let stored = stored.min(LARGEST_BETA);
+        // Many values that are rounded to halves do not tell their product.
+        let in_halves = precision.half().map(|_| precision.rounding(stored));
+        bar *= 1.0 - ours;
+        stored_bar *= 1.0 - stored;
+        let same_level = in_halves.is_some() || (stored_bar / bar - 1.0).abs() <= SAME_LEVEL;
+        (stored - ours).abs() <= tolerance + in_halves.unwrap_or(0.0) && same_level
     })
 }
 

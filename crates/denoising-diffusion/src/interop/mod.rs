@@ -12,6 +12,7 @@ mod dtype;
 mod error;
 mod infer;
 mod infer_diffusion;
+mod infer_objective;
 mod infer_schedule;
 mod inferred;
 mod karras_unet;
@@ -24,6 +25,8 @@ mod reference_weights;
 mod safetensors_file;
 mod said;
 mod said_network;
+mod stated;
+mod table_precision;
 mod uvit;
 
 pub use error::InteropError;

@@ -9,6 +9,8 @@ use super::learned_schedule::REFERENCE as SCHEDULE;
 use super::pt::PtFile;
 use super::reference_weights::{ReferenceWeights, Wrapper};
 use super::safetensors_file::{Metadata, is_safetensors, read_safetensors};
+use super::stated::{size, stated};
+use crate::data::ImageSize;
 use crate::weights::{StateDict, WeightsKind};
 
 /// What kind of file a reference checkpoint is.
@@ -110,6 +112,14 @@ impl ReferenceCheckpoint {
         }
     }
 
+    /// The size of the data, if the file states it.
+    pub fn image_size(&self) -> Option<ImageSize> {
+        match &self.source {
+            Source::Pt(_) => None,
+            Source::Safetensors(_, metadata) => size(metadata),
+        }
+    }
+
     /// Reads one kind of weights. A file without EMA (a plain state dict) gives its only weights for [`WeightsKind::Ema`] too.
     ///
     /// # Errors
@@ -126,6 +136,9 @@ impl ReferenceCheckpoint {
         };
         let state = self.source.read(|name| name.strip_prefix(root.network.as_str()))?;
         let mut weights = ReferenceWeights { state, wrapper: root.wrapper, ..ReferenceWeights::default() };
+        if let Source::Safetensors(_, metadata) = &self.source {
+            weights.stated = stated(metadata);
+        }
         if root.wrapper != Wrapper::None {
             let outer = root.outer.as_str();
             weights.tables =

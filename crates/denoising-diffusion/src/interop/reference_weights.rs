@@ -7,6 +7,7 @@ use super::inferred::Inferred;
 use super::karras_unet::karras_unet_to_ours;
 use super::learned_schedule;
 use super::names::to_ours;
+use super::safetensors_file::Metadata;
 use super::uvit::uvit_to_ours;
 use crate::weights::StateDict;
 
@@ -53,6 +54,8 @@ pub struct ReferenceWeights {
     pub tables: StateDict,
     /// The parameters of a learned noise schedule (`log_snr.*` of ContinuousTimeGaussianDiffusion); empty if there is none.
     pub schedule: StateDict,
+    /// What the metadata of a file written by `ddpm convert --to reference` state of network and diffusion; empty in other files.
+    pub stated: Metadata,
 }
 
 impl ReferenceWeights {

@@ -30,7 +30,8 @@ impl Settings {
             None => of_new_run(args)?,
         };
         let recipe = with_paths(recipe, args)?;
-        let mut recipe = args.recipe.apply(&recipe).map_err(|error| Failure::usage(error.message().trim_end()))?;
+        let flags = args.recipe.without(start.as_ref().map_or(&[], |start| start.used));
+        let mut recipe = flags.apply(&recipe).map_err(|error| Failure::usage(error.message().trim_end()))?;
         let read = match (&start, &args.resume) {
             (Some(start), _) => start.read.clone(),
             // The data may not be those that the first weights have seen.

@@ -28,6 +28,8 @@ pub(super) struct Start {
     network: NetworkConfig,
     /// The classes that the weights know, by their numbers, if their names are known.
     class_names: Option<Vec<String>>,
+    /// Keys of flags that the weights needed and that say nothing new to the recipe.
+    pub(super) used: &'static [&'static str],
     /// How what belongs to images was read when the weights were trained.
     pub(super) read: AsRead,
 }
@@ -59,26 +61,40 @@ impl AsRead {
     }
 }
 
+const NONE: &[&str] = &[];
+/// The length is that of the data, and the heads of a Unet1D's middle block are its `attn_heads`.
+const SAID_OF_SEQUENCES: &[&str] = &["image_size", "mid_attn_heads"];
+
+/// What flags say of a network for sequences, and the length of these data: sequences are never resized.
+fn with_length(flags: &RecipeFlags, path: &Path) -> Result<UntoldFlags> {
+    let (layout, path) = (DataLayout::Sequences, path.to_path_buf());
+    let shown = path.display().to_string();
+    let length = open_data(&DataConfig { path: Some(path), layout, ..DataConfig::default() })?.shape().width;
+    match Found::said_length(flags)? {
+        Some(said) if said != length => {
+            Err(Failure::usage(format!("--image-size {said}, but the sequences of {shown} have length {length}"))
+                .hint("leave it out: sequences are not resized"))
+        }
+        _ => Ok(UntoldFlags(flags.untold().0.without(&["image_size"])).with_image_size(1, length)),
+    }
+}
+
 impl Start {
     /// The weights of a run, a checkpoint or a file, and the recipe of a run that starts from them. Flags and `data` say what a file of the reference
     /// does not.
     pub(super) fn open(target: &Path, flags: &RecipeFlags, data: Option<&Path>) -> Result<(Self, Recipe)> {
         let found = Found::open(target, None)?;
-        let untold = match &found.source {
-            Source::Ours(_) => UntoldFlags::default(),
+        let (untold, used) = match &found.source {
+            Source::Ours(_) => (UntoldFlags::default(), NONE),
             Source::Reference(reference) => match (reference.inferred.layout(), data) {
-                // Sequences are never resized, so their length is that of the data.
-                (layout @ DataLayout::Sequences, Some(path)) if flags.only("image_size").iter().next().is_none() => {
-                    let data = DataConfig { path: Some(path.to_path_buf()), layout, ..DataConfig::default() };
-                    flags.untold().with_image_size(1, open_data(&data)?.shape().width)
-                }
-                _ => flags.untold(),
+                (DataLayout::Sequences, Some(path)) => (with_length(flags, path)?, SAID_OF_SEQUENCES),
+                _ => (flags.untold(), NONE),
             },
         };
         let path = found.path.clone();
         let file = found.into_model(&untold)?;
         let recipe = Recipe::starting_from(&file.card).context(format!("cannot train from {}", path.display()));
-        Ok((Self::of_file(path, file), recipe.or_usage()?))
+        Ok((Self { used, ..Self::of_file(path, file) }, recipe.or_usage()?))
     }
 
     /// The weights alone, for a run whose recipe is known.
@@ -92,6 +108,7 @@ impl Start {
                 state: reference.weights.to_ours()?,
                 network: reference.inferred.network,
                 class_names: None,
+                used: NONE,
                 read: AsRead::default(),
             },
         })
@@ -99,7 +116,8 @@ impl Start {
 
     fn of_file(path: PathBuf, file: ModelFile) -> Self {
         let ModelFile { card, state } = file;
-        Self { path, state, read: AsRead::of(&card), network: card.network, class_names: card.class_names }
+        let read = AsRead::of(&card);
+        Self { path, state, network: card.network, class_names: card.class_names, used: NONE, read }
     }
 
     /// The network of this configuration with these weights, as far as they fit, which must be mostly; the rest is told. `classes` are those of its

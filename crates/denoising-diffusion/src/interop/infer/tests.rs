@@ -71,6 +71,20 @@ fn older_networks_come_back_from_their_shapes() {
     assert!(found.notes.iter().any(|note| note.contains("7 classes")));
 }
 
+/// Its tensors are those of `classifier_free_guidance.Unet` without classes, or, with several stages, nearly so; what it computes is not.
+#[test]
+fn the_unet_of_guided_diffusion_is_named() {
+    for dim_mults in [vec![1], vec![1, 3]] {
+        let unet = Unet1dConfig { dim: 4, dim_mults, channels: 2, ..Unet1dConfig::default() }.unet();
+        let mut state = state(&UnetConfig { axes: Axes::Both, ..unet });
+        if let Some(weight) = state.remove("downs.0.3.weight") {
+            state.insert("downs.0.3.1.weight", weight);
+        }
+        let error = alone(state).infer().unwrap_err();
+        assert!(matches!(error, InteropError::Guided), "{error}");
+    }
+}
+
 #[test]
 fn what_does_not_fit_is_named() {
     let refused = |change: &dyn Fn(&mut StateDict)| {

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::super::{read_safetensors, reference_layout};
 use super::*;
 use crate::diffusion::schedule;
-use crate::diffusion::{BetaSchedule, Diffusion, FormulationConfig};
+use crate::diffusion::{BetaSchedule, Diffusion, Objective, SharedConfig};
 use crate::models::UnetConfig;
 
 fn inferred(tables: &StateDict) -> Result<Inferred, InteropError> {
@@ -82,6 +82,94 @@ fn the_references_tables_are_recognised() {
     }
 }
 
+/// The state dict of a class that was converted to half precision with its network.
+#[test]
+fn tables_in_half_precision_are_recognised() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/schedules.safetensors");
+    let (golden, _) = read_safetensors(&path).unwrap();
+    let halves: [(&str, fn(f32) -> f32); 2] =
+        [("f16", |x| half::f16::from_f32(x).to_f32()), ("bf16", |x| half::bf16::from_f32(x).to_f32())];
+    for set in ["linear.t1000", "linear.t50", "cosine.t1000", "cosine_s.t50", "sigmoid.t1000", "sigmoid.t50"] {
+        for objective in [Objective::PredNoise, Objective::PredX0, Objective::PredV] {
+            for (name, rounded) in halves {
+                for gamma in [None, Some(5.0)] {
+                    let weighting = if gamma.is_some() { "min_snr" } else { "plain" };
+                    let table = |key: String| {
+                        let HostTensor { shape, values } = golden.get(&key).unwrap().clone();
+                        HostTensor::new(shape, values.into_iter().map(rounded).collect()).unwrap()
+                    };
+                    let mut tables = StateDict::new();
+                    let key = format!("{set}.loss_weight.{}.{weighting}", objective.name());
+                    tables.insert("betas", table(format!("{set}.betas")));
+                    tables.insert("loss_weight", table(key.clone()));
+                    let found = inferred(&tables).unwrap();
+                    let config = found.diffusion.unwrap();
+                    let told = (gaussian(&config).objective, config.min_snr());
+                    assert_eq!(told, (objective, gamma), "{name} {key}: {:?}", found.notes);
+                    assert!(!found.assumed.contains(&"objective") && found.betas.is_none(), "{name} {key}");
+                    let GaussianConfig { schedule, .. } = gaussian(&config);
+                    assert!(set.starts_with(schedule.beta_schedule.name()), "{name} {key}");
+                    let exact = golden.get(&format!("{set}.betas")).unwrap();
+                    let ours = schedule::betas(schedule);
+                    assert!(ours.iter().zip(&exact.values).all(|(a, b)| (a - f64::from(*b)).abs() < 1e-5), "{key}");
+                }
+            }
+        }
+    }
+}
+
+/// Where no name gives rounded betas, neither is the SNR known exactly.
+#[test]
+fn the_objective_of_an_own_schedule_in_half_precision_is_recognised() {
+    let betas: Vec<f64> = (0..40).map(|t| 0.01 + 0.002 * f64::from(t * t % 17)).collect();
+    let schedule = ScheduleConfig { timesteps: 40, ..ScheduleConfig::default() };
+    for objective in [Objective::PredNoise, Objective::PredX0, Objective::PredV] {
+        let config = GaussianConfig { schedule: schedule.clone(), objective, ..GaussianConfig::default() }.into();
+        let mut whole = tables_from(&Diffusion::with_betas(&config, Some(betas.clone())).unwrap());
+        for name in ["betas", "loss_weight"] {
+            let HostTensor { shape, values } = whole.remove(name).unwrap();
+            let values = values.into_iter().map(|x| half::bf16::from_f32(x).to_f32()).collect();
+            whole.insert(name, HostTensor::new(shape, values).unwrap());
+        }
+        let found = inferred(&whole).unwrap();
+        assert_eq!(gaussian(&found.diffusion.unwrap()).objective, objective, "{:?}", found.notes);
+        assert!(found.betas.is_some() && !found.assumed.contains(&"objective"));
+    }
+}
+
+/// The betas of the reference: its two constants are rounded to f32, which for small tau makes other levels of them.
+fn sigmoid_betas(timesteps: u32, start: f64, end: f64, tau: f64) -> Vec<f64> {
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    let in_f32 = |x: f64| f64::from(sigmoid(f64::from(x as f32)) as f32);
+    let (v_start, v_end) = (in_f32(start / tau), in_f32(end / tau));
+    let bar = |t: u32| {
+        let u = f64::from(t) / f64::from(timesteps);
+        (v_end - sigmoid((u * (end - start) + start) / tau)) / (v_end - v_start)
+    };
+    (0..timesteps).map(|t| (1.0 - bar(t + 1) / bar(t)).clamp(0.0, 0.999)).collect()
+}
+
+#[test]
+fn a_schedule_that_rounding_makes_another_one_is_kept() {
+    for (tau, is_kept) in [(0.5, true), (0.3, true), (0.7, false)] {
+        let betas = sigmoid_betas(1000, 0.0, 3.0, tau);
+        let found = inferred(&tables(&betas, &[1.0; 1000])).unwrap();
+        assert_eq!(found.betas.is_some(), is_kept, "{tau}: {:?}", found.notes);
+        let used = found.betas.unwrap_or_else(|| schedule::betas(&gaussian(&found.diffusion.unwrap()).schedule));
+        let last = |betas: &[f64]| *schedule::cumulative(betas).last().unwrap();
+        assert!((last(&used) / last(&betas) - 1.0).abs() < 1e-3, "{tau}");
+    }
+}
+
+#[test]
+fn a_level_that_is_no_noisier_than_the_one_before_is_named() {
+    let mut betas = sigmoid_betas(1000, 0.0, 3.0, 0.5);
+    betas[900] = 0.0;
+    let error = inferred(&tables(&betas, &[1.0; 1000])).unwrap_err();
+    assert!(matches!(error, InteropError::Level { t: 900, .. }), "{error}");
+    assert!(error.to_string().contains("level 900 of the stored noise schedule"), "{error}");
+}
+
 #[test]
 fn gamma_and_parameters_are_fitted() {
     for gamma in [0.5, 5.0, 7.25] {
@@ -136,7 +224,9 @@ fn a_strange_weight_leaves_the_objective_open() {
     assert!(found.assumed.contains(&"objective"));
     let mut without = tables_of(&GaussianConfig { schedule, ..GaussianConfig::default() }.into());
     without.remove("loss_weight");
-    assert!(inferred(&without).unwrap().assumed.contains(&"objective"));
+    let found = inferred(&without).unwrap();
+    assert!(found.assumed.contains(&"objective"));
+    assert!(found.notes.iter().any(|note| note.contains("there is no table `loss_weight`")), "{:?}", found.notes);
 }
 
 /// Two and three weights of v look like clipped ones of other objectives.
@@ -164,6 +254,7 @@ fn one_weight_leaves_the_objective_open() {
     let config = found.diffusion.unwrap();
     assert_eq!((gaussian(&config).objective, config.min_snr()), (Objective::PredV, None));
     assert!(found.assumed.contains(&"objective"));
+    assert!(found.notes.iter().any(|note| note.contains("its one telling weight fits several")), "{:?}", found.notes);
 }
 
 #[test]
@@ -233,4 +324,15 @@ fn without_tables_the_attribute_and_the_time_embedding_decide() {
         assert_eq!(name, expected, "{wrapper:?} {fourier}");
         assert_eq!(found.assumed.contains(&"diffusion"), expected.is_some());
     }
+}
+
+/// The other classes without tables ask their network for attributes that a KarrasUnet lacks.
+#[test]
+fn a_karras_unet_without_tables_is_of_simple_diffusion() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/karras_image.safetensors");
+    let state = read_safetensors(&path).unwrap().0.strip_prefix("state.");
+    let found = ReferenceWeights { state, wrapper: Wrapper::Model, ..Default::default() }.infer().unwrap();
+    let FormulationConfig::Simple(config) = found.diffusion.clone().unwrap().formulation else { panic!("{found:?}") };
+    assert_eq!(config.objective, Objective::PredV);
+    assert!(found.assumed.contains(&"diffusion") && found.assumed.contains(&"objective"));
 }
