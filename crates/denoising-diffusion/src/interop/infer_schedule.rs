@@ -41,7 +41,7 @@ pub(super) fn rounded(x: f64) -> impl Iterator<Item = f64> + Clone {
 fn matches(stored: &[f64], precision: TablePrecision, config: &ScheduleConfig) -> bool {
     /// The largest relative difference of `alphas_cumprod`: with the default parameters, rounding makes it 1e-4 at T = 4000.
     const SAME_LEVEL: f64 = 2e-4;
-    let (mut bar, mut stored_bar) = (1.0, 1.0);
+    let (mut bar, mut stored_bar) = (1.0_f64, 1.0_f64);
     stored.iter().zip(schedule::betas(config)).all(|(&stored, ours)| {
         let tolerance = ours * (1e-6 + (1e-7 / bar).min(1e-4)) + 1e-9;
         let stored = stored.min(LARGEST_BETA);
