@@ -35,6 +35,13 @@ pub fn stop_on_ctrl_c(first: &'static str) -> Result<StopSignal> {
     Ok(stop)
 }
 
+/// A file beyond the limit of a shell (`ulimit -f`) is an error like a full disk, not the end of the process.
+#[cfg(unix)]
+pub fn survive_limits_of_files() {
+    // SAFETY: ignoring a signal runs no code of ours.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 /// Signals that a process is started to ignore, which `ctrlc` does not ask about.
 #[cfg(unix)]
 mod ignored {

@@ -81,6 +81,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let Cli { command, .. } = Cli::parse();
+    #[cfg(unix)]
+    interrupt::survive_limits_of_files();
     let result = without_panic(|| match command {
         Command::Train(args) => train::run(&args),
         Command::TrainClassifier(args) => train_classifier::run(&args),

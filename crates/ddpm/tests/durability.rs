@@ -213,3 +213,15 @@ fn ctrl_c_during_an_evaluation_leaves_it_to_the_resumed_run() {
     let best = |run: &str| [3, 5].map(|step| place.path(&format!("{run}/checkpoints/step-{step:08}/best")).exists());
     assert_eq!(best("parts"), best("whole"));
 }
+
+#[test]
+fn a_curve_that_cannot_be_drawn_ends_nothing() {
+    let place = Place::new();
+    place.ok(&format!("train digits {TINY} --steps 2 --log-every 1 --out run"));
+    std::fs::remove_file(place.path("run/loss.svg")).unwrap();
+    std::fs::create_dir_all(place.path("run/loss.svg/in")).unwrap();
+    let output = place.run("train --resume run --steps 4");
+    let words = stderr(&output);
+    assert!(output.status.success() && words.contains("warning: the loss curve could not be drawn"), "{words}");
+    assert!(place.path("run/checkpoints/step-00000004").is_dir());
+}

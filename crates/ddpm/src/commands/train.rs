@@ -243,12 +243,16 @@ fn evaluation(plan: &Plan, inception: &InceptionArgs) -> Result<Option<EvaluateS
 /// After an error in the middle of a run, the checkpoints are what matters.
 fn how_to_go_on(error: RunError, dir: &Path) -> Failure {
     let whole = matches!(Checkpoints::new(dir.join("checkpoints")).latest(), Ok(Some(_)));
-    let training = matches!(error, RunError::Training(_));
-    let failure = Failure::from(error);
-    if whole && !training {
-        failure.hint(format!("the latest checkpoint is intact: continue with `ddpm train --resume {}`", dir.display()))
-    } else {
-        failure
+    let go_on = format!("the latest checkpoint is intact: continue with `ddpm train --resume {}`", dir.display());
+    match error {
+        RunError::Training(_) => error.into(),
+        RunError::Gone { .. } => Failure::from(error)
+            .hint("if it was moved, continue with `ddpm train --resume` and its new name; what was trained since its latest checkpoint is lost"),
+        RunError::Checkpoint(_) | RunError::Snapshots(_) | RunError::Report(_) | RunError::NotLogged { .. } if whole => {
+            Failure::from(error).hint(format!("free disk space or make the folder writable; {go_on}"))
+        }
+        _ if whole => Failure::from(error).hint(go_on),
+        _ => error.into(),
     }
 }
 

@@ -37,7 +37,7 @@ impl DataError {
                 "use --layout to say what the array holds (such as --layout sequences), and --channels N to say which axis is that of the channels".into()
             }
             Self::Decode { .. } if takes("--verify") => {
-                "use --verify full to decode every file before training starts".into()
+                "do not change the data during a run; --verify full decodes every file before training starts".into()
             }
             Self::Changed { .. } => "do not change the data during a run".into(),
             Self::Truncated { .. } => "the file is probably an interrupted copy or download: copy or download it again".into(),

@@ -12,6 +12,7 @@ use crate::eval::held_out::HeldOutLoss;
 use crate::eval::result::Measurement;
 use crate::generate::GenerateError;
 use crate::interop::InteropError;
+use crate::report::ReportError;
 use crate::task::Task;
 
 /// Asks a run to stop: it finishes its step, writes a checkpoint and returns.
@@ -86,6 +87,10 @@ pub enum Event<'a> {
     /// Features of an evaluation could not be stored for the next one; the evaluation continues.
     NotStored {
         why: &'a InteropError,
+    },
+    /// The loss curve could not be drawn; it is tried again with the next checkpoint.
+    NotDrawn {
+        why: &'a ReportError,
     },
     /// After an error, the state trained so far could not be saved either.
     NotSaved {

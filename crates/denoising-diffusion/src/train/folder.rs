@@ -13,7 +13,28 @@ const LOCK: &str = ".lock";
 /// Lets one process at a time work in a run folder. The system releases the lock when the process ends, however it ends.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Lock {
+    /// Whether this is still the lock of a folder. A folder that was moved or removed may be another run's by now, whose lock is another file. (Windows
+    /// keeps a folder with an open file where it is.)
+    #[cfg(unix)]
+    pub(super) fn is_of(&self, dir: &Path) -> bool {
+        use std::os::unix::fs::MetadataExt;
+        let place = |file: io::Result<std::fs::Metadata>| file.map(|file| (file.dev(), file.ino()));
+        match (place(self.file.metadata()), place(std::fs::metadata(dir.join(LOCK)))) {
+            (Ok(own), Ok(there)) => own == there,
+            (_, Err(error)) => error.kind() != ErrorKind::NotFound,
+            // That it cannot be asked at the moment says nothing.
+            (Err(_), _) => true,
+        }
+    }
+
+    #[cfg(not(unix))]
+    pub(super) fn is_of(&self, _: &Path) -> bool {
+        self.file.metadata().is_ok()
+    }
 }
 
 /// Whether a run may begin in a folder: it does not exist, or holds at most leftovers of a process that was killed before its run began.
@@ -61,7 +82,7 @@ pub(super) fn lock(dir: &Path) -> Result<Lock, RunError> {
         Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {}
         Err(TryLockError::Error(error)) => return Err(io_error("lock", &path)(error)),
     }
-    Ok(Lock { _file: file })
+    Ok(Lock { file })
 }
 
 pub(super) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RunError {

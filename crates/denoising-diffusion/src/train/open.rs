@@ -59,7 +59,7 @@ impl<M: Network> Run<M> {
             events,
             saved: None,
             data_statistics: None,
-            _lock: lock,
+            lock,
         })
     }
 
@@ -97,7 +97,7 @@ impl<M: Network> Run<M> {
             checkpoints,
             saved: Some(Saved::from(&info)),
             data_statistics: None,
-            _lock: lock,
+            lock,
         };
         run.snapshots().cut_back(info.step)?;
         run.finish_saving()?;

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 
 use super::event::{Event, StopSignal};
 use super::run::{Run, RunError, Saving};
-use crate::data::{Batch, ChannelStatistics, DataLayout, ImageShape};
+use crate::data::{ChannelStatistics, DataLayout, ImageShape};
 use crate::diffusion::Examples;
 use crate::eval::held_out::{HeldOutLoss, held_out_loss};
 use crate::eval::images::Images;
@@ -68,6 +68,7 @@ impl<M: Network> Run<M> {
         if !self.is_due(step) {
             return Ok(Periodic::NotDue);
         }
+        self.check_folder()?;
         let Due { snapshots, held_out, samples, save, evaluate } = self.due(step);
         if snapshots {
             self.save_snapshots(step)?;
@@ -108,16 +109,17 @@ impl<M: Network> Run<M> {
             return Ok(ControlFlow::Continue(()));
         }
         let device = self.trainer.device();
-        let mut given_up = false;
-        let goes_on = |_: &Batch| {
+        let (mut given_up, mut read) = (false, Ok(()));
+        let mut batches = some.batches(self.trainer.config().batch_size)?;
+        let examples = std::iter::from_fn(|| {
             given_up = stop.is_requested();
-            !given_up
-        };
-        let batches = some.batches(self.trainer.config().batch_size)?.collect::<Result<Vec<_>, _>>()?;
-        let examples = batches.into_iter().take_while(goes_on).map(|batch| Examples::of(batch, &device));
+            let batch = batches.next().filter(|_| !given_up)?;
+            batch.map_err(|error| read = Err(error)).ok().map(|batch| Examples::of(batch, &device))
+        });
         let seed = self.trainer.config().seed;
         let eval = self.trainer.ema().eval().for_predictions();
         let loss = held_out_loss(&eval, self.trainer.diffusion(), examples, seed, &device);
+        read?;
         if given_up {
             return Ok(ControlFlow::Break(()));
         }

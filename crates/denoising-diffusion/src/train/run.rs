@@ -82,6 +82,8 @@ pub enum RunError {
     NothingToResume { path: PathBuf },
     #[error("another process trains in {path}")]
     InUse { path: PathBuf },
+    #[error("{path} is no longer the folder of this run: it was moved or removed")]
+    Gone { path: PathBuf },
     #[error("{log} mentions a checkpoint of step {step}, but there is none in {checkpoints}")]
     CheckpointsLost { log: PathBuf, step: u64, checkpoints: PathBuf },
     #[error(
@@ -154,7 +156,7 @@ pub struct Run<M> {
     /// Statistics of training images, once samples have been compared with them.
     pub(super) data_statistics: Option<ChannelStatistics>,
     /// Held for the lifetime of the run.
-    pub(super) _lock: Lock,
+    pub(super) lock: Lock,
 }
 
 impl<M: Network> Run<M> {
@@ -210,7 +212,7 @@ impl<M: Network> Run<M> {
             self.save(Saving::Stopping, on_event)?;
             return Ok(Outcome::Stopped);
         }
-        self.draw_curve()?;
+        self.draw_curve(on_event);
         Ok(Outcome::Finished)
     }
 
@@ -220,6 +222,8 @@ impl<M: Network> Run<M> {
             RunError::Training(_) => Saving::Diverged,
             // Saving has just failed, or the log lacks an entry that must precede a checkpoint.
             RunError::Checkpoint(_) | RunError::NotLogged { .. } => return,
+            // What is there may be another run's.
+            RunError::Gone { .. } => return,
             _ => Saving::Stopping,
         };
         let saved = match self.settle(pace, on_event) {
@@ -352,6 +356,7 @@ impl<M: Network> Run<M> {
         if saving == Saving::Diverged && self.saved.is_some_and(|saved| saved.adam_steps == now.adam_steps) {
             return Ok(());
         }
+        self.check_folder()?;
         let step = now.step;
         if saving == Saving::Due {
             let folder = format!("checkpoints/step-{step:08}");
@@ -364,7 +369,7 @@ impl<M: Network> Run<M> {
         }
         self.mark_best()?;
         self.prune()?;
-        self.draw_curve()?;
+        self.draw_curve(on_event);
         on_event(Event::Checkpoint { step, path: &self.checkpoints.path_of(step) });
         Ok(())
     }
@@ -414,15 +419,23 @@ impl<M: Network> Run<M> {
         self.trainer.config().keep_every.is_some_and(|every| step.is_multiple_of(every))
     }
 
-    /// Draws the loss curve, unless the run is too short for one.
-    fn draw_curve(&self) -> Result<(), RunError> {
+    /// Refuses to write into a folder that is not this run's any more.
+    pub(super) fn check_folder(&self) -> Result<(), RunError> {
+        let path = &self.setup.dir;
+        if self.lock.is_of(path) { Ok(()) } else { Err(RunError::Gone { path: path.clone() }) }
+    }
+
+    /// Draws the loss curve, unless the run is too short for one. It can be drawn again from the log, so that an error does not end the run.
+    fn draw_curve(&self, on_event: &mut dyn FnMut(Event<'_>)) {
         let curves = self.logged.curves();
         if curves.is_empty() {
-            return Ok(());
+            return;
         }
         let options = CurveOptions::default();
-        save_curve_svg(self.setup.dir.join("loss.svg"), &curves, &options)?;
-        save_curve_png(self.setup.dir.join("loss.png"), &curves, &options)?;
-        Ok(())
+        let drawn = save_curve_svg(self.setup.dir.join("loss.svg"), &curves, &options)
+            .and_then(|()| save_curve_png(self.setup.dir.join("loss.png"), &curves, &options));
+        if let Err(why) = drawn {
+            on_event(Event::NotDrawn { why: &why });
+        }
     }
 }

@@ -97,6 +97,9 @@ impl Watch {
                 self.progress.note(&format!("warning: step {step} is not evaluated: {}", chain(why)));
             }
             Event::NotStored { why } => self.progress.note(&not_stored(why)),
+            Event::NotDrawn { why } => {
+                self.progress.note(&format!("warning: the loss curve could not be drawn: {}", chain(why)))
+            }
             Event::NotSaved { why } => {
                 self.progress.note(&format!("warning: the state after the error could not be saved: {}", chain(why)))
             }

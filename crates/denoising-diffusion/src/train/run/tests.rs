@@ -101,6 +101,22 @@ fn what_cannot_be_saved_after_an_error_is_told_with_its_cause() {
     assert!(matches!(&told[..], [(_, Some(_))]), "{told:?}");
 }
 
+/// Its checkpoints would replace the other's, and its weights would pass for the other's.
+#[cfg(unix)]
+#[test]
+fn a_run_whose_folder_was_moved_leaves_the_one_in_its_place_alone() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path().join("run");
+    let mut old = create(&dir);
+    fs::rename(&dir, place.path().join("moved")).unwrap();
+    let gone = |outcome| matches!(outcome, Err(RunError::Gone { path }) if path == dir);
+    assert!(gone(old.train(&StopSignal::default(), &mut |_| {})));
+    assert!(!dir.exists());
+    let _new = create(&dir);
+    assert!(gone(old.train(&StopSignal::default(), &mut |_| {})));
+    assert!(!dir.join("checkpoints").exists());
+}
+
 #[test]
 fn a_run_folder_is_one_runs() {
     let place = tempfile::tempdir().unwrap();
