@@ -161,6 +161,12 @@ pub enum DataError {
         /// Shape now.
         found: ImageShape,
     },
+    /// An array file that was written to since it was opened.
+    #[error("{} changed while in use", shown(path))]
+    Written {
+        /// The file.
+        path: PathBuf,
+    },
     /// An array file that violates its format, or whose values cannot be images.
     #[error("{}: expected {expected}, found {found}", shown(path))]
     Format {

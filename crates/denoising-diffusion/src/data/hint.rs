@@ -39,7 +39,7 @@ impl DataError {
             Self::Decode { .. } if takes("--verify") => {
                 "do not change the data during a run; --verify full decodes every file before training starts".into()
             }
-            Self::Changed { .. } => "do not change the data during a run".into(),
+            Self::Changed { .. } | Self::Written { .. } => "do not change the data during a run".into(),
             Self::Truncated { .. } => "the file is probably an interrupted copy or download: copy or download it again".into(),
             Self::ValueRange { .. } => self.hint_on_values(takes),
             Self::OtherUnits { .. } => {

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::Seek;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use super::array::{ArraySource, Axes, Held, samples_last};
 use super::npy::{self, Header, Values};
@@ -26,6 +27,8 @@ pub(super) struct PagedArray {
     start: u64,
     axes: Axes,
     rule: Rule,
+    /// Its length and the time when it was last written to, at the start.
+    state: (u64, Option<SystemTime>),
 }
 
 impl PagedArray {
@@ -41,7 +44,8 @@ impl PagedArray {
         let start = file.stream_position().map_err(io)?;
         let bytes = header.shape.iter().try_fold(header.width as u64, |n, &side| n.checked_mul(side as u64));
         let Some(expected) = bytes.filter(|_| !header.fortran) else { return Ok(None) };
-        let found = file.metadata().map_err(io)?.len().saturating_sub(start);
+        let state = state_of(&file).map_err(io)?;
+        let found = state.0.saturating_sub(start);
         if found < expected {
             return Err(DataError::Truncated { path: path.to_path_buf(), expected, found });
         }
@@ -51,7 +55,7 @@ impl PagedArray {
         }
         let described = Described { descr: &header.descr.clone(), path, size: axes.shape.len(), layout: axes.layout };
         // The rule is not needed for reading values.
-        let mut array = Self { file, path: path.to_path_buf(), header, start, axes, rule: Rule::U8 };
+        let mut array = Self { file, path: path.to_path_buf(), header, start, axes, rule: Rule::U8, state };
         array.rule = described.rule(config, &mut |see| array.each_chunk(|values| see(&values)))?;
         let (values, range) = (array.rule.words(), array.rule.range_for(axes.layout));
         let kept = (axes.count as u64).saturating_mul(axes.shape.len() as u64 * u64::from(array.rule.bits() / 8));
@@ -120,10 +124,19 @@ impl PagedArray {
     fn values(&self, first: usize, count: usize) -> Result<Values, DataError> {
         let width = self.header.width;
         let mut bytes = vec![0; count * width];
-        read_at(&self.file, &mut bytes, self.start + (first * width) as u64)
-            .map_err(|e| DataError::io("read", &self.path, e))?;
+        let read = read_at(&self.file, &mut bytes, self.start + (first * width) as u64);
+        // Asked after reading, so that what was read is of the file that was opened.
+        if state_of(&self.file).is_ok_and(|state| state != self.state) {
+            return Err(DataError::Written { path: self.path.clone() });
+        }
+        read.map_err(|e| DataError::io("read", &self.path, e))?;
         npy::values_of(&self.header, &bytes, &self.path)
     }
+}
+
+fn state_of(file: &File) -> std::io::Result<(u64, Option<SystemTime>)> {
+    let metadata = file.metadata()?;
+    Ok((metadata.len(), metadata.modified().ok()))
 }
 
 #[cfg(unix)]

@@ -70,6 +70,20 @@ fn an_array_read_from_its_file_is_the_one_read_into_memory() {
 }
 
 #[test]
+fn an_array_that_is_written_to_while_in_use_is_an_error() {
+    let root = folder();
+    let path = root.path().join("x.npy");
+    write(&path, "|u1", "(2, 3, 4, 4)", &[7; 96]);
+    let paged = Dataset::open(&off(&path)).unwrap();
+    assert!(paged.get(0).is_ok());
+    write(&path, "|u1", "(2, 3, 4, 4)", &[9; 96]);
+    // The clock of a file system may not have gone on.
+    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(9);
+    std::fs::File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
+    assert!(matches!(paged.get(0), Err(DataError::Written { .. })));
+}
+
+#[test]
 fn an_array_is_kept_if_its_values_fit_not_its_file() {
     let root = folder();
     let path = root.path().join("x.npy");
