@@ -74,7 +74,8 @@ fn sequences_from_an_array_to_curves_and_back_in_its_units() {
 
     place.fails("train signals.npy --model unet1d --layout images --dry-run", 2, "`layout = \"images\"`");
     place.fails("train digits --model unet1d --dry-run", 2, "only .npy and .npz arrays hold sequences");
-    place.fails("train digits --model karras_unet --layout volumes --dry-run", 2, "digits holds images");
+    let volumes = "--model karras_unet --diffusion elucidated --layout volumes";
+    place.fails(&format!("train digits {volumes} --dry-run"), 2, "digits holds images");
     waves(&place, "odd.npy", &[8, 1, 15]);
     place.fails(&format!("train odd.npy {small} --dry-run"), 2, "14 and 16");
     place.fails(&format!("train signals.npy {small} --value-range 0,5 --dry-run"), 1, "expected [0, 5]");
