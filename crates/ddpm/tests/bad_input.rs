@@ -141,7 +141,7 @@ fn settings_without_sense() {
         ("--timesteps 8 --sampling-timesteps 9", "`sampling_timesteps`"),
         ("--batch-size 100000", "batch_size is 100000"),
         ("--lr fast", "--lr"),
-        ("--lr nan", "`lr`"),
+        ("--lr nan", "--lr"),
         ("--lr -1", "`lr`"),
         ("--objective eps2", "pred_noise"),
         ("--device cuda:0", "--device"),
