@@ -136,11 +136,13 @@ fn of_reference(path: &Path, reference: &Reference) -> (Rows, Value) {
         rows.row("step", thousands(step));
     }
     let channels = inferred.network.channels().unwrap_or(0);
-    let nouns = plural(inferred.network.layout().noun());
-    match checkpoint.image_size() {
-        Some(ImageSize { height, width }) => rows.row(nouns, format!("{channels} channels, {height}x{width}")),
-        None => rows.row(nouns, format!("{channels} channels; the size is not in the file (give --image-size)")),
+    let layout = inferred.layout();
+    let size = match checkpoint.image_size() {
+        Some(ImageSize { width, .. }) if layout == DataLayout::Sequences => format!("length {width}"),
+        Some(ImageSize { height, width }) => format!("{height}x{width}"),
+        None => "the size is not in the file (give --image-size)".to_string(),
     };
+    rows.row(plural(layout.noun()), format!("{channels} channels, {size}"));
     match &inferred.network {
         NetworkConfig::Unet(unet) => network_rows(&mut rows, unet),
         other => rows.row("network", other.in_words()),

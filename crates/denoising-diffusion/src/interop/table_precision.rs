@@ -14,10 +14,11 @@ impl TablePrecision {
     /// The coarsest format that has all of these values: a state dict in half precision may have been saved as one of f32.
     pub fn of(values: &[f32]) -> Self {
         let all = |same: fn(f32) -> bool| values.iter().all(|&value| !value.is_finite() || same(value));
-        if all(|value| f16::from_f32(value).to_f32() == value) {
-            Self::F16
-        } else if all(|value| bf16::from_f32(value).to_f32() == value) {
+        // Most values of bf16 are values of f16, too, but hardly the other way round.
+        if all(|value| bf16::from_f32(value).to_f32() == value) {
             Self::Bf16
+        } else if all(|value| f16::from_f32(value).to_f32() == value) {
+            Self::F16
         } else {
             Self::F32
         }
@@ -56,7 +57,7 @@ mod tests {
         assert_eq!(TablePrecision::of(&values), TablePrecision::F32);
         assert_eq!(TablePrecision::of(&halves(|x| f16::from_f32(x).to_f32())), TablePrecision::F16);
         assert_eq!(TablePrecision::of(&halves(|x| bf16::from_f32(x).to_f32())), TablePrecision::Bf16);
-        assert_eq!(TablePrecision::of(&[f32::INFINITY, f32::NAN, 0.5]), TablePrecision::F16);
+        assert_eq!(TablePrecision::of(&[f32::INFINITY, f32::NAN, 0.5]), TablePrecision::Bf16);
     }
 
     #[test]
