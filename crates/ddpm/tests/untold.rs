@@ -130,7 +130,7 @@ fn defaults_are_those_of_the_package_s_class_for_the_network() {
     network(&place, "karras_image", "");
     let text = place.fails("sample network.safetensors --image-size 8", 2, "give --diffusion");
     assert!(text.contains("--diffusion gaussian") && text.contains("--diffusion simple"), "{text}");
-    drawn(&place, "network.safetensors", "--diffusion simple");
+    drawn(&place, "network.safetensors", "--diffusion simple --objective pred_v");
     network(&place, "karras_image", "model.");
     assert_eq!(place.json("info network.safetensors")["diffusion"]["diffusion"], "simple");
 }

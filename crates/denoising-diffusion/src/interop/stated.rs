@@ -8,8 +8,8 @@ use super::inferred::Inferred;
 use super::safetensors_file::Metadata;
 use super::table_precision::TablePrecision;
 use crate::data::ImageSize;
-use crate::diffusion::schedule::check_betas;
-use crate::diffusion::{DiffusionConfig, FormulationConfig};
+use crate::diffusion::schedule::{self, check_betas};
+use crate::diffusion::{DiffusionConfig, FormulationConfig, ScheduleConfig};
 use crate::models::{NetworkConfig, UnetConfig};
 
 const NETWORK: &str = "unet";
@@ -77,7 +77,10 @@ pub(super) fn complete_diffusion(stated: &Metadata, inferred: &mut Inferred) -> 
 /// Whether the betas have a name here: some classes have none for them.
 fn is_named(betas: &[f64], config: &mut DiffusionConfig) -> bool {
     let FormulationConfig::Gaussian(gaussian) = &mut config.formulation else { return false };
-    let named = named_schedule(betas, TablePrecision::F32, &gaussian.schedule);
+    // These numbers were not rounded to f32, so that they are those of the schedule or of another one, such as the same with zero terminal SNR.
+    let same =
+        |ours: &ScheduleConfig| schedule::betas(ours).iter().zip(betas).all(|(ours, beta)| (ours - beta).abs() < 1e-9);
+    let named = named_schedule(betas, TablePrecision::F32, &gaussian.schedule).filter(same);
     let is_named = named.is_some();
     gaussian.schedule = named.unwrap_or_else(|| gaussian.schedule.clone());
     is_named

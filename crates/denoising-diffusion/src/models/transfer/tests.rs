@@ -72,7 +72,8 @@ fn start(theirs: NetworkConfig, own: NetworkConfig) -> (ImageNetwork, ImageNetwo
 fn assert_same_output(what: &str, from: &ImageNetwork, before: NetworkInput, to: &ImageNetwork, now: NetworkInput) {
     let [before, after] = [host_values(from.eval().forward(before)), host_values(to.eval().forward(now))];
     assert!(before.iter().any(|value| value.abs() > 1e-3), "{what}");
-    assert!(largest_difference(&before, &after) < 1e-5, "{what}: {before:?}\n{after:?}");
+    // Sums over more inputs round otherwise.
+    assert!(largest_difference(&before, &after) < 1e-4, "{what}: {before:?}\n{after:?}");
 }
 
 #[test]
