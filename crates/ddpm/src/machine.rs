@@ -10,7 +10,6 @@ use denoising_diffusion::nn::ops::Precision;
 use denoising_diffusion::recipe::ArithmeticConfig;
 
 use crate::failure::{Failure, Result};
-use crate::numbers::at_least;
 use crate::out_of_memory::Work;
 use crate::output::note;
 use crate::recipe_flags::PRECISION;
@@ -18,8 +17,8 @@ use crate::{cache, out_of_memory, panics};
 
 #[derive(Args, Clone, Debug)]
 struct ThreadsArgs {
-    /// Threads to compute with [default: the number of physical cores]
-    #[arg(long, value_name = "N", value_parser = at_least(1_u16), help_heading = "Machine")]
+    /// Threads to compute with, at most 1024 [default: the number of physical cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Machine")]
     threads: Option<u16>,
 }
 
