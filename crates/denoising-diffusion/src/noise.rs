@@ -29,7 +29,7 @@ pub enum Purpose {
     SampleStep = 7,
     /// Keys of dropout masks, and seeds of Burn's generator; index: the number of the batch, part: 0 before the loss, 1 for the loss.
     Dropout = 8,
-    /// Noise levels and noise of held-out examples; index: the example, part: 0 for the level, 1 for the noise of the loss, t + 2 for the noise of the
+    /// Noise levels and noise of held-out examples; index: the example, part: 0 for the level, 1 for the noise of the loss, t + 2 for that of the
     /// bound's term t.
     HeldOut = 9,
     /// Draws of metrics (subsets, resampling, directions); index and part are up to the metric.

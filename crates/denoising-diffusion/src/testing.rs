@@ -12,7 +12,11 @@ pub(crate) fn largest(numbers: impl IntoIterator<Item = f64>) -> f64 {
 /// If there are not as many of one as of the other.
 pub(crate) fn largest_difference<T: Copy + Into<f64>>(a: &[T], b: &[T]) -> f64 {
     assert_eq!(a.len(), b.len(), "numbers of values");
-    largest(a.iter().zip(b).map(|(&a, &b)| (a.into() - b.into()).abs()))
+    let difference = |(&a, &b): (&T, &T)| {
+        let [a, b]: [f64; 2] = [a.into(), b.into()];
+        (a - b).abs()
+    };
+    largest(a.iter().zip(b).map(difference))
 }
 
 #[test]

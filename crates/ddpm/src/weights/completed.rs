@@ -116,7 +116,7 @@ fn diffusion(inferred: &Inferred, said: &Map<String, Value>, path: &Path) -> Res
 
 /// The classes of the package that can hold a KarrasUnet, and what others train it with.
 const OF_KARRAS_UNETS: &str = "the package trains a KarrasUnet with --diffusion gaussian (and --timesteps, --beta-schedule, --objective) or \
-                               --diffusion simple, other programs with elucidated, continuous_time or rectified_flow, too";
+                               --diffusion simple (and --objective), other programs with elucidated, continuous_time or rectified_flow, too";
 
 fn no_schedule(missing: &[&str], path: &Path) -> Failure {
     let flags = missing.iter().map(|key| flag_of(key)).collect::<Vec<_>>();

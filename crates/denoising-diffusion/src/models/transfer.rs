@@ -165,8 +165,8 @@ fn sources(own: &[(Input, usize)], theirs: &[(Input, usize)]) -> Option<Vec<Opti
     rest.is_empty().then_some(sources)
 }
 
-/// Weights `[out, in, ..]` for inputs from these `sources`: zeros for new ones, whose number is the second result. A tensor of rank 1 has inputs only,
-/// and keeps its own values for the new ones: they are those of a norm. `None` if the shapes differ in anything else.
+/// Weights `[out, in, ..]` for inputs from these `sources`: zeros for new ones, and the number of these zeros. A tensor of rank 1 has inputs only, and
+/// keeps its own values for the new ones: they are those of a norm. `None` if the shapes differ in anything else.
 fn widened<const D: usize>(
     host: &HostTensor,
     tensor: &Tensor<D>,
@@ -204,8 +204,8 @@ fn chosen(host: &HostTensor, mut values: Vec<f32>, dim: usize, sources: &[Option
     values
 }
 
-/// The values of `tensor`, which has one slice per class along `dim`, with those of the classes that `host` has, and the number of values of the other
-/// classes. A further slice stands for "no class". `None` if the two do not fit.
+/// The values of `tensor`, which has one slice per class along `dim`, with those of the classes that `host` has, and the number of values of the
+/// other classes. A further slice stands for "no class". `None` if the two do not fit.
 fn renumbered<const D: usize>(
     host: &HostTensor,
     tensor: &Tensor<D>,

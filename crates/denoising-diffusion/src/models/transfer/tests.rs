@@ -177,7 +177,7 @@ fn layers_whose_inputs_differ_otherwise_start_fresh() {
         NetworkConfig::Unet(UnetConfig { channels, self_condition, condition_channels, ..unet })
     };
     let dit = |patch_size| NetworkConfig::Dit(DitConfig { patch_size, ..dit_config() });
-    let uvit = |config: UvitConfig| NetworkConfig::Uvit(config);
+    let uvit = NetworkConfig::Uvit;
     let haar = UvitConfig { image_transform: ImageTransform::Haar, ..uvit_config() };
     let fourier = UvitConfig { learned_sinusoidal_dim: 32, ..uvit_config() };
     for (theirs, own, layers) in [

@@ -19,8 +19,8 @@ pub enum DropoutKey {
 }
 
 impl DropoutKey {
-    /// The same in a device's memory, uploaded if it is not in one yet. A key that is in the memory of another device stays there: its words are not known
-    /// any more, as recordings replace them in place.
+    /// The same in a device's memory, uploaded if it is not in one yet. A key that is in the memory of another device stays there: its words are not
+    /// known any more, as recordings replace them in place.
     pub fn on_device(self, device: &Device) -> Self {
         match self {
             Self::Words(words) => {
