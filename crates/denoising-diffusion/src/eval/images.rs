@@ -392,9 +392,14 @@ mod tests {
         assert_eq!(sizes(20), [32, 32, 6]);
         assert_eq!((sizes(35), sizes(1000)), (vec![48, 22], vec![70]));
         // Images of 1,024 x 1,024 would fill gigabytes if 16 at a time were read ahead by each thread.
-        let large = Images::of_samples(&ImageBatch::new([3, 3, 1024, 1024], vec![0.0; 3 * 3 << 20]).unwrap());
+        let large = Images::of_samples(&ImageBatch::new([3, 3, 1024, 1024], vec![0.0; 9 << 20]).unwrap());
         let mut batches = Vec::new();
-        large.each_small_batch(|batch| Ok::<_, DataError>(batches.push(batch.len() >> 20))).unwrap();
+        large
+            .each_small_batch(|batch| {
+                batches.push(batch.len() >> 20);
+                Ok::<_, DataError>(())
+            })
+            .unwrap();
         assert_eq!(batches, [3, 3, 3]);
     }
 

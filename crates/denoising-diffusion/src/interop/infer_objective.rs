@@ -99,7 +99,7 @@ fn scaled_by_snr(objective: Objective, weights: &[f32], snr: &[Snr]) -> Vec<Scal
             Objective::PredV => value + 1.0,
         };
         let got = weight * factor;
-        (tells && rounding < FAR_OFF && snr.error < FAR_OFF).then(|| Scaled {
+        (tells && rounding < FAR_OFF && snr.error < FAR_OFF).then_some(Scaled {
             got,
             snr: value,
             slack: got * (rounding + snr.error),

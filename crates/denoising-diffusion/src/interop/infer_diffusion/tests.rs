@@ -87,7 +87,8 @@ fn the_references_tables_are_recognised() {
 fn tables_in_half_precision_are_recognised() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/schedules.safetensors");
     let (golden, _) = read_safetensors(&path).unwrap();
-    let halves: [(&str, fn(f32) -> f32); 2] =
+    type Round = fn(f32) -> f32;
+    let halves: [(&str, Round); 2] =
         [("f16", |x| half::f16::from_f32(x).to_f32()), ("bf16", |x| half::bf16::from_f32(x).to_f32())];
     for set in ["linear.t1000", "linear.t50", "cosine.t1000", "cosine_s.t50", "sigmoid.t1000", "sigmoid.t50"] {
         for objective in [Objective::PredNoise, Objective::PredX0, Objective::PredV] {
