@@ -1,12 +1,16 @@
 //! Images to be measured, from any source: one pass over data, each image once, in order, never mirrored; or samples in memory. Not here: the
 //! training loader, which evaluations do not affect.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use crate::data::{Batch, DataError, DataLayout, ImageBatch, ImageShape, Subset, spread_places};
 use crate::digest::Digest;
-use crate::generate::{Conditions, Depth, Samples};
+use crate::generate::{Depth, Samples};
+
+mod picked;
+
+pub use picked::Picked;
+use picked::What;
 
 /// Number of images read at a time where no batch is needed, and of their values. Several such batches for each thread are in memory.
 const AT_ONCE: usize = 16;
@@ -257,52 +261,6 @@ impl Images {
     }
 }
 
-/// Images in any order, as often as needed, read when they are asked for: the conditions of samples.
-#[derive(Clone, Debug)]
-pub struct Picked {
-    from: Images,
-    places: Vec<usize>,
-    shape: [usize; 3],
-    what: What,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum What {
-    Images,
-    /// The condition of each image.
-    Conditions,
-}
-
-impl Picked {
-    /// All of them.
-    ///
-    /// # Errors
-    /// Errors of reading.
-    pub fn all(&self) -> Result<ImageBatch, DataError> {
-        self.of(0..self.places.len())
-    }
-}
-
-impl Conditions for Picked {
-    fn shape(&self) -> [usize; 4] {
-        let [c, h, w] = self.shape;
-        [self.places.len(), c, h, w]
-    }
-
-    fn of(&self, numbers: Range<usize>) -> Result<ImageBatch, DataError> {
-        let places = &self.places[numbers];
-        let (What::Conditions, Source::Data(subset)) = (self.what, &self.from.source) else {
-            return self.from.pick(places);
-        };
-        let [c, h, w] = self.shape;
-        let mut data = Vec::with_capacity(places.len() * c * h * w);
-        for &place in places {
-            data.extend(subset.dataset().condition(subset.indices()[place])?.unwrap_or_default());
-        }
-        Ok(ImageBatch { shape: [places.len(), c, h, w], data })
-    }
-}
-
 impl From<Samples> for Images {
     fn from(samples: Samples) -> Self {
         Self { shape: samples.shape(), count: samples.len(), source: Source::Drawn(Arc::new(samples)) }
@@ -332,6 +290,7 @@ fn by_share(images_of: &[usize], count: usize) -> Vec<u32> {
 mod tests {
     use super::*;
     use crate::data::{DataConfig, Dataset};
+    use crate::generate::Conditions;
 
     fn samples() -> ImageBatch {
         ImageBatch::new([3, 1, 1, 2], vec![0.1, -0.2, 0.5, 1.7, 0.3, 0.4]).unwrap()
