@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::thread::available_parallelism;
 
-use burn::tensor::{Device, FloatDType};
+use burn::tensor::Device;
 use clap::Args;
-use denoising_diffusion::device::{DeviceChoice, Opened, is_cpu, multiplies_in_tf32, open};
+use denoising_diffusion::device::{DeviceChoice, Opened, computes_in_bf16, is_cpu, multiplies_in_tf32, open};
 use denoising_diffusion::nn::ops::Precision;
 use denoising_diffusion::recipe::ArithmeticConfig;
 
@@ -163,7 +163,7 @@ fn name_in(precision: Precision, device: &str, Abilities { tf32, bf16 }: Abiliti
         Precision::F32 | Precision::Tf32 if tf32 => Ok(format!("{device}, matrices in tf32")),
         Precision::Bf16 if bf16 => Ok(format!("{device} in bf16")),
         _ => Err(Failure::usage(format!("--precision {precision}: {device} does not compute in {precision}")).hint(
-            "choose a GPU that does (see `ddpm devices`), such as --device cuda:0, or leave out --precision; a run can only be resumed \
+            "choose a device that does (see `ddpm devices`), such as --device cuda:0, or leave out --precision; a run can only be resumed \
              in the precision it was started with",
         )),
     }
@@ -178,6 +178,9 @@ impl Machine {
             opened.iter().map(|opened| name_of(opened, arithmetic.precision)).collect::<Result<_>>()?;
         let others = opened.split_off(1).into_iter().map(|opened| opened.device).collect();
         let opened = opened.remove(0);
+        if arithmetic.precise && arithmetic.precision == Precision::Bf16 && is_cpu(&opened.device) {
+            return Err(Failure::usage("--precise and --precision bf16 exclude each other on the CPU"));
+        }
         let new_kernels = new_kernels.filter(|_| !is_cpu(&opened.device));
         Ok(Self { name: names.join(" and "), opened, others, threads, new_kernels })
     }
@@ -187,7 +190,7 @@ impl Machine {
             .num_threads(self.threads)
             .build_global()
             .map_err(|error| Failure::from(error).context(format!("cannot start {} threads", self.threads)))?;
-        arithmetic.set();
+        arithmetic.set_on(&self.opened.device);
         out_of_memory::watch(&self.opened, work);
         if let Some(kept) = &self.new_kernels {
             let (name, kept) = (&self.name, kept.display());
@@ -230,10 +233,7 @@ fn opened(choice: DeviceChoice) -> Result<Opened> {
 /// Description of the device, with its arithmetic.
 fn name_of(opened: &Opened, precision: Precision) -> Result<String> {
     let device = &opened.device;
-    let abilities = Abilities {
-        tf32: multiplies_in_tf32(device),
-        bf16: !is_cpu(device) && device.supports_dtype(FloatDType::BF16),
-    };
+    let abilities = Abilities { tf32: multiplies_in_tf32(device), bf16: computes_in_bf16(device) };
     name_in(precision, &opened.in_words(), abilities)
 }
 

@@ -15,6 +15,7 @@ pub mod attention;
 pub mod conv;
 pub mod dropout;
 mod gemm;
+mod matrix_unit;
 pub mod memory;
 pub mod mix;
 pub mod norm;

@@ -5,7 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
+use denoising_diffusion_kernels::conv::multiplies_bf16;
 use thiserror::Error;
 
 /// Interfaces for programming GPUs. Each is a cargo feature of the same name.
@@ -315,6 +316,12 @@ pub fn multiplies_in_tf32(device: &Device) -> bool {
         let _ = device;
         false
     }
+}
+
+/// Whether a device computes in bf16 with sums in f32. On the CPU: whether it has a matrix unit for bf16 (Intel's AMX, on Linux); only the products
+/// of convolutions and of layers on every pixel or patch are in bf16 there.
+pub fn computes_in_bf16(device: &Device) -> bool {
+    if is_cpu(device) { multiplies_bf16() } else { device.supports_dtype(FloatDType::BF16) }
 }
 
 /// Whether a device is the CPU, with or without gradients.

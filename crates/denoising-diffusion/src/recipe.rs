@@ -1,10 +1,12 @@
 //! A recipe: everything that determines a training run, as described by a TOML file. Sections group the keys for readers; no two sections share a
 //! key, so that a command line can name every key without its section.
 
+use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::data::{DataConfig, DataError, DataLayout, Dataset, ImageShape, VectorTable};
+use crate::device::is_cpu;
 use crate::diffusion::{Diffusion, DiffusionConfig, DiffusionConfigError, GuidanceConfig};
 use crate::eval::config::{EvaluateConfig, EvaluateConfigError};
 use crate::models::{
@@ -34,10 +36,15 @@ pub struct ArithmeticConfig {
 }
 
 impl ArithmeticConfig {
-    /// Applies it to the whole process.
-    pub fn set(self) {
-        set_conv_precision(if self.precise { ConvPrecision::Precise } else { ConvPrecision::Fast });
-        set_precision(self.precision);
+    /// Applies it to the whole process, which computes on `device` (and others of its kind). On the CPU, `precise` has no effect in bf16.
+    pub fn set_on(self, device: &Device) {
+        let narrow = self.precision == Precision::Bf16 && is_cpu(device);
+        set_conv_precision(match self.precise {
+            _ if narrow => ConvPrecision::Bf16,
+            true => ConvPrecision::Precise,
+            false => ConvPrecision::Fast,
+        });
+        set_precision(if narrow { Precision::F32 } else { self.precision });
     }
 }
 

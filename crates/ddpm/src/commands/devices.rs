@@ -1,8 +1,8 @@
 //! `ddpm devices`: the devices that this program can use on this machine, and why it cannot use others.
 
-use burn::tensor::FloatDType;
+use burn::tensor::Device;
 use clap::Args;
-use denoising_diffusion::device::{Backend, DeviceError, DeviceMemory, list, multiplies_in_tf32};
+use denoising_diffusion::device::{Backend, DeviceError, DeviceMemory, computes_in_bf16, list, multiplies_in_tf32};
 use serde_json::{Value, json};
 
 use crate::failure::Result;
@@ -21,8 +21,9 @@ pub struct DevicesArgs {
 pub fn run(args: &DevicesArgs) -> Result {
     cache::keep_kernels();
     let mut rows = Rows::default();
-    let (mut devices, mut missing) = (vec![json!({ "device": "cpu", "threads": default_threads() })], Vec::new());
-    rows.row("cpu", format!("{} threads", default_threads()));
+    let (threads, bf16) = (default_threads(), computes_in_bf16(&Device::flex()));
+    let (mut devices, mut missing) = (vec![json!({ "device": "cpu", "threads": threads, "bf16": bf16 })], Vec::new());
+    rows.row("cpu", format!("{threads} threads, {}", if bf16 { "f32 and bf16" } else { "f32" }));
     for backend in Backend::ALL {
         let mut absent = |rows: &mut Rows, name: &str, why: String| {
             missing.push(json!({ "device": name, "reason": why }));
@@ -43,7 +44,7 @@ pub fn run(args: &DevicesArgs) -> Result {
                         Ok(opened) => {
                             let memory = opened.memory();
                             let hardware = opened.hardware.unwrap_or_else(|| "works".to_string());
-                            let bf16 = opened.device.supports_dtype(FloatDType::BF16);
+                            let bf16 = computes_in_bf16(&opened.device);
                             let tf32 = multiplies_in_tf32(&opened.device);
                             let bytes = memory.map(|memory| json!({ "free": memory.free, "total": memory.total }));
                             devices.push(json!({

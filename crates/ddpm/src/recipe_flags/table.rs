@@ -82,8 +82,8 @@ const PATCHED: &[&str] = &["dit", "uvit"];
 const UVIT: &[&str] = &["uvit"];
 
 /// Help of `--precision`, for all commands that have the flag.
-pub const PRECISION: &str = "Arithmetic of networks: f32, or, on GPUs that can, tf32 (matrix products and convolutions; f32 is the same there) or \
-                             bf16 (weights, norms, softmax and losses stay in f32)";
+pub const PRECISION: &str = "Arithmetic of networks: f32, or, on devices that can, bf16 (weights, norms, softmax and losses stay in f32; CPUs need \
+                             AMX) or tf32 (only GPUs: matrix products and convolutions; f32 is the same there)";
 
 const FORMULATIONS: &[&str] = &[
     "gaussian",

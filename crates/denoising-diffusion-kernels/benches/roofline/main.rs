@@ -1,7 +1,7 @@
 //! Measures the speed of the kernels, and how close it is to the machine's limits.
 //!
 //! ```text
-//! cargo bench -p denoising-diffusion-kernels --bench roofline -- [--only SUBSTRING] [--rounds N] [--all] [--json] [--serve] [--algorithms]
+//! cargo bench -p denoising-diffusion-kernels --bench roofline -- [--only SUBSTRING] [--rounds N] [--all] [--json] [--serve] [--algorithms] [--bf16]
 //! ```
 //!
 //! Measures the machine's peaks ([`peaks`]), then every kernel at the sizes of two networks ([`cases`]), by default for about 0.15 s each, and prints
@@ -15,8 +15,8 @@
 //! `--only` selects the kernels whose name contains the text, `--all` adds sizes, `--rounds` sets the number of calls, `--json` prints an object per
 //! line, the peaks first. `--serve` prints a line with the peaks and the cases, then reads lines from stdin: for the name of a kernel it runs it and
 //! prints its line; for `peaks` it measures the peaks again, keeps the higher, and prints them. `--algorithms` compares the two algorithms of 3 x 3
-//! convolutions instead ([`algorithms`]). RAYON_NUM_THREADS sets the number of threads. Memory and threads are as in a program that trains: a caching
-//! allocator, and calls from a thread of the pool.
+//! convolutions instead, `--bf16` the convolutions in f32 and in bf16 ([`algorithms`]). RAYON_NUM_THREADS sets the number of threads. Memory and
+//! threads are as in a program that trains: a caching allocator, and calls from a thread of the pool.
 
 mod algorithms;
 mod cases;
@@ -51,6 +51,7 @@ struct Args {
     json: bool,
     serve: bool,
     algorithms: bool,
+    bf16: bool,
 }
 
 fn main() {
@@ -77,9 +78,10 @@ fn parse(mut given: impl Iterator<Item = String>) -> Result<Args, String> {
             "--json" => args.json = true,
             "--serve" => args.serve = true,
             "--algorithms" => args.algorithms = true,
+            "--bf16" => args.bf16 = true,
             _ => {
                 return Err(format!(
-                    "unknown argument {arg}; there are --only, --rounds, --all, --json, --serve, --algorithms"
+                    "unknown argument {arg}; there are --only, --rounds, --all, --json, --serve, --algorithms, --bf16"
                 ));
             }
         }
@@ -91,12 +93,15 @@ fn run(args: &Args) {
     if args.algorithms {
         return algorithms::print_table();
     }
+    let mut cases = cases(args.all);
+    cases.retain(|case| case.name().contains(&args.only));
+    if args.bf16 {
+        return algorithms::print_bf16(&cases);
+    }
     let mut peaks = Peaks::default();
     for _ in 0..PEAK_ROUNDS {
         peaks.measure();
     }
-    let mut cases = cases(args.all);
-    cases.retain(|case| case.name().contains(&args.only));
     if args.serve {
         return serve(args, &mut peaks, &cases);
     }

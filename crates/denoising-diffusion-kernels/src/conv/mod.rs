@@ -8,6 +8,7 @@
 //! with zeros outside x. The input may come in parts that are concatenated along the channels, as with a skip connection; they are not copied
 //! together. No groups, no dilation, no transposed convolution.
 
+mod bf16;
 mod direct;
 #[cfg(test)]
 mod direct_tests;
@@ -25,11 +26,14 @@ mod weight_grad;
 mod windows;
 mod winograd;
 
+use crate::gemm::PANEL;
+use crate::matrix_unit::Unit;
 use crate::par::{ELEMENTS_PER_TASK, Scratch, Shared, for_each_task, task_range};
 use crate::simd::Isa;
 use direct::Direction;
 use parts::{Parts, PartsMut};
 
+pub use bf16::multiplies_bf16;
 pub use epilogue::{ConvActivation, Epilogue};
 pub use shape::{Conv2dShape, ShapeError};
 
@@ -44,13 +48,21 @@ pub enum ConvAlgorithm {
     Direct,
     /// Winograd's method wherever it can be used (3 x 3, step 1, equal paddings of at most 2, enlarged at most twice), otherwise products and sums.
     Winograd,
+    /// Products of factors rounded to bf16, with sums in f32, where the machine [does that fast](multiplies_bf16) and the shape suits it (step 1, an
+    /// output of the input's size, sixteen channels and more); otherwise [`Auto`](ConvAlgorithm::Auto).
+    Bf16,
 }
 
 impl ConvAlgorithm {
+    /// The unit that multiplies bf16, if that is wanted.
+    fn bf16_unit(self, shape: &Conv2dShape) -> Option<Unit> {
+        (self == ConvAlgorithm::Bf16).then(|| bf16::unit_for(shape)).flatten()
+    }
+
     fn wants_winograd(self, shape: &Conv2dShape) -> bool {
         winograd::applies(shape)
             && match self {
-                ConvAlgorithm::Auto => winograd::pays(shape),
+                ConvAlgorithm::Auto | ConvAlgorithm::Bf16 => winograd::pays(shape),
                 ConvAlgorithm::Direct => false,
                 ConvAlgorithm::Winograd => true,
             }
@@ -134,6 +146,9 @@ fn forward_with(
     epilogue.check(shape.out_channels, y.len());
     let pixels = shape.batch * shape.height * shape.width;
     let x = Parts::new(pixels, x);
+    if let Some(unit) = algorithm.bf16_unit(shape) {
+        return bf16::forward((isa, unit), shape, &x, weight, epilogue, y);
+    }
     if algorithm.wants_winograd(shape) {
         let y = &mut [y];
         let y = PartsMut::new(shape.batch * shape.out_height() * shape.out_width(), y);
@@ -157,6 +172,18 @@ fn input_grad_with(
 ) {
     shape.check(dx.iter().map(|dx| dx.len()).sum(), weight.len(), dy.len());
     let pixels = shape.batch * shape.height * shape.width;
+    if let Some(unit) = algorithm.bf16_unit(shape) {
+        let compute = |s: &Conv2dShape, dx: &PartsMut<'_>| bf16::input_grad((isa, unit), s, dy, weight, dx);
+        let in_panels = dx
+            .iter()
+            .try_fold(0, |first, dx| (dx.is_empty() || first % PANEL == 0).then_some(first + dx.len() / pixels));
+        if shape.upsample == 1 && in_panels.is_some() {
+            return compute(shape, &PartsMut::new(pixels, dx));
+        }
+        return joined_input_grad(shape, dx, |s, joined| {
+            compute(s, &PartsMut::new(s.batch * s.height * s.width, &mut [joined]));
+        });
+    }
     if algorithm.wants_winograd(shape) {
         let dy = Parts::new(shape.batch * shape.out_height() * shape.out_width(), &[dy]);
         let dx = PartsMut::new(pixels, dx);
@@ -169,9 +196,17 @@ fn input_grad_with(
     if let ([dx], 1) = (&mut dx[..], shape.upsample) {
         return direct::convolve(isa, Direction::InputGrad, shape, dy, weight, Epilogue::default(), dx);
     }
+    joined_input_grad(shape, dx, |s, joined| {
+        direct::convolve(isa, Direction::InputGrad, s, dy, weight, Epilogue::default(), joined);
+    });
+}
+
+/// dx from that of an image that is enlarged and in one piece, which `compute` gives.
+fn joined_input_grad(shape: &Conv2dShape, dx: &mut [&mut [f32]], compute: impl FnOnce(&Conv2dShape, &mut [f32])) {
+    let pixels = shape.batch * shape.height * shape.width;
     let enlarged = shape.of_enlarged();
     let mut joined = Scratch::new(enlarged.input_len());
-    direct::convolve(isa, Direction::InputGrad, &enlarged, dy, weight, Epilogue::default(), &mut joined);
+    compute(&enlarged, &mut joined);
     if shape.upsample == 1 {
         return parts::split(&joined, pixels, dx);
     }
@@ -195,6 +230,9 @@ fn weight_grad_with(
     shape.check(x.iter().map(|x| x.len()).sum(), dweight.len(), dy.len());
     let pixels = shape.batch * shape.height * shape.width;
     let x = Parts::new(pixels, x);
+    if let Some(unit) = algorithm.bf16_unit(shape) {
+        return bf16::weight_grad((isa, unit), shape, &x, dy, dweight);
+    }
     if algorithm.wants_winograd(shape) {
         return x.in_panels(pixels, |x| winograd::weight_grad(isa, shape, x, dy, dweight));
     }

@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -15,6 +15,9 @@ pub enum ConvPrecision {
     Fast,
     /// Products and sums only: relative errors of some 1e-6.
     Precise,
+    /// Factors rounded to bf16, sums in f32, if the processor has a [matrix unit](crate::device::computes_in_bf16) for that; few channels, and
+    /// machines without one: [`Fast`](Self::Fast). Data and everything else stay f32.
+    Bf16,
 }
 
 /// What blocks keep for the backward pass.
@@ -36,7 +39,8 @@ pub enum Precision {
     /// Only on such GPUs: factors of matrix products and convolutions have 11 bits of mantissa; sums and everything else are in f32.
     Tf32,
     /// Data between the layers, and the products of convolutions and attention, are in bf16 (sums in f32). Weights, gradients of weights, optimizer,
-    /// average, norms, softmax, embeddings of the noise level and losses stay in f32.
+    /// average, norms, softmax, embeddings of the noise level and losses stay in f32. On the CPU, [`ConvPrecision::Bf16`] takes its place
+    /// ([`ArithmeticConfig::set_on`](crate::recipe::ArithmeticConfig::set_on)).
     Bf16,
 }
 
@@ -66,17 +70,20 @@ impl FromStr for Precision {
     }
 }
 
-static PRECISE: AtomicBool = AtomicBool::new(false);
+static CONVOLUTIONS: AtomicU8 = AtomicU8::new(ConvPrecision::Fast as u8);
 static RECOMPUTE: AtomicBool = AtomicBool::new(false);
 static BF16: AtomicBool = AtomicBool::new(false);
 
-/// Sets the precision of convolutions from now on; initially it is [`ConvPrecision::Fast`].
+/// Sets the precision of convolutions on the CPU from now on; initially it is [`ConvPrecision::Fast`].
 pub fn set_conv_precision(precision: ConvPrecision) {
-    PRECISE.store(precision == ConvPrecision::Precise, Ordering::Relaxed);
+    CONVOLUTIONS.store(precision as u8, Ordering::Relaxed);
 }
 
 pub(super) fn conv_precision() -> ConvPrecision {
-    if PRECISE.load(Ordering::Relaxed) { ConvPrecision::Precise } else { ConvPrecision::Fast }
+    [ConvPrecision::Precise, ConvPrecision::Bf16]
+        .into_iter()
+        .find(|&precision| precision as u8 == CONVOLUTIONS.load(Ordering::Relaxed))
+        .unwrap_or(ConvPrecision::Fast)
 }
 
 /// Sets what blocks keep from now on; initially it is [`Activations::Keep`].

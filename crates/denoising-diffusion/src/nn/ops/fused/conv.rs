@@ -30,6 +30,15 @@ fn algorithm() -> ConvAlgorithm {
     match conv_precision() {
         ConvPrecision::Fast => ConvAlgorithm::Auto,
         ConvPrecision::Precise => ConvAlgorithm::Direct,
+        ConvPrecision::Bf16 => ConvAlgorithm::Bf16,
+    }
+}
+
+/// That of [`ConvRelu`], of which the networks consist that measure images: never in bf16.
+fn exact_algorithm() -> ConvAlgorithm {
+    match algorithm() {
+        ConvAlgorithm::Bf16 => ConvAlgorithm::Auto,
+        other => other,
     }
 }
 
@@ -62,17 +71,33 @@ fn forward(
     weight: &FlexTensor,
     bias: &FlexTensor,
     residual: Option<&FlexTensor>,
-    activation: ConvActivation,
+) -> FlexTensor {
+    let activation = ConvActivation::Identity;
+    forward_by(
+        algorithm(),
+        shape,
+        x,
+        weight,
+        Epilogue { bias: Some(slice(bias)), residual: residual.map(slice), activation },
+    )
+}
+
+fn forward_by(
+    algorithm: ConvAlgorithm,
+    shape: &Conv2dShape,
+    x: &[&FlexTensor],
+    weight: &FlexTensor,
+    epilogue: Epilogue<'_>,
 ) -> FlexTensor {
     let x: Vec<&[f32]> = x.iter().map(|x| slice(x)).collect();
     tensor([shape.batch, shape.out_height(), shape.out_width(), shape.out_channels], |y| {
-        let epilogue = Epilogue { bias: Some(slice(bias)), residual: residual.map(slice), activation };
-        conv2d_forward(shape, algorithm(), &x, slice(weight), epilogue, y);
+        conv2d_forward(shape, algorithm, &x, slice(weight), epilogue, y);
     })
 }
 
 /// Gradients of weight and bias, if they are wanted.
 fn parameter_gradients(
+    algorithm: ConvAlgorithm,
     shape: &Conv2dShape,
     x: &[&FlexTensor],
     weight: &FlexTensor,
@@ -81,13 +106,19 @@ fn parameter_gradients(
 ) -> [Option<FlexTensor>; 2] {
     let x: Vec<&[f32]> = x.iter().map(|x| slice(x)).collect();
     let dweight =
-        when(wanted[0], || tensor(dims::<4>(weight), |dw| conv2d_weight_grad(shape, algorithm(), &x, slice(dy), dw)));
+        when(wanted[0], || tensor(dims::<4>(weight), |dw| conv2d_weight_grad(shape, algorithm, &x, slice(dy), dw)));
     let dbias = when(wanted[1], || tensor([shape.out_channels], |db| bias_grad(slice(dy), shape.out_channels, db)));
     [dweight, dbias]
 }
 
-fn input_gradient(shape: &Conv2dShape, x: &FlexTensor, weight: &FlexTensor, dy: &FlexTensor) -> FlexTensor {
-    tensor(dims::<4>(x), |dx| conv2d_input_grad(shape, algorithm(), slice(dy), slice(weight), &mut [dx]))
+fn input_gradient(
+    algorithm: ConvAlgorithm,
+    shape: &Conv2dShape,
+    x: &FlexTensor,
+    weight: &FlexTensor,
+    dy: &FlexTensor,
+) -> FlexTensor {
+    tensor(dims::<4>(x), |dx| conv2d_input_grad(shape, algorithm, slice(dy), slice(weight), &mut [dx]))
 }
 
 impl Kernel<3> for Conv {
@@ -95,10 +126,7 @@ impl Kernel<3> for Conv {
 
     fn forward(&self, [x, weight, bias]: [FlexTensor; 3]) -> (FlexTensor, Self::Saved) {
         let [_, _, _, channels] = dims(&x);
-        (
-            forward(&shape_of(&x, channels, self.0, &weight), &[&x], &weight, &bias, None, ConvActivation::Identity),
-            (x, weight),
-        )
+        (forward(&shape_of(&x, channels, self.0, &weight), &[&x], &weight, &bias, None), (x, weight))
     }
 
     fn saved(&self, [x, weight, _]: [FlexTensor; 3]) -> Self::Saved {
@@ -108,8 +136,8 @@ impl Kernel<3> for Conv {
     fn backward(&self, (x, weight): Self::Saved, dy: FlexTensor, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
         let [_, _, _, channels] = dims(&x);
         let shape = shape_of(&x, channels, self.0, &weight);
-        let dx = when(wanted[0], || input_gradient(&shape, &x, &weight, &dy));
-        let [dweight, dbias] = parameter_gradients(&shape, &[&x], &weight, &dy, [wanted[1], wanted[2]]);
+        let dx = when(wanted[0], || input_gradient(algorithm(), &shape, &x, &weight, &dy));
+        let [dweight, dbias] = parameter_gradients(algorithm(), &shape, &[&x], &weight, &dy, [wanted[1], wanted[2]]);
         [dx, dweight, dbias]
     }
 }
@@ -127,7 +155,8 @@ impl Kernel<3> for ConvRelu {
 
     fn forward(&self, [x, weight, bias]: [FlexTensor; 3]) -> (FlexTensor, Self::Saved) {
         let shape = self.shape_of(&x, &weight);
-        let y = forward(&shape, &[&x], &weight, &bias, None, ConvActivation::Relu);
+        let epilogue = Epilogue { bias: Some(slice(&bias)), residual: None, activation: ConvActivation::Relu };
+        let y = forward_by(exact_algorithm(), &shape, &[&x], &weight, epilogue);
         (y.clone(), [x, weight, y])
     }
 
@@ -138,8 +167,9 @@ impl Kernel<3> for ConvRelu {
                 *d = if y > 0.0 { dy } else { 0.0 };
             }
         });
-        let dx = when(wanted[0], || input_gradient(&shape, &x, &weight, &dy));
-        let [dweight, dbias] = parameter_gradients(&shape, &[&x], &weight, &dy, [wanted[1], wanted[2]]);
+        let dx = when(wanted[0], || input_gradient(exact_algorithm(), &shape, &x, &weight, &dy));
+        let [dweight, dbias] =
+            parameter_gradients(exact_algorithm(), &shape, &[&x], &weight, &dy, [wanted[1], wanted[2]]);
         [dx, dweight, dbias]
     }
 }
@@ -155,8 +185,7 @@ impl Kernel<4> for ConvSkip {
     type Saved = [FlexTensor; 3];
 
     fn forward(&self, [x, skip, weight, bias]: [FlexTensor; 4]) -> (FlexTensor, Self::Saved) {
-        let y =
-            forward(&Self::shape_of(&x, &skip, &weight), &[&x, &skip], &weight, &bias, None, ConvActivation::Identity);
+        let y = forward(&Self::shape_of(&x, &skip, &weight), &[&x, &skip], &weight, &bias, None);
         (y, [x, skip, weight])
     }
 
@@ -174,7 +203,8 @@ impl Kernel<4> for ConvSkip {
                 }));
             })
         });
-        let [dweight, dbias] = parameter_gradients(&shape, &[&x, &skip], &weight, &dy, [wanted[2], wanted[3]]);
+        let [dweight, dbias] =
+            parameter_gradients(algorithm(), &shape, &[&x, &skip], &weight, &dy, [wanted[2], wanted[3]]);
         [dx, dskip, dweight, dbias]
     }
 }
@@ -185,7 +215,7 @@ impl Kernel<4> for ConvAdd {
     fn forward(&self, [x, weight, bias, residual]: [FlexTensor; 4]) -> (FlexTensor, Self::Saved) {
         let [_, _, _, channels] = dims(&x);
         let shape = shape_of(&x, channels, Resampling::Keep, &weight);
-        (forward(&shape, &[&x], &weight, &bias, Some(&residual), ConvActivation::Identity), (x, weight))
+        (forward(&shape, &[&x], &weight, &bias, Some(&residual)), (x, weight))
     }
 
     fn saved(&self, [x, weight, ..]: [FlexTensor; 4]) -> Self::Saved {
