@@ -92,9 +92,12 @@ impl Pool {
         best.map(|i| self.0.swap_remove(i)).unwrap_or_default()
     }
 
+    /// Keeps the buffer, in place of the smallest if there are too many.
     fn put(&mut self, lines: Vec<Line>) {
-        if self.0.len() < POOL_SIZE {
-            self.0.push(lines);
+        self.0.push(lines);
+        if self.0.len() > POOL_SIZE {
+            let smallest = (0..self.0.len()).min_by_key(|&i| self.0[i].len());
+            smallest.map(|i| self.0.swap_remove(i));
         }
     }
 }

@@ -210,10 +210,21 @@ fn joined_input_grad(shape: &Conv2dShape, dx: &mut [&mut [f32]], compute: impl F
     if shape.upsample == 1 {
         return parts::split(&joined, pixels, dx);
     }
+    let (channels, upsample) = (shape.in_channels, shape.upsample);
+    let row_len = shape.width * channels;
     let mut reduced = Scratch::zeroed(shape.input_len());
-    each_copy(shape, |from, to| {
-        for (sum, value) in reduced[from..from + shape.in_channels].iter_mut().zip(&joined[to..]) {
-            *sum += value;
+    let out = Shared::new(&mut reduced);
+    for_each_task(shape.batch * shape.height, |row| {
+        // SAFETY: every task has its own row.
+        let sums = unsafe { out.part(row * row_len..(row + 1) * row_len) };
+        for copy in joined[row * upsample.pow(2) * row_len..].chunks_exact(upsample * row_len).take(upsample) {
+            for (sums, copies) in sums.chunks_exact_mut(channels).zip(copy.chunks_exact(upsample * channels)) {
+                for copy in copies.chunks_exact(channels) {
+                    for (sum, value) in sums.iter_mut().zip(copy) {
+                        *sum += value;
+                    }
+                }
+            }
         }
     });
     parts::split(&reduced, pixels, dx);
@@ -231,7 +242,7 @@ fn weight_grad_with(
     let pixels = shape.batch * shape.height * shape.width;
     let x = Parts::new(pixels, x);
     if let Some(unit) = algorithm.bf16_unit(shape) {
-        return bf16::weight_grad((isa, unit), shape, &x, dy, dweight);
+        return bf16::weight_grad(unit, shape, &x, dy, dweight);
     }
     if algorithm.wants_winograd(shape) {
         return x.in_panels(pixels, |x| winograd::weight_grad(isa, shape, x, dy, dweight));

@@ -4,21 +4,22 @@ use std::ops::Range;
 
 use crate::gemm::PANEL;
 use crate::matrix_unit::{Left, NarrowScratch, Right, SIDE, Session, Sums, TERMS, Unit, narrow_rows};
-use crate::par::{Scratch, for_each_task, task_range};
+use crate::par::{Scratch, Shared, for_each_task, task_range};
 use crate::simd::{Isa, simd_fn};
 
-use super::super::pack::{input_panels, output_panels};
 use super::super::parts::{Part, Parts, PartsMut};
 use super::super::{Conv2dShape, ConvActivation, Epilogue};
-use super::flat::Flat;
-use super::weights::{first_of, tiles, tiles_len};
+use super::flat::{Flat, ROWS};
+use super::weights::{by_inputs, by_outputs, panel_len};
 
-/// Rows of two tiles.
-const ROWS: usize = 2 * SIDE;
-/// The least number of places of a task. A task also rounds the sources within reach of its last place, so there are more if that is far.
+/// The least number of places of a task. If a task also rounds the sources within reach of its last place, there are more if that is far.
 const PLACES_PER_TASK: usize = 512;
-/// The smallest desired number of tasks; if there are few places, tasks share them and take some panels each.
+/// The smallest desired number of tasks; if there are few places, all sources are rounded first, and tasks take some panels each.
 const MIN_TASKS: usize = 16;
+/// Positions that a task rounds, if all sources are rounded first.
+const POSITIONS_PER_TASK: usize = 128;
+/// bf16 values of weights that stay in the cache while all rows of a task pass by.
+const CACHED_WEIGHTS: usize = 1 << 17;
 
 /// y = epilogue of x * weight, where x begins its parts at any channel.
 pub(in super::super) fn forward(
@@ -30,9 +31,7 @@ pub(in super::super) fn forward(
     y: &mut [f32],
 ) {
     let (taps, outputs) = (shape.taps(), shape.out_channels);
-    let flat = Flat::new(shape);
-    let pack =
-        |panels| tiles(isa, &output_panels(isa, weight, outputs, taps, panels, |tap| tap), taps, shape.in_channels);
+    let pack = |panels| by_outputs(unit, weight, outputs, taps, panels);
     let bias = epilogue.bias.map(|bias| {
         let mut padded = Scratch::zeroed(outputs.next_multiple_of(PANEL));
         padded[..outputs].copy_from_slice(bias);
@@ -40,7 +39,7 @@ pub(in super::super) fn forward(
     });
     let finish = Finish { bias: bias.as_deref(), residual: epilogue.residual, activation: epilogue.activation };
     let pixels = shape.batch * shape.out_height() * shape.out_width();
-    convolve((isa, unit), flat, x, outputs, pack, finish, &PartsMut::new(pixels, &mut [y]));
+    convolve((isa, unit), Flat::new(shape), x, outputs, pack, finish, &PartsMut::new(pixels, &mut [y]));
 }
 
 /// dx from dy; parts of dx begin at panels of channels. The image must not be enlarged.
@@ -51,14 +50,11 @@ pub(in super::super) fn input_grad(
     weight: &[f32],
     dx: &PartsMut<'_>,
 ) {
-    let (taps, inputs, outputs) = (shape.taps(), shape.in_channels, shape.out_channels);
     // With step 1, the input gradient is a convolution with the reversed kernel.
-    let pack = |panels| {
-        tiles(isa, &input_panels(isa, weight, outputs, taps, 0..inputs, panels, |tap| taps - 1 - tap), taps, outputs)
-    };
-    let pixels = shape.batch * shape.out_height() * shape.out_width();
+    let pack = |panels| by_inputs(unit, weight, shape.out_channels, shape.taps(), panels);
+    let dy = Parts::new(shape.batch * shape.out_height() * shape.out_width(), &[dy]);
     let finish = Finish { bias: None, residual: None, activation: ConvActivation::Identity };
-    convolve((isa, unit), Flat::new(shape), &Parts::new(pixels, &[dy]), inputs, pack, finish, dx);
+    convolve((isa, unit), Flat::new(shape), &dy, shape.in_channels, pack, finish, dx);
 }
 
 /// What is done with sums before they are stored.
@@ -82,8 +78,16 @@ fn convolve(
 ) {
     let (places, reach, taps) = (flat.places(), flat.reach(), flat.taps());
     let channels = source.channels();
-    let tiles_len = tiles_len(taps.len(), channels);
-    let places_per_task = PLACES_PER_TASK.max(4 * reach).next_multiple_of(ROWS);
+    let panel_len = panel_len(taps.len(), channels);
+    // Rows an odd number of cache lines apart do not collide in the cache.
+    let stride = (channels.div_ceil(TERMS) | 1) * TERMS;
+    let rounded = |range: Range<usize>, in_tasks: bool| rounded(unit, flat, source, range, stride, in_tasks);
+    let far = PLACES_PER_TASK.max(4 * reach).next_multiple_of(ROWS);
+    let (places_per_task, whole) = if places.div_ceil(far) >= MIN_TASKS {
+        (far, None)
+    } else {
+        (PLACES_PER_TASK, Some(rounded(0..places.next_multiple_of(ROWS) + reach, true)))
+    };
     let blocks = places.div_ceil(places_per_task);
     let all_panels = columns.div_ceil(PANEL);
     // Pairs of panels, as they are multiplied together.
@@ -91,71 +95,94 @@ fn convolve(
     let panels_per_task = 2 * pairs.div_ceil(pairs.min(MIN_TASKS.div_ceil(blocks)));
     let groups = all_panels.div_ceil(panels_per_task);
     let packed = (blocks > 1).then(|| pack(0..all_panels));
-    // Rows an odd number of cache lines apart do not collide in the cache.
-    let stride = (channels.div_ceil(TERMS) | 1) * TERMS;
     let runs: Vec<usize> = taps.iter().map(|tap| tap * stride).collect();
     for_each_task(blocks * groups, |task| {
         let block = task_range(task / groups, places_per_task, places);
         let panels = task_range(task % groups, panels_per_task, all_panels);
         let own = packed.is_none().then(|| pack(panels.clone()));
-        let first = match (&packed, &own) {
-            (Some(packed), _) => first_of(packed, &panels, tiles_len),
+        let weights = match (&packed, &own) {
+            (Some(packed), _) => packed.as_ptr().wrapping_add(panels.start * panel_len),
             (None, own) => own.as_ref().map_or(std::ptr::null(), NarrowScratch::as_ptr),
         };
         let rows = block.len().next_multiple_of(SIDE);
-        let rounded = rounded(isa, flat, source, block.start..block.start + rows + reach, stride);
+        let own = whole.is_none().then(|| rounded(block.start..block.start + rows + reach, false));
+        let source = match (&whole, &own) {
+            (Some(whole), _) => whole.as_ptr().wrapping_add(block.start * stride),
+            (None, own) => own.as_ref().map_or(std::ptr::null(), NarrowScratch::as_ptr),
+        };
         let session = Session::new(unit);
         let mut sums: Sums = [0.0; 4 * SIDE * SIDE];
-        for panel in panels.clone().step_by(2) {
-            let right = Right {
-                first: first.wrapping_add((panel - panels.start) * tiles_len),
-                second: (panel + 1 < panels.end).then_some(tiles_len),
-            };
-            for at in (0..rows).step_by(ROWS) {
-                let left = Left {
-                    first: rounded.as_ptr().wrapping_add(at * stride),
-                    stride,
-                    second: (at + SIDE < rows).then_some(SIDE * stride),
-                    runs: &runs,
-                    steps: channels.div_ceil(TERMS),
-                };
-                // SAFETY: `rounded` holds all rows within reach, the panels are those of this task.
-                unsafe { session.multiply(left, right, false, &mut sums) };
-                let places = block.start + at..block.end.min(block.start + at + ROWS);
-                flat.each_run(places, |row, pixels| {
-                    for (i, panel) in (panel..panels.end.min(panel + 2)).enumerate() {
-                        store(isa, &sums, row, i, pixels.clone(), panel, finish, target);
-                    }
-                });
+        let mut pair = |panel: usize, at: usize| {
+            let places = block.start + at..block.end.min(block.start + at + ROWS);
+            if !flat.has_pixels(places.clone()) {
+                return;
             }
+            let left = Left {
+                first: source.wrapping_add(at * stride),
+                stride,
+                second: (at + SIDE < rows).then_some(SIDE * stride),
+                runs: &runs,
+                steps: channels.div_ceil(TERMS),
+            };
+            let right = Right {
+                first: weights.wrapping_add((panel - panels.start) * panel_len),
+                second: (panel + 1 < panels.end).then_some(panel_len),
+            };
+            // SAFETY: the source holds all rows within reach, the panels are those of this task.
+            unsafe { session.multiply(left, right, false, &mut sums) };
+            flat.each_run(places, |row, pixels| {
+                for (i, panel) in (panel..panels.end.min(panel + 2)).enumerate() {
+                    store(isa, &sums, row, i, pixels.clone(), panel, finish, target);
+                }
+            });
+        };
+        let (rows, panels) = ((0..rows).step_by(ROWS), panels.clone().step_by(2));
+        if panels.len() * 2 * panel_len <= CACHED_WEIGHTS {
+            rows.for_each(|at| panels.clone().for_each(|panel| pair(panel, at)));
+        } else {
+            panels.for_each(|panel| rows.clone().for_each(|at| pair(panel, at)));
         }
     });
 }
 
-/// The source at the positions of `range`, in bf16, `[positions, stride]`; zeros fill up the channels.
-fn rounded(isa: Isa, flat: Flat, source: &Parts<'_>, range: Range<usize>, stride: usize) -> NarrowScratch {
+/// The source at the positions of `range`, in bf16, `[positions, stride]`, by several tasks or on this thread; zeros fill up the channels.
+fn rounded(
+    unit: Unit,
+    flat: Flat,
+    source: &Parts<'_>,
+    range: Range<usize>,
+    stride: usize,
+    in_tasks: bool,
+) -> NarrowScratch {
     let mut rounded = NarrowScratch::new(range.len() * stride);
+    let size = if in_tasks { POSITIONS_PER_TASK } else { range.len() };
+    let out = Shared::new(rounded.pairs());
     let channels = source.channels();
-    let to = rounded.as_mut_ptr();
-    let mut done = 0;
-    // SAFETY: positions and channels are within the scratch memory.
-    let zeros = |from: usize, until: usize| unsafe { to.add(from * stride).write_bytes(0, (until - from) * stride) };
-    flat.each_source(range.clone(), |at, pixel, count| {
-        zeros(done, at);
-        done = at + count;
-        for &Part { values, first, channels } in source.iter() {
-            let values = &values[pixel * channels..(pixel + count) * channels];
-            // SAFETY: as above.
-            unsafe { narrow_rows(isa, values.as_ptr(), channels, count, to.add(at * stride + first), stride) };
-        }
-        if channels < stride {
-            for i in at..at + count {
+    for_each_task(range.len().div_ceil(size), |task| {
+        let part = task_range(task, size, range.len());
+        // `stride` is even.
+        let to: *mut u16 = out.at(part.start * stride / 2).cast();
+        let mut done = 0;
+        // SAFETY: positions and channels are within the scratch memory, and these are the task's.
+        let zeros =
+            |from: usize, until: usize| unsafe { to.add(from * stride).write_bytes(0, (until - from) * stride) };
+        flat.each_source(range.start + part.start..range.start + part.end, |at, pixel, count| {
+            zeros(done, at);
+            done = at + count;
+            for &Part { values, first, channels } in source.iter() {
+                let values = &values[pixel * channels..(pixel + count) * channels];
                 // SAFETY: as above.
-                unsafe { to.add(i * stride + channels).write_bytes(0, stride - channels) };
+                unsafe { narrow_rows(unit, values.as_ptr(), channels, count, to.add(at * stride + first), stride) };
             }
-        }
+            if channels < stride {
+                for i in at..at + count {
+                    // SAFETY: as above.
+                    unsafe { to.add(i * stride + channels).write_bytes(0, stride - channels) };
+                }
+            }
+        });
+        zeros(done, part.len());
     });
-    zeros(done, range.len());
     rounded
 }
 
