@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use burn::tensor::{Device, FloatDType, Tensor};
-use denoising_diffusion_kernels::conv::multiplies_bf16;
+use denoising_diffusion_kernels::multiplies_bf16;
 use thiserror::Error;
 
 /// Interfaces for programming GPUs. Each is a cargo feature of the same name.
@@ -319,7 +319,7 @@ pub fn multiplies_in_tf32(device: &Device) -> bool {
 }
 
 /// Whether a device computes in bf16 with sums in f32. On the CPU: whether it has a matrix unit for bf16 (Intel's AMX, on Linux); only the products
-/// of convolutions and of layers on every pixel or patch are in bf16 there.
+/// of convolutions, of layers on every pixel or patch, and of full attention are in bf16 there.
 pub fn computes_in_bf16(device: &Device) -> bool {
     if is_cpu(device) { multiplies_bf16() } else { device.supports_dtype(FloatDType::BF16) }
 }

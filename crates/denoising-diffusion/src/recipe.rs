@@ -13,7 +13,7 @@ use crate::models::{
     DitConfig, Extent, KarrasUnetConfig, NetworkConfig, NetworkConfigError, NetworkFit, Unet1dConfig, UnetConfig,
     UvitConfig,
 };
-use crate::nn::ops::{ConvPrecision, Precision, set_conv_precision, set_precision};
+use crate::nn::ops::{CpuArithmetic, Precision, set_cpu_arithmetic, set_precision};
 use crate::sampler::{SampleConfig, SampleConfigError};
 use crate::train::{EmaConfig, PostHocConfig, PowerEmaError, TrainConfig, TrainConfigError, TrainerError};
 
@@ -39,10 +39,10 @@ impl ArithmeticConfig {
     /// Applies it to the whole process, which computes on `device` (and others of its kind). On the CPU, `precise` has no effect in bf16.
     pub fn set_on(self, device: &Device) {
         let narrow = self.precision == Precision::Bf16 && is_cpu(device);
-        set_conv_precision(match self.precise {
-            _ if narrow => ConvPrecision::Bf16,
-            true => ConvPrecision::Precise,
-            false => ConvPrecision::Fast,
+        set_cpu_arithmetic(match self.precise {
+            _ if narrow => CpuArithmetic::Bf16,
+            true => CpuArithmetic::Precise,
+            false => CpuArithmetic::Fast,
         });
         set_precision(if narrow { Precision::F32 } else { self.precision });
     }

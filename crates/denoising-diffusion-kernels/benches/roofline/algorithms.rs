@@ -1,6 +1,8 @@
-//! Compares direct computation with Winograd's method, on which the choice of `ConvAlgorithm::Auto` is based, and convolutions in f32 with those in bf16.
+//! Compares direct computation with Winograd's method, on which the choice of `ConvAlgorithm::Auto` is based, and work in f32 with that in bf16.
 
-use denoising_diffusion_kernels::conv::{Conv2dShape, ConvAlgorithm, multiplies_bf16};
+use denoising_diffusion_kernels::attention::Factors;
+use denoising_diffusion_kernels::conv::{Conv2dShape, ConvAlgorithm};
+use denoising_diffusion_kernels::multiplies_bf16;
 
 use super::cases::Case;
 use super::time;
@@ -39,27 +41,36 @@ fn ratio(pass: Pass, batch: usize, side: usize, channels: usize) -> f64 {
         stride: 1,
         padding: [1; 2],
     };
-    let [direct, winograd] = fastest([ConvAlgorithm::Direct, ConvAlgorithm::Winograd], shape, pass);
+    let work = |algorithm| Work::Conv { shape, algorithm, pass };
+    let [direct, winograd] = fastest([ConvAlgorithm::Direct, ConvAlgorithm::Winograd].map(work));
     direct / winograd
 }
 
-/// The fastest call of each algorithm, in seconds.
-fn fastest(algorithms: [ConvAlgorithm; 2], shape: Conv2dShape, pass: Pass) -> [f64; 2] {
-    let mut calls = algorithms.map(|algorithm| Work::Conv { shape, algorithm, pass }.prepare());
+/// The fastest call of each, in seconds.
+fn fastest(work: [Work; 2]) -> [f64; 2] {
+    let mut calls = work.map(|work| work.prepare());
     // In turn, so that other work of the machine affects both.
     let rounds: Vec<[f64; 2]> = (0..4).map(|_| calls.each_mut().map(|call| time(&mut **call, Some(ROUND)).0)).collect();
     [0, 1].map(|i| rounds.iter().map(|round| round[i]).fold(f64::INFINITY, f64::min))
 }
 
-/// Prints the fastest call of each convolution in f32 and in bf16, its rate in bf16, and how many times faster that is.
+/// Prints the fastest call of each convolution and full attention in f32 and in bf16, its rate in bf16, and how many times faster that is.
 pub fn print_bf16(cases: &[Case]) {
     if !multiplies_bf16() {
         return println!("this machine has no matrix unit for bf16");
     }
     for case in cases {
-        let Work::Conv { shape, algorithm: ConvAlgorithm::Auto, pass } = case.work else { continue };
-        let [auto, bf16] = fastest([ConvAlgorithm::Auto, ConvAlgorithm::Bf16], shape, pass);
-        let (rate, ratio) = (shape.flops() as f64 / bf16 * 1e-9, auto / bf16);
+        let in_bf16 = match case.work {
+            Work::Conv { shape, algorithm: ConvAlgorithm::Auto, pass } => {
+                Work::Conv { shape, algorithm: ConvAlgorithm::Bf16, pass }
+            }
+            Work::Attention { shape, linear: false, pass, .. } => {
+                Work::Attention { shape, linear: false, factors: Factors::Bf16, pass }
+            }
+            _ => continue,
+        };
+        let [auto, bf16] = fastest([case.work, in_bf16]);
+        let (rate, ratio) = (case.work.flops() as f64 / bf16 * 1e-9, auto / bf16);
         let name = case.name();
         println!("{name:44} {:8.3} ms {:8.3} ms {rate:8.1} GFLOP/s {ratio:6.2}", auto * 1e3, bf16 * 1e3);
     }

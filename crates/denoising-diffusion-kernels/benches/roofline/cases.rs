@@ -5,7 +5,7 @@
 
 use super::work::{Pass, Work};
 use Pass::{Backward, Forward, InputGrad, Step, WeightGrad};
-use denoising_diffusion_kernels::attention::AttentionShape;
+use denoising_diffusion_kernels::attention::{AttentionShape, Factors};
 use denoising_diffusion_kernels::conv::{Conv2dShape, ConvAlgorithm};
 use denoising_diffusion_kernels::norm::RmsNormShape;
 
@@ -128,7 +128,11 @@ pub fn cases(all: bool) -> Vec<Case> {
         let shape = AttentionShape { batch, positions: side * side, heads: 4, head_dim: 32, memory: 4 };
         for pass in [Forward, Backward] {
             let kernel = format!("{}attention {}", if linear { "linear_" } else { "" }, pass.name());
-            add(kernel, format!("{network} n {}", side * side), Work::Attention { shape, linear, pass });
+            add(
+                kernel,
+                format!("{network} n {}", side * side),
+                Work::Attention { shape, linear, factors: Factors::F32, pass },
+            );
         }
     }
     add(format!("clip_adam_ema {}", Step.name()), "4M".into(), Work::Optimizer { len: PARAMETERS });

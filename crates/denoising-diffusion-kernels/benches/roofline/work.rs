@@ -2,7 +2,7 @@
 
 use denoising_diffusion_kernels::activation::{Activation, Pointwise, pointwise_backward, pointwise_forward};
 use denoising_diffusion_kernels::attention::{
-    AttentionShape, attention_backward, attention_forward, linear_attention_backward, linear_attention_forward,
+    AttentionShape, Factors, attention_backward, attention_forward, linear_attention_backward, linear_attention_forward,
 };
 use denoising_diffusion_kernels::conv::{
     Conv2dShape, ConvAlgorithm, Epilogue, conv2d_forward, conv2d_input_grad, conv2d_weight_grad,
@@ -50,6 +50,7 @@ pub enum Work {
     Attention {
         shape: AttentionShape,
         linear: bool,
+        factors: Factors,
         pass: Pass,
     },
     /// Clipping of the gradient's norm, a step of Adam, the moving average.
@@ -72,7 +73,7 @@ impl Work {
     pub fn flops(&self) -> usize {
         match *self {
             Work::Conv { shape, .. } => shape.flops(),
-            Work::Attention { shape: s, linear, pass } => {
+            Work::Attention { shape: s, linear, pass, .. } => {
                 let keys = s.positions + s.memory;
                 let (forward, backward) = if linear {
                     (s.head_dim * (keys + s.positions), s.head_dim * (2 * keys + 2 * s.positions))
@@ -105,7 +106,7 @@ impl Work {
                 let parameters = s.channels + if scaled { s.batch * 2 * s.channels } else { 0 };
                 norm_values(s.len(), parameters, pass)
             }
-            Work::Attention { shape: s, linear, pass } => {
+            Work::Attention { shape: s, linear, pass, .. } => {
                 let inputs = s.qkv_len() + s.memory_len();
                 let state = if linear { s.linear_state_len() } else { s.lse_len() };
                 let outputs = s.output_len() + state;
@@ -149,7 +150,7 @@ impl Work {
                 ];
                 ("rms_norm", pass, sizes)
             }
-            Work::Attention { shape: s, linear, pass } => {
+            Work::Attention { shape: s, linear, pass, .. } => {
                 let sizes = vec![
                     ("batch", s.batch),
                     ("positions", s.positions),
@@ -171,8 +172,8 @@ impl Work {
         match *self {
             Work::Conv { shape, algorithm, pass } => convolution(shape, algorithm, pass),
             Work::RmsNorm { shape, scaled, pass } => rms_norm(shape, scaled, pass),
-            Work::Attention { shape, linear: true, pass } => linear_attention(shape, pass),
-            Work::Attention { shape, linear: false, pass } => attention(shape, pass),
+            Work::Attention { shape, linear: true, pass, .. } => linear_attention(shape, pass),
+            Work::Attention { shape, linear: false, factors, pass } => attention(shape, factors, pass),
             Work::Optimizer { len } => optimizer(len),
             Work::Silu { len, pass } => silu(len, pass),
         }
@@ -219,15 +220,15 @@ fn linear_attention(s: AttentionShape, pass: Pass) -> Box<dyn FnMut()> {
     Box::new(move || linear_attention_backward(&s, &qkv, &memory, &state, &dout, &mut dqkv, &mut dmemory))
 }
 
-fn attention(s: AttentionShape, pass: Pass) -> Box<dyn FnMut()> {
+fn attention(s: AttentionShape, factors: Factors, pass: Pass) -> Box<dyn FnMut()> {
     let (qkv, memory) = (values(s.qkv_len()), values(s.memory_len()));
     let (mut out, mut lse) = (values(s.output_len()), values(s.lse_len()));
     if pass == Pass::Forward {
-        return Box::new(move || attention_forward(&s, &qkv, &memory, &mut out, &mut lse));
+        return Box::new(move || attention_forward(&s, factors, &qkv, &memory, &mut out, &mut lse));
     }
-    attention_forward(&s, &qkv, &memory, &mut out, &mut lse);
+    attention_forward(&s, factors, &qkv, &memory, &mut out, &mut lse);
     let (dout, mut dqkv, mut dmemory) = (values(s.output_len()), qkv.clone(), memory.clone());
-    Box::new(move || attention_backward(&s, &qkv, &memory, &out, &lse, &dout, &mut dqkv, &mut dmemory))
+    Box::new(move || attention_backward(&s, factors, &qkv, &memory, &out, &lse, &dout, &mut dqkv, &mut dmemory))
 }
 
 fn optimizer(len: usize) -> Box<dyn FnMut()> {

@@ -2,7 +2,7 @@
 //! scores is never stored as a whole.
 
 use super::pack::{key_rows, panels_of_rows, panels_of_transpose};
-use super::{AttentionShape, KEY, QUERY, VALUE};
+use super::{AttentionShape, Factors, KEY, QUERY, VALUE, bf16};
 use crate::gemm::{AddTo, PANEL, ROWS, RowPointers, dense_pointers, rows_times_panels};
 use crate::par::{Scratch, Shared, for_each_task, task_range};
 use crate::simd::{Isa, exp, simd_fn};
@@ -17,8 +17,18 @@ pub(super) const KEYS: usize = 128;
 /// `qkv` is `[batch, positions, 3, heads, head_dim]`, `memory` is `[2, heads, memory, head_dim]` (keys, values), `out` is
 /// `[batch, positions, heads, head_dim]`. `lse`, `[batch, heads, positions]`, receives the logarithm of each softmax's
 /// denominator, which [`super::attention_backward`] needs.
-pub fn attention_forward(shape: &AttentionShape, qkv: &[f32], memory: &[f32], out: &mut [f32], lse: &mut [f32]) {
-    forward_with(Isa::detect(), shape, qkv, memory, out, lse);
+pub fn attention_forward(
+    shape: &AttentionShape,
+    factors: Factors,
+    qkv: &[f32],
+    memory: &[f32],
+    out: &mut [f32],
+    lse: &mut [f32],
+) {
+    match factors.unit(shape) {
+        Some(unit) => bf16::forward((Isa::detect(), unit), shape, qkv, memory, out, lse),
+        None => forward_with(Isa::detect(), shape, qkv, memory, out, lse),
+    }
 }
 
 pub(super) fn forward_with(
@@ -149,7 +159,7 @@ simd_fn! {
     ///
     /// # Safety
     /// As [`crate::simd::Simd`].
-    unsafe fn softmax_step<S>(scores: &mut [f32], scale: f32, maximum: &mut f32, sum: &mut f32, out: &mut [f32]) {
+    pub(super) unsafe fn softmax_step<S>(scores: &mut [f32], scale: f32, maximum: &mut f32, sum: &mut f32, out: &mut [f32]) {
         let (len, p) = (scores.len(), scores.as_mut_ptr());
         let whole = len - len % S::LANES;
         let mut largest = S::splat(f32::NEG_INFINITY);

@@ -6,7 +6,7 @@
 use super::full::{KEYS, QUERIES};
 use super::pack::{MemoryLayout, carve, head_rows, key_rows, output_rows, panels_of_rows, panels_of_transpose};
 use super::rows::{copy, row_dots};
-use super::{AttentionShape, KEY, QUERY, VALUE, sum_batch};
+use super::{AttentionShape, Factors, KEY, QUERY, VALUE, bf16, sum_batch};
 use crate::gemm::{AddTo, PANEL, dense_pointers, outer_sum, rows_times_panels, tile_heights};
 use crate::par::{Scratch, Shared, for_each_task, task_range};
 use crate::simd::{Isa, exp, simd_fn};
@@ -17,6 +17,7 @@ use crate::simd::{Isa, exp, simd_fn};
 #[allow(clippy::too_many_arguments, reason = "inputs, results and gradients of one layer")]
 pub fn attention_backward(
     shape: &AttentionShape,
+    factors: Factors,
     qkv: &[f32],
     memory: &[f32],
     out: &[f32],
@@ -25,7 +26,10 @@ pub fn attention_backward(
     dqkv: &mut [f32],
     dmemory: &mut [f32],
 ) {
-    backward_with(Isa::detect(), shape, qkv, memory, out, lse, dout, dqkv, dmemory);
+    match factors.unit(shape) {
+        Some(unit) => bf16::backward((Isa::detect(), unit), shape, qkv, memory, out, lse, dout, dqkv, dmemory),
+        None => backward_with(Isa::detect(), shape, qkv, memory, out, lse, dout, dqkv, dmemory),
+    }
 }
 
 #[allow(clippy::too_many_arguments, reason = "the public function's, and the instruction set")]
@@ -230,7 +234,7 @@ simd_fn! {
     ///
     /// # Safety
     /// As [`crate::simd::Simd`]; both have the same length, a multiple of the lanes.
-    unsafe fn softmax_grad<S>(scores: &mut [f32], dp: &mut [f32], scale: f32, lse: f32, dot: f32) {
+    pub(super) unsafe fn softmax_grad<S>(scores: &mut [f32], dp: &mut [f32], scale: f32, lse: f32, dot: f32) {
         let mut k = 0;
         while k < scores.len() {
             let (s, d) = (scores.as_mut_ptr().add(k), dp.as_mut_ptr().add(k));

@@ -3,6 +3,9 @@
 //! `qkv` is `[batch, positions, 3, heads, head_dim]`: queries, keys, values. Memory keys and values come before the keys and values of the positions.
 //! Not here: the projections before and after, which are convolutions.
 
+mod bf16;
+#[cfg(test)]
+mod bf16_tests;
 #[cfg(test)]
 mod exact;
 mod full;
@@ -20,6 +23,24 @@ pub use linear::{linear_attention_forward, linear_attention_state};
 pub use linear_grad::linear_attention_backward;
 
 use crate::gemm::PANEL;
+use crate::matrix_unit::Unit;
+
+/// The factors of full attention's products; sums and the softmax are in f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Factors {
+    /// As they are.
+    #[default]
+    F32,
+    /// Rounded to bf16, where the machine [multiplies those fast](crate::multiplies_bf16) and the shape suits it (32 positions and more, heads of
+    /// 16 to 256 channels).
+    Bf16,
+}
+
+impl Factors {
+    fn unit(self, shape: &AttentionShape) -> Option<Unit> {
+        (self == Factors::Bf16).then(|| bf16::unit_for(shape)).flatten()
+    }
+}
 
 /// Sizes of an attention layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

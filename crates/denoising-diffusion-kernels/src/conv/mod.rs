@@ -33,7 +33,6 @@ use crate::simd::Isa;
 use direct::Direction;
 use parts::{Parts, PartsMut};
 
-pub use bf16::multiplies_bf16;
 pub use epilogue::{ConvActivation, Epilogue};
 pub use shape::{Conv2dShape, ShapeError};
 
@@ -48,7 +47,7 @@ pub enum ConvAlgorithm {
     Direct,
     /// Winograd's method wherever it can be used (3 x 3, step 1, equal paddings of at most 2, enlarged at most twice), otherwise products and sums.
     Winograd,
-    /// Products of factors rounded to bf16, with sums in f32, where the machine [does that fast](multiplies_bf16) and the shape suits it (step 1, an
+    /// Products of factors rounded to bf16, with sums in f32, where the machine [does that fast](crate::multiplies_bf16) and the shape suits it (step 1, an
     /// output of the input's size, sixteen channels and more); otherwise [`Auto`](ConvAlgorithm::Auto).
     Bf16,
 }

@@ -6,7 +6,7 @@ use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
 use std::sync::LazyLock;
 
-use super::{Left, Right, SIDE, Sums};
+use super::{Left, Right, SIDE, Target};
 
 /// Linux gives a process the registers' state only if it asks (`arch_prctl(2)`).
 const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
@@ -29,7 +29,7 @@ pub(super) fn allowed() -> bool {
     *ALLOWED
 }
 
-/// Bytes from one row of a packed tile, or of a tile of sums, to the next.
+/// Bytes from one row of a packed tile to the next.
 const LINE: usize = 64;
 
 /// The operand of LDTILECFG: palette 1, eight tiles of 16 rows of 64 bytes.
@@ -62,19 +62,17 @@ pub(super) unsafe fn release() {
 
 /// # Safety
 /// As [`super::Session::multiply`], after [`configure`].
-pub(super) unsafe fn multiply(left: Left<'_>, right: Right, add: bool, sums: &mut Sums) {
-    let sums = sums.as_mut_ptr();
+pub(super) unsafe fn multiply(left: Left<'_>, right: Right, add: bool, sums: Target) {
+    let Target { first, stride, below, beside } = sums;
     unsafe {
-        match (left.second, right.second) {
-            (Some(below), Some(beside)) => four_tiles(left, below, right.first, beside, add, sums),
-            (None, None) => one_tile(left, 0, right.first, add, sums),
-            (Some(below), None) => {
-                one_tile(left, 0, right.first, add, sums);
-                one_tile(left, below, right.first, add, sums.add(2 * SIDE * SIDE));
-            }
-            (None, Some(beside)) => {
-                one_tile(left, 0, right.first, add, sums);
-                one_tile(left, 0, right.first.add(beside), add, sums.add(SIDE * SIDE));
+        if let (Some(next_rows), Some(next_columns)) = (left.second, right.second) {
+            let tiles = [first, first.add(beside), first.add(below), first.add(below + beside)];
+            return four_tiles(left, next_rows, right.first, next_columns, add, tiles, stride);
+        }
+        for (i, rows) in [Some(0), left.second].into_iter().enumerate() {
+            for (j, columns) in [Some(0), right.second].into_iter().enumerate() {
+                let (Some(rows), Some(columns)) = (rows, columns) else { continue };
+                one_tile(left, rows, right.first.add(columns), add, first.add(i * below + j * beside), stride);
             }
         }
     }
@@ -82,15 +80,24 @@ pub(super) unsafe fn multiply(left: Left<'_>, right: Right, add: bool, sums: &mu
 
 /// # Safety
 /// As [`multiply`].
-unsafe fn four_tiles(left: Left<'_>, below: usize, right: *const u16, beside: usize, add: bool, sums: *mut f32) {
+unsafe fn four_tiles(
+    left: Left<'_>,
+    next_rows: usize,
+    right: *const u16,
+    next_columns: usize,
+    add: bool,
+    sums: [*mut f32; 4],
+    stride: usize,
+) {
     unsafe {
         if add {
             asm!(
-                "tileloadd tmm0, [{sums} + {line}]",
-                "tileloadd tmm1, [{sums} + {line} + 1024]",
-                "tileloadd tmm2, [{sums} + {line} + 2048]",
-                "tileloadd tmm3, [{sums} + {line} + 3072]",
-                sums = in(reg) sums, line = in(reg) LINE,
+                "tileloadd tmm0, [{a} + {stride}]",
+                "tileloadd tmm1, [{b} + {stride}]",
+                "tileloadd tmm2, [{c} + {stride}]",
+                "tileloadd tmm3, [{d} + {stride}]",
+                a = in(reg) sums[0], b = in(reg) sums[1], c = in(reg) sums[2], d = in(reg) sums[3],
+                stride = in(reg) 4 * stride,
                 options(nostack, readonly, preserves_flags),
             );
         } else {
@@ -102,7 +109,7 @@ unsafe fn four_tiles(left: Left<'_>, below: usize, right: *const u16, beside: us
                 options(nostack, nomem, preserves_flags)
             );
         }
-        let mut right = [right, right.add(beside)];
+        let mut right = [right, right.add(next_columns)];
         for &run in left.runs {
             let above = left.first.wrapping_add(run);
             asm!(
@@ -122,7 +129,7 @@ unsafe fn four_tiles(left: Left<'_>, below: usize, right: *const u16, beside: us
                 "dec {steps}",
                 "jnz 2b",
                 above = inout(reg) above => _,
-                below = inout(reg) above.wrapping_add(below) => _,
+                below = inout(reg) above.wrapping_add(next_rows) => _,
                 stride = in(reg) 2 * left.stride,
                 right = inout(reg) right[0],
                 beside = inout(reg) right[1],
@@ -132,11 +139,12 @@ unsafe fn four_tiles(left: Left<'_>, below: usize, right: *const u16, beside: us
             );
         }
         asm!(
-            "tilestored [{sums} + {line}], tmm0",
-            "tilestored [{sums} + {line} + 1024], tmm1",
-            "tilestored [{sums} + {line} + 2048], tmm2",
-            "tilestored [{sums} + {line} + 3072], tmm3",
-            sums = in(reg) sums, line = in(reg) LINE,
+            "tilestored [{a} + {stride}], tmm0",
+            "tilestored [{b} + {stride}], tmm1",
+            "tilestored [{c} + {stride}], tmm2",
+            "tilestored [{d} + {stride}], tmm3",
+            a = in(reg) sums[0], b = in(reg) sums[1], c = in(reg) sums[2], d = in(reg) sums[3],
+            stride = in(reg) 4 * stride,
             options(nostack, preserves_flags),
         );
     }
@@ -144,10 +152,10 @@ unsafe fn four_tiles(left: Left<'_>, below: usize, right: *const u16, beside: us
 
 /// # Safety
 /// As [`multiply`].
-unsafe fn one_tile(left: Left<'_>, below: usize, right: *const u16, add: bool, sums: *mut f32) {
+unsafe fn one_tile(left: Left<'_>, rows: usize, right: *const u16, add: bool, sums: *mut f32, stride: usize) {
     unsafe {
         if add {
-            asm!("tileloadd tmm0, [{} + {}]", in(reg) sums, in(reg) LINE, options(nostack, readonly, preserves_flags));
+            asm!("tileloadd tmm0, [{} + {}]", in(reg) sums, in(reg) 4 * stride, options(nostack, readonly, preserves_flags));
         } else {
             asm!("tilezero tmm0", options(nostack, nomem, preserves_flags));
         }
@@ -162,7 +170,7 @@ unsafe fn one_tile(left: Left<'_>, below: usize, right: *const u16, add: bool, s
                 "add {right}, 1024",
                 "dec {steps}",
                 "jnz 2b",
-                left = inout(reg) left.first.wrapping_add(below + run) => _,
+                left = inout(reg) left.first.wrapping_add(rows + run) => _,
                 stride = in(reg) 2 * left.stride,
                 right = inout(reg) right,
                 line = in(reg) LINE,
@@ -170,6 +178,6 @@ unsafe fn one_tile(left: Left<'_>, below: usize, right: *const u16, add: bool, s
                 options(nostack, readonly),
             );
         }
-        asm!("tilestored [{} + {}], tmm0", in(reg) sums, in(reg) LINE, options(nostack, preserves_flags));
+        asm!("tilestored [{} + {}], tmm0", in(reg) sums, in(reg) 4 * stride, options(nostack, preserves_flags));
     }
 }

@@ -9,6 +9,7 @@
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
 mod layout;
+mod matrix;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,7 @@ use std::marker::PhantomData;
 #[cfg(test)]
 pub(crate) use layout::narrow;
 pub(crate) use layout::{NarrowScratch, narrow_rows, pair_lines, transpose_lines, transpose_rows};
+pub(crate) use matrix::{LONGEST_LINE, ROWS, Rows, Terms, Tiles};
 
 /// Rows of a tile of the left factor, and columns of one of the right factor.
 pub(crate) const SIDE: usize = 16;
@@ -26,6 +28,28 @@ pub(crate) const TERMS: usize = 32;
 pub(crate) const TILE: usize = TERMS * SIDE;
 /// Sums of two tiles of rows with two of columns: four tiles of `[SIDE, SIDE]`, the columns' index running faster.
 pub(crate) type Sums = [f32; 4 * SIDE * SIDE];
+
+/// Where sums are: two tiles of rows by two of columns, each of [`SIDE`] rows `stride` values apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Target {
+    pub(crate) first: *mut f32,
+    pub(crate) stride: usize,
+    /// Values from a tile to that of the next rows.
+    pub(crate) below: usize,
+    /// Values from a tile to that of the next columns.
+    pub(crate) beside: usize,
+}
+
+impl Target {
+    pub(crate) fn of(sums: &mut Sums) -> Self {
+        Self { first: sums.as_mut_ptr(), stride: SIDE, below: 2 * SIDE * SIDE, beside: SIDE * SIDE }
+    }
+
+    /// A part of a matrix whose rows are `stride` values apart.
+    pub(crate) fn within(first: *mut f32, stride: usize) -> Self {
+        Self { first, stride, below: SIDE * stride, beside: SIDE }
+    }
+}
 
 /// What multiplies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +76,11 @@ impl Unit {
     pub(crate) fn all() -> Vec<Self> {
         std::iter::once(Unit::Plain).chain(Unit::detect()).collect()
     }
+}
+
+/// Whether this machine multiplies matrices of bf16 on a unit for that (Intel's AMX, on Linux).
+pub fn multiplies_bf16() -> bool {
+    Unit::detect().is_some()
 }
 
 /// A left factor: two tiles of rows, each of which reads its terms in `runs`.
@@ -97,8 +126,8 @@ impl Session {
     /// Sums of products of rows of `left` and columns of `right`, added to `sums` or in place of them. Tiles that do not exist are not written.
     ///
     /// # Safety
-    /// The factors must be readable as described, whole tiles of them.
-    pub(crate) unsafe fn multiply(&self, left: Left<'_>, right: Right, add: bool, sums: &mut Sums) {
+    /// The factors must be readable as described, whole tiles of them, and the sums writable by nobody else.
+    pub(crate) unsafe fn multiply(&self, left: Left<'_>, right: Right, add: bool, sums: Target) {
         debug_assert!(left.steps > 0);
         match self.unit {
             #[cfg(test)]
@@ -121,7 +150,7 @@ impl Drop for Session {
 
 #[cfg(test)]
 mod plain {
-    use super::{Left, Right, SIDE, Sums, TERMS, TILE};
+    use super::{Left, Right, SIDE, TERMS, TILE, Target};
 
     fn wide(value: u16) -> f32 {
         f32::from_bits(u32::from(value) << 16)
@@ -129,16 +158,15 @@ mod plain {
 
     /// # Safety
     /// As [`super::Session::multiply`].
-    pub(super) unsafe fn multiply(left: Left<'_>, right: Right, add: bool, sums: &mut Sums) {
+    pub(super) unsafe fn multiply(left: Left<'_>, right: Right, add: bool, sums: Target) {
         for (i, below) in [Some(0), left.second].into_iter().enumerate() {
             for (j, beside) in [Some(0), right.second].into_iter().enumerate() {
                 let (Some(below), Some(beside)) = (below, beside) else { continue };
-                let sums = &mut sums[(2 * i + j) * SIDE * SIDE..][..SIDE * SIDE];
-                if !add {
-                    sums.fill(0.0);
-                }
-                for (at, sum) in sums.iter_mut().enumerate() {
-                    let (row, column) = (at / SIDE, at % SIDE);
+                let tile = sums.first.wrapping_add(i * sums.below + j * sums.beside);
+                for (row, column) in (0..SIDE).flat_map(|row| (0..SIDE).map(move |column| (row, column))) {
+                    let at = tile.wrapping_add(row * sums.stride + column);
+                    // SAFETY: the caller's contract.
+                    let mut sum = if add { unsafe { *at } } else { 0.0 };
                     for (run, &from) in left.runs.iter().enumerate() {
                         for k in 0..left.steps * TERMS {
                             let tile = (run * left.steps + k / TERMS) * TILE;
@@ -148,9 +176,11 @@ mod plain {
                                 let a = left.first.wrapping_add(below + row * left.stride + from + k);
                                 (*a, *right.first.wrapping_add(beside + cell))
                             };
-                            *sum += wide(a) * wide(b);
+                            sum += wide(a) * wide(b);
                         }
                     }
+                    // SAFETY: the caller's contract.
+                    unsafe { *at = sum };
                 }
             }
         }

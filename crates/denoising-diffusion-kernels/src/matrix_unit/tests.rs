@@ -35,7 +35,7 @@ fn every_unit_multiplies_what_the_plain_loops_multiply() {
         let products = |unit, add| {
             let mut sums = [1.0; 4 * SIDE * SIDE];
             // SAFETY: the scratch memory holds all rows and tiles.
-            unsafe { Session::new(unit).multiply(left, right, add, &mut sums) };
+            unsafe { Session::new(unit).multiply(left, right, add, Target::of(&mut sums)) };
             sums
         };
         for unit in Unit::all() {

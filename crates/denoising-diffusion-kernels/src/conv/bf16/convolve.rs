@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::gemm::PANEL;
-use crate::matrix_unit::{Left, NarrowScratch, Right, SIDE, Session, Sums, TERMS, Unit, narrow_rows};
+use crate::matrix_unit::{Left, NarrowScratch, Right, SIDE, Session, Sums, TERMS, Target, Unit, narrow_rows};
 use crate::par::{Scratch, Shared, for_each_task, task_range};
 use crate::simd::{Isa, simd_fn};
 
@@ -129,7 +129,7 @@ fn convolve(
                 second: (panel + 1 < panels.end).then_some(panel_len),
             };
             // SAFETY: the source holds all rows within reach, the panels are those of this task.
-            unsafe { session.multiply(left, right, false, &mut sums) };
+            unsafe { session.multiply(left, right, false, Target::of(&mut sums)) };
             flat.each_run(places, |row, pixels| {
                 for (i, panel) in (panel..panels.end.min(panel + 2)).enumerate() {
                     store(isa, &sums, row, i, pixels.clone(), panel, finish, target);

@@ -18,11 +18,6 @@ use crate::matrix_unit::Unit;
 pub(super) use convolve::{forward, input_grad};
 pub(super) use weight_grad::weight_grad;
 
-/// Whether this machine multiplies bf16 on a matrix unit.
-pub fn multiplies_bf16() -> bool {
-    Unit::detect().is_some()
-}
-
 /// The unit for a convolution and its gradients, if there is one and it pays: from sixteen channels on.
 pub(super) fn unit_for(shape: &Conv2dShape) -> Option<Unit> {
     (applies(shape) && shape.in_channels >= 16 && shape.out_channels >= 16).then(Unit::detect).flatten()

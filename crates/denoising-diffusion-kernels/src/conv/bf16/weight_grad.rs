@@ -9,7 +9,8 @@ use std::ops::Range;
 
 use crate::gemm::PANEL;
 use crate::matrix_unit::{
-    Left, NarrowScratch, Right, SIDE, Session, Sums, TERMS, TILE, Unit, pair_lines, transpose_lines, transpose_rows,
+    Left, NarrowScratch, Right, SIDE, Session, Sums, TERMS, TILE, Target, Unit, pair_lines, transpose_lines,
+    transpose_rows,
 };
 use crate::par::{Scratch, Shared, for_each_task, task_range};
 
@@ -268,7 +269,7 @@ impl Factors<'_> {
                 steps: self.run_len / TERMS,
             };
             // SAFETY: the caller's contract.
-            unsafe { session.multiply(left, right, add, &mut *sums.as_mut_ptr().cast::<Sums>()) };
+            unsafe { session.multiply(left, right, add, Target::of(&mut *sums.as_mut_ptr().cast::<Sums>())) };
         }
     }
 }

@@ -27,8 +27,8 @@ pub use dropout::{DropoutKey, dropout};
 pub use plain::{in_f32, to_nchw, to_nhwc};
 pub(crate) use recompute::Computation;
 pub use settings::{
-    Activations, ConvPrecision, Precision, UnknownPrecision, activations, precision, set_activations,
-    set_conv_precision, set_precision,
+    Activations, CpuArithmetic, Precision, UnknownPrecision, activations, precision, set_activations,
+    set_cpu_arithmetic, set_precision,
 };
 
 /// How the sides of an image change before a convolution.

@@ -8,15 +8,16 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// How exactly convolutions are computed on the CPU.
+/// How convolutions and full attention are computed on the CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConvPrecision {
-    /// Winograd's algorithm where it is faster: relative errors of some 1e-5.
+pub enum CpuArithmetic {
+    /// Convolutions by Winograd's algorithm where that is faster: relative errors of some 1e-5.
     Fast,
     /// Products and sums only: relative errors of some 1e-6.
     Precise,
-    /// Factors rounded to bf16, sums in f32, if the processor has a [matrix unit](crate::device::computes_in_bf16) for that; few channels, and
-    /// machines without one: [`Fast`](Self::Fast). Data and everything else stay f32.
+    /// Factors of convolutions, layers on every pixel or patch, and full attention rounded to bf16, sums in f32, if the processor has a
+    /// [matrix unit](crate::device::computes_in_bf16) for that; few channels, and machines without one: [`Fast`](Self::Fast). Data and everything
+    /// else stay f32.
     Bf16,
 }
 
@@ -39,7 +40,7 @@ pub enum Precision {
     /// Only on such GPUs: factors of matrix products and convolutions have 11 bits of mantissa; sums and everything else are in f32.
     Tf32,
     /// Data between the layers, and the products of convolutions and attention, are in bf16 (sums in f32). Weights, gradients of weights, optimizer,
-    /// average, norms, softmax, embeddings of the noise level and losses stay in f32. On the CPU, [`ConvPrecision::Bf16`] takes its place
+    /// average, norms, softmax, embeddings of the noise level and losses stay in f32. On the CPU, [`CpuArithmetic::Bf16`] takes its place
     /// ([`ArithmeticConfig::set_on`](crate::recipe::ArithmeticConfig::set_on)).
     Bf16,
 }
@@ -70,20 +71,20 @@ impl FromStr for Precision {
     }
 }
 
-static CONVOLUTIONS: AtomicU8 = AtomicU8::new(ConvPrecision::Fast as u8);
+static CPU_ARITHMETIC: AtomicU8 = AtomicU8::new(CpuArithmetic::Fast as u8);
 static RECOMPUTE: AtomicBool = AtomicBool::new(false);
 static BF16: AtomicBool = AtomicBool::new(false);
 
-/// Sets the precision of convolutions on the CPU from now on; initially it is [`ConvPrecision::Fast`].
-pub fn set_conv_precision(precision: ConvPrecision) {
-    CONVOLUTIONS.store(precision as u8, Ordering::Relaxed);
+/// Sets how the CPU computes from now on; initially it is [`CpuArithmetic::Fast`].
+pub fn set_cpu_arithmetic(arithmetic: CpuArithmetic) {
+    CPU_ARITHMETIC.store(arithmetic as u8, Ordering::Relaxed);
 }
 
-pub(super) fn conv_precision() -> ConvPrecision {
-    [ConvPrecision::Precise, ConvPrecision::Bf16]
+pub(super) fn cpu_arithmetic() -> CpuArithmetic {
+    [CpuArithmetic::Precise, CpuArithmetic::Bf16]
         .into_iter()
-        .find(|&precision| precision as u8 == CONVOLUTIONS.load(Ordering::Relaxed))
-        .unwrap_or(ConvPrecision::Fast)
+        .find(|&arithmetic| arithmetic as u8 == CPU_ARITHMETIC.load(Ordering::Relaxed))
+        .unwrap_or(CpuArithmetic::Fast)
 }
 
 /// Sets what blocks keep from now on; initially it is [`Activations::Keep`].

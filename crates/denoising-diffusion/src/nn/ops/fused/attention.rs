@@ -2,10 +2,11 @@
 
 use burn_flex::FlexTensor;
 use denoising_diffusion_kernels::attention::{
-    AttentionShape, attention_backward, attention_forward, linear_attention_backward, linear_attention_forward,
-    linear_attention_state,
+    AttentionShape, Factors, attention_backward, attention_forward, linear_attention_backward,
+    linear_attention_forward, linear_attention_state,
 };
 
+use super::super::settings::{CpuArithmetic, cpu_arithmetic};
 use super::{Kernel, dims, slice, tensor};
 
 /// `qkv [b, h, w, 3 heads d]`, `mem_kv [2, heads, memory, d]`.
@@ -15,6 +16,10 @@ pub(super) struct FullAttention;
 /// `qkv [b, h, w, 3 heads d]`, `mem_kv [2, heads, d, memory]`.
 #[derive(Clone, Debug)]
 pub(super) struct LinearAttention;
+
+fn factors() -> Factors {
+    if cpu_arithmetic() == CpuArithmetic::Bf16 { Factors::Bf16 } else { Factors::F32 }
+}
 
 fn shape_of(qkv: &FlexTensor, heads: usize, memory: usize, head_dim: usize) -> AttentionShape {
     let [batch, h, w, _] = dims(qkv);
@@ -58,7 +63,7 @@ impl Kernel<2> for FullAttention {
         let mut out = None;
         let lse = tensor([shape.lse_len()], |lse| {
             out = Some(tensor(output_dims(&qkv), |out| {
-                attention_forward(&shape, slice(&qkv), slice(&mem_kv), out, lse);
+                attention_forward(&shape, factors(), slice(&qkv), slice(&mem_kv), out, lse);
             }));
         });
         let out = out.expect("filled above");
@@ -69,7 +74,17 @@ impl Kernel<2> for FullAttention {
         let [qkv, mem_kv, out, lse] = &saved;
         let shape = full_shape(qkv, mem_kv);
         gradients(qkv, mem_kv, |dqkv, dmem_kv| {
-            attention_backward(&shape, slice(qkv), slice(mem_kv), slice(out), slice(lse), slice(&dy), dqkv, dmem_kv);
+            attention_backward(
+                &shape,
+                factors(),
+                slice(qkv),
+                slice(mem_kv),
+                slice(out),
+                slice(lse),
+                slice(&dy),
+                dqkv,
+                dmem_kv,
+            );
         })
     }
 }
@@ -83,7 +98,7 @@ impl Kernel<2> for LinearAttention {
         let mut out = None;
         let state = tensor([shape.linear_state_len()], |state| {
             out = Some(tensor(output_dims(&qkv), |out| {
-                linear_attention_forward(&shape, slice(&qkv), slice(&mem_kv), out, state);
+                linear_attention_forward(&shape, factors(), slice(&qkv), slice(&mem_kv), out, state);
             }));
         });
         (out.expect("filled above"), [qkv, mem_kv, state])
@@ -101,7 +116,16 @@ impl Kernel<2> for LinearAttention {
         let [qkv, mem_kv, state] = &saved;
         let shape = linear_shape(qkv, mem_kv);
         gradients(qkv, mem_kv, |dqkv, dmem_kv| {
-            linear_attention_backward(&shape, slice(qkv), slice(mem_kv), slice(state), slice(&dy), dqkv, dmem_kv);
+            linear_attention_backward(
+                &shape,
+                factors(),
+                slice(qkv),
+                slice(mem_kv),
+                slice(state),
+                slice(&dy),
+                dqkv,
+                dmem_kv,
+            );
         })
     }
 }

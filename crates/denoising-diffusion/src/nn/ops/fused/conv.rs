@@ -6,7 +6,7 @@ use denoising_diffusion_kernels::conv::{
     conv2d_weight_grad,
 };
 
-use super::super::settings::{ConvPrecision, conv_precision};
+use super::super::settings::{CpuArithmetic, cpu_arithmetic};
 use super::super::{Resampling, Window};
 use super::{Kernel, dims, slice, tensor, when};
 
@@ -27,10 +27,10 @@ pub(super) struct ConvSkip;
 pub(super) struct ConvAdd;
 
 fn algorithm() -> ConvAlgorithm {
-    match conv_precision() {
-        ConvPrecision::Fast => ConvAlgorithm::Auto,
-        ConvPrecision::Precise => ConvAlgorithm::Direct,
-        ConvPrecision::Bf16 => ConvAlgorithm::Bf16,
+    match cpu_arithmetic() {
+        CpuArithmetic::Fast => ConvAlgorithm::Auto,
+        CpuArithmetic::Precise => ConvAlgorithm::Direct,
+        CpuArithmetic::Bf16 => ConvAlgorithm::Bf16,
     }
 }
 

@@ -1,0 +1,239 @@
+//! Softmax attention whose products have factors rounded to bf16 and sums in f32, on a matrix unit, and its gradient. As [`super::full`] and
+//! [`super::full_grad`] otherwise: scores, softmax and what is carried from block to block are in f32.
+
+use std::ops::Range;
+
+use super::full::softmax_step;
+use super::full_grad::softmax_grad;
+use super::pack::{MemoryLayout, output_rows};
+use super::rows::{copy, row_dots};
+use super::{AttentionShape, KEY, QUERY, VALUE, sum_batch};
+use crate::matrix_unit::{LONGEST_LINE, ROWS, Rows, SIDE, Session, TERMS, Terms, Tiles, Unit};
+use crate::par::{Scratch, Shared, for_each_task, task_range};
+use crate::simd::Isa;
+
+/// Number of queries in a block of scores, a multiple of [`TERMS`] and [`ROWS`].
+const QUERIES: usize = 128;
+/// Number of keys in a block of scores, a multiple of [`TERMS`].
+const KEYS: usize = 128;
+/// The smallest desired number of tasks of the forward pass; if there are few heads, tasks share their queries.
+const MIN_TASKS: usize = 16;
+
+/// The unit for a layer, if there is one and it pays.
+pub(super) fn unit_for(shape: &AttentionShape) -> Option<Unit> {
+    (shape.positions >= TERMS && (SIDE..=LONGEST_LINE).contains(&shape.head_dim)).then(Unit::detect).flatten()
+}
+
+/// Addresses of a head's rows.
+struct Head<'a> {
+    shape: &'a AttentionShape,
+    qkv: &'a [f32],
+    memory: &'a [f32],
+    image: usize,
+    head: usize,
+}
+
+impl<'a> Head<'a> {
+    fn new(shape: &'a AttentionShape, qkv: &'a [f32], memory: &'a [f32], pair: usize) -> Self {
+        Self { shape, qkv, memory, image: pair / shape.heads, head: pair % shape.heads }
+    }
+
+    fn queries(&self, positions: Range<usize>) -> Vec<*const f32> {
+        self.part(QUERY, positions).collect()
+    }
+
+    /// Keys or values, those of the memory first.
+    fn keys(&self, part: usize) -> Vec<*const f32> {
+        let layout = MemoryLayout::RowsOfChannels;
+        let row = |i| self.memory[layout.at(self.shape, part - KEY, self.head, i, 0)..].as_ptr();
+        (0..self.shape.memory).map(row).chain(self.part(part, 0..self.shape.positions)).collect()
+    }
+
+    fn part(&self, part: usize, positions: Range<usize>) -> impl Iterator<Item = *const f32> {
+        positions.map(move |position| self.qkv[self.shape.qkv_at(self.image, position, part, self.head)..].as_ptr())
+    }
+}
+
+/// Keys of a block, whole panels, and its terms in sums over keys.
+fn key_block(block: usize, keys: usize) -> (Range<usize>, Range<usize>, Terms) {
+    let range = task_range(block, KEYS, keys);
+    let steps = range.len().div_ceil(TERMS);
+    let first = range.start / TERMS;
+    let panels = range.start / SIDE..(first + steps) * TERMS / SIDE;
+    (range, panels, Terms { left: 0, right: first, steps })
+}
+
+fn all_terms(len: usize) -> Terms {
+    Terms { left: 0, right: 0, steps: len.div_ceil(TERMS) }
+}
+
+/// As [`super::attention_forward`].
+pub(super) fn forward(
+    (isa, unit): (Isa, Unit),
+    shape: &AttentionShape,
+    qkv: &[f32],
+    memory: &[f32],
+    out: &mut [f32],
+    lse: &mut [f32],
+) {
+    let (dim, keys) = (shape.head_dim, shape.keys());
+    let (width, scale) = (dim.next_multiple_of(SIDE), 1.0 / (dim as f32).sqrt());
+    let pairs = shape.batch * shape.heads;
+    let blocks = shape.positions.div_ceil(QUERIES);
+    let blocks_per_task = blocks.div_ceil(blocks.min(MIN_TASKS.div_ceil(pairs)));
+    let groups = blocks.div_ceil(blocks_per_task);
+    let (out, lse) = (Shared::new(out), Shared::new(lse));
+    for_each_task(pairs * groups, |task| {
+        let (pair, blocks) = (task / groups, task_range(task % groups, blocks_per_task, blocks));
+        let head = Head::new(shape, qkv, memory, pair);
+        // SAFETY: the rows have `dim` values.
+        let (key_tiles, value_tiles) = unsafe {
+            let rows = Rows::of(unit, &head.keys(KEY), dim);
+            (Tiles::of_rows(unit, &rows, dim), Tiles::of_lines(unit, &head.keys(VALUE), dim))
+        };
+        let mut scores = Scratch::new(QUERIES * KEYS);
+        let mut weights = Rows::new(QUERIES, KEYS);
+        let session = Session::new(unit);
+        for queries in blocks.map(|block| task_range(block, QUERIES, shape.positions)) {
+            let count = queries.len();
+            let rows = 0..count.next_multiple_of(ROWS);
+            // SAFETY: as above.
+            let query_rows = unsafe { Rows::of(unit, &head.queries(queries.clone()), dim) };
+            let (mut maxima, mut sums) = ([f32::NEG_INFINITY; QUERIES], [0.0; QUERIES]);
+            let mut totals = Scratch::zeroed(QUERIES * width);
+            for (keys, panels, terms) in (0..keys.div_ceil(KEYS)).map(|block| key_block(block, keys)) {
+                let all = all_terms(dim);
+                session.product((&query_rows, rows.clone()), (&key_tiles, panels), all, false, &mut scores, KEYS);
+                for i in 0..count {
+                    let (row, rest) = scores[i * KEYS..(i + 1) * KEYS].split_at_mut(keys.len());
+                    let total = &mut totals[i * width..(i + 1) * width];
+                    // SAFETY: `isa` is one that this machine has.
+                    unsafe { softmax_step(isa, row, scale, &mut maxima[i], &mut sums[i], total) };
+                    rest.fill(0.0);
+                }
+                scores[count * KEYS..rows.end * KEYS].fill(0.0);
+                weights.set(unit, &scores[..rows.end * KEYS], KEYS, terms.steps * TERMS);
+                let values = (&value_tiles, 0..width / SIDE);
+                session.product((&weights, rows.clone()), values, terms, true, &mut totals, width);
+            }
+            for (i, query) in queries.enumerate() {
+                // SAFETY: every task has its own queries.
+                let (out, lse) = unsafe {
+                    let at = shape.output_at(head.image, query, head.head);
+                    let row = pair * shape.positions + query;
+                    (out.part(at..at + dim), lse.part(row..row + 1))
+                };
+                let inverse = 1.0 / sums[i];
+                for (out, sum) in out.iter_mut().zip(&totals[i * width..]) {
+                    *out = sum * inverse;
+                }
+                lse[0] = maxima[i] + sums[i].ln();
+            }
+        }
+    });
+}
+
+/// As [`super::attention_backward`].
+#[allow(clippy::too_many_arguments, reason = "inputs, results and gradients of one layer")]
+pub(super) fn backward(
+    (isa, unit): (Isa, Unit),
+    shape: &AttentionShape,
+    qkv: &[f32],
+    memory: &[f32],
+    out: &[f32],
+    lse: &[f32],
+    dout: &[f32],
+    dqkv: &mut [f32],
+    dmemory: &mut [f32],
+) {
+    let (dim, width, positions) = (shape.head_dim, shape.padded_dim(), shape.positions);
+    let mut memory_parts = Scratch::zeroed(shape.batch * shape.memory_len());
+    let (dqkv, parts) = (Shared::new(dqkv), Shared::new(&mut memory_parts));
+    for_each_task(shape.batch * shape.heads, |pair| {
+        let head = Head::new(shape, qkv, memory, pair);
+        let (mut out_rows, mut dout_rows) = (Scratch::new(positions * width), Scratch::new(positions * width));
+        let mut dots = Scratch::new(positions);
+        output_rows(isa, shape, out, head.image, head.head, &mut out_rows);
+        output_rows(isa, shape, dout, head.image, head.head, &mut dout_rows);
+        // SAFETY: `isa` is one that this machine has.
+        unsafe { row_dots(isa, &out_rows, &dout_rows, width, &mut dots) };
+        let lse = &lse[pair * positions..(pair + 1) * positions];
+        let [queries, keys, values] = grads_of((isa, unit), &head, &dout_rows, lse, &dots);
+        let of_memory = shape.memory * width;
+        for (part, rows) in [(QUERY, &queries[..]), (KEY, &keys[of_memory..]), (VALUE, &values[of_memory..])] {
+            let (to, stride) = (dqkv.at(shape.qkv_at(head.image, 0, part, head.head)), 3 * shape.heads * dim);
+            // SAFETY: every task has its own head of its own image.
+            unsafe { copy(isa, rows.as_ptr(), width, dim, positions, to, stride) };
+        }
+        for (part, rows) in [(0, &keys), (1, &values)] {
+            for row in 0..shape.memory {
+                let layout = MemoryLayout::RowsOfChannels;
+                let at = head.image * shape.memory_len() + layout.at(shape, part, head.head, row, 0);
+                // SAFETY: as above.
+                unsafe { parts.part(at..at + dim) }.copy_from_slice(&rows[row * width..][..dim]);
+            }
+        }
+    });
+    sum_batch(&memory_parts, dmemory);
+}
+
+/// Gradients of a head's queries, keys and values, `[rows, padded_dim]`, with spare rows.
+fn grads_of((isa, unit): (Isa, Unit), head: &Head<'_>, dout: &[f32], lse: &[f32], dots: &[f32]) -> [Scratch; 3] {
+    let (dim, width) = (head.shape.head_dim, head.shape.padded_dim());
+    let (positions, keys) = (head.shape.positions, head.shape.keys());
+    let scale = 1.0 / (dim as f32).sqrt();
+    let [mut dqueries, mut dkeys, mut dvalues] =
+        [positions, keys, keys].map(|count| Scratch::zeroed(count.next_multiple_of(ROWS) * width));
+
+    let dout_lines: Vec<_> = dout.chunks_exact(width).map(<[f32]>::as_ptr).collect();
+    let (query_lines, key_lines) = (head.queries(0..positions), head.keys(KEY));
+    // SAFETY: all lines have `dim` values.
+    let (query_rows, dout_rows, key_rows, value_rows, query_tiles, key_tiles, dout_tiles) = unsafe {
+        (
+            Rows::of(unit, &query_lines, dim),
+            Rows::of(unit, &dout_lines, dim),
+            Rows::of(unit, &key_lines, dim),
+            Rows::of(unit, &head.keys(VALUE), dim),
+            Tiles::of_lines(unit, &query_lines, dim),
+            Tiles::of_lines(unit, &key_lines, dim),
+            Tiles::of_lines(unit, &dout_lines, dim),
+        )
+    };
+    let (key_columns, value_columns) = (Tiles::of_rows(unit, &key_rows, dim), Tiles::of_rows(unit, &value_rows, dim));
+    let (mut p, mut ds) = (Scratch::new(QUERIES * KEYS), Scratch::new(QUERIES * KEYS));
+    let mut factor = Rows::new(QUERIES.max(KEYS), QUERIES.max(KEYS));
+    let (all, columns) = (all_terms(dim), 0..width / SIDE);
+    let session = Session::new(unit);
+    for (keys, panels, over_keys) in (0..keys.div_ceil(KEYS)).map(|block| key_block(block, keys)) {
+        let key_count = over_keys.steps * TERMS;
+        for queries in (0..positions.div_ceil(QUERIES)).map(|block| task_range(block, QUERIES, positions)) {
+            let count = queries.len().next_multiple_of(ROWS);
+            let rows = queries.start..queries.start + count;
+            let (of_keys, of_values) = ((&key_columns, panels.clone()), (&value_columns, panels.clone()));
+            session.product((&query_rows, rows.clone()), of_keys, all, false, &mut p, KEYS);
+            session.product((&dout_rows, rows), of_values, all, false, &mut ds, KEYS);
+            for i in 0..queries.len() {
+                let (p, ds) = (&mut p[i * KEYS..][..key_count], &mut ds[i * KEYS..][..key_count]);
+                let query = queries.start + i;
+                // SAFETY: `isa` is one that this machine has.
+                unsafe { softmax_grad(isa, p, ds, scale, lse[query], dots[query]) };
+                p[keys.len()..].fill(0.0);
+                ds[keys.len()..].fill(0.0);
+            }
+            let (p, ds) = (&mut p[..count * KEYS], &mut ds[..count * KEYS]);
+            p[queries.len() * KEYS..].fill(0.0);
+            ds[queries.len() * KEYS..].fill(0.0);
+
+            factor.set(unit, ds, KEYS, key_count);
+            let to = &mut dqueries[queries.start * width..];
+            session.product((&factor, 0..count), (&key_tiles, columns.clone()), over_keys, true, to, width);
+            let over_queries = Terms { left: 0, right: queries.start / TERMS, steps: count / TERMS };
+            for (matrix, tiles, sums) in [(&*p, &dout_tiles, &mut dvalues), (&*ds, &query_tiles, &mut dkeys)] {
+                factor.set_transposed(unit, matrix, KEYS, key_count);
+                let to = &mut sums[keys.start * width..];
+                session.product((&factor, 0..key_count), (tiles, columns.clone()), over_queries, true, to, width);
+            }
+        }
+    }
+    [dqueries, dkeys, dvalues]
+}
