@@ -3,9 +3,9 @@
 
 use std::ops::Range;
 
-use super::full::softmax_step;
-use super::full_grad::softmax_grad;
-use super::pack::{MemoryLayout, output_rows};
+use super::full::softmax_step_roughly;
+use super::full_grad::softmax_grad_roughly;
+use super::pack::{MemoryLayout, carve, output_rows};
 use super::rows::{copy, row_dots};
 use super::{AttentionShape, KEY, QUERY, VALUE, sum_batch};
 use crate::matrix_unit::{LONGEST_LINE, ROWS, Rows, SIDE, Session, TERMS, Terms, Tiles, Unit};
@@ -16,12 +16,14 @@ use crate::simd::Isa;
 const QUERIES: usize = 128;
 /// Number of keys in a block of scores, a multiple of [`TERMS`].
 const KEYS: usize = 128;
+/// With fewer positions, rounding takes longer than multiplying saves.
+const LEAST_POSITIONS: usize = 128;
 /// The smallest desired number of tasks of the forward pass; if there are few heads, tasks share their queries.
 const MIN_TASKS: usize = 16;
 
 /// The unit for a layer, if there is one and it pays.
 pub(super) fn unit_for(shape: &AttentionShape) -> Option<Unit> {
-    (shape.positions >= TERMS && (SIDE..=LONGEST_LINE).contains(&shape.head_dim)).then(Unit::detect).flatten()
+    (shape.positions >= LEAST_POSITIONS && (SIDE..=LONGEST_LINE).contains(&shape.head_dim)).then(Unit::detect).flatten()
 }
 
 /// Addresses of a head's rows.
@@ -86,35 +88,49 @@ pub(super) fn forward(
     for_each_task(pairs * groups, |task| {
         let (pair, blocks) = (task / groups, task_range(task % groups, blocks_per_task, blocks));
         let head = Head::new(shape, qkv, memory, pair);
+        let padded = keys.next_multiple_of(ROWS);
+        let lens = [
+            Rows::room(keys, dim),
+            Tiles::room(dim, padded),
+            Tiles::room(keys, dim),
+            QUERIES * KEYS,
+            QUERIES * width,
+            Rows::room(QUERIES, KEYS),
+        ];
+        let mut room = Scratch::new(lens.iter().sum());
+        let [key_rows, key_tiles, value_tiles, scores, totals, weights] = carve(&mut room, lens);
+        let mut query_room = Scratch::new(Rows::room(QUERIES, dim));
         // SAFETY: the rows have `dim` values.
         let (key_tiles, value_tiles) = unsafe {
-            let rows = Rows::of(unit, &head.keys(KEY), dim);
-            (Tiles::of_rows(unit, &rows, dim), Tiles::of_lines(unit, &head.keys(VALUE), dim))
+            let rows = Rows::of(key_rows, unit, &head.keys(KEY), dim);
+            (Tiles::of_rows(key_tiles, unit, &rows, dim), Tiles::of_lines(value_tiles, unit, &head.keys(VALUE), dim))
         };
-        let mut scores = Scratch::new(QUERIES * KEYS);
-        let mut weights = Rows::new(QUERIES, KEYS);
+        let mut weights = Rows::new(weights, QUERIES, KEYS);
         let session = Session::new(unit);
         for queries in blocks.map(|block| task_range(block, QUERIES, shape.positions)) {
             let count = queries.len();
             let rows = 0..count.next_multiple_of(ROWS);
             // SAFETY: as above.
-            let query_rows = unsafe { Rows::of(unit, &head.queries(queries.clone()), dim) };
+            let query_rows = unsafe {
+                let room = &mut query_room[..Rows::room(count, dim)];
+                Rows::of(room, unit, &head.queries(queries.clone()), dim)
+            };
             let (mut maxima, mut sums) = ([f32::NEG_INFINITY; QUERIES], [0.0; QUERIES]);
-            let mut totals = Scratch::zeroed(QUERIES * width);
+            totals.fill(0.0);
             for (keys, panels, terms) in (0..keys.div_ceil(KEYS)).map(|block| key_block(block, keys)) {
                 let all = all_terms(dim);
-                session.product((&query_rows, rows.clone()), (&key_tiles, panels), all, false, &mut scores, KEYS);
+                session.product((&query_rows, rows.clone()), (&key_tiles, panels), all, false, scores, KEYS);
                 for i in 0..count {
                     let (row, rest) = scores[i * KEYS..(i + 1) * KEYS].split_at_mut(keys.len());
                     let total = &mut totals[i * width..(i + 1) * width];
                     // SAFETY: `isa` is one that this machine has.
-                    unsafe { softmax_step(isa, row, scale, &mut maxima[i], &mut sums[i], total) };
+                    unsafe { softmax_step_roughly(isa, row, scale, &mut maxima[i], &mut sums[i], total) };
                     rest.fill(0.0);
                 }
                 scores[count * KEYS..rows.end * KEYS].fill(0.0);
                 weights.set(unit, &scores[..rows.end * KEYS], KEYS, terms.steps * TERMS);
                 let values = (&value_tiles, 0..width / SIDE);
-                session.product((&weights, rows.clone()), values, terms, true, &mut totals, width);
+                session.product((&weights, rows.clone()), values, terms, true, totals, width);
             }
             for (i, query) in queries.enumerate() {
                 // SAFETY: every task has its own queries.
@@ -187,21 +203,41 @@ fn grads_of((isa, unit): (Isa, Unit), head: &Head<'_>, dout: &[f32], lse: &[f32]
 
     let dout_lines: Vec<_> = dout.chunks_exact(width).map(<[f32]>::as_ptr).collect();
     let (query_lines, key_lines) = (head.queries(0..positions), head.keys(KEY));
+    let most = QUERIES.max(KEYS);
+    let [for_positions, for_keys] = [positions, keys].map(|count| [Rows::room(count, dim), Tiles::room(count, dim)]);
+    let for_columns = Tiles::room(dim, keys.next_multiple_of(ROWS));
+    let lens = [
+        for_positions[0],
+        for_positions[0],
+        for_keys[0],
+        for_keys[0],
+        for_positions[1],
+        for_positions[1],
+        for_keys[1],
+        for_columns,
+        for_columns,
+        QUERIES * KEYS,
+        QUERIES * KEYS,
+        Rows::room(most, most),
+    ];
+    let mut room = Scratch::new(lens.iter().sum());
+    let [q_rows, do_rows, k_rows, v_rows, q_tiles, do_tiles, k_tiles, k_columns, v_columns, p, ds, factor] =
+        carve(&mut room, lens);
     // SAFETY: all lines have `dim` values.
-    let (query_rows, dout_rows, key_rows, value_rows, query_tiles, key_tiles, dout_tiles) = unsafe {
+    let (query_rows, dout_rows, key_rows, value_rows, query_tiles, dout_tiles, key_tiles) = unsafe {
         (
-            Rows::of(unit, &query_lines, dim),
-            Rows::of(unit, &dout_lines, dim),
-            Rows::of(unit, &key_lines, dim),
-            Rows::of(unit, &head.keys(VALUE), dim),
-            Tiles::of_lines(unit, &query_lines, dim),
-            Tiles::of_lines(unit, &key_lines, dim),
-            Tiles::of_lines(unit, &dout_lines, dim),
+            Rows::of(q_rows, unit, &query_lines, dim),
+            Rows::of(do_rows, unit, &dout_lines, dim),
+            Rows::of(k_rows, unit, &key_lines, dim),
+            Rows::of(v_rows, unit, &head.keys(VALUE), dim),
+            Tiles::of_lines(q_tiles, unit, &query_lines, dim),
+            Tiles::of_lines(do_tiles, unit, &dout_lines, dim),
+            Tiles::of_lines(k_tiles, unit, &key_lines, dim),
         )
     };
-    let (key_columns, value_columns) = (Tiles::of_rows(unit, &key_rows, dim), Tiles::of_rows(unit, &value_rows, dim));
-    let (mut p, mut ds) = (Scratch::new(QUERIES * KEYS), Scratch::new(QUERIES * KEYS));
-    let mut factor = Rows::new(QUERIES.max(KEYS), QUERIES.max(KEYS));
+    let key_columns = Tiles::of_rows(k_columns, unit, &key_rows, dim);
+    let value_columns = Tiles::of_rows(v_columns, unit, &value_rows, dim);
+    let mut factor = Rows::new(factor, most, most);
     let (all, columns) = (all_terms(dim), 0..width / SIDE);
     let session = Session::new(unit);
     for (keys, panels, over_keys) in (0..keys.div_ceil(KEYS)).map(|block| key_block(block, keys)) {
@@ -210,13 +246,13 @@ fn grads_of((isa, unit): (Isa, Unit), head: &Head<'_>, dout: &[f32], lse: &[f32]
             let count = queries.len().next_multiple_of(ROWS);
             let rows = queries.start..queries.start + count;
             let (of_keys, of_values) = ((&key_columns, panels.clone()), (&value_columns, panels.clone()));
-            session.product((&query_rows, rows.clone()), of_keys, all, false, &mut p, KEYS);
-            session.product((&dout_rows, rows), of_values, all, false, &mut ds, KEYS);
+            session.product((&query_rows, rows.clone()), of_keys, all, false, p, KEYS);
+            session.product((&dout_rows, rows), of_values, all, false, ds, KEYS);
             for i in 0..queries.len() {
                 let (p, ds) = (&mut p[i * KEYS..][..key_count], &mut ds[i * KEYS..][..key_count]);
                 let query = queries.start + i;
                 // SAFETY: `isa` is one that this machine has.
-                unsafe { softmax_grad(isa, p, ds, scale, lse[query], dots[query]) };
+                unsafe { softmax_grad_roughly(isa, p, ds, scale, lse[query], dots[query]) };
                 p[keys.len()..].fill(0.0);
                 ds[keys.len()..].fill(0.0);
             }

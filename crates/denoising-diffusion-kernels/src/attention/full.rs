@@ -5,7 +5,7 @@ use super::pack::{key_rows, panels_of_rows, panels_of_transpose};
 use super::{AttentionShape, Factors, KEY, QUERY, VALUE, bf16};
 use crate::gemm::{AddTo, PANEL, ROWS, RowPointers, dense_pointers, rows_times_panels};
 use crate::par::{Scratch, Shared, for_each_task, task_range};
-use crate::simd::{Isa, exp, simd_fn};
+use crate::simd::{Isa, Simd, exp, exp_roughly, simd_fn};
 
 /// Number of queries in a block of scores.
 pub(super) const QUERIES: usize = 48;
@@ -159,7 +159,43 @@ simd_fn! {
     ///
     /// # Safety
     /// As [`crate::simd::Simd`].
-    pub(super) unsafe fn softmax_step<S>(scores: &mut [f32], scale: f32, maximum: &mut f32, sum: &mut f32, out: &mut [f32]) {
+    unsafe fn softmax_step<S>(scores: &mut [f32], scale: f32, maximum: &mut f32, sum: &mut f32, out: &mut [f32]) {
+        softmax_step_by::<S, false>(scores, scale, maximum, sum, out);
+    }
+}
+
+simd_fn! {
+    /// [`softmax_step`] with exponentials that are good enough for weights which are rounded to bf16.
+    ///
+    /// # Safety
+    /// As [`crate::simd::Simd`].
+    pub(super) unsafe fn softmax_step_roughly<S>(
+        scores: &mut [f32],
+        scale: f32,
+        maximum: &mut f32,
+        sum: &mut f32,
+        out: &mut [f32],
+    ) {
+        softmax_step_by::<S, true>(scores, scale, maximum, sum, out);
+    }
+}
+
+/// # Safety
+/// As [`crate::simd::Simd`].
+#[inline(always)]
+pub(super) unsafe fn exp_of<S: Simd, const ROUGHLY: bool>(x: S::V) -> S::V {
+    unsafe { if ROUGHLY { exp_roughly::<S>(x) } else { exp::<S>(x) } }
+}
+
+#[inline(always)]
+unsafe fn softmax_step_by<S: Simd, const ROUGHLY: bool>(
+    scores: &mut [f32],
+    scale: f32,
+    maximum: &mut f32,
+    sum: &mut f32,
+    out: &mut [f32],
+) {
+    unsafe {
         let (len, p) = (scores.len(), scores.as_mut_ptr());
         let whole = len - len % S::LANES;
         let mut largest = S::splat(f32::NEG_INFINITY);
@@ -175,13 +211,13 @@ simd_fn! {
         let (scale, shift) = (S::splat(scale), S::splat(-new));
         let mut total = S::splat(0.0);
         for k in (0..whole).step_by(S::LANES) {
-            let e = exp::<S>(S::fma(S::load(p.add(k)), scale, shift));
+            let e = exp_of::<S, ROUGHLY>(S::fma(S::load(p.add(k)), scale, shift));
             S::store(p.add(k), e);
             total = S::add(total, e);
         }
         if whole < len {
             let (p, n) = (p.add(whole), len - whole);
-            S::store_n(p, exp::<S>(S::fma(S::load_n(p, n), scale, shift)), n);
+            S::store_n(p, exp_of::<S, ROUGHLY>(S::fma(S::load_n(p, n), scale, shift)), n);
             // Lanes beyond the end are zero when read back.
             total = S::add(total, S::load_n(p, n));
         }

@@ -3,13 +3,13 @@
 //! With P = exp(S / sqrt(d) - lse), S = Q K^T and D_i = dO_i . O_i:
 //! dV = P^T dO, dP = dO V^T, dS = P (dP - D) / sqrt(d), dQ = dS K, dK = dS^T Q.
 
-use super::full::{KEYS, QUERIES};
+use super::full::{KEYS, QUERIES, exp_of};
 use super::pack::{MemoryLayout, carve, head_rows, key_rows, output_rows, panels_of_rows, panels_of_transpose};
 use super::rows::{copy, row_dots};
 use super::{AttentionShape, Factors, KEY, QUERY, VALUE, bf16, sum_batch};
 use crate::gemm::{AddTo, PANEL, dense_pointers, outer_sum, rows_times_panels, tile_heights};
 use crate::par::{Scratch, Shared, for_each_task, task_range};
-use crate::simd::{Isa, exp, simd_fn};
+use crate::simd::{Isa, Simd, simd_fn};
 
 /// `dqkv` and `dmemory` from `dout`, the gradient of the output of [`super::attention_forward`], and from the inputs and results of that call.
 ///
@@ -234,11 +234,34 @@ simd_fn! {
     ///
     /// # Safety
     /// As [`crate::simd::Simd`]; both have the same length, a multiple of the lanes.
-    pub(super) unsafe fn softmax_grad<S>(scores: &mut [f32], dp: &mut [f32], scale: f32, lse: f32, dot: f32) {
+    unsafe fn softmax_grad<S>(scores: &mut [f32], dp: &mut [f32], scale: f32, lse: f32, dot: f32) {
+        softmax_grad_by::<S, false>(scores, dp, scale, lse, dot);
+    }
+}
+
+simd_fn! {
+    /// [`softmax_grad`] with exponentials that are good enough for results which are rounded to bf16.
+    ///
+    /// # Safety
+    /// As [`softmax_grad`].
+    pub(super) unsafe fn softmax_grad_roughly<S>(scores: &mut [f32], dp: &mut [f32], scale: f32, lse: f32, dot: f32) {
+        softmax_grad_by::<S, true>(scores, dp, scale, lse, dot);
+    }
+}
+
+#[inline(always)]
+unsafe fn softmax_grad_by<S: Simd, const ROUGHLY: bool>(
+    scores: &mut [f32],
+    dp: &mut [f32],
+    scale: f32,
+    lse: f32,
+    dot: f32,
+) {
+    unsafe {
         let mut k = 0;
         while k < scores.len() {
             let (s, d) = (scores.as_mut_ptr().add(k), dp.as_mut_ptr().add(k));
-            let p = exp::<S>(S::fma(S::load(s), S::splat(scale), S::splat(-lse)));
+            let p = exp_of::<S, ROUGHLY>(S::fma(S::load(s), S::splat(scale), S::splat(-lse)));
             S::store(s, p);
             S::store(d, S::mul(S::mul(p, S::splat(scale)), S::sub(S::load(d), S::splat(dot))));
             k += S::LANES;

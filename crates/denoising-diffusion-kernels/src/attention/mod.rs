@@ -31,7 +31,7 @@ pub enum Factors {
     /// As they are.
     #[default]
     F32,
-    /// Rounded to bf16, where the machine [multiplies those fast](crate::multiplies_bf16) and the shape suits it (32 positions and more, heads of
+    /// Rounded to bf16, where the machine [multiplies those fast](crate::multiplies_bf16) and the shape suits it (128 positions and more, heads of
     /// 16 to 256 channels).
     Bf16,
 }
