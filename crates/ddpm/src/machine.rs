@@ -163,8 +163,8 @@ fn name_in(precision: Precision, device: &str, Abilities { tf32, bf16 }: Abiliti
         Precision::F32 | Precision::Tf32 if tf32 => Ok(format!("{device}, matrices in tf32")),
         Precision::Bf16 if bf16 => Ok(format!("{device} in bf16")),
         _ => Err(Failure::usage(format!("--precision {precision}: {device} does not compute in {precision}")).hint(
-            "choose a device that does (see `ddpm devices`), such as --device cuda:0, or leave out --precision; a run can only be resumed \
-             in the precision it was started with",
+            "choose a device that does (see `ddpm devices`), such as --device cuda:0, or leave out --precision; CPUs need AMX for bf16; a \
+             run can only be resumed in the precision it was started with",
         )),
     }
 }

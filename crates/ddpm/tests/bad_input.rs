@@ -2,8 +2,10 @@
 
 mod common;
 
+use burn::tensor::Device;
 use common::{Place, TINY, golden};
 use denoising_diffusion::data::npy::write_npy_f32;
+use denoising_diffusion::device::computes_in_bf16;
 
 /// `ddpm train DATA` fails, and leaves not a run folder.
 fn refused(place: &Place, args: &str, code: i32, part: &str) -> String {
@@ -145,7 +147,6 @@ fn settings_without_sense() {
         ("--lr -1", "`lr`"),
         ("--objective eps2", "pred_noise"),
         ("--device cuda:0", "--device"),
-        ("--device cpu --precision bf16", "cpu does not compute in bf16"),
         ("--device cpu --precision tf32", "cpu does not compute in tf32"),
         ("--precision f16", "expected f32, tf32 or bf16, found `f16`"),
         ("--threads 0", "--threads"),
@@ -178,6 +179,20 @@ fn settings_without_sense() {
     place.fails("train digits --steps 0", 2, "`steps`");
     place.fails("train digits --dry-run --steps 0", 2, "`steps`");
     assert_eq!(std::fs::read_dir(place.path("")).unwrap().count(), 0);
+}
+
+/// Whether the CPU computes in bf16 depends on the machine.
+#[test]
+fn bf16_on_the_cpu_is_refused_without_a_matrix_unit_and_with_precise() {
+    let place = Place::new();
+    let flags = "--device cpu --precision bf16";
+    if computes_in_bf16(&Device::flex()) {
+        place.ok(&format!("train digits --dry-run --steps 1 {flags}"));
+        refused(&place, &format!("digits {flags} --precise"), 2, "--precise and --precision bf16 exclude each other");
+    } else {
+        let text = refused(&place, &format!("digits {flags}"), 2, "cpu does not compute in bf16");
+        assert!(text.contains("AMX"), "{text}");
+    }
 }
 
 #[test]

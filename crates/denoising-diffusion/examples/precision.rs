@@ -4,17 +4,18 @@
 //! cargo run --release -p denoising-diffusion --example precision -- [DEVICE] [STEPS]
 //! ```
 //!
-//! DEVICE is as in `ddpm --device` (default: cpu, where bf16 is for comparison only: plain operations, slower than f32).
+//! DEVICE is as in `ddpm --device` (default: cpu, which needs a matrix unit for bf16).
 
 use std::error::Error;
 use std::sync::Arc;
 
 use denoising_diffusion::data::{DataConfig, Dataset, Flip, Loader, LoaderConfig};
-use denoising_diffusion::device::{DeviceChoice, open};
+use denoising_diffusion::device::{DeviceChoice, computes_in_bf16, open};
 use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig, Examples};
 use denoising_diffusion::models::{Unet, UnetConfig};
 use denoising_diffusion::nn::Init;
-use denoising_diffusion::nn::ops::{Precision, set_precision};
+use denoising_diffusion::nn::ops::Precision;
+use denoising_diffusion::recipe::ArithmeticConfig;
 use denoising_diffusion::train::{EmaConfig, TrainConfig, Trainer};
 
 /// Steps whose losses are averaged.
@@ -25,11 +26,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let choice: DeviceChoice = args.next().as_deref().unwrap_or("cpu").parse()?;
     let steps: usize = args.next().as_deref().unwrap_or("500").parse()?;
     let device = open(choice)?.device;
+    if !computes_in_bf16(&device) {
+        return Err("this device does not compute in bf16".into());
+    }
     let data = Arc::new(Dataset::open(&DataConfig::default())?);
     let shape = data.shape();
 
     let losses = |precision| -> Result<Vec<f64>, Box<dyn Error>> {
-        set_precision(precision);
+        ArithmeticConfig { precise: false, precision }.set_on(&device);
         let config =
             UnetConfig { dim: 16, dim_mults: vec![1, 2, 4], channels: shape.channels, ..UnetConfig::default() };
         let network = Unet::new(&config, &mut Init::new(0, &device.clone().autodiff()))?;

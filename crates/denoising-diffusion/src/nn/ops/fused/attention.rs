@@ -98,7 +98,7 @@ impl Kernel<2> for LinearAttention {
         let mut out = None;
         let state = tensor([shape.linear_state_len()], |state| {
             out = Some(tensor(output_dims(&qkv), |out| {
-                linear_attention_forward(&shape, factors(), slice(&qkv), slice(&mem_kv), out, state);
+                linear_attention_forward(&shape, slice(&qkv), slice(&mem_kv), out, state);
             }));
         });
         (out.expect("filled above"), [qkv, mem_kv, state])
@@ -116,16 +116,7 @@ impl Kernel<2> for LinearAttention {
         let [qkv, mem_kv, state] = &saved;
         let shape = linear_shape(qkv, mem_kv);
         gradients(qkv, mem_kv, |dqkv, dmem_kv| {
-            linear_attention_backward(
-                &shape,
-                factors(),
-                slice(qkv),
-                slice(mem_kv),
-                slice(state),
-                slice(&dy),
-                dqkv,
-                dmem_kv,
-            );
+            linear_attention_backward(&shape, slice(qkv), slice(mem_kv), slice(state), slice(&dy), dqkv, dmem_kv);
         })
     }
 }
