@@ -17,11 +17,6 @@ impl NarrowScratch {
         self.0.as_ptr().cast()
     }
 
-    /// Address for writes.
-    pub(crate) fn as_mut_ptr(&mut self) -> *mut u16 {
-        self.0.as_mut_ptr().cast()
-    }
-
     /// Pairs of values.
     pub(crate) fn pairs(&mut self) -> &mut [f32] {
         &mut self.0

@@ -68,6 +68,12 @@ impl<'a> Rows<'a> {
     /// Overwrites the first rows by those of a matrix, `len` values each, a multiple of [`TERMS`].
     pub(crate) fn set(&mut self, unit: Unit, matrix: &[f32], stride: usize, len: usize) {
         assert!(matrix.len().is_multiple_of(stride) && len <= stride && matrix.len() / stride <= self.count);
+        if len == stride {
+            // SAFETY: as below.
+            return unsafe {
+                narrow_rows(unit, matrix.as_ptr(), len, matrix.len() / len, self.row_mut(0), self.stride)
+            };
+        }
         for (i, line) in matrix.chunks_exact(stride).enumerate() {
             // SAFETY: the slices hold as many values.
             unsafe { narrow_rows(unit, line[..len].as_ptr(), len, 1, self.row_mut(i), self.stride) };

@@ -26,7 +26,7 @@ fn every_unit_multiplies_what_the_plain_loops_multiply() {
     for (scratch, seed) in [(&mut left, 1), (&mut right, 2)] {
         for (i, value) in random(2 * scratch.pairs().len(), seed).into_iter().enumerate() {
             // SAFETY: within the scratch memory.
-            unsafe { *scratch.as_mut_ptr().add(i) = narrow(value) };
+            unsafe { *scratch.pairs().as_mut_ptr().cast::<u16>().add(i) = narrow(value) };
         }
     }
     for (below, beside) in [(true, true), (true, false), (false, true), (false, false)] {

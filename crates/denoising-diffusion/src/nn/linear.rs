@@ -38,7 +38,7 @@ impl Linear {
     }
 
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        x.matmul(self.weight.val().transpose()) + self.bias.val().unsqueeze()
+        ops::linear(x, self.weight.val(), Some(self.bias.val()))
     }
 }
 

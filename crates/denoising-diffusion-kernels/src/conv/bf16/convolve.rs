@@ -3,13 +3,13 @@
 use std::ops::Range;
 
 use crate::gemm::PANEL;
-use crate::matrix_unit::{Left, NarrowScratch, Right, SIDE, Session, Sums, TERMS, Target, Unit, narrow_rows};
+use crate::matrix_unit::{Left, NarrowScratch, ROWS, Right, SIDE, Session, Sums, TERMS, Target, Unit, narrow_rows};
 use crate::par::{Scratch, Shared, for_each_task, task_range};
 use crate::simd::{Isa, simd_fn};
 
 use super::super::parts::{Part, Parts, PartsMut};
 use super::super::{Conv2dShape, ConvActivation, Epilogue};
-use super::flat::{Flat, ROWS};
+use super::flat::Flat;
 use super::weights::{by_inputs, by_outputs, panel_len};
 
 /// The least number of places of a task. If a task also rounds the sources within reach of its last place, there are more if that is far.
@@ -31,7 +31,6 @@ pub(in super::super) fn forward(
     y: &mut [f32],
 ) {
     let (taps, outputs) = (shape.taps(), shape.out_channels);
-    let pack = |panels| by_outputs(unit, weight, outputs, taps, panels);
     let bias = epilogue.bias.map(|bias| {
         let mut padded = Scratch::zeroed(outputs.next_multiple_of(PANEL));
         padded[..outputs].copy_from_slice(bias);
@@ -39,7 +38,10 @@ pub(in super::super) fn forward(
     });
     let finish = Finish { bias: bias.as_deref(), residual: epilogue.residual, activation: epilogue.activation };
     let pixels = shape.batch * shape.out_height() * shape.out_width();
-    convolve((isa, unit), Flat::new(shape), x, outputs, pack, finish, &PartsMut::new(pixels, &mut [y]));
+    let target = &mut [y];
+    let target = PartsMut::new(pixels, target);
+    let convolution = Convolution::new((isa, unit), shape, x, finish, &target);
+    convolution.run(outputs, |panels| by_outputs(unit, weight, outputs, taps, panels));
 }
 
 /// dx from dy; parts of dx begin at panels of channels. The image must not be enlarged.
@@ -50,11 +52,11 @@ pub(in super::super) fn input_grad(
     weight: &[f32],
     dx: &PartsMut<'_>,
 ) {
-    // With step 1, the input gradient is a convolution with the reversed kernel.
-    let pack = |panels| by_inputs(unit, weight, shape.out_channels, shape.taps(), panels);
     let dy = Parts::new(shape.batch * shape.out_height() * shape.out_width(), &[dy]);
     let finish = Finish { bias: None, residual: None, activation: ConvActivation::Identity };
-    convolve((isa, unit), Flat::new(shape), &dy, shape.in_channels, pack, finish, dx);
+    let convolution = Convolution::new((isa, unit), shape, &dy, finish, dx);
+    // With step 1, the input gradient is a convolution with the reversed kernel.
+    convolution.run(shape.in_channels, |panels| by_inputs(unit, weight, shape.out_channels, shape.taps(), panels));
 }
 
 /// What is done with sums before they are stored.
@@ -66,151 +68,184 @@ struct Finish<'a> {
     activation: ConvActivation,
 }
 
-/// target = finish of source * weight, for a weight packed by `pack`; parts of the target begin at panels of channels.
-fn convolve(
-    (isa, unit): (Isa, Unit),
-    flat: Flat,
-    source: &Parts<'_>,
-    columns: usize,
-    pack: impl Fn(Range<usize>) -> NarrowScratch + Sync + Send,
-    finish: Finish<'_>,
-    target: &PartsMut<'_>,
-) {
-    let (places, reach, taps) = (flat.places(), flat.reach(), flat.taps());
-    let channels = source.channels();
-    let panel_len = panel_len(taps.len(), channels);
-    // Rows an odd number of cache lines apart do not collide in the cache.
-    let stride = (channels.div_ceil(TERMS) | 1) * TERMS;
-    let rounded = |range: Range<usize>, in_tasks: bool| rounded(unit, flat, source, range, stride, in_tasks);
-    let far = PLACES_PER_TASK.max(4 * reach).next_multiple_of(ROWS);
-    let (places_per_task, whole) = if places.div_ceil(far) >= MIN_TASKS {
-        (far, None)
-    } else {
-        (PLACES_PER_TASK, Some(rounded(0..places.next_multiple_of(ROWS) + reach, true)))
-    };
-    let blocks = places.div_ceil(places_per_task);
-    let all_panels = columns.div_ceil(PANEL);
-    // Pairs of panels, as they are multiplied together.
-    let pairs = all_panels.div_ceil(2);
-    let panels_per_task = 2 * pairs.div_ceil(pairs.min(MIN_TASKS.div_ceil(blocks)));
-    let groups = all_panels.div_ceil(panels_per_task);
-    let packed = (blocks > 1).then(|| pack(0..all_panels));
-    let runs: Vec<usize> = taps.iter().map(|tap| tap * stride).collect();
-    for_each_task(blocks * groups, |task| {
-        let block = task_range(task / groups, places_per_task, places);
-        let panels = task_range(task % groups, panels_per_task, all_panels);
-        let own = packed.is_none().then(|| pack(panels.clone()));
-        let weights = match (&packed, &own) {
-            (Some(packed), _) => packed.as_ptr().wrapping_add(panels.start * panel_len),
-            (None, own) => own.as_ref().map_or(std::ptr::null(), NarrowScratch::as_ptr),
-        };
-        let rows = block.len().next_multiple_of(SIDE);
-        let own = whole.is_none().then(|| rounded(block.start..block.start + rows + reach, false));
-        let source = match (&whole, &own) {
-            (Some(whole), _) => whole.as_ptr().wrapping_add(block.start * stride),
-            (None, own) => own.as_ref().map_or(std::ptr::null(), NarrowScratch::as_ptr),
-        };
-        let session = Session::new(unit);
-        let mut sums: Sums = [0.0; 4 * SIDE * SIDE];
-        let mut pair = |panel: usize, at: usize| {
-            let places = block.start + at..block.end.min(block.start + at + ROWS);
-            if !flat.has_pixels(places.clone()) {
-                return;
-            }
-            let left = Left {
-                first: source.wrapping_add(at * stride),
-                stride,
-                second: (at + SIDE < rows).then_some(SIDE * stride),
-                runs: &runs,
-                steps: channels.div_ceil(TERMS),
-            };
-            let right = Right {
-                first: weights.wrapping_add((panel - panels.start) * panel_len),
-                second: (panel + 1 < panels.end).then_some(panel_len),
-            };
-            // SAFETY: the source holds all rows within reach, the panels are those of this task.
-            unsafe { session.multiply(left, right, false, Target::of(&mut sums)) };
-            flat.each_run(places, |row, pixels| {
-                for (i, panel) in (panel..panels.end.min(panel + 2)).enumerate() {
-                    store(isa, &sums, row, i, pixels.clone(), panel, finish, target);
-                }
-            });
-        };
-        let (rows, panels) = ((0..rows).step_by(ROWS), panels.clone().step_by(2));
-        if panels.len() * 2 * panel_len <= CACHED_WEIGHTS {
-            rows.for_each(|at| panels.clone().for_each(|panel| pair(panel, at)));
-        } else {
-            panels.for_each(|panel| rows.clone().for_each(|at| pair(panel, at)));
-        }
-    });
-}
-
-/// The source at the positions of `range`, in bf16, `[positions, stride]`, by several tasks or on this thread; zeros fill up the channels.
-fn rounded(
+/// target = finish of source * weight; parts of the target begin at panels of channels.
+struct Convolution<'a> {
+    isa: Isa,
     unit: Unit,
     flat: Flat,
-    source: &Parts<'_>,
-    range: Range<usize>,
+    source: &'a Parts<'a>,
+    channels: usize,
+    /// bf16 values from one position of the rounded source to the next.
     stride: usize,
-    in_tasks: bool,
-) -> NarrowScratch {
-    let mut rounded = NarrowScratch::new(range.len() * stride);
-    let size = if in_tasks { POSITIONS_PER_TASK } else { range.len() };
-    let out = Shared::new(rounded.pairs());
-    let channels = source.channels();
-    for_each_task(range.len().div_ceil(size), |task| {
-        let part = task_range(task, size, range.len());
-        // `stride` is even.
-        let to: *mut u16 = out.at(part.start * stride / 2).cast();
-        let mut done = 0;
-        // SAFETY: positions and channels are within the scratch memory, and these are the task's.
-        let zeros =
-            |from: usize, until: usize| unsafe { to.add(from * stride).write_bytes(0, (until - from) * stride) };
-        flat.each_source(range.start + part.start..range.start + part.end, |at, pixel, count| {
-            zeros(done, at);
-            done = at + count;
-            for &Part { values, first, channels } in source.iter() {
-                let values = &values[pixel * channels..(pixel + count) * channels];
-                // SAFETY: as above.
-                unsafe { narrow_rows(unit, values.as_ptr(), channels, count, to.add(at * stride + first), stride) };
-            }
-            if channels < stride {
-                for i in at..at + count {
-                    // SAFETY: as above.
-                    unsafe { to.add(i * stride + channels).write_bytes(0, stride - channels) };
-                }
-            }
-        });
-        zeros(done, part.len());
-    });
-    rounded
+    /// Where the terms of each kernel position begin, in such values.
+    runs: Vec<usize>,
+    /// bf16 values of a panel of weights.
+    panel_len: usize,
+    finish: Finish<'a>,
+    target: &'a PartsMut<'a>,
 }
 
-/// Stores the sums of one panel for neighbouring pixels, which begin in row `row` of the tiles.
-#[allow(clippy::too_many_arguments, reason = "where from, where to, and how")]
-fn store(
-    isa: Isa,
-    sums: &Sums,
-    row: usize,
-    column_tile: usize,
-    pixels: Range<usize>,
-    panel: usize,
-    finish: Finish<'_>,
-    target: &PartsMut<'_>,
-) {
-    let column = panel * PANEL;
-    let Some(part) = target.iter().find(|part| (part.first..part.first + part.channels).contains(&column)) else {
-        return;
-    };
-    let at = pixels.start * part.channels + column - part.first;
-    let width = PANEL.min(part.channels - (column - part.first));
-    let residual = finish.residual.map_or(std::ptr::null(), |residual| residual[at..].as_ptr());
-    let bias = finish.bias.map_or(std::ptr::null(), |bias| bias[column..].as_ptr());
-    let relu = finish.activation == ConvActivation::Relu;
-    let rows = row..row + pixels.len();
-    // SAFETY: the pixels are some of the target's, and no other task has this panel of them.
-    unsafe {
-        store_rows(isa, sums, column_tile, rows, bias, residual, part.values.at(at), part.channels, width, relu);
+/// Factors of a task, from its first place and panel on.
+#[derive(Clone, Copy)]
+struct Factors {
+    source: *const u16,
+    weights: *const u16,
+}
+
+impl<'a> Convolution<'a> {
+    fn new(
+        (isa, unit): (Isa, Unit),
+        shape: &Conv2dShape,
+        source: &'a Parts<'a>,
+        finish: Finish<'a>,
+        target: &'a PartsMut<'a>,
+    ) -> Self {
+        let (flat, channels) = (Flat::new(shape), source.channels());
+        // Rows an odd number of cache lines apart do not collide in the cache.
+        let stride = (channels.div_ceil(TERMS) | 1) * TERMS;
+        let runs = flat.taps().iter().map(|tap| tap * stride).collect();
+        let panel_len = panel_len(shape.taps(), channels);
+        Self { isa, unit, flat, source, channels, stride, runs, panel_len, finish, target }
+    }
+
+    /// Computes `columns` columns of the target, for a weight that `pack` packs by panels.
+    fn run(&self, columns: usize, pack: impl Fn(Range<usize>) -> NarrowScratch + Sync + Send) {
+        let (places, reach) = (self.flat.places(), self.flat.reach());
+        let far = PLACES_PER_TASK.max(4 * reach).next_multiple_of(ROWS);
+        let (places_per_task, whole) = if places.div_ceil(far) >= MIN_TASKS {
+            (far, None)
+        } else {
+            (PLACES_PER_TASK, Some(self.rounded(0..places.next_multiple_of(ROWS) + reach, true)))
+        };
+        let blocks = places.div_ceil(places_per_task);
+        let all_panels = columns.div_ceil(PANEL);
+        // Pairs of panels, as they are multiplied together.
+        let pairs = all_panels.div_ceil(2);
+        let panels_per_task = 2 * pairs.div_ceil(pairs.min(MIN_TASKS.div_ceil(blocks)));
+        let groups = all_panels.div_ceil(panels_per_task);
+        // Otherwise each task has panels of its own.
+        let packed = (blocks > 1).then(|| pack(0..all_panels));
+        for_each_task(blocks * groups, |task| {
+            let block = task_range(task / groups, places_per_task, places);
+            let panels = task_range(task % groups, panels_per_task, all_panels);
+            let (mut own_weights, mut own_source) = (None, None);
+            let weights = match &packed {
+                Some(packed) => packed.as_ptr().wrapping_add(panels.start * self.panel_len),
+                None => own_weights.insert(pack(panels.clone())).as_ptr(),
+            };
+            let source = match &whole {
+                Some(whole) => whole.as_ptr().wrapping_add(block.start * self.stride),
+                None => {
+                    let end = block.start + block.len().next_multiple_of(SIDE) + reach;
+                    own_source.insert(self.rounded(block.start..end, false)).as_ptr()
+                }
+            };
+            self.block(Factors { source, weights }, block, panels);
+        });
+    }
+
+    /// Computes some panels of a block of places.
+    fn block(&self, factors: Factors, places: Range<usize>, panels: Range<usize>) {
+        let (session, mut sums) = (Session::new(self.unit), [0.0; 4 * SIDE * SIDE]);
+        let rows = (0..places.len()).step_by(ROWS);
+        let pairs = panels.clone().step_by(2);
+        let mut pair = |panel: usize, row: usize| {
+            self.pair(&session, factors, (&places, row), (&panels, panel), &mut sums);
+        };
+        if panels.len() * self.panel_len <= CACHED_WEIGHTS {
+            rows.for_each(|row| pairs.clone().for_each(|panel| pair(panel, row)));
+        } else {
+            pairs.for_each(|panel| rows.clone().for_each(|row| pair(panel, row)));
+        }
+    }
+
+    /// Computes a pair of panels, from `panel` on, at the places of a pair of tiles, from the `row`-th of these on.
+    fn pair(
+        &self,
+        session: &Session,
+        factors: Factors,
+        (places, row): (&Range<usize>, usize),
+        (panels, panel): (&Range<usize>, usize),
+        sums: &mut Sums,
+    ) {
+        let of_tiles = places.start + row..places.end.min(places.start + row + ROWS);
+        if !self.flat.has_pixels(of_tiles.clone()) {
+            return;
+        }
+        let left = Left {
+            first: factors.source.wrapping_add(row * self.stride),
+            stride: self.stride,
+            second: (of_tiles.len() > SIDE).then_some(SIDE * self.stride),
+            runs: &self.runs,
+            steps: self.channels.div_ceil(TERMS),
+        };
+        let right = Right {
+            first: factors.weights.wrapping_add((panel - panels.start) * self.panel_len),
+            second: (panel + 1 < panels.end).then_some(self.panel_len),
+        };
+        // SAFETY: the source holds all positions within reach, whole tiles of them; the panels are the task's.
+        unsafe { session.multiply(left, right, false, Target::of(sums)) };
+        self.flat.each_run(of_tiles, |row, pixels| {
+            for (i, panel) in (panel..panels.end.min(panel + 2)).enumerate() {
+                self.store(sums, row, i, pixels.clone(), panel);
+            }
+        });
+    }
+
+    /// The source at the positions of `range`, in bf16, `[positions, stride]`, by several tasks or on this thread; zeros fill up the channels.
+    fn rounded(&self, range: Range<usize>, in_tasks: bool) -> NarrowScratch {
+        let stride = self.stride;
+        let mut rounded = NarrowScratch::new(range.len() * stride);
+        let size = if in_tasks { POSITIONS_PER_TASK } else { range.len() };
+        let out = Shared::new(rounded.pairs());
+        for_each_task(range.len().div_ceil(size), |task| {
+            let part = task_range(task, size, range.len());
+            // `stride` is even.
+            let to: *mut u16 = out.at(part.start * stride / 2).cast();
+            let mut done = 0;
+            // SAFETY: positions and channels are within the scratch memory, and these are the task's.
+            let zeros =
+                |from: usize, until: usize| unsafe { to.add(from * stride).write_bytes(0, (until - from) * stride) };
+            self.flat.each_source(range.start + part.start..range.start + part.end, |at, pixel, count| {
+                zeros(done, at);
+                done = at + count;
+                for &Part { values, first, channels } in self.source.iter() {
+                    let values = &values[pixel * channels..(pixel + count) * channels];
+                    let to = to.wrapping_add(at * stride + first);
+                    // SAFETY: as above.
+                    unsafe { narrow_rows(self.unit, values.as_ptr(), channels, count, to, stride) };
+                }
+                if self.channels < stride {
+                    for i in at..at + count {
+                        // SAFETY: as above.
+                        unsafe { to.add(i * stride + self.channels).write_bytes(0, stride - self.channels) };
+                    }
+                }
+            });
+            zeros(done, part.len());
+        });
+        rounded
+    }
+
+    /// Stores the sums of one panel for neighbouring pixels, which begin in row `row` of the tiles.
+    fn store(&self, sums: &Sums, row: usize, column_tile: usize, pixels: Range<usize>, panel: usize) {
+        let column = panel * PANEL;
+        let mut parts = self.target.iter();
+        let Some(part) = parts.find(|part| (part.first..part.first + part.channels).contains(&column)) else {
+            return;
+        };
+        let Finish { bias, residual, activation } = self.finish;
+        let at = pixels.start * part.channels + column - part.first;
+        let width = PANEL.min(part.channels - (column - part.first));
+        let residual = residual.map_or(std::ptr::null(), |residual| residual[at..].as_ptr());
+        let bias = bias.map_or(std::ptr::null(), |bias| bias[column..].as_ptr());
+        let relu = activation == ConvActivation::Relu;
+        let rows = row..row + pixels.len();
+        // SAFETY: the pixels are some of the target's, and no other task has this panel of them.
+        unsafe {
+            let to = part.values.at(at);
+            store_rows(self.isa, sums, column_tile, rows, bias, residual, to, part.channels, width, relu);
+        }
     }
 }
 

@@ -3,10 +3,8 @@
 use std::ops::Range;
 
 use super::super::Conv2dShape;
-use crate::matrix_unit::SIDE;
+use crate::matrix_unit::{ROWS, SIDE};
 
-/// Rows of two tiles.
-pub(super) const ROWS: usize = 2 * SIDE;
 /// Positions of interleaved images in a pair of tiles.
 const POSITIONS_PER_PAIR: usize = ROWS / SIDE;
 

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use crate::gemm::PANEL;
 use crate::matrix_unit::{
-    Left, NarrowScratch, Right, SIDE, Session, Sums, TERMS, TILE, Target, Unit, pair_lines, transpose_lines,
+    Left, NarrowScratch, ROWS, Right, SIDE, Session, Sums, TERMS, TILE, Target, Unit, pair_lines, transpose_lines,
     transpose_rows,
 };
 use crate::par::{Scratch, Shared, for_each_task, task_range};
@@ -19,7 +19,7 @@ use super::super::parts::Parts;
 use super::flat::Flat;
 
 /// Channels of two tiles.
-const PAIR: usize = 2 * SIDE;
+const PAIR: usize = ROWS;
 /// Number of places that are summed before the next kernel position: 32 channels of both factors then take 64 KiB.
 const PLACES_PER_BLOCK: usize = 512;
 /// The smallest desired number of tasks.
