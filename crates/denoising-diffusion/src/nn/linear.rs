@@ -38,7 +38,7 @@ impl Linear {
     }
 
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::linear(x, self.weight.val(), Some(self.bias.val()))
+        x.matmul(self.weight.val().transpose()) + self.bias.val().unsqueeze()
     }
 }
 

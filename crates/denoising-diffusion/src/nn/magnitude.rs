@@ -160,7 +160,7 @@ impl MpLinear {
     }
 
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::linear(x, self.scaled(), None)
+        x.matmul(self.scaled().transpose())
     }
 
     /// The output for `sqrt(c_in)` times the one-hot vector of each `index` in `0..c_in`, and for zeros if the index is `c_in`: `[b] -> [b, c_out]`.

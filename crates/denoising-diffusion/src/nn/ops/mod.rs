@@ -251,18 +251,6 @@ fn in_four<const D: usize>(dims: [usize; D], axis: usize) -> [usize; 4] {
     [product(&dims[..axis]), dims[axis], product(&dims[axis + 1..D - 1]), dims[D - 1]]
 }
 
-/// `x weight^T + bias`: `x [b, c_in]`, `weight [c_out, c_in]`, `bias [c_out]` to `[b, c_out]`; for embeddings, in f32.
-pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
-    if x.dtype() == DType::F32 && is_cpu(&x.device()) {
-        return fused::linear(x, weight, bias);
-    }
-    let y = x.matmul(weight.transpose());
-    match bias {
-        Some(bias) => y + bias.unsqueeze(),
-        None => y,
-    }
-}
-
 /// `x weight^T + bias` for each pair of `weight [c_out, c_in]` and `bias [c_out]`, with `x [b, c_in]`; `None` if it is not faster to compute them
 /// together.
 pub fn linears(x: &Tensor<2>, layers: &[(Tensor<2>, Tensor<1>)]) -> Option<Vec<Tensor<2>>> {

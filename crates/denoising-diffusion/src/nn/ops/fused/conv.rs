@@ -14,10 +14,6 @@ use super::{Kernel, dims, slice, tensor, when};
 #[derive(Clone, Debug)]
 pub(super) struct Conv(pub(super) Resampling);
 
-/// `x [b, 1, 1, c_in]`, `weight [c_out, c_in, 1, 1]`, `bias [c_out]`, for embeddings: never in bf16.
-#[derive(Clone, Debug)]
-pub(super) struct Linear;
-
 /// The maximum of 0 and a convolution with the given windows: `x`, `weight`, `bias`.
 #[derive(Clone, Debug)]
 pub(super) struct ConvRelu(pub(super) Window);
@@ -38,7 +34,7 @@ fn algorithm() -> ConvAlgorithm {
     }
 }
 
-/// That of embeddings ([`Linear`]) and of networks that measure images ([`ConvRelu`]): never bf16.
+/// That of [`ConvRelu`], of which the networks consist that measure images: never in bf16.
 fn exact_algorithm() -> ConvAlgorithm {
     match algorithm() {
         ConvAlgorithm::Bf16 => ConvAlgorithm::Auto,
@@ -142,26 +138,6 @@ impl Kernel<3> for Conv {
         let shape = shape_of(&x, channels, self.0, &weight);
         let dx = when(wanted[0], || input_gradient(algorithm(), &shape, &x, &weight, &dy));
         let [dweight, dbias] = parameter_gradients(algorithm(), &shape, &[&x], &weight, &dy, [wanted[1], wanted[2]]);
-        [dx, dweight, dbias]
-    }
-}
-
-impl Kernel<3> for Linear {
-    type Saved = (FlexTensor, FlexTensor);
-
-    fn forward(&self, [x, weight, bias]: [FlexTensor; 3]) -> (FlexTensor, Self::Saved) {
-        let [_, _, _, channels] = dims(&x);
-        let shape = shape_of(&x, channels, Resampling::Keep, &weight);
-        let epilogue = Epilogue { bias: Some(slice(&bias)), ..Epilogue::default() };
-        (forward_by(exact_algorithm(), &shape, &[&x], &weight, epilogue), (x, weight))
-    }
-
-    fn backward(&self, (x, weight): Self::Saved, dy: FlexTensor, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
-        let [_, _, _, channels] = dims(&x);
-        let shape = shape_of(&x, channels, Resampling::Keep, &weight);
-        let dx = when(wanted[0], || input_gradient(exact_algorithm(), &shape, &x, &weight, &dy));
-        let [dweight, dbias] =
-            parameter_gradients(exact_algorithm(), &shape, &[&x], &weight, &dy, [wanted[1], wanted[2]]);
         [dx, dweight, dbias]
     }
 }

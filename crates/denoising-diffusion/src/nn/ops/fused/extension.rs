@@ -8,7 +8,7 @@ use denoising_diffusion_kernels::dropout::Mask;
 
 use super::super::{AxisResize, Pointwise, Pool, Resampling, Window};
 use super::attention::{FullAttention, LinearAttention};
-use super::conv::{Conv, ConvAdd, ConvRelu, ConvSkip, Linear};
+use super::conv::{Conv, ConvAdd, ConvRelu, ConvSkip};
 use super::layer_norm::{GatedAdd, LayerNormScaled};
 use super::magnitude::{AddScaled, GatedSilu, JoinScaled, Resize, Unit};
 use super::norm::{RmsNorm, RmsNormAdd, RmsNormScaled, Silu};
@@ -26,7 +26,6 @@ pub trait FusedOps: burn::backend::Backend {
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
-    fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
     fn conv2d_skip(
         x: FloatTensor<Self>,
         skip: FloatTensor<Self>,
@@ -115,10 +114,6 @@ pub trait FusedOps: burn::backend::Backend {
 impl FusedOps for Flex {
     fn conv2d(x: FlexTensor, resampling: Resampling, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
         run(Conv(resampling), [x, weight, bias])
-    }
-
-    fn linear(x: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
-        run(Linear, [x, weight, bias])
     }
 
     fn conv2d_skip(x: FlexTensor, skip: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
@@ -266,10 +261,6 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         bias: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         track::<C, _, 3>(Conv(resampling), [x, weight, bias])
-    }
-
-    fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self> {
-        track::<C, _, 3>(Linear, [x, weight, bias])
     }
 
     fn conv2d_skip(

@@ -95,15 +95,6 @@ pub fn conv2d(x: Tensor<4>, resampling: Resampling, weight: Tensor<4>, bias: Opt
     Tensor::from_dispatch(<Dispatch as FusedOps>::conv2d(x, resampling, weight, bias))
 }
 
-/// See [`super::linear`].
-pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
-    let ([b, c_in], [c_out, _]) = (x.dims(), weight.dims());
-    let (x, weight) = (x.reshape([b, 1, 1, c_in]), weight.reshape([c_out, c_in, 1, 1]));
-    let bias = or_zeros(bias, &weight);
-    let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
-    Tensor::<4>::from_dispatch(<Dispatch as FusedOps>::linear(x, weight, bias)).reshape([b, c_out])
-}
-
 /// See [`super::conv2d_skip`].
 pub fn conv2d_skip(x: Tensor<4>, skip: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>) -> Tensor<4> {
     let bias = or_zeros(bias, &weight).into_dispatch();
