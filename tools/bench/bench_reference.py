@@ -10,7 +10,7 @@ U-Net in eval mode under inference_mode. Inputs are made beforehand; decoding im
 
 --torch eager is what the reference's Trainer runs. --torch bf16 adds autocast to bf16. --torch best adds channels_last, fused Adam and
 torch.compile, each only if it works here, and on a GPU autocast to bf16, flash attention, convolutions chosen by trial (cudnn.benchmark), and no wait
-for the loss within a step; the ready line says which did. --torch graphs is best with torch.compile's mode reduce-overhead (CUDA graphs).
+for the loss within a step; the ready line says which did. --torch best-bf16 is best with autocast to bf16 on the CPU, too. --torch graphs is best with torch.compile's mode reduce-overhead (CUDA graphs).
 """
 
 import argparse
@@ -98,8 +98,8 @@ class Subject:
     def __init__(self, config, mode, device):
         torch.manual_seed(0)
         self.works = []
-        self.best, self.graphs = mode in ("best", "graphs"), mode == "graphs"
-        self.bf16 = mode == "bf16" or (self.best and device == "cuda")
+        self.best, self.graphs = mode in ("best", "best-bf16", "graphs"), mode == "graphs"
+        self.bf16 = mode in ("bf16", "best-bf16") or (self.best and device == "cuda")
         self.device = device
         if self.best and device == "cuda":
             torch.backends.cudnn.benchmark = True
@@ -223,7 +223,7 @@ def say(value):
 def main():
     parser = argparse.ArgumentParser(description="Times the reference; one round for each line on stdin.")
     parser.add_argument("--config", choices=[*CONFIGS, *OTHERS], default="s")
-    parser.add_argument("--torch", choices=["eager", "bf16", "best", "graphs"], default="eager")
+    parser.add_argument("--torch", choices=["eager", "bf16", "best", "best-bf16", "graphs"], default="eager")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5, help="train steps, and forward passes, in a round on the CPU; at least so many on a GPU")

@@ -1,6 +1,6 @@
 """Runs `ddpm bench` and the reference in turn, so that whatever else the machine does hits both, and prints the ratios.
 
-    run.py --ddpm target/release/ddpm [--configs s,m] [--rounds 7] [--torch eager|bf16|best] [--out docs/performance.md]
+    run.py --ddpm target/release/ddpm [--configs s,m] [--rounds 7] [--torch eager|bf16|best|best-bf16] [--out docs/performance.md]
     run.py --ddpm target/release/ddpm --device cuda --configs m128,g
 
 Each round runs both, in alternating order: one `ddpm bench --config C --rounds 1 --json` and one round of the reference
@@ -146,7 +146,7 @@ def main():
     parser.add_argument("--python", default=sys.executable, help="interpreter that has the reference installed")
     parser.add_argument("--configs", default="s,m")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--torch", choices=["eager", "bf16", "best", "graphs"], default="eager")
+    parser.add_argument("--torch", choices=["eager", "bf16", "best", "best-bf16", "graphs"], default="eager")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch and, unless --ddpm-args say otherwise, of ddpm on a CPU")
     parser.add_argument("--out", type=Path, help="also write the Markdown here")

@@ -15,21 +15,22 @@ const IMAGES: [(usize, usize); 11] =
 const ROUND: usize = 5;
 const CHANNELS: [usize; 7] = [4, 8, 16, 32, 64, 128, 512];
 
-/// Prints, for each pass, how many times faster Winograd's method is, by images and channels.
-pub fn print_table() {
+/// Prints, for each pass, how many times faster the second algorithm is, by images and channels.
+pub fn print_table(algorithms: [ConvAlgorithm; 2]) {
+    let [first, second] = algorithms;
     for pass in [Pass::Forward, Pass::InputGrad, Pass::WeightGrad] {
-        println!("\n{}: time of Direct / time of Winograd\n", pass.name());
+        println!("\n{}: time of {first:?} / time of {second:?}\n", pass.name());
         let heads: Vec<String> = CHANNELS.iter().map(|c| format!(" {c} |")).collect();
         println!("| images | tiles |{}\n|---|---|{}", heads.concat(), "---|".repeat(CHANNELS.len()));
         for (batch, side) in IMAGES {
             let cells: Vec<String> =
-                CHANNELS.iter().map(|&c| format!(" {:.2} |", ratio(pass, batch, side, c))).collect();
+                CHANNELS.iter().map(|&c| format!(" {:.2} |", ratio(algorithms, pass, batch, side, c))).collect();
             println!("| {batch} of {side}^2 | {} |{}", batch * side.div_ceil(4).pow(2), cells.concat());
         }
     }
 }
 
-fn ratio(pass: Pass, batch: usize, side: usize, channels: usize) -> f64 {
+fn ratio(algorithms: [ConvAlgorithm; 2], pass: Pass, batch: usize, side: usize, channels: usize) -> f64 {
     let shape = Conv2dShape {
         batch,
         height: side,
@@ -42,8 +43,8 @@ fn ratio(pass: Pass, batch: usize, side: usize, channels: usize) -> f64 {
         padding: [1; 2],
     };
     let work = |algorithm| Work::Conv { shape, algorithm, pass };
-    let [direct, winograd] = fastest([ConvAlgorithm::Direct, ConvAlgorithm::Winograd].map(work));
-    direct / winograd
+    let [first, second] = fastest(algorithms.map(work));
+    first / second
 }
 
 /// The fastest call of each, in seconds.
@@ -54,11 +55,13 @@ fn fastest(work: [Work; 2]) -> [f64; 2] {
     [0, 1].map(|i| rounds.iter().map(|round| round[i]).fold(f64::INFINITY, f64::min))
 }
 
-/// Prints the fastest call of each convolution and full attention in f32 and in bf16, its rate in bf16, and how many times faster that is.
+/// As [`print_table`] for f32 and bf16; then prints the fastest call of each convolution and full attention in f32 and in bf16, its rate in bf16, and how many times faster that is.
 pub fn print_bf16(cases: &[Case]) {
     if !multiplies_bf16() {
         return println!("this machine has no matrix unit for bf16");
     }
+    print_table([ConvAlgorithm::Auto, ConvAlgorithm::Bf16]);
+    println!();
     for case in cases {
         let in_bf16 = match case.work {
             Work::Conv { shape, algorithm: ConvAlgorithm::Auto, pass } => {

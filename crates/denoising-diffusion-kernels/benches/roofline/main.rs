@@ -28,6 +28,7 @@ use std::io::BufRead;
 use std::time::{Duration, Instant};
 
 use cases::{Case, cases};
+use denoising_diffusion_kernels::conv::ConvAlgorithm;
 use denoising_diffusion_kernels::memory::CachingAllocator;
 use peaks::Peaks;
 
@@ -91,7 +92,7 @@ fn parse(mut given: impl Iterator<Item = String>) -> Result<Args, String> {
 
 fn run(args: &Args) {
     if args.algorithms {
-        return algorithms::print_table();
+        return algorithms::print_table([ConvAlgorithm::Direct, ConvAlgorithm::Winograd]);
     }
     let mut cases = cases(args.all);
     cases.retain(|case| case.name().contains(&args.only));
