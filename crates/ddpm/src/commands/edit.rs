@@ -127,6 +127,8 @@ struct Job<'a> {
     from: Drawable,
     settings: Settings,
     stop: StopSignal,
+    /// Number of images that are made of each picture.
+    variants: usize,
 }
 
 impl<'a> Job<'a> {
@@ -142,7 +144,7 @@ impl<'a> Job<'a> {
         let machine = args.machine.start(Work::Sampling)?;
         let from = args.sampling.open(file, &path, &machine)?;
         let stop = stop_on_ctrl_c("cancelling")?;
-        Ok(Self { args, out, path, recipe, from, settings, stop })
+        Ok(Self { args, out, path, recipe, from, settings, stop, variants: 1 })
     }
 
     /// Images, prepared like the network's training data.
@@ -187,7 +189,7 @@ impl<'a> Job<'a> {
             Err(error @ EditError::Value { .. }) => return Err(error).or_usage(),
             images => images?,
         };
-        self.out.write(&images, &self.writing())?;
+        self.out.write(&images, &self.writing(count))?;
         if self.args.json {
             return output::json(&json!({
                 "out": output::path(self.out.path()),
@@ -204,15 +206,16 @@ impl<'a> Job<'a> {
         output::result(rows.aligned())
     }
 
-    fn writing(&self) -> Writing<'_> {
-        Writing { grid: GridOptions::default(), card: &self.from.file.card, real: None, conditions: None }
+    fn writing(&self, count: usize) -> Writing<'_> {
+        let grid = GridOptions::of_variants(count, self.variants);
+        Writing { grid, card: &self.from.file.card, real: None, conditions: None }
     }
 
     /// Refuses more images than `--out` can hold, before any are drawn.
     fn check_count(&self, count: usize) -> Result {
         let [c, h, w] = self.from.shape;
         room_for(count, self.from.shape).or_usage()?;
-        self.out.check_size([count, c, h, w], &self.writing())
+        self.out.check_size([count, c, h, w], &self.writing(count))
     }
 
     fn steps(&self) -> usize {
@@ -247,6 +250,7 @@ pub fn inpaint(args: &InpaintArgs) -> Result {
     let n = images.len();
     let variants = args.variants as usize;
     let count = n * variants;
+    job.variants = variants;
     job.check_count(count)?;
     let mask = mask(&args.mask, &job, n)?;
     let (images, mask) = (repeated(&images.values()?, n, variants), repeated(&mask, n, variants));
@@ -302,10 +306,11 @@ fn mask(path: &Path, job: &Job<'_>, n: usize) -> Result<Vec<f32>> {
 }
 
 pub fn vary(args: &VaryArgs) -> Result {
-    let job = Job::new(&args.common, |own| own)?;
+    let mut job = Job::new(&args.common, |own| own)?;
     let images = job.images(&args.images)?;
     let (n, variants) = (images.len(), args.variants as usize);
     let count = n * variants;
+    job.variants = variants;
     job.check_count(count)?;
     let images = repeated(&images.values()?, n, variants);
     let generator = job.from.generator(&job.settings.guidance);

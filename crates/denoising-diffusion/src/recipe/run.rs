@@ -48,7 +48,7 @@ pub fn may_change(section: &str, key: &str) -> bool {
 
 impl Recipe {
     /// A trainer of `model` configured by the recipe, before its first step. `model` must be on an autodiff device. The recipe's arithmetic is a
-    /// setting of the process: [`ArithmeticConfig::set`](super::ArithmeticConfig::set).
+    /// setting of the process: [`ArithmeticConfig::set_on`](super::ArithmeticConfig::set_on).
     ///
     /// # Errors
     /// Invalid options, or a network that does not fit the formulation.

@@ -82,6 +82,13 @@ impl GridOptions {
         let pairs = (1..).find(|pairs| 2 * pairs * pairs >= count).unwrap_or(1);
         Self { columns: NonZeroUsize::new(2 * pairs), ..Self::default() }
     }
+
+    /// For `count` images, `variants` in a row of each picture: no picture's variants are on two lines.
+    pub fn of_variants(count: usize, variants: usize) -> Self {
+        let pictures = (1..).find(|pictures| (pictures * variants).pow(2) >= count).unwrap_or(1);
+        let columns = NonZeroUsize::new(pictures * variants).filter(|_| variants > 1);
+        Self { columns, ..Self::default() }
+    }
 }
 
 /// Number of columns for a pleasing grid of `count` images: about square, rather wide than high, with few empty cells.
@@ -242,6 +249,16 @@ mod tests {
         for (count, columns) in expected {
             assert_eq!(columns_for(count), columns, "{count} images");
         }
+    }
+
+    #[test]
+    fn variants_of_a_picture_share_a_line() {
+        let columns = |count, variants| GridOptions::of_variants(count, variants).columns.map(NonZeroUsize::get);
+        assert_eq!(
+            [columns(12, 4), columns(4, 4), columns(32, 4), columns(300, 3)],
+            [Some(4), Some(4), Some(8), Some(18)]
+        );
+        assert_eq!(columns(9, 1), None);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::flat::Flat;
 
 /// Channels of two tiles.
 const PAIR: usize = ROWS;
-/// Number of places that are summed before the next kernel position: 32 channels of both factors then take 64 KiB.
+/// The least number of places that are summed before the next kernel position: 32 channels of both factors then take 64 KiB.
 const PLACES_PER_BLOCK: usize = 512;
 /// The smallest desired number of tasks.
 const MIN_TASKS: usize = 16;
@@ -36,7 +36,9 @@ pub(in super::super) fn weight_grad(unit: Unit, shape: &Conv2dShape, x: &Parts<'
     let many = shape.batch * shape.out_height() * shape.out_width() >= MIN_TASKS * PLACES_PER_BLOCK;
     let flat = if many { Flat::new(shape) } else { Flat::of_sums_over_places(shape) };
     let channels = [shape.in_channels, shape.out_channels];
-    let (runs, run_len) = flat.runs(PLACES_PER_BLOCK);
+    // Where the kernel reaches far, blocks are larger: what is within reach of them is prepared twice.
+    let places_per_block = PLACES_PER_BLOCK.max(2 * flat.reach()).next_multiple_of(TERMS);
+    let (runs, run_len) = flat.runs(places_per_block);
     let factors = Factors { unit, flat, x, dy, outputs: shape.out_channels, runs, run_len, taps: flat.taps() };
     let runs_per_block = PLACES_PER_BLOCK.div_ceil(run_len);
     let blocks = factors.runs.len().div_ceil(runs_per_block);
@@ -74,20 +76,7 @@ pub(in super::super) fn weight_grad(unit: Unit, shape: &Conv2dShape, x: &Parts<'
         }
     });
     if splits > 1 {
-        for_each_task(pairs.len(), |i| {
-            // SAFETY: only one task has each pair.
-            let of_split = |split: usize| unsafe {
-                let at = split * pairs.len() + i;
-                partial.part(at * len..(at + 1) * len)
-            };
-            let sums = of_split(0);
-            for split in 1..splits {
-                for (sum, value) in sums.iter_mut().zip(of_split(split)) {
-                    *sum += *value;
-                }
-            }
-            target.put(pairs[i], sums);
-        });
+        target.put_sums(&pairs, splits, partial);
     }
 }
 
@@ -105,6 +94,25 @@ impl Weights<'_> {
     fn pairs(&self) -> Vec<[usize; 2]> {
         let [inputs, outputs] = self.channels.map(|channels| channels.div_ceil(PAIR));
         (0..inputs).flat_map(|i| (0..outputs).map(move |o| [i, o])).collect()
+    }
+
+    /// Writes all sums over `splits`, `[splits, pairs, taps, 4 tiles]`, of which no other part may be in use.
+    fn put_sums(&self, pairs: &[[usize; 2]], splits: usize, partial: Shared<'_>) {
+        let len = self.taps * TILES_LEN;
+        for_each_task(pairs.len(), |i| {
+            // SAFETY: only one task has each pair.
+            let of_split = |split: usize| unsafe {
+                let at = split * pairs.len() + i;
+                partial.part(at * len..(at + 1) * len)
+            };
+            let sums = of_split(0);
+            for split in 1..splits {
+                for (sum, value) in sums.iter_mut().zip(of_split(split)) {
+                    *sum += *value;
+                }
+            }
+            self.put(pairs[i], sums);
+        });
     }
 
     /// Writes the sums of a pair, `[taps, 4 tiles]`; only one task may have it.
