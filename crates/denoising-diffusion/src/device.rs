@@ -318,6 +318,17 @@ pub fn multiplies_in_tf32(device: &Device) -> bool {
     }
 }
 
+/// Bytes of the largest tensor that a device can hold, if it has such a limit.
+pub(crate) fn largest_tensor(device: &Device) -> Option<u64> {
+    #[cfg(feature = "cube")]
+    return crate::nn::ops::cube::largest_tensor(device);
+    #[cfg(not(feature = "cube"))]
+    {
+        let _ = device;
+        None
+    }
+}
+
 /// Whether a device computes in bf16 with sums in f32. On the CPU: whether it has a matrix unit for bf16 (Intel's AMX, on Linux); only the products
 /// of convolutions, of layers on every pixel or patch, and of full attention are in bf16 there.
 pub fn computes_in_bf16(device: &Device) -> bool {

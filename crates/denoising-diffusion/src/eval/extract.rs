@@ -12,7 +12,7 @@ use super::images::Images;
 use super::inception::{CLASSES, FeatureBlock, ImageInput, InceptionV3, InputError, Output, SIDE};
 use super::result;
 use crate::data::DataError;
-use crate::device::{in_pool, is_cpu, multiplies_in_tf32};
+use crate::device::{in_pool, is_cpu, largest_tensor, multiplies_in_tf32};
 use crate::digest;
 use crate::interop::{self, InteropError, Metadata};
 use crate::nn::params::host_values;
@@ -20,8 +20,10 @@ use crate::weights::TensorView;
 
 /// Batch size of Inception on the CPU: larger batches are no faster and take more memory.
 const BATCH_ON_CPU: usize = 4;
-/// Batch size on a GPU, which smaller batches would leave idle; the default of pytorch-fid.
+/// Batch size on a GPU, which smaller batches would leave idle; the default of pytorch-fid. Smaller where a tensor cannot be as large as that.
 const BATCH_ON_GPU: usize = 50;
+/// Bytes of the largest tensor in Inception for an image: 64 channels of 147x147, in f32.
+const LARGEST_TENSOR: u64 = 147 * 147 * 64 * 4;
 
 /// Inception with the name of its weights.
 #[derive(Clone, Debug)]
@@ -56,6 +58,12 @@ pub enum ExtractError {
     NotFinite { image: usize },
     #[error("interrupted")]
     Interrupted,
+}
+
+/// Images in a batch on a GPU whose largest tensor has as many bytes.
+fn batch_on_gpu(largest_tensor: Option<u64>) -> usize {
+    let most = largest_tensor.map_or(BATCH_ON_GPU as u64, |bytes| bytes / LARGEST_TENSOR);
+    most.clamp(1, BATCH_ON_GPU as u64) as usize
 }
 
 /// Called with the number of images done; can stop the extraction.
@@ -93,7 +101,7 @@ impl Extractor {
         let mut features = Vec::with_capacity(images.len() * dims);
         let mut logits = Vec::new();
         let on_cpu = is_cpu(self.network.device());
-        let size = if on_cpu { BATCH_ON_CPU } else { BATCH_ON_GPU };
+        let size = if on_cpu { BATCH_ON_CPU } else { batch_on_gpu(largest_tensor(self.network.device())) };
         let mut take = |(count, output): (usize, Output)| {
             features.extend_from_slice(&host_values(output.features)[..count * dims]);
             logits.extend(output.logits.into_iter().flat_map(|of| host_values(of).into_iter().take(count * CLASSES)));
@@ -194,6 +202,14 @@ impl FeatureStore {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn batches_fit_into_what_a_gpu_can_hold() {
+        let of = |mib: u64| batch_on_gpu(Some(mib << 20));
+        // The least that Vulkan allows, and the usual.
+        assert_eq!([of(1), of(128), of(2048)], [1, 24, BATCH_ON_GPU]);
+        assert_eq!(batch_on_gpu(None), BATCH_ON_GPU);
+    }
 
     #[test]
     fn what_is_stored_comes_back_and_damage_does_not() {

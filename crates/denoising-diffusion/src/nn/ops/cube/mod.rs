@@ -67,6 +67,14 @@ pub fn multiplies_in_tf32(device: &Device) -> bool {
     }
 }
 
+/// Bytes of the largest tensor that a GPU can hold.
+pub fn largest_tensor(device: &Device) -> Option<u64> {
+    match device.clone().inner().as_dispatch() {
+        DispatchDevice::Cube(device) => Some(device.client().properties().memory.max_page_size),
+        _ => None,
+    }
+}
+
 /// Whether Burn's convolutions of `x`, which is not f32, by weights `[c_out, c_in, kh, kw]`, and their gradients, sum in f32. Tensor cores do where
 /// they can (Metal's matrices sum bf16 in bf16), and with enough channels they ought to be the fastest of what its tuner tries (not seen on
 /// hardware). Its direct kernels, which it uses if it has no tuner, sum in the type of their data: then a gradient of weights is a sum over all
