@@ -27,7 +27,7 @@ impl NarrowScratch {
 macro_rules! by_unit {
     ($unit:expr, $name:ident($($arg:expr),*)) => {
         match $unit {
-            #[cfg(test)]
+            // SAFETY: the caller's contract.
             Unit::Plain => unsafe { plain::$name($($arg),*) },
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             // SAFETY: the unit is only constructed where these instructions exist; the rest is the caller's contract.
@@ -213,14 +213,12 @@ mod avx512 {
 }
 
 /// The bf16 closest to `value`, of two the even one; a NaN stays one.
-#[cfg(test)]
 pub(crate) fn narrow(value: f32) -> u16 {
     let bits = value.to_bits();
     let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16;
     if value.is_nan() { (bits >> 16) as u16 | 0x40 } else { rounded }
 }
 
-#[cfg(test)]
 mod plain {
     use super::{SIDE, TERMS, narrow};
 

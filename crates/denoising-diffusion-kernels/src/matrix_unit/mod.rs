@@ -1,7 +1,7 @@
 //! Products of bf16 matrices, with sums in f32, on a processor's matrix unit (Intel's AMX, on Linux).
 //!
 //! The unit has eight registers of 16 rows of 64 bytes. [`Session::multiply`] uses four for sums and four for factors. The left factor is read in
-//! place, its rows any distance apart; the right one is packed, one kilobyte per register ([`pair`]). A plain version of the same products exists
+//! place, its rows any distance apart; the right one is packed, one kilobyte per register ([`pair_lines`]). A plain version of the same products exists
 //! for tests on machines without a matrix unit.
 //!
 //! Not here: what is multiplied, and threads.
@@ -54,8 +54,8 @@ impl Target {
 /// What multiplies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unit {
-    /// Loops in Rust.
-    #[cfg(test)]
+    /// Loops in Rust, for tests.
+    #[cfg_attr(not(test), allow(dead_code, reason = "never chosen outside of tests"))]
     Plain,
     /// Intel's Advanced Matrix Extensions. Only constructed if processor and operating system allow their use.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -130,7 +130,6 @@ impl Session {
     pub(crate) unsafe fn multiply(&self, left: Left<'_>, right: Right, add: bool, sums: Target) {
         debug_assert!(left.steps > 0);
         match self.unit {
-            #[cfg(test)]
             Unit::Plain => unsafe { plain::multiply(left, right, add, sums) },
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Unit::Amx => unsafe { amx::multiply(left, right, add, sums) },
@@ -148,7 +147,6 @@ impl Drop for Session {
     }
 }
 
-#[cfg(test)]
 mod plain {
     use super::{Left, Right, SIDE, TERMS, TILE, Target};
 
