@@ -4,9 +4,9 @@
 use std::ops::Range;
 
 use super::full::softmax_step_roughly;
-use super::full_grad::softmax_grad_roughly;
+use super::full_grad::{put, softmax_grad_roughly};
 use super::pack::{MemoryLayout, carve, output_rows};
-use super::rows::{copy, row_dots};
+use super::rows::row_dots;
 use super::{AttentionShape, KEY, QUERY, VALUE, sum_batch};
 use crate::matrix_unit::{LONGEST_LINE, ROWS, Rows, SIDE, Session, TERMS, Terms, Tiles, Unit};
 use crate::par::{Scratch, Shared, for_each_task, task_range};
@@ -162,7 +162,7 @@ pub(super) fn backward(
     dqkv: &mut [f32],
     dmemory: &mut [f32],
 ) {
-    let (dim, width, positions) = (shape.head_dim, shape.padded_dim(), shape.positions);
+    let (width, positions) = (shape.padded_dim(), shape.positions);
     let mut memory_parts = Scratch::zeroed(shape.batch * shape.memory_len());
     let (dqkv, parts) = (Shared::new(dqkv), Shared::new(&mut memory_parts));
     for_each_task(shape.batch * shape.heads, |pair| {
@@ -175,20 +175,7 @@ pub(super) fn backward(
         unsafe { row_dots(isa, &out_rows, &dout_rows, width, &mut dots) };
         let lse = &lse[pair * positions..(pair + 1) * positions];
         let [queries, keys, values] = grads_of((isa, unit), &head, &dout_rows, lse, &dots);
-        let of_memory = shape.memory * width;
-        for (part, rows) in [(QUERY, &queries[..]), (KEY, &keys[of_memory..]), (VALUE, &values[of_memory..])] {
-            let (to, stride) = (dqkv.at(shape.qkv_at(head.image, 0, part, head.head)), 3 * shape.heads * dim);
-            // SAFETY: every task has its own head of its own image.
-            unsafe { copy(isa, rows.as_ptr(), width, dim, positions, to, stride) };
-        }
-        for (part, rows) in [(0, &keys), (1, &values)] {
-            for row in 0..shape.memory {
-                let layout = MemoryLayout::RowsOfChannels;
-                let at = head.image * shape.memory_len() + layout.at(shape, part, head.head, row, 0);
-                // SAFETY: as above.
-                unsafe { parts.part(at..at + dim) }.copy_from_slice(&rows[row * width..][..dim]);
-            }
-        }
+        put(isa, shape, pair, [&queries, &keys, &values], dqkv, parts);
     });
     sum_batch(&memory_parts, dmemory);
 }

@@ -47,8 +47,7 @@ pub(super) fn backward_with(
     shape.check(qkv.len(), memory.len(), out.len());
     shape.check(dqkv.len(), dmemory.len(), dout.len());
     assert_eq!(lse.len(), shape.lse_len(), "length of lse of {shape:?}");
-    let (dim, padded, positions) = (shape.head_dim, shape.padded_dim(), shape.positions);
-    let layout = MemoryLayout::RowsOfChannels;
+    let positions = shape.positions;
     let mut memory_parts = Scratch::zeroed(shape.batch * shape.memory_len());
     let (dqkv, parts) = (Shared::new(dqkv), Shared::new(&mut memory_parts));
     for_each_task(shape.batch * shape.heads, |pair| {
@@ -58,24 +57,36 @@ pub(super) fn backward_with(
         let mut room = Scratch::zeroed(HeadGrads::room(shape));
         let mut grads = HeadGrads::new(shape, &mut room);
         inputs.grads(isa, shape, &lse[pair * positions..(pair + 1) * positions], &mut grads);
-        for (part, rows) in [
-            (QUERY, &grads.queries[..]),
-            (KEY, &grads.keys[shape.memory * padded..]),
-            (VALUE, &grads.values[shape.memory * padded..]),
-        ] {
-            let (dst, stride) = (dqkv.at(shape.qkv_at(image, 0, part, head)), 3 * shape.heads * dim);
-            // SAFETY: every task has its own head of its own image.
-            unsafe { copy(isa, rows.as_ptr(), padded, dim, positions, dst, stride) };
-        }
-        for (part, rows) in [(0, &*grads.keys), (1, &*grads.values)] {
-            for row in 0..shape.memory {
-                let at = image * shape.memory_len() + layout.at(shape, part, head, row, 0);
-                // SAFETY: as above.
-                unsafe { parts.part(at..at + dim) }.copy_from_slice(&rows[row * padded..][..dim]);
-            }
-        }
+        put(isa, shape, pair, [grads.queries, grads.keys, grads.values], dqkv, parts);
     });
     sum_batch(&memory_parts, dmemory);
+}
+
+/// Writes the gradients of a pair's queries, keys and values, rows of `padded_dim`, and its part of the memory's. Only one task may have the pair.
+pub(super) fn put(
+    isa: Isa,
+    shape: &AttentionShape,
+    pair: usize,
+    [queries, keys, values]: [&[f32]; 3],
+    dqkv: Shared<'_>,
+    memory_parts: Shared<'_>,
+) {
+    let (image, head) = (pair / shape.heads, pair % shape.heads);
+    let (dim, padded) = (shape.head_dim, shape.padded_dim());
+    let of_memory = shape.memory * padded;
+    for (part, rows) in [(QUERY, queries), (KEY, &keys[of_memory..]), (VALUE, &values[of_memory..])] {
+        let (to, stride) = (dqkv.at(shape.qkv_at(image, 0, part, head)), 3 * shape.heads * dim);
+        // SAFETY: every task has its own head of its own image.
+        unsafe { copy(isa, rows.as_ptr(), padded, dim, shape.positions, to, stride) };
+    }
+    for (part, rows) in [(0, keys), (1, values)] {
+        for row in 0..shape.memory {
+            let layout = MemoryLayout::RowsOfChannels;
+            let at = image * shape.memory_len() + layout.at(shape, part, head, row, 0);
+            // SAFETY: as above.
+            unsafe { memory_parts.part(at..at + dim) }.copy_from_slice(&rows[row * padded..][..dim]);
+        }
+    }
 }
 
 /// One head's inputs in scratch memory, rows of `padded_dim`.

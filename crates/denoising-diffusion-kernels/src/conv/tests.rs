@@ -86,7 +86,7 @@ fn check(s: &Conv2dShape, seed: u64) {
     }
 }
 
-fn same(batch: usize, side: usize, in_channels: usize, out_channels: usize, kernel: usize) -> Conv2dShape {
+pub(super) fn same(batch: usize, side: usize, in_channels: usize, out_channels: usize, kernel: usize) -> Conv2dShape {
     Conv2dShape {
         batch,
         height: side,

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::super::parts::{Parts, PartsMut};
+use super::super::tests::same;
 use super::super::{Conv2dShape, ConvActivation, ConvAlgorithm, Epilogue};
 use super::super::{forward_with, input_grad_with, weight_grad_with};
 use super::{applies, convolve, weight_grad};
@@ -66,29 +67,14 @@ proptest! {
     }
 }
 
-fn same(batch: usize, side: usize, channels: [usize; 2], kernel: usize) -> Conv2dShape {
-    let [in_channels, out_channels] = channels;
-    Conv2dShape {
-        batch,
-        height: side,
-        width: side,
-        upsample: 1,
-        in_channels,
-        out_channels,
-        kernel: [kernel; 2],
-        stride: 1,
-        padding: [kernel / 2; 2],
-    }
-}
-
 #[test]
 fn sums_of_many_blocks_and_groups_agree_with_the_direct_convolution() {
     for s in [
-        same(3, 32, [40, 33], 3),
-        same(2, 4, [300, 270], 3),
-        same(17, 5, [48, 33], 3),
-        same(33, 8, [33, 65], 3),
-        same(1, 40, [16, 140], 1),
+        same(3, 32, 40, 33, 3),
+        same(2, 4, 300, 270, 3),
+        same(17, 5, 48, 33, 3),
+        same(33, 8, 33, 65, 3),
+        same(1, 40, 16, 140, 1),
     ] {
         check(&s, 16, 3);
     }
@@ -96,7 +82,7 @@ fn sums_of_many_blocks_and_groups_agree_with_the_direct_convolution() {
 
 #[test]
 fn bits_do_not_depend_on_threads() {
-    let s = same(4, 20, [33, 70], 3);
+    let s = same(4, 20, 33, 70, 3);
     let (x, weight, dy) = (random(s.input_len(), 1), random(s.weight_len(), 2), random(s.output_len(), 3));
     for unit in Unit::all() {
         one_and_two_threads_agree(|| {
@@ -113,7 +99,7 @@ fn bits_do_not_depend_on_threads() {
 
 #[test]
 fn nan_and_infinity_propagate() {
-    let s = same(3, 8, [20, 20], 3);
+    let s = same(3, 8, 20, 20, 3);
     let (weight, dy) = (random(s.weight_len(), 2), random(s.output_len(), 3));
     for (unit, bad) in Unit::all().into_iter().flat_map(|unit| [(unit, f32::NAN), (unit, f32::INFINITY)]) {
         let mut x = random(s.input_len(), 1);
