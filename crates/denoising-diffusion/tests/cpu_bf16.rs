@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use burn::tensor::Tensor;
 use denoising_diffusion::data::DataLayout;
 use denoising_diffusion::device::{computes_in_bf16, is_cpu};
-use denoising_diffusion::diffusion::{Diffusion, DiffusionConfig};
+use denoising_diffusion::diffusion::{ContinuousTimeConfig, Diffusion, FormulationConfig};
 use denoising_diffusion::models::{
     Dit, DitConfig, Extent, KarrasUnet, KarrasUnetConfig, Network, PerStage, Unet, Unet1dConfig, UnetConfig, Uvit,
     UvitConfig,
@@ -81,7 +81,11 @@ fn outputs_and_gradients_in_bf16_are_close_to_those_in_f32() {
 
 fn trainer<M: Network>(network: M, lr: f64) -> Trainer<M> {
     let config = TrainConfig { batch_size: 4, lr, ..TrainConfig::default() };
-    let diffusion = Diffusion::new(&DiffusionConfig::default()).unwrap();
+    let formulation = match network.resolves_large_times() {
+        true => FormulationConfig::default(),
+        false => FormulationConfig::ContinuousTime(ContinuousTimeConfig::default()),
+    };
+    let diffusion = Diffusion::new(&formulation.into()).unwrap();
     Trainer::new(network, diffusion, config, EmaConfig::default(), &test_device()).unwrap()
 }
 
