@@ -10,7 +10,8 @@ U-Net in eval mode under inference_mode. Inputs are made beforehand; decoding im
 
 --torch eager is what the reference's Trainer runs. --torch bf16 adds autocast to bf16. --torch best adds channels_last, fused Adam and
 torch.compile, each only if it works here, and on a GPU autocast to bf16, flash attention, convolutions chosen by trial (cudnn.benchmark), and no wait
-for the loss within a step; the ready line says which did. --torch best-bf16 is best with autocast to bf16 on the CPU, too. --torch graphs is best with torch.compile's mode reduce-overhead (CUDA graphs).
+for the loss within a step; the ready line says which did. --torch best-bf16 is best with autocast to bf16 on the CPU, too. --torch graphs is best
+with torch.compile's mode reduce-overhead (CUDA graphs).
 """
 
 import argparse

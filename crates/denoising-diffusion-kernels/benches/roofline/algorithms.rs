@@ -55,7 +55,8 @@ fn fastest(work: [Work; 2]) -> [f64; 2] {
     [0, 1].map(|i| rounds.iter().map(|round| round[i]).fold(f64::INFINITY, f64::min))
 }
 
-/// As [`print_table`] for f32 and bf16; then prints the fastest call of each convolution and full attention in f32 and in bf16, its rate in bf16, and how many times faster that is.
+/// As [`print_table`] for f32 and bf16; then prints the fastest call of each convolution and full attention in f32 and in bf16, its rate in bf16, and
+/// how many times faster that is.
 pub fn print_bf16(cases: &[Case]) {
     if !multiplies_bf16() {
         return println!("this machine has no matrix unit for bf16");

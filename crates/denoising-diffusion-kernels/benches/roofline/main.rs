@@ -15,8 +15,8 @@
 //! `--only` selects the kernels whose name contains the text, `--all` adds sizes, `--rounds` sets the number of calls, `--json` prints an object per
 //! line, the peaks first. `--serve` prints a line with the peaks and the cases, then reads lines from stdin: for the name of a kernel it runs it and
 //! prints its line; for `peaks` it measures the peaks again, keeps the higher, and prints them. `--algorithms` compares the two algorithms of 3 x 3
-//! convolutions instead, `--bf16` f32 and bf16 ([`algorithms`]). RAYON_NUM_THREADS sets the number of threads. Memory and
-//! threads are as in a program that trains: a caching allocator, and calls from a thread of the pool.
+//! convolutions instead, `--bf16` f32 and bf16 ([`algorithms`]). RAYON_NUM_THREADS sets the number of threads. Memory and threads are as in a program
+//! that trains: a caching allocator, and calls from a thread of the pool.
 
 mod algorithms;
 mod cases;

@@ -3,8 +3,8 @@
 
 use std::ops::Range;
 
-use super::full::softmax_step_roughly;
-use super::full_grad::{put, softmax_grad_roughly};
+use super::full::{self, softmax_step_roughly};
+use super::full_grad::{self, softmax_grad_roughly};
 use super::pack::{MemoryLayout, carve, output_rows};
 use super::rows::row_dots;
 use super::{AttentionShape, KEY, QUERY, VALUE, sum_batch};
@@ -16,7 +16,7 @@ use crate::simd::Isa;
 const QUERIES: usize = 128;
 /// Number of keys in a block of scores, a multiple of [`TERMS`].
 const KEYS: usize = 128;
-/// With fewer positions, rounding takes longer than multiplying saves.
+/// With fewer positions, little or nothing is saved.
 const LEAST_POSITIONS: usize = 128;
 /// The smallest desired number of tasks of the forward pass; if there are few heads, tasks share their queries.
 const MIN_TASKS: usize = 16;
@@ -79,7 +79,7 @@ pub(super) fn forward(
     lse: &mut [f32],
 ) {
     let (dim, keys) = (shape.head_dim, shape.keys());
-    let (width, scale) = (dim.next_multiple_of(SIDE), 1.0 / (dim as f32).sqrt());
+    let (width, scale) = (shape.padded_dim(), 1.0 / (dim as f32).sqrt());
     let pairs = shape.batch * shape.heads;
     let blocks = shape.positions.div_ceil(QUERIES);
     let blocks_per_task = blocks.div_ceil(blocks.min(MIN_TASKS.div_ceil(pairs)));
@@ -132,19 +132,7 @@ pub(super) fn forward(
                 let values = (&value_tiles, 0..width / SIDE);
                 session.product((&weights, rows.clone()), values, terms, true, totals, width);
             }
-            for (i, query) in queries.enumerate() {
-                // SAFETY: every task has its own queries.
-                let (out, lse) = unsafe {
-                    let at = shape.output_at(head.image, query, head.head);
-                    let row = pair * shape.positions + query;
-                    (out.part(at..at + dim), lse.part(row..row + 1))
-                };
-                let inverse = 1.0 / sums[i];
-                for (out, sum) in out.iter_mut().zip(&totals[i * width..]) {
-                    *out = sum * inverse;
-                }
-                lse[0] = maxima[i] + sums[i].ln();
-            }
+            full::put(shape, pair, queries, [&maxima, &sums], (totals, width), out, lse);
         }
     });
 }
@@ -175,7 +163,7 @@ pub(super) fn backward(
         unsafe { row_dots(isa, &out_rows, &dout_rows, width, &mut dots) };
         let lse = &lse[pair * positions..(pair + 1) * positions];
         let [queries, keys, values] = grads_of((isa, unit), &head, &dout_rows, lse, &dots);
-        put(isa, shape, pair, [&queries, &keys, &values], dqkv, parts);
+        full_grad::put(isa, shape, pair, [&queries, &keys, &values], dqkv, parts);
     });
     sum_batch(&memory_parts, dmemory);
 }

@@ -1,6 +1,8 @@
 //! Softmax attention in blocks of keys with a running maximum and sum (Milakov & Gimelshein 2018, Rabe & Staats 2021, Dao et al. 2022): the matrix of
 //! scores is never stored as a whole.
 
+use std::ops::Range;
+
 use super::pack::{key_rows, panels_of_rows, panels_of_transpose};
 use super::{AttentionShape, Factors, KEY, QUERY, VALUE, bf16};
 use crate::gemm::{AddTo, PANEL, ROWS, RowPointers, dense_pointers, rows_times_panels};
@@ -82,20 +84,34 @@ pub(super) fn forward_with(
             key_panels,
             value_panels,
         );
-        for (i, query) in queries.enumerate() {
-            // SAFETY: every task has its own queries.
-            let (out, lse) = unsafe {
-                let at = shape.output_at(image, query, head);
-                let row = pair * shape.positions + query;
-                (out.part(at..at + shape.head_dim), lse.part(row..row + 1))
-            };
-            let inverse = 1.0 / state.sums[i];
-            for (out, sum) in out.iter_mut().zip(&state.out[i * padded..]) {
-                *out = sum * inverse;
-            }
-            lse[0] = state.maxima[i] + state.sums[i].ln();
-        }
+        put(shape, pair, queries, [&state.maxima, &state.sums], (&state.out, padded), out, lse);
     });
+}
+
+/// Writes the results of some queries of a pair, from their maxima and sums, and their weighted sums of values, rows of `width`. Only one task may
+/// have these queries.
+pub(super) fn put(
+    shape: &AttentionShape,
+    pair: usize,
+    queries: Range<usize>,
+    [maxima, sums]: [&[f32]; 2],
+    (totals, width): (&[f32], usize),
+    out: Shared<'_>,
+    lse: Shared<'_>,
+) {
+    for (i, query) in queries.enumerate() {
+        // SAFETY: every task has its own queries.
+        let (out, lse) = unsafe {
+            let at = shape.output_at(pair / shape.heads, query, pair % shape.heads);
+            let row = pair * shape.positions + query;
+            (out.part(at..at + shape.head_dim), lse.part(row..row + 1))
+        };
+        let inverse = 1.0 / sums[i];
+        for (out, sum) in out.iter_mut().zip(&totals[i * width..]) {
+            *out = sum * inverse;
+        }
+        lse[0] = maxima[i] + sums[i].ln();
+    }
 }
 
 /// Pointers to the rows of a block of queries.
@@ -104,7 +120,7 @@ fn query_pointers(
     qkv: &[f32],
     image: usize,
     head: usize,
-    queries: std::ops::Range<usize>,
+    queries: Range<usize>,
 ) -> Vec<RowPointers> {
     let stride = 3 * shape.heads * shape.head_dim;
     dense_pointers(&qkv[shape.qkv_at(image, queries.start, QUERY, head)..], stride, queries.len())

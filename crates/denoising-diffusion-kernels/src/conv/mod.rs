@@ -47,8 +47,8 @@ pub enum ConvAlgorithm {
     Direct,
     /// Winograd's method wherever it can be used (3 x 3, step 1, equal paddings of at most 2, enlarged at most twice), otherwise products and sums.
     Winograd,
-    /// Products of factors rounded to bf16, with sums in f32, where the machine [does that fast](crate::multiplies_bf16) and the shape suits it (step 1, an
-    /// output of the input's size, sixteen channels and more); otherwise [`Auto`](ConvAlgorithm::Auto).
+    /// Products of factors rounded to bf16, with sums in f32, where the machine [does that fast](crate::multiplies_bf16) and the shape suits it (step
+    /// 1, an output of the input's size, sixteen channels and more); otherwise [`Auto`](ConvAlgorithm::Auto).
     Bf16,
 }
 
@@ -173,11 +173,9 @@ fn input_grad_with(
     let pixels = shape.batch * shape.height * shape.width;
     if let Some(unit) = algorithm.bf16_unit(shape) {
         let compute = |s: &Conv2dShape, dx: &PartsMut<'_>| bf16::input_grad((isa, unit), s, dy, weight, dx);
-        let in_panels = dx
-            .iter()
-            .try_fold(0, |first, dx| (dx.is_empty() || first % PANEL == 0).then_some(first + dx.len() / pixels));
-        if shape.upsample == 1 && in_panels.is_some() {
-            return compute(shape, &PartsMut::new(pixels, dx));
+        let parts = PartsMut::new(pixels, dx);
+        if shape.upsample == 1 && parts.iter().all(|part| part.first.is_multiple_of(PANEL)) {
+            return compute(shape, &parts);
         }
         return joined_input_grad(shape, dx, |s, joined| {
             compute(s, &PartsMut::new(s.batch * s.height * s.width, &mut [joined]));

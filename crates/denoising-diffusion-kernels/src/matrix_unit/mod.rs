@@ -1,8 +1,8 @@
 //! Products of bf16 matrices, with sums in f32, on a processor's matrix unit (Intel's AMX, on Linux).
 //!
 //! The unit has eight registers of 16 rows of 64 bytes. [`Session::multiply`] uses four for sums and four for factors. The left factor is read in
-//! place, its rows any distance apart; the right one is packed, one kilobyte per register ([`pair_lines`]). A plain version of the same products exists
-//! for tests on machines without a matrix unit.
+//! place, its rows any distance apart; the right one is packed, one kilobyte per register ([`pair_lines`]). A plain version of the same products
+//! exists for tests on machines without a matrix unit.
 //!
 //! Not here: what is multiplied, and threads.
 

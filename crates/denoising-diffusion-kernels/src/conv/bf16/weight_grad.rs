@@ -26,6 +26,8 @@ const PLACES_PER_BLOCK: usize = 512;
 const MIN_TASKS: usize = 16;
 /// Pairs of tiles of output channels per task, if tasks share the channels.
 const PAIRS_PER_TASK: usize = 4;
+/// Positions that a task transposes, a multiple of [`TERMS`].
+const POSITIONS_PER_TASK: usize = 256;
 /// Values of four tiles of sums.
 const TILES_LEN: usize = 4 * SIDE * SIDE;
 /// The largest number of sums that are kept for all tasks together.
@@ -281,9 +283,6 @@ impl Factors<'_> {
         }
     }
 }
-
-/// Positions that a task transposes, a multiple of [`TERMS`].
-const POSITIONS_PER_TASK: usize = 256;
 
 /// Address of channel `first` of a pixel, or of zeros.
 fn line(values: &[f32], pixel: usize, channels: usize, first: usize) -> *const f32 {
