@@ -17,7 +17,7 @@ use denoising_diffusion::train::{EmaConfig, TrainConfig, Trainer};
 
 mod common;
 use common::device::test_device;
-use common::outcome::{device, norm, outcome};
+use common::outcome::{assert_close, device, outcome};
 
 /// Runs `work` in a precision, which is the process's: tests take turns.
 fn with_precision<T>(precision: Precision, work: impl FnOnce() -> T) -> T {
@@ -38,15 +38,9 @@ fn applies() -> bool {
 fn is_close(name: &str, network: &impl Network, size: [usize; 2]) {
     let exact = with_precision(Precision::F32, || outcome(network, size));
     let rounded = with_precision(Precision::Bf16, || outcome(network, size));
-    let largest = exact.iter().map(|(_, v)| norm(v.iter().copied())).fold(0.0, f64::max);
-    let mut furthest = 0.0f64;
-    for ((what, exact), (_, rounded)) in exact.iter().zip(&rounded) {
-        let difference = norm(exact.iter().zip(rounded).map(|(a, b)| a - b));
-        let size = norm(exact.iter().copied());
-        // A gradient that is a difference of large ones has their rounding.
-        assert!(difference <= 0.05 * size + 1e-3 * largest, "{name}, {what}: {difference} of {size}");
-        furthest = furthest.max(difference / size.max(1e-12));
-    }
+    // A gradient that is a difference of large ones has their rounding.
+    let allowed = |_: &str, size: f64, largest: f64| 0.05 * size + 1e-3 * largest;
+    let furthest = assert_close(name, &exact, &rounded, allowed).into_iter().fold(0.0, f64::max);
     assert_eq!(furthest > 1e-4, applies(), "{name}: differs by {furthest}");
 }
 

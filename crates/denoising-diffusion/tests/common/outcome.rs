@@ -50,6 +50,27 @@ pub fn outcome(network: &impl Network, size: [usize; 2]) -> Vec<(String, Vec<f32
     std::iter::once(("output".to_string(), host_values(output))).chain(gradients).collect()
 }
 
-pub fn norm(values: impl Iterator<Item = f32>) -> f64 {
+fn norm(values: impl Iterator<Item = f32>) -> f64 {
     values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
+}
+
+/// Checks that each part of an [`outcome`] that was computed otherwise differs by at most `allowed(part, its size, the largest size)`, and returns the
+/// differences, relative to the sizes; the output's first.
+pub fn assert_close(
+    name: &str,
+    exact: &[(String, Vec<f32>)],
+    other: &[(String, Vec<f32>)],
+    allowed: impl Fn(&str, f64, f64) -> f64,
+) -> Vec<f64> {
+    assert_eq!(exact.len(), other.len(), "{name}: gradients");
+    let largest = exact.iter().map(|(_, v)| norm(v.iter().copied())).fold(0.0, f64::max);
+    let mut differences = Vec::with_capacity(exact.len());
+    for ((what, exact), (also, other)) in exact.iter().zip(other) {
+        assert_eq!(what, also, "{name}");
+        let difference = norm(exact.iter().zip(other).map(|(a, b)| a - b));
+        let size = norm(exact.iter().copied());
+        assert!(difference <= allowed(what, size, largest), "{name}, {what}: {difference} of {size}");
+        differences.push(difference / size.max(1e-12));
+    }
+    differences
 }
