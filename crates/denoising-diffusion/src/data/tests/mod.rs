@@ -1,9 +1,11 @@
 //! Sources, loader and errors together, on files written for the purpose; and shared helpers.
 
 mod classes;
+mod identity;
 mod large;
 mod loading;
 mod odd_files;
+mod refused;
 mod sources;
 
 use std::path::{Path, PathBuf};
