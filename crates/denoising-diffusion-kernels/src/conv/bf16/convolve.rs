@@ -85,9 +85,9 @@ struct Convolution<'a> {
     target: &'a PartsMut<'a>,
 }
 
-/// Factors of a task, from its first place and panel on.
+/// Both factors of a task, from its first place and panel on.
 #[derive(Clone, Copy)]
-struct Factors {
+struct Prepared {
     source: *const u16,
     weights: *const u16,
 }
@@ -140,17 +140,17 @@ impl<'a> Convolution<'a> {
                     own_source.insert(self.rounded(block.start..end, false)).as_ptr()
                 }
             };
-            self.block(Factors { source, weights }, block, panels);
+            self.block(Prepared { source, weights }, block, panels);
         });
     }
 
     /// Computes some panels of a block of places.
-    fn block(&self, factors: Factors, places: Range<usize>, panels: Range<usize>) {
+    fn block(&self, prepared: Prepared, places: Range<usize>, panels: Range<usize>) {
         let (session, mut sums) = (Session::new(self.unit), [0.0; 4 * SIDE * SIDE]);
         let rows = (0..places.len()).step_by(ROWS);
         let pairs = panels.clone().step_by(2);
         let mut pair = |panel: usize, row: usize| {
-            self.pair(&session, factors, (&places, row), (&panels, panel), &mut sums);
+            self.pair(&session, prepared, (&places, row), (&panels, panel), &mut sums);
         };
         if panels.len() * self.panel_len <= CACHED_WEIGHTS {
             rows.for_each(|row| pairs.clone().for_each(|panel| pair(panel, row)));
@@ -163,7 +163,7 @@ impl<'a> Convolution<'a> {
     fn pair(
         &self,
         session: &Session,
-        factors: Factors,
+        prepared: Prepared,
         (places, row): (&Range<usize>, usize),
         (panels, panel): (&Range<usize>, usize),
         sums: &mut Sums,
@@ -173,14 +173,14 @@ impl<'a> Convolution<'a> {
             return;
         }
         let left = Left {
-            first: factors.source.wrapping_add(row * self.stride),
+            first: prepared.source.wrapping_add(row * self.stride),
             stride: self.stride,
             second: (of_tiles.len() > SIDE).then_some(SIDE * self.stride),
             runs: &self.runs,
             steps: self.channels.div_ceil(TERMS),
         };
         let right = Right {
-            first: factors.weights.wrapping_add((panel - panels.start) * self.panel_len),
+            first: prepared.weights.wrapping_add((panel - panels.start) * self.panel_len),
             second: (panel + 1 < panels.end).then_some(self.panel_len),
         };
         // SAFETY: the source holds all positions within reach, whole tiles of them; the panels are the task's.

@@ -41,14 +41,14 @@ pub(in super::super) fn weight_grad(unit: Unit, shape: &Conv2dShape, x: &Parts<'
     // Where the kernel reaches far, blocks are larger: what is within reach of them is prepared twice.
     let places_per_block = PLACES_PER_BLOCK.max(2 * flat.reach()).next_multiple_of(TERMS);
     let (runs, run_len) = flat.runs(places_per_block);
-    let factors = Factors { unit, flat, x, dy, outputs: shape.out_channels, runs, run_len, taps: flat.taps() };
+    let sources = Sources { unit, flat, x, dy, outputs: shape.out_channels, runs, run_len, taps: flat.taps() };
     let runs_per_block = PLACES_PER_BLOCK.div_ceil(run_len);
-    let blocks = factors.runs.len().div_ceil(runs_per_block);
-    let target = Weights { unit, values: Shared::new(dweight), channels, taps: factors.taps.len() };
+    let blocks = sources.runs.len().div_ceil(runs_per_block);
+    let target = Weights { unit, values: Shared::new(dweight), channels, taps: sources.taps.len() };
     let (pairs, len) = (target.pairs(), target.taps * TILES_LEN);
 
     let alone = blocks >= MIN_TASKS && MIN_TASKS * pairs.len() * len <= MOST_SUMS;
-    let whole = (!alone).then(|| factors.of_runs(0..factors.runs.len(), true));
+    let whole = (!alone).then(|| sources.of_runs(0..sources.runs.len(), true));
     let pairs_per_task = if alone { pairs.len() } else { PAIRS_PER_TASK };
     let groups = pairs.len().div_ceil(pairs_per_task);
     let blocks_per_task = blocks.div_ceil(blocks.min(MIN_TASKS.div_ceil(groups)));
@@ -64,13 +64,13 @@ pub(in super::super) fn weight_grad(unit: Unit, shape: &Conv2dShape, x: &Parts<'
         let parts = || unsafe { partial.part((at + group.start) * len..(at + group.end) * len) };
         let sums = if splits > 1 { parts() } else { &mut own };
         for (i, block) in task_range(split, blocks_per_task, blocks).enumerate() {
-            let runs = task_range(block, runs_per_block, factors.runs.len());
-            let own = whole.is_none().then(|| factors.of_runs(runs.clone(), false));
+            let runs = task_range(block, runs_per_block, sources.runs.len());
+            let own = whole.is_none().then(|| sources.of_runs(runs.clone(), false));
             let Some(prepared) = whole.as_ref().or(own.as_ref()) else { continue };
             let session = Session::new(unit);
             for (pair, sums) in pairs[group.clone()].iter().zip(sums.chunks_exact_mut(len)) {
                 // SAFETY: the factors hold these runs.
-                unsafe { factors.multiply(&session, prepared, runs.clone(), *pair, i > 0, sums) };
+                unsafe { sources.multiply(&session, prepared, runs.clone(), *pair, i > 0, sums) };
             }
         }
         if splits == 1 {
@@ -155,7 +155,7 @@ impl Weights<'_> {
 }
 
 /// What the factors are made from.
-struct Factors<'a> {
+struct Sources<'a> {
     unit: Unit,
     flat: Flat,
     x: &'a Parts<'a>,
@@ -179,7 +179,7 @@ struct Prepared {
     panel_len: usize,
 }
 
-impl Factors<'_> {
+impl Sources<'_> {
     /// Both factors for these runs, prepared by several tasks or on this thread.
     fn of_runs(&self, runs: Range<usize>, in_tasks: bool) -> Prepared {
         let for_each = |tasks: usize, f: &(dyn Fn(usize) + Sync)| {
