@@ -11,7 +11,7 @@ mod attention;
 #[cfg(not(feature = "fusion"))]
 mod clip;
 mod columns;
-mod conv_weights;
+mod conv;
 mod dropout;
 mod extension;
 mod gate;
@@ -41,6 +41,7 @@ mod unit_rows;
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::backend::{Dispatch, DispatchDevice};
 use burn::tensor::{DType, Device, Tensor};
+use burn_cubecl::cubecl::client::Client;
 use burn_cubecl::cubecl::ir::{ElemType, FloatKind};
 use denoising_diffusion_kernels::dropout::Mask;
 
@@ -59,35 +60,39 @@ pub fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {
         && matches!(tensor.dtype(), DType::F32 | DType::BF16 | DType::F16)
 }
 
-/// Whether Burn multiplies f32 matrices with the 11 bits of TF32 on this device, as CubeK does on tensor cores that can.
-pub fn multiplies_in_tf32(device: &Device) -> bool {
+/// The queue of a GPU.
+fn client(device: &Device) -> Option<Client> {
     match device.clone().inner().as_dispatch() {
-        DispatchDevice::Cube(device) => device.client().properties().supports_type(ElemType::Float(FloatKind::TF32)),
-        _ => false,
-    }
-}
-
-/// Bytes of the largest tensor that a GPU can hold.
-pub fn largest_tensor(device: &Device) -> Option<u64> {
-    match device.clone().inner().as_dispatch() {
-        DispatchDevice::Cube(device) => Some(device.client().properties().memory.max_page_size),
+        DispatchDevice::Cube(device) => Some(device.client()),
         _ => None,
     }
 }
 
-/// Whether Burn's convolutions of `x`, which is not f32, by weights `[c_out, c_in, kh, kw]`, and their gradients, sum in f32. Tensor cores do where
-/// they can (Metal's matrices sum bf16 in bf16), and with enough channels they ought to be the fastest of what its tuner tries (not seen on
+/// Whether Burn multiplies f32 matrices with the 11 bits of TF32 on this device, as CubeK does on tensor cores that can.
+pub fn multiplies_in_tf32(device: &Device) -> bool {
+    client(device).is_some_and(|client| client.properties().supports_type(ElemType::Float(FloatKind::TF32)))
+}
+
+/// Bytes of the largest tensor that a GPU can hold.
+pub fn largest_tensor(device: &Device) -> Option<u64> {
+    client(device).map(|client| client.properties().memory.max_page_size)
+}
+
+/// Whether convolutions of `x`, which is not f32, by weights `[c_out, c_in, kh, kw]`, and their gradients, sum in f32. Ours do. So do Burn's on tensor
+/// cores that can (Metal's matrices sum bf16 in bf16), which with enough channels ought to be the fastest of what its tuner tries (not seen on
 /// hardware). Its direct kernels, which it uses if it has no tuner, sum in the type of their data: then a gradient of weights is a sum over all
 /// positions with 8 bits of mantissa.
-pub fn narrow_convolutions_sum_in_f32(x: &Tensor<4>, [c_out, c_in, ..]: [usize; 4]) -> bool {
+pub fn narrow_convolutions_sum_in_f32(x: &Tensor<4>, weight @ [c_out, c_in, ..]: [usize; 4]) -> bool {
+    if client(&x.device()).is_some_and(|client| conv::takes(&client, x.dtype(), weight)) {
+        return true;
+    }
     let wide = [c_out, c_in].iter().all(|channels| *channels >= 32 && channels % 8 == 0);
     cfg!(feature = "autotune") && wide && has_matrices_that_sum_in_f32(&x.device(), x.dtype())
 }
 
 /// Whether a device multiplies matrices of this type with sums in f32.
 fn has_matrices_that_sum_in_f32(device: &Device, dtype: DType) -> bool {
-    let DispatchDevice::Cube(device) = device.clone().inner().as_dispatch().clone() else { return false };
-    let client = device.client();
+    let Some(client) = client(device) else { return false };
     let matmul = &client.properties().features.matmul;
     let (elem, f32) = (dtype_to_storage_type(dtype), ElemType::Float(FloatKind::F32));
     matmul.cmma.iter().chain(&matmul.mma).any(|mma| (mma.a_type, mma.b_type, mma.cd_type) == (elem, elem, f32))
@@ -96,18 +101,12 @@ fn has_matrices_that_sum_in_f32(device: &Device, dtype: DType) -> bool {
 /// Whether [`attention`] can take these queries, keys and values with heads of `dim` channels, and is faster than plain operations.
 pub fn takes_attention(qkv: &Tensor<4>, dim: usize) -> bool {
     let [_, h, w, _] = qkv.dims();
-    match qkv.device().inner().as_dispatch() {
-        DispatchDevice::Cube(device) => takes(qkv) && attention::takes(&device.client(), h * w, dim),
-        _ => false,
-    }
+    takes(qkv) && client(&qkv.device()).is_some_and(|client| attention::takes(&client, h * w, dim))
 }
 
 /// Whether [`linear_attention`] can take these queries, keys and values with heads of `dim` channels.
 pub fn takes_linear_attention(qkv: &Tensor<4>, dim: usize) -> bool {
-    match qkv.device().inner().as_dispatch() {
-        DispatchDevice::Cube(device) => takes(qkv) && linear_attention::takes(&device.client(), dim),
-        _ => false,
-    }
+    takes(qkv) && client(&qkv.device()).is_some_and(|client| linear_attention::takes(&client, dim))
 }
 
 /// See [`super::rms_norm`].

@@ -1,12 +1,10 @@
 //! The operations on the tape: which passes each consists of, and what it keeps between them.
 
-use burn::backend::ops::{FloatTensorOps, ModuleOps};
+use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Cube, TensorMetadata};
-use burn::tensor::ops::ConvOptions;
 use denoising_diffusion_kernels::dropout::Mask;
 
-use super::super::plain::same_padding;
 use super::super::tape::{Device, Kernel};
 use super::super::{AxisResize, Pointwise};
 use super::gate::Gated;
@@ -63,13 +61,12 @@ pub(super) struct Resize(pub(super) AxisResize);
 #[derive(Clone, Debug)]
 pub(super) struct Join(pub(super) Option<[f32; 2]>);
 
-/// `x [b, h, w, c_in]`, `weight [c_out, c_in, kh, kw]`. Burn's convolution and gradient, except for the gradient of the
-/// [weight](super::conv_weights).
+/// `x [b, h, w, c_in]`, `weight [c_out, c_in, kh, kw]`.
 #[derive(Clone, Debug)]
 pub(super) struct Conv;
 
-/// The same and `bias [c_out]`, whose gradient is also ours: for it, Burn copies the gradient of the result to channels first, and sums the resulting
-/// long rows, a few at a time.
+/// The same and `bias [c_out]`. For its gradient, Burn would copy that of the result to channels first, and sum the resulting long rows, a few at a
+/// time.
 #[derive(Clone, Debug)]
 pub(super) struct BiasedConv;
 
@@ -230,7 +227,7 @@ impl Kernel<2, Cube> for Conv {
     type Saved = [Primitive; 2];
 
     fn forward(&self, [x, weight]: [Primitive; 2]) -> (Primitive, Self::Saved) {
-        (convolved(x.clone(), weight.clone(), None), [x, weight])
+        (Cube::conv_forward(x.clone(), weight.clone()), [x, weight])
     }
 
     fn backward(&self, [x, weight]: Self::Saved, dy: Primitive, wanted: [bool; 2]) -> [Option<Primitive>; 2] {
@@ -242,7 +239,7 @@ impl Kernel<3, Cube> for BiasedConv {
     type Saved = [Primitive; 3];
 
     fn forward(&self, [x, weight, bias]: [Primitive; 3]) -> (Primitive, Self::Saved) {
-        (convolved(x.clone(), weight.clone(), Some(bias.clone())), [x, weight, bias])
+        (Cube::conv_biased_forward(x.clone(), weight.clone(), bias.clone()), [x, weight, bias])
     }
 
     fn backward(&self, [x, weight, bias]: Self::Saved, dy: Primitive, wanted: [bool; 3]) -> [Option<Primitive>; 3] {
@@ -252,32 +249,11 @@ impl Kernel<3, Cube> for BiasedConv {
     }
 }
 
-fn convolved(x: Primitive, weight: Primitive, bias: Option<Primitive>) -> Primitive {
-    let options = options(&weight);
-    to_nhwc(Cube::conv2d(to_nchw(x), weight, bias, options))
-}
-
 /// The gradients of data and weights.
 fn convolved_backward(x: Primitive, weight: Primitive, dy: Primitive, wanted: [bool; 2]) -> [Option<Primitive>; 2] {
-    let dx = || {
-        let (x, dy, options) = (to_nchw(x.clone()), to_nchw(dy.clone()), options(&weight));
-        to_nhwc(Cube::conv2d_x_backward(x, weight.clone(), dy, options))
-    };
+    let dx = || Cube::conv_x_backward(x.clone(), weight.clone(), dy.clone());
     let dw = || Cube::conv_weight_backward(x.clone(), weight.clone(), dy.clone());
     [wanted[0].then(dx), wanted[1].then(dw)]
-}
-
-fn options(weight: &Primitive) -> ConvOptions<2> {
-    let shape = weight.shape();
-    same_padding([shape[2], shape[3]])
-}
-
-fn to_nchw(x: Primitive) -> Primitive {
-    Cube::float_permute(x, &[0, 3, 1, 2])
-}
-
-fn to_nhwc(x: Primitive) -> Primitive {
-    Cube::float_permute(x, &[0, 2, 3, 1])
 }
 
 impl Kernel<2, Cube> for Attention {

@@ -12,7 +12,7 @@ use super::gate::{self, Gated};
 use super::rms_norm::{self, Then};
 use super::unit_rows::{self, Length};
 use super::{
-    add_scaled, attention, columns, conv_weights, dropout, join, layer_norm, linear_attention, pointwise, resize,
+    add_scaled, attention, columns, conv, dropout, join, layer_norm, linear_attention, pointwise, resize,
 };
 
 /// The shapes of the kernels' outputs, for `fusion`.
@@ -33,6 +33,13 @@ mod shapes {
     pub(super) fn resized(x: &TensorSpec, n: usize) -> TensorSpec {
         let mut shape = x.shape.clone();
         shape[1] = n;
+        TensorSpec::new(shape, x.dtype)
+    }
+
+    /// With the channels of a convolution's result.
+    pub(super) fn convolved(x: &TensorSpec, weight: &TensorSpec) -> TensorSpec {
+        let mut shape = x.shape.clone();
+        shape[3] = weight.shape[0];
         TensorSpec::new(shape, x.dtype)
     }
 
@@ -225,7 +232,23 @@ pub trait CubeKernels: burn::backend::Backend {
     #[fusion(meta = |whole, c, _factors| shapes::parts(whole, *c))]
     fn split(whole: FloatTensor<Self>, c: usize, factors: Option<[f32; 2]>) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// See [`conv_weights::backward`].
+    /// See [`conv::forward`].
+    #[fusion(meta = |x, weight| shapes::convolved(x, weight))]
+    fn conv_forward(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// The same with a bias.
+    #[fusion(meta = |x, weight, _bias| shapes::convolved(x, weight))]
+    fn conv_biased_forward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+
+    /// See [`conv::x_backward`].
+    #[fusion(meta = |x, _weight, _dy| x.clone())]
+    fn conv_x_backward(x: FloatTensor<Self>, weight: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// See [`conv::weight_backward`].
     #[fusion(meta = |_x, weight, _dy| weight.clone())]
     fn conv_weight_backward(
         x: FloatTensor<Self>,
@@ -381,8 +404,20 @@ impl CubeKernels for CubeBackend {
         join::split(whole, c, factors)
     }
 
+    fn conv_forward(x: CubeTensor, weight: CubeTensor) -> CubeTensor {
+        conv::forward(x, weight, None)
+    }
+
+    fn conv_biased_forward(x: CubeTensor, weight: CubeTensor, bias: CubeTensor) -> CubeTensor {
+        conv::forward(x, weight, Some(bias))
+    }
+
+    fn conv_x_backward(x: CubeTensor, weight: CubeTensor, dy: CubeTensor) -> CubeTensor {
+        conv::x_backward(x, weight, dy)
+    }
+
     fn conv_weight_backward(x: CubeTensor, weight: CubeTensor, dy: CubeTensor) -> CubeTensor {
-        conv_weights::backward(x, weight, dy)
+        conv::weight_backward(x, weight, dy)
     }
 
     fn sum_rows(x: CubeTensor, like: CubeTensor) -> CubeTensor {

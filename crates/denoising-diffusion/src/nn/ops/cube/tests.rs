@@ -2,7 +2,7 @@
 //! such device, and nothing is compared.
 
 mod attention;
-mod conv_weights;
+mod conv;
 mod magnitude;
 
 use burn::tensor::{DType, Device, FloatDType, Gradients, Tensor, TensorData};
@@ -29,7 +29,7 @@ fn assert_within(tolerance: f32, what: &str, got: &[f32], expected: &[f32]) {
 }
 
 /// Values drawn from a seed, the same for each device.
-fn drawn(seed: u64, part: u64, count: usize) -> Vec<f32> {
+pub(crate) fn drawn(seed: u64, part: u64, count: usize) -> Vec<f32> {
     let mut values = vec![0.0; count];
     Stream::new(seed, Purpose::Init, part, 0).fill_normal(&mut values);
     values

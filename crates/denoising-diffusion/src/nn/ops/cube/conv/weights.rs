@@ -1,4 +1,13 @@
-//! The product on matrix units (CUDA: tensor cores). A cube takes some of the positions and leaves its sums in f32, which a second kernel adds. For
+//! Gradients of the weights of convolutions: for `x [b, h, w, c_in]` and `dy [b, h, w, c_out]`, with stride 1 and "same" padding,
+//!
+//! ```text
+//! dw[o, i, ky, kx] = sum over positions p of dy[p, o] x[p + (ky, kx) - center, i]
+//! ```
+//!
+//! This is a matrix product with a small result and a sum over all positions. Burn's kernels give each cube the whole sum, so that only a few cubes
+//! work, or first write the shifted images side by side: nine times their memory, in a launch each. Here, the positions are divided.
+//!
+//! The product is computed on matrix units (CUDA: tensor cores). A cube takes some of the positions and leaves its sums in f32, which a second kernel adds. For
 //! each position, the values under one row of the kernel, `(kx, i)`, are adjacent in memory, so that rows of few channels fill matrices, too.
 
 use burn::backend::ops::FloatTensorOps;
@@ -324,12 +333,12 @@ fn parts_of_positions(tasks: usize) -> usize {
 }
 
 /// Whether the device has matrix units for this type.
-pub(super) fn takes(x: &CubeTensor) -> bool {
-    matrices(&x.client, x.dtype).is_some()
+pub(super) fn takes(client: &Client, dtype: DType) -> bool {
+    matrices(client, dtype).is_some()
 }
 
 /// The gradient of `weight [c_out, c_in, kh, kw]`, in its type, if the device [can](takes) compute it.
-pub(super) fn ours(x: CubeTensor, weight: CubeTensor, dy: CubeTensor) -> CubeTensor {
+pub(super) fn gradient(x: CubeTensor, weight: CubeTensor, dy: CubeTensor) -> CubeTensor {
     let [_, height, width, c_in] = dims(&x);
     let [c_out, _, kh, kw] = dims(&weight);
     let client = x.client.clone();
