@@ -11,9 +11,7 @@ use super::super::{AxisResize, Pointwise};
 use super::gate::{self, Gated};
 use super::rms_norm::{self, Then};
 use super::unit_rows::{self, Length};
-use super::{
-    add_scaled, attention, columns, conv, dropout, join, layer_norm, linear_attention, pointwise, resize,
-};
+use super::{add_scaled, attention, columns, conv, dropout, join, layer_norm, linear_attention, pointwise, resize};
 
 /// The shapes of the kernels' outputs, for `fusion`.
 #[cfg(feature = "fusion")]

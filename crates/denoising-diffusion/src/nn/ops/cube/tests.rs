@@ -2,7 +2,7 @@
 //! such device, and nothing is compared.
 
 mod attention;
-mod conv;
+pub(crate) mod conv;
 mod magnitude;
 
 use burn::tensor::{DType, Device, FloatDType, Gradients, Tensor, TensorData};

@@ -2,7 +2,7 @@
 
 use burn_cubecl::cubecl::client::Client;
 
-use super::images::{DEPTH, PLANE};
+use super::tensor_cores::{DEPTH, MATRIX, PLANE};
 
 /// Multiprocessors of an H100, for a device that does not say how many it has.
 const MULTIPROCESSORS: u32 = 132;
@@ -17,7 +17,7 @@ pub(super) struct Block {
 }
 
 impl Block {
-    const fn new(rows: usize, columns: usize, plane_rows: usize, plane_columns: usize) -> Self {
+    pub(super) const fn new(rows: usize, columns: usize, plane_rows: usize, plane_columns: usize) -> Self {
         Self { rows, columns, plane_rows, plane_columns }
     }
 
@@ -31,10 +31,19 @@ impl Block {
         along_rows * along_columns * PLANE
     }
 
+    /// Matrices of sums of a plane, along the rows and along the columns.
+    pub(super) const fn matrix_rows(self) -> usize {
+        self.plane_rows / MATRIX[0]
+    }
+
+    pub(super) const fn matrix_columns(self) -> usize {
+        self.plane_columns / MATRIX[1]
+    }
+
     /// For how many cycles per result and step of [`DEPTH`] channels a multiprocessor of an H100 is busy: with products (some 1270 per cycle outside
     /// of warp groups), or with shared memory (128 bytes per cycle), into which a cube's images and weights go once, and from which each plane reads
     /// its own.
-    fn cycles(self) -> f64 {
+    pub(super) fn cycles(self) -> f64 {
         const NARROW: usize = 2;
         let results = (self.rows * self.columns) as f64;
         let read = self.units() / PLANE * (self.plane_rows + self.plane_columns);
@@ -43,8 +52,12 @@ impl Block {
     }
 
     /// The blocks of the kernel's versions. All give the same bits.
-    pub(super) const ALL: [Self; 4] =
-        [Self::new(256, 64, 64, 64), Self::new(128, 128, 64, 64), Self::new(128, 64, 64, 32), Self::new(64, 64, 32, 32)];
+    pub(super) const ALL: [Self; 4] = [
+        Self::new(256, 64, 64, 64),
+        Self::new(128, 128, 64, 64),
+        Self::new(128, 64, 64, 32),
+        Self::new(64, 64, 32, 32),
+    ];
 
     /// The fastest for so many positions and channels, if every multiprocessor is busy for as long as the one with the most cubes.
     pub(super) fn fastest(client: &Client, positions: usize, channels: usize) -> Self {

@@ -11,14 +11,13 @@
 //! one half of shared memory; then it goes into the other half. No copy of the images for each tap is made, and weights are read as they lie. The
 //! order of additions is that of taps and channels for blocks of any size.
 //!
-//! Addresses follow the PTX ISA's "Matrix fragments for mma.m16n8k16" and `ldmatrix`, so this is for CUDA alone. Burn's kernels for convolutions
-//! load and multiply in turns, because CubeCL 0.11's compiler for CUDA has no asynchronous copies.
+//! This is for CUDA alone ([`tensor_cores`]). Burn's kernels for convolutions load and multiply in turns, because CubeCL 0.11's compiler for CUDA has
+//! no asynchronous copies.
 
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::client::Client;
 use burn_cubecl::cubecl::cmma::{MatrixIdent, MmaDefinition};
-use burn_cubecl::cubecl::ir::features::MmaConfig;
-use burn_cubecl::cubecl::ir::{ElemType, FloatKind};
+use burn_cubecl::cubecl::ir::ElemType;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
@@ -30,21 +29,15 @@ use burn_cubecl::CubeBackend;
 use super::super::lanes::cube_count;
 use super::super::rows::Rows;
 use super::block::Block;
-use super::dims;
+use super::tensor_cores::{
+    ALIGNMENT, Along, DEPTH, MATRIX, VECTORS, WIDTH, add_products, column_in_matrix, in_long_rows, in_short_rows,
+    plane_corner, row_in_matrix, zeros,
+};
+use super::{dims, tensor_cores};
 
 #[cfg(all(test, not(feature = "fusion")))]
 mod tests;
 
-/// Channels that a step sums.
-pub(super) const DEPTH: usize = 32;
-/// Units of a plane.
-pub(super) const PLANE: usize = 32;
-/// Values of a vector, and of a row of the matrices that `ldmatrix` loads: 16 bytes.
-const WIDTH: usize = 8;
-/// Vectors of a step's channels.
-const VECTORS: usize = DEPTH / WIDTH;
-/// Rows, columns and depth of a product on tensor cores. Two columns of matrices are loaded at a time.
-const MATRIX: [usize; 3] = [16, 8, 16];
 /// Positions of a kernel's window that fit into a mask.
 const MOST_TAPS: usize = 32;
 
@@ -93,14 +86,16 @@ impl Plan {
         self.block.columns * VECTORS / self.block.units()
     }
 
+    fn weights(self) -> Along {
+        match self.of {
+            Of::X => Along::Sum,
+            Of::Dy => Along::Results,
+        }
+    }
+
     /// Vectors of a step in shared memory.
     fn half(self) -> usize {
         (self.block.rows + self.block.columns) * VECTORS
-    }
-
-    /// Matrices of sums of a plane, along the rows and along the columns.
-    fn sums(self) -> [usize; 2] {
-        [self.block.plane_rows / MATRIX[0], self.block.plane_columns / MATRIX[1]]
     }
 }
 
@@ -243,18 +238,6 @@ fn load_weights<F: Float, A: Size>(
     }
 }
 
-/// Where a row's vector is in shared memory, so that eight rows' vectors are in different banks, and those that eight units write as well: for rows of
-/// [`VECTORS`], of which two fill all banks, and for longer ones.
-#[cube]
-fn in_short_rows(row: usize, vector: usize) -> usize {
-    row * VECTORS + (vector ^ (row / 2 % VECTORS))
-}
-
-#[cube]
-fn in_long_rows(row: usize, vector: usize, #[comptime] per_row: usize) -> usize {
-    row * per_row + (vector ^ (row % 8))
-}
-
 /// Writes a step's vectors to the half of shared memory that begins at `half`.
 #[cube]
 fn share<F: Float, A: Size>(
@@ -274,80 +257,14 @@ fn share<F: Float, A: Size>(
     #[unroll]
     for i in 0..comptime!(plan.weights_per_unit()) {
         let at = i * units + UNIT_POS as usize;
-        let place = match comptime!(plan.of) {
-            Of::X => in_short_rows(at / VECTORS, at % VECTORS),
-            Of::Dy => {
+        let place = match comptime!(plan.weights()) {
+            Along::Sum => in_short_rows(at / VECTORS, at % VECTORS),
+            Along::Results => {
                 let per_row = comptime!(plan.block.columns / WIDTH);
                 in_long_rows(at / per_row, at % per_row, per_row)
             }
         };
         shared[first + place] = of_weights[i];
-    }
-}
-
-/// The first row and column of a plane's results in its cube's.
-#[cube]
-fn plane_corner(#[comptime] plan: Plan) -> (usize, usize) {
-    let plane = UNIT_POS as usize / PLANE;
-    let along_rows = comptime!(plan.block.rows / plan.block.plane_rows);
-    (plane % along_rows * plan.block.plane_rows, plane / along_rows * plan.block.plane_columns)
-}
-
-/// Adds the products of what is in one half of shared memory.
-#[cube]
-fn multiply<F: Float, A: Size, P: Size, S: Size>(
-    shared: &[Vector<F, A>],
-    sums: &mut Sequence<Array<Vector<f32, S>>>,
-    half: usize,
-    #[comptime] plan: Plan,
-) {
-    let product = MmaDefinition::<F, F, f32>::new(MATRIX[0], MATRIX[1], MATRIX[2]);
-    let (row, column) = plane_corner(plan);
-    let lane = UNIT_POS as usize % PLANE;
-    let first_weight = half + comptime!(plan.block.rows * VECTORS);
-    let matrix_rows = comptime!(plan.sums()[0]);
-    let matrix_columns = comptime!(plan.sums()[1]);
-    #[unroll]
-    for k in 0..comptime!(DEPTH / MATRIX[2]) {
-        let vector = comptime!(k * MATRIX[2] / WIDTH);
-        let mut of_weights = Sequence::<Array<Vector<F, P>>>::new();
-        #[unroll]
-        for pair in 0..comptime!(matrix_columns / 2) {
-            // Lanes 0 to 7 say where the rows of the first matrix are, and so on: two matrices that follow each other along the sum for eight columns,
-            // and the same for the next eight.
-            let along_sum = lane / 8 % 2;
-            let along_columns = lane / 16;
-            let first_column = column + comptime!(2 * pair * MATRIX[1]);
-            let place = match comptime!(plan.of) {
-                Of::X => in_short_rows(first_column + along_columns * 8 + lane % 8, vector + along_sum),
-                Of::Dy => in_long_rows(
-                    comptime!(k * MATRIX[2]) + along_sum * 8 + lane % 8,
-                    first_column / WIDTH + along_columns,
-                    comptime!(plan.block.columns / WIDTH),
-                ),
-            };
-            let at = first_weight + place;
-            let four =
-                product.load_matrix::<Vector<F, A>, P>(&shared[at..at + 1], MatrixIdent::B, 4usize, comptime!(plan.of == Of::Dy));
-            #[unroll]
-            for i in 0..2usize {
-                let mut two = Array::<Vector<F, P>>::new(2usize);
-                two[0] = four[comptime!(2 * i)];
-                two[1] = four[comptime!(2 * i + 1)];
-                of_weights.push(two);
-            }
-        }
-        #[unroll]
-        for i in 0..matrix_rows {
-            // Two matrices that follow each other along the rows, and the next two along the sum.
-            let at = half + in_short_rows(row + comptime!(i * MATRIX[0]) + lane % 16, vector + lane / 16);
-            let of_images = product.load_matrix::<Vector<F, A>, P>(&shared[at..at + 1], MatrixIdent::A, 4usize, false);
-            #[unroll]
-            for j in 0..matrix_columns {
-                let sum = sums.index_mut(comptime!(i * matrix_columns + j));
-                product.execute_inplace(&of_images, &of_weights[j], sum);
-            }
-        }
     }
 }
 
@@ -361,16 +278,13 @@ fn share_sums<F: Float, A: Size, P: Size, S: Size>(
     sizes: &Sizes,
     #[comptime] plan: Plan,
 ) {
-    let (first_row, first_column) = plane_corner(plan);
-    let lane = UNIT_POS as usize % PLANE;
+    let (first_row, first_column) = plane_corner(plan.block);
     let per_row = comptime!(plan.block.columns / WIDTH);
-    let matrix_rows = comptime!(plan.sums()[0]);
-    let matrix_columns = comptime!(plan.sums()[1]);
+    let matrix_columns = comptime!(plan.block.matrix_columns());
     let pairs = shared.with_vector_size_mut::<P>();
     #[unroll]
     for j in 0..matrix_columns {
-        // A lane has two adjacent columns of a row and of the one eight rows below.
-        let column = first_column + comptime!(j * MATRIX[1]) + lane % 4 * 2;
+        let column = first_column + comptime!(j * MATRIX[1]) + column_in_matrix();
         let channel = corner.channel + column;
         let mut shift = Vector::<f32, S>::cast_from(0.0f32);
         if comptime!(plan.biased) {
@@ -380,10 +294,10 @@ fn share_sums<F: Float, A: Size, P: Size, S: Size>(
             }
         }
         #[unroll]
-        for i in 0..matrix_rows {
+        for i in 0..comptime!(plan.block.matrix_rows()) {
             #[unroll]
             for below in 0..2usize {
-                let row = first_row + comptime!(i * MATRIX[0] + 8 * below) + lane / 4;
+                let row = first_row + comptime!(i * MATRIX[0] + 8 * below) + row_in_matrix();
                 let sum = sums[comptime!(i * matrix_columns + j)][below] + shift;
                 let at = in_long_rows(row, column / WIDTH, per_row) * comptime!(WIDTH / 2) + column % WIDTH / 2;
                 pairs[at] = Vector::<F, P>::cast_from(sum);
@@ -432,17 +346,8 @@ fn product_kernel<F: Float, A: Size>(
     let corner = corner(sizes, plan);
     let masks = seen_by_taps(&corner, sizes, plan);
     let half = comptime!(plan.half());
-    let mut shared = Shared::<[Vector<F, A>]>::new_aligned_slice(2 * half, comptime!(2 * WIDTH));
-    let mut sums = Sequence::<Array<Vector<f32, S>>>::new();
-    let matrix_rows = comptime!(plan.sums()[0]);
-    let matrix_columns = comptime!(plan.sums()[1]);
-    #[unroll]
-    for _ in 0..comptime!(matrix_rows * matrix_columns) {
-        let mut sum = Array::<Vector<f32, S>>::new(2usize);
-        sum[0] = Vector::cast_from(0.0f32);
-        sum[1] = Vector::cast_from(0.0f32);
-        sums.push(sum);
-    }
+    let mut shared = Shared::<[Vector<F, A>]>::new_aligned_slice(2 * half, ALIGNMENT);
+    let mut sums = zeros::<S>(plan.block);
 
     let mut of_images = Array::<Vector<F, A>>::new(comptime!(plan.images_per_unit()));
     let mut of_weights = Array::<Vector<F, A>>::new(comptime!(plan.weights_per_unit()));
@@ -463,7 +368,17 @@ fn product_kernel<F: Float, A: Size>(
         let step = Step { tap, channel };
         load_images::<F, A>(images, &mut of_images, &masks, &corner, &step, sizes, plan);
         load_weights::<F, A>(weights, &mut of_weights, &corner, &step, sizes, plan);
-        multiply::<F, A, P, S>(&shared, &mut sums, i % 2 * half, plan);
+        let first_row = i % 2 * half;
+        let first_column = first_row + comptime!(plan.block.rows * VECTORS);
+        add_products::<F, A, P, S>(
+            &shared,
+            first_row,
+            first_column,
+            &mut sums,
+            plan.block,
+            Along::Sum,
+            comptime!(plan.weights()),
+        );
         share::<F, A>(&of_images, &of_weights, &mut shared, (i + 1) % 2 * half, plan);
         sync_cube();
     }
@@ -474,20 +389,8 @@ fn product_kernel<F: Float, A: Size>(
 
 /// Whether a device can compute with these types and weights `[c_out, c_in, kh, kw]`.
 pub(super) fn takes(client: &Client, dtype: DType, [c_out, c_in, kh, kw]: [usize; 4]) -> bool {
-    let elem = match dtype {
-        DType::BF16 => ElemType::Float(FloatKind::BF16),
-        DType::F16 => ElemType::Float(FloatKind::F16),
-        _ => return false,
-    };
-    let [m, n, k] = MATRIX.map(|side| side as u32);
-    let config = MmaConfig { a_type: elem, b_type: elem, cd_type: ElemType::Float(FloatKind::F32), m, n, k };
-    let (properties, plane) = (client.properties(), PLANE as u32);
-    let hardware = &properties.hardware;
-    let planes = (hardware.plane_size_min, hardware.plane_size_max) == (plane, plane);
-    let matmul = &properties.features.matmul;
-    let fits = c_out.is_multiple_of(WIDTH) && c_in.is_multiple_of(WIDTH) && kh % 2 == 1 && kw % 2 == 1;
-    let vectors = client.io_optimized_vector_sizes(dtype.size()).max() >= Some(WIDTH);
-    fits && kh * kw <= MOST_TAPS && planes && vectors && matmul.mma.contains(&config) && matmul.ldmatrix.contains(&elem)
+    let whole_vectors = c_out.is_multiple_of(WIDTH) && c_in.is_multiple_of(WIDTH);
+    whole_vectors && kh % 2 == 1 && kw % 2 == 1 && kh * kw <= MOST_TAPS && tensor_cores::multiply(client, dtype)
 }
 
 /// Multiplies images `[b, h, w, c_in]` ([`Of::X`]) or `[b, h, w, c_out]` with `weight [c_out, c_in, kh, kw]` of the same type, which the device

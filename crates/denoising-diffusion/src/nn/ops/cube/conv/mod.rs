@@ -3,6 +3,7 @@
 
 mod block;
 mod images;
+mod tensor_cores;
 mod weights;
 
 use burn::backend::ops::{FloatTensorOps, ModuleOps};
@@ -16,7 +17,7 @@ use images::{Of, product};
 
 /// Whether all three passes are ours for data of this type and weights of this shape; they sum in f32.
 pub(super) fn takes(client: &Client, dtype: DType, weight: [usize; 4]) -> bool {
-    images::takes(client, dtype, weight) && weights::takes(client, dtype)
+    images::takes(client, dtype, weight) && weights::takes(client, dtype, weight)
 }
 
 /// The convolution, plus `bias [c_out]`.
@@ -38,13 +39,9 @@ pub(super) fn x_backward(x: CubeTensor, weight: CubeTensor, dy: CubeTensor) -> C
 }
 
 /// The gradient of `weight`, in its type.
-///
-/// Ours is used for all kernels larger than 1x1 and not tuned against Burn's kernels, because one of those gave zeros for a row of 7x7 kernels of 3
-/// channels on the software CUDA. For 1x1, Burn's divide the positions, too; but without a tuner, it uses one that sums in the type of the data.
 pub(super) fn weight_backward(x: CubeTensor, weight: CubeTensor, dy: CubeTensor) -> CubeTensor {
-    let shape @ [_, _, kh, kw] = dims(&weight);
-    let burns_is_good = kh * kw == 1 && (cfg!(feature = "autotune") || x.dtype == DType::F32);
-    if weights::takes(&x.client, x.dtype) && !burns_is_good {
+    let shape = dims(&weight);
+    if weights::takes(&x.client, x.dtype, shape) {
         return weights::gradient(x, weight, dy);
     }
     CubeBackend::conv2d_weight_backward(to_nchw(x), weight, to_nchw(dy), padding(shape))

@@ -10,7 +10,7 @@ use crate::nn::params::host_values;
 use crate::noise::{Purpose, Stream};
 
 /// From -3 to 3.
-fn whole_numbers(part: u64, count: usize) -> Vec<f32> {
+pub(crate) fn whole_numbers(part: u64, count: usize) -> Vec<f32> {
     let mut stream = Stream::new(1, Purpose::Init, part, 0);
     (0..count).map(|_| (stream.next_u64() % 7) as f32 - 3.0).collect()
 }

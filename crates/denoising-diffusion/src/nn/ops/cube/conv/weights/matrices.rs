@@ -1,13 +1,4 @@
-//! Gradients of the weights of convolutions: for `x [b, h, w, c_in]` and `dy [b, h, w, c_out]`, with stride 1 and "same" padding,
-//!
-//! ```text
-//! dw[o, i, ky, kx] = sum over positions p of dy[p, o] x[p + (ky, kx) - center, i]
-//! ```
-//!
-//! This is a matrix product with a small result and a sum over all positions. Burn's kernels give each cube the whole sum, so that only a few cubes
-//! work, or first write the shifted images side by side: nine times their memory, in a launch each. Here, the positions are divided.
-//!
-//! The product is computed on matrix units (CUDA: tensor cores). A cube takes some of the positions and leaves its sums in f32, which a second kernel adds. For
+//! The product on matrix units (CUDA: tensor cores). A cube takes some of the positions and leaves its sums in f32, which a second kernel adds. For
 //! each position, the values under one row of the kernel, `(kx, i)`, are adjacent in memory, so that rows of few channels fill matrices, too.
 
 use burn::backend::ops::FloatTensorOps;
@@ -21,9 +12,9 @@ use burn_cubecl::cubecl::ir::{ElemType, FloatKind};
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::super::columns::sum_columns_into;
-use super::super::lanes::cube_count;
-use super::super::rows::{Rows, moved_width};
+use super::super::super::columns::sum_columns_into;
+use super::super::super::lanes::cube_count;
+use super::super::super::rows::{Rows, moved_width};
 use super::dims;
 
 /// Number of output channels per cube, and of columns `(kx, i)`.
@@ -337,10 +328,10 @@ pub(super) fn takes(client: &Client, dtype: DType) -> bool {
     matrices(client, dtype).is_some()
 }
 
-/// The gradient of `weight [c_out, c_in, kh, kw]`, in its type, if the device [can](takes) compute it.
-pub(super) fn gradient(x: CubeTensor, weight: CubeTensor, dy: CubeTensor) -> CubeTensor {
+/// The gradient of a weight `[c_out, c_in, kh, kw]` as `[c_out, kh, kw c_in]` of this type, if the device [can](takes) compute it.
+pub(super) fn product(x: CubeTensor, weight: [usize; 4], dy: CubeTensor, dtype: DType) -> CubeTensor {
     let [_, height, width, c_in] = dims(&x);
-    let [c_out, _, kh, kw] = dims(&weight);
+    let [c_out, _, kh, kw] = weight;
     let client = x.client.clone();
     let (elem, depth) = matrices(&client, x.dtype).expect("asked before");
     let (x, dy) = (Rows::of(x), Rows::of(dy));
@@ -386,13 +377,10 @@ pub(super) fn gradient(x: CubeTensor, weight: CubeTensor, dy: CubeTensor) -> Cub
         tile,
         [dy.elem(), elem],
     );
-    let sums = sum_columns_into(&parts, 0, 1, Rows::empty(&x, [parts.len].into(), weight.dtype));
+    let sums = sum_columns_into(&parts, 0, 1, Rows::empty(&x, [parts.len].into(), dtype));
     let sums = CubeBackend::float_reshape(sums, Shape::new([padded_c_out, kh, padded_columns]));
     let whole = [padded_c_out, padded_columns] == [c_out, columns];
-    let sums =
-        if whole { sums } else { CubeBackend::float_slice(sums, &[c_out, kh, columns].map(|end| (0..end).into())) };
-    let channels_last = CubeBackend::float_reshape(sums, Shape::new([c_out, kh, kw, c_in]));
-    CubeBackend::float_permute(channels_last, &[0, 3, 1, 2])
+    if whole { sums } else { CubeBackend::float_slice(sums, &[c_out, kh, columns].map(|end| (0..end).into())) }
 }
 
 #[cfg(test)]
