@@ -17,14 +17,14 @@ use images::{Of, product};
 
 /// Whether all three passes are ours for data of this type and weights of this shape; they sum in f32.
 pub(super) fn takes(client: &Client, dtype: DType, weight: [usize; 4]) -> bool {
-    images::takes(client, dtype, weight) && weights::takes(client, dtype, weight)
+    images::values(client, dtype, weight).is_some() && weights::takes(client, dtype, weight)
 }
 
 /// The convolution, plus `bias [c_out]`.
 pub(super) fn forward(x: CubeTensor, weight: CubeTensor, bias: Option<CubeTensor>) -> CubeTensor {
     let shape = dims(&weight);
-    if images::takes(&x.client, x.dtype, shape) {
-        return product(Of::X, x, weight, bias);
+    if let Some(values) = images::values(&x.client, x.dtype, shape) {
+        return product(Of::X, values, x, weight, bias);
     }
     to_nhwc(CubeBackend::conv2d(to_nchw(x), weight, bias, padding(shape)))
 }
@@ -32,8 +32,8 @@ pub(super) fn forward(x: CubeTensor, weight: CubeTensor, bias: Option<CubeTensor
 /// The gradient of `x`, which gives its shape.
 pub(super) fn x_backward(x: CubeTensor, weight: CubeTensor, dy: CubeTensor) -> CubeTensor {
     let shape = dims(&weight);
-    if images::takes(&dy.client, dy.dtype, shape) {
-        return product(Of::Dy, dy, weight, None);
+    if let Some(values) = images::values(&dy.client, dy.dtype, shape) {
+        return product(Of::Dy, values, dy, weight, None);
     }
     to_nhwc(CubeBackend::conv2d_x_backward(to_nchw(x), weight, to_nchw(dy), padding(shape)))
 }

@@ -12,34 +12,67 @@ use burn::tensor::DType;
 
 use super::block::Block;
 
-/// Terms of the sums that a step adds.
-pub(super) const DEPTH: usize = 32;
 /// Units of a plane.
 pub(super) const PLANE: usize = 32;
-/// Values of a vector, and of a row of the matrices that `ldmatrix` loads: 16 bytes.
-pub(super) const WIDTH: usize = 8;
-/// Vectors of a step's terms.
-pub(super) const VECTORS: usize = DEPTH / WIDTH;
-/// Rows, columns and depth of a product on tensor cores.
-pub(super) const MATRIX: [usize; 3] = [16, 8, 16];
+/// Bytes of a vector, and of a row of the matrices that `ldmatrix` loads.
+const BYTES: usize = 16;
+/// Vectors of the terms that a step adds to a sum, and of those of a product.
+pub(super) const VECTORS: usize = 4;
+const VECTORS_OF_PRODUCT: usize = 2;
+/// Rows and columns of a product.
+pub(super) const MATRIX: [usize; 2] = [16, 8];
 /// Alignment in shared memory, in bytes.
 pub(super) const ALIGNMENT: usize = 16;
 
-/// Whether a device multiplies matrices of this type this way, with sums in f32.
-pub(super) fn multiply(client: &Client, dtype: DType) -> bool {
-    let elem = match dtype {
-        DType::BF16 => ElemType::Float(FloatKind::BF16),
-        DType::F16 => ElemType::Float(FloatKind::F16),
-        _ => return false,
-    };
-    let [m, n, k] = MATRIX.map(|side| side as u32);
-    let config = MmaConfig { a_type: elem, b_type: elem, cd_type: ElemType::Float(FloatKind::F32), m, n, k };
-    let (properties, plane) = (client.properties(), PLANE as u32);
-    let hardware = &properties.hardware;
-    let planes = (hardware.plane_size_min, hardware.plane_size_max) == (plane, plane);
-    let matmul = &properties.features.matmul;
-    let vectors = client.io_optimized_vector_sizes(dtype.size()).max() >= Some(WIDTH);
-    planes && vectors && matmul.mma.contains(&config) && matmul.ldmatrix.contains(&elem)
+/// What is multiplied. bf16 and f16 as they are; of f32, the first 11 bits (TF32).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Values {
+    pub(super) elem: ElemType,
+    /// Values per vector.
+    pub(super) width: usize,
+}
+
+impl Values {
+    /// What a device multiplies of tensors of this type, with sums in f32; `None` if not this way.
+    pub(super) fn of(client: &Client, dtype: DType) -> Option<Self> {
+        let kind = match dtype {
+            DType::BF16 => FloatKind::BF16,
+            DType::F16 => FloatKind::F16,
+            DType::F32 => FloatKind::TF32,
+            _ => return None,
+        };
+        let values = Self { elem: ElemType::Float(kind), width: BYTES / dtype.size() };
+        let config = MmaConfig {
+            a_type: values.elem,
+            b_type: values.elem,
+            cd_type: ElemType::Float(FloatKind::F32),
+            m: MATRIX[0] as u32,
+            n: MATRIX[1] as u32,
+            k: values.depth_of_product() as u32,
+        };
+        let (properties, plane) = (client.properties(), PLANE as u32);
+        let hardware = &properties.hardware;
+        let planes = (hardware.plane_size_min, hardware.plane_size_max) == (plane, plane);
+        let matmul = &properties.features.matmul;
+        let vectors = client.io_optimized_vector_sizes(dtype.size()).max() >= Some(values.width);
+        // `ldmatrix` moves rows of 16 bytes, whatever they are; devices list it for the types that it was made for.
+        let loads = matmul.ldmatrix.contains(&ElemType::Float(FloatKind::F16));
+        (planes && vectors && loads && matmul.mma.contains(&config)).then_some(values)
+    }
+
+    /// Terms of a sum per step.
+    pub(super) fn depth(self) -> usize {
+        VECTORS * self.width
+    }
+
+    /// The distance between long rows of this many values in shared memory, in vectors.
+    pub(super) fn pitch(self, length: usize) -> usize {
+        if self.width == 8 { length / self.width } else { length / self.width + 2 }
+    }
+
+    fn depth_of_product(self) -> usize {
+        VECTORS_OF_PRODUCT * self.width
+    }
 }
 
 /// What the rows of a factor in shared memory consist of.
@@ -51,6 +84,13 @@ pub(super) enum Along {
     Results,
 }
 
+/// A factor, and the distance between its rows if these are long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Factor {
+    along: Along,
+    pitch: usize,
+}
+
 /// Where a row's vector is in shared memory, so that the vectors of eight rows are in different banks, and so are those that eight units write: for
 /// rows of [`VECTORS`], of which two fill all banks.
 #[cube]
@@ -58,10 +98,12 @@ pub(super) fn in_short_rows(row: usize, vector: usize) -> usize {
     row * VECTORS + (vector ^ (row / 2 % VECTORS))
 }
 
-/// The same for rows of a multiple of eight vectors.
+/// The same for long rows, which begin a [`pitch`](Values::pitch) apart. `ldmatrix` reads a vector of each of eight rows; of TF32, units read single
+/// values of four rows, next to each other in two vectors.
 #[cube]
-pub(super) fn in_long_rows(row: usize, vector: usize, #[comptime] per_row: usize) -> usize {
-    row * per_row + (vector ^ (row % 8))
+pub(super) fn in_long_rows(row: usize, vector: usize, #[comptime] pitch: usize, #[comptime] values: Values) -> usize {
+    let swizzled = if comptime!(values.width == 8) { vector ^ (row % 8) } else { vector };
+    row * pitch + swizzled
 }
 
 /// The first row and column of a plane's results in its cube's.
@@ -98,68 +140,98 @@ pub(super) fn column_in_matrix() -> usize {
     UNIT_POS as usize % 4 * 2
 }
 
+/// The registers of the factors of a unit for the products of 16 rows, or 16 columns, with the terms of a sum from `term` on: four, of which the first
+/// two are those of the first eight columns. `first` is the first row or column.
+#[cube]
+fn load_factor<G: Float, A: Size, P: Size>(
+    shared: &[Vector<G, A>],
+    start: usize,
+    first: usize,
+    #[comptime] k: usize,
+    #[comptime] ident: MatrixIdent,
+    #[comptime] factor: Factor,
+    #[comptime] values: Values,
+) -> Array<Vector<G, P>> {
+    let product = MmaDefinition::<G, G, f32>::new(MATRIX[0], MATRIX[1], comptime!(values.depth_of_product()));
+    let width = comptime!(values.width);
+    let term = comptime!(k * values.depth_of_product());
+    // Which of four matrices of eight rows by a vector's values a lane loads a row of, or which register it fills: those of a unit are, for rows, the
+    // next eight rows, the next vector, and both; for columns, the next vector, the next eight columns, and both.
+    let lane = UNIT_POS as usize % PLANE;
+    let (second, third) = (lane / 8 % 2, lane / 16);
+    let (along_results, along_sum) = match ident {
+        MatrixIdent::A => (second, third),
+        _ => (third, second),
+    };
+    match comptime!((factor.along, width)) {
+        (Along::Sum, _) => {
+            let at = start + in_short_rows(first + along_results * 8 + lane % 8, term / width + along_sum);
+            product.load_matrix::<Vector<G, A>, P>(&shared[at..at + 1], ident, 4usize, false)
+        }
+        (Along::Results, 8) => {
+            let row = term + along_sum * 8 + lane % 8;
+            let at = start + in_long_rows(row, first / width + along_results, factor.pitch, values);
+            product.load_matrix::<Vector<G, A>, P>(&shared[at..at + 1], ident, 4usize, true)
+        }
+        // `ldmatrix` transposes values of 16 bits only.
+        (Along::Results, _) => {
+            let mut registers = Array::<Vector<G, P>>::new(4usize);
+            let scalars = shared.with_vector_size::<P>();
+            #[unroll]
+            for i in 0..4usize {
+                let (along_results, along_sum) = comptime!(match ident {
+                    MatrixIdent::A => (i % 2, i / 2),
+                    _ => (i / 2, i % 2),
+                });
+                // Without a swizzle, a row's values are in order: all addresses are the first plus a constant.
+                let place = (start + lane % 4 * factor.pitch) * width + first + lane / 4;
+                registers[i] =
+                    scalars[place + comptime!((term + along_sum * 4) * factor.pitch * width + along_results * 8)];
+            }
+            registers
+        }
+    }
+}
+
 /// Adds a step's products of two factors in shared memory, which begin at `first_row` and `first_column`.
 #[cube]
-pub(super) fn add_products<F: Float, A: Size, P: Size, S: Size>(
-    shared: &[Vector<F, A>],
+pub(super) fn add_products<G: Float, A: Size, P: Size, S: Size>(
+    shared: &[Vector<G, A>],
     first_row: usize,
     first_column: usize,
     sums: &mut Sequence<Array<Vector<f32, S>>>,
     #[comptime] block: Block,
     #[comptime] rows: Along,
     #[comptime] columns: Along,
+    #[comptime] values: Values,
 ) {
-    let product = MmaDefinition::<F, F, f32>::new(MATRIX[0], MATRIX[1], MATRIX[2]);
+    let product = MmaDefinition::<G, G, f32>::new(MATRIX[0], MATRIX[1], comptime!(values.depth_of_product()));
     let (row, column) = plane_corner(block);
-    // Lanes 0 to 7 say where the rows of the first of four matrices are, and so on.
-    let lane = UNIT_POS as usize % PLANE;
-    let inner = lane % 8;
-    let second = lane / 8 % 2;
-    let fourth = lane / 16;
+    let of_rows = comptime!(Factor { along: rows, pitch: values.pitch(block.rows) });
+    let of_columns = comptime!(Factor { along: columns, pitch: values.pitch(block.columns) });
     #[unroll]
-    for k in 0..comptime!(DEPTH / MATRIX[2]) {
-        let term = comptime!(k * MATRIX[2]);
-        let mut of_columns = Sequence::<Array<Vector<F, P>>>::new();
+    for k in 0..comptime!(VECTORS / VECTORS_OF_PRODUCT) {
+        let mut right = Sequence::<Array<Vector<G, P>>>::new();
         #[unroll]
         for pair in 0..comptime!(block.matrix_columns() / 2) {
-            // Two matrices that follow each other along the sum for eight columns, and two for the next eight.
             let first = column + comptime!(2 * pair * MATRIX[1]);
-            let place = match comptime!(columns) {
-                Along::Sum => in_short_rows(first + fourth * 8 + inner, term / WIDTH + second),
-                Along::Results => {
-                    in_long_rows(term + second * 8 + inner, first / WIDTH + fourth, comptime!(block.columns / WIDTH))
-                }
-            };
-            let at = first_column + place;
-            let is_transposed = comptime!(columns == Along::Results);
-            let four =
-                product.load_matrix::<Vector<F, A>, P>(&shared[at..at + 1], MatrixIdent::B, 4usize, is_transposed);
+            let four = load_factor::<G, A, P>(shared, first_column, first, k, MatrixIdent::B, of_columns, values);
             #[unroll]
             for i in 0..2usize {
-                let mut two = Array::<Vector<F, P>>::new(2usize);
+                let mut two = Array::<Vector<G, P>>::new(2usize);
                 two[0] = four[comptime!(2 * i)];
                 two[1] = four[comptime!(2 * i + 1)];
-                of_columns.push(two);
+                right.push(two);
             }
         }
         #[unroll]
         for i in 0..comptime!(block.matrix_rows()) {
-            // Two matrices that follow each other along the rows, and the next two along the sum.
             let first = row + comptime!(i * MATRIX[0]);
-            let place = match comptime!(rows) {
-                Along::Sum => in_short_rows(first + second * 8 + inner, term / WIDTH + fourth),
-                Along::Results => {
-                    in_long_rows(term + fourth * 8 + inner, first / WIDTH + second, comptime!(block.rows / WIDTH))
-                }
-            };
-            let at = first_row + place;
-            let is_transposed = comptime!(rows == Along::Results);
-            let of_rows =
-                product.load_matrix::<Vector<F, A>, P>(&shared[at..at + 1], MatrixIdent::A, 4usize, is_transposed);
+            let left = load_factor::<G, A, P>(shared, first_row, first, k, MatrixIdent::A, of_rows, values);
             #[unroll]
             for j in 0..comptime!(block.matrix_columns()) {
                 let sum = sums.index_mut(comptime!(i * block.matrix_columns() + j));
-                product.execute_inplace(&of_rows, &of_columns[j], sum);
+                product.execute_inplace(&left, &right[j], sum);
             }
         }
     }

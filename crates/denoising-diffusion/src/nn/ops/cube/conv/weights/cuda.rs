@@ -17,8 +17,7 @@ use super::super::super::lanes::cube_count;
 use super::super::super::rows::Rows;
 use super::super::block::Block;
 use super::super::tensor_cores::{
-    self, ALIGNMENT, Along, DEPTH, MATRIX, WIDTH, add_products, column_in_matrix, in_long_rows, plane_corner,
-    row_in_matrix, zeros,
+    ALIGNMENT, Along, MATRIX, Values, add_products, column_in_matrix, in_long_rows, plane_corner, row_in_matrix, zeros,
 };
 use super::dims;
 
@@ -40,6 +39,7 @@ const BLOCKS: [Block; 3] = [Block::new(128, 128, 64, 64), Block::new(64, 192, 64
 /// Compile-time parameters of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Plan {
+    values: Values,
     block: Block,
     kernel_height: usize,
     kernel_width: usize,
@@ -50,14 +50,24 @@ impl Plan {
         self.kernel_height * self.kernel_width
     }
 
+    /// Values per vector.
+    fn width(self) -> usize {
+        self.values.width
+    }
+
+    /// Positions of a step.
+    fn depth(self) -> usize {
+        self.values.depth()
+    }
+
     /// Vectors per unit and step of rows of this length; some units have one less.
     fn per_unit(self, length: usize) -> usize {
-        (DEPTH * length / WIDTH).div_ceil(self.block.units())
+        (self.depth() * length / self.width()).div_ceil(self.block.units())
     }
 
     /// Vectors of a step in shared memory.
     fn half(self) -> usize {
-        DEPTH * (self.block.rows + self.block.columns) / WIDTH
+        self.depth() * (self.values.pitch(self.block.rows) + self.values.pitch(self.block.columns))
     }
 }
 
@@ -77,7 +87,7 @@ struct Sizes {
     row_blocks: u32,
     column_blocks: u32,
     chunks: u32,
-    /// Number of steps of [`DEPTH`] positions each that a cube makes.
+    /// Number of steps that a cube makes.
     steps: u32,
 }
 
@@ -108,7 +118,8 @@ fn task(sizes: &Sizes, #[comptime] block: Block) -> Task {
 /// A unit has the same vector of several rows.
 #[cube]
 fn columns_of_unit(task: &Task, sizes: &Sizes, #[comptime] plan: Plan) -> Columns {
-    let column = task.column + UNIT_POS as usize % comptime!(plan.block.columns / WIDTH) * WIDTH;
+    let per_row = comptime!(plan.block.columns / plan.width());
+    let column = task.column + UNIT_POS as usize % per_row * comptime!(plan.width());
     let tap = (column / sizes.c_in as usize) as u32;
     Columns {
         are_some: column < sizes.c_in as usize * comptime!(plan.taps()),
@@ -128,15 +139,16 @@ fn load_dy<F: Float, A: Size>(
     sizes: &Sizes,
     #[comptime] plan: Plan,
 ) {
-    let per_row = comptime!(plan.block.rows / WIDTH);
-    let channel = task.channel + UNIT_POS as usize % per_row * WIDTH;
+    let width = comptime!(plan.width());
+    let per_row = comptime!(plan.block.rows / width);
+    let channel = task.channel + UNIT_POS as usize % per_row * width;
     #[unroll]
     for i in 0..comptime!(plan.per_unit(plan.block.rows)) {
         let row = UNIT_POS / comptime!(per_row as u32) + comptime!((i * plan.block.units() / per_row) as u32);
         let position = first + row;
         let mut value = Vector::<F, A>::cast_from(0.0f32);
         if position < sizes.positions && channel < sizes.c_out as usize {
-            value = dy[position as usize * sizes.dy as usize + channel / WIDTH];
+            value = dy[position as usize * sizes.dy as usize + channel / width];
         }
         block[i] = value;
     }
@@ -152,7 +164,8 @@ fn load_x<F: Float, A: Size>(
     sizes: &Sizes,
     #[comptime] plan: Plan,
 ) {
-    let per_row = comptime!(plan.block.columns / WIDTH);
+    let width = comptime!(plan.width());
+    let per_row = comptime!(plan.block.columns / width);
     let top = comptime!(plan.kernel_height as u32 / 2);
     let left = comptime!(plan.kernel_width as u32 / 2);
     #[unroll]
@@ -168,7 +181,7 @@ fn load_x<F: Float, A: Size>(
         let mut value = Vector::<F, A>::cast_from(0.0f32);
         if columns.are_some && position < sizes.positions && is_pixel {
             let seen = position + columns.ky * sizes.columns + columns.kx - top * sizes.columns - left;
-            value = x[seen as usize * sizes.x as usize + columns.channel / WIDTH];
+            value = x[seen as usize * sizes.x as usize + columns.channel / width];
         }
         block[i] = value;
     }
@@ -176,63 +189,77 @@ fn load_x<F: Float, A: Size>(
 
 /// Writes a step's vectors, which are distributed over the units, to shared memory.
 #[cube]
-fn share<F: Float, A: Size>(
+fn share<F: Float, G: Float, A: Size>(
     block: &Array<Vector<F, A>>,
-    shared: &mut [Vector<F, A>],
+    shared: &mut [Vector<G, A>],
     first: usize,
     #[comptime] length: usize,
     #[comptime] plan: Plan,
 ) {
-    let per_row = comptime!(length / WIDTH);
+    let width = comptime!(plan.width());
+    let per_row = comptime!(length / width);
     let units = comptime!(plan.block.units());
+    let all = comptime!(plan.depth() * per_row);
     #[unroll]
     for i in 0..comptime!(plan.per_unit(length)) {
         let at = i * units + UNIT_POS as usize;
-        let is_whole = comptime!((i + 1) * units <= DEPTH * per_row);
-        if is_whole || at < comptime!(DEPTH * per_row) {
-            shared[first + in_long_rows(at / per_row, at % per_row, per_row)] = block[i];
+        let is_whole = comptime!((i + 1) * units <= all);
+        if is_whole || at < all {
+            let pitch = comptime!(plan.values.pitch(length));
+            let place = in_long_rows(at / per_row, at % per_row, pitch, plan.values);
+            shared[first + place] = Vector::cast_from(block[i]);
         }
     }
 }
 
 /// Output channels by columns, summed over some of the positions: `parts [chunks, c_out, columns]`.
 #[cube(launch)]
-fn narrow_product_kernel<F: Float, A: Size, B: Size>(
+fn weight_product_kernel<F: Float, G: Float, A: Size, B: Size>(
     dy: &[Vector<F, A>],
     x: &[Vector<F, A>],
     parts: &mut [Vector<f32, B>],
     sizes: &Sizes,
     #[comptime] plan: Plan,
-    #[define(F)] _dtype: ElemType,
+    #[define(F, G)] _dtypes: [ElemType; 2],
 ) {
-    let product = MmaDefinition::<F, F, f32>::new(MATRIX[0], MATRIX[1], MATRIX[2]);
+    let product = MmaDefinition::<G, G, f32>::new(MATRIX[0], MATRIX[1], comptime!(2 * plan.width()));
     let size!(P) = product.vector_size(MatrixIdent::A);
     let block = comptime!(plan.block);
     let task = task(sizes, block);
     let columns = columns_of_unit(&task, sizes, plan);
     let half = comptime!(plan.half());
-    let of_dy = comptime!(DEPTH * block.rows / WIDTH);
-    let mut shared = Shared::<[Vector<F, A>]>::new_aligned_slice(2 * half, ALIGNMENT);
+    let depth = comptime!(plan.depth() as u32);
+    let of_dy = comptime!(plan.depth() * plan.values.pitch(block.rows));
+    let mut shared = Shared::<[Vector<G, A>]>::new_aligned_slice(2 * half, ALIGNMENT);
     let mut sums = zeros::<B>(block);
 
-    let start = task.chunk as u32 * sizes.steps * comptime!(DEPTH as u32);
+    let start = task.chunk as u32 * sizes.steps * depth;
     let mut block_of_dy = Array::<Vector<F, A>>::new(comptime!(plan.per_unit(block.rows)));
     let mut block_of_x = Array::<Vector<F, A>>::new(comptime!(plan.per_unit(block.columns)));
     load_dy::<F, A>(dy, &mut block_of_dy, start, &task, sizes, plan);
     load_x::<F, A>(x, &mut block_of_x, start, &columns, sizes, plan);
-    share::<F, A>(&block_of_dy, &mut shared, 0usize, block.rows, plan);
-    share::<F, A>(&block_of_x, &mut shared, of_dy, block.columns, plan);
+    share::<F, G, A>(&block_of_dy, &mut shared, 0usize, block.rows, plan);
+    share::<F, G, A>(&block_of_x, &mut shared, of_dy, block.columns, plan);
     sync_cube();
     for step in 0..sizes.steps {
         // After the last step, that is another chunk's, or nothing.
-        let next = start + (step + 1) * comptime!(DEPTH as u32);
+        let next = start + (step + 1) * depth;
         load_dy::<F, A>(dy, &mut block_of_dy, next, &task, sizes, plan);
         load_x::<F, A>(x, &mut block_of_x, next, &columns, sizes, plan);
         let first = (step % 2) as usize * half;
-        add_products::<F, A, P, B>(&shared, first, first + of_dy, &mut sums, block, Along::Results, Along::Results);
+        add_products::<G, A, P, B>(
+            &shared,
+            first,
+            first + of_dy,
+            &mut sums,
+            block,
+            Along::Results,
+            Along::Results,
+            plan.values,
+        );
         let other = half - first;
-        share::<F, A>(&block_of_dy, &mut shared, other, block.rows, plan);
-        share::<F, A>(&block_of_x, &mut shared, other + of_dy, block.columns, plan);
+        share::<F, G, A>(&block_of_dy, &mut shared, other, block.rows, plan);
+        share::<F, G, A>(&block_of_x, &mut shared, other + of_dy, block.columns, plan);
         sync_cube();
     }
 
@@ -255,10 +282,11 @@ fn narrow_product_kernel<F: Float, A: Size, B: Size>(
     }
 }
 
-/// Whether a device can compute with these types and weights `[c_out, c_in, kh, kw]`.
-pub(super) fn takes(client: &Client, dtype: DType, [c_out, c_in, kh, kw]: [usize; 4]) -> bool {
-    let whole_vectors = c_out.is_multiple_of(WIDTH) && c_in.is_multiple_of(WIDTH);
-    whole_vectors && kh % 2 == 1 && kw % 2 == 1 && tensor_cores::multiply(client, dtype)
+/// What a device multiplies of these types and weights `[c_out, c_in, kh, kw]`, if it can.
+pub(super) fn values(client: &Client, dtype: DType, [c_out, c_in, kh, kw]: [usize; 4]) -> Option<Values> {
+    let values = Values::of(client, dtype)?;
+    let whole_vectors = c_out.is_multiple_of(values.width) && c_in.is_multiple_of(values.width);
+    (whole_vectors && kh % 2 == 1 && kw % 2 == 1).then_some(values)
 }
 
 /// The blocks of a product of so many output channels and columns.
@@ -278,43 +306,51 @@ fn fastest_block(c_out: usize, columns: usize) -> Block {
 
 /// How many parts the positions are cut into for so many `blocks` each: few, because sums take time as well, but so many that no multiprocessor waits
 /// long for another, and that each has several cubes at a time, of which one loads while another multiplies.
-fn parts(blocks: usize, positions: usize) -> usize {
+fn parts(blocks: usize, positions: usize, values: Values) -> usize {
+    // Products of TF32 take twice as long.
+    let per_part = POSITIONS_PER_PART * values.width as f64 / 8.0;
     let time = |parts: usize| {
         let cubes = blocks * parts;
         let rounds = cubes.div_ceil(MULTIPROCESSORS);
         let waiting = if rounds < AT_A_TIME { 1.3 } else { 1.0 };
-        waiting * (rounds * MULTIPROCESSORS) as f64 / cubes as f64
-            + parts as f64 * POSITIONS_PER_PART / positions as f64
+        waiting * (rounds * MULTIPROCESSORS) as f64 / cubes as f64 + parts as f64 * per_part / positions as f64
     };
-    let most = positions.div_ceil(DEPTH).min(4 * AT_A_TIME * MULTIPROCESSORS).max(1);
+    let most = positions.div_ceil(values.depth()).min(4 * AT_A_TIME * MULTIPROCESSORS).max(1);
     let faster = |a: usize, b: usize| if time(b) < 0.95 * time(a) { b } else { a };
     (1..=most).reduce(faster).unwrap_or(1)
 }
 
-/// The gradient of a weight `[c_out, c_in, kh, kw]`, which the device [takes], as `[c_out kh kw c_in]` of this type.
-pub(super) fn product(x: CubeTensor, weight: [usize; 4], dy: CubeTensor, dtype: DType) -> CubeTensor {
+/// The gradient of a weight `[c_out, c_in, kh, kw]` as `[c_out kh kw c_in]` of this type; `values` are what the device multiplies of [these](values).
+pub(super) fn product(values: Values, x: CubeTensor, weight: [usize; 4], dy: CubeTensor, dtype: DType) -> CubeTensor {
     let [c_out, c_in, kh, kw] = weight;
-    product_in(fastest_block(c_out, kh * kw * c_in), x, weight, dy, dtype)
+    product_in(fastest_block(c_out, kh * kw * c_in), values, x, weight, dy, dtype)
 }
 
 /// The same in blocks of this size.
-fn product_in(block: Block, x: CubeTensor, weight: [usize; 4], dy: CubeTensor, dtype: DType) -> CubeTensor {
+fn product_in(
+    block: Block,
+    values: Values,
+    x: CubeTensor,
+    weight: [usize; 4],
+    dy: CubeTensor,
+    dtype: DType,
+) -> CubeTensor {
     let [_, height, width, _] = dims(&x);
     let [c_out, c_in, kernel_height, kernel_width] = weight;
     let client = x.client.clone();
-    let (x, dy) = (Rows::of_vectors(x, WIDTH), Rows::of_vectors(dy, WIDTH));
-    let plan = Plan { block, kernel_height, kernel_width };
+    let (x, dy) = (Rows::of_vectors(x, values.width), Rows::of_vectors(dy, values.width));
+    let plan = Plan { values, block, kernel_height, kernel_width };
     let (positions, columns) = (x.count(), plan.taps() * c_in);
     let [row_blocks, column_blocks] = blocks(block, c_out, columns);
     let blocks = row_blocks * column_blocks;
-    let steps = positions.div_ceil(DEPTH).div_ceil(parts(blocks, positions));
-    let chunks = positions.div_ceil(DEPTH * steps);
+    let steps = positions.div_ceil(plan.depth()).div_ceil(parts(blocks, positions, values));
+    let chunks = positions.div_ceil(plan.depth() * steps);
     let parts = Rows::dense(&x, [chunks, c_out * columns]);
-    narrow_product_kernel::launch(
+    weight_product_kernel::launch(
         &client,
         cube_count(&client, chunks * blocks),
         CubeDim::new_1d(block.units() as u32),
-        WIDTH,
+        plan.width(),
         SUMS,
         dy.arg(),
         x.arg(),
@@ -327,15 +363,15 @@ fn product_in(block: Block, x: CubeTensor, weight: [usize; 4], dy: CubeTensor, d
             width as u32,
             c_out as u32,
             c_in as u32,
-            dy.pitch(WIDTH),
-            x.pitch(WIDTH),
+            dy.pitch(plan.width()),
+            x.pitch(plan.width()),
             row_blocks as u32,
             column_blocks as u32,
             chunks as u32,
             steps as u32,
         ),
         plan,
-        dy.elem(),
+        [dy.elem(), values.elem],
     );
     sum_columns_into(&parts, 0, 1, Rows::empty(&x, [parts.len].into(), dtype))
 }
