@@ -34,6 +34,7 @@ mod rms_norm;
 mod rows;
 #[cfg(not(feature = "fusion"))]
 mod sweeps;
+mod tensor_cores;
 #[cfg(test)]
 pub(crate) mod tests;
 mod unit_rows;
@@ -101,7 +102,7 @@ fn has_matrices_that_sum_in_f32(device: &Device, dtype: DType) -> bool {
 /// Whether [`attention`] can take these queries, keys and values with heads of `dim` channels, and is faster than plain operations.
 pub fn takes_attention(qkv: &Tensor<4>, dim: usize) -> bool {
     let [_, h, w, _] = qkv.dims();
-    takes(qkv) && client(&qkv.device()).is_some_and(|client| attention::takes(&client, h * w, dim))
+    takes(qkv) && client(&qkv.device()).is_some_and(|client| attention::takes(&client, qkv.dtype(), h * w, dim))
 }
 
 /// Whether [`linear_attention`] can take these queries, keys and values with heads of `dim` channels.

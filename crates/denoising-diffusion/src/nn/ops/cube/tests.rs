@@ -22,7 +22,7 @@ pub(crate) fn test_device() -> Option<Device> {
 }
 
 /// The tolerance is relative to the largest value.
-fn assert_within(tolerance: f32, what: &str, got: &[f32], expected: &[f32]) {
+pub(crate) fn assert_within(tolerance: f32, what: &str, got: &[f32], expected: &[f32]) {
     let scale = expected.iter().fold(1e-3, |most, v| f64::from(v.abs()).max(most));
     let worst = largest_difference(got, expected);
     assert!(worst <= f64::from(tolerance) * scale, "{what}: differs by {worst:e}, values up to {scale}");

@@ -2,7 +2,7 @@
 
 use burn_cubecl::cubecl::client::Client;
 
-use super::tensor_cores::{MATRIX, PLANE};
+use super::super::tensor_cores::{MATRIX, PLANE};
 
 /// Multiprocessors of an H100, for a device that does not say how many it has.
 const MULTIPROCESSORS: u32 = 132;

@@ -11,7 +11,7 @@
 //! one half of shared memory; then it goes into the other half. No copy of the images for each tap is made, and weights are read as they lie. The
 //! order of additions is that of taps and channels for blocks of any size.
 //!
-//! This is for CUDA alone ([`tensor_cores`]). Burn's kernels for convolutions load and multiply in turns, because CubeCL 0.11's compiler for CUDA has
+//! This is for CUDA alone ([`tensor_cores`](super::super::tensor_cores)). Burn's kernels for convolutions load and multiply in turns, because CubeCL 0.11's compiler for CUDA has
 //! no asynchronous copies.
 
 use burn_cubecl::cubecl;
@@ -27,12 +27,10 @@ use burn_cubecl::CubeBackend;
 
 use super::super::lanes::cube_count;
 use super::super::rows::Rows;
+use super::super::tensor_cores::{ALIGNMENT, MATRIX, Values, column_in_matrix, row_in_matrix};
 use super::block::Block;
 use super::dims;
-use super::tensor_cores::{
-    ALIGNMENT, Along, MATRIX, VECTORS, Values, add_products, column_in_matrix, in_long_rows, in_short_rows,
-    plane_corner, row_in_matrix, zeros,
-};
+use super::factors::{Along, VECTORS, add_products, depth, in_long_rows, in_short_rows, pitch, plane_corner, zeros};
 
 #[cfg(all(test, not(feature = "fusion")))]
 mod tests;
@@ -113,7 +111,7 @@ impl Plan {
     fn half(self) -> usize {
         let of_weights = match self.weights() {
             Along::Sum => self.block.columns * VECTORS,
-            Along::Results => self.values.depth() * self.values.pitch(self.block.columns),
+            Along::Results => depth(self.values) * pitch(self.values, self.block.columns),
         };
         self.block.rows * VECTORS + of_weights
     }
@@ -281,7 +279,7 @@ fn share<F: Float, G: Float, A: Size>(
             Along::Sum => in_short_rows(at / VECTORS, at % VECTORS),
             Along::Results => {
                 let per_row = comptime!(plan.block.columns / plan.width());
-                let pitch = comptime!(plan.values.pitch(plan.block.columns));
+                let pitch = comptime!(pitch(plan.values, plan.block.columns));
                 in_long_rows(at / per_row, at % per_row, pitch, plan.values)
             }
         };
@@ -419,7 +417,7 @@ fn image_product_kernel<F: Float, G: Float, A: Size, R: Size>(
     load_weights::<F, A>(weights, &mut of_weights, &corner, &step, sizes, plan);
     share::<F, G, A>(&of_images, &of_weights, &mut shared, 0usize, plan);
     sync_cube();
-    let depth = comptime!(plan.values.depth());
+    let depth = comptime!(depth(plan.values));
     let steps = comptime!(plan.taps()) * (sizes.summed as usize).div_ceil(depth);
     for i in 0..steps {
         channel += depth;

@@ -2,8 +2,8 @@
 //! is computed by a kernel of ours ([`images`], [`weights`]) where the device has what it needs, else by Burn's.
 
 mod block;
+mod factors;
 mod images;
-mod tensor_cores;
 mod weights;
 
 use burn::backend::ops::{FloatTensorOps, ModuleOps};

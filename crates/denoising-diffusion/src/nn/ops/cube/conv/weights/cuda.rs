@@ -15,10 +15,9 @@ use burn::tensor::DType;
 use super::super::super::columns::sum_columns_into;
 use super::super::super::lanes::cube_count;
 use super::super::super::rows::Rows;
+use super::super::super::tensor_cores::{ALIGNMENT, MATRIX, Values, column_in_matrix, row_in_matrix};
 use super::super::block::Block;
-use super::super::tensor_cores::{
-    ALIGNMENT, Along, MATRIX, Values, add_products, column_in_matrix, in_long_rows, plane_corner, row_in_matrix, zeros,
-};
+use super::super::factors::{Along, add_products, depth, in_long_rows, pitch, plane_corner, zeros};
 use super::dims;
 
 #[cfg(all(test, not(feature = "fusion")))]
@@ -57,7 +56,7 @@ impl Plan {
 
     /// Positions of a step.
     fn depth(self) -> usize {
-        self.values.depth()
+        depth(self.values)
     }
 
     /// Vectors per unit and step of rows of this length; some units have one less.
@@ -67,7 +66,7 @@ impl Plan {
 
     /// Vectors of a step in shared memory.
     fn half(self) -> usize {
-        self.depth() * (self.values.pitch(self.block.rows) + self.values.pitch(self.block.columns))
+        self.depth() * (pitch(self.values, self.block.rows) + pitch(self.values, self.block.columns))
     }
 }
 
@@ -205,7 +204,7 @@ fn share<F: Float, G: Float, A: Size>(
         let at = i * units + UNIT_POS as usize;
         let is_whole = comptime!((i + 1) * units <= all);
         if is_whole || at < all {
-            let pitch = comptime!(plan.values.pitch(length));
+            let pitch = comptime!(pitch(plan.values, length));
             let place = in_long_rows(at / per_row, at % per_row, pitch, plan.values);
             shared[first + place] = Vector::cast_from(block[i]);
         }
@@ -229,7 +228,7 @@ fn weight_product_kernel<F: Float, G: Float, A: Size, B: Size>(
     let columns = columns_of_unit(&task, sizes, plan);
     let half = comptime!(plan.half());
     let depth = comptime!(plan.depth() as u32);
-    let of_dy = comptime!(plan.depth() * plan.values.pitch(block.rows));
+    let of_dy = comptime!(plan.depth() * pitch(plan.values, block.rows));
     let mut shared = Shared::<[Vector<G, A>]>::new_aligned_slice(2 * half, ALIGNMENT);
     let mut sums = zeros::<B>(block);
 
@@ -315,7 +314,7 @@ fn parts(blocks: usize, positions: usize, values: Values) -> usize {
         let waiting = if rounds < AT_A_TIME { 1.3 } else { 1.0 };
         waiting * (rounds * MULTIPROCESSORS) as f64 / cubes as f64 + parts as f64 * per_part / positions as f64
     };
-    let most = positions.div_ceil(values.depth()).min(4 * AT_A_TIME * MULTIPROCESSORS).max(1);
+    let most = positions.div_ceil(depth(values)).min(4 * AT_A_TIME * MULTIPROCESSORS).max(1);
     let faster = |a: usize, b: usize| if time(b) < 0.95 * time(a) { b } else { a };
     (1..=most).reduce(faster).unwrap_or(1)
 }

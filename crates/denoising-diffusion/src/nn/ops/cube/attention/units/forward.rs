@@ -5,8 +5,9 @@ use burn_cubecl::cubecl::ir::ElemType;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::super::lanes::cube_count;
-use super::super::rows::Rows;
+use super::super::super::lanes::cube_count;
+use super::super::super::rows::Rows;
+use super::super::Shape;
 use super::{Plan, Sizes, Tile, add_row, inner, load_row, share_keys, store_row, task};
 
 /// One query per unit. `state [all heads, 2, positions]`: the largest of each query's scores, and 1 / the sum of e^(score - largest).
@@ -70,17 +71,16 @@ fn forward_kernel<F: Float, M: Float, N: Size>(
     }
 }
 
-/// `qkv [b, h, w, 3 heads d]` and `mem_kv [2, heads, m, d]` to `[b, h, w, heads d]`, and to the state for the backward pass,
-/// `[b heads, 2 positions]`.
-pub(in super::super) fn forward(qkv: CubeTensor, mem_kv: CubeTensor) -> (CubeTensor, CubeTensor) {
-    let plan = Plan::new(&qkv, &mem_kv);
-    let Plan { ref client, tile, positions, .. } = plan;
-    let mut shape = qkv.meta.shape().clone();
-    shape[3] = plan.heads * plan.dim;
+/// See [`forward`](super::super::forward).
+pub(in super::super) fn forward(shape: Shape, qkv: CubeTensor, mem_kv: CubeTensor) -> (CubeTensor, CubeTensor) {
+    let plan = Plan::new(qkv.client.clone(), shape);
+    let (client, tile, positions) = (&plan.client, plan.tile, shape.positions);
+    let mut dims = qkv.meta.shape().clone();
+    dims[3] = shape.heads * shape.dim;
     let qkv = Rows::of_vectors(qkv, tile.width);
-    let memory = plan.memory_rows(mem_kv, &qkv);
-    let y = Rows::empty(&qkv, shape, qkv.dtype());
-    let state = Rows::dense(&qkv, [plan.all_heads(), 2 * positions]);
+    let memory = shape.memory_rows(mem_kv, tile.width, &qkv);
+    let y = Rows::empty(&qkv, dims, qkv.dtype());
+    let state = Rows::dense(&qkv, [shape.all_heads(), 2 * positions]);
     forward_kernel::launch(
         client,
         cube_count(client, plan.cubes(positions)),

@@ -3,12 +3,11 @@
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::ir::ElemType;
 use burn_cubecl::cubecl::prelude::*;
-use burn_cubecl::ops::reshape;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::super::columns::sum_columns;
-use super::super::lanes::cube_count;
-use super::super::rows::Rows;
+use super::super::super::lanes::cube_count;
+use super::super::super::rows::Rows;
+use super::super::Shape;
 use super::{Plan, Sizes, Task, Tile, add_row, inner, load_row, share_keys, store_row, task};
 
 /// The largest number of channels per head for which a unit sums the gradients of keys and values at once, with four rows in registers.
@@ -211,20 +210,21 @@ fn keys_kernel<F: Float, M: Float, N: Size>(
     }
 }
 
-/// The gradients of `qkv` and `mem_kv` for a [`forward`](super::forward) pass that gave `y` and kept `state`.
+/// See [`backward`](super::super::backward).
 pub(in super::super) fn backward(
+    shape: Shape,
     qkv: CubeTensor,
     mem_kv: CubeTensor,
     y: CubeTensor,
     state: CubeTensor,
     dy: CubeTensor,
 ) -> (CubeTensor, CubeTensor) {
-    let plan = Plan::new(&qkv, &mem_kv);
-    let Plan { ref client, tile, positions, .. } = plan;
+    let plan = Plan::new(qkv.client.clone(), shape);
+    let (client, tile, positions) = (&plan.client, plan.tile, shape.positions);
     let [qkv, y, dy] = [qkv, y, dy].map(|tensor| Rows::of_vectors(tensor, tile.width));
-    let (memory, state) = (plan.memory_rows(mem_kv.clone(), &qkv), Rows::of(state));
+    let (memory, state) = (shape.memory_rows(mem_kv.clone(), tile.width, &qkv), Rows::of(state));
     let dqkv = Rows::empty(&qkv, qkv.shape(), qkv.dtype());
-    let deltas = Rows::dense(&qkv, [plan.all_heads(), positions]);
+    let deltas = Rows::dense(&qkv, [shape.all_heads(), positions]);
     let pitches = || PitchesLaunch::new(y.pitch(tile.width), dy.pitch(tile.width), dqkv.pitch(tile.width));
     let elems = [qkv.elem(), memory.elem()];
     queries_kernel::launch(
@@ -244,11 +244,9 @@ pub(in super::super) fn backward(
         tile,
         elems,
     );
-    let of_memory = 2 * plan.heads * plan.memory * plan.dim;
-    // Something must be passed, even if there is no memory to write it for.
-    let parts = Rows::dense(&qkv, [plan.images, of_memory.max(tile.width)]);
-    let rows = plan.memory + positions;
-    let both = plan.dim <= CHANNELS_OF_BOTH;
+    let parts = shape.empty_parts(&qkv, tile.width);
+    let rows = shape.memory + positions;
+    let both = shape.dim <= CHANNELS_OF_BOTH;
     for (of_keys, of_values) in if both { &[(true, true)][..] } else { &[(true, false), (false, true)] } {
         keys_kernel::launch(
             client,
@@ -270,13 +268,5 @@ pub(in super::super) fn backward(
             elems,
         );
     }
-    let d_memory = if plan.memory == 0 { mem_kv } else { summed(&parts, mem_kv) };
-    (dqkv.tensor(), d_memory)
-}
-
-/// The sum of the contributions of images, in the form of the memory.
-fn summed(parts: &Rows, mem_kv: CubeTensor) -> CubeTensor {
-    let shape = mem_kv.meta.shape().clone();
-    let flat = Rows::of(reshape(mem_kv, [shape.num_elements()].into()));
-    reshape(sum_columns(parts, 0, 1, &flat), shape)
+    (dqkv.tensor(), shape.summed(&parts, mem_kv))
 }

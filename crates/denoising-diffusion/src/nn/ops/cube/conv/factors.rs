@@ -1,78 +1,23 @@
-//! Products on CUDA's tensor cores, of what lies in shared memory: how a cube's factors lie there, and what each of its planes multiplies. Addresses and
-//! registers follow the PTX ISA ("Matrix fragments for mma.m16n8k16", `ldmatrix`).
+//! How the factors of products on tensor cores lie in shared memory, and what each of a cube's planes multiplies.
 
 use burn_cubecl::cubecl;
-use burn_cubecl::cubecl::client::Client;
 use burn_cubecl::cubecl::cmma::{MatrixIdent, MmaDefinition};
-use burn_cubecl::cubecl::ir::features::MmaConfig;
-use burn_cubecl::cubecl::ir::{ElemType, FloatKind};
 use burn_cubecl::cubecl::prelude::*;
 
-use burn::tensor::DType;
-
+use super::super::tensor_cores::{MATRIX, PLANE, VECTORS_OF_PRODUCT, Values};
 use super::block::Block;
 
-/// Units of a plane.
-pub(super) const PLANE: usize = 32;
-/// Bytes of a vector, and of a row of the matrices that `ldmatrix` loads.
-const BYTES: usize = 16;
-/// Vectors of the terms that a step adds to a sum, and of those of a product.
+/// Vectors of the terms that a step adds to a sum.
 pub(super) const VECTORS: usize = 4;
-const VECTORS_OF_PRODUCT: usize = 2;
-/// Rows and columns of a product.
-pub(super) const MATRIX: [usize; 2] = [16, 8];
-/// Alignment in shared memory, in bytes.
-pub(super) const ALIGNMENT: usize = 16;
 
-/// What is multiplied. bf16 and f16 as they are; of f32, the first 11 bits (TF32).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Values {
-    pub(super) elem: ElemType,
-    /// Values per vector.
-    pub(super) width: usize,
+/// Terms that a step adds to a sum.
+pub(super) fn depth(values: Values) -> usize {
+    VECTORS * values.width
 }
 
-impl Values {
-    /// What a device multiplies of tensors of this type, with sums in f32; `None` if not this way.
-    pub(super) fn of(client: &Client, dtype: DType) -> Option<Self> {
-        let kind = match dtype {
-            DType::BF16 => FloatKind::BF16,
-            DType::F16 => FloatKind::F16,
-            DType::F32 => FloatKind::TF32,
-            _ => return None,
-        };
-        let values = Self { elem: ElemType::Float(kind), width: BYTES / dtype.size() };
-        let config = MmaConfig {
-            a_type: values.elem,
-            b_type: values.elem,
-            cd_type: ElemType::Float(FloatKind::F32),
-            m: MATRIX[0] as u32,
-            n: MATRIX[1] as u32,
-            k: values.depth_of_product() as u32,
-        };
-        let (properties, plane) = (client.properties(), PLANE as u32);
-        let hardware = &properties.hardware;
-        let planes = (hardware.plane_size_min, hardware.plane_size_max) == (plane, plane);
-        let matmul = &properties.features.matmul;
-        let vectors = client.io_optimized_vector_sizes(dtype.size()).max() >= Some(values.width);
-        // `ldmatrix` moves rows of 16 bytes, whatever they are; devices list it for the types that it was made for.
-        let loads = matmul.ldmatrix.contains(&ElemType::Float(FloatKind::F16));
-        (planes && vectors && loads && matmul.mma.contains(&config)).then_some(values)
-    }
-
-    /// Terms of a sum per step.
-    pub(super) fn depth(self) -> usize {
-        VECTORS * self.width
-    }
-
-    /// The distance between long rows of this many values in shared memory, in vectors.
-    pub(super) fn pitch(self, length: usize) -> usize {
-        if self.width == 8 { length / self.width } else { length / self.width + 2 }
-    }
-
-    fn depth_of_product(self) -> usize {
-        VECTORS_OF_PRODUCT * self.width
-    }
+/// The distance between long rows of this many values in shared memory, in vectors.
+pub(super) fn pitch(values: Values, length: usize) -> usize {
+    if values.width == 8 { length / values.width } else { length / values.width + 2 }
 }
 
 /// What the rows of a factor in shared memory consist of.
@@ -98,7 +43,7 @@ pub(super) fn in_short_rows(row: usize, vector: usize) -> usize {
     row * VECTORS + (vector ^ (row / 2 % VECTORS))
 }
 
-/// The same for long rows, which begin a [`pitch`](Values::pitch) apart. `ldmatrix` reads a vector of each of eight rows; of TF32, units read single
+/// The same for long rows, which begin a [`pitch`] apart. `ldmatrix` reads a vector of each of eight rows; of TF32, units read single
 /// values of four rows, next to each other in two vectors.
 #[cube]
 pub(super) fn in_long_rows(row: usize, vector: usize, #[comptime] pitch: usize, #[comptime] values: Values) -> usize {
@@ -114,7 +59,8 @@ pub(super) fn plane_corner(#[comptime] block: Block) -> (usize, usize) {
     (plane % along_rows * block.plane_rows, plane / along_rows * block.plane_columns)
 }
 
-/// The sums of a plane: for each matrix, row by row, a unit's two adjacent columns of a row and those eight rows below. See [`row_in_matrix`].
+/// The sums of a plane: for each matrix, row by row, a unit's two adjacent columns of a row and those eight rows below. See
+/// [`row_in_matrix`](super::super::tensor_cores::row_in_matrix).
 #[cube]
 pub(super) fn zeros<S: Size>(#[comptime] block: Block) -> Sequence<Array<Vector<f32, S>>> {
     let mut sums = Sequence::<Array<Vector<f32, S>>>::new();
@@ -126,18 +72,6 @@ pub(super) fn zeros<S: Size>(#[comptime] block: Block) -> Sequence<Array<Vector<
         sums.push(sum);
     }
     sums
-}
-
-/// The row of a unit's sums in each matrix; the others are eight rows below.
-#[cube]
-pub(super) fn row_in_matrix() -> usize {
-    UNIT_POS as usize % PLANE / 4
-}
-
-/// The first column of a unit's sums in each matrix.
-#[cube]
-pub(super) fn column_in_matrix() -> usize {
-    UNIT_POS as usize % 4 * 2
 }
 
 /// The registers of the factors of a unit for the products of 16 rows, or 16 columns, with the terms of a sum from `term` on: four, of which the first
@@ -207,8 +141,8 @@ pub(super) fn add_products<G: Float, A: Size, P: Size, S: Size>(
 ) {
     let product = MmaDefinition::<G, G, f32>::new(MATRIX[0], MATRIX[1], comptime!(values.depth_of_product()));
     let (row, column) = plane_corner(block);
-    let of_rows = comptime!(Factor { along: rows, pitch: values.pitch(block.rows) });
-    let of_columns = comptime!(Factor { along: columns, pitch: values.pitch(block.columns) });
+    let of_rows = comptime!(Factor { along: rows, pitch: pitch(values, block.rows) });
+    let of_columns = comptime!(Factor { along: columns, pitch: pitch(values, block.columns) });
     #[unroll]
     for k in 0..comptime!(VECTORS / VECTORS_OF_PRODUCT) {
         let mut right = Sequence::<Array<Vector<G, P>>>::new();
