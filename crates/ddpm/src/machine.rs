@@ -227,7 +227,11 @@ impl Machine {
 fn opened(choice: DeviceChoice) -> Result<Opened> {
     let opened = open(choice);
     panics::forget();
-    opened.map_err(|error| Failure::usage(format!("--device {choice}: {error}")))
+    let opened = opened.map_err(|error| Failure::usage(format!("--device {choice}: {error}")))?;
+    for broken in &opened.passed_over {
+        note(format!("warning: {broken}; computing on {}", opened.in_words()));
+    }
+    Ok(opened)
 }
 
 /// Description of the device, with its arithmetic.

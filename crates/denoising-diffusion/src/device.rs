@@ -151,6 +151,8 @@ pub struct Opened {
     pub choice: DeviceChoice,
     /// The hardware's own name, if it has one.
     pub hardware: Option<String>,
+    /// GPUs that [`DeviceChoice::Auto`] would have chosen if they worked.
+    pub passed_over: Vec<DeviceError>,
 }
 
 /// The memory of a device, shared by all processes, in bytes.
@@ -177,7 +179,7 @@ impl Opened {
 
     /// The CPU.
     pub fn cpu() -> Self {
-        Self { device: Device::flex(), choice: DeviceChoice::Cpu, hardware: None }
+        Self { device: Device::flex(), choice: DeviceChoice::Cpu, hardware: None, passed_over: Vec::new() }
     }
 
     /// `vulkan:0 (llvmpipe)`.
@@ -248,8 +250,12 @@ fn choose(
         DeviceChoice::Auto => {
             let all =
                 Backend::ALL.into_iter().flat_map(|backend| backend.numbered(devices(backend).unwrap_or_default()));
-            let mut working = all.filter_map(|(device, choice)| try_out(device, choice).ok());
-            Ok(working.find(|gpu| !gpu.is_software()).unwrap_or_else(Opened::cpu))
+            let mut passed_over = Vec::new();
+            let mut working = all.filter_map(|(device, choice)| {
+                try_out(device, choice).map_err(|broken| passed_over.push(broken)).ok()
+            });
+            let opened = working.find(|gpu| !gpu.is_software()).unwrap_or_else(Opened::cpu);
+            Ok(Opened { passed_over, ..opened })
         }
         DeviceChoice::Gpu { backend, index } => {
             let mut found = devices(backend)?;
@@ -279,22 +285,32 @@ impl Opened {
     }
 }
 
-/// Tests a device, catching panics: drivers and their compilers fail with them.
+/// Tests a device, catching panics: drivers and their compilers fail with them. An exponential is a function that GPUs have in a library.
 fn try_out(device: Device, choice: DeviceChoice) -> Result<Opened, DeviceError> {
-    let sum = || Tensor::<1>::from_floats([1.0, 2.0], &device).sum().into_scalar::<f32>();
+    let sum = || Tensor::<1>::from_floats([0.0, std::f32::consts::LN_2], &device).exp().sum().into_scalar::<f32>();
     let reason = match catch_unwind(AssertUnwindSafe(sum)) {
-        Ok(3.0) => {
+        Ok(sum) if (sum - 3.0).abs() < 1e-3 => {
             let hardware = hardware(&device);
-            return Ok(Opened { device, choice, hardware });
+            return Ok(Opened { device, choice, hardware, passed_over: Vec::new() });
         }
-        Ok(other) => format!("1 + 2 gives {other}"),
+        Ok(other) => format!("e^0 + e^(ln 2) gives {other}"),
         Err(panic) => match (panic.downcast_ref::<String>(), panic.downcast_ref::<&str>()) {
-            (Some(text), _) => text.replace('\n', " "),
-            (None, Some(text)) => (*text).to_string(),
+            (Some(text), _) => in_short(text),
+            (None, Some(text)) => in_short(text),
             (None, None) => "its driver fails".into(),
         },
     };
     Err(DeviceError::Broken { device: choice.to_string(), reason })
+}
+
+/// What a panic says, on one line.
+fn in_short(panic: &str) -> String {
+    if panic.contains("libdevice") {
+        return "kernels need a file of the CUDA toolkit, nvvm/libdevice/libdevice.10.bc, which is neither below $CUDA_PATH nor below \
+                /usr/local/cuda (it is also in the Python package nvidia-cuda-nvcc-cu12)"
+            .into();
+    }
+    panic.replace('\n', " ")
 }
 
 #[cfg(any(feature = "cuda", feature = "rocm", feature = "metal", feature = "vulkan", feature = "wgpu"))]

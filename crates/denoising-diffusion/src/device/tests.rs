@@ -46,8 +46,12 @@ fn only_as_many_devices_are_tried_out_as_it_takes() {
         let opened = choose(wanted, devices, |device, choice| {
             tried.push(choice);
             let hardware = Some(if choice == gpu(1) { "llvmpipe" } else { "a GPU" }.to_string());
-            if choice == gpu(0) { Err(broken()) } else { Ok(Opened { device, choice, hardware }) }
+            if choice == gpu(0) { Err(broken()) } else { Ok(Opened { device, choice, hardware, passed_over: Vec::new() }) }
         });
+        if let Ok(opened) = &opened {
+            let expected = if wanted == DeviceChoice::Auto { vec![broken()] } else { Vec::new() };
+            assert_eq!(opened.passed_over, expected);
+        }
         (opened.map(|opened| opened.choice), tried)
     };
     assert_eq!(opened(gpu(3)), (Ok(gpu(3)), vec![gpu(3)]));
@@ -55,6 +59,13 @@ fn only_as_many_devices_are_tried_out_as_it_takes() {
     assert_eq!(opened(gpu(4)), (Err(DeviceError::NotThere { backend: "vulkan", found: 4 }), vec![]));
     assert_eq!(opened(DeviceChoice::Auto), (Ok(gpu(2)), vec![gpu(0), gpu(1), gpu(2)]));
     assert_eq!(opened(DeviceChoice::Cpu), (Ok(DeviceChoice::Cpu), vec![]));
+}
+
+#[test]
+fn what_is_missing_is_said_in_short() {
+    let panic = "The bytes were never written\nCaused by:\n  libdevice.10.bc was not found: the kernel calls a math function";
+    assert!(in_short(panic).starts_with("kernels need a file of the CUDA toolkit"));
+    assert_eq!(in_short("the driver\nfails"), "the driver fails");
 }
 
 #[cfg(feature = "persistence")]

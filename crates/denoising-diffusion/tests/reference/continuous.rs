@@ -12,7 +12,7 @@ use denoising_diffusion::sampler::{PosteriorVariance, Step, ddpm, ignore};
 use denoising_diffusion::train::NamedGradients;
 use denoising_diffusion::weights::StateDict;
 
-use crate::golden::{Golden, assert_close, assert_relative, draws, slack, test_device, values};
+use crate::golden::{Golden, assert_close, assert_relative, draws, allowed, test_device, values};
 use crate::unets::{check_gradients, check_gradients_among};
 
 const STEPS: usize = 8;
@@ -180,7 +180,7 @@ fn check_schedule_gradients(gradients: &NamedGradients, expected: &StateDict) {
             let largest = expected.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
             let tolerance = if largest < 1e-6 { 1e-6 } else { 1e-4 * largest };
             for (a, b) in got.iter().zip(expected) {
-                assert!((a - b).abs() <= slack() * tolerance, "{name}: {a} in place of {b}, values up to {largest}");
+                assert!((a - b).abs() <= allowed(tolerance), "{name}: {a} in place of {b}, values up to {largest}");
             }
         }
     }

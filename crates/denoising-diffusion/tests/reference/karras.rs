@@ -13,7 +13,7 @@ use denoising_diffusion::noise::{Purpose, normal_batch};
 use denoising_diffusion::train::{EmaConfig, NamedGradients, TrainConfig, Trainer};
 use denoising_diffusion::weights::{HostTensor, StateDict};
 
-use crate::golden::{Golden, assert_close, slack, test_device, values};
+use crate::golden::{Golden, assert_close, allowed, test_device, values};
 use crate::unets::check_gradients;
 
 fn extent(golden: &Golden) -> Extent {
@@ -170,7 +170,7 @@ fn weights_are_forced_to_unit_size_by_steps_alone() {
     for (name, tensor) in after.iter().filter(|(name, _)| name.ends_with(".weight")) {
         for row in tensor.values.chunks(tensor.values.len() / tensor.shape[0]) {
             let mean = row.iter().map(|v| v * v).sum::<f32>() / row.len() as f32;
-            assert!((mean - 1.0).abs() < 1e-4 * slack(), "{name}: {mean}");
+            assert!((mean - 1.0).abs() < allowed(1e-4), "{name}: {mean}");
         }
     }
     let eval = trainer.ema().eval();
