@@ -251,9 +251,8 @@ fn choose(
             let all =
                 Backend::ALL.into_iter().flat_map(|backend| backend.numbered(devices(backend).unwrap_or_default()));
             let mut passed_over = Vec::new();
-            let mut working = all.filter_map(|(device, choice)| {
-                try_out(device, choice).map_err(|broken| passed_over.push(broken)).ok()
-            });
+            let mut working = all
+                .filter_map(|(device, choice)| try_out(device, choice).map_err(|broken| passed_over.push(broken)).ok());
             let opened = working.find(|gpu| !gpu.is_software()).unwrap_or_else(Opened::cpu);
             Ok(Opened { passed_over, ..opened })
         }

@@ -46,7 +46,11 @@ fn only_as_many_devices_are_tried_out_as_it_takes() {
         let opened = choose(wanted, devices, |device, choice| {
             tried.push(choice);
             let hardware = Some(if choice == gpu(1) { "llvmpipe" } else { "a GPU" }.to_string());
-            if choice == gpu(0) { Err(broken()) } else { Ok(Opened { device, choice, hardware, passed_over: Vec::new() }) }
+            if choice == gpu(0) {
+                Err(broken())
+            } else {
+                Ok(Opened { device, choice, hardware, passed_over: Vec::new() })
+            }
         });
         if let Ok(opened) = &opened {
             let expected = if wanted == DeviceChoice::Auto { vec![broken()] } else { Vec::new() };
@@ -63,7 +67,8 @@ fn only_as_many_devices_are_tried_out_as_it_takes() {
 
 #[test]
 fn what_is_missing_is_said_in_short() {
-    let panic = "The bytes were never written\nCaused by:\n  libdevice.10.bc was not found: the kernel calls a math function";
+    let panic =
+        "The bytes were never written\nCaused by:\n  libdevice.10.bc was not found: the kernel calls a math function";
     assert!(in_short(panic).starts_with("kernels need a file of the CUDA toolkit"));
     assert_eq!(in_short("the driver\nfails"), "the driver fails");
 }

@@ -12,7 +12,7 @@ use denoising_diffusion::sampler::{PosteriorVariance, Step, ddpm, ignore};
 use denoising_diffusion::train::NamedGradients;
 use denoising_diffusion::weights::StateDict;
 
-use crate::golden::{Golden, assert_close, assert_relative, draws, allowed, test_device, values};
+use crate::golden::{Golden, allowed, assert_close, assert_relative, draws, test_device, values};
 use crate::unets::{check_gradients, check_gradients_among};
 
 const STEPS: usize = 8;

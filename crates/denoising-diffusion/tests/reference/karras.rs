@@ -13,7 +13,7 @@ use denoising_diffusion::noise::{Purpose, normal_batch};
 use denoising_diffusion::train::{EmaConfig, NamedGradients, TrainConfig, Trainer};
 use denoising_diffusion::weights::{HostTensor, StateDict};
 
-use crate::golden::{Golden, assert_close, allowed, test_device, values};
+use crate::golden::{Golden, allowed, assert_close, test_device, values};
 use crate::unets::check_gradients;
 
 fn extent(golden: &Golden) -> Extent {

@@ -88,6 +88,7 @@ fn convolutions_of_whole_numbers() {
         ([2, 5, 4, 32], 8, [1, 1]),
         ([1, 12, 13, 40], 72, [1, 1]),
         ([1, 6, 7, 16], 24, [5, 5]),
+        ([1, 9, 8, 8], 64, [7, 7]),
     ];
     for (dims, c_out, kernel) in cases {
         for layout in [Layout::Dense, Layout::Padded, Layout::Permuted] {
