@@ -83,8 +83,8 @@ pub fn largest_tensor(device: &Device) -> Option<u64> {
 /// cores that can (Metal's matrices sum bf16 in bf16), which with enough channels ought to be the fastest of what its tuner tries (not seen on
 /// hardware). Its direct kernels, which it uses if it has no tuner, sum in the type of their data: then a gradient of weights is a sum over all
 /// positions with 8 bits of mantissa.
-pub fn narrow_convolutions_sum_in_f32(x: &Tensor<4>, weight @ [c_out, c_in, ..]: [usize; 4]) -> bool {
-    if client(&x.device()).is_some_and(|client| conv::takes(&client, x.dtype(), weight)) {
+pub fn narrow_convolutions_sum_in_f32(x: &Tensor<4>, [c_out, c_in, kh, kw]: [usize; 4]) -> bool {
+    if client(&x.device()).is_some_and(|client| conv::takes(&client, x.dtype(), [kh, kw])) {
         return true;
     }
     let wide = [c_out, c_in].iter().all(|channels| *channels >= 32 && channels % 8 == 0);

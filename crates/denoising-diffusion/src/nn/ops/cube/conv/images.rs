@@ -205,15 +205,14 @@ fn image_product_kernel<F: Float, G: Float, A: Size, R: Size>(
     }
 }
 
-/// What a device multiplies of these types and weights `[c_out, c_in, kh, kw]`, if it can.
-pub(super) fn values(client: &Client, dtype: DType, [c_out, c_in, kh, kw]: [usize; 4]) -> Option<Values> {
-    let values = Values::of(client, dtype)?;
-    let whole_vectors = c_out.is_multiple_of(values.width) && c_in.is_multiple_of(values.width);
-    (whole_vectors && kh % 2 == 1 && kw % 2 == 1 && kh * kw <= MOST_TAPS).then_some(values)
+/// What a device multiplies of this type with a kernel `[kh, kw]`, if it can.
+pub(super) fn values(client: &Client, dtype: DType, [kh, kw]: [usize; 2]) -> Option<Values> {
+    let fits = kh % 2 == 1 && kw % 2 == 1 && kh * kw <= MOST_TAPS;
+    Values::of(client, dtype).filter(|_| fits)
 }
 
-/// Multiplies images `[b, h, w, c_in]` ([`Of::X`]) or `[b, h, w, c_out]` with `weight [c_out, c_in, kh, kw]` of the same type; `values` are what the
-/// device multiplies of [these](values).
+/// Multiplies images `[b, h, w, c_in]` ([`Of::X`]) or `[b, h, w, c_out]` with `weight [c_out, c_in, kh, kw]` of the same type, whose
+/// channels fill vectors; `values` are what the device multiplies of [these](values).
 pub(super) fn product(
     of: Of,
     values: Values,

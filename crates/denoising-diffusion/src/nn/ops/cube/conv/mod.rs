@@ -4,6 +4,7 @@
 mod block;
 mod factors;
 mod images;
+mod padding;
 mod weights;
 
 use burn::backend::ops::{FloatTensorOps, ModuleOps};
@@ -14,45 +15,45 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::super::plain::same_padding;
 use images::{Of, product};
+use padding::{beginning, whole_bias, whole_images, whole_weight};
 
-/// Whether all three passes are ours for data of this type and weights of this shape; they sum in f32.
-pub(super) fn takes(client: &Client, dtype: DType, weight: [usize; 4]) -> bool {
-    images::values(client, dtype, weight).is_some() && weights::takes(client, dtype, weight)
+/// Whether all three passes are ours for data of this type and kernels `[kh, kw]`; they sum in f32.
+pub(super) fn takes(client: &Client, dtype: DType, kernel: [usize; 2]) -> bool {
+    images::values(client, dtype, kernel).is_some() && weights::takes(client, dtype, kernel)
 }
 
 /// The convolution, plus `bias [c_out]`.
 pub(super) fn forward(x: CubeTensor, weight: CubeTensor, bias: Option<CubeTensor>) -> CubeTensor {
-    let shape = dims(&weight);
-    if let Some(values) = images::values(&x.client, x.dtype, shape) {
-        return product(Of::X, values, x, weight, bias);
+    let ([b, h, w, _], [c_out, _, kh, kw]) = (dims(&x), dims(&weight));
+    if let Some(values) = images::values(&x.client, x.dtype, [kh, kw]) {
+        let (x, weight) = (whole_images(x, values.width), whole_weight(weight, values.width));
+        let bias = bias.map(|bias| whole_bias(bias, values.width));
+        return beginning(product(Of::X, values, x, weight, bias), [b, h, w, c_out]);
     }
-    to_nhwc(CubeBackend::conv2d(to_nchw(x), weight, bias, padding(shape)))
+    to_nhwc(CubeBackend::conv2d(to_nchw(x), weight, bias, same_padding([kh, kw])))
 }
 
 /// The gradient of `x`, which gives its shape.
 pub(super) fn x_backward(x: CubeTensor, weight: CubeTensor, dy: CubeTensor) -> CubeTensor {
-    let shape = dims(&weight);
-    if let Some(values) = images::values(&dy.client, dy.dtype, shape) {
-        return product(Of::Dy, values, dy, weight, None);
+    let [_, _, kh, kw] = dims(&weight);
+    if let Some(values) = images::values(&dy.client, dy.dtype, [kh, kw]) {
+        let (dy, weight) = (whole_images(dy, values.width), whole_weight(weight, values.width));
+        return beginning(product(Of::Dy, values, dy, weight, None), dims(&x));
     }
-    to_nhwc(CubeBackend::conv2d_x_backward(to_nchw(x), weight, to_nchw(dy), padding(shape)))
+    to_nhwc(CubeBackend::conv2d_x_backward(to_nchw(x), weight, to_nchw(dy), same_padding([kh, kw])))
 }
 
 /// The gradient of `weight`, in its type.
 pub(super) fn weight_backward(x: CubeTensor, weight: CubeTensor, dy: CubeTensor) -> CubeTensor {
-    let shape = dims(&weight);
-    if weights::takes(&x.client, x.dtype, shape) {
+    let [_, _, kh, kw] = dims(&weight);
+    if weights::takes(&x.client, x.dtype, [kh, kw]) {
         return weights::gradient(x, weight, dy);
     }
-    CubeBackend::conv2d_weight_backward(to_nchw(x), weight, to_nchw(dy), padding(shape))
+    CubeBackend::conv2d_weight_backward(to_nchw(x), weight, to_nchw(dy), same_padding([kh, kw]))
 }
 
 fn dims(tensor: &CubeTensor) -> [usize; 4] {
     tensor.meta.shape()[..].try_into().expect("four axes")
-}
-
-fn padding([_, _, kh, kw]: [usize; 4]) -> burn::tensor::ops::ConvOptions<2> {
-    same_padding([kh, kw])
 }
 
 fn to_nchw(x: CubeTensor) -> CubeTensor {

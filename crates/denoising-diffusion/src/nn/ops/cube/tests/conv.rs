@@ -26,8 +26,8 @@ struct Case {
 type Conv = fn(Tensor<4>, Tensor<4>, Option<Tensor<1>>) -> Tensor<4>;
 
 impl Case {
-    /// The output and the gradients of data and weights, computed in this type.
-    fn outcome(&self, conv: Conv, dtype: FloatDType, device: &Device) -> [Vec<f32>; 3] {
+    /// The output and the gradients of data, weights and bias, computed in this type.
+    fn outcome(&self, conv: Conv, dtype: FloatDType, device: &Device) -> [Vec<f32>; 4] {
         let device = device.clone().autodiff();
         let ([b, h, w, c_in], [kh, kw]) = (self.dims, self.kernel);
         let shape = [self.c_out, c_in, kh, kw];
@@ -40,30 +40,31 @@ impl Case {
         let weight = TensorData::new(whole_numbers(0, shape.iter().product()), shape);
         let weight = typed(Tensor::from_data(weight, &device)).detach().require_grad();
         let (x, dy) = (laid_out(1, c_in).detach().require_grad(), laid_out(2, self.c_out));
-        let y = conv(x.clone(), weight.clone(), None);
+        let bias = TensorData::new(whole_numbers(3, self.c_out), [self.c_out]);
+        let bias = Tensor::<1>::from_data(bias, &device).cast(dtype).detach().require_grad();
+        let y = conv(x.clone(), weight.clone(), Some(bias.clone()));
         let mut gradients = (y.clone() * dy).cast(FloatDType::F32).sum().backward();
         let [dx, dw] = [x, weight].map(|tensor| host_values(tensor.grad_remove(&mut gradients).unwrap()));
-        [host_values(y), dx, dw]
+        [host_values(y), dx, dw, host_values(bias.grad_remove(&mut gradients).unwrap())]
     }
 
     fn is_ours(&self, dtype: FloatDType, device: &Device) -> bool {
-        let ([_, _, _, c_in], [kh, kw]) = (self.dims, self.kernel);
-        client(device).is_some_and(|client| conv::takes(&client, dtype.into(), [self.c_out, c_in, kh, kw]))
+        client(device).is_some_and(|client| conv::takes(&client, dtype.into(), self.kernel))
     }
 
     /// Compares the device's results with the exact numbers.
-    fn check(&self, exact: &[Vec<f32>; 3], dtype: FloatDType, device: &Device) {
+    fn check(&self, exact: &[Vec<f32>; 4], dtype: FloatDType, device: &Device) {
         let rounded = |value: &f32| match dtype {
             FloatDType::BF16 => half::bf16::from_f32(*value).to_f32(),
             FloatDType::F16 => half::f16::from_f32(*value).to_f32(),
             _ => *value,
         };
         let got = self.outcome(ops::conv2d, dtype, device);
-        for ((what, got), exact) in ["y", "dx", "dw"].iter().zip(&got).zip(exact) {
+        for ((what, got), exact) in ["y", "dx", "dw", "dbias"].iter().zip(&got).zip(exact) {
             let expected: Vec<f32> = exact.iter().map(rounded).collect();
             let scale = expected.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
             // Burn's direct kernels sum in the type of their data.
-            let is_ours = *what == "dw" || self.is_ours(dtype, device);
+            let is_ours = what.starts_with("d") && *what != "dx" || self.is_ours(dtype, device);
             let slack = if dtype == FloatDType::F32 || is_ours { 0.0 } else { scale / 16.0 };
             let distance = |i: usize| (got[i] - expected[i]).abs();
             let differ: Vec<usize> = (0..got.len()).filter(|&i| distance(i).is_nan() || distance(i) > slack).collect();

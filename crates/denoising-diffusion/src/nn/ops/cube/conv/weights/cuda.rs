@@ -1,4 +1,4 @@
-//! The product on CUDA's tensor cores, for numbers of channels that fill vectors. A cube takes some of the positions, and a block of output channels
+//! The product on CUDA's tensor cores. A cube takes some of the positions, and a block of output channels
 //! and of columns `(ky, kx, i)`; it leaves its sums in f32, which a second kernel adds. As in [`images`](super::super::images), the next step's
 //! positions are on their way to registers while tensor cores multiply this one's.
 
@@ -281,11 +281,9 @@ fn weight_product_kernel<F: Float, G: Float, A: Size, B: Size>(
     }
 }
 
-/// What a device multiplies of these types and weights `[c_out, c_in, kh, kw]`, if it can.
-pub(super) fn values(client: &Client, dtype: DType, [c_out, c_in, kh, kw]: [usize; 4]) -> Option<Values> {
-    let values = Values::of(client, dtype)?;
-    let whole_vectors = c_out.is_multiple_of(values.width) && c_in.is_multiple_of(values.width);
-    (whole_vectors && kh % 2 == 1 && kw % 2 == 1).then_some(values)
+/// What a device multiplies of this type with a kernel `[kh, kw]`, if it can.
+pub(in super::super) fn values(client: &Client, dtype: DType, [kh, kw]: [usize; 2]) -> Option<Values> {
+    Values::of(client, dtype).filter(|_| kh % 2 == 1 && kw % 2 == 1)
 }
 
 /// The blocks of a product of so many output channels and columns.
@@ -319,7 +317,7 @@ fn parts(blocks: usize, positions: usize, values: Values) -> usize {
     (1..=most).reduce(faster).unwrap_or(1)
 }
 
-/// The gradient of a weight `[c_out, c_in, kh, kw]` as `[c_out kh kw c_in]` of this type; `values` are what the device multiplies of [these](values).
+/// The gradient of a weight `[c_out, c_in, kh, kw]`, whose channels fill vectors, as `[c_out kh kw c_in]` of this type; `values` are what the device multiplies of [these](values).
 pub(super) fn product(values: Values, x: CubeTensor, weight: [usize; 4], dy: CubeTensor, dtype: DType) -> CubeTensor {
     let [c_out, c_in, kh, kw] = weight;
     product_in(fastest_block(c_out, kh * kw * c_in), values, x, weight, dy, dtype)

@@ -33,10 +33,10 @@ fn parts_fill_the_device() {
 #[test]
 fn blocks_of_all_sizes_give_the_same_sums() {
     let Some(device) = test_device() else { return };
-    let weight @ [c_out, c_in, _, _] = [136, 24, 3, 5];
+    let weight @ [c_out, c_in, kh, kw] = [136, 24, 3, 5];
     let [b, h, w] = [2, 13, 11];
     for dtype in [FloatDType::BF16, FloatDType::F16, FloatDType::F32] {
-        let values = client(&device).and_then(|client| values(&client, dtype.into(), weight));
+        let values = client(&device).and_then(|client| values(&client, dtype.into(), [kh, kw]));
         let Some(values) = values else { continue };
         let tensor = |part, channels| {
             let data = TensorData::new(whole_numbers(part, b * h * w * channels), [b, h, w, channels]);
