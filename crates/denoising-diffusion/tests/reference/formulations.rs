@@ -11,7 +11,7 @@ use denoising_diffusion::nn::EvalMode;
 use denoising_diffusion::sampler::{PosteriorVariance, ddpm, ignore};
 use denoising_diffusion::train::NamedGradients;
 
-use crate::golden::{Golden, assert_close, assert_each_close, assert_relative, draws, test_device, values};
+use crate::golden::{Golden, assert_close, assert_each_close, assert_losses, draws, test_device, values};
 use crate::sampling::check_trajectory;
 use crate::unets::{check_gradients, check_gradients_among};
 
@@ -100,11 +100,11 @@ fn candidates_of_noise() {
     for (k, candidate) in candidates.iter().enumerate() {
         let alone = values(loss(&draws(golden.values("times"), vec![candidate.clone()])));
         let expected: Vec<f32> = expected.iter().skip(k).step_by(CANDIDATES).copied().collect();
-        assert_relative(&format!("candidate {k}"), &alone, &expected, 1e-4);
+        assert_losses(&format!("candidate {k}"), &alone, &expected);
     }
     let chosen = loss(&draws(golden.values("times"), candidates));
     let of_chosen = golden.indices("xm.chosen").into_iter().enumerate().map(|(b, k)| expected[b * CANDIDATES + k]);
-    assert_relative("least losses", &values(chosen.clone()), &of_chosen.collect::<Vec<_>>(), 1e-4);
+    assert_losses("least losses", &values(chosen.clone()), &of_chosen.collect::<Vec<_>>());
     assert_close("xm.loss", &values(chosen.clone().mean()), golden.values("xm.loss"), 1e-4);
     let expected = to_ours(&golden.under("xm.grad_state.")).unwrap();
     check_gradients_among(NamedGradients::take(&unet, &mut chosen.mean().backward()), &expected);

@@ -11,8 +11,8 @@
 //! one half of shared memory; then it goes into the other half. No copy of the images for each tap is made, and weights are read as they lie. The
 //! order of additions is that of taps and channels for blocks of any size.
 //!
-//! This is for CUDA alone ([`tensor_cores`](super::super::tensor_cores)). Burn's kernels for convolutions load and multiply in turns, because CubeCL 0.11's compiler for CUDA has
-//! no asynchronous copies.
+//! This is for CUDA alone ([`tensor_cores`](super::super::tensor_cores)). Burn's kernels for convolutions load and multiply in turns, because CubeCL
+//! 0.11's compiler for CUDA has no asynchronous copies.
 
 mod load;
 mod results;

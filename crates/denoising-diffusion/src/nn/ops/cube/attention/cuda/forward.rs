@@ -135,7 +135,7 @@ fn flash_forward_kernel<F: Float, A: Size, R: Size>(
             #[unroll]
             for n in 0..comptime!(tile.columns()) {
                 let sums = sums.index_mut(n);
-                sums[below] = sums[below] * Vector::new(shrink);
+                sums[below] *= Vector::new(shrink);
             }
         }
         add_rows::<F, A, P, S>(&mut sums, &scores, &shared, of_values, tile);

@@ -11,11 +11,9 @@ use super::{Corner, Plan, Sizes};
 #[cube]
 fn shift<F: Float, S: Size>(bias: &[F], channel: usize, sizes: &Sizes, #[comptime] plan: Plan) -> Vector<f32, S> {
     let mut shift = Vector::<f32, S>::cast_from(0.0f32);
-    if comptime!(plan.biased) {
-        if channel < sizes.channels as usize {
-            shift.insert(0usize, f32::cast_from(bias[channel]));
-            shift.insert(1usize, f32::cast_from(bias[channel + 1]));
-        }
+    if comptime!(plan.biased) && channel < sizes.channels as usize {
+        shift.insert(0usize, f32::cast_from(bias[channel]));
+        shift.insert(1usize, f32::cast_from(bias[channel + 1]));
     }
     shift
 }

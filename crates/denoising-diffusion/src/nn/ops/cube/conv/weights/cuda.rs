@@ -312,12 +312,13 @@ fn parts(blocks: usize, positions: usize, values: Values) -> usize {
         let waiting = if rounds < AT_A_TIME { 1.3 } else { 1.0 };
         waiting * (rounds * MULTIPROCESSORS) as f64 / cubes as f64 + parts as f64 * per_part / positions as f64
     };
-    let most = positions.div_ceil(depth(values)).min(4 * AT_A_TIME * MULTIPROCESSORS).max(1);
+    let most = positions.div_ceil(depth(values)).clamp(1, 4 * AT_A_TIME * MULTIPROCESSORS);
     let faster = |a: usize, b: usize| if time(b) < 0.95 * time(a) { b } else { a };
     (1..=most).reduce(faster).unwrap_or(1)
 }
 
-/// The gradient of a weight `[c_out, c_in, kh, kw]`, whose channels fill vectors, as `[c_out kh kw c_in]` of this type; `values` are what the device multiplies of [these](values).
+/// The gradient of a weight `[c_out, c_in, kh, kw]`, whose channels fill vectors, as `[c_out kh kw c_in]` of this type; `values` are what the device
+/// multiplies of [these](values).
 pub(super) fn product(values: Values, x: CubeTensor, weight: [usize; 4], dy: CubeTensor, dtype: DType) -> CubeTensor {
     let [c_out, c_in, kh, kw] = weight;
     product_in(fastest_block(c_out, kh * kw * c_in), values, x, weight, dy, dtype)
