@@ -38,9 +38,10 @@ fn is_close(name: &str, network: &impl Network, size: [usize; 2]) {
     is_within(0.05, name, network, size);
 }
 
-/// Outputs and gradients, relative to the size of each; twice as far apart where even those in f32 have the rounding of TF32.
+/// Outputs and gradients, relative to the size of each; three times as far apart on GPUs whose tensor cores round the weights of these small layers
+/// as well, and in f32 to TF32. (With exact products of the rounded factors, the distances are the same.)
 fn is_within(tolerance: f64, name: &str, network: &impl Network, size: [usize; 2]) {
-    let tolerance = if multiplies_in_tf32(&test_device()) { 2.0 * tolerance } else { tolerance };
+    let tolerance = if multiplies_in_tf32(&test_device()) { 3.0 * tolerance } else { tolerance };
     let exact = with_precision(Precision::F32, || outcome(network, size));
     let rounded = with_precision(Precision::Bf16, || outcome(network, size));
     // A gradient that is a difference of large ones has their rounding.
