@@ -73,3 +73,18 @@ pub(super) fn row_in_matrix() -> usize {
 pub(super) fn column_in_matrix() -> usize {
     UNIT_POS as usize % 4 * 2
 }
+
+/// The sums of so many products, of which a unit has two adjacent columns of a row ([`row_in_matrix`], [`column_in_matrix`]), and of the one eight rows
+/// below.
+#[cube]
+pub(super) fn zeros<S: Size>(#[comptime] count: usize) -> Sequence<Array<Vector<f32, S>>> {
+    let mut sums = Sequence::<Array<Vector<f32, S>>>::new();
+    #[unroll]
+    for _ in 0..count {
+        let mut sum = Array::<Vector<f32, S>>::new(2usize);
+        sum[0] = Vector::cast_from(0.0f32);
+        sum[1] = Vector::cast_from(0.0f32);
+        sums.push(sum);
+    }
+    sums
+}

@@ -19,7 +19,9 @@ mod cuda;
 mod units;
 
 use burn::tensor::DType;
+use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::client::Client;
+use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::ops::reshape;
 use burn_cubecl::tensor::CubeTensor;
 
@@ -80,9 +82,18 @@ impl Shape {
         self.images * self.heads
     }
 
-    /// The factor of scores.
-    fn factor(self) -> f32 {
-        (self.dim as f32).powf(-0.5)
+    /// For cubes that share `rows` rows of each head, and have `rows_of_cube` each, in vectors of this width.
+    fn sizes(self, rows: usize, rows_of_cube: usize, qkv: &Rows, memory: &Rows, width: usize) -> SizesLaunch {
+        SizesLaunch::new(
+            self.all_heads() as u32,
+            self.heads as u32,
+            self.positions as u32,
+            self.memory as u32,
+            rows.div_ceil(rows_of_cube) as u32,
+            qkv.pitch(width),
+            memory.pitch(width),
+            (self.dim as f32).powf(-0.5),
+        )
     }
 
     /// The memory in rows whose vectors have this width. If it has no rows, something else, because an empty tensor cannot be passed; it is not read.
@@ -104,4 +115,22 @@ impl Shape {
         let flat = Rows::of(reshape(mem_kv, [shape.num_elements()].into()));
         reshape(sum_columns(parts, 0, 1, &flat), shape)
     }
+}
+
+/// Distances and counts; pitches in vectors.
+#[derive(CubeLaunch, CubeType)]
+struct Sizes {
+    /// Over all images.
+    all_heads: u32,
+    /// Per image.
+    heads: u32,
+    positions: u32,
+    /// Rows of the memory, which come before the positions.
+    memory: u32,
+    /// Cubes per head.
+    cubes_per_head: u32,
+    qkv: u32,
+    memory_pitch: u32,
+    /// 1 / √d.
+    factor: f32,
 }

@@ -59,21 +59,6 @@ pub(super) fn plane_corner(#[comptime] block: Block) -> (usize, usize) {
     (plane % along_rows * block.plane_rows, plane / along_rows * block.plane_columns)
 }
 
-/// The sums of a plane: for each matrix, row by row, a unit's two adjacent columns of a row and those eight rows below. See
-/// [`row_in_matrix`](super::super::tensor_cores::row_in_matrix).
-#[cube]
-pub(super) fn zeros<S: Size>(#[comptime] block: Block) -> Sequence<Array<Vector<f32, S>>> {
-    let mut sums = Sequence::<Array<Vector<f32, S>>>::new();
-    #[unroll]
-    for _ in 0..comptime!(block.matrix_rows() * block.matrix_columns()) {
-        let mut sum = Array::<Vector<f32, S>>::new(2usize);
-        sum[0] = Vector::cast_from(0.0f32);
-        sum[1] = Vector::cast_from(0.0f32);
-        sums.push(sum);
-    }
-    sums
-}
-
 /// The registers of the factors of a unit for the products of 16 rows, or 16 columns, with the terms of a sum from `term` on: four, of which the first
 /// two are those of the first eight columns. `first` is the first row or column.
 #[cube]
@@ -127,7 +112,7 @@ fn load_factor<G: Float, A: Size, P: Size>(
     }
 }
 
-/// Adds a step's products of two factors in shared memory, which begin at `first_row` and `first_column`.
+/// Adds a step's products of two factors in shared memory, which begin at `first_row` and `first_column`, to a plane's sums, matrix by matrix in rows.
 #[cube]
 pub(super) fn add_products<G: Float, A: Size, P: Size, S: Size>(
     shared: &[Vector<G, A>],

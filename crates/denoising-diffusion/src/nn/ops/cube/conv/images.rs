@@ -33,10 +33,10 @@ use burn_cubecl::CubeBackend;
 
 use super::super::lanes::cube_count;
 use super::super::rows::Rows;
-use super::super::tensor_cores::{ALIGNMENT, MATRIX, Values};
+use super::super::tensor_cores::{ALIGNMENT, MATRIX, Values, zeros};
 use super::block::Block;
 use super::dims;
-use super::factors::{Along, VECTORS, add_products, depth, pitch, zeros};
+use super::factors::{Along, VECTORS, add_products, depth, pitch};
 use load::{MOST_TAPS, load_images, load_weights, seen_by_taps, share};
 use results::{share_sums, store_shared, store_sums};
 
@@ -168,7 +168,7 @@ fn image_product_kernel<F: Float, G: Float, A: Size, R: Size>(
     let seen = seen_by_taps(&corner, sizes, plan);
     let half = comptime!(plan.half());
     let mut shared = Shared::<[Vector<G, A>]>::new_aligned_slice(2 * half, ALIGNMENT);
-    let mut sums = zeros::<S>(plan.block);
+    let mut sums = zeros::<S>(comptime!(plan.block.matrix_rows() * plan.block.matrix_columns()));
 
     let mut of_images = Array::<Vector<F, A>>::new(comptime!(plan.images_per_unit()));
     let mut of_weights = Array::<Vector<F, A>>::new(comptime!(plan.weights_per_unit()));

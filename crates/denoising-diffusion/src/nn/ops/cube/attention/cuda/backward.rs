@@ -9,11 +9,11 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::super::super::lanes::cube_count;
 use super::super::super::rows::Rows;
-use super::super::super::tensor_cores::{ALIGNMENT, MATRIX, PLANE, Values, column_in_matrix, row_in_matrix};
-use super::super::Shape;
+use super::super::super::tensor_cores::{ALIGNMENT, MATRIX, PLANE, Values, column_in_matrix, row_in_matrix, zeros};
+use super::super::{Shape, Sizes};
 use super::{
-    PAIR, ROWS, Sizes, Task, Tile, UNITS, WIDTH, add_rows, cubes, inner, load_keys, load_rows, memory_like,
-    rows_of_plane, share, sizes, task, zeros,
+    PAIR, ROWS, Task, Tile, UNITS, WIDTH, add_rows, cubes, inner, load_keys, load_rows, memory_like, rows_of_plane,
+    share, task,
 };
 
 /// Keys, or queries, in shared memory at a time.
@@ -365,7 +365,7 @@ pub(in super::super) fn backward(
         state.arg(),
         dqkv.arg(),
         deltas.arg(),
-        sizes(shape, shape.positions, &qkv, &memory),
+        shape.sizes(shape.positions, ROWS, &qkv, &memory, WIDTH),
         pitches(),
         Tile { dim: shape.dim, rows: KEYS },
         values.elem,
@@ -385,7 +385,7 @@ pub(in super::super) fn backward(
         deltas.arg(),
         dqkv.arg(),
         parts.arg(),
-        sizes(shape, rows, &qkv, &memory),
+        shape.sizes(rows, ROWS, &qkv, &memory, WIDTH),
         pitches(),
         Tile { dim: shape.dim, rows: QUERIES },
         values.elem,

@@ -8,11 +8,11 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::super::super::lanes::cube_count;
 use super::super::super::rows::Rows;
-use super::super::super::tensor_cores::{ALIGNMENT, MATRIX, PLANE, Values, column_in_matrix, row_in_matrix};
-use super::super::Shape;
+use super::super::super::tensor_cores::{ALIGNMENT, MATRIX, PLANE, Values, column_in_matrix, row_in_matrix, zeros};
+use super::super::{Shape, Sizes};
 use super::{
-    PAIR, ROWS, Sizes, Tile, UNITS, WIDTH, add_rows, cubes, inner, load_keys, load_rows, memory_like, rows_of_plane,
-    share, sizes, task, zeros,
+    PAIR, ROWS, Tile, UNITS, WIDTH, add_rows, cubes, inner, load_keys, load_rows, memory_like, rows_of_plane, share,
+    task,
 };
 
 /// Keys in shared memory at a time.
@@ -187,7 +187,7 @@ pub(in super::super) fn forward(
         memory.arg(),
         y.arg(),
         state.arg(),
-        sizes(shape, shape.positions, &qkv, &memory),
+        shape.sizes(shape.positions, ROWS, &qkv, &memory, WIDTH),
         y.pitch(PAIR),
         Tile { dim: shape.dim, rows: KEYS },
         values.elem,

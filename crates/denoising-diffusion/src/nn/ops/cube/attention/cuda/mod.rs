@@ -16,8 +16,8 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::super::rows::Rows;
-use super::super::tensor_cores::{MATRIX, PLANE, Values};
-use super::Shape;
+use super::super::tensor_cores::{MATRIX, PLANE, Values, zeros};
+use super::{Shape, Sizes};
 
 pub(super) use backward::backward;
 pub(super) use forward::forward;
@@ -76,38 +76,6 @@ impl Tile {
     fn depths(self) -> usize {
         self.dim / MATRIX[0]
     }
-}
-
-/// Distances and counts; pitches in vectors.
-#[derive(CubeLaunch, CubeType)]
-struct Sizes {
-    /// Over all images.
-    all_heads: u32,
-    /// Per image.
-    heads: u32,
-    positions: u32,
-    /// Rows of the memory, which come before the positions.
-    memory: u32,
-    /// Cubes per head.
-    cubes_per_head: u32,
-    qkv: u32,
-    memory_pitch: u32,
-    /// 1 / √d.
-    factor: f32,
-}
-
-/// For cubes that share `rows` rows of each head.
-fn sizes(shape: Shape, rows: usize, qkv: &Rows, memory: &Rows) -> SizesLaunch {
-    SizesLaunch::new(
-        shape.all_heads() as u32,
-        shape.heads as u32,
-        shape.positions as u32,
-        shape.memory as u32,
-        rows.div_ceil(ROWS) as u32,
-        qkv.pitch(WIDTH),
-        memory.pitch(WIDTH),
-        shape.factor(),
-    )
 }
 
 /// How many cubes share `rows` rows of each head.
@@ -267,20 +235,6 @@ fn rows_of_plane<F: Float, A: Size, P: Size>(
         rows.push(load_factor::<F, A, P>(shared, first, 0usize, comptime!(2 * t), MatrixIdent::A, false, tile));
     }
     rows
-}
-
-/// Sums of so many products of 16 rows and 8 columns: a unit has two adjacent columns of a row and of the one eight rows below.
-#[cube]
-fn zeros<S: Size>(#[comptime] count: usize) -> Sequence<Array<Vector<f32, S>>> {
-    let mut sums = Sequence::<Array<Vector<f32, S>>>::new();
-    #[unroll]
-    for _ in 0..count {
-        let mut sum = Array::<Vector<f32, S>>::new(2usize);
-        sum[0] = Vector::cast_from(0.0f32);
-        sum[1] = Vector::cast_from(0.0f32);
-        sums.push(sum);
-    }
-    sums
 }
 
 /// Adds the products of a factor of 16 rows with two factors of 8 columns.

@@ -7,8 +7,8 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::super::super::lanes::cube_count;
 use super::super::super::rows::Rows;
-use super::super::Shape;
-use super::{Plan, Sizes, Task, Tile, add_row, inner, load_row, share_keys, store_row, task};
+use super::super::{Shape, Sizes};
+use super::{Plan, Task, Tile, add_row, inner, load_row, share_keys, store_row, task};
 
 /// The largest number of channels per head for which a unit sums the gradients of keys and values at once, with four rows in registers.
 const CHANNELS_OF_BOTH: usize = 32;

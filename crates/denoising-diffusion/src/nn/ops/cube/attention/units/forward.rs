@@ -7,8 +7,8 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::super::super::lanes::cube_count;
 use super::super::super::rows::Rows;
-use super::super::Shape;
-use super::{Plan, Sizes, Tile, add_row, inner, load_row, share_keys, store_row, task};
+use super::super::{Shape, Sizes};
+use super::{Plan, Tile, add_row, inner, load_row, share_keys, store_row, task};
 
 /// One query per unit. `state [all heads, 2, positions]`: the largest of each query's scores, and 1 / the sum of e^(score - largest).
 #[cube(launch)]

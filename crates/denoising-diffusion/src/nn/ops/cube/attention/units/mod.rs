@@ -6,7 +6,7 @@ mod backward;
 mod forward;
 
 use super::super::rows::{Rows, widest_vector};
-use super::Shape;
+use super::{Shape, Sizes, SizesLaunch};
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::client::Client;
 use burn_cubecl::cubecl::prelude::*;
@@ -60,24 +60,6 @@ impl Tile {
     fn shared_memory(self) -> usize {
         size_of::<f32>() * (2 * self.width * self.block() + 3 * self.rows)
     }
-}
-
-/// Distances and counts; pitches in vectors.
-#[derive(CubeLaunch, CubeType)]
-struct Sizes {
-    /// Over all images.
-    all_heads: u32,
-    /// Per image.
-    heads: u32,
-    positions: u32,
-    /// Rows of the memory, which come before the positions.
-    memory: u32,
-    /// Cubes per head.
-    cubes_per_head: u32,
-    qkv: u32,
-    memory_pitch: u32,
-    /// 1 / √d.
-    factor: f32,
 }
 
 /// The work of a unit.
@@ -209,16 +191,7 @@ impl Plan {
 
     /// For cubes that share `rows` rows of each head.
     fn sizes(&self, rows: usize, qkv: &Rows, memory: &Rows) -> SizesLaunch {
-        SizesLaunch::new(
-            self.shape.all_heads() as u32,
-            self.shape.heads as u32,
-            self.shape.positions as u32,
-            self.shape.memory as u32,
-            rows.div_ceil(self.tile.units) as u32,
-            qkv.pitch(self.tile.width),
-            memory.pitch(self.tile.width),
-            self.shape.factor(),
-        )
+        self.shape.sizes(rows, self.tile.units, qkv, memory, self.tile.width)
     }
 
     /// How many cubes share `rows` rows of each head.

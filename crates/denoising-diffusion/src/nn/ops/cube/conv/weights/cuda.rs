@@ -15,9 +15,9 @@ use burn::tensor::DType;
 use super::super::super::columns::sum_columns_into;
 use super::super::super::lanes::cube_count;
 use super::super::super::rows::Rows;
-use super::super::super::tensor_cores::{ALIGNMENT, MATRIX, Values, column_in_matrix, row_in_matrix};
+use super::super::super::tensor_cores::{ALIGNMENT, MATRIX, Values, column_in_matrix, row_in_matrix, zeros};
 use super::super::block::Block;
-use super::super::factors::{Along, add_products, depth, in_long_rows, pitch, plane_corner, zeros};
+use super::super::factors::{Along, add_products, depth, in_long_rows, pitch, plane_corner};
 use super::dims;
 
 #[cfg(all(test, not(feature = "fusion")))]
@@ -230,7 +230,7 @@ fn weight_product_kernel<F: Float, G: Float, A: Size, B: Size>(
     let depth = comptime!(plan.depth() as u32);
     let of_dy = comptime!(plan.depth() * pitch(plan.values, block.rows));
     let mut shared = Shared::<[Vector<G, A>]>::new_aligned_slice(2 * half, ALIGNMENT);
-    let mut sums = zeros::<B>(block);
+    let mut sums = zeros::<B>(comptime!(block.matrix_rows() * block.matrix_columns()));
 
     let start = task.chunk as u32 * sizes.steps * depth;
     let mut block_of_dy = Array::<Vector<F, A>>::new(comptime!(plan.per_unit(block.rows)));
