@@ -2,7 +2,7 @@
  *
  * The dry one (tools/gpu/dry) computes nothing: kernels are taken and counted, memory is address space. What a program asks of a GPU, and how long the
  * host takes to ask, can be seen with it. Results mean nothing: all that is read is 0, but a value that is read alone is 3 (ddpm asks each device for
- * 1 + 2). CUDA_LOG names the file of what was asked: seconds, what, details. CUDA_US says how many microseconds a kernel takes (none): whoever waits
+ * e^0 + e^(ln 2)). CUDA_LOG names the file of what was asked: seconds, what, details. CUDA_US says how many microseconds a kernel takes (none): whoever waits
  * for an event then waits until the kernels before it would have run, one after the other.
  *
  * The soft one (tools/gpu/soft, compiled with COMPUTES) runs each launch before it returns, on the processor: see blocks.c.
