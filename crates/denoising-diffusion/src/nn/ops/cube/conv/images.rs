@@ -161,7 +161,7 @@ fn image_product_kernel<F: Float, G: Float, A: Size, R: Size>(
     #[comptime] plan: Plan,
     #[define(F, G)] _dtypes: [ElemType; 2],
 ) {
-    let product = MmaDefinition::<G, G, f32>::new(MATRIX[0], MATRIX[1], comptime!(2 * plan.width()));
+    let product = MmaDefinition::<G, G, f32>::new(MATRIX[0], MATRIX[1], comptime!(plan.values.depth_of_product()));
     let size!(P) = product.vector_size(MatrixIdent::A);
     let size!(S) = product.vector_size(MatrixIdent::Accumulator);
     let corner = corner(sizes, plan);

@@ -9,11 +9,11 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::super::super::lanes::cube_count;
 use super::super::super::rows::Rows;
-use super::super::super::tensor_cores::{ALIGNMENT, MATRIX, PLANE, Values, column_in_matrix, row_in_matrix, zeros};
+use super::super::super::tensor_cores::{ALIGNMENT, MATRIX, Values, column_in_matrix, zeros};
 use super::super::{Shape, Sizes};
 use super::{
-    PAIR, ROWS, Task, Tile, UNITS, WIDTH, add_rows, cubes, inner, load_keys, load_rows, memory_like, rows_of_plane,
-    share, task,
+    PAIR, ROWS, Task, Tile, UNITS, WIDTH, add_rows, cubes, inner, load_keys, load_rows, memory_like, row_in_cube,
+    rows_of_plane, share, store_sums, task,
 };
 
 /// Keys, or queries, in shared memory at a time.
@@ -26,12 +26,6 @@ struct Pitches {
     y: u32,
     dy: u32,
     dqkv: u32,
-}
-
-/// The row of a unit's sums in its cube, or of the one eight rows below.
-#[cube]
-fn row_in_cube(#[comptime] below: usize) -> usize {
-    UNIT_POS as usize / PLANE * comptime!(MATRIX[0]) + comptime!(8 * below) + row_in_matrix()
 }
 
 /// The deltas of a cube's queries, by two units each, to shared and to the device's memory. The gradient of the result is in shared memory.
@@ -170,23 +164,6 @@ fn flash_queries_kernel<F: Float, A: Size, R: Size>(
             let at = (task.image + row) * pitches.dqkv as usize + task.column * comptime!(WIDTH / PAIR);
             store_sums::<F, R, S>(&dq, below, sizes.factor, dqkv, at, tile);
         }
-    }
-}
-
-/// Stores one of a unit's rows of sums, times a factor; `at` is where the row begins, in pairs.
-#[cube]
-fn store_sums<F: Float, R: Size, S: Size>(
-    sums: &Sequence<Array<Vector<f32, S>>>,
-    #[comptime] below: usize,
-    factor: f32,
-    to: &mut [Vector<F, R>],
-    at: usize,
-    #[comptime] tile: Tile,
-) {
-    #[unroll]
-    for n in 0..comptime!(tile.columns()) {
-        let value = sums[n][below] * Vector::new(factor);
-        to[at + comptime!(n * MATRIX[1] / PAIR) + column_in_matrix() / PAIR] = Vector::cast_from(value);
     }
 }
 

@@ -8,11 +8,11 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::super::super::lanes::cube_count;
 use super::super::super::rows::Rows;
-use super::super::super::tensor_cores::{ALIGNMENT, MATRIX, PLANE, Values, column_in_matrix, row_in_matrix, zeros};
+use super::super::super::tensor_cores::{ALIGNMENT, MATRIX, Values, column_in_matrix, zeros};
 use super::super::{Shape, Sizes};
 use super::{
-    PAIR, ROWS, Tile, UNITS, WIDTH, add_rows, cubes, inner, load_keys, load_rows, memory_like, rows_of_plane, share,
-    task,
+    PAIR, ROWS, Tile, UNITS, WIDTH, add_rows, cubes, inner, load_keys, load_rows, memory_like, row_in_cube,
+    rows_of_plane, share, store_sums, task,
 };
 
 /// Keys in shared memory at a time.
@@ -145,15 +145,10 @@ fn flash_forward_kernel<F: Float, A: Size, R: Size>(
     #[unroll]
     for below in 0..2usize {
         let inverse = 1.0f32 / sum_of_row(sum[below]);
-        let row =
-            task.first + UNIT_POS as usize / PLANE * comptime!(MATRIX[0]) + comptime!(8 * below) + row_in_matrix();
+        let row = task.first + row_in_cube(below);
         if task.is_head && row < positions {
             let at = (task.image + row) * y_pitch as usize + task.column * comptime!(WIDTH / PAIR);
-            #[unroll]
-            for n in 0..comptime!(tile.columns()) {
-                let value = sums[n][below] * Vector::new(inverse);
-                y[at + comptime!(n * MATRIX[1] / PAIR) + column_in_matrix() / PAIR] = Vector::cast_from(value);
-            }
+            store_sums::<F, R, S>(&sums, below, inverse, y, at, tile);
             if column_in_matrix() == 0 {
                 let at = 2 * task.head * positions + row;
                 state[at] = most[below];

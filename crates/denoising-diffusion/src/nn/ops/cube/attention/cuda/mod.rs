@@ -16,7 +16,7 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::super::rows::Rows;
-use super::super::tensor_cores::{MATRIX, PLANE, Values, zeros};
+use super::super::tensor_cores::{MATRIX, PLANE, Values, column_in_matrix, row_in_matrix, zeros};
 use super::{Shape, Sizes};
 
 pub(super) use backward::backward;
@@ -86,12 +86,8 @@ fn cubes(shape: Shape, rows: usize) -> usize {
 /// The memory in the type of queries, keys and values.
 fn memory_like(qkv: &Rows, shape: Shape, mem_kv: CubeTensor) -> Rows {
     let is_narrow = mem_kv.dtype == qkv.dtype() || shape.memory == 0;
-    let narrow = if is_narrow { mem_kv } else { CubeBackend::float_cast(mem_kv, float_type(qkv.dtype())) };
+    let narrow = if is_narrow { mem_kv } else { CubeBackend::float_cast(mem_kv, qkv.dtype().into()) };
     shape.memory_rows(narrow, WIDTH, qkv)
-}
-
-fn float_type(dtype: DType) -> burn::tensor::FloatDType {
-    dtype.into()
 }
 
 /// The work of a cube.
@@ -301,5 +297,28 @@ fn add_rows<F: Float, A: Size, P: Size, S: Size>(
             let right = load_factor::<F, A, P>(shared, start, row, vector, MatrixIdent::B, true, tile);
             add_two::<F, P, S>(&left, &right, sums, comptime!(2 * pair));
         }
+    }
+}
+
+/// The row of a unit's sums in its cube, or of the one eight rows below.
+#[cube]
+fn row_in_cube(#[comptime] below: usize) -> usize {
+    UNIT_POS as usize / PLANE * comptime!(MATRIX[0]) + comptime!(8 * below) + row_in_matrix()
+}
+
+/// Stores one of a unit's rows of sums, times a factor; `at` is where the row begins, in pairs.
+#[cube]
+fn store_sums<F: Float, R: Size, S: Size>(
+    sums: &Sequence<Array<Vector<f32, S>>>,
+    #[comptime] below: usize,
+    factor: f32,
+    to: &mut [Vector<F, R>],
+    at: usize,
+    #[comptime] tile: Tile,
+) {
+    #[unroll]
+    for n in 0..comptime!(tile.columns()) {
+        let value = sums[n][below] * Vector::new(factor);
+        to[at + comptime!(n * MATRIX[1] / PAIR) + column_in_matrix() / PAIR] = Vector::cast_from(value);
     }
 }

@@ -1,6 +1,6 @@
-//! The product on CUDA's tensor cores. A cube takes some of the positions, and a block of output channels
-//! and of columns `(ky, kx, i)`; it leaves its sums in f32, which a second kernel adds. As in [`images`](super::super::images), the next step's
-//! positions are on their way to registers while tensor cores multiply this one's.
+//! The product on CUDA's tensor cores. A cube takes some of the positions, and a block of output channels and of columns `(ky, kx, i)`; it leaves its
+//! sums in f32, which a second kernel adds. As in [`images`](super::super::images), the next step's positions are on their way to registers while
+//! tensor cores multiply this one's.
 
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::client::Client;
@@ -221,7 +221,7 @@ fn weight_product_kernel<F: Float, G: Float, A: Size, B: Size>(
     #[comptime] plan: Plan,
     #[define(F, G)] _dtypes: [ElemType; 2],
 ) {
-    let product = MmaDefinition::<G, G, f32>::new(MATRIX[0], MATRIX[1], comptime!(2 * plan.width()));
+    let product = MmaDefinition::<G, G, f32>::new(MATRIX[0], MATRIX[1], comptime!(plan.values.depth_of_product()));
     let size!(P) = product.vector_size(MatrixIdent::A);
     let block = comptime!(plan.block);
     let task = task(sizes, block);
